@@ -1,0 +1,1 @@
+//! The result backend of machinist over Redis.

@@ -1,0 +1,230 @@
+//! Names and identities, each a type of its own.
+//!
+//! They exist so that a task id can never be passed where a queue name is meant, and so that a name that came
+//! from outside is checked once, where it enters, and never again.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text cannot be a name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {value:?} {why}")]
+pub struct InvalidName {
+    what: &'static str,
+    value: String,
+    why: &'static str,
+}
+
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $check:path) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Checks a text and makes it a name.
+            ///
+            /// # Errors
+            /// [`InvalidName`] tells what the text is not allowed to hold.
+            pub fn parse(text: &str) -> Result<Self, InvalidName> {
+                match $check(text) {
+                    Ok(()) => Ok(Self(text.into())),
+                    Err(why) => Err(InvalidName { what: $what, value: shorten(text), why }),
+                }
+            }
+
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", &*self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+            fn from_str(text: &str) -> Result<Self, InvalidName> {
+                Self::parse(text)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidName;
+            fn try_from(text: String) -> Result<Self, InvalidName> {
+                Self::parse(&text)
+            }
+        }
+
+        impl TryFrom<&str> for $name {
+            type Error = InvalidName;
+            fn try_from(text: &str) -> Result<Self, InvalidName> {
+                Self::parse(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0.as_ref().to_owned()
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+text_id!(
+    /// The identity of one invocation of a task, for ever: every attempt, guard and resend keeps it.
+    ///
+    /// Ours are UUIDs of version 7; whatever comes from outside is taken as text of up to 255 bytes without
+    /// control characters (an AMQP short string), because other producers name their tasks as they like.
+    TaskId,
+    "task id",
+    short_text
+);
+
+text_id!(
+    /// The name under which workers know a task.
+    TaskName,
+    "task name",
+    short_text
+);
+
+text_id!(
+    /// A queue of a broker.
+    ///
+    /// 1 to 200 bytes of printable text; the prefix `amq.` belongs to the broker and the suffix `.dead` to our
+    /// dead letters.
+    QueueName,
+    "queue name",
+    queue_text
+);
+
+impl TaskId {
+    /// A fresh id (UUID version 7, so that ids sort by the time they were made).
+    pub fn fresh() -> Self {
+        Self(uuid_text(&uuid::Uuid::now_v7()).as_str().into())
+    }
+}
+
+/// One process's lease on the tasks it runs. A session that has expired never comes back.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SessionId(Arc<str>);
+
+/// One worker's hold on one delivery: written into every fact that it commits, so that a caller whose reply was
+/// lost finds its own fact and knows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RunId(Arc<str>);
+
+macro_rules! random_id {
+    ($name:ident) => {
+        impl $name {
+            /// A fresh random id (UUID version 4).
+            pub fn fresh() -> Self {
+                Self(uuid_text(&uuid::Uuid::new_v4()).as_str().into())
+            }
+
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self {
+                Self(text.into())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+random_id!(SessionId);
+random_id!(RunId);
+
+fn uuid_text(id: &uuid::Uuid) -> String {
+    id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()).to_owned()
+}
+
+fn short_text(text: &str) -> Result<(), &'static str> {
+    match text.len() {
+        0 => Err("is empty"),
+        1..=255 if text.chars().any(char::is_control) => Err("holds a control character"),
+        1..=255 => Ok(()),
+        _ => Err("is longer than 255 bytes"),
+    }
+}
+
+fn queue_text(text: &str) -> Result<(), &'static str> {
+    short_text(text)?;
+    if text.len() > 200 {
+        return Err("is longer than 200 bytes");
+    }
+    if text.starts_with("amq.") {
+        return Err("begins with `amq.`, which belongs to the broker");
+    }
+    if text.ends_with(".dead") {
+        return Err("ends with `.dead`, which names the dead letters of a queue");
+    }
+    Ok(())
+}
+
+/// An error message must not repeat a megabyte that somebody passed as a name.
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_from_outside_are_checked_once() {
+        assert!(TaskId::parse("task_4e57a8f0").is_ok());
+        assert_eq!(TaskId::parse("").unwrap_err().to_string(), "task id \"\" is empty");
+        assert!(TaskId::parse("a\nb").is_err());
+        assert!(TaskName::parse(&"x".repeat(256)).is_err());
+        assert!(QueueName::parse("images.large").is_ok());
+        assert!(QueueName::parse("amq.direct").is_err());
+        assert!(QueueName::parse("mail.dead").is_err());
+        let long = QueueName::parse(&"q".repeat(100_000)).unwrap_err().to_string();
+        assert!(long.len() < 200, "{long}");
+    }
+
+    #[test]
+    fn serde_checks_names_too() {
+        assert!(serde_json::from_str::<QueueName>("\"amq.x\"").is_err());
+        assert_eq!(serde_json::from_str::<QueueName>("\"mail\"").unwrap().as_str(), "mail");
+    }
+
+    #[test]
+    fn fresh_ids_differ_and_sort_by_time() {
+        let (a, b) = (TaskId::fresh(), TaskId::fresh());
+        assert_ne!(a, b);
+        assert_eq!(a.as_str().len(), 36);
+        assert!(a < b, "version 7 counts up within a process");
+    }
+}

@@ -1,0 +1,1 @@
+//! Broker and result backend of machinist in one SQLite file: the embedded default.
