@@ -3,5 +3,7 @@
 //! Everything here is pure: no clock, no server, no random number. The worker asks, then acts.
 
 mod facts;
+mod kind;
 
 pub use facts::{FactName, Facts};
+pub use kind::FailureKind;

@@ -1,0 +1,26 @@
+//! Arguments and results as they travel: a name, a type name and a value each.
+//!
+//! The type names are those of Go machinery (`int64`, `string`, `[]float64`, …), so that a reader in another
+//! language knows what it holds. Strict when writing: the type name is derived from the Rust type. Liberal when
+//! reading: whatever value fits the parameter is taken.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// One argument, or one result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Arg {
+    /// A name for people and for command tasks; empty where it has only a place.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// The type, in machinery's words: `int64`, `string`, `[]float64`, `json`, …
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// The value.
+    pub value: Value,
+}
+
+/// What a task returned: several values, one, or none.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Results(pub Vec<Arg>);

@@ -1,0 +1,161 @@
+//! What a handler may know about the run it is in.
+//!
+//! A [`TaskContext`] is an extractor: a handler that wants it takes it as a parameter. It is the same for the
+//! typed handlers, for command tasks and for middleware.
+
+use std::{
+    any::{Any, TypeId},
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::id::{QueueName, TaskId, TaskName};
+
+/// How many bytes of log one run may leave in its record; the oldest are dropped first.
+pub(crate) const LOG_LIMIT: usize = 16 * 1024;
+
+/// One run of a task, as its handler sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct TaskContext(Arc<Run>);
+
+/// What a context is made of.
+pub(crate) struct Run {
+    pub(crate) id: TaskId,
+    pub(crate) name: TaskName,
+    pub(crate) queue: QueueName,
+    pub(crate) attempt: u32,
+    pub(crate) token: u64,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) cancel: CancellationToken,
+    pub(crate) state: Arc<StateMap>,
+    pub(crate) log: Mutex<String>,
+}
+
+impl TaskContext {
+    pub(crate) fn new(run: Run) -> Self {
+        Self(Arc::new(run))
+    }
+
+    /// The task's id: the same for every attempt and every redelivery. The key for a table of what was done.
+    pub fn task_id(&self) -> &TaskId {
+        &self.0.id
+    }
+
+    /// The task's name.
+    pub fn task_name(&self) -> &TaskName {
+        &self.0.name
+    }
+
+    /// The queue it came from.
+    pub fn queue(&self) -> &QueueName {
+        &self.0.queue
+    }
+
+    /// Which counted run this is; the first is 1.
+    pub fn attempt(&self) -> u32 {
+        self.0.attempt
+    }
+
+    /// A number that grows with every start of this task. A store that remembers the greatest token it has seen
+    /// and refuses smaller ones cannot be written by a run that was cut off and is not aware of it.
+    pub fn fencing_token(&self) -> u64 {
+        self.0.token
+    }
+
+    /// The sender's headers: text by name, carried along unchanged.
+    pub fn headers(&self) -> &BTreeMap<String, String> {
+        &self.0.headers
+    }
+
+    /// Fires when this run should end: the worker shuts down, somebody else has taken the task over, or somebody
+    /// revoked it. A handler that ends with an error after that is run again.
+    pub fn cancellation(&self) -> &CancellationToken {
+        &self.0.cancel
+    }
+
+    /// Leaves a line in the task's record, for `machinist status`. The last 16 KiB are kept.
+    pub fn log(&self, line: impl AsRef<str>) {
+        let mut log = self.0.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.push_str(line.as_ref());
+        log.push('\n');
+        if log.len() > LOG_LIMIT {
+            let cut = log.len() - LOG_LIMIT;
+            let cut = (cut..log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or(log.len());
+            log.drain(..cut);
+        }
+    }
+
+    pub(crate) fn take_log(&self) -> String {
+        std::mem::take(&mut *self.0.log.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A shared value that was registered on the worker builder.
+    pub fn state<T: Clone + Send + Sync + 'static>(&self) -> Option<T> {
+        self.0.state.get::<T>()
+    }
+}
+
+impl fmt::Debug for TaskContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskContext")
+            .field("id", &self.0.id)
+            .field("name", &self.0.name)
+            .field("attempt", &self.0.attempt)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The shared values of a worker, one of each type.
+#[derive(Default)]
+pub(crate) struct StateMap(HashMap<TypeId, Box<dyn Any + Send + Sync>>);
+
+impl StateMap {
+    pub(crate) fn insert<T: Clone + Send + Sync + 'static>(&mut self, value: T) {
+        self.0.insert(TypeId::of::<T>(), Box::new(value));
+    }
+
+    pub(crate) fn get<T: Clone + 'static>(&self) -> Option<T> {
+        self.0.get(&TypeId::of::<T>())?.downcast_ref::<T>().cloned()
+    }
+
+    pub(crate) fn has(&self, id: TypeId) -> bool {
+        self.0.contains_key(&id)
+    }
+}
+
+#[cfg(test)]
+impl TaskContext {
+    /// A context for tests of handlers.
+    pub(crate) fn test(state: StateMap) -> Self {
+        Self::new(Run {
+            id: TaskId::fresh(),
+            name: "test".try_into().unwrap(),
+            queue: "default".try_into().unwrap(),
+            attempt: 1,
+            token: 1,
+            headers: BTreeMap::new(),
+            cancel: CancellationToken::new(),
+            state: Arc::new(state),
+            log: Mutex::default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_keeps_its_end() {
+        let cx = TaskContext::test(StateMap::default());
+        for n in 0..10_000 {
+            cx.log(format!("línea {n}"));
+        }
+        let log = cx.take_log();
+        assert!(log.len() <= LOG_LIMIT);
+        assert!(log.ends_with("línea 9999\n"));
+    }
+}

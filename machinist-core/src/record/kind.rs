@@ -1,0 +1,109 @@
+//! How a task failed: one word and one number each, for people, scripts and dashboards.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a task ended in FAILURE. The smaller the code, the worse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum FailureKind {
+    /// Cancelled by a person or a caller.
+    Revoked,
+    /// It ran longer than its limit.
+    Timeout,
+    /// The handler returned an error, and no attempt is left.
+    Error,
+    /// It was not started before its expiry.
+    Expired,
+    /// Workers died under it more often than allowed.
+    Lost,
+    /// A task it depended on failed.
+    Upstream,
+    /// Its arguments do not fit the handler.
+    Malformed,
+    /// It is authentic, but stale or not allowed to call this task here.
+    Rejected,
+    /// No worker of the queue knows the task.
+    Unregistered,
+    /// The sender required a live worker and there was none.
+    NoWorker,
+    /// The target queue was gone when the task came due.
+    Unroutable,
+    /// The handler panicked.
+    Panic,
+}
+
+impl FailureKind {
+    /// Every kind, from the mildest.
+    pub const ALL: [Self; 12] = [
+        Self::Revoked,
+        Self::Timeout,
+        Self::Error,
+        Self::Expired,
+        Self::Lost,
+        Self::Upstream,
+        Self::Malformed,
+        Self::Rejected,
+        Self::Unregistered,
+        Self::NoWorker,
+        Self::Unroutable,
+        Self::Panic,
+    ];
+
+    /// The kind as a number, below zero; 0 is success.
+    pub const fn code(self) -> i32 {
+        match self {
+            Self::Revoked => -1,
+            Self::Timeout => -2,
+            Self::Error => -3,
+            Self::Expired => -5,
+            Self::Lost => -6,
+            Self::Upstream => -7,
+            Self::Malformed => -8,
+            Self::Rejected => -9,
+            Self::Unregistered => -200,
+            Self::NoWorker => -201,
+            Self::Unroutable => -202,
+            Self::Panic => -255,
+        }
+    }
+
+    /// The kind as a word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Revoked => "revoked",
+            Self::Timeout => "timeout",
+            Self::Error => "error",
+            Self::Expired => "expired",
+            Self::Lost => "lost",
+            Self::Upstream => "upstream",
+            Self::Malformed => "malformed",
+            Self::Rejected => "rejected",
+            Self::Unregistered => "unregistered",
+            Self::NoWorker => "no_worker",
+            Self::Unroutable => "unroutable",
+            Self::Panic => "panic",
+        }
+    }
+}
+
+impl fmt::Display for FailureKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_what_travels_and_codes_fall() {
+        for kind in FailureKind::ALL {
+            assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{kind}\""));
+        }
+        assert!(FailureKind::ALL.is_sorted_by(|a, b| a.code() > b.code()));
+    }
+}

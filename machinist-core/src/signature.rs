@@ -1,0 +1,221 @@
+//! A signature: one invocation of a task, ready to be sent.
+//!
+//! It names the task, its arguments and everything about when and how it should run. It holds no handler and no
+//! connection, so producers need neither.
+
+use std::{collections::BTreeMap, fmt, marker::PhantomData, time::Duration};
+
+use serde_json::Value;
+
+use crate::{
+    args::{Arg, Results},
+    clock::Timestamp,
+    id::TaskId,
+    retry::{Backoff, RetryPolicy},
+};
+
+/// One invocation of a task; `R` is what its result will be read as.
+///
+/// [`TaskDef::call`](crate::TaskDef::call) makes one whose arguments the compiler has checked;
+/// [`Signature::new`] is the untyped door, for tasks written in other languages. Names are checked when it is
+/// sent. A signature keeps its id, so sending the same one again never makes a second task.
+///
+/// # Examples
+/// ```
+/// use machinist_core::Signature;
+/// use std::time::Duration;
+///
+/// let signature = Signature::new("resize").arg("cat.png").arg(640).queue("images").retries(3)
+///     .countdown(Duration::from_secs(10));
+/// assert_eq!(signature.name(), "resize");
+/// ```
+#[must_use = "a signature does nothing until it is sent"]
+pub struct Signature<R = Results> {
+    pub(crate) parts: Parts,
+    result: PhantomData<fn() -> R>,
+}
+
+/// A signature without the type of its result.
+#[derive(Debug, Clone)]
+pub(crate) struct Parts {
+    pub(crate) id: TaskId,
+    pub(crate) name: String,
+    pub(crate) args: Vec<Arg>,
+    pub(crate) queue: Option<String>,
+    pub(crate) when: When,
+    pub(crate) expires: Option<When>,
+    pub(crate) retry: Option<RetryPolicy>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) priority: Option<u8>,
+    pub(crate) headers: BTreeMap<String, String>,
+}
+
+/// An instant, or a while from the moment of sending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    At(Timestamp),
+    In(Duration),
+}
+
+impl When {
+    pub(crate) fn at(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::At(instant) => instant,
+            Self::In(while_) => now.plus(while_),
+        }
+    }
+}
+
+impl Signature {
+    /// An invocation of the task `name`, without arguments yet; its results are read as they come.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self::typed(name.into(), Vec::new())
+    }
+}
+
+impl<R> Signature<R> {
+    pub(crate) fn typed(name: String, args: Vec<Arg>) -> Self {
+        let parts = Parts {
+            id: TaskId::fresh(),
+            name,
+            args,
+            queue: None,
+            when: When::In(Duration::ZERO),
+            expires: None,
+            retry: None,
+            timeout: None,
+            priority: None,
+            headers: BTreeMap::new(),
+        };
+        Self { parts, result: PhantomData }
+    }
+
+    /// The task's id, made with the signature.
+    pub fn id(&self) -> &TaskId {
+        &self.parts.id
+    }
+
+    /// The task's name.
+    pub fn name(&self) -> &str {
+        &self.parts.name
+    }
+
+    /// Adds an argument after the others. Its type name is told from the value: `int64`, `uint64`, `float64`,
+    /// `string`, `bool`, else `json`.
+    pub fn arg(self, value: impl Into<Value>) -> Self {
+        self.named_arg("", value)
+    }
+
+    /// Adds an argument with a name, for tasks that take them by name (command tasks).
+    pub fn named_arg(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        let value = value.into();
+        self.parts.args.push(Arg { name: name.into(), kind: type_name(&value).to_owned(), value });
+        self
+    }
+
+    /// Gives it an id of your choice. Two signatures of one id are one task.
+    pub fn with_id(mut self, id: TaskId) -> Self {
+        self.parts.id = id;
+        self
+    }
+
+    /// Sends it to this queue instead of the application's default queue.
+    pub fn queue(mut self, queue: impl Into<String>) -> Self {
+        self.parts.queue = Some(queue.into());
+        self
+    }
+
+    /// Runs it no earlier than a while after it is sent.
+    pub fn countdown(mut self, while_: Duration) -> Self {
+        self.parts.when = When::In(while_);
+        self
+    }
+
+    /// Runs it no earlier than at an instant of backend time.
+    pub fn eta(mut self, instant: Timestamp) -> Self {
+        self.parts.when = When::At(instant);
+        self
+    }
+
+    /// Never starts it later than a while after it is sent: FAILURE/expired instead.
+    pub fn expires_in(mut self, while_: Duration) -> Self {
+        self.parts.expires = Some(When::In(while_));
+        self
+    }
+
+    /// Never starts it later than an instant of backend time: FAILURE/expired instead.
+    pub fn expires_at(mut self, instant: Timestamp) -> Self {
+        self.parts.expires = Some(When::At(instant));
+        self
+    }
+
+    /// Tries it again up to so many times when it fails, instead of as its worker would.
+    pub fn retries(mut self, max_retries: u32) -> Self {
+        self.parts.retry.get_or_insert_default().max_retries = max_retries;
+        self
+    }
+
+    /// Waits so before a retry, instead of as its worker would.
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.parts.retry.get_or_insert_default().backoff = backoff;
+        self
+    }
+
+    /// The whole retry policy at once, instead of its worker's.
+    pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {
+        self.parts.retry = Some(policy);
+        self
+    }
+
+    /// Ends a run that takes longer than this: FAILURE/timeout.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.parts.timeout = Some(limit);
+        self
+    }
+
+    /// 0 to 9; a larger one is delivered sooner where broker and queue can.
+    pub fn priority(mut self, priority: u8) -> Self {
+        self.parts.priority = Some(priority);
+        self
+    }
+
+    /// Adds a header: text that travels with the task and that its handler can read.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.parts.headers.insert(name.into(), value.into());
+        self
+    }
+
+    /// Forgets what the result will be read as, so that signatures of different tasks fit into one batch.
+    pub fn untyped(self) -> Signature {
+        Signature { parts: self.parts, result: PhantomData }
+    }
+}
+
+impl<R> Clone for Signature<R> {
+    fn clone(&self) -> Self {
+        Self { parts: self.parts.clone(), result: PhantomData }
+    }
+}
+
+/// Arguments are not printed: they belong to the user, and logs do not.
+impl<R> fmt::Debug for Signature<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Signature")
+            .field("id", &self.parts.id)
+            .field("name", &self.parts.name)
+            .field("args", &self.parts.args.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Machinery's name for the type of a value that came without one.
+pub(crate) fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Bool(_) => "bool",
+        Value::Number(n) if n.is_i64() => "int64",
+        Value::Number(n) if n.is_u64() => "uint64",
+        Value::Number(_) => "float64",
+        Value::String(_) => "string",
+        Value::Null | Value::Array(_) | Value::Object(_) => "json",
+    }
+}
