@@ -6,8 +6,10 @@ pub mod args;
 pub mod backend;
 pub mod broker;
 pub mod clock;
+mod codec;
 mod context;
 pub mod diagnose;
+mod envelope;
 pub mod error;
 pub mod handler;
 pub mod id;
@@ -16,6 +18,7 @@ mod retry;
 mod signature;
 
 pub use args::{Arg, Results};
+pub use codec::Codec;
 pub use context::TaskContext;
 pub use error::{ResultError, SendError, TaskError};
 pub use id::{QueueName, TaskId, TaskName};

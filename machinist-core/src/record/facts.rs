@@ -7,7 +7,14 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::FailureKind;
+use crate::{
+    args::Results,
+    clock::Timestamp,
+    id::{RunId, SessionId},
+};
 
 /// The name of one fact, for example `s:1:2` (attempt 1 was started for the second time).
 pub type FactName = String;
@@ -57,6 +64,11 @@ impl Facts {
         self.0.is_empty()
     }
 
+    /// Reads a fact that is plain text.
+    pub(crate) fn text(&self, name: &str) -> Option<String> {
+        String::from_utf8(self.get(name)?.to_vec()).ok()
+    }
+
     /// Reads a fact's JSON value; `None` where it was not written or does not have that shape.
     pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         serde_json::from_slice(self.get(name)?).ok()
@@ -81,4 +93,218 @@ impl IntoIterator for Facts {
 pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Bytes {
     // INVARIANT: the shapes in this module have string keys and no failing `Serialize`.
     Bytes::from(serde_json::to_vec(value).expect("a fact is plain data"))
+}
+
+/// The names of facts.
+pub(crate) mod name {
+    use super::FactName;
+
+    pub(crate) const TASK: &str = "name";
+    pub(crate) const QUEUE: &str = "queue";
+    pub(crate) const TRACE: &str = "trace";
+    pub(crate) const SENT: &str = "sent";
+    pub(crate) const ETA: &str = "eta";
+    pub(crate) const EXPIRES: &str = "exp";
+    /// What a sender writes: dropped again when its message was certainly not queued.
+    pub(crate) const OF_SENDER: [&str; 6] = [TASK, QUEUE, TRACE, SENT, ETA, EXPIRES];
+
+    pub(crate) const END: &str = "end";
+    pub(crate) const FOLLOWED: &str = "f";
+    pub(crate) const REVOKED: &str = "rv";
+
+    pub(crate) fn received(attempt: u32) -> FactName {
+        format!("rc:{attempt}")
+    }
+    pub(crate) fn start(attempt: u32, start: u32) -> FactName {
+        format!("s:{attempt}:{start}")
+    }
+    pub(crate) fn returned(attempt: u32, start: u32) -> FactName {
+        format!("r:{attempt}:{start}")
+    }
+    pub(crate) fn retried(attempt: u32) -> FactName {
+        format!("o:{attempt}")
+    }
+    pub(crate) fn guard(attempt: u32, generation: u32) -> FactName {
+        format!("g:{attempt}:{generation}")
+    }
+    pub(crate) fn followed(attempt: u32) -> FactName {
+        format!("f:{attempt}")
+    }
+}
+
+/// A fact's name, taken apart; `None` for the names that carry no number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Numbered {
+    Received { attempt: u32 },
+    Start { attempt: u32, start: u32 },
+    Returned { attempt: u32, start: u32 },
+    Retried { attempt: u32 },
+    Guard { attempt: u32, generation: u32 },
+    Followed { attempt: u32 },
+}
+
+impl Numbered {
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        let mut parts = name.split(':');
+        let (letter, attempt) = (parts.next()?, parts.next()?.parse().ok()?);
+        let second = match parts.next() {
+            Some(text) => Some(text.parse().ok()?),
+            None => None,
+        };
+        match (letter, second, parts.next()) {
+            ("rc", None, None) => Some(Self::Received { attempt }),
+            ("s", Some(start), None) => Some(Self::Start { attempt, start }),
+            ("r", Some(start), None) => Some(Self::Returned { attempt, start }),
+            ("o", None, None) => Some(Self::Retried { attempt }),
+            ("g", Some(generation), None) => Some(Self::Guard { attempt, generation }),
+            ("f", None, None) => Some(Self::Followed { attempt }),
+            _ => None,
+        }
+    }
+}
+
+/// `s:M:E`: an attempt was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Start {
+    pub(crate) run: RunId,
+    pub(crate) session: SessionId,
+    /// The worker's name, for people.
+    pub(crate) worker: String,
+    pub(crate) token: u64,
+    #[serde(rename = "received")]
+    pub(crate) received_at: Timestamp,
+    #[serde(rename = "at")]
+    pub(crate) started_at: Timestamp,
+}
+
+/// Which run of a task an outcome is from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Origin {
+    pub(crate) attempt: u32,
+    pub(crate) start: u32,
+    pub(crate) run: RunId,
+    pub(crate) token: u64,
+    pub(crate) worker: String,
+}
+
+/// The error of a run, as text: safe to store, safe to print.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorText {
+    /// What went wrong, outermost first; the rest is what caused it.
+    pub chain: Vec<String>,
+}
+
+/// The longest text kept of one error message, in bytes.
+const MESSAGE_LIMIT: usize = 4 * 1024;
+/// How many links of a chain of causes are kept.
+const CHAIN_LIMIT: usize = 16;
+
+impl ErrorText {
+    /// Takes over messages, outermost first, and bounds them: an error is never larger than 64 KiB.
+    pub fn new(messages: impl IntoIterator<Item = String>) -> Self {
+        let shorten = |mut text: String| {
+            if text.len() > MESSAGE_LIMIT {
+                text.truncate(text.floor_char_boundary(MESSAGE_LIMIT));
+                text.push('…');
+            }
+            text
+        };
+        Self { chain: messages.into_iter().take(CHAIN_LIMIT).map(shorten).collect() }
+    }
+
+    /// The outermost message.
+    pub fn message(&self) -> &str {
+        self.chain.first().map_or("", String::as_str)
+    }
+}
+
+impl From<&str> for ErrorText {
+    fn from(message: &str) -> Self {
+        Self::new([message.to_owned()])
+    }
+}
+
+/// `o:M`: an attempt ended in RETRY.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Retried {
+    #[serde(flatten)]
+    pub(crate) origin: Origin,
+    pub(crate) at: Timestamp,
+    /// When the next attempt is due.
+    pub(crate) due: Timestamp,
+    pub(crate) counters: Counters,
+    pub(crate) kind: FailureKind,
+    pub(crate) error: ErrorText,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) log: String,
+}
+
+/// How much of its budgets a task has spent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Counters {
+    pub(crate) retries: u32,
+    pub(crate) postponements: u32,
+}
+
+/// `end`: the task is over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct End {
+    /// The run that ended it; none where somebody else did.
+    #[serde(flatten, default)]
+    pub(crate) origin: Option<Origin>,
+    pub(crate) at: Timestamp,
+    #[serde(flatten)]
+    pub(crate) verdict: EndVerdict,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) log: String,
+}
+
+/// How it ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "UPPERCASE")]
+pub(crate) enum EndVerdict {
+    Success { results: Results },
+    Failure { kind: FailureKind, error: ErrorText },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_taken_apart_as_they_were_made() {
+        assert_eq!(Numbered::parse(&name::start(3, 2)), Some(Numbered::Start { attempt: 3, start: 2 }));
+        assert_eq!(Numbered::parse(&name::returned(1, 1)), Some(Numbered::Returned { attempt: 1, start: 1 }));
+        assert_eq!(Numbered::parse(&name::retried(7)), Some(Numbered::Retried { attempt: 7 }));
+        assert_eq!(Numbered::parse(&name::received(7)), Some(Numbered::Received { attempt: 7 }));
+        assert_eq!(Numbered::parse(&name::guard(1, 9)), Some(Numbered::Guard { attempt: 1, generation: 9 }));
+        assert_eq!(Numbered::parse(&name::followed(1)), Some(Numbered::Followed { attempt: 1 }));
+        for other in ["name", "end", "f", "s:1", "s:1:2:3", "s:x:1", "f:1:1", ""] {
+            assert_eq!(Numbered::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn an_end_is_readable_and_reads_back() {
+        let end = End {
+            origin: Some(Origin { attempt: 1, start: 1, run: "r".into(), token: 7, worker: "w".to_owned() }),
+            at: Timestamp::from_micros(5),
+            verdict: EndVerdict::Success { results: Results::default() },
+            log: String::new(),
+        };
+        let text = json(&end);
+        assert_eq!(
+            text,
+            r#"{"attempt":1,"start":1,"run":"r","token":7,"worker":"w","at":5,"state":"SUCCESS","results":[]}"#
+        );
+        assert_eq!(serde_json::from_slice::<End>(&text).unwrap(), end);
+        let anybody = End { origin: None, ..end };
+        assert_eq!(serde_json::from_slice::<End>(&json(&anybody)).unwrap(), anybody);
+    }
+
+    #[test]
+    fn errors_are_bounded() {
+        let error = ErrorText::new((0..100).map(|_| "é".repeat(10_000)));
+        assert!(error.chain.len() == CHAIN_LIMIT && error.chain.iter().all(|m| m.len() <= MESSAGE_LIMIT + 4));
+    }
 }

@@ -1,9 +1,28 @@
 //! The protocol's decisions: what a record says, what a delivery may do, what follows from an outcome.
 //!
-//! Everything here is pure: no clock, no server, no random number. The worker asks, then acts.
+//! A record is a growing set of write-once facts; nothing in it is overwritten, and the state is a function of the
+//! facts. Everything here is pure: no clock, no server, no random number. The worker asks, then acts.
+//!
+//! | module | question | answer |
+//! |---|---|---|
+//! | `facts` | what can be written? | names and shapes |
+//! | `fold` | what does a record say? | [`Record`], [`State`] |
+//! | `start` | what may a delivery do? | a commit, or what its refusal means |
+//! | `verdict` | what follows from an outcome? | a verdict, its commit, what it still demands |
 
 mod facts;
+mod fold;
 mod kind;
+mod start;
+mod verdict;
 
-pub use facts::{FactName, Facts};
+pub use facts::{ErrorText, FactName, Facts};
+pub use fold::{Attempt, Record, State, fold};
 pub use kind::FailureKind;
+
+pub(crate) use facts::{Counters, json, name};
+pub(crate) use fold::state_of;
+pub(crate) use start::{Held, Meaning, Standing, Starting, UNENDED, judge};
+pub(crate) use verdict::{
+    FollowUp, Outcome, Verdict, decide, end_by_anybody, follows, is_mine, owed, record,
+};

@@ -1,0 +1,398 @@
+//! What a delivery may do: start its attempt, wait, take over, or find that all is done.
+//!
+//! A worker commits the first start of an attempt at once ([`Starting::first`]); that is right for nearly every
+//! delivery and costs one round trip. Where it is refused, the whole record comes back and [`judge`] says what
+//! it means.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{
+    facts::{FactName, Facts, Start, json, name},
+    fold::Attempts,
+    verdict::{FollowUp, owed},
+};
+use crate::{
+    backend::{Commit, Expiry},
+    clock::Timestamp,
+    id::{RunId, SessionId, TaskId},
+};
+
+/// How long a record that has not ended is kept beyond the instant for which it waits.
+pub(crate) const UNENDED: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A delivery that asks to be started.
+#[derive(Debug, Clone)]
+pub(crate) struct Starting {
+    pub(crate) id: TaskId,
+    pub(crate) attempt: u32,
+    /// The guard generation of the message.
+    pub(crate) generation: u32,
+    pub(crate) run: RunId,
+    pub(crate) session: SessionId,
+    pub(crate) worker: String,
+    pub(crate) received_at: Timestamp,
+    /// The greatest fencing token that the message knows of.
+    pub(crate) token: u64,
+}
+
+/// A start that this process holds: what its outcome is committed with.
+#[derive(Debug, Clone)]
+pub(crate) struct Held {
+    pub(crate) id: TaskId,
+    pub(crate) attempt: u32,
+    pub(crate) start: u32,
+    pub(crate) run: RunId,
+    pub(crate) token: u64,
+    pub(crate) worker: String,
+    pub(crate) received_at: Timestamp,
+    /// The starts of this attempt up to this one, as this run knows them: it carries them wherever it goes, so
+    /// that after lost backend data two runs cannot both believe that they hold the attempt.
+    pub(crate) starts: Vec<(FactName, Bytes)>,
+}
+
+/// What a record says to a delivery.
+#[derive(Debug)]
+pub(crate) enum Meaning {
+    /// The start was written after all; only the reply was lost.
+    Run(Held),
+    /// The attempt is over. Do what it still demands, then acknowledge.
+    Over(FollowUp),
+    /// A newer guard of this very attempt is in the broker: this copy is not needed.
+    Superseded,
+    /// Somebody wants it not to run: end it.
+    Revoked,
+    /// A live session holds it.
+    Busy(SessionId),
+    /// Nobody holds it any more: commit this start, and it is ours.
+    TakeOver(Box<(Commit, Held)>),
+}
+
+impl Starting {
+    /// The first start of the attempt, and what is held if it is granted.
+    pub(crate) fn first(&self, now: Timestamp) -> (Commit, Held) {
+        let held = self.held(1, self.token, Vec::new(), now);
+        let mut commit = Commit::new(self.id.clone());
+        commit.unless = vec![
+            name::END.to_owned(),
+            name::REVOKED.to_owned(),
+            name::retried(self.attempt),
+            name::start(self.attempt, 1),
+        ];
+        commit.facts.clone_from(&held.starts);
+        commit.expiry = Expiry::AfterUnlessSet(UNENDED);
+        (commit, held)
+    }
+
+    /// The next start after those that the record holds.
+    fn next(&self, facts: &Facts, newest: u32, now: Timestamp) -> (Commit, Held) {
+        let known: Vec<_> = (1..=newest)
+            .map(|start| name::start(self.attempt, start))
+            .filter_map(|name| facts.get(&name).map(|value| (name.clone(), value.clone())))
+            .collect();
+        let greatest = (1..=newest)
+            .filter_map(|start| facts.read::<Start>(&name::start(self.attempt, start)))
+            .map(|start| start.token)
+            .fold(self.token, u64::max);
+        let held = self.held(newest + 1, greatest, known.clone(), now);
+        let mut commit = Commit::new(self.id.clone());
+        commit.unless = vec![
+            name::END.to_owned(),
+            name::REVOKED.to_owned(),
+            name::retried(self.attempt),
+            name::start(self.attempt, newest + 1),
+        ];
+        commit.equal_or_absent = known;
+        commit.facts = held.starts[held.starts.len() - 1..].to_vec();
+        commit.expiry = Expiry::AfterUnlessSet(UNENDED);
+        (commit, held)
+    }
+
+    fn held(
+        &self,
+        start: u32,
+        greatest_token: u64,
+        mut starts: Vec<(FactName, Bytes)>,
+        now: Timestamp,
+    ) -> Held {
+        let fact = Start {
+            run: self.run.clone(),
+            session: self.session.clone(),
+            worker: self.worker.clone(),
+            token: fence(greatest_token, now),
+            received_at: self.received_at,
+            started_at: now,
+        };
+        starts.push((name::start(self.attempt, start), json(&fact)));
+        Held {
+            id: self.id.clone(),
+            attempt: self.attempt,
+            start,
+            run: self.run.clone(),
+            token: fact.token,
+            worker: self.worker.clone(),
+            received_at: self.received_at,
+            starts,
+        }
+    }
+}
+
+impl Held {
+    /// The commit by which a run whose session was lost takes its own task into a new session.
+    pub(crate) fn adopt(&self, session: &SessionId, now: Timestamp) -> (Commit, Self) {
+        let mut held = self.clone();
+        held.start += 1;
+        held.token = fence(self.token, now);
+        let fact = Start {
+            run: self.run.clone(),
+            session: session.clone(),
+            worker: self.worker.clone(),
+            token: held.token,
+            received_at: self.received_at,
+            started_at: now,
+        };
+        let fact = (name::start(self.attempt, held.start), json(&fact));
+        held.starts.push(fact.clone());
+        let mut commit = Commit::new(self.id.clone());
+        commit.unless =
+            vec![name::END.to_owned(), name::retried(self.attempt), name::start(self.attempt, held.start)];
+        commit.equal_or_absent.clone_from(&self.starts);
+        commit.facts = vec![fact];
+        commit.expiry = Expiry::AfterUnlessSet(UNENDED);
+        (commit, held)
+    }
+
+    /// Writes the starts again that the record has lost.
+    pub(crate) fn restore(&self) -> Commit {
+        let mut commit = Commit::new(self.id.clone());
+        commit.unless = vec![
+            name::END.to_owned(),
+            name::retried(self.attempt),
+            name::start(self.attempt, self.start + 1),
+        ];
+        commit.equal_or_absent.clone_from(&self.starts);
+        commit.expiry = Expiry::AfterUnlessSet(UNENDED);
+        commit
+    }
+
+    /// Says that this start is over without an outcome: whoever gets the message may take over at once.
+    pub(crate) fn hand_back(&self) -> Commit {
+        let mut commit = Commit::new(self.id.clone());
+        commit.facts = vec![(
+            name::returned(self.attempt, self.start),
+            Bytes::copy_from_slice(self.run.as_str().as_bytes()),
+        )];
+        commit.expiry = Expiry::AfterUnlessSet(UNENDED);
+        commit
+    }
+
+    /// Whether the record still names this run as the newest start of its attempt, or has lost it.
+    pub(crate) fn standing(&self, facts: &Facts) -> Standing {
+        if facts.has(name::END) || facts.has(&name::retried(self.attempt)) {
+            return Standing::Over;
+        }
+        match Attempts::of(facts).newest_start(self.attempt) {
+            Some(start) if start > self.start => Standing::TakenOver,
+            Some(start)
+                if start == self.start
+                    && facts
+                        .read::<Start>(&name::start(self.attempt, start))
+                        .is_some_and(|s| s.run != self.run) =>
+            {
+                Standing::TakenOver
+            }
+            Some(start) if start == self.start => Standing::Mine,
+            _ => Standing::Forgotten,
+        }
+    }
+}
+
+/// How a record sees a run that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// As it should be.
+    Mine,
+    /// The record has lost the start: write it again.
+    Forgotten,
+    /// Another run holds the attempt.
+    TakenOver,
+    /// The task has an outcome already.
+    Over,
+}
+
+/// What a record says to a delivery whose first start was refused. `gone` tells whether a session is known to be
+/// gone, or whether a start of this very process is known not to run.
+pub(crate) fn judge(
+    facts: &Facts,
+    asking: &Starting,
+    gone: impl Fn(&SessionId, &RunId) -> bool,
+    now: Timestamp,
+) -> Meaning {
+    let attempts = Attempts::of(facts);
+    if attempts.newest_guard(asking.attempt) > asking.generation {
+        return Meaning::Superseded;
+    }
+    if let Some(follow_up) = owed(facts, asking.attempt) {
+        return Meaning::Over(follow_up);
+    }
+    let newest = attempts.newest_start(asking.attempt);
+    let holder = newest.and_then(|n| facts.read::<Start>(&name::start(asking.attempt, n)).map(|s| (n, s)));
+    let Some((newest, holder)) = holder else {
+        return if facts.has(name::REVOKED) {
+            Meaning::Revoked
+        } else {
+            Meaning::TakeOver(Box::new(asking.next(facts, newest.unwrap_or(0), now)))
+        };
+    };
+    if holder.run == asking.run {
+        let mut held = asking.held(newest, 0, Vec::new(), now);
+        held.token = holder.token;
+        held.starts = (1..=newest)
+            .map(|start| name::start(asking.attempt, start))
+            .filter_map(|name| facts.get(&name).map(|value| (name.clone(), value.clone())))
+            .collect();
+        return Meaning::Run(held);
+    }
+    let free = facts.has(&name::returned(asking.attempt, newest)) || gone(&holder.session, &holder.run);
+    match (free, facts.has(name::REVOKED)) {
+        (false, _) => Meaning::Busy(holder.session),
+        (true, true) => Meaning::Revoked,
+        (true, false) => Meaning::TakeOver(Box::new(asking.next(facts, newest, now))),
+    }
+}
+
+/// Rises with every start, also when the record was lost or the backend's clock was set back.
+fn fence(greatest: u64, now: Timestamp) -> u64 {
+    u64::try_from(now.as_micros()).unwrap_or(0).max(greatest.saturating_add(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{State, state_of};
+
+    const NOW: Timestamp = Timestamp::from_micros(1_000_000);
+
+    fn asking(run: &str, session: &str) -> Starting {
+        Starting {
+            id: "t".try_into().unwrap(),
+            attempt: 1,
+            generation: 0,
+            run: run.into(),
+            session: session.into(),
+            worker: "w".to_owned(),
+            received_at: NOW,
+            token: 0,
+        }
+    }
+
+    /// What every backend does.
+    fn apply(facts: &mut Facts, commit: &Commit) -> bool {
+        let refused = commit.unless.iter().any(|n| facts.has(n))
+            || commit.equal_or_absent.iter().any(|(n, v)| facts.get(n).is_some_and(|have| have != v));
+        if refused {
+            return false;
+        }
+        for name in &commit.drop {
+            facts.remove(name);
+        }
+        for (name, value) in commit.equal_or_absent.iter().chain(&commit.facts) {
+            if !facts.has(name) {
+                facts.put(name.clone(), value.clone());
+            }
+        }
+        true
+    }
+
+    fn started() -> (Facts, Held) {
+        let mut facts = Facts::new();
+        let (commit, held) = asking("a", "s1").first(NOW);
+        assert!(apply(&mut facts, &commit));
+        (facts, held)
+    }
+
+    #[test]
+    fn the_first_start_is_granted_once() {
+        let (mut facts, _) = started();
+        assert_eq!(state_of(&facts), State::Started);
+        assert!(!apply(&mut facts, &asking("b", "s2").first(NOW).0));
+    }
+
+    #[test]
+    fn a_lost_reply_is_recognised() {
+        let (facts, held) = started();
+        let Meaning::Run(again) = judge(&facts, &asking("a", "s1"), |_, _| false, NOW) else {
+            panic!("its own start")
+        };
+        assert_eq!((again.token, &again.starts), (held.token, &held.starts));
+    }
+
+    #[test]
+    fn a_live_session_keeps_others_waiting() {
+        let (facts, _) = started();
+        assert!(
+            matches!(judge(&facts, &asking("b", "s2"), |_, _| false, NOW), Meaning::Busy(s) if s == "s1".into())
+        );
+    }
+
+    #[test]
+    fn a_dead_session_is_taken_over_with_a_higher_token() {
+        let (mut facts, first) = started();
+        let Meaning::TakeOver(next) = judge(&facts, &asking("b", "s2"), |_, _| true, NOW) else {
+            panic!("take over")
+        };
+        let (commit, held) = *next;
+        assert!(apply(&mut facts, &commit));
+        assert_eq!(held.start, 2);
+        assert!(held.token > first.token);
+        assert_eq!(first.standing(&facts), Standing::TakenOver);
+        assert_eq!(held.standing(&facts), Standing::Mine);
+    }
+
+    #[test]
+    fn a_start_that_was_handed_back_is_free_at_once() {
+        let (mut facts, first) = started();
+        apply(&mut facts, &first.hand_back());
+        assert_eq!(state_of(&facts), State::Pending);
+        assert!(matches!(judge(&facts, &asking("b", "s2"), |_, _| false, NOW), Meaning::TakeOver(_)));
+    }
+
+    #[test]
+    fn an_older_guard_gives_way() {
+        let (mut facts, _) = started();
+        facts.put(name::guard(1, 1), "1");
+        assert!(matches!(judge(&facts, &asking("b", "s2"), |_, _| true, NOW), Meaning::Superseded));
+        let newer = Starting { generation: 1, ..asking("b", "s2") };
+        assert!(matches!(judge(&facts, &newer, |_, _| true, NOW), Meaning::TakeOver(_)));
+    }
+
+    #[test]
+    fn a_revoked_task_never_starts() {
+        let mut facts = Facts::new();
+        facts.put(name::REVOKED, "{}");
+        assert!(!apply(&mut facts, &asking("a", "s1").first(NOW).0));
+        assert!(matches!(judge(&facts, &asking("a", "s1"), |_, _| false, NOW), Meaning::Revoked));
+    }
+
+    #[test]
+    fn after_lost_data_two_runs_cannot_both_hold_the_attempt() {
+        let (_, old) = started();
+        let mut lost = Facts::new();
+        let (commit, new) = asking("b", "s2").first(NOW);
+        assert!(apply(&mut lost, &commit), "a missing record means run");
+        assert!(!apply(&mut lost, &old.adopt(&"s3".into(), NOW).0), "what it carries is contradicted");
+        assert_eq!(old.standing(&lost), Standing::TakenOver);
+        assert_eq!(new.standing(&lost), Standing::Mine);
+        let mut empty = Facts::new();
+        assert_eq!(old.standing(&empty), Standing::Forgotten);
+        assert!(apply(&mut empty, &old.restore()));
+        assert!(!apply(&mut empty, &asking("c", "s4").first(NOW).0));
+    }
+
+    #[test]
+    fn tokens_rise_even_when_time_does_not() {
+        assert_eq!(fence(0, NOW), 1_000_000);
+        assert_eq!(fence(5_000_000, NOW), 5_000_001);
+    }
+}

@@ -1,0 +1,264 @@
+//! What follows from an outcome: a verdict, its commit, and what it still demands afterwards.
+//!
+//! The verdict is drawn once and recorded; everything that follows is fixed by the recorded fact, so that
+//! whoever does it, and however often, does the same.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{
+    FailureKind,
+    facts::{Counters, End, EndVerdict, ErrorText, Facts, Origin, Retried, Start, json, name},
+    fold::Attempts,
+    start::{Held, UNENDED},
+};
+use crate::{
+    args::Results,
+    backend::{Commit, Expiry},
+    clock::Timestamp,
+    error::{Disposition, TaskError},
+    id::TaskId,
+    retry::RetryPolicy,
+};
+
+/// No record is forgotten sooner than this after its end: guards and duplicates may still arrive.
+const SHORTEST: Duration = Duration::from_secs(15 * 60);
+
+/// How many attempts keep their contents in a record.
+const KEPT_ATTEMPTS: u32 = 20;
+
+/// How a run went.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Returned(Results),
+    Failed(TaskError),
+    TimedOut(Duration),
+    Panicked(String),
+    Revoked,
+}
+
+/// What follows from it.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Verdict {
+    Success(Results),
+    Retry { due: Timestamp, counters: Counters, kind: FailureKind, error: ErrorText },
+    Failure { kind: FailureKind, error: ErrorText },
+}
+
+/// Decides what follows from an outcome. `chance` in 0 ≤ chance < 1 spreads the next run.
+pub(crate) fn decide(
+    outcome: Outcome,
+    policy: &RetryPolicy,
+    spent: Counters,
+    now: Timestamp,
+    chance: f64,
+) -> Verdict {
+    let (kind, error, disposition) = match outcome {
+        Outcome::Returned(results) => return Verdict::Success(results),
+        Outcome::Failed(error) => {
+            let kind = match error.disposition {
+                Disposition::Malformed => FailureKind::Malformed,
+                _ => FailureKind::Error,
+            };
+            (kind, ErrorText::new(error.chain()), error.disposition)
+        }
+        Outcome::TimedOut(limit) => {
+            let error = ErrorText::from(&*format!("ran longer than its limit of {limit:?}"));
+            (FailureKind::Timeout, error, Disposition::Permanent)
+        }
+        Outcome::Panicked(message) => (
+            FailureKind::Panic,
+            ErrorText::from(&*format!("the handler panicked: {message}")),
+            Disposition::Failed,
+        ),
+        Outcome::Revoked => (FailureKind::Revoked, ErrorText::from("revoked"), Disposition::Permanent),
+    };
+    let next = match disposition {
+        Disposition::Permanent | Disposition::Malformed => None,
+        Disposition::Failed => policy
+            .next_delay(spent.retries, chance)
+            .map(|delay| (delay, Counters { retries: spent.retries + 1, ..spent })),
+        Disposition::RetryIn(delay) => (spent.postponements < policy.max_postponements)
+            .then(|| (delay, Counters { postponements: spent.postponements + 1, ..spent })),
+    };
+    match next {
+        Some((delay, counters)) => Verdict::Retry { due: now.plus(delay), counters, kind, error },
+        None => Verdict::Failure { kind, error },
+    }
+}
+
+/// The commit that makes a verdict true: the point of no return of a run.
+///
+/// The first SUCCESS wins from any run, because its effect did happen, also over a RETRY already recorded. A
+/// FAILURE or RETRY counts only from the newest start.
+pub(crate) fn record(held: &Held, verdict: &Verdict, log: String, now: Timestamp, ttl: Duration) -> Commit {
+    let origin = Origin {
+        attempt: held.attempt,
+        start: held.start,
+        run: held.run.clone(),
+        token: held.token,
+        worker: held.worker.clone(),
+    };
+    let mut commit = Commit::new(held.id.clone());
+    commit.unless.push(name::END.to_owned());
+    commit.wake = true;
+    if !matches!(verdict, Verdict::Success(_)) {
+        commit.unless.push(name::retried(held.attempt));
+        commit.unless.push(name::start(held.attempt, held.start + 1));
+        commit.equal_or_absent.clone_from(&held.starts);
+    }
+    let (fact, value) = match verdict {
+        Verdict::Retry { due, counters, kind, error } => {
+            commit.expiry = Expiry::After(due.since(now) + UNENDED);
+            trim(&mut commit, held.attempt);
+            let retried = Retried {
+                origin,
+                at: now,
+                due: *due,
+                counters: *counters,
+                kind: *kind,
+                error: error.clone(),
+                log,
+            };
+            (name::retried(held.attempt), json(&retried))
+        }
+        Verdict::Success(results) => {
+            let verdict = EndVerdict::Success { results: results.clone() };
+            commit.expiry = Expiry::After(ttl.max(SHORTEST));
+            (name::END.to_owned(), json(&End { origin: Some(origin), at: now, verdict, log }))
+        }
+        Verdict::Failure { kind, error } => {
+            let verdict = EndVerdict::Failure { kind: *kind, error: error.clone() };
+            commit.expiry = Expiry::After(ttl.max(SHORTEST));
+            (name::END.to_owned(), json(&End { origin: Some(origin), at: now, verdict, log }))
+        }
+    };
+    commit.facts.push((fact, value));
+    commit
+}
+
+/// The contents of attempts long past go, so that a task that is postponed a thousand times stays small. Their
+/// names stay: an attempt that was retried must never start again.
+fn trim(commit: &mut Commit, attempt: u32) {
+    let Some(old) = attempt.checked_sub(KEPT_ATTEMPTS).filter(|old| *old > 0) else { return };
+    commit.drop = vec![name::received(old), name::start(old, 1), name::retried(old), name::followed(old)];
+    commit.facts.push((name::retried(old), Bytes::from_static(b"{}")));
+}
+
+/// The commit by which somebody who runs nothing ends a task: expired, revoked, unregistered. It holds only
+/// while the record is as it was read; refused means read again.
+pub(crate) fn end_by_anybody(
+    id: &TaskId,
+    facts: &Facts,
+    attempt: u32,
+    kind: FailureKind,
+    error: ErrorText,
+    now: Timestamp,
+    ttl: Duration,
+) -> Commit {
+    let newest = Attempts::of(facts).newest_start(attempt).unwrap_or(0);
+    let mut commit = Commit::new(id.clone());
+    commit.unless = vec![name::END.to_owned(), name::retried(attempt), name::start(attempt, newest + 1)];
+    let verdict = EndVerdict::Failure { kind, error };
+    commit.facts =
+        vec![(name::END.to_owned(), json(&End { origin: None, at: now, verdict, log: String::new() }))];
+    commit.expiry = Expiry::After(ttl.max(SHORTEST));
+    commit.wake = true;
+    commit
+}
+
+/// What a recorded outcome demands of whoever holds a delivery of its attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum FollowUp {
+    /// Nothing: acknowledge.
+    Nothing,
+    /// Publish the next attempt, then say so in `f:M`.
+    NextRun { due: Timestamp, counters: Counters, token: u64 },
+    /// Publish a dead letter, then say so in `f`.
+    DeadLetter { attempt: u32, kind: FailureKind, error: ErrorText },
+}
+
+impl FollowUp {
+    /// The commit that says that it was done.
+    pub(crate) fn done(&self, id: &TaskId, attempt: u32) -> Option<Commit> {
+        let fact = match self {
+            Self::Nothing => return None,
+            Self::NextRun { .. } => name::followed(attempt),
+            Self::DeadLetter { .. } => name::FOLLOWED.to_owned(),
+        };
+        let mut commit = Commit::new(id.clone());
+        commit.facts = vec![(fact, Bytes::from_static(b"1"))];
+        // After lost data this must not leave a record behind that lives for ever.
+        commit.expiry = Expiry::AfterUnlessSet(SHORTEST);
+        Some(commit)
+    }
+}
+
+/// What the outcome of an attempt still demands; `None` while the attempt has no outcome.
+pub(crate) fn owed(facts: &Facts, attempt: u32) -> Option<FollowUp> {
+    if let Some(end) = facts.get(name::END) {
+        if facts.has(name::FOLLOWED) {
+            return Some(FollowUp::Nothing);
+        }
+        return Some(match serde_json::from_slice::<End>(end) {
+            Ok(End { origin, verdict: EndVerdict::Failure { kind, error }, .. }) if buried(kind) => {
+                let attempt = origin.map_or(attempt, |origin| origin.attempt);
+                FollowUp::DeadLetter { attempt, kind, error }
+            }
+            _ => FollowUp::Nothing,
+        });
+    }
+    if !facts.has(&name::retried(attempt)) {
+        return None;
+    }
+    let followed = facts.has(&name::followed(attempt)) || Attempts::of(facts).newest() > attempt;
+    let retried = facts.read::<Retried>(&name::retried(attempt)).filter(|_| !followed);
+    Some(retried.map_or(FollowUp::Nothing, |retried| FollowUp::NextRun {
+        due: retried.due,
+        counters: retried.counters,
+        token: retried.origin.token,
+    }))
+}
+
+/// Whether a task that failed so is kept as a dead letter. Revoked ones were unwanted, and the cause of an
+/// upstream failure lies elsewhere.
+const fn buried(kind: FailureKind) -> bool {
+    !matches!(kind, FailureKind::Revoked | FailureKind::Upstream)
+}
+
+/// Whether this commit's own fact is in the record: a caller whose reply was lost asks so.
+pub(crate) fn is_mine(facts: &Facts, held: &Held, verdict: &Verdict) -> bool {
+    let origin = match verdict {
+        Verdict::Retry { .. } => {
+            facts.read::<Retried>(&name::retried(held.attempt)).map(|retried| retried.origin)
+        }
+        _ => facts.read::<End>(name::END).and_then(|end| end.origin),
+    };
+    origin.is_some_and(|origin| origin.run == held.run)
+}
+
+/// The greatest fencing token that a record knows of one attempt.
+#[cfg(test)]
+pub(crate) fn greatest_token(facts: &Facts, attempt: u32) -> u64 {
+    let newest = Attempts::of(facts).newest_start(attempt).unwrap_or(0);
+    (1..=newest)
+        .filter_map(|start| facts.read::<Start>(&name::start(attempt, start)))
+        .map(|start| start.token)
+        .max()
+        .unwrap_or(0)
+}
+
+/// What a verdict demands once it is recorded.
+pub(crate) fn follows(verdict: &Verdict, held: &Held) -> FollowUp {
+    match verdict {
+        Verdict::Success(_) => FollowUp::Nothing,
+        Verdict::Retry { due, counters, .. } => {
+            FollowUp::NextRun { due: *due, counters: *counters, token: held.token }
+        }
+        Verdict::Failure { kind, error } if buried(*kind) => {
+            FollowUp::DeadLetter { attempt: held.attempt, kind: *kind, error: error.clone() }
+        }
+        Verdict::Failure { .. } => FollowUp::Nothing,
+    }
+}
