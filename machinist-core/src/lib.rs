@@ -13,6 +13,7 @@ mod envelope;
 pub mod error;
 pub mod handler;
 pub mod id;
+pub mod memory;
 pub mod record;
 mod retry;
 mod signature;

@@ -1,0 +1,328 @@
+//! Facts, sessions and indexes in memory.
+//!
+//! Time is the host's clock as it was when the backend was made, and runs on with tokio's: it never goes back, and
+//! it stands still where a test pauses it.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    ops::Bound,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::lock;
+use crate::{
+    backend::{
+        Backend, BackendCapabilities, BackendError, Commit, Committed, Expiry, Index, Note, Renewed,
+        SessionEntry, Watch,
+    },
+    clock::{self, Clock, Timestamp},
+    diagnose::{Diagnose, Finding},
+    id::{SessionId, TaskId},
+    record::Facts,
+};
+
+/// A backend inside this process. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct MemoryBackend {
+    state: Arc<Mutex<State>>,
+    clock: Clock,
+}
+
+impl MemoryBackend {
+    /// A backend that knows nothing.
+    pub fn new() -> Self {
+        Self { state: Arc::default(), clock: Clock::starting_at(clock::wall()) }
+    }
+
+    /// The state as it is now: what has expired is taken out before anybody can see it.
+    fn with_state<T>(&self, look: impl FnOnce(&mut State, Timestamp) -> T) -> T {
+        let mut state = lock(&self.state);
+        let now = self.clock.now();
+        state.forget_expired(now);
+        look(&mut state, now)
+    }
+}
+
+impl Default for MemoryBackend {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[async_trait]
+impl Backend for MemoryBackend {
+    fn capabilities(&self) -> BackendCapabilities {
+        BackendCapabilities { durable: false, shared: false }
+    }
+
+    async fn commit(&self, batch: Vec<Commit>) -> Vec<Result<Committed, BackendError>> {
+        self.with_state(|state, now| batch.into_iter().map(|commit| Ok(state.commit(commit, now))).collect())
+    }
+
+    async fn read(&self, ids: &[TaskId]) -> Result<Vec<Facts>, BackendError> {
+        Ok(self.with_state(|state, _| state.read(ids)))
+    }
+
+    async fn watch(&self, id: &TaskId) -> Result<Watch, BackendError> {
+        let mut state = lock(&self.state);
+        let signal = state.watches.entry(id.clone()).or_insert_with(|| watch::Sender::new(0)).subscribe();
+        let watched = Watched { state: Arc::clone(&self.state), id: id.clone() };
+        Ok(Watch::new(signal, Some(Box::new(watched))))
+    }
+
+    async fn now(&self) -> Result<Timestamp, BackendError> {
+        Ok(self.clock.now())
+    }
+
+    async fn open_session(
+        &self,
+        session: &SessionId,
+        lease: Duration,
+        info: Bytes,
+    ) -> Result<Timestamp, BackendError> {
+        Ok(self.with_state(|state, now| {
+            state.sessions.insert(session.clone(), Session { until: now.plus(lease), info });
+            now
+        }))
+    }
+
+    async fn renew_session(
+        &self,
+        session: &SessionId,
+        lease: Duration,
+        info: Bytes,
+        running: &[TaskId],
+    ) -> Result<Renewed, BackendError> {
+        Ok(self.with_state(|state, now| {
+            let entry = state.sessions.get_mut(session);
+            let alive = entry.is_some();
+            if let Some(entry) = entry {
+                *entry = Session { until: now.plus(lease), info };
+            }
+            Renewed { alive, now, records: state.read(running) }
+        }))
+    }
+
+    async fn close_session(&self, session: &SessionId) -> Result<(), BackendError> {
+        lock(&self.state).sessions.remove(session);
+        Ok(())
+    }
+
+    async fn alive(&self, sessions: &[SessionId]) -> Result<Vec<bool>, BackendError> {
+        Ok(self.with_state(|state, _| {
+            sessions.iter().map(|session| state.sessions.contains_key(session)).collect()
+        }))
+    }
+
+    async fn sessions(&self) -> Result<Vec<SessionEntry>, BackendError> {
+        let entry = |(id, session): (&SessionId, &Session)| SessionEntry {
+            id: id.clone(),
+            info: session.info.clone(),
+        };
+        Ok(self.with_state(|state, _| state.sessions.iter().map(entry).collect()))
+    }
+
+    async fn note(&self, notes: Vec<Note>) -> Result<(), BackendError> {
+        let mut state = lock(&self.state);
+        notes.into_iter().for_each(|note| state.note(note));
+        Ok(())
+    }
+
+    async fn list(
+        &self,
+        index: Index,
+        after: Option<(Timestamp, String)>,
+        limit: usize,
+    ) -> Result<Vec<(Timestamp, String)>, BackendError> {
+        let state = lock(&self.state);
+        let Some(members) = state.indexes.get(&index) else { return Ok(Vec::new()) };
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        Ok(members.ordered.range((from, Bound::Unbounded)).take(limit).cloned().collect())
+    }
+}
+
+#[async_trait]
+impl Diagnose for MemoryBackend {
+    fn location(&self) -> String {
+        "memory".to_owned()
+    }
+
+    async fn diagnose(&self) -> Vec<Finding> {
+        let records = self.with_state(|state, _| state.records.len());
+        vec![
+            Finding::good("records", records.to_string()),
+            Finding::warning(
+                "durability",
+                "records end with this process",
+                "name a backend that keeps them: sqlite://FILE or redis://HOST",
+            ),
+        ]
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    records: HashMap<TaskId, Record>,
+    /// The records that expire, from the earliest.
+    expiries: BTreeSet<(Timestamp, TaskId)>,
+    sessions: HashMap<SessionId, Session>,
+    indexes: HashMap<Index, Members>,
+    watches: HashMap<TaskId, watch::Sender<u64>>,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    facts: Facts,
+    expires: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+struct Session {
+    until: Timestamp,
+    info: Bytes,
+}
+
+#[derive(Debug, Default)]
+struct Members {
+    ordered: BTreeSet<(Timestamp, String)>,
+    instants: HashMap<String, Timestamp>,
+}
+
+impl State {
+    fn forget_expired(&mut self, now: Timestamp) {
+        while self.expiries.first().is_some_and(|(expires, _)| *expires <= now) {
+            if let Some((_, id)) = self.expiries.pop_first() {
+                self.records.remove(&id);
+            }
+        }
+        self.sessions.retain(|_, session| session.until > now);
+    }
+
+    fn read(&self, ids: &[TaskId]) -> Vec<Facts> {
+        let facts = |id| self.records.get(id).map(|record: &Record| record.facts.clone());
+        ids.iter().map(|id| facts(id).unwrap_or_default()).collect()
+    }
+
+    fn commit(&mut self, commit: Commit, now: Timestamp) -> Committed {
+        // A commit before this one in the batch may have made the record end at once.
+        self.forget_expired(now);
+        let mut record = self.records.remove(&commit.id).unwrap_or_default();
+        let refused = refuses(&record.facts, &commit);
+        let answer = if refused { Committed::Refused(record.facts.clone()) } else { Committed::Done };
+        if !refused {
+            let before = record.expires;
+            write(&mut record, &commit, now);
+            self.reschedule(&commit.id, before, &record);
+            if commit.wake
+                && let Some(watch) = self.watches.get(&commit.id)
+            {
+                watch.send_modify(|count| *count = count.wrapping_add(1));
+            }
+        }
+        if !record.facts.is_empty() {
+            self.records.insert(commit.id, record);
+        }
+        answer
+    }
+
+    fn reschedule(&mut self, id: &TaskId, before: Option<Timestamp>, record: &Record) {
+        if let Some(before) = before {
+            self.expiries.remove(&(before, id.clone()));
+        }
+        if let Some(expires) = record.expires.filter(|_| !record.facts.is_empty()) {
+            self.expiries.insert((expires, id.clone()));
+        }
+    }
+
+    fn note(&mut self, note: Note) {
+        let (index, member, at) = match note {
+            Note::Put { index, at, member } => (index, member, Some(at)),
+            Note::Remove { index, member } => (index, member, None),
+        };
+        let members = self.indexes.entry(index).or_default();
+        if let Some(before) = members.instants.remove(&member) {
+            members.ordered.remove(&(before, member.clone()));
+        }
+        if let Some(at) = at {
+            members.ordered.insert((at, member.clone()));
+            members.instants.insert(member, at);
+        }
+    }
+}
+
+fn refuses(facts: &Facts, commit: &Commit) -> bool {
+    commit.unless.iter().any(|name| facts.has(name))
+        || commit
+            .equal_or_absent
+            .iter()
+            .any(|(name, value)| facts.get(name).is_some_and(|there| there != value))
+}
+
+fn write(record: &mut Record, commit: &Commit, now: Timestamp) {
+    for name in &commit.drop {
+        record.facts.remove(name);
+    }
+    for (name, value) in commit.equal_or_absent.iter().chain(&commit.facts) {
+        if !record.facts.has(name) {
+            record.facts.put(name.clone(), value.clone());
+        }
+    }
+    record.expires = match (commit.expiry, record.expires) {
+        (Expiry::After(while_), _) | (Expiry::AfterUnlessSet(while_), None) => Some(now.plus(while_)),
+        (Expiry::AfterUnlessSet(_) | Expiry::Keep, set) => set,
+    };
+}
+
+/// Held by every watch of one record; the last one takes the signal with it.
+#[derive(Debug)]
+struct Watched {
+    state: Arc<Mutex<State>>,
+    id: TaskId,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let mut state = lock(&self.state);
+        if state.watches.get(&self.id).is_some_and(|signal| signal.receiver_count() == 0) {
+            state.watches.remove(&self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(id: &TaskId, name: &str, expiry: Expiry) -> Commit {
+        Commit { facts: vec![(name.to_owned(), Bytes::new())], expiry, ..Commit::new(id.clone()) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn leases_and_expiries_follow_paused_time() {
+        let (backend, id, session) = (MemoryBackend::new(), TaskId::fresh(), SessionId::fresh());
+        let day = Duration::from_secs(86400);
+        backend.commit(vec![put(&id, "name", Expiry::After(day))]).await;
+        backend.open_session(&session, day, Bytes::new()).await.unwrap();
+        tokio::time::advance(day - Duration::from_millis(1)).await;
+        assert_eq!(backend.alive(std::slice::from_ref(&session)).await.unwrap(), [true]);
+        assert!(!backend.read(std::slice::from_ref(&id)).await.unwrap()[0].is_empty());
+        tokio::time::advance(Duration::from_millis(2)).await;
+        assert_eq!(backend.alive(&[session]).await.unwrap(), [false]);
+        assert!(backend.read(&[id]).await.unwrap()[0].is_empty());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_of_what_is_gone() {
+        let (backend, id) = (MemoryBackend::new(), TaskId::fresh());
+        drop((backend.watch(&id).await.unwrap(), backend.watch(&id).await.unwrap()));
+        backend.commit(vec![put(&id, "name", Expiry::After(Duration::ZERO))]).await;
+        backend.read(&[]).await.unwrap();
+        let state = lock(&backend.state);
+        assert!(state.watches.is_empty() && state.records.is_empty() && state.expiries.is_empty());
+    }
+}

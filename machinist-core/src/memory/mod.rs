@@ -1,0 +1,19 @@
+//! Broker and backend inside one process: what `memory://` names.
+//!
+//! They are the shortest complete reading of the two seams, so an adapter's author reads them first, and they are
+//! products: an application that needs no second process runs on them. Nothing survives the process. Both follow
+//! tokio's clock, so that everything above them can be tested under paused time.
+
+mod backend;
+mod broker;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use backend::MemoryBackend;
+pub use broker::MemoryBroker;
+
+/// Locks. Every change under these locks is finished before anything in it can panic, so a poisoned state is a
+/// whole one.
+fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
