@@ -1,1 +1,51 @@
 //! The suites that define what a broker and a backend of machinist are.
+//!
+//! The docs of the seams in `machinist-core` say what an adapter promises; each promise is one test here, and an
+//! adapter is one when they pass. [`broker_suite!`] and [`backend_suite!`] expand to one named `#[test]` per
+//! promise, so that a failure names what was broken.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//!
+//! use machinist_conformance::BrokerHarness;
+//! use machinist_core::{broker::{Broker, Message}, id::QueueName, memory::MemoryBroker};
+//!
+//! struct Harness(MemoryBroker);
+//!
+//! #[async_trait::async_trait]
+//! impl BrokerHarness for Harness {
+//!     async fn connect(&self) -> Arc<dyn Broker> {
+//!         Arc::new(self.0.connect())
+//!     }
+//!     async fn interrupt(&self) -> bool {
+//!         self.0.interrupt();
+//!         true
+//!     }
+//!     async fn dead_letters(&self, queue: &QueueName) -> Vec<Message> {
+//!         self.0.dead_letters(queue)
+//!     }
+//! }
+//!
+//! // An adapter with a server begins with `let url = service_url("MACHINIST_TEST_AMQP_URL")?;`
+//! async fn harness() -> Option<Harness> {
+//!     Some(Harness(MemoryBroker::new()))
+//! }
+//!
+//! machinist_conformance::broker_suite!(harness);
+//! # fn main() {}
+//! ```
+//!
+//! What a suite does not test: speed, and what only one kind of server can do. That belongs to the adapter.
+
+pub mod backend;
+pub mod broker;
+mod service;
+mod suite;
+mod wait;
+
+pub use backend::BackendHarness;
+pub use broker::BrokerHarness;
+pub use service::service_url;
+#[doc(hidden)]
+pub use suite::{run_backend, run_broker};
+pub use wait::{eventually, within};

@@ -1,0 +1,287 @@
+//! Random sequences of operations, answered alike by every backend.
+//!
+//! The other promises were thought of by somebody. These sequences were not: they are drawn, a failing one is
+//! shrunk, and what it must answer is what `MemoryBackend` answers. That `MemoryBackend` itself answers right is
+//! shown against a naive model in this crate's own tests.
+
+use std::{
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use machinist_core::{
+    backend::{Backend, Commit, Committed, Expiry, Index, Note},
+    clock::{Timestamp, wall},
+    id::{SessionId, TaskId},
+    memory::MemoryBackend,
+    record::{FactName, Facts},
+};
+use proptest::{
+    collection::vec,
+    prelude::{Just, Strategy, prop_oneof},
+    sample::select,
+    test_runner::{Config, TestCaseError, TestRunner},
+};
+use tokio::runtime::Handle;
+
+use super::BackendHarness;
+use crate::wait::{BOUND, within};
+
+/// One operation. Tasks, sessions and index members are small numbers, so that operations meet; a [`World`] gives
+/// each number a name that no other run has.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// Commits of one batch.
+    Commit(Vec<Change>),
+    /// A read of tasks.
+    Read(Vec<usize>),
+    /// A session is opened.
+    Open(usize),
+    /// A session is renewed, and tasks are read with it.
+    Renew(usize, Vec<usize>),
+    /// A session is closed.
+    Close(usize),
+    /// A question about sessions.
+    Alive(Vec<usize>),
+    /// Notes of one call: index, member, and an instant or its removal.
+    Note(Vec<(Index, usize, Option<i64>)>),
+    /// A page of an index.
+    List(Index, Option<(i64, usize)>, usize),
+}
+
+/// A [`Commit`] of a numbered task.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// The task's number.
+    pub task: usize,
+    /// As in [`Commit`].
+    pub unless: Vec<FactName>,
+    /// As in [`Commit`].
+    pub equal_or_absent: Vec<(FactName, Bytes)>,
+    /// As in [`Commit`].
+    pub drop: Vec<FactName>,
+    /// As in [`Commit`].
+    pub facts: Vec<(FactName, Bytes)>,
+    /// As in [`Commit`]; never so short that it is seen.
+    pub expiry: Expiry,
+    /// As in [`Commit`].
+    pub wake: bool,
+}
+
+/// What a backend said to a [`Step`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing that could differ.
+    Done,
+    /// To commits.
+    Committed(Vec<Committed>),
+    /// To a read.
+    Records(Vec<Facts>),
+    /// To a renewal.
+    Renewed(bool, Vec<Facts>),
+    /// To a question about sessions.
+    Alive(Vec<bool>),
+    /// To a list: instants and members by number.
+    Listed(Vec<(i64, usize)>),
+}
+
+/// How many tasks, sessions and members there are.
+const NUMBERS: usize = 4;
+const HOUR: Duration = Duration::from_secs(3600);
+const FACTS: [&str; 5] = ["name", "s:1:1", "s:1:2", "o:1", "end"];
+const VALUES: [&[u8]; 3] = [b"", b"1", b"\xff\0"];
+
+/// Sequences of up to `longest` operations.
+pub fn sequences(longest: usize) -> impl Strategy<Value = Vec<Step>> {
+    vec(step(), 1..=longest)
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let index = || select(&Index::ALL[..]);
+    let numbers = || vec(0..NUMBERS, 0..4);
+    let note = (index(), 0..NUMBERS, proptest::option::of(0..3i64));
+    prop_oneof![
+        6 => vec(change(), 1..4).prop_map(Step::Commit),
+        2 => numbers().prop_map(Step::Read),
+        1 => (0..NUMBERS).prop_map(Step::Open),
+        1 => (0..NUMBERS, numbers()).prop_map(|(session, tasks)| Step::Renew(session, tasks)),
+        1 => (0..NUMBERS).prop_map(Step::Close),
+        1 => numbers().prop_map(Step::Alive),
+        2 => vec(note, 0..4).prop_map(Step::Note),
+        2 => (index(), proptest::option::of((0..3i64, 0..NUMBERS)), 0..5usize)
+            .prop_map(|(index, after, limit)| Step::List(index, after, limit)),
+    ]
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let name = || select(&FACTS[..]).prop_map(str::to_owned);
+    let value = || select(&VALUES[..]).prop_map(Bytes::from_static);
+    let expiry = select(vec![Expiry::Keep, Expiry::After(HOUR), Expiry::AfterUnlessSet(HOUR)]);
+    let pairs = |most| vec((name(), value()), 0..most);
+    let names = || vec(name(), 0..2);
+    let guards = (names(), pairs(2), names());
+    (0..NUMBERS, guards, pairs(4), expiry, prop_oneof![Just(true), Just(false)]).prop_map(
+        |(task, (unless, equal_or_absent, drop), facts, expiry, wake)| Change {
+            task,
+            unless,
+            equal_or_absent,
+            drop,
+            facts,
+            expiry,
+            wake,
+        },
+    )
+}
+
+/// The names of one run on one backend.
+#[derive(Debug)]
+pub struct World {
+    tasks: [TaskId; NUMBERS],
+    sessions: [SessionId; NUMBERS],
+    prefix: String,
+    /// The instant 0 of this run: earlier runs on the same backend lie before it.
+    base: Timestamp,
+}
+
+impl World {
+    /// Names that nobody else has.
+    pub fn fresh() -> Self {
+        static LAST: AtomicI64 = AtomicI64::new(0);
+        let behind = LAST.fetch_add(10, Ordering::Relaxed);
+        Self {
+            tasks: std::array::from_fn(|_| TaskId::fresh()),
+            sessions: std::array::from_fn(|_| SessionId::fresh()),
+            prefix: format!("{}:", uuid::Uuid::new_v4()),
+            base: Timestamp::from_micros(wall().as_micros() + behind),
+        }
+    }
+
+    /// Asks a backend.
+    ///
+    /// # Panics
+    /// If it fails, or takes too long.
+    pub async fn ask(&self, backend: &dyn Backend, step: &Step) -> Answer {
+        within(BOUND, "an answer", self.answer(backend, step)).await
+    }
+
+    async fn answer(&self, backend: &dyn Backend, step: &Step) -> Answer {
+        const FINE: &str = "a backend that is there answers";
+        match step {
+            Step::Commit(changes) => {
+                let answers =
+                    backend.commit(changes.iter().map(|change| self.commit(change)).collect()).await;
+                Answer::Committed(answers.into_iter().map(|answer| answer.expect(FINE)).collect())
+            }
+            Step::Read(tasks) => Answer::Records(backend.read(&self.ids(tasks)).await.expect(FINE)),
+            Step::Open(session) => {
+                backend.open_session(&self.sessions[*session], HOUR, Bytes::new()).await.expect(FINE);
+                Answer::Done
+            }
+            Step::Renew(session, tasks) => {
+                let (session, tasks) = (&self.sessions[*session], self.ids(tasks));
+                let renewed = backend.renew_session(session, HOUR, Bytes::new(), &tasks).await.expect(FINE);
+                Answer::Renewed(renewed.alive, renewed.records)
+            }
+            Step::Close(session) => {
+                backend.close_session(&self.sessions[*session]).await.expect(FINE);
+                Answer::Done
+            }
+            Step::Alive(sessions) => {
+                let sessions: Vec<_> = sessions.iter().map(|number| self.sessions[*number].clone()).collect();
+                Answer::Alive(backend.alive(&sessions).await.expect(FINE))
+            }
+            Step::Note(notes) => {
+                backend.note(notes.iter().map(|note| self.note(note)).collect()).await.expect(FINE);
+                Answer::Done
+            }
+            Step::List(index, after, limit) => {
+                let after = after.map_or_else(
+                    || (self.at(-1), String::new()),
+                    |(at, member)| (self.at(at), self.member(member)),
+                );
+                let page = backend.list(*index, Some(after), *limit).await.expect(FINE);
+                Answer::Listed(page.into_iter().map(|entry| self.entry(&entry)).collect())
+            }
+        }
+    }
+
+    fn ids(&self, tasks: &[usize]) -> Vec<TaskId> {
+        tasks.iter().map(|number| self.tasks[*number].clone()).collect()
+    }
+
+    fn at(&self, instant: i64) -> Timestamp {
+        Timestamp::from_micros(self.base.as_micros() + instant)
+    }
+
+    fn member(&self, number: usize) -> String {
+        format!("{}{number}", self.prefix)
+    }
+
+    fn entry(&self, (at, member): &(Timestamp, String)) -> (i64, usize) {
+        let number = member.strip_prefix(&self.prefix).and_then(|number| number.parse().ok());
+        (at.as_micros() - self.base.as_micros(), number.expect("only members of this run are listed"))
+    }
+
+    fn commit(&self, change: &Change) -> Commit {
+        Commit {
+            id: self.tasks[change.task].clone(),
+            unless: change.unless.clone(),
+            equal_or_absent: change.equal_or_absent.clone(),
+            drop: change.drop.clone(),
+            facts: change.facts.clone(),
+            expiry: change.expiry,
+            wake: change.wake,
+        }
+    }
+
+    fn note(&self, (index, member, at): &(Index, usize, Option<i64>)) -> Note {
+        let (index, member) = (*index, self.member(*member));
+        match at {
+            Some(at) => Note::Put { index, at: self.at(*at), member },
+            None => Note::Remove { index, member },
+        }
+    }
+
+    /// Takes out what would stay for ever: the records without expiry and the members of indexes.
+    async fn forget(&self, backend: &dyn Backend) {
+        let drop = || FACTS.map(str::to_owned).to_vec();
+        let commits = self.tasks.iter().map(|id| Commit { drop: drop(), ..Commit::new(id.clone()) });
+        let answers = backend.commit(commits.collect()).await;
+        let all = Index::ALL.iter().flat_map(|index| (0..NUMBERS).map(move |number| (*index, number, None)));
+        let noted = backend.note(all.map(|note| self.note(&note)).collect()).await;
+        assert!(noted.is_ok() && answers.iter().all(Result::is_ok), "a backend that is there answers");
+    }
+}
+
+/// Draws `cases` sequences and asks two backends the same; a difference is shrunk to the shortest sequence.
+///
+/// # Panics
+/// If they differ.
+async fn expect_agreement(one: &dyn Backend, other: &dyn Backend, cases: u32) {
+    let config = Config { cases, failure_persistence: None, max_shrink_iters: 500, ..Config::default() };
+    let check = async |steps: &[Step]| {
+        let (here, there) = (World::fresh(), World::fresh());
+        for (number, step) in steps.iter().enumerate() {
+            let (answer, reference) = (here.ask(one, step).await, there.ask(other, step).await);
+            if answer != reference {
+                let place = format!("step {number} of {steps:#?}");
+                return Err(TestCaseError::fail(format!("{answer:?} instead of {reference:?} at {place}")));
+            }
+        }
+        here.forget(one).await;
+        Ok(())
+    };
+    let handle = Handle::current();
+    let outcome = tokio::task::block_in_place(|| {
+        TestRunner::new(config).run(&sequences(30), |steps| handle.block_on(check(&steps)))
+    });
+    if let Err(difference) = outcome {
+        panic!("{difference}");
+    }
+}
+
+/// Random sequences of operations get the answers that `MemoryBackend` gives.
+pub async fn backend_agrees_with_memory(harness: &dyn BackendHarness) {
+    expect_agreement(&*harness.connect().await, &MemoryBackend::new(), 64).await;
+}

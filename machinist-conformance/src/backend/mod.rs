@@ -1,0 +1,122 @@
+//! What a backend promises.
+
+pub mod agreement;
+mod commits;
+mod expiry;
+mod indexes;
+mod sessions;
+mod watching;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use machinist_core::{
+    backend::{Backend, Commit, Committed, Expiry},
+    id::TaskId,
+    record::{FactName, Facts},
+};
+
+pub use self::{
+    agreement::backend_agrees_with_memory, commits::*, expiry::*, indexes::*, sessions::*, watching::*,
+};
+use crate::{
+    eventually,
+    service::say,
+    wait::{BOUND, RECOVERY, within},
+};
+
+/// What the suite needs of an adapter's test: one server and an empty namespace on it. Each test makes a harness
+/// of its own, and harnesses must not see each other's indexes and sessions.
+#[async_trait]
+pub trait BackendHarness: Send + Sync + 'static {
+    /// A connection to the harness's backend, as another process would make it: connections share nothing but the
+    /// server and the namespace. Panics if that fails.
+    async fn connect(&self) -> Arc<dyn Backend>;
+
+    /// Cuts every connection that [`connect`](Self::connect) made, without a word to the adapter, and returns once
+    /// they are cut. `false` where there is nothing to cut; the promises about it are then not tested.
+    async fn interrupt(&self) -> bool;
+
+    /// Called at the end of each test, whatever became of it: delete what it left on the server.
+    async fn clean_up(&self) {}
+}
+
+/// The capabilities are printed, so that a log of the suite says what was tested, and they agree among connections.
+pub async fn the_capabilities_are_told(harness: &dyn BackendHarness) {
+    let backend = harness.connect().await;
+    say(&format!("{}: {:?}", backend.location(), backend.capabilities()));
+    assert_eq!(harness.connect().await.capabilities(), backend.capabilities());
+    assert!(!backend.diagnose().await.is_empty(), "a diagnosis says something");
+}
+
+/// Cut connections heal: commits, reads, sessions and new watches work again, and nothing committed is missing.
+pub async fn the_backend_works_after_an_interruption(harness: &dyn BackendHarness) {
+    let (backend, id) = (harness.connect().await, TaskId::fresh());
+    expect_done(&*backend, put(&id, &[("name", "add")])).await;
+    if !harness.interrupt().await {
+        return;
+    }
+    let commit = Commit { wake: true, ..put(&id, &[("eta", "1")]) };
+    let written = eventually(RECOVERY, async || {
+        let answers = within(RECOVERY, "an answer", backend.commit(vec![commit.clone()])).await;
+        matches!(answers.as_slice(), [Ok(Committed::Done)])
+    });
+    assert!(written.await, "no commit succeeded after an interruption");
+    assert_eq!(read(&*backend, &id).await, facts(&[("name", "add"), ("eta", "1")]));
+    let mut watch = within(BOUND, "a watch", backend.watch(&id)).await.expect("the backend lets us watch");
+    expect_done(&*harness.connect().await, commit).await;
+    within(BOUND, "a wake-up", watch.changed()).await;
+}
+
+/// The writer's connection ends, its facts do not.
+pub async fn what_was_committed_outlives_the_connection(harness: &dyn BackendHarness) {
+    let (backend, id) = (harness.connect().await, TaskId::fresh());
+    expect_done(&*backend, put(&id, &[("name", "add")])).await;
+    drop(backend);
+    assert_eq!(read(&*harness.connect().await, &id).await, facts(&[("name", "add")]));
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn pairs(pairs: &[(&str, &str)]) -> Vec<(FactName, Bytes)> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), Bytes::copy_from_slice(value.as_bytes()))).collect()
+}
+
+fn names(names: &[&str]) -> Vec<FactName> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn facts(facts: &[(&str, &str)]) -> Facts {
+    pairs(facts).into_iter().collect()
+}
+
+/// A commit of some facts, kept for an hour unless something else is set.
+fn put(id: &TaskId, facts: &[(&str, &str)]) -> Commit {
+    Commit { facts: pairs(facts), expiry: Expiry::AfterUnlessSet(HOUR), ..Commit::new(id.clone()) }
+}
+
+async fn commit_all(backend: &dyn Backend, batch: Vec<Commit>) -> Vec<Committed> {
+    let asked = batch.len();
+    let answers = within(3 * BOUND, "a commit to be answered", backend.commit(batch)).await;
+    assert_eq!(answers.len(), asked, "one answer for each commit");
+    answers.into_iter().map(|answer| answer.expect("the backend takes the commit")).collect()
+}
+
+async fn commit(backend: &dyn Backend, commit: Commit) -> Committed {
+    commit_all(backend, vec![commit]).await.remove(0)
+}
+
+async fn expect_done(backend: &dyn Backend, change: Commit) {
+    assert_eq!(commit(backend, change).await, Committed::Done);
+}
+
+async fn read_all(backend: &dyn Backend, ids: &[TaskId]) -> Vec<Facts> {
+    let records = within(3 * BOUND, "a read", backend.read(ids)).await.expect("the backend lets us read");
+    assert_eq!(records.len(), ids.len(), "one record for each id");
+    records
+}
+
+async fn read(backend: &dyn Backend, id: &TaskId) -> Facts {
+    read_all(backend, std::slice::from_ref(id)).await.remove(0)
+}

@@ -1,0 +1,77 @@
+//! Wake-ups and time.
+//!
+//! A wake-up may be missed, says the seam; on a quiet server without faults it is not, or waiting would always be
+//! polling.
+
+use machinist_core::{
+    backend::{Backend, Commit, Watch},
+    id::TaskId,
+};
+
+use super::{BackendHarness, expect_done, put};
+use crate::wait::{BOUND, within};
+
+async fn watch(backend: &dyn Backend, id: &TaskId) -> Watch {
+    within(BOUND, "a watch", backend.watch(id)).await.expect("the backend lets us watch")
+}
+
+fn waking(id: &TaskId, fact: &str) -> Commit {
+    Commit { wake: true, ..put(id, &[(fact, "x")]) }
+}
+
+/// A waiter is woken by what another process commits, again and again.
+pub async fn a_watch_wakes_on_a_commit_of_another_connection(harness: &dyn BackendHarness) {
+    let (waiter, writer, id) = (harness.connect().await, harness.connect().await, TaskId::fresh());
+    let mut watch = watch(&*waiter, &id).await;
+    for fact in ["s:1:1", "o:1", "s:2:1", "end"] {
+        let waiting = tokio::spawn(async move {
+            watch.changed().await;
+            watch
+        });
+        tokio::task::yield_now().await;
+        expect_done(&*writer, waking(&id, fact)).await;
+        watch = within(BOUND, "a wake-up", waiting).await.expect("no panic");
+    }
+}
+
+/// Between `watch` and `changed` lies the read that makes waiting sound.
+pub async fn a_wake_up_between_watch_and_the_first_changed_is_kept(harness: &dyn BackendHarness) {
+    let (waiter, writer) = (harness.connect().await, harness.connect().await);
+    for _ in 0..10 {
+        let id = TaskId::fresh();
+        let mut watch = watch(&*waiter, &id).await;
+        expect_done(&*writer, waking(&id, "end")).await;
+        within(BOUND, "a wake-up that came before the wait", watch.changed()).await;
+    }
+}
+
+/// Several waiters for one record, and one that gave up.
+pub async fn every_watch_of_a_record_wakes(harness: &dyn BackendHarness) {
+    let (one, two, id) = (harness.connect().await, harness.connect().await, TaskId::fresh());
+    let mut watches = vec![watch(&*one, &id).await, watch(&*one, &id).await, watch(&*two, &id).await];
+    drop(watch(&*one, &id).await);
+    expect_done(&*one, waking(&id, "end")).await;
+    for watch in &mut watches {
+        within(BOUND, "each watch to wake", watch.changed()).await;
+    }
+    watches.remove(0);
+    expect_done(&*two, waking(&id, "f")).await;
+    for watch in &mut watches {
+        within(BOUND, "the others to wake after one is dropped", watch.changed()).await;
+    }
+}
+
+/// Backend time is one time.
+pub async fn time_agrees_and_never_goes_back(harness: &dyn BackendHarness) {
+    let connections = [harness.connect().await, harness.connect().await];
+    let mut last = [None; 2];
+    for _ in 0..200 {
+        for (backend, last) in connections.iter().zip(&mut last) {
+            let now = within(BOUND, "the time", backend.now()).await.expect("the backend tells the time");
+            assert!(*last <= Some(now), "{now} after {last:?}");
+            *last = Some(now);
+        }
+    }
+    let [Some(a), Some(b)] = last else { panic!("both were asked") };
+    assert!(a.since(b).max(b.since(a)) < BOUND, "{a} here and {b} there");
+}

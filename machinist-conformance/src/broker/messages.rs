@@ -1,0 +1,234 @@
+//! Publishing: what goes in comes out, and every answer is true.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use machinist_core::{
+    broker::{HeaderValue, Headers, Message, PublishError, Settle},
+    clock::Timestamp,
+};
+
+use super::{
+    BrokerHarness, consume, depth, drain, expect_empty, fresh_queue, next, number_of, numbered, publish,
+    publish_numbers, to_dead, to_queue, try_publish,
+};
+use crate::{
+    eventually,
+    wait::{BOUND, within},
+};
+
+/// A message with everything that a message can have.
+fn full_message() -> Message {
+    let headers = [
+        ("machinist-text", HeaderValue::from("plain")),
+        ("machinist-utf8", HeaderValue::from("Grüße, 世界 🦀 \" \\ \n")),
+        ("machinist-empty", HeaderValue::from("")),
+        ("machinist-zero", HeaderValue::Int(0)),
+        ("machinist-small", HeaderValue::Int(-1)),
+        ("machinist-least", HeaderValue::Int(i64::MIN)),
+        ("machinist-largest", HeaderValue::Int(i64::MAX)),
+        ("machinist-true", HeaderValue::Bool(true)),
+        ("machinist-false", HeaderValue::Bool(false)),
+        ("machinist-bytes", HeaderValue::Bytes(Bytes::from((0..=255).collect::<Vec<u8>>()))),
+        ("machinist-text-like-bytes", HeaderValue::Bytes(Bytes::from_static(b"text"))),
+        ("machinist-no-bytes", HeaderValue::Bytes(Bytes::new())),
+        ("machinist-long", HeaderValue::from("x".repeat(20_000))),
+        ("traceparent", HeaderValue::from("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")),
+        ("other", HeaderValue::from("not ours")),
+    ];
+    Message {
+        id: Some("task_ü:4e57a8f0".to_owned()),
+        kind: Some("images.resize größer".to_owned()),
+        content_type: Some("application/msgpack".to_owned()),
+        // Whole seconds: AMQP knows no others.
+        timestamp: Some(Timestamp::from_micros(1_763_681_834_000_000)),
+        priority: Some(7),
+        app_id: Some("machinist/0.1".to_owned()),
+        headers: headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Headers>(),
+        body: Bytes::from((0..=255).collect::<Vec<u8>>()),
+    }
+}
+
+/// Every property, every kind of header and every byte survives; what was absent stays absent.
+pub async fn a_message_comes_back_unchanged(harness: &dyn BrokerHarness) {
+    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let bare = Message { body: Bytes::from_static(b"bare"), ..Message::default() };
+    let zero = Message { priority: Some(0), timestamp: Some(Timestamp::from_micros(0)), ..bare.clone() };
+    for message in [full_message(), bare, zero] {
+        publish(&*broker, vec![to_queue(&queue, message.clone())]).await;
+        let mut consumer = consume(&*broker, &[&queue], 1).await;
+        let delivery = next(&mut *consumer).await;
+        assert_eq!(delivery.message, message);
+        assert_eq!(delivery.queue, queue);
+        assert!(!delivery.redelivered, "nobody had it before");
+        delivery.receipt.settle(Settle::Ack).await;
+        consumer.stop().await;
+    }
+}
+
+/// Bodies of 1 MiB and of nothing.
+pub async fn a_body_of_a_mebibyte_and_an_empty_one_come_back(harness: &dyn BrokerHarness) {
+    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let large = Bytes::from((0..1 << 20).map(|at: u32| (at % 251) as u8).collect::<Vec<u8>>());
+    let bodies = [large, Bytes::new()];
+    let message = |body: &Bytes| Message { body: body.clone(), ..full_message() };
+    publish(&*broker, bodies.iter().map(|body| to_queue(&queue, message(body))).collect()).await;
+    let mut consumer = consume(&*broker, &[&queue], 2).await;
+    let (first, second) = (next(&mut *consumer).await, next(&mut *consumer).await);
+    let came: HashSet<Bytes> = [first, second].into_iter().map(|delivery| delivery.message.body).collect();
+    assert!(came == HashSet::from(bodies), "lengths {:?}", came.iter().map(Bytes::len).collect::<Vec<_>>());
+}
+
+/// A task sent before the first worker ever ran is kept.
+pub async fn a_message_is_kept_until_somebody_consumes(harness: &dyn BrokerHarness) {
+    let (sender, queue) = (harness.connect().await, fresh_queue());
+    publish_numbers(&*sender, &queue, 3).await;
+    let worker = harness.connect().await;
+    let mut consumer = consume(&*worker, &[&queue], 10).await;
+    assert_eq!(drain(&mut *consumer, 3).await, [0, 1, 2]);
+}
+
+/// A batch far larger than any window.
+pub async fn a_batch_of_two_thousand_is_confirmed_and_delivered(harness: &dyn BrokerHarness) {
+    let (broker, queue) = (harness.connect().await, fresh_queue());
+    publish_numbers(&*broker, &queue, 2000).await;
+    let mut consumer = consume(&*broker, &[&queue], 200).await;
+    assert_eq!(drain(&mut *consumer, 2000).await, (0..2000).collect::<Vec<_>>());
+    consumer.stop().await;
+    expect_empty(harness, &queue).await;
+}
+
+/// No message, no answer, no wait.
+pub async fn an_empty_batch_has_no_answers(harness: &dyn BrokerHarness) {
+    let broker = harness.connect().await;
+    assert!(try_publish(&*broker, Vec::new()).await.is_empty());
+    assert!(within(BOUND, "a depth", broker.depth(&[])).await.expect("no queue, no fault").is_empty());
+}
+
+/// 64 tasks publish over one connection, to queues of their own and to one that they share.
+pub async fn concurrent_publishers_get_their_own_answers(harness: &dyn BrokerHarness) {
+    const TASKS: usize = 64;
+    const EACH: usize = 10;
+    let (broker, shared) = (harness.connect().await, fresh_queue());
+    let publishers = (0..TASKS).map(|task| {
+        let (broker, shared) = (Arc::clone(&broker), shared.clone());
+        tokio::spawn(async move {
+            for number in 0..EACH {
+                publish(&*broker, vec![to_queue(&shared, numbered(task * EACH + number))]).await;
+            }
+        })
+    });
+    for publisher in publishers.collect::<Vec<_>>() {
+        publisher.await.expect("every publish is confirmed");
+    }
+    let mut consumer = consume(&*broker, &[&shared], 100).await;
+    assert_eq!(drain(&mut *consumer, TASKS * EACH).await, (0..TASKS * EACH).collect::<Vec<_>>());
+}
+
+/// While a queue vanishes under 64 publishers, `Ok` is said of what is queued and of nothing else: each publisher
+/// gets its own answer, not its neighbour's.
+pub async fn only_what_is_queued_is_confirmed_when_a_queue_vanishes(harness: &dyn BrokerHarness) {
+    let (broker, good, bad) = (harness.connect().await, fresh_queue(), fresh_queue());
+    // The adapter has declared both and believes that it need not do it again.
+    publish(&*broker, vec![to_queue(&good, numbered(0)), to_queue(&bad, numbered(0))]).await;
+    if !harness.delete_queue(&bad).await {
+        return;
+    }
+    let publishers = (1..=64).map(|number| {
+        let (broker, queue) = (Arc::clone(&broker), if number % 3 == 0 { bad.clone() } else { good.clone() });
+        tokio::spawn(async move {
+            let answers = try_publish(&*broker, vec![to_queue(&queue, numbered(number))]).await;
+            (number, answers.into_iter().next().expect("one answer"))
+        })
+    });
+    let mut confirmed = [BTreeSet::from([0]), BTreeSet::new()];
+    for publisher in publishers.collect::<Vec<_>>() {
+        let (number, answer) = publisher.await.expect("a publish never panics");
+        match answer {
+            Ok(()) => drop(confirmed[usize::from(number % 3 == 0)].insert(number)),
+            Err(PublishError::Unroutable { queue }) => assert_eq!(queue, bad),
+            Err(other) => panic!("message {number}: {other}"),
+        }
+    }
+    for (queue, confirmed) in [good, bad].iter().zip(confirmed) {
+        let mut consumer = consume(&*broker, &[queue], 100).await;
+        let came = drain(&mut *consumer, confirmed.len()).await;
+        assert_eq!(came, confirmed.into_iter().collect::<Vec<_>>());
+        consumer.stop().await;
+        expect_empty(harness, queue).await;
+    }
+}
+
+/// Dead letters are kept, unchanged, and no consumer of the queue gets them.
+pub async fn dead_letters_are_kept_beside_the_queue(harness: &dyn BrokerHarness) {
+    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let (dead, alive) = (full_message(), numbered(1));
+    publish(&*broker, vec![to_dead(&queue, dead.clone()), to_queue(&queue, alive.clone())]).await;
+    let mut consumer = consume(&*broker, &[&queue], 10).await;
+    assert_eq!(drain(&mut *consumer, 1).await, [1]);
+    consumer.stop().await;
+    expect_empty(harness, &queue).await;
+    assert_eq!(within(BOUND, "the dead letters", harness.dead_letters(&queue)).await, [dead]);
+}
+
+/// Ready messages, dead letters and consumers are counted, and looking changes nothing.
+pub async fn depth_counts_and_consumes_nothing(harness: &dyn BrokerHarness) {
+    let (broker, queue) = (harness.connect().await, fresh_queue());
+    publish_numbers(&*broker, &queue, 3).await;
+    publish(&*broker, vec![to_dead(&queue, numbered(7))]).await;
+    let observer = harness.connect().await;
+    for _ in 0..3 {
+        let counted = eventually(BOUND, async || {
+            let depth = depth(&*observer, &queue).await;
+            depth.ready == Some(3) && depth.dead == Some(1) && matches!(depth.consumers, None | Some(0))
+        });
+        assert!(counted.await, "found {:?}", depth(&*observer, &queue).await);
+    }
+    let mut consumer = consume(&*broker, &[&queue], 10).await;
+    let seen =
+        eventually(BOUND, async || matches!(depth(&*observer, &queue).await.consumers, None | Some(1)));
+    assert!(seen.await, "found {:?}", depth(&*observer, &queue).await);
+    assert_eq!(drain(&mut *consumer, 3).await, [0, 1, 2]);
+    let empty = eventually(BOUND, async || depth(&*observer, &queue).await.ready == Some(0)).await;
+    assert!(empty, "found {:?}", depth(&*observer, &queue).await);
+}
+
+/// A queue that nobody declared is an answer, in its place, and asking does not make it.
+pub async fn depth_of_an_unknown_queue_is_none(harness: &dyn BrokerHarness) {
+    let (broker, known, unknown) = (harness.connect().await, fresh_queue(), fresh_queue());
+    publish_numbers(&*broker, &known, 1).await;
+    for _ in 0..2 {
+        let queues = [unknown.clone(), known.clone(), unknown.clone()];
+        let depths = within(BOUND, "a depth", broker.depth(&queues)).await.expect("an answer for each");
+        assert_eq!(depths.iter().map(|depth| depth.queue.clone()).collect::<Vec<_>>(), queues);
+        let exist: Vec<bool> = depths.iter().map(|depth| depth.ready.is_some()).collect();
+        assert_eq!(exist, [false, true, false]);
+        assert!(depths.iter().all(|depth| depth.dead.unwrap_or(0) == 0), "{depths:?}");
+    }
+    // Asking about a queue that does not exist must not have broken the connection for others.
+    let mut consumer = consume(&*broker, &[&known], 1).await;
+    assert_eq!(drain(&mut *consumer, 1).await, [0]);
+}
+
+/// Where priorities are honoured, what is more urgent overtakes what waits.
+pub async fn larger_priorities_come_sooner(harness: &dyn BrokerHarness) {
+    let (broker, queue) = (harness.connect().await, fresh_queue());
+    if !broker.capabilities().priority {
+        return;
+    }
+    let message = |priority: u8| Message { priority: Some(priority), ..numbered(usize::from(priority)) };
+    publish(&*broker, [0, 9, 5].into_iter().map(|p| to_queue(&queue, message(p))).collect()).await;
+    let mut consumer = consume(&*broker, &[&queue], 1).await;
+    let mut came = Vec::new();
+    for _ in 0..3 {
+        let delivery = next(&mut *consumer).await;
+        came.push(number_of(&delivery.message));
+        delivery.receipt.settle(Settle::Ack).await;
+    }
+    // A broker may know fewer levels than we do: the extremes tell.
+    let place = |number: usize| came.iter().position(|n| *n == number);
+    assert!(place(9) < place(0), "came in the order {came:?}");
+}

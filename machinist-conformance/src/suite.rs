@@ -1,0 +1,180 @@
+//! From a promise to a `#[test]`.
+
+use std::{panic::AssertUnwindSafe, pin::Pin, time::Duration};
+
+use futures_util::FutureExt;
+
+use crate::{BackendHarness, BrokerHarness, within};
+
+/// No promise takes longer to prove, on the slowest machine.
+const LONGEST: Duration = Duration::from_secs(180);
+
+type Proof<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+/// Runs one promise of the broker suite; for the macro.
+pub fn run_broker<H: BrokerHarness>(
+    harness: impl Future<Output = Option<H>>,
+    promise: for<'a> fn(&'a dyn BrokerHarness) -> Proof<'a>,
+) {
+    block_on(async {
+        let Some(harness) = harness.await else { return };
+        let outcome = AssertUnwindSafe(promise(&harness)).catch_unwind().await;
+        harness.clean_up().await;
+        resume(outcome);
+    });
+}
+
+/// Runs one promise of the backend suite; for the macro.
+pub fn run_backend<H: BackendHarness>(
+    harness: impl Future<Output = Option<H>>,
+    promise: for<'a> fn(&'a dyn BackendHarness) -> Proof<'a>,
+) {
+    block_on(async {
+        let Some(harness) = harness.await else { return };
+        let outcome = AssertUnwindSafe(promise(&harness)).catch_unwind().await;
+        harness.clean_up().await;
+        resume(outcome);
+    });
+}
+
+/// A runtime of our own, so that adapters need no test features of tokio. Two threads, because an adapter that
+/// only works on one is broken.
+fn block_on(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a test needs threads");
+    runtime.block_on(within(LONGEST, "this test to end", test));
+    // A task of the adapter that hangs must not hang the tests.
+    runtime.shutdown_timeout(Duration::from_secs(5));
+}
+
+fn resume(outcome: Result<(), Box<dyn std::any::Any + Send>>) {
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Expands to one test per promise of a broker. Takes the path of an `async fn() -> Option<impl BrokerHarness>`;
+/// `None` skips (see [`service_url`](crate::service_url)).
+#[macro_export]
+macro_rules! broker_suite {
+    ($harness:path) => {
+        $crate::__tests! { $harness, run_broker, broker:
+            the_capabilities_are_told
+            a_message_comes_back_unchanged
+            a_body_of_a_mebibyte_and_an_empty_one_come_back
+            a_message_is_kept_until_somebody_consumes
+            a_batch_of_two_thousand_is_confirmed_and_delivered
+            an_empty_batch_has_no_answers
+            concurrent_publishers_get_their_own_answers
+            only_what_is_queued_is_confirmed_when_a_queue_vanishes
+            dead_letters_are_kept_beside_the_queue
+            depth_counts_and_consumes_nothing
+            depth_of_an_unknown_queue_is_none
+            larger_priorities_come_sooner
+            what_was_acked_does_not_come_again
+            a_receipt_that_is_dropped_brings_the_message_again
+            a_requeued_message_comes_again
+            two_consumers_share_a_queue
+            one_consumer_serves_several_queues
+            prefetch_bounds_what_is_unsettled
+            a_dropped_next_loses_nothing
+            stop_hands_back_what_was_not_returned
+            a_dropped_consumer_loses_nothing
+            a_delay_of_nothing_is_none
+            delayed_messages_are_not_early_and_arrive
+            delayed_messages_do_not_wait_for_each_other
+            a_delayed_message_survives_an_interruption
+            a_consumer_survives_an_interruption
+            publishing_works_after_an_interruption
+            publishing_through_interruptions_loses_nothing
+            settling_after_an_interruption_is_lost_and_harmless
+            close_ends_consumers_and_may_be_repeated
+            close_hands_back_what_is_unsettled
+            nothing_is_published_after_close
+            what_was_confirmed_outlives_the_connection
+        }
+    };
+}
+
+/// Expands to one test per promise of a backend. Takes the path of an `async fn() -> Option<impl BackendHarness>`;
+/// `None` skips (see [`service_url`](crate::service_url)).
+#[macro_export]
+macro_rules! backend_suite {
+    ($harness:path) => {
+        $crate::__tests! { $harness, run_backend, backend:
+            the_capabilities_are_told
+            facts_are_written_once_and_the_first_writer_wins
+            unless_refuses_and_returns_the_whole_record
+            equal_or_absent_refuses_another_value_and_writes_back_what_is_missing
+            drop_happens_before_the_write
+            a_refused_commit_changes_nothing
+            a_record_without_facts_does_not_exist
+            commits_of_a_batch_are_answered_and_made_in_order
+            a_commit_may_be_repeated
+            one_of_many_concurrent_commits_wins
+            any_bytes_and_any_names_are_kept
+            a_batch_of_a_thousand_is_written
+            reading_keeps_the_order_and_knows_what_is_missing
+            an_expired_record_is_gone
+            a_new_expiry_replaces_the_old_one
+            an_expiry_that_is_set_stays_where_it_was_asked_to
+            an_expiry_survives_the_drop_of_every_fact_in_the_same_commit
+            a_forgotten_record_leaves_no_expiry_behind
+            a_watch_wakes_on_a_commit_of_another_connection
+            a_wake_up_between_watch_and_the_first_changed_is_kept
+            every_watch_of_a_record_wakes
+            time_agrees_and_never_goes_back
+            a_session_lives_from_open_to_close
+            an_expired_session_never_comes_back_by_renewal
+            a_renewal_prolongs_the_lease
+            a_renewal_returns_records_and_publishes_info
+            sessions_are_listed_with_their_info
+            indexes_are_ordered_and_paged
+            a_note_may_be_repeated_and_moves_its_member
+            indexes_are_apart
+            the_backend_works_after_an_interruption
+            what_was_committed_outlives_the_connection
+            backend_agrees_with_memory
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __tests {
+    ($harness:path, $run:ident, $suite:ident: $($promise:ident)*) => {
+        $(
+            #[test]
+            fn $promise() {
+                $crate::$run($harness(), |harness| ::std::boxed::Box::pin($crate::$suite::$promise(harness)));
+            }
+        )*
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    /// A promise that no macro lists would be proven by nobody.
+    #[test]
+    fn every_promise_is_in_its_suite() {
+        let here = include_str!("suite.rs");
+        let sources = [
+            include_str!("broker/mod.rs"),
+            include_str!("broker/messages.rs"),
+            include_str!("broker/settling.rs"),
+            include_str!("broker/delays.rs"),
+            include_str!("broker/connections.rs"),
+            include_str!("backend/mod.rs"),
+            include_str!("backend/commits.rs"),
+            include_str!("backend/expiry.rs"),
+            include_str!("backend/watching.rs"),
+            include_str!("backend/sessions.rs"),
+            include_str!("backend/indexes.rs"),
+            include_str!("backend/agreement.rs"),
+        ];
+        let promises = sources.iter().flat_map(|source| source.split("\npub async fn ").skip(1));
+        for promise in promises.filter_map(|rest| rest.split('(').next()) {
+            assert!(here.contains(&format!("            {promise}\n")), "{promise} is in no suite");
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Waiting with a bound.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long a test waits for what must happen.
+pub(crate) const BOUND: Duration = Duration::from_secs(10);
+
+/// How long a test waits for what must happen after connections were cut.
+pub(crate) const RECOVERY: Duration = Duration::from_secs(30);
+
+/// Asks again and again until the answer is yes; `false` once `bound` has passed without one.
+///
+/// # Cancel safety
+/// As safe as the question.
+pub async fn eventually(bound: Duration, mut holds: impl AsyncFnMut() -> bool) -> bool {
+    let end = Instant::now() + bound;
+    let mut pause = Duration::from_millis(2);
+    loop {
+        if holds().await {
+            return true;
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// What a future gives, at the latest after `bound`.
+///
+/// # Panics
+/// If it takes longer; the message says `what` was waited for.
+///
+/// # Cancel safety
+/// As safe as the future.
+pub async fn within<T>(bound: Duration, what: &str, future: impl Future<Output = T>) -> T {
+    match timeout(bound, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {bound:?} in vain for {what}"),
+    }
+}

@@ -1,0 +1,161 @@
+//! The adapters in memory are adapters: both suites, and the backend against a naive model.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use machinist_conformance::{BackendHarness, BrokerHarness};
+use machinist_core::{
+    backend::Backend,
+    broker::{Broker, Message},
+    id::QueueName,
+    memory::{MemoryBackend, MemoryBroker},
+};
+
+struct InMemory<T>(T);
+
+#[async_trait]
+impl BrokerHarness for InMemory<MemoryBroker> {
+    async fn connect(&self) -> Arc<dyn Broker> {
+        Arc::new(self.0.connect())
+    }
+
+    async fn interrupt(&self) -> bool {
+        self.0.interrupt();
+        true
+    }
+
+    async fn dead_letters(&self, queue: &QueueName) -> Vec<Message> {
+        self.0.dead_letters(queue)
+    }
+}
+
+#[async_trait]
+impl BackendHarness for InMemory<MemoryBackend> {
+    async fn connect(&self) -> Arc<dyn Backend> {
+        Arc::new(self.0.clone())
+    }
+
+    async fn interrupt(&self) -> bool {
+        false
+    }
+}
+
+async fn broker() -> Option<InMemory<MemoryBroker>> {
+    Some(InMemory(MemoryBroker::new()))
+}
+
+async fn backend() -> Option<InMemory<MemoryBackend>> {
+    Some(InMemory(MemoryBackend::new()))
+}
+
+mod broker_suite {
+    machinist_conformance::broker_suite!(super::broker);
+}
+
+mod backend_suite {
+    machinist_conformance::backend_suite!(super::backend);
+}
+
+mod model {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use machinist_conformance::backend::agreement::{Answer, Change, Step, World, sequences};
+    use machinist_core::{
+        backend::{Committed, Index},
+        memory::MemoryBackend,
+        record::Facts,
+    };
+    use proptest::{prop_assert_eq, proptest};
+
+    /// What the seam's docs say, as plainly as it can be written.
+    #[derive(Default)]
+    struct Model {
+        records: BTreeMap<usize, Facts>,
+        sessions: BTreeSet<usize>,
+        indexes: BTreeMap<Index, BTreeMap<usize, i64>>,
+    }
+
+    impl Model {
+        fn answer(&mut self, step: &Step) -> Answer {
+            match step {
+                Step::Commit(changes) => {
+                    Answer::Committed(changes.iter().map(|change| self.commit(change)).collect())
+                }
+                Step::Read(tasks) => Answer::Records(self.read(tasks)),
+                Step::Open(session) => {
+                    self.sessions.insert(*session);
+                    Answer::Done
+                }
+                Step::Renew(session, tasks) => {
+                    Answer::Renewed(self.sessions.contains(session), self.read(tasks))
+                }
+                Step::Close(session) => {
+                    self.sessions.remove(session);
+                    Answer::Done
+                }
+                Step::Alive(sessions) => {
+                    Answer::Alive(sessions.iter().map(|session| self.sessions.contains(session)).collect())
+                }
+                Step::Note(notes) => {
+                    for (index, member, at) in notes {
+                        let members = self.indexes.entry(*index).or_default();
+                        match at {
+                            Some(at) => members.insert(*member, *at),
+                            None => members.remove(member),
+                        };
+                    }
+                    Answer::Done
+                }
+                Step::List(index, after, limit) => {
+                    let members = self.indexes.entry(*index).or_default();
+                    let mut all: Vec<_> = members.iter().map(|(member, at)| (*at, *member)).collect();
+                    all.sort_unstable();
+                    all.retain(|entry| after.is_none_or(|after| *entry > after));
+                    all.truncate(*limit);
+                    Answer::Listed(all)
+                }
+            }
+        }
+
+        fn read(&self, tasks: &[usize]) -> Vec<Facts> {
+            tasks.iter().map(|task| self.records.get(task).cloned().unwrap_or_default()).collect()
+        }
+
+        fn commit(&mut self, change: &Change) -> Committed {
+            let record = self.records.entry(change.task).or_default();
+            for name in &change.unless {
+                if record.has(name) {
+                    return Committed::Refused(record.clone());
+                }
+            }
+            for (name, value) in &change.equal_or_absent {
+                if record.has(name) && record.get(name) != Some(value) {
+                    return Committed::Refused(record.clone());
+                }
+            }
+            for name in &change.drop {
+                record.remove(name);
+            }
+            for (name, value) in change.equal_or_absent.iter().chain(&change.facts) {
+                if !record.has(name) {
+                    record.put(name.clone(), value.clone());
+                }
+            }
+            Committed::Done
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn memory_does_what_the_docs_say(steps in sequences(40)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            runtime.block_on(async {
+                let (backend, world, mut model) = (MemoryBackend::new(), World::fresh(), Model::default());
+                for step in &steps {
+                    prop_assert_eq!(world.ask(&backend, step).await, model.answer(step), "to {:?}", step);
+                }
+                Ok(())
+            })?;
+        }
+    }
+}
