@@ -35,16 +35,21 @@
 //! # fn main() {}
 //! ```
 //!
+//! [`Proxy`] is how a harness interrupts its own connections on a server that it shares with others;
+//! [`service_url`], [`eventually`] and [`within`] are for an adapter's own tests, too.
+//!
 //! What a suite does not test: speed, and what only one kind of server can do. That belongs to the adapter.
 
 pub mod backend;
 pub mod broker;
+mod proxy;
 mod service;
 mod suite;
 mod wait;
 
 pub use backend::BackendHarness;
 pub use broker::BrokerHarness;
+pub use proxy::Proxy;
 pub use service::service_url;
 #[doc(hidden)]
 pub use suite::{run_backend, run_broker};

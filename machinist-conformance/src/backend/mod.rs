@@ -34,8 +34,9 @@ pub trait BackendHarness: Send + Sync + 'static {
     /// server and the namespace. Panics if that fails.
     async fn connect(&self) -> Arc<dyn Backend>;
 
-    /// Cuts every connection that [`connect`](Self::connect) made, without a word to the adapter, and returns once
-    /// they are cut. `false` where there is nothing to cut; the promises about it are then not tested.
+    /// Cuts every connection that [`connect`](Self::connect) made, without a word to the adapter
+    /// ([`Proxy::cut`](crate::Proxy::cut)). `false` where there is nothing to cut; the promises about it are then
+    /// not tested.
     async fn interrupt(&self) -> bool;
 
     /// Called at the end of each test, whatever became of it: delete what it left on the server.

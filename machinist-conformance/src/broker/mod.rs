@@ -32,8 +32,9 @@ pub trait BrokerHarness: Send + Sync + 'static {
     /// server. Panics if that fails.
     async fn connect(&self) -> Arc<dyn Broker>;
 
-    /// Cuts every connection that [`connect`](Self::connect) made, without a word to the adapter, and returns once
-    /// they are cut. `false` where there is nothing to cut; the promises about it are then not tested.
+    /// Cuts every connection that [`connect`](Self::connect) made, without a word to the adapter
+    /// ([`Proxy::cut`](crate::Proxy::cut)). `false` where there is nothing to cut; the promises about it are then
+    /// not tested.
     async fn interrupt(&self) -> bool;
 
     /// The dead letters of a queue, from the oldest. May consume them.
