@@ -138,6 +138,17 @@ impl Envelope {
         })
     }
 
+    /// A message that is not understood, to be offered again; and for how long it has not been.
+    pub(crate) fn still_unknown(message: &Message, now: Timestamp) -> (Message, Duration) {
+        let since = match message.headers.get(header::UNKNOWN_SINCE).and_then(HeaderValue::as_int) {
+            Some(micros) => Timestamp::from_micros(micros),
+            None => now,
+        };
+        let mut later = message.clone();
+        later.headers.insert(header::UNKNOWN_SINCE.to_owned(), since.as_micros().into());
+        (later, now.since(since))
+    }
+
     /// Reads the body.
     pub(crate) fn decode(&self) -> Result<Body, BoxError> {
         let codec = Codec::of(&self.content_type)
@@ -213,6 +224,7 @@ impl Envelope {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DeadReason {
     Undecodable,
+    WrongQueue,
     Unregistered,
     Malformed,
     Failed,
@@ -225,6 +237,7 @@ impl DeadReason {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Undecodable => "undecodable",
+            Self::WrongQueue => "wrong-queue",
             Self::Unregistered => "unregistered",
             Self::Malformed => "malformed",
             Self::Failed => "failed",

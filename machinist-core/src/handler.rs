@@ -20,6 +20,12 @@ pub type HandlerFuture = Pin<Box<dyn Future<Output = Result<Results, TaskError>>
 pub trait DynHandler: Send + Sync + 'static {
     /// Runs the task once.
     fn call(&self, cx: TaskContext, args: Vec<Arg>) -> HandlerFuture;
+
+    /// Whether dropping the future ends the run. Not so for a function on the blocking pool: it runs on, and
+    /// its task must not be handed to anybody else meanwhile.
+    fn stops_when_dropped(&self) -> bool {
+        true
+    }
 }
 
 impl<F, Fut> DynHandler for F

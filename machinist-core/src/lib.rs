@@ -2,9 +2,11 @@
 //!
 //! This crate knows no network: brokers and backends are behind two seams, [`broker`] and [`backend`].
 
+mod app;
 pub mod args;
 pub mod backend;
 pub mod broker;
+mod client;
 pub mod clock;
 mod codec;
 mod context;
@@ -14,14 +16,23 @@ pub mod error;
 pub mod handler;
 pub mod id;
 pub mod memory;
+mod middleware;
 pub mod record;
+mod result;
 mod retry;
 mod signature;
+mod trace;
+pub mod worker;
 
+pub use app::{App, AppBuilder};
 pub use args::{Arg, Results};
+pub use client::Client;
 pub use codec::Codec;
 pub use context::TaskContext;
 pub use error::{ResultError, SendError, TaskError};
 pub use id::{QueueName, TaskId, TaskName};
+pub use middleware::{Middleware, Next, PublishHook};
+pub use result::AsyncResult;
 pub use retry::{Backoff, RetryPolicy};
 pub use signature::Signature;
+pub use worker::{Worker, WorkerBuilder};

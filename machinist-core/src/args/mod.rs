@@ -24,3 +24,6 @@ pub struct Arg {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Results(pub Vec<Arg>);
+pub trait FromResults: Sized {
+    fn from_results(results: Results) -> Result<Self, String>;
+}

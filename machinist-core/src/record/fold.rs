@@ -191,6 +191,7 @@ fn history(facts: &Facts, attempt: u32) -> Option<Attempt> {
 }
 
 /// The state alone.
+#[cfg(test)]
 pub(crate) fn state_of(facts: &Facts) -> State {
     state(facts, &Attempts::of(facts))
 }

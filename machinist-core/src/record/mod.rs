@@ -21,6 +21,7 @@ pub use fold::{Attempt, Record, State, fold};
 pub use kind::FailureKind;
 
 pub(crate) use facts::{Counters, json, name};
+#[cfg(test)]
 pub(crate) use fold::state_of;
 pub(crate) use start::{Held, Meaning, Standing, Starting, UNENDED, judge};
 pub(crate) use verdict::{

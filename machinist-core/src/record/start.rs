@@ -87,10 +87,7 @@ impl Starting {
 
     /// The next start after those that the record holds.
     fn next(&self, facts: &Facts, newest: u32, now: Timestamp) -> (Commit, Held) {
-        let known: Vec<_> = (1..=newest)
-            .map(|start| name::start(self.attempt, start))
-            .filter_map(|name| facts.get(&name).map(|value| (name.clone(), value.clone())))
-            .collect();
+        let known = known_starts(facts, self.attempt, newest);
         let greatest = (1..=newest)
             .filter_map(|start| facts.read::<Start>(&name::start(self.attempt, start)))
             .map(|start| start.token)
@@ -192,20 +189,37 @@ impl Held {
         if facts.has(name::END) || facts.has(&name::retried(self.attempt)) {
             return Standing::Over;
         }
-        match Attempts::of(facts).newest_start(self.attempt) {
-            Some(start) if start > self.start => Standing::TakenOver,
-            Some(start)
-                if start == self.start
-                    && facts
-                        .read::<Start>(&name::start(self.attempt, start))
-                        .is_some_and(|s| s.run != self.run) =>
-            {
-                Standing::TakenOver
-            }
-            Some(start) if start == self.start => Standing::Mine,
+        match self.newest(facts) {
+            Some((_, start)) if start.run == self.run => Standing::Mine,
+            Some((newest, _)) if newest >= self.start => Standing::TakenOver,
             _ => Standing::Forgotten,
         }
     }
+
+    /// What this run holds after it was adopted into a new session behind its own back (the renewal runs beside
+    /// it); `None` if it holds nothing newer.
+    pub(crate) fn caught_up(&self, facts: &Facts) -> Option<Self> {
+        let (newest, start) = self.newest(facts)?;
+        (start.run == self.run && newest > self.start).then(|| Self {
+            start: newest,
+            token: start.token,
+            starts: known_starts(facts, self.attempt, newest),
+            ..self.clone()
+        })
+    }
+
+    fn newest(&self, facts: &Facts) -> Option<(u32, Start)> {
+        let newest = Attempts::of(facts).newest_start(self.attempt)?;
+        Some((newest, facts.read(&name::start(self.attempt, newest))?))
+    }
+}
+
+/// The starts of an attempt as the record has them.
+fn known_starts(facts: &Facts, attempt: u32, newest: u32) -> Vec<(FactName, Bytes)> {
+    (1..=newest)
+        .map(|start| name::start(attempt, start))
+        .filter_map(|name| facts.get(&name).map(|value| (name.clone(), value.clone())))
+        .collect()
 }
 
 /// How a record sees a run that is under way.
@@ -248,10 +262,7 @@ pub(crate) fn judge(
     if holder.run == asking.run {
         let mut held = asking.held(newest, 0, Vec::new(), now);
         held.token = holder.token;
-        held.starts = (1..=newest)
-            .map(|start| name::start(asking.attempt, start))
-            .filter_map(|name| facts.get(&name).map(|value| (name.clone(), value.clone())))
-            .collect();
+        held.starts = known_starts(facts, asking.attempt, newest);
         return Meaning::Run(held);
     }
     let free = facts.has(&name::returned(asking.attempt, newest)) || gone(&holder.session, &holder.run);

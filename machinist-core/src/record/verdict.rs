@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{
     FailureKind,
-    facts::{Counters, End, EndVerdict, ErrorText, Facts, Origin, Retried, Start, json, name},
+    facts::{Counters, End, EndVerdict, ErrorText, Facts, Origin, Retried, json, name},
     fold::Attempts,
     start::{Held, UNENDED},
 };
@@ -236,17 +236,6 @@ pub(crate) fn is_mine(facts: &Facts, held: &Held, verdict: &Verdict) -> bool {
         _ => facts.read::<End>(name::END).and_then(|end| end.origin),
     };
     origin.is_some_and(|origin| origin.run == held.run)
-}
-
-/// The greatest fencing token that a record knows of one attempt.
-#[cfg(test)]
-pub(crate) fn greatest_token(facts: &Facts, attempt: u32) -> u64 {
-    let newest = Attempts::of(facts).newest_start(attempt).unwrap_or(0);
-    (1..=newest)
-        .filter_map(|start| facts.read::<Start>(&name::start(attempt, start)))
-        .map(|start| start.token)
-        .max()
-        .unwrap_or(0)
 }
 
 /// What a verdict demands once it is recorded.

@@ -1,0 +1,210 @@
+//! Sending signatures, so that *Ok* means what it says: the broker has them.
+
+use bytes::Bytes;
+
+use crate::{
+    app::App,
+    args::Results,
+    backend::{Commit, Expiry},
+    broker::{Publish, PublishError, Target},
+    envelope::{Body, Envelope},
+    error::SendError,
+    id::{QueueName, TaskId, TaskName},
+    record::{self, Counters, name},
+    result::AsyncResult,
+    signature::{Parts, Signature},
+    trace::TraceContext,
+};
+
+/// Sends signatures. Cheap to clone; share one per process.
+#[derive(Debug, Clone)]
+pub struct Client {
+    app: App,
+}
+
+/// A signature that is ready to go: the message, and the sender's facts.
+struct Ready {
+    envelope: Envelope,
+    publish: Publish,
+    facts: Commit,
+}
+
+impl Client {
+    pub(crate) fn new(app: App) -> Self {
+        Self { app }
+    }
+
+    /// Sends a signature. `Ok` means that the broker has confirmed it: stored and in its queue.
+    ///
+    /// Sending the same signature again (after [`PublishError::Unknown`], say) is safe: it keeps its id, and
+    /// runs once.
+    ///
+    /// # Errors
+    /// [`SendError`]. After an error that is not [`SendError::is_unknown`] the task is certainly not queued.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the task either queued or not; sending the signature again is safe.
+    pub async fn send<R>(&self, signature: Signature<R>) -> Result<AsyncResult<R>, SendError> {
+        let mut sent = self.send_all(vec![signature]).await;
+        // INVARIANT: one answer for each signature.
+        sent.pop().expect("one answer")
+    }
+
+    /// Sends many signatures at once, confirmed together: one answer for each, in their order.
+    ///
+    /// # Errors
+    /// One signature's error says nothing about its neighbours.
+    ///
+    /// # Cancel safety
+    /// As [`send`](Self::send), for each of them.
+    pub async fn send_all<R>(&self, signatures: Vec<Signature<R>>) -> Vec<Result<AsyncResult<R>, SendError>> {
+        let trace = TraceContext::current();
+        let mut answers = Vec::with_capacity(signatures.len());
+        let mut batch = Vec::with_capacity(signatures.len());
+        let mut facts = Vec::with_capacity(signatures.len());
+        for signature in signatures {
+            answers.push(self.prepare(signature.parts, &trace).map(|ready| {
+                batch.push(ready.publish);
+                facts.push(ready.facts);
+                ready.envelope.id
+            }));
+        }
+        let app = &self.app.0;
+        let (published, recorded) = tokio::join!(app.broker.publish(batch), app.backend.commit(facts));
+        // The order of the two does not matter, and a record that could not be written does not undo a
+        // confirmed message: to its sender a missing record reads as pending.
+        if let Some(error) = recorded.iter().find_map(|written| written.as_ref().err()) {
+            tracing::warn!(%error, "the backend did not take the sender's part of a record");
+        }
+        let mut published = published.into_iter();
+        let mut unsent = Vec::new();
+        let results = answers
+            .into_iter()
+            .map(|answer| {
+                let id = answer?;
+                match published.next() {
+                    Some(Ok(())) => Ok(AsyncResult::sent(self.app.clone(), id)),
+                    Some(Err(source)) => {
+                        if source.is_certain() {
+                            unsent.push(forget(&id));
+                        }
+                        Err(SendError::Publish { id, source })
+                    }
+                    None => Err(SendError::Publish {
+                        id,
+                        source: PublishError::Unknown("the broker adapter gave no answer".into()),
+                    }),
+                }
+            })
+            .collect();
+        if !unsent.is_empty() {
+            for error in app.backend.commit(unsent).await.into_iter().filter_map(Result::err) {
+                tracing::warn!(%error, "the record of a task that was not sent remains as PENDING");
+            }
+        }
+        results
+    }
+
+    /// The result of a task that was sent earlier, perhaps by another process.
+    pub fn result(&self, id: TaskId) -> AsyncResult<Results> {
+        self.app.result(id)
+    }
+
+    /// Checks a signature and writes it down.
+    fn prepare(&self, mut parts: Parts, trace: &TraceContext) -> Result<Ready, SendError> {
+        let app = &self.app.0;
+        let now = app.clock.now();
+        let queue = match parts.queue {
+            Some(queue) => QueueName::parse(&queue)?,
+            None => app.default_queue.clone(),
+        };
+        let due = parts.when.at(now);
+        let eta = (due > now).then_some(due);
+        let expires = parts.expires.map(|when| when.at(now));
+        if let Some(expires) = expires.filter(|expires| *expires <= due.max(now)) {
+            return Err(SendError::Invalid(format!(
+                "task {}: it expires at {expires}, before it may start at {}",
+                parts.id,
+                due.max(now)
+            )));
+        }
+        if let Some(priority) = parts.priority.filter(|p| *p > 9) {
+            return Err(SendError::Invalid(format!(
+                "task {}: priority {priority} is not in 0 to 9",
+                parts.id
+            )));
+        }
+        for hook in &app.hooks {
+            hook.before_publish(&parts.id, &parts.name, &mut parts.headers);
+        }
+        let name = TaskName::parse(&parts.name)?;
+        let body = Body {
+            args: parts.args,
+            retry: parts.retry,
+            timeout_ms: parts.timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+            headers: parts.headers,
+        };
+        let body = app
+            .codec
+            .encode(&body)
+            .map_err(|error| SendError::Invalid(format!("task {}: {error}", parts.id)))?;
+        let envelope = Envelope {
+            id: parts.id,
+            name,
+            queue: queue.clone(),
+            attempt: 1,
+            generation: 0,
+            eta,
+            expires,
+            issued: now,
+            counters: Counters::default(),
+            token: 0,
+            unknown_since: None,
+            traceparent: Some(trace.parent.clone()),
+            tracestate: trace.state.clone(),
+            priority: parts.priority,
+            content_type: app.codec.content_type().to_owned(),
+            body,
+        };
+        let publish =
+            Publish { target: Target::Queue(queue), message: envelope.message(), delay: due.since(now) };
+        let facts = sender_facts(&envelope);
+        Ok(Ready { envelope, publish, facts })
+    }
+}
+
+/// What a sender writes: the same values whoever writes them.
+fn sender_facts(envelope: &Envelope) -> Commit {
+    let text = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+    let mut commit = Commit::new(envelope.id.clone());
+    commit.facts = vec![
+        (name::TASK.to_owned(), text(envelope.name.as_str())),
+        (name::QUEUE.to_owned(), text(envelope.queue.as_str())),
+        (name::SENT.to_owned(), record::json(&envelope.issued)),
+    ];
+    if let Some(trace) = &envelope.traceparent {
+        commit.facts.push((name::TRACE.to_owned(), text(trace)));
+    }
+    for (name, instant) in [(name::ETA, envelope.eta), (name::EXPIRES, envelope.expires)] {
+        if let Some(instant) = instant {
+            commit.facts.push((name.to_owned(), record::json(&instant)));
+        }
+    }
+    let waits = envelope.eta.map_or(std::time::Duration::ZERO, |eta| eta.since(envelope.issued));
+    commit.expiry = Expiry::AfterUnlessSet(waits + record::UNENDED);
+    commit
+}
+
+/// Takes the sender's facts out again, if nobody has added to them: so that sending again is clean.
+fn forget(id: &TaskId) -> Commit {
+    let mut commit = Commit::new(id.clone());
+    commit.unless = vec![
+        name::END.to_owned(),
+        name::REVOKED.to_owned(),
+        name::received(1),
+        name::start(1, 1),
+        name::guard(1, 1),
+    ];
+    commit.drop = name::OF_SENDER.map(str::to_owned).to_vec();
+    commit
+}

@@ -1,0 +1,204 @@
+//! Asking for the outcome of a task, and waiting for it.
+//!
+//! Waiting is a push: the backend wakes whoever watches a record. A wake-up may be missed, so a waiter also looks
+//! by itself now and then; that is the safety net, not the way.
+
+use std::{fmt, marker::PhantomData, time::Duration};
+
+use serde::{Serialize, Serializer};
+use tokio::time::Instant;
+
+use crate::{
+    app::App,
+    args::{FromResults, Results},
+    error::ResultError,
+    id::TaskId,
+    record::{Record, State, fold},
+};
+
+/// How often a waiter looks without having been woken.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// The result of a task, now or later; `R` is what it is read as.
+///
+/// It can be stored: it serializes as the task's id, and [`Client::result`](crate::Client::result) opens it
+/// again, in any process.
+pub struct AsyncResult<R = Results> {
+    app: App,
+    id: TaskId,
+    /// This process has the broker's word that the task was sent, so a missing record means *pending*.
+    sent: bool,
+    result: PhantomData<fn() -> R>,
+}
+
+impl<R> AsyncResult<R> {
+    pub(crate) fn sent(app: App, id: TaskId) -> Self {
+        Self { app, id, sent: true, result: PhantomData }
+    }
+
+    /// The task's id.
+    pub fn id(&self) -> &TaskId {
+        &self.id
+    }
+
+    /// Reads the result as something else.
+    pub fn typed<T>(self) -> AsyncResult<T> {
+        AsyncResult { app: self.app, id: self.id, sent: self.sent, result: PhantomData }
+    }
+
+    /// Where the task is in its life.
+    ///
+    /// # Errors
+    /// [`ResultError::Unknown`], [`ResultError::Backend`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn state(&self) -> Result<State, ResultError> {
+        match self.record().await {
+            Ok(record) => Ok(record.state),
+            Err(ResultError::Unknown { .. }) if self.sent => Ok(State::Pending),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Everything that is known about the task.
+    ///
+    /// # Errors
+    /// [`ResultError::Unknown`] where there is no record, [`ResultError::Backend`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn record(&self) -> Result<Record, ResultError> {
+        self.read().await?.ok_or_else(|| ResultError::Unknown { id: self.id.clone() })
+    }
+
+    /// Waits until the record may have changed from `seen`, at most `limit`, and reads it: for those who show
+    /// a task's progress. Returns at once if it differs from `seen` already.
+    ///
+    /// # Errors
+    /// As [`record`](Self::record).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn changed(&self, seen: Option<&Record>, limit: Duration) -> Result<Record, ResultError> {
+        let mut watch = self.app.backend().watch(&self.id).await?;
+        let deadline = Instant::now() + limit;
+        loop {
+            let record = self.read().await?;
+            if record.as_ref() != seen || Instant::now() >= deadline {
+                return record.ok_or_else(|| ResultError::Unknown { id: self.id.clone() });
+            }
+            let look = deadline.min(Instant::now() + LOOK);
+            let _woken_or_looking = tokio::time::timeout_at(look, watch.changed()).await;
+        }
+    }
+
+    /// The record in its final state.
+    ///
+    /// # Errors
+    /// [`ResultError::Timeout`], [`ResultError::Unknown`], [`ResultError::Backend`] if the backend cannot be
+    /// asked at the end of the time (it may come back before).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn wait_record(&self, limit: Duration) -> Result<Record, ResultError> {
+        let deadline = Instant::now() + limit;
+        let mut watch = None;
+        loop {
+            let asked = self.look(&mut watch, deadline).await;
+            match asked {
+                Ok(Some(record)) if record.state.is_final() => return Ok(record),
+                Ok(None) if !self.sent => return Err(ResultError::Unknown { id: self.id.clone() }),
+                Ok(_) if Instant::now() >= deadline => {
+                    return Err(ResultError::Timeout { id: self.id.clone(), waited: limit });
+                }
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
+            let next = deadline.min(Instant::now() + LOOK);
+            match &mut watch {
+                Some(watch) => drop(tokio::time::timeout_at(next, watch.changed()).await),
+                None => tokio::time::sleep_until(next.min(Instant::now() + LOOK / 4)).await,
+            }
+        }
+    }
+
+    /// Reads once; begins to watch before, so that nothing that comes after is missed.
+    async fn look(
+        &self,
+        watch: &mut Option<crate::backend::Watch>,
+        deadline: Instant,
+    ) -> Result<Option<Record>, ResultError> {
+        let all = async {
+            if watch.is_none() {
+                *watch = Some(self.app.backend().watch(&self.id).await?);
+            }
+            self.read().await
+        };
+        // A little longer than the deadline: the last look should have a chance to answer.
+        let limit = deadline + Duration::from_millis(500);
+        match tokio::time::timeout_at(limit, all).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ResultError::Backend(crate::backend::BackendError::Unavailable(
+                "it did not answer in time".into(),
+            ))),
+        }
+    }
+
+    async fn read(&self) -> Result<Option<Record>, ResultError> {
+        let facts = self.app.backend().read(std::slice::from_ref(&self.id)).await?;
+        Ok(facts.first().and_then(|facts| fold(&self.id, facts)))
+    }
+}
+
+impl AsyncResult<Results> {
+    pub(crate) fn reopened(app: App, id: TaskId) -> Self {
+        Self { app, id, sent: false, result: PhantomData }
+    }
+}
+
+impl<R: FromResults> AsyncResult<R> {
+    /// Waits for the end of the task and returns what it returned.
+    ///
+    /// # Errors
+    /// [`ResultError`]: not ended in time, failed, unknown, undecodable and an unreachable backend are told
+    /// apart. After [`ResultError::Timeout`] the task goes on, and waiting again is fine.
+    ///
+    /// # Cancel safety
+    /// Safe: a dropped future leaves the task as it is.
+    pub async fn wait(&self, limit: Duration) -> Result<R, ResultError> {
+        let record = self.wait_record(limit).await?;
+        let error = record.error.unwrap_or_default();
+        match record.results {
+            Some(results) => R::from_results(results).map_err(|reason| ResultError::Undecodable {
+                id: self.id.clone(),
+                reason: reason.to_string(),
+            }),
+            None => Err(ResultError::Failed {
+                id: self.id.clone(),
+                kind: record.kind.unwrap_or(crate::record::FailureKind::Error),
+                message: error.message().to_owned(),
+                chain: error.chain,
+            }),
+        }
+    }
+}
+
+impl<R> Clone for AsyncResult<R> {
+    fn clone(&self) -> Self {
+        Self { app: self.app.clone(), id: self.id.clone(), sent: self.sent, result: PhantomData }
+    }
+}
+
+impl<R> fmt::Debug for AsyncResult<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AsyncResult").field(&self.id).finish()
+    }
+}
+
+/// As the task's id.
+impl<R> Serialize for AsyncResult<R> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.id.serialize(to)
+    }
+}

@@ -1,0 +1,289 @@
+//! What a worker is made of, checked before it starts.
+
+use std::{
+    any::TypeId,
+    collections::{BTreeSet, HashMap},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::Semaphore;
+
+use super::{
+    Stages, Worker,
+    processor::{Registration, Tally, TaskProcessor},
+    session::{Lease, Sessions},
+    steady::Steady,
+};
+use crate::{
+    app::App,
+    context::StateMap,
+    handler::DynHandler,
+    id::{QueueName, TaskName},
+    middleware::Middleware,
+    retry::{Backoff, RetryPolicy},
+};
+
+/// How long running handlers may go on when the worker is told to stop.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// How one task is run where its signature does not say.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TaskOptions {
+    pub(super) retry: Option<RetryPolicy>,
+    pub(super) timeout: Option<Duration>,
+}
+
+impl TaskOptions {
+    /// No retries and no time limit.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Tries the task again up to so many times when it fails.
+    #[must_use]
+    pub fn retries(mut self, max_retries: u32) -> Self {
+        self.retry.get_or_insert_default().max_retries = max_retries;
+        self
+    }
+
+    /// Waits so before a retry.
+    #[must_use]
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.retry.get_or_insert_default().backoff = backoff;
+        self
+    }
+
+    /// The whole retry policy at once.
+    #[must_use]
+    pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {
+        self.retry = Some(policy);
+        self
+    }
+
+    /// Ends a run that takes longer than this: FAILURE/timeout.
+    #[must_use]
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = Some(limit);
+        self
+    }
+}
+
+/// Why a worker cannot be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// A queue or task name is not allowed.
+    #[error(transparent)]
+    Name(#[from] crate::id::InvalidName),
+    /// Two handlers were registered for one name.
+    #[error("task {0:?} is registered twice")]
+    Twice(String),
+    /// Options were given for a task that was not registered.
+    #[error("options were given for task {0:?}, which is not registered")]
+    NoSuchTask(String),
+    /// A handler asks for a `State<T>` that was not registered: add `.state(value)` to the builder.
+    #[error("task {task:?} takes State<{missing}>, which was not registered: add .state(…) of that type")]
+    MissingState {
+        /// The task.
+        task: String,
+        /// The type of the missing value.
+        missing: &'static str,
+    },
+    /// A number that must not be zero is.
+    #[error("{0} must be at least 1")]
+    Zero(&'static str),
+}
+
+/// Makes a [`Worker`]. Everything is checked in [`build`](Self::build).
+#[must_use]
+pub struct WorkerBuilder {
+    app: App,
+    name: Option<String>,
+    queues: Vec<String>,
+    concurrency: usize,
+    look_ahead: Option<usize>,
+    grace: Duration,
+    lease: Lease,
+    tasks: Vec<(String, Arc<dyn DynHandler>, Vec<(TypeId, &'static str)>)>,
+    options: Vec<(String, TaskOptions)>,
+    middleware: Vec<Arc<dyn Middleware>>,
+    state: StateMap,
+}
+
+impl WorkerBuilder {
+    pub(super) fn new(app: App) -> Self {
+        Self {
+            app,
+            name: None,
+            queues: Vec::new(),
+            concurrency: 16,
+            look_ahead: None,
+            grace: GRACE,
+            lease: Lease::DEFAULT,
+            tasks: Vec::new(),
+            options: Vec::new(),
+            middleware: Vec::new(),
+            state: StateMap::default(),
+        }
+    }
+
+    /// What it is called in records and listings; `HOST-PID` unless set.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Takes tasks from this queue, besides others. The application's default queue unless any is named.
+    pub fn queue(mut self, queue: impl Into<String>) -> Self {
+        self.queues.push(queue.into());
+        self
+    }
+
+    /// How many handlers run at once; 16 unless set.
+    pub fn concurrency(mut self, handlers: usize) -> Self {
+        self.concurrency = handlers;
+        self
+    }
+
+    /// How many deliveries are held beyond those that run, so that a free slot finds work; 8 or half of the
+    /// concurrency unless set. 0 is right for queues of slow tasks: what is held here cannot run elsewhere.
+    pub fn look_ahead(mut self, deliveries: usize) -> Self {
+        self.look_ahead = Some(deliveries);
+        self
+    }
+
+    /// How long running handlers may go on when the worker is told to stop; 20 s unless set.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// How long this worker counts as alive without a word from it; 15 s unless set. What it ran is taken over
+    /// by others about one and a half of this after its death.
+    pub fn session_lease(mut self, lease: Duration) -> Self {
+        self.lease = Lease::new(lease);
+        self
+    }
+
+    /// Registers a handler whose arguments are not known to the compiler.
+    pub fn task_dyn(self, name: impl Into<String>, handler: impl DynHandler) -> Self {
+        self.register(name.into(), Arc::new(handler), Vec::new())
+    }
+
+    /// How a registered task is run where its signature does not say.
+    pub fn options(mut self, task: impl Into<String>, options: TaskOptions) -> Self {
+        self.options.push((task.into(), options));
+        self
+    }
+
+    /// Puts something around all handlers, inside what was put there before.
+    pub fn middleware(mut self, middleware: impl Middleware) -> Self {
+        self.middleware.push(Arc::new(middleware));
+        self
+    }
+
+    /// A value that handlers can take as `State<T>`; one for each type.
+    pub fn state<T: Clone + Send + Sync + 'static>(mut self, value: T) -> Self {
+        self.state.insert(value);
+        self
+    }
+
+    fn register(
+        mut self,
+        name: String,
+        handler: Arc<dyn DynHandler>,
+        requires: Vec<(TypeId, &'static str)>,
+    ) -> Self {
+        self.tasks.push((name, handler, requires));
+        self
+    }
+
+    /// Checks everything and makes the worker.
+    ///
+    /// # Errors
+    /// [`BuildError`] names what is wrong.
+    pub fn build(self) -> Result<Worker, BuildError> {
+        for (what, number) in [("concurrency", self.concurrency), ("session_lease", self.lease.millis())] {
+            if number == 0 {
+                return Err(BuildError::Zero(what));
+            }
+        }
+        let mut queues =
+            self.queues.iter().map(|q| QueueName::parse(q)).collect::<Result<BTreeSet<_>, _>>()?;
+        if queues.is_empty() {
+            queues.insert(self.app.default_queue().clone());
+        }
+        let mut tasks = HashMap::new();
+        for (name, handler, requires) in self.tasks {
+            if let Some((_, missing)) = requires.iter().find(|(id, _)| !self.state.has(*id)) {
+                return Err(BuildError::MissingState { task: name, missing });
+            }
+            let registration = Registration { handler, options: TaskOptions::default() };
+            if tasks.insert(TaskName::parse(&name)?, registration).is_some() {
+                return Err(BuildError::Twice(name));
+            }
+        }
+        for (name, options) in self.options {
+            let task = TaskName::parse(&name)?;
+            tasks.get_mut(&task).ok_or(BuildError::NoSuchTask(name))?.options = options;
+        }
+        let look_ahead = self.look_ahead.unwrap_or((self.concurrency / 2).max(8));
+        let prefetch = u16::try_from(self.concurrency + look_ahead).unwrap_or(u16::MAX);
+        let name = self.name.unwrap_or_else(default_name);
+        let queues: Vec<_> = queues.into_iter().collect();
+        let about = about(&name, &queues, self.concurrency, &self.app);
+        let stages = Stages::default();
+        let processor = TaskProcessor {
+            sessions: Sessions::new(self.app.clone(), self.lease, about),
+            steady: Steady::new(self.app.clone(), stages.clone()),
+            app: self.app,
+            name,
+            tasks,
+            middleware: self.middleware.into(),
+            state: Arc::new(self.state),
+            slots: Arc::new(Semaphore::new(self.concurrency)),
+            stages: stages.clone(),
+            tally: Tally::default(),
+        };
+        Ok(Worker { processor: Arc::new(processor), queues, prefetch, grace: self.grace, stages })
+    }
+}
+
+/// What a worker tells about itself with every renewal of its session.
+fn about(
+    name: &str,
+    queues: &[QueueName],
+    concurrency: usize,
+    app: &App,
+) -> serde_json::Map<String, serde_json::Value> {
+    let queues: Vec<_> = queues.iter().map(ToString::to_string).collect();
+    let about = serde_json::json!({
+        "worker": name,
+        "pid": std::process::id(),
+        "queues": queues,
+        "concurrency": concurrency,
+        "since": app.clock().now(),
+    });
+    match about {
+        serde_json::Value::Object(about) => about,
+        _ => serde_json::Map::new(),
+    }
+}
+
+/// `HOST-PID`, as far as they are known.
+fn default_name() -> String {
+    let host = std::fs::read_to_string("/etc/hostname")
+        .ok()
+        .or_else(|| std::env::var("HOSTNAME").ok())
+        .map(|host| host.trim().to_owned())
+        .filter(|host| !host.is_empty());
+    format!("{}-{}", host.as_deref().unwrap_or("worker"), std::process::id())
+}
+
+impl fmt::Debug for WorkerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerBuilder").field("queues", &self.queues).finish_non_exhaustive()
+    }
+}

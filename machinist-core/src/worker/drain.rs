@@ -1,0 +1,89 @@
+//! The stages of an end: drain, cancel, leave.
+//!
+//! Each signal goes one stage further, so that a person who is in a hurry can say so, and nothing is lost at any
+//! stage: what is cut off is handed back.
+
+use std::time::Duration;
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{CANCELLED, LEAVING};
+
+/// The stages of a worker's end. Cheap to clone; clones share the stage.
+#[derive(Debug, Clone, Default)]
+pub struct Stages {
+    /// Take nothing more; hand back what has not started.
+    drain: CancellationToken,
+    /// Fire the cancellation of what runs.
+    cancel: CancellationToken,
+    /// Cut off what still runs and hand it back.
+    leave: CancellationToken,
+}
+
+impl Stages {
+    /// Goes to the next stage: drain, then cancel what runs, then leave at once.
+    pub fn advance(&self) {
+        if !self.drain.is_cancelled() {
+            self.drain.cancel();
+        } else if !self.cancel.is_cancelled() {
+            self.cancel.cancel();
+        } else {
+            self.leave.cancel();
+        }
+    }
+
+    pub(super) fn drain(&self) {
+        self.drain.cancel();
+    }
+
+    /// Completes when nothing more is to be taken or started.
+    pub(super) async fn reached_drain(&self) {
+        self.drain.cancelled().await;
+    }
+
+    /// Completes when what runs is to end.
+    pub(super) async fn reached_cancel(&self) {
+        self.cancel.cancelled().await;
+    }
+
+    /// Completes when what runs is to be cut off.
+    pub(super) async fn reached_leave(&self) {
+        self.leave.cancelled().await;
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.drain.is_cancelled()
+    }
+}
+
+/// What a worker left when it stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// Runs that were cut off and handed back: they run again elsewhere.
+    pub handed_back: u64,
+    /// Deliveries that could not be finished or handed back in time: the broker delivers them again.
+    pub unfinished: u64,
+}
+
+impl Drained {
+    /// Whether everything that had started also ended.
+    pub const fn is_clean(self) -> bool {
+        self.handed_back == 0 && self.unfinished == 0
+    }
+}
+
+/// Waits for the end of all that runs, one stage after the other.
+pub(super) async fn wait_through(tracker: &TaskTracker, stages: &Stages, grace: Duration) {
+    tokio::select! {
+        () = tracker.wait() => return,
+        () = tokio::time::sleep(grace) => stages.cancel.cancel(),
+        () = stages.reached_cancel() => {}
+    }
+    tokio::select! {
+        () = tracker.wait() => return,
+        () = tokio::time::sleep(CANCELLED) => stages.leave.cancel(),
+        () = stages.reached_leave() => {}
+    }
+    // What does not even settle now is left to the broker and to the expiry of the session.
+    let _in_time = tokio::time::timeout(LEAVING, tracker.wait()).await;
+}

@@ -1,0 +1,182 @@
+//! The worker: takes deliveries, runs handlers, and loses nothing on the way.
+//!
+//! | file | duty |
+//! |---|---|
+//! | `builder` | what a worker is made of, checked before it starts |
+//! | `processor` | one delivery from its arrival to its settlement |
+//! | `run` | one call of a handler: time limit, panic, cancellation |
+//! | `session` | this process's lease on what it runs, and what it knows about other leases |
+//! | `guard` | copies that come back later: guards, postponements, messages that came too early |
+//! | `steady` | the patience with which backend and broker are asked |
+//! | `drain` | the stages of an end |
+
+mod builder;
+mod drain;
+mod guard;
+mod processor;
+mod run;
+mod session;
+mod steady;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio_util::task::TaskTracker;
+
+pub use builder::{BuildError, TaskOptions, WorkerBuilder};
+pub use drain::{Drained, Stages};
+
+use crate::{
+    app::App,
+    backend::{BackendError, Index, Note},
+    broker::{BrokerError, Consume, Consumer},
+    id::QueueName,
+};
+use processor::TaskProcessor;
+
+/// How long handlers have to end after their cancellation was fired, before they are cut off.
+const CANCELLED: Duration = Duration::from_secs(5);
+/// How long settling may take when all is cut off.
+const LEAVING: Duration = Duration::from_secs(2);
+
+/// Runs tasks from queues, until it is told to stop.
+///
+/// # Examples
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use machinist_core::{App, TaskDef, TaskError, Worker, memory::{MemoryBackend, MemoryBroker}};
+/// use std::{sync::Arc, time::Duration};
+///
+/// const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+///
+/// async fn add(a: i64, b: i64) -> Result<i64, TaskError> {
+///     Ok(a + b)
+/// }
+///
+/// let app = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new())).build().await?;
+/// let worker = Worker::builder(&app).queue("math").task(ADD, add).build()?;
+///
+/// let sum = app.client().send(ADD.call((2, 3)).queue("math")).await?;
+/// let asked = async { sum.wait(Duration::from_secs(30)).await };
+/// let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+/// let (five, drained) = tokio::join!(
+///     async { let five = asked.await; drop(stop); five },
+///     worker.run_until(async { drop(stopped.await) }),
+/// );
+/// assert_eq!(five?, 5);
+/// assert!(drained?.is_clean());
+/// # Ok(())
+/// # }
+/// ```
+pub struct Worker {
+    processor: Arc<TaskProcessor>,
+    queues: Vec<QueueName>,
+    prefetch: u16,
+    grace: Duration,
+    stages: Stages,
+}
+
+/// Why a worker could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkerError {
+    /// The backend did not open a session.
+    #[error("the worker could not open its session in the backend")]
+    Backend(#[from] BackendError),
+    /// The broker did not confirm the subscription.
+    #[error("the worker could not subscribe to its queues")]
+    Broker(#[from] BrokerError),
+}
+
+impl Worker {
+    /// A worker for this application.
+    pub fn builder(app: &App) -> WorkerBuilder {
+        WorkerBuilder::new(app.clone())
+    }
+
+    /// The worker's name.
+    pub fn name(&self) -> &str {
+        self.processor.worker_name()
+    }
+
+    /// The stages of its end, to be advanced from elsewhere (a second signal).
+    pub fn stages(&self) -> Stages {
+        self.stages.clone()
+    }
+
+    /// Works until `shutdown` completes, then drains: takes nothing more, hands back what has not started, gives
+    /// running handlers the grace period, then fires their cancellation, then hands back what they hold.
+    ///
+    /// Once it runs it does not fail: a broker or backend that goes away is waited for.
+    ///
+    /// # Errors
+    /// [`WorkerError`] if broker or backend cannot be reached at the start.
+    ///
+    /// # Cancel safety
+    /// Dropped in the middle, it ends like a process that was killed: nothing is lost, unfinished tasks are run
+    /// again elsewhere when the session has expired.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<Drained, WorkerError> {
+        let Self { processor, queues, prefetch, grace, stages } = self;
+        processor.sessions.open().await?;
+        let renewing = tokio::spawn(session::keep(Arc::clone(&processor)));
+        let _abort = AbortOnDrop(renewing);
+        let mut consumer =
+            processor.app.broker().consume(Consume { queues: queues.clone(), prefetch }).await?;
+        remember_queues(&processor.app, &queues).await;
+        tracing::info!(worker = processor.worker_name(), queues = ?queues, "ready");
+        let tracker = TaskTracker::new();
+        tokio::select! {
+            () = work(&processor, consumer.as_mut(), &tracker) => {}
+            () = shutdown => stages.advance(),
+            () = stages.reached_drain() => {}
+        }
+        stages.drain();
+        tracing::info!(running = processor.sessions.running(), "draining");
+        consumer.stop().await;
+        tracker.close();
+        drain::wait_through(&tracker, &stages, grace).await;
+        let drained = processor.drained();
+        if drained.unfinished == 0 {
+            processor.sessions.close().await;
+        }
+        tracing::info!(?drained, "stopped");
+        Ok(drained)
+    }
+}
+
+/// Takes deliveries for ever, each into a task of its own. Ends only when the broker was closed.
+async fn work(processor: &Arc<TaskProcessor>, consumer: &mut dyn Consumer, tracker: &TaskTracker) {
+    loop {
+        // While the backend is away nothing is taken: what is held stays unacknowledged, and prefetch bounds it.
+        processor.steady.backend_is_there().await;
+        let Some(delivery) = consumer.next().await else { return };
+        tracker.spawn(Arc::clone(processor).process(delivery));
+    }
+}
+
+/// So that `machinist queues` finds them: AMQP cannot list queues.
+async fn remember_queues(app: &App, queues: &[QueueName]) {
+    let at = app.clock().now();
+    let note = |queue: &QueueName| Note::Put { index: Index::Queues, at, member: queue.to_string() };
+    if let Err(error) = app.backend().note(queues.iter().map(note).collect()).await {
+        tracing::debug!(%error, "the queues could not be listed in the backend");
+    }
+}
+
+/// A background duty ends with the worker, however the worker ends.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("name", &self.name())
+            .field("queues", &self.queues)
+            .finish_non_exhaustive()
+    }
+}

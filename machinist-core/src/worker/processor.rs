@@ -1,0 +1,712 @@
+//! One delivery, from its arrival to its settlement.
+//!
+//! The order is the promise: open, start, run, decide, record, follow, settle. Recording is the commit point; the
+//! acknowledgement is last, so a crash between any two steps repeats work from the message and never loses it.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::Instrument;
+
+use super::{
+    Drained, Stages, TaskOptions,
+    guard::absence,
+    run::{self, Ended},
+    session::{Cancelled, Registered, Sessions},
+    steady::{Leaving, Steady, Unpublished},
+};
+use crate::{
+    app::App,
+    backend::{Commit, Committed, Expiry, Index, Note},
+    broker::{Delivery, Message, Publish, PublishError, Receipt, Settle, Settled, Target},
+    clock::Timestamp,
+    context::{Run, StateMap, TaskContext},
+    envelope::{Body, DeadReason, Envelope, Unreadable, dead_letter},
+    error::TaskError,
+    handler::DynHandler,
+    id::{QueueName, TaskName},
+    middleware::{Middleware, Next},
+    record::{
+        Counters, ErrorText, Facts, FailureKind, FollowUp, Held, Meaning, Outcome, Starting, UNENDED,
+        Verdict, decide, end_by_anybody, follows, is_mine, judge, name, owed, record,
+    },
+    retry::RetryPolicy,
+    trace::TraceContext,
+};
+
+/// What comes no more than this too early is waited for here, instead of riding again.
+const NEARLY_DUE: Duration = Duration::from_millis(20);
+/// Waiting longer than this for a slot is written down (state RECEIVED).
+const SLOT_PATIENCE: Duration = Duration::from_millis(100);
+/// After these waits a delivery of a busy task becomes a guard.
+const BUSY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
+/// A delivery is not held longer than this: half of RabbitMQ's default `consumer_timeout`.
+const LONGEST_HOLD: Duration = Duration::from_secs(15 * 60);
+/// How long workers may not know a task: a rolling deploy must lose nothing.
+const UNKNOWN_PATIENCE: Duration = Duration::from_secs(3600);
+/// Bounds of the wait before an unknown task is offered again.
+const UNKNOWN_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// A task that this worker knows.
+pub(super) struct Registration {
+    pub(super) handler: Arc<dyn DynHandler>,
+    pub(super) options: TaskOptions,
+}
+
+/// Takes deliveries through the protocol.
+pub(super) struct TaskProcessor {
+    pub(super) app: App,
+    pub(super) name: String,
+    pub(super) tasks: HashMap<TaskName, Registration>,
+    pub(super) middleware: Arc<[Arc<dyn Middleware>]>,
+    pub(super) state: Arc<StateMap>,
+    pub(super) slots: Arc<Semaphore>,
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) steady: Arc<Steady>,
+    pub(super) stages: Stages,
+    pub(super) tally: Tally,
+}
+
+/// What happened to deliveries, for the end of the worker.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    arrived: AtomicU64,
+    settled: AtomicU64,
+    handed_back: AtomicU64,
+}
+
+/// How a delivery is to be settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// All that it demands is done.
+    Ack,
+    /// It has not been run: somebody else may.
+    HandBack,
+    /// Unknown, or not finished in time: say nothing; the broker delivers it again.
+    Leave,
+}
+
+impl From<Leaving> for Ending {
+    fn from(Leaving: Leaving) -> Self {
+        Self::Leave
+    }
+}
+
+/// What asking for a start came to.
+enum Asked {
+    Started(Held),
+    /// A live session holds the task.
+    Busy,
+    Settle(Ending),
+}
+
+/// The message in hand, and the duty to settle it, until a guard has taken over.
+struct Holding {
+    envelope: Envelope,
+    receipt: Option<Box<dyn Receipt>>,
+}
+
+impl TaskProcessor {
+    pub(super) fn worker_name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.app.clock().now()
+    }
+
+    pub(super) fn drained(&self) -> Drained {
+        let Tally { arrived, settled, handed_back } = &self.tally;
+        Drained {
+            handed_back: handed_back.load(Ordering::Relaxed),
+            unfinished: arrived.load(Ordering::Relaxed).saturating_sub(settled.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// Takes one delivery from its arrival to its settlement.
+    pub(super) async fn process(self: Arc<Self>, delivery: Delivery) {
+        self.tally.arrived.fetch_add(1, Ordering::Relaxed);
+        let Delivery { queue, message, receipt, .. } = delivery;
+        let (ending, receipt) = match Envelope::read(&message) {
+            Ok(envelope) if envelope.queue == queue => {
+                let mut holding = Holding { envelope, receipt: Some(receipt) };
+                let ending = Box::pin(self.work(&mut holding)).await;
+                (ending, holding.receipt)
+            }
+            Ok(envelope) => {
+                let error = format!("it was sent to queue {}", envelope.queue);
+                (self.bury_foreign(&queue, &message, DeadReason::WrongQueue, &error).await, Some(receipt))
+            }
+            Err(Unreadable::Header(error)) => {
+                (self.bury_foreign(&queue, &message, DeadReason::Undecodable, &error).await, Some(receipt))
+            }
+            Err(error @ Unreadable::Version(_)) => {
+                let ending = self.postpone(&queue, &message, &error.to_string()).await;
+                (ending, Some(receipt))
+            }
+        };
+        self.settle(ending, receipt).await;
+    }
+
+    async fn settle(&self, ending: Ending, receipt: Option<Box<dyn Receipt>>) {
+        let how = match ending {
+            Ending::Ack => Settle::Ack,
+            Ending::HandBack => Settle::Requeue,
+            Ending::Leave => return,
+        };
+        if let Some(receipt) = receipt
+            && receipt.settle(how).await == Settled::Lost
+        {
+            tracing::debug!("a delivery could not be settled: it comes again, and its record tells");
+        }
+        self.tally.settled.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Everything between opening and settling.
+    async fn work(&self, holding: &mut Holding) -> Ending {
+        let received_at = self.now();
+        if let Some(ending) = self.too_early_or_too_late(&holding.envelope).await {
+            return ending;
+        }
+        let Some(task) = self.tasks.get(&holding.envelope.name) else {
+            return self.unknown_task(&holding.envelope).await;
+        };
+        let mut busy_waits = BUSY_WAITS.iter();
+        loop {
+            let slot = match self.slot(&holding.envelope, received_at).await {
+                Ok(slot) => slot,
+                Err(ending) => return ending,
+            };
+            let registered = self.sessions.register(&holding.envelope.id);
+            match self.start(&holding.envelope, &registered, received_at).await {
+                Asked::Settle(ending) => return ending,
+                Asked::Started(held) => match self.run(holding, task, held, &registered, slot).await {
+                    Some(ending) => return ending,
+                    // Another run holds the attempt now: treat the delivery as if it had just arrived.
+                    None => continue,
+                },
+                Asked::Busy => drop((slot, registered)),
+            }
+            match busy_waits.next() {
+                Some(wait) => tokio::select! {
+                    () = tokio::time::sleep(*wait) => {}
+                    () = self.stages.reached_drain() => return Ending::HandBack,
+                },
+                None => return self.become_guard(&holding.envelope).await,
+            }
+        }
+    }
+
+    /// Not yet due: ride again. Expired: end it. Neither: `None`.
+    async fn too_early_or_too_late(&self, envelope: &Envelope) -> Option<Ending> {
+        let now = self.now();
+        let early = envelope.eta.map_or(Duration::ZERO, |eta| eta.since(now));
+        if early > NEARLY_DUE {
+            return Some(settled_by(&self.publish_later(envelope, early).await));
+        }
+        tokio::time::sleep(early).await;
+        match envelope.expires {
+            Some(expires) if envelope.attempt == 1 && expires < self.now() => {
+                let error = format!("not started before {expires}");
+                // Refused without an outcome: it was started in time, and this is another delivery of it.
+                self.end_as_read(envelope, Facts::new(), FailureKind::Expired, &error).await
+            }
+            _ => None,
+        }
+    }
+
+    /// A free slot; meanwhile the worker may drain, and the wait may become known.
+    async fn slot(
+        &self,
+        envelope: &Envelope,
+        received_at: Timestamp,
+    ) -> Result<OwnedSemaphorePermit, Ending> {
+        if self.stages.is_draining() {
+            return Err(Ending::HandBack);
+        }
+        let waiting = Arc::clone(&self.slots).acquire_owned();
+        tokio::pin!(waiting);
+        let taken = tokio::select! {
+            taken = &mut waiting => taken,
+            () = self.stages.reached_drain() => return Err(Ending::HandBack),
+            () = tokio::time::sleep(SLOT_PATIENCE) => {
+                self.say_received(envelope, received_at).await?;
+                tokio::select! {
+                    taken = &mut waiting => taken,
+                    () = self.stages.reached_drain() => return Err(Ending::HandBack),
+                    () = tokio::time::sleep(LONGEST_HOLD) => return Err(self.become_guard(envelope).await),
+                }
+            }
+        };
+        // The semaphore is never closed; if it were, nothing may start any more.
+        taken.map_err(|_closed| Ending::HandBack)
+    }
+
+    async fn say_received(&self, envelope: &Envelope, received_at: Timestamp) -> Result<(), Ending> {
+        let mut commit = Commit::new(envelope.id.clone());
+        commit.unless = vec![name::END.to_owned()];
+        commit.facts = vec![(name::received(envelope.attempt), crate::record::json(&received_at))];
+        commit.expiry = Expiry::AfterUnlessSet(UNENDED);
+        commit.wake = true;
+        self.steady.commit(&commit).await?;
+        Ok(())
+    }
+
+    /// Asks for the start, and for what it means where it is refused.
+    async fn start(&self, envelope: &Envelope, registered: &Registered, received_at: Timestamp) -> Asked {
+        let asking = Starting {
+            id: envelope.id.clone(),
+            attempt: envelope.attempt,
+            generation: envelope.generation,
+            run: registered.run.clone(),
+            session: tokio::select! {
+                session = self.sessions.alive() => session,
+                () = self.stages.reached_leave() => return Asked::Settle(Ending::Leave),
+            },
+            worker: self.name.clone(),
+            received_at,
+            token: envelope.token,
+        };
+        let (mut commit, mut held) = asking.first(self.now());
+        loop {
+            let facts = match self.steady.commit(&commit).await {
+                Ok(Committed::Done) => {
+                    registered.hold(held.clone());
+                    return Asked::Started(held);
+                }
+                Ok(Committed::Refused(facts)) => facts,
+                Err(Leaving) => return Asked::Settle(Ending::Leave),
+            };
+            let gone = |session: &_, run: &_| self.sessions.is_gone(session, run);
+            match judge(&facts, &asking, gone, self.now()) {
+                Meaning::Run(mine) => {
+                    registered.hold(mine.clone());
+                    return Asked::Started(mine);
+                }
+                Meaning::Over(follow_up) => {
+                    return Asked::Settle(self.follow(envelope, &follow_up).await);
+                }
+                Meaning::Superseded => return Asked::Settle(Ending::Ack),
+                Meaning::Revoked => {
+                    let ended = self.end_as_read(envelope, facts, FailureKind::Revoked, "revoked").await;
+                    return ended.map_or(Asked::Busy, Asked::Settle);
+                }
+                Meaning::Busy(session) => {
+                    self.sessions.wonder(&session);
+                    return Asked::Busy;
+                }
+                Meaning::TakeOver(next) => (commit, held) = *next,
+            }
+        }
+    }
+
+    /// Runs the handler and takes its outcome through decide, record and follow. `None`: another run holds the
+    /// attempt now.
+    async fn run(
+        &self,
+        holding: &mut Holding,
+        task: &Registration,
+        held: Held,
+        registered: &Registered,
+        slot: OwnedSemaphorePermit,
+    ) -> Option<Ending> {
+        let started = tokio::time::Instant::now();
+        let span = self.span(&holding.envelope, &held);
+        let body = holding.envelope.decode();
+        let (policy, decoded) = match body {
+            Ok(body) => {
+                let policy = body.retry.clone().or_else(|| task.options.retry.clone()).unwrap_or_default();
+                (policy, Ok(body))
+            }
+            Err(error) => (RetryPolicy::default(), Err(error)),
+        };
+        let cx = self.context(&holding.envelope, &held, registered, decoded.as_ref().ok());
+        let outcome = match decoded {
+            Ok(body) => {
+                let ended = self.call(holding, task, body, cx.clone()).instrument(span.clone()).await;
+                // Slots bound what handlers do at once; recording their outcomes needs none.
+                drop(slot);
+                match self.outcome(ended, registered) {
+                    Ok(outcome) => outcome,
+                    Err(NoOutcome::Superseded) => return self.superseded(holding),
+                    Err(NoOutcome::HandBack) => {
+                        return Some(self.hand_back(holding, registered, &held).await);
+                    }
+                    Err(NoOutcome::Unstoppable) => return Some(Ending::Leave),
+                }
+            }
+            Err(error) => Outcome::Failed(TaskError::malformed(error)),
+        };
+        let now = self.now();
+        let verdict = decide(outcome, &policy, holding.envelope.counters, now, rand::random());
+        log(&span, &verdict, started.elapsed());
+        self.record(holding, registered, &verdict, cx.take_log(), now).await
+    }
+
+    /// Calls the handler. If that takes long, a guard takes over from the delivery meanwhile.
+    async fn call(&self, holding: &mut Holding, task: &Registration, body: Body, cx: TaskContext) -> Ended {
+        let limit = body.timeout().or(task.options.timeout);
+        let next = Next::outermost(Arc::clone(&self.middleware), Arc::clone(&task.handler));
+        let trace = TraceContext {
+            parent: holding.envelope.traceparent.clone().unwrap_or_default(),
+            state: holding.envelope.tracestate.clone(),
+        };
+        let stoppable = task.handler.stops_when_dropped();
+        let running = run::call(next, cx.clone(), body.args, limit, stoppable, &self.stages);
+        let running = trace.scope(running);
+        let fire_when_cancelled = async {
+            self.stages.reached_cancel().await;
+            cx.cancellation().cancel();
+            std::future::pending().await
+        };
+        let guard = async {
+            self.guard_when_long(holding).await;
+            std::future::pending().await
+        };
+        tokio::select! {
+            ended = running => ended,
+            ended = fire_when_cancelled => ended,
+            ended = guard => ended,
+        }
+    }
+
+    /// After half the time for which a broker lets a delivery be held, publishes a guard and settles it.
+    async fn guard_when_long(&self, holding: &mut Holding) {
+        tokio::time::sleep(LONGEST_HOLD).await;
+        match self.publish_guard(&holding.envelope, absence(holding.envelope.generation)).await {
+            Ok(guard) => {
+                holding.envelope = guard;
+                if let Some(receipt) = holding.receipt.take() {
+                    receipt.settle(Settle::Ack).await;
+                }
+            }
+            Err(unpublished) => {
+                tracing::warn!(?unpublished, id = %holding.envelope.id, "no guard was published; the broker may deliver the task again");
+            }
+        }
+    }
+
+    /// What a run's end means.
+    fn outcome(&self, ended: Ended, registered: &Registered) -> Result<Outcome, NoOutcome> {
+        let told = registered.cancel.is_cancelled();
+        match (ended, registered.why()) {
+            // The effect did happen: a success counts whatever else was wanted.
+            (Ended::Itself(outcome @ Outcome::Returned(_)), _) => Ok(outcome),
+            (_, Some(Cancelled::Superseded)) => Err(NoOutcome::Superseded),
+            (_, Some(Cancelled::Revoked)) => Ok(Outcome::Revoked),
+            (Ended::Unstoppable, None) => Err(NoOutcome::Unstoppable),
+            // Told to end by the shutdown, it ended without an outcome.
+            (_, None) if told => Err(NoOutcome::HandBack),
+            (Ended::Itself(outcome), None) => Ok(outcome),
+            (Ended::CutOff, None) => Err(NoOutcome::HandBack),
+        }
+    }
+
+    /// Commits the verdict, and does what it demands. `None`: another run holds the attempt now.
+    async fn record(
+        &self,
+        holding: &mut Holding,
+        registered: &Registered,
+        verdict: &Verdict,
+        log: String,
+        now: Timestamp,
+    ) -> Option<Ending> {
+        let mut held = registered.held()?;
+        loop {
+            let commit = record(&held, verdict, log.clone(), now, self.app.0.results_ttl);
+            let facts = match self.steady.commit(&commit).await {
+                Ok(Committed::Done) => break,
+                Ok(Committed::Refused(facts)) => facts,
+                Err(Leaving) => return Some(Ending::Leave),
+            };
+            if is_mine(&facts, &held, verdict) {
+                break;
+            }
+            if let Some(follow_up) = owed(&facts, held.attempt) {
+                return Some(self.follow(&holding.envelope, &follow_up).await);
+            }
+            match held.caught_up(&facts) {
+                Some(adopted) => held = adopted,
+                None => return self.superseded(holding),
+            }
+        }
+        Some(self.follow(&holding.envelope, &follows(verdict, &held)).await)
+    }
+
+    /// What this run says does not count. Whoever holds the delivery asks anew; who does not is done.
+    fn superseded(&self, holding: &Holding) -> Option<Ending> {
+        tracing::warn!(id = %holding.envelope.id, "another run has taken this task over: its outcome here does not count");
+        if holding.receipt.is_some() { None } else { Some(Ending::Ack) }
+    }
+
+    /// Says that this start is over without an outcome, so that nobody waits for our session.
+    async fn hand_back(&self, holding: &Holding, registered: &Registered, held: &Held) -> Ending {
+        self.tally.handed_back.fetch_add(1, Ordering::Relaxed);
+        let held = registered.held().unwrap_or_else(|| held.clone());
+        if let Err(Leaving) = self.commit_once(&held.hand_back()).await {
+            return Ending::Leave;
+        }
+        if holding.receipt.is_none() {
+            // The delivery became a guard: its next generation goes straight to the queue.
+            let guard = holding.envelope.next_guard(self.now());
+            let target = Target::Queue(guard.queue.clone());
+            let publish = Publish { target, message: guard.message(), delay: Duration::ZERO };
+            if self.app.broker().publish(vec![publish]).await.iter().any(Result::is_err) {
+                return Ending::Leave;
+            }
+        }
+        Ending::HandBack
+    }
+
+    /// One try, when all others have left: a hand-back that fails is left to the expiry of the session.
+    async fn commit_once(&self, commit: &Commit) -> Result<(), Leaving> {
+        let answer = self.app.backend().commit(vec![commit.clone()]);
+        match tokio::time::timeout(super::LEAVING, answer).await {
+            Ok(answers) if answers.iter().all(Result::is_ok) => Ok(()),
+            _ => Err(Leaving),
+        }
+    }
+
+    /// Does what a recorded outcome demands, then says so.
+    async fn follow(&self, envelope: &Envelope, follow_up: &FollowUp) -> Ending {
+        let published = match follow_up {
+            FollowUp::Nothing => return Ending::Ack,
+            FollowUp::NextRun { due, counters, token } => {
+                self.publish_next(envelope, *due, *counters, *token).await
+            }
+            FollowUp::DeadLetter { attempt, kind, error } => {
+                let dead_id = format!("{}.{attempt}", envelope.id);
+                self.bury(&envelope.queue, &envelope.message(), &dead_id, DeadReason::of(*kind), error).await
+            }
+        };
+        match published {
+            Ok(()) => {}
+            Err(Unpublished::Leaving) => return Ending::Leave,
+            Err(Unpublished::Never(error)) => return self.never_runs_again(envelope, &error).await,
+        }
+        if let Some(done) = follow_up.done(&envelope.id, envelope.attempt)
+            && self.steady.commit(&done).await.is_err()
+        {
+            return Ending::Leave;
+        }
+        Ending::Ack
+    }
+
+    async fn publish_next(
+        &self,
+        envelope: &Envelope,
+        due: Timestamp,
+        counters: Counters,
+        token: u64,
+    ) -> Result<(), Unpublished> {
+        let next = envelope.next_attempt(due, counters, token);
+        self.publish_later(&next, due.since(self.now())).await
+    }
+
+    /// A next run that can never be queued: the task ends here, visibly.
+    async fn never_runs_again(&self, envelope: &Envelope, error: &PublishError) -> Ending {
+        let error = format!("its next run could not be queued: {error}");
+        tracing::error!(id = %envelope.id, error, "a task ends because its message cannot be published");
+        let next = Envelope { attempt: envelope.attempt.saturating_add(1), ..envelope.clone() };
+        let ended = Box::pin(self.end_as_read(&next, Facts::new(), FailureKind::Unroutable, &error)).await;
+        // Refused without an outcome: the next run is under way after all.
+        ended.unwrap_or(Ending::Ack)
+    }
+
+    /// A task that no handler here is for: offered again for an hour, then ended.
+    async fn unknown_task(&self, envelope: &Envelope) -> Ending {
+        let facts = match self.steady.read(&envelope.id).await {
+            Ok(facts) => facts,
+            Err(leaving) => return leaving.into(),
+        };
+        if let Some(follow_up) = owed(&facts, envelope.attempt) {
+            return self.follow(envelope, &follow_up).await;
+        }
+        let now = self.now();
+        let since = envelope.unknown_since.unwrap_or(now);
+        let waited = now.since(since);
+        let error = format!("no worker of queue {} knows the task {}", envelope.queue, envelope.name);
+        if waited >= UNKNOWN_PATIENCE {
+            return match self.end_as_read(envelope, facts, FailureKind::Unregistered, &error).await {
+                Some(ending) => ending,
+                // A worker that knows the task runs it; a guard comes back to see.
+                None => self.become_guard(envelope).await,
+            };
+        }
+        tracing::warn!(id = %envelope.id, "{error}: offered again for {:?}", UNKNOWN_PATIENCE.saturating_sub(waited));
+        let later = Envelope { unknown_since: Some(since), ..envelope.clone() };
+        settled_by(&self.publish_later(&later, unknown_wait(waited)).await)
+    }
+
+    /// A message that a newer program may understand: offered again for an hour, then buried.
+    async fn postpone(&self, queue: &QueueName, message: &Message, error: &str) -> Ending {
+        let (later, waited) = Envelope::still_unknown(message, self.now());
+        if waited >= UNKNOWN_PATIENCE {
+            return self.bury_foreign(queue, message, DeadReason::Undecodable, error).await;
+        }
+        let target = Target::Queue(queue.clone());
+        match self.steady.publish(&Publish { target, message: later, delay: unknown_wait(waited) }).await {
+            Ok(()) => Ending::Ack,
+            Err(Unpublished::Leaving) => Ending::Leave,
+            Err(Unpublished::Never(_)) => {
+                self.bury_foreign(queue, message, DeadReason::Undecodable, error).await
+            }
+        }
+    }
+
+    /// A delivery that would stay too long goes, and a copy comes back later.
+    async fn become_guard(&self, envelope: &Envelope) -> Ending {
+        settled_by(&self.publish_guard(envelope, absence(envelope.generation)).await)
+    }
+
+    /// Ends a task that is not run and whose record is as read. Where it has changed meanwhile, what it says
+    /// holds; `None` if it says that the task was started.
+    async fn end_as_read(
+        &self,
+        envelope: &Envelope,
+        facts: Facts,
+        kind: FailureKind,
+        error: &str,
+    ) -> Option<Ending> {
+        let (now, ttl) = (self.now(), self.app.0.results_ttl);
+        let commit =
+            end_by_anybody(&envelope.id, &facts, envelope.attempt, kind, ErrorText::from(error), now, ttl);
+        let facts = match self.steady.commit(&commit).await {
+            Ok(Committed::Done) => commit.facts.into_iter().collect(),
+            Ok(Committed::Refused(facts)) => facts,
+            Err(leaving) => return Some(leaving.into()),
+        };
+        let follow_up = owed(&facts, envelope.attempt)?;
+        Some(self.follow(envelope, &follow_up).await)
+    }
+
+    /// Publishes a dead letter. That it cannot be is said, and does not keep the task from ending.
+    async fn bury(
+        &self,
+        queue: &QueueName,
+        message: &Message,
+        dead_id: &str,
+        reason: DeadReason,
+        error: &ErrorText,
+    ) -> Result<(), Unpublished> {
+        let at = self.now();
+        let publish = Publish {
+            target: Target::DeadLetters(queue.clone()),
+            message: dead_letter(message, dead_id, reason, error, at),
+            delay: Duration::ZERO,
+        };
+        match self.steady.publish(&publish).await {
+            Ok(()) => {}
+            Err(Unpublished::Never(error)) => {
+                tracing::error!(dead_id, %error, "a dead letter cannot be published and is dropped; its record stays");
+                return Ok(());
+            }
+            Err(leaving) => return Err(leaving),
+        }
+        let note = Note::Put { index: Index::DeadLetters, at, member: format!("{queue} {dead_id}") };
+        if let Err(error) = self.app.backend().note(vec![note]).await {
+            tracing::debug!(%error, "a dead letter was not indexed; whoever lists them finds it in its queue");
+        }
+        Ok(())
+    }
+
+    /// Buries a message that claims nothing we may believe: no record is written.
+    async fn bury_foreign(
+        &self,
+        queue: &QueueName,
+        message: &Message,
+        reason: DeadReason,
+        error: &str,
+    ) -> Ending {
+        let dead_id = uuid::Uuid::new_v4().to_string();
+        tracing::warn!(%queue, dead_id, error, "a message became a dead letter ({})", reason.as_str());
+        match self.bury(queue, message, &dead_id, reason, &ErrorText::from(error)).await {
+            Ok(()) => Ending::Ack,
+            Err(_) => Ending::Leave,
+        }
+    }
+
+    fn context(
+        &self,
+        envelope: &Envelope,
+        held: &Held,
+        registered: &Registered,
+        body: Option<&Body>,
+    ) -> TaskContext {
+        TaskContext::new(Run {
+            id: envelope.id.clone(),
+            name: envelope.name.clone(),
+            queue: envelope.queue.clone(),
+            attempt: held.attempt,
+            token: held.token,
+            headers: body.map(|body| body.headers.clone()).unwrap_or_default(),
+            cancel: registered.cancel.clone(),
+            state: Arc::clone(&self.state),
+            log: Mutex::default(),
+        })
+    }
+
+    fn span(&self, envelope: &Envelope, held: &Held) -> tracing::Span {
+        let span = tracing::info_span!(
+            "task",
+            id = %envelope.id,
+            name = %envelope.name,
+            queue = %envelope.queue,
+            attempt = held.attempt,
+            otel.kind = "consumer",
+        );
+        if let Some(parent) = &envelope.traceparent {
+            TraceContext { parent: parent.clone(), state: envelope.tracestate.clone() }.adopt(&span);
+        }
+        span
+    }
+}
+
+/// Why a run has no outcome.
+#[derive(Debug, Clone, Copy)]
+enum NoOutcome {
+    Superseded,
+    HandBack,
+    Unstoppable,
+}
+
+/// A delivery goes when its copy is in the broker. A copy that cannot be published leaves the delivery
+/// unsettled: the broker keeps it, and gives it out again.
+fn settled_by<T>(published: &Result<T, Unpublished>) -> Ending {
+    match published {
+        Ok(_) => Ending::Ack,
+        Err(Unpublished::Leaving) => Ending::Leave,
+        Err(Unpublished::Never(error)) => {
+            tracing::error!(%error, "a copy of a message cannot be published; its delivery stays unsettled");
+            Ending::Leave
+        }
+    }
+}
+
+/// A sixth of the time that has passed, so that a short deploy costs little and a long one few messages.
+fn unknown_wait(waited: Duration) -> Duration {
+    (waited / 6).clamp(UNKNOWN_WAIT.0, UNKNOWN_WAIT.1)
+}
+
+/// One line for each run. Arguments and results are not logged: they belong to the user.
+fn log(span: &tracing::Span, verdict: &Verdict, took: Duration) {
+    let _entered = span.enter();
+    match verdict {
+        Verdict::Success(_) => tracing::debug!(?took, "SUCCESS"),
+        Verdict::Retry { due, error, .. } => tracing::warn!(?took, %due, error = error.message(), "RETRY"),
+        Verdict::Failure { kind, error } => tracing::error!(?took, %kind, error = error.message(), "FAILURE"),
+    }
+}
+
+impl std::fmt::Debug for TaskProcessor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TaskProcessor").field("worker", &self.name).finish_non_exhaustive()
+    }
+}

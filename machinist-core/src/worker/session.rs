@@ -1,0 +1,384 @@
+//! This process's lease on what it runs, and what it knows about the leases of others.
+//!
+//! One session per worker, not one lease per task. A session that has expired never comes back: a worker that finds
+//! its own gone opens a new one and adopts what it runs. A task of another session is taken over only after two
+//! looks, some time apart, on a backend that answered all the while, found that session gone; so after an outage
+//! of the backend the owners come first.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::processor::TaskProcessor;
+use crate::{
+    app::App,
+    backend::{BackendError, Committed},
+    id::{RunId, SessionId, TaskId},
+    record::{Facts, Held, Standing, name},
+};
+
+/// The leases of a worker, as shares of one duration.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lease(Duration);
+
+impl Lease {
+    pub(super) const DEFAULT: Self = Self(Duration::from_secs(15));
+
+    pub(super) const fn new(lease: Duration) -> Self {
+        Self(lease)
+    }
+
+    pub(super) fn millis(self) -> usize {
+        usize::try_from(self.0.as_millis()).unwrap_or(usize::MAX)
+    }
+
+    /// How often it is renewed.
+    fn renewal(self) -> Duration {
+        self.0 / 3
+    }
+
+    /// How often other sessions are looked at.
+    fn look(self) -> Duration {
+        self.0 * 2 / 15
+    }
+
+    /// How far apart the two looks must be that find a session gone.
+    fn two_looks(self) -> Duration {
+        self.0 / 3
+    }
+
+    /// How long a session is looked at after somebody was found busy with it.
+    fn interest(self) -> Duration {
+        self.0 * 4
+    }
+}
+
+/// Why a run is told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cancelled {
+    /// Another run holds the attempt, or it has an outcome: whatever this one says does not count.
+    Superseded,
+    /// Somebody revoked the task.
+    Revoked,
+}
+
+/// A delivery that this process works on, from before its start is asked for until it is settled.
+#[derive(Debug)]
+struct Run {
+    id: TaskId,
+    /// What it holds, once its start was granted.
+    held: Option<Held>,
+    cancel: CancellationToken,
+    why: Option<Cancelled>,
+}
+
+#[derive(Debug)]
+struct Look {
+    /// When somebody last asked.
+    wanted: Instant,
+    /// When it was first found gone, with no failure of the backend since.
+    gone_since: Option<Instant>,
+    gone: bool,
+}
+
+#[derive(Debug)]
+struct Known {
+    session: SessionId,
+    /// Until when the session is certainly alive.
+    valid_until: Instant,
+    runs: HashMap<RunId, Run>,
+    looks: HashMap<SessionId, Look>,
+}
+
+/// The session of a worker.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    app: App,
+    lease: Lease,
+    /// What the worker tells about itself, without what it runs.
+    about: serde_json::Map<String, serde_json::Value>,
+    known: Mutex<Known>,
+    alive: tokio::sync::Notify,
+}
+
+/// A run that is under way; dropped, it is forgotten.
+#[derive(Debug)]
+pub(super) struct Registered {
+    sessions: Arc<Sessions>,
+    pub(super) run: RunId,
+    pub(super) cancel: CancellationToken,
+}
+
+impl Sessions {
+    pub(super) fn new(
+        app: App,
+        lease: Lease,
+        about: serde_json::Map<String, serde_json::Value>,
+    ) -> Arc<Self> {
+        let known = Known {
+            session: SessionId::fresh(),
+            valid_until: Instant::now(),
+            runs: HashMap::new(),
+            looks: HashMap::new(),
+        };
+        Arc::new(Self { app, lease, about, known: Mutex::new(known), alive: tokio::sync::Notify::new() })
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens the session that this process will have from now on.
+    pub(super) async fn open(&self) -> Result<(), BackendError> {
+        let session = SessionId::fresh();
+        let asked = Instant::now();
+        let now = self.app.backend().open_session(&session, self.lease.0, self.info()).await?;
+        self.app.clock().learn(asked, now);
+        let mut known = self.known();
+        known.session = session;
+        known.valid_until = asked + self.lease.0;
+        drop(known);
+        self.alive.notify_waiters();
+        Ok(())
+    }
+
+    /// Ends the session, when nothing runs under it any more.
+    pub(super) async fn close(&self) {
+        let session = self.known().session.clone();
+        if let Err(error) = self.app.backend().close_session(&session).await {
+            tracing::debug!(%error, "the session was not closed; it expires by itself");
+        }
+    }
+
+    /// The session, once it is certainly alive: without one nothing is started and nothing taken over.
+    pub(super) async fn alive(&self) -> SessionId {
+        loop {
+            let notified = self.alive.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            {
+                let known = self.known();
+                if Instant::now() < known.valid_until {
+                    return known.session.clone();
+                }
+            }
+            notified.await;
+        }
+    }
+
+    /// Makes a run known, before its start is asked for.
+    pub(super) fn register(self: &Arc<Self>, id: &TaskId) -> Registered {
+        let (run, cancel) = (RunId::fresh(), CancellationToken::new());
+        let entry = Run { id: id.clone(), held: None, cancel: cancel.clone(), why: None };
+        self.known().runs.insert(run.clone(), entry);
+        Registered { sessions: Arc::clone(self), run, cancel }
+    }
+
+    /// How many handlers run.
+    pub(super) fn running(&self) -> usize {
+        self.known().runs.values().filter(|run| run.held.is_some()).count()
+    }
+
+    /// Whether a start is known not to run any more.
+    pub(super) fn is_gone(&self, session: &SessionId, run: &RunId) -> bool {
+        let known = self.known();
+        if known.runs.contains_key(run) {
+            return false;
+        }
+        // A start under our own session whose run is not here has ended here without an outcome.
+        *session == known.session || known.looks.get(session).is_some_and(|look| look.gone)
+    }
+
+    /// Looks at this session from now on, because somebody waits for it.
+    pub(super) fn wonder(&self, session: &SessionId) {
+        let now = Instant::now();
+        let mut known = self.known();
+        let look =
+            known.looks.entry(session.clone()).or_insert(Look { wanted: now, gone_since: None, gone: false });
+        look.wanted = now;
+    }
+
+    fn info(&self) -> Bytes {
+        let mut about = self.about.clone();
+        let running: Vec<_> = self
+            .known()
+            .runs
+            .values()
+            .filter(|r| r.held.is_some())
+            .map(|r| r.id.to_string())
+            .take(1000)
+            .collect();
+        about.insert("running".to_owned(), running.into());
+        crate::record::json(&about)
+    }
+
+    /// Renews the lease, and learns in the same round trip what became of what runs here.
+    async fn renew(&self) -> Result<(), BackendError> {
+        let (session, runs) = {
+            let known = self.known();
+            let runs: Vec<_> = known
+                .runs
+                .iter()
+                .filter_map(|(run, entry)| Some((run.clone(), entry.held.clone()?)))
+                .collect();
+            (known.session.clone(), runs)
+        };
+        let ids: Vec<_> = runs.iter().map(|(_, held)| held.id.clone()).collect();
+        let asked = Instant::now();
+        let renewed = self.app.backend().renew_session(&session, self.lease.0, self.info(), &ids).await?;
+        self.app.clock().learn(asked, renewed.now);
+        if !renewed.alive {
+            tracing::warn!(
+                running = runs.len(),
+                "the session has expired: opening another, adopting what runs"
+            );
+            self.open().await?;
+            return self.adopt(runs).await;
+        }
+        self.known().valid_until = asked + self.lease.0;
+        self.alive.notify_waiters();
+        for ((run, held), facts) in runs.iter().zip(&renewed.records) {
+            self.check(run, held, facts).await?;
+        }
+        Ok(())
+    }
+
+    /// What a record says about a run that is under way here.
+    async fn check(&self, run: &RunId, held: &Held, facts: &Facts) -> Result<(), BackendError> {
+        match held.standing(facts) {
+            Standing::Mine if facts.has(name::REVOKED) => self.cancel(run, Cancelled::Revoked),
+            Standing::Mine => {}
+            Standing::TakenOver | Standing::Over => self.cancel(run, Cancelled::Superseded),
+            Standing::Forgotten => {
+                let answer = self.app.backend().commit(vec![held.restore()]).await.pop();
+                if let Some(Committed::Refused(_)) = answer.transpose()? {
+                    self.cancel(run, Cancelled::Superseded);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what runs here into the new session.
+    async fn adopt(&self, runs: Vec<(RunId, Held)>) -> Result<(), BackendError> {
+        let (session, now) = (self.known().session.clone(), self.app.clock().now());
+        for (run, held) in runs {
+            let (commit, adopted) = held.adopt(&session, now);
+            match self.app.backend().commit(vec![commit]).await.pop().transpose()? {
+                Some(Committed::Done) => {
+                    if let Some(entry) = self.known().runs.get_mut(&run) {
+                        entry.held = Some(adopted);
+                    }
+                }
+                // Its own adoption, if only the reply was lost.
+                Some(Committed::Refused(facts)) if adopted.standing(&facts) == Standing::Mine => {
+                    if let Some(entry) = self.known().runs.get_mut(&run) {
+                        entry.held = Some(adopted);
+                    }
+                }
+                Some(Committed::Refused(_)) | None => self.cancel(&run, Cancelled::Superseded),
+            }
+        }
+        Ok(())
+    }
+
+    fn cancel(&self, run: &RunId, why: Cancelled) {
+        if let Some(entry) = self.known().runs.get_mut(run) {
+            entry.why.get_or_insert(why);
+            entry.cancel.cancel();
+        }
+    }
+
+    /// Looks at the sessions that somebody waits for.
+    async fn look(&self) -> Result<(), BackendError> {
+        let wanted: Vec<SessionId> = {
+            let (now, interest) = (Instant::now(), self.lease.interest());
+            let mut known = self.known();
+            known.looks.retain(|_, look| now < look.wanted + interest);
+            known.looks.keys().cloned().collect()
+        };
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let answer = self.app.backend().alive(&wanted).await;
+        let now = Instant::now();
+        let mut known = self.known();
+        match answer {
+            Ok(alive) => {
+                for (session, alive) in wanted.iter().zip(alive) {
+                    let Some(look) = known.looks.get_mut(session) else { continue };
+                    look.gone_since = if alive { None } else { look.gone_since.or(Some(now)) };
+                    look.gone = look.gone_since.is_some_and(|since| now >= since + self.lease.two_looks());
+                }
+                Ok(())
+            }
+            Err(error) => {
+                for look in known.looks.values_mut() {
+                    look.gone_since = None;
+                    look.gone = false;
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Registered {
+    /// Notes what was granted, so that renewals watch over it.
+    pub(super) fn hold(&self, held: Held) {
+        if let Some(run) = self.sessions.known().runs.get_mut(&self.run) {
+            run.held = Some(held);
+        }
+    }
+
+    /// What is held now: an adoption may have renewed it.
+    pub(super) fn held(&self) -> Option<Held> {
+        self.sessions.known().runs.get(&self.run)?.held.clone()
+    }
+
+    /// Why it was told to end, if it was.
+    pub(super) fn why(&self) -> Option<Cancelled> {
+        self.sessions.known().runs.get(&self.run)?.why
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.sessions.known().runs.remove(&self.run);
+    }
+}
+
+/// Keeps the session alive and looks at others, for as long as the worker runs.
+pub(super) async fn keep(processor: Arc<TaskProcessor>) {
+    let sessions = &processor.sessions;
+    tokio::join!(
+        async {
+            loop {
+                tokio::time::sleep(sessions.lease.renewal()).await;
+                while let Err(error) = sessions.renew().await {
+                    processor.steady.answered(false);
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the session was not renewed; trying again"
+                    );
+                    tokio::time::sleep(sessions.lease.renewal() / 5).await;
+                }
+                processor.steady.answered(true);
+            }
+        },
+        async {
+            loop {
+                tokio::time::sleep(sessions.lease.look()).await;
+                if let Err(error) = sessions.look().await {
+                    tracing::debug!(%error, "could not look at other sessions");
+                }
+            }
+        },
+    );
+}
