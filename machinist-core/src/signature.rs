@@ -48,6 +48,8 @@ pub(crate) struct Parts {
     pub(crate) timeout: Option<Duration>,
     pub(crate) priority: Option<u8>,
     pub(crate) headers: BTreeMap<String, String>,
+    /// Why it cannot be sent: an argument that has no form on the wire.
+    pub(crate) unsendable: Option<String>,
 }
 
 /// An instant, or a while from the moment of sending.
@@ -86,8 +88,16 @@ impl<R> Signature<R> {
             timeout: None,
             priority: None,
             headers: BTreeMap::new(),
+            unsendable: None,
         };
         Self { parts, result: PhantomData }
+    }
+
+    /// A signature that sending will refuse, and why.
+    pub(crate) fn unsendable(name: String, why: String) -> Self {
+        let mut signature = Self::typed(name, Vec::new());
+        signature.parts.unsendable = Some(why);
+        signature
     }
 
     /// The task's id, made with the signature.

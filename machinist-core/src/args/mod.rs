@@ -4,8 +4,18 @@
 //! language knows what it holds. Strict when writing: the type name is derived from the Rust type. Liberal when
 //! reading: whatever value fits the parameter is taken.
 
+mod list;
+mod results;
+mod values;
+mod wire;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+pub use list::{ArgList, IntoArg, IntoArgs, LastArg, Rest};
+pub use results::{FromResults, IntoResults};
+pub use values::Json;
+pub use wire::{Misfit, WireArg};
 
 /// One argument, or one result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,6 +34,10 @@ pub struct Arg {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Results(pub Vec<Arg>);
-pub trait FromResults: Sized {
-    fn from_results(results: Results) -> Result<Self, String>;
+
+impl Arg {
+    /// A value that has only a place, no name.
+    pub(crate) fn of<T: WireArg>(value: T) -> Result<Self, Misfit> {
+        Ok(Self { name: String::new(), kind: T::TYPE.to_owned(), value: value.into_wire()? })
+    }
 }

@@ -1,7 +1,6 @@
 //! What a worker is made of, checked before it starts.
 
 use std::{
-    any::TypeId,
     collections::{BTreeSet, HashMap},
     fmt,
     sync::Arc,
@@ -19,10 +18,12 @@ use super::{
 use crate::{
     app::App,
     context::StateMap,
-    handler::DynHandler,
+    extract::Requirement,
+    handler::{Binding, BlockingHandler, DynHandler, Handler},
     id::{QueueName, TaskName},
     middleware::Middleware,
     retry::{Backoff, RetryPolicy},
+    task::TaskDef,
 };
 
 /// How long running handlers may go on when the worker is told to stop.
@@ -106,7 +107,7 @@ pub struct WorkerBuilder {
     look_ahead: Option<usize>,
     grace: Duration,
     lease: Lease,
-    tasks: Vec<(String, Arc<dyn DynHandler>, Vec<(TypeId, &'static str)>)>,
+    tasks: Vec<(String, Arc<dyn DynHandler>, Vec<Requirement>)>,
     options: Vec<(String, TaskOptions)>,
     middleware: Vec<Arc<dyn Middleware>>,
     state: StateMap,
@@ -167,6 +168,27 @@ impl WorkerBuilder {
         self
     }
 
+    /// Registers an `async fn` that runs a task. One that does not fit the task's definition does not compile.
+    pub fn task<A, R, Via, H>(self, def: TaskDef<A, R>, handler: H) -> Self
+    where
+        H: Handler<Via, A, R>,
+    {
+        self.bind(Binding::new(def, handler))
+    }
+
+    /// Registers a function that blocks its thread; it runs on tokio's pool of blocking threads.
+    pub fn task_blocking<A, R, Via, H>(self, def: TaskDef<A, R>, handler: H) -> Self
+    where
+        H: BlockingHandler<Via, A, R>,
+    {
+        self.bind(Binding::blocking(def, handler))
+    }
+
+    /// Registers a handler that was bound to its task elsewhere.
+    pub fn bind(self, binding: Binding) -> Self {
+        self.register(binding.name.to_owned(), binding.handler, binding.requires)
+    }
+
     /// Registers a handler whose arguments are not known to the compiler.
     pub fn task_dyn(self, name: impl Into<String>, handler: impl DynHandler) -> Self {
         self.register(name.into(), Arc::new(handler), Vec::new())
@@ -190,12 +212,7 @@ impl WorkerBuilder {
         self
     }
 
-    fn register(
-        mut self,
-        name: String,
-        handler: Arc<dyn DynHandler>,
-        requires: Vec<(TypeId, &'static str)>,
-    ) -> Self {
+    fn register(mut self, name: String, handler: Arc<dyn DynHandler>, requires: Vec<Requirement>) -> Self {
         self.tasks.push((name, handler, requires));
         self
     }

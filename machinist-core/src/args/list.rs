@@ -1,0 +1,166 @@
+//! Argument lists: what a task definition declares, and what a caller may give for it.
+
+use serde_json::Value;
+
+use super::{Arg, Misfit, WireArg};
+
+/// All the arguments from here on: the last element of an argument list, and the last argument of a handler.
+///
+/// # Examples
+/// ```
+/// use machinist_core::{Rest, TaskDef, TaskError};
+///
+/// const JOIN: TaskDef<(String, Rest<String>), String> = TaskDef::new("join");
+///
+/// async fn join(separator: String, Rest(parts): Rest<String>) -> Result<String, TaskError> {
+///     Ok(parts.join(&separator))
+/// }
+///
+/// let signature = JOIN.call((", ", Rest(vec!["a".to_owned(), "b".to_owned()])));
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Rest<T>(pub Vec<T>);
+
+/// What a [`TaskDef`](crate::TaskDef) may declare as its arguments: `()`, one type that travels, or a tuple of up
+/// to eight; the last may be [`Rest`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot travel as a task argument: wrap what is no base type in `Json<T>`",
+    label = "not arguments of a task",
+    note = "a task takes `()`, one type that travels, or a tuple of up to eight; `Rest<T>` may only be the last",
+    note = "`bool`, integers, floats, `String`, `Vec` and `Option` of these, and `Json<T>` for any serde type travel"
+)]
+pub trait ArgList {}
+
+/// The last element of an argument list: one argument, or [`Rest`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot travel as a task argument: wrap it in `Json<{Self}>`",
+    label = "not a type that travels"
+)]
+pub trait LastArg: Sized {
+    /// Adds itself to the arguments.
+    ///
+    /// # Errors
+    /// When a value has no form on the wire.
+    fn push_to(self, args: &mut Vec<Arg>) -> Result<(), Misfit>;
+}
+
+impl<T: WireArg> LastArg for T {
+    fn push_to(self, args: &mut Vec<Arg>) -> Result<(), Misfit> {
+        let arg = Arg::of(self).map_err(|e| e.within(format_args!("argument {}", args.len() + 1)))?;
+        args.push(arg);
+        Ok(())
+    }
+}
+
+impl<T: WireArg> LastArg for Rest<T> {
+    fn push_to(self, args: &mut Vec<Arg>) -> Result<(), Misfit> {
+        args.reserve(self.0.len());
+        self.0.into_iter().try_for_each(|value| value.push_to(args))
+    }
+}
+
+/// What may be given where an argument of type `T` is declared: a `T`; `&str` for a `String`; a `Vec` for
+/// [`Rest`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` was given where the task takes `{T}`",
+    label = "expected `{T}`, found `{Self}`"
+)]
+pub trait IntoArg<T> {
+    /// Makes it a `T`.
+    fn into_arg(self) -> T;
+}
+
+impl<T> IntoArg<T> for T {
+    fn into_arg(self) -> T {
+        self
+    }
+}
+
+impl IntoArg<String> for &str {
+    fn into_arg(self) -> String {
+        self.to_owned()
+    }
+}
+
+impl IntoArg<String> for &String {
+    fn into_arg(self) -> String {
+        self.clone()
+    }
+}
+
+impl IntoArg<Value> for &str {
+    fn into_arg(self) -> Value {
+        self.into()
+    }
+}
+
+impl<T> IntoArg<Rest<T>> for Vec<T> {
+    fn into_arg(self) -> Rest<T> {
+        Rest(self)
+    }
+}
+
+/// What [`TaskDef::call`](crate::TaskDef::call) takes for the declared arguments `A`: for a tuple a tuple, for one
+/// type one value, for `()` a `()`; each element as [`IntoArg`] allows.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` was given where the task takes `{A}`",
+    label = "the task takes `{A}`"
+)]
+pub trait IntoArgs<A> {
+    /// Makes them arguments on the wire.
+    ///
+    /// # Errors
+    /// When a value has no form on the wire.
+    fn into_args(self) -> Result<Vec<Arg>, Misfit>;
+}
+
+impl ArgList for () {}
+
+impl IntoArgs<()> for () {
+    fn into_args(self) -> Result<Vec<Arg>, Misfit> {
+        Ok(Vec::new())
+    }
+}
+
+impl<T: LastArg> ArgList for T {}
+
+impl<T: LastArg, X: IntoArg<T>> IntoArgs<T> for X {
+    fn into_args(self) -> Result<Vec<Arg>, Misfit> {
+        let mut args = Vec::with_capacity(1);
+        self.into_arg().push_to(&mut args)?;
+        Ok(args)
+    }
+}
+
+macro_rules! tuples {
+    ($($($given:ident $declared:ident,)* | $last_given:ident $last:ident;)*) => {$(
+        impl<$($declared: WireArg,)* $last: LastArg> ArgList for ($($declared,)* $last,) {}
+
+        impl<$($declared, $given,)* $last, $last_given> IntoArgs<($($declared,)* $last,)> for ($($given,)* $last_given,)
+        where
+            $($declared: WireArg, $given: IntoArg<$declared>,)*
+            $last: LastArg,
+            $last_given: IntoArg<$last>,
+        {
+            fn into_args(self) -> Result<Vec<Arg>, Misfit> {
+                #[allow(non_snake_case)]
+                let ($($given,)* $last_given,) = self;
+                let mut args = Vec::new();
+                $($given.into_arg().push_to(&mut args)?;)*
+                $last_given.into_arg().push_to(&mut args)?;
+                Ok(args)
+            }
+        }
+    )*};
+}
+
+tuples! {
+    | X1 T1;
+    X1 T1, | X2 T2;
+    X1 T1, X2 T2, | X3 T3;
+    X1 T1, X2 T2, X3 T3, | X4 T4;
+    X1 T1, X2 T2, X3 T3, X4 T4, | X5 T5;
+    X1 T1, X2 T2, X3 T3, X4 T4, X5 T5, | X6 T6;
+    X1 T1, X2 T2, X3 T3, X4 T4, X5 T5, X6 T6, | X7 T7;
+    X1 T1, X2 T2, X3 T3, X4 T4, X5 T5, X6 T6, X7 T7, | X8 T8;
+}

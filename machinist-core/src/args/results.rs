@@ -1,0 +1,139 @@
+//! Results: what a handler's return value becomes, and what the caller reads.
+
+use super::{Arg, Misfit, Results, WireArg};
+
+/// What a task may return: `()`, one type that travels, a tuple of up to eight (several results), or [`Results`]
+/// as they are.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot travel as the result of a task: wrap what is no base type in `Json<T>`",
+    label = "not a result of a task",
+    note = "a task returns `()`, one type that travels, a tuple of up to eight, or `Results`"
+)]
+pub trait IntoResults {
+    /// Makes it results on the wire.
+    ///
+    /// # Errors
+    /// When a value has no form on the wire.
+    fn into_results(self) -> Result<Results, Misfit>;
+}
+
+/// What the results of a task may be read as; the counterpart of [`IntoResults`].
+///
+/// `()` takes whatever came. Everything else needs the very number of results, except that an `Option` at the end
+/// may be missing.
+#[diagnostic::on_unimplemented(
+    message = "the results of a task cannot be read as `{Self}`: wrap what is no base type in `Json<T>`",
+    label = "not a result of a task"
+)]
+pub trait FromResults: Sized {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When the number of the results or one of their types does not fit; the text says which.
+    fn from_results(results: Results) -> Result<Self, Misfit>;
+}
+
+impl IntoResults for Results {
+    fn into_results(self) -> Result<Results, Misfit> {
+        Ok(self)
+    }
+}
+
+impl FromResults for Results {
+    fn from_results(results: Results) -> Result<Self, Misfit> {
+        Ok(results)
+    }
+}
+
+impl IntoResults for () {
+    fn into_results(self) -> Result<Results, Misfit> {
+        Ok(Results::default())
+    }
+}
+
+impl FromResults for () {
+    fn from_results(_: Results) -> Result<Self, Misfit> {
+        Ok(())
+    }
+}
+
+impl<T: WireArg> IntoResults for T {
+    fn into_results(self) -> Result<Results, Misfit> {
+        (self,).into_results()
+    }
+}
+
+impl<T: WireArg> FromResults for T {
+    fn from_results(results: Results) -> Result<Self, Misfit> {
+        <(T,)>::from_results(results).map(|(value,)| value)
+    }
+}
+
+macro_rules! tuples {
+    ($($count:literal: $($t:ident)*;)*) => {$(
+        impl<$($t: WireArg),*> IntoResults for ($($t,)*) {
+            fn into_results(self) -> Result<Results, Misfit> {
+                #[allow(non_snake_case)]
+                let ($($t,)*) = self;
+                let mut results = Vec::with_capacity($count);
+                $(results.push(write($t, results.len())?);)*
+                Ok(Results(results))
+            }
+        }
+
+        impl<$($t: WireArg),*> FromResults for ($($t,)*) {
+            fn from_results(results: Results) -> Result<Self, Misfit> {
+                let mut came = Came::expecting($count, results)?;
+                Ok(($(came.next::<$t>()?,)*))
+            }
+        }
+    )*};
+}
+
+tuples! {
+    1: T1;
+    2: T1 T2;
+    3: T1 T2 T3;
+    4: T1 T2 T3 T4;
+    5: T1 T2 T3 T4 T5;
+    6: T1 T2 T3 T4 T5 T6;
+    7: T1 T2 T3 T4 T5 T6 T7;
+    8: T1 T2 T3 T4 T5 T6 T7 T8;
+}
+
+fn write<T: WireArg>(value: T, index: usize) -> Result<Arg, Misfit> {
+    Arg::of(value).map_err(|e| e.within(format_args!("result {}", index + 1)))
+}
+
+/// Results on their way in.
+struct Came {
+    results: std::vec::IntoIter<Arg>,
+    position: usize,
+    count: usize,
+}
+
+impl Came {
+    fn expecting(expected: usize, Results(results): Results) -> Result<Self, Misfit> {
+        let count = results.len();
+        if count > expected {
+            return Err(Misfit::new(format_args!("expected results: {expected}, got {count}")));
+        }
+        Ok(Self { results: results.into_iter(), position: 0, count })
+    }
+
+    fn next<T: WireArg>(&mut self) -> Result<T, Misfit> {
+        self.position += 1;
+        let Some(result) = self.results.next() else {
+            let missing = || {
+                Misfit::new(format_args!(
+                    "result {} ({}) is missing, the task returned {}",
+                    self.position,
+                    T::TYPE,
+                    self.count
+                ))
+            };
+            return T::absent().ok_or_else(missing);
+        };
+        T::from_wire(result.value).map_err(|e| e.within(format_args!("result {}", self.position)))
+    }
+}
