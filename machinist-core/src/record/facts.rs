@@ -204,7 +204,8 @@ impl ErrorText {
     pub fn new(messages: impl IntoIterator<Item = String>) -> Self {
         let shorten = |mut text: String| {
             if text.len() > MESSAGE_LIMIT {
-                text.truncate(text.floor_char_boundary(MESSAGE_LIMIT));
+                let end = (0..=MESSAGE_LIMIT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+                text.truncate(end);
                 text.push('…');
             }
             text

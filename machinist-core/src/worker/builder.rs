@@ -246,7 +246,7 @@ impl WorkerBuilder {
             let task = TaskName::parse(&name)?;
             tasks.get_mut(&task).ok_or(BuildError::NoSuchTask(name))?.options = options;
         }
-        let look_ahead = self.look_ahead.unwrap_or((self.concurrency / 2).max(8));
+        let look_ahead = self.look_ahead.unwrap_or_else(|| (self.concurrency / 2).max(8));
         let prefetch = u16::try_from(self.concurrency + look_ahead).unwrap_or(u16::MAX);
         let name = self.name.unwrap_or_else(default_name);
         let queues: Vec<_> = queues.into_iter().collect();

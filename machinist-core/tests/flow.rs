@@ -1,0 +1,481 @@
+//! The main job over the in-memory adapters, under paused time: what is sent is run, and anyone can ask.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use machinist_core::{
+    App, Arg, AsyncResult, Backoff, Codec, Middleware, Next, ResultError, Results, RetryPolicy, SendError,
+    Signature, State, TaskContext, TaskDef, TaskError, Worker, WorkerBuilder,
+    broker::{Broker, Message, Publish, Target},
+    id::QueueName,
+    memory::{MemoryBackend, MemoryBroker},
+    record::{FailureKind, State as TaskState},
+    worker::{BuildError, Drained, TaskOptions},
+};
+use tokio_util::sync::CancellationToken;
+
+const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+const FLAKY: TaskDef<(u32,), u32> = TaskDef::new("flaky");
+const SLEEP: TaskDef<(u64,), ()> = TaskDef::new("sleep");
+
+const SOON: Duration = Duration::from_secs(60);
+
+async fn add(a: i64, b: i64) -> Result<i64, TaskError> {
+    Ok(a + b)
+}
+
+async fn sleep(ms: u64) -> Result<(), TaskError> {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+    Ok(())
+}
+
+/// Fails until it is called for the n-th time.
+async fn flaky(State(calls): State<Arc<AtomicU32>>, until: u32) -> Result<u32, TaskError> {
+    let call = calls.fetch_add(1, Ordering::SeqCst) + 1;
+    if call < until { Err(format!("call {call}"))? } else { Ok(call) }
+}
+
+struct House {
+    broker: MemoryBroker,
+    app: App,
+}
+
+async fn house() -> House {
+    let broker = MemoryBroker::new();
+    let app = App::builder(Arc::new(broker.clone()), Arc::new(MemoryBackend::new())).build().await.unwrap();
+    House { broker, app }
+}
+
+/// A worker under way.
+struct Running {
+    stop: CancellationToken,
+    worker: tokio::task::JoinHandle<Drained>,
+}
+
+impl Running {
+    fn start(builder: WorkerBuilder) -> Self {
+        let (stop, worker) = (CancellationToken::new(), builder.build().unwrap());
+        let until = stop.clone().cancelled_owned();
+        Self { stop, worker: tokio::spawn(async move { worker.run_until(until).await.unwrap() }) }
+    }
+
+    async fn stop(self) -> Drained {
+        self.stop.cancel();
+        tokio::time::timeout(Duration::from_secs(30), self.worker)
+            .await
+            .expect("it ends within 28 s")
+            .unwrap()
+    }
+}
+
+fn worker(app: &App) -> WorkerBuilder {
+    Worker::builder(app).name("w1").task(ADD, add).task(SLEEP, sleep)
+}
+
+fn queue(name: &str) -> QueueName {
+    QueueName::parse(name).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_is_sent_is_run_and_its_record_tells() {
+    let house = house().await;
+    let sum = house.app.client().send(ADD.call((2, 3))).await.unwrap();
+    assert_eq!(sum.state().await.unwrap(), TaskState::Pending);
+    let running = Running::start(worker(&house.app));
+    assert_eq!(sum.wait(SOON).await.unwrap(), 5);
+    let record = sum.record().await.unwrap();
+    assert_eq!(record.state, TaskState::Success);
+    assert_eq!((record.name.as_deref(), record.queue.as_deref()), (Some("add"), Some("default")));
+    assert_eq!((record.attempt, record.worker.as_deref(), record.kind), (1, Some("w1"), None));
+    assert!(record.sent_at <= record.received_at && record.received_at <= record.started_at);
+    assert!(record.started_at <= record.ended_at);
+    assert_eq!(record.trace_id().map(str::len), Some(32));
+    assert!(running.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_codecs_are_read_whatever_is_written() {
+    let house = house().await;
+    let backend = Arc::clone(house.app.backend());
+    let json =
+        App::builder(Arc::new(house.broker.clone()), backend).codec(Codec::Json).build().await.unwrap();
+    let _running = Running::start(worker(&house.app));
+    let sum = json.client().send(ADD.call((40, 2))).await.unwrap();
+    assert_eq!(sum.wait(SOON).await.unwrap(), 42);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_is_reopened_by_its_id() {
+    let house = house().await;
+    let _running = Running::start(worker(&house.app));
+    let sum = house.app.client().send(ADD.call((2, 3))).await.unwrap();
+    let stored = serde_json::to_string(&sum).unwrap();
+    let reopened = house.app.result(serde_json::from_str(&stored).unwrap()).typed::<i64>();
+    assert_eq!(reopened.wait(SOON).await.unwrap(), 5);
+    let raw: AsyncResult<Results> = house.app.result(sum.id().clone());
+    assert_eq!(raw.wait(SOON).await.unwrap().0[0].kind, "int64");
+    let strange = house.app.result(sum.id().clone()).typed::<String>().wait(SOON).await;
+    assert!(matches!(strange, Err(ResultError::Undecodable { .. })), "{strange:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_and_not_ended_are_different_answers() {
+    let house = house().await;
+    let unknown = house.app.result("nobody".try_into().unwrap()).wait(SOON).await;
+    assert!(matches!(unknown, Err(ResultError::Unknown { .. })), "{unknown:?}");
+    let waiting = house.app.client().send(ADD.call((1, 1))).await.unwrap();
+    let timeout = waiting.wait(Duration::from_secs(3)).await;
+    assert!(matches!(timeout, Err(ResultError::Timeout { .. })), "{timeout:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_task_is_tried_again_as_its_signature_says() {
+    let house = house().await;
+    let _running = Running::start(worker(&house.app).task(FLAKY, flaky).state(Arc::new(AtomicU32::new(0))));
+    let backoff = Backoff::fixed(Duration::from_secs(5));
+    let started = tokio::time::Instant::now();
+    let third = house.app.client().send(FLAKY.call((3,)).retries(5).backoff(backoff)).await.unwrap();
+    assert_eq!(third.wait(SOON).await.unwrap(), 3);
+    assert!(started.elapsed() >= Duration::from_secs(10));
+    let record = third.record().await.unwrap();
+    assert_eq!(record.attempt, 3);
+    let errors: Vec<_> = record.history.iter().map(|a| a.error.message()).collect();
+    assert_eq!(errors, ["call 1", "call 2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retries_end_and_leave_a_dead_letter() {
+    let house = house().await;
+    let options = TaskOptions::new().retries(2).backoff(Backoff::fixed(Duration::from_millis(10)));
+    let calls = Arc::new(AtomicU32::new(0));
+    let _running = Running::start(
+        worker(&house.app).task(FLAKY, flaky).state(Arc::clone(&calls)).options("flaky", options),
+    );
+    let never = house.app.client().send(FLAKY.call((99,))).await.unwrap();
+    let Err(ResultError::Failed { kind, message, .. }) = never.wait(SOON).await else { panic!("it fails") };
+    assert_eq!((kind, message.as_str()), (FailureKind::Error, "call 3"));
+    assert_eq!(calls.load(Ordering::SeqCst), 3);
+    let dead = dead_letters(&house, 1).await;
+    assert_eq!(dead[0].headers["machinist-dead-reason"].as_text(), Some("failed"));
+    assert_eq!(dead[0].id.as_deref(), Some(never.id().as_str()));
+}
+
+/// Waits until so many dead letters lie in the default queue's.
+async fn dead_letters(house: &House, count: usize) -> Vec<Message> {
+    for _ in 0..1000 {
+        let dead = house.broker.dead_letters(&queue("default"));
+        if dead.len() >= count {
+            return dead;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("no {count} dead letters")
+}
+
+#[tokio::test(start_paused = true)]
+async fn permanent_failures_and_panics_are_told_apart() {
+    let house = house().await;
+    let never =
+        async |_cx: TaskContext| -> Result<(), TaskError> { Err(TaskError::permanent("no such user")) };
+    let panics = async || -> Result<(), TaskError> { panic!("ouch") };
+    const NEVER: TaskDef<(), ()> = TaskDef::new("never");
+    const PANICS: TaskDef<(), ()> = TaskDef::new("panics");
+    let _running = Running::start(worker(&house.app).task(NEVER, never).task(PANICS, panics));
+    let client = house.app.client();
+    let (a, b) =
+        (client.send(NEVER.call(()).retries(9)).await.unwrap(), client.send(PANICS.call(())).await.unwrap());
+    let kinds = (failed(&a).await, failed(&b).await);
+    assert_eq!(kinds.0, (FailureKind::Error, "no such user".to_owned()));
+    assert_eq!(kinds.1, (FailureKind::Panic, "the handler panicked: ouch".to_owned()));
+    assert_eq!(a.record().await.unwrap().attempt, 1);
+}
+
+async fn failed<R: machinist_core::args::FromResults + std::fmt::Debug>(
+    result: &AsyncResult<R>,
+) -> (FailureKind, String) {
+    match result.wait(SOON).await {
+        Err(ResultError::Failed { kind, message, .. }) => (kind, message),
+        other => panic!("it should have failed: {other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_may_ask_for_later_without_spending_a_retry() {
+    let house = house().await;
+    let calls = Arc::new(AtomicU32::new(0));
+    const LATER: TaskDef<(), u32> = TaskDef::new("later");
+    let later = async |State(calls): State<Arc<AtomicU32>>| -> Result<u32, TaskError> {
+        match calls.fetch_add(1, Ordering::SeqCst) {
+            call @ 0..3 => Err(TaskError::retry_in(Duration::from_secs(60)).because(format!("busy {call}"))),
+            call => Ok(call),
+        }
+    };
+    let _running = Running::start(worker(&house.app).task(LATER, later).state(calls));
+    let result = house.app.client().send(LATER.call(())).await.unwrap();
+    let started = tokio::time::Instant::now();
+    assert_eq!(result.wait(SOON * 10).await.unwrap(), 3);
+    assert!(started.elapsed() >= Duration::from_secs(180));
+}
+
+#[tokio::test(start_paused = true)]
+async fn asking_for_later_has_a_cap_of_its_own() {
+    let house = house().await;
+    const ALWAYS: TaskDef<(), ()> = TaskDef::new("always-later");
+    let always = async || -> Result<(), TaskError> { Err(TaskError::retry_in(Duration::from_secs(1))) };
+    let _running = Running::start(worker(&house.app).task(ALWAYS, always));
+    let policy = RetryPolicy { max_postponements: 2, ..RetryPolicy::default() };
+    let result = house.app.client().send(ALWAYS.call(()).retry_policy(policy)).await.unwrap();
+    assert_eq!(failed(&result).await.0, FailureKind::Error);
+    assert_eq!(result.record().await.unwrap().attempt, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn arguments_that_do_not_fit_fail_alone() {
+    let house = house().await;
+    let _running = Running::start(worker(&house.app));
+    let client = house.app.client();
+    let few = client.send(Signature::new("add").arg(1)).await.unwrap();
+    let many = client.send(Signature::new("add").arg(1).arg(2).arg(3)).await.unwrap();
+    let wrong = client.send(Signature::new("add").arg(1).arg("two")).await.unwrap();
+    let good = client.send(ADD.call((1, 2))).await.unwrap();
+    for result in [few, many, wrong] {
+        let (kind, message) = failed(&result).await;
+        assert_eq!(kind, FailureKind::Malformed, "{message}");
+    }
+    assert_eq!(good.wait(SOON).await.unwrap(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_decoded_is_buried_and_the_worker_lives() {
+    let house = house().await;
+    let _running = Running::start(worker(&house.app));
+    let garbage = Message { body: "not a task".into(), ..Message::default() };
+    let sent = house.app.client().send(ADD.call((0, 0)).countdown(Duration::from_secs(3600))).await.unwrap();
+    let publish =
+        Publish { target: Target::Queue(queue("default")), message: garbage, delay: Duration::ZERO };
+    assert!(house.broker.publish(vec![publish]).await[0].is_ok());
+    let dead = dead_letters(&house, 1).await;
+    assert_eq!(dead[0].headers["machinist-dead-reason"].as_text(), Some("undecodable"));
+    let good = house.app.client().send(ADD.call((1, 2))).await.unwrap();
+    assert_eq!(good.wait(SOON).await.unwrap(), 3);
+    assert_eq!(sent.state().await.unwrap(), TaskState::Pending);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_task_waits_for_a_worker_that_knows_it() {
+    let house = house().await;
+    let old = Running::start(Worker::builder(&house.app).name("old").task(SLEEP, sleep));
+    let sum = house.app.client().send(ADD.call((2, 2))).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(sum.state().await.unwrap(), TaskState::Pending);
+    assert!(old.stop().await.is_clean());
+    let _new = Running::start(worker(&house.app));
+    assert_eq!(sum.wait(Duration::from_secs(120)).await.unwrap(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_nobody_knows_for_an_hour_fails() {
+    let house = house().await;
+    let _running = Running::start(worker(&house.app));
+    let nobody = house.app.client().send(Signature::new("nobody")).await.unwrap();
+    let Err(ResultError::Failed { kind, .. }) = nobody.wait(Duration::from_secs(2 * 3600)).await else {
+        panic!("it fails")
+    };
+    assert_eq!(kind, FailureKind::Unregistered);
+    assert_eq!(dead_letters(&house, 1).await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_starts_before_its_time_or_after_its_expiry() {
+    let house = house().await;
+    let client = house.app.client();
+    let hour = Duration::from_secs(3600);
+    let late = client.send(ADD.call((1, 1)).expires_in(Duration::from_secs(10))).await.unwrap();
+    let delayed = client.send(ADD.call((2, 2)).countdown(hour)).await.unwrap();
+    let due = house.app.clock().now().plus(hour);
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    let _running = Running::start(worker(&house.app));
+    assert_eq!(failed(&late).await.0, FailureKind::Expired);
+    assert_eq!(delayed.wait(2 * hour).await.unwrap(), 4);
+    assert!(delayed.record().await.unwrap().started_at.unwrap() >= due);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_contradiction_is_not_sent() {
+    let house = house().await;
+    let client = house.app.client();
+    let signature = ADD.call((1, 1)).countdown(SOON).expires_in(Duration::from_secs(1));
+    assert!(matches!(client.send(signature).await, Err(SendError::Invalid(_))));
+    assert!(matches!(client.send(ADD.call((1, 1)).queue("amq.x")).await, Err(SendError::Name(_))));
+    assert!(matches!(client.send(Signature::new("")).await, Err(SendError::Name(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_limit_ends_a_run() {
+    let house = house().await;
+    let _running = Running::start(worker(&house.app));
+    let slow = SLEEP.call((60_000,)).timeout(Duration::from_secs(2));
+    let result = house.app.client().send(slow).await.unwrap();
+    assert_eq!(failed(&result).await.0, FailureKind::Timeout);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_signature_sent_twice_runs_once() {
+    let house = house().await;
+    let calls = Arc::new(AtomicU32::new(0));
+    let signature = FLAKY.call((1,));
+    let client = house.app.client();
+    let first = client.send(signature.clone()).await.unwrap();
+    client.send(signature).await.unwrap();
+    let running = Running::start(worker(&house.app).task(FLAKY, flaky).state(Arc::clone(&calls)));
+    assert_eq!(first.wait(SOON).await.unwrap(), 1);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    assert!(running.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrency_is_a_bound() {
+    let house = house().await;
+    const MEASURE: TaskDef<(), ()> = TaskDef::new("measure");
+    let (now, most) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let measure = {
+        let (now, most) = (Arc::clone(&now), Arc::clone(&most));
+        move || {
+            let (now, most) = (Arc::clone(&now), Arc::clone(&most));
+            async move {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                now.fetch_sub(1, Ordering::SeqCst);
+                Ok::<_, TaskError>(())
+            }
+        }
+    };
+    let _running = Running::start(worker(&house.app).task(MEASURE, measure).concurrency(3));
+    let sent = house.app.client().send_all((0..20).map(|_| MEASURE.call(())).collect()).await;
+    for result in sent {
+        result.unwrap().wait(SOON).await.unwrap();
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_a_slot_is_shown() {
+    let house = house().await;
+    let _running = Running::start(worker(&house.app).concurrency(1));
+    let client = house.app.client();
+    let first = client.send(SLEEP.call((10_000,))).await.unwrap();
+    let second = client.send(SLEEP.call((1,))).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(first.state().await.unwrap(), TaskState::Started);
+    assert_eq!(second.state().await.unwrap(), TaskState::Received);
+    second.wait(SOON).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_lets_finish_what_runs_and_hands_back_what_waits() {
+    let house = house().await;
+    let running = Running::start(worker(&house.app).concurrency(1));
+    let client = house.app.client();
+    let first = client.send(SLEEP.call((5_000,))).await.unwrap();
+    let second = client.send(SLEEP.call((5_000,))).await.unwrap();
+    while first.state().await.unwrap() != TaskState::Started {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(running.stop().await.is_clean());
+    assert_eq!(first.state().await.unwrap(), TaskState::Success);
+    assert!(!second.state().await.unwrap().is_final());
+    let _next = Running::start(worker(&house.app));
+    second.wait(SOON).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_end_in_time_is_handed_back_and_runs_elsewhere_at_once() {
+    let house = house().await;
+    let running = Running::start(worker(&house.app).grace(Duration::from_secs(2)));
+    let client = house.app.client();
+    let long = client.send(SLEEP.call((3_600_000,))).await.unwrap();
+    while long.state().await.unwrap() != TaskState::Started {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(running.stop().await, Drained { handed_back: 1, unfinished: 0 });
+    assert_eq!(long.state().await.unwrap(), TaskState::Pending);
+    let quick = async |_ms: u64| Ok::<_, TaskError>(());
+    let _next = Running::start(Worker::builder(&house.app).name("w2").task(SLEEP, quick));
+    // Well before a session could expire.
+    long.wait(Duration::from_secs(2)).await.unwrap();
+    assert_eq!(long.record().await.unwrap().worker.as_deref(), Some("w2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_workers_task_is_taken_over() {
+    let house = house().await;
+    let dying = Running::start(worker(&house.app));
+    let client = house.app.client();
+    let task = client.send(SLEEP.call((30_000,))).await.unwrap();
+    while task.state().await.unwrap() != TaskState::Started {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    dying.worker.abort();
+    let died = tokio::time::Instant::now();
+    house.broker.interrupt();
+    let quick = async |cx: TaskContext, _ms: u64| {
+        assert!(cx.fencing_token() > 1);
+        Ok::<_, TaskError>(())
+    };
+    let _next = Running::start(Worker::builder(&house.app).name("w2").task(SLEEP, quick));
+    task.wait(Duration::from_secs(120)).await.unwrap();
+    assert!(died.elapsed() >= Duration::from_secs(15), "not before the lease is over: {:?}", died.elapsed());
+    let record = task.record().await.unwrap();
+    assert_eq!((record.attempt, record.worker.as_deref()), (1, Some("w2")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn middleware_is_called_in_order_and_may_answer_itself() {
+    struct Mark(&'static str);
+    #[async_trait::async_trait]
+    impl Middleware for Mark {
+        async fn call(&self, cx: TaskContext, mut args: Vec<Arg>, next: Next) -> Result<Results, TaskError> {
+            cx.log(format!("{} in", self.0));
+            if let Some(first) = args.first_mut() {
+                first.value = 100.into();
+            }
+            let outcome = next.run(cx.clone(), args).await;
+            cx.log(format!("{} out", self.0));
+            outcome
+        }
+    }
+    let house = house().await;
+    let _running = Running::start(worker(&house.app).middleware(Mark("a")).middleware(Mark("b")));
+    let sum = house.app.client().send(ADD.call((1, 1))).await.unwrap();
+    assert_eq!(sum.wait(SOON).await.unwrap(), 101);
+    assert_eq!(sum.record().await.unwrap().log, "a in\nb in\nb out\na out\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_cannot_work_is_not_built() {
+    let house = house().await;
+    let build = |builder: WorkerBuilder| builder.build().unwrap_err();
+    let base = || Worker::builder(&house.app);
+    assert!(matches!(build(base().task(ADD, add).task(ADD, add)), BuildError::Twice(name) if name == "add"));
+    let missing = build(base().task(FLAKY, flaky)).to_string();
+    assert!(missing.contains("flaky") && missing.contains("AtomicU32"), "{missing}");
+    assert!(matches!(build(base().queue("amq.x")), BuildError::Name(_)));
+    assert!(matches!(build(base().concurrency(0)), BuildError::Zero("concurrency")));
+    assert!(matches!(build(base().options("ad", TaskOptions::new())), BuildError::NoSuchTask(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn blocking_handlers_run_beside_the_others() {
+    let house = house().await;
+    const BLOCKS: TaskDef<String, String> = TaskDef::new("blocks");
+    let blocks = |text: String| -> Result<String, std::io::Error> { Ok(text.to_uppercase()) };
+    let _running = Running::start(worker(&house.app).task_blocking(BLOCKS, blocks));
+    let loud = house.app.client().send(BLOCKS.call("quiet".to_owned())).await.unwrap();
+    assert_eq!(loud.wait(SOON).await.unwrap(), "QUIET");
+}
