@@ -1,1 +1,97 @@
-fn main() {}
+//! Everything a developer of machinist does, by one command: `cargo xtask`.
+//!
+//! It exists so that a fresh machine needs Rust and nothing else: no task runner, no test runner, no container
+//! engine. `cargo xtask ci` is what the continuous integration runs, line for line.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal speaks by printing")]
+
+mod ci;
+mod command;
+mod interrupt;
+mod services;
+mod test;
+mod tidy;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::{command::Workspace, interrupt::Interrupt, services::Services};
+
+/// What a developer of machinist does, by one command.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Private RabbitMQ and Redis servers for the tests, on loopback ports of their own.
+    Services {
+        #[command(subcommand)]
+        action: Action,
+        /// Where their data, logs and pid files are [default: target/services].
+        #[arg(long, global = true, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+    /// All tests against real servers, which are installed if missing, started before and ended after.
+    Test {
+        /// Handed on to `cargo test`, e.g. `-- -p machinist-core retry`.
+        #[arg(last = true, value_name = "CARGO-TEST-ARGS")]
+        args: Vec<String>,
+    },
+    /// Everything the continuous integration checks: formatting, house rules, lints, docs, features, tests.
+    Ci,
+    /// The house rules that no compiler checks.
+    Tidy,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Action {
+    /// Install the Debian packages rabbitmq-server and redis-server where they are missing.
+    Install,
+    /// Start both servers with empty data, unless they run; return when they answer.
+    Up,
+    /// End the servers that `up` started, and nothing else.
+    Down,
+    /// Tell what runs and where; exit code 1 unless both servers answer.
+    Status,
+    /// Print the exports by which the tests find the servers: eval "$(cargo xtask services env)".
+    Env,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does the task; `false` when it found something wrong and has already said so.
+fn run(cli: Cli) -> Result<bool> {
+    let workspace = Workspace::find()?;
+    let interrupt = Interrupt::listen()?;
+    match cli.task {
+        Task::Services { action, dir } => {
+            let services = Services::at(&dir.unwrap_or_else(|| workspace.services_dir()))?;
+            match action {
+                Action::Install => services::install_missing()?,
+                Action::Up => print!("{}", services.up(&interrupt)?),
+                Action::Down => services.down()?,
+                Action::Status => return services.print_status(),
+                Action::Env => print!("{}", services.endpoints()?.exports()),
+            }
+            Ok(true)
+        }
+        Task::Test { args } => test::run(&workspace, &interrupt, &args),
+        Task::Ci => ci::run(&workspace, &interrupt),
+        Task::Tidy => tidy::run(&workspace),
+    }
+}

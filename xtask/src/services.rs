@@ -1,0 +1,289 @@
+//! Private RabbitMQ and Redis servers for the tests.
+//!
+//! They belong to one directory: data, logs, pid files and chosen ports lie there, so several checkouts can have
+//! servers side by side, and no server of the machine is ever touched. No root is needed to run them, nor does it
+//! harm. Linux only: processes are recognised by `/proc`.
+
+mod install;
+mod ports;
+mod process;
+mod rabbitmq;
+mod redis;
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+pub(crate) use self::install::install_missing;
+use self::{ports::Ports, process::Process};
+use crate::{command::display, interrupt::Interrupt};
+
+/// RabbitMQ needs 3 to 5 s on an idle machine; a busy one with two cores has needed ten times that.
+const START_TIMEOUT: Duration = Duration::from_secs(90);
+/// A server on loopback that does not answer within this does not answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Says that a directory is ours, so that `--dir` never empties anybody else's.
+const MARKER: &str = "machinist-services";
+
+/// The servers of one directory, running or not.
+#[derive(Debug)]
+pub(crate) struct Services {
+    dir: PathBuf,
+}
+
+/// Where servers answer, and what they said they are.
+#[derive(Debug, Clone)]
+pub(crate) struct Endpoints {
+    pub(crate) amqp_url: String,
+    pub(crate) redis_url: String,
+    rabbitmq_version: String,
+    redis_version: String,
+}
+
+impl Endpoints {
+    /// For a shell to evaluate.
+    pub(crate) fn exports(&self) -> String {
+        format!(
+            "export MACHINIST_TEST_AMQP_URL='{}'\nexport MACHINIST_TEST_REDIS_URL='{}'\n",
+            self.amqp_url, self.redis_url
+        )
+    }
+
+    /// One line for a person.
+    pub(crate) fn summary(&self) -> String {
+        format!("RabbitMQ {}, Redis {}", self.rabbitmq_version, self.redis_version)
+    }
+}
+
+impl Services {
+    pub(crate) fn at(dir: &Path) -> Result<Self> {
+        // Absolute, because the servers start in directories of their own.
+        let dir = std::path::absolute(dir).with_context(|| format!("--dir {} is no path", dir.display()))?;
+        Ok(Self { dir })
+    }
+
+    /// Starts what does not run, with empty data, and returns a report once both servers answer. Idempotent.
+    pub(crate) fn up(&self, interrupt: &Interrupt) -> Result<String> {
+        let began = Instant::now();
+        self.claim()?;
+        let _lock = self.lock()?;
+        if let Ok(endpoints) = self.endpoints() {
+            return Ok(format!("already running: {}\n{}", endpoints.summary(), endpoints.exports()));
+        }
+        // Half of it may run: an earlier start that was killed, a server that died.
+        self.end_all()?;
+        let started = self.start(interrupt).and_then(|()| self.endpoints());
+        match started {
+            Ok(endpoints) => Ok(format!(
+                "started in {}: {}\n{}",
+                display(began.elapsed()),
+                endpoints.summary(),
+                endpoints.exports()
+            )),
+            Err(error) => {
+                self.end_all()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends what [`up`](Self::up) started in this directory. Logs stay.
+    pub(crate) fn down(&self) -> Result<()> {
+        if !self.dir.join(MARKER).exists() {
+            println!("nothing was ever started in {}", self.dir.display());
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        let ended = self.end_all()?;
+        println!(
+            "{}",
+            if ended.is_empty() { "nothing ran".to_owned() } else { format!("ended {}", ended.join(", ")) }
+        );
+        Ok(())
+    }
+
+    /// Prints what runs; whether everything does.
+    pub(crate) fn print_status(&self) -> Result<bool> {
+        for (name, pid_file) in self.pid_files() {
+            let state = match Process::recorded(&pid_file)? {
+                Some(process) if process.is_alive() => format!("pid {}", process.pid()),
+                Some(_) => "died".to_owned(),
+                None => "not running".to_owned(),
+            };
+            println!("{name:<9} {state}");
+        }
+        println!("logs      {}", self.dir.display());
+        match self.endpoints() {
+            Ok(endpoints) => {
+                println!("answering {}\n{}", endpoints.summary(), endpoints.exports().trim_end())
+            }
+            Err(error) => {
+                println!("{error:#}");
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Where the running servers are, after asking both.
+    pub(crate) fn endpoints(&self) -> Result<Endpoints> {
+        let remedy = || format!("not running in {}: cargo xtask services up", self.dir.display());
+        for (_, pid_file) in self.pid_files() {
+            ensure!(Process::recorded(&pid_file)?.is_some_and(|process| process.is_alive()), remedy());
+        }
+        let ports = Ports::read(&self.dir).with_context(remedy)?;
+        Ok(Endpoints {
+            amqp_url: rabbitmq::url(&ports),
+            redis_url: redis::url(&ports),
+            rabbitmq_version: rabbitmq::ask(&ports).with_context(remedy)?,
+            redis_version: redis::ask(&ports).with_context(remedy)?,
+        })
+    }
+
+    fn start(&self, interrupt: &Interrupt) -> Result<()> {
+        let ports = Ports::choose()?;
+        ports.write(&self.dir)?;
+        let epmd = rabbitmq::start_epmd(&self.dir, &ports, &self.pid_file("epmd"))?;
+        let redis = redis::start(&self.dir, &ports, &self.pid_file("redis"))?;
+        self.await_answer("redis", &redis, interrupt, || redis::ask(&ports))?;
+        self.await_answer("epmd", &epmd, interrupt, || connect(ports.epmd).map(drop))?;
+        let rabbitmq = rabbitmq::start(&self.dir, &ports, &self.pid_file("rabbitmq"))?;
+        self.await_answer("rabbitmq", &rabbitmq, interrupt, || rabbitmq::ask(&ports))
+    }
+
+    fn await_answer<T>(
+        &self,
+        name: &str,
+        process: &Process,
+        interrupt: &Interrupt,
+        ask: impl Fn() -> Result<T>,
+    ) -> Result<()> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        let log = self.dir.join(format!("{name}.log"));
+        loop {
+            interrupt.check()?;
+            let Err(error) = ask() else { return Ok(()) };
+            if !process.is_alive() {
+                bail!("{name} ended at its start; {}", tail(&log));
+            }
+            if Instant::now() > deadline {
+                let context =
+                    format!("{name} did not answer within {}; {}", display(START_TIMEOUT), tail(&log));
+                return Err(error.context(context));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Ends and forgets every recorded process; the names of those that ran.
+    fn end_all(&self) -> Result<Vec<&'static str>> {
+        let mut ended = Vec::new();
+        for (name, pid_file) in self.pid_files() {
+            if let Some(process) = Process::recorded(&pid_file)? {
+                if process.end().with_context(|| format!("cannot end {name}"))? {
+                    ended.push(name);
+                }
+                fs::remove_file(&pid_file)
+                    .with_context(|| format!("cannot remove {}", pid_file.display()))?;
+            }
+        }
+        Ok(ended)
+    }
+
+    /// In the order in which they end: epmd last, RabbitMQ takes leave of it.
+    fn pid_files(&self) -> [(&'static str, PathBuf); 3] {
+        ["redis", "rabbitmq", "epmd"].map(|name| (name, self.pid_file(name)))
+    }
+
+    fn pid_file(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.pid"))
+    }
+
+    /// Makes the directory, or makes sure that it is ours.
+    fn claim(&self) -> Result<()> {
+        let marker = self.dir.join(MARKER);
+        if marker.exists() {
+            return Ok(());
+        }
+        fs::create_dir_all(&self.dir).with_context(|| format!("cannot make {}", self.dir.display()))?;
+        let empty = fs::read_dir(&self.dir).is_ok_and(|mut entries| entries.next().is_none());
+        ensure!(
+            empty,
+            "--dir {}: not empty, and not made by this command: name another one",
+            self.dir.display()
+        );
+        fs::write(&marker, "Private servers of `cargo xtask services`; safe to delete after `down`.\n")
+            .with_context(|| format!("cannot write {}", marker.display()))
+    }
+
+    /// One `up` or `down` at a time; held until dropped.
+    fn lock(&self) -> Result<File> {
+        let path = self.dir.join(MARKER);
+        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+        Ok(file)
+    }
+}
+
+/// A fresh, empty directory under `dir`, for the data of a server that is about to start.
+fn empty_dir(dir: &Path, name: &str) -> Result<PathBuf> {
+    let path = dir.join(name);
+    if path.exists() {
+        fs::remove_dir_all(&path).with_context(|| format!("cannot empty {}", path.display()))?;
+    }
+    fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    Ok(path)
+}
+
+fn connect(port: u16) -> Result<TcpStream> {
+    let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+    let stream = TcpStream::connect_timeout(&address.into(), ANSWER_TIMEOUT)
+        .with_context(|| format!("cannot connect to {address}"))?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    Ok(stream)
+}
+
+/// The end of a log, for an error message.
+fn tail(log: &Path) -> String {
+    let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let mut tail = format!("the end of {}:", log.display());
+    for line in &lines[lines.len().saturating_sub(15)..] {
+        // Writing to a String cannot fail.
+        let _ = write!(tail, "\n    {line}");
+    }
+    tail
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_foreign_directory_is_refused() {
+        let foreign = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let error = Services::at(&foreign).unwrap().claim().unwrap_err();
+        assert!(error.to_string().contains("not empty"), "{error}");
+        assert!(!foreign.join(MARKER).exists());
+    }
+
+    #[test]
+    fn exports_can_be_evaluated() {
+        let endpoints = Endpoints {
+            amqp_url: "amqp://h/%2f".to_owned(),
+            redis_url: "redis://h/0".to_owned(),
+            rabbitmq_version: "4".to_owned(),
+            redis_version: "7".to_owned(),
+        };
+        let expected =
+            "export MACHINIST_TEST_AMQP_URL='amqp://h/%2f'\nexport MACHINIST_TEST_REDIS_URL='redis://h/0'\n";
+        assert_eq!(endpoints.exports(), expected);
+    }
+}

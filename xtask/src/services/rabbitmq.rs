@@ -1,0 +1,109 @@
+//! A private RabbitMQ, with an epmd (Erlang's port mapper) of its own.
+//!
+//! The server would start an epmd by itself: a daemon whose pid nobody knows and which outlives it. So epmd is
+//! started here, first and in the foreground. Nothing under /etc/rabbitmq is read and no plugin is loaded.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    path::Path,
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Process, connect, empty_dir, install, ports::Ports};
+
+/// What a client says first.
+const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
+
+pub(super) fn url(ports: &Ports) -> String {
+    format!("amqp://guest:guest@127.0.0.1:{}/%2f", ports.amqp)
+}
+
+/// Starts the port mapper; it answers a moment later.
+pub(super) fn start_epmd(dir: &Path, ports: &Ports, pid_file: &Path) -> Result<Process> {
+    let mut command = Command::new("epmd");
+    command.args(["-port", &ports.epmd.to_string(), "-address", "127.0.0.1"]);
+    Process::start(&mut command, &dir.join("epmd.log"), pid_file)
+}
+
+/// Starts the server; it answers after some seconds.
+pub(super) fn start(dir: &Path, ports: &Ports, pid_file: &Path) -> Result<Process> {
+    let home = empty_dir(dir, "rabbitmq")?;
+    let path_of = |name: &str| home.join(name);
+    fs::write(path_of("enabled_plugins"), "[].\n")?;
+    fs::write(path_of("rabbitmq.conf"), "")?;
+    fs::write(path_of("advanced.config"), "[].\n")?;
+    fs::write(path_of("rabbitmq-env.conf"), "")?;
+
+    let mut command = Command::new(install::RABBITMQ_SERVER);
+    // A clean environment: settings of a system's RabbitMQ or of the user's Erlang must not leak in.
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("LANG", "C.UTF-8");
+    command
+        .current_dir(&home)
+        // The Erlang cookie lies there.
+        .env("HOME", &home)
+        // The start script replaces itself by the server, whose pid is then ours to know.
+        .env("RUNNING_UNDER_SYSTEMD", "true")
+        .env("ERL_EPMD_PORT", ports.epmd.to_string())
+        .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+        .env("RABBITMQ_NODENAME", "machinist@localhost")
+        .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
+        .env("RABBITMQ_NODE_PORT", ports.amqp.to_string())
+        .env("RABBITMQ_DIST_PORT", ports.distribution.to_string())
+        .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}")
+        .env("RABBITMQ_MNESIA_BASE", path_of("data"))
+        .env("RABBITMQ_LOG_BASE", path_of("log"))
+        .env("RABBITMQ_PID_FILE", path_of("pid"))
+        .env("RABBITMQ_ENABLED_PLUGINS_FILE", path_of("enabled_plugins"))
+        .env("RABBITMQ_CONF_ENV_FILE", path_of("rabbitmq-env.conf"))
+        .env("RABBITMQ_CONFIG_FILE", path_of("rabbitmq.conf"))
+        .env("RABBITMQ_ADVANCED_CONFIG_FILE", path_of("advanced.config"));
+    Process::start(&mut command, &dir.join("rabbitmq.log"), pid_file)
+}
+
+/// The version of the server that answers. Its listener opens last, when everything else is ready.
+pub(super) fn ask(ports: &Ports) -> Result<String> {
+    let mut stream = connect(ports.amqp)?;
+    stream.write_all(PROTOCOL_HEADER)?;
+    let mut answer = [0; 2048];
+    let mut length = 0;
+    // One frame: type, channel, payload size, payload, end. It may come in pieces.
+    while length < 7 || length < frame_length(&answer) {
+        let read = stream.read(&mut answer[length..]).context("RabbitMQ did not answer")?;
+        ensure!(read > 0, "RabbitMQ closed the connection");
+        length += read;
+    }
+    version(&answer[..length]).context("what answers is not RabbitMQ")
+}
+
+fn frame_length(answer: &[u8]) -> usize {
+    let size = answer[3..7].iter().fold(0, |size, byte| size << 8 | usize::from(*byte));
+    (size + 8).min(answer.len())
+}
+
+/// Connection.Start (frame of type 1, method 10.10) names it among the server's properties, as a long string.
+fn version(answer: &[u8]) -> Option<String> {
+    const KEY: &[u8] = b"\x07versionS";
+    if answer.first() != Some(&1) || answer.get(7..11) != Some(&[0, 10, 0, 10]) {
+        return None;
+    }
+    let start = answer.windows(KEY.len()).position(|window| window == KEY)? + KEY.len();
+    let length = u32::from_be_bytes(answer.get(start..start + 4)?.try_into().ok()?);
+    let text = answer.get(start + 4..)?.get(..usize::try_from(length).ok()?)?;
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_connection_start_has_a_version() {
+        let start = b"\x01\0\0\0\0\0\x20\0\x0a\0\x0a\0\x09\0\0\0\x14\x07versionS\0\0\0\x063.10.8\xce";
+        assert_eq!(version(start).as_deref(), Some("3.10.8"));
+        assert_eq!(version(PROTOCOL_HEADER), None);
+        assert_eq!(version(b"\x01\0\0\0\0\0\x20\0\x0a\0\x0a\x07versionS\0\0\xff\xff3"), None);
+    }
+}

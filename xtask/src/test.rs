@@ -1,0 +1,147 @@
+//! All tests, against real servers, by one command.
+//!
+//! The servers are private ones, ended on every way out. Where both URLs are already in the environment, those
+//! servers are used and left alone.
+
+use std::{
+    env,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+use crate::{
+    command::{self, Workspace, display},
+    interrupt::Interrupt,
+    services::{self, Services},
+};
+
+const AMQP_URL: &str = "MACHINIST_TEST_AMQP_URL";
+const REDIS_URL: &str = "MACHINIST_TEST_REDIS_URL";
+
+/// Runs them; whether all passed.
+pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt, args: &[String]) -> Result<bool> {
+    if let (Ok(amqp_url), Ok(redis_url)) = (env::var(AMQP_URL), env::var(REDIS_URL)) {
+        println!("using the servers of {AMQP_URL} and {REDIS_URL}");
+        return cargo_test(workspace, interrupt, args, &amqp_url, &redis_url, "servers of the environment");
+    }
+    services::install_missing()?;
+    interrupt.check()?;
+    let services = Services::at(&workspace.services_dir())?;
+    print!("{}", services.up(interrupt)?);
+    let passed = services.endpoints().and_then(|servers| {
+        cargo_test(workspace, interrupt, args, &servers.amqp_url, &servers.redis_url, &servers.summary())
+    });
+    // Before the verdict is looked at: they end on failure and on Ctrl-C too.
+    let ended = services.down();
+    let passed = passed?;
+    ended?;
+    Ok(passed)
+}
+
+fn cargo_test(
+    workspace: &Workspace,
+    interrupt: &Interrupt,
+    args: &[String],
+    amqp_url: &str,
+    redis_url: &str,
+    servers: &str,
+) -> Result<bool> {
+    let began = Instant::now();
+    let mut cargo = workspace.cargo(cargo_args(args));
+    cargo.env(AMQP_URL, amqp_url).env(REDIS_URL, redis_url).env("MACHINIST_REQUIRE_SERVICES", "1");
+    let mut tally = Tally::default();
+    let status = command::run_lines(&mut cargo, interrupt, |line| {
+        println!("{line}");
+        tally.read(line);
+    })?;
+    println!("\n{}", tally.summary(began.elapsed(), servers));
+    interrupt.check()?;
+    if !status.success() && tally.failed == 0 {
+        println!("but cargo test failed ({status}): see above");
+    }
+    Ok(status.success())
+}
+
+/// Doctests included: cargo runs them with the rest.
+fn cargo_args(args: &[String]) -> Vec<&str> {
+    let mut all = vec!["test", "--all-features", "--locked", "--no-fail-fast"];
+    let names_packages =
+        args.iter().any(|arg| arg == "-p" || arg.starts_with("--package") || arg == "--workspace");
+    if !names_packages {
+        all.push("--workspace");
+    }
+    all.extend(args.iter().map(String::as_str));
+    all
+}
+
+/// What the test programs said, added up.
+#[derive(Debug, Default)]
+struct Tally {
+    programs: u32,
+    passed: u32,
+    failed: u32,
+    ignored: u32,
+    names_of_failed: Vec<String>,
+}
+
+impl Tally {
+    fn read(&mut self, line: &str) {
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            self.programs += 1;
+            self.passed += count(counts, " passed");
+            self.failed += count(counts, " failed");
+            self.ignored += count(counts, " ignored");
+        } else if let Some(name) =
+            line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"))
+        {
+            self.names_of_failed.push(name.to_owned());
+        }
+    }
+
+    fn summary(&self, took: Duration, servers: &str) -> String {
+        let Self { programs, passed, failed, ignored, names_of_failed } = self;
+        let mut lines: Vec<String> = names_of_failed.iter().map(|name| format!("failed: {name}")).collect();
+        let not_run = if *ignored > 0 { format!(", {ignored} ignored") } else { String::new() };
+        lines.push(format!(
+            "tests: {passed} passed, {failed} failed{not_run}, in {programs} programs, {} ({servers})",
+            display(took)
+        ));
+        lines.join("\n")
+    }
+}
+
+/// The number before a word: 3 in `ok. 3 passed; 0 failed`.
+fn count(text: &str, word: &str) -> u32 {
+    let before = text.split_once(word).map_or("", |(before, _)| before);
+    before.rsplit(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_several_programs_add_up() {
+        let mut tally = Tally::default();
+        for line in [
+            "running 2 tests",
+            "test retry::tests::it_waits ... ok",
+            "test src/lib.rs - add (line 3) ... FAILED",
+            "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            "test result: ok. 11 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 1.00s",
+        ] {
+            tally.read(line);
+        }
+        let expected = "failed: src/lib.rs - add (line 3)\n\
+                        tests: 12 passed, 1 failed, 2 ignored, in 2 programs, 9.0 s (x)";
+        assert_eq!(tally.summary(Duration::from_secs(9), "x"), expected);
+    }
+
+    #[test]
+    fn naming_a_package_replaces_the_whole_workspace() {
+        let args = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        assert!(cargo_args(&args(&["retry"])).contains(&"--workspace"));
+        assert!(!cargo_args(&args(&["-p", "machinist-core"])).contains(&"--workspace"));
+    }
+}

@@ -1,0 +1,53 @@
+//! The house rules that no compiler checks. What is not checked here is a wish.
+//!
+//! A finding says where, what, and the remedy. The rules read text, not syntax trees: they are meant to catch a
+//! slip, not to withstand somebody who wants to break them.
+
+mod crates;
+mod examples;
+mod files;
+mod markdown;
+mod rust;
+mod signatures;
+
+use std::fmt;
+
+use anyhow::Result;
+
+use crate::command::Workspace;
+
+/// Something against a rule.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Finding {
+    path: String,
+    /// From 1; 0 where the whole file is meant.
+    line: usize,
+    what: String,
+    remedy: &'static str,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, line, what, remedy } = self;
+        write!(f, "{path}:{}: {what}: {remedy}", line.max(&1))
+    }
+}
+
+/// Checks every rule; whether nothing was found.
+pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
+    let files = files::read_all(workspace.root())?;
+    let mut findings = Vec::new();
+    findings.extend(files.iter().flat_map(files::check));
+    findings.extend(files.iter().filter(|file| file.is_rust()).flat_map(rust::check));
+    findings.extend(files.iter().filter(|file| file.is_rust()).flat_map(signatures::check));
+    findings.extend(files.iter().filter_map(examples::check));
+    findings.extend(markdown::check(&files));
+    findings.extend(files.iter().filter_map(crates::check_manifest));
+    findings.extend(crates::check_graph(workspace)?);
+    findings.sort();
+    for finding in &findings {
+        println!("{finding}");
+    }
+    println!("tidy: {} files, {} findings", files.len(), findings.len());
+    Ok(findings.is_empty())
+}

@@ -1,0 +1,157 @@
+//! Who may depend on whom, and what a crate must say about itself.
+//!
+//! The core knows no adapter, an adapter knows only the core, each outside library has one owner, and one TLS
+//! provider serves the whole program: with two, redis-rs panics at its first connection.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
+use super::{Finding, files::TextFile};
+use crate::command::{self, Workspace};
+
+/// Which crates of the workspace a crate may depend on; one that is not listed may depend on all.
+const MAY_KNOW: [(&str, &[&str]); 7] = [
+    ("machinist-core", &[]),
+    ("machinist-broker-amqp", &["machinist-core"]),
+    ("machinist-backend-redis", &["machinist-core"]),
+    ("machinist-sqlite", &["machinist-core"]),
+    ("machinist-conformance", &["machinist-core"]),
+    (
+        "machinist",
+        &["machinist-core", "machinist-broker-amqp", "machinist-backend-redis", "machinist-sqlite"],
+    ),
+    ("xtask", &[]),
+];
+
+/// Libraries that one crate alone may depend on.
+const OWNED: [(&str, &str); 4] = [
+    ("lapin", "machinist-broker-amqp"),
+    ("redis", "machinist-backend-redis"),
+    ("deadpool-redis", "machinist-backend-redis"),
+    ("rusqlite", "machinist-sqlite"),
+];
+
+/// TLS providers and stacks beside ring.
+const OTHER_TLS: [&str; 4] = ["aws-lc-rs", "aws-lc-sys", "openssl", "native-tls"];
+
+/// A crate that can be published has a description.
+pub(super) fn check_manifest(file: &TextFile) -> Option<Finding> {
+    if !file.path.ends_with("Cargo.toml") {
+        return None;
+    }
+    let has = |start: &str| file.text.lines().any(|line| line.starts_with(start));
+    let complete = !has("[package]") || has("publish = false") || has("description = \"");
+    (!complete).then(|| Finding {
+        path: file.path.clone(),
+        line: 1,
+        what: "a public crate without a description".to_owned(),
+        remedy: "add `description = \"…\"`, one sentence: what it is",
+    })
+}
+
+/// Asks cargo what is linked into what.
+pub(super) fn check_graph(workspace: &Workspace) -> Result<Vec<Finding>> {
+    let tree = |args: &[&str]| {
+        let common = ["tree", "--workspace", "--all-features", "--locked", "--edges", "normal,build"];
+        command::output(workspace.cargo(common.iter().chain(args)).args(["--format", "{p}"]))
+    };
+    // Not deduplicated: a crate that was shown before would be shown without its dependencies.
+    let mut findings = check_edges(&tree(&["--depth", "1", "--prefix", "depth", "--no-dedupe"])?);
+    findings.extend(check_tls(&tree(&["--prefix", "none"])?));
+    Ok(findings)
+}
+
+/// Each crate with what it depends on directly, from lines such as `1lapin v4.12.3`.
+fn check_edges(tree: &str) -> Vec<Finding> {
+    let mut edges: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut dependent = "";
+    for line in tree.lines() {
+        if let Some(root) = line.strip_prefix('0') {
+            dependent = package(root);
+            edges.entry(dependent).or_default();
+        } else if let Some(dependency) = line.strip_prefix('1') {
+            edges.entry(dependent).or_default().push(package(dependency));
+        }
+    }
+    let members: Vec<&str> = edges.keys().copied().collect();
+    let may_know = BTreeMap::from(MAY_KNOW);
+    let owned = BTreeMap::from(OWNED);
+    let mut findings = Vec::new();
+    for (dependent, dependencies) in &edges {
+        for dependency in dependencies {
+            let stranger = may_know
+                .get(dependent)
+                .is_some_and(|known| members.contains(dependency) && !known.contains(dependency));
+            if stranger {
+                let remedy =
+                    "dependencies point from the program over the adapters to the core: turn it round";
+                findings.push(edge(dependent, dependency, "", remedy));
+            }
+            if let Some(owner) = owned.get(dependency).filter(|owner| *owner != dependent) {
+                let remedy = "use what the owner offers, through the seams of machinist-core";
+                findings.push(edge(dependent, dependency, &format!(", which belongs to {owner}"), remedy));
+            }
+        }
+    }
+    findings
+}
+
+fn edge(dependent: &str, dependency: &str, whose: &str, remedy: &'static str) -> Finding {
+    let path = format!("{dependent}/Cargo.toml");
+    Finding { path, line: 0, what: format!("{dependent} depends on {dependency}{whose}"), remedy }
+}
+
+fn check_tls(tree: &str) -> Option<Finding> {
+    let other = tree.lines().map(package).find(|package| OTHER_TLS.contains(package))?;
+    Some(Finding {
+        path: "Cargo.toml".to_owned(),
+        line: 0,
+        what: format!("{other} is linked beside ring"),
+        remedy: "switch off the feature that brings it; `cargo tree -i` with its name shows the way",
+    })
+}
+
+/// `lapin` of `lapin v4.12.3 (…)`.
+fn package(line: &str) -> &str {
+    line.split(' ').next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whats(tree: &str) -> Vec<String> {
+        check_edges(tree).into_iter().map(|finding| finding.what).collect()
+    }
+
+    #[test]
+    fn an_edge_against_the_direction_is_found() {
+        let tree = "0machinist-core v0.1.0 (dir)\n1bytes v1.0.0\n1machinist-sqlite v0.1.0 (dir)\n\n\
+                    0machinist-sqlite v0.1.0 (dir)\n1machinist-core v0.1.0 (dir)\n1rusqlite v0.41.1\n";
+        assert_eq!(whats(tree), ["machinist-core depends on machinist-sqlite"]);
+    }
+
+    #[test]
+    fn a_library_has_one_owner() {
+        let tree =
+            "0machinist-cli v0.1.0 (dir)\n1redis v1.8.1\n0machinist-backend-redis v0.1.0\n1redis v1.8.1\n";
+        assert_eq!(whats(tree), ["machinist-cli depends on redis, which belongs to machinist-backend-redis"]);
+    }
+
+    #[test]
+    fn a_second_tls_provider_is_found() {
+        assert!(check_tls("ring v0.17.14\nrustls v0.23.0\n").is_none());
+        let finding = check_tls("ring v0.17.14\naws-lc-rs v1.14.0\n").unwrap();
+        assert_eq!(finding.what, "aws-lc-rs is linked beside ring");
+    }
+
+    #[test]
+    fn a_public_crate_needs_a_description() {
+        let manifest = |text: &str| TextFile { path: "x/Cargo.toml".to_owned(), text: text.to_owned() };
+        assert!(check_manifest(&manifest("[package]\nname = \"x\"\n")).is_some());
+        assert!(check_manifest(&manifest("[package]\npublish = false\n")).is_none());
+        assert!(check_manifest(&manifest("[package]\ndescription = \"X.\"\n")).is_none());
+        assert!(check_manifest(&manifest("[workspace]\n")).is_none());
+    }
+}
