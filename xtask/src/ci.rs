@@ -18,13 +18,13 @@ use crate::{
 /// Runs all steps; whether all passed.
 pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> {
     let began = Instant::now();
-    let mut report = Report { lines: Vec::new(), passed: true };
+    let mut report = Report { interrupt, lines: Vec::new(), passed: true };
     let cargo = |args: &[&str], rustdocflags: Option<&str>| {
         let mut cargo = workspace.cargo(args);
         if let Some(flags) = rustdocflags {
             cargo.env("RUSTDOCFLAGS", flags);
         }
-        println!("+ cargo {}", args.join(" "));
+        say!("+ cargo {}", args.join(" "));
         Ok(command::run(&mut cargo, interrupt)?.success())
     };
     let clippy =
@@ -44,21 +44,22 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
     report.step("features", || each_feature(workspace, &|args| cargo(args, None)));
     report.step("test", || test::run(workspace, interrupt, &[]));
 
-    println!("\n{}\n{:<9} {}", report.lines.join("\n"), "all", display(began.elapsed()));
+    say!("\n{}\n{:<9} {}", report.lines.join("\n"), "all", display(began.elapsed()));
     interrupt.check()?;
     Ok(report.passed)
 }
 
 #[derive(Debug)]
-struct Report {
+struct Report<'a> {
+    interrupt: &'a Interrupt,
     lines: Vec<String>,
     passed: bool,
 }
 
-impl Report {
+impl Report<'_> {
     fn step(&mut self, name: &str, check: impl FnOnce() -> Result<bool>) {
         let began = Instant::now();
-        let verdict = match check() {
+        let verdict = match self.interrupt.check().and_then(|()| check()) {
             Ok(true) => "ok".to_owned(),
             Ok(false) => "FAILED".to_owned(),
             Err(error) => format!("FAILED: {error:#}"),
@@ -70,7 +71,7 @@ impl Report {
     /// Said at once, for whoever watches, and again at the end, for whoever reads a log from below.
     fn line(&mut self, name: &str, verdict: &str, took: Option<Duration>) {
         let line = format!("{name:<9} {:<12} {verdict}", took.map(display).unwrap_or_default());
-        println!("== {line}");
+        say!("== {line}");
         self.lines.push(line);
     }
 }
@@ -120,7 +121,8 @@ mod tests {
 
     #[test]
     fn a_failed_step_fails_the_report_and_the_next_still_runs() {
-        let mut report = Report { lines: Vec::new(), passed: true };
+        let interrupt = Interrupt::listen().unwrap();
+        let mut report = Report { interrupt: &interrupt, lines: Vec::new(), passed: true };
         report.step("one", || Ok(false));
         report.step("two", || Ok(true));
         assert!(!report.passed);

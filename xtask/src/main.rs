@@ -3,7 +3,14 @@
 //! It exists so that a fresh machine needs Rust and nothing else: no task runner, no test runner, no container
 //! engine. `cargo xtask ci` is what the continuous integration runs, line for line.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal speaks by printing")]
+/// Prints a line. Unlike `println!` it does not panic where nobody reads any more (`cargo xtask test | head`): the
+/// servers have to be ended all the same.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($arg)*);
+    }};
+}
 
 mod ci;
 mod command;
@@ -12,7 +19,7 @@ mod services;
 mod test;
 mod tidy;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -68,7 +75,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -83,10 +90,13 @@ fn run(cli: Cli) -> Result<bool> {
             let services = Services::at(&dir.unwrap_or_else(|| workspace.services_dir()))?;
             match action {
                 Action::Install => services::install_missing()?,
-                Action::Up => print!("{}", services.up(&interrupt)?),
+                Action::Up => {
+                    let up = services.up(&interrupt)?;
+                    say!("{}\n{}", up.report(), up.endpoints.exports().trim_end());
+                }
                 Action::Down => services.down()?,
                 Action::Status => return services.print_status(),
-                Action::Env => print!("{}", services.endpoints()?.exports()),
+                Action::Env => say!("{}", services.endpoints()?.exports().trim_end()),
             }
             Ok(true)
         }

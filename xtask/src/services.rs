@@ -61,6 +61,24 @@ impl Endpoints {
     }
 }
 
+/// What `up` came to.
+#[derive(Debug)]
+pub(crate) struct Up {
+    pub(crate) endpoints: Endpoints,
+    /// How long it took; `None` where everything ran already.
+    pub(crate) started_in: Option<Duration>,
+}
+
+impl Up {
+    /// One line for a person.
+    pub(crate) fn report(&self) -> String {
+        let how = self
+            .started_in
+            .map_or_else(|| "already running".to_owned(), |took| format!("started in {}", display(took)));
+        format!("{how}: {}", self.endpoints.summary())
+    }
+}
+
 impl Services {
     pub(crate) fn at(dir: &Path) -> Result<Self> {
         // Absolute, because the servers start in directories of their own.
@@ -68,24 +86,18 @@ impl Services {
         Ok(Self { dir })
     }
 
-    /// Starts what does not run, with empty data, and returns a report once both servers answer. Idempotent.
-    pub(crate) fn up(&self, interrupt: &Interrupt) -> Result<String> {
+    /// Starts what does not run, with empty data, and returns once both servers answer. Idempotent.
+    pub(crate) fn up(&self, interrupt: &Interrupt) -> Result<Up> {
         let began = Instant::now();
         self.claim()?;
         let _lock = self.lock()?;
         if let Ok(endpoints) = self.endpoints() {
-            return Ok(format!("already running: {}\n{}", endpoints.summary(), endpoints.exports()));
+            return Ok(Up { endpoints, started_in: None });
         }
         // Half of it may run: an earlier start that was killed, a server that died.
         self.end_all()?;
-        let started = self.start(interrupt).and_then(|()| self.endpoints());
-        match started {
-            Ok(endpoints) => Ok(format!(
-                "started in {}: {}\n{}",
-                display(began.elapsed()),
-                endpoints.summary(),
-                endpoints.exports()
-            )),
+        match self.start(interrupt).and_then(|()| self.endpoints()) {
+            Ok(endpoints) => Ok(Up { endpoints, started_in: Some(began.elapsed()) }),
             Err(error) => {
                 self.end_all()?;
                 Err(error)
@@ -96,12 +108,12 @@ impl Services {
     /// Ends what [`up`](Self::up) started in this directory. Logs stay.
     pub(crate) fn down(&self) -> Result<()> {
         if !self.dir.join(MARKER).exists() {
-            println!("nothing was ever started in {}", self.dir.display());
+            say!("nothing was ever started in {}", self.dir.display());
             return Ok(());
         }
         let _lock = self.lock()?;
         let ended = self.end_all()?;
-        println!(
+        say!(
             "{}",
             if ended.is_empty() { "nothing ran".to_owned() } else { format!("ended {}", ended.join(", ")) }
         );
@@ -116,15 +128,15 @@ impl Services {
                 Some(_) => "died".to_owned(),
                 None => "not running".to_owned(),
             };
-            println!("{name:<9} {state}");
+            say!("{name:<9} {state}");
         }
-        println!("logs      {}", self.dir.display());
+        say!("logs      {}", self.dir.display());
         match self.endpoints() {
             Ok(endpoints) => {
-                println!("answering {}\n{}", endpoints.summary(), endpoints.exports().trim_end())
+                say!("answering {}\n{}", endpoints.summary(), endpoints.exports().trim_end())
             }
             Err(error) => {
-                println!("{error:#}");
+                say!("{error:#}");
                 return Ok(false);
             }
         }

@@ -1,7 +1,7 @@
 //! All tests, against real servers, by one command.
 //!
-//! The servers are private ones, ended on every way out. Where both URLs are already in the environment, those
-//! servers are used and left alone.
+//! The servers are private ones, ended on every way out. Those that run already, started by `services up` or named
+//! by both URLs in the environment, are used and left alone.
 
 use std::{
     env,
@@ -22,18 +22,19 @@ const REDIS_URL: &str = "MACHINIST_TEST_REDIS_URL";
 /// Runs them; whether all passed.
 pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt, args: &[String]) -> Result<bool> {
     if let (Ok(amqp_url), Ok(redis_url)) = (env::var(AMQP_URL), env::var(REDIS_URL)) {
-        println!("using the servers of {AMQP_URL} and {REDIS_URL}");
+        say!("using the servers of {AMQP_URL} and {REDIS_URL}");
         return cargo_test(workspace, interrupt, args, &amqp_url, &redis_url, "servers of the environment");
     }
     services::install_missing()?;
     interrupt.check()?;
     let services = Services::at(&workspace.services_dir())?;
-    print!("{}", services.up(interrupt)?);
-    let passed = services.endpoints().and_then(|servers| {
-        cargo_test(workspace, interrupt, args, &servers.amqp_url, &servers.redis_url, &servers.summary())
-    });
-    // Before the verdict is looked at: they end on failure and on Ctrl-C too.
-    let ended = services.down();
+    let up = services.up(interrupt)?;
+    say!("{}", up.report());
+    let servers = &up.endpoints;
+    let passed =
+        cargo_test(workspace, interrupt, args, &servers.amqp_url, &servers.redis_url, &servers.summary());
+    // Before the verdict is looked at: they end on failure and on Ctrl-C too. What somebody else started stays.
+    let ended = if up.started_in.is_some() { services.down() } else { Ok(()) };
     let passed = passed?;
     ended?;
     Ok(passed)
@@ -52,13 +53,13 @@ fn cargo_test(
     cargo.env(AMQP_URL, amqp_url).env(REDIS_URL, redis_url).env("MACHINIST_REQUIRE_SERVICES", "1");
     let mut tally = Tally::default();
     let status = command::run_lines(&mut cargo, interrupt, |line| {
-        println!("{line}");
+        say!("{line}");
         tally.read(line);
     })?;
-    println!("\n{}", tally.summary(began.elapsed(), servers));
+    say!("\n{}", tally.summary(began.elapsed(), servers));
     interrupt.check()?;
     if !status.success() && tally.failed == 0 {
-        println!("but cargo test failed ({status}): see above");
+        say!("but cargo test failed ({status}): see above");
     }
     Ok(status.success())
 }

@@ -46,8 +46,8 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     findings.extend(crates::check_graph(workspace)?);
     findings.sort();
     for finding in &findings {
-        println!("{finding}");
+        say!("{finding}");
     }
-    println!("tidy: {} files, {} findings", files.len(), findings.len());
+    say!("tidy: {} files, {} findings", files.len(), findings.len());
     Ok(findings.is_empty())
 }

@@ -23,7 +23,7 @@ const POLICY_SCRIPT: &str = "#!/bin/sh\n# made by cargo xtask services install\n
 pub(crate) fn install_missing() -> Result<()> {
     let missing = missing();
     if missing.is_empty() {
-        println!("rabbitmq-server and redis-server are installed");
+        say!("rabbitmq-server and redis-server are installed");
         return Ok(());
     }
     let wanted = missing.join(" and ");
@@ -36,11 +36,11 @@ pub(crate) fn install_missing() -> Result<()> {
     let Some(rights) = Rights::find() else {
         bail!("{wanted} missing, and neither root nor sudo without a password: run as root: {by_hand}");
     };
-    println!("installing {wanted}");
+    say!("installing {wanted}");
     let _policy = Policy::forbid_starts(rights)?;
     // Alone it proves nothing: one dead mirror of many fails it, and the package may be known already.
     if !rights.run(&["apt-get", "update"])? {
-        println!("apt-get update failed; trying with the package lists as they are");
+        say!("apt-get update failed; trying with the package lists as they are");
     }
     let mut install = vec!["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--yes"];
     install.extend(["--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"]);
@@ -118,7 +118,7 @@ impl Drop for Policy {
         if let Some(rights) = self.made_by
             && !rights.run(&["rm", "-f", POLICY]).unwrap_or(false)
         {
-            eprintln!(
+            say!(
                 "warning: {POLICY} could not be removed; it keeps packages from starting services: remove it"
             );
         }
