@@ -83,7 +83,9 @@ fn machine_path(line: &str) -> Option<&str> {
             }
             let end =
                 line[start + prefix.len()..].find(|c: char| !(c.is_alphanumeric() || "._-".contains(c)));
-            Some(&line[start..end.map_or(line.len(), |end| start + prefix.len() + end)])
+            let found = &line[start..end.map_or(line.len(), |end| start + prefix.len() + end)];
+            // One letter is a made-up name.
+            (found.len() != prefix.len() + 1).then_some(found)
         };
         line.match_indices(prefix).find_map(found)
     })
@@ -102,9 +104,15 @@ mod tests {
 
     #[test]
     fn parts_of_longer_paths_are_not() {
-        for line in
-            ["see docs/tmp/x", "$HOME/tmp/x", "${DIR}/tmp/x", "~/tmp/x", "/var/tmp/x", "root/ home/ tmp/"]
-        {
+        for line in [
+            "see docs/tmp/x",
+            "$HOME/tmp/x",
+            "${DIR}/tmp/x",
+            "~/tmp/x",
+            "/var/tmp/x",
+            "/home/a@b",
+            "root/ home/ tmp/",
+        ] {
             assert_eq!(machine_path(line), None, "{line}");
         }
     }
