@@ -54,46 +54,56 @@ pub(super) fn check(file: &TextFile) -> Vec<Finding> {
 /// The public signature that begins at the first of these lines, if one does.
 fn signature_at(code: &str, lines: &[&str]) -> Option<String> {
     let first = lines.first()?.trim_start();
-    let field = first
-        .strip_prefix("pub ")
-        .and_then(|rest| rest.split_once(": "))
-        .is_some_and(|(name, _)| name.chars().all(|c| c.is_alphanumeric() || c == '_'));
-    if field {
+    if is_public_field(first) {
         return Some(first.to_owned());
     }
-    let item = ITEMS.iter().find(|item| first.starts_with(*item))?;
-    if *item == "pub enum " {
-        // Its variants are as public as itself.
-        let indent = lines[0].len() - first.len();
-        let close = format!("{}}}", " ".repeat(indent));
-        let end = lines.iter().position(|line| line.starts_with(&close)).unwrap_or(0);
-        return Some(lines[..=end].join("\n"));
+    match *ITEMS.iter().find(|item| first.starts_with(*item))? {
+        "pub use " => Some(until(lines, ';')),
+        "pub struct " => tuple_fields(&until(lines, ';')),
+        // Variants and methods are as public as the item.
+        "pub enum " | "pub trait " => Some(body(lines)),
+        "impl" => public_impl(code, head(lines)),
+        _ => Some(head(lines)),
     }
-    let end = lines.iter().position(|line| line.contains(['{', ';'])).unwrap_or(0);
-    let mut signature = lines[..=end].join("\n");
-    if *item != "pub use " && *item != "pub struct " {
-        signature.truncate(signature.find('{').unwrap_or(signature.len()));
-    }
-    if *item == "pub struct " && !signature.contains("pub ") {
-        return None;
-    }
-    // Fields of a tuple struct are public one by one.
-    if *item == "pub struct "
-        && let Some((head, fields)) = signature.split_once('(')
-    {
-        let public =
-            fields.split(',').filter(|field| field.trim_start().starts_with("pub ")).collect::<Vec<_>>();
-        return Some(format!("{head}({})", public.join(",")));
-    }
-    if *item == "impl" {
-        // Of a trait, for a type that others can name; methods of plain impls are looked at one by one.
-        let (_, target) = signature.split_once(" for ")?;
-        let name = words(target).next()?;
-        let public =
-            ["pub struct ", "pub enum "].iter().any(|item| words_after(code, item).any(|word| word == name));
-        return public.then_some(signature);
-    }
-    Some(signature)
+}
+
+fn is_public_field(line: &str) -> bool {
+    let name = line.strip_prefix("pub ").and_then(|rest| rest.split_once(": ")).map(|(name, _)| name);
+    name.is_some_and(|name| name.chars().all(|c| c.is_alphanumeric() || c == '_'))
+}
+
+/// The lines up to one with this character, all of it.
+fn until(lines: &[&str], end: char) -> String {
+    let end = lines.iter().position(|line| line.contains([end, '{'])).unwrap_or(0);
+    lines[..=end].join("\n")
+}
+
+/// Up to the body or the end of the item.
+fn head(lines: &[&str]) -> String {
+    let text = until(lines, ';');
+    text.split('{').next().unwrap_or_default().to_owned()
+}
+
+/// Up to the brace that closes the item, which rustfmt puts below its beginning.
+fn body(lines: &[&str]) -> String {
+    let indent = lines[0].len() - lines[0].trim_start().len();
+    let close = format!("{}}}", " ".repeat(indent));
+    let end = lines.iter().position(|line| line.starts_with(&close)).unwrap_or(0);
+    lines[..=end].join("\n")
+}
+
+/// Of a struct only what stands in parentheses and is public; named fields are looked at line by line.
+fn tuple_fields(signature: &str) -> Option<String> {
+    let (_, fields) = signature.split_once('(')?;
+    let public = fields.split(',').filter(|field| field.trim_start().starts_with("pub "));
+    Some(public.collect::<Vec<_>>().join(","))
+}
+
+/// Of a trait, for a type that others can name; the methods of plain impls are looked at one by one.
+fn public_impl(code: &str, head: String) -> Option<String> {
+    let name = head.split_once(" for ").and_then(|(_, target)| words(target).next())?;
+    let public = |item| words_after(code, item).any(|word| word == name);
+    (public("pub struct ") || public("pub enum ")).then_some(head)
 }
 
 /// What `use lapin::…` brought into the file, by the names it goes by there.
@@ -137,6 +147,8 @@ mod tests {
     fn leaks_are_found_in_every_kind_of_signature() {
         for text in [
             "pub fn open(c: lapin::Connection) -> Self {",
+            "pub trait Open {\n    fn open(&self) -> lapin::Channel;\n}",
+            "pub use lapin::{\n    Channel,\n};",
             "pub async fn open(\n    c: redis::Client,\n) -> Self {",
             "pub struct Broker(pub lapin::Channel);",
             "pub enum Error {\n    Amqp(lapin::Error),\n}",
