@@ -6,6 +6,7 @@
 
 mod backend;
 mod broker;
+mod queues;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -1,0 +1,250 @@
+//! What the broker in memory holds: queues, subscriptions, and what was handed out.
+//!
+//! Plain data under one lock; the instant is an argument. There is no task that moves messages about: whoever looks
+//! at a queue first makes ready what has come due. A message that was handed out stays here until it is settled, so
+//! that a lost receipt, a lost consumer and a lost connection are one thing: the tag is taken out and the message
+//! goes back to its old place.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{
+    broker::{Consume, Message, Publish, QueueDepth, Settle, Settled, Target},
+    id::QueueName,
+};
+
+/// A delay beyond the end of tokio's clock is as good as for ever.
+const FOR_EVER: Duration = Duration::from_secs(86400 * 365 * 30);
+
+#[derive(Debug, Default)]
+pub(super) struct Queues {
+    by_name: HashMap<QueueName, Queue>,
+    dead: HashMap<QueueName, Vec<Message>>,
+    /// Those that are open.
+    connections: HashSet<u64>,
+    subscriptions: HashMap<u64, Subscription>,
+    /// What was handed out and not settled, by the tag that its receipt holds.
+    unsettled: HashMap<u64, Held>,
+    last_number: u64,
+}
+
+/// Where a message stands in its queue: by priority, then by arrival.
+type Place = (Reverse<u8>, u64);
+
+#[derive(Debug, Default)]
+struct Queue {
+    ready: BTreeMap<Place, Stored>,
+    /// By due time, then by arrival.
+    delayed: BTreeMap<(Instant, u64), Message>,
+}
+
+#[derive(Debug)]
+struct Stored {
+    message: Message,
+    handed_out_before: bool,
+}
+
+#[derive(Debug)]
+struct Subscription {
+    connection: u64,
+    what: Consume,
+    unsettled: u16,
+    /// Which queue is looked at first, so that a full queue does not starve its neighbours.
+    turn: usize,
+    wake: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct Held {
+    connection: u64,
+    subscription: u64,
+    queue: QueueName,
+    place: Place,
+    message: Message,
+}
+
+/// What a consumer finds.
+pub(super) enum Found {
+    Delivery {
+        tag: u64,
+        queue: QueueName,
+        message: Message,
+        redelivered: bool,
+    },
+    /// Nothing; the next delayed message comes due then.
+    Nothing(Option<Instant>),
+    /// The subscription has ended.
+    End,
+}
+
+impl Queues {
+    fn number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    pub(super) fn open_connection(&mut self) -> u64 {
+        let connection = self.number();
+        self.connections.insert(connection);
+        connection
+    }
+
+    pub(super) fn is_open(&self, connection: u64) -> bool {
+        self.connections.contains(&connection)
+    }
+
+    /// Ends its subscriptions and hands back what it holds.
+    pub(super) fn close_connection(&mut self, connection: u64) {
+        self.connections.remove(&connection);
+        let ended = self.subscriptions.extract_if(|_, subscription| subscription.connection == connection);
+        ended.for_each(|(_, subscription)| subscription.wake.notify_one());
+        self.hand_back(|held| held.connection == connection);
+    }
+
+    /// The number of a new subscription, and what is notified when it has something to do.
+    pub(super) fn subscribe(&mut self, connection: u64, what: Consume) -> (u64, Arc<Notify>) {
+        for queue in &what.queues {
+            self.by_name.entry(queue.clone()).or_default();
+        }
+        let (number, wake) = (self.number(), Arc::new(Notify::new()));
+        let subscription = Subscription { connection, what, unsettled: 0, turn: 0, wake: Arc::clone(&wake) };
+        self.subscriptions.insert(number, subscription);
+        (number, wake)
+    }
+
+    /// What was returned can still be settled.
+    pub(super) fn unsubscribe(&mut self, subscription: u64) {
+        self.subscriptions.remove(&subscription);
+    }
+
+    /// How many queues there are.
+    pub(super) fn count(&self) -> usize {
+        self.by_name.len()
+    }
+
+    pub(super) fn dead_letters(&self, queue: &QueueName) -> Vec<Message> {
+        self.dead.get(queue).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn publish(&mut self, publish: Publish, now: Instant) {
+        let Publish { target, message, delay } = publish;
+        let number = self.number();
+        match target {
+            // Nobody receives dead letters, so there is nothing that a delay could put off.
+            Target::DeadLetters(queue) => self.dead.entry(queue).or_default().push(message),
+            Target::Queue(name) => {
+                let queue = self.by_name.entry(name.clone()).or_default();
+                if delay.is_zero() {
+                    queue.insert(number, message);
+                } else {
+                    queue.delayed.insert((now + delay.min(FOR_EVER), number), message);
+                }
+                self.wake(&name);
+            }
+        }
+    }
+
+    fn wake(&self, queue: &QueueName) {
+        for subscription in self.subscriptions.values() {
+            if subscription.what.queues.contains(queue) {
+                subscription.wake.notify_one();
+            }
+        }
+    }
+
+    /// Hands out the next message to a subscription.
+    pub(super) fn take(&mut self, id: u64, now: Instant) -> Found {
+        let tag = self.number();
+        let Some(subscription) = self.subscriptions.get_mut(&id) else { return Found::End };
+        if subscription.unsettled >= subscription.what.prefetch {
+            return Found::Nothing(None);
+        }
+        let names = &subscription.what.queues;
+        let mut next_due: Option<Instant> = None;
+        for step in 0..names.len() {
+            let at = (subscription.turn + step) % names.len();
+            let Some(queue) = self.by_name.get_mut(&names[at]) else { continue };
+            queue.ripen(now, &mut self.last_number);
+            if let Some((place, stored)) = queue.ready.pop_first() {
+                subscription.turn = at + 1;
+                subscription.unsettled += 1;
+                let (queue, message) = (names[at].clone(), stored.message.clone());
+                let connection = subscription.connection;
+                let held = Held {
+                    connection,
+                    subscription: id,
+                    queue: queue.clone(),
+                    place,
+                    message: stored.message,
+                };
+                self.unsettled.insert(tag, held);
+                return Found::Delivery { tag, queue, message, redelivered: stored.handed_out_before };
+            }
+            let due = queue.delayed.first_key_value().map(|((due, _), _)| *due);
+            next_due = next_due.into_iter().chain(due).min();
+        }
+        Found::Nothing(next_due)
+    }
+
+    pub(super) fn settle(&mut self, tag: u64, how: Settle) -> Settled {
+        let Some(held) = self.unsettled.remove(&tag) else { return Settled::Lost };
+        if let Some(subscription) = self.subscriptions.get_mut(&held.subscription) {
+            subscription.unsettled -= 1;
+            subscription.wake.notify_one();
+        }
+        if how == Settle::Requeue {
+            let stored = Stored { message: held.message, handed_out_before: true };
+            self.by_name.entry(held.queue.clone()).or_default().ready.insert(held.place, stored);
+            self.wake(&held.queue);
+        }
+        Settled::Done
+    }
+
+    /// Does what a lost connection does, to all of them.
+    pub(super) fn interrupt(&mut self) {
+        self.hand_back(|_| true);
+    }
+
+    /// Puts what is unsettled and meant back into its queues.
+    fn hand_back(&mut self, meant: impl Fn(&Held) -> bool) {
+        let tags = self.unsettled.iter().filter(|(_, held)| meant(held)).map(|(tag, _)| *tag);
+        for tag in tags.collect::<Vec<_>>() {
+            self.settle(tag, Settle::Requeue);
+        }
+    }
+
+    pub(super) fn depth(&mut self, name: &QueueName, now: Instant) -> QueueDepth {
+        let ready = self.by_name.get_mut(name).map(|queue| {
+            queue.ripen(now, &mut self.last_number);
+            queue.ready.len() as u64
+        });
+        let consumers = self.subscriptions.values().filter(|s| s.what.queues.contains(name)).count() as u64;
+        let dead = self.dead.get(name).map(|letters| letters.len() as u64);
+        QueueDepth { queue: name.clone(), ready, consumers: Some(consumers), dead }
+    }
+}
+
+impl Queue {
+    fn insert(&mut self, number: u64, message: Message) {
+        let priority = message.priority.unwrap_or(0);
+        self.ready.insert((Reverse(priority), number), Stored { message, handed_out_before: false });
+    }
+
+    /// Makes ready what has come due, in the order in which it came due.
+    fn ripen(&mut self, now: Instant, last_number: &mut u64) {
+        while let Some(entry) = self.delayed.first_entry() {
+            if entry.key().0 > now {
+                break;
+            }
+            let message = entry.remove();
+            *last_number += 1;
+            self.insert(*last_number, message);
+        }
+    }
+}
