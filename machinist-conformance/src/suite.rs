@@ -77,6 +77,7 @@ macro_rules! broker_suite {
             two_consumers_share_a_queue
             one_consumer_serves_several_queues
             prefetch_bounds_what_is_unsettled
+            a_settlement_wakes_a_waiting_next
             a_dropped_next_loses_nothing
             stop_hands_back_what_was_not_returned
             a_dropped_consumer_loses_nothing

@@ -10,7 +10,7 @@ use std::{
 };
 
 use machinist_core::broker::{Consumer, Settle, Settled};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{
     BrokerHarness, consume, drain, expect_empty, fresh_queue, next, number_of, numbered, publish,
@@ -140,6 +140,31 @@ pub async fn prefetch_bounds_what_is_unsettled(harness: &dyn BrokerHarness) {
         assert_eq!(delivery.receipt.settle(Settle::Ack).await, Settled::Done);
     }
     consumer.stop().await;
+    expect_empty(harness, &queue).await;
+}
+
+/// Whoever waits with a full hand goes on when some other task settles, and whoever waits at an empty queue when
+/// somebody hands a message back.
+pub async fn a_settlement_wakes_a_waiting_next(harness: &dyn BrokerHarness) {
+    let (broker, queue) = (harness.connect().await, fresh_queue());
+    publish_numbers(&*broker, &queue, 2).await;
+    let mut full = consume(&*broker, &[&queue], 1).await;
+    let first = next(&mut *full).await;
+    let waiting = tokio::spawn(async move { (next(&mut *full).await, full) });
+    sleep(LOOK).await;
+    assert_eq!(first.receipt.settle(Settle::Ack).await, Settled::Done);
+    let (second, mut full) = waiting.await.expect("the settlement woke it");
+
+    let other = harness.connect().await;
+    let mut empty = consume(&*other, &[&queue], 1).await;
+    let waiting = tokio::spawn(async move { (next(&mut *empty).await, empty) });
+    sleep(LOOK).await;
+    full.stop().await;
+    assert_eq!(second.receipt.settle(Settle::Requeue).await, Settled::Done);
+    let (again, mut empty) = waiting.await.expect("the message woke it");
+    assert_eq!(again.message, second.message);
+    again.receipt.settle(Settle::Ack).await;
+    empty.stop().await;
     expect_empty(harness, &queue).await;
 }
 
