@@ -54,7 +54,7 @@ fn resume(outcome: Result<(), Box<dyn std::any::Any + Send>>) {
 }
 
 /// Expands to one test per promise of a broker. Takes the path of an `async fn() -> Option<impl BrokerHarness>`;
-/// `None` skips (see [`service_url`](crate::service_url)).
+/// `None` skips (see [`service_url`](crate::service_url)). Two suites in one file need a module each.
 #[macro_export]
 macro_rules! broker_suite {
     ($harness:path) => {
@@ -98,7 +98,7 @@ macro_rules! broker_suite {
 }
 
 /// Expands to one test per promise of a backend. Takes the path of an `async fn() -> Option<impl BackendHarness>`;
-/// `None` skips (see [`service_url`](crate::service_url)).
+/// `None` skips (see [`service_url`](crate::service_url)). Two suites in one file need a module each.
 #[macro_export]
 macro_rules! backend_suite {
     ($harness:path) => {
