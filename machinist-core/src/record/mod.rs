@@ -14,6 +14,8 @@ mod facts;
 mod fold;
 mod kind;
 mod start;
+#[cfg(test)]
+mod tests;
 mod verdict;
 
 pub use facts::{ErrorText, FactName, Facts};

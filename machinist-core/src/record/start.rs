@@ -281,7 +281,7 @@ fn fence(greatest: u64, now: Timestamp) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{State, state_of};
+    use crate::record::{State, state_of, tests::apply};
 
     const NOW: Timestamp = Timestamp::from_micros(1_000_000);
 
@@ -296,24 +296,6 @@ mod tests {
             received_at: NOW,
             token: 0,
         }
-    }
-
-    /// What every backend does.
-    fn apply(facts: &mut Facts, commit: &Commit) -> bool {
-        let refused = commit.unless.iter().any(|n| facts.has(n))
-            || commit.equal_or_absent.iter().any(|(n, v)| facts.get(n).is_some_and(|have| have != v));
-        if refused {
-            return false;
-        }
-        for name in &commit.drop {
-            facts.remove(name);
-        }
-        for (name, value) in commit.equal_or_absent.iter().chain(&commit.facts) {
-            if !facts.has(name) {
-                facts.put(name.clone(), value.clone());
-            }
-        }
-        true
     }
 
     fn started() -> (Facts, Held) {

@@ -1,0 +1,304 @@
+//! Every transition of a record, found by exhaustive search over the production's own commits.
+//!
+//! Two attempts, up to four starts, every order of receiving, starting, taking over, handing back, deciding and
+//! ending. The transitions that are found are those of the table in `docs/state-machine.md`, no more and no
+//! fewer; what must never happen is asserted at every step.
+
+use std::collections::{BTreeSet, HashSet, VecDeque};
+
+use super::{start::Held, verdict::*, *};
+use crate::{
+    args::Results,
+    backend::{Commit, Expiry},
+    clock::Timestamp,
+    error::TaskError,
+    retry::{Backoff, RetryPolicy},
+};
+
+const NOW: Timestamp = Timestamp::from_micros(1_000_000);
+const TTL: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// What every backend does; `false` where it refuses.
+pub(super) fn apply(facts: &mut Facts, commit: &Commit) -> bool {
+    let refused = commit.unless.iter().any(|n| facts.has(n))
+        || commit.equal_or_absent.iter().any(|(n, v)| facts.get(n).is_some_and(|have| have != v));
+    if refused {
+        return false;
+    }
+    for name in &commit.drop {
+        facts.remove(name);
+    }
+    for (name, value) in commit.equal_or_absent.iter().chain(&commit.facts) {
+        if !facts.has(name) {
+            facts.put(name.clone(), value.clone());
+        }
+    }
+    true
+}
+
+/// A point of the search: the record, and the runs that believe they hold a start.
+#[derive(Clone)]
+struct Point {
+    facts: Facts,
+    runs: Vec<Held>,
+    started: u32,
+}
+
+impl Point {
+    /// Two points are the same if facts and runs are.
+    fn key(&self) -> String {
+        let runs: Vec<_> = self.runs.iter().map(|held| (held.attempt, held.start, &held.run)).collect();
+        format!("{:?}{runs:?}", self.facts.iter().collect::<Vec<_>>())
+    }
+
+    fn state(&self) -> Option<State> {
+        fold(&"t".try_into().unwrap(), &self.facts).map(|record| record.state)
+    }
+}
+
+/// A possible step: its name in the table, the commit, and the run that begins or ends by it.
+struct Step {
+    event: &'static str,
+    commit: Commit,
+    begins: Option<Held>,
+    ends: Option<usize>,
+}
+
+fn steps(point: &Point) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let step = |event, commit| Step { event, commit, begins: None, ends: None };
+    steps.push(step("sent", sent()));
+    for attempt in 1..=2 {
+        // The message of attempt 2 exists only once attempt 1 was retried.
+        if attempt == 2 && !point.facts.has(&name::retried(1)) {
+            continue;
+        }
+        steps.push(step("received", received(attempt)));
+        if point.started < 4 {
+            steps.extend(start_steps(point, attempt));
+        }
+        for kind in [FailureKind::Expired, FailureKind::Revoked] {
+            let error = ErrorText::from("ended");
+            let live = point
+                .runs
+                .iter()
+                .any(|held| held.attempt == attempt && held.standing(&point.facts) == Standing::Mine);
+            if !live {
+                let commit =
+                    end_by_anybody(&"t".try_into().unwrap(), &point.facts, attempt, kind, error, NOW, TTL);
+                steps.push(step("failed by anybody", commit));
+            }
+        }
+    }
+    for (index, held) in point.runs.iter().enumerate() {
+        for (event, verdict) in [
+            ("succeeded", Verdict::Success(Results::default())),
+            ("failed", Verdict::Failure { kind: FailureKind::Error, error: ErrorText::from("no") }),
+            ("asked for another run", retry()),
+        ] {
+            if held.attempt == 2 && event == "asked for another run" {
+                continue;
+            }
+            let commit = record(held, &verdict, String::new(), NOW, TTL);
+            steps.push(Step { event, commit, begins: None, ends: Some(index) });
+        }
+        steps.push(Step { event: "handed back", commit: held.hand_back(), begins: None, ends: Some(index) });
+    }
+    steps
+}
+
+fn start_steps(point: &Point, attempt: u32) -> Vec<Step> {
+    let n = point.started;
+    let asking = Starting {
+        id: "t".try_into().unwrap(),
+        attempt,
+        generation: 0,
+        run: format!("run{n}").as_str().into(),
+        session: format!("session{n}").as_str().into(),
+        worker: "w".to_owned(),
+        received_at: NOW,
+        token: 0,
+    };
+    let (commit, held) = asking.first(NOW);
+    let mut steps = vec![Step { event: "started", commit, begins: Some(held), ends: None }];
+    if let Meaning::TakeOver(next) = judge(&point.facts, &asking, |_, _| true, NOW)
+        && point.facts.has(&name::start(attempt, 1))
+    {
+        let (commit, held) = *next;
+        steps.push(Step { event: "taken over", commit, begins: Some(held), ends: None });
+    }
+    steps
+}
+
+fn sent() -> Commit {
+    let mut commit = Commit::new("t".try_into().unwrap());
+    commit.facts = vec![(name::TASK.to_owned(), "add".into())];
+    commit.expiry = Expiry::AfterUnlessSet(UNENDED);
+    commit
+}
+
+fn received(attempt: u32) -> Commit {
+    let mut commit = Commit::new("t".try_into().unwrap());
+    commit.unless = vec![name::END.to_owned()];
+    commit.facts = vec![(name::received(attempt), "1".into())];
+    commit
+}
+
+fn retry() -> Verdict {
+    Verdict::Retry {
+        due: NOW,
+        counters: Counters { retries: 1, postponements: 0 },
+        kind: FailureKind::Error,
+        error: ErrorText::from("again"),
+    }
+}
+
+/// Searches everything that can happen, and returns the transitions between states.
+fn search() -> BTreeSet<(String, String, String)> {
+    let begin = Point { facts: Facts::new(), runs: Vec::new(), started: 0 };
+    let mut seen = HashSet::from([begin.key()]);
+    let mut todo = VecDeque::from([begin]);
+    let mut transitions = BTreeSet::new();
+    while let Some(point) = todo.pop_front() {
+        for step in steps(&point) {
+            let mut next = point.clone();
+            let done = apply(&mut next.facts, &step.commit);
+            if done && let Some(held) = &step.begins {
+                next.runs.push(held.clone());
+                next.started += 1;
+            }
+            if let Some(index) = step.ends {
+                next.runs.remove(index);
+            }
+            assert_never(&point, &next, &step, done);
+            if done && next.state() != point.state() {
+                let show = |state: Option<State>| state.map_or("–".to_owned(), |s| s.to_string());
+                transitions.insert((show(point.state()), step.event.to_owned(), show(next.state())));
+            }
+            if seen.insert(next.key()) {
+                todo.push_back(next);
+            }
+        }
+    }
+    assert!(seen.len() > 1_000, "the search is not a toy: {} points", seen.len());
+    transitions
+}
+
+/// What must never happen, whatever the order.
+fn assert_never(before: &Point, after: &Point, step: &Step, done: bool) {
+    let (was, is) = (before.state(), after.state());
+    if was.is_some_and(State::is_final) {
+        assert_eq!(was, is, "a final state changed by {:?}", step.event);
+        assert_eq!(before.facts.get(name::END), after.facts.get(name::END), "an end was rewritten");
+        assert!(!done || step.begins.is_none(), "started after its end");
+    }
+    if done && let Some(held) = &step.begins {
+        assert!(!before.facts.has(&name::retried(held.attempt)), "started after its outcome");
+        let greatest = before.runs.iter().filter(|r| r.attempt == held.attempt).map(|r| r.token).max();
+        assert!(greatest.is_none_or(|token| held.token > token), "a fencing token fell");
+    }
+    if step.event == "succeeded" && !was.is_some_and(State::is_final) {
+        assert!(done && is == Some(State::Success), "an effect that happened was not recorded");
+    }
+    if let (Some(index), true) = (step.ends, done)
+        && matches!(step.event, "failed" | "asked for another run")
+    {
+        let held = &before.runs[index];
+        assert_eq!(held.standing(&before.facts), Standing::Mine, "a stale run decided");
+    }
+}
+
+#[test]
+fn the_transitions_are_those_of_the_docs() {
+    let docs = include_str!("../../../docs/state-machine.md");
+    let rows: BTreeSet<_> = docs
+        .lines()
+        .skip_while(|line| !line.contains("transitions:begin"))
+        .take_while(|line| !line.contains("transitions:end"))
+        .filter_map(|line| {
+            let cells: Vec<_> = line.trim().trim_matches('|').split('|').map(str::trim).collect();
+            match cells[..] {
+                [from, event, to] if event != "what happens" && !from.starts_with("--") => {
+                    Some((from.to_owned(), event.to_owned(), to.to_owned()))
+                }
+                _ => None,
+            }
+        })
+        .collect();
+    let found = search();
+    let table: String =
+        found.iter().map(|(from, event, to)| format!("| {from} | {event} | {to} |\n")).collect();
+    assert_eq!(rows, found, "docs/state-machine.md should say:\n{table}");
+}
+
+#[test]
+fn an_outcome_decides_what_follows() {
+    let policy = RetryPolicy::new(2).backoff(Backoff::fixed(TTL));
+    let verdict = |outcome, spent| decide(outcome, &policy, spent, NOW, 0.5);
+    let spent = |retries, postponements| Counters { retries, postponements };
+    let failed = || Outcome::Failed(TaskError::new("no"));
+    let is_retry = |verdict: &Verdict, due: Timestamp, counters: Counters| matches!(verdict, Verdict::Retry { due: d, counters: c, .. } if *d == due && *c == counters);
+    let is_failure = |verdict: &Verdict, kind: FailureKind| matches!(verdict, Verdict::Failure { kind: k, .. } if *k == kind);
+
+    assert_eq!(
+        verdict(Outcome::Returned(Results::default()), spent(2, 0)),
+        Verdict::Success(Results::default())
+    );
+    assert!(is_retry(&verdict(failed(), spent(0, 7)), NOW.plus(TTL), spent(1, 7)));
+    assert!(is_failure(&verdict(failed(), spent(2, 0)), FailureKind::Error));
+    assert!(is_failure(
+        &verdict(Outcome::Failed(TaskError::permanent("no")), spent(0, 0)),
+        FailureKind::Error
+    ));
+    assert!(is_failure(
+        &verdict(Outcome::Failed(TaskError::malformed("no")), spent(0, 0)),
+        FailureKind::Malformed
+    ));
+    assert!(is_failure(&verdict(Outcome::TimedOut(TTL), spent(0, 0)), FailureKind::Timeout));
+    assert!(is_failure(&verdict(Outcome::Revoked, spent(0, 0)), FailureKind::Revoked));
+    assert!(is_retry(&verdict(Outcome::Panicked("x".to_owned()), spent(1, 0)), NOW.plus(TTL), spent(2, 0)));
+    assert!(is_failure(&verdict(Outcome::Panicked("x".to_owned()), spent(2, 0)), FailureKind::Panic));
+    let later = || Outcome::Failed(TaskError::retry_in(TTL * 2));
+    assert!(is_retry(&verdict(later(), spent(2, 999)), NOW.plus(TTL * 2), spent(2, 1000)));
+    assert!(is_failure(&verdict(later(), spent(0, 1000)), FailureKind::Error));
+}
+
+#[test]
+fn what_is_owed_is_owed_until_it_is_done() {
+    let mut facts = Facts::new();
+    assert_eq!(owed(&facts, 1), None);
+    let asking = start_steps(&Point { facts: facts.clone(), runs: vec![], started: 0 }, 1);
+    let (commit, held) = (asking[0].commit.clone(), asking[0].begins.clone().unwrap());
+    apply(&mut facts, &commit);
+    assert_eq!(owed(&facts, 1), None);
+
+    let mut retried = facts.clone();
+    apply(&mut retried, &record(&held, &retry(), String::new(), NOW, TTL));
+    let next = owed(&retried, 1).unwrap();
+    assert_eq!(next, follows(&retry(), &held), "the recorded fact demands what the verdict did");
+    apply(&mut retried, &next.done(&held.id, 1).unwrap());
+    assert_eq!(owed(&retried, 1), Some(FollowUp::Nothing));
+
+    let failure = Verdict::Failure { kind: FailureKind::Error, error: ErrorText::from("no") };
+    apply(&mut facts, &record(&held, &failure, String::new(), NOW, TTL));
+    let letter = owed(&facts, 1).unwrap();
+    assert_eq!(letter, follows(&failure, &held));
+    apply(&mut facts, &letter.done(&held.id, 1).unwrap());
+    assert_eq!(owed(&facts, 1), Some(FollowUp::Nothing));
+}
+
+#[test]
+fn attempts_long_past_leave_their_names_only() {
+    let mut facts = Facts::new();
+    for attempt in 1..=25 {
+        let point = Point { facts: facts.clone(), runs: vec![], started: 0 };
+        let begun = start_steps(&point, attempt).remove(0);
+        assert!(apply(&mut facts, &begun.commit));
+        let held = begun.begins.unwrap();
+        assert!(apply(&mut facts, &record(&held, &retry(), "a long log".to_owned(), NOW, TTL)));
+    }
+    assert!(!facts.has(&name::start(1, 1)) && facts.has(&name::retried(1)));
+    assert_eq!(fold(&"t".try_into().unwrap(), &facts).unwrap().history.len(), 20);
+    let again = start_steps(&Point { facts: facts.clone(), runs: vec![], started: 0 }, 1).remove(0);
+    assert!(!apply(&mut facts, &again.commit), "an attempt that was retried never starts again");
+}
