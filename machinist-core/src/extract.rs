@@ -158,6 +158,7 @@ impl<T: WireArg> Parameter<ViaArgument> for T {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<T: WireArg> Parameter<ViaRest> for Rest<T> {
     type Before<Tail> = (Self, Tail);
 

@@ -24,7 +24,7 @@ pub struct Rest<T>(pub Vec<T>);
 /// What a [`TaskDef`](crate::TaskDef) may declare as its arguments: `()`, one type that travels, or a tuple of up
 /// to eight; the last may be [`Rest`].
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot travel as a task argument: wrap what is no base type in `Json<T>`",
+    message = "`{Self}` cannot travel as a task argument: wrap types of your own in `Json<T>`",
     label = "not arguments of a task",
     note = "a task takes `()`, one type that travels, or a tuple of up to eight; `Rest<T>` may only be the last",
     note = "`bool`, integers, floats, `String`, `Vec` and `Option` of these, and `Json<T>` for any serde type travel"
@@ -122,8 +122,10 @@ impl IntoArgs<()> for () {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<T: LastArg> ArgList for T {}
 
+#[diagnostic::do_not_recommend]
 impl<T: LastArg, X: IntoArg<T>> IntoArgs<T> for X {
     fn into_args(self) -> Result<Vec<Arg>, Misfit> {
         let mut args = Vec::with_capacity(1);
@@ -134,8 +136,10 @@ impl<T: LastArg, X: IntoArg<T>> IntoArgs<T> for X {
 
 macro_rules! tuples {
     ($($($given:ident $declared:ident,)* | $last_given:ident $last:ident;)*) => {$(
+        #[diagnostic::do_not_recommend]
         impl<$($declared: WireArg,)* $last: LastArg> ArgList for ($($declared,)* $last,) {}
 
+        #[diagnostic::do_not_recommend]
         impl<$($declared, $given,)* $last, $last_given> IntoArgs<($($declared,)* $last,)> for ($($given,)* $last_given,)
         where
             $($declared: WireArg, $given: IntoArg<$declared>,)*

@@ -41,3 +41,6 @@ impl Arg {
         Ok(Self { name: String::new(), kind: T::TYPE.to_owned(), value: value.into_wire()? })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use super::{Arg, Misfit, Results, WireArg};
 /// What a task may return: `()`, one type that travels, a tuple of up to eight (several results), or [`Results`]
 /// as they are.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot travel as the result of a task: wrap what is no base type in `Json<T>`",
+    message = "`{Self}` cannot travel as the result of a task: wrap types of your own in `Json<T>`",
     label = "not a result of a task",
     note = "a task returns `()`, one type that travels, a tuple of up to eight, or `Results`"
 )]
@@ -22,7 +22,7 @@ pub trait IntoResults {
 /// `()` takes whatever came. Everything else needs the very number of results, except that an `Option` at the end
 /// may be missing.
 #[diagnostic::on_unimplemented(
-    message = "the results of a task cannot be read as `{Self}`: wrap what is no base type in `Json<T>`",
+    message = "the results of a task cannot be read as `{Self}`: wrap types of your own in `Json<T>`",
     label = "not a result of a task"
 )]
 pub trait FromResults: Sized {
@@ -57,12 +57,14 @@ impl FromResults for () {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<T: WireArg> IntoResults for T {
     fn into_results(self) -> Result<Results, Misfit> {
         (self,).into_results()
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<T: WireArg> FromResults for T {
     fn from_results(results: Results) -> Result<Self, Misfit> {
         <(T,)>::from_results(results).map(|(value,)| value)
@@ -71,6 +73,7 @@ impl<T: WireArg> FromResults for T {
 
 macro_rules! tuples {
     ($($count:literal: $($t:ident)*;)*) => {$(
+        #[diagnostic::do_not_recommend]
         impl<$($t: WireArg),*> IntoResults for ($($t,)*) {
             fn into_results(self) -> Result<Results, Misfit> {
                 #[allow(non_snake_case)]
@@ -81,6 +84,7 @@ macro_rules! tuples {
             }
         }
 
+        #[diagnostic::do_not_recommend]
         impl<$($t: WireArg),*> FromResults for ($($t,)*) {
             fn from_results(results: Results) -> Result<Self, Misfit> {
                 let mut came = Came::expecting($count, results)?;

@@ -171,3 +171,19 @@ impl<T, E: Into<TaskError>> Outcome for Result<T, E> {
         self.map_err(Into::into)
     }
 }
+
+/// What calling an `async fn` gives: a future of an outcome. Never implemented by hand.
+#[diagnostic::on_unimplemented(
+    message = "an async handler returns a future, not `{Self}`",
+    label = "not an `async fn`",
+    note = "register an `async fn` with `task`, a function that blocks with `task_blocking`"
+)]
+pub trait Running: Future<Output = <Self as Running>::Outcome> {
+    /// What it comes to.
+    type Outcome;
+}
+
+#[diagnostic::do_not_recommend]
+impl<F: Future> Running for F {
+    type Outcome = F::Output;
+}

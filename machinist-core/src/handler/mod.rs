@@ -1,6 +1,75 @@
 //! Handlers: what a task does, from the typed `async fn` to what the worker keeps and calls.
 //!
-//! GUIDE
+//! A handler is an `async fn`, or a closure that returns a future; a function that blocks its thread will do too,
+//! registered as such. [`Binding`] binds one to a [`TaskDef`], which the worker builder does for you.
+//!
+//! ```
+//! use machinist_core::{State, TaskContext, TaskDef, TaskError, handler::Binding};
+//!
+//! #[derive(Clone)]
+//! struct Rates(f64);
+//!
+//! const CONVERT: TaskDef<(i64, String), f64> = TaskDef::new("convert");
+//!
+//! async fn convert(State(rates): State<Rates>, cents: i64, cx: TaskContext, to: String) -> Result<f64, TaskError> {
+//!     cx.log(format!("attempt {} to {to}", cx.attempt()));
+//!     Ok(cents as f64 * rates.0)
+//! }
+//!
+//! Binding::new(CONVERT, convert);
+//! ```
+//!
+//! # Parameters
+//!
+//! Up to ten, in any order. Those that travel are the task's arguments, in their order; the others come from the
+//! worker and are not counted among them:
+//!
+//! | parameter | what it gets |
+//! |---|---|
+//! | `bool`, integers, floats, `String`, `Vec` and `Option` of these, `serde_json::Value` | the next argument |
+//! | [`Json<T>`](crate::Json) | the next argument, as any serde type |
+//! | [`Rest<T>`](crate::Rest) | all arguments that are left |
+//! | [`TaskContext`] | the run: id, attempt, fencing token, cancellation, log |
+//! | [`State<T>`](crate::State) | a shared value of the worker |
+//! | your own type | by [`FromContext`](crate::extract::FromContext) or [`WireArg`](crate::args::WireArg) |
+//!
+//! Values are moved in, not copied. References cannot be parameters, because the run outlives the delivery's
+//! buffer: take `String` instead of `&str`, `Vec<T>` instead of `&[T]`. The future must be `Send`, because it may
+//! go on on another thread: no `Rc`, no lock guard of `std` across an `.await`. The compiler says so at the place
+//! where the handler is bound.
+//!
+//! Arguments are read liberally: 3 for a float, 3.0 for an integer, `null` for an empty list, nothing at all for an
+//! `Option` at the end. What does not fit ends the task in FAILURE/malformed, with a sentence that names the
+//! argument; so do missing arguments and those that no parameter takes.
+//!
+//! # Results and errors
+//!
+//! A handler returns `Result<R, E>`. `R` is what the task definition declares: `()`, one value, or a tuple, each
+//! element of which is one result. `E` is [`TaskError`] or any error that turns into one: all that implement
+//! `std::error::Error + Send + Sync`, `anyhow::Error`, a `String`.
+//!
+//! | the handler says | what follows |
+//! |---|---|
+//! | `Ok(value)` | SUCCESS |
+//! | any error, by `?`; [`TaskError::new`] | a failed attempt: again as the retry policy says, else FAILURE/error |
+//! | [`TaskError::retry_in`] | again after that while; spends no retry, but a postponement |
+//! | [`TaskError::permanent`] | FAILURE/error, now |
+//! | [`TaskError::malformed`] | FAILURE/malformed, now |
+//! | it panics | a failed attempt: again as the retry policy says, else FAILURE/panic |
+//!
+//! # Functions that block
+//!
+//! ```
+//! use machinist_core::{TaskDef, handler::Binding};
+//!
+//! const COUNT_LINES: TaskDef<String, u64> = TaskDef::new("count_lines");
+//!
+//! fn count_lines(path: String) -> std::io::Result<u64> {
+//!     Ok(std::fs::read_to_string(path)?.lines().count() as u64)
+//! }
+//!
+//! Binding::blocking(COUNT_LINES, count_lines);
+//! ```
 
 mod function;
 
@@ -14,7 +83,7 @@ use crate::{
     task::TaskDef,
 };
 
-pub use function::{Flatten, Function, Outcome, Parameters, Returns, Takes};
+pub use function::{Flatten, Function, Outcome, Parameters, Returns, Running, Takes};
 
 /// What a handler returns when it is called: a future of its outcome.
 pub type HandlerFuture = Pin<Box<dyn Future<Output = Result<Results, TaskError>> + Send + 'static>>;
@@ -78,9 +147,9 @@ where
     F: Function<P>,
     P: Parameters<Via>,
     P::Args: Takes<A>,
-    F::Output: Future + Send + 'static,
-    <F::Output as Future>::Output: Outcome,
-    <<F::Output as Future>::Output as Outcome>::Value: Returns<R>,
+    F::Output: Running + Send + 'static,
+    <F::Output as Running>::Outcome: Outcome,
+    <<F::Output as Running>::Outcome as Outcome>::Value: Returns<R>,
     R: IntoResults,
 {
     fn erase(self) -> Arc<dyn DynHandler> {
@@ -189,3 +258,6 @@ impl Binding {
         Self { name: def.name(), handler: handler.erase_blocking(), requires: H::requires() }
     }
 }
+
+#[cfg(test)]
+mod tests;

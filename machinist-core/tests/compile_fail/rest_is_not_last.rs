@@ -1,0 +1,6 @@
+//~ ERROR: `Rest<T>` may only be the last
+use machinist_core::{Rest, TaskDef};
+
+pub const JOIN: TaskDef<(Rest<String>, String), String> = TaskDef::new("join");
+
+fn main() {}
