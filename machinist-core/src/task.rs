@@ -13,7 +13,8 @@ use crate::{
 /// signatures from it, the worker registers a handler for it, and the compiler checks both against the same types.
 ///
 /// `A` is `()`, one type, or a tuple of up to eight types that travel (see [`WireArg`](crate::args::WireArg)); the
-/// last one may be [`Rest`](crate::Rest). `R` is `()`, one type, or a tuple: several results.
+/// last one may be [`Rest`](crate::Rest). `R` is `()`, one type, or a tuple: several results. (Clippy may find a long
+/// list too complex a type: `#[allow(clippy::type_complexity)]`, or one [`Json`](crate::Json) of a struct.)
 ///
 /// # Examples
 /// ```

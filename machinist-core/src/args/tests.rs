@@ -13,8 +13,8 @@ fn travel<T: WireArg>(value: T) -> T {
     let through_json: Vec<Arg> = serde_json::from_str(&serde_json::to_string(&[&arg]).unwrap()).unwrap();
     let through_msgpack: Vec<Arg> =
         rmp_serde::from_slice(&rmp_serde::to_vec_named(&[&arg]).unwrap()).unwrap();
-    assert_eq!(through_json, [arg.clone()]);
-    assert_eq!(through_msgpack, [arg.clone()]);
+    assert_eq!(through_json, std::slice::from_ref(&arg));
+    assert_eq!(through_msgpack, std::slice::from_ref(&arg));
     T::from_wire(arg.value).unwrap()
 }
 

@@ -1,7 +1,8 @@
 //! Handlers: what a task does, from the typed `async fn` to what the worker keeps and calls.
 //!
 //! A handler is an `async fn`, or a closure that returns a future; a function that blocks its thread will do too,
-//! registered as such. [`Binding`] binds one to a [`TaskDef`], which the worker builder does for you.
+//! registered as such. [`Binding`] binds one to a [`TaskDef`]; [`WorkerBuilder::task`](crate::WorkerBuilder::task) and
+//! [`task_blocking`](crate::WorkerBuilder::task_blocking) do it for you.
 //!
 //! ```
 //! use machinist_core::{State, TaskContext, TaskDef, TaskError, handler::Binding};

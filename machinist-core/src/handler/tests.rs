@@ -66,6 +66,7 @@ async fn extractors_stand_anywhere_among_the_arguments() {
 
 #[tokio::test]
 async fn a_handler_has_up_to_ten_parameters() {
+    #[allow(clippy::type_complexity)]
     const EIGHT: TaskDef<(u8, u8, u8, u8, u8, u8, u8, u8), u8> = TaskDef::new("eight");
     #[allow(clippy::too_many_arguments)]
     async fn eight(
@@ -135,6 +136,7 @@ async fn one_argument_needs_no_tuple_and_may_have_one() {
 
 #[tokio::test]
 async fn a_handler_returns_several_results_or_none_or_any_serde_type() {
+    #[allow(clippy::type_complexity)]
     const DIVIDE: TaskDef<(i64, i64), (i64, i64, Json<Vec<i64>>)> = TaskDef::new("divide");
     async fn divide(a: i64, b: i64) -> Result<(i64, i64, Json<Vec<i64>>), TaskError> {
         Ok((a / b, a % b, Json(vec![a, b])))
