@@ -113,6 +113,9 @@ impl Client {
     /// Checks a signature and writes it down.
     fn prepare(&self, mut parts: Parts, trace: &TraceContext) -> Result<Ready, SendError> {
         let app = &self.app.0;
+        if let Some(why) = parts.unsendable {
+            return Err(SendError::Invalid(format!("task {}: {why}", parts.id)));
+        }
         let now = app.clock.now();
         let queue = match parts.queue {
             Some(queue) => QueueName::parse(&queue)?,

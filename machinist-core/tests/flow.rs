@@ -316,6 +316,15 @@ async fn a_contradiction_is_not_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_argument_without_a_form_on_the_wire_is_not_sent() {
+    const HALF: TaskDef<f64, f64> = TaskDef::new("half");
+    let house = house().await;
+    let refused = house.app.client().send(HALF.call(f64::NAN)).await;
+    let Err(SendError::Invalid(why)) = refused else { panic!("{refused:?}") };
+    assert!(why.ends_with("argument 1: NaN has no form on the wire"), "{why}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_time_limit_ends_a_run() {
     let house = house().await;
     let _running = Running::start(worker(&house.app));
