@@ -4,6 +4,8 @@
 //! sentences in what the compiler says about them; those without must compile. Nothing else of the compiler's text
 //! is compared, because it changes with every version of it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
