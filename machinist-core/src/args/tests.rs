@@ -1,3 +1,5 @@
+//! What travels arrives unchanged through both codecs, and what does not fit is told so.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Typed handlers, called as the worker calls them: without their types.
+
 use std::{any::TypeId, sync::Arc};
 
 use serde_json::{Value, json};

@@ -1,3 +1,5 @@
+//! A definition whose one argument is a type of the user's own.
+
 //~ ERROR: `Options` cannot travel as a task argument: wrap
 use machinist_core::TaskDef;
 

@@ -1,3 +1,5 @@
+//! A handler whose arguments are of other types than its definition's; extractors do not count.
+
 //~ ERROR: the handler takes `(String, i64)` but its TaskDef declares `(i64, i64)`
 use machinist_core::{State, TaskDef, TaskError, handler::Binding};
 

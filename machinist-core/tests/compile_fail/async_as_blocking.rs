@@ -1,3 +1,5 @@
+//! An `async fn` registered as a function that blocks.
+
 //~ ERROR: handlers return `Result<R, E>`, not
 //~ ERROR: register an `async fn` with `task`, a function that blocks with `task_blocking`
 use machinist_core::{TaskDef, TaskError, handler::Binding};

@@ -1,3 +1,5 @@
+//! A blocking handler whose argument differs from a definition without a tuple.
+
 //~ ERROR: the handler takes `(i64,)` but its TaskDef declares `String`
 use machinist_core::{TaskDef, TaskError, handler::Binding};
 

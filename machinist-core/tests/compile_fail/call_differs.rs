@@ -1,3 +1,5 @@
+//! A call with one argument too many.
+
 //~ ERROR: was given where the task takes `(i64, i64)`
 use machinist_core::TaskDef;
 

@@ -1,3 +1,5 @@
+//! A call with an argument of another type.
+
 //~ ERROR: was given where the task takes `(i64, i64)`
 use machinist_core::TaskDef;
 

@@ -1,4 +1,5 @@
-// The control: what fits compiles, so the other files fail for the reason they name.
+//! The control: what fits compiles, so the other programs fail for the reason they name.
+
 use machinist_core::{Json, Rest, State, TaskContext, TaskDef, TaskError, handler::Binding};
 
 #[derive(serde::Serialize, serde::Deserialize)]

@@ -1,3 +1,5 @@
+//! A handler whose future cannot move to another thread.
+
 //~ ERROR: future cannot be sent between threads safely
 use machinist_core::{TaskDef, TaskError, handler::Binding};
 use std::rc::Rc;

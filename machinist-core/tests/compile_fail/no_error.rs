@@ -1,3 +1,5 @@
+//! A handler whose error turns into no `TaskError`.
+
 //~ ERROR: handlers return `Result<R, E>`, not `Result<i64, Odd>`
 use machinist_core::{TaskDef, handler::Binding};
 

@@ -1,3 +1,5 @@
+//! A handler that returns a bare value.
+
 //~ ERROR: handlers return `Result<R, E>`, not `i64`
 use machinist_core::{TaskDef, handler::Binding};
 

@@ -1,3 +1,5 @@
+//! A function that blocks registered as an `async fn`.
+
 //~ ERROR: an async handler returns a future, not `Result<i64, TaskError>`
 use machinist_core::{TaskDef, TaskError, handler::Binding};
 

@@ -1,3 +1,5 @@
+//! A definition one of whose arguments is a type of the user's own.
+
 //~ ERROR: cannot travel as a task argument: wrap
 use machinist_core::TaskDef;
 

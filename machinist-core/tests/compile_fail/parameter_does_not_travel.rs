@@ -1,3 +1,5 @@
+//! A handler with a parameter that is neither an argument nor an extractor.
+
 //~ ERROR: `Options` cannot travel as a task argument: wrap it in `Json<Options>`
 use machinist_core::{TaskDef, TaskError, handler::Binding};
 

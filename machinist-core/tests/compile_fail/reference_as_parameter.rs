@@ -1,3 +1,5 @@
+//! A handler that takes a reference.
+
 //~ ERROR: a reference cannot be a parameter: take the value itself, `String` for `&str`
 use machinist_core::{TaskDef, TaskError, handler::Binding};
 

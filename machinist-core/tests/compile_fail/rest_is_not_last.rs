@@ -1,3 +1,5 @@
+//! A definition with an argument after `Rest`.
+
 //~ ERROR: `Rest<T>` may only be the last
 use machinist_core::{Rest, TaskDef};
 

@@ -1,3 +1,5 @@
+//! A definition whose result is a type of the user's own.
+
 //~ ERROR: `Options` cannot travel as the result of a task
 use machinist_core::TaskDef;
 

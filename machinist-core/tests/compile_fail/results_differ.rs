@@ -1,3 +1,5 @@
+//! A handler that returns another type than its definition.
+
 //~ ERROR: the handler returns `String` but its TaskDef declares `i64`
 use machinist_core::{TaskDef, TaskError, handler::Binding};
 

@@ -1,3 +1,5 @@
+//! A handler with a parameter less than its definition has arguments.
+
 //~ ERROR: the handler takes `(i64,)` but its TaskDef declares `(i64, i64)`
 use machinist_core::{TaskDef, TaskError, handler::Binding};
 
