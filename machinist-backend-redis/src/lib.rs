@@ -1,1 +1,24 @@
-//! The result backend of machinist over Redis.
+//! The result backend of machinist over Redis (7.0 and later, or Valkey 7.2 and later).
+//!
+//! A task's record is one hash whose fields are its facts, so `redis-cli HGETALL 'machinist:{ID}'` shows all that
+//! is known about a task. One script, `commit.lua`, makes every change; it is a guard and a write, and holds no
+//! rule of the delivery protocol. Standalone servers, Sentinel, Cluster, TLS, unix sockets and ACL users are told
+//! apart by the URL alone, see [`RedisBackend::connect`].
+//!
+//! # What Redis promises
+//! Redis confirms a write before it is on disk or on a replica. The protocol survives the loss of the last
+//! writes, so nothing is lost with them but time; [`diagnose`](machinist_core::diagnose::Diagnose::diagnose) tells
+//! what this server would lose.
+
+mod backend;
+mod commit;
+mod connect;
+mod doctor;
+mod error;
+mod keys;
+mod link;
+mod sessions;
+mod target;
+mod wake;
+
+pub use backend::{RedisBackend, RedisOptions};

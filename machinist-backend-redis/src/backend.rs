@@ -1,0 +1,305 @@
+//! The backend itself: each method of the seam in terms of Redis commands.
+
+use std::{collections::HashSet, fmt, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use machinist_core::{
+    backend::{
+        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, Note, Renewed, SessionEntry,
+        Watch,
+    },
+    clock::Timestamp,
+    diagnose::{Diagnose, Finding},
+    id::{SessionId, TaskId},
+    record::Facts,
+};
+use redis::{Cmd, Value};
+
+use crate::{
+    commit::{answer, bytes, call, facts},
+    connect::{Patience, install_tls_provider},
+    doctor,
+    error::{meaning, unexpected},
+    keys::Keys,
+    link::{CHUNK, Links},
+    sessions,
+    target::Target,
+    wake::Wakes,
+};
+
+/// What may be said about a connection beyond its URL.
+#[derive(Debug, Clone)]
+pub struct RedisOptions {
+    /// With what every key begins: the namespace. Default `machinist`.
+    pub prefix: String,
+    /// How long a command may take before it counts as unanswered; it may have been executed. Default 5 s.
+    pub response_timeout: Duration,
+    /// How long opening a connection may take, login included. Default 3 s.
+    pub connect_timeout: Duration,
+}
+
+impl Default for RedisOptions {
+    fn default() -> Self {
+        Self {
+            prefix: "machinist".to_owned(),
+            response_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(3),
+        }
+    }
+}
+
+/// A result backend in Redis or Valkey.
+///
+/// One instance serves a whole process. It holds one connection for commands (one for each tokio runtime that
+/// uses it) and, once somebody watches a record, one for wake-ups. Connections that are lost are opened again by
+/// the next call; nothing is repeated behind the caller's back.
+pub struct RedisBackend {
+    location: String,
+    keys: Keys,
+    links: Links,
+    wakes: Wakes,
+}
+
+impl RedisBackend {
+    /// Connects and logs in.
+    ///
+    /// | URL | leads to |
+    /// |---|---|
+    /// | `redis://[USER[:PASSWORD]@]HOST[:PORT][/DB]` | one server; `rediss://…` over TLS |
+    /// | `unix:///PATH[?db=N&user=…&pass=…]` | one server on this host; also `redis+unix://` |
+    /// | `redis+sentinel://[USER:PASSWORD@]HOST[:PORT],…/MASTER[/DB]` | the master that these sentinels name |
+    /// | `redis+cluster://[USER:PASSWORD@]HOST[:PORT],…` | a cluster, found through any of these nodes |
+    ///
+    /// `rediss+sentinel` and `rediss+cluster` speak TLS. Sentinels with a login of their own take
+    /// `?sentinel_user=…&sentinel_password=…`. In user and password `@ / : # ?` are written as `%40 %2F %3A %23
+    /// %3F`. Certificates are checked against those of the system; `SSL_CERT_FILE` names others.
+    ///
+    /// # Errors
+    /// [`BackendError::Configuration`] for a URL or prefix that cannot be used, [`BackendError::Refused`] for a
+    /// wrong password, [`BackendError::Unavailable`] where nobody answers in time.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn connect(url: &str, options: RedisOptions) -> Result<Self, BackendError> {
+        let RedisOptions { prefix, response_timeout, connect_timeout } = options;
+        let keys = Keys::new(&prefix)?;
+        for (name, value) in [("response_timeout", response_timeout), ("connect_timeout", connect_timeout)] {
+            if value.is_zero() {
+                return Err(BackendError::Configuration(format!("{name} is zero; set it to a few seconds")));
+            }
+        }
+        let parsed = Target::parse(url, response_timeout)?;
+        if parsed.tls {
+            install_tls_provider();
+        }
+        let patience = Patience { connect: connect_timeout, response: response_timeout };
+        let links = Links::new(&parsed.target, patience, &keys.sessions())?;
+        let wakes = Wakes::new(parsed.target, patience, keys.sessions());
+        let backend = Self { location: parsed.location, keys, links, wakes };
+        backend.now().await?;
+        Ok(backend)
+    }
+}
+
+impl fmt::Debug for RedisBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (location, prefix) = (&self.location, self.keys.prefix());
+        f.debug_struct("RedisBackend")
+            .field("location", location)
+            .field("prefix", &prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Diagnose for RedisBackend {
+    fn location(&self) -> String {
+        self.location.clone()
+    }
+
+    async fn diagnose(&self) -> Vec<Finding> {
+        doctor::examine(&self.links, &self.wakes, &self.keys).await
+    }
+}
+
+#[async_trait]
+impl Backend for RedisBackend {
+    fn capabilities(&self) -> BackendCapabilities {
+        BackendCapabilities { durable: true, shared: true }
+    }
+
+    async fn commit(&self, batch: Vec<Commit>) -> Vec<Result<Committed, BackendError>> {
+        let mut outcomes = Vec::with_capacity(batch.len());
+        let mut rest = &batch[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(together(rest));
+            let keys: Vec<String> = now.iter().map(|commit| self.keys.record(&commit.id)).collect();
+            match self.links.scripts(now.len(), |i| call(&keys[i], &now[i])).await {
+                Ok(answers) => {
+                    outcomes.extend(answers.into_iter().map(|a| a.map_err(|e| meaning(&e)).and_then(answer)));
+                }
+                // Nobody knows whether these were made: what follows must not overtake them.
+                Err(error) => {
+                    outcomes.extend(rest.iter().map(|_| Err(meaning(&error))));
+                    break;
+                }
+            }
+            rest = later;
+        }
+        outcomes
+    }
+
+    async fn read(&self, ids: &[TaskId]) -> Result<Vec<Facts>, BackendError> {
+        let mut records = Vec::with_capacity(ids.len());
+        for chunk in ids.chunks(CHUNK) {
+            let cmds = chunk.iter().map(|id| read(&self.keys, id)).collect();
+            for record in self.links.all(cmds).await? {
+                records.push(facts(record)?);
+            }
+        }
+        Ok(records)
+    }
+
+    async fn watch(&self, id: &TaskId) -> Result<Watch, BackendError> {
+        self.wakes.watch(self.keys.record(id)).await
+    }
+
+    async fn now(&self) -> Result<Timestamp, BackendError> {
+        instant(self.links.one(redis::cmd("TIME")).await?)
+    }
+
+    async fn open_session(
+        &self,
+        session: &SessionId,
+        lease: Duration,
+        info: Bytes,
+    ) -> Result<Timestamp, BackendError> {
+        sessions::open(&self.links, &self.keys, session, lease, &info).await
+    }
+
+    async fn renew_session(
+        &self,
+        session: &SessionId,
+        lease: Duration,
+        info: Bytes,
+        running: &[TaskId],
+    ) -> Result<Renewed, BackendError> {
+        sessions::renew(&self.links, &self.keys, session, lease, &info, running).await
+    }
+
+    async fn close_session(&self, session: &SessionId) -> Result<(), BackendError> {
+        sessions::close(&self.links, &self.keys, session).await
+    }
+
+    async fn alive(&self, sessions: &[SessionId]) -> Result<Vec<bool>, BackendError> {
+        sessions::alive(&self.links, &self.keys, sessions).await
+    }
+
+    async fn sessions(&self) -> Result<Vec<SessionEntry>, BackendError> {
+        sessions::list(&self.links, &self.keys).await
+    }
+
+    async fn note(&self, notes: Vec<Note>) -> Result<(), BackendError> {
+        for chunk in notes.chunks(CHUNK) {
+            let cmds = chunk.iter().map(|note| match note {
+                Note::Put { index, at, member } => put(&self.keys.index(*index), *at, member),
+                Note::Remove { index, member } => remove(&self.keys.index(*index), member),
+            });
+            self.links.all(cmds.collect()).await?;
+        }
+        Ok(())
+    }
+
+    async fn list(
+        &self,
+        index: Index,
+        after: Option<(Timestamp, String)>,
+        limit: usize,
+    ) -> Result<Vec<(Timestamp, String)>, BackendError> {
+        let key = self.keys.index(index);
+        let mut page = Vec::new();
+        let mut offset = 0;
+        // Many members may share the instant of `after`, and all of them up to it are read again to be skipped.
+        while page.len() < limit {
+            let wanted = (limit - page.len()).clamp(64, 4096);
+            let mut cmd = command("ZRANGEBYSCORE", &key);
+            match &after {
+                Some((at, _)) => cmd.arg(score(*at)),
+                None => cmd.arg("-inf"),
+            };
+            cmd.arg("+inf").arg("WITHSCORES").arg("LIMIT").arg(offset).arg(wanted);
+            let entries = scored(self.links.one(cmd).await?)?;
+            let last = entries.len() < wanted;
+            offset += entries.len();
+            let is_new = |(at, member): &(Timestamp, String)| {
+                after.as_ref().is_none_or(|(a, m)| (score(*at), member) > (score(*a), m))
+            };
+            page.extend(entries.into_iter().filter(is_new).take(limit - page.len()));
+            if last {
+                break;
+            }
+        }
+        Ok(page)
+    }
+}
+
+/// How many commits from the first one may travel in one round trip: two of the same record must be made one
+/// after the other even when the first has to wait for the script to be loaded.
+fn together(commits: &[Commit]) -> usize {
+    let mut ids = HashSet::with_capacity(commits.len().min(CHUNK));
+    commits.iter().take(CHUNK).take_while(|commit| ids.insert(&commit.id)).count()
+}
+
+/// Reads a record.
+pub(crate) fn read(keys: &Keys, id: &TaskId) -> Cmd {
+    command("HGETALL", &keys.record(id))
+}
+
+pub(crate) fn put(index: &str, at: Timestamp, member: &str) -> Cmd {
+    let mut cmd = command("ZADD", index);
+    cmd.arg(score(at)).arg(member);
+    cmd
+}
+
+pub(crate) fn remove(index: &str, member: &str) -> Cmd {
+    let mut cmd = command("ZREM", index);
+    cmd.arg(member);
+    cmd
+}
+
+pub(crate) fn command(name: &'static str, key: &str) -> Cmd {
+    let mut cmd = redis::cmd(name);
+    cmd.arg(key);
+    cmd
+}
+
+/// Scores are doubles, exact up to 2^53: microseconds until the year 2255. What lies beyond is the end of time.
+fn score(at: Timestamp) -> i64 {
+    const EXACT: i64 = 1 << 53;
+    at.as_micros().clamp(-EXACT, EXACT)
+}
+
+/// Members with their scores, as RESP3 answers them.
+fn scored(value: Value) -> Result<Vec<(Timestamp, String)>, BackendError> {
+    let Value::Array(entries) = value else { return Err(unexpected("a list of members", &value)) };
+    entries
+        .into_iter()
+        .map(|entry| match entry {
+            Value::Array(pair) => match <[Value; 2]>::try_from(pair) {
+                Ok([member, Value::Double(score)]) => {
+                    let member = String::from_utf8_lossy(&bytes(member)?).into_owned();
+                    Ok((Timestamp::from_micros(score as i64), member))
+                }
+                _ => Err(unexpected("a member with its score", &Value::Nil)),
+            },
+            other => Err(unexpected("a member with its score", &other)),
+        })
+        .collect()
+}
+
+/// What TIME answers: seconds and microseconds.
+pub(crate) fn instant(value: Value) -> Result<Timestamp, BackendError> {
+    let (seconds, micros): (i64, i64) = redis::from_redis_value(value).map_err(|e| meaning(&e.into()))?;
+    Ok(Timestamp::from_micros(seconds.saturating_mul(1_000_000).saturating_add(micros)))
+}

@@ -1,0 +1,266 @@
+//! Opening connections: one way for a single server, a master found by sentinels, and a cluster.
+//!
+//! deadpool makes the connections and bounds how long that may take. The backend then keeps what it got, because
+//! a checkout for each command costs several times the command. The pool of `deadpool-redis` passes connection
+//! settings on for single servers only, so sentinels and clusters have managers of their own here; with theirs the
+//! response timeout would silently be half a second.
+
+use std::{sync::Arc, time::Duration};
+
+use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult};
+use futures_util::future::join_all;
+use machinist_core::backend::BackendError;
+use redis::{
+    Arg, AsyncConnectionConfig, Cmd, PushInfo, RedisError, RedisResult, TlsMode, Value,
+    aio::{ConnectionLike, MultiplexedConnection},
+    cluster::{ClusterClient, ClusterClientBuilder},
+    cluster_async::ClusterConnection,
+    cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, Slot, SlotAddr},
+    sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType},
+};
+use tokio::sync::Mutex;
+
+use crate::{
+    error::meaning,
+    target::{Target, tcp},
+};
+
+/// What is done with messages that the server sends unasked, and with the news that a connection is lost.
+pub(crate) type OnPush = Arc<dyn Fn(PushInfo) + Send + Sync>;
+
+/// How long to wait for what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    pub(crate) connect: Duration,
+    pub(crate) response: Duration,
+}
+
+/// Where connections come from.
+pub(crate) struct Source {
+    pool: Pool,
+    /// In a cluster the one node whose clock is the time of all: the one that holds this key.
+    clock: Slot,
+}
+
+enum Pool {
+    Single(deadpool_redis::Pool),
+    Sentinel(managed::Pool<Sentinels>),
+    Cluster(managed::Pool<Nodes>),
+}
+
+/// A connection: cheap to clone, clones share it, commands in flight share round trips.
+#[derive(Clone)]
+pub(crate) enum Wire {
+    Single(MultiplexedConnection),
+    Cluster(ClusterConnection, Slot),
+}
+
+impl Source {
+    /// Connects to nothing yet.
+    pub(crate) fn new(
+        target: &Target,
+        patience: Patience,
+        clock_key: &str,
+        on_push: OnPush,
+    ) -> Result<Self, BackendError> {
+        let pool = match target {
+            Target::Single(server) => {
+                let settings = settings(patience, on_push);
+                let manager = deadpool_redis::Manager::new_with_config((**server).clone(), settings)
+                    .map_err(|e| meaning(&e))?;
+                Pool::Single(build(managed::Pool::builder(manager), patience.connect)?)
+            }
+            Target::Sentinel { sentinels, master, login, tls } => {
+                let node = SentinelNodeConnectionInfo::default()
+                    .set_redis_connection_info(login.clone())
+                    .set_tcp_settings(tcp(patience.response));
+                let node = if *tls { node.set_tls_mode(TlsMode::Secure) } else { node };
+                let client = SentinelClient::build(
+                    sentinels.clone(),
+                    master.clone(),
+                    Some(node),
+                    SentinelServerType::Master,
+                );
+                let client = Mutex::new(client.map_err(|e| meaning(&e))?);
+                let manager = Sentinels { client, settings: settings(patience, on_push) };
+                Pool::Sentinel(build(managed::Pool::builder(manager), 3 * patience.connect)?)
+            }
+            Target::Cluster(nodes) => {
+                let builder = ClusterClientBuilder::new(nodes.clone())
+                    .connection_timeout(patience.connect)
+                    .response_timeout(patience.response)
+                    .tcp_settings(tcp(patience.response))
+                    .push_sender(pushes(on_push));
+                let manager = Nodes(builder.build().map_err(|e| meaning(&e))?);
+                Pool::Cluster(build(managed::Pool::builder(manager), 3 * patience.connect)?)
+            }
+        };
+        Ok(Self { pool, clock: Slot::for_key(clock_key) })
+    }
+
+    /// A new connection, logged in.
+    pub(crate) async fn open(&self) -> RedisResult<Wire> {
+        Ok(match &self.pool {
+            Pool::Single(pool) => {
+                Wire::Single(deadpool_redis::Connection::take(pool.get().await.map_err(flat)?))
+            }
+            Pool::Sentinel(pool) => Wire::Single(managed::Object::take(pool.get().await.map_err(flat)?)),
+            Pool::Cluster(pool) => {
+                Wire::Cluster(managed::Object::take(pool.get().await.map_err(flat)?), self.clock)
+            }
+        })
+    }
+
+    /// Whether the connection itself finds its way back to servers that went away.
+    pub(crate) fn reconnects_itself(&self) -> bool {
+        matches!(self.pool, Pool::Cluster(_))
+    }
+}
+
+impl Wire {
+    /// One command.
+    pub(crate) async fn one(&mut self, cmd: Cmd) -> RedisResult<Value> {
+        match self {
+            Self::Single(connection) => cmd.query_async(connection).await,
+            Self::Cluster(connection, clock) => {
+                let route = if is_keyless(&cmd) {
+                    let route = Route::with_slot(*clock, SlotAddr::Master);
+                    RoutingInfo::SingleNode(SingleNodeRoutingInfo::SpecificNode(route))
+                } else {
+                    return cmd.query_async(connection).await;
+                };
+                connection.route_command(cmd, route).await?.extract_error()
+            }
+        }
+    }
+
+    /// Commands in one round trip, in this order on a single server; in a cluster each goes to its node, and only
+    /// all of them together are waited for.
+    pub(crate) async fn all(&mut self, cmds: Vec<Cmd>) -> RedisResult<Vec<RedisResult<Value>>> {
+        match self {
+            Self::Single(connection) => {
+                let mut pipeline = redis::Pipeline::with_capacity(cmds.len());
+                for cmd in cmds {
+                    pipeline.add_command(cmd);
+                }
+                let answers = connection.req_packed_commands(&pipeline, 0, pipeline.len()).await?;
+                Ok(answers.into_iter().map(Value::extract_error).collect())
+            }
+            Self::Cluster(..) => {
+                let each = cmds.into_iter().map(|cmd| {
+                    let mut wire = self.clone();
+                    async move { wire.one(cmd).await }
+                });
+                Ok(join_all(each).await)
+            }
+        }
+    }
+
+    /// Listens to a channel from now on.
+    pub(crate) async fn subscribe(&mut self, channel: &str) -> RedisResult<()> {
+        match self {
+            Self::Single(connection) => redis::cmd("SSUBSCRIBE").arg(channel).exec_async(connection).await,
+            Self::Cluster(connection, _) => connection.ssubscribe(channel).await,
+        }
+    }
+
+    /// Listens to a channel no more.
+    pub(crate) async fn unsubscribe(&mut self, channel: &str) -> RedisResult<()> {
+        match self {
+            Self::Single(connection) => redis::cmd("SUNSUBSCRIBE").arg(channel).exec_async(connection).await,
+            Self::Cluster(connection, _) => connection.sunsubscribe(channel).await,
+        }
+    }
+}
+
+/// Whether a command names no key, so that a cluster would ask any node.
+fn is_keyless(cmd: &Cmd) -> bool {
+    matches!(cmd.args_iter().next(), Some(Arg::Simple(b"TIME" | b"INFO" | b"CONFIG" | b"PING" | b"ACL")))
+}
+
+/// Asks the sentinels for the master, and checks with it, for each connection anew.
+struct Sentinels {
+    client: Mutex<SentinelClient>,
+    settings: AsyncConnectionConfig,
+}
+
+impl managed::Manager for Sentinels {
+    type Type = MultiplexedConnection;
+    type Error = RedisError;
+
+    async fn create(&self) -> RedisResult<MultiplexedConnection> {
+        self.client.lock().await.get_async_connection_with_config(&self.settings).await
+    }
+
+    async fn recycle(&self, _: &mut MultiplexedConnection, _: &Metrics) -> RecycleResult<RedisError> {
+        never_given_back()
+    }
+}
+
+struct Nodes(ClusterClient);
+
+impl managed::Manager for Nodes {
+    type Type = ClusterConnection;
+    type Error = RedisError;
+
+    async fn create(&self) -> RedisResult<ClusterConnection> {
+        self.0.get_async_connection().await
+    }
+
+    async fn recycle(&self, _: &mut ClusterConnection, _: &Metrics) -> RecycleResult<RedisError> {
+        never_given_back()
+    }
+}
+
+/// Connections are taken out of the pool for good: one that failed is replaced, never tried again.
+fn never_given_back() -> RecycleResult<RedisError> {
+    Err(RecycleError::message("connections are not used twice"))
+}
+
+fn build<M, W>(
+    builder: managed::PoolBuilder<M, W>,
+    limit: Duration,
+) -> Result<managed::Pool<M, W>, BackendError>
+where
+    M: managed::Manager,
+    W: From<managed::Object<M>>,
+{
+    let builder =
+        builder.runtime(deadpool::Runtime::Tokio1).wait_timeout(Some(limit)).create_timeout(Some(limit));
+    builder
+        .build()
+        .map_err(|e| BackendError::Configuration(format!("the connection pool cannot be made: {e}")))
+}
+
+fn settings(patience: Patience, on_push: OnPush) -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(patience.connect))
+        .set_response_timeout(Some(patience.response))
+        .set_push_sender(pushes(on_push))
+}
+
+fn pushes(
+    on_push: OnPush,
+) -> impl Fn(PushInfo) -> Result<(), std::convert::Infallible> + Send + Sync + 'static {
+    move |push| {
+        on_push(push);
+        Ok(())
+    }
+}
+
+fn flat(error: PoolError<RedisError>) -> RedisError {
+    match error {
+        PoolError::Backend(error) => error,
+        PoolError::Timeout(_) => {
+            std::io::Error::new(std::io::ErrorKind::TimedOut, "no connection in time").into()
+        }
+        other => std::io::Error::other(other.to_string()).into(),
+    }
+}
+
+/// Installs the TLS provider of the whole program, unless somebody has. Without one, or with two compiled in,
+/// rustls panics at the first connection.
+pub(crate) fn install_tls_provider() {
+    // An error says that there is one already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

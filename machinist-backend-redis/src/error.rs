@@ -1,0 +1,139 @@
+//! What a failure of Redis means to whoever asked: try again, or tell a person.
+//!
+//! *Unavailable* is everything that another try may cure without anybody touching a setting of this program: a
+//! lost connection, a server that loads, fails over or is full. It is also every failure after which the command
+//! may have been executed. *Refused* is what only a person can cure, so it names the remedy.
+
+use machinist_core::backend::BackendError;
+use redis::{ErrorKind, RedisError, Value};
+
+/// A failure with the server's own words, and what to do where something is to be done.
+#[derive(Debug, thiserror::Error)]
+#[error("{said}{}{remedy}", if remedy.is_empty() { "" } else { "; " })]
+struct Trouble {
+    said: String,
+    remedy: &'static str,
+}
+
+/// What this failure means to the caller.
+pub(crate) fn meaning(error: &RedisError) -> BackendError {
+    let refused = |remedy: &str| BackendError::Refused { reason: format!("{}; {remedy}", said(error)) };
+    match code(error) {
+        "NOAUTH" | "WRONGPASS" => refused("check user and password in the backend URL"),
+        "NOPERM" => refused(PERMISSION),
+        "WRONGTYPE" => refused(
+            "another program uses keys of this name: choose another namespace, or another database in the URL",
+        ),
+        "MOVED" | "CROSSSLOT" => refused("this server belongs to a cluster: use a redis+cluster:// URL"),
+        "OOM" => unavailable(error, "free memory or raise maxmemory on the server"),
+        "MISCONF" => unavailable(error, "the server cannot write to its disk: see its log"),
+        "READONLY" => unavailable(error, "this is a replica: the backend URL must lead to the master"),
+        "NOREPLICAS" => unavailable(error, "too few replicas are connected (min-replicas-to-write)"),
+        "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "BUSY" | "NOSCRIPT" | "ASK"
+        | "UNKILLABLE" => unavailable(error, ""),
+        "TOOLARGE" => BackendError::Refused { reason: said(error) },
+        _ if said(error).contains("executing the script can't") => refused(PERMISSION),
+        _ if said(error).contains("max number of clients reached") => {
+            unavailable(error, "raise maxclients on the server")
+        }
+        _ => match error.kind() {
+            ErrorKind::AuthenticationFailed => refused("check user and password in the backend URL"),
+            ErrorKind::RESP3NotSupported => refused("machinist needs Redis 7.0 or Valkey 7.2, or later"),
+            ErrorKind::InvalidClientConfig => BackendError::Configuration(said(error)),
+            ErrorKind::Server(_) | ErrorKind::Extension => {
+                refused("`machinist doctor` tells what this server and this user lack")
+            }
+            _ => unavailable(error, ""),
+        },
+    }
+}
+
+const PERMISSION: &str = "this user lacks a permission: give it `+@hash +@string +@sortedset +@scripting +@pubsub \
+                          +@connection +time +del +exists +pexpire` on `~PREFIX:*` and `&PREFIX:*` (ACL SETUSER)";
+
+/// An answer of a shape that no supported server gives.
+pub(crate) fn unexpected(wanted: &str, got: &Value) -> BackendError {
+    let said = match got {
+        Value::ServerError(error) => return meaning(&error.clone().into()),
+        Value::Nil => "nothing",
+        Value::Int(_) => "a number",
+        Value::BulkString(_) | Value::SimpleString(_) | Value::Okay => "a text",
+        Value::Array(_) | Value::Set(_) | Value::Map(_) => "a list",
+        _ => "something else",
+    };
+    let said = format!("the server answered {said} where {wanted} was expected");
+    BackendError::Unavailable(Box::new(Trouble { said, remedy: "" }))
+}
+
+/// Whether a connection that answered this must not be used again: it is broken, or leads to a server that is no
+/// longer the master.
+pub(crate) fn spoils_connection(error: &RedisError) -> bool {
+    matches!(code(error), "READONLY" | "NOREPLICAS" | "MASTERDOWN" | "NOAUTH")
+        || (error.is_unrecoverable_error() && !error.is_timeout())
+}
+
+/// Whether the script has to be loaded again.
+pub(crate) fn script_is_unknown(error: &RedisError) -> bool {
+    code(error) == "NOSCRIPT"
+}
+
+/// A failure that needs words of ours.
+pub(crate) fn no_answer(said: impl Into<String>) -> BackendError {
+    BackendError::Unavailable(Box::new(Trouble { said: said.into(), remedy: "" }))
+}
+
+fn unavailable(error: &RedisError, remedy: &'static str) -> BackendError {
+    BackendError::Unavailable(Box::new(Trouble { said: said(error), remedy }))
+}
+
+fn code(error: &RedisError) -> &str {
+    error.code().unwrap_or_default()
+}
+
+/// The server's words with their code, as its documentation has them.
+fn said(error: &RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        (Some(code), None) => code.to_owned(),
+        _ if error.is_timeout() => "no answer in time".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::ServerErrorKind;
+
+    use super::*;
+
+    fn server(kind: ServerErrorKind) -> RedisError {
+        RedisError::from((ErrorKind::Server(kind), "said", "as it says".to_owned()))
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_unavailable_and_the_rest_names_a_remedy() {
+        use ServerErrorKind as Kind;
+        let passing =
+            [Kind::BusyLoading, Kind::MasterDown, Kind::ClusterDown, Kind::ReadOnly, Kind::TryAgain];
+        for kind in passing {
+            let meant = meaning(&server(kind));
+            assert!(matches!(meant, BackendError::Unavailable(_)), "{kind:?}: {meant:?}");
+        }
+        for (kind, remedy) in [(Kind::NoPerm, "ACL SETUSER"), (Kind::CrossSlot, "redis+cluster://")] {
+            match meaning(&server(kind)) {
+                BackendError::Refused { reason } => assert!(reason.contains(remedy), "{reason}"),
+                other => panic!("{kind:?}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_demoted_master_spoils_its_connections() {
+        assert!(spoils_connection(&server(ServerErrorKind::ReadOnly)));
+        assert!(!spoils_connection(&server(ServerErrorKind::NoPerm)));
+        let broken = RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+        assert!(spoils_connection(&broken));
+        let slow = RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
+        assert!(!spoils_connection(&slow), "one timeout may be a slow server");
+    }
+}

@@ -1,0 +1,98 @@
+//! Every key and channel that this backend uses, made in one place.
+//!
+//! | key | type | holds |
+//! |---|---|---|
+//! | `PREFIX:{ID}` | hash | the record of a task: one field for each fact |
+//! | `PREFIX:{s:SESSION}` | string, expires | a live session and what its process says about itself |
+//! | `PREFIX:index:NAME` | sorted set | an index by time in microseconds |
+//! | `PREFIX:index:sessions` | sorted set | sessions by their last renewal |
+//!
+//! The braces are a hash tag: in a cluster a record lives where its id says, whatever the prefix. The channel that
+//! wakes those who wait for a task has the name of its record's key, so that a sharded publish stays in the slot
+//! of the script that sends it.
+
+use machinist_core::{
+    backend::{BackendError, Index},
+    id::{SessionId, TaskId},
+};
+
+/// The maker of keys under one prefix.
+#[derive(Debug, Clone)]
+pub(crate) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    /// Checks the prefix. A brace in it would move the hash tag, and with it every record.
+    pub(crate) fn new(prefix: &str) -> Result<Self, BackendError> {
+        let wrong = |c: char| c == '{' || c == '}' || c.is_whitespace() || c.is_control();
+        if prefix.is_empty() || prefix.len() > 100 || prefix.contains(wrong) {
+            let shown: String = prefix.chars().take(60).collect();
+            return Err(BackendError::Configuration(format!(
+                "the key prefix {shown:?} must be 1 to 100 bytes without braces, spaces and control characters; \
+                 choose another namespace, for example \"machinist\""
+            )));
+        }
+        Ok(Self { prefix: prefix.to_owned() })
+    }
+
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// A task's record, and the channel that wakes those who wait for it.
+    pub(crate) fn record(&self, id: &TaskId) -> String {
+        self.tagged("", id.as_str())
+    }
+
+    pub(crate) fn session(&self, id: &SessionId) -> String {
+        self.tagged("s:", id.as_str())
+    }
+
+    pub(crate) fn index(&self, index: Index) -> String {
+        self.named_index(index.name())
+    }
+
+    pub(crate) fn sessions(&self) -> String {
+        self.named_index("sessions")
+    }
+
+    /// For trying out what this user may do.
+    pub(crate) fn scratch(&self, unique: &str) -> String {
+        self.tagged("doctor:", unique)
+    }
+
+    fn tagged(&self, kind: &str, id: &str) -> String {
+        let mut key = String::with_capacity(self.prefix.len() + kind.len() + id.len() + 3);
+        for part in [self.prefix.as_str(), ":{", kind, id, "}"] {
+            key.push_str(part);
+        }
+        key
+    }
+
+    fn named_index(&self, name: &str) -> String {
+        format!("{}:index:{name}", self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_readable_and_tagged() {
+        let keys = Keys::new("machinist").unwrap();
+        assert_eq!(keys.record(&TaskId::parse("a1").unwrap()), "machinist:{a1}");
+        assert_eq!(keys.session(&SessionId::from("x")), "machinist:{s:x}");
+        assert_eq!(keys.index(Index::DeadLetters), "machinist:index:dead");
+        assert_eq!(keys.sessions(), "machinist:index:sessions");
+    }
+
+    #[test]
+    fn a_prefix_cannot_move_the_hash_tag() {
+        for wrong in ["", "a{b", "a}b", "a b", "a\nb"] {
+            let error = Keys::new(wrong).unwrap_err().to_string();
+            assert!(error.contains("choose another namespace"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The connection that is kept, and when it is thrown away.
+//!
+//! All commands of a runtime share one connection: redis-rs writes what is in flight together, so a thousand tasks
+//! cost a handful of round trips. Each runtime has its own, because the half of a connection that reads and writes
+//! is a task of the runtime that opened it: a lease renewed from a thread of its own must not wait for handlers
+//! that block another runtime.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use machinist_core::backend::BackendError;
+use redis::{Cmd, PushKind, RedisError, RedisResult, Value};
+use tokio::runtime::{Handle, Id};
+
+use crate::{
+    commit::SCRIPT,
+    connect::{Patience, Source, Wire},
+    error::{meaning, script_is_unknown, spoils_connection},
+    target::Target,
+};
+
+/// How many commands travel together at most, so that one batch cannot keep everybody waiting.
+pub(crate) const CHUNK: usize = 256;
+
+/// So many commands in a row without an answer, and the connection is given up: a socket into nowhere never says
+/// so by itself.
+const TIMEOUTS_IN_A_ROW: u32 = 2;
+
+/// More runtimes than that do not use one backend at once; what is older belongs to runtimes that are gone.
+const MOST_RUNTIMES: usize = 8;
+
+/// The kept connections of one backend.
+pub(crate) struct Links {
+    source: Source,
+    kept: Mutex<Vec<(Id, Arc<Link>)>>,
+    /// Counts lost connections; one that was opened before the last loss may be the one.
+    losses: Arc<AtomicU64>,
+    /// One opens, the others wait for it; with the last failure, which all who waited for it share.
+    opening: tokio::sync::Mutex<Option<(Instant, RedisError)>>,
+}
+
+struct Link {
+    wire: Wire,
+    losses_before: u64,
+    timeouts: AtomicU32,
+}
+
+impl Links {
+    pub(crate) fn new(target: &Target, patience: Patience, clock_key: &str) -> Result<Self, BackendError> {
+        let losses = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&losses);
+        let source = Source::new(
+            target,
+            patience,
+            clock_key,
+            Arc::new(move |push| {
+                if push.kind == PushKind::Disconnection {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                }
+            }),
+        )?;
+        Ok(Self { source, kept: Mutex::default(), losses, opening: tokio::sync::Mutex::new(None) })
+    }
+
+    /// One command.
+    pub(crate) async fn one(&self, cmd: Cmd) -> Result<Value, BackendError> {
+        self.try_one(cmd).await.map_err(|e| meaning(&e))
+    }
+
+    /// Commands in one round trip; the first failure is everybody's.
+    pub(crate) async fn all(&self, cmds: Vec<Cmd>) -> Result<Vec<Value>, BackendError> {
+        let answers = self.try_all(cmds).await.map_err(|e| meaning(&e))?;
+        answers.into_iter().map(|answer| answer.map_err(|e| meaning(&e))).collect()
+    }
+
+    /// Calls of the script in one round trip, each with its own outcome; `call` makes the one of that number.
+    pub(crate) async fn scripts(
+        &self,
+        count: usize,
+        call: impl Fn(usize) -> Cmd + Send,
+    ) -> RedisResult<Vec<RedisResult<Value>>> {
+        let mut answers = self.try_all((0..count).map(&call).collect()).await?;
+        // Twice, because somebody may empty the script cache between loading and calling.
+        for _ in 0..2 {
+            let is_unknown = |answer: &RedisResult<Value>| answer.as_ref().is_err_and(script_is_unknown);
+            let unknown: Vec<usize> = (0..count).filter(|&i| is_unknown(&answers[i])).collect();
+            if unknown.is_empty() {
+                break;
+            }
+            self.load_script().await?;
+            let repeated = self.try_all(unknown.iter().map(|&i| call(i)).collect()).await?;
+            for (i, answer) in unknown.into_iter().zip(repeated) {
+                answers[i] = answer;
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Commands in one round trip, each with its own outcome.
+    pub(crate) async fn try_all(&self, mut cmds: Vec<Cmd>) -> RedisResult<Vec<RedisResult<Value>>> {
+        match cmds.len() {
+            0 => Ok(Vec::new()),
+            // A single command needs no pipeline around it.
+            1 => Ok(vec![self.try_one(cmds.swap_remove(0)).await]),
+            _ => {
+                let link = self.link().await?;
+                let answers = link.wire.clone().all(cmds).await;
+                match &answers {
+                    Err(error) => self.judge(&link, Err(error)),
+                    Ok(each) => each.iter().for_each(|answer| self.judge(&link, answer.as_ref().map(drop))),
+                }
+                answers
+            }
+        }
+    }
+
+    pub(crate) async fn try_one(&self, cmd: Cmd) -> RedisResult<Value> {
+        let link = self.link().await?;
+        let answer = link.wire.clone().one(cmd).await;
+        self.judge(&link, answer.as_ref().map(drop));
+        answer
+    }
+
+    async fn load_script(&self) -> RedisResult<()> {
+        let link = self.link().await?;
+        let mut wire = link.wire.clone();
+        let loaded = match &mut wire {
+            Wire::Single(connection) => SCRIPT.load_async(connection).await,
+            Wire::Cluster(connection, _) => SCRIPT.load_async(connection).await,
+        };
+        self.judge(&link, loaded.as_ref().map(drop));
+        loaded.map(drop)
+    }
+
+    /// Throws a connection away that leads nowhere, or to a server that is no longer the master.
+    fn judge(&self, link: &Arc<Link>, outcome: Result<(), &RedisError>) {
+        let useless = match outcome {
+            Ok(()) => {
+                link.timeouts.store(0, Ordering::Relaxed);
+                false
+            }
+            Err(error) if error.is_timeout() => {
+                link.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS_IN_A_ROW
+            }
+            Err(error) => spoils_connection(error),
+        };
+        if useless {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.retain(|(_, other)| !Arc::ptr_eq(other, link));
+        }
+    }
+
+    async fn link(&self) -> RedisResult<Arc<Link>> {
+        let runtime = Handle::current().id();
+        if let Some(link) = self.kept(runtime) {
+            return Ok(link);
+        }
+        let asked = Instant::now();
+        let mut failure = self.opening.lock().await;
+        if let Some(link) = self.kept(runtime) {
+            return Ok(link);
+        }
+        // Otherwise each of a thousand waiters would try a dead server for the whole timeout, one after another.
+        if let Some((when, error)) = &*failure
+            && *when >= asked
+        {
+            return Err(error.clone());
+        }
+        let losses_before = self.losses.load(Ordering::Relaxed);
+        match self.source.open().await {
+            Ok(wire) => {
+                let link = Arc::new(Link { wire, losses_before, timeouts: AtomicU32::new(0) });
+                let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.retain(|(other, _)| *other != runtime);
+                if kept.len() >= MOST_RUNTIMES {
+                    kept.remove(0);
+                }
+                kept.push((runtime, Arc::clone(&link)));
+                Ok(link)
+            }
+            Err(error) => {
+                *failure = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    fn kept(&self, runtime: Id) -> Option<Arc<Link>> {
+        let losses = self.losses.load(Ordering::Relaxed);
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, link) = kept.iter().find(|(id, _)| *id == runtime)?;
+        let sound = link.losses_before == losses || self.source.reconnects_itself();
+        sound.then(|| Arc::clone(link))
+    }
+}

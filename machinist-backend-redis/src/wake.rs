@@ -1,0 +1,325 @@
+//! Wake-ups: one connection that listens to the channels of all watched records.
+//!
+//! Each record has a channel of its own. With one channel for all, every waiting process would be sent every
+//! wake-up of the whole system; this way a wake-up that nobody waits for costs Redis a look into a table. Sharded
+//! publishing keeps it on the node that holds the record.
+//!
+//! A wake-up may be missed while the connection is lost. So after each reconnect all watchers are woken once, and
+//! they look.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use machinist_core::backend::{BackendError, Watch};
+use redis::{PushInfo, PushKind, RedisError, RedisResult, Value};
+use tokio::{
+    sync::{Notify, mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+};
+
+use crate::{
+    connect::{Patience, Source, Wire},
+    error::{meaning, no_answer, spoils_connection},
+    target::Target,
+};
+
+/// Nothing is sent on this connection by itself, so it is asked now and then whether it is still there.
+const PROBE: Duration = Duration::from_secs(10);
+
+/// Between two attempts to get the connection back.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// How many changes of subscriptions are made together.
+const BATCH: usize = 256;
+
+/// Who waits for what, and the way to the listener.
+pub(crate) struct Wakes {
+    target: Target,
+    patience: Patience,
+    clock_key: String,
+    board: Arc<Board>,
+    /// The listener is a task of the runtime that first watched; where that is gone, the next one starts another.
+    listener: Mutex<Option<mpsc::UnboundedSender<Request>>>,
+}
+
+/// The watched channels.
+#[derive(Default)]
+struct Board(Mutex<HashMap<String, Entry>>);
+
+struct Entry {
+    signal: watch::Sender<u64>,
+    watchers: usize,
+}
+
+/// That the watchers of a channel came or went, and who wants to know that it is done.
+struct Request {
+    channel: String,
+    done: Option<oneshot::Sender<RedisResult<()>>>,
+}
+
+impl Wakes {
+    pub(crate) fn new(target: Target, patience: Patience, clock_key: String) -> Self {
+        Self { target, patience, clock_key, board: Arc::default(), listener: Mutex::default() }
+    }
+
+    /// Wakes whoever holds the watch from now on, until it is dropped.
+    pub(crate) async fn watch(&self, channel: String) -> Result<Watch, BackendError> {
+        let listener = self.listener()?;
+        let signal = self.board.enter(&channel);
+        let guard =
+            Seat { channel: channel.clone(), board: Arc::clone(&self.board), listener: listener.clone() };
+        let (done, told) = oneshot::channel();
+        let gone = || no_answer("the task that listens for wake-ups is gone");
+        listener.send(Request { channel, done: Some(done) }).map_err(|_| gone())?;
+        // The listener bounds each of its steps; this is for a runtime that does not run it.
+        let limit = 4 * (self.patience.connect + self.patience.response);
+        let told = timeout(limit, told).await.map_err(|_| no_answer("no subscription in time"))?;
+        told.map_err(|_| gone())?.map_err(|e| meaning(&e))?;
+        Ok(Watch::new(signal, Some(Box::new(guard))))
+    }
+
+    fn listener(&self) -> Result<mpsc::UnboundedSender<Request>, BackendError> {
+        let mut listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = listener.as_ref().filter(|running| !running.is_closed()) {
+            return Ok(running.clone());
+        }
+        let lost = Arc::new(Notify::new());
+        let (board, told) = (Arc::clone(&self.board), Arc::clone(&lost));
+        let source = Source::new(
+            &self.target,
+            self.patience,
+            &self.clock_key,
+            Arc::new(move |push| board.hear(&push, &told)),
+        )?;
+        let (sender, requests) = mpsc::unbounded_channel();
+        let task = Listener {
+            source,
+            board: Arc::clone(&self.board),
+            patience: self.patience,
+            wire: None,
+            subscribed: HashSet::new(),
+            was_connected: false,
+            retry_at: Instant::now(),
+        };
+        tokio::spawn(task.run(requests, lost));
+        *listener = Some(sender.clone());
+        Ok(sender)
+    }
+}
+
+impl Board {
+    fn entries(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self, channel: &str) -> watch::Receiver<u64> {
+        let mut entries = self.entries();
+        let entry = entries
+            .entry(channel.to_owned())
+            .or_insert_with(|| Entry { signal: watch::Sender::new(0), watchers: 0 });
+        entry.watchers += 1;
+        entry.signal.subscribe()
+    }
+
+    /// Whether that was the last watcher of the channel.
+    fn leave(&self, channel: &str) -> bool {
+        let mut entries = self.entries();
+        let Some(entry) = entries.get_mut(channel) else { return false };
+        entry.watchers -= 1;
+        let last = entry.watchers == 0;
+        if last {
+            entries.remove(channel);
+        }
+        last
+    }
+
+    fn watches(&self, channel: &str) -> bool {
+        self.entries().contains_key(channel)
+    }
+
+    fn channels(&self) -> Vec<String> {
+        self.entries().keys().cloned().collect()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.entries().is_empty()
+    }
+
+    fn wake_all(&self) {
+        self.entries().values().for_each(|entry| entry.signal.send_modify(|n| *n += 1));
+    }
+
+    /// Called by the connection for whatever comes unasked; must not wait.
+    fn hear(&self, push: &PushInfo, lost: &Notify) {
+        let channel = match push.data.first() {
+            Some(Value::BulkString(name)) => std::str::from_utf8(name).unwrap_or_default(),
+            _ => "",
+        };
+        match push.kind {
+            PushKind::SMessage => {
+                if let Some(entry) = self.entries().get(channel) {
+                    entry.signal.send_modify(|n| *n += 1);
+                }
+            }
+            PushKind::Disconnection => lost.notify_one(),
+            // A cluster that moves a slot ends its subscriptions by itself.
+            PushKind::SUnsubscribe if self.watches(channel) => lost.notify_one(),
+            _ => {}
+        }
+    }
+}
+
+/// A watcher's place on the board.
+struct Seat {
+    channel: String,
+    board: Arc<Board>,
+    listener: mpsc::UnboundedSender<Request>,
+}
+
+impl std::fmt::Debug for Seat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Seat").field("channel", &self.channel).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if self.board.leave(&self.channel) {
+            // A listener that is gone has no subscription left to end.
+            let _ = self.listener.send(Request { channel: std::mem::take(&mut self.channel), done: None });
+        }
+    }
+}
+
+/// The task that owns the listening connection. It alone subscribes and unsubscribes, so that the end of one watch
+/// cannot overtake the beginning of the next.
+struct Listener {
+    source: Source,
+    board: Arc<Board>,
+    patience: Patience,
+    wire: Option<Wire>,
+    subscribed: HashSet<String>,
+    was_connected: bool,
+    retry_at: Instant,
+}
+
+impl Listener {
+    /// Runs until the backend and every watch is gone.
+    async fn run(mut self, mut requests: mpsc::UnboundedReceiver<Request>, lost: Arc<Notify>) {
+        let mut probe = interval(PROBE);
+        probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let retry = self.wire.is_none() && !self.board.is_empty();
+            tokio::select! {
+                count = requests.recv_many(&mut batch, BATCH) => match count {
+                    0 => return,
+                    _ => self.serve(batch.drain(..).collect()).await,
+                },
+                () = lost.notified(), if self.wire.is_some() => self.reconnect().await,
+                () = sleep_until(self.retry_at), if retry => self.reconnect().await,
+                _ = probe.tick(), if self.wire.is_some() => self.probe().await,
+            }
+        }
+    }
+
+    async fn serve(&mut self, requests: Vec<Request>) {
+        if self.wire.is_none() {
+            let connected = match self.board.is_empty() {
+                true => Ok(()),
+                false => self.connect().await,
+            };
+            for request in requests {
+                // Whoever stopped waiting has dropped its place too.
+                let _ = request.done.map(|done| done.send(connected.clone()));
+            }
+            return;
+        }
+        let channels: HashSet<&str> = requests.iter().map(|request| request.channel.as_str()).collect();
+        let changes: Vec<(String, bool)> = channels
+            .into_iter()
+            .map(|channel| (channel.to_owned(), self.board.watches(channel)))
+            .filter(|(channel, wanted)| self.subscribed.contains(channel) != *wanted)
+            .collect();
+        let failures = self.change(changes).await;
+        for Request { channel, done } in requests {
+            let outcome = failures.get(&channel).cloned().map_or(Ok(()), Err);
+            let _ = done.map(|done| done.send(outcome));
+        }
+        if failures.values().any(|error| error.is_timeout() || spoils_connection(error)) {
+            self.reconnect().await;
+        }
+    }
+
+    /// Subscribes and unsubscribes in one round trip; tells what could not be done.
+    async fn change(&mut self, changes: Vec<(String, bool)>) -> HashMap<String, RedisError> {
+        let Some(wire) = &self.wire else { return HashMap::new() };
+        let each = changes.into_iter().map(|(channel, wanted)| {
+            let mut wire = wire.clone();
+            async move {
+                let outcome = match wanted {
+                    true => wire.subscribe(&channel).await,
+                    false => wire.unsubscribe(&channel).await,
+                };
+                (channel, wanted, outcome)
+            }
+        });
+        let mut failures = HashMap::new();
+        for (channel, wanted, outcome) in join_all(each).await {
+            match outcome {
+                Ok(()) if wanted => {
+                    self.subscribed.insert(channel);
+                }
+                Ok(()) => {
+                    self.subscribed.remove(&channel);
+                }
+                Err(error) => {
+                    failures.insert(channel, error);
+                }
+            }
+        }
+        failures
+    }
+
+    /// Opens the connection and subscribes to all that is watched.
+    async fn connect(&mut self) -> RedisResult<()> {
+        self.subscribed.clear();
+        self.retry_at = Instant::now() + RETRY;
+        self.wire = Some(self.source.open().await?);
+        let channels = self.board.channels();
+        for chunk in channels.chunks(BATCH) {
+            let failures = self.change(chunk.iter().map(|c| (c.clone(), true)).collect()).await;
+            if let Some(error) = failures.into_values().next() {
+                self.wire = None;
+                return Err(error);
+            }
+        }
+        // Whatever was said while there was no connection was not heard.
+        if std::mem::replace(&mut self.was_connected, true) {
+            self.board.wake_all();
+        }
+        Ok(())
+    }
+
+    async fn reconnect(&mut self) {
+        self.wire = None;
+        if self.board.is_empty() {
+            return;
+        }
+        if let Err(error) = self.connect().await {
+            tracing::warn!(%error, retry = ?RETRY, "no connection for wake-ups");
+        }
+    }
+
+    async fn probe(&mut self) {
+        let Some(wire) = &mut self.wire else { return };
+        let answer = timeout(self.patience.response, wire.one(redis::cmd("PING"))).await;
+        if !matches!(answer, Ok(Ok(_))) {
+            self.reconnect().await;
+        }
+    }
+}
