@@ -164,10 +164,10 @@ impl Several {
 }
 
 fn parse(url: &str) -> Result<Url, BackendError> {
-    let parsed = Url::parse(url).map_err(|e| wrong(&format!("cannot be read ({e})")))?;
-    if parsed.fragment().is_some() {
+    if url.contains('#') {
         return Err(wrong("has a `#`; in a password write it as %23"));
     }
+    let parsed = Url::parse(url).map_err(|e| wrong(&format!("cannot be read ({e})")))?;
     if !parsed.scheme().ends_with("unix") && parsed.host_str().is_none_or(str::is_empty) {
         return Err(wrong("has no host"));
     }
