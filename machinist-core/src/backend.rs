@@ -82,12 +82,12 @@ pub enum Committed {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
-    /// It cannot be reached or did not answer in time; what was asked may have been done. Try again: every
-    /// commit may be repeated.
-    #[error("the backend cannot be reached")]
+    /// It cannot be reached, did not answer in time, or cannot take writes for now (it loads, fails over or is
+    /// full); what was asked may have been done. Try again: every commit may be repeated.
+    #[error("the backend is unavailable")]
     Unavailable(#[source] BoxError),
-    /// It can be reached and says no: credentials, permissions, read-only, out of memory. The text names the
-    /// remedy.
+    /// It can be reached and says no, and will until somebody changes something: credentials, permissions, keys of
+    /// another program. The text names the remedy.
     #[error("the backend refused: {reason}")]
     Refused {
         /// What it said, and the remedy.
