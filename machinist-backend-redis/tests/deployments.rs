@@ -1,0 +1,334 @@
+//! The ways to run Redis that the shared test server is not: TLS, unix socket, replicas, sentinels, a cluster, a
+//! full server. Each test starts servers of its own, where `redis-server` is installed.
+
+use std::{
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use machinist_backend_redis::{RedisBackend, RedisOptions};
+use machinist_conformance::{eventually, service_url, within};
+use machinist_core::{
+    backend::{Backend, BackendError, Commit, Committed, Expiry},
+    diagnose::{Diagnose, Level},
+    id::{SessionId, TaskId},
+};
+
+const BOUND: Duration = Duration::from_secs(60);
+
+/// A `redis-server` of this test, stopped when dropped.
+struct Server {
+    process: Child,
+    port: u16,
+    dir: tempfile::TempDir,
+}
+
+impl Server {
+    /// `None` where there is no `redis-server` to start, or nobody asked for tests with servers.
+    fn start(settings: &[&str]) -> Option<Self> {
+        service_url("MACHINIST_TEST_REDIS_URL")?;
+        let port = free_port();
+        Some(Self::start_at(port, settings))
+    }
+
+    fn start_at(port: u16, settings: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new("redis-server");
+        command.args(["--save", "", "--bind", "127.0.0.1", "--dir"]).arg(dir.path());
+        if !settings.contains(&"--tls-port") {
+            command.args(["--port", &port.to_string()]);
+        }
+        command.args(settings).stdout(Stdio::null());
+        let process = command.spawn().expect("these tests need redis-server (apt install redis-server)");
+        Self { process, port, dir }
+    }
+
+    fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// A command to this server, once it answers.
+    async fn ask(&self, words: &[&str]) -> redis::Value {
+        let client = redis::Client::open(self.url()).unwrap();
+        let mut answer = None;
+        let up = eventually(BOUND, async || {
+            let Ok(mut door) = client.get_multiplexed_async_connection().await else { return false };
+            let mut cmd = redis::cmd(words[0]);
+            answer = cmd.arg(&words[1..]).query_async(&mut door).await.ok();
+            answer.is_some()
+        });
+        assert!(up.await, "{words:?} at {}", self.url());
+        answer.unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Below the range from which the system takes ports for connections, so that none of these takes it meanwhile.
+fn free_port() -> u16 {
+    loop {
+        let port = 10_000 + (uuid_bits() % 12_000) as u16;
+        // A node of a cluster takes the port plus 10000 too.
+        if TcpListener::bind(("127.0.0.1", port)).is_ok()
+            && TcpListener::bind(("127.0.0.1", port + 10_000)).is_ok()
+        {
+            return port;
+        }
+    }
+}
+
+fn uuid_bits() -> u32 {
+    u32::from_str_radix(&SessionId::fresh().as_str()[..8], 16).unwrap()
+}
+
+async fn connect(url: &str) -> RedisBackend {
+    let mut backend = None;
+    let connected = eventually(BOUND, async || {
+        let options = RedisOptions { response_timeout: Duration::from_secs(1), ..RedisOptions::default() };
+        backend = RedisBackend::connect(url, options).await.ok();
+        backend.is_some()
+    });
+    assert!(connected.await, "no connection");
+    backend.unwrap()
+}
+
+fn write(id: &TaskId) -> Commit {
+    Commit {
+        facts: vec![("name".to_owned(), Bytes::from_static(b"\"add\""))],
+        expiry: Expiry::After(Duration::from_secs(60)),
+        wake: true,
+        ..Commit::new(id.clone())
+    }
+}
+
+/// All that the backend does with keys, once.
+async fn works(backend: &dyn Backend) {
+    let ids: Vec<TaskId> = (0..50).map(|_| TaskId::fresh()).collect();
+    let mut watch = within(BOUND, "a watch", backend.watch(&ids[0])).await.unwrap();
+    for answer in within(BOUND, "answers", backend.commit(ids.iter().map(write).collect())).await {
+        assert_eq!(answer.unwrap(), Committed::Done);
+    }
+    within(BOUND, "a wake-up", watch.changed()).await;
+    assert!(backend.read(&ids).await.unwrap().iter().all(|record| record.has("name")));
+    let (session, lease) = (SessionId::fresh(), Duration::from_secs(60));
+    let opened = backend.open_session(&session, lease, Bytes::new()).await.unwrap();
+    let renewed = backend.renew_session(&session, lease, Bytes::new(), &ids).await.unwrap();
+    assert!(renewed.alive && renewed.now >= opened);
+    assert_eq!(renewed.records.len(), ids.len());
+    assert_eq!(backend.sessions().await.unwrap().len(), 1);
+    backend.close_session(&session).await.unwrap();
+    assert_eq!(backend.alive(&[session]).await.unwrap(), [false]);
+}
+
+async fn writes(backend: &dyn Backend) -> Result<Committed, BackendError> {
+    within(BOUND, "an answer", backend.commit(vec![write(&TaskId::fresh())])).await.remove(0)
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {}", chain(source)))
+}
+
+#[tokio::test]
+async fn a_unix_socket() {
+    let Some(server) = Server::start(&["--unixsocket", "redis.sock", "--requirepass", "secret"]) else {
+        return;
+    };
+    let socket = server.dir.path().join("redis.sock");
+    for scheme in ["unix", "redis+unix"] {
+        let backend = connect(&format!("{scheme}://{}?pass=secret", socket.display())).await;
+        works(&backend).await;
+        assert!(!backend.location().contains("secret"), "{}", backend.location());
+    }
+}
+
+#[tokio::test]
+async fn a_full_server_is_unavailable_and_changes_nothing() {
+    let Some(server) = Server::start(&[]) else { return };
+    server.ask(&["PING"]).await;
+    let backend = connect(&server.url()).await;
+    writes(&backend).await.unwrap();
+    server.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let id = TaskId::fresh();
+    let error = backend.commit(vec![write(&id)]).await.remove(0).unwrap_err();
+    assert!(matches!(error, BackendError::Unavailable(_)), "{error:?}");
+    assert!(chain(&error).contains("raise maxmemory"), "{}", chain(&error));
+    assert!(backend.read(&[id]).await.unwrap()[0].is_empty());
+    server.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    writes(&backend).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_demoted_master_is_unavailable_and_found_by_the_doctor() {
+    let (Some(server), Some(other)) = (Server::start(&[]), Server::start(&[])) else { return };
+    let backend = connect(&server.url()).await;
+    other.ask(&["PING"]).await;
+    let fit = backend.diagnose().await;
+    assert!(fit.iter().any(|f| f.subject == "persistence" && f.level == Level::Warning), "{fit:?}");
+    server.ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
+    server.ask(&["REPLICAOF", "127.0.0.1", &other.port.to_string()]).await;
+    let error = writes(&backend).await.unwrap_err();
+    assert!(matches!(error, BackendError::Unavailable(_)), "{error:?}");
+    assert!(chain(&error).contains("READONLY"), "{}", chain(&error));
+    let unfit = backend.diagnose().await;
+    assert!(unfit.iter().any(|f| f.subject == "role" && f.level == Level::Error), "{unfit:?}");
+    assert!(unfit.iter().any(|f| f.subject == "eviction policy" && f.level == Level::Warning), "{unfit:?}");
+    server.ask(&["REPLICAOF", "NO", "ONE"]).await;
+    assert!(eventually(BOUND, async || writes(&backend).await.is_ok()).await);
+}
+
+#[tokio::test]
+async fn sentinels_lead_to_the_new_master() {
+    let Some(master) = Server::start(&["--requirepass", "", "--masterauth", ""]) else { return };
+    master.ask(&["PING"]).await;
+    let Some(replica) = Server::start(&["--replicaof", "127.0.0.1", &master.port.to_string()]) else {
+        return;
+    };
+    let in_sync =
+        async || format!("{:?}", master.ask(&["INFO", "replication"]).await).contains("state=online");
+    assert!(eventually(BOUND, in_sync).await);
+
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let config = dir.path().join("sentinel.conf");
+    let settings = [
+        format!("port {port}"),
+        "bind 127.0.0.1".to_owned(),
+        format!("dir {}", dir.path().display()),
+        format!("sentinel monitor main 127.0.0.1 {} 1", master.port),
+        "sentinel down-after-milliseconds main 500".to_owned(),
+        "sentinel failover-timeout main 3000".to_owned(),
+    ];
+    std::fs::write(&config, settings.join("\n")).unwrap();
+    let mut sentinel = Command::new("redis-server");
+    sentinel.arg(&config).arg("--sentinel").stdout(Stdio::null());
+    let sentinel = Server { process: sentinel.spawn().unwrap(), port, dir };
+    let knows_replica = async || {
+        format!("{:?}", sentinel.ask(&["SENTINEL", "REPLICAS", "main"]).await)
+            .contains(&replica.port.to_string())
+    };
+    assert!(eventually(BOUND, knows_replica).await);
+
+    let backend = connect(&format!("redis+sentinel://127.0.0.1:{port}/main")).await;
+    works(&backend).await;
+    let id = TaskId::fresh();
+    let mut watch = backend.watch(&id).await.unwrap();
+    drop(master);
+    let recovered = eventually(BOUND, async || writes(&backend).await.is_ok());
+    assert!(recovered.await, "no write after the failover");
+    within(BOUND, "the wake-up after the failover", watch.changed()).await;
+    assert!(format!("{:?}", replica.ask(&["ROLE"]).await).contains("master"));
+    works(&backend).await;
+}
+
+#[tokio::test]
+async fn a_cluster() {
+    let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
+    let Some(first) = Server::start(&cluster) else { return };
+    let nodes: Vec<Server> =
+        std::iter::once(first).chain((0..2).filter_map(|_| Server::start(&cluster))).collect();
+    for (node, slots) in nodes.iter().zip([("0", "5460"), ("5461", "10922"), ("10923", "16383")]) {
+        node.ask(&["CLUSTER", "ADDSLOTSRANGE", slots.0, slots.1]).await;
+        node.ask(&["CLUSTER", "MEET", "127.0.0.1", &nodes[0].port.to_string()]).await;
+    }
+    for node in &nodes {
+        let agreed = async || {
+            let info = format!("{:?}", node.ask(&["CLUSTER", "INFO"]).await);
+            info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3")
+        };
+        assert!(eventually(BOUND, agreed).await);
+    }
+    let hosts: Vec<String> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+    let backend = connect(&format!("redis+cluster://{}", hosts.join(","))).await;
+    works(&backend).await;
+    for node in &nodes {
+        node.ask(&["SCRIPT", "FLUSH"]).await;
+    }
+    works(&backend).await;
+    let id = TaskId::fresh();
+    let mut watch = backend.watch(&id).await.unwrap();
+    for node in &nodes {
+        node.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    }
+    within(BOUND, "the wake-up after the loss", watch.changed()).await;
+    works(&backend).await;
+    let findings = backend.diagnose().await;
+    assert!(findings.iter().all(|finding| finding.level < Level::Error), "{findings:?}");
+
+    // A plain URL to a node of a cluster says what is wrong.
+    let plain = connect(&nodes[0].url()).await;
+    let refused = within(BOUND, "a refusal", async {
+        loop {
+            match writes(&plain).await {
+                Ok(_) => {}
+                Err(error) => return error,
+            }
+        }
+    });
+    assert!(refused.await.to_string().contains("redis+cluster://"));
+}
+
+/// The certificates of the system are those that `SSL_CERT_FILE` names, so the part that speaks TLS is a process
+/// of its own: this test once more.
+#[tokio::test]
+async fn tls() {
+    if let Ok(url) = std::env::var("MACHINIST_TLS_TEST_URL") {
+        works(&connect(&url).await).await;
+        return;
+    }
+    if service_url("MACHINIST_TEST_REDIS_URL").is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    certify(&certificate, &key);
+    let port = free_port();
+    let (cert, key, tls_port) =
+        (certificate.display().to_string(), key.display().to_string(), port.to_string());
+    let server = Server::start_at(
+        port,
+        &[
+            "--port",
+            "0",
+            "--tls-port",
+            &tls_port,
+            "--tls-cert-file",
+            &cert,
+            "--tls-key-file",
+            &key,
+            "--tls-ca-cert-file",
+            &cert,
+            "--tls-auth-clients",
+            "no",
+        ],
+    );
+    let url = format!("rediss://localhost:{}", server.port);
+    let mut inner = Command::new(std::env::current_exe().unwrap());
+    inner.args(["--exact", "tls", "--nocapture"]);
+    inner.env("MACHINIST_TLS_TEST_URL", &url).env("SSL_CERT_FILE", &certificate);
+    let trusted = tokio::task::spawn_blocking(move || inner.output()).await.unwrap().unwrap();
+    assert!(trusted.status.success(), "{}", String::from_utf8_lossy(&trusted.stderr));
+
+    let error = RedisBackend::connect(&url, RedisOptions::default()).await.unwrap_err();
+    assert!(chain(&error).contains("certificate"), "{}", chain(&error));
+}
+
+fn certify(certificate: &Path, key: &Path) {
+    let mut openssl = Command::new("openssl");
+    openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]);
+    openssl.args([
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+    ]);
+    openssl.arg("-keyout").arg(key).arg("-out").arg(certificate).stderr(Stdio::null());
+    assert!(openssl.status().expect("this test needs openssl").success());
+}

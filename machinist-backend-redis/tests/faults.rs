@@ -1,0 +1,323 @@
+//! What Redis and the network do to a backend, and what it makes of it.
+
+mod common;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use common::Namespace;
+use machinist_backend_redis::{RedisBackend, RedisOptions};
+use machinist_conformance::{Proxy, eventually, within};
+use machinist_core::{
+    backend::{Backend, BackendError, Commit, Committed, Expiry},
+    diagnose::{Diagnose, Level},
+    id::{SessionId, TaskId},
+};
+
+const BOUND: Duration = Duration::from_secs(30);
+
+fn write(id: &TaskId) -> Commit {
+    Commit {
+        facts: vec![("name".to_owned(), Bytes::from_static(b"\"add\""))],
+        expiry: Expiry::After(Duration::from_secs(60)),
+        wake: true,
+        ..Commit::new(id.clone())
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
+async fn commit(backend: &dyn Backend, id: &TaskId) -> Result<Committed, BackendError> {
+    within(BOUND, "an answer", backend.commit(vec![write(id)])).await.remove(0)
+}
+
+async fn writes_again(backend: &dyn Backend) {
+    let id = TaskId::fresh();
+    assert!(eventually(BOUND, async || commit(backend, &id).await.is_ok()).await, "it never wrote again");
+}
+
+#[tokio::test]
+async fn an_emptied_script_cache_is_filled_again() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let backend = namespace.connect(&namespace.url).await;
+    let mut door = namespace.side_door().await;
+    for batch in [1, 3, 600] {
+        redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut door).await.unwrap();
+        let commits = (0..batch).map(|_| write(&TaskId::fresh())).collect();
+        for answer in within(BOUND, "answers", backend.commit(commits)).await {
+            assert_eq!(answer.unwrap(), Committed::Done);
+        }
+    }
+    namespace.erase().await;
+}
+
+#[tokio::test]
+async fn a_batch_keeps_its_order_for_each_record_when_the_script_has_to_be_loaded() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let backend = namespace.connect(&namespace.url).await;
+    let id = TaskId::fresh();
+    let value = |n: usize| ("name".to_owned(), Bytes::from(n.to_string()));
+    let commits = (0..5).map(|n| Commit { facts: vec![value(n)], ..write(&id) }).collect();
+    let mut door = namespace.side_door().await;
+    redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut door).await.unwrap();
+    for answer in within(BOUND, "answers", backend.commit(commits)).await {
+        assert_eq!(answer.unwrap(), Committed::Done);
+    }
+    let records = backend.read(&[id]).await.unwrap();
+    assert_eq!(records[0].get("name").unwrap(), "0", "the first writer wins");
+    namespace.erase().await;
+}
+
+#[tokio::test]
+async fn a_commit_too_large_for_a_script_is_refused_whole() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let backend = namespace.connect(&namespace.url).await;
+    let id = TaskId::fresh();
+    let drop = (0..9000).map(|n| n.to_string()).collect();
+    let answer = backend.commit(vec![Commit { drop, ..write(&id) }]).await.remove(0);
+    match answer {
+        Err(BackendError::Refused { reason }) => assert!(reason.contains("fewer facts"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(backend.read(&[id]).await.unwrap()[0].is_empty());
+    namespace.erase().await;
+}
+
+#[tokio::test]
+async fn a_closed_port_is_unavailable() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let error =
+        within(BOUND, "a refusal", RedisBackend::connect(&url, RedisOptions::default())).await.unwrap_err();
+    assert!(matches!(error, BackendError::Unavailable(_)), "{error:?}");
+    assert!(chain(&error).contains("refused"), "{}", chain(&error));
+}
+
+#[tokio::test]
+async fn a_peer_that_never_answers_is_unavailable() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    let options = RedisOptions { connect_timeout: Duration::from_millis(200), ..RedisOptions::default() };
+    let error = within(BOUND, "a timeout", RedisBackend::connect(&url, options)).await.unwrap_err();
+    assert!(matches!(error, BackendError::Unavailable(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_stalled_connection_times_out_and_is_replaced() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let (proxy, through) = Proxy::before(&namespace.url).await.unwrap();
+    let patience = Duration::from_millis(200);
+    let options =
+        RedisOptions { response_timeout: patience, connect_timeout: patience, ..namespace.options() };
+    let backend = RedisBackend::connect(&through, options).await.unwrap();
+    proxy.stall();
+    for _ in 0..3 {
+        let error = commit(&backend, &TaskId::fresh()).await.unwrap_err();
+        assert!(matches!(error, BackendError::Unavailable(_)), "{error:?}");
+    }
+    proxy.pass();
+    writes_again(&backend).await;
+    namespace.erase().await;
+}
+
+#[tokio::test]
+async fn many_callers_of_a_dead_server_fail_together() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let (proxy, through) = Proxy::before(&namespace.url).await.unwrap();
+    let options = RedisOptions { connect_timeout: Duration::from_secs(1), ..namespace.options() };
+    let backend = Arc::new(RedisBackend::connect(&through, options).await.unwrap());
+    proxy.refuse();
+    let callers: Vec<_> = (0..200)
+        .map(|_| {
+            let backend = Arc::clone(&backend);
+            tokio::spawn(async move { backend.now().await.is_err() })
+        })
+        .collect();
+    for caller in callers {
+        assert!(within(BOUND, "a failure", caller).await.unwrap());
+    }
+    proxy.pass();
+    writes_again(&*backend).await;
+    namespace.erase().await;
+}
+
+#[tokio::test]
+async fn a_watch_survives_its_connection() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let (proxy, through) = Proxy::before(&namespace.url).await.unwrap();
+    let (backend, other) = (namespace.connect(&through).await, namespace.connect(&namespace.url).await);
+    let id = TaskId::fresh();
+    let mut watch = within(BOUND, "a watch", backend.watch(&id)).await.unwrap();
+    for _ in 0..3 {
+        proxy.cut();
+        within(BOUND, "the wake-up after a reconnect", watch.changed()).await;
+        commit(&other, &id).await.unwrap();
+        within(BOUND, "a wake-up", watch.changed()).await;
+    }
+    namespace.erase().await;
+}
+
+#[tokio::test]
+async fn a_watch_survives_an_outage() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let (proxy, through) = Proxy::before(&namespace.url).await.unwrap();
+    let backend = namespace.connect(&through).await;
+    let id = TaskId::fresh();
+    let mut watch = within(BOUND, "a watch", backend.watch(&id)).await.unwrap();
+    proxy.refuse();
+    let error = within(BOUND, "a failure", async {
+        loop {
+            if let Err(error) = backend.watch(&TaskId::fresh()).await {
+                return error;
+            }
+        }
+    });
+    assert!(matches!(error.await, BackendError::Unavailable(_)));
+    proxy.pass();
+    within(BOUND, "the wake-up after the outage", watch.changed()).await;
+    namespace.erase().await;
+}
+
+#[tokio::test]
+async fn a_dropped_watch_ends_its_subscription() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let backend = namespace.connect(&namespace.url).await;
+    let id = TaskId::fresh();
+    let channel = format!("{}:{{{id}}}", namespace.prefix);
+    let door = namespace.side_door().await;
+    let listeners = async || {
+        let mut ask = redis::cmd("PUBSUB");
+        ask.arg("SHARDNUMSUB").arg(&channel);
+        let (_, count): (String, u64) = ask.query_async(&mut door.clone()).await.unwrap();
+        count
+    };
+    let watches = [backend.watch(&id).await.unwrap(), backend.watch(&id).await.unwrap()];
+    assert_eq!(listeners().await, 1, "one subscription serves every watch of a process");
+    drop(watches);
+    assert!(eventually(BOUND, async || listeners().await == 0).await);
+    let mut again = backend.watch(&id).await.unwrap();
+    commit(&backend, &id).await.unwrap();
+    within(BOUND, "a wake-up", again.changed()).await;
+    namespace.erase().await;
+}
+
+/// A lease is renewed from a thread of its own while handlers block the runtime that connected.
+#[tokio::test]
+async fn a_blocked_runtime_does_not_stop_another() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let backend = Arc::new(namespace.connect(&namespace.url).await);
+    let (session, lease) = (SessionId::fresh(), Duration::from_secs(60));
+    backend.open_session(&session, lease, Bytes::new()).await.unwrap();
+    let renewing = Arc::clone(&backend);
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let renewal = renewing.renew_session(&session, lease, Bytes::new(), &[]);
+        runtime.block_on(within(BOUND, "a renewal", renewal)).unwrap().alive
+    });
+    assert!(thread.join().unwrap(), "this thread, the only one of its runtime, was blocked all the while");
+    commit(&*backend, &TaskId::fresh()).await.unwrap();
+    namespace.erase().await;
+}
+
+/// A user of this test's own, deleted by [`Namespace`]'s caller.
+async fn user(namespace: &Namespace, rights: &[&str]) -> (String, String) {
+    let name = format!("{}-user", namespace.prefix);
+    let mut acl = redis::cmd("ACL");
+    acl.arg("SETUSER").arg(&name).arg("on").arg(">p@ss/word").arg(rights);
+    acl.exec_async(&mut namespace.side_door().await).await.unwrap();
+    let url = namespace.url.replacen("redis://", &format!("redis://{name}:p%40ss%2Fword@"), 1);
+    (name, url)
+}
+
+async fn forget_user(namespace: &Namespace, name: &str) {
+    redis::cmd("ACL").arg("DELUSER").arg(name).exec_async(&mut namespace.side_door().await).await.unwrap();
+    namespace.erase().await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_refused_and_never_shown() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let (name, url) = user(&namespace, &["~*", "&*", "+@all"]).await;
+    let backend = namespace.connect(&url).await;
+    assert!(!format!("{backend:?} {}", backend.location()).contains("word"), "{backend:?}");
+    assert!(backend.location().contains(&name));
+
+    let wrong = url.replace("word", "mistake");
+    let error = RedisBackend::connect(&wrong, namespace.options()).await.unwrap_err();
+    match &error {
+        BackendError::Refused { reason } => assert!(reason.contains("check user and password"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(!format!("{error} {error:?}").contains("mistake"), "{error:?}");
+    forget_user(&namespace, &name).await;
+}
+
+#[tokio::test]
+async fn the_rights_that_are_asked_for_suffice() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let (keys, channels) = (format!("~{}:*", namespace.prefix), format!("&{}:*", namespace.prefix));
+    let asked = "+@hash +@string +@sortedset +@scripting +@pubsub +@connection +time +del +exists +pexpire";
+    let rights: Vec<&str> = [&*keys, &*channels].into_iter().chain(asked.split(' ')).collect();
+    let (name, url) = user(&namespace, &rights).await;
+    let backend = namespace.connect(&url).await;
+    let findings = backend.diagnose().await;
+    let of = |subject: &str| findings.iter().find(|finding| finding.subject == subject).unwrap();
+    assert_eq!(of("permissions").level, Level::Good, "{findings:?}");
+    assert!(of("version").found.contains("could not look"), "{findings:?}");
+    assert!(of("role").found.contains("could not look"), "{findings:?}");
+    let id = TaskId::fresh();
+    let mut watch = backend.watch(&id).await.unwrap();
+    commit(&backend, &id).await.unwrap();
+    within(BOUND, "a wake-up", watch.changed()).await;
+    forget_user(&namespace, &name).await;
+}
+
+#[tokio::test]
+async fn a_missing_right_is_refused_with_the_remedy() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let (name, url) = user(&namespace, &["~*", "&*", "+@read", "+@connection", "+time", "+evalsha"]).await;
+    let backend = namespace.connect(&url).await;
+    match commit(&backend, &TaskId::fresh()).await {
+        Err(BackendError::Refused { reason }) => assert!(reason.contains("ACL SETUSER"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    let findings = backend.diagnose().await;
+    let found = findings.iter().find(|finding| finding.subject == "permissions").unwrap();
+    assert_eq!(found.level, Level::Error);
+    assert!(found.found.contains("ZADD"), "{found:?}");
+    forget_user(&namespace, &name).await;
+}
+
+#[tokio::test]
+async fn keys_of_another_program_are_refused_with_the_remedy() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let backend = namespace.connect(&namespace.url).await;
+    let id = TaskId::fresh();
+    let key = format!("{}:{{{id}}}", namespace.prefix);
+    redis::cmd("SET").arg(key).arg("x").exec_async(&mut namespace.side_door().await).await.unwrap();
+    match commit(&backend, &id).await {
+        Err(BackendError::Refused { reason }) => assert!(reason.contains("another namespace"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    namespace.erase().await;
+}
+
+#[tokio::test]
+async fn a_diagnosis_finds_a_dead_server() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let (proxy, through) = Proxy::before(&namespace.url).await.unwrap();
+    let backend = namespace.connect(&through).await;
+    assert!(backend.diagnose().await.iter().all(|finding| finding.level < Level::Error));
+    proxy.refuse();
+    let dead = eventually(BOUND, async || {
+        backend.diagnose().await.iter().any(|f| f.level == Level::Error && f.subject == "connection")
+    });
+    assert!(dead.await);
+    namespace.erase().await;
+}
