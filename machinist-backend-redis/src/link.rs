@@ -7,7 +7,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Instant,
@@ -37,9 +37,15 @@ const MOST_RUNTIMES: usize = 8;
 /// The kept connections of one backend.
 pub(crate) struct Links {
     source: Source,
-    kept: Mutex<Vec<(Id, Arc<Link>)>>,
+    slots: Mutex<Vec<(Id, Arc<Slot>)>>,
     /// Counts lost connections; one that was opened before the last loss may be the one.
     losses: Arc<AtomicU64>,
+}
+
+/// The place of one runtime's connection.
+#[derive(Default)]
+struct Slot {
+    link: Mutex<Option<Arc<Link>>>,
     /// One opens, the others wait for it; with the last failure, which all who waited for it share.
     opening: tokio::sync::Mutex<Option<(Instant, RedisError)>>,
 }
@@ -64,7 +70,7 @@ impl Links {
                 }
             }),
         )?;
-        Ok(Self { source, kept: Mutex::default(), losses, opening: tokio::sync::Mutex::new(None) })
+        Ok(Self { source, slots: Mutex::default(), losses })
     }
 
     /// One command.
@@ -150,19 +156,21 @@ impl Links {
             Err(error) => spoils_connection(error),
         };
         if useless {
-            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.retain(|(_, other)| !Arc::ptr_eq(other, link));
+            let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            for (_, slot) in &*slots {
+                slot.kept().take_if(|kept| Arc::ptr_eq(kept, link));
+            }
         }
     }
 
     async fn link(&self) -> RedisResult<Arc<Link>> {
-        let runtime = Handle::current().id();
-        if let Some(link) = self.kept(runtime) {
+        let slot = self.slot();
+        if let Some(link) = self.sound(&slot) {
             return Ok(link);
         }
         let asked = Instant::now();
-        let mut failure = self.opening.lock().await;
-        if let Some(link) = self.kept(runtime) {
+        let mut failure = slot.opening.lock().await;
+        if let Some(link) = self.sound(&slot) {
             return Ok(link);
         }
         // Otherwise each of a thousand waiters would try a dead server for the whole timeout, one after another.
@@ -175,12 +183,7 @@ impl Links {
         match self.source.open().await {
             Ok(wire) => {
                 let link = Arc::new(Link { wire, losses_before, timeouts: AtomicU32::new(0) });
-                let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-                kept.retain(|(other, _)| *other != runtime);
-                if kept.len() >= MOST_RUNTIMES {
-                    kept.remove(0);
-                }
-                kept.push((runtime, Arc::clone(&link)));
+                *slot.kept() = Some(Arc::clone(&link));
                 Ok(link)
             }
             Err(error) => {
@@ -190,11 +193,30 @@ impl Links {
         }
     }
 
-    fn kept(&self, runtime: Id) -> Option<Arc<Link>> {
+    fn slot(&self) -> Arc<Slot> {
+        let runtime = Handle::current().id();
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, slot)) = slots.iter().find(|(id, _)| *id == runtime) {
+            return Arc::clone(slot);
+        }
+        if slots.len() >= MOST_RUNTIMES {
+            slots.remove(0);
+        }
+        let slot = Arc::<Slot>::default();
+        slots.push((runtime, Arc::clone(&slot)));
+        slot
+    }
+
+    /// The kept connection, unless it may be the one that was lost.
+    fn sound(&self, slot: &Slot) -> Option<Arc<Link>> {
         let losses = self.losses.load(Ordering::Relaxed);
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let (_, link) = kept.iter().find(|(id, _)| *id == runtime)?;
-        let sound = link.losses_before == losses || self.source.reconnects_itself();
-        sound.then(|| Arc::clone(link))
+        let link = slot.kept();
+        link.as_ref().filter(|link| link.losses_before == losses || self.source.reconnects_itself()).cloned()
+    }
+}
+
+impl Slot {
+    fn kept(&self) -> MutexGuard<'_, Option<Arc<Link>>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -218,7 +218,7 @@ impl Listener {
             tokio::select! {
                 count = requests.recv_many(&mut batch, BATCH) => match count {
                     0 => return,
-                    _ => self.serve(batch.drain(..).collect()).await,
+                    _ => self.serve(std::mem::replace(&mut batch, Vec::with_capacity(BATCH))).await,
                 },
                 () = lost.notified(), if self.wire.is_some() => self.reconnect().await,
                 () = sleep_until(self.retry_at), if retry => self.reconnect().await,

@@ -1,6 +1,8 @@
 //! The ways to run Redis that the shared test server is not: TLS, unix socket, replicas, sentinels, a cluster, a
 //! full server. Each test starts servers of its own, where `redis-server` is installed.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{
     net::TcpListener,
     path::Path,

@@ -1,5 +1,7 @@
 //! What Redis and the network do to a backend, and what it makes of it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use std::{sync::Arc, time::Duration};
