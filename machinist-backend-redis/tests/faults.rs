@@ -128,6 +128,39 @@ async fn a_stalled_connection_times_out_and_is_replaced() {
     namespace.erase().await;
 }
 
+/// What a firewall does that forgets a connection: the old socket leads nowhere and never says so, a new one works.
+#[tokio::test]
+async fn a_connection_into_nowhere_is_left() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (_, server) = namespace.url.rsplit_once("//").unwrap();
+    let server = server.rsplit('@').next().unwrap().split('/').next().unwrap().to_owned();
+    let url = namespace.url.replace(&server, &listener.local_addr().unwrap().to_string());
+    let forgotten = Arc::new(tokio::sync::Notify::new());
+    let forget = Arc::clone(&forgotten);
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let (forgotten, server) = (Arc::clone(&forgotten), server.clone());
+            tokio::spawn(async move {
+                let mut redis = tokio::net::TcpStream::connect(server).await.unwrap();
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut client, &mut redis) => {}
+                    () = forgotten.notified() => std::future::pending().await,
+                }
+            });
+        }
+    });
+    let options = RedisOptions { response_timeout: Duration::from_millis(200), ..namespace.options() };
+    let backend = RedisBackend::connect(&url, options).await.unwrap();
+    forget.notify_waiters();
+    for _ in 0..2 {
+        let error = commit(&backend, &TaskId::fresh()).await.unwrap_err();
+        assert!(chain(&error).contains("no answer in time"), "{}", chain(&error));
+    }
+    commit(&backend, &TaskId::fresh()).await.unwrap();
+    namespace.erase().await;
+}
+
 #[tokio::test]
 async fn many_callers_of_a_dead_server_fail_together() {
     let Some(namespace) = Namespace::fresh() else { return };
