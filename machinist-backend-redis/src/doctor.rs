@@ -1,7 +1,8 @@
 //! What a person should know about this server: whether it is fit to remember tasks, and what it would lose.
 //!
 //! Nothing here decides anything. What a user may not look at is said to be unknown; what a user may not do is
-//! tried out on keys of its own and is an error.
+//! tried out on keys of its own and is an error. In a cluster one node is looked at: the
+//! one whose clock counts.
 
 use std::collections::HashMap;
 
