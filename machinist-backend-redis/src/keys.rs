@@ -3,13 +3,14 @@
 //! | key | type | holds |
 //! |---|---|---|
 //! | `PREFIX:{ID}` | hash | the record of a task: one field for each fact |
-//! | `PREFIX:{s:SESSION}` | string, expires | a live session and what its process says about itself |
+//! | `PREFIX:s:{SESSION}` | string, expires | a live session and what its process says about itself |
 //! | `PREFIX:index:NAME` | sorted set | an index by time in microseconds |
 //! | `PREFIX:index:sessions` | sorted set | sessions by their last renewal |
 //!
 //! The braces are a hash tag: in a cluster a record lives where its id says, whatever the prefix. The channel that
 //! wakes those who wait for a task has the name of its record's key, so that a sharded publish stays in the slot
-//! of the script that sends it.
+//! of the script that sends it. What is not a record has its kind before the brace, so that no task id, whatever
+//! somebody chose, can name anything but a record.
 
 use machinist_core::{
     backend::{BackendError, Index},
@@ -64,7 +65,7 @@ impl Keys {
 
     fn tagged(&self, kind: &str, id: &str) -> String {
         let mut key = String::with_capacity(self.prefix.len() + kind.len() + id.len() + 3);
-        for part in [self.prefix.as_str(), ":{", kind, id, "}"] {
+        for part in [self.prefix.as_str(), ":", kind, "{", id, "}"] {
             key.push_str(part);
         }
         key
@@ -83,7 +84,7 @@ mod tests {
     fn keys_are_readable_and_tagged() {
         let keys = Keys::new("machinist").unwrap();
         assert_eq!(keys.record(&TaskId::parse("a1").unwrap()), "machinist:{a1}");
-        assert_eq!(keys.session(&SessionId::from("x")), "machinist:{s:x}");
+        assert_eq!(keys.session(&SessionId::from("x")), "machinist:s:{x}");
         assert_eq!(keys.index(Index::DeadLetters), "machinist:index:dead");
         assert_eq!(keys.sessions(), "machinist:index:sessions");
     }

@@ -50,7 +50,13 @@ async fn main() -> anyhow::Result<()> {
     println!("2 + 3 = {}", sum.wait(Duration::from_secs(30)).await?);
     println!("fetched {} bytes", size.wait(Duration::from_secs(30)).await?);
     for record in [sum.record().await?, size.record().await?] {
-        println!("{} {:8} attempt {} on {}", record.id, record.state, record.attempt, record.worker.unwrap_or_default());
+        println!(
+            "{} {:8} attempt {} on {}",
+            record.id,
+            record.state,
+            record.attempt,
+            record.worker.unwrap_or_default()
+        );
         for attempt in record.history {
             println!("    attempt {}: {}", attempt.attempt, attempt.error.message());
         }
