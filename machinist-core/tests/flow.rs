@@ -1,5 +1,7 @@
 //! The main job over the in-memory adapters, under paused time: what is sent is run, and anyone can ask.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{
     sync::{
         Arc,

@@ -172,7 +172,7 @@ fn search() -> BTreeSet<(String, String, String)> {
             }
             assert_never(&point, &next, &step, done);
             if done && next.state() != point.state() {
-                let show = |state: Option<State>| state.map_or("–".to_owned(), |s| s.to_string());
+                let show = |state: Option<State>| state.map_or_else(|| "–".to_owned(), |s| s.to_string());
                 transitions.insert((show(point.state()), step.event.to_owned(), show(next.state())));
             }
             if seen.insert(next.key()) {

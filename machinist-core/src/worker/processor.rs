@@ -51,6 +51,8 @@ const BUSY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5
 const LONGEST_HOLD: Duration = Duration::from_secs(15 * 60);
 /// How long workers may not know a task: a rolling deploy must lose nothing.
 const UNKNOWN_PATIENCE: Duration = Duration::from_secs(3600);
+/// How long a message that cannot be copied is held before it is given back.
+const UNPUBLISHABLE: Duration = Duration::from_secs(60);
 /// Bounds of the wait before an unknown task is offered again.
 const UNKNOWN_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -209,7 +211,7 @@ impl TaskProcessor {
         let now = self.now();
         let early = envelope.eta.map_or(Duration::ZERO, |eta| eta.since(now));
         if early > NEARLY_DUE {
-            return Some(settled_by(&self.publish_later(envelope, early).await));
+            return Some(self.settled_by(self.publish_later(envelope, early).await).await);
         }
         tokio::time::sleep(early).await;
         match envelope.expires {
@@ -542,7 +544,7 @@ impl TaskProcessor {
         }
         tracing::warn!(id = %envelope.id, "{error}: offered again for {:?}", UNKNOWN_PATIENCE.saturating_sub(waited));
         let later = Envelope { unknown_since: Some(since), ..envelope.clone() };
-        settled_by(&self.publish_later(&later, unknown_wait(waited)).await)
+        self.settled_by(self.publish_later(&later, unknown_wait(waited)).await).await
     }
 
     /// A message that a newer program may understand: offered again for an hour, then buried.
@@ -561,9 +563,26 @@ impl TaskProcessor {
         }
     }
 
+    /// A delivery goes when its copy is in the broker. One whose copy cannot be published is given back after a
+    /// pause: the broker keeps it, and nobody spins.
+    async fn settled_by<T: Send>(&self, published: Result<T, Unpublished>) -> Ending {
+        match published {
+            Ok(_) => Ending::Ack,
+            Err(Unpublished::Leaving) => Ending::Leave,
+            Err(Unpublished::Never(error)) => {
+                tracing::error!(%error, "a copy of a message cannot be published; trying again in {UNPUBLISHABLE:?}");
+                tokio::select! {
+                    () = tokio::time::sleep(UNPUBLISHABLE) => {}
+                    () = self.stages.reached_drain() => {}
+                }
+                Ending::HandBack
+            }
+        }
+    }
+
     /// A delivery that would stay too long goes, and a copy comes back later.
     async fn become_guard(&self, envelope: &Envelope) -> Ending {
-        settled_by(&self.publish_guard(envelope, absence(envelope.generation)).await)
+        self.settled_by(self.publish_guard(envelope, absence(envelope.generation)).await).await
     }
 
     /// Ends a task that is not run and whose record is as read. Where it has changed meanwhile, what it says
@@ -675,19 +694,6 @@ enum NoOutcome {
     Superseded,
     HandBack,
     Unstoppable,
-}
-
-/// A delivery goes when its copy is in the broker. A copy that cannot be published leaves the delivery
-/// unsettled: the broker keeps it, and gives it out again.
-fn settled_by<T>(published: &Result<T, Unpublished>) -> Ending {
-    match published {
-        Ok(_) => Ending::Ack,
-        Err(Unpublished::Leaving) => Ending::Leave,
-        Err(Unpublished::Never(error)) => {
-            tracing::error!(%error, "a copy of a message cannot be published; its delivery stays unsettled");
-            Ending::Leave
-        }
-    }
 }
 
 /// A sixth of the time that has passed, so that a short deploy costs little and a long one few messages.
