@@ -1,1 +1,53 @@
-//! The broker of machinist over AMQP 0.9.1 (RabbitMQ), by lapin.
+//! The broker of machinist over AMQP 0.9.1 (RabbitMQ 3.10 or newer), by lapin.
+//!
+//! [`AmqpBroker`] is the [`Broker`](machinist_core::broker::Broker) to use where several machines share queues
+//! and no task may be lost: quorum queues, confirmed publishes, manual acknowledgements, delays that live in the
+//! broker. What stands on the broker, and why, is told in `docs/topology.md`.
+//!
+//! # What it does by itself
+//! - It keeps two connections, one for publishing and one for consuming (opened when first needed), each with a
+//!   supervisor that reconnects for ever. A broker that blocks publishers does not stop acknowledgements.
+//! - It makes the queues that it names, again when somebody deletes them, and subscribes again.
+//! - It tells each publisher the fate of its own message, also where the client library mixes them up.
+//!
+//! # What it deliberately does not
+//! It knows nothing of tasks: a message that comes out of its delay early (the ladder holds 49 days) is
+//! delivered, and whoever reads its ETA publishes it again.
+//!
+//! # A known danger of the protocol
+//! A message with thousands of header tables nested in each other overflows the stack of lapin's reading thread
+//! and ends the process. Raise `RUST_MIN_STACK` (64 MiB holds the deepest that fits a frame) before the first
+//! thread starts if untrusted clients may publish to your queues.
+//!
+//! # Example
+//! ```no_run
+//! # async fn example() -> Result<(), machinist_core::broker::BrokerError> {
+//! use machinist_broker_amqp::{AmqpBroker, AmqpOptions};
+//!
+//! let broker = AmqpBroker::connect("amqp://guest:guest@localhost/%2F", AmqpOptions::default()).await?;
+//! # drop(broker);
+//! # Ok(())
+//! # }
+//! ```
+
+mod address;
+mod backoff;
+mod broker;
+mod coalesce;
+mod connect;
+mod convert;
+mod declare;
+mod diagnose;
+mod ladder;
+mod lane;
+mod link;
+mod mismatch;
+mod options;
+mod plan;
+mod settle;
+mod subscription;
+mod trouble;
+mod window;
+
+pub use broker::AmqpBroker;
+pub use options::{AmqpOptions, QueueType, Topology};

@@ -1,0 +1,262 @@
+//! The broker itself: two links, a few lanes, and the seam's methods over them.
+
+use std::{
+    fmt,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use lapin::{
+    Channel,
+    options::QueueDeclareOptions,
+    types::{FieldTable, ShortString},
+};
+use machinist_core::{
+    broker::{Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth},
+    id::QueueName,
+};
+use tokio::{
+    sync::{OnceCell, mpsc, oneshot},
+    time::{Instant, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    address::Address,
+    connect,
+    lane::{Job, Lane},
+    link::{Link, Live, Settings},
+    options::AmqpOptions,
+    plan::Plan,
+    settle,
+    subscription::{AmqpConsumer, Ground},
+    trouble::{RPC_TIMEOUT, Trouble, rpc},
+};
+
+/// How many queues can be slow without holding up the others.
+const LANES: usize = 4;
+
+/// A [`Broker`] over RabbitMQ.
+///
+/// Dropped without [`close`](Broker::close) it ends what it holds in the background: messages that no publisher
+/// has heard of may or may not be queued, and unsettled deliveries come again.
+pub struct AmqpBroker {
+    pub(crate) settings: Arc<Settings>,
+    publish_deadline: Duration,
+    pub(crate) publishing: Arc<Link>,
+    consuming: OnceCell<Arc<Link>>,
+    /// `None` once closed: the lanes end when they have answered everybody.
+    lanes: Mutex<Option<Vec<mpsc::UnboundedSender<Job>>>>,
+    /// The lanes and the subscriptions.
+    tasks: TaskTracker,
+    closing: CancellationToken,
+    /// What writes settlements. Outlives the subscriptions, so that what was promised is still written.
+    desks: TaskTracker,
+    desks_close: CancellationToken,
+}
+
+impl AmqpBroker {
+    /// Connects to `amqp[s]://USER:PASSWORD@HOST:PORT/VHOST` in one attempt of at most 10 s. Afterwards the
+    /// connection heals itself.
+    ///
+    /// Must be called within a tokio runtime, which then carries the adapter's tasks. Each connection costs one
+    /// thread of its own.
+    ///
+    /// # Errors
+    /// [`BrokerError::Configuration`] for a wrong URL or option, [`BrokerError::Refused`] for wrong credentials
+    /// or a wrong vhost, [`BrokerError::Unavailable`] when nobody answers.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the attempt.
+    pub async fn connect(url: &str, options: AmqpOptions) -> Result<Self, BrokerError> {
+        options.check()?;
+        let plan = Plan::new(&options);
+        let AmqpOptions { topology, publish_deadline, max_message_size, connection_name, .. } = options;
+        let settings = Arc::new(Settings { address: Address::parse(url)?, connection_name, plan, topology });
+        let publishing = Link::open(Arc::clone(&settings), "publishing").await;
+        let publishing =
+            Arc::new(publishing.map_err(|trouble| connect::explain(trouble, &settings.address))?);
+        let tasks = TaskTracker::new();
+        let lane = |_| {
+            let (send, jobs) = mpsc::unbounded_channel();
+            let lane = Lane::new(Arc::clone(&settings), max_message_size, Arc::clone(&publishing), jobs);
+            tasks.spawn(lane.run());
+            send
+        };
+        let lanes = Mutex::new(Some((0..LANES).map(lane).collect()));
+        Ok(Self {
+            settings,
+            publish_deadline,
+            publishing,
+            consuming: OnceCell::new(),
+            lanes,
+            tasks,
+            closing: CancellationToken::new(),
+            desks: TaskTracker::new(),
+            desks_close: CancellationToken::new(),
+        })
+    }
+
+    /// The connection for everything but publishing.
+    pub(crate) async fn consuming(&self) -> Result<&Arc<Link>, BrokerError> {
+        if self.closing.is_cancelled() {
+            return Err(Trouble::closed().into_broker_error());
+        }
+        let open = || async { Link::open(Arc::clone(&self.settings), "consuming").await.map(Arc::new) };
+        let link = self.consuming.get_or_try_init(open).await;
+        link.map_err(|trouble| connect::explain(trouble, &self.settings.address))
+    }
+
+    /// Hands messages to their lanes. In their order, the answers to come; `None` where there is no lane.
+    fn enqueue(&self, batch: Vec<Publish>) -> Vec<Option<oneshot::Receiver<Result<(), PublishError>>>> {
+        let deadline = Instant::now() + self.publish_deadline;
+        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let send = |publish: Publish| {
+            let lane = lane_of(publish.target.queue());
+            let (caller, answer) = oneshot::channel();
+            lanes.as_ref()?.get(lane)?.send(Job::new(publish, deadline, caller)).ok()?;
+            Some(answer)
+        };
+        batch.into_iter().map(send).collect()
+    }
+}
+
+#[async_trait]
+impl Broker for AmqpBroker {
+    fn capabilities(&self) -> BrokerCapabilities {
+        BrokerCapabilities { durable: true, shared: true, priority: false }
+    }
+
+    async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {
+        let answers = self.enqueue(batch);
+        let mut results = Vec::with_capacity(answers.len());
+        for answer in answers {
+            results.push(match answer {
+                None => Err(PublishError::Unavailable(Box::new(Trouble::closed()))),
+                // A lane that is gone without an answer ended with its runtime: perhaps it had sent this.
+                Some(answer) => {
+                    answer.await.unwrap_or_else(|_| Err(PublishError::Unknown(Box::new(Trouble::closed()))))
+                }
+            });
+        }
+        results
+    }
+
+    async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
+        if what.queues.is_empty() {
+            return Err(BrokerError::Configuration(
+                "queues is empty; name at least one queue to consume".to_owned(),
+            ));
+        }
+        let link = Arc::clone(self.consuming().await?);
+        let ground = Ground {
+            settings: Arc::clone(&self.settings),
+            link,
+            desks: self.desks.clone(),
+            desks_close: self.desks_close.clone(),
+        };
+        let stop = self.closing.child_token();
+        Ok(Box::new(Box::pin(AmqpConsumer::subscribe(ground, what, &self.tasks, stop)).await?))
+    }
+
+    async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
+        let link = self.consuming().await?;
+        let live = up_soon(link).await?;
+        let mut gauge = Gauge { live, channel: None };
+        let mut depths = Vec::with_capacity(queues.len());
+        for queue in queues {
+            let name = |name: Result<String, String>| name.map_err(|reason| BrokerError::Refused { reason });
+            let ready = gauge.read(&name(self.settings.plan.queue(queue))?).await?;
+            let dead = gauge.read(&name(self.settings.plan.dead_letters(queue))?).await?;
+            depths.push(QueueDepth {
+                queue: queue.clone(),
+                ready: ready.map(|level| level.ready),
+                consumers: ready.map(|level| level.consumers),
+                dead: dead.map(|level| level.ready),
+            });
+        }
+        Ok(depths)
+    }
+
+    async fn close(&self) {
+        self.closing.cancel();
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.desks_close.cancel();
+        self.desks.close();
+        // What is not written by then is delivered again.
+        let _ = timeout(settle::FLUSH_TIMEOUT, self.desks.wait()).await;
+        if let Some(consuming) = self.consuming.get() {
+            consuming.close().await;
+        }
+        self.publishing.close().await;
+    }
+}
+
+impl Drop for AmqpBroker {
+    fn drop(&mut self) {
+        self.closing.cancel();
+        self.desks_close.cancel();
+    }
+}
+
+impl fmt::Debug for AmqpBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AmqpBroker").field("address", &self.settings.address).finish_non_exhaustive()
+    }
+}
+
+fn lane_of(queue: &QueueName) -> usize {
+    let mut hasher = DefaultHasher::new();
+    queue.hash(&mut hasher);
+    usize::try_from(hasher.finish() % LANES as u64).unwrap_or_default()
+}
+
+/// The present connection, if there is one soon.
+pub(crate) async fn up_soon(link: &Link) -> Result<Arc<Live>, BrokerError> {
+    match timeout(RPC_TIMEOUT, link.up()).await {
+        Ok(live) => live.map_err(Trouble::into_broker_error),
+        Err(_) => Err(Trouble::silence("waiting for a connection", RPC_TIMEOUT).into_broker_error()),
+    }
+}
+
+/// Looks into queues. A missing queue costs the channel it was asked on, so that is one of its own.
+#[derive(Debug)]
+pub(crate) struct Gauge {
+    pub(crate) live: Arc<Live>,
+    pub(crate) channel: Option<Channel>,
+}
+
+/// What is in a queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Level {
+    pub(crate) ready: u64,
+    pub(crate) consumers: u64,
+}
+
+impl Gauge {
+    /// `None` where the queue does not exist.
+    pub(crate) async fn read(&mut self, queue: &str) -> Result<Option<Level>, BrokerError> {
+        let channel = match self.channel.take().filter(|channel| channel.status().connected()) {
+            Some(channel) => channel,
+            None => self.live.channel().await.map_err(Trouble::into_broker_error)?,
+        };
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let name = ShortString::try_new(queue).unwrap_or_default();
+        let asked =
+            rpc("asking for a queue's depth", channel.queue_declare(name, options, FieldTable::default()))
+                .await;
+        match asked {
+            Ok(found) => {
+                self.channel = Some(channel);
+                let (ready, consumers) = (found.message_count().into(), found.consumer_count().into());
+                Ok(Some(Level { ready, consumers }))
+            }
+            Err(trouble) if trouble.complaint().is_some_and(|complaint| complaint.code == 404) => Ok(None),
+            Err(trouble) => Err(trouble.into_broker_error()),
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Messages as AMQP has them, and back.
+//!
+//! What other clients send is read as far as it is flat: nothing here ever walks into a nested header, because
+//! walking is recursion, and one message with two thousand tables in each other would end the process.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable, ShortString},
+};
+use machinist_core::{
+    broker::{HeaderValue, Headers, Message},
+    clock::Timestamp,
+};
+
+/// The header by which a returned message is matched with its publish. Ours alone: it is never delivered.
+const PUBLISH_ID: &str = "machinist-publish-id";
+
+const PERSISTENT: u8 = 2;
+
+/// The properties of a message to publish, and about how many bytes they are on the wire.
+///
+/// # Errors
+/// Why the message cannot be written in AMQP.
+pub(crate) fn properties(message: &Message, publish_id: i64) -> Result<(BasicProperties, usize), String> {
+    let mut size = 64;
+    let mut short = |what: &str, text: &str| {
+        size += text.len();
+        ShortString::try_new(text)
+            .map_err(|_| format!("{what} {:.40}… is longer than 255 bytes; shorten it", text))
+    };
+    let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    if let Some(id) = &message.id {
+        properties = properties.with_message_id(short("the message id", id)?);
+    }
+    if let Some(kind) = &message.kind {
+        properties = properties.with_type(short("the message's kind", kind)?);
+    }
+    if let Some(content_type) = &message.content_type {
+        properties = properties.with_content_type(short("the content type", content_type)?);
+    }
+    if let Some(app_id) = &message.app_id {
+        properties = properties.with_app_id(short("the app id", app_id)?);
+    }
+    if let Some(priority) = message.priority {
+        properties = properties.with_priority(priority);
+    }
+    if let Some(seconds) =
+        message.timestamp.and_then(|at| u64::try_from(at.as_micros().div_euclid(1_000_000)).ok())
+    {
+        properties = properties.with_timestamp(seconds);
+    }
+    let mut headers = BTreeMap::new();
+    for (name, value) in message.headers.iter().filter(|(name, _)| !is_the_brokers(name)) {
+        headers.insert(short("the header name", name)?, header_out(value));
+    }
+    headers.insert(PUBLISH_ID.into(), AMQPValue::LongLongInt(publish_id));
+    size += message.size() - message.body.len() + PUBLISH_ID.len();
+    Ok((properties.with_headers(FieldTable::from(headers)), size))
+}
+
+/// The id that [`properties`] gave a publish.
+pub(crate) fn publish_id(properties: &BasicProperties) -> Option<i64> {
+    match properties.headers().as_ref()?.inner().get(PUBLISH_ID) {
+        Some(AMQPValue::LongLongInt(id)) => Some(*id),
+        _ => None,
+    }
+}
+
+/// A delivered message.
+pub(crate) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
+    let text = |value: &Option<ShortString>| value.as_ref().map(|text| text.as_str().to_owned());
+    Message {
+        id: text(properties.message_id()),
+        kind: text(properties.kind()),
+        content_type: text(properties.content_type()),
+        timestamp: properties.timestamp().as_ref().and_then(instant),
+        priority: *properties.priority(),
+        app_id: text(properties.app_id()),
+        headers: properties.headers().as_ref().map(headers_in).unwrap_or_default(),
+        body: Bytes::from(body),
+    }
+}
+
+/// Whether a header belongs to the way a message took and not to the message.
+///
+/// Left in a message that is published again, the death headers make the broker take a second ride for a cycle
+/// and drop it silently, and CC and BCC send copies nobody asked for.
+fn is_the_brokers(name: &str) -> bool {
+    matches!(name, "x-death" | "x-delivery-count" | "x-acquired-count" | "CC" | "BCC" | PUBLISH_ID)
+        || name.starts_with("x-first-death-")
+        || name.starts_with("x-last-death-")
+}
+
+fn headers_in(table: &FieldTable) -> Headers {
+    let wanted = table.inner().iter().filter(|(name, _)| !is_the_brokers(name.as_str()));
+    wanted.filter_map(|(name, value)| Some((name.as_str().to_owned(), header_in(value)?))).collect()
+}
+
+fn header_out(value: &HeaderValue) -> AMQPValue {
+    match value {
+        HeaderValue::Text(text) => AMQPValue::LongString(text.as_str().into()),
+        HeaderValue::Int(number) => AMQPValue::LongLongInt(*number),
+        HeaderValue::Bool(truth) => AMQPValue::Boolean(*truth),
+        HeaderValue::Bytes(bytes) => AMQPValue::ByteArray(bytes.as_ref().into()),
+        // A kind of header that this adapter is too old to know: told apart from what was meant, never misread.
+        _ => AMQPValue::Void,
+    }
+}
+
+/// `None` for what is no flat value of the seam: fractions, tables, lists, instants.
+fn header_in(value: &AMQPValue) -> Option<HeaderValue> {
+    Some(match value {
+        AMQPValue::Boolean(truth) => HeaderValue::Bool(*truth),
+        AMQPValue::ShortShortInt(number) => HeaderValue::Int((*number).into()),
+        AMQPValue::ShortShortUInt(number) => HeaderValue::Int((*number).into()),
+        AMQPValue::ShortInt(number) => HeaderValue::Int((*number).into()),
+        AMQPValue::ShortUInt(number) => HeaderValue::Int((*number).into()),
+        AMQPValue::LongInt(number) => HeaderValue::Int((*number).into()),
+        AMQPValue::LongUInt(number) => HeaderValue::Int((*number).into()),
+        AMQPValue::LongLongInt(number) => HeaderValue::Int(*number),
+        AMQPValue::ShortString(text) => HeaderValue::Text(text.as_str().to_owned()),
+        AMQPValue::LongString(text) => match std::str::from_utf8(text.as_bytes()) {
+            Ok(text) => HeaderValue::Text(text.to_owned()),
+            Err(_) => HeaderValue::Bytes(Bytes::copy_from_slice(text.as_bytes())),
+        },
+        AMQPValue::ByteArray(bytes) => HeaderValue::Bytes(Bytes::copy_from_slice(bytes.as_slice())),
+        AMQPValue::Float(_)
+        | AMQPValue::Double(_)
+        | AMQPValue::DecimalValue(_)
+        | AMQPValue::FieldArray(_)
+        | AMQPValue::Timestamp(_)
+        | AMQPValue::FieldTable(_)
+        | AMQPValue::Void => return None,
+    })
+}
+
+/// `None` where the seconds of another client (who may have meant milliseconds) lie beyond all time.
+fn instant(seconds: &u64) -> Option<Timestamp> {
+    i64::try_from(*seconds).ok()?.checked_mul(1_000_000).map(Timestamp::from_micros)
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::types::FieldArray;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn header() -> impl Strategy<Value = HeaderValue> {
+        prop_oneof![
+            ".{0,40}".prop_map(HeaderValue::Text),
+            any::<i64>().prop_map(HeaderValue::Int),
+            any::<bool>().prop_map(HeaderValue::Bool),
+            proptest::collection::vec(any::<u8>(), 0..40).prop_map(|bytes| HeaderValue::Bytes(bytes.into())),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_message_survives(
+            id in proptest::option::of(".{0,60}"),
+            kind in proptest::option::of(".{0,60}"),
+            seconds in proptest::option::of(0i64..1 << 40),
+            priority in proptest::option::of(0u8..10),
+            headers in proptest::collection::btree_map("[a-z-]{1,20}", header(), 0..6),
+            body in proptest::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let sent = Message {
+                id, kind, priority, headers,
+                content_type: Some("application/json".to_owned()),
+                timestamp: seconds.map(|s| Timestamp::from_micros(s * 1_000_000)),
+                app_id: Some("test".to_owned()),
+                body: Bytes::from(body.clone()),
+            };
+            let (properties, size) = properties(&sent, 7).unwrap();
+            prop_assert_eq!(publish_id(&properties), Some(7));
+            prop_assert!(size >= sent.size() - sent.body.len());
+            prop_assert_eq!(message(&properties, body), sent);
+        }
+    }
+
+    #[test]
+    fn what_the_broker_added_is_left_out_both_ways() {
+        let mut sent = Message::default();
+        for name in
+            ["x-death", "x-first-death-queue", "x-last-death-reason", "CC", "BCC", "x-delivery-count", "kept"]
+        {
+            sent.headers.insert(name.to_owned(), "value".into());
+        }
+        let (out, _) = properties(&sent, 1).unwrap();
+        let names: Vec<_> =
+            out.headers().as_ref().unwrap().inner().keys().map(|k| k.as_str().to_owned()).collect();
+        assert_eq!(names, ["kept", PUBLISH_ID]);
+
+        let mut table = FieldTable::default();
+        for name in ["x-death", "x-first-death-exchange", "CC", PUBLISH_ID, "kept"] {
+            table.insert(name.into(), AMQPValue::LongString("value".into()));
+        }
+        let read = message(&BasicProperties::default().with_headers(table), Vec::new());
+        assert_eq!(read.headers.keys().collect::<Vec<_>>(), ["kept"]);
+    }
+
+    #[test]
+    fn odd_properties_are_left_out_and_never_misread() {
+        let mut table = FieldTable::default();
+        table.insert("nested".into(), AMQPValue::FieldTable(FieldTable::default()));
+        table.insert("list".into(), AMQPValue::FieldArray(FieldArray::default()));
+        table.insert("fraction".into(), AMQPValue::Double(1.5));
+        table.insert("when".into(), AMQPValue::Timestamp(1));
+        table.insert("small".into(), AMQPValue::ShortShortUInt(200));
+        table.insert("latin".into(), AMQPValue::LongString(vec![0xe9].into()));
+        let properties = BasicProperties::default().with_headers(table).with_timestamp(u64::MAX);
+        let read = message(&properties, b"x".to_vec());
+        assert_eq!(read.timestamp, None);
+        assert_eq!(read.headers.len(), 2);
+        assert_eq!(read.headers["small"], HeaderValue::Int(200));
+        assert_eq!(read.headers["latin"], HeaderValue::Bytes(Bytes::from_static(&[0xe9])));
+    }
+
+    #[test]
+    fn what_amqp_cannot_write_is_an_error_before_it_costs_the_connection() {
+        let long = "x".repeat(256);
+        let message = Message { id: Some(long.clone()), ..Message::default() };
+        assert!(properties(&message, 1).unwrap_err().contains("message id"));
+        let mut message = Message::default();
+        message.headers.insert(long, true.into());
+        assert!(properties(&message, 1).unwrap_err().contains("header name"));
+    }
+}

@@ -1,0 +1,270 @@
+//! Makes what the plan says, once per connection, and explains what the broker has against it.
+
+use std::{
+    collections::HashSet,
+    sync::{Mutex, PoisonError},
+};
+
+use lapin::{
+    Channel, ExchangeKind,
+    options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable, ShortString},
+};
+use machinist_core::broker::BrokerError;
+
+use crate::{
+    link::Live,
+    mismatch,
+    options::Topology,
+    plan::{Argument, Kind, Plan, Step},
+    trouble::{Trouble, rpc},
+};
+
+/// Why something is not there as it should be.
+#[derive(Debug)]
+pub(crate) enum Obstruction {
+    /// It does not exist, and we are only to check.
+    Missing { name: String },
+    /// The broker says no; with the remedy.
+    Refused { reason: String },
+    /// Nobody answered. Try again.
+    Broken(Trouble),
+}
+
+impl From<Obstruction> for BrokerError {
+    fn from(obstruction: Obstruction) -> Self {
+        match obstruction {
+            Obstruction::Missing { name } => Self::Refused {
+                reason: format!(
+                    "{name} does not exist on the broker; make it, or set topology to \"declare\" to have it made"
+                ),
+            },
+            Obstruction::Refused { reason } => Self::Refused { reason },
+            Obstruction::Broken(trouble) => trouble.into_broker_error(),
+        }
+    }
+}
+
+/// What this connection knows to stand on the broker.
+#[derive(Debug)]
+pub(crate) struct Declared {
+    plan: Plan,
+    topology: Topology,
+    known: Mutex<Known>,
+    /// A channel of its own, one question at a time: what the broker refuses closes the channel it was asked on.
+    channel: tokio::sync::Mutex<Option<Channel>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    base: bool,
+    queues: HashSet<String>,
+    /// How many levels of the ladder.
+    levels: u8,
+}
+
+impl Declared {
+    pub(crate) fn new(plan: Plan, topology: Topology) -> Self {
+        Self { plan, topology, known: Mutex::default(), channel: tokio::sync::Mutex::default() }
+    }
+
+    /// Makes sure that a message can be published to a queue: that its exchange exists. That the queue does
+    /// is checked by the broker for each message.
+    ///
+    /// `queue` is its name on the broker, that of the task queue also where its dead letters are meant.
+    pub(crate) async fn for_publish(&self, live: &Live, queue: &str) -> Result<(), Obstruction> {
+        match self.topology {
+            Topology::Declare => self.for_consume(live, queue).await,
+            Topology::Verify if self.known().base => Ok(()),
+            Topology::Verify => {
+                let mut channel = self.channel.lock().await;
+                for exchange in [self.plan.exchange(), self.plan.dead()] {
+                    check_exchange(live, &mut channel, exchange).await?;
+                }
+                self.known().base = true;
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes sure that a queue exists.
+    pub(crate) async fn for_consume(&self, live: &Live, queue: &str) -> Result<(), Obstruction> {
+        if self.known().queues.contains(queue) {
+            return Ok(());
+        }
+        let mut channel = self.channel.lock().await;
+        if self.topology == Topology::Verify {
+            check_queue(live, &mut channel, queue).await?;
+            self.known().queues.insert(queue.to_owned());
+            return Ok(());
+        }
+        let base = self.known().base;
+        if !base {
+            perform(live, &mut channel, self.plan.base()).await?;
+            self.known().base = true;
+        }
+        if !self.known().queues.contains(queue) {
+            perform(live, &mut channel, self.plan.task_queue(queue)).await?;
+            self.known().queues.insert(queue.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Makes sure that a message for a queue can ride the ladder from a level on, and that there is a queue at
+    /// its end: the broker would not tell, because to it such a message has arrived.
+    pub(crate) async fn for_delay(&self, live: &Live, queue: &str, highest: u8) -> Result<(), Obstruction> {
+        self.for_consume(live, queue).await?;
+        let levels = self.known().levels;
+        if highest < levels {
+            return Ok(());
+        }
+        let mut channel = self.channel.lock().await;
+        match self.topology {
+            Topology::Declare => perform(live, &mut channel, self.plan.ladder(highest)).await?,
+            Topology::Verify => {
+                for level in (0..=highest).rev() {
+                    check_exchange(live, &mut channel, self.plan.level(level)).await?;
+                    check_queue(live, &mut channel, &self.plan.level(level)).await?;
+                }
+            }
+        }
+        let mut known = self.known();
+        known.levels = known.levels.max(highest + 1);
+        Ok(())
+    }
+
+    /// Forgets a queue, because something says that it is gone, and whether anything of ours is there at all.
+    pub(crate) fn forget(&self, queue: &str) {
+        let mut known = self.known();
+        known.base = false;
+        known.levels = 0;
+        known.queues.remove(queue);
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn perform(live: &Live, slot: &mut Option<Channel>, steps: Vec<Step>) -> Result<(), Obstruction> {
+    for step in steps {
+        let channel = usable(live, slot).await?;
+        take(channel, &step).await.map_err(|trouble| refusal(&step, trouble))?;
+    }
+    Ok(())
+}
+
+async fn usable<'a>(live: &Live, slot: &'a mut Option<Channel>) -> Result<&'a Channel, Obstruction> {
+    let open = match slot.take().filter(|channel| channel.status().connected()) {
+        Some(open) => open,
+        None => live.channel().await.map_err(Obstruction::Broken)?,
+    };
+    Ok(slot.insert(open))
+}
+
+async fn take(channel: &Channel, step: &Step) -> Result<(), Trouble> {
+    match step {
+        Step::Exchange { name, kind, alternate } => {
+            let kind = match kind {
+                Kind::Direct => ExchangeKind::Direct,
+                Kind::Topic => ExchangeKind::Topic,
+                Kind::Fanout => ExchangeKind::Fanout,
+            };
+            let mut arguments = FieldTable::default();
+            if let Some(alternate) = alternate {
+                arguments
+                    .insert("alternate-exchange".into(), AMQPValue::LongString(alternate.as_str().into()));
+            }
+            let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+            rpc("declaring an exchange", channel.exchange_declare(short(name), kind, options, arguments))
+                .await
+        }
+        Step::Queue { name, arguments } => {
+            let mut table = FieldTable::default();
+            for (key, value) in arguments {
+                let value = match value {
+                    Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
+                    Argument::Number(number) => AMQPValue::LongLongInt(*number),
+                };
+                table.insert((*key).into(), value);
+            }
+            let declare = channel.queue_declare(short(name), QueueDeclareOptions::durable(), table);
+            rpc("declaring a queue", declare).await.map(drop)
+        }
+        Step::BindQueue { queue, exchange, key } => {
+            let (none, options) = (FieldTable::default(), QueueBindOptions::default());
+            rpc(
+                "binding a queue",
+                channel.queue_bind(short(queue), short(exchange), short(key), options, none),
+            )
+            .await
+        }
+        Step::BindExchange { to, exchange, key } => {
+            let (none, options) = (FieldTable::default(), ExchangeBindOptions::default());
+            rpc(
+                "binding an exchange",
+                channel.exchange_bind(short(to), short(exchange), short(key), options, none),
+            )
+            .await
+        }
+    }
+}
+
+async fn check_queue(live: &Live, slot: &mut Option<Channel>, name: &str) -> Result<(), Obstruction> {
+    let channel = usable(live, slot).await?;
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let declare = channel.queue_declare(short(name), options, FieldTable::default());
+    let checked = rpc("checking a queue", declare).await.map(drop);
+    checked.map_err(|trouble| absence(format!("queue {name}"), trouble))
+}
+
+async fn check_exchange(live: &Live, slot: &mut Option<Channel>, name: String) -> Result<(), Obstruction> {
+    let channel = usable(live, slot).await?;
+    let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let declare =
+        channel.exchange_declare(short(&name), ExchangeKind::Direct, options, FieldTable::default());
+    let checked = rpc("checking an exchange", declare).await;
+    checked.map_err(|trouble| absence(format!("exchange {name}"), trouble))
+}
+
+fn absence(name: String, trouble: Trouble) -> Obstruction {
+    match trouble.complaint() {
+        Some(complaint) if complaint.code == 404 => Obstruction::Missing { name },
+        // A queue that is being taken over by another node, or whose node is down: it will be back.
+        Some(complaint) if complaint.soft && complaint.code != 405 => {
+            Obstruction::Refused { reason: format!("{name}: {}", complaint.text) }
+        }
+        _ => Obstruction::Broken(trouble),
+    }
+}
+
+fn refusal(step: &Step, trouble: Trouble) -> Obstruction {
+    let Some(complaint) = trouble.complaint().filter(|complaint| complaint.soft) else {
+        return Obstruction::Broken(trouble);
+    };
+    let what = match step {
+        Step::Exchange { name, .. } => format!("exchange {name}"),
+        Step::Queue { name, .. } => format!("queue {name}"),
+        Step::BindQueue { queue, exchange, .. } => {
+            format!("the binding of queue {queue} to exchange {exchange}")
+        }
+        Step::BindExchange { to, exchange, .. } => {
+            format!("the binding of exchange {exchange} to exchange {to}")
+        }
+    };
+    let reason = match complaint.code {
+        406 => mismatch::explain(&what, complaint.text),
+        403 => format!(
+            "this user may not declare {what} ({}); grant configure, write and read on it, or set topology to \
+             \"verify\" and have it made by somebody who may",
+            complaint.text
+        ),
+        _ => format!("{what} cannot be declared: {}", complaint.text),
+    };
+    Obstruction::Refused { reason }
+}
+
+/// The plan makes no name longer than a short string.
+fn short(name: &str) -> ShortString {
+    ShortString::try_new(name).unwrap_or_default()
+}

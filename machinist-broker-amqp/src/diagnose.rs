@@ -1,0 +1,229 @@
+//! What `machinist doctor` says about a RabbitMQ.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use lapin::{
+    options::{QueueDeclareOptions, QueueDeleteOptions},
+    types::{AMQPValue, FieldTable, ShortString},
+};
+use machinist_core::{
+    broker::BrokerError,
+    diagnose::{Diagnose, Finding},
+};
+use tokio::time::timeout;
+
+use crate::{
+    broker::{AmqpBroker, Gauge, up_soon},
+    connect::{self, CONNECT_TIMEOUT},
+    ladder::LEVELS,
+    link::{Live, chain},
+    options::Topology,
+    trouble::rpc,
+};
+
+/// The oldest RabbitMQ whose quorum queues dead-letter at least once.
+const OLDEST: (u32, u32) = (3, 10);
+
+/// More than this on the ladder is unusual enough to be told.
+const MANY_DELAYED: u64 = 100_000;
+
+#[async_trait]
+impl Diagnose for AmqpBroker {
+    fn location(&self) -> String {
+        self.settings.address.to_string()
+    }
+
+    async fn diagnose(&self) -> Vec<Finding> {
+        let reached = async {
+            let link = self.consuming().await?;
+            up_soon(link).await
+        };
+        let live = match reached.await {
+            Ok(live) => live,
+            Err(error) => {
+                let remedy = match error {
+                    BrokerError::Refused { .. } | BrokerError::Configuration(_) => "correct the broker URL",
+                    BrokerError::Unavailable(_) => {
+                        "start the broker, or correct HOST and PORT in the broker URL"
+                    }
+                    _ => "",
+                };
+                return vec![Finding::error("connection", chain(&error), remedy)];
+            }
+        };
+        let mut findings = vec![
+            Finding::good("connection", format!("{} answers", self.location())),
+            self.version().await,
+            heartbeat(&live),
+        ];
+        if let crate::link::Obstacle::Blocked(reason) = self.publishing.obstacle() {
+            let remedy = "free memory or disk on the broker: rabbitmq-diagnostics alarms";
+            findings.push(Finding::error("alarm", format!("the broker takes no messages: {reason}"), remedy));
+        }
+        if self.settings.topology == Topology::Declare {
+            findings.push(self.may_declare(&live).await);
+        }
+        findings.extend(self.depths(live).await);
+        findings
+    }
+}
+
+impl AmqpBroker {
+    /// The client library keeps to itself what the broker says of itself, so it is asked on a connection that
+    /// goes no further than that.
+    async fn version(&self) -> Finding {
+        const SUBJECT: &str = "version";
+        let asked = timeout(CONNECT_TIMEOUT, async {
+            let mut stream = connect::dial(&self.settings.address).await?;
+            stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
+            stream.flush().await?;
+            first_frame(&mut stream).await
+        });
+        let frame = match asked.await {
+            Ok(Ok(frame)) => frame,
+            Ok(Err(error)) => return Finding::warning(SUBJECT, format!("cannot be read ({error})"), ""),
+            Err(_) => return Finding::warning(SUBJECT, "the broker does not tell it in time", ""),
+        };
+        let product = text_property(&frame, "product").unwrap_or_else(|| "an unknown broker".to_owned());
+        let Some(version) = text_property(&frame, "version") else {
+            return Finding::warning(SUBJECT, format!("{product} does not tell its version"), "");
+        };
+        let found = format!("{product} {version}");
+        match parse_version(&version) {
+            Some(number) if number >= OLDEST => Finding::good(SUBJECT, found),
+            Some(_) => {
+                let remedy =
+                    "upgrade to RabbitMQ 3.10 or newer: before it, a crash can lose delayed messages";
+                Finding::error(SUBJECT, found, remedy)
+            }
+            None => Finding::warning(SUBJECT, found, "machinist is tested with RabbitMQ 3.10 and 4.x"),
+        }
+    }
+
+    /// Makes a quorum queue and takes it away again.
+    async fn may_declare(&self, live: &Live) -> Finding {
+        const SUBJECT: &str = "permissions";
+        let name = format!("{}.doctor.{:016x}", self.settings.plan.exchange(), rand::random::<u64>());
+        let name = ShortString::try_new(name).unwrap_or_default();
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        // In case we do not come to the deleting.
+        arguments.insert("x-expires".into(), AMQPValue::LongLongInt(60_000));
+        let tried = async {
+            let channel = live.channel().await?;
+            let declare = channel.queue_declare(name.clone(), QueueDeclareOptions::durable(), arguments);
+            rpc("declaring a quorum queue", declare).await?;
+            rpc("deleting a queue", channel.queue_delete(name, QueueDeleteOptions::default())).await
+        };
+        match tried.await {
+            Ok(_) => Finding::good(SUBJECT, "this user may make quorum queues"),
+            Err(trouble) => {
+                let remedy = "grant configure, write and read on the namespace, or set topology to \"verify\"; \
+                              where quorum queues are not possible, set queue_type to classic";
+                Finding::error(SUBJECT, chain(&trouble), remedy)
+            }
+        }
+    }
+
+    /// What lies on the ladder, and what came due for queues that are gone.
+    async fn depths(&self, live: std::sync::Arc<Live>) -> Vec<Finding> {
+        let mut gauge = Gauge { live, channel: None };
+        let mut findings = Vec::new();
+        let mut delayed = 0;
+        let mut levels = 0;
+        for level in 0..LEVELS {
+            match gauge.read(&self.settings.plan.level(level)).await {
+                Ok(Some(found)) => {
+                    delayed += found.ready;
+                    levels += 1;
+                }
+                // Levels are made from below: there are no more.
+                Ok(None) => break,
+                Err(error) => return vec![Finding::warning("delays", chain(&error), "")],
+            }
+        }
+        let found = format!("{delayed} messages on {levels} levels");
+        findings.push(if delayed > MANY_DELAYED {
+            Finding::warning(
+                "delays",
+                found,
+                "spread due times: a burst of 20,000 takes seconds to come down",
+            )
+        } else {
+            Finding::good("delays", found)
+        });
+        match gauge.read(&self.settings.plan.undelivered()).await {
+            Ok(Some(found)) if found.ready > 0 => findings.push(Finding::warning(
+                "undelivered",
+                format!("{} delayed messages came due for queues that no longer exist", found.ready),
+                "run a worker: it delivers or fails them",
+            )),
+            Ok(_) => findings.push(Finding::good("undelivered", "no delayed message has lost its queue")),
+            Err(error) => findings.push(Finding::warning("undelivered", chain(&error), "")),
+        }
+        findings
+    }
+}
+
+fn heartbeat(live: &Live) -> Finding {
+    match live.heartbeat() {
+        0 => {
+            Finding::warning("heartbeat", "off", "switch it on at the broker: a silent peer is noticed by it")
+        }
+        seconds => Finding::good("heartbeat", format!("{:?}", Duration::from_secs(seconds.into()))),
+    }
+}
+
+/// The payload of the first frame that a broker sends: `connection.start`.
+async fn first_frame(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Vec<u8>> {
+    let mut head = [0; 7];
+    stream.read_exact(&mut head).await?;
+    let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
+    if head[0] != 1 || size > 64 * 1024 {
+        return Err(std::io::Error::other("this is no AMQP 0.9.1 broker"));
+    }
+    let mut payload = vec![0; size as usize];
+    stream.read_exact(&mut payload).await?;
+    Ok(payload)
+}
+
+/// Finds a long string by its name in a field table, without reading the table: name, `S`, length, text.
+fn text_property(table: &[u8], name: &str) -> Option<String> {
+    let mut mark = vec![u8::try_from(name.len()).ok()?];
+    mark.extend(name.as_bytes());
+    mark.push(b'S');
+    let at = table.windows(mark.len()).position(|window| window == mark)? + mark.len();
+    let length = u32::from_be_bytes(table.get(at..at + 4)?.try_into().ok()?) as usize;
+    let text = table.get(at + 4..)?.get(..length)?;
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut parts = text.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_numbers() {
+        assert_eq!(parse_version("3.10.8"), Some((3, 10)));
+        assert_eq!(parse_version("4.3.6-rc.1"), Some((4, 3)));
+        assert!(parse_version("3.9.1").unwrap() < OLDEST);
+        assert_eq!(parse_version("next"), None);
+    }
+
+    #[test]
+    fn a_property_is_found_and_a_cut_table_is_no_panic() {
+        let table = b"\x07productS\x00\x00\x00\x08RabbitMQ\x07versionS\x00\x00\x00\x063.10.8";
+        assert_eq!(text_property(table, "product").as_deref(), Some("RabbitMQ"));
+        assert_eq!(text_property(table, "version").as_deref(), Some("3.10.8"));
+        for end in 0..table.len() {
+            let _ = text_property(&table[..end], "version");
+        }
+    }
+}

@@ -1,0 +1,486 @@
+//! A lane of publishing: one channel, one window at a time, and a memory of what each message has been through.
+//!
+//! There are a few lanes, and a queue always uses the same one, so that a queue that does not confirm (a quorum
+//! queue without its majority) or a message that costs a channel holds up its lane only.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use lapin::{Channel, options::ConfirmSelectOptions};
+use machinist_core::broker::{Publish, PublishError};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    backoff::Backoff,
+    convert,
+    declare::Obstruction,
+    ladder::Ride,
+    link::{Link, Live, Obstacle, Settings, chain},
+    options::Topology,
+    plan::Route,
+    trouble::{Complaint, Trouble, rpc},
+    window::{self, Fate, Item},
+};
+
+/// How many messages, and about how many bytes, are under way at once. Enough to fill the pipe; more only
+/// delays the first caller's answer.
+const WINDOW_MESSAGES: usize = 1000;
+const WINDOW_BYTES: usize = 8 * 1024 * 1024;
+
+/// The least time that a window gets, however near its messages' deadlines are.
+const WINDOW_GRACE: Duration = Duration::from_secs(5);
+
+/// What frames need beside the headers.
+const FRAME_OVERHEAD: usize = 64;
+
+/// One message on its way, and the caller who waits for it.
+#[derive(Debug)]
+pub(crate) struct Job {
+    publish: Publish,
+    deadline: Instant,
+    caller: oneshot::Sender<Result<(), PublishError>>,
+    past: Past,
+}
+
+/// What a message has been through.
+#[derive(Debug, Clone, Copy, Default)]
+struct Past {
+    /// It was in a window before.
+    tried: bool,
+    /// It was written to a socket and not confirmed.
+    sent: bool,
+    /// As `sent`, and the connection died: nobody knows what the broker did last.
+    lost: bool,
+    /// It was in a window whose channel the broker closed: it is sent alone, to find out whose fault that was.
+    suspect: bool,
+    /// What it needs was made anew for it.
+    healed: bool,
+}
+
+impl Job {
+    pub(crate) fn new(
+        publish: Publish,
+        deadline: Instant,
+        caller: oneshot::Sender<Result<(), PublishError>>,
+    ) -> Self {
+        Self { publish, deadline, caller, past: Past::default() }
+    }
+
+    /// Tells the caller. One who has stopped waiting does not want to know.
+    fn tell(self, result: Result<(), PublishError>) {
+        let _ = self.caller.send(result);
+    }
+}
+
+/// The lane's own loop and state.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    settings: Arc<Settings>,
+    max_message_size: usize,
+    link: Arc<Link>,
+    jobs: mpsc::UnboundedReceiver<Job>,
+    pending: VecDeque<Job>,
+    session: Option<Session>,
+    last_trouble: Option<Trouble>,
+    /// After a failure; none while all is well.
+    backoff: Option<Backoff>,
+    next_id: i64,
+}
+
+/// A channel on a live connection.
+#[derive(Debug, Clone)]
+struct Session {
+    live: Arc<Live>,
+    channel: Channel,
+}
+
+/// A job of the present window.
+#[derive(Debug)]
+struct Ready {
+    job: Job,
+    queue: String,
+    route: Route,
+}
+
+/// Why the whole of a queue's messages cannot be sent.
+#[derive(Debug, Clone)]
+enum Refusal {
+    Unroutable,
+    Rejected(String),
+}
+
+impl Lane {
+    pub(crate) fn new(
+        settings: Arc<Settings>,
+        max_message_size: usize,
+        link: Arc<Link>,
+        jobs: mpsc::UnboundedReceiver<Job>,
+    ) -> Self {
+        let pending = VecDeque::new();
+        let (session, last_trouble, backoff) = (None, None, None);
+        Self { settings, max_message_size, link, jobs, pending, session, last_trouble, backoff, next_id: 1 }
+    }
+
+    /// Publishes until nobody can send jobs any more and every caller has an answer.
+    pub(crate) async fn run(mut self) {
+        while self.gather().await {
+            let Some(session) = self.session().await else {
+                self.give_up();
+                continue;
+            };
+            let window = self.next_window();
+            let (ready, items) = match self.prepare(&session, window).await {
+                Ok(prepared) => prepared,
+                Err(trouble) => {
+                    self.broken(trouble);
+                    continue;
+                }
+            };
+            if ready.is_empty() {
+                continue;
+            }
+            let until = ready.iter().map(|one| one.job.deadline).min().unwrap_or_else(Instant::now);
+            let until = until.max(Instant::now() + WINDOW_GRACE);
+            let items = ready.iter().zip(items).map(|(one, (properties, id))| Item {
+                route: &one.route,
+                body: &one.job.publish.message.body,
+                properties,
+                id,
+            });
+            let items = items.collect();
+            let fates = Box::pin(window::transmit(&session.live, &session.channel, items, until)).await;
+            self.conclude(&session, ready, fates);
+        }
+    }
+
+    /// Takes in what callers have sent; waits while there is nothing at all to do. `false` at the end.
+    async fn gather(&mut self) -> bool {
+        if self.pending.is_empty() {
+            match self.jobs.recv().await {
+                Some(job) => self.pending.push_back(job),
+                None => return false,
+            }
+        }
+        while let Ok(job) = self.jobs.try_recv() {
+            self.pending.push_back(job);
+        }
+        true
+    }
+
+    /// The channel to publish on; meanwhile messages that have waited too long are given their answer. `None`
+    /// when there will never be one again.
+    async fn session(&mut self) -> Option<Session> {
+        let usable =
+            |session: &Session| session.channel.status().connected() && session.live.blocked().is_none();
+        if let Some(session) = self.session.clone().filter(usable) {
+            return Some(session);
+        }
+        self.session = None;
+        let pause = self.backoff.as_mut().map(Backoff::next);
+        let mut opening = Box::pin(open(Arc::clone(&self.link), pause.unwrap_or_default()));
+        loop {
+            let earliest = self.pending.iter().map(|job| job.deadline).min();
+            tokio::select! {
+                opened = &mut opening => {
+                    self.session = opened;
+                    return self.session.clone();
+                }
+                Some(job) = self.jobs.recv() => self.pending.push_back(job),
+                () = sleep_until(earliest.unwrap_or_else(Instant::now)), if earliest.is_some() => self.expire(),
+            }
+        }
+    }
+
+    fn expire(&mut self) {
+        let now = Instant::now();
+        for _ in 0..self.pending.len() {
+            if let Some(job) = self.pending.pop_front() {
+                if job.deadline <= now { self.fail(job) } else { self.pending.push_back(job) }
+            }
+        }
+    }
+
+    fn give_up(&mut self) {
+        while let Some(job) = self.pending.pop_front() {
+            self.fail(job);
+        }
+    }
+
+    /// Ends a job that could not be sent in time, or was not confirmed.
+    fn fail(&self, job: Job) {
+        let obstacle = self.link.obstacle();
+        let trouble = || {
+            let last = self.last_trouble.clone();
+            Box::new(last.unwrap_or_else(|| Trouble::silence("publishing", WINDOW_GRACE)))
+        };
+        let error = match obstacle {
+            Obstacle::Down(trouble) if job.past.sent => PublishError::Unknown(Box::new(trouble)),
+            _ if job.past.sent => PublishError::Unknown(trouble()),
+            Obstacle::Blocked(reason) => PublishError::Blocked { reason },
+            Obstacle::Down(trouble) => PublishError::Unavailable(Box::new(trouble)),
+            Obstacle::None => PublishError::Unavailable(trouble()),
+        };
+        job.tell(Err(error));
+    }
+
+    /// The session failed before anything of the window was sent.
+    fn broken(&mut self, trouble: Trouble) {
+        tracing::debug!(error = %chain(&trouble), "a publishing channel failed");
+        self.session = None;
+        self.last_trouble = Some(trouble);
+        self.backoff.get_or_insert_with(Backoff::new);
+        self.link.suspect();
+    }
+
+    fn next_window(&mut self) -> Vec<Job> {
+        let now = Instant::now();
+        let mut window = Vec::new();
+        let mut bytes = 0;
+        while let Some(job) = self.pending.front() {
+            let size = job.publish.message.size();
+            let alone = job.past.suspect && !window.is_empty();
+            if alone || window.len() == WINDOW_MESSAGES || (bytes + size > WINDOW_BYTES && !window.is_empty())
+            {
+                break;
+            }
+            let Some(job) = self.pending.pop_front() else { break };
+            if job.caller.is_closed() {
+                continue;
+            }
+            if job.past.tried && job.deadline <= now {
+                self.fail(job);
+                continue;
+            }
+            bytes += size;
+            let suspect = job.past.suspect;
+            window.push(job);
+            if suspect {
+                break;
+            }
+        }
+        window
+    }
+
+    /// Checks each message and what it needs on the broker. Those that can never be sent get their answer here.
+    ///
+    /// # Errors
+    /// The broker did not answer; the window is back in the lane.
+    #[expect(clippy::type_complexity, reason = "the two halves of a window, named where they are used")]
+    async fn prepare(
+        &mut self,
+        session: &Session,
+        window: Vec<Job>,
+    ) -> Result<(Vec<Ready>, Vec<(lapin::BasicProperties, i64)>), Trouble> {
+        let mut verdicts: HashMap<(String, Option<u8>), Option<Refusal>> = HashMap::new();
+        let (mut ready, mut items) = (Vec::with_capacity(window.len()), Vec::with_capacity(window.len()));
+        let mut window = window.into_iter();
+        while let Some(mut job) = window.next() {
+            job.past.tried = true;
+            let publish = &job.publish;
+            let ride = Ride::for_delay(publish.delay);
+            let plan = &self.settings.plan;
+            let names =
+                plan.queue(publish.target.queue()).and_then(|q| Ok((q, plan.route(&publish.target, ride)?)));
+            let (queue, route) = match names {
+                Ok(names) => names,
+                Err(reason) => {
+                    job.tell(Err(PublishError::Rejected { reason }));
+                    continue;
+                }
+            };
+            let properties = match self.measure(publish, session.live.frame_max()) {
+                Ok(properties) => properties,
+                Err(error) => {
+                    job.tell(Err(error));
+                    continue;
+                }
+            };
+            let need = (queue.clone(), ride.map(Ride::highest));
+            let verdict = match verdicts.get(&need) {
+                Some(verdict) => verdict.clone(),
+                None => match ensure(&session.live, &need.0, need.1).await {
+                    Ok(verdict) => verdicts.entry(need).or_insert(verdict).clone(),
+                    Err(trouble) => {
+                        let again = ready.into_iter().map(|one: Ready| one.job);
+                        self.again(again.chain([job]).chain(window).collect());
+                        return Err(trouble);
+                    }
+                },
+            };
+            match verdict {
+                None => {
+                    items.push((properties, self.next_id));
+                    self.next_id += 1;
+                    ready.push(Ready { job, queue, route });
+                }
+                Some(Refusal::Unroutable) => {
+                    let queue = job.publish.target.queue().clone();
+                    job.tell(Err(PublishError::Unroutable { queue }));
+                }
+                Some(Refusal::Rejected(reason)) => job.tell(Err(PublishError::Rejected { reason })),
+            }
+        }
+        Ok((ready, items))
+    }
+
+    /// The properties of a message that fits: what does not would cost the channel, or even the connection, and
+    /// with it every neighbour in flight.
+    fn measure(&self, publish: &Publish, frame_max: usize) -> Result<lapin::BasicProperties, PublishError> {
+        let size = publish.message.body.len();
+        if size > self.max_message_size {
+            return Err(PublishError::TooLarge { size, limit: self.max_message_size });
+        }
+        let (properties, size) = convert::properties(&publish.message, self.next_id)
+            .map_err(|reason| PublishError::Rejected { reason })?;
+        let limit = frame_max.saturating_sub(FRAME_OVERHEAD);
+        if size > limit {
+            return Err(PublishError::TooLarge { size, limit });
+        }
+        Ok(properties)
+    }
+
+    /// Tells the callers of a window, and takes back what has to be sent again.
+    fn conclude(&mut self, session: &Session, ready: Vec<Ready>, fates: Vec<Fate>) {
+        let alone = ready.len() == 1;
+        let mut again = Vec::new();
+        for (one, fate) in ready.into_iter().zip(fates) {
+            let Ready { mut job, queue, .. } = one;
+            match fate {
+                Fate::Routed => {
+                    self.backoff = None;
+                    job.tell(Ok(()));
+                }
+                Fate::Refused => job.tell(Err(PublishError::Rejected {
+                    reason: format!(
+                        "negative confirm; queue {queue} is at a limit, or has lost its majority of nodes"
+                    ),
+                })),
+                Fate::Returned if self.settings.topology == Topology::Declare && !job.past.healed => {
+                    // Somebody deleted the queue since we declared it.
+                    session.live.declared.forget(&queue);
+                    job.past.healed = true;
+                    again.push(job);
+                }
+                Fate::Returned => {
+                    let queue = job.publish.target.queue().clone();
+                    job.tell(Err(PublishError::Unroutable { queue }));
+                }
+                Fate::Unsent(trouble) => {
+                    self.broken(trouble);
+                    again.push(job);
+                }
+                Fate::Lost(trouble) => {
+                    session.live.declared.forget(&queue);
+                    match after_loss(job.past, alone, &trouble) {
+                        AfterLoss::Again(past) => {
+                            job.past = past;
+                            again.push(job);
+                        }
+                        AfterLoss::Tell(error) => job.tell(Err(error)),
+                    }
+                    self.broken(trouble);
+                }
+            }
+        }
+        self.again(again);
+    }
+
+    /// Puts jobs back where they came from, in their order.
+    fn again(&mut self, jobs: Vec<Job>) {
+        for job in jobs.into_iter().rev() {
+            self.pending.push_front(job);
+        }
+    }
+}
+
+/// Opens a channel for publishing as soon as the broker takes messages; `None` when the link is closed.
+async fn open(link: Arc<Link>, pause: Duration) -> Option<Session> {
+    tokio::time::sleep(pause).await;
+    let mut backoff = Backoff::new();
+    loop {
+        let live = link.unblocked().await.ok()?;
+        let opened = async {
+            let channel = live.channel().await?;
+            rpc("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+            Ok::<_, Trouble>(channel)
+        };
+        match opened.await {
+            Ok(channel) => return Some(Session { live, channel }),
+            Err(trouble) => {
+                tracing::debug!(error = %chain(&trouble), "no channel to publish on yet");
+                link.suspect();
+                tokio::time::sleep(backoff.next()).await;
+            }
+        }
+    }
+}
+
+async fn ensure(live: &Live, queue: &str, level: Option<u8>) -> Result<Option<Refusal>, Trouble> {
+    let ensured = match level {
+        None => live.declared.for_publish(live, queue).await,
+        Some(level) => live.declared.for_delay(live, queue, level).await,
+    };
+    match ensured {
+        Ok(()) => Ok(None),
+        Err(Obstruction::Missing { name }) if name == format!("queue {queue}") => {
+            Ok(Some(Refusal::Unroutable))
+        }
+        Err(Obstruction::Missing { name }) => Ok(Some(Refusal::Rejected(format!(
+            "{name} does not exist on the broker; make it, or set topology to \"declare\" to have it made"
+        )))),
+        Err(Obstruction::Refused { reason }) => Ok(Some(Refusal::Rejected(reason))),
+        Err(Obstruction::Broken(trouble)) => Err(trouble),
+    }
+}
+
+#[derive(Debug)]
+enum AfterLoss {
+    Again(Past),
+    Tell(PublishError),
+}
+
+/// What to do with a message whose confirm never came.
+///
+/// A connection that died says nothing about it: send it again. A channel that the broker closed was closed
+/// because of one message of the window: each is sent again alone, and the one that does it again is the one.
+fn after_loss(past: Past, alone: bool, trouble: &Trouble) -> AfterLoss {
+    let Some(Complaint { code, text, .. }) = trouble.complaint().filter(|complaint| complaint.soft) else {
+        return AfterLoss::Again(Past { sent: true, lost: true, ..past });
+    };
+    // A missing exchange is made anew before the next attempt.
+    if !alone || (code == 404 && !past.healed) {
+        return AfterLoss::Again(Past { sent: true, suspect: true, healed: past.healed || alone, ..past });
+    }
+    AfterLoss::Tell(match too_large(text) {
+        Some((size, limit)) => PublishError::TooLarge { size, limit },
+        // An earlier attempt may have succeeded before somebody changed something.
+        None if past.lost => PublishError::Unknown(Box::new(trouble.clone())),
+        None => PublishError::Rejected { reason: text.to_owned() },
+    })
+}
+
+/// `PRECONDITION_FAILED - message size 17 is larger than configured max size 16`
+fn too_large(text: &str) -> Option<(usize, usize)> {
+    let (size, rest) = text.split_once("message size ")?.1.split_once(' ')?;
+    let limit = rest.rsplit(' ').next()?;
+    Some((size.parse().ok()?, limit.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_brokers_limit_is_read_from_its_complaint() {
+        let text =
+            "PRECONDITION_FAILED - message size 200000000 is larger than configured max size 134217728";
+        assert_eq!(too_large(text), Some((200_000_000, 134_217_728)));
+        assert_eq!(too_large("PRECONDITION_FAILED - other"), None);
+    }
+}

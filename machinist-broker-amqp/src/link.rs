@@ -1,0 +1,323 @@
+//! A connection that comes back: one supervisor for each, reconnecting for ever.
+//!
+//! lapin's own recovery stays off: once its retries run out nobody is told, and after some errors its consumers
+//! hang without a word. So whoever uses a connection takes the present one from here, fails with it, and waits
+//! here for the next.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+use lapin::{Channel, Connection, Event, options::BasicQosOptions};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::{
+    address::Address,
+    backoff::Backoff,
+    connect::{self, Fuse},
+    declare::Declared,
+    options::Topology,
+    plan::Plan,
+    trouble::{Trouble, rpc},
+};
+
+/// How often a connection is asked whether it is alive, and how long it has for the answer.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// What all connections of one broker have in common.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) address: Address,
+    pub(crate) connection_name: String,
+    pub(crate) plan: Plan,
+    pub(crate) topology: Topology,
+}
+
+/// A supervised connection. Ends with its last owner.
+#[derive(Debug)]
+pub(crate) struct Link {
+    state: watch::Receiver<State>,
+    suspicion: Arc<Notify>,
+    stop: CancellationToken,
+    _ends_with_us: DropGuard,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    Up(Arc<Live>),
+    Down(Trouble),
+    Closed,
+}
+
+/// One connection while it lives.
+#[derive(Debug)]
+pub(crate) struct Live {
+    connection: Connection,
+    fuse: Fuse,
+    /// Why the broker takes no messages on it now.
+    blocked: Mutex<Option<String>>,
+    /// What is known to stand on the broker. Belongs to the connection, because while there was none anybody
+    /// may have deleted anything.
+    pub(crate) declared: Declared,
+}
+
+impl Link {
+    /// Connects, in one bounded attempt, and from then on stays connected.
+    ///
+    /// # Errors
+    /// Why the first attempt failed.
+    pub(crate) async fn open(settings: Arc<Settings>, role: &'static str) -> Result<Self, Trouble> {
+        let live = Arc::new(Live::open(&settings, role).await?);
+        let (tell, state) = watch::channel(State::Up(Arc::clone(&live)));
+        let suspicion = Arc::new(Notify::new());
+        let stop = CancellationToken::new();
+        let supervisor =
+            Supervisor { settings, role, tell, suspicion: Arc::clone(&suspicion), stop: stop.clone() };
+        tokio::spawn(supervisor.run(live));
+        Ok(Self { state, suspicion, _ends_with_us: stop.clone().drop_guard(), stop })
+    }
+
+    /// The present connection, as soon as there is one.
+    ///
+    /// # Errors
+    /// The link was closed.
+    pub(crate) async fn up(&self) -> Result<Arc<Live>, Trouble> {
+        let mut state = self.state.clone();
+        let found = state.wait_for(|state| !matches!(state, State::Down(_))).await;
+        match found.as_deref() {
+            Ok(State::Up(live)) => Ok(Arc::clone(live)),
+            _ => Err(Trouble::closed()),
+        }
+    }
+
+    /// The present connection on which the broker takes messages, as soon as there is one.
+    ///
+    /// # Errors
+    /// The link was closed.
+    pub(crate) async fn unblocked(&self) -> Result<Arc<Live>, Trouble> {
+        let mut state = self.state.clone();
+        let open = |state: &State| match state {
+            State::Up(live) => live.blocked().is_none(),
+            State::Down(_) => false,
+            State::Closed => true,
+        };
+        match state.wait_for(open).await.as_deref() {
+            Ok(State::Up(live)) => Ok(Arc::clone(live)),
+            _ => Err(Trouble::closed()),
+        }
+    }
+
+    /// Why nothing can be sent now.
+    pub(crate) fn obstacle(&self) -> Obstacle {
+        match &*self.state.borrow() {
+            State::Up(live) => live.blocked().map_or(Obstacle::None, Obstacle::Blocked),
+            State::Down(trouble) => Obstacle::Down(trouble.clone()),
+            State::Closed => Obstacle::Down(Trouble::closed()),
+        }
+    }
+
+    /// Has the present connection looked at now, because something on it failed.
+    pub(crate) fn suspect(&self) {
+        self.suspicion.notify_one();
+    }
+
+    /// Closes the connection and stays closed. Idempotent.
+    pub(crate) async fn close(&self) {
+        self.stop.cancel();
+        let mut state = self.state.clone();
+        // An error means that the supervisor is gone, and with it the connection.
+        let _ = state.wait_for(|state| matches!(state, State::Closed)).await;
+    }
+}
+
+/// What stands between a message and the broker.
+#[derive(Debug)]
+pub(crate) enum Obstacle {
+    None,
+    Blocked(String),
+    Down(Trouble),
+}
+
+impl Live {
+    async fn open(settings: &Settings, role: &str) -> Result<Self, Trouble> {
+        let name = format!("{} ({role})", settings.connection_name);
+        let (connection, fuse) = connect::connect(&settings.address, &name).await?;
+        let declared = Declared::new(settings.plan.clone(), settings.topology);
+        Ok(Self { connection, fuse, blocked: Mutex::default(), declared })
+    }
+
+    /// Opens a channel.
+    pub(crate) async fn channel(&self) -> Result<Channel, Trouble> {
+        rpc("opening a channel", self.connection.create_channel()).await
+    }
+
+    /// Ends the connection without asking the peer.
+    pub(crate) fn kill(&self) {
+        self.fuse.blow();
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connection.status().connected()
+    }
+
+    /// What the broker said when it stopped taking messages.
+    pub(crate) fn blocked(&self) -> Option<String> {
+        self.blocked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_blocked(&self, reason: Option<String>) {
+        *self.blocked.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    /// The largest frame that either side may send, in bytes.
+    pub(crate) fn frame_max(&self) -> usize {
+        usize::try_from(self.connection.configuration().frame_max()).unwrap_or(usize::MAX)
+    }
+
+    /// How often each side tells the other that it is there, in seconds.
+    pub(crate) fn heartbeat(&self) -> u16 {
+        self.connection.configuration().heartbeat()
+    }
+}
+
+struct Supervisor {
+    settings: Arc<Settings>,
+    role: &'static str,
+    tell: watch::Sender<State>,
+    suspicion: Arc<Notify>,
+    stop: CancellationToken,
+}
+
+impl Supervisor {
+    async fn run(self, first: Arc<Live>) {
+        let mut live = first;
+        let mut backoff = Backoff::new();
+        loop {
+            let since = Instant::now();
+            let stop = self.stop.clone();
+            let end = stop.run_until_cancelled(self.watch(&live)).await;
+            let Some(trouble) = end else { break self.finish(&live).await };
+            live.kill();
+            tracing::warn!(role = self.role, broker = %self.settings.address, error = %chain(&trouble), "lost the broker");
+            self.tell.send_replace(State::Down(trouble));
+            if since.elapsed() > PROBE * 2 {
+                // A connection that dies as soon as it is made must not make us spin.
+                backoff = Backoff::new();
+            }
+            match stop.run_until_cancelled(self.reconnect(&mut backoff)).await {
+                Some(next) => live = next,
+                None => {
+                    self.tell.send_replace(State::Closed);
+                    break;
+                }
+            }
+            tracing::info!(role = self.role, broker = %self.settings.address, "reached the broker again");
+            self.tell.send_replace(State::Up(Arc::clone(&live)));
+        }
+    }
+
+    async fn reconnect(&self, backoff: &mut Backoff) -> Arc<Live> {
+        loop {
+            tokio::time::sleep(backoff.next()).await;
+            match Live::open(&self.settings, self.role).await {
+                Ok(live) => return Arc::new(live),
+                Err(trouble) => {
+                    tracing::debug!(role = self.role, error = %chain(&trouble), "no connection yet");
+                    self.tell.send_replace(State::Down(trouble));
+                }
+            }
+        }
+    }
+
+    /// Returns when the connection is dead.
+    async fn watch(&self, live: &Live) -> Trouble {
+        let mut events = std::pin::pin!(live.connection.events_listener());
+        let mut probe: Option<Channel> = None;
+        loop {
+            let look = tokio::select! {
+                event = events.next() => match event {
+                    Some(Event::ConnectionBlocked(reason)) => {
+                        tracing::warn!(role = self.role, reason, "the broker blocks publishers");
+                        live.set_blocked(Some(reason));
+                        self.tell.send_modify(|_| {});
+                        false
+                    }
+                    Some(Event::ConnectionUnblocked) => {
+                        live.set_blocked(None);
+                        self.tell.send_modify(|_| {});
+                        false
+                    }
+                    Some(Event::Error(_)) | None => true,
+                    Some(_) => false,
+                },
+                () = self.suspicion.notified() => true,
+                () = tokio::time::sleep(PROBE) => true,
+            };
+            // A blocked connection does not answer: the broker has stopped reading from it.
+            if look && live.blocked().is_none() {
+                if let Err(trouble) = ask(live, &mut probe).await {
+                    return trouble;
+                }
+            } else if look && !live.is_connected() {
+                return Trouble::lapin("waiting for the broker to unblock", closed());
+            }
+        }
+    }
+
+    async fn finish(&self, live: &Live) {
+        let close = live.connection.close(200, "OK".into());
+        if let Err(trouble) = rpc("closing the connection", close).await {
+            tracing::debug!(role = self.role, error = %chain(&trouble), "the connection did not close by itself");
+        }
+        live.kill();
+        self.tell.send_replace(State::Closed);
+    }
+}
+
+/// The probe: a question that costs nothing and needs no permission.
+async fn ask(live: &Live, channel: &mut Option<Channel>) -> Result<(), Trouble> {
+    if !live.is_connected() {
+        return Err(Trouble::lapin("probing the connection", closed()));
+    }
+    let question = async {
+        let open = match channel.take().filter(|channel| channel.status().connected()) {
+            Some(open) => open,
+            None => live.connection.create_channel().await?,
+        };
+        open.basic_qos(1, BasicQosOptions::default()).await?;
+        *channel = Some(open);
+        Ok::<_, lapin::Error>(())
+    };
+    match tokio::time::timeout(PROBE, question).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Trouble::lapin("probing the connection", error)),
+        Err(_) if live.blocked().is_some() => Ok(()),
+        Err(_) => Err(Trouble::silence("probing the connection", PROBE)),
+    }
+}
+
+fn closed() -> lapin::Error {
+    lapin::ErrorKind::InvalidConnectionState(lapin::ConnectionState::Closed).into()
+}
+
+/// An error with its sources, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        // lapin's errors repeat their source.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = error.source();
+    }
+    text
+}

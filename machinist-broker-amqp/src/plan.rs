@@ -1,0 +1,299 @@
+//! What stands on the broker, as data: names, arguments and bindings, and the order in which they are made.
+//!
+//! `docs/topology.md` tells why each of them is there.
+
+use machinist_core::{broker::Target, id::QueueName};
+
+use crate::{
+    ladder::{self, Ride},
+    options::{AmqpOptions, QueueType},
+};
+
+/// What a message that kills its consumers costs at most, before it is dead-lettered. High, because every
+/// crash, lost connection and hand-back of an innocent neighbour counts too; what a task is allowed is decided
+/// elsewhere, by real starts.
+const DELIVERY_LIMIT: i64 = 1000;
+
+/// No limit. Said in so many words, because the broker's default is 20 from 4.0 on, and a queue at its limit
+/// without dead letters of its own drops the message silently.
+const NO_DELIVERY_LIMIT: i64 = i32::MAX as i64;
+
+/// The longest routing key of AMQP, less the ladder's digits and the `.dead` of a queue's dead letters.
+const LONGEST_QUEUE: usize = 255 - 2 * ladder::LEVELS as usize - ".dead".len();
+
+/// One thing to declare.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// A durable exchange, with an alternate exchange for what it cannot route.
+    Exchange { name: String, kind: Kind, alternate: Option<String> },
+    /// A durable queue.
+    Queue { name: String, arguments: Vec<(&'static str, Argument)> },
+    /// What `exchange` receives under `key` goes to `queue`.
+    BindQueue { queue: String, exchange: String, key: String },
+    /// What `exchange` receives under `key` goes on to `to`.
+    BindExchange { to: String, exchange: String, key: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Direct,
+    Topic,
+    Fanout,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Argument {
+    Text(String),
+    Number(i64),
+}
+
+/// Where one message goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) exchange: String,
+    pub(crate) key: String,
+}
+
+/// The names and declarations of one namespace.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    namespace: String,
+    queue_type: QueueType,
+}
+
+impl Plan {
+    pub(crate) fn new(options: &AmqpOptions) -> Self {
+        Self { namespace: options.namespace.clone(), queue_type: options.queue_type }
+    }
+
+    /// What a task queue is called on the broker: NAME, and NAMESPACE:NAME outside the default namespace, so
+    /// that two installations on one broker do not share a queue.
+    ///
+    /// # Errors
+    /// Why the name cannot be a queue here.
+    pub(crate) fn queue(&self, queue: &QueueName) -> Result<String, String> {
+        let name = if self.namespace == "machinist" {
+            queue.to_string()
+        } else {
+            format!("{}:{queue}", self.namespace)
+        };
+        if name.starts_with("machinist.") {
+            return Err(format!(
+                "queue {queue} begins with `machinist.`, which names our own queues; rename it"
+            ));
+        }
+        if name.split('.').any(|word| word == "*" || word == "#") {
+            return Err(format!("queue {queue} holds a wildcard of topic exchanges (* or #); rename it"));
+        }
+        if name.len() > LONGEST_QUEUE {
+            return Err(format!(
+                "queue {queue} would be called {name}, longer than {LONGEST_QUEUE} bytes; shorten it"
+            ));
+        }
+        Ok(name)
+    }
+
+    /// What the dead letters of a task queue are called.
+    pub(crate) fn dead_letters(&self, queue: &QueueName) -> Result<String, String> {
+        Ok(format!("{}.dead", self.queue(queue)?))
+    }
+
+    /// The queue that a target is on the broker.
+    pub(crate) fn target(&self, target: &Target) -> Result<String, String> {
+        match target {
+            Target::DeadLetters(queue) => self.dead_letters(queue),
+            _ => self.queue(target.queue()),
+        }
+    }
+
+    /// Where a message for a target goes, now or for a ride on the ladder.
+    pub(crate) fn route(&self, target: &Target, ride: Option<Ride>) -> Result<Route, String> {
+        let key = self.target(target)?;
+        Ok(match (ride, target) {
+            (Some(ride), _) => Route { exchange: self.level(ride.highest()), key: ride.key(&key) },
+            (None, Target::DeadLetters(queue)) => Route { exchange: self.dead(), key: self.queue(queue)? },
+            (None, _) => Route { exchange: self.exchange(), key },
+        })
+    }
+
+    /// The exchange that tasks are published to.
+    pub(crate) fn exchange(&self) -> String {
+        self.namespace.clone()
+    }
+
+    /// The exchange of dead letters.
+    pub(crate) fn dead(&self) -> String {
+        format!("{}.dead", self.namespace)
+    }
+
+    /// The exchange in which the ladder ends.
+    pub(crate) fn due(&self) -> String {
+        format!("{}.due", self.namespace)
+    }
+
+    /// The exchange and the queue of what came due for a queue that is gone.
+    pub(crate) fn undelivered(&self) -> String {
+        format!("{}.undelivered", self.namespace)
+    }
+
+    /// The exchange and the queue of a level of the ladder.
+    pub(crate) fn level(&self, level: u8) -> String {
+        format!("{}.delay.{level}", self.namespace)
+    }
+
+    /// What every task queue stands on.
+    pub(crate) fn base(&self) -> Vec<Step> {
+        let exchange = |name, kind| Step::Exchange { name, kind, alternate: None };
+        vec![
+            exchange(self.exchange(), Kind::Direct),
+            exchange(self.dead(), Kind::Direct),
+            exchange(self.undelivered(), Kind::Fanout),
+            Step::Queue { name: self.undelivered(), arguments: quorum(NO_DELIVERY_LIMIT) },
+            Step::BindQueue { queue: self.undelivered(), exchange: self.undelivered(), key: String::new() },
+            Step::Exchange { name: self.due(), kind: Kind::Topic, alternate: Some(self.undelivered()) },
+        ]
+    }
+
+    /// A task queue with its dead letters. `name` is what [`Self::queue`] made of its name.
+    pub(crate) fn task_queue(&self, name: &str) -> Vec<Step> {
+        let dead = format!("{name}.dead");
+        let bind =
+            |queue: &str, exchange, key: String| Step::BindQueue { queue: queue.to_owned(), exchange, key };
+        let arguments = match self.queue_type {
+            QueueType::Quorum => {
+                let mut arguments = quorum(DELIVERY_LIMIT);
+                arguments.extend(dead_lettered_to(self.dead()));
+                arguments.push(("x-dead-letter-routing-key", Argument::Text(name.to_owned())));
+                arguments
+            }
+            // No delivery limit exists here, and we never reject: nothing would ever be dead-lettered.
+            QueueType::Classic => vec![("x-queue-type", Argument::Text("classic".to_owned()))],
+        };
+        vec![
+            Step::Queue { name: dead.clone(), arguments: quorum(NO_DELIVERY_LIMIT) },
+            bind(&dead, self.dead(), name.to_owned()),
+            bind(&dead, self.due(), ladder::pattern_due(&dead)),
+            Step::Queue { name: name.to_owned(), arguments },
+            bind(name, self.due(), ladder::pattern_due(name)),
+            // Last: who can be routed to through the exchange finds everything else in place.
+            bind(name, self.exchange(), name.to_owned()),
+        ]
+    }
+
+    /// The levels of the ladder from 0 up to and including `highest`.
+    pub(crate) fn ladder(&self, highest: u8) -> Vec<Step> {
+        // From below, so that no level exists before the one that it hands its messages to.
+        (0..=highest).flat_map(|level| self.rung(level)).collect()
+    }
+
+    fn rung(&self, level: u8) -> [Step; 4] {
+        let name = self.level(level);
+        let below = level.checked_sub(1).map_or_else(|| self.due(), |below| self.level(below));
+        let mut arguments = quorum(NO_DELIVERY_LIMIT);
+        arguments.push(("x-message-ttl", Argument::Number(ladder::hold_millis(level))));
+        arguments.extend(dead_lettered_to(below.clone()));
+        [
+            Step::Exchange { name: name.clone(), kind: Kind::Topic, alternate: None },
+            Step::Queue { name: name.clone(), arguments },
+            Step::BindQueue { queue: name.clone(), exchange: name.clone(), key: ladder::pattern_hold(level) },
+            Step::BindExchange { to: below, exchange: name, key: ladder::pattern_pass(level) },
+        ]
+    }
+}
+
+fn quorum(delivery_limit: i64) -> Vec<(&'static str, Argument)> {
+    vec![
+        ("x-queue-type", Argument::Text("quorum".to_owned())),
+        ("x-delivery-limit", Argument::Number(delivery_limit)),
+    ]
+}
+
+/// Without `reject-publish` the broker silently dead-letters at most once, and loses messages when it crashes.
+fn dead_lettered_to(exchange: String) -> [(&'static str, Argument); 3] {
+    [
+        ("x-dead-letter-exchange", Argument::Text(exchange)),
+        ("x-dead-letter-strategy", Argument::Text("at-least-once".to_owned())),
+        ("x-overflow", Argument::Text("reject-publish".to_owned())),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn plan(namespace: &str) -> Plan {
+        Plan::new(&AmqpOptions { namespace: namespace.to_owned(), ..AmqpOptions::default() })
+    }
+
+    fn name(text: &str) -> QueueName {
+        QueueName::parse(text).unwrap()
+    }
+
+    #[test]
+    fn namespaces_do_not_share_queues() {
+        assert_eq!(plan("machinist").queue(&name("mail")).unwrap(), "mail");
+        assert_eq!(plan("staging").queue(&name("mail")).unwrap(), "staging:mail");
+        assert_eq!(
+            plan("staging").queue(&name("delay.3")).unwrap(),
+            "staging:delay.3",
+            "not our staging.delay.3"
+        );
+        assert!(plan("machinist").queue(&name("machinist.undelivered")).is_err());
+    }
+
+    #[test]
+    fn names_that_the_ladder_cannot_carry_are_refused() {
+        for bad in ["a.*", "#", &"x".repeat(195)] {
+            assert!(plan("machinist").queue(&name(bad)).is_err(), "{bad}");
+        }
+        let longest = name(&"x".repeat(194));
+        let ride = Ride::for_delay(Duration::from_secs(1));
+        let route = plan("machinist").route(&Target::DeadLetters(longest), ride).unwrap();
+        assert_eq!(route.key.len(), 255);
+    }
+
+    #[test]
+    fn routes() {
+        let plan = plan("machinist");
+        let route = |target, delay| plan.route(&target, Ride::for_delay(delay)).unwrap();
+        let now = route(Target::Queue(name("mail")), Duration::ZERO);
+        assert_eq!((now.exchange.as_str(), now.key.as_str()), ("machinist", "mail"));
+        let dead = route(Target::DeadLetters(name("mail")), Duration::ZERO);
+        assert_eq!((dead.exchange.as_str(), dead.key.as_str()), ("machinist.dead", "mail"));
+        let later = route(Target::Queue(name("mail")), Duration::from_millis(80));
+        assert_eq!(later.exchange, "machinist.delay.2");
+        assert!(later.key.ends_with(".1.0.1.mail"), "{}", later.key);
+    }
+
+    #[test]
+    fn every_exchange_and_queue_is_made_before_it_is_named() {
+        let plan = plan("x");
+        let steps = [plan.base(), plan.task_queue("x:q"), plan.ladder(27)].concat();
+        let mut made = std::collections::HashSet::new();
+        for step in &steps {
+            match step {
+                Step::Exchange { name, alternate, .. } => {
+                    assert!(alternate.as_ref().is_none_or(|other| made.contains(&('e', other.clone()))));
+                    made.insert(('e', name.clone()));
+                }
+                Step::Queue { name, arguments } => {
+                    for (key, value) in arguments {
+                        if let ("x-dead-letter-exchange", Argument::Text(exchange)) = (*key, value) {
+                            assert!(made.contains(&('e', exchange.clone())), "{name} before {exchange}");
+                        }
+                    }
+                    made.insert(('q', name.clone()));
+                }
+                Step::BindQueue { queue, exchange, .. } => {
+                    assert!(made.contains(&('q', queue.clone())) && made.contains(&('e', exchange.clone())));
+                }
+                Step::BindExchange { to, exchange, .. } => {
+                    assert!(made.contains(&('e', to.clone())) && made.contains(&('e', exchange.clone())));
+                }
+            }
+        }
+        assert_eq!(made.len(), 4 + 1 + 2 + 2 * 28);
+    }
+}

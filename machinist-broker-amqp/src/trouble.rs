@@ -1,0 +1,102 @@
+//! What goes wrong between us and the broker, and in which of the seam's words it is told.
+
+use std::{error::Error, fmt, future::Future, time::Duration};
+
+use lapin::{ErrorKind, protocol::AMQPErrorKind};
+use machinist_core::broker::BrokerError;
+
+/// How long the broker has for an answer to a question. lapin itself would wait for ever.
+pub(crate) const RPC_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One failed exchange with the broker.
+#[derive(Debug, Clone)]
+pub(crate) struct Trouble {
+    /// What was being done, as a noun: `opening a channel`.
+    what: String,
+    cause: Cause,
+}
+
+#[derive(Debug, Clone)]
+enum Cause {
+    /// No answer in this time.
+    Silence(Duration),
+    /// lapin's error: the broker's word, or the connection's end.
+    Lapin(lapin::Error),
+    /// The adapter was closed.
+    Closed,
+}
+
+/// The broker's word against an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Complaint<'a> {
+    /// The code of AMQP: 403, 404, 406, 530 …
+    pub(crate) code: u16,
+    /// Its sentence.
+    pub(crate) text: &'a str,
+    /// Whether it cost the channel only, not the connection.
+    pub(crate) soft: bool,
+}
+
+impl Trouble {
+    pub(crate) fn silence(what: impl Into<String>, waited: Duration) -> Self {
+        Self { what: what.into(), cause: Cause::Silence(waited) }
+    }
+
+    pub(crate) fn lapin(what: impl Into<String>, error: lapin::Error) -> Self {
+        Self { what: what.into(), cause: Cause::Lapin(error) }
+    }
+
+    pub(crate) fn closed() -> Self {
+        Self { what: "using a closed broker".to_owned(), cause: Cause::Closed }
+    }
+
+    /// The broker's complaint, if it made one.
+    pub(crate) fn complaint(&self) -> Option<Complaint<'_>> {
+        let Cause::Lapin(error) = &self.cause else { return None };
+        let ErrorKind::ProtocolError(error) = error.kind() else { return None };
+        let soft = matches!(error.kind(), AMQPErrorKind::Soft(_));
+        Some(Complaint { code: error.get_id(), text: error.get_message().as_str(), soft })
+    }
+
+    /// In the words of the seam, where nothing more is known about the operation than that it failed.
+    pub(crate) fn into_broker_error(self) -> BrokerError {
+        match self.complaint() {
+            Some(Complaint { text, .. }) => BrokerError::Refused { reason: format!("{}: {text}", self.what) },
+            None => BrokerError::Unavailable(Box::new(self)),
+        }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.cause {
+            Cause::Silence(waited) => write!(f, "{}: no answer within {waited:?}", self.what),
+            Cause::Lapin(_) => write!(f, "{} failed", self.what),
+            Cause::Closed => write!(f, "{}", self.what),
+        }
+    }
+}
+
+impl Error for Trouble {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.cause {
+            Cause::Lapin(error) => Some(error),
+            Cause::Silence(_) | Cause::Closed => None,
+        }
+    }
+}
+
+/// Waits for the broker's answer, but not for ever.
+///
+/// # Cancel safety
+/// As the future's: what was sent may have been done.
+pub(crate) async fn rpc<T>(
+    what: &str,
+    answer: impl Future<Output = Result<T, lapin::Error>>,
+) -> Result<T, Trouble> {
+    match tokio::time::timeout(RPC_TIMEOUT, answer).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(Trouble::lapin(what, error)),
+        Err(_) => Err(Trouble::silence(what, RPC_TIMEOUT)),
+    }
+}
