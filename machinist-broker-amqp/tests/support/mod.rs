@@ -1,0 +1,222 @@
+//! What the adapter's tests share: a client that is not ours, and a broker that remembers what to delete.
+
+// Each test binary uses its own part of this.
+#![allow(dead_code)]
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lapin::{
+    BasicProperties, Channel, Connection, ConnectionProperties,
+    options::{BasicGetOptions, BasicPublishOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions},
+    types::{AMQPValue, FieldTable},
+};
+use machinist_broker_amqp::{AmqpBroker, AmqpOptions};
+use machinist_conformance::{BrokerHarness, Proxy};
+use machinist_core::{
+    broker::{
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, HeaderValue, Message, Publish, PublishError,
+        QueueDepth,
+    },
+    diagnose::{Diagnose, Finding},
+    id::QueueName,
+};
+
+/// The variable that names the server.
+pub const AMQP_URL: &str = "MACHINIST_TEST_AMQP_URL";
+
+/// A broker, through a proxy that can be cut, with everything deleted afterwards.
+pub struct Harness {
+    pub url: String,
+    pub proxy: Proxy,
+    pub namespace: String,
+    queues: Arc<Mutex<BTreeSet<QueueName>>>,
+}
+
+impl Harness {
+    pub async fn new(server: String, namespace: impl Into<String>) -> Self {
+        let (proxy, url) = Proxy::before(&server).await.expect("a free port");
+        Self { url, proxy, namespace: namespace.into(), queues: Arc::default() }
+    }
+
+    pub fn options(&self) -> AmqpOptions {
+        AmqpOptions { namespace: self.namespace.clone(), ..AmqpOptions::default() }
+    }
+
+    pub async fn broker(&self, options: AmqpOptions) -> Recording {
+        let broker = AmqpBroker::connect(&self.url, options).await.expect("the test broker answers");
+        Recording { broker, queues: Arc::clone(&self.queues) }
+    }
+
+    /// What a queue is called on the broker.
+    pub fn on_broker(&self, queue: &QueueName) -> String {
+        format!("{}:{queue}", self.namespace)
+    }
+
+    /// Deletes the namespace's exchanges and the queues that belong to no task queue.
+    pub async fn clean_up_namespace(&self) {
+        let raw = Raw::connect(&self.url).await;
+        let level = |level| format!("{}.delay.{level}", self.namespace);
+        let undelivered = format!("{}.undelivered", self.namespace);
+        for queue in (0..28).map(level).chain([undelivered.clone()]) {
+            raw.delete_queue(&queue).await;
+        }
+        let due = format!("{}.due", self.namespace);
+        let dead = format!("{}.dead", self.namespace);
+        for exchange in (0..28).map(level).chain([due, dead, undelivered, self.namespace.clone()]) {
+            let _ = raw.channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await;
+        }
+    }
+}
+
+#[async_trait]
+impl BrokerHarness for Harness {
+    async fn connect(&self) -> Arc<dyn Broker> {
+        Arc::new(self.broker(self.options()).await)
+    }
+
+    async fn interrupt(&self) -> bool {
+        self.proxy.cut();
+        true
+    }
+
+    async fn dead_letters(&self, queue: &QueueName) -> Vec<Message> {
+        let raw = Raw::connect(&self.url).await;
+        let mut letters = Vec::new();
+        while let Some(letter) = raw.get(&format!("{}.dead", self.on_broker(queue))).await {
+            letters.push(letter);
+        }
+        letters
+    }
+
+    async fn delete_queue(&self, queue: &QueueName) -> bool {
+        Raw::connect(&self.url).await.delete_queue(&self.on_broker(queue)).await;
+        true
+    }
+
+    async fn clean_up(&self) {
+        let queues: Vec<_> = self.queues.lock().unwrap().iter().cloned().collect();
+        let raw = Raw::connect(&self.url).await;
+        for queue in queues {
+            let name = self.on_broker(&queue);
+            raw.delete_queue(&name).await;
+            raw.delete_queue(&format!("{name}.dead")).await;
+        }
+    }
+}
+
+/// A client of the broker that is not machinist.
+pub struct Raw {
+    pub channel: Channel,
+    _connection: Connection,
+}
+
+impl Raw {
+    pub async fn connect(url: &str) -> Self {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+        Self { channel: connection.create_channel().await.unwrap(), _connection: connection }
+    }
+
+    pub async fn declare(&self, queue: &str, arguments: &[(&str, AMQPValue)]) {
+        let mut table = FieldTable::default();
+        for (key, value) in arguments {
+            table.insert((*key).into(), value.clone());
+        }
+        self.channel.queue_declare(queue.into(), QueueDeclareOptions::durable(), table).await.unwrap();
+    }
+
+    pub async fn delete_queue(&self, queue: &str) {
+        self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+    }
+
+    pub async fn publish(&self, exchange: &str, key: &str, properties: BasicProperties, body: &[u8]) {
+        let options = BasicPublishOptions::default();
+        self.channel.basic_publish(exchange.into(), key.into(), options, body, properties).await.unwrap();
+    }
+
+    pub async fn get(&self, queue: &str) -> Option<Message> {
+        let got = self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await.unwrap()?;
+        let properties = &got.delivery.properties;
+        let text = |value: &Option<lapin::types::ShortString>| value.as_ref().map(ToString::to_string);
+        let headers = properties.headers().as_ref().map(|table| {
+            let added = ["machinist-publish-id", "x-delivery-count"];
+            let ours = table.inner().iter().filter(|(name, _)| !added.contains(&name.as_str()));
+            ours.map(|(name, value)| (name.to_string(), header(value))).collect()
+        });
+        Some(Message {
+            id: text(properties.message_id()),
+            kind: text(properties.kind()),
+            content_type: text(properties.content_type()),
+            timestamp: properties
+                .timestamp()
+                .map(|seconds| machinist_core::clock::Timestamp::from_micros(seconds as i64 * 1_000_000)),
+            priority: *properties.priority(),
+            app_id: text(properties.app_id()),
+            headers: headers.unwrap_or_default(),
+            body: Bytes::from(got.delivery.data.clone()),
+        })
+    }
+}
+
+fn header(value: &AMQPValue) -> HeaderValue {
+    match value {
+        AMQPValue::Boolean(truth) => HeaderValue::Bool(*truth),
+        AMQPValue::LongLongInt(number) => HeaderValue::Int(*number),
+        AMQPValue::LongString(text) => HeaderValue::Text(text.to_string()),
+        AMQPValue::ByteArray(bytes) => HeaderValue::Bytes(Bytes::copy_from_slice(bytes.as_slice())),
+        other => panic!("no test sends {other:?}"),
+    }
+}
+
+/// A broker that notes every queue it is asked about, so that a test leaves none behind.
+#[derive(Debug)]
+pub struct Recording {
+    broker: AmqpBroker,
+    queues: Arc<Mutex<BTreeSet<QueueName>>>,
+}
+
+impl Recording {
+    fn note<'a>(&self, queues: impl Iterator<Item = &'a QueueName>) {
+        self.queues.lock().unwrap().extend(queues.cloned());
+    }
+}
+
+#[async_trait]
+impl Diagnose for Recording {
+    fn location(&self) -> String {
+        self.broker.location()
+    }
+
+    async fn diagnose(&self) -> Vec<Finding> {
+        self.broker.diagnose().await
+    }
+}
+
+#[async_trait]
+impl Broker for Recording {
+    fn capabilities(&self) -> BrokerCapabilities {
+        self.broker.capabilities()
+    }
+
+    async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {
+        self.note(batch.iter().map(|publish| publish.target.queue()));
+        self.broker.publish(batch).await
+    }
+
+    async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
+        self.note(what.queues.iter());
+        self.broker.consume(what).await
+    }
+
+    async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
+        self.broker.depth(queues).await
+    }
+
+    async fn close(&self) {
+        self.broker.close().await;
+    }
+}
