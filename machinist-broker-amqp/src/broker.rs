@@ -30,9 +30,8 @@ use crate::{
     link::{Link, Live, Settings},
     options::AmqpOptions,
     plan::Plan,
-    settle,
     subscription::{AmqpConsumer, Ground},
-    trouble::{RPC_TIMEOUT, Trouble, rpc},
+    trouble::{FAREWELL, RPC_TIMEOUT, Trouble, rpc},
 };
 
 /// How many queues can be slow without holding up the others.
@@ -188,7 +187,7 @@ impl Broker for AmqpBroker {
         self.desks_close.cancel();
         self.desks.close();
         // What is not written by then is delivered again.
-        let _ = timeout(settle::FLUSH_TIMEOUT, self.desks.wait()).await;
+        let _ = timeout(FAREWELL, self.desks.wait()).await;
         if let Some(consuming) = self.consuming.get() {
             consuming.close().await;
         }

@@ -24,7 +24,7 @@ use crate::{
     declare::Declared,
     options::Topology,
     plan::Plan,
-    trouble::{Trouble, rpc},
+    trouble::{FAREWELL, Trouble, rpc, within},
 };
 
 /// How often a connection is asked whether it is alive, and how long it has for the answer.
@@ -272,7 +272,7 @@ impl Supervisor {
 
     async fn finish(&self, live: &Live) {
         let close = live.connection.close(200, "OK".into());
-        if let Err(trouble) = rpc("closing the connection", close).await {
+        if let Err(trouble) = within(FAREWELL, "closing the connection", close).await {
             tracing::debug!(role = self.role, error = %chain(&trouble), "the connection did not close by itself");
         }
         live.kill();

@@ -1,7 +1,7 @@
 //! Tells the broker what became of deliveries: one task per consuming channel, so that a worker never waits
 //! for a frame to be written, and answers that can share a frame do.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -136,6 +136,3 @@ impl Drop for AmqpReceipt {
         }
     }
 }
-
-/// How long a closing broker waits for the desks to write what they promised.
-pub(crate) const FLUSH_TIMEOUT: Duration = RPC_TIMEOUT;

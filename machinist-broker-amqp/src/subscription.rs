@@ -36,7 +36,7 @@ use crate::{
     declare::Obstruction,
     link::{Link, Live, Settings, chain},
     settle::{AmqpReceipt, Desk},
-    trouble::{RPC_TIMEOUT, Trouble, rpc},
+    trouble::{FAREWELL, RPC_TIMEOUT, Trouble, rpc, within},
 };
 
 /// A subscription that has held this long was a good one: the next failure begins with short pauses again.
@@ -293,7 +293,7 @@ impl Subscription {
     async fn end(self, mut session: Session) {
         let cancels = session.tags.iter().flatten().map(|tag| {
             let cancel = session.channel.basic_cancel(tag.clone(), BasicCancelOptions::default());
-            rpc("ending a subscription", cancel)
+            within(FAREWELL, "ending a subscription", cancel)
         });
         for cancelled in futures_util::future::join_all(cancels).await {
             if let Err(trouble) = cancelled {
@@ -310,7 +310,7 @@ impl Subscription {
             }
         };
         // The streams end with the cancel; should one not, its deliveries come again with the channel's end.
-        if timeout(RPC_TIMEOUT, rest).await.is_err() {
+        if timeout(FAREWELL, rest).await.is_err() {
             abandon(&session.live, &session.channel).await;
         }
     }
@@ -338,7 +338,7 @@ impl Session {
 /// Ends a channel that did not do what it was told, so that the broker delivers again what it holds.
 async fn abandon(live: &Live, channel: &Channel) {
     let close = channel.close(200, "abandoned".into());
-    if channel.status().connected() && rpc("closing a channel", close).await.is_err() {
+    if channel.status().connected() && within(FAREWELL, "closing a channel", close).await.is_err() {
         live.kill();
     }
 }

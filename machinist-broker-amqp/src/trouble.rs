@@ -8,6 +8,10 @@ use machinist_core::broker::BrokerError;
 /// How long the broker has for an answer to a question. lapin itself would wait for ever.
 pub(crate) const RPC_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long it has for an answer to a good-bye. Whoever closes has a process to end, and what the broker did not
+/// hear it finds out by itself.
+pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
+
 /// One failed exchange with the broker.
 #[derive(Debug, Clone)]
 pub(crate) struct Trouble {
@@ -94,9 +98,18 @@ pub(crate) async fn rpc<T>(
     what: &str,
     answer: impl Future<Output = Result<T, lapin::Error>>,
 ) -> Result<T, Trouble> {
-    match tokio::time::timeout(RPC_TIMEOUT, answer).await {
+    within(RPC_TIMEOUT, what, answer).await
+}
+
+/// As [`rpc`], with another patience.
+pub(crate) async fn within<T>(
+    patience: Duration,
+    what: &str,
+    answer: impl Future<Output = Result<T, lapin::Error>>,
+) -> Result<T, Trouble> {
+    match tokio::time::timeout(patience, answer).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(Trouble::lapin(what, error)),
-        Err(_) => Err(Trouble::silence(what, RPC_TIMEOUT)),
+        Err(_) => Err(Trouble::silence(what, patience)),
     }
 }

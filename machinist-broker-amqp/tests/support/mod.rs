@@ -12,15 +12,17 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use lapin::{
     BasicProperties, Channel, Connection, ConnectionProperties,
-    options::{BasicGetOptions, BasicPublishOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions},
+    options::{
+        BasicGetOptions, BasicPublishOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
+    },
     types::{AMQPValue, FieldTable},
 };
 use machinist_broker_amqp::{AmqpBroker, AmqpOptions};
 use machinist_conformance::{BrokerHarness, Proxy};
 use machinist_core::{
     broker::{
-        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, HeaderValue, Message, Publish, PublishError,
-        QueueDepth,
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, HeaderValue, Message, Publish,
+        PublishError, QueueDepth,
     },
     diagnose::{Diagnose, Finding},
     id::QueueName,
