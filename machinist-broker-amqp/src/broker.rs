@@ -8,11 +8,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use lapin::{
-    Channel,
-    options::QueueDeclareOptions,
-    types::{FieldTable, ShortString},
-};
 use machinist_core::{
     broker::{Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth},
     id::QueueName,
@@ -26,12 +21,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     address::Address,
     connect,
+    gauge::Gauge,
     lane::{Job, Lane},
     link::{Link, Live, Settings},
     options::AmqpOptions,
     plan::Plan,
     subscription::{AmqpConsumer, Ground},
-    trouble::{FAREWELL, RPC_TIMEOUT, Trouble, rpc},
+    trouble::{FAREWELL, RPC_TIMEOUT, Trouble},
 };
 
 /// How many queues can be slow without holding up the others.
@@ -163,12 +159,18 @@ impl Broker for AmqpBroker {
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         let link = self.consuming().await?;
         let live = up_soon(link).await?;
-        let mut gauge = Gauge { live, channel: None };
+        let mut gauge = Gauge::new(live);
         let mut depths = Vec::with_capacity(queues.len());
         for queue in queues {
             let name = |name: Result<String, String>| name.map_err(|reason| BrokerError::Refused { reason });
-            let ready = gauge.read(&name(self.settings.plan.queue(queue))?).await?;
-            let dead = gauge.read(&name(self.settings.plan.dead_letters(queue))?).await?;
+            let ready = gauge
+                .read(&name(self.settings.plan.queue(queue))?)
+                .await
+                .map_err(Trouble::into_broker_error)?;
+            let dead = gauge
+                .read(&name(self.settings.plan.dead_letters(queue))?)
+                .await
+                .map_err(Trouble::into_broker_error)?;
             depths.push(QueueDepth {
                 queue: queue.clone(),
                 ready: ready.map(|level| level.ready),
@@ -219,43 +221,5 @@ pub(crate) async fn up_soon(link: &Link) -> Result<Arc<Live>, BrokerError> {
     match timeout(RPC_TIMEOUT, link.up()).await {
         Ok(live) => live.map_err(Trouble::into_broker_error),
         Err(_) => Err(Trouble::silence("waiting for a connection", RPC_TIMEOUT).into_broker_error()),
-    }
-}
-
-/// Looks into queues. A missing queue costs the channel it was asked on, so that is one of its own.
-#[derive(Debug)]
-pub(crate) struct Gauge {
-    pub(crate) live: Arc<Live>,
-    pub(crate) channel: Option<Channel>,
-}
-
-/// What is in a queue.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Level {
-    pub(crate) ready: u64,
-    pub(crate) consumers: u64,
-}
-
-impl Gauge {
-    /// `None` where the queue does not exist.
-    pub(crate) async fn read(&mut self, queue: &str) -> Result<Option<Level>, BrokerError> {
-        let channel = match self.channel.take().filter(|channel| channel.status().connected()) {
-            Some(channel) => channel,
-            None => self.live.channel().await.map_err(Trouble::into_broker_error)?,
-        };
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let name = ShortString::try_new(queue).unwrap_or_default();
-        let asked =
-            rpc("asking for a queue's depth", channel.queue_declare(name, options, FieldTable::default()))
-                .await;
-        match asked {
-            Ok(found) => {
-                self.channel = Some(channel);
-                let (ready, consumers) = (found.message_count().into(), found.consumer_count().into());
-                Ok(Some(Level { ready, consumers }))
-            }
-            Err(trouble) if trouble.complaint().is_some_and(|complaint| complaint.code == 404) => Ok(None),
-            Err(trouble) => Err(trouble.into_broker_error()),
-        }
     }
 }

@@ -15,8 +15,9 @@ use machinist_core::{
 use tokio::time::timeout;
 
 use crate::{
-    broker::{AmqpBroker, Gauge, up_soon},
+    broker::{AmqpBroker, up_soon},
     connect::{self, CONNECT_TIMEOUT},
+    gauge::Gauge,
     ladder::LEVELS,
     link::{Live, chain},
     options::Topology,
@@ -129,7 +130,7 @@ impl AmqpBroker {
 
     /// What lies on the ladder, and what came due for queues that are gone.
     async fn depths(&self, live: std::sync::Arc<Live>) -> Vec<Finding> {
-        let mut gauge = Gauge { live, channel: None };
+        let mut gauge = Gauge::new(live);
         let mut findings = Vec::new();
         let mut delayed = 0;
         let mut levels = 0;

@@ -36,6 +36,11 @@ const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 /// The least time that a window gets, however near its messages' deadlines are.
 const WINDOW_GRACE: Duration = Duration::from_secs(5);
 
+/// How long a queue that vanished stays away at least. RabbitMQ tells the consumers of a deleted queue some 30 ms
+/// later, and does not tell them at all if by then a queue of that name exists again (seen on 3.10): they would
+/// wait for ever.
+const MOURNING: Duration = Duration::from_millis(500);
+
 /// What frames need beside the headers.
 const FRAME_OVERHEAD: usize = 64;
 
@@ -155,7 +160,9 @@ impl Lane {
             });
             let items = items.collect();
             let fates = Box::pin(window::transmit(&session.live, &session.channel, items, until)).await;
-            self.conclude(&session, ready, fates);
+            if self.conclude(&session, ready, fates) {
+                tokio::time::sleep(MOURNING).await;
+            }
         }
     }
 
@@ -345,8 +352,10 @@ impl Lane {
         Ok(properties)
     }
 
-    /// Tells the callers of a window, and takes back what has to be sent again.
-    fn conclude(&mut self, session: &Session, ready: Vec<Ready>, fates: Vec<Fate>) {
+    /// Tells the callers of a window, and takes back what has to be sent again; `true` if that is because a
+    /// queue has vanished.
+    fn conclude(&mut self, session: &Session, ready: Vec<Ready>, fates: Vec<Fate>) -> bool {
+        let mut vanished = false;
         let alone = ready.len() == 1;
         let mut again = Vec::new();
         for (one, fate) in ready.into_iter().zip(fates) {
@@ -365,6 +374,7 @@ impl Lane {
                     // Somebody deleted the queue since we declared it.
                     session.live.declared.forget(&queue);
                     job.past.healed = true;
+                    vanished = true;
                     again.push(job);
                 }
                 Fate::Returned => {
@@ -389,6 +399,7 @@ impl Lane {
             }
         }
         self.again(again);
+        vanished
     }
 
     /// Puts jobs back where they came from, in their order.

@@ -38,6 +38,7 @@ mod connect;
 mod convert;
 mod declare;
 mod diagnose;
+mod gauge;
 mod ladder;
 mod lane;
 mod link;

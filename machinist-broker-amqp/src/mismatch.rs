@@ -9,6 +9,8 @@ pub(crate) fn explain(what: &str, text: &str) -> String {
             let hint = match (argument, theirs) {
                 ("x-queue-type" | "type", "classic") => ", or set queue_type to classic",
                 ("x-queue-type" | "type", "quorum") => ", or set queue_type to quorum",
+                // Which argument the broker complains about first is up to it.
+                (_, "none") => ", or set queue_type to classic if it is a classic queue",
                 _ => "",
             };
             format!(

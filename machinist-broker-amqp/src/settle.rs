@@ -45,8 +45,9 @@ impl Desk {
         self.channel.status().connected() && !self.answers.is_closed()
     }
 
-    pub(crate) fn receipt(&self, tag: u64) -> AmqpReceipt {
-        AmqpReceipt { desk: self.clone(), tag, settled: false }
+    /// The receipt of a delivery. `held` is shared by the unsettled deliveries of a queue.
+    pub(crate) fn receipt(&self, tag: u64, held: &Arc<()>) -> AmqpReceipt {
+        AmqpReceipt { desk: self.clone(), tag, settled: false, _held: Arc::clone(held) }
     }
 
     fn settle(&self, tag: u64, how: Settle) -> Settled {
@@ -112,6 +113,7 @@ pub(crate) struct AmqpReceipt {
     desk: Desk,
     tag: u64,
     settled: bool,
+    _held: Arc<()>,
 }
 
 impl AmqpReceipt {

@@ -23,7 +23,7 @@ use machinist_core::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -34,6 +34,7 @@ use crate::{
     backoff::Backoff,
     convert,
     declare::Obstruction,
+    gauge::Gauge,
     link::{Link, Live, Settings, chain},
     settle::{AmqpReceipt, Desk},
     trouble::{FAREWELL, RPC_TIMEOUT, Trouble, rpc, within},
@@ -41,6 +42,12 @@ use crate::{
 
 /// A subscription that has held this long was a good one: the next failure begins with short pauses again.
 const GOOD: Duration = Duration::from_secs(10);
+
+/// How often a queue from which nothing comes is looked at, whether we are still subscribed to it.
+const AUDIT: Duration = Duration::from_secs(15);
+
+/// After this long without a delivery a subscription is made anew, because there is no way to ask for it.
+const STALE: Duration = Duration::from_secs(300);
 
 /// Everything a subscription needs from its broker.
 #[derive(Debug, Clone)]
@@ -138,7 +145,30 @@ struct Session {
     channel: Channel,
     desk: Desk,
     events: SelectAll<BoxStream<'static, Event>>,
-    tags: Vec<Option<ShortString>>,
+    sources: Vec<Source>,
+}
+
+/// One queue of a session.
+#[derive(Debug)]
+struct Source {
+    /// The consumer, while there is one.
+    tag: Option<ShortString>,
+    /// When it was subscribed to, or last delivered.
+    heard: Instant,
+    /// Shared by its unsettled deliveries.
+    held: Arc<()>,
+}
+
+impl Source {
+    fn new() -> Self {
+        Self { tag: None, heard: Instant::now(), held: Arc::new(()) }
+    }
+
+    /// The consumer, if nothing has come for `long`, and that not because our hands are full.
+    fn silent_for(&self, long: Duration) -> Option<ShortString> {
+        let silent = self.heard.elapsed() >= long && Arc::strong_count(&self.held) == 1;
+        self.tag.clone().filter(|_| silent)
+    }
 }
 
 impl Subscription {
@@ -193,8 +223,8 @@ impl Subscription {
         rpc("limiting deliveries", limit).await.map_err(Obstruction::Broken)?;
         let (desk, work) = Desk::open(channel.clone(), self.ground.desks_close.clone());
         self.ground.desks.spawn(work);
-        let tags = vec![None; self.queues.len()];
-        let mut session = Session { live, channel, desk, events: SelectAll::new(), tags };
+        let sources = self.queues.iter().map(|_| Source::new()).collect();
+        let mut session = Session { live, channel, desk, events: SelectAll::new(), sources };
         for at in 0..self.queues.len() {
             let consumer = consume(&session.channel, &self.queues[at].1).await;
             session.listen(at, consumer.map_err(|trouble| self.refusal(&session.live, at, trouble))?);
@@ -225,6 +255,7 @@ impl Subscription {
         let mut returning =
             FuturesUnordered::<BoxFuture<'_, (usize, Result<lapin::Consumer, Obstruction>)>>::new();
         let mut backoffs: Vec<Option<Backoff>> = self.queues.iter().map(|_| None).collect();
+        let mut audit = Instant::now() + AUDIT;
         loop {
             tokio::select! {
                 Some(event) = session.events.next() => match event {
@@ -233,7 +264,7 @@ impl Subscription {
                         backoffs[at] = None;
                     }
                     Event::Ended(at, trouble) => {
-                        session.tags[at] = None;
+                        session.sources[at].tag = None;
                         if !session.channel.status().connected() {
                             return trouble.unwrap_or_else(|| Trouble::silence("consuming", Duration::ZERO));
                         }
@@ -254,9 +285,35 @@ impl Subscription {
                         returning.push(Box::pin(self.come_back(&live, &channel, at, pause)));
                     }
                 },
-                else => return Trouble::silence("consuming", Duration::ZERO),
+                () = sleep_until(audit) => {
+                    if let Err(trouble) = self.audit(&live, &channel, session.silent()).await {
+                        return trouble;
+                    }
+                    audit = Instant::now() + AUDIT;
+                },
             }
         }
+    }
+
+    /// Ends subscriptions of which the broker may have forgotten to tell that they have ended: one whose queue was
+    /// deleted and made again within milliseconds hears nothing ever after. They come back as any that ends.
+    async fn audit(
+        &self,
+        live: &Arc<Live>,
+        channel: &Channel,
+        silent: Vec<(usize, ShortString, bool)>,
+    ) -> Result<(), Trouble> {
+        let mut gauge = Gauge::new(Arc::clone(live));
+        for (at, tag, stale) in silent {
+            let (name, queue) = &self.queues[at];
+            let forgotten = !gauge.read(queue).await?.is_some_and(|level| level.consumers > 0);
+            if forgotten || stale {
+                tracing::debug!(queue = %name, forgotten, "renewing a silent subscription");
+                let cancel = channel.basic_cancel(tag, BasicCancelOptions::default());
+                rpc("ending a subscription", cancel).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Subscribes again to one queue of a channel that lives. The queue is checked on another channel first:
@@ -278,12 +335,13 @@ impl Subscription {
         (at, result)
     }
 
-    fn pass_on(&self, session: &Session, at: usize, delivery: lapin::message::Delivery) {
+    fn pass_on(&self, session: &mut Session, at: usize, delivery: lapin::message::Delivery) {
+        session.sources[at].heard = Instant::now();
         let incoming = Incoming {
             queue: self.queues[at].0.clone(),
             message: convert::message(&delivery.properties, delivery.data),
             redelivered: delivery.redelivered,
-            receipt: session.desk.receipt(delivery.delivery_tag),
+            receipt: session.desk.receipt(delivery.delivery_tag, &session.sources[at].held),
         };
         // Nobody is left to take it: the receipt hands it back as it is dropped.
         let _ = self.deliver.send(incoming);
@@ -291,7 +349,7 @@ impl Subscription {
 
     /// Ends the subscription and hands back what nobody has taken.
     async fn end(self, mut session: Session) {
-        let cancels = session.tags.iter().flatten().map(|tag| {
+        let cancels = session.sources.iter().filter_map(|source| source.tag.as_ref()).map(|tag| {
             let cancel = session.channel.basic_cancel(tag.clone(), BasicCancelOptions::default());
             within(FAREWELL, "ending a subscription", cancel)
         });
@@ -304,8 +362,8 @@ impl Subscription {
         }
         let rest = async {
             while let Some(event) = session.events.next().await {
-                if let Event::Delivered(_, delivery) = event {
-                    drop(session.desk.receipt(delivery.delivery_tag));
+                if let Event::Delivered(at, delivery) = event {
+                    drop(session.desk.receipt(delivery.delivery_tag, &session.sources[at].held));
                 }
             }
         };
@@ -317,8 +375,17 @@ impl Subscription {
 }
 
 impl Session {
+    /// The silent queues with their consumers, and whether each has been silent for very long.
+    fn silent(&self) -> Vec<(usize, ShortString, bool)> {
+        let silent = |(at, source): (usize, &Source)| {
+            Some((at, source.silent_for(AUDIT)?, source.silent_for(STALE).is_some()))
+        };
+        self.sources.iter().enumerate().filter_map(silent).collect()
+    }
+
     fn listen(&mut self, at: usize, consumer: lapin::Consumer) {
-        self.tags[at] = Some(consumer.tag());
+        self.sources[at].tag = Some(consumer.tag());
+        self.sources[at].heard = Instant::now();
         let events = consumer.map(move |item| match item {
             Ok(delivery) => Event::Delivered(at, Box::new(delivery)),
             Err(error) => Event::Ended(at, Some(Trouble::lapin("consuming", error))),
