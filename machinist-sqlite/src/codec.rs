@@ -1,0 +1,184 @@
+//! How facts and headers lie in one column.
+//!
+//! Facts are text for people: a line per fact, `NAME-LENGTH.VALUE-LENGTH NAME=VALUE`, exact for any bytes.
+//! Headers are only for the program: a tag, two lengths, name, value.
+
+use bytes::Bytes;
+use machinist_core::{
+    broker::{HeaderValue, Headers},
+    record::Facts,
+};
+
+/// What was read is not what this module writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a stored value does not have the shape that machinist gives it")]
+pub(crate) struct Misshapen;
+
+pub(crate) fn encode_facts(facts: &Facts) -> Vec<u8> {
+    let size = facts.iter().map(|(name, value)| name.len() + value.len() + 16).sum();
+    let mut out = Vec::with_capacity(size);
+    for (name, value) in facts.iter() {
+        decimal(&mut out, name.len());
+        out.push(b'.');
+        decimal(&mut out, value.len());
+        out.push(b' ');
+        out.extend_from_slice(name.as_bytes());
+        out.push(b'=');
+        out.extend_from_slice(value);
+        out.push(b'\n');
+    }
+    out
+}
+
+pub(crate) fn decode_facts(mut rest: &[u8]) -> Result<Facts, Misshapen> {
+    let mut facts = Facts::new();
+    while !rest.is_empty() {
+        let name_len = read_decimal(&mut rest, b'.')?;
+        let value_len = read_decimal(&mut rest, b' ')?;
+        let name = text(take(&mut rest, name_len)?)?;
+        expect(&mut rest, b'=')?;
+        facts.put(name, Bytes::copy_from_slice(take(&mut rest, value_len)?));
+        expect(&mut rest, b'\n')?;
+    }
+    Ok(facts)
+}
+
+/// `None` where there are no headers: most of a column's cost is that it is there.
+pub(crate) fn encode_headers(headers: &Headers) -> Option<Vec<u8>> {
+    if headers.is_empty() {
+        return None;
+    }
+    let mut out = Vec::with_capacity(headers.len() * 64);
+    for (name, value) in headers {
+        match value {
+            HeaderValue::Text(text) => header(&mut out, b't', name, text.as_bytes()),
+            HeaderValue::Int(number) => header(&mut out, b'i', name, &number.to_be_bytes()),
+            HeaderValue::Bool(truth) => header(&mut out, b'b', name, &[u8::from(*truth)]),
+            HeaderValue::Bytes(bytes) => header(&mut out, b'x', name, bytes),
+            // A kind of value that this version does not know cannot be carried through: left out, never misread.
+            _ => {}
+        }
+    }
+    Some(out)
+}
+
+pub(crate) fn decode_headers(mut rest: &[u8]) -> Result<Headers, Misshapen> {
+    let mut headers = Headers::new();
+    while let Some((&tag, tail)) = rest.split_first() {
+        rest = tail;
+        let (name_len, value_len) = (read_length(&mut rest)?, read_length(&mut rest)?);
+        let name = text(take(&mut rest, name_len)?)?.to_owned();
+        let raw = take(&mut rest, value_len)?;
+        let value = match tag {
+            b't' => HeaderValue::Text(text(raw)?.to_owned()),
+            b'i' => HeaderValue::Int(i64::from_be_bytes(raw.try_into().map_err(|_| Misshapen)?)),
+            b'b' => HeaderValue::Bool(raw == [1]),
+            b'x' => HeaderValue::Bytes(Bytes::copy_from_slice(raw)),
+            _ => return Err(Misshapen),
+        };
+        headers.insert(name, value);
+    }
+    Ok(headers)
+}
+
+fn header(out: &mut Vec<u8>, tag: u8, name: &str, value: &[u8]) {
+    out.push(tag);
+    length(out, name.len());
+    length(out, value.len());
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(value);
+}
+
+/// Seven bits a byte, the last one without the high bit.
+fn length(out: &mut Vec<u8>, mut number: usize) {
+    while number >= 0x80 {
+        out.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+fn read_length(rest: &mut &[u8]) -> Result<usize, Misshapen> {
+    let mut number = 0usize;
+    for shift in (0..35).step_by(7) {
+        let (&byte, tail) = rest.split_first().ok_or(Misshapen)?;
+        *rest = tail;
+        number |= usize::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Ok(number);
+        }
+    }
+    Err(Misshapen)
+}
+
+fn decimal(out: &mut Vec<u8>, number: usize) {
+    use std::io::Write;
+    // INVARIANT: writing into a vector does not fail.
+    let _ = write!(out, "{number}");
+}
+
+fn read_decimal(rest: &mut &[u8], end: u8) -> Result<usize, Misshapen> {
+    let digits = rest.iter().take(12).position(|&byte| byte == end).ok_or(Misshapen)?;
+    let number = text(&rest[..digits])?.parse().map_err(|_| Misshapen)?;
+    *rest = &rest[digits + 1..];
+    Ok(number)
+}
+
+fn take<'a>(rest: &mut &'a [u8], count: usize) -> Result<&'a [u8], Misshapen> {
+    let (taken, tail) = rest.split_at_checked(count).ok_or(Misshapen)?;
+    *rest = tail;
+    Ok(taken)
+}
+
+fn expect(rest: &mut &[u8], byte: u8) -> Result<(), Misshapen> {
+    if take(rest, 1)? == [byte] { Ok(()) } else { Err(Misshapen) }
+}
+
+fn text(raw: &[u8]) -> Result<&str, Misshapen> {
+    std::str::from_utf8(raw).map_err(|_| Misshapen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_are_readable_and_exact() {
+        let mut facts = Facts::new();
+        facts.put("queue", "\"mail\"");
+        facts.put("s:1:1", "{\"a\":1}");
+        assert_eq!(encode_facts(&facts), b"5.6 queue=\"mail\"\n5.7 s:1:1={\"a\":1}\n");
+        facts.put("", "");
+        facts.put("odd = \n 3.3 x", Bytes::from_static(b"\0\xff\n=\n"));
+        assert_eq!(decode_facts(&encode_facts(&facts)), Ok(facts));
+        assert_eq!(decode_facts(b""), Ok(Facts::new()));
+    }
+
+    #[test]
+    fn headers_survive() {
+        let mut headers = Headers::new();
+        headers.insert("text".into(), "ä".into());
+        headers.insert("long".into(), "x".repeat(70_000).into());
+        headers.insert("number".into(), i64::MIN.into());
+        headers.insert("yes".into(), true.into());
+        headers.insert("no".into(), false.into());
+        headers.insert(String::new(), HeaderValue::Bytes(Bytes::from_static(b"\0\xff")));
+        let encoded = encode_headers(&headers).unwrap();
+        assert_eq!(decode_headers(&encoded), Ok(headers));
+        assert_eq!(encode_headers(&Headers::new()), None);
+    }
+
+    #[test]
+    fn damage_is_an_error_and_never_a_panic() {
+        for cut in 0..24 {
+            let facts = &b"5.6 queue=\"mail\"\n1.1 a=b\n"[..cut];
+            assert!(decode_facts(facts).is_ok() == (cut == 0 || cut == 17), "cut at {cut}");
+        }
+        for bad in [&b"99999999999999 x"[..], b"5", b".", b"-1.2 a=b\n", b"1.1 a-b\n"] {
+            assert_eq!(decode_facts(bad), Err(Misshapen));
+        }
+        for bad in [&b"t"[..], b"t\xff\xff\xff\xff\xff\xff", b"i\x01\x01ab", b"?\x01\x01ab", b"t\x01\x01\xffb"] {
+            assert_eq!(decode_headers(bad), Err(Misshapen));
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What the file says about itself.
+
+use std::path::Path;
+
+use machinist_core::diagnose::Finding;
+use rusqlite::Connection;
+
+/// A check of every page reads the whole file: not of one that takes many seconds.
+const CHECKED_UP_TO: u64 = 512 << 20;
+
+/// Looks at the file through a reading connection.
+pub(crate) fn examine(db: &Connection, path: &Path) -> rusqlite::Result<Vec<Finding>> {
+    let text = |sql: &str| db.query_row(sql, [], |row| row.get::<_, String>(0));
+    let number = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0));
+    let size = std::fs::metadata(path).map_or(0, |file| file.len());
+    let pages = number("PRAGMA page_count")?;
+    let free = number("PRAGMA freelist_count")?;
+    let mut findings = vec![
+        Finding::good("file", path.display().to_string()),
+        Finding::good("SQLite", rusqlite::version()),
+        Finding::good("schema", number("PRAGMA user_version")?.to_string()),
+        Finding::good("size", format!("{} KiB, {free} of {pages} pages free for reuse", size >> 10)),
+        Finding::good("messages", number("SELECT count(*) FROM messages")?.to_string()),
+        Finding::good("records", number("SELECT count(*) FROM records")?.to_string()),
+        Finding::good("consuming processes", number("SELECT count(*) FROM owners")?.to_string()),
+    ];
+    findings.push(match text("PRAGMA journal_mode")? {
+        mode if mode == "wal" => Finding::good("journal mode", mode),
+        mode => Finding::error(
+            "journal mode",
+            mode,
+            "stop all users of the file, then `sqlite3 FILE 'PRAGMA journal_mode = WAL'`",
+        ),
+    });
+    findings.push(rights(path));
+    findings.push(if size > CHECKED_UP_TO {
+        Finding::good("integrity", "not checked: the file is large; `sqlite3 FILE 'PRAGMA quick_check'` does it")
+    } else {
+        match text("PRAGMA quick_check(1)")? {
+            ok if ok == "ok" => Finding::good("integrity", ok),
+            damage => Finding::error(
+                "integrity",
+                damage,
+                "stop all users of the file, keep a copy, and salvage it with `sqlite3 FILE .recover`",
+            ),
+        }
+    });
+    Ok(findings)
+}
+
+#[cfg(unix)]
+fn rights(path: &Path) -> Finding {
+    use std::os::unix::fs::PermissionsExt;
+    match std::fs::metadata(path).map(|file| file.permissions().mode() & 0o777) {
+        Ok(mode) if mode & 0o077 == 0 => Finding::good("rights", format!("{mode:o}")),
+        Ok(mode) => Finding::warning(
+            "rights",
+            format!("{mode:o}: others can read what tasks are called with"),
+            "`chmod 600 FILE*`, unless that is meant",
+        ),
+        Err(error) => Finding::error("rights", error.to_string(), "the file is gone: restart what uses it"),
+    }
+}
+
+#[cfg(not(unix))]
+fn rights(path: &Path) -> Finding {
+    match std::fs::metadata(path) {
+        Ok(file) => Finding::good("rights", if file.permissions().readonly() { "read only" } else { "writable" }),
+        Err(error) => Finding::error("rights", error.to_string(), "the file is gone: restart what uses it"),
+    }
+}

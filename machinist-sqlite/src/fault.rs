@@ -1,0 +1,112 @@
+//! What went wrong in the file, by what can be done about it.
+//!
+//! SQLite's errors stay in this crate: callers get the errors of the seams, with the file's path and the remedy.
+
+use std::{path::Path, sync::Arc};
+
+use machinist_core::{
+    backend::BackendError,
+    broker::{BrokerError, PublishError},
+};
+use rusqlite::ErrorCode;
+
+/// Why an operation on the file failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{text}")]
+pub(crate) struct Fault {
+    pub(crate) kind: FaultKind,
+    text: Arc<str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FaultKind {
+    /// Another process held the write lock for longer than we wait; nothing was done.
+    Busy,
+    /// No room for it; nothing was done.
+    Full,
+    /// The file, or what holds it, cannot be written any more; nothing was done.
+    ReadOnly,
+    /// What was read is not what was written.
+    Corrupt,
+    /// The store was closed; nothing was done.
+    Closed,
+    /// Anything else, input and output errors among them: it may have been done or not.
+    Other,
+}
+
+impl Fault {
+    pub(crate) fn new(kind: FaultKind, path: &Path, error: &dyn std::fmt::Display) -> Self {
+        let path = path.display();
+        let text = match kind {
+            FaultKind::Busy => format!(
+                "{path}: another process has been writing for many seconds ({error}); look for one that is \
+                 stopped in the middle of it"
+            ),
+            FaultKind::Full => format!("{path}: no space is left for it ({error}); free some"),
+            FaultKind::ReadOnly => {
+                format!("{path}: cannot be written ({error}); check the rights of the file and its directory")
+            }
+            FaultKind::Corrupt => format!(
+                "{path}: the file is damaged ({error}); stop all its users, keep a copy, and salvage it with \
+                 `sqlite3 FILE .recover`"
+            ),
+            FaultKind::Closed => format!("{path}: the store was closed"),
+            FaultKind::Other => format!("{path}: {error}"),
+        };
+        Self { kind, text: text.into() }
+    }
+
+    pub(crate) fn of(path: &Path, error: &rusqlite::Error) -> Self {
+        Self::new(kind_of(error), path, error)
+    }
+
+    pub(crate) fn closed(path: &Path) -> Self {
+        Self::new(FaultKind::Closed, path, &"")
+    }
+}
+
+pub(crate) fn kind_of(error: &rusqlite::Error) -> FaultKind {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => FaultKind::Busy,
+        Some(ErrorCode::DiskFull) => FaultKind::Full,
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => FaultKind::ReadOnly,
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => FaultKind::Corrupt,
+        Some(_) => FaultKind::Other,
+        // No code of SQLite's: a value in the file did not have the shape that we give it.
+        None => FaultKind::Corrupt,
+    }
+}
+
+impl From<Fault> for PublishError {
+    fn from(fault: Fault) -> Self {
+        match fault.kind {
+            FaultKind::Full => Self::Blocked { reason: fault.to_string() },
+            FaultKind::Busy | FaultKind::ReadOnly | FaultKind::Corrupt | FaultKind::Closed => {
+                Self::Unavailable(fault.into())
+            }
+            FaultKind::Other => Self::Unknown(fault.into()),
+        }
+    }
+}
+
+impl From<Fault> for BrokerError {
+    fn from(fault: Fault) -> Self {
+        match fault.kind {
+            FaultKind::Full | FaultKind::ReadOnly | FaultKind::Corrupt => {
+                Self::Refused { reason: fault.to_string() }
+            }
+            FaultKind::Busy | FaultKind::Closed | FaultKind::Other => Self::Unavailable(fault.into()),
+        }
+    }
+}
+
+impl From<Fault> for BackendError {
+    fn from(fault: Fault) -> Self {
+        match fault.kind {
+            FaultKind::Full | FaultKind::ReadOnly | FaultKind::Corrupt => {
+                Self::Refused { reason: fault.to_string() }
+            }
+            FaultKind::Busy | FaultKind::Closed | FaultKind::Other => Self::Unavailable(fault.into()),
+        }
+    }
+}

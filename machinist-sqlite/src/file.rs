@@ -1,0 +1,327 @@
+//! Opening the file: every way in which it can be the wrong one is told apart, and none of them loses anything.
+//!
+//! Nothing is written before the file is known to be new or ours.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use machinist_core::{
+    backend::BackendError,
+    broker::BrokerError,
+    error::BoxError,
+};
+use rusqlite::{Connection, OpenFlags};
+
+use crate::{
+    fault::{FaultKind, kind_of},
+    options::{SqliteOptions, Synchronous},
+};
+
+/// `mcns`, so that `file` and we know whose database it is.
+const APPLICATION_ID: i32 = 0x6d63_6e73;
+const SCHEMA_VERSION: i32 = 1;
+const SCHEMA: &str = include_str!("schema.sql");
+/// How long opening waits for others who open, close or write the file.
+const OPEN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a file cannot be used. The file is as it was before.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The directory of the file does not exist.
+    #[error("{}: its directory does not exist; create it, or name another file", path.display())]
+    NoDirectory {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The path names a directory, a device, a socket.
+    #[error("{}: is not a file; name a file, which is created if it is missing", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file or its directory cannot be written.
+    #[error("{}: cannot be written; give this user the right to write the file and its directory", path.display())]
+    ReadOnly {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file holds something else: it is no SQLite database, or another program's.
+    #[error("{}: {found}; name another file", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        found: String,
+    },
+    /// The file was written by a newer machinist.
+    #[error(
+        "{}: was written by a newer machinist (schema {found}, this program knows {known}); update this program",
+        path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The schema version in the file.
+        found: i32,
+        /// The newest schema version that this program knows.
+        known: i32,
+    },
+    /// The file is damaged.
+    #[error(
+        "{}: the file is damaged; stop all its users, keep a copy, and salvage it with `sqlite3 FILE .recover`",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        #[source]
+        source: BoxError,
+    },
+    /// The file system cannot share a file between processes as SQLite's write-ahead log needs it.
+    #[error("{}: its file system cannot hold a write-ahead log; use a local disk", path.display())]
+    NoWal {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Anything else: rights, input and output errors, a file that stayed locked.
+    #[error("{}: cannot be opened", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system or SQLite said.
+        #[source]
+        source: BoxError,
+    },
+}
+
+impl From<OpenError> for BrokerError {
+    fn from(error: OpenError) -> Self {
+        Self::Configuration(with_source(&error))
+    }
+}
+
+impl From<OpenError> for BackendError {
+    fn from(error: OpenError) -> Self {
+        Self::Configuration(with_source(&error))
+    }
+}
+
+fn with_source(error: &OpenError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+/// An open file: a connection for each thread.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) path: PathBuf,
+    pub(crate) namespace: i64,
+    pub(crate) writer: Connection,
+    pub(crate) reader: Connection,
+    pub(crate) pulse: Connection,
+}
+
+/// Opens a file, or makes it. Blocks.
+pub(crate) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened, OpenError> {
+    let path = std::path::absolute(path).map_err(|error| io_error(path, error))?;
+    inspect(&path)?;
+    let started = Instant::now();
+    loop {
+        // Whoever makes, opens first or closes last locks the whole file for a moment, which SQLite reports without
+        // asking the busy handler.
+        match connect_all(&path, options) {
+            Err(Failure::Sqlite(error))
+                if kind_of(&error) == FaultKind::Busy && started.elapsed() < OPEN_PATIENCE =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(Failure::Sqlite(error)) => return Err(sqlite_error(&path, error)),
+            Err(Failure::Open(error)) => return Err(error),
+            Ok(opened) => return Ok(opened),
+        }
+    }
+}
+
+/// Looks at the path without SQLite, whose errors would say less, and makes the file where there is none.
+fn inspect(path: &Path) -> Result<(), OpenError> {
+    let parent = path.parent().unwrap_or(path);
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => Err(OpenError::NotAFile { path: path.to_owned() }),
+        Ok(found) if found.permissions().readonly() => Err(OpenError::ReadOnly { path: path.to_owned() }),
+        Ok(_) => check_header(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if !parent.is_dir() {
+                return Err(OpenError::NoDirectory { path: path.to_owned() });
+            }
+            create(path, parent).map_err(|error| io_error(path, error))
+        }
+        Err(error) => Err(io_error(path, error)),
+    }
+}
+
+fn check_header(path: &Path) -> Result<(), OpenError> {
+    const MAGIC: &[u8] = b"SQLite format 3\0";
+    let mut start = Vec::new();
+    let file = File::open(path).map_err(|error| io_error(path, error))?;
+    file.take(16).read_to_end(&mut start).map_err(|error| io_error(path, error))?;
+    if start.is_empty() || start == MAGIC {
+        return Ok(());
+    }
+    Err(OpenError::Foreign { path: path.to_owned(), found: "is not an SQLite database".to_owned() })
+}
+
+/// Arguments and results of tasks are nobody else's business, so nobody else may read them.
+fn create(path: &Path, parent: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    match options.open(path) {
+        // Another process was quicker.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        created => created?.sync_all()?,
+    }
+    // Without it a power cut may forget the file's name and with it everything that was synced into it.
+    #[cfg(unix)]
+    File::open(parent)?.sync_all()?;
+    Ok(())
+}
+
+enum Failure {
+    Open(OpenError),
+    Sqlite(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+fn connect_all(path: &Path, options: &SqliteOptions) -> Result<Opened, Failure> {
+    let mut writer = connect(path)?;
+    if !is_ours(&writer, path).map_err(Failure::Open)? {
+        ensure_wal(&writer, path)?;
+        create_schema(&mut writer, path)?;
+    }
+    ensure_wal(&writer, path)?;
+    if writer.is_readonly("main")? {
+        return Err(Failure::Open(OpenError::ReadOnly { path: path.to_owned() }));
+    }
+    writer.pragma_update(None, "synchronous", options.synchronous.name())?;
+    if options.synchronous == Synchronous::Full {
+        // Where a plain sync stops at the drive's cache (macOS), FULL would not keep its word without this.
+        writer.pragma_update(None, "fullfsync", true)?;
+    }
+    // A checkpoint syncs twice: not after every 4 MiB. What a burst has blown up is cut back.
+    writer.pragma_update(None, "wal_autocheckpoint", 4000)?;
+    writer.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    let namespace = namespace_id(&writer, &options.namespace)?;
+    let (reader, pulse) = (connect(path)?, connect(path)?);
+    for watching in [&reader, &pulse] {
+        watching.pragma_update(None, "query_only", true)?;
+    }
+    Ok(Opened { path: path.to_owned(), namespace, writer, reader, pulse })
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    // No SQLITE_OPEN_CREATE: the file is made with our rights or not at all. No SQLITE_OPEN_URI: a path is a path.
+    let mut connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    connection.busy_handler(Some(wait_for_others))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    connection.pragma_update(None, "cache_size", -16_000)?;
+    Ok(connection)
+}
+
+/// Looks again and again whether the other process is done, for about 20 s in all. SQLite's own handler soon sleeps
+/// for 100 ms at a time and so loses every race against a busy writer.
+fn wait_for_others(tries: i32) -> bool {
+    let pause = match tries {
+        0..500 => Duration::from_micros(100),
+        500..2_000 => Duration::from_millis(1),
+        2_000..5_500 => Duration::from_millis(5),
+        _ => return false,
+    };
+    std::thread::sleep(pause);
+    true
+}
+
+/// Whether the file holds our tables; `false` for a new one.
+fn is_ours(connection: &Connection, path: &Path) -> Result<bool, OpenError> {
+    let number = |sql| connection.query_row(sql, [], |row| row.get::<_, i32>(0));
+    let read = || {
+        Ok((
+            number("PRAGMA application_id")?,
+            number("PRAGMA user_version")?,
+            number("SELECT count(*) FROM sqlite_schema")?,
+        ))
+    };
+    match read().map_err(|error| sqlite_error(path, error))? {
+        (0, 0, 0) => Ok(false),
+        (APPLICATION_ID, SCHEMA_VERSION, _) => Ok(true),
+        (APPLICATION_ID, found, _) if found > SCHEMA_VERSION => {
+            Err(OpenError::Newer { path: path.to_owned(), found, known: SCHEMA_VERSION })
+        }
+        _ => Err(OpenError::Foreign {
+            path: path.to_owned(),
+            found: "is the SQLite database of another program".to_owned(),
+        }),
+    }
+}
+
+fn ensure_wal(connection: &Connection, path: &Path) -> Result<(), Failure> {
+    let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+    if mode == "wal" { Ok(()) } else { Err(Failure::Open(OpenError::NoWal { path: path.to_owned() })) }
+}
+
+fn create_schema(connection: &mut Connection, path: &Path) -> Result<(), Failure> {
+    let change = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    // Another process may have been quicker.
+    if !is_ours(&change, path).map_err(Failure::Open)? {
+        change.execute_batch(SCHEMA)?;
+        change.pragma_update(None, "application_id", APPLICATION_ID)?;
+        change.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    }
+    change.commit()?;
+    Ok(())
+}
+
+fn namespace_id(connection: &Connection, name: &str) -> rusqlite::Result<i64> {
+    let find = || connection.query_row("SELECT id FROM namespaces WHERE name = ?1", [name], |row| row.get(0));
+    match find() {
+        Err(rusqlite::Error::QueryReturnedNoRows) => {
+            connection.execute("INSERT OR IGNORE INTO namespaces (name) VALUES (?1)", [name])?;
+            find()
+        }
+        found => found,
+    }
+}
+
+fn io_error(path: &Path, error: io::Error) -> OpenError {
+    let path = path.to_owned();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => OpenError::ReadOnly { path },
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => OpenError::NoDirectory { path },
+        _ => OpenError::Io { path, source: error.into() },
+    }
+}
+
+fn sqlite_error(path: &Path, error: rusqlite::Error) -> OpenError {
+    let path = path.to_owned();
+    match kind_of(&error) {
+        FaultKind::ReadOnly => OpenError::ReadOnly { path },
+        FaultKind::Corrupt => OpenError::Damaged { path, source: error.into() },
+        _ => OpenError::Io { path, source: error.into() },
+    }
+}

@@ -1,0 +1,170 @@
+//! The SQL of messages. Every function here runs inside a transaction of the writer.
+
+use std::{collections::HashMap, time::Duration};
+
+use bytes::Bytes;
+use machinist_core::{
+    broker::{Headers, Message, Publish, Settle, Target},
+    clock::Timestamp,
+    id::QueueName,
+};
+use rusqlite::{Connection, OptionalExtension, Row, params, types::Type};
+
+use crate::codec::{decode_headers, encode_headers};
+
+/// A message that anybody may claim.
+const READY: i64 = 0;
+/// A message that nobody may claim before its time.
+const LATER: i64 = -1;
+
+/// One message claimed for a subscription.
+#[derive(Debug)]
+pub(crate) struct Claimed {
+    pub(crate) id: i64,
+    pub(crate) queue: QueueName,
+    pub(crate) redelivered: bool,
+    pub(crate) message: Message,
+}
+
+/// The ids of queues, which never change. Forgotten when a transaction is rolled back: it may have made them.
+#[derive(Debug, Default)]
+pub(crate) struct QueueIds(HashMap<Target, i64>);
+
+impl QueueIds {
+    pub(crate) fn forget(&mut self) {
+        self.0.clear();
+    }
+
+    /// The id of a queue, which is declared if it does not exist.
+    pub(crate) fn declare(&mut self, db: &Connection, namespace: i64, target: &Target) -> rusqlite::Result<i64> {
+        if let Some(&id) = self.0.get(target) {
+            return Ok(id);
+        }
+        let found = find_queue(db, namespace, target)?;
+        let id = match found {
+            Some(id) => id,
+            None => {
+                db.prepare_cached("INSERT INTO queues (namespace, name, dead) VALUES (?1, ?2, ?3)")?
+                    .insert(params![namespace, target.queue().as_str(), is_dead(target)])?
+            }
+        };
+        self.0.insert(target.clone(), id);
+        Ok(id)
+    }
+}
+
+pub(crate) fn find_queue(db: &Connection, namespace: i64, target: &Target) -> rusqlite::Result<Option<i64>> {
+    db.prepare_cached("SELECT id FROM queues WHERE namespace = ?1 AND name = ?2 AND dead = ?3")?
+        .query_row(params![namespace, target.queue().as_str(), is_dead(target)], |row| row.get(0))
+        .optional()
+}
+
+fn is_dead(target: &Target) -> bool {
+    matches!(target, Target::DeadLetters(_))
+}
+
+pub(crate) fn publish(db: &Connection, queue: i64, now: Timestamp, what: &Publish) -> rusqlite::Result<()> {
+    let Publish { message, delay, .. } = what;
+    let holder = if *delay == Duration::ZERO { READY } else { LATER };
+    db.prepare_cached(
+        "INSERT INTO messages (queue, rank, due, holder, redelivered, task, kind, content_type, timestamp, \
+         priority, app_id, headers, body) VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+    )?
+    .execute(params![
+        queue,
+        -i64::from(message.priority.unwrap_or(0).min(9)),
+        now.plus(*delay).as_micros(),
+        holder,
+        message.id,
+        message.kind,
+        message.content_type,
+        message.timestamp.map(Timestamp::as_micros),
+        message.priority,
+        message.app_id,
+        encode_headers(&message.headers),
+        &message.body[..],
+    ])?;
+    Ok(())
+}
+
+/// Makes delayed messages ready whose time has come, at most `limit`; tells whether any was.
+pub(crate) fn promote(db: &Connection, now: Timestamp, limit: usize) -> rusqlite::Result<bool> {
+    let promoted = db
+        .prepare_cached(
+            "UPDATE messages SET holder = 0 WHERE id IN \
+             (SELECT id FROM messages WHERE holder = -1 AND due <= ?1 ORDER BY due LIMIT ?2)",
+        )?
+        .execute(params![now.as_micros(), limit])?;
+    Ok(promoted > 0)
+}
+
+/// When the next delayed message comes due.
+pub(crate) fn next_due(db: &Connection) -> rusqlite::Result<Option<Timestamp>> {
+    let due = db
+        .prepare_cached("SELECT due FROM messages WHERE holder = -1 ORDER BY due LIMIT 1")?
+        .query_row([], |row| row.get(0))
+        .optional()?;
+    Ok(due.map(Timestamp::from_micros))
+}
+
+pub(crate) fn any_ready(db: &Connection, queue: i64) -> rusqlite::Result<bool> {
+    db.prepare_cached("SELECT 1 FROM messages WHERE queue = ?1 AND holder = 0 LIMIT 1")?.exists([queue])
+}
+
+/// Hands up to `limit` messages of a queue to an owner, in the order in which they are to be delivered.
+pub(crate) fn claim(
+    db: &Connection,
+    owner: i64,
+    queue: (i64, &QueueName),
+    limit: usize,
+) -> rusqlite::Result<Vec<Claimed>> {
+    let mut statement = db.prepare_cached(
+        "UPDATE messages SET holder = ?1 WHERE id IN \
+         (SELECT id FROM messages WHERE queue = ?2 AND holder = 0 ORDER BY rank, due, id LIMIT ?3) \
+         RETURNING id, rank, due, redelivered, task, kind, content_type, timestamp, priority, app_id, headers, body",
+    )?;
+    let rows = statement.query_map(params![owner, queue.0, limit], |row| {
+        let order: (i64, i64, i64) = (row.get(1)?, row.get(2)?, row.get(0)?);
+        let (id, redelivered) = (row.get(0)?, row.get(3)?);
+        Ok((order, Claimed { id, queue: queue.1.clone(), redelivered, message: message(row)? }))
+    })?;
+    let mut claimed = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+    // RETURNING promises no order.
+    claimed.sort_unstable_by_key(|(order, _)| *order);
+    Ok(claimed.into_iter().map(|(_, claimed)| claimed).collect())
+}
+
+fn message(row: &Row<'_>) -> rusqlite::Result<Message> {
+    Ok(Message {
+        id: row.get(4)?,
+        kind: row.get(5)?,
+        content_type: row.get(6)?,
+        timestamp: row.get::<_, Option<i64>>(7)?.map(Timestamp::from_micros),
+        priority: row.get(8)?,
+        app_id: row.get(9)?,
+        headers: match row.get_ref(10)?.as_blob_or_null()? {
+            Some(headers) => decode_headers(headers)
+                .map_err(|error| rusqlite::Error::FromSqlConversionFailure(10, Type::Blob, error.into()))?,
+            None => Headers::new(),
+        },
+        body: Bytes::copy_from_slice(row.get_ref(11)?.as_blob()?),
+    })
+}
+
+/// Settles a message if that owner still holds it; otherwise it is somebody else's by now and stays as it is.
+/// Tells whether it was held.
+pub(crate) fn settle(db: &Connection, id: i64, owner: i64, how: Settle) -> rusqlite::Result<bool> {
+    let sql = match how {
+        Settle::Ack => "DELETE FROM messages WHERE id = ?1 AND holder = ?2",
+        Settle::Requeue => "UPDATE messages SET holder = 0, redelivered = 1 WHERE id = ?1 AND holder = ?2",
+    };
+    Ok(db.prepare_cached(sql)?.execute([id, owner])? > 0)
+}
+
+/// Hands back everything that an owner holds; tells whether it held anything.
+pub(crate) fn release(db: &Connection, owner: i64) -> rusqlite::Result<bool> {
+    let released = db
+        .prepare_cached("UPDATE messages SET holder = 0, redelivered = 1 WHERE holder = ?1 AND holder > 0")?
+        .execute([owner])?;
+    Ok(released > 0)
+}

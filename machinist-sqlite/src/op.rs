@@ -1,0 +1,75 @@
+//! What the writer is asked for, as plain data, so that it can be done again alone when its batch has failed.
+
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use machinist_core::{
+    backend::{Commit, Committed, Note, Renewed},
+    broker::{Publish, Settle},
+    clock::Timestamp,
+    id::{QueueName, SessionId, TaskId},
+};
+use tokio::sync::{mpsc::UnboundedSender, oneshot};
+
+use crate::{fault::Fault, messages::Claimed, owners::Tenure};
+
+/// One change of the file.
+#[derive(Debug)]
+pub(crate) enum Op {
+    Publish(Publish),
+    Settle { message: i64, owner: i64, how: Settle },
+    Subscribe(Arc<Subscription>, UnboundedSender<Handed>),
+    Unsubscribe(Arc<Subscription>),
+    Commit(Commit),
+    OpenSession { session: SessionId, lease: Duration, info: Bytes },
+    RenewSession { session: SessionId, lease: Duration, info: Bytes, running: Vec<TaskId> },
+    CloseSession(SessionId),
+    Note(Vec<Note>),
+    /// A change of nothing, to learn whether the file can be written.
+    Probe,
+}
+
+/// What became of a change.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Done,
+    At(Timestamp),
+    Committed(Committed),
+    Renewed(Renewed),
+}
+
+/// What a thread of this process sends to the writer.
+#[derive(Debug)]
+pub(crate) enum Job {
+    /// Changes, and who waits for the answers; nobody for settlements.
+    Ops { ops: Vec<Op>, reply: Option<oneshot::Sender<Vec<Result<Answer, Fault>>>> },
+    /// Something happened in the file that subscriptions should look at.
+    Nudge(Nudge),
+    /// Ends every subscription and hands back what is held. Answered when that is done.
+    Leave(oneshot::Sender<()>),
+    /// Ends the writer after what was asked before. Answered when the file is closed.
+    Stop(Option<oneshot::Sender<()>>),
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Nudge {
+    /// Queues in which something waits.
+    pub(crate) ready: Vec<i64>,
+    /// Whether a delayed message has come due.
+    pub(crate) due: bool,
+}
+
+/// One consumer, as the writer knows it.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    pub(crate) queues: Vec<QueueName>,
+    pub(crate) prefetch: usize,
+    /// Deliveries that are out and not settled: raised by the writer, lowered by receipts.
+    pub(crate) held: AtomicUsize,
+}
+
+/// What a consumer is given: a message, and for whose time it is its.
+pub(crate) type Handed = (Claimed, Arc<Tenure>);

@@ -1,0 +1,208 @@
+//! Who holds messages, and how others learn that a holder is dead.
+//!
+//! A process that consumes has a row in `owners`; every message that it has claimed carries the row's id. Two
+//! signs tell the others that it is gone, and then anybody hands its messages back:
+//!
+//! - *A lock that is free.* The owner holds an operating-system lock on a file of its own in `FILE-owners/`. The
+//!   system lets go of it when the process ends, however it ends, so a killed worker's messages are back within
+//!   two seconds.
+//! - *A beat that stands still.* The owner raises a number in its row every two seconds. Whoever finds it
+//!   unchanged at six looks in a row, two seconds apart, takes the owner for gone, whatever the lock says: a stopped
+//!   process holds its lock for ever. Looks are counted rather than seconds, so neither a clock that is set nor a
+//!   machine that slept through the night looks like a death.
+//!
+//! An owner that was only slow finds its row gone, gets a new one, and its old receipts settle nothing.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions, TryLockError},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use machinist_core::clock::Timestamp;
+use rusqlite::{Connection, params};
+
+use crate::messages;
+
+/// How often an owner beats and looks at the others.
+pub(crate) const BEAT: Duration = Duration::from_secs(2);
+/// So many looks in a row must find the same beat.
+const LOOKS: u32 = 6;
+
+/// One owner's time: from its row to the loss of it. Receipts point here.
+#[derive(Debug)]
+pub(crate) struct Tenure {
+    pub(crate) owner: i64,
+    over: AtomicBool,
+}
+
+impl Tenure {
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn end(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+}
+
+/// The lock that tells the others that this process lives. Dropping it says that it does not.
+#[derive(Debug)]
+pub(crate) struct LifeLine {
+    path: PathBuf,
+    _locked: File,
+}
+
+impl Drop for LifeLine {
+    fn drop(&mut self) {
+        // Only tidiness: a file that stays behind is free, and its number never comes back.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The directory of the lock files, beside the file.
+pub(crate) fn directory(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push("-owners");
+    name.into()
+}
+
+/// Makes a new owner. Its lock is held before its row can be seen.
+pub(crate) fn enrol(
+    db: &Connection,
+    file: &Path,
+    now: Timestamp,
+) -> rusqlite::Result<(Tenure, Option<LifeLine>)> {
+    let owner = db
+        .prepare_cached("INSERT INTO owners (beat, pid, since) VALUES (0, ?1, ?2)")?
+        .insert(params![std::process::id(), now.as_micros()])?;
+    let line = match hold_lock(file, owner) {
+        Ok(line) => Some(line),
+        Err(error) => {
+            // The beat alone does the work, only later.
+            tracing::warn!(file = %file.display(), %error, "no lock file for this process: if it is killed, \
+                its messages come back after 12 s instead of 2 s");
+            None
+        }
+    };
+    Ok((Tenure { owner, over: AtomicBool::new(false) }, line))
+}
+
+fn hold_lock(file: &Path, owner: i64) -> std::io::Result<LifeLine> {
+    let directory = directory(file);
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(&directory)?;
+    let path = directory.join(owner.to_string());
+    let locked = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
+    locked.try_lock()?;
+    Ok(LifeLine { path, _locked: locked })
+}
+
+/// Raises the beat; tells whether the owner is still known.
+pub(crate) fn beat(db: &Connection, owner: i64) -> rusqlite::Result<bool> {
+    Ok(db.prepare_cached("UPDATE owners SET beat = beat + 1 WHERE id = ?1")?.execute([owner])? > 0)
+}
+
+pub(crate) fn is_known(db: &Connection, owner: i64) -> rusqlite::Result<bool> {
+    db.prepare_cached("SELECT 1 FROM owners WHERE id = ?1")?.exists([owner])
+}
+
+/// Takes an owner off the list and hands back what it held; tells whether it held anything.
+pub(crate) fn dismiss(db: &Connection, owner: i64) -> rusqlite::Result<bool> {
+    let held = messages::release(db, owner)?;
+    db.prepare_cached("DELETE FROM subscriptions WHERE owner = ?1")?.execute([owner])?;
+    db.prepare_cached("DELETE FROM owners WHERE id = ?1")?.execute([owner])?;
+    Ok(held)
+}
+
+/// Notes `change` more subscriptions of an owner to a queue. People read them, nothing is decided on them.
+pub(crate) fn subscribe(db: &Connection, owner: i64, queue: i64, change: i64) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "INSERT INTO subscriptions (owner, queue, count) VALUES (?1, ?2, ?3) \
+         ON CONFLICT (owner, queue) DO UPDATE SET count = count + ?3",
+    )?
+    .execute([owner, queue, change])?;
+    Ok(())
+}
+
+/// What this process has seen of the others.
+#[derive(Debug, Default)]
+pub(crate) struct Looks(HashMap<i64, (i64, u32)>);
+
+/// An owner found dead. Keeps its lock, where that was the sign, so that nobody else acts on it meanwhile.
+#[derive(Debug)]
+pub(crate) struct Dead {
+    pub(crate) owner: i64,
+    pub(crate) sign: &'static str,
+    _line: Option<LifeLine>,
+}
+
+impl Looks {
+    /// Looks at every owner but `own`, and returns those that are dead.
+    pub(crate) fn look(&mut self, db: &Connection, file: &Path, own: Option<i64>) -> rusqlite::Result<Vec<Dead>> {
+        let beats = db
+            .prepare_cached("SELECT id, beat FROM owners WHERE id IS NOT ?1")?
+            .query_map([own], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<rusqlite::Result<Vec<(i64, i64)>>>()?;
+        self.0.retain(|owner, _| beats.iter().any(|(known, _)| known == owner));
+        let directory = directory(file);
+        let judge = |&(owner, beat): &(i64, i64)| {
+            let path = directory.join(owner.to_string());
+            if let Some(line) = take_lock(path) {
+                return Some(Dead { owner, sign: "its lock is free", _line: Some(line) });
+            }
+            self.stands_still(owner, beat).then_some(Dead { owner, sign: "its beat stands still", _line: None })
+        };
+        Ok(beats.iter().filter_map(judge).collect())
+    }
+
+    fn stands_still(&mut self, owner: i64, beat: i64) -> bool {
+        let (seen, looks) = self.0.entry(owner).or_insert((beat, 0));
+        *looks = if *seen == beat { *looks + 1 } else { 1 };
+        *seen = beat;
+        *looks > LOOKS
+    }
+}
+
+/// The lock of an owner, if nobody holds it. A file that is missing proves nothing.
+fn take_lock(path: PathBuf) -> Option<LifeLine> {
+    let file = File::open(&path).ok()?;
+    match file.try_lock() {
+        Ok(()) => Some(LifeLine { path, _locked: file }),
+        Err(TryLockError::WouldBlock | TryLockError::Error(_)) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_beat_that_stands_still_look_after_look_is_a_death() {
+        let mut looks = Looks::default();
+        for beat in 0..20 {
+            assert!(!looks.stands_still(1, beat));
+        }
+        let dead = (0..20).position(|_| looks.stands_still(1, 19)).unwrap();
+        assert_eq!(dead, 5, "the look that saw 19 first, and six more");
+    }
+
+    #[test]
+    fn a_lock_is_free_only_once_its_owner_is_gone() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("m.db");
+        let line = hold_lock(&file, 7).unwrap();
+        let path = directory(&file).join("7");
+        assert!(take_lock(path.clone()).is_none());
+        assert!(hold_lock(&file, 7).is_err());
+        fs::hard_link(&path, directory(&file).join("8")).unwrap();
+        drop(line);
+        assert!(!path.exists());
+        assert!(take_lock(path).is_none(), "a missing file proves nothing");
+        assert!(take_lock(directory(&file).join("8")).is_some());
+    }
+}

@@ -1,0 +1,106 @@
+//! The thread that reads the file. It sees a snapshot and waits for no writer.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, mpsc::Receiver},
+};
+
+use machinist_core::{
+    backend::{Index, SessionEntry},
+    broker::{QueueDepth, Target},
+    clock::Timestamp,
+    diagnose::Finding,
+    id::{QueueName, SessionId, TaskId},
+    record::Facts,
+};
+use rusqlite::{Connection, params};
+use tokio::sync::oneshot;
+
+use crate::{clock::HostClock, diagnose, fault::Fault, messages, records, sessions};
+
+type Reply<T> = oneshot::Sender<Result<T, Fault>>;
+
+/// A question about the file.
+#[derive(Debug)]
+pub(crate) enum Query {
+    Records(Vec<TaskId>, Reply<Vec<Facts>>),
+    Depth(Vec<QueueName>, Reply<Vec<QueueDepth>>),
+    Alive(Vec<SessionId>, Reply<Vec<bool>>),
+    Sessions(Reply<Vec<SessionEntry>>),
+    List { index: Index, after: Option<(Timestamp, String)>, limit: usize, reply: Reply<Vec<(Timestamp, String)>> },
+    Diagnose(Reply<Vec<Finding>>),
+}
+
+/// The state of the reading thread.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    pub(crate) db: Connection,
+    pub(crate) path: PathBuf,
+    pub(crate) namespace: i64,
+    pub(crate) clock: Arc<HostClock>,
+    pub(crate) queries: Receiver<Query>,
+}
+
+impl Reader {
+    /// Answers until nobody can ask any more.
+    pub(crate) fn run(self) {
+        while let Ok(query) = self.queries.recv() {
+            let now = self.clock.now();
+            match query {
+                Query::Records(ids, reply) => self.answer(reply, |db| {
+                    ids.iter().map(|id| records::read(db, self.namespace, now, id)).collect()
+                }),
+                Query::Depth(queues, reply) => self.answer(reply, |db| {
+                    queues.iter().map(|queue| self.depth(db, queue, now)).collect()
+                }),
+                Query::Alive(ids, reply) => self.answer(reply, |db| {
+                    ids.iter().map(|id| sessions::is_alive(db, self.namespace, now, id)).collect()
+                }),
+                Query::Sessions(reply) => self.answer(reply, |db| sessions::all(db, self.namespace, now)),
+                Query::List { index, after, limit, reply } => {
+                    self.answer(reply, |db| sessions::list(db, self.namespace, index, after.as_ref(), limit));
+                }
+                Query::Diagnose(reply) => self.answer(reply, |db| diagnose::examine(db, &self.path)),
+            }
+        }
+    }
+
+    fn answer<T>(&self, reply: Reply<T>, ask: impl FnOnce(&Connection) -> rusqlite::Result<T>) {
+        // One snapshot for one question.
+        let answer = self
+            .db
+            .unchecked_transaction()
+            .and_then(|snapshot| ask(&snapshot))
+            .map_err(|error| Fault::of(&self.path, &error));
+        // Whoever asked may have gone.
+        let _ = reply.send(answer);
+    }
+
+    fn depth(&self, db: &Connection, queue: &QueueName, now: Timestamp) -> rusqlite::Result<QueueDepth> {
+        let mut depth = QueueDepth { queue: queue.clone(), ready: None, consumers: None, dead: None };
+        if let Some(id) = messages::find_queue(db, self.namespace, &Target::Queue(queue.clone()))? {
+            let subscribed = "SELECT coalesce(sum(count), 0) FROM subscriptions WHERE queue = ?1";
+            depth.ready = Some(count_ready(db, id)? + count_due(db, id, now)?);
+            depth.consumers = Some(db.prepare_cached(subscribed)?.query_row([id], |row| row.get::<_, i64>(0))?.unsigned_abs());
+        }
+        if let Some(id) = messages::find_queue(db, self.namespace, &Target::DeadLetters(queue.clone()))? {
+            depth.dead = Some(count_ready(db, id)?);
+        }
+        Ok(depth)
+    }
+}
+
+fn count_ready(db: &Connection, queue: i64) -> rusqlite::Result<u64> {
+    let count: i64 = db
+        .prepare_cached("SELECT count(*) FROM messages WHERE queue = ?1 AND holder = 0")?
+        .query_row([queue], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
+}
+
+/// Delayed messages whose time has come: nobody made them ready yet, because nobody consumes.
+fn count_due(db: &Connection, queue: i64, now: Timestamp) -> rusqlite::Result<u64> {
+    let count: i64 = db
+        .prepare_cached("SELECT count(*) FROM messages WHERE holder = -1 AND due <= ?2 AND queue = ?1")?
+        .query_row(params![queue, now.as_micros()], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
+}

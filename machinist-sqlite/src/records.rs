@@ -1,0 +1,169 @@
+//! The SQL of records, and the one rule that they have: the first writer of a fact wins.
+
+use machinist_core::{
+    backend::{Commit, Committed, Expiry},
+    clock::Timestamp,
+    id::TaskId,
+    record::Facts,
+};
+use rusqlite::{Connection, OptionalExtension, params, types::Type};
+
+use crate::codec::{decode_facts, encode_facts};
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Record {
+    facts: Facts,
+    expires: Option<Timestamp>,
+}
+
+/// Makes a change of one record, or refuses it. See [`machinist_core::backend::Backend::commit`].
+pub(crate) fn commit(db: &Connection, namespace: i64, now: Timestamp, what: &Commit) -> rusqlite::Result<Committed> {
+    let (row, before) = load(db, namespace, now, &what.id)?;
+    let mut after = before.clone();
+    if !apply(&mut after, now, what) {
+        return Ok(Committed::Refused(before.facts));
+    }
+    match row {
+        _ if after == before => {}
+        Some(row) if after.facts.is_empty() => {
+            db.prepare_cached("DELETE FROM records WHERE id = ?1")?.execute([row])?;
+        }
+        None if after.facts.is_empty() => {}
+        Some(row) => {
+            db.prepare_cached("UPDATE records SET facts = ?2, expires = ?3 WHERE id = ?1")?.execute(params![
+                row,
+                encode_facts(&after.facts),
+                after.expires.map(Timestamp::as_micros)
+            ])?;
+        }
+        None => {
+            db.prepare_cached("INSERT INTO records (namespace, task, facts, expires) VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![
+                namespace,
+                what.id.as_str(),
+                encode_facts(&after.facts),
+                after.expires.map(Timestamp::as_micros)
+            ])?;
+        }
+    }
+    Ok(Committed::Done)
+}
+
+/// Decides a commit: `false`, and nothing changed, where it is refused.
+fn apply(record: &mut Record, now: Timestamp, what: &Commit) -> bool {
+    let facts = &mut record.facts;
+    let differs = |(name, value): &(_, _)| facts.get(name).is_some_and(|found| found != value);
+    if what.unless.iter().any(|name| facts.has(name)) || what.equal_or_absent.iter().any(differs) {
+        return false;
+    }
+    for name in &what.drop {
+        facts.remove(name);
+    }
+    for (name, value) in what.equal_or_absent.iter().chain(&what.facts) {
+        if !facts.has(name) {
+            facts.put(name.as_str(), value.clone());
+        }
+    }
+    record.expires = match (what.expiry, record.expires) {
+        (Expiry::After(while_), _) | (Expiry::AfterUnlessSet(while_), None) => Some(now.plus(while_)),
+        (Expiry::AfterUnlessSet(_) | Expiry::Keep, set) => set,
+    };
+    true
+}
+
+/// What is known about a task; empty once it has expired.
+pub(crate) fn read(db: &Connection, namespace: i64, now: Timestamp, id: &TaskId) -> rusqlite::Result<Facts> {
+    load(db, namespace, now, id).map(|(_, record)| record.facts)
+}
+
+/// The record and its row. An expired one has a row and no contents, so that it is overwritten, not revived.
+fn load(
+    db: &Connection,
+    namespace: i64,
+    now: Timestamp,
+    id: &TaskId,
+) -> rusqlite::Result<(Option<i64>, Record)> {
+    let found = db
+        .prepare_cached("SELECT id, expires, facts FROM records WHERE namespace = ?1 AND task = ?2")?
+        .query_row(params![namespace, id.as_str()], |row| {
+            let expires = row.get::<_, Option<i64>>(1)?.map(Timestamp::from_micros);
+            if expires.is_some_and(|expires| expires <= now) {
+                return Ok((row.get(0)?, Record::default()));
+            }
+            let facts = decode_facts(row.get_ref(2)?.as_blob()?)
+                .map_err(|error| rusqlite::Error::FromSqlConversionFailure(2, Type::Blob, error.into()))?;
+            Ok((row.get(0)?, Record { facts, expires }))
+        })
+        .optional()?;
+    Ok(found.map_or((None, Record::default()), |(row, record)| (Some(row), record)))
+}
+
+/// Notes that a record changed, for watchers in other processes.
+pub(crate) fn wake(db: &Connection, namespace: i64, source: i64, id: &TaskId) -> rusqlite::Result<()> {
+    db.prepare_cached("INSERT INTO wakes (namespace, source, task) VALUES (?1, ?2, ?3)")?
+        .execute(params![namespace, source, id.as_str()])?;
+    Ok(())
+}
+
+/// Deletes what has expired, at most `limit` of each kind, and all but the tail of the wake-ups. Tells whether
+/// there is more to do.
+pub(crate) fn sweep(db: &Connection, now: Timestamp, limit: usize) -> rusqlite::Result<bool> {
+    const WAKES_KEPT: i64 = 20_000;
+    let records = db
+        .prepare_cached(
+            "DELETE FROM records WHERE id IN (SELECT id FROM records WHERE expires <= ?1 ORDER BY expires LIMIT ?2)",
+        )?
+        .execute(params![now.as_micros(), limit])?;
+    // The newest is always kept, so numbers only rise.
+    let wakes = db
+        .prepare_cached(
+            "DELETE FROM wakes WHERE seq IN (SELECT seq FROM wakes WHERE seq <= \
+             (SELECT max(seq) FROM wakes) - ?1 ORDER BY seq LIMIT ?2)",
+        )?
+        .execute(params![WAKES_KEPT, limit])?;
+    db.prepare_cached("DELETE FROM sessions WHERE expires <= ?1")?.execute([now.as_micros()])?;
+    Ok(records == limit || wakes == limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn fact(name: &str, value: &'static str) -> (String, Bytes) {
+        (name.to_owned(), Bytes::from_static(value.as_bytes()))
+    }
+
+    #[test]
+    fn a_refused_commit_changes_nothing_and_a_dropped_fact_can_be_written_anew() {
+        let now = Timestamp::from_micros(1_000);
+        let id = TaskId::parse("t").unwrap();
+        let mut record = Record { facts: [fact("a", "1")].into_iter().collect(), expires: None };
+        let before = record.clone();
+        let refused = |change: &dyn Fn(&mut Commit)| {
+            let mut commit = Commit { facts: vec![fact("b", "2")], ..Commit::new(id.clone()) };
+            commit.expiry = Expiry::After(Duration::from_secs(1));
+            change(&mut commit);
+            let mut after = before.clone();
+            !apply(&mut after, now, &commit) && after == before
+        };
+        assert!(refused(&|commit| commit.unless = vec!["a".into()]));
+        assert!(refused(&|commit| commit.equal_or_absent = vec![fact("c", "3"), fact("a", "9")]));
+
+        let commit = Commit {
+            drop: vec!["a".into()],
+            equal_or_absent: vec![fact("a", "1"), fact("c", "3")],
+            facts: vec![fact("a", "9"), fact("b", "2")],
+            expiry: Expiry::AfterUnlessSet(Duration::from_micros(5)),
+            ..Commit::new(id)
+        };
+        assert!(apply(&mut record, now, &commit));
+        assert_eq!(record.facts, [fact("a", "1"), fact("b", "2"), fact("c", "3")].into_iter().collect());
+        assert_eq!(record.expires, Some(Timestamp::from_micros(1_005)));
+        assert!(apply(&mut record, Timestamp::from_micros(9_000), &commit));
+        assert_eq!(record.expires, Some(Timestamp::from_micros(1_005)), "it was set already");
+    }
+}
