@@ -88,7 +88,7 @@ pub(crate) fn publish(db: &Connection, queue: i64, now: Timestamp, what: &Publis
 }
 
 /// Makes delayed messages ready whose time has come, at most `limit`; tells whether any was.
-pub(crate) fn promote(db: &Connection, now: Timestamp, limit: usize) -> rusqlite::Result<bool> {
+pub(crate) fn promote(db: &Connection, now: Timestamp, limit: u32) -> rusqlite::Result<bool> {
     let promoted = db
         .prepare_cached(
             "UPDATE messages SET holder = 0 WHERE id IN \
@@ -116,7 +116,7 @@ pub(crate) fn claim(
     db: &Connection,
     owner: i64,
     queue: (i64, &QueueName),
-    limit: usize,
+    limit: u32,
 ) -> rusqlite::Result<Vec<Claimed>> {
     let mut statement = db.prepare_cached(
         "UPDATE messages SET holder = ?1 WHERE id IN \

@@ -1,10 +1,11 @@
 //! The SQL of records, and the one rule that they have: the first writer of a fact wins.
 
+use bytes::Bytes;
 use machinist_core::{
     backend::{Commit, Committed, Expiry},
     clock::Timestamp,
     id::TaskId,
-    record::Facts,
+    record::{FactName, Facts},
 };
 use rusqlite::{Connection, OptionalExtension, params, types::Type};
 
@@ -52,7 +53,7 @@ pub(crate) fn commit(db: &Connection, namespace: i64, now: Timestamp, what: &Com
 /// Decides a commit: `false`, and nothing changed, where it is refused.
 fn apply(record: &mut Record, now: Timestamp, what: &Commit) -> bool {
     let facts = &mut record.facts;
-    let differs = |(name, value): &(_, _)| facts.get(name).is_some_and(|found| found != value);
+    let differs = |(name, value): &(FactName, Bytes)| facts.get(name).is_some_and(|found| found != value);
     if what.unless.iter().any(|name| facts.has(name)) || what.equal_or_absent.iter().any(differs) {
         return false;
     }
@@ -107,7 +108,7 @@ pub(crate) fn wake(db: &Connection, namespace: i64, source: i64, id: &TaskId) ->
 
 /// Deletes what has expired, at most `limit` of each kind, and all but the tail of the wake-ups. Tells whether
 /// there is more to do.
-pub(crate) fn sweep(db: &Connection, now: Timestamp, limit: usize) -> rusqlite::Result<bool> {
+pub(crate) fn sweep(db: &Connection, now: Timestamp, limit: u32) -> rusqlite::Result<bool> {
     const WAKES_KEPT: i64 = 20_000;
     let records = db
         .prepare_cached(
@@ -122,14 +123,12 @@ pub(crate) fn sweep(db: &Connection, now: Timestamp, limit: usize) -> rusqlite::
         )?
         .execute(params![WAKES_KEPT, limit])?;
     db.prepare_cached("DELETE FROM sessions WHERE expires <= ?1")?.execute([now.as_micros()])?;
-    Ok(records == limit || wakes == limit)
+    Ok(records.max(wakes) >= limit as usize)
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
-
-    use bytes::Bytes;
 
     use super::*;
 

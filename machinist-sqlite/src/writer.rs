@@ -39,7 +39,7 @@ use crate::{
 /// Changes in one transaction, about; more would keep other processes waiting for too long.
 const BATCH: usize = 512;
 /// Delayed messages made ready, and expired rows deleted, in one transaction.
-const CHUNK: usize = 500;
+const CHUNK: u32 = 500;
 const SWEEP: Duration = Duration::from_secs(10);
 /// Pause between two transactions while others write; longer than the pause between two of their tries.
 const COURTESY: Duration = Duration::from_micros(250);
@@ -495,6 +495,9 @@ impl Writer {
         })?;
         if !known {
             self.lose_ownership();
+            if !self.seats.is_empty() {
+                self.transaction(|writer, _| writer.owner())?;
+            }
         }
         self.retry_owed();
         Ok(())
@@ -586,7 +589,7 @@ impl Seat {
                 let limit = round.min(left);
                 if limit > 0 {
                     let queue = (self.queues[place], &self.subscription.queues[place]);
-                    let got = messages::claim(db, owner, queue, limit)?;
+                    let got = messages::claim(db, owner, queue, u32::try_from(limit).unwrap_or(u32::MAX))?;
                     left -= got.len();
                     claimed.extend(got);
                 }

@@ -1,0 +1,97 @@
+//! The file is a broker and a backend: both suites, every connection a store of its own as in another process.
+
+use std::{path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use machinist_conformance::{BackendHarness, BrokerHarness};
+use machinist_core::{
+    backend::Backend,
+    broker::{Broker, Message},
+    id::QueueName,
+};
+use machinist_sqlite::{SqliteOptions, SqliteStore, Synchronous};
+use rusqlite::Connection;
+
+/// A file of its own for every test.
+struct InFile {
+    _place: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl InFile {
+    fn new() -> Self {
+        let place = tempfile::tempdir().unwrap();
+        Self { path: place.path().join("machinist.db"), _place: place }
+    }
+
+    async fn open(&self) -> SqliteStore {
+        let options = SqliteOptions { synchronous: Synchronous::Normal, ..SqliteOptions::default() };
+        SqliteStore::open(&self.path, options).await.unwrap()
+    }
+}
+
+#[async_trait]
+impl BrokerHarness for InFile {
+    async fn connect(&self) -> Arc<dyn Broker> {
+        Arc::new(self.open().await.broker())
+    }
+
+    /// There is no connection to cut; what comes nearest is that others take this process for dead.
+    async fn interrupt(&self) -> bool {
+        let db = Connection::open(&self.path).unwrap();
+        db.execute_batch(
+            "BEGIN IMMEDIATE; UPDATE messages SET holder = 0, redelivered = 1 WHERE holder > 0; \
+             DELETE FROM owners; DELETE FROM subscriptions; COMMIT",
+        )
+        .unwrap();
+        true
+    }
+
+    async fn dead_letters(&self, queue: &QueueName) -> Vec<Message> {
+        let db = Connection::open(&self.path).unwrap();
+        // The letters lie in a queue that nobody can name; a marker moved, they can be consumed.
+        db.execute(
+            "UPDATE queues SET dead = 0, name = 'opened' WHERE name = ?1 AND dead = 1",
+            [queue.as_str()],
+        )
+        .unwrap();
+        drop(db);
+        let broker = self.open().await.broker();
+        let opened = QueueName::parse("opened").unwrap();
+        let count = broker.depth(std::slice::from_ref(&opened)).await.unwrap()[0].ready.unwrap_or(0);
+        let what = machinist_core::broker::Consume { queues: vec![opened], prefetch: u16::MAX };
+        let mut consumer = broker.consume(what).await.unwrap();
+        let mut letters = Vec::new();
+        for _ in 0..count {
+            letters.push(consumer.next().await.unwrap().message);
+        }
+        letters
+    }
+
+    async fn delete_queue(&self, _queue: &QueueName) -> bool {
+        false
+    }
+}
+
+#[async_trait]
+impl BackendHarness for InFile {
+    async fn connect(&self) -> Arc<dyn Backend> {
+        Arc::new(self.open().await.backend())
+    }
+
+    async fn interrupt(&self) -> bool {
+        false
+    }
+}
+
+async fn file() -> Option<InFile> {
+    Some(InFile::new())
+}
+
+mod broker_suite {
+    machinist_conformance::broker_suite!(super::file);
+}
+
+mod backend_suite {
+    machinist_conformance::backend_suite!(super::file);
+}
