@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use machinist_core::{
     backend::{
-        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, Note, Renewed, SessionEntry, Watch,
+        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, Note, Renewed, SessionEntry,
+        Watch,
     },
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
@@ -36,7 +37,12 @@ impl SqliteBackend {
     }
 
     fn unexpected(&self) -> BackendError {
-        Fault::new(FaultKind::Other, &self.shared.path, &"the writer gave another answer than it was asked for").into()
+        Fault::new(
+            FaultKind::Other,
+            &self.shared.path,
+            &"the writer gave another answer than it was asked for",
+        )
+        .into()
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::{
 use async_trait::async_trait;
 use machinist_core::{
     broker::{
-        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError, QueueDepth,
-        Receipt, Settle, Settled,
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
+        QueueDepth, Receipt, Settle, Settled,
     },
     diagnose::{Diagnose, Finding},
     id::QueueName,
@@ -78,7 +78,8 @@ impl Broker for SqliteBroker {
         };
         let refused: Vec<_> = batch.iter().map(too_large).collect();
         let taken = batch.into_iter().zip(&refused).filter(|(_, refused)| refused.is_none());
-        let mut answers = self.shared.change(taken.map(|(publish, _)| Op::Publish(publish)).collect()).await.into_iter();
+        let mut answers =
+            self.shared.change(taken.map(|(publish, _)| Op::Publish(publish)).collect()).await.into_iter();
         refused
             .into_iter()
             .map(|refused| match refused {
@@ -100,8 +101,12 @@ impl Broker for SqliteBroker {
         });
         let (out, incoming) = mpsc::unbounded_channel();
         // Made before the answer: if this future is dropped, the consumer is, and ends the subscription.
-        let consumer =
-            SqliteConsumer { shared: self.shared.clone(), subscription: subscription.clone(), incoming, stopped: false };
+        let consumer = SqliteConsumer {
+            shared: self.shared.clone(),
+            subscription: subscription.clone(),
+            incoming,
+            stopped: false,
+        };
         self.shared.change_one(Op::Subscribe(subscription, out)).await?;
         Ok(Box::new(consumer))
     }

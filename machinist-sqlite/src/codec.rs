@@ -177,7 +177,9 @@ mod tests {
         for bad in [&b"99999999999999 x"[..], b"5", b".", b"-1.2 a=b\n", b"1.1 a-b\n"] {
             assert_eq!(decode_facts(bad), Err(Misshapen));
         }
-        for bad in [&b"t"[..], b"t\xff\xff\xff\xff\xff\xff", b"i\x01\x01ab", b"?\x01\x01ab", b"t\x01\x01\xffb"] {
+        for bad in
+            [&b"t"[..], b"t\xff\xff\xff\xff\xff\xff", b"i\x01\x01ab", b"?\x01\x01ab", b"t\x01\x01\xffb"]
+        {
             assert_eq!(decode_headers(bad), Err(Misshapen));
         }
     }

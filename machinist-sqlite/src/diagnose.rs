@@ -34,7 +34,10 @@ pub(crate) fn examine(db: &Connection, path: &Path) -> rusqlite::Result<Vec<Find
     });
     findings.push(rights(path));
     findings.push(if size > CHECKED_UP_TO {
-        Finding::good("integrity", "not checked: the file is large; `sqlite3 FILE 'PRAGMA quick_check'` does it")
+        Finding::good(
+            "integrity",
+            "not checked: the file is large; `sqlite3 FILE 'PRAGMA quick_check'` does it",
+        )
     } else {
         match text("PRAGMA quick_check(1)")? {
             ok if ok == "ok" => Finding::good("integrity", ok),
@@ -65,7 +68,9 @@ fn rights(path: &Path) -> Finding {
 #[cfg(not(unix))]
 fn rights(path: &Path) -> Finding {
     match std::fs::metadata(path) {
-        Ok(file) => Finding::good("rights", if file.permissions().readonly() { "read only" } else { "writable" }),
+        Ok(file) => {
+            Finding::good("rights", if file.permissions().readonly() { "read only" } else { "writable" })
+        }
         Err(error) => Finding::error("rights", error.to_string(), "the file is gone: restart what uses it"),
     }
 }

@@ -69,7 +69,9 @@ pub(crate) fn kind_of(error: &rusqlite::Error) -> FaultKind {
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => FaultKind::Busy,
         Some(ErrorCode::DiskFull) => FaultKind::Full,
-        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => FaultKind::ReadOnly,
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+            FaultKind::ReadOnly
+        }
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => FaultKind::Corrupt,
         Some(_) => FaultKind::Other,
         // No code of SQLite's: a value in the file did not have the shape that we give it.

@@ -9,16 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use machinist_core::{
-    backend::BackendError,
-    broker::BrokerError,
-    error::BoxError,
-};
+use machinist_core::{backend::BackendError, broker::BrokerError, error::BoxError};
 use rusqlite::{Connection, OpenFlags};
 
 use crate::{
     fault::{FaultKind, kind_of},
     options::{SqliteOptions, Synchronous},
+    records::last_wake,
 };
 
 /// `mcns`, so that `file` and we know whose database it is.
@@ -124,6 +121,7 @@ fn with_source(error: &OpenError) -> String {
 pub(crate) struct Opened {
     pub(crate) path: PathBuf,
     pub(crate) namespace: i64,
+    pub(crate) woken: i64,
     pub(crate) writer: Connection,
     pub(crate) reader: Connection,
     pub(crate) pulse: Connection,
@@ -229,7 +227,8 @@ fn connect_all(path: &Path, options: &SqliteOptions) -> Result<Opened, Failure> 
     for watching in [&reader, &pulse] {
         watching.pragma_update(None, "query_only", true)?;
     }
-    Ok(Opened { path: path.to_owned(), namespace, writer, reader, pulse })
+    let woken = last_wake(&writer)?;
+    Ok(Opened { path: path.to_owned(), namespace, woken, writer, reader, pulse })
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {

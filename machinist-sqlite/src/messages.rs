@@ -36,17 +36,21 @@ impl QueueIds {
     }
 
     /// The id of a queue, which is declared if it does not exist.
-    pub(crate) fn declare(&mut self, db: &Connection, namespace: i64, target: &Target) -> rusqlite::Result<i64> {
+    pub(crate) fn declare(
+        &mut self,
+        db: &Connection,
+        namespace: i64,
+        target: &Target,
+    ) -> rusqlite::Result<i64> {
         if let Some(&id) = self.0.get(target) {
             return Ok(id);
         }
         let found = find_queue(db, namespace, target)?;
         let id = match found {
             Some(id) => id,
-            None => {
-                db.prepare_cached("INSERT INTO queues (namespace, name, dead) VALUES (?1, ?2, ?3)")?
-                    .insert(params![namespace, target.queue().as_str(), is_dead(target)])?
-            }
+            None => db
+                .prepare_cached("INSERT INTO queues (namespace, name, dead) VALUES (?1, ?2, ?3)")?
+                .insert(params![namespace, target.queue().as_str(), is_dead(target)])?,
         };
         self.0.insert(target.clone(), id);
         Ok(id)

@@ -20,12 +20,25 @@ use crate::{fault::Fault, messages::Claimed, owners::Tenure};
 #[derive(Debug)]
 pub(crate) enum Op {
     Publish(Publish),
-    Settle { message: i64, owner: i64, how: Settle },
+    Settle {
+        message: i64,
+        owner: i64,
+        how: Settle,
+    },
     Subscribe(Arc<Subscription>, UnboundedSender<Handed>),
     Unsubscribe(Arc<Subscription>),
     Commit(Commit),
-    OpenSession { session: SessionId, lease: Duration, info: Bytes },
-    RenewSession { session: SessionId, lease: Duration, info: Bytes, running: Vec<TaskId> },
+    OpenSession {
+        session: SessionId,
+        lease: Duration,
+        info: Bytes,
+    },
+    RenewSession {
+        session: SessionId,
+        lease: Duration,
+        info: Bytes,
+        running: Vec<TaskId>,
+    },
     CloseSession(SessionId),
     Note(Vec<Note>),
     /// A change of nothing, to learn whether the file can be written.

@@ -143,7 +143,12 @@ pub(crate) struct Dead {
 
 impl Looks {
     /// Looks at every owner but `own`, and returns those that are dead.
-    pub(crate) fn look(&mut self, db: &Connection, file: &Path, own: Option<i64>) -> rusqlite::Result<Vec<Dead>> {
+    pub(crate) fn look(
+        &mut self,
+        db: &Connection,
+        file: &Path,
+        own: Option<i64>,
+    ) -> rusqlite::Result<Vec<Dead>> {
         let beats = db
             .prepare_cached("SELECT id, beat FROM owners WHERE id IS NOT ?1")?
             .query_map([own], |row| Ok((row.get(0)?, row.get(1)?)))?
@@ -155,7 +160,11 @@ impl Looks {
             if let Some(line) = take_lock(path) {
                 return Some(Dead { owner, sign: "its lock is free", _line: Some(line) });
             }
-            self.stands_still(owner, beat).then_some(Dead { owner, sign: "its beat stands still", _line: None })
+            self.stands_still(owner, beat).then_some(Dead {
+                owner,
+                sign: "its beat stands still",
+                _line: None,
+            })
         };
         Ok(beats.iter().filter_map(judge).collect())
     }

@@ -64,9 +64,8 @@ pub(crate) struct Watcher {
 impl Hub {
     pub(crate) fn watch(self: &Arc<Self>, id: &TaskId) -> (watch::Receiver<u64>, Watcher) {
         let mut watches = lock(&self.watches);
-        let slot = watches
-            .entry(id.clone())
-            .or_insert_with(|| Slot { signal: watch::Sender::new(0), watchers: 0 });
+        let slot =
+            watches.entry(id.clone()).or_insert_with(|| Slot { signal: watch::Sender::new(0), watchers: 0 });
         slot.watchers += 1;
         let signal = slot.signal.subscribe();
         drop(watches);
@@ -156,6 +155,8 @@ pub(crate) struct Pulse {
     pub(crate) namespace: i64,
     /// The store's own mark in `wakes`: its watchers were woken at the commit.
     pub(crate) source: i64,
+    /// The newest wake-up when the store was opened: later ones may be for a watcher that came before this thread.
+    pub(crate) woken: i64,
     pub(crate) hub: Arc<Hub>,
     pub(crate) clock: Arc<HostClock>,
     pub(crate) writer: Sender<Job>,
@@ -165,14 +166,14 @@ pub(crate) struct Pulse {
 #[derive(Debug, Default)]
 struct Seen {
     version: Option<i64>,
-    woken: Option<i64>,
+    woken: i64,
     next_due: Option<Timestamp>,
 }
 
 impl Pulse {
     pub(crate) fn run(self) {
         let _ = self.hub.thread.set(std::thread::current());
-        let mut seen = Seen { woken: self.last_wake().ok(), ..Seen::default() };
+        let mut seen = Seen { woken: self.woken, ..Seen::default() };
         let mut last_change = Instant::now();
         while !self.hub.is_closed() {
             if self.hub.nobody_waits() {
@@ -224,18 +225,19 @@ impl Pulse {
     }
 
     fn wake_watchers(&self, seen: &mut Seen) -> rusqlite::Result<()> {
-        let after = seen.woken.unwrap_or(0);
+        let after = seen.woken;
         let oldest: Option<i64> =
             self.db.prepare_cached("SELECT min(seq) FROM wakes")?.query_row([], |row| row.get(0))?;
         if oldest.is_some_and(|oldest| oldest > after + 1) {
             // The tail was cut before we read it.
             self.hub.wake_all();
         }
-        let mut statement =
-            self.db.prepare_cached("SELECT seq, namespace, source, task FROM wakes WHERE seq > ?1 ORDER BY seq")?;
+        let mut statement = self
+            .db
+            .prepare_cached("SELECT seq, namespace, source, task FROM wakes WHERE seq > ?1 ORDER BY seq")?;
         let mut rows = statement.query(params![after])?;
         while let Some(row) = rows.next()? {
-            seen.woken = Some(row.get(0)?);
+            seen.woken = row.get(0)?;
             let (namespace, source): (i64, i64) = (row.get(1)?, row.get(2)?);
             if namespace == self.namespace && source != self.source {
                 if let Ok(id) = TaskId::parse(row.get_ref(3)?.as_str()?) {
@@ -244,9 +246,5 @@ impl Pulse {
             }
         }
         Ok(())
-    }
-
-    fn last_wake(&self) -> rusqlite::Result<i64> {
-        self.db.query_row("SELECT coalesce(max(seq), 0) FROM wakes", [], |row| row.get(0))
     }
 }

@@ -27,7 +27,12 @@ pub(crate) enum Query {
     Depth(Vec<QueueName>, Reply<Vec<QueueDepth>>),
     Alive(Vec<SessionId>, Reply<Vec<bool>>),
     Sessions(Reply<Vec<SessionEntry>>),
-    List { index: Index, after: Option<(Timestamp, String)>, limit: usize, reply: Reply<Vec<(Timestamp, String)>> },
+    List {
+        index: Index,
+        after: Option<(Timestamp, String)>,
+        limit: usize,
+        reply: Reply<Vec<(Timestamp, String)>>,
+    },
     Diagnose(Reply<Vec<Finding>>),
 }
 
@@ -50,9 +55,9 @@ impl Reader {
                 Query::Records(ids, reply) => self.answer(reply, |db| {
                     ids.iter().map(|id| records::read(db, self.namespace, now, id)).collect()
                 }),
-                Query::Depth(queues, reply) => self.answer(reply, |db| {
-                    queues.iter().map(|queue| self.depth(db, queue, now)).collect()
-                }),
+                Query::Depth(queues, reply) => {
+                    self.answer(reply, |db| queues.iter().map(|queue| self.depth(db, queue, now)).collect())
+                }
                 Query::Alive(ids, reply) => self.answer(reply, |db| {
                     ids.iter().map(|id| sessions::is_alive(db, self.namespace, now, id)).collect()
                 }),
@@ -81,7 +86,9 @@ impl Reader {
         if let Some(id) = messages::find_queue(db, self.namespace, &Target::Queue(queue.clone()))? {
             let subscribed = "SELECT coalesce(sum(count), 0) FROM subscriptions WHERE queue = ?1";
             depth.ready = Some(count_ready(db, id)? + count_due(db, id, now)?);
-            depth.consumers = Some(db.prepare_cached(subscribed)?.query_row([id], |row| row.get::<_, i64>(0))?.unsigned_abs());
+            depth.consumers = Some(
+                db.prepare_cached(subscribed)?.query_row([id], |row| row.get::<_, i64>(0))?.unsigned_abs(),
+            );
         }
         if let Some(id) = messages::find_queue(db, self.namespace, &Target::DeadLetters(queue.clone()))? {
             depth.dead = Some(count_ready(db, id)?);

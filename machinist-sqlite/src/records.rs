@@ -18,7 +18,12 @@ struct Record {
 }
 
 /// Makes a change of one record, or refuses it. See [`machinist_core::backend::Backend::commit`].
-pub(crate) fn commit(db: &Connection, namespace: i64, now: Timestamp, what: &Commit) -> rusqlite::Result<Committed> {
+pub(crate) fn commit(
+    db: &Connection,
+    namespace: i64,
+    now: Timestamp,
+    what: &Commit,
+) -> rusqlite::Result<Committed> {
     let (row, before) = load(db, namespace, now, &what.id)?;
     let mut after = before.clone();
     if !apply(&mut after, now, what) {
@@ -31,15 +36,14 @@ pub(crate) fn commit(db: &Connection, namespace: i64, now: Timestamp, what: &Com
         }
         None if after.facts.is_empty() => {}
         Some(row) => {
-            db.prepare_cached("UPDATE records SET facts = ?2, expires = ?3 WHERE id = ?1")?.execute(params![
-                row,
-                encode_facts(&after.facts),
-                after.expires.map(Timestamp::as_micros)
-            ])?;
+            db.prepare_cached("UPDATE records SET facts = ?2, expires = ?3 WHERE id = ?1")?
+                .execute(params![row, encode_facts(&after.facts), after.expires.map(Timestamp::as_micros)])?;
         }
         None => {
-            db.prepare_cached("INSERT INTO records (namespace, task, facts, expires) VALUES (?1, ?2, ?3, ?4)")?
-                .execute(params![
+            db.prepare_cached(
+                "INSERT INTO records (namespace, task, facts, expires) VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute(params![
                 namespace,
                 what.id.as_str(),
                 encode_facts(&after.facts),
@@ -104,6 +108,11 @@ pub(crate) fn wake(db: &Connection, namespace: i64, source: i64, id: &TaskId) ->
     db.prepare_cached("INSERT INTO wakes (namespace, source, task) VALUES (?1, ?2, ?3)")?
         .execute(params![namespace, source, id.as_str()])?;
     Ok(())
+}
+
+/// The number of the newest wake-up.
+pub(crate) fn last_wake(db: &Connection) -> rusqlite::Result<i64> {
+    db.query_row("SELECT coalesce(max(seq), 0) FROM wakes", [], |row| row.get(0))
 }
 
 /// Deletes what has expired, at most `limit` of each kind, and all but the tail of the wake-ups. Tells whether

@@ -38,13 +38,7 @@ pub(crate) fn renew(
         .prepare_cached(
             "UPDATE sessions SET expires = ?3, info = ?4 WHERE namespace = ?1 AND id = ?2 AND expires > ?5",
         )?
-        .execute(params![
-            namespace,
-            session.as_str(),
-            now.plus(lease).as_micros(),
-            info,
-            now.as_micros()
-        ])?;
+        .execute(params![namespace, session.as_str(), now.plus(lease).as_micros(), info, now.as_micros()])?;
     Ok(renewed > 0)
 }
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use machinist_core::{diagnose::Finding, clock::Timestamp};
+use machinist_core::{clock::Timestamp, diagnose::Finding};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -122,20 +122,27 @@ fn start(path: &Path, options: &SqliteOptions) -> Result<Shared, OpenError> {
         path: path.clone(),
         namespace,
         source,
+        woken: opened.woken,
         hub: hub.clone(),
         clock: clock.clone(),
         writer: writer.clone(),
     };
-    let reading =
-        Reader { db: opened.reader, path: path.clone(), namespace, clock: clock.clone(), queries };
+    let reading = Reader { db: opened.reader, path: path.clone(), namespace, clock: clock.clone(), queries };
     let writing =
         Writer::new((opened.writer, path.clone(), namespace), source, clock.clone(), hub.clone(), jobs);
     let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
         thread::Builder::new().name(format!("machinist-sqlite-{name}")).spawn(run).map(drop)
     };
     // Dropped early, it ends the threads that were started.
-    let shared =
-        Shared { path, hub, broker_closed: AtomicBool::new(false), clock, synchronous: options.synchronous, writer, reader };
+    let shared = Shared {
+        path,
+        hub,
+        broker_closed: AtomicBool::new(false),
+        clock,
+        synchronous: options.synchronous,
+        writer,
+        reader,
+    };
     spawn("read", Box::new(|| reading.run()))
         .and_then(|()| spawn("write", Box::new(|| writing.run())))
         .and_then(|()| spawn("watch", Box::new(|| pulse.run())))
@@ -221,9 +228,10 @@ impl Shared {
         };
         findings.push(match self.synchronous {
             Synchronous::Full => Finding::good("synchronous", "FULL: answered is synced"),
-            Synchronous::Normal => {
-                Finding::good("synchronous", "NORMAL: a power cut may lose the last commits, a killed process none")
-            }
+            Synchronous::Normal => Finding::good(
+                "synchronous",
+                "NORMAL: a power cut may lose the last commits, a killed process none",
+            ),
         });
         findings.push(match self.change_one(Op::Probe).await {
             Ok(_) => Finding::good("writing", "possible"),

@@ -24,7 +24,10 @@ use machinist_core::{
     id::TaskId,
 };
 use rusqlite::Connection;
-use tokio::sync::{mpsc::UnboundedSender, oneshot};
+use tokio::sync::{
+    mpsc::{UnboundedSender, error::SendError},
+    oneshot,
+};
 
 use crate::{
     clock::HostClock,
@@ -303,9 +306,7 @@ impl Writer {
         jobs: &[(Vec<Op>, Reply)],
         effects: &mut Effects,
     ) -> rusqlite::Result<Vec<Vec<Answer>>> {
-        jobs.iter()
-            .map(|(ops, _)| ops.iter().map(|op| self.answer(op, effects)).collect())
-            .collect()
+        jobs.iter().map(|(ops, _)| ops.iter().map(|op| self.answer(op, effects)).collect()).collect()
     }
 
     /// Makes one change.
@@ -405,8 +406,9 @@ impl Writer {
     /// Gives every hungry subscription what its queues hold, up to its prefetch.
     fn claim_all(&mut self, effects: &mut Effects) -> rusqlite::Result<Claims> {
         let mut claims = Claims::default();
-        let Effects { ready, seated, .. } = effects;
-        let wants = |seat: &Seat| seat.free() > 0 && (seat.hungry || seat.eats(ready));
+        let Effects { ready, seated, unseated, .. } = effects;
+        let leaves = |seat: &Seat| unseated.iter().any(|gone| Arc::ptr_eq(gone, &seat.subscription));
+        let wants = |seat: &Seat| seat.free() > 0 && (seat.hungry || seat.eats(ready)) && !leaves(seat);
         if !self.seats.iter().chain(seated.iter()).any(wants) {
             return Ok(claims);
         }
@@ -443,20 +445,23 @@ impl Writer {
     /// Passes on what was claimed, now that it is committed.
     fn hand_out(&mut self, claims: Claims) {
         let Some(tenure) = claims.tenure else { return };
+        let mut refused = Vec::new();
         for (subscription, claimed, more) in claims.list {
-            let Some(seat) = self.seats.iter_mut().find(|seat| Arc::ptr_eq(&seat.subscription, &subscription))
+            let Some(seat) =
+                self.seats.iter_mut().find(|seat| Arc::ptr_eq(&seat.subscription, &subscription))
             else {
                 continue;
             };
             seat.hungry = more;
             subscription.held.fetch_add(claimed.len(), Ordering::AcqRel);
-            for one in claimed {
-                // A consumer that was dropped a moment ago takes nothing any more.
-                if let Err(back) = seat.out.send((one, tenure.clone())) {
-                    let message = back.0.0.id;
-                    self.owed.push(Op::Settle { message, owner: tenure.owner, how: Settle::Requeue });
-                }
-            }
+            // A consumer that was dropped a moment ago takes nothing any more.
+            let sent = claimed.into_iter().map(|one| seat.out.send((one, tenure.clone())));
+            refused.extend(sent.filter_map(Result::err));
+        }
+        for SendError((claimed, tenure)) in refused {
+            let op = Op::Settle { message: claimed.id, owner: tenure.owner, how: Settle::Requeue };
+            let answer = self.alone(&op);
+            self.reply(vec![op], None, vec![answer]);
         }
     }
 
@@ -470,9 +475,8 @@ impl Writer {
             }
         }
         if now >= self.next_sweep {
-            let swept = self.transaction(|writer, _| {
-                records::sweep(&writer.ground.db, writer.ground.clock.now(), CHUNK)
-            });
+            let swept = self
+                .transaction(|writer, _| records::sweep(&writer.ground.db, writer.ground.clock.now(), CHUNK));
             let pause = if matches!(swept, Ok(true)) { Duration::from_millis(20) } else { SWEEP };
             self.next_sweep = Instant::now() + pause;
             if let Err(error) = swept {
@@ -486,7 +490,11 @@ impl Writer {
         let dead = self.looks.look(&self.ground.db, &self.ground.path, own)?;
         let known = self.transaction(|writer, effects| {
             for dead in &dead {
-                tracing::info!(owner = dead.owner, sign = dead.sign, "a process is gone; its messages come back");
+                tracing::info!(
+                    owner = dead.owner,
+                    sign = dead.sign,
+                    "a process is gone; its messages come back"
+                );
                 if owners::dismiss(&writer.ground.db, dead.owner)? {
                     effects.ready.extend(writer.seats.iter().flat_map(|seat| &seat.queues));
                 }
