@@ -1,0 +1,211 @@
+//! Several processes on one file, as in life: they share the work, they are killed, they are stopped.
+//!
+//! The second process is this test binary, run again for one test with a role in its environment.
+
+use std::{
+    collections::BTreeSet,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use machinist_conformance::within;
+use machinist_core::{
+    backend::{Backend, Commit, Committed, Expiry},
+    broker::{Broker, Consume, Consumer, Delivery, Message, Publish, Settle, Target},
+    id::{QueueName, TaskId},
+};
+use machinist_sqlite::{SqliteOptions, SqliteStore};
+
+const BOUND: Duration = Duration::from_secs(60);
+const EACH: usize = 300;
+const ROLE: &str = "MACHINIST_SQLITE_TEST_ROLE";
+const FILE: &str = "MACHINIST_SQLITE_TEST_FILE";
+
+/// Not a test: what the other processes do.
+#[test]
+fn second_process() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let path = PathBuf::from(std::env::var_os(FILE).unwrap());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = open(&path).await;
+        match role.as_str() {
+            "hold" => hold(&store).await,
+            name => churn(&store, name).await,
+        }
+    });
+}
+
+/// Takes messages, says so, and sits on them.
+async fn hold(store: &SqliteStore) {
+    let mut consumer = consume(store, 10).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(consumer.next().await.unwrap());
+    }
+    println!("\nholding");
+    tokio::time::sleep(BOUND * 2).await;
+}
+
+/// Sends and records, one by one and eight at once.
+async fn churn(store: &SqliteStore, name: &str) {
+    let senders = (0..8).map(|sender| {
+        let (broker, backend, name) = (store.broker(), store.backend(), name.to_owned());
+        tokio::spawn(async move {
+            for number in (sender..EACH).step_by(8) {
+                let text = format!("{name}-{number}");
+                broker.publish(vec![message(&text)]).await.remove(0).unwrap();
+                let commit = Commit {
+                    facts: vec![("by".to_owned(), Bytes::from(text.clone()))],
+                    expiry: Expiry::After(BOUND),
+                    ..Commit::new(TaskId::parse(&text).unwrap())
+                };
+                assert_eq!(backend.commit(vec![commit]).await.remove(0).unwrap(), Committed::Done);
+            }
+        })
+    });
+    for sender in senders.collect::<Vec<_>>() {
+        sender.await.unwrap();
+    }
+    store.close().await;
+}
+
+/// A process of ours that does not outlive the test.
+struct Other(Child);
+
+impl Other {
+    fn start(role: &str, path: &Path) -> Self {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "second_process", "--nocapture"])
+            .env(ROLE, role)
+            .env(FILE, path)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    fn wait_for(&mut self, line: &str) {
+        let output = BufReader::new(self.0.stdout.take().unwrap());
+        assert!(output.lines().any(|read| read.unwrap() == line), "the other process never said {line:?}");
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.0.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn open(path: &Path) -> SqliteStore {
+    SqliteStore::open(path, SqliteOptions::default()).await.unwrap()
+}
+
+fn queue() -> QueueName {
+    QueueName::parse("work").unwrap()
+}
+
+fn message(body: &str) -> Publish {
+    let message = Message { body: Bytes::copy_from_slice(body.as_bytes()), ..Message::default() };
+    Publish { target: Target::Queue(queue()), message, delay: Duration::ZERO }
+}
+
+async fn consume(store: &SqliteStore, prefetch: u16) -> Box<dyn Consumer> {
+    store.broker().consume(Consume { queues: vec![queue()], prefetch }).await.unwrap()
+}
+
+async fn next(consumer: &mut dyn Consumer) -> (Delivery, String) {
+    let delivery = within(BOUND, "a delivery", consumer.next()).await.unwrap();
+    let body = String::from_utf8(delivery.message.body.to_vec()).unwrap();
+    (delivery, body)
+}
+
+/// Has another process take all of five messages.
+async fn held_by_another(store: &SqliteStore) -> Other {
+    let mut other = Other::start("hold", store.path());
+    let batch = ["0", "1", "2", "3", "4"].map(message);
+    for answer in store.broker().publish(batch.into()).await {
+        answer.unwrap();
+    }
+    other.wait_for("holding");
+    other
+}
+
+async fn all_five_come_back(consumer: &mut dyn Consumer) {
+    let mut came = BTreeSet::new();
+    while came.len() < 5 {
+        let (delivery, body) = next(consumer).await;
+        assert!(delivery.redelivered, "{body} was handed out before");
+        delivery.receipt.settle(Settle::Ack).await;
+        came.insert(body);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_process_held_comes_back() {
+    let place = tempfile::tempdir().unwrap();
+    let store = open(&place.path().join("m.db")).await;
+    let mut other = held_by_another(&store).await;
+    let mut consumer = consume(&store, 10).await;
+    other.0.kill().unwrap();
+    other.0.wait().unwrap();
+    all_five_come_back(&mut *consumer).await;
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stopped_process_held_comes_back() {
+    let place = tempfile::tempdir().unwrap();
+    let store = open(&place.path().join("m.db")).await;
+    let other = held_by_another(&store).await;
+    other.signal("-STOP");
+    let mut consumer = consume(&store, 10).await;
+    all_five_come_back(&mut *consumer).await;
+    other.signal("-CONT");
+}
+
+/// Four processes write as fast as they can while two stores of this one take turns at the queue: each message
+/// comes once, each record is there, and nobody is told that the file is locked.
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_take_turns() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("m.db");
+    let names = ["a", "b", "c", "d"];
+    let (one, two) = (open(&path).await, open(&path).await);
+    let mut others = names.map(|name| Other::start(name, &path));
+    let mut expected: BTreeSet<_> =
+        names.iter().flat_map(|name| (0..EACH).map(move |number| format!("{name}-{number}"))).collect();
+    let (mut first, mut second) = (consume(&one, 20).await, consume(&two, 20).await);
+    while !expected.is_empty() {
+        let delivery = within(BOUND, "a delivery", async {
+            tokio::select! {
+                delivery = first.next() => delivery,
+                delivery = second.next() => delivery,
+            }
+        });
+        let delivery = delivery.await.unwrap();
+        let body = String::from_utf8(delivery.message.body.to_vec()).unwrap();
+        assert!(expected.remove(&body) && !delivery.redelivered, "{body} came twice");
+        delivery.receipt.settle(Settle::Ack).await;
+    }
+    for other in &mut others {
+        assert!(other.0.wait().unwrap().success());
+    }
+    let ids: Vec<_> = names
+        .iter()
+        .flat_map(|name| (0..EACH).map(move |number| TaskId::parse(&format!("{name}-{number}")).unwrap()))
+        .collect();
+    let records = two.backend().read(&ids).await.unwrap();
+    for (id, record) in ids.iter().zip(records) {
+        assert_eq!(record.get("by").map(|by| &by[..]), Some(id.as_str().as_bytes()));
+    }
+}

@@ -1,0 +1,206 @@
+//! What only this adapter promises: namespaces, order, group commit, closing, diagnosis.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use machinist_conformance::within;
+use machinist_core::{
+    backend::{Backend, Commit, Committed, Index, Note},
+    broker::{Broker, Consume, Consumer, Message, Publish, PublishError, Settle, Target},
+    clock::Timestamp,
+    diagnose::{Diagnose, Level},
+    id::{QueueName, SessionId, TaskId},
+};
+use machinist_sqlite::{SqliteOptions, SqliteStore};
+use rusqlite::Connection;
+
+const BOUND: Duration = Duration::from_secs(20);
+
+async fn open(path: &Path) -> SqliteStore {
+    SqliteStore::open(path, SqliteOptions::default()).await.unwrap()
+}
+
+async fn open_as(path: &Path, namespace: &str) -> SqliteStore {
+    let options = SqliteOptions { namespace: namespace.to_owned(), ..SqliteOptions::default() };
+    SqliteStore::open(path, options).await.unwrap()
+}
+
+fn queue() -> QueueName {
+    QueueName::parse("work").unwrap()
+}
+
+fn message(body: &str) -> Publish {
+    let message = Message { body: Bytes::copy_from_slice(body.as_bytes()), ..Message::default() };
+    Publish { target: Target::Queue(queue()), message, delay: Duration::ZERO }
+}
+
+fn with_priority(body: &str, priority: u8) -> Publish {
+    let mut publish = message(body);
+    publish.message.priority = Some(priority);
+    publish
+}
+
+async fn publish(broker: &dyn Broker, batch: Vec<Publish>) {
+    for answer in broker.publish(batch).await {
+        answer.unwrap();
+    }
+}
+
+async fn consume(broker: &dyn Broker, prefetch: u16) -> Box<dyn Consumer> {
+    broker.consume(Consume { queues: vec![queue()], prefetch }).await.unwrap()
+}
+
+/// The bodies of the next messages, acked.
+async fn bodies(consumer: &mut dyn Consumer, count: usize) -> Vec<String> {
+    let mut bodies = Vec::new();
+    for _ in 0..count {
+        let delivery = within(BOUND, "a delivery", consumer.next()).await.unwrap();
+        bodies.push(String::from_utf8(delivery.message.body.to_vec()).unwrap());
+        delivery.receipt.settle(Settle::Ack).await;
+    }
+    bodies
+}
+
+#[tokio::test]
+async fn namespaces_share_a_file_and_nothing_else() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("m.db");
+    let (one, two) = (open_as(&path, "one").await, open_as(&path, "two").await);
+    publish(&one.broker(), vec![message("for one")]).await;
+    publish(&two.broker(), vec![message("for two")]).await;
+    let mut consumer = consume(&two.broker(), 10).await;
+    assert_eq!(bodies(&mut *consumer, 1).await, ["for two"]);
+    assert_eq!(one.broker().depth(&[queue()]).await.unwrap()[0].ready, Some(1));
+
+    let (here, there) = (one.backend(), two.backend());
+    let (id, session) = (TaskId::fresh(), SessionId::fresh());
+    let commit = Commit { facts: vec![("name".into(), Bytes::new())], ..Commit::new(id.clone()) };
+    assert_eq!(here.commit(vec![commit]).await.remove(0).unwrap(), Committed::Done);
+    here.open_session(&session, BOUND, Bytes::new()).await.unwrap();
+    let note = Note::Put { index: Index::Queues, at: Timestamp::from_micros(1), member: "work".into() };
+    here.note(vec![note]).await.unwrap();
+    assert!(there.read(&[id]).await.unwrap()[0].is_empty());
+    assert_eq!(there.alive(&[session]).await.unwrap(), [false]);
+    assert_eq!(there.sessions().await.unwrap(), []);
+    assert_eq!(there.list(Index::Queues, None, 10).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_queue_is_in_order_and_the_more_urgent_come_first() {
+    let place = tempfile::tempdir().unwrap();
+    let store = open(&place.path().join("m.db")).await;
+    let batch = vec![message("c"), with_priority("a", 9), message("d"), with_priority("b", 1), message("e")];
+    publish(&store.broker(), batch).await;
+    let mut consumer = consume(&store.broker(), 10).await;
+    assert_eq!(bodies(&mut *consumer, 5).await, ["a", "b", "c", "d", "e"]);
+}
+
+/// One change that the file refuses is rolled back without its neighbours, in one batch and among many callers.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_failure_in_a_batch_is_one_failure() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("m.db");
+    let store = open(&path).await;
+    let db = Connection::open(&path).unwrap();
+    db.execute_batch(
+        "CREATE TRIGGER poison BEFORE INSERT ON messages WHEN NEW.body = CAST('bad' AS BLOB) \
+         BEGIN SELECT RAISE(ABORT, 'poisoned'); END",
+    )
+    .unwrap();
+    let broker = store.broker();
+    let answers = broker.publish(vec![message("1"), message("bad"), message("2")]).await;
+    assert!(matches!(answers.as_slice(), [Ok(()), Err(PublishError::Unknown(_)), Ok(())]), "{answers:?}");
+
+    let senders: Vec<_> = (0..60)
+        .map(|number| {
+            let broker = broker.clone();
+            tokio::spawn(async move {
+                let body = if number % 3 == 0 { "bad" } else { "good" };
+                assert_eq!(broker.publish(vec![message(body)]).await[0].is_ok(), body == "good");
+            })
+        })
+        .collect();
+    for sender in senders {
+        sender.await.unwrap();
+    }
+    assert_eq!(broker.depth(&[queue()]).await.unwrap()[0].ready, Some(42));
+}
+
+/// A settlement that fails is not forgotten: its message would lie with this process for ever.
+#[tokio::test]
+async fn a_settlement_that_failed_is_tried_again() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("m.db");
+    let store = open(&path).await;
+    let broker = store.broker();
+    publish(&broker, vec![message("1")]).await;
+    let mut consumer = consume(&broker, 1).await;
+    let delivery = within(BOUND, "a delivery", consumer.next()).await.unwrap();
+    let db = Connection::open(&path).unwrap();
+    db.execute_batch(
+        "CREATE TRIGGER poison BEFORE DELETE ON messages BEGIN SELECT RAISE(ABORT, 'not now'); END",
+    )
+    .unwrap();
+    delivery.receipt.settle(Settle::Ack).await;
+    publish(&broker, vec![message("2")]).await;
+    assert_eq!(messages(&db), 2, "the ack came before the second message and failed");
+    db.execute_batch("DROP TRIGGER poison").unwrap();
+    let settled = machinist_conformance::eventually(BOUND, async || messages(&db) == 1);
+    assert!(settled.await, "the ack was forgotten");
+}
+
+fn messages(db: &Connection) -> i64 {
+    db.query_row("SELECT count(*) FROM messages", [], |row| row.get(0)).unwrap()
+}
+
+#[tokio::test]
+async fn a_closed_store_answers_and_its_file_is_whole() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("m.db");
+    let store = open(&path).await;
+    let (broker, backend) = (store.broker(), store.backend());
+    publish(&broker, vec![message("1"), message("2")]).await;
+    let mut consumer = consume(&broker, 10).await;
+    let held = within(BOUND, "a delivery", consumer.next()).await.unwrap();
+    within(BOUND, "close", store.close()).await;
+    within(BOUND, "a second close", store.close()).await;
+    assert!(within(BOUND, "the end", consumer.next()).await.is_none());
+    assert!(matches!(broker.publish(vec![message("3")]).await[0], Err(PublishError::Unavailable(_))));
+    assert!(broker.depth(&[queue()]).await.is_err());
+    assert!(backend.commit(vec![Commit::new(TaskId::fresh())]).await[0].is_err());
+    assert!(backend.read(&[TaskId::fresh()]).await.is_err());
+    assert_eq!(held.receipt.settle(Settle::Ack).await, machinist_core::broker::Settled::Lost);
+
+    let again = open(&path).await;
+    let mut consumer = consume(&again.broker(), 10).await;
+    assert_eq!(bodies(&mut *consumer, 2).await, ["1", "2"]);
+}
+
+#[tokio::test]
+async fn dropping_everything_ends_the_threads_and_leaves_no_owner() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("m.db");
+    let store = open(&path).await;
+    let consumer = consume(&store.broker(), 10).await;
+    drop((store, consumer));
+    let gone = machinist_conformance::eventually(BOUND, async || {
+        let db = Connection::open(&path).unwrap();
+        let owners: i64 = db.query_row("SELECT count(*) FROM owners", [], |row| row.get(0)).unwrap();
+        owners == 0 && std::fs::read_dir(place.path().join("m.db-owners")).unwrap().next().is_none()
+    });
+    assert!(gone.await, "the owner is still there");
+}
+
+#[tokio::test]
+async fn a_diagnosis_tells_how_the_file_is() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("m.db");
+    let store: Arc<dyn Diagnose + Send + Sync> = Arc::new(open(&path).await.broker());
+    assert_eq!(store.location(), path.display().to_string());
+    let findings = store.diagnose().await;
+    for subject in ["file", "SQLite", "size", "journal mode", "synchronous", "rights", "integrity", "writing"]
+    {
+        let found = findings.iter().find(|finding| finding.subject == subject);
+        assert_eq!(found.map(|finding| finding.level), Some(Level::Good), "{subject}: {findings:?}");
+    }
+}
