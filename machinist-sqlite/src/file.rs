@@ -4,13 +4,14 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use machinist_core::{backend::BackendError, broker::BrokerError, error::BoxError};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::{
     fault::{FaultKind, kind_of},
@@ -127,8 +128,14 @@ pub(crate) struct Opened {
     pub(crate) pulse: Connection,
 }
 
+/// SQLite's locks are the process's, not the descriptor's: closing any descriptor of the file lets go of them all.
+/// So nothing in this crate opens the file but SQLite, except to make it, and while it is being made no other
+/// thread of this process may have it open.
+static OPENING: Mutex<()> = Mutex::new(());
+
 /// Opens a file, or makes it. Blocks.
 pub(crate) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened, OpenError> {
+    let _alone = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
     let path = std::path::absolute(path).map_err(|error| io_error(path, error))?;
     inspect(&path)?;
     let started = Instant::now();
@@ -154,7 +161,9 @@ fn inspect(path: &Path) -> Result<(), OpenError> {
     match fs::metadata(path) {
         Ok(found) if !found.is_file() => Err(OpenError::NotAFile { path: path.to_owned() }),
         Ok(found) if found.permissions().readonly() => Err(OpenError::ReadOnly { path: path.to_owned() }),
-        Ok(_) => check_header(path),
+        // SQLite takes what is shorter than its header for new, and would write over it.
+        Ok(found) if (1..512).contains(&found.len()) => Err(not_sqlite(path.to_owned())),
+        Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if !parent.is_dir() {
                 return Err(OpenError::NoDirectory { path: path.to_owned() });
@@ -163,17 +172,6 @@ fn inspect(path: &Path) -> Result<(), OpenError> {
         }
         Err(error) => Err(io_error(path, error)),
     }
-}
-
-fn check_header(path: &Path) -> Result<(), OpenError> {
-    const MAGIC: &[u8] = b"SQLite format 3\0";
-    let mut start = Vec::new();
-    let file = File::open(path).map_err(|error| io_error(path, error))?;
-    file.take(16).read_to_end(&mut start).map_err(|error| io_error(path, error))?;
-    if start.is_empty() || start == MAGIC {
-        return Ok(());
-    }
-    Err(OpenError::Foreign { path: path.to_owned(), found: "is not an SQLite database".to_owned() })
 }
 
 /// Arguments and results of tasks are nobody else's business, so nobody else may read them.
@@ -307,6 +305,10 @@ fn namespace_id(connection: &Connection, name: &str) -> rusqlite::Result<i64> {
     }
 }
 
+fn not_sqlite(path: PathBuf) -> OpenError {
+    OpenError::Foreign { path, found: "is not an SQLite database".to_owned() }
+}
+
 fn io_error(path: &Path, error: io::Error) -> OpenError {
     let path = path.to_owned();
     match error.kind() {
@@ -320,6 +322,7 @@ fn sqlite_error(path: &Path, error: rusqlite::Error) -> OpenError {
     let path = path.to_owned();
     match kind_of(&error) {
         FaultKind::ReadOnly => OpenError::ReadOnly { path },
+        FaultKind::Corrupt if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => not_sqlite(path),
         FaultKind::Corrupt => OpenError::Damaged { path, source: error.into() },
         _ => OpenError::Io { path, source: error.into() },
     }

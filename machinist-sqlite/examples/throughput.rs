@@ -1,0 +1,178 @@
+//! How fast one file is, and what waiting costs: a sending process and a working one.
+//!
+//! `cargo run --release -p machinist-sqlite --example throughput -- 20000 full`
+
+#![expect(clippy::print_stdout, reason = "a program that prints what it measured")]
+
+use std::{
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use machinist_core::{
+    backend::{Backend, Commit, Expiry},
+    broker::{Broker, Consume, Message, Publish, Settle, Target},
+    error::BoxError,
+    id::{QueueName, TaskId},
+    record::FactName,
+};
+use machinist_sqlite::{SqliteOptions, SqliteStore, Synchronous};
+use tokio::sync::Semaphore;
+
+const TTL: Duration = Duration::from_secs(3600);
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let mut args = std::env::args().skip(1);
+    let count: usize = args.next().as_deref().unwrap_or("20000").parse()?;
+    let synchronous = args.next().unwrap_or_else(|| "full".to_owned());
+    let at_once: usize = args.next().as_deref().unwrap_or("64").parse()?;
+    let options = SqliteOptions {
+        synchronous: if synchronous == "normal" { Synchronous::Normal } else { Synchronous::Full },
+        ..SqliteOptions::default()
+    };
+    if let Some(path) = args.next() {
+        return send(&SqliteStore::open(path, options).await?, count, at_once).await;
+    }
+    let place = tempfile::tempdir_in(".")?;
+    let path = place.path().join("machinist.db");
+    let store = SqliteStore::open(&path, options).await?;
+    let started = Instant::now();
+    let mut sender = start_sender(&path, count, &synchronous, at_once)?;
+    work(&store, count, at_once).await?;
+    let took = started.elapsed();
+    sender.wait()?;
+    println!("send + drain: {count} in {took:.2?}, {:.0} tasks/s", count as f64 / took.as_secs_f64());
+    lone(&store).await?;
+    idle(&store).await
+}
+
+fn start_sender(
+    path: &Path,
+    count: usize,
+    synchronous: &str,
+    at_once: usize,
+) -> Result<std::process::Child, BoxError> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg(count.to_string()).arg(synchronous).arg(at_once.to_string()).arg(path);
+    Ok(command.spawn()?)
+}
+
+fn queue() -> Result<QueueName, BoxError> {
+    Ok(QueueName::parse("throughput")?)
+}
+
+fn fact(name: &str, value: &str) -> (FactName, Bytes) {
+    (name.to_owned(), Bytes::copy_from_slice(value.as_bytes()))
+}
+
+fn commit(id: &TaskId, facts: Vec<(FactName, Bytes)>) -> Commit {
+    Commit { facts, expiry: Expiry::After(TTL), ..Commit::new(id.clone()) }
+}
+
+async fn send_one(store: &SqliteStore) -> Result<TaskId, BoxError> {
+    let (broker, backend, id) = (store.broker(), store.backend(), TaskId::fresh());
+    let mut message =
+        Message { id: Some(id.to_string()), body: Bytes::from(vec![b'x'; 200]), ..Message::default() };
+    for name in ["machinist-signature", "machinist-key", "machinist-queue", "machinist-eta"] {
+        message.headers.insert(name.to_owned(), "0123456789abcdef0123456789abcdef".into());
+    }
+    let facts =
+        ["name", "queue", "root", "trace", "sent"].map(|name| fact(name, "\"0123456789abcdef0123456789\""));
+    let publish = Publish { target: Target::Queue(queue()?), message, delay: Duration::ZERO };
+    let (recorded, published) =
+        tokio::join!(backend.commit(vec![commit(&id, facts.into())]), broker.publish(vec![publish]));
+    recorded.into_iter().next().ok_or("no answer")??;
+    published.into_iter().next().ok_or("no answer")??;
+    Ok(id)
+}
+
+async fn send(store: &SqliteStore, count: usize, at_once: usize) -> Result<(), BoxError> {
+    let started = Instant::now();
+    let senders = (0..at_once).map(|sender| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            for _ in (sender..count).step_by(at_once) {
+                send_one(&store).await?;
+            }
+            Ok::<_, BoxError>(())
+        })
+    });
+    for sender in senders.collect::<Vec<_>>() {
+        sender.await??;
+    }
+    println!("sent in {:.2?}", started.elapsed());
+    store.close().await;
+    Ok(())
+}
+
+async fn work(store: &SqliteStore, count: usize, at_once: usize) -> Result<(), BoxError> {
+    let mut consumer =
+        store.broker().consume(Consume { queues: vec![queue()?], prefetch: 2 * at_once as u16 }).await?;
+    let (slots, done) = (Arc::new(Semaphore::new(at_once)), Arc::new(AtomicUsize::new(0)));
+    for _ in 0..count {
+        let delivery = consumer.next().await.ok_or("the store was closed")?;
+        let slot = slots.clone().acquire_owned().await?;
+        let (backend, done) = (store.backend(), done.clone());
+        tokio::spawn(async move {
+            let id = TaskId::parse(delivery.message.id.as_deref().unwrap_or_default())?;
+            let start =
+                fact("s:1:1", "{\"session\":\"0123456789abcdef\",\"run\":\"0123456789abcdef\",\"token\":1}");
+            let end = fact("end", "{\"kind\":\"success\",\"results\":[5],\"at\":1234567890123456}");
+            for (fact, wake) in [(start, false), (end, true)] {
+                let commit = Commit { wake, unless: vec!["end".to_owned()], ..commit(&id, vec![fact]) };
+                backend.commit(vec![commit]).await.remove(0)?;
+            }
+            delivery.receipt.settle(Settle::Ack).await;
+            done.fetch_add(1, Ordering::Relaxed);
+            drop(slot);
+            Ok::<_, BoxError>(())
+        });
+    }
+    drop(slots.acquire_many(at_once as u32).await?);
+    assert_eq!(done.load(Ordering::Relaxed), count);
+    Ok(())
+}
+
+/// One task at a time, sent by another store, as by another process.
+async fn lone(store: &SqliteStore) -> Result<(), BoxError> {
+    let other = SqliteStore::open(store.path(), SqliteOptions::default()).await?;
+    let mut consumer = store.broker().consume(Consume { queues: vec![queue()?], prefetch: 1 }).await?;
+    let mut took = Vec::new();
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let started = Instant::now();
+        send_one(&other).await?;
+        let delivery = consumer.next().await.ok_or("closed")?;
+        took.push(started.elapsed());
+        delivery.receipt.settle(Settle::Ack).await;
+    }
+    took.sort_unstable();
+    println!("lone task, send to delivery: p50 {:.2?}, p99 {:.2?}", took[50], took[99]);
+    Ok(())
+}
+
+async fn idle(store: &SqliteStore) -> Result<(), BoxError> {
+    let _consumer = store.broker().consume(Consume { queues: vec![queue()?], prefetch: 1 }).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = cpu()?;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    println!("idle: {:.2} % of a core", (cpu()? - before) / 10.0 * 100.0);
+    Ok(())
+}
+
+/// Seconds of processor time that this process has used.
+fn cpu() -> Result<f64, BoxError> {
+    let mut nanos = 0u64;
+    for task in std::fs::read_dir("/proc/self/task")? {
+        let stat = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        nanos += stat.split(' ').next().unwrap_or("0").parse::<u64>()?;
+    }
+    Ok(nanos as f64 / 1e9)
+}
