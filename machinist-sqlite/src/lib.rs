@@ -30,6 +30,7 @@
 //! writes at a time, so many writing processes share the speed of one.
 
 mod backend;
+mod bell;
 mod broker;
 mod clock;
 mod codec;

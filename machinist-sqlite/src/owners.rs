@@ -62,11 +62,21 @@ impl Drop for LifeLine {
     }
 }
 
-/// The directory of the lock files, beside the file.
+/// The directory beside the file that holds the locks of owners, and the sockets of those who wait.
 pub(crate) fn directory(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push("-owners");
     name.into()
+}
+
+/// Makes that directory, for the file's user only.
+pub(crate) fn make_directory(file: &Path) -> std::io::Result<PathBuf> {
+    let directory = directory(file);
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(&directory)?;
+    Ok(directory)
 }
 
 /// Makes a new owner. Its lock is held before its row can be seen.
@@ -91,11 +101,7 @@ pub(crate) fn enrol(
 }
 
 fn hold_lock(file: &Path, owner: i64) -> std::io::Result<LifeLine> {
-    let directory = directory(file);
-    let mut builder = fs::DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.recursive(true).create(&directory)?;
+    let directory = make_directory(file)?;
     let path = directory.join(owner.to_string());
     let locked = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
     locked.try_lock()?;

@@ -30,6 +30,7 @@ use tokio::sync::{
 };
 
 use crate::{
+    bell::Ringer,
     clock::HostClock,
     fault::{Fault, FaultKind, kind_of},
     messages::{self, Claimed, QueueIds},
@@ -57,6 +58,7 @@ pub(crate) struct Writer {
     ground: Ground,
     jobs: Receiver<Job>,
     hub: Arc<Hub>,
+    ringer: Ringer,
     seats: Vec<Seat>,
     ownership: Option<Ownership>,
     /// Settlements that failed. Unsettled, their messages would lie with this process for as long as it lives.
@@ -123,10 +125,12 @@ impl Writer {
     ) -> Self {
         let (db, path, namespace) = opened;
         let now = Instant::now();
+        let ringer = Ringer::new(&path, source);
         Self {
             ground: Ground { db, path, namespace, source, clock, queues: QueueIds::default() },
             jobs,
             hub,
+            ringer,
             seats: Vec::new(),
             ownership: None,
             owed: Vec::new(),
@@ -281,6 +285,7 @@ impl Writer {
         for id in &effects.woken {
             self.hub.wake(id);
         }
+        let own = !effects.ready.is_empty() || !effects.seated.is_empty();
         for seat in effects.seated {
             self.hub.subscribe(&seat.queues);
             self.seats.push(seat);
@@ -292,6 +297,10 @@ impl Writer {
             }
         }
         self.whet(&effects.ready);
+        if own || !effects.woken.is_empty() {
+            // This process's own ear too: what it cannot claim now, and when its delayed messages come due.
+            self.ringer.ring(own);
+        }
     }
 
     /// Something waits in these queues.

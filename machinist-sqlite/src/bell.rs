@@ -1,0 +1,232 @@
+//! How processes on one file wake each other at once.
+//!
+//! Whoever waits binds a datagram socket in `FILE-owners/`, its *ear*; whoever has committed something that others may
+//! wait for sends one byte to every ear it finds there. A ring carries no information and may be lost: those who wait
+//! also look at the file now and then (see [`pulse`](crate::pulse)), more often where no ear could be bound.
+
+#[cfg(unix)]
+pub(crate) use unix::{Ear, Ringer};
+
+#[cfg(not(unix))]
+pub(crate) use elsewhere::{Ear, Ringer};
+
+/// What the name of an ear ends with.
+#[cfg(unix)]
+const ENDING: &str = ".ear";
+
+#[cfg(unix)]
+mod unix {
+    use std::{
+        fs::{self, File},
+        io::{self, ErrorKind},
+        os::{fd::AsRawFd, unix::net::UnixDatagram},
+        path::{Path, PathBuf},
+        time::{Duration, Instant, SystemTime},
+    };
+
+    use super::ENDING;
+    use crate::owners;
+
+    /// A socket's path has room for about a hundred bytes.
+    const LONGEST: usize = 100;
+    /// How old the list of ears may be, where the directory does not say that it changed.
+    const LIST_AGE: Duration = Duration::from_secs(1);
+
+    /// Hears the rings of others.
+    #[derive(Debug)]
+    pub(crate) struct Ear {
+        socket: UnixDatagram,
+        path: PathBuf,
+    }
+
+    impl Ear {
+        /// `mark` is the store's own, unlike any other's.
+        pub(crate) fn bind(file: &Path, mark: i64) -> io::Result<Self> {
+            let directory = owners::make_directory(file)?;
+            let name = name_of(mark);
+            let place = Place::open(directory.clone())?;
+            let socket = UnixDatagram::bind(place.reach(&name))?;
+            Ok(Self { socket, path: directory.join(name) })
+        }
+
+        /// Waits for a ring, for at most `bound`, and forgets all that have come.
+        pub(crate) fn wait(&self, bound: Duration) {
+            let heard =
+                self.socket.set_read_timeout(Some(bound)).and_then(|()| self.socket.recv(&mut [0; 1]));
+            if heard.is_ok() && self.socket.set_nonblocking(true).is_ok() {
+                while self.socket.recv(&mut [0; 1]).is_ok() {}
+                // If it fails, the next wait is none, and the caller's own pause keeps it from spinning.
+                let _ = self.socket.set_nonblocking(false);
+            }
+        }
+    }
+
+    impl Drop for Ear {
+        fn drop(&mut self) {
+            // Only tidiness: whoever rings at an ear that nobody has takes it away.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+
+    /// Rings at the ears of others.
+    #[derive(Debug)]
+    pub(crate) struct Ringer {
+        directory: PathBuf,
+        own: String,
+        socket: Option<UnixDatagram>,
+        place: Option<Place>,
+        ears: Vec<String>,
+        listed: Option<(SystemTime, Instant)>,
+    }
+
+    impl Ringer {
+        pub(crate) fn new(file: &Path, mark: i64) -> Self {
+            let socket = UnixDatagram::unbound().ok().filter(|socket| socket.set_nonblocking(true).is_ok());
+            Self {
+                directory: owners::directory(file),
+                own: name_of(mark),
+                socket,
+                place: None,
+                ears: Vec::new(),
+                listed: None,
+            }
+        }
+
+        /// Wakes whoever waits; this process only if `own`.
+        pub(crate) fn ring(&mut self, own: bool) {
+            // Where it fails, the others find out by looking.
+            let _ = self.try_ring(own);
+        }
+
+        fn try_ring(&mut self, own: bool) -> io::Result<()> {
+            self.list()?;
+            let (Some(socket), Some(place)) = (&self.socket, &self.place) else { return Ok(()) };
+            for ear in self.ears.iter().filter(|ear| own || **ear != self.own) {
+                let path = place.reach(ear);
+                if let Err(error) = socket.send_to(&[0], &path)
+                    && error.kind() == ErrorKind::ConnectionRefused
+                {
+                    // Its process was killed. One that is full will be heard anyway.
+                    let _ = fs::remove_file(path);
+                }
+            }
+            Ok(())
+        }
+
+        /// Reads the directory again if it may have changed.
+        fn list(&mut self) -> io::Result<()> {
+            let changed = fs::metadata(&self.directory)?.modified()?;
+            if self.listed.is_some_and(|(then, when)| then == changed && when.elapsed() < LIST_AGE) {
+                return Ok(());
+            }
+            if self.place.is_none() {
+                self.place = Some(Place::open(self.directory.clone())?);
+            }
+            self.ears.clear();
+            for entry in fs::read_dir(&self.directory)? {
+                if let Ok(name) = entry?.file_name().into_string()
+                    && name.ends_with(ENDING)
+                {
+                    self.ears.push(name);
+                }
+            }
+            self.listed = Some((changed, Instant::now()));
+            Ok(())
+        }
+    }
+
+    fn name_of(mark: i64) -> String {
+        format!("{mark:x}{ENDING}")
+    }
+
+    /// The directory of the ears, by a path that is short enough.
+    #[derive(Debug)]
+    struct Place {
+        directory: PathBuf,
+        open: File,
+    }
+
+    impl Place {
+        fn open(directory: PathBuf) -> io::Result<Self> {
+            Ok(Self { open: File::open(&directory)?, directory })
+        }
+
+        fn reach(&self, name: &str) -> PathBuf {
+            let direct = self.directory.join(name);
+            if direct.as_os_str().len() < LONGEST {
+                return direct;
+            }
+            // Linux; elsewhere a file this deep has no ears.
+            format!("/proc/self/fd/{}/{name}", self.open.as_raw_fd()).into()
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn rings_are_heard_and_the_dead_are_forgotten() {
+            let place = tempfile::tempdir().unwrap();
+            let deep = place.path().join("d".repeat(150));
+            fs::create_dir(&deep).unwrap();
+            for file in [place.path().join("m.db"), deep.join("m.db")] {
+                let (ear, mut ringer) = (Ear::bind(&file, 1).unwrap(), Ringer::new(&file, 2));
+                let hard_bound = Duration::from_secs(60);
+                for _ in 0..3 {
+                    ringer.ring(false);
+                    let started = Instant::now();
+                    ear.wait(hard_bound);
+                    assert!(started.elapsed() < hard_bound, "the ring was not heard");
+                }
+                let copy = ear.path.with_file_name("dead.ear");
+                drop(UnixDatagram::bind(Place::open(owners::directory(&file)).unwrap().reach("dead.ear")));
+                ringer.listed = None;
+                ringer.ring(false);
+                assert!(!copy.exists());
+            }
+        }
+
+        #[test]
+        fn one_does_not_hear_oneself_unless_asked() {
+            let place = tempfile::tempdir().unwrap();
+            let file = place.path().join("m.db");
+            let (ear, mut ringer) = (Ear::bind(&file, 1).unwrap(), Ringer::new(&file, 1));
+            ear.socket.set_nonblocking(true).unwrap();
+            ringer.ring(false);
+            assert!(ear.socket.recv(&mut [0; 1]).is_err());
+            ringer.ring(true);
+            assert!(ear.socket.recv(&mut [0; 1]).is_ok());
+        }
+    }
+}
+
+/// Without such sockets, those who wait look more often.
+#[cfg(not(unix))]
+mod elsewhere {
+    use std::{io, path::Path, time::Duration};
+
+    #[derive(Debug)]
+    pub(crate) struct Ear(std::convert::Infallible);
+
+    impl Ear {
+        pub(crate) fn bind(_file: &Path, _mark: i64) -> io::Result<Self> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        pub(crate) fn wait(&self, _bound: Duration) {
+            match self.0 {}
+        }
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct Ringer;
+
+    impl Ringer {
+        pub(crate) fn new(_file: &Path, _mark: i64) -> Self {
+            Self
+        }
+
+        pub(crate) fn ring(&mut self, _own: bool) {}
+    }
+}
