@@ -249,10 +249,11 @@ impl Pulse {
         while let Some(row) = rows.next()? {
             seen.woken = row.get(0)?;
             let (namespace, source): (i64, i64) = (row.get(1)?, row.get(2)?);
-            if namespace == self.namespace && source != self.source {
-                if let Ok(id) = TaskId::parse(row.get_ref(3)?.as_str()?) {
-                    self.hub.wake(&id);
-                }
+            if namespace == self.namespace
+                && source != self.source
+                && let Ok(id) = TaskId::parse(row.get_ref(3)?.as_str()?)
+            {
+                self.hub.wake(&id);
             }
         }
         Ok(())

@@ -100,7 +100,10 @@ fn load(
             Ok((row.get(0)?, Record { facts, expires }))
         })
         .optional()?;
-    Ok(found.map_or((None, Record::default()), |(row, record)| (Some(row), record)))
+    Ok(match found {
+        Some((row, record)) => (Some(row), record),
+        None => (None, Record::default()),
+    })
 }
 
 /// Notes that a record changed, for watchers in other processes.

@@ -3,16 +3,11 @@
 //! While one transaction is being synced, the next callers queue up; then all of them share one. Nobody is told of
 //! success before the commit. A batch that fails is rolled back and its changes are made one by one, so that one
 //! caller's trouble is not its neighbours'.
-//!
-//! SQLite has one write lock per file and no queue before it. So that processes take turns, a waiting one asks for it
-//! ten thousand times a second (see `file`), and one that sees others write leaves the lock alone for a moment
-//! between two transactions.
 
 use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::Ordering,
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::{Duration, Instant},
@@ -24,20 +19,20 @@ use machinist_core::{
     id::TaskId,
 };
 use rusqlite::Connection;
-use tokio::sync::{
-    mpsc::{UnboundedSender, error::SendError},
-    oneshot,
-};
+use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::{
     bell::Ringer,
     clock::HostClock,
+    company::Company,
     fault::{Fault, FaultKind, kind_of},
     messages::{self, Claimed, QueueIds},
     op::{Answer, Handed, Job, Nudge, Op, Subscription},
     owners::{self, BEAT, LifeLine, Looks, Tenure},
     pulse::Hub,
-    records, sessions,
+    records,
+    seat::Seat,
+    sessions,
 };
 
 /// Changes in one transaction, about; more would keep other processes waiting for too long.
@@ -45,10 +40,6 @@ const BATCH: usize = 512;
 /// Delayed messages made ready, and expired rows deleted, in one transaction.
 const CHUNK: u32 = 500;
 const SWEEP: Duration = Duration::from_secs(10);
-/// Pause between two transactions while others write; longer than the pause between two of their tries.
-const COURTESY: Duration = Duration::from_micros(250);
-/// For how long after another process's commit the courtesy lasts.
-const COMPANY: Duration = Duration::from_secs(1);
 
 type Reply = Option<oneshot::Sender<Vec<Result<Answer, Fault>>>>;
 
@@ -86,18 +77,6 @@ struct Ownership {
     _line: Option<LifeLine>,
 }
 
-/// A subscription's place at the table.
-#[derive(Debug)]
-struct Seat {
-    subscription: Arc<Subscription>,
-    out: UnboundedSender<Handed>,
-    queues: Vec<i64>,
-    /// Whether its queues may hold something that it has not been given.
-    hungry: bool,
-    /// The queue that is asked first next time, so that none starves.
-    turn: usize,
-}
-
 /// What a transaction leads to once it is committed.
 #[derive(Debug, Default)]
 struct Effects {
@@ -105,14 +84,6 @@ struct Effects {
     ready: Vec<i64>,
     seated: Vec<Seat>,
     unseated: Vec<Arc<Subscription>>,
-}
-
-/// Whether other processes write, too.
-#[derive(Debug)]
-struct Company {
-    version: i64,
-    until: Instant,
-    last_commit: Instant,
 }
 
 impl Writer {
@@ -137,7 +108,7 @@ impl Writer {
             looks: Looks::default(),
             next_beat: now,
             next_sweep: now + SWEEP,
-            company: Company { version: 0, until: now, last_commit: now },
+            company: Company::new(),
         }
     }
 
@@ -291,7 +262,7 @@ impl Writer {
             self.seats.push(seat);
         }
         for gone in effects.unseated {
-            if let Some(place) = self.seats.iter().position(|seat| Arc::ptr_eq(&seat.subscription, &gone)) {
+            if let Some(place) = self.seats.iter().position(|seat| seat.is_of(&gone)) {
                 let seat = self.seats.swap_remove(place);
                 self.hub.unsubscribe(&seat.queues);
             }
@@ -381,12 +352,12 @@ impl Writer {
             ids.push(queue);
         }
         let (subscription, out) = (subscription.clone(), out.clone());
-        effects.seated.push(Seat { subscription, out, queues: ids, hungry: true, turn: 0 });
+        effects.seated.push(Seat::new(subscription, out, ids));
         Ok(())
     }
 
     fn unseat(&mut self, subscription: &Arc<Subscription>, effects: &mut Effects) -> rusqlite::Result<()> {
-        let seat = self.seats.iter().find(|seat| Arc::ptr_eq(&seat.subscription, subscription));
+        let seat = self.seats.iter().find(|seat| seat.is_of(subscription));
         if let (Some(seat), Some(ownership)) = (seat, &self.ownership) {
             for &queue in &seat.queues {
                 owners::subscribe(&self.ground.db, ownership.tenure.owner, queue, -1)?;
@@ -416,7 +387,7 @@ impl Writer {
     fn claim_all(&mut self, effects: &mut Effects) -> rusqlite::Result<Claims> {
         let mut claims = Claims::default();
         let Effects { ready, seated, unseated, .. } = effects;
-        let leaves = |seat: &Seat| unseated.iter().any(|gone| Arc::ptr_eq(gone, &seat.subscription));
+        let leaves = |seat: &Seat| unseated.iter().any(|gone| seat.is_of(gone));
         let wants = |seat: &Seat| seat.free() > 0 && (seat.hungry || seat.eats(ready)) && !leaves(seat);
         if !self.seats.iter().chain(seated.iter()).any(wants) {
             return Ok(claims);
@@ -454,23 +425,19 @@ impl Writer {
     /// Passes on what was claimed, now that it is committed.
     fn hand_out(&mut self, claims: Claims) {
         let Some(tenure) = claims.tenure else { return };
-        let mut refused = Vec::new();
         for (subscription, claimed, more) in claims.list {
-            let Some(seat) =
-                self.seats.iter_mut().find(|seat| Arc::ptr_eq(&seat.subscription, &subscription))
-            else {
-                continue;
+            let refused = match self.seats.iter_mut().find(|seat| seat.is_of(&subscription)) {
+                Some(seat) => {
+                    seat.hungry = more;
+                    seat.hand_out(claimed, &tenure)
+                }
+                None => claimed,
             };
-            seat.hungry = more;
-            subscription.held.fetch_add(claimed.len(), Ordering::AcqRel);
-            // A consumer that was dropped a moment ago takes nothing any more.
-            let sent = claimed.into_iter().map(|one| seat.out.send((one, tenure.clone())));
-            refused.extend(sent.filter_map(Result::err));
-        }
-        for SendError((claimed, tenure)) in refused {
-            let op = Op::Settle { message: claimed.id, owner: tenure.owner, how: Settle::Requeue };
-            let answer = self.alone(&op);
-            self.reply(vec![op], None, vec![answer]);
+            for one in refused {
+                let op = Op::Settle { message: one.id, owner: tenure.owner, how: Settle::Requeue };
+                let answer = self.alone(&op);
+                self.reply(vec![op], None, vec![answer]);
+            }
         }
     }
 
@@ -577,69 +544,5 @@ struct Claims {
 impl Ground {
     fn run(&self, sql: &str) -> rusqlite::Result<()> {
         self.db.prepare_cached(sql)?.execute([]).map(drop)
-    }
-}
-
-impl Seat {
-    fn free(&self) -> usize {
-        self.subscription.prefetch.saturating_sub(self.subscription.held.load(Ordering::Acquire))
-    }
-
-    /// Whether any of these queues is one of its own.
-    fn eats(&self, ready: &[i64]) -> bool {
-        self.queues.iter().any(|queue| ready.contains(queue))
-    }
-
-    fn wants(&self) -> bool {
-        self.hungry && self.free() > 0
-    }
-
-    /// Claims an equal share from each queue, then what is left of the credit from whoever has more.
-    fn claim(&mut self, db: &Connection, owner: i64) -> rusqlite::Result<(Vec<Claimed>, bool)> {
-        let count = self.queues.len();
-        let mut left = self.free();
-        let mut claimed = Vec::new();
-        let share = left.div_ceil(count.max(1));
-        for (round, first) in [(share, self.turn), (left, self.turn)] {
-            for step in 0..count {
-                let place = (first + step) % count;
-                let limit = round.min(left);
-                if limit > 0 {
-                    let queue = (self.queues[place], &self.subscription.queues[place]);
-                    let got = messages::claim(db, owner, queue, u32::try_from(limit).unwrap_or(u32::MAX))?;
-                    left -= got.len();
-                    claimed.extend(got);
-                }
-            }
-            if count == 1 {
-                break;
-            }
-        }
-        self.turn = (self.turn + 1) % count.max(1);
-        Ok((claimed, left == 0))
-    }
-}
-
-impl Company {
-    /// Leaves the lock to others for a moment if they have been writing.
-    fn give_way(&self) {
-        let now = Instant::now();
-        if now < self.until {
-            let since = now.duration_since(self.last_commit);
-            std::thread::sleep(COURTESY.saturating_sub(since));
-        }
-    }
-
-    fn note(&mut self, db: &Connection) {
-        self.last_commit = Instant::now();
-        let version = db.prepare_cached("PRAGMA data_version").and_then(|mut asked| {
-            // It changes with the commits of all others, never with our own.
-            asked.query_row([], |row| row.get(0))
-        });
-        if let Ok(version) = version
-            && std::mem::replace(&mut self.version, version) != version
-        {
-            self.until = self.last_commit + COMPANY;
-        }
     }
 }

@@ -1,5 +1,7 @@
 //! The file is a broker and a backend: both suites, every connection a store of its own as in another process.
 
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
 use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;

@@ -1,5 +1,7 @@
 //! Files that cannot be used: each is told apart, says what to do, and is left as it was.
 
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -2,6 +2,8 @@
 //!
 //! The second process is this test binary, run again for one test with a role in its environment.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "in a test a panic is the report")]
+
 use std::{
     collections::BTreeSet,
     io::{BufRead, BufReader},

@@ -1,5 +1,7 @@
 //! What only this adapter promises: namespaces, order, group commit, closing, diagnosis.
 
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
 use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;

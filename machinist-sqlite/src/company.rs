@@ -1,0 +1,52 @@
+//! Taking turns with other processes that write the same file.
+//!
+//! SQLite has one write lock per file and no queue before it. So that processes take turns, a waiting one asks for it
+//! ten thousand times a second (see [`file`](crate::file)), and one that sees others write leaves the lock alone for a
+//! moment between two transactions.
+
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+/// Pause between two transactions while others write; longer than the pause between two of their tries.
+const COURTESY: Duration = Duration::from_micros(250);
+/// For how long after another process's commit the courtesy lasts.
+const COMPANY: Duration = Duration::from_secs(1);
+
+/// Whether other processes write, too.
+#[derive(Debug)]
+pub(crate) struct Company {
+    version: i64,
+    until: Instant,
+    last_commit: Instant,
+}
+
+impl Company {
+    pub(crate) fn new() -> Self {
+        let now = Instant::now();
+        Self { version: 0, until: now, last_commit: now }
+    }
+
+    /// Leaves the lock to others for a moment if they have been writing.
+    pub(crate) fn give_way(&self) {
+        let now = Instant::now();
+        if now < self.until {
+            let since = now.duration_since(self.last_commit);
+            std::thread::sleep(COURTESY.saturating_sub(since));
+        }
+    }
+
+    /// After a transaction: looks whether others had one since.
+    pub(crate) fn note(&mut self, db: &Connection) {
+        self.last_commit = Instant::now();
+        let version = db.prepare_cached("PRAGMA data_version").and_then(|mut asked| {
+            // It changes with the commits of all others, never with our own.
+            asked.query_row([], |row| row.get(0))
+        });
+        if let Ok(version) = version
+            && std::mem::replace(&mut self.version, version) != version
+        {
+            self.until = self.last_commit + COMPANY;
+        }
+    }
+}

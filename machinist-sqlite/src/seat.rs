@@ -1,0 +1,88 @@
+//! A consumer as the writer serves it: what it may be given, and from which queue next.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use rusqlite::Connection;
+use tokio::sync::mpsc::{UnboundedSender, error::SendError};
+
+use crate::{
+    messages::{self, Claimed},
+    op::{Handed, Subscription},
+    owners::Tenure,
+};
+
+/// A subscription's place at the table.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub(crate) subscription: Arc<Subscription>,
+    out: UnboundedSender<Handed>,
+    pub(crate) queues: Vec<i64>,
+    /// Whether its queues may hold something that it has not been given.
+    pub(crate) hungry: bool,
+    /// The queue that is asked first next time, so that none starves.
+    turn: usize,
+}
+
+impl Seat {
+    pub(crate) fn new(
+        subscription: Arc<Subscription>,
+        out: UnboundedSender<Handed>,
+        queues: Vec<i64>,
+    ) -> Self {
+        Self { subscription, out, queues, hungry: true, turn: 0 }
+    }
+
+    pub(crate) fn is_of(&self, subscription: &Arc<Subscription>) -> bool {
+        Arc::ptr_eq(&self.subscription, subscription)
+    }
+
+    pub(crate) fn free(&self) -> usize {
+        self.subscription.prefetch.saturating_sub(self.subscription.held.load(Ordering::Acquire))
+    }
+
+    /// Whether any of these queues is one of its own.
+    pub(crate) fn eats(&self, ready: &[i64]) -> bool {
+        self.queues.iter().any(|queue| ready.contains(queue))
+    }
+
+    pub(crate) fn wants(&self) -> bool {
+        self.hungry && self.free() > 0
+    }
+
+    /// Claims an equal share from each queue, then what is left of the credit from whoever has more.
+    pub(crate) fn claim(&mut self, db: &Connection, owner: i64) -> rusqlite::Result<(Vec<Claimed>, bool)> {
+        let count = self.queues.len();
+        let mut left = self.free();
+        let mut claimed = Vec::new();
+        let share = left.div_ceil(count.max(1));
+        for (round, first) in [(share, self.turn), (left, self.turn)] {
+            for step in 0..count {
+                let place = (first + step) % count;
+                let limit = round.min(left);
+                if limit > 0 {
+                    let queue = (self.queues[place], &self.subscription.queues[place]);
+                    let got = messages::claim(db, owner, queue, u32::try_from(limit).unwrap_or(u32::MAX))?;
+                    left -= got.len();
+                    claimed.extend(got);
+                }
+            }
+            if count == 1 {
+                break;
+            }
+        }
+        self.turn = (self.turn + 1) % count.max(1);
+        Ok((claimed, left == 0))
+    }
+
+    /// Passes messages on, and returns those that nobody took: the consumer was dropped a moment ago.
+    pub(crate) fn hand_out(&mut self, claimed: Vec<Claimed>, tenure: &Arc<Tenure>) -> Vec<Claimed> {
+        self.subscription.held.fetch_add(claimed.len(), Ordering::AcqRel);
+        let mut refused = Vec::new();
+        for one in claimed {
+            if let Err(SendError((back, _))) = self.out.send((one, tenure.clone())) {
+                refused.push(back);
+            }
+        }
+        refused
+    }
+}
