@@ -5,8 +5,8 @@ use std::path::Path;
 use machinist_core::diagnose::Finding;
 use rusqlite::Connection;
 
-/// A check of every page reads the whole file: not of one that takes many seconds.
-const CHECKED_UP_TO: u64 = 512 << 20;
+/// A check of every page reads the whole file, and other questions wait for it: a fraction of a second, no more.
+const CHECKED_UP_TO: u64 = 64 << 20;
 
 /// Looks at the file through a reading connection.
 pub(crate) fn examine(db: &Connection, path: &Path) -> rusqlite::Result<Vec<Finding>> {

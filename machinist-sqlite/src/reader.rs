@@ -34,6 +34,8 @@ pub(crate) enum Query {
         reply: Reply<Vec<(Timestamp, String)>>,
     },
     Diagnose(Reply<Vec<Finding>>),
+    /// No question: ends the thread.
+    Stop,
 }
 
 /// The state of the reading thread.
@@ -66,6 +68,7 @@ impl Reader {
                     self.answer(reply, |db| sessions::list(db, self.namespace, index, after.as_ref(), limit));
                 }
                 Query::Diagnose(reply) => self.answer(reply, |db| diagnose::examine(db, &self.path)),
+                Query::Stop => return,
             }
         }
     }

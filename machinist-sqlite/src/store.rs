@@ -82,8 +82,8 @@ impl SqliteStore {
         &self.shared.path
     }
 
-    /// Does what was asked before, hands back what is held, and closes the file. Broker and backend answer
-    /// *unavailable* from then on. Idempotent.
+    /// Does what was asked before, hands back what is held, and closes the file, the last of it a tenth of a second
+    /// later. Broker and backend answer *unavailable* from then on. Idempotent.
     ///
     /// # Cancel safety
     /// Dropped early, the rest is done by the store's threads.
@@ -91,9 +91,11 @@ impl SqliteStore {
         let (done, closed) = oneshot::channel();
         self.shared.hub.close();
         if self.shared.writer.send(Job::Stop(Some(done))).is_ok() {
-            // The writer's end says it, too.
-            let _ = closed.await;
+            // The writer's end says it, too; a disk that does not answer must not keep the caller for ever.
+            let _ = self.shared.patiently(closed).await;
         }
+        // A reader that was stopped before needs no second word.
+        let _ = self.shared.reader.send(Query::Stop);
     }
 }
 
