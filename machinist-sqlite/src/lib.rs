@@ -27,7 +27,8 @@
 //!
 //! # Limits
 //! The file must be on a local disk: SQLite's write-ahead log does not work over network file systems. One process
-//! writes at a time, so many writing processes share the speed of one.
+//! writes at a time, so many writing processes share the speed of one; and one that is stopped (by a debugger, say) in
+//! the very moment of a write holds up the others until it goes on or is killed: they answer *unavailable* after 20 s.
 
 mod backend;
 mod bell;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use machinist_conformance::within;
+use machinist_conformance::{eventually, within};
 use machinist_core::{
     backend::{Backend, Commit, Committed, Expiry},
     broker::{Broker, Consume, Consumer, Delivery, Message, Publish, Settle, Target},
@@ -36,6 +36,7 @@ fn second_process() {
         let store = open(&path).await;
         match role.as_str() {
             "hold" => hold(&store).await,
+            "tell" => tell(&store).await,
             name => churn(&store, name).await,
         }
     });
@@ -50,6 +51,14 @@ async fn hold(store: &SqliteStore) {
     }
     println!("\nholding");
     tokio::time::sleep(BOUND * 2).await;
+}
+
+/// Sends for ever, and tells what was confirmed.
+async fn tell(store: &SqliteStore) {
+    for number in 0.. {
+        store.broker().publish(vec![message(&number.to_string())]).await.remove(0).unwrap();
+        println!("\nconfirmed {number}");
+    }
 }
 
 /// Sends and records, one by one and eight at once.
@@ -163,13 +172,56 @@ async fn what_a_killed_process_held_comes_back() {
     all_five_come_back(&mut *consumer).await;
 }
 
+/// Killed in the middle of a write, a sender leaves everything that it was told is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_process_was_told_is_true() {
+    let place = tempfile::tempdir().unwrap();
+    let store = open(&place.path().join("m.db")).await;
+    let mut consumer = consume(&store, 100).await;
+    let mut came = BTreeSet::new();
+    for round in 1..=5 {
+        let mut other = Other::start("tell", store.path());
+        let mut lines = BufReader::new(other.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let first: Vec<_> = lines.by_ref().filter(|line| line.starts_with("confirmed ")).take(20).collect();
+        other.0.kill().unwrap();
+        let rest = lines.filter(|line| line.starts_with("confirmed "));
+        let told = first.into_iter().chain(rest).count();
+        assert!(told >= 20);
+        // Each sender counts from zero, and what it confirmed is all that lies before what it did not.
+        for number in 0..told {
+            while !came.contains(&(round, number)) {
+                let (delivery, body) = next(&mut *consumer).await;
+                delivery.receipt.settle(Settle::Ack).await;
+                came.insert((round, body.parse().unwrap()));
+            }
+        }
+        // One more may have been written before anybody was told.
+        let left = store.broker().depth(&[queue()]).await.unwrap()[0].ready;
+        assert!(left <= Some(1), "{left:?} messages that nobody sent");
+        if !came.contains(&(round, told)) && left == Some(1) {
+            let (delivery, _) = next(&mut *consumer).await;
+            delivery.receipt.settle(Settle::Ack).await;
+        }
+    }
+}
+
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_stopped_process_held_comes_back() {
     let place = tempfile::tempdir().unwrap();
     let store = open(&place.path().join("m.db")).await;
     let other = held_by_another(&store).await;
-    other.signal("-STOP");
+    let quiet = eventually(BOUND, async || {
+        other.signal("-STOP");
+        // Stopped in the middle of a write it would hold SQLite's lock, and everybody up.
+        let db = rusqlite::Connection::open(store.path()).unwrap();
+        let free = db.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_ok();
+        if !free {
+            other.signal("-CONT");
+        }
+        free
+    });
+    assert!(quiet.await);
     let mut consumer = consume(&store, 10).await;
     all_five_come_back(&mut *consumer).await;
     other.signal("-CONT");
