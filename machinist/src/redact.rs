@@ -1,0 +1,134 @@
+//! Passwords, taken out of what is shown.
+//!
+//! Every text of ours that may hold a URL goes through one of these two functions before anybody sees it: error
+//! messages, `machinist config`, the `Debug` of settings. They would rather hide too much than too little, because
+//! a URL that needs showing is often one that was typed wrong.
+
+use std::borrow::Cow;
+
+/// What stands where a password was.
+const HIDDEN: &str = "***";
+
+/// A URL without its secrets: the password before the `@`, and the value of every query parameter whose name
+/// speaks of one (`password`, `sentinel_pass`, `secret`, `token`).
+///
+/// The text need not be a valid URL; whatever could be a password is hidden.
+///
+/// # Examples
+/// ```
+/// use machinist::redact::url;
+/// assert_eq!(url("amqp://app:s3cret@mq/%2f"), "amqp://app:***@mq/%2f");
+/// assert_eq!(url("redis+unix:///run/redis.sock?pass=s3cret&db=2"), "redis+unix:///run/redis.sock?pass=***&db=2");
+/// ```
+pub fn url(text: &str) -> Cow<'_, str> {
+    // `amqp:/user:password@host` and `user:password@host` are typed wrong, and still hold a password.
+    let start = match text.find("://") {
+        Some(at) => at + 3,
+        None => text.find(":/").map_or(0, |at| at + 2),
+    };
+    let (scheme, rest) = text.split_at(start);
+    let rest = hide_query(&hide_userinfo(rest));
+    if rest == text[start..] { Cow::Borrowed(text) } else { Cow::Owned(format!("{scheme}{rest}")) }
+}
+
+/// A text with every URL in it redacted, for messages that were put together elsewhere.
+///
+/// # Examples
+/// ```
+/// use machinist::redact::text;
+/// assert_eq!(text("unexpected 'redis://:pw@cache/0' found"), "unexpected 'redis://:***@cache/0' found");
+/// ```
+pub fn text(text: &str) -> Cow<'_, str> {
+    if !text.contains("://") {
+        return Cow::Borrowed(text);
+    }
+    let boundary = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>');
+    Cow::Owned(
+        text.split_inclusive(boundary)
+            .map(|word| if word.contains("://") { url(word) } else { Cow::Borrowed(word) })
+            .collect(),
+    )
+}
+
+/// The last `@` counts, wherever it stands: a password may hold `/`, `?` and `@` that nobody has escaped.
+fn hide_userinfo(rest: &str) -> Cow<'_, str> {
+    // No authority, so no user: a path.
+    if rest.starts_with('/') {
+        return Cow::Borrowed(rest);
+    }
+    let Some(at) = rest.rfind('@') else { return Cow::Borrowed(rest) };
+    match rest[..at].find(':') {
+        Some(colon) if colon + 1 < at => Cow::Owned(format!("{}:{HIDDEN}{}", &rest[..colon], &rest[at..])),
+        _ => Cow::Borrowed(rest),
+    }
+}
+
+fn hide_query(rest: &str) -> String {
+    let Some(mark) = rest.find('?') else { return rest.to_owned() };
+    let (before, query) = rest.split_at(mark + 1);
+    let shown: String = query.split_inclusive(['&', ';', '#']).map(hide_pair).collect();
+    format!("{before}{shown}")
+}
+
+fn hide_pair(pair: &str) -> Cow<'_, str> {
+    let Some((name, value)) = pair.split_once('=') else { return Cow::Borrowed(pair) };
+    let end = if value.ends_with(['&', ';', '#']) { &value[value.len() - 1..] } else { "" };
+    let is_secret = {
+        let name = name.to_ascii_lowercase();
+        ["pass", "pw", "secret", "token", "credential"].iter().any(|word| name.contains(word))
+    };
+    if is_secret && value.len() > end.len() {
+        Cow::Owned(format!("{name}={HIDDEN}{end}"))
+    } else {
+        Cow::Borrowed(pair)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_password_is_shown() {
+        for (given, shown) in [
+            ("amqp://guest:geheim@127.0.0.1:5672/%2f", "amqp://guest:***@127.0.0.1:5672/%2f"),
+            ("redis://:geheim@h/0", "redis://:***@h/0"),
+            ("redis+sentinel://:geheim@a:1,b:2/m/0", "redis+sentinel://:***@a:1,b:2/m/0"),
+            ("amqp://user:ge/he?i@m@host/v", "amqp://user:***@host/v"),
+            ("amqp://user:12/geheim@host", "amqp://user:***@host"),
+            ("amqp:/user:geheim@host", "amqp:/user:***@host"),
+            ("user:geheim@host", "user:***@host"),
+            ("http://user:geheim@host", "http://user:***@host"),
+            ("redis://h/0?Password=geheim", "redis://h/0?Password=***"),
+            ("redis://h/0?a=1&sentinel_password=geheim;b=2", "redis://h/0?a=1&sentinel_password=***;b=2"),
+            ("amqps://h/?auth_token=geheim#x", "amqps://h/?auth_token=***#x"),
+        ] {
+            assert_eq!(url(given), shown);
+            assert!(!url(given).contains("geheim"));
+        }
+    }
+
+    #[test]
+    fn what_holds_no_password_stays() {
+        for text in [
+            "sqlite://machinist.db",
+            "sqlite:///home/a@b/c:d.db",
+            "memory://",
+            "amqp://host:5672/%2f?heartbeat=10",
+            "amqp://guest@host",
+            "amqp://guest:@host",
+            "",
+        ] {
+            assert_eq!(url(text), text);
+        }
+    }
+
+    #[test]
+    fn texts_are_searched_for_urls() {
+        assert_eq!(
+            text("tried amqp://a:geheim@h, then \"redis://:geheim@h\""),
+            "tried amqp://a:***@h, then \"redis://:***@h\""
+        );
+        assert_eq!(text("no url: here@all"), "no url: here@all");
+    }
+}

@@ -1,0 +1,342 @@
+//! `machinist.toml`: from text to values that know their line.
+//!
+//! The file is walked by hand instead of being deserialized, because only so every error can say what was
+//! expected at which line and column, and no error quotes a line that may hold a password.
+
+use std::{collections::BTreeMap, ops::Range, path::Path, time::Duration};
+
+use machinist_core::{Backoff, QueueName};
+use toml::de::{DeTable, DeValue};
+
+use super::{Origin, Setting, SettingsError, TaskSettings, text};
+use crate::{
+    redact,
+    url::{Role, ServerUrl},
+};
+
+/// What a file says; nothing where it is silent.
+#[derive(Debug, Default)]
+pub(super) struct File {
+    pub(super) broker: Option<Setting<ServerUrl>>,
+    pub(super) backend: Option<Setting<ServerUrl>>,
+    pub(super) namespace: Option<Setting<String>>,
+    pub(super) results_ttl: Option<Setting<Duration>>,
+    pub(super) queues: Option<Setting<Vec<QueueName>>>,
+    pub(super) concurrency: Option<Setting<usize>>,
+    pub(super) grace: Option<Setting<Duration>>,
+    pub(super) tasks: BTreeMap<String, TaskSettings>,
+}
+
+const TOP: [&str; 6] = ["broker", "backend", "namespace", "results_ttl", "worker", "tasks"];
+const WORKER: [&str; 3] = ["queues", "concurrency", "grace"];
+const TASK: [&str; 6] = ["command", "args", "queue", "timeout", "retries", "backoff"];
+
+pub(super) fn read(path: &Path, text: &str) -> Result<File, SettingsError> {
+    let source = Source { path, text };
+    let document = DeTable::parse(text)
+        .map_err(|error| source.error(error.span().unwrap_or(0..0), error.message().to_owned()))?;
+    let top = Section::new(source, "", document.get_ref(), &TOP)?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let url = |role: Role| {
+        move |value: &DeValue<'_>| Ok(ServerUrl::parse(string(value, "a URL")?, role)?.relative_to(folder))
+    };
+    let mut file = File {
+        broker: top.get("broker", url(Role::Broker))?,
+        backend: top.get("backend", url(Role::Backend))?,
+        namespace: top.get("namespace", |v| text::namespace(string(v, "a name")?))?,
+        results_ttl: top.get("results_ttl", duration)?,
+        ..File::default()
+    };
+    if let Some(worker) = top.section("worker", &WORKER)? {
+        file.queues = worker.get("queues", queues)?;
+        file.concurrency = worker.get("concurrency", |v| {
+            let number = integer(v, "a number of tasks")?;
+            let fits = usize::try_from(number).ok().filter(|n| text::CONCURRENCY.contains(n));
+            fits.ok_or_else(|| text::wrong_concurrency(&number))
+        })?;
+        file.grace = worker.get("grace", duration)?;
+    }
+    for (name, section) in top.sections("tasks", &TASK)? {
+        file.tasks.insert(name, task(&section)?);
+    }
+    Ok(file)
+}
+
+fn task(section: &Section<'_>) -> Result<TaskSettings, SettingsError> {
+    let command =
+        section.get("command", |v| match strings(v, "a list of the program and its arguments")? {
+            list if list.is_empty() => Err("names no program; write [\"./program\", \"{0}\"]".to_owned()),
+            list => Ok(list),
+        })?;
+    let Some(command) = command else {
+        return Err(section.error("has no command; write command = [\"./program\", \"{0}\"]"));
+    };
+    Ok(TaskSettings {
+        origin: command.origin.clone(),
+        command,
+        args: section.get("args", |v| strings(v, "a list of names"))?,
+        queue: section
+            .get("queue", |v| QueueName::parse(string(v, "a queue name")?).map_err(|e| e.to_string()))?,
+        timeout: section.get("timeout", |v| match duration(v)? {
+            Duration::ZERO => Err("0s would end every run at once; leave it out for no limit".to_owned()),
+            limit => Ok(limit),
+        })?,
+        retries: section.get("retries", |v| {
+            let number = integer(v, "a number of retries")?;
+            u32::try_from(number).map_err(|_| format!("{number} is not a number of retries; take 0 or more"))
+        })?,
+        backoff: section.get("backoff", |v| -> Result<Backoff, String> {
+            text::parse_backoff(string(v, "a back-off")?)
+        })?,
+    })
+}
+
+/// The text, and where in it something stands.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    /// Line and column, both counted from 1, the column in characters.
+    fn position(&self, at: usize) -> (usize, usize) {
+        let before = self.text.get(..at).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+    }
+
+    fn error(&self, span: Range<usize>, problem: impl Into<String>) -> SettingsError {
+        let (line, column) = self.position(span.start);
+        SettingsError::new(format_args!("{}:{line}:{column}", self.path.display()), problem)
+    }
+}
+
+/// A table whose keys are all known.
+struct Section<'a> {
+    source: Source<'a>,
+    /// `worker`, `tasks.resize`; empty for the top.
+    name: String,
+    span: Range<usize>,
+    table: &'a DeTable<'a>,
+}
+
+impl<'a> Section<'a> {
+    fn new(
+        source: Source<'a>,
+        name: &str,
+        table: &'a DeTable<'a>,
+        known: &[&str],
+    ) -> Result<Self, SettingsError> {
+        for (key, _) in table.iter() {
+            if !known.contains(&key.get_ref().as_ref()) {
+                let place = if name.is_empty() { String::new() } else { format!(" in [{name}]") };
+                let problem =
+                    format!("unknown key \"{}\"{place}; {}", key.get_ref(), nearest(key.get_ref(), known));
+                return Err(source.error(key.span(), problem));
+            }
+        }
+        Ok(Self { source, name: name.to_owned(), span: 0..0, table })
+    }
+
+    fn get<T>(
+        &self,
+        key: &str,
+        read: impl FnOnce(&DeValue<'_>) -> Result<T, String>,
+    ) -> Result<Option<Setting<T>>, SettingsError> {
+        let Some(value) = self.table.get(key) else { return Ok(None) };
+        let origin = Origin::File {
+            path: self.source.path.to_owned(),
+            line: self.source.position(value.span().start).0,
+        };
+        match read(value.get_ref()) {
+            Ok(value) => Ok(Some(Setting::new(value, origin))),
+            Err(problem) => Err(self.source.error(value.span(), format!("{}: {problem}", self.path(key)))),
+        }
+    }
+
+    /// A table below this one.
+    fn section(&self, key: &str, known: &[&str]) -> Result<Option<Self>, SettingsError> {
+        let Some(value) = self.table.get(key) else { return Ok(None) };
+        let name = self.path(key);
+        let Some(table) = value.get_ref().as_table() else {
+            return Err(self
+                .source
+                .error(value.span(), format!("{name}: {}", wrong(value.get_ref(), "a table"))));
+        };
+        Ok(Some(Self { span: value.span(), ..Section::new(self.source, &name, table, known)? }))
+    }
+
+    /// The tables below a table of this one, by name.
+    fn sections(&self, key: &str, known: &[&str]) -> Result<Vec<(String, Self)>, SettingsError> {
+        let names: Vec<&str> = match self.table.get(key).and_then(|v| v.get_ref().as_table()) {
+            Some(table) => table.keys().map(|k| k.get_ref().as_ref()).collect(),
+            None => Vec::new(),
+        };
+        let Some(all) = self.section(key, &names)? else { return Ok(Vec::new()) };
+        let each = |name: &&str| Ok(all.section(name, known)?.map(|section| ((*name).to_owned(), section)));
+        names.iter().filter_map(|name| each(name).transpose()).collect()
+    }
+
+    fn path(&self, key: &str) -> String {
+        if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
+    }
+
+    fn error(&self, problem: &str) -> SettingsError {
+        self.source.error(self.span.clone(), format!("[{}] {problem}", self.name))
+    }
+}
+
+/// The key that was probably meant, else all that there are.
+fn nearest(key: &str, known: &[&str]) -> String {
+    let best = known.iter().map(|name| (strsim::damerau_levenshtein(key, name), name)).min();
+    match best {
+        Some((distance, name)) if distance <= 1 + key.len() / 4 => format!("did you mean \"{name}\"?"),
+        _ => format!("the keys here are {}", known.join(", ")),
+    }
+}
+
+fn string<'v>(value: &'v DeValue<'_>, expected: &str) -> Result<&'v str, String> {
+    value.as_str().ok_or_else(|| wrong(value, &format!("{expected} in quotes")))
+}
+
+fn strings(value: &DeValue<'_>, expected: &str) -> Result<Vec<String>, String> {
+    let list = value.as_array().ok_or_else(|| wrong(value, expected))?;
+    list.iter().map(|item| string(item.get_ref(), "text").map(str::to_owned)).collect()
+}
+
+fn queues(value: &DeValue<'_>) -> Result<Vec<QueueName>, String> {
+    let names = strings(value, "a list of queue names, like [\"default\"]")?;
+    if names.is_empty() {
+        return Err("names no queue; leave it out for [\"default\"]".to_owned());
+    }
+    names.iter().map(|name| QueueName::parse(name).map_err(|e| e.to_string())).collect()
+}
+
+fn integer(value: &DeValue<'_>, expected: &str) -> Result<i64, String> {
+    let number = value.as_integer().ok_or_else(|| wrong(value, expected))?;
+    i64::from_str_radix(number.as_str(), number.radix())
+        .map_err(|_| format!("{} is too large", number.as_str()))
+}
+
+fn duration(value: &DeValue<'_>) -> Result<Duration, String> {
+    text::parse_duration(string(value, "a duration like \"20s\",")?)
+}
+
+fn wrong(value: &DeValue<'_>, expected: &str) -> String {
+    let found = match value {
+        DeValue::String(text) => format!("the text \"{}\"", redact::url(text)),
+        DeValue::Integer(number) => format!("the number {}", number.as_str()),
+        DeValue::Float(number) => format!("the number {}", number.as_str()),
+        DeValue::Boolean(truth) => truth.to_string(),
+        DeValue::Datetime(_) => "a date".to_owned(),
+        DeValue::Array(_) => "a list".to_owned(),
+        DeValue::Table(_) => "a table".to_owned(),
+    };
+    format!("expected {expected}, found {found}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        read(Path::new("machinist.toml"), text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_whole_file_is_read() {
+        let file = read(
+            Path::new("machinist.toml"),
+            r#"
+broker  = "amqp://guest:guest@localhost/%2f"
+backend = "redis://localhost"
+namespace = "shop"
+results_ttl = "1d"
+[worker]
+queues = ["default", "images"]
+concurrency = 4
+grace = "5s"
+[tasks.resize]
+command = ["./resize.sh", "{src}", "{0}"]
+args    = ["src", "width"]
+queue = "images"
+timeout = "30s"
+retries = 3
+backoff = "fixed:200ms"
+[tasks."mail.send"]
+command = ["true"]
+"#,
+        )
+        .unwrap();
+        assert_eq!(file.tasks.keys().collect::<Vec<_>>(), ["mail.send", "resize"]);
+        let resize = &file.tasks["resize"];
+        assert_eq!(resize.command.value[1], "{src}");
+        assert_eq!(resize.retries.as_ref().unwrap().value, 3);
+        assert_eq!(resize.timeout.as_ref().unwrap().origin.to_string(), "machinist.toml:14");
+        assert_eq!(file.concurrency.unwrap().value, 4);
+        assert_eq!(file.broker.unwrap().origin.to_string(), "machinist.toml:2");
+    }
+
+    #[test]
+    fn unknown_keys_are_told_with_the_one_that_was_meant() {
+        assert_eq!(
+            error("\nbrokr = \"x\""),
+            "machinist.toml:2:1: unknown key \"brokr\"; did you mean \"broker\"?"
+        );
+        assert_eq!(
+            error("[worker]\n  concurency = 3"),
+            "machinist.toml:2:3: unknown key \"concurency\" in [worker]; did you mean \"concurrency\"?"
+        );
+        assert_eq!(
+            error("[tasks.x]\ncommand = [\"a\"]\nshell = true"),
+            "machinist.toml:3:1: unknown key \"shell\" in [tasks.x]; the keys here are command, args, queue, timeout, retries, backoff"
+        );
+    }
+
+    #[test]
+    fn wrong_types_are_told_with_what_was_expected() {
+        assert_eq!(
+            error("[worker]\nconcurrency = \"many\""),
+            "machinist.toml:2:15: worker.concurrency: expected a number of tasks, found the text \"many\""
+        );
+        assert_eq!(
+            error("broker = 5"),
+            "machinist.toml:1:10: broker: expected a URL in quotes, found the number 5"
+        );
+        assert!(
+            error("[worker]\ngrace = 20")
+                .contains("2:9: worker.grace: expected a duration like \"20s\", in quotes")
+        );
+        assert!(error("worker = 1").contains("worker: expected a table, found the number 1"));
+        assert!(error("tasks = [1]").contains("tasks: expected a table, found a list"));
+        assert!(error("[tasks]\nx = 1").contains("2:5: tasks.x: expected a table"));
+        assert!(error("[worker]\nqueues = [1]").contains("expected text in quotes, found the number 1"));
+        assert!(error("[worker]\nconcurrency = 0").contains("0 is not a number of tasks to run at once"));
+        assert!(error("[tasks.x]\ncommand = []").contains("names no program"));
+        assert!(error("\n[tasks.x]\nretries = 1").contains(":2:"));
+    }
+
+    #[test]
+    fn no_error_quotes_a_password() {
+        for text in [
+            "broker = \"kafka://u:geheim@h\"",
+            "broker = amqp://u:geheim@h",
+            "broker = \"amqp://u:geheim@h",
+            "namespace = \"amqp://u:geheim@h\"",
+            "backend = [\"redis://:geheim@h\"]",
+            "results_ttl = \"redis://:geheim@h\"",
+            "[worker]\nconcurrency = \"redis://:geheim@h\"",
+            "[worker]\nqueues = \"redis://:geheim@h\"",
+        ] {
+            let error = error(text);
+            assert!(!error.contains("geheim"), "{error}");
+        }
+    }
+
+    #[test]
+    fn broken_toml_has_a_position() {
+        assert!(error("broker = = 1").starts_with("machinist.toml:1:"));
+        assert_eq!(error("a = 1\na = 2").split(": ").next(), Some("machinist.toml:2:1"));
+    }
+}

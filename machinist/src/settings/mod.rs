@@ -1,0 +1,447 @@
+//! What is configured, and where each value came from.
+//!
+//! A flag goes before a `MACHINIST_*` variable, a variable before `machinist.toml`, the file before the default.
+//! Every value keeps its [`Origin`], so that `machinist config` can answer the question that follows every
+//! surprise. Nothing is guessed: an unknown key or a value that does not fit is an error that says where it
+//! stands and what was expected.
+//!
+//! | key | variable | default |
+//! |---|---|---|
+//! | `broker` | `MACHINIST_BROKER` | `sqlite://machinist.db` |
+//! | `backend` | `MACHINIST_BACKEND` | `sqlite://machinist.db` |
+//! | `namespace` | `MACHINIST_NAMESPACE` | `machinist` |
+//! | `results_ttl` | `MACHINIST_RESULTS_TTL` | `7d` |
+//! | `worker.queues` | `MACHINIST_QUEUES` (with commas) | `default`, and the queues of `[tasks]` |
+//! | `worker.concurrency` | `MACHINIST_CONCURRENCY` | 16 |
+//! | `worker.grace` | `MACHINIST_GRACE` | `20s` |
+//! | the file itself | `MACHINIST_CONFIG` | `machinist.toml` of the current folder, if there is one |
+//!
+//! An empty variable counts as not set; other variables are ignored.
+
+mod file;
+mod text;
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use machinist_core::{Backoff, QueueName};
+
+use crate::{
+    redact,
+    url::{Role, ServerUrl},
+};
+pub use text::{parse_backoff, parse_duration, show_duration};
+
+/// The file that is read when no other is named.
+pub const FILE: &str = "machinist.toml";
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Origin {
+    /// A flag of the command line: `--broker`.
+    Flag(&'static str),
+    /// A variable of the environment: `MACHINIST_BROKER`.
+    Variable(&'static str),
+    /// A line of a file, counted from 1.
+    File {
+        /// The file, as it was named.
+        path: PathBuf,
+        /// The line of the value.
+        line: usize,
+    },
+    /// Nobody said anything else.
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(name) => write!(f, "flag {name}"),
+            Self::Variable(name) => f.write_str(name),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// A value and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting<T> {
+    /// What is in force.
+    pub value: T,
+    /// Who said so.
+    pub origin: Origin,
+}
+
+impl<T> Setting<T> {
+    fn new(value: T, origin: Origin) -> Self {
+        Self { value, origin }
+    }
+}
+
+/// Everything that is configured.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Settings {
+    /// The file that was read, if there was one.
+    pub file: Option<PathBuf>,
+    /// Where messages go.
+    pub broker: Setting<ServerUrl>,
+    /// Where states are remembered.
+    pub backend: Setting<ServerUrl>,
+    /// The exchange's name and the prefix of every key: applications that share servers differ in it.
+    pub namespace: Setting<String>,
+    /// How long a record is kept after its task has ended.
+    pub results_ttl: Setting<Duration>,
+    /// What a worker consumes and how.
+    pub worker: WorkerSettings,
+    /// Command tasks, by name.
+    pub tasks: BTreeMap<String, TaskSettings>,
+}
+
+/// `[worker]`.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct WorkerSettings {
+    /// The queues it consumes.
+    pub queues: Setting<Vec<QueueName>>,
+    /// How many tasks it runs at once; at least 1.
+    pub concurrency: Setting<usize>,
+    /// How long running tasks may go on after it was told to stop.
+    pub grace: Setting<Duration>,
+}
+
+/// `[tasks.NAME]`: a program that any language can provide.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct TaskSettings {
+    /// The program and its arguments, with `{name}` and `{0}` to be filled in; at least the program.
+    pub command: Setting<Vec<String>>,
+    /// The names of the positional arguments; `None` where any arguments are taken.
+    pub args: Option<Setting<Vec<String>>>,
+    /// The queue to which it is sent.
+    pub queue: Option<Setting<QueueName>>,
+    /// How long one run may take.
+    pub timeout: Option<Setting<Duration>>,
+    /// How often it is tried again when it fails.
+    pub retries: Option<Setting<u32>>,
+    /// How long to wait before it is tried again.
+    pub backoff: Option<Setting<Backoff>>,
+    /// Where it is configured; relative program paths start at the file's folder.
+    pub origin: Origin,
+}
+
+impl TaskSettings {
+    /// The folder at which a relative path of the program starts.
+    pub fn folder(&self) -> &Path {
+        match &self.origin {
+            Origin::File { path, .. } => path.parent().unwrap_or(Path::new("")),
+            _ => Path::new(""),
+        }
+    }
+}
+
+/// What the command line says; it goes before everything else.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// `--config`: the file to read, which then has to exist.
+    pub config: Option<PathBuf>,
+    /// `--broker`.
+    pub broker: Option<String>,
+    /// `--backend`.
+    pub backend: Option<String>,
+    /// `--namespace`.
+    pub namespace: Option<String>,
+    /// `--queue`, any number of times.
+    pub queues: Vec<QueueName>,
+    /// `--concurrency`.
+    pub concurrency: Option<usize>,
+    /// `--grace`.
+    pub grace: Option<Duration>,
+}
+
+/// Why what is configured cannot be used. Its text names the place (flag, variable, or file with line and
+/// column), what is wrong, and what was expected; it never holds a password.
+#[derive(Debug, thiserror::Error)]
+#[error("{place}: {problem}")]
+pub struct SettingsError {
+    place: String,
+    problem: String,
+    source: Option<std::io::Error>,
+}
+
+impl SettingsError {
+    /// Something is wrong with a value that was read without complaint: a template, say.
+    pub fn new(place: impl fmt::Display, problem: impl Into<String>) -> Self {
+        let problem = redact::text(&problem.into()).into_owned();
+        Self { place: place.to_string(), problem, source: None }
+    }
+}
+
+impl Settings {
+    /// Reads the environment and the file.
+    ///
+    /// # Errors
+    /// [`SettingsError`] names what does not fit, and where it stands.
+    pub fn load(flags: Overrides) -> Result<Self, SettingsError> {
+        let env = |name: &str| std::env::var_os(name);
+        let named = match &flags.config {
+            Some(path) => Some((path.clone(), "--config")),
+            None => variable(&env, "MACHINIST_CONFIG")?.map(|path| (path.into(), "MACHINIST_CONFIG")),
+        };
+        let (path, place) = named.clone().unwrap_or_else(|| (FILE.into(), FILE));
+        let file = match std::fs::read_to_string(&path) {
+            Ok(text) => Some((path, text)),
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => {
+                let problem = format!("cannot read {}", path.display());
+                return Err(SettingsError { place: place.to_owned(), problem, source: Some(error) });
+            }
+        };
+        Self::resolve(flags, &env, file.as_ref().map(|(path, text)| (path.as_path(), text.as_str())))
+    }
+
+    /// Puts flags, variables and the text of a file together. Pure, but for what `env` does.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn resolve(
+        flags: Overrides,
+        env: &dyn Fn(&str) -> Option<OsString>,
+        file: Option<(&Path, &str)>,
+    ) -> Result<Self, SettingsError> {
+        let path = file.map(|(path, _)| path.to_owned());
+        let file = match file {
+            Some((path, text)) => file::read(path, text)?,
+            None => file::File::default(),
+        };
+        let url = |role: Role| move |text: &str| ServerUrl::parse(text, role);
+        let queues = Layers {
+            flag: ("--queue", none_if_empty(flags.queues)),
+            variable: "MACHINIST_QUEUES",
+            file: file.queues,
+        }
+        .pick(env, text::queues, || default_queues(&file.tasks))?;
+        Ok(Self {
+            file: path,
+            broker: Layers {
+                flag: parsed("--broker", flags.broker, url(Role::Broker))?,
+                variable: "MACHINIST_BROKER",
+                file: file.broker,
+            }
+            .pick(env, url(Role::Broker), embedded)?,
+            backend: Layers {
+                flag: parsed("--backend", flags.backend, url(Role::Backend))?,
+                variable: "MACHINIST_BACKEND",
+                file: file.backend,
+            }
+            .pick(env, url(Role::Backend), embedded)?,
+            namespace: Layers {
+                flag: parsed("--namespace", flags.namespace, text::namespace)?,
+                variable: "MACHINIST_NAMESPACE",
+                file: file.namespace,
+            }
+            .pick(env, text::namespace, || "machinist".to_owned())?,
+            results_ttl: Layers {
+                flag: ("", None),
+                variable: "MACHINIST_RESULTS_TTL",
+                file: file.results_ttl,
+            }
+            .pick(env, parse_duration, || Duration::from_secs(7 * 24 * 3600))?,
+            worker: WorkerSettings {
+                queues,
+                concurrency: Layers {
+                    flag: ("--concurrency", flags.concurrency),
+                    variable: "MACHINIST_CONCURRENCY",
+                    file: file.concurrency,
+                }
+                .pick(env, text::concurrency, || 16)?,
+                grace: Layers {
+                    flag: ("--grace", flags.grace),
+                    variable: "MACHINIST_GRACE",
+                    file: file.grace,
+                }
+                .pick(env, parse_duration, || Duration::from_secs(20))?,
+            },
+            tasks: file.tasks,
+        })
+    }
+
+    /// Every setting as `machinist config` lists it: key, value without passwords, origin.
+    pub fn entries(&self) -> Vec<(String, String, Origin)> {
+        fn row<T>(
+            key: &str,
+            setting: &Setting<T>,
+            show: impl FnOnce(&T) -> String,
+        ) -> (String, String, Origin) {
+            (key.to_owned(), show(&setting.value), setting.origin.clone())
+        }
+        let mut rows = vec![
+            row("broker", &self.broker, ToString::to_string),
+            row("backend", &self.backend, ToString::to_string),
+            row("namespace", &self.namespace, Clone::clone),
+            row("results_ttl", &self.results_ttl, |ttl| show_duration(*ttl)),
+            row("worker.queues", &self.worker.queues, |names| text::join(names)),
+            row("worker.concurrency", &self.worker.concurrency, ToString::to_string),
+            row("worker.grace", &self.worker.grace, |grace| show_duration(*grace)),
+        ];
+        for (name, task) in &self.tasks {
+            let key = |field: &str| format!("tasks.{name}.{field}");
+            rows.push(row(&key("command"), &task.command, |argv| redact::text(&argv.join(" ")).into_owned()));
+            rows.extend(task.args.as_ref().map(|s| row(&key("args"), s, |names| names.join(", "))));
+            rows.extend(task.queue.as_ref().map(|s| row(&key("queue"), s, ToString::to_string)));
+            rows.extend(
+                task.timeout.as_ref().map(|s| row(&key("timeout"), s, |limit| show_duration(*limit))),
+            );
+            rows.extend(task.retries.as_ref().map(|s| row(&key("retries"), s, ToString::to_string)));
+            rows.extend(task.backoff.as_ref().map(|s| row(&key("backoff"), s, text::show_backoff)));
+        }
+        rows
+    }
+}
+
+/// What each layer says about one setting.
+struct Layers<T> {
+    flag: (&'static str, Option<T>),
+    variable: &'static str,
+    file: Option<Setting<T>>,
+}
+
+impl<T> Layers<T> {
+    fn pick(
+        self,
+        env: &dyn Fn(&str) -> Option<OsString>,
+        parse: impl Fn(&str) -> Result<T, String>,
+        default: impl FnOnce() -> T,
+    ) -> Result<Setting<T>, SettingsError> {
+        if let (name, Some(value)) = self.flag {
+            return Ok(Setting::new(value, Origin::Flag(name)));
+        }
+        if let Some(text) = variable(env, self.variable)? {
+            let value = parse(&text).map_err(|problem| SettingsError::new(self.variable, problem))?;
+            return Ok(Setting::new(value, Origin::Variable(self.variable)));
+        }
+        Ok(self.file.unwrap_or_else(|| Setting::new(default(), Origin::Default)))
+    }
+}
+
+fn parsed<T>(
+    flag: &'static str,
+    text: Option<String>,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<(&'static str, Option<T>), SettingsError> {
+    let value = text.map(|text| parse(&text)).transpose();
+    Ok((flag, value.map_err(|problem| SettingsError::new(flag, problem))?))
+}
+
+fn variable(env: &dyn Fn(&str) -> Option<OsString>, name: &str) -> Result<Option<String>, SettingsError> {
+    match env(name).filter(|text| !text.is_empty()).map(OsString::into_string) {
+        None => Ok(None),
+        Some(Ok(text)) => Ok(Some(text)),
+        Some(Err(_)) => Err(SettingsError::new(name, "is not UTF-8")),
+    }
+}
+
+fn none_if_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
+    (!list.is_empty()).then_some(list)
+}
+
+/// The embedded default: a file in the current folder.
+fn embedded() -> ServerUrl {
+    ServerUrl::sqlite(Path::new("machinist.db"))
+}
+
+/// Somebody who writes a task with a queue of its own and starts `machinist worker` expects it to run.
+fn default_queues(tasks: &BTreeMap<String, TaskSettings>) -> Vec<QueueName> {
+    // INVARIANT: "default" is an allowed queue name.
+    let mut queues = vec![QueueName::parse("default").expect("a valid name")];
+    for queue in tasks.values().filter_map(|task| task.queue.as_ref()) {
+        if !queues.contains(&queue.value) {
+            queues.push(queue.value.clone());
+        }
+    }
+    queues
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nothing(_: &str) -> Option<OsString> {
+        None
+    }
+
+    fn resolve(flags: Overrides, env: &[(&str, &str)], file: &str) -> Result<Settings, SettingsError> {
+        let env = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, value)| value.into());
+        Settings::resolve(flags, &env, Some((Path::new("conf/machinist.toml"), file)))
+    }
+
+    #[test]
+    fn the_default_is_the_embedded_file() {
+        let settings = Settings::resolve(Overrides::default(), &nothing, None).unwrap();
+        assert_eq!(settings.broker.value.to_string(), "sqlite://machinist.db");
+        assert_eq!(settings.backend.value, settings.broker.value);
+        assert_eq!(settings.backend.origin, Origin::Default);
+        assert_eq!(text::join(&settings.worker.queues.value), "default");
+    }
+
+    #[test]
+    fn flags_go_before_variables_before_the_file_before_the_default() {
+        let file = "namespace = \"file\"\n[worker]\nconcurrency = 4\n";
+        let flags = Overrides { concurrency: Some(9), ..Overrides::default() };
+        let env = [("MACHINIST_CONCURRENCY", "7"), ("MACHINIST_GRACE", "1m"), ("MACHINIST_NAMESPACE", "")];
+        let settings = resolve(flags, &env, file).unwrap();
+        let shown: Vec<String> =
+            settings.entries().iter().map(|(k, v, o)| format!("{k}={v} ({o})")).collect();
+        assert_eq!(
+            shown,
+            [
+                "broker=sqlite://machinist.db (default)",
+                "backend=sqlite://machinist.db (default)",
+                "namespace=file (conf/machinist.toml:1)",
+                "results_ttl=7d (default)",
+                "worker.queues=default (default)",
+                "worker.concurrency=9 (flag --concurrency)",
+                "worker.grace=1m (MACHINIST_GRACE)",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_names_its_place() {
+        let flags = Overrides { broker: Some("kafka://u:geheim@h".into()), ..Overrides::default() };
+        let error = resolve(flags, &[], "").unwrap_err().to_string();
+        assert!(error.starts_with("--broker: \"kafka://u:***@h\" has an unknown scheme"), "{error}");
+        let error =
+            resolve(Overrides::default(), &[("MACHINIST_GRACE", "soon")], "").unwrap_err().to_string();
+        assert!(error.starts_with("MACHINIST_GRACE: \"soon\" is not a duration"), "{error}");
+    }
+
+    #[test]
+    fn the_queues_of_tasks_are_consumed_unless_somebody_says_otherwise() {
+        let file = "[tasks.resize]\ncommand = [\"true\"]\nqueue = \"images\"\n";
+        let settings = resolve(Overrides::default(), &[], file).unwrap();
+        assert_eq!(text::join(&settings.worker.queues.value), "default, images");
+        let settings = resolve(Overrides::default(), &[("MACHINIST_QUEUES", "a, b")], file).unwrap();
+        assert_eq!(text::join(&settings.worker.queues.value), "a, b");
+    }
+
+    #[test]
+    fn a_relative_file_belongs_to_the_folder_of_its_configuration() {
+        let settings = resolve(Overrides::default(), &[], "broker = \"sqlite://x.db\"").unwrap();
+        assert_eq!(settings.broker.value.to_string(), "sqlite://conf/x.db");
+    }
+
+    #[test]
+    fn a_file_that_was_named_has_to_exist() {
+        let flags = Overrides { config: Some("/nowhere/m.toml".into()), ..Overrides::default() };
+        let error = Settings::load(flags).unwrap_err();
+        assert_eq!(error.to_string(), "--config: cannot read /nowhere/m.toml");
+    }
+}

@@ -1,0 +1,164 @@
+//! How single values are written: durations, back-offs, lists of queues.
+
+use std::time::Duration;
+
+use jiff::{Span, SpanRelativeTo};
+use machinist_core::{Backoff, QueueName};
+
+/// Reads a duration: `20s`, `500ms`, `1h 30m`, `7d` (a day has 24 hours).
+///
+/// # Errors
+/// A sentence that says what was expected.
+///
+/// # Examples
+/// ```
+/// use machinist::settings::parse_duration;
+/// use std::time::Duration;
+/// assert_eq!(parse_duration("1h 30m").unwrap(), Duration::from_secs(5400));
+/// assert!(parse_duration("20").unwrap_err().contains("20s"));
+/// ```
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let span = text.trim().parse::<Span>();
+    let signed = span.and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()));
+    match signed.map(Duration::try_from) {
+        Ok(Ok(duration)) => Ok(duration),
+        Ok(Err(_)) => Err(format!("{text:?} lies in the past; a duration is 0s or longer")),
+        Err(_) if !text.trim().is_empty() && text.trim().bytes().all(|b| b.is_ascii_digit() || b == b'.') => {
+            let number = text.trim();
+            Err(format!("{text:?} has no unit; write {number}s or {number}ms"))
+        }
+        Err(_) => Err(format!("{text:?} is not a duration; write one like 20s, 500ms or 1h 30m")),
+    }
+}
+
+/// A duration as [`parse_duration`] reads it.
+pub fn show_duration(duration: Duration) -> String {
+    let mut rest = duration.as_nanos();
+    let units: [(u128, &str); 7] = [
+        (86_400_000_000_000, "d"),
+        (3_600_000_000_000, "h"),
+        (60_000_000_000, "m"),
+        (1_000_000_000, "s"),
+        (1_000_000, "ms"),
+        (1_000, "us"),
+        (1, "ns"),
+    ];
+    let mut parts = Vec::new();
+    for (size, unit) in units {
+        if rest >= size {
+            parts.push(format!("{}{unit}", rest / size));
+            rest %= size;
+        }
+    }
+    if parts.is_empty() { "0s".to_owned() } else { parts.join(" ") }
+}
+
+/// Reads a back-off: `fixed:200ms`, `exponential`, `fibonacci`; the latter two also with their first wait and
+/// their longest one, `exponential:1s:10m`.
+///
+/// # Errors
+/// A sentence that says what was expected.
+pub fn parse_backoff(text: &str) -> Result<Backoff, String> {
+    let mut parts = text.split(':');
+    let (kind, first, longest) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
+    let wait = |text: Option<&str>, default: Duration| text.map_or(Ok(default), parse_duration);
+    let (second, cap) = (Duration::from_secs(1), Duration::from_secs(600));
+    match (kind, first, parts.next()) {
+        ("fixed", Some(_), None) if longest.is_none() => Ok(Backoff::fixed(wait(first, second)?)),
+        ("exponential", _, None) => Ok(Backoff::exponential(wait(first, second)?, wait(longest, cap)?)),
+        ("fibonacci", _, None) => Ok(Backoff::fibonacci(wait(first, second)?, wait(longest, cap)?)),
+        _ => Err(format!(
+            "{text:?} is not a back-off; write fixed:200ms, exponential, fibonacci, or exponential:1s:10m"
+        )),
+    }
+}
+
+/// A back-off as [`parse_backoff`] reads it.
+pub(super) fn show_backoff(backoff: &Backoff) -> String {
+    match backoff {
+        Backoff::Exponential { base, cap } => {
+            format!("exponential:{}:{}", show_duration(*base), show_duration(*cap))
+        }
+        Backoff::Fibonacci { unit, cap } => {
+            format!("fibonacci:{}:{}", show_duration(*unit), show_duration(*cap))
+        }
+        Backoff::Fixed { wait } => format!("fixed:{}", show_duration(*wait)),
+        other => format!("{other:?}"),
+    }
+}
+
+pub(super) fn namespace(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if !text.is_empty() && text.len() <= 100 && text.chars().all(allowed) && !text.starts_with("amq.") {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "{text:?} cannot be a namespace; take 1 to 100 letters, digits, `.`, `_` or `-`, not beginning with `amq.`"
+        ))
+    }
+}
+
+pub(super) fn queues(text: &str) -> Result<Vec<QueueName>, String> {
+    text.split(',').map(|name| QueueName::parse(name.trim()).map_err(|e| e.to_string())).collect()
+}
+
+pub(super) fn concurrency(text: &str) -> Result<usize, String> {
+    text.trim().parse().ok().filter(|n| CONCURRENCY.contains(n)).ok_or_else(|| wrong_concurrency(&text))
+}
+
+/// A delivery window is counted in 16 bits.
+pub(super) const CONCURRENCY: std::ops::RangeInclusive<usize> = 1..=10_000;
+
+pub(super) fn wrong_concurrency(value: &dyn std::fmt::Display) -> String {
+    format!("{value} is not a number of tasks to run at once; take one from 1 to 10000")
+}
+
+pub(super) fn join(names: &[QueueName]) -> String {
+    names.iter().map(QueueName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_and_shown() {
+        for (text, millis) in
+            [("20s", 20_000), ("500ms", 500), ("1h 30m", 5_400_000), ("7d", 604_800_000), ("0s", 0)]
+        {
+            let duration = parse_duration(text).unwrap();
+            assert_eq!(duration, Duration::from_millis(millis));
+            assert_eq!(show_duration(duration), text);
+        }
+        assert_eq!(parse_duration("2 minutes, 1 second").unwrap(), Duration::from_secs(121));
+        assert_eq!(parse_duration("1.5s").unwrap(), Duration::from_millis(1500));
+    }
+
+    #[test]
+    fn what_is_no_duration_is_told() {
+        assert_eq!(parse_duration("20").unwrap_err(), "\"20\" has no unit; write 20s or 20ms");
+        assert!(parse_duration("-3s").unwrap_err().contains("past"));
+        assert!(parse_duration("soon").unwrap_err().contains("is not a duration"));
+        assert!(parse_duration("").unwrap_err().contains("is not a duration"));
+        assert!(parse_duration("99999999999999999999s").is_err());
+    }
+
+    #[test]
+    fn backoffs_are_read_and_shown() {
+        for text in ["fixed:200ms", "exponential:1s:10m", "fibonacci:5s:1h"] {
+            assert_eq!(show_backoff(&parse_backoff(text).unwrap()), text);
+        }
+        assert_eq!(parse_backoff("exponential").unwrap(), Backoff::default());
+        for wrong in ["fixed", "fixed:1s:2s", "linear", "exponential:1s:2s:3s", "fixed:20"] {
+            assert!(parse_backoff(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_is_plain() {
+        assert!(namespace("shop-1.eu").is_ok());
+        for wrong in ["", "a b", "{x}", "amq.x", "ü"] {
+            assert!(namespace(wrong).is_err(), "{wrong}");
+        }
+    }
+}

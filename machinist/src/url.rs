@@ -1,0 +1,218 @@
+//! Where a broker or a backend is, as people write it.
+//!
+//! Only the scheme is read here; what follows it is the adapter's to understand, because only the adapter knows
+//! what a Sentinel's host list or a Redis socket looks like.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use crate::redact;
+
+/// The schemes that exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Scheme {
+    /// `amqp://`, a RabbitMQ: broker.
+    Amqp,
+    /// `amqps://`, a RabbitMQ over TLS: broker.
+    Amqps,
+    /// `redis://`: backend.
+    Redis,
+    /// `rediss://`, a Redis over TLS: backend.
+    Rediss,
+    /// `redis+sentinel://`, a Redis found through its Sentinels: backend.
+    RedisSentinel,
+    /// `redis+cluster://`, a Redis Cluster: backend.
+    RedisCluster,
+    /// `redis+unix://`, a Redis behind a Unix socket: backend.
+    RedisUnix,
+    /// `sqlite://FILE`: broker and backend, in one file.
+    Sqlite,
+    /// `memory://`: broker and backend of one process, for tests.
+    Memory,
+}
+
+/// What a URL is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It moves messages.
+    Broker,
+    /// It remembers states.
+    Backend,
+}
+
+impl Role {
+    /// The schemes that can be used so, in the order in which they are listed.
+    pub const fn schemes(self) -> &'static [Scheme] {
+        match self {
+            Self::Broker => &[Scheme::Amqp, Scheme::Amqps, Scheme::Sqlite, Scheme::Memory],
+            Self::Backend => &[
+                Scheme::Redis,
+                Scheme::Rediss,
+                Scheme::RedisSentinel,
+                Scheme::RedisCluster,
+                Scheme::RedisUnix,
+                Scheme::Sqlite,
+                Scheme::Memory,
+            ],
+        }
+    }
+
+    /// `broker` or `backend`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Broker => "broker",
+            Self::Backend => "backend",
+        }
+    }
+}
+
+impl Scheme {
+    /// The scheme as it stands before `://`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Amqp => "amqp",
+            Self::Amqps => "amqps",
+            Self::Redis => "redis",
+            Self::Rediss => "rediss",
+            Self::RedisSentinel => "redis+sentinel",
+            Self::RedisCluster => "redis+cluster",
+            Self::RedisUnix => "redis+unix",
+            Self::Sqlite => "sqlite",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// The URL of a broker or a backend. Printed, by `Display` and `Debug`, without its password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServerUrl {
+    scheme: Scheme,
+    text: String,
+}
+
+impl ServerUrl {
+    /// Reads a URL; its scheme has to fit its role, and the rest is the adapter's to understand.
+    ///
+    /// # Errors
+    /// A sentence that names the schemes that exist, without the password.
+    pub fn parse(text: &str, role: Role) -> Result<Self, String> {
+        let shown = redact::url(text);
+        let known = || {
+            let list: Vec<String> = role.schemes().iter().map(|s| format!("{}://", s.as_str())).collect();
+            list.join(", ")
+        };
+        let Some((word, rest)) = text.split_once("://") else {
+            return Err(format!("\"{shown}\" is not a URL; a {} is one of {}", role.as_str(), known()));
+        };
+        let word = word.to_ascii_lowercase();
+        let Some(scheme) = role.schemes().iter().copied().find(|s| s.as_str() == word) else {
+            let other = match role {
+                Role::Broker => Role::Backend,
+                Role::Backend => Role::Broker,
+            };
+            let why = match other.schemes().iter().any(|s| s.as_str() == word) {
+                true => format!("is a {}, not a {}", other.as_str(), role.as_str()),
+                false => "has an unknown scheme".to_owned(),
+            };
+            return Err(format!("\"{shown}\" {why}; a {} is one of {}", role.as_str(), known()));
+        };
+        if scheme == Scheme::Sqlite && rest.is_empty() {
+            return Err("\"sqlite://\" names no file; write sqlite://machinist.db, or sqlite:///var/lib/app/machinist.db".into());
+        }
+        Ok(Self { scheme, text: text.to_owned() })
+    }
+
+    /// A file that is broker and backend.
+    pub(crate) fn sqlite(file: &Path) -> Self {
+        Self { scheme: Scheme::Sqlite, text: format!("sqlite://{}", file.display()) }
+    }
+
+    /// The scheme.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// The whole URL, password included: for the adapter, never for people.
+    pub fn expose(&self) -> &str {
+        &self.text
+    }
+
+    /// The file of a `sqlite://` URL.
+    pub fn file(&self) -> Option<PathBuf> {
+        let rest = self.text.split_once("://").map(|(_, rest)| rest)?;
+        (self.scheme == Scheme::Sqlite).then(|| PathBuf::from(rest))
+    }
+
+    /// A `sqlite://` file whose path is relative, taken from another folder than the current one.
+    #[must_use]
+    pub(crate) fn relative_to(self, folder: &Path) -> Self {
+        match self.file() {
+            Some(file) if file.is_relative() => Self::sqlite(&folder.join(file)),
+            _ => self,
+        }
+    }
+}
+
+impl fmt::Display for ServerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&redact::url(&self.text))
+    }
+}
+
+impl fmt::Debug for ServerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scheme_of_a_role_is_known() {
+        for role in [Role::Broker, Role::Backend] {
+            for scheme in role.schemes() {
+                let url = ServerUrl::parse(&format!("{}://x", scheme.as_str()), role).unwrap();
+                assert_eq!(url.scheme(), *scheme);
+            }
+        }
+        assert_eq!(ServerUrl::parse("AMQP://h", Role::Broker).unwrap().scheme(), Scheme::Amqp);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_without_the_password() {
+        let error = |text, role| ServerUrl::parse(text, role).unwrap_err();
+        assert_eq!(
+            error("kafka://u:geheim@h", Role::Broker),
+            "\"kafka://u:***@h\" has an unknown scheme; a broker is one of amqp://, amqps://, sqlite://, memory://"
+        );
+        assert!(
+            error("redis://:geheim@h", Role::Broker)
+                .starts_with("\"redis://:***@h\" is a backend, not a broker;")
+        );
+        assert!(
+            error("localhost", Role::Backend)
+                .starts_with("\"localhost\" is not a URL; a backend is one of redis://,")
+        );
+        assert!(error("sqlite://", Role::Backend).contains("names no file"));
+    }
+
+    #[test]
+    fn a_file_may_be_relative_to_a_folder() {
+        let at =
+            |text: &str| ServerUrl::parse(text, Role::Broker).unwrap().relative_to(Path::new("/etc/app"));
+        assert_eq!(at("sqlite://m.db").file().unwrap(), Path::new("/etc/app/m.db"));
+        assert_eq!(at("sqlite:///var/m.db").file().unwrap(), Path::new("/var/m.db"));
+        assert_eq!(at("memory://").file(), None);
+    }
+
+    #[test]
+    fn debug_hides_the_password() {
+        let url = ServerUrl::parse("amqp://u:geheim@h", Role::Broker).unwrap();
+        assert_eq!(format!("{url:?} {url}"), "amqp://u:***@h amqp://u:***@h");
+    }
+}
