@@ -118,8 +118,7 @@ impl<R> Signature<R> {
 
     /// Adds an argument with a name, for tasks that take them by name (command tasks).
     pub fn named_arg(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
-        let value = value.into();
-        self.parts.args.push(Arg { name: name.into(), kind: type_name(&value).to_owned(), value });
+        self.parts.args.push(Arg { name: name.into(), ..Arg::from_value(value) });
         self
     }
 
@@ -215,17 +214,5 @@ impl<R> fmt::Debug for Signature<R> {
             .field("name", &self.parts.name)
             .field("args", &self.parts.args.len())
             .finish_non_exhaustive()
-    }
-}
-
-/// Machinery's name for the type of a value that came without one.
-pub(crate) fn type_name(value: &Value) -> &'static str {
-    match value {
-        Value::Bool(_) => "bool",
-        Value::Number(n) if n.is_i64() => "int64",
-        Value::Number(n) if n.is_u64() => "uint64",
-        Value::Number(_) => "float64",
-        Value::String(_) => "string",
-        Value::Null | Value::Array(_) | Value::Object(_) => "json",
     }
 }

@@ -30,6 +30,27 @@ pub struct Arg {
     pub value: Value,
 }
 
+impl Arg {
+    /// An argument of a value whose Rust type is not known: its type name is told from the value (`int64`,
+    /// `uint64`, `float64`, `string`, `bool`, else `json`).
+    pub fn from_value(value: impl Into<Value>) -> Self {
+        let value = value.into();
+        Self { name: String::new(), kind: type_name(&value).to_owned(), value }
+    }
+}
+
+/// Machinery's name for the type of a value that came without one.
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Bool(_) => "bool",
+        Value::Number(n) if n.is_i64() => "int64",
+        Value::Number(n) if n.is_u64() => "uint64",
+        Value::Number(_) => "float64",
+        Value::String(_) => "string",
+        Value::Null | Value::Array(_) | Value::Object(_) => "json",
+    }
+}
+
 /// What a task returned: several values, one, or none.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
