@@ -1,0 +1,307 @@
+//! The command line: what can be said to the program. Nothing is done here.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use machinist::{
+    Backoff, QueueName, TaskId,
+    clock::Timestamp,
+    settings::{Overrides, parse_backoff, parse_duration},
+};
+
+/// Distributed task queue over RabbitMQ and Redis, or one SQLite file.
+#[derive(Debug, Parser)]
+#[command(
+    name = "machinist",
+    version,
+    max_term_width = 100,
+    after_help = "Settings: flags go before MACHINIST_* variables, those before machinist.toml, that before the \
+                  default, which is the file machinist.db in the current folder.\n\
+                  Exit codes: 0 success, 1 the task failed, 2 not finished, 3 unknown id, 64 usage, 69 broker or \
+                  backend cannot be reached, 70 a fault of this program, 75 running tasks were handed back, \
+                  77 not permitted, 78 configuration."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Accepted after every command.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Settings")]
+pub(crate) struct Global {
+    /// Where messages go: amqp://, amqps://, sqlite://FILE [MACHINIST_BROKER]
+    #[arg(long, global = true, value_name = "URL", value_hint = ValueHint::Url)]
+    broker: Option<String>,
+    /// Where states are remembered: redis://, rediss://, redis+sentinel://, redis+cluster://, redis+unix://,
+    /// sqlite://FILE [MACHINIST_BACKEND]
+    #[arg(long, global = true, value_name = "URL", value_hint = ValueHint::Url)]
+    backend: Option<String>,
+    /// The file of settings [default: machinist.toml if there is one] [MACHINIST_CONFIG]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    config: Option<PathBuf>,
+    /// Prefix of exchange, queues and keys, for applications that share servers [MACHINIST_NAMESPACE]
+    #[arg(long, global = true, value_name = "NAME")]
+    namespace: Option<String>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Send and accept messages without a signature. Has no effect yet: messages are not signed
+    #[arg(long, global = true)]
+    allow_unsigned: bool,
+    /// The file of signing keys. Has no effect yet: messages are not signed
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    key_file: Option<PathBuf>,
+    /// How to log: for people, or one JSON object a line. What is logged is up to MACHINIST_LOG or RUST_LOG
+    #[arg(long, global = true, value_name = "FORMAT", value_enum)]
+    pub(crate) log: Option<LogFormat>,
+}
+
+/// How to log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Global {
+    /// What the command line says about settings, with what a worker's flags say.
+    pub(crate) fn overrides(&self, worker: Option<&Worker>) -> Overrides {
+        Overrides {
+            config: self.config.clone(),
+            broker: self.broker.clone(),
+            backend: self.backend.clone(),
+            namespace: self.namespace.clone(),
+            queues: worker.map(|w| w.queues.clone()).unwrap_or_default(),
+            concurrency: worker.and_then(|w| w.concurrency).map(usize::from),
+            grace: worker.and_then(|w| w.grace),
+        }
+    }
+
+    /// What was said and has no effect yet.
+    pub(crate) fn without_effect(&self) -> Vec<&'static str> {
+        let flags = [("--allow-unsigned", self.allow_unsigned), ("--key-file", self.key_file.is_some())];
+        flags.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write a machinist.toml to begin with
+    Init(Init),
+    /// Run tasks from queues until it is told to stop
+    Worker(Worker),
+    /// Send a task and print its id
+    Send(Box<Send>),
+    /// Show what became of a task
+    Status(Status),
+    /// List the queues and how much lies in them
+    Queues,
+    /// Reach broker and backend, and say what is wrong with them
+    Doctor,
+    /// Show the settings in force, and where each came from
+    Config,
+    /// Print the completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    /// Overwrite a file that is there
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// The first SIGINT or SIGTERM lets running tasks go on for the time of --grace, the second hands them back at
+/// once, the third exits.
+#[derive(Debug, Args)]
+pub(crate) struct Worker {
+    /// A queue to consume; can be repeated [default: default, and the queues of tasks in machinist.toml]
+    /// [MACHINIST_QUEUES]
+    #[arg(long = "queue", short, value_name = "NAME", value_parser = queue)]
+    queues: Vec<QueueName>,
+    /// How many tasks to run at once [default: 16] [MACHINIST_CONCURRENCY]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    concurrency: Option<u16>,
+    /// How long running tasks may go on when it is told to stop [default: 20s] [MACHINIST_GRACE]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    grace: Option<Duration>,
+    /// The worker's name, as records show it [default: host and process id]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Also run the demonstration tasks: add, echo, sleep, fail
+    #[arg(long)]
+    pub(crate) demo: bool,
+}
+
+/// Each ARG is JSON if it parses as JSON, else text: 2 is a number, cat.png and '"2"' are text. @FILE stands for
+/// the contents of a file, @@ for an @ itself.
+#[derive(Debug, Args)]
+pub(crate) struct Send {
+    /// The task's name
+    pub(crate) name: String,
+    /// Its arguments, in order
+    #[arg(value_name = "ARG", allow_negative_numbers = true)]
+    pub(crate) args: Vec<String>,
+    /// An argument with a name; can be repeated
+    #[arg(long = "arg", value_name = "NAME=ARG")]
+    pub(crate) named: Vec<String>,
+    /// The queue [default: as machinist.toml says for the task, else default]
+    #[arg(long, short, value_name = "NAME", value_parser = queue)]
+    pub(crate) queue: Option<QueueName>,
+    /// Wait until it has ended, and print what became of it; --wait=20s waits at most so long
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, num_args = 0..=1, require_equals = true,
+          default_missing_value = "8760h")]
+    pub(crate) wait: Option<Duration>,
+    /// Run it no earlier than after this while
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "eta")]
+    pub(crate) countdown: Option<Duration>,
+    /// Run it no earlier than at this instant (RFC 3339, with its offset)
+    #[arg(long, value_name = "INSTANT", value_parser = instant)]
+    pub(crate) eta: Option<Timestamp>,
+    /// Do not start it later than this: an instant (RFC 3339), or a while from now
+    #[arg(long, value_name = "INSTANT|DURATION", value_parser = expiry)]
+    pub(crate) expires: Option<Expiry>,
+    /// Try it again up to so many times when it fails
+    #[arg(long, value_name = "N")]
+    pub(crate) retries: Option<u32>,
+    /// How long to wait before a retry: fixed:200ms, exponential, fibonacci, exponential:1s:10m
+    #[arg(long, value_name = "BACKOFF", value_parser = parse_backoff)]
+    pub(crate) backoff: Option<Backoff>,
+    /// End a run that takes longer than this
+    #[arg(long, value_name = "DURATION", value_parser = limit)]
+    pub(crate) timeout: Option<Duration>,
+    /// 0 to 9; a larger one is delivered sooner where broker and queue can
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
+    pub(crate) priority: Option<u8>,
+    /// Send it under this id; two tasks of one id are one task
+    #[arg(long, value_name = "ID", value_parser = id, conflicts_with = "count")]
+    pub(crate) id: Option<TaskId>,
+    /// Send it so many times
+    #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) count: u32,
+}
+
+/// When a task is too old to be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expiry {
+    At(Timestamp),
+    In(Duration),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// The task's id
+    #[arg(value_parser = id)]
+    pub(crate) id: TaskId,
+    /// Follow it until it has ended, printing every change
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+fn queue(text: &str) -> Result<QueueName, String> {
+    QueueName::parse(text).map_err(|e| e.to_string())
+}
+
+fn id(text: &str) -> Result<TaskId, String> {
+    TaskId::parse(text).map_err(|e| e.to_string())
+}
+
+fn limit(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("0s would end every run at once; leave it out for no limit".to_owned()),
+        limit => Ok(limit),
+    }
+}
+
+fn instant(text: &str) -> Result<Timestamp, String> {
+    let parsed: Result<jiff::Timestamp, _> = text.trim().parse();
+    let parsed = parsed.map_err(|_| {
+        format!("{text:?} is not an instant with its offset; write one like 2026-11-20T23:37:14Z or 2026-11-20T23:37:14+01:00")
+    })?;
+    Ok(Timestamp::from_micros(parsed.as_microsecond()))
+}
+
+fn expiry(text: &str) -> Result<Expiry, String> {
+    match (instant(text), parse_duration(text)) {
+        (Ok(at), _) => Ok(Expiry::At(at)),
+        (_, Ok(in_)) => Ok(Expiry::In(in_)),
+        _ => Err(format!("{text:?} is neither an instant like 2026-11-20T23:37:14Z nor a duration like 20s")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn send(line: &str) -> Result<Send, clap::Error> {
+        match Cli::try_parse_from(["machinist", "send"].into_iter().chain(line.split(' ')))?.command {
+            Command::Send(send) => Ok(*send),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definitions_hold() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_negative_number_is_an_argument() {
+        assert_eq!(send("add 2 -1").unwrap().args, ["2", "-1"]);
+        assert_eq!(send("add -1.5 -2").unwrap().args, ["-1.5", "-2"]);
+        assert_eq!(send("add --queue q -1").unwrap().args, ["-1"]);
+        assert_eq!(send("add -- -x").unwrap().args, ["-x"]);
+        assert!(send("add -x").is_err());
+    }
+
+    #[test]
+    fn a_name_after_wait_is_no_duration() {
+        let given = send("--wait add 2 3").unwrap();
+        assert_eq!((given.name.as_str(), given.args.len()), ("add", 2));
+        assert!(given.wait.is_some());
+        assert_eq!(send("add 2 3 --wait=20s").unwrap().wait, Some(Duration::from_secs(20)));
+        assert_eq!(send("add 2 3").unwrap().wait, None);
+        assert!(send("add --wait=soon").unwrap_err().to_string().contains("is not a duration"));
+    }
+
+    #[test]
+    fn settings_are_accepted_after_every_command() {
+        for command in ["init", "worker", "send add", "status 1", "queues", "doctor", "config", "completions bash"] {
+            let line = format!(
+                "machinist {command} --broker b --backend c --config f --namespace n --json --allow-unsigned --key-file k"
+            );
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert!(cli.global.json);
+            assert_eq!(cli.global.overrides(None).broker.as_deref(), Some("b"));
+            assert_eq!(cli.global.without_effect(), ["--allow-unsigned", "--key-file"]);
+        }
+    }
+
+    #[test]
+    fn instants_need_an_offset() {
+        assert_eq!(instant("2026-11-20T23:37:14Z"), instant("2026-11-21T00:37:14+01:00"));
+        assert!(instant("2026-11-20T23:37:14").is_err());
+        assert_eq!(expiry("10s"), Ok(Expiry::In(Duration::from_secs(10))));
+        assert!(matches!(expiry("2026-11-20T23:37:14Z"), Ok(Expiry::At(_))));
+        assert!(expiry("later").is_err());
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        assert!(send("add --countdown 1s --eta 2026-11-20T23:37:14Z").is_err());
+        assert!(send("add --id x --count 2").is_err());
+        assert!(send("add --priority 10").is_err());
+        assert!(send("add --count 0").is_err());
+        assert!(send("add --queue x.dead").is_err());
+    }
+}

@@ -1,0 +1,347 @@
+//! One run of a program, in a process group of its own.
+//!
+//! Whatever ends the run early ends the whole group: a shell script's children do not outlive their task. The
+//! group is asked to end (TERM) and, three seconds later, made to (KILL).
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    io,
+    process::{ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    process::{Child, Command},
+};
+use tokio_util::sync::CancellationToken;
+
+/// How many bytes of output a run may have.
+pub(crate) const OUTPUT_LIMIT: usize = 1024 * 1024;
+/// How long a group that was asked to end may take.
+const KILL_AFTER: Duration = Duration::from_secs(3);
+/// How many lines of its standard error are repeated in the error of a run that failed.
+const LAST_LINES: usize = 10;
+/// A longer line of standard error is cut.
+const LINE_LIMIT: usize = 4096;
+
+/// What came of a run that ended by itself.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: Vec<u8>,
+    /// It was stopped because it wrote more than [`OUTPUT_LIMIT`].
+    pub(crate) overflow: bool,
+    /// The end of its standard error.
+    pub(crate) last_lines: String,
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    Finished(Finished),
+    /// It was cancelled, and nothing of it is left.
+    Cancelled,
+}
+
+/// The groups that are alive, so that none outlives this process.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Groups(Arc<Mutex<BTreeSet<i32>>>);
+
+impl Groups {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<i32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends every group at once, without asking: the process is about to exit.
+    pub(crate) fn kill_all(&self) {
+        for group in std::mem::take(&mut *self.lock()) {
+            signal(group, Signal::SIGKILL);
+        }
+    }
+}
+
+/// A live group. Dropped while it lives (its run was dropped), it is ended in the background.
+struct Group {
+    leader: i32,
+    groups: Groups,
+    over: bool,
+}
+
+impl Group {
+    fn enter(groups: &Groups, child: &Child) -> Self {
+        // INVARIANT: the child was just spawned and nobody has waited for it.
+        let leader = child.id().and_then(|id| i32::try_from(id).ok()).expect("a running child has an id");
+        groups.lock().insert(leader);
+        Self { leader, groups: groups.clone(), over: false }
+    }
+
+    /// The leader has ended: what it left running ends with it.
+    fn leader_ended(&mut self) {
+        signal(self.leader, Signal::SIGKILL);
+        self.groups.lock().remove(&self.leader);
+        self.over = true;
+    }
+
+    async fn end(mut self, child: &mut Child) -> io::Result<()> {
+        signal(self.leader, Signal::SIGTERM);
+        if tokio::time::timeout(KILL_AFTER, child.wait()).await.is_err() {
+            signal(self.leader, Signal::SIGKILL);
+            child.wait().await?;
+        }
+        self.leader_ended();
+        Ok(())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let (leader, groups) = (self.leader, self.groups.clone());
+        signal(leader, Signal::SIGTERM);
+        let finish = async move {
+            // Asked often, so that a number that somebody else has got meanwhile is not killed.
+            for _ in 0..KILL_AFTER.as_millis() / 50 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                if killpg(Pid::from_raw(leader), None) == Err(nix::errno::Errno::ESRCH) {
+                    groups.lock().remove(&leader);
+                    return;
+                }
+            }
+            signal(leader, Signal::SIGKILL);
+            groups.lock().remove(&leader);
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(finish)),
+            Err(_) => signal(leader, Signal::SIGKILL),
+        }
+    }
+}
+
+/// A group that is gone already is what was wanted.
+fn signal(group: i32, signal: Signal) {
+    if let Err(error) = killpg(Pid::from_raw(group), signal)
+        && error != nix::errno::Errno::ESRCH
+    {
+        tracing::warn!(group, %signal, %error, "a command's processes could not be ended");
+    }
+}
+
+/// Runs a program to its end: gives it `input`, hands each line of its standard error to `log`.
+///
+/// # Errors
+/// The program could not be started.
+///
+/// # Cancel safety
+/// Dropped early, the whole process group is ended in the background.
+pub(crate) async fn run(
+    mut command: Command,
+    input: Vec<u8>,
+    log: impl FnMut(&str),
+    cancel: &CancellationToken,
+    groups: &Groups,
+) -> io::Result<Ended> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn()?;
+    let mut group = Group::enter(groups, &child);
+    // INVARIANT: all three are piped above, and taken once.
+    let (mut stdin, stdout, stderr) = (
+        child.stdin.take().expect("stdin is piped"),
+        child.stdout.take().expect("stdout is piped"),
+        child.stderr.take().expect("stderr is piped"),
+    );
+    let leader = group.leader;
+    let feed = async move {
+        // A program need not read what it is given; that its end of the pipe is closed is no failure.
+        if let Err(error) = stdin.write_all(&input).await {
+            tracing::debug!(%error, "the command did not read its arguments");
+        }
+    };
+    let wait = async {
+        let status = child.wait().await;
+        group.leader_ended();
+        status
+    };
+    let finished = {
+        let work = async { tokio::join!(wait, feed, read_output(stdout, leader), read_log(stderr, log)) };
+        tokio::select! {
+            done = work => Some(done),
+            () = cancel.cancelled() => None,
+        }
+    };
+    let Some((status, (), output, last_lines)) = finished else {
+        if !group.over {
+            group.end(&mut child).await?;
+        }
+        return Ok(Ended::Cancelled);
+    };
+    let (stdout, overflow) = output?;
+    Ok(Ended::Finished(Finished { status: status?, stdout, overflow, last_lines }))
+}
+
+async fn read_output(mut from: impl AsyncRead + Unpin, group: i32) -> io::Result<(Vec<u8>, bool)> {
+    let mut output = Vec::new();
+    (&mut from).take(OUTPUT_LIMIT as u64 + 1).read_to_end(&mut output).await?;
+    let overflow = output.len() > OUTPUT_LIMIT;
+    if overflow {
+        signal(group, Signal::SIGKILL);
+    }
+    Ok((output, overflow))
+}
+
+async fn read_log(mut from: impl AsyncRead + Unpin, mut log: impl FnMut(&str)) -> String {
+    let mut last = VecDeque::new();
+    let mut take_line = |line: &mut Vec<u8>| {
+        let text = String::from_utf8_lossy(line).trim_end().to_owned();
+        line.clear();
+        log(&text);
+        if last.len() == LAST_LINES {
+            last.pop_front();
+        }
+        last.push_back(text);
+    };
+    let (mut line, mut chunk) = (Vec::new(), [0; 4096]);
+    // A pipe that cannot be read any more ends the log, not the task.
+    while let Ok(count @ 1..) = from.read(&mut chunk).await {
+        for byte in &chunk[..count] {
+            match byte {
+                b'\n' => take_line(&mut line),
+                byte if line.len() < LINE_LIMIT => line.push(*byte),
+                _ => {}
+            }
+        }
+    }
+    if !line.is_empty() {
+        take_line(&mut line);
+    }
+    Vec::from(last).join("\n").trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    async fn finish(script: &str, input: &[u8]) -> (Finished, Vec<String>) {
+        let mut lines = Vec::new();
+        let never = CancellationToken::new();
+        let run = run(sh(script), input.to_vec(), |line| lines.push(line.to_owned()), &never, &Groups::default());
+        let ended = tokio::time::timeout(Duration::from_secs(20), run).await.expect("the run ends").unwrap();
+        match ended {
+            Ended::Finished(finished) => (finished, lines),
+            Ended::Cancelled => panic!("nobody cancelled it"),
+        }
+    }
+
+    /// Whether a process is there and not a zombie.
+    fn alive(id: i32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+    }
+
+    async fn gone(id: i32) {
+        let gone = async {
+            while alive(id) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.expect("the process ends");
+    }
+
+    /// Starts a script that writes the id of a child of its own to a file, and returns that id.
+    async fn child_of(folder: &std::path::Path) -> i32 {
+        let file = folder.join("child");
+        let read = async {
+            loop {
+                let id = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
+                match id {
+                    Some(id) => return id,
+                    None => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), read).await.expect("the script starts")
+    }
+
+    #[tokio::test]
+    async fn input_output_and_log_are_carried() {
+        let (finished, lines) = finish("cat; echo one >&2; printf two >&2; exit 3", b"in").await;
+        assert_eq!(finished.stdout, b"in");
+        assert_eq!(finished.status.code(), Some(3));
+        assert_eq!(lines, ["one", "two"]);
+        assert_eq!(finished.last_lines, "one\ntwo");
+    }
+
+    #[tokio::test]
+    async fn a_program_need_not_read_its_input() {
+        let (finished, _) = finish("exit 0", &vec![b'x'; 4 << 20]).await;
+        assert!(finished.status.success());
+    }
+
+    #[tokio::test]
+    async fn too_much_output_ends_the_run() {
+        let (finished, _) = finish("yes", b"").await;
+        assert!(finished.overflow);
+        let (finished, _) = finish("yes | head -c 1048576", b"").await;
+        assert!(!finished.overflow && finished.status.success());
+    }
+
+    #[tokio::test]
+    async fn a_long_log_is_cut_and_its_end_is_kept() {
+        let (finished, lines) = finish("head -c 100000 /dev/zero | tr '\\0' x >&2; seq 100 >&2", b"").await;
+        assert_eq!(lines[0].len(), LINE_LIMIT);
+        assert!(finished.last_lines.ends_with("99\n100"));
+        assert_eq!(finished.last_lines.lines().count(), LAST_LINES);
+    }
+
+    #[tokio::test]
+    async fn what_a_command_leaves_running_ends_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = format!("sleep 1000 & echo $! > {}/child; echo done", folder.path().display());
+        let (finished, _) = finish(&script, b"").await;
+        assert_eq!(finished.stdout, b"done\n");
+        gone(child_of(folder.path()).await).await;
+    }
+
+    #[tokio::test]
+    async fn cancellation_ends_the_whole_group_before_it_returns() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = format!("sleep 1000 & echo $! > {}/child; wait", folder.path().display());
+        let cancel = CancellationToken::new();
+        let groups = Groups::default();
+        let (ended, child) = tokio::join!(run(sh(&script), Vec::new(), |_| {}, &cancel, &groups), async {
+            let child = child_of(folder.path()).await;
+            cancel.cancel();
+            child
+        });
+        assert!(matches!(ended.unwrap(), Ended::Cancelled));
+        gone(child).await;
+        assert!(groups.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_dropped_run_ends_its_group_even_if_it_ignores_the_request() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = format!("trap '' TERM; sleep 1000 & echo $! > {}/child; wait; wait", folder.path().display());
+        let never = CancellationToken::new();
+        let groups = Groups::default();
+        let run = run(sh(&script), Vec::new(), |_| {}, &never, &groups);
+        let child = tokio::select! {
+            _ = run => panic!("the run does not end by itself"),
+            child = child_of(folder.path()) => child,
+        };
+        gone(child).await;
+    }
+}

@@ -1,0 +1,225 @@
+//! Templates of a command's arguments, and the task's arguments that fill them. Pure.
+//!
+//! A template is filled argument by argument and never seen by a shell, so no value can become a second argument
+//! or a command of its own.
+
+use std::collections::BTreeMap;
+
+use machinist::Arg;
+use serde_json::Value;
+
+/// One element of a command line, with places to be filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Template(Vec<Part>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Argument(usize),
+}
+
+impl Template {
+    /// Reads `{name}`, `{0}`, and `{{` and `}}` for braces. `names` are the task's argument names, if it has any.
+    pub(crate) fn parse(text: &str, names: Option<&[String]>) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut literal = String::new();
+        let mut rest = text;
+        while let Some(at) = rest.find(['{', '}']) {
+            literal.push_str(&rest[..at]);
+            let brace = &rest[at..=at];
+            rest = &rest[at + 1..];
+            if let Some(after) = rest.strip_prefix(brace) {
+                literal.push_str(brace);
+                rest = after;
+            } else if brace == "}" {
+                literal.push('}');
+            } else {
+                let Some((word, after)) = rest.split_once('}') else {
+                    return Err(format!("{text:?} opens a brace and does not close it; write {{{{ for a brace itself"));
+                };
+                if !literal.is_empty() {
+                    parts.push(Part::Text(std::mem::take(&mut literal)));
+                }
+                parts.push(Part::Argument(place(word, names)?));
+                rest = after;
+            }
+        }
+        literal.push_str(rest);
+        if !literal.is_empty() {
+            parts.push(Part::Text(literal));
+        }
+        Ok(Self(parts))
+    }
+
+    /// Whether it is the same whatever the task's arguments are.
+    pub(crate) fn is_constant(&self) -> bool {
+        !self.0.iter().any(|part| matches!(part, Part::Argument(_)))
+    }
+
+    /// The text with the arguments filled in.
+    pub(crate) fn fill(&self, arguments: &Arguments) -> Result<String, String> {
+        let mut filled = String::new();
+        for part in &self.0 {
+            match part {
+                Part::Text(text) => filled.push_str(text),
+                Part::Argument(at) => match arguments.values.get(*at) {
+                    Some(value) => filled.push_str(&plain(value)),
+                    None => return Err(format!("argument {at} is missing: only {} were sent", arguments.values.len())),
+                },
+            }
+        }
+        if filled.contains('\0') {
+            return Err("an argument holds a NUL character, which no command line can carry".to_owned());
+        }
+        Ok(filled)
+    }
+}
+
+fn place(word: &str, names: Option<&[String]>) -> Result<usize, String> {
+    if let Some(at) = names.unwrap_or_default().iter().position(|name| name == word) {
+        return Ok(at);
+    }
+    if let Ok(at) = word.parse::<usize>() {
+        return match names {
+            Some(names) if at >= names.len() => {
+                Err(format!("{{{at}}} is out of range: args names {} arguments, counted from 0", names.len()))
+            }
+            _ => Ok(at),
+        };
+    }
+    let known = match names {
+        Some(names) => format!("args names {}", names.join(", ")),
+        None => "there is no args list".to_owned(),
+    };
+    Err(format!("unknown placeholder {{{word}}}: {known}; write {{{{ for a brace itself"))
+}
+
+/// A value on a command line: text as it is, everything else as JSON.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// A task's arguments in their places.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Arguments {
+    /// In order.
+    pub(crate) values: Vec<Value>,
+    /// Those that have a name, by name.
+    pub(crate) named: BTreeMap<String, Value>,
+}
+
+impl Arguments {
+    /// Puts what was sent into the places that `names` declares: arguments without a name fill them from the
+    /// left, the others go where they belong, and each place is filled exactly once. Without `names` any
+    /// arguments are taken as they come.
+    pub(crate) fn bind(sent: Vec<Arg>, names: Option<&[String]>) -> Result<Self, String> {
+        let Some(names) = names else {
+            let named = sent.iter().filter(|a| !a.name.is_empty()).map(|a| (a.name.clone(), a.value.clone()));
+            return Ok(Self { named: named.collect(), values: sent.into_iter().map(|a| a.value).collect() });
+        };
+        let expects = || format!("the task takes {} ({})", names.len(), names.join(", "));
+        let mut places: Vec<Option<Value>> = vec![None; names.len()];
+        let mut next = 0;
+        let count = sent.len();
+        for argument in sent {
+            let at = if argument.name.is_empty() {
+                next += 1;
+                next - 1
+            } else {
+                let at = names.iter().position(|name| *name == argument.name);
+                at.ok_or_else(|| format!("there is no argument named {:?}; {}", argument.name, expects()))?
+            };
+            match places.get_mut(at) {
+                None => return Err(format!("{count} arguments were sent, and {}", expects())),
+                Some(Some(_)) => return Err(format!("argument {:?} was sent twice", names[at])),
+                Some(place) => *place = Some(argument.value),
+            }
+        }
+        if let Some(missing) = places.iter().position(Option::is_none) {
+            return Err(format!("argument {:?} is missing; {}", names[missing], expects()));
+        }
+        let values: Vec<Value> = places.into_iter().flatten().collect();
+        Ok(Self { named: names.iter().cloned().zip(values.iter().cloned()).collect(), values })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(|s| (*s).to_owned()).collect()
+    }
+
+    fn sent(list: &[(&str, Value)]) -> Vec<Arg> {
+        list.iter().map(|(name, value)| Arg { name: (*name).to_owned(), kind: String::new(), value: value.clone() }).collect()
+    }
+
+    #[test]
+    fn templates_are_filled_by_name_and_by_place() {
+        let names = names(&["src", "width"]);
+        let arguments =
+            Arguments::bind(sent(&[("", json!("a b; rm -rf /")), ("", json!(640))]), Some(&names)).unwrap();
+        for (template, filled) in [
+            ("{src}", "a b; rm -rf /"),
+            ("{1}x{width}", "640x640"),
+            ("--to={0}.png", "--to=a b; rm -rf /.png"),
+            ("{{src}}", "{src}"),
+            ("{{{width}}}", "{640}"),
+            ("a}b", "a}b"),
+            ("", ""),
+        ] {
+            assert_eq!(Template::parse(template, Some(&names)).unwrap().fill(&arguments).unwrap(), filled);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_filled_is_told_at_the_start() {
+        let error = |text, names: Option<&[String]>| Template::parse(text, names).unwrap_err();
+        let two = names(&["src", "width"]);
+        assert_eq!(
+            error("{height}", Some(&two)),
+            "unknown placeholder {height}: args names src, width; write {{ for a brace itself"
+        );
+        assert!(error("{print $1}", None).contains("there is no args list"));
+        assert!(error("{2}", Some(&two)).contains("out of range"));
+        assert!(error("{src", Some(&two)).contains("does not close it"));
+        assert!(Template::parse("{7}", None).is_ok(), "without an args list any place may exist");
+    }
+
+    #[test]
+    fn arguments_find_their_places() {
+        let two = names(&["src", "width"]);
+        let bound = Arguments::bind(sent(&[("width", json!(1)), ("", json!("x"))]), Some(&two)).unwrap();
+        assert_eq!(bound.values, [json!("x"), json!(1)]);
+        assert_eq!(bound.named["width"], json!(1));
+        let free = Arguments::bind(sent(&[("", json!(1)), ("b", json!(2))]), None).unwrap();
+        assert_eq!((free.values.len(), free.named.len()), (2, 1));
+    }
+
+    #[test]
+    fn arguments_that_do_not_fit_are_told() {
+        let two = names(&["src", "width"]);
+        let error = |list: &[(&str, Value)]| Arguments::bind(sent(list), Some(&two)).unwrap_err();
+        assert_eq!(error(&[("", json!(1))]), "argument \"width\" is missing; the task takes 2 (src, width)");
+        assert_eq!(
+            error(&[("", json!(1)), ("", json!(2)), ("", json!(3))]),
+            "3 arguments were sent, and the task takes 2 (src, width)"
+        );
+        assert!(error(&[("heigth", json!(1))]).contains("no argument named \"heigth\""));
+        assert!(error(&[("", json!(1)), ("src", json!(2))]).contains("sent twice"));
+        let arguments = Arguments::bind(Vec::new(), None).unwrap();
+        let missing = Template::parse("{0}", None).unwrap().fill(&arguments).unwrap_err();
+        assert_eq!(missing, "argument 0 is missing: only 0 were sent");
+    }
+
+    #[test]
+    fn a_nul_is_refused() {
+        let arguments = Arguments { values: vec![json!("a\0b")], named: BTreeMap::new() };
+        assert!(Template::parse("{0}", None).unwrap().fill(&arguments).unwrap_err().contains("NUL"));
+    }
+}

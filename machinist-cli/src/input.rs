@@ -1,0 +1,87 @@
+//! Arguments of a task as people type them. Pure, but for the files that `@FILE` names.
+
+use serde_json::Value;
+
+/// An argument without a name: JSON if it parses as JSON, else text; `@FILE` is the contents of a file, `@@` an
+/// `@` itself.
+///
+/// # Errors
+/// A sentence that names the file that could not be read.
+pub(crate) fn value(text: &str) -> Result<Value, String> {
+    match text.strip_prefix('@') {
+        Some(rest) if rest.starts_with('@') => Ok(json_or_text(rest)),
+        Some("") => Err("the argument \"@\" names no file; write @FILE, or @@ for an @ itself".to_owned()),
+        Some(file) => match std::fs::read_to_string(file) {
+            Ok(contents) => Ok(json_or_text(&contents)),
+            Err(error) => Err(format!("the argument \"@{file}\" names a file that cannot be read: {error}; write @@ for an @ itself")),
+        },
+        None => Ok(json_or_text(text)),
+    }
+}
+
+/// An argument with a name, `name=value`.
+///
+/// # Errors
+/// A sentence that says what is wrong with it.
+pub(crate) fn named(text: &str) -> Result<(String, Value), String> {
+    match text.split_once('=') {
+        Some((name, rest)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value(rest)?)),
+        _ => Err(format!("--arg {text:?} has no name; write --arg name=value")),
+    }
+}
+
+/// Deep nesting is text too: the parser refuses it before the stack is in danger.
+fn json_or_text(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| Value::from(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn json_is_json_and_the_rest_is_text() {
+        for (text, expected) in [
+            ("2", json!(2)),
+            ("-1", json!(-1)),
+            ("1.5", json!(1.5)),
+            ("true", json!(true)),
+            ("null", json!(null)),
+            ("\"2\"", json!("2")),
+            ("[1, 2]", json!([1, 2])),
+            ("cat.png", json!("cat.png")),
+            ("{not json", json!("{not json")),
+            ("02", json!("02")),
+            ("", json!("")),
+            ("@@home", json!("@home")),
+        ] {
+            assert_eq!(value(text).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_stands_for_its_contents() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let argument = format!("@{}", file.path().display());
+        std::fs::write(&file, "{\"a\": 1}\n").unwrap();
+        assert_eq!(value(&argument).unwrap(), json!({"a": 1}));
+        std::fs::write(&file, "two\nlines\n").unwrap();
+        assert_eq!(value(&argument).unwrap(), json!("two\nlines\n"));
+    }
+
+    #[test]
+    fn wrong_arguments_are_told() {
+        assert!(value("@/nowhere").unwrap_err().contains("\"@/nowhere\" names a file that cannot be read"));
+        assert!(value("@").unwrap_err().contains("names no file"));
+        assert_eq!(named("a=1=2").unwrap(), ("a".to_owned(), json!("1=2")));
+        assert_eq!(named("width").unwrap_err(), "--arg \"width\" has no name; write --arg name=value");
+        assert!(named("=1").is_err());
+    }
+
+    #[test]
+    fn a_deep_argument_harms_nobody() {
+        let deep = "[".repeat(200_000);
+        assert!(value(&deep).unwrap().is_string());
+    }
+}
