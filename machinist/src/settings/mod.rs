@@ -10,7 +10,7 @@
 //! | `broker` | `MACHINIST_BROKER` | `sqlite://machinist.db` |
 //! | `backend` | `MACHINIST_BACKEND` | `sqlite://machinist.db` |
 //! | `namespace` | `MACHINIST_NAMESPACE` | `machinist` |
-//! | `results_ttl` | `MACHINIST_RESULTS_TTL` | `7d` |
+//! | `results_ttl` | `MACHINIST_RESULTS_TTL` | `1d` |
 //! | `worker.queues` | `MACHINIST_QUEUES` (with commas) | `default`, and the queues of `[tasks]` |
 //! | `worker.concurrency` | `MACHINIST_CONCURRENCY` | 16 |
 //! | `worker.grace` | `MACHINIST_GRACE` | `20s` |
@@ -253,7 +253,7 @@ impl Settings {
                 variable: "MACHINIST_RESULTS_TTL",
                 file: file.results_ttl,
             }
-            .pick(env, parse_duration, || Duration::from_secs(7 * 24 * 3600))?,
+            .pick(env, parse_duration, || Duration::from_secs(24 * 3600))?,
             worker: WorkerSettings {
                 queues,
                 concurrency: Layers {
@@ -405,7 +405,7 @@ mod tests {
                 "broker=sqlite://machinist.db (default)",
                 "backend=sqlite://machinist.db (default)",
                 "namespace=file (conf/machinist.toml:1)",
-                "results_ttl=7d (default)",
+                "results_ttl=1d (default)",
                 "worker.queues=default (default)",
                 "worker.concurrency=9 (flag --concurrency)",
                 "worker.grace=1m (MACHINIST_GRACE)",

@@ -1,0 +1,27 @@
+//! `machinist config`: what is in force, and where each value came from.
+
+use machinist::settings::Settings;
+use serde::Serialize;
+
+use crate::{
+    exit::{Code, Failure},
+    output,
+};
+
+#[derive(Serialize)]
+struct Row {
+    key: String,
+    value: String,
+    origin: String,
+}
+
+pub(super) fn run(settings: &Settings, json: bool) -> Result<Code, Failure> {
+    let entries = settings.entries().into_iter();
+    let rows = entries.map(|(key, value, origin)| Row { key, value, origin: origin.to_string() });
+    if json {
+        output::json(&rows.collect::<Vec<_>>())?;
+    } else {
+        output::table(&["key", "value", "from"], rows.map(|row| vec![row.key, row.value, row.origin]))?;
+    }
+    Ok(Code::Success)
+}

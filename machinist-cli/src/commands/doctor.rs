@@ -1,0 +1,133 @@
+//! `machinist doctor`: reaches broker and backend, and says what is wrong and what to do about it.
+
+use machinist::{
+    Servers,
+    diagnose::{Diagnose, Finding, Level},
+    settings::Settings,
+    url::{Role, Scheme, ServerUrl},
+};
+use serde::Serialize;
+
+use crate::{
+    exit::{Code, Failure, chain},
+    output,
+};
+
+#[derive(Serialize)]
+struct Row {
+    server: &'static str,
+    location: String,
+    level: &'static str,
+    subject: String,
+    found: String,
+    remedy: String,
+}
+
+impl Row {
+    fn new(role: Role, location: &str, finding: Finding) -> Self {
+        let level = match finding.level {
+            Level::Good => "good",
+            Level::Warning => "warning",
+            Level::Error => "error",
+        };
+        let hide = |text: &str| machinist::redact::text(text).into_owned();
+        Self {
+            server: role.as_str(),
+            location: hide(location),
+            level,
+            found: hide(&finding.found),
+            remedy: hide(&finding.remedy),
+            subject: finding.subject,
+        }
+    }
+}
+
+/// What was learnt about one server.
+struct Examined {
+    rows: Vec<Row>,
+    /// What is wrong, if something is.
+    code: Code,
+}
+
+pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, Failure> {
+    let servers = Servers::reach(settings).await;
+    let broker = match &servers.broker {
+        Ok(broker) => Ok(broker.as_ref() as &dyn Diagnose),
+        Err(error) => Err(error),
+    };
+    let backend = match &servers.backend {
+        Ok(backend) => Ok(backend.as_ref() as &dyn Diagnose),
+        Err(error) => Err(error),
+    };
+    let broker = examine(Role::Broker, &settings.broker.value, broker).await;
+    let backend = examine(Role::Backend, &settings.backend.value, backend).await;
+    let rows = broker.rows.into_iter().chain(backend.rows);
+    if json {
+        output::json(&rows.collect::<Vec<_>>())?;
+    } else {
+        print(rows)?;
+    }
+    if let Ok(broker) = servers.broker {
+        broker.close().await;
+    }
+    // A server that cannot be reached explains more than what is configured wrong about the other.
+    let codes = [broker.code, backend.code];
+    Ok(codes.into_iter().filter(|code| *code != Code::Success).min().unwrap_or(Code::Success))
+}
+
+async fn examine(
+    role: Role,
+    url: &ServerUrl,
+    server: Result<&dyn Diagnose, &machinist::ConnectError>,
+) -> Examined {
+    let server = match server {
+        Ok(server) => server,
+        Err(error) => {
+            let code = Failure::code_of(error);
+            let finding = Finding::error("connection", chain(error), remedy(role, code));
+            return Examined { rows: vec![Row::new(role, &url.to_string(), finding)], code };
+        }
+    };
+    let mut findings = server.diagnose().await;
+    if url.scheme() == Scheme::Memory {
+        findings.push(Finding::warning(
+            "processes",
+            "memory:// is seen by one process only",
+            "take sqlite://machinist.db, which needs no server either",
+        ));
+    }
+    let broken = findings.iter().any(|finding| finding.level == Level::Error);
+    let away = findings.iter().any(|f| f.level == Level::Error && f.subject == "connection");
+    let code = match (broken, away) {
+        (false, _) => Code::Success,
+        (true, true) => Code::Unreachable,
+        (true, false) => Code::Configuration,
+    };
+    let location = server.location();
+    Examined { rows: findings.into_iter().map(|finding| Row::new(role, &location, finding)).collect(), code }
+}
+
+fn remedy(role: Role, code: Code) -> String {
+    let name = role.as_str();
+    match code {
+        Code::Unreachable => {
+            format!("start it, or name another by --{name} URL or MACHINIST_{}", name.to_uppercase())
+        }
+        _ => format!("correct it; `machinist config` shows where the {name}'s URL comes from"),
+    }
+}
+
+fn print(rows: impl Iterator<Item = Row>) -> Result<(), Failure> {
+    let mut server = "";
+    for row in rows {
+        if row.server != server {
+            output::line(&format!("{}{}  {}", if server.is_empty() { "" } else { "\n" }, row.server, row.location))?;
+            server = row.server;
+        }
+        output::line(&format!("  {:<8} {}: {}", row.level, row.subject, row.found))?;
+        if !row.remedy.is_empty() {
+            output::line(&format!("           {}", row.remedy))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,238 @@
+//! `machinist send`: sends a task, once or many times, and waits for it if asked to.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use machinist::{AsyncResult, Client, QueueName, ResultError, Results, Signature, settings::Settings};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::{connect, status};
+use crate::{
+    args::{Expiry, Send},
+    exit::{Code, Failure},
+    input, output,
+    view::TaskView,
+};
+
+/// How many are confirmed together.
+const BATCH: usize = 500;
+
+/// What is printed of a task that nobody waits for.
+#[derive(Serialize)]
+struct Sent<'a> {
+    id: &'a str,
+    queue: &'a str,
+}
+
+pub(super) async fn run(what: Send, settings: &Settings, json: bool) -> Result<Code, Failure> {
+    let queue = queue_of(&what, settings);
+    // Before anything is connected: what was typed wrong is told at once.
+    let signature = signature(&what, queue.as_ref())?;
+    let app = connect(settings).await?;
+    let queue = queue.unwrap_or_else(|| app.default_queue().clone());
+    let mut printer = Printer { json, list: what.count > 1, printed: 0, name: what.name, queue };
+    printer.begin()?;
+    let done = match what.wait {
+        None => send_all(&app.client(), signature, what.count, |sent| printer.sent(&sent)).await.map(|()| Code::Success),
+        Some(limit) => {
+            let deadline = Instant::now() + limit;
+            let mut waiting = Vec::new();
+            let sent = send_all(&app.client(), signature, what.count, |sent| {
+                waiting.push(sent);
+                Ok(())
+            });
+            match sent.await {
+                Ok(()) => wait_all(waiting, deadline, &mut printer).await,
+                Err(failure) => {
+                    // What was sent goes on: its ids must not be lost with the rest.
+                    waiting.iter().try_for_each(|sent| printer.sent(sent))?;
+                    Err(failure)
+                }
+            }
+        }
+    };
+    printer.end()?;
+    app.broker().close().await;
+    done
+}
+
+/// The queue that is named here, or for this task in machinist.toml.
+fn queue_of(what: &Send, settings: &Settings) -> Option<QueueName> {
+    let configured = || settings.tasks.get(&what.name)?.queue.as_ref().map(|queue| queue.value.clone());
+    what.queue.clone().or_else(configured)
+}
+
+fn signature(what: &Send, queue: Option<&QueueName>) -> Result<Signature, Failure> {
+    let wrong = |text: String| Failure::new(Code::Usage, text);
+    let mut signature = Signature::new(&what.name);
+    for text in &what.args {
+        signature = signature.arg(input::value(text).map_err(wrong)?);
+    }
+    for text in &what.named {
+        let (name, value) = input::named(text).map_err(wrong)?;
+        signature = signature.named_arg(name, value);
+    }
+    if let Some(queue) = queue {
+        signature = signature.queue(queue.as_str());
+    }
+    if let Some(id) = &what.id {
+        signature = signature.with_id(id.clone());
+    }
+    if let Some(countdown) = what.countdown {
+        signature = signature.countdown(countdown);
+    }
+    if let Some(eta) = what.eta {
+        signature = signature.eta(eta);
+    }
+    match what.expires {
+        Some(Expiry::At(instant)) => signature = signature.expires_at(instant),
+        Some(Expiry::In(duration)) => signature = signature.expires_in(duration),
+        None => {}
+    }
+    if let Some(retries) = what.retries {
+        signature = signature.retries(retries);
+    }
+    if let Some(backoff) = &what.backoff {
+        signature = signature.backoff(backoff.clone());
+    }
+    if let Some(timeout) = what.timeout {
+        signature = signature.timeout(timeout);
+    }
+    if let Some(priority) = what.priority {
+        signature = signature.priority(priority);
+    }
+    Ok(signature)
+}
+
+/// Sends it so many times, each time as a task of its own, and hands out each that is confirmed.
+async fn send_all(
+    client: &Client,
+    signature: Signature,
+    count: u32,
+    mut sent: impl FnMut(AsyncResult) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let progress = progress(count, "sent");
+    let mut rest = count as usize;
+    let mut done = 0;
+    while rest > 0 {
+        let batch = rest.min(BATCH);
+        let copies = (0..batch).map(|_| match count {
+            // Its id may have been chosen.
+            1 => signature.clone(),
+            _ => signature.clone().with_id(machinist::TaskId::fresh()),
+        });
+        let mut failed = None;
+        for answer in client.send_all(copies.collect()).await {
+            match answer {
+                Ok(result) => {
+                    done += 1;
+                    sent(result)?;
+                }
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        progress.set_position(done);
+        if let Some(error) = failed {
+            progress.abandon();
+            let failure = Failure::from(error);
+            return Err(if count > 1 { failure.doing(format_args!("{done} of {count} were sent")) } else { failure });
+        }
+        rest -= batch;
+    }
+    progress.finish_and_clear();
+    Ok(())
+}
+
+/// Waits for every one, all of them until the same instant; the worst outcome is the exit code.
+async fn wait_all(waiting: Vec<AsyncResult>, deadline: Instant, printer: &mut Printer) -> Result<Code, Failure> {
+    let progress = progress(u32::try_from(waiting.len()).unwrap_or(u32::MAX), "ended");
+    let mut codes = Vec::new();
+    for result in waiting {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let view = match result.wait_record(left).await {
+            Ok(record) => TaskView::from(&record),
+            Err(ResultError::Timeout { .. }) => match result.record().await {
+                Ok(record) => TaskView::from(&record),
+                Err(ResultError::Unknown { id }) => TaskView::pending(&id, &printer.name, &printer.queue),
+                Err(error) => return Err(error.into()),
+            },
+            Err(error) => {
+                printer.sent(&result)?;
+                return Err(error.into());
+            }
+        };
+        codes.push(status::code(view.state));
+        printer.ended(&result, &view)?;
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+    // A failure is final, and says more than a task that has not ended.
+    let worst = [Code::Failed, Code::NotFinished].into_iter().find(|code| codes.contains(code));
+    Ok(worst.unwrap_or(Code::Success))
+}
+
+/// Shown on a terminal only, and only for many.
+fn progress(count: u32, what: &'static str) -> ProgressBar {
+    if count == 1 {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}  {per_sec}  {eta}");
+    let bar = ProgressBar::new(u64::from(count)).with_message(what);
+    // The template is ours and fixed; the default would do as well.
+    style.map_or(bar.clone(), |style| bar.with_style(style))
+}
+
+/// Prints each task as soon as it is known, as a list if there may be several.
+struct Printer {
+    json: bool,
+    list: bool,
+    printed: usize,
+    name: String,
+    queue: QueueName,
+}
+
+impl Printer {
+    fn begin(&self) -> Result<(), Failure> {
+        if self.json && self.list { output::line("[") } else { Ok(()) }
+    }
+
+    fn sent(&mut self, result: &AsyncResult) -> Result<(), Failure> {
+        let id = result.id().as_str();
+        if self.json {
+            let queue = self.queue.to_string();
+            self.object(&Sent { id, queue: &queue })
+        } else {
+            output::line(id)
+        }
+    }
+
+    fn ended(&mut self, result: &AsyncResult, view: &TaskView) -> Result<(), Failure> {
+        if self.json {
+            return self.object(view);
+        }
+        output::line(result.id().as_str())?;
+        let outcome = view.outcome();
+        if outcome.is_empty() { Ok(()) } else { output::line(&outcome) }
+    }
+
+    fn object<T: Serialize>(&mut self, value: &T) -> Result<(), Failure> {
+        if self.printed > 0 {
+            output::raw(",\n")?;
+        }
+        self.printed += 1;
+        if !self.list {
+            return output::json(value);
+        }
+        let text = serde_json::to_string(value).map_err(|error| Failure::of(Code::Fault, &error))?;
+        output::raw(&text)
+    }
+
+    fn end(&self) -> Result<(), Failure> {
+        match (self.json && self.list, self.printed) {
+            (false, _) => Ok(()),
+            (true, 0) => output::line("]"),
+            (true, _) => output::line("\n]"),
+        }
+    }
+}

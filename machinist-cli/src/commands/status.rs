@@ -1,0 +1,63 @@
+//! `machinist status`: what became of a task; with `--watch` until it has ended.
+
+use std::time::Duration;
+
+use machinist::{record::{Record, State}, settings::Settings};
+
+use super::connect;
+use crate::{
+    args::Status,
+    exit::{Code, Failure},
+    output,
+    view::TaskView,
+};
+
+/// After so long without a change the record is asked for anew; the backend wakes us before.
+const LOOK: Duration = Duration::from_secs(3600);
+
+pub(super) async fn run(what: Status, settings: &Settings, json: bool) -> Result<Code, Failure> {
+    let app = connect(settings).await?;
+    let result = app.result(what.id);
+    let mut record = result.record().await?;
+    if what.watch {
+        show_change(&record, json)?;
+        while !record.state.is_final() {
+            let newer = result.changed(Some(&record), LOOK).await?;
+            if newer != record {
+                show_change(&newer, json)?;
+            }
+            record = newer;
+        }
+        if !json {
+            output::raw(&format!("\n{}", TaskView::from(&record).page()))?;
+        }
+    } else if json {
+        output::json(&TaskView::from(&record))?;
+    } else {
+        output::raw(&TaskView::from(&record).page())?;
+    }
+    app.broker().close().await;
+    Ok(code(record.state))
+}
+
+/// The exit code that tells how a task stands.
+pub(super) fn code(state: State) -> Code {
+    match state {
+        State::Success => Code::Success,
+        State::Failure => Code::Failed,
+        _ => Code::NotFinished,
+    }
+}
+
+/// One line for each change; in JSON one object a line.
+fn show_change(record: &Record, json: bool) -> Result<(), Failure> {
+    let view = TaskView::from(record);
+    if json { output::json(&view) } else { output::line(&format!("{}  {}", latest(record), view.line())) }
+}
+
+/// The newest instant of a record: when it came to stand as it does.
+fn latest(record: &Record) -> String {
+    let instants = [record.sent_at, record.received_at, record.started_at, record.ended_at];
+    let of_history = record.history.last().map(|attempt| attempt.ended_at);
+    instants.into_iter().chain([of_history]).flatten().max().map_or_else(|| "-".to_owned(), |at| at.to_string())
+}

@@ -1,0 +1,211 @@
+//! How the program ends: a number for scripts, and for people a sentence with what to do.
+
+use std::{error::Error, fmt, process::ExitCode};
+
+use machinist::{
+    ConnectError, ResultError, SendError, TaskId,
+    backend::BackendError,
+    broker::{BrokerError, PublishError},
+    redact,
+    settings::SettingsError,
+};
+
+/// Exit codes; those from 64 on are those of `sysexits.h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Code {
+    Success = 0,
+    /// The task failed.
+    Failed = 1,
+    /// The task has not ended.
+    NotFinished = 2,
+    /// Nobody knows the task.
+    UnknownId = 3,
+    Usage = 64,
+    /// Broker or backend cannot be reached.
+    Unreachable = 69,
+    /// A fault of ours.
+    Fault = 70,
+    /// A worker had to hand running tasks back.
+    HandedBack = 75,
+    NotPermitted = 77,
+    Configuration = 78,
+}
+
+impl From<Code> for ExitCode {
+    fn from(code: Code) -> Self {
+        Self::from(code as u8)
+    }
+}
+
+/// Why a command could not do what was asked.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: Code,
+    /// One sentence, from what was attempted to its cause; no password in it.
+    pub(crate) text: String,
+    /// What to do about it.
+    pub(crate) remedy: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(code: Code, text: impl Into<String>) -> Self {
+        Self { code, text: redact::text(&text.into()).into_owned(), remedy: None }
+    }
+
+    /// The error and everything that caused it.
+    pub(crate) fn of(code: Code, error: &dyn Error) -> Self {
+        Self::new(code, chain(error))
+    }
+
+    #[must_use]
+    pub(crate) fn remedy(self, remedy: impl Into<String>) -> Self {
+        Self { remedy: Some(remedy.into()), ..self }
+    }
+
+    /// What was being done, in front of it.
+    #[must_use]
+    pub(crate) fn doing(self, what: impl fmt::Display) -> Self {
+        Self { text: format!("{what}: {}", self.text), ..self }
+    }
+}
+
+/// `a: b: c`, without saying twice what a layer repeats of its cause.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+const DOCTOR: &str = "`machinist doctor` tells more";
+
+impl From<SettingsError> for Failure {
+    fn from(error: SettingsError) -> Self {
+        Self::of(Code::Configuration, &error).remedy("`machinist config` shows what is in force, and where it came from")
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        let text = chain(&error);
+        let (code, remedy) = match error {
+            ConnectError::Settings(error) => return error.into(),
+            ConnectError::Broker { source, .. } => (broker_code(&source), remedy(broker_code(&source), "broker")),
+            ConnectError::Backend { source, .. } => (backend_code(&source), remedy(backend_code(&source), "backend")),
+            ConnectError::Feature { .. } => (Code::Configuration, None),
+            _ => (Code::Configuration, None),
+        };
+        Self { remedy, ..Self::new(code, text) }
+    }
+}
+
+/// An adapter that refuses names its remedy itself.
+fn remedy(code: Code, what: &str) -> Option<String> {
+    (code == Code::Unreachable).then(|| {
+        format!("is it running there? --{what} URL or MACHINIST_{} names another; {DOCTOR}", what.to_uppercase())
+    })
+}
+
+fn broker_code(error: &BrokerError) -> Code {
+    match error {
+        BrokerError::Unavailable(_) => Code::Unreachable,
+        BrokerError::Refused { .. } => Code::NotPermitted,
+        BrokerError::Configuration(_) => Code::Configuration,
+        _ => Code::Fault,
+    }
+}
+
+fn backend_code(error: &BackendError) -> Code {
+    match error {
+        BackendError::Unavailable(_) => Code::Unreachable,
+        BackendError::Refused { .. } => Code::NotPermitted,
+        BackendError::Configuration(_) => Code::Configuration,
+        _ => Code::Fault,
+    }
+}
+
+impl From<BrokerError> for Failure {
+    fn from(error: BrokerError) -> Self {
+        let code = broker_code(&error);
+        Self { remedy: remedy(code, "broker"), ..Self::of(code, &error) }
+    }
+}
+
+impl From<BackendError> for Failure {
+    fn from(error: BackendError) -> Self {
+        let code = backend_code(&error);
+        Self { remedy: remedy(code, "backend"), ..Self::of(code, &error) }
+    }
+}
+
+impl From<ResultError> for Failure {
+    fn from(error: ResultError) -> Self {
+        match error {
+            ResultError::Backend(error) => error.into(),
+            ResultError::Unknown { id } => unknown(&id),
+            ResultError::Timeout { .. } => Self::of(Code::NotFinished, &error),
+            ResultError::Failed { .. } => Self::of(Code::Failed, &error),
+            _ => Self::of(Code::Fault, &error),
+        }
+    }
+}
+
+/// Nobody knows the task.
+pub(crate) fn unknown(id: &TaskId) -> Failure {
+    Failure::new(Code::UnknownId, format!("task {id} is unknown: it was never sent, or its record has expired"))
+        .remedy("is it another backend or namespace? `machinist config` shows which are asked")
+}
+
+impl From<SendError> for Failure {
+    fn from(error: SendError) -> Self {
+        let text = chain(&error);
+        let (code, remedy) = match &error {
+            SendError::Name(_) | SendError::Invalid(_) => (Code::Usage, None),
+            SendError::Publish { id, source } => match source {
+                PublishError::Unknown(_) => (
+                    Code::Unreachable,
+                    Some(format!("it may be queued or not; the same command with --id {id} is safe, and runs it once")),
+                ),
+                PublishError::Unavailable(_) | PublishError::Blocked { .. } => {
+                    (Code::Unreachable, Some(format!("it is not queued; send it again later; {DOCTOR}")))
+                }
+                PublishError::TooLarge { .. } => (Code::Usage, Some("send the name of a file instead of its contents".to_owned())),
+                PublishError::Unroutable { .. } => {
+                    (Code::Configuration, Some("start a worker of this queue once, or declare it".to_owned()))
+                }
+                PublishError::Rejected { .. } => (Code::NotPermitted, Some(DOCTOR.to_owned())),
+                _ => (Code::Fault, None),
+            },
+            _ => (Code::Fault, None),
+        };
+        Self { remedy, ..Self::new(code, text) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_one_sentence_and_hide_passwords() {
+        let inner = BackendError::Unavailable("connection refused by redis://:geheim@cache/0".into());
+        let failure = Failure::from(inner);
+        assert_eq!(failure.text, "the backend cannot be reached: connection refused by redis://:***@cache/0");
+        assert_eq!(failure.code, Code::Unreachable);
+        assert!(failure.remedy.unwrap().contains("MACHINIST_BACKEND"));
+    }
+
+    #[test]
+    fn a_send_that_was_not_confirmed_can_be_repeated_by_its_id() {
+        let id = TaskId::parse("t-1").unwrap();
+        let failure = Failure::from(SendError::Publish { id, source: PublishError::Unknown("connection lost".into()) });
+        assert!(failure.remedy.unwrap().contains("--id t-1"));
+    }
+}

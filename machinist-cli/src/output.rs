@@ -1,0 +1,73 @@
+//! Everything the program says: what was asked for on standard output, everything else on standard error.
+
+use std::io::{self, Write};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use crate::{
+    exit::{Code, Failure},
+    view::printable,
+};
+
+/// Prints a line of what was asked for.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    write(format!("{text}\n").as_bytes())
+}
+
+/// Prints text as it is.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub(crate) fn raw(text: &str) -> Result<(), Failure> {
+    write(text.as_bytes())
+}
+
+/// Prints a value as one line of JSON.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<(), Failure> {
+    let text = serde_json::to_string(value).map_err(|error| Failure::of(Code::Fault, &error))?;
+    line(&text)
+}
+
+/// Prints rows under a head.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), Failure> {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(head.iter().map(|name| name.to_uppercase()));
+    for row in rows {
+        table.add_row(row.iter().map(|cell| printable(cell)));
+    }
+    line(&table.trim_fmt())
+}
+
+/// Tells people something beside what was asked for.
+pub(crate) fn note(text: &str) {
+    // Where standard error cannot be written there is nobody left to tell.
+    let _ = writeln!(io::stderr(), "{}", printable(text));
+}
+
+/// Tells why a command could not do what was asked.
+pub(crate) fn failure(failure: &Failure) {
+    note(&format!("machinist: {}", failure.text));
+    if let Some(remedy) = &failure.remedy {
+        note(&format!("  {remedy}"));
+    }
+}
+
+fn write(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // Whoever was reading has seen enough: `machinist queues | head -1`.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done.map_err(|error| Failure::of(Code::Fault, &error).doing("standard output cannot be written")),
+    }
+}

@@ -1,0 +1,119 @@
+//! Logs and traces of the program.
+//!
+//! Logs go to standard error, for people or as JSON; `MACHINIST_LOG` (else `RUST_LOG`) chooses what is logged.
+//! Traces are exported by OTLP over http/protobuf when `OTEL_EXPORTER_OTLP_ENDPOINT` or
+//! `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set; all the standard `OTEL_*` variables hold. The exporter speaks plain
+//! http to a collector, so that no second TLS library comes into the program.
+
+use std::{env, io::IsTerminal};
+
+use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::{
+    args::LogFormat,
+    exit::{Code, Failure},
+};
+
+/// What has to be flushed before the program ends.
+#[derive(Debug, Default)]
+#[must_use]
+pub(crate) struct Telemetry {
+    #[cfg(feature = "otel")]
+    provider: Option<opentelemetry_sdk::trace::SdkTracerProvider>,
+}
+
+type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
+
+impl Telemetry {
+    /// Starts logging, and tracing where that is asked for. `level` is what is logged where no variable says
+    /// otherwise. To be called outside of any runtime, because the exporter has one of its own.
+    ///
+    /// # Errors
+    /// A variable cannot be read.
+    pub(crate) fn start(format: LogFormat, level: &str) -> Result<Self, Failure> {
+        let mut layers: Vec<BoxedLayer> = vec![logs(format, filter(level)?)];
+        #[cfg(feature = "otel")]
+        let provider = otel::provider()?;
+        #[cfg(feature = "otel")]
+        layers.extend(provider.as_ref().map(otel::layer));
+        if tracing_subscriber::registry().with(layers).try_init().is_err() {
+            tracing::debug!("the application has set up its own logging, which stays");
+        }
+        Ok(Self {
+            #[cfg(feature = "otel")]
+            provider,
+        })
+    }
+
+    /// Sends what has not been sent yet, for a few seconds at most.
+    pub(crate) fn finish(self) {
+        #[cfg(feature = "otel")]
+        if let Some(provider) = self.provider
+            && let Err(error) = provider.shutdown_with_timeout(std::time::Duration::from_secs(3))
+        {
+            tracing::warn!(%error, "the last traces were not exported");
+        }
+    }
+}
+
+fn filter(level: &str) -> Result<EnvFilter, Failure> {
+    let set = |name| env::var(name).ok().filter(|text| !text.is_empty()).map(|text| (name, text));
+    let (name, text) = set("MACHINIST_LOG").or_else(|| set("RUST_LOG")).unwrap_or(("", level.to_owned()));
+    EnvFilter::try_new(&text).map_err(|error| {
+        Failure::new(Code::Configuration, format!("{name}: {text:?} does not say what to log: {error}"))
+            .remedy("write a level like info, or machinist=debug,warn")
+    })
+}
+
+fn logs(format: LogFormat, filter: EnvFilter) -> BoxedLayer {
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    match format {
+        LogFormat::Json => layer.json().flatten_event(true).with_filter(filter).boxed(),
+        LogFormat::Human => layer.with_ansi(std::io::stderr().is_terminal()).with_filter(filter).boxed(),
+    }
+}
+
+#[cfg(feature = "otel")]
+mod otel {
+    use super::*;
+    use opentelemetry::trace::TracerProvider;
+    use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+    use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+
+    const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+
+    pub(super) fn provider() -> Result<Option<SdkTracerProvider>, Failure> {
+        let set = |name: &str| env::var(name).ok().filter(|text| !text.is_empty());
+        let Some((name, endpoint)) = ENDPOINTS.iter().find_map(|name| Some((name, set(name)?))) else {
+            return Ok(None);
+        };
+        if set("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true"))
+            || set("OTEL_TRACES_EXPORTER").is_some_and(|text| text == "none")
+        {
+            return Ok(None);
+        }
+        if endpoint.starts_with("https:") {
+            return Err(Failure::new(
+                Code::Configuration,
+                format!("{name}: \"{endpoint}\" asks for TLS, which this exporter does not speak"),
+            )
+            .remedy("export to a collector nearby, over http, and let it go on from there"));
+        }
+        // The endpoint and everything else are read by the exporter itself from the variables.
+        let exporter = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).build();
+        let exporter = exporter.map_err(|error| Failure::of(Code::Configuration, &error).doing(name))?;
+        let mut resource = Resource::builder();
+        if set("OTEL_SERVICE_NAME").is_none() {
+            resource = resource.with_service_name("machinist");
+        }
+        Ok(Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build()))
+    }
+
+    pub(super) fn layer(provider: &SdkTracerProvider) -> BoxedLayer {
+        // What the exporter itself does must not be exported.
+        let quiet = ["hyper", "hyper_util", "reqwest", "opentelemetry"].map(|target| (target, LevelFilter::OFF));
+        let filter = Targets::new().with_default(LevelFilter::INFO).with_targets(quiet);
+        tracing_opentelemetry::layer().with_tracer(provider.tracer("machinist")).with_filter(filter).boxed()
+    }
+}

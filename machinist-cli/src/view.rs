@@ -1,0 +1,328 @@
+//! A task's record as it is shown: the JSON that scripts read, and the page that people read. Pure.
+
+use std::fmt::Write;
+
+use machinist::{
+    QueueName, TaskId,
+    clock::Timestamp,
+    record::{Attempt, FailureKind, Record, State},
+    settings::show_duration,
+};
+use serde::Serialize;
+use serde_json::Value;
+
+/// One task, as `status --json` and `send --wait --json` print it. Instants are RFC 3339 in UTC.
+#[derive(Debug, Serialize)]
+pub(crate) struct TaskView {
+    id: String,
+    name: Option<String>,
+    queue: Option<String>,
+    pub(crate) state: State,
+    /// Why it failed.
+    kind: Option<FailureKind>,
+    /// 0 for success, below zero for a failure, nothing before the end.
+    code: Option<i32>,
+    attempt: u32,
+    worker: Option<String>,
+    sent_at: Option<String>,
+    received_at: Option<String>,
+    started_at: Option<String>,
+    ended_at: Option<String>,
+    /// Not to be run before this.
+    eta: Option<String>,
+    /// Not to be started after this.
+    expires_at: Option<String>,
+    /// From the start to the end of the last run, in seconds.
+    duration: Option<f64>,
+    results: Vec<Value>,
+    error: Option<ErrorView>,
+    trace_id: Option<String>,
+    /// Earlier attempts, from the oldest.
+    history: Vec<AttemptView>,
+    /// What the last finished run left in its log.
+    log: String,
+}
+
+#[derive(Debug, Serialize)]
+struct ErrorView {
+    message: String,
+    /// The message and everything that caused it, outermost first.
+    chain: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct AttemptView {
+    attempt: u32,
+    kind: FailureKind,
+    worker: String,
+    ended_at: String,
+    next_run: String,
+    error: ErrorView,
+}
+
+impl From<&machinist::record::ErrorText> for ErrorView {
+    fn from(error: &machinist::record::ErrorText) -> Self {
+        Self { message: error.message().to_owned(), chain: error.chain.clone() }
+    }
+}
+
+impl From<&Attempt> for AttemptView {
+    fn from(attempt: &Attempt) -> Self {
+        Self {
+            attempt: attempt.attempt,
+            kind: attempt.kind,
+            worker: attempt.worker.clone(),
+            ended_at: attempt.ended_at.to_string(),
+            next_run: attempt.next_run.to_string(),
+            error: (&attempt.error).into(),
+        }
+    }
+}
+
+impl From<&Record> for TaskView {
+    fn from(record: &Record) -> Self {
+        let instant = |at: Option<Timestamp>| at.map(|at| at.to_string());
+        let took = match (record.started_at, record.ended_at) {
+            (Some(start), Some(end)) => Some(end.since(start).as_secs_f64()),
+            _ => None,
+        };
+        Self {
+            id: record.id.to_string(),
+            name: record.name.clone(),
+            queue: record.queue.clone(),
+            state: record.state,
+            kind: record.kind,
+            code: match record.state {
+                State::Success => Some(0),
+                _ => record.kind.map(FailureKind::code),
+            },
+            attempt: record.attempt,
+            worker: record.worker.clone(),
+            sent_at: instant(record.sent_at),
+            received_at: instant(record.received_at),
+            started_at: instant(record.started_at),
+            ended_at: instant(record.ended_at),
+            eta: instant(record.eta),
+            expires_at: instant(record.expires_at),
+            duration: took,
+            results: record.results.iter().flat_map(|r| &r.0).map(|arg| arg.value.clone()).collect(),
+            error: record.error.as_ref().map(Into::into),
+            trace_id: record.trace_id().map(str::to_owned),
+            history: record.history.iter().map(Into::into).collect(),
+            log: record.log.clone(),
+        }
+    }
+}
+
+impl TaskView {
+    /// A task that was sent, and whose record says nothing yet.
+    pub(crate) fn pending(id: &TaskId, name: &str, queue: &QueueName) -> Self {
+        Self {
+            id: id.to_string(),
+            name: Some(name.to_owned()),
+            queue: Some(queue.to_string()),
+            state: State::Pending,
+            kind: None,
+            code: None,
+            attempt: 1,
+            worker: None,
+            sent_at: None,
+            received_at: None,
+            started_at: None,
+            ended_at: None,
+            eta: None,
+            expires_at: None,
+            duration: None,
+            results: Vec::new(),
+            error: None,
+            trace_id: None,
+            history: Vec::new(),
+            log: String::new(),
+        }
+    }
+
+    /// Everything, for people.
+    pub(crate) fn page(&self) -> String {
+        let mut page = String::new();
+        let mut row = |label: &str, value: &str| {
+            let mut lines = value.lines();
+            put(&mut page, format_args!("{label:<10}{}", lines.next().unwrap_or_default()));
+            for line in lines {
+                put(&mut page, format_args!("{:<10}{line}", ""));
+            }
+        };
+        let optional = |value: &Option<String>| value.as_deref().map(printable);
+        row("id", &printable(&self.id));
+        for (label, value) in [("name", &self.name), ("queue", &self.queue)] {
+            row(label, &optional(value).unwrap_or_else(|| "unknown: the sender's part of the record is missing".into()));
+        }
+        row("state", &self.state_and_kind());
+        row("attempt", &self.attempt.to_string());
+        for (label, value) in [
+            ("worker", &self.worker),
+            ("sent", &self.sent_at),
+            ("received", &self.received_at),
+            ("started", &self.started_at),
+            ("ended", &self.ended_at),
+        ] {
+            row(label, &optional(value).unwrap_or_else(|| "-".into()));
+        }
+        row("duration", &self.duration.map_or_else(|| "-".to_owned(), seconds));
+        for (label, value) in [("eta", &self.eta), ("expires", &self.expires_at)] {
+            if let Some(value) = optional(value) {
+                row(label, &value);
+            }
+        }
+        if self.state == State::Success {
+            let values: Vec<String> = self.results.iter().map(ToString::to_string).collect();
+            row("results", &if values.is_empty() { "-".to_owned() } else { printable(&values.join("\n")) });
+        }
+        if let Some(error) = &self.error {
+            row("error", &printable(&error.chain.join("\ncaused by: ")));
+        }
+        row("trace", &optional(&self.trace_id).unwrap_or_else(|| "-".into()));
+        for attempt in &self.history {
+            let (kind, worker) = (attempt.kind, printable(&attempt.worker));
+            row(
+                "history",
+                &format!(
+                    "attempt {} ended {} on {worker} ({kind}: {}), next run {}",
+                    attempt.attempt,
+                    attempt.ended_at,
+                    printable(&attempt.error.message),
+                    attempt.next_run
+                ),
+            );
+        }
+        if !self.log.is_empty() {
+            row("log", &printable(self.log.trim_end()));
+        }
+        page
+    }
+
+    /// One line about how it stands, for those who follow it.
+    pub(crate) fn line(&self) -> String {
+        let mut line = format!("{:<8}  attempt {}", self.state, self.attempt);
+        if let Some(worker) = &self.worker {
+            let _ = write!(line, "  {}", printable(worker));
+        }
+        if let Some(error) = &self.error {
+            let _ = write!(line, "  {}", printable(&error.message));
+        }
+        match (self.state, &self.eta) {
+            (State::Retry, Some(eta)) => line + "  next run " + eta,
+            (State::Pending, Some(eta)) => line + "  not before " + eta,
+            _ => line,
+        }
+    }
+
+    /// What a sender who waited wants to see: the results, or why there are none.
+    pub(crate) fn outcome(&self) -> String {
+        match self.state {
+            State::Success => {
+                let values: Vec<String> = self.results.iter().map(ToString::to_string).collect();
+                printable(&values.join("\n"))
+            }
+            _ => {
+                let mut text = self.state_and_kind();
+                for cause in self.error.iter().flat_map(|error| &error.chain) {
+                    let _ = write!(text, ": {}", printable(cause));
+                }
+                text
+            }
+        }
+    }
+
+    fn state_and_kind(&self) -> String {
+        match (self.kind, self.code) {
+            (Some(kind), Some(code)) => format!("{} ({kind}, {code})", self.state),
+            _ => self.state.to_string(),
+        }
+    }
+}
+
+fn put(page: &mut String, line: std::fmt::Arguments<'_>) {
+    // INVARIANT: writing to a String does not fail.
+    let _ = write!(page, "{line}");
+    page.truncate(page.trim_end_matches(' ').len());
+    page.push('\n');
+}
+
+fn seconds(seconds: f64) -> String {
+    let duration = std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    // Microseconds: what a record holds.
+    show_duration(std::time::Duration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
+}
+
+/// A text from elsewhere, without what would move the cursor or change the colours of a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use machinist::record::ErrorText;
+
+    fn failed() -> TaskView {
+        TaskView {
+            kind: Some(FailureKind::Timeout),
+            code: Some(-2),
+            state: State::Failure,
+            worker: Some("host-1".into()),
+            started_at: Some("2026-11-20T23:37:14.000000Z".into()),
+            ended_at: Some("2026-11-20T23:37:15.500000Z".into()),
+            duration: Some(1.5),
+            error: Some((&ErrorText::new(["too slow".into(), "disk\u{1b}[31m".into()])).into()),
+            log: "one\ntwo\n".into(),
+            ..TaskView::pending(&TaskId::parse("t-1").unwrap(), "resize", &QueueName::parse("images").unwrap())
+        }
+    }
+
+    #[test]
+    fn people_see_everything() {
+        assert_eq!(
+            failed().page(),
+            "\
+id        t-1
+name      resize
+queue     images
+state     FAILURE (timeout, -2)
+attempt   1
+worker    host-1
+sent      -
+received  -
+started   2026-11-20T23:37:14.000000Z
+ended     2026-11-20T23:37:15.500000Z
+duration  1s 500ms
+error     too slow
+          caused by: disk\u{fffd}[31m
+trace     -
+log       one
+          two
+"
+        );
+    }
+
+    #[test]
+    fn scripts_see_the_agreed_names() {
+        let json = serde_json::to_value(failed()).unwrap();
+        for name in [
+            "id", "name", "queue", "state", "kind", "code", "attempt", "worker", "sent_at", "received_at",
+            "started_at", "ended_at", "eta", "results", "error", "trace_id", "history",
+        ] {
+            assert!(json.get(name).is_some(), "{name}");
+        }
+        assert_eq!(json["state"], "FAILURE");
+        assert_eq!(json["kind"], "timeout");
+        assert_eq!(json["error"]["chain"][0], "too slow");
+        assert_eq!(json["results"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn outcomes_are_short() {
+        assert_eq!(failed().outcome(), "FAILURE (timeout, -2): too slow: disk\u{fffd}[31m");
+        let done = TaskView { state: State::Success, results: vec![5.into(), "x".into()], ..failed() };
+        assert_eq!(done.outcome(), "5\n\"x\"");
+    }
+}
