@@ -8,6 +8,7 @@ use std::{
 };
 
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Stages, Worker,
@@ -264,7 +265,8 @@ impl WorkerBuilder {
             stages: stages.clone(),
             tally: Tally::default(),
         };
-        Ok(Worker { processor: Arc::new(processor), queues, prefetch, grace: self.grace, stages })
+        let ready = CancellationToken::new();
+        Ok(Worker { processor: Arc::new(processor), queues, prefetch, grace: self.grace, stages, ready })
     }
 }
 

@@ -20,7 +20,7 @@ mod steady;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use builder::{BuildError, TaskOptions, WorkerBuilder};
 pub use drain::{Drained, Stages};
@@ -29,7 +29,7 @@ use crate::{
     app::App,
     backend::{BackendError, Index, Note},
     broker::{BrokerError, Consume, Consumer},
-    id::QueueName,
+    id::{QueueName, TaskName},
 };
 use processor::TaskProcessor;
 
@@ -74,6 +74,7 @@ pub struct Worker {
     prefetch: u16,
     grace: Duration,
     stages: Stages,
+    ready: CancellationToken,
 }
 
 /// Why a worker could not start.
@@ -99,6 +100,21 @@ impl Worker {
         self.processor.worker_name()
     }
 
+    /// The names of the tasks it runs, sorted.
+    pub fn tasks(&self) -> Vec<&TaskName> {
+        self.processor.task_names()
+    }
+
+    /// The queues it takes tasks from.
+    pub fn queues(&self) -> &[QueueName] {
+        &self.queues
+    }
+
+    /// Fires once the broker has confirmed the subscription: from then on tasks run.
+    pub fn ready(&self) -> CancellationToken {
+        self.ready.clone()
+    }
+
     /// The stages of its end, to be advanced from elsewhere (a second signal).
     pub fn stages(&self) -> Stages {
         self.stages.clone()
@@ -116,7 +132,7 @@ impl Worker {
     /// Dropped in the middle, it ends like a process that was killed: nothing is lost, unfinished tasks are run
     /// again elsewhere when the session has expired.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<Drained, WorkerError> {
-        let Self { processor, queues, prefetch, grace, stages } = self;
+        let Self { processor, queues, prefetch, grace, stages, ready } = self;
         processor.sessions.open().await?;
         let renewing = tokio::spawn(session::keep(Arc::clone(&processor)));
         let _abort = AbortOnDrop(renewing);
@@ -124,6 +140,7 @@ impl Worker {
             processor.app.broker().consume(Consume { queues: queues.clone(), prefetch }).await?;
         remember_queues(&processor.app, &queues).await;
         tracing::info!(worker = processor.worker_name(), queues = ?queues, "ready");
+        ready.cancel();
         let tracker = TaskTracker::new();
         tokio::select! {
             () = work(&processor, consumer.as_mut(), &tracker) => {}

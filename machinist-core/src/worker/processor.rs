@@ -120,6 +120,12 @@ impl TaskProcessor {
         &self.name
     }
 
+    pub(super) fn task_names(&self) -> Vec<&TaskName> {
+        let mut names: Vec<&TaskName> = self.tasks.keys().collect();
+        names.sort_unstable();
+        names
+    }
+
     pub(super) fn now(&self) -> Timestamp {
         self.app.clock().now()
     }
