@@ -276,7 +276,9 @@ mod tests {
 
     #[test]
     fn settings_are_accepted_after_every_command() {
-        for command in ["init", "worker", "send add", "status 1", "queues", "doctor", "config", "completions bash"] {
+        for command in
+            ["init", "worker", "send add", "status 1", "queues", "doctor", "config", "completions bash"]
+        {
             let line = format!(
                 "machinist {command} --broker b --backend c --config f --namespace n --json --allow-unsigned --key-file k"
             );

@@ -5,9 +5,6 @@ use std::time::Duration;
 use machinist::{Arg, Results, TaskContext, TaskError, settings::parse_duration};
 use serde_json::Value;
 
-/// Their names.
-pub(crate) const NAMES: [&str; 4] = ["add", "echo", "sleep", "fail"];
-
 /// Adds any number of numbers.
 pub(crate) async fn add(_: TaskContext, args: Vec<Arg>) -> Result<Results, TaskError> {
     sum(&args).map(|sum| Results(vec![Arg::from_value(sum)])).map_err(TaskError::malformed)
@@ -40,7 +37,8 @@ fn sum(args: &[Arg]) -> Result<Value, String> {
         let whole = args.iter().filter_map(|arg| arg.value.as_i64()).try_fold(0i64, i64::checked_add);
         return whole.map(Value::from).ok_or_else(|| "the sum is larger than a 64-bit number".to_owned());
     }
-    let number = |arg: &Arg| arg.value.as_f64().ok_or_else(|| format!("add takes numbers, not {}", arg.value));
+    let number =
+        |arg: &Arg| arg.value.as_f64().ok_or_else(|| format!("add takes numbers, not {}", arg.value));
     args.iter().map(number).sum::<Result<f64, _>>().map(Value::from)
 }
 

@@ -88,28 +88,39 @@ const DOCTOR: &str = "`machinist doctor` tells more";
 
 impl From<SettingsError> for Failure {
     fn from(error: SettingsError) -> Self {
-        Self::of(Code::Configuration, &error).remedy("`machinist config` shows what is in force, and where it came from")
+        Self::of(Code::Configuration, &error)
+            .remedy("`machinist config` shows what is in force, and where it came from")
     }
 }
 
 impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
-        let text = chain(&error);
-        let (code, remedy) = match error {
+        let code = connect_code(&error);
+        let what = match error {
             ConnectError::Settings(error) => return error.into(),
-            ConnectError::Broker { source, .. } => (broker_code(&source), remedy(broker_code(&source), "broker")),
-            ConnectError::Backend { source, .. } => (backend_code(&source), remedy(backend_code(&source), "backend")),
-            ConnectError::Feature { .. } => (Code::Configuration, None),
-            _ => (Code::Configuration, None),
+            ConnectError::Backend { .. } => "backend",
+            _ => "broker",
         };
-        Self { remedy, ..Self::new(code, text) }
+        Self { remedy: remedy(code, what), ..Self::of(code, &error) }
+    }
+}
+
+/// How the program ends when it cannot connect.
+pub(crate) fn connect_code(error: &ConnectError) -> Code {
+    match error {
+        ConnectError::Broker { source, .. } => broker_code(source),
+        ConnectError::Backend { source, .. } => backend_code(source),
+        _ => Code::Configuration,
     }
 }
 
 /// An adapter that refuses names its remedy itself.
 fn remedy(code: Code, what: &str) -> Option<String> {
     (code == Code::Unreachable).then(|| {
-        format!("is it running there? --{what} URL or MACHINIST_{} names another; {DOCTOR}", what.to_uppercase())
+        format!(
+            "is it running there? --{what} URL or MACHINIST_{} names another; {DOCTOR}",
+            what.to_uppercase()
+        )
     })
 }
 
@@ -159,8 +170,11 @@ impl From<ResultError> for Failure {
 
 /// Nobody knows the task.
 pub(crate) fn unknown(id: &TaskId) -> Failure {
-    Failure::new(Code::UnknownId, format!("task {id} is unknown: it was never sent, or its record has expired"))
-        .remedy("is it another backend or namespace? `machinist config` shows which are asked")
+    Failure::new(
+        Code::UnknownId,
+        format!("task {id} is unknown: it was never sent, or its record has expired"),
+    )
+    .remedy("is it another backend or namespace? `machinist config` shows which are asked")
 }
 
 impl From<SendError> for Failure {
@@ -171,12 +185,16 @@ impl From<SendError> for Failure {
             SendError::Publish { id, source } => match source {
                 PublishError::Unknown(_) => (
                     Code::Unreachable,
-                    Some(format!("it may be queued or not; the same command with --id {id} is safe, and runs it once")),
+                    Some(format!(
+                        "it may be queued or not; the same command with --id {id} is safe, and runs it once"
+                    )),
                 ),
                 PublishError::Unavailable(_) | PublishError::Blocked { .. } => {
                     (Code::Unreachable, Some(format!("it is not queued; send it again later; {DOCTOR}")))
                 }
-                PublishError::TooLarge { .. } => (Code::Usage, Some("send the name of a file instead of its contents".to_owned())),
+                PublishError::TooLarge { .. } => {
+                    (Code::Usage, Some("send the name of a file instead of its contents".to_owned()))
+                }
                 PublishError::Unroutable { .. } => {
                     (Code::Configuration, Some("start a worker of this queue once, or declare it".to_owned()))
                 }
@@ -205,7 +223,8 @@ mod tests {
     #[test]
     fn a_send_that_was_not_confirmed_can_be_repeated_by_its_id() {
         let id = TaskId::parse("t-1").unwrap();
-        let failure = Failure::from(SendError::Publish { id, source: PublishError::Unknown("connection lost".into()) });
+        let failure =
+            Failure::from(SendError::Publish { id, source: PublishError::Unknown("connection lost".into()) });
         assert!(failure.remedy.unwrap().contains("--id t-1"));
     }
 }

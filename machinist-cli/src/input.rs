@@ -13,7 +13,9 @@ pub(crate) fn value(text: &str) -> Result<Value, String> {
         Some("") => Err("the argument \"@\" names no file; write @FILE, or @@ for an @ itself".to_owned()),
         Some(file) => match std::fs::read_to_string(file) {
             Ok(contents) => Ok(json_or_text(&contents)),
-            Err(error) => Err(format!("the argument \"@{file}\" names a file that cannot be read: {error}; write @@ for an @ itself")),
+            Err(error) => Err(format!(
+                "the argument \"@{file}\" names a file that cannot be read: {error}; write @@ for an @ itself"
+            )),
         },
         None => Ok(json_or_text(text)),
     }

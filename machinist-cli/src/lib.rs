@@ -1,1 +1,96 @@
 //! The machinist program, and the library that puts its commands into your own binary.
+//!
+//! ```no_run
+//! use machinist::{Arg, Results, TaskContext, TaskError};
+//! use std::process::ExitCode;
+//!
+//! async fn add(_: TaskContext, args: Vec<Arg>) -> Result<Results, TaskError> {
+//!     let sum: i64 = args.iter().filter_map(|arg| arg.value.as_i64()).sum();
+//!     Ok(Results(vec![Arg::from_value(sum)]))
+//! }
+//!
+//! // `app worker` runs it, `app send add 2 3 --wait` sends it, `app status ID` shows what became of it.
+//! fn main() -> ExitCode {
+//!     machinist_cli::run(|worker| worker.task_dyn("add", add))
+//! }
+//! ```
+
+mod args;
+mod command;
+mod commands;
+mod demo;
+mod exit;
+mod input;
+mod output;
+mod stack;
+mod telemetry;
+mod view;
+
+use std::{
+    ffi::OsString,
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Parser, error::ErrorKind};
+use machinist::WorkerBuilder;
+
+use args::{Cli, Command, LogFormat};
+use exit::{Code, Failure};
+use telemetry::Telemetry;
+
+/// Puts an application's own tasks into a worker.
+type BuildWorker<'a> = Box<dyn FnOnce(WorkerBuilder) -> WorkerBuilder + 'a>;
+
+/// Does what the command line says, and returns how the program should end.
+///
+/// `tasks` puts the application's handlers, middleware and state into the worker that `worker` starts; name,
+/// queues, concurrency and grace are set before it is called, from flags and settings.
+///
+/// Call it first thing in `main`: it starts the program anew, once, with a larger stack for its threads, because
+/// a small message can overflow the default one. It makes a runtime of its own.
+pub fn run(tasks: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> ExitCode {
+    stack::raise();
+    let ended = match parse(std::env::args_os()) {
+        Ok(cli) => start(cli, Box::new(tasks)),
+        Err(ended) => ended,
+    };
+    let code = ended.unwrap_or_else(|failure| {
+        output::failure(&failure);
+        failure.code
+    });
+    code.into()
+}
+
+/// Reads the command line. What clap answers by itself, help or a complaint, is printed here.
+fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Cli, Result<Code, Failure>> {
+    Cli::try_parse_from(arguments).map_err(|error| {
+        let text = error.render().to_string();
+        match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => output::raw(&text).map(|()| Code::Success),
+            _ => {
+                output::note(machinist::redact::text(&text).trim_end());
+                Ok(Code::Usage)
+            }
+        }
+    })
+}
+
+fn start(cli: Cli, tasks: BuildWorker<'_>) -> Result<Code, Failure> {
+    for flag in cli.global.without_effect() {
+        output::note(&format!("machinist: {flag} has no effect yet: messages are not signed"));
+    }
+    let level = if matches!(cli.command, Command::Worker(_)) { "info" } else { "warn" };
+    let telemetry = Telemetry::start(cli.global.log.unwrap_or(LogFormat::Human), level)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime =
+        runtime.map_err(|error| Failure::of(Code::Fault, &error).doing("no threads can be started"))?;
+    // The panic itself has been printed by then; what is left to say is whose fault it is.
+    let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(Box::pin(commands::run(cli, tasks)))));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    telemetry.finish();
+    ended.unwrap_or_else(|_| {
+        Err(Failure::new(Code::Fault, "this is a fault of the program; please report it"))
+    })
+}

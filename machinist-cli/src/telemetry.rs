@@ -107,12 +107,18 @@ mod otel {
         if set("OTEL_SERVICE_NAME").is_none() {
             resource = resource.with_service_name("machinist");
         }
-        Ok(Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build()))
+        Ok(Some(
+            SdkTracerProvider::builder()
+                .with_batch_exporter(exporter)
+                .with_resource(resource.build())
+                .build(),
+        ))
     }
 
     pub(super) fn layer(provider: &SdkTracerProvider) -> BoxedLayer {
         // What the exporter itself does must not be exported.
-        let quiet = ["hyper", "hyper_util", "reqwest", "opentelemetry"].map(|target| (target, LevelFilter::OFF));
+        let quiet =
+            ["hyper", "hyper_util", "reqwest", "opentelemetry"].map(|target| (target, LevelFilter::OFF));
         let filter = Targets::new().with_default(LevelFilter::INFO).with_targets(quiet);
         tracing_opentelemetry::layer().with_tracer(provider.tracer("machinist")).with_filter(filter).boxed()
     }

@@ -154,7 +154,11 @@ impl TaskView {
         let optional = |value: &Option<String>| value.as_deref().map(printable);
         row("id", &printable(&self.id));
         for (label, value) in [("name", &self.name), ("queue", &self.queue)] {
-            row(label, &optional(value).unwrap_or_else(|| "unknown: the sender's part of the record is missing".into()));
+            row(
+                label,
+                &optional(value)
+                    .unwrap_or_else(|| "unknown: the sender's part of the record is missing".into()),
+            );
         }
         row("state", &self.state_and_kind());
         row("attempt", &self.attempt.to_string());
@@ -275,7 +279,11 @@ mod tests {
             duration: Some(1.5),
             error: Some((&ErrorText::new(["too slow".into(), "disk\u{1b}[31m".into()])).into()),
             log: "one\ntwo\n".into(),
-            ..TaskView::pending(&TaskId::parse("t-1").unwrap(), "resize", &QueueName::parse("images").unwrap())
+            ..TaskView::pending(
+                &TaskId::parse("t-1").unwrap(),
+                "resize",
+                &QueueName::parse("images").unwrap(),
+            )
         }
     }
 
@@ -308,8 +316,23 @@ log       one
     fn scripts_see_the_agreed_names() {
         let json = serde_json::to_value(failed()).unwrap();
         for name in [
-            "id", "name", "queue", "state", "kind", "code", "attempt", "worker", "sent_at", "received_at",
-            "started_at", "ended_at", "eta", "results", "error", "trace_id", "history",
+            "id",
+            "name",
+            "queue",
+            "state",
+            "kind",
+            "code",
+            "attempt",
+            "worker",
+            "sent_at",
+            "received_at",
+            "started_at",
+            "ended_at",
+            "eta",
+            "results",
+            "error",
+            "trace_id",
+            "history",
         ] {
             assert!(json.get(name).is_some(), "{name}");
         }

@@ -159,7 +159,10 @@ mod redis {
     use super::*;
     use machinist_backend_redis::{RedisBackend, RedisOptions};
 
-    pub(super) async fn reach(url: &ServerUrl, settings: &Settings) -> Result<Arc<dyn Backend>, ConnectError> {
+    pub(super) async fn reach(
+        url: &ServerUrl,
+        settings: &Settings,
+    ) -> Result<Arc<dyn Backend>, ConnectError> {
         let options = RedisOptions { prefix: settings.namespace.value.clone(), ..RedisOptions::default() };
         match RedisBackend::connect(url.expose(), options).await {
             Ok(backend) => Ok(Arc::new(backend)),
@@ -183,9 +186,12 @@ mod file {
     use machinist_sqlite::{SqliteOptions, SqliteStore};
 
     pub(super) async fn open(url: &ServerUrl, _: Role, settings: &Settings) -> Result<Servers, ConnectError> {
-        let options = SqliteOptions { namespace: settings.namespace.value.clone(), ..SqliteOptions::default() };
+        let options =
+            SqliteOptions { namespace: settings.namespace.value.clone(), ..SqliteOptions::default() };
         match SqliteStore::open(url.file().unwrap_or_default(), options).await {
-            Ok(store) => Ok(Servers { broker: Ok(Arc::new(store.broker())), backend: Ok(Arc::new(store.backend())) }),
+            Ok(store) => {
+                Ok(Servers { broker: Ok(Arc::new(store.broker())), backend: Ok(Arc::new(store.backend())) })
+            }
             Err(error) => Err(ConnectError::File { url: url.clone(), source: error.into() }),
         }
     }

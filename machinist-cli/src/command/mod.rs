@@ -31,8 +31,8 @@ use machinist::{
 use serde::Serialize;
 use serde_json::Value;
 
-use process::{Ended, Finished};
 pub(crate) use process::Groups;
+use process::{Ended, Finished};
 use template::{Arguments, Template};
 
 /// Exit code of a program that wants to be run later (`EX_TEMPFAIL`).
@@ -58,7 +58,8 @@ impl CommandTask {
     /// A template names an argument that does not exist.
     pub(crate) fn new(name: &str, task: &TaskSettings, groups: &Groups) -> Result<Self, SettingsError> {
         let names = task.args.as_ref().map(|names| names.value.clone());
-        let wrong = |problem| SettingsError::new(&task.command.origin, format!("tasks.{name}.command: {problem}"));
+        let wrong =
+            |problem| SettingsError::new(&task.command.origin, format!("tasks.{name}.command: {problem}"));
         let parse = |text: &String| Template::parse(text, names.as_deref()).map_err(wrong);
         // INVARIANT: the settings refuse an empty command.
         let (program, arguments) = task.command.value.split_first().expect("a command names a program");
@@ -138,11 +139,13 @@ impl Command {
     fn outcome(&self, finished: Finished, attempt: u32) -> Result<Results, TaskError> {
         if finished.overflow {
             let limit = process::OUTPUT_LIMIT / 1024 / 1024;
-            let why = format!("wrote more than {limit} MiB to standard output; write a file and print its name");
+            let why =
+                format!("wrote more than {limit} MiB to standard output; write a file and print its name");
             return Err(TaskError::permanent(self.failed(&why, finished.last_lines)));
         }
         match finished.status.code() {
-            Some(0) => results(finished.stdout).map_err(|why| TaskError::permanent(self.failed(why, finished.last_lines))),
+            Some(0) => results(finished.stdout)
+                .map_err(|why| TaskError::permanent(self.failed(why, finished.last_lines))),
             Some(LATER) => {
                 let why = self.failed("asked to be run later (exit code 75)", finished.last_lines);
                 // The longest wait that the back-off allows: the program knows that now is too early.
@@ -155,10 +158,13 @@ impl Command {
     fn not_started(&self, error: std::io::Error) -> TaskError {
         use std::io::ErrorKind;
         let why = match error.kind() {
-            ErrorKind::NotFound => "does not exist on this worker (nor does it, for a script, where its first line points)",
+            ErrorKind::NotFound => {
+                "does not exist on this worker (nor does it, for a script, where its first line points)"
+            }
             ErrorKind::PermissionDenied => "may not be run by this worker; make it executable",
             ErrorKind::ArgumentListTooLong => {
-                let why = self.failed("cannot take arguments that long; read them from standard input", String::new());
+                let why = self
+                    .failed("cannot take arguments that long; read them from standard input", String::new());
                 return TaskError::malformed(why);
             }
             _ => "cannot be started",
@@ -226,8 +232,11 @@ mod tests {
     use serde_json::json;
 
     fn task(toml: &str) -> Result<CommandTask, SettingsError> {
-        let settings =
-            Settings::resolve(Overrides::default(), &|_| None, Some((Path::new("conf/machinist.toml"), toml)))?;
+        let settings = Settings::resolve(
+            Overrides::default(),
+            &|_| None,
+            Some((Path::new("conf/machinist.toml"), toml)),
+        )?;
         CommandTask::new("t", &settings.tasks["t"], &Groups::default())
     }
 
@@ -253,7 +262,8 @@ mod tests {
 
     #[test]
     fn standard_output_is_the_result() {
-        let value = |text: &str| results(text.into()).unwrap().0.into_iter().map(|a| a.value).collect::<Vec<_>>();
+        let value =
+            |text: &str| results(text.into()).unwrap().0.into_iter().map(|a| a.value).collect::<Vec<_>>();
         assert_eq!(value("{\"a\": 1}\n"), [json!({"a": 1})]);
         assert_eq!(value("42\n"), [json!(42)]);
         assert_eq!(value("two words\n"), [json!("two words")]);

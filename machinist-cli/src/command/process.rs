@@ -236,8 +236,8 @@ mod tests {
 
     async fn finish(script: &str, input: &[u8]) -> (Finished, Vec<String>) {
         let mut lines = Vec::new();
-        let never = CancellationToken::new();
-        let run = run(sh(script), input.to_vec(), |line| lines.push(line.to_owned()), &never, &Groups::default());
+        let (never, groups) = (CancellationToken::new(), Groups::default());
+        let run = run(sh(script), input.to_vec(), |line| lines.push(line.to_owned()), &never, &groups);
         let ended = tokio::time::timeout(Duration::from_secs(20), run).await.expect("the run ends").unwrap();
         match ended {
             Ended::Finished(finished) => (finished, lines),
@@ -334,7 +334,8 @@ mod tests {
     #[tokio::test]
     async fn a_dropped_run_ends_its_group_even_if_it_ignores_the_request() {
         let folder = tempfile::tempdir().unwrap();
-        let script = format!("trap '' TERM; sleep 1000 & echo $! > {}/child; wait; wait", folder.path().display());
+        let script =
+            format!("trap '' TERM; sleep 1000 & echo $! > {}/child; wait; wait", folder.path().display());
         let never = CancellationToken::new();
         let groups = Groups::default();
         let run = run(sh(&script), Vec::new(), |_| {}, &never, &groups);

@@ -35,7 +35,9 @@ impl Template {
                 literal.push('}');
             } else {
                 let Some((word, after)) = rest.split_once('}') else {
-                    return Err(format!("{text:?} opens a brace and does not close it; write {{{{ for a brace itself"));
+                    return Err(format!(
+                        "{text:?} opens a brace and does not close it; write {{{{ for a brace itself"
+                    ));
                 };
                 if !literal.is_empty() {
                     parts.push(Part::Text(std::mem::take(&mut literal)));
@@ -64,7 +66,12 @@ impl Template {
                 Part::Text(text) => filled.push_str(text),
                 Part::Argument(at) => match arguments.values.get(*at) {
                     Some(value) => filled.push_str(&plain(value)),
-                    None => return Err(format!("argument {at} is missing: only {} were sent", arguments.values.len())),
+                    None => {
+                        return Err(format!(
+                            "argument {at} is missing: only {} were sent",
+                            arguments.values.len()
+                        ));
+                    }
                 },
             }
         }
@@ -156,7 +163,9 @@ mod tests {
     }
 
     fn sent(list: &[(&str, Value)]) -> Vec<Arg> {
-        list.iter().map(|(name, value)| Arg { name: (*name).to_owned(), kind: String::new(), value: value.clone() }).collect()
+        list.iter()
+            .map(|(name, value)| Arg { name: (*name).to_owned(), kind: String::new(), value: value.clone() })
+            .collect()
     }
 
     #[test]

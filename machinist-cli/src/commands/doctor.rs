@@ -9,7 +9,7 @@ use machinist::{
 use serde::Serialize;
 
 use crate::{
-    exit::{Code, Failure, chain},
+    exit::{Code, Failure, chain, connect_code},
     output,
 };
 
@@ -83,7 +83,7 @@ async fn examine(
     let server = match server {
         Ok(server) => server,
         Err(error) => {
-            let code = Failure::code_of(error);
+            let code = connect_code(error);
             let finding = Finding::error("connection", chain(error), remedy(role, code));
             return Examined { rows: vec![Row::new(role, &url.to_string(), finding)], code };
         }
@@ -121,7 +121,12 @@ fn print(rows: impl Iterator<Item = Row>) -> Result<(), Failure> {
     let mut server = "";
     for row in rows {
         if row.server != server {
-            output::line(&format!("{}{}  {}", if server.is_empty() { "" } else { "\n" }, row.server, row.location))?;
+            output::line(&format!(
+                "{}{}  {}",
+                if server.is_empty() { "" } else { "\n" },
+                row.server,
+                row.location
+            ))?;
             server = row.server;
         }
         output::line(&format!("  {:<8} {}: {}", row.level, row.subject, row.found))?;

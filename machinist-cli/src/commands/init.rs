@@ -28,11 +28,16 @@ pub(super) fn run(what: &Init, path: Option<PathBuf>, json: bool) -> Result<Code
             output::line("  machinist send greet World --wait")?;
         }
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            return Err(Failure::new(Code::Configuration, format!("{shown} is there already, and stays as it is"))
-                .remedy("--force overwrites it"));
+            return Err(Failure::new(
+                Code::Configuration,
+                format!("{shown} is there already, and stays as it is"),
+            )
+            .remedy("--force overwrites it"));
         }
         Err(error) => {
-            return Err(Failure::of(Code::Configuration, &error).doing(format_args!("{shown} cannot be written")));
+            return Err(
+                Failure::of(Code::Configuration, &error).doing(format_args!("{shown} cannot be written"))
+            );
         }
     }
     Ok(Code::Success)

@@ -57,7 +57,11 @@ pub(crate) async fn run(cli: Cli, build: BuildWorker<'_>) -> Result<Code, Failur
 async fn connect(settings: &Settings) -> Result<App, Failure> {
     for (role, setting) in [(Role::Broker, &settings.broker), (Role::Backend, &settings.backend)] {
         if setting.value.scheme() == Scheme::Memory {
-            let text = format!("{}: memory:// is a {} of one process, and this one ends", setting.origin, role.as_str());
+            let text = format!(
+                "{}: memory:// is a {} of one process, and this one ends",
+                setting.origin,
+                role.as_str()
+            );
             return Err(Failure::new(Code::Configuration, text)
                 .remedy("take sqlite://machinist.db, which needs no server either"));
         }

@@ -2,11 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use machinist::{
-    QueueName,
-    backend::Index,
-    settings::Settings,
-};
+use machinist::{QueueName, backend::Index, settings::Settings};
 use serde::Serialize;
 
 use super::connect;

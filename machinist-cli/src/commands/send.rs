@@ -1,9 +1,7 @@
 //! `machinist send`: sends a task, once or many times, and waits for it if asked to.
 
-use std::time::Duration;
-
 use indicatif::{ProgressBar, ProgressStyle};
-use machinist::{AsyncResult, Client, QueueName, ResultError, Results, Signature, settings::Settings};
+use machinist::{AsyncResult, Client, QueueName, ResultError, Signature, settings::Settings};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -33,12 +31,15 @@ pub(super) async fn run(what: Send, settings: &Settings, json: bool) -> Result<C
     let queue = queue.unwrap_or_else(|| app.default_queue().clone());
     let mut printer = Printer { json, list: what.count > 1, printed: 0, name: what.name, queue };
     printer.begin()?;
+    let client = app.client();
     let done = match what.wait {
-        None => send_all(&app.client(), signature, what.count, |sent| printer.sent(&sent)).await.map(|()| Code::Success),
+        None => {
+            send_all(&client, signature, what.count, |sent| printer.sent(&sent)).await.map(|()| Code::Success)
+        }
         Some(limit) => {
             let deadline = Instant::now() + limit;
             let mut waiting = Vec::new();
-            let sent = send_all(&app.client(), signature, what.count, |sent| {
+            let sent = send_all(&client, signature, what.count, |sent| {
                 waiting.push(sent);
                 Ok(())
             });
@@ -136,7 +137,11 @@ async fn send_all(
         if let Some(error) = failed {
             progress.abandon();
             let failure = Failure::from(error);
-            return Err(if count > 1 { failure.doing(format_args!("{done} of {count} were sent")) } else { failure });
+            return Err(if count > 1 {
+                failure.doing(format_args!("{done} of {count} were sent"))
+            } else {
+                failure
+            });
         }
         rest -= batch;
     }
@@ -145,7 +150,11 @@ async fn send_all(
 }
 
 /// Waits for every one, all of them until the same instant; the worst outcome is the exit code.
-async fn wait_all(waiting: Vec<AsyncResult>, deadline: Instant, printer: &mut Printer) -> Result<Code, Failure> {
+async fn wait_all(
+    waiting: Vec<AsyncResult>,
+    deadline: Instant,
+    printer: &mut Printer,
+) -> Result<Code, Failure> {
     let progress = progress(u32::try_from(waiting.len()).unwrap_or(u32::MAX), "ended");
     let mut codes = Vec::new();
     for result in waiting {

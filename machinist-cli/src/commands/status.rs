@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use machinist::{record::{Record, State}, settings::Settings};
+use machinist::{
+    record::{Record, State},
+    settings::Settings,
+};
 
 use super::connect;
 use crate::{
@@ -59,5 +62,10 @@ fn show_change(record: &Record, json: bool) -> Result<(), Failure> {
 fn latest(record: &Record) -> String {
     let instants = [record.sent_at, record.received_at, record.started_at, record.ended_at];
     let of_history = record.history.last().map(|attempt| attempt.ended_at);
-    instants.into_iter().chain([of_history]).flatten().max().map_or_else(|| "-".to_owned(), |at| at.to_string())
+    instants
+        .into_iter()
+        .chain([of_history])
+        .flatten()
+        .max()
+        .map_or_else(|| "-".to_owned(), |at| at.to_string())
 }
