@@ -89,7 +89,6 @@ const DOCTOR: &str = "`machinist doctor` tells more";
 impl From<SettingsError> for Failure {
     fn from(error: SettingsError) -> Self {
         Self::of(Code::Configuration, &error)
-            .remedy("`machinist config` shows what is in force, and where it came from")
     }
 }
 

@@ -81,7 +81,8 @@ fn start(cli: Cli, tasks: BuildWorker<'_>) -> Result<Code, Failure> {
     for flag in cli.global.without_effect() {
         output::note(&format!("machinist: {flag} has no effect yet: messages are not signed"));
     }
-    let level = if matches!(cli.command, Command::Worker(_)) { "info" } else { "warn" };
+    // What goes wrong inside of lapin comes back to us as an error, and is told once and in our words.
+    let level = if matches!(cli.command, Command::Worker(_)) { "info,lapin=off" } else { "warn,lapin=off" };
     let telemetry = Telemetry::start(cli.global.log.unwrap_or(LogFormat::Human), level)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime =

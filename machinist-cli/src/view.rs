@@ -178,8 +178,8 @@ impl TaskView {
             }
         }
         if self.state == State::Success {
-            let values: Vec<String> = self.results.iter().map(ToString::to_string).collect();
-            row("results", &if values.is_empty() { "-".to_owned() } else { printable(&values.join("\n")) });
+            let values = self.values();
+            row("results", if values.is_empty() { "-" } else { &values });
         }
         if let Some(error) = &self.error {
             row("error", &printable(&error.chain.join("\ncaused by: ")));
@@ -223,10 +223,7 @@ impl TaskView {
     /// What a sender who waited wants to see: the results, or why there are none.
     pub(crate) fn outcome(&self) -> String {
         match self.state {
-            State::Success => {
-                let values: Vec<String> = self.results.iter().map(ToString::to_string).collect();
-                printable(&values.join("\n"))
-            }
+            State::Success => self.values(),
             _ => {
                 let mut text = self.state_and_kind();
                 for cause in self.error.iter().flat_map(|error| &error.chain) {
@@ -235,6 +232,15 @@ impl TaskView {
                 text
             }
         }
+    }
+
+    /// The results, one a line, as they would be typed as arguments: text as it is, unless it reads as JSON.
+    fn values(&self) -> String {
+        let show = |value: &Value| match value {
+            Value::String(text) if serde_json::from_str::<Value>(text).is_err() => text.clone(),
+            other => other.to_string(),
+        };
+        printable(&self.results.iter().map(show).collect::<Vec<_>>().join("\n"))
     }
 
     fn state_and_kind(&self) -> String {
@@ -345,7 +351,8 @@ log       one
     #[test]
     fn outcomes_are_short() {
         assert_eq!(failed().outcome(), "FAILURE (timeout, -2): too slow: disk\u{fffd}[31m");
-        let done = TaskView { state: State::Success, results: vec![5.into(), "x".into()], ..failed() };
-        assert_eq!(done.outcome(), "5\n\"x\"");
+        let done =
+            TaskView { state: State::Success, results: vec![5.into(), "x y".into(), "5".into()], ..failed() };
+        assert_eq!(done.outcome(), "5\nx y\n\"5\"");
     }
 }

@@ -24,7 +24,7 @@ struct Row {
 }
 
 impl Row {
-    fn new(role: Role, location: &str, finding: Finding) -> Self {
+    fn new(server: &'static str, location: &str, finding: Finding) -> Self {
         let level = match finding.level {
             Level::Good => "good",
             Level::Warning => "warning",
@@ -32,7 +32,7 @@ impl Row {
         };
         let hide = |text: &str| machinist::redact::text(text).into_owned();
         Self {
-            server: role.as_str(),
+            server,
             location: hide(location),
             level,
             found: hide(&finding.found),
@@ -59,9 +59,18 @@ pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, Failure
         Ok(backend) => Ok(backend.as_ref() as &dyn Diagnose),
         Err(error) => Err(error),
     };
-    let broker = examine(Role::Broker, &settings.broker.value, broker).await;
-    let backend = examine(Role::Backend, &settings.backend.value, backend).await;
-    let rows = broker.rows.into_iter().chain(backend.rows);
+    let (broker_url, backend_url) = (&settings.broker.value, &settings.backend.value);
+    // One file that is both is examined once.
+    let one = broker_url.scheme() == Scheme::Sqlite && broker_url == backend_url;
+    let name = if one { "broker and backend" } else { "broker" };
+    let mut examined = vec![examine(Role::Broker, name, broker_url, broker).await];
+    if !one {
+        examined.push(examine(Role::Backend, "backend", backend_url, backend).await);
+    }
+    // A server that cannot be reached explains more than what is configured wrong about the other.
+    let codes = examined.iter().map(|server| server.code).filter(|code| *code != Code::Success);
+    let code = codes.min().unwrap_or(Code::Success);
+    let rows = examined.into_iter().flat_map(|server| server.rows);
     if json {
         output::json(&rows.collect::<Vec<_>>())?;
     } else {
@@ -70,13 +79,12 @@ pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, Failure
     if let Ok(broker) = servers.broker {
         broker.close().await;
     }
-    // A server that cannot be reached explains more than what is configured wrong about the other.
-    let codes = [broker.code, backend.code];
-    Ok(codes.into_iter().filter(|code| *code != Code::Success).min().unwrap_or(Code::Success))
+    Ok(code)
 }
 
 async fn examine(
     role: Role,
+    name: &'static str,
     url: &ServerUrl,
     server: Result<&dyn Diagnose, &machinist::ConnectError>,
 ) -> Examined {
@@ -85,7 +93,7 @@ async fn examine(
         Err(error) => {
             let code = connect_code(error);
             let finding = Finding::error("connection", chain(error), remedy(role, code));
-            return Examined { rows: vec![Row::new(role, &url.to_string(), finding)], code };
+            return Examined { rows: vec![Row::new(name, &url.to_string(), finding)], code };
         }
     };
     let mut findings = server.diagnose().await;
@@ -104,7 +112,7 @@ async fn examine(
         (true, false) => Code::Configuration,
     };
     let location = server.location();
-    Examined { rows: findings.into_iter().map(|finding| Row::new(role, &location, finding)).collect(), code }
+    Examined { rows: findings.into_iter().map(|finding| Row::new(name, &location, finding)).collect(), code }
 }
 
 fn remedy(role: Role, code: Code) -> String {

@@ -57,10 +57,9 @@ pub(crate) async fn run(cli: Cli, build: BuildWorker<'_>) -> Result<Code, Failur
 async fn connect(settings: &Settings) -> Result<App, Failure> {
     for (role, setting) in [(Role::Broker, &settings.broker), (Role::Backend, &settings.backend)] {
         if setting.value.scheme() == Scheme::Memory {
+            let (origin, role) = (&setting.origin, role.as_str());
             let text = format!(
-                "{}: memory:// is a {} of one process, and this one ends",
-                setting.origin,
-                role.as_str()
+                "{origin}: the {role} memory:// lives in one process, and is gone when this one ends"
             );
             return Err(Failure::new(Code::Configuration, text)
                 .remedy("take sqlite://machinist.db, which needs no server either"));

@@ -40,6 +40,7 @@ pub(super) async fn run(what: Send, settings: &Settings, json: bool) -> Result<C
             let deadline = Instant::now() + limit;
             let mut waiting = Vec::new();
             let sent = send_all(&client, signature, what.count, |sent| {
+                printer.waiting_for(&sent)?;
                 waiting.push(sent);
                 Ok(())
             });
@@ -47,7 +48,7 @@ pub(super) async fn run(what: Send, settings: &Settings, json: bool) -> Result<C
                 Ok(()) => wait_all(waiting, deadline, &mut printer).await,
                 Err(failure) => {
                     // What was sent goes on: its ids must not be lost with the rest.
-                    waiting.iter().try_for_each(|sent| printer.sent(sent))?;
+                    waiting.iter().try_for_each(|sent| printer.given_up(sent))?;
                     Err(failure)
                 }
             }
@@ -157,28 +158,39 @@ async fn wait_all(
 ) -> Result<Code, Failure> {
     let progress = progress(u32::try_from(waiting.len()).unwrap_or(u32::MAX), "ended");
     let mut codes = Vec::new();
-    for result in waiting {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let view = match result.wait_record(left).await {
-            Ok(record) => TaskView::from(&record),
-            Err(ResultError::Timeout { .. }) => match result.record().await {
-                Ok(record) => TaskView::from(&record),
-                Err(ResultError::Unknown { id }) => TaskView::pending(&id, &printer.name, &printer.queue),
-                Err(error) => return Err(error.into()),
-            },
-            Err(error) => {
-                printer.sent(&result)?;
-                return Err(error.into());
+    let mut waiting = waiting.into_iter();
+    while let Some(result) = waiting.next() {
+        match outcome(&result, deadline, printer).await {
+            Ok(view) => {
+                codes.push(status::code(view.state));
+                printer.ended(&result, &view)?;
+                progress.inc(1);
             }
-        };
-        codes.push(status::code(view.state));
-        printer.ended(&result, &view)?;
-        progress.inc(1);
+            Err(failure) => {
+                progress.abandon();
+                printer.given_up(&result)?;
+                waiting.try_for_each(|rest| printer.given_up(&rest))?;
+                return Err(failure);
+            }
+        }
     }
     progress.finish_and_clear();
     // A failure is final, and says more than a task that has not ended.
     let worst = [Code::Failed, Code::NotFinished].into_iter().find(|code| codes.contains(code));
     Ok(worst.unwrap_or(Code::Success))
+}
+
+/// How a task ended, or how it stands when the time is over.
+async fn outcome(result: &AsyncResult, deadline: Instant, printer: &Printer) -> Result<TaskView, Failure> {
+    let record = match result.wait_record(deadline.saturating_duration_since(Instant::now())).await {
+        Err(ResultError::Timeout { .. }) => result.record().await,
+        ended => ended,
+    };
+    match record {
+        Ok(record) => Ok(TaskView::from(&record)),
+        Err(ResultError::Unknown { id }) => Ok(TaskView::pending(&id, &printer.name, &printer.queue)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Shown on a terminal only, and only for many.
@@ -216,13 +228,26 @@ impl Printer {
         }
     }
 
+    /// Its id, if it was not printed before.
+    fn given_up(&mut self, result: &AsyncResult) -> Result<(), Failure> {
+        if self.json || self.list { self.sent(result) } else { Ok(()) }
+    }
+
+    /// Who gives up waiting should have the id.
+    fn waiting_for(&self, result: &AsyncResult) -> Result<(), Failure> {
+        if self.json || self.list { Ok(()) } else { output::line(result.id().as_str()) }
+    }
+
     fn ended(&mut self, result: &AsyncResult, view: &TaskView) -> Result<(), Failure> {
         if self.json {
             return self.object(view);
         }
-        output::line(result.id().as_str())?;
         let outcome = view.outcome();
-        if outcome.is_empty() { Ok(()) } else { output::line(&outcome) }
+        match (self.list, outcome.is_empty()) {
+            (true, _) => output::line(format!("{}  {}", result.id(), outcome.replace('\n', "  ")).trim_end()),
+            (false, true) => Ok(()),
+            (false, false) => output::line(&outcome),
+        }
     }
 
     fn object<T: Serialize>(&mut self, value: &T) -> Result<(), Failure> {

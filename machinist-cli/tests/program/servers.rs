@@ -1,0 +1,63 @@
+//! The same program on RabbitMQ and Redis.
+
+use serde_json::json;
+
+use crate::support::Folder;
+
+/// A folder whose settings name the servers for tests, under a namespace of its own. `None` where there are none,
+/// which is a failure where they are required.
+fn servers(test: &str) -> Option<Folder> {
+    let url = |name: &str| std::env::var(name).ok().filter(|url| !url.is_empty());
+    match (url("MACHINIST_TEST_AMQP_URL"), url("MACHINIST_TEST_REDIS_URL")) {
+        (Some(broker), Some(backend)) => {
+            let mut folder = Folder::new();
+            folder.set("MACHINIST_BROKER", &broker);
+            folder.set("MACHINIST_BACKEND", &backend);
+            let name = machinist::TaskId::fresh();
+            folder.set("MACHINIST_NAMESPACE", &format!("t-{name}"));
+            Some(folder)
+        }
+        _ if std::env::var("MACHINIST_REQUIRE_SERVICES").is_ok_and(|value| value == "1") => {
+            panic!("{test}: MACHINIST_TEST_AMQP_URL and MACHINIST_TEST_REDIS_URL are not set")
+        }
+        _ => {
+            eprintln!("SKIPPED: {test}: MACHINIST_TEST_AMQP_URL and MACHINIST_TEST_REDIS_URL are not set");
+            None
+        }
+    }
+}
+
+#[test]
+fn the_main_job_on_rabbitmq_and_redis() {
+    let Some(folder) = servers("the_main_job_on_rabbitmq_and_redis") else { return };
+    folder.run(&["init"]).ended(0);
+    let early = folder.send(&["add", "2", "3"]);
+    let worker = folder.worker(&["--demo"]);
+    let sent = folder.run(&["send", "greet", "World", "--wait"]).ended(0).stdout;
+    assert!(sent.ends_with("\nHello, World!\n"), "{sent}");
+    let watched = folder.run(&["status", &early, "--watch"]).ended(0).stdout;
+    assert!(watched.contains("results   5"), "{watched}");
+    let failed = folder.outcome(&["fail", "--retries", "1", "--backoff", "fixed:10ms"]);
+    assert_eq!((&failed["kind"], &failed["attempt"]), (&json!("error"), &json!(2)));
+    let all =
+        folder.run(&["send", "add", "2", "3", "--count", "600", "--wait=60s", "--json"]).ended(0).json();
+    assert!(all.as_array().unwrap().iter().all(|task| task["results"] == json!([5])));
+    let queues = folder.run(&["queues", "--json"]).ended(0).json();
+    assert_eq!((&queues[0]["queue"], &queues[0]["ready"]), (&json!("default"), &json!(0)));
+    folder.run(&["status", "nobody"]).ended(3);
+    let doctor = folder.run(&["doctor"]).ended(0).stdout;
+    assert!(doctor.contains("RabbitMQ") && doctor.contains("Redis"), "{doctor}");
+    worker.stop().ended(0);
+}
+
+#[test]
+fn a_wrong_password_is_told() {
+    let Some(folder) = servers("a_wrong_password_is_told") else { return };
+    let broker = std::env::var("MACHINIST_TEST_AMQP_URL").unwrap();
+    let (scheme, rest) = broker.split_once("://").unwrap();
+    let server = rest.rsplit('@').next().unwrap();
+    let wrong = format!("{scheme}://guest:falsch@{server}");
+    let ran =
+        folder.run(&["send", "add", "--broker", &wrong]).ended(77).told(&["guest", "password", "broker"]);
+    assert!(!ran.stderr.contains("falsch"), "{ran:?}");
+}

@@ -1,0 +1,270 @@
+//! Folders in which the program runs, and workers that end with their test. Every wait is bounded.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+/// No promise of the program takes longer, also on a busy machine.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// A folder of its own, and what is set in the environment there.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    dir: tempfile::TempDir,
+    environment: Vec<(String, String)>,
+}
+
+/// What a command printed, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ran {
+    /// The only JSON value on standard output.
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Fails the test unless the command ended so.
+    #[track_caller]
+    pub(crate) fn ended(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{self:?}");
+        self
+    }
+
+    /// Fails the test unless all of this is in what it printed for people.
+    #[track_caller]
+    pub(crate) fn told(self, words: &[&str]) -> Self {
+        for word in words {
+            assert!(self.stderr.contains(word), "{word:?} is missing: {self:?}");
+        }
+        self
+    }
+}
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), environment: Vec::new() }
+    }
+
+    /// With a machinist.toml.
+    pub(crate) fn with(toml: &str) -> Self {
+        let folder = Self::new();
+        folder.write("machinist.toml", toml);
+        folder
+    }
+
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// A script that can be run.
+    pub(crate) fn script(&self, name: &str, body: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.write(name, &format!("#!/bin/sh\n{body}\n"));
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_machinist"));
+        command
+            .args(arguments)
+            .current_dir(self.path())
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs the program to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
+        self.start(arguments).end()
+    }
+
+    /// Starts the program and does not wait.
+    pub(crate) fn start(&self, arguments: &[&str]) -> Running {
+        let mut child = self.command(arguments).spawn().unwrap();
+        let (stdout, stderr) = (lines(child.stdout.take().unwrap()), lines(child.stderr.take().unwrap()));
+        Running { child, stdout: Output::new(stdout), stderr: Output::new(stderr) }
+    }
+
+    /// Starts a worker and waits until it is ready.
+    pub(crate) fn worker(&self, arguments: &[&str]) -> Running {
+        let mut worker = self.start(&[&["worker"], arguments].concat());
+        worker.stderr.until("is ready");
+        worker
+    }
+
+    /// Sends a task and returns its id.
+    pub(crate) fn send(&self, arguments: &[&str]) -> String {
+        self.run(&[&["send"], arguments].concat()).ended(0).stdout.trim().to_owned()
+    }
+
+    /// Sends a task, waits for its end, and returns what became of it.
+    pub(crate) fn outcome(&self, arguments: &[&str]) -> Value {
+        let ran = self.run(&[&["send", "--wait=60s", "--json"], arguments].concat());
+        assert!(ran.code <= 1, "{ran:?}");
+        ran.json()
+    }
+
+    pub(crate) fn status(&self, id: &str) -> Value {
+        self.run(&["status", id, "--json"]).json()
+    }
+}
+
+/// A program that runs. Killed when it is dropped, so that no test leaves one behind.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: Child,
+    pub(crate) stdout: Output,
+    pub(crate) stderr: Output,
+}
+
+impl Running {
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub(crate) fn stop(self) -> Ran {
+        self.signal(Signal::SIGTERM);
+        self.end()
+    }
+
+    /// Waits for its end.
+    pub(crate) fn end(mut self) -> Ran {
+        self.stdout.rest();
+        self.stderr.rest();
+        let code = eventually("the program ends", || self.child.try_wait().unwrap());
+        Ran {
+            code: code.code().unwrap_or(-1),
+            stdout: std::mem::take(&mut self.stdout.seen),
+            stderr: std::mem::take(&mut self.stderr.seen),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended where a test went well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One of its outputs, line by line.
+#[derive(Debug)]
+pub(crate) struct Output {
+    lines: Receiver<String>,
+    seen: String,
+}
+
+impl Output {
+    fn new(lines: Receiver<String>) -> Self {
+        Self { lines, seen: String::new() }
+    }
+
+    /// Reads on until a line holds this, and returns that line.
+    #[track_caller]
+    pub(crate) fn until(&mut self, word: &str) -> String {
+        loop {
+            match self.lines.recv_timeout(LIMIT) {
+                Ok(line) => {
+                    self.seen.push_str(&line);
+                    if line.contains(word) {
+                        return line;
+                    }
+                }
+                Err(error) => panic!("{word:?} was not printed ({error}): {}", self.seen),
+            }
+        }
+    }
+
+    fn rest(&mut self) {
+        loop {
+            match self.lines.recv_timeout(LIMIT) {
+                Ok(line) => self.seen.push_str(&line),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => panic!("the program does not end: {}", self.seen),
+            }
+        }
+    }
+}
+
+fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut from = BufReader::new(from);
+        let mut line = Vec::new();
+        while from.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    });
+    receiver
+}
+
+/// Asks again and again until there is an answer.
+#[track_caller]
+pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until a process is gone, or is a zombie that nobody has waited for.
+pub(crate) fn gone(id: &str) {
+    eventually("the process ends", || {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        let state = stat.rsplit(") ").next().unwrap_or_default().chars().next();
+        matches!(state, None | Some('Z' | 'X')).then_some(())
+    });
+}
+
+/// The contents of a file, once there are some.
+pub(crate) fn contents(path: &Path) -> String {
+    eventually("the file is written", || {
+        std::fs::read_to_string(path)
+            .ok()
+            .filter(|text| text.ends_with('\n'))
+            .map(|text| text.trim().to_owned())
+    })
+}
