@@ -1,17 +1,18 @@
 //! The machinist program, and the library that puts its commands into your own binary.
 //!
 //! ```no_run
-//! use machinist::{Arg, Results, TaskContext, TaskError};
+//! use machinist::prelude::*;
 //! use std::process::ExitCode;
 //!
-//! async fn add(_: TaskContext, args: Vec<Arg>) -> Result<Results, TaskError> {
-//!     let sum: i64 = args.iter().filter_map(|arg| arg.value.as_i64()).sum();
-//!     Ok(Results(vec![Arg::from_value(sum)]))
+//! const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+//!
+//! async fn add(a: i64, b: i64) -> Result<i64, TaskError> {
+//!     Ok(a + b)
 //! }
 //!
 //! // `app worker` runs it, `app send add 2 3 --wait` sends it, `app status ID` shows what became of it.
 //! fn main() -> ExitCode {
-//!     machinist_cli::run(|worker| worker.task_dyn("add", add))
+//!     machinist_cli::run(|worker| worker.task(ADD, add))
 //! }
 //! ```
 

@@ -58,7 +58,8 @@ impl Telemetry {
 
 fn filter(level: &str) -> Result<EnvFilter, Failure> {
     let set = |name| env::var(name).ok().filter(|text| !text.is_empty()).map(|text| (name, text));
-    let (name, text) = set("MACHINIST_LOG").or_else(|| set("RUST_LOG")).unwrap_or(("", level.to_owned()));
+    let (name, text) =
+        set("MACHINIST_LOG").or_else(|| set("RUST_LOG")).unwrap_or_else(|| ("", level.to_owned()));
     EnvFilter::try_new(&text).map_err(|error| {
         Failure::new(Code::Configuration, format!("{name}: {text:?} does not say what to log: {error}"))
             .remedy("write a level like info, or machinist=debug,warn")

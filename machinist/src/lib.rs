@@ -4,23 +4,28 @@
 //! use machinist::prelude::*;
 //! use std::time::Duration;
 //!
-//! # #[tokio::main]
+//! // Shared by those who send and those who work: no handler, no connection.
+//! const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+//!
+//! async fn add(a: i64, b: i64) -> Result<i64, TaskError> {
+//!     Ok(a + b)
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let app = machinist::App::builder(
-//! #     std::sync::Arc::new(machinist::memory::MemoryBroker::new()),
-//! #     std::sync::Arc::new(machinist::memory::MemoryBackend::new()),
-//! # ).build().await?;
-//! # let running = Worker::builder(&app).task_dyn("add", add).build()?;
-//! # async fn add(_: TaskContext, args: Vec<machinist::Arg>) -> Result<Results, TaskError> {
-//! #     let sum: i64 = args.iter().filter_map(|arg| arg.value.as_i64()).sum();
-//! #     Ok(Results(vec![machinist::Arg::from_value(sum)]))
-//! # }
-//! # let worker = tokio::spawn(running.run_until(std::future::pending()));
-//! // In a program: let app = App::from_env().await?;
-//! let sum = app.client().send(Signature::new("add").arg(2).arg(3)).await?;
-//! let five = sum.wait(Duration::from_secs(30)).await?;
-//! assert_eq!(five.0[0].value, 5);
-//! # worker.abort();
+//! # let folder = tempfile::tempdir()?;
+//! # std::env::set_current_dir(&folder)?;
+//! // What MACHINIST_* variables and machinist.toml say, else the file machinist.db.
+//! let app = App::from_env().await?;
+//!
+//! // A worker, usually a process of its own:
+//! let worker = Worker::builder(&app).task(ADD, add).build()?;
+//! let working = tokio::spawn(worker.run_until(async { tokio::signal::ctrl_c().await.unwrap_or(()) }));
+//!
+//! // A sender:
+//! let sum = app.client().send(ADD.call((2, 3)).retries(5)).await?;
+//! assert_eq!(sum.wait(Duration::from_secs(30)).await?, 5);
+//! # working.abort();
 //! # Ok(())
 //! # }
 //! ```
@@ -66,5 +71,8 @@ pub mod sqlite {
 /// What most programs need: `use machinist::prelude::*`.
 pub mod prelude {
     pub use crate::AppExt;
-    pub use machinist_core::{App, AsyncResult, Client, Results, Signature, TaskContext, TaskError, Worker};
+    pub use machinist_core::{
+        App, AsyncResult, Client, Json, Rest, Results, Signature, State, TaskContext, TaskDef, TaskError,
+        Worker,
+    };
 }

@@ -200,8 +200,11 @@ fn progress(count: u32, what: &'static str) -> ProgressBar {
     }
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}  {per_sec}  {eta}");
     let bar = ProgressBar::new(u64::from(count)).with_message(what);
-    // The template is ours and fixed; the default would do as well.
-    style.map_or(bar.clone(), |style| bar.with_style(style))
+    match style {
+        Ok(style) => bar.with_style(style),
+        // The template is ours and fixed, and the default would do as well.
+        Err(_) => bar,
+    }
 }
 
 /// Prints each task as soon as it is known, as a list if there may be several.

@@ -1,5 +1,7 @@
 //! The program from outside: built, started in folders of its own, and judged by what it prints and how it ends.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "these are tests, though not marked as such")]
+
 mod bad_input;
 mod command_tasks;
 mod main_job;

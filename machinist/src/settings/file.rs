@@ -36,7 +36,7 @@ pub(super) fn read(path: &Path, text: &str) -> Result<File, SettingsError> {
     let document = DeTable::parse(text)
         .map_err(|error| source.error(error.span().unwrap_or(0..0), error.message().to_owned()))?;
     let top = Section::new(source, "", document.get_ref(), &TOP)?;
-    let folder = path.parent().unwrap_or(Path::new(""));
+    let folder = path.parent().unwrap_or_else(|| Path::new(""));
     let url = |role: Role| {
         move |value: &DeValue<'_>| Ok(ServerUrl::parse(string(value, "a URL")?, role)?.relative_to(folder))
     };

@@ -141,7 +141,7 @@ impl TaskSettings {
     /// The folder at which a relative path of the program starts.
     pub fn folder(&self) -> &Path {
         match &self.origin {
-            Origin::File { path, .. } => path.parent().unwrap_or(Path::new("")),
+            Origin::File { path, .. } => path.parent().unwrap_or_else(|| Path::new("")),
             _ => Path::new(""),
         }
     }
