@@ -76,3 +76,8 @@ pub mod prelude {
         Worker,
     };
 }
+
+/// The README's code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
