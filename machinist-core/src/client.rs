@@ -27,6 +27,7 @@ struct Ready {
     envelope: Envelope,
     publish: Publish,
     facts: Commit,
+    span: tracing::Span,
 }
 
 impl Client {
@@ -58,19 +59,22 @@ impl Client {
     /// # Cancel safety
     /// As [`send`](Self::send), for each of them.
     pub async fn send_all<R>(&self, signatures: Vec<Signature<R>>) -> Vec<Result<AsyncResult<R>, SendError>> {
-        let trace = TraceContext::current();
         let mut answers = Vec::with_capacity(signatures.len());
         let mut batch = Vec::with_capacity(signatures.len());
         let mut facts = Vec::with_capacity(signatures.len());
+        // A span is over when it is dropped: after the confirm.
+        let mut spans = Vec::with_capacity(signatures.len());
         for signature in signatures {
-            answers.push(self.prepare(signature.parts, &trace).map(|ready| {
+            answers.push(self.prepare(signature.parts).map(|ready| {
                 batch.push(ready.publish);
                 facts.push(ready.facts);
+                spans.push(ready.span);
                 ready.envelope.id
             }));
         }
         let app = &self.app.0;
         let (published, recorded) = tokio::join!(app.broker.publish(batch), app.backend.commit(facts));
+        drop(spans);
         // The order of the two does not matter, and a record that could not be written does not undo a
         // confirmed message: to its sender a missing record reads as pending.
         if let Some(error) = recorded.iter().find_map(|written| written.as_ref().err()) {
@@ -111,7 +115,7 @@ impl Client {
     }
 
     /// Checks a signature and writes it down.
-    fn prepare(&self, mut parts: Parts, trace: &TraceContext) -> Result<Ready, SendError> {
+    fn prepare(&self, mut parts: Parts) -> Result<Ready, SendError> {
         let app = &self.app.0;
         if let Some(why) = parts.unsendable {
             return Err(SendError::Invalid(format!("task {}: {why}", parts.id)));
@@ -141,6 +145,8 @@ impl Client {
             hook.before_publish(&parts.id, &parts.name, &mut parts.headers);
         }
         let name = TaskName::parse(&parts.name)?;
+        let span = send_span(&parts.id, &name, &queue);
+        let trace = span.in_scope(TraceContext::current);
         let body = Body {
             args: parts.args,
             retry: parts.retry,
@@ -163,8 +169,8 @@ impl Client {
             counters: Counters::default(),
             token: 0,
             unknown_since: None,
-            traceparent: Some(trace.parent.clone()),
-            tracestate: trace.state.clone(),
+            traceparent: Some(trace.parent),
+            tracestate: trace.state,
             priority: parts.priority,
             content_type: app.codec.content_type().to_owned(),
             body,
@@ -172,8 +178,25 @@ impl Client {
         let publish =
             Publish { target: Target::Queue(queue), message: envelope.message(), delay: due.since(now) };
         let facts = sender_facts(&envelope);
-        Ok(Ready { envelope, publish, facts })
+        Ok(Ready { envelope, publish, facts, span })
     }
+}
+
+/// The span of one message's way to the broker, after OpenTelemetry's conventions for messaging.
+fn send_span(id: &TaskId, name: &TaskName, queue: &QueueName) -> tracing::Span {
+    tracing::info_span!(
+        "send",
+        %id,
+        %name,
+        %queue,
+        otel.name = %format_args!("send {name}"),
+        otel.kind = "producer",
+        messaging.system = "machinist",
+        messaging.operation.name = "send",
+        messaging.operation.type = "send",
+        messaging.destination.name = %queue,
+        messaging.message.id = %id,
+    )
 }
 
 /// What a sender writes: the same values whoever writes them.

@@ -98,7 +98,9 @@ mod otel {
 
     pub(super) fn adopt(context: &TraceContext, span: &tracing::Span) {
         if let Some(remote) = parse(context) {
-            // Fails only where no OpenTelemetry layer listens: then there is no trace to join.
+            // Fails only where no OpenTelemetry layer listens: then there is no trace to join. The link says the
+            // same to those who read it as messaging, where a message may have several causes.
+            span.add_link(remote.clone());
             let _ = span.set_parent(Context::new().with_remote_span_context(remote));
         }
     }

@@ -685,7 +685,13 @@ impl TaskProcessor {
             name = %envelope.name,
             queue = %envelope.queue,
             attempt = held.attempt,
+            otel.name = %format_args!("process {}", envelope.name),
             otel.kind = "consumer",
+            messaging.system = "machinist",
+            messaging.operation.name = "process",
+            messaging.operation.type = "process",
+            messaging.destination.name = %envelope.queue,
+            messaging.message.id = %envelope.id,
         );
         if let Some(parent) = &envelope.traceparent {
             TraceContext { parent: parent.clone(), state: envelope.tracestate.clone() }.adopt(&span);
