@@ -214,7 +214,7 @@ mod tests {
     fn errors_are_one_sentence_and_hide_passwords() {
         let inner = BackendError::Unavailable("connection refused by redis://:geheim@cache/0".into());
         let failure = Failure::from(inner);
-        assert_eq!(failure.text, "the backend cannot be reached: connection refused by redis://:***@cache/0");
+        assert_eq!(failure.text, "the backend is unavailable: connection refused by redis://:***@cache/0");
         assert_eq!(failure.code, Code::Unreachable);
         assert!(failure.remedy.unwrap().contains("MACHINIST_BACKEND"));
     }

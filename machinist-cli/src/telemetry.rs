@@ -5,9 +5,15 @@
 //! `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set; all the standard `OTEL_*` variables hold. The exporter speaks plain
 //! http to a collector, so that no second TLS library comes into the program.
 
-use std::{env, io::IsTerminal};
+use std::{env, fmt, io::IsTerminal};
 
-use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing::field::Field;
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    fmt::format::{Writer, debug_fn},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 use crate::{
     args::LogFormat,
@@ -70,7 +76,21 @@ fn logs(format: LogFormat, filter: EnvFilter) -> BoxedLayer {
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match format {
         LogFormat::Json => layer.json().flatten_event(true).with_filter(filter).boxed(),
-        LogFormat::Human => layer.with_ansi(std::io::stderr().is_terminal()).with_filter(filter).boxed(),
+        LogFormat::Human => layer
+            .with_ansi(std::io::stderr().is_terminal())
+            .fmt_fields(debug_fn(for_people))
+            .with_filter(filter)
+            .boxed(),
+    }
+}
+
+/// People read a task's id once; what repeats it for OpenTelemetry is left to the traces.
+fn for_people(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    let name = field.name();
+    match name {
+        "message" => write!(writer, "{value:?} "),
+        _ if name.starts_with("otel.") || name.starts_with("messaging.") => Ok(()),
+        _ => write!(writer, "{name}={value:?} "),
     }
 }
 

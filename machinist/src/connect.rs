@@ -237,3 +237,46 @@ impl AppExt for App {
         Servers::reach(settings).await.app(settings).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(broker: &str, backend: &str) -> Settings {
+        let flags = Overrides {
+            broker: Some(broker.to_owned()),
+            backend: Some(backend.to_owned()),
+            ..Overrides::default()
+        };
+        Settings::resolve(flags, &|_| None, None).unwrap()
+    }
+
+    #[tokio::test]
+    async fn memory_is_an_application_of_one_process() {
+        let app = App::from_settings(&settings("memory://", "memory://")).await.unwrap();
+        assert_eq!(app.broker().location(), "memory");
+    }
+
+    #[cfg(feature = "sqlite")]
+    #[tokio::test]
+    async fn one_file_is_opened_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/m.db", folder.path().display());
+        let app = App::from_settings(&settings(&url, &url)).await.unwrap();
+        assert_eq!(app.broker().location(), app.backend().location());
+        let url = format!("sqlite://{}", folder.path().display());
+        let servers = Servers::reach(&settings(&url, &url)).await;
+        assert!(matches!(servers.broker, Err(ConnectError::File { .. })));
+        assert!(matches!(servers.backend, Err(ConnectError::File { .. })));
+    }
+
+    #[cfg(not(feature = "amqp"))]
+    #[tokio::test]
+    async fn a_missing_adapter_is_told_by_its_feature() {
+        let error = App::from_settings(&settings("amqp://u:geheim@h", "memory://")).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "amqp://u:***@h: this program was built without brokers of this kind; build it with the cargo feature `amqp`"
+        );
+    }
+}

@@ -5,7 +5,10 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    convert::Infallible,
+    future::pending,
     io,
+    pin::pin,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -25,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 pub(crate) const OUTPUT_LIMIT: usize = 1024 * 1024;
 /// How long a group that was asked to end may take.
 const KILL_AFTER: Duration = Duration::from_secs(3);
+/// How long is waited for the rest of its output when a program has ended.
+const LINGER: Duration = Duration::from_secs(2);
 /// How many lines of its standard error are repeated in the error of a run that failed.
 const LAST_LINES: usize = 10;
 /// A longer line of standard error is cut.
@@ -163,41 +168,60 @@ pub(crate) async fn run(
         if let Err(error) = stdin.write_all(&input).await {
             tracing::debug!(%error, "the command did not read its arguments");
         }
+        drop(stdin);
+        pending::<Infallible>().await
     };
     let wait = async {
         let status = child.wait().await;
         group.leader_ended();
         status
     };
+    let (mut output, mut last_lines) = (Vec::new(), VecDeque::new());
     let finished = {
-        let work = async { tokio::join!(wait, feed, read_output(stdout, leader), read_log(stderr, log)) };
+        let mut reads = pin!(async {
+            tokio::join!(read_output(stdout, leader, &mut output), read_log(stderr, log, &mut last_lines))
+        });
+        let mut wait = pin!(wait);
+        let work = async {
+            tokio::select! {
+                status = &mut wait => {
+                    // A process that left the group can hold the pipes open for ever.
+                    let _all_or_enough = tokio::time::timeout(LINGER, reads).await;
+                    status
+                }
+                _ = &mut reads => wait.await,
+            }
+        };
         tokio::select! {
-            done = work => Some(done),
+            status = work => Some(status),
+            never = feed => match never {},
             () = cancel.cancelled() => None,
         }
     };
-    let Some((status, (), output, last_lines)) = finished else {
+    let Some(status) = finished else {
         if !group.over {
             group.end(&mut child).await?;
         }
         return Ok(Ended::Cancelled);
     };
-    let (stdout, overflow) = output?;
-    Ok(Ended::Finished(Finished { status: status?, stdout, overflow, last_lines }))
+    let overflow = output.len() > OUTPUT_LIMIT;
+    let last_lines = Vec::from(last_lines).join("\n").trim().to_owned();
+    Ok(Ended::Finished(Finished { status: status?, stdout: output, overflow, last_lines }))
 }
 
-async fn read_output(mut from: impl AsyncRead + Unpin, group: i32) -> io::Result<(Vec<u8>, bool)> {
-    let mut output = Vec::new();
-    (&mut from).take(OUTPUT_LIMIT as u64 + 1).read_to_end(&mut output).await?;
-    let overflow = output.len() > OUTPUT_LIMIT;
-    if overflow {
+/// Reads standard output to its end, or until it is too much; then the group is ended.
+async fn read_output(from: impl AsyncRead + Unpin, group: i32, output: &mut Vec<u8>) {
+    let read = from.take(OUTPUT_LIMIT as u64 + 1).read_to_end(output).await;
+    if let Err(error) = read {
+        tracing::warn!(%error, "a command's output cannot be read to its end");
+    }
+    if output.len() > OUTPUT_LIMIT {
         signal(group, Signal::SIGKILL);
     }
-    Ok((output, overflow))
 }
 
-async fn read_log(mut from: impl AsyncRead + Unpin, mut log: impl FnMut(&str)) -> String {
-    let mut last = VecDeque::new();
+/// Hands each line of standard error to `log`, and keeps the last ones.
+async fn read_log(mut from: impl AsyncRead + Unpin, mut log: impl FnMut(&str), last: &mut VecDeque<String>) {
     let mut take_line = |line: &mut Vec<u8>| {
         let text = String::from_utf8_lossy(line).trim_end().to_owned();
         line.clear();
@@ -221,7 +245,6 @@ async fn read_log(mut from: impl AsyncRead + Unpin, mut log: impl FnMut(&str)) -
     if !line.is_empty() {
         take_line(&mut line);
     }
-    Vec::from(last).join("\n").trim().to_owned()
 }
 
 #[cfg(test)]
@@ -313,6 +336,21 @@ mod tests {
         let (finished, _) = finish(&script, b"").await;
         assert_eq!(finished.stdout, b"done\n");
         gone(child_of(folder.path()).await).await;
+    }
+
+    #[tokio::test]
+    async fn who_leaves_the_group_holds_up_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("child");
+        let file = file.display();
+        let script = format!(
+            "setsid sh -c 'echo $$ > {file}; exec sleep 1000' & until [ -s {file} ]; do sleep 0.01; done; echo done"
+        );
+        let (finished, _) = finish(&script, b"").await;
+        assert_eq!(finished.stdout, b"done\n");
+        let left = child_of(folder.path()).await;
+        assert!(alive(left));
+        nix::sys::signal::kill(Pid::from_raw(left), Signal::SIGKILL).unwrap();
     }
 
     #[tokio::test]

@@ -129,7 +129,8 @@ async fn send_all(
             match answer {
                 Ok(result) => {
                     done += 1;
-                    sent(result)?;
+                    // A bar and lines share a terminal.
+                    progress.suspend(|| sent(result))?;
                 }
                 Err(error) => failed = failed.or(Some(error)),
             }
@@ -163,7 +164,7 @@ async fn wait_all(
         match outcome(&result, deadline, printer).await {
             Ok(view) => {
                 codes.push(status::code(view.state));
-                printer.ended(&result, &view)?;
+                progress.suspend(|| printer.ended(&result, &view))?;
                 progress.inc(1);
             }
             Err(failure) => {

@@ -105,7 +105,7 @@ fn servers_that_are_not_there() {
     assert!(!ran.stderr.contains("geheim"), "{ran:?}");
     let backend = format!("redis://:geheim@{closed}/0");
     let ran = folder.run(&["send", "add", "--backend", &backend]).ended(69);
-    ran.told(&["backend redis://:***@127.0.0.1:1", "cannot be reached", "MACHINIST_BACKEND"]);
+    ran.told(&["backend redis://:***@127.0.0.1:1", "the backend is unavailable", "MACHINIST_BACKEND"]);
     let ran = folder.run(&["doctor", "--backend", &backend, "--json"]).ended(69);
     assert!(!ran.stdout.contains("geheim"));
     let rows = ran.json();

@@ -8,3 +8,5 @@ mod main_job;
 mod servers;
 mod shutdown;
 mod support;
+#[cfg(feature = "otel")]
+mod traces;

@@ -1,0 +1,112 @@
+//! One trace over two processes, as a collector sees it.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::{Arc, Mutex},
+};
+
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    common::v1::any_value::Value,
+    trace::v1::{Span, span::SpanKind},
+};
+use prost::Message;
+
+use crate::support::{Folder, eventually};
+
+/// A receiver of OTLP over http/protobuf that remembers every span.
+struct Collector {
+    url: String,
+    spans: Arc<Mutex<Vec<Span>>>,
+}
+
+impl Collector {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let spans = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&spans);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let all = Arc::clone(&all);
+                std::thread::spawn(move || receive(stream.unwrap(), &all));
+            }
+        });
+        Self { url, spans }
+    }
+
+    fn named(&self, name: &str) -> Vec<Span> {
+        self.spans.lock().unwrap().iter().filter(|span| span.name == name).cloned().collect()
+    }
+}
+
+/// Takes requests from one connection until it is closed.
+fn receive(stream: TcpStream, spans: &Mutex<Vec<Span>>) {
+    let mut from = BufReader::new(stream);
+    loop {
+        let mut head = Vec::new();
+        let mut line = String::new();
+        while from.read_line(&mut line).is_ok_and(|count| count > 0) && line != "\r\n" {
+            head.push(std::mem::take(&mut line).to_lowercase());
+        }
+        let length = head.iter().find_map(|line| line.strip_prefix("content-length:"));
+        let Some(length) = length.map(|text| text.trim().parse().unwrap()) else { return };
+        assert!(head[0].starts_with("post /v1/traces "), "{head:?}");
+        assert!(head.iter().any(|line| line.trim() == "content-type: application/x-protobuf"), "{head:?}");
+        let mut body = vec![0; length];
+        from.read_exact(&mut body).unwrap();
+        let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
+        let received = request.resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
+        spans.lock().unwrap().extend(received);
+        from.get_mut().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+    }
+}
+
+fn attribute<'a>(span: &'a Span, name: &str) -> &'a str {
+    let found =
+        span.attributes.iter().find(|attribute| attribute.key == name).unwrap_or_else(|| panic!("{span:?}"));
+    match found.value.as_ref().and_then(|value| value.value.as_ref()) {
+        Some(Value::StringValue(text)) => text,
+        other => panic!("{name}: {other:?}"),
+    }
+}
+
+#[test]
+fn one_trace_over_two_processes_and_a_retry() {
+    let collector = Collector::start();
+    let mut folder = Folder::with("[tasks.later]\ncommand = [\"./later.sh\"]\nbackoff = \"fixed:10ms\"\n");
+    folder.script("later.sh", "[ \"$MACHINIST_ATTEMPT\" = 1 ] && exit 75; echo done");
+    folder.set("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url);
+    let worker = folder.worker(&[]);
+    let task = folder.outcome(&["later"]);
+    assert_eq!(task["attempt"], 2, "{task}");
+    worker.stop().ended(0);
+
+    let (sent, runs) = eventually("the spans arrive", || {
+        let (sent, runs) = (collector.named("send later"), collector.named("process later"));
+        (sent.len() == 1 && runs.len() == 2).then_some((sent[0].clone(), runs))
+    });
+    let id = task["id"].as_str().unwrap();
+    let trace: String = sent.trace_id.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(task["trace_id"], trace);
+    assert_eq!(sent.kind(), SpanKind::Producer);
+    assert_eq!(attribute(&sent, "messaging.message.id"), id);
+    assert_eq!(attribute(&sent, "messaging.destination.name"), "default");
+    for run in runs {
+        assert_eq!(run.kind(), SpanKind::Consumer);
+        assert_eq!((&run.trace_id, &run.parent_span_id), (&sent.trace_id, &sent.span_id));
+        assert_eq!(run.links[0].span_id, sent.span_id);
+        assert_eq!(attribute(&run, "messaging.operation.type"), "process");
+        assert_eq!(attribute(&run, "messaging.message.id"), id);
+    }
+}
+
+#[test]
+fn a_collector_that_is_away_disturbs_nobody() {
+    let mut folder = Folder::new();
+    folder.set("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
+    assert!(!folder.send(&["add", "1"]).is_empty());
+    folder.set("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector");
+    folder.run(&["send", "add"]).ended(78).told(&["OTEL_EXPORTER_OTLP_ENDPOINT", "TLS", "http"]);
+}
