@@ -5,6 +5,7 @@
 mod bad_input;
 mod command_tasks;
 mod main_job;
+mod mixed;
 mod servers;
 mod shutdown;
 mod support;

@@ -6,7 +6,7 @@ use crate::support::Folder;
 
 /// A folder whose settings name the servers for tests, under a namespace of its own. `None` where there are none,
 /// which is a failure where they are required.
-fn servers(test: &str) -> Option<Folder> {
+pub(crate) fn servers(test: &str) -> Option<Folder> {
     let url = |name: &str| std::env::var(name).ok().filter(|url| !url.is_empty());
     match (url("MACHINIST_TEST_AMQP_URL"), url("MACHINIST_TEST_REDIS_URL")) {
         (Some(broker), Some(backend)) => {

@@ -8,6 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use machinist::{
+    App, AppExt,
+    settings::{Overrides, Settings},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -69,6 +73,22 @@ impl Folder {
 
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// An application over what is configured here, for tests that are a program of their own.
+    pub(crate) async fn app(&self) -> App {
+        let env = |name: &str| {
+            let set = self.environment.iter().find(|(set, _)| set == name);
+            set.map(|(_, value)| value.into())
+        };
+        let file = format!("sqlite://{}", self.path().join("machinist.db").display());
+        let embedded = |name| env(name).is_none().then(|| file.clone());
+        let flags = Overrides {
+            broker: embedded("MACHINIST_BROKER"),
+            backend: embedded("MACHINIST_BACKEND"),
+            ..Overrides::default()
+        };
+        App::from_settings(&Settings::resolve(flags, &env, None).unwrap()).await.unwrap()
     }
 
     pub(crate) fn path(&self) -> &Path {
