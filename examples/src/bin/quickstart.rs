@@ -3,14 +3,17 @@
 //! Run it with no server at all, on a SQLite file in the current directory:
 //!
 //! ```text
-//! cargo run --bin quickstart
+//! cargo run -p machinist-examples --bin quickstart
 //! ```
 //!
-//! or on your servers, with nothing changed:
+//! or on your servers:
 //!
 //! ```text
-//! MACHINIST_BROKER=amqp://guest:guest@127.0.0.1:5672/%2f MACHINIST_BACKEND=redis://127.0.0.1:6379/0 cargo run --bin quickstart
+//! export MACHINIST_BROKER=amqp://guest:guest@127.0.0.1:5672/%2f MACHINIST_BACKEND=redis://127.0.0.1:6379/0
+//! cargo run -p machinist-examples --features servers --bin quickstart
 //! ```
+
+#![allow(clippy::print_stdout, reason = "it shows what it does")]
 
 use std::time::Duration;
 
