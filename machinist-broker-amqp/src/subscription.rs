@@ -1,17 +1,14 @@
 //! A subscription that outlives its channels, its connections and its queues.
 //!
-//! One task holds it: waits for the connection, makes sure that the queues are there, subscribes, passes on what
-//! comes, and begins again when any of that ends. The end of a stream (queue deleted, broker's cancel, ack
-//! timeout) is never the end of the subscription.
+//! Each queue has a task and a channel of its own, so that what happens to one costs no other its deliveries. The
+//! task waits for the connection, makes sure that the queue is there, subscribes, passes on what comes, and begins
+//! again when any of that ends. The end of a stream (queue deleted, broker's cancel, ack timeout) is never the end
+//! of the subscription.
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use futures_util::{
-    StreamExt as _,
-    future::BoxFuture,
-    stream::{self, BoxStream, FuturesUnordered, SelectAll},
-};
+use futures_util::{StreamExt as _, future::try_join_all};
 use lapin::{
     Channel,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
@@ -34,7 +31,6 @@ use crate::{
     backoff::Backoff,
     convert,
     declare::Obstruction,
-    gauge::Gauge,
     link::{Link, Live, Settings, chain},
     settle::{AmqpReceipt, Desk},
     trouble::{FAREWELL, RPC_TIMEOUT, Trouble, rpc, within},
@@ -43,11 +39,12 @@ use crate::{
 /// A subscription that has held this long was a good one: the next failure begins with short pauses again.
 const GOOD: Duration = Duration::from_secs(10);
 
-/// How often a queue from which nothing comes is looked at, whether we are still subscribed to it.
-const AUDIT: Duration = Duration::from_secs(15);
-
-/// After this long without a delivery a subscription is made anew, because there is no way to ask for it.
-const STALE: Duration = Duration::from_secs(300);
+/// After this long without a delivery, and with none unsettled, a subscription is made anew.
+///
+/// RabbitMQ (seen on 3.10) does not tell a consumer of its queue's end if a queue of the same name is there again
+/// some 30 ms later. The consumer is then counted at the new queue, and what the new queue gives it vanishes in
+/// the broker's channel until that is closed. Nothing that a client can ask shows it.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Everything a subscription needs from its broker.
 #[derive(Debug, Clone)]
@@ -83,21 +80,23 @@ impl AmqpConsumer {
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, BrokerError> {
-        let mut queues = Vec::with_capacity(what.queues.len());
-        for name in what.queues {
-            let on_broker =
-                ground.settings.plan.queue(&name).map_err(|reason| BrokerError::Refused { reason })?;
-            queues.push((name, on_broker));
-        }
         let (deliver, incoming) = mpsc::unbounded_channel();
-        let (confirm, confirmed) = oneshot::channel();
         let consumer = Self { incoming, _ends_with_us: stop.clone().drop_guard(), stop: stop.clone() };
-        let subscription = Subscription { ground, queues, prefetch: what.prefetch.max(1), deliver, stop };
-        tasks.spawn(subscription.run(confirm));
-        match timeout(RPC_TIMEOUT * 2, confirmed).await {
-            Ok(Ok(Ok(()))) => Ok(consumer),
-            Ok(Ok(Err(error))) => Err(error),
-            Ok(Err(_)) => Err(Trouble::closed().into_broker_error()),
+        let mut confirms = Vec::with_capacity(what.queues.len());
+        for name in what.queues {
+            let queue =
+                ground.settings.plan.queue(&name).map_err(|reason| BrokerError::Refused { reason })?;
+            let (confirm, confirmed) = oneshot::channel();
+            let (ground, deliver, stop) = (ground.clone(), deliver.clone(), stop.clone());
+            let subscription =
+                Subscription { ground, name, queue, prefetch: what.prefetch.max(1), deliver, stop };
+            tasks.spawn(subscription.run(confirm));
+            confirms.push(async {
+                confirmed.await.unwrap_or_else(|_| Err(Trouble::closed().into_broker_error()))
+            });
+        }
+        match timeout(RPC_TIMEOUT * 2, try_join_all(confirms)).await {
+            Ok(confirmed) => confirmed.map(|_| consumer),
             Err(_) => Err(Trouble::silence("subscribing", RPC_TIMEOUT * 2).into_broker_error()),
         }
     }
@@ -124,19 +123,15 @@ impl Consumer for AmqpConsumer {
     }
 }
 
+/// The task of one queue.
 struct Subscription {
     ground: Ground,
-    /// Each queue with its name on the broker.
-    queues: Vec<(QueueName, String)>,
+    name: QueueName,
+    /// What it is called on the broker.
+    queue: String,
     prefetch: u16,
     deliver: mpsc::UnboundedSender<Incoming>,
     stop: CancellationToken,
-}
-
-/// What comes from one queue, and the end of its stream.
-enum Event {
-    Delivered(usize, Box<lapin::message::Delivery>),
-    Ended(usize, Option<Trouble>),
 }
 
 /// A subscribed channel.
@@ -144,31 +139,18 @@ struct Session {
     live: Arc<Live>,
     channel: Channel,
     desk: Desk,
-    events: SelectAll<BoxStream<'static, Event>>,
-    sources: Vec<Source>,
-}
-
-/// One queue of a session.
-#[derive(Debug)]
-struct Source {
-    /// The consumer, while there is one.
-    tag: Option<ShortString>,
-    /// When it was subscribed to, or last delivered.
-    heard: Instant,
-    /// Shared by its unsettled deliveries.
+    consumer: lapin::Consumer,
+    /// Shared by the unsettled deliveries.
     held: Arc<()>,
 }
 
-impl Source {
-    fn new() -> Self {
-        Self { tag: None, heard: Instant::now(), held: Arc::new(()) }
-    }
-
-    /// The consumer, if nothing has come for `long`, and that not because our hands are full.
-    fn silent_for(&self, long: Duration) -> Option<ShortString> {
-        let silent = self.heard.elapsed() >= long && Arc::strong_count(&self.held) == 1;
-        self.tag.clone().filter(|_| silent)
-    }
+/// Why a session is over.
+enum End {
+    /// The broker has ended the subscription.
+    Told,
+    /// Nothing comes, and perhaps nothing ever will.
+    Silent,
+    Broken(Trouble),
 }
 
 impl Subscription {
@@ -187,8 +169,14 @@ impl Subscription {
                     }
                     match stop.run_until_cancelled(self.pump(&mut session)).await {
                         None => return self.end(session).await,
-                        Some(trouble) => {
-                            tracing::warn!(queues = ?self.queues, error = %chain(&trouble), "subscribing again");
+                        // With the session go its consumer and, once nothing is unsettled, its channel.
+                        Some(End::Silent) => continue,
+                        Some(End::Told) => {
+                            tracing::info!(queue = %self.name, "the broker ended a subscription; subscribing again");
+                            session.live.declared.forget(&self.queue);
+                        }
+                        Some(End::Broken(trouble)) => {
+                            tracing::warn!(queue = %self.name, error = %chain(&trouble), "subscribing again");
                             self.ground.link.suspect();
                         }
                     }
@@ -199,7 +187,7 @@ impl Subscription {
                         return;
                     }
                     let error = BrokerError::from(obstruction);
-                    tracing::warn!(queues = ?self.queues, error = %chain(&error), "not subscribed");
+                    tracing::warn!(queue = %self.name, error = %chain(&error), "not subscribed");
                     self.ground.link.suspect();
                 }
             }
@@ -214,134 +202,66 @@ impl Subscription {
 
     async fn begin(&self) -> Result<Session, Obstruction> {
         let live = self.ground.link.up().await.map_err(Obstruction::Broken)?;
-        for (_, queue) in &self.queues {
-            live.declared.for_consume(&live, queue).await?;
-        }
+        live.declared.for_consume(&live, &self.queue).await?;
         let channel = live.channel().await.map_err(Obstruction::Broken)?;
         // Per consumer, not per channel: global limits are denied from RabbitMQ 4.3 on.
         let limit = channel.basic_qos(self.prefetch, BasicQosOptions::default());
         rpc("limiting deliveries", limit).await.map_err(Obstruction::Broken)?;
+        let name = ShortString::try_new(self.queue.as_str()).unwrap_or_default();
+        let consume =
+            channel.basic_consume(name, "".into(), BasicConsumeOptions::default(), FieldTable::default());
+        let consumer = rpc("subscribing", consume).await.map_err(|trouble| self.refusal(&live, trouble))?;
         let (desk, work) = Desk::open(channel.clone(), self.ground.desks_close.clone());
         self.ground.desks.spawn(work);
-        let sources = self.queues.iter().map(|_| Source::new()).collect();
-        let mut session = Session { live, channel, desk, events: SelectAll::new(), sources };
-        for at in 0..self.queues.len() {
-            let consumer = consume(&session.channel, &self.queues[at].1).await;
-            session.listen(at, consumer.map_err(|trouble| self.refusal(&session.live, at, trouble))?);
-        }
-        Ok(session)
+        Ok(Session { live, channel, desk, consumer, held: Arc::new(()) })
     }
 
-    fn refusal(&self, live: &Live, at: usize, trouble: Trouble) -> Obstruction {
-        let queue = &self.queues[at].1;
+    fn refusal(&self, live: &Live, trouble: Trouble) -> Obstruction {
         match trouble.complaint() {
             Some(complaint) if complaint.code == 404 => {
-                live.declared.forget(queue);
-                Obstruction::Missing { name: format!("queue {queue}") }
+                live.declared.forget(&self.queue);
+                Obstruction::Missing { name: format!("queue {}", self.queue) }
             }
             Some(complaint) if complaint.code == 403 => Obstruction::Refused {
                 reason: format!(
-                    "this user may not consume queue {queue} ({}); grant read on it, or end its exclusive consumer",
-                    complaint.text
+                    "this user may not consume queue {} ({}); grant read on it, or end its exclusive consumer",
+                    self.queue, complaint.text
                 ),
             },
             _ => Obstruction::Broken(trouble),
         }
     }
 
-    /// Passes on what comes; returns when the channel is gone.
-    async fn pump(&self, session: &mut Session) -> Trouble {
-        let (live, channel) = (Arc::clone(&session.live), session.channel.clone());
-        let mut returning =
-            FuturesUnordered::<BoxFuture<'_, (usize, Result<lapin::Consumer, Obstruction>)>>::new();
-        let mut backoffs: Vec<Option<Backoff>> = self.queues.iter().map(|_| None).collect();
-        let mut audit = Instant::now() + AUDIT;
+    /// Passes on what comes, until no more does.
+    async fn pump(&self, session: &mut Session) -> End {
+        let mut heard = Instant::now();
         loop {
             tokio::select! {
-                Some(event) = session.events.next() => match event {
-                    Event::Delivered(at, delivery) => {
-                        self.pass_on(session, at, *delivery);
-                        backoffs[at] = None;
+                item = session.consumer.next() => match item {
+                    Some(Ok(delivery)) => {
+                        heard = Instant::now();
+                        self.pass_on(session, delivery);
                     }
-                    Event::Ended(at, trouble) => {
-                        session.sources[at].tag = None;
-                        if !session.channel.status().connected() {
-                            return trouble.unwrap_or_else(|| Trouble::silence("consuming", Duration::ZERO));
-                        }
-                        tracing::info!(queue = %self.queues[at].0, "the broker ended a subscription");
-                        let pause = backoffs[at].get_or_insert_with(Backoff::new).next();
-                        returning.push(Box::pin(self.come_back(&live, &channel, at, pause)));
-                    }
+                    Some(Err(error)) => return End::Broken(Trouble::lapin("consuming", error)),
+                    None => return End::Told,
                 },
-                Some((at, result)) = returning.next() => match result {
-                    Ok(consumer) => session.listen(at, consumer),
-                    Err(_) if !session.channel.status().connected() => {
-                        return Trouble::silence("subscribing again", Duration::ZERO);
+                () = sleep_until(heard + SILENCE) => {
+                    // With our hands full, silence is what we asked for.
+                    if Arc::strong_count(&session.held) == 1 {
+                        return End::Silent;
                     }
-                    Err(obstruction) => {
-                        let error = BrokerError::from(obstruction);
-                        tracing::warn!(queue = %self.queues[at].0, error = %chain(&error), "not subscribed");
-                        let pause = backoffs[at].get_or_insert_with(Backoff::new).next();
-                        returning.push(Box::pin(self.come_back(&live, &channel, at, pause)));
-                    }
-                },
-                () = sleep_until(audit) => {
-                    if let Err(trouble) = self.audit(&live, &channel, session.silent()).await {
-                        return trouble;
-                    }
-                    audit = Instant::now() + AUDIT;
-                },
+                    heard = Instant::now();
+                }
             }
         }
     }
 
-    /// Ends subscriptions of which the broker may have forgotten to tell that they have ended: one whose queue was
-    /// deleted and made again within milliseconds hears nothing ever after. They come back as any that ends.
-    async fn audit(
-        &self,
-        live: &Arc<Live>,
-        channel: &Channel,
-        silent: Vec<(usize, ShortString, bool)>,
-    ) -> Result<(), Trouble> {
-        let mut gauge = Gauge::new(Arc::clone(live));
-        for (at, tag, stale) in silent {
-            let (name, queue) = &self.queues[at];
-            let forgotten = !gauge.read(queue).await?.is_some_and(|level| level.consumers > 0);
-            if forgotten || stale {
-                tracing::debug!(queue = %name, forgotten, "renewing a silent subscription");
-                let cancel = channel.basic_cancel(tag, BasicCancelOptions::default());
-                rpc("ending a subscription", cancel).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Subscribes again to one queue of a channel that lives. The queue is checked on another channel first:
-    /// consuming one that is missing would cost all its neighbours their deliveries.
-    async fn come_back(
-        &self,
-        live: &Live,
-        channel: &Channel,
-        at: usize,
-        pause: Duration,
-    ) -> (usize, Result<lapin::Consumer, Obstruction>) {
-        let queue = &self.queues[at].1;
-        tokio::time::sleep(pause).await;
-        live.declared.forget(queue);
-        let result = match live.declared.for_consume(live, queue).await {
-            Ok(()) => consume(channel, queue).await.map_err(|trouble| self.refusal(live, at, trouble)),
-            Err(obstruction) => Err(obstruction),
-        };
-        (at, result)
-    }
-
-    fn pass_on(&self, session: &mut Session, at: usize, delivery: lapin::message::Delivery) {
-        session.sources[at].heard = Instant::now();
+    fn pass_on(&self, session: &Session, delivery: lapin::message::Delivery) {
         let incoming = Incoming {
-            queue: self.queues[at].0.clone(),
+            queue: self.name.clone(),
             message: convert::message(&delivery.properties, delivery.data),
             redelivered: delivery.redelivered,
-            receipt: session.desk.receipt(delivery.delivery_tag, &session.sources[at].held),
+            receipt: session.desk.receipt(delivery.delivery_tag, &session.held),
         };
         // Nobody is left to take it: the receipt hands it back as it is dropped.
         let _ = self.deliver.send(incoming);
@@ -349,70 +269,25 @@ impl Subscription {
 
     /// Ends the subscription and hands back what nobody has taken.
     async fn end(self, mut session: Session) {
-        let cancels = session.sources.iter().filter_map(|source| source.tag.as_ref()).map(|tag| {
-            let cancel = session.channel.basic_cancel(tag.clone(), BasicCancelOptions::default());
-            within(FAREWELL, "ending a subscription", cancel)
-        });
-        for cancelled in futures_util::future::join_all(cancels).await {
-            if let Err(trouble) = cancelled {
-                // Then the channel is gone or mute, and with it go all its deliveries.
-                tracing::debug!(error = %chain(&trouble), "a subscription did not end by itself");
-                return abandon(&session.live, &session.channel).await;
-            }
-        }
-        let rest = async {
-            while let Some(event) = session.events.next().await {
-                if let Event::Delivered(at, delivery) = event {
-                    drop(session.desk.receipt(delivery.delivery_tag, &session.sources[at].held));
+        let (channel, tag) = (&session.channel, session.consumer.tag());
+        let cancel = channel.basic_cancel(tag, BasicCancelOptions::default());
+        let ended = async {
+            within(FAREWELL, "ending a subscription", cancel).await?;
+            let rest = async {
+                while let Some(Ok(delivery)) = session.consumer.next().await {
+                    drop(session.desk.receipt(delivery.delivery_tag, &session.held));
                 }
-            }
+            };
+            // The stream ends with the cancel.
+            timeout(FAREWELL, rest).await.map_err(|_| Trouble::silence("ending a subscription", FAREWELL))
         };
-        // The streams end with the cancel; should one not, its deliveries come again with the channel's end.
-        if timeout(FAREWELL, rest).await.is_err() {
-            abandon(&session.live, &session.channel).await;
+        if let Err(trouble) = ended.await {
+            tracing::debug!(queue = %self.name, error = %chain(&trouble), "a subscription did not end by itself");
+            // With its channel the broker gives back what it holds.
+            let close = channel.close(200, "abandoned".into());
+            if channel.status().connected() && within(FAREWELL, "closing a channel", close).await.is_err() {
+                session.live.kill();
+            }
         }
     }
-}
-
-impl Session {
-    /// The silent queues with their consumers, and whether each has been silent for very long.
-    fn silent(&self) -> Vec<(usize, ShortString, bool)> {
-        let silent = |(at, source): (usize, &Source)| {
-            Some((at, source.silent_for(AUDIT)?, source.silent_for(STALE).is_some()))
-        };
-        self.sources.iter().enumerate().filter_map(silent).collect()
-    }
-
-    fn listen(&mut self, at: usize, consumer: lapin::Consumer) {
-        self.sources[at].tag = Some(consumer.tag());
-        self.sources[at].heard = Instant::now();
-        let events = consumer.map(move |item| match item {
-            Ok(delivery) => Event::Delivered(at, Box::new(delivery)),
-            Err(error) => Event::Ended(at, Some(Trouble::lapin("consuming", error))),
-        });
-        let end = stream::once(async move { Event::Ended(at, None) });
-        // An error is followed by the end: one of the two is enough, and the first says more.
-        let mut ended = false;
-        let once = events.chain(end).take_while(move |event| {
-            let more = !ended;
-            ended |= matches!(event, Event::Ended(..));
-            std::future::ready(more)
-        });
-        self.events.push(once.boxed());
-    }
-}
-
-/// Ends a channel that did not do what it was told, so that the broker delivers again what it holds.
-async fn abandon(live: &Live, channel: &Channel) {
-    let close = channel.close(200, "abandoned".into());
-    if channel.status().connected() && within(FAREWELL, "closing a channel", close).await.is_err() {
-        live.kill();
-    }
-}
-
-async fn consume(channel: &Channel, queue: &str) -> Result<lapin::Consumer, Trouble> {
-    let queue = ShortString::try_new(queue).unwrap_or_default();
-    let consumer =
-        channel.basic_consume(queue, "".into(), BasicConsumeOptions::default(), FieldTable::default());
-    rpc("subscribing", consumer).await
 }
