@@ -278,7 +278,6 @@ impl Lane {
     ///
     /// # Errors
     /// The broker did not answer; the window is back in the lane.
-    #[expect(clippy::type_complexity, reason = "the two halves of a window, named where they are used")]
     async fn prepare(
         &mut self,
         session: &Session,

@@ -1,7 +1,7 @@
 //! What the adapter's tests share: a client that is not ours, and a broker that remembers what to delete.
 
 // Each test binary uses its own part of this.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::{
     collections::BTreeSet,
