@@ -74,6 +74,7 @@ impl Trouble {
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.cause {
+            Cause::Silence(Duration::ZERO) => write!(f, "{}: no answer", self.what),
             Cause::Silence(waited) => write!(f, "{}: no answer within {waited:?}", self.what),
             Cause::Lapin(_) => write!(f, "{} failed", self.what),
             Cause::Closed => write!(f, "{}", self.what),

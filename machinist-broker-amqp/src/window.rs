@@ -7,7 +7,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use lapin::{
     BasicProperties, Channel, Confirmation, PublisherConfirm, message::BasicReturnMessage,
     options::BasicPublishOptions, types::ShortString,
@@ -18,7 +18,7 @@ use crate::{
     convert,
     link::Live,
     plan::Route,
-    trouble::{Trouble, rpc},
+    trouble::{FAREWELL, Trouble, within},
 };
 
 /// How long lapin has to give up what it holds once its channel or connection is gone.
@@ -97,27 +97,31 @@ async fn confirm(
     written: Vec<Result<PublisherConfirm, Reply>>,
     until: Instant,
 ) -> Vec<Reply> {
-    let count = written.len();
-    let wait = |written: Result<PublisherConfirm, Reply>| async {
+    let mut replies: Vec<Option<Reply>> = Vec::with_capacity(written.len());
+    let mut waiting = FuturesUnordered::new();
+    for (at, written) in written.into_iter().enumerate() {
         match written {
-            Err(reply) => reply,
-            Ok(confirm) => match confirm.await {
-                Ok(confirmation) => confirmation.into(),
-                Err(error) => Reply::Lost(Trouble::lapin("waiting for a confirm", error)),
-            },
+            Err(reply) => replies.push(Some(reply)),
+            Ok(confirm) => {
+                replies.push(None);
+                waiting.push(async move { (at, confirm.await) });
+            }
         }
-    };
-    let mut all = Box::pin(join_all(written.into_iter().map(wait)));
-    if let Ok(replies) = timeout_at(until, &mut all).await {
-        return replies;
     }
-    // A confirm that is dropped unresolved stays in lapin as long as its channel.
-    if rpc("closing a channel", channel.close(200, "no confirms".into())).await.is_err() {
-        live.kill();
+    while let Ok(Some((at, confirmed))) = timeout_at(until, waiting.next()).await {
+        let lost = |error| Reply::Lost(Trouble::lapin("waiting for a confirm", error));
+        replies[at] = Some(confirmed.map_or_else(lost, Reply::from));
     }
-    timeout(AFTERMATH, &mut all).await.unwrap_or_else(|_| {
-        (0..count).map(|_| Reply::Lost(Trouble::silence("waiting for a confirm", AFTERMATH))).collect()
-    })
+    // A confirm that is dropped unresolved stays in lapin as long as its channel. On a blocked connection that
+    // lasts until the broker reads again; a new connection would only be blocked by our next message.
+    if !waiting.is_empty() && live.blocked().is_none() {
+        let close = channel.close(200, "no confirms".into());
+        if within(FAREWELL, "closing a channel", close).await.is_err() {
+            live.kill();
+        }
+    }
+    let silence = || Reply::Lost(Trouble::silence("waiting for a confirm", Duration::ZERO));
+    replies.into_iter().map(|reply| reply.unwrap_or_else(silence)).collect()
 }
 
 /// What lapin said about one publish.
