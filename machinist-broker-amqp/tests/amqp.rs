@@ -4,9 +4,15 @@
 
 mod support;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, resume_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use lapin::{
     BasicProperties,
     options::ExchangeDeleteOptions,
@@ -31,9 +37,12 @@ const BOUND: Duration = Duration::from_secs(20);
 async fn in_namespace(test: impl AsyncFnOnce(&Harness)) {
     let Some(server) = service_url(AMQP_URL) else { return };
     let harness = Harness::new(server, format!("test-{:08x}", rand::random::<u32>())).await;
-    test(&harness).await;
+    let outcome = AssertUnwindSafe(test(&harness)).catch_unwind().await;
     harness.clean_up().await;
     harness.clean_up_namespace().await;
+    if let Err(panic) = outcome {
+        resume_unwind(panic);
+    }
 }
 
 fn queue(text: &str) -> QueueName {
