@@ -1,0 +1,136 @@
+//! The keys that are trusted: several verify, one signs.
+
+use std::{collections::BTreeMap, fmt};
+
+use super::{Key, KeyError, KeyId, KeyState};
+use crate::clock::Timestamp;
+
+/// The keys of an application. Cheap enough to clone, and replaced as a whole.
+#[derive(Clone)]
+pub struct Keyring {
+    keys: BTreeMap<KeyId, Key>,
+    active: Option<KeyId>,
+}
+
+impl Keyring {
+    /// A ring of these keys. One of them at most is [active](KeyState::Active); a ring without an active key
+    /// reads results and signs nothing.
+    ///
+    /// # Errors
+    /// [`KeyError::Empty`], [`KeyError::Twice`], [`KeyError::TwoActive`].
+    pub fn new(keys: impl IntoIterator<Item = Key>) -> Result<Self, KeyError> {
+        let mut ring = Self { keys: BTreeMap::new(), active: None };
+        for key in keys {
+            if key.state() == KeyState::Active
+                && let Some(other) = ring.active.replace(key.id().clone())
+            {
+                return Err(KeyError::TwoActive(other, key.id().clone()));
+            }
+            if let Some(twice) = ring.keys.insert(key.id().clone(), key) {
+                return Err(KeyError::Twice(twice.id().clone()));
+            }
+        }
+        if ring.keys.is_empty() { Err(KeyError::Empty) } else { Ok(ring) }
+    }
+
+    /// The keys, by name.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.keys.values()
+    }
+
+    /// The key that signs; `None` where none is active.
+    pub fn signing_key(&self) -> Option<&Key> {
+        self.keys.get(self.active.as_ref()?)
+    }
+
+    /// The key of this name, unless it is revoked.
+    pub(crate) fn trusted(&self, id: &KeyId) -> Result<&Key, Unfit> {
+        match self.keys.get(id) {
+            None => Err(Unfit::Unknown(id.clone())),
+            Some(key) if key.state() == KeyState::Revoked => Err(Unfit::Revoked(id.clone())),
+            Some(key) => Ok(key),
+        }
+    }
+}
+
+/// A ring of one key.
+impl From<Key> for Keyring {
+    fn from(key: Key) -> Self {
+        let active = (key.state() == KeyState::Active).then(|| key.id().clone());
+        Self { keys: [(key.id().clone(), key)].into(), active }
+    }
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.keys.values()).finish()
+    }
+}
+
+impl Key {
+    /// Whether this key is believed about what it signed at this instant.
+    pub(crate) fn believed_at(&self, instant: Timestamp) -> Result<(), Unfit> {
+        if self.valid_at(instant) { Ok(()) } else { Err(Unfit::OutOfTime(self.id().clone(), instant)) }
+    }
+
+    /// Whether this key may sign this task for this queue. It holds for what is nested in a body too.
+    pub(crate) fn may(&self, task: &str, queue: &str) -> Result<(), Unfit> {
+        for (what, name, list) in [("task", task, &self.tasks), ("queue", queue, &self.queues)] {
+            if let Some(list) = list
+                && !list.iter().any(|pattern| pattern.fits(name))
+            {
+                return Err(Unfit::NotAllowed(format!("key {} is not for the {what} {name:?}", self.id())));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a key is not believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unfit {
+    #[error("no key {0} is in the ring here")]
+    Unknown(KeyId),
+    #[error("key {0} is revoked")]
+    Revoked(KeyId),
+    #[error("key {0} was not valid at {1}, when it signed this")]
+    OutOfTime(KeyId, Timestamp),
+    #[error("{0}")]
+    NotAllowed(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sign::Algorithm;
+
+    fn key(id: &str) -> Key {
+        Key::generate(Algorithm::HmacSha256, id).unwrap()
+    }
+
+    #[test]
+    fn a_ring_has_one_signer_and_no_namesakes() {
+        assert!(matches!(Keyring::new([]), Err(KeyError::Empty)));
+        assert!(matches!(Keyring::new([key("a"), key("b")]), Err(KeyError::TwoActive(..))));
+        let twice = Keyring::new([key("a"), key("a").with_state(KeyState::Verify)]);
+        assert!(matches!(twice, Err(KeyError::Twice(_))), "{twice:?}");
+        let ring = Keyring::new([key("a").with_state(KeyState::Verify), key("b")]).unwrap();
+        assert_eq!(ring.signing_key().unwrap().id().as_str(), "b");
+        assert!(Keyring::from(key("a").with_state(KeyState::Verify)).signing_key().is_none());
+    }
+
+    #[test]
+    fn keys_are_believed_within_their_limits() {
+        let (from, to) = (Timestamp::from_micros(10), Timestamp::from_micros(20));
+        let limited = key("a").not_before(from).not_after(to).for_tasks(["mail.*"]).unwrap();
+        let ring = Keyring::new([limited, Key::revoked("gone").unwrap()]).unwrap();
+        let named = |id| ring.trusted(&KeyId::parse(id).unwrap());
+        let key = named("a").unwrap();
+        let at = |micros| key.believed_at(Timestamp::from_micros(micros));
+        assert!(at(10).is_ok() && at(20).is_ok());
+        assert!(matches!(at(9), Err(Unfit::OutOfTime(..))) && matches!(at(21), Err(Unfit::OutOfTime(..))));
+        assert!(matches!(named("gone"), Err(Unfit::Revoked(_))));
+        assert!(matches!(named("who"), Err(Unfit::Unknown(_))));
+        assert!(key.may("mail.send", "any").is_ok() && key.may("add", "any").is_err());
+    }
+}

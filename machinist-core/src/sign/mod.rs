@@ -1,0 +1,192 @@
+//! Signatures under messages and results, so that nothing runs that was not signed by a key the worker trusts.
+//!
+//! A task queue that runs what its broker hands it gives everybody with access to the broker the right to run
+//! code. Here every message carries a detached signature over all that a worker reads of it; what is signed, byte
+//! by byte, is in `docs/signing.md`. The algorithm is a property of the key: a message cannot choose it.
+//!
+//! # Why these libraries
+//! HMAC and SHA-256 are RustCrypto's, Ed25519 is dalek's: pure Rust, so that this crate needs neither a C compiler
+//! nor assembly; kept up by many hands; they wipe their secrets from memory, which ring does not. SHA-256 uses the
+//! processor's instructions where it has them, and HMAC is not where the time of a task goes either way.
+
+mod config;
+mod ed25519;
+mod hmac_sha256;
+pub(crate) mod input;
+mod key;
+mod keyring;
+
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+pub use config::{KeyConfig, SecretText};
+pub use key::{Key, KeyState};
+pub use keyring::Keyring;
+pub(crate) use keyring::Unfit;
+
+/// How a key signs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Algorithm {
+    /// HMAC with SHA-256: one secret signs and verifies. The quickest.
+    #[default]
+    #[serde(rename = "hmac-sha256")]
+    HmacSha256,
+    /// Ed25519: a private key signs, and whoever has only the public key can verify and not sign.
+    #[serde(rename = "ed25519")]
+    Ed25519,
+}
+
+impl Algorithm {
+    /// Its name in key files and in what is signed.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::HmacSha256 => "hmac-sha256",
+            Self::Ed25519 => "ed25519",
+        }
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Algorithm {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        [Self::HmacSha256, Self::Ed25519]
+            .into_iter()
+            .find(|alg| alg.as_str() == text)
+            .ok_or_else(|| KeyError::Algorithm(text.chars().take(40).collect()))
+    }
+}
+
+/// The name of a key: 1 to 64 letters, digits, `.`, `_` or `-`. It travels with every message and is not secret.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct KeyId(Arc<str>);
+
+impl KeyId {
+    /// Checks a text and makes it the name of a key.
+    ///
+    /// # Errors
+    /// [`KeyError::Id`].
+    pub fn parse(text: &str) -> Result<Self, KeyError> {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if (1..=64).contains(&text.len()) && text.chars().all(fits) {
+            Ok(Self(text.into()))
+        } else {
+            Err(KeyError::Id(text.chars().take(64).collect()))
+        }
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl TryFrom<String> for KeyId {
+    type Error = KeyError;
+    fn try_from(text: String) -> Result<Self, KeyError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<KeyId> for String {
+    fn from(id: KeyId) -> Self {
+        id.0.as_ref().to_owned()
+    }
+}
+
+/// What is wrong with a key or a key ring. No text holds anything secret.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// The name of a key is not allowed.
+    #[error("key id {0:?} is not allowed: it must be 1 to 64 letters, digits, `.`, `_` or `-`")]
+    Id(String),
+    /// Nobody knows this algorithm.
+    #[error("algorithm {0:?} is unknown: it must be `hmac-sha256` or `ed25519`")]
+    Algorithm(String),
+    /// A key's text cannot be read.
+    #[error("{0}")]
+    Format(String),
+    /// A key's secret or public part is missing, too short or not one.
+    #[error("key {id}: {what}")]
+    Material {
+        /// The key.
+        id: KeyId,
+        /// What is wrong with it, and the remedy.
+        what: String,
+    },
+    /// A pattern in an allow-list cannot be one.
+    #[error("key {id}: the pattern {pattern:?} may have a `*` only at its end")]
+    Pattern {
+        /// The key.
+        id: KeyId,
+        /// The pattern.
+        pattern: String,
+    },
+    /// A key file cannot be read or written.
+    #[error("key file {}: {why}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and the remedy.
+        why: String,
+    },
+    /// A ring without keys trusts nobody.
+    #[error("the key ring is empty: add a key (`machinist keygen` makes one)")]
+    Empty,
+    /// Two keys of a ring have one name.
+    #[error("key {0} is in the ring twice")]
+    Twice(KeyId),
+    /// Only one key signs.
+    #[error("keys {0} and {1} are both active, but only one can sign: set `state = \"verify\"` on the other")]
+    TwoActive(KeyId, KeyId),
+    /// Nothing can be signed with this ring.
+    #[error("no key of the ring is active, so nothing can be signed: set `state = \"active\"` on one")]
+    NoneActive,
+}
+
+/// The bytes with which a key signs and verifies.
+#[derive(Clone)]
+pub(crate) enum Material {
+    Hmac(hmac_sha256::Secret),
+    Ed25519(ed25519::Private),
+    Ed25519Public(ed25519::Public),
+    /// Of a revoked key nothing is needed but its name.
+    None,
+}
+
+impl Material {
+    /// Signs. `None`: this key cannot.
+    pub(crate) fn sign(&self, input: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Self::Hmac(secret) => Some(secret.sign(input).to_vec()),
+            Self::Ed25519(private) => Some(private.sign(input).to_vec()),
+            Self::Ed25519Public(_) | Self::None => None,
+        }
+    }
+
+    /// Whether this key made this signature of this input; in constant time.
+    pub(crate) fn verify(&self, input: &[u8], signature: &[u8]) -> bool {
+        match self {
+            Self::Hmac(secret) => secret.verify(input, signature),
+            Self::Ed25519(private) => private.public().verify(input, signature),
+            Self::Ed25519Public(public) => public.verify(input, signature),
+            Self::None => false,
+        }
+    }
+}
