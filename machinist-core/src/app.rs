@@ -7,13 +7,17 @@ use tokio::time::Instant;
 use crate::{
     args::Results,
     backend::{Backend, BackendError},
-    broker::Broker,
+    broker::{Broker, Message},
     client::Client,
     clock::Clock,
     codec::Codec,
+    envelope::Envelope,
     id::{QueueName, TaskId},
+    limits::Limits,
     middleware::PublishHook,
     result::AsyncResult,
+    sign::{KeyError, Keyring},
+    trust::Trust,
 };
 
 /// How often a process asks the backend what time it is.
@@ -47,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) results_ttl: Duration,
     pub(crate) codec: Codec,
     pub(crate) hooks: Vec<Arc<dyn PublishHook>>,
+    pub(crate) limits: Limits,
+    pub(crate) trust: Trust,
 }
 
 impl std::fmt::Debug for Shared {
@@ -69,6 +75,10 @@ impl App {
             results_ttl: Duration::from_secs(24 * 3600),
             codec: Codec::default(),
             hooks: Vec::new(),
+            limits: Limits::default(),
+            keyring: None,
+            allow_unsigned: false,
+            freshness: None,
         }
     }
 
@@ -97,6 +107,20 @@ impl App {
         &self.0.clock
     }
 
+    /// Puts another key ring in the place of the present one, for what is signed and verified from now on: a
+    /// rotation without a restart.
+    ///
+    /// # Errors
+    /// [`KeyError::NoneActive`] if this application signs and could not with that ring; the old one stays.
+    pub fn replace_keyring(&self, keyring: impl Into<Keyring>) -> Result<(), KeyError> {
+        self.0.trust.replace(keyring.into())
+    }
+
+    /// The message that carries an envelope, signed by this application where it has a key.
+    pub(crate) fn seal(&self, envelope: &Envelope) -> Message {
+        self.0.trust.seal(envelope, self.0.clock.now())
+    }
+
     /// Where signatures go that name no queue.
     pub fn default_queue(&self) -> &QueueName {
         &self.0.default_queue
@@ -112,6 +136,44 @@ pub struct AppBuilder {
     results_ttl: Duration,
     codec: Codec,
     hooks: Vec<Arc<dyn PublishHook>>,
+    limits: Limits,
+    keyring: Option<Keyring>,
+    allow_unsigned: bool,
+    freshness: Option<Duration>,
+}
+
+/// Why an application could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AppError {
+    /// The backend could not be asked for its time.
+    #[error("the backend could not be asked")]
+    Backend(#[from] BackendError),
+    /// Other processes can put tasks into the broker, and there is no key to tell whose they are.
+    #[error(
+        "the broker ({broker}) is shared with other processes, and there is no key to sign tasks with and to \
+         verify them: `machinist keygen` makes one (and `machinist init` a whole configuration); name it by \
+         `--key-file`, MACHINIST_KEY_FILE or `AppBuilder::keyring`. To run whatever the broker holds, say \
+         `--allow-unsigned` (`AppBuilder::allow_unsigned`)"
+    )]
+    NoKey {
+        /// Where the broker is.
+        broker: String,
+    },
+    /// The key that is to sign is not valid now.
+    #[error("the key ring cannot be used: {0}")]
+    Key(String),
+    /// A replayed task would be fresh when its record is already forgotten.
+    #[error(
+        "the freshness window ({window:?}) is longer than results are kept ({results_ttl:?}): raise \
+         `results_ttl`, or narrow `freshness`"
+    )]
+    Freshness {
+        /// The window.
+        window: Duration,
+        /// How long records are kept.
+        results_ttl: Duration,
+    },
 }
 
 impl std::fmt::Debug for AppBuilder {
@@ -145,18 +207,49 @@ impl AppBuilder {
         self
     }
 
+    /// The keys that sign and verify tasks and results. With them, what is not signed by one of them is refused.
+    pub fn keyring(mut self, keyring: impl Into<Keyring>) -> Self {
+        self.keyring = Some(keyring.into());
+        self
+    }
+
+    /// Runs unsigned tasks too. With a key ring, what is signed is still verified, and what this application sends
+    /// is signed: the way to bring keys into a system that has none.
+    pub fn allow_unsigned(mut self) -> Self {
+        self.allow_unsigned = true;
+        self
+    }
+
+    /// Refuses tasks that were signed (or due, if that is later) longer ago than this. Not set, an old message is
+    /// as good as a new one: its record says whether it was run.
+    pub fn freshness(mut self, window: Duration) -> Self {
+        self.freshness = Some(window);
+        self
+    }
+
+    /// How large messages and results may be.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// Asks the backend for its time and makes the application.
     ///
     /// # Errors
-    /// [`BackendError`] if the backend cannot be asked.
+    /// [`AppError`]: a broker that other processes share and no key, keys that do not fit, a backend that cannot
+    /// be asked.
     ///
     /// # Cancel safety
     /// Safe: nothing is left behind.
-    pub async fn build(self) -> Result<App, BackendError> {
+    pub async fn build(self) -> Result<App, AppError> {
+        self.check()?;
         let asked = Instant::now();
         let now = self.backend.now().await?;
         let clock = Clock::starting_at(now);
         clock.learn(asked, now);
+        if let Some(key) = self.keyring.as_ref().and_then(Keyring::signing_key) {
+            key.believed_at(now).map_err(|unfit| AppError::Key(unfit.to_string()))?;
+        }
         let shared = Arc::new(Shared {
             broker: self.broker,
             backend: self.backend,
@@ -165,9 +258,27 @@ impl AppBuilder {
             results_ttl: self.results_ttl,
             codec: self.codec,
             hooks: self.hooks,
+            limits: self.limits,
+            trust: Trust::new(self.keyring, self.allow_unsigned, self.freshness),
         });
         tokio::spawn(keep_time(Arc::downgrade(&shared)));
         Ok(App(shared))
+    }
+
+    /// What needs no server to be seen.
+    fn check(&self) -> Result<(), AppError> {
+        if self.keyring.is_none() && self.broker.capabilities().shared {
+            if !self.allow_unsigned {
+                return Err(AppError::NoKey { broker: self.broker.location() });
+            }
+            tracing::warn!(broker = self.broker.location(), "tasks are neither signed nor verified");
+        }
+        match self.freshness {
+            Some(window) if window > self.results_ttl => {
+                Err(AppError::Freshness { window, results_ttl: self.results_ttl })
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     args::Results,
     backend::{Commit, Expiry},
     broker::{Publish, PublishError, Target},
-    envelope::{Body, Envelope},
+    envelope::{Body, Envelope, FirstSigner},
     error::SendError,
     id::{QueueName, TaskId, TaskName},
     record::{self, Counters, name},
@@ -147,6 +147,12 @@ impl Client {
         let name = TaskName::parse(&parts.name)?;
         let span = send_span(&parts.id, &name, &queue);
         let trace = span.in_scope(TraceContext::current);
+        app.trust.may_sign(&name, &queue, now).map_err(|why| SendError::Key { id: parts.id.clone(), why })?;
+        let too_large =
+            |id: &TaskId, (what, size, limit)| SendError::TooLarge { id: id.clone(), what, size, limit };
+        if parts.args.len() > app.limits.args {
+            return Err(too_large(&parts.id, ("arguments", parts.args.len(), app.limits.args)));
+        }
         let body = Body {
             args: parts.args,
             retry: parts.retry,
@@ -174,9 +180,13 @@ impl Client {
             priority: parts.priority,
             content_type: app.codec.content_type().to_owned(),
             body,
+            first: FirstSigner::Publisher,
         };
-        let publish =
-            Publish { target: Target::Queue(queue), message: envelope.message(), delay: due.since(now) };
+        let message = self.app.seal(&envelope);
+        if let Some(exceeded) = app.limits.exceeded(&message) {
+            return Err(too_large(&envelope.id, exceeded));
+        }
+        let publish = Publish { target: Target::Queue(queue), message, delay: due.since(now) };
         let facts = sender_facts(&envelope);
         Ok(Ready { envelope, publish, facts, span })
     }

@@ -119,6 +119,26 @@ pub enum SendError {
     /// Something in the signature contradicts itself; the text says what.
     #[error("{0}")]
     Invalid(String),
+    /// It is larger than this application sends (see [`Limits`](crate::Limits)).
+    #[error("task {id}: {what}: {size}, and {limit} is the limit; send a reference instead")]
+    TooLarge {
+        /// The task.
+        id: crate::id::TaskId,
+        /// What is too large.
+        what: &'static str,
+        /// Its size, in bytes; for arguments their number.
+        size: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// It cannot be signed: no key is active, or the active one is not for this task, queue or time.
+    #[error("task {id} cannot be signed: {why}")]
+    Key {
+        /// The task.
+        id: crate::id::TaskId,
+        /// Why, and the remedy.
+        why: String,
+    },
     /// The broker did not take it; the [`PublishError`] says whether sending again is safe, or pointless.
     #[error("task {id} was not sent")]
     Publish {
@@ -173,6 +193,15 @@ pub enum ResultError {
         /// The task.
         id: crate::id::TaskId,
         /// What does not fit.
+        reason: String,
+    },
+    /// The record says that the task has ended, and nobody whose key is trusted here has signed that: somebody
+    /// else wrote into the backend, or the worker has a key that is not in the ring here.
+    #[error("the result of task {id} is not to be believed: {reason}")]
+    Forged {
+        /// The task.
+        id: crate::id::TaskId,
+        /// What speaks against it.
         reason: String,
     },
     /// The backend could not be asked.

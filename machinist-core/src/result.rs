@@ -49,7 +49,7 @@ impl<R> AsyncResult<R> {
     /// Where the task is in its life.
     ///
     /// # Errors
-    /// [`ResultError::Unknown`], [`ResultError::Backend`].
+    /// [`ResultError::Unknown`], [`ResultError::Forged`], [`ResultError::Backend`].
     ///
     /// # Cancel safety
     /// Safe.
@@ -64,7 +64,7 @@ impl<R> AsyncResult<R> {
     /// Everything that is known about the task.
     ///
     /// # Errors
-    /// [`ResultError::Unknown`] where there is no record, [`ResultError::Backend`].
+    /// [`ResultError::Unknown`] where there is no record, [`ResultError::Forged`], [`ResultError::Backend`].
     ///
     /// # Cancel safety
     /// Safe.
@@ -96,7 +96,7 @@ impl<R> AsyncResult<R> {
     /// The record in its final state.
     ///
     /// # Errors
-    /// [`ResultError::Timeout`], [`ResultError::Unknown`], [`ResultError::Backend`] if the backend cannot be
+    /// [`ResultError::Timeout`], [`ResultError::Unknown`], [`ResultError::Forged`], [`ResultError::Backend`] if the backend cannot be
     /// asked at the end of the time (it may come back before).
     ///
     /// # Cancel safety
@@ -112,6 +112,8 @@ impl<R> AsyncResult<R> {
                 Ok(_) if Instant::now() >= deadline => {
                     return Err(ResultError::Timeout { id: self.id.clone(), waited: limit });
                 }
+                // Facts are never overwritten, so waiting would change nothing.
+                Err(error @ ResultError::Forged { .. }) => return Err(error),
                 Err(error) if Instant::now() >= deadline => return Err(error),
                 Ok(_) | Err(_) => {}
             }
@@ -147,7 +149,13 @@ impl<R> AsyncResult<R> {
 
     async fn read(&self) -> Result<Option<Record>, ResultError> {
         let facts = self.app.backend().read(std::slice::from_ref(&self.id)).await?;
-        Ok(facts.first().and_then(|facts| fold(&self.id, facts)))
+        let Some(facts) = facts.first() else { return Ok(None) };
+        self.app
+            .0
+            .trust
+            .check_end(&self.id, facts)
+            .map_err(|reason| ResultError::Forged { id: self.id.clone(), reason })?;
+        Ok(fold(&self.id, facts))
     }
 }
 

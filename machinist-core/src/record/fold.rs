@@ -216,6 +216,12 @@ fn state(facts: &Facts, attempts: &Attempts) -> State {
     }
 }
 
+/// The newest start of an attempt, if it was started.
+pub(crate) fn newest_start(facts: &Facts, attempt: u32) -> Option<Start> {
+    let start = Attempts::of(facts).newest_start(attempt)?;
+    facts.read(&name::start(attempt, start))
+}
+
 /// What the numbered facts say about each attempt.
 pub(crate) struct Attempts(BTreeMap<u32, Seen>);
 

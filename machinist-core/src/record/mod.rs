@@ -23,6 +23,7 @@ pub use fold::{Attempt, Record, State, fold};
 pub use kind::FailureKind;
 
 pub(crate) use facts::{Counters, json, name};
+pub(crate) use fold::newest_start;
 #[cfg(test)]
 pub(crate) use fold::state_of;
 pub(crate) use start::{Held, Meaning, Standing, Starting, UNENDED, judge};

@@ -1,0 +1,86 @@
+//! How large things may be, checked before anything is parsed: whoever can publish must not be able to fill a
+//! worker's memory.
+
+/// The largest sizes that are sent and taken.
+///
+/// What is larger is an error to its sender; where it arrives all the same, it is a dead letter (`too-large`) that
+/// nobody has parsed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// A message's body, in bytes; 1 MiB unless set.
+    pub body: usize,
+    /// A message's headers together, in bytes; 16 KiB unless set.
+    pub headers: usize,
+    /// The arguments of a task; 1024 unless set.
+    pub args: usize,
+    /// What a task returns, in bytes of JSON; 1 MiB unless set. A task that returns more ends in FAILURE/error.
+    pub results: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { body: 1024 * 1024, headers: 16 * 1024, args: 1024, results: 1024 * 1024 }
+    }
+}
+
+impl Limits {
+    /// The same limits with another for bodies, in bytes.
+    #[must_use]
+    pub const fn body(mut self, bytes: usize) -> Self {
+        self.body = bytes;
+        self
+    }
+
+    /// The same limits with another for headers, in bytes.
+    #[must_use]
+    pub const fn headers(mut self, bytes: usize) -> Self {
+        self.headers = bytes;
+        self
+    }
+
+    /// The same limits with another number of arguments.
+    #[must_use]
+    pub const fn args(mut self, count: usize) -> Self {
+        self.args = count;
+        self
+    }
+
+    /// The same limits with another for results, in bytes.
+    #[must_use]
+    pub const fn results(mut self, bytes: usize) -> Self {
+        self.results = bytes;
+        self
+    }
+
+    /// What of a message is too large: its name, its size, the limit.
+    pub(crate) fn exceeded(&self, message: &crate::broker::Message) -> Option<(&'static str, usize, usize)> {
+        let (body, all) = (message.body.len(), message.size());
+        let headers = all - body;
+        if body > self.body {
+            Some(("body", body, self.body))
+        } else if headers > self.headers {
+            Some(("headers", headers, self.headers))
+        } else {
+            None
+        }
+    }
+}
+
+/// How many bytes of JSON a value is, without writing them anywhere.
+pub(crate) fn json_size(value: &impl serde::Serialize) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // What cannot be written is refused where it is written.
+    drop(serde_json::to_writer(&mut count, value));
+    count.0
+}

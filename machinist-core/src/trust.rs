@@ -1,0 +1,228 @@
+//! Whom this application believes: what it signs, what it accepts, and when it says no.
+
+use std::{
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use bytes::Bytes;
+use serde::Deserialize;
+
+use crate::{
+    backend::Commit,
+    broker::Message,
+    clock::Timestamp,
+    envelope::{DeadReason, Envelope, FirstSigner, Seal, Unreadable},
+    id::{QueueName, TaskId, TaskName},
+    record::{Facts, name},
+    sign::{Key, KeyError, KeyId, Keyring, Unfit, input::Input},
+};
+
+/// The version of what is signed under a result.
+const RESULT_VERSION: i64 = 1;
+
+/// The keys, and what they are asked for.
+#[derive(Debug)]
+pub(crate) struct Trust {
+    /// None: nothing is signed and everything believed. Replaced as a whole, never changed.
+    ring: RwLock<Option<Arc<Keyring>>>,
+    allow_unsigned: bool,
+    window: Option<Duration>,
+    told_of_unsigned: AtomicBool,
+}
+
+/// Why a message is not run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    /// Nothing in it is believed.
+    Nothing(DeadReason, String),
+    /// Another process, or this one with another ring, may know the key.
+    UnknownKey(String),
+}
+
+impl Trust {
+    pub(crate) fn new(ring: Option<Keyring>, allow_unsigned: bool, window: Option<Duration>) -> Self {
+        Self {
+            ring: RwLock::new(ring.map(Arc::new)),
+            allow_unsigned,
+            window,
+            told_of_unsigned: AtomicBool::new(false),
+        }
+    }
+
+    fn ring(&self) -> Option<Arc<Keyring>> {
+        self.ring.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Puts another ring in the place of this one.
+    pub(crate) fn replace(&self, ring: Keyring) -> Result<(), KeyError> {
+        let signed = self.ring().is_some_and(|ring| ring.signing_key().is_some());
+        if signed && ring.signing_key().is_none() {
+            return Err(KeyError::NoneActive);
+        }
+        *self.ring.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Arc::new(ring));
+        Ok(())
+    }
+
+    /// Whether this process could sign this task now, and why not.
+    pub(crate) fn may_sign(&self, task: &TaskName, queue: &QueueName, now: Timestamp) -> Result<(), String> {
+        let Some(ring) = self.ring() else { return Ok(()) };
+        let Some(key) = ring.signing_key() else { return Err(KeyError::NoneActive.to_string()) };
+        key.believed_at(now).and_then(|()| key.may(task.as_str(), queue.as_str())).map_err(|e| e.to_string())
+    }
+
+    /// The message that carries an envelope, signed as it must be.
+    pub(crate) fn seal(&self, envelope: &Envelope, now: Timestamp) -> Message {
+        let ring = self.ring();
+        envelope.seal(ring.as_deref().and_then(Keyring::signing_key), now)
+    }
+
+    /// Verifies the signature of a message whose headers were read into `envelope`, and that whoever made it is
+    /// to be believed.
+    pub(crate) fn verify(&self, envelope: &mut Envelope, message: &Message) -> Result<Option<Seal>, Doubt> {
+        let Some(ring) = self.ring() else { return Ok(None) };
+        let unreadable = |e: Unreadable| Doubt::Nothing(DeadReason::BadSignature, e.to_string());
+        let Some(seal) = envelope.read_seal(message).map_err(unreadable)? else {
+            return self.unsigned();
+        };
+        let key = ring.trusted(&seal.key)?;
+        if !envelope.is_signed_by(key, &seal) {
+            let error = format!("the signature is not that of key {} under this message", seal.key);
+            return Err(Doubt::Nothing(DeadReason::BadSignature, error));
+        }
+        key.believed_at(seal.signed_at)?;
+        if let FirstSigner::Key(first) = &envelope.first {
+            ring.trusted(first)?.believed_at(envelope.issued)?;
+        }
+        Ok(Some(seal))
+    }
+
+    fn unsigned(&self) -> Result<Option<Seal>, Doubt> {
+        if !self.allow_unsigned {
+            return Err(Doubt::Nothing(DeadReason::Unsigned, "it carries no signature".to_owned()));
+        }
+        if !self.told_of_unsigned.swap(true, Ordering::Relaxed) {
+            tracing::warn!("unsigned tasks are run, because that was allowed; this is said once");
+        }
+        Ok(None)
+    }
+
+    /// What speaks against running a verified task here and now.
+    pub(crate) fn objection(
+        &self,
+        envelope: &Envelope,
+        seal: &Seal,
+        now: Timestamp,
+    ) -> Option<(DeadReason, String)> {
+        if let Some(window) = self.window {
+            let fresh = seal.signed_at.max(envelope.eta.unwrap_or(seal.signed_at));
+            if now.since(fresh) > window {
+                let error = format!("it was to be run at {fresh}, more than {window:?} ago");
+                return Some((DeadReason::Stale, error));
+            }
+        }
+        let ring = self.ring()?;
+        let first = match &envelope.first {
+            FirstSigner::Key(first) => Some(first),
+            FirstSigner::Publisher | FirstSigner::Nobody => None,
+        };
+        // Both: the first, because the task is its; and the last, because it says who was first.
+        for id in std::iter::once(&seal.key).chain(first) {
+            let allowed =
+                ring.trusted(id).and_then(|key| key.may(envelope.name.as_str(), envelope.queue.as_str()));
+            if let Err(unfit) = allowed {
+                return Some((DeadReason::NotAllowed, unfit.to_string()));
+            }
+        }
+        None
+    }
+
+    /// Signs the end of a task, if this commit is one: results are kept where others can write.
+    pub(crate) fn attest(&self, mut commit: Commit) -> Commit {
+        let Some(ring) = self.ring() else { return commit };
+        if let Some(key) = ring.signing_key()
+            && let Some((_, end)) = commit.facts.iter_mut().find(|(fact, _)| fact == name::END)
+            && let Some(attested) = attested(key, &commit.id, end)
+        {
+            *end = attested;
+        }
+        commit
+    }
+
+    /// Whether the end of a record, if it has one, was written by somebody who holds a key.
+    pub(crate) fn check_end(&self, id: &TaskId, facts: &Facts) -> Result<(), String> {
+        let (Some(ring), Some(end)) = (self.ring(), facts.get(name::END)) else { return Ok(()) };
+        let Some(attestation) = Attestation::of(end) else {
+            let unsigned = "its end carries no signature".to_owned();
+            return if self.allow_unsigned { Ok(()) } else { Err(unsigned) };
+        };
+        let key = ring.trusted(&attestation.key).map_err(|unfit| unfit.to_string())?;
+        let input = result_input(key, id, attestation.text);
+        if !key.verify(&input, &attestation.signature) {
+            return Err(format!("the signature of its end is not that of key {}", attestation.key));
+        }
+        #[derive(Deserialize)]
+        struct Ended {
+            at: Timestamp,
+        }
+        let ended: Ended = serde_json::from_slice(end).map_err(|e| e.to_string())?;
+        key.believed_at(ended.at).map_err(|unfit| unfit.to_string())
+    }
+}
+
+impl From<Unfit> for Doubt {
+    fn from(unfit: Unfit) -> Self {
+        let error = unfit.to_string();
+        match unfit {
+            Unfit::Unknown(_) => Self::UnknownKey(error),
+            // A key outside its time is believed as little as one that was revoked.
+            Unfit::Revoked(_) | Unfit::OutOfTime(..) => Self::Nothing(DeadReason::RevokedKey, error),
+            Unfit::NotAllowed(_) => Self::Nothing(DeadReason::NotAllowed, error),
+        }
+    }
+}
+
+/// Where the signature of an end begins, in the JSON text of which it is the last part.
+const SIGNED_BY: &str = ",\"by\":\"";
+/// What parts the key from the signature.
+const SIGNATURE: &str = "\",\"mac\":\"";
+
+/// The signature of an end, taken apart.
+struct Attestation<'a> {
+    /// All that comes before it: what is signed.
+    text: &'a [u8],
+    key: KeyId,
+    signature: Vec<u8>,
+}
+
+impl<'a> Attestation<'a> {
+    fn of(end: &'a Bytes) -> Option<Self> {
+        let whole = std::str::from_utf8(end).ok()?.strip_suffix("\"}")?;
+        let (text, tail) = whole.rsplit_once(SIGNED_BY)?;
+        let (key, signature) = tail.split_once(SIGNATURE)?;
+        let (key, signature) = (KeyId::parse(key).ok()?, BASE64.decode(signature).ok()?);
+        Some(Self { text: text.as_bytes(), key, signature })
+    }
+}
+
+fn result_input(key: &Key, id: &TaskId, text: &[u8]) -> Vec<u8> {
+    Input::new("machinist.result", text.len() + 256)
+        .number(RESULT_VERSION)
+        .text(key.algorithm().as_str())
+        .text(key.id().as_str())
+        .text(id.as_str())
+        .bytes(text)
+        .finish()
+}
+
+/// The same JSON object with two fields more at its end.
+fn attested(key: &Key, id: &TaskId, end: &Bytes) -> Option<Bytes> {
+    let text = end.strip_suffix(b"}")?;
+    let signature = BASE64.encode(key.sign(&result_input(key, id, text))?);
+    let parts = [text, SIGNED_BY.as_bytes(), key.id().as_str().as_bytes(), SIGNATURE.as_bytes()];
+    Some([&parts.concat()[..], signature.as_bytes(), b"\"}"].concat().into())
+}
