@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Stages, Worker,
+    open::Refusals,
     processor::{Registration, Tally, TaskProcessor},
     session::{Lease, Sessions},
     steady::Steady,
@@ -92,6 +93,18 @@ pub enum BuildError {
         task: String,
         /// The type of the missing value.
         missing: &'static str,
+    },
+    /// The application's key cannot sign what this worker would publish again: retries, guards.
+    #[error(
+        "a worker signs the retries of its tasks, and that of {task:?} in queue {queue} it cannot: {why}"
+    )]
+    Key {
+        /// The task.
+        task: String,
+        /// The queue.
+        queue: QueueName,
+        /// Why, and the remedy.
+        why: String,
     },
     /// A number that must not be zero is.
     #[error("{0} must be at least 1")]
@@ -247,6 +260,7 @@ impl WorkerBuilder {
             let task = TaskName::parse(&name)?;
             tasks.get_mut(&task).ok_or(BuildError::NoSuchTask(name))?.options = options;
         }
+        can_sign(&self.app, &tasks, &queues)?;
         let look_ahead = self.look_ahead.unwrap_or_else(|| (self.concurrency / 2).max(8));
         let prefetch = u16::try_from(self.concurrency + look_ahead).unwrap_or(u16::MAX);
         let name = self.name.unwrap_or_else(default_name);
@@ -264,10 +278,27 @@ impl WorkerBuilder {
             slots: Arc::new(Semaphore::new(self.concurrency)),
             stages: stages.clone(),
             tally: Tally::default(),
+            refusals: Refusals::default(),
         };
         let ready = CancellationToken::new();
         Ok(Worker { processor: Arc::new(processor), queues, prefetch, grace: self.grace, stages, ready })
     }
+}
+
+/// What is published again is signed anew. A worker that cannot would lose it.
+fn can_sign(
+    app: &App,
+    tasks: &HashMap<TaskName, Registration>,
+    queues: &BTreeSet<QueueName>,
+) -> Result<(), BuildError> {
+    for (task, queue) in tasks.keys().flat_map(|task| queues.iter().map(move |queue| (task, queue))) {
+        app.0.trust.may_sign(task, queue, app.clock().now()).map_err(|why| BuildError::Key {
+            task: task.to_string(),
+            queue: queue.clone(),
+            why,
+        })?;
+    }
+    Ok(())
 }
 
 /// What a worker tells about itself with every renewal of its session.

@@ -63,6 +63,8 @@ pub struct Drained {
     pub handed_back: u64,
     /// Deliveries that could not be finished or handed back in time: the broker delivers them again.
     pub unfinished: u64,
+    /// Messages that were refused (unsigned, unreadable, too large, not allowed) and are dead letters now.
+    pub refused: u64,
 }
 
 impl Drained {

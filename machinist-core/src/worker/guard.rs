@@ -47,7 +47,7 @@ impl TaskProcessor {
         delay: Duration,
     ) -> Result<(), Unpublished> {
         let target = Target::Queue(envelope.queue.clone());
-        self.steady.publish(&Publish { target, message: envelope.message(), delay }).await
+        self.steady.publish(&Publish { target, message: self.app.seal(envelope), delay }).await
     }
 }
 

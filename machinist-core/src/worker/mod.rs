@@ -3,6 +3,7 @@
 //! | file | duty |
 //! |---|---|
 //! | `builder` | what a worker is made of, checked before it starts |
+//! | `open` | what a delivery claims, and what of that is believed |
 //! | `processor` | one delivery from its arrival to its settlement |
 //! | `run` | one call of a handler: time limit, panic, cancellation |
 //! | `session` | this process's lease on what it runs, and what it knows about other leases |
@@ -13,6 +14,7 @@
 mod builder;
 mod drain;
 mod guard;
+mod open;
 mod processor;
 mod run;
 mod session;

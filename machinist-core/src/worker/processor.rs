@@ -18,6 +18,7 @@ use tracing::Instrument;
 use super::{
     Drained, Stages, TaskOptions,
     guard::absence,
+    open::{Opened, Refusals, open},
     run::{self, Ended},
     session::{Cancelled, Registered, Sessions},
     steady::{Leaving, Steady, Unpublished},
@@ -28,14 +29,15 @@ use crate::{
     broker::{Delivery, Message, Publish, PublishError, Receipt, Settle, Settled, Target},
     clock::Timestamp,
     context::{Run, StateMap, TaskContext},
-    envelope::{Body, DeadReason, Envelope, Unreadable, dead_letter},
+    envelope::{Body, DeadReason, Envelope, dead_letter},
     error::TaskError,
     handler::DynHandler,
     id::{QueueName, TaskName},
+    limits::json_size,
     middleware::{Middleware, Next},
     record::{
         Counters, ErrorText, Facts, FailureKind, FollowUp, Held, Meaning, Outcome, Starting, UNENDED,
-        Verdict, decide, end_by_anybody, follows, is_mine, judge, name, owed, record,
+        Verdict, decide, end_by_anybody, follows, is_mine, judge, name, newest_start, owed, record,
     },
     retry::RetryPolicy,
     trace::TraceContext,
@@ -74,6 +76,7 @@ pub(super) struct TaskProcessor {
     pub(super) steady: Arc<Steady>,
     pub(super) stages: Stages,
     pub(super) tally: Tally,
+    pub(super) refusals: Refusals,
 }
 
 /// What happened to deliveries, for the end of the worker.
@@ -134,6 +137,7 @@ impl TaskProcessor {
         let Tally { arrived, settled, handed_back } = &self.tally;
         Drained {
             handed_back: handed_back.load(Ordering::Relaxed),
+            refused: self.refusals.count(),
             unfinished: arrived.load(Ordering::Relaxed).saturating_sub(settled.load(Ordering::Relaxed)),
         }
     }
@@ -142,22 +146,22 @@ impl TaskProcessor {
     pub(super) async fn process(self: Arc<Self>, delivery: Delivery) {
         self.tally.arrived.fetch_add(1, Ordering::Relaxed);
         let Delivery { queue, message, receipt, .. } = delivery;
-        let (ending, receipt) = match Envelope::read(&message) {
-            Ok(envelope) if envelope.queue == queue => {
+        let app = &self.app.0;
+        let (ending, receipt) = match open(&app.trust, &app.limits, &queue, &message, self.now()) {
+            Opened::Task(envelope) => {
                 let mut holding = Holding { envelope, receipt: Some(receipt) };
                 let ending = Box::pin(self.work(&mut holding)).await;
                 (ending, holding.receipt)
             }
-            Ok(envelope) => {
-                let error = format!("it was sent to queue {}", envelope.queue);
-                (self.bury_foreign(&queue, &message, DeadReason::WrongQueue, &error).await, Some(receipt))
-            }
-            Err(Unreadable::Header(error)) => {
-                (self.bury_foreign(&queue, &message, DeadReason::Undecodable, &error).await, Some(receipt))
-            }
-            Err(error @ Unreadable::Version(_)) => {
-                let ending = self.postpone(&queue, &message, &error.to_string()).await;
+            Opened::Rejected(envelope, reason, error) => {
+                let ending = Box::pin(self.reject(&envelope, &message, reason, &error)).await;
                 (ending, Some(receipt))
+            }
+            Opened::NotYet(reason, error) => {
+                (self.postpone(&queue, &message, reason, &error).await, Some(receipt))
+            }
+            Opened::Dead(reason, error) => {
+                (self.bury_foreign(&queue, &message, reason, &error).await, Some(receipt))
             }
         };
         self.settle(ending, receipt).await;
@@ -224,7 +228,7 @@ impl TaskProcessor {
             Some(expires) if envelope.attempt == 1 && expires < self.now() => {
                 let error = format!("not started before {expires}");
                 // Refused without an outcome: it was started in time, and this is another delivery of it.
-                self.end_as_read(envelope, Facts::new(), FailureKind::Expired, &error).await
+                self.end_as_read(envelope, Facts::new(), FailureKind::Expired, &*error).await
             }
             _ => None,
         }
@@ -327,7 +331,7 @@ impl TaskProcessor {
     ) -> Option<Ending> {
         let started = tokio::time::Instant::now();
         let span = self.span(&holding.envelope, &held);
-        let body = holding.envelope.decode();
+        let body = holding.envelope.decode(self.app.0.limits.args);
         let (policy, decoded) = match body {
             Ok(body) => {
                 let policy = body.retry.clone().or_else(|| task.options.retry.clone()).unwrap_or_default();
@@ -342,7 +346,7 @@ impl TaskProcessor {
                 // Slots bound what handlers do at once; recording their outcomes needs none.
                 drop(slot);
                 match self.outcome(ended, registered) {
-                    Ok(outcome) => outcome,
+                    Ok(outcome) => within(outcome, self.app.0.limits.results),
                     Err(NoOutcome::Superseded) => return self.superseded(holding),
                     Err(NoOutcome::HandBack) => {
                         return Some(self.hand_back(holding, registered, &held).await);
@@ -429,6 +433,7 @@ impl TaskProcessor {
         let mut held = registered.held()?;
         loop {
             let commit = record(&held, verdict, log.clone(), now, self.app.0.results_ttl);
+            let commit = self.app.0.trust.attest(commit);
             let facts = match self.steady.commit(&commit).await {
                 Ok(Committed::Done) => break,
                 Ok(Committed::Refused(facts)) => facts,
@@ -465,7 +470,7 @@ impl TaskProcessor {
             // The delivery became a guard: its next generation goes straight to the queue.
             let guard = holding.envelope.next_guard(self.now());
             let target = Target::Queue(guard.queue.clone());
-            let publish = Publish { target, message: guard.message(), delay: Duration::ZERO };
+            let publish = Publish { target, message: self.app.seal(&guard), delay: Duration::ZERO };
             if self.app.broker().publish(vec![publish]).await.iter().any(Result::is_err) {
                 return Ending::Leave;
             }
@@ -491,7 +496,8 @@ impl TaskProcessor {
             }
             FollowUp::DeadLetter { attempt, kind, error } => {
                 let dead_id = format!("{}.{attempt}", envelope.id);
-                self.bury(&envelope.queue, &envelope.message(), &dead_id, DeadReason::of(*kind), error).await
+                let (message, reason) = (self.app.seal(envelope), DeadReason::of(*kind, error));
+                self.bury(&envelope.queue, &message, &dead_id, reason, error).await
             }
         };
         match published {
@@ -523,7 +529,7 @@ impl TaskProcessor {
         let error = format!("its next run could not be queued: {error}");
         tracing::error!(id = %envelope.id, error, "a task ends because its message cannot be published");
         let next = Envelope { attempt: envelope.attempt.saturating_add(1), ..envelope.clone() };
-        let ended = Box::pin(self.end_as_read(&next, Facts::new(), FailureKind::Unroutable, &error)).await;
+        let ended = Box::pin(self.end_as_read(&next, Facts::new(), FailureKind::Unroutable, &*error)).await;
         // Refused without an outcome: the next run is under way after all.
         ended.unwrap_or(Ending::Ack)
     }
@@ -542,7 +548,7 @@ impl TaskProcessor {
         let waited = now.since(since);
         let error = format!("no worker of queue {} knows the task {}", envelope.queue, envelope.name);
         if waited >= UNKNOWN_PATIENCE {
-            return match self.end_as_read(envelope, facts, FailureKind::Unregistered, &error).await {
+            return match self.end_as_read(envelope, facts, FailureKind::Unregistered, &*error).await {
                 Some(ending) => ending,
                 // A worker that knows the task runs it; a guard comes back to see.
                 None => self.become_guard(envelope).await,
@@ -553,19 +559,55 @@ impl TaskProcessor {
         self.settled_by(self.publish_later(&later, unknown_wait(waited)).await).await
     }
 
-    /// A message that a newer program may understand: offered again for an hour, then buried.
-    async fn postpone(&self, queue: &QueueName, message: &Message, error: &str) -> Ending {
-        let (later, waited) = Envelope::still_unknown(message, self.now());
+    /// A message that others may understand, or this worker later: offered again for an hour, as it is, then
+    /// buried.
+    async fn postpone(
+        &self,
+        queue: &QueueName,
+        message: &Message,
+        reason: DeadReason,
+        error: &str,
+    ) -> Ending {
+        let (later, waited) = Envelope::still_unread(message, self.now());
         if waited >= UNKNOWN_PATIENCE {
-            return self.bury_foreign(queue, message, DeadReason::Undecodable, error).await;
+            return self.bury_foreign(queue, message, reason, error).await;
         }
         let target = Target::Queue(queue.clone());
         match self.steady.publish(&Publish { target, message: later, delay: unknown_wait(waited) }).await {
             Ok(()) => Ending::Ack,
             Err(Unpublished::Leaving) => Ending::Leave,
-            Err(Unpublished::Never(_)) => {
-                self.bury_foreign(queue, message, DeadReason::Undecodable, error).await
-            }
+            Err(Unpublished::Never(_)) => self.bury_foreign(queue, message, reason, error).await,
+        }
+    }
+
+    /// An authentic task that must not be run: its record is asked first, then it ends, saying why.
+    async fn reject(
+        &self,
+        envelope: &Envelope,
+        message: &Message,
+        reason: DeadReason,
+        error: &str,
+    ) -> Ending {
+        let facts = match self.steady.read(&envelope.id).await {
+            Ok(facts) => facts,
+            Err(leaving) => return leaving.into(),
+        };
+        if let Some(follow_up) = owed(&facts, envelope.attempt) {
+            return self.follow(envelope, &follow_up).await;
+        }
+        // It runs elsewhere, or did until that worker died. The copy is offered again unsigned by us: what we
+        // signed anew would be fresh again.
+        if let Some(start) = newest_start(&facts, envelope.attempt)
+            && !self.sessions.is_gone(&start.session, &start.run)
+        {
+            self.sessions.wonder(&start.session);
+            return self.postpone(&envelope.queue, message, reason, error).await;
+        }
+        self.refusals.note(&envelope.queue, reason, error);
+        let text = ErrorText::new([reason.as_str().to_owned(), error.to_owned()]);
+        match self.end_as_read(envelope, facts, FailureKind::Rejected, text).await {
+            Some(ending) => ending,
+            None => self.postpone(&envelope.queue, message, reason, error).await,
         }
     }
 
@@ -598,11 +640,11 @@ impl TaskProcessor {
         envelope: &Envelope,
         facts: Facts,
         kind: FailureKind,
-        error: &str,
+        error: impl Into<ErrorText>,
     ) -> Option<Ending> {
         let (now, ttl) = (self.now(), self.app.0.results_ttl);
-        let commit =
-            end_by_anybody(&envelope.id, &facts, envelope.attempt, kind, ErrorText::from(error), now, ttl);
+        let commit = end_by_anybody(&envelope.id, &facts, envelope.attempt, kind, error.into(), now, ttl);
+        let commit = self.app.0.trust.attest(commit);
         let facts = match self.steady.commit(&commit).await {
             Ok(Committed::Done) => commit.facts.into_iter().collect(),
             Ok(Committed::Refused(facts)) => facts,
@@ -651,7 +693,7 @@ impl TaskProcessor {
         error: &str,
     ) -> Ending {
         let dead_id = uuid::Uuid::new_v4().to_string();
-        tracing::warn!(%queue, dead_id, error, "a message became a dead letter ({})", reason.as_str());
+        self.refusals.note(queue, reason, error);
         match self.bury(queue, message, &dead_id, reason, &ErrorText::from(error)).await {
             Ok(()) => Ending::Ack,
             Err(_) => Ending::Leave,
@@ -706,6 +748,18 @@ enum NoOutcome {
     Superseded,
     HandBack,
     Unstoppable,
+}
+
+/// What a task returned, if it is not too large to be kept.
+fn within(outcome: Outcome, limit: usize) -> Outcome {
+    match outcome {
+        Outcome::Returned(results) if json_size(&results) > limit => {
+            let error =
+                format!("it returned more than {limit} bytes: store the data elsewhere, return where");
+            Outcome::Failed(TaskError::permanent(error))
+        }
+        outcome => outcome,
+    }
 }
 
 /// A sixth of the time that has passed, so that a short deploy costs little and a long one few messages.
