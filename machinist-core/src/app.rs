@@ -271,7 +271,7 @@ impl AppBuilder {
             if !self.allow_unsigned {
                 return Err(AppError::NoKey { broker: self.broker.location() });
             }
-            tracing::warn!(broker = self.broker.location(), "tasks are neither signed nor verified");
+            tracing::info!(broker = self.broker.location(), "tasks are neither signed nor verified");
         }
         match self.freshness {
             Some(window) if window > self.results_ttl => {

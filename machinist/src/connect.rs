@@ -6,7 +6,7 @@
 use std::{future::Future, sync::Arc};
 
 use machinist_core::{
-    App,
+    App, AppError,
     backend::{Backend, BackendError},
     broker::{Broker, BrokerError},
     error::BoxError,
@@ -51,6 +51,9 @@ pub enum ConnectError {
         /// What is wrong with it.
         source: BackendError,
     },
+    /// Both can be used, and the application that was asked for cannot be made over them.
+    #[error(transparent)]
+    App(AppError),
     /// The file cannot be used.
     #[error("{url}")]
     File {
@@ -103,8 +106,17 @@ impl Servers {
     /// # Cancel safety
     /// Safe: connections that were made are closed.
     pub async fn app(self, settings: &Settings) -> Result<App, ConnectError> {
-        let app = App::builder(self.broker?, self.backend?).results_ttl(settings.results_ttl.value).build();
-        app.await.map_err(|source| ConnectError::Backend { url: settings.backend.value.clone(), source })
+        // The settings know no keys yet.
+        let app = App::builder(self.broker?, self.backend?)
+            .results_ttl(settings.results_ttl.value)
+            .allow_unsigned()
+            .build();
+        app.await.map_err(|error| match error {
+            AppError::Backend(source) => {
+                ConnectError::Backend { url: settings.backend.value.clone(), source }
+            }
+            other => ConnectError::App(other),
+        })
     }
 }
 
