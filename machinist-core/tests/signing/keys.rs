@@ -1,0 +1,183 @@
+//! Keys come, go and are limited, while tasks are under way.
+
+use std::time::Duration;
+
+use machinist_core::{
+    ResultError, SendError,
+    record::{FailureKind, State},
+    sign::{Algorithm, Key, KeyState, Keyring},
+    worker::BuildError,
+};
+
+use crate::support::{ADD, EVIL, FLAKY, HOUR, House, SOON, hmac};
+
+fn verify(key: &Key) -> Key {
+    key.clone().with_state(KeyState::Verify)
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_algorithms_sign_send_retry_and_result() {
+    for algorithm in [Algorithm::HmacSha256, Algorithm::Ed25519] {
+        let house = House::new();
+        let app = house.app(Key::generate(algorithm, "k").unwrap()).await;
+        let _running = house.work(&app);
+        let sum = app.client().send(ADD.call((2, 3))).await.unwrap();
+        assert_eq!(sum.wait(SOON).await.unwrap(), 5);
+        let second = app.client().send(FLAKY.call(()).retries(3)).await.unwrap();
+        assert_eq!(second.wait(SOON).await.unwrap(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ed25519_senders_and_workers_need_only_each_others_public_halves() {
+    let (sender, worker) =
+        (Key::generate(Algorithm::Ed25519, "web").unwrap(), Key::generate(Algorithm::Ed25519, "w").unwrap());
+    let house = House::new();
+    let web = house.app(Keyring::new([sender.clone(), worker.public().unwrap()]).unwrap()).await;
+    let app = house.app(Keyring::new([worker, sender.public().unwrap()]).unwrap()).await;
+    let _running = house.work(&app);
+    let second = web.client().send(FLAKY.call(()).retries(3)).await.unwrap();
+    assert_eq!(second.wait(SOON).await.unwrap(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_replaced_while_its_tasks_are_under_way() {
+    let house = House::new();
+    let (old, new) = (hmac("old"), hmac("new"));
+    let sender = house.app(old.clone()).await;
+    let app = house.app(old.clone()).await;
+    let _running = house.work(&app);
+    let late = sender.client().send(ADD.call((1, 1)).countdown(HOUR)).await.unwrap();
+    let flaky = FLAKY.call(()).retries(3).countdown(HOUR);
+    let flaky = sender.client().send(flaky).await.unwrap();
+    // First everybody learns the new key, then it signs, then the old one only verifies.
+    app.replace_keyring(Keyring::new([old.clone(), verify(&new)]).unwrap()).unwrap();
+    sender.replace_keyring(Keyring::new([new.clone(), verify(&old)]).unwrap()).unwrap();
+    app.replace_keyring(Keyring::new([new.clone(), verify(&old)]).unwrap()).unwrap();
+    let soon = sender.client().send(ADD.call((2, 2))).await.unwrap();
+    assert_eq!(soon.wait(SOON).await.unwrap(), 4);
+    assert_eq!(late.wait(2 * HOUR).await.unwrap(), 2);
+    assert_eq!(flaky.wait(2 * HOUR).await.unwrap(), 2);
+    assert!(matches!(app.replace_keyring(verify(&new)), Err(machinist_core::sign::KeyError::NoneActive)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revoked_keys_tasks_stay_revoked_when_they_return_as_retries() {
+    let house = House::new();
+    let (stolen, own) = (hmac("stolen"), hmac("own"));
+    let sender = house.app(stolen.clone()).await;
+    let app = house.app(Keyring::new([own.clone(), verify(&stolen)]).unwrap()).await;
+    let _running = house.work(&app);
+    let backoff = machinist_core::Backoff::fixed(HOUR);
+    let flaky = sender.client().send(FLAKY.call(()).retries(3).backoff(backoff)).await.unwrap();
+    let delayed = sender.client().send(ADD.call((1, 1)).countdown(HOUR)).await.unwrap();
+    house.eventually(async || flaky.state().await.unwrap() == State::Retry).await;
+    app.replace_keyring(Keyring::new([own, stolen.with_state(KeyState::Revoked)]).unwrap()).unwrap();
+    assert_eq!(house.dead("math", 2).await, ["revoked-key", "revoked-key"]);
+    assert_eq!(house.added(), 0);
+    // Nothing is written under the ids that such messages claim.
+    assert_eq!(flaky.state().await.unwrap(), State::Retry);
+    assert_eq!(delayed.state().await.unwrap(), State::Pending);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_of_an_unknown_key_waits_for_the_key() {
+    let house = House::new();
+    let (own, new) = (hmac("own"), hmac("new"));
+    let sender = house.app(Keyring::new([new.clone(), verify(&own)]).unwrap()).await;
+    let app = house.app(own.clone()).await;
+    let _running = house.work(&app);
+    let sum = sender.client().send(ADD.call((2, 3))).await.unwrap();
+    tokio::time::sleep(HOUR / 2).await;
+    assert_eq!((house.added(), sum.state().await.unwrap()), (0, State::Pending));
+    app.replace_keyring(Keyring::new([own, verify(&new)]).unwrap()).unwrap();
+    assert_eq!(sum.wait(2 * SOON).await.unwrap(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_of_a_key_that_never_comes_is_buried_after_an_hour() {
+    let house = House::new();
+    let sender = house.app(hmac("new")).await;
+    let app = house.app(hmac("own")).await;
+    let _running = house.work(&app);
+    let sum = sender.client().send(ADD.call((2, 3))).await.unwrap();
+    let began = tokio::time::Instant::now();
+    assert_eq!(house.dead("math", 1).await, ["unknown-key"]);
+    assert!(began.elapsed() >= HOUR);
+    assert_eq!((house.added(), sum.state().await.unwrap()), (0, State::Pending));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_signs_only_what_it_is_for() {
+    let house = House::new();
+    let (mailer, own) = (hmac("mailer"), hmac("own"));
+    // The sender's ring does not limit it; the worker's does.
+    let sender = house.app(Keyring::new([mailer.clone(), verify(&own)]).unwrap()).await;
+    let limited = verify(&mailer).for_tasks(["ad*"]).unwrap().for_queues(["math"]).unwrap();
+    let app = house.app(Keyring::new([own, limited]).unwrap()).await;
+    let _running = house.work(&app);
+    let sum = sender.client().send(ADD.call((2, 3))).await.unwrap();
+    assert_eq!(sum.wait(SOON).await.unwrap(), 5);
+    let evil = sender.client().send(EVIL.call((String::new(),))).await.unwrap();
+    let Err(ResultError::Failed { kind, message, chain, .. }) = evil.wait(SOON).await else {
+        panic!("it fails")
+    };
+    assert_eq!((kind, message.as_str()), (FailureKind::Rejected, "not-allowed"));
+    assert_eq!(chain[1], "key mailer is not for the task \"evil\"");
+    assert_eq!(house.dead("math", 1).await, ["not-allowed"]);
+    assert_eq!(house.ran.evil.load(std::sync::atomic::Ordering::SeqCst), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_signed_is_an_error_to_its_sender() {
+    let house = House::new();
+    let reader = house.app(verify(&hmac("k"))).await;
+    let Err(SendError::Key { why, .. }) = reader.client().send(ADD.call((1, 1))).await else {
+        panic!("no key signs")
+    };
+    assert!(why.contains("state = \"active\""), "{why}");
+    assert!(matches!(house.worker(&reader).build(), Err(BuildError::Key { .. })));
+    let limited = house.app(hmac("k").for_tasks(["mail.*"]).unwrap()).await;
+    let refused = limited.client().send(ADD.call((1, 1))).await.unwrap_err().to_string();
+    assert!(refused.ends_with("cannot be signed: key k is not for the task \"add\""), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_messages_are_stale_where_freshness_is_asked_for() {
+    let house = House::new();
+    let key = hmac("k");
+    let app = house.builder().keyring(key).freshness(Duration::from_secs(600)).build().await.unwrap();
+    let old = app.client().send(ADD.call((1, 1))).await.unwrap();
+    let due = app.client().send(ADD.call((2, 2)).countdown(HOUR)).await.unwrap();
+    tokio::time::sleep(HOUR).await;
+    let _running = house.work(&app);
+    assert_eq!(due.wait(SOON).await.unwrap(), 4, "the later of signed and due counts");
+    let Err(ResultError::Failed { kind, message, .. }) = old.wait(SOON).await else { panic!("it fails") };
+    assert_eq!((kind, message.as_str()), (FailureKind::Rejected, "stale"));
+    assert_eq!(house.dead("math", 1).await, ["stale"]);
+    assert_eq!(house.added(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_believed_within_its_time_only() {
+    let house = House::new();
+    let key = hmac("k");
+    let sender = house.app(key.clone()).await;
+    let now = sender.clock().now();
+    let over = verify(&key).not_after(now.plus(Duration::from_secs(60)));
+    let app = house.app(Keyring::new([hmac("own"), over]).unwrap()).await;
+    let _running = house.work(&app);
+    let in_time = sender.client().send(ADD.call((1, 1)).countdown(HOUR)).await.unwrap();
+    tokio::time::sleep(2 * SOON).await;
+    sender.client().send(ADD.call((2, 2))).await.unwrap();
+    assert_eq!(house.dead("math", 1).await, ["revoked-key"]);
+    assert!(house.app_fails_with(key.clone().not_before(now.plus(10 * HOUR))).await.contains("not valid"));
+    house.eventually(async || house.added() == 1).await;
+    drop(in_time);
+}
+
+impl House {
+    async fn app_fails_with(&self, key: Key) -> String {
+        self.builder().keyring(key).build().await.unwrap_err().to_string()
+    }
+}

@@ -1,0 +1,181 @@
+//! The recipe of `docs/signing.md`, by hand, by Python and by a real worker.
+
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use hmac::{Hmac, KeyInit, Mac};
+use machinist_core::{
+    broker::{HeaderValue, Message},
+    sign::{Algorithm, Key, KeyState, Keyring},
+};
+use serde_json::{Value, json};
+use sha2::Sha256;
+
+use crate::support::{House, SOON};
+
+/// The input to sign, written from the docs and not from the library.
+pub(crate) fn input(message: &Message, algorithm: &str, key: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut field = |bytes: Option<&[u8]>| match bytes {
+        None => out.extend_from_slice(&[0xff; 4]),
+        Some(bytes) => {
+            out.extend_from_slice(&u32::try_from(bytes.len()).unwrap().to_be_bytes());
+            out.extend_from_slice(bytes);
+        }
+    };
+    let int = |name: &str| message.headers.get(name).and_then(HeaderValue::as_int);
+    let text = |name: &str| message.headers.get(name).and_then(HeaderValue::as_text);
+    let be = |number: i64| number.to_be_bytes();
+    field(Some(b"machinist.task"));
+    field(Some(&be(int("machinist-version").unwrap_or(1))));
+    field(Some(algorithm.as_bytes()));
+    field(Some(key.as_bytes()));
+    field(Some(text("machinist-first-key").unwrap_or(key).as_bytes()));
+    field(Some(&be(int("machinist-signed-at").unwrap())));
+    field(message.content_type.as_deref().map(str::as_bytes));
+    field(message.id.as_deref().map(str::as_bytes));
+    field(message.kind.as_deref().map(str::as_bytes));
+    field(text("machinist-queue").map(str::as_bytes));
+    field(Some(&be(int("machinist-attempt").unwrap_or(1))));
+    field(Some(&be(int("machinist-generation").unwrap_or(0))));
+    field(int("machinist-eta").map(be).as_ref().map(|b| &b[..]));
+    field(int("machinist-expires").map(be).as_ref().map(|b| &b[..]));
+    field(Some(&be(int("machinist-issued").unwrap_or(0))));
+    field(Some(&be(int("machinist-retries").unwrap_or(0))));
+    field(Some(&be(int("machinist-postponements").unwrap_or(0))));
+    field(Some(&be(int("machinist-token").unwrap_or(0))));
+    field(int("machinist-unknown-since").map(be).as_ref().map(|b| &b[..]));
+    field(message.priority.map(|p| be(p.into())).as_ref().map(|b| &b[..]));
+    field(text("traceparent").map(str::as_bytes));
+    field(text("tracestate").map(str::as_bytes));
+    field(None);
+    field(None);
+    field(None);
+    field(Some(&message.body));
+    out
+}
+
+/// Signs a message with an HMAC secret, as a producer in another language would.
+pub(crate) fn sign_by_hand(mut message: Message, key: &str, secret: &[u8]) -> Message {
+    let mut put = |name: &str, value: HeaderValue| drop(message.headers.insert(name.to_owned(), value));
+    put("machinist-key-id", key.into());
+    put("machinist-signed-at", 1.into());
+    let mac = Hmac::<Sha256>::new_from_slice(secret).unwrap();
+    let signature = mac.chain_update(input(&message, "hmac-sha256", key)).finalize().into_bytes();
+    message.headers.insert("machinist-signature".to_owned(), BASE64.encode(signature).into());
+    message
+}
+
+fn docs() -> String {
+    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/signing.md")).unwrap()
+}
+
+/// The first block of code in this language.
+fn block(docs: &str, language: &str) -> String {
+    let start = format!("```{language}\n");
+    let (_, rest) = docs.split_once(&start).expect("the docs have such a block");
+    rest.split_once("```").expect("the block ends").0.to_owned()
+}
+
+fn vectors() -> Vec<Value> {
+    let Value::Array(vectors) = serde_json::from_str(&block(&docs(), "json")).unwrap() else {
+        panic!("a list")
+    };
+    vectors
+}
+
+fn message(vector: &Value) -> Message {
+    let text = |name: &str| vector["message"][name].as_str().map(str::to_owned);
+    let value = |value: &Value| match value {
+        Value::String(text) => HeaderValue::from(text.as_str()),
+        other => HeaderValue::from(other.as_i64().unwrap()),
+    };
+    let headers = vector["message"]["headers"].as_object().unwrap();
+    Message {
+        id: text("message_id"),
+        kind: text("type"),
+        content_type: text("content_type"),
+        priority: vector["message"]["priority"].as_u64().map(|p| u8::try_from(p).unwrap()),
+        headers: headers.iter().map(|(name, v)| (name.clone(), value(v))).collect(),
+        body: text("body").unwrap().into(),
+        ..Message::default()
+    }
+}
+
+fn key(vector: &Value) -> Key {
+    let text = |name: &str| vector["key"][name].as_str().unwrap();
+    let algorithm: Algorithm = text("alg").parse().unwrap();
+    Key::with_secret(algorithm, text("id"), &BASE64.decode(text("secret")).unwrap()).unwrap()
+}
+
+/// Every key of the vectors; one of them signs what the worker publishes.
+fn ring(vectors: &[Value]) -> Keyring {
+    let keys = vectors.iter().map(key).enumerate();
+    let one_signs = |(n, key): (usize, Key)| if n == 0 { key } else { key.with_state(KeyState::Verify) };
+    Keyring::new(keys.map(one_signs)).unwrap()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_vectors_of_the_docs_hold_and_run() {
+    let vectors = vectors();
+    assert_eq!(vectors.len(), 3);
+    let house = House::new();
+    let app = house.app(ring(&vectors)).await;
+    let _running = house.work(&app);
+    for vector in &vectors {
+        let message = message(vector);
+        let found = hex(&input(&message, key(vector).algorithm().as_str(), key(vector).id().as_str()));
+        assert_eq!(found, vector["input"].as_str().unwrap(), "{}", vector["what"]);
+        let id = message.id.clone().unwrap();
+        house.publish("math", message).await;
+        let result = app.result(id.try_into().unwrap()).typed::<i64>();
+        house.eventually(async || result.state().await.is_ok_and(|s| s.is_final())).await;
+        assert_eq!(result.wait(SOON).await.unwrap(), 5, "{}", vector["what"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn python_signs_what_a_worker_runs() {
+    let vectors: Vec<_> = vectors().into_iter().filter(|v| v["key"]["alg"] == json!("hmac-sha256")).collect();
+    let recipe = block(&docs(), "python");
+    let python =
+        Command::new("python3").args(["-c", &recipe]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut python = match python {
+        Ok(python) => python,
+        Err(error) => {
+            let required = std::env::var_os("MACHINIST_REQUIRE_SERVICES").is_some_and(|v| v == "1");
+            assert!(!required, "python3 is needed: {error}");
+            eprintln!("SKIPPED: python_signs_what_a_worker_runs: python3 cannot be started: {error}");
+            return;
+        }
+    };
+    let mut unsigned = vectors.clone();
+    for vector in &mut unsigned {
+        vector["message"]["headers"].as_object_mut().unwrap().remove("machinist-signature");
+        vector.as_object_mut().unwrap().remove("input");
+    }
+    let question = serde_json::to_vec(&unsigned).unwrap();
+    python.stdin.take().unwrap().write_all(&question).unwrap();
+    let output = python.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let signatures: Vec<String> = serde_json::from_slice(&output.stdout).unwrap();
+    let house = House::new();
+    let app = house.app(ring(&vectors)).await;
+    let _running = house.work(&app);
+    for (vector, signature) in vectors.iter().zip(signatures) {
+        let mut message = message(vector);
+        message.headers.insert("machinist-signature".to_owned(), signature.into());
+        let id = message.id.clone().unwrap();
+        house.publish("math", message).await;
+        let result = app.result(id.try_into().unwrap()).typed::<i64>();
+        house.eventually(async || result.state().await.is_ok_and(|s| s.is_final())).await;
+        assert_eq!(result.wait(SOON).await.unwrap(), 5);
+    }
+}
