@@ -1,1 +1,53 @@
-fn main() {}
+//! What signing costs a message: `cargo bench -p machinist-core --bench signing`.
+//!
+//! `sign` and `verify` are of an input of 600 bytes, which is a small task's. `send` is all that a sender does,
+//! over the in-memory adapters: what the lines with a key take longer than the one without is the whole price of
+//! a signature there.
+
+#![allow(missing_docs, reason = "criterion's macros make functions without docs")]
+
+use std::{hint::black_box, sync::Arc};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use machinist_core::{
+    App, TaskDef,
+    memory::{MemoryBackend, MemoryBroker},
+    sign::{Algorithm, Key},
+};
+
+const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+
+fn key(algorithm: Algorithm) -> Key {
+    Key::generate(algorithm, "bench").expect("an allowed name")
+}
+
+fn sign_and_verify(bench: &mut Criterion) {
+    let input = [7; 600];
+    for algorithm in [Algorithm::HmacSha256, Algorithm::Ed25519] {
+        let key = key(algorithm);
+        let signature = key.sign(&input).expect("it has a secret");
+        bench.bench_function(&format!("sign {algorithm}"), |b| b.iter(|| key.sign(black_box(&input))));
+        bench.bench_function(&format!("verify {algorithm}"), |b| {
+            b.iter(|| key.verify(black_box(&input), &signature));
+        });
+    }
+}
+
+fn send(bench: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    for algorithm in [None, Some(Algorithm::HmacSha256), Some(Algorithm::Ed25519)] {
+        let builder = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()));
+        let builder = match algorithm {
+            Some(algorithm) => builder.keyring(key(algorithm)),
+            None => builder,
+        };
+        let client = runtime.block_on(builder.build()).expect("an application").client();
+        let what = algorithm.map_or("unsigned", Algorithm::as_str);
+        bench.bench_function(&format!("send {what}"), |b| {
+            b.iter(|| runtime.block_on(client.send(ADD.call((2, 3)))).expect("it is sent"));
+        });
+    }
+}
+
+criterion_group!(benches, sign_and_verify, send);
+criterion_main!(benches);

@@ -575,5 +575,48 @@ mod tests {
             };
             prop_assert_eq!(Envelope::read(&sent.message()).unwrap(), sent);
         }
+
+        /// Two envelopes with one signing input are one envelope.
+        #[test]
+        fn the_signing_input_is_injective(a in any_fields(), b in any_fields()) {
+            let key = KeyId::parse("k").unwrap();
+            let input = |e: &Envelope| e.signing_input("hmac-sha256", &key, &key, Timestamp::from_micros(1));
+            prop_assert_eq!(input(&a) == input(&b), a == b);
+            prop_assert_eq!(input(&a), input(&a.clone()));
+        }
+    }
+
+    /// Envelopes of few and similar values, so that two of them are often nearly the same.
+    fn any_fields() -> impl Strategy<Value = Envelope> {
+        let text = || "[ab]{1,2}";
+        let instant = || proptest::option::of((0i64..2).prop_map(Timestamp::from_micros));
+        let numbers = (1u32..3, 0u32..2, 0u32..2, 0u32..2, 0u64..2, proptest::option::of(0u8..2));
+        let texts =
+            (text(), text(), text(), text(), proptest::option::of(text()), proptest::option::of(text()));
+        let instants = (instant(), instant(), instant(), proptest::collection::vec(97u8..99, 0..3));
+        (numbers, texts, instants).prop_map(|(numbers, texts, (eta, expires, unknown_since, body))| {
+            let (attempt, generation, retries, postponements, token, priority) = numbers;
+            let (id, name, queue, content_type, traceparent, tracestate) = texts;
+            Envelope {
+                id: id.try_into().unwrap(),
+                name: name.try_into().unwrap(),
+                queue: queue.try_into().unwrap(),
+                counters: Counters { retries, postponements },
+                body: body.into(),
+                ..Envelope {
+                    attempt,
+                    generation,
+                    token,
+                    priority,
+                    content_type,
+                    traceparent,
+                    tracestate,
+                    eta,
+                    expires,
+                    unknown_since,
+                    ..envelope()
+                }
+            }
+        })
     }
 }

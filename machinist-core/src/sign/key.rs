@@ -226,13 +226,13 @@ impl Key {
         Some(Zeroizing::new(BASE64.encode(bytes)))
     }
 
-    /// Signs. `None`: this key cannot.
-    pub(crate) fn sign(&self, input: &[u8]) -> Option<Vec<u8>> {
+    /// Signs bytes, whatever the key's state and limits. `None`: it has no secret.
+    pub fn sign(&self, input: &[u8]) -> Option<Vec<u8>> {
         self.material.sign(input)
     }
 
-    /// Whether this key made this signature of this input; in constant time.
-    pub(crate) fn verify(&self, input: &[u8], signature: &[u8]) -> bool {
+    /// Whether this key made this signature of these bytes, in constant time; whatever its state and limits.
+    pub fn verify(&self, input: &[u8], signature: &[u8]) -> bool {
         self.material.verify(input, signature)
     }
 

@@ -125,6 +125,108 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        broker::HeaderValue,
+        envelope::FirstSigner,
+        record::Counters,
+        sign::{Algorithm, Key, KeyState, Keyring},
+    };
+
+    const NOW: Timestamp = Timestamp::from_micros(1_764_547_200_000_000);
+
+    fn full_envelope() -> Envelope {
+        Envelope {
+            id: "t-1".try_into().unwrap(),
+            name: "add".try_into().unwrap(),
+            queue: "math".try_into().unwrap(),
+            attempt: 2,
+            generation: 3,
+            eta: Some(NOW),
+            expires: Some(NOW),
+            issued: NOW,
+            counters: Counters { retries: 1, postponements: 2 },
+            token: 9,
+            unknown_since: Some(NOW),
+            traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+            tracestate: Some("vendor=1".to_owned()),
+            priority: Some(3),
+            content_type: "application/json".to_owned(),
+            body: (&br#"{"args":[]}"#[..]).into(),
+            first: FirstSigner::Key(crate::sign::KeyId::parse("web").unwrap()),
+        }
+    }
+
+    /// Every bit of a text, flipped, as far as that leaves text.
+    fn flips(text: &str) -> Vec<String> {
+        let flip = |bit: usize| {
+            let mut bytes = text.as_bytes().to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            String::from_utf8(bytes).ok()
+        };
+        (0..text.len() * 8).filter_map(flip).collect()
+    }
+
+    /// Every message that differs from this one in one bit.
+    fn neighbours(message: &Message) -> Vec<Message> {
+        let mut all = Vec::new();
+        let text = |text: &Option<String>| flips(text.as_deref().unwrap());
+        all.extend(text(&message.id).into_iter().map(|id| Message { id: Some(id), ..message.clone() }));
+        all.extend(text(&message.kind).into_iter().map(|k| Message { kind: Some(k), ..message.clone() }));
+        let content_types = text(&message.content_type).into_iter();
+        all.extend(content_types.map(|t| Message { content_type: Some(t), ..message.clone() }));
+        let priorities = (0..8).map(|bit| message.priority.unwrap() ^ (1 << bit));
+        all.extend(priorities.map(|p| Message { priority: Some(p), ..message.clone() }));
+        for bit in 0..message.body.len() * 8 {
+            let mut body = message.body.to_vec();
+            body[bit / 8] ^= 1 << (bit % 8);
+            all.push(Message { body: body.into(), ..message.clone() });
+        }
+        for (name, value) in &message.headers {
+            let values: Vec<HeaderValue> = match value {
+                HeaderValue::Text(text) => flips(text).into_iter().map(Into::into).collect(),
+                HeaderValue::Int(number) => (0..64).map(|bit| (number ^ (1 << bit)).into()).collect(),
+                other => panic!("{other:?} is not ours"),
+            };
+            for value in values {
+                let mut changed = message.clone();
+                changed.headers.insert(name.clone(), value);
+                all.push(changed);
+            }
+            for other in flips(name) {
+                let mut changed = message.clone();
+                let value = changed.headers.remove(name).unwrap();
+                changed.headers.insert(other, value);
+                all.push(changed);
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn no_bit_of_a_message_can_be_flipped() {
+        for algorithm in [Algorithm::HmacSha256, Algorithm::Ed25519] {
+            let own = Key::generate(algorithm, "own").unwrap();
+            let web = Key::generate(algorithm, "web").unwrap().with_state(KeyState::Verify);
+            let trust = Trust::new(Some(Keyring::new([own, web]).unwrap()), false, None);
+            let queue = QueueName::parse("math").unwrap();
+            let open = |message: &Message| open(&trust, &Limits::default(), &queue, message, NOW);
+            let message = trust.seal(&full_envelope(), NOW);
+            assert!(matches!(open(&message), Opened::Task(envelope) if envelope == full_envelope()));
+            // The version of the wire is 1 where it is not said, and that is what this message says.
+            let says_nothing = |m: &Message| {
+                !m.headers.contains_key("machinist-version") && m.headers.len() == message.headers.len()
+            };
+            let all = neighbours(&message);
+            assert!(all.len() > 3000, "{}", all.len());
+            for changed in all.iter().filter(|m| !says_nothing(m)) {
+                let opened = open(changed);
+                assert!(
+                    matches!(opened, Opened::Dead(..) | Opened::NotYet(..)),
+                    "{changed:?} was opened: {opened:?}"
+                );
+            }
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_is_one_line() {
