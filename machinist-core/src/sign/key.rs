@@ -55,7 +55,7 @@ pub struct Key {
 }
 
 impl Key {
-    /// A fresh key from the system's randomness.
+    /// A fresh random key.
     ///
     /// # Errors
     /// [`KeyError::Id`].
