@@ -47,8 +47,13 @@ impl Workspace {
 
     /// Where the servers live unless told otherwise: ignored by git, gone with `cargo clean`.
     pub(crate) fn services_dir(&self) -> PathBuf {
+        self.target_dir().join("services")
+    }
+
+    /// Where cargo puts what it builds.
+    pub(crate) fn target_dir(&self) -> PathBuf {
         let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
-        self.root.join(target).join("services")
+        self.root.join(target)
     }
 
     /// A cargo of this workspace, ready to be given arguments.

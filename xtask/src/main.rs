@@ -12,6 +12,7 @@ macro_rules! say {
     }};
 }
 
+mod bench;
 mod ci;
 mod command;
 mod interrupt;
@@ -48,6 +49,13 @@ enum Task {
     Test {
         /// Handed on to `cargo test`, e.g. `-- -p machinist-core retry`.
         #[arg(last = true, value_name = "CARGO-TEST-ARGS")]
+        args: Vec<String>,
+    },
+    /// Measures the release build against a pipeline written by hand; `--help` for the cases, `soak` for a long run.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Handed on to the measuring program.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
     },
     /// Everything the continuous integration checks: formatting, house rules, lints, docs, features, tests.
@@ -101,6 +109,7 @@ fn run(cli: Cli) -> Result<bool> {
             Ok(true)
         }
         Task::Test { args } => test::run(&workspace, &interrupt, &args),
+        Task::Bench { args } => bench::run(&workspace, &interrupt, &args),
         Task::Ci => ci::run(&workspace, &interrupt),
         Task::Tidy => tidy::run(&workspace),
     }

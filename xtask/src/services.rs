@@ -158,6 +158,12 @@ impl Services {
         })
     }
 
+    /// The pid of a running server: `rabbitmq` or `redis`.
+    pub(crate) fn pid(&self, name: &str) -> Result<i32> {
+        let process = Process::recorded(&self.pid_file(name))?;
+        Ok(process.with_context(|| format!("{name} does not run in {}", self.dir.display()))?.pid())
+    }
+
     fn start(&self, interrupt: &Interrupt) -> Result<()> {
         let ports = Ports::choose()?;
         ports.write(&self.dir)?;

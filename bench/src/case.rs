@@ -1,0 +1,126 @@
+//! What is measured: one line each.
+
+use crate::order::System::{self, Floor, Machinist};
+
+/// One thing to measure.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) shape: Shape,
+    pub(crate) tasks: usize,
+    pub(crate) payload: usize,
+    /// In the order in which they take turns.
+    pub(crate) systems: &'static [System],
+}
+
+/// Who works, and when.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Shape {
+    /// The queue is full before the worker begins.
+    Drain {
+        concurrency: usize,
+        sleep_ms: u64,
+    },
+    SendAll,
+    SendEach {
+        callers: usize,
+    },
+    /// Sender and worker begin together.
+    Both {
+        store: Store,
+    },
+    Lone,
+    Idle {
+        store: Store,
+        seconds: u64,
+    },
+}
+
+/// Where messages and records are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Store {
+    Network,
+    File { full: bool },
+}
+
+const PAIR: &[System] = &[Floor, Machinist];
+const ALONE: &[System] = &[Machinist];
+const NETWORK: Store = Store::Network;
+
+const fn case(name: &'static str, title: &'static str, shape: Shape, tasks: usize) -> Case {
+    Case { name, title, shape, tasks, payload: 100, systems: PAIR }
+}
+
+/// The most important first.
+pub(crate) const CASES: [Case; 15] = [
+    case(
+        "drain-256",
+        "drain a full queue, concurrency 256",
+        Shape::Drain { concurrency: 256, sleep_ms: 0 },
+        20_000,
+    ),
+    case(
+        "drain-16",
+        "drain a full queue, concurrency 16",
+        Shape::Drain { concurrency: 16, sleep_ms: 0 },
+        20_000,
+    ),
+    case(
+        "drain-1",
+        "drain a full queue, concurrency 1",
+        Shape::Drain { concurrency: 1, sleep_ms: 0 },
+        20_000,
+    ),
+    case("send-all", "send in batches of 1000", Shape::SendAll, 20_000),
+    case("send-64", "send from 64 callers", Shape::SendEach { callers: 64 }, 20_000),
+    case("send-one", "send one by one", Shape::SendEach { callers: 1 }, 2_000),
+    case("both", "send and drain at once, concurrency 256", Shape::Both { store: NETWORK }, 20_000),
+    case("lone", "lone task: send, run, see the SUCCESS", Shape::Lone, 2_000),
+    case(
+        "sleep-256",
+        "drain tasks of 1 ms, concurrency 256",
+        Shape::Drain { concurrency: 256, sleep_ms: 1 },
+        10_000,
+    ),
+    Case {
+        payload: 10 * 1024,
+        ..case("payload-10k", "send and drain at once, 10 KiB", Shape::Both { store: NETWORK }, 10_000)
+    },
+    Case {
+        payload: 500 * 1024,
+        ..case("payload-500k", "send and drain at once, 500 KiB", Shape::Both { store: NETWORK }, 300)
+    },
+    Case {
+        systems: ALONE,
+        ..case(
+            "sqlite-full",
+            "SQLite, `synchronous=FULL`: send and drain at once",
+            Shape::Both { store: Store::File { full: true } },
+            20_000,
+        )
+    },
+    Case {
+        systems: ALONE,
+        ..case(
+            "sqlite-normal",
+            "SQLite, `synchronous=NORMAL`: send and drain at once",
+            Shape::Both { store: Store::File { full: false } },
+            20_000,
+        )
+    },
+    Case { systems: ALONE, ..case("idle", "idle worker", Shape::Idle { store: NETWORK, seconds: 10 }, 1) },
+    Case {
+        systems: ALONE,
+        ..case(
+            "idle-sqlite",
+            "idle worker on SQLite",
+            Shape::Idle { store: Store::File { full: true }, seconds: 10 },
+            1,
+        )
+    },
+];
+
+pub(crate) fn names() -> Vec<&'static str> {
+    CASES.iter().map(|case| case.name).collect()
+}

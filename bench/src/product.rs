@@ -1,0 +1,149 @@
+//! Machinist as its users write it: a task, a worker, a client.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use futures_util::future::try_join_all;
+use machinist::{
+    App, Client, Signature, State, TaskDef, TaskError, Worker,
+    amqp::{AmqpBroker, AmqpOptions},
+    redis::{RedisBackend, RedisOptions},
+    sqlite::{SqliteOptions, SqliteStore, Synchronous},
+};
+
+use crate::{
+    order::{Duty, Order, Servers, Told},
+    part::{self, Count},
+};
+
+const NOOP: TaskDef<String, ()> = TaskDef::new("noop");
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the handler needs.
+#[derive(Debug, Clone)]
+struct Shop {
+    count: Count,
+    sleep: Duration,
+}
+
+async fn noop(State(shop): State<Shop>, _payload: String) -> Result<(), TaskError> {
+    if !shop.sleep.is_zero() {
+        tokio::time::sleep(shop.sleep).await;
+    }
+    shop.count.one();
+    Ok(())
+}
+
+pub(crate) async fn play(order: &Order) -> Result<Told> {
+    let app = connect(&order.servers).await?;
+    let told = match order.duty {
+        Duty::Work { concurrency, sleep_ms, .. } => {
+            work(&app, order, concurrency, Duration::from_millis(sleep_ms)).await
+        }
+        Duty::Idle { seconds } => idle(&app, order, Duration::from_secs(seconds)).await,
+        Duty::SendAll { batch } => send_all(&app.client(), order, batch).await,
+        Duty::SendEach { callers } => send_each(&app.client(), order, callers).await,
+        Duty::Lone => lone(&app.client(), order).await,
+    }?;
+    app.broker().close().await;
+    Ok(told)
+}
+
+async fn connect(servers: &Servers) -> Result<App> {
+    let builder = match servers {
+        Servers::Network { amqp, redis } => {
+            let broker = AmqpBroker::connect(amqp, AmqpOptions::default()).await?;
+            let backend = RedisBackend::connect(redis, RedisOptions::default()).await?;
+            App::builder(Arc::new(broker), Arc::new(backend))
+        }
+        Servers::File { path, full } => {
+            let synchronous = if *full { Synchronous::Full } else { Synchronous::Normal };
+            let store =
+                SqliteStore::open(path, SqliteOptions { synchronous, ..SqliteOptions::default() }).await?;
+            App::builder(Arc::new(store.broker()), Arc::new(store.backend()))
+        }
+    };
+    Ok(builder.build().await?)
+}
+
+fn worker(app: &App, order: &Order, concurrency: usize, shop: Shop) -> Result<Worker> {
+    let builder = Worker::builder(app).name("bench").queue(&order.queue).concurrency(concurrency);
+    Ok(builder.state(shop).task(NOOP, noop).build()?)
+}
+
+async fn work(app: &App, order: &Order, concurrency: usize, sleep: Duration) -> Result<Told> {
+    let count = Count::to(order.tasks);
+    let worker = worker(app, order, concurrency, Shop { count: count.clone(), sleep })?;
+    let watch = part::begin().await?;
+    let (drained, samples) = part::sampled(watch, &count, worker.run_until(count.all())).await?;
+    drained?;
+    watch.told(count.took(), Vec::new(), samples)
+}
+
+async fn idle(app: &App, order: &Order, long: Duration) -> Result<Told> {
+    let count = Count::to(usize::MAX);
+    let worker = worker(app, order, 16, Shop { count: count.clone(), sleep: Duration::ZERO })?;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let ready = worker.ready();
+    let running = tokio::spawn(worker.run_until(async { drop(stopped.await) }));
+    ready.cancelled().await;
+    let watch = part::begin().await?;
+    tokio::time::sleep(long).await;
+    let told = watch.told(long, Vec::new(), Vec::new());
+    drop(stop);
+    running.await??;
+    told
+}
+
+fn signature(order: &Order, payload: &str) -> Signature<()> {
+    NOOP.call(payload.to_owned()).queue(&order.queue)
+}
+
+async fn send_all(client: &Client, order: &Order, batch: usize) -> Result<Told> {
+    let payload = part::payload(order);
+    let watch = part::begin().await?;
+    let mut left = order.tasks;
+    while left > 0 {
+        let now = left.min(batch);
+        let signatures = (0..now).map(|_| signature(order, &payload)).collect();
+        for answer in client.send_all(signatures).await {
+            answer?;
+        }
+        left -= now;
+    }
+    watch.told(watch.elapsed(), Vec::new(), Vec::new())
+}
+
+async fn send_each(client: &Client, order: &Order, callers: usize) -> Result<Told> {
+    let payload = part::payload(order);
+    let watch = part::begin().await?;
+    let each = |caller: usize| {
+        let (client, order, payload) = (client.clone(), order.clone(), payload.clone());
+        async move {
+            let sending = tokio::spawn(async move {
+                for _ in (caller..order.tasks).step_by(callers) {
+                    client.send(signature(&order, &payload)).await?;
+                }
+                Ok::<_, machinist::SendError>(())
+            });
+            anyhow::Ok(sending.await??)
+        }
+    };
+    try_join_all((0..callers).map(each)).await?;
+    watch.told(watch.elapsed(), Vec::new(), Vec::new())
+}
+
+async fn lone(client: &Client, order: &Order) -> Result<Told> {
+    let payload = part::payload(order);
+    let watch = part::begin().await?;
+    let mut latencies = Vec::with_capacity(order.tasks);
+    for _ in 0..order.tasks {
+        let began = Instant::now();
+        client.send(signature(order, &payload)).await?.wait(PATIENCE).await?;
+        latencies.push(began.elapsed().as_secs_f64() * 1e6);
+    }
+    watch.told(watch.elapsed(), latencies, Vec::new())
+}

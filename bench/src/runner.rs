@@ -1,0 +1,262 @@
+//! Runs cases: starts the measured processes, gives them the word, and reads the meters around it.
+
+use std::{process::Stdio, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use lapin::{Connection, ConnectionProperties, options::QueueDeleteOptions};
+use serde::Serialize;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    Place,
+    case::{CASES, Case, Shape, Store},
+    meter,
+    order::{Duty, Order, Servers, System, Told},
+    part, report,
+};
+
+/// No process of a case takes longer than this.
+const LIMIT: Duration = Duration::from_secs(600);
+/// Between two runs, so that neither pays for what the other left to do.
+const REST: Duration = Duration::from_millis(500);
+/// How much a batch weighs at most.
+const BATCH_BYTES: usize = 8 * 1024 * 1024;
+
+/// What one run of a case came to.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Run {
+    pub(crate) case: &'static str,
+    pub(crate) system: &'static str,
+    pub(crate) tasks: usize,
+    pub(crate) seconds: f64,
+    pub(crate) worker: Option<Share>,
+    pub(crate) sender: Option<Share>,
+    pub(crate) rabbitmq_cpu_us: Option<f64>,
+    pub(crate) redis_cpu_us: Option<f64>,
+    /// p50, p90, p99 of lone tasks.
+    pub(crate) latency_us: Option<[f64; 3]>,
+}
+
+/// What one process took.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Share {
+    pub(crate) cpu_us: f64,
+    pub(crate) peak_rss_kib: u64,
+}
+
+impl From<&Told> for Share {
+    fn from(told: &Told) -> Self {
+        Self { cpu_us: told.cpu_us, peak_rss_kib: told.peak_rss_kib }
+    }
+}
+
+/// Runs what was asked for and prints the report.
+pub(crate) async fn run(place: &Place, names: &[String], rounds: u32, quick: bool) -> Result<()> {
+    let wanted = |case: &&Case| names.is_empty() || names.iter().any(|name| name == case.name);
+    let bench = Bench::prepare(place).await?;
+    let mut runs = Vec::new();
+    for case in CASES.iter().filter(wanted) {
+        let tasks = if quick { (case.tasks / 10).max(1) } else { case.tasks };
+        let case = Case { tasks, ..*case };
+        for round in 1..=rounds {
+            for system in case.systems {
+                let run =
+                    bench.measure(&case, *system).await.with_context(|| format!("case {}", case.name))?;
+                report::note(&report::progress(&run, round, rounds));
+                runs.push(run);
+            }
+        }
+    }
+    report::publish(place, rounds, quick, &runs)
+}
+
+/// The servers, and the number that keeps queues of different runs apart.
+pub(crate) struct Bench<'a> {
+    place: &'a Place,
+    amqp: Connection,
+    redis: redis::aio::MultiplexedConnection,
+}
+
+impl<'a> Bench<'a> {
+    pub(crate) async fn prepare(place: &'a Place) -> Result<Self> {
+        ensure!(!place.amqp.is_empty(), "no servers: this program is run by `cargo xtask bench`");
+        let amqp = Connection::connect(&place.amqp, ConnectionProperties::default()).await?;
+        let settings =
+            redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(60)));
+        let mut redis = redis::Client::open(place.redis.as_str())?
+            .get_multiplexed_async_connection_with_config(&settings)
+            .await?;
+        // A rewrite of the log takes a core for seconds, in whichever run it falls.
+        redis::cmd("CONFIG").arg(&["SET", "auto-aof-rewrite-percentage", "0"]).exec_async(&mut redis).await?;
+        Ok(Self { place, amqp, redis })
+    }
+
+    fn order(&self, case: &Case, system: System, duty: Duty, servers: &Servers) -> Order {
+        let queue = queue(case, system);
+        Order { system, duty, servers: servers.clone(), queue, tasks: case.tasks, payload: case.payload }
+    }
+
+    async fn measure(&self, case: &Case, system: System) -> Result<Run> {
+        let folder = tempfile::tempdir_in(&self.place.dir)?;
+        let file = |full| Servers::File { path: folder.path().join("bench.db").display().to_string(), full };
+        let network = Servers::Network { amqp: self.place.amqp.clone(), redis: self.place.redis.clone() };
+        let send_all =
+            Duty::SendAll { batch: (BATCH_BYTES / case.payload.max(1)).clamp(1, 1000).min(case.tasks) };
+        let work = |concurrency, sleep_ms, wakes| Duty::Work { concurrency, sleep_ms, wakes };
+        let (worker, sender, servers) = match case.shape {
+            Shape::Drain { concurrency, sleep_ms } => {
+                (Some(work(concurrency, sleep_ms, false)), None, network)
+            }
+            Shape::SendAll => (None, Some(send_all), network),
+            Shape::SendEach { callers } => (None, Some(Duty::SendEach { callers }), network),
+            Shape::Lone => (Some(work(16, 0, true)), Some(Duty::Lone), network),
+            Shape::Both { store } => {
+                let servers = if let Store::File { full } = store { file(full) } else { network };
+                (Some(work(256, 0, false)), Some(send_all), servers)
+            }
+            Shape::Idle { store, seconds } => {
+                let servers = if let Store::File { full } = store { file(full) } else { network };
+                (Some(Duty::Idle { seconds }), None, servers)
+            }
+        };
+        if let Shape::Drain { .. } = case.shape {
+            let mut filling = Part::start(&self.order(case, system, send_all, &servers)).await?;
+            filling.go().await?;
+            filling.told().await?;
+            sleep(REST).await;
+        }
+        let order = |duty| self.order(case, system, duty, &servers);
+        let run = self.together(case, system, worker.map(order), sender.map(order)).await?;
+        self.tidy(&queue(case, system)).await?;
+        Ok(run)
+    }
+
+    async fn together(
+        &self,
+        case: &Case,
+        system: System,
+        worker: Option<Order>,
+        sender: Option<Order>,
+    ) -> Result<Run> {
+        let mut worker = Part::start_some(worker.as_ref()).await?;
+        let mut sender = Part::start_some(sender.as_ref()).await?;
+        let rabbitmq = meter::cpu_us(self.place.rabbitmq_pid)?;
+        let redis = meter::cpu_us(self.place.redis_pid)?;
+        for part in worker.iter_mut().chain(&mut sender) {
+            part.go().await?;
+        }
+        // One after the other: what each tells was measured by itself.
+        let sender = Part::told_some(sender).await?;
+        let worker = Part::told_some(worker).await?;
+        let rabbitmq = meter::cpu_us(self.place.rabbitmq_pid)? - rabbitmq;
+        let redis = meter::cpu_us(self.place.redis_pid)? - redis;
+        let on_network = !matches!(
+            case.shape,
+            Shape::Both { store: Store::File { .. } } | Shape::Idle { store: Store::File { .. }, .. }
+        );
+        let latencies = sender.as_ref().map(|told| told.latencies_us.clone()).unwrap_or_default();
+        Ok(Run {
+            case: case.name,
+            system: system.name(),
+            tasks: case.tasks,
+            seconds: worker.as_ref().or(sender.as_ref()).map_or(0.0, |told| told.seconds),
+            worker: worker.as_ref().map(Share::from),
+            sender: sender.as_ref().map(Share::from),
+            rabbitmq_cpu_us: on_network.then_some(rabbitmq),
+            redis_cpu_us: on_network.then_some(redis),
+            latency_us: percentiles(latencies),
+        })
+    }
+
+    /// Leaves servers as empty as they were.
+    pub(crate) async fn tidy(&self, queue: &str) -> Result<()> {
+        let channel = self.amqp.create_channel().await?;
+        for queue in [queue.to_owned(), format!("{queue}.dead")] {
+            // Deleting what is not there is no error.
+            channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
+        }
+        channel.close(200, "done".into()).await?;
+        let mut redis = self.redis.clone();
+        redis::cmd("FLUSHALL").exec_async(&mut redis).await?;
+        redis::cmd("BGREWRITEAOF").exec_async(&mut redis).await?;
+        loop {
+            sleep(REST).await;
+            let info: String = redis::cmd("INFO").arg("persistence").query_async(&mut redis).await?;
+            if info.contains("aof_rewrite_in_progress:0") && info.contains("aof_rewrite_scheduled:0") {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The queue of a run.
+pub(crate) fn queue(case: &Case, system: System) -> String {
+    format!("bench-{}-{}", system.name(), case.name)
+}
+
+fn percentiles(mut latencies: Vec<f64>) -> Option<[f64; 3]> {
+    latencies.sort_unstable_by(f64::total_cmp);
+    let at = |percent: usize| latencies.get(latencies.len() * percent / 100).copied();
+    Some([at(50)?, at(90)?, at(99)?])
+}
+
+/// A measured process, from outside.
+pub(crate) struct Part {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Part {
+    /// Starts it and waits until it is connected.
+    pub(crate) async fn start(order: &Order) -> Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("part")
+            .arg(serde_json::to_string(order)?)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let stdout = child.stdout.take().context("its output is not piped")?;
+        let mut part = Self { child, lines: BufReader::new(stdout).lines() };
+        ensure!(part.line().await? == part::READY, "a measured process did not get ready");
+        Ok(part)
+    }
+
+    async fn start_some(order: Option<&Order>) -> Result<Option<Self>> {
+        match order {
+            Some(order) => Self::start(order).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn line(&mut self) -> Result<String> {
+        let line = timeout(LIMIT, self.lines.next_line()).await.context("a measured process hangs")??;
+        line.context("a measured process ended early")
+    }
+
+    /// Gives the word to begin.
+    pub(crate) async fn go(&mut self) -> Result<()> {
+        let input = self.child.stdin.as_mut().context("its input is not piped")?;
+        input.write_all(b"go\n").await?;
+        Ok(input.flush().await?)
+    }
+
+    /// What it says at its end.
+    pub(crate) async fn told(mut self) -> Result<Told> {
+        let told = serde_json::from_str(&self.line().await?)?;
+        let status = timeout(LIMIT, self.child.wait()).await.context("a measured process does not end")??;
+        ensure!(status.success(), "a measured process failed: {status}");
+        Ok(told)
+    }
+
+    async fn told_some(part: Option<Self>) -> Result<Option<Told>> {
+        match part {
+            Some(part) => part.told().await.map(Some),
+            None => Ok(None),
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Measuring: private servers, a release build, and the program that does the rest.
+//!
+//! The servers are always new ones, so that nothing another run left behind is measured.
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    command::{self, Workspace},
+    interrupt::Interrupt,
+    services::{self, Services},
+};
+
+const PACKAGE: &str = "machinist-bench";
+
+/// Builds, starts the servers, measures; whether that went well.
+pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt, args: &[String]) -> Result<bool> {
+    let built =
+        command::run(&mut workspace.cargo(["build", "--release", "--locked", "-p", PACKAGE]), interrupt)?;
+    interrupt.check()?;
+    ensure!(built.success(), "{PACKAGE} cannot be built");
+    let dir = workspace.target_dir().join("bench");
+    let mut bench = Command::new(workspace.target_dir().join("release").join(PACKAGE));
+    bench.args(args);
+    if args.iter().any(|arg| arg == "--help" || arg == "-h") {
+        return Ok(command::run(&mut bench, interrupt)?.success());
+    }
+    services::install_missing()?;
+    interrupt.check()?;
+    let services = Services::at(&dir.join("services"))?;
+    services.down()?;
+    let up = services.up(interrupt)?;
+    let measured = measure(&services, &up.endpoints, bench.env("MACHINIST_BENCH_DIR", &dir), interrupt);
+    // Before the outcome is looked at: they end on failure and on Ctrl-C too.
+    services.down()?;
+    measured
+}
+
+fn measure(
+    services: &Services,
+    endpoints: &services::Endpoints,
+    bench: &mut Command,
+    interrupt: &Interrupt,
+) -> Result<bool> {
+    bench
+        .env("MACHINIST_BENCH_AMQP_URL", &endpoints.amqp_url)
+        .env("MACHINIST_BENCH_REDIS_URL", &endpoints.redis_url)
+        .env("MACHINIST_BENCH_RABBITMQ_PID", services.pid("rabbitmq")?.to_string())
+        .env("MACHINIST_BENCH_REDIS_PID", services.pid("redis")?.to_string())
+        .env("MACHINIST_BENCH_SERVERS", endpoints.summary());
+    let status = command::run(bench, interrupt)?;
+    interrupt.check()?;
+    Ok(status.success())
+}
