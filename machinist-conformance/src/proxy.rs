@@ -22,8 +22,34 @@ enum Mode {
 #[derive(Debug, Clone, Copy)]
 struct Order {
     mode: Mode,
-    /// Connections that were made under a smaller number are cut.
-    generation: u64,
+    /// Connections belong to the era in which they were made.
+    era: u64,
+    /// Connections of earlier eras are cut.
+    cut_before: u64,
+    /// Nothing comes through on connections of earlier eras.
+    stall_before: u64,
+    /// Whether what is cut is told so by a reset instead of an orderly end.
+    reset: bool,
+    /// How long each piece is held before it is passed on.
+    delay: Duration,
+    /// How large a piece is at most.
+    slice: usize,
+}
+
+impl Order {
+    const PASS: Self = Self {
+        mode: Mode::Pass,
+        era: 0,
+        cut_before: 0,
+        stall_before: 0,
+        reset: false,
+        delay: Duration::ZERO,
+        slice: usize::MAX,
+    };
+
+    fn stalls(&self, era: u64) -> bool {
+        self.mode == Mode::Stall || era < self.stall_before
+    }
 }
 
 /// Passes bytes on to a server, until it is told to do something else. Dropped, it cuts everything.
@@ -46,7 +72,7 @@ impl Proxy {
     pub async fn start(server: impl Into<String>) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
-        let order = Arc::new(watch::Sender::new(Order { mode: Mode::Pass, generation: 0 }));
+        let order = Arc::new(watch::Sender::new(Order::PASS));
         let listening = tokio::spawn(listen(listener, server.into(), Arc::clone(&order)));
         Ok(Self { address, order, listening })
     }
@@ -76,7 +102,24 @@ impl Proxy {
 
     /// Cuts every connection; new ones pass.
     pub fn cut(&self) {
-        self.order.send_modify(|order| order.generation += 1);
+        self.end_all(Mode::Pass, false);
+    }
+
+    /// Resets every connection, so that each side sees an error and not an end; new ones pass.
+    pub fn reset(&self) {
+        self.end_all(Mode::Pass, true);
+    }
+
+    /// Cuts every connection and closes new ones at once, until [`pass`](Self::pass).
+    pub fn refuse(&self) {
+        self.end_all(Mode::Refuse, false);
+    }
+
+    fn end_all(&self, mode: Mode, reset: bool) {
+        self.order.send_modify(|order| {
+            order.era += 1;
+            *order = Order { mode, cut_before: order.era, reset, ..*order };
+        });
     }
 
     /// Lets nothing through any more, on old and new connections, without closing one, until
@@ -85,15 +128,27 @@ impl Proxy {
         self.order.send_modify(|order| order.mode = Mode::Stall);
     }
 
-    /// Cuts every connection and closes new ones at once, until [`pass`](Self::pass).
-    pub fn refuse(&self) {
-        self.order
-            .send_modify(|order| *order = Order { mode: Mode::Refuse, generation: order.generation + 1 });
+    /// Lets nothing through on the connections that are there now, without closing one, until
+    /// [`pass`](Self::pass); new ones pass. So looks a failover from a host that lost its power.
+    pub fn stall_old(&self) {
+        self.order.send_modify(|order| {
+            order.era += 1;
+            order.stall_before = order.era;
+        });
+    }
+
+    /// Holds every piece for `delay`, and passes on at most `slice` bytes at once (at least 1), until
+    /// [`pass`](Self::pass).
+    pub fn slow(&self, delay: Duration, slice: usize) {
+        self.order.send_modify(|order| *order = Order { delay, slice: slice.max(1), ..*order });
     }
 
     /// Passes bytes on again, those that were stalled first.
     pub fn pass(&self) {
-        self.order.send_modify(|order| order.mode = Mode::Pass);
+        self.order.send_modify(|order| {
+            *order =
+                Order { era: order.era, cut_before: order.cut_before, reset: order.reset, ..Order::PASS };
+        });
     }
 }
 
@@ -134,31 +189,37 @@ async fn listen(listener: TcpListener, server: String, order: Arc<watch::Sender<
 }
 
 /// Passes bytes in both directions, until one side ends or it is cut.
-async fn serve(client: TcpStream, server: String, orders: watch::Receiver<Order>) {
-    let generation = orders.borrow().generation;
-    let mut cuts = orders.clone();
-    let both = async {
-        let server = TcpStream::connect(server).await?;
-        client.set_nodelay(true)?;
-        server.set_nodelay(true)?;
-        let (client_read, client_write) = client.into_split();
-        let (server_read, server_write) = server.into_split();
+async fn serve(mut client: TcpStream, server: String, mut orders: watch::Receiver<Order>) -> Result<()> {
+    let era = orders.borrow().era;
+    let stalling = orders.clone();
+    let mut server = tokio::select! {
+        server = TcpStream::connect(server) => server?,
+        _ = orders.wait_for(|order| era < order.cut_before) => return Ok(()),
+    };
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let cut = {
+        let (client_read, client_write) = client.split();
+        let (server_read, server_write) = server.split();
         tokio::select! {
-            ended = copy(client_read, server_write, orders.clone()) => ended,
-            ended = copy(server_read, client_write, orders.clone()) => ended,
+            // Either side sees the other's end as its own: that is all there is to say about an error here.
+            _ = copy(client_read, server_write, stalling.clone(), era) => false,
+            _ = copy(server_read, client_write, stalling, era) => false,
+            _ = orders.wait_for(|order| era < order.cut_before) => true,
         }
     };
-    tokio::select! {
-        // Either side sees the other's end as its own: that is all there is to say about an error here.
-        _ = both => {}
-        _ = cuts.wait_for(|order| order.generation > generation) => {}
+    if cut && orders.borrow().reset {
+        client.set_zero_linger()?;
+        server.set_zero_linger()?;
     }
+    Ok(())
 }
 
 async fn copy(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin,
     mut orders: watch::Receiver<Order>,
+    era: u64,
 ) -> Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -166,10 +227,18 @@ async fn copy(
         if read == 0 {
             return Ok(());
         }
-        if orders.wait_for(|order| order.mode != Mode::Stall).await.is_err() {
-            return Ok(());
+        let mut rest = &buffer[..read];
+        while !rest.is_empty() {
+            let Ok(order) = orders.wait_for(|order| !order.stalls(era)).await.map(|order| *order) else {
+                return Ok(());
+            };
+            if !order.delay.is_zero() {
+                tokio::time::sleep(order.delay).await;
+            }
+            let (piece, others) = rest.split_at(rest.len().min(order.slice));
+            to.write_all(piece).await?;
+            rest = others;
         }
-        to.write_all(&buffer[..read]).await?;
     }
 }
 
@@ -196,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_passes_cuts_stalls_and_refuses() {
+    async fn it_does_what_it_is_told() {
         let (proxy, url) = Proxy::before(&echo().await).await.unwrap();
         assert_eq!(url, format!("echo://user:p@ss@{}/%2f?x=y", proxy.address()));
         let connect = || TcpStream::connect(proxy.address());
@@ -217,6 +286,27 @@ mod tests {
         assert_eq!(within(BOUND, "what was stalled", stream.read_u8()).await.unwrap(), 8);
         assert_eq!(within(BOUND, "what was stalled", new.read_u8()).await.unwrap(), 9);
 
+        proxy.stall_old();
+        stream.write_u8(10).await.unwrap();
+        assert!(tokio::time::timeout(look, stream.read_u8()).await.is_err(), "old ones are stalled");
+        let mut new = connect().await.unwrap();
+        assert_eq!(ask(&mut new).await.unwrap(), 7, "new ones pass");
+        proxy.pass();
+        assert_eq!(within(BOUND, "what was stalled", stream.read_u8()).await.unwrap(), 10);
+
+        proxy.slow(Duration::from_millis(1), 1);
+        stream.write_all(b"slow").await.unwrap();
+        let mut echoed = [0; 4];
+        within(BOUND, "byte by byte", stream.read_exact(&mut echoed)).await.unwrap();
+        assert_eq!(&echoed, b"slow");
+        proxy.pass();
+
+        proxy.reset();
+        let error = ask(&mut stream).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+
+        let mut stream = connect().await.unwrap();
+        assert_eq!(ask(&mut stream).await.unwrap(), 7);
         proxy.refuse();
         assert!(ask(&mut stream).await.is_err());
         assert!(ask(&mut connect().await.unwrap()).await.is_err());

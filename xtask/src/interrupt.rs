@@ -12,11 +12,14 @@ use signal_hook::{consts, flag};
 
 /// Remembers whether somebody asked this program to stop.
 #[derive(Debug)]
-pub(crate) struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
     /// From now on signals are remembered instead of ending the program.
-    pub(crate) fn listen() -> Result<Self> {
+    ///
+    /// # Errors
+    /// If signals cannot be listened for.
+    pub fn listen() -> Result<Self> {
         let heard = Arc::new(AtomicBool::new(false));
         for signal in [consts::SIGINT, consts::SIGTERM, consts::SIGHUP] {
             flag::register(signal, Arc::clone(&heard))
@@ -25,12 +28,16 @@ impl Interrupt {
         Ok(Self(heard))
     }
 
-    pub(crate) fn heard(&self) -> bool {
+    /// Whether a signal was heard.
+    pub fn heard(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
     /// An error once a signal was heard.
-    pub(crate) fn check(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// A signal was heard.
+    pub fn check(&self) -> Result<()> {
         ensure!(!self.heard(), "interrupted");
         Ok(())
     }

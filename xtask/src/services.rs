@@ -4,6 +4,7 @@
 //! servers side by side, and no server of the machine is ever touched. No root is needed to run them, nor does it
 //! harm. Linux only: processes are recognised by `/proc`.
 
+mod control;
 mod install;
 mod ports;
 mod process;
@@ -20,6 +21,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
+pub use self::control::Server;
 pub(crate) use self::install::install_missing;
 use self::{ports::Ports, process::Process};
 use crate::{command::display, interrupt::Interrupt};
@@ -33,15 +35,17 @@ const MARKER: &str = "machinist-services";
 
 /// The servers of one directory, running or not.
 #[derive(Debug)]
-pub(crate) struct Services {
+pub struct Services {
     dir: PathBuf,
 }
 
 /// Where servers answer, and what they said they are.
 #[derive(Debug, Clone)]
-pub(crate) struct Endpoints {
-    pub(crate) amqp_url: String,
-    pub(crate) redis_url: String,
+pub struct Endpoints {
+    /// Of RabbitMQ.
+    pub amqp_url: String,
+    /// Of Redis.
+    pub redis_url: String,
     rabbitmq_version: String,
     redis_version: String,
 }
@@ -56,22 +60,23 @@ impl Endpoints {
     }
 
     /// One line for a person.
-    pub(crate) fn summary(&self) -> String {
+    pub fn summary(&self) -> String {
         format!("RabbitMQ {}, Redis {}", self.rabbitmq_version, self.redis_version)
     }
 }
 
 /// What `up` came to.
 #[derive(Debug)]
-pub(crate) struct Up {
-    pub(crate) endpoints: Endpoints,
+pub struct Up {
+    /// Where they answer.
+    pub endpoints: Endpoints,
     /// How long it took; `None` where everything ran already.
-    pub(crate) started_in: Option<Duration>,
+    pub started_in: Option<Duration>,
 }
 
 impl Up {
     /// One line for a person.
-    pub(crate) fn report(&self) -> String {
+    pub fn report(&self) -> String {
         let how = self
             .started_in
             .map_or_else(|| "already running".to_owned(), |took| format!("started in {}", display(took)));
@@ -80,14 +85,21 @@ impl Up {
 }
 
 impl Services {
-    pub(crate) fn at(dir: &Path) -> Result<Self> {
+    /// Those of `dir`, whether it is there or not.
+    ///
+    /// # Errors
+    /// It is no path.
+    pub fn at(dir: &Path) -> Result<Self> {
         // Absolute, because the servers start in directories of their own.
         let dir = std::path::absolute(dir).with_context(|| format!("--dir {} is no path", dir.display()))?;
         Ok(Self { dir })
     }
 
     /// Starts what does not run, with empty data, and returns once both servers answer. Idempotent.
-    pub(crate) fn up(&self, interrupt: &Interrupt) -> Result<Up> {
+    ///
+    /// # Errors
+    /// The directory is somebody else's, or a server did not start; the end of its log is in the text.
+    pub fn up(&self, interrupt: &Interrupt) -> Result<Up> {
         let began = Instant::now();
         self.claim()?;
         let _lock = self.lock()?;
@@ -106,7 +118,10 @@ impl Services {
     }
 
     /// Ends what [`up`](Self::up) started in this directory. Logs stay.
-    pub(crate) fn down(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// A server does not end.
+    pub fn down(&self) -> Result<()> {
         if !self.dir.join(MARKER).exists() {
             say!("nothing was ever started in {}", self.dir.display());
             return Ok(());
@@ -144,7 +159,10 @@ impl Services {
     }
 
     /// Where the running servers are, after asking both.
-    pub(crate) fn endpoints(&self) -> Result<Endpoints> {
+    ///
+    /// # Errors
+    /// One of them does not run or does not answer.
+    pub fn endpoints(&self) -> Result<Endpoints> {
         let remedy = || format!("not running in {}: cargo xtask services up", self.dir.display());
         for (_, pid_file) in self.pid_files() {
             ensure!(Process::recorded(&pid_file)?.is_some_and(|process| process.is_alive()), remedy());
@@ -168,10 +186,10 @@ impl Services {
         let ports = Ports::choose()?;
         ports.write(&self.dir)?;
         let epmd = rabbitmq::start_epmd(&self.dir, &ports, &self.pid_file("epmd"))?;
-        let redis = redis::start(&self.dir, &ports, &self.pid_file("redis"))?;
+        let redis = redis::start(&self.dir, &ports, Data::Empty, &self.pid_file("redis"))?;
         self.await_answer("redis", &redis, interrupt, || redis::ask(&ports))?;
         self.await_answer("epmd", &epmd, interrupt, || connect(ports.epmd).map(drop))?;
-        let rabbitmq = rabbitmq::start(&self.dir, &ports, &self.pid_file("rabbitmq"))?;
+        let rabbitmq = rabbitmq::start(&self.dir, &ports, Data::Empty, &self.pid_file("rabbitmq"))?;
         self.await_answer("rabbitmq", &rabbitmq, interrupt, || rabbitmq::ask(&ports))
     }
 
@@ -249,10 +267,18 @@ impl Services {
     }
 }
 
-/// A fresh, empty directory under `dir`, for the data of a server that is about to start.
-fn empty_dir(dir: &Path, name: &str) -> Result<PathBuf> {
+/// With which data a server starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Data {
+    Empty,
+    /// As the last one left it, however it ended.
+    Kept,
+}
+
+/// The directory under `dir` for the data of a server that is about to start.
+fn data_dir(dir: &Path, name: &str, data: Data) -> Result<PathBuf> {
     let path = dir.join(name);
-    if path.exists() {
+    if path.exists() && data == Data::Empty {
         fs::remove_dir_all(&path).with_context(|| format!("cannot empty {}", path.display()))?;
     }
     fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;

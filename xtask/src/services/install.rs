@@ -14,6 +14,7 @@ use nix::unistd::geteuid;
 
 /// The script itself: the `rabbitmq-server` in the PATH of Debian insists on being root or rabbitmq.
 pub(super) const RABBITMQ_SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+pub(super) const RABBITMQCTL: &str = "/usr/lib/rabbitmq/bin/rabbitmqctl";
 
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// Exit code 101: "action forbidden by policy".

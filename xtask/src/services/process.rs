@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
@@ -71,6 +71,23 @@ impl Process {
 
     pub(super) fn is_alive(&self) -> bool {
         stat(self.pid).is_some_and(|stat| stat.started == self.started && !stat.zombie)
+    }
+
+    /// Sends a signal to it and to what it started.
+    pub(super) fn signal(&self, signal: Signal) -> Result<()> {
+        killpg(Pid::from_raw(self.pid), signal)
+            .with_context(|| format!("cannot send {signal} to {}", self.pid))
+    }
+
+    /// Kills it as a power cut would, and waits until it is gone.
+    pub(super) fn kill(&self) -> Result<()> {
+        self.signal(Signal::SIGKILL)?;
+        let deadline = Instant::now() + KILL_TIMEOUT;
+        while self.is_alive() {
+            ensure!(Instant::now() < deadline, "process {} does not end", self.pid);
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// Ends it and waits until it is gone; `false` if it was not running.

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Process, connect, empty_dir, install, ports::Ports};
+use super::{Data, Process, connect, data_dir, install, ports::Ports};
 
 /// What a client says first.
 const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
@@ -29,8 +29,8 @@ pub(super) fn start_epmd(dir: &Path, ports: &Ports, pid_file: &Path) -> Result<P
 }
 
 /// Starts the server; it answers after some seconds.
-pub(super) fn start(dir: &Path, ports: &Ports, pid_file: &Path) -> Result<Process> {
-    let home = empty_dir(dir, "rabbitmq")?;
+pub(super) fn start(dir: &Path, ports: &Ports, data: Data, pid_file: &Path) -> Result<Process> {
+    let home = data_dir(dir, "rabbitmq", data)?;
     let path_of = |name: &str| home.join(name);
     fs::write(path_of("enabled_plugins"), "[].\n")?;
     fs::write(path_of("rabbitmq.conf"), "")?;
@@ -61,6 +61,20 @@ pub(super) fn start(dir: &Path, ports: &Ports, pid_file: &Path) -> Result<Proces
         .env("RABBITMQ_CONFIG_FILE", path_of("rabbitmq.conf"))
         .env("RABBITMQ_ADVANCED_CONFIG_FILE", path_of("advanced.config"));
     Process::start(&mut command, &dir.join("rabbitmq.log"), pid_file)
+}
+
+/// Rabbitmq's own tool, for the server of `dir`.
+pub(super) fn ctl(dir: &Path, ports: &Ports) -> Command {
+    let mut command = Command::new(install::RABBITMQCTL);
+    command
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("LANG", "C.UTF-8")
+        .env("HOME", dir.join("rabbitmq"))
+        .env("ERL_EPMD_PORT", ports.epmd.to_string())
+        .env("RABBITMQ_NODENAME", "machinist@localhost")
+        .env("RABBITMQ_CONF_ENV_FILE", dir.join("rabbitmq").join("rabbitmq-env.conf"));
+    command
 }
 
 /// The version of the server that answers. Its listener opens last, when everything else is ready.

@@ -8,19 +8,19 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{Process, connect, empty_dir, ports::Ports};
+use super::{Data, Process, connect, data_dir, ports::Ports};
 
 pub(super) fn url(ports: &Ports) -> String {
     format!("redis://127.0.0.1:{}/0", ports.redis)
 }
 
 /// Starts it; it answers a moment later.
-pub(super) fn start(dir: &Path, ports: &Ports, pid_file: &Path) -> Result<Process> {
-    let data = empty_dir(dir, "redis")?;
+pub(super) fn start(dir: &Path, ports: &Ports, data: Data, pid_file: &Path) -> Result<Process> {
+    let home = data_dir(dir, "redis", data)?;
     let port = ports.redis.to_string();
     // Append-only, as it is meant to be run in production: the adapter warns about less.
     let mut command = Command::new("redis-server");
-    command.current_dir(&data).args([
+    command.current_dir(&home).args([
         "--port",
         &port,
         "--bind",

@@ -1,0 +1,317 @@
+//! What the ledger and the records say together.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use lapin::{ConnectionProperties, options::BasicGetOptions};
+use machinist::{
+    App, TaskId,
+    backend::Backend,
+    record::{FailureKind, Record, State, fold},
+};
+
+use crate::{
+    connect::Servers,
+    house::{House, OTHER_QUEUE, QUEUE},
+    load::Kind,
+};
+
+/// How many records are asked for at once.
+const CHUNK: usize = 200;
+
+/// What the ledger says about one task.
+#[derive(Debug, Default)]
+struct Entry {
+    kind: Option<Kind>,
+    acknowledged: bool,
+    unknown: bool,
+    /// Every answer said that it is certainly not queued.
+    denied: bool,
+    rejected: bool,
+    /// Tokens, in the order of the ledger.
+    starts: Vec<(u64, String)>,
+    effects: usize,
+}
+
+/// The whole ledger.
+#[derive(Debug, Default)]
+pub(crate) struct Book(BTreeMap<String, Entry>);
+
+/// What a scenario forgives.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Leniency {
+    /// The backend lost what it had acknowledged: the judge is the ledger alone.
+    pub(crate) records_lost: bool,
+    /// How many effects may have happened once more than needed.
+    pub(crate) duplicates: usize,
+    /// Workers may end by themselves.
+    pub(crate) crashes: bool,
+}
+
+/// Jepsen's words, and what was violated.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) attempted: usize,
+    pub(crate) acknowledged: usize,
+    pub(crate) unknown: usize,
+    pub(crate) rejected: usize,
+    pub(crate) executed: usize,
+    pub(crate) lost: usize,
+    pub(crate) stuck: usize,
+    pub(crate) duplicated: usize,
+    pub(crate) unexpected: usize,
+    pub(crate) dead: usize,
+    pub(crate) violations: Vec<String>,
+}
+
+impl Book {
+    pub(crate) fn read(text: &str) -> Self {
+        let mut book = Self::default();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let [_, word, id, rest @ ..] = &words[..] else { continue };
+            if *word == "mark" {
+                continue;
+            }
+            let entry = book.0.entry((*id).to_owned()).or_default();
+            match *word {
+                "try" => {
+                    entry.kind = rest.first().and_then(|kind| Kind::parse(kind));
+                    entry.denied = true;
+                }
+                "ok" => {
+                    entry.acknowledged = true;
+                    entry.denied = false;
+                }
+                "unknown" => {
+                    entry.unknown = true;
+                    entry.denied = false;
+                }
+                "rejected" => entry.rejected = true,
+                "start" => {
+                    let token = rest.get(1).and_then(|token| token.parse().ok()).unwrap_or(0);
+                    entry.starts.push((token, rest.join(" ")));
+                }
+                "effect" => entry.effects += 1,
+                _ => {}
+            }
+        }
+        book
+    }
+
+    /// Tasks with a record to be looked at.
+    fn acknowledged(&self) -> Vec<TaskId> {
+        let tasks =
+            self.0.iter().filter(|(_, entry)| entry.acknowledged && entry.kind != Some(Kind::Garbage));
+        tasks.filter_map(|(id, _)| id.parse().ok()).collect()
+    }
+}
+
+/// The final states that were ever seen. A later look that contradicts one is a violation.
+#[derive(Debug, Default)]
+pub(crate) struct Finals {
+    seen: HashMap<TaskId, (State, Option<FailureKind>)>,
+    pub(crate) contradictions: Vec<String>,
+}
+
+impl Finals {
+    /// Looks at records; those that have not ended.
+    async fn look(&mut self, backend: &dyn Backend, ids: &[TaskId]) -> Result<Vec<TaskId>> {
+        let mut open = Vec::new();
+        for chunk in ids.chunks(CHUNK) {
+            for (id, facts) in chunk.iter().zip(backend.read(chunk).await?) {
+                let record = fold(id, &facts);
+                let now =
+                    record.as_ref().map_or((State::Pending, None), |record| (record.state, record.kind));
+                match self.seen.get(id) {
+                    Some(before) if *before != now => {
+                        self.contradictions.push(format!("{id} was {before:?}, then {now:?}"));
+                    }
+                    None if now.0.is_final() => {
+                        self.seen.insert(id.clone(), now);
+                    }
+                    _ => {}
+                }
+                if !now.0.is_final() {
+                    open.push(id.clone());
+                }
+            }
+        }
+        Ok(open)
+    }
+}
+
+/// Waits until every acknowledged task has ended, or the time is over.
+pub(crate) async fn drain(
+    house: &House,
+    app: &App,
+    finals: &mut Finals,
+    by_effects: bool,
+) -> Result<Duration> {
+    let began = Instant::now();
+    loop {
+        house.interrupt.check()?;
+        let book = Book::read(&house.read_ledger()?);
+        let open = finals.look(app.backend().as_ref(), &book.acknowledged()).await?;
+        let waiting = open.iter().filter(|id| !by_effects || book.owes_effect(id)).count();
+        if waiting == 0 || began.elapsed() > house.size.drain() {
+            return Ok(began.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+impl Book {
+    fn owes_effect(&self, id: &TaskId) -> bool {
+        self.0
+            .get(id.as_str())
+            .is_some_and(|entry| entry.effects == 0 && entry.kind.is_some_and(Kind::is_innocent))
+    }
+}
+
+/// The judgement, when all is quiet.
+pub(crate) async fn judge(
+    book: &Book,
+    app: &App,
+    servers: &Servers,
+    finals: &mut Finals,
+    leniency: Leniency,
+) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let ids = book.acknowledged();
+    finals.look(app.backend().as_ref(), &ids).await?;
+    if !leniency.records_lost {
+        tally.violations.append(&mut finals.contradictions);
+    }
+    let mut records: HashMap<String, Record> = HashMap::new();
+    for chunk in ids.chunks(CHUNK) {
+        for (id, facts) in chunk.iter().zip(app.backend().read(chunk).await?) {
+            records.extend(fold(id, &facts).map(|record| (id.to_string(), record)));
+        }
+    }
+    let dead = dead_letters(servers).await.context("dead letters")?;
+    tally.dead = dead.len();
+    for (id, entry) in &book.0 {
+        tally.add(id, entry, records.get(id), &dead, leniency);
+    }
+    for id in &dead {
+        match book.0.get(id).and_then(|entry| entry.kind) {
+            Some(kind) if !kind.is_innocent() => {}
+            kind => tally.violations.push(format!("innocent dead letter {id} ({kind:?})")),
+        }
+    }
+    if tally.duplicated > leniency.duplicates {
+        let allowed = leniency.duplicates;
+        tally.violations.push(format!("{} duplicates, the faults explain {allowed}", tally.duplicated));
+    }
+    Ok(tally)
+}
+
+impl Tally {
+    fn add(
+        &mut self,
+        id: &str,
+        entry: &Entry,
+        record: Option<&Record>,
+        dead: &BTreeSet<String>,
+        leniency: Leniency,
+    ) {
+        let Some(kind) = entry.kind else {
+            self.unexpected += 1;
+            return self.violations.push(format!("{id} was executed and never sent"));
+        };
+        let executed = !entry.starts.is_empty();
+        self.attempted += 1;
+        self.acknowledged += usize::from(entry.acknowledged);
+        self.unknown += usize::from(entry.unknown && !entry.acknowledged);
+        self.rejected += usize::from(entry.rejected);
+        self.executed += usize::from(executed);
+        self.duplicated += entry.effects.saturating_sub(1);
+        if entry.denied && executed {
+            self.unexpected += 1;
+            self.violations.push(format!("{id} was executed, and its sender was told that it is not queued"));
+        }
+        if entry.rejected {
+            self.violations.push(format!("{id} ({}) was rejected", kind.as_str()));
+        }
+        for pair in entry.starts.windows(2) {
+            if pair[0].0 >= pair[1].0 {
+                let (first, second) = (&pair[0].1, &pair[1].1);
+                self.violations.push(format!("{id}: the token did not rise: {first}, then {second}"));
+            }
+        }
+        if !entry.acknowledged {
+            return;
+        }
+        if kind == Kind::Garbage {
+            if !dead.contains(id) {
+                self.lost += 1;
+                self.violations.push(format!("{id} is no dead letter"));
+            }
+            return;
+        }
+        self.judge_end(id, kind, entry, record, leniency);
+        if !kind.is_innocent() && !dead.contains(id) {
+            self.violations.push(format!("{id} ({}) is no dead letter", kind.as_str()));
+        }
+    }
+
+    fn judge_end(
+        &mut self,
+        id: &str,
+        kind: Kind,
+        entry: &Entry,
+        record: Option<&Record>,
+        leniency: Leniency,
+    ) {
+        let state = record.map_or(State::Pending, |record| record.state);
+        let outcome = record.and_then(|record| record.kind);
+        let executed = !entry.starts.is_empty();
+        let why = || {
+            format!(
+                "{id} ({}) is {state:?} {outcome:?}, {} starts, {} effects",
+                kind.as_str(),
+                entry.starts.len(),
+                entry.effects
+            )
+        };
+        let done = if leniency.records_lost {
+            if kind.is_innocent() { entry.effects > 0 } else { executed }
+        } else {
+            state.is_final()
+        };
+        if !done {
+            if executed {
+                self.stuck += 1;
+            } else {
+                self.lost += 1;
+            }
+            self.violations.push(format!("not ended: {}", why()));
+        } else if state == State::Success && entry.effects == 0 {
+            self.violations.push(format!("success without effect: {}", why()));
+        } else if kind.is_innocent() && state == State::Failure {
+            self.violations.push(format!("an innocent failed: {}", why()));
+        } else if !kind.is_innocent() && state == State::Success {
+            self.violations.push(format!("cannot have succeeded: {}", why()));
+        }
+    }
+}
+
+/// The ids of all dead letters, read past the adapter. They stay where they are.
+async fn dead_letters(servers: &Servers) -> Result<BTreeSet<String>> {
+    let connection = lapin::Connection::connect(&servers.amqp, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    let mut ids = BTreeSet::new();
+    for queue in [QUEUE, OTHER_QUEUE] {
+        let name = format!("{}:{queue}.dead", servers.namespace);
+        // What was got and not acknowledged goes back when the connection closes.
+        while let Some(got) = channel.basic_get(name.as_str().into(), BasicGetOptions::default()).await? {
+            ids.extend(got.delivery.properties.message_id().as_ref().map(ToString::to_string));
+        }
+    }
+    connection.close(200, "done".into()).await?;
+    Ok(ids)
+}

@@ -1,0 +1,105 @@
+//! Real workers and senders under faults, and a ledger that tells whether anything was lost.
+//!
+//! `cargo xtask chaos` builds and runs it. The same program is the harness, the workers, the senders and the ledger,
+//! so that every process is a real one that can be killed.
+
+/// Prints a line. Unlike `println!` it does not panic where nobody reads any more.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($arg)*);
+    }};
+}
+
+mod check;
+mod connect;
+mod house;
+mod ledger;
+mod load;
+mod process;
+mod scenario;
+mod sender;
+mod size;
+mod worker;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::{scenario::Scenario, size::Size};
+
+/// Real workers and senders under faults, and a ledger that tells whether anything was lost.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask chaos", bin_name = "cargo xtask chaos", args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    part: Option<Part>,
+    /// What to run; see --list.
+    scenarios: Vec<Scenario>,
+    /// Runs every scenario.
+    #[arg(long)]
+    all: bool,
+    /// Tells what there is.
+    #[arg(long)]
+    list: bool,
+    /// How long and how much.
+    #[arg(long, value_enum, default_value_t = Size::Smoke)]
+    size: Size,
+    /// Where servers, logs and ledgers are.
+    #[arg(long, value_name = "DIR", default_value = "target/chaos")]
+    dir: PathBuf,
+}
+
+/// What the harness starts.
+#[derive(Debug, Subcommand)]
+enum Part {
+    #[command(hide = true)]
+    Ledger {
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
+    #[command(hide = true)]
+    Worker(worker::WorkerArgs),
+    #[command(hide = true)]
+    Sender(sender::SenderArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MACHINIST_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,lapin=off"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let done =
+        tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| runtime.block_on(run(cli)));
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            use std::io::Write as _;
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<u8> {
+    match cli.part {
+        Some(Part::Ledger { dir }) => {
+            ledger::serve(&dir).await?;
+            Ok(0)
+        }
+        Some(Part::Worker(args)) => worker::run(args).await,
+        Some(Part::Sender(args)) => sender::run(args).await,
+        None if cli.list => {
+            for scenario in Scenario::ALL {
+                say!("{:<22} {}", scenario.name(), scenario.what());
+            }
+            Ok(0)
+        }
+        None => {
+            let chosen = if cli.all { Scenario::ALL.to_vec() } else { cli.scenarios };
+            anyhow::ensure!(!chosen.is_empty(), "name a scenario, or --all; --list tells which there are");
+            Ok(u8::from(!scenario::run_all(&chosen, cli.size, &cli.dir).await?))
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! The scenarios: which fault, while load goes on.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use xtask::{
+    interrupt::Interrupt,
+    services::{Endpoints, Server, Services},
+};
+
+use crate::{
+    check::{self, Book, Finals, Leniency, Tally},
+    house::{House, OTHER_QUEUE},
+    load::Kind,
+    size::Size,
+};
+
+/// Consumption has to be back so long after the fault is gone, in every worker.
+const RECOVERY: Duration = Duration::from_secs(15);
+/// A worker that is told to stop has stopped within this.
+const EXIT: Duration = Duration::from_secs(30);
+/// A worker may have so many more files open after a fault than before: connections come and go.
+const MORE_FDS: usize = 6;
+/// What a worker may need more after a fault than before.
+const MORE_MIB: u64 = 48;
+
+macro_rules! scenarios {
+    ($($variant:ident $name:literal $what:literal)*) => {
+        /// One kind of fault under load.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+        pub(crate) enum Scenario { $(#[value(name = $name)] $variant),* }
+
+        impl Scenario {
+            pub(crate) const ALL: &[Self] = &[$(Self::$variant),*];
+
+            pub(crate) fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),* }
+            }
+
+            pub(crate) fn what(self) -> &'static str {
+                match self { $(Self::$variant => $what),* }
+            }
+        }
+    };
+}
+
+scenarios! {
+    Calm "calm" "no fault: nothing may run twice"
+    WorkerKill "worker-kill" "workers are killed (SIGKILL), one after the other"
+    WorkerTerm "worker-term" "workers are told to stop (SIGTERM), one after the other: a rolling deploy"
+    RabbitKill "rabbit-kill" "RabbitMQ is killed and started again"
+    RabbitClose "rabbit-close" "RabbitMQ closes all connections, several times"
+    RabbitStop "rabbit-stop" "RabbitMQ's application is stopped and started (stop_app, start_app)"
+    RabbitFreeze "rabbit-freeze" "RabbitMQ is stopped by SIGSTOP: it neither answers nor closes"
+    RabbitMemory "rabbit-memory" "RabbitMQ's memory alarm: publishers are blocked"
+    RedisKill "redis-kill" "Redis is killed and started again"
+    RedisPause "redis-pause" "CLIENT PAUSE: Redis answers nobody"
+    RedisScripts "redis-scripts" "SCRIPT FLUSH, several times"
+    RedisFlush "redis-flush" "FLUSHALL: every record and session is lost"
+    RedisOom "redis-oom" "Redis refuses writes for want of memory"
+    RedisReadonly "redis-readonly" "Redis becomes a read-only replica for a while"
+    RedisReset "redis-reset" "connections to Redis are reset, ten times a second"
+    RedisStallOld "redis-stall-old" "connections to Redis become silent; new ones work"
+    RedisBlackHole "redis-black-hole" "nothing comes through to Redis or back"
+    AmqpReset "amqp-reset" "connections to RabbitMQ are reset, twice a second"
+    AmqpStallOld "amqp-stall-old" "connections to RabbitMQ become silent; new ones work"
+    AmqpBlackHole "amqp-black-hole" "nothing comes through to RabbitMQ or back"
+    BothGone "both-gone" "neither server can be reached"
+    Slow "slow" "20 ms more in each direction, and one byte at a time now and then"
+    QueueDeleted "queue-deleted" "an empty queue and the exchange are deleted and needed again"
+    AckTimeout "ack-timeout" "RabbitMQ takes back what is not acknowledged within a second"
+    Undecodable "undecodable" "messages that are none of ours among the tasks"
+    Poison "poison" "tasks that end their process among the others"
+}
+
+/// Runs scenarios one after the other; whether every invariant held.
+pub(crate) async fn run_all(scenarios: &[Scenario], size: Size, dir: &Path) -> Result<bool> {
+    std::fs::create_dir_all(dir)?;
+    let interrupt = Interrupt::listen()?;
+    let at = dir.join("servers");
+    let up = tokio::task::block_in_place(|| Services::at(&at)?.up(&interrupt))?;
+    say!("{}", up.report());
+    say!("size {}; ledgers and logs in {}", size.name(), dir.display());
+    let began = Instant::now();
+    let mut failed = Vec::new();
+    say!("{}", Row::HEAD);
+    for scenario in scenarios {
+        let ran = run(*scenario, size, dir, &up.endpoints).await;
+        match ran {
+            Ok(violations) if violations.is_empty() => {}
+            Ok(violations) => {
+                failed.push(scenario.name());
+                for violation in violations.iter().take(12) {
+                    say!("    {violation}");
+                }
+                if violations.len() > 12 {
+                    say!("    and {} more", violations.len() - 12);
+                }
+            }
+            Err(error) => {
+                failed.push(scenario.name());
+                say!("| {} | {error:#}", scenario.name());
+            }
+        }
+        if interrupt.heard() {
+            break;
+        }
+        restore(&Services::at(&at)?, &interrupt)?;
+    }
+    tokio::task::block_in_place(|| Services::at(&at)?.down())?;
+    interrupt.check()?;
+    let took = began.elapsed().as_secs();
+    if failed.is_empty() {
+        say!("every invariant held, {} scenarios in {took} s", scenarios.len());
+    } else {
+        say!("{} of {} scenarios failed in {took} s: {}", failed.len(), scenarios.len(), failed.join(", "));
+    }
+    Ok(failed.is_empty())
+}
+
+/// Whatever a scenario has left undone, because it failed in the middle.
+fn restore(services: &Services, interrupt: &Interrupt) -> Result<()> {
+    tokio::task::block_in_place(|| {
+        for server in [Server::RabbitMq, Server::Redis] {
+            if services.thaw(server).is_err() {
+                services.start_again(server, interrupt)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// One line of the table.
+struct Row<'a> {
+    scenario: Scenario,
+    tally: &'a Tally,
+    recovered: Option<u64>,
+    drained: Duration,
+    exit: Duration,
+    cpu: f64,
+    rss: u64,
+}
+
+impl Row<'_> {
+    const HEAD: &'static str = "| scenario | attempted | acknowledged | unknown | executed | lost | stuck | duplicated | unexpected | dead | recovered s | drained s | exit s | CPU in fault % | RSS MiB |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|";
+
+    fn print(&self) {
+        let Self { scenario, tally, recovered, drained, exit, cpu, rss } = self;
+        let Tally { attempted, acknowledged, unknown, executed, lost, stuck, .. } = tally;
+        let Tally { duplicated, unexpected, dead, .. } = tally;
+        let recovered = recovered.map_or("never".to_owned(), |ms| format!("{:.1}", seconds(ms)));
+        say!(
+            "| {} | {attempted} | {acknowledged} | {unknown} | {executed} | {lost} | {stuck} | {duplicated} | \
+             {unexpected} | {dead} | {recovered} | {:.1} | {:.1} | {cpu:.0} | {rss} |",
+            scenario.name(),
+            drained.as_secs_f64(),
+            exit.as_secs_f64()
+        );
+    }
+}
+
+fn seconds(ms: u64) -> f64 {
+    Duration::from_millis(ms).as_secs_f64()
+}
+
+/// Runs one; what was violated.
+async fn run(scenario: Scenario, size: Size, dir: &Path, endpoints: &Endpoints) -> Result<Vec<String>> {
+    let services = Services::at(&dir.join("servers"))?;
+    let mut house = House::open(services, endpoints, scenario.name(), size, dir, scenario.poison()).await?;
+    house.pass(size.calm()).await?;
+    let before = house.crew.usage();
+    let fault_began = Instant::now();
+    house.mark("fault").await?;
+    scenario.inject(&mut house).await.context("the fault could not be made")?;
+    let fault_took = fault_began.elapsed();
+    let cpu = busiest(&before, &house.crew.usage(), fault_took);
+    let over = house.mark("over").await?;
+    let mut violations = Vec::new();
+    let recovered = house.every_worker_runs_since(over, RECOVERY).await;
+    if let Err(error) = &recovered {
+        house.interrupt.check()?;
+        violations.push(format!("{error:#}"));
+    }
+    house.pass(size.calm()).await?;
+    house.stop_sending().await?;
+
+    let app = house.direct.app(Duration::from_secs(10)).await?;
+    let mut finals = Finals::default();
+    let leniency = scenario.leniency(&house);
+    let drained = check::drain(&house, &app, &mut finals, leniency.records_lost).await?;
+    let rss = check_usage(&before, &house.crew.usage(), &mut violations);
+    let (exit, clean) = house.crew.close(EXIT).await?;
+    if !clean || exit >= EXIT {
+        violations.push(format!("workers did not stop cleanly within {EXIT:?} (clean: {clean}, {exit:?})"));
+    }
+    let (_, crashed) = house.crew.ended();
+    if !leniency.crashes {
+        violations.extend(crashed);
+    }
+    let book = Book::read(&house.read_ledger()?);
+    let mut tally = check::judge(&book, &app, &house.direct, &mut finals, leniency).await?;
+    violations.append(&mut tally.violations);
+    Row { scenario, tally: &tally, recovered: recovered.ok(), drained, exit, cpu, rss }.print();
+    app.broker().close().await;
+    Ok(violations)
+}
+
+/// CPU of the busiest worker that lived all the while, in percent of one core.
+fn busiest(before: &Usages, after: &Usages, time: Duration) -> f64 {
+    let used = after.iter().filter_map(|(pid, after)| {
+        let (_, before) = before.iter().find(|(other, _)| other == pid)?;
+        Some(after.cpu.saturating_sub(before.cpu).as_secs_f64() / time.as_secs_f64() * 100.0)
+    });
+    used.fold(0.0, f64::max)
+}
+
+type Usages = [(u32, crate::process::Usage)];
+
+/// The largest worker's memory; what grew is a violation.
+fn check_usage(before: &Usages, after: &Usages, violations: &mut Vec<String>) -> u64 {
+    for (pid, now) in after {
+        let Some((_, then)) = before.iter().find(|(other, _)| other == pid) else { continue };
+        if now.fds > then.fds + MORE_FDS || now.rss_mib > then.rss_mib + MORE_MIB {
+            violations.push(format!("worker {pid} grew: {then:?}, then {now:?}"));
+        }
+    }
+    after.iter().map(|(_, usage)| usage.rss_mib).max().unwrap_or(0)
+}
+
+impl Scenario {
+    fn poison(self) -> Option<Kind> {
+        match self {
+            Self::Undecodable => Some(Kind::Garbage),
+            Self::Poison => Some(Kind::Abort),
+            _ => None,
+        }
+    }
+
+    /// What this fault explains.
+    fn leniency(self, house: &House) -> Leniency {
+        let (dismissed, crashed) = house.crew.ended();
+        // A worker that dies has run what it held; so has one whose session is lost.
+        let held = 24;
+        let duplicates = match self {
+            Self::Calm | Self::WorkerTerm | Self::RedisScripts | Self::Slow => 0,
+            Self::Undecodable | Self::QueueDeleted | Self::RabbitMemory => 0,
+            Self::WorkerKill => dismissed * held,
+            Self::Poison => crashed.len() * held,
+            _ => 10 * held,
+        };
+        Leniency { records_lost: self == Self::RedisFlush, duplicates, crashes: self == Self::Poison }
+    }
+
+    /// Makes the fault and takes it back.
+    async fn inject(self, house: &mut House) -> Result<()> {
+        let fault = house.size.fault();
+        let rounds = house.size.rounds();
+        match self {
+            Self::Calm | Self::Undecodable | Self::Poison => house.pass(fault).await?,
+            Self::WorkerKill => {
+                for _ in 0..rounds {
+                    house.crew.dismiss_oldest(Signal::SIGKILL);
+                    house.pass(Duration::from_millis(1500)).await?;
+                }
+            }
+            Self::WorkerTerm => {
+                for _ in 0..rounds {
+                    house.crew.dismiss_oldest(Signal::SIGTERM);
+                    house.pass(Duration::from_secs(3)).await?;
+                }
+            }
+            Self::RabbitKill => {
+                tokio::task::block_in_place(|| house.services.kill(Server::RabbitMq))?;
+                tokio::task::block_in_place(|| {
+                    house.services.start_again(Server::RabbitMq, &house.interrupt)
+                })?;
+            }
+            Self::RabbitClose => {
+                for _ in 0..rounds {
+                    ctl(house, &["close_all_connections", "chaos"])?;
+                }
+            }
+            Self::RabbitStop => {
+                ctl(house, &["stop_app"])?;
+                house.pass(fault).await?;
+                ctl(house, &["start_app"])?;
+            }
+            Self::RabbitFreeze => {
+                house.services.freeze(Server::RabbitMq)?;
+                // Longer than heartbeats and probes are patient with.
+                house.pass(fault * 3).await?;
+                house.services.thaw(Server::RabbitMq)?;
+            }
+            Self::RabbitMemory => {
+                ctl(house, &["set_vm_memory_high_watermark", "0.00001"])?;
+                house.pass(fault).await?;
+                ctl(house, &["set_vm_memory_high_watermark", "0.4"])?;
+            }
+            Self::RedisKill => {
+                tokio::task::block_in_place(|| house.services.kill(Server::Redis))?;
+                house.pass(fault).await?;
+                tokio::task::block_in_place(|| house.services.start_again(Server::Redis, &house.interrupt))?;
+            }
+            Self::RedisPause => {
+                redis(house, &format!("CLIENT PAUSE {} ALL", fault.as_millis()))?;
+                house.pass(fault).await?;
+            }
+            Self::RedisScripts => {
+                for _ in 0..rounds {
+                    redis(house, "SCRIPT FLUSH")?;
+                    house.pass(fault / rounds).await?;
+                }
+            }
+            Self::RedisFlush => {
+                redis(house, "FLUSHALL")?;
+                house.pass(fault).await?;
+            }
+            Self::RedisOom => {
+                redis(house, "CONFIG SET maxmemory 1mb")?;
+                house.pass(fault).await?;
+                redis(house, "CONFIG SET maxmemory 0")?;
+            }
+            Self::RedisReadonly => {
+                redis(house, "CONFIG SET replica-serve-stale-data yes")?;
+                redis(house, "REPLICAOF 127.0.0.1 1")?;
+                house.pass(fault).await?;
+                redis(house, "REPLICAOF NO ONE")?;
+            }
+            Self::RedisReset => {
+                let until = Instant::now() + fault;
+                while Instant::now() < until {
+                    house.redis.reset();
+                    house.pass(Duration::from_millis(100)).await?;
+                }
+            }
+            Self::RedisStallOld => {
+                house.redis.stall_old();
+                house.pass(fault * 2).await?;
+                house.redis.cut();
+                house.redis.pass();
+            }
+            Self::RedisBlackHole => {
+                house.redis.stall();
+                house.pass(fault).await?;
+                house.redis.cut();
+                house.redis.pass();
+            }
+            Self::AmqpReset => {
+                let until = Instant::now() + fault;
+                while Instant::now() < until {
+                    house.amqp.reset();
+                    house.pass(Duration::from_millis(500)).await?;
+                }
+            }
+            Self::AmqpStallOld => {
+                house.amqp.stall_old();
+                house.pass(fault * 3).await?;
+                house.amqp.cut();
+                house.amqp.pass();
+            }
+            Self::AmqpBlackHole => {
+                house.amqp.stall();
+                house.pass(fault * 3).await?;
+                house.amqp.cut();
+                house.amqp.pass();
+            }
+            Self::BothGone => {
+                house.amqp.refuse();
+                house.redis.refuse();
+                house.pass(fault * 2).await?;
+                house.amqp.pass();
+                house.redis.pass();
+            }
+            Self::Slow => {
+                for slice in [usize::MAX, 1] {
+                    let delay = if slice == 1 { Duration::ZERO } else { Duration::from_millis(20) };
+                    house.amqp.slow(delay, slice);
+                    house.redis.slow(delay, slice);
+                    house.pass(fault / 2).await?;
+                }
+                house.amqp.pass();
+                house.redis.pass();
+            }
+            Self::QueueDeleted => {
+                let namespace = house.direct.namespace.clone();
+                ctl(house, &["delete_queue", &format!("{namespace}:{OTHER_QUEUE}")])?;
+                house.send_to(OTHER_QUEUE, None)?;
+                house.pass(fault / 2).await?;
+                let exchange = format!(
+                    "rabbit_exchange:delete(rabbit_misc:r(<<\"/\">>, exchange, <<\"{namespace}\">>), false, <<\"chaos\">>)."
+                );
+                ctl(house, &["eval", &exchange])?;
+                house.pass(fault / 2).await?;
+            }
+            Self::AckTimeout => {
+                let set = |timeout: u64, tick: u64| {
+                    format!(
+                        "application:set_env(rabbit, consumer_timeout, {timeout}), \
+                         application:set_env(rabbit, channel_tick_interval, {tick})."
+                    )
+                };
+                ctl(house, &["eval", &set(1000, 300)])?;
+                // It holds for new channels.
+                ctl(house, &["close_all_connections", "chaos"])?;
+                house.pass(fault * 2).await?;
+                ctl(house, &["eval", &set(1_800_000, 60_000)])?;
+                ctl(house, &["close_all_connections", "chaos"])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn ctl(house: &House, args: &[&str]) -> Result<String> {
+    tokio::task::block_in_place(|| house.services.rabbitmqctl(args))
+}
+
+fn redis(house: &House, command: &str) -> Result<String> {
+    tokio::task::block_in_place(|| house.services.redis_command(command))
+}

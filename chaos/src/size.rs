@@ -1,0 +1,70 @@
+//! How long and how much.
+
+use std::time::Duration;
+
+/// How long faults are, and how fast leases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Size {
+    /// Short faults and leases: all scenarios in about ten minutes.
+    Smoke,
+    /// Leases as they are by default, faults of a minute.
+    Nightly,
+}
+
+impl Size {
+    /// The workers' session lease.
+    pub(crate) fn lease(self) -> Duration {
+        match self {
+            Self::Smoke => Duration::from_secs(3),
+            Self::Nightly => Duration::from_secs(15),
+        }
+    }
+
+    /// How long a fault lasts that has a length.
+    pub(crate) fn fault(self) -> Duration {
+        match self {
+            Self::Smoke => Duration::from_secs(5),
+            Self::Nightly => Duration::from_secs(60),
+        }
+    }
+
+    /// Load before and after the fault.
+    pub(crate) fn calm(self) -> Duration {
+        match self {
+            Self::Smoke => Duration::from_secs(3),
+            Self::Nightly => Duration::from_secs(20),
+        }
+    }
+
+    /// How often something is repeated.
+    pub(crate) fn rounds(self) -> u32 {
+        match self {
+            Self::Smoke => 4,
+            Self::Nightly => 20,
+        }
+    }
+
+    /// Tasks a second, of each sender.
+    pub(crate) fn rate(self) -> usize {
+        match self {
+            Self::Smoke => 40,
+            Self::Nightly => 100,
+        }
+    }
+
+    /// How long the queues may take to become empty when all is well again: a guard stays away for 15 s, and the
+    /// next one for 30 s.
+    pub(crate) fn drain(self) -> Duration {
+        match self {
+            Self::Smoke => Duration::from_secs(75),
+            Self::Nightly => Duration::from_secs(300),
+        }
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Smoke => "smoke",
+            Self::Nightly => "nightly",
+        }
+    }
+}
