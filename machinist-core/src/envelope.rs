@@ -136,6 +136,13 @@ impl Envelope {
         if version > WIRE_VERSION {
             return Err(Unreadable::Version(version));
         }
+        if version < WIRE_VERSION {
+            // There was none before the first; and what is signed says 1.
+            return Err(Unreadable::Header(format!(
+                "header `{}` is out of range: {version}",
+                header::VERSION
+            )));
+        }
         let bad = |e: crate::id::InvalidName| Unreadable::Header(e.to_string());
         let missing = |what: &str| Unreadable::Header(format!("the message has no {what}"));
         let id = message.id.as_deref().ok_or_else(|| missing("message id"))?;
