@@ -108,9 +108,15 @@ impl House {
 
     /// The reasons of a queue's dead letters, once there are so many.
     pub(crate) async fn dead(&self, of: &str, count: usize) -> Vec<String> {
-        self.eventually(async || self.broker.dead_letters(&queue(of)).len() >= count).await;
+        let count = Some(count as u64);
+        let of = &queue(of);
+        self.eventually(async || {
+            let depth = self.broker.depth(std::slice::from_ref(of)).await.unwrap();
+            depth[0].dead >= count
+        })
+        .await;
         let reason = |m: &Message| m.headers["machinist-dead-reason"].as_text().unwrap().to_owned();
-        self.broker.dead_letters(&queue(of)).iter().map(reason).collect()
+        self.broker.dead_letters(of).iter().map(reason).collect()
     }
 
     /// Waits for it; two hours of paused time at most.
