@@ -176,6 +176,49 @@ async fn a_key_is_believed_within_its_time_only() {
     drop(in_time);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_worker_signs_after_its_keys_time_is_not_believed() {
+    let house = House::new();
+    let (web, own) = (hmac("web"), hmac("own"));
+    let sender = house.app(web.clone()).await;
+    let soon = sender.clock().now().plus(SOON);
+    let app = house.app(Keyring::new([own.not_after(soon), verify(&web)]).unwrap()).await;
+    let _running = house.work(&app);
+    let flaky = sender.client().send(FLAKY.call(()).retries(3).countdown(HOUR)).await.unwrap();
+    assert_eq!(house.dead("math", 1).await, ["revoked-key"]);
+    assert_eq!(flaky.state().await.unwrap(), State::Retry);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_senders_limits_hold_for_retries_too() {
+    let house = House::new();
+    let (web, own) = (hmac("web"), hmac("own"));
+    let sender = house.app(Keyring::new([web.clone(), verify(&own)]).unwrap()).await;
+    let app = house.app(Keyring::new([own.clone(), verify(&web)]).unwrap()).await;
+    let _running = house.work(&app);
+    let backoff = machinist_core::Backoff::fixed(HOUR);
+    let flaky = sender.client().send(FLAKY.call(()).retries(3).backoff(backoff)).await.unwrap();
+    house.eventually(async || flaky.state().await.unwrap() == State::Retry).await;
+    let limited = verify(&web).for_tasks(["mail.*"]).unwrap();
+    app.replace_keyring(Keyring::new([own, limited]).unwrap()).unwrap();
+    let Err(ResultError::Failed { kind, .. }) = flaky.wait(2 * HOUR).await else { panic!("it fails") };
+    assert_eq!(kind, FailureKind::Rejected);
+    assert_eq!(house.dead("math", 1).await, ["not-allowed"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_extends_the_patience_with_what_cannot_be_verified() {
+    let house = House::new();
+    let sender = house.app(hmac("new")).await;
+    sender.client().send(ADD.call((2, 3))).await.unwrap();
+    let mut message = house.take("math").await;
+    message.headers.insert("machinist-unread-since".to_owned(), i64::MAX.into());
+    house.publish("math", message).await;
+    let app = house.app(hmac("own")).await;
+    let _running = house.work(&app);
+    assert_eq!(house.dead("math", 1).await, ["unknown-key"]);
+}
+
 impl House {
     async fn app_fails_with(&self, key: Key) -> String {
         self.builder().keyring(key).build().await.unwrap_err().to_string()
