@@ -26,7 +26,7 @@ impl Servers {
         let broker = self.broker(AmqpOptions { publish_deadline, ..AmqpOptions::default() }).await?;
         let options = RedisOptions { prefix: self.namespace.clone(), ..RedisOptions::default() };
         let backend = RedisBackend::connect(&self.redis, options).await?;
-        Ok(App::builder(broker, Arc::new(backend)).build().await?)
+        Ok(App::builder(broker, Arc::new(backend)).allow_unsigned().build().await?)
     }
 
     async fn broker(&self, options: AmqpOptions) -> Result<Arc<dyn Broker>> {

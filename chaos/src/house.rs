@@ -249,6 +249,13 @@ impl Crew {
         }
     }
 
+    /// Sends a signal that does not end it to the worker that has lived longest.
+    pub(crate) fn signal_oldest(&self, signal: Signal) {
+        if let Some(oldest) = self.roster().workers.first() {
+            oldest.signal(signal);
+        }
+    }
+
     /// How many were ended by us, and how those ended that were not.
     pub(crate) fn ended(&self) -> (usize, Vec<String>) {
         let roster = self.roster();

@@ -52,15 +52,18 @@ scenarios! {
     Calm "calm" "no fault: nothing may run twice"
     WorkerKill "worker-kill" "workers are killed (SIGKILL), one after the other"
     WorkerTerm "worker-term" "workers are told to stop (SIGTERM), one after the other: a rolling deploy"
+    WorkerFreeze "worker-freeze" "a worker is stopped by SIGSTOP for longer than its lease, then goes on"
     RabbitKill "rabbit-kill" "RabbitMQ is killed and started again"
     RabbitClose "rabbit-close" "RabbitMQ closes all connections, several times"
     RabbitStop "rabbit-stop" "RabbitMQ's application is stopped and started (stop_app, start_app)"
     RabbitFreeze "rabbit-freeze" "RabbitMQ is stopped by SIGSTOP: it neither answers nor closes"
+    RabbitListeners "rabbit-listeners" "RabbitMQ closes all connections and takes no new ones"
     RabbitMemory "rabbit-memory" "RabbitMQ's memory alarm: publishers are blocked"
     RedisKill "redis-kill" "Redis is killed and started again"
     RedisPause "redis-pause" "CLIENT PAUSE: Redis answers nobody"
     RedisScripts "redis-scripts" "SCRIPT FLUSH, several times"
     RedisFlush "redis-flush" "FLUSHALL: every record and session is lost"
+    RedisRollback "redis-rollback" "Redis comes back with its data of some seconds ago: lost acknowledged writes"
     RedisOom "redis-oom" "Redis refuses writes for want of memory"
     RedisReadonly "redis-readonly" "Redis becomes a read-only replica for a while"
     RedisReset "redis-reset" "connections to Redis are reset, ten times a second"
@@ -252,7 +255,11 @@ impl Scenario {
             Self::Poison => crashed.len() * held,
             _ => 10 * held,
         };
-        Leniency { records_lost: self == Self::RedisFlush, duplicates, crashes: self == Self::Poison }
+        Leniency {
+            records_lost: matches!(self, Self::RedisFlush | Self::RedisRollback),
+            duplicates,
+            crashes: self == Self::Poison,
+        }
     }
 
     /// Makes the fault and takes it back.
@@ -272,6 +279,11 @@ impl Scenario {
                     house.crew.dismiss_oldest(Signal::SIGTERM);
                     house.pass(Duration::from_secs(3)).await?;
                 }
+            }
+            Self::WorkerFreeze => {
+                house.crew.signal_oldest(Signal::SIGSTOP);
+                house.pass(house.size.lease() * 3).await?;
+                house.crew.signal_oldest(Signal::SIGCONT);
             }
             Self::RabbitKill => {
                 tokio::task::block_in_place(|| house.services.kill(Server::RabbitMq))?;
@@ -294,6 +306,12 @@ impl Scenario {
                 // Longer than heartbeats and probes are patient with.
                 house.pass(fault * 3).await?;
                 house.services.thaw(Server::RabbitMq)?;
+            }
+            Self::RabbitListeners => {
+                ctl(house, &["suspend_listeners"])?;
+                ctl(house, &["close_all_connections", "chaos"])?;
+                house.pass(fault).await?;
+                ctl(house, &["resume_listeners"])?;
             }
             Self::RabbitMemory => {
                 ctl(house, &["set_vm_memory_high_watermark", "0.00001"])?;
@@ -318,6 +336,13 @@ impl Scenario {
             Self::RedisFlush => {
                 redis(house, "FLUSHALL")?;
                 house.pass(fault).await?;
+            }
+            Self::RedisRollback => {
+                house.services.keep_data(Server::Redis)?;
+                house.pass(fault).await?;
+                tokio::task::block_in_place(|| house.services.kill(Server::Redis))?;
+                house.services.restore_data(Server::Redis)?;
+                tokio::task::block_in_place(|| house.services.start_again(Server::Redis, &house.interrupt))?;
             }
             Self::RedisOom => {
                 redis(house, "CONFIG SET maxmemory 1mb")?;

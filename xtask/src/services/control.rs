@@ -1,8 +1,10 @@
 //! Faults of one server: killed, started again with the data it had, stopped, told something by its own tool.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
-    process::Stdio,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -57,6 +59,26 @@ impl Services {
         }
     }
 
+    /// Copies the data of a running server aside, as far as it has written it.
+    ///
+    /// # Errors
+    /// The copy cannot be made.
+    pub fn keep_data(&self, server: Server) -> Result<()> {
+        copy(&self.dir.join(server.name()), &self.kept(server))
+    }
+
+    /// Gives a server that was killed the data that was kept: what it has acknowledged since is lost.
+    ///
+    /// # Errors
+    /// Nothing was kept, or the copy cannot be made.
+    pub fn restore_data(&self, server: Server) -> Result<()> {
+        copy(&self.kept(server), &self.dir.join(server.name()))
+    }
+
+    fn kept(&self, server: Server) -> PathBuf {
+        self.dir.join(format!("{}.kept", server.name()))
+    }
+
     /// Stops a server without ending it: its connections stay open and nothing answers.
     ///
     /// # Errors
@@ -106,4 +128,14 @@ impl Services {
             .filter(Process::is_alive)
             .with_context(|| format!("{} does not run in {}", server.name(), self.dir.display()))
     }
+}
+
+/// Replaces a directory by a copy of another.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    if to.exists() {
+        fs::remove_dir_all(to).with_context(|| format!("cannot empty {}", to.display()))?;
+    }
+    let copied = Command::new("cp").arg("-r").args([from, to]).status().context("cannot run cp")?;
+    ensure!(copied.success(), "cannot copy {} to {}", from.display(), to.display());
+    Ok(())
 }

@@ -92,7 +92,7 @@ fn check_edges(tree: &str) -> Vec<Finding> {
                 findings.push(edge(dependent, dependency, "", remedy));
             }
             if let Some(owner) =
-                owned.get(dependency).filter(|owner| ![**owner, MEASURES].contains(dependent))
+                owned.get(dependency).filter(|owner| *owner != dependent && !OUTSIDERS.contains(dependent))
             {
                 let remedy = "use what the owner offers, through the seams of machinist-core";
                 findings.push(edge(dependent, dependency, &format!(", which belongs to {owner}"), remedy));
