@@ -150,6 +150,7 @@ pub(crate) async fn drain(
     app: &App,
     finals: &mut Finals,
     by_effects: bool,
+    limit: Duration,
 ) -> Result<Duration> {
     let began = Instant::now();
     loop {
@@ -157,7 +158,7 @@ pub(crate) async fn drain(
         let book = Book::read(&house.read_ledger()?);
         let open = finals.look(app.backend().as_ref(), &book.acknowledged()).await?;
         let waiting = open.iter().filter(|id| !by_effects || book.owes_effect(id)).count();
-        if waiting == 0 || began.elapsed() > house.size.drain() {
+        if waiting == 0 || began.elapsed() > limit {
             return Ok(began.elapsed());
         }
         tokio::time::sleep(Duration::from_millis(500)).await;

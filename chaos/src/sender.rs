@@ -37,7 +37,7 @@ pub(crate) struct SenderArgs {
     /// Tasks a second.
     #[arg(long)]
     rate: usize,
-    /// Sends one of these for each second, besides.
+    /// Sends one of these now and then, besides.
     #[arg(long)]
     poison: Option<Kind>,
 }
@@ -62,7 +62,9 @@ pub(crate) async fn run(args: SenderArgs) -> Result<u8> {
             kinds.push(Kind::of_mix(number));
             number += 1;
         }
-        kinds.extend(args.poison.filter(|_| tick % 10 == 5));
+        // What is poison to a process is rarer: each costs five of them.
+        let every = if args.poison == Some(Kind::Abort) { 40 } else { 10 };
+        kinds.extend(args.poison.filter(|_| tick % every == 5));
         let permit = Arc::clone(&batches).acquire_owned().await?;
         let sender = Arc::clone(&sender);
         sent.spawn(async move {

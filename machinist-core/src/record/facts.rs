@@ -175,6 +175,9 @@ pub(crate) struct Start {
     pub(crate) received_at: Timestamp,
     #[serde(rename = "at")]
     pub(crate) started_at: Timestamp,
+    /// Nothing else ran in its process: if that died, this was the reason.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) alone: bool,
 }
 
 /// Which run of a task an outcome is from.

@@ -7,12 +7,14 @@
 //! |---|---|---|
 //! | `facts` | what can be written? | names and shapes |
 //! | `fold` | what does a record say? | [`Record`], [`State`] |
+//! | `poison` | do processes die of it? | no, perhaps, yes |
 //! | `start` | what may a delivery do? | a commit, or what its refusal means |
 //! | `verdict` | what follows from an outcome? | a verdict, its commit, what it still demands |
 
 mod facts;
 mod fold;
 mod kind;
+mod poison;
 mod start;
 #[cfg(test)]
 mod tests;
@@ -26,6 +28,7 @@ pub(crate) use facts::{Counters, json, name};
 pub(crate) use fold::newest_start;
 #[cfg(test)]
 pub(crate) use fold::state_of;
+pub(crate) use poison::{Suspicion, suspicion};
 pub(crate) use start::{Held, Meaning, Standing, Starting, UNENDED, judge};
 pub(crate) use verdict::{
     FollowUp, Outcome, Verdict, decide, end_by_anybody, follows, is_mine, owed, record,

@@ -35,6 +35,8 @@ pub(crate) struct Starting {
     pub(crate) received_at: Timestamp,
     /// The greatest fencing token that the message knows of.
     pub(crate) token: u64,
+    /// It runs alone in its process, if it is granted.
+    pub(crate) alone: bool,
 }
 
 /// A start that this process holds: what its outcome is committed with.
@@ -120,6 +122,7 @@ impl Starting {
             token: fence(greatest_token, now),
             received_at: self.received_at,
             started_at: now,
+            alone: self.alone,
         };
         starts.push((name::start(self.attempt, start), json(&fact)));
         Held {
@@ -148,6 +151,8 @@ impl Held {
             token: held.token,
             received_at: self.received_at,
             started_at: now,
+            // What its first start says holds for the whole run.
+            alone: false,
         };
         let fact = (name::start(self.attempt, held.start), json(&fact));
         held.starts.push(fact.clone());
@@ -295,6 +300,7 @@ mod tests {
             worker: "w".to_owned(),
             received_at: NOW,
             token: 0,
+            alone: false,
         }
     }
 

@@ -118,6 +118,7 @@ fn start_steps(point: &Point, attempt: u32) -> Vec<Step> {
         worker: "w".to_owned(),
         received_at: NOW,
         token: 0,
+        alone: false,
     };
     let (commit, held) = asking.first(NOW);
     let mut steps = vec![Step { event: "started", commit, begins: Some(held), ends: None }];

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Stages, Worker,
+    alone::Alone,
     open::Refusals,
     processor::{Registration, Tally, TaskProcessor},
     session::{Lease, Sessions},
@@ -267,6 +268,7 @@ impl WorkerBuilder {
         let queues: Vec<_> = queues.into_iter().collect();
         let about = about(&name, &queues, self.concurrency, &self.app);
         let stages = Stages::default();
+        let slots = Arc::new(Semaphore::new(self.concurrency));
         let processor = TaskProcessor {
             sessions: Sessions::new(self.app.clone(), self.lease, about),
             steady: Steady::new(self.app.clone(), stages.clone()),
@@ -275,7 +277,8 @@ impl WorkerBuilder {
             tasks,
             middleware: self.middleware.into(),
             state: Arc::new(self.state),
-            slots: Arc::new(Semaphore::new(self.concurrency)),
+            alone: Alone::new(Arc::clone(&slots), self.concurrency),
+            slots,
             stages: stages.clone(),
             tally: Tally::default(),
             refusals: Refusals::default(),

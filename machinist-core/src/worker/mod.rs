@@ -7,10 +7,12 @@
 //! | `processor` | one delivery from its arrival to its settlement |
 //! | `run` | one call of a handler: time limit, panic, cancellation |
 //! | `session` | this process's lease on what it runs, and what it knows about other leases |
+//! | `alone` | the place where suspects run |
 //! | `guard` | copies that come back later: guards, postponements, messages that came too early |
 //! | `steady` | the patience with which backend and broker are asked |
 //! | `drain` | the stages of an end |
 
+mod alone;
 mod builder;
 mod drain;
 mod guard;

@@ -17,6 +17,7 @@ use tracing::Instrument;
 
 use super::{
     Drained, Stages, TaskOptions,
+    alone::{self, Alone},
     guard::absence,
     open::{Opened, Refusals, open},
     run::{self, Ended},
@@ -36,8 +37,9 @@ use crate::{
     limits::json_size,
     middleware::{Middleware, Next},
     record::{
-        Counters, ErrorText, Facts, FailureKind, FollowUp, Held, Meaning, Outcome, Starting, UNENDED,
-        Verdict, decide, end_by_anybody, follows, is_mine, judge, name, newest_start, owed, record,
+        Counters, ErrorText, Facts, FailureKind, FollowUp, Held, Meaning, Outcome, Starting, Suspicion,
+        UNENDED, Verdict, decide, end_by_anybody, follows, is_mine, judge, name, newest_start, owed, record,
+        suspicion,
     },
     retry::RetryPolicy,
     trace::TraceContext,
@@ -72,6 +74,7 @@ pub(super) struct TaskProcessor {
     pub(super) middleware: Arc<[Arc<dyn Middleware>]>,
     pub(super) state: Arc<StateMap>,
     pub(super) slots: Arc<Semaphore>,
+    pub(super) alone: Alone,
     pub(super) sessions: Arc<Sessions>,
     pub(super) steady: Arc<Steady>,
     pub(super) stages: Stages,
@@ -109,6 +112,8 @@ enum Asked {
     Started(Held),
     /// A live session holds the task.
     Busy,
+    /// Processes may have died of it: it has to run alone.
+    Suspect,
     Settle(Ending),
 }
 
@@ -191,21 +196,32 @@ impl TaskProcessor {
             return self.unknown_task(&holding.envelope).await;
         };
         let mut busy_waits = BUSY_WAITS.iter();
+        let mut alone = false;
         loop {
-            let slot = match self.slot(&holding.envelope, received_at).await {
+            let slot = if alone {
+                self.all_slots(&holding.envelope).await
+            } else {
+                self.slot(&holding.envelope, received_at).await
+            };
+            let slot = match slot {
                 Ok(slot) => slot,
                 Err(ending) => return ending,
             };
             let registered = self.sessions.register(&holding.envelope.id);
-            match self.start(&holding.envelope, &registered, received_at).await {
+            match self.start(&holding.envelope, &registered, received_at, alone).await {
                 Asked::Settle(ending) => return ending,
                 Asked::Started(held) => match self.run(holding, task, held, &registered, slot).await {
                     Some(ending) => return ending,
                     // Another run holds the attempt now: treat the delivery as if it had just arrived.
                     None => continue,
                 },
+                Asked::Suspect => {
+                    alone = true;
+                    continue;
+                }
                 Asked::Busy => drop((slot, registered)),
             }
+            alone = false;
             match busy_waits.next() {
                 Some(wait) => tokio::select! {
                     () = tokio::time::sleep(*wait) => {}
@@ -261,6 +277,17 @@ impl TaskProcessor {
         taken.map_err(|_closed| Ending::HandBack)
     }
 
+    /// Every slot, for a suspect: what else ran here would die with it.
+    async fn all_slots(&self, envelope: &Envelope) -> Result<OwnedSemaphorePermit, Ending> {
+        tokio::select! {
+            taken = self.alone.all_slots() => match taken {
+                Some(taken) => Ok(taken),
+                None => Err(self.become_guard(envelope).await),
+            },
+            () = self.stages.reached_drain() => Err(Ending::HandBack),
+        }
+    }
+
     async fn say_received(&self, envelope: &Envelope, received_at: Timestamp) -> Result<(), Ending> {
         let mut commit = Commit::new(envelope.id.clone());
         commit.unless = vec![name::END.to_owned()];
@@ -272,7 +299,13 @@ impl TaskProcessor {
     }
 
     /// Asks for the start, and for what it means where it is refused.
-    async fn start(&self, envelope: &Envelope, registered: &Registered, received_at: Timestamp) -> Asked {
+    async fn start(
+        &self,
+        envelope: &Envelope,
+        registered: &Registered,
+        received_at: Timestamp,
+        alone: bool,
+    ) -> Asked {
         let asking = Starting {
             id: envelope.id.clone(),
             attempt: envelope.attempt,
@@ -285,6 +318,7 @@ impl TaskProcessor {
             worker: self.name.clone(),
             received_at,
             token: envelope.token,
+            alone,
         };
         let (mut commit, mut held) = asking.first(self.now());
         loop {
@@ -314,7 +348,17 @@ impl TaskProcessor {
                     self.sessions.wonder(&session);
                     return Asked::Busy;
                 }
-                Meaning::TakeOver(next) => (commit, held) = *next,
+                Meaning::TakeOver(next) => match suspicion(&facts, envelope.attempt) {
+                    Suspicion::Suspect if !alone && envelope.generation < alone::TRIES => {
+                        return Asked::Suspect;
+                    }
+                    Suspicion::None | Suspicion::Suspect => (commit, held) = *next,
+                    Suspicion::Lost => {
+                        let error = "workers died while it ran alone in them";
+                        let ended = self.end_as_read(envelope, facts, FailureKind::Lost, error).await;
+                        return ended.map_or(Asked::Busy, Asked::Settle);
+                    }
+                },
             }
         }
     }

@@ -1,0 +1,72 @@
+//! The place where suspects run: a process that runs nothing else.
+//!
+//! Whoever waits for an empty process keeps it from starting anything, so the wait is short, and a process that
+//! did not become empty in time is left alone for a while.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+
+/// How long a process may take to become empty.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a process that did not become empty is not asked again.
+const REST: Duration = Duration::from_secs(10 * 60);
+/// A suspect that found no empty process so often runs in company.
+pub(super) const TRIES: u32 = 10;
+
+#[derive(Debug)]
+pub(super) struct Alone {
+    slots: Arc<Semaphore>,
+    all: u32,
+    resting_until: Mutex<Instant>,
+}
+
+impl Alone {
+    /// `concurrency` is how many `slots` there are.
+    pub(super) fn new(slots: Arc<Semaphore>, concurrency: usize) -> Self {
+        let all = u32::try_from(concurrency).unwrap_or(u32::MAX);
+        Self { slots, all, resting_until: Mutex::new(Instant::now()) }
+    }
+
+    /// Every slot of the process; `None` if it does not become empty.
+    pub(super) async fn all_slots(&self) -> Option<OwnedSemaphorePermit> {
+        let resting_until = *self.resting_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if Instant::now() < resting_until {
+            return None;
+        }
+        // The semaphore is fair: from now on nobody else gets a slot.
+        let empty = Arc::clone(&self.slots).acquire_many_owned(self.all);
+        let Ok(taken) = tokio::time::timeout(PATIENCE, empty).await else {
+            *self.resting_until.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + REST;
+            return None;
+        };
+        taken.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_waits_for_an_empty_process_and_not_for_ever() {
+        let slots = Arc::new(Semaphore::new(2));
+        let alone = Alone::new(Arc::clone(&slots), 2);
+        drop(alone.all_slots().await.expect("nothing runs"));
+        let running = Arc::clone(&slots).acquire_owned().await.unwrap();
+        let before = Instant::now();
+        assert!(alone.all_slots().await.is_none());
+        assert_eq!(before.elapsed(), PATIENCE);
+        drop(running);
+        assert!(alone.all_slots().await.is_none(), "it rests");
+        assert_eq!(slots.available_permits(), 2, "and lets others work");
+        tokio::time::advance(REST).await;
+        assert!(alone.all_slots().await.is_some());
+    }
+}
