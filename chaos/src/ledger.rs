@@ -63,11 +63,8 @@ async fn write_down(stream: TcpStream, mut out: &std::fs::File, began: Instant) 
     let mut line = String::new();
     loop {
         line.clear();
-        let read = match stream.read_line(&mut line).await {
-            Ok(read) => read,
-            // A worker was killed.
-            Err(_) => return Ok(()),
-        };
+        // An error means that a worker was killed.
+        let Ok(read) = stream.read_line(&mut line).await else { return Ok(()) };
         if read == 0 {
             return Ok(());
         }
