@@ -5,21 +5,23 @@ use bytes::Bytes;
 use crate::{
     app::App,
     args::Results,
-    backend::{Commit, Expiry},
+    backend::{Commit, Expiry, Index, Note},
     broker::{Publish, PublishError, Target},
+    clock::Timestamp,
     envelope::{Body, Envelope, FirstSigner},
     error::SendError,
     id::{QueueName, TaskId, TaskName},
     record::{self, Counters, name},
     result::AsyncResult,
     signature::{Parts, Signature},
+    stored::stored,
     trace::TraceContext,
 };
 
 /// Sends signatures. Cheap to clone; share one per process.
 #[derive(Debug, Clone)]
 pub struct Client {
-    app: App,
+    pub(crate) app: App,
 }
 
 /// A signature that is ready to go: the message, and the sender's facts.
@@ -69,25 +71,42 @@ impl Client {
                 batch.push(ready.publish);
                 facts.push(ready.facts);
                 spans.push(ready.span);
-                ready.envelope.id
+                (ready.envelope.id, ready.envelope.eta)
             }));
         }
+        let sent = self.publish(answers, batch, facts).await;
+        drop(spans);
+        sent
+    }
+
+    /// Publishes and records what is ready: one answer for each, in their order.
+    pub(crate) async fn publish<R>(
+        &self,
+        ready: Vec<Result<(TaskId, Option<Timestamp>), SendError>>,
+        batch: Vec<Publish>,
+        facts: Vec<Commit>,
+    ) -> Vec<Result<AsyncResult<R>, SendError>> {
         let app = &self.app.0;
         let (published, recorded) = tokio::join!(app.broker.publish(batch), app.backend.commit(facts));
-        drop(spans);
         // The order of the two does not matter, and a record that could not be written does not undo a
         // confirmed message: to its sender a missing record reads as pending.
         if let Some(error) = recorded.iter().find_map(|written| written.as_ref().err()) {
             tracing::warn!(%error, "the backend did not take the sender's part of a record");
         }
         let mut published = published.into_iter();
-        let mut unsent = Vec::new();
-        let results = answers
+        let (mut unsent, mut scheduled) = (Vec::new(), Vec::new());
+        let results = ready
             .into_iter()
             .map(|answer| {
-                let id = answer?;
+                let (id, eta) = answer?;
                 match published.next() {
-                    Some(Ok(())) => Ok(AsyncResult::sent(self.app.clone(), id)),
+                    Some(Ok(())) => {
+                        scheduled.extend(eta.map(|at| {
+                            let member = id.to_string();
+                            Note::Put { index: Index::Scheduled, at, member }
+                        }));
+                        Ok(AsyncResult::sent(self.app.clone(), id))
+                    }
                     Some(Err(source)) => {
                         if source.is_certain() {
                             unsent.push(forget(&id));
@@ -105,6 +124,12 @@ impl Client {
             for error in app.backend.commit(unsent).await.into_iter().filter_map(Result::err) {
                 tracing::warn!(%error, "the record of a task that was not sent remains as PENDING");
             }
+        }
+        // After the records: whoever lists takes out what has none.
+        if !scheduled.is_empty()
+            && let Err(error) = app.backend.note(scheduled).await
+        {
+            tracing::warn!(%error, "delayed tasks were sent and are not listed as scheduled");
         }
         results
     }
@@ -153,10 +178,21 @@ impl Client {
         if parts.args.len() > app.limits.args {
             return Err(too_large(&parts.id, ("arguments", parts.args.len(), app.limits.args)));
         }
+        if let (Some(soft), Some(hard)) = (parts.soft_timeout, parts.timeout)
+            && soft >= hard
+        {
+            return Err(SendError::Invalid(format!(
+                "task {}: its soft limit of {soft:?} is not below its limit of {hard:?}",
+                parts.id
+            )));
+        }
+        let millis = |t: std::time::Duration| u64::try_from(t.as_millis()).unwrap_or(u64::MAX);
         let body = Body {
             args: parts.args,
             retry: parts.retry,
-            timeout_ms: parts.timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+            timeout_ms: parts.timeout.map(millis),
+            soft_timeout_ms: parts.soft_timeout.map(millis),
+            eta,
             headers: parts.headers,
         };
         let body = app
@@ -186,8 +222,11 @@ impl Client {
         if let Some(exceeded) = app.limits.exceeded(&message) {
             return Err(too_large(&envelope.id, exceeded));
         }
+        let mut facts = sender_facts(&envelope);
+        if eta.is_some() {
+            facts.facts.extend(stored(&message).map(|message| (name::MESSAGE.to_owned(), message)));
+        }
         let publish = Publish { target: Target::Queue(queue), message, delay: due.since(now) };
-        let facts = sender_facts(&envelope);
         Ok(Ready { envelope, publish, facts, span })
     }
 }
@@ -210,7 +249,7 @@ fn send_span(id: &TaskId, name: &TaskName, queue: &QueueName) -> tracing::Span {
 }
 
 /// What a sender writes: the same values whoever writes them.
-fn sender_facts(envelope: &Envelope) -> Commit {
+pub(crate) fn sender_facts(envelope: &Envelope) -> Commit {
     let text = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     let mut commit = Commit::new(envelope.id.clone());
     commit.facts = vec![

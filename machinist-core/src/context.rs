@@ -10,12 +10,19 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::id::{QueueName, TaskId, TaskName};
+use crate::{
+    clock::Clock,
+    id::{QueueName, TaskId, TaskName},
+    record::Progress,
+};
 
 /// How many bytes of log one run may leave in its record; the oldest are dropped first.
 pub(crate) const LOG_LIMIT: usize = 16 * 1024;
+/// How many bytes a note of progress may have; the rest is cut.
+const NOTE_LIMIT: usize = 1024;
 
 /// One run of a task, as its handler sees it. Cheap to clone.
 #[derive(Clone)]
@@ -32,6 +39,9 @@ pub(crate) struct Run {
     pub(crate) cancel: CancellationToken,
     pub(crate) state: Arc<StateMap>,
     pub(crate) log: Mutex<String>,
+    pub(crate) clock: Clock,
+    /// What was last said of how far the run has come.
+    pub(crate) progress: watch::Sender<Option<Progress>>,
 }
 
 impl TaskContext {
@@ -70,8 +80,11 @@ impl TaskContext {
         &self.0.headers
     }
 
-    /// Fires when this run should end: the worker shuts down, somebody else has taken the task over, or somebody
-    /// revoked it. A handler that ends with an error after that is run again.
+    /// Fires when this run should end: somebody revoked the task, its soft limit is reached, the worker shuts down,
+    /// or somebody else has taken the task over.
+    ///
+    /// A handler that ends with an error after that is run again where the worker shut down or its retry policy
+    /// says so. One that does not end is cut off: some seconds later, after a soft limit at the hard one.
     pub fn cancellation(&self) -> &CancellationToken {
         &self.0.cancel
     }
@@ -86,6 +99,22 @@ impl TaskContext {
             let cut = (cut..log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or(log.len());
             log.drain(..cut);
         }
+    }
+
+    /// Says how far this run has come: `done` out of `total`, or 0 where nobody knows, and what it is doing (the
+    /// first kilobyte of it). Shown by `machinist status`, at most twice a second; the last word always.
+    pub fn progress(&self, done: u64, total: u64, note: impl Into<String>) {
+        let mut note = note.into();
+        if note.len() > NOTE_LIMIT {
+            note.truncate((0..=NOTE_LIMIT).rev().find(|at| note.is_char_boundary(*at)).unwrap_or(0));
+        }
+        let said = Progress { attempt: self.0.attempt, done, total, note, at: self.0.clock.now() };
+        self.0.progress.send_replace(Some(said));
+    }
+
+    /// What is said of the progress from now on, and what was said before.
+    pub(crate) fn watch_progress(&self) -> watch::Receiver<Option<Progress>> {
+        self.0.progress.subscribe()
     }
 
     pub(crate) fn take_log(&self) -> String {
@@ -140,6 +169,8 @@ impl TaskContext {
             cancel: CancellationToken::new(),
             state: Arc::new(state),
             log: Mutex::default(),
+            clock: Clock::starting_at(crate::clock::Timestamp::from_micros(0)),
+            progress: watch::Sender::new(None),
         })
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     record::{Counters, ErrorText, FailureKind},
     retry::RetryPolicy,
     sign::{Key, KeyId, input::Input},
+    trace::TraceContext,
 };
 
 /// The version of the wire that is written, and the newest that is read.
@@ -61,6 +62,11 @@ pub(crate) struct Body {
     pub(crate) retry: Option<RetryPolicy>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) timeout_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) soft_timeout_ms: Option<u64>,
+    /// For when it was sent; the header of that name is about the next run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) eta: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) headers: BTreeMap<String, String>,
 }
@@ -68,6 +74,10 @@ pub(crate) struct Body {
 impl Body {
     pub(crate) fn timeout(&self) -> Option<Duration> {
         self.timeout_ms.map(Duration::from_millis)
+    }
+
+    pub(crate) fn soft_timeout(&self) -> Option<Duration> {
+        self.soft_timeout_ms.map(Duration::from_millis)
     }
 }
 
@@ -338,6 +348,34 @@ impl Envelope {
         }
     }
 
+    /// The same attempt, to be run at once. The copy that still waits for its time finds it started.
+    pub(crate) fn at_once(self) -> Self {
+        Self { eta: None, ..self }
+    }
+
+    /// The same call as a task of its own.
+    pub(crate) fn anew(self, id: TaskId, issued: Timestamp, trace: TraceContext) -> Self {
+        Self {
+            id,
+            attempt: 1,
+            generation: 0,
+            eta: None,
+            expires: None,
+            issued,
+            counters: Counters::default(),
+            token: 0,
+            unknown_since: None,
+            traceparent: Some(trace.parent),
+            tracestate: trace.state,
+            // Whoever sends it again vouches for it, unless nobody ever did.
+            first: match self.first {
+                FirstSigner::Nobody => FirstSigner::Nobody,
+                FirstSigner::Publisher | FirstSigner::Key(_) => FirstSigner::Publisher,
+            },
+            ..self
+        }
+    }
+
     /// The next guard of this attempt: a copy that comes back later, whatever becomes of this delivery.
     pub(crate) fn next_guard(&self, due: Timestamp) -> Self {
         Self { generation: self.generation.saturating_add(1), eta: Some(due), ..self.clone() }
@@ -548,6 +586,8 @@ mod tests {
             args: vec![Arg { name: String::new(), kind: "int64".to_owned(), value: i64::MIN.into() }],
             retry: Some(RetryPolicy::new(3)),
             timeout_ms: Some(5),
+            soft_timeout_ms: Some(4),
+            eta: Some(Timestamp::from_micros(9)),
             headers: [("k".to_owned(), "v".to_owned())].into(),
         };
         for codec in [Codec::MessagePack, Codec::Json] {

@@ -49,6 +49,8 @@ pub(crate) enum Disposition {
     Failed,
     /// Not again.
     Permanent,
+    /// If a retry is left, then after this while instead of the policy's.
+    RetryAfter(Duration),
     /// Again after this while, whatever the retry policy says.
     RetryIn(Duration),
     /// The arguments do not fit the handler.

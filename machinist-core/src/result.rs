@@ -5,6 +5,7 @@
 
 use std::{fmt, marker::PhantomData, time::Duration};
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
@@ -18,6 +19,8 @@ use crate::{
 
 /// How often a waiter looks without having been woken.
 const LOOK: Duration = Duration::from_secs(2);
+/// How many results are waited for at the same time.
+const AT_ONCE: usize = 512;
 
 /// The result of a task, now or later; `R` is what it is read as.
 ///
@@ -102,7 +105,10 @@ impl<R> AsyncResult<R> {
     /// # Cancel safety
     /// Safe.
     pub async fn wait_record(&self, limit: Duration) -> Result<Record, ResultError> {
-        let deadline = Instant::now() + limit;
+        self.wait_until(Instant::now() + limit, limit).await
+    }
+
+    async fn wait_until(&self, deadline: Instant, limit: Duration) -> Result<Record, ResultError> {
         let mut watch = None;
         loop {
             let asked = self.look(&mut watch, deadline).await;
@@ -175,7 +181,10 @@ impl<R: FromResults> AsyncResult<R> {
     /// # Cancel safety
     /// Safe: a dropped future leaves the task as it is.
     pub async fn wait(&self, limit: Duration) -> Result<R, ResultError> {
-        let record = self.wait_record(limit).await?;
+        self.wait_until(Instant::now() + limit, limit).await.and_then(|record| self.returned(record))
+    }
+
+    fn returned(&self, record: Record) -> Result<R, ResultError> {
         let error = record.error.unwrap_or_default();
         match record.results {
             Some(results) => R::from_results(results).map_err(|reason| ResultError::Undecodable {
@@ -190,6 +199,52 @@ impl<R: FromResults> AsyncResult<R> {
             }),
         }
     }
+}
+
+/// Waits for many tasks, all of them until the same deadline: one answer for each, in their order.
+///
+/// # Errors
+/// As [`AsyncResult::wait`], for each of them.
+///
+/// # Cancel safety
+/// Safe: a dropped future leaves the tasks as they are.
+pub async fn wait_all<R: FromResults>(
+    results: &[AsyncResult<R>],
+    limit: Duration,
+) -> Vec<Result<R, ResultError>> {
+    let deadline = Instant::now() + limit;
+    let wait = async |result: &AsyncResult<R>| {
+        result.wait_until(deadline, limit).await.and_then(|record| result.returned(record))
+    };
+    // Those that come later in the list have often ended when it is their turn, and cost one look.
+    let mut answers = Vec::with_capacity(results.len());
+    for chunk in results.chunks(AT_ONCE) {
+        answers.extend(futures_util::future::join_all(chunk.iter().map(wait)).await);
+    }
+    answers
+}
+
+/// Waits for the first of many tasks that ends, however it ends: its place in the list, and its answer. `None` if none
+/// ended in time, or the list is empty.
+///
+/// # Cancel safety
+/// Safe: a dropped future leaves the tasks as they are.
+pub async fn wait_any<R: FromResults>(
+    results: &[AsyncResult<R>],
+    limit: Duration,
+) -> Option<(usize, Result<R, ResultError>)> {
+    let deadline = Instant::now() + limit;
+    let wait = async |(at, result): (usize, &AsyncResult<R>)| {
+        let ended = result.wait_until(deadline, limit).await;
+        (at, ended.and_then(|record| result.returned(record)))
+    };
+    let mut waiting: FuturesUnordered<_> = results.iter().enumerate().map(wait).collect();
+    while let Some((at, answer)) = waiting.next().await {
+        if !matches!(answer, Err(ResultError::Timeout { .. })) {
+            return Some((at, answer));
+        }
+    }
+    None
 }
 
 impl<R> Clone for AsyncResult<R> {

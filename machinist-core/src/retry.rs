@@ -26,6 +26,17 @@ pub struct RetryPolicy {
     pub max_postponements: u32,
     /// How long to wait before the next run.
     pub backoff: Backoff,
+    /// Whether a run that was ended by a time limit counts as a failure that is tried again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retry_timeouts: bool,
+    /// No retry begins later than this after the task was due. Without it only the number of retries counts.
+    #[serde(
+        rename = "retry_for_ms",
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "optional_millis"
+    )]
+    pub retry_for: Option<Duration>,
 }
 
 /// The wait before the next run, as a function of the retries so far.
@@ -114,10 +125,42 @@ impl RetryPolicy {
         Self { backoff, ..self }
     }
 
+    /// Runs that are ended by a time limit are tried again, too.
+    #[must_use]
+    pub fn retry_timeouts(self) -> Self {
+        Self { retry_timeouts: true, ..self }
+    }
+
+    /// No retry begins later than `limit` after the task was due (its ETA, or when it was sent).
+    #[must_use]
+    pub fn retry_for(self, limit: Duration) -> Self {
+        Self { retry_for: Some(limit), ..self }
+    }
+
+    /// Without a number of retries only the time counts.
+    pub(crate) fn bound_by_time(&mut self, limit: Duration) {
+        self.retry_for = Some(limit);
+        if self.max_retries == 0 {
+            self.max_retries = u32::MAX;
+        }
+    }
+
+    /// The policy as it stands so long after the task was due.
+    #[must_use]
+    pub(crate) fn aged(self, age: Duration) -> Self {
+        Self { retry_for: self.retry_for.map(|limit| limit.saturating_sub(age)), ..self }
+    }
+
+    /// Whether another run may begin after `delay`, when `retries` retries are spent.
+    pub(crate) fn grants(&self, retries: u32, delay: Duration) -> bool {
+        retries < self.max_retries && self.retry_for.is_none_or(|left| !left.is_zero() && delay <= left)
+    }
+
     /// The wait before the next run of a task that failed and was tried again `retries` times; `None` when no
     /// retry is left. `chance` in 0 ≤ chance < 1.
     pub fn next_delay(&self, retries: u32, chance: f64) -> Option<Duration> {
-        (retries < self.max_retries).then(|| self.backoff.delay(retries, chance))
+        let delay = self.backoff.delay(retries, chance);
+        self.grants(retries, delay).then_some(delay)
     }
 }
 
@@ -125,7 +168,13 @@ impl RetryPolicy {
 /// Postponements are asked for by the handler itself and may be many.
 impl Default for RetryPolicy {
     fn default() -> Self {
-        Self { max_retries: 0, max_postponements: 1000, backoff: Backoff::default() }
+        Self {
+            max_retries: 0,
+            max_postponements: 1000,
+            backoff: Backoff::default(),
+            retry_timeouts: false,
+            retry_for: None,
+        }
     }
 }
 
@@ -163,6 +212,20 @@ mod millis {
     }
 }
 
+/// As [`millis`], for what may be absent.
+mod optional_millis {
+    use super::{Duration, whole_millis};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(while_: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+        while_.map(whole_millis).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<u64>::deserialize(from)?.map(Duration::from_millis))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,6 +252,23 @@ mod tests {
     #[test]
     fn the_default_spends_no_retry() {
         assert_eq!(RetryPolicy::default().next_delay(0, 0.5), None);
+    }
+
+    #[test]
+    fn time_bounds_retries() {
+        let policy = RetryPolicy::new(u32::MAX).backoff(Backoff::fixed(secs(10))).retry_for(secs(60));
+        assert_eq!(policy.clone().aged(secs(50)).next_delay(4, 0.0), Some(secs(10)));
+        assert_eq!(policy.clone().aged(secs(51)).next_delay(4, 0.0), None);
+        let at_once = policy.backoff(Backoff::fixed(secs(0)));
+        assert_eq!(at_once.aged(secs(60)).next_delay(4, 0.0), None, "not for ever at once");
+    }
+
+    #[test]
+    fn what_is_set_travels() {
+        let policy = RetryPolicy::new(3).retry_timeouts().retry_for(secs(2));
+        let text = serde_json::to_string(&policy).unwrap();
+        assert!(text.ends_with(r#""retry_timeouts":true,"retry_for_ms":2000}"#), "{text}");
+        assert_eq!(serde_json::from_str::<RetryPolicy>(&text).unwrap(), policy);
     }
 
     #[test]

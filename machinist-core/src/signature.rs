@@ -46,6 +46,7 @@ pub(crate) struct Parts {
     pub(crate) expires: Option<When>,
     pub(crate) retry: Option<RetryPolicy>,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) soft_timeout: Option<Duration>,
     pub(crate) priority: Option<u8>,
     pub(crate) headers: BTreeMap<String, String>,
     /// Why it cannot be sent: an argument that has no form on the wire.
@@ -86,6 +87,7 @@ impl<R> Signature<R> {
             expires: None,
             retry: None,
             timeout: None,
+            soft_timeout: None,
             priority: None,
             headers: BTreeMap::new(),
             unsendable: None,
@@ -176,9 +178,29 @@ impl<R> Signature<R> {
         self
     }
 
-    /// Ends a run that takes longer than this: FAILURE/timeout.
+    /// Tries it again when it fails, however often, but begins no retry later than `limit` after it was due (its
+    /// ETA, or when it was sent).
+    pub fn retry_for(mut self, limit: Duration) -> Self {
+        self.parts.retry.get_or_insert_default().bound_by_time(limit);
+        self
+    }
+
+    /// Tries it again, too, when a run was ended by a time limit.
+    pub fn retry_timeouts(mut self) -> Self {
+        self.parts.retry.get_or_insert_default().retry_timeouts = true;
+        self
+    }
+
+    /// Ends a run that takes longer than this: FAILURE/timeout, or another run where the retry policy
+    /// [says so](RetryPolicy::retry_timeouts).
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.parts.timeout = Some(limit);
+        self
+    }
+
+    /// Fires the cancellation token of a run that takes longer than this, so that its handler can end by itself.
+    pub fn soft_timeout(mut self, limit: Duration) -> Self {
+        self.parts.soft_timeout = Some(limit);
         self
     }
 

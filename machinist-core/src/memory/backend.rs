@@ -36,7 +36,12 @@ pub struct MemoryBackend {
 impl MemoryBackend {
     /// A backend that knows nothing.
     pub fn new() -> Self {
-        Self { state: Arc::default(), clock: Clock::starting_at(clock::wall()) }
+        Self::starting_at(clock::wall())
+    }
+
+    /// A backend that knows nothing, and for which it is now this instant, whatever the host's clock says.
+    pub fn starting_at(now: Timestamp) -> Self {
+        Self { state: Arc::default(), clock: Clock::starting_at(now) }
     }
 
     /// The state as it is now: what has expired is taken out before anybody can see it.

@@ -105,12 +105,20 @@ pub(crate) mod name {
     pub(crate) const SENT: &str = "sent";
     pub(crate) const ETA: &str = "eta";
     pub(crate) const EXPIRES: &str = "exp";
+    /// The message, so that it can be sent again: of delayed tasks by their sender, of failed ones by their worker.
+    pub(crate) const MESSAGE: &str = "msg";
+    /// Which failed task this one repeats.
+    pub(crate) const RETRY_OF: &str = "retry_of";
+    /// Which task repeats this failed one.
+    pub(crate) const RETRIED_AS: &str = "retried_as";
     /// What a sender writes: dropped again when its message was certainly not queued.
-    pub(crate) const OF_SENDER: [&str; 6] = [TASK, QUEUE, TRACE, SENT, ETA, EXPIRES];
+    pub(crate) const OF_SENDER: [&str; 8] = [TASK, QUEUE, TRACE, SENT, ETA, EXPIRES, MESSAGE, RETRY_OF];
 
     pub(crate) const END: &str = "end";
     pub(crate) const FOLLOWED: &str = "f";
     pub(crate) const REVOKED: &str = "rv";
+    /// The one fact that changes. Shown, never decided on.
+    pub(crate) const PROGRESS: &str = "pg";
 
     pub(crate) fn received(attempt: u32) -> FactName {
         format!("rc:{attempt}")
@@ -188,6 +196,29 @@ pub(crate) struct Origin {
     pub(crate) run: RunId,
     pub(crate) token: u64,
     pub(crate) worker: String,
+}
+
+/// `pg`: how far a run has come, as its handler says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Progress {
+    /// The attempt that says so.
+    pub attempt: u32,
+    /// How much is done.
+    pub done: u64,
+    /// Out of how much; 0 where the handler cannot know.
+    pub total: u64,
+    /// What it is doing, in its own words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
+    /// When it said so.
+    pub at: Timestamp,
+}
+
+/// `rv`: somebody asked for the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Revocation {
+    pub(crate) at: Timestamp,
 }
 
 /// The error of a run, as text: safe to store, safe to print.

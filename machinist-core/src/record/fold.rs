@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     FailureKind,
-    facts::{End, EndVerdict, ErrorText, Facts, Numbered, Retried, Start, name},
+    facts::{End, EndVerdict, ErrorText, Facts, Numbered, Progress, Retried, Start, name},
 };
 use crate::{args::Results, clock::Timestamp, id::TaskId};
 
@@ -93,6 +93,14 @@ pub struct Record {
     pub trace: Option<String>,
     /// What the last finished run left in its log.
     pub log: String,
+    /// How far its newest attempt has come, if its handler says so.
+    pub progress: Option<Progress>,
+    /// Somebody asked for its end, and a run has still to answer.
+    pub revoked: bool,
+    /// The failed task that this one repeats.
+    pub retry_of: Option<TaskId>,
+    /// The task that repeats this failed one.
+    pub retried_as: Option<TaskId>,
     /// Earlier attempts, from the oldest.
     pub history: Vec<Attempt>,
 }
@@ -152,11 +160,20 @@ pub fn fold(id: &TaskId, facts: &Facts) -> Option<Record> {
         trace: facts.text(name::TRACE),
         log: retried.map(|r| r.log).unwrap_or_default(),
         history,
+        progress: None,
+        revoked: end.is_none() && facts.has(name::REVOKED),
+        retry_of: task(facts, name::RETRY_OF),
+        retried_as: task(facts, name::RETRIED_AS),
     };
     if let Some(end) = end {
         apply_end(&mut record, end);
     }
+    record.progress = facts.read(name::PROGRESS).filter(|p: &Progress| p.attempt == record.attempt);
     Some(record)
+}
+
+fn task(facts: &Facts, name: &str) -> Option<TaskId> {
+    TaskId::parse(&facts.text(name)?).ok()
 }
 
 fn apply_end(record: &mut Record, end: End) {
@@ -196,7 +213,7 @@ pub(crate) fn state_of(facts: &Facts) -> State {
     state(facts, &Attempts::of(facts))
 }
 
-fn state(facts: &Facts, attempts: &Attempts) -> State {
+pub(super) fn state(facts: &Facts, attempts: &Attempts) -> State {
     // Only the two words matter here; an `end` that this version cannot read is still an end.
     if let Some(end) = facts.get(name::END) {
         let success = serde_json::from_slice::<End>(end)

@@ -10,17 +10,21 @@
 //! | `poison` | do processes die of it? | no, perhaps, yes |
 //! | `start` | what may a delivery do? | a commit, or what its refusal means |
 //! | `verdict` | what follows from an outcome? | a verdict, its commit, what it still demands |
+//! | `revoke` | what may those do who want it not to run? | a commit, or who is to be asked |
+//! | `progress` | how far has a run come? | a commit |
 
 mod facts;
 mod fold;
 mod kind;
 mod poison;
+mod progress;
+mod revoke;
 mod start;
 #[cfg(test)]
 mod tests;
 mod verdict;
 
-pub use facts::{ErrorText, FactName, Facts};
+pub use facts::{ErrorText, FactName, Facts, Progress};
 pub use fold::{Attempt, Record, State, fold};
 pub use kind::FailureKind;
 
@@ -29,7 +33,9 @@ pub(crate) use fold::newest_start;
 #[cfg(test)]
 pub(crate) use fold::state_of;
 pub(crate) use poison::{Suspicion, suspicion};
+pub(crate) use progress::{say, with as with_progress};
+pub(crate) use revoke::{Revocable, Unstarted, revocable, unstarted};
 pub(crate) use start::{Held, Meaning, Standing, Starting, UNENDED, judge};
 pub(crate) use verdict::{
-    FollowUp, Outcome, Verdict, decide, end_by_anybody, follows, is_mine, owed, record,
+    FollowUp, Outcome, SHORTEST, Verdict, decide, end_by_anybody, follows, is_mine, owed, record,
 };

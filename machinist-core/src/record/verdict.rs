@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// No record is forgotten sooner than this after its end: guards and duplicates may still arrive.
-const SHORTEST: Duration = Duration::from_secs(15 * 60);
+pub(crate) const SHORTEST: Duration = Duration::from_secs(15 * 60);
 
 /// How many attempts keep their contents in a record.
 const KEPT_ATTEMPTS: u32 = 20;
@@ -34,6 +34,8 @@ pub(crate) enum Outcome {
     Returned(Results),
     Failed(TaskError),
     TimedOut(Duration),
+    /// Told by its soft limit to end, it ended with an error.
+    GaveUp(Duration, TaskError),
     Panicked(String),
     Revoked,
 }
@@ -65,7 +67,16 @@ pub(crate) fn decide(
         }
         Outcome::TimedOut(limit) => {
             let error = ErrorText::from(&*format!("ran longer than its limit of {limit:?}"));
-            (FailureKind::Timeout, error, Disposition::Permanent)
+            (FailureKind::Timeout, error, out_of_time(policy))
+        }
+        Outcome::GaveUp(limit, error) => {
+            let disposition = match error.disposition {
+                Disposition::Failed => out_of_time(policy),
+                said => said,
+            };
+            let told = format!("told to end after its soft limit of {limit:?}");
+            let error = ErrorText::new([told].into_iter().chain(error.chain()));
+            (FailureKind::Timeout, error, disposition)
         }
         Outcome::Panicked(message) => (
             FailureKind::Panic,
@@ -79,6 +90,9 @@ pub(crate) fn decide(
         Disposition::Failed => policy
             .next_delay(spent.retries, chance)
             .map(|delay| (delay, Counters { retries: spent.retries + 1, ..spent })),
+        Disposition::RetryAfter(delay) => policy
+            .grants(spent.retries, delay)
+            .then(|| (delay, Counters { retries: spent.retries + 1, ..spent })),
         Disposition::RetryIn(delay) => (spent.postponements < policy.max_postponements)
             .then(|| (delay, Counters { postponements: spent.postponements + 1, ..spent })),
     };
@@ -86,6 +100,12 @@ pub(crate) fn decide(
         Some((delay, counters)) => Verdict::Retry { due: now.plus(delay), counters, kind, error },
         None => Verdict::Failure { kind, error },
     }
+}
+
+/// Whether a run that took too long is tried again: only where the policy says so, because it is likely to take too
+/// long again.
+const fn out_of_time(policy: &RetryPolicy) -> Disposition {
+    if policy.retry_timeouts { Disposition::Failed } else { Disposition::Permanent }
 }
 
 /// The commit that makes a verdict true: the point of no return of a run.
@@ -107,6 +127,10 @@ pub(crate) fn record(held: &Held, verdict: &Verdict, log: String, now: Timestamp
         commit.unless.push(name::retried(held.attempt));
         commit.unless.push(name::start(held.attempt, held.start + 1));
         commit.equal_or_absent.clone_from(&held.starts);
+    }
+    if matches!(verdict, Verdict::Retry { .. }) {
+        // Whoever asked for the end wants no further run: this one is then told to end as revoked.
+        commit.unless.push(name::REVOKED.to_owned());
     }
     let (fact, value) = match verdict {
         Verdict::Retry { due, counters, kind, error } => {

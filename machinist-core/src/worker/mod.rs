@@ -5,7 +5,8 @@
 //! | `builder` | what a worker is made of, checked before it starts |
 //! | `open` | what a delivery claims, and what of that is believed |
 //! | `processor` | one delivery from its arrival to its settlement |
-//! | `run` | one call of a handler: time limit, panic, cancellation |
+//! | `run` | one call of a handler: time limits, panic, cancellation |
+//! | `progress` | what a handler says of its progress |
 //! | `session` | this process's lease on what it runs, and what it knows about other leases |
 //! | `alone` | the place where suspects run |
 //! | `guard` | copies that come back later: guards, postponements, messages that came too early |
@@ -18,6 +19,7 @@ mod drain;
 mod guard;
 mod open;
 mod processor;
+mod progress;
 mod run;
 mod session;
 mod steady;
@@ -26,8 +28,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use builder::{BuildError, TaskOptions, WorkerBuilder};
+pub use builder::{BuildError, Class, Classify, TaskOptions, WorkerBuilder};
 pub use drain::{Drained, Stages};
+pub(crate) use session::ring;
 
 use crate::{
     app::App,

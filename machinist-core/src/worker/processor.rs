@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 
@@ -20,7 +21,7 @@ use super::{
     alone::{self, Alone},
     guard::absence,
     open::{Opened, Refusals, open},
-    run::{self, Ended},
+    run::{Call, Ended, Limits},
     session::{Cancelled, Registered, Sessions},
     steady::{Leaving, Steady, Unpublished},
 };
@@ -33,15 +34,16 @@ use crate::{
     envelope::{Body, DeadReason, Envelope, dead_letter},
     error::TaskError,
     handler::DynHandler,
-    id::{QueueName, TaskName},
+    id::{QueueName, TaskId, TaskName},
     limits::json_size,
     middleware::{Middleware, Next},
     record::{
-        Counters, ErrorText, Facts, FailureKind, FollowUp, Held, Meaning, Outcome, Starting, Suspicion,
-        UNENDED, Verdict, decide, end_by_anybody, follows, is_mine, judge, name, newest_start, owed, record,
-        suspicion,
+        Counters, ErrorText, FactName, Facts, FailureKind, FollowUp, Held, Meaning, Outcome, SHORTEST,
+        Starting, Suspicion, UNENDED, Verdict, decide, end_by_anybody, follows, is_mine, judge, name,
+        newest_start, owed, record, suspicion, with_progress,
     },
     retry::RetryPolicy,
+    stored::stored,
     trace::TraceContext,
 };
 
@@ -51,8 +53,6 @@ const NEARLY_DUE: Duration = Duration::from_millis(20);
 const SLOT_PATIENCE: Duration = Duration::from_millis(100);
 /// After these waits a delivery of a busy task becomes a guard.
 const BUSY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
-/// A delivery is not held longer than this: half of RabbitMQ's default `consumer_timeout`.
-const LONGEST_HOLD: Duration = Duration::from_secs(15 * 60);
 /// How long workers may not know a task: a rolling deploy must lose nothing.
 const UNKNOWN_PATIENCE: Duration = Duration::from_secs(3600);
 /// How long a message that cannot be copied is held before it is given back.
@@ -73,6 +73,8 @@ pub(super) struct TaskProcessor {
     pub(super) tasks: HashMap<TaskName, Registration>,
     pub(super) middleware: Arc<[Arc<dyn Middleware>]>,
     pub(super) state: Arc<StateMap>,
+    /// A delivery is not held longer than this: half of the broker's `consumer_timeout`.
+    pub(super) longest_hold: Duration,
     pub(super) slots: Arc<Semaphore>,
     pub(super) alone: Alone,
     pub(super) sessions: Arc<Sessions>,
@@ -195,7 +197,7 @@ impl TaskProcessor {
         let Some(task) = self.tasks.get(&holding.envelope.name) else {
             return self.unknown_task(&holding.envelope).await;
         };
-        let mut busy_waits = BUSY_WAITS.iter();
+        let mut busy_waits = BUSY_WAITS.iter().filter(|wait| **wait < self.longest_hold);
         let mut alone = false;
         loop {
             let slot = if alone {
@@ -269,7 +271,7 @@ impl TaskProcessor {
                 tokio::select! {
                     taken = &mut waiting => taken,
                     () = self.stages.reached_drain() => return Err(Ending::HandBack),
-                    () = tokio::time::sleep(LONGEST_HOLD) => return Err(self.become_guard(envelope).await),
+                    () = tokio::time::sleep(self.longest_hold) => return Err(self.become_guard(envelope).await),
                 }
             }
         };
@@ -376,17 +378,18 @@ impl TaskProcessor {
         let started = tokio::time::Instant::now();
         let span = self.span(&holding.envelope, &held);
         let body = holding.envelope.decode(self.app.0.limits.args);
-        let (policy, decoded) = match body {
+        let (policy, due, decoded) = match body {
             Ok(body) => {
                 let policy = body.retry.clone().or_else(|| task.options.retry.clone()).unwrap_or_default();
-                (policy, Ok(body))
+                (policy, body.eta, Ok(body))
             }
-            Err(error) => (RetryPolicy::default(), Err(error)),
+            Err(error) => (RetryPolicy::default(), None, Err(error)),
         };
         let cx = self.context(&holding.envelope, &held, registered, decoded.as_ref().ok());
         let outcome = match decoded {
             Ok(body) => {
-                let ended = self.call(holding, task, body, cx.clone()).instrument(span.clone()).await;
+                let ended =
+                    self.call(holding, task, body, cx.clone(), registered).instrument(span.clone()).await;
                 // Slots bound what handlers do at once; recording their outcomes needs none.
                 drop(slot);
                 match self.outcome(ended, registered) {
@@ -400,26 +403,51 @@ impl TaskProcessor {
             }
             Err(error) => Outcome::Failed(TaskError::malformed(error)),
         };
+        let outcome = match outcome {
+            Outcome::Failed(error) => Outcome::Failed(task.options.classified(error)),
+            outcome => outcome,
+        };
         let now = self.now();
+        let policy =
+            policy.aged(now.since(due.unwrap_or(holding.envelope.issued).max(holding.envelope.issued)));
         let verdict = decide(outcome, &policy, holding.envelope.counters, now, rand::random());
         log(&span, &verdict, started.elapsed());
-        self.record(holding, registered, &verdict, cx.take_log(), now).await
+        self.record(holding, registered, verdict, &cx, due, now).await
     }
 
     /// Calls the handler. If that takes long, a guard takes over from the delivery meanwhile.
-    async fn call(&self, holding: &mut Holding, task: &Registration, body: Body, cx: TaskContext) -> Ended {
-        let limit = body.timeout().or(task.options.timeout);
-        let next = Next::outermost(Arc::clone(&self.middleware), Arc::clone(&task.handler));
-        let trace = TraceContext {
-            parent: holding.envelope.traceparent.clone().unwrap_or_default(),
-            state: holding.envelope.tracestate.clone(),
+    async fn call(
+        &self,
+        holding: &mut Holding,
+        task: &Registration,
+        body: Body,
+        cx: TaskContext,
+        registered: &Registered,
+    ) -> Ended {
+        let delayed = holding.envelope.attempt == 1 && body.eta.is_some();
+        let id = holding.envelope.id.clone();
+        let call = Call {
+            limits: Limits {
+                soft: body.soft_timeout().or(task.options.soft_timeout),
+                hard: body.timeout().or(task.options.timeout),
+            },
+            next: Next::outermost(Arc::clone(&self.middleware), Arc::clone(&task.handler)),
+            cx: cx.clone(),
+            args: body.args,
+            stoppable: task.handler.stops_when_dropped(),
+            trace: TraceContext {
+                parent: holding.envelope.traceparent.clone().unwrap_or_default(),
+                state: holding.envelope.tracestate.clone(),
+            },
+            registered,
+            stages: &self.stages,
         };
-        let stoppable = task.handler.stops_when_dropped();
-        let running = run::call(next, cx.clone(), body.args, limit, stoppable, &self.stages);
-        let running = trace.scope(running);
+        let running = async {
+            if delayed { tokio::join!(call.run(), self.off_the_schedule(id)).0 } else { call.run().await }
+        };
         let fire_when_cancelled = async {
             self.stages.reached_cancel().await;
-            cx.cancellation().cancel();
+            registered.cancel.cancel();
             std::future::pending().await
         };
         let guard = async {
@@ -430,12 +458,22 @@ impl TaskProcessor {
             ended = running => ended,
             ended = fire_when_cancelled => ended,
             ended = guard => ended,
+            never = self.tell_progress(&cx, registered) => match never {},
+        }
+    }
+
+    /// Takes a delayed task that was started, or will not be, off the list of those that wait. Whoever reads the
+    /// list does the same for what was missed.
+    async fn off_the_schedule(&self, id: TaskId) {
+        let note = Note::Remove { index: Index::Scheduled, member: id.to_string() };
+        if let Err(error) = self.app.backend().note(vec![note]).await {
+            tracing::debug!(%error, "a task that was started is still listed as scheduled");
         }
     }
 
     /// After half the time for which a broker lets a delivery be held, publishes a guard and settles it.
     async fn guard_when_long(&self, holding: &mut Holding) {
-        tokio::time::sleep(LONGEST_HOLD).await;
+        tokio::time::sleep(self.longest_hold).await;
         match self.publish_guard(&holding.envelope, absence(holding.envelope.generation)).await {
             Ok(guard) => {
                 holding.envelope = guard;
@@ -470,21 +508,28 @@ impl TaskProcessor {
         &self,
         holding: &mut Holding,
         registered: &Registered,
-        verdict: &Verdict,
-        log: String,
+        mut verdict: Verdict,
+        cx: &TaskContext,
+        due: Option<Timestamp>,
         now: Timestamp,
     ) -> Option<Ending> {
         let mut held = registered.held()?;
+        let log = cx.take_log();
         loop {
-            let commit = record(&held, verdict, log.clone(), now, self.app.0.results_ttl);
+            let mut commit = record(&held, &verdict, log.clone(), now, self.kept(due, now));
+            self.beside_the_verdict(&mut commit, &verdict, &holding.envelope, cx, due);
             let commit = self.app.0.trust.attest(commit);
             let facts = match self.steady.commit(&commit).await {
                 Ok(Committed::Done) => break,
                 Ok(Committed::Refused(facts)) => facts,
                 Err(Leaving) => return Some(Ending::Leave),
             };
-            if is_mine(&facts, &held, verdict) {
+            if is_mine(&facts, &held, &verdict) {
                 break;
+            }
+            if matches!(verdict, Verdict::Retry { .. }) && facts.has(name::REVOKED) {
+                verdict = Verdict::Failure { kind: FailureKind::Revoked, error: ErrorText::from("revoked") };
+                continue;
             }
             if let Some(follow_up) = owed(&facts, held.attempt) {
                 return Some(self.follow(&holding.envelope, &follow_up).await);
@@ -494,7 +539,39 @@ impl TaskProcessor {
                 None => return self.superseded(holding),
             }
         }
-        Some(self.follow(&holding.envelope, &follows(verdict, &held)).await)
+        Some(self.follow(&holding.envelope, &follows(&verdict, &held)).await)
+    }
+
+    /// What is written with a verdict: the last word of progress, and the message of a failed task, so that it can
+    /// be sent again.
+    fn beside_the_verdict(
+        &self,
+        commit: &mut Commit,
+        verdict: &Verdict,
+        envelope: &Envelope,
+        cx: &TaskContext,
+        due: Option<Timestamp>,
+    ) {
+        if let Some(progress) = &*cx.watch_progress().borrow() {
+            with_progress(commit, progress);
+        }
+        match verdict {
+            Verdict::Failure { .. } => commit.facts.extend(self.keep_message(envelope)),
+            Verdict::Success(_) if due.is_some() => commit.drop.push(name::MESSAGE.to_owned()),
+            Verdict::Success(_) | Verdict::Retry { .. } => {}
+        }
+    }
+
+    /// The message of a task that ends without having succeeded.
+    fn keep_message(&self, envelope: &Envelope) -> Option<(FactName, Bytes)> {
+        Some((name::MESSAGE.to_owned(), stored(&self.app.seal(envelope))?))
+    }
+
+    /// How long the record of a task is kept after its end. One that ended before its time, because somebody sent it
+    /// at once, is known until its delayed message has come.
+    fn kept(&self, due: Option<Timestamp>, now: Timestamp) -> Duration {
+        let early = due.map_or(Duration::ZERO, |due| due.since(now));
+        self.app.0.results_ttl.max(SHORTEST) + early
     }
 
     /// What this run says does not count. Whoever holds the delivery asks anew; who does not is done.
@@ -686,9 +763,15 @@ impl TaskProcessor {
         kind: FailureKind,
         error: impl Into<ErrorText>,
     ) -> Option<Ending> {
-        let (now, ttl) = (self.now(), self.app.0.results_ttl);
-        let commit = end_by_anybody(&envelope.id, &facts, envelope.attempt, kind, error.into(), now, ttl);
+        let due = envelope.decode(self.app.0.limits.args).ok().and_then(|body| body.eta);
+        let now = self.now();
+        let ttl = self.kept(due, now);
+        let mut commit = end_by_anybody(&envelope.id, &facts, envelope.attempt, kind, error.into(), now, ttl);
+        commit.facts.extend(self.keep_message(envelope));
         let commit = self.app.0.trust.attest(commit);
+        if due.is_some() {
+            self.off_the_schedule(envelope.id.clone()).await;
+        }
         let facts = match self.steady.commit(&commit).await {
             Ok(Committed::Done) => commit.facts.into_iter().collect(),
             Ok(Committed::Refused(facts)) => facts,
@@ -758,9 +841,12 @@ impl TaskProcessor {
             attempt: held.attempt,
             token: held.token,
             headers: body.map(|body| body.headers.clone()).unwrap_or_default(),
-            cancel: registered.cancel.clone(),
+            // A child: a soft limit tells the handler alone.
+            cancel: registered.cancel.child_token(),
             state: Arc::clone(&self.state),
             log: Mutex::default(),
+            clock: self.app.clock().clone(),
+            progress: tokio::sync::watch::Sender::new(None),
         })
     }
 

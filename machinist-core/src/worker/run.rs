@@ -1,22 +1,47 @@
-//! One call of a handler: middleware, time limit, panic, cancellation.
+//! One call of a handler: middleware, time limits, panic, cancellation.
 //!
 //! Whatever a handler does becomes an outcome; nothing it does is an error of the worker.
 
-use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
+use std::{
+    any::Any,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
-use super::Stages;
-use crate::{args::Arg, context::TaskContext, middleware::Next, record::Outcome};
+use super::{
+    Stages,
+    session::{Registered, Stuck},
+};
+use crate::{
+    args::{Arg, Results},
+    context::TaskContext,
+    error::TaskError,
+    middleware::Next,
+    record::Outcome,
+    trace::TraceContext,
+};
 
-/// How long a handler that was told to end may take, before it is cut off.
+/// How long a handler that was told to end may take, before it is cut off, or listed as stuck.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How long a run may take.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Limits {
+    /// Then it is told to end.
+    pub(super) soft: Option<Duration>,
+    /// Then it is ended.
+    pub(super) hard: Option<Duration>,
+}
 
 /// How a call ended.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// The handler has ended.
+    /// The handler has ended, or its time is over.
     Itself(Outcome),
     /// It was cut off and does not run any more.
     CutOff,
@@ -24,44 +49,126 @@ pub(super) enum Ended {
     Unstoppable,
 }
 
-/// Calls a handler and waits for its end, however it ends.
-pub(super) async fn call(
-    next: Next,
-    cx: TaskContext,
-    args: Vec<Arg>,
-    limit: Option<Duration>,
-    stoppable: bool,
-    stages: &Stages,
-) -> Ended {
-    let cancel = cx.cancellation().clone();
-    // The call itself is inside: a handler may panic before it returns its future.
-    let running = AssertUnwindSafe(async move { next.run(cx, args).await }).catch_unwind();
-    let limited = async {
-        match limit {
-            Some(limit) => tokio::time::timeout(limit, running).await.map_err(|_| limit),
-            None => Ok(running.await),
+/// A call that is to be made.
+pub(super) struct Call<'a> {
+    pub(super) next: Next,
+    pub(super) cx: TaskContext,
+    pub(super) args: Vec<Arg>,
+    pub(super) limits: Limits,
+    /// Whether dropping the future ends the run.
+    pub(super) stoppable: bool,
+    pub(super) trace: TraceContext,
+    pub(super) registered: &'a Registered,
+    pub(super) stages: &'a Stages,
+}
+
+type Running = Pin<Box<dyn Future<Output = Result<Result<Results, TaskError>, Box<dyn Any + Send>>> + Send>>;
+
+impl Call<'_> {
+    /// Calls the handler and waits for its end, however it ends.
+    pub(super) async fn run(self) -> Ended {
+        let Self { next, cx, args, limits, stoppable, trace, registered, stages } = self;
+        let (told, token) = (registered.cancel.clone(), cx.cancellation().clone());
+        // The call itself is inside: a handler may panic before it returns its future.
+        let running = AssertUnwindSafe(async move { next.run(cx, args).await }).catch_unwind();
+        let mut running: Running = Box::pin(trace.scope(running));
+        let noticed = AtomicBool::new(false);
+        let over = tokio::select! {
+            biased;
+            ended = &mut running => return Ended::Itself(outcome(ended, noticed.load(Ordering::Relaxed), limits)),
+            () = told_at_soft_limit(limits.soft, &token, &noticed) => return Ended::CutOff,
+            () = list_if_stuck(&token, registered) => return Ended::CutOff,
+            () = limit(limits.hard) => true,
+            () = must_end(&told, stages) => false,
+        };
+        if stoppable {
+            return if over { Ended::Itself(timed_out(limits)) } else { Ended::CutOff };
         }
-    };
-    tokio::select! {
-        ended = limited => Ended::Itself(match ended {
-            Ok(Ok(Ok(results))) => Outcome::Returned(results),
-            Ok(Ok(Err(error))) => Outcome::Failed(error),
-            Ok(Err(panic)) => Outcome::Panicked(panic_text(panic.as_ref())),
-            Err(limit) => Outcome::TimedOut(limit),
-        }),
-        () = must_end(&cancel, stages) => if stoppable { Ended::CutOff } else { Ended::Unstoppable },
+        if over {
+            // What cannot be stopped may still listen. An error now says only that it did.
+            token.cancel();
+            match last_words(&mut running, stages).await {
+                Some(Ok(Ok(results))) => return Ended::Itself(Outcome::Returned(results)),
+                Some(_) => return Ended::Itself(timed_out(limits)),
+                None => {}
+            }
+        }
+        run_on(running, registered.stuck());
+        if over && !told.is_cancelled() { Ended::Itself(timed_out(limits)) } else { Ended::Unstoppable }
     }
 }
 
+/// Lists a run that cannot be stopped until it has ended by itself. Nobody waits for it: that is what it means.
+fn run_on(running: Running, stuck: Stuck) {
+    tokio::spawn(async move {
+        drop(running.await);
+        drop(stuck);
+    });
+}
+
+/// What a handler that has ended came to.
+fn outcome(
+    ended: Result<Result<Results, TaskError>, Box<dyn Any + Send>>,
+    noticed: bool,
+    limits: Limits,
+) -> Outcome {
+    match (ended, limits.soft) {
+        (Ok(Ok(results)), _) => Outcome::Returned(results),
+        (Ok(Err(error)), Some(soft)) if noticed => Outcome::GaveUp(soft, error),
+        (Ok(Err(error)), _) => Outcome::Failed(error),
+        (Err(panic), _) => Outcome::Panicked(panic_text(panic.as_ref())),
+    }
+}
+
+fn timed_out(limits: Limits) -> Outcome {
+    Outcome::TimedOut(limits.hard.unwrap_or_default())
+}
+
+async fn limit(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Fires the token when the soft limit is reached. Never completes.
+async fn told_at_soft_limit(soft: Option<Duration>, token: &CancellationToken, noticed: &AtomicBool) {
+    limit(soft).await;
+    if !token.is_cancelled() {
+        noticed.store(true, Ordering::Relaxed);
+        token.cancel();
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Lists a run that goes on after it was told to end, for as long as it does. Never completes.
+async fn list_if_stuck(token: &CancellationToken, registered: &Registered) {
+    token.cancelled().await;
+    tokio::time::sleep(LAST_WORDS).await;
+    let _listed = registered.stuck();
+    std::future::pending::<()>().await;
+}
+
 /// Completes when a handler has had its time to end: some seconds after it was told to, or when all leave.
-async fn must_end(cancel: &CancellationToken, stages: &Stages) {
+async fn must_end(told: &CancellationToken, stages: &Stages) {
     let told = async {
-        cancel.cancelled().await;
+        told.cancelled().await;
         tokio::time::sleep(LAST_WORDS).await;
     };
     tokio::select! {
         () = told => {}
         () = stages.reached_leave() => {}
+    }
+}
+
+async fn last_words(
+    running: &mut Running,
+    stages: &Stages,
+) -> Option<Result<Result<Results, TaskError>, Box<dyn Any + Send>>> {
+    tokio::select! {
+        ended = running => Some(ended),
+        () = tokio::time::sleep(LAST_WORDS) => None,
+        () = stages.reached_leave() => None,
     }
 }
 

@@ -18,10 +18,13 @@ use tokio_util::sync::CancellationToken;
 use super::processor::TaskProcessor;
 use crate::{
     app::App,
-    backend::{BackendError, Committed},
+    backend::{BackendError, Commit, Committed, Watch},
     id::{RunId, SessionId, TaskId},
     record::{Facts, Held, Standing, name},
 };
+
+/// How long a worker that was rung for waits before it looks.
+const ECHO: Duration = Duration::from_millis(50);
 
 /// The leases of a worker, as shares of one duration.
 #[derive(Debug, Clone, Copy)]
@@ -94,6 +97,8 @@ struct Known {
     valid_until: Instant,
     runs: HashMap<RunId, Run>,
     looks: HashMap<SessionId, Look>,
+    /// Runs that were told to end and did not.
+    stuck: HashMap<RunId, TaskId>,
 }
 
 /// The session of a worker.
@@ -105,6 +110,14 @@ pub(super) struct Sessions {
     about: serde_json::Map<String, serde_json::Value>,
     known: Mutex<Known>,
     alive: tokio::sync::Notify,
+}
+
+/// A run that was told to end and did not; dropped when it has ended at last.
+#[derive(Debug)]
+pub(super) struct Stuck {
+    sessions: Arc<Sessions>,
+    run: RunId,
+    since: Instant,
 }
 
 /// A run that is under way; dropped, it is forgotten.
@@ -126,6 +139,7 @@ impl Sessions {
             valid_until: Instant::now(),
             runs: HashMap::new(),
             looks: HashMap::new(),
+            stuck: HashMap::new(),
         };
         Arc::new(Self { app, lease, about, known: Mutex::new(known), alive: tokio::sync::Notify::new() })
     }
@@ -215,6 +229,10 @@ impl Sessions {
             .take(1000)
             .collect();
         about.insert("running".to_owned(), running.into());
+        let stuck: Vec<_> = self.known().stuck.values().map(TaskId::to_string).take(1000).collect();
+        if !stuck.is_empty() {
+            about.insert("stuck".to_owned(), stuck.into());
+        }
         crate::record::json(&about)
     }
 
@@ -342,9 +360,27 @@ impl Registered {
         self.sessions.known().runs.get(&self.run)?.held.clone()
     }
 
+    /// Lists it among the runs that do not end when they are told to, until what is returned is dropped.
+    pub(super) fn stuck(&self) -> Stuck {
+        let mut known = self.sessions.known();
+        if let Some(id) = known.runs.get(&self.run).map(|run| run.id.clone()) {
+            tracing::warn!(%id, "a handler was told to end and goes on; it should look at its cancellation token");
+            known.stuck.insert(self.run.clone(), id);
+        }
+        Stuck { sessions: Arc::clone(&self.sessions), run: self.run.clone(), since: Instant::now() }
+    }
+
     /// Why it was told to end, if it was.
     pub(super) fn why(&self) -> Option<Cancelled> {
         self.sessions.known().runs.get(&self.run)?.why
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        if let Some(id) = self.sessions.known().stuck.remove(&self.run) {
+            tracing::info!(%id, late = ?self.since.elapsed(), "a handler that did not end when it was told to has ended");
+        }
     }
 }
 
@@ -354,13 +390,61 @@ impl Drop for Registered {
     }
 }
 
+/// Whoever wants the worker of a session to look at what it runs rings here: nothing is stored under this id, it is
+/// only watched. One watch for each worker, not one for each running task.
+pub(crate) fn bell(session: &SessionId) -> TaskId {
+    // INVARIANT: a session's name is a short text.
+    TaskId::parse(&format!("session.{}", session.as_str())).expect("a short text")
+}
+
+/// The commit that rings.
+pub(crate) fn ring(session: &SessionId) -> Commit {
+    Commit { wake: true, ..Commit::new(bell(session)) }
+}
+
+/// Listens for those who want this worker to look. Without an ear it looks at its next renewal.
+#[derive(Default)]
+struct Ear {
+    heard: Option<(SessionId, Watch)>,
+}
+
+impl Ear {
+    /// Listens for the session that the worker has now.
+    async fn follow(&mut self, sessions: &Sessions) {
+        let session = sessions.known().session.clone();
+        if self.heard.as_ref().is_some_and(|(heard, _)| *heard == session) {
+            return;
+        }
+        self.heard = match sessions.app.backend().watch(&bell(&session)).await {
+            Ok(watch) => Some((session, watch)),
+            Err(error) => {
+                tracing::debug!(%error, "a revoked task will be noticed at a renewal only");
+                None
+            }
+        };
+    }
+
+    async fn rung(&mut self) {
+        match &mut self.heard {
+            Some((_, watch)) => watch.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 /// Keeps the session alive and looks at others, for as long as the worker runs.
 pub(super) async fn keep(processor: Arc<TaskProcessor>) {
     let sessions = &processor.sessions;
     tokio::join!(
         async {
+            let mut ear = Ear::default();
             loop {
-                tokio::time::sleep(sessions.lease.renewal()).await;
+                ear.follow(sessions).await;
+                tokio::select! {
+                    () = tokio::time::sleep(sessions.lease.renewal()) => {}
+                    // Many who ring at once are answered together.
+                    () = ear.rung() => tokio::time::sleep(ECHO).await,
+                }
                 while let Err(error) = sessions.renew().await {
                     processor.steady.answered(false);
                     tracing::warn!(

@@ -1,0 +1,319 @@
+//! What can be done about tasks that were sent: revoke them, list those that wait for their time, run one of these at
+//! once, send a failed one again.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::{
+    args::Results,
+    backend::{BackendError, Commit, Committed, Index, Note},
+    broker::{Publish, Target},
+    client::{Client, sender_facts},
+    clock::Timestamp,
+    envelope::Envelope,
+    error::SendError,
+    id::{SessionId, TaskId},
+    record::{Facts, FailureKind, Record, Revocable, State, Unstarted, fold, name, revocable, unstarted},
+    result::AsyncResult,
+    stored::{LARGEST, restored},
+    trace::TraceContext,
+    trust::Doubt,
+    worker::ring,
+};
+
+/// How many entries of a list are read at once.
+const PAGE: usize = 500;
+
+/// What came of asking that a task should not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Revoked {
+    /// It has ended in FAILURE/revoked, and will not be started.
+    Ended,
+    /// It runs. Its handler's cancellation token fires within a second, and some seconds later it is cut off; what
+    /// it returns until then counts.
+    Asked,
+    /// It had ended before, in this state.
+    Already(State),
+}
+
+/// A task that waits for its time.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Scheduled {
+    /// When it is due.
+    pub due: Timestamp,
+    /// What is known about it.
+    pub record: Record,
+}
+
+/// Why something could not be done about a task.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// The backend knows no task of this id: it was never sent, or its record was forgotten.
+    #[error("task {id} is unknown: it was never sent, or its record has expired")]
+    Unknown {
+        /// The task.
+        id: TaskId,
+    },
+    /// The task is not in a state in which this can be done.
+    #[error("task {id} is {state}: {why}")]
+    State {
+        /// The task.
+        id: TaskId,
+        /// Where it is in its life.
+        state: State,
+        /// What can be done in which state.
+        why: &'static str,
+    },
+    /// The record does not hold the message, which would have to be sent again.
+    #[error("the record of task {id} does not hold its message: {why}")]
+    NoMessage {
+        /// The task.
+        id: TaskId,
+        /// Why not.
+        why: String,
+    },
+    /// The message could not be sent.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// The backend could not be asked.
+    #[error("the backend could not be asked")]
+    Backend(#[from] BackendError),
+}
+
+impl Client {
+    /// Asks that a task should not run, or not go on.
+    ///
+    /// One that nobody runs ends at once, delayed ones and those that wait for a retry too; the message that is on its
+    /// way finds it ended. One that runs gets its cancellation token fired. Revoking twice is fine.
+    ///
+    /// # Errors
+    /// [`ControlError::Unknown`], [`ControlError::Backend`]; after the latter it may be revoked or not.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the task revoked or not.
+    pub async fn revoke(&self, id: &TaskId) -> Result<Revoked, ControlError> {
+        let app = &self.app.0;
+        let mut facts = self.facts(id).await?;
+        loop {
+            let (commit, running) = match revocable(id, &facts, app.clock.now(), app.results_ttl) {
+                Revocable::Ended(_) if ended_as_revoked(id, &facts) => return Ok(Revoked::Ended),
+                Revocable::Ended(state) => return Ok(Revoked::Already(state)),
+                Revocable::Now(commit) => (commit, None),
+                Revocable::Ask(commit, session) => (commit, Some(session)),
+            };
+            match self.commit(self.attested(commit)?).await? {
+                Committed::Refused(newer) => facts = newer,
+                Committed::Done => {
+                    self.after_revoking(id, running.as_ref()).await;
+                    return Ok(if running.is_some() { Revoked::Asked } else { Revoked::Ended });
+                }
+            }
+        }
+    }
+
+    /// What makes it quick and keeps lists short; nothing is wrong without it.
+    async fn after_revoking(&self, id: &TaskId, running: Option<&SessionId>) {
+        let done = match running {
+            Some(session) => self.commit(ring(session)).await.map(drop),
+            None => self.unlist(id).await,
+        };
+        if let Err(error) = done {
+            tracing::debug!(%error, "a revocation takes its time");
+        }
+    }
+
+    /// The tasks that wait for their time, from the earliest due, at most `limit`. Those that were started or have
+    /// ended are left out, and taken off the list.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn scheduled(&self, limit: usize) -> Result<Vec<Scheduled>, BackendError> {
+        let backend = &self.app.0.backend;
+        let (mut waiting, mut over, mut after) = (Vec::new(), Vec::new(), None);
+        while waiting.len() < limit {
+            let page = backend.list(Index::Scheduled, after, PAGE).await?;
+            let known = page.iter().filter_map(|(at, member)| Some((*at, TaskId::parse(member).ok()?)));
+            let (dues, ids): (Vec<_>, Vec<_>) = known.unzip();
+            for ((due, id), facts) in dues.into_iter().zip(&ids).zip(backend.read(&ids).await?) {
+                match fold(id, &facts) {
+                    Some(record) if waits(&facts) => waiting.push(Scheduled { due, record }),
+                    _ => over.push(Note::Remove { index: Index::Scheduled, member: id.to_string() }),
+                }
+            }
+            if page.len() < PAGE {
+                break;
+            }
+            after = page.into_iter().last();
+        }
+        waiting.truncate(limit);
+        if !over.is_empty() {
+            backend.note(over).await?;
+        }
+        Ok(waiting)
+    }
+
+    /// Runs a task that waits for its time as soon as a worker is free.
+    ///
+    /// The message is sent once more, without its delay. The delayed one stays in the broker, and finds the task
+    /// started or ended.
+    ///
+    /// # Errors
+    /// [`ControlError`]: only a delayed task that was not started can be sent at once, and only while its record
+    /// holds its message (256 KiB at most).
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the task sent or not; asking again is fine.
+    pub async fn run_now(&self, id: &TaskId) -> Result<(), ControlError> {
+        let facts = self.facts(id).await?;
+        if !waits(&facts) {
+            let why = "only a delayed task that was not started yet can be run at once";
+            return Err(self.wrong_state(id, &facts, why));
+        }
+        let envelope = self.kept_envelope(id, &facts)?.at_once();
+        let target = Target::Queue(envelope.queue.clone());
+        let publish = Publish { target, message: self.app.seal(&envelope), delay: std::time::Duration::ZERO };
+        // INVARIANT: one answer for one message.
+        let answer = self.app.0.broker.publish(vec![publish]).await.pop().expect("one answer");
+        answer.map_err(|source| SendError::Publish { id: id.clone(), source })?;
+        if let Err(error) = self.unlist(id).await {
+            tracing::debug!(%error, "a task that was sent at once is still listed as scheduled");
+        }
+        Ok(())
+    }
+
+    /// Sends a task that ended in FAILURE again: the same call, as a task of its own. Each record names the other.
+    ///
+    /// A failed task is sent again once: asked a second time, this returns the task of the first time.
+    ///
+    /// # Errors
+    /// [`ControlError`]: only a task in FAILURE can be sent again, and only while its record holds its message
+    /// (256 KiB at most; a larger one is among the dead letters of its queue).
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the task sent or not; asking again is fine.
+    pub async fn retry(&self, id: &TaskId) -> Result<AsyncResult<Results>, ControlError> {
+        let facts = self.facts(id).await?;
+        if fold(id, &facts).is_none_or(|record| record.state != State::Failure) {
+            return Err(self.wrong_state(id, &facts, "only a task in FAILURE can be sent again"));
+        }
+        let envelope = self.kept_envelope(id, &facts)?;
+        let again = self.name_successor(id, &facts).await?;
+        if !self.read(&again).await?.is_empty() {
+            return Ok(AsyncResult::sent(self.app.clone(), again));
+        }
+        let now = self.app.clock().now();
+        let envelope = envelope.anew(again, now, TraceContext::current());
+        let mut record = sender_facts(&envelope);
+        record.facts.push((name::RETRY_OF.to_owned(), text(id)));
+        let target = Target::Queue(envelope.queue.clone());
+        let publish = Publish { target, message: self.app.seal(&envelope), delay: std::time::Duration::ZERO };
+        let ready = vec![Ok((envelope.id.clone(), None))];
+        // INVARIANT: one answer for one message.
+        Ok(self.publish(ready, vec![publish], vec![record]).await.pop().expect("one answer")?)
+    }
+
+    /// Writes down which task repeats this one, before it is sent: whoever asks meanwhile, or after a crash, sends
+    /// the same one.
+    async fn name_successor(&self, id: &TaskId, facts: &Facts) -> Result<TaskId, ControlError> {
+        let named = |facts: &Facts| facts.text(name::RETRIED_AS).and_then(|text| TaskId::parse(&text).ok());
+        if let Some(again) = named(facts) {
+            return Ok(again);
+        }
+        let fresh = TaskId::fresh();
+        let mut commit = Commit::new(id.clone());
+        commit.unless = vec![name::RETRIED_AS.to_owned()];
+        commit.facts = vec![(name::RETRIED_AS.to_owned(), text(&fresh))];
+        match self.commit(commit).await? {
+            Committed::Done => Ok(fresh),
+            Committed::Refused(newer) => named(&newer).ok_or_else(|| ControlError::NoMessage {
+                id: id.clone(),
+                why: "the name of the task that repeats it cannot be read".to_owned(),
+            }),
+        }
+    }
+
+    async fn read(&self, id: &TaskId) -> Result<Facts, BackendError> {
+        let mut facts = self.app.0.backend.read(std::slice::from_ref(id)).await?;
+        Ok(facts.pop().unwrap_or_default())
+    }
+
+    async fn facts(&self, id: &TaskId) -> Result<Facts, ControlError> {
+        let facts = self.read(id).await?;
+        if facts.is_empty() { Err(ControlError::Unknown { id: id.clone() }) } else { Ok(facts) }
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Committed, BackendError> {
+        // INVARIANT: one answer for one commit.
+        self.app.0.backend.commit(vec![commit]).await.pop().expect("one answer")
+    }
+
+    async fn unlist(&self, id: &TaskId) -> Result<(), BackendError> {
+        let note = Note::Remove { index: Index::Scheduled, member: id.to_string() };
+        self.app.0.backend.note(vec![note]).await
+    }
+
+    /// The message of a record, if it is to be believed, and this application may sign it.
+    fn kept_envelope(&self, id: &TaskId, facts: &Facts) -> Result<Envelope, ControlError> {
+        let no_message = |why: String| ControlError::NoMessage { id: id.clone(), why };
+        let fact = facts.get(name::MESSAGE);
+        let fact =
+            fact.ok_or_else(|| no_message(format!("it was not kept, or is larger than {LARGEST} bytes")))?;
+        let message = restored(fact).ok_or_else(|| no_message("what it holds cannot be read".to_owned()))?;
+        let mut envelope = Envelope::read(&message).map_err(|error| no_message(error.to_string()))?;
+        let trust = &self.app.0.trust;
+        trust.verify(&mut envelope, &message).map_err(|doubt| match doubt {
+            Doubt::Nothing(_, why) | Doubt::UnknownKey(why) => no_message(why),
+        })?;
+        trust
+            .may_sign(&envelope.name, &envelope.queue, self.app.clock().now())
+            .map_err(|why| SendError::Key { id: id.clone(), why })?;
+        Ok(envelope)
+    }
+
+    /// A commit as it must be written: an end that nobody would believe is refused here.
+    fn attested(&self, commit: Commit) -> Result<Commit, ControlError> {
+        let commit = self.app.0.trust.attest(commit);
+        let facts: Facts = commit.facts.iter().cloned().collect();
+        match self.app.0.trust.check_end(&commit.id, &facts) {
+            Ok(()) => Ok(commit),
+            Err(why) => Err(SendError::Key { id: commit.id, why }.into()),
+        }
+    }
+
+    fn wrong_state(&self, id: &TaskId, facts: &Facts, why: &'static str) -> ControlError {
+        match fold(id, facts) {
+            Some(record) => ControlError::State { id: id.clone(), state: record.state, why },
+            None => ControlError::Unknown { id: id.clone() },
+        }
+    }
+}
+
+/// Whether a task waits for the time for which it was sent.
+fn waits(facts: &Facts) -> bool {
+    let first = matches!(unstarted(facts), Ok(Unstarted { attempt: 1, due: Some(_) }));
+    first && !facts.has(name::END) && !facts.has(name::REVOKED)
+}
+
+fn ended_as_revoked(id: &TaskId, facts: &Facts) -> bool {
+    fold(id, facts).is_some_and(|record| record.kind == Some(FailureKind::Revoked))
+}
+
+fn text(id: &TaskId) -> Bytes {
+    Bytes::copy_from_slice(id.as_str().as_bytes())
+}
+
+impl fmt::Display for Revoked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ended => f.write_str("revoked"),
+            Self::Asked => f.write_str("asked to end"),
+            Self::Already(state) => write!(f, "already {state}"),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What somebody who wants a task not to run can do about it: end it, or ask for its end.
+//!
+//! Where nobody runs the newest attempt the task ends in the same commit that says so, and whatever message of it
+//! is still on its way finds it ended. Where somebody does, only that run can say how it ended: it is asked.
+
+use std::time::Duration;
+
+use super::{
+    facts::{ErrorText, Facts, Retried, Revocation, Start, json, name},
+    fold::{Attempts, State},
+    kind::FailureKind,
+    verdict::{SHORTEST, end_by_anybody},
+};
+use crate::{
+    backend::{Commit, Expiry},
+    clock::Timestamp,
+    id::{SessionId, TaskId},
+};
+
+/// What a record allows to whoever wants the task not to run.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Revocable {
+    /// It is over.
+    Ended(State),
+    /// Nobody runs it: this commit ends it. Refused: read again.
+    Now(Commit),
+    /// A run holds it: this commit asks for its end, and its worker knows sooner if the session is rung for.
+    /// Refused: read again.
+    Ask(Commit, SessionId),
+}
+
+/// Decides how a task is revoked. Nothing is assumed about an empty record but that nobody has started it.
+pub(crate) fn revocable(id: &TaskId, facts: &Facts, now: Timestamp, ttl: Duration) -> Revocable {
+    if facts.has(name::END) {
+        return Revocable::Ended(super::fold::state(facts, &Attempts::of(facts)));
+    }
+    let mark = (name::REVOKED.to_owned(), json(&Revocation { at: now }));
+    match unstarted(facts) {
+        Ok(Unstarted { attempt, due }) => {
+            let kept = due.map_or(ttl, |due| ttl.max(due.since(now) + SHORTEST));
+            let error = ErrorText::from("revoked");
+            let mut commit = end_by_anybody(id, facts, attempt, FailureKind::Revoked, error, now, kept);
+            commit.facts.insert(0, mark);
+            Revocable::Now(commit)
+        }
+        Err((attempt, start)) => {
+            let mut commit = Commit::new(id.clone());
+            // A run that has asked for another one meanwhile is not to be asked, but the next one ended.
+            commit.unless = vec![name::END.to_owned(), name::retried(attempt)];
+            commit.facts = vec![mark];
+            commit.expiry = Expiry::Keep;
+            commit.wake = true;
+            Revocable::Ask(commit, start.session)
+        }
+    }
+}
+
+/// A task whose newest attempt nobody runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Unstarted {
+    pub(crate) attempt: u32,
+    /// For when its message is expected, if it is delayed.
+    pub(crate) due: Option<Timestamp>,
+}
+
+/// The attempt that is to run next, or who holds the newest.
+pub(crate) fn unstarted(facts: &Facts) -> Result<Unstarted, (u32, Start)> {
+    let attempts = Attempts::of(facts);
+    let newest = attempts.newest().max(1);
+    if facts.has(&name::retried(newest)) {
+        let due = facts.read::<Retried>(&name::retried(newest)).map(|retried| retried.due);
+        return Ok(Unstarted { attempt: newest + 1, due });
+    }
+    let due = match newest {
+        1 => facts.read(name::ETA),
+        _ => facts.read::<Retried>(&name::retried(newest - 1)).map(|retried| retried.due),
+    };
+    let free = Unstarted { attempt: newest, due };
+    let Some(start) = attempts.newest_start(newest) else { return Ok(free) };
+    match facts.read::<Start>(&name::start(newest, start)) {
+        Some(held) if !facts.has(&name::returned(newest, start)) => Err((newest, held)),
+        _ => Ok(free),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{FollowUp, Starting, owed, record, state_of, tests::apply, verdict::Verdict};
+
+    const NOW: Timestamp = Timestamp::from_micros(1_000_000);
+    const TTL: Duration = Duration::from_secs(3600);
+
+    fn id() -> TaskId {
+        "t".try_into().unwrap()
+    }
+
+    fn asking(attempt: u32) -> Starting {
+        Starting {
+            id: id(),
+            attempt,
+            generation: 0,
+            run: "a".into(),
+            session: "s1".into(),
+            worker: "w".to_owned(),
+            received_at: NOW,
+            token: 0,
+            alone: false,
+        }
+    }
+
+    fn revoke_now(facts: &mut Facts) -> Commit {
+        let Revocable::Now(commit) = revocable(&id(), facts, NOW, TTL) else { panic!("nobody runs it") };
+        assert!(apply(facts, &commit));
+        assert_eq!(state_of(facts), State::Failure);
+        assert_eq!(owed(facts, 1), Some(FollowUp::Nothing), "unwanted tasks are no dead letters");
+        assert_eq!(revocable(&id(), facts, NOW, TTL), Revocable::Ended(State::Failure));
+        commit
+    }
+
+    #[test]
+    fn a_task_that_waits_ends_and_stays_known_until_its_message_has_come() {
+        let mut facts = Facts::new();
+        facts.put(name::ETA, json(&NOW.plus(TTL * 100)));
+        let commit = revoke_now(&mut facts);
+        assert_eq!(commit.expiry, Expiry::After(TTL * 100 + SHORTEST));
+        assert!(!apply(&mut facts, &asking(1).first(NOW).0));
+    }
+
+    #[test]
+    fn a_task_that_waits_for_its_next_run_ends() {
+        let mut facts = Facts::new();
+        let (start, held) = asking(1).first(NOW);
+        apply(&mut facts, &start);
+        let retry = Verdict::Retry {
+            due: NOW.plus(TTL * 9),
+            counters: Default::default(),
+            kind: FailureKind::Error,
+            error: ErrorText::from("no"),
+        };
+        assert!(apply(&mut facts, &record(&held, &retry, String::new(), NOW, TTL)));
+        let commit = revoke_now(&mut facts);
+        assert_eq!(commit.expiry, Expiry::After(TTL * 9 + SHORTEST));
+        assert!(!apply(&mut facts, &asking(2).first(NOW).0));
+    }
+
+    #[test]
+    fn a_run_is_asked_and_does_not_run_again() {
+        let mut facts = Facts::new();
+        let (start, held) = asking(1).first(NOW);
+        apply(&mut facts, &start);
+        let Revocable::Ask(commit, session) = revocable(&id(), &facts, NOW, TTL) else { panic!("it runs") };
+        assert_eq!(session, "s1".into());
+        assert!(apply(&mut facts, &commit));
+        assert_eq!(state_of(&facts), State::Started);
+        let retry = Verdict::Retry {
+            due: NOW,
+            counters: Default::default(),
+            kind: FailureKind::Error,
+            error: ErrorText::from("no"),
+        };
+        assert!(!apply(&mut facts, &record(&held, &retry, String::new(), NOW, TTL)));
+        let done = Verdict::Success(Default::default());
+        assert!(apply(&mut facts, &record(&held, &done, String::new(), NOW, TTL)), "the effect did happen");
+    }
+
+    #[test]
+    fn a_start_between_reading_and_committing_is_seen() {
+        let (mut facts, stale) = (Facts::new(), Facts::new());
+        apply(&mut facts, &asking(1).first(NOW).0);
+        let Revocable::Now(commit) = revocable(&id(), &stale, NOW, TTL) else { panic!("as it was read") };
+        assert!(!apply(&mut facts, &commit));
+    }
+
+    #[test]
+    fn a_run_that_was_handed_back_is_nobodys() {
+        let mut facts = Facts::new();
+        let (start, held) = asking(1).first(NOW);
+        apply(&mut facts, &start);
+        apply(&mut facts, &held.hand_back());
+        revoke_now(&mut facts);
+    }
+}

@@ -1,0 +1,118 @@
+//! A message as it is kept in a record, so that it can be sent again: at once although it is delayed, or anew although
+//! it has failed.
+//!
+//! It is JSON like every other fact, with the body in base64, and bounded: a record is no message store.
+
+use std::collections::BTreeMap;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    broker::{HeaderValue, Message},
+    clock::Timestamp,
+};
+
+/// A larger message is not kept, in bytes of headers and body.
+pub(crate) const LARGEST: usize = 256 * 1024;
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    id: Option<String>,
+    kind: Option<String>,
+    content_type: Option<String>,
+    timestamp: Option<Timestamp>,
+    priority: Option<u8>,
+    app_id: Option<String>,
+    headers: BTreeMap<String, Value>,
+    body: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Value {
+    Text(String),
+    Int(i64),
+    Bool(bool),
+    Bytes(String),
+}
+
+/// The message as a fact; `None` if it is too large to be kept.
+pub(crate) fn stored(message: &Message) -> Option<Bytes> {
+    if message.size() > LARGEST {
+        return None;
+    }
+    let value = |value: &HeaderValue| match value {
+        HeaderValue::Text(text) => Value::Text(text.clone()),
+        HeaderValue::Int(number) => Value::Int(*number),
+        HeaderValue::Bool(truth) => Value::Bool(*truth),
+        HeaderValue::Bytes(bytes) => Value::Bytes(STANDARD.encode(bytes)),
+    };
+    Some(crate::record::json(&Stored {
+        id: message.id.clone(),
+        kind: message.kind.clone(),
+        content_type: message.content_type.clone(),
+        timestamp: message.timestamp,
+        priority: message.priority,
+        app_id: message.app_id.clone(),
+        headers: message.headers.iter().map(|(name, header)| (name.clone(), value(header))).collect(),
+        body: STANDARD.encode(&message.body),
+    }))
+}
+
+/// The message of a fact; `None` if it is none.
+pub(crate) fn restored(fact: &[u8]) -> Option<Message> {
+    let stored: Stored = serde_json::from_slice(fact).ok()?;
+    let bytes = |text: &str| STANDARD.decode(text).map(Bytes::from).ok();
+    let value = |value: Value| {
+        Some(match value {
+            Value::Text(text) => HeaderValue::Text(text),
+            Value::Int(number) => HeaderValue::Int(number),
+            Value::Bool(truth) => HeaderValue::Bool(truth),
+            Value::Bytes(text) => HeaderValue::Bytes(bytes(&text)?),
+        })
+    };
+    let headers = stored.headers.into_iter().map(|(name, header)| Some((name, value(header)?)));
+    Some(Message {
+        id: stored.id,
+        kind: stored.kind,
+        content_type: stored.content_type,
+        timestamp: stored.timestamp,
+        priority: stored.priority,
+        app_id: stored.app_id,
+        headers: headers.collect::<Option<_>>()?,
+        body: bytes(&stored.body)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_comes_back_as_it_was() {
+        let message = Message {
+            id: Some("t".to_owned()),
+            priority: Some(3),
+            timestamp: Some(Timestamp::from_micros(7)),
+            headers: [
+                ("text".to_owned(), "ä".into()),
+                ("number".to_owned(), i64::MIN.into()),
+                ("truth".to_owned(), true.into()),
+                ("bytes".to_owned(), HeaderValue::Bytes(Bytes::from_static(b"\xff\0"))),
+            ]
+            .into(),
+            body: Bytes::from_static(b"\xff\0body"),
+            ..Message::default()
+        };
+        assert_eq!(restored(&stored(&message).unwrap()).unwrap(), message);
+        assert!(restored(b"{}").is_none());
+    }
+
+    #[test]
+    fn a_large_message_is_not_kept() {
+        let body = Bytes::from(vec![0; LARGEST + 1]);
+        assert!(stored(&Message { body, ..Message::default() }).is_none());
+    }
+}
