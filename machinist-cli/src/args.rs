@@ -99,6 +99,12 @@ pub(crate) enum Command {
     Send(Box<Send>),
     /// Show what became of a task
     Status(Status),
+    /// Let a task not run, or not go on
+    Revoke(Revoke),
+    /// Send a task that failed again, as a task of its own
+    Retry(Retry),
+    /// List the tasks that wait for their time, or run one of them at once
+    Scheduled(Scheduled),
     /// List the queues and how much lies in them
     Queues,
     /// Reach broker and backend, and say what is wrong with them
@@ -178,6 +184,15 @@ pub(crate) struct Send {
     /// End a run that takes longer than this
     #[arg(long, value_name = "DURATION", value_parser = limit)]
     pub(crate) timeout: Option<Duration>,
+    /// Tell a run that takes longer than this to end, so that it can end by itself
+    #[arg(long, value_name = "DURATION", value_parser = limit)]
+    pub(crate) soft_timeout: Option<Duration>,
+    /// Try it again when it fails, but begin no retry later than this after it was due
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) retry_for: Option<Duration>,
+    /// Try it again, too, when a time limit ended the run
+    #[arg(long)]
+    pub(crate) retry_timeouts: bool,
     /// 0 to 9; a larger one is delivered sooner where broker and queue can
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
     pub(crate) priority: Option<u8>,
@@ -205,6 +220,34 @@ pub(crate) struct Status {
     /// Follow it until it has ended, printing every change
     #[arg(long)]
     pub(crate) watch: bool,
+}
+
+/// A task that nobody runs ends at once, delayed ones and those that wait for a retry too. One that runs is told to
+/// end, and cut off some seconds later.
+#[derive(Debug, Args)]
+pub(crate) struct Revoke {
+    /// The task's id
+    #[arg(value_parser = id)]
+    pub(crate) id: TaskId,
+}
+
+/// The new task and the failed one name each other. A failed task is sent again once: asked a second time, this prints
+/// the id of the first time.
+#[derive(Debug, Args)]
+pub(crate) struct Retry {
+    /// The failed task's id
+    #[arg(value_parser = id)]
+    pub(crate) id: TaskId,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Scheduled {
+    /// List no more than so many, from the earliest
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: u32,
+    /// Run this one as soon as a worker is free, instead of listing
+    #[arg(long, value_name = "ID", value_parser = id)]
+    pub(crate) now: Option<TaskId>,
 }
 
 fn queue(text: &str) -> Result<QueueName, String> {
@@ -276,9 +319,19 @@ mod tests {
 
     #[test]
     fn settings_are_accepted_after_every_command() {
-        for command in
-            ["init", "worker", "send add", "status 1", "queues", "doctor", "config", "completions bash"]
-        {
+        for command in [
+            "init",
+            "worker",
+            "send add",
+            "status 1",
+            "revoke 1",
+            "retry 1",
+            "scheduled",
+            "queues",
+            "doctor",
+            "config",
+            "completions bash",
+        ] {
             let line = format!(
                 "machinist {command} --broker b --backend c --config f --namespace n --json --allow-unsigned --key-file k"
             );

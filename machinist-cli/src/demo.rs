@@ -15,10 +15,25 @@ pub(crate) async fn echo(_: TaskContext, args: Vec<Arg>) -> Result<Results, Task
     Ok(Results(args.into_iter().map(|arg| Arg { name: String::new(), ..arg }).collect()))
 }
 
+/// How often a sleep says how far it has come.
+const STEP: Duration = Duration::from_millis(500);
+
 /// Takes a while: a number of seconds, or a duration like "200ms".
 pub(crate) async fn sleep(cx: TaskContext, args: Vec<Arg>) -> Result<Results, TaskError> {
     let duration = while_of(&args).map_err(TaskError::malformed)?;
+    let tell = async {
+        let (begun, millis) = (tokio::time::Instant::now(), |d: Duration| u64::try_from(d.as_millis()));
+        loop {
+            cx.progress(
+                millis(begun.elapsed()).unwrap_or(u64::MAX),
+                millis(duration).unwrap_or(u64::MAX),
+                "asleep",
+            );
+            tokio::time::sleep(STEP).await;
+        }
+    };
     tokio::select! {
+        () = tell => Ok(Results::default()),
         () = tokio::time::sleep(duration) => Ok(Results::default()),
         () = cx.cancellation().cancelled() => Err(TaskError::new("the run was cancelled")),
     }

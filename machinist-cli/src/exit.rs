@@ -3,7 +3,7 @@
 use std::{error::Error, fmt, process::ExitCode};
 
 use machinist::{
-    ConnectError, ResultError, SendError, TaskId,
+    ConnectError, ControlError, ResultError, SendError, TaskId,
     backend::BackendError,
     broker::{BrokerError, PublishError},
     redact,
@@ -163,6 +163,21 @@ impl From<ResultError> for Failure {
             ResultError::Timeout { .. } => Self::of(Code::NotFinished, &error),
             ResultError::Failed { .. } => Self::of(Code::Failed, &error),
             _ => Self::of(Code::Fault, &error),
+        }
+    }
+}
+
+impl From<ControlError> for Failure {
+    fn from(error: ControlError) -> Self {
+        match error {
+            ControlError::Unknown { id } => unknown(&id),
+            ControlError::Send(error) => error.into(),
+            ControlError::Backend(error) => error.into(),
+            ControlError::State { ref id, .. } => {
+                let remedy = format!("`machinist status {id}` shows what became of it");
+                Self::of(Code::Usage, &error).remedy(remedy)
+            }
+            error => Self::of(Code::Usage, &error),
         }
     }
 }

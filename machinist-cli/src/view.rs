@@ -41,7 +41,51 @@ pub(crate) struct TaskView {
     history: Vec<AttemptView>,
     /// What the last finished run left in its log.
     log: String,
+    /// How far the newest attempt has come, if its handler says so.
+    pub(crate) progress: Option<ProgressView>,
+    /// Somebody asked for its end, and it still runs.
+    revoked: bool,
+    /// The failed task that this one repeats.
+    retry_of: Option<String>,
+    /// The task that repeats this failed one.
+    retried_as: Option<String>,
 }
+
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct ProgressView {
+    pub(crate) done: u64,
+    /// 0 where nobody knows.
+    pub(crate) total: u64,
+    note: String,
+    at: String,
+}
+
+impl ProgressView {
+    /// `[######----] 60%  640 of 1000  resizing`
+    fn bar(&self) -> String {
+        let Self { done, total, note, .. } = self;
+        let mut bar = String::new();
+        if *total > 0 {
+            let share = (u128::from(*done) * 100 / u128::from(*total)).min(100) as usize;
+            let filled = share * BAR / 100;
+            let _ = write!(
+                bar,
+                "[{}{}] {share}%  {done} of {total}",
+                "#".repeat(filled),
+                "-".repeat(BAR - filled)
+            );
+        } else {
+            let _ = write!(bar, "{done}");
+        }
+        if !note.is_empty() {
+            let _ = write!(bar, "  {}", printable(note));
+        }
+        bar
+    }
+}
+
+/// How wide a bar is, in characters.
+const BAR: usize = 20;
 
 #[derive(Debug, Serialize)]
 struct ErrorView {
@@ -110,6 +154,15 @@ impl From<&Record> for TaskView {
             trace_id: record.trace_id().map(str::to_owned),
             history: record.history.iter().map(Into::into).collect(),
             log: record.log.clone(),
+            progress: record.progress.as_ref().map(|progress| ProgressView {
+                done: progress.done,
+                total: progress.total,
+                note: progress.note.clone(),
+                at: progress.at.to_string(),
+            }),
+            revoked: record.revoked,
+            retry_of: record.retry_of.as_ref().map(TaskId::to_string),
+            retried_as: record.retried_as.as_ref().map(TaskId::to_string),
         }
     }
 }
@@ -138,6 +191,10 @@ impl TaskView {
             trace_id: None,
             history: Vec::new(),
             log: String::new(),
+            progress: None,
+            revoked: false,
+            retry_of: None,
+            retried_as: None,
         }
     }
 
@@ -177,6 +234,17 @@ impl TaskView {
                 row(label, &value);
             }
         }
+        if let Some(progress) = &self.progress {
+            row("progress", &progress.bar());
+        }
+        if self.revoked {
+            row("revoked", "it was told to end");
+        }
+        for (label, value) in [("repeats", &self.retry_of), ("repeated", &self.retried_as)] {
+            if let Some(value) = optional(value) {
+                row(label, &value);
+            }
+        }
         if self.state == State::Success {
             let values = self.values();
             row("results", if values.is_empty() { "-" } else { &values });
@@ -212,6 +280,9 @@ impl TaskView {
         }
         if let Some(error) = &self.error {
             let _ = write!(line, "  {}", printable(&error.message));
+        }
+        if let (State::Started, Some(progress)) = (self.state, &self.progress) {
+            let _ = write!(line, "  {}", progress.bar());
         }
         match (self.state, &self.eta) {
             (State::Retry, Some(eta)) => line + "  next run " + eta,

@@ -4,6 +4,9 @@ mod config;
 mod doctor;
 mod init;
 mod queues;
+mod retry;
+mod revoke;
+mod scheduled;
 mod send;
 mod status;
 mod worker;
@@ -44,6 +47,9 @@ pub(crate) async fn run(cli: Cli, build: BuildWorker<'_>) -> Result<Code, Failur
         Command::Config => config::run(&Settings::load(flags)?, json),
         Command::Doctor => doctor::run(&Settings::load(flags)?, json).await,
         Command::Queues => queues::run(&Settings::load(flags)?, json).await,
+        Command::Revoke(what) => revoke::run(&what, &Settings::load(flags)?, json).await,
+        Command::Retry(what) => retry::run(&what, &Settings::load(flags)?, json).await,
+        Command::Scheduled(what) => scheduled::run(what, &Settings::load(flags)?, json).await,
         Command::Status(what) => status::run(what, &Settings::load(flags)?, json).await,
         Command::Send(what) => send::run(*what, &Settings::load(flags)?, json).await,
         Command::Worker(what) => worker::run(what, &Settings::load(flags)?, build).await,

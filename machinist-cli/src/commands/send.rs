@@ -101,6 +101,15 @@ fn signature(what: &Send, queue: Option<&QueueName>) -> Result<Signature, Failur
     if let Some(timeout) = what.timeout {
         signature = signature.timeout(timeout);
     }
+    if let Some(limit) = what.soft_timeout {
+        signature = signature.soft_timeout(limit);
+    }
+    if let Some(limit) = what.retry_for {
+        signature = signature.retry_for(limit);
+    }
+    if what.retry_timeouts {
+        signature = signature.retry_timeouts();
+    }
     if let Some(priority) = what.priority {
         signature = signature.priority(priority);
     }

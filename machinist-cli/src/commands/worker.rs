@@ -94,6 +94,15 @@ fn options(task: &TaskSettings) -> TaskOptions {
     if let Some(timeout) = &task.timeout {
         options = options.timeout(timeout.value);
     }
+    if let Some(limit) = &task.soft_timeout {
+        options = options.soft_timeout(limit.value);
+    }
+    if let Some(limit) = &task.retry_for {
+        options = options.retry_for(limit.value);
+    }
+    if task.retry_timeouts.as_ref().is_some_and(|setting| setting.value) {
+        options = options.retry_timeouts();
+    }
     options
 }
 

@@ -9,5 +9,6 @@ mod mixed;
 mod servers;
 mod shutdown;
 mod support;
+mod time;
 #[cfg(feature = "otel")]
 mod traces;

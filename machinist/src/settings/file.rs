@@ -29,7 +29,17 @@ pub(super) struct File {
 
 const TOP: [&str; 6] = ["broker", "backend", "namespace", "results_ttl", "worker", "tasks"];
 const WORKER: [&str; 3] = ["queues", "concurrency", "grace"];
-const TASK: [&str; 6] = ["command", "args", "queue", "timeout", "retries", "backoff"];
+const TASK: [&str; 9] = [
+    "command",
+    "args",
+    "queue",
+    "timeout",
+    "soft_timeout",
+    "retries",
+    "retry_for",
+    "retry_timeouts",
+    "backoff",
+];
 
 pub(super) fn read(path: &Path, text: &str) -> Result<File, SettingsError> {
     let source = Source { path, text };
@@ -77,10 +87,11 @@ fn task(section: &Section<'_>) -> Result<TaskSettings, SettingsError> {
         args: section.get("args", |v| strings(v, "a list of names"))?,
         queue: section
             .get("queue", |v| QueueName::parse(string(v, "a queue name")?).map_err(|e| e.to_string()))?,
-        timeout: section.get("timeout", |v| match duration(v)? {
-            Duration::ZERO => Err("0s would end every run at once; leave it out for no limit".to_owned()),
-            limit => Ok(limit),
-        })?,
+        timeout: section.get("timeout", limit)?,
+        soft_timeout: section.get("soft_timeout", limit)?,
+        retry_timeouts: section
+            .get("retry_timeouts", |v| v.as_bool().ok_or_else(|| wrong(v, "true or false")))?,
+        retry_for: section.get("retry_for", duration)?,
         retries: section.get("retries", |v| {
             let number = integer(v, "a number of retries")?;
             u32::try_from(number).map_err(|_| format!("{number} is not a number of retries; take 0 or more"))
@@ -89,6 +100,13 @@ fn task(section: &Section<'_>) -> Result<TaskSettings, SettingsError> {
             text::parse_backoff(string(v, "a back-off")?)
         })?,
     })
+}
+
+fn limit(value: &DeValue<'_>) -> Result<Duration, String> {
+    match duration(value)? {
+        Duration::ZERO => Err("0s would end every run at once; leave it out for no limit".to_owned()),
+        limit => Ok(limit),
+    }
 }
 
 /// The text, and where in it something stands.
@@ -290,7 +308,7 @@ command = ["true"]
         );
         assert_eq!(
             error("[tasks.x]\ncommand = [\"a\"]\nshell = true"),
-            "machinist.toml:3:1: unknown key \"shell\" in [tasks.x]; the keys here are command, args, queue, timeout, retries, backoff"
+            "machinist.toml:3:1: unknown key \"shell\" in [tasks.x]; the keys here are command, args, queue, timeout, soft_timeout, retries, retry_for, retry_timeouts, backoff"
         );
     }
 

@@ -129,6 +129,12 @@ pub struct TaskSettings {
     pub queue: Option<Setting<QueueName>>,
     /// How long one run may take.
     pub timeout: Option<Setting<Duration>>,
+    /// After which time a run is told to end.
+    pub soft_timeout: Option<Setting<Duration>>,
+    /// Whether a run that a time limit ended is tried again.
+    pub retry_timeouts: Option<Setting<bool>>,
+    /// How long after it was due a retry may begin.
+    pub retry_for: Option<Setting<Duration>>,
     /// How often it is tried again when it fails.
     pub retries: Option<Setting<u32>>,
     /// How long to wait before it is tried again.
@@ -298,6 +304,17 @@ impl Settings {
             rows.extend(task.queue.as_ref().map(|s| row(&key("queue"), s, ToString::to_string)));
             rows.extend(
                 task.timeout.as_ref().map(|s| row(&key("timeout"), s, |limit| show_duration(*limit))),
+            );
+            rows.extend(
+                task.soft_timeout
+                    .as_ref()
+                    .map(|s| row(&key("soft_timeout"), s, |limit| show_duration(*limit))),
+            );
+            rows.extend(
+                task.retry_timeouts.as_ref().map(|s| row(&key("retry_timeouts"), s, bool::to_string)),
+            );
+            rows.extend(
+                task.retry_for.as_ref().map(|s| row(&key("retry_for"), s, |limit| show_duration(*limit))),
             );
             rows.extend(task.retries.as_ref().map(|s| row(&key("retries"), s, ToString::to_string)));
             rows.extend(task.backoff.as_ref().map(|s| row(&key("backoff"), s, text::show_backoff)));

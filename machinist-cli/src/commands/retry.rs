@@ -1,0 +1,29 @@
+//! `machinist retry`: sends a task that failed again, as a task of its own.
+
+use machinist::settings::Settings;
+use serde::Serialize;
+
+use super::connect;
+use crate::{
+    args::Retry,
+    exit::{Code, Failure},
+    output,
+};
+
+#[derive(Serialize)]
+struct Sent<'a> {
+    id: &'a str,
+    retry_of: &'a str,
+}
+
+pub(super) async fn run(what: &Retry, settings: &Settings, json: bool) -> Result<Code, Failure> {
+    let app = connect(settings).await?;
+    let again = app.client().retry(&what.id).await?;
+    if json {
+        output::json(&Sent { id: again.id().as_str(), retry_of: what.id.as_str() })?;
+    } else {
+        output::line(again.id().as_str())?;
+    }
+    app.broker().close().await;
+    Ok(Code::Success)
+}

@@ -1,0 +1,36 @@
+//! `machinist revoke`: lets a task not run, or not go on.
+
+use machinist::{Revoked, record::State, settings::Settings};
+use serde::Serialize;
+
+use super::connect;
+use crate::{
+    args::Revoke,
+    exit::{Code, Failure},
+    output,
+};
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    id: &'a str,
+    /// `ended`: it will not run; `asked`: it runs, and was told to end; `already`: it had ended.
+    revoked: &'static str,
+    /// Where it was in its life when this was asked.
+    state: State,
+}
+
+pub(super) async fn run(what: &Revoke, settings: &Settings, json: bool) -> Result<Code, Failure> {
+    let app = connect(settings).await?;
+    let (revoked, state, text) = match app.client().revoke(&what.id).await? {
+        Revoked::Ended => ("ended", State::Failure, "revoked: it will not run".to_owned()),
+        Revoked::Asked => ("asked", State::Started, "it runs, and was told to end".to_owned()),
+        Revoked::Already(state) => ("already", state, format!("it had ended already: {state}")),
+    };
+    if json {
+        output::json(&Answer { id: what.id.as_str(), revoked, state })?;
+    } else {
+        output::line(&text)?;
+    }
+    app.broker().close().await;
+    Ok(Code::Success)
+}
