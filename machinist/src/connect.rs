@@ -14,7 +14,8 @@ use machinist_core::{
 };
 
 use crate::{
-    settings::{Overrides, Settings, SettingsError},
+    plaintext,
+    settings::{Overrides, Setting, Settings, SettingsError},
     url::{Role, Scheme, ServerUrl},
 };
 
@@ -50,6 +51,18 @@ pub enum ConnectError {
         url: ServerUrl,
         /// What is wrong with it.
         source: BackendError,
+    },
+    /// Whoever can publish to the broker could have every task run, and there is no key to tell whose tasks are
+    /// believed.
+    #[error(
+        "broker {url}: it is shared over the network, and there is no key that says whose tasks may run; \
+         `machinist keygen` makes one: name it by --key-file, MACHINIST_KEY_FILE or key_file in machinist.toml (to \
+         send and run tasks that nobody signed, say --allow-unsigned, MACHINIST_ALLOW_UNSIGNED=true or \
+         allow_unsigned = true)"
+    )]
+    NoKey {
+        /// The broker.
+        url: ServerUrl,
     },
     /// Both can be used, and the application that was asked for cannot be made over them.
     #[error(transparent)]
@@ -95,32 +108,102 @@ impl Servers {
                 },
             };
         }
-        Self { broker: reach_broker(broker, settings).await, backend: reach_backend(backend, settings).await }
+        Self {
+            broker: reach_broker(&settings.broker, settings).await,
+            backend: reach_backend(&settings.backend, settings).await,
+        }
     }
 
-    /// An application over both.
+    /// An application over both, with the keys that are configured.
     ///
     /// # Errors
-    /// [`ConnectError`] of the one that cannot be used.
+    /// [`ConnectError`] of the one that cannot be used, or says what is wrong with the keys.
     ///
     /// # Cancel safety
     /// Safe: connections that were made are closed.
     pub async fn app(self, settings: &Settings) -> Result<App, ConnectError> {
-        // The settings know no keys yet.
-        let app = App::builder(self.broker?, self.backend?)
-            .results_ttl(settings.results_ttl.value)
-            .allow_unsigned()
-            .build();
-        app.await.map_err(|error| match error {
-            AppError::Backend(source) => {
-                ConnectError::Backend { url: settings.backend.value.clone(), source }
+        check_keys(settings)?;
+        let mut app = App::builder(self.broker?, self.backend?).results_ttl(settings.results_ttl.value);
+        if let Some(keyring) = settings.signing_keyring()? {
+            app = app.keyring(keyring);
+        }
+        if settings.allow_unsigned.value {
+            tracing::warn!(
+                from = %settings.allow_unsigned.origin,
+                "unsigned tasks are allowed: whoever can publish to a queue can run every task of its workers"
+            );
+            app = app.allow_unsigned();
+        }
+        app.build().await.map_err(|error| made(error, settings))
+    }
+
+    /// An application that only looks: it needs no key, and makes none. Without one it cannot tell whether results
+    /// were written by a worker.
+    ///
+    /// # Errors
+    /// [`ConnectError`] of the one that cannot be used, or says what is wrong with a key that is configured.
+    ///
+    /// # Cancel safety
+    /// Safe: connections that were made are closed.
+    pub async fn reader(self, settings: &Settings) -> Result<App, ConnectError> {
+        let mut app = App::builder(self.broker?, self.backend?).results_ttl(settings.results_ttl.value);
+        match settings.keyring()? {
+            Some(keyring) => {
+                app = app.keyring(keyring);
+                if settings.allow_unsigned.value {
+                    app = app.allow_unsigned();
+                }
             }
-            other => ConnectError::App(other),
-        })
+            None => {
+                tracing::debug!("there is no key here, so it is not checked who wrote the results");
+                app = app.allow_unsigned();
+            }
+        }
+        app.build().await.map_err(|error| made(error, settings))
     }
 }
 
-async fn reach_broker(url: &ServerUrl, settings: &Settings) -> Result<Arc<dyn Broker>, ConnectError> {
+fn made(error: AppError, settings: &Settings) -> ConnectError {
+    match error {
+        AppError::Backend(source) => ConnectError::Backend { url: settings.backend.value.clone(), source },
+        other => ConnectError::App(other),
+    }
+}
+
+/// What is configured wrong about keys, before anything is connected.
+fn check_keys(settings: &Settings) -> Result<(), ConnectError> {
+    if settings.lacks_key() && !settings.allow_unsigned.value {
+        return Err(ConnectError::NoKey { url: settings.broker.value.clone() });
+    }
+    settings.keyring()?;
+    Ok(())
+}
+
+/// A password that everybody on its way could read is not sent.
+fn check_plaintext(setting: &Setting<ServerUrl>, settings: &Settings) -> Result<(), SettingsError> {
+    let tls = match setting.value.scheme() {
+        Scheme::Amqp => "amqps://",
+        _ => "rediss://",
+    };
+    match plaintext::exposed_to(&setting.value).filter(|_| !settings.insecure_plaintext.value) {
+        None => Ok(()),
+        Some(host) => Err(SettingsError::new(
+            &setting.origin,
+            format!(
+                "{} would send its password to {host} in plain text; take {tls}, or, on a network where nobody \
+                 listens, --insecure-plaintext, MACHINIST_INSECURE_PLAINTEXT=true or insecure_plaintext = true",
+                setting.value
+            ),
+        )),
+    }
+}
+
+async fn reach_broker(
+    setting: &Setting<ServerUrl>,
+    settings: &Settings,
+) -> Result<Arc<dyn Broker>, ConnectError> {
+    check_plaintext(setting, settings)?;
+    let url = &setting.value;
     match url.scheme() {
         Scheme::Amqp | Scheme::Amqps => amqp::reach(url, settings).await,
         Scheme::Sqlite => file::open(url, Role::Broker, settings).await?.broker,
@@ -129,7 +212,12 @@ async fn reach_broker(url: &ServerUrl, settings: &Settings) -> Result<Arc<dyn Br
     }
 }
 
-async fn reach_backend(url: &ServerUrl, settings: &Settings) -> Result<Arc<dyn Backend>, ConnectError> {
+async fn reach_backend(
+    setting: &Setting<ServerUrl>,
+    settings: &Settings,
+) -> Result<Arc<dyn Backend>, ConnectError> {
+    check_plaintext(setting, settings)?;
+    let url = &setting.value;
     match url.scheme() {
         Scheme::Sqlite => file::open(url, Role::Backend, settings).await?.backend,
         Scheme::Memory => Ok(Arc::new(MemoryBackend::new())),
@@ -246,6 +334,7 @@ impl AppExt for App {
     }
 
     async fn from_settings(settings: &Settings) -> Result<Self, ConnectError> {
+        check_keys(settings)?;
         Servers::reach(settings).await.app(settings).await
     }
 }
@@ -282,13 +371,33 @@ mod tests {
         assert!(matches!(servers.backend, Err(ConnectError::File { .. })));
     }
 
+    #[tokio::test]
+    async fn nobody_works_or_sends_over_a_network_without_a_key() {
+        let error =
+            App::from_settings(&settings("amqp://u:geheim@127.0.0.1:1", "memory://")).await.unwrap_err();
+        assert!(matches!(error, ConnectError::NoKey { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("machinist keygen") && text.contains("--key-file"), "{text}");
+        assert!(!text.contains("geheim"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn passwords_stay_here_unless_somebody_says_otherwise() {
+        let servers = Servers::reach(&settings("amqp://u:geheim@mq", "redis://:geheim@cache")).await;
+        let error = servers.broker.unwrap_err().to_string();
+        assert!(error.starts_with("flag --broker: amqp://u:***@mq would send its password to mq"), "{error}");
+        assert!(error.contains("amqps://") && error.contains("--insecure-plaintext"), "{error}");
+        let error = servers.backend.unwrap_err().to_string();
+        assert!(error.contains("rediss://") && !error.contains("geheim"), "{error}");
+    }
+
     #[cfg(not(feature = "amqp"))]
     #[tokio::test]
     async fn a_missing_adapter_is_told_by_its_feature() {
-        let error = App::from_settings(&settings("amqp://u:geheim@h", "memory://")).await.unwrap_err();
+        let error = Servers::reach(&settings("amqp://u:geheim@[::1]", "memory://")).await.broker.unwrap_err();
         assert_eq!(
             error.to_string(),
-            "amqp://u:***@h: this program was built without brokers of this kind; build it with the cargo feature `amqp`"
+            "amqp://u:***@[::1]: this program was built without brokers of this kind; build it with the cargo feature `amqp`"
         );
     }
 }

@@ -37,6 +37,8 @@
 //! Programs that receive over AMQP should raise the stack of their threads: see [`amqp`].
 
 pub mod connect;
+pub mod keys;
+mod plaintext;
 pub mod redact;
 pub mod settings;
 pub mod url;

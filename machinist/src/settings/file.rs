@@ -3,9 +3,17 @@
 //! The file is walked by hand instead of being deserialized, because only so every error can say what was
 //! expected at which line and column, and no error quotes a line that may hold a password.
 
-use std::{collections::BTreeMap, ops::Range, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use machinist_core::{Backoff, QueueName};
+use machinist_core::{
+    Backoff, QueueName,
+    sign::{KeyConfig, KeyError, KeyId, KeyState, SecretText},
+};
 use toml::de::{DeTable, DeValue};
 
 use super::{Origin, Setting, SettingsError, TaskSettings, text};
@@ -21,13 +29,30 @@ pub(super) struct File {
     pub(super) backend: Option<Setting<ServerUrl>>,
     pub(super) namespace: Option<Setting<String>>,
     pub(super) results_ttl: Option<Setting<Duration>>,
+    pub(super) key_file: Option<Setting<PathBuf>>,
+    pub(super) keys: Vec<Setting<KeyConfig>>,
+    pub(super) allow_unsigned: Option<Setting<bool>>,
+    pub(super) insecure_plaintext: Option<Setting<bool>>,
     pub(super) queues: Option<Setting<Vec<QueueName>>>,
     pub(super) concurrency: Option<Setting<usize>>,
     pub(super) grace: Option<Setting<Duration>>,
     pub(super) tasks: BTreeMap<String, TaskSettings>,
 }
 
-const TOP: [&str; 6] = ["broker", "backend", "namespace", "results_ttl", "worker", "tasks"];
+const TOP: [&str; 10] = [
+    "broker",
+    "backend",
+    "namespace",
+    "results_ttl",
+    "key_file",
+    "keys",
+    "allow_unsigned",
+    "insecure_plaintext",
+    "worker",
+    "tasks",
+];
+const KEY: [&str; 11] =
+    ["id", "alg", "secret", "public", "file", "env", "state", "not_before", "not_after", "tasks", "queues"];
 const WORKER: [&str; 3] = ["queues", "concurrency", "grace"];
 const TASK: [&str; 9] = [
     "command",
@@ -55,6 +80,9 @@ pub(super) fn read(path: &Path, text: &str) -> Result<File, SettingsError> {
         backend: top.get("backend", url(Role::Backend))?,
         namespace: top.get("namespace", |v| text::namespace(string(v, "a name")?))?,
         results_ttl: top.get("results_ttl", duration)?,
+        key_file: top.get("key_file", |v| Ok(folder.join(string(v, "the name of a file")?)))?,
+        allow_unsigned: top.get("allow_unsigned", truth)?,
+        insecure_plaintext: top.get("insecure_plaintext", truth)?,
         ..File::default()
     };
     if let Some(worker) = top.section("worker", &WORKER)? {
@@ -65,6 +93,10 @@ pub(super) fn read(path: &Path, text: &str) -> Result<File, SettingsError> {
             fits.ok_or_else(|| text::wrong_concurrency(&number))
         })?;
         file.grace = worker.get("grace", duration)?;
+    }
+    for section in top.list("keys", &KEY)? {
+        let origin = section.origin();
+        file.keys.push(Setting::new(key(&section, folder)?, origin));
     }
     for (name, section) in top.sections("tasks", &TASK)? {
         file.tasks.insert(name, task(&section)?);
@@ -109,6 +141,40 @@ fn limit(value: &DeValue<'_>) -> Result<Duration, String> {
     }
 }
 
+/// What a key is is checked here; what it is good for, and that it fits its ring, where the ring is made.
+fn key(section: &Section<'_>, folder: &Path) -> Result<KeyConfig, SettingsError> {
+    let id = section.get("id", |v| KeyId::parse(string(v, "a key's name")?).map_err(|e| e.to_string()))?;
+    let alg = section.get("alg", |v| {
+        string(v, "`hmac-sha256` or `ed25519`")?.parse().map_err(|e: KeyError| e.to_string())
+    })?;
+    let secret = section.get("secret", |v| match v.as_str() {
+        Some(text) => Ok(SecretText::new(text.to_owned())),
+        // Whatever it is, it may be what should not be shown.
+        None => Err("expected base64 in quotes".to_owned()),
+    })?;
+    let state = section.get("state", |v| match v.as_str() {
+        Some("active") => Ok(KeyState::Active),
+        Some("verify") => Ok(KeyState::Verify),
+        Some("revoked") => Ok(KeyState::Revoked),
+        _ => Err(wrong(v, "\"active\", \"verify\" or \"revoked\"")),
+    })?;
+    let mut config = KeyConfig::default();
+    config.id = id.map(|id| id.value);
+    config.alg = alg.map(|alg| alg.value);
+    config.secret = secret.map(|secret| secret.value);
+    config.public = section.get("public", |v| Ok(string(v, "base64")?.to_owned()))?.map(|s| s.value);
+    config.file =
+        section.get("file", |v| Ok(folder.join(string(v, "the name of a file")?)))?.map(|s| s.value);
+    config.env =
+        section.get("env", |v| Ok(string(v, "the name of a variable")?.to_owned()))?.map(|s| s.value);
+    config.state = state.map(|state| state.value);
+    config.not_before = section.get("not_before", instant)?.map(|s| s.value);
+    config.not_after = section.get("not_after", instant)?.map(|s| s.value);
+    config.tasks = section.get("tasks", |v| strings(v, "a list like [\"mail.*\"]"))?.map(|s| s.value);
+    config.queues = section.get("queues", |v| strings(v, "a list like [\"mail\"]"))?.map(|s| s.value);
+    Ok(config)
+}
+
 /// The text, and where in it something stands.
 #[derive(Clone, Copy)]
 struct Source<'a> {
@@ -122,6 +188,10 @@ impl Source<'_> {
         let before = self.text.get(..at).unwrap_or(self.text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+    }
+
+    fn origin(&self, span: Range<usize>) -> Origin {
+        Origin::File { path: self.path.to_owned(), line: self.position(span.start).0 }
     }
 
     fn error(&self, span: Range<usize>, problem: impl Into<String>) -> SettingsError {
@@ -163,10 +233,7 @@ impl<'a> Section<'a> {
         read: impl FnOnce(&DeValue<'_>) -> Result<T, String>,
     ) -> Result<Option<Setting<T>>, SettingsError> {
         let Some(value) = self.table.get(key) else { return Ok(None) };
-        let origin = Origin::File {
-            path: self.source.path.to_owned(),
-            line: self.source.position(value.span().start).0,
-        };
+        let origin = self.source.origin(value.span());
         match read(value.get_ref()) {
             Ok(value) => Ok(Some(Setting::new(value, origin))),
             Err(problem) => Err(self.source.error(value.span(), format!("{}: {problem}", self.path(key)))),
@@ -185,6 +252,22 @@ impl<'a> Section<'a> {
         Ok(Some(Self { span: value.span(), ..Section::new(self.source, &name, table, known)? }))
     }
 
+    /// The tables of a list of them, `[[key]]`.
+    fn list(&self, key: &str, known: &[&str]) -> Result<Vec<Self>, SettingsError> {
+        let Some(value) = self.table.get(key) else { return Ok(Vec::new()) };
+        let name = self.path(key);
+        let wrong = |value: &toml::Spanned<DeValue<'_>>| {
+            let expected = format!("tables, each under a line [[{name}]]");
+            self.source.error(value.span(), format!("{name}: {}", wrong(value.get_ref(), &expected)))
+        };
+        let list = value.get_ref().as_array().ok_or_else(|| wrong(value))?;
+        let section = |item: &'a toml::Spanned<DeValue<'a>>| {
+            let table = item.get_ref().as_table().ok_or_else(|| wrong(item))?;
+            Ok(Self { span: item.span(), ..Section::new(self.source, &name, table, known)? })
+        };
+        list.iter().map(section).collect()
+    }
+
     /// The tables below a table of this one, by name.
     fn sections(&self, key: &str, known: &[&str]) -> Result<Vec<(String, Self)>, SettingsError> {
         let names: Vec<&str> = match self.table.get(key).and_then(|v| v.get_ref().as_table()) {
@@ -194,6 +277,10 @@ impl<'a> Section<'a> {
         let Some(all) = self.section(key, &names)? else { return Ok(Vec::new()) };
         let each = |name: &&str| Ok(all.section(name, known)?.map(|section| ((*name).to_owned(), section)));
         names.iter().filter_map(|name| each(name).transpose()).collect()
+    }
+
+    fn origin(&self) -> Origin {
+        self.source.origin(self.span.clone())
     }
 
     fn path(&self, key: &str) -> String {
@@ -229,6 +316,23 @@ fn queues(value: &DeValue<'_>) -> Result<Vec<QueueName>, String> {
         return Err("names no queue; leave it out for [\"default\"]".to_owned());
     }
     names.iter().map(|name| QueueName::parse(name).map_err(|e| e.to_string())).collect()
+}
+
+fn truth(value: &DeValue<'_>) -> Result<bool, String> {
+    value.as_bool().ok_or_else(|| wrong(value, "true or false"))
+}
+
+/// An RFC 3339 time, with quotes or, as TOML has it, without.
+fn instant(value: &DeValue<'_>) -> Result<String, String> {
+    let text = match value {
+        DeValue::Datetime(instant) => instant.to_string(),
+        DeValue::String(text) => text.as_ref().to_owned(),
+        other => return Err(wrong(other, "a time like 2026-11-20T00:00:00Z")),
+    };
+    match text.parse::<jiff::Timestamp>() {
+        Ok(_) => Ok(text),
+        Err(_) => Err(format!("{text:?} is not a time with its offset; write one like 2026-11-20T00:00:00Z")),
+    }
 }
 
 fn integer(value: &DeValue<'_>, expected: &str) -> Result<i64, String> {
@@ -310,6 +414,50 @@ command = ["true"]
             error("[tasks.x]\ncommand = [\"a\"]\nshell = true"),
             "machinist.toml:3:1: unknown key \"shell\" in [tasks.x]; the keys here are command, args, queue, timeout, soft_timeout, retries, retry_for, retry_timeouts, backoff"
         );
+    }
+
+    #[test]
+    fn keys_are_read_with_their_line() {
+        let text = "key_file = \"own.key\"\nallow_unsigned = true\n[[keys]]\nid = \"old\"\nfile = \"old.key\"\n\
+                    state = \"verify\"\nnot_after = 2026-12-01T00:00:00Z\ntasks = [\"mail.*\"]\n\
+                    [[keys]]\nid = \"gone\"\nstate = \"revoked\"\n";
+        let file = read(Path::new("conf/machinist.toml"), text).unwrap();
+        assert_eq!(file.key_file.unwrap().value, Path::new("conf/own.key"));
+        let [old, gone] = &file.keys[..] else { panic!("{:?}", file.keys) };
+        assert_eq!(old.origin.to_string(), "conf/machinist.toml:3");
+        assert_eq!(old.value.file.as_deref(), Some(Path::new("conf/old.key")));
+        assert_eq!(old.value.not_after.as_deref(), Some("2026-12-01T00:00:00Z"));
+        assert_eq!(
+            (gone.value.state, gone.origin.to_string()),
+            (Some(KeyState::Revoked), "conf/machinist.toml:9".into())
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_key_is_told_without_its_secret() {
+        assert!(
+            error("keys = 1")
+                .contains("1:8: keys: expected tables, each under a line [[keys]], found the number 1")
+        );
+        assert!(error("[keys]\nid = \"a\"").contains("expected tables"));
+        assert!(
+            error("[[keys]]\nidd = \"a\"")
+                .contains("2:1: unknown key \"idd\" in [keys]; did you mean \"id\"?")
+        );
+        assert!(
+            error("[[keys]]\nstate = \"on\"").contains(
+                "keys.state: expected \"active\", \"verify\" or \"revoked\", found the text \"on\""
+            )
+        );
+        assert!(error("[[keys]]\nalg = \"md5\"").contains("keys.alg: algorithm \"md5\" is unknown"));
+        assert!(error("[[keys]]\nnot_after = \"soon\"").contains("keys.not_after: \"soon\" is not a time"));
+        assert!(error("[[keys]]\nnot_after = 2026-12-01").contains("is not a time with its offset"));
+        for text in
+            ["secret = [\"geheim\"]", "secret = \"geheim", "secret = geheim", "secret = { a = \"geheim\" }"]
+        {
+            let error = error(&format!("[[keys]]\n{text}"));
+            assert!(!error.contains("geheim"), "{error}");
+        }
     }
 
     #[test]

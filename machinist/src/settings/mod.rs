@@ -11,6 +11,10 @@
 //! | `backend` | `MACHINIST_BACKEND` | `sqlite://machinist.db` |
 //! | `namespace` | `MACHINIST_NAMESPACE` | `machinist` |
 //! | `results_ttl` | `MACHINIST_RESULTS_TTL` | `1d` |
+//! | `key_file` | `MACHINIST_KEY_FILE` | beside a `sqlite://` broker's file, as `machinist.db.key` |
+//! | `[[keys]]` | | none: further keys, see [`keys`](crate::keys) |
+//! | `allow_unsigned` | `MACHINIST_ALLOW_UNSIGNED` | `false` |
+//! | `insecure_plaintext` | `MACHINIST_INSECURE_PLAINTEXT` | `false` |
 //! | `worker.queues` | `MACHINIST_QUEUES` (with commas) | `default`, and the queues of `[tasks]` |
 //! | `worker.concurrency` | `MACHINIST_CONCURRENCY` | 16 |
 //! | `worker.grace` | `MACHINIST_GRACE` | `20s` |
@@ -29,7 +33,7 @@ use std::{
     time::Duration,
 };
 
-use machinist_core::{Backoff, QueueName};
+use machinist_core::{Backoff, QueueName, sign::KeyConfig};
 
 use crate::{
     redact,
@@ -80,7 +84,7 @@ pub struct Setting<T> {
 }
 
 impl<T> Setting<T> {
-    fn new(value: T, origin: Origin) -> Self {
+    pub(crate) fn new(value: T, origin: Origin) -> Self {
         Self { value, origin }
     }
 }
@@ -99,6 +103,15 @@ pub struct Settings {
     pub namespace: Setting<String>,
     /// How long a record is kept after its task has ended.
     pub results_ttl: Setting<Duration>,
+    /// The key that signs, in a file. Not configured and without `keys`, a broker in an SQLite file has one
+    /// beside it, made when it is first needed.
+    pub key_file: Option<Setting<PathBuf>>,
+    /// `[[keys]]`: further keys of the ring.
+    pub keys: Vec<Setting<KeyConfig>>,
+    /// Whether unsigned tasks are run too, and no key is needed.
+    pub allow_unsigned: Setting<bool>,
+    /// Whether passwords may be sent to other hosts without TLS.
+    pub insecure_plaintext: Setting<bool>,
     /// What a worker consumes and how.
     pub worker: WorkerSettings,
     /// Command tasks, by name.
@@ -164,6 +177,12 @@ pub struct Overrides {
     pub backend: Option<String>,
     /// `--namespace`.
     pub namespace: Option<String>,
+    /// `--key-file`.
+    pub key_file: Option<PathBuf>,
+    /// `--allow-unsigned`.
+    pub allow_unsigned: bool,
+    /// `--insecure-plaintext`.
+    pub insecure_plaintext: bool,
     /// `--queue`, any number of times.
     pub queues: Vec<QueueName>,
     /// `--concurrency`.
@@ -234,14 +253,25 @@ impl Settings {
             file: file.queues,
         }
         .pick(env, text::queues, || default_queues(&file.tasks))?;
+        let broker = Layers {
+            flag: parsed("--broker", flags.broker, url(Role::Broker))?,
+            variable: "MACHINIST_BROKER",
+            file: file.broker,
+        }
+        .pick(env, url(Role::Broker), embedded)?;
+        let key_file = Layers {
+            flag: ("--key-file", flags.key_file.map(Some)),
+            variable: "MACHINIST_KEY_FILE",
+            file: file.key_file.map(|file| Setting::new(Some(file.value), file.origin)),
+        }
+        .pick(
+            env,
+            |path| Ok(Some(path.into())),
+            || own_key(&broker.value).filter(|_| file.keys.is_empty()),
+        )?;
         Ok(Self {
             file: path,
-            broker: Layers {
-                flag: parsed("--broker", flags.broker, url(Role::Broker))?,
-                variable: "MACHINIST_BROKER",
-                file: file.broker,
-            }
-            .pick(env, url(Role::Broker), embedded)?,
+            broker,
             backend: Layers {
                 flag: parsed("--backend", flags.backend, url(Role::Backend))?,
                 variable: "MACHINIST_BACKEND",
@@ -260,6 +290,20 @@ impl Settings {
                 file: file.results_ttl,
             }
             .pick(env, parse_duration, || Duration::from_secs(24 * 3600))?,
+            key_file: key_file.value.map(|path| Setting::new(path, key_file.origin)),
+            keys: file.keys,
+            allow_unsigned: Layers {
+                flag: ("--allow-unsigned", flags.allow_unsigned.then_some(true)),
+                variable: "MACHINIST_ALLOW_UNSIGNED",
+                file: file.allow_unsigned,
+            }
+            .pick(env, text::truth, || false)?,
+            insecure_plaintext: Layers {
+                flag: ("--insecure-plaintext", flags.insecure_plaintext.then_some(true)),
+                variable: "MACHINIST_INSECURE_PLAINTEXT",
+                file: file.insecure_plaintext,
+            }
+            .pick(env, text::truth, || false)?,
             worker: WorkerSettings {
                 queues,
                 concurrency: Layers {
@@ -293,10 +337,17 @@ impl Settings {
             row("backend", &self.backend, ToString::to_string),
             row("namespace", &self.namespace, Clone::clone),
             row("results_ttl", &self.results_ttl, |ttl| show_duration(*ttl)),
+            row("allow_unsigned", &self.allow_unsigned, ToString::to_string),
+            row("insecure_plaintext", &self.insecure_plaintext, ToString::to_string),
             row("worker.queues", &self.worker.queues, |names| text::join(names)),
             row("worker.concurrency", &self.worker.concurrency, ToString::to_string),
             row("worker.grace", &self.worker.grace, |grace| show_duration(*grace)),
         ];
+        // After `results_ttl`: whose tasks are believed belongs to where they are.
+        let of_keys =
+            self.key_file.iter().map(|file| row("key_file", file, |file| file.display().to_string()));
+        let ring = self.keys.iter().map(|key| row("keys", key, text::show_key));
+        rows.splice(4..4, of_keys.chain(ring));
         for (name, task) in &self.tasks {
             let key = |field: &str| format!("tasks.{name}.{field}");
             rows.push(row(&key("command"), &task.command, |argv| redact::text(&argv.join(" ")).into_owned()));
@@ -374,6 +425,13 @@ fn embedded() -> ServerUrl {
     ServerUrl::sqlite(Path::new("machinist.db"))
 }
 
+/// The key of a broker that is a file: beside it, so that whoever finds one finds the other.
+fn own_key(broker: &ServerUrl) -> Option<PathBuf> {
+    let mut path = broker.file()?.into_os_string();
+    path.push(".key");
+    Some(path.into())
+}
+
 /// Somebody who writes a task with a queue of its own and starts `machinist worker` expects it to run.
 fn default_queues(tasks: &BTreeMap<String, TaskSettings>) -> Vec<QueueName> {
     // INVARIANT: "default" is an allowed queue name.
@@ -423,6 +481,9 @@ mod tests {
                 "backend=sqlite://machinist.db (default)",
                 "namespace=file (conf/machinist.toml:1)",
                 "results_ttl=1d (default)",
+                "key_file=machinist.db.key (default)",
+                "allow_unsigned=false (default)",
+                "insecure_plaintext=false (default)",
                 "worker.queues=default (default)",
                 "worker.concurrency=9 (flag --concurrency)",
                 "worker.grace=1m (MACHINIST_GRACE)",
@@ -438,6 +499,61 @@ mod tests {
         let error =
             resolve(Overrides::default(), &[("MACHINIST_GRACE", "soon")], "").unwrap_err().to_string();
         assert!(error.starts_with("MACHINIST_GRACE: \"soon\" is not a duration"), "{error}");
+    }
+
+    #[test]
+    fn a_key_comes_from_somewhere_or_lies_beside_the_file() {
+        let key = |flags, env: &[(&str, &str)], file: &str| {
+            resolve(flags, env, file)
+                .unwrap()
+                .key_file
+                .map(|s| format!("{} ({})", s.value.display(), s.origin))
+        };
+        let flag = || Overrides { key_file: Some("flag.key".into()), ..Overrides::default() };
+        let env = [("MACHINIST_KEY_FILE", "env.key")];
+        let file = "key_file = \"file.key\"";
+        assert_eq!(key(flag(), &env, file).unwrap(), "flag.key (flag --key-file)");
+        assert_eq!(key(Overrides::default(), &env, file).unwrap(), "env.key (MACHINIST_KEY_FILE)");
+        assert_eq!(key(Overrides::default(), &[], file).unwrap(), "conf/file.key (conf/machinist.toml:1)");
+        assert_eq!(key(Overrides::default(), &[], "").unwrap(), "machinist.db.key (default)");
+        assert_eq!(
+            key(Overrides::default(), &[], "broker = \"sqlite://x.db\"").unwrap(),
+            "conf/x.db.key (default)"
+        );
+        assert_eq!(key(Overrides::default(), &[], "broker = \"amqp://h\""), None);
+        assert_eq!(key(Overrides::default(), &[], "broker = \"memory://\""), None);
+        assert_eq!(key(Overrides::default(), &[], "[[keys]]\nfile = \"x\""), None);
+    }
+
+    #[test]
+    fn yes_and_no_are_read() {
+        let unsigned =
+            |env: &[(&str, &str)], file| resolve(Overrides::default(), env, file).map(|s| s.allow_unsigned);
+        assert!(unsigned(&[("MACHINIST_ALLOW_UNSIGNED", "1")], "").unwrap().value);
+        assert!(!unsigned(&[("MACHINIST_ALLOW_UNSIGNED", "false")], "allow_unsigned = true").unwrap().value);
+        assert_eq!(
+            unsigned(&[], "allow_unsigned = true").unwrap().origin.to_string(),
+            "conf/machinist.toml:1"
+        );
+        let error = unsigned(&[("MACHINIST_ALLOW_UNSIGNED", "perhaps")], "").unwrap_err().to_string();
+        assert_eq!(error, "MACHINIST_ALLOW_UNSIGNED: \"perhaps\" is neither true nor false");
+    }
+
+    #[test]
+    fn keys_are_shown_without_what_is_secret() {
+        let file = "[[keys]]\nid = \"a\"\nsecret = \"Z2VoZWltZ2VoZWlt\"\n[[keys]]\nid = \"b\"\nalg = \"ed25519\"\n\
+                    file = \"b.key\"\nstate = \"verify\"\ntasks = [\"mail.*\", \"add\"]\n";
+        let settings = resolve(Overrides::default(), &[], file).unwrap();
+        let rows = settings.entries().into_iter().filter(|(key, ..)| key == "keys");
+        let rows: Vec<String> = rows.map(|(_, value, origin)| format!("{value} ({origin})")).collect();
+        assert_eq!(
+            rows,
+            [
+                "a: secret *** (conf/machinist.toml:1)",
+                "b: ed25519, file conf/b.key, verify, tasks mail.* add (conf/machinist.toml:4)",
+            ]
+        );
+        assert!(!format!("{settings:?}").contains("Z2Vo"), "{settings:?}");
     }
 
     #[test]

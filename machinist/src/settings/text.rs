@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use jiff::{Span, SpanRelativeTo};
-use machinist_core::{Backoff, QueueName};
+use machinist_core::{
+    Backoff, QueueName,
+    sign::{KeyConfig, KeyState},
+};
 
 /// Reads a duration: `20s`, `500ms`, `1h 30m`, `7d` (a day has 24 hours).
 ///
@@ -94,6 +97,46 @@ pub(super) fn namespace(text: &str) -> Result<String, String> {
         Ok(text.to_owned())
     } else {
         Err(format!("{text:?} cannot be a namespace; take 1 to 40 letters, digits, - or _"))
+    }
+}
+
+/// What a variable says that is either on or off.
+pub(super) fn truth(text: &str) -> Result<bool, String> {
+    match text.trim() {
+        "true" | "1" | "yes" => Ok(true),
+        "false" | "0" | "no" => Ok(false),
+        other => Err(format!("{other:?} is neither true nor false")),
+    }
+}
+
+/// A key of the ring without what is secret about it.
+pub(super) fn show_key(key: &KeyConfig) -> String {
+    let list = |what: &str, names: &Option<Vec<String>>| {
+        names
+            .as_ref()
+            .map(|names| format!("{what} {}", if names.is_empty() { "none".into() } else { names.join(" ") }))
+    };
+    let state = key.state.map(|state| match state {
+        KeyState::Revoked => "revoked",
+        KeyState::Verify => "verify",
+        _ => "active",
+    });
+    let parts = [
+        key.alg.map(|alg| alg.to_string()),
+        key.secret.as_ref().map(|_| "secret ***".to_owned()),
+        key.public.as_ref().map(|_| "public half".to_owned()),
+        key.file.as_ref().map(|file| format!("file {}", file.display())),
+        key.env.as_ref().map(|name| format!("variable {name}")),
+        state.map(str::to_owned),
+        key.not_before.as_ref().map(|instant| format!("from {instant}")),
+        key.not_after.as_ref().map(|instant| format!("until {instant}")),
+        list("tasks", &key.tasks),
+        list("queues", &key.queues),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    match &key.id {
+        Some(id) => format!("{id}: {}", parts.join(", ")),
+        None => parts.join(", "),
     }
 }
 

@@ -1,0 +1,378 @@
+//! The keys that are configured: `key_file`, `[[keys]]`, and the embedded file's own.
+//!
+//! ```toml
+//! key_file = "machinist.key"      # the key that signs; one key needs no more than this
+//!
+//! [[keys]]                        # further keys of the ring; see docs/signing.md
+//! file = "producer.key"           # or `env = "NAME"`, or `secret`/`public` with `id` and `alg`
+//! state = "verify"                # active (unless said otherwise), verify, revoked
+//! not_after = 2027-01-01T00:00:00Z
+//! tasks = ["mail.*"]
+//! queues = ["mail"]
+//! ```
+//!
+//! Settings only say where keys are. They are read here, when an application is made and when a worker is told to
+//! read them again; whatever is wrong with one is told with the place that names it.
+
+use std::path::Path;
+
+use machinist_core::{
+    clock::{self, Timestamp},
+    diagnose::Finding,
+    sign::{Algorithm, Key, KeyConfig, KeyError, KeyState, Keyring},
+};
+use zeroize::Zeroizing;
+
+use crate::{
+    settings::{Origin, Setting, Settings, SettingsError},
+    url::Scheme,
+};
+
+/// A key that is configured, with what is to be shown of it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ConfiguredKey {
+    /// The key.
+    pub key: Key,
+    /// RFC 3339: what it signed before is not believed.
+    pub not_before: Option<String>,
+    /// RFC 3339: what it signed after is not believed.
+    pub not_after: Option<String>,
+    /// The tasks it may sign; all where nothing is said.
+    pub tasks: Option<Vec<String>>,
+    /// The queues it may sign for; all where nothing is said.
+    pub queues: Option<Vec<String>>,
+    /// The setting that names it.
+    pub origin: Origin,
+}
+
+impl Settings {
+    /// All keys that are configured, read from where they are; each or what is wrong with it. The embedded file's
+    /// own key is not made here, and is missing until an application has made it.
+    pub fn configured_keys(&self) -> Vec<Result<ConfiguredKey, SettingsError>> {
+        let own = self.key_file.iter().filter(|file| !(is_own(file) && !file.value.exists()));
+        let own = own.map(|file| {
+            let mut config = KeyConfig::default();
+            config.file = Some(file.value.clone());
+            read(&config, &file.origin)
+        });
+        own.chain(self.keys.iter().map(|key| read(&key.value, &key.origin))).collect()
+    }
+
+    /// The ring of all keys that are configured; `None` where there are none, and where the embedded file's own
+    /// has not been made yet.
+    ///
+    /// # Errors
+    /// [`SettingsError`] says which key cannot be used, why, and what to do.
+    pub fn keyring(&self) -> Result<Option<Keyring>, SettingsError> {
+        let keys: Vec<Key> = self
+            .configured_keys()
+            .into_iter()
+            .map(|key| Ok(key?.key))
+            .collect::<Result<_, SettingsError>>()?;
+        if keys.is_empty() {
+            return Ok(None);
+        }
+        Keyring::new(keys).map(Some).map_err(|error| self.wrong_ring(&error))
+    }
+
+    /// The ring for whoever sends or works: the embedded file gets its own key if it has none.
+    pub(crate) fn signing_keyring(&self) -> Result<Option<Keyring>, SettingsError> {
+        if let Some(file) = self.key_file.as_ref().filter(|file| is_own(file)) {
+            let id = fresh_id("embedded");
+            Key::read_or_create(&file.value, Algorithm::default(), &id)
+                .map_err(|error| wrong(&file.origin, &error))?;
+        }
+        self.keyring()
+    }
+
+    /// Whether other processes reach the broker over a network, and nothing is configured to tell their tasks from
+    /// anybody's.
+    pub fn lacks_key(&self) -> bool {
+        let shared = matches!(self.broker.value.scheme(), Scheme::Amqp | Scheme::Amqps);
+        shared && self.key_file.is_none() && self.keys.is_empty()
+    }
+
+    fn wrong_ring(&self, error: &KeyError) -> SettingsError {
+        let origin =
+            self.keys.first().map(|key| &key.origin).or(self.key_file.as_ref().map(|key| &key.origin));
+        wrong(origin.unwrap_or(&Origin::Default), error)
+    }
+
+    /// What there is to say about the keys: whether each can be read, is valid and private, and whether one signs.
+    pub fn diagnose_keys(&self) -> Vec<Finding> {
+        let now = clock::wall();
+        let mut findings = Vec::new();
+        let mut keys = Vec::new();
+        for key in self.configured_keys() {
+            match key {
+                Ok(key) => {
+                    findings.push(key.finding(now));
+                    keys.push(key.key);
+                }
+                Err(error) => findings.push(Finding::error("key", error.to_string(), "")),
+            }
+        }
+        let own = self.key_file.as_ref().is_some_and(is_own);
+        match Keyring::new(keys) {
+            Ok(ring) if ring.signing_key().is_none() => findings.push(Finding::warning(
+                "signing key",
+                "none is active: results can be checked, and no task sent or run",
+                "set state = \"active\" on one that has its secret",
+            )),
+            Ok(_) => {}
+            // What is wrong with single keys has been said.
+            Err(KeyError::Empty) if !findings.is_empty() => {}
+            Err(KeyError::Empty) if own => findings.push(Finding::good(
+                "signing key",
+                "none yet: the first worker or sender makes one beside the embedded file",
+            )),
+            Err(KeyError::Empty) if self.lacks_key() && !self.allow_unsigned.value => {
+                findings.push(Finding::warning(
+                    "signing key",
+                    "none is configured, so no worker and no sender starts",
+                    "`machinist keygen` makes one; name it by --key-file or MACHINIST_KEY_FILE",
+                ));
+            }
+            Err(KeyError::Empty) => findings.push(Finding::good("signing key", "none is configured")),
+            Err(error) => findings.push(Finding::error("ring", self.wrong_ring(&error).to_string(), "")),
+        }
+        if self.allow_unsigned.value {
+            findings.push(Finding::warning(
+                "unsigned tasks",
+                format!(
+                    "are run ({}): who can publish to a queue can run every task of its workers",
+                    self.allow_unsigned.origin
+                ),
+                "take allow_unsigned back once every sender has a key",
+            ));
+        }
+        findings
+    }
+}
+
+impl ConfiguredKey {
+    fn finding(&self, now: Timestamp) -> Finding {
+        let key = &self.key;
+        let subject = format!("key {}", key.id());
+        let about = format!("{}, {}, {}", key.algorithm(), self.state(), self.origin);
+        let at = |text: &Option<String>| {
+            let instant = text.as_ref().and_then(|text| text.parse::<jiff::Timestamp>().ok());
+            instant.map(|instant| Timestamp::from_micros(instant.as_microsecond()))
+        };
+        let active = key.state() == KeyState::Active;
+        let (early, late) =
+            (at(&self.not_before).is_some_and(|t| now < t), at(&self.not_after).is_some_and(|t| now > t));
+        let until = self.not_after.as_deref().unwrap_or_default();
+        match (early, late, active) {
+            (true, _, true) => Finding::error(
+                subject,
+                format!(
+                    "{about}: it signs, and is not valid before {}",
+                    self.not_before.as_deref().unwrap_or_default()
+                ),
+                "make another one active until then",
+            ),
+            (_, true, true) => Finding::error(
+                subject,
+                format!("{about}: it signs, and is not valid after {until}"),
+                "`machinist keygen` makes another; docs/signing.md says how to replace a key",
+            ),
+            (_, true, false) => Finding::warning(
+                subject,
+                format!("{about}: what it signed after {until} is not believed"),
+                "remove it once nothing that it signed is under way",
+            ),
+            _ => Finding::good(subject, about),
+        }
+    }
+
+    /// `active`, `verify` or `revoked`.
+    pub fn state(&self) -> &'static str {
+        match self.key.state() {
+            KeyState::Revoked => "revoked",
+            KeyState::Verify => "verify",
+            _ => "active",
+        }
+    }
+}
+
+/// Reads one key from where it is.
+fn read(config: &KeyConfig, origin: &Origin) -> Result<ConfiguredKey, SettingsError> {
+    let failed = |error: KeyError| wrong(origin, &error);
+    if config.secret.is_some()
+        && let Origin::File { path, .. } = origin
+    {
+        // The secret lies in the configuration itself, which then has to be as private as a key file.
+        Key::read_text(path).map_err(failed)?;
+    }
+    let text = match (&config.file, &config.env) {
+        (Some(file), _) => Some(Key::read_text(file).map_err(|error| missing(origin, file, &error))?),
+        (None, Some(name)) => {
+            let text = std::env::var(name).map(Zeroizing::new);
+            Some(text.map_err(|_| SettingsError::new(origin, format!("the variable {name} holds no key")))?)
+        }
+        (None, None) => None,
+    };
+    let key = config.key(text.as_deref().map(String::as_str)).map_err(|error| match &config.file {
+        Some(file) => SettingsError::new(origin, format!("key file {}: {error}", file.display())),
+        None => failed(error),
+    })?;
+    // The text was understood as a key just now; what it says beside the key holds where nothing else is said.
+    let inner: KeyConfig = text.and_then(|text| toml::from_str(&text).ok()).unwrap_or_default();
+    Ok(ConfiguredKey {
+        key,
+        not_before: config.not_before.clone().or(inner.not_before),
+        not_after: config.not_after.clone().or(inner.not_after),
+        tasks: config.tasks.clone().or(inner.tasks),
+        queues: config.queues.clone().or(inner.queues),
+        origin: origin.clone(),
+    })
+}
+
+/// Nobody configured it: it is the embedded file's own, and may still have to be made.
+fn is_own(file: &Setting<std::path::PathBuf>) -> bool {
+    file.origin == Origin::Default
+}
+
+fn wrong(origin: &Origin, error: &KeyError) -> SettingsError {
+    SettingsError::new(origin, error.to_string())
+}
+
+fn missing(origin: &Origin, file: &Path, error: &KeyError) -> SettingsError {
+    if file.exists() {
+        return wrong(origin, error);
+    }
+    let shown = file.display();
+    SettingsError::new(origin, format!("{error}; `machinist keygen --out {shown}` makes one"))
+}
+
+/// A name for a new key that no other has: the prefix, and eight letters and digits.
+pub fn fresh_id(prefix: &str) -> String {
+    let id = machinist_core::TaskId::fresh();
+    let word: String = id.as_str().chars().rev().filter(char::is_ascii_alphanumeric).take(8).collect();
+    format!("{prefix}-{word}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Overrides;
+
+    struct Conf(tempfile::TempDir);
+
+    impl Conf {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn key(&self, name: &str, id: &str) -> Key {
+            let key = Key::generate(Algorithm::HmacSha256, id).unwrap();
+            key.write_new(&self.0.path().join(name)).unwrap();
+            key
+        }
+
+        fn settings(&self, toml: &str) -> Settings {
+            let path = self.0.path().join("machinist.toml");
+            std::fs::write(&path, toml).unwrap();
+            Settings::resolve(Overrides::default(), &|_| None, Some((&path, toml))).unwrap()
+        }
+
+        fn error(&self, toml: &str) -> String {
+            self.settings(toml).keyring().unwrap_err().to_string()
+        }
+    }
+
+    #[test]
+    fn a_ring_is_put_together() {
+        let conf = Conf::new();
+        conf.key("own.key", "own");
+        conf.key("old.key", "old");
+        let toml = "key_file = \"own.key\"\n[[keys]]\nfile = \"old.key\"\nstate = \"verify\"\ntasks = [\"mail.*\"]\n\
+                    [[keys]]\nid = \"gone\"\nstate = \"revoked\"\n";
+        let ring = conf.settings(toml).keyring().unwrap().unwrap();
+        assert_eq!(ring.signing_key().unwrap().id().as_str(), "own");
+        assert_eq!(ring.keys().count(), 3);
+        let keys = conf.settings(toml).configured_keys();
+        assert_eq!(keys[1].as_ref().unwrap().tasks.as_deref(), Some(&["mail.*".to_owned()][..]));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_place_and_remedy() {
+        let conf = Conf::new();
+        conf.key("a.key", "a");
+        conf.key("b.key", "b");
+        let error = conf.error("\nkey_file = \"nowhere.key\"");
+        assert!(
+            error.contains("machinist.toml:2: key file ") && error.contains("`machinist keygen --out "),
+            "{error}"
+        );
+        let error = conf.error("key_file = \"a.key\"\n[[keys]]\nfile = \"b.key\"");
+        assert!(error.contains("machinist.toml:2: keys a and b are both active"), "{error}");
+        let error = conf.error("key_file = \"a.key\"\n[[keys]]\nfile = \"a.key\"\nstate = \"verify\"");
+        assert!(error.contains("key a is in the ring twice"), "{error}");
+        let error = conf.error("[[keys]]\nenv = \"MACHINIST_NO_SUCH_KEY\"");
+        assert!(
+            error.contains("machinist.toml:1: the variable MACHINIST_NO_SUCH_KEY holds no key"),
+            "{error}"
+        );
+        let error = conf.error("[[keys]]\nid = \"k\"\n");
+        assert!(error.contains("machinist.toml:1: key k: `secret` is missing"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_secret_that_others_can_read_is_refused_wherever_it_is() {
+        use std::os::unix::fs::PermissionsExt;
+        let conf = Conf::new();
+        conf.key("a.key", "a");
+        let others = |name: &str, mode| {
+            std::fs::set_permissions(conf.0.path().join(name), std::fs::Permissions::from_mode(mode))
+                .unwrap();
+        };
+        others("a.key", 0o640);
+        let error = conf.error("key_file = \"a.key\"");
+        assert!(error.contains("mode 0640") && error.contains("chmod 600"), "{error}");
+        let toml = format!("[[keys]]\nid = \"k\"\nsecret = \"{}\"", "Z2Vo".repeat(11));
+        conf.settings(&toml);
+        others("machinist.toml", 0o644);
+        let settings = Settings::resolve(
+            Overrides::default(),
+            &|_| None,
+            Some((&conf.0.path().join("machinist.toml"), &toml)),
+        );
+        let settings = settings.unwrap();
+        let error = settings.keyring().unwrap_err().to_string();
+        assert!(error.contains("mode 0644") && !error.contains("Z2Vo"), "{error}");
+        others("machinist.toml", 0o600);
+        assert!(settings.keyring().unwrap().is_some());
+    }
+
+    #[test]
+    fn the_embedded_file_makes_its_own_key_once() {
+        let conf = Conf::new();
+        let settings = conf.settings("broker = \"sqlite://m.db\"");
+        assert!(settings.keyring().unwrap().is_none(), "who only reads makes none");
+        assert_eq!(settings.diagnose_keys().len(), 1);
+        let made = settings.signing_keyring().unwrap().unwrap();
+        let read = settings.keyring().unwrap().unwrap();
+        assert_eq!(made.signing_key().unwrap().id(), read.signing_key().unwrap().id());
+        assert!(conf.0.path().join("m.db.key").exists());
+    }
+
+    #[test]
+    fn findings_tell_what_would_fail() {
+        use machinist_core::diagnose::Level;
+        let conf = Conf::new();
+        conf.key("a.key", "a");
+        let worst =
+            |toml: &str| conf.settings(toml).diagnose_keys().into_iter().map(|f| f.level).max().unwrap();
+        assert_eq!(worst("key_file = \"a.key\""), Level::Good);
+        assert_eq!(worst("broker = \"amqp://h\""), Level::Warning);
+        assert_eq!(worst("key_file = \"a.key\"\nallow_unsigned = true"), Level::Warning);
+        assert_eq!(worst("[[keys]]\nfile = \"a.key\"\nstate = \"verify\""), Level::Warning);
+        assert_eq!(worst("[[keys]]\nfile = \"a.key\"\nnot_after = 2020-01-01T00:00:00Z"), Level::Error);
+        assert_eq!(worst("[[keys]]\nfile = \"a.key\"\nnot_before = 2999-01-01T00:00:00Z"), Level::Error);
+        assert_eq!(worst("key_file = \"no.key\""), Level::Error);
+    }
+}

@@ -1,0 +1,91 @@
+//! Passwords on their way over a network without TLS, and where that is refused.
+
+use std::borrow::Cow;
+
+use crate::{
+    redact,
+    url::{Scheme, ServerUrl},
+};
+
+/// The first host to which this URL would send its password readable for everybody on the way; `None` where there
+/// is no password, or TLS, or no network.
+pub(crate) fn exposed_to(url: &ServerUrl) -> Option<String> {
+    let plain =
+        matches!(url.scheme(), Scheme::Amqp | Scheme::Redis | Scheme::RedisSentinel | Scheme::RedisCluster);
+    // What would be hidden from a reader is what there is to protect.
+    let secret = matches!(redact::url(url.expose()), Cow::Owned(_));
+    if !(plain && secret) {
+        return None;
+    }
+    let rest = url.expose().split_once("://").map_or("", |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let hosts = authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts);
+    hosts.split(',').map(host).find(|host| !is_loopback(host)).map(str::to_owned)
+}
+
+/// `[::1]:5672`, `mq:5672` or `mq`, without the port.
+fn host(text: &str) -> &str {
+    match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => text.rsplit_once(':').map_or(text, |(host, _)| host),
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    match host.parse::<std::net::IpAddr>() {
+        Ok(address) => address.to_canonical().is_loopback(),
+        // Without a host every adapter goes to this one.
+        Err(_) => host.is_empty() || host.eq_ignore_ascii_case("localhost"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::url::Role;
+
+    fn exposed(text: &str) -> Option<String> {
+        let role = if text.to_lowercase().starts_with("amqp") { Role::Broker } else { Role::Backend };
+        exposed_to(&ServerUrl::parse(text, role).unwrap())
+    }
+
+    #[test]
+    fn a_password_goes_to_other_hosts_by_tls_only() {
+        for (url, host) in [
+            ("amqp://app:pw@mq/%2f", "mq"),
+            ("AMQP://app:pw@mq:5672", "mq"),
+            ("amqp://app:pw@127.0.0.1.example.org/", "127.0.0.1.example.org"),
+            ("amqp://app:p@w@10.0.0.7:5672/%2f", "10.0.0.7"),
+            ("amqp://localhost:pw@mq", "mq"),
+            ("amqp://app:pw@[2001:db8::1]:5672", "2001:db8::1"),
+            ("redis://:pw@cache/0", "cache"),
+            ("redis://cache/0?password=pw", "cache"),
+            ("redis+sentinel://u:pw@127.0.0.1:1,b:2/main", "b"),
+            ("redis+cluster://:pw@a:1,b:2", "a"),
+        ] {
+            assert_eq!(exposed(url).as_deref(), Some(host), "{url}");
+        }
+    }
+
+    #[test]
+    fn loopback_tls_sockets_and_urls_without_password_are_fine() {
+        for url in [
+            "amqp://guest:guest@localhost:5672/%2f",
+            "amqp://guest:guest@LOCALHOST",
+            "amqp://guest:guest@127.0.0.1:5672/%2f",
+            "amqp://guest:guest@127.9.9.9",
+            "amqp://guest:guest@[::1]:5672",
+            "amqp://guest:guest@[::ffff:127.0.0.1]",
+            "amqp://guest:guest@",
+            "amqp://mq:5672/%2f",
+            "amqp://app@mq",
+            "amqps://app:pw@mq",
+            "redis://cache:6379/0",
+            "rediss://:pw@cache",
+            "redis+unix:///run/redis.sock?pass=pw",
+            "sqlite://a:b@c.db",
+        ] {
+            assert_eq!(exposed(url), None, "{url}");
+        }
+    }
+}
