@@ -7,6 +7,7 @@ use machinist::{
     Backoff, QueueName, TaskId,
     clock::Timestamp,
     settings::{Overrides, parse_backoff, parse_duration},
+    sign::{Algorithm, KeyId},
 };
 
 /// Distributed task queue over RabbitMQ and Redis, or one SQLite file.
@@ -48,12 +49,17 @@ pub(crate) struct Global {
     /// Print JSON
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// Send and accept messages without a signature. Has no effect yet: messages are not signed
-    #[arg(long, global = true)]
-    allow_unsigned: bool,
-    /// The file of signing keys. Has no effect yet: messages are not signed
+    /// The key that signs tasks and results; `machinist keygen` makes one [default: beside an sqlite:// broker's
+    /// file] [MACHINIST_KEY_FILE]
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     key_file: Option<PathBuf>,
+    /// Go without a key, and run tasks that nobody signed: whoever can publish to a queue can then run every task of
+    /// its workers [MACHINIST_ALLOW_UNSIGNED]
+    #[arg(long, global = true)]
+    allow_unsigned: bool,
+    /// Send passwords to other hosts without TLS [MACHINIST_INSECURE_PLAINTEXT]
+    #[arg(long, global = true)]
+    insecure_plaintext: bool,
     /// How to log: for people, or one JSON object a line. What is logged is up to MACHINIST_LOG or RUST_LOG
     #[arg(long, global = true, value_name = "FORMAT", value_enum)]
     pub(crate) log: Option<LogFormat>,
@@ -76,22 +82,19 @@ impl Global {
             broker: self.broker.clone(),
             backend: self.backend.clone(),
             namespace: self.namespace.clone(),
+            key_file: self.key_file.clone(),
+            allow_unsigned: self.allow_unsigned,
+            insecure_plaintext: self.insecure_plaintext,
             queues: worker.map(|w| w.queues.clone()).unwrap_or_default(),
             concurrency: worker.and_then(|w| w.concurrency).map(usize::from),
             grace: worker.and_then(|w| w.grace),
         }
     }
-
-    /// What was said and has no effect yet.
-    pub(crate) fn without_effect(&self) -> Vec<&'static str> {
-        let flags = [("--allow-unsigned", self.allow_unsigned), ("--key-file", self.key_file.is_some())];
-        flags.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
-    }
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Write a machinist.toml to begin with
+    /// Write a machinist.toml to begin with, and a key
     Init(Init),
     /// Run tasks from queues until it is told to stop
     Worker(Worker),
@@ -107,6 +110,11 @@ pub(crate) enum Command {
     Scheduled(Scheduled),
     /// List the queues and how much lies in them
     Queues,
+    /// Make a key that signs tasks and results
+    Keygen(Keygen),
+    /// Look at the keys that are configured, or at one key file; secrets are never shown
+    #[command(subcommand)]
+    Keys(Keys),
     /// Reach broker and backend, and say what is wrong with them
     Doctor,
     /// Show the settings in force, and where each came from
@@ -125,8 +133,39 @@ pub(crate) struct Init {
     pub(crate) force: bool,
 }
 
+/// The file can be read by its owner only, and one that is there is never overwritten.
+#[derive(Debug, Args)]
+pub(crate) struct Keygen {
+    /// hmac-sha256, where everybody has the same secret, or ed25519, where others can verify and not sign
+    #[arg(long, value_name = "ALG", default_value_t)]
+    pub(crate) alg: Algorithm,
+    /// Its name, which travels with every message [default: today, and a few random letters]
+    #[arg(long, value_name = "ID", value_parser = KeyId::parse)]
+    pub(crate) id: Option<KeyId>,
+    /// The file to write
+    #[arg(long, value_name = "FILE", default_value = KEY_FILE, value_hint = ValueHint::FilePath)]
+    pub(crate) out: PathBuf,
+}
+
+/// The key file that `init` and `keygen` write.
+pub(crate) const KEY_FILE: &str = "machinist.key";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Keys {
+    /// List them: what each is good for, and where it is configured
+    List {
+        /// A key file [default: what is configured]
+        file: Option<PathBuf>,
+    },
+    /// Check that each can be read, by its owner only, and is valid, and that one signs
+    Check {
+        /// A key file [default: what is configured]
+        file: Option<PathBuf>,
+    },
+}
+
 /// The first SIGINT or SIGTERM lets running tasks go on for the time of --grace, the second hands them back at
-/// once, the third exits.
+/// once, the third exits. SIGHUP reads the keys again.
 #[derive(Debug, Args)]
 pub(crate) struct Worker {
     /// A queue to consume; can be repeated [default: default, and the queues of tasks in machinist.toml]
@@ -328,17 +367,21 @@ mod tests {
             "retry 1",
             "scheduled",
             "queues",
+            "keygen",
+            "keys list",
             "doctor",
             "config",
             "completions bash",
         ] {
             let line = format!(
-                "machinist {command} --broker b --backend c --config f --namespace n --json --allow-unsigned --key-file k"
+                "machinist {command} --broker b --backend c --config f --namespace n --json --allow-unsigned \
+                 --insecure-plaintext --key-file k"
             );
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             assert!(cli.global.json);
-            assert_eq!(cli.global.overrides(None).broker.as_deref(), Some("b"));
-            assert_eq!(cli.global.without_effect(), ["--allow-unsigned", "--key-file"]);
+            let flags = cli.global.overrides(None);
+            assert_eq!(flags.broker.as_deref(), Some("b"));
+            assert!(flags.allow_unsigned && flags.insecure_plaintext && flags.key_file.is_some());
         }
     }
 

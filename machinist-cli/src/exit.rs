@@ -160,6 +160,9 @@ impl From<ResultError> for Failure {
         match error {
             ResultError::Backend(error) => error.into(),
             ResultError::Unknown { id } => unknown(&id),
+            ResultError::Forged { .. } => Self::of(Code::Configuration, &error).remedy(
+                "are the workers' keys in the ring here (`machinist keys list`)? else somebody without a key wrote it",
+            ),
             ResultError::Timeout { .. } => Self::of(Code::NotFinished, &error),
             ResultError::Failed { .. } => Self::of(Code::Failed, &error),
             _ => Self::of(Code::Fault, &error),
@@ -196,6 +199,10 @@ impl From<SendError> for Failure {
         let text = chain(&error);
         let (code, remedy) = match &error {
             SendError::Name(_) | SendError::Invalid(_) => (Code::Usage, None),
+            SendError::TooLarge { .. } => (Code::Usage, None),
+            SendError::Key { .. } => {
+                (Code::Configuration, Some("`machinist keys check` tells more".to_owned()))
+            }
             SendError::Publish { id, source } => match source {
                 PublishError::Unknown(_) => (
                     Code::Unreachable,

@@ -79,9 +79,6 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Cli, Result<Code, 
 }
 
 fn start(cli: Cli, tasks: BuildWorker<'_>) -> Result<Code, Failure> {
-    for flag in cli.global.without_effect() {
-        output::note(&format!("machinist: {flag} has no effect yet: messages are not signed"));
-    }
     // What goes wrong inside of lapin comes back to us as an error, and is told once and in our words.
     let level = if matches!(cli.command, Command::Worker(_)) { "info,lapin=off" } else { "warn,lapin=off" };
     let telemetry = Telemetry::start(cli.global.log.unwrap_or(LogFormat::Human), level)?;

@@ -1,4 +1,4 @@
-//! `machinist doctor`: reaches broker and backend, and says what is wrong and what to do about it.
+//! `machinist doctor`: reaches broker and backend, looks at the keys, and says what is wrong and what to do about it.
 
 use machinist::{
     Servers,
@@ -13,8 +13,9 @@ use crate::{
     output,
 };
 
+/// One finding, as it is shown.
 #[derive(Serialize)]
-struct Row {
+pub(super) struct Row {
     server: &'static str,
     location: String,
     level: &'static str,
@@ -24,7 +25,7 @@ struct Row {
 }
 
 impl Row {
-    fn new(server: &'static str, location: &str, finding: Finding) -> Self {
+    pub(super) fn new(server: &'static str, location: &str, finding: Finding) -> Self {
         let level = match finding.level {
             Level::Good => "good",
             Level::Warning => "warning",
@@ -67,19 +68,25 @@ pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, Failure
     if !one {
         examined.push(examine(Role::Backend, "backend", backend_url, backend).await);
     }
+    examined.push(keys(settings));
     // A server that cannot be reached explains more than what is configured wrong about the other.
     let codes = examined.iter().map(|server| server.code).filter(|code| *code != Code::Success);
     let code = codes.min().unwrap_or(Code::Success);
-    let rows = examined.into_iter().flat_map(|server| server.rows);
-    if json {
-        output::json(&rows.collect::<Vec<_>>())?;
-    } else {
-        print(rows)?;
-    }
+    print(examined.into_iter().flat_map(|server| server.rows), json)?;
     if let Ok(broker) = servers.broker {
         broker.close().await;
     }
     Ok(code)
+}
+
+/// What there is to say about the keys.
+fn keys(settings: &Settings) -> Examined {
+    let findings = settings.diagnose_keys();
+    let broken = findings.iter().any(|finding| finding.level == Level::Error);
+    Examined {
+        rows: findings.into_iter().map(|finding| Row::new("keys", "", finding)).collect(),
+        code: if broken { Code::Configuration } else { Code::Success },
+    }
 }
 
 async fn examine(
@@ -125,16 +132,16 @@ fn remedy(role: Role, code: Code) -> String {
     }
 }
 
-fn print(rows: impl Iterator<Item = Row>) -> Result<(), Failure> {
+/// Prints findings, those of one server under its name.
+pub(super) fn print(rows: impl Iterator<Item = Row>, json: bool) -> Result<(), Failure> {
+    if json {
+        return output::json(&rows.collect::<Vec<_>>());
+    }
     let mut server = "";
     for row in rows {
         if row.server != server {
-            output::line(&format!(
-                "{}{}  {}",
-                if server.is_empty() { "" } else { "\n" },
-                row.server,
-                row.location
-            ))?;
+            let head = format!("{}  {}", row.server, row.location);
+            output::line(&format!("{}{}", if server.is_empty() { "" } else { "\n" }, head.trim_end()))?;
             server = row.server;
         }
         output::line(&format!("  {:<8} {}: {}", row.level, row.subject, row.found))?;

@@ -3,6 +3,8 @@
 mod config;
 mod doctor;
 mod init;
+mod keygen;
+mod keys;
 mod queues;
 mod retry;
 mod revoke;
@@ -13,7 +15,7 @@ mod worker;
 
 use clap::CommandFactory;
 use machinist::{
-    App, AppExt,
+    App, AppExt, Servers,
     settings::Settings,
     url::{Role, Scheme},
 };
@@ -44,6 +46,8 @@ pub(crate) async fn run(cli: Cli, build: BuildWorker<'_>) -> Result<Code, Failur
             output::raw(&String::from_utf8_lossy(&script))?;
             Ok(Code::Success)
         }
+        Command::Keygen(what) => keygen::run(&what, json),
+        Command::Keys(what) => keys::run(what, flags, json),
         Command::Config => config::run(&Settings::load(flags)?, json),
         Command::Doctor => doctor::run(&Settings::load(flags)?, json).await,
         Command::Queues => queues::run(&Settings::load(flags)?, json).await,
@@ -52,15 +56,30 @@ pub(crate) async fn run(cli: Cli, build: BuildWorker<'_>) -> Result<Code, Failur
         Command::Scheduled(what) => scheduled::run(what, &Settings::load(flags)?, json).await,
         Command::Status(what) => status::run(what, &Settings::load(flags)?, json).await,
         Command::Send(what) => send::run(*what, &Settings::load(flags)?, json).await,
-        Command::Worker(what) => worker::run(what, &Settings::load(flags)?, build).await,
+        Command::Worker(what) => worker::run(what, flags, build).await,
     }
 }
 
-/// The application that the settings name.
+/// The application that the settings name, for those who send or work.
 ///
 /// # Errors
-/// It cannot be reached, or lives in this process alone: what is sent there would be gone when the command ends.
+/// It cannot be reached, has no key, or lives in this process alone: what is sent there would be gone when the
+/// command ends.
 async fn connect(settings: &Settings) -> Result<App, Failure> {
+    outlives(settings)?;
+    Ok(App::from_settings(settings).await?)
+}
+
+/// The application that the settings name, for those who only look: they need no key.
+///
+/// # Errors
+/// It cannot be reached, or lives in this process alone.
+async fn connect_reader(settings: &Settings) -> Result<App, Failure> {
+    outlives(settings)?;
+    Ok(Servers::reach(settings).await.reader(settings).await?)
+}
+
+fn outlives(settings: &Settings) -> Result<(), Failure> {
     for (role, setting) in [(Role::Broker, &settings.broker), (Role::Backend, &settings.backend)] {
         if setting.value.scheme() == Scheme::Memory {
             let (origin, role) = (&setting.origin, role.as_str());
@@ -71,5 +90,5 @@ async fn connect(settings: &Settings) -> Result<App, Failure> {
                 .remedy("take sqlite://machinist.db, which needs no server either"));
         }
     }
-    Ok(App::from_settings(settings).await?)
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use machinist::{QueueName, backend::Index, settings::Settings};
 use serde::Serialize;
 
-use super::connect;
+use super::connect_reader;
 use crate::{
     exit::{Code, Failure},
     output,
@@ -23,7 +23,7 @@ struct Row {
 }
 
 pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, Failure> {
-    let app = connect(settings).await?;
+    let app = connect_reader(settings).await?;
     // The list is kept beside the facts and may lag; what is configured belongs to it anyway.
     let mut names: BTreeSet<QueueName> = settings.worker.queues.value.iter().cloned().collect();
     let mut after = None;

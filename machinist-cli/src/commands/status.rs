@@ -7,7 +7,7 @@ use machinist::{
     settings::Settings,
 };
 
-use super::connect;
+use super::connect_reader;
 use crate::{
     args::Status,
     exit::{Code, Failure},
@@ -19,7 +19,7 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(3600);
 
 pub(super) async fn run(what: Status, settings: &Settings, json: bool) -> Result<Code, Failure> {
-    let app = connect(settings).await?;
+    let app = connect_reader(settings).await?;
     let result = app.result(what.id);
     let mut record = result.record().await?;
     if what.watch {

@@ -1,10 +1,13 @@
 //! `machinist worker`: runs tasks until it is told to stop.
 
-use std::future::pending;
+use std::{
+    future::pending,
+    io::{IsTerminal, stderr},
+};
 
 use machinist::{
-    QueueName,
-    settings::{Settings, TaskSettings},
+    App, QueueName,
+    settings::{Overrides, Settings, SettingsError, TaskSettings},
     worker::{BuildError, Stages, TaskOptions, WorkerError},
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -19,7 +22,8 @@ use crate::{
     output,
 };
 
-pub(super) async fn run(what: Worker, settings: &Settings, build: BuildWorker<'_>) -> Result<Code, Failure> {
+pub(super) async fn run(what: Worker, flags: Overrides, build: BuildWorker<'_>) -> Result<Code, Failure> {
+    let settings = &Settings::load(flags.clone())?;
     let groups = Groups::default();
     let mut commands = Vec::new();
     for (name, task) in &settings.tasks {
@@ -55,6 +59,7 @@ pub(super) async fn run(what: Worker, settings: &Settings, build: BuildWorker<'_
     tell_unconsumed(settings, worker.queues());
     // Before the worker is ready: from then on a signal must not end the process by itself.
     let mut signals = Signals::new()?;
+    let mut hangup = Hangup::new()?;
     let (stages, ready, line) = (worker.stages(), worker.ready(), ready_line(&worker, settings));
     let ended = {
         let mut running = Box::pin(worker.run_until(pending()));
@@ -68,6 +73,10 @@ pub(super) async fn run(what: Worker, settings: &Settings, build: BuildWorker<'_
                     announced = true;
                     output::note(&line);
                 }
+                hung_up = hangup.next() => match hung_up {
+                    Hung::ReadKeys => read_keys(&app, &flags),
+                    Hung::TerminalGone => stages.advance(),
+                },
                 () = &mut told => break None,
             }
         }
@@ -81,6 +90,23 @@ pub(super) async fn run(what: Worker, settings: &Settings, build: BuildWorker<'_
             Ok(Code::HandedBack)
         }
     }
+}
+
+/// Puts the keys that are configured now in the place of those in force. What cannot be used changes nothing.
+fn read_keys(app: &App, flags: &Overrides) {
+    let ring = || -> Result<_, SettingsError> { Settings::load(flags.clone())?.keyring() };
+    let told = match ring() {
+        Ok(Some(ring)) => {
+            let ids: Vec<String> = ring.keys().map(|key| key.id().to_string()).collect();
+            match app.replace_keyring(ring) {
+                Ok(()) => format!("the keys were read again: {}", ids.join(", ")),
+                Err(error) => format!("the keys stay as they were: {error}"),
+            }
+        }
+        Ok(None) => "the keys stay as they were: none is configured any more".to_owned(),
+        Err(error) => format!("the keys stay as they were: {error}"),
+    };
+    output::note(&format!("machinist: {told}"));
 }
 
 fn options(task: &TaskSettings) -> TaskOptions {
@@ -165,11 +191,37 @@ struct Signals {
     terminate: Signal,
 }
 
+fn listen(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::of(Code::Fault, &error).doing("signals cannot be received"))
+}
+
+/// SIGHUP, which means two things: a service manager asks for new keys by it, and the system tells by it that the
+/// terminal is gone from which a worker was started.
+struct Hangup {
+    signal: Signal,
+    on_terminal: bool,
+}
+
+enum Hung {
+    ReadKeys,
+    TerminalGone,
+}
+
+impl Hangup {
+    fn new() -> Result<Self, Failure> {
+        Ok(Self { signal: listen(SignalKind::hangup())?, on_terminal: stderr().is_terminal() })
+    }
+
+    async fn next(&mut self) -> Hung {
+        if self.signal.recv().await.is_none() {
+            pending::<()>().await;
+        }
+        if self.on_terminal && !stderr().is_terminal() { Hung::TerminalGone } else { Hung::ReadKeys }
+    }
+}
+
 impl Signals {
     fn new() -> Result<Self, Failure> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| Failure::of(Code::Fault, &error).doing("signals cannot be received"))
-        };
         Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }
 

@@ -1,0 +1,45 @@
+//! `machinist keygen`: a key file, and what to do with it.
+
+use jiff::Zoned;
+use machinist::{
+    keys::fresh_id,
+    sign::{Key, KeyError},
+};
+
+use crate::{
+    args::Keygen,
+    exit::{Code, Failure},
+    output,
+};
+
+pub(super) fn run(what: &Keygen, json: bool) -> Result<Code, Failure> {
+    let id = what.id.as_ref().map_or_else(today, ToString::to_string);
+    let key = Key::generate(what.alg, &id).map_err(|error| Failure::of(Code::Usage, &error))?;
+    key.write_new(&what.out).map_err(|error| cannot_write(&error))?;
+    let (file, alg, public) = (what.out.display(), key.algorithm(), key.public_base64());
+    if json {
+        output::json(&serde_json::json!({ "file": what.out, "id": id, "alg": alg, "public": public }))?;
+        return Ok(Code::Success);
+    }
+    output::line(&format!("{file} is written: key {id}, {alg}. Name it to workers and senders by one of"))?;
+    output::line(&format!("  --key-file {file}"))?;
+    output::line(&format!("  MACHINIST_KEY_FILE={file}"))?;
+    output::line(&format!("  key_file = \"{file}\"    (in machinist.toml)"))?;
+    if let Some(public) = public {
+        output::line(
+            "Who is to verify what it signs and not to sign itself has this in machinist.toml, and no secret:",
+        )?;
+        output::line(&format!("  [[keys]]\n  id = \"{id}\"\n  alg = \"{alg}\"\n  public = \"{public}\""))?;
+        output::line("A worker signs retries and results, and so has an active key of its own beside it.")?;
+    }
+    Ok(Code::Success)
+}
+
+/// `2026-11-21-k3v9q2x7`: sorts by age, and no two are the same.
+pub(super) fn today() -> String {
+    fresh_id(&Zoned::now().date().to_string())
+}
+
+pub(super) fn cannot_write(error: &KeyError) -> Failure {
+    Failure::of(Code::Configuration, error).remedy("--out names another file")
+}

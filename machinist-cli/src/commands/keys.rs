@@ -1,0 +1,97 @@
+//! `machinist keys`: which keys there are, and whether they will do. Nothing secret is shown.
+
+use std::path::PathBuf;
+
+use machinist::{
+    diagnose::Level,
+    keys::ConfiguredKey,
+    settings::{Overrides, Settings},
+};
+use serde::Serialize;
+
+use super::doctor;
+use crate::{
+    args::Keys,
+    exit::{Code, Failure},
+    output,
+};
+
+#[derive(Serialize)]
+struct Row {
+    id: String,
+    alg: String,
+    state: &'static str,
+    not_before: Option<String>,
+    not_after: Option<String>,
+    tasks: Option<Vec<String>>,
+    queues: Option<Vec<String>>,
+    origin: String,
+}
+
+impl From<ConfiguredKey> for Row {
+    fn from(key: ConfiguredKey) -> Self {
+        Self {
+            id: key.key.id().to_string(),
+            alg: key.key.algorithm().to_string(),
+            state: key.state(),
+            not_before: key.not_before,
+            not_after: key.not_after,
+            tasks: key.tasks,
+            queues: key.queues,
+            origin: key.origin.to_string(),
+        }
+    }
+}
+
+pub(super) fn run(what: Keys, flags: Overrides, json: bool) -> Result<Code, Failure> {
+    match what {
+        Keys::List { file } => list(&settings(file, flags)?, json),
+        Keys::Check { file } => check(&settings(file, flags)?, json),
+    }
+}
+
+/// What is configured; or, where a file is named, that file and nothing else.
+fn settings(file: Option<PathBuf>, flags: Overrides) -> Result<Settings, Failure> {
+    Ok(match file {
+        None => Settings::load(flags)?,
+        Some(file) => {
+            let flags = Overrides { key_file: Some(file), ..Overrides::default() };
+            Settings::resolve(flags, &|_| None, None)?
+        }
+    })
+}
+
+fn list(settings: &Settings, json: bool) -> Result<Code, Failure> {
+    let mut rows = Vec::new();
+    for key in settings.configured_keys() {
+        rows.push(Row::from(key?));
+    }
+    if json {
+        output::json(&rows)?;
+        return Ok(Code::Success);
+    }
+    let all = |names: Option<Vec<String>>| names.map_or_else(|| "all".to_owned(), |names| names.join(" "));
+    let instant = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let cells = |row: Row| {
+        vec![
+            row.id,
+            row.alg,
+            row.state.to_owned(),
+            instant(row.not_before),
+            instant(row.not_after),
+            all(row.tasks),
+            all(row.queues),
+            row.origin,
+        ]
+    };
+    let head = ["id", "alg", "state", "not before", "not after", "tasks", "queues", "from"];
+    output::table(&head, rows.into_iter().map(cells))?;
+    Ok(Code::Success)
+}
+
+fn check(settings: &Settings, json: bool) -> Result<Code, Failure> {
+    let findings = settings.diagnose_keys();
+    let broken = findings.iter().any(|finding| finding.level == Level::Error);
+    doctor::print(findings.into_iter().map(|finding| doctor::Row::new("keys", "", finding)), json)?;
+    Ok(if broken { Code::Configuration } else { Code::Success })
+}
