@@ -389,6 +389,10 @@ mod tests {
         assert!(error.contains("amqps://") && error.contains("--insecure-plaintext"), "{error}");
         let error = servers.backend.unwrap_err().to_string();
         assert!(error.contains("rediss://") && !error.contains("geheim"), "{error}");
+        let flags = Overrides { insecure_plaintext: true, ..Overrides::default() };
+        let env = |name: &str| (name == "MACHINIST_BROKER").then(|| "amqp://u:geheim@mq".into());
+        let settings = Settings::resolve(flags, &env, None).unwrap();
+        assert!(check_plaintext(&settings.broker, &settings).is_ok());
     }
 
     #[cfg(not(feature = "amqp"))]

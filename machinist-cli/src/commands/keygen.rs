@@ -1,7 +1,7 @@
 //! `machinist keygen`: a key file, and what to do with it.
 
-use jiff::Zoned;
 use machinist::{
+    clock,
     keys::fresh_id,
     sign::{Key, KeyError},
 };
@@ -35,9 +35,10 @@ pub(super) fn run(what: &Keygen, json: bool) -> Result<Code, Failure> {
     Ok(Code::Success)
 }
 
-/// `2026-11-21-k3v9q2x7`: sorts by age, and no two are the same.
+/// `2026-11-21-5f0c77ab`: sorts by age, and no two are the same.
 pub(super) fn today() -> String {
-    fresh_id(&Zoned::now().date().to_string())
+    let now = clock::wall().to_string();
+    fresh_id(now.split('T').next().unwrap_or_default())
 }
 
 pub(super) fn cannot_write(error: &KeyError) -> Failure {

@@ -20,6 +20,23 @@ fn unknown_schemes() {
 }
 
 #[test]
+fn passwords_that_everybody_on_the_way_could_read() {
+    let mut folder = Folder::new();
+    folder.set("MACHINIST_KEY_FILE", &folder.key("test.key", "test"));
+    folder.set("MACHINIST_BROKER", "amqp://shop:geheim@mq/%2f");
+    for command in [&["send", "add"][..], &["worker", "--demo"], &["queues"]] {
+        let ran = folder.run(command).ended(78).told(&[
+            "MACHINIST_BROKER: amqp://shop:***@mq/%2f would send its password to mq",
+            "amqps://",
+            "--insecure-plaintext",
+        ]);
+        assert!(!ran.stderr.contains("geheim"), "{ran:?}");
+    }
+    let doctor = folder.run(&["doctor"]).ended(78).stdout;
+    assert!(doctor.contains("in plain text") && !doctor.contains("geheim"), "{doctor}");
+}
+
+#[test]
 fn files_of_settings() {
     let told = |toml: &str, words: &[&str]| {
         Folder::with(toml).run(&["queues"]).ended(78).told(words);
@@ -91,7 +108,8 @@ fn files_that_are_no_databases() {
 
 #[test]
 fn servers_that_are_not_there() {
-    let folder = Folder::new();
+    let mut folder = Folder::new();
+    folder.set("MACHINIST_KEY_FILE", &folder.key("test.key", "test"));
     let closed = "127.0.0.1:1";
     let broker = format!("amqp://shop:geheim@{closed}/%2f");
     let ran = folder.run(&["send", "add", "--broker", &broker]).ended(69);

@@ -4,10 +4,13 @@
 
 mod bad_input;
 mod command_tasks;
+mod keys;
 mod main_job;
 mod mixed;
+mod rotation;
 mod servers;
 mod shutdown;
+mod signing;
 mod support;
 mod time;
 #[cfg(feature = "otel")]

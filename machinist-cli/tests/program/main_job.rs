@@ -134,6 +134,10 @@ fn settings_are_shown_with_their_origin_and_without_passwords() {
     assert_eq!(row("namespace")["origin"], "flag --namespace");
     assert_eq!(row("worker.concurrency")["origin"], "machinist.toml:2");
     assert_eq!(row("worker.grace")["origin"], "default");
+    assert_eq!(
+        row("allow_unsigned"),
+        json!({"key": "allow_unsigned", "value": "false", "origin": "default"})
+    );
     let page = folder.run(&["config"]).ended(0).stdout;
     assert!(page.contains("redis://h/0?password=***") && !page.contains("geheim"), "{page}");
 }
@@ -152,10 +156,4 @@ fn completions_exist_for_shells() {
         let script = Folder::new().run(&["completions", shell]).ended(0).stdout;
         assert!(script.contains("status") && script.contains("broker"), "{shell}");
     }
-}
-
-#[test]
-fn what_has_no_effect_yet_says_so() {
-    let folder = Folder::new();
-    folder.run(&["queues", "--allow-unsigned"]).ended(0).told(&["--allow-unsigned has no effect yet"]);
 }

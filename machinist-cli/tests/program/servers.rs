@@ -4,9 +4,16 @@ use serde_json::json;
 
 use crate::support::Folder;
 
-/// A folder whose settings name the servers for tests, under a namespace of its own. `None` where there are none,
-/// which is a failure where they are required.
+/// A folder whose settings name the servers for tests, under a namespace of its own, and a key. `None` where there
+/// are none, which is a failure where they are required.
 pub(crate) fn servers(test: &str) -> Option<Folder> {
+    let mut folder = servers_without_key(test)?;
+    folder.set("MACHINIST_KEY_FILE", &folder.key("test.key", "test"));
+    Some(folder)
+}
+
+/// The same without a key.
+pub(crate) fn servers_without_key(test: &str) -> Option<Folder> {
     let url = |name: &str| std::env::var(name).ok().filter(|url| !url.is_empty());
     match (url("MACHINIST_TEST_AMQP_URL"), url("MACHINIST_TEST_REDIS_URL")) {
         (Some(broker), Some(backend)) => {

@@ -11,6 +11,7 @@ use std::{
 use machinist::{
     App, AppExt,
     settings::{Overrides, Settings},
+    sign::{Algorithm, Key},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -100,6 +101,13 @@ impl Folder {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, text).unwrap();
         path
+    }
+
+    /// A key file; returns its path.
+    pub(crate) fn key(&self, name: &str, id: &str) -> String {
+        let path = self.path().join(name);
+        Key::generate(Algorithm::HmacSha256, id).unwrap().write_new(&path).unwrap();
+        path.display().to_string()
     }
 
     /// A script that can be run.

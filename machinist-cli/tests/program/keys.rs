@@ -1,0 +1,156 @@
+//! Making keys and looking at them. Nothing that is secret is ever shown.
+
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::json;
+
+use crate::support::{Folder, Ran};
+
+/// What no output may hold: the secrets of all key files of a folder.
+pub(crate) fn secrets(folder: &Folder) -> Vec<String> {
+    let mut secrets = Vec::new();
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "key") {
+            let text = std::fs::read_to_string(path).unwrap();
+            let line = text.lines().find_map(|line| line.strip_prefix("secret = \"")).unwrap();
+            secrets.push(line.trim_end_matches('"').to_owned());
+        }
+    }
+    secrets
+}
+
+#[track_caller]
+pub(crate) fn hides(secrets: &[String], ran: &Ran) {
+    assert!(!secrets.is_empty());
+    for secret in secrets {
+        // Part of it would be too much.
+        let shown = [&ran.stdout, &ran.stderr].iter().any(|text| text.contains(&secret[4..20]));
+        assert!(!shown, "{ran:?}");
+    }
+}
+
+fn mode(folder: &Folder, name: &str) -> u32 {
+    std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn a_key_is_made_once_and_says_what_to_do() {
+    let folder = Folder::new();
+    let made = folder.run(&["keygen"]).ended(0);
+    for word in ["machinist.key is written", "hmac-sha256", "--key-file machinist.key", "MACHINIST_KEY_FILE="]
+    {
+        assert!(made.stdout.contains(word), "{word}: {made:?}");
+    }
+    assert_eq!(mode(&folder, "machinist.key"), 0o600);
+    let before = secrets(&folder);
+    hides(&before, &made);
+    folder.run(&["keygen"]).ended(78).told(&["machinist.key", "is not overwritten", "--out"]);
+    assert_eq!(secrets(&folder), before);
+    folder.run(&["keygen", "--alg", "md5"]).ended(64).told(&["--alg", "md5", "ed25519"]);
+    folder.run(&["keygen", "--id", "two words", "--out", "x"]).ended(64).told(&["--id", "two words"]);
+}
+
+#[test]
+fn whoever_only_verifies_is_given_the_public_half() {
+    let folder = Folder::new();
+    let line = ["keygen", "--alg", "ed25519", "--id", "shop", "--out", "shop.key", "--json"];
+    let made = folder.run(&line).ended(0);
+    let told = made.json();
+    assert_eq!(
+        (&told["id"], &told["alg"], &told["file"]),
+        (&json!("shop"), &json!("ed25519"), &json!("shop.key"))
+    );
+    hides(&secrets(&folder), &made);
+    let line = ["keygen", "--alg", "ed25519", "--id", "other", "--out", "other.key"];
+    let said = folder.run(&line).ended(0).stdout;
+    let ring: Vec<&str> = said.lines().skip_while(|line| !line.contains("[[keys]]")).take(4).collect();
+    folder.write("verifier.toml", &ring.join("\n"));
+    let keys = folder.run(&["keys", "list", "--config", "verifier.toml", "--json"]).ended(0).json();
+    assert_eq!((&keys[0]["id"], &keys[0]["state"]), (&json!("other"), &json!("verify")));
+}
+
+#[test]
+fn keys_are_listed_with_what_limits_them() {
+    let folder = Folder::with(
+        "key_file = \"own.key\"\n[[keys]]\nfile = \"mailer.key\"\nstate = \"verify\"\ntasks = [\"mail.*\"]\n\
+         queues = [\"mail\"]\nnot_after = 2999-01-01T00:00:00Z\n[[keys]]\nid = \"gone\"\nstate = \"revoked\"\n",
+    );
+    folder.key("own.key", "own");
+    folder.key("mailer.key", "mailer");
+    let ran = folder.run(&["keys", "list", "--json"]).ended(0);
+    hides(&secrets(&folder), &ran);
+    assert_eq!(
+        ran.json()[1],
+        json!({"id": "mailer", "alg": "hmac-sha256", "state": "verify", "not_before": null,
+               "not_after": "2999-01-01T00:00:00Z", "tasks": ["mail.*"], "queues": ["mail"],
+               "origin": "machinist.toml:2"})
+    );
+    let page = folder.run(&["keys", "list"]).ended(0);
+    hides(&secrets(&folder), &page);
+    assert!(page.stdout.contains("NOT AFTER") && page.stdout.contains("revoked"), "{page:?}");
+    let check = folder.run(&["keys", "check"]).ended(0);
+    assert!(check.stdout.contains("good     key own: hmac-sha256, active, machinist.toml:1"), "{check:?}");
+    let config = folder.run(&["config"]).ended(0);
+    hides(&secrets(&folder), &config);
+    for word in ["own.key", "file mailer.key, verify", "tasks mail.*", "gone: revoked"] {
+        assert!(config.stdout.contains(word), "{word}: {config:?}");
+    }
+    let one = folder.run(&["keys", "list", "mailer.key", "--json"]).ended(0).json();
+    assert_eq!((one.as_array().unwrap().len(), &one[0]["state"]), (1, &json!("active")));
+}
+
+#[test]
+fn keys_that_will_not_do_are_told() {
+    let folder = Folder::new();
+    folder.key("a.key", "a");
+    folder.key("b.key", "b");
+    let told = |toml: &str, words: &[&str]| {
+        folder.write("machinist.toml", toml);
+        let check = folder.run(&["keys", "check"]).ended(78);
+        words.iter().for_each(|word| assert!(check.stdout.contains(word), "{word}: {check:?}"));
+        hides(&secrets(&folder), &check);
+        folder.run(&["worker", "--demo"]).ended(78).told(words);
+        folder.run(&["send", "add"]).ended(78).told(words);
+    };
+    told(
+        "key_file = \"no.key\"",
+        &["machinist.toml:1", "no.key", "`machinist keygen --out no.key` makes one"],
+    );
+    told(
+        "key_file = \"a.key\"\n[[keys]]\nfile = \"b.key\"",
+        &["machinist.toml:2", "a and b are both active"],
+    );
+    told(
+        "[[keys]]\nfile = \"a.key\"\n[[keys]]\nfile = \"a.key\"\nstate = \"verify\"",
+        &["a is in the ring twice"],
+    );
+    std::fs::set_permissions(folder.path().join("a.key"), std::fs::Permissions::from_mode(0o640)).unwrap();
+    told("key_file = \"a.key\"", &["a.key", "others than its owner", "mode 0640", "chmod 600"]);
+    folder.write("machinist.toml", "");
+    folder.run(&["send", "add", "--key-file", "a.key"]).ended(78).told(&["--key-file", "mode 0640"]);
+    folder.run(&["keys", "check", "a.key"]).ended(78);
+    folder.run(&["keys", "check", "b.key"]).ended(0);
+    folder.write("machinist.toml", "[[keys]]\nfile = \"b.key\"\nstate = \"verify\"");
+    folder.run(&["send", "add"]).ended(78).told(&["no key of the ring is active"]);
+    folder.run(&["worker", "--demo"]).ended(78).told(&["no key of the ring is active"]);
+    folder.run(&["queues"]).ended(0);
+}
+
+#[test]
+fn init_makes_a_key_and_keeps_it_out_of_version_control() {
+    let folder = Folder::new();
+    folder.write(".gitignore", "/target");
+    let sent = folder.send(&["add", "1"]);
+    let said = folder.run(&["init"]).ended(0);
+    hides(&secrets(&folder), &said);
+    assert_eq!(mode(&folder, "machinist.key"), 0o600);
+    let ignored = || std::fs::read_to_string(folder.path().join(".gitignore")).unwrap();
+    assert_eq!(ignored(), "/target\nmachinist.key\n");
+    let made = secrets(&folder);
+    folder.run(&["init", "--force"]).ended(0);
+    assert_eq!((secrets(&folder), ignored()), (made, "/target\nmachinist.key\n".to_owned()));
+    // What was sent before there was a machinist.toml is believed.
+    let _worker = folder.worker(&["--demo"]);
+    folder.run(&["status", &sent, "--watch"]).ended(0);
+}
