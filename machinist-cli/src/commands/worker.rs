@@ -32,7 +32,8 @@ pub(super) async fn run(what: Worker, flags: Overrides, build: BuildWorker<'_>) 
     let app = connect(settings).await?;
     let mut builder = machinist::Worker::builder(&app)
         .concurrency(settings.worker.concurrency.value)
-        .grace(settings.worker.grace.value);
+        .grace(settings.worker.grace.value)
+        .consumer_timeout(settings.worker.consumer_timeout.value);
     for queue in &settings.worker.queues.value {
         builder = builder.queue(queue.as_str());
     }

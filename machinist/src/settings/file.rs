@@ -36,6 +36,7 @@ pub(super) struct File {
     pub(super) queues: Option<Setting<Vec<QueueName>>>,
     pub(super) concurrency: Option<Setting<usize>>,
     pub(super) grace: Option<Setting<Duration>>,
+    pub(super) consumer_timeout: Option<Setting<Duration>>,
     pub(super) tasks: BTreeMap<String, TaskSettings>,
 }
 
@@ -53,7 +54,7 @@ const TOP: [&str; 10] = [
 ];
 const KEY: [&str; 11] =
     ["id", "alg", "secret", "public", "file", "env", "state", "not_before", "not_after", "tasks", "queues"];
-const WORKER: [&str; 3] = ["queues", "concurrency", "grace"];
+const WORKER: [&str; 4] = ["queues", "concurrency", "grace", "consumer_timeout"];
 const TASK: [&str; 9] = [
     "command",
     "args",
@@ -93,6 +94,8 @@ pub(super) fn read(path: &Path, text: &str) -> Result<File, SettingsError> {
             fits.ok_or_else(|| text::wrong_concurrency(&number))
         })?;
         file.grace = worker.get("grace", duration)?;
+        file.consumer_timeout = worker
+            .get("consumer_timeout", |v| text::consumer_timeout(string(v, "a duration like \"20s\",")?))?;
     }
     for section in top.list("keys", &KEY)? {
         let origin = section.origin();

@@ -18,6 +18,7 @@
 //! | `worker.queues` | `MACHINIST_QUEUES` (with commas) | `default`, and the queues of `[tasks]` |
 //! | `worker.concurrency` | `MACHINIST_CONCURRENCY` | 16 |
 //! | `worker.grace` | `MACHINIST_GRACE` | `20s` |
+//! | `worker.consumer_timeout` | `MACHINIST_CONSUMER_TIMEOUT` | `30m`, as RabbitMQ's |
 //! | the file itself | `MACHINIST_CONFIG` | `machinist.toml` of the current folder, if there is one |
 //!
 //! An empty variable counts as not set; other variables are ignored.
@@ -128,6 +129,8 @@ pub struct WorkerSettings {
     pub concurrency: Setting<usize>,
     /// How long running tasks may go on after it was told to stop.
     pub grace: Setting<Duration>,
+    /// For how long the broker lets a delivery be held without a word; at least a second.
+    pub consumer_timeout: Setting<Duration>,
 }
 
 /// `[tasks.NAME]`: a program that any language can provide.
@@ -318,6 +321,12 @@ impl Settings {
                     file: file.grace,
                 }
                 .pick(env, parse_duration, || Duration::from_secs(20))?,
+                consumer_timeout: Layers {
+                    flag: ("", None),
+                    variable: "MACHINIST_CONSUMER_TIMEOUT",
+                    file: file.consumer_timeout,
+                }
+                .pick(env, text::consumer_timeout, || Duration::from_secs(30 * 60))?,
             },
             tasks: file.tasks,
         })
@@ -342,6 +351,7 @@ impl Settings {
             row("worker.queues", &self.worker.queues, |names| text::join(names)),
             row("worker.concurrency", &self.worker.concurrency, ToString::to_string),
             row("worker.grace", &self.worker.grace, |grace| show_duration(*grace)),
+            row("worker.consumer_timeout", &self.worker.consumer_timeout, |t| show_duration(*t)),
         ];
         // After `results_ttl`: whose tasks are believed belongs to where they are.
         let of_keys =
@@ -487,6 +497,7 @@ mod tests {
                 "worker.queues=default (default)",
                 "worker.concurrency=9 (flag --concurrency)",
                 "worker.grace=1m (MACHINIST_GRACE)",
+                "worker.consumer_timeout=30m (default)",
             ]
         );
     }

@@ -148,6 +148,16 @@ pub(super) fn concurrency(text: &str) -> Result<usize, String> {
     text.trim().parse().ok().filter(|n| CONCURRENCY.contains(n)).ok_or_else(|| wrong_concurrency(&text))
 }
 
+pub(super) fn consumer_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = parse_duration(text)?;
+    if timeout < Duration::from_secs(1) {
+        return Err(format!(
+            "{text} is too short to say a word in time; take what the broker has, 1s at least"
+        ));
+    }
+    Ok(timeout)
+}
+
 /// A delivery window is counted in 16 bits.
 pub(super) const CONCURRENCY: std::ops::RangeInclusive<usize> = 1..=10_000;
 
