@@ -182,7 +182,9 @@ impl Subscription {
                     }
                 }
                 Some(Err(obstruction)) => {
-                    if let Some(confirm) = confirm.take() {
+                    // Whoever waits for the first subscription has a limit of its own.
+                    let passes = matches!(&obstruction, Obstruction::Broken(trouble) if trouble.passes());
+                    if let Some(confirm) = confirm.take_if(|_| !passes) {
                         let _ = confirm.send(Err(obstruction.into()));
                         return;
                     }

@@ -62,9 +62,20 @@ impl Trouble {
         Some(Complaint { code: error.get_id(), text: error.get_message().as_str(), soft })
     }
 
+    /// Whether it is the broker's own trouble, of a moment, and says nothing about what was asked. RabbitMQ answers
+    /// with an internal error when several processes declare a new quorum queue at once, and forces connections
+    /// to close when it stops.
+    pub(crate) fn passes(&self) -> bool {
+        const CONNECTION_FORCED: u16 = 320;
+        const RESOURCE_ERROR: u16 = 506;
+        const INTERNAL_ERROR: u16 = 541;
+        let passing = [CONNECTION_FORCED, RESOURCE_ERROR, INTERNAL_ERROR];
+        self.complaint().is_some_and(|complaint| passing.contains(&complaint.code))
+    }
+
     /// In the words of the seam, where nothing more is known about the operation than that it failed.
     pub(crate) fn into_broker_error(self) -> BrokerError {
-        match self.complaint() {
+        match self.complaint().filter(|_| !self.passes()) {
             Some(Complaint { text, .. }) => BrokerError::Refused { reason: format!("{}: {text}", self.what) },
             None => BrokerError::Unavailable(Box::new(self)),
         }
@@ -112,5 +123,32 @@ pub(crate) async fn within<T>(
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(Trouble::lapin(what, error)),
         Err(_) => Err(Trouble::silence(what, patience)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::protocol::{AMQPError, AMQPHardError, AMQPSoftError};
+
+    use super::*;
+
+    #[test]
+    fn the_brokers_own_trouble_is_no_refusal() {
+        let told = |kind: AMQPErrorKind| {
+            let error = AMQPError::new(kind, "said".into());
+            Trouble::lapin("asking", ErrorKind::ProtocolError(error).into()).into_broker_error()
+        };
+        for kind in [AMQPHardError::INTERNALERROR, AMQPHardError::CONNECTIONFORCED] {
+            let error = told(AMQPErrorKind::Hard(kind));
+            assert!(matches!(error, BrokerError::Unavailable(_)), "{error:?}");
+        }
+        let refused = [
+            AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED),
+            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED),
+        ];
+        for kind in refused {
+            let error = told(kind);
+            assert!(matches!(error, BrokerError::Refused { .. }), "{error:?}");
+        }
     }
 }
