@@ -195,10 +195,8 @@ async fn run(scenario: Scenario, size: Size, dir: &Path, endpoints: &Endpoints) 
 
     let app = house.direct.app(Duration::from_secs(10)).await?;
     let mut finals = Finals::default();
-    // Suspects run one after the other, and some as guards.
-    let limit = size.drain() * if scenario == Scenario::Poison { 3 } else { 1 };
     let leniency = scenario.leniency(&house);
-    let drained = check::drain(&house, &app, &mut finals, leniency.records_lost, limit).await?;
+    let drained = check::drain(&house, &app, &mut finals, leniency.records_lost, size.drain()).await?;
     let rss = check_usage(&before, &house.crew.usage(), &mut violations);
     let (exit, clean) = house.crew.close(EXIT).await?;
     if !clean || exit >= EXIT {

@@ -446,6 +446,66 @@ async fn a_dead_workers_task_is_taken_over() {
     assert_eq!((record.attempt, record.worker.as_deref()), (1, Some("w2")));
 }
 
+/// How often the deadly task and its neighbour were started.
+type Starts = Arc<[AtomicU32; 2]>;
+
+const RISK: TaskDef<(bool,), ()> = TaskDef::new("risk");
+
+/// Either waits for the death of its worker, or has some work to do beside it.
+async fn risk(State(starts): State<Starts>, deadly: bool) -> Result<(), TaskError> {
+    starts[usize::from(!deadly)].fetch_add(1, Ordering::SeqCst);
+    if deadly { std::future::pending().await } else { sleep(20_000).await }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_of_which_workers_die_is_lost_and_its_neighbours_are_not() {
+    let house = house().await;
+    let client = house.app.client();
+    let starts = Starts::default();
+    let begin = || {
+        let builder = Worker::builder(&house.app).task(RISK, risk).state(Arc::clone(&starts));
+        Running::start(builder)
+    };
+    let deadly = client.send(RISK.call((true,))).await.unwrap();
+    let sent = tokio::time::Instant::now();
+    let neighbour = client.send(RISK.call((false,))).await.unwrap();
+    let limit = Duration::from_secs(3600);
+    for (deaths, begun) in [[1, 1], [2, 2], [3, 0], [4, 0], [5, 0]].into_iter().enumerate() {
+        let dying = begin();
+        while starts.iter().zip(begun).any(|(started, wanted)| started.load(Ordering::SeqCst) < wanted) {
+            assert!(sent.elapsed() < limit, "waiting for start {begun:?} after {deaths} deaths: {starts:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(!deadly.state().await.unwrap().is_final(), "after {deaths} deaths");
+        dying.worker.abort();
+        house.broker.interrupt();
+    }
+    let _survivor = begin();
+    let Err(ResultError::Failed { kind, .. }) = deadly.wait(limit).await else { panic!("it is lost") };
+    assert_eq!((kind, starts[0].load(Ordering::SeqCst)), (FailureKind::Lost, 5));
+    neighbour.wait(limit).await.unwrap();
+    let dead = dead_letters(&house, 1).await;
+    assert_eq!(dead.len(), 1);
+    assert_eq!(dead[0].id.as_deref(), Some(deadly.id().as_str()));
+    assert_eq!(dead[0].headers["machinist-dead-reason"].as_text(), Some("lost"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_workers_task_is_taken_over_also_while_only_its_guard_is_left() {
+    let house = house().await;
+    let dying = Running::start(worker(&house.app));
+    let task = house.app.client().send(SLEEP.call((2 * 3_600_000,))).await.unwrap();
+    // Long enough for guards that stay away for five minutes.
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    dying.worker.abort();
+    house.broker.interrupt();
+    let quick = async |_ms: u64| Ok::<_, TaskError>(());
+    let _next = Running::start(Worker::builder(&house.app).name("w2").task(SLEEP, quick));
+    let absence_of_a_guard = Duration::from_secs(300);
+    task.wait(absence_of_a_guard + Duration::from_secs(30)).await.unwrap();
+    assert_eq!(task.record().await.unwrap().worker.as_deref(), Some("w2"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn middleware_is_called_in_order_and_may_answer_itself() {
     struct Mark(&'static str);

@@ -149,8 +149,11 @@ impl Worker {
         tracing::info!(worker = processor.worker_name(), queues = ?queues, "ready");
         ready.cancel();
         let tracker = TaskTracker::new();
+        // Dropped in the middle, this future must not leave handlers behind that run without a session.
+        let cut = CancellationToken::new();
+        let _cut_on_drop = cut.clone().drop_guard();
         tokio::select! {
-            () = work(&processor, consumer.as_mut(), &tracker) => {}
+            () = work(&processor, consumer.as_mut(), &tracker, &cut) => {}
             () = shutdown => stages.advance(),
             () = stages.reached_drain() => {}
         }
@@ -169,12 +172,25 @@ impl Worker {
 }
 
 /// Takes deliveries for ever, each into a task of its own. Ends only when the broker was closed.
-async fn work(processor: &Arc<TaskProcessor>, consumer: &mut dyn Consumer, tracker: &TaskTracker) {
+async fn work(
+    processor: &Arc<TaskProcessor>,
+    consumer: &mut dyn Consumer,
+    tracker: &TaskTracker,
+    cut: &CancellationToken,
+) {
     loop {
         // While the backend is away nothing is taken: what is held stays unacknowledged, and prefetch bounds it.
         processor.steady.backend_is_there().await;
         let Some(delivery) = consumer.next().await else { return };
-        tracker.spawn(Arc::clone(processor).process(delivery));
+        let (cut, process) = (cut.clone(), Arc::clone(processor).process(delivery));
+        tracker.spawn(async move {
+            tokio::select! {
+                // First: a slot that is free because its holder was cut off is not for the next.
+                biased;
+                () = cut.cancelled() => {}
+                () = process => {}
+            }
+        });
     }
 }
 

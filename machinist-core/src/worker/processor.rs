@@ -51,7 +51,8 @@ use crate::{
 const NEARLY_DUE: Duration = Duration::from_millis(20);
 /// Waiting longer than this for a slot is written down (state RECEIVED).
 const SLOT_PATIENCE: Duration = Duration::from_millis(100);
-/// After these waits a delivery of a busy task becomes a guard.
+/// After these waits a delivery of a busy task becomes a guard, but not before the session that holds it can have been
+/// found gone: a guard may stay away for longer than anybody looks.
 const BUSY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 /// How long workers may not know a task: a rolling deploy must lose nothing.
 const UNKNOWN_PATIENCE: Duration = Duration::from_secs(3600);
@@ -197,7 +198,9 @@ impl TaskProcessor {
         let Some(task) = self.tasks.get(&holding.envelope.name) else {
             return self.unknown_task(&holding.envelope).await;
         };
-        let mut busy_waits = BUSY_WAITS.iter().filter(|wait| **wait < self.longest_hold);
+        let more = self.sessions.verdict().saturating_sub(BUSY_WAITS.iter().sum());
+        let waits = BUSY_WAITS.into_iter().chain((!more.is_zero()).then_some(more));
+        let mut busy_waits = waits.filter(|wait| *wait < self.longest_hold);
         let mut alone = false;
         loop {
             let slot = if alone {
@@ -226,7 +229,7 @@ impl TaskProcessor {
             alone = false;
             match busy_waits.next() {
                 Some(wait) => tokio::select! {
-                    () = tokio::time::sleep(*wait) => {}
+                    () = tokio::time::sleep(wait) => {}
                     () = self.stages.reached_drain() => return Ending::HandBack,
                 },
                 None => return self.become_guard(&holding.envelope).await,

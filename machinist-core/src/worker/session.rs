@@ -56,6 +56,12 @@ impl Lease {
         self.0 / 3
     }
 
+    /// After how long at most a session that is gone is known to be: the wait for the first look, the time between
+    /// the looks, the wait for the last, and a second for the answers.
+    fn verdict(self) -> Duration {
+        self.look() * 2 + self.two_looks() + Duration::from_secs(1)
+    }
+
     /// How long a session is looked at after somebody was found busy with it.
     fn interest(self) -> Duration {
         self.0 * 4
@@ -184,6 +190,12 @@ impl Sessions {
             }
             notified.await;
         }
+    }
+
+    /// For how long somebody who was told *busy* has to wait here at least, to learn whether that session is gone. Who
+    /// leaves sooner and comes back much later asks anew each time, and never learns it.
+    pub(super) fn verdict(&self) -> Duration {
+        self.lease.verdict()
     }
 
     /// Makes a run known, before its start is asked for.
