@@ -1,6 +1,6 @@
 //! What is measured: one line each.
 
-use crate::order::System::{self, Floor, Machinist};
+use crate::order::System::{self, Ed25519, Floor, Hmac, Machinist};
 
 /// One thing to measure.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +53,7 @@ const fn case(name: &'static str, title: &'static str, shape: Shape, tasks: usiz
 }
 
 /// The most important first.
-pub(crate) const CASES: [Case; 15] = [
+pub(crate) const CASES: [Case; 16] = [
     case(
         "drain-256",
         "drain a full queue, concurrency 256",
@@ -77,6 +77,15 @@ pub(crate) const CASES: [Case; 15] = [
     case("send-one", "send one by one", Shape::SendEach { callers: 1 }, 2_000),
     case("both", "send and drain at once, concurrency 256", Shape::Both { store: NETWORK }, 20_000),
     case("lone", "lone task: send, run, see the SUCCESS", Shape::Lone, 2_000),
+    Case {
+        systems: &[Machinist, Hmac, Ed25519],
+        ..case(
+            "signed",
+            "unsigned and signed: send and drain at once",
+            Shape::Both { store: NETWORK },
+            20_000,
+        )
+    },
     case(
         "sleep-256",
         "drain tasks of 1 ms, concurrency 256",

@@ -7,8 +7,12 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum System {
     /// Written by hand on the bare libraries: the most that the servers give at the same durability.
     Floor,
-    /// This project.
+    /// This project, without keys.
     Machinist,
+    /// This project, everything signed with HMAC-SHA256.
+    Hmac,
+    /// This project, everything signed with Ed25519.
+    Ed25519,
 }
 
 impl System {
@@ -16,6 +20,8 @@ impl System {
         match self {
             Self::Floor => "floor",
             Self::Machinist => "machinist",
+            Self::Hmac => "hmac",
+            Self::Ed25519 => "ed25519",
         }
     }
 }

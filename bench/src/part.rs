@@ -29,7 +29,7 @@ pub(crate) async fn play(order: &str) -> Result<()> {
     let order: Order = serde_json::from_str(order).context("the order cannot be read")?;
     let told = match order.system {
         System::Floor => floor::play(&order).await?,
-        System::Machinist => product::play(&order).await?,
+        _ => product::play(&order).await?,
     };
     say(&serde_json::to_string(&told)?)
 }

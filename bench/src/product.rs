@@ -11,11 +11,12 @@ use machinist::{
     App, Client, Signature, State, TaskDef, TaskError, Worker,
     amqp::{AmqpBroker, AmqpOptions},
     redis::{RedisBackend, RedisOptions},
+    sign::{Algorithm, Key, Keyring},
     sqlite::{SqliteOptions, SqliteStore, Synchronous},
 };
 
 use crate::{
-    order::{Duty, Order, Servers, Told},
+    order::{Duty, Order, Servers, System, Told},
     part::{self, Count},
 };
 
@@ -38,7 +39,7 @@ async fn noop(State(shop): State<Shop>, _payload: String) -> Result<(), TaskErro
 }
 
 pub(crate) async fn play(order: &Order) -> Result<Told> {
-    let app = connect(&order.servers).await?;
+    let app = connect(order).await?;
     let told = match order.duty {
         Duty::Work { concurrency, sleep_ms, .. } => {
             work(&app, order, concurrency, Duration::from_millis(sleep_ms)).await
@@ -52,8 +53,8 @@ pub(crate) async fn play(order: &Order) -> Result<Told> {
     Ok(told)
 }
 
-async fn connect(servers: &Servers) -> Result<App> {
-    let builder = match servers {
+async fn connect(order: &Order) -> Result<App> {
+    let builder = match &order.servers {
         Servers::Network { amqp, redis } => {
             let broker = AmqpBroker::connect(amqp, AmqpOptions::default()).await?;
             let backend = RedisBackend::connect(redis, RedisOptions::default()).await?;
@@ -66,7 +67,21 @@ async fn connect(servers: &Servers) -> Result<App> {
             App::builder(Arc::new(store.broker()), Arc::new(store.backend()))
         }
     };
+    let builder = match key(order.system)? {
+        Some(key) => builder.keyring(Keyring::new([key])?),
+        None => builder.allow_unsigned(),
+    };
     Ok(builder.build().await?)
+}
+
+/// The same in every process, because a sender's worker must know it. It keeps nothing secret.
+fn key(system: System) -> Result<Option<Key>> {
+    let algorithm = match system {
+        System::Hmac => Algorithm::HmacSha256,
+        System::Ed25519 => Algorithm::Ed25519,
+        System::Floor | System::Machinist => return Ok(None),
+    };
+    Ok(Some(Key::with_secret(algorithm, "bench", &[7; 32])?))
 }
 
 fn worker(app: &App, order: &Order, concurrency: usize, shop: Shop) -> Result<Worker> {

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use crate::{
     Place,
     case::{CASES, Case, Shape},
+    order::System,
     runner::{Run, Share},
 };
 
@@ -69,10 +70,11 @@ fn markdown(machine: &Machine, rounds: u32, quick: bool, runs: &[Run]) -> Result
     writeln!(text, "|---|---|---|---|---|")?;
     let measured: Vec<Measured<'_>> =
         CASES.iter().map(|case| Measured::of(case, runs)).filter(|m| !m.ours.is_empty()).collect();
-    let is_rate = |m: &&Measured<'_>| !matches!(m.case.shape, Shape::Lone | Shape::Idle { .. });
+    let is_rate =
+        |m: &&Measured<'_>| !matches!(m.case.shape, Shape::Lone | Shape::Idle { .. }) && m.signed.is_empty();
     for m in measured.iter().filter(is_rate) {
         let (floor, ours) = (spread(&m.floor, rate, 0), spread(&m.ours, rate, 0));
-        let ratio = ratios(m, rate);
+        let ratio = ratios(&m.floor, &m.ours, rate);
         writeln!(
             text,
             "| `{}`: {} | {} | {floor} | {ours} | {ratio} |",
@@ -80,6 +82,25 @@ fn markdown(machine: &Machine, rounds: u32, quick: bool, runs: &[Run]) -> Result
             m.case.title,
             m.tasks()
         )?;
+    }
+    for m in measured.iter().filter(|m| !m.signed.is_empty()) {
+        writeln!(
+            text,
+            "\n| {} | tasks/s | signed / unsigned | worker, µs/task | sender, µs/task |",
+            m.case.title
+        )?;
+        writeln!(text, "|---|---|---|---|---|")?;
+        let cpu = |share: Option<Share>, tasks| share.map_or(f64::NAN, |share| share.cpu_us / tasks as f64);
+        for (name, runs) in [("unsigned", &m.ours)].into_iter().chain(m.signed.iter().map(|(n, r)| (*n, r))) {
+            writeln!(
+                text,
+                "| {name} | {} | {} | {} | {} |",
+                spread(runs, rate, 0),
+                ratios(&m.ours, runs, rate),
+                spread(runs, |run| cpu(run.worker, run.tasks), 1),
+                spread(runs, |run| cpu(run.sender, run.tasks), 1),
+            )?;
+        }
     }
     for m in measured.iter().filter(|m| matches!(m.case.shape, Shape::Lone)) {
         writeln!(
@@ -90,7 +111,7 @@ fn markdown(machine: &Machine, rounds: u32, quick: bool, runs: &[Run]) -> Result
         for (at, name) in ["p50", "p90", "p99"].into_iter().enumerate() {
             let latency = |run: &Run| run.latency_us.map_or(f64::NAN, |all| all[at]);
             let (floor, ours) = (spread(&m.floor, latency, 0), spread(&m.ours, latency, 0));
-            writeln!(text, "| {name} | {floor} | {ours} | {} |", ratios(m, latency))?;
+            writeln!(text, "| {name} | {floor} | {ours} | {} |", ratios(&m.floor, &m.ours, latency))?;
         }
     }
     writeln!(text, "\nProcessor time in µs per task, floor → machinist, and the most memory in MiB:\n")?;
@@ -128,12 +149,18 @@ struct Measured<'a> {
     case: &'a Case,
     floor: Vec<&'a Run>,
     ours: Vec<&'a Run>,
+    /// By algorithm.
+    signed: Vec<(&'static str, Vec<&'a Run>)>,
 }
 
 impl<'a> Measured<'a> {
     fn of(case: &'a Case, runs: &'a [Run]) -> Self {
-        let of = |system| runs.iter().filter(|r| r.case == case.name && r.system == system).collect();
-        Self { case, floor: of("floor"), ours: of("machinist") }
+        let of = |system: System| -> Vec<_> {
+            runs.iter().filter(|r| r.case == case.name && r.system == system.name()).collect()
+        };
+        let signed = [System::Hmac, System::Ed25519].map(|system| (system.name(), of(system)));
+        let signed = signed.into_iter().filter(|(_, runs)| !runs.is_empty()).collect();
+        Self { case, floor: of(System::Floor), ours: of(System::Machinist), signed }
     }
 
     fn tasks(&self) -> usize {
@@ -167,8 +194,8 @@ fn spread(runs: &[&Run], value: impl Fn(&Run) -> f64, decimals: usize) -> String
 }
 
 /// Each round's two runs were neighbours in time, so their ratio is more trustworthy than that of the medians.
-fn ratios(m: &Measured<'_>, value: impl Fn(&Run) -> f64) -> String {
-    show(m.floor.iter().zip(&m.ours).map(|(floor, ours)| value(ours) / value(floor)).collect(), 2)
+fn ratios(base: &[&Run], runs: &[&Run], value: impl Fn(&Run) -> f64) -> String {
+    show(base.iter().zip(runs).map(|(base, run)| value(run) / value(base)).collect(), 2)
 }
 
 fn show(mut values: Vec<f64>, decimals: usize) -> String {
