@@ -244,7 +244,10 @@ impl TaskProcessor {
         if early > NEARLY_DUE {
             return Some(self.settled_by(self.publish_later(envelope, early).await).await);
         }
-        tokio::time::sleep(early).await;
+        // Not for nothing: even a sleep of zero waits for the timer's next millisecond.
+        if !early.is_zero() {
+            tokio::time::sleep(early).await;
+        }
         match envelope.expires {
             Some(expires) if envelope.attempt == 1 && expires < self.now() => {
                 let error = format!("not started before {expires}");
@@ -263,6 +266,11 @@ impl TaskProcessor {
     ) -> Result<OwnedSemaphorePermit, Ending> {
         if self.stages.is_draining() {
             return Err(Ending::HandBack);
+        }
+        // Most find one free, and need neither timer nor listeners. Nobody who waits is overtaken: a slot that
+        // is given back goes to them first.
+        if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+            return Ok(slot);
         }
         let waiting = Arc::clone(&self.slots).acquire_owned();
         tokio::pin!(waiting);
