@@ -267,8 +267,8 @@ impl WorkerBuilder {
         self
     }
 
-    /// How many deliveries are held beyond those that run, so that a free slot finds work; 8 or half of the
-    /// concurrency unless set. 0 is right for queues of slow tasks: what is held here cannot run elsewhere.
+    /// How many deliveries are held beyond those that run, so that a free slot finds work; as many as run, but at
+    /// least 16, unless set. 0 is right for queues of slow tasks: what is held here cannot run elsewhere.
     pub fn look_ahead(mut self, deliveries: usize) -> Self {
         self.look_ahead = Some(deliveries);
         self
@@ -378,7 +378,7 @@ impl WorkerBuilder {
             tasks.get_mut(&task).ok_or(BuildError::NoSuchTask(name))?.options = options;
         }
         can_sign(&self.app, &tasks, &queues)?;
-        let look_ahead = self.look_ahead.unwrap_or_else(|| (self.concurrency / 2).max(8));
+        let look_ahead = self.look_ahead.unwrap_or_else(|| self.concurrency.max(16));
         let prefetch = u16::try_from(self.concurrency + look_ahead).unwrap_or(u16::MAX);
         let name = self.name.unwrap_or_else(default_name);
         let queues: Vec<_> = queues.into_iter().collect();
