@@ -50,7 +50,7 @@ impl Settings {
     /// All keys that are configured, read from where they are; each or what is wrong with it. The embedded file's
     /// own key is not made here, and is missing until an application has made it.
     pub fn configured_keys(&self) -> Vec<Result<ConfiguredKey, SettingsError>> {
-        let own = self.key_file.iter().filter(|file| !(is_own(file) && !file.value.exists()));
+        let own = self.key_file.iter().filter(|file| !is_own(file) || file.value.exists());
         let own = own.map(|file| {
             let mut config = KeyConfig::default();
             config.file = Some(file.value.clone());
@@ -94,8 +94,11 @@ impl Settings {
     }
 
     fn wrong_ring(&self, error: &KeyError) -> SettingsError {
-        let origin =
-            self.keys.first().map(|key| &key.origin).or(self.key_file.as_ref().map(|key| &key.origin));
+        let origin = self
+            .keys
+            .first()
+            .map(|key| &key.origin)
+            .or_else(|| self.key_file.as_ref().map(|key| &key.origin));
         wrong(origin.unwrap_or(&Origin::Default), error)
     }
 
