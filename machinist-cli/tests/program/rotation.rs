@@ -19,7 +19,7 @@ fn told_again(folder: &Folder, worker: &mut Running, toml: &str) {
     assert!(line.contains("were read again: new, old"), "{line}");
 }
 
-fn send_many<'a>(folder: &Folder, config: &'a str) -> Running {
+fn send_many(folder: &Folder, config: &str) -> Running {
     folder.start(&["send", "sleep", "5ms", "--count", "150", "--wait=60s", "--json", "--config", config])
 }
 
