@@ -34,6 +34,9 @@
 //! cargo feature (`amqp`, `redis`, `sqlite`, all on by default), and [`App::from_env`](AppExt::from_env), which
 //! finds them by what is configured: see [`settings`].
 //!
+//! Tasks and results are signed: the embedded file makes a key beside itself, and over RabbitMQ one has to be
+//! configured; see [`keys`].
+//!
 //! Programs that receive over AMQP should raise the stack of their threads: see [`amqp`].
 
 pub mod connect;

@@ -7,7 +7,8 @@
 //! cargo run --bin app -- send shout hello --wait
 //! ```
 //!
-//! Settings, flags and `machinist.toml` are those of `machinist`; with `--features servers` also RabbitMQ and Redis.
+//! Settings, flags and `machinist.toml` are those of `machinist`; with `--features servers` also RabbitMQ and Redis
+//! (after `cargo run --bin app -- keygen`).
 
 use std::process::ExitCode;
 

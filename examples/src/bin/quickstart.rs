@@ -6,9 +6,10 @@
 //! cargo run -p machinist-examples --bin quickstart
 //! ```
 //!
-//! or on your servers:
+//! or on your servers, where tasks have to be signed:
 //!
 //! ```text
+//! cargo run -p machinist-cli -- keygen && export MACHINIST_KEY_FILE=machinist.key
 //! export MACHINIST_BROKER=amqp://guest:guest@127.0.0.1:5672/%2f MACHINIST_BACKEND=redis://127.0.0.1:6379/0
 //! cargo run -p machinist-examples --features servers --bin quickstart
 //! ```
