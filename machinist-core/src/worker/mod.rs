@@ -3,6 +3,7 @@
 //! | file | duty |
 //! |---|---|
 //! | `builder` | what a worker is made of, checked before it starts |
+//! | `options` | how one task is run where its signature does not say |
 //! | `open` | what a delivery claims, and what of that is believed |
 //! | `processor` | one delivery from its arrival to its settlement |
 //! | `run` | one call of a handler: time limits, panic, cancellation |
@@ -18,6 +19,7 @@ mod builder;
 mod drain;
 mod guard;
 mod open;
+mod options;
 mod processor;
 mod progress;
 mod run;
@@ -28,8 +30,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use builder::{BuildError, Class, Classify, TaskOptions, WorkerBuilder};
+pub use builder::{BuildError, WorkerBuilder};
 pub use drain::{Drained, Stages};
+pub use options::{Class, Classify, TaskOptions};
 pub(crate) use session::ring;
 
 use crate::{
