@@ -266,6 +266,9 @@ impl Client {
             fact.ok_or_else(|| no_message(format!("it was not kept, or is larger than {LARGEST} bytes")))?;
         let message = restored(fact).ok_or_else(|| no_message("what it holds cannot be read".to_owned()))?;
         let mut envelope = Envelope::read(&message).map_err(|error| no_message(error.to_string()))?;
+        if envelope.id != *id {
+            return Err(no_message(format!("what it holds is the message of task {}", envelope.id)));
+        }
         let trust = &self.app.0.trust;
         trust.verify(&mut envelope, &message).map_err(|doubt| match doubt {
             Doubt::Nothing(_, why) | Doubt::UnknownKey(why) => no_message(why),

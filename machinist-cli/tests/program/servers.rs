@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::Folder;
+use crate::support::{Folder, eventually};
 
 /// A folder whose settings name the servers for tests, under a namespace of its own, and a key. `None` where there
 /// are none, which is a failure where they are required.
@@ -55,6 +55,32 @@ fn the_main_job_on_rabbitmq_and_redis() {
     let doctor = folder.run(&["doctor"]).ended(0).stdout;
     assert!(doctor.contains("RabbitMQ") && doctor.contains("Redis"), "{doctor}");
     worker.stop().ended(0);
+}
+
+#[test]
+fn time_on_rabbitmq_and_redis() {
+    let Some(folder) = servers("time_on_rabbitmq_and_redis") else { return };
+    let _worker = folder.worker(&["--demo"]);
+    let early = folder.send(&["add", "1", "2", "--countdown", "3h"]);
+    let unwanted = folder.send(&["add", "3", "3", "--countdown", "2s"]);
+    let listed = folder.run(&["scheduled", "--json"]).ended(0).json();
+    assert_eq!((&listed[0]["id"], &listed[1]["id"]), (&json!(unwanted), &json!(early)));
+    assert_eq!(folder.run(&["revoke", &unwanted, "--json"]).ended(0).json()["revoked"], "ended");
+    folder.run(&["scheduled", "--now", &early]).ended(0);
+    assert!(folder.run(&["status", &early, "--watch"]).ended(0).stdout.contains("results   3"));
+    let running = folder.send(&["sleep", "1000"]);
+    eventually("it runs", || (folder.status(&running)["state"] == "STARTED").then_some(()));
+    assert_eq!(folder.run(&["revoke", &running, "--json"]).ended(0).json()["revoked"], "asked");
+    folder.run(&["status", &running, "--watch"]).ended(1);
+    assert_eq!(folder.status(&running)["kind"], "revoked");
+    let delayed = folder.outcome(&["add", "2", "2", "--countdown", "3s"]);
+    let instant = |name: &str| delayed[name].as_str().unwrap().to_owned();
+    assert!(instant("started_at") >= instant("eta"), "{delayed}");
+    assert_eq!(folder.status(&unwanted)["started_at"], json!(null), "its message came and went");
+    let failed = folder.outcome(&["fail"]);
+    let again = folder.run(&["retry", failed["id"].as_str().unwrap()]).ended(0).stdout;
+    assert_ne!(again.trim(), failed["id"].as_str().unwrap());
+    folder.run(&["status", again.trim(), "--watch"]).ended(1);
 }
 
 #[test]

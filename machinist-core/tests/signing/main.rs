@@ -6,4 +6,5 @@ mod hostile;
 mod keys;
 mod recipe;
 mod support;
+mod time;
 mod unsigned;

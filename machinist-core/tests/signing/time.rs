@@ -1,0 +1,65 @@
+//! Revoking, running at once and sending again, where keys are.
+
+use machinist_core::{
+    ControlError, ResultError, Revoked, SendError,
+    backend::{Backend, Commit},
+    record::FailureKind,
+    sign::{Key, KeyState},
+};
+
+use crate::support::{ADD, EVIL, HOUR, House, SOON, hmac};
+
+fn reader(key: &Key) -> Key {
+    key.clone().with_state(KeyState::Verify)
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_holds_a_key_revokes_and_is_believed() {
+    let house = House::new();
+    let app = house.app(hmac("k")).await;
+    let task = app.client().send(ADD.call((1, 1)).countdown(HOUR)).await.unwrap();
+    let cannot = house.app(reader(&hmac("k"))).await.client().revoke(task.id()).await;
+    assert!(matches!(cannot, Err(ControlError::Send(SendError::Key { .. }))), "{cannot:?}");
+    assert_eq!(app.client().revoke(task.id()).await.unwrap(), Revoked::Ended);
+    let ended = task.wait(SOON).await;
+    assert!(matches!(ended, Err(ResultError::Failed { kind: FailureKind::Revoked, .. })), "{ended:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_sent_again_is_signed_anew() {
+    let house = House::new();
+    let app = house.app(hmac("k")).await;
+    let client = app.client();
+    let _running = house.work(&app);
+    let delayed = client.send(ADD.call((1, 2)).countdown(HOUR)).await.unwrap();
+    client.run_now(delayed.id()).await.unwrap();
+    assert_eq!(delayed.wait(SOON).await.unwrap(), 3);
+    let failed = client.send(ADD.call((1, 2)).queue("math").named_arg("x", "too many")).await.unwrap();
+    assert!(failed.wait(SOON).await.is_err());
+    let again = client.retry(failed.id()).await.unwrap();
+    let malformed = again.wait(SOON).await;
+    assert!(
+        matches!(malformed, Err(ResultError::Failed { kind: FailureKind::Malformed, .. })),
+        "it was believed, and run: {malformed:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_was_slipped_into_a_record_is_not_sent() {
+    let house = House::new();
+    let app = house.app(hmac("k")).await;
+    let client = app.client();
+    let victim = client.send(ADD.call((1, 1)).countdown(HOUR)).await.unwrap();
+    let other = client.send(EVIL.call(("rm".to_owned(),)).countdown(HOUR)).await.unwrap();
+    let facts = house.backend.read(&[victim.id().clone(), other.id().clone()]).await.unwrap();
+    let message = |of: usize| String::from_utf8(facts[of].get("msg").unwrap().to_vec()).unwrap();
+    let forged = message(0).replace(r#""kind":"add""#, r#""kind":"evil""#);
+    for text in [message(1), forged] {
+        let mut commit = Commit::new(victim.id().clone());
+        commit.drop = vec!["msg".to_owned()];
+        commit.facts = vec![("msg".to_owned(), text.into())];
+        house.backend.commit(vec![commit]).await;
+        let refused = client.run_now(victim.id()).await;
+        assert!(matches!(refused, Err(ControlError::NoMessage { .. })), "{refused:?}");
+    }
+}
