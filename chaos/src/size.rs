@@ -53,10 +53,10 @@ impl Size {
     }
 
     /// How long the queues may take to become empty when all is well again: a guard stays away for 15 s, and the
-    /// next one for 30 s; and RabbitMQ passes a delayed message that it was moving when it crashed on after 180 s.
+    /// next one for 30 s; and RabbitMQ passes a delayed message that it was moving when it crashed on some time later.
     pub(crate) fn drain(self) -> Duration {
         match self {
-            Self::Smoke => Duration::from_secs(240),
+            Self::Smoke => Duration::from_secs(120),
             Self::Nightly => Duration::from_secs(300),
         }
     }

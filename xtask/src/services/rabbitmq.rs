@@ -17,6 +17,10 @@ use super::{Data, Process, connect, data_dir, install, ports::Ports};
 /// What a client says first.
 const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
 
+/// After a crash the broker passes on what it was moving from one delay level to the next only when this is over;
+/// three minutes by default, which no test should wait.
+const ADVANCED: &str = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 10000}]}].\n";
+
 pub(super) fn url(ports: &Ports) -> String {
     format!("amqp://guest:guest@127.0.0.1:{}/%2f", ports.amqp)
 }
@@ -34,7 +38,7 @@ pub(super) fn start(dir: &Path, ports: &Ports, data: Data, pid_file: &Path) -> R
     let path_of = |name: &str| home.join(name);
     fs::write(path_of("enabled_plugins"), "[].\n")?;
     fs::write(path_of("rabbitmq.conf"), "")?;
-    fs::write(path_of("advanced.config"), "[].\n")?;
+    fs::write(path_of("advanced.config"), ADVANCED)?;
     fs::write(path_of("rabbitmq-env.conf"), "")?;
 
     let mut command = Command::new(install::RABBITMQ_SERVER);
