@@ -67,6 +67,25 @@ impl Commit {
             wake: false,
         }
     }
+
+    /// What every backend does with the facts of the record, in one step; `false` where it refuses. The backend in
+    /// memory does it with this, and so does every search over what workers commit.
+    pub(crate) fn apply(&self, facts: &mut Facts) -> bool {
+        let contradicts =
+            |(name, value): &(FactName, Bytes)| facts.get(name).is_some_and(|have| have != value);
+        if self.unless.iter().any(|name| facts.has(name)) || self.equal_or_absent.iter().any(contradicts) {
+            return false;
+        }
+        for name in &self.drop {
+            facts.remove(name);
+        }
+        for (name, value) in self.equal_or_absent.iter().chain(&self.facts) {
+            if !facts.has(name) {
+                facts.put(name.clone(), value.clone());
+            }
+        }
+        true
+    }
 }
 
 /// What became of a commit.

@@ -217,18 +217,19 @@ impl State {
         // A commit before this one in the batch may have made the record end at once.
         self.forget_expired(now);
         let mut record = self.records.remove(&commit.id).unwrap_or_default();
-        let refused = refuses(&record.facts, &commit);
-        let answer = if refused { Committed::Refused(record.facts.clone()) } else { Committed::Done };
-        if !refused {
+        let answer = if commit.apply(&mut record.facts) {
             let before = record.expires;
-            write(&mut record, &commit, now);
+            record.expires = expires(commit.expiry, before, now);
             self.reschedule(&commit.id, before, &record);
             if commit.wake
                 && let Some(watch) = self.watches.get(&commit.id)
             {
                 watch.send_modify(|count| *count = count.wrapping_add(1));
             }
-        }
+            Committed::Done
+        } else {
+            Committed::Refused(record.facts.clone())
+        };
         if !record.facts.is_empty() {
             self.records.insert(commit.id, record);
         }
@@ -260,27 +261,11 @@ impl State {
     }
 }
 
-fn refuses(facts: &Facts, commit: &Commit) -> bool {
-    commit.unless.iter().any(|name| facts.has(name))
-        || commit
-            .equal_or_absent
-            .iter()
-            .any(|(name, value)| facts.get(name).is_some_and(|there| there != value))
-}
-
-fn write(record: &mut Record, commit: &Commit, now: Timestamp) {
-    for name in &commit.drop {
-        record.facts.remove(name);
-    }
-    for (name, value) in commit.equal_or_absent.iter().chain(&commit.facts) {
-        if !record.facts.has(name) {
-            record.facts.put(name.clone(), value.clone());
-        }
-    }
-    record.expires = match (commit.expiry, record.expires) {
+fn expires(expiry: Expiry, before: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
+    match (expiry, before) {
         (Expiry::After(while_), _) | (Expiry::AfterUnlessSet(while_), None) => Some(now.plus(while_)),
         (Expiry::AfterUnlessSet(_) | Expiry::Keep, set) => set,
-    };
+    }
 }
 
 /// Held by every watch of one record; the last one takes the signal with it.

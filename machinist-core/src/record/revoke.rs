@@ -86,7 +86,7 @@ pub(crate) fn unstarted(facts: &Facts) -> Result<Unstarted, (u32, Start)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{FollowUp, Starting, owed, record, state_of, tests::apply, verdict::Verdict};
+    use crate::record::{FollowUp, Starting, owed, record, state_of, verdict::Verdict};
 
     const NOW: Timestamp = Timestamp::from_micros(1_000_000);
     const TTL: Duration = Duration::from_secs(3600);
@@ -111,7 +111,7 @@ mod tests {
 
     fn revoke_now(facts: &mut Facts) -> Commit {
         let Revocable::Now(commit) = revocable(&id(), facts, NOW, TTL) else { panic!("nobody runs it") };
-        assert!(apply(facts, &commit));
+        assert!(commit.apply(facts));
         assert_eq!(state_of(facts), State::Failure);
         assert_eq!(owed(facts, 1), Some(FollowUp::Nothing), "unwanted tasks are no dead letters");
         assert_eq!(revocable(&id(), facts, NOW, TTL), Revocable::Ended(State::Failure));
@@ -124,34 +124,34 @@ mod tests {
         facts.put(name::ETA, json(&NOW.plus(TTL * 100)));
         let commit = revoke_now(&mut facts);
         assert_eq!(commit.expiry, Expiry::After(TTL * 100 + SHORTEST));
-        assert!(!apply(&mut facts, &asking(1).first(NOW).0));
+        assert!(!asking(1).first(NOW).0.apply(&mut facts));
     }
 
     #[test]
     fn a_task_that_waits_for_its_next_run_ends() {
         let mut facts = Facts::new();
         let (start, held) = asking(1).first(NOW);
-        apply(&mut facts, &start);
+        start.apply(&mut facts);
         let retry = Verdict::Retry {
             due: NOW.plus(TTL * 9),
             counters: Default::default(),
             kind: FailureKind::Error,
             error: ErrorText::from("no"),
         };
-        assert!(apply(&mut facts, &record(&held, &retry, String::new(), NOW, TTL)));
+        assert!(record(&held, &retry, String::new(), NOW, TTL).apply(&mut facts));
         let commit = revoke_now(&mut facts);
         assert_eq!(commit.expiry, Expiry::After(TTL * 9 + SHORTEST));
-        assert!(!apply(&mut facts, &asking(2).first(NOW).0));
+        assert!(!asking(2).first(NOW).0.apply(&mut facts));
     }
 
     #[test]
     fn a_run_is_asked_and_does_not_run_again() {
         let mut facts = Facts::new();
         let (start, held) = asking(1).first(NOW);
-        apply(&mut facts, &start);
+        start.apply(&mut facts);
         let Revocable::Ask(commit, session) = revocable(&id(), &facts, NOW, TTL) else { panic!("it runs") };
         assert_eq!(session, "s1".into());
-        assert!(apply(&mut facts, &commit));
+        assert!(commit.apply(&mut facts));
         assert_eq!(state_of(&facts), State::Started);
         let retry = Verdict::Retry {
             due: NOW,
@@ -159,25 +159,25 @@ mod tests {
             kind: FailureKind::Error,
             error: ErrorText::from("no"),
         };
-        assert!(!apply(&mut facts, &record(&held, &retry, String::new(), NOW, TTL)));
+        assert!(!record(&held, &retry, String::new(), NOW, TTL).apply(&mut facts));
         let done = Verdict::Success(Default::default());
-        assert!(apply(&mut facts, &record(&held, &done, String::new(), NOW, TTL)), "the effect did happen");
+        assert!(record(&held, &done, String::new(), NOW, TTL).apply(&mut facts), "the effect did happen");
     }
 
     #[test]
     fn a_start_between_reading_and_committing_is_seen() {
         let (mut facts, stale) = (Facts::new(), Facts::new());
-        apply(&mut facts, &asking(1).first(NOW).0);
+        asking(1).first(NOW).0.apply(&mut facts);
         let Revocable::Now(commit) = revocable(&id(), &stale, NOW, TTL) else { panic!("as it was read") };
-        assert!(!apply(&mut facts, &commit));
+        assert!(!commit.apply(&mut facts));
     }
 
     #[test]
     fn a_run_that_was_handed_back_is_nobodys() {
         let mut facts = Facts::new();
         let (start, held) = asking(1).first(NOW);
-        apply(&mut facts, &start);
-        apply(&mut facts, &held.hand_back());
+        start.apply(&mut facts);
+        held.hand_back().apply(&mut facts);
         revoke_now(&mut facts);
     }
 }

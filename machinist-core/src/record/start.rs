@@ -286,7 +286,7 @@ fn fence(greatest: u64, now: Timestamp) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{State, state_of, tests::apply};
+    use crate::record::{State, state_of};
 
     const NOW: Timestamp = Timestamp::from_micros(1_000_000);
 
@@ -307,7 +307,7 @@ mod tests {
     fn started() -> (Facts, Held) {
         let mut facts = Facts::new();
         let (commit, held) = asking("a", "s1").first(NOW);
-        assert!(apply(&mut facts, &commit));
+        assert!(commit.apply(&mut facts));
         (facts, held)
     }
 
@@ -315,7 +315,7 @@ mod tests {
     fn the_first_start_is_granted_once() {
         let (mut facts, _) = started();
         assert_eq!(state_of(&facts), State::Started);
-        assert!(!apply(&mut facts, &asking("b", "s2").first(NOW).0));
+        assert!(!asking("b", "s2").first(NOW).0.apply(&mut facts));
     }
 
     #[test]
@@ -342,7 +342,7 @@ mod tests {
             panic!("take over")
         };
         let (commit, held) = *next;
-        assert!(apply(&mut facts, &commit));
+        assert!(commit.apply(&mut facts));
         assert_eq!(held.start, 2);
         assert!(held.token > first.token);
         assert_eq!(first.standing(&facts), Standing::TakenOver);
@@ -352,7 +352,7 @@ mod tests {
     #[test]
     fn a_start_that_was_handed_back_is_free_at_once() {
         let (mut facts, first) = started();
-        apply(&mut facts, &first.hand_back());
+        first.hand_back().apply(&mut facts);
         assert_eq!(state_of(&facts), State::Pending);
         assert!(matches!(judge(&facts, &asking("b", "s2"), |_, _| false, NOW), Meaning::TakeOver(_)));
     }
@@ -370,7 +370,7 @@ mod tests {
     fn a_revoked_task_never_starts() {
         let mut facts = Facts::new();
         facts.put(name::REVOKED, "{}");
-        assert!(!apply(&mut facts, &asking("a", "s1").first(NOW).0));
+        assert!(!asking("a", "s1").first(NOW).0.apply(&mut facts));
         assert!(matches!(judge(&facts, &asking("a", "s1"), |_, _| false, NOW), Meaning::Revoked));
     }
 
@@ -379,14 +379,14 @@ mod tests {
         let (_, old) = started();
         let mut lost = Facts::new();
         let (commit, new) = asking("b", "s2").first(NOW);
-        assert!(apply(&mut lost, &commit), "a missing record means run");
-        assert!(!apply(&mut lost, &old.adopt(&"s3".into(), NOW).0), "what it carries is contradicted");
+        assert!(commit.apply(&mut lost), "a missing record means run");
+        assert!(!old.adopt(&"s3".into(), NOW).0.apply(&mut lost), "what it carries is contradicted");
         assert_eq!(old.standing(&lost), Standing::TakenOver);
         assert_eq!(new.standing(&lost), Standing::Mine);
         let mut empty = Facts::new();
         assert_eq!(old.standing(&empty), Standing::Forgotten);
-        assert!(apply(&mut empty, &old.restore()));
-        assert!(!apply(&mut empty, &asking("c", "s4").first(NOW).0));
+        assert!(old.restore().apply(&mut empty));
+        assert!(!asking("c", "s4").first(NOW).0.apply(&mut empty));
     }
 
     #[test]

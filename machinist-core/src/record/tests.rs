@@ -18,24 +18,6 @@ use crate::{
 const NOW: Timestamp = Timestamp::from_micros(1_000_000);
 const TTL: std::time::Duration = std::time::Duration::from_secs(3600);
 
-/// What every backend does; `false` where it refuses.
-pub(super) fn apply(facts: &mut Facts, commit: &Commit) -> bool {
-    let refused = commit.unless.iter().any(|n| facts.has(n))
-        || commit.equal_or_absent.iter().any(|(n, v)| facts.get(n).is_some_and(|have| have != v));
-    if refused {
-        return false;
-    }
-    for name in &commit.drop {
-        facts.remove(name);
-    }
-    for (name, value) in commit.equal_or_absent.iter().chain(&commit.facts) {
-        if !facts.has(name) {
-            facts.put(name.clone(), value.clone());
-        }
-    }
-    true
-}
-
 /// A point of the search: the record, and the runs that believe they hold a start.
 #[derive(Clone)]
 struct Point {
@@ -163,7 +145,7 @@ fn search() -> BTreeSet<(String, String, String)> {
     while let Some(point) = todo.pop_front() {
         for step in steps(&point) {
             let mut next = point.clone();
-            let done = apply(&mut next.facts, &step.commit);
+            let done = step.commit.apply(&mut next.facts);
             if done && let Some(held) = &step.begins {
                 next.runs.push(held.clone());
                 next.started += 1;
@@ -270,21 +252,21 @@ fn what_is_owed_is_owed_until_it_is_done() {
     assert_eq!(owed(&facts, 1), None);
     let asking = start_steps(&Point { facts: facts.clone(), runs: vec![], started: 0 }, 1);
     let (commit, held) = (asking[0].commit.clone(), asking[0].begins.clone().unwrap());
-    apply(&mut facts, &commit);
+    commit.apply(&mut facts);
     assert_eq!(owed(&facts, 1), None);
 
     let mut retried = facts.clone();
-    apply(&mut retried, &record(&held, &retry(), String::new(), NOW, TTL));
+    record(&held, &retry(), String::new(), NOW, TTL).apply(&mut retried);
     let next = owed(&retried, 1).unwrap();
     assert_eq!(next, follows(&retry(), &held), "the recorded fact demands what the verdict did");
-    apply(&mut retried, &next.done(&held.id, 1).unwrap());
+    next.done(&held.id, 1).unwrap().apply(&mut retried);
     assert_eq!(owed(&retried, 1), Some(FollowUp::Nothing));
 
     let failure = Verdict::Failure { kind: FailureKind::Error, error: ErrorText::from("no") };
-    apply(&mut facts, &record(&held, &failure, String::new(), NOW, TTL));
+    record(&held, &failure, String::new(), NOW, TTL).apply(&mut facts);
     let letter = owed(&facts, 1).unwrap();
     assert_eq!(letter, follows(&failure, &held));
-    apply(&mut facts, &letter.done(&held.id, 1).unwrap());
+    letter.done(&held.id, 1).unwrap().apply(&mut facts);
     assert_eq!(owed(&facts, 1), Some(FollowUp::Nothing));
 }
 
@@ -294,12 +276,12 @@ fn attempts_long_past_leave_their_names_only() {
     for attempt in 1..=25 {
         let point = Point { facts: facts.clone(), runs: vec![], started: 0 };
         let begun = start_steps(&point, attempt).remove(0);
-        assert!(apply(&mut facts, &begun.commit));
+        assert!(begun.commit.apply(&mut facts));
         let held = begun.begins.unwrap();
-        assert!(apply(&mut facts, &record(&held, &retry(), "a long log".to_owned(), NOW, TTL)));
+        assert!(record(&held, &retry(), "a long log".to_owned(), NOW, TTL).apply(&mut facts));
     }
     assert!(!facts.has(&name::start(1, 1)) && facts.has(&name::retried(1)));
     assert_eq!(fold(&"t".try_into().unwrap(), &facts).unwrap().history.len(), 20);
     let again = start_steps(&Point { facts: facts.clone(), runs: vec![], started: 0 }, 1).remove(0);
-    assert!(!apply(&mut facts, &again.commit), "an attempt that was retried never starts again");
+    assert!(!again.commit.apply(&mut facts), "an attempt that was retried never starts again");
 }
