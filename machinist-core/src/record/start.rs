@@ -249,14 +249,24 @@ pub(crate) fn judge(
     now: Timestamp,
 ) -> Meaning {
     let attempts = Attempts::of(facts);
+    let newest = attempts.newest_start(asking.attempt);
+    let holder = newest.and_then(|n| facts.read::<Start>(&name::start(asking.attempt, n)).map(|s| (n, s)));
+    let owed = owed(facts, asking.attempt);
+    // Before the guards: a start that is written must run, or everybody waits for our session.
+    if let (None, Some((newest, holder))) = (&owed, &holder)
+        && holder.run == asking.run
+    {
+        let mut held = asking.held(*newest, 0, Vec::new(), now);
+        held.token = holder.token;
+        held.starts = known_starts(facts, asking.attempt, *newest);
+        return Meaning::Run(held);
+    }
     if attempts.newest_guard(asking.attempt) > asking.generation {
         return Meaning::Superseded;
     }
-    if let Some(follow_up) = owed(facts, asking.attempt) {
+    if let Some(follow_up) = owed {
         return Meaning::Over(follow_up);
     }
-    let newest = attempts.newest_start(asking.attempt);
-    let holder = newest.and_then(|n| facts.read::<Start>(&name::start(asking.attempt, n)).map(|s| (n, s)));
     let Some((newest, holder)) = holder else {
         return if facts.has(name::REVOKED) {
             Meaning::Revoked
@@ -264,12 +274,6 @@ pub(crate) fn judge(
             Meaning::TakeOver(Box::new(asking.next(facts, newest.unwrap_or(0), now)))
         };
     };
-    if holder.run == asking.run {
-        let mut held = asking.held(newest, 0, Vec::new(), now);
-        held.token = holder.token;
-        held.starts = known_starts(facts, asking.attempt, newest);
-        return Meaning::Run(held);
-    }
     let free = facts.has(&name::returned(asking.attempt, newest)) || gone(&holder.session, &holder.run);
     match (free, facts.has(name::REVOKED)) {
         (false, _) => Meaning::Busy(holder.session),
@@ -393,5 +397,14 @@ mod tests {
     fn tokens_rise_even_when_time_does_not() {
         assert_eq!(fence(0, NOW), 1_000_000);
         assert_eq!(fence(5_000_000, NOW), 5_000_001);
+    }
+
+    #[test]
+    fn a_start_of_ones_own_runs_even_if_a_guard_was_stored_since() {
+        let (mut facts, held) = started();
+        // Somebody else found it busy, while our reply was lost.
+        facts.put(name::guard(1, 1), "1");
+        let meaning = judge(&facts, &asking("a", "s1"), |_, _| false, NOW);
+        assert!(matches!(meaning, Meaning::Run(again) if again.token == held.token));
     }
 }
