@@ -185,6 +185,8 @@ impl Held {
             name::returned(self.attempt, self.start),
             Bytes::copy_from_slice(self.run.as_str().as_bytes()),
         )];
+        // After lost data the number may belong to somebody else's start, which is not over.
+        commit.equal_or_absent.clone_from(&self.starts);
         commit.expiry = Expiry::AfterUnlessSet(UNENDED);
         commit
     }
@@ -406,5 +408,17 @@ mod tests {
         facts.put(name::guard(1, 1), "1");
         let meaning = judge(&facts, &asking("a", "s1"), |_, _| false, NOW);
         assert!(matches!(meaning, Meaning::Run(again) if again.token == held.token));
+    }
+
+    #[test]
+    fn a_hand_back_after_lost_data_frees_nobody_elses_start() {
+        let (_, old) = started();
+        let mut lost = Facts::new();
+        assert!(asking("b", "s2").first(NOW).0.apply(&mut lost));
+        old.hand_back().apply(&mut lost);
+        assert!(matches!(judge(&lost, &asking("c", "s3"), |_, _| false, NOW), Meaning::Busy(_)));
+        let mut empty = Facts::new();
+        old.hand_back().apply(&mut empty);
+        assert!(!asking("b", "s2").first(NOW).0.apply(&mut empty), "its number is taken");
     }
 }
