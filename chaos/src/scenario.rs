@@ -259,6 +259,7 @@ impl Scenario {
         };
         Leniency {
             records_lost: matches!(self, Self::RedisFlush | Self::RedisRollback),
+            paused: self == Self::WorkerFreeze,
             duplicates,
             crashes: self == Self::Poison,
         }
