@@ -37,11 +37,14 @@ impl Telemetry {
     /// # Errors
     /// A variable cannot be read.
     pub(crate) fn start(format: LogFormat, level: &str) -> Result<Self, Failure> {
-        let mut layers: Vec<BoxedLayer> = vec![logs(format, filter(level)?)];
+        let logs = logs(format, filter(level)?);
         #[cfg(feature = "otel")]
         let provider = otel::provider()?;
         #[cfg(feature = "otel")]
-        layers.extend(provider.as_ref().map(otel::layer));
+        let traces = provider.as_ref().map(otel::layer);
+        #[cfg(not(feature = "otel"))]
+        let traces = None;
+        let layers: Vec<BoxedLayer> = std::iter::once(logs).chain(traces).collect();
         if tracing_subscriber::registry().with(layers).try_init().is_err() {
             tracing::debug!("the application has set up its own logging, which stays");
         }
