@@ -40,12 +40,14 @@ pub(crate) struct Starting {
 }
 
 /// A start that this process holds: what its outcome is committed with.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Held {
     pub(crate) id: TaskId,
     pub(crate) attempt: u32,
     pub(crate) start: u32,
     pub(crate) run: RunId,
+    /// The session under which it was started: who finds it gone may take over.
+    pub(crate) session: SessionId,
     pub(crate) token: u64,
     pub(crate) worker: String,
     pub(crate) received_at: Timestamp,
@@ -130,6 +132,7 @@ impl Starting {
             attempt: self.attempt,
             start,
             run: self.run.clone(),
+            session: self.session.clone(),
             token: fact.token,
             worker: self.worker.clone(),
             received_at: self.received_at,
@@ -143,6 +146,7 @@ impl Held {
     pub(crate) fn adopt(&self, session: &SessionId, now: Timestamp) -> (Commit, Self) {
         let mut held = self.clone();
         held.start += 1;
+        held.session = session.clone();
         held.token = fence(self.token, now);
         let fact = Start {
             run: self.run.clone(),
@@ -196,10 +200,29 @@ impl Held {
         if facts.has(name::END) || facts.has(&name::retried(self.attempt)) {
             return Standing::Over;
         }
+        // After lost data somebody else may have begun anew, with fewer starts than this run knows.
+        if self.starts.iter().any(|(name, value)| facts.get(name).is_some_and(|have| have != value)) {
+            return Standing::TakenOver;
+        }
         match self.newest(facts) {
             Some((_, start)) if start.run == self.run => Standing::Mine,
             Some((newest, _)) if newest >= self.start => Standing::TakenOver,
             _ => Standing::Forgotten,
+        }
+    }
+
+    /// What a renewal does about this run, as the record was read; `session` is the one that is alive now. A commit
+    /// that is refused is asked about again, with the record that came back.
+    pub(crate) fn upkeep(&self, facts: &Facts, session: &SessionId, now: Timestamp) -> Upkeep {
+        match self.standing(facts) {
+            Standing::TakenOver | Standing::Over => Upkeep::Superseded,
+            // Started or adopted under a session that is gone: others may take over at any moment.
+            Standing::Mine | Standing::Forgotten if self.session != *session => {
+                Upkeep::Commit(Box::new(self.adopt(session, now)))
+            }
+            Standing::Mine if facts.has(name::REVOKED) => Upkeep::Revoked,
+            Standing::Mine => Upkeep::Nothing,
+            Standing::Forgotten => Upkeep::Commit(Box::new((self.restore(), self.clone()))),
         }
     }
 
@@ -209,6 +232,7 @@ impl Held {
         let (newest, start) = self.newest(facts)?;
         (start.run == self.run && newest > self.start).then(|| Self {
             start: newest,
+            session: start.session,
             token: start.token,
             starts: known_starts(facts, self.attempt, newest),
             ..self.clone()
@@ -242,6 +266,19 @@ pub(crate) enum Standing {
     Over,
 }
 
+/// What a renewal does about a run.
+#[derive(Debug)]
+pub(crate) enum Upkeep {
+    /// All is as it should be.
+    Nothing,
+    /// Tell it that somebody revoked the task.
+    Revoked,
+    /// Tell it that whatever it says does not count.
+    Superseded,
+    /// Commit this; then the run holds that.
+    Commit(Box<(Commit, Held)>),
+}
+
 /// What a record says to a delivery whose first start was refused. `gone` tells whether a session is known to be
 /// gone, or whether a start of this very process is known not to run.
 pub(crate) fn judge(
@@ -259,6 +296,7 @@ pub(crate) fn judge(
         && holder.run == asking.run
     {
         let mut held = asking.held(*newest, 0, Vec::new(), now);
+        held.session = holder.session.clone();
         held.token = holder.token;
         held.starts = known_starts(facts, asking.attempt, *newest);
         return Meaning::Run(held);
@@ -420,5 +458,33 @@ mod tests {
         let mut empty = Facts::new();
         old.hand_back().apply(&mut empty);
         assert!(!asking("b", "s2").first(NOW).0.apply(&mut empty), "its number is taken");
+    }
+
+    #[test]
+    fn a_renewal_adopts_what_it_did_not_manage_to_adopt() {
+        let (mut facts, held) = started();
+        assert!(matches!(held.upkeep(&facts, &"s1".into(), NOW), Upkeep::Nothing));
+        // The session was replaced, and the first try to adopt failed.
+        let Upkeep::Commit(adoption) = held.upkeep(&facts, &"s2".into(), NOW) else { panic!("adopt") };
+        assert!(adoption.0.apply(&mut facts));
+        // It was done, and only the reply was lost: then the session was replaced again.
+        let caught_up = held.caught_up(&facts).unwrap();
+        assert_eq!(caught_up, adoption.1);
+        assert!(matches!(caught_up.upkeep(&facts, &"s2".into(), NOW), Upkeep::Nothing));
+        let Upkeep::Commit(again) = caught_up.upkeep(&facts, &"s3".into(), NOW) else { panic!("adopt") };
+        assert!(again.0.apply(&mut facts));
+        assert_eq!((again.1.start, again.1.session), (3, "s3".into()));
+    }
+
+    #[test]
+    fn a_renewal_sees_who_began_anew_after_lost_data() {
+        let (mut facts, first) = started();
+        let Upkeep::Commit(adoption) = first.upkeep(&facts, &"s2".into(), NOW) else { panic!("adopt") };
+        assert!(adoption.0.apply(&mut facts));
+        let mut lost = Facts::new();
+        assert!(matches!(adoption.1.upkeep(&lost, &"s2".into(), NOW), Upkeep::Commit(_)));
+        assert!(asking("b", "s4").first(NOW).0.apply(&mut lost));
+        // Fewer starts than this run knows, and yet another's.
+        assert!(matches!(adoption.1.upkeep(&lost, &"s2".into(), NOW), Upkeep::Superseded));
     }
 }

@@ -6,7 +6,11 @@
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 
-use super::{start::Held, verdict::*, *};
+use super::{
+    start::{Held, Standing},
+    verdict::*,
+    *,
+};
 use crate::{
     args::Results,
     backend::{Commit, Expiry},

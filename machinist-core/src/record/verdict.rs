@@ -251,8 +251,37 @@ const fn buried(kind: FailureKind) -> bool {
     !matches!(kind, FailureKind::Revoked | FailureKind::Upstream)
 }
 
+/// Why the commit of a verdict was refused.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// It is recorded: only the reply was lost.
+    Recorded,
+    /// Another outcome came first: do what that one still demands.
+    Over(FollowUp),
+    /// Somebody asked for the end, so there is no further run: end it.
+    Revoked,
+    /// An adoption came between: commit it with what is held now.
+    Again(Held),
+    /// Another run holds the attempt: this one does not count.
+    Superseded,
+}
+
+/// What it means that the commit of a verdict was refused.
+pub(crate) fn refused(facts: &Facts, held: &Held, verdict: &Verdict) -> Refusal {
+    if is_mine(facts, held, verdict) {
+        return Refusal::Recorded;
+    }
+    if let Some(follow_up) = owed(facts, held.attempt) {
+        return Refusal::Over(follow_up);
+    }
+    if matches!(verdict, Verdict::Retry { .. }) && facts.has(name::REVOKED) {
+        return Refusal::Revoked;
+    }
+    held.caught_up(facts).map_or(Refusal::Superseded, Refusal::Again)
+}
+
 /// Whether this commit's own fact is in the record: a caller whose reply was lost asks so.
-pub(crate) fn is_mine(facts: &Facts, held: &Held, verdict: &Verdict) -> bool {
+fn is_mine(facts: &Facts, held: &Held, verdict: &Verdict) -> bool {
     let origin = match verdict {
         Verdict::Retry { .. } => {
             facts.read::<Retried>(&name::retried(held.attempt)).map(|retried| retried.origin)

@@ -34,13 +34,13 @@ use crate::{
     envelope::{Body, DeadReason, Envelope, dead_letter},
     error::TaskError,
     handler::DynHandler,
-    id::{QueueName, TaskId, TaskName},
+    id::{QueueName, SessionId, TaskId, TaskName},
     limits::json_size,
     middleware::{Middleware, Next},
     record::{
-        Counters, ErrorText, FactName, Facts, FailureKind, FollowUp, Held, Meaning, Outcome, SHORTEST,
-        Starting, Suspicion, UNENDED, Verdict, decide, end_by_anybody, follows, is_mine, judge, name,
-        newest_start, owed, record, suspicion, with_progress,
+        Counters, ErrorText, FactName, Facts, FailureKind, FollowUp, Held, Meaning, Outcome, Refusal,
+        SHORTEST, Starting, Suspicion, UNENDED, Verdict, decide, end_by_anybody, follows, judge, name,
+        newest_start, owed, record, refused, suspicion, with_progress,
     },
     retry::RetryPolicy,
     stored::stored,
@@ -118,6 +118,14 @@ enum Asked {
     /// Processes may have died of it: it has to run alone.
     Suspect,
     Settle(Ending),
+}
+
+/// What is left to do after a start was refused.
+enum Refused {
+    /// It was granted after all.
+    Ours(Box<Held>),
+    /// Commit this instead.
+    TakeOver(Box<(Commit, Held)>),
 }
 
 /// The message in hand, and the duty to settle it, until a guard has taken over.
@@ -319,15 +327,13 @@ impl TaskProcessor {
         received_at: Timestamp,
         alone: bool,
     ) -> Asked {
-        let asking = Starting {
+        let Ok(session) = self.session().await else { return Asked::Settle(Ending::Leave) };
+        let mut asking = Starting {
             id: envelope.id.clone(),
             attempt: envelope.attempt,
             generation: envelope.generation,
             run: registered.run.clone(),
-            session: tokio::select! {
-                session = self.sessions.alive() => session,
-                () = self.stages.reached_leave() => return Asked::Settle(Ending::Leave),
-            },
+            session,
             worker: self.name.clone(),
             received_at,
             token: envelope.token,
@@ -335,45 +341,66 @@ impl TaskProcessor {
         };
         let (mut commit, mut held) = asking.first(self.now());
         loop {
-            let facts = match self.steady.commit(&commit).await {
-                Ok(Committed::Done) => {
-                    registered.hold(held.clone());
-                    return Asked::Started(held);
-                }
-                Ok(Committed::Refused(facts)) => facts,
-                Err(Leaving) => return Asked::Settle(Ending::Leave),
-            };
-            let gone = |session: &_, run: &_| self.sessions.is_gone(session, run);
-            match judge(&facts, &asking, gone, self.now()) {
-                Meaning::Run(mine) => {
-                    registered.hold(mine.clone());
-                    return Asked::Started(mine);
-                }
-                Meaning::Over(follow_up) => {
-                    return Asked::Settle(self.follow(envelope, &follow_up).await);
-                }
-                Meaning::Superseded => return Asked::Settle(Ending::Ack),
-                Meaning::Revoked => {
-                    let ended = self.end_as_read(envelope, facts, FailureKind::Revoked, "revoked").await;
-                    return ended.map_or(Asked::Busy, Asked::Settle);
-                }
-                Meaning::Busy(session) => {
-                    self.sessions.wonder(&session);
-                    return Asked::Busy;
-                }
-                Meaning::TakeOver(next) => match suspicion(&facts, envelope.attempt) {
-                    Suspicion::Suspect if !alone && envelope.generation < alone::TRIES => {
-                        return Asked::Suspect;
+            match self.steady.commit(&commit).await {
+                Ok(Committed::Done) => {}
+                Ok(Committed::Refused(facts)) => match self.refused_start(envelope, &asking, facts).await {
+                    Ok(Refused::Ours(mine)) => held = *mine,
+                    Ok(Refused::TakeOver(next)) => {
+                        (commit, held) = *next;
+                        continue;
                     }
-                    Suspicion::None | Suspicion::Suspect => (commit, held) = *next,
-                    Suspicion::Lost => {
-                        let error = "workers died while it ran alone in them";
-                        let ended = self.end_as_read(envelope, facts, FailureKind::Lost, error).await;
-                        return ended.map_or(Asked::Busy, Asked::Settle);
-                    }
+                    Err(asked) => return asked,
                 },
+                Err(Leaving) => return Asked::Settle(Ending::Leave),
             }
+            if registered.hold(&held) {
+                return Asked::Started(held);
+            }
+            // The session for which it was asked has expired meanwhile, so others may take the task over.
+            let Ok(session) = self.session().await else { return Asked::Settle(Ending::Leave) };
+            (commit, held) = held.adopt(&session, self.now());
+            asking.session = session;
         }
+    }
+
+    /// The session under which something may be started.
+    async fn session(&self) -> Result<SessionId, Leaving> {
+        tokio::select! {
+            session = self.sessions.alive() => Ok(session),
+            () = self.stages.reached_leave() => Err(Leaving),
+        }
+    }
+
+    /// What the refusal of a start means.
+    async fn refused_start(
+        &self,
+        envelope: &Envelope,
+        asking: &Starting,
+        facts: Facts,
+    ) -> Result<Refused, Asked> {
+        let gone = |session: &_, run: &_| self.sessions.is_gone(session, run);
+        Err(match judge(&facts, asking, gone, self.now()) {
+            Meaning::Run(mine) => return Ok(Refused::Ours(Box::new(mine))),
+            Meaning::TakeOver(next) => match suspicion(&facts, envelope.attempt) {
+                Suspicion::Suspect if !asking.alone && envelope.generation < alone::TRIES => Asked::Suspect,
+                Suspicion::None | Suspicion::Suspect => return Ok(Refused::TakeOver(next)),
+                Suspicion::Lost => {
+                    let error = "workers died while it ran alone in them";
+                    let ended = self.end_as_read(envelope, facts, FailureKind::Lost, error).await;
+                    ended.map_or(Asked::Busy, Asked::Settle)
+                }
+            },
+            Meaning::Over(follow_up) => Asked::Settle(self.follow(envelope, &follow_up).await),
+            Meaning::Superseded => Asked::Settle(Ending::Ack),
+            Meaning::Revoked => {
+                let ended = self.end_as_read(envelope, facts, FailureKind::Revoked, "revoked").await;
+                ended.map_or(Asked::Busy, Asked::Settle)
+            }
+            Meaning::Busy(session) => {
+                self.sessions.wonder(&session);
+                Asked::Busy
+            }
+        })
     }
 
     /// Runs the handler and takes its outcome through decide, record and follow. `None`: another run holds the
@@ -535,21 +562,21 @@ impl TaskProcessor {
                 Ok(Committed::Refused(facts)) => facts,
                 Err(Leaving) => return Some(Ending::Leave),
             };
-            if is_mine(&facts, &held, &verdict) {
-                break;
-            }
-            if matches!(verdict, Verdict::Retry { .. }) && facts.has(name::REVOKED) {
-                verdict = Verdict::Failure { kind: FailureKind::Revoked, error: ErrorText::from("revoked") };
-                continue;
-            }
-            if let Some(follow_up) = owed(&facts, held.attempt) {
-                return Some(self.follow(&holding.envelope, &follow_up).await);
-            }
-            match held.caught_up(&facts) {
-                Some(adopted) => held = adopted,
-                None => return self.superseded(holding),
+            match refused(&facts, &held, &verdict) {
+                Refusal::Recorded => break,
+                Refusal::Over(follow_up) => {
+                    registered.let_go();
+                    return Some(self.follow(&holding.envelope, &follow_up).await);
+                }
+                Refusal::Revoked => {
+                    let error = ErrorText::from("revoked");
+                    verdict = Verdict::Failure { kind: FailureKind::Revoked, error };
+                }
+                Refusal::Again(adopted) => held = adopted,
+                Refusal::Superseded => return self.superseded(holding),
             }
         }
+        registered.let_go();
         Some(self.follow(&holding.envelope, &follows(&verdict, &held)).await)
     }
 

@@ -20,7 +20,7 @@ use crate::{
     app::App,
     backend::{BackendError, Commit, Committed, Watch},
     id::{RunId, SessionId, TaskId},
-    record::{Facts, Held, Standing, name},
+    record::{Facts, Held, Upkeep},
 };
 
 /// How long a worker that was rung for waits before it looks.
@@ -81,7 +81,7 @@ pub(super) enum Cancelled {
 #[derive(Debug)]
 struct Run {
     id: TaskId,
-    /// What it holds, once its start was granted.
+    /// What it holds, from the grant of its start until its outcome is recorded.
     held: Option<Held>,
     cancel: CancellationToken,
     why: Option<Cancelled>,
@@ -214,7 +214,8 @@ impl Sessions {
     /// Whether a start is known not to run any more.
     pub(super) fn is_gone(&self, session: &SessionId, run: &RunId) -> bool {
         let known = self.known();
-        if known.runs.contains_key(run) {
+        // One that was given up because it cannot be stopped runs on.
+        if known.runs.contains_key(run) || known.stuck.contains_key(run) {
             return false;
         }
         // A start under our own session whose run is not here has ended here without an outcome.
@@ -248,74 +249,74 @@ impl Sessions {
         crate::record::json(&about)
     }
 
+    /// What runs here and still counts.
+    fn runs(&self) -> Vec<(RunId, Held)> {
+        let known = self.known();
+        // What was superseded stays so: written back after lost data it would take the task from who runs it.
+        let counts = |(_, run): &(&RunId, &Run)| run.why != Some(Cancelled::Superseded);
+        let held = |(id, run): (&RunId, &Run)| Some((id.clone(), run.held.clone()?));
+        known.runs.iter().filter(counts).filter_map(held).collect()
+    }
+
     /// Renews the lease, and learns in the same round trip what became of what runs here.
     async fn renew(&self) -> Result<(), BackendError> {
-        let (session, runs) = {
-            let known = self.known();
-            let runs: Vec<_> = known
-                .runs
-                .iter()
-                .filter_map(|(run, entry)| Some((run.clone(), entry.held.clone()?)))
-                .collect();
-            (known.session.clone(), runs)
-        };
+        let session = self.known().session.clone();
+        let runs = self.runs();
         let ids: Vec<_> = runs.iter().map(|(_, held)| held.id.clone()).collect();
         let asked = Instant::now();
         let renewed = self.app.backend().renew_session(&session, self.lease.0, self.info(), &ids).await?;
         self.app.clock().learn(asked, renewed.now);
-        if !renewed.alive {
+        let mut records: HashMap<_, _> = runs.into_iter().map(|(run, _)| run).zip(renewed.records).collect();
+        if renewed.alive {
+            self.known().valid_until = asked + self.lease.0;
+            self.alive.notify_waiters();
+        } else {
             tracing::warn!(
-                running = runs.len(),
+                running = records.len(),
                 "the session has expired: opening another, adopting what runs"
             );
             self.open().await?;
-            return self.adopt(runs).await;
         }
-        self.known().valid_until = asked + self.lease.0;
-        self.alive.notify_waiters();
-        for ((run, held), facts) in runs.iter().zip(&renewed.records) {
-            self.check(run, held, facts).await?;
-        }
-        Ok(())
-    }
-
-    /// What a record says about a run that is under way here.
-    async fn check(&self, run: &RunId, held: &Held, facts: &Facts) -> Result<(), BackendError> {
-        match held.standing(facts) {
-            Standing::Mine if facts.has(name::REVOKED) => self.cancel(run, Cancelled::Revoked),
-            Standing::Mine => {}
-            Standing::TakenOver | Standing::Over => self.cancel(run, Cancelled::Superseded),
-            Standing::Forgotten => {
-                let answer = self.app.backend().commit(vec![held.restore()]).await.pop();
-                if let Some(Committed::Refused(_)) = answer.transpose()? {
-                    self.cancel(run, Cancelled::Superseded);
-                }
+        for (run, held) in self.runs() {
+            match records.remove(&run) {
+                Some(facts) => self.keep_up(&run, held, facts).await?,
+                // Granted meanwhile, under the session that is gone.
+                None if !renewed.alive => self.keep_up(&run, held, Facts::new()).await?,
+                None => {}
             }
         }
         Ok(())
     }
 
-    /// Takes what runs here into the new session.
-    async fn adopt(&self, runs: Vec<(RunId, Held)>) -> Result<(), BackendError> {
-        let (session, now) = (self.known().session.clone(), self.app.clock().now());
-        for (run, held) in runs {
-            let (commit, adopted) = held.adopt(&session, now);
+    /// Does what a record demands about a run that is under way here. What fails is done by the next renewal.
+    async fn keep_up(&self, run: &RunId, mut held: Held, mut facts: Facts) -> Result<(), BackendError> {
+        let session = self.known().session.clone();
+        loop {
+            // Its own adoption, if only the reply was lost.
+            if let Some(adopted) = held.caught_up(&facts) {
+                held = adopted;
+                self.holds(run, &held);
+            }
+            let (commit, next) = match held.upkeep(&facts, &session, self.app.clock().now()) {
+                Upkeep::Nothing => break,
+                Upkeep::Revoked => break self.cancel(run, Cancelled::Revoked),
+                Upkeep::Superseded => break self.cancel(run, Cancelled::Superseded),
+                Upkeep::Commit(commit) => *commit,
+            };
             match self.app.backend().commit(vec![commit]).await.pop().transpose()? {
-                Some(Committed::Done) => {
-                    if let Some(entry) = self.known().runs.get_mut(&run) {
-                        entry.held = Some(adopted);
-                    }
-                }
-                // Its own adoption, if only the reply was lost.
-                Some(Committed::Refused(facts)) if adopted.standing(&facts) == Standing::Mine => {
-                    if let Some(entry) = self.known().runs.get_mut(&run) {
-                        entry.held = Some(adopted);
-                    }
-                }
-                Some(Committed::Refused(_)) | None => self.cancel(&run, Cancelled::Superseded),
+                Some(Committed::Refused(refused)) => facts = refused,
+                Some(Committed::Done) => break self.holds(run, &next),
+                None => return Err(BackendError::Unavailable("the backend adapter gave no answer".into())),
             }
         }
         Ok(())
+    }
+
+    fn holds(&self, run: &RunId, held: &Held) {
+        // Unless it was let go meanwhile.
+        if let Some(entry) = self.known().runs.get_mut(run).filter(|entry| entry.held.is_some()) {
+            entry.held = Some(held.clone());
+        }
     }
 
     fn cancel(&self, run: &RunId, why: Cancelled) {
@@ -360,11 +361,17 @@ impl Sessions {
 }
 
 impl Registered {
-    /// Notes what was granted, so that renewals watch over it.
-    pub(super) fn hold(&self, held: Held) {
-        if let Some(run) = self.sessions.known().runs.get_mut(&self.run) {
-            run.held = Some(held);
+    /// Notes what was granted, so that renewals watch over it; `false` if it was granted under a session that has
+    /// been replaced meanwhile, and has to be adopted before it may run.
+    pub(super) fn hold(&self, held: &Held) -> bool {
+        let mut known = self.sessions.known();
+        if held.session != known.session {
+            return false;
         }
+        if let Some(run) = known.runs.get_mut(&self.run) {
+            run.held = Some(held.clone());
+        }
+        true
     }
 
     /// What is held now: an adoption may have renewed it.
@@ -380,6 +387,14 @@ impl Registered {
             known.stuck.insert(self.run.clone(), id);
         }
         Stuck { sessions: Arc::clone(&self.sessions), run: self.run.clone(), since: Instant::now() }
+    }
+
+    /// Its outcome is recorded. Renewals look after it no more: written back after lost data, the start of a run
+    /// that is over would keep others waiting.
+    pub(super) fn let_go(&self) {
+        if let Some(run) = self.sessions.known().runs.get_mut(&self.run) {
+            run.held = None;
+        }
     }
 
     /// Why it was told to end, if it was.
