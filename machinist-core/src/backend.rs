@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// When a record is forgotten, counted from the commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Expiry {
     /// After this long from now, whatever was set before.
     After(Duration),
@@ -36,7 +36,7 @@ pub enum Expiry {
 }
 
 /// One atomic change of one record.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Commit {
     /// Whose record.
     pub id: TaskId,

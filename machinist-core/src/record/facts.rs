@@ -20,7 +20,7 @@ use crate::{
 pub type FactName = String;
 
 /// A set of facts: one task's record, whole or in part.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Facts(BTreeMap<FactName, Bytes>);
 
 impl Facts {
@@ -222,7 +222,7 @@ pub(crate) struct Revocation {
 }
 
 /// The error of a run, as text: safe to store, safe to print.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ErrorText {
     /// What went wrong, outermost first; the rest is what caused it.
     pub chain: Vec<String>,
@@ -275,7 +275,7 @@ pub(crate) struct Retried {
 }
 
 /// How much of its budgets a task has spent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Counters {
     pub(crate) retries: u32,
     pub(crate) postponements: u32,

@@ -16,6 +16,8 @@
 mod facts;
 mod fold;
 mod kind;
+#[cfg(test)]
+mod model;
 mod poison;
 mod progress;
 mod revoke;

@@ -193,7 +193,7 @@ pub(crate) fn end_by_anybody(
 }
 
 /// What a recorded outcome demands of whoever holds a delivery of its attempt.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum FollowUp {
     /// Nothing: acknowledge.
     Nothing,
