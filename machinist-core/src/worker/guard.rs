@@ -5,10 +5,13 @@
 
 use std::time::Duration;
 
-use super::{processor::TaskProcessor, steady::Unpublished};
+use super::{
+    processor::{Ending, Holding, TaskProcessor},
+    steady::Unpublished,
+};
 use crate::{
     backend::{Commit, Expiry},
-    broker::{Publish, Target},
+    broker::{Publish, Settle, Target},
     envelope::Envelope,
     record::{UNENDED, name},
 };
@@ -18,18 +21,17 @@ const FIRST: Duration = Duration::from_secs(15);
 /// No guard stays away longer than this.
 const LONGEST: Duration = Duration::from_secs(300);
 
+/// How long a message that cannot be copied is held before it is given back.
+const UNPUBLISHABLE: Duration = Duration::from_secs(60);
+
 /// How long the guard of a generation stays away.
-pub(super) fn absence(generation: u32) -> Duration {
+fn absence(generation: u32) -> Duration {
     FIRST.saturating_mul(1 << generation.min(8)).min(LONGEST)
 }
 
 impl TaskProcessor {
     /// Publishes the next guard of an envelope, to come back after `delay`; then the delivery may go.
-    pub(super) async fn publish_guard(
-        &self,
-        envelope: &Envelope,
-        delay: Duration,
-    ) -> Result<Envelope, Unpublished> {
+    async fn publish_guard(&self, envelope: &Envelope, delay: Duration) -> Result<Envelope, Unpublished> {
         let guard = envelope.next_guard(self.now().plus(delay));
         self.publish_later(&guard, delay).await?;
         // Only what is confirmed may say that older generations are not needed.
@@ -38,6 +40,44 @@ impl TaskProcessor {
         commit.expiry = Expiry::AfterUnlessSet(UNENDED);
         self.steady.commit(&commit).await.map_err(|_| Unpublished::Leaving)?;
         Ok(guard)
+    }
+
+    /// After half the time for which a broker lets a delivery be held, publishes a guard and settles it.
+    pub(super) async fn guard_when_long(&self, holding: &mut Holding) {
+        tokio::time::sleep(self.longest_hold).await;
+        match self.publish_guard(&holding.envelope, absence(holding.envelope.generation)).await {
+            Ok(guard) => {
+                holding.envelope = guard;
+                if let Some(receipt) = holding.receipt.take() {
+                    receipt.settle(Settle::Ack).await;
+                }
+            }
+            Err(unpublished) => {
+                tracing::warn!(?unpublished, id = %holding.envelope.id, "no guard was published; the broker may deliver the task again");
+            }
+        }
+    }
+
+    /// A delivery goes when its copy is in the broker. One whose copy cannot be published is given back after a
+    /// pause: the broker keeps it, and nobody spins.
+    pub(super) async fn settled_by<T: Send>(&self, published: Result<T, Unpublished>) -> Ending {
+        match published {
+            Ok(_) => Ending::Ack,
+            Err(Unpublished::Leaving) => Ending::Leave,
+            Err(Unpublished::Never(error)) => {
+                tracing::error!(%error, "a copy of a message cannot be published; trying again in {UNPUBLISHABLE:?}");
+                tokio::select! {
+                    () = tokio::time::sleep(UNPUBLISHABLE) => {}
+                    () = self.stages.reached_drain() => {}
+                }
+                Ending::HandBack
+            }
+        }
+    }
+
+    /// A delivery that would stay too long goes, and a copy comes back later.
+    pub(super) async fn become_guard(&self, envelope: &Envelope) -> Ending {
+        self.settled_by(self.publish_guard(envelope, absence(envelope.generation)).await).await
     }
 
     /// Publishes an envelope to its queue, to be received after `delay`.

@@ -1,0 +1,94 @@
+//! Before a start: what came too early or too late, and the wait for a slot.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Ending, TaskProcessor};
+use crate::{
+    backend::{Commit, Expiry},
+    clock::Timestamp,
+    envelope::Envelope,
+    record::{Facts, FailureKind, UNENDED, name},
+};
+
+/// What comes no more than this too early is waited for here, instead of riding again.
+const NEARLY_DUE: Duration = Duration::from_millis(20);
+/// Waiting longer than this for a slot is written down (state RECEIVED).
+const SLOT_PATIENCE: Duration = Duration::from_millis(100);
+
+impl TaskProcessor {
+    /// Not yet due: ride again. Expired: end it. Neither: `None`.
+    pub(super) async fn too_early_or_too_late(&self, envelope: &Envelope) -> Option<Ending> {
+        let now = self.now();
+        let early = envelope.eta.map_or(Duration::ZERO, |eta| eta.since(now));
+        if early > NEARLY_DUE {
+            return Some(self.settled_by(self.publish_later(envelope, early).await).await);
+        }
+        // Not for nothing: even a sleep of zero waits for the timer's next millisecond.
+        if !early.is_zero() {
+            tokio::time::sleep(early).await;
+        }
+        match envelope.expires {
+            Some(expires) if envelope.attempt == 1 && expires < self.now() => {
+                let error = format!("not started before {expires}");
+                // Refused without an outcome: it was started in time, and this is another delivery of it.
+                self.end_as_read(envelope, Facts::new(), FailureKind::Expired, &*error).await
+            }
+            _ => None,
+        }
+    }
+
+    /// A free slot; meanwhile the worker may drain, and the wait may become known.
+    pub(super) async fn slot(
+        &self,
+        envelope: &Envelope,
+        received_at: Timestamp,
+    ) -> Result<OwnedSemaphorePermit, Ending> {
+        if self.stages.is_draining() {
+            return Err(Ending::HandBack);
+        }
+        // Most find one free, and need neither timer nor listeners. Nobody who waits is overtaken: a slot that
+        // is given back goes to them first.
+        if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+            return Ok(slot);
+        }
+        let waiting = Arc::clone(&self.slots).acquire_owned();
+        tokio::pin!(waiting);
+        let taken = tokio::select! {
+            taken = &mut waiting => taken,
+            () = self.stages.reached_drain() => return Err(Ending::HandBack),
+            () = tokio::time::sleep(SLOT_PATIENCE) => {
+                self.say_received(envelope, received_at).await?;
+                tokio::select! {
+                    taken = &mut waiting => taken,
+                    () = self.stages.reached_drain() => return Err(Ending::HandBack),
+                    () = tokio::time::sleep(self.longest_hold) => return Err(self.become_guard(envelope).await),
+                }
+            }
+        };
+        // The semaphore is never closed; if it were, nothing may start any more.
+        taken.map_err(|_closed| Ending::HandBack)
+    }
+
+    /// Every slot, for a suspect: what else ran here would die with it.
+    pub(super) async fn all_slots(&self, envelope: &Envelope) -> Result<OwnedSemaphorePermit, Ending> {
+        tokio::select! {
+            taken = self.alone.all_slots() => match taken {
+                Some(taken) => Ok(taken),
+                None => Err(self.become_guard(envelope).await),
+            },
+            () = self.stages.reached_drain() => Err(Ending::HandBack),
+        }
+    }
+
+    async fn say_received(&self, envelope: &Envelope, received_at: Timestamp) -> Result<(), Ending> {
+        let mut commit = Commit::new(envelope.id.clone());
+        commit.unless = vec![name::END.to_owned()];
+        commit.facts = vec![(name::received(envelope.attempt), crate::record::json(&received_at))];
+        commit.expiry = Expiry::AfterUnlessSet(UNENDED);
+        commit.wake = true;
+        self.steady.commit(&commit).await?;
+        Ok(())
+    }
+}

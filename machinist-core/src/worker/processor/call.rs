@@ -1,0 +1,225 @@
+//! The run: the handler under its limits, what its end means, and the verdict.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::Instrument;
+
+use super::{Ending, Holding, Registration, TaskProcessor};
+use crate::{
+    backend::{Index, Note},
+    context::{Run, TaskContext},
+    envelope::{Body, Envelope},
+    error::TaskError,
+    id::TaskId,
+    limits::json_size,
+    middleware::Next,
+    record::{Held, Outcome, Verdict, decide},
+    retry::RetryPolicy,
+    trace::TraceContext,
+    worker::{
+        run::{Call, Ended, Limits},
+        session::{Cancelled, Registered},
+    },
+};
+
+/// Why a run has no outcome.
+#[derive(Debug, Clone, Copy)]
+enum NoOutcome {
+    Superseded,
+    HandBack,
+    Unstoppable,
+}
+
+impl TaskProcessor {
+    /// Runs the handler and takes its outcome through decide, record and follow. `None`: another run holds the
+    /// attempt now.
+    pub(super) async fn run(
+        &self,
+        holding: &mut Holding,
+        task: &Registration,
+        held: Held,
+        registered: &Registered,
+        slot: OwnedSemaphorePermit,
+    ) -> Option<Ending> {
+        let started = tokio::time::Instant::now();
+        let span = self.span(&holding.envelope, &held);
+        let body = holding.envelope.decode(self.app.0.limits.args);
+        let (policy, due, decoded) = match body {
+            Ok(body) => {
+                let policy = body.retry.clone().or_else(|| task.options.retry.clone()).unwrap_or_default();
+                (policy, body.eta, Ok(body))
+            }
+            Err(error) => (RetryPolicy::default(), None, Err(error)),
+        };
+        let cx = self.context(&holding.envelope, &held, registered, decoded.as_ref().ok());
+        let outcome = match decoded {
+            Ok(body) => {
+                let ended =
+                    self.call(holding, task, body, cx.clone(), registered).instrument(span.clone()).await;
+                // Slots bound what handlers do at once; recording their outcomes needs none.
+                drop(slot);
+                match self.outcome(ended, registered) {
+                    Ok(outcome) => within(outcome, self.app.0.limits.results),
+                    Err(NoOutcome::Superseded) => return self.superseded(holding),
+                    Err(NoOutcome::HandBack) => {
+                        return Some(self.hand_back(holding, registered, &held).await);
+                    }
+                    Err(NoOutcome::Unstoppable) => return Some(Ending::Leave),
+                }
+            }
+            Err(error) => Outcome::Failed(TaskError::malformed(error)),
+        };
+        let outcome = match outcome {
+            Outcome::Failed(error) => Outcome::Failed(task.options.classified(error)),
+            outcome => outcome,
+        };
+        let now = self.now();
+        let policy =
+            policy.aged(now.since(due.unwrap_or(holding.envelope.issued).max(holding.envelope.issued)));
+        let verdict = decide(outcome, &policy, holding.envelope.counters, now, rand::random());
+        log(&span, &verdict, started.elapsed());
+        self.record(holding, registered, verdict, &cx, due, now).await
+    }
+
+    /// Calls the handler. If that takes long, a guard takes over from the delivery meanwhile.
+    pub(super) async fn call(
+        &self,
+        holding: &mut Holding,
+        task: &Registration,
+        body: Body,
+        cx: TaskContext,
+        registered: &Registered,
+    ) -> Ended {
+        let delayed = holding.envelope.attempt == 1 && body.eta.is_some();
+        let id = holding.envelope.id.clone();
+        let call = Call {
+            limits: Limits {
+                soft: body.soft_timeout().or(task.options.soft_timeout),
+                hard: body.timeout().or(task.options.timeout),
+            },
+            next: Next::outermost(Arc::clone(&self.middleware), Arc::clone(&task.handler)),
+            cx: cx.clone(),
+            args: body.args,
+            stoppable: task.handler.stops_when_dropped(),
+            trace: TraceContext {
+                parent: holding.envelope.traceparent.clone().unwrap_or_default(),
+                state: holding.envelope.tracestate.clone(),
+            },
+            registered,
+            stages: &self.stages,
+        };
+        let running = async {
+            if delayed { tokio::join!(call.run(), self.off_the_schedule(id)).0 } else { call.run().await }
+        };
+        let fire_when_cancelled = async {
+            self.stages.reached_cancel().await;
+            registered.cancel.cancel();
+            std::future::pending().await
+        };
+        let guard = async {
+            self.guard_when_long(holding).await;
+            std::future::pending().await
+        };
+        tokio::select! {
+            ended = running => ended,
+            ended = fire_when_cancelled => ended,
+            ended = guard => ended,
+            never = self.tell_progress(&cx, registered) => match never {},
+        }
+    }
+
+    /// Takes a delayed task that was started, or will not be, off the list of those that wait. Whoever reads the
+    /// list does the same for what was missed.
+    pub(super) async fn off_the_schedule(&self, id: TaskId) {
+        let note = Note::Remove { index: Index::Scheduled, member: id.to_string() };
+        if let Err(error) = self.app.backend().note(vec![note]).await {
+            tracing::debug!(%error, "a task that was started is still listed as scheduled");
+        }
+    }
+
+    /// What a run's end means.
+    fn outcome(&self, ended: Ended, registered: &Registered) -> Result<Outcome, NoOutcome> {
+        let told = registered.cancel.is_cancelled();
+        match (ended, registered.why()) {
+            // The effect did happen: a success counts whatever else was wanted.
+            (Ended::Itself(outcome @ Outcome::Returned(_)), _) => Ok(outcome),
+            (_, Some(Cancelled::Superseded)) => Err(NoOutcome::Superseded),
+            (_, Some(Cancelled::Revoked)) => Ok(Outcome::Revoked),
+            (Ended::Unstoppable, None) => Err(NoOutcome::Unstoppable),
+            // Told to end by the shutdown, it ended without an outcome.
+            (_, None) if told => Err(NoOutcome::HandBack),
+            (Ended::Itself(outcome), None) => Ok(outcome),
+            (Ended::CutOff, None) => Err(NoOutcome::HandBack),
+        }
+    }
+
+    fn context(
+        &self,
+        envelope: &Envelope,
+        held: &Held,
+        registered: &Registered,
+        body: Option<&Body>,
+    ) -> TaskContext {
+        TaskContext::new(Run {
+            id: envelope.id.clone(),
+            name: envelope.name.clone(),
+            queue: envelope.queue.clone(),
+            attempt: held.attempt,
+            token: held.token,
+            headers: body.map(|body| body.headers.clone()).unwrap_or_default(),
+            // A child: a soft limit tells the handler alone.
+            cancel: registered.cancel.child_token(),
+            state: Arc::clone(&self.state),
+            log: Mutex::default(),
+            clock: self.app.clock().clone(),
+            progress: tokio::sync::watch::Sender::new(None),
+        })
+    }
+
+    fn span(&self, envelope: &Envelope, held: &Held) -> tracing::Span {
+        let span = tracing::info_span!(
+            "task",
+            id = %envelope.id,
+            name = %envelope.name,
+            queue = %envelope.queue,
+            attempt = held.attempt,
+            otel.name = %format_args!("process {}", envelope.name),
+            otel.kind = "consumer",
+            messaging.system = "machinist",
+            messaging.operation.name = "process",
+            messaging.operation.type = "process",
+            messaging.destination.name = %envelope.queue,
+            messaging.message.id = %envelope.id,
+        );
+        if let Some(parent) = &envelope.traceparent {
+            TraceContext { parent: parent.clone(), state: envelope.tracestate.clone() }.adopt(&span);
+        }
+        span
+    }
+}
+
+/// What a task returned, if it is not too large to be kept.
+fn within(outcome: Outcome, limit: usize) -> Outcome {
+    match outcome {
+        Outcome::Returned(results) if json_size(&results) > limit => {
+            let error =
+                format!("it returned more than {limit} bytes: store the data elsewhere, return where");
+            Outcome::Failed(TaskError::permanent(error))
+        }
+        outcome => outcome,
+    }
+}
+
+/// One line for each run. Arguments and results are not logged: they belong to the user.
+fn log(span: &tracing::Span, verdict: &Verdict, took: Duration) {
+    let _entered = span.enter();
+    match verdict {
+        Verdict::Success(_) => tracing::debug!(?took, "SUCCESS"),
+        Verdict::Retry { due, error, .. } => tracing::warn!(?took, %due, error = error.message(), "RETRY"),
+        Verdict::Failure { kind, error } => tracing::error!(?took, %kind, error = error.message(), "FAILURE"),
+    }
+}

@@ -1,0 +1,96 @@
+//! What a recorded outcome demands: the next run, or a dead letter.
+//!
+//! It is published and confirmed before the record says so, and said before the delivery is acknowledged: the
+//! unacknowledged message is the outbox.
+
+use std::time::Duration;
+
+use super::{Ending, TaskProcessor};
+use crate::{
+    backend::{Index, Note},
+    broker::{Message, Publish, PublishError, Target},
+    clock::Timestamp,
+    envelope::{DeadReason, Envelope, dead_letter},
+    id::QueueName,
+    record::{Counters, ErrorText, Facts, FailureKind, FollowUp},
+    worker::steady::Unpublished,
+};
+
+impl TaskProcessor {
+    /// Does what a recorded outcome demands, then says so.
+    pub(super) async fn follow(&self, envelope: &Envelope, follow_up: &FollowUp) -> Ending {
+        let published = match follow_up {
+            FollowUp::Nothing => return Ending::Ack,
+            FollowUp::NextRun { due, counters, token } => {
+                self.publish_next(envelope, *due, *counters, *token).await
+            }
+            FollowUp::DeadLetter { attempt, kind, error } => {
+                let dead_id = format!("{}.{attempt}", envelope.id);
+                let (message, reason) = (self.app.seal(envelope), DeadReason::of(*kind, error));
+                self.bury(&envelope.queue, &message, &dead_id, reason, error).await
+            }
+        };
+        match published {
+            Ok(()) => {}
+            Err(Unpublished::Leaving) => return Ending::Leave,
+            Err(Unpublished::Never(error)) => return self.never_runs_again(envelope, &error).await,
+        }
+        if let Some(done) = follow_up.done(&envelope.id, envelope.attempt)
+            && self.steady.commit(&done).await.is_err()
+        {
+            return Ending::Leave;
+        }
+        Ending::Ack
+    }
+
+    async fn publish_next(
+        &self,
+        envelope: &Envelope,
+        due: Timestamp,
+        counters: Counters,
+        token: u64,
+    ) -> Result<(), Unpublished> {
+        let next = envelope.next_attempt(due, counters, token);
+        self.publish_later(&next, due.since(self.now())).await
+    }
+
+    /// A next run that can never be queued: the task ends here, visibly.
+    async fn never_runs_again(&self, envelope: &Envelope, error: &PublishError) -> Ending {
+        let error = format!("its next run could not be queued: {error}");
+        tracing::error!(id = %envelope.id, error, "a task ends because its message cannot be published");
+        let next = Envelope { attempt: envelope.attempt.saturating_add(1), ..envelope.clone() };
+        let ended = Box::pin(self.end_as_read(&next, Facts::new(), FailureKind::Unroutable, &*error)).await;
+        // Refused without an outcome: the next run is under way after all.
+        ended.unwrap_or(Ending::Ack)
+    }
+
+    /// Publishes a dead letter. That it cannot be is said, and does not keep the task from ending.
+    pub(super) async fn bury(
+        &self,
+        queue: &QueueName,
+        message: &Message,
+        dead_id: &str,
+        reason: DeadReason,
+        error: &ErrorText,
+    ) -> Result<(), Unpublished> {
+        let at = self.now();
+        let publish = Publish {
+            target: Target::DeadLetters(queue.clone()),
+            message: dead_letter(message, dead_id, reason, error, at),
+            delay: Duration::ZERO,
+        };
+        match self.steady.publish(&publish).await {
+            Ok(()) => {}
+            Err(Unpublished::Never(error)) => {
+                tracing::error!(dead_id, %error, "a dead letter cannot be published and is dropped; its record stays");
+                return Ok(());
+            }
+            Err(leaving) => return Err(leaving),
+        }
+        let note = Note::Put { index: Index::DeadLetters, at, member: format!("{queue} {dead_id}") };
+        if let Err(error) = self.app.backend().note(vec![note]).await {
+            tracing::debug!(%error, "a dead letter was not indexed; whoever lists them finds it in its queue");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! What is not run here: tasks that no handler is for, and messages that are not understood, not trusted or not allowed.
+
+use std::time::Duration;
+
+use super::{Ending, TaskProcessor};
+use crate::{
+    broker::{Message, Publish, Target},
+    envelope::{DeadReason, Envelope},
+    id::QueueName,
+    record::{ErrorText, FailureKind, newest_start, owed},
+    worker::steady::Unpublished,
+};
+
+/// How long workers may not know a task: a rolling deploy must lose nothing.
+const UNKNOWN_PATIENCE: Duration = Duration::from_secs(3600);
+/// Bounds of the wait before an unknown task is offered again.
+const UNKNOWN_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+impl TaskProcessor {
+    /// A task that no handler here is for: offered again for an hour, then ended.
+    pub(super) async fn unknown_task(&self, envelope: &Envelope) -> Ending {
+        let facts = match self.steady.read(&envelope.id).await {
+            Ok(facts) => facts,
+            Err(leaving) => return leaving.into(),
+        };
+        if let Some(follow_up) = owed(&facts, envelope.attempt) {
+            return self.follow(envelope, &follow_up).await;
+        }
+        let now = self.now();
+        let since = envelope.unknown_since.unwrap_or(now);
+        let waited = now.since(since);
+        let error = format!("no worker of queue {} knows the task {}", envelope.queue, envelope.name);
+        if waited >= UNKNOWN_PATIENCE {
+            return match self.end_as_read(envelope, facts, FailureKind::Unregistered, &*error).await {
+                Some(ending) => ending,
+                // A worker that knows the task runs it; a guard comes back to see.
+                None => self.become_guard(envelope).await,
+            };
+        }
+        tracing::warn!(id = %envelope.id, "{error}: offered again for {:?}", UNKNOWN_PATIENCE.saturating_sub(waited));
+        let later = Envelope { unknown_since: Some(since), ..envelope.clone() };
+        self.settled_by(self.publish_later(&later, unknown_wait(waited)).await).await
+    }
+
+    /// A message that others may understand, or this worker later: offered again for an hour, as it is, then
+    /// buried.
+    pub(super) async fn postpone(
+        &self,
+        queue: &QueueName,
+        message: &Message,
+        reason: DeadReason,
+        error: &str,
+    ) -> Ending {
+        let (later, waited) = Envelope::still_unread(message, self.now());
+        if waited >= UNKNOWN_PATIENCE {
+            return self.bury_foreign(queue, message, reason, error).await;
+        }
+        let target = Target::Queue(queue.clone());
+        match self.steady.publish(&Publish { target, message: later, delay: unknown_wait(waited) }).await {
+            Ok(()) => Ending::Ack,
+            Err(Unpublished::Leaving) => Ending::Leave,
+            Err(Unpublished::Never(_)) => self.bury_foreign(queue, message, reason, error).await,
+        }
+    }
+
+    /// An authentic task that must not be run: its record is asked first, then it ends, saying why.
+    pub(super) async fn reject(
+        &self,
+        envelope: &Envelope,
+        message: &Message,
+        reason: DeadReason,
+        error: &str,
+    ) -> Ending {
+        let facts = match self.steady.read(&envelope.id).await {
+            Ok(facts) => facts,
+            Err(leaving) => return leaving.into(),
+        };
+        if let Some(follow_up) = owed(&facts, envelope.attempt) {
+            return self.follow(envelope, &follow_up).await;
+        }
+        // It runs elsewhere, or did until that worker died. The copy is offered again unsigned by us: what we
+        // signed anew would be fresh again.
+        if let Some(start) = newest_start(&facts, envelope.attempt)
+            && !self.sessions.is_gone(&start.session, &start.run)
+        {
+            self.sessions.wonder(&start.session);
+            return self.postpone(&envelope.queue, message, reason, error).await;
+        }
+        self.refusals.note(&envelope.queue, reason, error);
+        let text = ErrorText::new([reason.as_str().to_owned(), error.to_owned()]);
+        match self.end_as_read(envelope, facts, FailureKind::Rejected, text).await {
+            Some(ending) => ending,
+            None => self.postpone(&envelope.queue, message, reason, error).await,
+        }
+    }
+
+    /// Buries a message that claims nothing we may believe: no record is written.
+    pub(super) async fn bury_foreign(
+        &self,
+        queue: &QueueName,
+        message: &Message,
+        reason: DeadReason,
+        error: &str,
+    ) -> Ending {
+        let dead_id = uuid::Uuid::new_v4().to_string();
+        self.refusals.note(queue, reason, error);
+        match self.bury(queue, message, &dead_id, reason, &ErrorText::from(error)).await {
+            Ok(()) => Ending::Ack,
+            Err(_) => Ending::Leave,
+        }
+    }
+}
+
+/// A sixth of the time that has passed, so that a short deploy costs little and a long one few messages.
+fn unknown_wait(waited: Duration) -> Duration {
+    (waited / 6).clamp(UNKNOWN_WAIT.0, UNKNOWN_WAIT.1)
+}
