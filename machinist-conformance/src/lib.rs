@@ -40,6 +40,7 @@
 //!
 //! What a suite does not test: speed, and what only one kind of server can do. That belongs to the adapter.
 
+pub mod arrows;
 pub mod backend;
 pub mod broker;
 mod proxy;

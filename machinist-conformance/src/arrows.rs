@@ -1,0 +1,287 @@
+//! The arrows of the delivery protocol, and how a process ends exactly at one of them.
+//!
+//! Whatever a worker does to the world goes through the seams. So a wrapper around broker, backend and handlers sees
+//! every step of a delivery in its order, and may end the process before or after it; the worker has no trace of it.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use machinist_core::{
+    Arg, Middleware, Next, Results, TaskContext, TaskError, TaskId,
+    backend::{
+        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, Note, Renewed, SessionEntry,
+        Watch,
+    },
+    broker::{
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
+        QueueDepth, Receipt, Settle, Settled, Target,
+    },
+    clock::Timestamp,
+    diagnose::{Diagnose, Finding},
+    id::{QueueName, SessionId},
+    record::Facts,
+};
+
+macro_rules! steps {
+    ($($(#[$doc:meta])* $step:ident $name:literal)*) => {
+        /// A step of a delivery that somebody outside the process can see.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Step { $($(#[$doc])* $step),* }
+
+        impl Step {
+            /// All of them, in the order of the protocol.
+            pub const ALL: &[Self] = &[$(Self::$step),*];
+
+            /// Its name, for people and command lines.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$step => $name),* }
+            }
+        }
+    };
+}
+
+steps! {
+    /// A delivery arrives.
+    Receive "receive"
+    /// `s:M:E` is committed.
+    Start "start"
+    /// The handler runs.
+    Run "run"
+    /// `o:M` or `end` is committed.
+    Record "record"
+    /// The next run or the dead letter is published.
+    Follow "follow"
+    /// `f:M` or `f` is committed.
+    Mark "mark"
+    /// A copy is published that comes back later.
+    PublishGuard "publish-guard"
+    /// `g:M:N` is committed.
+    StoreGuard "store-guard"
+    /// `r:M:E` is committed.
+    HandBack "hand-back"
+    /// The delivery is acknowledged.
+    Ack "ack"
+    /// The delivery goes back to its queue.
+    GiveBack "give-back"
+}
+
+impl Step {
+    /// The step with this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|step| step.name() == name)
+    }
+
+    fn of_commit(commit: &Commit) -> Option<Self> {
+        commit.facts.iter().find_map(|(name, _)| match name.split(':').next()? {
+            "s" => Some(Self::Start),
+            "o" | "end" => Some(Self::Record),
+            "f" => Some(Self::Mark),
+            "g" => Some(Self::StoreGuard),
+            "r" => Some(Self::HandBack),
+            _ => None,
+        })
+    }
+
+    fn of_publish(publish: &Publish) -> Option<Self> {
+        let number = |header: &str| publish.message.headers.get(header).and_then(|value| value.as_int());
+        match publish.target {
+            Target::DeadLetters(_) => Some(Self::Follow),
+            _ if number("machinist-generation").is_some_and(|generation| generation > 0) => {
+                Some(Self::PublishGuard)
+            }
+            _ if number("machinist-attempt").is_some_and(|attempt| attempt > 1) => Some(Self::Follow),
+            _ => None,
+        }
+    }
+}
+
+/// On which side of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// It is about to be done.
+    Before,
+    /// It is done, and the worker has not heard of it.
+    After,
+}
+
+/// Sees every step of the deliveries of one process.
+#[async_trait]
+pub trait Witness: fmt::Debug + Send + Sync + 'static {
+    /// Called on each side of each step; after it only if it was done. A process that ends here does not return.
+    async fn at(&self, step: Step, side: Side);
+}
+
+/// A broker or a backend before which a witness stands.
+#[derive(Debug)]
+pub struct Witnessed<T: ?Sized> {
+    witness: Arc<dyn Witness>,
+    inner: Arc<T>,
+}
+
+impl<T: ?Sized> Witnessed<T> {
+    /// Puts the witness before it.
+    pub fn new(witness: Arc<dyn Witness>, inner: Arc<T>) -> Self {
+        Self { witness, inner }
+    }
+
+    async fn at(&self, steps: &[Option<Step>], side: Side) {
+        for step in steps.iter().flatten() {
+            self.witness.at(*step, side).await;
+        }
+    }
+}
+
+#[async_trait]
+impl<T: Diagnose + ?Sized + Send + Sync> Diagnose for Witnessed<T> {
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+    async fn diagnose(&self) -> Vec<Finding> {
+        self.inner.diagnose().await
+    }
+}
+
+#[async_trait]
+impl Broker for Witnessed<dyn Broker> {
+    fn capabilities(&self) -> BrokerCapabilities {
+        self.inner.capabilities()
+    }
+    async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {
+        let steps: Vec<_> = batch.iter().map(Step::of_publish).collect();
+        self.at(&steps, Side::Before).await;
+        let answers = self.inner.publish(batch).await;
+        let done = steps.iter().zip(&answers).map(|(step, answer)| step.filter(|_| answer.is_ok()));
+        self.at(&done.collect::<Vec<_>>(), Side::After).await;
+        answers
+    }
+    async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
+        let inner = self.inner.consume(what).await?;
+        Ok(Box::new(WitnessedConsumer { witness: Arc::clone(&self.witness), inner }))
+    }
+    async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
+        self.inner.depth(queues).await
+    }
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+#[derive(Debug)]
+struct WitnessedConsumer {
+    witness: Arc<dyn Witness>,
+    inner: Box<dyn Consumer>,
+}
+
+#[async_trait]
+impl Consumer for WitnessedConsumer {
+    async fn next(&mut self) -> Option<Delivery> {
+        let mut delivery = self.inner.next().await?;
+        let inner = delivery.receipt;
+        delivery.receipt = Box::new(WitnessedReceipt { witness: Arc::clone(&self.witness), inner });
+        self.witness.at(Step::Receive, Side::After).await;
+        Some(delivery)
+    }
+    async fn stop(&mut self) {
+        self.inner.stop().await;
+    }
+}
+
+#[derive(Debug)]
+struct WitnessedReceipt {
+    witness: Arc<dyn Witness>,
+    inner: Box<dyn Receipt>,
+}
+
+#[async_trait]
+impl Receipt for WitnessedReceipt {
+    async fn settle(self: Box<Self>, how: Settle) -> Settled {
+        let Self { witness, inner } = *self;
+        let step = match how {
+            Settle::Ack => Step::Ack,
+            Settle::Requeue => Step::GiveBack,
+        };
+        witness.at(step, Side::Before).await;
+        let settled = inner.settle(how).await;
+        if settled == Settled::Done {
+            witness.at(step, Side::After).await;
+        }
+        settled
+    }
+}
+
+#[async_trait]
+impl Backend for Witnessed<dyn Backend> {
+    fn capabilities(&self) -> BackendCapabilities {
+        self.inner.capabilities()
+    }
+    async fn commit(&self, batch: Vec<Commit>) -> Vec<Result<Committed, BackendError>> {
+        let steps: Vec<_> = batch.iter().map(Step::of_commit).collect();
+        self.at(&steps, Side::Before).await;
+        let answers = self.inner.commit(batch).await;
+        let is_done = |answer: &Result<_, _>| matches!(answer, Ok(Committed::Done));
+        let done = steps.iter().zip(&answers).map(|(step, answer)| step.filter(|_| is_done(answer)));
+        self.at(&done.collect::<Vec<_>>(), Side::After).await;
+        answers
+    }
+    async fn read(&self, ids: &[TaskId]) -> Result<Vec<Facts>, BackendError> {
+        self.inner.read(ids).await
+    }
+    async fn watch(&self, id: &TaskId) -> Result<Watch, BackendError> {
+        self.inner.watch(id).await
+    }
+    async fn now(&self) -> Result<Timestamp, BackendError> {
+        self.inner.now().await
+    }
+    async fn open_session(
+        &self,
+        session: &SessionId,
+        lease: Duration,
+        info: Bytes,
+    ) -> Result<Timestamp, BackendError> {
+        self.inner.open_session(session, lease, info).await
+    }
+    async fn renew_session(
+        &self,
+        session: &SessionId,
+        lease: Duration,
+        info: Bytes,
+        running: &[TaskId],
+    ) -> Result<Renewed, BackendError> {
+        self.inner.renew_session(session, lease, info, running).await
+    }
+    async fn close_session(&self, session: &SessionId) -> Result<(), BackendError> {
+        self.inner.close_session(session).await
+    }
+    async fn alive(&self, sessions: &[SessionId]) -> Result<Vec<bool>, BackendError> {
+        self.inner.alive(sessions).await
+    }
+    async fn sessions(&self) -> Result<Vec<SessionEntry>, BackendError> {
+        self.inner.sessions().await
+    }
+    async fn note(&self, notes: Vec<Note>) -> Result<(), BackendError> {
+        self.inner.note(notes).await
+    }
+    async fn list(
+        &self,
+        index: Index,
+        after: Option<(Timestamp, String)>,
+        limit: usize,
+    ) -> Result<Vec<(Timestamp, String)>, BackendError> {
+        self.inner.list(index, after, limit).await
+    }
+}
+
+/// Tells the witness of every run; for [`WorkerBuilder::middleware`](machinist_core::WorkerBuilder::middleware).
+#[derive(Debug, Clone)]
+pub struct WitnessedRuns(pub Arc<dyn Witness>);
+
+#[async_trait]
+impl Middleware for WitnessedRuns {
+    async fn call(&self, cx: TaskContext, args: Vec<Arg>, next: Next) -> Result<Results, TaskError> {
+        self.0.at(Step::Run, Side::Before).await;
+        let outcome = next.run(cx, args).await;
+        self.0.at(Step::Run, Side::After).await;
+        outcome
+    }
+}
