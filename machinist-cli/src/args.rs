@@ -106,7 +106,7 @@ pub(crate) enum Command {
     Revoke(Revoke),
     /// Send a task that failed again, as a task of its own
     Retry(Retry),
-    /// List the tasks that wait for their time, or run one of them at once
+    /// List the tasks that wait for their time or their next run, or run one at once
     Scheduled(Scheduled),
     /// List the queues and how much lies in them
     Queues,
@@ -262,12 +262,15 @@ pub(crate) struct Status {
 }
 
 /// A task that nobody runs ends at once, delayed ones and those that wait for a retry too. One that runs is told to
-/// end, and cut off some seconds later.
+/// end, and cut off five seconds later.
 #[derive(Debug, Args)]
 pub(crate) struct Revoke {
     /// The task's id
     #[arg(value_parser = id)]
     pub(crate) id: TaskId,
+    /// Cut a run off at once, as at its time limit: do not wait for it to end by itself
+    #[arg(long)]
+    pub(crate) terminate: bool,
 }
 
 /// The new task and the failed one name each other. A failed task is sent again once: asked a second time, this prints

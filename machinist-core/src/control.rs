@@ -14,7 +14,9 @@ use crate::{
     envelope::Envelope,
     error::SendError,
     id::{SessionId, TaskId},
-    record::{Facts, FailureKind, Record, Revocable, State, Unstarted, fold, name, revocable, unstarted},
+    record::{
+        Facts, FailureKind, Manner, Record, Revocable, State, Unstarted, fold, name, revocable, unstarted,
+    },
     result::AsyncResult,
     stored::{LARGEST, restored},
     trace::TraceContext,
@@ -37,13 +39,13 @@ pub enum Revoked {
     Already(State),
 }
 
-/// A task that waits for its time.
+/// A task that waits for its time: the one for which it was sent, or that of its next run.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Scheduled {
     /// When it is due.
     pub due: Timestamp,
-    /// What is known about it.
+    /// What is known about it: in state RETRY also why its last run failed.
     pub record: Record,
 }
 
@@ -87,7 +89,8 @@ impl Client {
     /// Asks that a task should not run, or not go on.
     ///
     /// One that nobody runs ends at once, delayed ones and those that wait for a retry too; the message that is on its
-    /// way finds it ended. One that runs gets its cancellation token fired. Revoking twice is fine.
+    /// way finds it ended. One that runs gets its cancellation token fired, and is cut off if it has not ended five
+    /// seconds later. Revoking twice is fine.
     ///
     /// # Errors
     /// [`ControlError::Unknown`], [`ControlError::Backend`]; after the latter it may be revoked or not.
@@ -95,10 +98,29 @@ impl Client {
     /// # Cancel safety
     /// A dropped future leaves the task revoked or not.
     pub async fn revoke(&self, id: &TaskId) -> Result<Revoked, ControlError> {
+        self.revoke_in(id, Manner::Told).await
+    }
+
+    /// As [`revoke`](Self::revoke), without waiting for the last words of a run: it is cut off as at its hard limit.
+    ///
+    /// The future of an `async fn` is dropped where it waits; the process group of a command gets TERM, and KILL three
+    /// seconds later. A function that blocks its thread cannot be ended: its token is fired, and five seconds later
+    /// nobody waits for it any more. A task that was revoked and still runs can be terminated.
+    ///
+    /// # Errors
+    /// As [`revoke`](Self::revoke).
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the task revoked or not.
+    pub async fn terminate(&self, id: &TaskId) -> Result<Revoked, ControlError> {
+        self.revoke_in(id, Manner::CutOff).await
+    }
+
+    async fn revoke_in(&self, id: &TaskId, manner: Manner) -> Result<Revoked, ControlError> {
         let app = &self.app.0;
         let mut facts = self.facts(id).await?;
         loop {
-            let (commit, running) = match revocable(id, &facts, app.clock.now(), app.results_ttl) {
+            let (commit, running) = match revocable(id, &facts, manner, app.clock.now(), app.results_ttl) {
                 Revocable::Ended(_) if ended_as_revoked(id, &facts) => return Ok(Revoked::Ended),
                 Revocable::Ended(state) => return Ok(Revoked::Already(state)),
                 Revocable::Now(commit) => (commit, None),
@@ -125,8 +147,8 @@ impl Client {
         }
     }
 
-    /// The tasks that wait for their time, from the earliest due, at most `limit`. Those that were started or have
-    /// ended are left out, and taken off the list.
+    /// The tasks that wait for their time or for their next run, from the earliest due, at most `limit`. Those that were
+    /// started or have ended are left out, and taken off the list.
     ///
     /// # Errors
     /// [`BackendError`].
@@ -138,11 +160,13 @@ impl Client {
         let (mut waiting, mut over, mut after) = (Vec::new(), Vec::new(), None);
         while waiting.len() < limit {
             let page = backend.list(Index::Scheduled, after, PAGE).await?;
-            let known = page.iter().filter_map(|(at, member)| Some((*at, TaskId::parse(member).ok()?)));
-            let (dues, ids): (Vec<_>, Vec<_>) = known.unzip();
-            for ((due, id), facts) in dues.into_iter().zip(&ids).zip(backend.read(&ids).await?) {
-                match fold(id, &facts) {
-                    Some(record) if waits(&facts) => waiting.push(Scheduled { due, record }),
+            let known = page.iter().filter_map(|(_, member)| TaskId::parse(member).ok());
+            let ids: Vec<_> = known.collect();
+            for (id, facts) in ids.iter().zip(backend.read(&ids).await?) {
+                match (fold(id, &facts), waits(&facts)) {
+                    (Some(record), Some(Unstarted { due: Some(due), .. })) => {
+                        waiting.push(Scheduled { due, record });
+                    }
                     _ => over.push(Note::Remove { index: Index::Scheduled, member: id.to_string() }),
                 }
             }
@@ -171,7 +195,7 @@ impl Client {
     /// A dropped future leaves the task sent or not; asking again is fine.
     pub async fn run_now(&self, id: &TaskId) -> Result<(), ControlError> {
         let facts = self.facts(id).await?;
-        if !waits(&facts) {
+        if waits(&facts).is_none_or(|next| next.attempt > 1) {
             let why = "only a delayed task that was not started yet can be run at once";
             return Err(self.wrong_state(id, &facts, why));
         }
@@ -297,10 +321,10 @@ impl Client {
     }
 }
 
-/// Whether a task waits for the time for which it was sent.
-fn waits(facts: &Facts) -> bool {
-    let first = matches!(unstarted(facts), Ok(Unstarted { attempt: 1, due: Some(_) }));
-    first && !facts.has(name::END) && !facts.has(name::REVOKED)
+/// The attempt that a task waits for, if it waits for its time.
+fn waits(facts: &Facts) -> Option<Unstarted> {
+    let next = unstarted(facts).ok().filter(|next| next.due.is_some())?;
+    (!facts.has(name::END) && !facts.has(name::REVOKED)).then_some(next)
 }
 
 fn ended_as_revoked(id: &TaskId, facts: &Facts) -> bool {

@@ -27,6 +27,7 @@ const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
 const SLEEP: TaskDef<(u64,), ()> = TaskDef::new("sleep");
 const LISTEN: TaskDef<(), String> = TaskDef::new("listen");
 const FAIL: TaskDef<(), ()> = TaskDef::new("fail");
+const BLOCKS: TaskDef<(), ()> = TaskDef::new("blocks");
 
 const SOON: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -52,6 +53,20 @@ async fn listen(cx: TaskContext) -> Result<String, TaskError> {
 
 async fn fail(State(calls): State<Arc<AtomicU32>>) -> Result<(), TaskError> {
     Err(format!("call {}", calls.fetch_add(1, Ordering::SeqCst) + 1))?
+}
+
+/// A gate that blocks a thread.
+type Gate = Arc<(Mutex<bool>, Condvar)>;
+
+fn blocks(State(gate): State<Gate>) -> Result<(), TaskError> {
+    let (open, opened) = &*gate;
+    drop(opened.wait_while(open.lock().unwrap(), |open| !*open).unwrap());
+    Ok(())
+}
+
+fn open(gate: &Gate) {
+    *gate.0.lock().unwrap() = true;
+    gate.1.notify_all();
 }
 
 async fn app() -> App {
@@ -168,6 +183,68 @@ async fn a_run_that_does_not_listen_is_cut_off() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_run_that_is_terminated_gets_no_last_words() {
+    let app = app().await;
+    let client = app.client();
+    let _running = Running::start(worker(&app));
+    let deaf = client.send(SLEEP.call((10_000_000,)).retries(9)).await.unwrap();
+    reaches(&deaf, TaskState::Started).await;
+    let asked = Instant::now();
+    assert_eq!(client.terminate(deaf.id()).await.unwrap(), Revoked::Asked);
+    assert_eq!(failed(&deaf).await.0, FailureKind::Revoked);
+    assert!(asked.elapsed() <= secs(1), "{:?}", asked.elapsed());
+    assert_eq!(client.terminate(deaf.id()).await.unwrap(), Revoked::Ended, "twice is fine");
+    let delayed = client.send(ADD.call((1, 1)).countdown(HOUR)).await.unwrap();
+    assert_eq!(client.terminate(delayed.id()).await.unwrap(), Revoked::Ended);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_was_revoked_can_be_terminated() {
+    const SLOW_TO_END: TaskDef<(), ()> = TaskDef::new("slow_to_end");
+    let app = app().await;
+    let client = app.client();
+    let told = Arc::new(tokio::sync::Notify::new());
+    let slow_to_end = async |cx: TaskContext, State(told): State<Arc<tokio::sync::Notify>>| {
+        cx.cancellation().cancelled().await;
+        told.notify_one();
+        std::future::pending::<Result<(), TaskError>>().await
+    };
+    let _running = Running::start(worker(&app).task(SLOW_TO_END, slow_to_end).state(Arc::clone(&told)));
+    let task = client.send(SLOW_TO_END.call(())).await.unwrap();
+    reaches(&task, TaskState::Started).await;
+    assert_eq!(client.revoke(task.id()).await.unwrap(), Revoked::Asked);
+    told.notified().await;
+    assert_eq!(task.state().await.unwrap(), TaskState::Started);
+    let asked = Instant::now();
+    assert_eq!(client.terminate(task.id()).await.unwrap(), Revoked::Asked);
+    assert_eq!(failed(&task).await.0, FailureKind::Revoked);
+    assert!(asked.elapsed() <= secs(1), "{:?}", asked.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blocking_handler_that_is_terminated_is_left_behind_and_listed() {
+    let app = app().await;
+    let gate = Gate::default();
+    let running = worker(&app).task_blocking(BLOCKS, blocks).state(Arc::clone(&gate));
+    let _running = Running::start(running);
+    let client = app.client();
+    let task = client.send(BLOCKS.call(())).await.unwrap();
+    while task.state().await.unwrap() != TaskState::Started {
+        tokio::time::advance(Duration::from_millis(10)).await;
+    }
+    client.terminate(task.id()).await.unwrap();
+    // Blocking threads stop paused time from running by itself.
+    while !task.state().await.unwrap().is_final() {
+        tokio::time::advance(secs(1)).await;
+    }
+    assert_eq!(failed(&task).await.0, FailureKind::Revoked);
+    while session(&app).await.get("stuck") != Some(&serde_json::json!([task.id().as_str()])) {
+        tokio::time::advance(secs(1)).await;
+    }
+    open(&gate);
+}
+
+#[tokio::test(start_paused = true)]
 async fn revoking_works_while_a_worker_drains() {
     let app = app().await;
     let client = app.client();
@@ -267,19 +344,10 @@ async fn a_stuck_handler_is_listed() {
     assert_eq!(session(&app).await.get("stuck"), None);
 }
 
-/// A gate that blocks a thread.
-type Gate = Arc<(Mutex<bool>, Condvar)>;
-
 #[tokio::test(start_paused = true)]
 async fn a_blocking_handler_out_of_time_is_not_waited_for() {
-    const BLOCKS: TaskDef<(), ()> = TaskDef::new("blocks");
     let app = app().await;
     let gate = Gate::default();
-    let blocks = |State(gate): State<Gate>| -> Result<(), TaskError> {
-        let (open, opened) = &*gate;
-        drop(opened.wait_while(open.lock().unwrap(), |open| !*open).unwrap());
-        Ok(())
-    };
     let _running = Running::start(worker(&app).task_blocking(BLOCKS, blocks).state(Arc::clone(&gate)));
     let task = app.client().send(BLOCKS.call(()).timeout(secs(2))).await.unwrap();
     // Blocking threads stop paused time from running by itself.
@@ -289,8 +357,7 @@ async fn a_blocking_handler_out_of_time_is_not_waited_for() {
     assert_eq!(failed(&task).await, (FailureKind::Timeout, "ran longer than its limit of 2s".to_owned()));
     tokio::time::advance(secs(6)).await;
     tokio::task::yield_now().await;
-    *gate.0.lock().unwrap() = true;
-    gate.1.notify_all();
+    open(&gate);
 }
 
 // ---- progress
@@ -365,6 +432,30 @@ async fn what_waits_for_its_time_is_listed_until_it_starts() {
     assert_eq!(client.scheduled(1).await.unwrap().len(), 1);
     near.wait(2 * HOUR).await.unwrap();
     assert_eq!(client.scheduled(10).await.unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_its_next_run_is_listed_with_the_reason() {
+    let app = app().await;
+    let client = app.client();
+    let calls = Arc::new(AtomicU32::new(0));
+    let _running = Running::start(worker(&app).task(FAIL, fail).state(Arc::clone(&calls)));
+    let task = client.send(FAIL.call(()).retries(2).backoff(Backoff::fixed(HOUR))).await.unwrap();
+    for attempt in 1..=2 {
+        while task.record().await.unwrap().history.len() < attempt {
+            tokio::time::sleep(secs(1)).await;
+        }
+        let [listed] = &*client.scheduled(10).await.unwrap() else { panic!("one task waits") };
+        assert_eq!((&listed.record.id, listed.record.state), (task.id(), TaskState::Retry));
+        assert_eq!(Some(listed.due), listed.record.eta);
+        assert!(listed.due > app.clock().now());
+        assert_eq!(listed.record.error.as_ref().unwrap().message(), format!("call {attempt}"));
+        let now = client.run_now(task.id()).await;
+        assert!(matches!(now, Err(ControlError::State { state: TaskState::Retry, .. })), "{now:?}");
+    }
+    failed(&task).await;
+    let listed = app.backend().list(machinist_core::backend::Index::Scheduled, None, 10).await.unwrap();
+    assert_eq!(listed, [], "taken off by its worker");
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,8 +21,12 @@ struct Answer<'a> {
 
 pub(super) async fn run(what: &Revoke, settings: &Settings, json: bool) -> Result<Code, Failure> {
     let app = connect(settings).await?;
-    let (revoked, state, text) = match app.client().revoke(&what.id).await? {
+    let client = app.client();
+    let answer =
+        if what.terminate { client.terminate(&what.id).await? } else { client.revoke(&what.id).await? };
+    let (revoked, state, text) = match answer {
         Revoked::Ended => ("ended", State::Failure, "revoked: it will not run".to_owned()),
+        Revoked::Asked if what.terminate => ("asked", State::Started, "it runs, and is cut off".to_owned()),
         Revoked::Asked => ("asked", State::Started, "it runs, and was told to end".to_owned()),
         Revoked::Already(state) => ("already", state, format!("it had ended already: {state}")),
     };

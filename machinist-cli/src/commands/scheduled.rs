@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use machinist::settings::{Settings, show_duration};
+use machinist::{
+    record::{FailureKind, Record, State},
+    settings::{Settings, show_duration},
+};
 use serde::Serialize;
 
 use super::{connect, connect_reader};
@@ -18,6 +21,13 @@ struct Row {
     name: Option<String>,
     queue: Option<String>,
     due: String,
+    /// PENDING: it waits for the time for which it was sent; RETRY: for its next run.
+    state: State,
+    /// The run that it waits for.
+    attempt: u32,
+    /// Of what its last run failed.
+    kind: Option<FailureKind>,
+    error: Option<String>,
     sent_at: Option<String>,
     expires_at: Option<String>,
 }
@@ -43,9 +53,13 @@ pub(super) async fn run(what: Scheduled, settings: &Settings, json: bool) -> Res
             let instant = |at: Option<machinist::clock::Timestamp>| at.map(|at| at.to_string());
             let row = |task: machinist::Scheduled| Row {
                 id: task.record.id.to_string(),
-                name: task.record.name,
-                queue: task.record.queue,
+                name: task.record.name.clone(),
+                queue: task.record.queue.clone(),
                 due: task.due.to_string(),
+                state: task.record.state,
+                attempt: next_attempt(&task.record),
+                kind: task.record.history.last().map(|attempt| attempt.kind),
+                error: task.record.error.as_ref().map(|error| error.message().to_owned()),
                 sent_at: instant(task.record.sent_at),
                 expires_at: instant(task.record.expires_at),
             };
@@ -54,17 +68,36 @@ pub(super) async fn run(what: Scheduled, settings: &Settings, json: bool) -> Res
             let row = |task: machinist::Scheduled| {
                 let text = |name: Option<String>| name.unwrap_or_else(|| "-".to_owned());
                 let left = Duration::from_secs(task.due.since(now).as_secs());
+                let why = why(&task.record);
                 vec![
                     task.record.id.to_string(),
                     text(task.record.name),
                     text(task.record.queue),
                     task.due.to_string(),
                     show_duration(left),
+                    why,
                 ]
             };
-            output::table(&["id", "name", "queue", "due", "in"], waiting.into_iter().map(row))?;
+            output::table(&["id", "name", "queue", "due", "in", "why"], waiting.into_iter().map(row))?;
         }
     }
     app.broker().close().await;
     Ok(Code::Success)
+}
+
+/// The run that a waiting task waits for.
+fn next_attempt(record: &Record) -> u32 {
+    if record.state == State::Retry { record.attempt.saturating_add(1) } else { record.attempt }
+}
+
+/// What a task waits for, and where a run failed, of what: on one line.
+fn why(record: &Record) -> String {
+    let failed = record.history.last().filter(|_| record.state == State::Retry);
+    failed.map_or_else(
+        || "sent for later".to_owned(),
+        |attempt| {
+            let first_line = attempt.error.message().lines().next().unwrap_or_default();
+            format!("attempt {} after {}: {first_line}", next_attempt(record), attempt.kind)
+        },
+    )
 }

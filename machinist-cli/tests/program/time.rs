@@ -52,6 +52,47 @@ fn a_command_that_runs_is_revoked_with_all_its_processes() {
 }
 
 #[test]
+fn a_command_that_is_terminated_ends_with_all_its_processes() {
+    // It ignores what it is told: the leader would go on for ever.
+    let folder = Folder::with(
+        "[tasks.wait]\ncommand = [\"sh\", \"-c\", \"trap '' TERM; echo $$ > leader; while :; do sleep 1; done\"]\n",
+    );
+    let _worker = folder.worker(&[]);
+    let id = folder.send(&["wait", "--retries", "5"]);
+    let leader = contents(&folder.path().join("leader"));
+    let said = folder.run(&["revoke", &id, "--terminate"]).ended(0).stdout;
+    assert_eq!(said, "it runs, and is cut off\n");
+    let ended = folder.run(&["status", &id, "--watch"]).ended(1).stdout;
+    assert!(ended.contains("FAILURE (revoked, -1)"), "{ended}");
+    gone(&leader);
+}
+
+#[test]
+fn what_waits_for_its_next_run_is_listed_with_the_reason() {
+    let folder = Folder::new();
+    let _worker = folder.worker(&["--demo"]);
+    let id = folder.send(&["fail", "--retries", "1", "--backoff", "fixed:1h"]);
+    state(&folder, &id, "RETRY");
+    let listed = eventually("it is listed", || {
+        let listed = folder.run(&["scheduled", "--json"]).ended(0).json();
+        listed.get(0).cloned()
+    });
+    assert_eq!(
+        (&listed["id"], &listed["state"], &listed["attempt"], &listed["kind"]),
+        (&json!(id), &json!("RETRY"), &json!(2), &json!("error"))
+    );
+    assert_eq!(
+        (&listed["due"], &listed["error"]),
+        (&folder.status(&id)["eta"], &folder.status(&id)["error"]["message"])
+    );
+    let table = folder.run(&["scheduled"]).ended(0).stdout;
+    assert!(table.contains("59m") && table.contains("attempt 2 after error: "), "{table}");
+    folder.run(&["scheduled", "--now", &id]).ended(64).told(&["is RETRY"]);
+    folder.run(&["revoke", &id]).ended(0);
+    assert_eq!(folder.run(&["scheduled", "--json"]).ended(0).json(), json!([]));
+}
+
+#[test]
 fn a_failed_task_is_sent_again() {
     let folder = Folder::with("[tasks.exists]\ncommand = [\"test\", \"-e\", \"{0}\"]\n");
     let _worker = folder.worker(&[]);

@@ -117,6 +117,8 @@ pub(crate) mod name {
     pub(crate) const END: &str = "end";
     pub(crate) const FOLLOWED: &str = "f";
     pub(crate) const REVOKED: &str = "rv";
+    /// Beside `rv`: whoever runs it is to be cut off at once.
+    pub(crate) const TERMINATED: &str = "rt";
     /// The one fact that changes. Shown, never decided on.
     pub(crate) const PROGRESS: &str = "pg";
 
@@ -215,7 +217,7 @@ pub struct Progress {
     pub at: Timestamp,
 }
 
-/// `rv`: somebody asked for the end.
+/// `rv`: somebody asked for the end. `rt`: without waiting for its last words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Revocation {
     pub(crate) at: Timestamp,

@@ -29,12 +29,28 @@ pub(crate) enum Revocable {
     Ask(Commit, SessionId),
 }
 
+/// How a run that is asked for its end gets there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// It is told, and has some seconds to end by itself.
+    Told,
+    /// It is told and cut off, as at its hard limit.
+    CutOff,
+}
+
 /// Decides how a task is revoked. Nothing is assumed about an empty record but that nobody has started it.
-pub(crate) fn revocable(id: &TaskId, facts: &Facts, now: Timestamp, ttl: Duration) -> Revocable {
+pub(crate) fn revocable(
+    id: &TaskId,
+    facts: &Facts,
+    manner: Manner,
+    now: Timestamp,
+    ttl: Duration,
+) -> Revocable {
     if facts.has(name::END) {
         return Revocable::Ended(super::fold::state(facts, &Attempts::of(facts)));
     }
-    let mark = (name::REVOKED.to_owned(), json(&Revocation { at: now }));
+    let said = json(&Revocation { at: now });
+    let mark = (name::REVOKED.to_owned(), said.clone());
     match unstarted(facts) {
         Ok(Unstarted { attempt, due }) => {
             let kept = due.map_or(ttl, |due| ttl.max(due.since(now) + SHORTEST));
@@ -48,6 +64,9 @@ pub(crate) fn revocable(id: &TaskId, facts: &Facts, now: Timestamp, ttl: Duratio
             // A run that has asked for another one meanwhile is not to be asked, but the next one ended.
             commit.unless = vec![name::END.to_owned(), name::retried(attempt)];
             commit.facts = vec![mark];
+            if manner == Manner::CutOff {
+                commit.facts.push((name::TERMINATED.to_owned(), said));
+            }
             commit.expiry = Expiry::Keep;
             commit.wake = true;
             Revocable::Ask(commit, start.session)
@@ -110,11 +129,13 @@ mod tests {
     }
 
     fn revoke_now(facts: &mut Facts) -> Commit {
-        let Revocable::Now(commit) = revocable(&id(), facts, NOW, TTL) else { panic!("nobody runs it") };
+        let Revocable::Now(commit) = revocable(&id(), facts, Manner::Told, NOW, TTL) else {
+            panic!("nobody runs it")
+        };
         assert!(commit.apply(facts));
         assert_eq!(state_of(facts), State::Failure);
         assert_eq!(owed(facts, 1), Some(FollowUp::Nothing), "unwanted tasks are no dead letters");
-        assert_eq!(revocable(&id(), facts, NOW, TTL), Revocable::Ended(State::Failure));
+        assert_eq!(revocable(&id(), facts, Manner::Told, NOW, TTL), Revocable::Ended(State::Failure));
         commit
     }
 
@@ -149,7 +170,9 @@ mod tests {
         let mut facts = Facts::new();
         let (start, held) = asking(1).first(NOW);
         start.apply(&mut facts);
-        let Revocable::Ask(commit, session) = revocable(&id(), &facts, NOW, TTL) else { panic!("it runs") };
+        let Revocable::Ask(commit, session) = revocable(&id(), &facts, Manner::Told, NOW, TTL) else {
+            panic!("it runs")
+        };
         assert_eq!(session, "s1".into());
         assert!(commit.apply(&mut facts));
         assert_eq!(state_of(&facts), State::Started);
@@ -168,7 +191,9 @@ mod tests {
     fn a_start_between_reading_and_committing_is_seen() {
         let (mut facts, stale) = (Facts::new(), Facts::new());
         asking(1).first(NOW).0.apply(&mut facts);
-        let Revocable::Now(commit) = revocable(&id(), &stale, NOW, TTL) else { panic!("as it was read") };
+        let Revocable::Now(commit) = revocable(&id(), &stale, Manner::Told, NOW, TTL) else {
+            panic!("as it was read")
+        };
         assert!(!commit.apply(&mut facts));
     }
 
@@ -179,5 +204,18 @@ mod tests {
         start.apply(&mut facts);
         held.hand_back().apply(&mut facts);
         revoke_now(&mut facts);
+    }
+
+    #[test]
+    fn a_run_that_was_told_can_still_be_cut_off() {
+        let mut facts = Facts::new();
+        asking(1).first(NOW).0.apply(&mut facts);
+        for (manner, cut_off) in [(Manner::Told, false), (Manner::CutOff, true), (Manner::Told, true)] {
+            let Revocable::Ask(commit, _) = revocable(&id(), &facts, manner, NOW, TTL) else {
+                panic!("it runs")
+            };
+            assert!(commit.apply(&mut facts));
+            assert_eq!((facts.has(name::REVOKED), facts.has(name::TERMINATED)), (true, cut_off));
+        }
     }
 }

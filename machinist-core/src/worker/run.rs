@@ -80,6 +80,7 @@ impl Call<'_> {
             () = list_if_stuck(&token, registered) => return Ended::CutOff,
             () = limit(limits.hard) => true,
             () = must_end(&told, stages) => false,
+            () = registered.cut_off.cancelled(), if stoppable => false,
         };
         if stoppable {
             return if over { Ended::Itself(timed_out(limits)) } else { Ended::CutOff };

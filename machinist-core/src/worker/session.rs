@@ -20,7 +20,7 @@ use crate::{
     app::App,
     backend::{BackendError, Commit, Committed, Watch},
     id::{RunId, SessionId, TaskId},
-    record::{Facts, Held, Upkeep},
+    record::{Facts, Held, Upkeep, name},
 };
 
 /// How long a worker that was rung for waits before it looks.
@@ -84,6 +84,7 @@ struct Run {
     /// What it holds, from the grant of its start until its outcome is recorded.
     held: Option<Held>,
     cancel: CancellationToken,
+    cut_off: CancellationToken,
     why: Option<Cancelled>,
 }
 
@@ -132,6 +133,8 @@ pub(super) struct Registered {
     sessions: Arc<Sessions>,
     pub(super) run: RunId,
     pub(super) cancel: CancellationToken,
+    /// Fires, after `cancel`, when nobody wants to wait for its last words.
+    pub(super) cut_off: CancellationToken,
 }
 
 impl Sessions {
@@ -200,10 +203,11 @@ impl Sessions {
 
     /// Makes a run known, before its start is asked for.
     pub(super) fn register(self: &Arc<Self>, id: &TaskId) -> Registered {
-        let (run, cancel) = (RunId::fresh(), CancellationToken::new());
-        let entry = Run { id: id.clone(), held: None, cancel: cancel.clone(), why: None };
+        let (run, cancel, cut_off) = (RunId::fresh(), CancellationToken::new(), CancellationToken::new());
+        let entry =
+            Run { id: id.clone(), held: None, cancel: cancel.clone(), cut_off: cut_off.clone(), why: None };
         self.known().runs.insert(run.clone(), entry);
-        Registered { sessions: Arc::clone(self), run, cancel }
+        Registered { sessions: Arc::clone(self), run, cancel, cut_off }
     }
 
     /// How many handlers run.
@@ -299,7 +303,13 @@ impl Sessions {
             }
             let (commit, next) = match held.upkeep(&facts, &session, self.app.clock().now()) {
                 Upkeep::Nothing => break,
-                Upkeep::Revoked => break self.cancel(run, Cancelled::Revoked),
+                Upkeep::Revoked => {
+                    self.cancel(run, Cancelled::Revoked);
+                    if facts.has(name::TERMINATED) {
+                        self.cut_off(run);
+                    }
+                    break;
+                }
                 Upkeep::Superseded => break self.cancel(run, Cancelled::Superseded),
                 Upkeep::Commit(commit) => *commit,
             };
@@ -323,6 +333,12 @@ impl Sessions {
         if let Some(entry) = self.known().runs.get_mut(run) {
             entry.why.get_or_insert(why);
             entry.cancel.cancel();
+        }
+    }
+
+    fn cut_off(&self, run: &RunId) {
+        if let Some(entry) = self.known().runs.get(run) {
+            entry.cut_off.cancel();
         }
     }
 

@@ -3,7 +3,7 @@
 use super::{
     super::{
         facts::Facts,
-        revoke::{Revocable, revocable},
+        revoke::{Manner, Revocable, revocable},
         start::Upkeep,
     },
     Kind, Model, Mutation, Step, TTL,
@@ -60,7 +60,8 @@ fn of_everything(
     }
     if let Some(read) = world.revoker {
         let mut world = world.clone();
-        world.revoker = match revocable(&model.id, &model.store.facts_of(read), Model::NOW, TTL) {
+        world.revoker = match revocable(&model.id, &model.store.facts_of(read), Manner::Told, Model::NOW, TTL)
+        {
             Revocable::Ended(_) => None,
             Revocable::Now(commit) | Revocable::Ask(commit, _) => {
                 model.commit(&mut world, &commit).map(|_| world.facts)

@@ -94,7 +94,7 @@ impl TaskProcessor {
         cx: TaskContext,
         registered: &Registered,
     ) -> Ended {
-        let delayed = holding.envelope.attempt == 1 && body.eta.is_some();
+        let delayed = holding.envelope.attempt > 1 || body.eta.is_some();
         let id = holding.envelope.id.clone();
         let call = Call {
             limits: Limits {

@@ -11,7 +11,7 @@ use crate::{
     broker::{Message, Publish, PublishError, Target},
     clock::Timestamp,
     envelope::{DeadReason, Envelope, dead_letter},
-    id::QueueName,
+    id::{QueueName, TaskId},
     record::{Counters, ErrorText, Facts, FailureKind, FollowUp},
     worker::steady::Unpublished,
 };
@@ -51,7 +51,16 @@ impl TaskProcessor {
         token: u64,
     ) -> Result<(), Unpublished> {
         let next = envelope.next_attempt(due, counters, token);
-        self.publish_later(&next, due.since(self.now())).await
+        let published = self.publish_later(&next, due.since(self.now()));
+        tokio::join!(published, self.on_the_schedule(envelope.id.clone(), due)).0
+    }
+
+    /// Lists a task that waits for its next run among those that wait. Best effort: it runs all the same.
+    async fn on_the_schedule(&self, id: TaskId, due: Timestamp) {
+        let note = Note::Put { index: Index::Scheduled, at: due, member: id.to_string() };
+        if let Err(error) = self.app.backend().note(vec![note]).await {
+            tracing::debug!(%error, "a task that waits for its next run is not listed as scheduled");
+        }
     }
 
     /// A next run that can never be queued: the task ends here, visibly.

@@ -130,7 +130,7 @@ impl TaskProcessor {
         let mut commit = end_by_anybody(&envelope.id, &facts, envelope.attempt, kind, error.into(), now, ttl);
         commit.facts.extend(self.keep_message(envelope));
         let commit = self.app.0.trust.attest(commit);
-        if due.is_some() {
+        if due.is_some() || envelope.attempt > 1 {
             self.off_the_schedule(envelope.id.clone()).await;
         }
         let facts = match self.steady.commit(&commit).await {
