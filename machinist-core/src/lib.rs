@@ -47,3 +47,8 @@ pub use retry::{Backoff, RetryPolicy};
 pub use signature::Signature;
 pub use task::TaskDef;
 pub use worker::{Worker, WorkerBuilder};
+
+/// The examples of `docs/time.md` are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/time.md")]
+struct DocsOfTime;

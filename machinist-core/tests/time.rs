@@ -537,6 +537,26 @@ async fn errors_are_told_apart() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_function_says_how_long_to_wait() {
+    let app = app().await;
+    let client = app.client();
+    let options = TaskOptions::new().retries(3).backoff_with(|retries| HOUR * (retries + 1).pow(2));
+    let builder = worker(&app).task(FAIL, fail).options("fail", options);
+    let _running = Running::start(builder.state(Arc::new(AtomicU32::new(0))));
+    let waits = async |signature| {
+        let task = client.send(signature).await.unwrap();
+        while !task.state().await.unwrap().is_final() {
+            tokio::time::sleep(HOUR).await;
+        }
+        let history = task.record().await.unwrap().history;
+        history.iter().map(|attempt| attempt.next_run.since(attempt.ended_at)).collect::<Vec<_>>()
+    };
+    assert_eq!(waits(FAIL.call(())).await, [HOUR, 4 * HOUR, 9 * HOUR]);
+    let signature = FAIL.call(()).retries(1).backoff(Backoff::fixed(secs(7)));
+    assert_eq!(waits(signature).await, [secs(7)], "the signature goes before");
+}
+
+#[tokio::test(start_paused = true)]
 async fn retries_are_bounded_by_time() {
     let app = app().await;
     let calls = Arc::new(AtomicU32::new(0));

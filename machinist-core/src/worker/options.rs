@@ -1,6 +1,11 @@
 //! How a registered task is run where its signature does not say: retries, limits, which errors are worth another run.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     error::{Disposition, TaskError},
@@ -14,7 +19,11 @@ pub struct TaskOptions {
     pub(super) timeout: Option<Duration>,
     pub(super) soft_timeout: Option<Duration>,
     pub(super) classify: Option<Arc<dyn Classify>>,
+    pub(super) backoff_with: Option<BackoffFunction>,
 }
+
+/// The wait before the next run, from the retries so far.
+type BackoffFunction = Arc<dyn Fn(u32) -> Duration + Send + Sync>;
 
 /// What should follow from an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +73,7 @@ impl fmt::Debug for TaskOptions {
             .field("timeout", &self.timeout)
             .field("soft_timeout", &self.soft_timeout)
             .field("classify", &self.classify.is_some())
+            .field("backoff_with", &self.backoff_with.is_some())
             .finish()
     }
 }
@@ -85,6 +95,28 @@ impl TaskOptions {
     #[must_use]
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.retry.get_or_insert_default().backoff = backoff;
+        self
+    }
+
+    /// Waits before a retry as this function says, which is given how many retries there were before: 0, 1, 2, …
+    ///
+    /// It is asked once after each run that failed, and what it answers is recorded, so it may draw random numbers. A
+    /// function does not travel: where the signature brings a retry policy of its own, that holds. One that panics is
+    /// answered for by the default back-off.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::worker::TaskOptions;
+    /// use std::time::Duration;
+    ///
+    /// // 1, 4, 9, … seconds, at most five minutes.
+    /// let options = TaskOptions::new()
+    ///     .retries(20)
+    ///     .backoff_with(|retries| Duration::from_secs(u64::from(retries + 1).pow(2).min(300)));
+    /// ```
+    #[must_use]
+    pub fn backoff_with(mut self, wait: impl Fn(u32) -> Duration + Send + Sync + 'static) -> Self {
+        self.backoff_with = Some(Arc::new(wait));
         self
     }
 
@@ -135,15 +167,58 @@ impl TaskOptions {
         self
     }
 
+    /// The policy for what failed after so many retries and did not bring one of its own.
+    pub(super) fn policy_after(&self, retries: u32) -> RetryPolicy {
+        let policy = self.retry.clone().unwrap_or_default();
+        let Some(wait) = &self.backoff_with else { return policy };
+        match caught("a back-off function", || wait(retries)) {
+            Some(wait) => policy.backoff(Backoff::fixed(wait)),
+            None => policy.backoff(Backoff::default()),
+        }
+    }
+
     /// What the handler itself did not decide about an error is decided here.
     pub(super) fn classified(&self, error: TaskError) -> TaskError {
         let (Disposition::Failed, Some(classify)) = (error.disposition, &self.classify) else { return error };
-        let disposition = match classify.classify(&error) {
+        let class =
+            caught("a classification of errors", || classify.classify(&error)).unwrap_or(Class::Retry);
+        let disposition = match class {
             Class::Retry => Disposition::Failed,
             Class::RetryAfter(delay) => Disposition::RetryAfter(delay),
             Class::Postpone(delay) => Disposition::RetryIn(delay),
             Class::Permanent => Disposition::Permanent,
         };
         TaskError { disposition, ..error }
+    }
+}
+
+/// What the user's function answers; `None` if it panicked: that must not take the delivery with it.
+fn caught<T>(what: &str, ask: impl FnOnce() -> T) -> Option<T> {
+    // What it leaves half done is its own.
+    let answer = catch_unwind(AssertUnwindSafe(ask));
+    if answer.is_err() {
+        tracing::error!("{what} of a task panicked: the default holds");
+    }
+    answer.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_that_panics_is_answered_for() {
+        let options = TaskOptions::new()
+            .retries(3)
+            .backoff_with(|retries| Duration::from_secs(10 / u64::from(2 - retries)))
+            .classify(|error: &TaskError| match error.to_string().as_str() {
+                "never" => Class::Permanent,
+                other => panic!("{other} is unknown"),
+            });
+        let wait = |retries| options.policy_after(retries).next_delay(retries, 0.0);
+        assert_eq!((wait(0), wait(1)), (Some(Duration::from_secs(5)), Some(Duration::from_secs(10))));
+        assert_eq!(options.policy_after(2).backoff, Backoff::default());
+        assert_eq!(options.classified(TaskError::new("never")).disposition, Disposition::Permanent);
+        assert_eq!(options.classified(TaskError::new("else")).disposition, Disposition::Failed);
     }
 }

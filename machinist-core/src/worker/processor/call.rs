@@ -49,11 +49,8 @@ impl TaskProcessor {
         let span = self.span(&holding.envelope, &held);
         let body = holding.envelope.decode(self.app.0.limits.args);
         let (policy, due, decoded) = match body {
-            Ok(body) => {
-                let policy = body.retry.clone().or_else(|| task.options.retry.clone()).unwrap_or_default();
-                (policy, body.eta, Ok(body))
-            }
-            Err(error) => (RetryPolicy::default(), None, Err(error)),
+            Ok(body) => (body.retry.clone(), body.eta, Ok(body)),
+            Err(error) => (Some(RetryPolicy::default()), None, Err(error)),
         };
         let cx = self.context(&holding.envelope, &held, registered, decoded.as_ref().ok());
         let outcome = match decoded {
@@ -78,9 +75,14 @@ impl TaskProcessor {
             outcome => outcome,
         };
         let now = self.now();
+        let counters = holding.envelope.counters;
+        let policy = policy.unwrap_or_else(|| match outcome {
+            Outcome::Returned(_) => RetryPolicy::default(),
+            _ => task.options.policy_after(counters.retries),
+        });
         let policy =
             policy.aged(now.since(due.unwrap_or(holding.envelope.issued).max(holding.envelope.issued)));
-        let verdict = decide(outcome, &policy, holding.envelope.counters, now, rand::random());
+        let verdict = decide(outcome, &policy, counters, now, rand::random());
         log(&span, &verdict, started.elapsed());
         self.record(holding, registered, verdict, &cx, due, now).await
     }
