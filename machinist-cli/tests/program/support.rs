@@ -9,7 +9,8 @@ use std::{
 };
 
 use machinist::{
-    App, AppExt,
+    App, AppExt, TaskId,
+    record::Facts,
     settings::{Overrides, Settings},
     sign::{Algorithm, Key},
 };
@@ -162,6 +163,13 @@ impl Folder {
         ran.json()
     }
 
+    /// What the backend knows about a task, word for word.
+    pub(crate) fn facts(&self, id: &str) -> Facts {
+        let id = TaskId::parse(id).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { self.app().await.backend().read(&[id]).await.unwrap().remove(0) })
+    }
+
     pub(crate) fn status(&self, id: &str) -> Value {
         self.run(&["status", id, "--json"]).json()
     }
@@ -239,7 +247,8 @@ impl Output {
         }
     }
 
-    fn rest(&mut self) {
+    /// Reads on until it is closed.
+    pub(crate) fn rest(&mut self) {
         loop {
             match self.lines.recv_timeout(LIMIT) {
                 Ok(line) => self.seen.push_str(&line),

@@ -1,0 +1,106 @@
+//! Tasks that run, or wait, for longer than a broker lets a delivery be held: a RabbitMQ of the test's own, whose
+//! `consumer_timeout` is three seconds.
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+use xtask::{interrupt::Interrupt, services::Services};
+
+use crate::support::{Folder, eventually};
+
+/// A RabbitMQ and a Redis that end with their test.
+#[derive(Debug)]
+struct Private {
+    services: Services,
+    folder: Folder,
+}
+
+impl Private {
+    /// `None` where no RabbitMQ is installed, which is a failure where servers are required.
+    fn start(test: &str, toml: &str) -> Option<Self> {
+        let mut folder = Folder::with(toml);
+        let services = Services::at(&folder.path().join("servers")).unwrap();
+        let up = match services.up(&Interrupt::listen().unwrap()) {
+            Ok(up) => up,
+            Err(error) if std::env::var("MACHINIST_REQUIRE_SERVICES").is_ok_and(|value| value == "1") => {
+                panic!("{test}: {error:#}")
+            }
+            Err(error) => {
+                eprintln!("SKIPPED: {test}: no servers can be started: {error:#}");
+                return None;
+            }
+        };
+        folder.set("MACHINIST_BROKER", &up.endpoints.amqp_url);
+        folder.set("MACHINIST_BACKEND", &up.endpoints.redis_url);
+        folder.set("MACHINIST_KEY_FILE", &folder.key("test.key", "test"));
+        Some(Self { services, folder })
+    }
+
+    /// Who consumes a queue, and on which channel: another one means that it had to subscribe again.
+    fn consumers(&self, queue: &str) -> Vec<String> {
+        let listed =
+            self.services.rabbitmqctl(&["list_consumers", "-q", "queue_name", "channel_pid", "consumer_tag"]);
+        let listed = listed.unwrap();
+        listed.lines().filter(|line| line.starts_with(queue)).map(str::to_owned).collect()
+    }
+
+    /// How often a task was started.
+    fn runs(&self, id: &str) -> usize {
+        let runs = std::fs::read_to_string(self.folder.path().join("runs")).unwrap_or_default();
+        runs.lines().filter(|run| *run == id).count()
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        if let Err(error) = self.services.down() {
+            eprintln!("servers of a test stay behind: {error:#}");
+        }
+    }
+}
+
+const TOML: &str = r#"
+[worker]
+consumer_timeout = "3s"
+concurrency = 2
+
+[tasks.long]
+command = ["sh", "-c", "echo $MACHINIST_TASK_ID >> runs; sleep 10"]
+"#;
+
+#[test]
+fn tasks_far_longer_than_the_consumer_timeout_run_once() {
+    let Some(private) = Private::start("tasks_far_longer_than_the_consumer_timeout_run_once", TOML) else {
+        return;
+    };
+    // Looked at four times a second instead of once a minute.
+    let limits = "application:set_env(rabbit, consumer_timeout, 3000), \
+                  application:set_env(rabbit, channel_tick_interval, 250).";
+    private.services.rabbitmqctl(&["eval", limits]).unwrap();
+    let folder = &private.folder;
+
+    // Two run for three timeouts, two wait behind them for as long.
+    let steady = folder.worker(&["--queue", "steady"]);
+    let sent: Vec<String> = (0..4).map(|_| folder.send(&["long", "--queue", "steady"])).collect();
+    let consumers = private.consumers("steady");
+    assert_eq!(consumers.len(), 1, "{consumers:?}");
+
+    // One is killed with its worker, after a copy took the place of its delivery.
+    let mut killed = folder.worker(&["--queue", "killed"]);
+    let unlucky = folder.send(&["long", "--queue", "killed"]);
+    eventually("a guard is out", || folder.facts(&unlucky).has("g:1:1").then_some(()));
+    killed.signal(Signal::SIGKILL);
+    killed.stderr.rest();
+    let heir = folder.worker(&["--queue", "killed"]);
+
+    for id in &sent {
+        folder.run(&["status", id, "--watch"]).ended(0);
+        assert_eq!((private.runs(id), &folder.status(id)["attempt"]), (1, &json!(1)));
+    }
+    assert_eq!(private.consumers("steady"), consumers, "it had to subscribe again");
+    steady.stop().ended(0);
+
+    eventually("it runs again", || (private.runs(&unlucky) == 2).then_some(()));
+    folder.run(&["status", &unlucky, "--watch"]).ended(0);
+    assert_eq!((private.runs(&unlucky), &folder.status(&unlucky)["attempt"]), (2, &json!(1)));
+    heir.stop().ended(0);
+}
