@@ -69,7 +69,17 @@ impl fmt::Display for Timestamp {
 #[expect(clippy::disallowed_methods, reason = "this is the one reading of the host's clock")]
 pub fn wall() -> Timestamp {
     let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
-    Timestamp(since.map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX)))
+    let now = since.map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX));
+    Timestamp(now.saturating_add(WRONG_BY.load(Ordering::Relaxed)))
+}
+
+/// By how many microseconds this process's host clock is off: nothing, outside of tests.
+static WRONG_BY: AtomicI64 = AtomicI64::new(0);
+
+/// Makes the host's clock wrong for this process, by microseconds, so that tests can show that nothing hangs on it.
+#[doc(hidden)]
+pub fn set_host_wrong_by(micros: i64) {
+    WRONG_BY.store(micros, Ordering::Relaxed);
 }
 
 /// Backend time as this process knows it.

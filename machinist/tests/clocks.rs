@@ -1,0 +1,115 @@
+//! Hosts whose clocks are an hour off start nothing early and nothing late. Where a backend has a clock of its own, that
+//! of the host does not matter; the embedded file and the memory live by the clock of their one host.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use machinist::{
+    App, AppExt, State, TaskDef, TaskError, TaskId, Worker,
+    clock::{set_host_wrong_by, wall},
+    memory::{MemoryBackend, MemoryBroker},
+    settings::{Overrides, Settings},
+};
+use machinist_conformance::service_url;
+use tokio::sync::{Mutex as Turn, oneshot};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const LIMIT: Duration = Duration::from_secs(60);
+const COUNTDOWN: Duration = Duration::from_secs(1);
+
+/// A host's clock belongs to the whole process.
+static TURN: Turn<()> = Turn::const_new(());
+
+/// Fails once, then tells when it ran, by the monotonic clock.
+const TWICE: TaskDef<(), ()> = TaskDef::new("twice");
+type Runs = Arc<Mutex<Vec<Instant>>>;
+
+async fn twice(State(runs): State<Runs>, State(calls): State<Arc<AtomicU32>>) -> Result<(), TaskError> {
+    runs.lock().unwrap().push(Instant::now());
+    if calls.fetch_add(1, Ordering::SeqCst) == 0 { Err("the first run fails")? } else { Ok(()) }
+}
+
+/// Sends from one application what another runs: after its countdown, once more after its back-off, and before it
+/// expires.
+async fn delayed_and_retried(sender: &App, worker: &App, queue: &str) {
+    let runs = Runs::default();
+    let working = Worker::builder(worker).queue(queue).task(TWICE, twice);
+    let working = working.state(Arc::clone(&runs)).state(Arc::new(AtomicU32::new(0))).build().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let working = tokio::spawn(working.run_until(async { drop(stopped.await) }));
+    let sent = Instant::now();
+    let signature = TWICE.call(()).queue(queue).countdown(COUNTDOWN).expires_in(2 * LIMIT);
+    let signature = signature.retries(1).backoff(machinist::Backoff::fixed(COUNTDOWN)).retry_for(LIMIT);
+    let task = sender.client().send(signature).await.unwrap();
+    // Too late would be an hour later, and too early an hour before: it would have expired.
+    task.wait(LIMIT).await.unwrap();
+    let record = task.record().await.unwrap();
+    assert!(record.started_at.unwrap() >= record.eta.unwrap(), "{record:?}");
+    assert!(record.ended_at.unwrap().since(record.sent_at.unwrap()) < LIMIT, "{record:?}");
+    {
+        let runs = runs.lock().unwrap();
+        assert_eq!(runs.len(), 2);
+        assert!(runs[0] - sent >= COUNTDOWN && runs[1] - runs[0] >= COUNTDOWN, "{:?}", runs[1] - sent);
+    }
+    drop(stop);
+    assert!(working.await.unwrap().unwrap().is_clean());
+}
+
+fn set_wrong(hours: i64) {
+    set_host_wrong_by(hours * i64::try_from(HOUR.as_micros()).unwrap());
+}
+
+async fn connect(broker: &str, backend: &str, namespace: &str) -> App {
+    let flags = Overrides {
+        broker: Some(broker.to_owned()),
+        backend: Some(backend.to_owned()),
+        namespace: Some(namespace.to_owned()),
+        allow_unsigned: true,
+        ..Overrides::default()
+    };
+    App::from_settings(&Settings::resolve(flags, &|_| None, None).unwrap()).await.unwrap()
+}
+
+#[tokio::test]
+async fn on_rabbitmq_and_redis_no_hosts_clock_matters() {
+    let (Some(broker), Some(backend)) =
+        (service_url("MACHINIST_TEST_AMQP_URL"), service_url("MACHINIST_TEST_REDIS_URL"))
+    else {
+        return;
+    };
+    let _turn = TURN.lock().await;
+    for (sender, worker) in [(1, 0), (-1, 0), (0, 1), (0, -1), (1, -1)] {
+        let namespace = format!("clocks-{}", TaskId::fresh());
+        set_wrong(sender);
+        let senders = connect(&broker, &backend, &namespace).await;
+        let off = senders.clock().now().since(wall()).max(wall().since(senders.clock().now()));
+        assert_eq!(off > HOUR / 2, sender != 0, "the host's clock is as it was set");
+        set_wrong(worker);
+        let workers = connect(&broker, &backend, &namespace).await;
+        delayed_and_retried(&senders, &workers, "clocks").await;
+    }
+    set_wrong(0);
+}
+
+#[tokio::test]
+async fn on_one_host_its_clock_may_be_wrong() {
+    let _turn = TURN.lock().await;
+    for hours in [-1, 1] {
+        set_wrong(hours);
+        let folder = tempfile::tempdir().unwrap();
+        let file = format!("sqlite://{}", folder.path().join("machinist.db").display());
+        let app = connect(&file, &file, "clocks").await;
+        delayed_and_retried(&app, &connect(&file, &file, "clocks").await, "clocks").await;
+        let memory = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()));
+        let memory = memory.build().await.unwrap();
+        delayed_and_retried(&memory, &memory, "clocks").await;
+    }
+    set_wrong(0);
+}
