@@ -86,7 +86,7 @@ async fn on_rabbitmq_and_redis_no_hosts_clock_matters() {
     };
     let _turn = TURN.lock().await;
     for (sender, worker) in [(1, 0), (-1, 0), (0, 1), (0, -1), (1, -1)] {
-        let namespace = format!("clocks-{}", TaskId::fresh());
+        let namespace = format!("c-{}", TaskId::fresh());
         set_wrong(sender);
         let senders = connect(&broker, &backend, &namespace).await;
         let off = senders.clock().now().since(wall()).max(wall().since(senders.clock().now()));
