@@ -9,7 +9,9 @@ use std::{
 
 use async_trait::async_trait;
 use machinist_core::{
-    broker::{Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth},
+    broker::{
+        Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
+    },
     id::QueueName,
 };
 use tokio::{
@@ -26,7 +28,7 @@ use crate::{
     link::{Link, Live, Settings},
     options::AmqpOptions,
     plan::Plan,
-    subscription::{AmqpConsumer, Ground},
+    subscription::{AmqpConsumer, Ground, Source},
     trouble::{FAREWELL, RPC_TIMEOUT, Trouble},
 };
 
@@ -104,6 +106,19 @@ impl AmqpBroker {
         link.map_err(|trouble| connect::explain(trouble, &self.settings.address))
     }
 
+    async fn subscribe(&self, sources: Vec<Source>, prefetch: u16) -> Result<Box<dyn Consumer>, BrokerError> {
+        let link = Arc::clone(self.consuming().await?);
+        let ground = Ground {
+            settings: Arc::clone(&self.settings),
+            link,
+            desks: self.desks.clone(),
+            desks_close: self.desks_close.clone(),
+        };
+        let stop = self.closing.child_token();
+        let consumer = AmqpConsumer::subscribe(ground, sources, prefetch, &self.tasks, stop);
+        Ok(Box::new(Box::pin(consumer).await?))
+    }
+
     /// Hands messages to their lanes. In their order, the answers to come; `None` where there is no lane.
     fn enqueue(&self, batch: Vec<Publish>) -> Vec<Option<oneshot::Receiver<Result<(), PublishError>>>> {
         let deadline = Instant::now() + self.publish_deadline;
@@ -145,15 +160,20 @@ impl Broker for AmqpBroker {
                 "queues is empty; name at least one queue to consume".to_owned(),
             ));
         }
-        let link = Arc::clone(self.consuming().await?);
-        let ground = Ground {
-            settings: Arc::clone(&self.settings),
-            link,
-            desks: self.desks.clone(),
-            desks_close: self.desks_close.clone(),
+        self.subscribe(what.queues.into_iter().map(Source::Queue).collect(), what.prefetch).await
+    }
+
+    async fn consume_aside(
+        &self,
+        from: Aside,
+        prefetch: u16,
+    ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
+        let source = match from {
+            Aside::DeadLetters(queue) => Source::DeadLetters(queue),
+            Aside::Undelivered => Source::Undelivered,
+            _ => return Ok(None),
         };
-        let stop = self.closing.child_token();
-        Ok(Box::new(Box::pin(AmqpConsumer::subscribe(ground, what, &self.tasks, stop)).await?))
+        self.subscribe(vec![source], prefetch).await.map(Some)
     }
 
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {

@@ -110,6 +110,22 @@ impl Declared {
         Ok(())
     }
 
+    /// Makes sure that what is subscribed to exists: a task queue with its dead letters, or what all stand on.
+    pub(crate) async fn for_subscription(&self, live: &Live, queue: Option<&str>) -> Result<(), Obstruction> {
+        let Some(queue) = queue else {
+            let mut channel = self.channel.lock().await;
+            if self.topology == Topology::Verify {
+                return check_queue(live, &mut channel, &self.plan.undelivered()).await;
+            }
+            if !self.known().base {
+                perform(live, &mut channel, self.plan.base()).await?;
+                self.known().base = true;
+            }
+            return Ok(());
+        };
+        self.for_consume(live, queue).await
+    }
+
     /// Makes sure that a message for a queue can ride the ladder from a level on, and that there is a queue at
     /// its end: the broker would not tell, because to it such a message has arrived.
     pub(crate) async fn for_delay(&self, live: &Live, queue: &str, highest: u8) -> Result<(), Obstruction> {

@@ -53,6 +53,13 @@ impl Ride {
     }
 }
 
+/// What stands behind the digits of a routing key.
+pub(crate) fn queue_of(key: &str) -> Option<&str> {
+    let (digits, queue) = key.split_at_checked(usize::from(LEVELS) * 2)?;
+    let are_digits = digits.as_bytes().chunks(2).all(|pair| matches!(pair, b"0." | b"1."));
+    (are_digits && !queue.is_empty()).then_some(queue)
+}
+
 /// How long a level holds a message, in milliseconds.
 pub(crate) fn hold_millis(level: u8) -> i64 {
     16 << level

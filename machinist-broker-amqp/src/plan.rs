@@ -136,6 +136,16 @@ impl Plan {
         format!("{}.undelivered", self.namespace)
     }
 
+    /// The queue for which a message left the ladder under this routing key; `None` where it is none of ours.
+    pub(crate) fn due_for(&self, key: &str) -> Option<QueueName> {
+        let queue = ladder::queue_of(key)?;
+        let own = match self.namespace.as_str() {
+            "machinist" => queue,
+            namespace => queue.strip_prefix(namespace)?.strip_prefix(':')?,
+        };
+        QueueName::parse(own).ok()
+    }
+
     /// The exchange and the queue of a level of the ladder.
     pub(crate) fn level(&self, level: u8) -> String {
         format!("{}.delay.{level}", self.namespace)
@@ -229,6 +239,20 @@ mod tests {
 
     fn name(text: &str) -> QueueName {
         QueueName::parse(text).unwrap()
+    }
+
+    #[test]
+    fn what_has_left_the_ladder_tells_its_queue() {
+        let ride = Ride::for_delay(Duration::from_secs(1)).unwrap();
+        for plan in [plan("machinist"), plan("other")] {
+            let route = plan.route(&Target::Queue(name("a.b")), Some(ride)).unwrap();
+            assert_eq!(plan.due_for(&route.key), Some(name("a.b")));
+            let dead = plan.route(&Target::DeadLetters(name("a.b")), Some(ride)).unwrap();
+            assert_eq!(plan.due_for(&dead.key), None);
+            assert_eq!(plan.due_for("a.b"), None);
+        }
+        let key = plan("other").route(&Target::Queue(name("a")), Some(ride)).unwrap().key;
+        assert_eq!(plan("third").due_for(&key), None);
     }
 
     #[test]

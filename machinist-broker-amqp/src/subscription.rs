@@ -15,7 +15,7 @@ use lapin::{
     types::{FieldTable, ShortString},
 };
 use machinist_core::{
-    broker::{BrokerError, Consume, Consumer, Delivery, Message},
+    broker::{BrokerError, Consumer, Delivery, Message},
     id::QueueName,
 };
 use tokio::{
@@ -32,6 +32,7 @@ use crate::{
     convert,
     declare::Obstruction,
     link::{Link, Live, Settings, chain},
+    plan::Plan,
     settle::{AmqpReceipt, Desk},
     trouble::{FAREWELL, RPC_TIMEOUT, Trouble, rpc, within},
 };
@@ -55,6 +56,25 @@ pub(crate) struct Ground {
     pub(crate) desks_close: CancellationToken,
 }
 
+/// What a subscription is to.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    Queue(QueueName),
+    DeadLetters(QueueName),
+    Undelivered,
+}
+
+impl Source {
+    /// What it is called on the broker; and the task queue without which it is not there, if it belongs to one.
+    fn names(&self, plan: &Plan) -> Result<(String, Option<String>), String> {
+        match self {
+            Self::Queue(queue) => plan.queue(queue).map(|name| (name.clone(), Some(name))),
+            Self::DeadLetters(queue) => Ok((plan.dead_letters(queue)?, Some(plan.queue(queue)?))),
+            Self::Undelivered => Ok((plan.undelivered(), None)),
+        }
+    }
+}
+
 /// What `next` hands out.
 #[derive(Debug)]
 struct Incoming {
@@ -76,20 +96,21 @@ impl AmqpConsumer {
     /// Subscribes, and keeps it up until `stop`. Waits for the broker's confirmation.
     pub(crate) async fn subscribe(
         ground: Ground,
-        what: Consume,
+        sources: Vec<Source>,
+        prefetch: u16,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, BrokerError> {
         let (deliver, incoming) = mpsc::unbounded_channel();
         let consumer = Self { incoming, _ends_with_us: stop.clone().drop_guard(), stop: stop.clone() };
-        let mut confirms = Vec::with_capacity(what.queues.len());
-        for name in what.queues {
-            let queue =
-                ground.settings.plan.queue(&name).map_err(|reason| BrokerError::Refused { reason })?;
+        let mut confirms = Vec::with_capacity(sources.len());
+        for source in sources {
+            let names = source.names(&ground.settings.plan);
+            let (queue, declared) = names.map_err(|reason| BrokerError::Refused { reason })?;
             let (confirm, confirmed) = oneshot::channel();
             let (ground, deliver, stop) = (ground.clone(), deliver.clone(), stop.clone());
             let subscription =
-                Subscription { ground, name, queue, prefetch: what.prefetch.max(1), deliver, stop };
+                Subscription { ground, source, queue, declared, prefetch: prefetch.max(1), deliver, stop };
             tasks.spawn(subscription.run(confirm));
             confirms.push(async {
                 confirmed.await.unwrap_or_else(|_| Err(Trouble::closed().into_broker_error()))
@@ -126,9 +147,11 @@ impl Consumer for AmqpConsumer {
 /// The task of one queue.
 struct Subscription {
     ground: Ground,
-    name: QueueName,
+    source: Source,
     /// What it is called on the broker.
     queue: String,
+    /// The task queue that it belongs to, as the broker calls it.
+    declared: Option<String>,
     prefetch: u16,
     deliver: mpsc::UnboundedSender<Incoming>,
     stop: CancellationToken,
@@ -142,6 +165,8 @@ struct Session {
     consumer: lapin::Consumer,
     /// Shared by the unsettled deliveries.
     held: Arc<()>,
+    /// What nobody here can do anything about: handed back, it would come again at once.
+    strangers: Vec<AmqpReceipt>,
 }
 
 /// Why a session is over.
@@ -172,11 +197,14 @@ impl Subscription {
                         // With the session go its consumer and, once nothing is unsettled, its channel.
                         Some(End::Silent) => continue,
                         Some(End::Told) => {
-                            tracing::info!(queue = %self.name, "the broker ended a subscription; subscribing again");
-                            session.live.declared.forget(&self.queue);
+                            tracing::info!(
+                                queue = self.queue,
+                                "the broker ended a subscription; subscribing again"
+                            );
+                            session.live.declared.forget(self.declared.as_deref().unwrap_or(&self.queue));
                         }
                         Some(End::Broken(trouble)) => {
-                            tracing::warn!(queue = %self.name, error = %chain(&trouble), "subscribing again");
+                            tracing::warn!(queue = self.queue, error = %chain(&trouble), "subscribing again");
                             self.ground.link.suspect();
                         }
                     }
@@ -189,7 +217,7 @@ impl Subscription {
                         return;
                     }
                     let error = BrokerError::from(obstruction);
-                    tracing::warn!(queue = %self.name, error = %chain(&error), "not subscribed");
+                    tracing::warn!(queue = self.queue, error = %chain(&error), "not subscribed");
                     self.ground.link.suspect();
                 }
             }
@@ -204,7 +232,7 @@ impl Subscription {
 
     async fn begin(&self) -> Result<Session, Obstruction> {
         let live = self.ground.link.up().await.map_err(Obstruction::Broken)?;
-        live.declared.for_consume(&live, &self.queue).await?;
+        live.declared.for_subscription(&live, self.declared.as_deref()).await?;
         let channel = live.channel().await.map_err(Obstruction::Broken)?;
         // Per consumer, not per channel: global limits are denied from RabbitMQ 4.3 on.
         let limit = channel.basic_qos(self.prefetch, BasicQosOptions::default());
@@ -215,13 +243,13 @@ impl Subscription {
         let consumer = rpc("subscribing", consume).await.map_err(|trouble| self.refusal(&live, trouble))?;
         let (desk, work) = Desk::open(channel.clone(), self.ground.desks_close.clone());
         self.ground.desks.spawn(work);
-        Ok(Session { live, channel, desk, consumer, held: Arc::new(()) })
+        Ok(Session { live, channel, desk, consumer, held: Arc::new(()), strangers: Vec::new() })
     }
 
     fn refusal(&self, live: &Live, trouble: Trouble) -> Obstruction {
         match trouble.complaint() {
             Some(complaint) if complaint.code == 404 => {
-                live.declared.forget(&self.queue);
+                live.declared.forget(self.declared.as_deref().unwrap_or(&self.queue));
                 Obstruction::Missing { name: format!("queue {}", self.queue) }
             }
             Some(complaint) if complaint.code == 403 => Obstruction::Refused {
@@ -258,12 +286,23 @@ impl Subscription {
         }
     }
 
-    fn pass_on(&self, session: &Session, delivery: lapin::message::Delivery) {
+    fn pass_on(&self, session: &mut Session, delivery: lapin::message::Delivery) {
+        let receipt = session.desk.receipt(delivery.delivery_tag, &session.held);
+        let queue = match &self.source {
+            Source::Queue(queue) | Source::DeadLetters(queue) => Some(queue.clone()),
+            Source::Undelivered => self.ground.settings.plan.due_for(delivery.routing_key.as_str()),
+        };
+        let Some(queue) = queue else {
+            let key = delivery.routing_key.as_str();
+            tracing::error!(key, queue = self.queue, "a message for no queue of ours stays where it is");
+            session.strangers.push(receipt);
+            return;
+        };
         let incoming = Incoming {
-            queue: self.name.clone(),
+            queue,
             message: convert::message(&delivery.properties, delivery.data),
             redelivered: delivery.redelivered,
-            receipt: session.desk.receipt(delivery.delivery_tag, &session.held),
+            receipt,
         };
         // Nobody is left to take it: the receipt hands it back as it is dropped.
         let _ = self.deliver.send(incoming);
@@ -284,7 +323,7 @@ impl Subscription {
             timeout(FAREWELL, rest).await.map_err(|_| Trouble::silence("ending a subscription", FAREWELL))
         };
         if let Err(trouble) = ended.await {
-            tracing::debug!(queue = %self.name, error = %chain(&trouble), "a subscription did not end by itself");
+            tracing::debug!(queue = self.queue, error = %chain(&trouble), "a subscription did not end by itself");
             // With its channel the broker gives back what it holds.
             let close = channel.close(200, "abandoned".into());
             if channel.status().connected() && within(FAREWELL, "closing a channel", close).await.is_err() {

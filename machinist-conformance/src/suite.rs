@@ -68,6 +68,7 @@ macro_rules! broker_suite {
             concurrent_publishers_get_their_own_answers
             only_what_is_queued_is_confirmed_when_a_queue_vanishes
             dead_letters_are_kept_beside_the_queue
+            dead_letters_are_taken_and_handed_back
             depth_counts_and_consumes_nothing
             depth_of_an_unknown_queue_is_none
             larger_priorities_come_sooner

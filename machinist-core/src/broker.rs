@@ -211,6 +211,17 @@ pub struct Consume {
     pub prefetch: u16,
 }
 
+/// Where messages lie aside: no task is run from there, and only who puts things in order takes from it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Aside {
+    /// The dead letters of a task queue.
+    DeadLetters(QueueName),
+    /// What came due for a queue that was gone, where a broker keeps such messages apart. A delivery names the
+    /// queue that the message was for.
+    Undelivered,
+}
+
 /// One message handed to this process, and not yet settled.
 #[derive(Debug)]
 pub struct Delivery {
@@ -325,6 +336,20 @@ pub trait Broker: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// # Cancel safety
     /// A dropped future ends a subscription that was about to be made.
     async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError>;
+
+    /// Subscribes to what lies aside, as [`consume`](Self::consume) does to queues; `None` where this broker has no
+    /// such place.
+    ///
+    /// # Errors
+    /// As [`consume`](Self::consume).
+    ///
+    /// # Cancel safety
+    /// A dropped future ends a subscription that was about to be made.
+    async fn consume_aside(
+        &self,
+        from: Aside,
+        prefetch: u16,
+    ) -> Result<Option<Box<dyn Consumer>>, BrokerError>;
 
     /// How much lies in these queues, one answer for each, in their order. Consumes nothing.
     ///

@@ -8,8 +8,8 @@ use std::sync::{
 use async_trait::async_trait;
 use machinist_core::{
     broker::{
-        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
-        QueueDepth, Receipt, Settle, Settled,
+        Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
+        QueueDepth, Receipt, Settle, Settled, Target,
     },
     diagnose::{Diagnose, Finding},
     id::QueueName,
@@ -48,6 +48,25 @@ impl SqliteBroker {
             return Err(Fault::closed(&self.shared.path));
         }
         Ok(())
+    }
+
+    async fn subscribe(&self, targets: Vec<Target>, prefetch: u16) -> Result<Box<dyn Consumer>, BrokerError> {
+        self.check_open()?;
+        let subscription = Arc::new(Subscription {
+            targets,
+            prefetch: usize::from(prefetch.max(1)),
+            held: AtomicUsize::new(0),
+        });
+        let (out, incoming) = mpsc::unbounded_channel();
+        // Made before the answer: if this future is dropped, the consumer is, and ends the subscription.
+        let consumer = SqliteConsumer {
+            shared: self.shared.clone(),
+            subscription: subscription.clone(),
+            incoming,
+            stopped: false,
+        };
+        self.shared.change_one(Op::Subscribe(subscription, out)).await?;
+        Ok(Box::new(consumer))
     }
 }
 
@@ -93,22 +112,21 @@ impl Broker for SqliteBroker {
     }
 
     async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
-        self.check_open()?;
-        let subscription = Arc::new(Subscription {
-            queues: what.queues,
-            prefetch: usize::from(what.prefetch.max(1)),
-            held: AtomicUsize::new(0),
-        });
-        let (out, incoming) = mpsc::unbounded_channel();
-        // Made before the answer: if this future is dropped, the consumer is, and ends the subscription.
-        let consumer = SqliteConsumer {
-            shared: self.shared.clone(),
-            subscription: subscription.clone(),
-            incoming,
-            stopped: false,
-        };
-        self.shared.change_one(Op::Subscribe(subscription, out)).await?;
-        Ok(Box::new(consumer))
+        self.subscribe(what.queues.into_iter().map(Target::Queue).collect(), what.prefetch).await
+    }
+
+    async fn consume_aside(
+        &self,
+        from: Aside,
+        prefetch: u16,
+    ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
+        match from {
+            Aside::DeadLetters(queue) => {
+                self.subscribe(vec![Target::DeadLetters(queue)], prefetch).await.map(Some)
+            }
+            // A delayed message waits in its own queue here, which nobody can delete.
+            _ => Ok(None),
+        }
     }
 
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {

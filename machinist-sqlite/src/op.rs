@@ -8,9 +8,9 @@ use std::{
 use bytes::Bytes;
 use machinist_core::{
     backend::{Commit, Committed, Note, Renewed},
-    broker::{Publish, Settle},
+    broker::{Publish, Settle, Target},
     clock::Timestamp,
-    id::{QueueName, SessionId, TaskId},
+    id::{SessionId, TaskId},
 };
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
@@ -78,7 +78,7 @@ pub(crate) struct Nudge {
 /// One consumer, as the writer knows it.
 #[derive(Debug)]
 pub(crate) struct Subscription {
-    pub(crate) queues: Vec<QueueName>,
+    pub(crate) targets: Vec<Target>,
     pub(crate) prefetch: usize,
     /// Deliveries that are out and not settled: raised by the writer, lowered by receipts.
     pub(crate) held: AtomicUsize,

@@ -60,7 +60,7 @@ impl Seat {
                 let place = (first + step) % count;
                 let limit = round.min(left);
                 if limit > 0 {
-                    let queue = (self.queues[place], &self.subscription.queues[place]);
+                    let queue = (self.queues[place], self.subscription.targets[place].queue());
                     let got = messages::claim(db, owner, queue, u32::try_from(limit).unwrap_or(u32::MAX))?;
                     left -= got.len();
                     claimed.extend(got);

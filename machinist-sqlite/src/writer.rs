@@ -15,7 +15,7 @@ use std::{
 
 use machinist_core::{
     backend::{Committed, Renewed},
-    broker::{Settle, Target},
+    broker::Settle,
     id::TaskId,
 };
 use rusqlite::Connection;
@@ -345,9 +345,9 @@ impl Writer {
     ) -> rusqlite::Result<()> {
         let owner = self.owner()?;
         let Ground { db, namespace, queues, .. } = &mut self.ground;
-        let mut ids = Vec::with_capacity(subscription.queues.len());
-        for name in &subscription.queues {
-            let queue = queues.declare(db, *namespace, &Target::Queue(name.clone()))?;
+        let mut ids = Vec::with_capacity(subscription.targets.len());
+        for target in &subscription.targets {
+            let queue = queues.declare(db, *namespace, target)?;
             owners::subscribe(db, owner, queue, 1)?;
             ids.push(queue);
         }

@@ -21,7 +21,7 @@ use machinist_broker_amqp::{AmqpBroker, AmqpOptions};
 use machinist_conformance::{BrokerHarness, Proxy};
 use machinist_core::{
     broker::{
-        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, HeaderValue, Message, Publish,
+        Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, HeaderValue, Message, Publish,
         PublishError, QueueDepth,
     },
     diagnose::{Diagnose, Finding},
@@ -214,6 +214,13 @@ impl Broker for Recording {
         self.broker.consume(what).await
     }
 
+    async fn consume_aside(
+        &self,
+        from: Aside,
+        prefetch: u16,
+    ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
+        self.broker.consume_aside(from, prefetch).await
+    }
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         self.broker.depth(queues).await
     }

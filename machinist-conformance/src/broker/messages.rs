@@ -7,13 +7,13 @@ use std::{
 
 use bytes::Bytes;
 use machinist_core::{
-    broker::{HeaderValue, Headers, Message, PublishError, Settle},
+    broker::{Aside, HeaderValue, Headers, Message, PublishError, Settle},
     clock::Timestamp,
 };
 
 use super::{
-    BrokerHarness, consume, depth, drain, expect_empty, fresh_queue, next, number_of, numbered, publish,
-    publish_numbers, to_dead, to_queue, try_publish,
+    BrokerHarness, aside, consume, depth, drain, expect_empty, fresh_queue, next, number_of, numbered,
+    publish, publish_numbers, to_dead, to_queue, try_publish,
 };
 use crate::{
     eventually,
@@ -174,6 +174,32 @@ pub async fn dead_letters_are_kept_beside_the_queue(harness: &dyn BrokerHarness)
     consumer.stop().await;
     expect_empty(harness, &queue).await;
     assert_eq!(within(BOUND, "the dead letters", harness.dead_letters(&queue)).await, [dead]);
+}
+
+/// Dead letters can be taken one by one: what is acknowledged is gone, everything else stays, in its order.
+pub async fn dead_letters_are_taken_and_handed_back(harness: &dyn BrokerHarness) {
+    let (broker, queue) = (harness.connect().await, fresh_queue());
+    publish(&*broker, (0..4).map(|number| to_dead(&queue, numbered(number))).collect()).await;
+    let mut held = Vec::new();
+    let mut consumer =
+        aside(&*broker, Aside::DeadLetters(queue.clone())).await.expect("every broker has them");
+    for number in 0..4 {
+        let delivery = next(&mut *consumer).await;
+        assert_eq!((&delivery.queue, &delivery.message), (&queue, &numbered(number)));
+        if number % 2 == 0 {
+            delivery.receipt.settle(Settle::Ack).await;
+        } else {
+            held.push(delivery);
+        }
+    }
+    drop(held);
+    consumer.stop().await;
+    drop(consumer);
+    let left = eventually(BOUND, async || depth(&*broker, &queue).await.dead == Some(2));
+    assert!(left.await, "found {:?}", depth(&*broker, &queue).await);
+    let mut consumer =
+        aside(&*broker, Aside::DeadLetters(queue.clone())).await.expect("every broker has them");
+    assert_eq!(drain(&mut *consumer, 2).await, [1, 3]);
 }
 
 /// Ready messages, dead letters and consumers are counted, and looking changes nothing.

@@ -13,7 +13,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use machinist_core::{
     broker::{
-        Broker, Consume, Consumer, Delivery, Message, Publish, PublishError, QueueDepth, Settle, Target,
+        Aside, Broker, Consume, Consumer, Delivery, Message, Publish, PublishError, QueueDepth, Settle,
+        Target,
     },
     id::QueueName,
 };
@@ -104,6 +105,12 @@ async fn publish_numbers(broker: &dyn Broker, queue: &QueueName, count: usize) {
 async fn consume(broker: &dyn Broker, queues: &[&QueueName], prefetch: u16) -> Box<dyn Consumer> {
     let what = Consume { queues: queues.iter().map(|queue| (*queue).clone()).collect(), prefetch };
     within(BOUND, "a subscription", broker.consume(what)).await.expect("the broker lets us consume")
+}
+
+async fn aside(broker: &dyn Broker, from: Aside) -> Option<Box<dyn Consumer>> {
+    within(BOUND, "a subscription", broker.consume_aside(from, 100))
+        .await
+        .expect("the broker lets us consume")
 }
 
 async fn next(consumer: &mut dyn Consumer) -> Delivery {

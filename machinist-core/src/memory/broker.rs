@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     broker::{
-        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Message, Publish, PublishError,
-        QueueDepth, Receipt, Settle, Settled,
+        Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Message, Publish,
+        PublishError, QueueDepth, Receipt, Settle, Settled, Target,
     },
     diagnose::{Diagnose, Finding},
     error::BoxError,
@@ -47,6 +47,18 @@ impl MemoryBroker {
     /// The dead letters of a queue from the oldest. Consumes nothing.
     pub fn dead_letters(&self, queue: &QueueName) -> Vec<Message> {
         lock(&self.queues).dead_letters(queue)
+    }
+
+    fn subscribe(&self, targets: Vec<Target>, prefetch: u16) -> Result<Box<dyn Consumer>, BrokerError> {
+        if prefetch == 0 {
+            return Err(BrokerError::Configuration("prefetch is 0; it must be at least 1".to_owned()));
+        }
+        let mut locked = lock(&self.queues);
+        if !locked.is_open(self.connection) {
+            return Err(BrokerError::Unavailable(closed()));
+        }
+        let (id, wake) = locked.subscribe(self.connection, targets, prefetch);
+        Ok(Box::new(MemoryConsumer { queues: Arc::clone(&self.queues), id, wake }))
     }
 
     /// Does what a lost connection does, to every connection: all that is unsettled goes back to its queue, and
@@ -84,15 +96,19 @@ impl Broker for MemoryBroker {
     }
 
     async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
-        if what.prefetch == 0 {
-            return Err(BrokerError::Configuration("prefetch is 0; it must be at least 1".to_owned()));
+        self.subscribe(what.queues.into_iter().map(Target::Queue).collect(), what.prefetch)
+    }
+
+    async fn consume_aside(
+        &self,
+        from: Aside,
+        prefetch: u16,
+    ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
+        match from {
+            Aside::DeadLetters(queue) => self.subscribe(vec![Target::DeadLetters(queue)], prefetch).map(Some),
+            // A delayed message waits in its own queue here, which nobody can delete.
+            Aside::Undelivered => Ok(None),
         }
-        let mut locked = lock(&self.queues);
-        if !locked.is_open(self.connection) {
-            return Err(BrokerError::Unavailable(closed()));
-        }
-        let (id, wake) = locked.subscribe(self.connection, what);
-        Ok(Box::new(MemoryConsumer { queues: Arc::clone(&self.queues), id, wake }))
     }
 
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {

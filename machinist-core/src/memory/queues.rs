@@ -15,7 +15,7 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    broker::{Consume, Message, Publish, QueueDepth, Settle, Settled, Target},
+    broker::{Message, Publish, QueueDepth, Settle, Settled, Target},
     id::QueueName,
 };
 
@@ -24,8 +24,7 @@ const FOR_EVER: Duration = Duration::from_secs(86400 * 365 * 30);
 
 #[derive(Debug, Default)]
 pub(super) struct Queues {
-    by_name: HashMap<QueueName, Queue>,
-    dead: HashMap<QueueName, Vec<Message>>,
+    by_name: HashMap<Target, Queue>,
     /// Those that are open.
     connections: HashSet<u64>,
     subscriptions: HashMap<u64, Subscription>,
@@ -53,7 +52,8 @@ struct Stored {
 #[derive(Debug)]
 struct Subscription {
     connection: u64,
-    what: Consume,
+    targets: Vec<Target>,
+    prefetch: u16,
     unsettled: u16,
     /// Which queue is looked at first, so that a full queue does not starve its neighbours.
     turn: usize,
@@ -64,7 +64,7 @@ struct Subscription {
 struct Held {
     connection: u64,
     subscription: u64,
-    queue: QueueName,
+    queue: Target,
     place: Place,
     message: Message,
 }
@@ -108,12 +108,21 @@ impl Queues {
     }
 
     /// The number of a new subscription, and what is notified when it has something to do.
-    pub(super) fn subscribe(&mut self, connection: u64, what: Consume) -> (u64, Arc<Notify>) {
-        for queue in &what.queues {
-            self.by_name.entry(queue.clone()).or_default();
+    pub(super) fn subscribe(
+        &mut self,
+        connection: u64,
+        targets: Vec<Target>,
+        prefetch: u16,
+    ) -> (u64, Arc<Notify>) {
+        for target in &targets {
+            // Dead letters are looked at; that nobody made them yet is to be seen.
+            if matches!(target, Target::Queue(_)) {
+                self.by_name.entry(target.clone()).or_default();
+            }
         }
         let (number, wake) = (self.number(), Arc::new(Notify::new()));
-        let subscription = Subscription { connection, what, unsettled: 0, turn: 0, wake: Arc::clone(&wake) };
+        let subscription =
+            Subscription { connection, targets, prefetch, unsettled: 0, turn: 0, wake: Arc::clone(&wake) };
         self.subscriptions.insert(number, subscription);
         (number, wake)
     }
@@ -125,34 +134,33 @@ impl Queues {
 
     /// How many queues there are.
     pub(super) fn count(&self) -> usize {
-        self.by_name.len()
+        self.by_name.keys().filter(|target| matches!(target, Target::Queue(_))).count()
     }
 
     pub(super) fn dead_letters(&self, queue: &QueueName) -> Vec<Message> {
-        self.dead.get(queue).cloned().unwrap_or_default()
+        let dead = self.by_name.get(&Target::DeadLetters(queue.clone()));
+        dead.into_iter().flat_map(|dead| dead.ready.values()).map(|stored| stored.message.clone()).collect()
     }
 
     pub(super) fn publish(&mut self, publish: Publish, now: Instant) {
         let Publish { target, message, delay } = publish;
         let number = self.number();
+        let queue = self.by_name.entry(target.clone()).or_default();
         match target {
-            // Nobody receives dead letters, so there is nothing that a delay could put off.
-            Target::DeadLetters(queue) => self.dead.entry(queue).or_default().push(message),
-            Target::Queue(name) => {
-                let queue = self.by_name.entry(name.clone()).or_default();
-                if delay.is_zero() {
-                    queue.insert(number, message);
-                } else {
-                    queue.delayed.insert((now + delay.min(FOR_EVER), number), message);
-                }
-                self.wake(&name);
+            // No task is run from there, so there is nothing that a delay or a priority could put off.
+            Target::DeadLetters(_) => {
+                let stored = Stored { message, handed_out_before: false };
+                queue.ready.insert((Reverse(0), number), stored);
             }
+            Target::Queue(_) if delay.is_zero() => queue.insert(number, message),
+            Target::Queue(_) => drop(queue.delayed.insert((now + delay.min(FOR_EVER), number), message)),
         }
+        self.wake(&target);
     }
 
-    fn wake(&self, queue: &QueueName) {
+    fn wake(&self, target: &Target) {
         for subscription in self.subscriptions.values() {
-            if subscription.what.queues.contains(queue) {
+            if subscription.targets.contains(target) {
                 subscription.wake.notify_one();
             }
         }
@@ -162,19 +170,19 @@ impl Queues {
     pub(super) fn take(&mut self, id: u64, now: Instant) -> Found {
         let tag = self.number();
         let Some(subscription) = self.subscriptions.get_mut(&id) else { return Found::End };
-        if subscription.unsettled >= subscription.what.prefetch {
+        if subscription.unsettled >= subscription.prefetch {
             return Found::Nothing(None);
         }
-        let names = &subscription.what.queues;
+        let targets = &subscription.targets;
         let mut next_due: Option<Instant> = None;
-        for step in 0..names.len() {
-            let at = (subscription.turn + step) % names.len();
-            let Some(queue) = self.by_name.get_mut(&names[at]) else { continue };
+        for step in 0..targets.len() {
+            let at = (subscription.turn + step) % targets.len();
+            let Some(queue) = self.by_name.get_mut(&targets[at]) else { continue };
             queue.ripen(now, &mut self.last_number);
             if let Some((place, stored)) = queue.ready.pop_first() {
                 subscription.turn = at + 1;
                 subscription.unsettled += 1;
-                let (queue, message) = (names[at].clone(), stored.message.clone());
+                let (queue, message) = (targets[at].clone(), stored.message.clone());
                 let connection = subscription.connection;
                 let held = Held {
                     connection,
@@ -184,6 +192,7 @@ impl Queues {
                     message: stored.message,
                 };
                 self.unsettled.insert(tag, held);
+                let queue = queue.queue().clone();
                 return Found::Delivery { tag, queue, message, redelivered: stored.handed_out_before };
             }
             let due = queue.delayed.first_key_value().map(|((due, _), _)| *due);
@@ -220,12 +229,13 @@ impl Queues {
     }
 
     pub(super) fn depth(&mut self, name: &QueueName, now: Instant) -> QueueDepth {
-        let ready = self.by_name.get_mut(name).map(|queue| {
+        let (alive, dead) = (Target::Queue(name.clone()), Target::DeadLetters(name.clone()));
+        let ready = self.by_name.get_mut(&alive).map(|queue| {
             queue.ripen(now, &mut self.last_number);
             queue.ready.len() as u64
         });
-        let consumers = self.subscriptions.values().filter(|s| s.what.queues.contains(name)).count() as u64;
-        let dead = self.dead.get(name).map(|letters| letters.len() as u64);
+        let consumers = self.subscriptions.values().filter(|s| s.targets.contains(&alive)).count() as u64;
+        let dead = self.by_name.get(&dead).map(|dead| dead.ready.len() as u64);
         QueueDepth { queue: name.clone(), ready, consumers: Some(consumers), dead }
     }
 }

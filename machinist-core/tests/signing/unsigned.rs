@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use machinist_core::{
     App, AppError, Limits, ResultError, SendError, Signature, TaskDef, TaskError,
     backend::{Backend, Commit, Expiry},
-    broker::{Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth},
+    broker::{
+        Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
+    },
     diagnose::{Diagnose, Finding},
     id::QueueName,
     memory::{MemoryBackend, MemoryBroker},
@@ -148,6 +150,13 @@ impl Broker for Shared {
     }
     async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
         self.0.consume(what).await
+    }
+    async fn consume_aside(
+        &self,
+        from: Aside,
+        prefetch: u16,
+    ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
+        self.0.consume_aside(from, prefetch).await
     }
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         self.0.depth(queues).await
