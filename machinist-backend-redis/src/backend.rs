@@ -13,12 +13,13 @@ use machinist_core::{
     diagnose::{Diagnose, Finding},
     id::{SessionId, TaskId},
     record::Facts,
+    tls::{Tls, install_provider},
 };
 use redis::{Cmd, Value};
 
 use crate::{
     commit::{answer, bytes, call, facts},
-    connect::{Patience, install_tls_provider},
+    connect::{Patience, Place, of_tls},
     doctor,
     error::{meaning, unexpected},
     keys::Keys,
@@ -37,6 +38,9 @@ pub struct RedisOptions {
     pub response_timeout: Duration,
     /// How long opening a connection may take, login included. Default 3 s.
     pub connect_timeout: Duration,
+    /// Whose certificates are trusted where the URL speaks of TLS, and which one we show. Default: the system's, and
+    /// none.
+    pub tls: Tls,
 }
 
 impl Default for RedisOptions {
@@ -45,6 +49,7 @@ impl Default for RedisOptions {
             prefix: "machinist".to_owned(),
             response_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(3),
+            tls: Tls::default(),
         }
     }
 }
@@ -73,7 +78,7 @@ impl RedisBackend {
     ///
     /// `rediss+sentinel` and `rediss+cluster` speak TLS. Sentinels with a login of their own take
     /// `?sentinel_user=…&sentinel_password=…`. In user and password `@ / : # ?` are written as `%40 %2F %3A %23
-    /// %3F`. Certificates are checked against those of the system; `SSL_CERT_FILE` names others.
+    /// %3F`. Certificates are checked against those of [`RedisOptions::tls`], and against the host's name.
     ///
     /// # Errors
     /// [`BackendError::Configuration`] for a URL or prefix that cannot be used, [`BackendError::Refused`] for a
@@ -82,7 +87,7 @@ impl RedisBackend {
     /// # Cancel safety
     /// Safe.
     pub async fn connect(url: &str, options: RedisOptions) -> Result<Self, BackendError> {
-        let RedisOptions { prefix, response_timeout, connect_timeout } = options;
+        let RedisOptions { prefix, response_timeout, connect_timeout, tls } = options;
         let keys = Keys::new(&prefix)?;
         for (name, value) in [("response_timeout", response_timeout), ("connect_timeout", connect_timeout)] {
             if value.is_zero() {
@@ -91,14 +96,19 @@ impl RedisBackend {
         }
         let parsed = Target::parse(url, response_timeout)?;
         if parsed.tls {
-            install_tls_provider();
+            install_provider();
         }
+        let place = Place::new(&parsed, tls);
         let patience = Patience { connect: connect_timeout, response: response_timeout };
-        let links = Links::new(&parsed.target, patience, &keys.sessions())?;
-        let wakes = Wakes::new(parsed.target, patience, keys.sessions());
-        let backend = Self { location: parsed.location, keys, links, wakes };
-        backend.now().await?;
-        Ok(backend)
+        let links = Links::new(&place, patience, &keys.sessions())?;
+        if let Err(error) = Box::pin(links.try_one(redis::cmd("TIME"))).await {
+            return Err(match Box::pin(of_tls(&place, &error, patience)).await {
+                Some(what) => BackendError::Refused { reason: format!("{} {what}", parsed.location) },
+                None => meaning(&error),
+            });
+        }
+        let wakes = Wakes::new(place, patience, keys.sessions());
+        Ok(Self { location: parsed.location, keys, links, wakes })
     }
 }
 

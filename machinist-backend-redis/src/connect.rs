@@ -9,20 +9,25 @@ use std::{sync::Arc, time::Duration};
 
 use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult};
 use futures_util::future::join_all;
-use machinist_core::backend::BackendError;
+use machinist_core::{
+    backend::BackendError,
+    tls::{Tls, install_provider, is_spoken},
+};
 use redis::{
-    Arg, AsyncConnectionConfig, Cmd, PushInfo, RedisError, RedisResult, TlsMode, Value,
+    Arg, AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
+    IntoConnectionInfo as _, ProtocolVersion, PushInfo, RedisError, RedisResult, TlsCertificates, TlsMode,
+    Value,
     aio::{ConnectionLike, MultiplexedConnection},
     cluster::{ClusterClient, ClusterClientBuilder},
     cluster_async::ClusterConnection,
     cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, Slot, SlotAddr},
-    sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType},
+    sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
 use tokio::sync::Mutex;
 
 use crate::{
     error::meaning,
-    target::{Target, tcp},
+    target::{Parsed, Target, tcp},
 };
 
 /// What is done with messages that the server sends unasked, and with the news that a connection is lost.
@@ -33,6 +38,33 @@ pub(crate) type OnPush = Arc<dyn Fn(PushInfo) + Send + Sync>;
 pub(crate) struct Patience {
     pub(crate) connect: Duration,
     pub(crate) response: Duration,
+}
+
+/// Where the server is, and how TLS is spoken with it.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) target: Target,
+    /// Whether it is spoken.
+    pub(crate) encrypted: bool,
+    pub(crate) tls: Tls,
+}
+
+impl Place {
+    pub(crate) fn new(parsed: &Parsed, tls: Tls) -> Self {
+        Self { target: parsed.target.clone(), encrypted: parsed.tls, tls }
+    }
+
+    /// What differs from the system's certificates and none of our own.
+    fn certificates(&self) -> Option<TlsCertificates> {
+        let differs = self.encrypted && (self.tls.ca().is_some() || self.tls.identity().is_some());
+        differs.then(|| TlsCertificates {
+            client_tls: self.tls.identity().map(|own| ClientTlsConfig {
+                client_cert: own.certificates.clone(),
+                client_key: own.key.clone(),
+            }),
+            root_cert: self.tls.ca().map(<[u8]>::to_vec),
+        })
+    }
 }
 
 /// Where connections come from.
@@ -58,30 +90,22 @@ pub(crate) enum Wire {
 impl Source {
     /// Connects to nothing yet.
     pub(crate) fn new(
-        target: &Target,
+        place: &Place,
         patience: Patience,
         clock_key: &str,
         on_push: OnPush,
     ) -> Result<Self, BackendError> {
-        let pool = match target {
+        let certificates = place.certificates();
+        let pool = match &place.target {
             Target::Single(server) => {
                 let settings = settings(patience, on_push);
-                let manager = deadpool_redis::Manager::new_with_config((**server).clone(), settings)
-                    .map_err(|e| meaning(&e))?;
+                let server = with_certificates((**server).clone(), certificates.as_ref())?;
+                let manager =
+                    deadpool_redis::Manager::new_with_config(server, settings).map_err(|e| meaning(&e))?;
                 Pool::Single(build(managed::Pool::builder(manager), patience.connect)?)
             }
-            Target::Sentinel { sentinels, master, login, tls } => {
-                let node = SentinelNodeConnectionInfo::default()
-                    .set_redis_connection_info(login.clone())
-                    .set_tcp_settings(tcp(patience.response));
-                let node = if *tls { node.set_tls_mode(TlsMode::Secure) } else { node };
-                let client = SentinelClient::build(
-                    sentinels.clone(),
-                    master.clone(),
-                    Some(node),
-                    SentinelServerType::Master,
-                );
-                let client = Mutex::new(client.map_err(|e| meaning(&e))?);
+            Target::Sentinel { .. } => {
+                let client = Mutex::new(sentinels(place, patience).map_err(|e| meaning(&e))?);
                 let manager = Sentinels { client, settings: settings(patience, on_push) };
                 Pool::Sentinel(build(managed::Pool::builder(manager), 3 * patience.connect)?)
             }
@@ -91,6 +115,10 @@ impl Source {
                     .response_timeout(patience.response)
                     .tcp_settings(tcp(patience.response))
                     .push_sender(pushes(on_push));
+                let builder = match certificates {
+                    Some(certificates) => builder.certs(certificates),
+                    None => builder,
+                };
                 let manager = Nodes(builder.build().map_err(|e| meaning(&e))?);
                 Pool::Cluster(build(managed::Pool::builder(manager), 3 * patience.connect)?)
             }
@@ -178,6 +206,48 @@ fn is_keyless(cmd: &Cmd) -> bool {
     matches!(cmd.args_iter().next(), Some(Arg::Simple(b"TIME" | b"INFO" | b"CONFIG" | b"PING" | b"ACL")))
 }
 
+fn with_certificates(
+    server: ConnectionInfo,
+    certificates: Option<&TlsCertificates>,
+) -> Result<ConnectionInfo, BackendError> {
+    let Some(certificates) = certificates else { return Ok(server) };
+    let client = Client::build_with_tls(server, certificates.clone()).map_err(|e| meaning(&e))?;
+    Ok(client.get_connection_info().clone())
+}
+
+fn sentinels(place: &Place, patience: Patience) -> RedisResult<SentinelClient> {
+    let Target::Sentinel { sentinels, watchman, master, login, db } = &place.target else {
+        return Err(std::io::Error::other("no sentinels").into());
+    };
+    let mut builder =
+        SentinelClientBuilder::new(sentinels.iter().cloned(), master, SentinelServerType::Master)?
+            .set_client_to_redis_db(*db)
+            .set_client_to_redis_protocol(ProtocolVersion::RESP3)
+            .set_client_to_redis_tcp_settings(tcp(patience.response))
+            .set_client_to_sentinel_tcp_settings(tcp(patience.response));
+    if let Some(user) = &login.user {
+        builder = builder.set_client_to_redis_username(user);
+    }
+    if let Some(password) = &login.password {
+        builder = builder.set_client_to_redis_password(password);
+    }
+    if let Some(user) = &watchman.user {
+        builder = builder.set_client_to_sentinel_username(user);
+    }
+    if let Some(password) = &watchman.password {
+        builder = builder.set_client_to_sentinel_password(password);
+    }
+    if place.encrypted {
+        builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+    }
+    if let Some(certificates) = place.certificates() {
+        builder = builder
+            .set_client_to_redis_certificates(certificates.clone())
+            .set_client_to_sentinel_certificates(certificates);
+    }
+    builder.build()
+}
+
 /// Asks the sentinels for the master, and checks with it, for each connection anew.
 struct Sentinels {
     client: Mutex<SentinelClient>,
@@ -258,9 +328,40 @@ fn flat(error: PoolError<RedisError>) -> RedisError {
     }
 }
 
-/// Installs the TLS provider of the whole program, unless somebody has. Without one, or with two compiled in,
-/// rustls panics at the first connection.
-pub(crate) fn install_tls_provider() {
-    // An error says that there is one already, which is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+/// Why the first connection was refused, where TLS is the reason: a predicate to the server's name.
+pub(crate) async fn of_tls(place: &Place, error: &RedisError, patience: Patience) -> Option<String> {
+    if place.encrypted
+        && let Some(what) = place.tls.explain(error)
+    {
+        return Some(what);
+    }
+    // What answers is asked the other way: a plain server waits for the end of the first TLS message as for that of a
+    // command, and one that speaks TLS hangs up without a word.
+    let Target::Single(server) = &place.target else { return None };
+    let (ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. }) = server.addr() else {
+        return None;
+    };
+    let otherwise = match place.encrypted {
+        true => ConnectionAddr::Tcp(host.clone(), *port),
+        false => {
+            ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None }
+        }
+    };
+    install_provider();
+    // Without the login, which is not for whoever answers there.
+    let client = Client::open(otherwise.into_connection_info().ok()?).ok()?;
+    let settings = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(patience.connect))
+        .set_response_timeout(Some(patience.response));
+    let answer = client.get_multiplexed_async_connection_with_config(&settings).await;
+    match (place.encrypted, answer) {
+        (true, Ok(_)) => Some(PLAIN.to_owned()),
+        (true, Err(error)) if error.code().is_some() => Some(PLAIN.to_owned()),
+        (false, Ok(_)) => Some(ENCRYPTED.to_owned()),
+        (false, Err(error)) if is_spoken(&error) => Some(ENCRYPTED.to_owned()),
+        _ => None,
+    }
 }
+
+const PLAIN: &str = "does not speak TLS on this port; take redis://, or the port with TLS";
+const ENCRYPTED: &str = "speaks TLS on this port; take rediss://, or the port without TLS";

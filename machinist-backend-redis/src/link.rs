@@ -19,9 +19,8 @@ use tokio::runtime::{Handle, Id};
 
 use crate::{
     commit::SCRIPT,
-    connect::{Patience, Source, Wire},
+    connect::{Patience, Place, Source, Wire},
     error::{meaning, script_is_unknown, spoils_connection},
-    target::Target,
 };
 
 /// How many commands travel together at most, so that one batch cannot keep everybody waiting.
@@ -57,11 +56,11 @@ struct Link {
 }
 
 impl Links {
-    pub(crate) fn new(target: &Target, patience: Patience, clock_key: &str) -> Result<Self, BackendError> {
+    pub(crate) fn new(place: &Place, patience: Patience, clock_key: &str) -> Result<Self, BackendError> {
         let losses = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&losses);
         let source = Source::new(
-            target,
+            place,
             patience,
             clock_key,
             Arc::new(move |push| {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use machinist_core::backend::BackendError;
 use redis::{
-    ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
+    ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
 use url::Url;
@@ -25,8 +25,15 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(crate) enum Target {
     Single(Box<ConnectionInfo>),
-    Sentinel { sentinels: Vec<ConnectionInfo>, master: String, login: RedisConnectionInfo, tls: bool },
+    Sentinel { sentinels: Vec<ConnectionAddr>, watchman: Login, master: String, login: Login, db: i64 },
     Cluster(Vec<ConnectionInfo>),
+}
+
+/// Who we are to a server.
+#[derive(Clone, Default)]
+pub(crate) struct Login {
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<String>,
 }
 
 /// A target, and its name for people: the URL without password.
@@ -85,22 +92,20 @@ fn sentinel(scheme: &str, rest: &str, patience: Duration) -> Result<Parsed, Back
     let mut path = several.first.path().trim_matches('/').splitn(2, '/');
     let master = path.next().filter(|name| !name.is_empty());
     let master = master.ok_or_else(|| wrong("must name the master after the hosts: …HOST:26379/mymaster"))?;
-    let mut login = several.login(patience)?;
-    if let Some(db) = path.next() {
-        login = login.set_db(db.parse().map_err(|_| wrong("ends in a database that is no number"))?);
-    }
+    let db = match path.next() {
+        Some(db) => db.parse().map_err(|_| wrong("ends in a database that is no number"))?,
+        None => 0,
+    };
     let option =
         |name: &str| several.first.query_pairs().find(|(n, _)| n == name).map(|(_, v)| v.into_owned());
-    let mut watchman = RedisConnectionInfo::default();
-    if let Some(user) = option("sentinel_user") {
-        watchman = watchman.set_username(user);
-    }
-    if let Some(password) = option("sentinel_password") {
-        watchman = watchman.set_password(password);
-    }
+    let watchman = Login { user: option("sentinel_user"), password: option("sentinel_password") };
     let nodes = several.nodes(patience)?;
-    let sentinels = nodes.into_iter().map(|node| node.set_redis_settings(watchman.clone())).collect();
-    let target = Target::Sentinel { sentinels, master: master.to_owned(), login, tls: several.tls };
+    // INVARIANT: splitting gives at least one host.
+    let known = nodes.first().ok_or_else(|| wrong("has no host"))?.redis_settings();
+    let login =
+        Login { user: known.username().map(str::to_owned), password: known.password().map(str::to_owned) };
+    let sentinels = nodes.iter().map(|node| node.addr().clone()).collect();
+    let target = Target::Sentinel { sentinels, watchman, master: master.to_owned(), login, db };
     Ok(Parsed { target, location: several.location(scheme), tls: several.tls })
 }
 
@@ -148,12 +153,6 @@ impl Several {
 
     fn nodes(&self, patience: Duration) -> Result<Vec<ConnectionInfo>, BackendError> {
         self.nodes.iter().map(|node| connection(node.clone(), patience)).collect()
-    }
-
-    fn login(&self, patience: Duration) -> Result<RedisConnectionInfo, BackendError> {
-        // INVARIANT: splitting gives at least one host.
-        let node = self.nodes.first().ok_or_else(|| wrong("has no host"))?;
-        Ok(connection(node.clone(), patience)?.redis_settings().clone())
     }
 
     fn location(&self, scheme: &str) -> String {

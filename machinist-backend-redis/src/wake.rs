@@ -22,9 +22,8 @@ use tokio::{
 };
 
 use crate::{
-    connect::{Patience, Source, Wire},
+    connect::{Patience, Place, Source, Wire},
     error::{meaning, no_answer, spoils_connection},
-    target::Target,
 };
 
 /// Nothing is sent on this connection by itself, so it is asked now and then whether it is still there.
@@ -38,7 +37,7 @@ const BATCH: usize = 256;
 
 /// Who waits for what, and the way to the listener.
 pub(crate) struct Wakes {
-    target: Target,
+    place: Place,
     patience: Patience,
     clock_key: String,
     board: Arc<Board>,
@@ -62,8 +61,8 @@ struct Request {
 }
 
 impl Wakes {
-    pub(crate) fn new(target: Target, patience: Patience, clock_key: String) -> Self {
-        Self { target, patience, clock_key, board: Arc::default(), listener: Mutex::default() }
+    pub(crate) fn new(place: Place, patience: Patience, clock_key: String) -> Self {
+        Self { place, patience, clock_key, board: Arc::default(), listener: Mutex::default() }
     }
 
     /// Wakes whoever holds the watch from now on, until it is dropped.
@@ -90,7 +89,7 @@ impl Wakes {
         let lost = Arc::new(Notify::new());
         let (board, told) = (Arc::clone(&self.board), Arc::clone(&lost));
         let source = Source::new(
-            &self.target,
+            &self.place,
             self.patience,
             &self.clock_key,
             Arc::new(move |push| board.hear(&push, &told)),

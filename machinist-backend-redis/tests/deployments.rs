@@ -13,11 +13,12 @@ use std::{
 
 use bytes::Bytes;
 use machinist_backend_redis::{RedisBackend, RedisOptions};
-use machinist_conformance::{eventually, service_url, within};
+use machinist_conformance::{Authority, Papers, eventually, service_url, within};
 use machinist_core::{
     backend::{Backend, BackendError, Commit, Committed, Expiry},
     diagnose::{Diagnose, Level},
     id::{SessionId, TaskId},
+    tls::Tls,
 };
 
 const BOUND: Duration = Duration::from_secs(60);
@@ -291,10 +292,107 @@ async fn a_cluster() {
     assert!(refused.await.to_string().contains("redis+cluster://"));
 }
 
+/// A server that speaks TLS only, and asks for a certificate where `clients` is `yes`.
+fn tls_server(papers: &Papers, authority: &Authority, clients: &str) -> Server {
+    let port = free_port();
+    let dir = tempfile::tempdir().unwrap();
+    let (certificate, key) = papers.write(dir.path(), "server").unwrap();
+    let ca = dir.path().join("ca.pem");
+    std::fs::write(&ca, authority.certificate()).unwrap();
+    let path = |path: &Path| path.display().to_string();
+    let (certificate, key, ca, tls_port) = (path(&certificate), path(&key), path(&ca), port.to_string());
+    let settings = [
+        ("--port", "0"),
+        ("--tls-port", &tls_port),
+        ("--tls-cert-file", &certificate),
+        ("--tls-key-file", &key),
+        ("--tls-ca-cert-file", &ca),
+        ("--tls-auth-clients", clients),
+    ];
+    let settings: Vec<&str> = settings.iter().flat_map(|(name, value)| [*name, *value]).collect();
+    // Redis reads its files at the start: they may go once it listens.
+    let server = Server::start_at(port, &settings);
+    let listening = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+    let deadline = std::time::Instant::now() + BOUND;
+    while !listening() {
+        assert!(std::time::Instant::now() < deadline, "Redis with TLS does not listen");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    server
+}
+
+/// What a client trusts, and who it is.
+fn trusting(authority: &Authority, own: Option<&Papers>) -> Tls {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ca.pem");
+    std::fs::write(&ca, authority.certificate()).unwrap();
+    let own = own.map(|own| own.write(dir.path(), "client").unwrap());
+    Tls::read(Some(&ca), own.as_ref().map(|(certificate, key)| (&**certificate, &**key))).unwrap()
+}
+
+async fn refusal(url: &str, tls: Tls) -> String {
+    let options = RedisOptions { tls, connect_timeout: Duration::from_secs(1), ..RedisOptions::default() };
+    match within(BOUND, "an answer", RedisBackend::connect(url, options)).await {
+        Err(BackendError::Refused { reason }) => reason,
+        other => panic!("{url}: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn tls_with_an_authority_and_certificates_of_ones_own() {
+    if !wanted() {
+        return;
+    }
+    let authority = Authority::new("ours").unwrap();
+    let server = tls_server(&authority.server("localhost").unwrap(), &authority, "yes");
+    let url = format!("rediss://localhost:{}", server.port);
+    let own = authority.client("worker").unwrap();
+    let options = RedisOptions { tls: trusting(&authority, Some(&own)), ..RedisOptions::default() };
+    works(&RedisBackend::connect(&url, options).await.unwrap()).await;
+
+    let told = refusal(&url, trusting(&authority, None)).await;
+    assert!(
+        told.contains("lets nobody in without a certificate") && told.contains("--tls-cert-file"),
+        "{told}"
+    );
+    let foreign = Authority::new("theirs").unwrap();
+    let told = refusal(&url, trusting(&authority, Some(&foreign.client("worker").unwrap()))).await;
+    assert!(told.contains("does not accept our certificate"), "{told}");
+    let told = refusal(&url, trusting(&foreign, Some(&own))).await;
+    assert!(
+        told.contains("an authority that is not trusted here") && told.contains("--tls-ca-file"),
+        "{told}"
+    );
+    let other_name = format!("rediss://127.0.0.1:{}", server.port);
+    let told = refusal(&other_name, trusting(&authority, Some(&own))).await;
+    assert!(told.contains("\"localhost\"") && told.contains("not for \"127.0.0.1\""), "{told}");
+    let without = format!("redis://localhost:{}", server.port);
+    let told = refusal(&without, Tls::default()).await;
+    assert!(told.contains("speaks TLS on this port; take rediss://"), "{told}");
+}
+
+#[tokio::test]
+async fn tls_with_a_server_that_is_not_as_it_should_be() {
+    if !wanted() {
+        return;
+    }
+    let authority = Authority::new("ours").unwrap();
+    let expired = tls_server(&authority.expired("localhost").unwrap(), &authority, "no");
+    let told = refusal(&format!("rediss://localhost:{}", expired.port), trusting(&authority, None)).await;
+    assert!(told.contains("expired at 2021-01-01T00:00:00Z"), "{told}");
+    for protected in [None, Some("secret")] {
+        let plain = Server::start_at(free_port(), &["--requirepass", protected.unwrap_or_default()]);
+        let client = || std::net::TcpStream::connect(("127.0.0.1", plain.port));
+        assert!(eventually(BOUND, async || client().is_ok()).await);
+        let told = refusal(&format!("rediss://localhost:{}", plain.port), trusting(&authority, None)).await;
+        assert!(told.contains("does not speak TLS on this port; take redis://"), "{told}");
+    }
+}
+
 /// The certificates of the system are those that `SSL_CERT_FILE` names, so the part that speaks TLS is a process
 /// of its own: this test once more.
 #[tokio::test]
-async fn tls() {
+async fn tls_with_the_certificates_of_the_system() {
     if let Ok(url) = std::env::var("MACHINIST_TLS_TEST_URL") {
         works(&connect(&url).await).await;
         return;
@@ -302,49 +400,16 @@ async fn tls() {
     if !wanted() {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
-    certify(&certificate, &key);
-    let port = free_port();
-    let (cert, key, tls_port) =
-        (certificate.display().to_string(), key.display().to_string(), port.to_string());
-    let server = Server::start_at(
-        port,
-        &[
-            "--port",
-            "0",
-            "--tls-port",
-            &tls_port,
-            "--tls-cert-file",
-            &cert,
-            "--tls-key-file",
-            &key,
-            "--tls-ca-cert-file",
-            &cert,
-            "--tls-auth-clients",
-            "no",
-        ],
-    );
+    let authority = Authority::new("ours").unwrap();
+    let server = tls_server(&authority.server("localhost").unwrap(), &authority, "no");
     let url = format!("rediss://localhost:{}", server.port);
     let mut inner = Command::new(std::env::current_exe().unwrap());
-    inner.args(["--exact", "tls", "--nocapture"]);
-    inner.env("MACHINIST_TLS_TEST_URL", &url).env("SSL_CERT_FILE", &certificate);
+    inner.args(["--exact", "tls_with_the_certificates_of_the_system", "--nocapture"]);
+    let ca = server.dir.path().join("ca.pem");
+    std::fs::write(&ca, authority.certificate()).unwrap();
+    inner.env("MACHINIST_TLS_TEST_URL", &url).env("SSL_CERT_FILE", &ca);
     let trusted = tokio::task::spawn_blocking(move || inner.output()).await.unwrap().unwrap();
     assert!(trusted.status.success(), "{}", String::from_utf8_lossy(&trusted.stderr));
-
-    let error = RedisBackend::connect(&url, RedisOptions::default()).await.unwrap_err();
-    assert!(chain(&error).contains("certificate"), "{}", chain(&error));
-}
-
-fn certify(certificate: &Path, key: &Path) {
-    let mut openssl = Command::new("openssl");
-    openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]);
-    openssl.args([
-        "-addext",
-        "subjectAltName=DNS:localhost",
-        "-addext",
-        "basicConstraints=critical,CA:FALSE",
-    ]);
-    openssl.arg("-keyout").arg(key).arg("-out").arg(certificate).stderr(Stdio::null());
-    assert!(openssl.status().expect("this test needs openssl").success());
+    let told = refusal(&url, Tls::default()).await;
+    assert!(told.contains("an authority that is not trusted here"), "{told}");
 }

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
+use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
 use machinist_core::broker::BrokerError;
 use url::{Host, Url};
 
@@ -41,9 +41,20 @@ impl Address {
             Some(Host::Ipv6(address)) => address.to_string(),
             _ => return Err(wrong("names no host")),
         };
-        if let Some((name, _)) = url.query_pairs().next() {
-            return Err(wrong(&format!("has a parameter {name:?}, and none are understood here")));
-        }
+        let auth_mechanism = match url.query_pairs().collect::<Vec<_>>()[..] {
+            [] => None,
+            [(ref name, ref value)] if name == "auth_mechanism" => match value.as_ref() {
+                "plain" => Some(SASLMechanism::Plain),
+                "external" if scheme == AMQPScheme::AMQPS => Some(SASLMechanism::External),
+                "external" => return Err(wrong("logs in by certificate, which only amqps:// can show")),
+                _ => return Err(wrong("has an auth_mechanism that is neither plain nor external")),
+            },
+            [(ref name, _), ..] => {
+                return Err(wrong(&format!(
+                    "has a parameter {name:?}, and none but auth_mechanism is understood here"
+                )));
+            }
+        };
         let part = |text: &str, default: &str| match text {
             "" => Ok(default.to_owned()),
             text => decode(text).ok_or_else(|| wrong("is not UTF-8 where it is percent-encoded")),
@@ -55,7 +66,8 @@ impl Address {
             return Err(wrong("has a vhost longer than 255 bytes"));
         }
         let port = url.port().unwrap_or_else(|| scheme.default_port());
-        let query = AMQPQueryString { heartbeat: Some(HEARTBEAT_SECONDS), ..AMQPQueryString::default() };
+        let heartbeat = Some(HEARTBEAT_SECONDS);
+        let query = AMQPQueryString { heartbeat, auth_mechanism, ..AMQPQueryString::default() };
         let userinfo = AMQPUserInfo { username, password };
         Ok(Self(AMQPUri { scheme, authority: AMQPAuthority { userinfo, host, port }, vhost, query }))
     }
@@ -81,6 +93,11 @@ impl Address {
         &self.0.vhost
     }
 
+    /// Whether the certificate tells who we are, and no password.
+    pub(crate) fn external(&self) -> bool {
+        self.0.query.auth_mechanism == Some(SASLMechanism::External)
+    }
+
     pub(crate) fn tls(&self) -> bool {
         self.0.scheme == AMQPScheme::AMQPS
     }
@@ -93,11 +110,11 @@ impl fmt::Display for Address {
         let v6 = authority.host.contains(':');
         let (open, close) = if v6 { ("[", "]") } else { ("", "") };
         let vhost = vhost.replace('%', "%25").replace('/', "%2F");
-        write!(
-            f,
-            "{scheme}://{}@{open}{}{close}:{}/{vhost}",
-            authority.userinfo.username, authority.host, authority.port
-        )
+        write!(f, "{scheme}://")?;
+        if !self.external() {
+            write!(f, "{}@", authority.userinfo.username)?;
+        }
+        write!(f, "{open}{}{close}:{}/{vhost}", authority.host, authority.port)
     }
 }
 
@@ -162,6 +179,13 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_can_tell_who_we_are() {
+        let address = Address::parse("amqps://mq/v?auth_mechanism=external").unwrap();
+        assert!(address.external());
+        assert_eq!(address.to_string(), "amqps://mq:5671/v");
+    }
+
+    #[test]
     fn the_password_is_never_printed() {
         let address = Address::parse("amqp://user:hunter2@host/v").unwrap();
         assert_eq!(format!("{address} {address:?}"), "amqp://user@host:5672/v amqp://user@host:5672/v");
@@ -171,6 +195,8 @@ mod tests {
             "user:hunter2@host",
             "amqp://user:hunter2@/v",
             "amqp://user:hunter2@host/?heartbeat=1",
+            "amqp://user:hunter2@host/?auth_mechanism=external",
+            "amqps://user:hunter2@host/?auth_mechanism=scram",
             "amqp://us@er:hunter2@host:x/",
         ] {
             let message = Address::parse(broken).unwrap_err().to_string();

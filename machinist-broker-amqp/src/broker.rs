@@ -56,7 +56,8 @@ pub struct AmqpBroker {
 
 impl AmqpBroker {
     /// Connects to `amqp[s]://USER:PASSWORD@HOST:PORT/VHOST` in one attempt of at most 10 s. Afterwards the
-    /// connection heals itself.
+    /// connection heals itself. `amqps://HOST/VHOST?auth_mechanism=external` logs in as whom the certificate of
+    /// [`AmqpOptions::tls`] names, which takes RabbitMQ's plugin `rabbitmq_auth_mechanism_ssl`.
     ///
     /// Must be called within a tokio runtime, which then carries the adapter's tasks. Each connection costs one
     /// thread of its own.
@@ -70,11 +71,19 @@ impl AmqpBroker {
     pub async fn connect(url: &str, options: AmqpOptions) -> Result<Self, BrokerError> {
         options.check()?;
         let plan = Plan::new(&options);
-        let AmqpOptions { topology, publish_deadline, max_message_size, connection_name, .. } = options;
-        let settings = Arc::new(Settings { address: Address::parse(url)?, connection_name, plan, topology });
-        let publishing = Link::open(Arc::clone(&settings), "publishing").await;
-        let publishing =
-            Arc::new(publishing.map_err(|trouble| connect::explain(trouble, &settings.address))?);
+        let AmqpOptions { topology, publish_deadline, max_message_size, connection_name, tls, .. } = options;
+        let address = Address::parse(url)?;
+        if address.external() && tls.identity().is_none() {
+            return Err(BrokerError::Configuration(format!(
+                "broker {address} logs in by certificate (auth_mechanism=external), and there is none; name it and its \
+                 key by cert_file and key_file under [tls]"
+            )));
+        }
+        let settings = Arc::new(Settings { address, tls, connection_name, plan, topology });
+        let publishing = match Link::open(Arc::clone(&settings), "publishing").await {
+            Ok(link) => Arc::new(link),
+            Err(trouble) => return Err(connect::explain(trouble, &settings.address, &settings.tls).await),
+        };
         let tasks = TaskTracker::new();
         let lane = |_| {
             let (send, jobs) = mpsc::unbounded_channel();
@@ -102,8 +111,10 @@ impl AmqpBroker {
             return Err(Trouble::closed().into_broker_error());
         }
         let open = || async { Link::open(Arc::clone(&self.settings), "consuming").await.map(Arc::new) };
-        let link = self.consuming.get_or_try_init(open).await;
-        link.map_err(|trouble| connect::explain(trouble, &self.settings.address))
+        match self.consuming.get_or_try_init(open).await {
+            Ok(link) => Ok(link),
+            Err(trouble) => Err(connect::explain(trouble, &self.settings.address, &self.settings.tls).await),
+        }
     }
 
     async fn subscribe(&self, sources: Vec<Source>, prefetch: u16) -> Result<Box<dyn Consumer>, BrokerError> {

@@ -3,13 +3,19 @@
 use std::{
     fmt, io,
     net::{Shutdown, TcpStream},
-    sync::{Arc, Mutex, Once, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use async_rs::{TokioRuntime, traits::Reactor};
-use lapin::{AsyncTcpStream, Connection, ConnectionProperties, ErrorKind, tcp::TLSConfig};
-use machinist_core::broker::BrokerError;
+use lapin::{
+    AsyncTcpStream, Connection, ConnectionProperties, ErrorKind,
+    tcp::{Identity, RustlsConnectorConfig, TLSConfig},
+};
+use machinist_core::{
+    broker::BrokerError,
+    tls::{self, Tls},
+};
 
 use crate::{address::Address, trouble::Trouble};
 
@@ -51,7 +57,7 @@ impl fmt::Debug for Fuse {
 ///
 /// # Cancel safety
 /// Dropped early, the attempt ends by itself within [`CONNECT_TIMEOUT`] or with its peer.
-pub(crate) async fn connect(address: &Address, name: &str) -> Result<(Connection, Fuse), Trouble> {
+pub(crate) async fn connect(address: &Address, tls: &Tls, name: &str) -> Result<(Connection, Fuse), Trouble> {
     let fuse = Fuse::default();
     let armed = BlowOnDrop(Some(fuse.clone()));
     let properties = ConnectionProperties::default()
@@ -60,7 +66,7 @@ pub(crate) async fn connect(address: &Address, name: &str) -> Result<(Connection
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
     let what = format!("connecting to {address}");
     let runtime = lapin::runtime::default_runtime().map_err(|error| Trouble::lapin(&what, error))?;
-    let target = address.clone();
+    let (target, tls) = (address.clone(), tls.clone());
     let open = Connection::connector(
         address.uri(),
         runtime,
@@ -70,7 +76,7 @@ pub(crate) async fn connect(address: &Address, name: &str) -> Result<(Connection
                 if let AsyncTcpStream::Plain(plain) = &stream {
                     fuse.arm(duplicate(plain.get_ref())?);
                 }
-                with_tls(stream, &target).await
+                with_tls(stream, &target, &tls).await
             };
             // This runs on lapin's own thread and outlives the future that asked for it.
             let dialled = tokio::time::timeout(CONNECT_TIMEOUT, dial).await;
@@ -105,9 +111,9 @@ impl Drop for BlowOnDrop {
 }
 
 /// A stream to the broker and nothing said on it.
-pub(crate) async fn dial(address: &Address) -> io::Result<Stream> {
+pub(crate) async fn dial(address: &Address, tls: &Tls) -> io::Result<Stream> {
     let runtime = lapin::runtime::default_runtime().map_err(io::Error::other)?;
-    with_tls(dial_plain(address, &runtime).await?, address).await
+    with_tls(dial_plain(address, &runtime).await?, address, tls).await
 }
 
 async fn dial_plain(address: &Address, runtime: &TokioRuntime) -> io::Result<Stream> {
@@ -115,22 +121,41 @@ async fn dial_plain(address: &Address, runtime: &TokioRuntime) -> io::Result<Str
     AsyncTcpStream::connect(runtime, place).await
 }
 
-async fn with_tls(stream: Stream, address: &Address) -> io::Result<Stream> {
+async fn with_tls(stream: Stream, address: &Address, tls: &Tls) -> io::Result<Stream> {
     if !address.tls() {
         return Ok(stream);
     }
-    use_ring();
-    stream.into_tls(address.host(), TLSConfig::default()).await
+    tls::install_provider();
+    let identity = tls.identity();
+    let Some(ca) = tls.ca() else {
+        let identity = identity.map(|own| Identity::PKCS8 { pem: &own.certificates, key: &own.key });
+        return stream.into_tls(address.host(), TLSConfig { identity, cert_chain: None }).await;
+    };
+    // In place of the system's certificates, which the library would add.
+    let mut trusted = RustlsConnectorConfig::default();
+    trusted.add_parsable_certificates(tls::certificates(ca)?);
+    let connector = match identity {
+        Some(own) => {
+            trusted.connector_with_single_cert(tls::certificates(&own.certificates)?, tls::key(&own.key)?)
+        }
+        None => trusted.connector_with_no_client_auth(),
+    };
+    stream.into_rustls(&connector?, address.host()).await
 }
 
-/// One TLS provider for the whole process, whichever adapter comes first: rustls panics where it finds two
-/// compiled in and none chosen.
-fn use_ring() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // Refused where the application has chosen one already: its choice stands.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    });
+/// Whether TLS is spoken where we tried without. Nothing is told, and no certificate is trusted.
+async fn speaks_tls(address: &Address) -> bool {
+    let tried = async {
+        let runtime = lapin::runtime::default_runtime().map_err(io::Error::other)?;
+        tls::install_provider();
+        let nobody = RustlsConnectorConfig::default().connector_with_no_client_auth()?;
+        dial_plain(address, &runtime).await?.into_rustls(&nobody, address.host()).await.map(drop)
+    };
+    match tokio::time::timeout(CONNECT_TIMEOUT, tried).await {
+        Ok(Err(error)) => tls::is_spoken(&error),
+        Ok(Ok(())) => true,
+        Err(_) => false,
+    }
 }
 
 #[cfg(unix)]
@@ -144,11 +169,23 @@ fn duplicate(socket: &impl std::os::windows::io::AsSocket) -> io::Result<TcpStre
 }
 
 /// What a failed connection means to a user, with the remedy.
-pub(crate) fn explain(trouble: Trouble, address: &Address) -> BrokerError {
+pub(crate) async fn explain(trouble: Trouble, address: &Address, tls: &Tls) -> BrokerError {
+    if let Some(what) = tls.explain(&trouble) {
+        return BrokerError::Refused { reason: format!("{address} {what}") };
+    }
     let Some(complaint) = trouble.complaint() else {
+        if !address.tls() && speaks_tls(address).await {
+            let reason = format!("{address} speaks TLS on this port; take amqps://, or the port without TLS");
+            return BrokerError::Refused { reason };
+        }
         return BrokerError::Unavailable(Box::new(trouble));
     };
     let reason = match complaint.code {
+        403 if address.external() => format!(
+            "{address} does not let the name in our certificate in ({}); make a user of that name: rabbitmqctl \
+             add_user NAME PASSWORD, and see ssl_cert_login_from for which name counts",
+            complaint.text
+        ),
         403 => format!(
             "{address} does not accept user {:?} with this password ({}); correct USER and PASSWORD in the broker \
              URL, or make the user: rabbitmqctl add_user {} PASSWORD",

@@ -77,7 +77,7 @@ impl AmqpBroker {
     async fn version(&self) -> Finding {
         const SUBJECT: &str = "version";
         let asked = timeout(CONNECT_TIMEOUT, async {
-            let mut stream = connect::dial(&self.settings.address).await?;
+            let mut stream = connect::dial(&self.settings.address, &self.settings.tls).await?;
             stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
             stream.flush().await?;
             first_frame(&mut stream).await

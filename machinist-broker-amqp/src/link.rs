@@ -11,6 +11,7 @@ use std::{
 
 use futures_util::StreamExt as _;
 use lapin::{Channel, Connection, Event, options::BasicQosOptions};
+use machinist_core::tls::Tls;
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -34,6 +35,7 @@ const PROBE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) address: Address,
+    pub(crate) tls: Tls,
     pub(crate) connection_name: String,
     pub(crate) plan: Plan,
     pub(crate) topology: Topology,
@@ -147,7 +149,7 @@ pub(crate) enum Obstacle {
 impl Live {
     async fn open(settings: &Settings, role: &str) -> Result<Self, Trouble> {
         let name = format!("{} ({role})", settings.connection_name);
-        let (connection, fuse) = connect::connect(&settings.address, &name).await?;
+        let (connection, fuse) = connect::connect(&settings.address, &settings.tls, &name).await?;
         let declared = Declared::new(settings.plan.clone(), settings.topology);
         Ok(Self { connection, fuse, blocked: Mutex::default(), declared })
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use machinist_core::broker::BrokerError;
+use machinist_core::{broker::BrokerError, tls::Tls};
 
 /// How an [`AmqpBroker`](crate::AmqpBroker) uses its broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct AmqpOptions {
     pub max_message_size: usize,
     /// What the broker shows as the name of our connections. Default: the program's file name.
     pub connection_name: String,
+    /// Whose certificates are trusted on `amqps://`, and which one we show. Default: the system's, and none.
+    pub tls: Tls,
 }
 
 impl Default for AmqpOptions {
@@ -34,6 +36,7 @@ impl Default for AmqpOptions {
             publish_deadline: Duration::from_secs(30),
             max_message_size: 16 * 1024 * 1024,
             connection_name: name.unwrap_or("machinist").to_owned(),
+            tls: Tls::default(),
         }
     }
 }

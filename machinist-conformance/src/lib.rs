@@ -36,11 +36,12 @@
 //! ```
 //!
 //! [`Proxy`] is how a harness interrupts its own connections on a server that it shares with others;
-//! [`service_url`], [`eventually`] and [`within`] are for an adapter's own tests, too.
+//! [`Authority`] issues certificates for servers that speak TLS; [`service_url`], [`eventually`] and [`within`] are for an adapter's own tests, too.
 //!
 //! What a suite does not test: speed, and what only one kind of server can do. That belongs to the adapter.
 
 pub mod arrows;
+mod authority;
 pub mod backend;
 pub mod broker;
 mod proxy;
@@ -48,6 +49,7 @@ mod service;
 mod suite;
 mod wait;
 
+pub use authority::{Authority, Papers};
 pub use backend::BackendHarness;
 pub use broker::BrokerHarness;
 pub use proxy::Proxy;

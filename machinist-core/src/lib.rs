@@ -27,6 +27,8 @@ pub mod sign;
 mod signature;
 mod stored;
 mod task;
+#[cfg(feature = "tls")]
+pub mod tls;
 mod trace;
 mod trust;
 pub mod worker;
