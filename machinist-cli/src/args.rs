@@ -60,6 +60,16 @@ pub(crate) struct Global {
     /// Send passwords to other hosts without TLS [MACHINIST_INSECURE_PLAINTEXT]
     #[arg(long, global = true)]
     insecure_plaintext: bool,
+    /// The certificates to trust on amqps:// and rediss://, in PEM [default: those of the system]
+    /// [MACHINIST_TLS_CA_FILE]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    tls_ca_file: Option<PathBuf>,
+    /// The certificate to show to servers that ask for one, in PEM [MACHINIST_TLS_CERT_FILE]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    tls_cert_file: Option<PathBuf>,
+    /// The private key of that certificate, in PEM [MACHINIST_TLS_KEY_FILE]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    tls_key_file: Option<PathBuf>,
     /// How to log: for people, or one JSON object a line. What is logged is up to MACHINIST_LOG or RUST_LOG
     #[arg(long, global = true, value_name = "FORMAT", value_enum)]
     pub(crate) log: Option<LogFormat>,
@@ -85,6 +95,9 @@ impl Global {
             key_file: self.key_file.clone(),
             allow_unsigned: self.allow_unsigned,
             insecure_plaintext: self.insecure_plaintext,
+            tls_ca_file: self.tls_ca_file.clone(),
+            tls_cert_file: self.tls_cert_file.clone(),
+            tls_key_file: self.tls_key_file.clone(),
             queues: worker.map(|w| w.queues.clone()).unwrap_or_default(),
             concurrency: worker.and_then(|w| w.concurrency).map(usize::from),
             grace: worker.and_then(|w| w.grace),

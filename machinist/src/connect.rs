@@ -198,6 +198,38 @@ fn check_plaintext(setting: &Setting<ServerUrl>, settings: &Settings) -> Result<
     }
 }
 
+/// The files that a URL of TLS needs; no others are read.
+#[cfg(any(feature = "amqp", feature = "redis"))]
+fn tls(url: &ServerUrl, settings: &Settings) -> Result<machinist_core::tls::Tls, SettingsError> {
+    use machinist_core::tls::Tls;
+
+    let files = &settings.tls;
+    if !url.scheme().is_tls() {
+        return Ok(Tls::default());
+    }
+    let identity = match (&files.cert_file, &files.key_file) {
+        (Some(certificate), Some(key)) => Some((&*certificate.value, &*key.value)),
+        (None, None) => None,
+        (Some(file), None) => {
+            return Err(SettingsError::new(
+                &file.origin,
+                "tls.cert_file needs its key: name it by tls.key_file",
+            ));
+        }
+        (None, Some(file)) => {
+            return Err(SettingsError::new(
+                &file.origin,
+                "tls.key_file is the key of a certificate: name it by tls.cert_file",
+            ));
+        }
+    };
+    let read = Tls::read(files.ca_file.as_ref().map(|file| &*file.value), identity);
+    read.map_err(|error| {
+        let why = std::error::Error::source(&error).map(|why| format!(" ({why})")).unwrap_or_default();
+        SettingsError::new("tls", format!("{error}{why}"))
+    })
+}
+
 async fn reach_broker(
     setting: &Setting<ServerUrl>,
     settings: &Settings,
@@ -234,10 +266,15 @@ fn unreachable_scheme<T>(url: &ServerUrl, role: Role) -> Result<T, ConnectError>
 #[cfg(feature = "amqp")]
 mod amqp {
     use super::*;
-    use machinist_broker_amqp::{AmqpBroker, AmqpOptions};
+    use machinist_broker_amqp::{AmqpBroker, AmqpOptions, Topology};
 
     pub(super) async fn reach(url: &ServerUrl, settings: &Settings) -> Result<Arc<dyn Broker>, ConnectError> {
-        let options = AmqpOptions { namespace: settings.namespace.value.clone(), ..AmqpOptions::default() };
+        let topology = match settings.topology.value {
+            crate::settings::Topology::Declare => Topology::Declare,
+            crate::settings::Topology::Verify => Topology::Verify,
+        };
+        let namespace = settings.namespace.value.clone();
+        let options = AmqpOptions { namespace, topology, tls: tls(url, settings)?, ..AmqpOptions::default() };
         match AmqpBroker::connect(url.expose(), options).await {
             Ok(broker) => Ok(Arc::new(broker)),
             Err(source) => Err(ConnectError::Broker { url: url.clone(), source }),
@@ -263,7 +300,8 @@ mod redis {
         url: &ServerUrl,
         settings: &Settings,
     ) -> Result<Arc<dyn Backend>, ConnectError> {
-        let options = RedisOptions { prefix: settings.namespace.value.clone(), ..RedisOptions::default() };
+        let prefix = settings.namespace.value.clone();
+        let options = RedisOptions { prefix, tls: tls(url, settings)?, ..RedisOptions::default() };
         match RedisBackend::connect(url.expose(), options).await {
             Ok(backend) => Ok(Arc::new(backend)),
             Err(source) => Err(ConnectError::Backend { url: url.clone(), source }),

@@ -24,8 +24,12 @@ pub enum Scheme {
     Rediss,
     /// `redis+sentinel://`, a Redis found through its Sentinels: backend.
     RedisSentinel,
+    /// `rediss+sentinel://`, the same over TLS: backend.
+    RedissSentinel,
     /// `redis+cluster://`, a Redis Cluster: backend.
     RedisCluster,
+    /// `rediss+cluster://`, a Redis Cluster over TLS: backend.
+    RedissCluster,
     /// `redis+unix://`, a Redis behind a Unix socket: backend.
     RedisUnix,
     /// `sqlite://FILE`: broker and backend, in one file.
@@ -52,7 +56,9 @@ impl Role {
                 Scheme::Redis,
                 Scheme::Rediss,
                 Scheme::RedisSentinel,
+                Scheme::RedissSentinel,
                 Scheme::RedisCluster,
+                Scheme::RedissCluster,
                 Scheme::RedisUnix,
                 Scheme::Sqlite,
                 Scheme::Memory,
@@ -70,6 +76,11 @@ impl Role {
 }
 
 impl Scheme {
+    /// Whether it speaks TLS.
+    pub const fn is_tls(self) -> bool {
+        matches!(self, Self::Amqps | Self::Rediss | Self::RedissSentinel | Self::RedissCluster)
+    }
+
     /// The scheme as it stands before `://`.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -78,7 +89,9 @@ impl Scheme {
             Self::Redis => "redis",
             Self::Rediss => "rediss",
             Self::RedisSentinel => "redis+sentinel",
+            Self::RedissSentinel => "rediss+sentinel",
             Self::RedisCluster => "redis+cluster",
+            Self::RedissCluster => "rediss+cluster",
             Self::RedisUnix => "redis+unix",
             Self::Sqlite => "sqlite",
             Self::Memory => "memory",

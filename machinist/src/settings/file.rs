@@ -16,7 +16,7 @@ use machinist_core::{
 };
 use toml::de::{DeTable, DeValue};
 
-use super::{Origin, Setting, SettingsError, TaskSettings, text};
+use super::{Origin, Setting, SettingsError, TaskSettings, Topology, text};
 use crate::{
     redact,
     url::{Role, ServerUrl},
@@ -33,6 +33,10 @@ pub(super) struct File {
     pub(super) keys: Vec<Setting<KeyConfig>>,
     pub(super) allow_unsigned: Option<Setting<bool>>,
     pub(super) insecure_plaintext: Option<Setting<bool>>,
+    pub(super) topology: Option<Setting<Topology>>,
+    pub(super) tls_ca_file: Option<Setting<PathBuf>>,
+    pub(super) tls_cert_file: Option<Setting<PathBuf>>,
+    pub(super) tls_key_file: Option<Setting<PathBuf>>,
     pub(super) queues: Option<Setting<Vec<QueueName>>>,
     pub(super) concurrency: Option<Setting<usize>>,
     pub(super) grace: Option<Setting<Duration>>,
@@ -40,7 +44,7 @@ pub(super) struct File {
     pub(super) tasks: BTreeMap<String, TaskSettings>,
 }
 
-const TOP: [&str; 10] = [
+const TOP: [&str; 12] = [
     "broker",
     "backend",
     "namespace",
@@ -49,11 +53,14 @@ const TOP: [&str; 10] = [
     "keys",
     "allow_unsigned",
     "insecure_plaintext",
+    "topology",
+    "tls",
     "worker",
     "tasks",
 ];
 const KEY: [&str; 11] =
     ["id", "alg", "secret", "public", "file", "env", "state", "not_before", "not_after", "tasks", "queues"];
+const TLS: [&str; 3] = ["ca_file", "cert_file", "key_file"];
 const WORKER: [&str; 4] = ["queues", "concurrency", "grace", "consumer_timeout"];
 const TASK: [&str; 9] = [
     "command",
@@ -76,16 +83,23 @@ pub(super) fn read(path: &Path, text: &str) -> Result<File, SettingsError> {
     let url = |role: Role| {
         move |value: &DeValue<'_>| Ok(ServerUrl::parse(string(value, "a URL")?, role)?.relative_to(folder))
     };
+    let path_to = |value: &DeValue<'_>| Ok(folder.join(string(value, "the name of a file")?));
     let mut file = File {
         broker: top.get("broker", url(Role::Broker))?,
         backend: top.get("backend", url(Role::Backend))?,
         namespace: top.get("namespace", |v| text::namespace(string(v, "a name")?))?,
         results_ttl: top.get("results_ttl", duration)?,
-        key_file: top.get("key_file", |v| Ok(folder.join(string(v, "the name of a file")?)))?,
+        key_file: top.get("key_file", path_to)?,
         allow_unsigned: top.get("allow_unsigned", truth)?,
         insecure_plaintext: top.get("insecure_plaintext", truth)?,
+        topology: top.get("topology", |v| text::topology(string(v, "declare or verify")?))?,
         ..File::default()
     };
+    if let Some(tls) = top.section("tls", &TLS)? {
+        file.tls_ca_file = tls.get("ca_file", path_to)?;
+        file.tls_cert_file = tls.get("cert_file", path_to)?;
+        file.tls_key_file = tls.get("key_file", path_to)?;
+    }
     if let Some(worker) = top.section("worker", &WORKER)? {
         file.queues = worker.get("queues", queues)?;
         file.concurrency = worker.get("concurrency", |v| {

@@ -15,6 +15,9 @@
 //! | `[[keys]]` | | none: further keys, see [`keys`](crate::keys) |
 //! | `allow_unsigned` | `MACHINIST_ALLOW_UNSIGNED` | `false` |
 //! | `insecure_plaintext` | `MACHINIST_INSECURE_PLAINTEXT` | `false` |
+//! | `topology` | `MACHINIST_TOPOLOGY` | `declare`: exchanges and queues are made; `verify` only checks |
+//! | `tls.ca_file` | `MACHINIST_TLS_CA_FILE` | the certificates of the system |
+//! | `tls.cert_file`, `tls.key_file` | `MACHINIST_TLS_CERT_FILE`, `MACHINIST_TLS_KEY_FILE` | none is shown |
 //! | `worker.queues` | `MACHINIST_QUEUES` (with commas) | `default`, and the queues of `[tasks]` |
 //! | `worker.concurrency` | `MACHINIST_CONCURRENCY` | 16 |
 //! | `worker.grace` | `MACHINIST_GRACE` | `20s` |
@@ -113,10 +116,58 @@ pub struct Settings {
     pub allow_unsigned: Setting<bool>,
     /// Whether passwords may be sent to other hosts without TLS.
     pub insecure_plaintext: Setting<bool>,
+    /// Whether the exchanges and queues of RabbitMQ are made where they are missing, or only checked.
+    pub topology: Setting<Topology>,
+    /// Whose certificates are trusted on `amqps://` and `rediss://`, and which one is shown.
+    pub tls: TlsSettings,
     /// What a worker consumes and how.
     pub worker: WorkerSettings,
     /// Command tasks, by name.
     pub tasks: BTreeMap<String, TaskSettings>,
+}
+
+/// Whether the exchanges and queues of RabbitMQ are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Topology {
+    /// Where they are missing.
+    #[default]
+    Declare,
+    /// They are only checked: for users without the permission to configure.
+    Verify,
+}
+
+impl Topology {
+    /// The word for it in settings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Declare => "declare",
+            Self::Verify => "verify",
+        }
+    }
+}
+
+/// `[tls]`: files in PEM.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct TlsSettings {
+    /// The certificates that are trusted, in place of the system's.
+    pub ca_file: Option<Setting<PathBuf>>,
+    /// The certificate that is shown to servers that ask for one, and those between it and its authority.
+    pub cert_file: Option<Setting<PathBuf>>,
+    /// Its private key.
+    pub key_file: Option<Setting<PathBuf>>,
+}
+
+impl TlsSettings {
+    /// Each with its key, in the order in which they are listed.
+    fn files(&self) -> impl Iterator<Item = (&'static str, &Setting<PathBuf>)> {
+        let all = [
+            ("tls.ca_file", &self.ca_file),
+            ("tls.cert_file", &self.cert_file),
+            ("tls.key_file", &self.key_file),
+        ];
+        all.into_iter().filter_map(|(key, file)| Some((key, file.as_ref()?)))
+    }
 }
 
 /// `[worker]`.
@@ -186,6 +237,12 @@ pub struct Overrides {
     pub allow_unsigned: bool,
     /// `--insecure-plaintext`.
     pub insecure_plaintext: bool,
+    /// `--tls-ca-file`.
+    pub tls_ca_file: Option<PathBuf>,
+    /// `--tls-cert-file`.
+    pub tls_cert_file: Option<PathBuf>,
+    /// `--tls-key-file`.
+    pub tls_key_file: Option<PathBuf>,
     /// `--queue`, any number of times.
     pub queues: Vec<QueueName>,
     /// `--concurrency`.
@@ -262,16 +319,10 @@ impl Settings {
             file: file.broker,
         }
         .pick(env, url(Role::Broker), embedded)?;
-        let key_file = Layers {
-            flag: ("--key-file", flags.key_file.map(Some)),
-            variable: "MACHINIST_KEY_FILE",
-            file: file.key_file.map(|file| Setting::new(Some(file.value), file.origin)),
-        }
-        .pick(
-            env,
-            |path| Ok(Some(path.into())),
-            || own_key(&broker.value).filter(|_| file.keys.is_empty()),
-        )?;
+        let own = || own_key(&broker.value).filter(|_| file.keys.is_empty());
+        let key_file =
+            optional_file(("--key-file", flags.key_file), "MACHINIST_KEY_FILE", file.key_file, env)?
+                .or_else(|| own().map(|path| Setting::new(path, Origin::Default)));
         Ok(Self {
             file: path,
             broker,
@@ -293,7 +344,7 @@ impl Settings {
                 file: file.results_ttl,
             }
             .pick(env, parse_duration, || Duration::from_secs(24 * 3600))?,
-            key_file: key_file.value.map(|path| Setting::new(path, key_file.origin)),
+            key_file,
             keys: file.keys,
             allow_unsigned: Layers {
                 flag: ("--allow-unsigned", flags.allow_unsigned.then_some(true)),
@@ -307,6 +358,31 @@ impl Settings {
                 file: file.insecure_plaintext,
             }
             .pick(env, text::truth, || false)?,
+            topology: Layers { flag: ("", None), variable: "MACHINIST_TOPOLOGY", file: file.topology }.pick(
+                env,
+                text::topology,
+                Topology::default,
+            )?,
+            tls: TlsSettings {
+                ca_file: optional_file(
+                    ("--tls-ca-file", flags.tls_ca_file),
+                    "MACHINIST_TLS_CA_FILE",
+                    file.tls_ca_file,
+                    env,
+                )?,
+                cert_file: optional_file(
+                    ("--tls-cert-file", flags.tls_cert_file),
+                    "MACHINIST_TLS_CERT_FILE",
+                    file.tls_cert_file,
+                    env,
+                )?,
+                key_file: optional_file(
+                    ("--tls-key-file", flags.tls_key_file),
+                    "MACHINIST_TLS_KEY_FILE",
+                    file.tls_key_file,
+                    env,
+                )?,
+            },
             worker: WorkerSettings {
                 queues,
                 concurrency: Layers {
@@ -348,6 +424,7 @@ impl Settings {
             row("results_ttl", &self.results_ttl, |ttl| show_duration(*ttl)),
             row("allow_unsigned", &self.allow_unsigned, ToString::to_string),
             row("insecure_plaintext", &self.insecure_plaintext, ToString::to_string),
+            row("topology", &self.topology, |topology| topology.as_str().to_owned()),
             row("worker.queues", &self.worker.queues, |names| text::join(names)),
             row("worker.concurrency", &self.worker.concurrency, ToString::to_string),
             row("worker.grace", &self.worker.grace, |grace| show_duration(*grace)),
@@ -357,6 +434,8 @@ impl Settings {
         let of_keys =
             self.key_file.iter().map(|file| row("key_file", file, |file| file.display().to_string()));
         let ring = self.keys.iter().map(|key| row("keys", key, text::show_key));
+        let tls = self.tls.files().map(|(key, file)| row(key, file, |file| file.display().to_string()));
+        rows.splice(7..7, tls);
         rows.splice(4..4, of_keys.chain(ring));
         for (name, task) in &self.tasks {
             let key = |field: &str| format!("tasks.{name}.{field}");
@@ -407,6 +486,19 @@ impl<T> Layers<T> {
         }
         Ok(self.file.unwrap_or_else(|| Setting::new(default(), Origin::Default)))
     }
+}
+
+/// A file that need not be named.
+fn optional_file(
+    (flag, named): (&'static str, Option<PathBuf>),
+    variable: &'static str,
+    file: Option<Setting<PathBuf>>,
+    env: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<Option<Setting<PathBuf>>, SettingsError> {
+    let file = file.map(|file| Setting::new(Some(file.value), file.origin));
+    let layers = Layers { flag: (flag, named.map(Some)), variable, file };
+    let picked = layers.pick(env, |path| Ok(Some(path.into())), || None)?;
+    Ok(picked.value.map(|path| Setting::new(path, picked.origin)))
 }
 
 fn parsed<T>(
@@ -494,6 +586,7 @@ mod tests {
                 "key_file=machinist.db.key (default)",
                 "allow_unsigned=false (default)",
                 "insecure_plaintext=false (default)",
+                "topology=declare (default)",
                 "worker.queues=default (default)",
                 "worker.concurrency=9 (flag --concurrency)",
                 "worker.grace=1m (MACHINIST_GRACE)",
@@ -534,6 +627,29 @@ mod tests {
         assert_eq!(key(Overrides::default(), &[], "broker = \"amqp://h\""), None);
         assert_eq!(key(Overrides::default(), &[], "broker = \"memory://\""), None);
         assert_eq!(key(Overrides::default(), &[], "[[keys]]\nfile = \"x\""), None);
+    }
+
+    #[test]
+    fn files_of_tls_come_from_somewhere_or_are_not_used() {
+        let file = "topology = \"verify\"\n[tls]\nca_file = \"ca.pem\"\ncert_file = \"c.pem\"\n";
+        let flags = Overrides { tls_cert_file: Some("flag.pem".into()), ..Overrides::default() };
+        let env = [("MACHINIST_TLS_KEY_FILE", "env.key")];
+        let rows = |settings: Settings| -> Vec<String> {
+            let rows = settings.entries().into_iter().filter(|(key, ..)| key.starts_with("t"));
+            rows.map(|(key, value, origin)| format!("{key}={value} ({origin})")).collect()
+        };
+        assert_eq!(
+            rows(resolve(flags, &env, file).unwrap()),
+            [
+                "topology=verify (conf/machinist.toml:1)",
+                "tls.ca_file=conf/ca.pem (conf/machinist.toml:3)",
+                "tls.cert_file=flag.pem (flag --tls-cert-file)",
+                "tls.key_file=env.key (MACHINIST_TLS_KEY_FILE)",
+            ]
+        );
+        assert_eq!(rows(resolve(Overrides::default(), &[], "").unwrap()), ["topology=declare (default)"]);
+        let error = resolve(Overrides::default(), &[("MACHINIST_TOPOLOGY", "make")], "").unwrap_err();
+        assert_eq!(error.to_string(), "MACHINIST_TOPOLOGY: \"make\" is neither declare nor verify");
     }
 
     #[test]

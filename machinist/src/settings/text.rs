@@ -8,6 +8,8 @@ use machinist_core::{
     sign::{KeyConfig, KeyState},
 };
 
+use super::Topology;
+
 /// Reads a duration: `20s`, `500ms`, `1h 30m`, `7d` (a day has 24 hours).
 ///
 /// # Errors
@@ -98,6 +100,12 @@ pub(super) fn namespace(text: &str) -> Result<String, String> {
     } else {
         Err(format!("{text:?} cannot be a namespace; take 1 to 40 letters, digits, - or _"))
     }
+}
+
+/// `declare` or `verify`.
+pub(super) fn topology(text: &str) -> Result<Topology, String> {
+    let known = [Topology::Declare, Topology::Verify].into_iter().find(|known| known.as_str() == text);
+    known.ok_or_else(|| format!("{text:?} is neither declare nor verify"))
 }
 
 /// What a variable says that is either on or off.
