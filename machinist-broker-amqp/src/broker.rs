@@ -24,6 +24,7 @@ use crate::{
     address::Address,
     connect,
     gauge::Gauge,
+    ladder::LEVELS,
     lane::{Job, Lane},
     link::{Link, Live, Settings},
     options::AmqpOptions,
@@ -210,6 +211,16 @@ impl Broker for AmqpBroker {
             });
         }
         Ok(depths)
+    }
+
+    async fn prepare(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
+        let live = up_soon(self.consuming().await?).await?;
+        for queue in queues {
+            let name = self.settings.plan.queue(queue).map_err(|reason| BrokerError::Refused { reason })?;
+            live.declared.for_delay(&live, &name, LEVELS - 1).await?;
+            live.declared.for_publish(&live, &name).await?;
+        }
+        Ok(())
     }
 
     async fn close(&self) {

@@ -471,6 +471,9 @@ fn after_loss(past: Past, alone: bool, trouble: &Trouble) -> AfterLoss {
         Some((size, limit)) => PublishError::TooLarge { size, limit },
         // An earlier attempt may have succeeded before somebody changed something.
         None if past.lost => PublishError::Unknown(Box::new(trouble.clone())),
+        None if code == 403 => PublishError::Rejected {
+            reason: format!("this user may not publish there ({text}); grant write on the exchange"),
+        },
         None => PublishError::Rejected { reason: text.to_owned() },
     })
 }

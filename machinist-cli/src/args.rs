@@ -122,7 +122,7 @@ pub(crate) enum Command {
     /// List the tasks that wait for their time or their next run, or run one at once
     Scheduled(Scheduled),
     /// List the queues and how much lies in them
-    Queues,
+    Queues(Queues),
     /// Make a key that signs tasks and results
     Keygen(Keygen),
     /// Look at the keys that are configured, or at one key file; secrets are never shown
@@ -137,6 +137,14 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Queues {
+    /// First make the queues of `worker.queues` with all that belongs to them, for users who may not (with
+    /// topology = "verify": check them)
+    #[arg(long)]
+    pub(crate) declare: bool,
 }
 
 #[derive(Debug, Args)]

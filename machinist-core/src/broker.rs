@@ -360,6 +360,19 @@ pub trait Broker: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// Safe: it changes nothing.
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError>;
 
+    /// Makes sure that everything is there that messages for these queues may need, delays of any length included,
+    /// so that others can use it who may make nothing themselves. An adapter that only checks says what is missing.
+    ///
+    /// # Errors
+    /// [`BrokerError`] when the broker cannot be asked, refuses, or lacks something.
+    ///
+    /// # Cancel safety
+    /// A part may have been made; making it again is harmless.
+    async fn prepare(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
+        let _ = queues;
+        Ok(())
+    }
+
     /// Closes the connections, after what was published is confirmed or its deadline has passed. Idempotent.
     ///
     /// # Cancel safety

@@ -37,6 +37,19 @@ const MARKER: &str = "machinist-services";
 #[derive(Debug)]
 pub struct Services {
     dir: PathBuf,
+    tls: Option<Papers>,
+}
+
+/// PEM files of a server that speaks TLS, on a port of its own beside the plain one. It lets in only who shows a
+/// certificate of the same authority, and to RabbitMQ its common name can be the login.
+#[derive(Debug, Clone)]
+pub struct Papers {
+    /// Of the authority.
+    pub ca: PathBuf,
+    /// Of the server.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 /// Where servers answer, and what they said they are.
@@ -92,7 +105,22 @@ impl Services {
     pub fn at(dir: &Path) -> Result<Self> {
         // Absolute, because the servers start in directories of their own.
         let dir = std::path::absolute(dir).with_context(|| format!("--dir {} is no path", dir.display()))?;
-        Ok(Self { dir })
+        Ok(Self { dir, tls: None })
+    }
+
+    /// They speak TLS too, from their next start on.
+    #[must_use]
+    pub fn with_tls(self, papers: Papers) -> Self {
+        Self { tls: Some(papers), ..self }
+    }
+
+    /// The ports for TLS: of RabbitMQ, and of Redis.
+    ///
+    /// # Errors
+    /// Nothing was ever started here.
+    pub fn tls_ports(&self) -> Result<(u16, u16)> {
+        let ports = Ports::read(&self.dir)?;
+        Ok((ports.amqps, ports.rediss))
     }
 
     /// Starts what does not run, with empty data, and returns once both servers answer. Idempotent.
@@ -186,10 +214,11 @@ impl Services {
         let ports = Ports::choose()?;
         ports.write(&self.dir)?;
         let epmd = rabbitmq::start_epmd(&self.dir, &ports, &self.pid_file("epmd"))?;
-        let redis = redis::start(&self.dir, &ports, Data::Empty, &self.pid_file("redis"))?;
+        let redis = redis::start(&self.dir, &ports, self.tls.as_ref(), Data::Empty, &self.pid_file("redis"))?;
         self.await_answer("redis", &redis, interrupt, || redis::ask(&ports))?;
         self.await_answer("epmd", &epmd, interrupt, || connect(ports.epmd).map(drop))?;
-        let rabbitmq = rabbitmq::start(&self.dir, &ports, Data::Empty, &self.pid_file("rabbitmq"))?;
+        let rabbitmq =
+            rabbitmq::start(&self.dir, &ports, self.tls.as_ref(), Data::Empty, &self.pid_file("rabbitmq"))?;
         self.await_answer("rabbitmq", &rabbitmq, interrupt, || rabbitmq::ask(&ports))
     }
 

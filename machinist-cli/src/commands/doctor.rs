@@ -2,8 +2,9 @@
 
 use machinist::{
     Servers,
+    broker::{Broker, BrokerError},
     diagnose::{Diagnose, Finding, Level},
-    settings::Settings,
+    settings::{Settings, Topology},
     url::{Role, Scheme, ServerUrl},
 };
 use serde::Serialize;
@@ -65,6 +66,9 @@ pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, Failure
     let one = broker_url.scheme() == Scheme::Sqlite && broker_url == backend_url;
     let name = if one { "broker and backend" } else { "broker" };
     let mut examined = vec![examine(Role::Broker, name, broker_url, broker).await];
+    if let (Ok(broker), Topology::Verify) = (&servers.broker, settings.topology.value) {
+        examined.extend(topology(broker.as_ref(), settings, name).await);
+    }
     if !one {
         examined.push(examine(Role::Backend, "backend", backend_url, backend).await);
     }
@@ -77,6 +81,19 @@ pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, Failure
         broker.close().await;
     }
     Ok(code)
+}
+
+/// What is missing that nobody here may make. Nothing is said where the broker cannot be asked: that is said already.
+async fn topology(broker: &dyn Broker, settings: &Settings, name: &'static str) -> Option<Examined> {
+    let finding = match broker.prepare(&settings.worker.queues.value).await {
+        Ok(()) => Finding::good("topology", "all that worker.queues need is there"),
+        Err(BrokerError::Unavailable(_)) => return None,
+        Err(error) => {
+            Finding::error("topology", chain(&error), "make it: `machinist queues --declare`, by who may")
+        }
+    };
+    let code = if finding.level == Level::Error { Code::Configuration } else { Code::Success };
+    Some(Examined { rows: vec![Row::new(name, &broker.location(), finding)], code })
 }
 
 /// What there is to say about the keys.
@@ -128,7 +145,9 @@ fn remedy(role: Role, code: Code) -> String {
         Code::Unreachable => {
             format!("start it, or name another by --{name} URL or MACHINIST_{}", name.to_uppercase())
         }
-        _ => format!("correct it; `machinist config` shows where the {name}'s URL comes from"),
+        _ => format!(
+            "correct it; `machinist config` shows where the {name}'s URL and the files of TLS come from"
+        ),
     }
 }
 

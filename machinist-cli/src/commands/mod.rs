@@ -50,7 +50,7 @@ pub(crate) async fn run(cli: Cli, build: BuildWorker<'_>) -> Result<Code, Failur
         Command::Keys(what) => keys::run(what, flags, json),
         Command::Config => config::run(&Settings::load(flags)?, json),
         Command::Doctor => doctor::run(&Settings::load(flags)?, json).await,
-        Command::Queues => queues::run(&Settings::load(flags)?, json).await,
+        Command::Queues(what) => queues::run(&what, &Settings::load(flags)?, json).await,
         Command::Revoke(what) => revoke::run(&what, &Settings::load(flags)?, json).await,
         Command::Retry(what) => retry::run(&what, &Settings::load(flags)?, json).await,
         Command::Scheduled(what) => scheduled::run(what, &Settings::load(flags)?, json).await,

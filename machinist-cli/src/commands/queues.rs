@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::connect_reader;
 use crate::{
+    args::Queues,
     exit::{Code, Failure},
     output,
 };
@@ -22,8 +23,11 @@ struct Row {
     dead: Option<u64>,
 }
 
-pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, Failure> {
+pub(super) async fn run(what: &Queues, settings: &Settings, json: bool) -> Result<Code, Failure> {
     let app = connect_reader(settings).await?;
+    if what.declare {
+        app.broker().prepare(&settings.worker.queues.value).await?;
+    }
     // The list is kept beside the facts and may lag; what is configured belongs to it anyway.
     let mut names: BTreeSet<QueueName> = settings.worker.queues.value.iter().cloned().collect();
     let mut after = None;

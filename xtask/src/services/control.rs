@@ -49,11 +49,11 @@ impl Services {
         let pid_file = self.pid_file(server.name());
         match server {
             Server::RabbitMq => {
-                let process = rabbitmq::start(&self.dir, &ports, Data::Kept, &pid_file)?;
+                let process = rabbitmq::start(&self.dir, &ports, self.tls.as_ref(), Data::Kept, &pid_file)?;
                 self.await_answer(server.name(), &process, interrupt, || rabbitmq::ask(&ports))
             }
             Server::Redis => {
-                let process = redis::start(&self.dir, &ports, Data::Kept, &pid_file)?;
+                let process = redis::start(&self.dir, &ports, self.tls.as_ref(), Data::Kept, &pid_file)?;
                 self.await_answer(server.name(), &process, interrupt, || redis::ask(&ports))
             }
         }

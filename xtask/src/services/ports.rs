@@ -22,10 +22,13 @@ pub(super) struct Ports {
     pub(super) distribution: u16,
     pub(super) epmd: u16,
     pub(super) redis: u16,
+    /// The same two over TLS, where that is asked for.
+    pub(super) amqps: u16,
+    pub(super) rediss: u16,
 }
 
 impl Ports {
-    /// Four free ones.
+    /// Free ones.
     pub(super) fn choose() -> Result<Self> {
         // Beginning somewhere else in each process, so that two that choose at once rarely meet.
         let begin = u16::try_from(std::process::id().wrapping_mul(97) % u32::from(COUNT))?;
@@ -36,17 +39,19 @@ impl Ports {
             if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
                 listeners.push((port, listener));
             }
-            if let [(amqp, _), (distribution, _), (epmd, _), (redis, _)] = listeners[..] {
-                return Ok(Self { amqp, distribution, epmd, redis });
+            if let [(amqp, _), (distribution, _), (epmd, _), (redis, _), (amqps, _), (rediss, _)] =
+                listeners[..]
+            {
+                return Ok(Self { amqp, distribution, epmd, redis, amqps, rediss });
             }
         }
-        bail!("no four free ports on 127.0.0.1 between {FIRST} and {}", FIRST + COUNT);
+        bail!("no six free ports on 127.0.0.1 between {FIRST} and {}", FIRST + COUNT);
     }
 
     pub(super) fn write(&self, dir: &Path) -> Result<()> {
-        let Self { amqp, distribution, epmd, redis } = self;
+        let Self { amqp, distribution, epmd, redis, amqps, rediss } = self;
         let path = dir.join("ports");
-        fs::write(&path, format!("{amqp} {distribution} {epmd} {redis}\n"))
+        fs::write(&path, format!("{amqp} {distribution} {epmd} {redis} {amqps} {rediss}\n"))
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
@@ -54,10 +59,17 @@ impl Ports {
         let path = dir.join("ports");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let ports: Option<Vec<u16>> = text.split_whitespace().map(|port| port.parse().ok()).collect();
-        let Some([amqp, distribution, epmd, redis]) = ports.as_deref() else {
-            bail!("{} does not hold four ports: cargo xtask services down, then up", path.display());
+        let Some([amqp, distribution, epmd, redis, amqps, rediss]) = ports.as_deref() else {
+            bail!("{} does not hold six ports: cargo xtask services down, then up", path.display());
         };
-        Ok(Self { amqp: *amqp, distribution: *distribution, epmd: *epmd, redis: *redis })
+        Ok(Self {
+            amqp: *amqp,
+            distribution: *distribution,
+            epmd: *epmd,
+            redis: *redis,
+            amqps: *amqps,
+            rediss: *rediss,
+        })
     }
 }
 
@@ -66,12 +78,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chosen_ports_are_four_and_stay_below_the_ephemeral_ones() {
-        let Ports { amqp, distribution, epmd, redis } = Ports::choose().unwrap();
-        let mut all = vec![amqp, distribution, epmd, redis];
+    fn chosen_ports_differ_and_stay_below_the_ephemeral_ones() {
+        let Ports { amqp, distribution, epmd, redis, amqps, rediss } = Ports::choose().unwrap();
+        let mut all = vec![amqp, distribution, epmd, redis, amqps, rediss];
         all.sort_unstable();
         all.dedup();
-        assert_eq!(all.len(), 4);
+        assert_eq!(all.len(), 6);
         assert!(all.iter().all(|port| (FIRST..FIRST + COUNT).contains(port)), "{all:?}");
         const { assert!(FIRST + COUNT <= 32_768) };
     }

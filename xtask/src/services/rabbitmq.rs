@@ -1,7 +1,8 @@
 //! A private RabbitMQ, with an epmd (Erlang's port mapper) of its own.
 //!
 //! The server would start an epmd by itself: a daemon whose pid nobody knows and which outlives it. So epmd is
-//! started here, first and in the foreground. Nothing under /etc/rabbitmq is read and no plugin is loaded.
+//! started here, first and in the foreground. Nothing under /etc/rabbitmq is read, and no plugin is loaded but the one
+//! for logging in by certificate where TLS is spoken.
 
 use std::{
     fs,
@@ -12,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Data, Process, connect, data_dir, install, ports::Ports};
+use super::{Data, Papers, Process, connect, data_dir, install, ports::Ports};
 
 /// What a client says first.
 const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
@@ -33,11 +34,17 @@ pub(super) fn start_epmd(dir: &Path, ports: &Ports, pid_file: &Path) -> Result<P
 }
 
 /// Starts the server; it answers after some seconds.
-pub(super) fn start(dir: &Path, ports: &Ports, data: Data, pid_file: &Path) -> Result<Process> {
+pub(super) fn start(
+    dir: &Path,
+    ports: &Ports,
+    tls: Option<&Papers>,
+    data: Data,
+    pid_file: &Path,
+) -> Result<Process> {
     let home = data_dir(dir, "rabbitmq", data)?;
     let path_of = |name: &str| home.join(name);
-    fs::write(path_of("enabled_plugins"), "[].\n")?;
-    fs::write(path_of("rabbitmq.conf"), "")?;
+    fs::write(path_of("enabled_plugins"), tls.map_or("[].\n", |_| "[rabbitmq_auth_mechanism_ssl].\n"))?;
+    fs::write(path_of("rabbitmq.conf"), tls.map(|papers| with_tls(ports, papers)).unwrap_or_default())?;
     fs::write(path_of("advanced.config"), ADVANCED)?;
     fs::write(path_of("rabbitmq-env.conf"), "")?;
 
@@ -65,6 +72,20 @@ pub(super) fn start(dir: &Path, ports: &Ports, data: Data, pid_file: &Path) -> R
         .env("RABBITMQ_CONFIG_FILE", path_of("rabbitmq.conf"))
         .env("RABBITMQ_ADVANCED_CONFIG_FILE", path_of("advanced.config"));
     Process::start(&mut command, &dir.join("rabbitmq.log"), pid_file)
+}
+
+/// Settings by which it speaks TLS too.
+fn with_tls(ports: &Ports, papers: &Papers) -> String {
+    let Papers { ca, certificate, key } = papers;
+    format!(
+        "listeners.ssl.loopback = 127.0.0.1:{}\nssl_options.cacertfile = {}\nssl_options.certfile = {}\n\
+         ssl_options.keyfile = {}\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n\
+         auth_mechanisms.1 = PLAIN\nauth_mechanisms.2 = EXTERNAL\nssl_cert_login_from = common_name\n",
+        ports.amqps,
+        ca.display(),
+        certificate.display(),
+        key.display()
+    )
 }
 
 /// Rabbitmq's own tool, for the server of `dir`.

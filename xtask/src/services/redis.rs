@@ -8,14 +8,20 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{Data, Process, connect, data_dir, ports::Ports};
+use super::{Data, Papers, Process, connect, data_dir, ports::Ports};
 
 pub(super) fn url(ports: &Ports) -> String {
     format!("redis://127.0.0.1:{}/0", ports.redis)
 }
 
 /// Starts it; it answers a moment later.
-pub(super) fn start(dir: &Path, ports: &Ports, data: Data, pid_file: &Path) -> Result<Process> {
+pub(super) fn start(
+    dir: &Path,
+    ports: &Ports,
+    tls: Option<&Papers>,
+    data: Data,
+    pid_file: &Path,
+) -> Result<Process> {
     let home = data_dir(dir, "redis", data)?;
     let port = ports.redis.to_string();
     // Append-only, as it is meant to be run in production: the adapter warns about less.
@@ -30,6 +36,11 @@ pub(super) fn start(dir: &Path, ports: &Ports, data: Data, pid_file: &Path) -> R
         "--save",
         "",
     ]);
+    if let Some(papers) = tls {
+        command.args(["--tls-port", &ports.rediss.to_string(), "--tls-auth-clients", "yes"]);
+        command.arg("--tls-ca-cert-file").arg(&papers.ca);
+        command.arg("--tls-cert-file").arg(&papers.certificate).arg("--tls-key-file").arg(&papers.key);
+    }
     Process::start(&mut command, &dir.join("redis.log"), pid_file)
 }
 
