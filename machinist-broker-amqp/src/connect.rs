@@ -8,16 +8,20 @@ use std::{
 };
 
 use async_rs::{TokioRuntime, traits::Reactor};
+use futures_util::AsyncReadExt as _;
 use lapin::{
     AsyncTcpStream, Connection, ConnectionProperties, ErrorKind,
-    tcp::{Identity, RustlsConnectorConfig, TLSConfig},
+    tcp::{Identity, RustlsConnector, RustlsConnectorConfig, TLSConfig},
 };
 use machinist_core::{
     broker::BrokerError,
     tls::{self, Tls},
 };
 
-use crate::{address::Address, trouble::Trouble};
+use crate::{
+    address::Address,
+    trouble::{FAREWELL, Trouble},
+};
 
 /// How long one attempt to connect may take: name lookup, TCP, TLS, login.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -143,12 +147,18 @@ async fn with_tls(stream: Stream, address: &Address, tls: &Tls) -> io::Result<St
     stream.into_rustls(&connector?, address.host()).await
 }
 
+/// What the broker has against our handshake. In TLS 1.3 it tells so after our side is done, and that is lost where we
+/// have begun to talk: so nothing is said here.
+async fn handshake(address: &Address, tls: &Tls) -> Option<io::Error> {
+    let listen = async { dial(address, tls).await?.read(&mut [0]).await };
+    tokio::time::timeout(FAREWELL, listen).await.ok()?.err()
+}
+
 /// Whether TLS is spoken where we tried without. Nothing is told, and no certificate is trusted.
 async fn speaks_tls(address: &Address) -> bool {
     let tried = async {
         let runtime = lapin::runtime::default_runtime().map_err(io::Error::other)?;
-        tls::install_provider();
-        let nobody = RustlsConnectorConfig::default().connector_with_no_client_auth()?;
+        let nobody = RustlsConnector::from(tls::trusting_nobody()?);
         dial_plain(address, &runtime).await?.into_rustls(&nobody, address.host()).await.map(drop)
     };
     match tokio::time::timeout(CONNECT_TIMEOUT, tried).await {
@@ -174,6 +184,11 @@ pub(crate) async fn explain(trouble: Trouble, address: &Address, tls: &Tls) -> B
         return BrokerError::Refused { reason: format!("{address} {what}") };
     }
     let Some(complaint) = trouble.complaint() else {
+        if address.tls()
+            && let Some(what) = handshake(address, tls).await.and_then(|error| tls.explain(&error))
+        {
+            return BrokerError::Refused { reason: format!("{address} {what}") };
+        }
         if !address.tls() && speaks_tls(address).await {
             let reason = format!("{address} speaks TLS on this port; take amqps://, or the port without TLS");
             return BrokerError::Refused { reason };

@@ -14,7 +14,7 @@ use machinist_core::{
         Watch,
     },
     broker::{
-        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
+        Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
         QueueDepth, Receipt, Settle, Settled, Target,
     },
     clock::Timestamp,
@@ -158,6 +158,13 @@ impl Broker for Witnessed<dyn Broker> {
     async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
         let inner = self.inner.consume(what).await?;
         Ok(Box::new(WitnessedConsumer { witness: Arc::clone(&self.witness), inner }))
+    }
+    async fn consume_aside(
+        &self,
+        from: Aside,
+        prefetch: u16,
+    ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
+        self.inner.consume_aside(from, prefetch).await
     }
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         self.inner.depth(queues).await

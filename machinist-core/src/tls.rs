@@ -175,6 +175,17 @@ pub fn key(pem: &[u8]) -> io::Result<PrivateKeyDer<'static>> {
     PrivateKeyDer::from_pem_slice(pem).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
+/// For finding out whether somebody speaks TLS: every certificate is refused.
+///
+/// # Errors
+/// The provider lacks what the library needs.
+#[doc(hidden)]
+pub fn trusting_nobody() -> io::Result<ClientConfig> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().map_err(io::Error::other)?;
+    Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
+}
+
 /// One TLS provider for the whole process, whichever adapter comes first: rustls panics where it finds two compiled
 /// in and none chosen, and where it finds none.
 pub fn install_provider() {
@@ -224,12 +235,17 @@ fn of_certificate(problem: &CertificateError) -> String {
         CertificateError::NotValidYetContext { not_before, .. } => {
             format!("has a certificate that is not valid before {}; is this host's clock right?", moment(*not_before))
         }
-        CertificateError::NotValidForNameContext { expected, presented } => format!(
-            "has a certificate for {}, and not for {:?}; put a name that it is for into the URL, or have one issued \
-             for this one",
-            presented.join(", "),
-            expected.to_str()
-        ),
+        CertificateError::NotValidForNameContext { expected, presented } => {
+            // Each as `DnsName("localhost")`.
+            let names: Vec<&str> =
+                presented.iter().map(|name| name.split('"').nth(1).unwrap_or(name)).collect();
+            format!(
+                "has a certificate for {:?}, and not for {:?}; put a name that it is for into the URL, or have one \
+                 issued for this one",
+                names.join(", "),
+                expected.to_str()
+            )
+        }
         CertificateError::NotValidForName => {
             "has a certificate for another host name; put the name that it is for into the URL".to_owned()
         }

@@ -5,6 +5,7 @@
 mod bad_input;
 mod command_tasks;
 mod keys;
+mod locked_down;
 mod long;
 mod main_job;
 mod mixed;
