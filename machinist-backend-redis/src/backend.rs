@@ -1,6 +1,6 @@
 //! The backend itself: each method of the seam in terms of Redis commands.
 
-use std::{collections::HashSet, fmt, time::Duration};
+use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use crate::{
     connect::{Patience, Place, of_tls},
     doctor,
     error::{meaning, unexpected},
+    gather::Gathering,
     keys::Keys,
     link::{CHUNK, Links},
     sessions,
@@ -62,7 +63,8 @@ impl Default for RedisOptions {
 pub struct RedisBackend {
     location: String,
     keys: Keys,
-    links: Links,
+    links: Arc<Links>,
+    gathering: Gathering,
     wakes: Wakes,
 }
 
@@ -100,7 +102,7 @@ impl RedisBackend {
         }
         let place = Place::new(&parsed, tls);
         let patience = Patience { connect: connect_timeout, response: response_timeout };
-        let links = Links::new(&place, patience, &keys.sessions())?;
+        let links = Arc::new(Links::new(&place, patience, &keys.sessions())?);
         if let Err(error) = Box::pin(links.try_one(redis::cmd("TIME"))).await {
             return Err(match Box::pin(of_tls(&place, &error, patience)).await {
                 Some(what) => BackendError::Refused { reason: format!("{} {what}", parsed.location) },
@@ -108,7 +110,8 @@ impl RedisBackend {
             });
         }
         let wakes = Wakes::new(place, patience, keys.sessions());
-        Ok(Self { location: parsed.location, keys, links, wakes })
+        let gathering = Gathering::new(Arc::clone(&links));
+        Ok(Self { location: parsed.location, keys, links, gathering, wakes })
     }
 }
 
@@ -139,7 +142,14 @@ impl Backend for RedisBackend {
         BackendCapabilities { durable: true, shared: true }
     }
 
-    async fn commit(&self, batch: Vec<Commit>) -> Vec<Result<Committed, BackendError>> {
+    async fn commit(&self, mut batch: Vec<Commit>) -> Vec<Result<Committed, BackendError>> {
+        if batch.len() == 1
+            && self.links.can_gather()
+            && let Some(commit) = batch.pop()
+        {
+            let key = self.keys.record(&commit.id);
+            return vec![self.gathering.commit(key, commit).await];
+        }
         let mut outcomes = Vec::with_capacity(batch.len());
         let mut rest = &batch[..];
         while !rest.is_empty() {

@@ -139,8 +139,8 @@ impl Source {
         })
     }
 
-    /// Whether the connection itself finds its way back to servers that went away.
-    pub(crate) fn reconnects_itself(&self) -> bool {
+    /// Whether it leads to several nodes. Such a connection finds its own way back to those that went away.
+    pub(crate) fn is_cluster(&self) -> bool {
         matches!(self.pool, Pool::Cluster(_))
     }
 }

@@ -15,6 +15,7 @@ mod commit;
 mod connect;
 mod doctor;
 mod error;
+mod gather;
 mod keys;
 mod link;
 mod sessions;

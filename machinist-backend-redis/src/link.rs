@@ -72,6 +72,11 @@ impl Links {
         Ok(Self { source, slots: Mutex::default(), losses })
     }
 
+    /// Whether one server answers everything, so that what waits for one command may wait for several.
+    pub(crate) fn can_gather(&self) -> bool {
+        !self.source.is_cluster()
+    }
+
     /// One command.
     pub(crate) async fn one(&self, cmd: Cmd) -> Result<Value, BackendError> {
         self.try_one(cmd).await.map_err(|e| meaning(&e))
@@ -210,7 +215,7 @@ impl Links {
     fn sound(&self, slot: &Slot) -> Option<Arc<Link>> {
         let losses = self.losses.load(Ordering::Relaxed);
         let link = slot.kept();
-        link.as_ref().filter(|link| link.losses_before == losses || self.source.reconnects_itself()).cloned()
+        link.as_ref().filter(|link| link.losses_before == losses || self.source.is_cluster()).cloned()
     }
 }
 

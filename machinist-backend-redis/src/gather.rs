@@ -1,0 +1,142 @@
+//! Commits of many tasks in few round trips.
+//!
+//! redis-rs writes a command as soon as it comes, and a system call for each costs either side more than the
+//! command itself. So commits that come while others are on their way wait for those and then go together; one that
+//! comes alone goes at once. In a cluster nothing is gathered: a node that does not answer would hold up the rest.
+
+use std::{
+    mem,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use machinist_core::backend::{BackendError, Commit, Committed};
+use tokio::{
+    runtime::{Handle, Id},
+    sync::{mpsc, oneshot},
+};
+
+use crate::{
+    commit::{answer, call},
+    error::{meaning, no_answer},
+    link::{CHUNK, Links},
+};
+
+/// How many groups are on their way at once. With one, a server far away would be idle for most of the time; with
+/// many there would be nothing to gather.
+const UNDER_WAY: usize = 2;
+
+/// About how many bytes travel together, so that few large commits cannot outlast the patience of all.
+const BYTES: usize = 1024 * 1024;
+
+/// Where commits are gathered: one place for each runtime, as for connections.
+pub(crate) struct Gathering {
+    links: Arc<Links>,
+    desks: Mutex<Vec<(Id, mpsc::UnboundedSender<Job>)>>,
+}
+
+struct Job {
+    key: String,
+    commit: Commit,
+    caller: oneshot::Sender<Result<Committed, BackendError>>,
+}
+
+impl Gathering {
+    pub(crate) fn new(links: Arc<Links>) -> Self {
+        Self { links, desks: Mutex::default() }
+    }
+
+    /// Makes one commit of the record under `key`, perhaps together with others.
+    pub(crate) async fn commit(&self, key: String, commit: Commit) -> Result<Committed, BackendError> {
+        let (caller, told) = oneshot::channel();
+        let gone = || no_answer("the task that writes records is gone");
+        self.desk().send(Job { key, commit, caller }).map_err(|_| gone())?;
+        told.await.map_err(|_| gone())?
+    }
+
+    /// The way to this runtime's task, which ends with the last of these.
+    fn desk(&self) -> mpsc::UnboundedSender<Job> {
+        let runtime = Handle::current().id();
+        let mut desks = self.desks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, desk)) = desks.iter().find(|(id, desk)| *id == runtime && !desk.is_closed()) {
+            return desk.clone();
+        }
+        // Those of runtimes that are gone.
+        desks.retain(|(_, desk)| !desk.is_closed());
+        let (desk, jobs) = mpsc::unbounded_channel();
+        tokio::spawn(work(Arc::clone(&self.links), jobs));
+        desks.push((runtime, desk.clone()));
+        desk
+    }
+}
+
+async fn work(links: Arc<Links>, mut jobs: mpsc::UnboundedReceiver<Job>) {
+    let mut under_way = FuturesUnordered::new();
+    let mut group = Vec::with_capacity(CHUNK);
+    loop {
+        tokio::select! {
+            count = jobs.recv_many(&mut group, CHUNK), if under_way.len() < UNDER_WAY => match count {
+                0 => break,
+                _ => under_way.push(make(&links, mem::replace(&mut group, Vec::with_capacity(CHUNK)))),
+            },
+            Some(()) = under_way.next() => {}
+        }
+    }
+    // Nobody can ask any more, and some still wait.
+    while under_way.next().await.is_some() {}
+}
+
+/// Makes the commits of a group and tells each caller.
+async fn make(links: &Links, mut jobs: Vec<Job>) {
+    // Whoever stopped waiting wanted it made or not made, as it comes.
+    jobs.retain(|job| !job.caller.is_closed());
+    while !jobs.is_empty() {
+        let later = jobs.split_off(together(&jobs));
+        let now = mem::replace(&mut jobs, later);
+        match links.scripts(now.len(), |i| call(&now[i].key, &now[i].commit)).await {
+            Ok(answers) => {
+                for (job, outcome) in now.into_iter().zip(answers) {
+                    let _ = job.caller.send(outcome.map_err(|e| meaning(&e)).and_then(answer));
+                }
+            }
+            Err(error) => {
+                for job in now {
+                    let _ = job.caller.send(Err(meaning(&error)));
+                }
+            }
+        }
+    }
+}
+
+/// How many jobs from the first one travel together; at least one.
+fn together(jobs: &[Job]) -> usize {
+    let mut bytes = 0;
+    let fits = jobs.iter().take_while(|job| {
+        bytes += size(&job.commit);
+        bytes <= BYTES
+    });
+    fits.count().max(1)
+}
+
+fn size(commit: &Commit) -> usize {
+    commit.facts.iter().chain(&commit.equal_or_absent).map(|(name, value)| name.len() + value.len()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use machinist_core::id::TaskId;
+
+    use super::*;
+
+    #[test]
+    fn large_commits_travel_apart() {
+        let job = |bytes: usize| {
+            let mut commit = Commit::new(TaskId::fresh());
+            commit.facts = vec![("end".to_owned(), vec![b'x'; bytes].into())];
+            Job { key: "k".to_owned(), commit, caller: oneshot::channel().0 }
+        };
+        assert_eq!(together(&[job(10), job(10)]), 2);
+        assert_eq!(together(&[job(10), job(BYTES), job(10)]), 1);
+        assert_eq!(together(&[job(2 * BYTES), job(10)]), 1, "one that is larger goes alone");
+    }
+}
