@@ -56,11 +56,14 @@ elseif #ARGV > facts then
 end
 if drop > 0 then redis.call('HDEL', key, unpack(ARGV, names + 1, facts)) end
 
-local expiry = tonumber(ARGV[5])
-if expiry > 0 then
-  redis.call('PEXPIRE', key, expiry)
-elseif expiry < 0 then
-  redis.call('PEXPIRE', key, -expiry, 'NX')
+-- Handed on as text: Lua would write a number out as a double, and Redis read it back.
+local expiry = ARGV[5]
+if expiry ~= '0' then
+  if string.sub(expiry, 1, 1) == '-' then
+    redis.call('PEXPIRE', key, string.sub(expiry, 2), 'NX')
+  else
+    redis.call('PEXPIRE', key, expiry)
+  end
 end
 -- A user who may not publish must not be told that a change that was made has failed: wake-ups may be missed.
 if ARGV[6] == '1' then redis.pcall('SPUBLISH', key, '') end
