@@ -265,7 +265,7 @@ impl Backend for RedisBackend {
 }
 
 /// How many commits from the first one may travel in one round trip: two of the same record must be made one
-/// after the other even when the first has to wait for the script to be loaded.
+/// after the other even when the first has to wait for a script to be loaded.
 fn together(commits: &[Commit]) -> usize {
     let mut ids = HashSet::with_capacity(commits.len().min(CHUNK));
     commits.iter().take(CHUNK).take_while(|commit| ids.insert(&commit.id)).count()

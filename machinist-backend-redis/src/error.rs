@@ -74,7 +74,7 @@ pub(crate) fn spoils_connection(error: &RedisError) -> bool {
         || (error.is_unrecoverable_error() && !error.is_timeout())
 }
 
-/// Whether the script has to be loaded again.
+/// Whether a script has to be loaded again.
 pub(crate) fn script_is_unknown(error: &RedisError) -> bool {
     code(error) == "NOSCRIPT"
 }

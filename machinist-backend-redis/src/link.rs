@@ -18,7 +18,7 @@ use redis::{Cmd, PushKind, RedisError, RedisResult, Value};
 use tokio::runtime::{Handle, Id};
 
 use crate::{
-    commit::SCRIPT,
+    commit,
     connect::{Patience, Place, Source, Wire},
     error::{meaning, script_is_unknown, spoils_connection},
 };
@@ -88,7 +88,7 @@ impl Links {
         answers.into_iter().map(|answer| answer.map_err(|e| meaning(&e))).collect()
     }
 
-    /// Calls of the script in one round trip, each with its own outcome; `call` makes the one of that number.
+    /// Calls of scripts in one round trip, each with its own outcome; `call` makes the one of that number.
     pub(crate) async fn scripts(
         &self,
         count: usize,
@@ -102,7 +102,7 @@ impl Links {
             if unknown.is_empty() {
                 break;
             }
-            self.load_script().await?;
+            self.load_scripts().await?;
             let repeated = self.try_all(unknown.iter().map(|&i| call(i)).collect()).await?;
             for (i, answer) in unknown.into_iter().zip(repeated) {
                 answers[i] = answer;
@@ -136,15 +136,18 @@ impl Links {
         answer
     }
 
-    async fn load_script(&self) -> RedisResult<()> {
+    async fn load_scripts(&self) -> RedisResult<()> {
         let link = self.link().await?;
         let mut wire = link.wire.clone();
-        let loaded = match &mut wire {
-            Wire::Single(connection) => SCRIPT.load_async(connection).await,
-            Wire::Cluster(connection, _) => SCRIPT.load_async(connection).await,
-        };
-        self.judge(&link, loaded.as_ref().map(drop));
-        loaded.map(drop)
+        for script in commit::scripts() {
+            let loaded = match &mut wire {
+                Wire::Single(connection) => script.load_async(connection).await,
+                Wire::Cluster(connection, _) => script.load_async(connection).await,
+            };
+            self.judge(&link, loaded.as_ref().map(drop));
+            loaded?;
+        }
+        Ok(())
     }
 
     /// Throws a connection away that leads nowhere, or to a server that is no longer the master.
