@@ -187,7 +187,9 @@ impl Links {
             return Err(error.clone());
         }
         let losses_before = self.losses.load(Ordering::Relaxed);
-        match self.source.open().await {
+        // On the heap: what it takes to open a connection weighs over 100 KB, and would be part of every command's
+        // future.
+        match Box::pin(self.source.open()).await {
             Ok(wire) => {
                 let link = Arc::new(Link { wire, losses_before, timeouts: AtomicU32::new(0) });
                 *slot.kept() = Some(Arc::clone(&link));
