@@ -155,7 +155,8 @@ impl Backend for RedisBackend {
         while !rest.is_empty() {
             let (now, later) = rest.split_at(together(rest));
             let keys: Vec<String> = now.iter().map(|commit| self.keys.record(&commit.id)).collect();
-            match self.links.scripts(now.len(), |i| call(&keys[i], &now[i])).await {
+            // On the heap, so that the future of a single commit stays small.
+            match Box::pin(self.links.scripts(now.len(), |i| call(&keys[i], &now[i]))).await {
                 Ok(answers) => {
                     outcomes.extend(answers.into_iter().map(|a| a.map_err(|e| meaning(&e)).and_then(answer)));
                 }

@@ -45,7 +45,8 @@ impl TaskProcessor {
     /// After half the time for which a broker lets a delivery be held, publishes a guard and settles it.
     pub(super) async fn guard_when_long(&self, holding: &mut Holding) {
         tokio::time::sleep(self.longest_hold).await;
-        match self.publish_guard(&holding.envelope, absence(holding.envelope.generation)).await {
+        let guard = self.publish_guard(&holding.envelope, absence(holding.envelope.generation));
+        match Box::pin(guard).await {
             Ok(guard) => {
                 holding.envelope = guard;
                 if let Some(receipt) = holding.receipt.take() {

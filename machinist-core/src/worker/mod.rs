@@ -185,7 +185,8 @@ async fn work(
         // While the backend is away nothing is taken: what is held stays unacknowledged, and prefetch bounds it.
         processor.steady.backend_is_there().await;
         let Some(delivery) = consumer.next().await else { return };
-        let (cut, process) = (cut.clone(), Arc::clone(processor).process(delivery));
+        // On the heap at once: a spawned future is moved several times.
+        let (cut, process) = (cut.clone(), Box::pin(Arc::clone(processor).process(delivery)));
         tracker.spawn(async move {
             tokio::select! {
                 // First: a slot that is free because its holder was cut off is not for the next.

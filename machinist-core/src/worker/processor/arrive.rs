@@ -23,7 +23,8 @@ impl TaskProcessor {
         let now = self.now();
         let early = envelope.eta.map_or(Duration::ZERO, |eta| eta.since(now));
         if early > NEARLY_DUE {
-            return Some(self.settled_by(self.publish_later(envelope, early).await).await);
+            let published = Box::pin(self.publish_later(envelope, early)).await;
+            return Some(Box::pin(self.settled_by(published)).await);
         }
         // Not for nothing: even a sleep of zero waits for the timer's next millisecond.
         if !early.is_zero() {
@@ -33,7 +34,7 @@ impl TaskProcessor {
             Some(expires) if envelope.attempt == 1 && expires < self.now() => {
                 let error = format!("not started before {expires}");
                 // Refused without an outcome: it was started in time, and this is another delivery of it.
-                self.end_as_read(envelope, Facts::new(), FailureKind::Expired, &*error).await
+                Box::pin(self.end_as_read(envelope, Facts::new(), FailureKind::Expired, &*error)).await
             }
             _ => None,
         }
@@ -59,11 +60,11 @@ impl TaskProcessor {
             taken = &mut waiting => taken,
             () = self.stages.reached_drain() => return Err(Ending::HandBack),
             () = tokio::time::sleep(SLOT_PATIENCE) => {
-                self.say_received(envelope, received_at).await?;
+                Box::pin(self.say_received(envelope, received_at)).await?;
                 tokio::select! {
                     taken = &mut waiting => taken,
                     () = self.stages.reached_drain() => return Err(Ending::HandBack),
-                    () = tokio::time::sleep(self.longest_hold) => return Err(self.become_guard(envelope).await),
+                    () = tokio::time::sleep(self.longest_hold) => return Err(Box::pin(self.become_guard(envelope)).await),
                 }
             }
         };

@@ -63,7 +63,7 @@ impl TaskProcessor {
                     Ok(outcome) => within(outcome, self.app.0.limits.results),
                     Err(NoOutcome::Superseded) => return self.superseded(holding),
                     Err(NoOutcome::HandBack) => {
-                        return Some(self.hand_back(holding, registered, &held).await);
+                        return Some(Box::pin(self.hand_back(holding, registered, &held)).await);
                     }
                     Err(NoOutcome::Unstoppable) => return Some(Ending::Leave),
                 }

@@ -22,18 +22,18 @@ impl TaskProcessor {
         let published = match follow_up {
             FollowUp::Nothing => return Ending::Ack,
             FollowUp::NextRun { due, counters, token } => {
-                self.publish_next(envelope, *due, *counters, *token).await
+                Box::pin(self.publish_next(envelope, *due, *counters, *token)).await
             }
             FollowUp::DeadLetter { attempt, kind, error } => {
                 let dead_id = format!("{}.{attempt}", envelope.id);
                 let (message, reason) = (self.app.seal(envelope), DeadReason::of(*kind, error));
-                self.bury(&envelope.queue, &message, &dead_id, reason, error).await
+                Box::pin(self.bury(&envelope.queue, &message, &dead_id, reason, error)).await
             }
         };
         match published {
             Ok(()) => {}
             Err(Unpublished::Leaving) => return Ending::Leave,
-            Err(Unpublished::Never(error)) => return self.never_runs_again(envelope, &error).await,
+            Err(Unpublished::Never(error)) => return Box::pin(self.never_runs_again(envelope, &error)).await,
         }
         if let Some(done) = follow_up.done(&envelope.id, envelope.attempt)
             && self.steady.commit(&done).await.is_err()

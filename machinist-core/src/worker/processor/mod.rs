@@ -6,6 +6,8 @@
 //! Each step has a file: what comes before a start ([`arrive`]), the start itself ([`start`]), the handler ([`call`]),
 //! its outcome ([`record`]), what that demands ([`follow`]), and what is never run here ([`refuse`]). The decisions are
 //! in [`crate::record`].
+//!
+//! What happens to few deliveries is boxed where it is awaited, so that the future of every delivery stays small.
 
 mod arrive;
 mod call;
@@ -143,10 +145,10 @@ impl TaskProcessor {
                 (ending, Some(receipt))
             }
             Opened::NotYet(reason, error) => {
-                (self.postpone(&queue, &message, reason, &error).await, Some(receipt))
+                (Box::pin(self.postpone(&queue, &message, reason, &error)).await, Some(receipt))
             }
             Opened::Dead(reason, error) => {
-                (self.bury_foreign(&queue, &message, reason, &error).await, Some(receipt))
+                (Box::pin(self.bury_foreign(&queue, &message, reason, &error)).await, Some(receipt))
             }
         };
         self.settle(ending, receipt).await;
@@ -173,7 +175,7 @@ impl TaskProcessor {
             return ending;
         }
         let Some(task) = self.tasks.get(&holding.envelope.name) else {
-            return self.unknown_task(&holding.envelope).await;
+            return Box::pin(self.unknown_task(&holding.envelope)).await;
         };
         let more = self.sessions.verdict().saturating_sub(BUSY_WAITS.iter().sum());
         let waits = BUSY_WAITS.into_iter().chain((!more.is_zero()).then_some(more));
@@ -181,7 +183,7 @@ impl TaskProcessor {
         let mut alone = false;
         loop {
             let slot = if alone {
-                self.all_slots(&holding.envelope).await
+                Box::pin(self.all_slots(&holding.envelope)).await
             } else {
                 self.slot(&holding.envelope, received_at).await
             };
@@ -209,7 +211,7 @@ impl TaskProcessor {
                     () = tokio::time::sleep(wait) => {}
                     () = self.stages.reached_drain() => return Ending::HandBack,
                 },
-                None => return self.become_guard(&holding.envelope).await,
+                None => return Box::pin(self.become_guard(&holding.envelope)).await,
             }
         }
     }

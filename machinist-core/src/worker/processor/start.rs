@@ -53,14 +53,16 @@ impl TaskProcessor {
         loop {
             match self.steady.commit(&commit).await {
                 Ok(Committed::Done) => {}
-                Ok(Committed::Refused(facts)) => match self.refused_start(envelope, &asking, facts).await {
-                    Ok(Refused::Ours(mine)) => held = *mine,
-                    Ok(Refused::TakeOver(next)) => {
-                        (commit, held) = *next;
-                        continue;
+                Ok(Committed::Refused(facts)) => {
+                    match Box::pin(self.refused_start(envelope, &asking, facts)).await {
+                        Ok(Refused::Ours(mine)) => held = *mine,
+                        Ok(Refused::TakeOver(next)) => {
+                            (commit, held) = *next;
+                            continue;
+                        }
+                        Err(asked) => return asked,
                     }
-                    Err(asked) => return asked,
-                },
+                }
                 Err(Leaving) => return Asked::Settle(Ending::Leave),
             }
             if registered.hold(&held) {
