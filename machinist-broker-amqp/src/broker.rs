@@ -81,9 +81,12 @@ impl AmqpBroker {
             )));
         }
         let settings = Arc::new(Settings { address, tls, connection_name, plan, topology });
-        let publishing = match Link::open(Arc::clone(&settings), "publishing").await {
+        // On the heap: opening a connection weighs many KB, and callers await this as part of what they do.
+        let publishing = match Box::pin(Link::open(Arc::clone(&settings), "publishing")).await {
             Ok(link) => Arc::new(link),
-            Err(trouble) => return Err(connect::explain(trouble, &settings.address, &settings.tls).await),
+            Err(trouble) => {
+                return Err(Box::pin(connect::explain(trouble, &settings.address, &settings.tls)).await);
+            }
         };
         let tasks = TaskTracker::new();
         let lane = |_| {
@@ -111,10 +114,13 @@ impl AmqpBroker {
         if self.closing.is_cancelled() {
             return Err(Trouble::closed().into_broker_error());
         }
-        let open = || async { Link::open(Arc::clone(&self.settings), "consuming").await.map(Arc::new) };
+        let open =
+            || async { Box::pin(Link::open(Arc::clone(&self.settings), "consuming")).await.map(Arc::new) };
         match self.consuming.get_or_try_init(open).await {
             Ok(link) => Ok(link),
-            Err(trouble) => Err(connect::explain(trouble, &self.settings.address, &self.settings.tls).await),
+            Err(trouble) => {
+                Err(Box::pin(connect::explain(trouble, &self.settings.address, &self.settings.tls)).await)
+            }
         }
     }
 
