@@ -30,8 +30,9 @@ pub(crate) const CHUNK: usize = 256;
 /// so by itself.
 const TIMEOUTS_IN_A_ROW: u32 = 2;
 
-/// More runtimes than that do not use one backend at once; what is older belongs to runtimes that are gone.
-const MOST_RUNTIMES: usize = 8;
+/// More runtimes than that do not use one backend at once, although each worker has one more for its session; what is
+/// older belongs to runtimes that are gone.
+const MOST_RUNTIMES: usize = 64;
 
 /// The kept connections of one backend.
 pub(crate) struct Links {

@@ -131,6 +131,7 @@ macro_rules! backend_suite {
             a_renewal_prolongs_the_lease
             a_renewal_returns_records_and_publishes_info
             sessions_are_listed_with_their_info
+            a_worker_whose_runtime_is_blocked_keeps_its_session
             indexes_are_ordered_and_paged
             a_note_may_be_repeated_and_moves_its_member
             indexes_are_apart
@@ -167,6 +168,7 @@ mod tests {
             include_str!("broker/delays.rs"),
             include_str!("broker/connections.rs"),
             include_str!("backend/mod.rs"),
+            include_str!("backend/blocked.rs"),
             include_str!("backend/commits.rs"),
             include_str!("backend/expiry.rs"),
             include_str!("backend/watching.rs"),

@@ -1,6 +1,7 @@
 //! What a backend promises.
 
 pub mod agreement;
+mod blocked;
 mod commits;
 mod expiry;
 mod indexes;
@@ -18,7 +19,8 @@ use machinist_core::{
 };
 
 pub use self::{
-    agreement::backend_agrees_with_memory, commits::*, expiry::*, indexes::*, sessions::*, watching::*,
+    agreement::backend_agrees_with_memory, blocked::*, commits::*, expiry::*, indexes::*, sessions::*,
+    watching::*,
 };
 use crate::{
     eventually,

@@ -22,6 +22,7 @@ mod open;
 mod options;
 mod processor;
 mod progress;
+mod renewal;
 mod run;
 mod session;
 mod steady;
@@ -33,7 +34,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use builder::{BuildError, WorkerBuilder};
 pub use drain::{Drained, Stages};
 pub use options::{Class, Classify, TaskOptions};
-pub(crate) use session::ring;
+pub(crate) use renewal::ring;
 
 use crate::{
     app::App,
@@ -42,6 +43,7 @@ use crate::{
     id::{QueueName, TaskName},
 };
 use processor::TaskProcessor;
+use renewal::Renewals;
 
 /// How long handlers have to end after their cancellation was fired, before they are cut off.
 const CANCELLED: Duration = Duration::from_secs(5);
@@ -94,6 +96,9 @@ pub enum WorkerError {
     /// The backend did not open a session.
     #[error("the worker could not open its session in the backend")]
     Backend(#[from] BackendError),
+    /// The system gave no thread to renew the session on.
+    #[error("the worker could not start the thread that renews its session")]
+    Thread(#[source] std::io::Error),
     /// The broker did not confirm the subscription.
     #[error("the worker could not subscribe to its queues")]
     Broker(#[from] BrokerError),
@@ -144,8 +149,7 @@ impl Worker {
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<Drained, WorkerError> {
         let Self { processor, queues, prefetch, grace, stages, ready } = self;
         processor.sessions.open().await?;
-        let renewing = tokio::spawn(session::keep(Arc::clone(&processor)));
-        let _abort = AbortOnDrop(renewing);
+        let renewals = Renewals::begin(&processor).map_err(WorkerError::Thread)?;
         let mut consumer =
             processor.app.broker().consume(Consume { queues: queues.clone(), prefetch }).await?;
         remember_queues(&processor.app, &queues).await;
@@ -166,6 +170,7 @@ impl Worker {
         tracker.close();
         drain::wait_through(&tracker, &stages, grace).await;
         let drained = processor.drained();
+        renewals.end().await;
         if drained.unfinished == 0 {
             processor.sessions.close().await;
         }
@@ -204,15 +209,6 @@ async fn remember_queues(app: &App, queues: &[QueueName]) {
     let note = |queue: &QueueName| Note::Put { index: Index::Queues, at, member: queue.to_string() };
     if let Err(error) = app.backend().note(queues.iter().map(note).collect()).await {
         tracing::debug!(%error, "the queues could not be listed in the backend");
-    }
-}
-
-/// A background duty ends with the worker, however the worker ends.
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

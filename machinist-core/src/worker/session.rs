@@ -15,16 +15,12 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::processor::TaskProcessor;
 use crate::{
     app::App,
-    backend::{BackendError, Commit, Committed, Watch},
+    backend::{Backend, BackendError, Committed},
     id::{RunId, SessionId, TaskId},
     record::{Facts, Held, Upkeep, name},
 };
-
-/// How long a worker that was rung for waits before it looks.
-const ECHO: Duration = Duration::from_millis(50);
 
 /// The leases of a worker, as shares of one duration.
 #[derive(Debug, Clone, Copy)]
@@ -42,12 +38,12 @@ impl Lease {
     }
 
     /// How often it is renewed.
-    fn renewal(self) -> Duration {
+    pub(super) fn renewal(self) -> Duration {
         self.0 / 3
     }
 
     /// How often other sessions are looked at.
-    fn look(self) -> Duration {
+    pub(super) fn look(self) -> Duration {
         self.0 * 2 / 15
     }
 
@@ -157,6 +153,19 @@ impl Sessions {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn lease(&self) -> Lease {
+        self.lease
+    }
+
+    pub(super) fn backend(&self) -> &dyn Backend {
+        self.app.backend().as_ref()
+    }
+
+    /// The session, be it alive or not.
+    pub(super) fn current(&self) -> SessionId {
+        self.known().session.clone()
+    }
+
     /// Opens the session that this process will have from now on.
     pub(super) async fn open(&self) -> Result<(), BackendError> {
         let session = SessionId::fresh();
@@ -263,7 +272,7 @@ impl Sessions {
     }
 
     /// Renews the lease, and learns in the same round trip what became of what runs here.
-    async fn renew(&self) -> Result<(), BackendError> {
+    pub(super) async fn renew(&self) -> Result<(), BackendError> {
         let session = self.known().session.clone();
         let runs = self.runs();
         let ids: Vec<_> = runs.iter().map(|(_, held)| held.id.clone()).collect();
@@ -343,7 +352,7 @@ impl Sessions {
     }
 
     /// Looks at the sessions that somebody waits for.
-    async fn look(&self) -> Result<(), BackendError> {
+    pub(super) async fn look(&self) -> Result<(), BackendError> {
         let wanted: Vec<SessionId> = {
             let (now, interest) = (Instant::now(), self.lease.interest());
             let mut known = self.known();
@@ -431,81 +440,4 @@ impl Drop for Registered {
     fn drop(&mut self) {
         self.sessions.known().runs.remove(&self.run);
     }
-}
-
-/// Whoever wants the worker of a session to look at what it runs rings here: nothing is stored under this id, it is
-/// only watched. One watch for each worker, not one for each running task.
-pub(crate) fn bell(session: &SessionId) -> TaskId {
-    // INVARIANT: a session's name is a short text.
-    TaskId::parse(&format!("session.{}", session.as_str())).expect("a short text")
-}
-
-/// The commit that rings.
-pub(crate) fn ring(session: &SessionId) -> Commit {
-    Commit { wake: true, ..Commit::new(bell(session)) }
-}
-
-/// Listens for those who want this worker to look. Without an ear it looks at its next renewal.
-#[derive(Default)]
-struct Ear {
-    heard: Option<(SessionId, Watch)>,
-}
-
-impl Ear {
-    /// Listens for the session that the worker has now.
-    async fn follow(&mut self, sessions: &Sessions) {
-        let session = sessions.known().session.clone();
-        if self.heard.as_ref().is_some_and(|(heard, _)| *heard == session) {
-            return;
-        }
-        self.heard = match sessions.app.backend().watch(&bell(&session)).await {
-            Ok(watch) => Some((session, watch)),
-            Err(error) => {
-                tracing::debug!(%error, "a revoked task will be noticed at a renewal only");
-                None
-            }
-        };
-    }
-
-    async fn rung(&mut self) {
-        match &mut self.heard {
-            Some((_, watch)) => watch.changed().await,
-            None => std::future::pending().await,
-        }
-    }
-}
-
-/// Keeps the session alive and looks at others, for as long as the worker runs.
-pub(super) async fn keep(processor: Arc<TaskProcessor>) {
-    let sessions = &processor.sessions;
-    tokio::join!(
-        async {
-            let mut ear = Ear::default();
-            loop {
-                ear.follow(sessions).await;
-                tokio::select! {
-                    () = tokio::time::sleep(sessions.lease.renewal()) => {}
-                    // Many who ring at once are answered together.
-                    () = ear.rung() => tokio::time::sleep(ECHO).await,
-                }
-                while let Err(error) = sessions.renew().await {
-                    processor.steady.answered(false);
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "the session was not renewed; trying again"
-                    );
-                    tokio::time::sleep(sessions.lease.renewal() / 5).await;
-                }
-                processor.steady.answered(true);
-            }
-        },
-        async {
-            loop {
-                tokio::time::sleep(sessions.lease.look()).await;
-                if let Err(error) = sessions.look().await {
-                    tracing::debug!(%error, "could not look at other sessions");
-                }
-            }
-        },
-    );
 }

@@ -1,0 +1,215 @@
+//! Keeps a worker's session alive, and looks at those of others, for as long as the worker runs.
+//!
+//! Where other processes share the backend, this is done on a thread of its own: a handler that blocks its runtime (a
+//! blocking call in an `async fn`) must not cost the worker its session, or everything it runs would be run once more
+//! elsewhere.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Notify, task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{processor::TaskProcessor, session::Sessions};
+use crate::{
+    backend::{Commit, Watch},
+    id::{SessionId, TaskId},
+};
+
+/// How long a worker that was rung for waits before it looks.
+const ECHO: Duration = Duration::from_millis(50);
+/// How often the worker's runtime shows that it runs.
+const BEAT: Duration = Duration::from_millis(500);
+
+/// The renewals of a worker's session. Dropped, they end.
+pub(super) struct Renewals {
+    stop: CancellationToken,
+    ended: CancellationToken,
+    beside: [JoinHandle<()>; 2],
+}
+
+impl Renewals {
+    /// Begins them: on this runtime if the backend is in this process, else on a thread.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub(super) fn begin(processor: &Arc<TaskProcessor>) -> std::io::Result<Self> {
+        let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
+        let (rung, heart) = (Arc::new(Notify::new()), Heart::new());
+        let renewing = {
+            let (processor, rung, heart) = (Arc::clone(processor), Arc::clone(&rung), Arc::clone(&heart));
+            let (stop, told) = (stop.clone(), ended.clone().drop_guard());
+            async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = keep(&processor, &rung, &heart) => {}
+                }
+                drop(told);
+            }
+        };
+        if processor.app.backend().capabilities().shared {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            std::thread::Builder::new().name("machinist-session".to_owned()).spawn(move || {
+                runtime.block_on(renewing);
+                // Not for what an adapter left on its blocking pool.
+                runtime.shutdown_background();
+            })?;
+        } else {
+            tokio::spawn(renewing);
+        }
+        let sessions = Arc::clone(&processor.sessions);
+        let beside = [tokio::spawn(listen(sessions, rung)), tokio::spawn(async move { heart.beat().await })];
+        Ok(Self { stop, ended, beside })
+    }
+
+    /// Ends them, and waits until the last has ended: one that finds the session closed would open another.
+    pub(super) async fn end(self) {
+        self.stop.cancel();
+        self.ended.cancelled().await;
+    }
+}
+
+impl Drop for Renewals {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.beside.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// Renews and looks for ever.
+async fn keep(processor: &TaskProcessor, rung: &Notify, heart: &Heart) {
+    let (sessions, lease) = (&processor.sessions, processor.sessions.lease());
+    let renewing = async {
+        let mut silent = false;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(lease.renewal()) => {}
+                // Many who ring at once are answered together.
+                () = rung.notified() => tokio::time::sleep(ECHO).await,
+            }
+            heart.listen(lease.renewal(), &mut silent);
+            while let Err(error) = sessions.renew().await {
+                processor.steady.answered(false);
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the session was not renewed; trying again"
+                );
+                tokio::time::sleep(lease.renewal() / 5).await;
+            }
+            processor.steady.answered(true);
+        }
+    };
+    let looking = async {
+        loop {
+            tokio::time::sleep(lease.look()).await;
+            if let Err(error) = sessions.look().await {
+                tracing::debug!(%error, "could not look at other sessions");
+            }
+        }
+    };
+    tokio::join!(renewing, looking);
+}
+
+/// Whether the runtime that runs the handlers runs at all.
+#[derive(Debug)]
+struct Heart {
+    begun: Instant,
+    /// When it last beat, in milliseconds since it began.
+    last: AtomicU64,
+}
+
+impl Heart {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { begun: Instant::now(), last: AtomicU64::new(0) })
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    async fn beat(&self) {
+        loop {
+            self.last.store(self.millis(), Ordering::Relaxed);
+            tokio::time::sleep(BEAT).await;
+        }
+    }
+
+    /// Says so if it has been silent for longer than this, and when it beats again.
+    fn listen(&self, patience: Duration, silent: &mut bool) {
+        let since = Duration::from_millis(self.millis().saturating_sub(self.last.load(Ordering::Relaxed)));
+        let was = std::mem::replace(silent, since > patience + BEAT);
+        if *silent {
+            tracing::error!(
+                ?since,
+                "this worker's runtime is blocked: a handler makes a blocking call, or computes for long, in an async \
+                 fn. Register it as a blocking task. Its session is kept alive; nothing else goes on meanwhile"
+            );
+        } else if was {
+            tracing::warn!("this worker's runtime runs again");
+        }
+    }
+}
+
+/// Whoever wants the worker of a session to look at what it runs rings here: nothing is stored under this id, it is
+/// only watched. One watch for each worker, not one for each running task.
+pub(crate) fn bell(session: &SessionId) -> TaskId {
+    // INVARIANT: a session's name is a short text.
+    TaskId::parse(&format!("session.{}", session.as_str())).expect("a short text")
+}
+
+/// The commit that rings.
+pub(crate) fn ring(session: &SessionId) -> Commit {
+    Commit { wake: true, ..Commit::new(bell(session)) }
+}
+
+/// Tells of those who ring. Nothing depends on it: at its next renewal the worker looks anyway.
+async fn listen(sessions: Arc<Sessions>, rung: Arc<Notify>) {
+    let mut heard: Option<(SessionId, Watch)> = None;
+    loop {
+        let session = sessions.current();
+        if heard.as_ref().is_none_or(|(heard, _)| *heard != session) {
+            heard = match sessions.backend().watch(&bell(&session)).await {
+                Ok(watch) => Some((session, watch)),
+                Err(error) => {
+                    tracing::debug!(%error, "a revoked task will be noticed at a renewal only");
+                    None
+                }
+            };
+        }
+        let ringing = async {
+            match &mut heard {
+                Some((_, watch)) => watch.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = ringing => rung.notify_one(),
+            () = tokio::time::sleep(sessions.lease().renewal()) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_runtime_that_does_not_run_is_noticed_and_so_is_its_return() {
+        let (heart, patience, mut silent) = (Heart::new(), Duration::from_secs(5), false);
+        tokio::time::advance(patience).await;
+        heart.listen(patience, &mut silent);
+        assert!(!silent);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        heart.listen(patience, &mut silent);
+        assert!(silent);
+        let beats = tokio::time::timeout(BEAT / 2, heart.beat()).await;
+        assert!(beats.is_err());
+        heart.listen(patience, &mut silent);
+        assert!(!silent);
+    }
+}
