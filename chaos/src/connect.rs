@@ -6,9 +6,11 @@ use anyhow::Result;
 use machinist::{
     App,
     amqp::{AmqpBroker, AmqpOptions},
+    backend::Backend,
     broker::Broker,
     redis::{RedisBackend, RedisOptions},
 };
+use machinist_conformance::arrows::{Witness, Witnessed};
 
 /// Where to connect.
 #[derive(Debug, Clone, clap::Args)]
@@ -23,14 +25,28 @@ pub(crate) struct Servers {
 
 impl Servers {
     pub(crate) async fn app(&self, publish_deadline: Duration) -> Result<App> {
-        let broker = self.broker(AmqpOptions { publish_deadline, ..AmqpOptions::default() }).await?;
-        let options = RedisOptions { prefix: self.namespace.clone(), ..RedisOptions::default() };
-        let backend = RedisBackend::connect(&self.redis, options).await?;
-        Ok(App::builder(broker, Arc::new(backend)).allow_unsigned().build().await?)
+        let (broker, backend) = self.connect(publish_deadline).await?;
+        Ok(App::builder(broker, backend).allow_unsigned().build().await?)
     }
 
-    async fn broker(&self, options: AmqpOptions) -> Result<Arc<dyn Broker>> {
-        let options = AmqpOptions { namespace: self.namespace.clone(), ..options };
-        Ok(Arc::new(AmqpBroker::connect(&self.amqp, options).await?))
+    /// The same, with a witness before broker and backend.
+    pub(crate) async fn app_seen_by(
+        &self,
+        witness: &Arc<dyn Witness>,
+        publish_deadline: Duration,
+    ) -> Result<App> {
+        let (broker, backend) = self.connect(publish_deadline).await?;
+        let broker = Witnessed::new(Arc::clone(witness), broker);
+        let backend = Witnessed::new(Arc::clone(witness), backend);
+        Ok(App::builder(Arc::new(broker), Arc::new(backend)).allow_unsigned().build().await?)
+    }
+
+    async fn connect(&self, publish_deadline: Duration) -> Result<(Arc<dyn Broker>, Arc<dyn Backend>)> {
+        let namespace = self.namespace.clone();
+        let options = AmqpOptions { publish_deadline, namespace, ..AmqpOptions::default() };
+        let broker = AmqpBroker::connect(&self.amqp, options).await?;
+        let options = RedisOptions { prefix: self.namespace.clone(), ..RedisOptions::default() };
+        let backend = RedisBackend::connect(&self.redis, options).await?;
+        Ok((Arc::new(broker), Arc::new(backend)))
     }
 }

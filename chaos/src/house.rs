@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use machinist_conformance::Proxy;
+use machinist_conformance::{
+    Proxy,
+    arrows::{Side, Step},
+};
 use nix::sys::signal::Signal;
 use xtask::{
     interrupt::Interrupt,
@@ -15,10 +18,12 @@ use xtask::{
 };
 
 use crate::{
+    arrow,
     connect::Servers,
     ledger::{self, Ledger},
     load::Kind,
     process::{Process, Usage},
+    scenario::Scenario,
     size::Size,
 };
 
@@ -50,11 +55,11 @@ impl House {
     pub(crate) async fn open(
         services: Services,
         endpoints: &Endpoints,
-        name: &str,
+        scenario: Scenario,
         size: Size,
         dir: &Path,
-        poison: Option<Kind>,
     ) -> Result<Self> {
+        let name = scenario.name();
         let dir = dir.join(name);
         if dir.exists() {
             std::fs::remove_dir_all(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
@@ -69,7 +74,11 @@ impl House {
         let through = Servers { amqp: amqp_url, redis: redis_url, namespace: namespace.clone() };
         let direct =
             Servers { amqp: endpoints.amqp_url.clone(), redis: endpoints.redis_url.clone(), namespace };
-        let crew = Crew::hire(worker_args(&through, &dir, size), dir.clone())?;
+        let mut args = worker_args(&through, &dir, size);
+        if scenario == Scenario::Arrows {
+            args.push("--arrows".to_owned());
+        }
+        let crew = Crew::hire(args, dir.clone())?;
         let mut house = Self {
             services,
             interrupt: Interrupt::listen()?,
@@ -85,7 +94,7 @@ impl House {
             senders: Vec::new(),
         };
         house.send_to(QUEUE, None)?;
-        house.send_to(QUEUE, poison)?;
+        house.send_to(QUEUE, scenario.poison())?;
         house.every_worker_runs_since(0, Duration::from_secs(60)).await.context("at the start")?;
         Ok(house)
     }
@@ -150,6 +159,17 @@ impl House {
             ensure!(Instant::now() < until, "workers consume nothing within {limit:?}: {silent:?}");
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
+    }
+
+    /// Ends a worker at this arrow, whichever comes there first.
+    pub(crate) async fn end_one_at(&self, arrow: (Step, Side)) -> Result<()> {
+        arrow::order(&self.dir, arrow)?;
+        let until = Instant::now() + Duration::from_secs(60);
+        while arrow::file(&self.dir).exists() {
+            ensure!(Instant::now() < until, "no worker came to the arrow: {}", arrow::words(arrow));
+            self.pass(Duration::from_millis(50)).await?;
+        }
+        Ok(())
     }
 
     /// Tells the senders to stop and waits until each has all its answers.

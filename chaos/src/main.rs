@@ -11,6 +11,7 @@ macro_rules! say {
     }};
 }
 
+mod arrow;
 mod check;
 mod connect;
 mod house;

@@ -13,6 +13,7 @@ use xtask::{
 };
 
 use crate::{
+    arrow::ARROWS,
     check::{self, Book, Finals, Leniency, Tally},
     house::{House, OTHER_QUEUE},
     load::Kind,
@@ -77,6 +78,7 @@ scenarios! {
     QueueDeleted "queue-deleted" "an empty queue and the exchange are deleted and needed again"
     AckTimeout "ack-timeout" "RabbitMQ takes back what is not acknowledged within a second"
     Undecodable "undecodable" "messages that are none of ours among the tasks"
+    Arrows "arrows" "workers end themselves at every arrow of the delivery protocol, one after the other"
     Poison "poison" "tasks that end their process among the others"
 }
 
@@ -173,7 +175,7 @@ fn seconds(ms: u64) -> f64 {
 /// Runs one; what was violated.
 async fn run(scenario: Scenario, size: Size, dir: &Path, endpoints: &Endpoints) -> Result<Vec<String>> {
     let services = Services::at(&dir.join("servers"))?;
-    let mut house = House::open(services, endpoints, scenario.name(), size, dir, scenario.poison()).await?;
+    let mut house = House::open(services, endpoints, scenario, size, dir).await?;
     house.pass(size.calm()).await?;
     let before = house.crew.usage();
     let fault_began = Instant::now();
@@ -237,7 +239,7 @@ fn check_usage(before: &Usages, after: &Usages, violations: &mut Vec<String>) ->
 }
 
 impl Scenario {
-    fn poison(self) -> Option<Kind> {
+    pub(crate) fn poison(self) -> Option<Kind> {
         match self {
             Self::Undecodable => Some(Kind::Garbage),
             Self::Poison => Some(Kind::Abort),
@@ -254,14 +256,14 @@ impl Scenario {
             Self::Calm | Self::WorkerTerm | Self::RedisScripts | Self::Slow => 0,
             Self::Undecodable | Self::QueueDeleted | Self::RabbitMemory => 0,
             Self::WorkerKill => dismissed * held,
-            Self::Poison => crashed.len() * held,
+            Self::Poison | Self::Arrows => crashed.len() * held,
             _ => 10 * held,
         };
         Leniency {
             records_lost: matches!(self, Self::RedisFlush | Self::RedisRollback),
             paused: self == Self::WorkerFreeze,
             duplicates,
-            crashes: self == Self::Poison,
+            crashes: matches!(self, Self::Poison | Self::Arrows),
         }
     }
 
@@ -275,6 +277,13 @@ impl Scenario {
                 for _ in 0..rounds {
                     house.crew.dismiss_oldest(Signal::SIGKILL);
                     house.pass(Duration::from_millis(1500)).await?;
+                }
+            }
+            Self::Arrows => {
+                for arrow in ARROWS {
+                    house.end_one_at(arrow).await?;
+                    // Long enough for most that it held to be taken over: few tasks see two of these ends.
+                    house.pass(house.size.lease()).await?;
                 }
             }
             Self::WorkerTerm => {

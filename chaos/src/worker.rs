@@ -1,12 +1,18 @@
 //! A worker process, as an application would write it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use machinist::{App, Worker};
+use machinist_conformance::arrows::{Witness, WitnessedRuns};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{connect::Servers, ledger::Ledger, load};
+use crate::{
+    arrow::{self, Executor},
+    connect::Servers,
+    ledger::Ledger,
+    load,
+};
 
 /// Runs tasks until SIGTERM.
 #[derive(Debug, clap::Args)]
@@ -21,17 +27,28 @@ pub(crate) struct WorkerArgs {
     lease_ms: u64,
     #[arg(long)]
     concurrency: usize,
+    /// Ends itself at an arrow of the delivery protocol when it is told to.
+    #[arg(long)]
+    arrows: bool,
 }
 
 pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
     let ledger = Ledger::of(&args.dir).await?;
-    let app: App = args.servers.app(Duration::from_secs(30)).await?;
+    let (deadline, executor) = (Duration::from_secs(30), Executor(arrow::file(&args.dir)));
+    let witness: Arc<dyn Witness> = Arc::new(executor);
+    let app: App = match args.arrows {
+        true => args.servers.app_seen_by(&witness, deadline).await?,
+        false => args.servers.app(deadline).await?,
+    };
     let mut builder = Worker::builder(&app)
         .name(format!("w{}", std::process::id()))
         .concurrency(args.concurrency)
         .session_lease(Duration::from_millis(args.lease_ms))
         .state(ledger)
         .task(load::DO, load::run);
+    if args.arrows {
+        builder = builder.middleware(WitnessedRuns(witness));
+    }
     for queue in args.queues {
         builder = builder.queue(queue);
     }
