@@ -115,6 +115,7 @@ fn of_worker(
                 run: None,
                 held: None,
                 cancel: None,
+                alone: false,
                 at: At::Open,
             });
             add("receives", Kind::Receives(n), world);

@@ -4,6 +4,7 @@ use super::{
     super::{
         facts::{Counters, Facts, name},
         fold::Attempts,
+        poison::{Suspicion, suspicion},
         start::{Held, Meaning, Starting, judge},
         verdict::{FollowUp, Outcome, Verdict, decide},
     },
@@ -62,7 +63,7 @@ impl Model {
             worker: "w".to_owned(),
             received_at: Self::NOW,
             token: handler.msg.token,
-            alone: false,
+            alone: handler.alone && self.config.mutation != Some(Mutation::AloneUnsaid),
         }
     }
 
@@ -115,13 +116,24 @@ impl Model {
                 place.of_mut(world).at = At::End(Anybody::Revoked, self.store.facts(facts.clone()));
             }
             Meaning::Busy(_) => self.busy(world, place),
-            Meaning::TakeOver(next) => {
-                let (mut commit, held) = *next;
-                if self.config.mutation == Some(Mutation::StartUnguarded) {
-                    commit.unless.retain(|name| !name.starts_with("s:"));
+            Meaning::TakeOver(next) => match suspicion(facts, asking.attempt) {
+                Suspicion::Lost => {
+                    place.of_mut(world).at = At::End(Anybody::Lost, self.store.facts(facts.clone()));
                 }
-                place.of_mut(world).at = At::Ask(self.store.pending((commit, held)), session);
-            }
+                Suspicion::Suspect
+                    if !place.of(world).alone && self.config.mutation != Some(Mutation::SuspectInCompany) =>
+                {
+                    let handler = place.of_mut(world);
+                    (handler.run, handler.at) = (None, At::Suspect);
+                }
+                Suspicion::None | Suspicion::Suspect => {
+                    let (mut commit, held) = *next;
+                    if self.config.mutation == Some(Mutation::StartUnguarded) {
+                        commit.unless.retain(|name| !name.starts_with("s:"));
+                    }
+                    place.of_mut(world).at = At::Ask(self.store.pending((commit, held)), session);
+                }
+            },
         }
     }
 
@@ -143,7 +155,7 @@ impl Model {
 
     pub(super) fn busy(&self, world: &mut World, place: Place) {
         let handler = place.of_mut(world);
-        (handler.run, handler.at) = (None, At::Busy);
+        (handler.run, handler.alone, handler.at) = (None, false, At::Busy);
     }
 
     /// Whoever holds the delivery asks anew; who does not is done.

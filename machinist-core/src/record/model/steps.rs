@@ -60,7 +60,17 @@ pub(super) fn of_handler(model: &Model, world: &World, place: Place, steps: &mut
         on.step("leaves it", Kind::Fault, |_, world| place.of_mut(world).at = At::Left);
     }
     match handler.at {
+        At::Open | At::Busy | At::Suspect if !draining && !world.has_slot(place) => {}
         At::Open => on.step("asks", Kind::Normal, |model, world| model.ask(world, place)),
+        At::Suspect => {
+            on.step("asks alone", Kind::Normal, |model, world| {
+                place.of_mut(world).alone = true;
+                model.ask_now(world, place);
+            });
+            if handler.msg.generation < model.config.generations && !draining {
+                on.guard(GuardStep::None);
+            }
+        }
         At::Busy => {
             if draining || model.is_free(world, place) {
                 on.step("asks again", Kind::Normal, |model, world| model.ask(world, place));
@@ -296,7 +306,7 @@ impl Steps<'_> {
                 (Some(follow_up), _) => model.follow(world, place, follow_up),
                 // Started in time: this is another delivery of it.
                 (None, Anybody::Expired) => model.ask_now(world, place),
-                (None, Anybody::Revoked) => model.busy(world, place),
+                (None, Anybody::Revoked | Anybody::Lost) => model.busy(world, place),
             }
         });
     }
@@ -336,6 +346,12 @@ impl Steps<'_> {
 }
 
 impl World {
+    fn has_slot(&self, place: Place) -> bool {
+        let handler = place.of(self);
+        let alone = handler.alone || handler.at == At::Suspect;
+        self.workers[place.worker].has_slot(place.handler, alone)
+    }
+
     /// This world after a fault, if there is one left of it.
     pub(super) fn after(&self, fault: Fault) -> Option<Self> {
         let mut world = self.clone();

@@ -101,6 +101,8 @@ pub(super) struct Handler {
     pub(super) run: Option<u8>,
     pub(super) held: Option<HeldNo>,
     pub(super) cancel: Option<Why>,
+    /// A suspect, which runs alone in its process.
+    pub(super) alone: bool,
     pub(super) at: At,
 }
 
@@ -140,6 +142,8 @@ pub(super) enum At {
     Mark(FollowUpNo),
     Ack,
     Busy,
+    /// A suspect that waits until nothing else runs in its process.
+    Suspect,
     Guard(GuardStep),
     /// The process leaves: nothing more is done about it.
     Left,
@@ -164,6 +168,7 @@ pub(super) enum Say {
 pub(super) enum Anybody {
     Expired,
     Revoked,
+    Lost,
 }
 
 impl Anybody {
@@ -171,6 +176,7 @@ impl Anybody {
         match self {
             Self::Expired => FailureKind::Expired,
             Self::Revoked => FailureKind::Revoked,
+            Self::Lost => FailureKind::Lost,
         }
     }
 }
@@ -237,6 +243,13 @@ impl Worker {
             renewal: Renewal::Idle,
             handlers: Vec::new(),
         }
+    }
+
+    /// Whether a delivery has a slot to ask for a start with: all of them, if it has to run alone.
+    pub(super) fn has_slot(&self, handler: usize, alone: bool) -> bool {
+        let others = self.handlers.iter().enumerate().filter(|(other, _)| *other != handler);
+        let mut running = others.filter(|(_, other)| matches!(other.at, At::Ask(..) | At::Run(_)));
+        !running.any(|(_, other)| alone || other.alone)
     }
 
     pub(super) fn knows(&self, run: u8) -> bool {
