@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use machinist::{
-    Backoff, QueueName, TaskId,
+    Backoff, QueueName, TaskId, TaskName,
     clock::Timestamp,
     settings::{Overrides, parse_backoff, parse_duration},
     sign::{Algorithm, KeyId},
@@ -123,6 +123,9 @@ pub(crate) enum Command {
     Scheduled(Scheduled),
     /// List the queues and how much lies in them
     Queues(Queues),
+    /// Look at dead letters, send their tasks again, or throw them away
+    #[command(subcommand)]
+    Dead(Dead),
     /// Make a key that signs tasks and results
     Keygen(Keygen),
     /// Look at the keys that are configured, or at one key file; secrets are never shown
@@ -303,6 +306,83 @@ pub(crate) struct Retry {
     pub(crate) id: TaskId,
 }
 
+/// What nobody will run lies beside its queue, with the reason. Listing and showing takes nothing out of there.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Dead {
+    /// List them, from the oldest
+    List {
+        #[command(flatten)]
+        which: DeadWhich,
+        /// List no more than so many
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+    },
+    /// Show one: everything that is known without taking it out of its queue
+    Show {
+        /// Its id, as `dead list` shows it
+        id: String,
+    },
+    /// Send their tasks again, each as a task of its own, after verifying each message as a worker does
+    Replay(DeadSettle),
+    /// Throw them away
+    Purge(DeadSettle),
+}
+
+/// Which dead letters are meant: those that fit everything that is said.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct DeadWhich {
+    /// Their ids, as `dead list` shows them
+    #[arg(value_name = "ID")]
+    pub(crate) ids: Vec<String>,
+    /// Those of this queue
+    #[arg(long, short, value_name = "NAME", value_parser = queue)]
+    pub(crate) queue: Option<QueueName>,
+    /// Those with this reason: failed, lost, expired, unsigned, ...
+    #[arg(long, value_name = "WORD")]
+    pub(crate) reason: Option<String>,
+    /// Those of this task
+    #[arg(long, value_name = "NAME", value_parser = TaskName::parse)]
+    pub(crate) task: Option<TaskName>,
+    /// Those that have been dead for at least this long
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) older_than: Option<Duration>,
+    /// Those that have been dead for less than this
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) newer_than: Option<Duration>,
+}
+
+impl DeadWhich {
+    /// Whether nothing was said.
+    pub(crate) fn is_everything(&self) -> bool {
+        let Self { ids, queue, reason, task, older_than, newer_than } = self;
+        ids.is_empty()
+            && queue.is_none()
+            && reason.is_none()
+            && task.is_none()
+            && older_than.is_none()
+            && newer_than.is_none()
+    }
+}
+
+/// Exits with 1 if any of them was refused.
+#[derive(Debug, Args)]
+pub(crate) struct DeadSettle {
+    #[command(flatten)]
+    pub(crate) which: DeadWhich,
+    /// All there are
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Only say which would be meant
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// No more than so many, from the oldest
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) count: Option<u32>,
+    /// No more than so many a second
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) rate: Option<u32>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Scheduled {
     /// List no more than so many, from the earliest
@@ -391,6 +471,10 @@ mod tests {
             "retry 1",
             "scheduled",
             "queues",
+            "dead list",
+            "dead show 1",
+            "dead replay --all",
+            "dead purge --all",
             "keygen",
             "keys list",
             "doctor",

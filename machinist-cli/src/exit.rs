@@ -175,6 +175,7 @@ impl From<ControlError> for Failure {
         match error {
             ControlError::Unknown { id } => unknown(&id),
             ControlError::Send(error) => error.into(),
+            ControlError::Broker(error) => error.into(),
             ControlError::Backend(error) => error.into(),
             ControlError::State { ref id, .. } => {
                 let remedy = format!("`machinist status {id}` shows what became of it");

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::{
     args::Results,
     backend::{BackendError, Commit, Committed, Index, Note},
-    broker::{Publish, Target},
+    broker::{BrokerError, Publish, Target},
     client::{Client, sender_facts},
     clock::Timestamp,
     envelope::Envelope,
@@ -80,6 +80,9 @@ pub enum ControlError {
     /// The message could not be sent.
     #[error(transparent)]
     Send(#[from] SendError),
+    /// The broker could not be asked.
+    #[error("the broker could not be asked")]
+    Broker(#[from] BrokerError),
     /// The backend could not be asked.
     #[error("the backend could not be asked")]
     Backend(#[from] BackendError),
@@ -227,14 +230,26 @@ impl Client {
             return Err(self.wrong_state(id, &facts, "only a task in FAILURE can be sent again"));
         }
         let envelope = self.kept_envelope(id, &facts)?;
-        let again = self.name_successor(id, &facts).await?;
-        if !self.read(&again).await?.is_empty() {
+        self.send_again(id, envelope).await
+    }
+
+    /// Sends the task of an envelope as a task of its own, whose name is written into the record `named_at`. Until that
+    /// task is known to have come to a worker its message is published again: nobody knows what an interruption left.
+    pub(crate) async fn send_again(
+        &self,
+        named_at: &TaskId,
+        envelope: Envelope,
+    ) -> Result<AsyncResult<Results>, ControlError> {
+        let of = envelope.id.clone();
+        let again = self.name_successor(named_at).await?;
+        let known = self.read(&again).await?;
+        if known.has(name::END) || !matches!(unstarted(&known), Ok(Unstarted { attempt: 1, .. })) {
             return Ok(AsyncResult::sent(self.app.clone(), again));
         }
         let now = self.app.clock().now();
         let envelope = envelope.anew(again, now, TraceContext::current());
         let mut record = sender_facts(&envelope);
-        record.facts.push((name::RETRY_OF.to_owned(), text(id)));
+        record.facts.push((name::RETRY_OF.to_owned(), text(&of)));
         let target = Target::Queue(envelope.queue.clone());
         let publish = Publish { target, message: self.app.seal(&envelope), delay: std::time::Duration::ZERO };
         let ready = vec![Ok((envelope.id.clone(), None))];
@@ -244,11 +259,8 @@ impl Client {
 
     /// Writes down which task repeats this one, before it is sent: whoever asks meanwhile, or after a crash, sends
     /// the same one.
-    async fn name_successor(&self, id: &TaskId, facts: &Facts) -> Result<TaskId, ControlError> {
+    async fn name_successor(&self, id: &TaskId) -> Result<TaskId, ControlError> {
         let named = |facts: &Facts| facts.text(name::RETRIED_AS).and_then(|text| TaskId::parse(&text).ok());
-        if let Some(again) = named(facts) {
-            return Ok(again);
-        }
         let fresh = TaskId::fresh();
         let mut commit = Commit::new(id.clone());
         commit.unless = vec![name::RETRIED_AS.to_owned()];
@@ -262,7 +274,7 @@ impl Client {
         }
     }
 
-    async fn read(&self, id: &TaskId) -> Result<Facts, BackendError> {
+    pub(crate) async fn read(&self, id: &TaskId) -> Result<Facts, BackendError> {
         let mut facts = self.app.0.backend.read(std::slice::from_ref(id)).await?;
         Ok(facts.pop().unwrap_or_default())
     }
@@ -272,7 +284,7 @@ impl Client {
         if facts.is_empty() { Err(ControlError::Unknown { id: id.clone() }) } else { Ok(facts) }
     }
 
-    async fn commit(&self, commit: Commit) -> Result<Committed, BackendError> {
+    pub(crate) async fn commit(&self, commit: Commit) -> Result<Committed, BackendError> {
         // INVARIANT: one answer for one commit.
         self.app.0.backend.commit(vec![commit]).await.pop().expect("one answer")
     }
@@ -304,7 +316,7 @@ impl Client {
     }
 
     /// A commit as it must be written: an end that nobody would believe is refused here.
-    fn attested(&self, commit: Commit) -> Result<Commit, ControlError> {
+    pub(crate) fn attested(&self, commit: Commit) -> Result<Commit, ControlError> {
         let commit = self.app.0.trust.attest(commit);
         let facts: Facts = commit.facts.iter().cloned().collect();
         match self.app.0.trust.check_end(&commit.id, &facts) {

@@ -443,16 +443,40 @@ impl DeadReason {
     }
 }
 
+/// What a dead letter says beside what its message says.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct DeadMark {
+    pub(crate) dead_id: String,
+    /// A word of [`DeadReason`], where a program of this version wrote it.
+    pub(crate) reason: String,
+    pub(crate) error: ErrorText,
+    pub(crate) at: Timestamp,
+}
+
+impl DeadMark {
+    /// Reads it; `None` where we did not put the message there.
+    pub(crate) fn read(message: &Message) -> Option<Self> {
+        let text = |name: &str| message.headers.get(name).and_then(HeaderValue::as_text);
+        let at = message.headers.get(header::DEAD_AT).and_then(HeaderValue::as_int);
+        Some(Self {
+            dead_id: text(header::DEAD_ID)?.to_owned(),
+            reason: text(header::DEAD_REASON).unwrap_or("unknown").to_owned(),
+            error: ErrorText::from(text(header::DEAD_ERROR).unwrap_or_default()),
+            at: Timestamp::from_micros(at.unwrap_or_default()),
+        })
+    }
+}
+
+/// Which attempt a message says it is for.
+pub(crate) fn attempt_of(message: &Message) -> Option<u32> {
+    Reader(message).attempt().ok()
+}
+
 /// A message as a dead letter: everything it had, and why it is here.
-pub(crate) fn dead_letter(
-    message: &Message,
-    dead_id: &str,
-    reason: DeadReason,
-    error: &ErrorText,
-    at: Timestamp,
-) -> Message {
+pub(crate) fn dead_letter(message: &Message, mark: &DeadMark) -> Message {
+    let DeadMark { dead_id, reason, error, at } = mark;
     let mut dead = message.clone();
-    dead.headers.insert(header::DEAD_ID.to_owned(), dead_id.into());
+    dead.headers.insert(header::DEAD_ID.to_owned(), dead_id.as_str().into());
     dead.headers.insert(header::DEAD_REASON.to_owned(), reason.as_str().into());
     dead.headers.insert(header::DEAD_ERROR.to_owned(), error.chain.join(": ").into());
     dead.headers.insert(header::DEAD_AT.to_owned(), at.as_micros().into());

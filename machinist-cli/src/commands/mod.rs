@@ -1,6 +1,7 @@
 //! What the program does, one file for each command.
 
 mod config;
+mod dead;
 mod doctor;
 mod init;
 mod keygen;
@@ -50,6 +51,7 @@ pub(crate) async fn run(cli: Cli, build: BuildWorker<'_>) -> Result<Code, Failur
         Command::Keys(what) => keys::run(what, flags, json),
         Command::Config => config::run(&Settings::load(flags)?, json),
         Command::Doctor => doctor::run(&Settings::load(flags)?, json).await,
+        Command::Dead(what) => dead::run(what, &Settings::load(flags)?, json).await,
         Command::Queues(what) => queues::run(&what, &Settings::load(flags)?, json).await,
         Command::Revoke(what) => revoke::run(&what, &Settings::load(flags)?, json).await,
         Command::Retry(what) => retry::run(&what, &Settings::load(flags)?, json).await,

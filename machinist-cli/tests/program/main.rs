@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod command_tasks;
+mod dead;
 mod keys;
 mod locked_down;
 mod long;

@@ -114,6 +114,9 @@ pub(crate) mod name {
     /// What a sender writes: dropped again when its message was certainly not queued.
     pub(crate) const OF_SENDER: [&str; 8] = [TASK, QUEUE, TRACE, SENT, ETA, EXPIRES, MESSAGE, RETRY_OF];
 
+    /// About a dead letter, in a record of its own.
+    pub(crate) const DEAD: &str = "dead";
+
     pub(crate) const END: &str = "end";
     pub(crate) const FOLLOWED: &str = "f";
     pub(crate) const REVOKED: &str = "rv";

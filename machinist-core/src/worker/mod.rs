@@ -33,6 +33,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use builder::{BuildError, WorkerBuilder};
 pub use drain::{Drained, Stages};
+pub(crate) use open::{Opened, open};
 pub use options::{Class, Classify, TaskOptions};
 pub(crate) use renewal::ring;
 

@@ -24,7 +24,7 @@ use crate::{
 
 /// What a message turned out to be.
 #[derive(Debug)]
-pub(super) enum Opened {
+pub(crate) enum Opened {
     /// A task for this queue, from somebody who may send it.
     Task(Envelope),
     /// Authentic, and not to be run: its record is asked first, and then says why.
@@ -36,7 +36,7 @@ pub(super) enum Opened {
 }
 
 /// Opens a message that came from a queue.
-pub(super) fn open(
+pub(crate) fn open(
     trust: &Trust,
     limits: &Limits,
     queue: &QueueName,

@@ -10,7 +10,8 @@ use crate::{
     backend::{Index, Note},
     broker::{Message, Publish, PublishError, Target},
     clock::Timestamp,
-    envelope::{DeadReason, Envelope, dead_letter},
+    dead::{DeadLetter, enter},
+    envelope::{DeadMark, DeadReason, Envelope, dead_letter},
     id::{QueueName, TaskId},
     record::{Counters, ErrorText, Facts, FailureKind, FollowUp},
     worker::steady::Unpublished,
@@ -82,10 +83,15 @@ impl TaskProcessor {
         reason: DeadReason,
         error: &ErrorText,
     ) -> Result<(), Unpublished> {
-        let at = self.now();
+        let mark = DeadMark {
+            dead_id: dead_id.to_owned(),
+            reason: reason.as_str().to_owned(),
+            error: error.clone(),
+            at: self.now(),
+        };
         let publish = Publish {
             target: Target::DeadLetters(queue.clone()),
-            message: dead_letter(message, dead_id, reason, error, at),
+            message: dead_letter(message, &mark),
             delay: Duration::ZERO,
         };
         match self.steady.publish(&publish).await {
@@ -96,8 +102,7 @@ impl TaskProcessor {
             }
             Err(leaving) => return Err(leaving),
         }
-        let note = Note::Put { index: Index::DeadLetters, at, member: format!("{queue} {dead_id}") };
-        if let Err(error) = self.app.backend().note(vec![note]).await {
+        if let Err(error) = enter(&self.app, &DeadLetter::of(queue, message, mark)).await {
             tracing::debug!(%error, "a dead letter was not indexed; whoever lists them finds it in its queue");
         }
         Ok(())

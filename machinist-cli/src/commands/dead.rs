@@ -1,0 +1,268 @@
+//! `machinist dead`: what nobody will run, why, and what is done about it.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use machinist::{
+    App, DeadFilter, DeadLetter, QueueName, Settlement,
+    backend::Index,
+    settings::{Settings, show_duration},
+};
+use serde::Serialize;
+
+use super::{connect, connect_reader};
+use crate::{
+    args::{Dead, DeadSettle, DeadWhich},
+    exit::{Code, Failure},
+    output,
+    view::printable,
+};
+
+/// How many names of queues are read at once.
+const PAGE: usize = 1000;
+
+#[derive(Serialize)]
+struct Row<'a> {
+    dead_id: &'a str,
+    queue: &'a str,
+    reason: &'a str,
+    task: Option<&'a str>,
+    name: Option<&'a str>,
+    attempt: Option<u32>,
+    /// What went wrong, outermost first.
+    error: &'a [String],
+    at: String,
+    /// In bytes of headers and body.
+    size: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<Outcome>,
+}
+
+#[derive(Serialize)]
+struct Outcome {
+    /// `replayed`, `purged`, `refused`, `missing`; with --dry-run `would be replayed`, `would be purged`.
+    done: &'static str,
+    /// The task that was sent, or why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    as_task: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+}
+
+impl Outcome {
+    fn of(settlement: &Settlement) -> Self {
+        let (done, as_task, why) = match settlement {
+            Settlement::Replayed(id) => ("replayed", Some(id.to_string()), None),
+            Settlement::Purged => ("purged", None, None),
+            Settlement::Refused(why) => ("refused", None, Some(why.clone())),
+            _ => ("missing", None, Some("it was not found in its queue".to_owned())),
+        };
+        Self { done, as_task, why }
+    }
+
+    fn text(&self) -> String {
+        let detail = self.as_task.as_deref().map(|id| format!(" as {id}"));
+        let detail = detail.or_else(|| self.why.as_deref().map(|why| format!(": {why}")));
+        format!("{}{}", self.done, printable(&detail.unwrap_or_default()))
+    }
+}
+
+fn row(letter: &DeadLetter, outcome: Option<Outcome>) -> Row<'_> {
+    Row {
+        dead_id: &letter.dead_id,
+        queue: letter.queue.as_str(),
+        reason: &letter.reason,
+        task: letter.task.as_ref().map(|id| id.as_str()),
+        name: letter.name.as_ref().map(|name| name.as_str()),
+        attempt: letter.attempt,
+        error: &letter.error.chain,
+        at: letter.at.to_string(),
+        size: letter.size,
+        outcome,
+    }
+}
+
+pub(super) async fn run(what: Dead, settings: &Settings, json: bool) -> Result<Code, Failure> {
+    match what {
+        Dead::List { which, limit } => {
+            let app = connect_reader(settings).await?;
+            let letters = find(&app, &which, settings, limit as usize).await?;
+            list(&app, &letters, json)?;
+            app.broker().close().await;
+            Ok(Code::Success)
+        }
+        Dead::Show { id } => {
+            let app = connect_reader(settings).await?;
+            let which = DeadWhich { ids: vec![id.clone()], ..DeadWhich::default() };
+            let found = find(&app, &which, settings, 1).await?;
+            let Some(letter) = found.first() else { return Err(unknown(&[id])) };
+            show(letter, json)?;
+            app.broker().close().await;
+            Ok(Code::Success)
+        }
+        Dead::Replay(how) => settle(how, Wish::Replay, settings, json).await,
+        Dead::Purge(how) => settle(how, Wish::Purge, settings, json).await,
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Replay,
+    Purge,
+}
+
+async fn settle(how: DeadSettle, wish: Wish, settings: &Settings, json: bool) -> Result<Code, Failure> {
+    if how.which.is_everything() && !how.all {
+        return Err(Failure::new(Code::Usage, "this would be about every dead letter")
+            .remedy("name some by their id, or by --queue, --reason, --task, --older-than; or say --all"));
+    }
+    // Looking needs no key; sending again signs.
+    let app = if wish == Wish::Replay && !how.dry_run {
+        connect(settings).await?
+    } else {
+        connect_reader(settings).await?
+    };
+    let count = how.count.map_or(usize::MAX, |count| count as usize);
+    let letters = find(&app, &how.which, settings, count).await?;
+    let missing: Vec<String> =
+        how.which.ids.iter().filter(|id| !letters.iter().any(|l| l.dead_id == **id)).cloned().collect();
+    if !missing.is_empty() && letters.len() < count {
+        return Err(unknown(&missing));
+    }
+    let mut code = Code::Success;
+    let mut rows = Vec::new();
+    let mut tell = |letter: &DeadLetter, outcome: Outcome| {
+        if matches!(outcome.done, "refused") || (outcome.done == "missing" && wish == Wish::Replay) {
+            code = Code::Failed;
+        }
+        if !json {
+            // What cannot be printed is done all the same.
+            let _ = output::line(&format!("{}  {}", printable(&letter.dead_id), outcome.text()));
+        }
+        rows.push((letter.clone(), outcome));
+    };
+    let pace = how.rate.map_or(Duration::ZERO, |rate| Duration::from_secs(1) / rate);
+    let client = app.client();
+    let settled = match wish {
+        _ if how.dry_run => {
+            let done = if wish == Wish::Replay { "would be replayed" } else { "would be purged" };
+            letters.iter().for_each(|letter| tell(letter, Outcome { done, as_task: None, why: None }));
+            Ok(())
+        }
+        Wish::Replay => {
+            let told = |letter: &DeadLetter, settlement| tell(letter, Outcome::of(&settlement));
+            client.replay_dead_letters(&letters, pace, told).await
+        }
+        Wish::Purge => {
+            let told = |letter: &DeadLetter, settlement| tell(letter, Outcome::of(&settlement));
+            client.purge_dead_letters(&letters, pace, told).await
+        }
+    };
+    if json {
+        let rows: Vec<Row<'_>> =
+            rows.iter_mut().map(|(letter, outcome)| row(letter, Some(take(outcome)))).collect();
+        output::json(&rows)?;
+    } else if letters.is_empty() {
+        output::note("no dead letter fits");
+    }
+    settled?;
+    app.broker().close().await;
+    Ok(code)
+}
+
+fn take(outcome: &mut Outcome) -> Outcome {
+    Outcome { done: outcome.done, as_task: outcome.as_task.take(), why: outcome.why.take() }
+}
+
+/// The letters that are meant. What a broker made dead by itself is put on the list first.
+async fn find(
+    app: &App,
+    which: &DeadWhich,
+    settings: &Settings,
+    limit: usize,
+) -> Result<Vec<DeadLetter>, Failure> {
+    let client = app.client();
+    // Who cannot verify must not say what became of a task; workers do it once a minute.
+    let verifies = settings.allow_unsigned.value || settings.keyring()?.is_some();
+    for queue in if verifies { queues(app, which, settings).await? } else { BTreeSet::new() } {
+        let added = client.index_dead_letters(&queue).await?;
+        if added > 0 {
+            output::note(&format!("machinist: {added} dead letters of queue {queue} were not on the list"));
+        }
+    }
+    let now = app.clock().now();
+    let filter = DeadFilter {
+        queue: which.queue.clone(),
+        reason: which.reason.clone(),
+        name: which.task.clone(),
+        until: which.older_than.map(|age| now.minus(age)),
+        since: which.newer_than.map(|age| now.minus(age)),
+        dead_ids: (!which.ids.is_empty()).then(|| which.ids.clone()),
+    };
+    Ok(client.dead_letters(&filter, limit).await?)
+}
+
+async fn queues(app: &App, which: &DeadWhich, settings: &Settings) -> Result<BTreeSet<QueueName>, Failure> {
+    if let Some(queue) = &which.queue {
+        return Ok(BTreeSet::from([queue.clone()]));
+    }
+    let mut names: BTreeSet<QueueName> = settings.worker.queues.value.iter().cloned().collect();
+    let mut after = None;
+    loop {
+        let page = app.backend().list(Index::Queues, after, PAGE).await?;
+        names.extend(page.iter().filter_map(|(_, name)| QueueName::parse(name).ok()));
+        if page.len() < PAGE {
+            return Ok(names);
+        }
+        after = page.into_iter().last();
+    }
+}
+
+fn list(app: &App, letters: &[DeadLetter], json: bool) -> Result<(), Failure> {
+    if json {
+        return output::json(&letters.iter().map(|letter| row(letter, None)).collect::<Vec<_>>());
+    }
+    let now = app.clock().now();
+    let cells = |letter: &DeadLetter| {
+        let age = Duration::from_secs(now.since(letter.at).as_secs());
+        vec![
+            letter.dead_id.clone(),
+            letter.queue.to_string(),
+            letter.name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
+            letter.reason.clone(),
+            show_duration(age),
+            letter.error.message().lines().next().unwrap_or_default().to_owned(),
+        ]
+    };
+    output::table(&["id", "queue", "task", "reason", "age", "error"], letters.iter().map(cells))
+}
+
+fn show(letter: &DeadLetter, json: bool) -> Result<(), Failure> {
+    if json {
+        return output::json(&row(letter, None));
+    }
+    let optional = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let mut lines = vec![
+        ("id", letter.dead_id.clone()),
+        ("queue", letter.queue.to_string()),
+        ("reason", letter.reason.clone()),
+        ("since", letter.at.to_string()),
+        ("task", optional(letter.task.as_ref().map(ToString::to_string))),
+        ("name", optional(letter.name.as_ref().map(ToString::to_string))),
+        ("attempt", optional(letter.attempt.map(|attempt| attempt.to_string()))),
+        ("size", format!("{} bytes", letter.size)),
+    ];
+    let mut label = "error";
+    for cause in &letter.error.chain {
+        lines.push((label, cause.clone()));
+        label = "";
+    }
+    for (label, text) in lines {
+        output::line(format!("{label:<10}{}", printable(&text)).trim_end())?;
+    }
+    Ok(())
+}
+
+fn unknown(ids: &[String]) -> Failure {
+    Failure::new(Code::UnknownId, format!("there is no dead letter {}", ids.join(", ")))
+        .remedy("`machinist dead list` shows which there are")
+}

@@ -1,0 +1,133 @@
+//! What the backend holds about a dead letter: a line of the list, and beside it a record of its own.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::DeadLetter;
+use crate::{
+    app::App,
+    backend::{BackendError, Commit, Index, Note},
+    broker::Message,
+    clock::Timestamp,
+    envelope::DeadMark,
+    id::{QueueName, TaskId, TaskName},
+    record::{ErrorText, Facts, json, name},
+};
+
+/// The fact that tells about a dead letter.
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    queue: String,
+    dead_id: String,
+    reason: String,
+    error: ErrorText,
+    task: Option<String>,
+    name: Option<String>,
+    attempt: Option<u32>,
+    size: usize,
+}
+
+impl DeadLetter {
+    /// What a message says that lies, or is to lie, beside this queue.
+    pub(crate) fn of(queue: &QueueName, message: &Message, mark: DeadMark) -> Self {
+        let DeadMark { dead_id, reason, error, at } = mark;
+        Self {
+            dead_id,
+            queue: queue.clone(),
+            reason,
+            error,
+            at,
+            task: message.id.as_deref().and_then(|id| TaskId::parse(id).ok()),
+            name: message.kind.as_deref().and_then(|name| TaskName::parse(name).ok()),
+            attempt: crate::envelope::attempt_of(message),
+            size: message.size(),
+        }
+    }
+
+    pub(super) fn member(&self) -> String {
+        format!("{} {}", self.queue, self.dead_id)
+    }
+}
+
+/// Where what is known about a line of the list is kept. A queue's name and an id may be long, and hold spaces.
+pub(super) fn record_of(member: &str) -> TaskId {
+    let digest = Sha256::digest(member.as_bytes());
+    let hex: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    // INVARIANT: a short text.
+    TaskId::parse(&format!("dead.{hex}")).expect("a short text")
+}
+
+/// Puts a dead letter on the list. Doing it again changes nothing.
+pub(crate) async fn enter(app: &App, letter: &DeadLetter) -> Result<(), BackendError> {
+    let member = letter.member();
+    let entry = Entry {
+        queue: letter.queue.to_string(),
+        dead_id: letter.dead_id.clone(),
+        reason: letter.reason.clone(),
+        error: letter.error.clone(),
+        task: letter.task.as_ref().map(TaskId::to_string),
+        name: letter.name.as_ref().map(TaskName::to_string),
+        attempt: letter.attempt,
+        size: letter.size,
+    };
+    let mut commit = Commit::new(record_of(&member));
+    commit.facts = vec![(name::DEAD.to_owned(), json(&entry))];
+    app.backend().commit(vec![commit]).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let note = Note::Put { index: Index::DeadLetters, at: letter.at, member };
+    app.backend().note(vec![note]).await
+}
+
+/// Takes a dead letter that is gone off the list.
+pub(super) async fn strike(app: &App, letter: &DeadLetter) -> Result<(), BackendError> {
+    let member = letter.member();
+    let mut commit = Commit::new(record_of(&member));
+    commit.drop = vec![name::DEAD.to_owned(), name::RETRIED_AS.to_owned()];
+    // The line first: a record without a line is found by nobody, a line without its record tells too little.
+    let note = Note::Remove { index: Index::DeadLetters, member };
+    app.backend().note(vec![note]).await?;
+    app.backend().commit(vec![commit]).await.into_iter().collect::<Result<Vec<_>, _>>().map(drop)
+}
+
+/// A line of the list with its record; where that is missing, as much as the line says.
+pub(super) fn letter(at: Timestamp, member: &str, facts: &Facts) -> Option<DeadLetter> {
+    let Some(entry) = facts.read::<Entry>(name::DEAD) else {
+        let (queue, dead_id) = member.rsplit_once(' ')?;
+        let task = dead_id.rsplit_once('.').and_then(|(id, _)| TaskId::parse(id).ok());
+        return Some(DeadLetter {
+            dead_id: dead_id.to_owned(),
+            queue: QueueName::parse(queue).ok()?,
+            reason: "unknown".to_owned(),
+            error: ErrorText::default(),
+            at,
+            task,
+            name: None,
+            attempt: None,
+            size: 0,
+        });
+    };
+    Some(DeadLetter {
+        dead_id: entry.dead_id,
+        queue: QueueName::parse(&entry.queue).ok()?,
+        reason: entry.reason,
+        error: entry.error,
+        at,
+        task: entry.task.and_then(|id| TaskId::parse(&id).ok()),
+        name: entry.name.and_then(|name| TaskName::parse(&name).ok()),
+        attempt: entry.attempt,
+        size: entry.size,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_without_its_record_still_names_the_letter() {
+        let found = letter(Timestamp::from_micros(7), "a queue t-1.3", &Facts::new()).unwrap();
+        assert_eq!((found.queue.as_str(), found.dead_id.as_str()), ("a queue", "t-1.3"));
+        assert_eq!(found.task.unwrap().as_str(), "t-1");
+        assert_eq!(found.reason, "unknown");
+        assert_ne!(record_of("q a"), record_of("q b"));
+    }
+}

@@ -1,0 +1,309 @@
+//! What is done about dead letters: sending their tasks again, throwing them away, putting them on the list.
+//!
+//! A letter leaves its queue after what it demands is certain: the message of its task's successor is confirmed
+//! first. Whoever is interrupted in between does it again: a successor is named once, and is one task however often
+//! it is sent.
+
+use std::{collections::HashMap, time::Duration};
+
+use super::{
+    DeadFilter, DeadLetter, entry,
+    pass::{Found, Pass},
+};
+use crate::{
+    broker::{Delivery, Message, Publish, Settle, Target},
+    client::Client,
+    control::ControlError,
+    envelope::{DeadMark, DeadReason, Envelope, dead_letter},
+    id::{QueueName, TaskId},
+    record::{ErrorText, Facts, FailureKind, State, end_by_anybody, fold, name, newest_start, owed},
+    stored::stored,
+    worker::{Opened, open},
+};
+
+/// What became of a dead letter.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Settlement {
+    /// Its task was sent again, as this one, and the letter is gone.
+    Replayed(TaskId),
+    /// The letter is gone.
+    Purged,
+    /// It stays, for this reason.
+    Refused(String),
+    /// It is on the list and was not found in its queue: somebody else is at it, or took it away. Purging it takes it
+    /// off the list.
+    Missing,
+}
+
+/// What is wanted of letters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Replay,
+    Purge,
+}
+
+impl Client {
+    /// Sends the tasks of these dead letters again, each as a task of its own, no more than one in each `pace`, and
+    /// says what became of each. A task is sent again once: where [`retry`](Self::retry) was asked before, it is that
+    /// task.
+    ///
+    /// The message is opened and verified as a worker does it; one that no key vouches for is refused and stays.
+    ///
+    /// # Errors
+    /// [`ControlError`] where broker or backend cannot be asked. What was said before is done, the rest is as it was;
+    /// asking again is fine.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves each letter settled or not; asking again is fine.
+    pub async fn replay_dead_letters(
+        &self,
+        letters: &[DeadLetter],
+        pace: Duration,
+        told: impl FnMut(&DeadLetter, Settlement),
+    ) -> Result<(), ControlError> {
+        self.settle_dead_letters(letters, Wish::Replay, pace, told).await
+    }
+
+    /// Throws these dead letters away, no more than one in each `pace`, and says what became of each.
+    ///
+    /// # Errors
+    /// As [`replay_dead_letters`](Self::replay_dead_letters).
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves each letter there or not; asking again is fine.
+    pub async fn purge_dead_letters(
+        &self,
+        letters: &[DeadLetter],
+        pace: Duration,
+        told: impl FnMut(&DeadLetter, Settlement),
+    ) -> Result<(), ControlError> {
+        self.settle_dead_letters(letters, Wish::Purge, pace, told).await
+    }
+
+    async fn settle_dead_letters(
+        &self,
+        letters: &[DeadLetter],
+        wish: Wish,
+        pace: Duration,
+        mut told: impl FnMut(&DeadLetter, Settlement),
+    ) -> Result<(), ControlError> {
+        let mut by_queue: HashMap<&QueueName, HashMap<&str, (&DeadLetter, bool)>> = HashMap::new();
+        let mut queues = Vec::new();
+        for letter in letters {
+            let of_queue = by_queue.entry(&letter.queue).or_insert_with(|| {
+                queues.push(&letter.queue);
+                HashMap::new()
+            });
+            of_queue.insert(&letter.dead_id, (letter, false));
+        }
+        for queue in queues {
+            let Some(wanted) = by_queue.get_mut(queue) else { continue };
+            let largest = wanted.values().map(|(letter, _)| letter.size).max().unwrap_or_default();
+            if let Some(mut pass) = Pass::begin(&self.app, queue, largest).await? {
+                let done = self.settle_in(&mut pass, wanted, wish, pace, &mut told).await;
+                // Also where it went wrong: what stays is handed back.
+                pass.end().await;
+                done?;
+            }
+            for (letter, done) in wanted.values() {
+                if !done {
+                    if wish == Wish::Purge {
+                        entry::strike(&self.app, letter).await?;
+                    }
+                    told(letter, Settlement::Missing);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Settles what is wanted of one queue.
+    async fn settle_in(
+        &self,
+        pass: &mut Pass,
+        wanted: &mut HashMap<&str, (&DeadLetter, bool)>,
+        wish: Wish,
+        pace: Duration,
+        told: &mut impl FnMut(&DeadLetter, Settlement),
+    ) -> Result<(), ControlError> {
+        let mut next = tokio::time::Instant::now();
+        while let Some(Found { delivery, letter }) = pass.next().await {
+            let one = letter.as_ref().and_then(|letter| wanted.get_mut(letter.dead_id.as_str()));
+            let Some((letter, done)) = one else {
+                pass.keep(delivery);
+                continue;
+            };
+            // A further copy of one letter is settled like the first, and not told.
+            if !*done {
+                tokio::time::sleep_until(next).await;
+                next = tokio::time::Instant::now() + pace;
+            }
+            let settlement = match wish {
+                Wish::Purge => Settlement::Purged,
+                Wish::Replay => self.replay(letter, &delivery.message).await?,
+            };
+            if let Settlement::Refused(_) = settlement {
+                pass.keep(delivery);
+            } else {
+                self.take_away(letter, delivery).await?;
+            }
+            if !std::mem::replace(done, true) {
+                told(letter, settlement);
+            }
+        }
+        Ok(())
+    }
+
+    /// A letter about which everything is done. One whose settlement is lost stays on the list, and in its queue.
+    async fn take_away(&self, letter: &DeadLetter, delivery: Delivery) -> Result<(), ControlError> {
+        match delivery.receipt.settle(Settle::Ack).await {
+            crate::broker::Settled::Done => Ok(entry::strike(&self.app, letter).await?),
+            crate::broker::Settled::Lost => Ok(()),
+        }
+    }
+
+    async fn replay(&self, letter: &DeadLetter, message: &Message) -> Result<Settlement, ControlError> {
+        let app = &self.app.0;
+        let now = app.clock.now();
+        let envelope = match open(&app.trust, &app.limits, &letter.queue, message, now) {
+            // Who sends a stale task again vouches for it anew.
+            Opened::Task(envelope) | Opened::Rejected(envelope, DeadReason::Stale, _) => envelope,
+            Opened::Rejected(_, reason, why) | Opened::NotYet(reason, why) | Opened::Dead(reason, why) => {
+                return Ok(Settlement::Refused(format!("{}: {why}", reason.as_str())));
+            }
+        };
+        let id = envelope.id.clone();
+        let facts = self.read(&id).await?;
+        if let Some(record) = fold(&id, &facts).filter(|record| record.state != State::Failure) {
+            return Ok(Settlement::Refused(format!("task {id} is {}: nothing failed", record.state)));
+        }
+        if let Err(why) = app.trust.may_sign(&envelope.name, &envelope.queue, now) {
+            return Ok(Settlement::Refused(why));
+        }
+        // A record that was forgotten is not made anew: the name is written beside the letter.
+        let named_at = if facts.is_empty() { entry::record_of(&letter.member()) } else { id };
+        Ok(Settlement::Replayed(self.send_again(&named_at, envelope).await?.id().clone()))
+    }
+
+    /// Puts dead letters on the list that lie beside a queue and are not on it; how many there were. One that a broker
+    /// put there by itself, because it had been delivered too often, gets its reason, and its task ends in
+    /// FAILURE/lost.
+    ///
+    /// Takes nothing out of the queue where everything is on the list.
+    ///
+    /// # Errors
+    /// [`ControlError`] where broker or backend cannot be asked.
+    ///
+    /// # Cancel safety
+    /// Safe: it may be repeated.
+    pub async fn index_dead_letters(&self, queue: &QueueName) -> Result<usize, ControlError> {
+        // In this order: what is listed after it was counted is no surplus.
+        let depths = self.app.broker().depth(std::slice::from_ref(queue)).await?;
+        let lies = depths.first().and_then(|depth| depth.dead).unwrap_or_default();
+        if lies == 0 {
+            return Ok(0);
+        }
+        let which = DeadFilter { queue: Some(queue.clone()), ..DeadFilter::default() };
+        let listed = self.dead_letters(&which, usize::MAX).await?;
+        if lies <= listed.len() as u64 {
+            return Ok(0);
+        }
+        let largest = listed.iter().map(|letter| letter.size).max().unwrap_or_default();
+        let known: std::collections::HashSet<&str> =
+            listed.iter().map(|letter| letter.dead_id.as_str()).collect();
+        let Some(mut pass) = Pass::begin(&self.app, queue, largest).await? else { return Ok(0) };
+        let mut added = 0;
+        let mut done = Ok(());
+        while let Some(Found { delivery, letter }) = pass.next().await {
+            done = match letter {
+                Some(letter) if known.contains(letter.dead_id.as_str()) => {
+                    pass.keep(delivery);
+                    continue;
+                }
+                Some(letter) => {
+                    pass.keep(delivery);
+                    entry::enter(&self.app, &letter).await.map_err(ControlError::from)
+                }
+                None => match self.bury_properly(queue, &delivery.message).await {
+                    Ok(true) => {
+                        delivery.receipt.settle(Settle::Ack).await;
+                        Ok(())
+                    }
+                    Ok(false) => {
+                        pass.keep(delivery);
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            if done.is_err() {
+                break;
+            }
+            added += 1;
+        }
+        pass.end().await;
+        done.map(|()| added)
+    }
+
+    /// Gives a letter that the broker made its reason: published anew, so that the bare one can go. `false` where that
+    /// is left to somebody who may say that its task is lost.
+    async fn bury_properly(&self, queue: &QueueName, message: &Message) -> Result<bool, ControlError> {
+        let app = &self.app.0;
+        let at = app.clock.now();
+        let lost = "it was delivered too often: its workers died before they could say what of";
+        let (dead_id, reason, error) = match open(&app.trust, &app.limits, queue, message, at) {
+            Opened::Task(envelope) | Opened::Rejected(envelope, ..) => {
+                if app.trust.may_sign(&envelope.name, &envelope.queue, at).is_err() {
+                    return Ok(false);
+                }
+                self.end_as_lost(&envelope, lost).await?;
+                (format!("{}.{}", envelope.id, envelope.attempt), DeadReason::Lost, lost.to_owned())
+            }
+            Opened::NotYet(reason, why) | Opened::Dead(reason, why) => {
+                (uuid::Uuid::new_v4().to_string(), reason, why)
+            }
+        };
+        let mark = DeadMark {
+            dead_id,
+            reason: reason.as_str().to_owned(),
+            error: ErrorText::from(error.as_str()),
+            at,
+        };
+        let letter = dead_letter(message, &mark);
+        let entry = DeadLetter::of(queue, message, mark);
+        let target = Target::DeadLetters(queue.clone());
+        let publish = Publish { target, message: letter, delay: Duration::ZERO };
+        for answer in self.app.broker().publish(vec![publish]).await {
+            answer.map_err(|source| {
+                ControlError::Broker(crate::broker::BrokerError::Unavailable(source.into()))
+            })?;
+        }
+        entry::enter(&self.app, &entry).await?;
+        Ok(true)
+    }
+
+    /// Ends a task whose message will not be delivered any more, unless somebody runs it.
+    async fn end_as_lost(&self, envelope: &Envelope, error: &str) -> Result<(), ControlError> {
+        let app = &self.app.0;
+        let (id, now) = (&envelope.id, app.clock.now());
+        let facts = self.read(id).await?;
+        if owed(&facts, envelope.attempt).is_some() || self.somebody_runs(&facts, envelope.attempt).await? {
+            return Ok(());
+        }
+        let ttl = app.results_ttl.max(crate::record::SHORTEST);
+        let mut commit =
+            end_by_anybody(id, &facts, envelope.attempt, FailureKind::Lost, error.into(), now, ttl);
+        commit
+            .facts
+            .extend(stored(&self.app.seal(envelope)).map(|message| (name::MESSAGE.to_owned(), message)));
+        // Refused: it was started meanwhile, or has ended.
+        self.commit(self.attested(commit)?).await?;
+        Ok(())
+    }
+
+    async fn somebody_runs(&self, facts: &Facts, attempt: u32) -> Result<bool, ControlError> {
+        let Some(start) = newest_start(facts, attempt) else { return Ok(false) };
+        Ok(self.app.0.backend.alive(&[start.session]).await?.into_iter().any(|alive| alive))
+    }
+}
