@@ -115,12 +115,12 @@ fn queue() -> QueueName {
     QueueName::parse("q").unwrap()
 }
 
-fn one(settlements: Vec<Settlement>) -> Settlement {
-    let [one] = &*settlements else { panic!("{settlements:?}") };
+fn one(settlements: &[Settlement]) -> Settlement {
+    let [one] = settlements else { panic!("{settlements:?}") };
     one.clone()
 }
 
-fn successor(settlements: Vec<Settlement>) -> TaskId {
+fn successor(settlements: &[Settlement]) -> TaskId {
     match one(settlements) {
         Settlement::Replayed(id) => id,
         other => panic!("{other:?}"),
@@ -158,7 +158,7 @@ async fn a_letter_is_replayed_as_a_task_of_its_own_and_is_gone() {
     let house = House::open(2).await;
     let ids = house.fail(0..2).await;
     let letters = house.letters().await;
-    let again = successor(house.replay(&letters[1..]).await);
+    let again = successor(&house.replay(&letters[1..]).await);
     assert_eq!(house.app.result(again.clone()).typed::<u32>().wait(SOON).await.unwrap(), 1);
     let record = house.app.result(again.clone()).record().await.unwrap();
     assert_eq!((record.retry_of.as_ref(), record.attempt), (Some(&ids[1]), 1));
@@ -166,7 +166,7 @@ async fn a_letter_is_replayed_as_a_task_of_its_own_and_is_gone() {
     assert_eq!((first.state, first.retried_as), (TaskState::Failure, Some(again)));
     assert_eq!((house.letters().await, house.lying().await), (letters[..1].to_vec(), 1));
     // The same letter once more, from a list that is old by now.
-    assert_eq!(one(house.replay(&letters[1..]).await), Settlement::Missing);
+    assert_eq!(one(&house.replay(&letters[1..]).await), Settlement::Missing);
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,11 +176,11 @@ async fn replaying_twice_is_one_task() {
     let letters = house.letters().await;
     // As if the first replay had been interrupted after its publish: the letter is still there.
     let copy = house.broker.dead_letters(&queue()).remove(0);
-    let again = successor(house.replay(&letters).await);
+    let again = successor(&house.replay(&letters).await);
     house.app.result(again.clone()).typed::<u32>().wait(SOON).await.unwrap();
     let publish = Publish { target: Target::DeadLetters(queue()), message: copy, delay: Duration::ZERO };
     house.broker.publish(vec![publish]).await.into_iter().for_each(Result::unwrap);
-    assert_eq!(successor(house.replay(&letters).await), again);
+    assert_eq!(successor(&house.replay(&letters).await), again);
     assert_eq!(house.lying().await, 0);
     assert_eq!(house.client.retry(&ids[0]).await.unwrap().id(), &again, "and so is `retry`");
     assert_eq!(house.failures.load(Ordering::SeqCst), 0);
@@ -198,7 +198,7 @@ async fn a_task_that_was_named_and_never_published_is_published() {
     let mut sent = machinist_core::backend::Commit::new(named.clone());
     sent.facts = vec![("name".to_owned(), "fail".into()), ("queue".to_owned(), "q".into())];
     house.app.backend().commit(vec![commit, sent]).await.into_iter().for_each(|done| drop(done.unwrap()));
-    assert_eq!(successor(house.replay(&letters).await), named);
+    assert_eq!(successor(&house.replay(&letters).await), named);
     assert_eq!(house.app.result(named).typed::<u32>().wait(SOON).await.unwrap(), 0);
 }
 
@@ -208,7 +208,7 @@ async fn a_letter_outlives_the_record_of_its_task() {
     house.fail(0..1).await;
     tokio::time::sleep(Duration::from_secs(3 * 24 * 3600)).await;
     let letters = house.letters().await;
-    let again = successor(house.replay(&letters).await);
+    let again = successor(&house.replay(&letters).await);
     assert_eq!(house.app.result(again).typed::<u32>().wait(SOON).await.unwrap(), 0);
     assert!(house.app.result(letters[0].task.clone().unwrap()).record().await.is_err(), "not made anew");
 }
@@ -258,7 +258,7 @@ async fn what_nobody_vouches_for_is_not_sent_again() {
         (letters[0].reason.as_str(), letters[0].task.as_ref().unwrap().as_str()),
         ("unsigned", "forged")
     );
-    match one(house.replay(&letters).await) {
+    match one(&house.replay(&letters).await) {
         Settlement::Refused(why) => assert!(why.contains("no signature"), "{why}"),
         other => panic!("{other:?}"),
     }
@@ -309,7 +309,7 @@ async fn what_a_broker_buried_by_itself_is_listed_and_its_task_ends() {
     assert_eq!((record.state, record.kind), (TaskState::Failure, Some(FailureKind::Lost)));
     let running = Worker::builder(&house.app).queue("q").task(FAIL, fail).state(Failures::default());
     let running = tokio::spawn(running.build().unwrap().run_until(std::future::pending()));
-    let again = successor(house.replay(&letters).await);
+    let again = successor(&house.replay(&letters).await);
     assert_eq!(house.app.result(again).typed::<u32>().wait(SOON).await.unwrap(), 7);
     running.abort();
 }
