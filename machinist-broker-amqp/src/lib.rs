@@ -45,6 +45,7 @@ mod link;
 mod mismatch;
 mod options;
 mod plan;
+mod pulse;
 mod settle;
 mod subscription;
 mod trouble;

@@ -283,7 +283,7 @@ impl Supervisor {
 }
 
 /// The probe: a question that costs nothing and needs no permission.
-async fn ask(live: &Live, channel: &mut Option<Channel>) -> Result<(), Trouble> {
+pub(crate) async fn ask(live: &Live, channel: &mut Option<Channel>) -> Result<(), Trouble> {
     if !live.is_connected() {
         return Err(Trouble::lapin("probing the connection", closed()));
     }

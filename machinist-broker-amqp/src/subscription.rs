@@ -15,11 +15,11 @@ use lapin::{
     types::{FieldTable, ShortString},
 };
 use machinist_core::{
-    broker::{BrokerError, Consumer, Delivery, Message},
+    broker::{BrokerError, Consumer, Delivery, Message, Pulse},
     id::QueueName,
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::{
@@ -33,6 +33,7 @@ use crate::{
     declare::Obstruction,
     link::{Link, Live, Settings, chain},
     plan::Plan,
+    pulse::AmqpPulse,
     settle::{AmqpReceipt, Desk},
     trouble::{FAREWELL, RPC_TIMEOUT, Trouble, rpc, within},
 };
@@ -88,6 +89,7 @@ struct Incoming {
 #[derive(Debug)]
 pub(crate) struct AmqpConsumer {
     incoming: mpsc::UnboundedReceiver<Incoming>,
+    standings: Vec<(String, watch::Receiver<Standing>)>,
     stop: CancellationToken,
     _ends_with_us: DropGuard,
 }
@@ -102,20 +104,25 @@ impl AmqpConsumer {
         stop: CancellationToken,
     ) -> Result<Self, BrokerError> {
         let (deliver, incoming) = mpsc::unbounded_channel();
-        let consumer = Self { incoming, _ends_with_us: stop.clone().drop_guard(), stop: stop.clone() };
+        let ends_with_us = stop.clone().drop_guard();
+        let mut standings = Vec::with_capacity(sources.len());
         let mut confirms = Vec::with_capacity(sources.len());
         for source in sources {
             let names = source.names(&ground.settings.plan);
             let (queue, declared) = names.map_err(|reason| BrokerError::Refused { reason })?;
             let (confirm, confirmed) = oneshot::channel();
-            let (ground, deliver, stop) = (ground.clone(), deliver.clone(), stop.clone());
+            let (standing, stands) = watch::channel(Standing::Down("it has not been made yet".to_owned()));
+            standings.push((queue.clone(), stands));
+            let (ground, deliver, stop, prefetch) =
+                (ground.clone(), deliver.clone(), stop.clone(), prefetch.max(1));
             let subscription =
-                Subscription { ground, source, queue, declared, prefetch: prefetch.max(1), deliver, stop };
+                Subscription { ground, source, queue, declared, prefetch, deliver, stop, standing };
             tasks.spawn(subscription.run(confirm));
             confirms.push(async {
                 confirmed.await.unwrap_or_else(|_| Err(Trouble::closed().into_broker_error()))
             });
         }
+        let consumer = Self { incoming, standings, _ends_with_us: ends_with_us, stop };
         match timeout(RPC_TIMEOUT * 2, try_join_all(confirms)).await {
             Ok(confirmed) => confirmed.map(|_| consumer),
             Err(_) => Err(Trouble::silence("subscribing", RPC_TIMEOUT * 2).into_broker_error()),
@@ -142,6 +149,19 @@ impl Consumer for AmqpConsumer {
         // bounds every wait of its own.
         while self.incoming.recv().await.is_some() {}
     }
+
+    fn pulse(&self) -> Box<dyn Pulse> {
+        Box::new(AmqpPulse::new(self.standings.clone()))
+    }
+}
+
+/// How the subscription to one queue stands.
+#[derive(Debug, Clone)]
+pub(crate) enum Standing {
+    /// The broker has confirmed it, on this connection.
+    Up(Arc<Live>),
+    /// It is being made, for the first time or again, after this.
+    Down(String),
 }
 
 /// The task of one queue.
@@ -155,6 +175,7 @@ struct Subscription {
     prefetch: u16,
     deliver: mpsc::UnboundedSender<Incoming>,
     stop: CancellationToken,
+    standing: watch::Sender<Standing>,
 }
 
 /// A subscribed channel.
@@ -188,6 +209,7 @@ impl Subscription {
             match stop.run_until_cancelled(self.begin()).await {
                 None => return,
                 Some(Ok(mut session)) => {
+                    self.standing.send_replace(Standing::Up(Arc::clone(&session.live)));
                     if let Some(confirm) = confirm.take() {
                         // Nobody waits any more: then the consumer is dropped, and with it goes `stop`.
                         let _ = confirm.send(Ok(()));
@@ -201,10 +223,12 @@ impl Subscription {
                                 queue = self.queue,
                                 "the broker ended a subscription; subscribing again"
                             );
+                            self.is_down("the broker has ended it".to_owned());
                             session.live.declared.forget(self.declared.as_deref().unwrap_or(&self.queue));
                         }
                         Some(End::Broken(trouble)) => {
                             tracing::warn!(queue = self.queue, error = %chain(&trouble), "subscribing again");
+                            self.is_down(chain(&trouble));
                             self.ground.link.suspect();
                         }
                     }
@@ -218,6 +242,7 @@ impl Subscription {
                     }
                     let error = BrokerError::from(obstruction);
                     tracing::warn!(queue = self.queue, error = %chain(&error), "not subscribed");
+                    self.is_down(chain(&error));
                     self.ground.link.suspect();
                 }
             }
@@ -228,6 +253,10 @@ impl Subscription {
                 return;
             }
         }
+    }
+
+    fn is_down(&self, why: String) {
+        self.standing.send_replace(Standing::Down(why));
     }
 
     async fn begin(&self) -> Result<Session, Obstruction> {

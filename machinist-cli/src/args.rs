@@ -1,6 +1,6 @@
 //! The command line: what can be said to the program. Nothing is done here.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use machinist::{
@@ -202,6 +202,10 @@ pub(crate) struct Worker {
     /// How long running tasks may go on when it is told to stop [default: 20s] [MACHINIST_GRACE]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     grace: Option<Duration>,
+    /// Tell at this address, by HTTP, how the worker is: /healthz while the broker confirms that it consumes, /readyz
+    /// while it takes tasks
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) health: Option<SocketAddr>,
     /// The worker's name, as records show it [default: host and process id]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,

@@ -21,9 +21,11 @@ mod command;
 mod commands;
 mod demo;
 mod exit;
+mod health;
 mod input;
 mod output;
 mod stack;
+mod systemd;
 mod telemetry;
 mod view;
 

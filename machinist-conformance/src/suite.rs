@@ -91,6 +91,7 @@ macro_rules! broker_suite {
             publishing_through_interruptions_loses_nothing
             settling_after_an_interruption_is_lost_and_harmless
             close_ends_consumers_and_may_be_repeated
+            a_pulse_tells_whether_a_subscription_stands
             close_hands_back_what_is_unsettled
             nothing_is_published_after_close
             what_was_confirmed_outlives_the_connection

@@ -268,6 +268,20 @@ pub trait Receipt: fmt::Debug + Send + Sync {
     async fn settle(self: Box<Self>, how: Settle) -> Settled;
 }
 
+/// How a subscription is, for those who watch over a process. Outlives the consumer.
+#[async_trait]
+pub trait Pulse: fmt::Debug + Send + Sync {
+    /// Asks the broker: it has confirmed the subscription to every queue, and answers a question on the very
+    /// connection that delivers, within 5 s.
+    ///
+    /// # Errors
+    /// What is wrong, in words for people.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    async fn check(&self) -> Result<(), String>;
+}
+
 /// A subscription to queues, alive through reconnections.
 #[async_trait]
 pub trait Consumer: fmt::Debug + Send {
@@ -284,6 +298,9 @@ pub trait Consumer: fmt::Debug + Send {
     /// # Cancel safety
     /// Dropped early, the rest is handed back when the consumer is dropped.
     async fn stop(&mut self);
+
+    /// The way to ask how this subscription is, while somebody else waits for its deliveries.
+    fn pulse(&self) -> Box<dyn Pulse>;
 }
 
 /// How much lies in a queue.

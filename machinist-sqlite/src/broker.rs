@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use machinist_core::{
     broker::{
         Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
-        QueueDepth, Receipt, Settle, Settled, Target,
+        Pulse, QueueDepth, Receipt, Settle, Settled, Target,
     },
     diagnose::{Diagnose, Finding},
     id::QueueName,
@@ -189,6 +189,31 @@ impl Consumer for SqliteConsumer {
             self.hand_back();
             // After what was handed back.
             let _ = self.shared.change_one(Op::Note(Vec::new())).await;
+        }
+    }
+
+    fn pulse(&self) -> Box<dyn Pulse> {
+        Box::new(SqlitePulse(Arc::clone(&self.shared)))
+    }
+}
+
+/// Whether the file answers, and this store is open: the rest of a subscription is in this process.
+#[derive(Debug)]
+struct SqlitePulse(Arc<Shared>);
+
+/// How long a file may take to answer.
+const ANSWER: std::time::Duration = std::time::Duration::from_secs(5);
+
+#[async_trait]
+impl Pulse for SqlitePulse {
+    async fn check(&self) -> Result<(), String> {
+        if self.0.broker_closed.load(Ordering::Acquire) {
+            return Err("the store was closed".to_owned());
+        }
+        match tokio::time::timeout(ANSWER, self.0.ask(|reply| Query::Depth(Vec::new(), reply))).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(fault)) => Err(BrokerError::from(fault).to_string()),
+            Err(_) => Err(format!("{} does not answer within {ANSWER:?}", self.0.path.display())),
         }
     }
 }

@@ -31,6 +31,7 @@ use machinist::{
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::systemd;
 pub(crate) use process::Groups;
 use process::{Ended, Finished};
 use template::{Arguments, Template};
@@ -116,6 +117,9 @@ impl Command {
             .env("MACHINIST_TASK_NAME", cx.task_name().as_str())
             .env("MACHINIST_ATTEMPT", cx.attempt().to_string())
             .env("MACHINIST_FENCING_TOKEN", cx.fencing_token().to_string());
+        for variable in systemd::VARIABLES {
+            command.env_remove(variable);
+        }
         if std::env::var_os(crate::stack::VARIABLE).is_some_and(|size| size == crate::stack::SIZE) {
             // Ours, not the user's: another Rust program would give every thread of its own that much.
             command.env_remove(crate::stack::VARIABLE);

@@ -3,6 +3,7 @@
 use std::{
     future::pending,
     io::{IsTerminal, stderr},
+    pin::pin,
 };
 
 use machinist::{
@@ -19,7 +20,8 @@ use crate::{
     command::{CommandTask, Groups},
     demo,
     exit::{Code, Failure},
-    output,
+    health::Desk,
+    output, systemd,
 };
 
 pub(super) async fn run(what: Worker, flags: Overrides, build: BuildWorker<'_>) -> Result<Code, Failure> {
@@ -29,6 +31,11 @@ pub(super) async fn run(what: Worker, flags: Overrides, build: BuildWorker<'_>) 
     for (name, task) in &settings.tasks {
         commands.push((name, CommandTask::new(name, task, &groups)?, options(task)));
     }
+    // Before anything is begun: who watches over the worker needs it.
+    let desk = match what.health {
+        Some(address) => Some(Desk::open(address).await?),
+        None => None,
+    };
     let app = connect(settings).await?;
     let mut builder = machinist::Worker::builder(&app)
         .concurrency(settings.worker.concurrency.value)
@@ -62,7 +69,22 @@ pub(super) async fn run(what: Worker, flags: Overrides, build: BuildWorker<'_>) 
     let mut signals = Signals::new()?;
     let mut hangup = Hangup::new()?;
     let (stages, ready, line) = (worker.stages(), worker.ready(), ready_line(&worker, settings));
+    let (health, queues) = (worker.health(), worker.queues().to_vec());
+    if let Some(desk) = &desk {
+        output::note(&format!("machinist: http://{}/healthz and /readyz tell how it is", desk.address()));
+    }
     let ended = {
+        let mut watched = pin!(async {
+            let desk = async {
+                match desk {
+                    Some(desk) => desk.serve(health.clone(), &queues).await,
+                    None => pending().await,
+                }
+            };
+            tokio::join!(desk, systemd::watchdog(&health)).0
+        });
+        let mut draining = pin!(stages.draining());
+        let mut told_stopping = false;
         let mut running = Box::pin(worker.run_until(pending()));
         let told = signals.pass_on(&stages);
         tokio::pin!(told);
@@ -73,7 +95,13 @@ pub(super) async fn run(what: Worker, flags: Overrides, build: BuildWorker<'_>) 
                 () = ready.cancelled(), if !announced => {
                     announced = true;
                     output::note(&line);
+                    systemd::ready(&line);
                 }
+                () = &mut draining, if !told_stopping => {
+                    told_stopping = true;
+                    systemd::stopping();
+                }
+                never = &mut watched => match never {},
                 hung_up = hangup.next() => match hung_up {
                     Hung::ReadKeys => read_keys(&app, &flags),
                     Hung::TerminalGone => stages.advance(),

@@ -159,6 +159,19 @@ pub async fn close_ends_consumers_and_may_be_repeated(harness: &dyn BrokerHarnes
     within(BOUND, "stop", later.stop()).await;
 }
 
+/// A pulse is good while the subscription stands, again after an interruption, and not after the end.
+pub async fn a_pulse_tells_whether_a_subscription_stands(harness: &dyn BrokerHarness) {
+    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let consumer = consume(&*broker, &[&queue], 1).await;
+    let pulse = consumer.pulse();
+    assert_eq!(within(BOUND, "a pulse", pulse.check()).await, Ok(()));
+    harness.interrupt().await;
+    let again = eventually(BOUND, async || pulse.check().await.is_ok());
+    assert!(again.await, "it stands again: {:?}", pulse.check().await);
+    within(BOUND, "close", broker.close()).await;
+    assert!(within(BOUND, "a pulse", pulse.check()).await.is_err(), "it has ended");
+}
+
 /// What this process held when it closed is somebody else's.
 pub async fn close_hands_back_what_is_unsettled(harness: &dyn BrokerHarness) {
     let (broker, other, queue) = (harness.connect().await, harness.connect().await, fresh_queue());

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     broker::{
         Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Message, Publish,
-        PublishError, QueueDepth, Receipt, Settle, Settled, Target,
+        PublishError, Pulse, QueueDepth, Receipt, Settle, Settled, Target,
     },
     diagnose::{Diagnose, Finding},
     error::BoxError,
@@ -178,6 +178,24 @@ impl Consumer for MemoryConsumer {
 
     async fn stop(&mut self) {
         lock(&self.queues).unsubscribe(self.id);
+    }
+
+    fn pulse(&self) -> Box<dyn Pulse> {
+        Box::new(MemoryPulse { queues: Arc::clone(&self.queues), id: self.id })
+    }
+}
+
+#[derive(Debug)]
+struct MemoryPulse {
+    queues: Arc<Mutex<Queues>>,
+    id: u64,
+}
+
+#[async_trait]
+impl Pulse for MemoryPulse {
+    async fn check(&self) -> Result<(), String> {
+        let subscribed = lock(&self.queues).is_subscribed(self.id);
+        if subscribed { Ok(()) } else { Err("the subscription has ended".to_owned()) }
     }
 }
 

@@ -132,6 +132,10 @@ impl Queues {
         self.subscriptions.remove(&subscription);
     }
 
+    pub(super) fn is_subscribed(&self, subscription: u64) -> bool {
+        self.subscriptions.contains_key(&subscription)
+    }
+
     /// How many queues there are.
     pub(super) fn count(&self) -> usize {
         self.by_name.keys().filter(|target| matches!(target, Target::Queue(_))).count()

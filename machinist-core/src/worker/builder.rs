@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Stages, TaskOptions, Worker,
+    Health, Stages, TaskOptions, Worker,
     alone::Alone,
     open::Refusals,
     processor::{Registration, Tally, TaskProcessor},
@@ -258,7 +258,9 @@ impl WorkerBuilder {
             refusals: Refusals::default(),
         };
         let ready = CancellationToken::new();
-        Ok(Worker { processor: Arc::new(processor), queues, prefetch, grace: self.grace, stages, ready })
+        let processor = Arc::new(processor);
+        let health = Health::new(Arc::clone(&processor), stages.clone());
+        Ok(Worker { processor, queues, prefetch, grace: self.grace, stages, ready, health })
     }
 }
 

@@ -32,6 +32,14 @@ impl Stages {
         }
     }
 
+    /// Completes when the worker begins to drain, whoever told it to.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn draining(&self) {
+        self.drain.cancelled().await;
+    }
+
     pub(super) fn drain(&self) {
         self.drain.cancel();
     }

@@ -13,11 +13,13 @@
 //! | `guard` | copies that come back later: guards, postponements, messages that came too early |
 //! | `steady` | the patience with which backend and broker are asked |
 //! | `drain` | the stages of an end |
+//! | `health` | how a worker is, for those who watch over it |
 
 mod alone;
 mod builder;
 mod drain;
 mod guard;
+mod health;
 mod open;
 mod options;
 mod processor;
@@ -33,6 +35,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use builder::{BuildError, WorkerBuilder};
 pub use drain::{Drained, Stages};
+pub use health::Health;
 pub(crate) use open::{Opened, open};
 pub use options::{Class, Classify, TaskOptions};
 pub(crate) use renewal::ring;
@@ -88,6 +91,7 @@ pub struct Worker {
     grace: Duration,
     stages: Stages,
     ready: CancellationToken,
+    health: Health,
 }
 
 /// Why a worker could not start.
@@ -131,6 +135,11 @@ impl Worker {
         self.ready.clone()
     }
 
+    /// The way to ask how it is, while it runs.
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
     /// The stages of its end, to be advanced from elsewhere (a second signal).
     pub fn stages(&self) -> Stages {
         self.stages.clone()
@@ -148,11 +157,12 @@ impl Worker {
     /// Dropped in the middle, it ends like a process that was killed: nothing is lost, unfinished tasks are run
     /// again elsewhere when the session has expired.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<Drained, WorkerError> {
-        let Self { processor, queues, prefetch, grace, stages, ready } = self;
+        let Self { processor, queues, prefetch, grace, stages, ready, health } = self;
         processor.sessions.open().await?;
         let renewals = Renewals::begin(&processor).map_err(WorkerError::Thread)?;
         let mut consumer =
             processor.app.broker().consume(Consume { queues: queues.clone(), prefetch }).await?;
+        health.subscribed(consumer.pulse());
         remember_queues(&processor.app, &queues).await;
         tracing::info!(worker = processor.worker_name(), queues = ?queues, "ready");
         ready.cancel();

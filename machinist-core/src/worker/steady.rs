@@ -132,6 +132,11 @@ impl Steady {
         drop(away.wait_for(|away| !away).await);
     }
 
+    /// Whether no deliveries are taken, because the backend did not answer.
+    pub(super) fn is_backend_away(&self) -> bool {
+        *self.away.borrow()
+    }
+
     /// Notes whether the backend answered. Called by everyone who asks it.
     pub(super) fn answered(&self, did: bool) {
         let failures = if did {

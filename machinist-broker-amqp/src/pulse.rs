@@ -1,0 +1,60 @@
+//! How a subscription is: confirmed by the broker for every queue, on a connection that answers.
+//!
+//! A process that lives and consumes nothing is the failure that health checks miss most often, so nothing is taken
+//! from memory here but which connection to ask.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use lapin::Channel;
+use machinist_core::broker::Pulse;
+use tokio::sync::{Mutex, watch};
+
+use crate::{
+    link::{Live, ask, chain},
+    subscription::Standing,
+};
+
+#[derive(Debug)]
+pub(crate) struct AmqpPulse {
+    standings: Vec<(String, watch::Receiver<Standing>)>,
+    /// The channel on which the last question was asked, and its connection.
+    probe: Mutex<Option<(Arc<Live>, Option<Channel>)>>,
+}
+
+impl AmqpPulse {
+    pub(crate) fn new(standings: Vec<(String, watch::Receiver<Standing>)>) -> Self {
+        Self { standings, probe: Mutex::default() }
+    }
+
+    /// The connection on which everything is subscribed. All queues of a consumer share one.
+    fn connection(&self) -> Result<Option<Arc<Live>>, String> {
+        let mut connection = None;
+        for (queue, standing) in &self.standings {
+            // The other end is dropped with the subscription's task.
+            if standing.has_changed().is_err() {
+                return Err(format!("the subscription to queue {queue} has ended"));
+            }
+            match &*standing.borrow() {
+                Standing::Up(live) => connection = Some(Arc::clone(live)),
+                Standing::Down(why) => return Err(format!("not subscribed to queue {queue}: {why}")),
+            }
+        }
+        Ok(connection)
+    }
+}
+
+#[async_trait]
+impl Pulse for AmqpPulse {
+    async fn check(&self) -> Result<(), String> {
+        let Some(live) = self.connection()? else { return Err("subscribed to no queue".to_owned()) };
+        let mut probe = self.probe.lock().await;
+        let mut channel = match probe.take() {
+            Some((of, channel)) if Arc::ptr_eq(&of, &live) => channel,
+            _ => None,
+        };
+        let answered = ask(&live, &mut channel).await;
+        *probe = Some((live, channel));
+        answered.map_err(|trouble| format!("RabbitMQ does not answer: {}", chain(&trouble)))
+    }
+}

@@ -1,0 +1,186 @@
+//! `worker --health ADDR`: how the worker is, for whoever decides about restarting it or sending it work.
+//!
+//! `/healthz` answers 200 while the broker confirms the worker's subscription and answers on its connection, `/readyz`
+//! while it takes tasks; else 503, and the body names what is wrong. Each request asks the servers themselves, but
+//! what was answered less than a second ago is not asked again.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use machinist::{QueueName, worker::Health};
+use serde::Serialize;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Mutex, Semaphore},
+    time::Instant,
+};
+
+use crate::exit::{Code, Failure};
+
+/// How many are answered at the same time.
+const AT_ONCE: usize = 32;
+/// How long one may take to ask and to read the answer; the servers have 6 s of it.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long an answer is good for the next one who asks.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// A place where it can be asked how the worker is.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, Serialize)]
+struct Answer {
+    /// `ok` or `failing`.
+    status: &'static str,
+    /// What is wrong, each with who is to blame in front.
+    wrong: Vec<String>,
+    worker: String,
+    queues: Vec<String>,
+    /// How many tasks run.
+    running: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Question {
+    Alive,
+    Ready,
+}
+
+/// Whoever answers: one for each question, so that many who ask make one probe.
+#[derive(Debug)]
+struct Clerk {
+    health: Health,
+    queues: Vec<String>,
+    alive: Mutex<Option<(Instant, Vec<String>)>>,
+    ready: Mutex<Option<(Instant, Vec<String>)>>,
+}
+
+impl Desk {
+    /// Takes the address.
+    ///
+    /// # Errors
+    /// It is somebody else's, or none of this host.
+    pub(crate) async fn open(address: SocketAddr) -> Result<Self, Failure> {
+        let cannot = |error: &std::io::Error| {
+            Failure::of(Code::Configuration, error).doing(format!("--health {address} cannot be served"))
+        };
+        let listener = TcpListener::bind(address).await.map_err(|error| cannot(&error))?;
+        let address = listener.local_addr().map_err(|error| cannot(&error))?;
+        Ok(Self { listener, address })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers until it is dropped.
+    pub(crate) async fn serve(self, health: Health, queues: &[QueueName]) -> Infallible {
+        let queues = queues.iter().map(ToString::to_string).collect();
+        let clerk = Arc::new(Clerk { health, queues, alive: Mutex::default(), ready: Mutex::default() });
+        let seats = Arc::new(Semaphore::new(AT_ONCE));
+        let mut at_work = tokio::task::JoinSet::new();
+        loop {
+            // INVARIANT: the semaphore is never closed.
+            let seat = Arc::clone(&seats).acquire_owned().await.expect("it is open");
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let clerk = Arc::clone(&clerk);
+                    at_work.spawn(async move {
+                        let _in_time = tokio::time::timeout(PATIENCE, attend(stream, clerk)).await;
+                        drop(seat);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "nobody can ask how the worker is");
+                    tokio::time::sleep(FRESH).await;
+                }
+            }
+            while at_work.try_join_next().is_some() {}
+        }
+    }
+}
+
+async fn attend(stream: TcpStream, clerk: Arc<Clerk>) {
+    let answer = service_fn(|request: Request<Incoming>| {
+        let clerk = Arc::clone(&clerk);
+        async move { Ok::<_, Infallible>(clerk.answer(&request).await) }
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).keep_alive(false);
+    if let Err(error) = http.serve_connection(TokioIo::new(stream), answer).await {
+        tracing::debug!(%error, "somebody who asked how the worker is did not get an answer");
+    }
+}
+
+impl Clerk {
+    async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let question = match request.uri().path() {
+            "/healthz" => Question::Alive,
+            "/readyz" => Question::Ready,
+            _ => return plain(StatusCode::NOT_FOUND, "ask /healthz or /readyz\n"),
+        };
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n");
+            refused.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+            return refused;
+        }
+        let wrong = self.ask(question).await;
+        let (code, status) = match wrong.is_empty() {
+            true => (StatusCode::OK, "ok"),
+            false => (StatusCode::SERVICE_UNAVAILABLE, "failing"),
+        };
+        let answer = Answer {
+            status,
+            wrong,
+            worker: self.health.worker().to_owned(),
+            queues: self.queues.clone(),
+            running: self.health.running(),
+        };
+        // INVARIANT: texts and numbers.
+        let body = serde_json::to_vec(&answer).expect("plain data");
+        respond(code, "application/json", body)
+    }
+
+    async fn ask(&self, question: Question) -> Vec<String> {
+        let slot = if question == Question::Alive { &self.alive } else { &self.ready };
+        let mut last = slot.lock().await;
+        if let Some((at, wrong)) = &*last
+            && at.elapsed() < FRESH
+        {
+            return wrong.clone();
+        }
+        let wrong = match question {
+            Question::Alive => self.health.troubles().await,
+            Question::Ready => self.health.obstacles().await,
+        };
+        let wrong: Vec<String> =
+            wrong.iter().map(|text| machinist::redact::text(text).into_owned()).collect();
+        *last = Some((Instant::now(), wrong.clone()));
+        wrong
+    }
+}
+
+fn plain(code: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    respond(code, "text/plain; charset=utf-8", text.into())
+}
+
+fn respond(code: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, hyper::header::HeaderValue::from_static("no-store"));
+    response
+}

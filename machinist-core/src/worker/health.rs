@@ -1,0 +1,93 @@
+//! How a worker is, for service managers and people: asked of the servers themselves, never guessed.
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use super::{Stages, processor::TaskProcessor};
+use crate::{broker::Pulse, error::chain};
+
+/// How long a server may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Tells how a worker is. Cheap to clone; outlives the worker.
+#[derive(Clone)]
+pub struct Health {
+    processor: Arc<TaskProcessor>,
+    stages: Stages,
+    pulse: Arc<OnceLock<Box<dyn Pulse>>>,
+}
+
+impl Health {
+    pub(super) fn new(processor: Arc<TaskProcessor>, stages: Stages) -> Self {
+        Self { processor, stages, pulse: Arc::default() }
+    }
+
+    /// From now on there is a subscription to ask about.
+    pub(super) fn subscribed(&self, pulse: Box<dyn Pulse>) {
+        // There is one in the life of a worker.
+        let _ = self.pulse.set(pulse);
+    }
+
+    /// What is wrong with a worker that is to be alive; nothing if it is well: the broker has confirmed its
+    /// subscription to every queue, and answers on that connection within 5 s. A worker that drains is well.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn troubles(&self) -> Vec<String> {
+        if self.stages.is_draining() {
+            return Vec::new();
+        }
+        let Some(pulse) = self.pulse.get() else {
+            return vec!["broker: it has not subscribed yet".to_owned()];
+        };
+        match tokio::time::timeout(ANSWER + Duration::from_secs(1), pulse.check()).await {
+            Ok(Ok(())) => Vec::new(),
+            Ok(Err(why)) => vec![format!("broker: {why}")],
+            Err(_) => vec!["broker: no answer".to_owned()],
+        }
+    }
+
+    /// What keeps a worker from taking tasks; nothing if it takes them: it is well, the backend answers within 5 s, and
+    /// it does not drain.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn obstacles(&self) -> Vec<String> {
+        let (mut wrong, backend) = tokio::join!(self.troubles(), self.backend());
+        wrong.extend(backend.err());
+        if self.stages.is_draining() {
+            wrong.push("worker: it drains, and ends when what runs has ended".to_owned());
+        }
+        wrong
+    }
+
+    async fn backend(&self) -> Result<(), String> {
+        match tokio::time::timeout(ANSWER, self.processor.app.backend().now()).await {
+            Ok(Ok(_)) if self.processor.steady.is_backend_away() => {
+                Err("backend: it was away, and no tasks are taken yet".to_owned())
+            }
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(format!("backend: {}", chain(&error).join(": "))),
+            Err(_) => Err(format!("backend: no answer within {ANSWER:?}")),
+        }
+    }
+
+    /// The worker's name.
+    pub fn worker(&self) -> &str {
+        self.processor.worker_name()
+    }
+
+    /// How many handlers run.
+    pub fn running(&self) -> usize {
+        self.processor.sessions.running()
+    }
+}
+
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Health").field("worker", &self.worker()).finish_non_exhaustive()
+    }
+}
