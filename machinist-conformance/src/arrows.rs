@@ -15,7 +15,7 @@ use machinist_core::{
     },
     broker::{
         Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
-        QueueDepth, Receipt, Settle, Settled, Target,
+        Pulse, QueueDepth, Receipt, Settle, Settled, Target,
     },
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
@@ -191,6 +191,9 @@ impl Consumer for WitnessedConsumer {
     }
     async fn stop(&mut self) {
         self.inner.stop().await;
+    }
+    fn pulse(&self) -> Box<dyn Pulse> {
+        self.inner.pulse()
     }
 }
 
