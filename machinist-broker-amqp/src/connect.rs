@@ -184,12 +184,16 @@ pub(crate) async fn explain(trouble: Trouble, address: &Address, tls: &Tls) -> B
         return BrokerError::Refused { reason: format!("{address} {what}") };
     }
     let Some(complaint) = trouble.complaint() else {
+        // Whoever is silent would be as silent to a second question.
+        if trouble.is_silence() {
+            return BrokerError::Unavailable(Box::new(trouble));
+        }
         if address.tls()
-            && let Some(what) = handshake(address, tls).await.and_then(|error| tls.explain(&error))
+            && let Some(what) = Box::pin(handshake(address, tls)).await.and_then(|error| tls.explain(&error))
         {
             return BrokerError::Refused { reason: format!("{address} {what}") };
         }
-        if !address.tls() && speaks_tls(address).await {
+        if !address.tls() && Box::pin(speaks_tls(address)).await {
             let reason = format!("{address} speaks TLS on this port; take amqps://, or the port without TLS");
             return BrokerError::Refused { reason };
         }

@@ -17,7 +17,7 @@
 //! # A known danger of the protocol
 //! A message with thousands of header tables nested in each other overflows the stack of lapin's reading thread
 //! and ends the process. Raise `RUST_MIN_STACK` (64 MiB holds the deepest that fits a frame) before the first
-//! thread starts if untrusted clients may publish to your queues.
+//! thread starts: a process that consumes without it is warned in its log.
 //!
 //! # Example
 //! ```no_run
@@ -47,6 +47,7 @@ mod options;
 mod plan;
 mod pulse;
 mod settle;
+mod stack;
 mod subscription;
 mod trouble;
 mod window;

@@ -54,6 +54,11 @@ impl Trouble {
         Self { what: "using a closed broker".to_owned(), cause: Cause::Closed }
     }
 
+    /// Whether nobody answered in time.
+    pub(crate) fn is_silence(&self) -> bool {
+        matches!(self.cause, Cause::Silence(_))
+    }
+
     /// The broker's complaint, if it made one.
     pub(crate) fn complaint(&self) -> Option<Complaint<'_>> {
         let Cause::Lapin(error) = &self.cause else { return None };
