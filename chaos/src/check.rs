@@ -36,6 +36,11 @@ struct Entry {
     effects: usize,
 }
 
+/// Whether it has no record that ends: what counts is in which queue it lies.
+fn is_found_elsewhere(kind: Kind) -> bool {
+    !kind.is_task() || kind == Kind::Orphan
+}
+
 /// The whole ledger.
 #[derive(Debug, Default)]
 pub(crate) struct Book(BTreeMap<String, Entry>);
@@ -107,8 +112,10 @@ impl Book {
 
     /// Tasks with a record to be looked at.
     fn acknowledged(&self) -> Vec<TaskId> {
-        let tasks =
-            self.0.iter().filter(|(_, entry)| entry.acknowledged && entry.kind != Some(Kind::Garbage));
+        let tasks = self
+            .0
+            .iter()
+            .filter(|(_, entry)| entry.acknowledged && !entry.kind.is_some_and(is_found_elsewhere));
         tasks.filter_map(|(id, _)| id.parse().ok()).collect()
     }
 }
@@ -196,10 +203,14 @@ pub(crate) async fn judge(
             records.extend(fold(id, &facts).map(|record| (id.to_string(), record)));
         }
     }
-    let dead = dead_letters(servers).await.context("dead letters")?;
+    let (dead, undelivered) = laid_aside(servers).await.context("dead letters")?;
     tally.dead = dead.len();
     for (id, entry) in &book.0 {
-        tally.add(id, entry, records.get(id), &dead, leniency);
+        if entry.kind == Some(Kind::Orphan) {
+            tally.add_orphan(id, entry, undelivered.contains(id) || dead.contains(id));
+        } else {
+            tally.add(id, entry, records.get(id), &dead, leniency);
+        }
     }
     for id in &dead {
         match book.0.get(id).and_then(|entry| entry.kind) {
@@ -215,6 +226,16 @@ pub(crate) async fn judge(
 }
 
 impl Tally {
+    /// What came due for a queue that is gone is kept aside, where a person finds it.
+    fn add_orphan(&mut self, id: &str, entry: &Entry, kept: bool) {
+        self.attempted += 1;
+        self.acknowledged += usize::from(entry.acknowledged);
+        if entry.acknowledged && !kept {
+            self.lost += 1;
+            self.violations.push(format!("{id} (orphan) is nowhere"));
+        }
+    }
+
     fn add(
         &mut self,
         id: &str,
@@ -250,7 +271,7 @@ impl Tally {
         if !entry.acknowledged {
             return;
         }
-        if kind == Kind::Garbage {
+        if !kind.is_task() {
             if !dead.contains(id) {
                 self.lost += 1;
                 self.violations.push(format!("{id} is no dead letter"));
@@ -304,18 +325,25 @@ impl Tally {
     }
 }
 
-/// The ids of all dead letters, read past the adapter. They stay where they are.
-async fn dead_letters(servers: &Servers) -> Result<BTreeSet<String>> {
+/// The ids of all dead letters, and of what came due for a queue that is gone, read past the adapter. They stay where
+/// they are.
+async fn laid_aside(servers: &Servers) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
     let connection = lapin::Connection::connect(&servers.amqp, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
-    let mut ids = BTreeSet::new();
-    for queue in [QUEUE, OTHER_QUEUE] {
-        let name = format!("{}:{queue}.dead", servers.namespace);
+    let namespace = &servers.namespace;
+    let mut found = [BTreeSet::new(), BTreeSet::new()];
+    let names = [
+        (0, format!("{namespace}:{QUEUE}.dead")),
+        (0, format!("{namespace}:{OTHER_QUEUE}.dead")),
+        (1, format!("{namespace}.undelivered")),
+    ];
+    for (which, name) in names {
         // What was got and not acknowledged goes back when the connection closes.
         while let Some(got) = channel.basic_get(name.as_str().into(), BasicGetOptions::default()).await? {
-            ids.extend(got.delivery.properties.message_id().as_ref().map(ToString::to_string));
+            found[which].extend(got.delivery.properties.message_id().as_ref().map(ToString::to_string));
         }
     }
     connection.close(200, "done".into()).await?;
-    Ok(ids)
+    let [dead, undelivered] = found;
+    Ok((dead, undelivered))
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use machinist::{Signature, TaskId};
 use machinist_conformance::{
     Proxy,
     arrows::{Side, Step},
@@ -27,11 +28,43 @@ use crate::{
     size::Size,
 };
 
-const WORKERS: usize = 3;
-const CONCURRENCY: usize = 16;
+/// Who works, and on what, where a scenario does not say otherwise.
+pub(crate) const WORKERS: usize = 3;
+pub(crate) const CONCURRENCY: usize = 16;
 pub(crate) const QUEUE: &str = "work";
 /// A queue that is empty until a scenario says otherwise.
 pub(crate) const OTHER_QUEUE: &str = "other";
+
+/// What a scenario begins with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setup {
+    pub(crate) workers: usize,
+    pub(crate) concurrency: usize,
+    /// The workers' session lease.
+    pub(crate) lease: Duration,
+    /// How much address space a worker may have.
+    pub(crate) memory_mib: Option<u64>,
+    /// Whether tasks are sent all the time.
+    pub(crate) load: bool,
+    /// What is sent besides.
+    pub(crate) poison: Option<Kind>,
+    /// Whether workers end themselves where they are told to.
+    pub(crate) arrows: bool,
+}
+
+impl Setup {
+    pub(crate) fn of(size: Size) -> Self {
+        Self {
+            workers: WORKERS,
+            concurrency: CONCURRENCY,
+            lease: size.lease(),
+            memory_mib: None,
+            load: true,
+            poison: None,
+            arrows: false,
+        }
+    }
+}
 
 /// Everything that one scenario may break.
 pub(crate) struct House {
@@ -55,11 +88,11 @@ impl House {
     pub(crate) async fn open(
         services: Services,
         endpoints: &Endpoints,
-        scenario: Scenario,
+        name: &str,
         size: Size,
         dir: &Path,
+        setup: Setup,
     ) -> Result<Self> {
-        let name = scenario.name();
         let dir = dir.join(name);
         if dir.exists() {
             std::fs::remove_dir_all(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
@@ -74,11 +107,7 @@ impl House {
         let through = Servers { amqp: amqp_url, redis: redis_url, namespace: namespace.clone() };
         let direct =
             Servers { amqp: endpoints.amqp_url.clone(), redis: endpoints.redis_url.clone(), namespace };
-        let mut args = worker_args(&through, &dir, size);
-        if scenario == Scenario::Arrows {
-            args.push("--arrows".to_owned());
-        }
-        let crew = Crew::hire(args, dir.clone())?;
+        let crew = Crew::hire(worker_args(&through, &dir, setup), setup.workers, dir.clone())?;
         let mut house = Self {
             services,
             interrupt: Interrupt::listen()?,
@@ -93,8 +122,11 @@ impl House {
             _ledger: serving,
             senders: Vec::new(),
         };
+        if !setup.load {
+            return Ok(house);
+        }
         house.send_to(QUEUE, None)?;
-        house.send_to(QUEUE, scenario.poison())?;
+        house.send_to(QUEUE, setup.poison)?;
         house.every_worker_runs_since(0, Duration::from_secs(60)).await.context("at the start")?;
         Ok(house)
     }
@@ -110,6 +142,21 @@ impl House {
         let log = self.dir.join(format!("sender-{}.log", self.senders.len()));
         self.senders.push(Process::start(&args, &log)?);
         Ok(())
+    }
+
+    /// Sends tasks of one kind past the proxies, each acknowledged; their ids.
+    pub(crate) async fn send_now(&self, kind: Kind, queue: &str, count: usize) -> Result<Vec<TaskId>> {
+        let app = self.direct.app(Duration::from_secs(10)).await?;
+        let signatures: Vec<Signature> = (0..count).map(|_| kind.signature(queue)).collect();
+        let ids: Vec<TaskId> = signatures.iter().map(|signature| signature.id().clone()).collect();
+        let lines = |word: &dyn Fn(&TaskId) -> String| ids.iter().map(word).collect::<Vec<_>>();
+        self.notes.say(&lines(&|id| format!("try {id} {}", kind.as_str()))).await?;
+        for answer in app.client().send_all(signatures).await {
+            answer?;
+        }
+        self.notes.say(&lines(&|id| format!("ok {id}"))).await?;
+        app.broker().close().await;
+        Ok(ids)
     }
 
     /// Goes on for a while.
@@ -194,14 +241,20 @@ fn common_args(servers: &Servers, dir: &Path) -> Vec<String> {
         .collect()
 }
 
-fn worker_args(servers: &Servers, dir: &Path, size: Size) -> Vec<String> {
+fn worker_args(servers: &Servers, dir: &Path, setup: Setup) -> Vec<String> {
     let mut args = vec!["worker".to_owned()];
     args.extend(common_args(servers, dir));
-    let lease = size.lease().as_millis().to_string();
-    let concurrency = CONCURRENCY.to_string();
+    let lease = setup.lease.as_millis().to_string();
+    let concurrency = setup.concurrency.to_string();
     let more =
         ["--queue", QUEUE, "--queue", OTHER_QUEUE, "--lease-ms", &lease, "--concurrency", &concurrency];
     args.extend(more.map(str::to_owned));
+    args.extend(
+        setup.memory_mib.into_iter().flat_map(|limit| ["--memory-mib".to_owned(), limit.to_string()]),
+    );
+    if setup.arrows {
+        args.push("--arrows".to_owned());
+    }
     args
 }
 
@@ -222,7 +275,7 @@ struct Roster {
 }
 
 impl Crew {
-    fn hire(args: Vec<String>, dir: PathBuf) -> Result<Self> {
+    fn hire(args: Vec<String>, count: usize, dir: PathBuf) -> Result<Self> {
         let roster = Roster {
             workers: Vec::new(),
             args,
@@ -233,7 +286,7 @@ impl Crew {
             closed: false,
         };
         let crew = Self(Arc::new(Mutex::new(roster)));
-        for _ in 0..WORKERS {
+        for _ in 0..count {
             crew.roster().hire()?;
         }
         let weak = Arc::downgrade(&crew.0);
@@ -252,6 +305,13 @@ impl Crew {
 
     fn roster(&self) -> MutexGuard<'_, Roster> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more; where its log is.
+    pub(crate) fn hire_another(&self) -> Result<PathBuf> {
+        let mut roster = self.roster();
+        roster.hire()?;
+        Ok(roster.dir.join(format!("worker-{}.log", roster.hired)))
     }
 
     pub(crate) fn pids(&self) -> Vec<u32> {

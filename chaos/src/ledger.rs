@@ -7,6 +7,7 @@
 //! | `try ID KIND` | a sender is about to send it for the first time |
 //! | `ok ID`, `rejected ID`, `unsent ID`, `unknown ID` | what a send answered |
 //! | `start ID ATTEMPT TOKEN WORKER` | a handler runs |
+//! | `cancelled ID ATTEMPT TOKEN WORKER` | it was told to end while it ran |
 //! | `effect ID ATTEMPT TOKEN WORKER` | it has done what it is for |
 //!
 //! The file holds them behind the milliseconds since the ledger began.

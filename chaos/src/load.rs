@@ -9,7 +9,7 @@ use machinist::{
 
 use crate::ledger::Ledger;
 
-/// What a task is for. Every kind but the last three is innocent: it has to succeed.
+/// What a task is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Kind {
     /// Takes a few milliseconds.
@@ -20,17 +20,39 @@ pub(crate) enum Kind {
     Delayed,
     /// Fails twice, then succeeds.
     Flaky,
+    /// Takes half a minute.
+    Held,
+    /// Takes longer than the longest fault.
+    Long,
     /// Fails for good: a dead letter.
     Failing,
     /// Ends the process that runs it.
     Abort,
+    /// Takes all the memory that its process may have, which ends it.
+    Oom,
     /// Not one of our messages: a dead letter.
     Garbage,
+    /// The same, with headers nested as deep as a frame can hold.
+    Deep,
+    /// Delayed, for a queue that is gone when it comes due.
+    Orphan,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Plain, Self::Slow, Self::Delayed, Self::Flaky, Self::Failing, Self::Abort, Self::Garbage];
+    pub(crate) const ALL: [Self; 12] = [
+        Self::Plain,
+        Self::Slow,
+        Self::Delayed,
+        Self::Flaky,
+        Self::Held,
+        Self::Long,
+        Self::Failing,
+        Self::Abort,
+        Self::Oom,
+        Self::Garbage,
+        Self::Deep,
+        Self::Orphan,
+    ];
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -38,9 +60,14 @@ impl Kind {
             Self::Slow => "slow",
             Self::Delayed => "delayed",
             Self::Flaky => "flaky",
+            Self::Held => "held",
+            Self::Long => "long",
             Self::Failing => "failing",
             Self::Abort => "abort",
+            Self::Oom => "oom",
             Self::Garbage => "garbage",
+            Self::Deep => "deep",
+            Self::Orphan => "orphan",
         }
     }
 
@@ -48,8 +75,19 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.as_str() == text)
     }
 
+    /// Whether it has to succeed.
     pub(crate) fn is_innocent(self) -> bool {
-        !matches!(self, Self::Failing | Self::Abort | Self::Garbage)
+        !matches!(self, Self::Failing | Self::Orphan) && !self.is_deadly() && self.is_task()
+    }
+
+    /// Whether it ends the process that runs it.
+    pub(crate) fn is_deadly(self) -> bool {
+        matches!(self, Self::Abort | Self::Oom)
+    }
+
+    /// Whether a program of ours has written it.
+    pub(crate) fn is_task(self) -> bool {
+        !matches!(self, Self::Garbage | Self::Deep)
     }
 
     /// Everyday load: mostly plain, some of each innocent kind, and a few that fail.
@@ -64,11 +102,12 @@ impl Kind {
         }
     }
 
-    /// A task of this kind. Not for garbage, which is no task.
+    /// A task of this kind, if it is one.
     pub(crate) fn signature(self, queue: &str) -> Signature {
         let signature = DO.call((self.as_str().to_owned(),)).queue(queue).untyped();
         match self {
             Self::Delayed => signature.countdown(Duration::from_millis(rand::random_range(300..4000))),
+            Self::Orphan => signature.countdown(Duration::from_secs(4)),
             Self::Flaky => signature.retries(5).backoff(Backoff::fixed(Duration::from_millis(400))),
             _ => signature,
         }
@@ -88,11 +127,26 @@ pub(crate) async fn run(
     ledger.say(&[format!("start {about}")]).await?;
     match Kind::parse(&kind) {
         Some(Kind::Slow) => tokio::time::sleep(Duration::from_secs(2)).await,
+        Some(Kind::Held) => tokio::time::sleep(Duration::from_secs(30)).await,
+        Some(Kind::Long) => {
+            tokio::time::sleep(Duration::from_secs(75)).await;
+            if cx.cancellation().is_cancelled() {
+                ledger.say(&[format!("cancelled {about}")]).await?;
+            }
+        }
         Some(Kind::Flaky) if cx.attempt() < 3 => return Err("not yet".into()),
         Some(Kind::Failing) => return Err(TaskError::permanent("never")),
         Some(Kind::Abort) => std::process::abort(),
+        Some(Kind::Oom) => take_all_memory(),
         _ => tokio::time::sleep(Duration::from_millis(rand::random_range(0..300))).await,
     }
     ledger.say(&[format!("effect {about}")]).await?;
     Ok(())
+}
+
+/// Takes memory until there is none. Nothing is written to it, so that only the limit of the process is reached.
+fn take_all_memory() -> ! {
+    loop {
+        std::mem::forget(Vec::<u8>::with_capacity(256 << 20));
+    }
 }

@@ -14,6 +14,7 @@ macro_rules! say {
 mod arrow;
 mod check;
 mod connect;
+mod deep;
 mod house;
 mod ledger;
 mod load;
@@ -21,6 +22,7 @@ mod process;
 mod scenario;
 mod sender;
 mod size;
+mod special;
 mod worker;
 
 use std::{path::PathBuf, process::ExitCode};

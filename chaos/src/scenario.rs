@@ -15,9 +15,10 @@ use xtask::{
 use crate::{
     arrow::ARROWS,
     check::{self, Book, Finals, Leniency, Tally},
-    house::{House, OTHER_QUEUE},
+    house::{CONCURRENCY, House, OTHER_QUEUE, Setup, WORKERS},
     load::Kind,
     size::Size,
+    special,
 };
 
 /// Consumption has to be back so long after the fault is gone, in every worker.
@@ -28,6 +29,9 @@ const EXIT: Duration = Duration::from_secs(30);
 const MORE_FDS: usize = 6;
 /// What a worker may need more after a fault than before.
 const MORE_MIB: u64 = 48;
+
+/// All that can run at once.
+const EVERYTHING: usize = WORKERS * CONCURRENCY;
 
 macro_rules! scenarios {
     ($($variant:ident $name:literal $what:literal)*) => {
@@ -80,6 +84,11 @@ scenarios! {
     Undecodable "undecodable" "messages that are none of ours among the tasks"
     Arrows "arrows" "workers end themselves at every arrow of the delivery protocol, one after the other"
     Poison "poison" "tasks that end their process among the others"
+    Oom "oom" "tasks that take all the memory of their process among the others"
+    DeepHeaders "deep-headers" "messages with headers as deep as a frame can hold among the tasks"
+    QueueGone "queue-gone" "delayed tasks come due for a queue that is gone, among many whose queue is there"
+    RedisAway "redis-away" "Redis is killed and stays away for 60 s while long tasks run"
+    BusyKill "busy-kill" "a worker that runs 32 tasks is killed (SIGKILL): all run again elsewhere within 25 s"
 }
 
 /// Runs scenarios one after the other; whether every invariant held.
@@ -175,7 +184,8 @@ fn seconds(ms: u64) -> f64 {
 /// Runs one; what was violated.
 async fn run(scenario: Scenario, size: Size, dir: &Path, endpoints: &Endpoints) -> Result<Vec<String>> {
     let services = Services::at(&dir.join("servers"))?;
-    let mut house = House::open(services, endpoints, scenario, size, dir).await?;
+    let setup = scenario.setup(size);
+    let mut house = House::open(services, endpoints, scenario.name(), size, dir, setup).await?;
     house.pass(size.calm()).await?;
     let before = house.crew.usage();
     let fault_began = Instant::now();
@@ -185,9 +195,10 @@ async fn run(scenario: Scenario, size: Size, dir: &Path, endpoints: &Endpoints) 
     let cpu = busiest(&before, &house.crew.usage(), fault_took);
     let over = house.mark("over").await?;
     let mut violations = Vec::new();
-    let recovered = house.every_worker_runs_since(over, RECOVERY).await;
+    // Without load nothing is there to be run.
+    let recovered = if setup.load { house.every_worker_runs_since(over, RECOVERY).await } else { Ok(0) };
     if let Err(error) = &recovered
-        && scenario != Scenario::Poison
+        && !setup.poison.is_some_and(Kind::is_deadly)
     {
         house.interrupt.check()?;
         violations.push(format!("{error:#}"));
@@ -208,7 +219,11 @@ async fn run(scenario: Scenario, size: Size, dir: &Path, endpoints: &Endpoints) 
     if !leniency.crashes {
         violations.extend(crashed);
     }
-    let book = Book::read(&house.read_ledger()?);
+    let ledger = house.read_ledger()?;
+    if scenario == Scenario::RedisAway {
+        violations.extend(special::judge_redis_away(&ledger, cpu));
+    }
+    let book = Book::read(&ledger);
     let mut tally = check::judge(&book, &app, &house.direct, &mut finals, leniency).await?;
     violations.append(&mut tally.violations);
     Row { scenario, tally: &tally, recovered: recovered.ok(), drained, exit, cpu, rss }.print();
@@ -239,31 +254,40 @@ fn check_usage(before: &Usages, after: &Usages, violations: &mut Vec<String>) ->
 }
 
 impl Scenario {
-    pub(crate) fn poison(self) -> Option<Kind> {
+    fn setup(self, size: Size) -> Setup {
+        let usual = Setup::of(size);
         match self {
-            Self::Undecodable => Some(Kind::Garbage),
-            Self::Poison => Some(Kind::Abort),
-            _ => None,
+            Self::Undecodable => Setup { poison: Some(Kind::Garbage), ..usual },
+            Self::DeepHeaders => Setup { poison: Some(Kind::Deep), ..usual },
+            Self::Poison => Setup { poison: Some(Kind::Abort), ..usual },
+            Self::Arrows => Setup { arrows: true, ..usual },
+            Self::Oom => special::oom(usual),
+            Self::BusyKill => special::busy(usual),
+            _ => usual,
         }
     }
 
     /// What this fault explains.
     fn leniency(self, house: &House) -> Leniency {
         let (dismissed, crashed) = house.crew.ended();
-        // A worker that dies has run what it held; so has one whose session is lost.
-        let held = 24;
+        // What runs twice is what ran when its worker died, or when its delivery went to another while its session was
+        // lost: never more than all that workers can run at once.
         let duplicates = match self {
-            Self::Calm | Self::WorkerTerm | Self::RedisScripts | Self::Slow => 0,
-            Self::Undecodable | Self::QueueDeleted | Self::RabbitMemory => 0,
-            Self::WorkerKill => dismissed * held,
-            Self::Poison | Self::Arrows => crashed.len() * held,
-            _ => 10 * held,
+            Self::WorkerKill => dismissed * CONCURRENCY,
+            Self::Poison | Self::Oom | Self::Arrows => crashed.len() * CONCURRENCY,
+            Self::WorkerFreeze => CONCURRENCY,
+            // Deliveries come again, and where the host was too busy to renew a session of 3 s, they run again.
+            Self::RabbitKill | Self::RabbitStop | Self::RabbitFreeze | Self::RabbitListeners => EVERYTHING,
+            Self::RabbitClose | Self::AmqpReset => EVERYTHING,
+            Self::AmqpStallOld | Self::AmqpBlackHole | Self::AckTimeout | Self::BothGone => EVERYTHING,
+            // A delivery stays where it is: nobody else can have run it.
+            _ => 0,
         };
         Leniency {
             records_lost: matches!(self, Self::RedisFlush | Self::RedisRollback),
             paused: self == Self::WorkerFreeze,
             duplicates,
-            crashes: matches!(self, Self::Poison | Self::Arrows),
+            crashes: matches!(self, Self::Poison | Self::Oom | Self::Arrows),
         }
     }
 
@@ -272,7 +296,12 @@ impl Scenario {
         let fault = house.size.fault();
         let rounds = house.size.rounds();
         match self {
-            Self::Calm | Self::Undecodable | Self::Poison => house.pass(fault).await?,
+            Self::Calm | Self::Undecodable | Self::Poison | Self::Oom | Self::DeepHeaders => {
+                house.pass(fault).await?;
+            }
+            Self::QueueGone => special::queue_gone(house).await?,
+            Self::RedisAway => special::redis_away(house).await?,
+            Self::BusyKill => special::busy_kill(house).await?,
             Self::WorkerKill => {
                 for _ in 0..rounds {
                     house.crew.dismiss_oldest(Signal::SIGKILL);

@@ -17,7 +17,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{connect::Servers, ledger::Ledger, load::Kind};
+use crate::{connect::Servers, deep, ledger::Ledger, load::Kind};
 
 const TICK: Duration = Duration::from_millis(100);
 /// How long a send is tried in one go.
@@ -45,7 +45,7 @@ pub(crate) struct SenderArgs {
 pub(crate) async fn run(args: SenderArgs) -> Result<u8> {
     let ledger = Ledger::of(&args.dir).await?;
     let app = args.servers.app(DEADLINE).await?;
-    let sender = Arc::new(Sender { app, ledger, queue: args.queue });
+    let sender = Arc::new(Sender { app, ledger, queue: args.queue, servers: args.servers });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut ticks = tokio::time::interval(TICK);
     let mut number = 0_u64;
@@ -63,7 +63,7 @@ pub(crate) async fn run(args: SenderArgs) -> Result<u8> {
             number += 1;
         }
         // What is poison to a process is rarer: each costs five of them.
-        let every = if args.poison == Some(Kind::Abort) { 40 } else { 10 };
+        let every = if args.poison.is_some_and(Kind::is_deadly) { 40 } else { 10 };
         kinds.extend(args.poison.filter(|_| tick % every == 5));
         let permit = Arc::clone(&batches).acquire_owned().await?;
         let sender = Arc::clone(&sender);
@@ -87,13 +87,13 @@ struct Sender {
     app: App,
     ledger: Ledger,
     queue: String,
+    servers: Servers,
 }
 
 impl Sender {
     /// Sends a batch until each task is acknowledged or refused; one in four is given up at its first error.
     async fn send(&self, kinds: Vec<Kind>) -> Result<()> {
-        let garbage = kinds.iter().filter(|kind| **kind == Kind::Garbage).count();
-        let tasks = kinds.into_iter().filter(|kind| *kind != Kind::Garbage);
+        let (tasks, strange): (Vec<Kind>, Vec<Kind>) = kinds.into_iter().partition(|kind| kind.is_task());
         let mut batch: Vec<(Signature, bool)> = Vec::new();
         let mut lines = Vec::new();
         for kind in tasks {
@@ -102,8 +102,11 @@ impl Sender {
             batch.push((signature, rand::random_ratio(1, 4)));
         }
         self.ledger.say(&lines).await?;
-        for _ in 0..garbage {
-            self.send_garbage().await?;
+        for kind in strange {
+            match kind {
+                Kind::Deep => self.send_deep().await?,
+                _ => self.send_garbage().await?,
+            }
         }
         let give_up = Instant::now() + Duration::from_secs(180);
         while !batch.is_empty() && Instant::now() < give_up {
@@ -137,6 +140,16 @@ impl Sender {
         let answer = self.app.broker().publish(vec![publish]).await.pop().and_then(Result::err);
         let word = answer.map_or("ok", |error| word_of(&error).0);
         self.ledger.say(&[format!("{word} {id}")]).await
+    }
+}
+
+impl Sender {
+    /// A message whose headers are tables in tables, as many as a frame can hold.
+    async fn send_deep(&self) -> Result<()> {
+        let id = format!("deep-{}", rand::random::<u64>());
+        self.ledger.say(&[format!("try {id} deep")]).await?;
+        deep::publish(&self.servers, &self.queue, &id).await?;
+        self.ledger.say(&[format!("ok {id}")]).await
     }
 }
 

@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use machinist::{App, Worker};
 use machinist_conformance::arrows::{Witness, WitnessedRuns};
+use nix::sys::resource::{Resource, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
@@ -30,9 +31,15 @@ pub(crate) struct WorkerArgs {
     /// Ends itself at an arrow of the delivery protocol when it is told to.
     #[arg(long)]
     arrows: bool,
+    /// How much address space this process may have.
+    #[arg(long)]
+    memory_mib: Option<u64>,
 }
 
 pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
+    if let Some(limit) = args.memory_mib {
+        setrlimit(Resource::RLIMIT_AS, limit << 20, limit << 20).context("a limit for memory")?;
+    }
     let ledger = Ledger::of(&args.dir).await?;
     let (deadline, executor) = (Duration::from_secs(30), Executor(arrow::file(&args.dir)));
     let witness: Arc<dyn Witness> = Arc::new(executor);

@@ -1,0 +1,147 @@
+//! Scenarios that bring tasks of their own, and judge more than the others.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use machinist::TaskId;
+use nix::sys::signal::Signal;
+use xtask::services::Server;
+
+use crate::{
+    house::{House, QUEUE, Setup},
+    load::Kind,
+};
+
+/// Threads with large stacks take address space that they never use.
+const MEMORY_MIB: u64 = 8 * 1024;
+/// More than the 32 at which at-least-once dead-lettering stops.
+const ORPHANS: usize = 60;
+const AWAY: Duration = Duration::from_secs(60);
+const LONG_TASKS: usize = 8;
+/// A worker that waits for Redis has next to nothing to do: percent of one core.
+const QUIET_CPU: f64 = 20.0;
+const BUSY: usize = 32;
+/// So long after its worker was killed a task runs again: the lease, a look at it after each of two waits, a start.
+const AGAIN: Duration = Duration::from_secs(25);
+
+/// Workers with a limit for their memory, and tasks that reach it.
+pub(crate) fn oom(usual: Setup) -> Setup {
+    Setup { poison: Some(Kind::Oom), memory_mib: Some(MEMORY_MIB), ..usual }
+}
+
+/// One worker with many tasks, under the lease that is the default.
+pub(crate) fn busy(usual: Setup) -> Setup {
+    Setup { workers: 1, concurrency: BUSY, lease: Duration::from_secs(15), load: false, ..usual }
+}
+
+/// Sends delayed tasks for a queue that is deleted before they are due.
+pub(crate) async fn queue_gone(house: &House) -> Result<()> {
+    const GONE: &str = "gone";
+    house.send_now(Kind::Orphan, GONE, ORPHANS).await?;
+    let queue = format!("{}:{GONE}", house.direct.namespace);
+    tokio::task::block_in_place(|| house.services.rabbitmqctl(&["delete_queue", &queue]))?;
+    // Until long after all of them were due, and many of the others.
+    house.pass(Duration::from_secs(12)).await
+}
+
+/// Kills Redis for a minute while tasks run that take longer.
+pub(crate) async fn redis_away(house: &House) -> Result<()> {
+    let long = house.send_now(Kind::Long, QUEUE, LONG_TASKS).await?;
+    starts(house, &long, None, Duration::from_secs(60)).await.context("long tasks")?;
+    tokio::task::block_in_place(|| house.services.kill(Server::Redis))?;
+    house.pass(AWAY).await?;
+    tokio::task::block_in_place(|| house.services.start_again(Server::Redis, &house.interrupt))
+}
+
+/// What the absence of Redis must not have done.
+pub(crate) fn judge_redis_away(ledger: &str, cpu: f64) -> Vec<String> {
+    let mut violations = Vec::new();
+    if cpu > QUIET_CPU {
+        violations.push(format!("a worker used {cpu:.0} % of a core while Redis was away"));
+    }
+    let words = || ledger.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let long: HashSet<&str> = words()
+        .filter(|w| w.get(1) == Some(&"try") && w.get(3) == Some(&"long"))
+        .filter_map(|w| w.get(2).copied())
+        .collect();
+    let mut started: HashMap<&str, usize> = HashMap::new();
+    for line in words() {
+        match line[..] {
+            [_, "cancelled", id, ..] => violations.push(format!("{id} was cancelled")),
+            [_, "start", id, ..] if long.contains(id) => *started.entry(id).or_default() += 1,
+            _ => {}
+        }
+    }
+    violations.extend(
+        started
+            .iter()
+            .filter(|(_, count)| **count > 1)
+            .map(|(id, count)| format!("{id} was started {count} times")),
+    );
+    say!("    {} long tasks ran through; CPU of the busiest worker {cpu:.1} %", started.len());
+    violations
+}
+
+/// Kills a worker that runs many tasks, and waits until each runs in another.
+pub(crate) async fn busy_kill(house: &House) -> Result<()> {
+    let tasks = house.send_now(Kind::Held, QUEUE, BUSY).await?;
+    starts(house, &tasks, None, Duration::from_secs(60)).await.context("before the kill")?;
+    let killed = *house.crew.pids().first().context("no worker")?;
+    ready(house, &house.crew.hire_another()?).await?;
+    let at = house.mark("kill").await?;
+    house.crew.dismiss_oldest(Signal::SIGKILL);
+    let again = starts(house, &tasks, Some(killed), AGAIN).await.context("after the kill")?;
+    let slowest = again.values().map(|starts| starts[0].saturating_sub(at)).max().unwrap_or(0);
+    // A second start beside a first that lives would be two sessions that run one task.
+    ensure!(again.values().all(|starts| starts.len() == 1), "a task runs under two live sessions: {again:?}");
+    say!(
+        "    {BUSY} of {BUSY} run again within {:.1} s, none under two live sessions",
+        Duration::from_millis(slowest).as_secs_f64()
+    );
+    Ok(())
+}
+
+/// When each of these tasks was started, by whoever is not `without`; waits until each was.
+async fn starts(
+    house: &House,
+    tasks: &[TaskId],
+    without: Option<u32>,
+    limit: Duration,
+) -> Result<HashMap<String, Vec<u64>>> {
+    let until = Instant::now() + limit;
+    let without = without.map(|pid| pid.to_string());
+    loop {
+        house.interrupt.check()?;
+        let book = house.read_ledger()?;
+        let mut found: HashMap<String, Vec<u64>> = HashMap::new();
+        for line in book.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let [at, "start", id, .., pid] = words[..] else { continue };
+            if without.as_deref() != Some(pid) && tasks.iter().any(|task| task.as_str() == id) {
+                found.entry(id.to_owned()).or_default().push(at.parse()?);
+            }
+        }
+        if found.len() == tasks.len() {
+            return Ok(found);
+        }
+        if Instant::now() > until {
+            bail!("{} of {} tasks run within {limit:?}", found.len(), tasks.len());
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// Waits until a worker says that it consumes.
+async fn ready(house: &House, log: &Path) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !std::fs::read_to_string(log).is_ok_and(|text| text.contains(": ready ")) {
+        house.interrupt.check()?;
+        ensure!(Instant::now() < until, "a new worker is not ready");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
