@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use async_rs::{TokioRuntime, traits::Reactor};
+use async_rs::TokioRuntime;
 use futures_util::AsyncReadExt as _;
 use lapin::{
     AsyncTcpStream, Connection, ConnectionProperties, ErrorKind,
@@ -20,14 +20,13 @@ use machinist_core::{
 
 use crate::{
     address::Address,
+    kit::{Kit, Socket as Stream},
+    screen::Screened,
     trouble::{FAREWELL, Trouble},
 };
 
 /// How long one attempt to connect may take: name lookup, TCP, TLS, login.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A stream to a broker, plain or encrypted.
-type Stream = AsyncTcpStream<<TokioRuntime as Reactor>::TcpStream>;
 
 /// A way to end a connection that does not ask the peer.
 ///
@@ -69,14 +68,15 @@ pub(crate) async fn connect(address: &Address, tls: &Tls, name: &str) -> Result<
         .with_client_property("product".into(), "machinist".into())
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
     let what = format!("connecting to {address}");
-    let runtime = lapin::runtime::default_runtime().map_err(|error| Trouble::lapin(&what, error))?;
+    let runtime = Kit::here().map_err(|error| Trouble::lapin(&what, error))?;
+    let tokio = lapin::runtime::default_runtime().map_err(|error| Trouble::lapin(&what, error))?;
     let (target, tls) = (address.clone(), tls.clone());
     let open = Connection::connector(
         address.uri(),
         runtime,
-        async move |_, runtime| {
+        async move |_, _| {
             let dial = async {
-                let stream = dial_plain(&target, &runtime).await?;
+                let stream = dial_plain(&target, &tokio).await?;
                 if let AsyncTcpStream::Plain(plain) = &stream {
                     fuse.arm(duplicate(plain.get_ref())?);
                 }
@@ -86,6 +86,7 @@ pub(crate) async fn connect(address: &Address, tls: &Tls, name: &str) -> Result<
             let dialled = tokio::time::timeout(CONNECT_TIMEOUT, dial).await;
             dialled
                 .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
+                .map(|stream| AsyncTcpStream::Plain(Screened::new(stream)))
                 .map_err(|error| ErrorKind::IOError(Arc::new(error)).into())
         },
         properties,

@@ -14,10 +14,10 @@
 //! It knows nothing of tasks: a message that comes out of its delay early (the ladder holds 49 days) is
 //! delivered, and whoever reads its ETA publishes it again.
 //!
-//! # A known danger of the protocol
-//! A message with thousands of header tables nested in each other overflows the stack of lapin's reading thread
-//! and ends the process. Raise `RUST_MIN_STACK` (64 MiB holds the deepest that fits a frame) before the first
-//! thread starts: a process that consumes without it is warned in its log.
+//! # What others publish
+//! A broker passes on whatever it was given: names that are no text, header tables nested thousands deep. lapin takes
+//! the first for a broken connection and overflows its stack over the second, again for every worker. Frames are
+//! made harmless before lapin reads them, so such a message arrives like any other that nobody believes.
 //!
 //! # Example
 //! ```no_run
@@ -39,6 +39,7 @@ mod convert;
 mod declare;
 mod diagnose;
 mod gauge;
+mod kit;
 mod ladder;
 mod lane;
 mod link;
@@ -46,6 +47,7 @@ mod mismatch;
 mod options;
 mod plan;
 mod pulse;
+mod screen;
 mod settle;
 mod stack;
 mod subscription;

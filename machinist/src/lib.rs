@@ -36,8 +36,6 @@
 //!
 //! Tasks and results are signed: the embedded file makes a key beside itself, and over RabbitMQ one has to be
 //! configured; see [`keys`].
-//!
-//! Programs that receive over AMQP should raise the stack of their threads: see [`amqp`].
 
 pub mod connect;
 pub mod keys;
@@ -52,10 +50,6 @@ pub use machinist_core::*;
 pub use connect::{AppExt, ConnectError, Servers};
 
 /// The broker over AMQP 0.9.1 (RabbitMQ).
-///
-/// A small message with deeply nested headers overflows the stack of the AMQP library's thread and ends the
-/// process. Start programs that receive with `RUST_MIN_STACK=67108864` in their environment, which survives the
-/// deepest nesting that fits into a frame; the `machinist` program and `machinist_cli::run` do so by themselves.
 #[cfg(feature = "amqp")]
 pub mod amqp {
     pub use machinist_broker_amqp::*;
