@@ -44,6 +44,7 @@ pub mod arrows;
 mod authority;
 pub mod backend;
 pub mod broker;
+pub mod producer;
 mod proxy;
 mod service;
 mod suite;

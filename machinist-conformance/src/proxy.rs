@@ -1,6 +1,15 @@
 //! A TCP proxy between an adapter and its server, because a shared server cannot be killed for one test.
 
-use std::{fmt, io::Result, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    io::Result,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -58,6 +67,7 @@ impl Order {
 pub struct Proxy {
     address: SocketAddr,
     order: Arc<watch::Sender<Order>>,
+    accepted: Arc<AtomicU64>,
     listening: JoinHandle<()>,
 }
 
@@ -73,8 +83,10 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
         let order = Arc::new(watch::Sender::new(Order::PASS));
-        let listening = tokio::spawn(listen(listener, server.into(), Arc::clone(&order)));
-        Ok(Self { address, order, listening })
+        let accepted = Arc::new(AtomicU64::new(0));
+        let listening =
+            tokio::spawn(listen(listener, server.into(), Arc::clone(&order), Arc::clone(&accepted)));
+        Ok(Self { address, order, accepted, listening })
     }
 
     /// A proxy to the server of a URL such as `amqp://guest:guest@127.0.0.1:5672/%2f`, and the URL that leads
@@ -98,6 +110,11 @@ impl Proxy {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How many connections it has passed on since it was started: whoever reconnects is seen here.
+    pub fn connections(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// Cuts every connection; new ones pass.
@@ -174,7 +191,12 @@ fn authority(url: &str) -> (usize, usize) {
     (start, end)
 }
 
-async fn listen(listener: TcpListener, server: String, order: Arc<watch::Sender<Order>>) {
+async fn listen(
+    listener: TcpListener,
+    server: String,
+    order: Arc<watch::Sender<Order>>,
+    accepted: Arc<AtomicU64>,
+) {
     loop {
         let Ok((client, _)) = listener.accept().await else {
             // Out of file descriptors, for a moment.
@@ -183,6 +205,7 @@ async fn listen(listener: TcpListener, server: String, order: Arc<watch::Sender<
         };
         let orders = order.subscribe();
         if orders.borrow().mode != Mode::Refuse {
+            accepted.fetch_add(1, Ordering::Relaxed);
             tokio::spawn(serve(client, server.clone(), orders));
         }
     }
@@ -311,6 +334,8 @@ mod tests {
         assert!(ask(&mut stream).await.is_err());
         assert!(ask(&mut connect().await.unwrap()).await.is_err());
         proxy.pass();
+        let before = proxy.connections();
         assert_eq!(ask(&mut connect().await.unwrap()).await.unwrap(), 7);
+        assert_eq!(proxy.connections(), before + 1);
     }
 }

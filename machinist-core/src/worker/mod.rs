@@ -14,9 +14,11 @@
 //! | `steady` | the patience with which backend and broker are asked |
 //! | `drain` | the stages of an end |
 //! | `health` | how a worker is, for those who watch over it |
+//! | `dead` | how many dead letters there were, and why |
 
 mod alone;
 mod builder;
+mod dead;
 mod drain;
 mod guard;
 mod health;
@@ -34,6 +36,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use builder::{BuildError, WorkerBuilder};
+pub use dead::DeadLetters;
 pub use drain::{Drained, Stages};
 pub use health::Health;
 pub(crate) use open::{Opened, open};
@@ -145,6 +148,11 @@ impl Worker {
         self.stages.clone()
     }
 
+    /// What this worker puts among the dead letters, counted by reason, from now until its end and after it.
+    pub fn dead_letters(&self) -> DeadLetters {
+        self.processor.dead_letters.clone()
+    }
+
     /// Works until `shutdown` completes, then drains: takes nothing more, hands back what has not started, gives
     /// running handlers the grace period, then fires their cancellation, then hands back what they hold.
     ///
@@ -185,7 +193,7 @@ impl Worker {
         if drained.unfinished == 0 {
             processor.sessions.close().await;
         }
-        tracing::info!(?drained, "stopped");
+        tracing::info!(?drained, dead_letters = ?processor.dead_letters.by_reason(), "stopped");
         Ok(drained)
     }
 }

@@ -6,68 +6,14 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use hmac::{Hmac, KeyInit, Mac};
+use machinist_conformance::producer;
 use machinist_core::{
     broker::{HeaderValue, Message},
     sign::{Algorithm, Key, KeyState, Keyring},
 };
 use serde_json::{Value, json};
-use sha2::Sha256;
 
 use crate::support::{House, SOON};
-
-/// The input to sign, written from the docs and not from the library.
-pub(crate) fn input(message: &Message, algorithm: &str, key: &str) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut field = |bytes: Option<&[u8]>| match bytes {
-        None => out.extend_from_slice(&[0xff; 4]),
-        Some(bytes) => {
-            out.extend_from_slice(&u32::try_from(bytes.len()).unwrap().to_be_bytes());
-            out.extend_from_slice(bytes);
-        }
-    };
-    let int = |name: &str| message.headers.get(name).and_then(HeaderValue::as_int);
-    let text = |name: &str| message.headers.get(name).and_then(HeaderValue::as_text);
-    let be = |number: i64| number.to_be_bytes();
-    field(Some(b"machinist.task"));
-    field(Some(&be(int("machinist-version").unwrap_or(1))));
-    field(Some(algorithm.as_bytes()));
-    field(Some(key.as_bytes()));
-    field(Some(text("machinist-first-key").unwrap_or(key).as_bytes()));
-    field(Some(&be(int("machinist-signed-at").unwrap())));
-    field(message.content_type.as_deref().map(str::as_bytes));
-    field(message.id.as_deref().map(str::as_bytes));
-    field(message.kind.as_deref().map(str::as_bytes));
-    field(text("machinist-queue").map(str::as_bytes));
-    field(Some(&be(int("machinist-attempt").unwrap_or(1))));
-    field(Some(&be(int("machinist-generation").unwrap_or(0))));
-    field(int("machinist-eta").map(be).as_ref().map(|b| &b[..]));
-    field(int("machinist-expires").map(be).as_ref().map(|b| &b[..]));
-    field(Some(&be(int("machinist-issued").unwrap_or(0))));
-    field(Some(&be(int("machinist-retries").unwrap_or(0))));
-    field(Some(&be(int("machinist-postponements").unwrap_or(0))));
-    field(Some(&be(int("machinist-token").unwrap_or(0))));
-    field(int("machinist-unknown-since").map(be).as_ref().map(|b| &b[..]));
-    field(message.priority.map(|p| be(p.into())).as_ref().map(|b| &b[..]));
-    field(text("traceparent").map(str::as_bytes));
-    field(text("tracestate").map(str::as_bytes));
-    field(None);
-    field(None);
-    field(None);
-    field(Some(&message.body));
-    out
-}
-
-/// Signs a message with an HMAC secret, as a producer in another language would.
-pub(crate) fn sign_by_hand(mut message: Message, key: &str, secret: &[u8]) -> Message {
-    let mut put = |name: &str, value: HeaderValue| drop(message.headers.insert(name.to_owned(), value));
-    put("machinist-key-id", key.into());
-    put("machinist-signed-at", 1.into());
-    let mac = Hmac::<Sha256>::new_from_slice(secret).unwrap();
-    let signature = mac.chain_update(input(&message, "hmac-sha256", key)).finalize().into_bytes();
-    message.headers.insert("machinist-signature".to_owned(), BASE64.encode(signature).into());
-    message
-}
 
 fn docs() -> String {
     std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/signing.md")).unwrap()
@@ -131,7 +77,7 @@ async fn the_vectors_of_the_docs_hold_and_run() {
     let _running = house.work(&app);
     for vector in &vectors {
         let message = message(vector);
-        let found = hex(&input(&message, key(vector).algorithm().as_str(), key(vector).id().as_str()));
+        let found = hex(&producer::signing_input(&message, &key(vector)));
         assert_eq!(found, vector["input"].as_str().unwrap(), "{}", vector["what"]);
         let id = message.id.clone().unwrap();
         house.publish("math", message).await;

@@ -95,7 +95,7 @@ impl TaskProcessor {
             delay: Duration::ZERO,
         };
         match self.steady.publish(&publish).await {
-            Ok(()) => {}
+            Ok(()) => self.dead_letters.count(reason),
             Err(Unpublished::Never(error)) => {
                 tracing::error!(dead_id, %error, "a dead letter cannot be published and is dropped; its record stays");
                 return Ok(());

@@ -29,7 +29,7 @@ use tokio::sync::Semaphore;
 
 use self::start::Asked;
 use super::{
-    Drained, Stages, TaskOptions,
+    DeadLetters, Drained, Stages, TaskOptions,
     alone::Alone,
     open::{Opened, Refusals, open},
     session::Sessions,
@@ -72,6 +72,7 @@ pub(super) struct TaskProcessor {
     pub(super) stages: Stages,
     pub(super) tally: Tally,
     pub(super) refusals: Refusals,
+    pub(super) dead_letters: DeadLetters,
 }
 
 /// What happened to deliveries, for the end of the worker.

@@ -1,0 +1,49 @@
+//! How many dead letters a worker has published, by reason: the number that an operator watches, and that agrees
+//! with what lies among the dead letters.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use crate::envelope::DeadReason;
+
+/// The dead letters that a worker has published, counted by reason. Cheap to clone; clones share the counts.
+///
+/// A letter is counted once the broker has confirmed it. After a crash the same letter may be published again by
+/// another worker, which counts it too.
+#[derive(Debug, Clone, Default)]
+pub struct DeadLetters(Arc<Mutex<BTreeMap<&'static str, u64>>>);
+
+impl DeadLetters {
+    /// The counts so far, by the reason that stands in the letter (`machinist-dead-reason`).
+    pub fn by_reason(&self) -> BTreeMap<&'static str, u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many there are altogether.
+    pub fn total(&self) -> u64 {
+        self.by_reason().values().sum()
+    }
+
+    pub(super) fn count(&self, reason: DeadReason) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(reason.as_str()).or_default() += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clones_share_the_counts() {
+        let letters = DeadLetters::default();
+        let shown = letters.clone();
+        letters.count(DeadReason::Unsigned);
+        letters.count(DeadReason::Stale);
+        letters.count(DeadReason::Unsigned);
+        assert_eq!(shown.by_reason(), BTreeMap::from([("stale", 1), ("unsigned", 2)]));
+        assert_eq!(shown.total(), 3);
+    }
+}

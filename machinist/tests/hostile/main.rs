@@ -1,0 +1,195 @@
+//! Ten thousand hostile messages among two thousand good tasks, on every kind of server: the good ones are run, the
+//! hostile ones lie among the dead letters by reason, and nothing else has happened.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod corpus;
+mod raw;
+mod servers;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use machinist::{
+    App, State, TaskDef, TaskError, Worker,
+    broker::{Message, Publish, Target},
+    id::QueueName,
+    record,
+    sign::Keyring,
+    wait_all,
+};
+use machinist_conformance::{eventually, within};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    corpus::Corpus,
+    servers::{Servers, file, network},
+};
+
+/// How many hostile messages there are, replays not counted.
+const HOSTILE: usize = 10_000;
+/// How many tasks are to be run.
+const GOOD: i64 = 2_000;
+/// In how many rounds they are sent, so that all kinds meet in the queue.
+const ROUNDS: usize = 20;
+/// Nothing here takes longer on a busy machine.
+const LIMIT: Duration = Duration::from_secs(180);
+
+pub(crate) const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
+/// What the key with a limit may send.
+pub(crate) const MAIL: TaskDef<(String,), ()> = TaskDef::new("mail.send");
+/// Must never run.
+pub(crate) const EVIL: TaskDef<(String,), ()> = TaskDef::new("evil");
+
+/// What ran.
+#[derive(Debug, Clone, Default)]
+struct Ran {
+    added: Arc<Mutex<Vec<i64>>>,
+    mailed: Arc<AtomicU64>,
+    evil: Arc<AtomicU64>,
+}
+
+async fn add(State(ran): State<Ran>, a: i64, b: i64) -> Result<i64, TaskError> {
+    ran.added.lock().unwrap().push(a);
+    Ok(a + b)
+}
+
+async fn mail(State(ran): State<Ran>, _to: String) -> Result<(), TaskError> {
+    ran.mailed.fetch_add(1, Ordering::SeqCst);
+    Ok(())
+}
+
+async fn evil(State(ran): State<Ran>, _what: String) -> Result<(), TaskError> {
+    ran.evil.fetch_add(1, Ordering::SeqCst);
+    Ok(())
+}
+
+/// Counts every panic of this process, whoever catches it.
+fn count_panics() -> Arc<AtomicU64> {
+    let count = Arc::new(AtomicU64::new(0));
+    let (counted, before) = (Arc::clone(&count), std::panic::take_hook());
+    std::panic::set_hook(Box::new(move |panic| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        before(panic);
+    }));
+    count
+}
+
+pub(crate) fn queue() -> QueueName {
+    QueueName::parse("math").unwrap()
+}
+
+async fn app(servers: &Servers, ring: impl Into<Keyring>) -> App {
+    let (broker, backend) = servers.open().await;
+    App::builder(broker, backend).default_queue(queue()).keyring(ring).build().await.unwrap()
+}
+
+fn publish(message: Message) -> Publish {
+    Publish { target: Target::Queue(queue()), message, delay: Duration::ZERO }
+}
+
+fn counted<'a>(reasons: impl IntoIterator<Item = &'a str>) -> BTreeMap<String, u64> {
+    let mut counts = BTreeMap::new();
+    for reason in reasons {
+        *counts.entry(reason.to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+async fn no_harm_is_done(servers: Servers) {
+    let panics = count_panics();
+    let corpus = Corpus::new().await;
+    let app = app(&servers, corpus.ring()).await;
+    let (attacker, _) = servers.open().await;
+    let ran = Ran::default();
+    let worker = Worker::builder(&app)
+        .queue(queue())
+        .task(ADD, add)
+        .task(MAIL, mail)
+        .task(EVIL, evil)
+        .state(ran.clone())
+        .concurrency(64)
+        .build()
+        .unwrap();
+    let (letters, ready, stop) = (worker.dead_letters(), worker.ready(), CancellationToken::new());
+    let running = tokio::spawn(worker.run_until(stop.clone().cancelled_owned()));
+    within(LIMIT, "the worker", ready.cancelled()).await;
+    // Everything that connects has connected once this has been run, and refused.
+    let first = app.client().send(ADD.call((-1, 0))).await.unwrap();
+    assert_eq!(first.wait(LIMIT).await.unwrap(), -1);
+    let connections = servers.connections();
+
+    let (mut expected, mut good, mut replays, mut n) = (Vec::new(), Vec::new(), 0, 0);
+    for round in 0..ROUNDS {
+        let share = GOOD / ROUNDS as i64;
+        let calls = (0..share).map(|k| ADD.call((round as i64 * share + k, 1))).collect();
+        let sent = app.client().send_all(calls).await;
+        good.extend(sent.into_iter().map(Result::unwrap));
+        let mut batch = Vec::new();
+        while n < HOSTILE * (round + 1) / ROUNDS {
+            let (message, reason) = corpus.message(n);
+            expected.push(reason);
+            batch.push(publish(message));
+            n += 1;
+        }
+        // What is run once, however often it is there; and what is allowed, but not what is hidden in it.
+        batch.extend(corpus.replayed.iter().cloned().map(publish));
+        replays += corpus.replayed.len();
+        batch.push(publish(corpus.hiding(round)));
+        for answer in attacker.publish(batch).await {
+            answer.unwrap();
+        }
+        expected.extend(servers.publish_raw(&corpus, round).await);
+    }
+    assert!(replays >= 1_000);
+
+    for (n, sum) in within(LIMIT, "the good tasks", wait_all(&good, LIMIT)).await.into_iter().enumerate() {
+        assert_eq!(sum.unwrap(), n as i64 + 1);
+    }
+    for sum in &good {
+        assert_eq!(sum.state().await.unwrap(), record::State::Success);
+    }
+    let all = expected.len() as u64;
+    let there = eventually(LIMIT, async || {
+        let depth = app.broker().depth(&[queue()]).await.unwrap().remove(0);
+        letters.total() >= all && depth.ready == Some(0) && depth.dead >= Some(all)
+    });
+    assert!(there.await, "{:?} of {:?}", letters.by_reason(), counted(expected));
+    assert_eq!(servers.connections(), connections, "nobody was thrown out");
+    stop.cancel();
+    let drained = within(LIMIT, "the end", running).await.unwrap().unwrap();
+    assert!(drained.is_clean(), "{drained:?}");
+
+    let found = servers.dead_letters().await;
+    let expected = counted(expected);
+    assert_eq!(counted(found.iter().map(String::as_str)), expected);
+    let counters: BTreeMap<String, u64> =
+        letters.by_reason().into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect();
+    assert_eq!(counters, expected, "the counters agree with what is there");
+    assert_eq!(ran.evil.load(Ordering::SeqCst), 0, "hostile runs");
+    assert_eq!(ran.mailed.load(Ordering::SeqCst), ROUNDS as u64);
+    let mut added = ran.added.lock().unwrap().clone();
+    added.sort_unstable();
+    let replayed = corpus.replayed_numbers();
+    assert_eq!(added, (-1..GOOD).chain(replayed).collect::<Vec<_>>(), "each once");
+    assert_eq!(panics.load(Ordering::SeqCst), 0);
+    servers.clean_up().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_messages_do_no_harm_on_rabbitmq_and_redis() {
+    if let Some(servers) = network().await {
+        no_harm_is_done(servers).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_messages_do_no_harm_on_the_embedded_file() {
+    no_harm_is_done(file()).await;
+}

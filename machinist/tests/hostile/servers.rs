@@ -1,0 +1,221 @@
+//! Where the corpus is let loose: a file, or RabbitMQ and Redis behind proxies that count connections.
+
+use std::sync::Arc;
+
+use lapin::{
+    Connection, ConnectionProperties,
+    options::{BasicGetOptions, ExchangeDeleteOptions, QueueDeleteOptions},
+    types::AMQPValue,
+};
+use machinist::{
+    TaskId,
+    amqp::{AmqpBroker, AmqpOptions},
+    backend::Backend,
+    broker::{Broker, Consume},
+    redis::{RedisBackend, RedisOptions},
+    sqlite::{SqliteOptions, SqliteStore, Synchronous},
+};
+use machinist_conformance::{Proxy, service_url};
+
+use crate::{
+    corpus::Corpus,
+    queue,
+    raw::{RawMessage, RawPublisher, entry, long},
+};
+
+pub(crate) enum Servers {
+    File(tempfile::TempDir),
+    Network(Box<Network>),
+}
+
+pub(crate) struct Network {
+    server: String,
+    amqp: (Proxy, String),
+    redis: (Proxy, String),
+    namespace: String,
+}
+
+pub(crate) fn file() -> Servers {
+    Servers::File(tempfile::tempdir().unwrap())
+}
+
+/// `None` where there are no servers for tests.
+pub(crate) async fn network() -> Option<Servers> {
+    let server = service_url("MACHINIST_TEST_AMQP_URL")?;
+    let redis = service_url("MACHINIST_TEST_REDIS_URL")?;
+    Some(Servers::Network(Box::new(Network {
+        amqp: Proxy::before(&server).await.unwrap(),
+        redis: Proxy::before(&redis).await.unwrap(),
+        server,
+        namespace: format!("t-{}", TaskId::fresh()),
+    })))
+}
+
+impl Servers {
+    /// Connections of their own, as another process has them.
+    pub(crate) async fn open(&self) -> (Arc<dyn Broker>, Arc<dyn Backend>) {
+        match self {
+            Self::File(folder) => {
+                let store = open(folder).await;
+                (Arc::new(store.broker()), Arc::new(store.backend()))
+            }
+            Self::Network(network) => {
+                let options = AmqpOptions { namespace: network.namespace.clone(), ..AmqpOptions::default() };
+                let broker = AmqpBroker::connect(&network.amqp.1, options).await.unwrap();
+                let options = RedisOptions { prefix: network.namespace.clone(), ..RedisOptions::default() };
+                let backend = RedisBackend::connect(&network.redis.1, options).await.unwrap();
+                (Arc::new(broker), Arc::new(backend))
+            }
+        }
+    }
+
+    /// How many connections were ever made.
+    pub(crate) fn connections(&self) -> u64 {
+        match self {
+            Self::File(_) => 0,
+            Self::Network(network) => network.amqp.0.connections() + network.redis.0.connections(),
+        }
+    }
+
+    /// Publishes what cannot be written with a library; the reasons under which is to be found what the broker took.
+    pub(crate) async fn publish_raw(&self, corpus: &Corpus, round: usize) -> Vec<&'static str> {
+        let Self::Network(network) = self else { return Vec::new() };
+        let url = network.server.clone();
+        let messages = raw_messages(corpus, &format!("{}:{}", network.namespace, queue()), round);
+        let publish = move || {
+            let mut publisher = RawPublisher::connect(&url);
+            let mut taken = 0;
+            for message in &messages {
+                if publisher.publish(message) {
+                    taken += 1;
+                } else {
+                    publisher = RawPublisher::connect(&url);
+                }
+            }
+            taken
+        };
+        let taken = tokio::task::spawn_blocking(publish).await.unwrap();
+        assert!(taken > 10, "the broker takes nearly all of them");
+        vec!["undecodable"; taken]
+    }
+
+    /// The reasons of all dead letters, which are taken out.
+    pub(crate) async fn dead_letters(&self) -> Vec<String> {
+        match self {
+            Self::File(folder) => {
+                let db = rusqlite::Connection::open(folder.path().join("machinist.db")).unwrap();
+                // The letters lie in a queue that nobody can name; a marker moved, they can be consumed.
+                db.execute("UPDATE queues SET dead = 0, name = 'opened' WHERE dead = 1", []).unwrap();
+                let opened = "opened".try_into().unwrap();
+                let broker = open(folder).await.broker();
+                let count = broker.depth(std::slice::from_ref(&opened)).await.unwrap()[0].ready.unwrap();
+                let what = Consume { queues: vec![opened], prefetch: u16::MAX };
+                let mut consumer = broker.consume(what).await.unwrap();
+                let mut reasons = Vec::new();
+                for _ in 0..count {
+                    let letter = consumer.next().await.unwrap().message;
+                    reasons.push(letter.headers["machinist-dead-reason"].as_text().unwrap().to_owned());
+                }
+                reasons
+            }
+            Self::Network(network) => network.dead_letters().await,
+        }
+    }
+
+    /// Leaves nothing behind on servers that others use.
+    pub(crate) async fn clean_up(&self) {
+        let Self::Network(network) = self else { return };
+        let channel = network.channel().await;
+        let name = &network.namespace;
+        let levels = || (0..28).map(|level| format!("{name}.delay.{level}"));
+        let task = format!("{name}:{}", queue());
+        for queue in levels().chain([format!("{task}.dead"), task, format!("{name}.undelivered")]) {
+            channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+        }
+        let others = ["due", "dead", "undelivered"].map(|kind| format!("{name}.{kind}"));
+        for exchange in levels().chain(others).chain([name.clone()]) {
+            channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
+        }
+    }
+}
+
+async fn open(folder: &tempfile::TempDir) -> SqliteStore {
+    let options = SqliteOptions { synchronous: Synchronous::Normal, ..SqliteOptions::default() };
+    SqliteStore::open(folder.path().join("machinist.db"), options).await.unwrap()
+}
+
+impl Network {
+    async fn channel(&self) -> lapin::Channel {
+        let connection = Connection::connect(&self.server, ConnectionProperties::default()).await.unwrap();
+        connection.create_channel().await.unwrap()
+    }
+
+    async fn dead_letters(&self) -> Vec<String> {
+        let channel = self.channel().await;
+        let name = format!("{}:{}.dead", self.namespace, queue());
+        let mut reasons = Vec::new();
+        let options = BasicGetOptions { no_ack: true };
+        while let Some(got) = channel.basic_get(name.as_str().into(), options).await.unwrap() {
+            let headers = got.delivery.properties.headers().clone().unwrap();
+            match &headers.inner()["machinist-dead-reason"] {
+                AMQPValue::LongString(reason) => reasons.push(reason.to_string()),
+                other => panic!("{other:?}"),
+            }
+        }
+        reasons
+    }
+}
+
+/// Tables in each other, as deep as one frame has room for.
+fn nested(depth: usize) -> Vec<u8> {
+    let mut value = Vec::new();
+    for _ in 0..depth {
+        value = entry(b"", b'F', &long(&value));
+    }
+    value
+}
+
+/// Lists in each other.
+fn listed(depth: usize) -> Vec<u8> {
+    let mut value = Vec::new();
+    for _ in 0..depth {
+        value = [&b"A"[..], &long(&value)].concat();
+    }
+    entry(b"list", b'A', &long(&value))
+}
+
+fn raw_messages(corpus: &Corpus, queue: &str, round: usize) -> Vec<RawMessage> {
+    let no_text = || Some(b"caf\xe9 \xff\xfe".to_vec());
+    let good = || RawMessage {
+        routing_key: queue.as_bytes().to_vec(),
+        content_type: Some(b"application/msgpack".to_vec()),
+        message_id: Some(format!("raw-{round}").into_bytes()),
+        kind: Some(b"evil".to_vec()),
+        body: corpus.body().to_vec(),
+        ..RawMessage::default()
+    };
+    let with_headers = |headers: Vec<u8>| RawMessage { headers: Some(headers), ..good() };
+    let copied = [&b"S"[..], &long(queue.as_bytes())].concat();
+    vec![
+        RawMessage { message_id: no_text(), ..good() },
+        RawMessage { kind: no_text(), ..good() },
+        RawMessage { content_type: no_text(), ..good() },
+        RawMessage { app_id: no_text(), ..good() },
+        RawMessage { correlation_id: no_text(), reply_to: no_text(), ..good() },
+        with_headers(entry(b"caf\xe9\xff", b'S', &long(b"x"))),
+        with_headers(entry(b"x-text", b'S', &long(b"caf\xe9\xff"))),
+        with_headers(entry(b"machinist-queue", b'S', &long(b"math\xe9\xff"))),
+        with_headers(entry(b"x-float", b'd', &f64::NAN.to_be_bytes())),
+        with_headers(entry(b"x-void", b'V', b"")),
+        with_headers(nested(5)),
+        with_headers(nested(2_500)),
+        with_headers(listed(5)),
+        with_headers(listed(3_000)),
+        // Routed by a header, so that the routing key can be anything.
+        RawMessage {
+            routing_key: b"caf\xe9\xff".to_vec(),
+            headers: Some(entry(b"CC", b'A', &long(&copied))),
+            ..good()
+        },
+    ]
+}
