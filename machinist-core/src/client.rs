@@ -175,9 +175,6 @@ impl Client {
         app.trust.may_sign(&name, &queue, now).map_err(|why| SendError::Key { id: parts.id.clone(), why })?;
         let too_large =
             |id: &TaskId, (what, size, limit)| SendError::TooLarge { id: id.clone(), what, size, limit };
-        if parts.args.len() > app.limits.args {
-            return Err(too_large(&parts.id, ("arguments", parts.args.len(), app.limits.args)));
-        }
         if let (Some(soft), Some(hard)) = (parts.soft_timeout, parts.timeout)
             && soft >= hard
         {
@@ -195,6 +192,9 @@ impl Client {
             eta,
             headers: parts.headers,
         };
+        if let Some(exceeded) = body.exceeded(&app.limits) {
+            return Err(too_large(&parts.id, exceeded));
+        }
         let body = app
             .codec
             .encode(&body)

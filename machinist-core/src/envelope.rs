@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, time::Duration};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
     args::Arg,
@@ -17,6 +18,7 @@ use crate::{
     codec::Codec,
     error::BoxError,
     id::{QueueName, TaskId, TaskName},
+    limits::Limits,
     record::{Counters, ErrorText, FailureKind},
     retry::RetryPolicy,
     sign::{Key, KeyId, input::Input},
@@ -79,6 +81,30 @@ impl Body {
     pub(crate) fn soft_timeout(&self) -> Option<Duration> {
         self.soft_timeout_ms.map(Duration::from_millis)
     }
+
+    /// What of it is too much: its name, its number, the limit.
+    pub(crate) fn exceeded(&self, limits: &Limits) -> Option<(&'static str, usize, usize)> {
+        if self.args.len() > limits.args {
+            return Some(("arguments", self.args.len(), limits.args));
+        }
+        // The body, the list of arguments, the argument.
+        let depth = self.args.iter().map(|arg| 3 + depth(&arg.value)).max().unwrap_or(1);
+        (depth > limits.depth).then_some(("levels of nesting", depth, limits.depth))
+    }
+}
+
+/// How many lists and tables lie in each other. Without recursion: what a sender hands over was bounded by nobody.
+fn depth(value: &Value) -> usize {
+    let (mut deepest, mut open) = (0, vec![(value, 0)]);
+    while let Some((value, above)) = open.pop() {
+        match value {
+            Value::Array(all) => open.extend(all.iter().map(|inner| (inner, above + 1))),
+            Value::Object(all) => open.extend(all.values().map(|inner| (inner, above + 1))),
+            _ => continue,
+        }
+        deepest = deepest.max(above + 1);
+    }
+    deepest
 }
 
 /// One task's message: the headers read, the body not yet.
@@ -197,16 +223,16 @@ impl Envelope {
         (later, now.since(since))
     }
 
-    /// Reads the body, if it has no more arguments than `most`.
-    pub(crate) fn decode(&self, most: usize) -> Result<Body, BoxError> {
+    /// Reads the body, if it has no more arguments and levels than these limits say.
+    pub(crate) fn decode(&self, limits: &Limits) -> Result<Body, BoxError> {
         let codec = Codec::of(&self.content_type)
             .ok_or_else(|| format!("no codec reads the content type {:?}", self.content_type))?;
         let body = codec.decode(&self.body)?;
-        match body.args.len() {
-            found if found > most => {
-                Err(format!("it has {found} arguments, and {most} are the limit here").into())
+        match body.exceeded(limits) {
+            Some((what, found, limit)) => {
+                Err(format!("its {what}: {found}, and {limit} is the limit here").into())
             }
-            _ => Ok(body),
+            None => Ok(body),
         }
     }
 
@@ -596,12 +622,15 @@ mod tests {
         let mut bomb = envelope();
         // {"args":[[[[…
         bomb.body = [&b"\x81\xa4args"[..], &[0x91; 100_000], b"\x01"].concat().into();
-        assert!(bomb.decode(16).is_err());
+        assert!(bomb.decode(&Limits::default()).is_err());
         bomb.content_type = Codec::Json.content_type().to_owned();
         bomb.body = ["{\"args\":", &"[".repeat(100_000)].concat().into();
-        assert!(bomb.decode(16).is_err());
+        assert!(bomb.decode(&Limits::default()).is_err());
         bomb.content_type = "text/html".to_owned();
-        assert_eq!(bomb.decode(16).unwrap_err().to_string(), "no codec reads the content type \"text/html\"");
+        assert_eq!(
+            bomb.decode(&Limits::default()).unwrap_err().to_string(),
+            "no codec reads the content type \"text/html\""
+        );
     }
 
     #[test]

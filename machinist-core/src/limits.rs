@@ -1,6 +1,8 @@
 //! How large things may be, checked before anything is parsed: whoever can publish must not be able to fill a
 //! worker's memory.
 
+use crate::codec::DEPTH_LIMIT;
+
 /// The largest sizes that are sent and taken.
 ///
 /// What is larger is an error to its sender; where it arrives all the same, it is a dead letter (`too-large`) that
@@ -14,13 +16,25 @@ pub struct Limits {
     pub headers: usize,
     /// The arguments of a task; 1024 unless set.
     pub args: usize,
+    /// How deep a body is nested: lists and tables in each other, the body itself being the first; 100 unless set,
+    /// and never more.
+    pub depth: usize,
     /// What a task returns, in bytes of JSON; 1 MiB unless set. A task that returns more ends in FAILURE/error.
     pub results: usize,
+    /// What is kept of a task's error and its causes, in bytes; 64 KiB unless set. The rest is cut off.
+    pub errors: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { body: 1024 * 1024, headers: 16 * 1024, args: 1024, results: 1024 * 1024 }
+        Self {
+            body: 1024 * 1024,
+            headers: 16 * 1024,
+            args: 1024,
+            depth: DEPTH_LIMIT,
+            results: 1024 * 1024,
+            errors: 64 * 1024,
+        }
     }
 }
 
@@ -43,6 +57,20 @@ impl Limits {
     #[must_use]
     pub const fn args(mut self, count: usize) -> Self {
         self.args = count;
+        self
+    }
+
+    /// The same limits with another depth of nesting; more than 100 means 100.
+    #[must_use]
+    pub const fn depth(mut self, levels: usize) -> Self {
+        self.depth = if levels < DEPTH_LIMIT { levels } else { DEPTH_LIMIT };
+        self
+    }
+
+    /// The same limits with another for errors, in bytes.
+    #[must_use]
+    pub const fn errors(mut self, bytes: usize) -> Self {
+        self.errors = bytes;
         self
     }
 

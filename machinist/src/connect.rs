@@ -6,7 +6,7 @@
 use std::{future::Future, sync::Arc};
 
 use machinist_core::{
-    App, AppError,
+    App, AppBuilder, AppError,
     backend::{Backend, BackendError},
     broker::{Broker, BrokerError},
     error::BoxError,
@@ -87,6 +87,16 @@ pub struct Servers {
     pub backend: Result<Arc<dyn Backend>, ConnectError>,
 }
 
+/// What holds for whoever sends, works or looks.
+fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settings) -> AppBuilder {
+    let app =
+        App::builder(broker, backend).results_ttl(settings.results_ttl.value).limits(settings.limits.value);
+    match &settings.freshness {
+        Some(window) => app.freshness(window.value),
+        None => app,
+    }
+}
+
 impl Servers {
     /// Reaches the broker and the backend that are configured. One file that is both is opened once.
     ///
@@ -123,7 +133,7 @@ impl Servers {
     /// Safe: connections that were made are closed.
     pub async fn app(self, settings: &Settings) -> Result<App, ConnectError> {
         check_keys(settings)?;
-        let mut app = App::builder(self.broker?, self.backend?).results_ttl(settings.results_ttl.value);
+        let mut app = builder(self.broker?, self.backend?, settings);
         if let Some(keyring) = settings.signing_keyring()? {
             app = app.keyring(keyring);
         }
@@ -146,7 +156,7 @@ impl Servers {
     /// # Cancel safety
     /// Safe: connections that were made are closed.
     pub async fn reader(self, settings: &Settings) -> Result<App, ConnectError> {
-        let mut app = App::builder(self.broker?, self.backend?).results_ttl(settings.results_ttl.value);
+        let mut app = builder(self.broker?, self.backend?, settings);
         match settings.keyring()? {
             Some(keyring) => {
                 app = app.keyring(keyring);

@@ -7,6 +7,7 @@ mod command_tasks;
 mod dead;
 mod health;
 mod keys;
+mod limits;
 mod locked_down;
 mod long;
 mod main_job;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::{envelope::Body, error::BoxError};
 
 /// The deepest nesting that is decoded; what lies deeper is an attack or a mistake.
-const DEPTH_LIMIT: usize = 100;
+pub(crate) const DEPTH_LIMIT: usize = 100;
 
 /// The way bodies are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

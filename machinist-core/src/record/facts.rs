@@ -252,6 +252,20 @@ impl ErrorText {
         Self { chain: messages.into_iter().take(CHAIN_LIMIT).map(shorten).collect() }
     }
 
+    /// Cuts off what is beyond so many bytes, causes first.
+    pub(crate) fn shorten(&mut self, bytes: usize) {
+        let mut room = bytes;
+        for text in &mut self.chain {
+            let end = (0..=room.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+            if end < text.len() {
+                text.truncate(end);
+                text.push('…');
+            }
+            room -= end;
+        }
+        self.chain.retain(|text| !text.is_empty() && text != "…");
+    }
+
     /// The outermost message.
     pub fn message(&self) -> &str {
         self.chain.first().map_or("", String::as_str)
@@ -345,6 +359,9 @@ mod tests {
     #[test]
     fn errors_are_bounded() {
         let error = ErrorText::new((0..100).map(|_| "é".repeat(10_000)));
+        let mut short = error.clone();
+        short.shorten(5_001);
+        assert_eq!(short.chain.iter().map(String::len).sum::<usize>(), 4_099 + 902 + '…'.len_utf8());
         assert!(error.chain.len() == CHAIN_LIMIT && error.chain.iter().all(|m| m.len() <= MESSAGE_LIMIT + 4));
     }
 }

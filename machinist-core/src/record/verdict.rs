@@ -48,6 +48,16 @@ pub(crate) enum Verdict {
     Failure { kind: FailureKind, error: ErrorText },
 }
 
+impl Verdict {
+    /// The same verdict, its error cut off at so many bytes.
+    pub(crate) fn with_errors_within(mut self, bytes: usize) -> Self {
+        if let Self::Retry { error, .. } | Self::Failure { error, .. } = &mut self {
+            error.shorten(bytes);
+        }
+        self
+    }
+}
+
 /// Decides what follows from an outcome. `chance` in 0 ≤ chance < 1 spreads the next run.
 pub(crate) fn decide(
     outcome: Outcome,

@@ -4,6 +4,7 @@
 
 mod hostile;
 mod keys;
+mod limits;
 mod recipe;
 mod support;
 mod time;

@@ -29,6 +29,8 @@ pub(super) struct File {
     pub(super) backend: Option<Setting<ServerUrl>>,
     pub(super) namespace: Option<Setting<String>>,
     pub(super) results_ttl: Option<Setting<Duration>>,
+    pub(super) freshness: Option<Setting<Duration>>,
+    pub(super) limits: [Option<Setting<usize>>; 6],
     pub(super) key_file: Option<Setting<PathBuf>>,
     pub(super) keys: Vec<Setting<KeyConfig>>,
     pub(super) allow_unsigned: Option<Setting<bool>>,
@@ -44,11 +46,13 @@ pub(super) struct File {
     pub(super) tasks: BTreeMap<String, TaskSettings>,
 }
 
-const TOP: [&str; 12] = [
+const TOP: [&str; 14] = [
     "broker",
     "backend",
     "namespace",
     "results_ttl",
+    "freshness",
+    "limits",
     "key_file",
     "keys",
     "allow_unsigned",
@@ -89,6 +93,7 @@ pub(super) fn read(path: &Path, text: &str) -> Result<File, SettingsError> {
         backend: top.get("backend", url(Role::Backend))?,
         namespace: top.get("namespace", |v| text::namespace(string(v, "a name")?))?,
         results_ttl: top.get("results_ttl", duration)?,
+        freshness: top.get("freshness", limit)?,
         key_file: top.get("key_file", path_to)?,
         allow_unsigned: top.get("allow_unsigned", truth)?,
         insecure_plaintext: top.get("insecure_plaintext", truth)?,
@@ -110,6 +115,11 @@ pub(super) fn read(path: &Path, text: &str) -> Result<File, SettingsError> {
         file.grace = worker.get("grace", duration)?;
         file.consumer_timeout = worker
             .get("consumer_timeout", |v| text::consumer_timeout(string(v, "a duration like \"20s\",")?))?;
+    }
+    if let Some(limits) = top.section("limits", &super::LIMITS)? {
+        for (at, key) in super::LIMITS.into_iter().enumerate() {
+            file.limits[at] = limits.get(key, |v| size(v, key))?;
+        }
     }
     for section in top.list("keys", &KEY)? {
         let origin = section.origin();
@@ -151,9 +161,27 @@ fn task(section: &Section<'_>) -> Result<TaskSettings, SettingsError> {
     })
 }
 
+/// A number of bytes (`"64KiB"`, `"1MiB"` or a plain number), or of what the limit counts.
+fn size(value: &DeValue<'_>, key: &str) -> Result<usize, String> {
+    let bytes = !matches!(key, "args" | "depth");
+    let expected = if bytes { "a size like \"64KiB\" or a number of bytes" } else { "a number" };
+    let size = match value.as_str() {
+        Some(text) if bytes => text::parse_size(text)?,
+        _ => usize::try_from(integer(value, expected)?)
+            .map_err(|_| format!("expected {expected}, 1 or more"))?,
+    };
+    match size {
+        0 => Err("0 would refuse every task; leave it out for the default".to_owned()),
+        deep if key == "depth" && deep > 100 => {
+            Err(format!("{deep} levels are more than the 100 that are read"))
+        }
+        size => Ok(size),
+    }
+}
+
 fn limit(value: &DeValue<'_>) -> Result<Duration, String> {
     match duration(value)? {
-        Duration::ZERO => Err("0s would end every run at once; leave it out for no limit".to_owned()),
+        Duration::ZERO => Err("0s would refuse or end every run; leave it out for no limit".to_owned()),
         limit => Ok(limit),
     }
 }

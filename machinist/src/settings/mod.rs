@@ -11,6 +11,9 @@
 //! | `backend` | `MACHINIST_BACKEND` | `sqlite://machinist.db` |
 //! | `namespace` | `MACHINIST_NAMESPACE` | `machinist` |
 //! | `results_ttl` | `MACHINIST_RESULTS_TTL` | `1d` |
+//! | `freshness` | | none: old messages are told by their records |
+//! | `limits.body`, `.headers`, `.results`, `.errors` | | `1MiB`, `16KiB`, `1MiB`, `64KiB` |
+//! | `limits.args`, `.depth` | | 1024, 100 |
 //! | `key_file` | `MACHINIST_KEY_FILE` | beside a `sqlite://` broker's file, as `machinist.db.key` |
 //! | `[[keys]]` | | none: further keys, see [`keys`](crate::keys) |
 //! | `allow_unsigned` | `MACHINIST_ALLOW_UNSIGNED` | `false` |
@@ -37,7 +40,7 @@ use std::{
     time::Duration,
 };
 
-use machinist_core::{Backoff, QueueName, sign::KeyConfig};
+use machinist_core::{Backoff, Limits, QueueName, sign::KeyConfig};
 
 use crate::{
     redact,
@@ -107,6 +110,10 @@ pub struct Settings {
     pub namespace: Setting<String>,
     /// How long a record is kept after its task has ended.
     pub results_ttl: Setting<Duration>,
+    /// How old a message may be, counted from when it was signed or due; any age where nothing is said.
+    pub freshness: Option<Setting<Duration>>,
+    /// How large things may be.
+    pub limits: LimitSettings,
     /// The key that signs, in a file. Not configured and without `keys`, a broker in an SQLite file has one
     /// beside it, made when it is first needed.
     pub key_file: Option<Setting<PathBuf>>,
@@ -167,6 +174,51 @@ impl TlsSettings {
             ("tls.key_file", &self.key_file),
         ];
         all.into_iter().filter_map(|(key, file)| Some((key, file.as_ref()?)))
+    }
+}
+
+/// The keys of `[limits]`.
+const LIMITS: [&str; 6] = ["body", "headers", "args", "depth", "results", "errors"];
+
+/// `[limits]`: see [`Limits`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LimitSettings {
+    /// The limits that hold.
+    pub value: Limits,
+    /// Where each came from, in the order `body`, `headers`, `args`, `depth`, `results`, `errors`.
+    pub origins: [Origin; 6],
+}
+
+impl LimitSettings {
+    fn of(file: [Option<Setting<usize>>; 6]) -> Self {
+        let origins =
+            file.each_ref().map(|limit| limit.as_ref().map_or(Origin::Default, |l| l.origin.clone()));
+        let (said, default) = (file.map(|limit| limit.map(|limit| limit.value)), Limits::default());
+        let value = Limits::default()
+            .body(said[0].unwrap_or(default.body))
+            .headers(said[1].unwrap_or(default.headers))
+            .args(said[2].unwrap_or(default.args))
+            .depth(said[3].unwrap_or(default.depth))
+            .results(said[4].unwrap_or(default.results))
+            .errors(said[5].unwrap_or(default.errors));
+        Self { value, origins }
+    }
+
+    /// Those that were configured, as they are listed.
+    fn entries(&self) -> impl Iterator<Item = (String, String, Origin)> {
+        let Limits { body, headers, args, depth, results, errors, .. } = self.value;
+        let values = [
+            text::show_size(body),
+            text::show_size(headers),
+            args.to_string(),
+            depth.to_string(),
+            text::show_size(results),
+            text::show_size(errors),
+        ];
+        let all = LIMITS.into_iter().zip(values).zip(self.origins.clone());
+        all.filter(|(_, origin)| *origin != Origin::Default)
+            .map(|((key, value), origin)| (format!("limits.{key}"), value, origin))
     }
 }
 
@@ -345,6 +397,8 @@ impl Settings {
             }
             .pick(env, parse_duration, || Duration::from_secs(24 * 3600))?,
             key_file,
+            freshness: file.freshness,
+            limits: LimitSettings::of(file.limits),
             keys: file.keys,
             allow_unsigned: Layers {
                 flag: ("--allow-unsigned", flags.allow_unsigned.then_some(true)),
@@ -436,7 +490,9 @@ impl Settings {
         let ring = self.keys.iter().map(|key| row("keys", key, text::show_key));
         let tls = self.tls.files().map(|(key, file)| row(key, file, |file| file.display().to_string()));
         rows.splice(7..7, tls);
-        rows.splice(4..4, of_keys.chain(ring));
+        let fresh = self.freshness.iter().map(|window| row("freshness", window, |w| show_duration(*w)));
+        rows.splice(4..4, fresh.chain(of_keys).chain(ring));
+        rows.extend(self.limits.entries());
         for (name, task) in &self.tasks {
             let key = |field: &str| format!("tasks.{name}.{field}");
             rows.push(row(&key("command"), &task.command, |argv| redact::text(&argv.join(" ")).into_owned()));

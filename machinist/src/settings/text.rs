@@ -36,6 +36,30 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads a size in bytes: `4096`, `64KiB`, `1MiB`.
+pub(super) fn parse_size(text: &str) -> Result<usize, String> {
+    let wrong = || format!("{text:?} is not a size; write one like \"64KiB\", \"1MiB\" or a number of bytes");
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match text[digits.len()..].trim() {
+        "" | "B" => 1,
+        "KiB" => 1024,
+        "MiB" => 1024 * 1024,
+        _ => return Err(wrong()),
+    };
+    digits.parse::<usize>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
+}
+
+/// A size as it is written in a file.
+pub(super) fn show_size(bytes: usize) -> String {
+    const KIB: usize = 1024;
+    match bytes {
+        0 => "0".to_owned(),
+        n if n % (KIB * KIB) == 0 => format!("{}MiB", n / (KIB * KIB)),
+        n if n % KIB == 0 => format!("{}KiB", n / KIB),
+        n => n.to_string(),
+    }
+}
+
 /// A duration as [`parse_duration`] reads it.
 pub fn show_duration(duration: Duration) -> String {
     let mut rest = duration.as_nanos();

@@ -47,7 +47,7 @@ impl TaskProcessor {
     ) -> Option<Ending> {
         let started = tokio::time::Instant::now();
         let span = self.span(&holding.envelope, &held);
-        let body = holding.envelope.decode(self.app.0.limits.args);
+        let body = holding.envelope.decode(&self.app.0.limits);
         let (policy, due, decoded) = match body {
             Ok(body) => (body.retry.clone(), body.eta, Ok(body)),
             Err(error) => (Some(RetryPolicy::default()), None, Err(error)),
@@ -82,7 +82,8 @@ impl TaskProcessor {
         });
         let policy =
             policy.aged(now.since(due.unwrap_or(holding.envelope.issued).max(holding.envelope.issued)));
-        let verdict = decide(outcome, &policy, counters, now, rand::random());
+        let verdict = decide(outcome, &policy, counters, now, rand::random())
+            .with_errors_within(self.app.0.limits.errors);
         log(&span, &verdict, started.elapsed());
         self.record(holding, registered, verdict, &cx, due, now).await
     }

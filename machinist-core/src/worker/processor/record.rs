@@ -124,7 +124,7 @@ impl TaskProcessor {
         kind: FailureKind,
         error: impl Into<ErrorText>,
     ) -> Option<Ending> {
-        let due = envelope.decode(self.app.0.limits.args).ok().and_then(|body| body.eta);
+        let due = envelope.decode(&self.app.0.limits).ok().and_then(|body| body.eta);
         let now = self.now();
         let ttl = self.kept(due, now);
         let mut commit = end_by_anybody(&envelope.id, &facts, envelope.attempt, kind, error.into(), now, ttl);

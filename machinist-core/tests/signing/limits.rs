@@ -1,0 +1,63 @@
+//! Limits: an error to the sender, a dead letter where it arrives all the same.
+
+use machinist_core::{Json, Limits, SendError, State, TaskDef, TaskError, Worker, record};
+use serde_json::{Value, json};
+
+use crate::support::{House, Running, SOON, hmac};
+
+const TAKE: TaskDef<(Json<Value>,), ()> = TaskDef::new("take");
+const GIVE: TaskDef<(), String> = TaskDef::new("give");
+const FAIL: TaskDef<(), ()> = TaskDef::new("fail");
+
+async fn take(State(()): State<()>, _value: Json<Value>) -> Result<(), TaskError> {
+    Ok(())
+}
+
+async fn give() -> Result<String, TaskError> {
+    Ok("x".repeat(400))
+}
+
+async fn fail() -> Result<(), TaskError> {
+    Err(TaskError::permanent("é".repeat(400)))
+}
+
+fn nested(depth: usize) -> Value {
+    (0..depth).fold(json!(1), |inner, _| json!([inner]))
+}
+
+fn tight() -> Limits {
+    Limits::default().body(600).headers(900).args(2).depth(8).results(200).errors(99)
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_limit_holds_at_both_ends() {
+    let house = House::new();
+    let key = hmac("k");
+    let wide = house.app(key.clone()).await;
+    let app = house.builder().keyring(key).limits(tight()).build().await.unwrap();
+    let worker =
+        Worker::builder(&app).queue("math").task(TAKE, take).task(GIVE, give).task(FAIL, fail).state(());
+    let _running = Running::start(worker);
+    let large = || TAKE.call((Json(json!("x".repeat(700))),));
+    let deep = || TAKE.call((Json(nested(6)),));
+    let many = || machinist_core::Signature::new("take").arg(1i64).arg(2i64).arg(3i64);
+    for (signature, what) in
+        [(large().untyped(), "body"), (deep().untyped(), "levels of nesting"), (many(), "arguments")]
+    {
+        match app.client().send(signature).await {
+            Err(SendError::TooLarge { what: found, .. }) => assert_eq!(found, what),
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+    // At the limit is not beyond it.
+    app.client().send(TAKE.call((Json(nested(5)),))).await.unwrap().wait(SOON).await.unwrap();
+    for signature in [large().untyped(), deep().untyped(), many()] {
+        wide.client().send(signature).await.unwrap();
+    }
+    assert_eq!(house.dead("math", 3).await, ["too-large", "malformed", "malformed"]);
+    let too_much = app.client().send(GIVE.call(())).await.unwrap().wait_record(SOON).await.unwrap();
+    assert_eq!(too_much.state, record::State::Failure);
+    assert!(too_much.error.unwrap().message().contains("returned more than 200 bytes"));
+    let failed = app.client().send(FAIL.call(())).await.unwrap().wait_record(SOON).await.unwrap();
+    assert_eq!(failed.error.unwrap().message(), format!("{}…", "é".repeat(49)));
+}
