@@ -230,7 +230,7 @@ impl Envelope {
         let body = codec.decode(&self.body)?;
         match body.exceeded(limits) {
             Some((what, found, limit)) => {
-                Err(format!("its {what}: {found}, and {limit} is the limit here").into())
+                Err(format!("it has {found} {what}, and {limit} are the limit here").into())
             }
             None => Ok(body),
         }
