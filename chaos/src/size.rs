@@ -5,7 +5,7 @@ use std::time::Duration;
 /// How long faults are, and how fast leases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Size {
-    /// Short faults and leases: all scenarios in about ten minutes.
+    /// Short faults and leases: all scenarios in about 17 minutes.
     Smoke,
     /// Leases as they are by default, faults of a minute.
     Nightly,
