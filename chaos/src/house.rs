@@ -24,7 +24,6 @@ use crate::{
     ledger::{self, Ledger},
     load::Kind,
     process::{Process, Usage},
-    scenario::Scenario,
     size::Size,
 };
 

@@ -14,10 +14,6 @@ use nix::{
 };
 use tokio::process::{Child, Command};
 
-/// Deep headers must not overflow the AMQP library's thread, as the docs tell every application. Without optimization
-/// each level takes several times the stack.
-pub(crate) const STACK_MIB: u64 = if cfg!(debug_assertions) { 256 } else { 64 };
-
 /// This very program in another part. It is killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -40,7 +36,6 @@ impl Process {
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args(args)
-            .env("RUST_MIN_STACK", (STACK_MIB << 20).to_string())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -17,7 +17,6 @@ use crate::{
     check::{self, Book, Finals, Leniency, Tally},
     house::{CONCURRENCY, House, OTHER_QUEUE, Setup, WORKERS},
     load::Kind,
-    process::STACK_MIB,
     size::Size,
     special,
 };
@@ -211,9 +210,7 @@ async fn run(scenario: Scenario, size: Size, dir: &Path, endpoints: &Endpoints) 
     let mut finals = Finals::default();
     let leniency = scenario.leniency(&house);
     let drained = check::drain(&house, &app, &mut finals, leniency.records_lost, size.drain()).await?;
-    // A thread keeps the stack that it has once used.
-    let stack = if scenario == Scenario::DeepHeaders { STACK_MIB } else { 0 };
-    let rss = check_usage(&before, &house.crew.usage(), MORE_MIB + stack, &mut violations);
+    let rss = check_usage(&before, &house.crew.usage(), MORE_MIB, &mut violations);
     let (exit, clean) = house.crew.close(EXIT).await?;
     if !clean || exit >= EXIT {
         violations.push(format!("workers did not stop cleanly within {EXIT:?} (clean: {clean}, {exit:?})"));

@@ -16,7 +16,7 @@ use crate::{
     load::Kind,
 };
 
-/// Threads with large stacks take address space that they never use.
+/// Address space, of which a worker uses little.
 const MEMORY_MIB: u64 = 8 * 1024;
 /// More than the 32 at which at-least-once dead-lettering stops.
 const ORPHANS: usize = 60;

@@ -29,7 +29,6 @@ use crate::{
     link::{Link, Live, Settings},
     options::AmqpOptions,
     plan::Plan,
-    stack,
     subscription::{AmqpConsumer, Ground, Source},
     trouble::{FAREWELL, RPC_TIMEOUT, Trouble},
 };
@@ -126,7 +125,6 @@ impl AmqpBroker {
     }
 
     async fn subscribe(&self, sources: Vec<Source>, prefetch: u16) -> Result<Box<dyn Consumer>, BrokerError> {
-        stack::warn_if_small();
         let link = Arc::clone(self.consuming().await?);
         let ground = Ground {
             settings: Arc::clone(&self.settings),

@@ -49,7 +49,6 @@ mod plan;
 mod pulse;
 mod screen;
 mod settle;
-mod stack;
 mod subscription;
 mod trouble;
 mod window;

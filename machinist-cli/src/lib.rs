@@ -24,7 +24,6 @@ mod exit;
 mod health;
 mod input;
 mod output;
-mod stack;
 mod systemd;
 mod telemetry;
 mod view;
@@ -51,10 +50,8 @@ type BuildWorker<'a> = Box<dyn FnOnce(WorkerBuilder) -> WorkerBuilder + 'a>;
 /// `tasks` puts the application's handlers, middleware and state into the worker that `worker` starts; name,
 /// queues, concurrency and grace are set before it is called, from flags and settings.
 ///
-/// Call it first thing in `main`: it starts the program anew, once, with a larger stack for its threads, because
-/// a small message can overflow the default one. It makes a runtime of its own.
+/// It makes a runtime of its own: call it from a plain `main`.
 pub fn run(tasks: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> ExitCode {
-    stack::raise();
     let ended = match parse(std::env::args_os()) {
         Ok(cli) => start(cli, Box::new(tasks)),
         Err(ended) => ended,

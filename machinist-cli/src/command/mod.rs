@@ -120,10 +120,6 @@ impl Command {
         for variable in systemd::VARIABLES {
             command.env_remove(variable);
         }
-        if std::env::var_os(crate::stack::VARIABLE).is_some_and(|size| size == crate::stack::SIZE) {
-            // Ours, not the user's: another Rust program would give every thread of its own that much.
-            command.env_remove(crate::stack::VARIABLE);
-        }
         let input = serde_json::to_vec(&Input {
             id: cx.task_id().as_str(),
             name: cx.task_name().as_str(),

@@ -64,17 +64,3 @@ fn a_task_of_two_owners_is_refused() {
     let folder = Folder::with("[tasks.add]\ncommand = [\"true\"]\n");
     folder.run(&["worker", "--demo"]).ended(78).told(&["\"add\" is registered twice"]);
 }
-
-#[test]
-fn the_stack_of_threads_is_raised_once() {
-    let mut folder = Folder::new();
-    let size = |folder: &Folder| {
-        let worker = folder.worker(&["--demo"]);
-        let environment = std::fs::read(format!("/proc/{}/environ", worker.id())).unwrap();
-        let text = String::from_utf8_lossy(&environment).into_owned();
-        text.split('\0').find_map(|pair| pair.strip_prefix("RUST_MIN_STACK=").map(str::to_owned))
-    };
-    assert_eq!(size(&folder).as_deref(), Some("67108864"));
-    folder.set("RUST_MIN_STACK", "100000000");
-    assert_eq!(size(&folder).as_deref(), Some("100000000"), "more than enough stays as it is");
-}

@@ -7,12 +7,15 @@ use std::{
     fs,
     net::{Ipv4Addr, TcpListener},
     path::Path,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context, Result, bail};
 
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 12_000;
+/// How often this process has chosen.
+static ROUNDS: AtomicU32 = AtomicU32::new(0);
 
 /// Where each server listens, on loopback.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +33,10 @@ pub(super) struct Ports {
 impl Ports {
     /// Free ones.
     pub(super) fn choose() -> Result<Self> {
-        // Beginning somewhere else in each process, so that two that choose at once rarely meet.
-        let begin = u16::try_from(std::process::id().wrapping_mul(97) % u32::from(COUNT))?;
+        // Beginning somewhere else in each process and each time, so that two that choose at once rarely meet.
+        let round = ROUNDS.fetch_add(1, Ordering::Relaxed);
+        let begin = std::process::id().wrapping_mul(97).wrapping_add(round.wrapping_mul(1009)) % u32::from(COUNT);
+        let begin = u16::try_from(begin)?;
         // Kept open until all are chosen, so that no port is chosen twice.
         let mut listeners = Vec::new();
         for step in 0..COUNT {
