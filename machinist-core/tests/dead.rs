@@ -281,6 +281,25 @@ async fn replaying_keeps_its_pace() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_worker_lists_what_a_broker_buried_by_itself() {
+    let house = House::open(1).await;
+    house.fail(0..1).await;
+    let (known, mut bare) = (house.letters().await, house.broker.dead_letters(&queue()).remove(0));
+    bare.headers.retain(|name, _| !name.starts_with("machinist-dead-"));
+    let publish = Publish { target: Target::DeadLetters(queue()), message: bare, delay: Duration::ZERO };
+    house.broker.publish(vec![publish]).await.into_iter().for_each(Result::unwrap);
+    // The same task and attempt: the same letter, once more.
+    assert_eq!(house.lying().await, 2);
+    tokio::time::sleep(2 * SOON).await;
+    assert_eq!(house.broker.dead_letters(&queue()).len(), 2);
+    let listed = house.letters().await;
+    assert_eq!((listed.len(), &listed[0].dead_id), (1, &known[0].dead_id));
+    for letter in house.broker.dead_letters(&queue()) {
+        assert!(letter.headers.contains_key("machinist-dead-id"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_broker_buried_by_itself_is_listed_and_its_task_ends() {
     let house = House::open(0).await;
     house.stop.cancel();

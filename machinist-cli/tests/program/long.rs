@@ -9,14 +9,14 @@ use crate::support::{Folder, eventually};
 
 /// A RabbitMQ and a Redis that end with their test.
 #[derive(Debug)]
-struct Private {
-    services: Services,
-    folder: Folder,
+pub(crate) struct Private {
+    pub(crate) services: Services,
+    pub(crate) folder: Folder,
 }
 
 impl Private {
     /// `None` where no RabbitMQ is installed, which is a failure where servers are required.
-    fn start(test: &str, toml: &str) -> Option<Self> {
+    pub(crate) fn start(test: &str, toml: &str) -> Option<Self> {
         let mut folder = Folder::with(toml);
         let services = Services::at(&folder.path().join("servers")).unwrap();
         let up = match services.up(&Interrupt::listen().unwrap()) {

@@ -20,3 +20,4 @@ mod support;
 mod time;
 #[cfg(feature = "otel")]
 mod traces;
+mod undelivered;

@@ -12,6 +12,7 @@
 //! | `alone` | the place where suspects run |
 //! | `guard` | copies that come back later: guards, postponements, messages that came too early |
 //! | `steady` | the patience with which backend and broker are asked |
+//! | `upkeep` | what is put in order beside tasks: undelivered messages, dead letters |
 //! | `drain` | the stages of an end |
 //! | `health` | how a worker is, for those who watch over it |
 //! | `dead` | how many dead letters there were, and why |
@@ -30,6 +31,7 @@ mod renewal;
 mod run;
 mod session;
 mod steady;
+mod upkeep;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -172,6 +174,8 @@ impl Worker {
             processor.app.broker().consume(Consume { queues: queues.clone(), prefetch }).await?;
         health.subscribed(consumer.pulse());
         remember_queues(&processor.app, &queues).await;
+        let upkeep = tokio::spawn(upkeep::keep(Arc::clone(&processor), queues.clone()));
+        let _upkeep_ends = AbortOnDrop(upkeep);
         tracing::info!(worker = processor.worker_name(), queues = ?queues, "ready");
         ready.cancel();
         let tracker = TaskTracker::new();

@@ -15,6 +15,7 @@ mod follow;
 mod record;
 mod refuse;
 mod start;
+mod undelivered;
 
 use std::{
     collections::HashMap,

@@ -1,0 +1,42 @@
+//! Delayed tasks whose queue is gone when they come due.
+
+use serde_json::json;
+
+use crate::{long::Private, support::eventually};
+
+#[test]
+fn a_delayed_task_whose_queue_is_gone_arrives_or_ends() {
+    let Some(mut private) = Private::start("a_delayed_task_whose_queue_is_gone_arrives_or_ends", "") else {
+        return;
+    };
+    let send = |private: &Private, queue: &str| {
+        let id = private.folder.send(&["add", "2", "3", "--queue", queue, "--countdown", "8s"]);
+        private.services.rabbitmqctl(&["delete_queue", queue]).unwrap();
+        id
+    };
+    // Where workers make what is missing, the queue comes back, and whoever consumes it runs the task.
+    let worker = private.folder.worker(&["--demo"]);
+    let late = send(&private, "made-again");
+    eventually("its queue is there again", || {
+        let queues = private.services.rabbitmqctl(&["list_queues", "-q", "name", "messages"]).unwrap();
+        queues.lines().any(|line| line == "made-again\t1").then_some(())
+    });
+    let consumer = private.folder.worker(&["--demo", "--queue", "made-again"]);
+    private.folder.run(&["status", &late, "--watch"]).ended(0);
+    let task = private.folder.status(&late);
+    assert_eq!((&task["results"], &task["attempt"]), (&json!([5]), &json!(1)));
+    assert!(task["started_at"].as_str() >= task["eta"].as_str(), "{task}");
+    consumer.stop().ended(0);
+    worker.stop().ended(0);
+
+    // Where they only check, its task ends, and says why.
+    let gone = private.folder.send(&["add", "2", "3", "--queue", "gone", "--countdown", "10s"]);
+    private.folder.set("MACHINIST_TOPOLOGY", "verify");
+    let worker = private.folder.worker(&["--demo"]);
+    private.services.rabbitmqctl(&["delete_queue", "gone"]).unwrap();
+    private.folder.run(&["status", &gone, "--watch"]).ended(1);
+    let task = private.folder.status(&gone);
+    assert_eq!((&task["kind"], &task["code"]), (&json!("unroutable"), &json!(-202)), "{task}");
+    assert!(task["error"]["message"].as_str().unwrap().contains("queue gone does not exist"), "{task}");
+    worker.stop().ended(0);
+}
