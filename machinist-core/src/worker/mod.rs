@@ -35,7 +35,10 @@ mod upkeep;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 pub use builder::{BuildError, WorkerBuilder};
 pub use dead::DeadLetters;
@@ -175,7 +178,7 @@ impl Worker {
         health.subscribed(consumer.pulse());
         remember_queues(&processor.app, &queues).await;
         let upkeep = tokio::spawn(upkeep::keep(Arc::clone(&processor), queues.clone()));
-        let _upkeep_ends = AbortOnDrop(upkeep);
+        let _upkeep_ends = AbortOnDropHandle::new(upkeep);
         tracing::info!(worker = processor.worker_name(), queues = ?queues, "ready");
         ready.cancel();
         let tracker = TaskTracker::new();

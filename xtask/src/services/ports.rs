@@ -35,7 +35,8 @@ impl Ports {
     pub(super) fn choose() -> Result<Self> {
         // Beginning somewhere else in each process and each time, so that two that choose at once rarely meet.
         let round = ROUNDS.fetch_add(1, Ordering::Relaxed);
-        let begin = std::process::id().wrapping_mul(97).wrapping_add(round.wrapping_mul(1009)) % u32::from(COUNT);
+        let begin =
+            std::process::id().wrapping_mul(97).wrapping_add(round.wrapping_mul(1009)) % u32::from(COUNT);
         let begin = u16::try_from(begin)?;
         // Kept open until all are chosen, so that no port is chosen twice.
         let mut listeners = Vec::new();
