@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -113,6 +113,7 @@ pub(super) struct Sessions {
     about: serde_json::Map<String, serde_json::Value>,
     known: Mutex<Known>,
     alive: tokio::sync::Notify,
+    verdicts: watch::Sender<u64>,
 }
 
 /// A run that was told to end and did not; dropped when it has ended at last.
@@ -146,7 +147,14 @@ impl Sessions {
             looks: HashMap::new(),
             stuck: HashMap::new(),
         };
-        Arc::new(Self { app, lease, about, known: Mutex::new(known), alive: tokio::sync::Notify::new() })
+        Arc::new(Self {
+            app,
+            lease,
+            about,
+            known: Mutex::new(known),
+            alive: tokio::sync::Notify::new(),
+            verdicts: watch::Sender::new(0),
+        })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -204,10 +212,22 @@ impl Sessions {
         }
     }
 
-    /// For how long somebody who was told *busy* has to wait here at least, to learn whether that session is gone. Who
-    /// leaves sooner and comes back much later asks anew each time, and never learns it.
-    pub(super) fn verdict(&self) -> Duration {
-        self.lease.verdict()
+    /// For how long somebody who was told *busy* has to wait here at least, to learn whether that session is gone: what
+    /// is left of its lease, and then the looks. Who leaves sooner and comes back much later asks anew each time, and
+    /// never learns it.
+    pub(super) fn patience(&self) -> Duration {
+        self.lease.0 + self.lease.verdict()
+    }
+
+    /// How often a session was found gone; ask before asking for a start.
+    pub(super) fn verdicts(&self) -> u64 {
+        *self.verdicts.borrow()
+    }
+
+    /// Completes when a session was found gone since then, any of them.
+    pub(super) async fn verdict_after(&self, looked: u64) {
+        // It cannot be closed: the sender is ours.
+        let _ = self.verdicts.subscribe().wait_for(|now| *now > looked).await;
     }
 
     /// Makes a run known, before its start is asked for.
@@ -367,10 +387,16 @@ impl Sessions {
         let mut known = self.known();
         match answer {
             Ok(alive) => {
+                let mut found = false;
                 for (session, alive) in wanted.iter().zip(alive) {
                     let Some(look) = known.looks.get_mut(session) else { continue };
                     look.gone_since = if alive { None } else { look.gone_since.or(Some(now)) };
-                    look.gone = look.gone_since.is_some_and(|since| now >= since + self.lease.two_looks());
+                    let gone = look.gone_since.is_some_and(|since| now >= since + self.lease.two_looks());
+                    found |= gone && !look.gone;
+                    look.gone = gone;
+                }
+                if found {
+                    self.verdicts.send_modify(|verdicts| *verdicts += 1);
                 }
                 Ok(())
             }

@@ -26,7 +26,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 
 use self::start::Asked;
 use super::{
@@ -47,8 +47,8 @@ use crate::{
     middleware::Middleware,
 };
 
-/// After these waits a delivery of a busy task becomes a guard, but not before the session that holds it can have been
-/// found gone: a guard may stay away for longer than anybody looks.
+/// How long a delivery of a busy task waits before it asks again, as often as this; then until the session that holds it
+/// can have been found gone. A run that ends soon, or a lost reply, is so noticed soon.
 const BUSY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 
 /// A task that this worker knows.
@@ -179,9 +179,7 @@ impl TaskProcessor {
         let Some(task) = self.tasks.get(&holding.envelope.name) else {
             return Box::pin(self.unknown_task(&holding.envelope)).await;
         };
-        let more = self.sessions.verdict().saturating_sub(BUSY_WAITS.iter().sum());
-        let waits = BUSY_WAITS.into_iter().chain((!more.is_zero()).then_some(more));
-        let mut busy_waits = waits.filter(|wait| *wait < self.longest_hold);
+        let mut busy = Busy::new(self.longest_hold.min(self.sessions.patience()));
         let mut alone = false;
         loop {
             let slot = if alone {
@@ -194,6 +192,7 @@ impl TaskProcessor {
                 Err(ending) => return ending,
             };
             let registered = self.sessions.register(&holding.envelope.id);
+            let looked = self.sessions.verdicts();
             match self.start(&holding.envelope, &registered, received_at, alone).await {
                 Asked::Settle(ending) => return ending,
                 Asked::Started(held) => match self.run(holding, task, held, &registered, slot).await {
@@ -208,9 +207,10 @@ impl TaskProcessor {
                 Asked::Busy => drop((slot, registered)),
             }
             alone = false;
-            match busy_waits.next() {
+            match busy.next_wait(Instant::now()) {
                 Some(wait) => tokio::select! {
                     () = tokio::time::sleep(wait) => {}
+                    () = self.sessions.verdict_after(looked) => {}
                     () = self.stages.reached_drain() => return Ending::HandBack,
                 },
                 None => return Box::pin(self.become_guard(&holding.envelope)).await,
@@ -219,8 +219,50 @@ impl TaskProcessor {
     }
 }
 
+/// The patience of a delivery whose task is busy, before it becomes a guard: a guard may stay away for longer than anybody
+/// looks at the session that holds the task.
+struct Busy {
+    patience: Duration,
+    asked: usize,
+    since: Option<Instant>,
+}
+
+impl Busy {
+    fn new(patience: Duration) -> Self {
+        Self { patience, asked: 0, since: None }
+    }
+
+    /// How long to wait before asking again, unless it was long enough.
+    fn next_wait(&mut self, now: Instant) -> Option<Duration> {
+        let since = *self.since.get_or_insert(now);
+        let left = self.patience.saturating_sub(now - since);
+        let wait = BUSY_WAITS.get(self.asked).map_or(left, |wait| left.min(*wait));
+        self.asked += 1;
+        (!wait.is_zero()).then_some(wait)
+    }
+}
+
 impl std::fmt::Debug for TaskProcessor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TaskProcessor").field("worker", &self.name).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_task_is_asked_about_sooner_at_first_and_until_the_patience_ends() {
+        let begin = Instant::now();
+        let waits = |patience: u64| {
+            let mut busy = Busy::new(Duration::from_millis(patience));
+            let mut now = begin;
+            let next = || busy.next_wait(now).inspect(|wait| now += *wait).map(|wait| wait.as_millis());
+            std::iter::from_fn(next).collect::<Vec<_>>()
+        };
+        assert_eq!(waits(25_000), [1_000, 5_000, 19_000]);
+        assert_eq!(waits(1_500), [1_000, 500]);
+        assert_eq!(waits(300), [300]);
     }
 }
