@@ -4,6 +4,7 @@
 //! memory can be told apart. Runs of the two pipelines alternate: whatever else the machine does hits both.
 
 mod case;
+mod delays;
 mod floor;
 mod meter;
 mod order;
@@ -62,6 +63,8 @@ enum Other {
         #[arg(long, default_value_t = 1_000_000)]
         tasks: usize,
     },
+    /// Sends tasks that are due later, and runs them: how late are they, and what do they cost until then?
+    Delays(delays::Delays),
     /// One measured process.
     #[command(hide = true)]
     Part {
@@ -85,6 +88,7 @@ async fn run(cli: Cli) -> Result<()> {
     match cli.other {
         Some(Other::Part { order }) => part::play(&order).await,
         Some(Other::Soak { tasks }) => soak::run(&cli.place, tasks).await,
+        Some(Other::Delays(delays)) => delays::run(&cli.place, delays).await,
         None => runner::run(&cli.place, &cli.cases, cli.rounds, cli.quick).await,
     }
 }

@@ -29,7 +29,13 @@ pub(crate) fn cpu_us(pid: u32) -> Result<f64> {
 
 /// A line of this process's status that counts kibibytes: `VmRSS`, `VmHWM`.
 pub(crate) fn own_kib(name: &str) -> Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
+    kib(std::process::id(), name)
+}
+
+/// The same line of another process's status.
+pub(crate) fn kib(pid: u32, name: &str) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let number = line.and_then(|line| line.split_whitespace().next()).context("no such line of status")?;
     Ok(number.parse()?)

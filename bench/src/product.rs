@@ -39,7 +39,7 @@ async fn noop(State(shop): State<Shop>, _payload: String) -> Result<(), TaskErro
 }
 
 pub(crate) async fn play(order: &Order) -> Result<Told> {
-    let app = connect(order).await?;
+    let app = connect_to(&order.servers, order.system).await?;
     let told = match order.duty {
         Duty::Work { concurrency, sleep_ms, .. } => {
             work(&app, order, concurrency, Duration::from_millis(sleep_ms)).await
@@ -53,8 +53,8 @@ pub(crate) async fn play(order: &Order) -> Result<Told> {
     Ok(told)
 }
 
-async fn connect(order: &Order) -> Result<App> {
-    let builder = match &order.servers {
+pub(crate) async fn connect_to(servers: &Servers, system: System) -> Result<App> {
+    let builder = match servers {
         Servers::Network { amqp, redis } => {
             let broker = AmqpBroker::connect(amqp, AmqpOptions::default()).await?;
             let backend = RedisBackend::connect(redis, RedisOptions::default()).await?;
@@ -67,7 +67,7 @@ async fn connect(order: &Order) -> Result<App> {
             App::builder(Arc::new(store.broker()), Arc::new(store.backend()))
         }
     };
-    let builder = match key(order.system)? {
+    let builder = match key(system)? {
         Some(key) => builder.keyring(Keyring::new([key])?),
         None => builder.allow_unsigned(),
     };
