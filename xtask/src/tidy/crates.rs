@@ -32,8 +32,9 @@ const OWNED: [(&str, &str); 4] = [
     ("rusqlite", "machinist-sqlite"),
 ];
 
-/// What measures the bare libraries, and what judges our adapters from outside, may use all of them.
-const OUTSIDERS: [&str; 2] = ["machinist-bench", "machinist-chaos"];
+/// What measures the bare libraries, what judges our adapters from outside, and applications with a database of their
+/// own may use all of them.
+const OUTSIDERS: [&str; 3] = ["machinist-bench", "machinist-chaos", "machinist-examples"];
 
 /// TLS providers and stacks beside ring.
 const OTHER_TLS: [&str; 4] = ["aws-lc-rs", "aws-lc-sys", "openssl", "native-tls"];
