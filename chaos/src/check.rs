@@ -15,7 +15,7 @@ use machinist::{
 
 use crate::{
     connect::Servers,
-    house::{House, OTHER_QUEUE, QUEUE},
+    house::{GONE_QUEUE, House, OTHER_QUEUE, QUEUE},
     load::Kind,
 };
 
@@ -168,14 +168,29 @@ pub(crate) async fn drain(
         let book = Book::read(&house.read_ledger()?);
         let open = finals.look(app.backend().as_ref(), &book.acknowledged()).await?;
         let waiting = open.iter().filter(|id| !by_effects || book.owes_effect(id)).count();
-        if waiting == 0 || began.elapsed() > limit {
+        if (waiting == 0 && book.orphans() <= brought(app, &book).await?) || began.elapsed() > limit {
             return Ok(began.elapsed());
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
 
+/// How many tasks lie in the queue that was deleted.
+async fn brought(app: &App, book: &Book) -> Result<u64> {
+    if book.orphans() == 0 {
+        return Ok(0);
+    }
+    let depths = app.broker().depth(&[GONE_QUEUE.parse()?]).await?;
+    Ok(depths.first().and_then(|depth| depth.ready).unwrap_or_default())
+}
+
 impl Book {
+    /// How many acknowledged tasks are for the queue that was deleted.
+    fn orphans(&self) -> u64 {
+        let is_orphan = |entry: &&Entry| entry.acknowledged && entry.kind == Some(Kind::Orphan);
+        self.0.values().filter(is_orphan).count() as u64
+    }
+
     fn owes_effect(&self, id: &TaskId) -> bool {
         self.0
             .get(id.as_str())
@@ -203,11 +218,14 @@ pub(crate) async fn judge(
             records.extend(fold(id, &facts).map(|record| (id.to_string(), record)));
         }
     }
-    let (dead, undelivered) = laid_aside(servers).await.context("dead letters")?;
+    let queues = [QUEUE, OTHER_QUEUE].map(|queue| format!("{queue}.dead"));
+    let dead = lying_in(servers, &queues).await.context("dead letters")?;
+    let again: &[String] = if book.orphans() > 0 { &[GONE_QUEUE.to_owned()] } else { &[] };
+    let brought = lying_in(servers, again).await.context("the queue that was deleted")?;
     tally.dead = dead.len();
     for (id, entry) in &book.0 {
         if entry.kind == Some(Kind::Orphan) {
-            tally.add_orphan(id, entry, undelivered.contains(id) || dead.contains(id));
+            tally.add_orphan(id, entry, brought.contains(id));
         } else {
             tally.add(id, entry, records.get(id), &dead, leniency);
         }
@@ -226,13 +244,13 @@ pub(crate) async fn judge(
 }
 
 impl Tally {
-    /// What came due for a queue that is gone is kept aside, where a person finds it.
-    fn add_orphan(&mut self, id: &str, entry: &Entry, kept: bool) {
+    /// What came due for a queue that is gone is brought there: the queue is made again, and nobody consumes it here.
+    fn add_orphan(&mut self, id: &str, entry: &Entry, brought: bool) {
         self.attempted += 1;
         self.acknowledged += usize::from(entry.acknowledged);
-        if entry.acknowledged && !kept {
+        if entry.acknowledged && !brought {
             self.lost += 1;
-            self.violations.push(format!("{id} (orphan) is nowhere"));
+            self.violations.push(format!("{id} (orphan) is not in its queue"));
         }
     }
 
@@ -325,25 +343,18 @@ impl Tally {
     }
 }
 
-/// The ids of all dead letters, and of what came due for a queue that is gone, read past the adapter. They stay where
-/// they are.
-async fn laid_aside(servers: &Servers) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
+/// The ids of all messages in these queues, read past the adapter. They stay where they are.
+async fn lying_in(servers: &Servers, queues: &[String]) -> Result<BTreeSet<String>> {
     let connection = lapin::Connection::connect(&servers.amqp, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
-    let namespace = &servers.namespace;
-    let mut found = [BTreeSet::new(), BTreeSet::new()];
-    let names = [
-        (0, format!("{namespace}:{QUEUE}.dead")),
-        (0, format!("{namespace}:{OTHER_QUEUE}.dead")),
-        (1, format!("{namespace}.undelivered")),
-    ];
-    for (which, name) in names {
+    let mut found = BTreeSet::new();
+    for queue in queues {
+        let name = format!("{}:{queue}", servers.namespace);
         // What was got and not acknowledged goes back when the connection closes.
         while let Some(got) = channel.basic_get(name.as_str().into(), BasicGetOptions::default()).await? {
-            found[which].extend(got.delivery.properties.message_id().as_ref().map(ToString::to_string));
+            found.extend(got.delivery.properties.message_id().as_ref().map(ToString::to_string));
         }
     }
     connection.close(200, "done".into()).await?;
-    let [dead, undelivered] = found;
-    Ok((dead, undelivered))
+    Ok(found)
 }

@@ -9,6 +9,9 @@ use lapin::{
 
 use crate::connect::Servers;
 
+/// What the thread that writes it needs: lapin goes down into the tables by calling itself, and without optimization
+/// each level takes several times the stack. Workers get no more than any process.
+pub(crate) const WRITERS_STACK: u64 = if cfg!(debug_assertions) { 256 << 20 } else { 64 << 20 };
 /// What stands in the frame beside the tables.
 const BESIDE: usize = 512;
 /// A table within a table: the length of its name, the name, its type, its own length.

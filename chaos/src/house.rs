@@ -21,6 +21,7 @@ use xtask::{
 use crate::{
     arrow,
     connect::Servers,
+    deep,
     ledger::{self, Ledger},
     load::Kind,
     process::{Process, Usage},
@@ -31,6 +32,8 @@ use crate::{
 pub(crate) const WORKERS: usize = 3;
 pub(crate) const CONCURRENCY: usize = 16;
 pub(crate) const QUEUE: &str = "work";
+/// A queue that nobody consumes, and that a scenario deletes.
+pub(crate) const GONE_QUEUE: &str = "gone";
 /// A queue that is empty until a scenario says otherwise.
 pub(crate) const OTHER_QUEUE: &str = "other";
 
@@ -139,7 +142,8 @@ impl House {
             args.extend(["--poison", kind.as_str()].map(str::to_owned));
         }
         let log = self.dir.join(format!("sender-{}.log", self.senders.len()));
-        self.senders.push(Process::start(&args, &log)?);
+        let stack = (poison == Some(Kind::Deep)).then_some(deep::WRITERS_STACK);
+        self.senders.push(Process::start_with(&args, &log, stack)?);
         Ok(())
     }
 

@@ -43,6 +43,9 @@ struct Cli {
     /// Runs every scenario.
     #[arg(long)]
     all: bool,
+    /// Runs what the continuous integration runs.
+    #[arg(long)]
+    ci: bool,
     /// Tells what there is.
     #[arg(long)]
     list: bool,
@@ -95,13 +98,20 @@ async fn run(cli: Cli) -> Result<u8> {
         Some(Part::Sender(args)) => sender::run(args).await,
         None if cli.list => {
             for scenario in Scenario::ALL {
-                say!("{:<22} {}", scenario.name(), scenario.what());
+                let ci = if scenario.is_in_ci() { "ci" } else { "" };
+                say!("{:<18} {ci:<3} {}", scenario.name(), scenario.what());
             }
             Ok(0)
         }
         None => {
-            let chosen = if cli.all { Scenario::ALL.to_vec() } else { cli.scenarios };
-            anyhow::ensure!(!chosen.is_empty(), "name a scenario, or --all; --list tells which there are");
+            let is_chosen = |scenario: &Scenario| {
+                cli.all || (cli.ci && scenario.is_in_ci()) || cli.scenarios.contains(scenario)
+            };
+            let chosen: Vec<Scenario> = Scenario::ALL.iter().copied().filter(is_chosen).collect();
+            anyhow::ensure!(
+                !chosen.is_empty(),
+                "name a scenario, or --ci, or --all; --list tells which there are"
+            );
             Ok(u8::from(!scenario::run_all(&chosen, cli.size, &cli.dir).await?))
         }
     }

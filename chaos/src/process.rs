@@ -31,6 +31,11 @@ pub(crate) struct Usage {
 
 impl Process {
     pub(crate) fn start(args: &[String], log: &Path) -> Result<Self> {
+        Self::start_with(args, log, None)
+    }
+
+    /// With so many bytes of stack for each of its threads.
+    pub(crate) fn start_with(args: &[String], log: &Path, stack: Option<u64>) -> Result<Self> {
         let log = File::options().create(true).append(true).open(log);
         let log = log.context("cannot write a log")?;
         let mut command = Command::new(std::env::current_exe()?);
@@ -41,7 +46,8 @@ impl Process {
             .stderr(log)
             // A Ctrl-C is for the harness, which ends the others in its order.
             .process_group(0)
-            .kill_on_drop(true);
+            .kill_on_drop(true)
+            .envs(stack.map(|stack| ("RUST_MIN_STACK", stack.to_string())));
         let child = command.spawn().context("cannot start this program again")?;
         let pid = child.id().context("it has ended already")?;
         Ok(Self { child, pid })

@@ -91,6 +91,17 @@ scenarios! {
     BusyKill "busy-kill" "a worker that runs 32 tasks is killed (SIGKILL): all run again elsewhere within 25 s"
 }
 
+impl Scenario {
+    /// What only a nightly run or a person tries: it takes longest, or another scenario is of its kind. All others are
+    /// part of the continuous integration, which has twelve minutes for them.
+    const BY_HAND: &[Self] =
+        &[Self::Calm, Self::WorkerFreeze, Self::AmqpStallOld, Self::Arrows, Self::Oom, Self::RedisAway];
+
+    pub(crate) fn is_in_ci(self) -> bool {
+        !Self::BY_HAND.contains(&self)
+    }
+}
+
 /// Runs scenarios one after the other; whether every invariant held.
 pub(crate) async fn run_all(scenarios: &[Scenario], size: Size, dir: &Path) -> Result<bool> {
     std::fs::create_dir_all(dir)?;
@@ -157,22 +168,24 @@ struct Row<'a> {
     exit: Duration,
     cpu: f64,
     rss: u64,
+    took: Duration,
 }
 
 impl Row<'_> {
-    const HEAD: &'static str = "| scenario | attempted | acknowledged | unknown | executed | lost | stuck | duplicated | unexpected | dead | recovered s | drained s | exit s | CPU in fault % | RSS MiB |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|";
+    const HEAD: &'static str = "| scenario | attempted | acknowledged | unknown | executed | lost | stuck | duplicated | unexpected | dead | recovered s | drained s | exit s | CPU in fault % | RSS MiB | took s |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|";
 
     fn print(&self) {
-        let Self { scenario, tally, recovered, drained, exit, cpu, rss } = self;
+        let Self { scenario, tally, recovered, drained, exit, cpu, rss, took } = self;
         let Tally { attempted, acknowledged, unknown, executed, lost, stuck, .. } = tally;
         let Tally { duplicated, unexpected, dead, .. } = tally;
         let recovered = recovered.map_or("never".to_owned(), |ms| format!("{:.1}", seconds(ms)));
         say!(
             "| {} | {attempted} | {acknowledged} | {unknown} | {executed} | {lost} | {stuck} | {duplicated} | \
-             {unexpected} | {dead} | {recovered} | {:.1} | {:.1} | {cpu:.0} | {rss} |",
+             {unexpected} | {dead} | {recovered} | {:.1} | {:.1} | {cpu:.0} | {rss} | {:.0} |",
             scenario.name(),
             drained.as_secs_f64(),
-            exit.as_secs_f64()
+            exit.as_secs_f64(),
+            took.as_secs_f64()
         );
     }
 }
@@ -183,6 +196,7 @@ fn seconds(ms: u64) -> f64 {
 
 /// Runs one; what was violated.
 async fn run(scenario: Scenario, size: Size, dir: &Path, endpoints: &Endpoints) -> Result<Vec<String>> {
+    let began = Instant::now();
     let services = Services::at(&dir.join("servers"))?;
     let setup = scenario.setup(size);
     let mut house = House::open(services, endpoints, scenario.name(), size, dir, setup).await?;
@@ -226,7 +240,8 @@ async fn run(scenario: Scenario, size: Size, dir: &Path, endpoints: &Endpoints) 
     let book = Book::read(&ledger);
     let mut tally = check::judge(&book, &app, &house.direct, &mut finals, leniency).await?;
     violations.append(&mut tally.violations);
-    Row { scenario, tally: &tally, recovered: recovered.ok(), drained, exit, cpu, rss }.print();
+    let (recovered, took) = (recovered.ok(), began.elapsed());
+    Row { scenario, tally: &tally, recovered, drained, exit, cpu, rss, took }.print();
     app.broker().close().await;
     Ok(violations)
 }

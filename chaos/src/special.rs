@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use xtask::services::Server;
 
 use crate::{
-    house::{House, QUEUE, Setup},
+    house::{GONE_QUEUE, House, QUEUE, Setup},
     load::Kind,
 };
 
@@ -40,9 +40,8 @@ pub(crate) fn busy(usual: Setup) -> Setup {
 
 /// Sends delayed tasks for a queue that is deleted before they are due.
 pub(crate) async fn queue_gone(house: &House) -> Result<()> {
-    const GONE: &str = "gone";
-    house.send_now(Kind::Orphan, GONE, ORPHANS).await?;
-    let queue = format!("{}:{GONE}", house.direct.namespace);
+    house.send_now(Kind::Orphan, GONE_QUEUE, ORPHANS).await?;
+    let queue = format!("{}:{GONE_QUEUE}", house.direct.namespace);
     tokio::task::block_in_place(|| house.services.rabbitmqctl(&["delete_queue", &queue]))?;
     // Until long after all of them were due, and many of the others.
     house.pass(Duration::from_secs(12)).await

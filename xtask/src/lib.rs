@@ -61,13 +61,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
     },
-    /// Everything the continuous integration checks: formatting, house rules, lints, docs, features, tests.
+    /// Everything the continuous integration checks: formatting, house rules, lints, docs, features, tests, faults.
     Ci,
     /// The house rules that no compiler checks.
     Tidy,
     /// Real workers and senders under faults, with a ledger that tells whether anything was lost.
     Chaos {
-        /// Handed on to `machinist-chaos`: names of scenarios, `--all`, `--size smoke|nightly`, `--list`.
+        /// Handed on to `machinist-chaos`: names of scenarios, `--ci`, `--all`, `--size smoke|nightly`, `--list`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
     },
