@@ -160,7 +160,8 @@ pub(crate) struct Init {
 /// The file can be read by its owner only, and one that is there is never overwritten.
 #[derive(Debug, Args)]
 pub(crate) struct Keygen {
-    /// hmac-sha256, where everybody has the same secret, or ed25519, where others can verify and not sign
+    /// hmac-sha256, where everybody has the same secret, ed25519, where others can verify and not sign, or
+    /// xchacha20-poly1305, which encrypts arguments and results
     #[arg(long, value_name = "ALG", default_value_t)]
     pub(crate) alg: Algorithm,
     /// Its name, which travels with every message [default: today, and a few random letters]

@@ -43,6 +43,8 @@ pub(crate) struct TaskView {
     log: String,
     /// How far the newest attempt has come, if its handler says so.
     pub(crate) progress: Option<ProgressView>,
+    /// Why its outcome is not shown.
+    locked: Option<String>,
     /// Somebody asked for its end, and it still runs.
     revoked: bool,
     /// The failed task that this one repeats.
@@ -160,6 +162,7 @@ impl From<&Record> for TaskView {
                 note: progress.note.clone(),
                 at: progress.at.to_string(),
             }),
+            locked: record.locked.clone(),
             revoked: record.revoked,
             retry_of: record.retry_of.as_ref().map(TaskId::to_string),
             retried_as: record.retried_as.as_ref().map(TaskId::to_string),
@@ -192,6 +195,7 @@ impl TaskView {
             history: Vec::new(),
             log: String::new(),
             progress: None,
+            locked: None,
             revoked: false,
             retry_of: None,
             retried_as: None,
@@ -245,7 +249,10 @@ impl TaskView {
                 row(label, &value);
             }
         }
-        if self.state == State::Success {
+        if let Some(locked) = &self.locked {
+            row("locked", locked);
+        }
+        if self.state == State::Success && self.locked.is_none() {
             let values = self.values();
             row("results", if values.is_empty() { "-" } else { &values });
         }

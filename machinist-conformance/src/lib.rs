@@ -36,7 +36,8 @@
 //! ```
 //!
 //! [`Proxy`] is how a harness interrupts its own connections on a server that it shares with others;
-//! [`Authority`] issues certificates for servers that speak TLS; [`service_url`], [`eventually`] and [`within`] are for an adapter's own tests, too.
+//! [`Authority`] issues certificates for servers that speak TLS; [`service_url`],
+//! [`eventually`], [`within`] and [`says`] are for an adapter's own tests, too.
 //!
 //! What a suite does not test: speed, and what only one kind of server can do. That belongs to the adapter.
 
@@ -44,6 +45,7 @@ pub mod arrows;
 mod authority;
 pub mod backend;
 pub mod broker;
+mod plain;
 pub mod producer;
 mod proxy;
 mod service;
@@ -53,6 +55,7 @@ mod wait;
 pub use authority::{Authority, Papers};
 pub use backend::BackendHarness;
 pub use broker::BrokerHarness;
+pub use plain::says;
 pub use proxy::Proxy;
 pub use service::service_url;
 #[doc(hidden)]

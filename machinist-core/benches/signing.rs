@@ -1,8 +1,8 @@
 //! What signing costs a message: `cargo bench -p machinist-core --bench signing`.
 //!
-//! `sign` and `verify` are of an input of 600 bytes, which is a small task's. `send` is all that a sender does,
+//! `sign`, `verify`, `encrypt` and `decrypt` are of an input of 600 bytes, which is a small task's. `send` is all that a sender does,
 //! over the in-memory adapters: what the lines with a key take longer than the one without is the whole price of
-//! a signature there.
+//! a signature, and of a body encrypted, there.
 
 #![allow(missing_docs, reason = "criterion's macros make functions without docs")]
 
@@ -12,7 +12,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use machinist_core::{
     App, TaskDef,
     memory::{MemoryBackend, MemoryBroker},
-    sign::{Algorithm, Key},
+    sign::{Algorithm, Key, Keyring},
 };
 
 const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
@@ -33,21 +33,37 @@ fn sign_and_verify(bench: &mut Criterion) {
     }
 }
 
+fn encrypt_and_decrypt(bench: &mut Criterion) {
+    let (text, about) = ([7; 600], [1; 100]);
+    let key = key(Algorithm::XChaCha20Poly1305);
+    let sealed = key.encrypt(&about, &text).expect("it encrypts");
+    bench.bench_function("encrypt", |b| b.iter(|| key.encrypt(&about, black_box(&text))));
+    bench.bench_function("decrypt", |b| b.iter(|| key.decrypt(&about, black_box(&sealed))));
+}
+
 fn send(bench: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let cipher = || Key::generate(Algorithm::XChaCha20Poly1305, "hide").expect("an allowed name");
     for algorithm in [None, Some(Algorithm::HmacSha256), Some(Algorithm::Ed25519)] {
-        let builder = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()));
-        let builder = match algorithm {
-            Some(algorithm) => builder.keyring(key(algorithm)),
-            None => builder,
-        };
-        let client = runtime.block_on(builder.build()).expect("an application").client();
-        let what = algorithm.map_or("unsigned", Algorithm::as_str);
-        bench.bench_function(&format!("send {what}"), |b| {
-            b.iter(|| runtime.block_on(client.send(ADD.call((2, 3)))).expect("it is sent"));
-        });
+        for encrypts in [false, true] {
+            let builder = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()));
+            let (builder, what) = match (algorithm, encrypts) {
+                (None, false) => (builder, "unsigned".to_owned()),
+                // Nothing is encrypted that is not signed.
+                (None, true) => continue,
+                (Some(algorithm), false) => (builder.keyring(key(algorithm)), algorithm.to_string()),
+                (Some(algorithm), true) => {
+                    let ring = Keyring::new([key(algorithm), cipher()]).expect("one of each");
+                    (builder.keyring(ring), format!("{algorithm}, encrypted"))
+                }
+            };
+            let client = runtime.block_on(builder.build()).expect("an application").client();
+            bench.bench_function(&format!("send {what}"), |b| {
+                b.iter(|| runtime.block_on(client.send(ADD.call((2, 3)))).expect("it is sent"));
+            });
+        }
     }
 }
 
-criterion_group!(benches, sign_and_verify, send);
+criterion_group!(benches, sign_and_verify, encrypt_and_decrypt, send);
 criterion_main!(benches);

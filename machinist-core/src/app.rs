@@ -11,11 +11,13 @@ use crate::{
     client::Client,
     clock::Clock,
     codec::Codec,
-    envelope::Envelope,
+    envelope::{Body, Envelope},
+    error::BoxError,
     id::{QueueName, TaskId},
     limits::Limits,
     middleware::PublishHook,
     result::AsyncResult,
+    secrecy,
     sign::{KeyError, Keyring},
     trust::Trust,
 };
@@ -119,6 +121,15 @@ impl App {
     /// The message that carries an envelope, signed by this application where it has a key.
     pub(crate) fn seal(&self, envelope: &Envelope) -> Message {
         self.0.trust.seal(envelope, self.0.clock.now())
+    }
+
+    /// The body of an envelope, decrypted where it is encrypted.
+    pub(crate) fn decode(&self, envelope: &Envelope) -> Result<Body, BoxError> {
+        if secrecy::is_encrypted(envelope) {
+            self.0.trust.disclose(envelope)?.decode(&self.0.limits)
+        } else {
+            envelope.decode(&self.0.limits)
+        }
     }
 
     /// Where signatures go that name no queue.

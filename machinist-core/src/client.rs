@@ -218,6 +218,7 @@ impl Client {
             body,
             first: FirstSigner::Publisher,
         };
+        let envelope = app.trust.conceal(envelope);
         let message = self.app.seal(&envelope);
         if let Some(exceeded) = app.limits.exceeded(&message) {
             return Err(too_large(&envelope.id, exceeded));

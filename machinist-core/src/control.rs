@@ -165,8 +165,10 @@ impl Client {
             let page = backend.list(Index::Scheduled, after, PAGE).await?;
             let known = page.iter().filter_map(|(_, member)| TaskId::parse(member).ok());
             let ids: Vec<_> = known.collect();
-            for (id, facts) in ids.iter().zip(backend.read(&ids).await?) {
-                match (fold(id, &facts), waits(&facts)) {
+            for (id, mut facts) in ids.iter().zip(backend.read(&ids).await?) {
+                let locked = self.app.0.trust.reveal(id, &mut facts).map(|locked| locked.to_string());
+                let record = fold(id, &facts).map(|record| Record { locked, ..record });
+                match (record, waits(&facts)) {
                     (Some(record), Some(Unstarted { due: Some(due), .. })) => {
                         waiting.push(Scheduled { due, record });
                     }
@@ -247,7 +249,10 @@ impl Client {
             return Ok(AsyncResult::sent(self.app.clone(), again));
         }
         let now = self.app.clock().now();
-        let envelope = envelope.anew(again, now, TraceContext::current());
+        let anew = |old: Envelope| old.anew(again, now, TraceContext::current());
+        let envelope = self.app.0.trust.renamed(&envelope, anew);
+        let envelope =
+            envelope.map_err(|locked| ControlError::NoMessage { id: of.clone(), why: locked.to_string() })?;
         let mut record = sender_facts(&envelope);
         record.facts.push((name::RETRY_OF.to_owned(), text(&of)));
         let target = Target::Queue(envelope.queue.clone());

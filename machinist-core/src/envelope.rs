@@ -457,8 +457,10 @@ impl DeadReason {
     /// The reason under which a task that ended so is buried. A rejected one's error begins with it.
     pub(crate) fn of(kind: FailureKind, error: &ErrorText) -> Self {
         match kind {
-            FailureKind::Rejected if error.message() == Self::Stale.as_str() => Self::Stale,
-            FailureKind::Rejected => Self::NotAllowed,
+            FailureKind::Rejected => [Self::Stale, Self::UnknownKey, Self::RevokedKey, Self::Undecodable]
+                .into_iter()
+                .find(|reason| reason.as_str() == error.message())
+                .unwrap_or(Self::NotAllowed),
             FailureKind::Expired => Self::Expired,
             FailureKind::Lost => Self::Lost,
             FailureKind::Malformed => Self::Malformed,

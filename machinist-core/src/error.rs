@@ -197,6 +197,14 @@ pub enum ResultError {
         /// What does not fit.
         reason: String,
     },
+    /// The task has ended, and how is encrypted: the key is not in the ring here, or is another.
+    #[error("task {id} has ended, and how cannot be read: {why}")]
+    Locked {
+        /// The task.
+        id: crate::id::TaskId,
+        /// Which key is missing.
+        why: String,
+    },
     /// The record says that the task has ended, and nobody whose key is trusted here has signed that: somebody
     /// else wrote into the backend, or the worker has a key that is not in the ring here.
     #[error("the result of task {id} is not to be believed: {reason}")]

@@ -24,6 +24,7 @@ mod middleware;
 pub mod record;
 mod result;
 mod retry;
+mod secrecy;
 pub mod sign;
 mod signature;
 mod stored;

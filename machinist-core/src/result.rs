@@ -155,13 +155,19 @@ impl<R> AsyncResult<R> {
 
     async fn read(&self) -> Result<Option<Record>, ResultError> {
         let facts = self.app.backend().read(std::slice::from_ref(&self.id)).await?;
-        let Some(facts) = facts.first() else { return Ok(None) };
+        let Some(mut facts) = facts.into_iter().next() else { return Ok(None) };
         self.app
             .0
             .trust
-            .check_end(&self.id, facts)
+            .check_end(&self.id, &facts)
             .map_err(|reason| ResultError::Forged { id: self.id.clone(), reason })?;
-        Ok(fold(&self.id, facts))
+        let locked = self.app.0.trust.reveal(&self.id, &mut facts);
+        let mut record = fold(&self.id, &facts);
+        if let (Some(record), Some(locked)) = (&mut record, locked) {
+            record.results = None;
+            record.locked = Some(locked.to_string());
+        }
+        Ok(record)
     }
 }
 
@@ -185,6 +191,9 @@ impl<R: FromResults> AsyncResult<R> {
     }
 
     fn returned(&self, record: Record) -> Result<R, ResultError> {
+        if let Some(why) = record.locked {
+            return Err(ResultError::Locked { id: self.id.clone(), why });
+        }
         let error = record.error.unwrap_or_default();
         match record.results {
             Some(results) => R::from_results(results).map_err(|reason| ResultError::Undecodable {

@@ -19,6 +19,7 @@ use crate::{
     envelope::{DeadReason, Envelope, FirstSigner, Seal, Unreadable},
     id::{QueueName, TaskId, TaskName},
     record::{Facts, name},
+    secrecy::{self, Locked},
     sign::{Key, KeyError, KeyId, Keyring, Unfit, input::Input},
 };
 
@@ -66,6 +67,59 @@ impl Trust {
         }
         *self.ring.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Arc::new(ring));
         Ok(())
+    }
+
+    /// The envelope as it goes to the broker: its body encrypted, if this application encrypts.
+    pub(crate) fn conceal(&self, envelope: Envelope) -> Envelope {
+        match self.ring().as_deref().and_then(Keyring::encrypting_key) {
+            Some(key) => secrecy::encrypted(envelope, key),
+            None => envelope,
+        }
+    }
+
+    /// Another envelope with the body of this one, which, if it is encrypted, is bound to the names of this one, and
+    /// stays encrypted.
+    pub(crate) fn renamed(
+        &self,
+        envelope: &Envelope,
+        rename: impl FnOnce(Envelope) -> Envelope,
+    ) -> Result<Envelope, Locked> {
+        let key = self.hiding_key(envelope);
+        let renamed = rename(self.disclose(envelope)?);
+        match key {
+            Some(key) => Ok(secrecy::encrypted(renamed, &key)),
+            None => Ok(renamed),
+        }
+    }
+
+    /// The envelope with its body readable.
+    pub(crate) fn disclose(&self, envelope: &Envelope) -> Result<Envelope, Locked> {
+        secrecy::decrypted(envelope, self.ring().as_deref())
+    }
+
+    /// Whether the body can be read, as far as that can be told from its outside.
+    pub(crate) fn openable(&self, envelope: &Envelope) -> Result<(), Locked> {
+        if secrecy::is_encrypted(envelope) {
+            secrecy::openable(envelope, self.ring().as_deref())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The key that hides what becomes of this task, if that is to be hidden. Whoever runs it asks once: a key that is
+    /// taken from the ring meanwhile must not make the outcome readable.
+    pub(crate) fn hiding_key(&self, envelope: &Envelope) -> Option<Key> {
+        secrecy::hiding_key(envelope, self.ring().as_deref()?).cloned()
+    }
+
+    /// Whether what becomes of this task is hidden, here or elsewhere.
+    pub(crate) fn hides(&self, envelope: &Envelope) -> bool {
+        secrecy::is_encrypted(envelope) || self.ring().is_some_and(|ring| ring.encrypting_key().is_some())
+    }
+
+    /// Puts back what is hidden in these facts; says why some of it stays hidden.
+    pub(crate) fn reveal(&self, id: &TaskId, facts: &mut Facts) -> Option<Locked> {
+        secrecy::reveal(id, facts, self.ring().as_deref())
     }
 
     /// Whether this process could sign this task now, and why not.

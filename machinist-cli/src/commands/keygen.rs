@@ -21,6 +21,22 @@ pub(super) fn run(what: &Keygen, json: bool) -> Result<Code, Failure> {
         output::json(&serde_json::json!({ "file": what.out, "id": id, "alg": alg, "public": public }))?;
         return Ok(Code::Success);
     }
+    if key.encrypts() {
+        output::line(&format!(
+            "{file} is written: key {id}, {alg}. It encrypts what arguments and results say."
+        ))?;
+        output::line(
+            "Senders, workers and whoever reads results have it in machinist.toml, beside the key that signs:",
+        )?;
+        output::line(&format!("  [[keys]]\n  file = \"{file}\""))?;
+        output::line(
+            "Give it to all of them with state = \"verify\" first, which decrypts only: then nothing is sent that",
+        )?;
+        output::line(
+            "somebody cannot read yet. Without it what it hid is lost: keep it for as long as that.",
+        )?;
+        return Ok(Code::Success);
+    }
     output::line(&format!("{file} is written: key {id}, {alg}. Name it to workers and senders by one of"))?;
     output::line(&format!("  --key-file {file}"))?;
     output::line(&format!("  MACHINIST_KEY_FILE={file}"))?;

@@ -132,8 +132,8 @@ fn keys_that_will_not_do_are_told() {
     folder.run(&["keys", "check", "a.key"]).ended(78);
     folder.run(&["keys", "check", "b.key"]).ended(0);
     folder.write("machinist.toml", "[[keys]]\nfile = \"b.key\"\nstate = \"verify\"");
-    folder.run(&["send", "add"]).ended(78).told(&["no key of the ring is active"]);
-    folder.run(&["worker", "--demo"]).ended(78).told(&["no key of the ring is active"]);
+    folder.run(&["send", "add"]).ended(78).told(&["no key of the ring that signs is active"]);
+    folder.run(&["worker", "--demo"]).ended(78).told(&["no key of the ring that signs is active"]);
     folder.run(&["queues"]).ended(0);
 }
 
@@ -153,4 +153,45 @@ fn init_makes_a_key_and_keeps_it_out_of_version_control() {
     // What was sent before there was a machinist.toml is believed.
     let _worker = folder.worker(&["--demo"]);
     folder.run(&["status", &sent, "--watch"]).ended(0);
+}
+
+#[test]
+fn what_is_encrypted_is_read_with_the_key_and_told_without() {
+    let folder = Folder::new();
+    let made = folder.run(&["keygen", "--alg", "xchacha20-poly1305", "--id", "hide", "--out", "hide.key"]);
+    let made = made.ended(0).told(&[]);
+    assert!(made.stdout.contains("[[keys]]\n  file = \"hide.key\""), "{}", made.stdout);
+    folder.key("sign.key", "sign");
+    let signs = "key_file = \"sign.key\"\n";
+    let toml = format!("{signs}[[keys]]\nfile = \"hide.key\"\n");
+    folder.write("machinist.toml", &toml);
+    folder.write("without.toml", signs);
+    let listed = folder.run(&["keys", "list"]).ended(0).stdout;
+    assert!(listed.contains("xchacha20-poly1305"), "{listed}");
+    folder.run(&["keys", "check"]).ended(0);
+
+    let worker = folder.worker(&["--demo"]);
+    let good = folder.outcome(&["echo", "a-secret-name"]);
+    assert_eq!(good["results"], serde_json::json!(["a-secret-name"]));
+    let bad = folder.outcome(&["fail"]);
+    let (good, bad) = (good["id"].as_str().unwrap(), bad["id"].as_str().unwrap());
+    let words = ["encrypted with key hide, which is not in the ring here"];
+    for (id, code) in [(good, 0), (bad, 1)] {
+        let shown = folder.run(&["status", id, "--config", "without.toml"]).ended(code).stdout;
+        assert!(shown.contains("locked    it is") && shown.contains(words[0]), "{shown}");
+        let json = folder.run(&["status", id, "--config", "without.toml", "--json"]).ended(code).json();
+        assert!(json["locked"].as_str().unwrap().contains(words[0]), "{json}");
+        assert_eq!(json["results"], serde_json::json!([]));
+    }
+    folder.run(&["retry", bad, "--config", "without.toml"]).told(&words);
+    // Who is to encrypt and has no key does not send in plain words instead.
+    std::fs::remove_file(folder.path().join("hide.key")).unwrap();
+    folder.run(&["send", "echo", "x"]).ended(78).told(&["hide.key"]);
+    worker.stop().ended(0);
+
+    folder.run(&["keygen", "--alg", "xchacha20-poly1305", "--id", "hide", "--out", "hide.key"]).ended(0);
+    folder.write("machinist.toml", &format!("{toml}tasks = [\"mail.*\"]\n"));
+    folder.run(&["send", "echo", "x"]).ended(78).told(&["limit who signs, and this key encrypts"]);
+    folder.write("machinist.toml", "key_file = \"hide.key\"\n");
+    folder.run(&["send", "echo", "x"]).told(&["no key of the ring that signs is active"]);
 }

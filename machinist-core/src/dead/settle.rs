@@ -169,6 +169,7 @@ impl Client {
         let envelope = match open(&app.trust, &app.limits, &letter.queue, message, now) {
             // Who sends a stale task again vouches for it anew.
             Opened::Task(envelope) | Opened::Rejected(envelope, DeadReason::Stale, _) => envelope,
+            Opened::Locked(_, why) => return Ok(Settlement::Refused(why)),
             Opened::Rejected(_, reason, why) | Opened::NotYet(reason, why) | Opened::Dead(reason, why) => {
                 return Ok(Settlement::Refused(format!("{}: {why}", reason.as_str())));
             }
@@ -253,7 +254,7 @@ impl Client {
         let at = app.clock.now();
         let lost = "it was delivered too often: its workers died before they could say what of";
         let (dead_id, reason, error) = match open(&app.trust, &app.limits, queue, message, at) {
-            Opened::Task(envelope) | Opened::Rejected(envelope, ..) => {
+            Opened::Task(envelope) | Opened::Locked(envelope, _) | Opened::Rejected(envelope, ..) => {
                 if app.trust.may_sign(&envelope.name, &envelope.queue, at).is_err() {
                     return Ok(false);
                 }

@@ -95,6 +95,8 @@ pub struct Record {
     pub log: String,
     /// How far its newest attempt has come, if its handler says so.
     pub progress: Option<Progress>,
+    /// Why results, errors, log and notes are not shown: they are encrypted, and do not open here.
+    pub locked: Option<String>,
     /// Somebody asked for its end, and a run has still to answer.
     pub revoked: bool,
     /// The failed task that this one repeats.
@@ -161,6 +163,7 @@ pub fn fold(id: &TaskId, facts: &Facts) -> Option<Record> {
         log: retried.map(|r| r.log).unwrap_or_default(),
         history,
         progress: None,
+        locked: None,
         revoked: end.is_none() && facts.has(name::REVOKED),
         retry_of: task(facts, name::RETRY_OF),
         retried_as: task(facts, name::RETRIED_AS),

@@ -34,7 +34,7 @@ const FILE_LIMIT: u64 = 64 * 1024;
 pub struct KeyConfig {
     /// Its name.
     pub id: Option<KeyId>,
-    /// How it signs.
+    /// What it does, and how.
     pub alg: Option<Algorithm>,
     /// The secret, as base64.
     pub secret: Option<SecretText>,
@@ -115,6 +115,17 @@ impl KeyConfig {
     }
 
     fn limit(&self, mut key: Key) -> Result<Key, KeyError> {
+        let limited = self.not_before.is_some()
+            || self.not_after.is_some()
+            || self.tasks.is_some()
+            || self.queues.is_some();
+        if limited && key.encrypts() {
+            return Err(KeyError::Format(format!(
+                "key {}: `not_before`, `not_after`, `tasks` and `queues` limit who signs, and this key encrypts: only \
+                 its `state` can be set",
+                self.name()
+            )));
+        }
         if let Some(state) = self.state {
             key = key.with_state(state);
         }

@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{Algorithm, KeyError, KeyId, Material, ed25519, hmac_sha256};
+use super::{Algorithm, KeyError, KeyId, Material, ed25519, hmac_sha256, xchacha20_poly1305};
 use crate::clock::Timestamp;
 
 /// What a key is good for now, whenever it signed.
@@ -64,7 +64,8 @@ impl Key {
         Self::with_secret(algorithm, id, &secret[..])
     }
 
-    /// A key from its secret: at least 32 bytes for HMAC, exactly 32 (the private key's seed) for Ed25519.
+    /// A key from its secret: at least 32 bytes for HMAC, exactly 32 for Ed25519 (the private key's seed)
+    /// and XChaCha20-Poly1305.
     ///
     /// # Errors
     /// [`KeyError::Id`], [`KeyError::Material`].
@@ -73,6 +74,7 @@ impl Key {
         let material = match algorithm {
             Algorithm::HmacSha256 => hmac_sha256::Secret::new(secret).map(Material::Hmac),
             Algorithm::Ed25519 => ed25519::Private::new(secret).map(Material::Ed25519),
+            Algorithm::XChaCha20Poly1305 => xchacha20_poly1305::Secret::new(secret).map(Material::Cipher),
         };
         let (found, needed) = (secret.len(), hmac_sha256::SHORTEST);
         let wrong = || match algorithm {
@@ -80,6 +82,9 @@ impl Key {
                 format!("its secret has {found} bytes; HMAC-SHA256 needs at least {needed}")
             }
             Algorithm::Ed25519 => format!("its secret has {found} bytes; an Ed25519 private key has 32"),
+            Algorithm::XChaCha20Poly1305 => {
+                format!("its secret has {found} bytes; XChaCha20-Poly1305 has 32")
+            }
         };
         let Some(material) = material else { return Err(KeyError::Material { id, what: wrong() }) };
         Ok(Self::of(id, algorithm, material, KeyState::Active))
@@ -181,7 +186,7 @@ impl Key {
         &self.id
     }
 
-    /// How it signs.
+    /// What it does, and how.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
@@ -196,13 +201,34 @@ impl Key {
         matches!(self.material, Material::Hmac(_) | Material::Ed25519(_))
     }
 
+    /// Whether it encrypts and decrypts, and signs nothing.
+    pub fn encrypts(&self) -> bool {
+        matches!(self.material, Material::Cipher(_))
+    }
+
+    /// Encrypts a text, which opens only together with `about`; `None` if this key does not [encrypt](Self::encrypts).
+    pub fn encrypt(&self, about: &[u8], text: &[u8]) -> Option<Vec<u8>> {
+        match &self.material {
+            Material::Cipher(secret) => Some(secret.encrypt(about, text)),
+            _ => None,
+        }
+    }
+
+    /// Opens what [`encrypt`](Self::encrypt) made; `None` if this key did not make it, or it is about something else.
+    pub fn decrypt(&self, about: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
+        match &self.material {
+            Material::Cipher(secret) => secret.decrypt(about, sealed),
+            _ => None,
+        }
+    }
+
     /// The public half of an Ed25519 key, for those who only verify; `None` for other keys.
     #[must_use]
     pub fn public(&self) -> Option<Self> {
         let public = match &self.material {
             Material::Ed25519(private) => private.public(),
             Material::Ed25519Public(public) => public.clone(),
-            Material::Hmac(_) | Material::None => return None,
+            Material::Hmac(_) | Material::Cipher(_) | Material::None => return None,
         };
         let state = if self.state == KeyState::Revoked { KeyState::Revoked } else { KeyState::Verify };
         Some(Self { material: Material::Ed25519Public(public), state, ..self.clone() })
@@ -221,6 +247,7 @@ impl Key {
         let bytes = match &self.material {
             Material::Hmac(secret) => secret.bytes(),
             Material::Ed25519(private) => private.bytes(),
+            Material::Cipher(secret) => secret.bytes(),
             Material::Ed25519Public(_) | Material::None => return None,
         };
         Some(Zeroizing::new(BASE64.encode(bytes)))
@@ -290,7 +317,7 @@ mod tests {
 
     #[test]
     fn no_secret_is_printed() {
-        for alg in [Algorithm::HmacSha256, Algorithm::Ed25519] {
+        for alg in [Algorithm::HmacSha256, Algorithm::Ed25519, Algorithm::XChaCha20Poly1305] {
             let key = Key::with_secret(alg, "k", &[b'x'; 32]).unwrap();
             let text = format!("{key:?} {key:#?}");
             assert!(!text.contains("xxxx") && !text.contains("120, 120") && !text.contains("eHh4"), "{text}");

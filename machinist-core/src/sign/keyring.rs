@@ -1,4 +1,4 @@
-//! The keys that are trusted: several verify, one signs.
+//! The keys that are trusted: several verify, one signs; several decrypt, one encrypts.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -10,21 +10,25 @@ use crate::clock::Timestamp;
 pub struct Keyring {
     keys: BTreeMap<KeyId, Key>,
     active: Option<KeyId>,
+    cipher: Option<KeyId>,
 }
 
 impl Keyring {
-    /// A ring of these keys. One of them at most is [active](KeyState::Active); a ring without an active key
-    /// reads results and signs nothing.
+    /// A ring of these keys. At most one that signs and one that encrypts are [active](KeyState::Active); a ring
+    /// without an active key reads results and signs nothing.
     ///
     /// # Errors
-    /// [`KeyError::Empty`], [`KeyError::Twice`], [`KeyError::TwoActive`].
+    /// [`KeyError::Empty`], [`KeyError::Twice`], [`KeyError::TwoActive`], [`KeyError::TwoEncrypt`].
     pub fn new(keys: impl IntoIterator<Item = Key>) -> Result<Self, KeyError> {
-        let mut ring = Self { keys: BTreeMap::new(), active: None };
+        let mut ring = Self { keys: BTreeMap::new(), active: None, cipher: None };
         for key in keys {
-            if key.state() == KeyState::Active
-                && let Some(other) = ring.active.replace(key.id().clone())
-            {
-                return Err(KeyError::TwoActive(other, key.id().clone()));
+            if key.state() == KeyState::Active {
+                let id = key.id().clone();
+                let place = if key.encrypts() { &mut ring.cipher } else { &mut ring.active };
+                if let Some(other) = place.replace(id.clone()) {
+                    let two = if key.encrypts() { KeyError::TwoEncrypt } else { KeyError::TwoActive };
+                    return Err(two(other, id));
+                }
             }
             if let Some(twice) = ring.keys.insert(key.id().clone(), key) {
                 return Err(KeyError::Twice(twice.id().clone()));
@@ -43,6 +47,11 @@ impl Keyring {
         self.keys.get(self.active.as_ref()?)
     }
 
+    /// The key that encrypts what this application sends and records; `None` where that is left readable.
+    pub fn encrypting_key(&self) -> Option<&Key> {
+        self.keys.get(self.cipher.as_ref()?)
+    }
+
     /// The key of this name, unless it is revoked.
     pub(crate) fn trusted(&self, id: &KeyId) -> Result<&Key, Unfit> {
         match self.keys.get(id) {
@@ -56,8 +65,9 @@ impl Keyring {
 /// A ring of one key.
 impl From<Key> for Keyring {
     fn from(key: Key) -> Self {
-        let active = (key.state() == KeyState::Active).then(|| key.id().clone());
-        Self { keys: [(key.id().clone(), key)].into(), active }
+        let id = (key.state() == KeyState::Active).then(|| key.id().clone());
+        let (active, cipher) = if key.encrypts() { (None, id) } else { (id, None) };
+        Self { keys: [(key.id().clone(), key)].into(), active, cipher }
     }
 }
 
@@ -114,6 +124,12 @@ mod tests {
         assert!(matches!(Keyring::new([key("a"), key("b")]), Err(KeyError::TwoActive(..))));
         let twice = Keyring::new([key("a"), key("a").with_state(KeyState::Verify)]);
         assert!(matches!(twice, Err(KeyError::Twice(_))), "{twice:?}");
+        let cipher = |id: &str| Key::generate(Algorithm::XChaCha20Poly1305, id).unwrap();
+        assert!(matches!(Keyring::new([cipher("a"), cipher("b")]), Err(KeyError::TwoEncrypt(..))));
+        let ring = Keyring::new([cipher("c"), key("a")]).unwrap();
+        assert_eq!((ring.signing_key().unwrap().id().as_str(), ring.keys().count()), ("a", 2));
+        assert_eq!(ring.encrypting_key().unwrap().id().as_str(), "c");
+        assert!(Keyring::from(cipher("c")).signing_key().is_none());
         let ring = Keyring::new([key("a").with_state(KeyState::Verify), key("b")]).unwrap();
         assert_eq!(ring.signing_key().unwrap().id().as_str(), "b");
         assert!(Keyring::from(key("a").with_state(KeyState::Verify)).signing_key().is_none());

@@ -15,6 +15,7 @@ mod hmac_sha256;
 pub(crate) mod input;
 mod key;
 mod keyring;
+mod xchacha20_poly1305;
 
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 
@@ -25,7 +26,7 @@ pub use key::{Key, KeyState};
 pub use keyring::Keyring;
 pub(crate) use keyring::Unfit;
 
-/// How a key signs.
+/// What a key does, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Algorithm {
@@ -36,6 +37,10 @@ pub enum Algorithm {
     /// Ed25519: a private key signs, and whoever has only the public key can verify and not sign.
     #[serde(rename = "ed25519")]
     Ed25519,
+    /// XChaCha20-Poly1305: signs nothing, but encrypts what arguments and results say, for whoever has the same
+    /// secret.
+    #[serde(rename = "xchacha20-poly1305")]
+    XChaCha20Poly1305,
 }
 
 impl Algorithm {
@@ -44,6 +49,7 @@ impl Algorithm {
         match self {
             Self::HmacSha256 => "hmac-sha256",
             Self::Ed25519 => "ed25519",
+            Self::XChaCha20Poly1305 => "xchacha20-poly1305",
         }
     }
 }
@@ -58,7 +64,7 @@ impl FromStr for Algorithm {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        [Self::HmacSha256, Self::Ed25519]
+        [Self::HmacSha256, Self::Ed25519, Self::XChaCha20Poly1305]
             .into_iter()
             .find(|alg| alg.as_str() == text)
             .ok_or_else(|| KeyError::Algorithm(text.chars().take(40).collect()))
@@ -117,7 +123,7 @@ pub enum KeyError {
     #[error("key id {0:?} is not allowed: it must be 1 to 64 letters, digits, `.`, `_` or `-`")]
     Id(String),
     /// Nobody knows this algorithm.
-    #[error("algorithm {0:?} is unknown: it must be `hmac-sha256` or `ed25519`")]
+    #[error("algorithm {0:?} is unknown: it must be `hmac-sha256`, `ed25519` or `xchacha20-poly1305`")]
     Algorithm(String),
     /// A key's text cannot be read.
     #[error("{0}")]
@@ -152,11 +158,19 @@ pub enum KeyError {
     /// Two keys of a ring have one name.
     #[error("key {0} is in the ring twice")]
     Twice(KeyId),
+    /// Only one key encrypts.
+    #[error(
+        "keys {0} and {1} are both active, but only one can encrypt: set `state = \"verify\"` on the other, which then \
+         only decrypts"
+    )]
+    TwoEncrypt(KeyId, KeyId),
     /// Only one key signs.
     #[error("keys {0} and {1} are both active, but only one can sign: set `state = \"verify\"` on the other")]
     TwoActive(KeyId, KeyId),
     /// Nothing can be signed with this ring.
-    #[error("no key of the ring is active, so nothing can be signed: set `state = \"active\"` on one")]
+    #[error(
+        "no key of the ring that signs is active, so nothing can be signed: set `state = \"active\"` on one"
+    )]
     NoneActive,
 }
 
@@ -166,6 +180,7 @@ pub(crate) enum Material {
     Hmac(hmac_sha256::Secret),
     Ed25519(ed25519::Private),
     Ed25519Public(ed25519::Public),
+    Cipher(xchacha20_poly1305::Secret),
     /// Of a revoked key nothing is needed but its name.
     None,
 }
@@ -176,7 +191,7 @@ impl Material {
         match self {
             Self::Hmac(secret) => Some(secret.sign(input).to_vec()),
             Self::Ed25519(private) => Some(private.sign(input).to_vec()),
-            Self::Ed25519Public(_) | Self::None => None,
+            Self::Ed25519Public(_) | Self::Cipher(_) | Self::None => None,
         }
     }
 
@@ -186,7 +201,7 @@ impl Material {
             Self::Hmac(secret) => secret.verify(input, signature),
             Self::Ed25519(private) => private.public().verify(input, signature),
             Self::Ed25519Public(public) => public.verify(input, signature),
-            Self::None => false,
+            Self::Cipher(_) | Self::None => false,
         }
     }
 }

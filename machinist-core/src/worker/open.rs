@@ -19,6 +19,7 @@ use crate::{
     envelope::{DeadReason, Envelope, Unreadable},
     id::QueueName,
     limits::Limits,
+    secrecy::Locked,
     trust::{Doubt, Trust},
 };
 
@@ -29,6 +30,8 @@ pub(crate) enum Opened {
     Task(Envelope),
     /// Authentic, and not to be run: its record is asked first, and then says why.
     Rejected(Envelope, DeadReason, String),
+    /// Authentic, and encrypted with a key that is not here: others may have it, or this worker later.
+    Locked(Envelope, String),
     /// Perhaps for a program that knows more (a newer wire, another key ring).
     NotYet(DeadReason, String),
     /// Nothing in it is believed, or it belongs elsewhere: no record is written.
@@ -63,9 +66,16 @@ pub(crate) fn open(
         let error = format!("it was sent to queue {:?}", envelope.queue);
         return Opened::Dead(DeadReason::WrongQueue, error);
     }
-    match seal.and_then(|seal| trust.objection(&envelope, &seal, now)) {
-        Some((reason, error)) => Opened::Rejected(envelope, reason, error),
-        None => Opened::Task(envelope),
+    if let Some((reason, error)) = seal.and_then(|seal| trust.objection(&envelope, &seal, now)) {
+        return Opened::Rejected(envelope, reason, error);
+    }
+    match trust.openable(&envelope) {
+        Ok(()) => Opened::Task(envelope),
+        Err(error @ Locked::NoKey(_)) => Opened::Locked(envelope, error.to_string()),
+        Err(error @ Locked::Revoked(_)) => {
+            Opened::Rejected(envelope, DeadReason::RevokedKey, error.to_string())
+        }
+        Err(error) => Opened::Rejected(envelope, DeadReason::Undecodable, error.to_string()),
     }
 }
 

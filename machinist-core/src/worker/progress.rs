@@ -6,14 +6,19 @@
 use std::{convert::Infallible, time::Duration};
 
 use super::{processor::TaskProcessor, session::Registered};
-use crate::{context::TaskContext, record::say};
+use crate::{context::TaskContext, record::say, secrecy::hide, sign::Key};
 
 /// How often at most a run's progress is written.
 const EVERY: Duration = Duration::from_millis(500);
 
 impl TaskProcessor {
     /// Writes the progress of a run, for as long as it runs. Never completes.
-    pub(super) async fn tell_progress(&self, cx: &TaskContext, registered: &Registered) -> Infallible {
+    pub(super) async fn tell_progress(
+        &self,
+        cx: &TaskContext,
+        registered: &Registered,
+        hidden_by: Option<&Key>,
+    ) -> Infallible {
         let mut said = cx.watch_progress();
         loop {
             if said.changed().await.is_err() {
@@ -21,7 +26,9 @@ impl TaskProcessor {
             }
             let progress = said.borrow_and_update().clone();
             if let (Some(progress), Some(held)) = (progress, registered.held()) {
-                let answers = self.app.backend().commit(vec![say(&held, &progress)]).await;
+                let said = say(&held, &progress);
+                let said = if let Some(key) = hidden_by { hide(said, key) } else { said };
+                let answers = self.app.backend().commit(vec![said]).await;
                 if let Some(Err(error)) = answers.first() {
                     tracing::debug!(%error, "a word of progress was not written");
                 }

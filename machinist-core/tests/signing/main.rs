@@ -6,6 +6,7 @@ mod hostile;
 mod keys;
 mod limits;
 mod recipe;
+mod secrecy;
 mod support;
 mod time;
 mod unsigned;

@@ -5,6 +5,7 @@
 
 mod corpus;
 mod raw;
+mod secrecy;
 mod servers;
 
 use std::{

@@ -150,6 +150,47 @@ impl Network {
         connection.create_channel().await.unwrap()
     }
 
+    /// Every byte that lies in a queue of the broker, as text; the messages stay there.
+    pub(crate) async fn bytes_of_queue(&self, name: &str) -> String {
+        let channel = self.channel().await;
+        let mut all = String::new();
+        let name = format!("{}:{name}", self.namespace);
+        // They come back when the channel is closed, and none is fetched twice before.
+        let options = BasicGetOptions { no_ack: false };
+        while let Some(got) = channel.basic_get(name.as_str().into(), options).await.unwrap() {
+            all += &format!("{:?} ", got.delivery.properties);
+            all += &String::from_utf8_lossy(&got.delivery.data);
+        }
+        channel.close(200, "looked".into()).await.unwrap();
+        all
+    }
+
+    /// Every byte that lies in the backend, as text.
+    pub(crate) async fn bytes_of_backend(&self) -> String {
+        let client = redis::Client::open(self.redis.1.as_str()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let pattern = format!("{}*", self.namespace);
+        let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut connection).await.unwrap();
+        let mut all = String::new();
+        for key in keys {
+            let kind: String = redis::cmd("TYPE").arg(&key).query_async(&mut connection).await.unwrap();
+            let mut read = match kind.as_str() {
+                "hash" => redis::cmd("HGETALL"),
+                "zset" => redis::cmd("ZRANGE"),
+                "set" => redis::cmd("SMEMBERS"),
+                _ => redis::cmd("GET"),
+            };
+            read.arg(&key);
+            if kind == "zset" {
+                read.arg(0).arg(-1);
+            }
+            let value: redis::Value = read.query_async(&mut connection).await.unwrap();
+            all += &format!("{key} ");
+            flatten(&value, &mut all);
+        }
+        all
+    }
+
     async fn dead_letters(&self) -> Vec<String> {
         let channel = self.channel().await;
         let name = format!("{}:{}.dead", self.namespace, queue());
@@ -164,6 +205,19 @@ impl Network {
         }
         reasons
     }
+}
+
+fn flatten(value: &redis::Value, all: &mut String) {
+    match value {
+        redis::Value::BulkString(bytes) => *all += &String::from_utf8_lossy(bytes),
+        redis::Value::Array(inner) => inner.iter().for_each(|value| flatten(value, all)),
+        redis::Value::Map(inner) => inner.iter().for_each(|(k, v)| {
+            flatten(k, all);
+            flatten(v, all);
+        }),
+        other => *all += &format!("{other:?}"),
+    }
+    all.push(' ');
 }
 
 /// Tables in each other, as deep as one frame has room for.

@@ -47,7 +47,7 @@ impl TaskProcessor {
     ) -> Option<Ending> {
         let started = tokio::time::Instant::now();
         let span = self.span(&holding.envelope, &held);
-        let body = holding.envelope.decode(&self.app.0.limits);
+        let body = self.app.decode(&holding.envelope);
         let (policy, due, decoded) = match body {
             Ok(body) => (body.retry.clone(), body.eta, Ok(body)),
             Err(error) => (Some(RetryPolicy::default()), None, Err(error)),
@@ -99,6 +99,7 @@ impl TaskProcessor {
     ) -> Ended {
         let delayed = holding.envelope.attempt > 1 || body.eta.is_some();
         let id = holding.envelope.id.clone();
+        let hidden_by = holding.hidden_by.clone();
         let call = Call {
             limits: Limits {
                 soft: body.soft_timeout().or(task.options.soft_timeout),
@@ -131,7 +132,7 @@ impl TaskProcessor {
             ended = running => ended,
             ended = fire_when_cancelled => ended,
             ended = guard => ended,
-            never = self.tell_progress(&cx, registered) => match never {},
+            never = self.tell_progress(&cx, registered, hidden_by.as_ref()) => match never {},
         }
     }
 

@@ -17,6 +17,9 @@ use crate::{
     worker::steady::Unpublished,
 };
 
+/// What a dead letter says in the place of an error that is hidden in the record.
+const HIDDEN_ERROR: &str = "encrypted: the record tells whoever has the key";
+
 impl TaskProcessor {
     /// Does what a recorded outcome demands, then says so.
     pub(super) async fn follow(&self, envelope: &Envelope, follow_up: &FollowUp) -> Ending {
@@ -28,6 +31,10 @@ impl TaskProcessor {
             FollowUp::DeadLetter { attempt, kind, error } => {
                 let dead_id = format!("{}.{attempt}", envelope.id);
                 let (message, reason) = (self.app.seal(envelope), DeadReason::of(*kind, error));
+                // What went wrong in a handler may repeat its arguments: hidden in the record, it is not told here.
+                let tells = matches!(reason, DeadReason::Failed | DeadReason::Malformed);
+                let hidden = tells && self.app.0.trust.hides(envelope);
+                let error = if hidden { &ErrorText::from(HIDDEN_ERROR) } else { error };
                 Box::pin(self.bury(&envelope.queue, &message, &dead_id, reason, error)).await
             }
         };

@@ -45,6 +45,7 @@ use crate::{
     handler::DynHandler,
     id::TaskName,
     middleware::Middleware,
+    sign::Key,
 };
 
 /// How long a delivery of a busy task waits before it asks again, as often as this; then until the session that holds it
@@ -105,6 +106,8 @@ impl From<Leaving> for Ending {
 pub(super) struct Holding {
     pub(super) envelope: Envelope,
     pub(super) receipt: Option<Box<dyn Receipt>>,
+    /// What becomes of the task is written so that only who has this key can read it.
+    pub(super) hidden_by: Option<Key>,
 }
 
 impl TaskProcessor {
@@ -138,9 +141,13 @@ impl TaskProcessor {
         let app = &self.app.0;
         let (ending, receipt) = match open(&app.trust, &app.limits, &queue, &message, self.now()) {
             Opened::Task(envelope) => {
-                let mut holding = Holding { envelope, receipt: Some(receipt) };
+                let hidden_by = app.trust.hiding_key(&envelope);
+                let mut holding = Holding { envelope, receipt: Some(receipt), hidden_by };
                 let ending = Box::pin(self.work(&mut holding)).await;
                 (ending, holding.receipt)
+            }
+            Opened::Locked(envelope, error) => {
+                (Box::pin(self.unreadable_task(&envelope, &error)).await, Some(receipt))
             }
             Opened::Rejected(envelope, reason, error) => {
                 let ending = Box::pin(self.reject(&envelope, &message, reason, &error)).await;

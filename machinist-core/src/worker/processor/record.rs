@@ -17,6 +17,7 @@ use crate::{
         ErrorText, FactName, Facts, FailureKind, Held, Refusal, SHORTEST, Verdict, end_by_anybody, follows,
         name, owed, record, refused, with_progress,
     },
+    secrecy::hide,
     stored::stored,
     worker::{LEAVING, session::Registered, steady::Leaving},
 };
@@ -37,6 +38,8 @@ impl TaskProcessor {
         loop {
             let mut commit = record(&held, &verdict, log.clone(), now, self.kept(due, now));
             self.beside_the_verdict(&mut commit, &verdict, &holding.envelope, cx, due);
+            // Hidden first: what is signed is what is stored.
+            let commit = if let Some(key) = &holding.hidden_by { hide(commit, key) } else { commit };
             let commit = self.app.0.trust.attest(commit);
             let facts = match self.steady.commit(&commit).await {
                 Ok(Committed::Done) => break,
@@ -124,7 +127,7 @@ impl TaskProcessor {
         kind: FailureKind,
         error: impl Into<ErrorText>,
     ) -> Option<Ending> {
-        let due = envelope.decode(&self.app.0.limits).ok().and_then(|body| body.eta);
+        let due = self.app.decode(envelope).ok().and_then(|body| body.eta);
         let now = self.now();
         let ttl = self.kept(due, now);
         let mut commit = end_by_anybody(&envelope.id, &facts, envelope.attempt, kind, error.into(), now, ttl);

@@ -19,6 +19,22 @@ const UNKNOWN_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 impl TaskProcessor {
     /// A task that no handler here is for: offered again for an hour, then ended.
     pub(super) async fn unknown_task(&self, envelope: &Envelope) -> Ending {
+        let error = format!("no worker of queue {} knows the task {}", envelope.queue, envelope.name);
+        self.offer_again(envelope, FailureKind::Unregistered, error.as_str().into()).await
+    }
+
+    /// A task whose arguments no key here opens: offered again for an hour, then ended.
+    pub(super) async fn unreadable_task(&self, envelope: &Envelope, error: &str) -> Ending {
+        // Encrypted or not, a task that comes too early rides again.
+        if let Some(ending) = self.too_early_or_too_late(envelope).await {
+            return ending;
+        }
+        let error = ErrorText::new([DeadReason::UnknownKey.as_str().to_owned(), error.to_owned()]);
+        self.offer_again(envelope, FailureKind::Rejected, error).await
+    }
+
+    /// Offers a task again that others may run, or this worker later. After an hour it ends.
+    async fn offer_again(&self, envelope: &Envelope, kind: FailureKind, error: ErrorText) -> Ending {
         let facts = match self.steady.read(&envelope.id).await {
             Ok(facts) => facts,
             Err(leaving) => return leaving.into(),
@@ -29,15 +45,15 @@ impl TaskProcessor {
         let now = self.now();
         let since = envelope.unknown_since.unwrap_or(now);
         let waited = now.since(since);
-        let error = format!("no worker of queue {} knows the task {}", envelope.queue, envelope.name);
         if waited >= UNKNOWN_PATIENCE {
-            return match self.end_as_read(envelope, facts, FailureKind::Unregistered, &*error).await {
+            return match self.end_as_read(envelope, facts, kind, error).await {
                 Some(ending) => ending,
                 // A worker that knows the task runs it; a guard comes back to see.
                 None => self.become_guard(envelope).await,
             };
         }
-        tracing::warn!(id = %envelope.id, "{error}: offered again for {:?}", UNKNOWN_PATIENCE.saturating_sub(waited));
+        let patience = UNKNOWN_PATIENCE.saturating_sub(waited);
+        tracing::warn!(id = %envelope.id, "{}: offered again for {patience:?}", error.chain.join(": "));
         let later = Envelope { unknown_since: Some(since), ..envelope.clone() };
         self.settled_by(self.publish_later(&later, unknown_wait(waited)).await).await
     }

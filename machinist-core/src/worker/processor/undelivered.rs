@@ -53,7 +53,7 @@ impl TaskProcessor {
         let error = format!("it came due, and {error}");
         let app = &self.app.0;
         match open(&app.trust, &app.limits, queue, message, self.now()) {
-            Opened::Task(envelope) | Opened::Rejected(envelope, ..) => {
+            Opened::Task(envelope) | Opened::Locked(envelope, _) | Opened::Rejected(envelope, ..) => {
                 self.end_unroutable(&envelope, &error).await
             }
             Opened::NotYet(reason, why) | Opened::Dead(reason, why) => {

@@ -1,0 +1,198 @@
+//! What arguments, results and errors say, hidden from broker, backend and dead letters.
+//!
+//! An application whose ring has an active key for encryption encrypts the bodies of what it sends and the outcomes
+//! that it records. Whoever runs a task whose body came encrypted hides its outcome too. A body is bound to the names
+//! under which it was sent (id, task, queue, time), an outcome to its task and its place in the record: neither can be
+//! put elsewhere. What is signed is the encrypted body, so a signature is verified before anything is decrypted, and
+//! binds it to all that changes from attempt to attempt too.
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    backend::Commit,
+    envelope::Envelope,
+    id::TaskId,
+    record::{Facts, name},
+    sign::{Key, KeyId, Keyring, input::Input},
+};
+
+/// The content type of an encrypted body. Which one it has inside is part of what is encrypted.
+const ENCRYPTED: &str = "application/vnd.machinist.encrypted";
+/// The fields of an outcome that speak of arguments and results.
+const HIDDEN: [&str; 4] = ["results", "error", "log", "note"];
+/// The field in which they are.
+const HIDING: &str = "enc";
+
+/// Why something that is encrypted stays so.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Locked {
+    #[error("it is encrypted with key {0}, which is not in the ring here")]
+    NoKey(KeyId),
+    #[error("it is encrypted with key {0}, which is revoked")]
+    Revoked(KeyId),
+    #[error("it does not open with key {0}: it was encrypted by another, or as another task")]
+    Broken(KeyId),
+    #[error("what says by which key it is encrypted cannot be read")]
+    Unreadable,
+}
+
+/// Whether a body is encrypted.
+pub(crate) fn is_encrypted(envelope: &Envelope) -> bool {
+    envelope.content_type == ENCRYPTED
+}
+
+/// The key that hides what becomes of a task: the active one, else that by which its body was hidden.
+pub(crate) fn hiding_key<'r>(envelope: &Envelope, ring: &'r Keyring) -> Option<&'r Key> {
+    let before = || is_encrypted(envelope).then(|| Parts::of(&envelope.body).ok()).flatten();
+    ring.encrypting_key().or_else(|| key(ring, &before()?.key).ok())
+}
+
+/// Whether the key of an encrypted body is here.
+pub(crate) fn openable(envelope: &Envelope, ring: Option<&Keyring>) -> Result<(), Locked> {
+    let Parts { key: id, .. } = Parts::of(&envelope.body)?;
+    key(ring.ok_or_else(|| Locked::NoKey(id.clone()))?, &id).map(|_| ())
+}
+
+/// A body taken apart: the key, then the nonce and what is hidden.
+struct Parts<'a> {
+    key: KeyId,
+    sealed: &'a [u8],
+}
+
+impl<'a> Parts<'a> {
+    fn of(body: &'a [u8]) -> Result<Self, Locked> {
+        let (length, rest) = body.split_first().ok_or(Locked::Unreadable)?;
+        let (key, sealed) = rest.split_at_checked(usize::from(*length)).ok_or(Locked::Unreadable)?;
+        let key = std::str::from_utf8(key).ok().and_then(|text| KeyId::parse(text).ok());
+        Ok(Self { key: key.ok_or(Locked::Unreadable)?, sealed })
+    }
+}
+
+fn about_body(envelope: &Envelope, key: &KeyId) -> Vec<u8> {
+    Input::new("machinist.encrypted.body", 256)
+        .text(key.as_str())
+        .text(envelope.id.as_str())
+        .text(envelope.name.as_str())
+        .text(envelope.queue.as_str())
+        .number(envelope.issued.as_micros())
+        .finish()
+}
+
+fn about_fact(id: &TaskId, fact: &str, key: &KeyId) -> Vec<u8> {
+    Input::new("machinist.encrypted.fact", 256).text(key.as_str()).text(id.as_str()).text(fact).finish()
+}
+
+fn key<'r>(ring: &'r Keyring, id: &KeyId) -> Result<&'r Key, Locked> {
+    match ring.trusted(id) {
+        Ok(key) if key.encrypts() => Ok(key),
+        Err(crate::sign::Unfit::Revoked(_)) => Err(Locked::Revoked(id.clone())),
+        _ => Err(Locked::NoKey(id.clone())),
+    }
+}
+
+fn sealed(key: &Key, about: &[u8], text: &[u8]) -> Vec<u8> {
+    // INVARIANT: rings give out only keys that encrypt. What could not be hidden must not go out.
+    key.encrypt(about, text).expect("a key that encrypts")
+}
+
+/// The envelope with its body encrypted by this key.
+pub(crate) fn encrypted(mut envelope: Envelope, key: &Key) -> Envelope {
+    let inside = [envelope.content_type.as_bytes(), b"\0", &envelope.body].concat();
+    let sealed = sealed(key, &about_body(&envelope, key.id()), &inside);
+    let id = key.id().as_str().as_bytes();
+    // INVARIANT: the name of a key has 64 bytes at most.
+    let length = u8::try_from(id.len()).expect("a short name");
+    envelope.body = [&[length][..], id, &sealed].concat().into();
+    envelope.content_type = ENCRYPTED.to_owned();
+    envelope
+}
+
+/// The envelope with its body as its sender wrote it.
+pub(crate) fn decrypted(envelope: &Envelope, ring: Option<&Keyring>) -> Result<Envelope, Locked> {
+    if !is_encrypted(envelope) {
+        return Ok(envelope.clone());
+    }
+    let Parts { key: id, sealed } = Parts::of(&envelope.body)?;
+    let key = key(ring.ok_or_else(|| Locked::NoKey(id.clone()))?, &id)?;
+    let broken = || Locked::Broken(id.clone());
+    let inside = key.decrypt(&about_body(envelope, &id), sealed).ok_or_else(broken)?;
+    let end = inside.iter().position(|byte| *byte == 0).ok_or_else(broken)?;
+    let content_type = String::from_utf8(inside[..end].to_vec()).map_err(|_| broken())?;
+    Ok(Envelope { content_type, body: Bytes::from(inside).slice(end + 1..), ..envelope.clone() })
+}
+
+/// What stands in a record instead of what is hidden.
+#[derive(Deserialize)]
+struct Hiding {
+    key: KeyId,
+    data: String,
+}
+
+fn speaks(fact: &str) -> bool {
+    fact == name::END || fact == name::PROGRESS || fact.starts_with("o:")
+}
+
+/// A commit whose facts say nothing of results, errors, log and notes to those who do not have the key.
+pub(crate) fn hide(mut commit: Commit, key: &Key) -> Commit {
+    for (fact, value) in commit.facts.iter_mut().filter(|(fact, _)| speaks(fact)) {
+        *value = hidden(&commit.id, fact, value, key);
+    }
+    commit
+}
+
+fn hidden(id: &TaskId, fact: &str, value: &[u8], key: &Key) -> Bytes {
+    // INVARIANT: we made it ourselves, of a struct. What could not be hidden must not be written.
+    let mut all: Map<String, Value> = serde_json::from_slice(value).expect("a JSON object");
+    let secret: Map<String, Value> =
+        HIDDEN.iter().filter_map(|field| Some(((*field).to_owned(), all.remove(*field)?))).collect();
+    // The shape stays, so that whoever decides by a record needs no key.
+    for (field, value) in [("results", json!([])), ("error", json!({"chain": ["encrypted"]}))] {
+        if secret.contains_key(field) {
+            all.insert(field.to_owned(), value);
+        }
+    }
+    let sealed = sealed(key, &about_fact(id, fact, key.id()), &json_bytes(&secret));
+    let hiding = json!({ "key": key.id().as_str(), "data": BASE64.encode(sealed) });
+    all.insert(HIDING.to_owned(), hiding);
+    json_bytes(&all).into()
+}
+
+fn json_bytes(all: &Map<String, Value>) -> Vec<u8> {
+    // INVARIANT: a table of JSON values is JSON.
+    serde_json::to_vec(all).expect("JSON")
+}
+
+/// Puts back what is hidden in these facts. Says why what counts stays hidden: how the task ended, or, as long as it
+/// has not, anything.
+pub(crate) fn reveal(id: &TaskId, facts: &mut Facts, ring: Option<&Keyring>) -> Option<Locked> {
+    let names: Vec<String> =
+        facts.iter().filter(|(fact, _)| speaks(fact)).map(|(fact, _)| fact.to_owned()).collect();
+    let ended = facts.has(name::END);
+    let mut locked = None;
+    for fact in names {
+        let Some(value) = facts.get(&fact) else { continue };
+        match revealed(id, &fact, value, ring) {
+            Ok(Some(value)) => facts.put(fact, value),
+            Ok(None) => {}
+            Err(why) if !ended || fact == name::END => locked = Some(why),
+            Err(_) => {}
+        }
+    }
+    locked
+}
+
+fn revealed(id: &TaskId, fact: &str, value: &[u8], ring: Option<&Keyring>) -> Result<Option<Bytes>, Locked> {
+    let Ok(mut all) = serde_json::from_slice::<Map<String, Value>>(value) else { return Ok(None) };
+    let Some(hiding) = all.remove(HIDING) else { return Ok(None) };
+    let Hiding { key: id_of_key, data } = serde_json::from_value(hiding).map_err(|_| Locked::Unreadable)?;
+    let key = key(ring.ok_or_else(|| Locked::NoKey(id_of_key.clone()))?, &id_of_key)?;
+    let broken = || Locked::Broken(id_of_key.clone());
+    let sealed = BASE64.decode(data).map_err(|_| broken())?;
+    let secret = key.decrypt(&about_fact(id, fact, &id_of_key), &sealed).ok_or_else(broken)?;
+    let secret: Map<String, Value> = serde_json::from_slice(&secret).map_err(|_| broken())?;
+    all.extend(secret);
+    Ok(Some(json_bytes(&all).into()))
+}
