@@ -91,46 +91,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    /// What a topic exchange does.
-    fn matches(pattern: &[&str], key: &[&str]) -> bool {
-        match (pattern.split_first(), key.split_first()) {
-            (None, None) => true,
-            (Some((&"#", rest)), _) => (0..=key.len()).any(|skip| matches(rest, &key[skip..])),
-            (Some((&"*", rest)), Some((_, key))) => matches(rest, key),
-            (Some((word, rest)), Some((first, key))) => word == first && matches(rest, key),
-            _ => false,
-        }
-    }
-
-    fn routes(pattern: &str, key: &str) -> bool {
-        matches(&pattern.split('.').collect::<Vec<_>>(), &key.split('.').collect::<Vec<_>>())
-    }
-
-    /// Rides the ladder as the broker does and adds up where the message was held.
-    fn ride(ride: Ride, queue: &str) -> Duration {
-        let key = ride.key(queue);
-        let mut held = 0;
-        for level in (0..=ride.highest()).rev() {
-            let (hold, pass) = (routes(&pattern_hold(level), &key), routes(&pattern_pass(level), &key));
-            assert!(hold != pass, "level {level} of {key} must either hold or pass");
-            if hold {
-                held += u64::try_from(hold_millis(level)).unwrap();
-            }
-        }
-        assert!(routes(&pattern_due(queue), &key));
-        Duration::from_millis(held)
-    }
+    use crate::fuzz::{ride, routes};
 
     proptest! {
-        #[test]
-        fn no_message_is_early_and_none_is_late_by_more_than_the_grain(millis in 1u64..1 << 32) {
-            let delay = Duration::from_millis(millis).min(UNIT * ((1 << LEVELS) - 1));
-            let held = ride(Ride::for_delay(delay).unwrap(), "mail.large");
-            prop_assert!(held >= delay, "{held:?} is shorter than {delay:?}");
-            prop_assert!(held < delay + UNIT, "{held:?} is much longer than {delay:?}");
-        }
-
         #[test]
         fn longer_delays_get_the_whole_ladder(seconds in 4_294_968u64..1 << 28, nanos in 0u32..1_000_000_000) {
             let held = ride(Ride::for_delay(Duration::new(seconds, nanos)).unwrap(), "q");

@@ -38,6 +38,9 @@ mod connect;
 mod convert;
 mod declare;
 mod diagnose;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod gauge;
 mod kit;
 mod ladder;

@@ -237,7 +237,13 @@ impl Envelope {
     }
 
     /// What is signed: every field that a worker reads, as it reads it. The order is that of `docs/signing.md`.
-    fn signing_input(&self, algorithm: &str, key: &KeyId, first: &KeyId, signed_at: Timestamp) -> Vec<u8> {
+    pub(crate) fn signing_input(
+        &self,
+        algorithm: &str,
+        key: &KeyId,
+        first: &KeyId,
+        signed_at: Timestamp,
+    ) -> Vec<u8> {
         let micros = |instant: Option<Timestamp>| instant.map(Timestamp::as_micros);
         Input::new("machinist.task", self.body.len() + 768)
             .number(WIRE_VERSION)
@@ -318,7 +324,7 @@ impl Envelope {
     }
 
     /// The message that carries it, without a signature.
-    fn message(&self) -> Message {
+    pub(crate) fn message(&self) -> Message {
         let mut message = Message::new(&self.id, &self.name, &self.content_type, self.body.clone());
         message.timestamp = Some(self.issued);
         message.priority = self.priority;
@@ -655,13 +661,6 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
-            for codec in [Codec::MessagePack, Codec::Json] {
-                drop(codec.decode(&bytes));
-            }
-        }
-
-        #[test]
         fn envelopes_round_trip(
             attempt in 1u32.., generation: u32, eta: Option<i64>, expires: Option<i64>, issued: i64,
             retries: u32, postponements: u32, token in 0u64..1 << 62, since: Option<i64>,
@@ -681,10 +680,7 @@ mod tests {
         /// Two envelopes with one signing input are one envelope.
         #[test]
         fn the_signing_input_is_injective(a in any_fields(), b in any_fields()) {
-            let key = KeyId::parse("k").unwrap();
-            let input = |e: &Envelope| e.signing_input("hmac-sha256", &key, &key, Timestamp::from_micros(1));
-            prop_assert_eq!(input(&a) == input(&b), a == b);
-            prop_assert_eq!(input(&a), input(&a.clone()));
+            crate::fuzz::signed_alike_only_if_equal(&a, &b);
         }
     }
 

@@ -16,6 +16,9 @@ pub mod diagnose;
 mod envelope;
 pub mod error;
 pub mod extract;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod handler;
 pub mod id;
 mod limits;

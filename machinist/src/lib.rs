@@ -38,6 +38,9 @@
 //! configured; see [`keys`].
 
 pub mod connect;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod keys;
 mod plaintext;
 pub mod redact;

@@ -137,34 +137,9 @@ mod tests {
     use super::*;
     use crate::{
         broker::HeaderValue,
-        envelope::FirstSigner,
-        record::Counters,
+        fuzz::{NOW, full_envelope},
         sign::{Algorithm, Key, KeyState, Keyring},
     };
-
-    const NOW: Timestamp = Timestamp::from_micros(1_764_547_200_000_000);
-
-    fn full_envelope() -> Envelope {
-        Envelope {
-            id: "t-1".try_into().unwrap(),
-            name: "add".try_into().unwrap(),
-            queue: "math".try_into().unwrap(),
-            attempt: 2,
-            generation: 3,
-            eta: Some(NOW),
-            expires: Some(NOW),
-            issued: NOW,
-            counters: Counters { retries: 1, postponements: 2 },
-            token: 9,
-            unknown_since: Some(NOW),
-            traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
-            tracestate: Some("vendor=1".to_owned()),
-            priority: Some(3),
-            content_type: "application/json".to_owned(),
-            body: (&br#"{"args":[]}"#[..]).into(),
-            first: FirstSigner::Key(crate::sign::KeyId::parse("web").unwrap()),
-        }
-    }
 
     /// Every bit of a text, flipped, as far as that leaves text.
     fn flips(text: &str) -> Vec<String> {

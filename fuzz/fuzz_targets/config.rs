@@ -1,0 +1,5 @@
+//! The text of a configuration. What must hold is in the module `fuzz` of the crate, which its tests run too.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| machinist::fuzz::config(data));

@@ -1,0 +1,74 @@
+//! What must hold of any settings: the bodies of fuzz targets, and of tests that run them within bounds.
+
+use std::path::Path;
+
+use crate::{
+    redact,
+    settings::{Overrides, Settings},
+};
+
+/// A password that is to be shown by nothing.
+const PASSWORD: &str = "pa55w0rd-nobody-is-shown";
+
+/// A URL with a password, with any text before, within and behind it: the password is never shown.
+pub fn redaction(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let mut parts = text.splitn(5, '\n');
+    let mut part = || parts.next().unwrap_or_default();
+    let (scheme, user, before, behind, rest) = (part(), part(), part(), part(), part());
+    let plain = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).collect::<String>();
+    let scheme =
+        ["amqp", "amqps", "redis", "rediss", "redis+unix", "redis+sentinel", "http"][scheme.len() % 7];
+    let user: String = user.chars().filter(|c| !c.is_whitespace() && !":/@?#".contains(*c)).collect();
+    let password = format!("{before}{PASSWORD}{behind}");
+    let in_front = format!("{scheme}://{user}:{password}@host:1/{rest}");
+    assert!(!redact::url(&in_front).contains(PASSWORD), "{in_front:?}");
+    // In a query a password ends where the next parameter begins.
+    let password: String = password.chars().filter(|c| !"&;#".contains(*c)).collect();
+    let in_query =
+        format!("{scheme}://host/{}?{}pass{}={password}&b={rest}", plain(rest), plain(&user), plain(rest));
+    assert!(!redact::url(&in_query).contains(PASSWORD), "{in_query:?}");
+    // In a text a URL ends at white space and quotes.
+    let word =
+        |url: &str| url.chars().filter(|c| !c.is_whitespace() && !"\"'`<>".contains(*c)).collect::<String>();
+    for url in [in_front, in_query] {
+        let around = format!("{text} \"{}\" {text}", word(&url));
+        assert!(!redact::text(&around).contains(PASSWORD), "{around:?}");
+    }
+    drop((redact::url(&text), redact::text(&text)));
+}
+
+/// A configuration: it is read or refused with an error, and neither shows a password.
+pub fn config(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let with_password = format!("broker = \"amqp://app:{PASSWORD}@host/\"\n{text}");
+    for text in [&*text, &with_password] {
+        let shown = match Settings::resolve(
+            Overrides::default(),
+            &|_| None,
+            Some((Path::new("machinist.toml"), text)),
+        ) {
+            Ok(settings) => format!("{settings:?}"),
+            Err(error) => {
+                let chain = std::iter::successors(std::error::Error::source(&error), |error| error.source());
+                chain.fold(format!("{error} {error:?}"), |all, error| format!("{all} {error}"))
+            }
+        };
+        assert!(!shown.contains(PASSWORD), "{shown}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use machinist_conformance::any_bytes;
+
+    #[test]
+    fn redactions() {
+        any_bytes("redaction", super::redaction);
+    }
+
+    #[test]
+    fn configs() {
+        any_bytes("config", super::config);
+    }
+}
