@@ -167,7 +167,7 @@ impl Network {
 
     /// Every byte that lies in the backend, as text.
     pub(crate) async fn bytes_of_backend(&self) -> String {
-        let client = redis::Client::open(self.redis.1.as_str()).unwrap();
+        let client = redis::Client::open(self.redis.as_str()).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let pattern = format!("{}*", self.namespace);
         let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut connection).await.unwrap();
