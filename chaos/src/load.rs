@@ -9,6 +9,9 @@ use machinist::{
 
 use crate::ledger::Ledger;
 
+/// So long after they were sent orphans are due.
+pub(crate) const ORPHANS_DUE: Duration = Duration::from_secs(4);
+
 /// What a task is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Kind {
@@ -107,7 +110,7 @@ impl Kind {
         let signature = DO.call((self.as_str().to_owned(),)).queue(queue).untyped();
         match self {
             Self::Delayed => signature.countdown(Duration::from_millis(rand::random_range(300..4000))),
-            Self::Orphan => signature.countdown(Duration::from_secs(4)),
+            Self::Orphan => signature.countdown(ORPHANS_DUE),
             Self::Flaky => signature.retries(5).backoff(Backoff::fixed(Duration::from_millis(400))),
             _ => signature,
         }
