@@ -1,6 +1,6 @@
 //! What is measured: one line each.
 
-use crate::order::System::{self, Ed25519, Floor, Hmac, Machinist};
+use crate::order::System::{self, Ed25519, Ed25519Encrypted, Floor, Hmac, HmacEncrypted, Machinist};
 
 /// One thing to measure.
 #[derive(Debug, Clone, Copy)]
@@ -78,10 +78,10 @@ pub(crate) const CASES: [Case; 16] = [
     case("both", "send and drain at once, concurrency 256", Shape::Both { store: NETWORK }, 20_000),
     case("lone", "lone task: send, run, see the SUCCESS", Shape::Lone, 2_000),
     Case {
-        systems: &[Machinist, Hmac, Ed25519],
+        systems: &[Machinist, Hmac, Ed25519, HmacEncrypted, Ed25519Encrypted],
         ..case(
             "signed",
-            "unsigned and signed: send and drain at once",
+            "unsigned, signed, and encrypted too: send and drain at once",
             Shape::Both { store: NETWORK },
             20_000,
         )

@@ -13,6 +13,10 @@ pub(crate) enum System {
     Hmac,
     /// This project, everything signed with Ed25519.
     Ed25519,
+    /// This project, everything signed with HMAC-SHA256 and encrypted.
+    HmacEncrypted,
+    /// This project, everything signed with Ed25519 and encrypted.
+    Ed25519Encrypted,
 }
 
 impl System {
@@ -22,6 +26,8 @@ impl System {
             Self::Machinist => "machinist",
             Self::Hmac => "hmac",
             Self::Ed25519 => "ed25519",
+            Self::HmacEncrypted => "hmac, encrypted",
+            Self::Ed25519Encrypted => "ed25519, encrypted",
         }
     }
 }

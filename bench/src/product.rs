@@ -67,21 +67,23 @@ pub(crate) async fn connect_to(servers: &Servers, system: System) -> Result<App>
             App::builder(Arc::new(store.broker()), Arc::new(store.backend()))
         }
     };
-    let builder = match key(system)? {
-        Some(key) => builder.keyring(Keyring::new([key])?),
-        None => builder.allow_unsigned(),
-    };
+    let keys = keys(system)?;
+    let builder =
+        if keys.is_empty() { builder.allow_unsigned() } else { builder.keyring(Keyring::new(keys)?) };
     Ok(builder.build().await?)
 }
 
-/// The same in every process, because a sender's worker must know it. It keeps nothing secret.
-fn key(system: System) -> Result<Option<Key>> {
-    let algorithm = match system {
-        System::Hmac => Algorithm::HmacSha256,
-        System::Ed25519 => Algorithm::Ed25519,
-        System::Floor | System::Machinist => return Ok(None),
+/// The same in every process, because a sender's worker must know them. They keep nothing secret.
+fn keys(system: System) -> Result<Vec<Key>> {
+    let algorithms: &[Algorithm] = match system {
+        System::Floor | System::Machinist => &[],
+        System::Hmac => &[Algorithm::HmacSha256],
+        System::Ed25519 => &[Algorithm::Ed25519],
+        System::HmacEncrypted => &[Algorithm::HmacSha256, Algorithm::XChaCha20Poly1305],
+        System::Ed25519Encrypted => &[Algorithm::Ed25519, Algorithm::XChaCha20Poly1305],
     };
-    Ok(Some(Key::with_secret(algorithm, "bench", &[7; 32])?))
+    let key = |algorithm: &Algorithm| Key::with_secret(*algorithm, algorithm.as_str(), &[7; 32]);
+    Ok(algorithms.iter().map(key).collect::<Result<_, _>>()?)
 }
 
 fn worker(app: &App, order: &Order, concurrency: usize, shop: Shop) -> Result<Worker> {

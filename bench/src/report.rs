@@ -158,7 +158,8 @@ impl<'a> Measured<'a> {
         let of = |system: System| -> Vec<_> {
             runs.iter().filter(|r| r.case == case.name && r.system == system.name()).collect()
         };
-        let signed = [System::Hmac, System::Ed25519].map(|system| (system.name(), of(system)));
+        let signed = [System::Hmac, System::Ed25519, System::HmacEncrypted, System::Ed25519Encrypted]
+            .map(|system| (system.name(), of(system)));
         let signed = signed.into_iter().filter(|(_, runs)| !runs.is_empty()).collect();
         Self { case, floor: of(System::Floor), ours: of(System::Machinist), signed }
     }

@@ -126,7 +126,7 @@ pub(crate) enum Command {
     /// Look at dead letters, send their tasks again, or throw them away
     #[command(subcommand)]
     Dead(Dead),
-    /// Make a key that signs tasks and results
+    /// Make a key that signs tasks and results, or one that encrypts them
     Keygen(Keygen),
     /// Look at the keys that are configured, or at one key file; secrets are never shown
     #[command(subcommand)]
