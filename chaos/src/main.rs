@@ -43,7 +43,7 @@ struct Cli {
     /// Runs every scenario.
     #[arg(long)]
     all: bool,
-    /// Runs what the continuous integration runs.
+    /// Runs one or more of every kind of fault: what a continuous integration has time for.
     #[arg(long)]
     ci: bool,
     /// Tells what there is.

@@ -92,8 +92,8 @@ scenarios! {
 }
 
 impl Scenario {
-    /// What only a nightly run or a person tries: it takes longest, or another scenario is of its kind. All others are
-    /// part of the continuous integration, which has twelve minutes for them.
+    /// What only a nightly run or a person tries: it takes longest, or another scenario is of its kind. All others
+    /// are for a continuous integration, which has twelve minutes for them.
     const BY_HAND: &[Self] =
         &[Self::Calm, Self::WorkerFreeze, Self::AmqpStallOld, Self::Arrows, Self::Oom, Self::RedisAway];
 

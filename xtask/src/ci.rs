@@ -10,7 +10,6 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    chaos,
     command::{self, Workspace, display},
     interrupt::Interrupt,
     test, tidy,
@@ -44,7 +43,6 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
     report.step("doc", || cargo(&doc, Some("-D warnings")));
     report.step("features", || each_feature(workspace, &|args| cargo(args, None)));
     report.step("test", || test::run(workspace, interrupt, &[]));
-    report.step("chaos", || chaos::run(workspace, interrupt, &["--ci".to_owned()]));
 
     say!("\n{}\n{:<9} {}", report.lines.join("\n"), "all", display(began.elapsed()));
     interrupt.check()?;
