@@ -4,7 +4,6 @@
 use std::{
     collections::HashSet,
     io::Write as _,
-    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -52,6 +51,13 @@ pub(crate) struct Delays {
     kill: bool,
 }
 
+impl Delays {
+    /// Whether nobody waits for them.
+    fn is_far(&self) -> bool {
+        self.ahead >= 1000
+    }
+}
+
 /// How late each run was, in microseconds; less than nothing would be early.
 type Seen = Arc<Mutex<Vec<(TaskId, i64)>>>;
 
@@ -97,7 +103,7 @@ pub(crate) async fn run(place: &Place, what: Delays) -> Result<()> {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let worker = tokio::spawn(worker.run_until(async { drop(stopped.await) }));
     let span = Duration::from_secs(what.seconds + what.ahead);
-    if what.ahead >= 1000 {
+    if what.is_far() {
         tokio::time::sleep(LOOK).await;
         writeln!(out, "{}", memory("after 30 s with a worker")?)?;
     } else {
@@ -117,7 +123,7 @@ pub(crate) async fn run(place: &Place, what: Delays) -> Result<()> {
     }
     drop(stop);
     worker.await??;
-    if what.ahead >= 1000 {
+    if what.is_far() {
         return Ok(());
     }
     let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -158,7 +164,7 @@ fn queues(place: &Place, what: &Delays) -> Result<String> {
 }
 
 fn services(place: &Place) -> Result<Services> {
-    Services::at(&PathBuf::from(&place.dir).join("services"))
+    Services::at(&place.dir.join("services"))
 }
 
 /// How long the broker was away.

@@ -48,7 +48,8 @@ pub(crate) async fn watchdog(health: &Health) -> Infallible {
             true => tell(Some(NotifyState::Watchdog), String::new()),
             false => tell(None, machinist::redact::text(&wrong).into_owned()),
         };
-        // It writes and does not panic.
-        let _ = told.await;
+        if let Err(error) = told.await {
+            tracing::warn!(%error, "systemd was not told how the worker is");
+        }
     }
 }

@@ -37,7 +37,7 @@
 //!
 //! [`Proxy`] is how a harness interrupts its own connections on a server that it shares with others;
 //! [`Authority`] issues certificates for servers that speak TLS; [`service_url`],
-//! [`eventually`], [`within`], [`says`] and [`any_bytes`] are for an adapter's own tests, too.
+//! [`eventually`], [`within`], [`says`], [`any_bytes`], [`header`] and [`without`] are for an adapter's own tests, too.
 //!
 //! What a suite does not test: speed, and what only one kind of server can do. That belongs to the adapter.
 
@@ -45,6 +45,7 @@ pub mod arrows;
 mod authority;
 pub mod backend;
 pub mod broker;
+mod forged;
 mod hostile_bytes;
 mod plain;
 pub mod producer;
@@ -56,6 +57,7 @@ mod wait;
 pub use authority::{Authority, Papers};
 pub use backend::BackendHarness;
 pub use broker::BrokerHarness;
+pub use forged::{header, without};
 pub use hostile_bytes::any_bytes;
 pub use plain::says;
 pub use proxy::Proxy;

@@ -4,7 +4,6 @@ use std::{collections::BTreeSet, time::Duration};
 
 use machinist::{
     App, DeadFilter, DeadLetter, QueueName, Settlement,
-    backend::Index,
     settings::{Settings, show_duration},
 };
 use serde::Serialize;
@@ -16,9 +15,6 @@ use crate::{
     output,
     view::printable,
 };
-
-/// How many names of queues are read at once.
-const PAGE: usize = 1000;
 
 #[derive(Serialize)]
 struct Row<'a> {
@@ -205,16 +201,7 @@ async fn queues(app: &App, which: &DeadWhich, settings: &Settings) -> Result<BTr
     if let Some(queue) = &which.queue {
         return Ok(BTreeSet::from([queue.clone()]));
     }
-    let mut names: BTreeSet<QueueName> = settings.worker.queues.value.iter().cloned().collect();
-    let mut after = None;
-    loop {
-        let page = app.backend().list(Index::Queues, after, PAGE).await?;
-        names.extend(page.iter().filter_map(|(_, name)| QueueName::parse(name).ok()));
-        if page.len() < PAGE {
-            return Ok(names);
-        }
-        after = page.into_iter().last();
-    }
+    super::queues::known(app, settings).await
 }
 
 fn list(app: &App, letters: &[DeadLetter], json: bool) -> Result<(), Failure> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use machinist::{QueueName, backend::Index, settings::Settings};
+use machinist::{App, QueueName, backend::Index, settings::Settings};
 use serde::Serialize;
 
 use super::connect_reader;
@@ -28,18 +28,7 @@ pub(super) async fn run(what: &Queues, settings: &Settings, json: bool) -> Resul
     if what.declare {
         app.broker().prepare(&settings.worker.queues.value).await?;
     }
-    // The list is kept beside the facts and may lag; what is configured belongs to it anyway.
-    let mut names: BTreeSet<QueueName> = settings.worker.queues.value.iter().cloned().collect();
-    let mut after = None;
-    loop {
-        let page = app.backend().list(Index::Queues, after, PAGE).await?;
-        names.extend(page.iter().filter_map(|(_, name)| QueueName::parse(name).ok()));
-        if page.len() < PAGE {
-            break;
-        }
-        after = page.into_iter().last();
-    }
-    let names: Vec<QueueName> = names.into_iter().collect();
+    let names: Vec<QueueName> = known(&app, settings).await?.into_iter().collect();
     let depths = app.broker().depth(&names).await?;
     let rows = depths.into_iter().map(|depth| Row {
         queue: depth.queue.to_string(),
@@ -59,4 +48,19 @@ pub(super) async fn run(what: &Queues, settings: &Settings, json: bool) -> Resul
     }
     app.broker().close().await;
     Ok(Code::Success)
+}
+
+/// The queues that workers have consumed, and those of the settings.
+pub(super) async fn known(app: &App, settings: &Settings) -> Result<BTreeSet<QueueName>, Failure> {
+    // The list is kept beside the facts and may lag; what is configured belongs to it anyway.
+    let mut names: BTreeSet<QueueName> = settings.worker.queues.value.iter().cloned().collect();
+    let mut after = None;
+    loop {
+        let page = app.backend().list(Index::Queues, after, PAGE).await?;
+        names.extend(page.iter().filter_map(|(_, name)| QueueName::parse(name).ok()));
+        if page.len() < PAGE {
+            return Ok(names);
+        }
+        after = page.into_iter().last();
+    }
 }

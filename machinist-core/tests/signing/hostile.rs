@@ -3,19 +3,10 @@
 
 use std::sync::atomic::Ordering;
 
-use machinist_core::broker::{HeaderValue, Message};
+use machinist_conformance::{header, without};
+use machinist_core::broker::Message;
 
 use crate::support::{ADD, HOUR, House, SOON, hmac, queue};
-
-fn header(mut message: Message, name: &str, value: impl Into<HeaderValue>) -> Message {
-    message.headers.insert(name.to_owned(), value.into());
-    message
-}
-
-fn without(mut message: Message, name: &str) -> Message {
-    assert!(message.headers.remove(name).is_some(), "{name} was there");
-    message
-}
 
 #[tokio::test(start_paused = true)]
 async fn a_replay_of_an_ended_task_does_nothing() {

@@ -8,7 +8,7 @@ use machinist::{
     memory::{MemoryBackend, MemoryBroker},
     sign::{Algorithm, Key, KeyState, Keyring},
 };
-use machinist_conformance::producer;
+use machinist_conformance::{header, producer, without};
 
 use crate::{ADD, EVIL, MAIL, queue};
 
@@ -30,16 +30,6 @@ pub(crate) struct Corpus {
     limited: Vec<Message>,
     mail: Message,
     pub(crate) replayed: Vec<Message>,
-}
-
-fn header(mut message: Message, name: &str, value: impl Into<HeaderValue>) -> Message {
-    message.headers.insert(name.to_owned(), value.into());
-    message
-}
-
-fn without(mut message: Message, name: &str) -> Message {
-    assert!(message.headers.remove(name).is_some(), "{name} was there");
-    message
 }
 
 /// The message of a task as its sender would publish it. No server is needed for that.

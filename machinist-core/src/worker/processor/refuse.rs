@@ -7,7 +7,7 @@ use crate::{
     broker::{Message, Publish, Target},
     envelope::{DeadReason, Envelope},
     id::QueueName,
-    record::{ErrorText, FailureKind, newest_start, owed},
+    record::{ErrorText, Facts, FailureKind, newest_start, owed},
     worker::steady::Unpublished,
 };
 
@@ -35,13 +35,10 @@ impl TaskProcessor {
 
     /// Offers a task again that others may run, or this worker later. After an hour it ends.
     async fn offer_again(&self, envelope: &Envelope, kind: FailureKind, error: ErrorText) -> Ending {
-        let facts = match self.steady.read(&envelope.id).await {
+        let facts = match self.unpaid(envelope).await {
             Ok(facts) => facts,
-            Err(leaving) => return leaving.into(),
+            Err(ending) => return ending,
         };
-        if let Some(follow_up) = owed(&facts, envelope.attempt) {
-            return self.follow(envelope, &follow_up).await;
-        }
         let now = self.now();
         let since = envelope.unknown_since.unwrap_or(now);
         let waited = now.since(since);
@@ -56,6 +53,26 @@ impl TaskProcessor {
         tracing::warn!(id = %envelope.id, "{}: offered again for {patience:?}", error.chain.join(": "));
         let later = Envelope { unknown_since: Some(since), ..envelope.clone() };
         self.settled_by(self.publish_later(&later, unknown_wait(waited)).await).await
+    }
+
+    /// The record of a task that is not run here. What it still demands of a message is done first, and then there is
+    /// nothing else to do.
+    pub(super) async fn unpaid(&self, envelope: &Envelope) -> Result<Facts, Ending> {
+        let facts = self.steady.read(&envelope.id).await?;
+        match owed(&facts, envelope.attempt) {
+            Some(follow_up) => Err(self.follow(envelope, &follow_up).await),
+            None => Ok(facts),
+        }
+    }
+
+    /// Whether a run is not known to be over. Its session is looked at from now on.
+    pub(super) fn may_run_elsewhere(&self, facts: &Facts, envelope: &Envelope) -> bool {
+        let Some(start) = newest_start(facts, envelope.attempt) else { return false };
+        let may = !self.sessions.is_gone(&start.session, &start.run);
+        if may {
+            self.sessions.wonder(&start.session);
+        }
+        may
     }
 
     /// A message that others may understand, or this worker later: offered again for an hour, as it is, then
@@ -87,19 +104,13 @@ impl TaskProcessor {
         reason: DeadReason,
         error: &str,
     ) -> Ending {
-        let facts = match self.steady.read(&envelope.id).await {
+        let facts = match self.unpaid(envelope).await {
             Ok(facts) => facts,
-            Err(leaving) => return leaving.into(),
+            Err(ending) => return ending,
         };
-        if let Some(follow_up) = owed(&facts, envelope.attempt) {
-            return self.follow(envelope, &follow_up).await;
-        }
         // It runs elsewhere, or did until that worker died. The copy is offered again unsigned by us: what we
         // signed anew would be fresh again.
-        if let Some(start) = newest_start(&facts, envelope.attempt)
-            && !self.sessions.is_gone(&start.session, &start.run)
-        {
-            self.sessions.wonder(&start.session);
+        if self.may_run_elsewhere(&facts, envelope) {
             return self.postpone(&envelope.queue, message, reason, error).await;
         }
         self.refusals.note(&envelope.queue, reason, error);

@@ -10,7 +10,7 @@ use crate::{
     broker::{Delivery, Message, Publish, PublishError, Target},
     envelope::Envelope,
     id::QueueName,
-    record::{FailureKind, newest_start, owed},
+    record::FailureKind,
     worker::{
         open::{Opened, open},
         steady::Unpublished,
@@ -63,18 +63,12 @@ impl TaskProcessor {
     }
 
     async fn end_unroutable(&self, envelope: &Envelope, error: &str) -> Ending {
-        let facts = match self.steady.read(&envelope.id).await {
+        let facts = match self.unpaid(envelope).await {
             Ok(facts) => facts,
-            Err(leaving) => return leaving.into(),
+            Err(ending) => return ending,
         };
-        if let Some(follow_up) = owed(&facts, envelope.attempt) {
-            return self.follow(envelope, &follow_up).await;
-        }
         // A guard of a task that runs: only its run can say how it ends.
-        if let Some(start) = newest_start(&facts, envelope.attempt)
-            && !self.sessions.is_gone(&start.session, &start.run)
-        {
-            self.sessions.wonder(&start.session);
+        if self.may_run_elsewhere(&facts, envelope) {
             return self.later().await;
         }
         match self.end_as_read(envelope, facts, FailureKind::Unroutable, error).await {
