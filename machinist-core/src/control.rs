@@ -141,8 +141,10 @@ impl Client {
 
     /// What makes it quick and keeps lists short; nothing is wrong without it.
     async fn after_revoking(&self, id: &TaskId, running: Option<&SessionId>) {
-        let done = match running {
-            Some(session) => self.commit(ring(session)).await.map(drop),
+        let done = match running.map(ring) {
+            Some(Some(bell)) => self.commit(bell).await.map(drop),
+            // The record names no worker that could be told.
+            Some(None) => Ok(()),
             None => self.unlist(id).await,
         };
         if let Err(error) = done {

@@ -3,24 +3,30 @@
 //! One copy, which the targets in `fuzz/` (nightly, for hours) and the tests below (stable, for seconds) share. A body
 //! panics where what it is about does not hold. None of this is in a program: it is compiled for tests and fuzzers.
 
-use std::sync::OnceLock;
+use std::{sync::OnceLock, time::Duration};
 
 use serde_json::{Map, Value, json};
 
 use crate::{
+    args::Results,
     broker::{HeaderValue, Headers, Message},
     clock::Timestamp,
     codec::Codec,
     envelope::{DeadMark, Envelope, FirstSigner, attempt_of, dead_letter},
-    id::{QueueName, TaskId},
+    id::{QueueName, RunId, SessionId, TaskId},
     limits::Limits,
-    record::{Counters, Facts, json as fact, name},
+    record::{
+        Counters, Facts, FailureKind, Manner, Meaning, Revocable, Starting, Suspicion, Verdict,
+        end_by_anybody, fold, json as fact, judge, name, owed, revocable, suspicion,
+    },
     secrecy,
     sign::{Algorithm, Key, KeyId, KeyState, Keyring, input::Input},
+    stored::restored,
     trust::Trust,
-    worker::{Opened, open},
+    worker::{Opened, open, ring},
 };
 
+const HOUR: Duration = Duration::from_secs(3600);
 pub(crate) const NOW: Timestamp = Timestamp::from_micros(1_764_547_200_000_000);
 
 /// An envelope with something in every place.
@@ -166,6 +172,82 @@ pub fn encrypted(data: &[u8]) {
         secrecy::hide(commit, ring.encrypting_key().expect("it is active")).facts.into_iter().collect();
     assert_eq!(secrecy::reveal(&id, &mut facts, Some(ring)), None);
     assert_eq!(facts.read::<Map<String, Value>>(name::END), Some(plain));
+}
+
+/// A record, one fact a line (`NAME VALUE`), as somebody may have left it who can write to the backend: nothing is read
+/// out of it that nobody signed, and whatever a worker or a client decides by it can be written. What is refused is
+/// asked about again, so that a commit which its own record refuses would be asked about for ever.
+pub fn record(data: &[u8]) {
+    let lines = data.split(|byte| *byte == b'\n').filter_map(|line| {
+        let (name, value) = line.split_at(line.iter().position(|byte| *byte == b' ')?);
+        Some((String::from_utf8_lossy(name).into_owned(), value[1..].to_vec().into()))
+    });
+    let facts: Facts = lines.collect();
+    let id = TaskId::parse("t-1").expect("an id");
+    let trust = Trust::new(
+        Some(Key::with_secret(Algorithm::HmacSha256, "own", &[7; 32]).expect("32").into()),
+        false,
+        None,
+    );
+    assert_eq!(trust.check_end(&id, &facts).is_ok(), !facts.has(name::END), "nobody signed this");
+    drop(fold(&id, &facts).map(|record| format!("{record:?}")));
+    drop(facts.get(name::MESSAGE).map(|message| restored(message)));
+    for attempt in [1, 2, u32::MAX] {
+        started_over(&id, &facts, attempt);
+    }
+    let manner = if data.len().is_multiple_of(2) { Manner::Told } else { Manner::CutOff };
+    match revocable(&id, &facts, manner, NOW, HOUR) {
+        Revocable::Ended(state) => assert!(state.is_final()),
+        Revocable::Now(commit) => assert!(commit.apply(&mut facts.clone()), "{commit:?}"),
+        Revocable::Ask(commit, session) => {
+            assert!(commit.apply(&mut facts.clone()), "{commit:?}");
+            drop(ring(&session));
+        }
+    }
+}
+
+/// What a delivery of this attempt may do, whether the sessions of the record live or not.
+fn started_over(id: &TaskId, facts: &Facts, attempt: u32) {
+    let (run, session) = (RunId::from("a"), SessionId::from("s"));
+    let asking = Starting {
+        id: id.clone(),
+        attempt,
+        generation: 0,
+        run,
+        session,
+        worker: "w".to_owned(),
+        received_at: NOW,
+        token: 0,
+        alone: false,
+    };
+    let suspicion = suspicion(facts, attempt);
+    for gone in [true, false] {
+        match judge(facts, &asking, |_, _| gone, NOW) {
+            Meaning::TakeOver(next) if suspicion != Suspicion::Lost => {
+                let (commit, held) = *next;
+                let mut facts = facts.clone();
+                assert!(commit.apply(&mut facts), "{commit:?}");
+                let ended = crate::record::record(
+                    &held,
+                    &Verdict::Success(Results::default()),
+                    String::new(),
+                    NOW,
+                    HOUR,
+                );
+                assert!(ended.apply(&mut facts.clone()), "{ended:?}");
+                drop(held.upkeep(&facts, &SessionId::from("s2"), NOW));
+                assert!(held.hand_back().apply(&mut facts));
+            }
+            Meaning::TakeOver(_) | Meaning::Revoked => {
+                let kind = FailureKind::Lost;
+                let ended = end_by_anybody(id, facts, attempt, kind, "lost".into(), NOW, HOUR);
+                assert!(ended.apply(&mut facts.clone()), "{ended:?}");
+            }
+            Meaning::Run(held) => drop(held.upkeep(facts, &SessionId::from("s2"), NOW)),
+            Meaning::Over(_) | Meaning::Superseded | Meaning::Busy(_) => {}
+        }
+    }
+    drop(owed(facts, attempt));
 }
 
 /// The fields of a signing input, taken apart as `docs/signing.md` says.
@@ -342,6 +424,11 @@ mod tests {
     #[test]
     fn signing_inputs() {
         any_bytes("signing_input", signing_input);
+    }
+
+    #[test]
+    fn records_that_anybody_wrote() {
+        any_bytes("record", record);
     }
 
     #[test]

@@ -131,6 +131,10 @@ pub(crate) mod name {
     pub(crate) fn start(attempt: u32, start: u32) -> FactName {
         format!("s:{attempt}:{start}")
     }
+    /// The start that would come after this one.
+    pub(crate) fn start_after(attempt: u32, last: u32) -> FactName {
+        start(attempt, last.saturating_add(1))
+    }
     pub(crate) fn returned(attempt: u32, start: u32) -> FactName {
         format!("r:{attempt}:{start}")
     }

@@ -4,11 +4,12 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
     FailureKind,
-    facts::{End, EndVerdict, ErrorText, Facts, Numbered, Progress, Retried, Start, name},
+    facts::{End, EndVerdict, ErrorText, FactName, Facts, Numbered, Progress, Retried, Start, name},
 };
 use crate::{args::Results, clock::Timestamp, id::TaskId};
 
@@ -240,6 +241,20 @@ pub(super) fn state(facts: &Facts, attempts: &Attempts) -> State {
 pub(crate) fn newest_start(facts: &Facts, attempt: u32) -> Option<Start> {
     let start = Attempts::of(facts).newest_start(attempt)?;
     facts.read(&name::start(attempt, start))
+}
+
+/// The starts of an attempt that the record holds, from the first. Those that are there are counted, and not the numbers
+/// up to the newest: whoever can write to the backend can write a start with a number of four billion.
+pub(super) fn starts(facts: &Facts, attempt: u32) -> BTreeMap<u32, (FactName, Bytes)> {
+    let of_attempt = |(name, _): (&str, &Bytes)| match Numbered::parse(name) {
+        Some(Numbered::Start { attempt: of, start }) if of == attempt => Some(start),
+        _ => None,
+    };
+    let written = |start| {
+        let name = name::start(attempt, start);
+        facts.get(&name).map(|fact| (start, (name.clone(), fact.clone())))
+    };
+    facts.iter().filter_map(of_attempt).filter_map(written).collect()
 }
 
 /// What the numbered facts say about each attempt.

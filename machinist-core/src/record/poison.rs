@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::{
     facts::{Facts, Start, name},
-    fold::Attempts,
+    fold::starts,
 };
 use crate::id::RunId;
 
@@ -31,8 +31,13 @@ pub(crate) enum Suspicion {
 /// back not at all.
 pub(crate) fn suspicion(facts: &Facts, attempt: u32) -> Suspicion {
     let mut runs: BTreeMap<RunId, (bool, bool)> = BTreeMap::new();
-    for start in 1..=Attempts::of(facts).newest_start(attempt).unwrap_or(0) {
-        let Some(fact) = facts.read::<Start>(&name::start(attempt, start)) else { continue };
+    let starts = starts(facts, attempt);
+    if starts.contains_key(&u32::MAX) {
+        // Not counted, but written by somebody: no start can come after it.
+        return Suspicion::Lost;
+    }
+    for (start, (_, fact)) in starts {
+        let Ok(fact) = serde_json::from_slice::<Start>(&fact) else { continue };
         let (alone, returned) = runs.entry(fact.run).or_default();
         *alone |= fact.alone;
         *returned |= facts.has(&name::returned(attempt, start));

@@ -10,7 +10,7 @@ use crate::backend::{Commit, Expiry};
 pub(crate) fn say(held: &Held, progress: &Progress) -> Commit {
     let mut commit = Commit::new(held.id.clone());
     commit.unless =
-        vec![name::END.to_owned(), name::retried(held.attempt), name::start(held.attempt, held.start + 1)];
+        vec![name::END.to_owned(), name::retried(held.attempt), name::start_after(held.attempt, held.start)];
     with(&mut commit, progress);
     commit.expiry = Expiry::AfterUnlessSet(UNENDED);
     commit.wake = true;

@@ -57,6 +57,9 @@ pub(crate) fn revocable(
             let error = ErrorText::from("revoked");
             let mut commit = end_by_anybody(id, facts, attempt, FailureKind::Revoked, error, now, kept);
             commit.facts.insert(0, mark);
+            // What was there when it was read is no news. That happens at the end of the numbers only, which somebody
+            // else has written; the commit would be refused and made again for ever.
+            commit.unless.retain(|name| !facts.has(name));
             Revocable::Now(commit)
         }
         Err((attempt, start)) => {
@@ -88,7 +91,7 @@ pub(crate) fn unstarted(facts: &Facts) -> Result<Unstarted, (u32, Start)> {
     let newest = attempts.newest().max(1);
     if facts.has(&name::retried(newest)) {
         let due = facts.read::<Retried>(&name::retried(newest)).map(|retried| retried.due);
-        return Ok(Unstarted { attempt: newest + 1, due });
+        return Ok(Unstarted { attempt: newest.saturating_add(1), due });
     }
     let due = match newest {
         1 => facts.read(name::ETA),

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::{
     facts::{FactName, Facts, Start, json, name},
-    fold::Attempts,
+    fold::{Attempts, starts},
     verdict::{FollowUp, owed},
 };
 use crate::{
@@ -91,18 +91,19 @@ impl Starting {
 
     /// The next start after those that the record holds.
     fn next(&self, facts: &Facts, newest: u32, now: Timestamp) -> (Commit, Held) {
-        let known = known_starts(facts, self.attempt, newest);
-        let greatest = (1..=newest)
-            .filter_map(|start| facts.read::<Start>(&name::start(self.attempt, start)))
+        let known = known_starts(facts, self.attempt);
+        let greatest = known
+            .iter()
+            .filter_map(|(_, fact)| serde_json::from_slice::<Start>(fact).ok())
             .map(|start| start.token)
             .fold(self.token, u64::max);
-        let held = self.held(newest + 1, greatest, known.clone(), now);
+        let held = self.held(newest.saturating_add(1), greatest, known.clone(), now);
         let mut commit = Commit::new(self.id.clone());
         commit.unless = vec![
             name::END.to_owned(),
             name::REVOKED.to_owned(),
             name::retried(self.attempt),
-            name::start(self.attempt, newest + 1),
+            name::start_after(self.attempt, newest),
         ];
         commit.equal_or_absent = known;
         commit.facts = held.starts[held.starts.len() - 1..].to_vec();
@@ -145,7 +146,7 @@ impl Held {
     /// The commit by which a run whose session was lost takes its own task into a new session.
     pub(crate) fn adopt(&self, session: &SessionId, now: Timestamp) -> (Commit, Self) {
         let mut held = self.clone();
-        held.start += 1;
+        held.start = self.start.saturating_add(1);
         held.session = session.clone();
         held.token = fence(self.token, now);
         let fact = Start {
@@ -175,7 +176,7 @@ impl Held {
         commit.unless = vec![
             name::END.to_owned(),
             name::retried(self.attempt),
-            name::start(self.attempt, self.start + 1),
+            name::start_after(self.attempt, self.start),
         ];
         commit.equal_or_absent.clone_from(&self.starts);
         commit.expiry = Expiry::AfterUnlessSet(UNENDED);
@@ -234,7 +235,7 @@ impl Held {
             start: newest,
             session: start.session,
             token: start.token,
-            starts: known_starts(facts, self.attempt, newest),
+            starts: known_starts(facts, self.attempt),
             ..self.clone()
         })
     }
@@ -246,11 +247,8 @@ impl Held {
 }
 
 /// The starts of an attempt as the record has them.
-fn known_starts(facts: &Facts, attempt: u32, newest: u32) -> Vec<(FactName, Bytes)> {
-    (1..=newest)
-        .map(|start| name::start(attempt, start))
-        .filter_map(|name| facts.get(&name).map(|value| (name.clone(), value.clone())))
-        .collect()
+fn known_starts(facts: &Facts, attempt: u32) -> Vec<(FactName, Bytes)> {
+    starts(facts, attempt).into_values().collect()
 }
 
 /// How a record sees a run that is under way.
@@ -298,7 +296,7 @@ pub(crate) fn judge(
         let mut held = asking.held(*newest, 0, Vec::new(), now);
         held.session = holder.session.clone();
         held.token = holder.token;
-        held.starts = known_starts(facts, asking.attempt, *newest);
+        held.starts = known_starts(facts, asking.attempt);
         return Meaning::Run(held);
     }
     if attempts.newest_guard(asking.attempt) > asking.generation {

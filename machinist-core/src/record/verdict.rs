@@ -135,7 +135,7 @@ pub(crate) fn record(held: &Held, verdict: &Verdict, log: String, now: Timestamp
     commit.wake = true;
     if !matches!(verdict, Verdict::Success(_)) {
         commit.unless.push(name::retried(held.attempt));
-        commit.unless.push(name::start(held.attempt, held.start + 1));
+        commit.unless.push(name::start_after(held.attempt, held.start));
         commit.equal_or_absent.clone_from(&held.starts);
     }
     if matches!(verdict, Verdict::Retry { .. }) {
@@ -193,7 +193,9 @@ pub(crate) fn end_by_anybody(
 ) -> Commit {
     let newest = Attempts::of(facts).newest_start(attempt).unwrap_or(0);
     let mut commit = Commit::new(id.clone());
-    commit.unless = vec![name::END.to_owned(), name::retried(attempt), name::start(attempt, newest + 1)];
+    commit.unless = vec![name::END.to_owned(), name::retried(attempt)];
+    // Nothing comes after the last number.
+    commit.unless.extend(newest.checked_add(1).map(|next| name::start(attempt, next)));
     let verdict = EndVerdict::Failure { kind, error };
     commit.facts =
         vec![(name::END.to_owned(), json(&End { origin: None, at: now, verdict, log: String::new() }))];

@@ -157,14 +157,14 @@ impl Heart {
 
 /// Whoever wants the worker of a session to look at what it runs rings here: nothing is stored under this id, it is
 /// only watched. One watch for each worker, not one for each running task.
-pub(crate) fn bell(session: &SessionId) -> TaskId {
-    // INVARIANT: a session's name is a short text.
-    TaskId::parse(&format!("session.{}", session.as_str())).expect("a short text")
+/// None where a record names a session that cannot be one.
+fn bell(session: &SessionId) -> Option<TaskId> {
+    TaskId::parse(&format!("session.{}", session.as_str())).ok()
 }
 
-/// The commit that rings.
-pub(crate) fn ring(session: &SessionId) -> Commit {
-    Commit { wake: true, ..Commit::new(bell(session)) }
+/// The commit that rings, if there is anybody who can hear it.
+pub(crate) fn ring(session: &SessionId) -> Option<Commit> {
+    Some(Commit { wake: true, ..Commit::new(bell(session)?) })
 }
 
 /// Tells of those who ring. Nothing depends on it: at its next renewal the worker looks anyway.
@@ -173,7 +173,9 @@ async fn listen(sessions: Arc<Sessions>, rung: Arc<Notify>) {
     loop {
         let session = sessions.current();
         if heard.as_ref().is_none_or(|(heard, _)| *heard != session) {
-            heard = match sessions.backend().watch(&bell(&session)).await {
+            // INVARIANT: our own session's name is a UUID.
+            let bell = bell(&session).expect("a short text");
+            heard = match sessions.backend().watch(&bell).await {
                 Ok(watch) => Some((session, watch)),
                 Err(error) => {
                     tracing::debug!(%error, "a revoked task will be noticed at a renewal only");
