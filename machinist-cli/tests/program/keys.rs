@@ -30,7 +30,7 @@ pub(crate) fn hides(secrets: &[String], ran: &Ran) {
     }
 }
 
-fn mode(folder: &Folder, name: &str) -> u32 {
+pub(crate) fn mode(folder: &Folder, name: &str) -> u32 {
     std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777
 }
 

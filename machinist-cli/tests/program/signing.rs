@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::{
-    keys::{hides, secrets},
+    keys::{hides, mode, secrets},
     servers::{servers, servers_without_key},
     support::{Folder, eventually},
 };
@@ -123,6 +123,7 @@ fn the_embedded_file_makes_one_key_whoever_starts_first() {
         let names = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
         let keys: Vec<_> = names.filter(|name| name.to_string_lossy().contains("key")).collect();
         assert_eq!(keys, ["machinist.db.key"]);
+        assert_eq!(mode(&folder, "machinist.db.key"), 0o600);
     }
 }
 

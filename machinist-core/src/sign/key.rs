@@ -315,6 +315,17 @@ impl fmt::Debug for Pattern {
 mod tests {
     use super::*;
 
+    /// That is a feature of the crates that hold them, and without it this does not compile. A HMAC holds nothing but
+    /// two states of SHA-256.
+    #[test]
+    fn secrets_are_wiped_when_they_are_dropped() {
+        fn wiped<T: zeroize::ZeroizeOnDrop>() {}
+        wiped::<sha2::Sha256>();
+        wiped::<ed25519_dalek::SigningKey>();
+        wiped::<chacha20poly1305::XChaCha20Poly1305>();
+        wiped::<zeroize::Zeroizing<Vec<u8>>>();
+    }
+
     #[test]
     fn no_secret_is_printed() {
         for alg in [Algorithm::HmacSha256, Algorithm::Ed25519, Algorithm::XChaCha20Poly1305] {
