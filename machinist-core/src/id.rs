@@ -109,7 +109,7 @@ text_id!(
     /// A queue of a broker.
     ///
     /// 1 to 200 bytes of printable text; the prefix `amq.` belongs to the broker and the suffix `.dead` to our
-    /// dead letters.
+    /// dead letters. None of the words between its dots is `*` or `#`.
     QueueName,
     "queue name",
     queue_text
@@ -185,6 +185,11 @@ fn queue_text(text: &str) -> Result<(), &'static str> {
     if text.starts_with("amq.") {
         return Err("begins with `amq.`, which belongs to the broker");
     }
+    if text.split('.').any(|word| matches!(word, "*" | "#")) {
+        return Err(
+            "has the word `*` or `#`, which to a broker stands for others: delayed tasks of other queues would come too",
+        );
+    }
     if text.ends_with(".dead") {
         return Err("ends with `.dead`, which names the dead letters of a queue");
     }
@@ -212,6 +217,10 @@ mod tests {
         assert!(QueueName::parse("images.large").is_ok());
         assert!(QueueName::parse("amq.direct").is_err());
         assert!(QueueName::parse("mail.dead").is_err());
+        for any_other in ["#", "*", "mail.*", "#.mail", "a.#.b"] {
+            assert!(QueueName::parse(any_other).unwrap_err().to_string().contains("`#`"), "{any_other}");
+        }
+        assert!(QueueName::parse("c#.2*").is_ok());
         let long = QueueName::parse(&"q".repeat(100_000)).unwrap_err().to_string();
         assert!(long.len() < 200, "{long}");
     }
