@@ -217,9 +217,12 @@ fn read(config: &KeyConfig, origin: &Origin) -> Result<ConfiguredKey, SettingsEr
         }
         (None, None) => None,
     };
-    let key = config.key(text.as_deref().map(String::as_str)).map_err(|error| match &config.file {
-        Some(file) => SettingsError::new(origin, format!("key file {}: {error}", file.display())),
-        None => failed(error),
+    let key = config.key(text.as_deref().map(String::as_str)).map_err(|error| {
+        match (&config.file, &config.env) {
+            (Some(file), _) => SettingsError::new(origin, format!("key file {}: {error}", file.display())),
+            (None, Some(name)) => SettingsError::new(origin, format!("the variable {name}: {error}")),
+            (None, None) => failed(error),
+        }
     })?;
     // The text was understood as a key just now; what it says beside the key holds where nothing else is said.
     let inner: KeyConfig = text.and_then(|text| toml::from_str(&text).ok()).unwrap_or_default();

@@ -156,6 +156,27 @@ fn init_makes_a_key_and_keeps_it_out_of_version_control() {
 }
 
 #[test]
+fn a_variable_holds_a_key_where_files_cannot_be_private() {
+    let mut folder = Folder::with("[[keys]]\nenv = \"SHOP_KEY\"\n");
+    let file = folder.key("shop.key", "shop");
+    let text = std::fs::read_to_string(file).unwrap();
+    let secrets = secrets(&folder);
+    folder.run(&["send", "add", "1"]).ended(78).told(&["machinist.toml:1", "SHOP_KEY"]);
+    folder.set("SHOP_KEY", &text);
+    let worker = folder.worker(&["--demo"]);
+    assert_eq!(folder.outcome(&["add", "2", "3"])["results"], json!([5]));
+    let keys = folder.run(&["keys", "list", "--json"]).ended(0);
+    assert_eq!((&keys.json()[0]["id"], &keys.json()[0]["state"]), (&json!("shop"), &json!("active")));
+    for ran in [keys, folder.run(&["config"]), folder.run(&["doctor"]), worker.stop().ended(0)] {
+        hides(&secrets, &ran);
+    }
+    folder.set("SHOP_KEY", &text[..text.len() / 2]);
+    let broken =
+        folder.run(&["send", "add", "1"]).ended(78).told(&["machinist.toml:1", "the variable SHOP_KEY"]);
+    hides(&secrets, &broken);
+}
+
+#[test]
 fn what_is_encrypted_is_read_with_the_key_and_told_without() {
     let folder = Folder::new();
     let made = folder.run(&["keygen", "--alg", "xchacha20-poly1305", "--id", "hide", "--out", "hide.key"]);

@@ -55,6 +55,18 @@ async fn every_limit_holds_at_both_ends() {
         wide.client().send(signature).await.unwrap();
     }
     assert_eq!(house.dead("math", 3).await, ["too-large", "malformed", "malformed"]);
+    // Headers are the sender's library's, not the sender's: only a limit below what every message has shows it.
+    let narrow =
+        house.builder().keyring(hmac("k")).limits(Limits::default().headers(100)).build().await.unwrap();
+    match narrow.client().send(GIVE.call(())).await {
+        Err(SendError::TooLarge { what, limit, .. }) => assert_eq!((what, limit), ("headers", 100)),
+        other => panic!("headers: {other:?}"),
+    }
+    let worker = Worker::builder(&narrow).queue("narrow").task(GIVE, give);
+    let _narrow = Running::start(worker);
+    let unread = wide.client().send(GIVE.call(()).queue("narrow")).await.unwrap();
+    assert_eq!(house.dead("narrow", 1).await, ["too-large"]);
+    assert_eq!(unread.state().await.unwrap(), record::State::Pending);
     let too_much = app.client().send(GIVE.call(())).await.unwrap().wait_record(SOON).await.unwrap();
     assert_eq!(too_much.state, record::State::Failure);
     assert!(too_much.error.unwrap().message().contains("returned more than 200 bytes"));
