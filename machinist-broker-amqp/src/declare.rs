@@ -140,7 +140,9 @@ impl Declared {
             Topology::Verify => {
                 for level in (0..=highest).rev() {
                     check_exchange(live, &mut channel, self.plan.level(level)).await?;
-                    check_queue(live, &mut channel, &self.plan.level(level)).await?;
+                    for queue in self.plan.rungs(level) {
+                        check_queue(live, &mut channel, &queue).await?;
+                    }
                 }
             }
         }

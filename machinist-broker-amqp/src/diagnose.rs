@@ -133,19 +133,19 @@ impl AmqpBroker {
         let mut gauge = Gauge::new(live);
         let mut findings = Vec::new();
         let mut delayed = 0;
-        let mut levels = 0;
-        for level in 0..LEVELS {
-            match gauge.read(&self.settings.plan.level(level)).await {
+        let mut queues = 0;
+        for queue in (0..LEVELS).flat_map(|level| self.settings.plan.rungs(level)) {
+            match gauge.read(&queue).await {
                 Ok(Some(found)) => {
                     delayed += found.ready;
-                    levels += 1;
+                    queues += 1;
                 }
-                // Levels are made from below: there are no more.
+                // They are made from below: there are no more.
                 Ok(None) => break,
                 Err(error) => return vec![Finding::warning("delays", chain(&error), "")],
             }
         }
-        let found = format!("{delayed} messages on {levels} levels");
+        let found = format!("{delayed} messages in {queues} queues");
         findings.push(if delayed > MANY_DELAYED {
             Finding::warning(
                 "delays",

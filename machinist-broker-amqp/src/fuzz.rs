@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::ladder::{LEVELS, Ride, UNIT, hold_millis, pattern_due, pattern_hold, pattern_pass, queue_of};
+use crate::ladder::{DIGITS, LONGEST, Ride, UNIT, hold_millis, pattern, pattern_due, queue_of};
 
 /// A delay in nanoseconds (eight bytes) and a queue's name (the rest): the routing key holds the message for no less than
 /// the delay, hardly more, and brings it to that queue and no other.
@@ -14,7 +14,7 @@ pub fn routing_key(data: &[u8]) {
     if let Some(queue) = queue_of(&name) {
         assert!(name.ends_with(queue) && !queue.is_empty());
     }
-    let delay = Duration::from_nanos(delay).min(UNIT * ((1 << LEVELS) - 1));
+    let delay = Duration::from_nanos(delay).min(UNIT * LONGEST);
     let (Some(found), false) = (Ride::for_delay(delay), name.is_empty()) else { return };
     let held = ride(found, &name);
     assert!(held >= delay, "{held:?} is shorter than {delay:?}");
@@ -45,11 +45,9 @@ pub(crate) fn ride(ride: Ride, queue: &str) -> Duration {
     let key = ride.key(queue);
     let mut held = 0;
     for level in (0..=ride.highest()).rev() {
-        let (hold, pass) = (routes(&pattern_hold(level), &key), routes(&pattern_pass(level), &key));
-        assert!(hold != pass, "level {level} of {key} must either hold or pass");
-        if hold {
-            held += hold_millis(level).unsigned_abs();
-        }
+        let taken = (0..=DIGITS).filter(|digit| routes(&pattern(level, *digit), &key)).collect::<Vec<_>>();
+        let [digit] = taken[..] else { panic!("level {level} of {key} must either hold or pass: {taken:?}") };
+        held += hold_millis(level, digit).unsigned_abs();
     }
     assert!(routes(&pattern_due(queue), &key));
     Duration::from_millis(held)

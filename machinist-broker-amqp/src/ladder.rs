@@ -1,10 +1,13 @@
 //! The arithmetic of delays: a fixed ladder of queues, whatever the number of due times.
 //!
 //! A queue per due time (as in Go machinery) costs a queue per task; one queue with a time to live per message
-//! delivers late, because only the head of a queue expires. So a delay is written as a binary number of
-//! [`UNIT`]s, and each level of the ladder is one queue that holds a message for one digit: level k for
-//! 16 ms × 2^k. A message climbs down from its highest digit to its lowest; topic exchanges read the digits out
-//! of its routing key and pass it by the levels whose digit is 0.
+//! delivers late, because only the head of a queue expires. So a delay is written as a hexadecimal number of
+//! [`UNIT`]s, and each level of the ladder has one queue for each digit but 0: that for digit d of level k holds a
+//! message for d × 16 ms × 16^k. A message climbs down from its highest digit to its lowest; topic exchanges read the
+//! digits out of its routing key and pass it by the levels whose digit is 0.
+//!
+//! Binary digits would need a quarter of the queues, and twice as many hops, each of which costs the broker as much as a
+//! publish. Worse, half of what is sent within a moment would leave one queue within a moment.
 //!
 //! Nothing here touches the network, and nothing rounds a delay down.
 
@@ -13,10 +16,19 @@ use std::time::Duration;
 /// The shortest delay that the ladder tells from none, and the grain of all others.
 pub(crate) const UNIT: Duration = Duration::from_millis(16);
 
-/// How many levels there are. The highest holds a message for 24.9 days, all together for 49.7.
-pub(crate) const LEVELS: u8 = 28;
+/// The bits of a digit.
+const BITS: u8 = 4;
 
-/// A delay on the ladder: how many units, 1 up to 2^28 - 1.
+/// How many levels there are, one per digit.
+pub(crate) const LEVELS: u8 = 28 / BITS;
+
+/// How many digits there are other than 0, and so how many queues a level has.
+pub(crate) const DIGITS: u8 = (1 << BITS) - 1;
+
+/// The longest ride, in units: every digit is the highest.
+pub(crate) const LONGEST: u32 = (1 << (LEVELS * BITS)) - 1;
+
+/// A delay on the ladder: how many units, 1 up to [`LONGEST`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ride(u32);
 
@@ -26,26 +38,25 @@ impl Ride {
     /// What is longer than the whole ladder gets the whole ladder: such a message comes out early, and whoever
     /// reads its ETA sends it on another ride.
     pub(crate) fn for_delay(delay: Duration) -> Option<Self> {
-        let longest = (1 << LEVELS) - 1;
         let units = delay.as_nanos().div_ceil(UNIT.as_nanos());
         match u32::try_from(units) {
             Ok(0) => None,
-            Ok(units) => Some(Self(units.min(longest))),
-            Err(_) => Some(Self(longest)),
+            Ok(units) => Some(Self(units.min(LONGEST))),
+            Err(_) => Some(Self(LONGEST)),
         }
     }
 
-    /// The level where the ride begins: the highest whose digit is 1.
+    /// The level where the ride begins: the highest whose digit is not 0.
     pub(crate) fn highest(self) -> u8 {
         // A ride has at least one unit, so the logarithm exists; and it is below 28.
-        u8::try_from(self.0.ilog2()).unwrap_or(LEVELS - 1)
+        u8::try_from(self.0.ilog2()).map_or(LEVELS - 1, |bit| bit / BITS)
     }
 
     /// The routing key: every digit from the highest level to the lowest, then the queue.
     pub(crate) fn key(self, queue: &str) -> String {
         let mut key = String::with_capacity(usize::from(LEVELS) * 2 + queue.len());
         for level in (0..LEVELS).rev() {
-            key.push(if self.0 >> level & 1 == 1 { '1' } else { '0' });
+            key.push(word(self.0 >> (level * BITS) & u32::from(DIGITS)));
             key.push('.');
         }
         key.push_str(queue);
@@ -53,26 +64,30 @@ impl Ride {
     }
 }
 
+/// A digit as it is written.
+fn word(digit: u32) -> char {
+    char::from_digit(digit, u32::from(DIGITS) + 1).unwrap_or('0')
+}
+
 /// What stands behind the digits of a routing key.
 pub(crate) fn queue_of(key: &str) -> Option<&str> {
     let (digits, queue) = key.split_at_checked(usize::from(LEVELS) * 2)?;
-    let are_digits = digits.as_bytes().chunks(2).all(|pair| matches!(pair, b"0." | b"1."));
+    let are_digits = digits.as_bytes().chunks(2).all(|pair| match pair {
+        [digit, b'.'] => digit.is_ascii_digit() || (b'a'..=b'f').contains(digit),
+        _ => false,
+    });
     (are_digits && !queue.is_empty()).then_some(queue)
 }
 
-/// How long a level holds a message, in milliseconds.
-pub(crate) fn hold_millis(level: u8) -> i64 {
-    16 << level
+/// How long a level holds a message for a digit, in milliseconds.
+pub(crate) fn hold_millis(level: u8, digit: u8) -> i64 {
+    i64::from(digit) * (16 << (level * BITS))
 }
 
-/// The pattern by which a level's exchange hands a message to the level's queue.
-pub(crate) fn pattern_hold(level: u8) -> String {
-    digit_pattern(level, '1')
-}
-
-/// The pattern by which a level's exchange hands a message straight to the next lower one.
-pub(crate) fn pattern_pass(level: u8) -> String {
-    digit_pattern(level, '0')
+/// The pattern by which a level's exchange hands a message to the level's queue for a digit; for 0, straight to the next
+/// lower level.
+pub(crate) fn pattern(level: u8, digit: u8) -> String {
+    format!("{}{}.#", "*.".repeat(usize::from(LEVELS - 1 - level)), word(u32::from(digit)))
 }
 
 /// The pattern by which a queue receives what has come down the ladder for it.
@@ -80,10 +95,6 @@ pub(crate) fn pattern_pass(level: u8) -> String {
 /// As many `*` as there are digits, and not `#`: otherwise queue `b` would also receive what is due for `a.b`.
 pub(crate) fn pattern_due(queue: &str) -> String {
     format!("{}{queue}", "*.".repeat(usize::from(LEVELS)))
-}
-
-fn digit_pattern(level: u8, digit: char) -> String {
-    format!("{}{digit}.#", "*.".repeat(usize::from(LEVELS - 1 - level)))
 }
 
 #[cfg(test)]
@@ -97,11 +108,11 @@ mod tests {
         #[test]
         fn longer_delays_get_the_whole_ladder(seconds in 4_294_968u64..1 << 28, nanos in 0u32..1_000_000_000) {
             let held = ride(Ride::for_delay(Duration::new(seconds, nanos)).unwrap(), "q");
-            prop_assert_eq!(held, UNIT * ((1 << LEVELS) - 1));
+            prop_assert_eq!(held, UNIT * LONGEST);
         }
 
         #[test]
-        fn only_the_named_queue_receives(units in 1u32..1 << LEVELS, a in "[a-z.]{1,8}", b in "[a-z.]{1,8}") {
+        fn only_the_named_queue_receives(units in 1u32..LONGEST, a in "[a-z.]{1,8}", b in "[a-z.]{1,8}") {
             prop_assert_eq!(routes(&pattern_due(&a), &Ride(units).key(&b)), a == b);
         }
     }
@@ -113,16 +124,16 @@ mod tests {
         assert_eq!(Ride::for_delay(UNIT), Some(Ride(1)));
         assert_eq!(Ride::for_delay(UNIT + Duration::from_nanos(1)), Some(Ride(2)));
         assert_eq!(Ride::for_delay(Duration::MAX), Some(Ride((1 << 28) - 1)));
-        assert_eq!(Ride(1).highest(), 0);
-        assert_eq!(Ride((1 << 28) - 1).highest(), 27);
-        assert_eq!(hold_millis(27), 2_147_483_648, "below the 49.7 days at which the broker's timers end");
+        assert_eq!([1, 15, 16, LONGEST].map(|units| Ride(units).highest()), [0, 0, 1, 6]);
+        assert_eq!(hold_millis(6, 15), 4_026_531_840, "below the 49.7 days at which the broker's timers end");
     }
 
     #[test]
     fn keys_and_patterns_as_they_stand_on_the_broker() {
-        assert_eq!(Ride(5).key("mail"), "0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.1.mail");
-        assert_eq!(pattern_hold(27), "1.#");
-        assert_eq!(pattern_pass(25), "*.*.0.#");
-        assert_eq!(pattern_due("mail"), "*.*.*.*.*.*.*.*.*.*.*.*.*.*.*.*.*.*.*.*.*.*.*.*.*.*.*.*.mail");
+        assert_eq!(Ride(0x2a7).key("mail"), "0.0.0.0.2.a.7.mail");
+        assert_eq!(pattern(6, 1), "1.#");
+        assert_eq!(pattern(4, 0), "*.*.0.#");
+        assert_eq!(pattern(0, 15), "*.*.*.*.*.*.f.#");
+        assert_eq!(pattern_due("mail"), "*.*.*.*.*.*.*.mail");
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     backoff::Backoff,
     convert,
     declare::Obstruction,
-    ladder::Ride,
+    ladder::{Ride, UNIT},
     link::{Link, Live, Obstacle, Settings, chain},
     options::Topology,
     plan::Route,
@@ -48,6 +48,8 @@ const FRAME_OVERHEAD: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Job {
     publish: Publish,
+    /// When it was asked for: from then on its delay counts, whatever it waits for before it is sent.
+    asked: Instant,
     deadline: Instant,
     caller: oneshot::Sender<Result<(), PublishError>>,
     past: Past,
@@ -74,7 +76,13 @@ impl Job {
         deadline: Instant,
         caller: oneshot::Sender<Result<(), PublishError>>,
     ) -> Self {
-        Self { publish, deadline, caller, past: Past::default() }
+        Self { publish, asked: Instant::now(), deadline, caller, past: Past::default() }
+    }
+
+    /// What is left of the delay. One that is over meanwhile takes the shortest ride, because that way was made sure of.
+    fn ride(&self) -> Option<Ride> {
+        let left = self.publish.delay.saturating_sub(self.asked.elapsed());
+        Ride::for_delay(left.max(UNIT.min(self.publish.delay)))
     }
 
     /// Tells the caller. One who has stopped waiting does not want to know.
@@ -289,12 +297,8 @@ impl Lane {
         while let Some(mut job) = window.next() {
             job.past.tried = true;
             let publish = &job.publish;
-            let ride = Ride::for_delay(publish.delay);
-            let plan = &self.settings.plan;
-            let names =
-                plan.queue(publish.target.queue()).and_then(|q| Ok((q, plan.route(&publish.target, ride)?)));
-            let (queue, route) = match names {
-                Ok(names) => names,
+            let queue = match self.settings.plan.queue(publish.target.queue()) {
+                Ok(queue) => queue,
                 Err(reason) => {
                     job.tell(Err(PublishError::Rejected { reason }));
                     continue;
@@ -307,13 +311,13 @@ impl Lane {
                     continue;
                 }
             };
-            let need = (queue.clone(), ride.map(Ride::highest));
+            let need = (queue.clone(), job.ride().map(Ride::highest));
             let verdict = match verdicts.get(&need) {
                 Some(verdict) => verdict.clone(),
                 None => match ensure(&session.live, &need.0, need.1).await {
                     Ok(verdict) => verdicts.entry(need).or_insert(verdict).clone(),
                     Err(trouble) => {
-                        let again = ready.into_iter().map(|one: Ready| one.job);
+                        let again = ready.into_iter().map(|(job, _)| job);
                         self.again(again.chain([job]).chain(window).collect());
                         return Err(trouble);
                     }
@@ -323,7 +327,7 @@ impl Lane {
                 None => {
                     items.push((properties, self.next_id));
                     self.next_id += 1;
-                    ready.push(Ready { job, queue, route });
+                    ready.push((job, queue));
                 }
                 Some(Refusal::Unroutable) => {
                     let queue = job.publish.target.queue().clone();
@@ -332,7 +336,12 @@ impl Lane {
                 Some(Refusal::Rejected(reason)) => job.tell(Err(PublishError::Rejected { reason })),
             }
         }
-        Ok((ready, items))
+        // Only now: what one message needed may have taken a while, and every delay counts meanwhile.
+        let routed = ready.into_iter().map(|(job, queue)| {
+            let route = self.settings.plan.route(&job.publish.target, &queue, job.ride());
+            Ready { job, queue, route }
+        });
+        Ok((routed.collect(), items))
     }
 
     /// The properties of a message that fits: what does not would cost the channel, or even the connection, and
@@ -487,6 +496,11 @@ fn too_large(text: &str) -> Option<(usize, usize)> {
 
 #[cfg(test)]
 mod tests {
+    use machinist_core::{
+        broker::{Message, Target},
+        id::QueueName,
+    };
+
     use super::*;
 
     #[test]
@@ -495,5 +509,24 @@ mod tests {
             "PRECONDITION_FAILED - message size 200000000 is larger than configured max size 134217728";
         assert_eq!(too_large(text), Some((200_000_000, 134_217_728)));
         assert_eq!(too_large("PRECONDITION_FAILED - other"), None);
+    }
+
+    #[test]
+    fn what_a_delayed_message_waits_for_before_it_is_sent_is_part_of_its_delay() {
+        let rides = |delay: u64, waited: u64| {
+            let publish = Publish {
+                target: Target::Queue(QueueName::parse("q").unwrap()),
+                message: Message::default(),
+                delay: Duration::from_millis(delay),
+            };
+            let mut job = Job::new(publish, Instant::now(), oneshot::channel().0);
+            job.asked = Instant::now().checked_sub(Duration::from_millis(waited)).unwrap();
+            job.ride()
+        };
+        let ride = |delay| Ride::for_delay(Duration::from_millis(delay));
+        assert_eq!((rides(0, 0), rides(0, 50)), (None, None));
+        // Of 70 s, 40 are over. Level 3 begins at 65 s, level 2 at 4.
+        assert_eq!(rides(70_000, 40_000).map(Ride::highest), Some(2));
+        assert_eq!((rides(60_000, 60_000), rides(5, 0)), (ride(1), ride(1)));
     }
 }

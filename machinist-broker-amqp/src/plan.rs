@@ -95,25 +95,21 @@ impl Plan {
 
     /// What the dead letters of a task queue are called.
     pub(crate) fn dead_letters(&self, queue: &QueueName) -> Result<String, String> {
-        Ok(format!("{}.dead", self.queue(queue)?))
+        Ok(dead_of(&self.queue(queue)?))
     }
 
-    /// The queue that a target is on the broker.
-    pub(crate) fn target(&self, target: &Target) -> Result<String, String> {
-        match target {
-            Target::DeadLetters(queue) => self.dead_letters(queue),
-            _ => self.queue(target.queue()),
+    /// Where a message for a target goes, now or for a ride on the ladder. `queue` is what [`Self::queue`] made of the
+    /// name of its task queue.
+    pub(crate) fn route(&self, target: &Target, queue: &str, ride: Option<Ride>) -> Route {
+        let dead = matches!(target, Target::DeadLetters(_));
+        match ride {
+            Some(ride) if dead => {
+                Route { exchange: self.level(ride.highest()), key: ride.key(&dead_of(queue)) }
+            }
+            Some(ride) => Route { exchange: self.level(ride.highest()), key: ride.key(queue) },
+            None if dead => Route { exchange: self.dead(), key: queue.to_owned() },
+            None => Route { exchange: self.exchange(), key: queue.to_owned() },
         }
-    }
-
-    /// Where a message for a target goes, now or for a ride on the ladder.
-    pub(crate) fn route(&self, target: &Target, ride: Option<Ride>) -> Result<Route, String> {
-        let key = self.target(target)?;
-        Ok(match (ride, target) {
-            (Some(ride), _) => Route { exchange: self.level(ride.highest()), key: ride.key(&key) },
-            (None, Target::DeadLetters(queue)) => Route { exchange: self.dead(), key: self.queue(queue)? },
-            (None, _) => Route { exchange: self.exchange(), key },
-        })
     }
 
     /// The exchange that tasks are published to.
@@ -146,9 +142,19 @@ impl Plan {
         QueueName::parse(own).ok()
     }
 
-    /// The exchange and the queue of a level of the ladder.
+    /// The exchange of a level of the ladder.
     pub(crate) fn level(&self, level: u8) -> String {
         format!("{}.delay.{level}", self.namespace)
+    }
+
+    /// The queue of a level of the ladder that holds what has this digit there.
+    pub(crate) fn rung(&self, level: u8, digit: u8) -> String {
+        format!("{}.delay.{level}.{digit}", self.namespace)
+    }
+
+    /// The queues of a level of the ladder.
+    pub(crate) fn rungs(&self, level: u8) -> impl Iterator<Item = String> {
+        (1..=ladder::DIGITS).map(move |digit| self.rung(level, digit))
     }
 
     /// What every task queue stands on.
@@ -166,7 +172,7 @@ impl Plan {
 
     /// A task queue with its dead letters. `name` is what [`Self::queue`] made of its name.
     pub(crate) fn task_queue(&self, name: &str) -> Vec<Step> {
-        let dead = format!("{name}.dead");
+        let dead = dead_of(name);
         let bind =
             |queue: &str, exchange, key: String| Step::BindQueue { queue: queue.to_owned(), exchange, key };
         let arguments = match self.queue_type {
@@ -193,22 +199,29 @@ impl Plan {
     /// The levels of the ladder from 0 up to and including `highest`.
     pub(crate) fn ladder(&self, highest: u8) -> Vec<Step> {
         // From below, so that no level exists before the one that it hands its messages to.
-        (0..=highest).flat_map(|level| self.rung(level)).collect()
+        (0..=highest).flat_map(|level| self.steps(level)).collect()
     }
 
-    fn rung(&self, level: u8) -> [Step; 4] {
-        let name = self.level(level);
+    fn steps(&self, level: u8) -> Vec<Step> {
+        let exchange = self.level(level);
         let below = level.checked_sub(1).map_or_else(|| self.due(), |below| self.level(below));
-        let mut arguments = quorum(NO_DELIVERY_LIMIT);
-        arguments.push(("x-message-ttl", Argument::Number(ladder::hold_millis(level))));
-        arguments.extend(dead_lettered_to(below.clone()));
-        [
-            Step::Exchange { name: name.clone(), kind: Kind::Topic, alternate: None },
-            Step::Queue { name: name.clone(), arguments },
-            Step::BindQueue { queue: name.clone(), exchange: name.clone(), key: ladder::pattern_hold(level) },
-            Step::BindExchange { to: below, exchange: name, key: ladder::pattern_pass(level) },
-        ]
+        let mut steps = vec![Step::Exchange { name: exchange.clone(), kind: Kind::Topic, alternate: None }];
+        for digit in 1..=ladder::DIGITS {
+            let queue = self.rung(level, digit);
+            let mut arguments = quorum(NO_DELIVERY_LIMIT);
+            arguments.push(("x-message-ttl", Argument::Number(ladder::hold_millis(level, digit))));
+            arguments.extend(dead_lettered_to(below.clone()));
+            steps.push(Step::Queue { name: queue.clone(), arguments });
+            let key = ladder::pattern(level, digit);
+            steps.push(Step::BindQueue { queue, exchange: exchange.clone(), key });
+        }
+        steps.push(Step::BindExchange { to: below, exchange, key: ladder::pattern(level, 0) });
+        steps
     }
+}
+
+fn dead_of(queue: &str) -> String {
+    format!("{queue}.dead")
 }
 
 fn quorum(delivery_limit: i64) -> Vec<(&'static str, Argument)> {
@@ -245,13 +258,14 @@ mod tests {
     fn what_has_left_the_ladder_tells_its_queue() {
         let ride = Ride::for_delay(Duration::from_secs(1)).unwrap();
         for plan in [plan("machinist"), plan("other")] {
-            let route = plan.route(&Target::Queue(name("a.b")), Some(ride)).unwrap();
+            let queue = plan.queue(&name("a.b")).unwrap();
+            let route = plan.route(&Target::Queue(name("a.b")), &queue, Some(ride));
             assert_eq!(plan.due_for(&route.key), Some(name("a.b")));
-            let dead = plan.route(&Target::DeadLetters(name("a.b")), Some(ride)).unwrap();
+            let dead = plan.route(&Target::DeadLetters(name("a.b")), &queue, Some(ride));
             assert_eq!(plan.due_for(&dead.key), None);
             assert_eq!(plan.due_for("a.b"), None);
         }
-        let key = plan("other").route(&Target::Queue(name("a")), Some(ride)).unwrap().key;
+        let key = plan("other").route(&Target::Queue(name("a")), "other:a", Some(ride)).key;
         assert_eq!(plan("third").due_for(&key), None);
     }
 
@@ -269,32 +283,35 @@ mod tests {
 
     #[test]
     fn names_that_the_ladder_cannot_carry_are_refused() {
-        for bad in ["a.*", "#", &"x".repeat(195)] {
+        for bad in ["a.*", "#"] {
             assert!(plan("machinist").queue(&name(bad)).is_err(), "{bad}");
         }
-        let longest = name(&"x".repeat(194));
+        let plan = plan(&"n".repeat(40));
+        assert!(plan.queue(&name(&"x".repeat(196))).is_err());
+        let longest = name(&"x".repeat(195));
+        let queue = plan.queue(&longest).unwrap();
         let ride = Ride::for_delay(Duration::from_secs(1));
-        let route = plan("machinist").route(&Target::DeadLetters(longest), ride).unwrap();
+        let route = plan.route(&Target::DeadLetters(longest), &queue, ride);
         assert_eq!(route.key.len(), 255);
     }
 
     #[test]
     fn routes() {
         let plan = plan("machinist");
-        let route = |target, delay| plan.route(&target, Ride::for_delay(delay)).unwrap();
+        let route = |target, delay| plan.route(&target, "mail", Ride::for_delay(delay));
         let now = route(Target::Queue(name("mail")), Duration::ZERO);
         assert_eq!((now.exchange.as_str(), now.key.as_str()), ("machinist", "mail"));
         let dead = route(Target::DeadLetters(name("mail")), Duration::ZERO);
         assert_eq!((dead.exchange.as_str(), dead.key.as_str()), ("machinist.dead", "mail"));
-        let later = route(Target::Queue(name("mail")), Duration::from_millis(80));
+        let later = route(Target::Queue(name("mail")), Duration::from_millis(16 * 0x2a7));
         assert_eq!(later.exchange, "machinist.delay.2");
-        assert!(later.key.ends_with(".1.0.1.mail"), "{}", later.key);
+        assert_eq!(later.key, "0.0.0.0.2.a.7.mail");
     }
 
     #[test]
     fn every_exchange_and_queue_is_made_before_it_is_named() {
         let plan = plan("x");
-        let steps = [plan.base(), plan.task_queue("x:q"), plan.ladder(27)].concat();
+        let steps = [plan.base(), plan.task_queue("x:q"), plan.ladder(6)].concat();
         let mut made = std::collections::HashSet::new();
         for step in &steps {
             match step {
@@ -318,6 +335,6 @@ mod tests {
                 }
             }
         }
-        assert_eq!(made.len(), 4 + 1 + 2 + 2 * 28);
+        assert_eq!(made.len(), 4 + 1 + 2 + 7 * (1 + 15));
     }
 }

@@ -64,12 +64,14 @@ impl Harness {
         let raw = Raw::connect(&self.url).await;
         let level = |level| format!("{}.delay.{level}", self.namespace);
         let undelivered = format!("{}.undelivered", self.namespace);
-        for queue in (0..28).map(level).chain([undelivered.clone()]) {
+        let rungs = (0..7).flat_map(|at| (1..=15).map(move |digit| (at, digit)));
+        let rungs = rungs.map(|(at, digit)| format!("{}.{digit}", level(at)));
+        for queue in rungs.chain([undelivered.clone()]) {
             raw.delete_queue(&queue).await;
         }
         let due = format!("{}.due", self.namespace);
         let dead = format!("{}.dead", self.namespace);
-        for exchange in (0..28).map(level).chain([due, dead, undelivered, self.namespace.clone()]) {
+        for exchange in (0..7).map(level).chain([due, dead, undelivered, self.namespace.clone()]) {
             let _ = raw.channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await;
         }
     }

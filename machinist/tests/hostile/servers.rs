@@ -127,9 +127,10 @@ impl Servers {
         let Self::Network(network) = self else { return };
         let channel = network.channel().await;
         let name = &network.namespace;
-        let levels = || (0..28).map(|level| format!("{name}.delay.{level}"));
+        let levels = || (0..7).map(|level| format!("{name}.delay.{level}"));
+        let rungs = levels().flat_map(|level| (1..=15).map(move |digit| format!("{level}.{digit}")));
         let task = format!("{name}:{}", queue());
-        for queue in levels().chain([format!("{task}.dead"), task, format!("{name}.undelivered")]) {
+        for queue in rungs.chain([format!("{task}.dead"), task, format!("{name}.undelivered")]) {
             channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
         }
         let others = ["due", "dead", "undelivered"].map(|kind| format!("{name}.{kind}"));
