@@ -24,8 +24,8 @@ use crate::{
 /// Takes the instant for which it was sent, in microseconds.
 const DUE: TaskDef<i64, ()> = TaskDef::new("due");
 const QUEUE: &str = "bench-delays";
-/// How many are sent at once.
-const BATCH: usize = 500;
+/// How many are sent at once: a message of a large batch is in the broker only when those before it are.
+const BATCH: usize = 50;
 /// How long after the last ETA all must have run.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long an idle worker is looked at while nothing is due.

@@ -6,7 +6,7 @@ use crate::{
     app::App,
     args::Results,
     backend::{Commit, Expiry, Index, Note},
-    broker::{Publish, PublishError, Target},
+    broker::{Publish, PublishError, Target, keep_for},
     clock::Timestamp,
     envelope::{Body, Envelope, FirstSigner},
     error::SendError,
@@ -227,7 +227,7 @@ impl Client {
         if eta.is_some() {
             facts.facts.extend(stored(&message).map(|message| (name::MESSAGE.to_owned(), message)));
         }
-        let publish = Publish { target: Target::Queue(queue), message, delay: due.since(now) };
+        let publish = Publish { target: Target::Queue(queue), message, delay: keep_for(due.since(now)) };
         Ok(Ready { envelope, publish, facts, span })
     }
 }

@@ -7,13 +7,12 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{Ending, TaskProcessor};
 use crate::{
     backend::{Commit, Expiry},
+    broker::{NEARLY_DUE, keep_for},
     clock::Timestamp,
     envelope::Envelope,
     record::{Facts, FailureKind, UNENDED, name},
 };
 
-/// What comes no more than this too early is waited for here, instead of riding again.
-const NEARLY_DUE: Duration = Duration::from_millis(20);
 /// Waiting longer than this for a slot is written down (state RECEIVED).
 const SLOT_PATIENCE: Duration = Duration::from_millis(100);
 
@@ -23,7 +22,7 @@ impl TaskProcessor {
         let now = self.now();
         let early = envelope.eta.map_or(Duration::ZERO, |eta| eta.since(now));
         if early > NEARLY_DUE {
-            let published = Box::pin(self.publish_later(envelope, early)).await;
+            let published = Box::pin(self.publish_later(envelope, keep_for(early))).await;
             return Some(Box::pin(self.settled_by(published)).await);
         }
         // Not for nothing: even a sleep of zero waits for the timer's next millisecond.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Ending, TaskProcessor};
 use crate::{
     backend::{Index, Note},
-    broker::{Message, Publish, PublishError, Target},
+    broker::{Message, Publish, PublishError, Target, keep_for},
     clock::Timestamp,
     dead::{DeadLetter, enter},
     envelope::{DeadMark, DeadReason, Envelope, dead_letter},
@@ -59,7 +59,7 @@ impl TaskProcessor {
         token: u64,
     ) -> Result<(), Unpublished> {
         let next = envelope.next_attempt(due, counters, token);
-        let published = self.publish_later(&next, due.since(self.now()));
+        let published = self.publish_later(&next, keep_for(due.since(self.now())));
         tokio::join!(published, self.on_the_schedule(envelope.id.clone(), due)).0
     }
 
