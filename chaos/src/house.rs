@@ -181,6 +181,21 @@ impl House {
         at.context("the ledger does not hold what it was told")
     }
 
+    /// Writes what RabbitMQ says of itself beside the logs, into `rabbitmq.txt`.
+    pub(crate) fn note_broker(&self) -> Result<()> {
+        let questions: [&[&str]; 4] = [
+            &["list_queues", "name", "messages_ready", "messages_unacknowledged", "consumers", "state"],
+            &["list_consumers", "queue_name", "channel_pid", "ack_required", "prefetch_count", "active"],
+            &["list_channels", "pid", "connection", "messages_unacknowledged", "consumer_count"],
+            &["list_connections", "name", "state", "channels"],
+        ];
+        let answers: Result<Vec<String>> = tokio::task::block_in_place(|| {
+            questions.iter().map(|question| self.services.rabbitmqctl(question)).collect()
+        });
+        let path = self.dir.join("rabbitmq.txt");
+        std::fs::write(&path, answers?.join("\n")).with_context(|| format!("cannot write {}", path.display()))
+    }
+
     pub(crate) fn read_ledger(&self) -> Result<String> {
         Ok(std::fs::read_to_string(ledger::file(&self.dir))?)
     }

@@ -224,6 +224,10 @@ async fn run(scenario: Scenario, size: Size, dir: &Path, endpoints: &Endpoints) 
     let mut finals = Finals::default();
     let leniency = scenario.leniency(&house);
     let drained = check::drain(&house, &app, &mut finals, leniency.records_lost, size.drain()).await?;
+    if drained > size.drain() {
+        // For whoever has to find out why: the servers end with us.
+        house.note_broker()?;
+    }
     let rss = check_usage(&before, &house.crew.usage(), MORE_MIB, &mut violations);
     let (exit, clean) = house.crew.close(EXIT).await?;
     if !clean || exit >= EXIT {
