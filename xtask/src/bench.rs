@@ -26,7 +26,7 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt, args: &[String])
     if args.iter().any(|arg| arg == "--help" || arg == "-h") {
         return Ok(command::run(&mut bench, interrupt)?.success());
     }
-    services::install_missing()?;
+    services::install_missing(&services::SERVERS)?;
     interrupt.check()?;
     let services = Services::at(&dir.join("services"))?;
     services.down()?;

@@ -6,15 +6,20 @@ use anyhow::Result;
 use crate::{
     command::{self, Workspace},
     interrupt::Interrupt,
-    services,
+    services::{Major, Release},
 };
 
 /// Builds and runs it; whether every invariant held.
-pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt, args: &[String]) -> Result<bool> {
-    services::install_missing()?;
-    interrupt.check()?;
+pub(crate) fn run(
+    workspace: &Workspace,
+    interrupt: &Interrupt,
+    rabbitmq: Option<Major>,
+    args: &[String],
+) -> Result<bool> {
+    let release = Release::provide(rabbitmq, workspace, interrupt)?;
     let servers = workspace.services_dir().with_file_name("chaos");
     let mut cargo = workspace.cargo(["run", "--quiet", "--locked", "-p", "machinist-chaos", "--", "--dir"]);
+    release.tell(&mut cargo);
     let status = command::run(cargo.arg(servers).args(args), interrupt)?;
     interrupt.check()?;
     Ok(status.success())

@@ -42,7 +42,7 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
     report.step("clippy", || cargo(&clippy, None));
     report.step("doc", || cargo(&doc, Some("-D warnings")));
     report.step("features", || each_feature(workspace, &|args| cargo(args, None)));
-    report.step("test", || test::run(workspace, interrupt, &[]));
+    report.step("test", || test::run(workspace, interrupt, None, &[]));
 
     say!("\n{}\n{:<9} {}", report.lines.join("\n"), "all", display(began.elapsed()));
     interrupt.check()?;

@@ -28,7 +28,11 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{command::Workspace, interrupt::Interrupt, services::Services};
+use crate::{
+    command::Workspace,
+    interrupt::Interrupt,
+    services::{Major, Release, Services},
+};
 
 /// What a developer of machinist does, by one command.
 #[derive(Debug, Parser)]
@@ -47,9 +51,15 @@ enum Task {
         /// Where their data, logs and pid files are [default: target/services].
         #[arg(long, global = true, value_name = "DIR")]
         dir: Option<PathBuf>,
+        /// RabbitMQ of this major version instead of the machine's: Debian sid's, unpacked once. Needs root.
+        #[arg(long, global = true, value_enum, value_name = "MAJOR")]
+        rabbitmq: Option<Major>,
     },
     /// All tests against real servers, which are installed if missing, started before and ended after.
     Test {
+        /// RabbitMQ of this major version instead of the machine's, as with `services`.
+        #[arg(long, value_enum, value_name = "MAJOR")]
+        rabbitmq: Option<Major>,
         /// Handed on to `cargo test`, e.g. `-- -p machinist-core retry`.
         #[arg(last = true, value_name = "CARGO-TEST-ARGS")]
         args: Vec<String>,
@@ -67,6 +77,9 @@ enum Task {
     Tidy,
     /// Real workers and senders under faults, with a ledger that tells whether anything was lost.
     Chaos {
+        /// RabbitMQ of this major version instead of the machine's, as with `services`.
+        #[arg(long, value_enum, value_name = "MAJOR")]
+        rabbitmq: Option<Major>,
         /// Handed on to `machinist-chaos`: names of scenarios, `--ci`, `--all`, `--size smoke|nightly`, `--list`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
@@ -104,11 +117,17 @@ fn run(cli: Cli) -> Result<bool> {
     let workspace = Workspace::find()?;
     let interrupt = Interrupt::listen()?;
     match cli.task {
-        Task::Services { action, dir } => {
+        Task::Services { action, dir, rabbitmq } => {
             let services = Services::at(&dir.unwrap_or_else(|| workspace.services_dir()))?;
             match action {
-                Action::Install => services::install_missing()?,
+                Action::Install => {
+                    Release::provide(rabbitmq, &workspace, &interrupt)?;
+                }
                 Action::Up => {
+                    let services = match rabbitmq {
+                        None => services,
+                        Some(_) => services.with_release(Release::provide(rabbitmq, &workspace, &interrupt)?),
+                    };
                     let up = services.up(&interrupt)?;
                     say!("{}\n{}", up.report(), up.endpoints.exports().trim_end());
                 }
@@ -118,10 +137,10 @@ fn run(cli: Cli) -> Result<bool> {
             }
             Ok(true)
         }
-        Task::Test { args } => test::run(&workspace, &interrupt, &args),
+        Task::Test { rabbitmq, args } => test::run(&workspace, &interrupt, rabbitmq, &args),
         Task::Bench { args } => bench::run(&workspace, &interrupt, &args),
         Task::Ci => ci::run(&workspace, &interrupt),
         Task::Tidy => tidy::run(&workspace),
-        Task::Chaos { args } => chaos::run(&workspace, &interrupt, &args),
+        Task::Chaos { rabbitmq, args } => chaos::run(&workspace, &interrupt, rabbitmq, &args),
     }
 }

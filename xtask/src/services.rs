@@ -10,6 +10,7 @@ mod ports;
 mod process;
 mod rabbitmq;
 mod redis;
+mod release;
 
 use std::{
     fmt::Write as _,
@@ -22,7 +23,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 pub use self::control::Server;
-pub(crate) use self::install::install_missing;
+pub(crate) use self::{
+    install::{SERVERS, install_missing},
+    release::{Major, Release},
+};
 use self::{ports::Ports, process::Process};
 use crate::{command::display, interrupt::Interrupt};
 
@@ -37,6 +41,7 @@ const MARKER: &str = "machinist-services";
 #[derive(Debug)]
 pub struct Services {
     dir: PathBuf,
+    release: Release,
     tls: Option<Papers>,
 }
 
@@ -105,7 +110,13 @@ impl Services {
     pub fn at(dir: &Path) -> Result<Self> {
         // Absolute, because the servers start in directories of their own.
         let dir = std::path::absolute(dir).with_context(|| format!("--dir {} is no path", dir.display()))?;
-        Ok(Self { dir, tls: None })
+        Ok(Self { dir, release: Release::of_environment(), tls: None })
+    }
+
+    /// Their RabbitMQ is this one, from its next start on.
+    #[must_use]
+    pub(crate) fn with_release(self, release: Release) -> Self {
+        Self { release, ..self }
     }
 
     /// They speak TLS too, from their next start on.
@@ -132,6 +143,12 @@ impl Services {
         self.claim()?;
         let _lock = self.lock()?;
         if let Ok(endpoints) = self.endpoints() {
+            ensure!(
+                self.release.accepts(&endpoints.rabbitmq_version),
+                "RabbitMQ {} runs in {}: end it first, cargo xtask services down",
+                endpoints.rabbitmq_version,
+                self.dir.display()
+            );
             return Ok(Up { endpoints, started_in: None });
         }
         // Half of it may run: an earlier start that was killed, a server that died.
@@ -213,13 +230,17 @@ impl Services {
     fn start(&self, interrupt: &Interrupt) -> Result<()> {
         let ports = Ports::choose()?;
         ports.write(&self.dir)?;
-        let epmd = rabbitmq::start_epmd(&self.dir, &ports, &self.pid_file("epmd"))?;
+        let epmd = rabbitmq::start_epmd(&self.release, &self.dir, &ports, &self.pid_file("epmd"))?;
         let redis = redis::start(&self.dir, &ports, self.tls.as_ref(), Data::Empty, &self.pid_file("redis"))?;
         self.await_answer("redis", &redis, interrupt, || redis::ask(&ports))?;
         self.await_answer("epmd", &epmd, interrupt, || connect(ports.epmd).map(drop))?;
-        let rabbitmq =
-            rabbitmq::start(&self.dir, &ports, self.tls.as_ref(), Data::Empty, &self.pid_file("rabbitmq"))?;
+        let rabbitmq = self.start_rabbitmq(&ports, Data::Empty)?;
         self.await_answer("rabbitmq", &rabbitmq, interrupt, || rabbitmq::ask(&ports))
+    }
+
+    fn start_rabbitmq(&self, ports: &Ports, data: Data) -> Result<Process> {
+        let pid_file = self.pid_file("rabbitmq");
+        rabbitmq::start(&self.release, &self.dir, ports, self.tls.as_ref(), data, &pid_file)
     }
 
     fn await_answer<T>(

@@ -5,34 +5,41 @@
 
 use std::{
     env,
+    process::Command,
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::{
     command::{self, Workspace, display},
     interrupt::Interrupt,
-    services::{self, Services},
+    services::{Major, Release, Services},
 };
 
 const AMQP_URL: &str = "MACHINIST_TEST_AMQP_URL";
 const REDIS_URL: &str = "MACHINIST_TEST_REDIS_URL";
 
 /// Runs them; whether all passed.
-pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt, args: &[String]) -> Result<bool> {
+pub(crate) fn run(
+    workspace: &Workspace,
+    interrupt: &Interrupt,
+    rabbitmq: Option<Major>,
+    args: &[String],
+) -> Result<bool> {
+    let mut cargo = workspace.cargo(cargo_args(args));
     if let (Ok(amqp_url), Ok(redis_url)) = (env::var(AMQP_URL), env::var(REDIS_URL)) {
+        ensure!(rabbitmq.is_none(), "--rabbitmq starts a server, and {AMQP_URL} names one: unset it");
         say!("using the servers of {AMQP_URL} and {REDIS_URL}");
-        return cargo_test(workspace, interrupt, args, &amqp_url, &redis_url, "servers of the environment");
+        return cargo_test(cargo, interrupt, &amqp_url, &redis_url, "servers of the environment");
     }
-    services::install_missing()?;
-    interrupt.check()?;
-    let services = Services::at(&workspace.services_dir())?;
+    let release = Release::provide(rabbitmq, workspace, interrupt)?;
+    release.tell(&mut cargo);
+    let services = Services::at(&workspace.services_dir())?.with_release(release);
     let up = services.up(interrupt)?;
     say!("{}", up.report());
     let servers = &up.endpoints;
-    let passed =
-        cargo_test(workspace, interrupt, args, &servers.amqp_url, &servers.redis_url, &servers.summary());
+    let passed = cargo_test(cargo, interrupt, &servers.amqp_url, &servers.redis_url, &servers.summary());
     // Before the verdict is looked at: they end on failure and on Ctrl-C too. What somebody else started stays.
     let ended = if up.started_in.is_some() { services.down() } else { Ok(()) };
     let passed = passed?;
@@ -41,15 +48,13 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt, args: &[String])
 }
 
 fn cargo_test(
-    workspace: &Workspace,
+    mut cargo: Command,
     interrupt: &Interrupt,
-    args: &[String],
     amqp_url: &str,
     redis_url: &str,
     servers: &str,
 ) -> Result<bool> {
     let began = Instant::now();
-    let mut cargo = workspace.cargo(cargo_args(args));
     cargo.env(AMQP_URL, amqp_url).env(REDIS_URL, redis_url).env("MACHINIST_REQUIRE_SERVICES", "1");
     let mut tally = Tally::default();
     let status = command::run_lines(&mut cargo, interrupt, |line| {

@@ -49,7 +49,7 @@ impl Services {
         let pid_file = self.pid_file(server.name());
         match server {
             Server::RabbitMq => {
-                let process = rabbitmq::start(&self.dir, &ports, self.tls.as_ref(), Data::Kept, &pid_file)?;
+                let process = self.start_rabbitmq(&ports, Data::Kept)?;
                 self.await_answer(server.name(), &process, interrupt, || rabbitmq::ask(&ports))
             }
             Server::Redis => {
@@ -100,7 +100,7 @@ impl Services {
     /// # Errors
     /// The tool failed; what it said is in the text.
     pub fn rabbitmqctl(&self, args: &[&str]) -> Result<String> {
-        let mut command = rabbitmq::ctl(&self.dir, &Ports::read(&self.dir)?);
+        let mut command = rabbitmq::ctl(&self.release, &self.dir, &Ports::read(&self.dir)?);
         let output = command.args(args).stdin(Stdio::null()).output().context("cannot run rabbitmqctl")?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let errors = String::from_utf8_lossy(&output.stderr);

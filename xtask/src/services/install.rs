@@ -20,11 +20,14 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// Exit code 101: "action forbidden by policy".
 const POLICY_SCRIPT: &str = "#!/bin/sh\n# made by cargo xtask services install\nexit 101\n";
 
-/// Installs what is missing; does nothing, and needs no right to, where nothing is.
-pub(crate) fn install_missing() -> Result<()> {
-    let missing = missing();
+/// What the tests need.
+pub(crate) const SERVERS: [&str; 2] = ["rabbitmq-server", "redis-server"];
+
+/// Installs what is missing of these packages; does nothing, and needs no right to, where nothing is.
+pub(crate) fn install_missing(packages: &[&'static str]) -> Result<()> {
+    let missing = missing(packages);
     if missing.is_empty() {
-        say!("rabbitmq-server and redis-server are installed");
+        say!("{} are installed", packages.join(" and "));
         return Ok(());
     }
     let wanted = missing.join(" and ");
@@ -47,16 +50,19 @@ pub(crate) fn install_missing() -> Result<()> {
     install.extend(["--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"]);
     install.extend(&missing);
     ensure!(rights.run(&install)?, "the installation failed, see above; by hand, as root: {by_hand}");
-    let still = self::missing();
+    let still = self::missing(packages);
     ensure!(still.is_empty(), "{} installed, but not where it is expected", still.join(" and "));
     Ok(())
 }
 
 /// The packages whose programs are not there.
-fn missing() -> Vec<&'static str> {
-    let rabbitmq = (!(Path::new(RABBITMQ_SERVER).exists() && in_path("epmd"))).then_some("rabbitmq-server");
-    let redis = (!in_path("redis-server")).then_some("redis-server");
-    rabbitmq.into_iter().chain(redis).collect()
+fn missing(packages: &[&'static str]) -> Vec<&'static str> {
+    let is_there = |package: &str| match package {
+        "rabbitmq-server" => Path::new(RABBITMQ_SERVER).exists() && in_path("epmd"),
+        // The others are called like their program.
+        package => in_path(package),
+    };
+    packages.iter().copied().filter(|package| !is_there(package)).collect()
 }
 
 fn in_path(program: &str) -> bool {

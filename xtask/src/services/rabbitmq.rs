@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Data, Papers, Process, connect, data_dir, install, ports::Ports};
+use super::{Data, Papers, Process, connect, data_dir, install, ports::Ports, release::Release};
 
 /// What a client says first.
 const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
@@ -27,14 +27,15 @@ pub(super) fn url(ports: &Ports) -> String {
 }
 
 /// Starts the port mapper; it answers a moment later.
-pub(super) fn start_epmd(dir: &Path, ports: &Ports, pid_file: &Path) -> Result<Process> {
-    let mut command = Command::new("epmd");
+pub(super) fn start_epmd(release: &Release, dir: &Path, ports: &Ports, pid_file: &Path) -> Result<Process> {
+    let mut command = release.command("epmd");
     command.args(["-port", &ports.epmd.to_string(), "-address", "127.0.0.1"]);
     Process::start(&mut command, &dir.join("epmd.log"), pid_file)
 }
 
 /// Starts the server; it answers after some seconds.
 pub(super) fn start(
+    release: &Release,
     dir: &Path,
     ports: &Ports,
     tls: Option<&Papers>,
@@ -48,7 +49,7 @@ pub(super) fn start(
     fs::write(path_of("advanced.config"), ADVANCED)?;
     fs::write(path_of("rabbitmq-env.conf"), "")?;
 
-    let mut command = Command::new(install::RABBITMQ_SERVER);
+    let mut command = release.command(install::RABBITMQ_SERVER);
     // A clean environment: settings of a system's RabbitMQ or of the user's Erlang must not leak in.
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("LANG", "C.UTF-8");
     command
@@ -89,8 +90,8 @@ fn with_tls(ports: &Ports, papers: &Papers) -> String {
 }
 
 /// Rabbitmq's own tool, for the server of `dir`.
-pub(super) fn ctl(dir: &Path, ports: &Ports) -> Command {
-    let mut command = Command::new(install::RABBITMQCTL);
+pub(super) fn ctl(release: &Release, dir: &Path, ports: &Ports) -> Command {
+    let mut command = release.command(install::RABBITMQCTL);
     command
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
