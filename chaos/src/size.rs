@@ -44,11 +44,12 @@ impl Size {
         }
     }
 
-    /// Tasks a second, of each sender.
+    /// Tasks a second, of each sender. At 80 tasks of this mix a second all workers together would be busy: what waits
+    /// when a fault is over is then what the fault has held up, and no more.
     pub(crate) fn rate(self) -> usize {
         match self {
             Self::Smoke => 40,
-            Self::Nightly => 100,
+            Self::Nightly => 60,
         }
     }
 
