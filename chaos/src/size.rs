@@ -55,10 +55,11 @@ impl Size {
 
     /// How long the queues may take to become empty when all is well again: a guard stays away for 15 s, and the
     /// next one for 30 s; and RabbitMQ passes a delayed message that it was moving when it crashed on some time later.
+    /// At night some 25 tasks end their process, five times each, and each time a lease and a guard go by.
     pub(crate) fn drain(self) -> Duration {
         match self {
             Self::Smoke => Duration::from_secs(120),
-            Self::Nightly => Duration::from_secs(300),
+            Self::Nightly => Duration::from_secs(600),
         }
     }
 
