@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
+    chaos,
     command::{self, Workspace, display},
     interrupt::Interrupt,
     test, tidy,
@@ -43,6 +44,7 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
     report.step("doc", || cargo(&doc, Some("-D warnings")));
     report.step("features", || each_feature(workspace, &|args| cargo(args, None)));
     report.step("test", || test::run(workspace, interrupt, None, &[]));
+    report.step("chaos", || chaos::run(workspace, interrupt, None, &["--ci".to_owned()]));
 
     say!("\n{}\n{:<9} {}", report.lines.join("\n"), "all", display(began.elapsed()));
     interrupt.check()?;

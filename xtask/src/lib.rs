@@ -71,7 +71,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
     },
-    /// Everything the continuous integration checks: formatting, house rules, lints, docs, features, tests.
+    /// Everything the continuous integration checks: formatting, house rules, lints, docs, features, tests, faults.
     Ci,
     /// The house rules that no compiler checks.
     Tidy,
