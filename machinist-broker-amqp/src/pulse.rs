@@ -3,7 +3,10 @@
 //! A process that lives and consumes nothing is the failure that health checks miss most often, so nothing is taken
 //! from memory here but which connection to ask.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use async_trait::async_trait;
 use lapin::Channel;
@@ -18,13 +21,14 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct AmqpPulse {
     standings: Vec<(String, watch::Receiver<Standing>)>,
+    losses: Arc<AtomicU64>,
     /// The channel on which the last question was asked, and its connection.
     probe: Mutex<Option<(Arc<Live>, Option<Channel>)>>,
 }
 
 impl AmqpPulse {
-    pub(crate) fn new(standings: Vec<(String, watch::Receiver<Standing>)>) -> Self {
-        Self { standings, probe: Mutex::default() }
+    pub(crate) fn new(standings: Vec<(String, watch::Receiver<Standing>)>, losses: Arc<AtomicU64>) -> Self {
+        Self { standings, losses, probe: Mutex::default() }
     }
 
     /// The connection on which everything is subscribed. All queues of a consumer share one.
@@ -56,5 +60,15 @@ impl Pulse for AmqpPulse {
         let answered = ask(&live, &mut channel).await;
         *probe = Some((live, channel));
         answered.map_err(|trouble| format!("RabbitMQ does not answer: {}", chain(&trouble)))
+    }
+
+    fn losses(&self) -> u64 {
+        let is_down = |(_, standing): &(String, watch::Receiver<Standing>)| {
+            matches!(*standing.borrow(), Standing::Down(_))
+        };
+        if self.standings.iter().any(is_down) {
+            self.losses.fetch_add(1, Ordering::Relaxed);
+        }
+        self.losses.load(Ordering::Relaxed)
     }
 }

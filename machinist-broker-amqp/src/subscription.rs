@@ -5,7 +5,13 @@
 //! again when any of that ends. The end of a stream (queue deleted, broker's cancel, ack timeout) is never the end
 //! of the subscription.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, future::try_join_all};
@@ -90,6 +96,7 @@ struct Incoming {
 pub(crate) struct AmqpConsumer {
     incoming: mpsc::UnboundedReceiver<Incoming>,
     standings: Vec<(String, watch::Receiver<Standing>)>,
+    losses: Arc<AtomicU64>,
     stop: CancellationToken,
     _ends_with_us: DropGuard,
 }
@@ -105,6 +112,7 @@ impl AmqpConsumer {
     ) -> Result<Self, BrokerError> {
         let (deliver, incoming) = mpsc::unbounded_channel();
         let ends_with_us = stop.clone().drop_guard();
+        let losses = Arc::<AtomicU64>::default();
         let mut standings = Vec::with_capacity(sources.len());
         let mut confirms = Vec::with_capacity(sources.len());
         for source in sources {
@@ -115,14 +123,15 @@ impl AmqpConsumer {
             standings.push((queue.clone(), stands));
             let (ground, deliver, stop, prefetch) =
                 (ground.clone(), deliver.clone(), stop.clone(), prefetch.max(1));
+            let losses = Arc::clone(&losses);
             let subscription =
-                Subscription { ground, source, queue, declared, prefetch, deliver, stop, standing };
+                Subscription { ground, source, queue, declared, prefetch, deliver, stop, standing, losses };
             tasks.spawn(subscription.run(confirm));
             confirms.push(async {
                 confirmed.await.unwrap_or_else(|_| Err(Trouble::closed().into_broker_error()))
             });
         }
-        let consumer = Self { incoming, standings, _ends_with_us: ends_with_us, stop };
+        let consumer = Self { incoming, standings, losses, _ends_with_us: ends_with_us, stop };
         match timeout(RPC_TIMEOUT * 2, try_join_all(confirms)).await {
             Ok(confirmed) => confirmed.map(|_| consumer),
             Err(_) => Err(Trouble::silence("subscribing", RPC_TIMEOUT * 2).into_broker_error()),
@@ -151,7 +160,7 @@ impl Consumer for AmqpConsumer {
     }
 
     fn pulse(&self) -> Box<dyn Pulse> {
-        Box::new(AmqpPulse::new(self.standings.clone()))
+        Box::new(AmqpPulse::new(self.standings.clone(), Arc::clone(&self.losses)))
     }
 }
 
@@ -176,6 +185,8 @@ struct Subscription {
     deliver: mpsc::UnboundedSender<Incoming>,
     stop: CancellationToken,
     standing: watch::Sender<Standing>,
+    /// Counts its ends that were those of a channel.
+    losses: Arc<AtomicU64>,
 }
 
 /// A subscribed channel.
@@ -224,11 +235,16 @@ impl Subscription {
                                 "the broker ended a subscription; subscribing again"
                             );
                             self.is_down("the broker has ended it".to_owned());
+                            // Told by a connection that ends, it is the end of all that was delivered on it.
+                            if !session.desk.is_open() {
+                                self.losses.fetch_add(1, Ordering::Relaxed);
+                            }
                             session.live.declared.forget(self.declared.as_deref().unwrap_or(&self.queue));
                         }
                         Some(End::Broken(trouble)) => {
                             tracing::warn!(queue = self.queue, error = %chain(&trouble), "subscribing again");
                             self.is_down(chain(&trouble));
+                            self.losses.fetch_add(1, Ordering::Relaxed);
                             self.ground.link.suspect();
                         }
                     }

@@ -290,6 +290,10 @@ pub trait Pulse: fmt::Debug + Send + Sync {
     /// # Cancel safety
     /// Safe.
     async fn check(&self) -> Result<(), String>;
+
+    /// A number that grows when the connection that delivers is lost, and whenever this is called while there is none.
+    /// What was unsettled then is delivered again, perhaps to others. Nothing is asked of the broker.
+    fn losses(&self) -> u64;
 }
 
 /// A subscription to queues, alive through reconnections.

@@ -216,6 +216,11 @@ impl Pulse for SqlitePulse {
             Err(_) => Err(format!("{} does not answer within {ANSWER:?}", self.0.path.display())),
         }
     }
+
+    fn losses(&self) -> u64 {
+        // There is no connection; and where the broker is lost, so is the backend.
+        0
+    }
 }
 
 impl Drop for SqliteConsumer {

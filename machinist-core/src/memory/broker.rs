@@ -197,6 +197,10 @@ impl Pulse for MemoryPulse {
         let subscribed = lock(&self.queues).is_subscribed(self.id);
         if subscribed { Ok(()) } else { Err("the subscription has ended".to_owned()) }
     }
+
+    fn losses(&self) -> u64 {
+        lock(&self.queues).interruptions()
+    }
 }
 
 impl Drop for MemoryConsumer {

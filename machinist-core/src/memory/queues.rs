@@ -31,6 +31,8 @@ pub(super) struct Queues {
     /// What was handed out and not settled, by the tag that its receipt holds.
     unsettled: HashMap<u64, Held>,
     last_number: u64,
+    /// How often all connections were lost.
+    interruptions: u64,
 }
 
 /// Where a message stands in its queue: by priority, then by arrival.
@@ -221,7 +223,13 @@ impl Queues {
 
     /// Does what a lost connection does, to all of them.
     pub(super) fn interrupt(&mut self) {
+        self.interruptions += 1;
         self.hand_back(|_| true);
+    }
+
+    /// How often that was done.
+    pub(super) fn interruptions(&self) -> u64 {
+        self.interruptions
     }
 
     /// Puts what is unsettled and meant back into its queues.
