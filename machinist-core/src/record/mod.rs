@@ -37,7 +37,7 @@ pub(crate) use fold::state_of;
 pub(crate) use poison::{Suspicion, suspicion};
 pub(crate) use progress::{say, with as with_progress};
 pub(crate) use revoke::{Manner, Revocable, Unstarted, revocable, unstarted};
-pub(crate) use start::{Held, Meaning, Starting, UNENDED, Upkeep, judge};
+pub(crate) use start::{Held, Meaning, Standing, Starting, UNENDED, Upkeep, judge};
 pub(crate) use verdict::{
     FollowUp, Outcome, Refusal, SHORTEST, Verdict, decide, end_by_anybody, follows, owed, record, refused,
 };

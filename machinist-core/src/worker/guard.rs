@@ -38,7 +38,7 @@ impl TaskProcessor {
         let mut commit = Commit::new(guard.id.clone());
         commit.facts = vec![(name::guard(guard.attempt, guard.generation), "1".into())];
         commit.expiry = Expiry::AfterUnlessSet(UNENDED);
-        self.steady.commit(&commit).await.map_err(|_| Unpublished::Leaving)?;
+        self.steady.commit(&commit).await?;
         Ok(guard)
     }
 
@@ -64,7 +64,7 @@ impl TaskProcessor {
     pub(super) async fn settled_by<T: Send>(&self, published: Result<T, Unpublished>) -> Ending {
         match published {
             Ok(_) => Ending::Ack,
-            Err(Unpublished::Leaving) => Ending::Leave,
+            Err(Unpublished::Unanswered(why)) => why.into(),
             Err(Unpublished::Never(error)) => {
                 tracing::error!(%error, "a copy of a message cannot be published; trying again in {UNPUBLISHABLE:?}");
                 tokio::select! {

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -17,22 +17,48 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub struct Health {
     processor: Arc<TaskProcessor>,
     stages: Stages,
-    pulse: Arc<OnceLock<Box<dyn Pulse>>>,
+    subscription: Arc<Mutex<Subscription>>,
+}
+
+/// How a worker stands with its broker.
+#[derive(Debug, Default)]
+enum Subscription {
+    /// It is about to subscribe.
+    #[default]
+    NotYet,
+    /// It has subscribed; whether that still holds is to be asked.
+    Made(Arc<dyn Pulse>),
+    /// It wants none, because the backend is away.
+    Withdrawn,
 }
 
 impl Health {
     pub(super) fn new(processor: Arc<TaskProcessor>, stages: Stages) -> Self {
-        Self { processor, stages, pulse: Arc::default() }
+        Self { processor, stages, subscription: Arc::default() }
     }
 
     /// From now on there is a subscription to ask about.
-    pub(super) fn subscribed(&self, pulse: Box<dyn Pulse>) {
-        // There is one in the life of a worker.
-        let _ = self.pulse.set(pulse);
+    pub(super) fn subscribed(&self, pulse: Arc<dyn Pulse>) {
+        *self.subscription() = Subscription::Made(pulse);
+    }
+
+    /// From now on no subscription is wanted.
+    pub(super) fn withdrawn(&self) {
+        *self.subscription() = Subscription::Withdrawn;
+    }
+
+    /// From now on there should be one again.
+    pub(super) fn subscribing(&self) {
+        *self.subscription() = Subscription::NotYet;
+    }
+
+    fn subscription(&self) -> MutexGuard<'_, Subscription> {
+        self.subscription.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is wrong with a worker that is to be alive; nothing if it is well: the broker has confirmed its
-    /// subscription to every queue, and answers on that connection within 5 s. A worker that drains is well.
+    /// subscription to every queue, and answers on that connection within 5 s. A worker that drains is well. So is one
+    /// that takes nothing because the backend is away: ended, it would lose the outcomes that it keeps.
     ///
     /// # Cancel safety
     /// Safe.
@@ -40,8 +66,10 @@ impl Health {
         if self.stages.is_draining() {
             return Vec::new();
         }
-        let Some(pulse) = self.pulse.get() else {
-            return vec!["broker: it has not subscribed yet".to_owned()];
+        let pulse = match &*self.subscription() {
+            Subscription::NotYet => return vec!["broker: it has not subscribed yet".to_owned()],
+            Subscription::Withdrawn => return Vec::new(),
+            Subscription::Made(pulse) => Arc::clone(pulse),
         };
         match tokio::time::timeout(ANSWER + Duration::from_secs(1), pulse.check()).await {
             Ok(Ok(())) => Vec::new(),
@@ -58,6 +86,11 @@ impl Health {
     pub async fn obstacles(&self) -> Vec<String> {
         let (mut wrong, backend) = tokio::join!(self.troubles(), self.backend());
         wrong.extend(backend.err());
+        if matches!(*self.subscription(), Subscription::Withdrawn) {
+            wrong.push(
+                "worker: it has handed back what it held, because the backend was away for long".to_owned(),
+            );
+        }
         if self.stages.is_draining() {
             wrong.push("worker: it drains, and ends when what runs has ended".to_owned());
         }

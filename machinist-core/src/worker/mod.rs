@@ -5,6 +5,7 @@
 //! | `builder` | what a worker is made of, checked before it starts |
 //! | `options` | how one task is run where its signature does not say |
 //! | `open` | what a delivery claims, and what of that is believed |
+//! | `intake` | where deliveries come in, and the end of that while the backend is away for long |
 //! | `processor` | one delivery from its arrival to its settlement |
 //! | `run` | one call of a handler: time limits, panic, cancellation |
 //! | `progress` | what a handler says of its progress |
@@ -23,6 +24,7 @@ mod dead;
 mod drain;
 mod guard;
 mod health;
+mod intake;
 mod open;
 mod options;
 mod processor;
@@ -35,10 +37,7 @@ mod upkeep;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use tokio_util::{
-    sync::CancellationToken,
-    task::{AbortOnDropHandle, TaskTracker},
-};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use builder::{BuildError, WorkerBuilder};
 pub use dead::DeadLetters;
@@ -51,9 +50,10 @@ pub(crate) use renewal::ring;
 use crate::{
     app::App,
     backend::{BackendError, Index, Note},
-    broker::{BrokerError, Consume, Consumer},
+    broker::{BrokerError, Consume},
     id::{QueueName, TaskName},
 };
+use intake::Intake;
 use processor::TaskProcessor;
 use renewal::Renewals;
 
@@ -173,20 +173,20 @@ impl Worker {
         let Self { processor, queues, prefetch, grace, stages, ready, health } = self;
         processor.sessions.open().await?;
         let renewals = Renewals::begin(&processor).map_err(WorkerError::Thread)?;
-        let mut consumer =
-            processor.app.broker().consume(Consume { queues: queues.clone(), prefetch }).await?;
-        health.subscribed(consumer.pulse());
+        let what = Consume { queues: queues.clone(), prefetch };
+        let mut consumer = processor.app.broker().consume(what.clone()).await?;
+        health.subscribed(consumer.pulse().into());
         remember_queues(&processor.app, &queues).await;
-        let upkeep = tokio::spawn(upkeep::keep(Arc::clone(&processor), queues.clone()));
-        let _upkeep_ends = AbortOnDropHandle::new(upkeep);
         tracing::info!(worker = processor.worker_name(), queues = ?queues, "ready");
         ready.cancel();
         let tracker = TaskTracker::new();
         // Dropped in the middle, this future must not leave handlers behind that run without a session.
         let cut = CancellationToken::new();
         let _cut_on_drop = cut.clone().drop_guard();
+        let intake =
+            Intake { processor: Arc::clone(&processor), what, health, tracker: tracker.clone(), cut };
         tokio::select! {
-            () = work(&processor, consumer.as_mut(), &tracker, &cut) => {}
+            () = intake.keep(&mut consumer) => {}
             () = shutdown => stages.advance(),
             () = stages.reached_drain() => {}
         }
@@ -202,30 +202,6 @@ impl Worker {
         }
         tracing::info!(?drained, dead_letters = ?processor.dead_letters.by_reason(), "stopped");
         Ok(drained)
-    }
-}
-
-/// Takes deliveries for ever, each into a task of its own. Ends only when the broker was closed.
-async fn work(
-    processor: &Arc<TaskProcessor>,
-    consumer: &mut dyn Consumer,
-    tracker: &TaskTracker,
-    cut: &CancellationToken,
-) {
-    loop {
-        // While the backend is away nothing is taken: what is held stays unacknowledged, and prefetch bounds it.
-        processor.steady.backend_is_there().await;
-        let Some(delivery) = consumer.next().await else { return };
-        // On the heap at once: a spawned future is moved several times.
-        let (cut, process) = (cut.clone(), Box::pin(Arc::clone(processor).process(delivery)));
-        tracker.spawn(async move {
-            tokio::select! {
-                // First: a slot that is free because its holder was cut off is not for the next.
-                biased;
-                () = cut.cancelled() => {}
-                () = process => {}
-            }
-        });
     }
 }
 

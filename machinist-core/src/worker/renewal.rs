@@ -15,7 +15,7 @@ use std::{
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{processor::TaskProcessor, session::Sessions};
+use super::{processor::TaskProcessor, session::Sessions, steady::jittered};
 use crate::{
     backend::{Commit, Watch},
     id::{SessionId, TaskId},
@@ -93,13 +93,13 @@ async fn keep(processor: &TaskProcessor, rung: &Notify, heart: &Heart) {
                 () = rung.notified() => tokio::time::sleep(ECHO).await,
             }
             heart.listen(lease.renewal(), &mut silent);
-            while let Err(error) = sessions.renew().await {
+            while let Err(error) = sessions.renew(&processor.steady).await {
                 processor.steady.answered(false);
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "the session was not renewed; trying again"
                 );
-                tokio::time::sleep(lease.renewal() / 5).await;
+                tokio::time::sleep(jittered(lease.renewal() / 5)).await;
             }
             processor.steady.answered(true);
         }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Stages,
-    session::{Registered, Stuck},
+    session::{Cancelled, Registered, Stuck},
 };
 use crate::{
     args::{Arg, Results},
@@ -79,7 +79,7 @@ impl Call<'_> {
             () = told_at_soft_limit(limits.soft, &token, &noticed) => return Ended::CutOff,
             () = list_if_stuck(&token, registered) => return Ended::CutOff,
             () = limit(limits.hard) => true,
-            () = must_end(&told, stages) => false,
+            () = must_end(registered, stages, stoppable) => false,
             () = registered.cut_off.cancelled(), if stoppable => false,
         };
         if stoppable {
@@ -151,10 +151,15 @@ async fn list_if_stuck(token: &CancellationToken, registered: &Registered) {
 }
 
 /// Completes when a handler has had its time to end: some seconds after it was told to, or when all leave.
-async fn must_end(told: &CancellationToken, stages: &Stages) {
+///
+/// One that cannot be stopped and whose task nobody else has taken is waited for. Given back, it would be run beside itself.
+async fn must_end(registered: &Registered, stages: &Stages, stoppable: bool) {
     let told = async {
-        told.cancelled().await;
+        registered.cancel.cancelled().await;
         tokio::time::sleep(LAST_WORDS).await;
+        if !stoppable && registered.why() == Some(Cancelled::CutOff) {
+            std::future::pending::<()>().await;
+        }
     };
     tokio::select! {
         () = told => {}

@@ -15,11 +15,12 @@ use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+use super::steady::Steady;
 use crate::{
     app::App,
     backend::{Backend, BackendError, Committed},
     id::{RunId, SessionId, TaskId},
-    record::{Facts, Held, Upkeep, name},
+    record::{Facts, Held, Standing, Upkeep, name},
 };
 
 /// The leases of a worker, as shares of one duration.
@@ -71,6 +72,8 @@ pub(super) enum Cancelled {
     Superseded,
     /// Somebody revoked the task.
     Revoked,
+    /// This worker cannot know any more whether it holds what it runs, or could not tell for long how it ended.
+    CutOff,
 }
 
 /// A delivery that this process works on, from before its start is asked for until it is settled.
@@ -102,6 +105,9 @@ struct Known {
     looks: HashMap<SessionId, Look>,
     /// Runs that were told to end and did not.
     stuck: HashMap<RunId, TaskId>,
+    /// Starts that are over without an outcome, or were perhaps never granted, of which the backend could not be told.
+    /// None is added without a delivery in hand, and none is started before they are told.
+    owed: Vec<Held>,
 }
 
 /// The session of a worker.
@@ -146,6 +152,7 @@ impl Sessions {
             runs: HashMap::new(),
             looks: HashMap::new(),
             stuck: HashMap::new(),
+            owed: Vec::new(),
         };
         Arc::new(Self {
             app,
@@ -230,6 +237,53 @@ impl Sessions {
         let _ = self.verdicts.subscribe().wait_for(|now| *now > looked).await;
     }
 
+    /// Until when the session is certainly alive. It changes with every renewal.
+    pub(super) fn valid_until(&self) -> Instant {
+        self.known().valid_until
+    }
+
+    /// Tells everything that runs to end, because this worker is cut off.
+    pub(super) fn cut_off_all(&self) {
+        let running: Vec<_> = {
+            let known = self.known();
+            known.runs.iter().filter(|(_, run)| run.held.is_some()).map(|(id, _)| id.clone()).collect()
+        };
+        for run in running {
+            self.cancel(&run, Cancelled::CutOff);
+        }
+    }
+
+    /// Notes a start that will not run, to be told when the backend is back: nobody then waits for its session, and
+    /// it is not held against the task.
+    pub(super) fn owe(&self, held: Held) {
+        self.known().owed.push(held);
+    }
+
+    /// Tells what is owed. What is refused is left to the expiry of its session.
+    async fn pay(&self) -> Result<(), BackendError> {
+        let owed = self.known().owed.clone();
+        if owed.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<_> = owed.iter().map(|held| held.id.clone()).collect();
+        let records = self.app.backend().read(&ids).await?;
+        let standing = |(held, facts): (&Held, Facts)| {
+            // It may have been adopted, if only the reply was lost.
+            let held = held.caught_up(&facts).unwrap_or_else(|| held.clone());
+            (held.standing(&facts) == Standing::Mine).then(|| held.hand_back())
+        };
+        let commits = owed.iter().zip(records).filter_map(standing).collect();
+        for answer in self.app.backend().commit(commits).await {
+            match answer {
+                Err(error @ BackendError::Unavailable(_)) => return Err(error),
+                Err(error) => tracing::warn!(%error, "a start that came to nothing could not be given back"),
+                Ok(_) => {}
+            }
+        }
+        self.known().owed.retain(|held| !owed.contains(held));
+        Ok(())
+    }
+
     /// Makes a run known, before its start is asked for.
     pub(super) fn register(self: &Arc<Self>, id: &TaskId) -> Registered {
         let (run, cancel, cut_off) = (RunId::fresh(), CancellationToken::new(), CancellationToken::new());
@@ -291,8 +345,10 @@ impl Sessions {
         known.runs.iter().filter(counts).filter_map(held).collect()
     }
 
-    /// Renews the lease, and learns in the same round trip what became of what runs here.
-    pub(super) async fn renew(&self) -> Result<(), BackendError> {
+    /// Renews the lease, and learns in the same round trip what became of what runs here. After an outage what ended
+    /// meanwhile is told first, then comes the session with what still runs; new starts wait for it.
+    pub(super) async fn renew(&self, steady: &Steady) -> Result<(), BackendError> {
+        self.pay().await?;
         let session = self.known().session.clone();
         let runs = self.runs();
         let ids: Vec<_> = runs.iter().map(|(_, held)| held.id.clone()).collect();
@@ -308,6 +364,8 @@ impl Sessions {
                 running = records.len(),
                 "the session has expired: opening another, adopting what runs"
             );
+            steady.answered(true);
+            steady.verdicts_are_recorded(self.lease.look()).await;
             self.open().await?;
         }
         for (run, held) in self.runs() {

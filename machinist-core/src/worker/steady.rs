@@ -1,7 +1,8 @@
 //! The patience with which backend and broker are asked: again and again, with jittered pauses, until they answer
 //! or the process has to leave.
 //!
-//! Neither an acknowledgement nor a failure follows from a server that is away.
+//! Neither an acknowledgement nor a failure follows from a server that is away. After ten minutes without the backend
+//! what has no outcome goes back to the broker; an outcome is kept until it is recorded.
 
 use std::{
     sync::{
@@ -11,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::Stages;
 use crate::{
@@ -24,19 +25,41 @@ use crate::{
 
 /// After so many failures in a row the backend counts as away, and no deliveries are taken.
 const AWAY: u32 = 2;
+/// After so long without the backend what is held goes back.
+pub(super) const GIVE_UP: Duration = Duration::from_secs(10 * 60);
 /// Bounds of the pause before the next try; it doubles from the first to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
-/// The process has to leave, and the answer is not there. What was asked may have been done.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Leaving;
+/// The answer is not there, and is not waited for any longer. What was asked may have been done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unanswered {
+    /// The process has to leave.
+    Leaving,
+    /// The backend has been away for so long that what has no outcome goes back.
+    GivenUp,
+}
+
+/// Who waits for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asker {
+    /// One who can hand its delivery back.
+    Delivery,
+    /// One who knows how a run ended, and is the only one who does.
+    Verdict,
+}
 
 /// What a publish that does not come back to be tried again ended in.
 #[derive(Debug)]
 pub(super) enum Unpublished {
     /// It can never be published so.
     Never(PublishError),
-    Leaving,
+    Unanswered(Unanswered),
+}
+
+impl From<Unanswered> for Unpublished {
+    fn from(why: Unanswered) -> Self {
+        Self::Unanswered(why)
+    }
 }
 
 #[derive(Debug)]
@@ -44,26 +67,39 @@ pub(super) struct Steady {
     app: App,
     stages: Stages,
     failures: AtomicU32,
-    away: watch::Sender<bool>,
+    /// Since when the backend has been away.
+    away: watch::Sender<Option<Instant>>,
+    /// Whether what has no outcome is to go back.
+    given_up: watch::Sender<bool>,
+    /// How many outcomes wait to be recorded, after a first try that failed.
+    verdicts: watch::Sender<usize>,
 }
 
 impl Steady {
     pub(super) fn new(app: App, stages: Stages) -> Arc<Self> {
-        Arc::new(Self { app, stages, failures: AtomicU32::new(0), away: watch::Sender::new(false) })
+        let (away, given_up) = (watch::Sender::new(None), watch::Sender::new(false));
+        let (failures, verdicts) = (AtomicU32::new(0), watch::Sender::new(0));
+        Arc::new(Self { app, stages, failures, away, given_up, verdicts })
     }
 
-    /// Commits, however long the backend is away.
-    pub(super) async fn commit(&self, commit: &Commit) -> Result<Committed, Leaving> {
-        self.ask("commit", || async {
-            // INVARIANT: one answer for one commit.
-            self.app.backend().commit(vec![commit.clone()]).await.pop().expect("one answer")
-        })
-        .await
+    /// Commits, unless the backend is away for so long that the delivery is to go back.
+    pub(super) async fn commit(&self, commit: &Commit) -> Result<Committed, Unanswered> {
+        self.ask("commit", Asker::Delivery, || self.try_commit(commit)).await
     }
 
-    /// Reads one record, however long the backend is away.
-    pub(super) async fn read(&self, id: &TaskId) -> Result<Facts, Leaving> {
-        self.ask("read", || async {
+    /// Commits what is known here alone, however long the backend is away.
+    pub(super) async fn commit_verdict(&self, commit: &Commit) -> Result<Committed, Unanswered> {
+        self.ask("commit", Asker::Verdict, || self.try_commit(commit)).await
+    }
+
+    async fn try_commit(&self, commit: &Commit) -> Result<Committed, BackendError> {
+        // INVARIANT: one answer for one commit.
+        self.app.backend().commit(vec![commit.clone()]).await.pop().expect("one answer")
+    }
+
+    /// Reads one record, unless the backend is away for so long that the delivery is to go back.
+    pub(super) async fn read(&self, id: &TaskId) -> Result<Facts, Unanswered> {
+        self.ask("read", Asker::Delivery, || async {
             let mut facts = self.app.backend().read(std::slice::from_ref(id)).await?;
             Ok(facts.pop().unwrap_or_default())
         })
@@ -73,13 +109,15 @@ impl Steady {
     async fn ask<T, F: Future<Output = Result<T, BackendError>>>(
         &self,
         what: &'static str,
+        asker: Asker,
         question: impl Fn() -> F,
-    ) -> Result<T, Leaving> {
+    ) -> Result<T, Unanswered> {
         let mut tries = 0;
+        let mut _waits = None;
         loop {
             let answer = tokio::select! {
                 answer = question() => answer,
-                () = self.stages.reached_leave() => return Err(Leaving),
+                () = self.stages.reached_leave() => return Err(Unanswered::Leaving),
             };
             match answer {
                 Ok(answer) => {
@@ -95,7 +133,14 @@ impl Steady {
                     );
                 }
             }
-            self.pause(tries).await?;
+            if asker == Asker::Verdict && tries == 0 {
+                _waits = Some(Waits::of(&self.verdicts));
+            }
+            tokio::select! {
+                paused = self.pause_or_leave(tries) => paused?,
+                () = self.backend_comes_back() => {}
+                () = self.given_up(), if asker == Asker::Delivery => return Err(Unanswered::GivenUp),
+            }
             tries += 1;
         }
     }
@@ -106,7 +151,7 @@ impl Steady {
         loop {
             let mut answers = tokio::select! {
                 answers = self.app.broker().publish(vec![publish.clone()]) => answers,
-                () = self.stages.reached_leave() => return Err(Unpublished::Leaving),
+                () = self.stages.reached_leave() => return Err(Unanswered::Leaving.into()),
             };
             match answers.pop() {
                 Some(Ok(())) => return Ok(()),
@@ -120,7 +165,7 @@ impl Steady {
                 }
                 None => tracing::error!("the broker adapter gave no answer; trying again"),
             }
-            self.pause(tries).await.map_err(|Leaving| Unpublished::Leaving)?;
+            self.pause_or_leave(tries).await?;
             tries += 1;
         }
     }
@@ -129,12 +174,56 @@ impl Steady {
     pub(super) async fn backend_is_there(&self) {
         let mut away = self.away.subscribe();
         // The sender lives in self, so waiting cannot fail.
-        drop(away.wait_for(|away| !away).await);
+        drop(away.wait_for(Option::is_none).await);
     }
 
     /// Whether no deliveries are taken, because the backend did not answer.
     pub(super) fn is_backend_away(&self) -> bool {
-        *self.away.borrow()
+        self.away.borrow().is_some()
+    }
+
+    /// Completes when the backend, which is away, answers; never where it is not away.
+    async fn backend_comes_back(&self) {
+        if !self.is_backend_away() {
+            std::future::pending::<()>().await;
+        }
+        self.backend_is_there().await;
+    }
+
+    /// Completes when the backend has been away for [`GIVE_UP`], without an answer to anybody.
+    pub(super) async fn backend_is_away_for_long(&self) {
+        let mut away = self.away.subscribe();
+        loop {
+            // The sender lives in self, so waiting cannot fail.
+            let Ok(Some(since)) = away.wait_for(Option::is_some).await.map(|since| *since) else { continue };
+            tokio::select! {
+                // It may have answered in between, and been away again.
+                () = tokio::time::sleep_until(since + GIVE_UP) => {
+                    if *self.away.borrow() == Some(since) {
+                        return;
+                    }
+                }
+                _ = away.wait_for(Option::is_none) => {}
+            }
+        }
+    }
+
+    /// From now on, or no more, what has no outcome goes back.
+    pub(super) fn give_up(&self, given_up: bool) {
+        self.given_up.send_replace(given_up);
+    }
+
+    /// Completes when what has no outcome is to go back.
+    pub(super) async fn given_up(&self) {
+        // The sender lives in self, so waiting cannot fail.
+        drop(self.given_up.subscribe().wait_for(|given_up| *given_up).await);
+    }
+
+    /// Waits until no outcome waits to be recorded, but no longer than this.
+    pub(super) async fn verdicts_are_recorded(&self, within: Duration) {
+        let mut verdicts = self.verdicts.subscribe();
+        // Those that are still not recorded go on trying: what they are late for is only less tidy.
+        let _in_time = tokio::time::timeout(within, verdicts.wait_for(|waiting| *waiting == 0)).await;
     }
 
     /// Notes whether the backend answered. Called by everyone who asks it.
@@ -146,28 +235,50 @@ impl Steady {
             self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1)
         };
         let away = failures >= AWAY;
-        self.away.send_if_modified(|was| {
-            let changed = *was != away;
+        self.away.send_if_modified(|since| {
+            let changed = since.is_some() != away;
             if changed && away {
                 tracing::error!("the backend is away: taking no deliveries until it answers");
             } else if changed {
                 tracing::info!("the backend is back");
             }
-            *was = away;
+            if changed {
+                *since = away.then(Instant::now);
+            }
             changed
         });
     }
 
-    async fn pause(&self, tries: u32) -> Result<(), Leaving> {
+    async fn pause_or_leave(&self, tries: u32) -> Result<(), Unanswered> {
         tokio::select! {
-            () = tokio::time::sleep(jittered(tries)) => Ok(()),
-            () = self.stages.reached_leave() => Err(Leaving),
+            () = pause(tries) => Ok(()),
+            () = self.stages.reached_leave() => Err(Unanswered::Leaving),
         }
     }
 }
 
-/// Half of the pause is fixed, so that nobody spins; half is drawn, so that a crowd spreads.
-fn jittered(tries: u32) -> Duration {
-    let bound = PAUSE.0.saturating_mul(1 << tries.min(16)).min(PAUSE.1);
+/// One outcome that waits to be recorded.
+struct Waits<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Waits<'a> {
+    fn of(verdicts: &'a watch::Sender<usize>) -> Self {
+        verdicts.send_modify(|waiting| *waiting += 1);
+        Self(verdicts)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|waiting| *waiting -= 1);
+    }
+}
+
+/// The pause after so many tries that failed before.
+pub(super) async fn pause(tries: u32) {
+    tokio::time::sleep(jittered(PAUSE.0.saturating_mul(1 << tries.min(16)).min(PAUSE.1))).await;
+}
+
+/// Half of a pause is fixed, so that nobody spins; half is drawn, so that a crowd spreads.
+pub(super) fn jittered(bound: Duration) -> Duration {
     bound.mul_f64(0.5 + 0.5 * rand::random::<f64>())
 }

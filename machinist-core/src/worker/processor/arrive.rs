@@ -57,12 +57,12 @@ impl TaskProcessor {
         tokio::pin!(waiting);
         let taken = tokio::select! {
             taken = &mut waiting => taken,
-            () = self.stages.reached_drain() => return Err(Ending::HandBack),
+            () = self.must_hand_back() => return Err(Ending::HandBack),
             () = tokio::time::sleep(SLOT_PATIENCE) => {
                 Box::pin(self.say_received(envelope, received_at)).await?;
                 tokio::select! {
                     taken = &mut waiting => taken,
-                    () = self.stages.reached_drain() => return Err(Ending::HandBack),
+                    () = self.must_hand_back() => return Err(Ending::HandBack),
                     () = tokio::time::sleep(self.longest_hold) => return Err(Box::pin(self.become_guard(envelope)).await),
                 }
             }
@@ -78,7 +78,7 @@ impl TaskProcessor {
                 Some(taken) => Ok(taken),
                 None => Err(self.become_guard(envelope).await),
             },
-            () = self.stages.reached_drain() => Err(Ending::HandBack),
+            () = self.must_hand_back() => Err(Ending::HandBack),
         }
     }
 

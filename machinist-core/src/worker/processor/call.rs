@@ -151,9 +151,11 @@ impl TaskProcessor {
         match (ended, registered.why()) {
             // The effect did happen: a success counts whatever else was wanted.
             (Ended::Itself(outcome @ Outcome::Returned(_)), _) => Ok(outcome),
+            (Ended::Unstoppable, None | Some(Cancelled::CutOff)) => Err(NoOutcome::Unstoppable),
+            (Ended::Itself(outcome @ Outcome::TimedOut(_)), Some(Cancelled::CutOff)) => Ok(outcome),
+            (_, Some(Cancelled::CutOff)) => Err(NoOutcome::HandBack),
             (_, Some(Cancelled::Superseded)) => Err(NoOutcome::Superseded),
             (_, Some(Cancelled::Revoked)) => Ok(Outcome::Revoked),
-            (Ended::Unstoppable, None) => Err(NoOutcome::Unstoppable),
             // Told to end by the shutdown, it ended without an outcome.
             (_, None) if told => Err(NoOutcome::HandBack),
             (Ended::Itself(outcome), None) => Ok(outcome),

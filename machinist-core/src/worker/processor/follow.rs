@@ -40,13 +40,13 @@ impl TaskProcessor {
         };
         match published {
             Ok(()) => {}
-            Err(Unpublished::Leaving) => return Ending::Leave,
+            Err(Unpublished::Unanswered(why)) => return why.into(),
             Err(Unpublished::Never(error)) => return Box::pin(self.never_runs_again(envelope, &error)).await,
         }
         if let Some(done) = follow_up.done(&envelope.id, envelope.attempt)
-            && self.steady.commit(&done).await.is_err()
+            && let Err(why) = self.steady.commit_verdict(&done).await
         {
-            return Ending::Leave;
+            return why.into();
         }
         Ending::Ack
     }

@@ -34,7 +34,7 @@ use super::{
     alone::Alone,
     open::{Opened, Refusals, open},
     session::Sessions,
-    steady::{Leaving, Steady},
+    steady::{Steady, Unanswered},
 };
 use crate::{
     app::App,
@@ -96,9 +96,12 @@ pub(super) enum Ending {
     Leave,
 }
 
-impl From<Leaving> for Ending {
-    fn from(Leaving: Leaving) -> Self {
-        Self::Leave
+impl From<Unanswered> for Ending {
+    fn from(why: Unanswered) -> Self {
+        match why {
+            Unanswered::Leaving => Self::Leave,
+            Unanswered::GivenUp => Self::HandBack,
+        }
     }
 }
 
@@ -177,6 +180,14 @@ impl TaskProcessor {
         self.tally.settled.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Completes when what has not started is to go back.
+    pub(super) async fn must_hand_back(&self) {
+        tokio::select! {
+            () = self.stages.reached_drain() => {}
+            () = self.steady.given_up() => {}
+        }
+    }
+
     /// Everything between opening and settling.
     async fn work(&self, holding: &mut Holding) -> Ending {
         let received_at = self.now();
@@ -218,7 +229,7 @@ impl TaskProcessor {
                 Some(wait) => tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     () = self.sessions.verdict_after(looked) => {}
-                    () = self.stages.reached_drain() => return Ending::HandBack,
+                    () = self.must_hand_back() => return Ending::HandBack,
                 },
                 None => return Box::pin(self.become_guard(&holding.envelope)).await,
             }

@@ -19,7 +19,7 @@ use crate::{
     },
     secrecy::hide,
     stored::stored,
-    worker::{LEAVING, session::Registered, steady::Leaving},
+    worker::{LEAVING, session::Registered},
 };
 
 impl TaskProcessor {
@@ -41,10 +41,10 @@ impl TaskProcessor {
             // Hidden first: what is signed is what is stored.
             let commit = if let Some(key) = &holding.hidden_by { hide(commit, key) } else { commit };
             let commit = self.app.0.trust.attest(commit);
-            let facts = match self.steady.commit(&commit).await {
+            let facts = match self.steady.commit_verdict(&commit).await {
                 Ok(Committed::Done) => break,
                 Ok(Committed::Refused(facts)) => facts,
-                Err(Leaving) => return Some(Ending::Leave),
+                Err(why) => return Some(why.into()),
             };
             match refused(&facts, &held, &verdict) {
                 Refusal::Recorded => break,
@@ -92,10 +92,18 @@ impl TaskProcessor {
 
     /// Says that this start is over without an outcome, so that nobody waits for our session.
     pub(super) async fn hand_back(&self, holding: &Holding, registered: &Registered, held: &Held) -> Ending {
-        self.tally.handed_back.fetch_add(1, Ordering::Relaxed);
         let held = registered.held().unwrap_or_else(|| held.clone());
-        if let Err(Leaving) = self.commit_once(&held.hand_back()).await {
-            return Ending::Leave;
+        let leaves = self.stages.is_draining();
+        if leaves {
+            self.tally.handed_back.fetch_add(1, Ordering::Relaxed);
+        }
+        if !self.commit_once(&held.hand_back()).await {
+            if leaves {
+                return Ending::Leave;
+            }
+            self.sessions.owe(held);
+            // What became a guard comes back by itself.
+            return Ending::HandBack;
         }
         if holding.receipt.is_none() {
             // The delivery became a guard: its next generation goes straight to the queue.
@@ -109,13 +117,11 @@ impl TaskProcessor {
         Ending::HandBack
     }
 
-    /// One try, when all others have left: a hand-back that fails is left to the expiry of the session.
-    async fn commit_once(&self, commit: &Commit) -> Result<(), Leaving> {
+    /// One try: what fails is left to the expiry of the session, or said when the backend is back.
+    async fn commit_once(&self, commit: &Commit) -> bool {
         let answer = self.app.backend().commit(vec![commit.clone()]);
-        match tokio::time::timeout(LEAVING, answer).await {
-            Ok(answers) if answers.iter().all(Result::is_ok) => Ok(()),
-            _ => Err(Leaving),
-        }
+        let answers = tokio::time::timeout(LEAVING, answer).await;
+        answers.is_ok_and(|answers| answers.iter().all(Result::is_ok))
     }
 
     /// Ends a task that is not run and whose record is as read. Where it has changed meanwhile, what it says

@@ -91,7 +91,7 @@ impl TaskProcessor {
         let target = Target::Queue(queue.clone());
         match self.steady.publish(&Publish { target, message: later, delay: unknown_wait(waited) }).await {
             Ok(()) => Ending::Ack,
-            Err(Unpublished::Leaving) => Ending::Leave,
+            Err(Unpublished::Unanswered(why)) => why.into(),
             Err(Unpublished::Never(_)) => self.bury_foreign(queue, message, reason, error).await,
         }
     }

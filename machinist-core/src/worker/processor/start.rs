@@ -7,7 +7,7 @@ use crate::{
     envelope::Envelope,
     id::SessionId,
     record::{Facts, FailureKind, Held, Meaning, Starting, Suspicion, judge, suspicion},
-    worker::{alone, session::Registered, steady::Leaving},
+    worker::{alone, session::Registered, steady::Unanswered},
 };
 
 /// What asking for a start came to.
@@ -37,7 +37,10 @@ impl TaskProcessor {
         received_at: Timestamp,
         alone: bool,
     ) -> Asked {
-        let Ok(session) = self.session().await else { return Asked::Settle(Ending::Leave) };
+        let session = match self.session().await {
+            Ok(session) => session,
+            Err(why) => return Asked::Settle(why.into()),
+        };
         let mut asking = Starting {
             id: envelope.id.clone(),
             attempt: envelope.attempt,
@@ -63,23 +66,36 @@ impl TaskProcessor {
                         Err(asked) => return asked,
                     }
                 }
-                Err(Leaving) => return Asked::Settle(Ending::Leave),
+                Err(why) => {
+                    // It may have been granted, and nobody runs it.
+                    self.sessions.owe(held);
+                    return Asked::Settle(why.into());
+                }
             }
             if registered.hold(&held) {
                 return Asked::Started(held);
             }
             // The session for which it was asked has expired meanwhile, so others may take the task over.
-            let Ok(session) = self.session().await else { return Asked::Settle(Ending::Leave) };
+            let session = match self.session().await {
+                Ok(session) => session,
+                Err(why) => {
+                    self.sessions.owe(held);
+                    return Asked::Settle(why.into());
+                }
+            };
             (commit, held) = held.adopt(&session, self.now());
             asking.session = session;
         }
     }
 
     /// The session under which something may be started.
-    async fn session(&self) -> Result<SessionId, Leaving> {
+    async fn session(&self) -> Result<SessionId, Unanswered> {
         tokio::select! {
+            // First, for nearly always it is alive, and the others then cost nothing.
+            biased;
             session = self.sessions.alive() => Ok(session),
-            () = self.stages.reached_leave() => Err(Leaving),
+            () = self.stages.reached_leave() => Err(Unanswered::Leaving),
+            () = self.steady.given_up() => Err(Unanswered::GivenUp),
         }
     }
 

@@ -31,7 +31,7 @@ impl TaskProcessor {
                 tracing::warn!(%queue, "a delayed message came due while its queue was gone; the queue is there again");
                 Ending::Ack
             }
-            Err(Unpublished::Leaving) => Ending::Leave,
+            Err(Unpublished::Unanswered(why)) => why.into(),
             Err(Unpublished::Never(error @ PublishError::Unroutable { .. })) => {
                 self.cannot_arrive(&queue, &publish.message, &error).await
             }

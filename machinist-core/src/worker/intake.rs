@@ -1,0 +1,134 @@
+//! Where deliveries come in, and the end of that for as long as nothing can come of them.
+//!
+//! A worker that is without the backend keeps what it holds for ten minutes: most outages are shorter, and what runs goes
+//! on. After that others, who perhaps have the backend, should have the messages.
+
+use std::{convert::Infallible, sync::Arc};
+
+use tokio::time::Instant;
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
+
+use super::{
+    Health,
+    processor::TaskProcessor,
+    steady::{GIVE_UP, pause},
+    upkeep,
+};
+use crate::{
+    broker::{Consume, Consumer, Pulse},
+    error::chain,
+};
+
+/// What takes deliveries, and what it needs for it.
+pub(super) struct Intake {
+    pub(super) processor: Arc<TaskProcessor>,
+    pub(super) what: Consume,
+    pub(super) health: Health,
+    pub(super) tracker: TaskTracker,
+    /// Ends, at once, all that was taken.
+    pub(super) cut: CancellationToken,
+}
+
+impl Intake {
+    /// Takes deliveries for ever, from one subscription after the other. Ends only when the broker was closed.
+    pub(super) async fn keep(&self, consumer: &mut Box<dyn Consumer>) {
+        let steady = &self.processor.steady;
+        loop {
+            self.health.subscribed(consumer.pulse().into());
+            let upkeep = upkeep::keep(Arc::clone(&self.processor), self.what.queues.clone());
+            let upkeep = AbortOnDropHandle::new(tokio::spawn(upkeep));
+            let pulse = consumer.pulse();
+            tokio::select! {
+                () = self.take(consumer.as_mut()) => return,
+                () = steady.backend_is_away_for_long() => {}
+                never = self.cancel_when_cut_off(pulse) => match never {},
+            }
+            tracing::error!(
+                running = self.processor.sessions.running(),
+                "the backend has been away for {GIVE_UP:?}: cancelling what runs, handing back what is held, and taking \
+                 nothing until it answers. Outcomes that are not recorded are kept"
+            );
+            self.health.withdrawn();
+            drop(upkeep);
+            // First, or what is handed back comes here again at once.
+            consumer.stop().await;
+            self.processor.sessions.cut_off_all();
+            steady.give_up(true);
+            steady.backend_is_there().await;
+            self.processor.sessions.alive().await;
+            steady.give_up(false);
+            self.health.subscribing();
+            *consumer = self.subscribe().await;
+            tracing::info!(queues = ?self.what.queues, "subscribed again");
+        }
+    }
+
+    /// Cancels what runs where neither server vouches for it: the lease is over, and since it was renewed for the last
+    /// time the connection was lost that held the messages. Others may then run them. One of the two alone is no reason.
+    async fn cancel_when_cut_off(&self, pulse: Box<dyn Pulse>) -> Infallible {
+        let sessions = &self.processor.sessions;
+        let mut vouched = sessions.valid_until();
+        let (mut losses, mut seen) = (pulse.losses(), pulse.losses());
+        loop {
+            tokio::time::sleep(sessions.lease().look()).await;
+            let (until, lost) = (sessions.valid_until(), pulse.losses());
+            let before = std::mem::replace(&mut seen, lost);
+            if until != vouched {
+                // What was lost since the last look may have been lost after the renewal.
+                (vouched, losses) = (until, before);
+            } else if lost != losses && Instant::now() >= until && self.processor.steady.is_backend_away() {
+                if sessions.running() > 0 {
+                    tracing::error!(
+                        running = sessions.running(),
+                        "the backend and the broker are away, and the lease is over: others may run what runs here, so it \
+                         is cancelled"
+                    );
+                    sessions.cut_off_all();
+                }
+                losses = lost;
+            }
+        }
+    }
+
+    /// Subscribes, however long it takes.
+    async fn subscribe(&self) -> Box<dyn Consumer> {
+        let mut tries = 0;
+        loop {
+            match self.processor.app.broker().consume(self.what.clone()).await {
+                Ok(consumer) => return consumer,
+                Err(error) => {
+                    let error = chain(&error).join(": ");
+                    tracing::error!(
+                        error,
+                        tries,
+                        "the worker could not subscribe to its queues; trying again"
+                    );
+                }
+            }
+            pause(tries).await;
+            tries += 1;
+        }
+    }
+
+    /// Takes deliveries, each into a task of its own. Ends only when the broker was closed.
+    async fn take(&self, consumer: &mut dyn Consumer) {
+        loop {
+            // While the backend is away nothing is taken: what is held stays unacknowledged, and prefetch bounds it.
+            self.processor.steady.backend_is_there().await;
+            let Some(delivery) = consumer.next().await else { return };
+            // On the heap at once: a spawned future is moved several times.
+            let (cut, process) = (self.cut.clone(), Box::pin(Arc::clone(&self.processor).process(delivery)));
+            self.tracker.spawn(async move {
+                tokio::select! {
+                    // First: a slot that is free because its holder was cut off is not for the next.
+                    biased;
+                    () = cut.cancelled() => {}
+                    () = process => {}
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,516 @@
+//! What a worker does without its servers, over the in-memory adapters and under paused time: a backend that is away for
+//! minutes, and for long, and what is told first when it is back.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::{
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use machinist_core::{
+    App, AsyncResult, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
+    backend::{
+        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, Note, Renewed, SessionEntry,
+        Watch,
+    },
+    broker::{
+        Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
+    },
+    clock::Timestamp,
+    diagnose::{Diagnose, Finding},
+    id::{QueueName, SessionId},
+    memory::{MemoryBackend, MemoryBroker},
+    record::{Facts, State as TaskState},
+    worker::{Drained, Health},
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+const WORK: TaskDef<(String,), String> = TaskDef::new("work");
+const BLOCKS: TaskDef<(), ()> = TaskDef::new("blocks");
+
+const LEASE: Duration = Duration::from_secs(15);
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+fn minutes(n: u64) -> Duration {
+    Duration::from_secs(n * 60)
+}
+
+fn queue() -> QueueName {
+    QueueName::parse("default").unwrap()
+}
+
+/// What handlers did, and when they may end.
+#[derive(Debug, Clone, Default)]
+struct Tale {
+    begun: Arc<AtomicU32>,
+    told: Arc<AtomicU32>,
+    /// For those that listen.
+    released: CancellationToken,
+    /// For those that do not.
+    may_end: CancellationToken,
+}
+
+impl Tale {
+    fn begun(&self) -> u32 {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// How many were told to end.
+    fn told(&self) -> u32 {
+        self.told.load(Ordering::SeqCst)
+    }
+}
+
+async fn work(cx: TaskContext, State(tale): State<Tale>, how: String) -> Result<String, TaskError> {
+    let begun = tale.begun.fetch_add(1, Ordering::SeqCst);
+    match how.as_str() {
+        // Once only: who runs it again finds the way free.
+        "listens" if begun == 0 => tokio::select! {
+            () = cx.cancellation().cancelled() => {
+                tale.told.fetch_add(1, Ordering::SeqCst);
+                Err("told to end")?
+            }
+            () = tale.released.cancelled() => {}
+        },
+        "waits" => tale.may_end.cancelled().await,
+        _ => {}
+    }
+    Ok(how)
+}
+
+/// A gate that blocks a thread.
+#[derive(Debug, Clone, Default)]
+struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+fn blocks(State(gate): State<Gate>, State(tale): State<Tale>) -> Result<(), TaskError> {
+    tale.begun.fetch_add(1, Ordering::SeqCst);
+    let (open, opened) = &*gate.0;
+    drop(opened.wait_while(open.lock().unwrap(), |open| !*open).unwrap());
+    Ok(())
+}
+
+// ---- servers that can be away
+
+/// The servers as one process sees them.
+#[derive(Debug, Clone)]
+struct View {
+    broker: MemoryBroker,
+    backend: MemoryBackend,
+    away: Arc<AtomicBool>,
+    /// What it did to the servers, and that it was done.
+    done: Arc<Mutex<Vec<String>>>,
+}
+
+impl View {
+    fn of(broker: &MemoryBroker, backend: &MemoryBackend) -> Self {
+        let (away, done) = (Arc::default(), Arc::default());
+        Self { broker: broker.connect(), backend: backend.clone(), away, done }
+    }
+
+    fn lose_backend(&self, away: bool) {
+        self.done.lock().unwrap().clear();
+        self.away.store(away, Ordering::SeqCst);
+    }
+
+    fn note(&self, what: impl Into<String>) {
+        self.done.lock().unwrap().push(what.into());
+    }
+
+    /// When it did this for the first time since the backend was lost or found.
+    fn place(&self, what: &str) -> usize {
+        let done = self.done.lock().unwrap();
+        done.iter().position(|done| done == what).unwrap_or_else(|| panic!("no {what} in {done:?}"))
+    }
+
+    fn there(&self) -> Result<&MemoryBackend, BackendError> {
+        if self.away.load(Ordering::SeqCst) {
+            Err(BackendError::Unavailable("the test took it away".into()))
+        } else {
+            Ok(&self.backend)
+        }
+    }
+}
+
+#[async_trait]
+impl Diagnose for View {
+    fn location(&self) -> String {
+        "memory".to_owned()
+    }
+    async fn diagnose(&self) -> Vec<Finding> {
+        Vec::new()
+    }
+}
+
+#[async_trait]
+impl Backend for View {
+    fn capabilities(&self) -> BackendCapabilities {
+        self.backend.capabilities()
+    }
+    async fn commit(&self, batch: Vec<Commit>) -> Vec<Result<Committed, BackendError>> {
+        let names: Vec<_> = batch.iter().flat_map(|c| &c.facts).map(|(name, _)| name.to_string()).collect();
+        match self.there() {
+            Ok(backend) => {
+                let answers = backend.commit(batch).await;
+                names.into_iter().for_each(|name| self.note(name));
+                answers
+            }
+            Err(_) => batch.iter().map(|_| Err(self.there().unwrap_err())).collect(),
+        }
+    }
+    async fn read(&self, ids: &[TaskId]) -> Result<Vec<Facts>, BackendError> {
+        self.there()?.read(ids).await
+    }
+    async fn watch(&self, id: &TaskId) -> Result<Watch, BackendError> {
+        self.there()?.watch(id).await
+    }
+    async fn now(&self) -> Result<Timestamp, BackendError> {
+        self.there()?.now().await
+    }
+    async fn open_session(
+        &self,
+        session: &SessionId,
+        lease: Duration,
+        info: Bytes,
+    ) -> Result<Timestamp, BackendError> {
+        let opened = self.there()?.open_session(session, lease, info).await;
+        self.note("session");
+        opened
+    }
+    async fn renew_session(
+        &self,
+        session: &SessionId,
+        lease: Duration,
+        info: Bytes,
+        running: &[TaskId],
+    ) -> Result<Renewed, BackendError> {
+        self.there()?.renew_session(session, lease, info, running).await
+    }
+    async fn close_session(&self, session: &SessionId) -> Result<(), BackendError> {
+        self.there()?.close_session(session).await
+    }
+    async fn alive(&self, sessions: &[SessionId]) -> Result<Vec<bool>, BackendError> {
+        self.there()?.alive(sessions).await
+    }
+    async fn sessions(&self) -> Result<Vec<SessionEntry>, BackendError> {
+        self.there()?.sessions().await
+    }
+    async fn note(&self, notes: Vec<Note>) -> Result<(), BackendError> {
+        self.there()?.note(notes).await
+    }
+    async fn list(
+        &self,
+        index: Index,
+        after: Option<(Timestamp, String)>,
+        limit: usize,
+    ) -> Result<Vec<(Timestamp, String)>, BackendError> {
+        self.there()?.list(index, after, limit).await
+    }
+}
+
+#[async_trait]
+impl Broker for View {
+    fn capabilities(&self) -> BrokerCapabilities {
+        self.broker.capabilities()
+    }
+    async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {
+        self.broker.publish(batch).await
+    }
+    async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
+        self.note("subscription");
+        self.broker.consume(what).await
+    }
+    async fn consume_aside(
+        &self,
+        from: Aside,
+        prefetch: u16,
+    ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
+        self.broker.consume_aside(from, prefetch).await
+    }
+    async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
+        self.broker.depth(queues).await
+    }
+    async fn close(&self) {
+        Broker::close(&self.broker).await;
+    }
+}
+
+// ---- a worker with such a view
+
+struct Running {
+    view: View,
+    tale: Tale,
+    gate: Gate,
+    health: Health,
+    stop: CancellationToken,
+    worker: tokio::task::JoinHandle<Drained>,
+}
+
+impl Running {
+    async fn start(broker: &MemoryBroker, backend: &MemoryBackend) -> Self {
+        let view = View::of(broker, backend);
+        let app = App::builder(Arc::new(view.clone()), Arc::new(view.clone())).build().await.unwrap();
+        let (tale, gate) = (Tale::default(), Gate::default());
+        let worker = Worker::builder(&app)
+            .concurrency(2)
+            .session_lease(LEASE)
+            .state(tale.clone())
+            .state(gate.clone())
+            .task(WORK, work)
+            .task_blocking(BLOCKS, blocks)
+            .build()
+            .unwrap();
+        let (stop, health) = (CancellationToken::new(), worker.health());
+        let until = stop.clone().cancelled_owned();
+        let worker = tokio::spawn(async move { worker.run_until(until).await.unwrap() });
+        Self { view, tale, gate, health, stop, worker }
+    }
+
+    async fn stops(self) -> Drained {
+        self.stop.cancel();
+        tokio::time::timeout(secs(30), self.worker).await.expect("it ends within 28 s").unwrap()
+    }
+}
+
+struct House {
+    broker: MemoryBroker,
+    backend: MemoryBackend,
+    app: App,
+}
+
+impl House {
+    async fn new() -> Self {
+        let (broker, backend) = (MemoryBroker::new(), MemoryBackend::new());
+        let app = App::builder(Arc::new(broker.connect()), Arc::new(backend.clone())).build().await.unwrap();
+        Self { broker, backend, app }
+    }
+
+    async fn worker(&self) -> Running {
+        Running::start(&self.broker, &self.backend).await
+    }
+
+    async fn send(&self, how: &str) -> AsyncResult<String> {
+        self.app.client().send(WORK.call((how.to_owned(),))).await.unwrap()
+    }
+
+    /// How many wait in the queue, and how many subscriptions it has.
+    async fn queue(&self) -> (u64, u64) {
+        let depth = self.broker.depth(&[queue()]).await.unwrap().pop().unwrap();
+        (depth.ready.unwrap_or_default(), depth.consumers.unwrap_or_default())
+    }
+
+    async fn facts<R>(&self, task: &AsyncResult<R>) -> Facts {
+        self.backend.read(std::slice::from_ref(task.id())).await.unwrap().pop().unwrap()
+    }
+}
+
+/// Waits, for an hour at most, until something holds.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let since = Instant::now();
+    while !holds().await {
+        assert!(since.elapsed() < HOUR, "waited an hour for {what}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn succeeds(task: &AsyncResult<String>) {
+    task.wait(HOUR).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_is_away_for_minutes_costs_no_run_and_no_message() {
+    let house = House::new().await;
+    let worker = house.worker().await;
+    let (a, b) = (house.send("listens").await, house.send("waits").await);
+    until("both to run", async || worker.tale.begun() == 2).await;
+    let waiting = house.send("quick").await;
+    worker.view.lose_backend(true);
+    tokio::time::sleep(minutes(9)).await;
+    assert_eq!((worker.tale.told(), worker.tale.begun()), (0, 2), "cancelled, or started without a backend");
+    assert_eq!(house.queue().await, (0, 1), "what is held is kept");
+    worker.view.lose_backend(false);
+    worker.tale.released.cancel();
+    worker.tale.may_end.cancel();
+    for task in [&a, &b, &waiting] {
+        succeeds(task).await;
+    }
+    assert_eq!(worker.tale.begun(), 3, "something ran twice");
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_ten_minutes_what_runs_is_cancelled_and_what_is_held_goes_back() {
+    let house = House::new().await;
+    let worker = house.worker().await;
+    let runs = house.send("listens").await;
+    until("it to run", async || worker.tale.begun() == 1).await;
+    let ends = house.send("waits").await;
+    until("both to run", async || worker.tale.begun() == 2).await;
+    let waits = [house.send("quick").await, house.send("quick").await];
+    until("all to be held", async || house.queue().await.0 == 0).await;
+    worker.view.lose_backend(true);
+    tokio::time::sleep(minutes(1)).await;
+    // Its outcome is known here alone from now on.
+    worker.tale.may_end.cancel();
+    tokio::time::sleep(minutes(8)).await;
+    assert_eq!(house.queue().await, (0, 1));
+    until("the queue to be left", async || house.queue().await.1 == 0).await;
+    until("what is held to be handed back", async || house.queue().await.0 == 3).await;
+    assert!(worker.health.troubles().await.is_empty(), "ended, it would lose what it knows");
+    assert!(worker.health.obstacles().await.iter().any(|o| o.contains("handed back")));
+    tokio::time::sleep(HOUR).await;
+    assert_eq!(house.queue().await, (3, 0), "it stays away as long as the backend");
+    assert!(!house.facts(&ends).await.has("end"));
+    worker.view.lose_backend(false);
+    for task in [&runs, &ends, &waits[0], &waits[1]] {
+        succeeds(task).await;
+    }
+    // The one that was cancelled ran twice.
+    assert_eq!(worker.tale.begun(), 5, "an outcome was lost, and its task ran again");
+    assert!(worker.view.place("end") < worker.view.place("session"), "outcomes come first");
+    assert!(worker.view.place("session") < worker.view.place("subscription"));
+    assert!(worker.health.obstacles().await.is_empty());
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_was_cancelled_then_is_given_back_when_the_backend_is_there() {
+    let house = House::new().await;
+    let worker = house.worker().await;
+    let runs = house.send("listens").await;
+    until("it to run", async || worker.tale.begun() == 1).await;
+    worker.view.lose_backend(true);
+    until("it to be cancelled", async || worker.tale.told() == 1).await;
+    until("its message to be there", async || house.queue().await == (1, 0)).await;
+    assert!(!house.facts(&runs).await.has("r:1:1"), "there was nobody to tell");
+    worker.view.lose_backend(false);
+    succeeds(&runs).await;
+    assert!(house.facts(&runs).await.has("r:1:1"), "it counts against the task that it was cancelled");
+    assert!(worker.view.place("r:1:1") < worker.view.place("session"));
+    assert_eq!(worker.tale.begun(), 2);
+    let drained = worker.stops().await;
+    assert!(drained.is_clean(), "{drained:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_the_backend_takes_over_what_another_gave_up() {
+    let house = House::new().await;
+    let cut_off = house.worker().await;
+    let runs = house.send("listens").await;
+    until("it to run", async || cut_off.tale.begun() == 1).await;
+    cut_off.view.lose_backend(true);
+    let other = house.worker().await;
+    tokio::time::sleep(minutes(9)).await;
+    assert_eq!(other.tale.begun(), 0, "it runs, and its message is held");
+    // Its session has expired, and two looks find that.
+    other.tale.released.cancel();
+    succeeds(&runs).await;
+    assert_eq!((cut_off.tale.told(), other.tale.begun()), (1, 1));
+    let facts = house.facts(&runs).await;
+    assert!(facts.has("s:1:2") && !facts.has("r:1:1"), "{facts:?}");
+    cut_off.view.lose_backend(false);
+    until("it to subscribe again", async || house.queue().await.1 == 2).await;
+    let state = runs.record().await.unwrap().state;
+    assert_eq!(state, TaskState::Success);
+    assert!(!house.facts(&runs).await.has("r:1:1"), "it has ended, and there is nothing to give back");
+    assert!(cut_off.stops().await.is_clean());
+    assert!(other.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_stopped_is_not_given_to_others_while_it_runs() {
+    let house = House::new().await;
+    let worker = house.worker().await;
+    let blocks = house.app.client().send(BLOCKS.call(())).await.unwrap();
+    // Blocking threads stop paused time from running by itself.
+    while worker.tale.begun() == 0 {
+        tokio::time::advance(Duration::from_millis(1)).await;
+    }
+    worker.view.lose_backend(true);
+    while house.queue().await.1 > 0 {
+        tokio::time::advance(secs(1)).await;
+    }
+    for _ in 0..100 {
+        tokio::time::advance(secs(1)).await;
+    }
+    assert_eq!(house.queue().await.0, 0, "it would run beside itself");
+    worker.view.lose_backend(false);
+    *worker.gate.0.0.lock().unwrap() = true;
+    worker.gate.0.1.notify_all();
+    blocks.wait(HOUR).await.unwrap();
+    assert_eq!(worker.tale.begun(), 1);
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_has_given_up_still_stops_in_time() {
+    let house = House::new().await;
+    let worker = house.worker().await;
+    let runs = house.send("listens").await;
+    until("it to run", async || worker.tale.begun() == 1).await;
+    worker.view.lose_backend(true);
+    until("its message to be there", async || house.queue().await == (1, 0)).await;
+    let drained = worker.stops().await;
+    assert_eq!((drained.handed_back, drained.unfinished), (0, 0), "it left nothing");
+    let other = house.worker().await;
+    other.tale.begun.store(1, Ordering::SeqCst);
+    succeeds(&runs).await;
+    assert!(other.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_both_servers_what_runs_is_cancelled_when_the_lease_is_over() {
+    let house = House::new().await;
+    let worker = house.worker().await;
+    let runs = house.send("listens").await;
+    until("it to run", async || worker.tale.begun() == 1).await;
+    worker.view.lose_backend(true);
+    tokio::time::sleep(LEASE / 3).await;
+    let lost = Instant::now();
+    house.broker.interrupt();
+    until("it to be cancelled", async || worker.tale.told() == 1).await;
+    assert!(lost.elapsed() < minutes(1), "others may have run it for long");
+    assert_eq!(house.queue().await.1, 1, "it waits for both");
+    worker.view.lose_backend(false);
+    succeeds(&runs).await;
+    assert_eq!(worker.tale.begun(), 2);
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_server_that_is_away_cancels_nothing() {
+    let house = House::new().await;
+    let worker = house.worker().await;
+    let runs = house.send("listens").await;
+    until("it to run", async || worker.tale.begun() == 1).await;
+    // The broker alone, again and again; then the backend alone, longer than the lease.
+    for _ in 0..10 {
+        house.broker.interrupt();
+        tokio::time::sleep(LEASE).await;
+    }
+    worker.view.lose_backend(true);
+    tokio::time::sleep(minutes(5)).await;
+    worker.view.lose_backend(false);
+    // And one after the other: in between somebody vouched for what runs.
+    tokio::time::sleep(LEASE).await;
+    house.broker.interrupt();
+    tokio::time::sleep(LEASE).await;
+    worker.view.lose_backend(true);
+    tokio::time::sleep(minutes(5)).await;
+    worker.view.lose_backend(false);
+    assert_eq!(worker.tale.told(), 0);
+    worker.tale.released.cancel();
+    succeeds(&runs).await;
+    assert_eq!(worker.tale.begun(), 1);
+    assert!(worker.stops().await.is_clean());
+}
