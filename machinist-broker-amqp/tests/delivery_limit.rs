@@ -1,0 +1,83 @@
+//! The backstop: a message that comes back a thousand times is laid aside by the broker itself, and its task ends.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::{
+    panic::{AssertUnwindSafe, resume_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::FutureExt as _;
+use lapin::options::{BasicGetOptions, BasicRejectOptions};
+use machinist_conformance::{BrokerHarness as _, eventually, service_url, within};
+use machinist_core::{
+    App, DeadFilter, TaskDef,
+    broker::{Broker, QueueDepth},
+    id::QueueName,
+    memory::MemoryBackend,
+    record::{FailureKind, State},
+};
+use support::{AMQP_URL, Harness, Raw};
+
+const BOUND: Duration = Duration::from_secs(300);
+/// What a task queue is declared with.
+const LIMIT: usize = 1000;
+const DEADLY: TaskDef<(u32,), ()> = TaskDef::new("deadly");
+
+#[tokio::test]
+async fn a_message_at_the_delivery_limit_is_laid_aside_and_its_task_is_lost() {
+    let Some(server) = service_url(AMQP_URL) else { return };
+    let harness = Harness::new(server, format!("test-{:08x}", rand::random::<u32>())).await;
+    let test = within(BOUND, "a thousand deliveries", returned_until_it_is_gone(&harness));
+    let outcome = AssertUnwindSafe(test).catch_unwind().await;
+    harness.clean_up().await;
+    harness.clean_up_namespace().await;
+    if let Err(panic) = outcome {
+        resume_unwind(panic);
+    }
+}
+
+async fn returned_until_it_is_gone(harness: &Harness) {
+    let broker: Arc<dyn Broker> = Arc::new(harness.broker(harness.options()).await);
+    let backend = Arc::new(MemoryBackend::new());
+    let app = App::builder(Arc::clone(&broker), backend).allow_unsigned().build().await.unwrap();
+    let queue = QueueName::parse("limited").unwrap();
+    let client = app.client();
+    let task = client.send(DEADLY.call((7,)).queue("limited")).await.unwrap();
+
+    let depth = async || broker.depth(std::slice::from_ref(&queue)).await.unwrap().pop().unwrap();
+    let raw = Raw::connect(&harness.url).await;
+    let mut returned = 0;
+    while depth_of_dead(&depth().await) == 0 {
+        // As a process does that dies of it: `reject` counts on every version, `nack` does not on the newest.
+        while let Some(got) = raw
+            .channel
+            .basic_get(harness.on_broker(&queue).into(), BasicGetOptions { no_ack: false })
+            .await
+            .unwrap()
+        {
+            returned += 1;
+            assert!(returned <= 2 * LIMIT, "it came {returned} times, and comes again");
+            got.delivery.acker.reject(BasicRejectOptions { requeue: true }).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(returned > LIMIT, "it was laid aside after {returned} deliveries");
+    assert_eq!(depth().await.ready, Some(0));
+
+    assert_eq!(client.index_dead_letters(&queue).await.unwrap(), 1);
+    assert_eq!(client.index_dead_letters(&queue).await.unwrap(), 0, "once");
+    let letters = client.dead_letters(&DeadFilter::default(), usize::MAX).await.unwrap();
+    assert_eq!((letters[0].reason.as_str(), letters[0].task.as_ref()), ("lost", Some(task.id())));
+    assert!(eventually(BOUND, async || depth_of_dead(&depth().await) == 1).await, "it stays where it is");
+    let record = task.record().await.unwrap();
+    assert_eq!((record.state, record.kind), (State::Failure, Some(FailureKind::Lost)));
+    broker.close().await;
+}
+
+fn depth_of_dead(depth: &QueueDepth) -> u64 {
+    depth.dead.unwrap_or_default()
+}
