@@ -135,9 +135,18 @@ impl House {
 
     /// Starts another sender.
     pub(crate) fn send_to(&mut self, queue: &str, poison: Option<Kind>) -> Result<()> {
+        self.send_at(self.size.rate(), queue, poison)
+    }
+
+    /// Starts another sender, of nothing but poison.
+    pub(crate) fn send_only(&mut self, poison: Kind) -> Result<()> {
+        self.send_at(0, QUEUE, Some(poison))
+    }
+
+    fn send_at(&mut self, rate: usize, queue: &str, poison: Option<Kind>) -> Result<()> {
         let mut args = vec!["sender".to_owned()];
         args.extend(common_args(&self.through, &self.dir));
-        args.extend(["--queue", queue, "--rate", &self.size.rate().to_string()].map(str::to_owned));
+        args.extend(["--queue", queue, "--rate", &rate.to_string()].map(str::to_owned));
         if let Some(kind) = poison {
             args.extend(["--poison", kind.as_str()].map(str::to_owned));
         }

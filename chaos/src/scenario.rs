@@ -85,6 +85,7 @@ scenarios! {
     Arrows "arrows" "workers end themselves at every arrow of the delivery protocol, one after the other"
     Poison "poison" "tasks that end their process among the others"
     Oom "oom" "tasks that take all the memory of their process among the others"
+    MixedPoison "mixed-poison" "tasks that end their process or take its memory, messages with deep headers or none of ours, all at once"
     DeepHeaders "deep-headers" "messages with headers as deep as a frame can hold among the tasks"
     QueueGone "queue-gone" "delayed tasks come due for a queue that is gone, among many whose queue is there"
     RedisAway "redis-away" "Redis is killed and stays away for 60 s while long tasks run"
@@ -94,8 +95,15 @@ scenarios! {
 impl Scenario {
     /// What only a nightly run or a person tries: it takes longest, or another scenario is of its kind. All others
     /// are for a continuous integration, which has twelve minutes for them.
-    const BY_HAND: &[Self] =
-        &[Self::Calm, Self::WorkerFreeze, Self::AmqpStallOld, Self::Arrows, Self::Oom, Self::RedisAway];
+    const BY_HAND: &[Self] = &[
+        Self::Calm,
+        Self::WorkerFreeze,
+        Self::AmqpStallOld,
+        Self::Arrows,
+        Self::Oom,
+        Self::MixedPoison,
+        Self::RedisAway,
+    ];
 
     pub(crate) fn is_in_ci(self) -> bool {
         !Self::BY_HAND.contains(&self)
@@ -281,6 +289,7 @@ impl Scenario {
             Self::Poison => Setup { poison: Some(Kind::Abort), ..usual },
             Self::Arrows => Setup { arrows: true, ..usual },
             Self::Oom => special::oom(usual),
+            Self::MixedPoison => Setup { poison: Some(Kind::Abort), ..special::oom(usual) },
             Self::BusyKill => special::busy(usual),
             _ => usual,
         }
@@ -293,7 +302,7 @@ impl Scenario {
         // lost: never more than all that workers can run at once.
         let duplicates = match self {
             Self::WorkerKill => dismissed * CONCURRENCY,
-            Self::Poison | Self::Oom | Self::Arrows => crashed.len() * CONCURRENCY,
+            Self::Poison | Self::Oom | Self::MixedPoison | Self::Arrows => crashed.len() * CONCURRENCY,
             Self::WorkerFreeze => CONCURRENCY,
             // Deliveries come again, and where the host was too busy to renew a session of 3 s, they run again.
             Self::RabbitKill | Self::RabbitStop | Self::RabbitFreeze | Self::RabbitListeners => EVERYTHING,
@@ -306,7 +315,7 @@ impl Scenario {
             records_lost: matches!(self, Self::RedisFlush | Self::RedisRollback),
             paused: self == Self::WorkerFreeze,
             duplicates,
-            crashes: matches!(self, Self::Poison | Self::Oom | Self::Arrows),
+            crashes: matches!(self, Self::Poison | Self::Oom | Self::MixedPoison | Self::Arrows),
         }
     }
 
@@ -317,6 +326,12 @@ impl Scenario {
         match self {
             Self::Calm | Self::Undecodable | Self::Poison | Self::Oom | Self::DeepHeaders => {
                 house.pass(fault).await?;
+            }
+            Self::MixedPoison => {
+                for kind in [Kind::Oom, Kind::Garbage, Kind::Deep] {
+                    house.send_only(kind)?;
+                }
+                house.pass(fault * 2).await?;
             }
             Self::QueueGone => special::queue_gone(house).await?,
             Self::RedisAway => special::redis_away(house).await?,
@@ -364,8 +379,7 @@ impl Scenario {
             }
             Self::RabbitFreeze => {
                 house.services.freeze(Server::RabbitMq)?;
-                // Longer than heartbeats and probes are patient with.
-                house.pass(fault * 3).await?;
+                house.pass(house.size.freeze()).await?;
                 house.services.thaw(Server::RabbitMq)?;
             }
             Self::RabbitListeners => {

@@ -28,6 +28,15 @@ impl Size {
         }
     }
 
+    /// How long RabbitMQ is stopped without a word: longer than heartbeats and probes are patient with at the nightly size,
+    /// than probes at the other.
+    pub(crate) fn freeze(self) -> Duration {
+        match self {
+            Self::Smoke => Duration::from_secs(15),
+            Self::Nightly => Duration::from_secs(40),
+        }
+    }
+
     /// Load before and after the fault.
     pub(crate) fn calm(self) -> Duration {
         match self {

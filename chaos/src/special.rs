@@ -23,6 +23,11 @@ const MEMORY_MIB: u64 = 8 * 1024;
 const ORPHANS: usize = 60;
 const AWAY: Duration = Duration::from_secs(60);
 const LONG_TASKS: usize = 8;
+/// What the ledger is told when Redis has gone, and before it comes back.
+const GONE: &str = "redis-gone";
+const BACK: &str = "redis-back";
+/// So long after Redis has gone a start that it had granted may still be told, in milliseconds.
+const LAST_STARTS: u64 = 2000;
 /// A worker that waits for Redis has next to nothing to do: percent of one core.
 const QUIET_CPU: f64 = 20.0;
 const BUSY: usize = 32;
@@ -60,7 +65,9 @@ pub(crate) async fn redis_away(house: &House) -> Result<()> {
     let long = house.send_now(Kind::Long, QUEUE, LONG_TASKS).await?;
     starts(house, &long, None, Duration::from_secs(60)).await.context("long tasks")?;
     tokio::task::block_in_place(|| house.services.kill(Server::Redis))?;
+    house.mark(GONE).await?;
     house.pass(AWAY).await?;
+    house.mark(BACK).await?;
     tokio::task::block_in_place(|| house.services.start_again(Server::Redis, &house.interrupt))
 }
 
@@ -75,13 +82,40 @@ pub(crate) fn judge_redis_away(ledger: &str, cpu: f64) -> Vec<String> {
         .filter(|w| w.get(1) == Some(&"try") && w.get(3) == Some(&"long"))
         .filter_map(|w| w.get(2).copied())
         .collect();
+    let instant = |mark: &str| {
+        words().find(|w| w[1..] == ["mark", mark]).and_then(|w| w[0].parse().ok()).unwrap_or(u64::MAX)
+    };
+    let (gone, back) = (instant(GONE), instant(BACK));
     let mut started: HashMap<&str, usize> = HashMap::new();
+    let mut through = HashSet::new();
+    let (mut meanwhile, mut latest) = (0, 0);
     for line in words() {
         match line[..] {
             [_, "cancelled", id, ..] => violations.push(format!("{id} was cancelled")),
-            [_, "start", id, ..] if long.contains(id) => *started.entry(id).or_default() += 1,
+            [at, "start", id, ..] => {
+                if long.contains(id) {
+                    *started.entry(id).or_default() += 1;
+                }
+                let after = at.parse::<u64>().unwrap_or(0).saturating_sub(gone);
+                if after > 0 && gone.saturating_add(after) < back {
+                    latest = latest.max(after);
+                    meanwhile += usize::from(after > LAST_STARTS);
+                }
+            }
+            [_, "effect", id, ..] if long.contains(id) => drop(through.insert(id)),
             _ => {}
         }
+    }
+    if gone == u64::MAX || back == u64::MAX {
+        violations.push("the ledger does not say when Redis was away".to_owned());
+    }
+    if meanwhile > 0 {
+        violations.push(format!(
+            "{meanwhile} tasks were started while Redis was away, the last {latest} ms after its end"
+        ));
+    }
+    if through.len() != long.len() {
+        violations.push(format!("{} of {} long tasks ran through", through.len(), long.len()));
     }
     violations.extend(
         started
@@ -89,7 +123,12 @@ pub(crate) fn judge_redis_away(ledger: &str, cpu: f64) -> Vec<String> {
             .filter(|(_, count)| **count > 1)
             .map(|(id, count)| format!("{id} was started {count} times")),
     );
-    say!("    {} long tasks ran through; CPU of the busiest worker {cpu:.1} %", started.len());
+    say!(
+        "    {} of {} long tasks ran through; no start later than {latest} ms after the end of Redis; CPU \
+         of the busiest worker {cpu:.1} %, {QUIET_CPU:.0} % is the bound",
+        through.len(),
+        long.len(),
+    );
     violations
 }
 
