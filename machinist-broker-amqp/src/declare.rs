@@ -248,6 +248,13 @@ async fn check_exchange(live: &Live, slot: &mut Option<Channel>, name: String) -
 fn absence(name: String, trouble: Trouble) -> Obstruction {
     match trouble.complaint() {
         Some(complaint) if complaint.code == 404 => Obstruction::Missing { name },
+        // RabbitMQ 4.2.6 and later want a right to what is only looked at.
+        Some(complaint) if complaint.code == 403 => Obstruction::Refused {
+            reason: format!(
+                "this user may not look whether {name} is there ({}); grant it a right to it",
+                complaint.text
+            ),
+        },
         // A queue that is being taken over by another node, or whose node is down: it will be back.
         Some(complaint) if complaint.soft && complaint.code != 405 => {
             Obstruction::Refused { reason: format!("{name}: {}", complaint.text) }

@@ -218,8 +218,8 @@ impl Pulse for SqlitePulse {
     }
 
     fn losses(&self) -> u64 {
-        // There is no connection; and where the broker is lost, so is the backend.
-        0
+        // There is no connection. What comes nearest is to be taken for dead.
+        self.0.hub.losses()
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::Sender,
     },
     thread::Thread,
@@ -44,6 +44,8 @@ pub(crate) struct Hub {
     /// Somebody waits for something new, which may have been there before the last look.
     fresh: AtomicBool,
     closed: AtomicBool,
+    /// How often this process was taken for dead, and what it held was handed to others.
+    losses: AtomicU64,
     thread: OnceLock<Thread>,
 }
 
@@ -61,6 +63,14 @@ pub(crate) struct Watcher {
 }
 
 impl Hub {
+    pub(crate) fn count_loss(&self) {
+        self.losses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn watch(self: &Arc<Self>, id: &TaskId) -> (watch::Receiver<u64>, Watcher) {
         let mut watches = lock(&self.watches);
         let slot =

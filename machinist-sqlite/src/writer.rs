@@ -418,6 +418,7 @@ impl Writer {
             tracing::warn!(file = %self.ground.path.display(), owner = lost.tenure.owner, "this process was taken \
                 for dead; what it held was handed to others");
             lost.tenure.end();
+            self.hub.count_loss();
             self.owed.clear();
         }
     }

@@ -88,9 +88,11 @@ async fn topology(broker: &dyn Broker, settings: &Settings, name: &'static str) 
     let finding = match broker.prepare(&settings.worker.queues.value).await {
         Ok(()) => Finding::good("topology", "all that worker.queues need is there"),
         Err(BrokerError::Unavailable(_)) => return None,
-        Err(error) => {
-            Finding::error("topology", chain(&error), "make it: `machinist queues --declare`, by who may")
-        }
+        Err(error) => Finding::error(
+            "topology",
+            chain(&error),
+            "what is missing is made by `machinist queues --declare`, run by who may",
+        ),
     };
     let code = if finding.level == Level::Error { Code::Configuration } else { Code::Success };
     Some(Examined { rows: vec![Row::new(name, &broker.location(), finding)], code })
