@@ -45,7 +45,8 @@ pub(crate) struct SenderArgs {
 pub(crate) async fn run(args: SenderArgs) -> Result<u8> {
     let ledger = Ledger::of(&args.dir).await?;
     let app = args.servers.app(DEADLINE).await?;
-    let sender = Arc::new(Sender { app, ledger, queue: args.queue, servers: args.servers });
+    let sender = Sender { app, ledger, queue: args.queue, servers: args.servers, deep: Semaphore::new(1) };
+    let sender = Arc::new(sender);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut ticks = tokio::time::interval(TICK);
     let mut number = 0_u64;
@@ -88,6 +89,8 @@ struct Sender {
     ledger: Ledger,
     queue: String,
     servers: Servers,
+    /// One deep message at a time: RabbitMQ works for seconds on each, and would be busy with them for long after.
+    deep: Semaphore,
 }
 
 impl Sender {
@@ -104,7 +107,11 @@ impl Sender {
         self.ledger.say(&lines).await?;
         for kind in strange {
             match kind {
-                Kind::Deep => self.send_deep().await?,
+                Kind::Deep => {
+                    if let Ok(_only) = self.deep.try_acquire() {
+                        self.send_deep().await?;
+                    }
+                }
                 _ => self.send_garbage().await?,
             }
         }
