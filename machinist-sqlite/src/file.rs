@@ -258,6 +258,8 @@ fn wait_for_others(tries: i32) -> bool {
 fn is_ours(connection: &Connection, path: &Path) -> Result<bool, OpenError> {
     let number = |sql| connection.query_row(sql, [], |row| row.get::<_, i32>(0));
     let read = || {
+        // All of one moment: between two reads somebody else may make the tables.
+        let _moment = connection.is_autocommit().then(|| connection.unchecked_transaction()).transpose()?;
         Ok((
             number("PRAGMA application_id")?,
             number("PRAGMA user_version")?,
