@@ -4,15 +4,9 @@
 
 mod support;
 
-use std::{
-    collections::BTreeMap,
-    panic::{AssertUnwindSafe, resume_unwind},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use lapin::{
     BasicProperties,
     options::ExchangeDeleteOptions,
@@ -28,22 +22,10 @@ use machinist_core::{
     diagnose::Level,
     id::QueueName,
 };
-use support::{AMQP_URL, Harness, Raw};
+use support::{AMQP_URL, Raw, in_namespace};
 use tokio::net::TcpListener;
 
 const BOUND: Duration = Duration::from_secs(20);
-
-/// Runs a test in a namespace of its own and leaves nothing behind.
-async fn in_namespace(test: impl AsyncFnOnce(&Harness)) {
-    let Some(server) = service_url(AMQP_URL) else { return };
-    let harness = Harness::new(server, format!("test-{:08x}", rand::random::<u32>())).await;
-    let outcome = AssertUnwindSafe(test(&harness)).catch_unwind().await;
-    harness.clean_up().await;
-    harness.clean_up_namespace().await;
-    if let Err(panic) = outcome {
-        resume_unwind(panic);
-    }
-}
 
 fn queue(text: &str) -> QueueName {
     QueueName::parse(text).unwrap()

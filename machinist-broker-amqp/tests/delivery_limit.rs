@@ -4,15 +4,10 @@
 
 mod support;
 
-use std::{
-    panic::{AssertUnwindSafe, resume_unwind},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use futures_util::FutureExt as _;
 use lapin::options::{BasicGetOptions, BasicRejectOptions};
-use machinist_conformance::{BrokerHarness as _, eventually, service_url, within};
+use machinist_conformance::{eventually, within};
 use machinist_core::{
     App, DeadFilter, TaskDef,
     broker::{Broker, QueueDepth},
@@ -20,7 +15,7 @@ use machinist_core::{
     memory::MemoryBackend,
     record::{FailureKind, State},
 };
-use support::{AMQP_URL, Harness, Raw};
+use support::{Harness, Raw, in_namespace};
 
 const BOUND: Duration = Duration::from_secs(300);
 /// What a task queue is declared with.
@@ -29,15 +24,10 @@ const DEADLY: TaskDef<(u32,), ()> = TaskDef::new("deadly");
 
 #[tokio::test]
 async fn a_message_at_the_delivery_limit_is_laid_aside_and_its_task_is_lost() {
-    let Some(server) = service_url(AMQP_URL) else { return };
-    let harness = Harness::new(server, format!("test-{:08x}", rand::random::<u32>())).await;
-    let test = within(BOUND, "a thousand deliveries", returned_until_it_is_gone(&harness));
-    let outcome = AssertUnwindSafe(test).catch_unwind().await;
-    harness.clean_up().await;
-    harness.clean_up_namespace().await;
-    if let Err(panic) = outcome {
-        resume_unwind(panic);
-    }
+    in_namespace(async |harness| {
+        within(BOUND, "a thousand deliveries", returned_until_it_is_gone(harness)).await;
+    })
+    .await;
 }
 
 async fn returned_until_it_is_gone(harness: &Harness) {
@@ -51,7 +41,7 @@ async fn returned_until_it_is_gone(harness: &Harness) {
     let depth = async || broker.depth(std::slice::from_ref(&queue)).await.unwrap().pop().unwrap();
     let raw = Raw::connect(&harness.url).await;
     let mut returned = 0;
-    while depth_of_dead(&depth().await) == 0 {
+    let laid_aside = eventually(BOUND, async || {
         // As a process does that dies of it: `reject` counts on every version, `nack` does not on the newest.
         while let Some(got) = raw
             .channel
@@ -63,8 +53,9 @@ async fn returned_until_it_is_gone(harness: &Harness) {
             assert!(returned <= 2 * LIMIT, "it came {returned} times, and comes again");
             got.delivery.acker.reject(BasicRejectOptions { requeue: true }).await.unwrap();
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        depth_of_dead(&depth().await) > 0
+    });
+    assert!(laid_aside.await, "it came {returned} times, and is nowhere");
     assert!(returned > LIMIT, "it was laid aside after {returned} deliveries");
     assert_eq!(depth().await.ready, Some(0));
 

@@ -13,6 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use machinist_conformance::eventually;
 use machinist_core::{
     App, AsyncResult, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
     backend::{
@@ -315,12 +316,8 @@ impl House {
 }
 
 /// Waits, for an hour at most, until something holds.
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let since = Instant::now();
-    while !holds().await {
-        assert!(since.elapsed() < HOUR, "waited an hour for {what}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+async fn until(what: &str, holds: impl AsyncFnMut() -> bool) {
+    assert!(eventually(HOUR, holds).await, "waited an hour for {what}");
 }
 
 async fn succeeds(task: &AsyncResult<String>) {

@@ -5,11 +5,13 @@
 
 use std::{
     collections::BTreeSet,
+    panic::{AssertUnwindSafe, resume_unwind},
     sync::{Arc, Mutex},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use lapin::{
     BasicProperties, Channel, Connection, ConnectionProperties,
     options::{
@@ -18,7 +20,7 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use machinist_broker_amqp::{AmqpBroker, AmqpOptions};
-use machinist_conformance::{BrokerHarness, Proxy};
+use machinist_conformance::{BrokerHarness, Proxy, service_url};
 use machinist_core::{
     broker::{
         Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, HeaderValue, Message, Publish,
@@ -30,6 +32,18 @@ use machinist_core::{
 
 /// The variable that names the server.
 pub const AMQP_URL: &str = "MACHINIST_TEST_AMQP_URL";
+
+/// Runs a test in a namespace of its own and leaves nothing behind.
+pub async fn in_namespace(test: impl AsyncFnOnce(&Harness)) {
+    let Some(server) = service_url(AMQP_URL) else { return };
+    let harness = Harness::new(server, format!("test-{:08x}", rand::random::<u32>())).await;
+    let outcome = AssertUnwindSafe(test(&harness)).catch_unwind().await;
+    harness.clean_up().await;
+    harness.clean_up_namespace().await;
+    if let Err(panic) = outcome {
+        resume_unwind(panic);
+    }
+}
 
 /// A broker, through a proxy that can be cut, with everything deleted afterwards.
 pub struct Harness {
