@@ -18,7 +18,8 @@ use machinist_core::{
 use redis::{Cmd, Value};
 
 use crate::{
-    commit::{answer, bytes, call, facts},
+    batch,
+    commit::{Keyed, bytes, facts},
     connect::{Patience, Place, of_tls},
     doctor,
     error::{meaning, unexpected},
@@ -151,18 +152,17 @@ impl Backend for RedisBackend {
             return vec![self.gathering.commit(key, commit).await];
         }
         let mut outcomes = Vec::with_capacity(batch.len());
-        let mut rest = &batch[..];
+        let key = |commit: &Commit| self.keys.record(&commit.id);
+        let mut rest: Vec<Keyed> =
+            batch.into_iter().map(|commit| Keyed { key: key(&commit), commit }).collect();
         while !rest.is_empty() {
-            let (now, later) = rest.split_at(together(rest));
-            let keys: Vec<String> = now.iter().map(|commit| self.keys.record(&commit.id)).collect();
+            let later = rest.split_off(together(&rest));
             // On the heap, so that the future of a single commit stays small.
-            match Box::pin(self.links.scripts(now.len(), |i| call(&keys[i], &now[i]))).await {
-                Ok(answers) => {
-                    outcomes.extend(answers.into_iter().map(|a| a.map_err(|e| meaning(&e)).and_then(answer)));
-                }
+            match Box::pin(batch::make(&self.links, &rest)).await {
+                Ok(made) => outcomes.extend(made),
                 // Nobody knows whether these were made: what follows must not overtake them.
                 Err(error) => {
-                    outcomes.extend(rest.iter().map(|_| Err(meaning(&error))));
+                    outcomes.extend(rest.iter().chain(&later).map(|_| Err(meaning(&error))));
                     break;
                 }
             }
@@ -267,9 +267,9 @@ impl Backend for RedisBackend {
 
 /// How many commits from the first one may travel in one round trip: two of the same record must be made one
 /// after the other even when the first has to wait for a script to be loaded.
-fn together(commits: &[Commit]) -> usize {
-    let mut ids = HashSet::with_capacity(commits.len().min(CHUNK));
-    commits.iter().take(CHUNK).take_while(|commit| ids.insert(&commit.id)).count()
+fn together(commits: &[Keyed]) -> usize {
+    let mut keys = HashSet::with_capacity(commits.len().min(CHUNK));
+    commits.iter().take(CHUNK).take_while(|commit| keys.insert(&commit.key)).count()
 }
 
 /// Reads a record.

@@ -1,9 +1,9 @@
-//! The scripts, their arguments and their answer: pure, so that every case of it is tested without a server.
+//! The script, its arguments and its answer: pure, so that every case of it is tested without a server.
 //!
 //! What can be decided here is decided here, because each argument and each `redis.call` inside a script costs
-//! the one thread that all tasks share: a fact whose name is guarded anyway is not asked for twice, and a name
-//! that is dropped and written again is simply written. `commit.lua` can do all that a commit asks for; the two
-//! commits that every task needs, its start and its end, have scripts that can do only that.
+//! the one thread that all tasks share: a fact whose name is guarded anyway is not asked for twice, a name that is
+//! dropped and written again is simply written, and commits that do the same to different records are one call, which
+//! says once what it does.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -16,96 +16,113 @@ use redis::{Cmd, Script, Value};
 
 use crate::error::unexpected;
 
-/// Any commit.
-static COMMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("commit.lua")));
-/// One fact, unless it or others are there, of a record that should be there.
-static GUARD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("guard.lua")));
-/// One fact, unless it is there, which ends a wait.
-static ONCE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("once.lua")));
-
-/// The scripts as they are loaded.
-pub(crate) fn scripts() -> [&'static Script; 3] {
-    [&*COMMIT, &*GUARD, &*ONCE]
-}
+/// Makes any commit.
+pub(crate) static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("commit.lua")));
 
 /// A fact that is written together with the expiry of its record, if that had none: a record that holds it has one.
 const WITH_EXPIRY: &str = "sent";
 
-/// The call that makes one commit of the record under `key`.
-pub(crate) fn call(key: &str, commit: &Commit) -> Cmd {
-    let plan = Plan::of(commit);
-    if let [(name, value)] = plan.facts[..]
-        && plan.unless.contains(&name)
-        && plan.drop.is_empty()
-    {
-        match (commit.expiry, commit.wake) {
-            (Expiry::After(after), true) if plan.unless.len() == 1 => {
-                let mut cmd = evalsha(&ONCE, key, 3, name.len() + value.len());
-                cmd.arg(name.as_bytes()).arg(&value[..]).arg(milliseconds(after));
-                return cmd;
-            }
-            (Expiry::AfterUnlessSet(after), false) => {
-                let mut cmd = evalsha(&GUARD, key, plan.unless.len() + 3, length(&plan.unless) + value.len());
-                cmd.arg(milliseconds(after)).arg(&value[..]).arg(name.as_bytes());
-                for other in plan.unless.iter().filter(|other| **other != name) {
-                    cmd.arg(other.as_bytes());
-                }
-                cmd.arg(WITH_EXPIRY);
-                return cmd;
-            }
-            _ => {}
-        }
-    }
-    let written = &plan.facts[..plan.equal + plan.absent];
-    let values: usize = plan.facts.iter().map(|(name, value)| name.len() + value.len()).sum();
-    let names = plan.unless.len() + plan.drop.len();
-    let mut cmd = evalsha(
-        &COMMIT,
-        key,
-        6 + names + written.len() + 2 * plan.facts.len(),
-        length(&plan.unless) + length(&plan.drop) + 2 * values,
+/// A commit, and the key of its record.
+#[derive(Debug)]
+pub(crate) struct Keyed {
+    pub(crate) key: String,
+    pub(crate) commit: Commit,
+}
+
+/// The call that makes these commits, which do the same.
+pub(crate) fn call<'a>(commits: impl ExactSizeIterator<Item = &'a Keyed> + Clone) -> Cmd {
+    const NAME: &str = "EVALSHA";
+    /// Numbers among the arguments.
+    const NUMBERS: usize = 32;
+    let Some(first) = commits.clone().next() else { return Cmd::new() };
+    let plan = Plan::of(&first.commit);
+    let hash = SCRIPT.get_hash();
+    let said = plan.unless.len() + plan.facts.len() + 1 + plan.drop.len();
+    let values = |one: &'a Keyed| plan.facts.iter().map(|(_, from)| from.value(&one.commit));
+    let bytes: usize =
+        commits.clone().map(|one| one.key.len() + values(one).map(Bytes::len).sum::<usize>()).sum();
+    let mut cmd = Cmd::with_capacity(
+        10 + said + commits.len() * (1 + plan.facts.len()),
+        NAME.len() + hash.len() + NUMBERS + plan.name_bytes() + bytes,
     );
-    cmd.arg(plan.unless.len()).arg(plan.equal).arg(plan.absent).arg(plan.drop.len());
+    cmd.arg(NAME).arg(hash).arg(commits.len());
+    for one in commits.clone() {
+        cmd.arg(&one.key);
+    }
+    cmd.arg(plan.unless.len()).arg(plan.equal).arg(plan.absent).arg(plan.facts.len()).arg(plan.drop.len());
     // Never zero, which means *keep*.
-    cmd.arg(match commit.expiry {
+    cmd.arg(match first.commit.expiry {
         Expiry::After(after) => milliseconds(after),
         Expiry::AfterUnlessSet(after) => -milliseconds(after),
         Expiry::Keep => 0,
     });
-    cmd.arg(if commit.wake { "1" } else { "0" });
-    for name in plan.unless.iter().copied().chain(written.iter().map(|(name, _)| *name)).chain(plan.drop) {
-        cmd.arg(name.as_bytes());
+    cmd.arg(if first.commit.wake { "1" } else { "0" });
+    let (guarded, rest) = plan.facts.split_at(plan.equal + plan.absent);
+    let names = |facts: &[(&'a str, Source)]| facts.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+    for name in [&plan.unless[..], &names(guarded), &[WITH_EXPIRY], &names(rest), &plan.drop].concat() {
+        cmd.arg(name);
     }
-    for (name, value) in &plan.facts {
-        cmd.arg(name.as_bytes()).arg(&value[..]);
+    for one in commits {
+        for value in values(one) {
+            cmd.arg(&value[..]);
+        }
     }
     cmd
 }
 
-/// A call of a script with room for so many arguments and about so many bytes in them.
-fn evalsha(script: &Script, key: &str, args: usize, bytes: usize) -> Cmd {
-    const NAME: &str = "EVALSHA";
-    /// Numbers among the arguments.
-    const NUMBERS: usize = 32;
-    let hash = script.get_hash();
-    let mut cmd = Cmd::with_capacity(4 + args, NAME.len() + hash.len() + key.len() + NUMBERS + bytes);
-    cmd.arg(NAME).arg(hash).arg(1).arg(key);
-    cmd
+/// Which of these commits do the same, and so can be made by one call: their places, in the order in which each kind
+/// first comes.
+pub(crate) fn alike(commits: &[Keyed]) -> Vec<Vec<usize>> {
+    let mut kinds: Vec<Vec<usize>> = Vec::new();
+    for (at, Keyed { commit, .. }) in commits.iter().enumerate() {
+        match kinds.iter_mut().find(|kind| does_the_same(commit, &commits[kind[0]].commit)) {
+            Some(kind) => kind.push(at),
+            None => kinds.push(vec![at]),
+        }
+    }
+    kinds
 }
 
-fn length(names: &[&str]) -> usize {
-    names.iter().map(|name| name.len()).sum()
+/// Whether these differ in nothing but the values that they write.
+fn does_the_same(one: &Commit, other: &Commit) -> bool {
+    fn same_names(some: &[(FactName, Bytes)], others: &[(FactName, Bytes)]) -> bool {
+        some.len() == others.len() && some.iter().zip(others).all(|(a, b)| a.0 == b.0)
+    }
+    one.expiry == other.expiry
+        && one.wake == other.wake
+        && one.unless == other.unless
+        && same_names(&one.facts, &other.facts)
+        // With several, what is done may depend on their values.
+        && one.equal_or_absent.len() < 2
+        && same_names(&one.equal_or_absent, &other.equal_or_absent)
+        && one.drop == other.drop
 }
 
-/// What a script answered.
+/// What the script answered to a call of so many commits: an outcome for each.
 ///
 /// # Errors
-/// [`BackendError::Unavailable`] for an answer that is not ours.
-pub(crate) fn answer(value: Value) -> Result<Committed, BackendError> {
-    match value {
-        Value::Int(1) => Ok(Committed::Done),
-        record => facts(record).map(Committed::Refused),
+/// Of each, [`BackendError::Unavailable`] for an answer that is not ours.
+pub(crate) fn answers(value: &Value, count: usize) -> Vec<Result<Committed, BackendError>> {
+    match outcomes(value, count) {
+        Some(outcomes) => outcomes.into_iter().map(Ok).collect(),
+        None => (0..count).map(|_| Err(unexpected("what became of each record", value))).collect(),
     }
+}
+
+fn outcomes(value: &Value, count: usize) -> Option<Vec<Committed>> {
+    let mut outcomes = vec![Committed::Done; count];
+    match value {
+        Value::Int(1) => {}
+        Value::Array(refused) => {
+            for refusal in refused.chunks(2) {
+                let [Value::Int(number), record] = refusal else { return None };
+                let place = usize::try_from(*number).ok()?.checked_sub(1)?;
+                *outcomes.get_mut(place)? = Committed::Refused(facts(record.clone()).ok()?);
+            }
+        }
+        _ => return None,
+    }
+    Some(outcomes)
 }
 
 /// A record as `HGETALL` answers it: a map, or from inside a script a flat list.
@@ -149,42 +166,59 @@ pub(crate) fn bytes(value: Value) -> Result<Bytes, BackendError> {
     }
 }
 
-/// What a script is asked to do, every name in it once.
+/// What the script is asked to do, every name in it once.
 #[derive(Debug, PartialEq, Eq)]
 struct Plan<'a> {
     unless: Vec<&'a str>,
     drop: Vec<&'a str>,
     /// What is written: `equal` facts that may be there with the same value, `absent` facts that are only written
     /// where they are missing, and then the rest.
-    facts: Vec<(&'a str, &'a Bytes)>,
+    facts: Vec<(&'a str, Source)>,
     equal: usize,
     absent: usize,
+}
+
+/// Where in a commit the value of a fact is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Equal(usize),
+    Facts(usize),
+}
+
+impl Source {
+    fn value(self, commit: &Commit) -> &Bytes {
+        match self {
+            Self::Equal(place) => &commit.equal_or_absent[place].1,
+            Self::Facts(place) => &commit.facts[place].1,
+        }
+    }
 }
 
 impl<'a> Plan<'a> {
     fn of(commit: &'a Commit) -> Self {
         let mut unless: Vec<&str> = commit.unless.iter().map(String::as_str).collect();
-        let mut facts: Vec<(&str, &Bytes)> = Vec::with_capacity(commit.facts.len());
-        for (name, value) in &commit.equal_or_absent {
+        let mut facts: Vec<(&str, Source)> =
+            Vec::with_capacity(commit.equal_or_absent.len() + commit.facts.len());
+        for (place, (name, value)) in commit.equal_or_absent.iter().enumerate() {
             match facts.iter().find(|(earlier, _)| earlier == name) {
                 // No record can hold two values: one that holds any is refused.
-                Some((_, other)) if *other != value => unless.push(name),
+                Some((_, other)) if other.value(commit) != value => unless.push(name),
                 Some(_) => {}
-                None => facts.push((name, value)),
+                None => facts.push((name, Source::Equal(place))),
             }
         }
         let equal = facts.len();
         let mut known = Vec::new();
-        for (name, value) in &commit.facts {
+        for (place, (name, _)) in commit.facts.iter().enumerate() {
             let written = facts.iter().chain(&known).any(|(earlier, _)| earlier == name);
             if written {
                 continue;
             }
             // Whoever names a fact in `unless` or `drop` knows that it is absent when it is written.
             if unless.contains(&name.as_str()) || commit.drop.contains(name) {
-                known.push((name.as_str(), value));
+                known.push((name.as_str(), Source::Facts(place)));
             } else {
-                facts.push((name, value));
+                facts.push((name, Source::Facts(place)));
             }
         }
         let absent = facts.len() - equal;
@@ -192,6 +226,11 @@ impl<'a> Plan<'a> {
         let kept = |name: &&str| facts.iter().any(|(written, _)| written == name);
         let drop = commit.drop.iter().map(String::as_str).filter(|name| !kept(name)).collect();
         Self { unless, drop, facts, equal, absent }
+    }
+
+    fn name_bytes(&self) -> usize {
+        let names = self.unless.iter().chain(&self.drop).chain(self.facts.iter().map(|(name, _)| name));
+        names.map(|name| name.len()).sum::<usize>() + WITH_EXPIRY.len()
     }
 }
 
@@ -216,43 +255,43 @@ mod tests {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
-    /// The arguments after script, number of keys and key.
-    fn arguments(script: &Script, commit: &Commit) -> Vec<String> {
-        let cmd = call("k", commit);
+    fn keyed(commits: &[Commit]) -> Vec<Keyed> {
+        let keyed = |(at, commit): (usize, &Commit)| Keyed { key: format!("k{at}"), commit: commit.clone() };
+        commits.iter().enumerate().map(keyed).collect()
+    }
+
+    /// The arguments after the script, as one text.
+    fn arguments(commits: &[Commit]) -> String {
+        let cmd = call(keyed(commits).iter());
         let hash = cmd.args_iter().nth(1);
-        assert!(matches!(hash, Some(Arg::Simple(hash)) if hash == script.get_hash().as_bytes()));
+        assert!(matches!(hash, Some(Arg::Simple(hash)) if hash == SCRIPT.get_hash().as_bytes()));
         let args = cmd.args_iter().map(|arg| match arg {
             Arg::Simple(bytes) => String::from_utf8_lossy(bytes).into_owned(),
             _ => String::new(),
         });
-        args.skip(4).collect()
+        args.skip(2).collect::<Vec<_>>().join(" ")
     }
 
     fn commit() -> Commit {
         Commit::new(TaskId::parse("t").unwrap())
     }
 
-    #[test]
-    fn a_guarded_fact_is_not_asked_for_twice() {
-        let start = Commit {
-            unless: names(&["end", "o:1", "rv", "s:1:1"]),
-            facts: vec![fact("s:1:1", "x")],
+    fn start(value: &'static str) -> Commit {
+        Commit {
+            unless: names(&["end", "rv", "s:1:1"]),
+            facts: vec![fact("s:1:1", value)],
+            expiry: Expiry::AfterUnlessSet(Duration::from_secs(2)),
             ..commit()
-        };
-        let expected = ["4", "0", "0", "0", "0", "0", "end", "o:1", "rv", "s:1:1", "s:1:1", "x"];
-        assert_eq!(arguments(&COMMIT, &start), expected);
+        }
     }
 
     #[test]
-    fn a_start_and_an_end_have_scripts_of_their_own() {
-        let expiry = Expiry::AfterUnlessSet(Duration::from_secs(2));
-        let start = Commit {
-            unless: names(&["end", "rv", "s:1:1"]),
-            facts: vec![fact("s:1:1", "x")],
-            expiry,
-            ..commit()
-        };
-        assert_eq!(arguments(&GUARD, &start), ["2000", "x", "s:1:1", "end", "rv", "sent"]);
+    fn a_guarded_fact_is_not_asked_for_twice() {
+        assert_eq!(arguments(&[start("x")]), "1 k0 3 0 0 1 0 -2000 0 end rv s:1:1 sent s:1:1 x");
+    }
+
+    #[test]
+    fn what_is_done_to_many_records_is_said_once() {
         let end = Commit {
             unless: names(&["end"]),
             facts: vec![fact("end", "x")],
@@ -260,20 +299,33 @@ mod tests {
             wake: true,
             ..commit()
         };
-        assert_eq!(arguments(&ONCE, &end), ["end", "x", "2000"]);
-        // Those scripts can do nothing else.
-        let others = [
-            Commit { wake: true, ..start.clone() },
-            Commit { drop: names(&["o"]), ..start.clone() },
-            Commit { facts: vec![fact("f", "x")], ..start.clone() },
-            Commit { equal_or_absent: vec![fact("f", "x")], ..start },
-            Commit { wake: false, ..end.clone() },
-            Commit { expiry: Expiry::Keep, ..end.clone() },
-            Commit { unless: names(&["end", "rv"]), ..end },
+        assert_eq!(arguments(&[end.clone(), end]), "2 k0 k1 1 0 0 1 0 2000 1 end sent end x x");
+        let sent = Commit { facts: vec![fact("a", "1"), fact("b", "2")], ..commit() };
+        let other = Commit { facts: vec![fact("a", "3"), fact("b", "4")], ..commit() };
+        assert_eq!(arguments(&[sent, other]), "2 k0 k1 0 0 2 2 0 0 0 a b sent 1 2 3 4");
+    }
+
+    #[test]
+    fn only_commits_that_do_the_same_are_one_call() {
+        let held = |value| Commit { equal_or_absent: vec![fact("s:1:1", value)], ..start("x") };
+        let twice = Commit { equal_or_absent: vec![fact("a", "1"), fact("a", "2")], ..commit() };
+        let commits = [
+            start("x"),
+            Commit { wake: true, ..start("x") },
+            start("y"),
+            Commit { expiry: Expiry::Keep, ..start("x") },
+            held("1"),
+            Commit { drop: names(&["o"]), ..start("x") },
+            Commit { facts: vec![fact("s:1:2", "x")], ..start("x") },
+            held("2"),
+            Commit { unless: names(&["end", "s:1:1"]), ..start("x") },
+            twice.clone(),
+            twice,
+            start("z"),
         ];
-        for other in others {
-            arguments(&COMMIT, &other);
-        }
+        let expected: &[&[usize]] =
+            &[&[0, 2, 11], &[1], &[3], &[4, 7], &[5], &[6], &[8], &[9], &[10]];
+        assert_eq!(alike(&keyed(&commits)), expected);
     }
 
     #[test]
@@ -284,8 +336,7 @@ mod tests {
             wake: true,
             ..commit()
         };
-        let expected = ["0", "0", "2", "0", "-2000", "1", "name", "queue", "name", "a", "queue", "b"];
-        assert_eq!(arguments(&COMMIT, &sent), expected);
+        assert_eq!(arguments(&[sent]), "1 k0 0 0 2 2 0 -2000 1 name queue sent a b");
     }
 
     #[test]
@@ -297,24 +348,36 @@ mod tests {
             expiry: Expiry::After(Duration::ZERO),
             ..commit()
         };
-        let expected = ["0", "1", "0", "1", "1", "0", "s:1:1", "old", "s:1:1", "x", "rc:1", "y"];
-        assert_eq!(arguments(&COMMIT, &trimmed), expected);
+        assert_eq!(arguments(&[trimmed]), "1 k0 0 1 0 2 1 1 0 s:1:1 sent rc:1 old x y");
     }
 
     #[test]
     fn no_record_equals_two_values() {
         let torn =
             Commit { equal_or_absent: vec![fact("a", "1"), fact("a", "2"), fact("a", "1")], ..commit() };
-        assert_eq!(arguments(&COMMIT, &torn), ["1", "1", "0", "0", "0", "0", "a", "a", "a", "1"]);
+        assert_eq!(arguments(&[torn]), "1 k0 1 1 0 1 0 0 0 a a sent 1");
     }
 
     #[test]
-    fn answers_are_records_in_both_shapes() {
+    fn an_answer_names_those_that_were_refused() {
         let bulk = |text: &str| Value::BulkString(text.into());
         let flat = Value::Array(vec![bulk("end"), bulk("x")]);
         let map = Value::Map(vec![(bulk("end"), bulk("x"))]);
-        assert_eq!(facts(flat).unwrap(), facts(map).unwrap());
-        assert_eq!(answer(Value::Int(1)).unwrap(), Committed::Done);
-        assert!(answer(Value::Int(2)).is_err());
+        let record = facts(flat.clone()).unwrap();
+        assert_eq!(record, facts(map).unwrap());
+        assert_eq!(outcomes(&Value::Int(1), 2).unwrap(), [Committed::Done, Committed::Done]);
+        let refused = Value::Array(vec![Value::Int(2), flat.clone()]);
+        assert_eq!(outcomes(&refused, 2).unwrap(), [Committed::Done, Committed::Refused(record)]);
+        let none_of_ours = [
+            // A record that was not sent.
+            Value::Array(vec![Value::Int(4), flat.clone()]),
+            Value::Array(vec![Value::Int(0), flat.clone()]),
+            Value::Array(vec![flat]),
+            Value::Array(vec![Value::Int(1), Value::Int(1)]),
+            Value::Int(2),
+        ];
+        for other in none_of_ours {
+            assert!(answers(&other, 3).iter().all(Result::is_err) && answers(&other, 3).len() == 3, "{other:?}");
+        }
     }
 }

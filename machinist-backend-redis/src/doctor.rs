@@ -4,7 +4,7 @@
 //! tried out on keys of its own and is an error. In a cluster one node is looked at: the
 //! one whose clock counts.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, iter};
 
 use bytes::Bytes;
 use machinist_core::{
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::{
     backend::{command, instant, put, remove},
-    commit::{self, bytes},
+    commit::{Keyed, bytes, call},
     error::meaning,
     keys::Keys,
     link::Links,
@@ -201,9 +201,12 @@ async fn try_commit(links: &Links, record: &str) -> RedisResult<()> {
         expiry: Expiry::After(std::time::Duration::from_secs(1)),
         ..Commit::new(id.clone())
     };
-    let erase = Commit { drop: vec![name], ..Commit::new(id) };
-    for commit in [write, erase] {
-        for answer in links.scripts(1, |_| commit::call(record, &commit)).await? {
+    let erase = Commit { drop: vec![name.clone()], ..Commit::new(id) };
+    // What a worker does at the end of each task.
+    let once = Commit { unless: vec![name], wake: true, ..write.clone() };
+    for commit in [write, erase.clone(), once, erase] {
+        let keyed = Keyed { key: record.to_owned(), commit };
+        for answer in links.scripts(1, |_| call(iter::once(&keyed))).await? {
             answer?;
         }
     }

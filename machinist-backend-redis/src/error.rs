@@ -50,7 +50,7 @@ pub(crate) fn meaning(error: &RedisError) -> BackendError {
 
 /// As `docs/production.md` has it, by which a test works.
 const PERMISSION: &str = "this user lacks a permission: give it (ACL SETUSER) `~NAMESPACE:* &NAMESPACE:* +evalsha \
-                          +script|load +hmget +hgetall +hset +hdel +pexpire +set +get +exists +del +zadd +zrem +zrange \
+                          +script|load +hmget +hgetall +hset +hsetnx +hdel +pexpire +set +get +exists +del +zadd +zrem +zrange \
                           +zrangebyscore +zremrangebyscore +time +ssubscribe +sunsubscribe +spublish +ping +hello`";
 
 /// An answer of a shape that no supported server gives.
@@ -77,6 +77,11 @@ pub(crate) fn spoils_connection(error: &RedisError) -> bool {
 /// Whether a script has to be loaded again.
 pub(crate) fn script_is_unknown(error: &RedisError) -> bool {
     code(error) == "NOSCRIPT"
+}
+
+/// Whether only one of many keys is at fault.
+pub(crate) fn is_of_one_key(error: &RedisError) -> bool {
+    code(error) == "WRONGTYPE"
 }
 
 /// A failure that needs words of ours.

@@ -17,7 +17,8 @@ use tokio::{
 };
 
 use crate::{
-    commit::{answer, call},
+    batch,
+    commit::Keyed,
     error::{meaning, no_answer},
     link::{CHUNK, Links},
 };
@@ -36,8 +37,7 @@ pub(crate) struct Gathering {
 }
 
 struct Job {
-    key: String,
-    commit: Commit,
+    keyed: Keyed,
     caller: oneshot::Sender<Result<Committed, BackendError>>,
 }
 
@@ -50,7 +50,7 @@ impl Gathering {
     pub(crate) async fn commit(&self, key: String, commit: Commit) -> Result<Committed, BackendError> {
         let (caller, told) = oneshot::channel();
         let gone = || no_answer("the task that writes records is gone");
-        self.desk().send(Job { key, commit, caller }).map_err(|_| gone())?;
+        self.desk().send(Job { keyed: Keyed { key, commit }, caller }).map_err(|_| gone())?;
         told.await.map_err(|_| gone())?
     }
 
@@ -92,16 +92,17 @@ async fn make(links: &Links, mut jobs: Vec<Job>) {
     jobs.retain(|job| !job.caller.is_closed());
     while !jobs.is_empty() {
         let later = jobs.split_off(together(&jobs));
-        let now = mem::replace(&mut jobs, later);
-        match links.scripts(now.len(), |i| call(&now[i].key, &now[i].commit)).await {
-            Ok(answers) => {
-                for (job, outcome) in now.into_iter().zip(answers) {
-                    let _ = job.caller.send(outcome.map_err(|e| meaning(&e)).and_then(answer));
+        let now = mem::replace(&mut jobs, later).into_iter().map(|job| (job.keyed, job.caller));
+        let (commits, callers): (Vec<_>, Vec<_>) = now.unzip();
+        match batch::make(links, &commits).await {
+            Ok(outcomes) => {
+                for (caller, outcome) in callers.into_iter().zip(outcomes) {
+                    let _ = caller.send(outcome);
                 }
             }
             Err(error) => {
-                for job in now {
-                    let _ = job.caller.send(Err(meaning(&error)));
+                for caller in callers {
+                    let _ = caller.send(Err(meaning(&error)));
                 }
             }
         }
@@ -112,7 +113,7 @@ async fn make(links: &Links, mut jobs: Vec<Job>) {
 fn together(jobs: &[Job]) -> usize {
     let mut bytes = 0;
     let fits = jobs.iter().take_while(|job| {
-        bytes += size(&job.commit);
+        bytes += size(&job.keyed.commit);
         bytes <= BYTES
     });
     fits.count().max(1)
@@ -133,7 +134,7 @@ mod tests {
         let job = |bytes: usize| {
             let mut commit = Commit::new(TaskId::fresh());
             commit.facts = vec![("end".to_owned(), vec![b'x'; bytes].into())];
-            Job { key: "k".to_owned(), commit, caller: oneshot::channel().0 }
+            Job { keyed: Keyed { key: "k".to_owned(), commit }, caller: oneshot::channel().0 }
         };
         assert_eq!(together(&[job(10), job(10)]), 2);
         assert_eq!(together(&[job(10), job(BYTES), job(10)]), 1);

@@ -1,9 +1,9 @@
 //! The result backend of machinist over Redis (7.0 and later, or Valkey 7.2 and later).
 //!
 //! A task's record is one hash whose fields are its facts, so `redis-cli HGETALL 'machinist:{ID}'` shows all that
-//! is known about a task. One script, `commit.lua`, can make every change, and two shorter ones make those that
-//! every task needs; each is a guard and a write, and holds no rule of the delivery protocol. Standalone servers, Sentinel, Cluster, TLS, unix sockets and ACL users are told
-//! apart by the URL alone, see [`RedisBackend::connect`].
+//! is known about a task. One script, `commit.lua`, makes every change: a guard and a write, which hold no rule of the
+//! delivery protocol. Standalone servers, Sentinel, Cluster, TLS, unix sockets and ACL users are told apart by the URL
+//! alone, see [`RedisBackend::connect`].
 //!
 //! # What Redis promises
 //! Redis confirms a write before it is on disk or on a replica. The protocol survives the loss of the last
@@ -11,6 +11,7 @@
 //! what this server would lose.
 
 mod backend;
+mod batch;
 mod commit;
 mod connect;
 mod doctor;

@@ -18,7 +18,7 @@ use redis::{Cmd, PushKind, RedisError, RedisResult, Value};
 use tokio::runtime::{Handle, Id};
 
 use crate::{
-    commit,
+    commit::SCRIPT,
     connect::{Patience, Place, Source, Wire},
     error::{meaning, script_is_unknown, spoils_connection},
 };
@@ -89,7 +89,7 @@ impl Links {
         answers.into_iter().map(|answer| answer.map_err(|e| meaning(&e))).collect()
     }
 
-    /// Calls of scripts in one round trip, each with its own outcome; `call` makes the one of that number.
+    /// Calls of the script in one round trip, each with its own outcome; `call` makes the one of that number.
     pub(crate) async fn scripts(
         &self,
         count: usize,
@@ -103,7 +103,7 @@ impl Links {
             if unknown.is_empty() {
                 break;
             }
-            self.load_scripts().await?;
+            self.load_script().await?;
             let repeated = self.try_all(unknown.iter().map(|&i| call(i)).collect()).await?;
             for (i, answer) in unknown.into_iter().zip(repeated) {
                 answers[i] = answer;
@@ -137,18 +137,15 @@ impl Links {
         answer
     }
 
-    async fn load_scripts(&self) -> RedisResult<()> {
+    async fn load_script(&self) -> RedisResult<()> {
         let link = self.link().await?;
         let mut wire = link.wire.clone();
-        for script in commit::scripts() {
-            let loaded = match &mut wire {
-                Wire::Single(connection) => script.load_async(connection).await,
-                Wire::Cluster(connection, _) => script.load_async(connection).await,
-            };
-            self.judge(&link, loaded.as_ref().map(drop));
-            loaded?;
-        }
-        Ok(())
+        let loaded = match &mut wire {
+            Wire::Single(connection) => SCRIPT.load_async(connection).await,
+            Wire::Cluster(connection, _) => SCRIPT.load_async(connection).await,
+        };
+        self.judge(&link, loaded.as_ref().map(drop));
+        loaded.map(drop)
     }
 
     /// Throws a connection away that leads nowhere, or to a server that is no longer the master.

@@ -344,6 +344,44 @@ async fn keys_of_another_program_are_refused_with_the_remedy() {
 }
 
 #[tokio::test]
+async fn a_key_of_another_program_harms_only_its_own_task() {
+    let Some(namespace) = Namespace::fresh() else { return };
+    let backend = namespace.connect(&namespace.url).await;
+    let ids: Vec<TaskId> = (0..5).map(|_| TaskId::fresh()).collect();
+    let key = format!("{}:{{{}}}", namespace.prefix, ids[2]);
+    redis::cmd("SET").arg(key).arg("x").exec_async(&mut namespace.side_door().await).await.unwrap();
+    let once = |id: &TaskId, value: &'static [u8]| Commit {
+        unless: vec!["name".to_owned()],
+        facts: vec![("name".to_owned(), Bytes::from_static(value))],
+        ..write(id)
+    };
+    // Made together, and then one after the other by callers that do not know of each other.
+    let early = backend.commit(vec![once(&ids[1], b"early")]).await.remove(0).unwrap();
+    assert_eq!(early, Committed::Done);
+    let together = backend.commit(ids.iter().map(|id| once(id, b"late")).collect()).await;
+    let each = futures_util::future::join_all(ids.iter().map(|id| backend.commit(vec![once(id, b"last")])));
+    let each = each.await.into_iter().flatten().collect();
+    for (round, outcomes) in [("late", together), ("last", each)] {
+        let outcomes: Vec<_> = outcomes;
+        assert_eq!(outcomes.len(), ids.len());
+        for (at, outcome) in outcomes.into_iter().enumerate() {
+            match (at, outcome) {
+                (2, Err(BackendError::Refused { .. })) => {}
+                // What was made before the call ended there was made again in the first round.
+                (0, Ok(Committed::Refused(record))) => assert_eq!(record.get("name").unwrap(), "late"),
+                (1, Ok(Committed::Refused(record))) => assert_eq!(record.get("name").unwrap(), "early"),
+                (3.., Ok(Committed::Done)) if round == "late" => {}
+                (3.., Ok(Committed::Refused(record))) if round == "last" => {
+                    assert_eq!(record.get("name").unwrap(), "late");
+                }
+                (at, other) => panic!("{round} {at}: {other:?}"),
+            }
+        }
+    }
+    namespace.erase().await;
+}
+
+#[tokio::test]
 async fn a_diagnosis_finds_a_dead_server() {
     let Some(namespace) = Namespace::fresh() else { return };
     let (proxy, through) = Proxy::before(&namespace.url).await.unwrap();

@@ -1,0 +1,50 @@
+//! Commits in one round trip, in as few calls of the script as can be.
+
+use std::iter;
+
+use machinist_core::backend::{BackendError, Committed};
+use redis::RedisResult;
+
+use crate::{
+    commit::{Keyed, alike, answers, call},
+    error::{is_of_one_key, meaning},
+    link::Links,
+};
+
+/// Makes these commits, each with its own outcome. Those that do not do the same are made in any order.
+pub(crate) async fn make(
+    links: &Links,
+    commits: &[Keyed],
+) -> RedisResult<Vec<Result<Committed, BackendError>>> {
+    // A cluster's nodes have one record each of those that are named together.
+    let kinds = match links.can_gather() {
+        true => alike(commits),
+        false => (0..commits.len()).map(|place| vec![place]).collect(),
+    };
+    let mut outcomes: Vec<Option<Result<Committed, BackendError>>> = Vec::new();
+    outcomes.resize_with(commits.len(), || None);
+    let answered = links.scripts(kinds.len(), |kind| call(kinds[kind].iter().map(|&at| &commits[at]))).await?;
+    let mut apart = Vec::new();
+    for (kind, answer) in kinds.into_iter().zip(answered) {
+        match answer {
+            Ok(value) => {
+                for (at, outcome) in iter::zip(&kind, answers(&value, kind.len())) {
+                    outcomes[*at] = Some(outcome);
+                }
+            }
+            // The call ended at that record; what was made is made again, which changes nothing.
+            Err(error) if kind.len() > 1 && is_of_one_key(&error) => apart.extend(kind),
+            Err(error) => kind.into_iter().for_each(|at| outcomes[at] = Some(Err(meaning(&error)))),
+        }
+    }
+    if !apart.is_empty() {
+        let answered = links.scripts(apart.len(), |n| call(iter::once(&commits[apart[n]]))).await?;
+        for (at, answer) in iter::zip(apart, answered) {
+            outcomes[at] = match answer {
+                Ok(value) => answers(&value, 1).pop(),
+                Err(error) => Some(Err(meaning(&error))),
+            };
+        }
+    }
+    Ok(outcomes.into_iter().flatten().collect())
+}
