@@ -149,8 +149,8 @@ pub(crate) fn facts(value: Value) -> Result<Facts, BackendError> {
 fn text(value: Value) -> Result<FactName, BackendError> {
     // Names are ours; what somebody else put into the hash is shown as well as it can be.
     Ok(match String::from_utf8(bytes(value)?.into()) {
-        Ok(name) => name,
-        Err(other) => String::from_utf8_lossy(other.as_bytes()).into_owned(),
+        Ok(name) => name.into(),
+        Err(other) => String::from_utf8_lossy(other.as_bytes()).into_owned().into(),
     })
 }
 
@@ -196,7 +196,7 @@ impl Source {
 
 impl<'a> Plan<'a> {
     fn of(commit: &'a Commit) -> Self {
-        let mut unless: Vec<&str> = commit.unless.iter().map(String::as_str).collect();
+        let mut unless: Vec<&str> = commit.unless.iter().map(|name| &**name).collect();
         let mut facts: Vec<(&str, Source)> =
             Vec::with_capacity(commit.equal_or_absent.len() + commit.facts.len());
         for (place, (name, value)) in commit.equal_or_absent.iter().enumerate() {
@@ -215,8 +215,8 @@ impl<'a> Plan<'a> {
                 continue;
             }
             // Whoever names a fact in `unless` or `drop` knows that it is absent when it is written.
-            if unless.contains(&name.as_str()) || commit.drop.contains(name) {
-                known.push((name.as_str(), Source::Facts(place)));
+            if unless.contains(&&**name) || commit.drop.contains(name) {
+                known.push((&**name, Source::Facts(place)));
             } else {
                 facts.push((name, Source::Facts(place)));
             }
@@ -224,7 +224,7 @@ impl<'a> Plan<'a> {
         let absent = facts.len() - equal;
         facts.append(&mut known);
         let kept = |name: &&str| facts.iter().any(|(written, _)| written == name);
-        let drop = commit.drop.iter().map(String::as_str).filter(|name| !kept(name)).collect();
+        let drop = commit.drop.iter().map(|name| &**name).filter(|name| !kept(name)).collect();
         Self { unless, drop, facts, equal, absent }
     }
 
@@ -248,11 +248,11 @@ mod tests {
     use super::*;
 
     fn fact(name: &str, value: &'static str) -> (FactName, Bytes) {
-        (name.to_owned(), Bytes::from_static(value.as_bytes()))
+        (name.to_owned().into(), Bytes::from_static(value.as_bytes()))
     }
 
     fn names(names: &[&str]) -> Vec<FactName> {
-        names.iter().map(|name| (*name).to_owned()).collect()
+        names.iter().map(|name| (*name).to_owned().into()).collect()
     }
 
     fn keyed(commits: &[Commit]) -> Vec<Keyed> {

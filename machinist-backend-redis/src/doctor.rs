@@ -12,6 +12,7 @@ use machinist_core::{
     clock::{Timestamp, wall},
     diagnose::Finding,
     id::{SessionId, TaskId},
+    record::FactName,
 };
 use redis::{Cmd, RedisResult, Value};
 use tokio::time::Instant;
@@ -195,7 +196,7 @@ async fn permissions(links: &Links, wakes: &Wakes, keys: &Keys) -> Finding {
 async fn try_commit(links: &Links, record: &str) -> RedisResult<()> {
     // INVARIANT: the text is a task id.
     let Ok(id) = TaskId::parse("doctor") else { return Ok(()) };
-    let name = "x".to_owned();
+    let name = FactName::Borrowed("x");
     let write = Commit {
         facts: vec![(name.clone(), Bytes::from_static(b"x"))],
         expiry: Expiry::After(std::time::Duration::from_secs(1)),

@@ -20,7 +20,7 @@ const BOUND: Duration = Duration::from_secs(30);
 
 fn write(id: &TaskId) -> Commit {
     Commit {
-        facts: vec![("name".to_owned(), Bytes::from_static(b"\"add\""))],
+        facts: vec![("name".into(), Bytes::from_static(b"\"add\""))],
         expiry: Expiry::After(Duration::from_secs(60)),
         wake: true,
         ..Commit::new(id.clone())
@@ -63,7 +63,7 @@ async fn a_batch_keeps_its_order_for_each_record_when_the_script_has_to_be_loade
     let Some(namespace) = Namespace::fresh() else { return };
     let backend = namespace.connect(&namespace.url).await;
     let id = TaskId::fresh();
-    let value = |n: usize| ("name".to_owned(), Bytes::from(n.to_string()));
+    let value = |n: usize| ("name".into(), Bytes::from(n.to_string()));
     let commits = (0..5).map(|n| Commit { facts: vec![value(n)], ..write(&id) }).collect();
     let mut door = namespace.side_door().await;
     redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut door).await.unwrap();
@@ -80,7 +80,7 @@ async fn a_commit_too_large_for_a_script_is_refused_whole() {
     let Some(namespace) = Namespace::fresh() else { return };
     let backend = namespace.connect(&namespace.url).await;
     let id = TaskId::fresh();
-    let drop = (0..9000).map(|n| n.to_string()).collect();
+    let drop = (0..9000).map(|n| n.to_string().into()).collect();
     let answer = backend.commit(vec![Commit { drop, ..write(&id) }]).await.remove(0);
     match answer {
         Err(BackendError::Refused { reason }) => assert!(reason.contains("fewer facts"), "{reason}"),
@@ -351,8 +351,8 @@ async fn a_key_of_another_program_harms_only_its_own_task() {
     let key = format!("{}:{{{}}}", namespace.prefix, ids[2]);
     redis::cmd("SET").arg(key).arg("x").exec_async(&mut namespace.side_door().await).await.unwrap();
     let once = |id: &TaskId, value: &'static [u8]| Commit {
-        unless: vec!["name".to_owned()],
-        facts: vec![("name".to_owned(), Bytes::from_static(value))],
+        unless: vec!["name".into()],
+        facts: vec![("name".into(), Bytes::from_static(value))],
         ..write(id)
     };
     // Made together, and then one after the other by callers that do not know of each other.

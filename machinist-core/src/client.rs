@@ -225,7 +225,7 @@ impl Client {
         }
         let mut facts = sender_facts(&envelope);
         if eta.is_some() {
-            facts.facts.extend(stored(&message).map(|message| (name::MESSAGE.to_owned(), message)));
+            facts.facts.extend(stored(&message).map(|message| (name::MESSAGE.into(), message)));
         }
         let publish = Publish { target: Target::Queue(queue), message, delay: keep_for(due.since(now)) };
         Ok(Ready { envelope, publish, facts, span })
@@ -254,16 +254,16 @@ pub(crate) fn sender_facts(envelope: &Envelope) -> Commit {
     let text = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     let mut commit = Commit::new(envelope.id.clone());
     commit.facts = vec![
-        (name::TASK.to_owned(), text(envelope.name.as_str())),
-        (name::QUEUE.to_owned(), text(envelope.queue.as_str())),
-        (name::SENT.to_owned(), record::json(&envelope.issued)),
+        (name::TASK.into(), text(envelope.name.as_str())),
+        (name::QUEUE.into(), text(envelope.queue.as_str())),
+        (name::SENT.into(), record::json(&envelope.issued)),
     ];
     if let Some(trace) = &envelope.traceparent {
-        commit.facts.push((name::TRACE.to_owned(), text(trace)));
+        commit.facts.push((name::TRACE.into(), text(trace)));
     }
     for (name, instant) in [(name::ETA, envelope.eta), (name::EXPIRES, envelope.expires)] {
         if let Some(instant) = instant {
-            commit.facts.push((name.to_owned(), record::json(&instant)));
+            commit.facts.push((name.into(), record::json(&instant)));
         }
     }
     let waits = envelope.eta.map_or(std::time::Duration::ZERO, |eta| eta.since(envelope.issued));
@@ -275,12 +275,12 @@ pub(crate) fn sender_facts(envelope: &Envelope) -> Commit {
 fn forget(id: &TaskId) -> Commit {
     let mut commit = Commit::new(id.clone());
     commit.unless = vec![
-        name::END.to_owned(),
-        name::REVOKED.to_owned(),
+        name::END.into(),
+        name::REVOKED.into(),
         name::received(1),
         name::start(1, 1),
         name::guard(1, 1),
     ];
-    commit.drop = name::OF_SENDER.map(str::to_owned).to_vec();
+    commit.drop = name::OF_SENDER.map(Into::into).to_vec();
     commit
 }

@@ -256,7 +256,7 @@ impl Client {
         let envelope =
             envelope.map_err(|locked| ControlError::NoMessage { id: of.clone(), why: locked.to_string() })?;
         let mut record = sender_facts(&envelope);
-        record.facts.push((name::RETRY_OF.to_owned(), text(&of)));
+        record.facts.push((name::RETRY_OF.into(), text(&of)));
         let target = Target::Queue(envelope.queue.clone());
         let publish = Publish { target, message: self.app.seal(&envelope), delay: std::time::Duration::ZERO };
         let ready = vec![Ok((envelope.id.clone(), None))];
@@ -270,8 +270,8 @@ impl Client {
         let named = |facts: &Facts| facts.text(name::RETRIED_AS).and_then(|text| TaskId::parse(&text).ok());
         let fresh = TaskId::fresh();
         let mut commit = Commit::new(id.clone());
-        commit.unless = vec![name::RETRIED_AS.to_owned()];
-        commit.facts = vec![(name::RETRIED_AS.to_owned(), text(&fresh))];
+        commit.unless = vec![name::RETRIED_AS.into()];
+        commit.facts = vec![(name::RETRIED_AS.into(), text(&fresh))];
         match self.commit(commit).await? {
             Committed::Done => Ok(fresh),
             Committed::Refused(newer) => named(&newer).ok_or_else(|| ControlError::NoMessage {

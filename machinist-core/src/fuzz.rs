@@ -159,15 +159,15 @@ pub fn encrypted(data: &[u8]) {
     let text = String::from_utf8_lossy(data).into_owned();
     let id = TaskId::parse("t-1").expect("an id");
     let mut facts: Facts = [
-        (name::PROGRESS.to_owned(), data.to_vec().into()),
-        (name::END.to_owned(), fact(&json!({ "enc": { "key": "hide", "data": text } }))),
+        (name::PROGRESS.into(), data.to_vec().into()),
+        (name::END.into(), fact(&json!({ "enc": { "key": "hide", "data": text } }))),
     ]
     .into_iter()
     .collect();
     assert!(secrecy::reveal(&id, &mut facts, Some(ring)).is_some(), "nobody encrypted {text:?}");
     let plain: Map<String, Value> = [("error".to_owned(), json!({ "chain": [text] }))].into_iter().collect();
     let mut commit = crate::backend::Commit::new(id.clone());
-    commit.facts = vec![(name::END.to_owned(), fact(&plain))];
+    commit.facts = vec![(name::END.into(), fact(&plain))];
     let mut facts: Facts =
         secrecy::hide(commit, ring.encrypting_key().expect("it is active")).facts.into_iter().collect();
     assert_eq!(secrecy::reveal(&id, &mut facts, Some(ring)), None);
@@ -180,7 +180,7 @@ pub fn encrypted(data: &[u8]) {
 pub fn record(data: &[u8]) {
     let lines = data.split(|byte| *byte == b'\n').filter_map(|line| {
         let (name, value) = line.split_at(line.iter().position(|byte| *byte == b' ')?);
-        Some((String::from_utf8_lossy(name).into_owned(), value[1..].to_vec().into()))
+        Some((String::from_utf8_lossy(name).into_owned().into(), value[1..].to_vec().into()))
     });
     let facts: Facts = lines.collect();
     let id = TaskId::parse("t-1").expect("an id");
@@ -215,7 +215,7 @@ fn started_over(id: &TaskId, facts: &Facts, attempt: u32) {
         generation: 0,
         run,
         session,
-        worker: "w".to_owned(),
+        worker: "w".into(),
         received_at: NOW,
         token: 0,
         alone: false,

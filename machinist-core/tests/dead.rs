@@ -194,9 +194,9 @@ async fn a_task_that_was_named_and_never_published_is_published() {
     // A first replay that ended between its record and its publish: nobody else will send this task.
     let named = TaskId::fresh();
     let mut commit = machinist_core::backend::Commit::new(ids[0].clone());
-    commit.facts = vec![("retried_as".to_owned(), named.to_string().into())];
+    commit.facts = vec![("retried_as".into(), named.to_string().into())];
     let mut sent = machinist_core::backend::Commit::new(named.clone());
-    sent.facts = vec![("name".to_owned(), "fail".into()), ("queue".to_owned(), "q".into())];
+    sent.facts = vec![("name".into(), "fail".into()), ("queue".into(), "q".into())];
     house.app.backend().commit(vec![commit, sent]).await.into_iter().for_each(|done| drop(done.unwrap()));
     assert_eq!(successor(&house.replay(&letters).await), named);
     assert_eq!(house.app.result(named).typed::<u32>().wait(SOON).await.unwrap(), 0);

@@ -37,7 +37,7 @@ pub(crate) fn decode_facts(mut rest: &[u8]) -> Result<Facts, Misshapen> {
         let value_len = read_decimal(&mut rest, b' ')?;
         let name = text(take(&mut rest, name_len)?)?;
         expect(&mut rest, b'=')?;
-        facts.put(name, Bytes::copy_from_slice(take(&mut rest, value_len)?));
+        facts.put(name.to_owned(), Bytes::copy_from_slice(take(&mut rest, value_len)?));
         expect(&mut rest, b'\n')?;
     }
     Ok(facts)

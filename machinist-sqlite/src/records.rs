@@ -66,7 +66,7 @@ fn apply(record: &mut Record, now: Timestamp, what: &Commit) -> bool {
     }
     for (name, value) in what.equal_or_absent.iter().chain(&what.facts) {
         if !facts.has(name) {
-            facts.put(name.as_str(), value.clone());
+            facts.put(name.clone(), value.clone());
         }
     }
     record.expires = match (what.expiry, record.expires) {

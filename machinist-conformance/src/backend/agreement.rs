@@ -115,7 +115,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn change() -> impl Strategy<Value = Change> {
-    let name = || select(&FACTS[..]).prop_map(str::to_owned);
+    let name = || select(&FACTS[..]).prop_map(FactName::from);
     let value = || select(&VALUES[..]).prop_map(Bytes::from_static);
     let expiry = select(vec![Expiry::Keep, Expiry::After(HOUR), Expiry::AfterUnlessSet(HOUR)]);
     let pairs = |most| vec((name(), value()), 0..most);
@@ -245,7 +245,7 @@ impl World {
 
     /// Takes out what would stay for ever: the records without expiry and the members of indexes.
     async fn forget(&self, backend: &dyn Backend) {
-        let drop = || FACTS.map(str::to_owned).to_vec();
+        let drop = || FACTS.map(FactName::from).to_vec();
         let commits = self.tasks.iter().map(|id| Commit { drop: drop(), ..Commit::new(id.clone()) });
         let answers = backend.commit(commits.collect()).await;
         let all = Index::ALL.iter().flat_map(|index| (0..NUMBERS).map(move |number| (*index, number, None)));

@@ -192,12 +192,12 @@ pub async fn any_bytes_and_any_names_are_kept(harness: &dyn BackendHarness) {
     ];
     for id in ["task_4e57a8f0-ß:{slot}* ?", "'; drop table records; --", &"x".repeat(255)] {
         let id = TaskId::parse(id).expect("a good id");
-        let written = values.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        let written = values.iter().map(|(name, value)| ((*name).into(), value.clone()));
         let whole: Facts = written.clone().collect();
         expect_done(&*backend, Commit { facts: written.collect(), ..put(&id, &[]) }).await;
         assert!(read(&*backend, &id).await == whole, "what was written to {id} is read");
         let equal =
-            Commit { equal_or_absent: vec![("s:1:2".to_owned(), every_byte.clone())], ..put(&id, &[]) };
+            Commit { equal_or_absent: vec![("s:1:2".into(), every_byte.clone())], ..put(&id, &[]) };
         expect_done(&*backend, equal).await;
         let guarded = Commit { unless: names(&["empty"]), ..put(&id, &[]) };
         assert!(commit(&*backend, guarded).await == Committed::Refused(whole), "an empty value is a fact");

@@ -71,7 +71,7 @@ pub(crate) async fn enter(app: &App, letter: &DeadLetter) -> Result<(), BackendE
         size: letter.size,
     };
     let mut commit = Commit::new(record_of(&member));
-    commit.facts = vec![(name::DEAD.to_owned(), json(&entry))];
+    commit.facts = vec![(name::DEAD.into(), json(&entry))];
     app.backend().commit(vec![commit]).await.into_iter().collect::<Result<Vec<_>, _>>()?;
     let note = Note::Put { index: Index::DeadLetters, at: letter.at, member };
     app.backend().note(vec![note]).await
@@ -81,7 +81,7 @@ pub(crate) async fn enter(app: &App, letter: &DeadLetter) -> Result<(), BackendE
 pub(super) async fn strike(app: &App, letter: &DeadLetter) -> Result<(), BackendError> {
     let member = letter.member();
     let mut commit = Commit::new(record_of(&member));
-    commit.drop = vec![name::DEAD.to_owned(), name::RETRIED_AS.to_owned()];
+    commit.drop = vec![name::DEAD.into(), name::RETRIED_AS.into()];
     // The line first: a record without a line is found by nobody, a line without its record tells too little.
     let note = Note::Remove { index: Index::DeadLetters, member };
     app.backend().note(vec![note]).await?;

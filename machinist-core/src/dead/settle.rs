@@ -297,7 +297,7 @@ impl Client {
             end_by_anybody(id, &facts, envelope.attempt, FailureKind::Lost, error.into(), now, ttl);
         commit
             .facts
-            .extend(stored(&self.app.seal(envelope)).map(|message| (name::MESSAGE.to_owned(), message)));
+            .extend(stored(&self.app.seal(envelope)).map(|message| (name::MESSAGE.into(), message)));
         // Refused: it was started meanwhile, or has ended.
         self.commit(self.attested(commit)?).await?;
         Ok(())

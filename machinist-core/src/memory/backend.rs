@@ -289,7 +289,7 @@ mod tests {
     use super::*;
 
     fn put(id: &TaskId, name: &str, expiry: Expiry) -> Commit {
-        Commit { facts: vec![(name.to_owned(), Bytes::new())], expiry, ..Commit::new(id.clone()) }
+        Commit { facts: vec![(name.to_owned().into(), Bytes::new())], expiry, ..Commit::new(id.clone()) }
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@
 //! writer wins; the state is a function of the facts (see [`fold`](super::fold)). Values are JSON text, so that a
 //! person with `redis-cli` or `sqlite3` can read them.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -16,8 +16,9 @@ use crate::{
     id::{RunId, SessionId},
 };
 
-/// The name of one fact, for example `s:1:2` (attempt 1 was started for the second time).
-pub type FactName = String;
+/// The name of one fact, for example `s:1:2` (attempt 1 was started for the second time). Most are known beforehand, and
+/// every task needs a dozen of them.
+pub type FactName = Cow<'static, str>;
 
 /// A set of facts: one task's record, whole or in part.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -51,7 +52,7 @@ impl Facts {
 
     /// All facts, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Bytes)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value))
+        self.0.iter().map(|(name, value)| (&**name, value))
     }
 
     /// How many facts there are.
@@ -89,10 +90,15 @@ impl IntoIterator for Facts {
     }
 }
 
+/// How long the facts of most tasks are at most, in bytes.
+const USUAL: usize = 256;
+
 /// A fact's value as it is stored: JSON text.
 pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Bytes {
+    let mut text = Vec::with_capacity(USUAL);
     // INVARIANT: the shapes in this module have string keys and no failing `Serialize`.
-    Bytes::from(serde_json::to_vec(value).expect("a fact is plain data"))
+    serde_json::to_writer(&mut text, value).expect("a fact is plain data");
+    Bytes::from(text)
 }
 
 /// The names of facts.
@@ -126,26 +132,28 @@ pub(crate) mod name {
     pub(crate) const PROGRESS: &str = "pg";
 
     pub(crate) fn received(attempt: u32) -> FactName {
-        format!("rc:{attempt}")
+        format!("rc:{attempt}").into()
     }
     pub(crate) fn start(attempt: u32, start: u32) -> FactName {
-        format!("s:{attempt}:{start}")
+        // The one that every task has.
+        if (attempt, start) == (1, 1) { FactName::Borrowed("s:1:1") } else { format!("s:{attempt}:{start}").into() }
     }
     /// The start that would come after this one.
     pub(crate) fn start_after(attempt: u32, last: u32) -> FactName {
         start(attempt, last.saturating_add(1))
     }
     pub(crate) fn returned(attempt: u32, start: u32) -> FactName {
-        format!("r:{attempt}:{start}")
+        format!("r:{attempt}:{start}").into()
     }
     pub(crate) fn retried(attempt: u32) -> FactName {
-        format!("o:{attempt}")
+        // The one whose absence every task asks for.
+        if attempt == 1 { FactName::Borrowed("o:1") } else { format!("o:{attempt}").into() }
     }
     pub(crate) fn guard(attempt: u32, generation: u32) -> FactName {
-        format!("g:{attempt}:{generation}")
+        format!("g:{attempt}:{generation}").into()
     }
     pub(crate) fn followed(attempt: u32) -> FactName {
-        format!("f:{attempt}")
+        format!("f:{attempt}").into()
     }
 }
 
@@ -186,7 +194,7 @@ pub(crate) struct Start {
     pub(crate) run: RunId,
     pub(crate) session: SessionId,
     /// The worker's name, for people.
-    pub(crate) worker: String,
+    pub(crate) worker: Arc<str>,
     pub(crate) token: u64,
     #[serde(rename = "received")]
     pub(crate) received_at: Timestamp,
@@ -204,7 +212,7 @@ pub(crate) struct Origin {
     pub(crate) start: u32,
     pub(crate) run: RunId,
     pub(crate) token: u64,
-    pub(crate) worker: String,
+    pub(crate) worker: Arc<str>,
 }
 
 /// `pg`: how far a run has come, as its handler says.
@@ -345,7 +353,7 @@ mod tests {
     #[test]
     fn an_end_is_readable_and_reads_back() {
         let end = End {
-            origin: Some(Origin { attempt: 1, start: 1, run: "r".into(), token: 7, worker: "w".to_owned() }),
+            origin: Some(Origin { attempt: 1, start: 1, run: "r".into(), token: 7, worker: "w".into() }),
             at: Timestamp::from_micros(5),
             verdict: EndVerdict::Success { results: Results::default() },
             log: String::new(),

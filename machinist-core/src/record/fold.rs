@@ -151,7 +151,7 @@ pub fn fold(id: &TaskId, facts: &Facts) -> Option<Record> {
         state: state(facts, &attempts),
         kind: None,
         attempt: newest.max(1),
-        worker: start.as_ref().map(|s| s.worker.clone()),
+        worker: start.as_ref().map(|s| s.worker.to_string()),
         sent_at: facts.read(name::SENT),
         received_at: start.as_ref().map(|s| s.received_at).or_else(|| facts.read(&name::received(newest))),
         started_at: start.as_ref().map(|s| s.started_at),
@@ -185,7 +185,7 @@ fn apply_end(record: &mut Record, end: End) {
     record.log = end.log;
     if let Some(origin) = end.origin {
         record.attempt = origin.attempt;
-        record.worker = Some(origin.worker);
+        record.worker = Some(origin.worker.to_string());
     }
     match end.verdict {
         EndVerdict::Success { results } => {
@@ -205,7 +205,7 @@ fn history(facts: &Facts, attempt: u32) -> Option<Attempt> {
         attempt,
         ended_at: retried.at,
         next_run: retried.due,
-        worker: retried.origin.worker,
+        worker: retried.origin.worker.to_string(),
         kind: retried.kind,
         error: retried.error,
     })

@@ -62,7 +62,7 @@ mod tests {
         let fact = Start {
             run: run.into(),
             session: "s".into(),
-            worker: "w".to_owned(),
+            worker: "w".into(),
             token: u64::from(start),
             received_at: Timestamp::from_micros(1),
             started_at: Timestamp::from_micros(1),

@@ -10,7 +10,7 @@ use crate::backend::{Commit, Expiry};
 pub(crate) fn say(held: &Held, progress: &Progress) -> Commit {
     let mut commit = Commit::new(held.id.clone());
     commit.unless =
-        vec![name::END.to_owned(), name::retried(held.attempt), name::start_after(held.attempt, held.start)];
+        vec![name::END.into(), name::retried(held.attempt), name::start_after(held.attempt, held.start)];
     with(&mut commit, progress);
     commit.expiry = Expiry::AfterUnlessSet(UNENDED);
     commit.wake = true;
@@ -19,6 +19,6 @@ pub(crate) fn say(held: &Held, progress: &Progress) -> Commit {
 
 /// Lets another commit say it too.
 pub(crate) fn with(commit: &mut Commit, progress: &Progress) {
-    commit.drop.push(name::PROGRESS.to_owned());
-    commit.facts.push((name::PROGRESS.to_owned(), json(progress)));
+    commit.drop.push(name::PROGRESS.into());
+    commit.facts.push((name::PROGRESS.into(), json(progress)));
 }

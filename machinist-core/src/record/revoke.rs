@@ -50,7 +50,7 @@ pub(crate) fn revocable(
         return Revocable::Ended(super::fold::state(facts, &Attempts::of(facts)));
     }
     let said = json(&Revocation { at: now });
-    let mark = (name::REVOKED.to_owned(), said.clone());
+    let mark = (name::REVOKED.into(), said.clone());
     match unstarted(facts) {
         Ok(Unstarted { attempt, due }) => {
             let kept = due.map_or(ttl, |due| ttl.max(due.since(now) + SHORTEST));
@@ -65,10 +65,10 @@ pub(crate) fn revocable(
         Err((attempt, start)) => {
             let mut commit = Commit::new(id.clone());
             // A run that has asked for another one meanwhile is not to be asked, but the next one ended.
-            commit.unless = vec![name::END.to_owned(), name::retried(attempt)];
+            commit.unless = vec![name::END.into(), name::retried(attempt)];
             commit.facts = vec![mark];
             if manner == Manner::CutOff {
-                commit.facts.push((name::TERMINATED.to_owned(), said));
+                commit.facts.push((name::TERMINATED.into(), said));
             }
             commit.expiry = Expiry::Keep;
             commit.wake = true;
@@ -124,7 +124,7 @@ mod tests {
             generation: 0,
             run: "a".into(),
             session: "s1".into(),
-            worker: "w".to_owned(),
+            worker: "w".into(),
             received_at: NOW,
             token: 0,
             alone: false,

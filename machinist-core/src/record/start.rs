@@ -4,7 +4,7 @@
 //! delivery and costs one round trip. Where it is refused, the whole record comes back and [`judge`] says what
 //! it means.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -31,7 +31,7 @@ pub(crate) struct Starting {
     pub(crate) generation: u32,
     pub(crate) run: RunId,
     pub(crate) session: SessionId,
-    pub(crate) worker: String,
+    pub(crate) worker: Arc<str>,
     pub(crate) received_at: Timestamp,
     /// The greatest fencing token that the message knows of.
     pub(crate) token: u64,
@@ -49,7 +49,7 @@ pub(crate) struct Held {
     /// The session under which it was started: who finds it gone may take over.
     pub(crate) session: SessionId,
     pub(crate) token: u64,
-    pub(crate) worker: String,
+    pub(crate) worker: Arc<str>,
     pub(crate) received_at: Timestamp,
     /// The starts of this attempt up to this one, as this run knows them: it carries them wherever it goes, so
     /// that after lost backend data two runs cannot both believe that they hold the attempt.
@@ -79,8 +79,8 @@ impl Starting {
         let held = self.held(1, self.token, Vec::new(), now);
         let mut commit = Commit::new(self.id.clone());
         commit.unless = vec![
-            name::END.to_owned(),
-            name::REVOKED.to_owned(),
+            name::END.into(),
+            name::REVOKED.into(),
             name::retried(self.attempt),
             name::start(self.attempt, 1),
         ];
@@ -100,8 +100,8 @@ impl Starting {
         let held = self.held(newest.saturating_add(1), greatest, known.clone(), now);
         let mut commit = Commit::new(self.id.clone());
         commit.unless = vec![
-            name::END.to_owned(),
-            name::REVOKED.to_owned(),
+            name::END.into(),
+            name::REVOKED.into(),
             name::retried(self.attempt),
             name::start_after(self.attempt, newest),
         ];
@@ -163,7 +163,7 @@ impl Held {
         held.starts.push(fact.clone());
         let mut commit = Commit::new(self.id.clone());
         commit.unless =
-            vec![name::END.to_owned(), name::retried(self.attempt), name::start(self.attempt, held.start)];
+            vec![name::END.into(), name::retried(self.attempt), name::start(self.attempt, held.start)];
         commit.equal_or_absent.clone_from(&self.starts);
         commit.facts = vec![fact];
         commit.expiry = Expiry::AfterUnlessSet(UNENDED);
@@ -174,7 +174,7 @@ impl Held {
     pub(crate) fn restore(&self) -> Commit {
         let mut commit = Commit::new(self.id.clone());
         commit.unless = vec![
-            name::END.to_owned(),
+            name::END.into(),
             name::retried(self.attempt),
             name::start_after(self.attempt, self.start),
         ];
@@ -339,7 +339,7 @@ mod tests {
             generation: 0,
             run: run.into(),
             session: session.into(),
-            worker: "w".to_owned(),
+            worker: "w".into(),
             received_at: NOW,
             token: 0,
             alone: false,

@@ -101,7 +101,7 @@ fn start_steps(point: &Point, attempt: u32) -> Vec<Step> {
         generation: 0,
         run: format!("run{n}").as_str().into(),
         session: format!("session{n}").as_str().into(),
-        worker: "w".to_owned(),
+        worker: "w".into(),
         received_at: NOW,
         token: 0,
         alone: false,
@@ -119,14 +119,14 @@ fn start_steps(point: &Point, attempt: u32) -> Vec<Step> {
 
 fn sent() -> Commit {
     let mut commit = Commit::new("t".try_into().unwrap());
-    commit.facts = vec![(name::TASK.to_owned(), "add".into())];
+    commit.facts = vec![(name::TASK.into(), "add".into())];
     commit.expiry = Expiry::AfterUnlessSet(UNENDED);
     commit
 }
 
 fn received(attempt: u32) -> Commit {
     let mut commit = Commit::new("t".try_into().unwrap());
-    commit.unless = vec![name::END.to_owned()];
+    commit.unless = vec![name::END.into()];
     commit.facts = vec![(name::received(attempt), "1".into())];
     commit
 }

@@ -131,7 +131,7 @@ pub(crate) fn record(held: &Held, verdict: &Verdict, log: String, now: Timestamp
         worker: held.worker.clone(),
     };
     let mut commit = Commit::new(held.id.clone());
-    commit.unless.push(name::END.to_owned());
+    commit.unless.push(name::END.into());
     commit.wake = true;
     if !matches!(verdict, Verdict::Success(_)) {
         commit.unless.push(name::retried(held.attempt));
@@ -140,7 +140,7 @@ pub(crate) fn record(held: &Held, verdict: &Verdict, log: String, now: Timestamp
     }
     if matches!(verdict, Verdict::Retry { .. }) {
         // Whoever asked for the end wants no further run: this one is then told to end as revoked.
-        commit.unless.push(name::REVOKED.to_owned());
+        commit.unless.push(name::REVOKED.into());
     }
     let (fact, value) = match verdict {
         Verdict::Retry { due, counters, kind, error } => {
@@ -160,12 +160,12 @@ pub(crate) fn record(held: &Held, verdict: &Verdict, log: String, now: Timestamp
         Verdict::Success(results) => {
             let verdict = EndVerdict::Success { results: results.clone() };
             commit.expiry = Expiry::After(ttl.max(SHORTEST));
-            (name::END.to_owned(), json(&End { origin: Some(origin), at: now, verdict, log }))
+            (name::END.into(), json(&End { origin: Some(origin), at: now, verdict, log }))
         }
         Verdict::Failure { kind, error } => {
             let verdict = EndVerdict::Failure { kind: *kind, error: error.clone() };
             commit.expiry = Expiry::After(ttl.max(SHORTEST));
-            (name::END.to_owned(), json(&End { origin: Some(origin), at: now, verdict, log }))
+            (name::END.into(), json(&End { origin: Some(origin), at: now, verdict, log }))
         }
     };
     commit.facts.push((fact, value));
@@ -193,12 +193,12 @@ pub(crate) fn end_by_anybody(
 ) -> Commit {
     let newest = Attempts::of(facts).newest_start(attempt).unwrap_or(0);
     let mut commit = Commit::new(id.clone());
-    commit.unless = vec![name::END.to_owned(), name::retried(attempt)];
+    commit.unless = vec![name::END.into(), name::retried(attempt)];
     // Nothing comes after the last number.
     commit.unless.extend(newest.checked_add(1).map(|next| name::start(attempt, next)));
     let verdict = EndVerdict::Failure { kind, error };
     commit.facts =
-        vec![(name::END.to_owned(), json(&End { origin: None, at: now, verdict, log: String::new() }))];
+        vec![(name::END.into(), json(&End { origin: None, at: now, verdict, log: String::new() }))];
     commit.expiry = Expiry::After(ttl.max(SHORTEST));
     commit.wake = true;
     commit
@@ -221,7 +221,7 @@ impl FollowUp {
         let fact = match self {
             Self::Nothing => return None,
             Self::NextRun { .. } => name::followed(attempt),
-            Self::DeadLetter { .. } => name::FOLLOWED.to_owned(),
+            Self::DeadLetter { .. } => name::FOLLOWED.into(),
         };
         let mut commit = Commit::new(id.clone());
         commit.facts = vec![(fact, Bytes::from_static(b"1"))];

@@ -246,7 +246,7 @@ impl WorkerBuilder {
             sessions: Sessions::new(self.app.clone(), self.lease, about),
             steady: Steady::new(self.app.clone(), stages.clone()),
             app: self.app,
-            name,
+            name: name.into(),
             tasks,
             middleware: self.middleware.into(),
             state: Arc::new(self.state),

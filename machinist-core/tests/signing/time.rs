@@ -56,8 +56,8 @@ async fn a_message_that_was_slipped_into_a_record_is_not_sent() {
     let forged = message(0).replace(r#""kind":"add""#, r#""kind":"evil""#);
     for text in [message(1), forged] {
         let mut commit = Commit::new(victim.id().clone());
-        commit.drop = vec!["msg".to_owned()];
-        commit.facts = vec![("msg".to_owned(), text.into())];
+        commit.drop = vec!["msg".into()];
+        commit.facts = vec![("msg".into(), text.into())];
         house.backend.commit(vec![commit]).await;
         let refused = client.run_now(victim.id()).await;
         assert!(matches!(refused, Err(ControlError::NoMessage { .. })), "{refused:?}");

@@ -76,7 +76,7 @@ async fn a_result_that_no_worker_signed_is_not_believed() {
     let other = app.client().send(ADD.call((1, 1))).await.unwrap();
     let write = async |id: &machinist_core::TaskId, end: Vec<u8>| {
         let mut commit = Commit::new(id.clone());
-        commit.facts = vec![("end".to_owned(), end.into())];
+        commit.facts = vec![("end".into(), end.into())];
         commit.expiry = Expiry::After(SOON);
         house.backend.commit(vec![commit]).await.pop().unwrap().unwrap();
     };

@@ -60,7 +60,7 @@ impl Model {
             generation: handler.msg.generation,
             run: run_id(handler.run.expect("registered before it is asked for")),
             session: session_id(session),
-            worker: "w".to_owned(),
+            worker: "w".into(),
             received_at: Self::NOW,
             token: handler.msg.token,
             alone: handler.alone && self.config.mutation != Some(Mutation::AloneUnsaid),

@@ -84,7 +84,7 @@ impl TaskProcessor {
 
     async fn say_received(&self, envelope: &Envelope, received_at: Timestamp) -> Result<(), Ending> {
         let mut commit = Commit::new(envelope.id.clone());
-        commit.unless = vec![name::END.to_owned()];
+        commit.unless = vec![name::END.into()];
         commit.facts = vec![(name::received(envelope.attempt), crate::record::json(&received_at))];
         commit.expiry = Expiry::AfterUnlessSet(UNENDED);
         commit.wake = true;

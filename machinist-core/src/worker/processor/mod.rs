@@ -61,7 +61,7 @@ pub(super) struct Registration {
 /// Takes deliveries through the protocol.
 pub(super) struct TaskProcessor {
     pub(super) app: App,
-    pub(super) name: String,
+    pub(super) name: Arc<str>,
     pub(super) tasks: HashMap<TaskName, Registration>,
     pub(super) middleware: Arc<[Arc<dyn Middleware>]>,
     pub(super) state: Arc<StateMap>,

@@ -79,7 +79,7 @@ impl TaskProcessor {
         }
         match verdict {
             Verdict::Failure { .. } => commit.facts.extend(self.keep_message(envelope)),
-            Verdict::Success(_) if due.is_some() => commit.drop.push(name::MESSAGE.to_owned()),
+            Verdict::Success(_) if due.is_some() => commit.drop.push(name::MESSAGE.into()),
             Verdict::Success(_) | Verdict::Retry { .. } => {}
         }
     }
@@ -153,7 +153,7 @@ impl TaskProcessor {
 
     /// The message of a task that ends without having succeeded.
     fn keep_message(&self, envelope: &Envelope) -> Option<(FactName, Bytes)> {
-        Some((name::MESSAGE.to_owned(), stored(&self.app.seal(envelope))?))
+        Some((name::MESSAGE.into(), stored(&self.app.seal(envelope))?))
     }
 
     /// How long the record of a task is kept after its end. One that ended before its time, because somebody sent it
