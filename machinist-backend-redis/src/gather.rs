@@ -133,7 +133,7 @@ mod tests {
     fn large_commits_travel_apart() {
         let job = |bytes: usize| {
             let mut commit = Commit::new(TaskId::fresh());
-            commit.facts = vec![("end".to_owned(), vec![b'x'; bytes].into())];
+            commit.facts = vec![("end".into(), vec![b'x'; bytes].into())];
             Job { keyed: Keyed { key: "k".to_owned(), commit }, caller: oneshot::channel().0 }
         };
         assert_eq!(together(&[job(10), job(10)]), 2);

@@ -119,7 +119,7 @@ async fn connect(url: &str) -> RedisBackend {
 
 fn write(id: &TaskId) -> Commit {
     Commit {
-        facts: vec![("name".to_owned(), Bytes::from_static(b"\"add\""))],
+        facts: vec![("name".into(), Bytes::from_static(b"\"add\""))],
         expiry: Expiry::After(Duration::from_secs(60)),
         wake: true,
         ..Commit::new(id.clone())

@@ -69,7 +69,7 @@ fn queue() -> Result<QueueName, BoxError> {
 }
 
 fn fact(name: &str, value: &str) -> (FactName, Bytes) {
-    (name.to_owned(), Bytes::copy_from_slice(value.as_bytes()))
+    (name.to_owned().into(), Bytes::copy_from_slice(value.as_bytes()))
 }
 
 fn commit(id: &TaskId, facts: Vec<(FactName, Bytes)>) -> Commit {
@@ -126,7 +126,7 @@ async fn work(store: &SqliteStore, count: usize, at_once: usize) -> Result<(), B
                 fact("s:1:1", "{\"session\":\"0123456789abcdef\",\"run\":\"0123456789abcdef\",\"token\":1}");
             let end = fact("end", "{\"kind\":\"success\",\"results\":[5],\"at\":1234567890123456}");
             for (fact, wake) in [(start, false), (end, true)] {
-                let commit = Commit { wake, unless: vec!["end".to_owned()], ..commit(&id, vec![fact]) };
+                let commit = Commit { wake, unless: vec!["end".into()], ..commit(&id, vec![fact]) };
                 backend.commit(vec![commit]).await.remove(0)?;
             }
             delivery.receipt.settle(Settle::Ack).await;

@@ -144,8 +144,8 @@ mod tests {
 
     use super::*;
 
-    fn fact(name: &str, value: &'static str) -> (String, Bytes) {
-        (name.to_owned(), Bytes::from_static(value.as_bytes()))
+    fn fact(name: &str, value: &'static str) -> (FactName, Bytes) {
+        (name.to_owned().into(), Bytes::from_static(value.as_bytes()))
     }
 
     #[test]

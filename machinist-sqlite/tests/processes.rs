@@ -70,7 +70,7 @@ async fn churn(store: &SqliteStore, name: &str) {
                 let text = format!("{name}-{number}");
                 broker.publish(vec![message(&text)]).await.remove(0).unwrap();
                 let commit = Commit {
-                    facts: vec![("by".to_owned(), Bytes::from(text.clone()))],
+                    facts: vec![("by".into(), Bytes::from(text.clone()))],
                     expiry: Expiry::After(BOUND),
                     ..Commit::new(TaskId::parse(&text).unwrap())
                 };

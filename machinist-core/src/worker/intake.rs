@@ -3,9 +3,9 @@
 //! A worker that is without the backend keeps what it holds for ten minutes: most outages are shorter, and what runs goes
 //! on. After that others, who perhaps have the backend, should have the messages.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, panic::resume_unwind, sync::Arc};
 
-use tokio::time::Instant;
+use tokio::{task::JoinError, time::Instant};
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
@@ -32,9 +32,50 @@ pub(super) struct Intake {
     pub(super) cut: CancellationToken,
 }
 
+/// An intake at work, in a task of its own: whoever waits for the worker's end may be on a thread that is woken for
+/// each delivery otherwise. Dropped, it ends.
+pub(super) struct Taking {
+    task: AbortOnDropHandle<Box<dyn Consumer>>,
+    enough: CancellationToken,
+    closed: CancellationToken,
+}
+
+impl Taking {
+    /// Completes when nothing comes any more, because the broker was closed.
+    pub(super) async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
+
+    /// Takes nothing more; the consumer, unless its runtime has ended.
+    pub(super) async fn end(self) -> Option<Box<dyn Consumer>> {
+        self.enough.cancel();
+        match self.task.await.map_err(JoinError::try_into_panic) {
+            Ok(consumer) => Some(consumer),
+            Err(Ok(panic)) => resume_unwind(panic),
+            Err(Err(_cancelled)) => None,
+        }
+    }
+}
+
 impl Intake {
+    /// Begins to take deliveries.
+    pub(super) fn begin(self, mut consumer: Box<dyn Consumer>) -> Taking {
+        let (enough, closed) = (CancellationToken::new(), CancellationToken::new());
+        let (told, tells) = (enough.clone(), closed.clone().drop_guard());
+        let task = tokio::spawn(async move {
+            let _tells = tells;
+            tokio::select! {
+                biased;
+                () = told.cancelled() => {}
+                () = self.keep(&mut consumer) => {}
+            }
+            consumer
+        });
+        Taking { task: AbortOnDropHandle::new(task), enough, closed }
+    }
+
     /// Takes deliveries for ever, from one subscription after the other. Ends only when the broker was closed.
-    pub(super) async fn keep(&self, consumer: &mut Box<dyn Consumer>) {
+    async fn keep(&self, consumer: &mut Box<dyn Consumer>) {
         let steady = &self.processor.steady;
         loop {
             self.health.subscribed(consumer.pulse().into());

@@ -174,7 +174,7 @@ impl Worker {
         processor.sessions.open().await?;
         let renewals = Renewals::begin(&processor).map_err(WorkerError::Thread)?;
         let what = Consume { queues: queues.clone(), prefetch };
-        let mut consumer = processor.app.broker().consume(what.clone()).await?;
+        let consumer = processor.app.broker().consume(what.clone()).await?;
         health.subscribed(consumer.pulse().into());
         remember_queues(&processor.app, &queues).await;
         tracing::info!(worker = processor.worker_name(), queues = ?queues, "ready");
@@ -185,14 +185,17 @@ impl Worker {
         let _cut_on_drop = cut.clone().drop_guard();
         let intake =
             Intake { processor: Arc::clone(&processor), what, health, tracker: tracker.clone(), cut };
+        let taking = intake.begin(consumer);
         tokio::select! {
-            () = intake.keep(&mut consumer) => {}
+            () = taking.closed() => {}
             () = shutdown => stages.advance(),
             () = stages.reached_drain() => {}
         }
         stages.drain();
         tracing::info!(running = processor.sessions.running(), "draining");
-        consumer.stop().await;
+        if let Some(mut consumer) = taking.end().await {
+            consumer.stop().await;
+        }
         tracker.close();
         drain::wait_through(&tracker, &stages, grace).await;
         let drained = processor.drained();

@@ -116,6 +116,7 @@ impl Steady {
         let mut _waits = None;
         loop {
             let answer = tokio::select! {
+                biased;
                 answer = question() => answer,
                 () = self.stages.reached_leave() => return Err(Unanswered::Leaving),
             };
@@ -172,6 +173,9 @@ impl Steady {
 
     /// Completes while the backend answers.
     pub(super) async fn backend_is_there(&self) {
+        if !self.is_backend_away() {
+            return;
+        }
         let mut away = self.away.subscribe();
         // The sender lives in self, so waiting cannot fail.
         drop(away.wait_for(Option::is_none).await);

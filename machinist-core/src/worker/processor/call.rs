@@ -129,6 +129,8 @@ impl TaskProcessor {
             std::future::pending().await
         };
         tokio::select! {
+            // First: most handlers end at once, and the others then cost nothing.
+            biased;
             ended = running => ended,
             ended = fire_when_cancelled => ended,
             ended = guard => ended,
