@@ -234,7 +234,7 @@ impl Floor {
             }
             anyhow::Ok(())
         };
-        let (done, samples) = part::sampled(watch, &count, take).await?;
+        let (done, samples) = part::sampled(watch, order, &count, take).await?;
         done?;
         watch.told(count.took(), Vec::new(), samples)
     }

@@ -3,6 +3,7 @@
 //! Every worker and every sender is a process of its own, started anew for each run, so that processor time and
 //! memory can be told apart. Runs of the two pipelines alternate: whatever else the machine does hits both.
 
+mod allocations;
 mod case;
 mod delays;
 mod floor;
@@ -65,6 +66,8 @@ enum Other {
     },
     /// Sends tasks that are due later, and runs them: how late are they, and what do they cost until then?
     Delays(delays::Delays),
+    /// Counts how often each task asks for memory, in sender and worker.
+    Allocations,
     /// One measured process.
     #[command(hide = true)]
     Part {
@@ -86,8 +89,9 @@ async fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<()> {
     match cli.other {
-        Some(Other::Part { order }) => part::play(&order).await,
+        Some(Other::Part { order }) => part::play(&cli.place, &order).await,
         Some(Other::Soak { tasks }) => soak::run(&cli.place, tasks).await,
+        Some(Other::Allocations) => allocations::run(&cli.place).await,
         Some(Other::Delays(delays)) => delays::run(&cli.place, delays).await,
         None => runner::run(&cli.place, &cli.cases, cli.rounds, cli.quick).await,
     }

@@ -64,6 +64,8 @@ pub(crate) struct Order {
     pub(crate) tasks: usize,
     /// Bytes of each task's argument.
     pub(crate) payload: usize,
+    /// RabbitMQ and Redis, if a worker's samples are to tell their processor time too.
+    pub(crate) watched: Option<[u32; 2]>,
 }
 
 /// What one process says of its work.
@@ -79,13 +81,17 @@ pub(crate) struct Told {
     pub(crate) latencies_us: Vec<f64>,
     /// Of a worker, twice a second.
     pub(crate) samples: Vec<Sample>,
+    /// Blocks and bytes, in a build that counts them.
+    pub(crate) allocated: [u64; 2],
 }
 
 /// What a worker was like in the middle of its work.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) seconds: f64,
     pub(crate) handled: usize,
     pub(crate) rss_kib: u64,
     pub(crate) cpu_us: f64,
+    /// Of RabbitMQ and Redis since they were started, if they are watched.
+    pub(crate) servers_cpu_us: [f64; 2],
 }

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    floor, meter,
+    Place, allocations, floor, meter,
     order::{Order, Sample, System, Told},
     product,
 };
@@ -25,8 +25,9 @@ use crate::{
 pub(crate) const READY: &str = "ready";
 
 /// Does what the order says and prints what came of it.
-pub(crate) async fn play(order: &str) -> Result<()> {
+pub(crate) async fn play(place: &Place, order: &str) -> Result<()> {
     let order: Order = serde_json::from_str(order).context("the order cannot be read")?;
+    let _counting = allocations::begin(place, &order);
     let told = match order.system {
         System::Floor => floor::play(&order).await?,
         _ => product::play(&order).await?,
@@ -39,7 +40,7 @@ pub(crate) async fn begin() -> Result<Stopwatch> {
     say(READY)?;
     let mut word = String::new();
     ensure!(BufReader::new(tokio::io::stdin()).read_line(&mut word).await? > 0, "nobody gave the word");
-    Ok(Stopwatch { began: Instant::now(), cpu_us: meter::own_cpu_us()? })
+    Ok(Stopwatch { began: Instant::now(), cpu_us: meter::own_cpu_us()?, allocated: allocations::so_far() })
 }
 
 fn say(line: &str) -> Result<()> {
@@ -53,16 +54,19 @@ fn say(line: &str) -> Result<()> {
 pub(crate) struct Stopwatch {
     began: Instant,
     cpu_us: f64,
+    allocated: [u64; 2],
 }
 
 impl Stopwatch {
     pub(crate) fn told(self, took: Duration, latencies_us: Vec<f64>, samples: Vec<Sample>) -> Result<Told> {
+        let now = allocations::so_far();
         Ok(Told {
             seconds: took.as_secs_f64(),
             cpu_us: meter::own_cpu_us()? - self.cpu_us,
             peak_rss_kib: meter::own_kib("VmHWM")?,
             latencies_us,
             samples,
+            allocated: std::array::from_fn(|at| now[at] - self.allocated[at]),
         })
     }
 
@@ -71,12 +75,17 @@ impl Stopwatch {
     }
 
     /// What this process is like now.
-    pub(crate) fn sample(self, handled: usize) -> Result<Sample> {
+    fn sample(self, handled: usize, watched: Option<[u32; 2]>) -> Result<Sample> {
+        let servers = match watched {
+            Some([rabbitmq, redis]) => [meter::cpu_us(rabbitmq)?, meter::cpu_us(redis)?],
+            None => [0.0; 2],
+        };
         Ok(Sample {
             seconds: self.elapsed().as_secs_f64(),
             handled,
             rss_kib: meter::own_kib("VmRSS")?,
             cpu_us: meter::own_cpu_us()? - self.cpu_us,
+            servers_cpu_us: servers,
         })
     }
 }
@@ -138,6 +147,7 @@ impl Count {
 /// Samples this process twice a second until `work` is done.
 pub(crate) async fn sampled<T>(
     watch: Stopwatch,
+    order: &Order,
     count: &Count,
     work: impl Future<Output = T>,
 ) -> Result<(T, Vec<Sample>)> {
@@ -147,7 +157,7 @@ pub(crate) async fn sampled<T>(
     loop {
         tokio::select! {
             done = &mut work => return Ok((done, samples)),
-            _ = tick.tick() => samples.push(watch.sample(count.handled())?),
+            _ = tick.tick() => samples.push(watch.sample(count.handled(), order.watched)?),
         }
     }
 }

@@ -95,7 +95,7 @@ async fn work(app: &App, order: &Order, concurrency: usize, sleep: Duration) -> 
     let count = Count::to(order.tasks);
     let worker = worker(app, order, concurrency, Shop { count: count.clone(), sleep })?;
     let watch = part::begin().await?;
-    let (drained, samples) = part::sampled(watch, &count, worker.run_until(count.all())).await?;
+    let (drained, samples) = part::sampled(watch, order, &count, worker.run_until(count.all())).await?;
     drained?;
     watch.told(count.took(), Vec::new(), samples)
 }

@@ -3,7 +3,11 @@
 use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use lapin::{Connection, ConnectionProperties, options::QueueDeleteOptions};
+use lapin::{
+    Connection, ConnectionProperties,
+    options::{QueueDeclareOptions, QueueDeleteOptions},
+    types::FieldTable,
+};
 use serde::Serialize;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
@@ -97,7 +101,8 @@ impl<'a> Bench<'a> {
 
     fn order(&self, case: &Case, system: System, duty: Duty, servers: &Servers) -> Order {
         let queue = queue(case, system);
-        Order { system, duty, servers: servers.clone(), queue, tasks: case.tasks, payload: case.payload }
+        let (tasks, payload) = (case.tasks, case.payload);
+        Order { system, duty, servers: servers.clone(), queue, tasks, payload, watched: None }
     }
 
     async fn measure(&self, case: &Case, system: System) -> Result<Run> {
@@ -124,9 +129,7 @@ impl<'a> Bench<'a> {
             }
         };
         if let Shape::Drain { .. } = case.shape {
-            let mut filling = Part::start(&self.order(case, system, send_all, &servers)).await?;
-            filling.go().await?;
-            filling.told().await?;
+            Part::start(&self.order(case, system, send_all, &servers)).await?.done().await?;
             sleep(REST).await;
         }
         let order = |duty| self.order(case, system, duty, &servers);
@@ -170,6 +173,15 @@ impl<'a> Bench<'a> {
             redis_cpu_us: on_network.then_some(redis),
             latency_us: percentiles(latencies),
         })
+    }
+
+    /// How many messages wait in a queue.
+    pub(crate) async fn depth(&self, queue: &str) -> Result<u32> {
+        let channel = self.amqp.create_channel().await?;
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let found = channel.queue_declare(queue.into(), passive, FieldTable::default()).await?;
+        channel.close(200, "looked".into()).await?;
+        Ok(found.message_count())
     }
 
     /// Leaves servers as empty as they were.
@@ -236,6 +248,12 @@ impl Part {
     async fn line(&mut self) -> Result<String> {
         let line = timeout(LIMIT, self.lines.next_line()).await.context("a measured process hangs")??;
         line.context("a measured process ended early")
+    }
+
+    /// Gives the word, and waits for what it says at its end.
+    pub(crate) async fn done(mut self) -> Result<Told> {
+        self.go().await?;
+        self.told().await
     }
 
     /// Gives the word to begin.

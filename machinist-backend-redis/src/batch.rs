@@ -23,7 +23,8 @@ pub(crate) async fn make(
     };
     let mut outcomes: Vec<Option<Result<Committed, BackendError>>> = Vec::new();
     outcomes.resize_with(commits.len(), || None);
-    let answered = links.scripts(kinds.len(), |kind| call(kinds[kind].iter().map(|&at| &commits[at]))).await?;
+    let answered =
+        links.scripts(kinds.len(), |kind| call(kinds[kind].iter().map(|&at| &commits[at]))).await?;
     let mut apart = Vec::new();
     for (kind, answer) in kinds.into_iter().zip(answered) {
         match answer {

@@ -323,8 +323,7 @@ mod tests {
             twice,
             start("z"),
         ];
-        let expected: &[&[usize]] =
-            &[&[0, 2, 11], &[1], &[3], &[4, 7], &[5], &[6], &[8], &[9], &[10]];
+        let expected: &[&[usize]] = &[&[0, 2, 11], &[1], &[3], &[4, 7], &[5], &[6], &[8], &[9], &[10]];
         assert_eq!(alike(&keyed(&commits)), expected);
     }
 
@@ -377,7 +376,10 @@ mod tests {
             Value::Int(2),
         ];
         for other in none_of_ours {
-            assert!(answers(&other, 3).iter().all(Result::is_err) && answers(&other, 3).len() == 3, "{other:?}");
+            assert!(
+                answers(&other, 3).iter().all(Result::is_err) && answers(&other, 3).len() == 3,
+                "{other:?}"
+            );
         }
     }
 }

@@ -274,13 +274,8 @@ pub(crate) fn sender_facts(envelope: &Envelope) -> Commit {
 /// Takes the sender's facts out again, if nobody has added to them: so that sending again is clean.
 fn forget(id: &TaskId) -> Commit {
     let mut commit = Commit::new(id.clone());
-    commit.unless = vec![
-        name::END.into(),
-        name::REVOKED.into(),
-        name::received(1),
-        name::start(1, 1),
-        name::guard(1, 1),
-    ];
+    commit.unless =
+        vec![name::END.into(), name::REVOKED.into(), name::received(1), name::start(1, 1), name::guard(1, 1)];
     commit.drop = name::OF_SENDER.map(Into::into).to_vec();
     commit
 }

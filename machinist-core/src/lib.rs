@@ -5,6 +5,9 @@
 mod app;
 pub mod args;
 pub mod backend;
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench;
 pub mod broker;
 mod client;
 pub mod clock;

@@ -16,8 +16,12 @@ const PACKAGE: &str = "machinist-bench";
 
 /// Builds, starts the servers, measures; whether that went well.
 pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt, args: &[String]) -> Result<bool> {
-    let built =
-        command::run(&mut workspace.cargo(["build", "--release", "--locked", "-p", PACKAGE]), interrupt)?;
+    let mut build = workspace.cargo(["build", "--release", "--locked", "-p", PACKAGE]);
+    // What counts allocations is too slow for anything else.
+    if args.first().is_some_and(|arg| arg == "allocations") {
+        build.args(["--features", "allocations"]);
+    }
+    let built = command::run(&mut build, interrupt)?;
     interrupt.check()?;
     ensure!(built.success(), "{PACKAGE} cannot be built");
     let dir = workspace.target_dir().join("bench");

@@ -196,8 +196,7 @@ pub async fn any_bytes_and_any_names_are_kept(harness: &dyn BackendHarness) {
         let whole: Facts = written.clone().collect();
         expect_done(&*backend, Commit { facts: written.collect(), ..put(&id, &[]) }).await;
         assert!(read(&*backend, &id).await == whole, "what was written to {id} is read");
-        let equal =
-            Commit { equal_or_absent: vec![("s:1:2".into(), every_byte.clone())], ..put(&id, &[]) };
+        let equal = Commit { equal_or_absent: vec![("s:1:2".into(), every_byte.clone())], ..put(&id, &[]) };
         expect_done(&*backend, equal).await;
         let guarded = Commit { unless: names(&["empty"]), ..put(&id, &[]) };
         assert!(commit(&*backend, guarded).await == Committed::Refused(whole), "an empty value is a fact");

@@ -83,7 +83,10 @@ pub async fn what_was_committed_outlives_the_connection(harness: &dyn BackendHar
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn pairs(pairs: &[(&str, &str)]) -> Vec<(FactName, Bytes)> {
-    pairs.iter().map(|(name, value)| ((*name).to_owned().into(), Bytes::copy_from_slice(value.as_bytes()))).collect()
+    pairs
+        .iter()
+        .map(|(name, value)| ((*name).to_owned().into(), Bytes::copy_from_slice(value.as_bytes())))
+        .collect()
 }
 
 fn names(names: &[&str]) -> Vec<FactName> {

@@ -295,9 +295,7 @@ impl Client {
         let ttl = app.results_ttl.max(crate::record::SHORTEST);
         let mut commit =
             end_by_anybody(id, &facts, envelope.attempt, FailureKind::Lost, error.into(), now, ttl);
-        commit
-            .facts
-            .extend(stored(&self.app.seal(envelope)).map(|message| (name::MESSAGE.into(), message)));
+        commit.facts.extend(stored(&self.app.seal(envelope)).map(|message| (name::MESSAGE.into(), message)));
         // Refused: it was started meanwhile, or has ended.
         self.commit(self.attested(commit)?).await?;
         Ok(())

@@ -136,7 +136,11 @@ pub(crate) mod name {
     }
     pub(crate) fn start(attempt: u32, start: u32) -> FactName {
         // The one that every task has.
-        if (attempt, start) == (1, 1) { FactName::Borrowed("s:1:1") } else { format!("s:{attempt}:{start}").into() }
+        if (attempt, start) == (1, 1) {
+            FactName::Borrowed("s:1:1")
+        } else {
+            format!("s:{attempt}:{start}").into()
+        }
     }
     /// The start that would come after this one.
     pub(crate) fn start_after(attempt: u32, last: u32) -> FactName {

@@ -173,11 +173,8 @@ impl Held {
     /// Writes the starts again that the record has lost.
     pub(crate) fn restore(&self) -> Commit {
         let mut commit = Commit::new(self.id.clone());
-        commit.unless = vec![
-            name::END.into(),
-            name::retried(self.attempt),
-            name::start_after(self.attempt, self.start),
-        ];
+        commit.unless =
+            vec![name::END.into(), name::retried(self.attempt), name::start_after(self.attempt, self.start)];
         commit.equal_or_absent.clone_from(&self.starts);
         commit.expiry = Expiry::AfterUnlessSet(UNENDED);
         commit

@@ -1,0 +1,138 @@
+//! Doors for `benches/decisions.rs` into what is nobody's API: what every delivery goes through, each as a closure that
+//! does it once. Compiled with the feature `bench` alone.
+
+use std::{collections::BTreeMap, hint::black_box, time::Duration};
+
+use crate::{
+    args::{Arg, Results},
+    backend::Commit,
+    clock::Timestamp,
+    codec::Codec,
+    envelope::{Body, Envelope, FirstSigner},
+    error::TaskError,
+    id::TaskId,
+    limits::Limits,
+    record::{Counters, Facts, Held, Outcome, Starting, decide, fold, judge, record},
+    retry::RetryPolicy,
+};
+
+const NOW: Timestamp = Timestamp::from_micros(1_764_547_200_000_000);
+const TTL: Duration = Duration::from_secs(3600);
+
+fn body() -> Body {
+    Body {
+        args: vec![Arg::from_value("x".repeat(100)), Arg::from_value(7)],
+        retry: None,
+        timeout_ms: None,
+        soft_timeout_ms: None,
+        eta: None,
+        headers: BTreeMap::new(),
+    }
+}
+
+fn envelope(codec: Codec) -> Envelope {
+    Envelope {
+        id: TaskId::fresh(),
+        name: "add".try_into().expect("a name"),
+        queue: "math".try_into().expect("a name"),
+        attempt: 1,
+        generation: 0,
+        eta: None,
+        expires: None,
+        issued: NOW,
+        counters: Counters::default(),
+        token: 0,
+        unknown_since: None,
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+        tracestate: None,
+        priority: None,
+        content_type: codec.content_type().to_owned(),
+        body: codec.encode(&body()).expect("a body"),
+        first: FirstSigner::Publisher,
+    }
+}
+
+/// A small task's body into bytes.
+pub fn encode(codec: Codec) -> impl FnMut() {
+    let body = body();
+    move || drop(black_box(codec.encode(black_box(&body))))
+}
+
+/// And back.
+pub fn decode(codec: Codec) -> impl FnMut() {
+    let (envelope, limits) = (envelope(codec), Limits::default());
+    move || drop(black_box(black_box(&envelope).decode(&limits)))
+}
+
+/// An envelope into a message's headers.
+pub fn write_headers() -> impl FnMut() {
+    let envelope = envelope(Codec::MessagePack);
+    move || drop(black_box(black_box(&envelope).seal(None, NOW)))
+}
+
+/// And back.
+pub fn read_headers() -> impl FnMut() {
+    let message = envelope(Codec::MessagePack).seal(None, NOW);
+    move || drop(black_box(Envelope::read(black_box(&message))))
+}
+
+fn starting() -> Starting {
+    Starting {
+        id: TaskId::fresh(),
+        attempt: 1,
+        generation: 0,
+        run: "01934567-89ab-7def-8123-456789abcdef".into(),
+        session: "01934567-89ab-7def-8123-0123456789ab".into(),
+        worker: "bench".into(),
+        received_at: NOW,
+        token: 0,
+        alone: false,
+    }
+}
+
+fn started() -> (Facts, Held) {
+    let mut facts = Facts::new();
+    let (commit, held) = starting().first(NOW);
+    assert!(commit.apply(&mut facts), "nobody else has started it");
+    (facts, held)
+}
+
+/// The commit of a first start.
+pub fn first_start() -> impl FnMut() {
+    let starting = starting();
+    move || drop(black_box(black_box(&starting).first(NOW)))
+}
+
+/// What the record of a task that runs says to a second delivery of it.
+pub fn judge_busy() -> impl FnMut() {
+    let (facts, asking) = (started().0, Starting { run: "another".into(), ..starting() });
+    move || drop(black_box(judge(black_box(&facts), &asking, |_, _| false, NOW)))
+}
+
+/// What follows from a failure, and its commit.
+pub fn fail() -> impl FnMut() {
+    let (held, policy) = (started().1, RetryPolicy::new(3));
+    move || {
+        let outcome = Outcome::Failed(TaskError::new("no answer"));
+        drop(black_box(end(&held, outcome, &policy)));
+    }
+}
+
+/// What follows from a success, and its commit.
+pub fn succeed() -> impl FnMut() {
+    let (held, policy) = (started().1, RetryPolicy::default());
+    move || drop(black_box(end(&held, Outcome::Returned(Results::default()), &policy)))
+}
+
+fn end(held: &Held, outcome: Outcome, policy: &RetryPolicy) -> Commit {
+    let verdict = decide(outcome, policy, Counters::default(), NOW, 0.5);
+    record(held, &verdict, String::new(), NOW, TTL)
+}
+
+/// A record of a task that ended as people see it.
+pub fn fold_ended() -> impl FnMut() {
+    let (mut facts, held) = started();
+    let ended = end(&held, Outcome::Returned(Results::default()), &RetryPolicy::default());
+    assert!(ended.apply(&mut facts), "it is the holder's");
+    move || drop(black_box(fold(&held.id, black_box(&facts))))
+}
