@@ -161,7 +161,7 @@ impl Raw {
         let properties = &got.delivery.properties;
         let text = |value: &Option<lapin::types::ShortString>| value.as_ref().map(ToString::to_string);
         let headers = properties.headers().as_ref().map(|table| {
-            let added = ["machinist-publish-id", "x-delivery-count"];
+            let added = ["x-delivery-count"];
             let ours = table.inner().iter().filter(|(name, _)| !added.contains(&name.as_str()));
             ours.map(|(name, value)| (name.to_string(), header(value))).collect()
         });
