@@ -17,6 +17,9 @@ fn codec(bench: &mut Criterion) {
     }
     bench.bench_function("write headers", |b| b.iter(door::write_headers()));
     bench.bench_function("read headers", |b| b.iter(door::read_headers()));
+    bench.bench_function("write signed headers", |b| b.iter(door::sign_headers()));
+    bench.bench_function("read and verify headers", |b| b.iter(door::verify_headers()));
+    bench.bench_function("sign an end", |b| b.iter(door::attest_end()));
 }
 
 fn decisions(bench: &mut Criterion) {

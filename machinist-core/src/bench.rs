@@ -14,6 +14,8 @@ use crate::{
     limits::Limits,
     record::{Counters, Facts, Held, Outcome, Starting, decide, fold, judge, record},
     retry::RetryPolicy,
+    sign::{Algorithm, Key},
+    trust::Trust,
 };
 
 const NOW: Timestamp = Timestamp::from_micros(1_764_547_200_000_000);
@@ -74,6 +76,35 @@ pub fn write_headers() -> impl FnMut() {
 pub fn read_headers() -> impl FnMut() {
     let message = envelope(Codec::MessagePack).seal(None, NOW);
     move || drop(black_box(Envelope::read(black_box(&message))))
+}
+
+fn trust() -> Trust {
+    let key = Key::with_secret(Algorithm::HmacSha256, "bench", &[7; 32]).expect("32 bytes");
+    Trust::new(Some(key.into()), false, None)
+}
+
+/// As [`write_headers`], signed with HMAC.
+pub fn sign_headers() -> impl FnMut() {
+    let (envelope, trust) = (envelope(Codec::MessagePack), trust());
+    move || drop(black_box(trust.seal(black_box(&envelope), NOW)))
+}
+
+/// As [`read_headers`], and verified.
+pub fn verify_headers() -> impl FnMut() {
+    let trust = trust();
+    let message = trust.seal(&envelope(Codec::MessagePack), NOW);
+    move || {
+        let mut envelope = Envelope::read(black_box(&message)).expect("its own");
+        assert!(trust.verify(&mut envelope, &message).is_ok_and(|seal| seal.is_some()), "its own");
+        drop(black_box(envelope));
+    }
+}
+
+/// The end of a task, signed.
+pub fn attest_end() -> impl FnMut() {
+    let (held, policy, trust) = (started().1, RetryPolicy::default(), trust());
+    let ended = end(&held, Outcome::Returned(Results::default()), &policy);
+    move || drop(black_box(trust.attest(black_box(&ended).clone())))
 }
 
 fn starting() -> Starting {
