@@ -11,7 +11,7 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 use machinist_core::{
-    broker::{HeaderValue, Headers, Message},
+    broker::{HeaderValue, Headers, Message, header_name},
     clock::Timestamp,
 };
 
@@ -93,7 +93,7 @@ fn is_the_brokers(name: &str) -> bool {
 
 fn headers_in(table: &FieldTable) -> Headers {
     let wanted = table.inner().iter().filter(|(name, _)| !is_the_brokers(name.as_str()));
-    wanted.filter_map(|(name, value)| Some((name.as_str().to_owned(), header_in(value)?))).collect()
+    wanted.filter_map(|(name, value)| Some((header_name(name.as_str()), header_in(value)?))).collect()
 }
 
 fn header_out(value: &HeaderValue) -> AMQPValue {
@@ -166,7 +166,7 @@ mod tests {
             body in proptest::collection::vec(any::<u8>(), 0..100),
         ) {
             let sent = Message {
-                id, kind, priority, headers,
+                id, kind, priority, headers: headers.into_iter().map(|(name, value)| (name.into(), value)).collect(),
                 content_type: Some("application/json".to_owned()),
                 timestamp: seconds.map(|s| Timestamp::from_micros(s * 1_000_000)),
                 app_id: Some("test".to_owned()),
@@ -185,7 +185,7 @@ mod tests {
         for name in
             ["x-death", "x-first-death-queue", "x-last-death-reason", "CC", "BCC", "x-delivery-count", "kept"]
         {
-            sent.headers.insert(name.to_owned(), "value".into());
+            sent.headers.insert(name.to_owned().into(), "value".into());
         }
         let (out, _) = properties(&sent, 1).unwrap();
         let names: Vec<_> =
@@ -223,7 +223,7 @@ mod tests {
         let message = Message { id: Some(long.clone()), ..Message::default() };
         assert!(properties(&message, 1).unwrap_err().contains("message id"));
         let mut message = Message::default();
-        message.headers.insert(long, true.into());
+        message.headers.insert(long.into(), true.into());
         assert!(properties(&message, 1).unwrap_err().contains("header name"));
     }
 }

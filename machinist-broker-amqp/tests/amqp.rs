@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use lapin::{
@@ -16,8 +16,8 @@ use machinist_broker_amqp::{AmqpBroker, AmqpOptions, QueueType, Topology};
 use machinist_conformance::{BrokerHarness as _, eventually, service_url, within};
 use machinist_core::{
     broker::{
-        Broker, BrokerError, Consume, Consumer, Delivery, HeaderValue, Message, Publish, PublishError,
-        Settle, Settled, Target,
+        Broker, BrokerError, Consume, Consumer, Delivery, HeaderValue, Headers, Message, Publish,
+        PublishError, Settle, Settled, Target,
     },
     diagnose::Level,
     id::QueueName,
@@ -288,7 +288,7 @@ async fn what_does_not_fit_is_told_before_it_costs_anything() {
         publish(&broker, to(&name, vec![0; 1000])).await.unwrap();
 
         let mut headers = to(&name, "x");
-        headers.message.headers.insert("machinist-long".to_owned(), HeaderValue::Text("x".repeat(200_000)));
+        headers.message.headers.insert("machinist-long".into(), HeaderValue::Text("x".repeat(200_000)));
         let error = publish(&broker, headers).await.unwrap_err();
         assert!(matches!(error, PublishError::TooLarge { size, .. } if size > 200_000), "{error:?}");
         let mut id = to(&name, "x");
@@ -331,9 +331,9 @@ async fn a_message_of_another_client_is_delivered_as_far_as_it_can_be_read() {
         raw.publish(&exchange, &harness.on_broker(&name), BasicProperties::default(), b"").await;
 
         let odd = next(&mut *consumer).await;
-        let expected = BTreeMap::from([
-            ("count".to_owned(), HeaderValue::Int(-7)),
-            ("name".to_owned(), HeaderValue::Text("zoë".to_owned())),
+        let expected = Headers::from([
+            ("count".into(), HeaderValue::Int(-7)),
+            ("name".into(), HeaderValue::Text("zoë".to_owned())),
         ]);
         assert_eq!(odd.message.headers, expected);
         assert_eq!((odd.message.body.as_ref(), odd.message.timestamp), (&b"odd"[..], None));

@@ -4,7 +4,7 @@ use machinist_core::broker::{HeaderValue, Message};
 
 /// The message with this header, in place of one of the same name.
 pub fn header(mut message: Message, name: &str, value: impl Into<HeaderValue>) -> Message {
-    message.headers.insert(name.to_owned(), value.into());
+    message.headers.insert(name.to_owned().into(), value.into());
     message
 }
 

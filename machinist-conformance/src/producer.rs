@@ -57,10 +57,11 @@ pub fn signing_input(message: &Message, key: &Key) -> Vec<u8> {
 /// # Panics
 /// If the key has no secret.
 pub fn sign(mut message: Message, key: &Key) -> Message {
-    let mut put = |name: &str, value: HeaderValue| drop(message.headers.insert(name.to_owned(), value));
+    let mut put =
+        |name: &str, value: HeaderValue| drop(message.headers.insert(name.to_owned().into(), value));
     put("machinist-key-id", key.id().as_str().into());
     put("machinist-signed-at", 1.into());
     let signature = key.sign(&signing_input(&message, key)).expect("a key that signs");
-    message.headers.insert("machinist-signature".to_owned(), BASE64.encode(signature).into());
+    message.headers.insert("machinist-signature".into(), BASE64.encode(signature).into());
     message
 }

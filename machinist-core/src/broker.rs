@@ -12,7 +12,7 @@
 //! Adapters reconnect by themselves, for ever, with jittered back-off. A [`Consumer`] lives through any number of
 //! reconnections; what was delivered before one is delivered again after it.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use bytes::Bytes;
 use crate::{
     clock::Timestamp,
     diagnose::Diagnose,
+    envelope::header,
     error::BoxError,
     id::{QueueName, TaskId, TaskName},
 };
@@ -81,7 +82,17 @@ impl From<bool> for HeaderValue {
 }
 
 /// The headers of a message. Headers whose type a broker cannot carry through are left out, never misread.
-pub type Headers = BTreeMap<String, HeaderValue>;
+///
+/// The names of our own are known beforehand ([`header_name`]), and every message has several.
+pub type Headers = BTreeMap<Cow<'static, str>, HeaderValue>;
+
+/// The name of a header, without a copy where it is one of ours.
+pub fn header_name(name: &str) -> Cow<'static, str> {
+    match header::NAMES.iter().find(|known| **known == name) {
+        Some(known) => Cow::Borrowed(known),
+        None => Cow::Owned(name.to_owned()),
+    }
+}
 
 /// An opaque message: properties, headers, body. Everything here survives the broker unchanged.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -425,7 +436,7 @@ impl Message {
 
     /// The body and the headers, in bytes, about as they travel.
     pub fn size(&self) -> usize {
-        let header = |(name, value): (&String, &HeaderValue)| {
+        let header = |(name, value): (&Cow<'_, str>, &HeaderValue)| {
             name.len()
                 + match value {
                     HeaderValue::Text(text) => text.len() + 6,

@@ -29,7 +29,11 @@ use crate::{
 const WIRE_VERSION: i64 = 1;
 
 /// The names of our headers.
-mod header {
+pub(crate) mod header {
+    /// All that a message of an ordinary task has.
+    pub(crate) const NAMES: [&str; 9] =
+        [VERSION, QUEUE, ATTEMPT, ETA, ISSUED, TRACEPARENT, SIGNATURE, KEY_ID, SIGNED_AT];
+
     pub(super) const VERSION: &str = "machinist-version";
     pub(super) const QUEUE: &str = "machinist-queue";
     pub(super) const ATTEMPT: &str = "machinist-attempt";
@@ -219,7 +223,7 @@ impl Envelope {
             None => now,
         };
         let mut later = message.clone();
-        later.headers.insert(header::UNREAD_SINCE.to_owned(), since.as_micros().into());
+        later.headers.insert(header::UNREAD_SINCE.into(), since.as_micros().into());
         (later, now.since(since))
     }
 
@@ -288,8 +292,8 @@ impl Envelope {
         };
         let input = self.signing_input(key.algorithm().as_str(), key.id(), first, now);
         let Some(signature) = key.sign(&input) else { return message };
-        let mut put = |name: &str, value: HeaderValue| {
-            message.headers.insert(name.to_owned(), value);
+        let mut put = |name: &'static str, value: HeaderValue| {
+            message.headers.insert(name.into(), value);
         };
         put(header::KEY_ID, key.id().as_str().into());
         put(header::SIGNED_AT, now.as_micros().into());
@@ -329,12 +333,14 @@ impl Envelope {
         message.timestamp = Some(self.issued);
         message.priority = self.priority;
         message.app_id = Some("machinist".to_owned());
-        let mut put = |name: &str, value: HeaderValue| {
-            message.headers.insert(name.to_owned(), value);
+        let mut put = |name: &'static str, value: HeaderValue| {
+            message.headers.insert(name.into(), value);
         };
         put(header::VERSION, WIRE_VERSION.into());
         put(header::QUEUE, self.queue.as_str().into());
-        put(header::ATTEMPT, i64::from(self.attempt).into());
+        if self.attempt > 1 {
+            put(header::ATTEMPT, i64::from(self.attempt).into());
+        }
         put(header::ISSUED, self.issued.as_micros().into());
         for (name, count) in [
             (header::GENERATION, u64::from(self.generation)),
@@ -510,10 +516,10 @@ pub(crate) fn attempt_of(message: &Message) -> Option<u32> {
 pub(crate) fn dead_letter(message: &Message, mark: &DeadMark) -> Message {
     let DeadMark { dead_id, reason, error, at } = mark;
     let mut dead = message.clone();
-    dead.headers.insert(header::DEAD_ID.to_owned(), dead_id.as_str().into());
-    dead.headers.insert(header::DEAD_REASON.to_owned(), reason.as_str().into());
-    dead.headers.insert(header::DEAD_ERROR.to_owned(), error.chain.join(": ").into());
-    dead.headers.insert(header::DEAD_AT.to_owned(), at.as_micros().into());
+    dead.headers.insert(header::DEAD_ID.into(), dead_id.as_str().into());
+    dead.headers.insert(header::DEAD_REASON.into(), reason.as_str().into());
+    dead.headers.insert(header::DEAD_ERROR.into(), error.chain.join(": ").into());
+    dead.headers.insert(header::DEAD_AT.into(), at.as_micros().into());
     dead
 }
 
@@ -588,7 +594,7 @@ mod tests {
     fn the_least_message_reads_back() {
         let sent = envelope();
         assert_eq!(Envelope::read(&sent.message()).unwrap(), sent);
-        assert_eq!(sent.message().headers.len(), 4, "what is zero or absent does not travel");
+        assert_eq!(sent.message().headers.len(), 3, "what is as if it were absent does not travel");
     }
 
     #[test]
@@ -612,16 +618,15 @@ mod tests {
         assert_eq!(read(&|m| m.id = None), "the message has no message id");
         assert_eq!(read(&|m| m.id = Some(String::new())), "task id \"\" is empty");
         assert_eq!(
-            read(&|m| drop(m.headers.insert("machinist-attempt".to_owned(), "x".into()))),
+            read(&|m| drop(m.headers.insert("machinist-attempt".into(), "x".into()))),
             "header `machinist-attempt` is not a whole number"
         );
         assert_eq!(
-            read(&|m| drop(m.headers.insert("machinist-attempt".to_owned(), (-1).into()))),
+            read(&|m| drop(m.headers.insert("machinist-attempt".into(), (-1).into()))),
             "header `machinist-attempt` is out of range: -1"
         );
         assert!(
-            read(&|m| drop(m.headers.insert("machinist-version".to_owned(), 2.into())))
-                .contains("newer than 1")
+            read(&|m| drop(m.headers.insert("machinist-version".into(), 2.into()))).contains("newer than 1")
         );
     }
 

@@ -342,8 +342,7 @@ impl Bytes<'_> {
 
     /// A message that has what every message has, with any changes.
     fn message(&mut self) -> Message {
-        let headers =
-            [("machinist-queue".to_owned(), HeaderValue::from("q"))].into_iter().collect::<Headers>();
+        let headers = [("machinist-queue".into(), HeaderValue::from("q"))].into_iter().collect::<Headers>();
         let (id, kind) = (Some("t".to_owned()), Some("add".to_owned()));
         self.change(Message { id, kind, headers, ..Message::default() })
     }
@@ -366,7 +365,7 @@ impl Bytes<'_> {
                     message.body = body.into();
                 }
                 5 => drop(message.headers.remove(self.header())),
-                6 => drop(message.headers.insert(self.header().to_owned(), self.value())),
+                6 => drop(message.headers.insert(self.header().to_owned().into(), self.value())),
                 _ => {
                     let name = self.header();
                     let (at, flipped) = (self.byte().unwrap_or_default(), self.byte().unwrap_or_default());

@@ -118,7 +118,7 @@ text_id!(
 impl TaskId {
     /// A fresh id (UUID version 7, so that ids sort by the time they were made).
     pub fn fresh() -> Self {
-        Self(uuid_text(&uuid::Uuid::now_v7()).as_str().into())
+        Self(uuid_text(uuid::Uuid::now_v7()))
     }
 }
 
@@ -138,7 +138,7 @@ macro_rules! random_id {
             pub fn fresh() -> Self {
                 // From the thread's generator: asking the kernel for each start of a task would be a system call.
                 let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
-                Self(uuid_text(&id).as_str().into())
+                Self(uuid_text(id))
             }
 
             /// The id as text.
@@ -164,8 +164,8 @@ macro_rules! random_id {
 random_id!(SessionId);
 random_id!(RunId);
 
-fn uuid_text(id: &uuid::Uuid) -> String {
-    id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()).to_owned()
+fn uuid_text(id: uuid::Uuid) -> Arc<str> {
+    Arc::from(&*id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()))
 }
 
 fn short_text(text: &str) -> Result<(), &'static str> {

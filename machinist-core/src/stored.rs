@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    broker::{HeaderValue, Message},
+    broker::{HeaderValue, Message, header_name},
     clock::Timestamp,
 };
 
@@ -56,7 +56,7 @@ pub(crate) fn stored(message: &Message) -> Option<Bytes> {
         timestamp: message.timestamp,
         priority: message.priority,
         app_id: message.app_id.clone(),
-        headers: message.headers.iter().map(|(name, header)| (name.clone(), value(header))).collect(),
+        headers: message.headers.iter().map(|(name, header)| (name.to_string(), value(header))).collect(),
         body: STANDARD.encode(&message.body),
     }))
 }
@@ -73,7 +73,7 @@ pub(crate) fn restored(fact: &[u8]) -> Option<Message> {
             Value::Bytes(text) => HeaderValue::Bytes(bytes(&text)?),
         })
     };
-    let headers = stored.headers.into_iter().map(|(name, header)| Some((name, value(header)?)));
+    let headers = stored.headers.into_iter().map(|(name, header)| Some((header_name(&name), value(header)?)));
     Some(Message {
         id: stored.id,
         kind: stored.kind,
@@ -97,10 +97,10 @@ mod tests {
             priority: Some(3),
             timestamp: Some(Timestamp::from_micros(7)),
             headers: [
-                ("text".to_owned(), "ä".into()),
-                ("number".to_owned(), i64::MIN.into()),
-                ("truth".to_owned(), true.into()),
-                ("bytes".to_owned(), HeaderValue::Bytes(Bytes::from_static(b"\xff\0"))),
+                ("text".into(), "ä".into()),
+                ("number".into(), i64::MIN.into()),
+                ("truth".into(), true.into()),
+                ("bytes".into(), HeaderValue::Bytes(Bytes::from_static(b"\xff\0"))),
             ]
             .into(),
             body: Bytes::from_static(b"\xff\0body"),

@@ -248,7 +248,7 @@ async fn what_nobody_vouches_for_is_not_sent_again() {
     let forged = Message {
         id: Some("forged".to_owned()),
         kind: Some("fail".to_owned()),
-        headers: [("machinist-queue".to_owned(), HeaderValue::from("q"))].into(),
+        headers: [("machinist-queue".into(), HeaderValue::from("q"))].into(),
         ..Message::default()
     };
     let publish = Publish { target: Target::Queue(queue()), message: forged, delay: Duration::ZERO };

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use machinist_core::{
-    broker::{HeaderValue, Headers},
+    broker::{HeaderValue, Headers, header_name},
     record::Facts,
 };
 
@@ -67,7 +67,7 @@ pub(crate) fn decode_headers(mut rest: &[u8]) -> Result<Headers, Misshapen> {
     while let Some((&tag, tail)) = rest.split_first() {
         rest = tail;
         let (name_len, value_len) = (read_length(&mut rest)?, read_length(&mut rest)?);
-        let name = text(take(&mut rest, name_len)?)?.to_owned();
+        let name = header_name(text(take(&mut rest, name_len)?)?);
         let raw = take(&mut rest, value_len)?;
         let value = match tag {
             b't' => HeaderValue::Text(text(raw)?.to_owned()),
@@ -162,7 +162,7 @@ mod tests {
         headers.insert("number".into(), i64::MIN.into());
         headers.insert("yes".into(), true.into());
         headers.insert("no".into(), false.into());
-        headers.insert(String::new(), HeaderValue::Bytes(Bytes::from_static(b"\0\xff")));
+        headers.insert("".into(), HeaderValue::Bytes(Bytes::from_static(b"\0\xff")));
         let encoded = encode_headers(&headers).unwrap();
         assert_eq!(decode_headers(&encoded), Ok(headers));
         assert_eq!(encode_headers(&Headers::new()), None);

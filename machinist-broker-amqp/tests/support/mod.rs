@@ -163,7 +163,7 @@ impl Raw {
         let headers = properties.headers().as_ref().map(|table| {
             let added = ["x-delivery-count"];
             let ours = table.inner().iter().filter(|(name, _)| !added.contains(&name.as_str()));
-            ours.map(|(name, value)| (name.to_string(), header(value))).collect()
+            ours.map(|(name, value)| (name.to_string().into(), header(value))).collect()
         });
         Some(Message {
             id: text(properties.message_id()),

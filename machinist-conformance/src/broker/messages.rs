@@ -47,7 +47,10 @@ fn full_message() -> Message {
         timestamp: Some(Timestamp::from_micros(1_763_681_834_000_000)),
         priority: Some(7),
         app_id: Some("machinist/0.1".to_owned()),
-        headers: headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Headers>(),
+        headers: headers
+            .into_iter()
+            .map(|(name, value)| (name.to_owned().into(), value))
+            .collect::<Headers>(),
         body: Bytes::from((0..=255).collect::<Vec<u8>>()),
     }
 }

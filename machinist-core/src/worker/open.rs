@@ -180,7 +180,7 @@ mod tests {
             for other in flips(name) {
                 let mut changed = message.clone();
                 let value = changed.headers.remove(name).unwrap();
-                changed.headers.insert(other, value);
+                changed.headers.insert(other.into(), value);
                 all.push(changed);
             }
         }

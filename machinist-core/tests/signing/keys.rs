@@ -212,7 +212,7 @@ async fn nobody_extends_the_patience_with_what_cannot_be_verified() {
     let sender = house.app(hmac("new")).await;
     sender.client().send(ADD.call((2, 3))).await.unwrap();
     let mut message = house.take("math").await;
-    message.headers.insert("machinist-unread-since".to_owned(), i64::MAX.into());
+    message.headers.insert("machinist-unread-since".into(), i64::MAX.into());
     house.publish("math", message).await;
     let app = house.app(hmac("own")).await;
     let _running = house.work(&app);

@@ -45,7 +45,7 @@ fn message(vector: &Value) -> Message {
         kind: text("type"),
         content_type: text("content_type"),
         priority: vector["message"]["priority"].as_u64().map(|p| u8::try_from(p).unwrap()),
-        headers: headers.iter().map(|(name, v)| (name.clone(), value(v))).collect(),
+        headers: headers.iter().map(|(name, v)| (name.clone().into(), value(v))).collect(),
         body: text("body").unwrap().into(),
         ..Message::default()
     }
@@ -117,7 +117,7 @@ async fn python_signs_what_a_worker_runs() {
     let _running = house.work(&app);
     for (vector, signature) in vectors.iter().zip(signatures) {
         let mut message = message(vector);
-        message.headers.insert("machinist-signature".to_owned(), signature.into());
+        message.headers.insert("machinist-signature".into(), signature.into());
         let id = message.id.clone().unwrap();
         house.publish("math", message).await;
         let result = app.result(id.try_into().unwrap()).typed::<i64>();
