@@ -50,8 +50,8 @@ pub(crate) fn meaning(error: &RedisError) -> BackendError {
 
 /// As `docs/production.md` has it, by which a test works.
 const PERMISSION: &str = "this user lacks a permission: give it (ACL SETUSER) `~NAMESPACE:* &NAMESPACE:* +evalsha \
-                          +script|load +hmget +hgetall +hset +hsetnx +hdel +pexpire +set +get +exists +del +zadd +zrem +zrange \
-                          +zrangebyscore +zremrangebyscore +time +ssubscribe +sunsubscribe +spublish +ping +hello`";
+                          +script|load +hmget +hgetall +hset +hsetnx +hdel +pexpire +set +get +exists +del +zadd +zrem \
+                          +zrange +zrangebyscore +zremrangebyscore +time +ssubscribe +sunsubscribe +spublish +ping +hello`";
 
 /// An answer of a shape that no supported server gives.
 pub(crate) fn unexpected(wanted: &str, got: &Value) -> BackendError {

@@ -94,17 +94,13 @@ async fn make(links: &Links, mut jobs: Vec<Job>) {
         let later = jobs.split_off(together(&jobs));
         let now = mem::replace(&mut jobs, later).into_iter().map(|job| (job.keyed, job.caller));
         let (commits, callers): (Vec<_>, Vec<_>) = now.unzip();
-        match batch::make(links, &commits).await {
-            Ok(outcomes) => {
-                for (caller, outcome) in callers.into_iter().zip(outcomes) {
-                    let _ = caller.send(outcome);
-                }
-            }
-            Err(error) => {
-                for caller in callers {
-                    let _ = caller.send(Err(meaning(&error)));
-                }
-            }
+        let outcomes = match batch::make(links, &commits).await {
+            Ok(outcomes) => outcomes,
+            Err(error) => commits.iter().map(|_| Err(meaning(&error))).collect(),
+        };
+        for (caller, outcome) in callers.into_iter().zip(outcomes) {
+            // One who has stopped waiting does not want to know.
+            let _ = caller.send(outcome);
         }
     }
 }

@@ -68,9 +68,10 @@ impl Commit {
         }
     }
 
-    /// What every backend does with the facts of the record, in one step; `false` where it refuses. The backend in
-    /// memory does it with this, and so does every search over what workers commit.
-    pub(crate) fn apply(&self, facts: &mut Facts) -> bool {
+    /// What every backend does with the facts of the record, in one step; `false`, and nothing changed, where it
+    /// refuses. Those that hold the facts themselves do it with this, and so does every search over what workers
+    /// commit.
+    pub fn apply(&self, facts: &mut Facts) -> bool {
         let contradicts =
             |(name, value): &(FactName, Bytes)| facts.get(name).is_some_and(|have| have != value);
         if self.unless.iter().any(|name| facts.has(name)) || self.equal_or_absent.iter().any(contradicts) {

@@ -1,7 +1,7 @@
 //! Doors for `benches/decisions.rs` into what is nobody's API: what every delivery goes through, each as a closure that
 //! does it once. Compiled with the feature `bench` alone.
 
-use std::{collections::BTreeMap, hint::black_box, time::Duration};
+use std::{hint::black_box, time::Duration};
 
 use crate::{
     args::{Arg, Results},
@@ -22,14 +22,7 @@ const NOW: Timestamp = Timestamp::from_micros(1_764_547_200_000_000);
 const TTL: Duration = Duration::from_secs(3600);
 
 fn body() -> Body {
-    Body {
-        args: vec![Arg::from_value("x".repeat(100)), Arg::from_value(7)],
-        retry: None,
-        timeout_ms: None,
-        soft_timeout_ms: None,
-        eta: None,
-        headers: BTreeMap::new(),
-    }
+    Body { args: vec![Arg::from_value("x".repeat(100)), Arg::from_value(7)], ..Body::default() }
 }
 
 fn envelope(codec: Codec) -> Envelope {

@@ -1,11 +1,10 @@
 //! The SQL of records, and the one rule that they have: the first writer of a fact wins.
 
-use bytes::Bytes;
 use machinist_core::{
     backend::{Commit, Committed, Expiry},
     clock::Timestamp,
     id::TaskId,
-    record::{FactName, Facts},
+    record::Facts,
 };
 use rusqlite::{Connection, OptionalExtension, params, types::Type};
 
@@ -56,18 +55,8 @@ pub(crate) fn commit(
 
 /// Decides a commit: `false`, and nothing changed, where it is refused.
 fn apply(record: &mut Record, now: Timestamp, what: &Commit) -> bool {
-    let facts = &mut record.facts;
-    let differs = |(name, value): &(FactName, Bytes)| facts.get(name).is_some_and(|found| found != value);
-    if what.unless.iter().any(|name| facts.has(name)) || what.equal_or_absent.iter().any(differs) {
+    if !what.apply(&mut record.facts) {
         return false;
-    }
-    for name in &what.drop {
-        facts.remove(name);
-    }
-    for (name, value) in what.equal_or_absent.iter().chain(&what.facts) {
-        if !facts.has(name) {
-            facts.put(name.clone(), value.clone());
-        }
     }
     record.expires = match (what.expiry, record.expires) {
         (Expiry::After(while_), _) | (Expiry::AfterUnlessSet(while_), None) => Some(now.plus(while_)),
@@ -141,6 +130,9 @@ pub(crate) fn sweep(db: &Connection, now: Timestamp, limit: u32) -> rusqlite::Re
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use bytes::Bytes;
+    use machinist_core::record::FactName;
 
     use super::*;
 
