@@ -1,8 +1,9 @@
 //! Makes what the plan says, once per connection, and explains what the broker has against it.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use lapin::{
@@ -11,6 +12,7 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 use machinist_core::broker::BrokerError;
+use tokio::time::Instant;
 
 use crate::{
     link::Live,
@@ -19,6 +21,10 @@ use crate::{
     plan::{Argument, Kind, Plan, Step},
     trouble::{Trouble, rpc},
 };
+
+/// How long after it was declared a queue may refuse messages that it will take later: a quorum queue that another
+/// process is making at this moment has no leader yet (negative confirms, seen on 3.10 some 100 ms after).
+const INFANCY: Duration = Duration::from_secs(5);
 
 /// Why something is not there as it should be.
 #[derive(Debug)]
@@ -58,7 +64,8 @@ pub(crate) struct Declared {
 #[derive(Debug, Default)]
 struct Known {
     base: bool,
-    queues: HashSet<String>,
+    /// And since when we know it.
+    queues: HashMap<String, Instant>,
     /// How many levels of the ladder.
     levels: u8,
 }
@@ -89,13 +96,13 @@ impl Declared {
 
     /// Makes sure that a queue exists.
     pub(crate) async fn for_consume(&self, live: &Live, queue: &str) -> Result<(), Obstruction> {
-        if self.known().queues.contains(queue) {
+        if self.known().queues.contains_key(queue) {
             return Ok(());
         }
         let mut channel = self.channel.lock().await;
         if self.topology == Topology::Verify {
             check_queue(live, &mut channel, queue).await?;
-            self.known().queues.insert(queue.to_owned());
+            self.known().queues.insert(queue.to_owned(), Instant::now());
             return Ok(());
         }
         let base = self.known().base;
@@ -103,9 +110,9 @@ impl Declared {
             perform(live, &mut channel, self.plan.base()).await?;
             self.known().base = true;
         }
-        if !self.known().queues.contains(queue) {
+        if !self.known().queues.contains_key(queue) {
             perform(live, &mut channel, self.plan.task_queue(queue)).await?;
-            self.known().queues.insert(queue.to_owned());
+            self.known().queues.insert(queue.to_owned(), Instant::now());
         }
         Ok(())
     }
@@ -149,6 +156,12 @@ impl Declared {
         let mut known = self.known();
         known.levels = known.levels.max(highest + 1);
         Ok(())
+    }
+
+    /// Whether a queue was declared so lately that it may not work yet.
+    pub(crate) fn is_young(&self, queue: &str) -> bool {
+        let declared = || self.known().queues.get(queue).copied();
+        self.topology == Topology::Declare && declared().is_some_and(|since| since.elapsed() < INFANCY)
     }
 
     /// Forgets a queue, because something says that it is gone, and whether anything of ours is there at all.

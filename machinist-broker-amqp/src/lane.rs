@@ -41,6 +41,9 @@ const WINDOW_GRACE: Duration = Duration::from_secs(5);
 /// wait for ever.
 const MOURNING: Duration = Duration::from_millis(500);
 
+/// How long a queue that is not ready yet is left alone.
+const NURSING: Duration = Duration::from_millis(100);
+
 /// What frames need beside the headers.
 const FRAME_OVERHEAD: usize = 64;
 
@@ -83,6 +86,12 @@ impl Job {
     fn ride(&self) -> Option<Ride> {
         let left = self.publish.delay.saturating_sub(self.asked.elapsed());
         Ride::for_delay(left.max(UNIT.min(self.publish.delay)))
+    }
+
+    /// Tells the caller that this attempt queued nothing. Of an earlier one that nobody confirmed that is not known.
+    fn refuse(self, error: PublishError) {
+        let error = if self.past.sent { PublishError::Unknown(Box::new(error)) } else { error };
+        self.tell(Err(error));
     }
 
     /// Tells the caller. One who has stopped waiting does not want to know.
@@ -168,8 +177,8 @@ impl Lane {
             });
             let items = items.collect();
             let fates = Box::pin(window::transmit(&session.live, &session.channel, items, until)).await;
-            if self.conclude(&session, ready, fates) {
-                tokio::time::sleep(MOURNING).await;
+            if let Some(pause) = self.conclude(&session, ready, fates) {
+                tokio::time::sleep(pause).await;
             }
         }
     }
@@ -300,14 +309,14 @@ impl Lane {
             let queue = match self.settings.plan.queue(publish.target.queue()) {
                 Ok(queue) => queue,
                 Err(reason) => {
-                    job.tell(Err(PublishError::Rejected { reason }));
+                    job.refuse(PublishError::Rejected { reason });
                     continue;
                 }
             };
             let properties = match self.measure(publish, session.live.frame_max()) {
                 Ok(properties) => properties,
                 Err(error) => {
-                    job.tell(Err(error));
+                    job.refuse(error);
                     continue;
                 }
             };
@@ -331,9 +340,9 @@ impl Lane {
                 }
                 Some(Refusal::Unroutable) => {
                     let queue = job.publish.target.queue().clone();
-                    job.tell(Err(PublishError::Unroutable { queue }));
+                    job.refuse(PublishError::Unroutable { queue });
                 }
-                Some(Refusal::Rejected(reason)) => job.tell(Err(PublishError::Rejected { reason })),
+                Some(Refusal::Rejected(reason)) => job.refuse(PublishError::Rejected { reason }),
             }
         }
         // Only now: what one message needed may have taken a while, and every delay counts meanwhile.
@@ -360,10 +369,9 @@ impl Lane {
         Ok(properties)
     }
 
-    /// Tells the callers of a window, and takes back what has to be sent again; `true` if that is because a
-    /// queue has vanished.
-    fn conclude(&mut self, session: &Session, ready: Vec<Ready>, fates: Vec<Fate>) -> bool {
-        let mut vanished = false;
+    /// Tells the callers of a window, and takes back what has to be sent again; perhaps not before a pause.
+    fn conclude(&mut self, session: &Session, ready: Vec<Ready>, fates: Vec<Fate>) -> Option<Duration> {
+        let mut pause = None;
         let alone = ready.len() == 1;
         let mut again = Vec::new();
         for (one, fate) in ready.into_iter().zip(fates) {
@@ -373,21 +381,28 @@ impl Lane {
                     self.backoff = None;
                     job.tell(Ok(()));
                 }
-                Fate::Refused => job.tell(Err(PublishError::Rejected {
+                Fate::Refused
+                    if session.live.declared.is_young(&queue) && Instant::now() + NURSING < job.deadline =>
+                {
+                    tracing::debug!(queue, "a queue that was just declared takes no messages yet");
+                    pause = pause.max(Some(NURSING));
+                    again.push(job);
+                }
+                Fate::Refused => job.refuse(PublishError::Rejected {
                     reason: format!(
                         "negative confirm; queue {queue} is at a limit, or has lost its majority of nodes"
                     ),
-                })),
+                }),
                 Fate::Returned if self.settings.topology == Topology::Declare && !job.past.healed => {
                     // Somebody deleted the queue since we declared it.
                     session.live.declared.forget(&queue);
                     job.past.healed = true;
-                    vanished = true;
+                    pause = pause.max(Some(MOURNING));
                     again.push(job);
                 }
                 Fate::Returned => {
                     let queue = job.publish.target.queue().clone();
-                    job.tell(Err(PublishError::Unroutable { queue }));
+                    job.refuse(PublishError::Unroutable { queue });
                 }
                 Fate::Unsent(trouble) => {
                     self.broken(trouble);
@@ -407,7 +422,7 @@ impl Lane {
             }
         }
         self.again(again);
-        vanished
+        pause
     }
 
     /// Puts jobs back where they came from, in their order.

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use lapin::{
     BasicProperties,
-    options::ExchangeDeleteOptions,
+    options::{ExchangeDeleteOptions, QueueBindOptions},
     types::{AMQPValue, FieldArray, FieldTable},
 };
 use machinist_broker_amqp::{AmqpBroker, AmqpOptions, QueueType, Topology};
@@ -251,6 +251,65 @@ async fn a_consumer_whose_end_the_broker_forgot_to_tell_comes_back() {
         publish(&other, to(&name, "x")).await.unwrap();
         let delivery = within(2 * BOUND, "a delivery", consumer.next()).await.unwrap();
         delivery.receipt.settle(Settle::Ack).await;
+    })
+    .await;
+}
+
+/// RabbitMQ refuses messages for a quorum queue that another client is making at this moment (seen on 3.10).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_many_processes_make_at_once_takes_the_messages_of_all() {
+    in_namespace(async |harness| {
+        const PROCESSES: usize = 8;
+        let mut processes = Vec::new();
+        for _ in 0..PROCESSES {
+            let broker = Arc::new(harness.broker(harness.options()).await);
+            publish(&*broker, to(&queue("known"), "x")).await.unwrap();
+            processes.push(broker);
+        }
+        for round in 0..6 {
+            let name = queue(&format!("new.{round}"));
+            let senders = processes.iter().map(|broker| {
+                let (broker, name) = (Arc::clone(broker), name.clone());
+                tokio::spawn(async move {
+                    let batch = (0..20).map(|number| to(&name, number.to_string())).collect();
+                    within(2 * BOUND, "a batch", broker.publish(batch)).await
+                })
+            });
+            for sender in senders.collect::<Vec<_>>() {
+                for result in sender.await.unwrap() {
+                    result.unwrap();
+                }
+            }
+            let depth = within(BOUND, "the depth", processes[0].depth(&[name])).await.unwrap();
+            assert!(depth[0].ready >= Some(PROCESSES as u64 * 20), "{depth:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_refuses_and_its_sender_learns_why() {
+    in_namespace(async |harness| {
+        let name = queue("full");
+        publish(&harness.broker(harness.options()).await, to(&queue("makes.exchanges"), "x")).await.unwrap();
+        let raw = Raw::connect(&harness.url).await;
+        let limits = [
+            ("x-max-length", AMQPValue::LongLongInt(1)),
+            ("x-overflow", AMQPValue::LongString("reject-publish".into())),
+        ];
+        let on_broker = harness.on_broker(&name);
+        raw.declare(&on_broker, &limits).await;
+        let exchange = harness.namespace.as_str();
+        let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+        raw.channel
+            .queue_bind(on_broker.as_str().into(), exchange.into(), on_broker.as_str().into(), options, none)
+            .await
+            .unwrap();
+        let options = AmqpOptions { topology: Topology::Verify, ..harness.options() };
+        let broker = harness.broker(options).await;
+        publish(&broker, to(&name, "fits")).await.unwrap();
+        let error = publish(&broker, to(&name, "does not")).await.unwrap_err();
+        assert!(matches!(&error, PublishError::Rejected { reason } if reason.contains("limit")), "{error:?}");
     })
     .await;
 }
