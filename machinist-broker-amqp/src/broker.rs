@@ -3,7 +3,10 @@
 use std::{
     fmt,
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -34,7 +37,9 @@ use crate::{
 };
 
 /// How many queues can be slow without holding up the others.
-const LANES: usize = 4;
+const TRACKS: usize = 4;
+/// The lanes of a queue: while one waits for its confirms, the other sends.
+const LANES_OF_A_QUEUE: usize = 2;
 
 /// A [`Broker`] over RabbitMQ.
 ///
@@ -47,6 +52,8 @@ pub struct AmqpBroker {
     consuming: OnceCell<Arc<Link>>,
     /// `None` once closed: the lanes end when they have answered everybody.
     lanes: Mutex<Option<Vec<mpsc::UnboundedSender<Job>>>>,
+    /// Counts calls of publish, each of which takes the other lane.
+    calls: AtomicUsize,
     /// The lanes and the subscriptions.
     tasks: TaskTracker,
     closing: CancellationToken,
@@ -95,13 +102,14 @@ impl AmqpBroker {
             tasks.spawn(lane.run());
             send
         };
-        let lanes = Mutex::new(Some((0..LANES).map(lane).collect()));
+        let lanes = Mutex::new(Some((0..TRACKS * LANES_OF_A_QUEUE).map(lane).collect()));
         Ok(Self {
             settings,
             publish_deadline,
             publishing,
             consuming: OnceCell::new(),
             lanes,
+            calls: AtomicUsize::new(0),
             tasks,
             closing: CancellationToken::new(),
             desks: TaskTracker::new(),
@@ -137,12 +145,14 @@ impl AmqpBroker {
         Ok(Box::new(Box::pin(consumer).await?))
     }
 
-    /// Hands messages to their lanes. In their order, the answers to come; `None` where there is no lane.
+    /// Hands messages to their lanes; those of one call that go to one queue to the same lane, so that they keep their
+    /// order. In their order, the answers to come; `None` where there is no lane.
     fn enqueue(&self, batch: Vec<Publish>) -> Vec<Option<oneshot::Receiver<Result<(), PublishError>>>> {
         let deadline = Instant::now() + self.publish_deadline;
+        let call = self.calls.fetch_add(1, Ordering::Relaxed);
         let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         let send = |publish: Publish| {
-            let lane = lane_of(publish.target.queue());
+            let lane = lane_of(publish.target.queue(), call);
             let (caller, answer) = oneshot::channel();
             lanes.as_ref()?.get(lane)?.send(Job::new(publish, deadline, caller)).ok()?;
             Some(answer)
@@ -258,10 +268,11 @@ impl fmt::Debug for AmqpBroker {
     }
 }
 
-fn lane_of(queue: &QueueName) -> usize {
+fn lane_of(queue: &QueueName, call: usize) -> usize {
     let mut hasher = DefaultHasher::new();
     queue.hash(&mut hasher);
-    usize::try_from(hasher.finish() % LANES as u64).unwrap_or_default()
+    let track = usize::try_from(hasher.finish() % TRACKS as u64).unwrap_or_default();
+    track * LANES_OF_A_QUEUE + call % LANES_OF_A_QUEUE
 }
 
 /// The present connection, if there is one soon.

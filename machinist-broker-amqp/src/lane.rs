@@ -1,7 +1,7 @@
 //! A lane of publishing: one channel, one window at a time, and a memory of what each message has been through.
 //!
-//! There are a few lanes, and a queue always uses the same one, so that a queue that does not confirm (a quorum
-//! queue without its majority) or a message that costs a channel holds up its lane only.
+//! There are a few lanes, and a queue always uses the same two, so that a queue that does not confirm (a quorum
+//! queue without its majority) or a message that costs a channel holds up those only.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -191,6 +191,8 @@ impl Lane {
                 None => return false,
             }
         }
+        // Callers who were just given their answers ask for more at once: their messages go together.
+        tokio::task::yield_now().await;
         while let Ok(job) = self.jobs.try_recv() {
             self.pending.push_back(job);
         }
