@@ -7,11 +7,12 @@ use machinist_core::{
     sign::Key,
 };
 
-/// The bytes that are signed, for a message that has its time of signing and the names that it needs.
+/// The bytes that this key signs at this time (microseconds since the Unix epoch), for a message that has the names
+/// that it needs.
 ///
 /// # Panics
-/// If the header `machinist-signed-at` is missing, or a field is longer than 4 GiB.
-pub fn signing_input(message: &Message, key: &Key) -> Vec<u8> {
+/// If a field is longer than 4 GiB.
+pub fn signing_input(message: &Message, key: &Key, signed_at: i64) -> Vec<u8> {
     let mut out = Vec::new();
     let mut field = |bytes: Option<&[u8]>| match bytes {
         None => out.extend_from_slice(&[0xff; 4]),
@@ -28,7 +29,7 @@ pub fn signing_input(message: &Message, key: &Key) -> Vec<u8> {
     field(Some(key.algorithm().as_str().as_bytes()));
     field(Some(key.id().as_str().as_bytes()));
     field(Some(text("machinist-first-key").unwrap_or_else(|| key.id().as_str()).as_bytes()));
-    field(Some(&be(int("machinist-signed-at").expect("a time of signing"))));
+    field(Some(&be(signed_at)));
     field(message.content_type.as_deref().map(str::as_bytes));
     field(message.id.as_deref().map(str::as_bytes));
     field(message.kind.as_deref().map(str::as_bytes));
@@ -57,11 +58,8 @@ pub fn signing_input(message: &Message, key: &Key) -> Vec<u8> {
 /// # Panics
 /// If the key has no secret.
 pub fn sign(mut message: Message, key: &Key) -> Message {
-    let mut put =
-        |name: &str, value: HeaderValue| drop(message.headers.insert(name.to_owned().into(), value));
-    put("machinist-key-id", key.id().as_str().into());
-    put("machinist-signed-at", 1.into());
-    let signature = key.sign(&signing_input(&message, key)).expect("a key that signs");
-    message.headers.insert("machinist-signature".into(), BASE64.encode(signature).into());
+    let signature = key.sign(&signing_input(&message, key, 1)).expect("a key that signs");
+    let seal = format!("{} 1 {}", key.id(), BASE64.encode(signature));
+    message.headers.insert("machinist-signature".into(), seal.into());
     message
 }

@@ -4,7 +4,7 @@
 //! written once by the sender and forwarded as the same bytes for ever. So a retry costs no encoding, and fields
 //! that this version does not know are kept.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
@@ -31,8 +31,7 @@ const WIRE_VERSION: i64 = 1;
 /// The names of our headers.
 pub(crate) mod header {
     /// All that a message of an ordinary task has.
-    pub(crate) const NAMES: [&str; 9] =
-        [VERSION, QUEUE, ATTEMPT, ETA, ISSUED, TRACEPARENT, SIGNATURE, KEY_ID, SIGNED_AT];
+    pub(crate) const NAMES: [&str; 6] = [QUEUE, ATTEMPT, ETA, ISSUED, TRACEPARENT, SIGNATURE];
 
     pub(super) const VERSION: &str = "machinist-version";
     pub(super) const QUEUE: &str = "machinist-queue";
@@ -47,10 +46,9 @@ pub(crate) mod header {
     pub(super) const UNKNOWN_SINCE: &str = "machinist-unknown-since";
     /// Not signed: written by those who cannot read or verify the message, and read by nobody else.
     pub(super) const UNREAD_SINCE: &str = "machinist-unread-since";
+    /// The whole seal in one, because RabbitMQ and its clients pay for each header: `KEY TIME SIGNATURE`.
     pub(super) const SIGNATURE: &str = "machinist-signature";
-    pub(super) const KEY_ID: &str = "machinist-key-id";
     pub(super) const FIRST_KEY: &str = "machinist-first-key";
-    pub(super) const SIGNED_AT: &str = "machinist-signed-at";
     pub(super) const TRACEPARENT: &str = "traceparent";
     pub(super) const TRACESTATE: &str = "tracestate";
     pub(super) const DEAD_ID: &str = "machinist-dead-id";
@@ -156,6 +154,29 @@ pub(crate) struct Seal {
     pub(crate) key: KeyId,
     pub(crate) signed_at: Timestamp,
     pub(crate) signature: Vec<u8>,
+}
+
+impl Seal {
+    /// As it travels: the key's id, the time in microseconds and the signature as base64, with a space between.
+    fn to_text(&self) -> String {
+        // The longest time has 20 characters.
+        let mut text = String::with_capacity(self.key.as_str().len() + 22 + self.signature.len() * 4 / 3 + 4);
+        // Writing to a text cannot fail.
+        let _ = write!(text, "{} {} ", self.key, self.signed_at.as_micros());
+        BASE64.encode_string(&self.signature, &mut text);
+        text
+    }
+
+    fn parse(text: &str) -> Result<Self, BoxError> {
+        let mut parts = text.splitn(3, ' ');
+        let mut part = |what: &str| parts.next().ok_or_else(|| format!("it has no {what}"));
+        let key = KeyId::parse(part("key")?)?;
+        let signed_at = part("time")?.parse().map_err(|_| "the time is no whole number")?;
+        let signed_at = Timestamp::from_micros(signed_at);
+        // Not base64: a signature that no key makes.
+        let signature = BASE64.decode(part("signature")?).unwrap_or_default();
+        Ok(Self { key, signed_at, signature })
+    }
 }
 
 /// Why a message is not one of ours.
@@ -292,14 +313,10 @@ impl Envelope {
         };
         let input = self.signing_input(key.algorithm().as_str(), key.id(), first, now);
         let Some(signature) = key.sign(&input) else { return message };
-        let mut put = |name: &'static str, value: HeaderValue| {
-            message.headers.insert(name.into(), value);
-        };
-        put(header::KEY_ID, key.id().as_str().into());
-        put(header::SIGNED_AT, now.as_micros().into());
-        put(header::SIGNATURE, BASE64.encode(signature).into());
+        let seal = Seal { key: key.id().clone(), signed_at: now, signature };
+        message.headers.insert(header::SIGNATURE.into(), seal.to_text().into());
         if first != key.id() {
-            put(header::FIRST_KEY, first.as_str().into());
+            message.headers.insert(header::FIRST_KEY.into(), first.as_str().into());
         }
         message
     }
@@ -308,16 +325,14 @@ impl Envelope {
     /// once [`is_signed_by`](Self::is_signed_by) has said so.
     pub(crate) fn read_seal(&mut self, message: &Message) -> Result<Option<Seal>, Unreadable> {
         let headers = Reader(message);
-        let Some(signature) = headers.text(header::SIGNATURE)? else { return Ok(None) };
-        let missing = |what: &str| Unreadable::Header(format!("the message is signed and has no `{what}`"));
-        let id = |text: String| KeyId::parse(&text).map_err(|e| Unreadable::Header(e.to_string()));
-        let key = id(headers.text(header::KEY_ID)?.ok_or_else(|| missing(header::KEY_ID))?)?;
-        let signed_at = headers.instant(header::SIGNED_AT)?.ok_or_else(|| missing(header::SIGNED_AT))?;
-        let first = headers.text(header::FIRST_KEY)?.map(id).transpose()?.unwrap_or_else(|| key.clone());
-        // Not base64: a signature that no key makes.
-        let signature = BASE64.decode(signature).unwrap_or_default();
-        self.first = FirstSigner::Key(first);
-        Ok(Some(Seal { key, signed_at, signature }))
+        let Some(text) = headers.text(header::SIGNATURE)? else { return Ok(None) };
+        let seal = Seal::parse(&text).map_err(|what| {
+            Unreadable::Header(format!("header `{}` is not `KEY TIME SIGNATURE`: {what}", header::SIGNATURE))
+        })?;
+        let first = headers.text(header::FIRST_KEY)?;
+        let first = first.map(|text| KeyId::parse(&text).map_err(|e| Unreadable::Header(e.to_string())));
+        self.first = FirstSigner::Key(first.transpose()?.unwrap_or_else(|| seal.key.clone()));
+        Ok(Some(seal))
     }
 
     /// Whether this key made this seal of exactly this envelope.
@@ -336,7 +351,6 @@ impl Envelope {
         let mut put = |name: &'static str, value: HeaderValue| {
             message.headers.insert(name.into(), value);
         };
-        put(header::VERSION, WIRE_VERSION.into());
         put(header::QUEUE, self.queue.as_str().into());
         if self.attempt > 1 {
             put(header::ATTEMPT, i64::from(self.attempt).into());
@@ -594,7 +608,7 @@ mod tests {
     fn the_least_message_reads_back() {
         let sent = envelope();
         assert_eq!(Envelope::read(&sent.message()).unwrap(), sent);
-        assert_eq!(sent.message().headers.len(), 3, "what is as if it were absent does not travel");
+        assert_eq!(sent.message().headers.len(), 2, "what is as if it were absent does not travel");
     }
 
     #[test]

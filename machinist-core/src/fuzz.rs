@@ -268,8 +268,8 @@ fn read_back(mut input: &[u8]) -> Vec<Option<Vec<u8>>> {
     fields
 }
 
-/// The headers that are read, and one that is not.
-const HEADERS: [&str; 24] = [
+/// The headers that are read, and two that are not.
+const HEADERS: [&str; 22] = [
     "machinist-version",
     "machinist-queue",
     "machinist-attempt",
@@ -283,17 +283,15 @@ const HEADERS: [&str; 24] = [
     "machinist-unknown-since",
     "machinist-unread-since",
     "machinist-signature",
-    "machinist-key-id",
+    "machinist-",
     "machinist-first-key",
-    "machinist-signed-at",
+    "x-death",
     "traceparent",
     "tracestate",
     "machinist-dead-id",
     "machinist-dead-reason",
     "machinist-dead-error",
     "machinist-dead-at",
-    "x-death",
-    "machinist-",
 ];
 
 /// Bytes that are taken for what is needed, until there are no more.

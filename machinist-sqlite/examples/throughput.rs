@@ -80,7 +80,7 @@ async fn send_one(store: &SqliteStore) -> Result<TaskId, BoxError> {
     let (broker, backend, id) = (store.broker(), store.backend(), TaskId::fresh());
     let mut message =
         Message { id: Some(id.to_string()), body: Bytes::from(vec![b'x'; 200]), ..Message::default() };
-    for name in ["machinist-signature", "machinist-key", "machinist-queue", "machinist-eta"] {
+    for name in ["machinist-signature", "machinist-issued", "machinist-queue", "machinist-eta"] {
         message.headers.insert(name.to_owned().into(), "0123456789abcdef0123456789abcdef".into());
     }
     let facts =

@@ -35,6 +35,9 @@ async fn nothing_that_decides_can_be_changed_or_taken_away() {
     let message = house.take("stolen").await;
     let worker = house.worker(&app).queue("stolen").queue("math");
     let _running = crate::support::Running::start(worker);
+    let seal = message.headers["machinist-signature"].as_text().unwrap();
+    let [key, at, signature] = seal.split(' ').collect::<Vec<_>>()[..] else { panic!("{seal}") };
+    let at: i64 = at.parse().unwrap();
     let hostile = [
         without(message.clone(), "machinist-eta"),
         header(message.clone(), "machinist-eta", 1),
@@ -46,10 +49,14 @@ async fn nothing_that_decides_can_be_changed_or_taken_away() {
         header(message.clone(), "machinist-token", 1),
         header(message.clone(), "machinist-unknown-since", 1),
         header(message.clone(), "machinist-issued", 1),
-        header(message.clone(), "machinist-signed-at", 1),
+        header(message.clone(), "machinist-signature", format!("{key} {} {signature}", at + 1)),
         header(message.clone(), "machinist-first-key", "other"),
-        without(message.clone(), "machinist-signed-at"),
-        without(message.clone(), "machinist-key-id"),
+        header(message.clone(), "machinist-signature", format!("{key} {signature}")),
+        header(message.clone(), "machinist-signature", format!("{key} soon {signature}")),
+        header(message.clone(), "machinist-signature", format!(" {at} {signature}")),
+        header(message.clone(), "machinist-signature", format!("{seal} ")),
+        header(message.clone(), "machinist-signature", signature),
+        header(message.clone(), "machinist-signature", ""),
         without(message.clone(), "traceparent"),
         Message { kind: Some("evil".to_owned()), ..message.clone() },
         Message { id: Some("another".to_owned()), ..message.clone() },

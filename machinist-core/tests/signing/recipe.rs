@@ -77,7 +77,8 @@ async fn the_vectors_of_the_docs_hold_and_run() {
     let _running = house.work(&app);
     for vector in &vectors {
         let message = message(vector);
-        let found = hex(&producer::signing_input(&message, &key(vector)));
+        let signed_at = vector["signed_at"].as_i64().unwrap();
+        let found = hex(&producer::signing_input(&message, &key(vector), signed_at));
         assert_eq!(found, vector["input"].as_str().unwrap(), "{}", vector["what"]);
         let id = message.id.clone().unwrap();
         house.publish("math", message).await;

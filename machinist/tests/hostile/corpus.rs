@@ -117,12 +117,11 @@ impl Corpus {
 
     /// Signed by a trusted key and written by hand, under an id of its own.
     fn by_hand(&self, n: usize, content_type: &str, body: impl Into<Vec<u8>>) -> Message {
-        let template = without(without(self.valid[0].clone(), "machinist-key-id"), "machinist-signed-at");
         let message = Message {
             id: Some(format!("by-hand-{n}")),
             content_type: Some(content_type.to_owned()),
             body: body.into().into(),
-            ..template
+            ..self.valid[0].clone()
         };
         producer::sign(message, &self.hand)
     }
@@ -136,7 +135,7 @@ impl Corpus {
             id: Some(format!("hiding-{n}")),
             content_type: Some("application/json".to_owned()),
             body: body.as_slice().into(),
-            ..without(without(self.mail.clone(), "machinist-key-id"), "machinist-signed-at")
+            ..self.mail.clone()
         };
         producer::sign(message, &self.hand)
     }
@@ -155,8 +154,10 @@ impl Corpus {
                 (header(valid, "machinist-issued", issued ^ (1i64 << (round % 62))), "bad-signature")
             }
             3 => {
-                let flipped = flip(text("machinist-signature").as_bytes(), round);
-                let flipped = String::from_utf8_lossy(&flipped).into_owned();
+                let seal = text("machinist-signature");
+                let (signer, signature) = seal.rsplit_once(' ').unwrap();
+                let flipped = flip(signature.as_bytes(), round);
+                let flipped = format!("{signer} {}", String::from_utf8_lossy(&flipped));
                 (header(valid, "machinist-signature", flipped), "bad-signature")
             }
             4 => (header(valid, "machinist-queue", "other"), "bad-signature"),
