@@ -266,6 +266,10 @@ fn set(id: &str, state: &str) -> redis::Cmd {
     let value = serde_json::to_vec(&State { id, name: "noop", state, worker, at }).unwrap_or_default();
     let mut set = redis::cmd("SET");
     set.arg(key(id)).arg(value).arg("EX").arg(EXPIRY);
+    if state == "PENDING" {
+        // It is written while the message is on its way, and the worker may be there first.
+        set.arg("NX");
+    }
     set
 }
 
