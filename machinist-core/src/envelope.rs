@@ -270,7 +270,7 @@ impl Envelope {
         signed_at: Timestamp,
     ) -> Vec<u8> {
         let micros = |instant: Option<Timestamp>| instant.map(Timestamp::as_micros);
-        Input::new("machinist.task", self.body.len() + 768)
+        Input::new("machinist.task", self.body.len() + 512)
             .number(WIRE_VERSION)
             .text(algorithm)
             .text(key.as_str())

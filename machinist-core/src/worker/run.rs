@@ -4,9 +4,11 @@
 
 use std::{
     any::Any,
+    future::poll_fn,
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::atomic::{AtomicBool, Ordering},
+    task::Poll,
     time::Duration,
 };
 
@@ -62,16 +64,43 @@ pub(super) struct Call<'a> {
     pub(super) stages: &'a Stages,
 }
 
+/// A call that was made.
+pub(super) struct Begun<'a> {
+    running: Running,
+    /// Tells the handler to end.
+    token: CancellationToken,
+    limits: Limits,
+    stoppable: bool,
+    registered: &'a Registered,
+    stages: &'a Stages,
+}
+
 type Running = Pin<Box<dyn Future<Output = Result<Result<Results, TaskError>, Box<dyn Any + Send>>> + Send>>;
 
-impl Call<'_> {
-    /// Calls the handler and waits for its end, however it ends.
-    pub(super) async fn run(self) -> Ended {
+impl<'a> Call<'a> {
+    /// Prepares the call; the handler begins when its end is asked for.
+    pub(super) fn begin(self) -> Begun<'a> {
         let Self { next, cx, args, limits, stoppable, trace, registered, stages } = self;
-        let (told, token) = (registered.cancel.clone(), cx.cancellation().clone());
+        let token = cx.cancellation().clone();
         // The call itself is inside: a handler may panic before it returns its future.
         let running = AssertUnwindSafe(async move { next.run(cx, args).await }).catch_unwind();
-        let mut running: Running = Box::pin(trace.scope(running));
+        Begun { running: Box::pin(trace.scope(running)), token, limits, stoppable, registered, stages }
+    }
+}
+
+impl Begun<'_> {
+    /// Calls the handler: its end, if it has nothing to wait for.
+    pub(super) async fn at_once(&mut self) -> Option<Ended> {
+        match poll_fn(|cx| Poll::Ready(self.running.as_mut().poll(cx))).await {
+            Poll::Ready(ended) => Some(Ended::Itself(outcome(ended, false, self.limits))),
+            Poll::Pending => None,
+        }
+    }
+
+    /// Waits for the handler's end, however it ends.
+    pub(super) async fn run(self) -> Ended {
+        let Self { mut running, token, limits, stoppable, registered, stages } = self;
+        let told = registered.cancel.clone();
         let noticed = AtomicBool::new(false);
         let over = tokio::select! {
             biased;

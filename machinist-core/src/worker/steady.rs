@@ -137,12 +137,17 @@ impl Steady {
             if asker == Asker::Verdict && tries == 0 {
                 _waits = Some(Waits::of(&self.verdicts));
             }
-            tokio::select! {
-                paused = self.pause_or_leave(tries) => paused?,
-                () = self.backend_comes_back() => {}
-                () = self.given_up(), if asker == Asker::Delivery => return Err(Unanswered::GivenUp),
-            }
+            // On the heap: nearly every first try has its answer.
+            Box::pin(self.until_the_next_try(asker, tries)).await?;
             tries += 1;
+        }
+    }
+
+    async fn until_the_next_try(&self, asker: Asker, tries: u32) -> Result<(), Unanswered> {
+        tokio::select! {
+            paused = self.pause_or_leave(tries) => paused,
+            () = self.backend_comes_back() => Ok(()),
+            () = self.given_up(), if asker == Asker::Delivery => Err(Unanswered::GivenUp),
         }
     }
 

@@ -21,7 +21,7 @@ use crate::{
     retry::RetryPolicy,
     trace::TraceContext,
     worker::{
-        run::{Call, Ended, Limits},
+        run::{Begun, Call, Ended, Limits},
         session::{Cancelled, Registered},
     },
 };
@@ -47,10 +47,10 @@ impl TaskProcessor {
     ) -> Option<Ending> {
         let started = tokio::time::Instant::now();
         let span = self.span(&holding.envelope, &held);
-        let body = self.app.decode(&holding.envelope);
-        let (policy, due, decoded) = match body {
-            Ok(body) => (body.retry.clone(), body.eta, Ok(body)),
-            Err(error) => (Some(RetryPolicy::default()), None, Err(error)),
+        let decoded = self.app.decode(&holding.envelope);
+        let (policy, due) = match &decoded {
+            Ok(body) => (body.retry.clone(), body.eta),
+            Err(_) => (Some(RetryPolicy::default()), None),
         };
         let cx = self.context(&holding.envelope, &held, registered, decoded.as_ref().ok());
         let outcome = match decoded {
@@ -88,7 +88,7 @@ impl TaskProcessor {
         self.record(holding, registered, verdict, &cx, due, now).await
     }
 
-    /// Calls the handler. If that takes long, a guard takes over from the delivery meanwhile.
+    /// Calls the handler.
     pub(super) async fn call(
         &self,
         holding: &mut Holding,
@@ -98,9 +98,7 @@ impl TaskProcessor {
         registered: &Registered,
     ) -> Ended {
         let delayed = holding.envelope.attempt > 1 || body.eta.is_some();
-        let id = holding.envelope.id.clone();
-        let hidden_by = holding.hidden_by.clone();
-        let call = Call {
+        let mut call = Call {
             limits: Limits {
                 soft: body.soft_timeout().or(task.options.soft_timeout),
                 hard: body.timeout().or(task.options.timeout),
@@ -115,7 +113,26 @@ impl TaskProcessor {
             },
             registered,
             stages: &self.stages,
-        };
+        }
+        .begin();
+        // Most handlers end at once, and what is ready for the others costs them nothing.
+        if !delayed && let Some(ended) = call.at_once().await {
+            return ended;
+        }
+        Box::pin(self.watch_over(call, holding, delayed, &cx, registered)).await
+    }
+
+    /// Waits for the end of a call. If that takes long, a guard takes over from the delivery meanwhile.
+    async fn watch_over(
+        &self,
+        call: Begun<'_>,
+        holding: &mut Holding,
+        delayed: bool,
+        cx: &TaskContext,
+        registered: &Registered,
+    ) -> Ended {
+        let id = holding.envelope.id.clone();
+        let hidden_by = holding.hidden_by.clone();
         let running = async {
             if delayed { tokio::join!(call.run(), self.off_the_schedule(id)).0 } else { call.run().await }
         };
@@ -129,12 +146,12 @@ impl TaskProcessor {
             std::future::pending().await
         };
         tokio::select! {
-            // First: most handlers end at once, and the others then cost nothing.
+            // First: an end counts, whatever else comes at the same moment.
             biased;
             ended = running => ended,
             ended = fire_when_cancelled => ended,
             ended = guard => ended,
-            never = self.tell_progress(&cx, registered, hidden_by.as_ref()) => match never {},
+            never = self.tell_progress(cx, registered, hidden_by.as_deref()) => match never {},
         }
     }
 

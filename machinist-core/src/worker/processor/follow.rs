@@ -23,10 +23,17 @@ const HIDDEN_ERROR: &str = "encrypted: the record tells whoever has the key";
 impl TaskProcessor {
     /// Does what a recorded outcome demands, then says so.
     pub(super) async fn follow(&self, envelope: &Envelope, follow_up: &FollowUp) -> Ending {
+        match follow_up {
+            FollowUp::Nothing => Ending::Ack,
+            demanding => Box::pin(self.publish_and_say_so(envelope, demanding)).await,
+        }
+    }
+
+    async fn publish_and_say_so(&self, envelope: &Envelope, follow_up: &FollowUp) -> Ending {
         let published = match follow_up {
-            FollowUp::Nothing => return Ending::Ack,
+            FollowUp::Nothing => Ok(()),
             FollowUp::NextRun { due, counters, token } => {
-                Box::pin(self.publish_next(envelope, *due, *counters, *token)).await
+                self.publish_next(envelope, *due, *counters, *token).await
             }
             FollowUp::DeadLetter { attempt, kind, error } => {
                 let dead_id = format!("{}.{attempt}", envelope.id);
@@ -35,7 +42,7 @@ impl TaskProcessor {
                 let tells = matches!(reason, DeadReason::Failed | DeadReason::Malformed);
                 let hidden = tells && self.app.0.trust.hides(envelope);
                 let error = if hidden { &ErrorText::from(HIDDEN_ERROR) } else { error };
-                Box::pin(self.bury(&envelope.queue, &message, &dead_id, reason, error)).await
+                self.bury(&envelope.queue, &message, &dead_id, reason, error).await
             }
         };
         match published {

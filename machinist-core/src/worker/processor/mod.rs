@@ -26,6 +26,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use tokio::{sync::Semaphore, time::Instant};
 
 use self::start::Asked;
@@ -110,7 +111,7 @@ pub(super) struct Holding {
     pub(super) envelope: Envelope,
     pub(super) receipt: Option<Box<dyn Receipt>>,
     /// What becomes of the task is written so that only who has this key can read it.
-    pub(super) hidden_by: Option<Key>,
+    pub(super) hidden_by: Option<Box<Key>>,
 }
 
 impl TaskProcessor {
@@ -140,30 +141,37 @@ impl TaskProcessor {
     /// Takes one delivery from its arrival to its settlement.
     pub(super) async fn process(self: Arc<Self>, delivery: Delivery) {
         self.tally.arrived.fetch_add(1, Ordering::Relaxed);
-        let Delivery { queue, message, receipt, .. } = delivery;
-        let app = &self.app.0;
-        let (ending, receipt) = match open(&app.trust, &app.limits, &queue, &message, self.now()) {
-            Opened::Task(envelope) => {
-                let hidden_by = app.trust.hiding_key(&envelope);
-                let mut holding = Holding { envelope, receipt: Some(receipt), hidden_by };
-                let ending = Box::pin(self.work(&mut holding)).await;
-                (ending, holding.receipt)
-            }
-            Opened::Locked(envelope, error) => {
-                (Box::pin(self.unreadable_task(&envelope, &error)).await, Some(receipt))
-            }
-            Opened::Rejected(envelope, reason, error) => {
-                let ending = Box::pin(self.reject(&envelope, &message, reason, &error)).await;
-                (ending, Some(receipt))
-            }
-            Opened::NotYet(reason, error) => {
-                (Box::pin(self.postpone(&queue, &message, reason, &error)).await, Some(receipt))
-            }
-            Opened::Dead(reason, error) => {
-                (Box::pin(self.bury_foreign(&queue, &message, reason, &error)).await, Some(receipt))
-            }
+        let (ending, receipt) = match self.open(delivery) {
+            Ok(mut holding) => (Box::pin(self.work(&mut holding)).await, holding.receipt),
+            Err((instead, receipt)) => (instead.await, Some(receipt)),
         };
         self.settle(ending, receipt).await;
+    }
+
+    /// The task that a delivery asks for; or what is done instead.
+    fn open(&self, delivery: Delivery) -> Result<Holding, (BoxFuture<'_, Ending>, Box<dyn Receipt>)> {
+        let Delivery { queue, message, receipt, .. } = delivery;
+        let app = &self.app.0;
+        let instead: BoxFuture<'_, Ending> = match open(&app.trust, &app.limits, &queue, &message, self.now())
+        {
+            Opened::Task(envelope) => {
+                let hidden_by = app.trust.hiding_key(&envelope).map(Box::new);
+                return Ok(Holding { envelope, receipt: Some(receipt), hidden_by });
+            }
+            Opened::Locked(envelope, error) => {
+                Box::pin(async move { self.unreadable_task(&envelope, &error).await })
+            }
+            Opened::Rejected(envelope, reason, error) => {
+                Box::pin(async move { self.reject(&envelope, &message, reason, &error).await })
+            }
+            Opened::NotYet(reason, error) => {
+                Box::pin(async move { self.postpone(&queue, &message, reason, &error).await })
+            }
+            Opened::Dead(reason, error) => {
+                Box::pin(async move { self.bury_foreign(&queue, &message, reason, &error).await })
+            }
+        };
+        Err((instead, receipt))
     }
 
     async fn settle(&self, ending: Ending, receipt: Option<Box<dyn Receipt>>) {
