@@ -10,7 +10,7 @@ pub(crate) struct Case {
     pub(crate) shape: Shape,
     pub(crate) tasks: usize,
     pub(crate) payload: usize,
-    /// In the order in which they take turns.
+    /// In the order in which they take turns in the first round.
     pub(crate) systems: &'static [System],
 }
 

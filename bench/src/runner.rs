@@ -58,6 +58,16 @@ impl From<&Told> for Share {
     }
 }
 
+/// The order of a round. Two take turns; more go there and back, because who always comes after the same one pays or gains
+/// by what that one left behind: some background work of the servers, or a rest.
+fn in_turn(systems: &[System], round: u32) -> Vec<System> {
+    let mut systems = systems.to_vec();
+    if systems.len() > 2 && round.is_multiple_of(2) {
+        systems.reverse();
+    }
+    systems
+}
+
 /// Runs what was asked for and prints the report.
 pub(crate) async fn run(place: &Place, names: &[String], rounds: u32, quick: bool) -> Result<()> {
     let wanted = |case: &&Case| names.is_empty() || names.iter().any(|name| name == case.name);
@@ -67,9 +77,9 @@ pub(crate) async fn run(place: &Place, names: &[String], rounds: u32, quick: boo
         let tasks = if quick { (case.tasks / 10).max(1) } else { case.tasks };
         let case = Case { tasks, ..*case };
         for round in 1..=rounds {
-            for system in case.systems {
+            for system in in_turn(case.systems, round) {
                 let run =
-                    bench.measure(&case, *system).await.with_context(|| format!("case {}", case.name))?;
+                    bench.measure(&case, system).await.with_context(|| format!("case {}", case.name))?;
                 report::note(&report::progress(&run, round, rounds));
                 runs.push(run);
             }
