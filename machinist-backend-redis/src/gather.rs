@@ -99,8 +99,9 @@ async fn make(links: &Links, mut jobs: Vec<Job>) {
             Err(error) => commits.iter().map(|_| Err(meaning(&error))).collect(),
         };
         for (caller, outcome) in callers.into_iter().zip(outcomes) {
-            // One who has stopped waiting does not want to know.
-            let _ = caller.send(outcome);
+            if let Err(Err(error)) = caller.send(outcome) {
+                tracing::debug!(%error, "a commit was not made, and who asked for it has stopped waiting");
+            }
         }
     }
 }

@@ -35,6 +35,16 @@ pub enum Expiry {
     Keep,
 }
 
+impl Expiry {
+    /// When a record is forgotten after a commit that says this, made now; `before` is what was set.
+    pub fn at(self, before: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
+        match (self, before) {
+            (Self::After(while_), _) | (Self::AfterUnlessSet(while_), None) => Some(now.plus(while_)),
+            (Self::AfterUnlessSet(_) | Self::Keep, set) => set,
+        }
+    }
+}
+
 /// One atomic change of one record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Commit {

@@ -4,9 +4,9 @@
 //! written once by the sender and forwarded as the same bytes for ever. So a retry costs no encoding, and fields
 //! that this version does not know are kept.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use base64::{Engine, display::Base64Display, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -159,12 +159,8 @@ pub(crate) struct Seal {
 impl Seal {
     /// As it travels: the key's id, the time in microseconds and the signature as base64, with a space between.
     fn to_text(&self) -> String {
-        // The longest time has 20 characters.
-        let mut text = String::with_capacity(self.key.as_str().len() + 22 + self.signature.len() * 4 / 3 + 4);
-        // Writing to a text cannot fail.
-        let _ = write!(text, "{} {} ", self.key, self.signed_at.as_micros());
-        BASE64.encode_string(&self.signature, &mut text);
-        text
+        let signature = Base64Display::new(&self.signature, &BASE64);
+        format!("{} {} {signature}", self.key, self.signed_at.as_micros())
     }
 
     fn parse(text: &str) -> Result<Self, BoxError> {

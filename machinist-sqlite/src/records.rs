@@ -1,7 +1,7 @@
 //! The SQL of records, and the one rule that they have: the first writer of a fact wins.
 
 use machinist_core::{
-    backend::{Commit, Committed, Expiry},
+    backend::{Commit, Committed},
     clock::Timestamp,
     id::TaskId,
     record::Facts,
@@ -58,10 +58,7 @@ fn apply(record: &mut Record, now: Timestamp, what: &Commit) -> bool {
     if !what.apply(&mut record.facts) {
         return false;
     }
-    record.expires = match (what.expiry, record.expires) {
-        (Expiry::After(while_), _) | (Expiry::AfterUnlessSet(while_), None) => Some(now.plus(while_)),
-        (Expiry::AfterUnlessSet(_) | Expiry::Keep, set) => set,
-    };
+    record.expires = what.expiry.at(record.expires, now);
     true
 }
 
@@ -132,7 +129,7 @@ mod tests {
     use std::time::Duration;
 
     use bytes::Bytes;
-    use machinist_core::record::FactName;
+    use machinist_core::{backend::Expiry, record::FactName};
 
     use super::*;
 

@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use super::lock;
 use crate::{
     backend::{
-        Backend, BackendCapabilities, BackendError, Commit, Committed, Expiry, Index, Note, Renewed,
-        SessionEntry, Watch,
+        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, Note, Renewed, SessionEntry,
+        Watch,
     },
     clock::{self, Clock, Timestamp},
     diagnose::{Diagnose, Finding},
@@ -219,7 +219,7 @@ impl State {
         let mut record = self.records.remove(&commit.id).unwrap_or_default();
         let answer = if commit.apply(&mut record.facts) {
             let before = record.expires;
-            record.expires = expires(commit.expiry, before, now);
+            record.expires = commit.expiry.at(before, now);
             self.reschedule(&commit.id, before, &record);
             if commit.wake
                 && let Some(watch) = self.watches.get(&commit.id)
@@ -261,13 +261,6 @@ impl State {
     }
 }
 
-fn expires(expiry: Expiry, before: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
-    match (expiry, before) {
-        (Expiry::After(while_), _) | (Expiry::AfterUnlessSet(while_), None) => Some(now.plus(while_)),
-        (Expiry::AfterUnlessSet(_) | Expiry::Keep, set) => set,
-    }
-}
-
 /// Held by every watch of one record; the last one takes the signal with it.
 #[derive(Debug)]
 struct Watched {
@@ -287,6 +280,7 @@ impl Drop for Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Expiry;
 
     fn put(id: &TaskId, name: &str, expiry: Expiry) -> Commit {
         Commit { facts: vec![(name.to_owned().into(), Bytes::new())], expiry, ..Commit::new(id.clone()) }
