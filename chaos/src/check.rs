@@ -10,7 +10,7 @@ use lapin::{ConnectionProperties, options::BasicGetOptions};
 use machinist::{
     App, TaskId,
     backend::Backend,
-    record::{FailureKind, Record, State, fold},
+    record::{FailureKind, Record, TaskState, fold},
 };
 
 use crate::{
@@ -123,7 +123,7 @@ impl Book {
 /// The final states that were ever seen. A later look that contradicts one is a violation.
 #[derive(Debug, Default)]
 pub(crate) struct Finals {
-    seen: HashMap<TaskId, (State, Option<FailureKind>)>,
+    seen: HashMap<TaskId, (TaskState, Option<FailureKind>)>,
     pub(crate) contradictions: Vec<String>,
 }
 
@@ -135,7 +135,7 @@ impl Finals {
             for (id, facts) in chunk.iter().zip(backend.read(chunk).await?) {
                 let record = fold(id, &facts);
                 let now =
-                    record.as_ref().map_or((State::Pending, None), |record| (record.state, record.kind));
+                    record.as_ref().map_or((TaskState::Pending, None), |record| (record.state, record.kind));
                 match self.seen.get(id) {
                     Some(before) if *before != now => {
                         self.contradictions.push(format!("{id} was {before:?}, then {now:?}"));
@@ -310,7 +310,7 @@ impl Tally {
         record: Option<&Record>,
         leniency: Leniency,
     ) {
-        let state = record.map_or(State::Pending, |record| record.state);
+        let state = record.map_or(TaskState::Pending, |record| record.state);
         let outcome = record.and_then(|record| record.kind);
         let executed = !entry.starts.is_empty();
         let why = || {
@@ -333,11 +333,11 @@ impl Tally {
                 self.lost += 1;
             }
             self.violations.push(format!("not ended: {}", why()));
-        } else if state == State::Success && entry.effects == 0 {
+        } else if state == TaskState::Success && entry.effects == 0 {
             self.violations.push(format!("success without effect: {}", why()));
-        } else if kind.is_innocent() && state == State::Failure {
+        } else if kind.is_innocent() && state == TaskState::Failure {
             self.violations.push(format!("an innocent failed: {}", why()));
-        } else if !kind.is_innocent() && state == State::Success {
+        } else if !kind.is_innocent() && state == TaskState::Success {
             self.violations.push(format!("cannot have succeeded: {}", why()));
         }
     }

@@ -13,7 +13,7 @@ use machinist_core::{
     broker::{Broker, QueueDepth},
     id::QueueName,
     memory::MemoryBackend,
-    record::{FailureKind, State},
+    record::{FailureKind, TaskState},
 };
 use support::{Harness, Raw, in_namespace};
 
@@ -65,7 +65,7 @@ async fn returned_until_it_is_gone(harness: &Harness) {
     assert_eq!((letters[0].reason.as_str(), letters[0].task.as_ref()), ("lost", Some(task.id())));
     assert!(eventually(BOUND, async || depth_of_dead(&depth().await) == 1).await, "it stays where it is");
     let record = task.record().await.unwrap();
-    assert_eq!((record.state, record.kind), (State::Failure, Some(FailureKind::Lost)));
+    assert_eq!((record.state, record.kind), (TaskState::Failure, Some(FailureKind::Lost)));
     broker.close().await;
 }
 

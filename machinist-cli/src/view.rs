@@ -5,7 +5,7 @@ use std::fmt::Write;
 use machinist::{
     QueueName, TaskId,
     clock::Timestamp,
-    record::{Attempt, FailureKind, Record, State},
+    record::{Attempt, FailureKind, Record, TaskState},
     settings::show_duration,
 };
 use serde::Serialize;
@@ -17,7 +17,7 @@ pub(crate) struct TaskView {
     id: String,
     name: Option<String>,
     queue: Option<String>,
-    pub(crate) state: State,
+    pub(crate) state: TaskState,
     /// Why it failed.
     kind: Option<FailureKind>,
     /// 0 for success, below zero for a failure, nothing before the end.
@@ -139,7 +139,7 @@ impl From<&Record> for TaskView {
             state: record.state,
             kind: record.kind,
             code: match record.state {
-                State::Success => Some(0),
+                TaskState::Success => Some(0),
                 _ => record.kind.map(FailureKind::code),
             },
             attempt: record.attempt,
@@ -177,7 +177,7 @@ impl TaskView {
             id: id.to_string(),
             name: Some(name.to_owned()),
             queue: Some(queue.to_string()),
-            state: State::Pending,
+            state: TaskState::Pending,
             kind: None,
             code: None,
             attempt: 1,
@@ -252,7 +252,7 @@ impl TaskView {
         if let Some(locked) = &self.locked {
             row("locked", locked);
         }
-        if self.state == State::Success && self.locked.is_none() {
+        if self.state == TaskState::Success && self.locked.is_none() {
             let values = self.values();
             row("results", if values.is_empty() { "-" } else { &values });
         }
@@ -288,12 +288,12 @@ impl TaskView {
         if let Some(error) = &self.error {
             let _ = write!(line, "  {}", printable(&error.message));
         }
-        if let (State::Started, Some(progress)) = (self.state, &self.progress) {
+        if let (TaskState::Started, Some(progress)) = (self.state, &self.progress) {
             let _ = write!(line, "  {}", progress.bar());
         }
         match (self.state, &self.eta) {
-            (State::Retry, Some(eta)) => line + "  next run " + eta,
-            (State::Pending, Some(eta)) => line + "  not before " + eta,
+            (TaskState::Retry, Some(eta)) => line + "  next run " + eta,
+            (TaskState::Pending, Some(eta)) => line + "  not before " + eta,
             _ => line,
         }
     }
@@ -301,7 +301,7 @@ impl TaskView {
     /// What a sender who waited wants to see: the results, or why there are none.
     pub(crate) fn outcome(&self) -> String {
         match self.state {
-            State::Success => self.values(),
+            TaskState::Success => self.values(),
             _ => {
                 let mut text = self.state_and_kind();
                 for cause in self.error.iter().flat_map(|error| &error.chain) {
@@ -356,7 +356,7 @@ mod tests {
         TaskView {
             kind: Some(FailureKind::Timeout),
             code: Some(-2),
-            state: State::Failure,
+            state: TaskState::Failure,
             worker: Some("host-1".into()),
             started_at: Some("2026-11-20T23:37:14.000000Z".into()),
             ended_at: Some("2026-11-20T23:37:15.500000Z".into()),
@@ -429,8 +429,11 @@ log       one
     #[test]
     fn outcomes_are_short() {
         assert_eq!(failed().outcome(), "FAILURE (timeout, -2): too slow: disk\u{fffd}[31m");
-        let done =
-            TaskView { state: State::Success, results: vec![5.into(), "x y".into(), "5".into()], ..failed() };
+        let done = TaskView {
+            state: TaskState::Success,
+            results: vec![5.into(), "x y".into(), "5".into()],
+            ..failed()
+        };
         assert_eq!(done.outcome(), "5\nx y\n\"5\"");
     }
 }

@@ -22,7 +22,7 @@ use machinist_core::{
     broker::{Broker, Message},
     id::{QueueName, TaskId},
     memory::{MemoryBackend, MemoryBroker},
-    record::{Facts, Record, State as TaskState},
+    record::{Facts, Record, TaskState},
 };
 use tokio_util::sync::CancellationToken;
 

@@ -15,7 +15,7 @@ use crate::{
     error::SendError,
     id::{SessionId, TaskId},
     record::{
-        Facts, FailureKind, Manner, Record, Revocable, State, Unstarted, fold, name, revocable, unstarted,
+        Facts, FailureKind, Manner, Record, Revocable, TaskState, Unstarted, fold, name, revocable, unstarted,
     },
     result::AsyncResult,
     stored::{LARGEST, restored},
@@ -36,7 +36,7 @@ pub enum Revoked {
     /// it returns until then counts.
     Asked,
     /// It had ended before, in this state.
-    Already(State),
+    Already(TaskState),
 }
 
 /// A task that waits for its time: the one for which it was sent, or that of its next run.
@@ -65,7 +65,7 @@ pub enum ControlError {
         /// The task.
         id: TaskId,
         /// Where it is in its life.
-        state: State,
+        state: TaskState,
         /// What can be done in which state.
         why: &'static str,
     },
@@ -230,7 +230,7 @@ impl Client {
     /// A dropped future leaves the task sent or not; asking again is fine.
     pub async fn retry(&self, id: &TaskId) -> Result<AsyncResult<Results>, ControlError> {
         let facts = self.facts(id).await?;
-        if fold(id, &facts).is_none_or(|record| record.state != State::Failure) {
+        if fold(id, &facts).is_none_or(|record| record.state != TaskState::Failure) {
             return Err(self.wrong_state(id, &facts, "only a task in FAILURE can be sent again"));
         }
         let envelope = self.kept_envelope(id, &facts)?;

@@ -14,7 +14,7 @@ use crate::{
     args::{FromResults, Results},
     error::ResultError,
     id::TaskId,
-    record::{Record, State, fold},
+    record::{Record, TaskState, fold},
 };
 
 /// How often a waiter looks without having been woken.
@@ -56,10 +56,10 @@ impl<R> AsyncResult<R> {
     ///
     /// # Cancel safety
     /// Safe.
-    pub async fn state(&self) -> Result<State, ResultError> {
+    pub async fn state(&self) -> Result<TaskState, ResultError> {
         match self.record().await {
             Ok(record) => Ok(record.state),
-            Err(ResultError::Unknown { .. }) if self.sent => Ok(State::Pending),
+            Err(ResultError::Unknown { .. }) if self.sent => Ok(TaskState::Pending),
             Err(error) => Err(error),
         }
     }

@@ -27,7 +27,7 @@ use machinist_core::{
     diagnose::{Diagnose, Finding},
     id::{QueueName, SessionId},
     memory::{MemoryBackend, MemoryBroker},
-    record::{Facts, State as TaskState},
+    record::{Facts, TaskState},
     worker::{Drained, Health},
 };
 use tokio::time::Instant;

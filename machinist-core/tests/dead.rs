@@ -14,7 +14,7 @@ use machinist_core::{
     App, Client, DeadFilter, DeadLetter, QueueName, Settlement, State, TaskDef, TaskError, TaskId, Worker,
     broker::{Broker, HeaderValue, Message, Publish, Target},
     memory::{MemoryBackend, MemoryBroker},
-    record::{FailureKind, State as TaskState},
+    record::{FailureKind, TaskState},
     sign::{Algorithm, Key},
 };
 use tokio::time::Instant;

@@ -16,7 +16,7 @@ use machinist_core::{
     broker::{Broker, Message, Publish, Target},
     id::QueueName,
     memory::{MemoryBackend, MemoryBroker},
-    record::{FailureKind, State as TaskState},
+    record::{FailureKind, TaskState},
     worker::{BuildError, Drained, TaskOptions},
 };
 use tokio_util::sync::CancellationToken;

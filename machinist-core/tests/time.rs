@@ -16,7 +16,7 @@ use machinist_core::{
     TaskContext, TaskDef, TaskError, TaskId, Worker, WorkerBuilder,
     clock::Timestamp,
     memory::{MemoryBackend, MemoryBroker},
-    record::{FailureKind, State as TaskState},
+    record::{FailureKind, TaskState},
     wait_all, wait_any,
     worker::{Class, Drained, TaskOptions},
 };

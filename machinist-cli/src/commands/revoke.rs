@@ -1,6 +1,6 @@
 //! `machinist revoke`: lets a task not run, or not go on.
 
-use machinist::{Revoked, record::State, settings::Settings};
+use machinist::{Revoked, record::TaskState, settings::Settings};
 use serde::Serialize;
 
 use super::connect;
@@ -16,7 +16,7 @@ struct Answer<'a> {
     /// `ended`: it will not run; `asked`: it runs, and was told to end; `already`: it had ended.
     revoked: &'static str,
     /// Where it was in its life when this was asked.
-    state: State,
+    state: TaskState,
 }
 
 pub(super) async fn run(what: &Revoke, settings: &Settings, json: bool) -> Result<Code, Failure> {
@@ -25,9 +25,11 @@ pub(super) async fn run(what: &Revoke, settings: &Settings, json: bool) -> Resul
     let answer =
         if what.terminate { client.terminate(&what.id).await? } else { client.revoke(&what.id).await? };
     let (revoked, state, text) = match answer {
-        Revoked::Ended => ("ended", State::Failure, "revoked: it will not run".to_owned()),
-        Revoked::Asked if what.terminate => ("asked", State::Started, "it runs, and is cut off".to_owned()),
-        Revoked::Asked => ("asked", State::Started, "it runs, and was told to end".to_owned()),
+        Revoked::Ended => ("ended", TaskState::Failure, "revoked: it will not run".to_owned()),
+        Revoked::Asked if what.terminate => {
+            ("asked", TaskState::Started, "it runs, and is cut off".to_owned())
+        }
+        Revoked::Asked => ("asked", TaskState::Started, "it runs, and was told to end".to_owned()),
         Revoked::Already(state) => ("already", state, format!("it had ended already: {state}")),
     };
     if json {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use machinist::{
-    record::{FailureKind, Record, State},
+    record::{FailureKind, Record, TaskState},
     settings::{Settings, show_duration},
 };
 use serde::Serialize;
@@ -22,7 +22,7 @@ struct Row {
     queue: Option<String>,
     due: String,
     /// PENDING: it waits for the time for which it was sent; RETRY: for its next run.
-    state: State,
+    state: TaskState,
     /// The run that it waits for.
     attempt: u32,
     /// Of what its last run failed.
@@ -87,12 +87,12 @@ pub(super) async fn run(what: Scheduled, settings: &Settings, json: bool) -> Res
 
 /// The run that a waiting task waits for.
 fn next_attempt(record: &Record) -> u32 {
-    if record.state == State::Retry { record.attempt.saturating_add(1) } else { record.attempt }
+    if record.state == TaskState::Retry { record.attempt.saturating_add(1) } else { record.attempt }
 }
 
 /// What a task waits for, and where a run failed, of what: on one line.
 fn why(record: &Record) -> String {
-    let failed = record.history.last().filter(|_| record.state == State::Retry);
+    let failed = record.history.last().filter(|_| record.state == TaskState::Retry);
     failed.map_or_else(
         || "sent for later".to_owned(),
         |attempt| {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use machinist::{
-    record::{Record, State},
+    record::{Record, TaskState},
     settings::Settings,
 };
 
@@ -44,10 +44,10 @@ pub(super) async fn run(what: Status, settings: &Settings, json: bool) -> Result
 }
 
 /// The exit code that tells how a task stands.
-pub(super) fn code(state: State) -> Code {
+pub(super) fn code(state: TaskState) -> Code {
     match state {
-        State::Success => Code::Success,
-        State::Failure => Code::Failed,
+        TaskState::Success => Code::Success,
+        TaskState::Failure => Code::Failed,
         _ => Code::NotFinished,
     }
 }

@@ -1,6 +1,6 @@
 //! A thousand tasks of many kinds, sent at once by an application, run by two workers: each ends as it should.
 
-use machinist::{Signature, record::State};
+use machinist::{Signature, record::TaskState};
 use serde_json::{Value, json};
 
 use crate::{
@@ -17,15 +17,17 @@ command = ["sh", "-c", "exit 3"]
 "#;
 
 /// The signature of the n-th task, and how it has to end.
-fn nth(n: usize) -> (Signature, State, Vec<Value>) {
+fn nth(n: usize) -> (Signature, TaskState, Vec<Value>) {
     match n % 10 {
-        0..=3 => (Signature::new("add").arg(n).arg(1), State::Success, vec![json!(n + 1)]),
-        4..=6 => (Signature::new("echo").arg(n).arg("x"), State::Success, vec![json!(n), json!("x")]),
-        7 => {
-            (Signature::new("greet").arg(n.to_string()), State::Success, vec![json!(format!("Hello, {n}!"))])
-        }
-        8 => (Signature::new("broken"), State::Failure, vec![]),
-        _ => (Signature::new("fail").arg("no"), State::Failure, vec![]),
+        0..=3 => (Signature::new("add").arg(n).arg(1), TaskState::Success, vec![json!(n + 1)]),
+        4..=6 => (Signature::new("echo").arg(n).arg("x"), TaskState::Success, vec![json!(n), json!("x")]),
+        7 => (
+            Signature::new("greet").arg(n.to_string()),
+            TaskState::Success,
+            vec![json!(format!("Hello, {n}!"))],
+        ),
+        8 => (Signature::new("broken"), TaskState::Failure, vec![]),
+        _ => (Signature::new("fail").arg("no"), TaskState::Failure, vec![]),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     control::ControlError,
     envelope::{DeadMark, DeadReason, Envelope, dead_letter},
     id::{QueueName, TaskId},
-    record::{ErrorText, Facts, FailureKind, State, end_by_anybody, fold, name, newest_start, owed},
+    record::{ErrorText, Facts, FailureKind, TaskState, end_by_anybody, fold, name, newest_start, owed},
     stored::stored,
     worker::{Opened, open},
 };
@@ -176,7 +176,7 @@ impl Client {
         };
         let id = envelope.id.clone();
         let facts = self.read(&id).await?;
-        if let Some(record) = fold(&id, &facts).filter(|record| record.state != State::Failure) {
+        if let Some(record) = fold(&id, &facts).filter(|record| record.state != TaskState::Failure) {
             return Ok(Settlement::Refused(format!("task {id} is {}: nothing failed", record.state)));
         }
         if let Err(why) = app.trust.may_sign(&envelope.name, &envelope.queue, now) {

@@ -16,7 +16,7 @@ use crate::{args::Results, clock::Timestamp, id::TaskId};
 /// Where a task is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
-pub enum State {
+pub enum TaskState {
     /// Sent, and no worker has it: it waits in its queue, for its time, or was handed back.
     Pending,
     /// A worker has it, and waits for a free slot.
@@ -31,7 +31,7 @@ pub enum State {
     Failure,
 }
 
-impl State {
+impl TaskState {
     /// Whether nothing will happen to the task any more.
     pub const fn is_final(self) -> bool {
         matches!(self, Self::Success | Self::Failure)
@@ -50,7 +50,7 @@ impl State {
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for TaskState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }
@@ -67,7 +67,7 @@ pub struct Record {
     /// The queue it was sent to.
     pub queue: Option<String>,
     /// Where it is in its life.
-    pub state: State,
+    pub state: TaskState,
     /// Why it failed; only in state FAILURE.
     pub kind: Option<FailureKind>,
     /// The newest attempt, or 1 if none was started.
@@ -213,27 +213,27 @@ fn history(facts: &Facts, attempt: u32) -> Option<Attempt> {
 
 /// The state alone.
 #[cfg(test)]
-pub(crate) fn state_of(facts: &Facts) -> State {
+pub(crate) fn state_of(facts: &Facts) -> TaskState {
     state(facts, &Attempts::of(facts))
 }
 
-pub(super) fn state(facts: &Facts, attempts: &Attempts) -> State {
+pub(super) fn state(facts: &Facts, attempts: &Attempts) -> TaskState {
     // Only the two words matter here; an `end` that this version cannot read is still an end.
     if let Some(end) = facts.get(name::END) {
         let success = serde_json::from_slice::<End>(end)
             .is_ok_and(|end| matches!(end.verdict, EndVerdict::Success { .. }));
-        return if success { State::Success } else { State::Failure };
+        return if success { TaskState::Success } else { TaskState::Failure };
     }
     let newest = attempts.newest();
-    let Some(seen) = attempts.0.get(&newest) else { return State::Pending };
+    let Some(seen) = attempts.0.get(&newest) else { return TaskState::Pending };
     if seen.retried {
-        return State::Retry;
+        return TaskState::Retry;
     }
     match attempts.newest_start(newest) {
-        Some(start) if facts.has(&name::returned(newest, start)) => State::Pending,
-        Some(_) => State::Started,
-        None if seen.received => State::Received,
-        None => State::Pending,
+        Some(start) if facts.has(&name::returned(newest, start)) => TaskState::Pending,
+        Some(_) => TaskState::Started,
+        None if seen.received => TaskState::Received,
+        None => TaskState::Pending,
     }
 }
 

@@ -6,7 +6,7 @@
 //! | module | question | answer |
 //! |---|---|---|
 //! | `facts` | what can be written? | names and shapes |
-//! | `fold` | what does a record say? | [`Record`], [`State`] |
+//! | `fold` | what does a record say? | [`Record`], [`TaskState`] |
 //! | `poison` | do processes die of it? | no, perhaps, yes |
 //! | `start` | what may a delivery do? | a commit, or what its refusal means |
 //! | `verdict` | what follows from an outcome? | a verdict, its commit, what it still demands |
@@ -27,7 +27,7 @@ mod tests;
 mod verdict;
 
 pub use facts::{ErrorText, FactName, Facts, Progress};
-pub use fold::{Attempt, Record, State, fold};
+pub use fold::{Attempt, Record, TaskState, fold};
 pub use kind::FailureKind;
 
 pub(crate) use facts::{Counters, json, name};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{
     facts::{ErrorText, Facts, Retried, Revocation, Start, json, name},
-    fold::{Attempts, State},
+    fold::{Attempts, TaskState},
     kind::FailureKind,
     verdict::{SHORTEST, end_by_anybody},
 };
@@ -21,7 +21,7 @@ use crate::{
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Revocable {
     /// It is over.
-    Ended(State),
+    Ended(TaskState),
     /// Nobody runs it: this commit ends it. Refused: read again.
     Now(Commit),
     /// A run holds it: this commit asks for its end, and its worker knows sooner if the session is rung for.
@@ -136,9 +136,9 @@ mod tests {
             panic!("nobody runs it")
         };
         assert!(commit.apply(facts));
-        assert_eq!(state_of(facts), State::Failure);
+        assert_eq!(state_of(facts), TaskState::Failure);
         assert_eq!(owed(facts, 1), Some(FollowUp::Nothing), "unwanted tasks are no dead letters");
-        assert_eq!(revocable(&id(), facts, Manner::Told, NOW, TTL), Revocable::Ended(State::Failure));
+        assert_eq!(revocable(&id(), facts, Manner::Told, NOW, TTL), Revocable::Ended(TaskState::Failure));
         commit
     }
 
@@ -178,7 +178,7 @@ mod tests {
         };
         assert_eq!(session, "s1".into());
         assert!(commit.apply(&mut facts));
-        assert_eq!(state_of(&facts), State::Started);
+        assert_eq!(state_of(&facts), TaskState::Started);
         let retry = Verdict::Retry {
             due: NOW,
             counters: Default::default(),

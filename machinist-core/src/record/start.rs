@@ -325,7 +325,7 @@ fn fence(greatest: u64, now: Timestamp) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{State, state_of};
+    use crate::record::{TaskState, state_of};
 
     const NOW: Timestamp = Timestamp::from_micros(1_000_000);
 
@@ -353,7 +353,7 @@ mod tests {
     #[test]
     fn the_first_start_is_granted_once() {
         let (mut facts, _) = started();
-        assert_eq!(state_of(&facts), State::Started);
+        assert_eq!(state_of(&facts), TaskState::Started);
         assert!(!asking("b", "s2").first(NOW).0.apply(&mut facts));
     }
 
@@ -392,7 +392,7 @@ mod tests {
     fn a_start_that_was_handed_back_is_free_at_once() {
         let (mut facts, first) = started();
         first.hand_back().apply(&mut facts);
-        assert_eq!(state_of(&facts), State::Pending);
+        assert_eq!(state_of(&facts), TaskState::Pending);
         assert!(matches!(judge(&facts, &asking("b", "s2"), |_, _| false, NOW), Meaning::TakeOver(_)));
     }
 

@@ -37,7 +37,7 @@ impl Point {
         format!("{:?}{runs:?}", self.facts.iter().collect::<Vec<_>>())
     }
 
-    fn state(&self) -> Option<State> {
+    fn state(&self) -> Option<TaskState> {
         fold(&"t".try_into().unwrap(), &self.facts).map(|record| record.state)
     }
 }
@@ -159,7 +159,7 @@ fn search() -> BTreeSet<(String, String, String)> {
             }
             assert_never(&point, &next, &step, done);
             if done && next.state() != point.state() {
-                let show = |state: Option<State>| state.map_or_else(|| "–".to_owned(), |s| s.to_string());
+                let show = |state: Option<TaskState>| state.map_or_else(|| "–".to_owned(), |s| s.to_string());
                 transitions.insert((show(point.state()), step.event.to_owned(), show(next.state())));
             }
             if seen.insert(next.key()) {
@@ -174,7 +174,7 @@ fn search() -> BTreeSet<(String, String, String)> {
 /// What must never happen, whatever the order.
 fn assert_never(before: &Point, after: &Point, step: &Step, done: bool) {
     let (was, is) = (before.state(), after.state());
-    if was.is_some_and(State::is_final) {
+    if was.is_some_and(TaskState::is_final) {
         assert_eq!(was, is, "a final state changed by {:?}", step.event);
         assert_eq!(before.facts.get(name::END), after.facts.get(name::END), "an end was rewritten");
         assert!(!done || step.begins.is_none(), "started after its end");
@@ -184,8 +184,8 @@ fn assert_never(before: &Point, after: &Point, step: &Step, done: bool) {
         let greatest = before.runs.iter().filter(|r| r.attempt == held.attempt).map(|r| r.token).max();
         assert!(greatest.is_none_or(|token| held.token > token), "a fencing token fell");
     }
-    if step.event == "succeeded" && !was.is_some_and(State::is_final) {
-        assert!(done && is == Some(State::Success), "an effect that happened was not recorded");
+    if step.event == "succeeded" && !was.is_some_and(TaskState::is_final) {
+        assert!(done && is == Some(TaskState::Success), "an effect that happened was not recorded");
     }
     if let (Some(index), true) = (step.ends, done)
         && matches!(step.event, "failed" | "asked for another run")

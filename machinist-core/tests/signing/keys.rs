@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use machinist_core::{
     ResultError, SendError,
-    record::{FailureKind, State},
+    record::{FailureKind, TaskState},
     sign::{Algorithm, Key, KeyState, Keyring},
     worker::BuildError,
 };
@@ -71,13 +71,13 @@ async fn a_revoked_keys_tasks_stay_revoked_when_they_return_as_retries() {
     let backoff = machinist_core::Backoff::fixed(HOUR);
     let flaky = sender.client().send(FLAKY.call(()).retries(3).backoff(backoff)).await.unwrap();
     let delayed = sender.client().send(ADD.call((1, 1)).countdown(HOUR)).await.unwrap();
-    house.eventually(async || flaky.state().await.unwrap() == State::Retry).await;
+    house.eventually(async || flaky.state().await.unwrap() == TaskState::Retry).await;
     app.replace_keyring(Keyring::new([own, stolen.with_state(KeyState::Revoked)]).unwrap()).unwrap();
     assert_eq!(house.dead("math", 2).await, ["revoked-key", "revoked-key"]);
     assert_eq!(house.added(), 0);
     // Nothing is written under the ids that such messages claim.
-    assert_eq!(flaky.state().await.unwrap(), State::Retry);
-    assert_eq!(delayed.state().await.unwrap(), State::Pending);
+    assert_eq!(flaky.state().await.unwrap(), TaskState::Retry);
+    assert_eq!(delayed.state().await.unwrap(), TaskState::Pending);
 }
 
 #[tokio::test(start_paused = true)]
@@ -89,7 +89,7 @@ async fn a_message_of_an_unknown_key_waits_for_the_key() {
     let _running = house.work(&app);
     let sum = sender.client().send(ADD.call((2, 3))).await.unwrap();
     tokio::time::sleep(HOUR / 2).await;
-    assert_eq!((house.added(), sum.state().await.unwrap()), (0, State::Pending));
+    assert_eq!((house.added(), sum.state().await.unwrap()), (0, TaskState::Pending));
     app.replace_keyring(Keyring::new([own, verify(&new)]).unwrap()).unwrap();
     assert_eq!(sum.wait(2 * SOON).await.unwrap(), 5);
 }
@@ -104,7 +104,7 @@ async fn a_message_of_a_key_that_never_comes_is_buried_after_an_hour() {
     let began = tokio::time::Instant::now();
     assert_eq!(house.dead("math", 1).await, ["unknown-key"]);
     assert!(began.elapsed() >= HOUR);
-    assert_eq!((house.added(), sum.state().await.unwrap()), (0, State::Pending));
+    assert_eq!((house.added(), sum.state().await.unwrap()), (0, TaskState::Pending));
 }
 
 #[tokio::test(start_paused = true)]
@@ -186,7 +186,7 @@ async fn what_a_worker_signs_after_its_keys_time_is_not_believed() {
     let _running = house.work(&app);
     let flaky = sender.client().send(FLAKY.call(()).retries(3).countdown(HOUR)).await.unwrap();
     assert_eq!(house.dead("math", 1).await, ["revoked-key"]);
-    assert_eq!(flaky.state().await.unwrap(), State::Retry);
+    assert_eq!(flaky.state().await.unwrap(), TaskState::Retry);
 }
 
 #[tokio::test(start_paused = true)]
@@ -198,7 +198,7 @@ async fn the_first_senders_limits_hold_for_retries_too() {
     let _running = house.work(&app);
     let backoff = machinist_core::Backoff::fixed(HOUR);
     let flaky = sender.client().send(FLAKY.call(()).retries(3).backoff(backoff)).await.unwrap();
-    house.eventually(async || flaky.state().await.unwrap() == State::Retry).await;
+    house.eventually(async || flaky.state().await.unwrap() == TaskState::Retry).await;
     let limited = verify(&web).for_tasks(["mail.*"]).unwrap();
     app.replace_keyring(Keyring::new([own, limited]).unwrap()).unwrap();
     let Err(ResultError::Failed { kind, .. }) = flaky.wait(2 * HOUR).await else { panic!("it fails") };

@@ -66,9 +66,9 @@ async fn every_limit_holds_at_both_ends() {
     let _narrow = Running::start(worker);
     let unread = wide.client().send(GIVE.call(()).queue("narrow")).await.unwrap();
     assert_eq!(house.dead("narrow", 1).await, ["too-large"]);
-    assert_eq!(unread.state().await.unwrap(), record::State::Pending);
+    assert_eq!(unread.state().await.unwrap(), record::TaskState::Pending);
     let too_much = app.client().send(GIVE.call(())).await.unwrap().wait_record(SOON).await.unwrap();
-    assert_eq!(too_much.state, record::State::Failure);
+    assert_eq!(too_much.state, record::TaskState::Failure);
     assert!(too_much.error.unwrap().message().contains("returned more than 200 bytes"));
     let failed = app.client().send(FAIL.call(())).await.unwrap().wait_record(SOON).await.unwrap();
     assert_eq!(failed.error.unwrap().message(), format!("{}…", "é".repeat(49)));

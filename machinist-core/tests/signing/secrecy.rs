@@ -7,7 +7,7 @@ use machinist_core::{
     App, ControlError, DeadFilter, ResultError, Settlement, TaskContext, TaskDef, TaskError, WorkerBuilder,
     backend::Backend,
     broker::{HeaderValue, Message},
-    record::{FailureKind, State},
+    record::{FailureKind, TaskState},
     sign::{Algorithm, Key, KeyState, Keyring},
 };
 
@@ -85,7 +85,7 @@ async fn nothing_that_it_says_lies_anywhere() {
         loop {
             let record = read.changed(seen.as_ref(), SOON).await.unwrap();
             assert!(!hidden || !facts_say(&house, told.id(), SECRET).await, "{record:?}");
-            if record.state == State::Success {
+            if record.state == TaskState::Success {
                 break;
             }
             seen = Some(record);
@@ -127,7 +127,7 @@ async fn without_the_key_results_are_known_to_be_there_and_cannot_be_read() {
         (ring([&sign, &revoked]), "key secret, which is revoked"),
     ] {
         let other = house.app(other).await;
-        for (id, state) in [(told.id(), State::Success), (failed.id(), State::Failure)] {
+        for (id, state) in [(told.id(), TaskState::Success), (failed.id(), TaskState::Failure)] {
             let result = other.result(id.clone());
             let locked = result.wait(SOON).await.unwrap_err();
             assert!(matches!(&locked, ResultError::Locked { .. }), "{locked:?}");
@@ -167,7 +167,7 @@ async fn a_worker_waits_for_the_key_for_an_hour() {
     let late = sender.client().send(ADD.call((1, 1)).countdown(HOUR / 2)).await.unwrap();
     let sum = sender.client().send(ADD.call((2, 3))).await.unwrap();
     tokio::time::sleep(HOUR / 4).await;
-    assert_eq!(sum.state().await.unwrap(), State::Pending);
+    assert_eq!(sum.state().await.unwrap(), TaskState::Pending);
     app.replace_keyring(ring([&sign, &reads(&hide)])).unwrap();
     assert_eq!((sum.wait(HOUR).await.unwrap(), late.wait(HOUR).await.unwrap()), (5, 2));
     running.stop().await;
@@ -249,6 +249,6 @@ async fn a_hidden_body_is_bound_to_its_task() {
     let running = house.work(&unsigned);
     let end = unsigned.result(other.id().clone()).wait_record(SOON).await.unwrap();
     assert_eq!(end.kind, Some(FailureKind::Malformed));
-    assert_eq!((house.added(), victim.state().await.unwrap()), (0, State::Pending));
+    assert_eq!((house.added(), victim.state().await.unwrap()), (0, TaskState::Pending));
     running.stop().await;
 }

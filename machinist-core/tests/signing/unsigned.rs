@@ -12,7 +12,7 @@ use machinist_core::{
     diagnose::{Diagnose, Finding},
     id::QueueName,
     memory::{MemoryBackend, MemoryBroker},
-    record::{FailureKind, State},
+    record::{FailureKind, TaskState},
 };
 
 use crate::support::{ADD, FLAKY, House, Running, SOON, hmac};
@@ -25,7 +25,7 @@ async fn with_keys_the_unsigned_is_refused_unless_allowed() {
     let running = house.work(&strict);
     let refused = stranger.client().send(ADD.call((1, 1))).await.unwrap();
     assert_eq!(house.dead("math", 1).await, ["unsigned"]);
-    assert_eq!((house.added(), refused.state().await.unwrap()), (0, State::Pending));
+    assert_eq!((house.added(), refused.state().await.unwrap()), (0, TaskState::Pending));
     assert_eq!(running.stop().await.refused, 1);
     let lenient = house.builder().keyring(hmac("k")).allow_unsigned().build().await.unwrap();
     let _running = house.work(&lenient);
@@ -46,7 +46,7 @@ async fn letting_a_task_pass_does_not_make_it_look_trusted() {
     let backoff = machinist_core::Backoff::fixed(SOON);
     let flaky = stranger.client().send(FLAKY.call(()).retries(3).backoff(backoff)).await.unwrap();
     let running = house.work(&lenient);
-    house.eventually(async || flaky.state().await.unwrap() == State::Retry).await;
+    house.eventually(async || flaky.state().await.unwrap() == TaskState::Retry).await;
     running.stop().await;
     let strict = house.app(key).await;
     let _running = house.work(&strict);
@@ -122,7 +122,7 @@ async fn what_is_too_large_is_an_error_to_its_sender_and_a_dead_letter_where_it_
     assert!(matches!(sent, Err(SendError::TooLarge { what: "arguments", size: 4, .. })), "{sent:?}");
     let sent = large.client().send(ECHO.call("x".repeat(1000))).await.unwrap();
     assert_eq!(house.dead("math", 1).await, ["too-large"]);
-    assert_eq!(sent.state().await.unwrap(), State::Pending);
+    assert_eq!(sent.state().await.unwrap(), TaskState::Pending);
     let many = (0..4).fold(Signature::new("add"), |signature, n| signature.arg(i64::from(n)));
     let many = large.client().send(many).await.unwrap();
     let Err(ResultError::Failed { kind, message, .. }) = many.wait(SOON).await else { panic!("it fails") };

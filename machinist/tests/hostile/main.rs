@@ -154,7 +154,7 @@ async fn no_harm_is_done(servers: Servers) {
         assert_eq!(sum.unwrap(), n as i64 + 1);
     }
     for sum in &good {
-        assert_eq!(sum.state().await.unwrap(), record::State::Success);
+        assert_eq!(sum.state().await.unwrap(), record::TaskState::Success);
     }
     let all = expected.len() as u64;
     let there = eventually(LIMIT, async || {

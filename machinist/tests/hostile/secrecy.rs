@@ -67,7 +67,7 @@ async fn what_is_encrypted_is_found_nowhere() {
         loop {
             let record = good.changed(seen.as_ref(), LIMIT).await.unwrap();
             assert!(!hidden || !says(&network.bytes_of_backend().await, SECRET), "{record:?}");
-            if record.state == record::State::Success {
+            if record.state == record::TaskState::Success {
                 assert_eq!(record.history[0].error.message(), SECRET);
                 assert_eq!(record.progress.unwrap().note, SECRET);
                 break;
@@ -76,7 +76,7 @@ async fn what_is_encrypted_is_found_nowhere() {
         }
         assert_eq!(good.wait(LIMIT).await.unwrap(), SECRET);
         let failed = bad.wait_record(LIMIT).await.unwrap();
-        assert_eq!((failed.state, failed.error.unwrap().message()), (record::State::Failure, SECRET));
+        assert_eq!((failed.state, failed.error.unwrap().message()), (record::TaskState::Failure, SECRET));
 
         let dead = async || network.bytes_of_queue("math.dead").await.contains(bad.id().as_str());
         assert!(eventually(LIMIT, dead).await, "it is a dead letter");
