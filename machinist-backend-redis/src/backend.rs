@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use machinist_core::{
     backend::{
-        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, Note, Renewed, SessionEntry,
-        Watch,
+        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Renewed,
+        SessionEntry, Watch,
     },
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
@@ -221,11 +221,11 @@ impl Backend for RedisBackend {
         sessions::list(&self.links, &self.keys).await
     }
 
-    async fn note(&self, notes: Vec<Note>) -> Result<(), BackendError> {
-        for chunk in notes.chunks(CHUNK) {
-            let cmds = chunk.iter().map(|note| match note {
-                Note::Put { index, at, member } => put(&self.keys.index(*index), *at, member),
-                Note::Remove { index, member } => remove(&self.keys.index(*index), member),
+    async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
+        for chunk in updates.chunks(CHUNK) {
+            let cmds = chunk.iter().map(|update| match update {
+                IndexUpdate::Put { index, at, member } => put(&self.keys.index(*index), *at, member),
+                IndexUpdate::Remove { index, member } => remove(&self.keys.index(*index), member),
             });
             self.links.all(cmds.collect()).await?;
         }

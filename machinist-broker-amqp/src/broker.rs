@@ -13,7 +13,8 @@ use std::{
 use async_trait::async_trait;
 use machinist_core::{
     broker::{
-        Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
+        SideQueue,
     },
     id::QueueName,
 };
@@ -191,14 +192,14 @@ impl Broker for AmqpBroker {
         self.subscribe(what.queues.into_iter().map(Source::Queue).collect(), what.prefetch).await
     }
 
-    async fn consume_aside(
+    async fn consume_side_queue(
         &self,
-        from: Aside,
+        from: SideQueue,
         prefetch: u16,
     ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
         let source = match from {
-            Aside::DeadLetters(queue) => Source::DeadLetters(queue),
-            Aside::Undelivered => Source::Undelivered,
+            SideQueue::DeadLetters(queue) => Source::DeadLetters(queue),
+            SideQueue::Undelivered => Source::Undelivered,
             _ => return Ok(None),
         };
         self.subscribe(vec![source], prefetch).await.map(Some)

@@ -42,6 +42,7 @@ mod diagnose;
 #[doc(hidden)]
 pub mod fuzz;
 mod gauge;
+mod health;
 mod kit;
 mod ladder;
 mod lane;
@@ -49,7 +50,6 @@ mod link;
 mod mismatch;
 mod options;
 mod plan;
-mod pulse;
 mod screen;
 mod settle;
 mod subscription;

@@ -21,7 +21,7 @@ use lapin::{
     types::{FieldTable, ShortString},
 };
 use machinist_core::{
-    broker::{BrokerError, Consumer, Delivery, Message, Pulse},
+    broker::{BrokerError, Consumer, Delivery, Message, SubscriptionHealth},
     id::QueueName,
 };
 use tokio::{
@@ -37,9 +37,9 @@ use crate::{
     backoff::Backoff,
     convert,
     declare::Obstruction,
+    health::AmqpSubscriptionHealth,
     link::{Link, Live, Settings, chain},
     plan::Plan,
-    pulse::AmqpPulse,
     settle::{AmqpReceipt, Desk},
     trouble::{FAREWELL, RPC_TIMEOUT, Trouble, rpc, within},
 };
@@ -96,7 +96,7 @@ struct Incoming {
 pub(crate) struct AmqpConsumer {
     incoming: mpsc::UnboundedReceiver<Incoming>,
     standings: Vec<(String, watch::Receiver<Standing>)>,
-    losses: Arc<AtomicU64>,
+    disconnects: Arc<AtomicU64>,
     stop: CancellationToken,
     _ends_with_us: DropGuard,
 }
@@ -112,7 +112,7 @@ impl AmqpConsumer {
     ) -> Result<Self, BrokerError> {
         let (deliver, incoming) = mpsc::unbounded_channel();
         let ends_with_us = stop.clone().drop_guard();
-        let losses = Arc::<AtomicU64>::default();
+        let disconnects = Arc::<AtomicU64>::default();
         let mut standings = Vec::with_capacity(sources.len());
         let mut confirms = Vec::with_capacity(sources.len());
         for source in sources {
@@ -123,15 +123,24 @@ impl AmqpConsumer {
             standings.push((queue.clone(), stands));
             let (ground, deliver, stop, prefetch) =
                 (ground.clone(), deliver.clone(), stop.clone(), prefetch.max(1));
-            let losses = Arc::clone(&losses);
-            let subscription =
-                Subscription { ground, source, queue, declared, prefetch, deliver, stop, standing, losses };
+            let disconnects = Arc::clone(&disconnects);
+            let subscription = Subscription {
+                ground,
+                source,
+                queue,
+                declared,
+                prefetch,
+                deliver,
+                stop,
+                standing,
+                disconnects,
+            };
             tasks.spawn(subscription.run(confirm));
             confirms.push(async {
                 confirmed.await.unwrap_or_else(|_| Err(Trouble::closed().into_broker_error()))
             });
         }
-        let consumer = Self { incoming, standings, losses, _ends_with_us: ends_with_us, stop };
+        let consumer = Self { incoming, standings, disconnects, _ends_with_us: ends_with_us, stop };
         match timeout(RPC_TIMEOUT * 2, try_join_all(confirms)).await {
             Ok(confirmed) => confirmed.map(|_| consumer),
             Err(_) => Err(Trouble::silence("subscribing", RPC_TIMEOUT * 2).into_broker_error()),
@@ -159,8 +168,8 @@ impl Consumer for AmqpConsumer {
         while self.incoming.recv().await.is_some() {}
     }
 
-    fn pulse(&self) -> Box<dyn Pulse> {
-        Box::new(AmqpPulse::new(self.standings.clone(), Arc::clone(&self.losses)))
+    fn health(&self) -> Box<dyn SubscriptionHealth> {
+        Box::new(AmqpSubscriptionHealth::new(self.standings.clone(), Arc::clone(&self.disconnects)))
     }
 }
 
@@ -186,7 +195,7 @@ struct Subscription {
     stop: CancellationToken,
     standing: watch::Sender<Standing>,
     /// Counts its ends that were those of a channel.
-    losses: Arc<AtomicU64>,
+    disconnects: Arc<AtomicU64>,
 }
 
 /// A subscribed channel.
@@ -237,14 +246,14 @@ impl Subscription {
                             self.is_down("the broker has ended it".to_owned());
                             // Told by a connection that ends, it is the end of all that was delivered on it.
                             if !session.desk.is_open() {
-                                self.losses.fetch_add(1, Ordering::Relaxed);
+                                self.disconnects.fetch_add(1, Ordering::Relaxed);
                             }
                             session.live.declared.forget(self.declared.as_deref().unwrap_or(&self.queue));
                         }
                         Some(End::Broken(trouble)) => {
                             tracing::warn!(queue = self.queue, error = %chain(&trouble), "subscribing again");
                             self.is_down(chain(&trouble));
-                            self.losses.fetch_add(1, Ordering::Relaxed);
+                            self.disconnects.fetch_add(1, Ordering::Relaxed);
                             self.ground.link.suspect();
                         }
                     }

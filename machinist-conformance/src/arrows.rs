@@ -10,12 +10,12 @@ use bytes::Bytes;
 use machinist_core::{
     Arg, Middleware, Next, Results, TaskContext, TaskError, TaskId,
     backend::{
-        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, Note, Renewed, SessionEntry,
-        Watch,
+        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Renewed,
+        SessionEntry, Watch,
     },
     broker::{
-        Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
-        Pulse, QueueDepth, Receipt, Settle, Settled, Target,
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
+        QueueDepth, Receipt, Settle, Settled, SideQueue, SubscriptionHealth, Target,
     },
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
@@ -159,12 +159,12 @@ impl Broker for Witnessed<dyn Broker> {
         let inner = self.inner.consume(what).await?;
         Ok(Box::new(WitnessedConsumer { witness: Arc::clone(&self.witness), inner }))
     }
-    async fn consume_aside(
+    async fn consume_side_queue(
         &self,
-        from: Aside,
+        from: SideQueue,
         prefetch: u16,
     ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
-        self.inner.consume_aside(from, prefetch).await
+        self.inner.consume_side_queue(from, prefetch).await
     }
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         self.inner.depth(queues).await
@@ -192,8 +192,8 @@ impl Consumer for WitnessedConsumer {
     async fn stop(&mut self) {
         self.inner.stop().await;
     }
-    fn pulse(&self) -> Box<dyn Pulse> {
-        self.inner.pulse()
+    fn health(&self) -> Box<dyn SubscriptionHealth> {
+        self.inner.health()
     }
 }
 
@@ -269,8 +269,8 @@ impl Backend for Witnessed<dyn Backend> {
     async fn sessions(&self) -> Result<Vec<SessionEntry>, BackendError> {
         self.inner.sessions().await
     }
-    async fn note(&self, notes: Vec<Note>) -> Result<(), BackendError> {
-        self.inner.note(notes).await
+    async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
+        self.inner.update_indexes(updates).await
     }
     async fn list(
         &self,

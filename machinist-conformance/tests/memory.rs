@@ -96,7 +96,7 @@ mod model {
                 Step::Alive(sessions) => {
                     Answer::Alive(sessions.iter().map(|session| self.sessions.contains(session)).collect())
                 }
-                Step::Note(notes) => {
+                Step::IndexUpdate(notes) => {
                     for (index, member, at) in notes {
                         let members = self.indexes.entry(*index).or_default();
                         match at {

@@ -209,7 +209,7 @@ impl Index {
 
 /// A change of an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Note {
+pub enum IndexUpdate {
     /// Put a member there, or move it to another instant.
     Put {
         /// Which index.
@@ -349,7 +349,7 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     ///
     /// # Cancel safety
     /// Safe.
-    async fn note(&self, notes: Vec<Note>) -> Result<(), BackendError>;
+    async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError>;
 
     /// The members of an index from the earliest, at most `limit`, by (instant, member), beginning after the
     /// entry `after` if one is given.

@@ -235,7 +235,7 @@ pub struct Consume {
 /// Where messages lie aside: no task is run from there, and only who puts things in order takes from it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Aside {
+pub enum SideQueue {
     /// The dead letters of a task queue.
     DeadLetters(QueueName),
     /// What came due for a queue that was gone, where a broker keeps such messages apart. A delivery names the
@@ -291,7 +291,7 @@ pub trait Receipt: fmt::Debug + Send + Sync {
 
 /// How a subscription is, for those who watch over a process. Outlives the consumer.
 #[async_trait]
-pub trait Pulse: fmt::Debug + Send + Sync {
+pub trait SubscriptionHealth: fmt::Debug + Send + Sync {
     /// Asks the broker: it has confirmed the subscription to every queue, and answers a question on the very
     /// connection that delivers, within 5 s.
     ///
@@ -304,7 +304,7 @@ pub trait Pulse: fmt::Debug + Send + Sync {
 
     /// A number that grows when the connection that delivers is lost, and whenever this is called while there is none.
     /// What was unsettled then is delivered again, perhaps to others. Nothing is asked of the broker.
-    fn losses(&self) -> u64;
+    fn disconnects(&self) -> u64;
 }
 
 /// A subscription to queues, alive through reconnections.
@@ -325,7 +325,7 @@ pub trait Consumer: fmt::Debug + Send {
     async fn stop(&mut self);
 
     /// The way to ask how this subscription is, while somebody else waits for its deliveries.
-    fn pulse(&self) -> Box<dyn Pulse>;
+    fn health(&self) -> Box<dyn SubscriptionHealth>;
 }
 
 /// How much lies in a queue.
@@ -387,9 +387,9 @@ pub trait Broker: Diagnose + fmt::Debug + Send + Sync + 'static {
     ///
     /// # Cancel safety
     /// A dropped future ends a subscription that was about to be made.
-    async fn consume_aside(
+    async fn consume_side_queue(
         &self,
-        from: Aside,
+        from: SideQueue,
         prefetch: u16,
     ) -> Result<Option<Box<dyn Consumer>>, BrokerError>;
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::{
     app::App,
     args::Results,
-    backend::{Commit, Expiry, Index, Note},
+    backend::{Commit, Expiry, Index, IndexUpdate},
     broker::{Publish, PublishError, Target, keep_for},
     clock::Timestamp,
     envelope::{Body, Envelope, FirstSigner},
@@ -103,7 +103,7 @@ impl Client {
                     Some(Ok(())) => {
                         scheduled.extend(eta.map(|at| {
                             let member = id.to_string();
-                            Note::Put { index: Index::Scheduled, at, member }
+                            IndexUpdate::Put { index: Index::Scheduled, at, member }
                         }));
                         Ok(AsyncResult::sent(self.app.clone(), id))
                     }
@@ -127,7 +127,7 @@ impl Client {
         }
         // After the records: whoever lists takes out what has none.
         if !scheduled.is_empty()
-            && let Err(error) = app.backend.note(scheduled).await
+            && let Err(error) = app.backend.update_indexes(scheduled).await
         {
             tracing::warn!(%error, "delayed tasks were sent and are not listed as scheduled");
         }

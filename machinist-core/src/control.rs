@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::{
     args::Results,
-    backend::{BackendError, Commit, Committed, Index, Note},
+    backend::{BackendError, Commit, Committed, Index, IndexUpdate},
     broker::{BrokerError, Publish, Target},
     client::{Client, sender_facts},
     clock::Timestamp,
@@ -174,7 +174,7 @@ impl Client {
                     (Some(record), Some(Unstarted { due: Some(due), .. })) => {
                         waiting.push(Scheduled { due, record });
                     }
-                    _ => over.push(Note::Remove { index: Index::Scheduled, member: id.to_string() }),
+                    _ => over.push(IndexUpdate::Remove { index: Index::Scheduled, member: id.to_string() }),
                 }
             }
             if page.len() < PAGE {
@@ -184,7 +184,7 @@ impl Client {
         }
         waiting.truncate(limit);
         if !over.is_empty() {
-            backend.note(over).await?;
+            backend.update_indexes(over).await?;
         }
         Ok(waiting)
     }
@@ -297,8 +297,8 @@ impl Client {
     }
 
     async fn unlist(&self, id: &TaskId) -> Result<(), BackendError> {
-        let note = Note::Remove { index: Index::Scheduled, member: id.to_string() };
-        self.app.0.backend.note(vec![note]).await
+        let note = IndexUpdate::Remove { index: Index::Scheduled, member: id.to_string() };
+        self.app.0.backend.update_indexes(vec![note]).await
     }
 
     /// The message of a record, if it is to be believed, and this application may sign it.

@@ -47,7 +47,7 @@ pub use client::Client;
 pub use codec::Codec;
 pub use context::TaskContext;
 pub use control::{ControlError, Revoked, Scheduled};
-pub use dead::{DeadFilter, DeadLetter, Settlement};
+pub use dead::{DeadFilter, DeadLetter, DeadLetterOutcome};
 pub use error::{ResultError, SendError, TaskError};
 pub use extract::State;
 pub use id::{QueueName, TaskId, TaskName};

@@ -17,11 +17,12 @@ use machinist_conformance::eventually;
 use machinist_core::{
     App, AsyncResult, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
     backend::{
-        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, Note, Renewed, SessionEntry,
-        Watch,
+        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Renewed,
+        SessionEntry, Watch,
     },
     broker::{
-        Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
+        SideQueue,
     },
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
@@ -206,8 +207,8 @@ impl Backend for View {
     async fn sessions(&self) -> Result<Vec<SessionEntry>, BackendError> {
         self.there()?.sessions().await
     }
-    async fn note(&self, notes: Vec<Note>) -> Result<(), BackendError> {
-        self.there()?.note(notes).await
+    async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
+        self.there()?.update_indexes(updates).await
     }
     async fn list(
         &self,
@@ -231,12 +232,12 @@ impl Broker for View {
         self.note("subscription");
         self.broker.consume(what).await
     }
-    async fn consume_aside(
+    async fn consume_side_queue(
         &self,
-        from: Aside,
+        from: SideQueue,
         prefetch: u16,
     ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
-        self.broker.consume_aside(from, prefetch).await
+        self.broker.consume_side_queue(from, prefetch).await
     }
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         self.broker.depth(queues).await

@@ -11,7 +11,8 @@ use std::{
 };
 
 use machinist_core::{
-    App, Client, DeadFilter, DeadLetter, QueueName, Settlement, State, TaskDef, TaskError, TaskId, Worker,
+    App, Client, DeadFilter, DeadLetter, DeadLetterOutcome, QueueName, State, TaskDef, TaskError, TaskId,
+    Worker,
     broker::{Broker, HeaderValue, Message, Publish, Target},
     memory::{MemoryBackend, MemoryBroker},
     record::{FailureKind, TaskState},
@@ -87,7 +88,7 @@ impl House {
         self.app.broker().depth(&[queue()]).await.unwrap()[0].dead.unwrap_or_default()
     }
 
-    async fn replay(&self, letters: &[DeadLetter]) -> Vec<Settlement> {
+    async fn replay(&self, letters: &[DeadLetter]) -> Vec<DeadLetterOutcome> {
         let mut told = Vec::new();
         let done = self.client.replay_dead_letters(letters, Duration::ZERO, |_, settlement| {
             told.push(settlement);
@@ -96,7 +97,7 @@ impl House {
         told
     }
 
-    async fn purge(&self, letters: &[DeadLetter]) -> Vec<Settlement> {
+    async fn purge(&self, letters: &[DeadLetter]) -> Vec<DeadLetterOutcome> {
         let mut told = Vec::new();
         let done =
             self.client.purge_dead_letters(letters, Duration::ZERO, |_, settlement| told.push(settlement));
@@ -115,14 +116,14 @@ fn queue() -> QueueName {
     QueueName::parse("q").unwrap()
 }
 
-fn one(settlements: &[Settlement]) -> Settlement {
+fn one(settlements: &[DeadLetterOutcome]) -> DeadLetterOutcome {
     let [one] = settlements else { panic!("{settlements:?}") };
     one.clone()
 }
 
-fn successor(settlements: &[Settlement]) -> TaskId {
+fn successor(settlements: &[DeadLetterOutcome]) -> TaskId {
     match one(settlements) {
-        Settlement::Replayed(id) => id,
+        DeadLetterOutcome::Replayed(id) => id,
         other => panic!("{other:?}"),
     }
 }
@@ -166,7 +167,7 @@ async fn a_letter_is_replayed_as_a_task_of_its_own_and_is_gone() {
     assert_eq!((first.state, first.retried_as), (TaskState::Failure, Some(again)));
     assert_eq!((house.letters().await, house.lying().await), (letters[..1].to_vec(), 1));
     // The same letter once more, from a list that is old by now.
-    assert_eq!(one(&house.replay(&letters[1..]).await), Settlement::Missing);
+    assert_eq!(one(&house.replay(&letters[1..]).await), DeadLetterOutcome::Missing);
 }
 
 #[tokio::test(start_paused = true)]
@@ -219,7 +220,7 @@ async fn purging_takes_what_is_meant_and_leaves_the_rest() {
     house.fail(0..4).await;
     let letters = house.letters().await;
     let meant = [letters[0].clone(), letters[2].clone()];
-    assert_eq!(house.purge(&meant).await, [Settlement::Purged, Settlement::Purged]);
+    assert_eq!(house.purge(&meant).await, [DeadLetterOutcome::Purged, DeadLetterOutcome::Purged]);
     assert_eq!(house.letters().await, [letters[1].clone(), letters[3].clone()]);
     assert_eq!(house.lying().await, 2);
     let left: Vec<_> = house.broker.dead_letters(&queue()).iter().map(|m| m.id.clone().unwrap()).collect();
@@ -227,14 +228,14 @@ async fn purging_takes_what_is_meant_and_leaves_the_rest() {
     assert_eq!(left, expected, "in their order");
     // On the list, and not there: purging it takes it off.
     machinist_core::broker::Consumer::stop(&mut *take_all(&house).await).await;
-    assert_eq!(house.purge(&letters[1..2]).await, [Settlement::Missing]);
+    assert_eq!(house.purge(&letters[1..2]).await, [DeadLetterOutcome::Missing]);
     assert_eq!(house.letters().await, letters[3..].to_vec());
 }
 
 /// Takes everything away behind the list's back.
 async fn take_all(house: &House) -> Box<dyn machinist_core::broker::Consumer> {
-    let aside = machinist_core::broker::Aside::DeadLetters(queue());
-    let mut consumer = house.app.broker().consume_aside(aside, 9).await.unwrap().unwrap();
+    let aside = machinist_core::broker::SideQueue::DeadLetters(queue());
+    let mut consumer = house.app.broker().consume_side_queue(aside, 9).await.unwrap().unwrap();
     for _ in 0..house.lying().await {
         let delivery = consumer.next().await.unwrap();
         delivery.receipt.settle(machinist_core::broker::Settle::Ack).await;
@@ -259,11 +260,11 @@ async fn what_nobody_vouches_for_is_not_sent_again() {
         ("unsigned", "forged")
     );
     match one(&house.replay(&letters).await) {
-        Settlement::Refused(why) => assert!(why.contains("no signature"), "{why}"),
+        DeadLetterOutcome::Refused(why) => assert!(why.contains("no signature"), "{why}"),
         other => panic!("{other:?}"),
     }
     assert_eq!((house.letters().await.len(), house.lying().await), (1, 1));
-    assert_eq!(house.purge(&letters).await, [Settlement::Purged]);
+    assert_eq!(house.purge(&letters).await, [DeadLetterOutcome::Purged]);
     assert_eq!(house.lying().await, 0);
 }
 

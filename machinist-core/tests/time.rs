@@ -18,7 +18,7 @@ use machinist_core::{
     memory::{MemoryBackend, MemoryBroker},
     record::{FailureKind, TaskState},
     wait_all, wait_any,
-    worker::{Class, Drained, TaskOptions},
+    worker::{Drained, ErrorClass, TaskOptions},
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -521,9 +521,9 @@ async fn errors_are_told_apart() {
             .to_string()
             .as_str()
         {
-            "never" => Class::Permanent,
-            "soon" => Class::RetryAfter(secs(1)),
-            _ => Class::Retry,
+            "never" => ErrorClass::Permanent,
+            "soon" => ErrorClass::RetryAfter(secs(1)),
+            _ => ErrorClass::Retry,
         });
     let _running = Running::start(worker(&app).task(WRONG, wrong).options("wrong", options));
     let never = client.send(WRONG.call("never")).await.unwrap();

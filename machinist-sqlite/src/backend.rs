@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use machinist_core::{
     backend::{
-        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, Note, Renewed, SessionEntry,
-        Watch,
+        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Renewed,
+        SessionEntry, Watch,
     },
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
@@ -128,8 +128,8 @@ impl Backend for SqliteBackend {
         Ok(self.shared.ask(Query::Sessions).await?)
     }
 
-    async fn note(&self, notes: Vec<Note>) -> Result<(), BackendError> {
-        self.shared.change_one(Op::Note(notes)).await?;
+    async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
+        self.shared.change_one(Op::UpdateIndexes(updates)).await?;
         Ok(())
     }
 

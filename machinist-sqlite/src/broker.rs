@@ -8,8 +8,8 @@ use std::sync::{
 use async_trait::async_trait;
 use machinist_core::{
     broker::{
-        Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
-        Pulse, QueueDepth, Receipt, Settle, Settled, Target,
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
+        QueueDepth, Receipt, Settle, Settled, SideQueue, SubscriptionHealth, Target,
     },
     diagnose::{Diagnose, Finding},
     id::QueueName,
@@ -115,13 +115,13 @@ impl Broker for SqliteBroker {
         self.subscribe(what.queues.into_iter().map(Target::Queue).collect(), what.prefetch).await
     }
 
-    async fn consume_aside(
+    async fn consume_side_queue(
         &self,
-        from: Aside,
+        from: SideQueue,
         prefetch: u16,
     ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
         match from {
-            Aside::DeadLetters(queue) => {
+            SideQueue::DeadLetters(queue) => {
                 self.subscribe(vec![Target::DeadLetters(queue)], prefetch).await.map(Some)
             }
             // A delayed message waits in its own queue here, which nobody can delete.
@@ -188,24 +188,24 @@ impl Consumer for SqliteConsumer {
             let _ = self.shared.change_one(Op::Unsubscribe(self.subscription.clone())).await;
             self.hand_back();
             // After what was handed back.
-            let _ = self.shared.change_one(Op::Note(Vec::new())).await;
+            let _ = self.shared.change_one(Op::UpdateIndexes(Vec::new())).await;
         }
     }
 
-    fn pulse(&self) -> Box<dyn Pulse> {
-        Box::new(SqlitePulse(Arc::clone(&self.shared)))
+    fn health(&self) -> Box<dyn SubscriptionHealth> {
+        Box::new(SqliteSubscriptionHealth(Arc::clone(&self.shared)))
     }
 }
 
 /// Whether the file answers, and this store is open: the rest of a subscription is in this process.
 #[derive(Debug)]
-struct SqlitePulse(Arc<Shared>);
+struct SqliteSubscriptionHealth(Arc<Shared>);
 
 /// How long a file may take to answer.
 const ANSWER: std::time::Duration = std::time::Duration::from_secs(5);
 
 #[async_trait]
-impl Pulse for SqlitePulse {
+impl SubscriptionHealth for SqliteSubscriptionHealth {
     async fn check(&self) -> Result<(), String> {
         if self.0.broker_closed.load(Ordering::Acquire) {
             return Err("the store was closed".to_owned());
@@ -217,7 +217,7 @@ impl Pulse for SqlitePulse {
         }
     }
 
-    fn losses(&self) -> u64 {
+    fn disconnects(&self) -> u64 {
         // There is no connection. What comes nearest is to be taken for dead.
         self.0.hub.losses()
     }

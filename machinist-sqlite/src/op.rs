@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use machinist_core::{
-    backend::{Commit, Committed, Note, Renewed},
+    backend::{Commit, Committed, IndexUpdate, Renewed},
     broker::{Publish, Settle, Target},
     clock::Timestamp,
     id::{SessionId, TaskId},
@@ -40,7 +40,7 @@ pub(crate) enum Op {
         running: Vec<TaskId>,
     },
     CloseSession(SessionId),
-    Note(Vec<Note>),
+    UpdateIndexes(Vec<IndexUpdate>),
     /// A change of nothing, to learn whether the file can be written.
     Probe,
 }

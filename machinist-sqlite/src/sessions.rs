@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use machinist_core::{
-    backend::{Index, Note, SessionEntry},
+    backend::{Index, IndexUpdate, SessionEntry},
     clock::Timestamp,
     id::SessionId,
 };
@@ -67,15 +67,15 @@ pub(crate) fn all(db: &Connection, namespace: i64, now: Timestamp) -> rusqlite::
         .collect()
 }
 
-pub(crate) fn note(db: &Connection, namespace: i64, note: &Note) -> rusqlite::Result<()> {
-    match note {
-        Note::Put { index, at, member } => db
+pub(crate) fn update_index(db: &Connection, namespace: i64, update: &IndexUpdate) -> rusqlite::Result<()> {
+    match update {
+        IndexUpdate::Put { index, at, member } => db
             .prepare_cached(
                 "INSERT INTO notes (namespace, list, member, at) VALUES (?1, ?2, ?3, ?4) \
                  ON CONFLICT (namespace, list, member) DO UPDATE SET at = ?4",
             )?
             .execute(params![namespace, index.name(), member, at.as_micros()])?,
-        Note::Remove { index, member } => db
+        IndexUpdate::Remove { index, member } => db
             .prepare_cached("DELETE FROM notes WHERE namespace = ?1 AND list = ?2 AND member = ?3")?
             .execute(params![namespace, index.name(), member])?,
     };

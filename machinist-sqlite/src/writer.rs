@@ -329,7 +329,9 @@ impl Writer {
                 return Ok(Answer::Renewed(Renewed { alive, now, records }));
             }
             Op::CloseSession(session) => sessions::close(db, namespace, session)?,
-            Op::Note(notes) => notes.iter().try_for_each(|note| sessions::note(db, namespace, note))?,
+            Op::UpdateIndexes(updates) => {
+                updates.iter().try_for_each(|update| sessions::update_index(db, namespace, update))?
+            }
             Op::Probe => {
                 db.execute("UPDATE namespaces SET name = name WHERE id = ?1", [namespace])?;
             }

@@ -7,7 +7,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use bytes::Bytes;
 use machinist_conformance::within;
 use machinist_core::{
-    backend::{Backend, Commit, Committed, Index, Note},
+    backend::{Backend, Commit, Committed, Index, IndexUpdate},
     broker::{Broker, Consume, Consumer, Message, Publish, PublishError, Settle, Target},
     clock::Timestamp,
     diagnose::{Diagnose, Level},
@@ -79,8 +79,9 @@ async fn namespaces_share_a_file_and_nothing_else() {
     let commit = Commit { facts: vec![("name".into(), Bytes::new())], ..Commit::new(id.clone()) };
     assert_eq!(here.commit(vec![commit]).await.remove(0).unwrap(), Committed::Done);
     here.open_session(&session, BOUND, Bytes::new()).await.unwrap();
-    let note = Note::Put { index: Index::Queues, at: Timestamp::from_micros(1), member: "work".into() };
-    here.note(vec![note]).await.unwrap();
+    let note =
+        IndexUpdate::Put { index: Index::Queues, at: Timestamp::from_micros(1), member: "work".into() };
+    here.update_indexes(vec![update]).await.unwrap();
     assert!(there.read(&[id]).await.unwrap()[0].is_empty());
     assert_eq!(there.alive(&[session]).await.unwrap(), [false]);
     assert_eq!(there.sessions().await.unwrap(), []);

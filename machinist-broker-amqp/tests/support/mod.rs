@@ -23,8 +23,8 @@ use machinist_broker_amqp::{AmqpBroker, AmqpOptions};
 use machinist_conformance::{BrokerHarness, Proxy, service_url};
 use machinist_core::{
     broker::{
-        Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, HeaderValue, Message, Publish,
-        PublishError, QueueDepth,
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, HeaderValue, Message, Publish,
+        PublishError, QueueDepth, SideQueue,
     },
     diagnose::{Diagnose, Finding},
     id::QueueName,
@@ -230,12 +230,12 @@ impl Broker for Recording {
         self.broker.consume(what).await
     }
 
-    async fn consume_aside(
+    async fn consume_side_queue(
         &self,
-        from: Aside,
+        from: SideQueue,
         prefetch: u16,
     ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
-        self.broker.consume_aside(from, prefetch).await
+        self.broker.consume_side_queue(from, prefetch).await
     }
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         self.broker.depth(queues).await

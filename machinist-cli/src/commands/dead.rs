@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use machinist::{
-    App, DeadFilter, DeadLetter, QueueName, Settlement,
+    App, DeadFilter, DeadLetter, DeadLetterOutcome, QueueName,
     settings::{Settings, show_duration},
 };
 use serde::Serialize;
@@ -45,11 +45,11 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn of(settlement: &Settlement) -> Self {
+    fn of(settlement: &DeadLetterOutcome) -> Self {
         let (done, as_task, why) = match settlement {
-            Settlement::Replayed(id) => ("replayed", Some(id.to_string()), None),
-            Settlement::Purged => ("purged", None, None),
-            Settlement::Refused(why) => ("refused", None, Some(why.clone())),
+            DeadLetterOutcome::Replayed(id) => ("replayed", Some(id.to_string()), None),
+            DeadLetterOutcome::Purged => ("purged", None, None),
+            DeadLetterOutcome::Refused(why) => ("refused", None, Some(why.clone())),
             _ => ("missing", None, Some("it was not found in its queue".to_owned())),
         };
         Self { done, as_task, why }

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use machinist_core::{
-    backend::{Backend, Commit, Committed, Expiry, Index, Note},
+    backend::{Backend, Commit, Committed, Expiry, Index, IndexUpdate},
     clock::{Timestamp, wall},
     id::{SessionId, TaskId},
     memory::MemoryBackend,
@@ -45,7 +45,7 @@ pub enum Step {
     /// A question about sessions.
     Alive(Vec<usize>),
     /// Notes of one call: index, member, and an instant or its removal.
-    Note(Vec<(Index, usize, Option<i64>)>),
+    UpdateIndexes(Vec<(Index, usize, Option<i64>)>),
     /// A page of an index.
     List(Index, Option<(i64, usize)>, usize),
 }
@@ -100,7 +100,7 @@ pub fn sequences(longest: usize) -> impl Strategy<Value = Vec<Step>> {
 fn step() -> impl Strategy<Value = Step> {
     let index = || select(&Index::ALL[..]);
     let numbers = || vec(0..NUMBERS, 0..5);
-    let note = (index(), 0..NUMBERS, proptest::option::of(0..3i64));
+    let update = (index(), 0..NUMBERS, proptest::option::of(0..3i64));
     prop_oneof![
         6 => vec(change(), 1..4).prop_map(Step::Commit),
         2 => numbers().prop_map(Step::Read),
@@ -108,7 +108,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..NUMBERS, numbers()).prop_map(|(session, tasks)| Step::Renew(session, tasks)),
         2 => (0..NUMBERS).prop_map(Step::Close),
         2 => numbers().prop_map(Step::Alive),
-        2 => vec(note, 0..4).prop_map(Step::Note),
+        2 => vec(update, 0..4).prop_map(Step::UpdateIndexes),
         2 => (index(), proptest::option::of((0..3i64, 0..NUMBERS)), 0..5usize)
             .prop_map(|(index, after, limit)| Step::List(index, after, limit)),
     ]
@@ -191,8 +191,11 @@ impl World {
                 let sessions: Vec<_> = sessions.iter().map(|number| self.sessions[*number].clone()).collect();
                 Answer::Alive(backend.alive(&sessions).await.expect(FINE))
             }
-            Step::Note(notes) => {
-                backend.note(notes.iter().map(|note| self.note(note)).collect()).await.expect(FINE);
+            Step::UpdateIndexes(updates) => {
+                backend
+                    .update_indexes(updates.iter().map(|update| self.index_update(update)).collect())
+                    .await
+                    .expect(FINE);
                 Answer::Done
             }
             Step::List(index, after, limit) => {
@@ -235,11 +238,11 @@ impl World {
         }
     }
 
-    fn note(&self, (index, member, at): &(Index, usize, Option<i64>)) -> Note {
+    fn index_update(&self, (index, member, at): &(Index, usize, Option<i64>)) -> IndexUpdate {
         let (index, member) = (*index, self.member(*member));
         match at {
-            Some(at) => Note::Put { index, at: self.at(*at), member },
-            None => Note::Remove { index, member },
+            Some(at) => IndexUpdate::Put { index, at: self.at(*at), member },
+            None => IndexUpdate::Remove { index, member },
         }
     }
 
@@ -249,8 +252,8 @@ impl World {
         let commits = self.tasks.iter().map(|id| Commit { drop: drop(), ..Commit::new(id.clone()) });
         let answers = backend.commit(commits.collect()).await;
         let all = Index::ALL.iter().flat_map(|index| (0..NUMBERS).map(move |number| (*index, number, None)));
-        let noted = backend.note(all.map(|note| self.note(&note)).collect()).await;
-        assert!(noted.is_ok() && answers.iter().all(Result::is_ok), "a backend that is there answers");
+        let updated = backend.update_indexes(all.map(|update| self.index_update(&update)).collect()).await;
+        assert!(updated.is_ok() && answers.iter().all(Result::is_ok), "a backend that is there answers");
     }
 }
 

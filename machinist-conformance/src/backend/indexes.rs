@@ -1,7 +1,7 @@
 //! Indexes: ordered, paged, repeatable.
 
 use machinist_core::{
-    backend::{Backend, Index, Note},
+    backend::{Backend, Index, IndexUpdate},
     clock::Timestamp,
 };
 
@@ -15,17 +15,19 @@ fn entry(at: i64, member: &str) -> (Timestamp, String) {
     (Timestamp::from_micros(BASE + at), member.to_owned())
 }
 
-fn put(index: Index, at: i64, member: &str) -> Note {
+fn put(index: Index, at: i64, member: &str) -> IndexUpdate {
     let (at, member) = entry(at, member);
-    Note::Put { index, at, member }
+    IndexUpdate::Put { index, at, member }
 }
 
-fn remove(index: Index, member: &str) -> Note {
-    Note::Remove { index, member: member.to_owned() }
+fn remove(index: Index, member: &str) -> IndexUpdate {
+    IndexUpdate::Remove { index, member: member.to_owned() }
 }
 
-async fn note(backend: &dyn Backend, notes: Vec<Note>) {
-    within(BOUND, "a note", backend.note(notes)).await.expect("the backend takes the note");
+async fn update(backend: &dyn Backend, updates: Vec<IndexUpdate>) {
+    within(BOUND, "an index update", backend.update_indexes(updates))
+        .await
+        .expect("the backend takes the note");
 }
 
 async fn list(
@@ -42,8 +44,8 @@ async fn list(
 pub async fn indexes_are_ordered_and_paged(harness: &dyn BackendHarness) {
     let (writer, backend) = (harness.connect().await, harness.connect().await);
     let index = Index::Scheduled;
-    let notes = [(5, "e"), (1, "b"), (1, "a:ü"), (3, "d"), (1, "c"), (2, "z z")];
-    note(&*writer, notes.iter().map(|(at, member)| put(index, *at, member)).collect()).await;
+    let updates = [(5, "e"), (1, "b"), (1, "a:ü"), (3, "d"), (1, "c"), (2, "z z")];
+    update(&*writer, updates.iter().map(|(at, member)| put(index, *at, member)).collect()).await;
     let all = [(1, "a:ü"), (1, "b"), (1, "c"), (2, "z z"), (3, "d"), (5, "e")].map(|(at, m)| entry(at, m));
     assert_eq!(list(&*backend, index, None, 100).await, all);
     assert_eq!(list(&*backend, index, None, 4).await, all[..4]);
@@ -60,7 +62,7 @@ pub async fn indexes_are_ordered_and_paged(harness: &dyn BackendHarness) {
         }
         assert_eq!(read, all, "in pages of {size}");
     }
-    note(&*writer, vec![remove(index, "b")]).await;
+    update(&*writer, vec![remove(index, "b")]).await;
     assert_eq!(list(&*backend, index, Some(entry(1, "b")), 2).await, all[2..4], "after one that is gone");
     assert_eq!(list(&*backend, index, Some(entry(4, "never there")), 9).await, all[5..]);
     assert_eq!(list(&*backend, index, Some(entry(5, "e")), 9).await, []);
@@ -70,33 +72,33 @@ pub async fn indexes_are_ordered_and_paged(harness: &dyn BackendHarness) {
 pub async fn a_note_may_be_repeated_and_moves_its_member(harness: &dyn BackendHarness) {
     let (backend, index) = (harness.connect().await, Index::DeadLetters);
     for _ in 0..3 {
-        note(&*backend, vec![put(index, 2, "b"), put(index, 1, "a")]).await;
+        update(&*backend, vec![put(index, 2, "b"), put(index, 1, "a")]).await;
         assert_eq!(list(&*backend, index, None, 9).await, [entry(1, "a"), entry(2, "b")]);
     }
-    note(&*backend, vec![put(index, 3, "a")]).await;
+    update(&*backend, vec![put(index, 3, "a")]).await;
     assert_eq!(list(&*backend, index, None, 9).await, [entry(2, "b"), entry(3, "a")], "later");
-    note(&*backend, vec![put(index, 0, "a")]).await;
+    update(&*backend, vec![put(index, 0, "a")]).await;
     assert_eq!(list(&*backend, index, None, 9).await, [entry(0, "a"), entry(2, "b")], "earlier");
     for _ in 0..2 {
-        note(&*backend, vec![remove(index, "a"), remove(index, "unknown")]).await;
+        update(&*backend, vec![remove(index, "a"), remove(index, "unknown")]).await;
         assert_eq!(list(&*backend, index, None, 9).await, [entry(2, "b")]);
     }
     // In order within one call.
-    note(&*backend, vec![remove(index, "b"), put(index, 7, "b"), put(index, 8, "c"), remove(index, "c")])
+    update(&*backend, vec![remove(index, "b"), put(index, 7, "b"), put(index, 8, "c"), remove(index, "c")])
         .await;
     assert_eq!(list(&*backend, index, None, 9).await, [entry(7, "b")]);
-    note(&*backend, Vec::new()).await;
+    update(&*backend, Vec::new()).await;
 }
 
 /// A member of one index is not in another.
 pub async fn indexes_are_apart(harness: &dyn BackendHarness) {
     let backend = harness.connect().await;
     let member = |at| ["queues", "scheduled", "dead"][at];
-    let notes = Index::ALL.into_iter().enumerate().map(|(at, index)| put(index, at as i64, member(at)));
-    note(&*backend, notes.collect()).await;
+    let updates = Index::ALL.into_iter().enumerate().map(|(at, index)| put(index, at as i64, member(at)));
+    update(&*backend, updates.collect()).await;
     for (at, index) in Index::ALL.into_iter().enumerate() {
         assert_eq!(list(&*backend, index, None, 9).await, [entry(at as i64, member(at))]);
     }
-    note(&*backend, vec![remove(Index::Queues, "scheduled")]).await;
+    update(&*backend, vec![remove(Index::Queues, "scheduled")]).await;
     assert_eq!(list(&*backend, Index::Scheduled, None, 9).await, [entry(1, "scheduled")]);
 }

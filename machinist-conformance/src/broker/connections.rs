@@ -159,22 +159,25 @@ pub async fn close_ends_consumers_and_may_be_repeated(harness: &dyn BrokerHarnes
     within(BOUND, "stop", later.stop()).await;
 }
 
-/// A pulse is good while the subscription stands, again after an interruption, and not after the end. It counts the
+/// A health is good while the subscription stands, again after an interruption, and not after the end. It counts the
 /// interruption.
 pub async fn a_pulse_tells_whether_a_subscription_stands(harness: &dyn BrokerHarness) {
     let (broker, queue) = (harness.connect().await, fresh_queue());
     let consumer = consume(&*broker, &[&queue], 1).await;
-    let pulse = consumer.pulse();
-    assert_eq!(within(BOUND, "a pulse", pulse.check()).await, Ok(()));
-    let losses = pulse.losses();
-    assert_eq!(pulse.losses(), losses, "nothing was lost");
+    let health = consumer.health();
+    assert_eq!(within(BOUND, "a health", health.check()).await, Ok(()));
+    let disconnects = health.disconnects();
+    assert_eq!(health.disconnects(), disconnects, "nothing was lost");
     if harness.interrupt().await {
-        assert!(eventually(BOUND, async || pulse.losses() > losses).await, "its connection was lost");
+        assert!(
+            eventually(BOUND, async || health.disconnects() > disconnects).await,
+            "its connection was lost"
+        );
     }
-    let again = eventually(BOUND, async || pulse.check().await.is_ok());
-    assert!(again.await, "it stands again: {:?}", pulse.check().await);
+    let again = eventually(BOUND, async || health.check().await.is_ok());
+    assert!(again.await, "it stands again: {:?}", health.check().await);
     within(BOUND, "close", broker.close()).await;
-    assert!(within(BOUND, "a pulse", pulse.check()).await.is_err(), "it has ended");
+    assert!(within(BOUND, "a health", health.check()).await.is_err(), "it has ended");
 }
 
 /// What this process held when it closed is somebody else's.

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use machinist_core::{
-    broker::{Aside, HeaderValue, Headers, Message, PublishError, Settle},
+    broker::{HeaderValue, Headers, Message, PublishError, Settle, SideQueue},
     clock::Timestamp,
 };
 
@@ -185,7 +185,7 @@ pub async fn dead_letters_are_taken_and_handed_back(harness: &dyn BrokerHarness)
     publish(&*broker, (0..4).map(|number| to_dead(&queue, numbered(number))).collect()).await;
     let mut held = Vec::new();
     let mut consumer =
-        aside(&*broker, Aside::DeadLetters(queue.clone())).await.expect("every broker has them");
+        aside(&*broker, SideQueue::DeadLetters(queue.clone())).await.expect("every broker has them");
     for number in 0..4 {
         let delivery = next(&mut *consumer).await;
         assert_eq!((&delivery.queue, &delivery.message), (&queue, &numbered(number)));
@@ -201,7 +201,7 @@ pub async fn dead_letters_are_taken_and_handed_back(harness: &dyn BrokerHarness)
     let left = eventually(BOUND, async || depth(&*broker, &queue).await.dead == Some(2));
     assert!(left.await, "found {:?}", depth(&*broker, &queue).await);
     let mut consumer =
-        aside(&*broker, Aside::DeadLetters(queue.clone())).await.expect("every broker has them");
+        aside(&*broker, SideQueue::DeadLetters(queue.clone())).await.expect("every broker has them");
     assert_eq!(drain(&mut *consumer, 2).await, [1, 3]);
 }
 

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use machinist_core::{
     broker::{
-        Aside, Broker, Consume, Consumer, Delivery, Message, Publish, PublishError, QueueDepth, Settle,
+        Broker, Consume, Consumer, Delivery, Message, Publish, PublishError, QueueDepth, Settle, SideQueue,
         Target,
     },
     id::QueueName,
@@ -107,8 +107,8 @@ async fn consume(broker: &dyn Broker, queues: &[&QueueName], prefetch: u16) -> B
     within(BOUND, "a subscription", broker.consume(what)).await.expect("the broker lets us consume")
 }
 
-async fn aside(broker: &dyn Broker, from: Aside) -> Option<Box<dyn Consumer>> {
-    within(BOUND, "a subscription", broker.consume_aside(from, 100))
+async fn aside(broker: &dyn Broker, from: SideQueue) -> Option<Box<dyn Consumer>> {
+    within(BOUND, "a subscription", broker.consume_side_queue(from, 100))
         .await
         .expect("the broker lets us consume")
 }

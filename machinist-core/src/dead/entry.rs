@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use super::DeadLetter;
 use crate::{
     app::App,
-    backend::{BackendError, Commit, Index, Note},
+    backend::{BackendError, Commit, Index, IndexUpdate},
     broker::Message,
     clock::Timestamp,
     envelope::DeadMark,
@@ -73,8 +73,8 @@ pub(crate) async fn enter(app: &App, letter: &DeadLetter) -> Result<(), BackendE
     let mut commit = Commit::new(record_of(&member));
     commit.facts = vec![(name::DEAD.into(), json(&entry))];
     app.backend().commit(vec![commit]).await.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let note = Note::Put { index: Index::DeadLetters, at: letter.at, member };
-    app.backend().note(vec![note]).await
+    let note = IndexUpdate::Put { index: Index::DeadLetters, at: letter.at, member };
+    app.backend().update_indexes(vec![note]).await
 }
 
 /// Takes a dead letter that is gone off the list.
@@ -83,8 +83,8 @@ pub(super) async fn strike(app: &App, letter: &DeadLetter) -> Result<(), Backend
     let mut commit = Commit::new(record_of(&member));
     commit.drop = vec![name::DEAD.into(), name::RETRIED_AS.into()];
     // The line first: a record without a line is found by nobody, a line without its record tells too little.
-    let note = Note::Remove { index: Index::DeadLetters, member };
-    app.backend().note(vec![note]).await?;
+    let note = IndexUpdate::Remove { index: Index::DeadLetters, member };
+    app.backend().update_indexes(vec![note]).await?;
     app.backend().commit(vec![commit]).await.into_iter().collect::<Result<Vec<_>, _>>().map(drop)
 }
 

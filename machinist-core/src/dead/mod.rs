@@ -17,7 +17,7 @@ use crate::{
 };
 
 pub(crate) use entry::enter;
-pub use settle::Settlement;
+pub use settle::DeadLetterOutcome;
 
 /// How many entries of the list are read at once.
 const PAGE: usize = 500;

@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Duration};
 use super::DeadLetter;
 use crate::{
     app::App,
-    broker::{Aside, BrokerError, Delivery, Receipt, Settle},
+    broker::{BrokerError, Delivery, Receipt, Settle, SideQueue},
     envelope::DeadMark,
     id::QueueName,
 };
@@ -48,7 +48,8 @@ impl Pass {
         };
         let held = (MEMORY / largest.max(1)).max(FEWEST);
         let prefetch = u16::try_from(held).unwrap_or(u16::MAX);
-        let consumer = app.broker().consume_aside(Aside::DeadLetters(queue.clone()), prefetch).await?;
+        let consumer =
+            app.broker().consume_side_queue(SideQueue::DeadLetters(queue.clone()), prefetch).await?;
         Ok(consumer.map(|consumer| Self {
             queue: queue.clone(),
             consumer,

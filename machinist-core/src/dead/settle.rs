@@ -24,7 +24,7 @@ use crate::{
 /// What became of a dead letter.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub enum Settlement {
+pub enum DeadLetterOutcome {
     /// Its task was sent again, as this one, and the letter is gone.
     Replayed(TaskId),
     /// The letter is gone.
@@ -60,7 +60,7 @@ impl Client {
         &self,
         letters: &[DeadLetter],
         pace: Duration,
-        told: impl FnMut(&DeadLetter, Settlement),
+        told: impl FnMut(&DeadLetter, DeadLetterOutcome),
     ) -> Result<(), ControlError> {
         self.settle_dead_letters(letters, Wish::Replay, pace, told).await
     }
@@ -76,7 +76,7 @@ impl Client {
         &self,
         letters: &[DeadLetter],
         pace: Duration,
-        told: impl FnMut(&DeadLetter, Settlement),
+        told: impl FnMut(&DeadLetter, DeadLetterOutcome),
     ) -> Result<(), ControlError> {
         self.settle_dead_letters(letters, Wish::Purge, pace, told).await
     }
@@ -86,7 +86,7 @@ impl Client {
         letters: &[DeadLetter],
         wish: Wish,
         pace: Duration,
-        mut told: impl FnMut(&DeadLetter, Settlement),
+        mut told: impl FnMut(&DeadLetter, DeadLetterOutcome),
     ) -> Result<(), ControlError> {
         let mut by_queue: HashMap<&QueueName, HashMap<&str, (&DeadLetter, bool)>> = HashMap::new();
         let mut queues = Vec::new();
@@ -111,7 +111,7 @@ impl Client {
                     if wish == Wish::Purge {
                         entry::strike(&self.app, letter).await?;
                     }
-                    told(letter, Settlement::Missing);
+                    told(letter, DeadLetterOutcome::Missing);
                 }
             }
         }
@@ -125,7 +125,7 @@ impl Client {
         wanted: &mut HashMap<&str, (&DeadLetter, bool)>,
         wish: Wish,
         pace: Duration,
-        told: &mut impl FnMut(&DeadLetter, Settlement),
+        told: &mut impl FnMut(&DeadLetter, DeadLetterOutcome),
     ) -> Result<(), ControlError> {
         let mut next = tokio::time::Instant::now();
         while let Some(Found { delivery, letter }) = pass.next().await {
@@ -140,10 +140,10 @@ impl Client {
                 next = tokio::time::Instant::now() + pace;
             }
             let settlement = match wish {
-                Wish::Purge => Settlement::Purged,
+                Wish::Purge => DeadLetterOutcome::Purged,
                 Wish::Replay => self.replay(letter, &delivery.message).await?,
             };
-            if let Settlement::Refused(_) = settlement {
+            if let DeadLetterOutcome::Refused(_) = settlement {
                 pass.keep(delivery);
             } else {
                 self.take_away(letter, delivery).await?;
@@ -163,28 +163,32 @@ impl Client {
         }
     }
 
-    async fn replay(&self, letter: &DeadLetter, message: &Message) -> Result<Settlement, ControlError> {
+    async fn replay(
+        &self,
+        letter: &DeadLetter,
+        message: &Message,
+    ) -> Result<DeadLetterOutcome, ControlError> {
         let app = &self.app.0;
         let now = app.clock.now();
         let envelope = match open(&app.trust, &app.limits, &letter.queue, message, now) {
             // Who sends a stale task again vouches for it anew.
             Opened::Task(envelope) | Opened::Rejected(envelope, DeadReason::Stale, _) => envelope,
-            Opened::Locked(_, why) => return Ok(Settlement::Refused(why)),
+            Opened::Locked(_, why) => return Ok(DeadLetterOutcome::Refused(why)),
             Opened::Rejected(_, reason, why) | Opened::NotYet(reason, why) | Opened::Dead(reason, why) => {
-                return Ok(Settlement::Refused(format!("{}: {why}", reason.as_str())));
+                return Ok(DeadLetterOutcome::Refused(format!("{}: {why}", reason.as_str())));
             }
         };
         let id = envelope.id.clone();
         let facts = self.read(&id).await?;
         if let Some(record) = fold(&id, &facts).filter(|record| record.state != TaskState::Failure) {
-            return Ok(Settlement::Refused(format!("task {id} is {}: nothing failed", record.state)));
+            return Ok(DeadLetterOutcome::Refused(format!("task {id} is {}: nothing failed", record.state)));
         }
         if let Err(why) = app.trust.may_sign(&envelope.name, &envelope.queue, now) {
-            return Ok(Settlement::Refused(why));
+            return Ok(DeadLetterOutcome::Refused(why));
         }
         // A record that was forgotten is not made anew: the name is written beside the letter.
         let named_at = if facts.is_empty() { entry::record_of(&letter.member()) } else { id };
-        Ok(Settlement::Replayed(self.send_again(&named_at, envelope).await?.id().clone()))
+        Ok(DeadLetterOutcome::Replayed(self.send_again(&named_at, envelope).await?.id().clone()))
     }
 
     /// Puts dead letters on the list that lie beside a queue and are not on it; how many there were. One that a broker

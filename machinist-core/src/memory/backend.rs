@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use super::lock;
 use crate::{
     backend::{
-        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, Note, Renewed, SessionEntry,
-        Watch,
+        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Renewed,
+        SessionEntry, Watch,
     },
     clock::{self, Clock, Timestamp},
     diagnose::{Diagnose, Finding},
@@ -132,9 +132,9 @@ impl Backend for MemoryBackend {
         Ok(self.with_state(|state, _| state.sessions.iter().map(entry).collect()))
     }
 
-    async fn note(&self, notes: Vec<Note>) -> Result<(), BackendError> {
+    async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
         let mut state = lock(&self.state);
-        notes.into_iter().for_each(|note| state.note(note));
+        updates.into_iter().for_each(|update| state.update_index(update));
         Ok(())
     }
 
@@ -245,10 +245,10 @@ impl State {
         }
     }
 
-    fn note(&mut self, note: Note) {
-        let (index, member, at) = match note {
-            Note::Put { index, at, member } => (index, member, Some(at)),
-            Note::Remove { index, member } => (index, member, None),
+    fn update_index(&mut self, update: IndexUpdate) {
+        let (index, member, at) = match update {
+            IndexUpdate::Put { index, at, member } => (index, member, Some(at)),
+            IndexUpdate::Remove { index, member } => (index, member, None),
         };
         let members = self.indexes.entry(index).or_default();
         if let Some(before) = members.instants.remove(&member) {

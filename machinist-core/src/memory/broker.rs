@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     broker::{
-        Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Message, Publish,
-        PublishError, Pulse, QueueDepth, Receipt, Settle, Settled, Target,
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Message, Publish, PublishError,
+        QueueDepth, Receipt, Settle, Settled, SideQueue, SubscriptionHealth, Target,
     },
     diagnose::{Diagnose, Finding},
     error::BoxError,
@@ -99,15 +99,17 @@ impl Broker for MemoryBroker {
         self.subscribe(what.queues.into_iter().map(Target::Queue).collect(), what.prefetch)
     }
 
-    async fn consume_aside(
+    async fn consume_side_queue(
         &self,
-        from: Aside,
+        from: SideQueue,
         prefetch: u16,
     ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
         match from {
-            Aside::DeadLetters(queue) => self.subscribe(vec![Target::DeadLetters(queue)], prefetch).map(Some),
+            SideQueue::DeadLetters(queue) => {
+                self.subscribe(vec![Target::DeadLetters(queue)], prefetch).map(Some)
+            }
             // A delayed message waits in its own queue here, which nobody can delete.
-            Aside::Undelivered => Ok(None),
+            SideQueue::Undelivered => Ok(None),
         }
     }
 
@@ -180,25 +182,25 @@ impl Consumer for MemoryConsumer {
         lock(&self.queues).unsubscribe(self.id);
     }
 
-    fn pulse(&self) -> Box<dyn Pulse> {
-        Box::new(MemoryPulse { queues: Arc::clone(&self.queues), id: self.id })
+    fn health(&self) -> Box<dyn SubscriptionHealth> {
+        Box::new(MemorySubscriptionHealth { queues: Arc::clone(&self.queues), id: self.id })
     }
 }
 
 #[derive(Debug)]
-struct MemoryPulse {
+struct MemorySubscriptionHealth {
     queues: Arc<Mutex<Queues>>,
     id: u64,
 }
 
 #[async_trait]
-impl Pulse for MemoryPulse {
+impl SubscriptionHealth for MemorySubscriptionHealth {
     async fn check(&self) -> Result<(), String> {
         let subscribed = lock(&self.queues).is_subscribed(self.id);
         if subscribed { Ok(()) } else { Err("the subscription has ended".to_owned()) }
     }
 
-    fn losses(&self) -> u64 {
+    fn disconnects(&self) -> u64 {
         lock(&self.queues).interruptions()
     }
 }

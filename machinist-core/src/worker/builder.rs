@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DeadLetters, Health, Stages, TaskOptions, Worker,
+    DeadLetterCounts, Health, Stages, TaskOptions, Worker,
     alone::Alone,
     open::Refusals,
     processor::{Registration, Tally, TaskProcessor},
@@ -256,7 +256,7 @@ impl WorkerBuilder {
             stages: stages.clone(),
             tally: Tally::default(),
             refusals: Refusals::default(),
-            dead_letters: DeadLetters::default(),
+            dead_letter_counts: DeadLetterCounts::default(),
         };
         let ready = CancellationToken::new();
         let processor = Arc::new(processor);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Stages, processor::TaskProcessor};
-use crate::{broker::Pulse, error::chain};
+use crate::{broker::SubscriptionHealth, error::chain};
 
 /// How long a server may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -27,7 +27,7 @@ enum Subscription {
     #[default]
     NotYet,
     /// It has subscribed; whether that still holds is to be asked.
-    Made(Arc<dyn Pulse>),
+    Made(Arc<dyn SubscriptionHealth>),
     /// It wants none, because the backend is away.
     Withdrawn,
 }
@@ -38,8 +38,8 @@ impl Health {
     }
 
     /// From now on there is a subscription to ask about.
-    pub(super) fn subscribed(&self, pulse: Arc<dyn Pulse>) {
-        *self.subscription() = Subscription::Made(pulse);
+    pub(super) fn subscribed(&self, health: Arc<dyn SubscriptionHealth>) {
+        *self.subscription() = Subscription::Made(health);
     }
 
     /// From now on no subscription is wanted.
@@ -66,12 +66,12 @@ impl Health {
         if self.stages.is_draining() {
             return Vec::new();
         }
-        let pulse = match &*self.subscription() {
+        let health = match &*self.subscription() {
             Subscription::NotYet => return vec!["broker: it has not subscribed yet".to_owned()],
             Subscription::Withdrawn => return Vec::new(),
-            Subscription::Made(pulse) => Arc::clone(pulse),
+            Subscription::Made(health) => Arc::clone(health),
         };
-        match tokio::time::timeout(ANSWER + Duration::from_secs(1), pulse.check()).await {
+        match tokio::time::timeout(ANSWER + Duration::from_secs(1), health.check()).await {
             Ok(Ok(())) => Vec::new(),
             Ok(Err(why)) => vec![format!("broker: {why}")],
             Err(_) => vec!["broker: no answer".to_owned()],

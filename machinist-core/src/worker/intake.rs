@@ -18,7 +18,7 @@ use super::{
     upkeep,
 };
 use crate::{
-    broker::{Consume, Consumer, Pulse},
+    broker::{Consume, Consumer, SubscriptionHealth},
     error::chain,
 };
 
@@ -78,14 +78,14 @@ impl Intake {
     async fn keep(&self, consumer: &mut Box<dyn Consumer>) {
         let steady = &self.processor.steady;
         loop {
-            self.health.subscribed(consumer.pulse().into());
+            self.health.subscribed(consumer.health().into());
             let upkeep = upkeep::keep(Arc::clone(&self.processor), self.what.queues.clone());
             let upkeep = AbortOnDropHandle::new(tokio::spawn(upkeep));
-            let pulse = consumer.pulse();
+            let health = consumer.health();
             tokio::select! {
                 () = self.take(consumer.as_mut()) => return,
                 () = steady.backend_is_away_for_long() => {}
-                never = self.cancel_when_cut_off(pulse) => match never {},
+                never = self.cancel_when_cut_off(health) => match never {},
             }
             tracing::error!(
                 running = self.processor.sessions.running(),
@@ -109,18 +109,21 @@ impl Intake {
 
     /// Cancels what runs where neither server vouches for it: the lease is over, and since it was renewed for the last
     /// time the connection was lost that held the messages. Others may then run them. One of the two alone is no reason.
-    async fn cancel_when_cut_off(&self, pulse: Box<dyn Pulse>) -> Infallible {
+    async fn cancel_when_cut_off(&self, health: Box<dyn SubscriptionHealth>) -> Infallible {
         let sessions = &self.processor.sessions;
         let mut vouched = sessions.valid_until();
-        let (mut losses, mut seen) = (pulse.losses(), pulse.losses());
+        let (mut disconnects, mut seen) = (health.disconnects(), health.disconnects());
         loop {
             tokio::time::sleep(sessions.lease().look()).await;
-            let (until, lost) = (sessions.valid_until(), pulse.losses());
+            let (until, lost) = (sessions.valid_until(), health.disconnects());
             let before = std::mem::replace(&mut seen, lost);
             if until != vouched {
                 // What was lost since the last look may have been lost after the renewal.
-                (vouched, losses) = (until, before);
-            } else if lost != losses && Instant::now() >= until && self.processor.steady.is_backend_away() {
+                (vouched, disconnects) = (until, before);
+            } else if lost != disconnects
+                && Instant::now() >= until
+                && self.processor.steady.is_backend_away()
+            {
                 if sessions.running() > 0 {
                     tracing::error!(
                         running = sessions.running(),
@@ -129,7 +132,7 @@ impl Intake {
                     );
                     sessions.cut_off_all();
                 }
-                losses = lost;
+                disconnects = lost;
             }
         }
     }

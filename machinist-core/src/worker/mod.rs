@@ -16,11 +16,11 @@
 //! | `upkeep` | what is put in order beside tasks: undelivered messages, dead letters |
 //! | `drain` | the stages of an end |
 //! | `health` | how a worker is, for those who watch over it |
-//! | `dead` | how many dead letters there were, and why |
+//! | `dead_letter_counts` | how many dead letters there were, and why |
 
 mod alone;
 mod builder;
-mod dead;
+mod dead_letter_counts;
 mod drain;
 mod guard;
 mod health;
@@ -40,16 +40,16 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use builder::{BuildError, WorkerBuilder};
-pub use dead::DeadLetters;
+pub use dead_letter_counts::DeadLetterCounts;
 pub use drain::{Drained, Stages};
 pub use health::Health;
 pub(crate) use open::{Opened, open};
-pub use options::{Class, Classify, TaskOptions};
+pub use options::{ErrorClass, ErrorClassifier, TaskOptions};
 pub(crate) use renewal::ring;
 
 use crate::{
     app::App,
-    backend::{BackendError, Index, Note},
+    backend::{BackendError, Index, IndexUpdate},
     broker::{BrokerError, Consume},
     id::{QueueName, TaskName},
 };
@@ -154,8 +154,8 @@ impl Worker {
     }
 
     /// What this worker puts among the dead letters, counted by reason, from now until its end and after it.
-    pub fn dead_letters(&self) -> DeadLetters {
-        self.processor.dead_letters.clone()
+    pub fn dead_letter_counts(&self) -> DeadLetterCounts {
+        self.processor.dead_letter_counts.clone()
     }
 
     /// Works until `shutdown` completes, then drains: takes nothing more, hands back what has not started, gives
@@ -175,7 +175,7 @@ impl Worker {
         let renewals = Renewals::begin(&processor).map_err(WorkerError::Thread)?;
         let what = Consume { queues: queues.clone(), prefetch };
         let consumer = processor.app.broker().consume(what.clone()).await?;
-        health.subscribed(consumer.pulse().into());
+        health.subscribed(consumer.health().into());
         remember_queues(&processor.app, &queues).await;
         tracing::info!(worker = processor.worker_name(), queues = ?queues, "ready");
         ready.cancel();
@@ -203,7 +203,7 @@ impl Worker {
         if drained.unfinished == 0 {
             processor.sessions.close().await;
         }
-        tracing::info!(?drained, dead_letters = ?processor.dead_letters.by_reason(), "stopped");
+        tracing::info!(?drained, dead_letters = ?processor.dead_letter_counts.by_reason(), "stopped");
         Ok(drained)
     }
 }
@@ -211,8 +211,8 @@ impl Worker {
 /// So that `machinist queues` finds them: AMQP cannot list queues.
 async fn remember_queues(app: &App, queues: &[QueueName]) {
     let at = app.clock().now();
-    let note = |queue: &QueueName| Note::Put { index: Index::Queues, at, member: queue.to_string() };
-    if let Err(error) = app.backend().note(queues.iter().map(note).collect()).await {
+    let note = |queue: &QueueName| IndexUpdate::Put { index: Index::Queues, at, member: queue.to_string() };
+    if let Err(error) = app.backend().update_indexes(queues.iter().map(note).collect()).await {
         tracing::debug!(%error, "the queues could not be listed in the backend");
     }
 }

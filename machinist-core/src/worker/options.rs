@@ -18,7 +18,7 @@ pub struct TaskOptions {
     pub(super) retry: Option<RetryPolicy>,
     pub(super) timeout: Option<Duration>,
     pub(super) soft_timeout: Option<Duration>,
-    pub(super) classify: Option<Arc<dyn Classify>>,
+    pub(super) classify: Option<Arc<dyn ErrorClassifier>>,
     pub(super) backoff_with: Option<BackoffFunction>,
 }
 
@@ -28,7 +28,7 @@ type BackoffFunction = Arc<dyn Fn(u32) -> Duration + Send + Sync>;
 /// What should follow from an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Class {
+pub enum ErrorClass {
     /// Tried again as the retry policy says.
     Retry,
     /// Tried again if a retry is left, after this while instead of the policy's.
@@ -39,29 +39,29 @@ pub enum Class {
     Permanent,
 }
 
-/// Tells which errors are worth another run. Every function from an error to a [`Class`] does.
+/// Tells which errors are worth another run. Every function from an error to a [`ErrorClass`] does.
 ///
 /// It is asked about the errors of which the handler did not say itself what should follow. What it answers must
 /// follow from the error alone.
 ///
 /// # Examples
 /// ```
-/// use machinist_core::{TaskError, worker::{Class, TaskOptions}};
+/// use machinist_core::{TaskError, worker::{ErrorClass, TaskOptions}};
 /// use std::{io, time::Duration};
 ///
 /// let options = TaskOptions::new().retries(5).classify(|error: &TaskError| match error.downcast_ref::<io::Error>() {
-///     Some(error) if error.kind() == io::ErrorKind::NotFound => Class::Permanent,
-///     Some(_) => Class::RetryAfter(Duration::from_secs(30)),
-///     None => Class::Retry,
+///     Some(error) if error.kind() == io::ErrorKind::NotFound => ErrorClass::Permanent,
+///     Some(_) => ErrorClass::RetryAfter(Duration::from_secs(30)),
+///     None => ErrorClass::Retry,
 /// });
 /// ```
-pub trait Classify: Send + Sync + 'static {
+pub trait ErrorClassifier: Send + Sync + 'static {
     /// What should follow from this error.
-    fn classify(&self, error: &TaskError) -> Class;
+    fn classify(&self, error: &TaskError) -> ErrorClass;
 }
 
-impl<F: Fn(&TaskError) -> Class + Send + Sync + 'static> Classify for F {
-    fn classify(&self, error: &TaskError) -> Class {
+impl<F: Fn(&TaskError) -> ErrorClass + Send + Sync + 'static> ErrorClassifier for F {
+    fn classify(&self, error: &TaskError) -> ErrorClass {
         self(error)
     }
 }
@@ -143,7 +143,7 @@ impl TaskOptions {
 
     /// Tells by the error what should follow from it.
     #[must_use]
-    pub fn classify(mut self, classify: impl Classify) -> Self {
+    pub fn classify(mut self, classify: impl ErrorClassifier) -> Self {
         self.classify = Some(Arc::new(classify));
         self
     }
@@ -181,12 +181,12 @@ impl TaskOptions {
     pub(super) fn classified(&self, error: TaskError) -> TaskError {
         let (Disposition::Failed, Some(classify)) = (error.disposition, &self.classify) else { return error };
         let class =
-            caught("a classification of errors", || classify.classify(&error)).unwrap_or(Class::Retry);
+            caught("a classification of errors", || classify.classify(&error)).unwrap_or(ErrorClass::Retry);
         let disposition = match class {
-            Class::Retry => Disposition::Failed,
-            Class::RetryAfter(delay) => Disposition::RetryAfter(delay),
-            Class::Postpone(delay) => Disposition::RetryIn(delay),
-            Class::Permanent => Disposition::Permanent,
+            ErrorClass::Retry => Disposition::Failed,
+            ErrorClass::RetryAfter(delay) => Disposition::RetryAfter(delay),
+            ErrorClass::Postpone(delay) => Disposition::RetryIn(delay),
+            ErrorClass::Permanent => Disposition::Permanent,
         };
         TaskError { disposition, ..error }
     }
@@ -212,7 +212,7 @@ mod tests {
             .retries(3)
             .backoff_with(|retries| Duration::from_secs(10 / u64::from(2 - retries)))
             .classify(|error: &TaskError| match error.to_string().as_str() {
-                "never" => Class::Permanent,
+                "never" => ErrorClass::Permanent,
                 other => panic!("{other} is unknown"),
             });
         let wait = |retries| options.policy_after(retries).next_delay(retries, 0.0);

@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::processor::TaskProcessor;
 use crate::{
-    broker::{Aside, Consumer},
+    broker::{Consumer, SideQueue},
     id::QueueName,
 };
 
@@ -33,7 +33,7 @@ pub(super) async fn keep(processor: Arc<TaskProcessor>, queues: Vec<QueueName>) 
 async fn undelivered(processor: &Arc<TaskProcessor>) {
     let mut told = false;
     loop {
-        match processor.app.broker().consume_aside(Aside::Undelivered, AT_ONCE).await {
+        match processor.app.broker().consume_side_queue(SideQueue::Undelivered, AT_ONCE).await {
             Ok(None) => return,
             Ok(Some(mut consumer)) => {
                 redirect_all(processor, consumer.as_mut()).await;

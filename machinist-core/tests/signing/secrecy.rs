@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use machinist_conformance::says;
 use machinist_core::{
-    App, ControlError, DeadFilter, ResultError, Settlement, TaskContext, TaskDef, TaskError, WorkerBuilder,
+    App, ControlError, DeadFilter, DeadLetterOutcome, ResultError, TaskContext, TaskDef, TaskError,
+    WorkerBuilder,
     backend::Backend,
     broker::{HeaderValue, Message},
     record::{FailureKind, TaskState},
@@ -225,7 +226,7 @@ async fn keys_are_replaced_and_what_is_sent_again_stays_hidden() {
         let mut told = Vec::new();
         let tell = |_: &_, settlement| told.push(settlement);
         who.client().replay_dead_letters(&letter, Duration::ZERO, tell).await.unwrap();
-        assert_eq!(matches!(told[..], [Settlement::Replayed(_)]), replayed, "{told:?}");
+        assert_eq!(matches!(told[..], [DeadLetterOutcome::Replayed(_)]), replayed, "{told:?}");
     }
     let message = house.take("math").await;
     assert!(!message_says(&message, SECRET) && message.body[1..].starts_with(b"new"));

@@ -7,7 +7,8 @@ use machinist_core::{
     App, AppError, Limits, ResultError, SendError, Signature, TaskDef, TaskError,
     backend::{Backend, Commit, Expiry},
     broker::{
-        Aside, Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
+        SideQueue,
     },
     diagnose::{Diagnose, Finding},
     id::QueueName,
@@ -151,12 +152,12 @@ impl Broker for Shared {
     async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
         self.0.consume(what).await
     }
-    async fn consume_aside(
+    async fn consume_side_queue(
         &self,
-        from: Aside,
+        from: SideQueue,
         prefetch: u16,
     ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
-        self.0.consume_aside(from, prefetch).await
+        self.0.consume_side_queue(from, prefetch).await
     }
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         self.0.depth(queues).await

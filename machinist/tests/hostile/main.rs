@@ -118,7 +118,7 @@ async fn no_harm_is_done(servers: Servers) {
         .concurrency(64)
         .build()
         .unwrap();
-    let (letters, ready, stop) = (worker.dead_letters(), worker.ready(), CancellationToken::new());
+    let (letters, ready, stop) = (worker.dead_letter_counts(), worker.ready(), CancellationToken::new());
     let running = tokio::spawn(worker.run_until(stop.clone().cancelled_owned()));
     within(LIMIT, "the worker", ready.cancelled()).await;
     // Everything that connects has connected once this has been run, and refused.

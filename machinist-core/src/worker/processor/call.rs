@@ -10,7 +10,7 @@ use tracing::Instrument;
 
 use super::{Ending, Holding, Registration, TaskProcessor};
 use crate::{
-    backend::{Index, Note},
+    backend::{Index, IndexUpdate},
     context::{Run, TaskContext},
     envelope::{Body, Envelope},
     error::TaskError,
@@ -158,8 +158,8 @@ impl TaskProcessor {
     /// Takes a delayed task that was started, or will not be, off the list of those that wait. Whoever reads the
     /// list does the same for what was missed.
     pub(super) async fn off_the_schedule(&self, id: TaskId) {
-        let note = Note::Remove { index: Index::Scheduled, member: id.to_string() };
-        if let Err(error) = self.app.backend().note(vec![note]).await {
+        let note = IndexUpdate::Remove { index: Index::Scheduled, member: id.to_string() };
+        if let Err(error) = self.app.backend().update_indexes(vec![note]).await {
             tracing::debug!(%error, "a task that was started is still listed as scheduled");
         }
     }

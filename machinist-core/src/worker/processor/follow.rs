@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Ending, TaskProcessor};
 use crate::{
-    backend::{Index, Note},
+    backend::{Index, IndexUpdate},
     broker::{Message, Publish, PublishError, Target, keep_for},
     clock::Timestamp,
     dead::{DeadLetter, enter},
@@ -72,8 +72,8 @@ impl TaskProcessor {
 
     /// Lists a task that waits for its next run among those that wait. Best effort: it runs all the same.
     async fn on_the_schedule(&self, id: TaskId, due: Timestamp) {
-        let note = Note::Put { index: Index::Scheduled, at: due, member: id.to_string() };
-        if let Err(error) = self.app.backend().note(vec![note]).await {
+        let note = IndexUpdate::Put { index: Index::Scheduled, at: due, member: id.to_string() };
+        if let Err(error) = self.app.backend().update_indexes(vec![note]).await {
             tracing::debug!(%error, "a task that waits for its next run is not listed as scheduled");
         }
     }
@@ -109,7 +109,7 @@ impl TaskProcessor {
             delay: Duration::ZERO,
         };
         match self.steady.publish(&publish).await {
-            Ok(()) => self.dead_letters.count(reason),
+            Ok(()) => self.dead_letter_counts.count(reason),
             Err(Unpublished::Never(error)) => {
                 tracing::error!(dead_id, %error, "a dead letter cannot be published and is dropped; its record stays");
                 return Ok(());

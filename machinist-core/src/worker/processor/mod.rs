@@ -31,7 +31,7 @@ use tokio::{sync::Semaphore, time::Instant};
 
 use self::start::Asked;
 use super::{
-    DeadLetters, Drained, Stages, TaskOptions,
+    DeadLetterCounts, Drained, Stages, TaskOptions,
     alone::Alone,
     open::{Opened, Refusals, open},
     session::Sessions,
@@ -75,7 +75,7 @@ pub(super) struct TaskProcessor {
     pub(super) stages: Stages,
     pub(super) tally: Tally,
     pub(super) refusals: Refusals,
-    pub(super) dead_letters: DeadLetters,
+    pub(super) dead_letter_counts: DeadLetterCounts,
 }
 
 /// What happened to deliveries, for the end of the worker.

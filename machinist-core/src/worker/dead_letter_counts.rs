@@ -13,9 +13,9 @@ use crate::envelope::DeadReason;
 /// A letter is counted once the broker has confirmed it. After a crash the same letter may be published again by
 /// another worker, which counts it too.
 #[derive(Debug, Clone, Default)]
-pub struct DeadLetters(Arc<Mutex<BTreeMap<&'static str, u64>>>);
+pub struct DeadLetterCounts(Arc<Mutex<BTreeMap<&'static str, u64>>>);
 
-impl DeadLetters {
+impl DeadLetterCounts {
     /// The counts so far, by the reason that stands in the letter (`machinist-dead-reason`).
     pub fn by_reason(&self) -> BTreeMap<&'static str, u64> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn clones_share_the_counts() {
-        let letters = DeadLetters::default();
+        let letters = DeadLetterCounts::default();
         let shown = letters.clone();
         letters.count(DeadReason::Unsigned);
         letters.count(DeadReason::Stale);

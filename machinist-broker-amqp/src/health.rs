@@ -10,7 +10,7 @@ use std::sync::{
 
 use async_trait::async_trait;
 use lapin::Channel;
-use machinist_core::broker::Pulse;
+use machinist_core::broker::SubscriptionHealth;
 use tokio::sync::{Mutex, watch};
 
 use crate::{
@@ -19,16 +19,19 @@ use crate::{
 };
 
 #[derive(Debug)]
-pub(crate) struct AmqpPulse {
+pub(crate) struct AmqpSubscriptionHealth {
     standings: Vec<(String, watch::Receiver<Standing>)>,
-    losses: Arc<AtomicU64>,
+    disconnects: Arc<AtomicU64>,
     /// The channel on which the last question was asked, and its connection.
     probe: Mutex<Option<(Arc<Live>, Option<Channel>)>>,
 }
 
-impl AmqpPulse {
-    pub(crate) fn new(standings: Vec<(String, watch::Receiver<Standing>)>, losses: Arc<AtomicU64>) -> Self {
-        Self { standings, losses, probe: Mutex::default() }
+impl AmqpSubscriptionHealth {
+    pub(crate) fn new(
+        standings: Vec<(String, watch::Receiver<Standing>)>,
+        disconnects: Arc<AtomicU64>,
+    ) -> Self {
+        Self { standings, disconnects, probe: Mutex::default() }
     }
 
     /// The connection on which everything is subscribed. All queues of a consumer share one.
@@ -49,7 +52,7 @@ impl AmqpPulse {
 }
 
 #[async_trait]
-impl Pulse for AmqpPulse {
+impl SubscriptionHealth for AmqpSubscriptionHealth {
     async fn check(&self) -> Result<(), String> {
         let Some(live) = self.connection()? else { return Err("subscribed to no queue".to_owned()) };
         let mut probe = self.probe.lock().await;
@@ -62,13 +65,13 @@ impl Pulse for AmqpPulse {
         answered.map_err(|trouble| format!("RabbitMQ does not answer: {}", chain(&trouble)))
     }
 
-    fn losses(&self) -> u64 {
+    fn disconnects(&self) -> u64 {
         let is_down = |(_, standing): &(String, watch::Receiver<Standing>)| {
             matches!(*standing.borrow(), Standing::Down(_))
         };
         if self.standings.iter().any(is_down) {
-            self.losses.fetch_add(1, Ordering::Relaxed);
+            self.disconnects.fetch_add(1, Ordering::Relaxed);
         }
-        self.losses.load(Ordering::Relaxed)
+        self.disconnects.load(Ordering::Relaxed)
     }
 }
