@@ -96,8 +96,8 @@ mod model {
                 Step::Alive(sessions) => {
                     Answer::Alive(sessions.iter().map(|session| self.sessions.contains(session)).collect())
                 }
-                Step::IndexUpdate(notes) => {
-                    for (index, member, at) in notes {
+                Step::UpdateIndexes(updates) => {
+                    for (index, member, at) in updates {
                         let members = self.indexes.entry(*index).or_default();
                         match at {
                             Some(at) => members.insert(*member, *at),

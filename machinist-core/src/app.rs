@@ -14,11 +14,11 @@ use crate::{
     envelope::{Body, Envelope},
     error::BoxError,
     id::{QueueName, TaskId},
-    limits::Limits,
     middleware::PublishHook,
     result::AsyncResult,
     secrecy,
     sign::{KeyError, Keyring},
+    sizes::MaxSizes,
     trust::Trust,
 };
 
@@ -53,7 +53,7 @@ pub(crate) struct Shared {
     pub(crate) results_ttl: Duration,
     pub(crate) codec: Codec,
     pub(crate) hooks: Vec<Arc<dyn PublishHook>>,
-    pub(crate) limits: Limits,
+    pub(crate) max_sizes: MaxSizes,
     pub(crate) trust: Trust,
 }
 
@@ -77,7 +77,7 @@ impl App {
             results_ttl: Duration::from_secs(24 * 3600),
             codec: Codec::default(),
             hooks: Vec::new(),
-            limits: Limits::default(),
+            max_sizes: MaxSizes::default(),
             keyring: None,
             allow_unsigned: false,
             freshness: None,
@@ -126,9 +126,9 @@ impl App {
     /// The body of an envelope, decrypted where it is encrypted.
     pub(crate) fn decode(&self, envelope: &Envelope) -> Result<Body, BoxError> {
         if secrecy::is_encrypted(envelope) {
-            self.0.trust.disclose(envelope)?.decode(&self.0.limits)
+            self.0.trust.disclose(envelope)?.decode(&self.0.max_sizes)
         } else {
-            envelope.decode(&self.0.limits)
+            envelope.decode(&self.0.max_sizes)
         }
     }
 
@@ -147,7 +147,7 @@ pub struct AppBuilder {
     results_ttl: Duration,
     codec: Codec,
     hooks: Vec<Arc<dyn PublishHook>>,
-    limits: Limits,
+    max_sizes: MaxSizes,
     keyring: Option<Keyring>,
     allow_unsigned: bool,
     freshness: Option<Duration>,
@@ -239,8 +239,8 @@ impl AppBuilder {
     }
 
     /// How large messages and results may be.
-    pub fn limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
+    pub fn max_sizes(mut self, sizes: MaxSizes) -> Self {
+        self.max_sizes = sizes;
         self
     }
 
@@ -269,7 +269,7 @@ impl AppBuilder {
             results_ttl: self.results_ttl,
             codec: self.codec,
             hooks: self.hooks,
-            limits: self.limits,
+            max_sizes: self.max_sizes,
             trust: Trust::new(self.keyring, self.allow_unsigned, self.freshness),
         });
         tokio::spawn(keep_time(Arc::downgrade(&shared)));

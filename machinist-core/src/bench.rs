@@ -11,10 +11,10 @@ use crate::{
     envelope::{Body, Envelope, FirstSigner},
     error::TaskError,
     id::TaskId,
-    limits::Limits,
     record::{Counters, Facts, Held, Outcome, Starting, decide, fold, judge, record},
     retry::RetryPolicy,
     sign::{Algorithm, Key},
+    sizes::MaxSizes,
     trust::Trust,
 };
 
@@ -55,8 +55,8 @@ pub fn encode(codec: Codec) -> impl FnMut() {
 
 /// And back.
 pub fn decode(codec: Codec) -> impl FnMut() {
-    let (envelope, limits) = (envelope(codec), Limits::default());
-    move || drop(black_box(black_box(&envelope).decode(&limits)))
+    let (envelope, sizes) = (envelope(codec), MaxSizes::default());
+    move || drop(black_box(black_box(&envelope).decode(&sizes)))
 }
 
 /// An envelope into a message's headers.

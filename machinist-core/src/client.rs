@@ -192,7 +192,7 @@ impl Client {
             eta,
             headers: parts.headers,
         };
-        if let Some(exceeded) = body.exceeded(&app.limits) {
+        if let Some(exceeded) = body.exceeded(&app.max_sizes) {
             return Err(too_large(&parts.id, exceeded));
         }
         let body = app
@@ -220,7 +220,7 @@ impl Client {
         };
         let envelope = app.trust.conceal(envelope);
         let message = self.app.seal(&envelope);
-        if let Some(exceeded) = app.limits.exceeded(&message) {
+        if let Some(exceeded) = app.max_sizes.exceeded(&message) {
             return Err(too_large(&envelope.id, exceeded));
         }
         let mut facts = sender_facts(&envelope);

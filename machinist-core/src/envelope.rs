@@ -18,10 +18,10 @@ use crate::{
     codec::Codec,
     error::BoxError,
     id::{QueueName, TaskId, TaskName},
-    limits::Limits,
     record::{Counters, ErrorText, FailureKind},
     retry::RetryPolicy,
     sign::{Key, KeyId, input::Input},
+    sizes::MaxSizes,
     trace::TraceContext,
 };
 
@@ -85,13 +85,13 @@ impl Body {
     }
 
     /// What of it is too much: its name, its number, the limit.
-    pub(crate) fn exceeded(&self, limits: &Limits) -> Option<(&'static str, usize, usize)> {
-        if self.args.len() > limits.args {
-            return Some(("arguments", self.args.len(), limits.args));
+    pub(crate) fn exceeded(&self, sizes: &MaxSizes) -> Option<(&'static str, usize, usize)> {
+        if self.args.len() > sizes.args {
+            return Some(("arguments", self.args.len(), sizes.args));
         }
         // The body, the list of arguments, the argument.
         let depth = self.args.iter().map(|arg| 3 + depth(&arg.value)).max().unwrap_or(1);
-        (depth > limits.depth).then_some(("levels of nesting", depth, limits.depth))
+        (depth > sizes.depth).then_some(("levels of nesting", depth, sizes.depth))
     }
 }
 
@@ -244,12 +244,12 @@ impl Envelope {
         (later, now.since(since))
     }
 
-    /// Reads the body, if it has no more arguments and levels than these limits say.
-    pub(crate) fn decode(&self, limits: &Limits) -> Result<Body, BoxError> {
+    /// Reads the body, if it has no more arguments and levels than these sizes say.
+    pub(crate) fn decode(&self, sizes: &MaxSizes) -> Result<Body, BoxError> {
         let codec = Codec::of(&self.content_type)
             .ok_or_else(|| format!("no codec reads the content type {:?}", self.content_type))?;
         let body = codec.decode(&self.body)?;
-        match body.exceeded(limits) {
+        match body.exceeded(sizes) {
             Some((what, found, limit)) => {
                 Err(format!("it has {found} {what}, and {limit} are the limit here").into())
             }
@@ -645,13 +645,13 @@ mod tests {
         let mut bomb = envelope();
         // {"args":[[[[…
         bomb.body = [&b"\x81\xa4args"[..], &[0x91; 100_000], b"\x01"].concat().into();
-        assert!(bomb.decode(&Limits::default()).is_err());
+        assert!(bomb.decode(&MaxSizes::default()).is_err());
         bomb.content_type = Codec::Json.content_type().to_owned();
         bomb.body = ["{\"args\":", &"[".repeat(100_000)].concat().into();
-        assert!(bomb.decode(&Limits::default()).is_err());
+        assert!(bomb.decode(&MaxSizes::default()).is_err());
         bomb.content_type = "text/html".to_owned();
         assert_eq!(
-            bomb.decode(&Limits::default()).unwrap_err().to_string(),
+            bomb.decode(&MaxSizes::default()).unwrap_err().to_string(),
             "no codec reads the content type \"text/html\""
         );
     }

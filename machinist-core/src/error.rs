@@ -121,7 +121,7 @@ pub enum SendError {
     /// Something in the signature contradicts itself; the text says what.
     #[error("{0}")]
     Invalid(String),
-    /// It is larger than this application sends (see [`Limits`](crate::Limits)).
+    /// It is larger than this application sends (see [`MaxSizes`](crate::MaxSizes)).
     #[error("task {id}: {what}: {size}, and {limit} is the limit; send a reference instead")]
     TooLarge {
         /// The task.

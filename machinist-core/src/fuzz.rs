@@ -14,13 +14,13 @@ use crate::{
     codec::Codec,
     envelope::{DeadMark, Envelope, FirstSigner, attempt_of, dead_letter},
     id::{QueueName, RunId, SessionId, TaskId},
-    limits::Limits,
     record::{
         Counters, Facts, FailureKind, Manner, Meaning, Revocable, Starting, Suspicion, Verdict,
         end_by_anybody, fold, json as fact, judge, name, owed, revocable, suspicion,
     },
     secrecy,
     sign::{Algorithm, Key, KeyId, KeyState, Keyring, input::Input},
+    sizes::MaxSizes,
     stored::restored,
     trust::Trust,
     worker::{Opened, open, ring},
@@ -57,10 +57,10 @@ pub fn body(data: &[u8]) {
     for codec in [Codec::MessagePack, Codec::Json] {
         let content_type = codec.content_type().to_owned();
         let envelope = Envelope { content_type, body: data.to_vec().into(), ..full_envelope() };
-        let limits = Limits::default();
-        let Ok(read) = envelope.decode(&limits) else { continue };
+        let sizes = MaxSizes::default();
+        let Ok(read) = envelope.decode(&sizes) else { continue };
         let written = codec.encode(&read).expect("what was read can be written");
-        let again = Envelope { body: written, ..envelope }.decode(&limits);
+        let again = Envelope { body: written, ..envelope }.decode(&sizes);
         assert!(again.is_ok(), "{again:?}");
     }
 }
@@ -98,7 +98,7 @@ pub fn verify(data: &[u8]) {
     let (trust, message) = &signed[usize::from(bytes.byte().unwrap_or_default() % 2)];
     let message = bytes.change(message.clone());
     let queue = QueueName::parse("math").expect("a name");
-    match open(trust, &Limits::default(), &queue, &message, NOW) {
+    match open(trust, &MaxSizes::default(), &queue, &message, NOW) {
         Opened::Task(opened) | Opened::Rejected(opened, ..) | Opened::Locked(opened, _) => {
             assert_eq!(opened, full_envelope(), "believed, and nobody signed it: {message:?}");
         }

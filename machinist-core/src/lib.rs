@@ -24,7 +24,6 @@ pub mod extract;
 pub mod fuzz;
 pub mod handler;
 pub mod id;
-mod limits;
 pub mod memory;
 mod middleware;
 pub mod record;
@@ -33,6 +32,7 @@ mod retry;
 mod secrecy;
 pub mod sign;
 mod signature;
+mod sizes;
 mod stored;
 mod task;
 #[cfg(feature = "tls")]
@@ -51,11 +51,11 @@ pub use dead::{DeadFilter, DeadLetter, DeadLetterOutcome};
 pub use error::{ResultError, SendError, TaskError};
 pub use extract::State;
 pub use id::{QueueName, TaskId, TaskName};
-pub use limits::Limits;
 pub use middleware::{Middleware, Next, PublishHook};
 pub use result::{AsyncResult, wait_all, wait_any};
 pub use retry::{Backoff, RetryPolicy};
 pub use signature::Signature;
+pub use sizes::MaxSizes;
 pub use task::TaskDef;
 pub use worker::{Worker, WorkerBuilder};
 

@@ -79,7 +79,7 @@ async fn namespaces_share_a_file_and_nothing_else() {
     let commit = Commit { facts: vec![("name".into(), Bytes::new())], ..Commit::new(id.clone()) };
     assert_eq!(here.commit(vec![commit]).await.remove(0).unwrap(), Committed::Done);
     here.open_session(&session, BOUND, Bytes::new()).await.unwrap();
-    let note =
+    let update =
         IndexUpdate::Put { index: Index::Queues, at: Timestamp::from_micros(1), member: "work".into() };
     here.update_indexes(vec![update]).await.unwrap();
     assert!(there.read(&[id]).await.unwrap()[0].is_empty());

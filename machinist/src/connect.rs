@@ -89,8 +89,9 @@ pub struct Servers {
 
 /// What holds for whoever sends, works or looks.
 fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settings) -> AppBuilder {
-    let app =
-        App::builder(broker, backend).results_ttl(settings.results_ttl.value).limits(settings.limits.value);
+    let app = App::builder(broker, backend)
+        .results_ttl(settings.results_ttl.value)
+        .max_sizes(settings.limits.value);
     match &settings.freshness {
         Some(window) => app.freshness(window.value),
         None => app,

@@ -170,7 +170,7 @@ impl Client {
     ) -> Result<DeadLetterOutcome, ControlError> {
         let app = &self.app.0;
         let now = app.clock.now();
-        let envelope = match open(&app.trust, &app.limits, &letter.queue, message, now) {
+        let envelope = match open(&app.trust, &app.max_sizes, &letter.queue, message, now) {
             // Who sends a stale task again vouches for it anew.
             Opened::Task(envelope) | Opened::Rejected(envelope, DeadReason::Stale, _) => envelope,
             Opened::Locked(_, why) => return Ok(DeadLetterOutcome::Refused(why)),
@@ -257,7 +257,7 @@ impl Client {
         let app = &self.app.0;
         let at = app.clock.now();
         let lost = "it was delivered too often: its workers died before they could say what of";
-        let (dead_id, reason, error) = match open(&app.trust, &app.limits, queue, message, at) {
+        let (dead_id, reason, error) = match open(&app.trust, &app.max_sizes, queue, message, at) {
             Opened::Task(envelope) | Opened::Locked(envelope, _) | Opened::Rejected(envelope, ..) => {
                 if app.trust.may_sign(&envelope.name, &envelope.queue, at).is_err() {
                     return Ok(false);

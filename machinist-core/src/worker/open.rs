@@ -18,8 +18,8 @@ use crate::{
     clock::Timestamp,
     envelope::{DeadReason, Envelope, Unreadable},
     id::QueueName,
-    limits::Limits,
     secrecy::Locked,
+    sizes::MaxSizes,
     trust::{Doubt, Trust},
 };
 
@@ -41,12 +41,12 @@ pub(crate) enum Opened {
 /// Opens a message that came from a queue.
 pub(crate) fn open(
     trust: &Trust,
-    limits: &Limits,
+    sizes: &MaxSizes,
     queue: &QueueName,
     message: &Message,
     now: Timestamp,
 ) -> Opened {
-    if let Some((what, size, limit)) = limits.exceeded(message) {
+    if let Some((what, size, limit)) = sizes.exceeded(message) {
         let error = format!("its {what}: {size} bytes, and {limit} are the limit here");
         return Opened::Dead(DeadReason::TooLarge, error);
     }
@@ -194,7 +194,7 @@ mod tests {
             let web = Key::generate(algorithm, "web").unwrap().with_state(KeyState::Verify);
             let trust = Trust::new(Some(Keyring::new([own, web]).unwrap()), false, None);
             let queue = QueueName::parse("math").unwrap();
-            let open = |message: &Message| open(&trust, &Limits::default(), &queue, message, NOW);
+            let open = |message: &Message| open(&trust, &MaxSizes::default(), &queue, message, NOW);
             let message = trust.seal(&full_envelope(), NOW);
             assert!(matches!(open(&message), Opened::Task(envelope) if envelope == full_envelope()));
             let all = neighbours(&message);

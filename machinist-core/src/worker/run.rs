@@ -1,4 +1,4 @@
-//! One call of a handler: middleware, time limits, panic, cancellation.
+//! One call of a handler: middleware, timeouts, panic, cancellation.
 //!
 //! Whatever a handler does becomes an outcome; nothing it does is an error of the worker.
 
@@ -33,7 +33,7 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// How long a run may take.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Limits {
+pub(super) struct Timeouts {
     /// Then it is told to end.
     pub(super) soft: Option<Duration>,
     /// Then it is ended.
@@ -56,7 +56,7 @@ pub(super) struct Call<'a> {
     pub(super) next: Next,
     pub(super) cx: TaskContext,
     pub(super) args: Vec<Arg>,
-    pub(super) limits: Limits,
+    pub(super) timeouts: Timeouts,
     /// Whether dropping the future ends the run.
     pub(super) stoppable: bool,
     pub(super) trace: TraceContext,
@@ -69,7 +69,7 @@ pub(super) struct Begun<'a> {
     running: Running,
     /// Tells the handler to end.
     token: CancellationToken,
-    limits: Limits,
+    timeouts: Timeouts,
     stoppable: bool,
     registered: &'a Registered,
     stages: &'a Stages,
@@ -80,11 +80,11 @@ type Running = Pin<Box<dyn Future<Output = Result<Result<Results, TaskError>, Bo
 impl<'a> Call<'a> {
     /// Prepares the call; the handler begins when its end is asked for.
     pub(super) fn begin(self) -> Begun<'a> {
-        let Self { next, cx, args, limits, stoppable, trace, registered, stages } = self;
+        let Self { next, cx, args, timeouts, stoppable, trace, registered, stages } = self;
         let token = cx.cancellation().clone();
         // The call itself is inside: a handler may panic before it returns its future.
         let running = AssertUnwindSafe(async move { next.run(cx, args).await }).catch_unwind();
-        Begun { running: Box::pin(trace.scope(running)), token, limits, stoppable, registered, stages }
+        Begun { running: Box::pin(trace.scope(running)), token, timeouts, stoppable, registered, stages }
     }
 }
 
@@ -92,39 +92,39 @@ impl Begun<'_> {
     /// Calls the handler: its end, if it has nothing to wait for.
     pub(super) async fn at_once(&mut self) -> Option<Ended> {
         match poll_fn(|cx| Poll::Ready(self.running.as_mut().poll(cx))).await {
-            Poll::Ready(ended) => Some(Ended::Itself(outcome(ended, false, self.limits))),
+            Poll::Ready(ended) => Some(Ended::Itself(outcome(ended, false, self.timeouts))),
             Poll::Pending => None,
         }
     }
 
     /// Waits for the handler's end, however it ends.
     pub(super) async fn run(self) -> Ended {
-        let Self { mut running, token, limits, stoppable, registered, stages } = self;
+        let Self { mut running, token, timeouts, stoppable, registered, stages } = self;
         let told = registered.cancel.clone();
         let noticed = AtomicBool::new(false);
         let over = tokio::select! {
             biased;
-            ended = &mut running => return Ended::Itself(outcome(ended, noticed.load(Ordering::Relaxed), limits)),
-            () = told_at_soft_limit(limits.soft, &token, &noticed) => return Ended::CutOff,
+            ended = &mut running => return Ended::Itself(outcome(ended, noticed.load(Ordering::Relaxed), timeouts)),
+            () = told_at_soft_limit(timeouts.soft, &token, &noticed) => return Ended::CutOff,
             () = list_if_stuck(&token, registered) => return Ended::CutOff,
-            () = limit(limits.hard) => true,
+            () = limit(timeouts.hard) => true,
             () = must_end(registered, stages, stoppable) => false,
             () = registered.cut_off.cancelled(), if stoppable => false,
         };
         if stoppable {
-            return if over { Ended::Itself(timed_out(limits)) } else { Ended::CutOff };
+            return if over { Ended::Itself(timed_out(timeouts)) } else { Ended::CutOff };
         }
         if over {
             // What cannot be stopped may still listen. An error now says only that it did.
             token.cancel();
             match last_words(&mut running, stages).await {
                 Some(Ok(Ok(results))) => return Ended::Itself(Outcome::Returned(results)),
-                Some(_) => return Ended::Itself(timed_out(limits)),
+                Some(_) => return Ended::Itself(timed_out(timeouts)),
                 None => {}
             }
         }
         run_on(running, registered.stuck());
-        if over && !told.is_cancelled() { Ended::Itself(timed_out(limits)) } else { Ended::Unstoppable }
+        if over && !told.is_cancelled() { Ended::Itself(timed_out(timeouts)) } else { Ended::Unstoppable }
     }
 }
 
@@ -140,9 +140,9 @@ fn run_on(running: Running, stuck: Stuck) {
 fn outcome(
     ended: Result<Result<Results, TaskError>, Box<dyn Any + Send>>,
     noticed: bool,
-    limits: Limits,
+    timeouts: Timeouts,
 ) -> Outcome {
-    match (ended, limits.soft) {
+    match (ended, timeouts.soft) {
         (Ok(Ok(results)), _) => Outcome::Returned(results),
         (Ok(Err(error)), Some(soft)) if noticed => Outcome::GaveUp(soft, error),
         (Ok(Err(error)), _) => Outcome::Failed(error),
@@ -150,8 +150,8 @@ fn outcome(
     }
 }
 
-fn timed_out(limits: Limits) -> Outcome {
-    Outcome::TimedOut(limits.hard.unwrap_or_default())
+fn timed_out(timeouts: Timeouts) -> Outcome {
+    Outcome::TimedOut(timeouts.hard.unwrap_or_default())
 }
 
 async fn limit(limit: Option<Duration>) {

@@ -4,9 +4,9 @@
 
 mod hostile;
 mod keys;
-mod limits;
 mod recipe;
 mod secrecy;
+mod sizes;
 mod support;
 mod time;
 mod unsigned;

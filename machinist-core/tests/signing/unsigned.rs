@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use machinist_core::{
-    App, AppError, Limits, ResultError, SendError, Signature, TaskDef, TaskError,
+    App, AppError, MaxSizes, ResultError, SendError, Signature, TaskDef, TaskError,
     backend::{Backend, Commit, Expiry},
     broker::{
         Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
@@ -112,8 +112,8 @@ async fn what_is_too_large_is_an_error_to_its_sender_and_a_dead_letter_where_it_
     let fill = async |size: u32| -> Result<String, TaskError> { Ok("x".repeat(size as usize)) };
     let house = House::new();
     let key = hmac("k");
-    let limits = Limits::default().body(1000).headers(2000).args(3).results(100);
-    let small = house.builder().keyring(key.clone()).limits(limits).build().await.unwrap();
+    let sizes = MaxSizes::default().body(1000).headers(2000).args(3).results(100);
+    let small = house.builder().keyring(key.clone()).max_sizes(sizes).build().await.unwrap();
     let large = house.app(key).await;
     let _running = Running::start(house.worker(&small).task(ECHO, echo).task(FILL, fill));
     let sent = small.client().send(ECHO.call("x".repeat(1000))).await;

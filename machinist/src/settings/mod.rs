@@ -40,7 +40,7 @@ use std::{
     time::Duration,
 };
 
-use machinist_core::{Backoff, Limits, QueueName, sign::KeyConfig};
+use machinist_core::{Backoff, MaxSizes, QueueName, sign::KeyConfig};
 
 use crate::{
     redact,
@@ -180,12 +180,12 @@ impl TlsSettings {
 /// The keys of `[limits]`.
 const LIMITS: [&str; 6] = ["body", "headers", "args", "depth", "results", "errors"];
 
-/// `[limits]`: see [`Limits`].
+/// `[limits]`: see [`MaxSizes`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LimitSettings {
     /// The limits that hold.
-    pub value: Limits,
+    pub value: MaxSizes,
     /// Where each came from, in the order `body`, `headers`, `args`, `depth`, `results`, `errors`.
     pub origins: [Origin; 6],
 }
@@ -194,8 +194,8 @@ impl LimitSettings {
     fn of(file: [Option<Setting<usize>>; 6]) -> Self {
         let origins =
             file.each_ref().map(|limit| limit.as_ref().map_or(Origin::Default, |l| l.origin.clone()));
-        let (said, default) = (file.map(|limit| limit.map(|limit| limit.value)), Limits::default());
-        let value = Limits::default()
+        let (said, default) = (file.map(|limit| limit.map(|limit| limit.value)), MaxSizes::default());
+        let value = MaxSizes::default()
             .body(said[0].unwrap_or(default.body))
             .headers(said[1].unwrap_or(default.headers))
             .args(said[2].unwrap_or(default.args))
@@ -207,7 +207,7 @@ impl LimitSettings {
 
     /// Those that were configured, as they are listed.
     fn entries(&self) -> impl Iterator<Item = (String, String, Origin)> {
-        let Limits { body, headers, args, depth, results, errors, .. } = self.value;
+        let MaxSizes { body, headers, args, depth, results, errors, .. } = self.value;
         let values = [
             text::show_size(body),
             text::show_size(headers),

@@ -1,4 +1,4 @@
-//! The run: the handler under its limits, what its end means, and the verdict.
+//! The run: the handler under its timeouts, what its end means, and the verdict.
 
 use std::{
     sync::{Arc, Mutex},
@@ -15,13 +15,13 @@ use crate::{
     envelope::{Body, Envelope},
     error::TaskError,
     id::TaskId,
-    limits::json_size,
     middleware::Next,
     record::{Held, Outcome, Verdict, decide},
     retry::RetryPolicy,
+    sizes::json_size,
     trace::TraceContext,
     worker::{
-        run::{Begun, Call, Ended, Limits},
+        run::{Begun, Call, Ended, Timeouts},
         session::{Cancelled, Registered},
     },
 };
@@ -60,7 +60,7 @@ impl TaskProcessor {
                 // Slots bound what handlers do at once; recording their outcomes needs none.
                 drop(slot);
                 match self.outcome(ended, registered) {
-                    Ok(outcome) => within(outcome, self.app.0.limits.results),
+                    Ok(outcome) => within(outcome, self.app.0.max_sizes.results),
                     Err(NoOutcome::Superseded) => return self.superseded(holding),
                     Err(NoOutcome::HandBack) => {
                         return Some(Box::pin(self.hand_back(holding, registered, &held)).await);
@@ -83,7 +83,7 @@ impl TaskProcessor {
         let policy =
             policy.aged(now.since(due.unwrap_or(holding.envelope.issued).max(holding.envelope.issued)));
         let verdict = decide(outcome, &policy, counters, now, rand::random())
-            .with_errors_within(self.app.0.limits.errors);
+            .with_errors_within(self.app.0.max_sizes.errors);
         log(&span, &verdict, started.elapsed());
         self.record(holding, registered, verdict, &cx, due, now).await
     }
@@ -99,7 +99,7 @@ impl TaskProcessor {
     ) -> Ended {
         let delayed = holding.envelope.attempt > 1 || body.eta.is_some();
         let mut call = Call {
-            limits: Limits {
+            timeouts: Timeouts {
                 soft: body.soft_timeout().or(task.options.soft_timeout),
                 hard: body.timeout().or(task.options.timeout),
             },

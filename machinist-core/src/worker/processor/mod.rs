@@ -152,25 +152,25 @@ impl TaskProcessor {
     fn open(&self, delivery: Delivery) -> Result<Holding, (BoxFuture<'_, Ending>, Box<dyn Receipt>)> {
         let Delivery { queue, message, receipt, .. } = delivery;
         let app = &self.app.0;
-        let instead: BoxFuture<'_, Ending> = match open(&app.trust, &app.limits, &queue, &message, self.now())
-        {
-            Opened::Task(envelope) => {
-                let hidden_by = app.trust.hiding_key(&envelope).map(Box::new);
-                return Ok(Holding { envelope, receipt: Some(receipt), hidden_by });
-            }
-            Opened::Locked(envelope, error) => {
-                Box::pin(async move { self.unreadable_task(&envelope, &error).await })
-            }
-            Opened::Rejected(envelope, reason, error) => {
-                Box::pin(async move { self.reject(&envelope, &message, reason, &error).await })
-            }
-            Opened::NotYet(reason, error) => {
-                Box::pin(async move { self.postpone(&queue, &message, reason, &error).await })
-            }
-            Opened::Dead(reason, error) => {
-                Box::pin(async move { self.bury_foreign(&queue, &message, reason, &error).await })
-            }
-        };
+        let instead: BoxFuture<'_, Ending> =
+            match open(&app.trust, &app.max_sizes, &queue, &message, self.now()) {
+                Opened::Task(envelope) => {
+                    let hidden_by = app.trust.hiding_key(&envelope).map(Box::new);
+                    return Ok(Holding { envelope, receipt: Some(receipt), hidden_by });
+                }
+                Opened::Locked(envelope, error) => {
+                    Box::pin(async move { self.unreadable_task(&envelope, &error).await })
+                }
+                Opened::Rejected(envelope, reason, error) => {
+                    Box::pin(async move { self.reject(&envelope, &message, reason, &error).await })
+                }
+                Opened::NotYet(reason, error) => {
+                    Box::pin(async move { self.postpone(&queue, &message, reason, &error).await })
+                }
+                Opened::Dead(reason, error) => {
+                    Box::pin(async move { self.bury_foreign(&queue, &message, reason, &error).await })
+                }
+            };
         Err((instead, receipt))
     }
 

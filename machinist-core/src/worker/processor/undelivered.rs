@@ -52,7 +52,7 @@ impl TaskProcessor {
     async fn cannot_arrive(&self, queue: &QueueName, message: &Message, error: &PublishError) -> Ending {
         let error = format!("it came due, and {error}");
         let app = &self.app.0;
-        match open(&app.trust, &app.limits, queue, message, self.now()) {
+        match open(&app.trust, &app.max_sizes, queue, message, self.now()) {
             Opened::Task(envelope) | Opened::Locked(envelope, _) | Opened::Rejected(envelope, ..) => {
                 self.end_unroutable(&envelope, &error).await
             }

@@ -9,7 +9,7 @@ use crate::codec::DEPTH_LIMIT;
 /// nobody has parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Limits {
+pub struct MaxSizes {
     /// A message's body, in bytes; 1 MiB unless set.
     pub body: usize,
     /// A message's headers together, in bytes; 16 KiB unless set.
@@ -25,7 +25,7 @@ pub struct Limits {
     pub errors: usize,
 }
 
-impl Default for Limits {
+impl Default for MaxSizes {
     fn default() -> Self {
         Self {
             body: 1024 * 1024,
@@ -38,43 +38,43 @@ impl Default for Limits {
     }
 }
 
-impl Limits {
-    /// The same limits with another for bodies, in bytes.
+impl MaxSizes {
+    /// Sets the maximum size of bodies, in bytes.
     #[must_use]
     pub const fn body(mut self, bytes: usize) -> Self {
         self.body = bytes;
         self
     }
 
-    /// The same limits with another for headers, in bytes.
+    /// Sets the maximum size of headers, in bytes.
     #[must_use]
     pub const fn headers(mut self, bytes: usize) -> Self {
         self.headers = bytes;
         self
     }
 
-    /// The same limits with another number of arguments.
+    /// Sets the maximum number of arguments.
     #[must_use]
     pub const fn args(mut self, count: usize) -> Self {
         self.args = count;
         self
     }
 
-    /// The same limits with another depth of nesting; more than 100 means 100.
+    /// Sets the maximum depth of nesting; more than 100 means 100.
     #[must_use]
     pub const fn depth(mut self, levels: usize) -> Self {
         self.depth = if levels < DEPTH_LIMIT { levels } else { DEPTH_LIMIT };
         self
     }
 
-    /// The same limits with another for errors, in bytes.
+    /// Sets the maximum size of errors, in bytes.
     #[must_use]
     pub const fn errors(mut self, bytes: usize) -> Self {
         self.errors = bytes;
         self
     }
 
-    /// The same limits with another for results, in bytes.
+    /// Sets the maximum size of results, in bytes.
     #[must_use]
     pub const fn results(mut self, bytes: usize) -> Self {
         self.results = bytes;

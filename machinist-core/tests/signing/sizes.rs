@@ -1,6 +1,6 @@
-//! Limits: an error to the sender, a dead letter where it arrives all the same.
+//! MaxSizes: an error to the sender, a dead letter where it arrives all the same.
 
-use machinist_core::{Json, Limits, SendError, State, TaskDef, TaskError, Worker, record};
+use machinist_core::{Json, MaxSizes, SendError, State, TaskDef, TaskError, Worker, record};
 use serde_json::{Value, json};
 
 use crate::support::{House, Running, SOON, hmac};
@@ -25,8 +25,8 @@ fn nested(depth: usize) -> Value {
     (0..depth).fold(json!(1), |inner, _| json!([inner]))
 }
 
-fn tight() -> Limits {
-    Limits::default().body(600).headers(900).args(2).depth(8).results(200).errors(99)
+fn tight() -> MaxSizes {
+    MaxSizes::default().body(600).headers(900).args(2).depth(8).results(200).errors(99)
 }
 
 #[tokio::test(start_paused = true)]
@@ -34,7 +34,7 @@ async fn every_limit_holds_at_both_ends() {
     let house = House::new();
     let key = hmac("k");
     let wide = house.app(key.clone()).await;
-    let app = house.builder().keyring(key).limits(tight()).build().await.unwrap();
+    let app = house.builder().keyring(key).max_sizes(tight()).build().await.unwrap();
     let worker =
         Worker::builder(&app).queue("math").task(TAKE, take).task(GIVE, give).task(FAIL, fail).state(());
     let _running = Running::start(worker);
@@ -57,7 +57,7 @@ async fn every_limit_holds_at_both_ends() {
     assert_eq!(house.dead("math", 3).await, ["too-large", "malformed", "malformed"]);
     // Headers are the sender's library's, not the sender's: only a limit below what every message has shows it.
     let narrow =
-        house.builder().keyring(hmac("k")).limits(Limits::default().headers(100)).build().await.unwrap();
+        house.builder().keyring(hmac("k")).max_sizes(MaxSizes::default().headers(100)).build().await.unwrap();
     match narrow.client().send(GIVE.call(())).await {
         Err(SendError::TooLarge { what, limit, .. }) => assert_eq!((what, limit), ("headers", 100)),
         other => panic!("headers: {other:?}"),
