@@ -163,7 +163,7 @@ impl From<ResultError> for Failure {
             ResultError::Forged { .. } => Self::of(Code::Configuration, &error).remedy(
                 "are the workers' keys in the ring here (`machinist keys list`)? else somebody without a key wrote it",
             ),
-            ResultError::Locked { .. } => Self::of(Code::Configuration, &error)
+            ResultError::Undecryptable { .. } => Self::of(Code::Configuration, &error)
                 .remedy("give the key here: file = \"…\" under [[keys]]; `machinist keys list` shows those that are"),
             ResultError::Timeout { .. } => Self::of(Code::NotFinished, &error),
             ResultError::Failed { .. } => Self::of(Code::Failed, &error),

@@ -11,12 +11,12 @@ use crate::{
     client::Client,
     clock::Clock,
     codec::Codec,
+    encryption,
     envelope::{Body, Envelope},
     error::BoxError,
     id::{QueueName, TaskId},
     middleware::PublishHook,
     result::AsyncResult,
-    secrecy,
     sign::{KeyError, Keyring},
     sizes::MaxSizes,
     trust::Trust,
@@ -125,8 +125,8 @@ impl App {
 
     /// The body of an envelope, decrypted where it is encrypted.
     pub(crate) fn decode(&self, envelope: &Envelope) -> Result<Body, BoxError> {
-        if secrecy::is_encrypted(envelope) {
-            self.0.trust.disclose(envelope)?.decode(&self.0.max_sizes)
+        if encryption::is_encrypted(envelope) {
+            self.0.trust.decrypt(envelope)?.decode(&self.0.max_sizes)
         } else {
             envelope.decode(&self.0.max_sizes)
         }

@@ -11,7 +11,7 @@ use crate::{
     envelope::{Body, Envelope, FirstSigner},
     error::TaskError,
     id::TaskId,
-    record::{Counters, Facts, Held, Outcome, Starting, decide, fold, judge, record},
+    record::{Claim, Counters, Facts, Outcome, StartRequest, decide, decide_start, fold, outcome_commit},
     retry::RetryPolicy,
     sign::{Algorithm, Key},
     sizes::MaxSizes,
@@ -95,13 +95,13 @@ pub fn verify_headers() -> impl FnMut() {
 
 /// The end of a task, signed.
 pub fn attest_end() -> impl FnMut() {
-    let (held, policy, trust) = (started().1, RetryPolicy::default(), trust());
-    let ended = end(&held, Outcome::Returned(Results::default()), &policy);
-    move || drop(black_box(trust.attest(black_box(&ended).clone())))
+    let (claim, policy, trust) = (started().1, RetryPolicy::default(), trust());
+    let ended = end(&claim, Outcome::Returned(Results::default()), &policy);
+    move || drop(black_box(trust.sign_end(black_box(&ended).clone())))
 }
 
-fn starting() -> Starting {
-    Starting {
+fn starting() -> StartRequest {
+    StartRequest {
         id: TaskId::fresh(),
         attempt: 1,
         generation: 0,
@@ -114,11 +114,11 @@ fn starting() -> Starting {
     }
 }
 
-fn started() -> (Facts, Held) {
+fn started() -> (Facts, Claim) {
     let mut facts = Facts::new();
-    let (commit, held) = starting().first(NOW);
+    let (commit, claim) = starting().first(NOW);
     assert!(commit.apply(&mut facts), "nobody else has started it");
-    (facts, held)
+    (facts, claim)
 }
 
 /// The commit of a first start.
@@ -129,34 +129,34 @@ pub fn first_start() -> impl FnMut() {
 
 /// What the record of a task that runs says to a second delivery of it.
 pub fn judge_busy() -> impl FnMut() {
-    let (facts, asking) = (started().0, Starting { run: "another".into(), ..starting() });
-    move || drop(black_box(judge(black_box(&facts), &asking, |_, _| false, NOW)))
+    let (facts, asking) = (started().0, StartRequest { run: "another".into(), ..starting() });
+    move || drop(black_box(decide_start(black_box(&facts), &asking, |_, _| false, NOW)))
 }
 
 /// What follows from a failure, and its commit.
 pub fn fail() -> impl FnMut() {
-    let (held, policy) = (started().1, RetryPolicy::new(3));
+    let (claim, policy) = (started().1, RetryPolicy::new(3));
     move || {
         let outcome = Outcome::Failed(TaskError::new("no answer"));
-        drop(black_box(end(&held, outcome, &policy)));
+        drop(black_box(end(&claim, outcome, &policy)));
     }
 }
 
 /// What follows from a success, and its commit.
 pub fn succeed() -> impl FnMut() {
-    let (held, policy) = (started().1, RetryPolicy::default());
-    move || drop(black_box(end(&held, Outcome::Returned(Results::default()), &policy)))
+    let (claim, policy) = (started().1, RetryPolicy::default());
+    move || drop(black_box(end(&claim, Outcome::Returned(Results::default()), &policy)))
 }
 
-fn end(held: &Held, outcome: Outcome, policy: &RetryPolicy) -> Commit {
+fn end(claim: &Claim, outcome: Outcome, policy: &RetryPolicy) -> Commit {
     let verdict = decide(outcome, policy, Counters::default(), NOW, 0.5);
-    record(held, &verdict, String::new(), NOW, TTL)
+    outcome_commit(claim, &verdict, String::new(), NOW, TTL)
 }
 
 /// A record of a task that ended as people see it.
 pub fn fold_ended() -> impl FnMut() {
-    let (mut facts, held) = started();
-    let ended = end(&held, Outcome::Returned(Results::default()), &RetryPolicy::default());
+    let (mut facts, claim) = started();
+    let ended = end(&claim, Outcome::Returned(Results::default()), &RetryPolicy::default());
     assert!(ended.apply(&mut facts), "it is the holder's");
-    move || drop(black_box(fold(&held.id, black_box(&facts))))
+    move || drop(black_box(fold(&claim.id, black_box(&facts))))
 }

@@ -14,7 +14,7 @@ use crate::{
     record::{self, Counters, name},
     result::AsyncResult,
     signature::{Parts, Signature},
-    stored::stored,
+    stored_message::message_to_fact,
     trace::TraceContext,
 };
 
@@ -218,14 +218,14 @@ impl Client {
             body,
             first: FirstSigner::Publisher,
         };
-        let envelope = app.trust.conceal(envelope);
+        let envelope = app.trust.encrypt(envelope);
         let message = self.app.seal(&envelope);
         if let Some(exceeded) = app.max_sizes.exceeded(&message) {
             return Err(too_large(&envelope.id, exceeded));
         }
         let mut facts = sender_facts(&envelope);
         if eta.is_some() {
-            facts.facts.extend(stored(&message).map(|message| (name::MESSAGE.into(), message)));
+            facts.facts.extend(message_to_fact(&message).map(|message| (name::MESSAGE.into(), message)));
         }
         let publish = Publish { target: Target::Queue(queue), message, delay: keep_for(due.since(now)) };
         Ok(Ready { envelope, publish, facts, span })
@@ -267,7 +267,7 @@ pub(crate) fn sender_facts(envelope: &Envelope) -> Commit {
         }
     }
     let waits = envelope.eta.map_or(std::time::Duration::ZERO, |eta| eta.since(envelope.issued));
-    commit.expiry = Expiry::AfterUnlessSet(waits + record::UNENDED);
+    commit.expiry = Expiry::AfterUnlessSet(waits + record::UNFINISHED_TTL);
     commit
 }
 

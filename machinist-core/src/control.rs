@@ -15,12 +15,13 @@ use crate::{
     error::SendError,
     id::{SessionId, TaskId},
     record::{
-        Facts, FailureKind, Manner, Record, Revocable, TaskState, Unstarted, fold, name, revocable, unstarted,
+        Facts, FailureKind, NextAttempt, Record, RevokeDecision, RevokeMode, TaskState, decide_revoke, fold,
+        name, next_attempt,
     },
     result::AsyncResult,
-    stored::{LARGEST, restored},
+    stored_message::{LARGEST, message_from_fact},
     trace::TraceContext,
-    trust::Doubt,
+    trust::VerifyError,
     worker::ring,
 };
 
@@ -101,7 +102,7 @@ impl Client {
     /// # Cancel safety
     /// A dropped future leaves the task revoked or not.
     pub async fn revoke(&self, id: &TaskId) -> Result<Revoked, ControlError> {
-        self.revoke_in(id, Manner::Told).await
+        self.revoke_in(id, RevokeMode::Cancel).await
     }
 
     /// As [`revoke`](Self::revoke), without waiting for the last words of a run: it is cut off as at its hard limit.
@@ -116,20 +117,21 @@ impl Client {
     /// # Cancel safety
     /// A dropped future leaves the task revoked or not.
     pub async fn terminate(&self, id: &TaskId) -> Result<Revoked, ControlError> {
-        self.revoke_in(id, Manner::CutOff).await
+        self.revoke_in(id, RevokeMode::Terminate).await
     }
 
-    async fn revoke_in(&self, id: &TaskId, manner: Manner) -> Result<Revoked, ControlError> {
+    async fn revoke_in(&self, id: &TaskId, manner: RevokeMode) -> Result<Revoked, ControlError> {
         let app = &self.app.0;
         let mut facts = self.facts(id).await?;
         loop {
-            let (commit, running) = match revocable(id, &facts, manner, app.clock.now(), app.results_ttl) {
-                Revocable::Ended(_) if ended_as_revoked(id, &facts) => return Ok(Revoked::Ended),
-                Revocable::Ended(state) => return Ok(Revoked::Already(state)),
-                Revocable::Now(commit) => (commit, None),
-                Revocable::Ask(commit, session) => (commit, Some(session)),
+            let (commit, running) = match decide_revoke(id, &facts, manner, app.clock.now(), app.results_ttl)
+            {
+                RevokeDecision::Ended(_) if ended_as_revoked(id, &facts) => return Ok(Revoked::Ended),
+                RevokeDecision::Ended(state) => return Ok(Revoked::Already(state)),
+                RevokeDecision::EndNow(commit) => (commit, None),
+                RevokeDecision::AskRun(commit, session) => (commit, Some(session)),
             };
-            match self.commit(self.attested(commit)?).await? {
+            match self.commit(self.signed_end(commit)?).await? {
                 Committed::Refused(newer) => facts = newer,
                 Committed::Done => {
                     self.after_revoking(id, running.as_ref()).await;
@@ -168,10 +170,11 @@ impl Client {
             let known = page.iter().filter_map(|(_, member)| TaskId::parse(member).ok());
             let ids: Vec<_> = known.collect();
             for (id, mut facts) in ids.iter().zip(backend.read(&ids).await?) {
-                let locked = self.app.0.trust.reveal(id, &mut facts).map(|locked| locked.to_string());
+                let locked =
+                    self.app.0.trust.decrypt_outcome(id, &mut facts).map(|locked| locked.to_string());
                 let record = fold(id, &facts).map(|record| Record { locked, ..record });
                 match (record, waits(&facts)) {
-                    (Some(record), Some(Unstarted { due: Some(due), .. })) => {
+                    (Some(record), Some(NextAttempt { due: Some(due), .. })) => {
                         waiting.push(Scheduled { due, record });
                     }
                     _ => over.push(IndexUpdate::Remove { index: Index::Scheduled, member: id.to_string() }),
@@ -247,7 +250,7 @@ impl Client {
         let of = envelope.id.clone();
         let again = self.name_successor(named_at).await?;
         let known = self.read(&again).await?;
-        if known.has(name::END) || !matches!(unstarted(&known), Ok(Unstarted { attempt: 1, .. })) {
+        if known.has(name::END) || !matches!(next_attempt(&known), Ok(NextAttempt { attempt: 1, .. })) {
             return Ok(AsyncResult::sent(self.app.clone(), again));
         }
         let now = self.app.clock().now();
@@ -307,14 +310,15 @@ impl Client {
         let fact = facts.get(name::MESSAGE);
         let fact =
             fact.ok_or_else(|| no_message(format!("it was not kept, or is larger than {LARGEST} bytes")))?;
-        let message = restored(fact).ok_or_else(|| no_message("what it holds cannot be read".to_owned()))?;
+        let message =
+            message_from_fact(fact).ok_or_else(|| no_message("what it holds cannot be read".to_owned()))?;
         let mut envelope = Envelope::read(&message).map_err(|error| no_message(error.to_string()))?;
         if envelope.id != *id {
             return Err(no_message(format!("what it holds is the message of task {}", envelope.id)));
         }
         let trust = &self.app.0.trust;
         trust.verify(&mut envelope, &message).map_err(|doubt| match doubt {
-            Doubt::Nothing(_, why) | Doubt::UnknownKey(why) => no_message(why),
+            VerifyError::Untrusted(_, why) | VerifyError::UnknownKey(why) => no_message(why),
         })?;
         trust
             .may_sign(&envelope.name, &envelope.queue, self.app.clock().now())
@@ -323,8 +327,8 @@ impl Client {
     }
 
     /// A commit as it must be written: an end that nobody would believe is refused here.
-    pub(crate) fn attested(&self, commit: Commit) -> Result<Commit, ControlError> {
-        let commit = self.app.0.trust.attest(commit);
+    pub(crate) fn signed_end(&self, commit: Commit) -> Result<Commit, ControlError> {
+        let commit = self.app.0.trust.sign_end(commit);
         let facts: Facts = commit.facts.iter().cloned().collect();
         match self.app.0.trust.check_end(&commit.id, &facts) {
             Ok(()) => Ok(commit),
@@ -341,8 +345,8 @@ impl Client {
 }
 
 /// The attempt that a task waits for, if it waits for its time.
-fn waits(facts: &Facts) -> Option<Unstarted> {
-    let next = unstarted(facts).ok().filter(|next| next.due.is_some())?;
+fn waits(facts: &Facts) -> Option<NextAttempt> {
+    let next = next_attempt(facts).ok().filter(|next| next.due.is_some())?;
     (!facts.has(name::END) && !facts.has(name::REVOKED)).then_some(next)
 }
 

@@ -199,7 +199,7 @@ pub enum ResultError {
     },
     /// The task has ended, and how is encrypted: the key is not in the ring here, or is another.
     #[error("task {id} has ended, and how cannot be read: {why}")]
-    Locked {
+    Undecryptable {
         /// The task.
         id: crate::id::TaskId,
         /// Which key is missing.

@@ -8,22 +8,24 @@ use std::{sync::OnceLock, time::Duration};
 use serde_json::{Map, Value, json};
 
 use crate::{
+    admission::{Admission, admit},
     args::Results,
     broker::{HeaderValue, Headers, Message},
     clock::Timestamp,
     codec::Codec,
+    encryption,
     envelope::{DeadMark, Envelope, FirstSigner, attempt_of, dead_letter},
     id::{QueueName, RunId, SessionId, TaskId},
     record::{
-        Counters, Facts, FailureKind, Manner, Meaning, Revocable, Starting, Suspicion, Verdict,
-        end_by_anybody, fold, json as fact, judge, name, owed, revocable, suspicion,
+        Counters, Facts, FailureKind, RevokeDecision, RevokeMode, StartDecision, StartRequest, Suspicion,
+        Verdict, decide_revoke, decide_start, failure_without_run, fold, json as fact, name,
+        recorded_follow_up, suspicion,
     },
-    secrecy,
     sign::{Algorithm, Key, KeyId, KeyState, Keyring, input::Input},
     sizes::MaxSizes,
-    stored::restored,
+    stored_message::message_from_fact,
     trust::Trust,
-    worker::{Opened, open, ring},
+    worker::ring,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -52,7 +54,7 @@ pub(crate) fn full_envelope() -> Envelope {
     }
 }
 
-/// A body, of either codec: it is read or refused, and what is read can be written and read again.
+/// A body, of either codec: it is read or explain_refusal, and what is read can be written and read again.
 pub fn body(data: &[u8]) {
     for codec in [Codec::MessagePack, Codec::Json] {
         let content_type = codec.content_type().to_owned();
@@ -65,7 +67,7 @@ pub fn body(data: &[u8]) {
     }
 }
 
-/// Headers and properties: they are read or refused, and what is read is what is written.
+/// Headers and properties: they are read or explain_refusal, and what is read is what is written.
 pub fn headers(data: &[u8]) {
     let message = Bytes(data).message();
     let _ = (Envelope::still_unread(&message, NOW), attempt_of(&message), DeadMark::read(&message));
@@ -98,11 +100,13 @@ pub fn verify(data: &[u8]) {
     let (trust, message) = &signed[usize::from(bytes.byte().unwrap_or_default() % 2)];
     let message = bytes.change(message.clone());
     let queue = QueueName::parse("math").expect("a name");
-    match open(trust, &MaxSizes::default(), &queue, &message, NOW) {
-        Opened::Task(opened) | Opened::Rejected(opened, ..) | Opened::Locked(opened, _) => {
+    match admit(trust, &MaxSizes::default(), &queue, &message, NOW) {
+        Admission::Accepted(opened)
+        | Admission::Rejected(opened, ..)
+        | Admission::Undecryptable(opened, _) => {
             assert_eq!(opened, full_envelope(), "believed, and nobody signed it: {message:?}");
         }
-        Opened::NotYet(..) | Opened::Dead(..) => {}
+        Admission::Deferred(..) | Admission::Refused(..) => {}
     }
 }
 
@@ -139,7 +143,7 @@ pub fn encrypted(data: &[u8]) {
     static HIDDEN: OnceLock<(Keyring, Envelope)> = OnceLock::new();
     let (ring, hidden) = HIDDEN.get_or_init(|| {
         let key = Key::with_secret(Algorithm::XChaCha20Poly1305, "hide", &[7; 32]).expect("32 bytes");
-        let hidden = secrecy::encrypted(full_envelope(), &key);
+        let hidden = encryption::encrypted(full_envelope(), &key);
         (Keyring::from(key), hidden)
     });
     let mut bytes = Bytes(data);
@@ -150,7 +154,7 @@ pub fn encrypted(data: &[u8]) {
     }
     for body in [body, data.to_vec()] {
         let changed = Envelope { body: body.into(), ..hidden.clone() };
-        match secrecy::decrypted(&changed, Some(ring)) {
+        match encryption::decrypted(&changed, Some(ring)) {
             Ok(opened) => assert!(changed.body == hidden.body && opened == full_envelope(), "{opened:?}"),
             Err(locked) => drop(locked.to_string()),
         }
@@ -164,13 +168,15 @@ pub fn encrypted(data: &[u8]) {
     ]
     .into_iter()
     .collect();
-    assert!(secrecy::reveal(&id, &mut facts, Some(ring)).is_some(), "nobody encrypted {text:?}");
+    assert!(encryption::decrypt_outcome(&id, &mut facts, Some(ring)).is_some(), "nobody encrypted {text:?}");
     let plain: Map<String, Value> = [("error".to_owned(), json!({ "chain": [text] }))].into_iter().collect();
     let mut commit = crate::backend::Commit::new(id.clone());
     commit.facts = vec![(name::END.into(), fact(&plain))];
-    let mut facts: Facts =
-        secrecy::hide(commit, ring.encrypting_key().expect("it is active")).facts.into_iter().collect();
-    assert_eq!(secrecy::reveal(&id, &mut facts, Some(ring)), None);
+    let mut facts: Facts = encryption::encrypt_outcome(commit, ring.encrypting_key().expect("it is active"))
+        .facts
+        .into_iter()
+        .collect();
+    assert_eq!(encryption::decrypt_outcome(&id, &mut facts, Some(ring)), None);
     assert_eq!(facts.read::<Map<String, Value>>(name::END), Some(plain));
 }
 
@@ -191,15 +197,15 @@ pub fn record(data: &[u8]) {
     );
     assert_eq!(trust.check_end(&id, &facts).is_ok(), !facts.has(name::END), "nobody signed this");
     drop(fold(&id, &facts).map(|record| format!("{record:?}")));
-    drop(facts.get(name::MESSAGE).map(|message| restored(message)));
+    drop(facts.get(name::MESSAGE).map(|message| message_from_fact(message)));
     for attempt in [1, 2, u32::MAX] {
         started_over(&id, &facts, attempt);
     }
-    let manner = if data.len().is_multiple_of(2) { Manner::Told } else { Manner::CutOff };
-    match revocable(&id, &facts, manner, NOW, HOUR) {
-        Revocable::Ended(state) => assert!(state.is_final()),
-        Revocable::Now(commit) => assert!(commit.apply(&mut facts.clone()), "{commit:?}"),
-        Revocable::Ask(commit, session) => {
+    let manner = if data.len().is_multiple_of(2) { RevokeMode::Cancel } else { RevokeMode::Terminate };
+    match decide_revoke(&id, &facts, manner, NOW, HOUR) {
+        RevokeDecision::Ended(state) => assert!(state.is_final()),
+        RevokeDecision::EndNow(commit) => assert!(commit.apply(&mut facts.clone()), "{commit:?}"),
+        RevokeDecision::AskRun(commit, session) => {
             assert!(commit.apply(&mut facts.clone()), "{commit:?}");
             drop(ring(&session));
         }
@@ -209,7 +215,7 @@ pub fn record(data: &[u8]) {
 /// What a delivery of this attempt may do, whether the sessions of the record live or not.
 fn started_over(id: &TaskId, facts: &Facts, attempt: u32) {
     let (run, session) = (RunId::from("a"), SessionId::from("s"));
-    let asking = Starting {
+    let asking = StartRequest {
         id: id.clone(),
         attempt,
         generation: 0,
@@ -222,32 +228,34 @@ fn started_over(id: &TaskId, facts: &Facts, attempt: u32) {
     };
     let suspicion = suspicion(facts, attempt);
     for gone in [true, false] {
-        match judge(facts, &asking, |_, _| gone, NOW) {
-            Meaning::TakeOver(next) if suspicion != Suspicion::Lost => {
-                let (commit, held) = *next;
+        match decide_start(facts, &asking, |_, _| gone, NOW) {
+            StartDecision::TakeOver(next) if suspicion != Suspicion::Lost => {
+                let (commit, claim) = *next;
                 let mut facts = facts.clone();
                 assert!(commit.apply(&mut facts), "{commit:?}");
-                let ended = crate::record::record(
-                    &held,
+                let ended = crate::record::outcome_commit(
+                    &claim,
                     &Verdict::Success(Results::default()),
                     String::new(),
                     NOW,
                     HOUR,
                 );
                 assert!(ended.apply(&mut facts.clone()), "{ended:?}");
-                drop(held.upkeep(&facts, &SessionId::from("s2"), NOW));
-                assert!(held.hand_back().apply(&mut facts));
+                drop(claim.renewal_action(&facts, &SessionId::from("s2"), NOW));
+                assert!(claim.hand_back().apply(&mut facts));
             }
-            Meaning::TakeOver(_) | Meaning::Revoked => {
+            StartDecision::TakeOver(_) | StartDecision::Revoked => {
                 let kind = FailureKind::Lost;
-                let ended = end_by_anybody(id, facts, attempt, kind, "lost".into(), NOW, HOUR);
+                let ended = failure_without_run(id, facts, attempt, kind, "lost".into(), NOW, HOUR);
                 assert!(ended.apply(&mut facts.clone()), "{ended:?}");
             }
-            Meaning::Run(held) => drop(held.upkeep(facts, &SessionId::from("s2"), NOW)),
-            Meaning::Over(_) | Meaning::Superseded | Meaning::Busy(_) => {}
+            StartDecision::AlreadyStarted(claim) => {
+                drop(claim.renewal_action(facts, &SessionId::from("s2"), NOW))
+            }
+            StartDecision::Over(_) | StartDecision::NewerGuard | StartDecision::Busy(_) => {}
         }
     }
-    drop(owed(facts, attempt));
+    drop(recorded_follow_up(facts, attempt));
 }
 
 /// The fields of a signing input, taken apart as `docs/signing.md` says.

@@ -2,6 +2,7 @@
 //!
 //! This crate knows no network: brokers and backends are behind two seams, [`broker`] and [`backend`].
 
+mod admission;
 mod app;
 pub mod args;
 pub mod backend;
@@ -14,8 +15,9 @@ pub mod clock;
 mod codec;
 mod context;
 mod control;
-mod dead;
+mod dead_letters;
 pub mod diagnose;
+mod encryption;
 mod envelope;
 pub mod error;
 pub mod extract;
@@ -29,11 +31,10 @@ mod middleware;
 pub mod record;
 mod result;
 mod retry;
-mod secrecy;
 pub mod sign;
 mod signature;
 mod sizes;
-mod stored;
+mod stored_message;
 mod task;
 #[cfg(feature = "tls")]
 pub mod tls;
@@ -47,7 +48,7 @@ pub use client::Client;
 pub use codec::Codec;
 pub use context::TaskContext;
 pub use control::{ControlError, Revoked, Scheduled};
-pub use dead::{DeadFilter, DeadLetter, DeadLetterOutcome};
+pub use dead_letters::{DeadFilter, DeadLetter, DeadLetterOutcome};
 pub use error::{ResultError, SendError, TaskError};
 pub use extract::State;
 pub use id::{QueueName, TaskId, TaskName};

@@ -161,7 +161,7 @@ impl<R> AsyncResult<R> {
             .trust
             .check_end(&self.id, &facts)
             .map_err(|reason| ResultError::Forged { id: self.id.clone(), reason })?;
-        let locked = self.app.0.trust.reveal(&self.id, &mut facts);
+        let locked = self.app.0.trust.decrypt_outcome(&self.id, &mut facts);
         let mut record = fold(&self.id, &facts);
         if let (Some(record), Some(locked)) = (&mut record, locked) {
             record.results = None;
@@ -192,7 +192,7 @@ impl<R: FromResults> AsyncResult<R> {
 
     fn returned(&self, record: Record) -> Result<R, ResultError> {
         if let Some(why) = record.locked {
-            return Err(ResultError::Locked { id: self.id.clone(), why });
+            return Err(ResultError::Undecryptable { id: self.id.clone(), why });
         }
         let error = record.error.unwrap_or_default();
         match record.results {

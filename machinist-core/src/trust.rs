@@ -16,11 +16,11 @@ use crate::{
     backend::Commit,
     broker::Message,
     clock::Timestamp,
+    encryption::{self, DecryptError},
     envelope::{DeadReason, Envelope, FirstSigner, Seal, Unreadable},
     id::{QueueName, TaskId, TaskName},
     record::{Facts, name},
-    secrecy::{self, Locked},
-    sign::{Key, KeyError, KeyId, Keyring, Unfit, input::Input},
+    sign::{Key, KeyError, KeyId, KeyRejection, Keyring, input::Input},
 };
 
 /// The version of what is signed under a result.
@@ -38,9 +38,9 @@ pub(crate) struct Trust {
 
 /// Why a message is not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Doubt {
+pub(crate) enum VerifyError {
     /// Nothing in it is believed.
-    Nothing(DeadReason, String),
+    Untrusted(DeadReason, String),
     /// Another process, or this one with another ring, may know the key.
     UnknownKey(String),
 }
@@ -70,9 +70,9 @@ impl Trust {
     }
 
     /// The envelope as it goes to the broker: its body encrypted, if this application encrypts.
-    pub(crate) fn conceal(&self, envelope: Envelope) -> Envelope {
+    pub(crate) fn encrypt(&self, envelope: Envelope) -> Envelope {
         match self.ring().as_deref().and_then(Keyring::encrypting_key) {
-            Some(key) => secrecy::encrypted(envelope, key),
+            Some(key) => encryption::encrypted(envelope, key),
             None => envelope,
         }
     }
@@ -83,24 +83,24 @@ impl Trust {
         &self,
         envelope: &Envelope,
         rename: impl FnOnce(Envelope) -> Envelope,
-    ) -> Result<Envelope, Locked> {
-        let key = self.hiding_key(envelope);
-        let renamed = rename(self.disclose(envelope)?);
+    ) -> Result<Envelope, DecryptError> {
+        let key = self.outcome_key(envelope);
+        let renamed = rename(self.decrypt(envelope)?);
         match key {
-            Some(key) => Ok(secrecy::encrypted(renamed, &key)),
+            Some(key) => Ok(encryption::encrypted(renamed, &key)),
             None => Ok(renamed),
         }
     }
 
     /// The envelope with its body readable.
-    pub(crate) fn disclose(&self, envelope: &Envelope) -> Result<Envelope, Locked> {
-        secrecy::decrypted(envelope, self.ring().as_deref())
+    pub(crate) fn decrypt(&self, envelope: &Envelope) -> Result<Envelope, DecryptError> {
+        encryption::decrypted(envelope, self.ring().as_deref())
     }
 
     /// Whether the body can be read, as far as that can be told from its outside.
-    pub(crate) fn openable(&self, envelope: &Envelope) -> Result<(), Locked> {
-        if secrecy::is_encrypted(envelope) {
-            secrecy::openable(envelope, self.ring().as_deref())
+    pub(crate) fn check_decryptable(&self, envelope: &Envelope) -> Result<(), DecryptError> {
+        if encryption::is_encrypted(envelope) {
+            encryption::check_decryptable(envelope, self.ring().as_deref())
         } else {
             Ok(())
         }
@@ -108,18 +108,18 @@ impl Trust {
 
     /// The key that hides what becomes of this task, if that is to be hidden. Whoever runs it asks once: a key that is
     /// taken from the ring meanwhile must not make the outcome readable.
-    pub(crate) fn hiding_key(&self, envelope: &Envelope) -> Option<Key> {
-        secrecy::hiding_key(envelope, self.ring().as_deref()?).cloned()
+    pub(crate) fn outcome_key(&self, envelope: &Envelope) -> Option<Key> {
+        encryption::outcome_key(envelope, self.ring().as_deref()?).cloned()
     }
 
     /// Whether what becomes of this task is hidden, here or elsewhere.
-    pub(crate) fn hides(&self, envelope: &Envelope) -> bool {
-        secrecy::is_encrypted(envelope) || self.ring().is_some_and(|ring| ring.encrypting_key().is_some())
+    pub(crate) fn encrypts_outcomes(&self, envelope: &Envelope) -> bool {
+        encryption::is_encrypted(envelope) || self.ring().is_some_and(|ring| ring.encrypting_key().is_some())
     }
 
     /// Puts back what is hidden in these facts; says why some of it stays hidden.
-    pub(crate) fn reveal(&self, id: &TaskId, facts: &mut Facts) -> Option<Locked> {
-        secrecy::reveal(id, facts, self.ring().as_deref())
+    pub(crate) fn decrypt_outcome(&self, id: &TaskId, facts: &mut Facts) -> Option<DecryptError> {
+        encryption::decrypt_outcome(id, facts, self.ring().as_deref())
     }
 
     /// Whether this process could sign this task now, and why not.
@@ -137,16 +137,20 @@ impl Trust {
 
     /// Verifies the signature of a message whose headers were read into `envelope`, and that whoever made it is
     /// to be believed.
-    pub(crate) fn verify(&self, envelope: &mut Envelope, message: &Message) -> Result<Option<Seal>, Doubt> {
+    pub(crate) fn verify(
+        &self,
+        envelope: &mut Envelope,
+        message: &Message,
+    ) -> Result<Option<Seal>, VerifyError> {
         let Some(ring) = self.ring() else { return Ok(None) };
-        let unreadable = |e: Unreadable| Doubt::Nothing(DeadReason::BadSignature, e.to_string());
+        let unreadable = |e: Unreadable| VerifyError::Untrusted(DeadReason::BadSignature, e.to_string());
         let Some(seal) = envelope.read_seal(message).map_err(unreadable)? else {
             return self.unsigned();
         };
         let key = ring.trusted(&seal.key)?;
         if !envelope.is_signed_by(key, &seal) {
             let error = format!("the signature is not that of key {} under this message", seal.key);
-            return Err(Doubt::Nothing(DeadReason::BadSignature, error));
+            return Err(VerifyError::Untrusted(DeadReason::BadSignature, error));
         }
         key.believed_at(seal.signed_at)?;
         if let FirstSigner::Key(first) = &envelope.first {
@@ -155,9 +159,9 @@ impl Trust {
         Ok(Some(seal))
     }
 
-    fn unsigned(&self) -> Result<Option<Seal>, Doubt> {
+    fn unsigned(&self) -> Result<Option<Seal>, VerifyError> {
         if !self.allow_unsigned {
-            return Err(Doubt::Nothing(DeadReason::Unsigned, "it carries no signature".to_owned()));
+            return Err(VerifyError::Untrusted(DeadReason::Unsigned, "it carries no signature".to_owned()));
         }
         if !self.told_of_unsigned.swap(true, Ordering::Relaxed) {
             tracing::warn!("unsigned tasks are run, because that was allowed; this is said once");
@@ -166,7 +170,7 @@ impl Trust {
     }
 
     /// What speaks against running a verified task here and now.
-    pub(crate) fn objection(
+    pub(crate) fn rejection(
         &self,
         envelope: &Envelope,
         seal: &Seal,
@@ -188,21 +192,21 @@ impl Trust {
         for id in std::iter::once(&seal.key).chain(first) {
             let allowed =
                 ring.trusted(id).and_then(|key| key.may(envelope.name.as_str(), envelope.queue.as_str()));
-            if let Err(unfit) = allowed {
-                return Some((DeadReason::NotAllowed, unfit.to_string()));
+            if let Err(rejected) = allowed {
+                return Some((DeadReason::NotAllowed, rejected.to_string()));
             }
         }
         None
     }
 
     /// Signs the end of a task, if this commit is one: results are kept where others can write.
-    pub(crate) fn attest(&self, mut commit: Commit) -> Commit {
+    pub(crate) fn sign_end(&self, mut commit: Commit) -> Commit {
         let Some(ring) = self.ring() else { return commit };
         if let Some(key) = ring.signing_key()
             && let Some((_, end)) = commit.facts.iter_mut().find(|(fact, _)| fact == name::END)
-            && let Some(attested) = attested(key, &commit.id, end)
+            && let Some(signed_end) = signed_end(key, &commit.id, end)
         {
-            *end = attested;
+            *end = signed_end;
         }
         commit
     }
@@ -214,7 +218,7 @@ impl Trust {
             let unsigned = "its end carries no signature".to_owned();
             return if self.allow_unsigned { Ok(()) } else { Err(unsigned) };
         };
-        let key = ring.trusted(&attestation.key).map_err(|unfit| unfit.to_string())?;
+        let key = ring.trusted(&attestation.key).map_err(|rejected| rejected.to_string())?;
         let input = result_input(key, id, attestation.text);
         if !key.verify(&input, &attestation.signature) {
             return Err(format!("the signature of its end is not that of key {}", attestation.key));
@@ -224,18 +228,20 @@ impl Trust {
             at: Timestamp,
         }
         let ended: Ended = serde_json::from_slice(end).map_err(|e| e.to_string())?;
-        key.believed_at(ended.at).map_err(|unfit| unfit.to_string())
+        key.believed_at(ended.at).map_err(|rejected| rejected.to_string())
     }
 }
 
-impl From<Unfit> for Doubt {
-    fn from(unfit: Unfit) -> Self {
-        let error = unfit.to_string();
-        match unfit {
-            Unfit::Unknown(_) => Self::UnknownKey(error),
+impl From<KeyRejection> for VerifyError {
+    fn from(rejected: KeyRejection) -> Self {
+        let error = rejected.to_string();
+        match rejected {
+            KeyRejection::Unknown(_) => Self::UnknownKey(error),
             // A key outside its time is believed as little as one that was revoked.
-            Unfit::Revoked(_) | Unfit::OutOfTime(..) => Self::Nothing(DeadReason::RevokedKey, error),
-            Unfit::NotAllowed(_) => Self::Nothing(DeadReason::NotAllowed, error),
+            KeyRejection::Revoked(_) | KeyRejection::OutOfTime(..) => {
+                Self::Untrusted(DeadReason::RevokedKey, error)
+            }
+            KeyRejection::NotAllowed(_) => Self::Untrusted(DeadReason::NotAllowed, error),
         }
     }
 }
@@ -274,7 +280,7 @@ fn result_input(key: &Key, id: &TaskId, text: &[u8]) -> Vec<u8> {
 }
 
 /// The same JSON object with two fields more at its end.
-fn attested(key: &Key, id: &TaskId, end: &Bytes) -> Option<Bytes> {
+fn signed_end(key: &Key, id: &TaskId, end: &Bytes) -> Option<Bytes> {
     let text = end.strip_suffix(b"}")?;
     let signature = BASE64.encode(key.sign(&result_input(key, id, text))?);
     let parts = [text, SIGNED_BY.as_bytes(), key.id().as_str().as_bytes(), SIGNATURE.as_bytes()];

@@ -211,7 +211,7 @@ pub(crate) struct Start {
 
 /// Which run of a task an outcome is from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Origin {
+pub(crate) struct RunOrigin {
     pub(crate) attempt: u32,
     pub(crate) start: u32,
     pub(crate) run: RunId,
@@ -298,7 +298,7 @@ impl From<&str> for ErrorText {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Retried {
     #[serde(flatten)]
-    pub(crate) origin: Origin,
+    pub(crate) origin: RunOrigin,
     pub(crate) at: Timestamp,
     /// When the next attempt is due.
     pub(crate) due: Timestamp,
@@ -321,7 +321,7 @@ pub(crate) struct Counters {
 pub(crate) struct End {
     /// The run that ended it; none where somebody else did.
     #[serde(flatten, default)]
-    pub(crate) origin: Option<Origin>,
+    pub(crate) origin: Option<RunOrigin>,
     pub(crate) at: Timestamp,
     #[serde(flatten)]
     pub(crate) verdict: EndVerdict,
@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn an_end_is_readable_and_reads_back() {
         let end = End {
-            origin: Some(Origin { attempt: 1, start: 1, run: "r".into(), token: 7, worker: "w".into() }),
+            origin: Some(RunOrigin { attempt: 1, start: 1, run: "r".into(), token: 7, worker: "w".into() }),
             at: Timestamp::from_micros(5),
             verdict: EndVerdict::Success { results: Results::default() },
             log: String::new(),

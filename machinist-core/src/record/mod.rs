@@ -35,9 +35,12 @@ pub(crate) use fold::newest_start;
 #[cfg(test)]
 pub(crate) use fold::state_of;
 pub(crate) use poison::{Suspicion, suspicion};
-pub(crate) use progress::{say, with as with_progress};
-pub(crate) use revoke::{Manner, Revocable, Unstarted, revocable, unstarted};
-pub(crate) use start::{Held, Meaning, Standing, Starting, UNENDED, Upkeep, judge};
+pub(crate) use progress::{add_progress, progress_commit};
+pub(crate) use revoke::{NextAttempt, RevokeDecision, RevokeMode, decide_revoke, next_attempt};
+pub(crate) use start::{
+    Claim, ClaimStatus, RenewalAction, StartDecision, StartRequest, UNFINISHED_TTL, decide_start,
+};
 pub(crate) use verdict::{
-    FollowUp, Outcome, Refusal, SHORTEST, Verdict, decide, end_by_anybody, follows, owed, record, refused,
+    CommitRefusal, FollowUp, MIN_RESULTS_TTL, Outcome, Verdict, decide, explain_refusal, failure_without_run,
+    follow_up_of, outcome_commit, recorded_follow_up,
 };

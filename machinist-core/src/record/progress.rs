@@ -2,23 +2,23 @@
 
 use super::{
     facts::{Progress, json, name},
-    start::{Held, UNENDED},
+    start::{Claim, UNFINISHED_TTL},
 };
 use crate::backend::{Commit, Expiry};
 
 /// Puts the progress of a run in the place of what was said before, unless the run is over.
-pub(crate) fn say(held: &Held, progress: &Progress) -> Commit {
-    let mut commit = Commit::new(held.id.clone());
+pub(crate) fn progress_commit(claim: &Claim, progress: &Progress) -> Commit {
+    let mut commit = Commit::new(claim.id.clone());
     commit.unless =
-        vec![name::END.into(), name::retried(held.attempt), name::start_after(held.attempt, held.start)];
-    with(&mut commit, progress);
-    commit.expiry = Expiry::AfterUnlessSet(UNENDED);
+        vec![name::END.into(), name::retried(claim.attempt), name::start_after(claim.attempt, claim.start)];
+    add_progress(&mut commit, progress);
+    commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
     commit.wake = true;
     commit
 }
 
 /// Lets another commit say it too.
-pub(crate) fn with(commit: &mut Commit, progress: &Progress) {
+pub(crate) fn add_progress(commit: &mut Commit, progress: &Progress) {
     commit.drop.push(name::PROGRESS.into());
     commit.facts.push((name::PROGRESS.into(), json(progress)));
 }

@@ -9,7 +9,7 @@ use super::{
     facts::{ErrorText, Facts, Retried, Revocation, Start, json, name},
     fold::{Attempts, TaskState},
     kind::FailureKind,
-    verdict::{SHORTEST, end_by_anybody},
+    verdict::{MIN_RESULTS_TTL, failure_without_run},
 };
 use crate::{
     backend::{Commit, Expiry},
@@ -19,88 +19,88 @@ use crate::{
 
 /// What a record allows to whoever wants the task not to run.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Revocable {
+pub(crate) enum RevokeDecision {
     /// It is over.
     Ended(TaskState),
     /// Nobody runs it: this commit ends it. Refused: read again.
-    Now(Commit),
+    EndNow(Commit),
     /// A run holds it: this commit asks for its end, and its worker knows sooner if the session is rung for.
     /// Refused: read again.
-    Ask(Commit, SessionId),
+    AskRun(Commit, SessionId),
 }
 
 /// How a run that is asked for its end gets there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Manner {
+pub(crate) enum RevokeMode {
     /// It is told, and has some seconds to end by itself.
-    Told,
+    Cancel,
     /// It is told and cut off, as at its hard limit.
-    CutOff,
+    Terminate,
 }
 
 /// Decides how a task is revoked. Nothing is assumed about an empty record but that nobody has started it.
-pub(crate) fn revocable(
+pub(crate) fn decide_revoke(
     id: &TaskId,
     facts: &Facts,
-    manner: Manner,
+    manner: RevokeMode,
     now: Timestamp,
     ttl: Duration,
-) -> Revocable {
+) -> RevokeDecision {
     if facts.has(name::END) {
-        return Revocable::Ended(super::fold::state(facts, &Attempts::of(facts)));
+        return RevokeDecision::Ended(super::fold::state(facts, &Attempts::of(facts)));
     }
     let said = json(&Revocation { at: now });
     let mark = (name::REVOKED.into(), said.clone());
-    match unstarted(facts) {
-        Ok(Unstarted { attempt, due }) => {
-            let kept = due.map_or(ttl, |due| ttl.max(due.since(now) + SHORTEST));
+    match next_attempt(facts) {
+        Ok(NextAttempt { attempt, due }) => {
+            let kept = due.map_or(ttl, |due| ttl.max(due.since(now) + MIN_RESULTS_TTL));
             let error = ErrorText::from("revoked");
-            let mut commit = end_by_anybody(id, facts, attempt, FailureKind::Revoked, error, now, kept);
+            let mut commit = failure_without_run(id, facts, attempt, FailureKind::Revoked, error, now, kept);
             commit.facts.insert(0, mark);
             // What was there when it was read is no news. That happens at the end of the numbers only, which somebody
             // else has written; the commit would be refused and made again for ever.
             commit.unless.retain(|name| !facts.has(name));
-            Revocable::Now(commit)
+            RevokeDecision::EndNow(commit)
         }
         Err((attempt, start)) => {
             let mut commit = Commit::new(id.clone());
             // A run that has asked for another one meanwhile is not to be asked, but the next one ended.
             commit.unless = vec![name::END.into(), name::retried(attempt)];
             commit.facts = vec![mark];
-            if manner == Manner::CutOff {
+            if manner == RevokeMode::Terminate {
                 commit.facts.push((name::TERMINATED.into(), said));
             }
             commit.expiry = Expiry::Keep;
             commit.wake = true;
-            Revocable::Ask(commit, start.session)
+            RevokeDecision::AskRun(commit, start.session)
         }
     }
 }
 
 /// A task whose newest attempt nobody runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Unstarted {
+pub(crate) struct NextAttempt {
     pub(crate) attempt: u32,
     /// For when its message is expected, if it is delayed.
     pub(crate) due: Option<Timestamp>,
 }
 
 /// The attempt that is to run next, or who holds the newest.
-pub(crate) fn unstarted(facts: &Facts) -> Result<Unstarted, (u32, Start)> {
+pub(crate) fn next_attempt(facts: &Facts) -> Result<NextAttempt, (u32, Start)> {
     let attempts = Attempts::of(facts);
     let newest = attempts.newest().max(1);
     if facts.has(&name::retried(newest)) {
         let due = facts.read::<Retried>(&name::retried(newest)).map(|retried| retried.due);
-        return Ok(Unstarted { attempt: newest.saturating_add(1), due });
+        return Ok(NextAttempt { attempt: newest.saturating_add(1), due });
     }
     let due = match newest {
         1 => facts.read(name::ETA),
         _ => facts.read::<Retried>(&name::retried(newest - 1)).map(|retried| retried.due),
     };
-    let free = Unstarted { attempt: newest, due };
+    let free = NextAttempt { attempt: newest, due };
     let Some(start) = attempts.newest_start(newest) else { return Ok(free) };
     match facts.read::<Start>(&name::start(newest, start)) {
-        Some(held) if !facts.has(&name::returned(newest, start)) => Err((newest, held)),
+        Some(claim) if !facts.has(&name::returned(newest, start)) => Err((newest, claim)),
         _ => Ok(free),
     }
 }
@@ -108,7 +108,9 @@ pub(crate) fn unstarted(facts: &Facts) -> Result<Unstarted, (u32, Start)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{FollowUp, Starting, owed, record, state_of, verdict::Verdict};
+    use crate::record::{
+        FollowUp, StartRequest, outcome_commit, recorded_follow_up, state_of, verdict::Verdict,
+    };
 
     const NOW: Timestamp = Timestamp::from_micros(1_000_000);
     const TTL: Duration = Duration::from_secs(3600);
@@ -117,8 +119,8 @@ mod tests {
         "t".try_into().unwrap()
     }
 
-    fn asking(attempt: u32) -> Starting {
-        Starting {
+    fn asking(attempt: u32) -> StartRequest {
+        StartRequest {
             id: id(),
             attempt,
             generation: 0,
@@ -132,13 +134,20 @@ mod tests {
     }
 
     fn revoke_now(facts: &mut Facts) -> Commit {
-        let Revocable::Now(commit) = revocable(&id(), facts, Manner::Told, NOW, TTL) else {
+        let RevokeDecision::EndNow(commit) = decide_revoke(&id(), facts, RevokeMode::Cancel, NOW, TTL) else {
             panic!("nobody runs it")
         };
         assert!(commit.apply(facts));
         assert_eq!(state_of(facts), TaskState::Failure);
-        assert_eq!(owed(facts, 1), Some(FollowUp::Nothing), "unwanted tasks are no dead letters");
-        assert_eq!(revocable(&id(), facts, Manner::Told, NOW, TTL), Revocable::Ended(TaskState::Failure));
+        assert_eq!(
+            recorded_follow_up(facts, 1),
+            Some(FollowUp::Nothing),
+            "unwanted tasks are no dead letters"
+        );
+        assert_eq!(
+            decide_revoke(&id(), facts, RevokeMode::Cancel, NOW, TTL),
+            RevokeDecision::Ended(TaskState::Failure)
+        );
         commit
     }
 
@@ -147,14 +156,14 @@ mod tests {
         let mut facts = Facts::new();
         facts.put(name::ETA, json(&NOW.plus(TTL * 100)));
         let commit = revoke_now(&mut facts);
-        assert_eq!(commit.expiry, Expiry::After(TTL * 100 + SHORTEST));
+        assert_eq!(commit.expiry, Expiry::After(TTL * 100 + MIN_RESULTS_TTL));
         assert!(!asking(1).first(NOW).0.apply(&mut facts));
     }
 
     #[test]
     fn a_task_that_waits_for_its_next_run_ends() {
         let mut facts = Facts::new();
-        let (start, held) = asking(1).first(NOW);
+        let (start, claim) = asking(1).first(NOW);
         start.apply(&mut facts);
         let retry = Verdict::Retry {
             due: NOW.plus(TTL * 9),
@@ -162,18 +171,20 @@ mod tests {
             kind: FailureKind::Error,
             error: ErrorText::from("no"),
         };
-        assert!(record(&held, &retry, String::new(), NOW, TTL).apply(&mut facts));
+        assert!(outcome_commit(&claim, &retry, String::new(), NOW, TTL).apply(&mut facts));
         let commit = revoke_now(&mut facts);
-        assert_eq!(commit.expiry, Expiry::After(TTL * 9 + SHORTEST));
+        assert_eq!(commit.expiry, Expiry::After(TTL * 9 + MIN_RESULTS_TTL));
         assert!(!asking(2).first(NOW).0.apply(&mut facts));
     }
 
     #[test]
     fn a_run_is_asked_and_does_not_run_again() {
         let mut facts = Facts::new();
-        let (start, held) = asking(1).first(NOW);
+        let (start, claim) = asking(1).first(NOW);
         start.apply(&mut facts);
-        let Revocable::Ask(commit, session) = revocable(&id(), &facts, Manner::Told, NOW, TTL) else {
+        let RevokeDecision::AskRun(commit, session) =
+            decide_revoke(&id(), &facts, RevokeMode::Cancel, NOW, TTL)
+        else {
             panic!("it runs")
         };
         assert_eq!(session, "s1".into());
@@ -185,16 +196,20 @@ mod tests {
             kind: FailureKind::Error,
             error: ErrorText::from("no"),
         };
-        assert!(!record(&held, &retry, String::new(), NOW, TTL).apply(&mut facts));
+        assert!(!outcome_commit(&claim, &retry, String::new(), NOW, TTL).apply(&mut facts));
         let done = Verdict::Success(Default::default());
-        assert!(record(&held, &done, String::new(), NOW, TTL).apply(&mut facts), "the effect did happen");
+        assert!(
+            outcome_commit(&claim, &done, String::new(), NOW, TTL).apply(&mut facts),
+            "the effect did happen"
+        );
     }
 
     #[test]
     fn a_start_between_reading_and_committing_is_seen() {
         let (mut facts, stale) = (Facts::new(), Facts::new());
         asking(1).first(NOW).0.apply(&mut facts);
-        let Revocable::Now(commit) = revocable(&id(), &stale, Manner::Told, NOW, TTL) else {
+        let RevokeDecision::EndNow(commit) = decide_revoke(&id(), &stale, RevokeMode::Cancel, NOW, TTL)
+        else {
             panic!("as it was read")
         };
         assert!(!commit.apply(&mut facts));
@@ -203,9 +218,9 @@ mod tests {
     #[test]
     fn a_run_that_was_handed_back_is_nobodys() {
         let mut facts = Facts::new();
-        let (start, held) = asking(1).first(NOW);
+        let (start, claim) = asking(1).first(NOW);
         start.apply(&mut facts);
-        held.hand_back().apply(&mut facts);
+        claim.hand_back().apply(&mut facts);
         revoke_now(&mut facts);
     }
 
@@ -213,8 +228,10 @@ mod tests {
     fn a_run_that_was_told_can_still_be_cut_off() {
         let mut facts = Facts::new();
         asking(1).first(NOW).0.apply(&mut facts);
-        for (manner, cut_off) in [(Manner::Told, false), (Manner::CutOff, true), (Manner::Told, true)] {
-            let Revocable::Ask(commit, _) = revocable(&id(), &facts, manner, NOW, TTL) else {
+        for (manner, cut_off) in
+            [(RevokeMode::Cancel, false), (RevokeMode::Terminate, true), (RevokeMode::Cancel, true)]
+        {
+            let RevokeDecision::AskRun(commit, _) = decide_revoke(&id(), &facts, manner, NOW, TTL) else {
                 panic!("it runs")
             };
             assert!(commit.apply(&mut facts));

@@ -1,7 +1,7 @@
 //! What a delivery may do: start its attempt, wait, take over, or find that all is done.
 //!
-//! A worker commits the first start of an attempt at once ([`Starting::first`]); that is right for nearly every
-//! delivery and costs one round trip. Where it is refused, the whole record comes back and [`judge`] says what
+//! A worker commits the first start of an attempt at once ([`StartRequest::first`]); that is right for nearly every
+//! delivery and costs one round trip. Where it is refused, the whole record comes back and [`decide_start`] says what
 //! it means.
 
 use std::{sync::Arc, time::Duration};
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::{
     facts::{FactName, Facts, Start, json, name},
     fold::{Attempts, starts},
-    verdict::{FollowUp, owed},
+    verdict::{FollowUp, recorded_follow_up},
 };
 use crate::{
     backend::{Commit, Expiry},
@@ -20,11 +20,11 @@ use crate::{
 };
 
 /// How long a record that has not ended is kept beyond the instant for which it waits.
-pub(crate) const UNENDED: Duration = Duration::from_secs(30 * 24 * 3600);
+pub(crate) const UNFINISHED_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// A delivery that asks to be started.
 #[derive(Debug, Clone)]
-pub(crate) struct Starting {
+pub(crate) struct StartRequest {
     pub(crate) id: TaskId,
     pub(crate) attempt: u32,
     /// The guard generation of the message.
@@ -41,7 +41,7 @@ pub(crate) struct Starting {
 
 /// A start that this process holds: what its outcome is committed with.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Held {
+pub(crate) struct Claim {
     pub(crate) id: TaskId,
     pub(crate) attempt: u32,
     pub(crate) start: u32,
@@ -58,25 +58,25 @@ pub(crate) struct Held {
 
 /// What a record says to a delivery.
 #[derive(Debug)]
-pub(crate) enum Meaning {
+pub(crate) enum StartDecision {
     /// The start was written after all; only the reply was lost.
-    Run(Held),
+    AlreadyStarted(Claim),
     /// The attempt is over. Do what it still demands, then acknowledge.
     Over(FollowUp),
     /// A newer guard of this very attempt is in the broker: this copy is not needed.
-    Superseded,
+    NewerGuard,
     /// Somebody wants it not to run: end it.
     Revoked,
     /// A live session holds it.
     Busy(SessionId),
     /// Nobody holds it any more: commit this start, and it is ours.
-    TakeOver(Box<(Commit, Held)>),
+    TakeOver(Box<(Commit, Claim)>),
 }
 
-impl Starting {
+impl StartRequest {
     /// The first start of the attempt, and what is held if it is granted.
-    pub(crate) fn first(&self, now: Timestamp) -> (Commit, Held) {
-        let held = self.held(1, self.token, Vec::new(), now);
+    pub(crate) fn first(&self, now: Timestamp) -> (Commit, Claim) {
+        let claim = self.claim(1, self.token, Vec::new(), now);
         let mut commit = Commit::new(self.id.clone());
         commit.unless = vec![
             name::END.into(),
@@ -84,20 +84,20 @@ impl Starting {
             name::retried(self.attempt),
             name::start(self.attempt, 1),
         ];
-        commit.facts.clone_from(&held.starts);
-        commit.expiry = Expiry::AfterUnlessSet(UNENDED);
-        (commit, held)
+        commit.facts.clone_from(&claim.starts);
+        commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
+        (commit, claim)
     }
 
     /// The next start after those that the record holds.
-    fn next(&self, facts: &Facts, newest: u32, now: Timestamp) -> (Commit, Held) {
+    fn next(&self, facts: &Facts, newest: u32, now: Timestamp) -> (Commit, Claim) {
         let known = known_starts(facts, self.attempt);
         let greatest = known
             .iter()
             .filter_map(|(_, fact)| serde_json::from_slice::<Start>(fact).ok())
             .map(|start| start.token)
             .fold(self.token, u64::max);
-        let held = self.held(newest.saturating_add(1), greatest, known.clone(), now);
+        let claim = self.claim(newest.saturating_add(1), greatest, known.clone(), now);
         let mut commit = Commit::new(self.id.clone());
         commit.unless = vec![
             name::END.into(),
@@ -106,18 +106,18 @@ impl Starting {
             name::start_after(self.attempt, newest),
         ];
         commit.equal_or_absent = known;
-        commit.facts = held.starts[held.starts.len() - 1..].to_vec();
-        commit.expiry = Expiry::AfterUnlessSet(UNENDED);
-        (commit, held)
+        commit.facts = claim.starts[claim.starts.len() - 1..].to_vec();
+        commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
+        (commit, claim)
     }
 
-    fn held(
+    fn claim(
         &self,
         start: u32,
         greatest_token: u64,
         mut starts: Vec<(FactName, Bytes)>,
         now: Timestamp,
-    ) -> Held {
+    ) -> Claim {
         let fact = Start {
             run: self.run.clone(),
             session: self.session.clone(),
@@ -128,7 +128,7 @@ impl Starting {
             alone: self.alone,
         };
         starts.push((name::start(self.attempt, start), json(&fact)));
-        Held {
+        Claim {
             id: self.id.clone(),
             attempt: self.attempt,
             start,
@@ -142,32 +142,32 @@ impl Starting {
     }
 }
 
-impl Held {
+impl Claim {
     /// The commit by which a run whose session was lost takes its own task into a new session.
     pub(crate) fn adopt(&self, session: &SessionId, now: Timestamp) -> (Commit, Self) {
-        let mut held = self.clone();
-        held.start = self.start.saturating_add(1);
-        held.session = session.clone();
-        held.token = fence(self.token, now);
+        let mut claim = self.clone();
+        claim.start = self.start.saturating_add(1);
+        claim.session = session.clone();
+        claim.token = fence(self.token, now);
         let fact = Start {
             run: self.run.clone(),
             session: session.clone(),
             worker: self.worker.clone(),
-            token: held.token,
+            token: claim.token,
             received_at: self.received_at,
             started_at: now,
             // What its first start says holds for the whole run.
             alone: false,
         };
-        let fact = (name::start(self.attempt, held.start), json(&fact));
-        held.starts.push(fact.clone());
+        let fact = (name::start(self.attempt, claim.start), json(&fact));
+        claim.starts.push(fact.clone());
         let mut commit = Commit::new(self.id.clone());
         commit.unless =
-            vec![name::END.into(), name::retried(self.attempt), name::start(self.attempt, held.start)];
+            vec![name::END.into(), name::retried(self.attempt), name::start(self.attempt, claim.start)];
         commit.equal_or_absent.clone_from(&self.starts);
         commit.facts = vec![fact];
-        commit.expiry = Expiry::AfterUnlessSet(UNENDED);
-        (commit, held)
+        commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
+        (commit, claim)
     }
 
     /// Writes the starts again that the record has lost.
@@ -176,7 +176,7 @@ impl Held {
         commit.unless =
             vec![name::END.into(), name::retried(self.attempt), name::start_after(self.attempt, self.start)];
         commit.equal_or_absent.clone_from(&self.starts);
-        commit.expiry = Expiry::AfterUnlessSet(UNENDED);
+        commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
         commit
     }
 
@@ -189,44 +189,44 @@ impl Held {
         )];
         // After lost data the number may belong to somebody else's start, which is not over.
         commit.equal_or_absent.clone_from(&self.starts);
-        commit.expiry = Expiry::AfterUnlessSet(UNENDED);
+        commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
         commit
     }
 
     /// Whether the record still names this run as the newest start of its attempt, or has lost it.
-    pub(crate) fn standing(&self, facts: &Facts) -> Standing {
+    pub(crate) fn standing(&self, facts: &Facts) -> ClaimStatus {
         if facts.has(name::END) || facts.has(&name::retried(self.attempt)) {
-            return Standing::Over;
+            return ClaimStatus::Over;
         }
         // After lost data somebody else may have begun anew, with fewer starts than this run knows.
         if self.starts.iter().any(|(name, value)| facts.get(name).is_some_and(|have| have != value)) {
-            return Standing::TakenOver;
+            return ClaimStatus::TakenOver;
         }
         match self.newest(facts) {
-            Some((_, start)) if start.run == self.run => Standing::Mine,
-            Some((newest, _)) if newest >= self.start => Standing::TakenOver,
-            _ => Standing::Forgotten,
+            Some((_, start)) if start.run == self.run => ClaimStatus::Current,
+            Some((newest, _)) if newest >= self.start => ClaimStatus::TakenOver,
+            _ => ClaimStatus::Forgotten,
         }
     }
 
     /// What a renewal does about this run, as the record was read; `session` is the one that is alive now. A commit
     /// that is refused is asked about again, with the record that came back.
-    pub(crate) fn upkeep(&self, facts: &Facts, session: &SessionId, now: Timestamp) -> Upkeep {
+    pub(crate) fn renewal_action(&self, facts: &Facts, session: &SessionId, now: Timestamp) -> RenewalAction {
         match self.standing(facts) {
-            Standing::TakenOver | Standing::Over => Upkeep::Superseded,
+            ClaimStatus::TakenOver | ClaimStatus::Over => RenewalAction::TakenOver,
             // Started or adopted under a session that is gone: others may take over at any moment.
-            Standing::Mine | Standing::Forgotten if self.session != *session => {
-                Upkeep::Commit(Box::new(self.adopt(session, now)))
+            ClaimStatus::Current | ClaimStatus::Forgotten if self.session != *session => {
+                RenewalAction::Commit(Box::new(self.adopt(session, now)))
             }
-            Standing::Mine if facts.has(name::REVOKED) => Upkeep::Revoked,
-            Standing::Mine => Upkeep::Nothing,
-            Standing::Forgotten => Upkeep::Commit(Box::new((self.restore(), self.clone()))),
+            ClaimStatus::Current if facts.has(name::REVOKED) => RenewalAction::Revoked,
+            ClaimStatus::Current => RenewalAction::Nothing,
+            ClaimStatus::Forgotten => RenewalAction::Commit(Box::new((self.restore(), self.clone()))),
         }
     }
 
     /// What this run holds after it was adopted into a new session behind its own back (the renewal runs beside
     /// it); `None` if it holds nothing newer.
-    pub(crate) fn caught_up(&self, facts: &Facts) -> Option<Self> {
+    pub(crate) fn newer_claim(&self, facts: &Facts) -> Option<Self> {
         let (newest, start) = self.newest(facts)?;
         (start.run == self.run && newest > self.start).then(|| Self {
             start: newest,
@@ -250,9 +250,9 @@ fn known_starts(facts: &Facts, attempt: u32) -> Vec<(FactName, Bytes)> {
 
 /// How a record sees a run that is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum ClaimStatus {
     /// As it should be.
-    Mine,
+    Current,
     /// The record has lost the start: write it again.
     Forgotten,
     /// Another run holds the attempt.
@@ -263,57 +263,57 @@ pub(crate) enum Standing {
 
 /// What a renewal does about a run.
 #[derive(Debug)]
-pub(crate) enum Upkeep {
+pub(crate) enum RenewalAction {
     /// All is as it should be.
     Nothing,
     /// Tell it that somebody revoked the task.
     Revoked,
     /// Tell it that whatever it says does not count.
-    Superseded,
+    TakenOver,
     /// Commit this; then the run holds that.
-    Commit(Box<(Commit, Held)>),
+    Commit(Box<(Commit, Claim)>),
 }
 
 /// What a record says to a delivery whose first start was refused. `gone` tells whether a session is known to be
 /// gone, or whether a start of this very process is known not to run.
-pub(crate) fn judge(
+pub(crate) fn decide_start(
     facts: &Facts,
-    asking: &Starting,
+    asking: &StartRequest,
     gone: impl Fn(&SessionId, &RunId) -> bool,
     now: Timestamp,
-) -> Meaning {
+) -> StartDecision {
     let attempts = Attempts::of(facts);
     let newest = attempts.newest_start(asking.attempt);
     let holder = newest.and_then(|n| facts.read::<Start>(&name::start(asking.attempt, n)).map(|s| (n, s)));
-    let owed = owed(facts, asking.attempt);
+    let recorded_follow_up = recorded_follow_up(facts, asking.attempt);
     // Before the guards: a start that is written must run, or everybody waits for our session.
-    if let (None, Some((newest, holder))) = (&owed, &holder)
+    if let (None, Some((newest, holder))) = (&recorded_follow_up, &holder)
         && holder.run == asking.run
     {
-        let mut held = asking.held(*newest, 0, Vec::new(), now);
-        held.session = holder.session.clone();
-        held.token = holder.token;
-        held.starts = known_starts(facts, asking.attempt);
-        return Meaning::Run(held);
+        let mut claim = asking.claim(*newest, 0, Vec::new(), now);
+        claim.session = holder.session.clone();
+        claim.token = holder.token;
+        claim.starts = known_starts(facts, asking.attempt);
+        return StartDecision::AlreadyStarted(claim);
     }
     if attempts.newest_guard(asking.attempt) > asking.generation {
-        return Meaning::Superseded;
+        return StartDecision::NewerGuard;
     }
-    if let Some(follow_up) = owed {
-        return Meaning::Over(follow_up);
+    if let Some(follow_up) = recorded_follow_up {
+        return StartDecision::Over(follow_up);
     }
     let Some((newest, holder)) = holder else {
         return if facts.has(name::REVOKED) {
-            Meaning::Revoked
+            StartDecision::Revoked
         } else {
-            Meaning::TakeOver(Box::new(asking.next(facts, newest.unwrap_or(0), now)))
+            StartDecision::TakeOver(Box::new(asking.next(facts, newest.unwrap_or(0), now)))
         };
     };
     let free = facts.has(&name::returned(asking.attempt, newest)) || gone(&holder.session, &holder.run);
     match (free, facts.has(name::REVOKED)) {
-        (false, _) => Meaning::Busy(holder.session),
-        (true, true) => Meaning::Revoked,
-        (true, false) => Meaning::TakeOver(Box::new(asking.next(facts, newest, now))),
+        (false, _) => StartDecision::Busy(holder.session),
+        (true, true) => StartDecision::Revoked,
+        (true, false) => StartDecision::TakeOver(Box::new(asking.next(facts, newest, now))),
     }
 }
 
@@ -329,8 +329,8 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_micros(1_000_000);
 
-    fn asking(run: &str, session: &str) -> Starting {
-        Starting {
+    fn asking(run: &str, session: &str) -> StartRequest {
+        StartRequest {
             id: "t".try_into().unwrap(),
             attempt: 1,
             generation: 0,
@@ -343,11 +343,11 @@ mod tests {
         }
     }
 
-    fn started() -> (Facts, Held) {
+    fn started() -> (Facts, Claim) {
         let mut facts = Facts::new();
-        let (commit, held) = asking("a", "s1").first(NOW);
+        let (commit, claim) = asking("a", "s1").first(NOW);
         assert!(commit.apply(&mut facts));
-        (facts, held)
+        (facts, claim)
     }
 
     #[test]
@@ -359,33 +359,35 @@ mod tests {
 
     #[test]
     fn a_lost_reply_is_recognised() {
-        let (facts, held) = started();
-        let Meaning::Run(again) = judge(&facts, &asking("a", "s1"), |_, _| false, NOW) else {
+        let (facts, claim) = started();
+        let StartDecision::AlreadyStarted(again) =
+            decide_start(&facts, &asking("a", "s1"), |_, _| false, NOW)
+        else {
             panic!("its own start")
         };
-        assert_eq!((again.token, &again.starts), (held.token, &held.starts));
+        assert_eq!((again.token, &again.starts), (claim.token, &claim.starts));
     }
 
     #[test]
     fn a_live_session_keeps_others_waiting() {
         let (facts, _) = started();
         assert!(
-            matches!(judge(&facts, &asking("b", "s2"), |_, _| false, NOW), Meaning::Busy(s) if s == "s1".into())
+            matches!(decide_start(&facts, &asking("b", "s2"), |_, _| false, NOW), StartDecision::Busy(s) if s == "s1".into())
         );
     }
 
     #[test]
     fn a_dead_session_is_taken_over_with_a_higher_token() {
         let (mut facts, first) = started();
-        let Meaning::TakeOver(next) = judge(&facts, &asking("b", "s2"), |_, _| true, NOW) else {
+        let StartDecision::TakeOver(next) = decide_start(&facts, &asking("b", "s2"), |_, _| true, NOW) else {
             panic!("take over")
         };
-        let (commit, held) = *next;
+        let (commit, claim) = *next;
         assert!(commit.apply(&mut facts));
-        assert_eq!(held.start, 2);
-        assert!(held.token > first.token);
-        assert_eq!(first.standing(&facts), Standing::TakenOver);
-        assert_eq!(held.standing(&facts), Standing::Mine);
+        assert_eq!(claim.start, 2);
+        assert!(claim.token > first.token);
+        assert_eq!(first.standing(&facts), ClaimStatus::TakenOver);
+        assert_eq!(claim.standing(&facts), ClaimStatus::Current);
     }
 
     #[test]
@@ -393,16 +395,22 @@ mod tests {
         let (mut facts, first) = started();
         first.hand_back().apply(&mut facts);
         assert_eq!(state_of(&facts), TaskState::Pending);
-        assert!(matches!(judge(&facts, &asking("b", "s2"), |_, _| false, NOW), Meaning::TakeOver(_)));
+        assert!(matches!(
+            decide_start(&facts, &asking("b", "s2"), |_, _| false, NOW),
+            StartDecision::TakeOver(_)
+        ));
     }
 
     #[test]
     fn an_older_guard_gives_way() {
         let (mut facts, _) = started();
         facts.put(name::guard(1, 1), "1");
-        assert!(matches!(judge(&facts, &asking("b", "s2"), |_, _| true, NOW), Meaning::Superseded));
-        let newer = Starting { generation: 1, ..asking("b", "s2") };
-        assert!(matches!(judge(&facts, &newer, |_, _| true, NOW), Meaning::TakeOver(_)));
+        assert!(matches!(
+            decide_start(&facts, &asking("b", "s2"), |_, _| true, NOW),
+            StartDecision::NewerGuard
+        ));
+        let newer = StartRequest { generation: 1, ..asking("b", "s2") };
+        assert!(matches!(decide_start(&facts, &newer, |_, _| true, NOW), StartDecision::TakeOver(_)));
     }
 
     #[test]
@@ -410,7 +418,10 @@ mod tests {
         let mut facts = Facts::new();
         facts.put(name::REVOKED, "{}");
         assert!(!asking("a", "s1").first(NOW).0.apply(&mut facts));
-        assert!(matches!(judge(&facts, &asking("a", "s1"), |_, _| false, NOW), Meaning::Revoked));
+        assert!(matches!(
+            decide_start(&facts, &asking("a", "s1"), |_, _| false, NOW),
+            StartDecision::Revoked
+        ));
     }
 
     #[test]
@@ -420,10 +431,10 @@ mod tests {
         let (commit, new) = asking("b", "s2").first(NOW);
         assert!(commit.apply(&mut lost), "a missing record means run");
         assert!(!old.adopt(&"s3".into(), NOW).0.apply(&mut lost), "what it carries is contradicted");
-        assert_eq!(old.standing(&lost), Standing::TakenOver);
-        assert_eq!(new.standing(&lost), Standing::Mine);
+        assert_eq!(old.standing(&lost), ClaimStatus::TakenOver);
+        assert_eq!(new.standing(&lost), ClaimStatus::Current);
         let mut empty = Facts::new();
-        assert_eq!(old.standing(&empty), Standing::Forgotten);
+        assert_eq!(old.standing(&empty), ClaimStatus::Forgotten);
         assert!(old.restore().apply(&mut empty));
         assert!(!asking("c", "s4").first(NOW).0.apply(&mut empty));
     }
@@ -436,11 +447,11 @@ mod tests {
 
     #[test]
     fn a_start_of_ones_own_runs_even_if_a_guard_was_stored_since() {
-        let (mut facts, held) = started();
+        let (mut facts, claim) = started();
         // Somebody else found it busy, while our reply was lost.
         facts.put(name::guard(1, 1), "1");
-        let meaning = judge(&facts, &asking("a", "s1"), |_, _| false, NOW);
-        assert!(matches!(meaning, Meaning::Run(again) if again.token == held.token));
+        let meaning = decide_start(&facts, &asking("a", "s1"), |_, _| false, NOW);
+        assert!(matches!(meaning, StartDecision::AlreadyStarted(again) if again.token == claim.token));
     }
 
     #[test]
@@ -449,7 +460,7 @@ mod tests {
         let mut lost = Facts::new();
         assert!(asking("b", "s2").first(NOW).0.apply(&mut lost));
         old.hand_back().apply(&mut lost);
-        assert!(matches!(judge(&lost, &asking("c", "s3"), |_, _| false, NOW), Meaning::Busy(_)));
+        assert!(matches!(decide_start(&lost, &asking("c", "s3"), |_, _| false, NOW), StartDecision::Busy(_)));
         let mut empty = Facts::new();
         old.hand_back().apply(&mut empty);
         assert!(!asking("b", "s2").first(NOW).0.apply(&mut empty), "its number is taken");
@@ -457,16 +468,20 @@ mod tests {
 
     #[test]
     fn a_renewal_adopts_what_it_did_not_manage_to_adopt() {
-        let (mut facts, held) = started();
-        assert!(matches!(held.upkeep(&facts, &"s1".into(), NOW), Upkeep::Nothing));
+        let (mut facts, claim) = started();
+        assert!(matches!(claim.renewal_action(&facts, &"s1".into(), NOW), RenewalAction::Nothing));
         // The session was replaced, and the first try to adopt failed.
-        let Upkeep::Commit(adoption) = held.upkeep(&facts, &"s2".into(), NOW) else { panic!("adopt") };
+        let RenewalAction::Commit(adoption) = claim.renewal_action(&facts, &"s2".into(), NOW) else {
+            panic!("adopt")
+        };
         assert!(adoption.0.apply(&mut facts));
         // It was done, and only the reply was lost: then the session was replaced again.
-        let caught_up = held.caught_up(&facts).unwrap();
-        assert_eq!(caught_up, adoption.1);
-        assert!(matches!(caught_up.upkeep(&facts, &"s2".into(), NOW), Upkeep::Nothing));
-        let Upkeep::Commit(again) = caught_up.upkeep(&facts, &"s3".into(), NOW) else { panic!("adopt") };
+        let newer_claim = claim.newer_claim(&facts).unwrap();
+        assert_eq!(newer_claim, adoption.1);
+        assert!(matches!(newer_claim.renewal_action(&facts, &"s2".into(), NOW), RenewalAction::Nothing));
+        let RenewalAction::Commit(again) = newer_claim.renewal_action(&facts, &"s3".into(), NOW) else {
+            panic!("adopt")
+        };
         assert!(again.0.apply(&mut facts));
         assert_eq!((again.1.start, again.1.session), (3, "s3".into()));
     }
@@ -474,12 +489,14 @@ mod tests {
     #[test]
     fn a_renewal_sees_who_began_anew_after_lost_data() {
         let (mut facts, first) = started();
-        let Upkeep::Commit(adoption) = first.upkeep(&facts, &"s2".into(), NOW) else { panic!("adopt") };
+        let RenewalAction::Commit(adoption) = first.renewal_action(&facts, &"s2".into(), NOW) else {
+            panic!("adopt")
+        };
         assert!(adoption.0.apply(&mut facts));
         let mut lost = Facts::new();
-        assert!(matches!(adoption.1.upkeep(&lost, &"s2".into(), NOW), Upkeep::Commit(_)));
+        assert!(matches!(adoption.1.renewal_action(&lost, &"s2".into(), NOW), RenewalAction::Commit(_)));
         assert!(asking("b", "s4").first(NOW).0.apply(&mut lost));
         // Fewer starts than this run knows, and yet another's.
-        assert!(matches!(adoption.1.upkeep(&lost, &"s2".into(), NOW), Upkeep::Superseded));
+        assert!(matches!(adoption.1.renewal_action(&lost, &"s2".into(), NOW), RenewalAction::TakenOver));
     }
 }

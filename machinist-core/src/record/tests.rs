@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashSet, VecDeque};
 
 use super::{
-    start::{Held, Standing},
+    start::{Claim, ClaimStatus},
     verdict::*,
     *,
 };
@@ -26,14 +26,14 @@ const TTL: std::time::Duration = std::time::Duration::from_secs(3600);
 #[derive(Clone)]
 struct Point {
     facts: Facts,
-    runs: Vec<Held>,
+    runs: Vec<Claim>,
     started: u32,
 }
 
 impl Point {
     /// Two points are the same if facts and runs are.
     fn key(&self) -> String {
-        let runs: Vec<_> = self.runs.iter().map(|held| (held.attempt, held.start, &held.run)).collect();
+        let runs: Vec<_> = self.runs.iter().map(|claim| (claim.attempt, claim.start, &claim.run)).collect();
         format!("{:?}{runs:?}", self.facts.iter().collect::<Vec<_>>())
     }
 
@@ -46,7 +46,7 @@ impl Point {
 struct Step {
     event: &'static str,
     commit: Commit,
-    begins: Option<Held>,
+    begins: Option<Claim>,
     ends: Option<usize>,
 }
 
@@ -65,37 +65,43 @@ fn steps(point: &Point) -> Vec<Step> {
         }
         for kind in [FailureKind::Expired, FailureKind::Revoked] {
             let error = ErrorText::from("ended");
-            let live = point
-                .runs
-                .iter()
-                .any(|held| held.attempt == attempt && held.standing(&point.facts) == Standing::Mine);
+            let live = point.runs.iter().any(|claim| {
+                claim.attempt == attempt && claim.standing(&point.facts) == ClaimStatus::Current
+            });
             if !live {
-                let commit =
-                    end_by_anybody(&"t".try_into().unwrap(), &point.facts, attempt, kind, error, NOW, TTL);
+                let commit = failure_without_run(
+                    &"t".try_into().unwrap(),
+                    &point.facts,
+                    attempt,
+                    kind,
+                    error,
+                    NOW,
+                    TTL,
+                );
                 steps.push(step("failed by anybody", commit));
             }
         }
     }
-    for (index, held) in point.runs.iter().enumerate() {
+    for (index, claim) in point.runs.iter().enumerate() {
         for (event, verdict) in [
             ("succeeded", Verdict::Success(Results::default())),
             ("failed", Verdict::Failure { kind: FailureKind::Error, error: ErrorText::from("no") }),
             ("asked for another run", retry()),
         ] {
-            if held.attempt == 2 && event == "asked for another run" {
+            if claim.attempt == 2 && event == "asked for another run" {
                 continue;
             }
-            let commit = record(held, &verdict, String::new(), NOW, TTL);
+            let commit = outcome_commit(claim, &verdict, String::new(), NOW, TTL);
             steps.push(Step { event, commit, begins: None, ends: Some(index) });
         }
-        steps.push(Step { event: "handed back", commit: held.hand_back(), begins: None, ends: Some(index) });
+        steps.push(Step { event: "handed back", commit: claim.hand_back(), begins: None, ends: Some(index) });
     }
     steps
 }
 
 fn start_steps(point: &Point, attempt: u32) -> Vec<Step> {
     let n = point.started;
-    let asking = Starting {
+    let asking = StartRequest {
         id: "t".try_into().unwrap(),
         attempt,
         generation: 0,
@@ -106,13 +112,13 @@ fn start_steps(point: &Point, attempt: u32) -> Vec<Step> {
         token: 0,
         alone: false,
     };
-    let (commit, held) = asking.first(NOW);
-    let mut steps = vec![Step { event: "started", commit, begins: Some(held), ends: None }];
-    if let Meaning::TakeOver(next) = judge(&point.facts, &asking, |_, _| true, NOW)
+    let (commit, claim) = asking.first(NOW);
+    let mut steps = vec![Step { event: "started", commit, begins: Some(claim), ends: None }];
+    if let StartDecision::TakeOver(next) = decide_start(&point.facts, &asking, |_, _| true, NOW)
         && point.facts.has(&name::start(attempt, 1))
     {
-        let (commit, held) = *next;
-        steps.push(Step { event: "taken over", commit, begins: Some(held), ends: None });
+        let (commit, claim) = *next;
+        steps.push(Step { event: "taken over", commit, begins: Some(claim), ends: None });
     }
     steps
 }
@@ -120,7 +126,7 @@ fn start_steps(point: &Point, attempt: u32) -> Vec<Step> {
 fn sent() -> Commit {
     let mut commit = Commit::new("t".try_into().unwrap());
     commit.facts = vec![(name::TASK.into(), "add".into())];
-    commit.expiry = Expiry::AfterUnlessSet(UNENDED);
+    commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
     commit
 }
 
@@ -150,8 +156,8 @@ fn search() -> BTreeSet<(String, String, String)> {
         for step in steps(&point) {
             let mut next = point.clone();
             let done = step.commit.apply(&mut next.facts);
-            if done && let Some(held) = &step.begins {
-                next.runs.push(held.clone());
+            if done && let Some(claim) = &step.begins {
+                next.runs.push(claim.clone());
                 next.started += 1;
             }
             if let Some(index) = step.ends {
@@ -179,10 +185,10 @@ fn assert_never(before: &Point, after: &Point, step: &Step, done: bool) {
         assert_eq!(before.facts.get(name::END), after.facts.get(name::END), "an end was rewritten");
         assert!(!done || step.begins.is_none(), "started after its end");
     }
-    if done && let Some(held) = &step.begins {
-        assert!(!before.facts.has(&name::retried(held.attempt)), "started after its outcome");
-        let greatest = before.runs.iter().filter(|r| r.attempt == held.attempt).map(|r| r.token).max();
-        assert!(greatest.is_none_or(|token| held.token > token), "a fencing token fell");
+    if done && let Some(claim) = &step.begins {
+        assert!(!before.facts.has(&name::retried(claim.attempt)), "started after its outcome");
+        let greatest = before.runs.iter().filter(|r| r.attempt == claim.attempt).map(|r| r.token).max();
+        assert!(greatest.is_none_or(|token| claim.token > token), "a fencing token fell");
     }
     if step.event == "succeeded" && !was.is_some_and(TaskState::is_final) {
         assert!(done && is == Some(TaskState::Success), "an effect that happened was not recorded");
@@ -190,8 +196,8 @@ fn assert_never(before: &Point, after: &Point, step: &Step, done: bool) {
     if let (Some(index), true) = (step.ends, done)
         && matches!(step.event, "failed" | "asked for another run")
     {
-        let held = &before.runs[index];
-        assert_eq!(held.standing(&before.facts), Standing::Mine, "a stale run decided");
+        let claim = &before.runs[index];
+        assert_eq!(claim.standing(&before.facts), ClaimStatus::Current, "a stale run decided");
     }
 }
 
@@ -253,25 +259,25 @@ fn an_outcome_decides_what_follows() {
 #[test]
 fn what_is_owed_is_owed_until_it_is_done() {
     let mut facts = Facts::new();
-    assert_eq!(owed(&facts, 1), None);
+    assert_eq!(recorded_follow_up(&facts, 1), None);
     let asking = start_steps(&Point { facts: facts.clone(), runs: vec![], started: 0 }, 1);
-    let (commit, held) = (asking[0].commit.clone(), asking[0].begins.clone().unwrap());
+    let (commit, claim) = (asking[0].commit.clone(), asking[0].begins.clone().unwrap());
     commit.apply(&mut facts);
-    assert_eq!(owed(&facts, 1), None);
+    assert_eq!(recorded_follow_up(&facts, 1), None);
 
     let mut retried = facts.clone();
-    record(&held, &retry(), String::new(), NOW, TTL).apply(&mut retried);
-    let next = owed(&retried, 1).unwrap();
-    assert_eq!(next, follows(&retry(), &held), "the recorded fact demands what the verdict did");
-    next.done(&held.id, 1).unwrap().apply(&mut retried);
-    assert_eq!(owed(&retried, 1), Some(FollowUp::Nothing));
+    outcome_commit(&claim, &retry(), String::new(), NOW, TTL).apply(&mut retried);
+    let next = recorded_follow_up(&retried, 1).unwrap();
+    assert_eq!(next, follow_up_of(&retry(), &claim), "the recorded fact demands what the verdict did");
+    next.done(&claim.id, 1).unwrap().apply(&mut retried);
+    assert_eq!(recorded_follow_up(&retried, 1), Some(FollowUp::Nothing));
 
     let failure = Verdict::Failure { kind: FailureKind::Error, error: ErrorText::from("no") };
-    record(&held, &failure, String::new(), NOW, TTL).apply(&mut facts);
-    let letter = owed(&facts, 1).unwrap();
-    assert_eq!(letter, follows(&failure, &held));
-    letter.done(&held.id, 1).unwrap().apply(&mut facts);
-    assert_eq!(owed(&facts, 1), Some(FollowUp::Nothing));
+    outcome_commit(&claim, &failure, String::new(), NOW, TTL).apply(&mut facts);
+    let letter = recorded_follow_up(&facts, 1).unwrap();
+    assert_eq!(letter, follow_up_of(&failure, &claim));
+    letter.done(&claim.id, 1).unwrap().apply(&mut facts);
+    assert_eq!(recorded_follow_up(&facts, 1), Some(FollowUp::Nothing));
 }
 
 #[test]
@@ -281,8 +287,8 @@ fn attempts_long_past_leave_their_names_only() {
         let point = Point { facts: facts.clone(), runs: vec![], started: 0 };
         let begun = start_steps(&point, attempt).remove(0);
         assert!(begun.commit.apply(&mut facts));
-        let held = begun.begins.unwrap();
-        assert!(record(&held, &retry(), "a long log".to_owned(), NOW, TTL).apply(&mut facts));
+        let claim = begun.begins.unwrap();
+        assert!(outcome_commit(&claim, &retry(), "a long log".to_owned(), NOW, TTL).apply(&mut facts));
     }
     assert!(!facts.has(&name::start(1, 1)) && facts.has(&name::retried(1)));
     assert_eq!(fold(&"t".try_into().unwrap(), &facts).unwrap().history.len(), 20);

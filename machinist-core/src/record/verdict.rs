@@ -9,9 +9,9 @@ use bytes::Bytes;
 
 use super::{
     FailureKind,
-    facts::{Counters, End, EndVerdict, ErrorText, Facts, Origin, Retried, json, name},
+    facts::{Counters, End, EndVerdict, ErrorText, Facts, Retried, RunOrigin, json, name},
     fold::Attempts,
-    start::{Held, UNENDED},
+    start::{Claim, UNFINISHED_TTL},
 };
 use crate::{
     args::Results,
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// No record is forgotten sooner than this after its end: guards and duplicates may still arrive.
-pub(crate) const SHORTEST: Duration = Duration::from_secs(15 * 60);
+pub(crate) const MIN_RESULTS_TTL: Duration = Duration::from_secs(15 * 60);
 
 /// How many attempts keep their contents in a record.
 const KEPT_ATTEMPTS: u32 = 20;
@@ -122,21 +122,27 @@ const fn out_of_time(policy: &RetryPolicy) -> Disposition {
 ///
 /// The first SUCCESS wins from any run, because its effect did happen, also over a RETRY already recorded. A
 /// FAILURE or RETRY counts only from the newest start.
-pub(crate) fn record(held: &Held, verdict: &Verdict, log: String, now: Timestamp, ttl: Duration) -> Commit {
-    let origin = Origin {
-        attempt: held.attempt,
-        start: held.start,
-        run: held.run.clone(),
-        token: held.token,
-        worker: held.worker.clone(),
+pub(crate) fn outcome_commit(
+    claim: &Claim,
+    verdict: &Verdict,
+    log: String,
+    now: Timestamp,
+    ttl: Duration,
+) -> Commit {
+    let origin = RunOrigin {
+        attempt: claim.attempt,
+        start: claim.start,
+        run: claim.run.clone(),
+        token: claim.token,
+        worker: claim.worker.clone(),
     };
-    let mut commit = Commit::new(held.id.clone());
+    let mut commit = Commit::new(claim.id.clone());
     commit.unless.push(name::END.into());
     commit.wake = true;
     if !matches!(verdict, Verdict::Success(_)) {
-        commit.unless.push(name::retried(held.attempt));
-        commit.unless.push(name::start_after(held.attempt, held.start));
-        commit.equal_or_absent.clone_from(&held.starts);
+        commit.unless.push(name::retried(claim.attempt));
+        commit.unless.push(name::start_after(claim.attempt, claim.start));
+        commit.equal_or_absent.clone_from(&claim.starts);
     }
     if matches!(verdict, Verdict::Retry { .. }) {
         // Whoever asked for the end wants no further run: this one is then told to end as revoked.
@@ -144,8 +150,8 @@ pub(crate) fn record(held: &Held, verdict: &Verdict, log: String, now: Timestamp
     }
     let (fact, value) = match verdict {
         Verdict::Retry { due, counters, kind, error } => {
-            commit.expiry = Expiry::After(due.since(now) + UNENDED);
-            trim(&mut commit, held.attempt);
+            commit.expiry = Expiry::After(due.since(now) + UNFINISHED_TTL);
+            trim(&mut commit, claim.attempt);
             let retried = Retried {
                 origin,
                 at: now,
@@ -155,16 +161,16 @@ pub(crate) fn record(held: &Held, verdict: &Verdict, log: String, now: Timestamp
                 error: error.clone(),
                 log,
             };
-            (name::retried(held.attempt), json(&retried))
+            (name::retried(claim.attempt), json(&retried))
         }
         Verdict::Success(results) => {
             let verdict = EndVerdict::Success { results: results.clone() };
-            commit.expiry = Expiry::After(ttl.max(SHORTEST));
+            commit.expiry = Expiry::After(ttl.max(MIN_RESULTS_TTL));
             (name::END.into(), json(&End { origin: Some(origin), at: now, verdict, log }))
         }
         Verdict::Failure { kind, error } => {
             let verdict = EndVerdict::Failure { kind: *kind, error: error.clone() };
-            commit.expiry = Expiry::After(ttl.max(SHORTEST));
+            commit.expiry = Expiry::After(ttl.max(MIN_RESULTS_TTL));
             (name::END.into(), json(&End { origin: Some(origin), at: now, verdict, log }))
         }
     };
@@ -182,7 +188,7 @@ fn trim(commit: &mut Commit, attempt: u32) {
 
 /// The commit by which somebody who runs nothing ends a task: expired, revoked, unregistered. It holds only
 /// while the record is as it was read; refused means read again.
-pub(crate) fn end_by_anybody(
+pub(crate) fn failure_without_run(
     id: &TaskId,
     facts: &Facts,
     attempt: u32,
@@ -199,7 +205,7 @@ pub(crate) fn end_by_anybody(
     let verdict = EndVerdict::Failure { kind, error };
     commit.facts =
         vec![(name::END.into(), json(&End { origin: None, at: now, verdict, log: String::new() }))];
-    commit.expiry = Expiry::After(ttl.max(SHORTEST));
+    commit.expiry = Expiry::After(ttl.max(MIN_RESULTS_TTL));
     commit.wake = true;
     commit
 }
@@ -226,19 +232,21 @@ impl FollowUp {
         let mut commit = Commit::new(id.clone());
         commit.facts = vec![(fact, Bytes::from_static(b"1"))];
         // After lost data this must not leave a record behind that lives for ever.
-        commit.expiry = Expiry::AfterUnlessSet(SHORTEST);
+        commit.expiry = Expiry::AfterUnlessSet(MIN_RESULTS_TTL);
         Some(commit)
     }
 }
 
 /// What the outcome of an attempt still demands; `None` while the attempt has no outcome.
-pub(crate) fn owed(facts: &Facts, attempt: u32) -> Option<FollowUp> {
+pub(crate) fn recorded_follow_up(facts: &Facts, attempt: u32) -> Option<FollowUp> {
     if let Some(end) = facts.get(name::END) {
         if facts.has(name::FOLLOWED) {
             return Some(FollowUp::Nothing);
         }
         return Some(match serde_json::from_slice::<End>(end) {
-            Ok(End { origin, verdict: EndVerdict::Failure { kind, error }, .. }) if buried(kind) => {
+            Ok(End { origin, verdict: EndVerdict::Failure { kind, error }, .. })
+                if is_dead_lettered(kind) =>
+            {
                 let attempt = origin.map_or(attempt, |origin| origin.attempt);
                 FollowUp::DeadLetter { attempt, kind, error }
             }
@@ -259,13 +267,13 @@ pub(crate) fn owed(facts: &Facts, attempt: u32) -> Option<FollowUp> {
 
 /// Whether a task that failed so is kept as a dead letter. Revoked ones were unwanted, and the cause of an
 /// upstream failure lies elsewhere.
-const fn buried(kind: FailureKind) -> bool {
+const fn is_dead_lettered(kind: FailureKind) -> bool {
     !matches!(kind, FailureKind::Revoked | FailureKind::Upstream)
 }
 
 /// Why the commit of a verdict was refused.
 #[derive(Debug)]
-pub(crate) enum Refusal {
+pub(crate) enum CommitRefusal {
     /// It is recorded: only the reply was lost.
     Recorded,
     /// Another outcome came first: do what that one still demands.
@@ -273,45 +281,45 @@ pub(crate) enum Refusal {
     /// Somebody asked for the end, so there is no further run: end it.
     Revoked,
     /// An adoption came between: commit it with what is held now.
-    Again(Held),
+    Adopted(Claim),
     /// Another run holds the attempt: this one does not count.
-    Superseded,
+    TakenOver,
 }
 
 /// What it means that the commit of a verdict was refused.
-pub(crate) fn refused(facts: &Facts, held: &Held, verdict: &Verdict) -> Refusal {
-    if is_mine(facts, held, verdict) {
-        return Refusal::Recorded;
+pub(crate) fn explain_refusal(facts: &Facts, claim: &Claim, verdict: &Verdict) -> CommitRefusal {
+    if is_own_outcome(facts, claim, verdict) {
+        return CommitRefusal::Recorded;
     }
-    if let Some(follow_up) = owed(facts, held.attempt) {
-        return Refusal::Over(follow_up);
+    if let Some(follow_up) = recorded_follow_up(facts, claim.attempt) {
+        return CommitRefusal::Over(follow_up);
     }
     if matches!(verdict, Verdict::Retry { .. }) && facts.has(name::REVOKED) {
-        return Refusal::Revoked;
+        return CommitRefusal::Revoked;
     }
-    held.caught_up(facts).map_or(Refusal::Superseded, Refusal::Again)
+    claim.newer_claim(facts).map_or(CommitRefusal::TakenOver, CommitRefusal::Adopted)
 }
 
 /// Whether this commit's own fact is in the record: a caller whose reply was lost asks so.
-fn is_mine(facts: &Facts, held: &Held, verdict: &Verdict) -> bool {
+fn is_own_outcome(facts: &Facts, claim: &Claim, verdict: &Verdict) -> bool {
     let origin = match verdict {
         Verdict::Retry { .. } => {
-            facts.read::<Retried>(&name::retried(held.attempt)).map(|retried| retried.origin)
+            facts.read::<Retried>(&name::retried(claim.attempt)).map(|retried| retried.origin)
         }
         _ => facts.read::<End>(name::END).and_then(|end| end.origin),
     };
-    origin.is_some_and(|origin| origin.run == held.run)
+    origin.is_some_and(|origin| origin.run == claim.run)
 }
 
 /// What a verdict demands once it is recorded.
-pub(crate) fn follows(verdict: &Verdict, held: &Held) -> FollowUp {
+pub(crate) fn follow_up_of(verdict: &Verdict, claim: &Claim) -> FollowUp {
     match verdict {
         Verdict::Success(_) => FollowUp::Nothing,
         Verdict::Retry { due, counters, .. } => {
-            FollowUp::NextRun { due: *due, counters: *counters, token: held.token }
+            FollowUp::NextRun { due: *due, counters: *counters, token: claim.token }
         }
-        Verdict::Failure { kind, error } if buried(*kind) => {
-            FollowUp::DeadLetter { attempt: held.attempt, kind: *kind, error: error.clone() }
+        Verdict::Failure { kind, error } if is_dead_lettered(*kind) => {
+            FollowUp::DeadLetter { attempt: claim.attempt, kind: *kind, error: error.clone() }
         }
         Verdict::Failure { .. } => FollowUp::Nothing,
     }

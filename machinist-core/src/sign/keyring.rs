@@ -53,10 +53,10 @@ impl Keyring {
     }
 
     /// The key of this name, unless it is revoked.
-    pub(crate) fn trusted(&self, id: &KeyId) -> Result<&Key, Unfit> {
+    pub(crate) fn trusted(&self, id: &KeyId) -> Result<&Key, KeyRejection> {
         match self.keys.get(id) {
-            None => Err(Unfit::Unknown(id.clone())),
-            Some(key) if key.state() == KeyState::Revoked => Err(Unfit::Revoked(id.clone())),
+            None => Err(KeyRejection::Unknown(id.clone())),
+            Some(key) if key.state() == KeyState::Revoked => Err(KeyRejection::Revoked(id.clone())),
             Some(key) => Ok(key),
         }
     }
@@ -79,17 +79,20 @@ impl fmt::Debug for Keyring {
 
 impl Key {
     /// Whether this key is believed about what it signed at this instant.
-    pub(crate) fn believed_at(&self, instant: Timestamp) -> Result<(), Unfit> {
-        if self.valid_at(instant) { Ok(()) } else { Err(Unfit::OutOfTime(self.id().clone(), instant)) }
+    pub(crate) fn believed_at(&self, instant: Timestamp) -> Result<(), KeyRejection> {
+        if self.valid_at(instant) { Ok(()) } else { Err(KeyRejection::OutOfTime(self.id().clone(), instant)) }
     }
 
     /// Whether this key may sign this task for this queue. It holds for what is nested in a body too.
-    pub(crate) fn may(&self, task: &str, queue: &str) -> Result<(), Unfit> {
+    pub(crate) fn may(&self, task: &str, queue: &str) -> Result<(), KeyRejection> {
         for (what, name, list) in [("task", task, &self.tasks), ("queue", queue, &self.queues)] {
             if let Some(list) = list
                 && !list.iter().any(|pattern| pattern.fits(name))
             {
-                return Err(Unfit::NotAllowed(format!("key {} is not for the {what} {name:?}", self.id())));
+                return Err(KeyRejection::NotAllowed(format!(
+                    "key {} is not for the {what} {name:?}",
+                    self.id()
+                )));
             }
         }
         Ok(())
@@ -98,7 +101,7 @@ impl Key {
 
 /// Why a key is not believed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Unfit {
+pub(crate) enum KeyRejection {
     #[error("no key {0} is in the ring here")]
     Unknown(KeyId),
     #[error("key {0} is revoked")]
@@ -144,9 +147,12 @@ mod tests {
         let key = named("a").unwrap();
         let at = |micros| key.believed_at(Timestamp::from_micros(micros));
         assert!(at(10).is_ok() && at(20).is_ok());
-        assert!(matches!(at(9), Err(Unfit::OutOfTime(..))) && matches!(at(21), Err(Unfit::OutOfTime(..))));
-        assert!(matches!(named("gone"), Err(Unfit::Revoked(_))));
-        assert!(matches!(named("who"), Err(Unfit::Unknown(_))));
+        assert!(
+            matches!(at(9), Err(KeyRejection::OutOfTime(..)))
+                && matches!(at(21), Err(KeyRejection::OutOfTime(..)))
+        );
+        assert!(matches!(named("gone"), Err(KeyRejection::Revoked(_))));
+        assert!(matches!(named("who"), Err(KeyRejection::Unknown(_))));
         assert!(key.may("mail.send", "any").is_ok() && key.may("add", "any").is_err());
     }
 }

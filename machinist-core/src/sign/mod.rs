@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 
 pub use config::{KeyConfig, SecretText};
 pub use key::{Key, KeyState};
+pub(crate) use keyring::KeyRejection;
 pub use keyring::Keyring;
-pub(crate) use keyring::Unfit;
 
 /// What a key does, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]

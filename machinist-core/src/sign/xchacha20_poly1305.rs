@@ -31,14 +31,14 @@ impl Secret {
     /// A fresh nonce, and what this hides; only together with `about` will it open.
     pub(super) fn encrypt(&self, about: &[u8], text: &[u8]) -> Vec<u8> {
         let nonce: [u8; NONCE] = rand::random();
-        let hidden = self.cipher().encrypt(&XNonce::from(nonce), Payload { msg: text, aad: about });
+        let encrypted_fact = self.cipher().encrypt(&XNonce::from(nonce), Payload { msg: text, aad: about });
         // INVARIANT: the cipher takes 256 GiB, and no message is as long.
-        [&nonce[..], &hidden.expect("a text below 256 GiB")].concat()
+        [&nonce[..], &encrypted_fact.expect("a text below 256 GiB")].concat()
     }
 
     /// `None`: not encrypted with this key about this.
     pub(super) fn decrypt(&self, about: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
-        let (nonce, hidden) = sealed.split_first_chunk::<NONCE>()?;
-        self.cipher().decrypt(&XNonce::from(*nonce), Payload { msg: hidden, aad: about }).ok()
+        let (nonce, encrypted_fact) = sealed.split_first_chunk::<NONCE>()?;
+        self.cipher().decrypt(&XNonce::from(*nonce), Payload { msg: encrypted_fact, aad: about }).ok()
     }
 }

@@ -12,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     DeadLetterCounts, Health, Stages, TaskOptions, Worker,
-    alone::Alone,
-    open::Refusals,
-    processor::{Registration, Tally, TaskProcessor},
+    exclusive::ExclusiveSlots,
+    processor::{RegisteredTask, Tally, TaskProcessor},
+    refusal_log::RefusalLog,
+    server_calls::ServerCalls,
     session::{Lease, Sessions},
-    steady::Steady,
 };
 use crate::{
     app::App,
@@ -225,7 +225,7 @@ impl WorkerBuilder {
             if let Some((_, missing)) = requires.iter().find(|(id, _)| !self.state.has(*id)) {
                 return Err(BuildError::MissingState { task: name, missing });
             }
-            let registration = Registration { handler, options: TaskOptions::default() };
+            let registration = RegisteredTask { handler, options: TaskOptions::default() };
             if tasks.insert(TaskName::parse(&name)?, registration).is_some() {
                 return Err(BuildError::Twice(name));
             }
@@ -244,18 +244,18 @@ impl WorkerBuilder {
         let slots = Arc::new(Semaphore::new(self.concurrency));
         let processor = TaskProcessor {
             sessions: Sessions::new(self.app.clone(), self.lease, about),
-            steady: Steady::new(self.app.clone(), stages.clone()),
+            calls: ServerCalls::new(self.app.clone(), stages.clone()),
             app: self.app,
             name: name.into(),
             tasks,
             middleware: self.middleware.into(),
             state: Arc::new(self.state),
-            longest_hold: self.consumer_timeout / 2,
-            alone: Alone::new(Arc::clone(&slots), self.concurrency),
+            max_hold: self.consumer_timeout / 2,
+            exclusive: ExclusiveSlots::new(Arc::clone(&slots), self.concurrency),
             slots,
             stages: stages.clone(),
             tally: Tally::default(),
-            refusals: Refusals::default(),
+            refusals: RefusalLog::default(),
             dead_letter_counts: DeadLetterCounts::default(),
         };
         let ready = CancellationToken::new();
@@ -268,7 +268,7 @@ impl WorkerBuilder {
 /// What is published again is signed anew. A worker that cannot would lose it.
 fn can_sign(
     app: &App,
-    tasks: &HashMap<TaskName, Registration>,
+    tasks: &HashMap<TaskName, RegisteredTask>,
     queues: &BTreeSet<QueueName>,
 ) -> Result<(), BuildError> {
     for (task, queue) in tasks.keys().flat_map(|task| queues.iter().map(move |queue| (task, queue))) {

@@ -82,7 +82,7 @@ impl Drained {
     }
 }
 
-/// Waits for the end of all that runs, one stage after the other.
+/// UnrecordedOutcome for the end of all that runs, one stage after the other.
 pub(super) async fn wait_through(tracker: &TaskTracker, stages: &Stages, grace: Duration) {
     tokio::select! {
         () = tracker.wait() => return,

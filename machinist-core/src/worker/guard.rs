@@ -6,14 +6,14 @@
 use std::time::Duration;
 
 use super::{
-    processor::{Ending, Holding, TaskProcessor},
-    steady::Unpublished,
+    processor::{ActiveDelivery, Settlement, TaskProcessor},
+    server_calls::Unpublished,
 };
 use crate::{
     backend::{Commit, Expiry},
     broker::{Publish, Settle, Target},
     envelope::Envelope,
-    record::{UNENDED, name},
+    record::{UNFINISHED_TTL, name},
 };
 
 /// The first guard comes back after this.
@@ -37,33 +37,33 @@ impl TaskProcessor {
         // Only what is confirmed may say that older generations are not needed.
         let mut commit = Commit::new(guard.id.clone());
         commit.facts = vec![(name::guard(guard.attempt, guard.generation), "1".into())];
-        commit.expiry = Expiry::AfterUnlessSet(UNENDED);
-        self.steady.commit(&commit).await?;
+        commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
+        self.calls.commit(&commit).await?;
         Ok(guard)
     }
 
     /// After half the time for which a broker lets a delivery be held, publishes a guard and settles it.
-    pub(super) async fn guard_when_long(&self, holding: &mut Holding) {
-        tokio::time::sleep(self.longest_hold).await;
-        let guard = self.publish_guard(&holding.envelope, absence(holding.envelope.generation));
+    pub(super) async fn guard_when_long(&self, active: &mut ActiveDelivery) {
+        tokio::time::sleep(self.max_hold).await;
+        let guard = self.publish_guard(&active.envelope, absence(active.envelope.generation));
         match Box::pin(guard).await {
             Ok(guard) => {
-                holding.envelope = guard;
-                if let Some(receipt) = holding.receipt.take() {
+                active.envelope = guard;
+                if let Some(receipt) = active.receipt.take() {
                     receipt.settle(Settle::Ack).await;
                 }
             }
             Err(unpublished) => {
-                tracing::warn!(?unpublished, id = %holding.envelope.id, "no guard was published; the broker may deliver the task again");
+                tracing::warn!(?unpublished, id = %active.envelope.id, "no guard was published; the broker may deliver the task again");
             }
         }
     }
 
     /// A delivery goes when its copy is in the broker. One whose copy cannot be published is given back after a
     /// pause: the broker keeps it, and nobody spins.
-    pub(super) async fn settled_by<T: Send>(&self, published: Result<T, Unpublished>) -> Ending {
+    pub(super) async fn settled_by<T: Send>(&self, published: Result<T, Unpublished>) -> Settlement {
         match published {
-            Ok(_) => Ending::Ack,
+            Ok(_) => Settlement::Ack,
             Err(Unpublished::Unanswered(why)) => why.into(),
             Err(Unpublished::Never(error)) => {
                 tracing::error!(%error, "a copy of a message cannot be published; trying again in {UNPUBLISHABLE:?}");
@@ -71,13 +71,13 @@ impl TaskProcessor {
                     () = tokio::time::sleep(UNPUBLISHABLE) => {}
                     () = self.stages.reached_drain() => {}
                 }
-                Ending::HandBack
+                Settlement::HandBack
             }
         }
     }
 
     /// A delivery that would stay too long goes, and a copy comes back later.
-    pub(super) async fn become_guard(&self, envelope: &Envelope) -> Ending {
+    pub(super) async fn become_guard(&self, envelope: &Envelope) -> Settlement {
         self.settled_by(self.publish_guard(envelope, absence(envelope.generation)).await).await
     }
 
@@ -88,7 +88,7 @@ impl TaskProcessor {
         delay: Duration,
     ) -> Result<(), Unpublished> {
         let target = Target::Queue(envelope.queue.clone());
-        self.steady.publish(&Publish { target, message: self.app.seal(envelope), delay }).await
+        self.calls.publish(&Publish { target, message: self.app.seal(envelope), delay }).await
     }
 }
 

@@ -99,7 +99,7 @@ impl Health {
 
     async fn backend(&self) -> Result<(), String> {
         match tokio::time::timeout(ANSWER, self.processor.app.backend().now()).await {
-            Ok(Ok(_)) if self.processor.steady.is_backend_away() => {
+            Ok(Ok(_)) if self.processor.calls.is_backend_away() => {
                 Err("backend: it was away, and no tasks are taken yet".to_owned())
             }
             Ok(Ok(_)) => Ok(()),

@@ -12,10 +12,9 @@ use tokio_util::{
 };
 
 use super::{
-    Health,
+    Health, maintenance,
     processor::TaskProcessor,
-    steady::{GIVE_UP, pause},
-    upkeep,
+    server_calls::{AWAY_TIMEOUT, pause},
 };
 use crate::{
     broker::{Consume, Consumer, SubscriptionHealth},
@@ -76,31 +75,31 @@ impl Intake {
 
     /// Takes deliveries for ever, from one subscription after the other. Ends only when the broker was closed.
     async fn keep(&self, consumer: &mut Box<dyn Consumer>) {
-        let steady = &self.processor.steady;
+        let calls = &self.processor.calls;
         loop {
             self.health.subscribed(consumer.health().into());
-            let upkeep = upkeep::keep(Arc::clone(&self.processor), self.what.queues.clone());
-            let upkeep = AbortOnDropHandle::new(tokio::spawn(upkeep));
+            let maintenance = maintenance::run(Arc::clone(&self.processor), self.what.queues.clone());
+            let maintenance = AbortOnDropHandle::new(tokio::spawn(maintenance));
             let health = consumer.health();
             tokio::select! {
                 () = self.take(consumer.as_mut()) => return,
-                () = steady.backend_is_away_for_long() => {}
+                () = calls.backend_is_away_for_long() => {}
                 never = self.cancel_when_cut_off(health) => match never {},
             }
             tracing::error!(
                 running = self.processor.sessions.running(),
-                "the backend has been away for {GIVE_UP:?}: cancelling what runs, handing back what is held, and taking \
+                "the backend has been away for {AWAY_TIMEOUT:?}: cancelling what runs, handing back what is held, and taking \
                  nothing until it answers. Outcomes that are not recorded are kept"
             );
             self.health.withdrawn();
-            drop(upkeep);
+            drop(maintenance);
             // First, or what is handed back comes here again at once.
             consumer.stop().await;
             self.processor.sessions.cut_off_all();
-            steady.give_up(true);
-            steady.backend_is_there().await;
+            calls.give_up(true);
+            calls.backend_is_there().await;
             self.processor.sessions.alive().await;
-            steady.give_up(false);
+            calls.give_up(false);
             self.health.subscribing();
             *consumer = self.subscribe().await;
             tracing::info!(queues = ?self.what.queues, "subscribed again");
@@ -114,15 +113,13 @@ impl Intake {
         let mut vouched = sessions.valid_until();
         let (mut disconnects, mut seen) = (health.disconnects(), health.disconnects());
         loop {
-            tokio::time::sleep(sessions.lease().look()).await;
+            tokio::time::sleep(sessions.lease().check_interval()).await;
             let (until, lost) = (sessions.valid_until(), health.disconnects());
             let before = std::mem::replace(&mut seen, lost);
             if until != vouched {
                 // What was lost since the last look may have been lost after the renewal.
                 (vouched, disconnects) = (until, before);
-            } else if lost != disconnects
-                && Instant::now() >= until
-                && self.processor.steady.is_backend_away()
+            } else if lost != disconnects && Instant::now() >= until && self.processor.calls.is_backend_away()
             {
                 if sessions.running() > 0 {
                     tracing::error!(
@@ -161,7 +158,7 @@ impl Intake {
     async fn take(&self, consumer: &mut dyn Consumer) {
         loop {
             // While the backend is away nothing is taken: what is held stays unacknowledged, and prefetch bounds it.
-            self.processor.steady.backend_is_there().await;
+            self.processor.calls.backend_is_there().await;
             let Some(delivery) = consumer.next().await else { return };
             // On the heap at once: a spawned future is moved several times.
             let (cut, process) = (self.cut.clone(), Box::pin(Arc::clone(&self.processor).process(delivery)));

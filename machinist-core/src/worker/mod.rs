@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `builder` | what a worker is made of, checked before it starts |
 //! | `options` | how one task is run where its signature does not say |
-//! | `open` | what a delivery claims, and what of that is believed |
+//! | `refusal_log` | refused messages, counted and logged |
 //! | `intake` | where deliveries come in, and the end of that while the backend is away for long |
 //! | `processor` | one delivery from its arrival to its settlement |
 //! | `run` | one call of a handler: time limits, panic, cancellation |
@@ -13,27 +13,27 @@
 //! | `alone` | the place where suspects run |
 //! | `guard` | copies that come back later: guards, postponements, messages that came too early |
 //! | `steady` | the patience with which backend and broker are asked |
-//! | `upkeep` | what is put in order beside tasks: undelivered messages, dead letters |
+//! | `maintenance` | what is put in order beside tasks: undelivered messages, dead letters |
 //! | `drain` | the stages of an end |
 //! | `health` | how a worker is, for those who watch over it |
 //! | `dead_letter_counts` | how many dead letters there were, and why |
 
-mod alone;
 mod builder;
 mod dead_letter_counts;
 mod drain;
+mod exclusive;
 mod guard;
 mod health;
 mod intake;
-mod open;
+mod maintenance;
 mod options;
 mod processor;
 mod progress;
+mod refusal_log;
 mod renewal;
 mod run;
+mod server_calls;
 mod session;
-mod steady;
-mod upkeep;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -43,7 +43,6 @@ pub use builder::{BuildError, WorkerBuilder};
 pub use dead_letter_counts::DeadLetterCounts;
 pub use drain::{Drained, Stages};
 pub use health::Health;
-pub(crate) use open::{Opened, open};
 pub use options::{ErrorClass, ErrorClassifier, TaskOptions};
 pub(crate) use renewal::ring;
 

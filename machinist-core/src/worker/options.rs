@@ -91,14 +91,14 @@ impl TaskOptions {
         self
     }
 
-    /// Waits so before a retry.
+    /// UnrecordedOutcome so before a retry.
     #[must_use]
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.retry.get_or_insert_default().backoff = backoff;
         self
     }
 
-    /// Waits before a retry as this function says, which is given how many retries there were before: 0, 1, 2, …
+    /// UnrecordedOutcome before a retry as this function says, which is given how many retries there were before: 0, 1, 2, …
     ///
     /// It is asked once after each run that failed, and what it answers is recorded, so it may draw random numbers. A
     /// function does not travel: where the signature brings a retry policy of its own, that holds. One that panics is

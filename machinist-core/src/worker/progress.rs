@@ -5,19 +5,19 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use super::{processor::TaskProcessor, session::Registered};
-use crate::{context::TaskContext, record::say, secrecy::hide, sign::Key};
+use super::{processor::TaskProcessor, session::RegisteredRun};
+use crate::{context::TaskContext, encryption::encrypt_outcome, record::progress_commit, sign::Key};
 
 /// How often at most a run's progress is written.
 const EVERY: Duration = Duration::from_millis(500);
 
 impl TaskProcessor {
     /// Writes the progress of a run, for as long as it runs. Never completes.
-    pub(super) async fn tell_progress(
+    pub(super) async fn publish_progress(
         &self,
         cx: &TaskContext,
-        registered: &Registered,
-        hidden_by: Option<&Key>,
+        registered: &RegisteredRun,
+        outcome_key: Option<&Key>,
     ) -> Infallible {
         let mut said = cx.watch_progress();
         loop {
@@ -25,9 +25,9 @@ impl TaskProcessor {
                 std::future::pending::<()>().await;
             }
             let progress = said.borrow_and_update().clone();
-            if let (Some(progress), Some(held)) = (progress, registered.held()) {
-                let said = say(&held, &progress);
-                let said = if let Some(key) = hidden_by { hide(said, key) } else { said };
+            if let (Some(progress), Some(claim)) = (progress, registered.claim()) {
+                let said = progress_commit(&claim, &progress);
+                let said = if let Some(key) = outcome_key { encrypt_outcome(said, key) } else { said };
                 let answers = self.app.backend().commit(vec![said]).await;
                 if let Some(Err(error)) = answers.first() {
                     tracing::debug!(%error, "a word of progress was not written");

@@ -15,7 +15,7 @@ use std::{
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{processor::TaskProcessor, session::Sessions, steady::jittered};
+use super::{processor::TaskProcessor, server_calls::jittered, session::Sessions};
 use crate::{
     backend::{Commit, Watch},
     id::{SessionId, TaskId},
@@ -40,7 +40,7 @@ impl Renewals {
     /// If the system gives no thread.
     pub(super) fn begin(processor: &Arc<TaskProcessor>) -> std::io::Result<Self> {
         let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
-        let (rung, heart) = (Arc::new(Notify::new()), Heart::new());
+        let (rung, heart) = (Arc::new(Notify::new()), RuntimeProbe::new());
         let renewing = {
             let (processor, rung, heart) = (Arc::clone(processor), Arc::clone(&rung), Arc::clone(&heart));
             let (stop, told) = (stop.clone(), ended.clone().drop_guard());
@@ -82,7 +82,7 @@ impl Drop for Renewals {
 }
 
 /// Renews and looks for ever.
-async fn keep(processor: &TaskProcessor, rung: &Notify, heart: &Heart) {
+async fn keep(processor: &TaskProcessor, rung: &Notify, heart: &RuntimeProbe) {
     let (sessions, lease) = (&processor.sessions, processor.sessions.lease());
     let renewing = async {
         let mut silent = false;
@@ -93,21 +93,21 @@ async fn keep(processor: &TaskProcessor, rung: &Notify, heart: &Heart) {
                 () = rung.notified() => tokio::time::sleep(ECHO).await,
             }
             heart.listen(lease.renewal(), &mut silent);
-            while let Err(error) = sessions.renew(&processor.steady).await {
-                processor.steady.answered(false);
+            while let Err(error) = sessions.renew(&processor.calls).await {
+                processor.calls.answered(false);
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "the session was not renewed; trying again"
                 );
                 tokio::time::sleep(jittered(lease.renewal() / 5)).await;
             }
-            processor.steady.answered(true);
+            processor.calls.answered(true);
         }
     };
     let looking = async {
         loop {
-            tokio::time::sleep(lease.look()).await;
-            if let Err(error) = sessions.look().await {
+            tokio::time::sleep(lease.check_interval()).await;
+            if let Err(error) = sessions.check_interval().await {
                 tracing::debug!(%error, "could not look at other sessions");
             }
         }
@@ -117,13 +117,13 @@ async fn keep(processor: &TaskProcessor, rung: &Notify, heart: &Heart) {
 
 /// Whether the runtime that runs the handlers runs at all.
 #[derive(Debug)]
-struct Heart {
+struct RuntimeProbe {
     begun: Instant,
     /// When it last beat, in milliseconds since it began.
     last: AtomicU64,
 }
 
-impl Heart {
+impl RuntimeProbe {
     fn new() -> Arc<Self> {
         Arc::new(Self { begun: Instant::now(), last: AtomicU64::new(0) })
     }
@@ -202,7 +202,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_runtime_that_does_not_run_is_noticed_and_so_is_its_return() {
-        let (heart, patience, mut silent) = (Heart::new(), Duration::from_secs(5), false);
+        let (heart, patience, mut silent) = (RuntimeProbe::new(), Duration::from_secs(5), false);
         tokio::time::advance(patience).await;
         heart.listen(patience, &mut silent);
         assert!(!silent);

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Stages,
-    session::{Cancelled, Registered, Stuck},
+    session::{CancelReason, RegisteredRun, Stuck},
 };
 use crate::{
     args::{Arg, Results},
@@ -60,7 +60,7 @@ pub(super) struct Call<'a> {
     /// Whether dropping the future ends the run.
     pub(super) stoppable: bool,
     pub(super) trace: TraceContext,
-    pub(super) registered: &'a Registered,
+    pub(super) registered: &'a RegisteredRun,
     pub(super) stages: &'a Stages,
 }
 
@@ -71,7 +71,7 @@ pub(super) struct Begun<'a> {
     token: CancellationToken,
     timeouts: Timeouts,
     stoppable: bool,
-    registered: &'a Registered,
+    registered: &'a RegisteredRun,
     stages: &'a Stages,
 }
 
@@ -97,7 +97,7 @@ impl Begun<'_> {
         }
     }
 
-    /// Waits for the handler's end, however it ends.
+    /// UnrecordedOutcome for the handler's end, however it ends.
     pub(super) async fn run(self) -> Ended {
         let Self { mut running, token, timeouts, stoppable, registered, stages } = self;
         let told = registered.cancel.clone();
@@ -172,7 +172,7 @@ async fn told_at_soft_limit(soft: Option<Duration>, token: &CancellationToken, n
 }
 
 /// Lists a run that goes on after it was told to end, for as long as it does. Never completes.
-async fn list_if_stuck(token: &CancellationToken, registered: &Registered) {
+async fn list_if_stuck(token: &CancellationToken, registered: &RegisteredRun) {
     token.cancelled().await;
     tokio::time::sleep(LAST_WORDS).await;
     let _listed = registered.stuck();
@@ -182,11 +182,11 @@ async fn list_if_stuck(token: &CancellationToken, registered: &Registered) {
 /// Completes when a handler has had its time to end: some seconds after it was told to, or when all leave.
 ///
 /// One that cannot be stopped and whose task nobody else has taken is waited for. Given back, it would be run beside itself.
-async fn must_end(registered: &Registered, stages: &Stages, stoppable: bool) {
+async fn must_end(registered: &RegisteredRun, stages: &Stages, stoppable: bool) {
     let told = async {
         registered.cancel.cancelled().await;
         tokio::time::sleep(LAST_WORDS).await;
-        if !stoppable && registered.why() == Some(Cancelled::CutOff) {
+        if !stoppable && registered.why() == Some(CancelReason::CutOff) {
             std::future::pending::<()>().await;
         }
     };

@@ -15,12 +15,12 @@ use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::steady::Steady;
+use super::server_calls::ServerCalls;
 use crate::{
     app::App,
     backend::{Backend, BackendError, Committed},
     id::{RunId, SessionId, TaskId},
-    record::{Facts, Held, Standing, Upkeep, name},
+    record::{Claim, ClaimStatus, Facts, RenewalAction, name},
 };
 
 /// The leases of a worker, as shares of one duration.
@@ -44,19 +44,19 @@ impl Lease {
     }
 
     /// How often other sessions are looked at.
-    pub(super) fn look(self) -> Duration {
+    pub(super) fn check_interval(self) -> Duration {
         self.0 * 2 / 15
     }
 
     /// How far apart the two looks must be that find a session gone.
-    fn two_looks(self) -> Duration {
+    fn gone_confirmation(self) -> Duration {
         self.0 / 3
     }
 
     /// After how long at most a session that is gone is known to be: the wait for the first look, the time between
     /// the looks, the wait for the last, and a second for the answers.
     fn verdict(self) -> Duration {
-        self.look() * 2 + self.two_looks() + Duration::from_secs(1)
+        self.check_interval() * 2 + self.gone_confirmation() + Duration::from_secs(1)
     }
 
     /// How long a session is looked at after somebody was found busy with it.
@@ -67,9 +67,9 @@ impl Lease {
 
 /// Why a run is told to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cancelled {
+pub(super) enum CancelReason {
     /// Another run holds the attempt, or it has an outcome: whatever this one says does not count.
-    Superseded,
+    TakenOver,
     /// Somebody revoked the task.
     Revoked,
     /// This worker cannot know any more whether it holds what it runs, or could not tell for long how it ended.
@@ -81,10 +81,10 @@ pub(super) enum Cancelled {
 struct Run {
     id: TaskId,
     /// What it holds, from the grant of its start until its outcome is recorded.
-    held: Option<Held>,
+    claim: Option<Claim>,
     cancel: CancellationToken,
     cut_off: CancellationToken,
-    why: Option<Cancelled>,
+    why: Option<CancelReason>,
 }
 
 #[derive(Debug)]
@@ -107,7 +107,7 @@ struct Known {
     stuck: HashMap<RunId, TaskId>,
     /// Starts that are over without an outcome, or were perhaps never granted, of which the backend could not be told.
     /// None is added without a delivery in hand, and none is started before they are told.
-    owed: Vec<Held>,
+    recorded_follow_up: Vec<Claim>,
 }
 
 /// The session of a worker.
@@ -132,7 +132,7 @@ pub(super) struct Stuck {
 
 /// A run that is under way; dropped, it is forgotten.
 #[derive(Debug)]
-pub(super) struct Registered {
+pub(super) struct RegisteredRun {
     sessions: Arc<Sessions>,
     pub(super) run: RunId,
     pub(super) cancel: CancellationToken,
@@ -152,7 +152,7 @@ impl Sessions {
             runs: HashMap::new(),
             looks: HashMap::new(),
             stuck: HashMap::new(),
-            owed: Vec::new(),
+            recorded_follow_up: Vec::new(),
         };
         Arc::new(Self {
             app,
@@ -246,33 +246,33 @@ impl Sessions {
     pub(super) fn cut_off_all(&self) {
         let running: Vec<_> = {
             let known = self.known();
-            known.runs.iter().filter(|(_, run)| run.held.is_some()).map(|(id, _)| id.clone()).collect()
+            known.runs.iter().filter(|(_, run)| run.claim.is_some()).map(|(id, _)| id.clone()).collect()
         };
         for run in running {
-            self.cancel(&run, Cancelled::CutOff);
+            self.cancel(&run, CancelReason::CutOff);
         }
     }
 
     /// Notes a start that will not run, to be told when the backend is back: nobody then waits for its session, and
     /// it is not held against the task.
-    pub(super) fn owe(&self, held: Held) {
-        self.known().owed.push(held);
+    pub(super) fn defer_hand_back(&self, claim: Claim) {
+        self.known().recorded_follow_up.push(claim);
     }
 
     /// Tells what is owed. What is refused is left to the expiry of its session.
-    async fn pay(&self) -> Result<(), BackendError> {
-        let owed = self.known().owed.clone();
-        if owed.is_empty() {
+    async fn flush_hand_backs(&self) -> Result<(), BackendError> {
+        let recorded_follow_up = self.known().recorded_follow_up.clone();
+        if recorded_follow_up.is_empty() {
             return Ok(());
         }
-        let ids: Vec<_> = owed.iter().map(|held| held.id.clone()).collect();
+        let ids: Vec<_> = recorded_follow_up.iter().map(|claim| claim.id.clone()).collect();
         let records = self.app.backend().read(&ids).await?;
-        let standing = |(held, facts): (&Held, Facts)| {
+        let standing = |(claim, facts): (&Claim, Facts)| {
             // It may have been adopted, if only the reply was lost.
-            let held = held.caught_up(&facts).unwrap_or_else(|| held.clone());
-            (held.standing(&facts) == Standing::Mine).then(|| held.hand_back())
+            let claim = claim.newer_claim(&facts).unwrap_or_else(|| claim.clone());
+            (claim.standing(&facts) == ClaimStatus::Current).then(|| claim.hand_back())
         };
-        let commits = owed.iter().zip(records).filter_map(standing).collect();
+        let commits = recorded_follow_up.iter().zip(records).filter_map(standing).collect();
         for answer in self.app.backend().commit(commits).await {
             match answer {
                 Err(error @ BackendError::Unavailable(_)) => return Err(error),
@@ -280,22 +280,22 @@ impl Sessions {
                 Ok(_) => {}
             }
         }
-        self.known().owed.retain(|held| !owed.contains(held));
+        self.known().recorded_follow_up.retain(|claim| !recorded_follow_up.contains(claim));
         Ok(())
     }
 
     /// Makes a run known, before its start is asked for.
-    pub(super) fn register(self: &Arc<Self>, id: &TaskId) -> Registered {
+    pub(super) fn register(self: &Arc<Self>, id: &TaskId) -> RegisteredRun {
         let (run, cancel, cut_off) = (RunId::fresh(), CancellationToken::new(), CancellationToken::new());
         let entry =
-            Run { id: id.clone(), held: None, cancel: cancel.clone(), cut_off: cut_off.clone(), why: None };
+            Run { id: id.clone(), claim: None, cancel: cancel.clone(), cut_off: cut_off.clone(), why: None };
         self.known().runs.insert(run.clone(), entry);
-        Registered { sessions: Arc::clone(self), run, cancel, cut_off }
+        RegisteredRun { sessions: Arc::clone(self), run, cancel, cut_off }
     }
 
     /// How many handlers run.
     pub(super) fn running(&self) -> usize {
-        self.known().runs.values().filter(|run| run.held.is_some()).count()
+        self.known().runs.values().filter(|run| run.claim.is_some()).count()
     }
 
     /// Whether a start is known not to run any more.
@@ -306,16 +306,17 @@ impl Sessions {
             return false;
         }
         // A start under our own session whose run is not here has ended here without an outcome.
-        *session == known.session || known.looks.get(session).is_some_and(|look| look.gone)
+        *session == known.session
+            || known.looks.get(session).is_some_and(|check_interval| check_interval.gone)
     }
 
     /// Looks at this session from now on, because somebody waits for it.
-    pub(super) fn wonder(&self, session: &SessionId) {
+    pub(super) fn watch_session(&self, session: &SessionId) {
         let now = Instant::now();
         let mut known = self.known();
-        let look =
+        let check_interval =
             known.looks.entry(session.clone()).or_insert(Look { wanted: now, gone_since: None, gone: false });
-        look.wanted = now;
+        check_interval.wanted = now;
     }
 
     fn info(&self) -> Bytes {
@@ -324,7 +325,7 @@ impl Sessions {
             .known()
             .runs
             .values()
-            .filter(|r| r.held.is_some())
+            .filter(|r| r.claim.is_some())
             .map(|r| r.id.to_string())
             .take(1000)
             .collect();
@@ -337,21 +338,21 @@ impl Sessions {
     }
 
     /// What runs here and still counts.
-    fn runs(&self) -> Vec<(RunId, Held)> {
+    fn runs(&self) -> Vec<(RunId, Claim)> {
         let known = self.known();
         // What was superseded stays so: written back after lost data it would take the task from who runs it.
-        let counts = |(_, run): &(&RunId, &Run)| run.why != Some(Cancelled::Superseded);
-        let held = |(id, run): (&RunId, &Run)| Some((id.clone(), run.held.clone()?));
-        known.runs.iter().filter(counts).filter_map(held).collect()
+        let counts = |(_, run): &(&RunId, &Run)| run.why != Some(CancelReason::TakenOver);
+        let claim = |(id, run): (&RunId, &Run)| Some((id.clone(), run.claim.clone()?));
+        known.runs.iter().filter(counts).filter_map(claim).collect()
     }
 
     /// Renews the lease, and learns in the same round trip what became of what runs here. After an outage what ended
     /// meanwhile is told first, then comes the session with what still runs; new starts wait for it.
-    pub(super) async fn renew(&self, steady: &Steady) -> Result<(), BackendError> {
-        self.pay().await?;
+    pub(super) async fn renew(&self, calls: &ServerCalls) -> Result<(), BackendError> {
+        self.flush_hand_backs().await?;
         let session = self.known().session.clone();
         let runs = self.runs();
-        let ids: Vec<_> = runs.iter().map(|(_, held)| held.id.clone()).collect();
+        let ids: Vec<_> = runs.iter().map(|(_, claim)| claim.id.clone()).collect();
         let asked = Instant::now();
         let renewed = self.app.backend().renew_session(&session, self.lease.0, self.info(), &ids).await?;
         self.app.clock().learn(asked, renewed.now);
@@ -364,15 +365,15 @@ impl Sessions {
                 running = records.len(),
                 "the session has expired: opening another, adopting what runs"
             );
-            steady.answered(true);
-            steady.verdicts_are_recorded(self.lease.look()).await;
+            calls.answered(true);
+            calls.outcomes_are_recorded(self.lease.check_interval()).await;
             self.open().await?;
         }
-        for (run, held) in self.runs() {
+        for (run, claim) in self.runs() {
             match records.remove(&run) {
-                Some(facts) => self.keep_up(&run, held, facts).await?,
+                Some(facts) => self.keep_up(&run, claim, facts).await?,
                 // Granted meanwhile, under the session that is gone.
-                None if !renewed.alive => self.keep_up(&run, held, Facts::new()).await?,
+                None if !renewed.alive => self.keep_up(&run, claim, Facts::new()).await?,
                 None => {}
             }
         }
@@ -380,43 +381,43 @@ impl Sessions {
     }
 
     /// Does what a record demands about a run that is under way here. What fails is done by the next renewal.
-    async fn keep_up(&self, run: &RunId, mut held: Held, mut facts: Facts) -> Result<(), BackendError> {
+    async fn keep_up(&self, run: &RunId, mut claim: Claim, mut facts: Facts) -> Result<(), BackendError> {
         let session = self.known().session.clone();
         loop {
             // Its own adoption, if only the reply was lost.
-            if let Some(adopted) = held.caught_up(&facts) {
-                held = adopted;
-                self.holds(run, &held);
+            if let Some(adopted) = claim.newer_claim(&facts) {
+                claim = adopted;
+                self.update_claim(run, &claim);
             }
-            let (commit, next) = match held.upkeep(&facts, &session, self.app.clock().now()) {
-                Upkeep::Nothing => break,
-                Upkeep::Revoked => {
-                    self.cancel(run, Cancelled::Revoked);
+            let (commit, next) = match claim.renewal_action(&facts, &session, self.app.clock().now()) {
+                RenewalAction::Nothing => break,
+                RenewalAction::Revoked => {
+                    self.cancel(run, CancelReason::Revoked);
                     if facts.has(name::TERMINATED) {
                         self.cut_off(run);
                     }
                     break;
                 }
-                Upkeep::Superseded => break self.cancel(run, Cancelled::Superseded),
-                Upkeep::Commit(commit) => *commit,
+                RenewalAction::TakenOver => break self.cancel(run, CancelReason::TakenOver),
+                RenewalAction::Commit(commit) => *commit,
             };
             match self.app.backend().commit(vec![commit]).await.pop().transpose()? {
                 Some(Committed::Refused(refused)) => facts = refused,
-                Some(Committed::Done) => break self.holds(run, &next),
+                Some(Committed::Done) => break self.update_claim(run, &next),
                 None => return Err(BackendError::Unavailable("the backend adapter gave no answer".into())),
             }
         }
         Ok(())
     }
 
-    fn holds(&self, run: &RunId, held: &Held) {
+    fn update_claim(&self, run: &RunId, claim: &Claim) {
         // Unless it was let go meanwhile.
-        if let Some(entry) = self.known().runs.get_mut(run).filter(|entry| entry.held.is_some()) {
-            entry.held = Some(held.clone());
+        if let Some(entry) = self.known().runs.get_mut(run).filter(|entry| entry.claim.is_some()) {
+            entry.claim = Some(claim.clone());
         }
     }
 
-    fn cancel(&self, run: &RunId, why: Cancelled) {
+    fn cancel(&self, run: &RunId, why: CancelReason) {
         if let Some(entry) = self.known().runs.get_mut(run) {
             entry.why.get_or_insert(why);
             entry.cancel.cancel();
@@ -430,11 +431,11 @@ impl Sessions {
     }
 
     /// Looks at the sessions that somebody waits for.
-    pub(super) async fn look(&self) -> Result<(), BackendError> {
+    pub(super) async fn check_interval(&self) -> Result<(), BackendError> {
         let wanted: Vec<SessionId> = {
             let (now, interest) = (Instant::now(), self.lease.interest());
             let mut known = self.known();
-            known.looks.retain(|_, look| now < look.wanted + interest);
+            known.looks.retain(|_, check_interval| now < check_interval.wanted + interest);
             known.looks.keys().cloned().collect()
         };
         if wanted.is_empty() {
@@ -447,11 +448,14 @@ impl Sessions {
             Ok(alive) => {
                 let mut found = false;
                 for (session, alive) in wanted.iter().zip(alive) {
-                    let Some(look) = known.looks.get_mut(session) else { continue };
-                    look.gone_since = if alive { None } else { look.gone_since.or(Some(now)) };
-                    let gone = look.gone_since.is_some_and(|since| now >= since + self.lease.two_looks());
-                    found |= gone && !look.gone;
-                    look.gone = gone;
+                    let Some(check_interval) = known.looks.get_mut(session) else { continue };
+                    check_interval.gone_since =
+                        if alive { None } else { check_interval.gone_since.or(Some(now)) };
+                    let gone = check_interval
+                        .gone_since
+                        .is_some_and(|since| now >= since + self.lease.gone_confirmation());
+                    found |= gone && !check_interval.gone;
+                    check_interval.gone = gone;
                 }
                 if found {
                     self.verdicts.send_modify(|verdicts| *verdicts += 1);
@@ -459,9 +463,9 @@ impl Sessions {
                 Ok(())
             }
             Err(error) => {
-                for look in known.looks.values_mut() {
-                    look.gone_since = None;
-                    look.gone = false;
+                for check_interval in known.looks.values_mut() {
+                    check_interval.gone_since = None;
+                    check_interval.gone = false;
                 }
                 Err(error)
             }
@@ -469,23 +473,23 @@ impl Sessions {
     }
 }
 
-impl Registered {
+impl RegisteredRun {
     /// Notes what was granted, so that renewals watch over it; `false` if it was granted under a session that has
     /// been replaced meanwhile, and has to be adopted before it may run.
-    pub(super) fn hold(&self, held: &Held) -> bool {
+    pub(super) fn set_claim(&self, claim: &Claim) -> bool {
         let mut known = self.sessions.known();
-        if held.session != known.session {
+        if claim.session != known.session {
             return false;
         }
         if let Some(run) = known.runs.get_mut(&self.run) {
-            run.held = Some(held.clone());
+            run.claim = Some(claim.clone());
         }
         true
     }
 
     /// What is held now: an adoption may have renewed it.
-    pub(super) fn held(&self) -> Option<Held> {
-        self.sessions.known().runs.get(&self.run)?.held.clone()
+    pub(super) fn claim(&self) -> Option<Claim> {
+        self.sessions.known().runs.get(&self.run)?.claim.clone()
     }
 
     /// Lists it among the runs that do not end when they are told to, until what is returned is dropped.
@@ -500,14 +504,14 @@ impl Registered {
 
     /// Its outcome is recorded. Renewals look after it no more: written back after lost data, the start of a run
     /// that is over would keep others waiting.
-    pub(super) fn let_go(&self) {
+    pub(super) fn release(&self) {
         if let Some(run) = self.sessions.known().runs.get_mut(&self.run) {
-            run.held = None;
+            run.claim = None;
         }
     }
 
     /// Why it was told to end, if it was.
-    pub(super) fn why(&self) -> Option<Cancelled> {
+    pub(super) fn why(&self) -> Option<CancelReason> {
         self.sessions.known().runs.get(&self.run)?.why
     }
 }
@@ -520,7 +524,7 @@ impl Drop for Stuck {
     }
 }
 
-impl Drop for Registered {
+impl Drop for RegisteredRun {
     fn drop(&mut self) {
         self.sessions.known().runs.remove(&self.run);
     }

@@ -131,7 +131,7 @@ async fn without_the_key_results_are_known_to_be_there_and_cannot_be_read() {
         for (id, state) in [(told.id(), TaskState::Success), (failed.id(), TaskState::Failure)] {
             let result = other.result(id.clone());
             let locked = result.wait(SOON).await.unwrap_err();
-            assert!(matches!(&locked, ResultError::Locked { .. }), "{locked:?}");
+            assert!(matches!(&locked, ResultError::Undecryptable { .. }), "{locked:?}");
             assert!(locked.to_string().contains(words), "{locked}");
             let record = result.record().await.unwrap();
             assert_eq!((record.state, record.results.is_none()), (state, true));

@@ -3,11 +3,11 @@
 use super::{
     super::{
         facts::Facts,
-        revoke::{Manner, Revocable, revocable},
-        start::Upkeep,
+        revoke::{RevokeDecision, RevokeMode, decide_revoke},
+        start::RenewalAction,
     },
     Kind, Model, Mutation, Step, TTL,
-    store::{FactsNo, HeldNo, PendingNo, run_id, session_id},
+    store::{ClaimNo, FactsNo, PendingNo, run_id, session_id},
     world::{At, Fault, Handler, Msg, Receipt, Renewal, Why, Worker, World},
 };
 use crate::id::SessionId;
@@ -60,10 +60,15 @@ fn of_everything(
     }
     if let Some(read) = world.revoker {
         let mut world = world.clone();
-        world.revoker = match revocable(&model.id, &model.store.facts_of(read), Manner::Told, Model::NOW, TTL)
-        {
-            Revocable::Ended(_) => None,
-            Revocable::Now(commit) | Revocable::Ask(commit, _) => {
+        world.revoker = match decide_revoke(
+            &model.id,
+            &model.store.facts_of(read),
+            RevokeMode::Cancel,
+            Model::NOW,
+            TTL,
+        ) {
+            RevokeDecision::Ended(_) => None,
+            RevokeDecision::EndNow(commit) | RevokeDecision::AskRun(commit, _) => {
                 model.commit(&mut world, &commit).map(|_| world.facts)
             }
         };
@@ -113,7 +118,7 @@ fn of_worker(
                 msg: *msg,
                 receipt: Receipt::Holding,
                 run: None,
-                held: None,
+                claim: None,
                 cancel: None,
                 alone: false,
                 at: At::Open,
@@ -199,7 +204,7 @@ fn renewal(model: &Model, world: &World, n: usize, add: &mut impl FnMut(&'static
         }
         Renewal::Keeping(todo) => {
             let (run, pending) = todo[0];
-            let (mut commit, held) = (*model.store.pending_of(pending)).clone();
+            let (mut commit, claim) = (*model.store.pending_of(pending)).clone();
             if model.config.mutation == Some(Mutation::AdoptWithoutCarry) {
                 commit.equal_or_absent.clear();
             }
@@ -217,8 +222,8 @@ fn renewal(model: &Model, world: &World, n: usize, add: &mut impl FnMut(&'static
             match answer {
                 None => {
                     todo.remove(0);
-                    let held = model.store.held(held);
-                    holds(&mut next.workers[n], run, held);
+                    let claim = model.store.claim(claim);
+                    holds(&mut next.workers[n], run, claim);
                 }
                 Some(facts) => match keep(model, &mut next, n, run, &facts) {
                     Kept::Commit(pending) => set(&mut next, n, run, Some(pending)),
@@ -267,35 +272,35 @@ fn finish(world: &mut World, n: usize) {
 
 fn keep(model: &Model, world: &mut World, n: usize, run: u8, facts: &Facts) -> Kept {
     let session: SessionId = session_id(world.workers[n].session);
-    let Some((_, held)) = model.counted(world, n).into_iter().find(|(r, _)| *r == run) else {
+    let Some((_, claim)) = model.counted(world, n).into_iter().find(|(r, _)| *r == run) else {
         return Kept::Done;
     };
-    let mut held = (*model.store.held_of(held)).clone();
-    debug_assert_eq!(held.run, run_id(run));
-    if let Some(adopted) = held.caught_up(facts) {
-        held = adopted;
-        holds(&mut world.workers[n], run, model.store.held(held.clone()));
+    let mut claim = (*model.store.claim_of(claim)).clone();
+    debug_assert_eq!(claim.run, run_id(run));
+    if let Some(adopted) = claim.newer_claim(facts) {
+        claim = adopted;
+        holds(&mut world.workers[n], run, model.store.claim(claim.clone()));
     }
     let stays = model.config.mutation == Some(Mutation::AdoptedOnce)
         && !facts.is_empty()
         && world.workers[n].renewal == Renewal::Idle
-        && held.standing(facts) == super::super::start::Standing::Mine;
+        && claim.standing(facts) == super::super::start::ClaimStatus::Current;
     if stays {
         return Kept::Done;
     }
-    match held.upkeep(facts, &session, Model::now(world)) {
-        Upkeep::Nothing => Kept::Done,
-        Upkeep::Revoked => Kept::Cancel(Why::Revoked),
-        Upkeep::Superseded => Kept::Cancel(Why::Superseded),
-        Upkeep::Commit(next) => Kept::Commit(model.store.pending(*next)),
+    match claim.renewal_action(facts, &session, Model::now(world)) {
+        RenewalAction::Nothing => Kept::Done,
+        RenewalAction::Revoked => Kept::Cancel(Why::Revoked),
+        RenewalAction::TakenOver => Kept::Cancel(Why::Superseded),
+        RenewalAction::Commit(next) => Kept::Commit(model.store.pending(*next)),
     }
 }
 
-fn holds(worker: &mut Worker, run: u8, held: HeldNo) {
+fn holds(worker: &mut Worker, run: u8, claim: ClaimNo) {
     let mut handlers = worker.handlers.iter_mut();
     // Unless it was let go meanwhile.
-    if let Some(handler) = handlers.find(|handler| handler.run == Some(run) && handler.held.is_some()) {
-        handler.held = Some(held);
+    if let Some(handler) = handlers.find(|handler| handler.run == Some(run) && handler.claim.is_some()) {
+        handler.claim = Some(claim);
     }
 }
 

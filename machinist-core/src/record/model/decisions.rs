@@ -5,12 +5,12 @@ use super::{
         facts::{Counters, Facts, name},
         fold::Attempts,
         poison::{Suspicion, suspicion},
-        start::{Held, Meaning, Starting, judge},
+        start::{Claim, StartDecision, StartRequest, decide_start},
         verdict::{FollowUp, Outcome, Verdict, decide},
     },
     Model, Mutation,
     steps::Place,
-    store::{HeldNo, number, run_id, session_id},
+    store::{ClaimNo, number, run_id, session_id},
     world::{Anybody, At, GuardStep, Handler, Msg, Receipt, Say, Why, World},
 };
 use crate::{
@@ -38,23 +38,23 @@ impl Model {
         }
         let (fooled, session) = (worker.fooled, worker.session);
         let handler = place.of_mut(world);
-        (handler.run, handler.held, handler.cancel, handler.at) = (None, None, None, At::Open);
+        (handler.run, handler.claim, handler.cancel, handler.at) = (None, None, None, At::Open);
         // Without a session that is certainly alive nothing is asked for.
         if !fooled && !world.is_alive(session) {
             return;
         }
         let (run, _) = self.store.fresh(world);
         place.of_mut(world).run = Some(run);
-        let (mut commit, held) = self.asking(world, place, session).first(Self::now(world));
+        let (mut commit, claim) = self.asking(world, place, session).first(Self::now(world));
         if self.config.mutation == Some(Mutation::StartUnguarded) {
             commit.unless.retain(|name| !name.starts_with("s:"));
         }
-        place.of_mut(world).at = At::Ask(self.store.pending((commit, held)), session);
+        place.of_mut(world).at = At::Ask(self.store.pending((commit, claim)), session);
     }
 
-    pub(super) fn asking(&self, world: &World, place: Place, session: u8) -> Starting {
+    pub(super) fn asking(&self, world: &World, place: Place, session: u8) -> StartRequest {
         let handler = place.of(world);
-        Starting {
+        StartRequest {
             id: self.id.clone(),
             attempt: handler.msg.attempt,
             generation: handler.msg.generation,
@@ -68,17 +68,17 @@ impl Model {
     }
 
     /// A start was granted: it runs, unless its session was replaced meanwhile; then it is adopted first.
-    pub(super) fn granted(&self, world: &mut World, place: Place, held: Held) {
+    pub(super) fn granted(&self, world: &mut World, place: Place, claim: Claim) {
         let worker = &world.workers[place.worker];
         let (current, believed) = (worker.session, worker.fooled || world.is_alive(worker.session));
-        if number(held.session.as_str()) == current
+        if number(claim.session.as_str()) == current
             || self.config.mutation == Some(Mutation::StartUnderReplacedSession)
         {
-            let held = self.store.held(held);
+            let claim = self.store.claim(claim);
             let handler = place.of_mut(world);
-            (handler.held, handler.at) = (Some(held), At::Run(GuardStep::None));
+            (handler.claim, handler.at) = (Some(claim), At::Run(GuardStep::None));
         } else if believed {
-            let pending = self.store.pending(held.adopt(&session_id(current), Self::now(world)));
+            let pending = self.store.pending(claim.adopt(&session_id(current), Self::now(world)));
             place.of_mut(world).at = At::Ask(pending, current);
         }
         // Without a session it waits; asked for again, the start is found.
@@ -105,18 +105,18 @@ impl Model {
         };
         let guarded = Attempts::of(facts).newest_guard(asking.attempt) > asking.generation;
         let meaning = match self.config.mutation {
-            Some(Mutation::GuardBeforeOwnStart) if guarded => Meaning::Superseded,
-            _ => judge(facts, &asking, gone, Self::now(world)),
+            Some(Mutation::GuardBeforeOwnStart) if guarded => StartDecision::NewerGuard,
+            _ => decide_start(facts, &asking, gone, Self::now(world)),
         };
         match meaning {
-            Meaning::Run(held) => self.granted(world, place, held),
-            Meaning::Over(follow_up) => self.follow(world, place, follow_up),
-            Meaning::Superseded => place.end(world, false),
-            Meaning::Revoked => {
+            StartDecision::AlreadyStarted(claim) => self.granted(world, place, claim),
+            StartDecision::Over(follow_up) => self.follow(world, place, follow_up),
+            StartDecision::NewerGuard => place.end(world, false),
+            StartDecision::Revoked => {
                 place.of_mut(world).at = At::End(Anybody::Revoked, self.store.facts(facts.clone()));
             }
-            Meaning::Busy(_) => self.busy(world, place),
-            Meaning::TakeOver(next) => match suspicion(facts, asking.attempt) {
+            StartDecision::Busy(_) => self.busy(world, place),
+            StartDecision::TakeOver(next) => match suspicion(facts, asking.attempt) {
                 Suspicion::Lost => {
                     place.of_mut(world).at = At::End(Anybody::Lost, self.store.facts(facts.clone()));
                 }
@@ -127,11 +127,11 @@ impl Model {
                     (handler.run, handler.at) = (None, At::Suspect);
                 }
                 Suspicion::None | Suspicion::Suspect => {
-                    let (mut commit, held) = *next;
+                    let (mut commit, claim) = *next;
                     if self.config.mutation == Some(Mutation::StartUnguarded) {
                         commit.unless.retain(|name| !name.starts_with("s:"));
                     }
-                    place.of_mut(world).at = At::Ask(self.store.pending((commit, held)), session);
+                    place.of_mut(world).at = At::Ask(self.store.pending((commit, claim)), session);
                 }
             },
         }
@@ -175,7 +175,7 @@ impl Model {
         let handler = place.of_mut(world);
         handler.at = at;
         if self.config.mutation != Some(Mutation::KeptAfterItsOutcome) {
-            handler.held = None;
+            handler.claim = None;
         }
     }
 
@@ -195,9 +195,9 @@ impl Model {
     }
 
     /// Every run of a worker that has to be looked after.
-    pub(super) fn counted(&self, world: &World, worker: usize) -> Vec<(u8, HeldNo)> {
+    pub(super) fn counted(&self, world: &World, worker: usize) -> Vec<(u8, ClaimNo)> {
         let counts = |handler: &&Handler| handler.cancel != Some(Why::Superseded);
         let handlers = world.workers[worker].handlers.iter().filter(counts);
-        handlers.filter_map(|handler| Some((handler.run?, handler.held?))).collect()
+        handlers.filter_map(|handler| Some((handler.run?, handler.claim?))).collect()
     }
 }

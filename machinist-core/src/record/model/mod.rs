@@ -181,9 +181,10 @@ impl Model {
             && world.fate != Fate::Done
             && let Some(end) = after.read::<End>(name::END)
         {
-            let buried = super::verdict::owed(&after, 1) != Some(super::verdict::FollowUp::Nothing);
+            let is_dead_lettered =
+                super::verdict::recorded_follow_up(&after, 1) != Some(super::verdict::FollowUp::Nothing);
             let failed = matches!(end.verdict, EndVerdict::Failure { .. });
-            world.fate = if failed && buried { Fate::Unburied } else { Fate::Done };
+            world.fate = if failed && is_dead_lettered { Fate::Unburied } else { Fate::Done };
         }
         world.facts = self.store.facts(after);
         None
@@ -284,7 +285,7 @@ fn may_start(facts: &Facts, attempt: u32, asked: &Start) -> Result<(), String> {
     if died.len() >= 2 && !asked.alone { Err("a suspect started in company".to_owned()) } else { Ok(()) }
 }
 
-fn newest(facts: &Facts, origin: &super::facts::Origin) -> Result<(), String> {
+fn newest(facts: &Facts, origin: &super::facts::RunOrigin) -> Result<(), String> {
     let newest = Attempts::of(facts).newest_start(origin.attempt).unwrap_or(0);
     let same = facts
         .read::<Start>(&name::start(origin.attempt, origin.start))

@@ -6,8 +6,11 @@ use std::rc::Rc;
 use super::{
     super::{
         facts::{Counters, ErrorText, Facts, name},
-        start::Held,
-        verdict::{FollowUp, Refusal, end_by_anybody, follows, owed, record, refused},
+        start::Claim,
+        verdict::{
+            CommitRefusal, FollowUp, explain_refusal, failure_without_run, follow_up_of, outcome_commit,
+            recorded_follow_up,
+        },
     },
     Kind, Model, Mutation, Step, TTL,
     store::{FollowUpNo, PendingNo},
@@ -82,7 +85,7 @@ pub(super) fn of_handler(model: &Model, world: &World, place: Place, steps: &mut
         At::Guard(so_far) => on.guard(so_far),
         At::Ask(pending, session) => on.ask(pending, session),
         At::Run(so_far) => on.run(&handler, so_far, draining),
-        At::Record(say, held) => on.record(say, &model.store.held_of(held)),
+        At::Record(say, claim) => on.record_outcome(say, &model.store.claim_of(claim)),
         At::HandBack => on.hand_back(&handler),
         At::Requeue => on.publish(
             "publishes its next guard to the queue",
@@ -167,8 +170,8 @@ impl Steps<'_> {
         let says = |say| {
             move |_: &Model, world: &mut World| {
                 let handler = place.of_mut(world);
-                let held = handler.held.expect("what runs holds a start");
-                handler.at = At::Record(say, held);
+                let claim = handler.claim.expect("what runs holds a start");
+                handler.at = At::Record(say, claim);
             }
         };
         self.step("succeeds", Kind::Normal, says(Say::Success));
@@ -182,8 +185,8 @@ impl Steps<'_> {
         if draining && handler.cancel.is_none() {
             self.step("is cut off", Kind::Normal, |_, world| place.of_mut(world).at = At::HandBack);
             if self.model.config.mutation == Some(Mutation::HandBackRunning) {
-                let held = self.model.store.held_of(handler.held.expect("held"));
-                self.commit("hands back while it runs", Some(held.hand_back()), |_, world, _| {
+                let claim = self.model.store.claim_of(handler.claim.expect("held"));
+                self.commit("hands back while it runs", Some(claim.hand_back()), |_, world, _| {
                     let handler = place.of_mut(world);
                     handler.receipt = Receipt::Lost;
                     let msg = handler.msg;
@@ -247,37 +250,39 @@ impl Steps<'_> {
         }
     }
 
-    fn record(&mut self, say: Say, held: &Held) {
+    fn record_outcome(&mut self, say: Say, claim: &Claim) {
         let (place, msg) = (self.place, self.place.of(self.world).msg);
         let verdict = self.model.verdict(say, msg);
-        let mut commit = record(held, &verdict, String::new(), Model::NOW, TTL);
+        let mut commit = outcome_commit(claim, &verdict, String::new(), Model::NOW, TTL);
         match self.model.config.mutation {
             Some(Mutation::VerdictUnguarded) => {
-                commit.unless.retain(|name| *name != name::start(held.attempt, held.start + 1));
+                commit.unless.retain(|name| *name != name::start(claim.attempt, claim.start + 1));
             }
             Some(Mutation::VerdictWithoutCarry) => commit.equal_or_absent.clear(),
             _ => {}
         }
         self.commit("records its outcome", Some(commit), |model, world, answer| {
-            let Some(facts) = answer else { return model.follow(world, place, follows(&verdict, held)) };
-            match refused(&facts, held, &verdict) {
-                Refusal::Recorded => model.follow(world, place, follows(&verdict, held)),
-                Refusal::Over(follow_up) => model.follow(world, place, follow_up),
-                Refusal::Revoked => {
-                    place.of_mut(world).at = At::Record(Say::Revoked, model.store.held(held.clone()))
+            let Some(facts) = answer else {
+                return model.follow(world, place, follow_up_of(&verdict, claim));
+            };
+            match explain_refusal(&facts, claim, &verdict) {
+                CommitRefusal::Recorded => model.follow(world, place, follow_up_of(&verdict, claim)),
+                CommitRefusal::Over(follow_up) => model.follow(world, place, follow_up),
+                CommitRefusal::Revoked => {
+                    place.of_mut(world).at = At::Record(Say::Revoked, model.store.claim(claim.clone()))
                 }
-                Refusal::Again(adopted) => {
-                    place.of_mut(world).at = At::Record(say, model.store.held(adopted));
+                CommitRefusal::Adopted(adopted) => {
+                    place.of_mut(world).at = At::Record(say, model.store.claim(adopted));
                 }
-                Refusal::Superseded => model.superseded(world, place),
+                CommitRefusal::TakenOver => model.superseded(world, place),
             }
         });
     }
 
     fn hand_back(&mut self, handler: &Handler) {
         let place = self.place;
-        let held = self.model.store.held_of(handler.held.expect("what ran holds a start"));
-        let mut commit = held.hand_back();
+        let claim = self.model.store.claim_of(handler.claim.expect("what ran holds a start"));
+        let mut commit = claim.hand_back();
         if self.model.config.mutation == Some(Mutation::HandBackWithoutCarry) {
             commit.equal_or_absent.clear();
         }
@@ -295,14 +300,14 @@ impl Steps<'_> {
         let (place, msg) = (self.place, self.place.of(self.world).msg);
         let error = ErrorText::from("ended");
         let mut commit =
-            end_by_anybody(&self.model.id, facts, msg.attempt, who.kind(), error, Model::NOW, TTL);
+            failure_without_run(&self.model.id, facts, msg.attempt, who.kind(), error, Model::NOW, TTL);
         if self.model.config.mutation == Some(Mutation::EndUnguarded) {
             commit.unless.retain(|name| !name.starts_with("s:"));
         }
         let ended: Facts = commit.facts.iter().cloned().collect();
         self.commit("ends the task as it read it", Some(commit), |model, world, answer| {
             let facts = answer.unwrap_or_else(|| Rc::new(ended));
-            match (owed(&facts, msg.attempt), who) {
+            match (recorded_follow_up(&facts, msg.attempt), who) {
                 (Some(follow_up), _) => model.follow(world, place, follow_up),
                 // Started in time: this is another delivery of it.
                 (None, Anybody::Expired) => model.ask_now(world, place),

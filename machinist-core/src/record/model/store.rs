@@ -6,7 +6,7 @@ use std::{cell::RefCell, collections::HashMap, hash::Hash, rc::Rc};
 use super::{
     super::{
         facts::{Facts, Numbered, Start, name},
-        start::Held,
+        start::Claim,
         verdict::FollowUp,
     },
     world::{At, Renewal, World},
@@ -51,13 +51,13 @@ macro_rules! numbers {
     )*};
 }
 
-numbers!(FactsNo HeldNo PendingNo FollowUpNo);
+numbers!(FactsNo ClaimNo PendingNo FollowUpNo);
 
 #[derive(Debug)]
 pub(super) struct Store {
     facts: Interned<Facts>,
-    held: Interned<Held>,
-    pending: Interned<(Commit, Held)>,
+    claim: Interned<Claim>,
+    pending: Interned<(Commit, Claim)>,
     follow_ups: Interned<FollowUp>,
     /// The runs and sessions that a record names, as bits.
     named: RefCell<HashMap<u32, (u32, u32)>>,
@@ -67,7 +67,7 @@ impl Store {
     pub(super) fn new() -> Self {
         let store = Self {
             facts: Interned::new(),
-            held: Interned::new(),
+            claim: Interned::new(),
             pending: Interned::new(),
             follow_ups: Interned::new(),
             named: RefCell::default(),
@@ -82,16 +82,16 @@ impl Store {
     pub(super) fn facts_of(&self, no: FactsNo) -> Rc<Facts> {
         self.facts.get(no.0)
     }
-    pub(super) fn held(&self, held: Held) -> HeldNo {
-        HeldNo(self.held.number(held))
+    pub(super) fn claim(&self, claim: Claim) -> ClaimNo {
+        ClaimNo(self.claim.number(claim))
     }
-    pub(super) fn held_of(&self, no: HeldNo) -> Rc<Held> {
-        self.held.get(no.0)
+    pub(super) fn claim_of(&self, no: ClaimNo) -> Rc<Claim> {
+        self.claim.get(no.0)
     }
-    pub(super) fn pending(&self, pending: (Commit, Held)) -> PendingNo {
+    pub(super) fn pending(&self, pending: (Commit, Claim)) -> PendingNo {
         PendingNo(self.pending.number(pending))
     }
-    pub(super) fn pending_of(&self, no: PendingNo) -> Rc<(Commit, Held)> {
+    pub(super) fn pending_of(&self, no: PendingNo) -> Rc<(Commit, Claim)> {
         self.pending.get(no.0)
     }
     pub(super) fn follow_up(&self, follow_up: FollowUp) -> FollowUpNo {
@@ -109,10 +109,10 @@ impl Store {
             let (r, s) = self.named(read);
             (runs, sessions) = (runs | r, sessions | s);
         }
-        let mut held = |held: &Held| {
-            let (r, s) = of_starts(held.starts.iter().map(|(_, value)| value.as_ref()));
-            runs |= r | bit(held.run.as_str());
-            sessions |= s | bit(held.session.as_str());
+        let mut claim = |claim: &Claim| {
+            let (r, s) = of_starts(claim.starts.iter().map(|(_, value)| value.as_ref()));
+            runs |= r | bit(claim.run.as_str());
+            sessions |= s | bit(claim.session.as_str());
         };
         let mut more = (0, 0);
         for worker in world.workers.iter().filter(|worker| worker.up) {
@@ -128,21 +128,21 @@ impl Store {
                 Renewal::Keeping(todo) => {
                     for (run, pending) in todo {
                         more.0 |= 1 << run;
-                        held(&self.pending_of(*pending).1);
+                        claim(&self.pending_of(*pending).1);
                     }
                 }
             }
             for handler in &worker.handlers {
                 more.0 |= handler.run.map_or(0, |run| 1 << run);
-                if let Some(no) = handler.held {
-                    held(&self.held_of(no));
+                if let Some(no) = handler.claim {
+                    claim(&self.claim_of(no));
                 }
                 match handler.at {
                     At::Ask(pending, session) => {
                         more.1 |= 1 << session;
-                        held(&self.pending_of(pending).1);
+                        claim(&self.pending_of(pending).1);
                     }
-                    At::Record(_, no) => held(&self.held_of(no)),
+                    At::Record(_, no) => claim(&self.claim_of(no)),
                     At::End(_, facts) => {
                         let (r, s) = self.named(facts);
                         more = (more.0 | r, more.1 | s);

@@ -4,7 +4,7 @@
 
 use super::{
     super::FailureKind,
-    store::{FactsNo, FollowUpNo, HeldNo, PendingNo},
+    store::{ClaimNo, FactsNo, FollowUpNo, PendingNo},
 };
 
 /// What can go wrong, each as often as a configuration says.
@@ -99,7 +99,7 @@ pub(super) struct Handler {
     pub(super) receipt: Receipt,
     /// The registered run.
     pub(super) run: Option<u8>,
-    pub(super) held: Option<HeldNo>,
+    pub(super) claim: Option<ClaimNo>,
     pub(super) cancel: Option<Why>,
     /// A suspect, which runs alone in its process.
     pub(super) alone: bool,
@@ -131,7 +131,7 @@ pub(super) enum At {
     /// The handler runs; so far a guard has come.
     Run(GuardStep),
     /// A verdict is to be recorded with what was held.
-    Record(Say, HeldNo),
+    Record(Say, ClaimNo),
     /// The run is over without an outcome.
     HandBack,
     /// It was handed back, and its next guard is to go straight to the queue.

@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Ending, TaskProcessor};
+use super::{Settlement, TaskProcessor};
 use crate::{
     backend::{Commit, Expiry},
     broker::{NEARLY_DUE, keep_for},
     clock::Timestamp,
     envelope::Envelope,
-    record::{Facts, FailureKind, UNENDED, name},
+    record::{Facts, FailureKind, UNFINISHED_TTL, name},
 };
 
 /// Waiting longer than this for a slot is written down (state RECEIVED).
@@ -18,7 +18,7 @@ const SLOT_PATIENCE: Duration = Duration::from_millis(100);
 
 impl TaskProcessor {
     /// Not yet due: ride again. Expired: end it. Neither: `None`.
-    pub(super) async fn too_early_or_too_late(&self, envelope: &Envelope) -> Option<Ending> {
+    pub(super) async fn check_time(&self, envelope: &Envelope) -> Option<Settlement> {
         let now = self.now();
         let early = envelope.eta.map_or(Duration::ZERO, |eta| eta.since(now));
         if early > NEARLY_DUE {
@@ -44,9 +44,9 @@ impl TaskProcessor {
         &self,
         envelope: &Envelope,
         received_at: Timestamp,
-    ) -> Result<OwnedSemaphorePermit, Ending> {
+    ) -> Result<OwnedSemaphorePermit, Settlement> {
         if self.stages.is_draining() {
-            return Err(Ending::HandBack);
+            return Err(Settlement::HandBack);
         }
         // Most find one free, and need neither timer nor listeners. Nobody who waits is overtaken: a slot that
         // is given back goes to them first.
@@ -57,38 +57,38 @@ impl TaskProcessor {
         tokio::pin!(waiting);
         let taken = tokio::select! {
             taken = &mut waiting => taken,
-            () = self.must_hand_back() => return Err(Ending::HandBack),
+            () = self.must_hand_back() => return Err(Settlement::HandBack),
             () = tokio::time::sleep(SLOT_PATIENCE) => {
                 Box::pin(self.say_received(envelope, received_at)).await?;
                 tokio::select! {
                     taken = &mut waiting => taken,
-                    () = self.must_hand_back() => return Err(Ending::HandBack),
-                    () = tokio::time::sleep(self.longest_hold) => return Err(Box::pin(self.become_guard(envelope)).await),
+                    () = self.must_hand_back() => return Err(Settlement::HandBack),
+                    () = tokio::time::sleep(self.max_hold) => return Err(Box::pin(self.become_guard(envelope)).await),
                 }
             }
         };
         // The semaphore is never closed; if it were, nothing may start any more.
-        taken.map_err(|_closed| Ending::HandBack)
+        taken.map_err(|_closed| Settlement::HandBack)
     }
 
     /// Every slot, for a suspect: what else ran here would die with it.
-    pub(super) async fn all_slots(&self, envelope: &Envelope) -> Result<OwnedSemaphorePermit, Ending> {
+    pub(super) async fn all_slots(&self, envelope: &Envelope) -> Result<OwnedSemaphorePermit, Settlement> {
         tokio::select! {
-            taken = self.alone.all_slots() => match taken {
+            taken = self.exclusive.all_slots() => match taken {
                 Some(taken) => Ok(taken),
                 None => Err(self.become_guard(envelope).await),
             },
-            () = self.must_hand_back() => Err(Ending::HandBack),
+            () = self.must_hand_back() => Err(Settlement::HandBack),
         }
     }
 
-    async fn say_received(&self, envelope: &Envelope, received_at: Timestamp) -> Result<(), Ending> {
+    async fn say_received(&self, envelope: &Envelope, received_at: Timestamp) -> Result<(), Settlement> {
         let mut commit = Commit::new(envelope.id.clone());
         commit.unless = vec![name::END.into()];
         commit.facts = vec![(name::received(envelope.attempt), crate::record::json(&received_at))];
-        commit.expiry = Expiry::AfterUnlessSet(UNENDED);
+        commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
         commit.wake = true;
-        self.steady.commit(&commit).await?;
+        self.calls.commit(&commit).await?;
         Ok(())
     }
 }

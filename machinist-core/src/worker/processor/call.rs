@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
 
-use super::{Ending, Holding, Registration, TaskProcessor};
+use super::{ActiveDelivery, RegisteredTask, Settlement, TaskProcessor};
 use crate::{
     backend::{Index, IndexUpdate},
     context::{Run, TaskContext},
@@ -16,20 +16,20 @@ use crate::{
     error::TaskError,
     id::TaskId,
     middleware::Next,
-    record::{Held, Outcome, Verdict, decide},
+    record::{Claim, Outcome, Verdict, decide},
     retry::RetryPolicy,
     sizes::json_size,
     trace::TraceContext,
     worker::{
         run::{Begun, Call, Ended, Timeouts},
-        session::{Cancelled, Registered},
+        session::{CancelReason, RegisteredRun},
     },
 };
 
 /// Why a run has no outcome.
 #[derive(Debug, Clone, Copy)]
 enum NoOutcome {
-    Superseded,
+    TakenOver,
     HandBack,
     Unstoppable,
 }
@@ -39,33 +39,33 @@ impl TaskProcessor {
     /// attempt now.
     pub(super) async fn run(
         &self,
-        holding: &mut Holding,
-        task: &Registration,
-        held: Held,
-        registered: &Registered,
+        active: &mut ActiveDelivery,
+        task: &RegisteredTask,
+        claim: Claim,
+        registered: &RegisteredRun,
         slot: OwnedSemaphorePermit,
-    ) -> Option<Ending> {
+    ) -> Option<Settlement> {
         let started = tokio::time::Instant::now();
-        let span = self.span(&holding.envelope, &held);
-        let decoded = self.app.decode(&holding.envelope);
+        let span = self.span(&active.envelope, &claim);
+        let decoded = self.app.decode(&active.envelope);
         let (policy, due) = match &decoded {
             Ok(body) => (body.retry.clone(), body.eta),
             Err(_) => (Some(RetryPolicy::default()), None),
         };
-        let cx = self.context(&holding.envelope, &held, registered, decoded.as_ref().ok());
+        let cx = self.context(&active.envelope, &claim, registered, decoded.as_ref().ok());
         let outcome = match decoded {
             Ok(body) => {
                 let ended =
-                    self.call(holding, task, body, cx.clone(), registered).instrument(span.clone()).await;
+                    self.call(active, task, body, cx.clone(), registered).instrument(span.clone()).await;
                 // Slots bound what handlers do at once; recording their outcomes needs none.
                 drop(slot);
                 match self.outcome(ended, registered) {
                     Ok(outcome) => within(outcome, self.app.0.max_sizes.results),
-                    Err(NoOutcome::Superseded) => return self.superseded(holding),
+                    Err(NoOutcome::TakenOver) => return self.taken_over(active),
                     Err(NoOutcome::HandBack) => {
-                        return Some(Box::pin(self.hand_back(holding, registered, &held)).await);
+                        return Some(Box::pin(self.hand_back(active, registered, &claim)).await);
                     }
-                    Err(NoOutcome::Unstoppable) => return Some(Ending::Leave),
+                    Err(NoOutcome::Unstoppable) => return Some(Settlement::Leave),
                 }
             }
             Err(error) => Outcome::Failed(TaskError::malformed(error)),
@@ -75,29 +75,29 @@ impl TaskProcessor {
             outcome => outcome,
         };
         let now = self.now();
-        let counters = holding.envelope.counters;
+        let counters = active.envelope.counters;
         let policy = policy.unwrap_or_else(|| match outcome {
             Outcome::Returned(_) => RetryPolicy::default(),
             _ => task.options.policy_after(counters.retries),
         });
         let policy =
-            policy.aged(now.since(due.unwrap_or(holding.envelope.issued).max(holding.envelope.issued)));
+            policy.aged(now.since(due.unwrap_or(active.envelope.issued).max(active.envelope.issued)));
         let verdict = decide(outcome, &policy, counters, now, rand::random())
             .with_errors_within(self.app.0.max_sizes.errors);
         log(&span, &verdict, started.elapsed());
-        self.record(holding, registered, verdict, &cx, due, now).await
+        self.record_outcome(active, registered, verdict, &cx, due, now).await
     }
 
     /// Calls the handler.
     pub(super) async fn call(
         &self,
-        holding: &mut Holding,
-        task: &Registration,
+        active: &mut ActiveDelivery,
+        task: &RegisteredTask,
         body: Body,
         cx: TaskContext,
-        registered: &Registered,
+        registered: &RegisteredRun,
     ) -> Ended {
-        let delayed = holding.envelope.attempt > 1 || body.eta.is_some();
+        let delayed = active.envelope.attempt > 1 || body.eta.is_some();
         let mut call = Call {
             timeouts: Timeouts {
                 soft: body.soft_timeout().or(task.options.soft_timeout),
@@ -108,8 +108,8 @@ impl TaskProcessor {
             args: body.args,
             stoppable: task.handler.stops_when_dropped(),
             trace: TraceContext {
-                parent: holding.envelope.traceparent.clone().unwrap_or_default(),
-                state: holding.envelope.tracestate.clone(),
+                parent: active.envelope.traceparent.clone().unwrap_or_default(),
+                state: active.envelope.tracestate.clone(),
             },
             registered,
             stages: &self.stages,
@@ -119,20 +119,20 @@ impl TaskProcessor {
         if !delayed && let Some(ended) = call.at_once().await {
             return ended;
         }
-        Box::pin(self.watch_over(call, holding, delayed, &cx, registered)).await
+        Box::pin(self.watch_over(call, active, delayed, &cx, registered)).await
     }
 
-    /// Waits for the end of a call. If that takes long, a guard takes over from the delivery meanwhile.
+    /// UnrecordedOutcome for the end of a call. If that takes long, a guard takes over from the delivery meanwhile.
     async fn watch_over(
         &self,
         call: Begun<'_>,
-        holding: &mut Holding,
+        active: &mut ActiveDelivery,
         delayed: bool,
         cx: &TaskContext,
-        registered: &Registered,
+        registered: &RegisteredRun,
     ) -> Ended {
-        let id = holding.envelope.id.clone();
-        let hidden_by = holding.hidden_by.clone();
+        let id = active.envelope.id.clone();
+        let outcome_key = active.outcome_key.clone();
         let running = async {
             if delayed { tokio::join!(call.run(), self.off_the_schedule(id)).0 } else { call.run().await }
         };
@@ -142,7 +142,7 @@ impl TaskProcessor {
             std::future::pending().await
         };
         let guard = async {
-            self.guard_when_long(holding).await;
+            self.guard_when_long(active).await;
             std::future::pending().await
         };
         tokio::select! {
@@ -151,7 +151,7 @@ impl TaskProcessor {
             ended = running => ended,
             ended = fire_when_cancelled => ended,
             ended = guard => ended,
-            never = self.tell_progress(cx, registered, hidden_by.as_deref()) => match never {},
+            never = self.publish_progress(cx, registered, outcome_key.as_deref()) => match never {},
         }
     }
 
@@ -165,16 +165,16 @@ impl TaskProcessor {
     }
 
     /// What a run's end means.
-    fn outcome(&self, ended: Ended, registered: &Registered) -> Result<Outcome, NoOutcome> {
+    fn outcome(&self, ended: Ended, registered: &RegisteredRun) -> Result<Outcome, NoOutcome> {
         let told = registered.cancel.is_cancelled();
         match (ended, registered.why()) {
             // The effect did happen: a success counts whatever else was wanted.
             (Ended::Itself(outcome @ Outcome::Returned(_)), _) => Ok(outcome),
-            (Ended::Unstoppable, None | Some(Cancelled::CutOff)) => Err(NoOutcome::Unstoppable),
-            (Ended::Itself(outcome @ Outcome::TimedOut(_)), Some(Cancelled::CutOff)) => Ok(outcome),
-            (_, Some(Cancelled::CutOff)) => Err(NoOutcome::HandBack),
-            (_, Some(Cancelled::Superseded)) => Err(NoOutcome::Superseded),
-            (_, Some(Cancelled::Revoked)) => Ok(Outcome::Revoked),
+            (Ended::Unstoppable, None | Some(CancelReason::CutOff)) => Err(NoOutcome::Unstoppable),
+            (Ended::Itself(outcome @ Outcome::TimedOut(_)), Some(CancelReason::CutOff)) => Ok(outcome),
+            (_, Some(CancelReason::CutOff)) => Err(NoOutcome::HandBack),
+            (_, Some(CancelReason::TakenOver)) => Err(NoOutcome::TakenOver),
+            (_, Some(CancelReason::Revoked)) => Ok(Outcome::Revoked),
             // Told to end by the shutdown, it ended without an outcome.
             (_, None) if told => Err(NoOutcome::HandBack),
             (Ended::Itself(outcome), None) => Ok(outcome),
@@ -185,16 +185,16 @@ impl TaskProcessor {
     fn context(
         &self,
         envelope: &Envelope,
-        held: &Held,
-        registered: &Registered,
+        claim: &Claim,
+        registered: &RegisteredRun,
         body: Option<&Body>,
     ) -> TaskContext {
         TaskContext::new(Run {
             id: envelope.id.clone(),
             name: envelope.name.clone(),
             queue: envelope.queue.clone(),
-            attempt: held.attempt,
-            token: held.token,
+            attempt: claim.attempt,
+            token: claim.token,
             headers: body.map(|body| body.headers.clone()).unwrap_or_default(),
             // A child: a soft limit tells the handler alone.
             cancel: registered.cancel.child_token(),
@@ -205,13 +205,13 @@ impl TaskProcessor {
         })
     }
 
-    fn span(&self, envelope: &Envelope, held: &Held) -> tracing::Span {
+    fn span(&self, envelope: &Envelope, claim: &Claim) -> tracing::Span {
         let span = tracing::info_span!(
             "task",
             id = %envelope.id,
             name = %envelope.name,
             queue = %envelope.queue,
-            attempt = held.attempt,
+            attempt = claim.attempt,
             otel.name = %format_args!("process {}", envelope.name),
             otel.kind = "consumer",
             messaging.system = "machinist",

@@ -5,16 +5,16 @@
 
 use std::time::Duration;
 
-use super::{Ending, TaskProcessor};
+use super::{Settlement, TaskProcessor};
 use crate::{
     backend::{Index, IndexUpdate},
     broker::{Message, Publish, PublishError, Target, keep_for},
     clock::Timestamp,
-    dead::{DeadLetter, enter},
+    dead_letters::{DeadLetter, add_to_index},
     envelope::{DeadMark, DeadReason, Envelope, dead_letter},
     id::{QueueName, TaskId},
     record::{Counters, ErrorText, Facts, FailureKind, FollowUp},
-    worker::steady::Unpublished,
+    worker::server_calls::Unpublished,
 };
 
 /// What a dead letter says in the place of an error that is hidden in the record.
@@ -22,14 +22,14 @@ const HIDDEN_ERROR: &str = "encrypted: the record tells whoever has the key";
 
 impl TaskProcessor {
     /// Does what a recorded outcome demands, then says so.
-    pub(super) async fn follow(&self, envelope: &Envelope, follow_up: &FollowUp) -> Ending {
+    pub(super) async fn follow(&self, envelope: &Envelope, follow_up: &FollowUp) -> Settlement {
         match follow_up {
-            FollowUp::Nothing => Ending::Ack,
+            FollowUp::Nothing => Settlement::Ack,
             demanding => Box::pin(self.publish_and_say_so(envelope, demanding)).await,
         }
     }
 
-    async fn publish_and_say_so(&self, envelope: &Envelope, follow_up: &FollowUp) -> Ending {
+    async fn publish_and_say_so(&self, envelope: &Envelope, follow_up: &FollowUp) -> Settlement {
         let published = match follow_up {
             FollowUp::Nothing => Ok(()),
             FollowUp::NextRun { due, counters, token } => {
@@ -40,9 +40,9 @@ impl TaskProcessor {
                 let (message, reason) = (self.app.seal(envelope), DeadReason::of(*kind, error));
                 // What went wrong in a handler may repeat its arguments: hidden in the record, it is not told here.
                 let tells = matches!(reason, DeadReason::Failed | DeadReason::Malformed);
-                let hidden = tells && self.app.0.trust.hides(envelope);
+                let hidden = tells && self.app.0.trust.encrypts_outcomes(envelope);
                 let error = if hidden { &ErrorText::from(HIDDEN_ERROR) } else { error };
-                self.bury(&envelope.queue, &message, &dead_id, reason, error).await
+                self.dead_letter(&envelope.queue, &message, &dead_id, reason, error).await
             }
         };
         match published {
@@ -51,11 +51,11 @@ impl TaskProcessor {
             Err(Unpublished::Never(error)) => return Box::pin(self.never_runs_again(envelope, &error)).await,
         }
         if let Some(done) = follow_up.done(&envelope.id, envelope.attempt)
-            && let Err(why) = self.steady.commit_verdict(&done).await
+            && let Err(why) = self.calls.commit_verdict(&done).await
         {
             return why.into();
         }
-        Ending::Ack
+        Settlement::Ack
     }
 
     async fn publish_next(
@@ -79,17 +79,17 @@ impl TaskProcessor {
     }
 
     /// A next run that can never be queued: the task ends here, visibly.
-    async fn never_runs_again(&self, envelope: &Envelope, error: &PublishError) -> Ending {
+    async fn never_runs_again(&self, envelope: &Envelope, error: &PublishError) -> Settlement {
         let error = format!("its next run could not be queued: {error}");
         tracing::error!(id = %envelope.id, error, "a task ends because its message cannot be published");
         let next = Envelope { attempt: envelope.attempt.saturating_add(1), ..envelope.clone() };
         let ended = Box::pin(self.end_as_read(&next, Facts::new(), FailureKind::Unroutable, &*error)).await;
         // Refused without an outcome: the next run is under way after all.
-        ended.unwrap_or(Ending::Ack)
+        ended.unwrap_or(Settlement::Ack)
     }
 
     /// Publishes a dead letter. That it cannot be is said, and does not keep the task from ending.
-    pub(super) async fn bury(
+    pub(super) async fn dead_letter(
         &self,
         queue: &QueueName,
         message: &Message,
@@ -108,7 +108,7 @@ impl TaskProcessor {
             message: dead_letter(message, &mark),
             delay: Duration::ZERO,
         };
-        match self.steady.publish(&publish).await {
+        match self.calls.publish(&publish).await {
             Ok(()) => self.dead_letter_counts.count(reason),
             Err(Unpublished::Never(error)) => {
                 tracing::error!(dead_id, %error, "a dead letter cannot be published and is dropped; its record stays");
@@ -116,7 +116,7 @@ impl TaskProcessor {
             }
             Err(leaving) => return Err(leaving),
         }
-        if let Err(error) = enter(&self.app, &DeadLetter::of(queue, message, mark)).await {
+        if let Err(error) = add_to_index(&self.app, &DeadLetter::of(queue, message, mark)).await {
             tracing::debug!(%error, "a dead letter was not indexed; whoever lists them finds it in its queue");
         }
         Ok(())

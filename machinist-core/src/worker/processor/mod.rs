@@ -4,7 +4,7 @@
 //! acknowledgement is last, so a crash between any two steps repeats work from the message and never loses it.
 //!
 //! Each step has a file: what comes before a start ([`arrive`]), the start itself ([`start`]), the handler ([`call`]),
-//! its outcome ([`record`]), what that demands ([`follow`]), and what is never run here ([`refuse`]). The decisions are
+//! its outcome ([`outcome`]), what that demands ([`follow`]), and what is never run here ([`refuse`]). The decisions are
 //! in [`crate::record`].
 //!
 //! What happens to few deliveries is boxed where it is awaited, so that the future of every delivery stays small.
@@ -12,7 +12,7 @@
 mod arrive;
 mod call;
 mod follow;
-mod record;
+mod outcome;
 mod refuse;
 mod start;
 mod undelivered;
@@ -32,12 +32,13 @@ use tokio::{sync::Semaphore, time::Instant};
 use self::start::Asked;
 use super::{
     DeadLetterCounts, Drained, Stages, TaskOptions,
-    alone::Alone,
-    open::{Opened, Refusals, open},
+    exclusive::ExclusiveSlots,
+    refusal_log::RefusalLog,
+    server_calls::{ServerCalls, Unanswered},
     session::Sessions,
-    steady::{Steady, Unanswered},
 };
 use crate::{
+    admission::{Admission, admit},
     app::App,
     broker::{Delivery, Receipt, Settle, Settled},
     clock::Timestamp,
@@ -54,7 +55,7 @@ use crate::{
 const BUSY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 
 /// A task that this worker knows.
-pub(super) struct Registration {
+pub(super) struct RegisteredTask {
     pub(super) handler: Arc<dyn DynHandler>,
     pub(super) options: TaskOptions,
 }
@@ -63,18 +64,18 @@ pub(super) struct Registration {
 pub(super) struct TaskProcessor {
     pub(super) app: App,
     pub(super) name: Arc<str>,
-    pub(super) tasks: HashMap<TaskName, Registration>,
+    pub(super) tasks: HashMap<TaskName, RegisteredTask>,
     pub(super) middleware: Arc<[Arc<dyn Middleware>]>,
     pub(super) state: Arc<StateMap>,
     /// A delivery is not held longer than this: half of the broker's `consumer_timeout`.
-    pub(super) longest_hold: Duration,
+    pub(super) max_hold: Duration,
     pub(super) slots: Arc<Semaphore>,
-    pub(super) alone: Alone,
+    pub(super) exclusive: ExclusiveSlots,
     pub(super) sessions: Arc<Sessions>,
-    pub(super) steady: Arc<Steady>,
+    pub(super) calls: Arc<ServerCalls>,
     pub(super) stages: Stages,
     pub(super) tally: Tally,
-    pub(super) refusals: Refusals,
+    pub(super) refusals: RefusalLog,
     pub(super) dead_letter_counts: DeadLetterCounts,
 }
 
@@ -88,7 +89,7 @@ pub(super) struct Tally {
 
 /// How a delivery is to be settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ending {
+pub(super) enum Settlement {
     /// All that it demands is done.
     Ack,
     /// It has not been run: somebody else may.
@@ -97,7 +98,7 @@ pub(super) enum Ending {
     Leave,
 }
 
-impl From<Unanswered> for Ending {
+impl From<Unanswered> for Settlement {
     fn from(why: Unanswered) -> Self {
         match why {
             Unanswered::Leaving => Self::Leave,
@@ -107,11 +108,11 @@ impl From<Unanswered> for Ending {
 }
 
 /// The message in hand, and the duty to settle it, until a guard has taken over.
-pub(super) struct Holding {
+pub(super) struct ActiveDelivery {
     pub(super) envelope: Envelope,
     pub(super) receipt: Option<Box<dyn Receipt>>,
     /// What becomes of the task is written so that only who has this key can read it.
-    pub(super) hidden_by: Option<Box<Key>>,
+    pub(super) outcome_key: Option<Box<Key>>,
 }
 
 impl TaskProcessor {
@@ -141,44 +142,49 @@ impl TaskProcessor {
     /// Takes one delivery from its arrival to its settlement.
     pub(super) async fn process(self: Arc<Self>, delivery: Delivery) {
         self.tally.arrived.fetch_add(1, Ordering::Relaxed);
-        let (ending, receipt) = match self.open(delivery) {
-            Ok(mut holding) => (Box::pin(self.work(&mut holding)).await, holding.receipt),
+        let (settlement, receipt) = match self.admit(delivery) {
+            Ok(mut active) => (Box::pin(self.work(&mut active)).await, active.receipt),
             Err((instead, receipt)) => (instead.await, Some(receipt)),
         };
-        self.settle(ending, receipt).await;
+        self.settle(settlement, receipt).await;
     }
 
     /// The task that a delivery asks for; or what is done instead.
-    fn open(&self, delivery: Delivery) -> Result<Holding, (BoxFuture<'_, Ending>, Box<dyn Receipt>)> {
+    fn admit(
+        &self,
+        delivery: Delivery,
+    ) -> Result<ActiveDelivery, (BoxFuture<'_, Settlement>, Box<dyn Receipt>)> {
         let Delivery { queue, message, receipt, .. } = delivery;
         let app = &self.app.0;
-        let instead: BoxFuture<'_, Ending> =
-            match open(&app.trust, &app.max_sizes, &queue, &message, self.now()) {
-                Opened::Task(envelope) => {
-                    let hidden_by = app.trust.hiding_key(&envelope).map(Box::new);
-                    return Ok(Holding { envelope, receipt: Some(receipt), hidden_by });
+        let instead: BoxFuture<'_, Settlement> =
+            match admit(&app.trust, &app.max_sizes, &queue, &message, self.now()) {
+                Admission::Accepted(envelope) => {
+                    let outcome_key = app.trust.outcome_key(&envelope).map(Box::new);
+                    return Ok(ActiveDelivery { envelope, receipt: Some(receipt), outcome_key });
                 }
-                Opened::Locked(envelope, error) => {
+                Admission::Undecryptable(envelope, error) => {
                     Box::pin(async move { self.unreadable_task(&envelope, &error).await })
                 }
-                Opened::Rejected(envelope, reason, error) => {
+                Admission::Rejected(envelope, reason, error) => {
                     Box::pin(async move { self.reject(&envelope, &message, reason, &error).await })
                 }
-                Opened::NotYet(reason, error) => {
+                Admission::Deferred(reason, error) => {
                     Box::pin(async move { self.postpone(&queue, &message, reason, &error).await })
                 }
-                Opened::Dead(reason, error) => {
-                    Box::pin(async move { self.bury_foreign(&queue, &message, reason, &error).await })
+                Admission::Refused(reason, error) => {
+                    Box::pin(
+                        async move { self.dead_letter_unverified(&queue, &message, reason, &error).await },
+                    )
                 }
             };
         Err((instead, receipt))
     }
 
-    async fn settle(&self, ending: Ending, receipt: Option<Box<dyn Receipt>>) {
-        let how = match ending {
-            Ending::Ack => Settle::Ack,
-            Ending::HandBack => Settle::Requeue,
-            Ending::Leave => return,
+    async fn settle(&self, settlement: Settlement, receipt: Option<Box<dyn Receipt>>) {
+        let how = match settlement {
+            Settlement::Ack => Settle::Ack,
+            Settlement::HandBack => Settle::Requeue,
+            Settlement::Leave => return,
         };
         if let Some(receipt) = receipt
             && receipt.settle(how).await == Settled::Lost
@@ -192,37 +198,37 @@ impl TaskProcessor {
     pub(super) async fn must_hand_back(&self) {
         tokio::select! {
             () = self.stages.reached_drain() => {}
-            () = self.steady.given_up() => {}
+            () = self.calls.given_up() => {}
         }
     }
 
     /// Everything between opening and settling.
-    async fn work(&self, holding: &mut Holding) -> Ending {
+    async fn work(&self, active: &mut ActiveDelivery) -> Settlement {
         let received_at = self.now();
-        if let Some(ending) = self.too_early_or_too_late(&holding.envelope).await {
-            return ending;
+        if let Some(settlement) = self.check_time(&active.envelope).await {
+            return settlement;
         }
-        let Some(task) = self.tasks.get(&holding.envelope.name) else {
-            return Box::pin(self.unknown_task(&holding.envelope)).await;
+        let Some(task) = self.tasks.get(&active.envelope.name) else {
+            return Box::pin(self.unknown_task(&active.envelope)).await;
         };
-        let mut busy = Busy::new(self.longest_hold.min(self.sessions.patience()));
+        let mut busy = Busy::new(self.max_hold.min(self.sessions.patience()));
         let mut alone = false;
         loop {
             let slot = if alone {
-                Box::pin(self.all_slots(&holding.envelope)).await
+                Box::pin(self.all_slots(&active.envelope)).await
             } else {
-                self.slot(&holding.envelope, received_at).await
+                self.slot(&active.envelope, received_at).await
             };
             let slot = match slot {
                 Ok(slot) => slot,
-                Err(ending) => return ending,
+                Err(settlement) => return settlement,
             };
-            let registered = self.sessions.register(&holding.envelope.id);
+            let registered = self.sessions.register(&active.envelope.id);
             let looked = self.sessions.verdicts();
-            match self.start(&holding.envelope, &registered, received_at, alone).await {
-                Asked::Settle(ending) => return ending,
-                Asked::Started(held) => match self.run(holding, task, held, &registered, slot).await {
-                    Some(ending) => return ending,
+            match self.start(&active.envelope, &registered, received_at, alone).await {
+                Asked::Settle(settlement) => return settlement,
+                Asked::Started(claim) => match self.run(active, task, claim, &registered, slot).await {
+                    Some(settlement) => return settlement,
                     // Another run holds the attempt now: treat the delivery as if it had just arrived.
                     None => continue,
                 },
@@ -237,9 +243,9 @@ impl TaskProcessor {
                 Some(wait) => tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     () = self.sessions.verdict_after(looked) => {}
-                    () = self.must_hand_back() => return Ending::HandBack,
+                    () = self.must_hand_back() => return Settlement::HandBack,
                 },
-                None => return Box::pin(self.become_guard(&holding.envelope)).await,
+                None => return Box::pin(self.become_guard(&active.envelope)).await,
             }
         }
     }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::{Ending, TaskProcessor};
+use super::{Settlement, TaskProcessor};
 use crate::{
     broker::{Message, Publish, Target},
     envelope::{DeadReason, Envelope},
     id::QueueName,
-    record::{ErrorText, Facts, FailureKind, newest_start, owed},
-    worker::steady::Unpublished,
+    record::{ErrorText, Facts, FailureKind, newest_start, recorded_follow_up},
+    worker::server_calls::Unpublished,
 };
 
 /// How long workers may not know a task: a rolling deploy must lose nothing.
@@ -18,33 +18,33 @@ const UNKNOWN_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 
 impl TaskProcessor {
     /// A task that no handler here is for: offered again for an hour, then ended.
-    pub(super) async fn unknown_task(&self, envelope: &Envelope) -> Ending {
+    pub(super) async fn unknown_task(&self, envelope: &Envelope) -> Settlement {
         let error = format!("no worker of queue {} knows the task {}", envelope.queue, envelope.name);
         self.offer_again(envelope, FailureKind::Unregistered, error.as_str().into()).await
     }
 
     /// A task whose arguments no key here opens: offered again for an hour, then ended.
-    pub(super) async fn unreadable_task(&self, envelope: &Envelope, error: &str) -> Ending {
+    pub(super) async fn unreadable_task(&self, envelope: &Envelope, error: &str) -> Settlement {
         // Encrypted or not, a task that comes too early rides again.
-        if let Some(ending) = self.too_early_or_too_late(envelope).await {
-            return ending;
+        if let Some(settlement) = self.check_time(envelope).await {
+            return settlement;
         }
         let error = ErrorText::new([DeadReason::UnknownKey.as_str().to_owned(), error.to_owned()]);
         self.offer_again(envelope, FailureKind::Rejected, error).await
     }
 
     /// Offers a task again that others may run, or this worker later. After an hour it ends.
-    async fn offer_again(&self, envelope: &Envelope, kind: FailureKind, error: ErrorText) -> Ending {
-        let facts = match self.unpaid(envelope).await {
+    async fn offer_again(&self, envelope: &Envelope, kind: FailureKind, error: ErrorText) -> Settlement {
+        let facts = match self.unless_decided(envelope).await {
             Ok(facts) => facts,
-            Err(ending) => return ending,
+            Err(settlement) => return settlement,
         };
         let now = self.now();
         let since = envelope.unknown_since.unwrap_or(now);
         let waited = now.since(since);
         if waited >= UNKNOWN_PATIENCE {
             return match self.end_as_read(envelope, facts, kind, error).await {
-                Some(ending) => ending,
+                Some(settlement) => settlement,
                 // A worker that knows the task runs it; a guard comes back to see.
                 None => self.become_guard(envelope).await,
             };
@@ -57,9 +57,9 @@ impl TaskProcessor {
 
     /// The record of a task that is not run here. What it still demands of a message is done first, and then there is
     /// nothing else to do.
-    pub(super) async fn unpaid(&self, envelope: &Envelope) -> Result<Facts, Ending> {
-        let facts = self.steady.read(&envelope.id).await?;
-        match owed(&facts, envelope.attempt) {
+    pub(super) async fn unless_decided(&self, envelope: &Envelope) -> Result<Facts, Settlement> {
+        let facts = self.calls.read(&envelope.id).await?;
+        match recorded_follow_up(&facts, envelope.attempt) {
             Some(follow_up) => Err(self.follow(envelope, &follow_up).await),
             None => Ok(facts),
         }
@@ -70,7 +70,7 @@ impl TaskProcessor {
         let Some(start) = newest_start(facts, envelope.attempt) else { return false };
         let may = !self.sessions.is_gone(&start.session, &start.run);
         if may {
-            self.sessions.wonder(&start.session);
+            self.sessions.watch_session(&start.session);
         }
         may
     }
@@ -83,16 +83,16 @@ impl TaskProcessor {
         message: &Message,
         reason: DeadReason,
         error: &str,
-    ) -> Ending {
+    ) -> Settlement {
         let (later, waited) = Envelope::still_unread(message, self.now());
         if waited >= UNKNOWN_PATIENCE {
-            return self.bury_foreign(queue, message, reason, error).await;
+            return self.dead_letter_unverified(queue, message, reason, error).await;
         }
         let target = Target::Queue(queue.clone());
-        match self.steady.publish(&Publish { target, message: later, delay: unknown_wait(waited) }).await {
-            Ok(()) => Ending::Ack,
+        match self.calls.publish(&Publish { target, message: later, delay: unknown_wait(waited) }).await {
+            Ok(()) => Settlement::Ack,
             Err(Unpublished::Unanswered(why)) => why.into(),
-            Err(Unpublished::Never(_)) => self.bury_foreign(queue, message, reason, error).await,
+            Err(Unpublished::Never(_)) => self.dead_letter_unverified(queue, message, reason, error).await,
         }
     }
 
@@ -103,37 +103,37 @@ impl TaskProcessor {
         message: &Message,
         reason: DeadReason,
         error: &str,
-    ) -> Ending {
-        let facts = match self.unpaid(envelope).await {
+    ) -> Settlement {
+        let facts = match self.unless_decided(envelope).await {
             Ok(facts) => facts,
-            Err(ending) => return ending,
+            Err(settlement) => return settlement,
         };
         // It runs elsewhere, or did until that worker died. The copy is offered again unsigned by us: what we
         // signed anew would be fresh again.
         if self.may_run_elsewhere(&facts, envelope) {
             return self.postpone(&envelope.queue, message, reason, error).await;
         }
-        self.refusals.note(&envelope.queue, reason, error);
+        self.refusals.record(&envelope.queue, reason, error);
         let text = ErrorText::new([reason.as_str().to_owned(), error.to_owned()]);
         match self.end_as_read(envelope, facts, FailureKind::Rejected, text).await {
-            Some(ending) => ending,
+            Some(settlement) => settlement,
             None => self.postpone(&envelope.queue, message, reason, error).await,
         }
     }
 
     /// Buries a message that claims nothing we may believe: no record is written.
-    pub(super) async fn bury_foreign(
+    pub(super) async fn dead_letter_unverified(
         &self,
         queue: &QueueName,
         message: &Message,
         reason: DeadReason,
         error: &str,
-    ) -> Ending {
+    ) -> Settlement {
         let dead_id = uuid::Uuid::new_v4().to_string();
-        self.refusals.note(queue, reason, error);
-        match self.bury(queue, message, &dead_id, reason, &ErrorText::from(error)).await {
-            Ok(()) => Ending::Ack,
-            Err(_) => Ending::Leave,
+        self.refusals.record(queue, reason, error);
+        match self.dead_letter(queue, message, &dead_id, reason, &ErrorText::from(error)).await {
+            Ok(()) => Settlement::Ack,
+            Err(_) => Settlement::Leave,
         }
     }
 }

@@ -1,31 +1,31 @@
 //! The start: one commit, and what it means that it was refused.
 
-use super::{Ending, TaskProcessor};
+use super::{Settlement, TaskProcessor};
 use crate::{
     backend::{Commit, Committed},
     clock::Timestamp,
     envelope::Envelope,
     id::SessionId,
-    record::{Facts, FailureKind, Held, Meaning, Starting, Suspicion, judge, suspicion},
-    worker::{alone, session::Registered, steady::Unanswered},
+    record::{Claim, Facts, FailureKind, StartDecision, StartRequest, Suspicion, decide_start, suspicion},
+    worker::{exclusive, server_calls::Unanswered, session::RegisteredRun},
 };
 
 /// What asking for a start came to.
 pub(super) enum Asked {
-    Started(Held),
+    Started(Claim),
     /// A live session holds the task.
     Busy,
     /// Processes may have died of it: it has to run alone.
     Suspect,
-    Settle(Ending),
+    Settle(Settlement),
 }
 
 /// What is left to do after a start was refused.
 enum Refused {
     /// It was granted after all.
-    Ours(Box<Held>),
+    Ours(Box<Claim>),
     /// Commit this instead.
-    TakeOver(Box<(Commit, Held)>),
+    TakeOver(Box<(Commit, Claim)>),
 }
 
 impl TaskProcessor {
@@ -33,7 +33,7 @@ impl TaskProcessor {
     pub(super) async fn start(
         &self,
         envelope: &Envelope,
-        registered: &Registered,
+        registered: &RegisteredRun,
         received_at: Timestamp,
         alone: bool,
     ) -> Asked {
@@ -41,7 +41,7 @@ impl TaskProcessor {
             Ok(session) => session,
             Err(why) => return Asked::Settle(why.into()),
         };
-        let mut asking = Starting {
+        let mut asking = StartRequest {
             id: envelope.id.clone(),
             attempt: envelope.attempt,
             generation: envelope.generation,
@@ -52,15 +52,15 @@ impl TaskProcessor {
             token: envelope.token,
             alone,
         };
-        let (mut commit, mut held) = asking.first(self.now());
+        let (mut commit, mut claim) = asking.first(self.now());
         loop {
-            match self.steady.commit(&commit).await {
+            match self.calls.commit(&commit).await {
                 Ok(Committed::Done) => {}
                 Ok(Committed::Refused(facts)) => {
                     match Box::pin(self.refused_start(envelope, &asking, facts)).await {
-                        Ok(Refused::Ours(mine)) => held = *mine,
+                        Ok(Refused::Ours(ours)) => claim = *ours,
                         Ok(Refused::TakeOver(next)) => {
-                            (commit, held) = *next;
+                            (commit, claim) = *next;
                             continue;
                         }
                         Err(asked) => return asked,
@@ -68,22 +68,22 @@ impl TaskProcessor {
                 }
                 Err(why) => {
                     // It may have been granted, and nobody runs it.
-                    self.sessions.owe(held);
+                    self.sessions.defer_hand_back(claim);
                     return Asked::Settle(why.into());
                 }
             }
-            if registered.hold(&held) {
-                return Asked::Started(held);
+            if registered.set_claim(&claim) {
+                return Asked::Started(claim);
             }
             // The session for which it was asked has expired meanwhile, so others may take the task over.
             let session = match self.session().await {
                 Ok(session) => session,
                 Err(why) => {
-                    self.sessions.owe(held);
+                    self.sessions.defer_hand_back(claim);
                     return Asked::Settle(why.into());
                 }
             };
-            (commit, held) = held.adopt(&session, self.now());
+            (commit, claim) = claim.adopt(&session, self.now());
             asking.session = session;
         }
     }
@@ -95,7 +95,7 @@ impl TaskProcessor {
             biased;
             session = self.sessions.alive() => Ok(session),
             () = self.stages.reached_leave() => Err(Unanswered::Leaving),
-            () = self.steady.given_up() => Err(Unanswered::GivenUp),
+            () = self.calls.given_up() => Err(Unanswered::GivenUp),
         }
     }
 
@@ -103,14 +103,16 @@ impl TaskProcessor {
     async fn refused_start(
         &self,
         envelope: &Envelope,
-        asking: &Starting,
+        asking: &StartRequest,
         facts: Facts,
     ) -> Result<Refused, Asked> {
         let gone = |session: &_, run: &_| self.sessions.is_gone(session, run);
-        Err(match judge(&facts, asking, gone, self.now()) {
-            Meaning::Run(mine) => return Ok(Refused::Ours(Box::new(mine))),
-            Meaning::TakeOver(next) => match suspicion(&facts, envelope.attempt) {
-                Suspicion::Suspect if !asking.alone && envelope.generation < alone::TRIES => Asked::Suspect,
+        Err(match decide_start(&facts, asking, gone, self.now()) {
+            StartDecision::AlreadyStarted(claim) => return Ok(Refused::Ours(Box::new(claim))),
+            StartDecision::TakeOver(next) => match suspicion(&facts, envelope.attempt) {
+                Suspicion::Suspect if !asking.alone && envelope.generation < exclusive::EXCLUSIVE_TRIES => {
+                    Asked::Suspect
+                }
                 Suspicion::None | Suspicion::Suspect => return Ok(Refused::TakeOver(next)),
                 Suspicion::Lost => {
                     let error = "workers died while it ran alone in them";
@@ -118,14 +120,14 @@ impl TaskProcessor {
                     ended.map_or(Asked::Busy, Asked::Settle)
                 }
             },
-            Meaning::Over(follow_up) => Asked::Settle(self.follow(envelope, &follow_up).await),
-            Meaning::Superseded => Asked::Settle(Ending::Ack),
-            Meaning::Revoked => {
+            StartDecision::Over(follow_up) => Asked::Settle(self.follow(envelope, &follow_up).await),
+            StartDecision::NewerGuard => Asked::Settle(Settlement::Ack),
+            StartDecision::Revoked => {
                 let ended = self.end_as_read(envelope, facts, FailureKind::Revoked, "revoked").await;
                 ended.map_or(Asked::Busy, Asked::Settle)
             }
-            Meaning::Busy(session) => {
-                self.sessions.wonder(&session);
+            StartDecision::Busy(session) => {
+                self.sessions.watch_session(&session);
                 Asked::Busy
             }
         })

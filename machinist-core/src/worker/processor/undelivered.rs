@@ -5,16 +5,14 @@
 
 use std::time::Duration;
 
-use super::{Ending, TaskProcessor};
+use super::{Settlement, TaskProcessor};
 use crate::{
+    admission::{Admission, admit},
     broker::{Delivery, Message, Publish, PublishError, Target},
     envelope::Envelope,
     id::QueueName,
     record::FailureKind,
-    worker::{
-        open::{Opened, open},
-        steady::Unpublished,
-    },
+    worker::server_calls::Unpublished,
 };
 
 /// How long a message stays here that cannot go anywhere yet.
@@ -26,10 +24,10 @@ impl TaskProcessor {
         let Delivery { queue, message, receipt, .. } = delivery;
         let target = Target::Queue(queue.clone());
         let publish = Publish { target, message, delay: Duration::ZERO };
-        let ending = match self.steady.publish(&publish).await {
+        let settlement = match self.calls.publish(&publish).await {
             Ok(()) => {
                 tracing::warn!(%queue, "a delayed message came due while its queue was gone; the queue is there again");
-                Ending::Ack
+                Settlement::Ack
             }
             Err(Unpublished::Unanswered(why)) => why.into(),
             Err(Unpublished::Never(error @ PublishError::Unroutable { .. })) => {
@@ -41,48 +39,48 @@ impl TaskProcessor {
             }
         };
         // Nothing here counts as work of this worker: it is not in the tally.
-        let how = match ending {
-            Ending::Ack => crate::broker::Settle::Ack,
-            Ending::HandBack => crate::broker::Settle::Requeue,
-            Ending::Leave => return,
+        let how = match settlement {
+            Settlement::Ack => crate::broker::Settle::Ack,
+            Settlement::HandBack => crate::broker::Settle::Requeue,
+            Settlement::Leave => return,
         };
         receipt.settle(how).await;
     }
 
-    async fn cannot_arrive(&self, queue: &QueueName, message: &Message, error: &PublishError) -> Ending {
+    async fn cannot_arrive(&self, queue: &QueueName, message: &Message, error: &PublishError) -> Settlement {
         let error = format!("it came due, and {error}");
         let app = &self.app.0;
-        match open(&app.trust, &app.max_sizes, queue, message, self.now()) {
-            Opened::Task(envelope) | Opened::Locked(envelope, _) | Opened::Rejected(envelope, ..) => {
-                self.end_unroutable(&envelope, &error).await
-            }
-            Opened::NotYet(reason, why) | Opened::Dead(reason, why) => {
-                self.bury_foreign(queue, message, reason, &why).await
+        match admit(&app.trust, &app.max_sizes, queue, message, self.now()) {
+            Admission::Accepted(envelope)
+            | Admission::Undecryptable(envelope, _)
+            | Admission::Rejected(envelope, ..) => self.end_unroutable(&envelope, &error).await,
+            Admission::Deferred(reason, why) | Admission::Refused(reason, why) => {
+                self.dead_letter_unverified(queue, message, reason, &why).await
             }
         }
     }
 
-    async fn end_unroutable(&self, envelope: &Envelope, error: &str) -> Ending {
-        let facts = match self.unpaid(envelope).await {
+    async fn end_unroutable(&self, envelope: &Envelope, error: &str) -> Settlement {
+        let facts = match self.unless_decided(envelope).await {
             Ok(facts) => facts,
-            Err(ending) => return ending,
+            Err(settlement) => return settlement,
         };
         // A guard of a task that runs: only its run can say how it ends.
         if self.may_run_elsewhere(&facts, envelope) {
             return self.later().await;
         }
         match self.end_as_read(envelope, facts, FailureKind::Unroutable, error).await {
-            Some(ending) => ending,
+            Some(settlement) => settlement,
             None => self.later().await,
         }
     }
 
     /// It stays where it is, and comes again after a pause.
-    async fn later(&self) -> Ending {
+    async fn later(&self) -> Settlement {
         tokio::select! {
             () = tokio::time::sleep(PAUSE) => {}
             () = self.stages.reached_drain() => {}
         }
-        Ending::HandBack
+        Settlement::HandBack
     }
 }

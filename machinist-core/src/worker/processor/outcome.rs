@@ -6,62 +6,64 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 
-use super::{Ending, Holding, TaskProcessor};
+use super::{ActiveDelivery, Settlement, TaskProcessor};
 use crate::{
     backend::{Commit, Committed},
     broker::{Publish, Target},
     clock::Timestamp,
     context::TaskContext,
+    encryption::encrypt_outcome,
     envelope::Envelope,
     record::{
-        ErrorText, FactName, Facts, FailureKind, Held, Refusal, SHORTEST, Verdict, end_by_anybody, follows,
-        name, owed, record, refused, with_progress,
+        Claim, CommitRefusal, ErrorText, FactName, Facts, FailureKind, MIN_RESULTS_TTL, Verdict,
+        add_progress, explain_refusal, failure_without_run, follow_up_of, name, outcome_commit,
+        recorded_follow_up,
     },
-    secrecy::hide,
-    stored::stored,
-    worker::{LEAVING, session::Registered},
+    stored_message::message_to_fact,
+    worker::{LEAVING, session::RegisteredRun},
 };
 
 impl TaskProcessor {
     /// Commits the verdict, and does what it demands. `None`: another run holds the attempt now.
-    pub(super) async fn record(
+    pub(super) async fn record_outcome(
         &self,
-        holding: &mut Holding,
-        registered: &Registered,
+        active: &mut ActiveDelivery,
+        registered: &RegisteredRun,
         mut verdict: Verdict,
         cx: &TaskContext,
         due: Option<Timestamp>,
         now: Timestamp,
-    ) -> Option<Ending> {
-        let mut held = registered.held()?;
+    ) -> Option<Settlement> {
+        let mut claim = registered.claim()?;
         let log = cx.take_log();
         loop {
-            let mut commit = record(&held, &verdict, log.clone(), now, self.kept(due, now));
-            self.beside_the_verdict(&mut commit, &verdict, &holding.envelope, cx, due);
+            let mut commit = outcome_commit(&claim, &verdict, log.clone(), now, self.kept(due, now));
+            self.beside_the_verdict(&mut commit, &verdict, &active.envelope, cx, due);
             // Hidden first: what is signed is what is stored.
-            let commit = if let Some(key) = &holding.hidden_by { hide(commit, key) } else { commit };
-            let commit = self.app.0.trust.attest(commit);
-            let facts = match self.steady.commit_verdict(&commit).await {
+            let commit =
+                if let Some(key) = &active.outcome_key { encrypt_outcome(commit, key) } else { commit };
+            let commit = self.app.0.trust.sign_end(commit);
+            let facts = match self.calls.commit_verdict(&commit).await {
                 Ok(Committed::Done) => break,
                 Ok(Committed::Refused(facts)) => facts,
                 Err(why) => return Some(why.into()),
             };
-            match refused(&facts, &held, &verdict) {
-                Refusal::Recorded => break,
-                Refusal::Over(follow_up) => {
-                    registered.let_go();
-                    return Some(self.follow(&holding.envelope, &follow_up).await);
+            match explain_refusal(&facts, &claim, &verdict) {
+                CommitRefusal::Recorded => break,
+                CommitRefusal::Over(follow_up) => {
+                    registered.release();
+                    return Some(self.follow(&active.envelope, &follow_up).await);
                 }
-                Refusal::Revoked => {
+                CommitRefusal::Revoked => {
                     let error = ErrorText::from("revoked");
                     verdict = Verdict::Failure { kind: FailureKind::Revoked, error };
                 }
-                Refusal::Again(adopted) => held = adopted,
-                Refusal::Superseded => return self.superseded(holding),
+                CommitRefusal::Adopted(adopted) => claim = adopted,
+                CommitRefusal::TakenOver => return self.taken_over(active),
             }
         }
-        registered.let_go();
-        Some(self.follow(&holding.envelope, &follows(&verdict, &held)).await)
+        registered.release();
+        Some(self.follow(&active.envelope, &follow_up_of(&verdict, &claim)).await)
     }
 
     /// What is written with a verdict: the last word of progress, and the message of a failed task, so that it can
@@ -75,7 +77,7 @@ impl TaskProcessor {
         due: Option<Timestamp>,
     ) {
         if let Some(progress) = &*cx.watch_progress().borrow() {
-            with_progress(commit, progress);
+            add_progress(commit, progress);
         }
         match verdict {
             Verdict::Failure { .. } => commit.facts.extend(self.keep_message(envelope)),
@@ -85,36 +87,41 @@ impl TaskProcessor {
     }
 
     /// What this run says does not count. Whoever holds the delivery asks anew; who does not is done.
-    pub(super) fn superseded(&self, holding: &Holding) -> Option<Ending> {
-        tracing::warn!(id = %holding.envelope.id, "another run has taken this task over: its outcome here does not count");
-        if holding.receipt.is_some() { None } else { Some(Ending::Ack) }
+    pub(super) fn taken_over(&self, active: &ActiveDelivery) -> Option<Settlement> {
+        tracing::warn!(id = %active.envelope.id, "another run has taken this task over: its outcome here does not count");
+        if active.receipt.is_some() { None } else { Some(Settlement::Ack) }
     }
 
     /// Says that this start is over without an outcome, so that nobody waits for our session.
-    pub(super) async fn hand_back(&self, holding: &Holding, registered: &Registered, held: &Held) -> Ending {
-        let held = registered.held().unwrap_or_else(|| held.clone());
+    pub(super) async fn hand_back(
+        &self,
+        active: &ActiveDelivery,
+        registered: &RegisteredRun,
+        claim: &Claim,
+    ) -> Settlement {
+        let claim = registered.claim().unwrap_or_else(|| claim.clone());
         let leaves = self.stages.is_draining();
         if leaves {
             self.tally.handed_back.fetch_add(1, Ordering::Relaxed);
         }
-        if !self.commit_once(&held.hand_back()).await {
+        if !self.commit_once(&claim.hand_back()).await {
             if leaves {
-                return Ending::Leave;
+                return Settlement::Leave;
             }
-            self.sessions.owe(held);
+            self.sessions.defer_hand_back(claim);
             // What became a guard comes back by itself.
-            return Ending::HandBack;
+            return Settlement::HandBack;
         }
-        if holding.receipt.is_none() {
+        if active.receipt.is_none() {
             // The delivery became a guard: its next generation goes straight to the queue.
-            let guard = holding.envelope.next_guard(self.now());
+            let guard = active.envelope.next_guard(self.now());
             let target = Target::Queue(guard.queue.clone());
             let publish = Publish { target, message: self.app.seal(&guard), delay: Duration::ZERO };
             if self.app.broker().publish(vec![publish]).await.iter().any(Result::is_err) {
-                return Ending::Leave;
+                return Settlement::Leave;
             }
         }
-        Ending::HandBack
+        Settlement::HandBack
     }
 
     /// One try: what fails is left to the expiry of the session, or said when the backend is back.
@@ -132,34 +139,35 @@ impl TaskProcessor {
         facts: Facts,
         kind: FailureKind,
         error: impl Into<ErrorText>,
-    ) -> Option<Ending> {
+    ) -> Option<Settlement> {
         let due = self.app.decode(envelope).ok().and_then(|body| body.eta);
         let now = self.now();
         let ttl = self.kept(due, now);
-        let mut commit = end_by_anybody(&envelope.id, &facts, envelope.attempt, kind, error.into(), now, ttl);
+        let mut commit =
+            failure_without_run(&envelope.id, &facts, envelope.attempt, kind, error.into(), now, ttl);
         commit.facts.extend(self.keep_message(envelope));
-        let commit = self.app.0.trust.attest(commit);
+        let commit = self.app.0.trust.sign_end(commit);
         if due.is_some() || envelope.attempt > 1 {
             self.off_the_schedule(envelope.id.clone()).await;
         }
-        let facts = match self.steady.commit(&commit).await {
+        let facts = match self.calls.commit(&commit).await {
             Ok(Committed::Done) => commit.facts.into_iter().collect(),
             Ok(Committed::Refused(facts)) => facts,
             Err(leaving) => return Some(leaving.into()),
         };
-        let follow_up = owed(&facts, envelope.attempt)?;
+        let follow_up = recorded_follow_up(&facts, envelope.attempt)?;
         Some(self.follow(envelope, &follow_up).await)
     }
 
     /// The message of a task that ends without having succeeded.
     fn keep_message(&self, envelope: &Envelope) -> Option<(FactName, Bytes)> {
-        Some((name::MESSAGE.into(), stored(&self.app.seal(envelope))?))
+        Some((name::MESSAGE.into(), message_to_fact(&self.app.seal(envelope))?))
     }
 
     /// How long the record of a task is kept after its end. One that ended before its time, because somebody sent it
     /// at once, is known until its delayed message has come.
     fn kept(&self, due: Option<Timestamp>, now: Timestamp) -> Duration {
         let early = due.map_or(Duration::ZERO, |due| due.since(now));
-        self.app.0.results_ttl.max(SHORTEST) + early
+        self.app.0.results_ttl.max(MIN_RESULTS_TTL) + early
     }
 }

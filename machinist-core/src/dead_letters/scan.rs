@@ -17,7 +17,7 @@ const FEWEST: usize = 1000;
 const MEMORY: usize = 256 << 20;
 
 /// A pass under way.
-pub(super) struct Pass {
+pub(super) struct DeadLetterScan {
     queue: QueueName,
     consumer: Box<dyn crate::broker::Consumer>,
     /// How many letters lay there when it began.
@@ -29,13 +29,13 @@ pub(super) struct Pass {
 }
 
 /// A letter that a pass came by.
-pub(super) struct Found {
+pub(super) struct ScannedLetter {
     pub(super) delivery: Delivery,
     /// What it says about itself; none where a broker put it there by itself.
     pub(super) letter: Option<DeadLetter>,
 }
 
-impl Pass {
+impl DeadLetterScan {
     /// Begins; `largest` is the size of the largest letter there, as far as it is known.
     pub(super) async fn begin(
         app: &App,
@@ -61,7 +61,7 @@ impl Pass {
     }
 
     /// The next letter; `None` when all that lay there have been seen, or no more come.
-    pub(super) async fn next(&mut self) -> Option<Found> {
+    pub(super) async fn next(&mut self) -> Option<ScannedLetter> {
         if self.seen >= self.depth {
             return None;
         }
@@ -73,7 +73,7 @@ impl Pass {
         if fresh || !delivery.redelivered {
             self.seen += 1;
         }
-        Some(Found { delivery, letter })
+        Some(ScannedLetter { delivery, letter })
     }
 
     /// Leaves a letter where it is.

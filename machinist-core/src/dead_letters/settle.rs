@@ -7,18 +7,21 @@
 use std::{collections::HashMap, time::Duration};
 
 use super::{
-    DeadFilter, DeadLetter, entry,
-    pass::{Found, Pass},
+    DeadFilter, DeadLetter, index,
+    scan::{DeadLetterScan, ScannedLetter},
 };
 use crate::{
+    admission::{Admission, admit},
     broker::{Delivery, Message, Publish, Settle, Target},
     client::Client,
     control::ControlError,
     envelope::{DeadMark, DeadReason, Envelope, dead_letter},
     id::{QueueName, TaskId},
-    record::{ErrorText, Facts, FailureKind, TaskState, end_by_anybody, fold, name, newest_start, owed},
-    stored::stored,
-    worker::{Opened, open},
+    record::{
+        ErrorText, Facts, FailureKind, TaskState, failure_without_run, fold, name, newest_start,
+        recorded_follow_up,
+    },
+    stored_message::message_to_fact,
 };
 
 /// What became of a dead letter.
@@ -38,7 +41,7 @@ pub enum DeadLetterOutcome {
 
 /// What is wanted of letters.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Wish {
+enum DeadLetterAction {
     Replay,
     Purge,
 }
@@ -62,7 +65,7 @@ impl Client {
         pace: Duration,
         told: impl FnMut(&DeadLetter, DeadLetterOutcome),
     ) -> Result<(), ControlError> {
-        self.settle_dead_letters(letters, Wish::Replay, pace, told).await
+        self.settle_dead_letters(letters, DeadLetterAction::Replay, pace, told).await
     }
 
     /// Throws these dead letters away, no more than one in each `pace`, and says what became of each.
@@ -78,13 +81,13 @@ impl Client {
         pace: Duration,
         told: impl FnMut(&DeadLetter, DeadLetterOutcome),
     ) -> Result<(), ControlError> {
-        self.settle_dead_letters(letters, Wish::Purge, pace, told).await
+        self.settle_dead_letters(letters, DeadLetterAction::Purge, pace, told).await
     }
 
     async fn settle_dead_letters(
         &self,
         letters: &[DeadLetter],
-        wish: Wish,
+        action: DeadLetterAction,
         pace: Duration,
         mut told: impl FnMut(&DeadLetter, DeadLetterOutcome),
     ) -> Result<(), ControlError> {
@@ -100,16 +103,16 @@ impl Client {
         for queue in queues {
             let Some(wanted) = by_queue.get_mut(queue) else { continue };
             let largest = wanted.values().map(|(letter, _)| letter.size).max().unwrap_or_default();
-            if let Some(mut pass) = Pass::begin(&self.app, queue, largest).await? {
-                let done = self.settle_in(&mut pass, wanted, wish, pace, &mut told).await;
+            if let Some(mut scan) = DeadLetterScan::begin(&self.app, queue, largest).await? {
+                let done = self.settle_in(&mut scan, wanted, action, pace, &mut told).await;
                 // Also where it went wrong: what stays is handed back.
-                pass.end().await;
+                scan.end().await;
                 done?;
             }
             for (letter, done) in wanted.values() {
                 if !done {
-                    if wish == Wish::Purge {
-                        entry::strike(&self.app, letter).await?;
+                    if action == DeadLetterAction::Purge {
+                        index::remove_from_index(&self.app, letter).await?;
                     }
                     told(letter, DeadLetterOutcome::Missing);
                 }
@@ -121,17 +124,17 @@ impl Client {
     /// Settles what is wanted of one queue.
     async fn settle_in(
         &self,
-        pass: &mut Pass,
+        scan: &mut DeadLetterScan,
         wanted: &mut HashMap<&str, (&DeadLetter, bool)>,
-        wish: Wish,
+        action: DeadLetterAction,
         pace: Duration,
         told: &mut impl FnMut(&DeadLetter, DeadLetterOutcome),
     ) -> Result<(), ControlError> {
         let mut next = tokio::time::Instant::now();
-        while let Some(Found { delivery, letter }) = pass.next().await {
+        while let Some(ScannedLetter { delivery, letter }) = scan.next().await {
             let one = letter.as_ref().and_then(|letter| wanted.get_mut(letter.dead_id.as_str()));
             let Some((letter, done)) = one else {
-                pass.keep(delivery);
+                scan.keep(delivery);
                 continue;
             };
             // A further copy of one letter is settled like the first, and not told.
@@ -139,12 +142,12 @@ impl Client {
                 tokio::time::sleep_until(next).await;
                 next = tokio::time::Instant::now() + pace;
             }
-            let settlement = match wish {
-                Wish::Purge => DeadLetterOutcome::Purged,
-                Wish::Replay => self.replay(letter, &delivery.message).await?,
+            let settlement = match action {
+                DeadLetterAction::Purge => DeadLetterOutcome::Purged,
+                DeadLetterAction::Replay => self.replay(letter, &delivery.message).await?,
             };
             if let DeadLetterOutcome::Refused(_) = settlement {
-                pass.keep(delivery);
+                scan.keep(delivery);
             } else {
                 self.take_away(letter, delivery).await?;
             }
@@ -158,7 +161,7 @@ impl Client {
     /// A letter about which everything is done. One whose settlement is lost stays on the list, and in its queue.
     async fn take_away(&self, letter: &DeadLetter, delivery: Delivery) -> Result<(), ControlError> {
         match delivery.receipt.settle(Settle::Ack).await {
-            crate::broker::Settled::Done => Ok(entry::strike(&self.app, letter).await?),
+            crate::broker::Settled::Done => Ok(index::remove_from_index(&self.app, letter).await?),
             crate::broker::Settled::Lost => Ok(()),
         }
     }
@@ -170,11 +173,13 @@ impl Client {
     ) -> Result<DeadLetterOutcome, ControlError> {
         let app = &self.app.0;
         let now = app.clock.now();
-        let envelope = match open(&app.trust, &app.max_sizes, &letter.queue, message, now) {
+        let envelope = match admit(&app.trust, &app.max_sizes, &letter.queue, message, now) {
             // Who sends a stale task again vouches for it anew.
-            Opened::Task(envelope) | Opened::Rejected(envelope, DeadReason::Stale, _) => envelope,
-            Opened::Locked(_, why) => return Ok(DeadLetterOutcome::Refused(why)),
-            Opened::Rejected(_, reason, why) | Opened::NotYet(reason, why) | Opened::Dead(reason, why) => {
+            Admission::Accepted(envelope) | Admission::Rejected(envelope, DeadReason::Stale, _) => envelope,
+            Admission::Undecryptable(_, why) => return Ok(DeadLetterOutcome::Refused(why)),
+            Admission::Rejected(_, reason, why)
+            | Admission::Deferred(reason, why)
+            | Admission::Refused(reason, why) => {
                 return Ok(DeadLetterOutcome::Refused(format!("{}: {why}", reason.as_str())));
             }
         };
@@ -187,7 +192,7 @@ impl Client {
             return Ok(DeadLetterOutcome::Refused(why));
         }
         // A record that was forgotten is not made anew: the name is written beside the letter.
-        let named_at = if facts.is_empty() { entry::record_of(&letter.member()) } else { id };
+        let named_at = if facts.is_empty() { index::record_of(&letter.member()) } else { id };
         Ok(DeadLetterOutcome::Replayed(self.send_again(&named_at, envelope).await?.id().clone()))
     }
 
@@ -217,26 +222,26 @@ impl Client {
         let largest = listed.iter().map(|letter| letter.size).max().unwrap_or_default();
         let known: std::collections::HashSet<&str> =
             listed.iter().map(|letter| letter.dead_id.as_str()).collect();
-        let Some(mut pass) = Pass::begin(&self.app, queue, largest).await? else { return Ok(0) };
+        let Some(mut scan) = DeadLetterScan::begin(&self.app, queue, largest).await? else { return Ok(0) };
         let mut added = 0;
         let mut done = Ok(());
-        while let Some(Found { delivery, letter }) = pass.next().await {
+        while let Some(ScannedLetter { delivery, letter }) = scan.next().await {
             done = match letter {
                 Some(letter) if known.contains(letter.dead_id.as_str()) => {
-                    pass.keep(delivery);
+                    scan.keep(delivery);
                     continue;
                 }
                 Some(letter) => {
-                    pass.keep(delivery);
-                    entry::enter(&self.app, &letter).await.map_err(ControlError::from)
+                    scan.keep(delivery);
+                    index::add_to_index(&self.app, &letter).await.map_err(ControlError::from)
                 }
-                None => match self.bury_properly(queue, &delivery.message).await {
+                None => match self.replace_bare_letter(queue, &delivery.message).await {
                     Ok(true) => {
                         delivery.receipt.settle(Settle::Ack).await;
                         Ok(())
                     }
                     Ok(false) => {
-                        pass.keep(delivery);
+                        scan.keep(delivery);
                         continue;
                     }
                     Err(error) => Err(error),
@@ -247,25 +252,27 @@ impl Client {
             }
             added += 1;
         }
-        pass.end().await;
+        scan.end().await;
         done.map(|()| added)
     }
 
     /// Gives a letter that the broker made its reason: published anew, so that the bare one can go. `false` where that
     /// is left to somebody who may say that its task is lost.
-    async fn bury_properly(&self, queue: &QueueName, message: &Message) -> Result<bool, ControlError> {
+    async fn replace_bare_letter(&self, queue: &QueueName, message: &Message) -> Result<bool, ControlError> {
         let app = &self.app.0;
         let at = app.clock.now();
         let lost = "it was delivered too often: its workers died before they could say what of";
-        let (dead_id, reason, error) = match open(&app.trust, &app.max_sizes, queue, message, at) {
-            Opened::Task(envelope) | Opened::Locked(envelope, _) | Opened::Rejected(envelope, ..) => {
+        let (dead_id, reason, error) = match admit(&app.trust, &app.max_sizes, queue, message, at) {
+            Admission::Accepted(envelope)
+            | Admission::Undecryptable(envelope, _)
+            | Admission::Rejected(envelope, ..) => {
                 if app.trust.may_sign(&envelope.name, &envelope.queue, at).is_err() {
                     return Ok(false);
                 }
                 self.end_as_lost(&envelope, lost).await?;
                 (format!("{}.{}", envelope.id, envelope.attempt), DeadReason::Lost, lost.to_owned())
             }
-            Opened::NotYet(reason, why) | Opened::Dead(reason, why) => {
+            Admission::Deferred(reason, why) | Admission::Refused(reason, why) => {
                 (uuid::Uuid::new_v4().to_string(), reason, why)
             }
         };
@@ -284,7 +291,7 @@ impl Client {
                 ControlError::Broker(crate::broker::BrokerError::Unavailable(source.into()))
             })?;
         }
-        entry::enter(&self.app, &entry).await?;
+        index::add_to_index(&self.app, &entry).await?;
         Ok(true)
     }
 
@@ -293,15 +300,19 @@ impl Client {
         let app = &self.app.0;
         let (id, now) = (&envelope.id, app.clock.now());
         let facts = self.read(id).await?;
-        if owed(&facts, envelope.attempt).is_some() || self.somebody_runs(&facts, envelope.attempt).await? {
+        if recorded_follow_up(&facts, envelope.attempt).is_some()
+            || self.somebody_runs(&facts, envelope.attempt).await?
+        {
             return Ok(());
         }
-        let ttl = app.results_ttl.max(crate::record::SHORTEST);
+        let ttl = app.results_ttl.max(crate::record::MIN_RESULTS_TTL);
         let mut commit =
-            end_by_anybody(id, &facts, envelope.attempt, FailureKind::Lost, error.into(), now, ttl);
-        commit.facts.extend(stored(&self.app.seal(envelope)).map(|message| (name::MESSAGE.into(), message)));
+            failure_without_run(id, &facts, envelope.attempt, FailureKind::Lost, error.into(), now, ttl);
+        commit
+            .facts
+            .extend(message_to_fact(&self.app.seal(envelope)).map(|message| (name::MESSAGE.into(), message)));
         // Refused: it was started meanwhile, or has ended.
-        self.commit(self.attested(commit)?).await?;
+        self.commit(self.signed_end(commit)?).await?;
         Ok(())
     }
 

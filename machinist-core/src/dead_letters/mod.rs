@@ -4,8 +4,8 @@
 //! so that listing and showing them takes nothing out of a queue; that list may lag, and whoever finds more in a queue
 //! than on it puts the rest there ([`Client::index_dead_letters`]).
 
-mod entry;
-mod pass;
+mod index;
+mod scan;
 mod settle;
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     record::ErrorText,
 };
 
-pub(crate) use entry::enter;
+pub(crate) use index::add_to_index;
 pub use settle::DeadLetterOutcome;
 
 /// How many entries of the list are read at once.
@@ -93,9 +93,9 @@ impl Client {
         let (mut found, mut after) = (Vec::new(), None);
         while found.len() < limit {
             let page = backend.list(Index::DeadLetters, after, PAGE).await?;
-            let ids: Vec<TaskId> = page.iter().map(|(_, member)| entry::record_of(member)).collect();
+            let ids: Vec<TaskId> = page.iter().map(|(_, member)| index::record_of(member)).collect();
             for ((at, member), facts) in page.iter().zip(backend.read(&ids).await?) {
-                found.extend(entry::letter(*at, member, &facts).filter(|letter| which.fits(letter)));
+                found.extend(index::letter(*at, member, &facts).filter(|letter| which.fits(letter)));
             }
             if page.len() < PAGE {
                 break;

@@ -39,7 +39,7 @@ enum Value {
 }
 
 /// The message as a fact; `None` if it is too large to be kept.
-pub(crate) fn stored(message: &Message) -> Option<Bytes> {
+pub(crate) fn message_to_fact(message: &Message) -> Option<Bytes> {
     if message.size() > LARGEST {
         return None;
     }
@@ -62,8 +62,8 @@ pub(crate) fn stored(message: &Message) -> Option<Bytes> {
 }
 
 /// The message of a fact; `None` if it is none.
-pub(crate) fn restored(fact: &[u8]) -> Option<Message> {
-    let stored: Stored = serde_json::from_slice(fact).ok()?;
+pub(crate) fn message_from_fact(fact: &[u8]) -> Option<Message> {
+    let message_to_fact: Stored = serde_json::from_slice(fact).ok()?;
     let bytes = |text: &str| STANDARD.decode(text).map(Bytes::from).ok();
     let value = |value: Value| {
         Some(match value {
@@ -73,16 +73,17 @@ pub(crate) fn restored(fact: &[u8]) -> Option<Message> {
             Value::Bytes(text) => HeaderValue::Bytes(bytes(&text)?),
         })
     };
-    let headers = stored.headers.into_iter().map(|(name, header)| Some((header_name(&name), value(header)?)));
+    let headers =
+        message_to_fact.headers.into_iter().map(|(name, header)| Some((header_name(&name), value(header)?)));
     Some(Message {
-        id: stored.id,
-        kind: stored.kind,
-        content_type: stored.content_type,
-        timestamp: stored.timestamp,
-        priority: stored.priority,
-        app_id: stored.app_id,
+        id: message_to_fact.id,
+        kind: message_to_fact.kind,
+        content_type: message_to_fact.content_type,
+        timestamp: message_to_fact.timestamp,
+        priority: message_to_fact.priority,
+        app_id: message_to_fact.app_id,
         headers: headers.collect::<Option<_>>()?,
-        body: bytes(&stored.body)?,
+        body: bytes(&message_to_fact.body)?,
     })
 }
 
@@ -106,13 +107,13 @@ mod tests {
             body: Bytes::from_static(b"\xff\0body"),
             ..Message::default()
         };
-        assert_eq!(restored(&stored(&message).unwrap()).unwrap(), message);
-        assert!(restored(b"{}").is_none());
+        assert_eq!(message_from_fact(&message_to_fact(&message).unwrap()).unwrap(), message);
+        assert!(message_from_fact(b"{}").is_none());
     }
 
     #[test]
     fn a_large_message_is_not_kept() {
         let body = Bytes::from(vec![0; LARGEST + 1]);
-        assert!(stored(&Message { body, ..Message::default() }).is_none());
+        assert!(message_to_fact(&Message { body, ..Message::default() }).is_none());
     }
 }

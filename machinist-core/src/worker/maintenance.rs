@@ -18,7 +18,7 @@ const PERIOD: Duration = Duration::from_secs(60);
 const AT_ONCE: u16 = 16;
 
 /// Puts things in order until the worker drains.
-pub(super) async fn keep(processor: Arc<TaskProcessor>, queues: Vec<QueueName>) {
+pub(super) async fn run(processor: Arc<TaskProcessor>, queues: Vec<QueueName>) {
     let stages = processor.stages.clone();
     let work = async {
         tokio::join!(undelivered(&processor), dead_letters(&processor, &queues));

@@ -28,7 +28,7 @@ const HIDING: &str = "enc";
 
 /// Why something that is encrypted stays so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Locked {
+pub(crate) enum DecryptError {
     #[error("it is encrypted with key {0}, which is not in the ring here")]
     NoKey(KeyId),
     #[error("it is encrypted with key {0}, which is revoked")]
@@ -45,15 +45,15 @@ pub(crate) fn is_encrypted(envelope: &Envelope) -> bool {
 }
 
 /// The key that hides what becomes of a task: the active one, else that by which its body was hidden.
-pub(crate) fn hiding_key<'r>(envelope: &Envelope, ring: &'r Keyring) -> Option<&'r Key> {
+pub(crate) fn outcome_key<'r>(envelope: &Envelope, ring: &'r Keyring) -> Option<&'r Key> {
     let before = || is_encrypted(envelope).then(|| Parts::of(&envelope.body).ok()).flatten();
     ring.encrypting_key().or_else(|| key(ring, &before()?.key).ok())
 }
 
 /// Whether the key of an encrypted body is here.
-pub(crate) fn openable(envelope: &Envelope, ring: Option<&Keyring>) -> Result<(), Locked> {
+pub(crate) fn check_decryptable(envelope: &Envelope, ring: Option<&Keyring>) -> Result<(), DecryptError> {
     let Parts { key: id, .. } = Parts::of(&envelope.body)?;
-    key(ring.ok_or_else(|| Locked::NoKey(id.clone()))?, &id).map(|_| ())
+    key(ring.ok_or_else(|| DecryptError::NoKey(id.clone()))?, &id).map(|_| ())
 }
 
 /// A body taken apart: the key, then the nonce and what is hidden.
@@ -63,11 +63,11 @@ struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    fn of(body: &'a [u8]) -> Result<Self, Locked> {
-        let (length, rest) = body.split_first().ok_or(Locked::Unreadable)?;
-        let (key, sealed) = rest.split_at_checked(usize::from(*length)).ok_or(Locked::Unreadable)?;
+    fn of(body: &'a [u8]) -> Result<Self, DecryptError> {
+        let (length, rest) = body.split_first().ok_or(DecryptError::Unreadable)?;
+        let (key, sealed) = rest.split_at_checked(usize::from(*length)).ok_or(DecryptError::Unreadable)?;
         let key = std::str::from_utf8(key).ok().and_then(|text| KeyId::parse(text).ok());
-        Ok(Self { key: key.ok_or(Locked::Unreadable)?, sealed })
+        Ok(Self { key: key.ok_or(DecryptError::Unreadable)?, sealed })
     }
 }
 
@@ -85,11 +85,11 @@ fn about_fact(id: &TaskId, fact: &str, key: &KeyId) -> Vec<u8> {
     Input::new("machinist.encrypted.fact", 256).text(key.as_str()).text(id.as_str()).text(fact).finish()
 }
 
-fn key<'r>(ring: &'r Keyring, id: &KeyId) -> Result<&'r Key, Locked> {
+fn key<'r>(ring: &'r Keyring, id: &KeyId) -> Result<&'r Key, DecryptError> {
     match ring.trusted(id) {
         Ok(key) if key.encrypts() => Ok(key),
-        Err(crate::sign::Unfit::Revoked(_)) => Err(Locked::Revoked(id.clone())),
-        _ => Err(Locked::NoKey(id.clone())),
+        Err(crate::sign::KeyRejection::Revoked(_)) => Err(DecryptError::Revoked(id.clone())),
+        _ => Err(DecryptError::NoKey(id.clone())),
     }
 }
 
@@ -111,13 +111,13 @@ pub(crate) fn encrypted(mut envelope: Envelope, key: &Key) -> Envelope {
 }
 
 /// The envelope with its body as its sender wrote it.
-pub(crate) fn decrypted(envelope: &Envelope, ring: Option<&Keyring>) -> Result<Envelope, Locked> {
+pub(crate) fn decrypted(envelope: &Envelope, ring: Option<&Keyring>) -> Result<Envelope, DecryptError> {
     if !is_encrypted(envelope) {
         return Ok(envelope.clone());
     }
     let Parts { key: id, sealed } = Parts::of(&envelope.body)?;
-    let key = key(ring.ok_or_else(|| Locked::NoKey(id.clone()))?, &id)?;
-    let broken = || Locked::Broken(id.clone());
+    let key = key(ring.ok_or_else(|| DecryptError::NoKey(id.clone()))?, &id)?;
+    let broken = || DecryptError::Broken(id.clone());
     let inside = key.decrypt(&about_body(envelope, &id), sealed).ok_or_else(broken)?;
     let end = inside.iter().position(|byte| *byte == 0).ok_or_else(broken)?;
     let content_type = String::from_utf8(inside[..end].to_vec()).map_err(|_| broken())?;
@@ -131,19 +131,19 @@ struct Hiding {
     data: String,
 }
 
-fn speaks(fact: &str) -> bool {
+fn is_encrypted_fact(fact: &str) -> bool {
     fact == name::END || fact == name::PROGRESS || fact.starts_with("o:")
 }
 
 /// A commit whose facts say nothing of results, errors, log and notes to those who do not have the key.
-pub(crate) fn hide(mut commit: Commit, key: &Key) -> Commit {
-    for (fact, value) in commit.facts.iter_mut().filter(|(fact, _)| speaks(fact)) {
-        *value = hidden(&commit.id, fact, value, key);
+pub(crate) fn encrypt_outcome(mut commit: Commit, key: &Key) -> Commit {
+    for (fact, value) in commit.facts.iter_mut().filter(|(fact, _)| is_encrypted_fact(fact)) {
+        *value = encrypted_fact(&commit.id, fact, value, key);
     }
     commit
 }
 
-fn hidden(id: &TaskId, fact: &str, value: &[u8], key: &Key) -> Bytes {
+fn encrypted_fact(id: &TaskId, fact: &str, value: &[u8], key: &Key) -> Bytes {
     // INVARIANT: we made it ourselves, of a struct. What could not be hidden must not be written.
     let mut all: Map<String, Value> = serde_json::from_slice(value).expect("a JSON object");
     let secret: Map<String, Value> =
@@ -167,14 +167,18 @@ fn json_bytes(all: &Map<String, Value>) -> Vec<u8> {
 
 /// Puts back what is hidden in these facts. Says why what counts stays hidden: how the task ended, or, as long as it
 /// has not, anything.
-pub(crate) fn reveal(id: &TaskId, facts: &mut Facts, ring: Option<&Keyring>) -> Option<Locked> {
+pub(crate) fn decrypt_outcome(
+    id: &TaskId,
+    facts: &mut Facts,
+    ring: Option<&Keyring>,
+) -> Option<DecryptError> {
     let names: Vec<String> =
-        facts.iter().filter(|(fact, _)| speaks(fact)).map(|(fact, _)| fact.to_owned()).collect();
+        facts.iter().filter(|(fact, _)| is_encrypted_fact(fact)).map(|(fact, _)| fact.to_owned()).collect();
     let ended = facts.has(name::END);
     let mut locked = None;
     for fact in names {
         let Some(value) = facts.get(&fact) else { continue };
-        match revealed(id, &fact, value, ring) {
+        match decrypted_fact(id, &fact, value, ring) {
             Ok(Some(value)) => facts.put(fact, value),
             Ok(None) => {}
             Err(why) if !ended || fact == name::END => locked = Some(why),
@@ -184,12 +188,18 @@ pub(crate) fn reveal(id: &TaskId, facts: &mut Facts, ring: Option<&Keyring>) -> 
     locked
 }
 
-fn revealed(id: &TaskId, fact: &str, value: &[u8], ring: Option<&Keyring>) -> Result<Option<Bytes>, Locked> {
+fn decrypted_fact(
+    id: &TaskId,
+    fact: &str,
+    value: &[u8],
+    ring: Option<&Keyring>,
+) -> Result<Option<Bytes>, DecryptError> {
     let Ok(mut all) = serde_json::from_slice::<Map<String, Value>>(value) else { return Ok(None) };
     let Some(hiding) = all.remove(HIDING) else { return Ok(None) };
-    let Hiding { key: id_of_key, data } = serde_json::from_value(hiding).map_err(|_| Locked::Unreadable)?;
-    let key = key(ring.ok_or_else(|| Locked::NoKey(id_of_key.clone()))?, &id_of_key)?;
-    let broken = || Locked::Broken(id_of_key.clone());
+    let Hiding { key: id_of_key, data } =
+        serde_json::from_value(hiding).map_err(|_| DecryptError::Unreadable)?;
+    let key = key(ring.ok_or_else(|| DecryptError::NoKey(id_of_key.clone()))?, &id_of_key)?;
+    let broken = || DecryptError::Broken(id_of_key.clone());
     let sealed = BASE64.decode(data).map_err(|_| broken())?;
     let secret = key.decrypt(&about_fact(id, fact, &id_of_key), &sealed).ok_or_else(broken)?;
     let secret: Map<String, Value> = serde_json::from_slice(&secret).map_err(|_| broken())?;

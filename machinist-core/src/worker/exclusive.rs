@@ -18,16 +18,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a process that did not become empty is not asked again.
 const REST: Duration = Duration::from_secs(10 * 60);
 /// A suspect that found no empty process so often runs in company.
-pub(super) const TRIES: u32 = 10;
+pub(super) const EXCLUSIVE_TRIES: u32 = 10;
 
 #[derive(Debug)]
-pub(super) struct Alone {
+pub(super) struct ExclusiveSlots {
     slots: Arc<Semaphore>,
     all: u32,
     resting_until: Mutex<Instant>,
 }
 
-impl Alone {
+impl ExclusiveSlots {
     /// `concurrency` is how many `slots` there are.
     pub(super) fn new(slots: Arc<Semaphore>, concurrency: usize) -> Self {
         let all = u32::try_from(concurrency).unwrap_or(u32::MAX);
@@ -57,16 +57,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_waits_for_an_empty_process_and_not_for_ever() {
         let slots = Arc::new(Semaphore::new(2));
-        let alone = Alone::new(Arc::clone(&slots), 2);
-        drop(alone.all_slots().await.expect("nothing runs"));
+        let exclusive = ExclusiveSlots::new(Arc::clone(&slots), 2);
+        drop(exclusive.all_slots().await.expect("nothing runs"));
         let running = Arc::clone(&slots).acquire_owned().await.unwrap();
         let before = Instant::now();
-        assert!(alone.all_slots().await.is_none());
+        assert!(exclusive.all_slots().await.is_none());
         assert_eq!(before.elapsed(), PATIENCE);
         drop(running);
-        assert!(alone.all_slots().await.is_none(), "it rests");
+        assert!(exclusive.all_slots().await.is_none(), "it rests");
         assert_eq!(slots.available_permits(), 2, "and lets others work");
         tokio::time::advance(REST).await;
-        assert!(alone.all_slots().await.is_some());
+        assert!(exclusive.all_slots().await.is_some());
     }
 }

@@ -16,7 +16,7 @@ use crate::{
 
 /// The fact that tells about a dead letter.
 #[derive(Debug, Serialize, Deserialize)]
-struct Entry {
+struct IndexEntry {
     queue: String,
     dead_id: String,
     reason: String,
@@ -58,9 +58,9 @@ pub(super) fn record_of(member: &str) -> TaskId {
 }
 
 /// Puts a dead letter on the list. Doing it again changes nothing.
-pub(crate) async fn enter(app: &App, letter: &DeadLetter) -> Result<(), BackendError> {
+pub(crate) async fn add_to_index(app: &App, letter: &DeadLetter) -> Result<(), BackendError> {
     let member = letter.member();
-    let entry = Entry {
+    let entry = IndexEntry {
         queue: letter.queue.to_string(),
         dead_id: letter.dead_id.clone(),
         reason: letter.reason.clone(),
@@ -78,7 +78,7 @@ pub(crate) async fn enter(app: &App, letter: &DeadLetter) -> Result<(), BackendE
 }
 
 /// Takes a dead letter that is gone off the list.
-pub(super) async fn strike(app: &App, letter: &DeadLetter) -> Result<(), BackendError> {
+pub(super) async fn remove_from_index(app: &App, letter: &DeadLetter) -> Result<(), BackendError> {
     let member = letter.member();
     let mut commit = Commit::new(record_of(&member));
     commit.drop = vec![name::DEAD.into(), name::RETRIED_AS.into()];
@@ -90,7 +90,7 @@ pub(super) async fn strike(app: &App, letter: &DeadLetter) -> Result<(), Backend
 
 /// A line of the list with its record; where that is missing, as much as the line says.
 pub(super) fn letter(at: Timestamp, member: &str, facts: &Facts) -> Option<DeadLetter> {
-    let Some(entry) = facts.read::<Entry>(name::DEAD) else {
+    let Some(entry) = facts.read::<IndexEntry>(name::DEAD) else {
         let (queue, dead_id) = member.rsplit_once(' ')?;
         let task = dead_id.rsplit_once('.').and_then(|(id, _)| TaskId::parse(id).ok());
         return Some(DeadLetter {

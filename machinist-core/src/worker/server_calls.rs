@@ -26,7 +26,7 @@ use crate::{
 /// After so many failures in a row the backend counts as away, and no deliveries are taken.
 const AWAY: u32 = 2;
 /// After so long without the backend what is held goes back.
-pub(super) const GIVE_UP: Duration = Duration::from_secs(10 * 60);
+pub(super) const AWAY_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// Bounds of the pause before the next try; it doubles from the first to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -41,7 +41,7 @@ pub(super) enum Unanswered {
 
 /// Who waits for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asker {
+enum Caller {
     /// One who can hand its delivery back.
     Delivery,
     /// One who knows how a run ended, and is the only one who does.
@@ -63,7 +63,7 @@ impl From<Unanswered> for Unpublished {
 }
 
 #[derive(Debug)]
-pub(super) struct Steady {
+pub(super) struct ServerCalls {
     app: App,
     stages: Stages,
     failures: AtomicU32,
@@ -75,7 +75,7 @@ pub(super) struct Steady {
     verdicts: watch::Sender<usize>,
 }
 
-impl Steady {
+impl ServerCalls {
     pub(super) fn new(app: App, stages: Stages) -> Arc<Self> {
         let (away, given_up) = (watch::Sender::new(None), watch::Sender::new(false));
         let (failures, verdicts) = (AtomicU32::new(0), watch::Sender::new(0));
@@ -84,12 +84,12 @@ impl Steady {
 
     /// Commits, unless the backend is away for so long that the delivery is to go back.
     pub(super) async fn commit(&self, commit: &Commit) -> Result<Committed, Unanswered> {
-        self.ask("commit", Asker::Delivery, || self.try_commit(commit)).await
+        self.ask("commit", Caller::Delivery, || self.try_commit(commit)).await
     }
 
     /// Commits what is known here alone, however long the backend is away.
     pub(super) async fn commit_verdict(&self, commit: &Commit) -> Result<Committed, Unanswered> {
-        self.ask("commit", Asker::Verdict, || self.try_commit(commit)).await
+        self.ask("commit", Caller::Verdict, || self.try_commit(commit)).await
     }
 
     async fn try_commit(&self, commit: &Commit) -> Result<Committed, BackendError> {
@@ -99,7 +99,7 @@ impl Steady {
 
     /// Reads one record, unless the backend is away for so long that the delivery is to go back.
     pub(super) async fn read(&self, id: &TaskId) -> Result<Facts, Unanswered> {
-        self.ask("read", Asker::Delivery, || async {
+        self.ask("read", Caller::Delivery, || async {
             let mut facts = self.app.backend().read(std::slice::from_ref(id)).await?;
             Ok(facts.pop().unwrap_or_default())
         })
@@ -109,7 +109,7 @@ impl Steady {
     async fn ask<T, F: Future<Output = Result<T, BackendError>>>(
         &self,
         what: &'static str,
-        asker: Asker,
+        asker: Caller,
         question: impl Fn() -> F,
     ) -> Result<T, Unanswered> {
         let mut tries = 0;
@@ -134,8 +134,8 @@ impl Steady {
                     );
                 }
             }
-            if asker == Asker::Verdict && tries == 0 {
-                _waits = Some(Waits::of(&self.verdicts));
+            if asker == Caller::Verdict && tries == 0 {
+                _waits = Some(UnrecordedOutcome::of(&self.verdicts));
             }
             // On the heap: nearly every first try has its answer.
             Box::pin(self.until_the_next_try(asker, tries)).await?;
@@ -143,11 +143,11 @@ impl Steady {
         }
     }
 
-    async fn until_the_next_try(&self, asker: Asker, tries: u32) -> Result<(), Unanswered> {
+    async fn until_the_next_try(&self, asker: Caller, tries: u32) -> Result<(), Unanswered> {
         tokio::select! {
             paused = self.pause_or_leave(tries) => paused,
             () = self.backend_comes_back() => Ok(()),
-            () = self.given_up(), if asker == Asker::Delivery => Err(Unanswered::GivenUp),
+            () = self.given_up(), if asker == Caller::Delivery => Err(Unanswered::GivenUp),
         }
     }
 
@@ -199,7 +199,7 @@ impl Steady {
         self.backend_is_there().await;
     }
 
-    /// Completes when the backend has been away for [`GIVE_UP`], without an answer to anybody.
+    /// Completes when the backend has been away for [`AWAY_TIMEOUT`], without an answer to anybody.
     pub(super) async fn backend_is_away_for_long(&self) {
         let mut away = self.away.subscribe();
         loop {
@@ -207,7 +207,7 @@ impl Steady {
             let Ok(Some(since)) = away.wait_for(Option::is_some).await.map(|since| *since) else { continue };
             tokio::select! {
                 // It may have answered in between, and been away again.
-                () = tokio::time::sleep_until(since + GIVE_UP) => {
+                () = tokio::time::sleep_until(since + AWAY_TIMEOUT) => {
                     if *self.away.borrow() == Some(since) {
                         return;
                     }
@@ -228,8 +228,8 @@ impl Steady {
         drop(self.given_up.subscribe().wait_for(|given_up| *given_up).await);
     }
 
-    /// Waits until no outcome waits to be recorded, but no longer than this.
-    pub(super) async fn verdicts_are_recorded(&self, within: Duration) {
+    /// UnrecordedOutcome until no outcome waits to be recorded, but no longer than this.
+    pub(super) async fn outcomes_are_recorded(&self, within: Duration) {
         let mut verdicts = self.verdicts.subscribe();
         // Those that are still not recorded go on trying: what they are late for is only less tidy.
         let _in_time = tokio::time::timeout(within, verdicts.wait_for(|waiting| *waiting == 0)).await;
@@ -267,16 +267,16 @@ impl Steady {
 }
 
 /// One outcome that waits to be recorded.
-struct Waits<'a>(&'a watch::Sender<usize>);
+struct UnrecordedOutcome<'a>(&'a watch::Sender<usize>);
 
-impl<'a> Waits<'a> {
+impl<'a> UnrecordedOutcome<'a> {
     fn of(verdicts: &'a watch::Sender<usize>) -> Self {
         verdicts.send_modify(|waiting| *waiting += 1);
         Self(verdicts)
     }
 }
 
-impl Drop for Waits<'_> {
+impl Drop for UnrecordedOutcome<'_> {
     fn drop(&mut self) {
         self.0.send_modify(|waiting| *waiting -= 1);
     }
