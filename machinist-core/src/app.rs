@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How often a process asks the backend what time it is.
-const TIME_CHECK: Duration = Duration::from_secs(60);
+const TIME_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// An application: a broker, a backend, and its defaults. Cheap to clone.
 ///
@@ -43,9 +43,9 @@ const TIME_CHECK: Duration = Duration::from_secs(60);
 /// # }
 /// ```
 #[derive(Debug, Clone)]
-pub struct App(pub(crate) Arc<Shared>);
+pub struct App(pub(crate) Arc<AppState>);
 
-pub(crate) struct Shared {
+pub(crate) struct AppState {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) clock: Clock,
@@ -57,7 +57,7 @@ pub(crate) struct Shared {
     pub(crate) trust: Trust,
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for AppState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("App")
             .field("broker", &self.broker.location())
@@ -261,7 +261,7 @@ impl AppBuilder {
         if let Some(key) = self.keyring.as_ref().and_then(Keyring::signing_key) {
             key.believed_at(now).map_err(|unfit| AppError::Key(unfit.to_string()))?;
         }
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(AppState {
             broker: self.broker,
             backend: self.backend,
             clock,
@@ -294,9 +294,9 @@ impl AppBuilder {
 }
 
 /// Asks for backend time now and then, for as long as the application is there.
-async fn keep_time(app: std::sync::Weak<Shared>) {
+async fn keep_time(app: std::sync::Weak<AppState>) {
     loop {
-        tokio::time::sleep(TIME_CHECK).await;
+        tokio::time::sleep(TIME_CHECK_INTERVAL).await;
         let Some(app) = app.upgrade() else { return };
         let asked = Instant::now();
         match app.backend.now().await {

@@ -13,7 +13,7 @@ use crate::{
     id::{QueueName, TaskId, TaskName},
     record::{self, Counters, name},
     result::AsyncResult,
-    signature::{Parts, Signature},
+    signature::{Signature, SignatureParts},
     stored_message::message_to_fact,
     trace::TraceContext,
 };
@@ -25,7 +25,7 @@ pub struct Client {
 }
 
 /// A signature that is ready to go: the message, and the sender's facts.
-struct Ready {
+struct PreparedSignature {
     envelope: Envelope,
     publish: Publish,
     facts: Commit,
@@ -140,7 +140,7 @@ impl Client {
     }
 
     /// Checks a signature and writes it down.
-    fn prepare(&self, mut parts: Parts) -> Result<Ready, SendError> {
+    fn prepare(&self, mut parts: SignatureParts) -> Result<PreparedSignature, SendError> {
         let app = &self.app.0;
         if let Some(why) = parts.unsendable {
             return Err(SendError::Invalid(format!("task {}: {why}", parts.id)));
@@ -228,7 +228,7 @@ impl Client {
             facts.facts.extend(message_to_fact(&message).map(|message| (name::MESSAGE.into(), message)));
         }
         let publish = Publish { target: Target::Queue(queue), message, delay: keep_for(due.since(now)) };
-        Ok(Ready { envelope, publish, facts, span })
+        Ok(PreparedSignature { envelope, publish, facts, span })
     }
 }
 

@@ -87,10 +87,10 @@ pub fn set_host_wrong_by(micros: i64) {
 /// Cheap to clone; clones share what they learn. Between two lessons it runs with the monotonic clock, so a host
 /// whose wall clock is set back does not take the tasks with it.
 #[derive(Debug, Clone)]
-pub struct Clock(Arc<Shared>);
+pub struct Clock(Arc<ClockState>);
 
 #[derive(Debug)]
-struct Shared {
+struct ClockState {
     /// The monotonic instant from which `base` is counted.
     origin: Instant,
     /// Backend time at `origin`, in microseconds.
@@ -100,7 +100,7 @@ struct Shared {
 impl Clock {
     /// A clock that shows `now` at this moment.
     pub fn starting_at(now: Timestamp) -> Self {
-        Self(Arc::new(Shared { origin: Instant::now(), base: AtomicI64::new(now.0) }))
+        Self(Arc::new(ClockState { origin: Instant::now(), base: AtomicI64::new(now.0) }))
     }
 
     /// The present instant.

@@ -26,10 +26,10 @@ const NOTE_LIMIT: usize = 1024;
 
 /// One run of a task, as its handler sees it. Cheap to clone.
 #[derive(Clone)]
-pub struct TaskContext(Arc<Run>);
+pub struct TaskContext(Arc<RunInfo>);
 
 /// What a context is made of.
-pub(crate) struct Run {
+pub(crate) struct RunInfo {
     pub(crate) id: TaskId,
     pub(crate) name: TaskName,
     pub(crate) queue: QueueName,
@@ -45,7 +45,7 @@ pub(crate) struct Run {
 }
 
 impl TaskContext {
-    pub(crate) fn new(run: Run) -> Self {
+    pub(crate) fn new(run: RunInfo) -> Self {
         Self(Arc::new(run))
     }
 
@@ -159,7 +159,7 @@ impl StateMap {
 impl TaskContext {
     /// A context for tests of handlers.
     pub(crate) fn test(state: StateMap) -> Self {
-        Self::new(Run {
+        Self::new(RunInfo {
             id: TaskId::fresh(),
             name: "test".try_into().unwrap(),
             queue: "default".try_into().unwrap(),

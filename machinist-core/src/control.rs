@@ -19,14 +19,14 @@ use crate::{
         name, next_attempt,
     },
     result::AsyncResult,
-    stored_message::{LARGEST, message_from_fact},
+    stored_message::{MAX_STORED_BYTES, message_from_fact},
     trace::TraceContext,
     trust::VerifyError,
-    worker::ring,
+    worker::wake_session,
 };
 
 /// How many entries of a list are read at once.
-const PAGE: usize = 500;
+const LIST_PAGE_SIZE: usize = 500;
 
 /// What came of asking that a task should not run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,7 +143,7 @@ impl Client {
 
     /// What makes it quick and keeps lists short; nothing is wrong without it.
     async fn after_revoking(&self, id: &TaskId, running: Option<&SessionId>) {
-        let done = match running.map(ring) {
+        let done = match running.map(wake_session) {
             Some(Some(bell)) => self.commit(bell).await.map(drop),
             // The record names no worker that could be told.
             Some(None) => Ok(()),
@@ -166,7 +166,7 @@ impl Client {
         let backend = &self.app.0.backend;
         let (mut waiting, mut over, mut after) = (Vec::new(), Vec::new(), None);
         while waiting.len() < limit {
-            let page = backend.list(Index::Scheduled, after, PAGE).await?;
+            let page = backend.list(Index::Scheduled, after, LIST_PAGE_SIZE).await?;
             let known = page.iter().filter_map(|(_, member)| TaskId::parse(member).ok());
             let ids: Vec<_> = known.collect();
             for (id, mut facts) in ids.iter().zip(backend.read(&ids).await?) {
@@ -180,7 +180,7 @@ impl Client {
                     _ => over.push(IndexUpdate::Remove { index: Index::Scheduled, member: id.to_string() }),
                 }
             }
-            if page.len() < PAGE {
+            if page.len() < LIST_PAGE_SIZE {
                 break;
             }
             after = page.into_iter().last();
@@ -308,8 +308,9 @@ impl Client {
     fn kept_envelope(&self, id: &TaskId, facts: &Facts) -> Result<Envelope, ControlError> {
         let no_message = |why: String| ControlError::NoMessage { id: id.clone(), why };
         let fact = facts.get(name::MESSAGE);
-        let fact =
-            fact.ok_or_else(|| no_message(format!("it was not kept, or is larger than {LARGEST} bytes")))?;
+        let fact = fact.ok_or_else(|| {
+            no_message(format!("it was not kept, or is larger than {MAX_STORED_BYTES} bytes"))
+        })?;
         let message =
             message_from_fact(fact).ok_or_else(|| no_message("what it holds cannot be read".to_owned()))?;
         let mut envelope = Envelope::read(&message).map_err(|error| no_message(error.to_string()))?;

@@ -16,15 +16,15 @@ use crate::{
     envelope::Envelope,
     id::TaskId,
     record::{Facts, name},
-    sign::{Key, KeyId, Keyring, input::Input},
+    sign::{Key, KeyId, Keyring, input::SigningInput},
 };
 
 /// The content type of an encrypted body. Which one it has inside is part of what is encrypted.
-const ENCRYPTED: &str = "application/vnd.machinist.encrypted";
+const ENCRYPTED_CONTENT_TYPE: &str = "application/vnd.machinist.encrypted";
 /// The fields of an outcome that speak of arguments and results.
-const HIDDEN: [&str; 4] = ["results", "error", "log", "note"];
+const ENCRYPTED_FIELDS: [&str; 4] = ["results", "error", "log", "note"];
 /// The field in which they are.
-const HIDING: &str = "enc";
+const CIPHERTEXT_FIELD: &str = "enc";
 
 /// Why something that is encrypted stays so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,38 +41,39 @@ pub(crate) enum DecryptError {
 
 /// Whether a body is encrypted.
 pub(crate) fn is_encrypted(envelope: &Envelope) -> bool {
-    envelope.content_type == ENCRYPTED
+    envelope.content_type == ENCRYPTED_CONTENT_TYPE
 }
 
 /// The key that hides what becomes of a task: the active one, else that by which its body was hidden.
 pub(crate) fn outcome_key<'r>(envelope: &Envelope, ring: &'r Keyring) -> Option<&'r Key> {
-    let before = || is_encrypted(envelope).then(|| Parts::of(&envelope.body).ok()).flatten();
+    let before = || is_encrypted(envelope).then(|| EncryptedBody::of(&envelope.body).ok()).flatten();
     ring.encrypting_key().or_else(|| key(ring, &before()?.key).ok())
 }
 
 /// Whether the key of an encrypted body is here.
 pub(crate) fn check_decryptable(envelope: &Envelope, ring: Option<&Keyring>) -> Result<(), DecryptError> {
-    let Parts { key: id, .. } = Parts::of(&envelope.body)?;
+    let EncryptedBody { key: id, .. } = EncryptedBody::of(&envelope.body)?;
     key(ring.ok_or_else(|| DecryptError::NoKey(id.clone()))?, &id).map(|_| ())
 }
 
 /// A body taken apart: the key, then the nonce and what is hidden.
-struct Parts<'a> {
+struct EncryptedBody<'a> {
     key: KeyId,
-    sealed: &'a [u8],
+    ciphertext: &'a [u8],
 }
 
-impl<'a> Parts<'a> {
+impl<'a> EncryptedBody<'a> {
     fn of(body: &'a [u8]) -> Result<Self, DecryptError> {
         let (length, rest) = body.split_first().ok_or(DecryptError::Unreadable)?;
-        let (key, sealed) = rest.split_at_checked(usize::from(*length)).ok_or(DecryptError::Unreadable)?;
+        let (key, ciphertext) =
+            rest.split_at_checked(usize::from(*length)).ok_or(DecryptError::Unreadable)?;
         let key = std::str::from_utf8(key).ok().and_then(|text| KeyId::parse(text).ok());
-        Ok(Self { key: key.ok_or(DecryptError::Unreadable)?, sealed })
+        Ok(Self { key: key.ok_or(DecryptError::Unreadable)?, ciphertext })
     }
 }
 
-fn about_body(envelope: &Envelope, key: &KeyId) -> Vec<u8> {
-    Input::new("machinist.encrypted.body", 256)
+fn body_context(envelope: &Envelope, key: &KeyId) -> Vec<u8> {
+    SigningInput::new("machinist.encrypted.body", 256)
         .text(key.as_str())
         .text(envelope.id.as_str())
         .text(envelope.name.as_str())
@@ -81,8 +82,12 @@ fn about_body(envelope: &Envelope, key: &KeyId) -> Vec<u8> {
         .finish()
 }
 
-fn about_fact(id: &TaskId, fact: &str, key: &KeyId) -> Vec<u8> {
-    Input::new("machinist.encrypted.fact", 256).text(key.as_str()).text(id.as_str()).text(fact).finish()
+fn fact_context(id: &TaskId, fact: &str, key: &KeyId) -> Vec<u8> {
+    SigningInput::new("machinist.encrypted.fact", 256)
+        .text(key.as_str())
+        .text(id.as_str())
+        .text(fact)
+        .finish()
 }
 
 fn key<'r>(ring: &'r Keyring, id: &KeyId) -> Result<&'r Key, DecryptError> {
@@ -93,7 +98,7 @@ fn key<'r>(ring: &'r Keyring, id: &KeyId) -> Result<&'r Key, DecryptError> {
     }
 }
 
-fn sealed(key: &Key, about: &[u8], text: &[u8]) -> Vec<u8> {
+fn encrypt(key: &Key, about: &[u8], text: &[u8]) -> Vec<u8> {
     // INVARIANT: rings give out only keys that encrypt. What could not be hidden must not go out.
     key.encrypt(about, text).expect("a key that encrypts")
 }
@@ -101,12 +106,12 @@ fn sealed(key: &Key, about: &[u8], text: &[u8]) -> Vec<u8> {
 /// The envelope with its body encrypted by this key.
 pub(crate) fn encrypted(mut envelope: Envelope, key: &Key) -> Envelope {
     let inside = [envelope.content_type.as_bytes(), b"\0", &envelope.body].concat();
-    let sealed = sealed(key, &about_body(&envelope, key.id()), &inside);
+    let ciphertext = encrypt(key, &body_context(&envelope, key.id()), &inside);
     let id = key.id().as_str().as_bytes();
     // INVARIANT: the name of a key has 64 bytes at most.
     let length = u8::try_from(id.len()).expect("a short name");
-    envelope.body = [&[length][..], id, &sealed].concat().into();
-    envelope.content_type = ENCRYPTED.to_owned();
+    envelope.body = [&[length][..], id, &ciphertext].concat().into();
+    envelope.content_type = ENCRYPTED_CONTENT_TYPE.to_owned();
     envelope
 }
 
@@ -115,10 +120,10 @@ pub(crate) fn decrypted(envelope: &Envelope, ring: Option<&Keyring>) -> Result<E
     if !is_encrypted(envelope) {
         return Ok(envelope.clone());
     }
-    let Parts { key: id, sealed } = Parts::of(&envelope.body)?;
+    let EncryptedBody { key: id, ciphertext } = EncryptedBody::of(&envelope.body)?;
     let key = key(ring.ok_or_else(|| DecryptError::NoKey(id.clone()))?, &id)?;
     let broken = || DecryptError::Broken(id.clone());
-    let inside = key.decrypt(&about_body(envelope, &id), sealed).ok_or_else(broken)?;
+    let inside = key.decrypt(&body_context(envelope, &id), ciphertext).ok_or_else(broken)?;
     let end = inside.iter().position(|byte| *byte == 0).ok_or_else(broken)?;
     let content_type = String::from_utf8(inside[..end].to_vec()).map_err(|_| broken())?;
     Ok(Envelope { content_type, body: Bytes::from(inside).slice(end + 1..), ..envelope.clone() })
@@ -126,7 +131,7 @@ pub(crate) fn decrypted(envelope: &Envelope, ring: Option<&Keyring>) -> Result<E
 
 /// What stands in a record instead of what is hidden.
 #[derive(Deserialize)]
-struct Hiding {
+struct Ciphertext {
     key: KeyId,
     data: String,
 }
@@ -146,17 +151,19 @@ pub(crate) fn encrypt_outcome(mut commit: Commit, key: &Key) -> Commit {
 fn encrypted_fact(id: &TaskId, fact: &str, value: &[u8], key: &Key) -> Bytes {
     // INVARIANT: we made it ourselves, of a struct. What could not be hidden must not be written.
     let mut all: Map<String, Value> = serde_json::from_slice(value).expect("a JSON object");
-    let secret: Map<String, Value> =
-        HIDDEN.iter().filter_map(|field| Some(((*field).to_owned(), all.remove(*field)?))).collect();
+    let secret: Map<String, Value> = ENCRYPTED_FIELDS
+        .iter()
+        .filter_map(|field| Some(((*field).to_owned(), all.remove(*field)?)))
+        .collect();
     // The shape stays, so that whoever decides by a record needs no key.
     for (field, value) in [("results", json!([])), ("error", json!({"chain": ["encrypted"]}))] {
         if secret.contains_key(field) {
             all.insert(field.to_owned(), value);
         }
     }
-    let sealed = sealed(key, &about_fact(id, fact, key.id()), &json_bytes(&secret));
-    let hiding = json!({ "key": key.id().as_str(), "data": BASE64.encode(sealed) });
-    all.insert(HIDING.to_owned(), hiding);
+    let ciphertext = encrypt(key, &fact_context(id, fact, key.id()), &json_bytes(&secret));
+    let ciphertext = json!({ "key": key.id().as_str(), "data": BASE64.encode(ciphertext) });
+    all.insert(CIPHERTEXT_FIELD.to_owned(), ciphertext);
     json_bytes(&all).into()
 }
 
@@ -195,13 +202,13 @@ fn decrypted_fact(
     ring: Option<&Keyring>,
 ) -> Result<Option<Bytes>, DecryptError> {
     let Ok(mut all) = serde_json::from_slice::<Map<String, Value>>(value) else { return Ok(None) };
-    let Some(hiding) = all.remove(HIDING) else { return Ok(None) };
-    let Hiding { key: id_of_key, data } =
-        serde_json::from_value(hiding).map_err(|_| DecryptError::Unreadable)?;
+    let Some(ciphertext) = all.remove(CIPHERTEXT_FIELD) else { return Ok(None) };
+    let Ciphertext { key: id_of_key, data } =
+        serde_json::from_value(ciphertext).map_err(|_| DecryptError::Unreadable)?;
     let key = key(ring.ok_or_else(|| DecryptError::NoKey(id_of_key.clone()))?, &id_of_key)?;
     let broken = || DecryptError::Broken(id_of_key.clone());
-    let sealed = BASE64.decode(data).map_err(|_| broken())?;
-    let secret = key.decrypt(&about_fact(id, fact, &id_of_key), &sealed).ok_or_else(broken)?;
+    let ciphertext = BASE64.decode(data).map_err(|_| broken())?;
+    let secret = key.decrypt(&fact_context(id, fact, &id_of_key), &ciphertext).ok_or_else(broken)?;
     let secret: Map<String, Value> = serde_json::from_slice(&secret).map_err(|_| broken())?;
     all.extend(secret);
     Ok(Some(json_bytes(&all).into()))

@@ -20,7 +20,7 @@ use crate::{
     id::{QueueName, TaskId, TaskName},
     record::{Counters, ErrorText, FailureKind},
     retry::RetryPolicy,
-    sign::{Key, KeyId, input::Input},
+    sign::{Key, KeyId, input::SigningInput},
     sizes::MaxSizes,
     trace::TraceContext,
 };
@@ -188,7 +188,7 @@ pub(crate) enum Unreadable {
 impl Envelope {
     /// Reads properties and headers. The body is not touched.
     pub(crate) fn read(message: &Message) -> Result<Self, Unreadable> {
-        let headers = Reader(message);
+        let headers = HeaderReader(message);
         let version = headers.int(header::VERSION)?.unwrap_or(WIRE_VERSION);
         if version > WIRE_VERSION {
             return Err(Unreadable::Version(version));
@@ -266,7 +266,7 @@ impl Envelope {
         signed_at: Timestamp,
     ) -> Vec<u8> {
         let micros = |instant: Option<Timestamp>| instant.map(Timestamp::as_micros);
-        Input::new("machinist.task", self.body.len() + 512)
+        SigningInput::new("machinist.task", self.body.len() + 512)
             .number(WIRE_VERSION)
             .text(algorithm)
             .text(key.as_str())
@@ -320,7 +320,7 @@ impl Envelope {
     /// Takes over who the message says signed it, this time and first; `None` if it is not signed. Believed only
     /// once [`is_signed_by`](Self::is_signed_by) has said so.
     pub(crate) fn read_seal(&mut self, message: &Message) -> Result<Option<Seal>, Unreadable> {
-        let headers = Reader(message);
+        let headers = HeaderReader(message);
         let Some(text) = headers.text(header::SIGNATURE)? else { return Ok(None) };
         let seal = Seal::parse(&text).map_err(|what| {
             Unreadable::Header(format!("header `{}` is not `KEY TIME SIGNATURE`: {what}", header::SIGNATURE))
@@ -519,7 +519,7 @@ impl DeadMark {
 
 /// Which attempt a message says it is for.
 pub(crate) fn attempt_of(message: &Message) -> Option<u32> {
-    Reader(message).attempt().ok()
+    HeaderReader(message).attempt().ok()
 }
 
 /// A message as a dead letter: everything it had, and why it is here.
@@ -534,9 +534,9 @@ pub(crate) fn dead_letter(message: &Message, mark: &DeadMark) -> Message {
 }
 
 /// Headers by type, with errors that name them.
-struct Reader<'a>(&'a Message);
+struct HeaderReader<'a>(&'a Message);
 
-impl Reader<'_> {
+impl HeaderReader<'_> {
     fn text(&self, name: &str) -> Result<Option<String>, Unreadable> {
         match self.0.headers.get(name) {
             None => Ok(None),

@@ -21,11 +21,11 @@ use crate::{
         Verdict, decide_revoke, decide_start, failure_without_run, fold, json as fact, name,
         recorded_follow_up, suspicion,
     },
-    sign::{Algorithm, Key, KeyId, KeyState, Keyring, input::Input},
+    sign::{Algorithm, Key, KeyId, KeyState, Keyring, input::SigningInput},
     sizes::MaxSizes,
     stored_message::message_from_fact,
     trust::Trust,
-    worker::ring,
+    worker::wake_session,
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -89,8 +89,8 @@ pub fn verify(data: &[u8]) {
         let sealed = |algorithm| {
             let own = Key::with_secret(algorithm, "own", &[7; 32]).expect("32 bytes");
             let web = Key::with_secret(algorithm, "web", &[8; 32]).expect("32 bytes");
-            let ring = Keyring::new([own, web.with_state(KeyState::Verify)]).expect("a ring");
-            let trust = Trust::new(Some(ring), false, None);
+            let wake_session = Keyring::new([own, web.with_state(KeyState::Verify)]).expect("a ring");
+            let trust = Trust::new(Some(wake_session), false, None);
             let message = trust.seal(&full_envelope(), NOW);
             (trust, message)
         };
@@ -114,7 +114,7 @@ pub fn verify(data: &[u8]) {
 /// messages only those make the same bytes that say the same.
 pub fn signing_input(data: &[u8]) {
     let fields = Bytes(data).fields();
-    let written = fields.iter().fold(Input::new("test", 0), |input, field| match field {
+    let written = fields.iter().fold(SigningInput::new("test", 0), |input, field| match field {
         Some(bytes) => input.bytes(bytes),
         None => input.absent(),
     });
@@ -141,7 +141,7 @@ pub(crate) fn signed_alike_only_if_equal(one: &Envelope, other: &Envelope) {
 /// said to be locked.
 pub fn encrypted(data: &[u8]) {
     static HIDDEN: OnceLock<(Keyring, Envelope)> = OnceLock::new();
-    let (ring, hidden) = HIDDEN.get_or_init(|| {
+    let (wake_session, hidden) = HIDDEN.get_or_init(|| {
         let key = Key::with_secret(Algorithm::XChaCha20Poly1305, "hide", &[7; 32]).expect("32 bytes");
         let hidden = encryption::encrypted(full_envelope(), &key);
         (Keyring::from(key), hidden)
@@ -154,7 +154,7 @@ pub fn encrypted(data: &[u8]) {
     }
     for body in [body, data.to_vec()] {
         let changed = Envelope { body: body.into(), ..hidden.clone() };
-        match encryption::decrypted(&changed, Some(ring)) {
+        match encryption::decrypted(&changed, Some(wake_session)) {
             Ok(opened) => assert!(changed.body == hidden.body && opened == full_envelope(), "{opened:?}"),
             Err(locked) => drop(locked.to_string()),
         }
@@ -168,15 +168,19 @@ pub fn encrypted(data: &[u8]) {
     ]
     .into_iter()
     .collect();
-    assert!(encryption::decrypt_outcome(&id, &mut facts, Some(ring)).is_some(), "nobody encrypted {text:?}");
+    assert!(
+        encryption::decrypt_outcome(&id, &mut facts, Some(wake_session)).is_some(),
+        "nobody encrypted {text:?}"
+    );
     let plain: Map<String, Value> = [("error".to_owned(), json!({ "chain": [text] }))].into_iter().collect();
     let mut commit = crate::backend::Commit::new(id.clone());
     commit.facts = vec![(name::END.into(), fact(&plain))];
-    let mut facts: Facts = encryption::encrypt_outcome(commit, ring.encrypting_key().expect("it is active"))
-        .facts
-        .into_iter()
-        .collect();
-    assert_eq!(encryption::decrypt_outcome(&id, &mut facts, Some(ring)), None);
+    let mut facts: Facts =
+        encryption::encrypt_outcome(commit, wake_session.encrypting_key().expect("it is active"))
+            .facts
+            .into_iter()
+            .collect();
+    assert_eq!(encryption::decrypt_outcome(&id, &mut facts, Some(wake_session)), None);
     assert_eq!(facts.read::<Map<String, Value>>(name::END), Some(plain));
 }
 
@@ -207,7 +211,7 @@ pub fn record(data: &[u8]) {
         RevokeDecision::EndNow(commit) => assert!(commit.apply(&mut facts.clone()), "{commit:?}"),
         RevokeDecision::AskRun(commit, session) => {
             assert!(commit.apply(&mut facts.clone()), "{commit:?}");
-            drop(ring(&session));
+            drop(wake_session(&session));
         }
     }
 }

@@ -18,9 +18,9 @@ use crate::{
 };
 
 /// How often a waiter looks without having been woken.
-const LOOK: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// How many results are waited for at the same time.
-const AT_ONCE: usize = 512;
+const RESULTS_PER_READ: usize = 512;
 
 /// The result of a task, now or later; `R` is what it is read as.
 ///
@@ -91,7 +91,7 @@ impl<R> AsyncResult<R> {
             if record.as_ref() != seen || Instant::now() >= deadline {
                 return record.ok_or_else(|| ResultError::Unknown { id: self.id.clone() });
             }
-            let look = deadline.min(Instant::now() + LOOK);
+            let look = deadline.min(Instant::now() + POLL_INTERVAL);
             let _woken_or_looking = tokio::time::timeout_at(look, watch.changed()).await;
         }
     }
@@ -123,10 +123,10 @@ impl<R> AsyncResult<R> {
                 Err(error) if Instant::now() >= deadline => return Err(error),
                 Ok(_) | Err(_) => {}
             }
-            let next = deadline.min(Instant::now() + LOOK);
+            let next = deadline.min(Instant::now() + POLL_INTERVAL);
             match &mut watch {
                 Some(watch) => drop(tokio::time::timeout_at(next, watch.changed()).await),
-                None => tokio::time::sleep_until(next.min(Instant::now() + LOOK / 4)).await,
+                None => tokio::time::sleep_until(next.min(Instant::now() + POLL_INTERVAL / 4)).await,
             }
         }
     }
@@ -227,7 +227,7 @@ pub async fn wait_all<R: FromResults>(
     };
     // Those that come later in the list have often ended when it is their turn, and cost one look.
     let mut answers = Vec::with_capacity(results.len());
-    for chunk in results.chunks(AT_ONCE) {
+    for chunk in results.chunks(RESULTS_PER_READ) {
         answers.extend(futures_util::future::join_all(chunk.iter().map(wait)).await);
     }
     answers

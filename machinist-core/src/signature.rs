@@ -31,13 +31,13 @@ use crate::{
 /// ```
 #[must_use = "a signature does nothing until it is sent"]
 pub struct Signature<R = Results> {
-    pub(crate) parts: Parts,
+    pub(crate) parts: SignatureParts,
     result: PhantomData<fn() -> R>,
 }
 
 /// A signature without the type of its result.
 #[derive(Debug, Clone)]
-pub(crate) struct Parts {
+pub(crate) struct SignatureParts {
     pub(crate) id: TaskId,
     pub(crate) name: String,
     pub(crate) args: Vec<Arg>,
@@ -78,7 +78,7 @@ impl Signature {
 
 impl<R> Signature<R> {
     pub(crate) fn typed(name: String, args: Vec<Arg>) -> Self {
-        let parts = Parts {
+        let parts = SignatureParts {
             id: TaskId::fresh(),
             name,
             args,

@@ -15,23 +15,23 @@ use crate::{
 };
 
 /// A larger message is not kept, in bytes of headers and body.
-pub(crate) const LARGEST: usize = 256 * 1024;
+pub(crate) const MAX_STORED_BYTES: usize = 256 * 1024;
 
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredMessage {
     id: Option<String>,
     kind: Option<String>,
     content_type: Option<String>,
     timestamp: Option<Timestamp>,
     priority: Option<u8>,
     app_id: Option<String>,
-    headers: BTreeMap<String, Value>,
+    headers: BTreeMap<String, StoredValue>,
     body: String,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Value {
+enum StoredValue {
     Text(String),
     Int(i64),
     Bool(bool),
@@ -40,16 +40,16 @@ enum Value {
 
 /// The message as a fact; `None` if it is too large to be kept.
 pub(crate) fn message_to_fact(message: &Message) -> Option<Bytes> {
-    if message.size() > LARGEST {
+    if message.size() > MAX_STORED_BYTES {
         return None;
     }
     let value = |value: &HeaderValue| match value {
-        HeaderValue::Text(text) => Value::Text(text.clone()),
-        HeaderValue::Int(number) => Value::Int(*number),
-        HeaderValue::Bool(truth) => Value::Bool(*truth),
-        HeaderValue::Bytes(bytes) => Value::Bytes(STANDARD.encode(bytes)),
+        HeaderValue::Text(text) => StoredValue::Text(text.clone()),
+        HeaderValue::Int(number) => StoredValue::Int(*number),
+        HeaderValue::Bool(truth) => StoredValue::Bool(*truth),
+        HeaderValue::Bytes(bytes) => StoredValue::Bytes(STANDARD.encode(bytes)),
     };
-    Some(crate::record::json(&Stored {
+    Some(crate::record::json(&StoredMessage {
         id: message.id.clone(),
         kind: message.kind.clone(),
         content_type: message.content_type.clone(),
@@ -63,14 +63,14 @@ pub(crate) fn message_to_fact(message: &Message) -> Option<Bytes> {
 
 /// The message of a fact; `None` if it is none.
 pub(crate) fn message_from_fact(fact: &[u8]) -> Option<Message> {
-    let message_to_fact: Stored = serde_json::from_slice(fact).ok()?;
+    let message_to_fact: StoredMessage = serde_json::from_slice(fact).ok()?;
     let bytes = |text: &str| STANDARD.decode(text).map(Bytes::from).ok();
-    let value = |value: Value| {
+    let value = |value: StoredValue| {
         Some(match value {
-            Value::Text(text) => HeaderValue::Text(text),
-            Value::Int(number) => HeaderValue::Int(number),
-            Value::Bool(truth) => HeaderValue::Bool(truth),
-            Value::Bytes(text) => HeaderValue::Bytes(bytes(&text)?),
+            StoredValue::Text(text) => HeaderValue::Text(text),
+            StoredValue::Int(number) => HeaderValue::Int(number),
+            StoredValue::Bool(truth) => HeaderValue::Bool(truth),
+            StoredValue::Bytes(text) => HeaderValue::Bytes(bytes(&text)?),
         })
     };
     let headers =
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_large_message_is_not_kept() {
-        let body = Bytes::from(vec![0; LARGEST + 1]);
+        let body = Bytes::from(vec![0; MAX_STORED_BYTES + 1]);
         assert!(message_to_fact(&Message { body, ..Message::default() }).is_none());
     }
 }

@@ -118,7 +118,7 @@ impl Tls {
         let given = self.identity.is_some();
         match alert {
             AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure if !given => {
-                format!("lets nobody in without a certificate, and none is configured; {IDENTITY}")
+                format!("lets nobody in without a certificate, and none is configured; {IDENTITY_TYPE}")
             }
             AlertDescription::BadCertificate
             | AlertDescription::CertificateRequired
@@ -131,7 +131,7 @@ impl Tls {
             {
                 format!(
                     "does not accept our certificate ({alert:?}): it has expired, or its authority is not trusted \
-                     there; {IDENTITY}"
+                     there; {IDENTITY_TYPE}"
                 )
             }
             alert => format!("ended the TLS handshake ({alert:?}); its log tells why"),
@@ -139,7 +139,7 @@ impl Tls {
     }
 }
 
-const IDENTITY: &str = "name one that its authority has issued by cert_file and key_file under [tls], \
+const IDENTITY_TYPE: &str = "name one that its authority has issued by cert_file and key_file under [tls], \
                         MACHINIST_TLS_CERT_FILE and MACHINIST_TLS_KEY_FILE, or --tls-cert-file and --tls-key-file";
 
 /// Never shows a key.

@@ -20,7 +20,7 @@ use crate::{
     envelope::{DeadReason, Envelope, FirstSigner, Seal, Unreadable},
     id::{QueueName, TaskId, TaskName},
     record::{Facts, name},
-    sign::{Key, KeyError, KeyId, KeyRejection, Keyring, input::Input},
+    sign::{Key, KeyError, KeyId, KeyRejection, Keyring, input::SigningInput},
 };
 
 /// The version of what is signed under a result.
@@ -224,10 +224,10 @@ impl Trust {
             return Err(format!("the signature of its end is not that of key {}", attestation.key));
         }
         #[derive(Deserialize)]
-        struct Ended {
+        struct AttestedEnd {
             at: Timestamp,
         }
-        let ended: Ended = serde_json::from_slice(end).map_err(|e| e.to_string())?;
+        let ended: AttestedEnd = serde_json::from_slice(end).map_err(|e| e.to_string())?;
         key.believed_at(ended.at).map_err(|rejected| rejected.to_string())
     }
 }
@@ -270,7 +270,7 @@ impl<'a> Attestation<'a> {
 }
 
 fn result_input(key: &Key, id: &TaskId, text: &[u8]) -> Vec<u8> {
-    Input::new("machinist.result", text.len() + 256)
+    SigningInput::new("machinist.result", text.len() + 256)
         .number(RESULT_VERSION)
         .text(key.algorithm().as_str())
         .text(key.id().as_str())

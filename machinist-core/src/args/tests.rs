@@ -108,7 +108,7 @@ fn what_does_not_fit_is_told_so() {
 fn what_has_no_form_on_the_wire_is_not_sent() {
     const MEAN: TaskDef<(String, Vec<f64>), ()> = TaskDef::new("mean");
     const SIZES: TaskDef<Json<BTreeMap<Vec<u8>, u8>>, ()> = TaskDef::new("sizes");
-    let why = |parts: crate::signature::Parts| parts.unsendable.unwrap();
+    let why = |parts: crate::signature::SignatureParts| parts.unsendable.unwrap();
     assert_eq!(
         why(MEAN.call(("a", vec![0.0, f64::NAN])).parts),
         "argument 2: item 2: NaN has no form on the wire"

@@ -20,7 +20,7 @@ pub(crate) use index::add_to_index;
 pub use settle::DeadLetterOutcome;
 
 /// How many entries of the list are read at once.
-const PAGE: usize = 500;
+const LIST_PAGE_SIZE: usize = 500;
 
 /// One dead letter, as far as it is known without taking it out of its queue.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,12 +92,12 @@ impl Client {
         let backend = &self.app.0.backend;
         let (mut found, mut after) = (Vec::new(), None);
         while found.len() < limit {
-            let page = backend.list(Index::DeadLetters, after, PAGE).await?;
+            let page = backend.list(Index::DeadLetters, after, LIST_PAGE_SIZE).await?;
             let ids: Vec<TaskId> = page.iter().map(|(_, member)| index::record_of(member)).collect();
             for ((at, member), facts) in page.iter().zip(backend.read(&ids).await?) {
                 found.extend(index::letter(*at, member, &facts).filter(|letter| which.fits(letter)));
             }
-            if page.len() < PAGE {
+            if page.len() < LIST_PAGE_SIZE {
                 break;
             }
             after = page.into_iter().last();

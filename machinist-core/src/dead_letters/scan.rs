@@ -11,10 +11,10 @@ use crate::{
 };
 
 /// After so long without another one the pass is over.
-const QUIET: Duration = Duration::from_secs(5);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// So many are held at once at least, and at most what fits into the memory below, if all were as large as the largest.
-const FEWEST: usize = 1000;
-const MEMORY: usize = 256 << 20;
+const MIN_PREFETCH: usize = 1000;
+const MAX_HELD_BYTES: usize = 256 << 20;
 
 /// A pass under way.
 pub(super) struct DeadLetterScan {
@@ -46,7 +46,7 @@ impl DeadLetterScan {
         let Some(depth) = depths.first().and_then(|depth| depth.dead).filter(|dead| *dead > 0) else {
             return Ok(None);
         };
-        let held = (MEMORY / largest.max(1)).max(FEWEST);
+        let held = (MAX_HELD_BYTES / largest.max(1)).max(MIN_PREFETCH);
         let prefetch = u16::try_from(held).unwrap_or(u16::MAX);
         let consumer =
             app.broker().consume_side_queue(SideQueue::DeadLetters(queue.clone()), prefetch).await?;
@@ -65,7 +65,7 @@ impl DeadLetterScan {
         if self.seen >= self.depth {
             return None;
         }
-        let delivery = tokio::time::timeout(QUIET, self.consumer.next()).await.ok()??;
+        let delivery = tokio::time::timeout(IDLE_TIMEOUT, self.consumer.next()).await.ok()??;
         let letter = DeadMark::read(&delivery.message)
             .map(|mark| DeadLetter::of(&self.queue, &delivery.message, mark));
         // A connection that was lost meanwhile brings what was kept once more.

@@ -152,7 +152,7 @@ impl<R> Returns<R> for R {
             `std::error::Error + Send + Sync`, `anyhow::Error`, a `String`",
     note = "register an `async fn` with `task`, a function that blocks with `task_blocking`"
 )]
-pub trait Outcome {
+pub trait HandlerResult {
     /// What it returns when all is well.
     type Value;
 
@@ -164,7 +164,7 @@ pub trait Outcome {
 }
 
 #[diagnostic::do_not_recommend]
-impl<T, E: Into<TaskError>> Outcome for Result<T, E> {
+impl<T, E: Into<TaskError>> HandlerResult for Result<T, E> {
     type Value = T;
 
     fn outcome(self) -> Result<T, TaskError> {
@@ -178,12 +178,12 @@ impl<T, E: Into<TaskError>> Outcome for Result<T, E> {
     label = "not an `async fn`",
     note = "register an `async fn` with `task`, a function that blocks with `task_blocking`"
 )]
-pub trait Running: Future<Output = <Self as Running>::Outcome> {
+pub trait HandlerCall: Future<Output = <Self as HandlerCall>::HandlerResult> {
     /// What it comes to.
-    type Outcome;
+    type HandlerResult;
 }
 
 #[diagnostic::do_not_recommend]
-impl<F: Future> Running for F {
-    type Outcome = F::Output;
+impl<F: Future> HandlerCall for F {
+    type HandlerResult = F::Output;
 }

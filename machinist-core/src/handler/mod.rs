@@ -84,7 +84,7 @@ use crate::{
     task::TaskDef,
 };
 
-pub use function::{Flatten, Function, Outcome, Parameters, Returns, Running, Takes};
+pub use function::{Flatten, Function, HandlerCall, HandlerResult, Parameters, Returns, Takes};
 
 /// What a handler returns when it is called: a future of its outcome.
 pub type HandlerFuture = Pin<Box<dyn Future<Output = Result<Results, TaskError>> + Send + 'static>>;
@@ -148,9 +148,9 @@ where
     F: Function<P>,
     P: Parameters<Via>,
     P::Args: Takes<A>,
-    F::Output: Running + Send + 'static,
-    <F::Output as Running>::Outcome: Outcome,
-    <<F::Output as Running>::Outcome as Outcome>::Value: Returns<R>,
+    F::Output: HandlerCall + Send + 'static,
+    <F::Output as HandlerCall>::HandlerResult: HandlerResult,
+    <<F::Output as HandlerCall>::HandlerResult as HandlerResult>::Value: Returns<R>,
     R: IntoResults,
 {
     fn erase(self) -> Arc<dyn DynHandler> {
@@ -186,8 +186,8 @@ where
     F: Function<P>,
     P: Parameters<Via>,
     P::Args: Takes<A>,
-    F::Output: Outcome,
-    <F::Output as Outcome>::Value: Returns<R>,
+    F::Output: HandlerResult,
+    <F::Output as HandlerResult>::Value: Returns<R>,
     R: IntoResults,
 {
     fn erase_blocking(self) -> Arc<dyn DynHandler> {
@@ -220,7 +220,7 @@ where
 /// run the task again: it would come to the same, and what it did has been done.
 fn written<O, R>(outcome: O) -> Result<Results, TaskError>
 where
-    O: Outcome,
+    O: HandlerResult,
     O::Value: Returns<R>,
     R: IntoResults,
 {

@@ -29,7 +29,7 @@ use crate::{
 /// A backend inside this process. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct MemoryBackend {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<Records>>,
     clock: Clock,
 }
 
@@ -45,7 +45,7 @@ impl MemoryBackend {
     }
 
     /// The state as it is now: what has expired is taken out before anybody can see it.
-    fn with_state<T>(&self, look: impl FnOnce(&mut State, Timestamp) -> T) -> T {
+    fn with_state<T>(&self, look: impl FnOnce(&mut Records, Timestamp) -> T) -> T {
         let mut state = lock(&self.state);
         let now = self.clock.now();
         state.forget_expired(now);
@@ -91,7 +91,7 @@ impl Backend for MemoryBackend {
         info: Bytes,
     ) -> Result<Timestamp, BackendError> {
         Ok(self.with_state(|state, now| {
-            state.sessions.insert(session.clone(), Session { until: now.plus(lease), info });
+            state.sessions.insert(session.clone(), MemorySession { until: now.plus(lease), info });
             now
         }))
     }
@@ -107,7 +107,7 @@ impl Backend for MemoryBackend {
             let entry = state.sessions.get_mut(session);
             let alive = entry.is_some();
             if let Some(entry) = entry {
-                *entry = Session { until: now.plus(lease), info };
+                *entry = MemorySession { until: now.plus(lease), info };
             }
             Renewed { alive, now, records: state.read(running) }
         }))
@@ -125,7 +125,7 @@ impl Backend for MemoryBackend {
     }
 
     async fn sessions(&self) -> Result<Vec<SessionEntry>, BackendError> {
-        let entry = |(id, session): (&SessionId, &Session)| SessionEntry {
+        let entry = |(id, session): (&SessionId, &MemorySession)| SessionEntry {
             id: id.clone(),
             info: session.info.clone(),
         };
@@ -171,23 +171,23 @@ impl Diagnose for MemoryBackend {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    records: HashMap<TaskId, Record>,
+struct Records {
+    records: HashMap<TaskId, MemoryRecord>,
     /// The records that expire, from the earliest.
     expiries: BTreeSet<(Timestamp, TaskId)>,
-    sessions: HashMap<SessionId, Session>,
+    sessions: HashMap<SessionId, MemorySession>,
     indexes: HashMap<Index, Members>,
     watches: HashMap<TaskId, watch::Sender<u64>>,
 }
 
 #[derive(Debug, Default)]
-struct Record {
+struct MemoryRecord {
     facts: Facts,
     expires: Option<Timestamp>,
 }
 
 #[derive(Debug)]
-struct Session {
+struct MemorySession {
     until: Timestamp,
     info: Bytes,
 }
@@ -198,7 +198,7 @@ struct Members {
     instants: HashMap<String, Timestamp>,
 }
 
-impl State {
+impl Records {
     fn forget_expired(&mut self, now: Timestamp) {
         while self.expiries.first().is_some_and(|(expires, _)| *expires <= now) {
             if let Some((_, id)) = self.expiries.pop_first() {
@@ -209,7 +209,7 @@ impl State {
     }
 
     fn read(&self, ids: &[TaskId]) -> Vec<Facts> {
-        let facts = |id| self.records.get(id).map(|record: &Record| record.facts.clone());
+        let facts = |id| self.records.get(id).map(|record: &MemoryRecord| record.facts.clone());
         ids.iter().map(|id| facts(id).unwrap_or_default()).collect()
     }
 
@@ -236,7 +236,7 @@ impl State {
         answer
     }
 
-    fn reschedule(&mut self, id: &TaskId, before: Option<Timestamp>, record: &Record) {
+    fn reschedule(&mut self, id: &TaskId, before: Option<Timestamp>, record: &MemoryRecord) {
         if let Some(before) = before {
             self.expiries.remove(&(before, id.clone()));
         }
@@ -264,7 +264,7 @@ impl State {
 /// Held by every watch of one record; the last one takes the signal with it.
 #[derive(Debug)]
 struct Watched {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<Records>>,
     id: TaskId,
 }
 

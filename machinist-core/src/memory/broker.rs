@@ -1,4 +1,4 @@
-//! The broker's seam over [`Queues`]: locks, looks, and waits without the lock.
+//! The broker's seam over [`MemoryQueues`]: locks, looks, and waits without the lock.
 
 use std::sync::{Arc, Mutex};
 
@@ -7,7 +7,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     lock,
-    queues::{Found, Queues},
+    queues::{MemoryQueues, PeekedDelivery},
 };
 use crate::{
     broker::{
@@ -25,14 +25,14 @@ use crate::{
 /// Each queue is first in, first out within a priority. A message that is handed back takes its old place.
 #[derive(Debug, Clone)]
 pub struct MemoryBroker {
-    queues: Arc<Mutex<Queues>>,
+    queues: Arc<Mutex<MemoryQueues>>,
     connection: u64,
 }
 
 impl MemoryBroker {
     /// A broker without queues.
     pub fn new() -> Self {
-        let mut queues = Queues::default();
+        let mut queues = MemoryQueues::default();
         let connection = queues.open_connection();
         Self { queues: Arc::new(Mutex::new(queues)), connection }
     }
@@ -152,7 +152,7 @@ fn closed() -> BoxError {
 
 #[derive(Debug)]
 struct MemoryConsumer {
-    queues: Arc<Mutex<Queues>>,
+    queues: Arc<Mutex<MemoryQueues>>,
     id: u64,
     wake: Arc<Notify>,
 }
@@ -164,13 +164,13 @@ impl Consumer for MemoryConsumer {
             let found = lock(&self.queues).take(self.id, Instant::now());
             match found {
                 // Nothing is awaited from here on, so a dropped future has taken nothing.
-                Found::Delivery { tag, queue, message, redelivered } => {
+                PeekedDelivery::Delivery { tag, queue, message, redelivered } => {
                     let receipt = Box::new(MemoryReceipt { queues: Arc::clone(&self.queues), tag });
                     return Some(Delivery { queue, message, redelivered, receipt });
                 }
-                Found::End => return None,
-                Found::Nothing(None) => self.wake.notified().await,
-                Found::Nothing(Some(due)) => tokio::select! {
+                PeekedDelivery::End => return None,
+                PeekedDelivery::Nothing(None) => self.wake.notified().await,
+                PeekedDelivery::Nothing(Some(due)) => tokio::select! {
                     () = self.wake.notified() => {}
                     () = tokio::time::sleep_until(due) => {}
                 },
@@ -189,7 +189,7 @@ impl Consumer for MemoryConsumer {
 
 #[derive(Debug)]
 struct MemorySubscriptionHealth {
-    queues: Arc<Mutex<Queues>>,
+    queues: Arc<Mutex<MemoryQueues>>,
     id: u64,
 }
 
@@ -213,7 +213,7 @@ impl Drop for MemoryConsumer {
 
 #[derive(Debug)]
 struct MemoryReceipt {
-    queues: Arc<Mutex<Queues>>,
+    queues: Arc<Mutex<MemoryQueues>>,
     tag: u64,
 }
 

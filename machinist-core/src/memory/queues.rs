@@ -20,39 +20,39 @@ use crate::{
 };
 
 /// A delay beyond the end of tokio's clock is as good as for ever.
-const FOR_EVER: Duration = Duration::from_secs(86400 * 365 * 30);
+const NO_DEADLINE: Duration = Duration::from_secs(86400 * 365 * 30);
 
 #[derive(Debug, Default)]
-pub(super) struct Queues {
+pub(super) struct MemoryQueues {
     by_name: HashMap<Target, Queue>,
     /// Those that are open.
     connections: HashSet<u64>,
-    subscriptions: HashMap<u64, Subscription>,
+    subscriptions: HashMap<u64, MemorySubscription>,
     /// What was handed out and not settled, by the tag that its receipt holds.
-    unsettled: HashMap<u64, Held>,
+    unsettled: HashMap<u64, UnsettledMessage>,
     last_number: u64,
     /// How often all connections were lost.
     interruptions: u64,
 }
 
 /// Where a message stands in its queue: by priority, then by arrival.
-type Place = (Reverse<u8>, u64);
+type ReadyKey = (Reverse<u8>, u64);
 
 #[derive(Debug, Default)]
 struct Queue {
-    ready: BTreeMap<Place, Stored>,
+    ready: BTreeMap<ReadyKey, QueuedMessage>,
     /// By due time, then by arrival.
     delayed: BTreeMap<(Instant, u64), Message>,
 }
 
 #[derive(Debug)]
-struct Stored {
+struct QueuedMessage {
     message: Message,
     handed_out_before: bool,
 }
 
 #[derive(Debug)]
-struct Subscription {
+struct MemorySubscription {
     connection: u64,
     targets: Vec<Target>,
     prefetch: u16,
@@ -63,16 +63,16 @@ struct Subscription {
 }
 
 #[derive(Debug)]
-struct Held {
+struct UnsettledMessage {
     connection: u64,
     subscription: u64,
     queue: Target,
-    place: Place,
+    place: ReadyKey,
     message: Message,
 }
 
 /// What a consumer finds.
-pub(super) enum Found {
+pub(super) enum PeekedDelivery {
     Delivery {
         tag: u64,
         queue: QueueName,
@@ -85,7 +85,7 @@ pub(super) enum Found {
     End,
 }
 
-impl Queues {
+impl MemoryQueues {
     fn number(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number
@@ -106,7 +106,7 @@ impl Queues {
         self.connections.remove(&connection);
         let ended = self.subscriptions.extract_if(|_, subscription| subscription.connection == connection);
         ended.for_each(|(_, subscription)| subscription.wake.notify_one());
-        self.hand_back(|held| held.connection == connection);
+        self.hand_back(|unsettled_message| unsettled_message.connection == connection);
     }
 
     /// The number of a new subscription, and what is notified when it has something to do.
@@ -123,8 +123,14 @@ impl Queues {
             }
         }
         let (number, wake) = (self.number(), Arc::new(Notify::new()));
-        let subscription =
-            Subscription { connection, targets, prefetch, unsettled: 0, turn: 0, wake: Arc::clone(&wake) };
+        let subscription = MemorySubscription {
+            connection,
+            targets,
+            prefetch,
+            unsettled: 0,
+            turn: 0,
+            wake: Arc::clone(&wake),
+        };
         self.subscriptions.insert(number, subscription);
         (number, wake)
     }
@@ -155,11 +161,11 @@ impl Queues {
         match target {
             // No task is run from there, so there is nothing that a delay or a priority could put off.
             Target::DeadLetters(_) => {
-                let stored = Stored { message, handed_out_before: false };
+                let stored = QueuedMessage { message, handed_out_before: false };
                 queue.ready.insert((Reverse(0), number), stored);
             }
             Target::Queue(_) if delay.is_zero() => queue.insert(number, message),
-            Target::Queue(_) => drop(queue.delayed.insert((now + delay.min(FOR_EVER), number), message)),
+            Target::Queue(_) => drop(queue.delayed.insert((now + delay.min(NO_DEADLINE), number), message)),
         }
         self.wake(&target);
     }
@@ -173,11 +179,11 @@ impl Queues {
     }
 
     /// Hands out the next message to a subscription.
-    pub(super) fn take(&mut self, id: u64, now: Instant) -> Found {
+    pub(super) fn take(&mut self, id: u64, now: Instant) -> PeekedDelivery {
         let tag = self.number();
-        let Some(subscription) = self.subscriptions.get_mut(&id) else { return Found::End };
+        let Some(subscription) = self.subscriptions.get_mut(&id) else { return PeekedDelivery::End };
         if subscription.unsettled >= subscription.prefetch {
-            return Found::Nothing(None);
+            return PeekedDelivery::Nothing(None);
         }
         let targets = &subscription.targets;
         let mut next_due: Option<Instant> = None;
@@ -190,33 +196,42 @@ impl Queues {
                 subscription.unsettled += 1;
                 let (queue, message) = (targets[at].clone(), stored.message.clone());
                 let connection = subscription.connection;
-                let held = Held {
+                let unsettled_message = UnsettledMessage {
                     connection,
                     subscription: id,
                     queue: queue.clone(),
                     place,
                     message: stored.message,
                 };
-                self.unsettled.insert(tag, held);
+                self.unsettled.insert(tag, unsettled_message);
                 let queue = queue.queue().clone();
-                return Found::Delivery { tag, queue, message, redelivered: stored.handed_out_before };
+                return PeekedDelivery::Delivery {
+                    tag,
+                    queue,
+                    message,
+                    redelivered: stored.handed_out_before,
+                };
             }
             let due = queue.delayed.first_key_value().map(|((due, _), _)| *due);
             next_due = next_due.into_iter().chain(due).min();
         }
-        Found::Nothing(next_due)
+        PeekedDelivery::Nothing(next_due)
     }
 
     pub(super) fn settle(&mut self, tag: u64, how: Settle) -> Settled {
-        let Some(held) = self.unsettled.remove(&tag) else { return Settled::Lost };
-        if let Some(subscription) = self.subscriptions.get_mut(&held.subscription) {
+        let Some(unsettled_message) = self.unsettled.remove(&tag) else { return Settled::Lost };
+        if let Some(subscription) = self.subscriptions.get_mut(&unsettled_message.subscription) {
             subscription.unsettled -= 1;
             subscription.wake.notify_one();
         }
         if how == Settle::Requeue {
-            let stored = Stored { message: held.message, handed_out_before: true };
-            self.by_name.entry(held.queue.clone()).or_default().ready.insert(held.place, stored);
-            self.wake(&held.queue);
+            let stored = QueuedMessage { message: unsettled_message.message, handed_out_before: true };
+            self.by_name
+                .entry(unsettled_message.queue.clone())
+                .or_default()
+                .ready
+                .insert(unsettled_message.place, stored);
+            self.wake(&unsettled_message.queue);
         }
         Settled::Done
     }
@@ -233,8 +248,12 @@ impl Queues {
     }
 
     /// Puts what is unsettled and meant back into its queues.
-    fn hand_back(&mut self, meant: impl Fn(&Held) -> bool) {
-        let tags = self.unsettled.iter().filter(|(_, held)| meant(held)).map(|(tag, _)| *tag);
+    fn hand_back(&mut self, meant: impl Fn(&UnsettledMessage) -> bool) {
+        let tags = self
+            .unsettled
+            .iter()
+            .filter(|(_, unsettled_message)| meant(unsettled_message))
+            .map(|(tag, _)| *tag);
         for tag in tags.collect::<Vec<_>>() {
             self.settle(tag, Settle::Requeue);
         }
@@ -255,7 +274,7 @@ impl Queues {
 impl Queue {
     fn insert(&mut self, number: u64, message: Message) {
         let priority = message.priority.unwrap_or(0);
-        self.ready.insert((Reverse(priority), number), Stored { message, handed_out_before: false });
+        self.ready.insert((Reverse(priority), number), QueuedMessage { message, handed_out_before: false });
     }
 
     /// Makes ready what has come due, in the order in which it came due.

@@ -91,11 +91,11 @@ impl IntoIterator for Facts {
 }
 
 /// How long the facts of most tasks are at most, in bytes.
-const USUAL: usize = 256;
+const USUAL_FACT_BYTES: usize = 256;
 
 /// A fact's value as it is stored: JSON text.
 pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Bytes {
-    let mut text = Vec::with_capacity(USUAL);
+    let mut text = Vec::with_capacity(USUAL_FACT_BYTES);
     // INVARIANT: the shapes in this module have string keys and no failing `Serialize`.
     serde_json::to_writer(&mut text, value).expect("a fact is plain data");
     Bytes::from(text)

@@ -13,9 +13,9 @@ use super::{
 use crate::id::RunId;
 
 /// After so many runs that came to nothing a task runs alone.
-const SUSPECT: usize = 2;
+const SUSPECT_AFTER: usize = 2;
 /// After so many of them alone it is not run any more.
-const LOST: usize = 3;
+const LOST_AFTER: usize = 3;
 
 /// What the runs that came to nothing say about a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,9 +44,9 @@ pub(crate) fn suspicion(facts: &Facts, attempt: u32) -> Suspicion {
     }
     let died: Vec<bool> =
         runs.into_values().filter(|(_, returned)| !returned).map(|(alone, _)| alone).collect();
-    if died.iter().filter(|alone| **alone).count() >= LOST {
+    if died.iter().filter(|alone| **alone).count() >= LOST_AFTER {
         Suspicion::Lost
-    } else if died.len() >= SUSPECT {
+    } else if died.len() >= SUSPECT_AFTER {
         Suspicion::Suspect
     } else {
         Suspicion::None

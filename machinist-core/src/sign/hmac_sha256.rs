@@ -5,19 +5,19 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 /// A shorter secret would be easier to guess than the MAC it makes.
-pub(super) const SHORTEST: usize = 32;
+pub(super) const MIN_SECRET_BYTES: usize = 32;
 
 #[derive(Clone)]
-pub(crate) struct Secret {
+pub(crate) struct HmacSecret {
     /// The state after the key's own block, so that no message pays for it again.
     ready: Hmac<Sha256>,
     bytes: Zeroizing<Vec<u8>>,
 }
 
-impl Secret {
+impl HmacSecret {
     /// `None` if it is too short.
     pub(super) fn new(bytes: &[u8]) -> Option<Self> {
-        if bytes.len() < SHORTEST {
+        if bytes.len() < MIN_SECRET_BYTES {
             return None;
         }
         let ready = Hmac::new_from_slice(bytes).ok()?;

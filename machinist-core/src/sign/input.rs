@@ -4,13 +4,13 @@
 //! fields have a fixed order and number, so two different lists of fields never make the same bytes.
 
 /// The length that says: not there.
-const ABSENT: u32 = u32::MAX;
+const ABSENT_FIELD: u32 = u32::MAX;
 
 /// Gathers fields. The first says what kind of thing is signed, so that a signature under one kind is worth
 /// nothing under another.
-pub(crate) struct Input(Vec<u8>);
+pub(crate) struct SigningInput(Vec<u8>);
 
-impl Input {
+impl SigningInput {
     /// `room`: how many bytes the fields will have, about.
     pub(crate) fn new(domain: &str, room: usize) -> Self {
         Self(Vec::with_capacity(room)).text(domain)
@@ -19,7 +19,7 @@ impl Input {
     pub(crate) fn bytes(mut self, bytes: &[u8]) -> Self {
         // INVARIANT: bodies and headers are bounded far below 4 GiB before they get here; what is not becomes a
         // field that nobody can have meant, never the same bytes as another.
-        let length = u32::try_from(bytes.len()).unwrap_or(ABSENT - 1);
+        let length = u32::try_from(bytes.len()).unwrap_or(ABSENT_FIELD - 1);
         self.0.extend_from_slice(&length.to_be_bytes());
         self.0.extend_from_slice(bytes);
         self
@@ -34,7 +34,7 @@ impl Input {
     }
 
     pub(crate) fn absent(mut self) -> Self {
-        self.0.extend_from_slice(&ABSENT.to_be_bytes());
+        self.0.extend_from_slice(&ABSENT_FIELD.to_be_bytes());
         self
     }
 
@@ -62,8 +62,8 @@ mod tests {
     use super::*;
 
     fn of(fields: &[Option<Vec<u8>>]) -> Vec<u8> {
-        let start = Input::new("test", 0);
-        let add = |input: Input, field: &Option<Vec<u8>>| match field {
+        let start = SigningInput::new("test", 0);
+        let add = |input: SigningInput, field: &Option<Vec<u8>>| match field {
             Some(bytes) => input.bytes(bytes),
             None => input.absent(),
         };

@@ -72,11 +72,13 @@ impl Key {
     pub fn with_secret(algorithm: Algorithm, id: &str, secret: &[u8]) -> Result<Self, KeyError> {
         let id = KeyId::parse(id)?;
         let material = match algorithm {
-            Algorithm::HmacSha256 => hmac_sha256::Secret::new(secret).map(Material::Hmac),
+            Algorithm::HmacSha256 => hmac_sha256::HmacSecret::new(secret).map(Material::Hmac),
             Algorithm::Ed25519 => ed25519::Private::new(secret).map(Material::Ed25519),
-            Algorithm::XChaCha20Poly1305 => xchacha20_poly1305::Secret::new(secret).map(Material::Cipher),
+            Algorithm::XChaCha20Poly1305 => {
+                xchacha20_poly1305::EncryptionSecret::new(secret).map(Material::Cipher)
+            }
         };
-        let (found, needed) = (secret.len(), hmac_sha256::SHORTEST);
+        let (found, needed) = (secret.len(), hmac_sha256::MIN_SECRET_BYTES);
         let wrong = || match algorithm {
             Algorithm::HmacSha256 => {
                 format!("its secret has {found} bytes; HMAC-SHA256 needs at least {needed}")

@@ -177,10 +177,10 @@ pub enum KeyError {
 /// The bytes with which a key signs and verifies.
 #[derive(Clone)]
 pub(crate) enum Material {
-    Hmac(hmac_sha256::Secret),
+    Hmac(hmac_sha256::HmacSecret),
     Ed25519(ed25519::Private),
     Ed25519Public(ed25519::Public),
-    Cipher(xchacha20_poly1305::Secret),
+    Cipher(xchacha20_poly1305::EncryptionSecret),
     /// Of a revoked key nothing is needed but its name.
     None,
 }

@@ -9,12 +9,12 @@ use chacha20poly1305::{
 };
 use zeroize::Zeroizing;
 
-const NONCE: usize = 24;
+const NONCE_BYTES: usize = 24;
 
 #[derive(Clone)]
-pub(crate) struct Secret(Zeroizing<[u8; 32]>);
+pub(crate) struct EncryptionSecret(Zeroizing<[u8; 32]>);
 
-impl Secret {
+impl EncryptionSecret {
     /// `None` if it does not have 32 bytes.
     pub(super) fn new(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(|bytes| Self(Zeroizing::new(bytes)))
@@ -30,7 +30,7 @@ impl Secret {
 
     /// A fresh nonce, and what this hides; only together with `about` will it open.
     pub(super) fn encrypt(&self, about: &[u8], text: &[u8]) -> Vec<u8> {
-        let nonce: [u8; NONCE] = rand::random();
+        let nonce: [u8; NONCE_BYTES] = rand::random();
         let encrypted_fact = self.cipher().encrypt(&XNonce::from(nonce), Payload { msg: text, aad: about });
         // INVARIANT: the cipher takes 256 GiB, and no message is as long.
         [&nonce[..], &encrypted_fact.expect("a text below 256 GiB")].concat()
@@ -38,7 +38,7 @@ impl Secret {
 
     /// `None`: not encrypted with this key about this.
     pub(super) fn decrypt(&self, about: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
-        let (nonce, encrypted_fact) = sealed.split_first_chunk::<NONCE>()?;
+        let (nonce, encrypted_fact) = sealed.split_first_chunk::<NONCE_BYTES>()?;
         self.cipher().decrypt(&XNonce::from(*nonce), Payload { msg: encrypted_fact, aad: about }).ok()
     }
 }

@@ -31,7 +31,7 @@ use crate::{
 /// RabbitMQ's default `consumer_timeout`.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// How long running handlers may go on when the worker is told to stop.
-const GRACE: Duration = Duration::from_secs(20);
+const DEFAULT_GRACE: Duration = Duration::from_secs(20);
 
 /// Why a worker cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +96,7 @@ impl WorkerBuilder {
             queues: Vec::new(),
             concurrency: 16,
             look_ahead: None,
-            grace: GRACE,
+            grace: DEFAULT_GRACE,
             lease: Lease::DEFAULT,
             consumer_timeout: CONSUMER_TIMEOUT,
             tasks: Vec::new(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{CANCELLED, LEAVING};
+use super::{CANCEL_TIMEOUT, SETTLE_TIMEOUT};
 
 /// The stages of a worker's end. Cheap to clone; clones share the stage.
 #[derive(Debug, Clone, Default)]
@@ -91,9 +91,9 @@ pub(super) async fn wait_through(tracker: &TaskTracker, stages: &Stages, grace: 
     }
     tokio::select! {
         () = tracker.wait() => return,
-        () = tokio::time::sleep(CANCELLED) => stages.leave.cancel(),
+        () = tokio::time::sleep(CANCEL_TIMEOUT) => stages.leave.cancel(),
         () = stages.reached_leave() => {}
     }
     // What does not even settle now is left to the broker and to the expiry of the session.
-    let _in_time = tokio::time::timeout(LEAVING, tracker.wait()).await;
+    let _in_time = tokio::time::timeout(SETTLE_TIMEOUT, tracker.wait()).await;
 }

@@ -14,9 +14,9 @@ use tokio::{
 };
 
 /// How long a process may take to become empty.
-const PATIENCE: Duration = Duration::from_secs(60);
+const EMPTY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a process that did not become empty is not asked again.
-const REST: Duration = Duration::from_secs(10 * 60);
+const RETRY_AFTER: Duration = Duration::from_secs(10 * 60);
 /// A suspect that found no empty process so often runs in company.
 pub(super) const EXCLUSIVE_TRIES: u32 = 10;
 
@@ -24,26 +24,26 @@ pub(super) const EXCLUSIVE_TRIES: u32 = 10;
 pub(super) struct ExclusiveSlots {
     slots: Arc<Semaphore>,
     all: u32,
-    resting_until: Mutex<Instant>,
+    closed_until: Mutex<Instant>,
 }
 
 impl ExclusiveSlots {
     /// `concurrency` is how many `slots` there are.
     pub(super) fn new(slots: Arc<Semaphore>, concurrency: usize) -> Self {
         let all = u32::try_from(concurrency).unwrap_or(u32::MAX);
-        Self { slots, all, resting_until: Mutex::new(Instant::now()) }
+        Self { slots, all, closed_until: Mutex::new(Instant::now()) }
     }
 
     /// Every slot of the process; `None` if it does not become empty.
     pub(super) async fn all_slots(&self) -> Option<OwnedSemaphorePermit> {
-        let resting_until = *self.resting_until.lock().unwrap_or_else(PoisonError::into_inner);
-        if Instant::now() < resting_until {
+        let closed_until = *self.closed_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if Instant::now() < closed_until {
             return None;
         }
         // The semaphore is fair: from now on nobody else gets a slot.
         let empty = Arc::clone(&self.slots).acquire_many_owned(self.all);
-        let Ok(taken) = tokio::time::timeout(PATIENCE, empty).await else {
-            *self.resting_until.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + REST;
+        let Ok(taken) = tokio::time::timeout(EMPTY_TIMEOUT, empty).await else {
+            *self.closed_until.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + RETRY_AFTER;
             return None;
         };
         taken.ok()
@@ -62,11 +62,11 @@ mod tests {
         let running = Arc::clone(&slots).acquire_owned().await.unwrap();
         let before = Instant::now();
         assert!(exclusive.all_slots().await.is_none());
-        assert_eq!(before.elapsed(), PATIENCE);
+        assert_eq!(before.elapsed(), EMPTY_TIMEOUT);
         drop(running);
         assert!(exclusive.all_slots().await.is_none(), "it rests");
         assert_eq!(slots.available_permits(), 2, "and lets others work");
-        tokio::time::advance(REST).await;
+        tokio::time::advance(RETRY_AFTER).await;
         assert!(exclusive.all_slots().await.is_some());
     }
 }

@@ -17,16 +17,16 @@ use crate::{
 };
 
 /// The first guard comes back after this.
-const FIRST: Duration = Duration::from_secs(15);
+const FIRST_GUARD_DELAY: Duration = Duration::from_secs(15);
 /// No guard stays away longer than this.
-const LONGEST: Duration = Duration::from_secs(300);
+const MAX_GUARD_DELAY: Duration = Duration::from_secs(300);
 
 /// How long a message that cannot be copied is held before it is given back.
-const UNPUBLISHABLE: Duration = Duration::from_secs(60);
+const UNPUBLISHABLE_PAUSE: Duration = Duration::from_secs(60);
 
 /// How long the guard of a generation stays away.
-fn absence(generation: u32) -> Duration {
-    FIRST.saturating_mul(1 << generation.min(8)).min(LONGEST)
+fn guard_delay(generation: u32) -> Duration {
+    FIRST_GUARD_DELAY.saturating_mul(1 << generation.min(8)).min(MAX_GUARD_DELAY)
 }
 
 impl TaskProcessor {
@@ -45,7 +45,7 @@ impl TaskProcessor {
     /// After half the time for which a broker lets a delivery be held, publishes a guard and settles it.
     pub(super) async fn guard_when_long(&self, active: &mut ActiveDelivery) {
         tokio::time::sleep(self.max_hold).await;
-        let guard = self.publish_guard(&active.envelope, absence(active.envelope.generation));
+        let guard = self.publish_guard(&active.envelope, guard_delay(active.envelope.generation));
         match Box::pin(guard).await {
             Ok(guard) => {
                 active.envelope = guard;
@@ -66,9 +66,9 @@ impl TaskProcessor {
             Ok(_) => Settlement::Ack,
             Err(Unpublished::Unanswered(why)) => why.into(),
             Err(Unpublished::Never(error)) => {
-                tracing::error!(%error, "a copy of a message cannot be published; trying again in {UNPUBLISHABLE:?}");
+                tracing::error!(%error, "a copy of a message cannot be published; trying again in {UNPUBLISHABLE_PAUSE:?}");
                 tokio::select! {
-                    () = tokio::time::sleep(UNPUBLISHABLE) => {}
+                    () = tokio::time::sleep(UNPUBLISHABLE_PAUSE) => {}
                     () = self.stages.reached_drain() => {}
                 }
                 Settlement::HandBack
@@ -78,7 +78,7 @@ impl TaskProcessor {
 
     /// A delivery that would stay too long goes, and a copy comes back later.
     pub(super) async fn become_guard(&self, envelope: &Envelope) -> Settlement {
-        self.settled_by(self.publish_guard(envelope, absence(envelope.generation)).await).await
+        self.settled_by(self.publish_guard(envelope, guard_delay(envelope.generation)).await).await
     }
 
     /// Publishes an envelope to its queue, to be received after `delay`.
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn guards_stay_away_longer_and_longer() {
-        let secs: Vec<u64> = (0..7).map(|n| absence(n).as_secs()).collect();
+        let secs: Vec<u64> = (0..7).map(|n| guard_delay(n).as_secs()).collect();
         assert_eq!(secs, [15, 30, 60, 120, 240, 300, 300]);
     }
 }

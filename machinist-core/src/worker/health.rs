@@ -10,19 +10,19 @@ use super::{Stages, processor::TaskProcessor};
 use crate::{broker::SubscriptionHealth, error::chain};
 
 /// How long a server may take to answer.
-const ANSWER: Duration = Duration::from_secs(5);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Tells how a worker is. Cheap to clone; outlives the worker.
 #[derive(Clone)]
 pub struct Health {
     processor: Arc<TaskProcessor>,
     stages: Stages,
-    subscription: Arc<Mutex<Subscription>>,
+    subscription: Arc<Mutex<SubscriptionState>>,
 }
 
 /// How a worker stands with its broker.
 #[derive(Debug, Default)]
-enum Subscription {
+enum SubscriptionState {
     /// It is about to subscribe.
     #[default]
     NotYet,
@@ -39,20 +39,20 @@ impl Health {
 
     /// From now on there is a subscription to ask about.
     pub(super) fn subscribed(&self, health: Arc<dyn SubscriptionHealth>) {
-        *self.subscription() = Subscription::Made(health);
+        *self.subscription() = SubscriptionState::Made(health);
     }
 
     /// From now on no subscription is wanted.
     pub(super) fn withdrawn(&self) {
-        *self.subscription() = Subscription::Withdrawn;
+        *self.subscription() = SubscriptionState::Withdrawn;
     }
 
     /// From now on there should be one again.
     pub(super) fn subscribing(&self) {
-        *self.subscription() = Subscription::NotYet;
+        *self.subscription() = SubscriptionState::NotYet;
     }
 
-    fn subscription(&self) -> MutexGuard<'_, Subscription> {
+    fn subscription(&self) -> MutexGuard<'_, SubscriptionState> {
         self.subscription.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -67,11 +67,11 @@ impl Health {
             return Vec::new();
         }
         let health = match &*self.subscription() {
-            Subscription::NotYet => return vec!["broker: it has not subscribed yet".to_owned()],
-            Subscription::Withdrawn => return Vec::new(),
-            Subscription::Made(health) => Arc::clone(health),
+            SubscriptionState::NotYet => return vec!["broker: it has not subscribed yet".to_owned()],
+            SubscriptionState::Withdrawn => return Vec::new(),
+            SubscriptionState::Made(health) => Arc::clone(health),
         };
-        match tokio::time::timeout(ANSWER + Duration::from_secs(1), health.check()).await {
+        match tokio::time::timeout(PROBE_TIMEOUT + Duration::from_secs(1), health.check()).await {
             Ok(Ok(())) => Vec::new(),
             Ok(Err(why)) => vec![format!("broker: {why}")],
             Err(_) => vec!["broker: no answer".to_owned()],
@@ -86,7 +86,7 @@ impl Health {
     pub async fn obstacles(&self) -> Vec<String> {
         let (mut wrong, backend) = tokio::join!(self.troubles(), self.backend());
         wrong.extend(backend.err());
-        if matches!(*self.subscription(), Subscription::Withdrawn) {
+        if matches!(*self.subscription(), SubscriptionState::Withdrawn) {
             wrong.push(
                 "worker: it has handed back what it held, because the backend was away for long".to_owned(),
             );
@@ -98,13 +98,13 @@ impl Health {
     }
 
     async fn backend(&self) -> Result<(), String> {
-        match tokio::time::timeout(ANSWER, self.processor.app.backend().now()).await {
+        match tokio::time::timeout(PROBE_TIMEOUT, self.processor.app.backend().now()).await {
             Ok(Ok(_)) if self.processor.calls.is_backend_away() => {
                 Err("backend: it was away, and no tasks are taken yet".to_owned())
             }
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(format!("backend: {}", chain(&error).join(": "))),
-            Err(_) => Err(format!("backend: no answer within {ANSWER:?}")),
+            Err(_) => Err(format!("backend: no answer within {PROBE_TIMEOUT:?}")),
         }
     }
 

@@ -13,9 +13,9 @@ use crate::{
 };
 
 /// How often dead letters are counted, and how long until what failed is tried again.
-const PERIOD: Duration = Duration::from_secs(60);
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
 /// How many messages that came due for no queue are held at once.
-const AT_ONCE: u16 = 16;
+const UNDELIVERED_PREFETCH: u16 = 16;
 
 /// Puts things in order until the worker drains.
 pub(super) async fn run(processor: Arc<TaskProcessor>, queues: Vec<QueueName>) {
@@ -33,7 +33,7 @@ pub(super) async fn run(processor: Arc<TaskProcessor>, queues: Vec<QueueName>) {
 async fn undelivered(processor: &Arc<TaskProcessor>) {
     let mut told = false;
     loop {
-        match processor.app.broker().consume_side_queue(SideQueue::Undelivered, AT_ONCE).await {
+        match processor.app.broker().consume_side_queue(SideQueue::Undelivered, UNDELIVERED_PREFETCH).await {
             Ok(None) => return,
             Ok(Some(mut consumer)) => {
                 redirect_all(processor, consumer.as_mut()).await;
@@ -52,7 +52,7 @@ async fn undelivered(processor: &Arc<TaskProcessor>) {
                 tracing::debug!(%error, "what came due for a queue that was gone is left to others")
             }
         }
-        tokio::time::sleep(PERIOD).await;
+        tokio::time::sleep(MAINTENANCE_INTERVAL).await;
     }
 }
 
@@ -71,7 +71,7 @@ async fn dead_letters(processor: &TaskProcessor, queues: &[QueueName]) {
     let client = processor.app.client();
     let mut counted: HashMap<QueueName, u64> = HashMap::new();
     loop {
-        tokio::time::sleep(PERIOD).await;
+        tokio::time::sleep(MAINTENANCE_INTERVAL).await;
         let depths = match processor.app.broker().depth(queues).await {
             Ok(depths) => depths,
             Err(error) => {

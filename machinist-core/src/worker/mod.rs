@@ -44,7 +44,7 @@ pub use dead_letter_counts::DeadLetterCounts;
 pub use drain::{Drained, Stages};
 pub use health::Health;
 pub use options::{ErrorClass, ErrorClassifier, TaskOptions};
-pub(crate) use renewal::ring;
+pub(crate) use renewal::wake_session;
 
 use crate::{
     app::App,
@@ -57,9 +57,9 @@ use processor::TaskProcessor;
 use renewal::Renewals;
 
 /// How long handlers have to end after their cancellation was fired, before they are cut off.
-const CANCELLED: Duration = Duration::from_secs(5);
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long settling may take when all is cut off.
-const LEAVING: Duration = Duration::from_secs(2);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs tasks from queues, until it is told to stop.
 ///

@@ -9,7 +9,7 @@ use super::{processor::TaskProcessor, session::RegisteredRun};
 use crate::{context::TaskContext, encryption::encrypt_outcome, record::progress_commit, sign::Key};
 
 /// How often at most a run's progress is written.
-const EVERY: Duration = Duration::from_millis(500);
+const WRITE_INTERVAL: Duration = Duration::from_millis(500);
 
 impl TaskProcessor {
     /// Writes the progress of a run, for as long as it runs. Never completes.
@@ -33,7 +33,7 @@ impl TaskProcessor {
                     tracing::debug!(%error, "a word of progress was not written");
                 }
             }
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(WRITE_INTERVAL).await;
         }
     }
 }

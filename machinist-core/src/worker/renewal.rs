@@ -22,9 +22,9 @@ use crate::{
 };
 
 /// How long a worker that was rung for waits before it looks.
-const ECHO: Duration = Duration::from_millis(50);
+const WAKE_UP_DELAY: Duration = Duration::from_millis(50);
 /// How often the worker's runtime shows that it runs.
-const BEAT: Duration = Duration::from_millis(500);
+const TICK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The renewals of a worker's session. Dropped, they end.
 pub(super) struct Renewals {
@@ -40,14 +40,14 @@ impl Renewals {
     /// If the system gives no thread.
     pub(super) fn begin(processor: &Arc<TaskProcessor>) -> std::io::Result<Self> {
         let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
-        let (rung, heart) = (Arc::new(Notify::new()), RuntimeProbe::new());
+        let (woken, probe) = (Arc::new(Notify::new()), RuntimeProbe::new());
         let renewing = {
-            let (processor, rung, heart) = (Arc::clone(processor), Arc::clone(&rung), Arc::clone(&heart));
+            let (processor, woken, probe) = (Arc::clone(processor), Arc::clone(&woken), Arc::clone(&probe));
             let (stop, told) = (stop.clone(), ended.clone().drop_guard());
             async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    () = keep(&processor, &rung, &heart) => {}
+                    () = renew_until_stopped(&processor, &woken, &probe) => {}
                 }
                 drop(told);
             }
@@ -63,7 +63,10 @@ impl Renewals {
             tokio::spawn(renewing);
         }
         let sessions = Arc::clone(&processor.sessions);
-        let beside = [tokio::spawn(listen(sessions, rung)), tokio::spawn(async move { heart.beat().await })];
+        let beside = [
+            tokio::spawn(forward_wake_ups(sessions, woken)),
+            tokio::spawn(async move { probe.tick().await }),
+        ];
         Ok(Self { stop, ended, beside })
     }
 
@@ -82,7 +85,7 @@ impl Drop for Renewals {
 }
 
 /// Renews and looks for ever.
-async fn keep(processor: &TaskProcessor, rung: &Notify, heart: &RuntimeProbe) {
+async fn renew_until_stopped(processor: &TaskProcessor, woken: &Notify, probe: &RuntimeProbe) {
     let (sessions, lease) = (&processor.sessions, processor.sessions.lease());
     let renewing = async {
         let mut silent = false;
@@ -90,9 +93,9 @@ async fn keep(processor: &TaskProcessor, rung: &Notify, heart: &RuntimeProbe) {
             tokio::select! {
                 () = tokio::time::sleep(lease.renewal()) => {}
                 // Many who ring at once are answered together.
-                () = rung.notified() => tokio::time::sleep(ECHO).await,
+                () = woken.notified() => tokio::time::sleep(WAKE_UP_DELAY).await,
             }
-            heart.listen(lease.renewal(), &mut silent);
+            probe.report(lease.renewal(), &mut silent);
             while let Err(error) = sessions.renew(&processor.calls).await {
                 processor.calls.answered(false);
                 tracing::warn!(
@@ -132,17 +135,17 @@ impl RuntimeProbe {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    async fn beat(&self) {
+    async fn tick(&self) {
         loop {
             self.last.store(self.millis(), Ordering::Relaxed);
-            tokio::time::sleep(BEAT).await;
+            tokio::time::sleep(TICK_INTERVAL).await;
         }
     }
 
     /// Says so if it has been silent for longer than this, and when it beats again.
-    fn listen(&self, patience: Duration, silent: &mut bool) {
+    fn report(&self, patience: Duration, silent: &mut bool) {
         let since = Duration::from_millis(self.millis().saturating_sub(self.last.load(Ordering::Relaxed)));
-        let was = std::mem::replace(silent, since > patience + BEAT);
+        let was = std::mem::replace(silent, since > patience + TICK_INTERVAL);
         if *silent {
             tracing::error!(
                 ?since,
@@ -158,24 +161,24 @@ impl RuntimeProbe {
 /// Whoever wants the worker of a session to look at what it runs rings here: nothing is stored under this id, it is
 /// only watched. One watch for each worker, not one for each running task.
 /// None where a record names a session that cannot be one.
-fn bell(session: &SessionId) -> Option<TaskId> {
+fn session_channel(session: &SessionId) -> Option<TaskId> {
     TaskId::parse(&format!("session.{}", session.as_str())).ok()
 }
 
 /// The commit that rings, if there is anybody who can hear it.
-pub(crate) fn ring(session: &SessionId) -> Option<Commit> {
-    Some(Commit { wake: true, ..Commit::new(bell(session)?) })
+pub(crate) fn wake_session(session: &SessionId) -> Option<Commit> {
+    Some(Commit { wake: true, ..Commit::new(session_channel(session)?) })
 }
 
 /// Tells of those who ring. Nothing depends on it: at its next renewal the worker looks anyway.
-async fn listen(sessions: Arc<Sessions>, rung: Arc<Notify>) {
-    let mut heard: Option<(SessionId, Watch)> = None;
+async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
+    let mut watched: Option<(SessionId, Watch)> = None;
     loop {
         let session = sessions.current();
-        if heard.as_ref().is_none_or(|(heard, _)| *heard != session) {
+        if watched.as_ref().is_none_or(|(watched, _)| *watched != session) {
             // INVARIANT: our own session's name is a UUID.
-            let bell = bell(&session).expect("a short text");
-            heard = match sessions.backend().watch(&bell).await {
+            let session_channel = session_channel(&session).expect("a short text");
+            watched = match sessions.backend().watch(&session_channel).await {
                 Ok(watch) => Some((session, watch)),
                 Err(error) => {
                     tracing::debug!(%error, "a revoked task will be noticed at a renewal only");
@@ -183,14 +186,14 @@ async fn listen(sessions: Arc<Sessions>, rung: Arc<Notify>) {
                 }
             };
         }
-        let ringing = async {
-            match &mut heard {
+        let wake_up = async {
+            match &mut watched {
                 Some((_, watch)) => watch.changed().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            () = ringing => rung.notify_one(),
+            () = wake_up => woken.notify_one(),
             () = tokio::time::sleep(sessions.lease().renewal()) => {}
         }
     }
@@ -202,16 +205,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_runtime_that_does_not_run_is_noticed_and_so_is_its_return() {
-        let (heart, patience, mut silent) = (RuntimeProbe::new(), Duration::from_secs(5), false);
+        let (probe, patience, mut silent) = (RuntimeProbe::new(), Duration::from_secs(5), false);
         tokio::time::advance(patience).await;
-        heart.listen(patience, &mut silent);
+        probe.report(patience, &mut silent);
         assert!(!silent);
         tokio::time::advance(Duration::from_secs(1)).await;
-        heart.listen(patience, &mut silent);
+        probe.report(patience, &mut silent);
         assert!(silent);
-        let beats = tokio::time::timeout(BEAT / 2, heart.beat()).await;
+        let beats = tokio::time::timeout(TICK_INTERVAL / 2, probe.tick()).await;
         assert!(beats.is_err());
-        heart.listen(patience, &mut silent);
+        probe.report(patience, &mut silent);
         assert!(!silent);
     }
 }

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How long a handler that was told to end may take, before it is cut off, or listed as stuck.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
 /// How long a run may take.
 #[derive(Debug, Clone, Copy, Default)]
@@ -42,7 +42,7 @@ pub(super) struct Timeouts {
 
 /// How a call ended.
 #[derive(Debug)]
-pub(super) enum Ended {
+pub(super) enum RunEnd {
     /// The handler has ended, or its time is over.
     Itself(Outcome),
     /// It was cut off and does not run any more.
@@ -66,7 +66,7 @@ pub(super) struct Call<'a> {
 
 /// A call that was made.
 pub(super) struct Begun<'a> {
-    running: Running,
+    running: HandlerFuture,
     /// Tells the handler to end.
     token: CancellationToken,
     timeouts: Timeouts,
@@ -75,7 +75,8 @@ pub(super) struct Begun<'a> {
     stages: &'a Stages,
 }
 
-type Running = Pin<Box<dyn Future<Output = Result<Result<Results, TaskError>, Box<dyn Any + Send>>> + Send>>;
+type HandlerFuture =
+    Pin<Box<dyn Future<Output = Result<Result<Results, TaskError>, Box<dyn Any + Send>>> + Send>>;
 
 impl<'a> Call<'a> {
     /// Prepares the call; the handler begins when its end is asked for.
@@ -90,46 +91,46 @@ impl<'a> Call<'a> {
 
 impl Begun<'_> {
     /// Calls the handler: its end, if it has nothing to wait for.
-    pub(super) async fn at_once(&mut self) -> Option<Ended> {
+    pub(super) async fn at_once(&mut self) -> Option<RunEnd> {
         match poll_fn(|cx| Poll::Ready(self.running.as_mut().poll(cx))).await {
-            Poll::Ready(ended) => Some(Ended::Itself(outcome(ended, false, self.timeouts))),
+            Poll::Ready(ended) => Some(RunEnd::Itself(outcome(ended, false, self.timeouts))),
             Poll::Pending => None,
         }
     }
 
     /// UnrecordedOutcome for the handler's end, however it ends.
-    pub(super) async fn run(self) -> Ended {
+    pub(super) async fn run(self) -> RunEnd {
         let Self { mut running, token, timeouts, stoppable, registered, stages } = self;
         let told = registered.cancel.clone();
         let noticed = AtomicBool::new(false);
         let over = tokio::select! {
             biased;
-            ended = &mut running => return Ended::Itself(outcome(ended, noticed.load(Ordering::Relaxed), timeouts)),
-            () = told_at_soft_limit(timeouts.soft, &token, &noticed) => return Ended::CutOff,
-            () = list_if_stuck(&token, registered) => return Ended::CutOff,
+            ended = &mut running => return RunEnd::Itself(outcome(ended, noticed.load(Ordering::Relaxed), timeouts)),
+            () = told_at_soft_limit(timeouts.soft, &token, &noticed) => return RunEnd::CutOff,
+            () = list_if_stuck(&token, registered) => return RunEnd::CutOff,
             () = limit(timeouts.hard) => true,
             () = must_end(registered, stages, stoppable) => false,
             () = registered.cut_off.cancelled(), if stoppable => false,
         };
         if stoppable {
-            return if over { Ended::Itself(timed_out(timeouts)) } else { Ended::CutOff };
+            return if over { RunEnd::Itself(timed_out(timeouts)) } else { RunEnd::CutOff };
         }
         if over {
             // What cannot be stopped may still listen. An error now says only that it did.
             token.cancel();
-            match last_words(&mut running, stages).await {
-                Some(Ok(Ok(results))) => return Ended::Itself(Outcome::Returned(results)),
-                Some(_) => return Ended::Itself(timed_out(timeouts)),
+            match after_cancellation(&mut running, stages).await {
+                Some(Ok(Ok(results))) => return RunEnd::Itself(Outcome::Returned(results)),
+                Some(_) => return RunEnd::Itself(timed_out(timeouts)),
                 None => {}
             }
         }
         run_on(running, registered.stuck());
-        if over && !told.is_cancelled() { Ended::Itself(timed_out(timeouts)) } else { Ended::Unstoppable }
+        if over && !told.is_cancelled() { RunEnd::Itself(timed_out(timeouts)) } else { RunEnd::Unstoppable }
     }
 }
 
 /// Lists a run that cannot be stopped until it has ended by itself. Nobody waits for it: that is what it means.
-fn run_on(running: Running, stuck: Stuck) {
+fn run_on(running: HandlerFuture, stuck: Stuck) {
     tokio::spawn(async move {
         drop(running.await);
         drop(stuck);
@@ -174,7 +175,7 @@ async fn told_at_soft_limit(soft: Option<Duration>, token: &CancellationToken, n
 /// Lists a run that goes on after it was told to end, for as long as it does. Never completes.
 async fn list_if_stuck(token: &CancellationToken, registered: &RegisteredRun) {
     token.cancelled().await;
-    tokio::time::sleep(LAST_WORDS).await;
+    tokio::time::sleep(CANCEL_GRACE).await;
     let _listed = registered.stuck();
     std::future::pending::<()>().await;
 }
@@ -185,7 +186,7 @@ async fn list_if_stuck(token: &CancellationToken, registered: &RegisteredRun) {
 async fn must_end(registered: &RegisteredRun, stages: &Stages, stoppable: bool) {
     let told = async {
         registered.cancel.cancelled().await;
-        tokio::time::sleep(LAST_WORDS).await;
+        tokio::time::sleep(CANCEL_GRACE).await;
         if !stoppable && registered.why() == Some(CancelReason::CutOff) {
             std::future::pending::<()>().await;
         }
@@ -196,13 +197,13 @@ async fn must_end(registered: &RegisteredRun, stages: &Stages, stoppable: bool) 
     }
 }
 
-async fn last_words(
-    running: &mut Running,
+async fn after_cancellation(
+    running: &mut HandlerFuture,
     stages: &Stages,
 ) -> Option<Result<Result<Results, TaskError>, Box<dyn Any + Send>>> {
     tokio::select! {
         ended = running => Some(ended),
-        () = tokio::time::sleep(LAST_WORDS) => None,
+        () = tokio::time::sleep(CANCEL_GRACE) => None,
         () = stages.reached_leave() => None,
     }
 }

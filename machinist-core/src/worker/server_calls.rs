@@ -24,11 +24,11 @@ use crate::{
 };
 
 /// After so many failures in a row the backend counts as away, and no deliveries are taken.
-const AWAY: u32 = 2;
+const AWAY_AFTER_FAILURES: u32 = 2;
 /// After so long without the backend what is held goes back.
 pub(super) const AWAY_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// Bounds of the pause before the next try; it doubles from the first to the second.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
 /// The answer is not there, and is not waited for any longer. What was asked may have been done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,24 +72,24 @@ pub(super) struct ServerCalls {
     /// Whether what has no outcome is to go back.
     given_up: watch::Sender<bool>,
     /// How many outcomes wait to be recorded, after a first try that failed.
-    verdicts: watch::Sender<usize>,
+    unrecorded_outcomes: watch::Sender<usize>,
 }
 
 impl ServerCalls {
     pub(super) fn new(app: App, stages: Stages) -> Arc<Self> {
         let (away, given_up) = (watch::Sender::new(None), watch::Sender::new(false));
-        let (failures, verdicts) = (AtomicU32::new(0), watch::Sender::new(0));
-        Arc::new(Self { app, stages, failures, away, given_up, verdicts })
+        let (failures, unrecorded_outcomes) = (AtomicU32::new(0), watch::Sender::new(0));
+        Arc::new(Self { app, stages, failures, away, given_up, unrecorded_outcomes })
     }
 
     /// Commits, unless the backend is away for so long that the delivery is to go back.
     pub(super) async fn commit(&self, commit: &Commit) -> Result<Committed, Unanswered> {
-        self.ask("commit", Caller::Delivery, || self.try_commit(commit)).await
+        self.until_answered("commit", Caller::Delivery, || self.try_commit(commit)).await
     }
 
     /// Commits what is known here alone, however long the backend is away.
-    pub(super) async fn commit_verdict(&self, commit: &Commit) -> Result<Committed, Unanswered> {
-        self.ask("commit", Caller::Verdict, || self.try_commit(commit)).await
+    pub(super) async fn commit_outcome(&self, commit: &Commit) -> Result<Committed, Unanswered> {
+        self.until_answered("commit", Caller::Verdict, || self.try_commit(commit)).await
     }
 
     async fn try_commit(&self, commit: &Commit) -> Result<Committed, BackendError> {
@@ -99,17 +99,17 @@ impl ServerCalls {
 
     /// Reads one record, unless the backend is away for so long that the delivery is to go back.
     pub(super) async fn read(&self, id: &TaskId) -> Result<Facts, Unanswered> {
-        self.ask("read", Caller::Delivery, || async {
+        self.until_answered("read", Caller::Delivery, || async {
             let mut facts = self.app.backend().read(std::slice::from_ref(id)).await?;
             Ok(facts.pop().unwrap_or_default())
         })
         .await
     }
 
-    async fn ask<T, F: Future<Output = Result<T, BackendError>>>(
+    async fn until_answered<T, F: Future<Output = Result<T, BackendError>>>(
         &self,
         what: &'static str,
-        asker: Caller,
+        caller: Caller,
         question: impl Fn() -> F,
     ) -> Result<T, Unanswered> {
         let mut tries = 0;
@@ -134,20 +134,20 @@ impl ServerCalls {
                     );
                 }
             }
-            if asker == Caller::Verdict && tries == 0 {
-                _waits = Some(UnrecordedOutcome::of(&self.verdicts));
+            if caller == Caller::Verdict && tries == 0 {
+                _waits = Some(UnrecordedOutcome::of(&self.unrecorded_outcomes));
             }
             // On the heap: nearly every first try has its answer.
-            Box::pin(self.until_the_next_try(asker, tries)).await?;
+            Box::pin(self.until_the_next_try(caller, tries)).await?;
             tries += 1;
         }
     }
 
-    async fn until_the_next_try(&self, asker: Caller, tries: u32) -> Result<(), Unanswered> {
+    async fn until_the_next_try(&self, caller: Caller, tries: u32) -> Result<(), Unanswered> {
         tokio::select! {
             paused = self.pause_or_leave(tries) => paused,
             () = self.backend_comes_back() => Ok(()),
-            () = self.given_up(), if asker == Caller::Delivery => Err(Unanswered::GivenUp),
+            () = self.given_up(), if caller == Caller::Delivery => Err(Unanswered::GivenUp),
         }
     }
 
@@ -230,9 +230,10 @@ impl ServerCalls {
 
     /// UnrecordedOutcome until no outcome waits to be recorded, but no longer than this.
     pub(super) async fn outcomes_are_recorded(&self, within: Duration) {
-        let mut verdicts = self.verdicts.subscribe();
+        let mut unrecorded_outcomes = self.unrecorded_outcomes.subscribe();
         // Those that are still not recorded go on trying: what they are late for is only less tidy.
-        let _in_time = tokio::time::timeout(within, verdicts.wait_for(|waiting| *waiting == 0)).await;
+        let _in_time =
+            tokio::time::timeout(within, unrecorded_outcomes.wait_for(|waiting| *waiting == 0)).await;
     }
 
     /// Notes whether the backend answered. Called by everyone who asks it.
@@ -243,7 +244,7 @@ impl ServerCalls {
         } else {
             self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1)
         };
-        let away = failures >= AWAY;
+        let away = failures >= AWAY_AFTER_FAILURES;
         self.away.send_if_modified(|since| {
             let changed = since.is_some() != away;
             if changed && away {
@@ -270,9 +271,9 @@ impl ServerCalls {
 struct UnrecordedOutcome<'a>(&'a watch::Sender<usize>);
 
 impl<'a> UnrecordedOutcome<'a> {
-    fn of(verdicts: &'a watch::Sender<usize>) -> Self {
-        verdicts.send_modify(|waiting| *waiting += 1);
-        Self(verdicts)
+    fn of(unrecorded_outcomes: &'a watch::Sender<usize>) -> Self {
+        unrecorded_outcomes.send_modify(|waiting| *waiting += 1);
+        Self(unrecorded_outcomes)
     }
 }
 
@@ -284,7 +285,7 @@ impl Drop for UnrecordedOutcome<'_> {
 
 /// The pause after so many tries that failed before.
 pub(super) async fn pause(tries: u32) {
-    tokio::time::sleep(jittered(PAUSE.0.saturating_mul(1 << tries.min(16)).min(PAUSE.1))).await;
+    tokio::time::sleep(jittered(RETRY_PAUSE.0.saturating_mul(1 << tries.min(16)).min(RETRY_PAUSE.1))).await;
 }
 
 /// Half of a pause is fixed, so that nobody spins; half is drawn, so that a crowd spreads.

@@ -55,7 +55,7 @@ impl Lease {
 
     /// After how long at most a session that is gone is known to be: the wait for the first look, the time between
     /// the looks, the wait for the last, and a second for the answers.
-    fn verdict(self) -> Duration {
+    fn detection_time(self) -> Duration {
         self.check_interval() * 2 + self.gone_confirmation() + Duration::from_secs(1)
     }
 
@@ -78,7 +78,7 @@ pub(super) enum CancelReason {
 
 /// A delivery that this process works on, from before its start is asked for until it is settled.
 #[derive(Debug)]
-struct Run {
+struct ActiveRun {
     id: TaskId,
     /// What it holds, from the grant of its start until its outcome is recorded.
     claim: Option<Claim>,
@@ -88,7 +88,7 @@ struct Run {
 }
 
 #[derive(Debug)]
-struct Look {
+struct PeerSession {
     /// When somebody last asked.
     wanted: Instant,
     /// When it was first found gone, with no failure of the backend since.
@@ -97,12 +97,12 @@ struct Look {
 }
 
 #[derive(Debug)]
-struct Known {
+struct SessionState {
     session: SessionId,
     /// Until when the session is certainly alive.
     valid_until: Instant,
-    runs: HashMap<RunId, Run>,
-    looks: HashMap<SessionId, Look>,
+    runs: HashMap<RunId, ActiveRun>,
+    peers: HashMap<SessionId, PeerSession>,
     /// Runs that were told to end and did not.
     stuck: HashMap<RunId, TaskId>,
     /// Starts that are over without an outcome, or were perhaps never granted, of which the backend could not be told.
@@ -117,9 +117,9 @@ pub(super) struct Sessions {
     lease: Lease,
     /// What the worker tells about itself, without what it runs.
     about: serde_json::Map<String, serde_json::Value>,
-    known: Mutex<Known>,
+    state: Mutex<SessionState>,
     alive: tokio::sync::Notify,
-    verdicts: watch::Sender<u64>,
+    gone_count: watch::Sender<u64>,
 }
 
 /// A run that was told to end and did not; dropped when it has ended at last.
@@ -146,11 +146,11 @@ impl Sessions {
         lease: Lease,
         about: serde_json::Map<String, serde_json::Value>,
     ) -> Arc<Self> {
-        let known = Known {
+        let state = SessionState {
             session: SessionId::fresh(),
             valid_until: Instant::now(),
             runs: HashMap::new(),
-            looks: HashMap::new(),
+            peers: HashMap::new(),
             stuck: HashMap::new(),
             recorded_follow_up: Vec::new(),
         };
@@ -158,14 +158,14 @@ impl Sessions {
             app,
             lease,
             about,
-            known: Mutex::new(known),
+            state: Mutex::new(state),
             alive: tokio::sync::Notify::new(),
-            verdicts: watch::Sender::new(0),
+            gone_count: watch::Sender::new(0),
         })
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, SessionState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn lease(&self) -> Lease {
@@ -178,7 +178,7 @@ impl Sessions {
 
     /// The session, be it alive or not.
     pub(super) fn current(&self) -> SessionId {
-        self.known().session.clone()
+        self.state().session.clone()
     }
 
     /// Opens the session that this process will have from now on.
@@ -187,17 +187,17 @@ impl Sessions {
         let asked = Instant::now();
         let now = self.app.backend().open_session(&session, self.lease.0, self.info()).await?;
         self.app.clock().learn(asked, now);
-        let mut known = self.known();
-        known.session = session;
-        known.valid_until = asked + self.lease.0;
-        drop(known);
+        let mut state = self.state();
+        state.session = session;
+        state.valid_until = asked + self.lease.0;
+        drop(state);
         self.alive.notify_waiters();
         Ok(())
     }
 
     /// Ends the session, when nothing runs under it any more.
     pub(super) async fn close(&self) {
-        let session = self.known().session.clone();
+        let session = self.state().session.clone();
         if let Err(error) = self.app.backend().close_session(&session).await {
             tracing::debug!(%error, "the session was not closed; it expires by itself");
         }
@@ -210,9 +210,9 @@ impl Sessions {
             tokio::pin!(notified);
             notified.as_mut().enable();
             {
-                let known = self.known();
-                if Instant::now() < known.valid_until {
-                    return known.session.clone();
+                let state = self.state();
+                if Instant::now() < state.valid_until {
+                    return state.session.clone();
                 }
             }
             notified.await;
@@ -223,30 +223,30 @@ impl Sessions {
     /// is left of its lease, and then the looks. Who leaves sooner and comes back much later asks anew each time, and
     /// never learns it.
     pub(super) fn patience(&self) -> Duration {
-        self.lease.0 + self.lease.verdict()
+        self.lease.0 + self.lease.detection_time()
     }
 
     /// How often a session was found gone; ask before asking for a start.
-    pub(super) fn verdicts(&self) -> u64 {
-        *self.verdicts.borrow()
+    pub(super) fn gone_count(&self) -> u64 {
+        *self.gone_count.borrow()
     }
 
     /// Completes when a session was found gone since then, any of them.
-    pub(super) async fn verdict_after(&self, looked: u64) {
+    pub(super) async fn gone_after(&self, looked: u64) {
         // It cannot be closed: the sender is ours.
-        let _ = self.verdicts.subscribe().wait_for(|now| *now > looked).await;
+        let _ = self.gone_count.subscribe().wait_for(|now| *now > looked).await;
     }
 
     /// Until when the session is certainly alive. It changes with every renewal.
     pub(super) fn valid_until(&self) -> Instant {
-        self.known().valid_until
+        self.state().valid_until
     }
 
     /// Tells everything that runs to end, because this worker is cut off.
     pub(super) fn cut_off_all(&self) {
         let running: Vec<_> = {
-            let known = self.known();
-            known.runs.iter().filter(|(_, run)| run.claim.is_some()).map(|(id, _)| id.clone()).collect()
+            let state = self.state();
+            state.runs.iter().filter(|(_, run)| run.claim.is_some()).map(|(id, _)| id.clone()).collect()
         };
         for run in running {
             self.cancel(&run, CancelReason::CutOff);
@@ -256,12 +256,12 @@ impl Sessions {
     /// Notes a start that will not run, to be told when the backend is back: nobody then waits for its session, and
     /// it is not held against the task.
     pub(super) fn defer_hand_back(&self, claim: Claim) {
-        self.known().recorded_follow_up.push(claim);
+        self.state().recorded_follow_up.push(claim);
     }
 
     /// Tells what is owed. What is refused is left to the expiry of its session.
     async fn flush_hand_backs(&self) -> Result<(), BackendError> {
-        let recorded_follow_up = self.known().recorded_follow_up.clone();
+        let recorded_follow_up = self.state().recorded_follow_up.clone();
         if recorded_follow_up.is_empty() {
             return Ok(());
         }
@@ -280,49 +280,57 @@ impl Sessions {
                 Ok(_) => {}
             }
         }
-        self.known().recorded_follow_up.retain(|claim| !recorded_follow_up.contains(claim));
+        self.state().recorded_follow_up.retain(|claim| !recorded_follow_up.contains(claim));
         Ok(())
     }
 
     /// Makes a run known, before its start is asked for.
     pub(super) fn register(self: &Arc<Self>, id: &TaskId) -> RegisteredRun {
         let (run, cancel, cut_off) = (RunId::fresh(), CancellationToken::new(), CancellationToken::new());
-        let entry =
-            Run { id: id.clone(), claim: None, cancel: cancel.clone(), cut_off: cut_off.clone(), why: None };
-        self.known().runs.insert(run.clone(), entry);
+        let entry = ActiveRun {
+            id: id.clone(),
+            claim: None,
+            cancel: cancel.clone(),
+            cut_off: cut_off.clone(),
+            why: None,
+        };
+        self.state().runs.insert(run.clone(), entry);
         RegisteredRun { sessions: Arc::clone(self), run, cancel, cut_off }
     }
 
     /// How many handlers run.
     pub(super) fn running(&self) -> usize {
-        self.known().runs.values().filter(|run| run.claim.is_some()).count()
+        self.state().runs.values().filter(|run| run.claim.is_some()).count()
     }
 
     /// Whether a start is known not to run any more.
     pub(super) fn is_gone(&self, session: &SessionId, run: &RunId) -> bool {
-        let known = self.known();
+        let state = self.state();
         // One that was given up because it cannot be stopped runs on.
-        if known.runs.contains_key(run) || known.stuck.contains_key(run) {
+        if state.runs.contains_key(run) || state.stuck.contains_key(run) {
             return false;
         }
         // A start under our own session whose run is not here has ended here without an outcome.
-        *session == known.session
-            || known.looks.get(session).is_some_and(|check_interval| check_interval.gone)
+        *session == state.session
+            || state.peers.get(session).is_some_and(|check_interval| check_interval.gone)
     }
 
     /// Looks at this session from now on, because somebody waits for it.
     pub(super) fn watch_session(&self, session: &SessionId) {
         let now = Instant::now();
-        let mut known = self.known();
-        let check_interval =
-            known.looks.entry(session.clone()).or_insert(Look { wanted: now, gone_since: None, gone: false });
+        let mut state = self.state();
+        let check_interval = state.peers.entry(session.clone()).or_insert(PeerSession {
+            wanted: now,
+            gone_since: None,
+            gone: false,
+        });
         check_interval.wanted = now;
     }
 
     fn info(&self) -> Bytes {
         let mut about = self.about.clone();
         let running: Vec<_> = self
-            .known()
+            .state()
             .runs
             .values()
             .filter(|r| r.claim.is_some())
@@ -330,7 +338,7 @@ impl Sessions {
             .take(1000)
             .collect();
         about.insert("running".to_owned(), running.into());
-        let stuck: Vec<_> = self.known().stuck.values().map(TaskId::to_string).take(1000).collect();
+        let stuck: Vec<_> = self.state().stuck.values().map(TaskId::to_string).take(1000).collect();
         if !stuck.is_empty() {
             about.insert("stuck".to_owned(), stuck.into());
         }
@@ -339,18 +347,18 @@ impl Sessions {
 
     /// What runs here and still counts.
     fn runs(&self) -> Vec<(RunId, Claim)> {
-        let known = self.known();
+        let state = self.state();
         // What was superseded stays so: written back after lost data it would take the task from who runs it.
-        let counts = |(_, run): &(&RunId, &Run)| run.why != Some(CancelReason::TakenOver);
-        let claim = |(id, run): (&RunId, &Run)| Some((id.clone(), run.claim.clone()?));
-        known.runs.iter().filter(counts).filter_map(claim).collect()
+        let counts = |(_, run): &(&RunId, &ActiveRun)| run.why != Some(CancelReason::TakenOver);
+        let claim = |(id, run): (&RunId, &ActiveRun)| Some((id.clone(), run.claim.clone()?));
+        state.runs.iter().filter(counts).filter_map(claim).collect()
     }
 
     /// Renews the lease, and learns in the same round trip what became of what runs here. After an outage what ended
     /// meanwhile is told first, then comes the session with what still runs; new starts wait for it.
     pub(super) async fn renew(&self, calls: &ServerCalls) -> Result<(), BackendError> {
         self.flush_hand_backs().await?;
-        let session = self.known().session.clone();
+        let session = self.state().session.clone();
         let runs = self.runs();
         let ids: Vec<_> = runs.iter().map(|(_, claim)| claim.id.clone()).collect();
         let asked = Instant::now();
@@ -358,7 +366,7 @@ impl Sessions {
         self.app.clock().learn(asked, renewed.now);
         let mut records: HashMap<_, _> = runs.into_iter().map(|(run, _)| run).zip(renewed.records).collect();
         if renewed.alive {
-            self.known().valid_until = asked + self.lease.0;
+            self.state().valid_until = asked + self.lease.0;
             self.alive.notify_waiters();
         } else {
             tracing::warn!(
@@ -382,7 +390,7 @@ impl Sessions {
 
     /// Does what a record demands about a run that is under way here. What fails is done by the next renewal.
     async fn keep_up(&self, run: &RunId, mut claim: Claim, mut facts: Facts) -> Result<(), BackendError> {
-        let session = self.known().session.clone();
+        let session = self.state().session.clone();
         loop {
             // Its own adoption, if only the reply was lost.
             if let Some(adopted) = claim.newer_claim(&facts) {
@@ -412,20 +420,20 @@ impl Sessions {
 
     fn update_claim(&self, run: &RunId, claim: &Claim) {
         // Unless it was let go meanwhile.
-        if let Some(entry) = self.known().runs.get_mut(run).filter(|entry| entry.claim.is_some()) {
+        if let Some(entry) = self.state().runs.get_mut(run).filter(|entry| entry.claim.is_some()) {
             entry.claim = Some(claim.clone());
         }
     }
 
     fn cancel(&self, run: &RunId, why: CancelReason) {
-        if let Some(entry) = self.known().runs.get_mut(run) {
+        if let Some(entry) = self.state().runs.get_mut(run) {
             entry.why.get_or_insert(why);
             entry.cancel.cancel();
         }
     }
 
     fn cut_off(&self, run: &RunId) {
-        if let Some(entry) = self.known().runs.get(run) {
+        if let Some(entry) = self.state().runs.get(run) {
             entry.cut_off.cancel();
         }
     }
@@ -434,21 +442,21 @@ impl Sessions {
     pub(super) async fn check_interval(&self) -> Result<(), BackendError> {
         let wanted: Vec<SessionId> = {
             let (now, interest) = (Instant::now(), self.lease.interest());
-            let mut known = self.known();
-            known.looks.retain(|_, check_interval| now < check_interval.wanted + interest);
-            known.looks.keys().cloned().collect()
+            let mut state = self.state();
+            state.peers.retain(|_, check_interval| now < check_interval.wanted + interest);
+            state.peers.keys().cloned().collect()
         };
         if wanted.is_empty() {
             return Ok(());
         }
         let answer = self.app.backend().alive(&wanted).await;
         let now = Instant::now();
-        let mut known = self.known();
+        let mut state = self.state();
         match answer {
             Ok(alive) => {
                 let mut found = false;
                 for (session, alive) in wanted.iter().zip(alive) {
-                    let Some(check_interval) = known.looks.get_mut(session) else { continue };
+                    let Some(check_interval) = state.peers.get_mut(session) else { continue };
                     check_interval.gone_since =
                         if alive { None } else { check_interval.gone_since.or(Some(now)) };
                     let gone = check_interval
@@ -458,12 +466,12 @@ impl Sessions {
                     check_interval.gone = gone;
                 }
                 if found {
-                    self.verdicts.send_modify(|verdicts| *verdicts += 1);
+                    self.gone_count.send_modify(|gone_count| *gone_count += 1);
                 }
                 Ok(())
             }
             Err(error) => {
-                for check_interval in known.looks.values_mut() {
+                for check_interval in state.peers.values_mut() {
                     check_interval.gone_since = None;
                     check_interval.gone = false;
                 }
@@ -477,11 +485,11 @@ impl RegisteredRun {
     /// Notes what was granted, so that renewals watch over it; `false` if it was granted under a session that has
     /// been replaced meanwhile, and has to be adopted before it may run.
     pub(super) fn set_claim(&self, claim: &Claim) -> bool {
-        let mut known = self.sessions.known();
-        if claim.session != known.session {
+        let mut state = self.sessions.state();
+        if claim.session != state.session {
             return false;
         }
-        if let Some(run) = known.runs.get_mut(&self.run) {
+        if let Some(run) = state.runs.get_mut(&self.run) {
             run.claim = Some(claim.clone());
         }
         true
@@ -489,15 +497,15 @@ impl RegisteredRun {
 
     /// What is held now: an adoption may have renewed it.
     pub(super) fn claim(&self) -> Option<Claim> {
-        self.sessions.known().runs.get(&self.run)?.claim.clone()
+        self.sessions.state().runs.get(&self.run)?.claim.clone()
     }
 
     /// Lists it among the runs that do not end when they are told to, until what is returned is dropped.
     pub(super) fn stuck(&self) -> Stuck {
-        let mut known = self.sessions.known();
-        if let Some(id) = known.runs.get(&self.run).map(|run| run.id.clone()) {
+        let mut state = self.sessions.state();
+        if let Some(id) = state.runs.get(&self.run).map(|run| run.id.clone()) {
             tracing::warn!(%id, "a handler was told to end and goes on; it should look at its cancellation token");
-            known.stuck.insert(self.run.clone(), id);
+            state.stuck.insert(self.run.clone(), id);
         }
         Stuck { sessions: Arc::clone(&self.sessions), run: self.run.clone(), since: Instant::now() }
     }
@@ -505,20 +513,20 @@ impl RegisteredRun {
     /// Its outcome is recorded. Renewals look after it no more: written back after lost data, the start of a run
     /// that is over would keep others waiting.
     pub(super) fn release(&self) {
-        if let Some(run) = self.sessions.known().runs.get_mut(&self.run) {
+        if let Some(run) = self.sessions.state().runs.get_mut(&self.run) {
             run.claim = None;
         }
     }
 
     /// Why it was told to end, if it was.
     pub(super) fn why(&self) -> Option<CancelReason> {
-        self.sessions.known().runs.get(&self.run)?.why
+        self.sessions.state().runs.get(&self.run)?.why
     }
 }
 
 impl Drop for Stuck {
     fn drop(&mut self) {
-        if let Some(id) = self.sessions.known().stuck.remove(&self.run) {
+        if let Some(id) = self.sessions.state().stuck.remove(&self.run) {
             tracing::info!(%id, late = ?self.since.elapsed(), "a handler that did not end when it was told to has ended");
         }
     }
@@ -526,6 +534,6 @@ impl Drop for Stuck {
 
 impl Drop for RegisteredRun {
     fn drop(&mut self) {
-        self.sessions.known().runs.remove(&self.run);
+        self.sessions.state().runs.remove(&self.run);
     }
 }

@@ -17,10 +17,10 @@ mod world;
 use std::{cell::RefCell, collections::BTreeMap, num::NonZero, rc::Rc, sync::Mutex, time::Duration};
 
 use self::{
-    search::{Found, search},
-    steps::Place,
-    store::Store,
-    world::{FAULTS, Fate, Fault, Msg, World},
+    search::{SearchReport, search},
+    steps::HandlerPlace,
+    store::FactStore,
+    world::{FAULTS, MessageFate, ModelFault, ModelMessage, ModelState},
 };
 use super::{
     facts::{End, EndVerdict, Facts, Numbered, Retried, Start, name},
@@ -37,24 +37,24 @@ const TTL: Duration = Duration::from_secs(3600);
 
 /// What is searched.
 #[derive(Debug, Clone)]
-struct Config {
+struct ModelConfig {
     name: &'static str,
     /// Each as often as it stands here, at any moment.
-    faults: &'static [Fault],
+    faults: &'static [ModelFault],
     /// What `MACHINIST_MODEL=large` adds.
-    more: &'static [Fault],
+    more: &'static [ModelFault],
     /// How often the task is tried again.
     retries: u32,
     /// How many guards of an attempt there are.
     generations: u32,
     /// How many deliveries a worker holds.
     hands: usize,
-    mutation: Option<Mutation>,
+    mutation: Option<ModelMutation>,
 }
 
 /// A rule of the protocol, broken: the search must find what it was for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mutation {
+enum ModelMutation {
     /// A start does not ask whether there is one already.
     StartUnguarded,
     /// A task is taken over without a look at its session.
@@ -93,29 +93,29 @@ enum Mutation {
 
 /// What kind of step it is, for the ways without faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum StepKind {
     Normal,
     Receives(usize),
-    Fault,
+    ModelFault,
 }
 
 #[derive(Debug)]
-struct Step {
+struct ModelStep {
     worker: Option<usize>,
-    msg: Option<Msg>,
+    msg: Option<ModelMessage>,
     what: &'static str,
-    kind: Kind,
-    world: World,
+    kind: StepKind,
+    world: ModelState,
     /// What a commit in it broke.
     broken: Option<String>,
 }
 
 #[derive(Debug)]
 struct Model {
-    config: Config,
+    config: ModelConfig,
     id: TaskId,
     policy: RetryPolicy,
-    store: Store,
+    store: FactStore,
     /// What a commit broke.
     broken: RefCell<Option<String>>,
 }
@@ -123,43 +123,45 @@ struct Model {
 impl Model {
     const NOW: Timestamp = Timestamp::from_micros(1_000_000);
 
-    fn new(config: Config) -> Self {
+    fn new(config: ModelConfig) -> Self {
         let policy = RetryPolicy::new(config.retries).backoff(Backoff::fixed(Duration::ZERO));
         let id = "t".try_into().expect("an id");
-        Self { config, id, policy, store: Store::new(), broken: RefCell::default() }
+        Self { config, id, policy, store: FactStore::new(), broken: RefCell::default() }
     }
 
-    fn begin(&self) -> World {
+    fn begin(&self) -> ModelState {
         let mut left = [0; FAULTS];
         for fault in self.config.faults.iter().chain(self.config.more.iter().filter(|_| large())) {
             left[*fault as usize] += 1;
         }
-        World::first(left)
+        ModelState::first(left)
     }
 
     fn step(
         &self,
         worker: Option<usize>,
-        msg: Option<Msg>,
+        msg: Option<ModelMessage>,
         what: &'static str,
-        kind: Kind,
-        mut world: World,
-    ) -> Step {
+        kind: StepKind,
+        mut world: ModelState,
+    ) -> ModelStep {
         // Which of two deliveries was first is of no interest.
         world.workers.iter_mut().for_each(|worker| worker.handlers.sort_unstable());
-        Step { worker, msg, what, kind, world, broken: self.broken.borrow_mut().take() }
+        ModelStep { worker, msg, what, kind, world, broken: self.broken.borrow_mut().take() }
     }
 
-    fn steps(&self, world: &World) -> Vec<Step> {
+    fn steps(&self, world: &ModelState) -> Vec<ModelStep> {
         let mut steps = Vec::new();
         // No start passes an end, and nothing more is owed: only lost data could make something happen again.
-        let may_be_lost = [Fault::Flush, Fault::Forget].iter().any(|fault| world.left[*fault as usize] > 0);
-        if world.fate == Fate::Done && !may_be_lost && self.store.facts_of(world.facts).has(name::END) {
+        let may_be_lost =
+            [ModelFault::Flush, ModelFault::Forget].iter().any(|fault| world.left[*fault as usize] > 0);
+        if world.fate == MessageFate::Done && !may_be_lost && self.store.facts_of(world.facts).has(name::END)
+        {
             return steps;
         }
         for (worker, of) in world.workers.iter().enumerate() {
             for handler in 0..of.handlers.len() {
-                steps::of_handler(self, world, Place { worker, handler }, &mut steps);
+                steps::of_handler(self, world, HandlerPlace { worker, handler }, &mut steps);
             }
         }
         around::of_surroundings(self, world, &mut steps);
@@ -167,7 +169,7 @@ impl Model {
     }
 
     /// Commits as a backend does, and notes what must never be committed. `None` if it is done.
-    fn commit(&self, world: &mut World, commit: &Commit) -> Option<Rc<Facts>> {
+    fn commit(&self, world: &mut ModelState, commit: &Commit) -> Option<Rc<Facts>> {
         let before = self.store.facts_of(world.facts);
         let mut after = Facts::clone(&before);
         if !commit.apply(&mut after) {
@@ -178,20 +180,20 @@ impl Model {
         }
         // After lost data another end may be written, and what the first demanded is forgotten with it.
         if !before.has(name::END)
-            && world.fate != Fate::Done
+            && world.fate != MessageFate::Done
             && let Some(end) = after.read::<End>(name::END)
         {
             let is_dead_lettered =
                 super::verdict::recorded_follow_up(&after, 1) != Some(super::verdict::FollowUp::Nothing);
             let failed = matches!(end.verdict, EndVerdict::Failure { .. });
-            world.fate = if failed && is_dead_lettered { Fate::Unburied } else { Fate::Done };
+            world.fate = if failed && is_dead_lettered { MessageFate::Unburied } else { MessageFate::Done };
         }
         world.facts = self.store.facts(after);
         None
     }
 
     /// What must never be, and is.
-    fn wrong(&self, before: &World, step: &Step) -> Option<String> {
+    fn wrong(&self, before: &ModelState, step: &ModelStep) -> Option<String> {
         if step.broken.is_some() {
             return step.broken.clone();
         }
@@ -200,7 +202,7 @@ impl Model {
         if runs.len() > 1 {
             return Some(format!("two runs under live sessions: {runs:?}"));
         }
-        if after.fate != Fate::Done && !after.message_exists() {
+        if after.fate != MessageFate::Done && !after.message_exists() {
             return Some("lost: no message, and the task is not over".to_owned());
         }
         if let [(_, attempt)] = runs[..]
@@ -213,8 +215,8 @@ impl Model {
     }
 
     /// Whether a FAILURE or RETRY of this attempt came by this step. A SUCCESS counts from any run.
-    fn decided_against(&self, before: &World, after: &World, attempt: u32) -> bool {
-        let decided = |world: &World| {
+    fn decided_against(&self, before: &ModelState, after: &ModelState, attempt: u32) -> bool {
+        let decided = |world: &ModelState| {
             let facts = self.store.facts_of(world.facts);
             let failed = |end: End| matches!(end.verdict, EndVerdict::Failure { .. });
             facts.read(name::END).is_some_and(failed) || facts.has(&name::retried(attempt))
@@ -224,7 +226,12 @@ impl Model {
 }
 
 /// What no commit may do to a record.
-fn check_commit(world: &mut World, before: &Facts, after: &Facts, commit: &Commit) -> Result<(), String> {
+fn check_commit(
+    world: &mut ModelState,
+    before: &Facts,
+    after: &Facts,
+    commit: &Commit,
+) -> Result<(), String> {
     if before.has(name::END) && before.get(name::END) != after.get(name::END) {
         return Err("an end was rewritten".to_owned());
     }
@@ -293,10 +300,10 @@ fn newest(facts: &Facts, origin: &super::facts::RunOrigin) -> Result<(), String>
     if newest <= origin.start && same { Ok(()) } else { Err("a stale run decided".to_owned()) }
 }
 
-use Fault::{Confirm, Crash, Deadline, Drop, Duplicate, Expire, Flush, Forget, Reply, Revoke, Shutdown};
+use ModelFault::{Confirm, Crash, Deadline, Drop, Duplicate, Expire, Flush, Forget, Reply, Revoke, Shutdown};
 
 /// What is searched, each with the faults that meet in it.
-const CONFIGS: [Config; 17] = [
+const CONFIGS: [ModelConfig; 17] = [
     plain("crash, lost connection, expiry", 2, &[Crash, Drop, Expire], &[Reply]),
     plain("replies, expiry, duplicate", 2, &[Reply, Reply, Expire, Duplicate], &[Drop]),
     retried("retry: crash, lost connection, confirm", 1, &[Crash, Drop, Confirm], &[Expire]),
@@ -317,35 +324,40 @@ const CONFIGS: [Config; 17] = [
 ];
 
 /// What is too large for every day.
-const LARGE: [Config; 1] =
+const LARGE: [ModelConfig; 1] =
     [plain("large: flush, shutdown, duplicate", 2, &[Flush, Shutdown, Duplicate], &[])];
 
-const fn plain(name: &'static str, hands: usize, faults: &'static [Fault], more: &'static [Fault]) -> Config {
-    Config { name, faults, more, retries: 0, generations: 0, hands, mutation: None }
+const fn plain(
+    name: &'static str,
+    hands: usize,
+    faults: &'static [ModelFault],
+    more: &'static [ModelFault],
+) -> ModelConfig {
+    ModelConfig { name, faults, more, retries: 0, generations: 0, hands, mutation: None }
 }
 const fn retried(
     name: &'static str,
     hands: usize,
-    faults: &'static [Fault],
-    more: &'static [Fault],
-) -> Config {
-    Config { retries: 1, ..plain(name, hands, faults, more) }
+    faults: &'static [ModelFault],
+    more: &'static [ModelFault],
+) -> ModelConfig {
+    ModelConfig { retries: 1, ..plain(name, hands, faults, more) }
 }
 /// With as many guards of an attempt.
 const fn guarded(
     name: &'static str,
     generations: u32,
-    faults: &'static [Fault],
-    more: &'static [Fault],
-) -> Config {
-    Config { generations, ..plain(name, 1, faults, more) }
+    faults: &'static [ModelFault],
+    more: &'static [ModelFault],
+) -> ModelConfig {
+    ModelConfig { generations, ..plain(name, 1, faults, more) }
 }
 
 fn large() -> bool {
     std::env::var("MACHINIST_MODEL").is_ok_and(|size| size == "large")
 }
 
-fn run(config: Config) -> Found {
+fn run(config: ModelConfig) -> SearchReport {
     let begun = std::time::Instant::now();
     let (name, mutation) = (config.name, config.mutation);
     let found = search(&Model::new(config));
@@ -358,7 +370,7 @@ fn run(config: Config) -> Found {
 }
 
 /// Runs searches side by side, and returns what they found in their order.
-fn side_by_side(configs: Vec<Config>) -> Vec<(Config, Found)> {
+fn side_by_side(configs: Vec<ModelConfig>) -> Vec<(ModelConfig, SearchReport)> {
     let todo = Mutex::new(configs.into_iter().enumerate());
     let found = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
@@ -386,7 +398,7 @@ fn nothing_is_lost_and_nothing_runs_twice() {
 
 #[test]
 fn every_broken_rule_is_found() {
-    use Mutation::*;
+    use ModelMutation::*;
     // Each with a configuration that finds it soon, and how it must be found.
     let broken = [
         (StartUnguarded, "replies, expiry, duplicate", "two runs"),
@@ -409,7 +421,7 @@ fn every_broken_rule_is_found() {
         (EndUnguarded, "too late: crash, lost connection, expiry", "decided over a run"),
     ];
     let config = |name| CONFIGS.into_iter().find(|config| config.name == name).expect("a configuration");
-    let searches = broken.map(|(mutation, name, _)| Config { mutation: Some(mutation), ..config(name) });
+    let searches = broken.map(|(mutation, name, _)| ModelConfig { mutation: Some(mutation), ..config(name) });
     for ((config, found), (.., expected)) in side_by_side(searches.to_vec()).into_iter().zip(broken) {
         let wrong = found.wrong.unwrap_or_default();
         let told = wrong.lines().next().unwrap_or("nothing");

@@ -6,30 +6,30 @@ use std::{
 };
 
 use super::{
-    Kind, Model, Step,
-    world::{Fate, World},
+    Model, ModelStep, StepKind,
+    world::{MessageFate, ModelState},
 };
 
 /// What a search came to.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct SearchReport {
     pub(super) states: usize,
     /// What is wrong, and the shortest way there.
     pub(super) wrong: Option<String>,
 }
 
 /// A step without a fault, backwards: from where, and who received something by it.
-type Back = (u32, Option<usize>);
+type PathBack = (u32, Option<usize>);
 
 struct Search<'a> {
     model: &'a Model,
-    numbers: HashMap<Rc<World>, u32>,
-    worlds: Vec<Rc<World>>,
+    numbers: HashMap<Rc<ModelState>, u32>,
+    worlds: Vec<Rc<ModelState>>,
     came_from: Vec<u32>,
-    back: Vec<Vec<Back>>,
+    back: Vec<Vec<PathBack>>,
 }
 
-pub(super) fn search(model: &Model) -> Found {
+pub(super) fn search(model: &Model) -> SearchReport {
     let mut search = Search {
         model,
         numbers: HashMap::new(),
@@ -52,9 +52,9 @@ pub(super) fn search(model: &Model) -> Found {
             let kind = step.kind;
             let to = search.number(step.world, from);
             match kind {
-                Kind::Fault => {}
-                Kind::Normal => search.back[to as usize].push((from, None)),
-                Kind::Receives(worker) => search.back[to as usize].push((from, Some(worker))),
+                StepKind::ModelFault => {}
+                StepKind::Normal => search.back[to as usize].push((from, None)),
+                StepKind::Receives(worker) => search.back[to as usize].push((from, Some(worker))),
             }
         }
         at += 1;
@@ -68,11 +68,11 @@ pub(super) fn search(model: &Model) -> Found {
             return search.wrong(stuck, None, &why);
         }
     }
-    Found { states: search.worlds.len(), wrong: None }
+    SearchReport { states: search.worlds.len(), wrong: None }
 }
 
 impl Search<'_> {
-    fn number(&mut self, world: World, from: u32) -> u32 {
+    fn number(&mut self, world: ModelState, from: u32) -> u32 {
         if let Some(number) = self.numbers.get(&world) {
             return *number;
         }
@@ -90,7 +90,7 @@ impl Search<'_> {
         let mut ends = vec![false; self.worlds.len()];
         let mut todo = VecDeque::new();
         for (number, world) in (0..).zip(&self.worlds) {
-            if world.fate == Fate::Done {
+            if world.fate == MessageFate::Done {
                 ends[number as usize] = true;
                 todo.push_back(number);
             }
@@ -106,8 +106,8 @@ impl Search<'_> {
         ends.iter().position(|ends| !ends).map(|at| u32::try_from(at).expect("fewer than that"))
     }
 
-    /// Found to be wrong: the way there, in words.
-    fn wrong(&self, mut at: u32, last: Option<&Step>, why: &str) -> Found {
+    /// SearchReport to be wrong: the way there, in words.
+    fn wrong(&self, mut at: u32, last: Option<&ModelStep>, why: &str) -> SearchReport {
         let mut way = Vec::new();
         let mut end = self.worlds[at as usize].as_ref();
         if let Some(step) = last {
@@ -127,11 +127,11 @@ impl Search<'_> {
             |(name, value): (&str, &bytes::Bytes)| format!("{name} = {}", String::from_utf8_lossy(value));
         let facts: Vec<_> = facts.iter().map(text).collect();
         let wrong = format!("{why}\n  {}\nat {end:#?}\nrecord {facts:#?}", way.join("\n  "));
-        Found { states: self.worlds.len(), wrong: Some(wrong) }
+        SearchReport { states: self.worlds.len(), wrong: Some(wrong) }
     }
 }
 
-fn words(step: &Step) -> String {
+fn words(step: &ModelStep) -> String {
     let who = step.worker.map_or_else(String::new, |worker| format!("worker {worker} "));
     let msg = step
         .msg

@@ -9,7 +9,7 @@ use super::{
         start::Claim,
         verdict::FollowUp,
     },
-    world::{At, Renewal, World},
+    world::{HandlerStage, ModelRenewal, ModelState},
 };
 use crate::{
     backend::Commit,
@@ -54,7 +54,7 @@ macro_rules! numbers {
 numbers!(FactsNo ClaimNo PendingNo FollowUpNo);
 
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct FactStore {
     facts: Interned<Facts>,
     claim: Interned<Claim>,
     pending: Interned<(Commit, Claim)>,
@@ -63,7 +63,7 @@ pub(super) struct Store {
     named: RefCell<HashMap<u32, (u32, u32)>>,
 }
 
-impl Store {
+impl FactStore {
     pub(super) fn new() -> Self {
         let store = Self {
             facts: Interned::new(),
@@ -102,7 +102,7 @@ impl Store {
     }
 
     /// A run and a session that nobody has heard of, or that nobody remembers.
-    pub(super) fn fresh(&self, world: &World) -> (u8, u8) {
+    pub(super) fn fresh(&self, world: &ModelState) -> (u8, u8) {
         let (mut runs, mut sessions) = self.named(world.facts);
         sessions |= world.alive;
         if let Some(read) = world.revoker {
@@ -118,14 +118,14 @@ impl Store {
         for worker in world.workers.iter().filter(|worker| worker.up) {
             more.1 |= 1 << worker.session;
             match &worker.renewal {
-                Renewal::Idle => {}
-                Renewal::Opening(read) => {
+                ModelRenewal::Idle => {}
+                ModelRenewal::Opening(read) => {
                     for (run, facts) in read {
                         let (r, s) = self.named(*facts);
                         more = (more.0 | r | 1 << run, more.1 | s);
                     }
                 }
-                Renewal::Keeping(todo) => {
+                ModelRenewal::Keeping(todo) => {
                     for (run, pending) in todo {
                         more.0 |= 1 << run;
                         claim(&self.pending_of(*pending).1);
@@ -138,12 +138,12 @@ impl Store {
                     claim(&self.claim_of(no));
                 }
                 match handler.at {
-                    At::Ask(pending, session) => {
+                    HandlerStage::Ask(pending, session) => {
                         more.1 |= 1 << session;
                         claim(&self.pending_of(pending).1);
                     }
-                    At::Record(_, no) => claim(&self.claim_of(no)),
-                    At::End(_, facts) => {
+                    HandlerStage::Record(_, no) => claim(&self.claim_of(no)),
+                    HandlerStage::End(_, facts) => {
                         let (r, s) = self.named(facts);
                         more = (more.0 | r, more.1 | s);
                     }

@@ -9,7 +9,7 @@ use super::{
 
 /// What can go wrong, each as often as a configuration says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum ModelFault {
     Crash,
     /// A worker's broker connection is lost.
     Drop,
@@ -34,18 +34,18 @@ pub(super) enum Fault {
 pub(super) const FAULTS: usize = 11;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct World {
+pub(super) struct ModelState {
     pub(super) facts: FactsNo,
     /// The sessions that the backend knows, as bits.
     pub(super) alive: u32,
     /// What waits in the broker, in order of its values.
-    pub(super) queue: Vec<Msg>,
-    pub(super) workers: [Worker; 2],
+    pub(super) queue: Vec<ModelMessage>,
+    pub(super) workers: [ModelWorker; 2],
     pub(super) expired: bool,
     /// Somebody revokes it, and has read this record.
     pub(super) revoker: Option<FactsNo>,
     pub(super) left: [u8; FAULTS],
-    pub(super) fate: Fate,
+    pub(super) fate: MessageFate,
     /// How often data was lost; time goes on by it.
     pub(super) losses: u8,
     pub(super) greatest_token: u64,
@@ -53,7 +53,7 @@ pub(super) struct World {
 
 /// What has become of the task, even if its record was lost since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Fate {
+pub(super) enum MessageFate {
     Open,
     /// It failed, and its dead letter is due.
     Unburied,
@@ -61,14 +61,14 @@ pub(super) enum Fate {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Msg {
+pub(super) struct ModelMessage {
     pub(super) attempt: u32,
     pub(super) generation: u32,
     pub(super) token: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Worker {
+pub(super) struct ModelWorker {
     pub(super) up: bool,
     pub(super) session: u8,
     /// Data was lost, and it does not know yet that its session went with it.
@@ -78,13 +78,13 @@ pub(super) struct Worker {
     /// Data was lost during its renewal, so that this one proves nothing.
     pub(super) overtaken: bool,
     pub(super) draining: bool,
-    pub(super) renewal: Renewal,
-    pub(super) handlers: Vec<Handler>,
+    pub(super) renewal: ModelRenewal,
+    pub(super) handlers: Vec<ModelHandler>,
 }
 
 /// How far a renewal has come.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Renewal {
+pub(super) enum ModelRenewal {
     Idle,
     /// The session was found gone; these are the records that came with that answer.
     Opening(Vec<(u8, FactsNo)>),
@@ -94,20 +94,20 @@ pub(super) enum Renewal {
 
 /// One delivery on its way through a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Handler {
-    pub(super) msg: Msg,
-    pub(super) receipt: Receipt,
+pub(super) struct ModelHandler {
+    pub(super) msg: ModelMessage,
+    pub(super) receipt: ModelReceipt,
     /// The registered run.
     pub(super) run: Option<u8>,
     pub(super) claim: Option<ClaimNo>,
-    pub(super) cancel: Option<Why>,
+    pub(super) cancel: Option<ModelCancelReason>,
     /// A suspect, which runs alone in its process.
     pub(super) alone: bool,
-    pub(super) at: At,
+    pub(super) at: HandlerStage,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Receipt {
+pub(super) enum ModelReceipt {
     Holding,
     /// The broker has taken the message back; the worker learns it when it settles.
     Lost,
@@ -116,14 +116,14 @@ pub(super) enum Receipt {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Why {
+pub(super) enum ModelCancelReason {
     Superseded,
     Revoked,
 }
 
 /// Where a delivery is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum At {
+pub(super) enum HandlerStage {
     /// Just arrived; or back to be asked about anew.
     Open,
     /// A start is asked for, under this session.
@@ -131,13 +131,13 @@ pub(super) enum At {
     /// The handler runs; so far a guard has come.
     Run(GuardStep),
     /// A verdict is to be recorded with what was held.
-    Record(Say, ClaimNo),
+    Record(OutcomeKind, ClaimNo),
     /// The run is over without an outcome.
     HandBack,
     /// It was handed back, and its next guard is to go straight to the queue.
     Requeue,
     /// Somebody who does not run it ends it, as it read the record.
-    End(Anybody, FactsNo),
+    End(Bystander, FactsNo),
     Publish(FollowUpNo),
     Mark(FollowUpNo),
     Ack,
@@ -158,20 +158,20 @@ pub(super) enum GuardStep {
 
 /// How a handler ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Say {
+pub(super) enum OutcomeKind {
     Success,
     Failed,
     Revoked,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Anybody {
+pub(super) enum Bystander {
     Expired,
     Revoked,
     Lost,
 }
 
-impl Anybody {
+impl Bystander {
     pub(super) const fn kind(self) -> FailureKind {
         match self {
             Self::Expired => FailureKind::Expired,
@@ -181,18 +181,18 @@ impl Anybody {
     }
 }
 
-impl World {
+impl ModelState {
     pub(super) fn first(left: [u8; FAULTS]) -> Self {
-        let worker = |session| Worker::fresh(session);
+        let worker = |session| ModelWorker::fresh(session);
         Self {
             facts: FactsNo(0),
             alive: 0b11,
-            queue: vec![Msg { attempt: 1, generation: 0, token: 0 }],
+            queue: vec![ModelMessage { attempt: 1, generation: 0, token: 0 }],
             workers: [worker(0), worker(1)],
             expired: false,
             revoker: None,
             left,
-            fate: Fate::Open,
+            fate: MessageFate::Open,
             losses: 0,
             greatest_token: 0,
         }
@@ -202,7 +202,7 @@ impl World {
         self.alive & (1 << session) != 0
     }
 
-    pub(super) fn put(&mut self, msg: Msg) {
+    pub(super) fn put(&mut self, msg: ModelMessage) {
         let at = self.queue.partition_point(|other| *other <= msg);
         self.queue.insert(at, msg);
     }
@@ -216,7 +216,7 @@ impl World {
                 continue;
             }
             for handler in &worker.handlers {
-                if matches!(handler.at, At::Run(_)) && handler.cancel.is_none() {
+                if matches!(handler.at, HandlerStage::Run(_)) && handler.cancel.is_none() {
                     runs.push((n, handler.msg.attempt));
                 }
             }
@@ -226,12 +226,12 @@ impl World {
 
     /// Whether the broker will deliver something again, whatever happens to the processes.
     pub(super) fn message_exists(&self) -> bool {
-        let holds = |handler: &Handler| handler.receipt == Receipt::Holding;
+        let holds = |handler: &ModelHandler| handler.receipt == ModelReceipt::Holding;
         !self.queue.is_empty() || self.workers.iter().any(|w| w.up && w.handlers.iter().any(holds))
     }
 }
 
-impl Worker {
+impl ModelWorker {
     pub(super) fn fresh(session: u8) -> Self {
         Self {
             up: true,
@@ -240,7 +240,7 @@ impl Worker {
             renewed: true,
             overtaken: false,
             draining: false,
-            renewal: Renewal::Idle,
+            renewal: ModelRenewal::Idle,
             handlers: Vec::new(),
         }
     }
@@ -248,7 +248,8 @@ impl Worker {
     /// Whether a delivery has a slot to ask for a start with: all of them, if it has to run alone.
     pub(super) fn has_slot(&self, handler: usize, alone: bool) -> bool {
         let others = self.handlers.iter().enumerate().filter(|(other, _)| *other != handler);
-        let mut running = others.filter(|(_, other)| matches!(other.at, At::Ask(..) | At::Run(_)));
+        let mut running =
+            others.filter(|(_, other)| matches!(other.at, HandlerStage::Ask(..) | HandlerStage::Run(_)));
         !running.any(|(_, other)| alone || other.alone)
     }
 

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Waiting longer than this for a slot is written down (state RECEIVED).
-const SLOT_PATIENCE: Duration = Duration::from_millis(100);
+const RECEIVED_AFTER: Duration = Duration::from_millis(100);
 
 impl TaskProcessor {
     /// Not yet due: ride again. Expired: end it. Neither: `None`.
@@ -58,7 +58,7 @@ impl TaskProcessor {
         let taken = tokio::select! {
             taken = &mut waiting => taken,
             () = self.must_hand_back() => return Err(Settlement::HandBack),
-            () = tokio::time::sleep(SLOT_PATIENCE) => {
+            () = tokio::time::sleep(RECEIVED_AFTER) => {
                 Box::pin(self.say_received(envelope, received_at)).await?;
                 tokio::select! {
                     taken = &mut waiting => taken,

@@ -11,7 +11,7 @@ use tracing::Instrument;
 use super::{ActiveDelivery, RegisteredTask, Settlement, TaskProcessor};
 use crate::{
     backend::{Index, IndexUpdate},
-    context::{Run, TaskContext},
+    context::{RunInfo, TaskContext},
     envelope::{Body, Envelope},
     error::TaskError,
     id::TaskId,
@@ -21,7 +21,7 @@ use crate::{
     sizes::json_size,
     trace::TraceContext,
     worker::{
-        run::{Begun, Call, Ended, Timeouts},
+        run::{Begun, Call, RunEnd, Timeouts},
         session::{CancelReason, RegisteredRun},
     },
 };
@@ -96,7 +96,7 @@ impl TaskProcessor {
         body: Body,
         cx: TaskContext,
         registered: &RegisteredRun,
-    ) -> Ended {
+    ) -> RunEnd {
         let delayed = active.envelope.attempt > 1 || body.eta.is_some();
         let mut call = Call {
             timeouts: Timeouts {
@@ -130,7 +130,7 @@ impl TaskProcessor {
         delayed: bool,
         cx: &TaskContext,
         registered: &RegisteredRun,
-    ) -> Ended {
+    ) -> RunEnd {
         let id = active.envelope.id.clone();
         let outcome_key = active.outcome_key.clone();
         let running = async {
@@ -165,20 +165,20 @@ impl TaskProcessor {
     }
 
     /// What a run's end means.
-    fn outcome(&self, ended: Ended, registered: &RegisteredRun) -> Result<Outcome, NoOutcome> {
+    fn outcome(&self, ended: RunEnd, registered: &RegisteredRun) -> Result<Outcome, NoOutcome> {
         let told = registered.cancel.is_cancelled();
         match (ended, registered.why()) {
             // The effect did happen: a success counts whatever else was wanted.
-            (Ended::Itself(outcome @ Outcome::Returned(_)), _) => Ok(outcome),
-            (Ended::Unstoppable, None | Some(CancelReason::CutOff)) => Err(NoOutcome::Unstoppable),
-            (Ended::Itself(outcome @ Outcome::TimedOut(_)), Some(CancelReason::CutOff)) => Ok(outcome),
+            (RunEnd::Itself(outcome @ Outcome::Returned(_)), _) => Ok(outcome),
+            (RunEnd::Unstoppable, None | Some(CancelReason::CutOff)) => Err(NoOutcome::Unstoppable),
+            (RunEnd::Itself(outcome @ Outcome::TimedOut(_)), Some(CancelReason::CutOff)) => Ok(outcome),
             (_, Some(CancelReason::CutOff)) => Err(NoOutcome::HandBack),
             (_, Some(CancelReason::TakenOver)) => Err(NoOutcome::TakenOver),
             (_, Some(CancelReason::Revoked)) => Ok(Outcome::Revoked),
             // Told to end by the shutdown, it ended without an outcome.
             (_, None) if told => Err(NoOutcome::HandBack),
-            (Ended::Itself(outcome), None) => Ok(outcome),
-            (Ended::CutOff, None) => Err(NoOutcome::HandBack),
+            (RunEnd::Itself(outcome), None) => Ok(outcome),
+            (RunEnd::CutOff, None) => Err(NoOutcome::HandBack),
         }
     }
 
@@ -189,7 +189,7 @@ impl TaskProcessor {
         registered: &RegisteredRun,
         body: Option<&Body>,
     ) -> TaskContext {
-        TaskContext::new(Run {
+        TaskContext::new(RunInfo {
             id: envelope.id.clone(),
             name: envelope.name.clone(),
             queue: envelope.queue.clone(),

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What a dead letter says in the place of an error that is hidden in the record.
-const HIDDEN_ERROR: &str = "encrypted: the record tells whoever has the key";
+const ENCRYPTED_ERROR: &str = "encrypted: the record tells whoever has the key";
 
 impl TaskProcessor {
     /// Does what a recorded outcome demands, then says so.
@@ -41,7 +41,7 @@ impl TaskProcessor {
                 // What went wrong in a handler may repeat its arguments: hidden in the record, it is not told here.
                 let tells = matches!(reason, DeadReason::Failed | DeadReason::Malformed);
                 let hidden = tells && self.app.0.trust.encrypts_outcomes(envelope);
-                let error = if hidden { &ErrorText::from(HIDDEN_ERROR) } else { error };
+                let error = if hidden { &ErrorText::from(ENCRYPTED_ERROR) } else { error };
                 self.dead_letter(&envelope.queue, &message, &dead_id, reason, error).await
             }
         };
@@ -51,7 +51,7 @@ impl TaskProcessor {
             Err(Unpublished::Never(error)) => return Box::pin(self.never_runs_again(envelope, &error)).await,
         }
         if let Some(done) = follow_up.done(&envelope.id, envelope.attempt)
-            && let Err(why) = self.calls.commit_verdict(&done).await
+            && let Err(why) = self.calls.commit_outcome(&done).await
         {
             return why.into();
         }

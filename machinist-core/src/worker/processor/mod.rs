@@ -224,7 +224,7 @@ impl TaskProcessor {
                 Err(settlement) => return settlement,
             };
             let registered = self.sessions.register(&active.envelope.id);
-            let looked = self.sessions.verdicts();
+            let gone_before = self.sessions.gone_count();
             match self.start(&active.envelope, &registered, received_at, alone).await {
                 Asked::Settle(settlement) => return settlement,
                 Asked::Started(claim) => match self.run(active, task, claim, &registered, slot).await {
@@ -242,7 +242,7 @@ impl TaskProcessor {
             match busy.next_wait(Instant::now()) {
                 Some(wait) => tokio::select! {
                     () = tokio::time::sleep(wait) => {}
-                    () = self.sessions.verdict_after(looked) => {}
+                    () = self.sessions.gone_after(gone_before) => {}
                     () = self.must_hand_back() => return Settlement::HandBack,
                 },
                 None => return Box::pin(self.become_guard(&active.envelope)).await,

@@ -20,7 +20,7 @@ use crate::{
         recorded_follow_up,
     },
     stored_message::message_to_fact,
-    worker::{LEAVING, session::RegisteredRun},
+    worker::{SETTLE_TIMEOUT, session::RegisteredRun},
 };
 
 impl TaskProcessor {
@@ -43,7 +43,7 @@ impl TaskProcessor {
             let commit =
                 if let Some(key) = &active.outcome_key { encrypt_outcome(commit, key) } else { commit };
             let commit = self.app.0.trust.sign_end(commit);
-            let facts = match self.calls.commit_verdict(&commit).await {
+            let facts = match self.calls.commit_outcome(&commit).await {
                 Ok(Committed::Done) => break,
                 Ok(Committed::Refused(facts)) => facts,
                 Err(why) => return Some(why.into()),
@@ -127,7 +127,7 @@ impl TaskProcessor {
     /// One try: what fails is left to the expiry of the session, or said when the backend is back.
     async fn commit_once(&self, commit: &Commit) -> bool {
         let answer = self.app.backend().commit(vec![commit.clone()]);
-        let answers = tokio::time::timeout(LEAVING, answer).await;
+        let answers = tokio::time::timeout(SETTLE_TIMEOUT, answer).await;
         answers.is_ok_and(|answers| answers.iter().all(Result::is_ok))
     }
 

@@ -12,15 +12,15 @@ use crate::{
 };
 
 /// How long workers may not know a task: a rolling deploy must lose nothing.
-const UNKNOWN_PATIENCE: Duration = Duration::from_secs(3600);
+const UNKNOWN_TASK_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Bounds of the wait before an unknown task is offered again.
-const UNKNOWN_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const UNKNOWN_TASK_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 impl TaskProcessor {
     /// A task that no handler here is for: offered again for an hour, then ended.
     pub(super) async fn unknown_task(&self, envelope: &Envelope) -> Settlement {
         let error = format!("no worker of queue {} knows the task {}", envelope.queue, envelope.name);
-        self.offer_again(envelope, FailureKind::Unregistered, error.as_str().into()).await
+        self.retry_unknown(envelope, FailureKind::Unregistered, error.as_str().into()).await
     }
 
     /// A task whose arguments no key here opens: offered again for an hour, then ended.
@@ -30,11 +30,11 @@ impl TaskProcessor {
             return settlement;
         }
         let error = ErrorText::new([DeadReason::UnknownKey.as_str().to_owned(), error.to_owned()]);
-        self.offer_again(envelope, FailureKind::Rejected, error).await
+        self.retry_unknown(envelope, FailureKind::Rejected, error).await
     }
 
     /// Offers a task again that others may run, or this worker later. After an hour it ends.
-    async fn offer_again(&self, envelope: &Envelope, kind: FailureKind, error: ErrorText) -> Settlement {
+    async fn retry_unknown(&self, envelope: &Envelope, kind: FailureKind, error: ErrorText) -> Settlement {
         let facts = match self.unless_decided(envelope).await {
             Ok(facts) => facts,
             Err(settlement) => return settlement,
@@ -42,14 +42,14 @@ impl TaskProcessor {
         let now = self.now();
         let since = envelope.unknown_since.unwrap_or(now);
         let waited = now.since(since);
-        if waited >= UNKNOWN_PATIENCE {
+        if waited >= UNKNOWN_TASK_TIMEOUT {
             return match self.end_as_read(envelope, facts, kind, error).await {
                 Some(settlement) => settlement,
                 // A worker that knows the task runs it; a guard comes back to see.
                 None => self.become_guard(envelope).await,
             };
         }
-        let patience = UNKNOWN_PATIENCE.saturating_sub(waited);
+        let patience = UNKNOWN_TASK_TIMEOUT.saturating_sub(waited);
         tracing::warn!(id = %envelope.id, "{}: offered again for {patience:?}", error.chain.join(": "));
         let later = Envelope { unknown_since: Some(since), ..envelope.clone() };
         self.settled_by(self.publish_later(&later, unknown_wait(waited)).await).await
@@ -85,7 +85,7 @@ impl TaskProcessor {
         error: &str,
     ) -> Settlement {
         let (later, waited) = Envelope::still_unread(message, self.now());
-        if waited >= UNKNOWN_PATIENCE {
+        if waited >= UNKNOWN_TASK_TIMEOUT {
             return self.dead_letter_unverified(queue, message, reason, error).await;
         }
         let target = Target::Queue(queue.clone());
@@ -140,5 +140,5 @@ impl TaskProcessor {
 
 /// A sixth of the time that has passed, so that a short deploy costs little and a long one few messages.
 fn unknown_wait(waited: Duration) -> Duration {
-    (waited / 6).clamp(UNKNOWN_WAIT.0, UNKNOWN_WAIT.1)
+    (waited / 6).clamp(UNKNOWN_TASK_DELAY.0, UNKNOWN_TASK_DELAY.1)
 }

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How long a message stays here that cannot go anywhere yet.
-const PAUSE: Duration = Duration::from_secs(60);
+const REDELIVERY_DELAY: Duration = Duration::from_secs(60);
 
 impl TaskProcessor {
     /// Takes one such message to its queue, or to its end.
@@ -78,7 +78,7 @@ impl TaskProcessor {
     /// It stays where it is, and comes again after a pause.
     async fn later(&self) -> Settlement {
         tokio::select! {
-            () = tokio::time::sleep(PAUSE) => {}
+            () = tokio::time::sleep(REDELIVERY_DELAY) => {}
             () = self.stages.reached_drain() => {}
         }
         Settlement::HandBack
