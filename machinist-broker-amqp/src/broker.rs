@@ -200,7 +200,6 @@ impl Broker for AmqpBroker {
         let source = match from {
             SideQueue::DeadLetters(queue) => Source::DeadLetters(queue),
             SideQueue::Undelivered => Source::Undelivered,
-            _ => return Ok(None),
         };
         self.subscribe(vec![source], prefetch).await.map(Some)
     }

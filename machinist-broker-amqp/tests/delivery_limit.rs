@@ -12,9 +12,9 @@ use machinist_core::{
     App, DeadFilter, TaskDef,
     broker::{Broker, QueueDepth},
     id::QueueName,
-    memory::MemoryBackend,
     record::{FailureKind, TaskState},
 };
+use machinist_memory::MemoryBackend;
 use support::{Harness, Raw, in_namespace};
 
 const BOUND: Duration = Duration::from_secs(300);

@@ -8,7 +8,8 @@
 //! use std::sync::Arc;
 //!
 //! use machinist_conformance::BrokerHarness;
-//! use machinist_core::{broker::{Broker, Message}, id::QueueName, memory::MemoryBroker};
+//! use machinist_core::{broker::{Broker, Message}, id::QueueName};
+//! use machinist_memory::MemoryBroker;
 //!
 //! struct Harness(MemoryBroker);
 //!

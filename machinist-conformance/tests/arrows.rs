@@ -21,9 +21,9 @@ use machinist_core::{
     backend::Backend,
     broker::{Broker, Message},
     id::{QueueName, TaskId},
-    memory::{MemoryBackend, MemoryBroker},
     record::{Facts, Record, TaskState},
 };
+use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio_util::sync::CancellationToken;
 
 use self::{Side::*, Step::*};

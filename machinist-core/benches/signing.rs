@@ -12,9 +12,9 @@ use std::{hint::black_box, sync::Arc};
 use criterion::{Criterion, criterion_group, criterion_main};
 use machinist_core::{
     App, TaskDef,
-    memory::{MemoryBackend, MemoryBroker},
     sign::{Algorithm, Key, Keyring},
 };
+use machinist_memory::{MemoryBackend, MemoryBroker};
 
 const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
 

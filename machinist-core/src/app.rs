@@ -31,7 +31,8 @@ const TIME_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use machinist_core::{App, memory::{MemoryBackend, MemoryBroker}};
+/// use machinist_core::{App};
+/// use machinist_memory::{MemoryBackend, MemoryBroker};
 /// use std::sync::Arc;
 ///
 /// let app = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()))

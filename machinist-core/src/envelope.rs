@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use base64::{Engine, display::Base64Display, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
+use machinist_adapter::header;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -27,35 +28,6 @@ use crate::{
 
 /// The version of the wire that is written, and the newest that is read.
 const WIRE_VERSION: i64 = 1;
-
-/// The names of our headers.
-pub(crate) mod header {
-    /// All that a message of an ordinary task has.
-    pub(crate) const NAMES: [&str; 6] = [QUEUE, ATTEMPT, ETA, ISSUED, TRACEPARENT, SIGNATURE];
-
-    pub(super) const VERSION: &str = "machinist-version";
-    pub(super) const QUEUE: &str = "machinist-queue";
-    pub(super) const ATTEMPT: &str = "machinist-attempt";
-    pub(super) const GENERATION: &str = "machinist-generation";
-    pub(super) const ETA: &str = "machinist-eta";
-    pub(super) const EXPIRES: &str = "machinist-expires";
-    pub(super) const ISSUED: &str = "machinist-issued";
-    pub(super) const RETRIES: &str = "machinist-retries";
-    pub(super) const POSTPONEMENTS: &str = "machinist-postponements";
-    pub(super) const TOKEN: &str = "machinist-token";
-    pub(super) const UNKNOWN_SINCE: &str = "machinist-unknown-since";
-    /// Not signed: written by those who cannot read or verify the message, and read by nobody else.
-    pub(super) const UNREAD_SINCE: &str = "machinist-unread-since";
-    /// The whole seal in one, because RabbitMQ and its clients pay for each header: `KEY TIME SIGNATURE`.
-    pub(super) const SIGNATURE: &str = "machinist-signature";
-    pub(super) const FIRST_KEY: &str = "machinist-first-key";
-    pub(super) const TRACEPARENT: &str = "traceparent";
-    pub(super) const TRACESTATE: &str = "tracestate";
-    pub(super) const DEAD_ID: &str = "machinist-dead-id";
-    pub(super) const DEAD_REASON: &str = "machinist-dead-reason";
-    pub(super) const DEAD_ERROR: &str = "machinist-dead-error";
-    pub(super) const DEAD_AT: &str = "machinist-dead-at";
-}
 
 /// The part of a signature that its sender writes once.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

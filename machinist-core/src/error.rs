@@ -7,13 +7,8 @@ use std::{fmt, time::Duration};
 
 use crate::{backend::BackendError, broker::PublishError, id::InvalidName};
 
-/// Any error, as a source.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// The text of an error and of everything that caused it, outermost first.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
-    std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect()
-}
+pub use machinist_adapter::error::BoxError;
+pub(crate) use machinist_adapter::error::chain;
 
 /// A handler's *no*: the attempt failed, and what should follow from that.
 ///

@@ -5,18 +5,15 @@
 mod admission;
 mod app;
 pub mod args;
-pub mod backend;
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench;
-pub mod broker;
 mod client;
-pub mod clock;
 mod codec;
 mod context;
 mod control;
 mod dead_letters;
-pub mod diagnose;
+mod delay;
 mod encryption;
 mod envelope;
 pub mod error;
@@ -25,8 +22,6 @@ pub mod extract;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod handler;
-pub mod id;
-pub mod memory;
 mod middleware;
 pub mod record;
 mod result;
@@ -36,11 +31,13 @@ mod signature;
 mod sizes;
 mod stored_message;
 mod task;
-#[cfg(feature = "tls")]
-pub mod tls;
 mod trace;
 mod trust;
 pub mod worker;
+
+#[cfg(feature = "tls")]
+pub use machinist_adapter::tls;
+pub use machinist_adapter::{backend, broker, clock, diagnose, id};
 
 pub use app::{App, AppBuilder, AppError};
 pub use args::{Arg, Json, Rest, Results};

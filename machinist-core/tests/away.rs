@@ -27,10 +27,10 @@ use machinist_core::{
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
     id::{QueueName, SessionId},
-    memory::{MemoryBackend, MemoryBroker},
     record::{Facts, TaskState},
     worker::{Drained, Health},
 };
+use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 

@@ -14,10 +14,10 @@ use machinist_core::{
     App, Client, DeadFilter, DeadLetter, DeadLetterOutcome, QueueName, State, TaskDef, TaskError, TaskId,
     Worker,
     broker::{Broker, HeaderValue, Message, Publish, Target},
-    memory::{MemoryBackend, MemoryBroker},
     record::{FailureKind, TaskState},
     sign::{Algorithm, Key},
 };
+use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 

@@ -15,10 +15,10 @@ use machinist_core::{
     Signature, State, TaskContext, TaskDef, TaskError, Worker, WorkerBuilder,
     broker::{Broker, Message, Publish, Target},
     id::QueueName,
-    memory::{MemoryBackend, MemoryBroker},
     record::{FailureKind, TaskState},
     worker::{BuildError, Drained, TaskOptions},
 };
+use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio_util::sync::CancellationToken;
 
 const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");

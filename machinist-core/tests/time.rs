@@ -15,11 +15,11 @@ use machinist_core::{
     App, AsyncResult, Backoff, ControlError, ResultError, RetryPolicy, Revoked, SendError, State,
     TaskContext, TaskDef, TaskError, TaskId, Worker, WorkerBuilder,
     clock::Timestamp,
-    memory::{MemoryBackend, MemoryBroker},
     record::{FailureKind, TaskState},
     wait_all, wait_any,
     worker::{Drained, ErrorClass, TaskOptions},
 };
+use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 

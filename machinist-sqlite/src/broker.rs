@@ -125,7 +125,7 @@ impl Broker for SqliteBroker {
                 self.subscribe(vec![Target::DeadLetters(queue)], prefetch).await.map(Some)
             }
             // A delayed message waits in its own queue here, which nobody can delete.
-            _ => Ok(None),
+            SideQueue::Undelivered => Ok(None),
         }
     }
 

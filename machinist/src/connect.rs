@@ -10,8 +10,8 @@ use machinist_core::{
     backend::{Backend, BackendError},
     broker::{Broker, BrokerError},
     error::BoxError,
-    memory::{MemoryBackend, MemoryBroker},
 };
+use machinist_memory::{MemoryBackend, MemoryBroker};
 
 use crate::{
     plaintext,

@@ -49,6 +49,8 @@ pub mod url;
 
 #[doc(inline)]
 pub use machinist_core::*;
+/// Broker and backend inside one process.
+pub use machinist_memory as memory;
 
 pub use connect::{AppExt, ConnectError, Servers};
 

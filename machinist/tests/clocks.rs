@@ -14,10 +14,10 @@ use std::{
 use machinist::{
     App, AppExt, State, TaskDef, TaskError, TaskId, Worker,
     clock::{set_host_wrong_by, wall},
-    memory::{MemoryBackend, MemoryBroker},
     settings::{Overrides, Settings},
 };
 use machinist_conformance::service_url;
+use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio::sync::{Mutex as Turn, oneshot};
 
 const HOUR: Duration = Duration::from_secs(3600);

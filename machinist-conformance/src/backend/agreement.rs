@@ -14,9 +14,9 @@ use machinist_core::{
     backend::{Backend, Commit, Committed, Expiry, Index, IndexUpdate},
     clock::{Timestamp, wall},
     id::{SessionId, TaskId},
-    memory::MemoryBackend,
     record::{FactName, Facts},
 };
+use machinist_memory::MemoryBackend;
 use proptest::{
     collection::vec,
     prelude::{Just, Strategy, prop_oneof},

@@ -8,9 +8,8 @@ use std::{
     time::Duration,
 };
 
-use machinist_core::{
-    App, State, TaskDef, TaskError, Worker, WorkerBuilder, backend::Backend, memory::MemoryBroker,
-};
+use machinist_core::{App, State, TaskDef, TaskError, Worker, WorkerBuilder, backend::Backend};
+use machinist_memory::MemoryBroker;
 use tokio::sync::oneshot;
 
 use crate::{

@@ -4,10 +4,11 @@
 //! writer wins; the state is a function of the facts (see [`fold`](super::fold)). Values are JSON text, so that a
 //! person with `redis-cli` or `sqlite3` can read them.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+pub use machinist_adapter::facts::{FactName, Facts};
+use serde::{Deserialize, Serialize};
 
 use super::FailureKind;
 use crate::{
@@ -15,80 +16,6 @@ use crate::{
     clock::Timestamp,
     id::{RunId, SessionId},
 };
-
-/// The name of one fact, for example `s:1:2` (attempt 1 was started for the second time). Most are known beforehand, and
-/// every task needs a dozen of them.
-pub type FactName = Cow<'static, str>;
-
-/// A set of facts: one task's record, whole or in part.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct Facts(BTreeMap<FactName, Bytes>);
-
-impl Facts {
-    /// The empty set: what is known about a task whose record was lost, or never written.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// The value of a fact, if it was written.
-    pub fn get(&self, name: &str) -> Option<&Bytes> {
-        self.0.get(name)
-    }
-
-    /// Whether a fact was written.
-    pub fn has(&self, name: &str) -> bool {
-        self.0.contains_key(name)
-    }
-
-    /// Puts a fact into this set, whatever was there.
-    pub fn put(&mut self, name: impl Into<FactName>, value: impl Into<Bytes>) {
-        self.0.insert(name.into(), value.into());
-    }
-
-    /// Takes a fact out of this set.
-    pub fn remove(&mut self, name: &str) -> Option<Bytes> {
-        self.0.remove(name)
-    }
-
-    /// All facts, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Bytes)> {
-        self.0.iter().map(|(name, value)| (&**name, value))
-    }
-
-    /// How many facts there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether nothing is known.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Reads a fact that is plain text.
-    pub(crate) fn text(&self, name: &str) -> Option<String> {
-        String::from_utf8(self.get(name)?.to_vec()).ok()
-    }
-
-    /// Reads a fact's JSON value; `None` where it was not written or does not have that shape.
-    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        serde_json::from_slice(self.get(name)?).ok()
-    }
-}
-
-impl FromIterator<(FactName, Bytes)> for Facts {
-    fn from_iter<I: IntoIterator<Item = (FactName, Bytes)>>(facts: I) -> Self {
-        Self(facts.into_iter().collect())
-    }
-}
-
-impl IntoIterator for Facts {
-    type Item = (FactName, Bytes);
-    type IntoIter = std::collections::btree_map::IntoIter<FactName, Bytes>;
-    fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
-    }
-}
 
 /// How long the facts of most tasks are at most, in bytes.
 const USUAL_FACT_BYTES: usize = 256;

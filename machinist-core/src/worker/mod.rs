@@ -67,7 +67,8 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use machinist_core::{App, TaskDef, TaskError, Worker, memory::{MemoryBackend, MemoryBroker}};
+/// use machinist_core::{App, TaskDef, TaskError, Worker};
+/// use machinist_memory::{MemoryBackend, MemoryBroker};
 /// use std::{sync::Arc, time::Duration};
 ///
 /// const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");

@@ -12,10 +12,10 @@ use machinist_core::{
     App, AppBuilder, State, TaskDef, TaskError, Worker, WorkerBuilder,
     broker::{Broker, Consume, Message, Publish, Settle, Target},
     id::QueueName,
-    memory::{MemoryBackend, MemoryBroker},
     sign::{Algorithm, Key, Keyring},
     worker::Drained,
 };
+use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");

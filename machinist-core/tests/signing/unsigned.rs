@@ -12,9 +12,9 @@ use machinist_core::{
     },
     diagnose::{Diagnose, Finding},
     id::QueueName,
-    memory::{MemoryBackend, MemoryBroker},
     record::{FailureKind, TaskState},
 };
+use machinist_memory::{MemoryBackend, MemoryBroker};
 
 use crate::support::{ADD, FLAKY, House, Running, SOON, hmac};
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use machinist::{
     App, Signature,
     broker::{Broker, Consume, HeaderValue, Message, Settle},
-    memory::{MemoryBackend, MemoryBroker},
     sign::{Algorithm, Key, KeyState, Keyring},
 };
 use machinist_conformance::{header, producer, without};
+use machinist_memory::{MemoryBackend, MemoryBroker};
 
 use crate::{ADD, EVIL, MAIL, queue};
 

@@ -7,8 +7,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{Settlement, TaskProcessor};
 use crate::{
     backend::{Commit, Expiry},
-    broker::{NEARLY_DUE, keep_for},
     clock::Timestamp,
+    delay::{NEARLY_DUE, keep_for},
     envelope::Envelope,
     record::{Facts, FailureKind, UNFINISHED_TTL, name},
 };

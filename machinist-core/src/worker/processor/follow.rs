@@ -8,9 +8,10 @@ use std::time::Duration;
 use super::{Settlement, TaskProcessor};
 use crate::{
     backend::{Index, IndexUpdate},
-    broker::{Message, Publish, PublishError, Target, keep_for},
+    broker::{Message, Publish, PublishError, Target},
     clock::Timestamp,
     dead_letters::{DeadLetter, add_to_index},
+    delay::keep_for,
     envelope::{DeadMark, DeadReason, Envelope, dead_letter},
     id::{QueueName, TaskId},
     record::{Counters, ErrorText, Facts, FailureKind, FollowUp},

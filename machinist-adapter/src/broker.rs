@@ -20,14 +20,13 @@ use bytes::Bytes;
 use crate::{
     clock::Timestamp,
     diagnose::Diagnose,
-    envelope::header,
     error::BoxError,
+    header,
     id::{QueueName, TaskId, TaskName},
 };
 
 /// A value in a message's headers.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
 pub enum HeaderValue {
     /// Text.
     Text(String),
@@ -117,7 +116,6 @@ pub struct Message {
 
 /// Where a message goes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Target {
     /// A task queue.
     Queue(QueueName),
@@ -143,16 +141,6 @@ pub struct Publish {
     pub message: Message,
     /// How long the broker keeps it before anybody can receive it. Never shortened; it may take longer.
     pub delay: Duration,
-}
-
-/// What comes no more than this too early is waited for by the worker, instead of being sent on another ride.
-pub(crate) const NEARLY_DUE: Duration = Duration::from_millis(20);
-
-/// For how long the broker is to keep what is due after `wait`: somewhat shorter, because what it delivers late can only
-/// be late, and a worker waits for the rest to the millisecond. Clocks may differ by what is missing to [`NEARLY_DUE`].
-pub(crate) fn keep_for(wait: Duration) -> Duration {
-    const SOONER: Duration = Duration::from_millis(16);
-    wait.saturating_sub(SOONER)
 }
 
 /// What became of a publish that did not succeed. The three groups ask for different answers:
@@ -234,7 +222,6 @@ pub struct Consume {
 
 /// Where messages lie aside: no task is run from there, and only who puts things in order takes from it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum SideQueue {
     /// The dead letters of a task queue.
     DeadLetters(QueueName),

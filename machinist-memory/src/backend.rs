@@ -15,15 +15,15 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::lock;
-use crate::{
+use machinist_adapter::{
     backend::{
         Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Renewed,
         SessionEntry, Watch,
     },
     clock::{self, Clock, Timestamp},
     diagnose::{Diagnose, Finding},
+    facts::Facts,
     id::{SessionId, TaskId},
-    record::Facts,
 };
 
 /// A backend inside this process. Clones share everything.
@@ -280,7 +280,7 @@ impl Drop for Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Expiry;
+    use machinist_adapter::backend::Expiry;
 
     fn put(id: &TaskId, name: &str, expiry: Expiry) -> Commit {
         Commit { facts: vec![(name.to_owned().into(), Bytes::new())], expiry, ..Commit::new(id.clone()) }

@@ -2,7 +2,7 @@
 //!
 //! A backend holds no rule of the delivery protocol. It can do one thing atomically,
 //! [`commit`](Backend::commit): write facts of one record unless certain facts are there. Every decision is made
-//! in [`record`](crate::record), which needs no server to be tested. What an implementation must hold is written
+//! in `machinist_core::record`, which needs no server to be tested. What an implementation must hold is written
 //! on each method and proven by `machinist-conformance`.
 //!
 //! # Why not `set_state`
@@ -20,8 +20,8 @@ use crate::{
     clock::Timestamp,
     diagnose::Diagnose,
     error::BoxError,
+    facts::{FactName, Facts},
     id::{SessionId, TaskId},
-    record::{FactName, Facts},
 };
 
 /// When a record is forgotten, counted from the commit.

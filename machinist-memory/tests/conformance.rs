@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use machinist_conformance::{BackendHarness, BrokerHarness};
-use machinist_core::{
+use machinist_adapter::{
     backend::Backend,
     broker::{Broker, Message},
     id::QueueName,
-    memory::{MemoryBackend, MemoryBroker},
 };
+use machinist_conformance::{BackendHarness, BrokerHarness};
+use machinist_memory::{MemoryBackend, MemoryBroker};
 
 struct InMemory<T>(T);
 
@@ -59,12 +59,11 @@ mod backend_suite {
 mod model {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use machinist_conformance::backend::agreement::{Answer, Change, Step, World, sequences};
-    use machinist_core::{
+    use machinist_adapter::{
         backend::{Committed, Index},
-        memory::MemoryBackend,
-        record::Facts,
+        facts::Facts,
     };
+    use machinist_conformance::backend::agreement::{Answer, Change, Step, World, sequences};
     use proptest::{prop_assert_eq, proptest};
 
     /// What the seam's docs say, as plainly as it can be written.
@@ -150,7 +149,7 @@ mod model {
         fn memory_does_what_the_docs_say(steps in sequences(40)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             runtime.block_on(async {
-                let (backend, world, mut model) = (MemoryBackend::new(), World::fresh(), Model::default());
+                let (backend, world, mut model) = (super::MemoryBackend::new(), World::fresh(), Model::default());
                 for step in &steps {
                     prop_assert_eq!(world.ask(&backend, step).await, model.answer(step), "to {:?}", step);
                 }

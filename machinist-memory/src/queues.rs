@@ -14,7 +14,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{
+use machinist_adapter::{
     broker::{Message, Publish, QueueDepth, Settle, Settled, Target},
     id::QueueName,
 };

@@ -9,7 +9,7 @@ use super::{
     lock,
     queues::{MemoryQueues, PeekedDelivery},
 };
-use crate::{
+use machinist_adapter::{
     broker::{
         Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Message, Publish, PublishError,
         QueueDepth, Receipt, Settle, Settled, SideQueue, SubscriptionHealth, Target,
@@ -236,7 +236,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::broker::Target;
+    use machinist_adapter::broker::Target;
 
     fn publish(queue: &QueueName, body: &'static str, delay: Duration) -> Publish {
         let message = Message { body: body.into(), ..Message::default() };

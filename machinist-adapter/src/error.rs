@@ -1,0 +1,11 @@
+//! Errors as sources, and their text.
+//!
+//! Both seams carry the error of a client library as a source, so that its own words reach the person who reads them.
+
+/// Any error, as a source.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Returns the text of an error and of everything that caused it, outermost first.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
+    std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect()
+}

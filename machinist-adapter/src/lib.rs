@@ -1,0 +1,29 @@
+//! The seams that brokers and result backends implement, and the values that cross them.
+//!
+//! An adapter depends on this crate alone: it moves opaque messages or remembers write-once facts, and needs no word
+//! of the delivery protocol, of codecs or of keys. `machinist-core` builds the protocol on the same seams.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`broker`] | the seam to message brokers: publish, consume, settle |
+//! | [`backend`] | the seam to result backends: commit, read, watch, sessions, indexes |
+//! | [`facts`] | the set of facts that a record holds |
+//! | [`diagnose`] | findings about a server, for people |
+//! | [`id`] | names and identities |
+//! | [`clock`] | backend time as one process knows it |
+//! | [`header`] | names of machinist's message headers |
+//! | [`error`] | errors as sources, and their text |
+//! | `tls` | certificates and keys of TLS connections (feature `tls`) |
+//!
+//! The suites of `machinist-conformance` define what an adapter promises.
+
+pub mod backend;
+pub mod broker;
+pub mod clock;
+pub mod diagnose;
+pub mod error;
+pub mod facts;
+pub mod header;
+pub mod id;
+#[cfg(feature = "tls")]
+pub mod tls;
