@@ -9,9 +9,9 @@ use crate::{
     backend::{BackendError, Commit, Index, IndexUpdate},
     broker::Message,
     clock::Timestamp,
-    envelope::DeadMark,
     id::{QueueName, TaskId, TaskName},
     record::{ErrorText, Facts, json, name},
+    wire::DeadMark,
 };
 
 /// The fact that tells about a dead letter.
@@ -39,7 +39,7 @@ impl DeadLetter {
             at,
             task: message.id.as_deref().and_then(|id| TaskId::parse(id).ok()),
             name: message.kind.as_deref().and_then(|name| TaskName::parse(name).ok()),
-            attempt: crate::envelope::attempt_of(message),
+            attempt: crate::wire::attempt_of(message),
             size: message.size(),
         }
     }

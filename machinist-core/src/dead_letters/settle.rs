@@ -11,17 +11,17 @@ use super::{
     scan::{DeadLetterScan, ScannedLetter},
 };
 use crate::{
-    admission::{Admission, admit},
     broker::{Delivery, Message, Publish, Settle, Target},
     client::Client,
     control::ControlError,
-    envelope::{DeadMark, DeadReason, Envelope, dead_letter},
     id::{QueueName, TaskId},
     record::{
         ErrorText, Facts, FailureKind, TaskState, failure_without_run, fold, name, newest_start,
         recorded_follow_up,
     },
-    stored_message::message_to_fact,
+    security::{Admission, admit},
+    wire::message_to_fact,
+    wire::{DeadMark, DeadReason, Envelope, dead_letter},
 };
 
 /// What became of a dead letter.

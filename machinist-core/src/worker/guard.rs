@@ -12,8 +12,8 @@ use super::{
 use crate::{
     backend::{Commit, Expiry},
     broker::{Publish, Settle, Target},
-    envelope::Envelope,
     record::{UNFINISHED_TTL, name},
+    wire::Envelope,
 };
 
 /// The first guard comes back after this.

@@ -7,7 +7,9 @@ use std::{
 };
 
 use super::{Stages, processor::TaskProcessor};
-use crate::{broker::SubscriptionHealth, error::chain};
+use machinist_adapter::error::chain;
+
+use crate::broker::SubscriptionHealth;
 
 /// How long a server may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);

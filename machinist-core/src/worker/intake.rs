@@ -16,10 +16,9 @@ use super::{
     processor::TaskProcessor,
     server_calls::{AWAY_TIMEOUT, pause},
 };
-use crate::{
-    broker::{Consume, Consumer, SubscriptionHealth},
-    error::chain,
-};
+use machinist_adapter::error::chain;
+
+use crate::broker::{Consume, Consumer, SubscriptionHealth};
 
 /// What takes deliveries, and what it needs for it.
 pub(super) struct Intake {

@@ -44,7 +44,6 @@ pub use dead_letter_counts::DeadLetterCounts;
 pub use drain::{Drained, Stages};
 pub use health::Health;
 pub use options::{ErrorClass, ErrorClassifier, TaskOptions};
-pub(crate) use renewal::wake_session;
 
 use crate::{
     app::App,

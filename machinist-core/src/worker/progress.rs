@@ -6,7 +6,7 @@
 use std::{convert::Infallible, time::Duration};
 
 use super::{processor::TaskProcessor, session::RegisteredRun};
-use crate::{context::TaskContext, encryption::encrypt_outcome, record::progress_commit, sign::Key};
+use crate::{context::TaskContext, record::progress_commit, security::encrypt_outcome, sign::Key};
 
 /// How often at most a run's progress is written.
 const WRITE_INTERVAL: Duration = Duration::from_millis(500);

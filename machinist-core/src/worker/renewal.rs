@@ -16,10 +16,7 @@ use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{processor::TaskProcessor, server_calls::jittered, session::Sessions};
-use crate::{
-    backend::{Commit, Watch},
-    id::{SessionId, TaskId},
-};
+use crate::{backend::Watch, id::SessionId, session_channel::session_channel};
 
 /// How long a worker that was rung for waits before it looks.
 const WAKE_UP_DELAY: Duration = Duration::from_millis(50);
@@ -158,18 +155,6 @@ impl RuntimeProbe {
     }
 }
 
-/// Whoever wants the worker of a session to look at what it runs rings here: nothing is stored under this id, it is
-/// only watched. One watch for each worker, not one for each running task.
-/// None where a record names a session that cannot be one.
-fn session_channel(session: &SessionId) -> Option<TaskId> {
-    TaskId::parse(&format!("session.{}", session.as_str())).ok()
-}
-
-/// The commit that rings, if there is anybody who can hear it.
-pub(crate) fn wake_session(session: &SessionId) -> Option<Commit> {
-    Some(Commit { wake: true, ..Commit::new(session_channel(session)?) })
-}
-
 /// Tells of those who ring. Nothing depends on it: at its next renewal the worker looks anyway.
 async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
     let mut watched: Option<(SessionId, Watch)> = None;
@@ -177,8 +162,8 @@ async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
         let session = sessions.current();
         if watched.as_ref().is_none_or(|(watched, _)| *watched != session) {
             // INVARIANT: our own session's name is a UUID.
-            let session_channel = session_channel(&session).expect("a short text");
-            watched = match sessions.backend().watch(&session_channel).await {
+            let channel = session_channel(&session).expect("a short text");
+            watched = match sessions.backend().watch(&channel).await {
                 Ok(watch) => Some((session, watch)),
                 Err(error) => {
                     tracing::debug!(%error, "a revoked task will be noticed at a renewal only");

@@ -22,8 +22,8 @@ use super::{
 use crate::{
     backend::Commit,
     clock::Timestamp,
-    codec::Codec,
-    envelope::{Envelope, FirstSigner},
+    wire::Codec,
+    wire::{Envelope, FirstSigner},
 };
 
 /// A handler in a world: whose, and which.

@@ -9,8 +9,8 @@ use crate::{
     backend::{Commit, Expiry},
     clock::Timestamp,
     delay::{NEARLY_DUE, keep_for},
-    envelope::Envelope,
     record::{Facts, FailureKind, UNFINISHED_TTL, name},
+    wire::Envelope,
 };
 
 /// Waiting longer than this for a slot is written down (state RECEIVED).

@@ -12,14 +12,14 @@ use super::{ActiveDelivery, RegisteredTask, Settlement, TaskProcessor};
 use crate::{
     backend::{Index, IndexUpdate},
     context::{RunInfo, TaskContext},
-    envelope::{Body, Envelope},
     error::TaskError,
     id::TaskId,
     middleware::Next,
     record::{Claim, Outcome, Verdict, decide},
     retry::RetryPolicy,
-    sizes::json_size,
     trace::TraceContext,
+    wire::json_size,
+    wire::{Body, Envelope},
     worker::{
         run::{Begun, Call, RunEnd, Timeouts},
         session::{CancelReason, RegisteredRun},
@@ -49,7 +49,7 @@ impl TaskProcessor {
         let span = self.span(&active.envelope, &claim);
         let decoded = self.app.decode(&active.envelope);
         let (policy, due) = match &decoded {
-            Ok(body) => (body.retry.clone(), body.eta),
+            Ok(body) => (body.retry.clone(), body.first_eta),
             Err(_) => (Some(RetryPolicy::default()), None),
         };
         let cx = self.context(&active.envelope, &claim, registered, decoded.as_ref().ok());
@@ -97,7 +97,7 @@ impl TaskProcessor {
         cx: TaskContext,
         registered: &RegisteredRun,
     ) -> RunEnd {
-        let delayed = active.envelope.attempt > 1 || body.eta.is_some();
+        let delayed = active.envelope.attempt > 1 || body.first_eta.is_some();
         let mut call = Call {
             timeouts: Timeouts {
                 soft: body.soft_timeout().or(task.options.soft_timeout),

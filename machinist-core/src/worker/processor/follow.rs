@@ -12,9 +12,9 @@ use crate::{
     clock::Timestamp,
     dead_letters::{DeadLetter, add_to_index},
     delay::keep_for,
-    envelope::{DeadMark, DeadReason, Envelope, dead_letter},
     id::{QueueName, TaskId},
     record::{Counters, ErrorText, Facts, FailureKind, FollowUp},
+    wire::{DeadMark, DeadReason, Envelope, dead_letter},
     worker::server_calls::Unpublished,
 };
 

@@ -38,16 +38,16 @@ use super::{
     session::Sessions,
 };
 use crate::{
-    admission::{Admission, admit},
     app::App,
     broker::{Delivery, Receipt, Settle, Settled},
     clock::Timestamp,
     context::StateMap,
-    envelope::Envelope,
     handler::DynHandler,
     id::TaskName,
     middleware::Middleware,
+    security::{Admission, admit},
     sign::Key,
+    wire::Envelope,
 };
 
 /// How long a delivery of a busy task waits before it asks again, as often as this; then until the session that holds it

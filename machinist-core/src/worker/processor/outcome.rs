@@ -12,14 +12,14 @@ use crate::{
     broker::{Publish, Target},
     clock::Timestamp,
     context::TaskContext,
-    encryption::encrypt_outcome,
-    envelope::Envelope,
     record::{
         Claim, CommitRefusal, ErrorText, FactName, Facts, FailureKind, MIN_RESULTS_TTL, Verdict,
         add_progress, explain_refusal, failure_without_run, follow_up_of, name, outcome_commit,
         recorded_follow_up,
     },
-    stored_message::message_to_fact,
+    security::encrypt_outcome,
+    wire::Envelope,
+    wire::message_to_fact,
     worker::{SETTLE_TIMEOUT, session::RegisteredRun},
 };
 
@@ -140,7 +140,7 @@ impl TaskProcessor {
         kind: FailureKind,
         error: impl Into<ErrorText>,
     ) -> Option<Settlement> {
-        let due = self.app.decode(envelope).ok().and_then(|body| body.eta);
+        let due = self.app.decode(envelope).ok().and_then(|body| body.first_eta);
         let now = self.now();
         let ttl = self.kept(due, now);
         let mut commit =

@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::{Settlement, TaskProcessor};
 use crate::{
     broker::{Message, Publish, Target},
-    envelope::{DeadReason, Envelope},
     id::QueueName,
     record::{ErrorText, Facts, FailureKind, newest_start, recorded_follow_up},
+    wire::{DeadReason, Envelope},
     worker::server_calls::Unpublished,
 };
 

@@ -4,9 +4,9 @@ use super::{Settlement, TaskProcessor};
 use crate::{
     backend::{Commit, Committed},
     clock::Timestamp,
-    envelope::Envelope,
     id::SessionId,
     record::{Claim, Facts, FailureKind, StartDecision, StartRequest, Suspicion, decide_start, suspicion},
+    wire::Envelope,
     worker::{exclusive, server_calls::Unanswered, session::RegisteredRun},
 };
 

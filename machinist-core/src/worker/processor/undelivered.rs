@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use super::{Settlement, TaskProcessor};
 use crate::{
-    admission::{Admission, admit},
     broker::{Delivery, Message, Publish, PublishError, Target},
-    envelope::Envelope,
     id::QueueName,
     record::FailureKind,
+    security::{Admission, admit},
+    wire::Envelope,
     worker::server_calls::Unpublished,
 };
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{envelope::Body, error::BoxError};
+use crate::{error::BoxError, wire::body::Body};
 
 pub(super) fn encode(body: &Body) -> Result<Bytes, BoxError> {
     Ok(serde_json::to_vec(body)?.into())

@@ -1,7 +1,8 @@
 //! How large things may be, checked before anything is parsed: whoever can publish must not be able to fill a
 //! worker's memory.
 
-use crate::codec::DEPTH_LIMIT;
+/// Maximum nesting of a body that is decoded. A deeper body is an attack or a mistake.
+pub(crate) const MAX_DEPTH: usize = 100;
 
 /// The largest sizes that are sent and taken.
 ///
@@ -25,13 +26,24 @@ pub struct MaxSizes {
     pub errors: usize,
 }
 
+/// A part of a message or body that is larger than its maximum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Oversize {
+    /// Name of the part, for people.
+    pub(crate) part: &'static str,
+    /// Its size: bytes, or a number of arguments or levels.
+    pub(crate) size: usize,
+    /// The maximum, in the same unit.
+    pub(crate) max: usize,
+}
+
 impl Default for MaxSizes {
     fn default() -> Self {
         Self {
             body: 1024 * 1024,
             headers: 16 * 1024,
             args: 1024,
-            depth: DEPTH_LIMIT,
+            depth: MAX_DEPTH,
             results: 1024 * 1024,
             errors: 64 * 1024,
         }
@@ -63,7 +75,7 @@ impl MaxSizes {
     /// Sets the maximum depth of nesting; more than 100 means 100.
     #[must_use]
     pub const fn depth(mut self, levels: usize) -> Self {
-        self.depth = if levels < DEPTH_LIMIT { levels } else { DEPTH_LIMIT };
+        self.depth = if levels < MAX_DEPTH { levels } else { MAX_DEPTH };
         self
     }
 
@@ -81,14 +93,14 @@ impl MaxSizes {
         self
     }
 
-    /// What of a message is too large: its name, its size, the limit.
-    pub(crate) fn exceeded(&self, message: &crate::broker::Message) -> Option<(&'static str, usize, usize)> {
-        let (body, all) = (message.body.len(), message.size());
-        let headers = all - body;
+    /// Returns the part of a message that is too large, if one is.
+    pub(crate) fn exceeded(&self, message: &crate::broker::Message) -> Option<Oversize> {
+        let body = message.body.len();
+        let headers = message.size() - body;
         if body > self.body {
-            Some(("body", body, self.body))
+            Some(Oversize { part: "body", size: body, max: self.body })
         } else if headers > self.headers {
-            Some(("headers", headers, self.headers))
+            Some(Oversize { part: "headers", size: headers, max: self.headers })
         } else {
             None
         }

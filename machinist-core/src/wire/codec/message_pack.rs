@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::DEPTH_LIMIT;
-use crate::{envelope::Body, error::BoxError};
+use super::super::sizes::MAX_DEPTH;
+use crate::{error::BoxError, wire::body::Body};
 
 pub(super) fn encode(body: &Body) -> Result<Bytes, BoxError> {
     Ok(rmp_serde::to_vec_named(body)?.into())
@@ -12,7 +12,7 @@ pub(super) fn encode(body: &Body) -> Result<Bytes, BoxError> {
 
 pub(super) fn decode(bytes: &[u8]) -> Result<Body, BoxError> {
     let mut from = rmp_serde::Deserializer::from_read_ref(bytes);
-    from.set_max_depth(DEPTH_LIMIT);
+    from.set_max_depth(MAX_DEPTH);
     let body = Body::deserialize(&mut from)?;
     Ok(body)
 }

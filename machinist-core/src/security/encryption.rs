@@ -13,10 +13,10 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     backend::Commit,
-    envelope::Envelope,
     id::TaskId,
     record::{Facts, name},
     sign::{Key, KeyId, Keyring, input::SigningInput},
+    wire::Envelope,
 };
 
 /// The content type of an encrypted body. Which one it has inside is part of what is encrypted.

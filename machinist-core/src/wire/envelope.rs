@@ -4,82 +4,25 @@
 //! written once by the sender and forwarded as the same bytes for ever. So a retry costs no encoding, and fields
 //! that this version does not know are kept.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use base64::{Engine, display::Base64Display, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use machinist_adapter::header;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+use super::{Body, Codec, MaxSizes, Oversize};
 use crate::{
-    args::Arg,
     broker::{HeaderValue, Message},
     clock::Timestamp,
-    codec::Codec,
     error::BoxError,
     id::{QueueName, TaskId, TaskName},
-    record::{Counters, ErrorText, FailureKind},
-    retry::RetryPolicy,
+    record::Counters,
     sign::{Key, KeyId, input::SigningInput},
-    sizes::MaxSizes,
     trace::TraceContext,
 };
 
 /// The version of the wire that is written, and the newest that is read.
 const WIRE_VERSION: i64 = 1;
-
-/// The part of a signature that its sender writes once.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Body {
-    #[serde(default)]
-    pub(crate) args: Vec<Arg>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) retry: Option<RetryPolicy>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) timeout_ms: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) soft_timeout_ms: Option<u64>,
-    /// For when it was sent; the header of that name is about the next run.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) eta: Option<Timestamp>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(crate) headers: BTreeMap<String, String>,
-}
-
-impl Body {
-    pub(crate) fn timeout(&self) -> Option<Duration> {
-        self.timeout_ms.map(Duration::from_millis)
-    }
-
-    pub(crate) fn soft_timeout(&self) -> Option<Duration> {
-        self.soft_timeout_ms.map(Duration::from_millis)
-    }
-
-    /// What of it is too much: its name, its number, the limit.
-    pub(crate) fn exceeded(&self, sizes: &MaxSizes) -> Option<(&'static str, usize, usize)> {
-        if self.args.len() > sizes.args {
-            return Some(("arguments", self.args.len(), sizes.args));
-        }
-        // The body, the list of arguments, the argument.
-        let depth = self.args.iter().map(|arg| 3 + depth(&arg.value)).max().unwrap_or(1);
-        (depth > sizes.depth).then_some(("levels of nesting", depth, sizes.depth))
-    }
-}
-
-/// How many lists and tables lie in each other. Without recursion: what a sender hands over was bounded by nobody.
-fn depth(value: &Value) -> usize {
-    let (mut deepest, mut open) = (0, vec![(value, 0)]);
-    while let Some((value, above)) = open.pop() {
-        match value {
-            Value::Array(all) => open.extend(all.iter().map(|inner| (inner, above + 1))),
-            Value::Object(all) => open.extend(all.values().map(|inner| (inner, above + 1))),
-            _ => continue,
-        }
-        deepest = deepest.max(above + 1);
-    }
-    deepest
-}
 
 /// One task's message: the headers read, the body not yet.
 #[derive(Debug, Clone, PartialEq)]
@@ -222,8 +165,8 @@ impl Envelope {
             .ok_or_else(|| format!("no codec reads the content type {:?}", self.content_type))?;
         let body = codec.decode(&self.body)?;
         match body.exceeded(sizes) {
-            Some((what, found, limit)) => {
-                Err(format!("it has {found} {what}, and {limit} are the limit here").into())
+            Some(Oversize { part, size, max }) => {
+                Err(format!("it has {size} {part}, and the maximum here is {max}").into())
             }
             None => Ok(body),
         }
@@ -407,102 +350,9 @@ fn wire(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// Why a message lies among the dead letters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DeadReason {
-    Unsigned,
-    UnknownKey,
-    BadSignature,
-    RevokedKey,
-    Stale,
-    NotAllowed,
-    TooLarge,
-    Undecodable,
-    WrongQueue,
-    Unregistered,
-    Malformed,
-    Failed,
-    Lost,
-    Expired,
-    Unroutable,
-}
-
-impl DeadReason {
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Unsigned => "unsigned",
-            Self::UnknownKey => "unknown-key",
-            Self::BadSignature => "bad-signature",
-            Self::RevokedKey => "revoked-key",
-            Self::Stale => "stale",
-            Self::NotAllowed => "not-allowed",
-            Self::TooLarge => "too-large",
-            Self::Undecodable => "undecodable",
-            Self::WrongQueue => "wrong-queue",
-            Self::Unregistered => "unregistered",
-            Self::Malformed => "malformed",
-            Self::Failed => "failed",
-            Self::Lost => "lost",
-            Self::Expired => "expired",
-            Self::Unroutable => "unroutable",
-        }
-    }
-
-    /// The reason under which a task that ended so is buried. A rejected one's error begins with it.
-    pub(crate) fn of(kind: FailureKind, error: &ErrorText) -> Self {
-        match kind {
-            FailureKind::Rejected => [Self::Stale, Self::UnknownKey, Self::RevokedKey, Self::Undecodable]
-                .into_iter()
-                .find(|reason| reason.as_str() == error.message())
-                .unwrap_or(Self::NotAllowed),
-            FailureKind::Expired => Self::Expired,
-            FailureKind::Lost => Self::Lost,
-            FailureKind::Malformed => Self::Malformed,
-            FailureKind::Unregistered => Self::Unregistered,
-            FailureKind::Unroutable => Self::Unroutable,
-            _ => Self::Failed,
-        }
-    }
-}
-
-/// What a dead letter says beside what its message says.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct DeadMark {
-    pub(crate) dead_id: String,
-    /// A word of [`DeadReason`], where a program of this version wrote it.
-    pub(crate) reason: String,
-    pub(crate) error: ErrorText,
-    pub(crate) at: Timestamp,
-}
-
-impl DeadMark {
-    /// Reads it; `None` where we did not put the message there.
-    pub(crate) fn read(message: &Message) -> Option<Self> {
-        let text = |name: &str| message.headers.get(name).and_then(HeaderValue::as_text);
-        let at = message.headers.get(header::DEAD_AT).and_then(HeaderValue::as_int);
-        Some(Self {
-            dead_id: text(header::DEAD_ID)?.to_owned(),
-            reason: text(header::DEAD_REASON).unwrap_or("unknown").to_owned(),
-            error: ErrorText::from(text(header::DEAD_ERROR).unwrap_or_default()),
-            at: Timestamp::from_micros(at.unwrap_or_default()),
-        })
-    }
-}
-
 /// Which attempt a message says it is for.
 pub(crate) fn attempt_of(message: &Message) -> Option<u32> {
     HeaderReader(message).attempt().ok()
-}
-
-/// A message as a dead letter: everything it had, and why it is here.
-pub(crate) fn dead_letter(message: &Message, mark: &DeadMark) -> Message {
-    let DeadMark { dead_id, reason, error, at } = mark;
-    let mut dead = message.clone();
-    dead.headers.insert(header::DEAD_ID.into(), dead_id.as_str().into());
-    dead.headers.insert(header::DEAD_REASON.into(), reason.as_str().into());
-    dead.headers.insert(header::DEAD_ERROR.into(), error.chain.join(": ").into());
-    dead.headers.insert(header::DEAD_AT.into(), at.as_micros().into());
-    dead
 }
 
 /// Headers by type, with errors that name them.
@@ -548,6 +398,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{args::Arg, retry::RetryPolicy};
 
     fn envelope() -> Envelope {
         let body = Body { args: vec![], ..Body::default() };
@@ -635,7 +486,7 @@ mod tests {
             retry: Some(RetryPolicy::new(3)),
             timeout_ms: Some(5),
             soft_timeout_ms: Some(4),
-            eta: Some(Timestamp::from_micros(9)),
+            first_eta: Some(Timestamp::from_micros(9)),
             headers: [("k".to_owned(), "v".to_owned())].into(),
         };
         for codec in [Codec::MessagePack, Codec::Json] {

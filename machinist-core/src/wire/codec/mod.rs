@@ -7,10 +7,7 @@ mod message_pack;
 
 use bytes::Bytes;
 
-use crate::{envelope::Body, error::BoxError};
-
-/// The deepest nesting that is decoded; what lies deeper is an attack or a mistake.
-pub(crate) const DEPTH_LIMIT: usize = 100;
+use crate::{error::BoxError, wire::body::Body};
 
 /// The way bodies are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -6,11 +6,10 @@
 use crate::{
     broker::Message,
     clock::Timestamp,
-    encryption::DecryptError,
-    envelope::{DeadReason, Envelope, Unreadable},
     id::QueueName,
-    sizes::MaxSizes,
-    trust::{Trust, VerifyError},
+    security::encryption::DecryptError,
+    security::{Trust, VerifyError},
+    wire::{DeadReason, Envelope, MaxSizes, Oversize, Unreadable},
 };
 
 /// What a message turned out to be.
@@ -36,8 +35,8 @@ pub(crate) fn admit(
     message: &Message,
     now: Timestamp,
 ) -> Admission {
-    if let Some((what, size, limit)) = sizes.exceeded(message) {
-        let error = format!("its {what}: {size} bytes, and {limit} are the limit here");
+    if let Some(Oversize { part, size, max }) = sizes.exceeded(message) {
+        let error = format!("its {part}: {size} bytes, and the maximum here is {max}");
         return Admission::Refused(DeadReason::TooLarge, error);
     }
     let mut envelope = match Envelope::read(message) {

@@ -16,11 +16,11 @@ use crate::{
     backend::Commit,
     broker::Message,
     clock::Timestamp,
-    encryption::{self, DecryptError},
-    envelope::{DeadReason, Envelope, FirstSigner, Seal, Unreadable},
     id::{QueueName, TaskId, TaskName},
     record::{Facts, name},
+    security::encryption::{self, DecryptError},
     sign::{Key, KeyError, KeyId, KeyRejection, Keyring, input::SigningInput},
+    wire::{DeadReason, Envelope, FirstSigner, Seal, Unreadable},
 };
 
 /// The version of what is signed under a result.
