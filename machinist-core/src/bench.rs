@@ -13,9 +13,7 @@ use crate::{
     retry::RetryPolicy,
     security::Trust,
     sign::{Algorithm, Key},
-    wire::Codec,
-    wire::MaxSizes,
-    wire::{Body, Envelope, FirstSigner},
+    wire::{Body, Codec, Envelope, FirstSigner, MaxSizes},
 };
 
 const NOW: Timestamp = Timestamp::from_micros(1_764_547_200_000_000);

@@ -21,8 +21,7 @@ use crate::{
     security::VerifyError,
     session_channel::wake_session,
     trace::TraceContext,
-    wire::Envelope,
-    wire::{MAX_STORED_BYTES, message_from_fact},
+    wire::{Envelope, MAX_STORED_BYTES, message_from_fact},
 };
 
 /// How many entries of a list are read at once.

@@ -17,15 +17,10 @@ use crate::{
         Verdict, decide_revoke, decide_start, failure_without_run, fold, json as fact, name,
         recorded_follow_up, suspicion,
     },
-    security::Trust,
-    security::encryption,
-    security::{Admission, admit},
+    security::{Admission, Trust, admit, encryption},
     session_channel::wake_session,
     sign::{Algorithm, Key, KeyId, KeyState, Keyring, input::SigningInput},
-    wire::Codec,
-    wire::MaxSizes,
-    wire::message_from_fact,
-    wire::{DeadMark, Envelope, FirstSigner, attempt_of, dead_letter},
+    wire::{Codec, DeadMark, Envelope, FirstSigner, MaxSizes, attempt_of, dead_letter, message_from_fact},
 };
 
 const HOUR: Duration = Duration::from_secs(3600);

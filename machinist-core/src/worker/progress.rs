@@ -5,13 +5,13 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use super::{processor::TaskProcessor, session::RegisteredRun};
+use super::{WorkerContext, session::RegisteredRun};
 use crate::{context::TaskContext, record::progress_commit, security::encrypt_outcome, sign::Key};
 
 /// How often at most a run's progress is written.
 const WRITE_INTERVAL: Duration = Duration::from_millis(500);
 
-impl TaskProcessor {
+impl WorkerContext {
     /// Writes the progress of a run, for as long as it runs. Never completes.
     pub(super) async fn publish_progress(
         &self,

@@ -15,7 +15,7 @@ use std::{
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{processor::TaskProcessor, server_calls::jittered, session::Sessions};
+use super::{WorkerContext, server_calls::jittered, session::Sessions};
 use crate::{backend::Watch, id::SessionId, session_channel::session_channel};
 
 /// How long a worker that was rung for waits before it looks.
@@ -35,21 +35,21 @@ impl Renewals {
     ///
     /// # Errors
     /// If the system gives no thread.
-    pub(super) fn begin(processor: &Arc<TaskProcessor>) -> std::io::Result<Self> {
+    pub(super) fn begin(worker: &Arc<WorkerContext>) -> std::io::Result<Self> {
         let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
         let (woken, probe) = (Arc::new(Notify::new()), RuntimeProbe::new());
         let renewing = {
-            let (processor, woken, probe) = (Arc::clone(processor), Arc::clone(&woken), Arc::clone(&probe));
+            let (worker, woken, probe) = (Arc::clone(worker), Arc::clone(&woken), Arc::clone(&probe));
             let (stop, told) = (stop.clone(), ended.clone().drop_guard());
             async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    () = renew_until_stopped(&processor, &woken, &probe) => {}
+                    () = renew_until_stopped(&worker, &woken, &probe) => {}
                 }
                 drop(told);
             }
         };
-        if processor.app.backend().capabilities().shared {
+        if worker.app.backend().capabilities().shared {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             std::thread::Builder::new().name("machinist-session".to_owned()).spawn(move || {
                 runtime.block_on(renewing);
@@ -59,7 +59,7 @@ impl Renewals {
         } else {
             tokio::spawn(renewing);
         }
-        let sessions = Arc::clone(&processor.sessions);
+        let sessions = Arc::clone(&worker.sessions);
         let beside = [
             tokio::spawn(forward_wake_ups(sessions, woken)),
             tokio::spawn(async move { probe.tick().await }),
@@ -82,8 +82,8 @@ impl Drop for Renewals {
 }
 
 /// Renews and looks for ever.
-async fn renew_until_stopped(processor: &TaskProcessor, woken: &Notify, probe: &RuntimeProbe) {
-    let (sessions, lease) = (&processor.sessions, processor.sessions.lease());
+async fn renew_until_stopped(worker: &WorkerContext, woken: &Notify, probe: &RuntimeProbe) {
+    let (sessions, lease) = (&worker.sessions, worker.sessions.lease());
     let renewing = async {
         let mut silent = false;
         loop {
@@ -93,15 +93,15 @@ async fn renew_until_stopped(processor: &TaskProcessor, woken: &Notify, probe: &
                 () = woken.notified() => tokio::time::sleep(WAKE_UP_DELAY).await,
             }
             probe.report(lease.renewal(), &mut silent);
-            while let Err(error) = sessions.renew(&processor.calls).await {
-                processor.calls.answered(false);
+            while let Err(error) = sessions.renew(&worker.calls).await {
+                worker.calls.answered(false);
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "the session was not renewed; trying again"
                 );
                 tokio::time::sleep(jittered(lease.renewal() / 5)).await;
             }
-            processor.calls.answered(true);
+            worker.calls.answered(true);
         }
     };
     let looking = async {

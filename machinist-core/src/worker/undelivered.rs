@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Settlement, TaskProcessor};
+use super::{Settlement, WorkerContext};
 use crate::{
     broker::{Delivery, Message, Publish, PublishError, Target},
     id::QueueName,
@@ -18,9 +18,9 @@ use crate::{
 /// How long a message stays here that cannot go anywhere yet.
 const REDELIVERY_DELAY: Duration = Duration::from_secs(60);
 
-impl TaskProcessor {
+impl WorkerContext {
     /// Takes one such message to its queue, or to its end.
-    pub(in crate::worker) async fn redirect(&self, delivery: Delivery) {
+    pub(super) async fn redirect(&self, delivery: Delivery) {
         let Delivery { queue, message, receipt, .. } = delivery;
         let target = Target::Queue(queue.clone());
         let publish = Publish { target, message, delay: Duration::ZERO };
@@ -38,13 +38,8 @@ impl TaskProcessor {
                 self.later().await
             }
         };
-        // Nothing here counts as work of this worker: it is not in the tally.
-        let how = match settlement {
-            Settlement::Ack => crate::broker::Settle::Ack,
-            Settlement::HandBack => crate::broker::Settle::Requeue,
-            Settlement::Leave => return,
-        };
-        receipt.settle(how).await;
+        // This is no task of the worker: the tally does not count it.
+        settlement.apply(receipt).await;
     }
 
     async fn cannot_arrive(&self, queue: &QueueName, message: &Message, error: &PublishError) -> Settlement {

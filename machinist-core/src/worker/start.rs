@@ -1,6 +1,6 @@
 //! The start: one commit, and what it means that it was refused.
 
-use super::{Settlement, TaskProcessor};
+use super::{Settlement, WorkerContext};
 use crate::{
     backend::{Commit, Committed},
     clock::Timestamp,
@@ -10,8 +10,8 @@ use crate::{
     worker::{exclusive, server_calls::Unanswered, session::RegisteredRun},
 };
 
-/// What asking for a start came to.
-pub(super) enum Asked {
+/// The answer to a request for a start.
+pub(super) enum StartReply {
     Started(Claim),
     /// A live session holds the task.
     Busy,
@@ -21,14 +21,14 @@ pub(super) enum Asked {
 }
 
 /// What is left to do after a start was refused.
-enum Refused {
+enum StartRefusal {
     /// It was granted after all.
     Ours(Box<Claim>),
     /// Commit this instead.
     TakeOver(Box<(Commit, Claim)>),
 }
 
-impl TaskProcessor {
+impl WorkerContext {
     /// Asks for the start, and for what it means where it is refused.
     pub(super) async fn start(
         &self,
@@ -36,10 +36,10 @@ impl TaskProcessor {
         registered: &RegisteredRun,
         received_at: Timestamp,
         alone: bool,
-    ) -> Asked {
+    ) -> StartReply {
         let session = match self.session().await {
             Ok(session) => session,
-            Err(why) => return Asked::Settle(why.into()),
+            Err(why) => return StartReply::Settle(why.into()),
         };
         let mut asking = StartRequest {
             id: envelope.id.clone(),
@@ -58,8 +58,8 @@ impl TaskProcessor {
                 Ok(Committed::Done) => {}
                 Ok(Committed::Refused(facts)) => {
                     match Box::pin(self.refused_start(envelope, &asking, facts)).await {
-                        Ok(Refused::Ours(ours)) => claim = *ours,
-                        Ok(Refused::TakeOver(next)) => {
+                        Ok(StartRefusal::Ours(ours)) => claim = *ours,
+                        Ok(StartRefusal::TakeOver(next)) => {
                             (commit, claim) = *next;
                             continue;
                         }
@@ -69,18 +69,18 @@ impl TaskProcessor {
                 Err(why) => {
                     // It may have been granted, and nobody runs it.
                     self.sessions.defer_hand_back(claim);
-                    return Asked::Settle(why.into());
+                    return StartReply::Settle(why.into());
                 }
             }
             if registered.set_claim(&claim) {
-                return Asked::Started(claim);
+                return StartReply::Started(claim);
             }
             // The session for which it was asked has expired meanwhile, so others may take the task over.
             let session = match self.session().await {
                 Ok(session) => session,
                 Err(why) => {
                     self.sessions.defer_hand_back(claim);
-                    return Asked::Settle(why.into());
+                    return StartReply::Settle(why.into());
                 }
             };
             (commit, claim) = claim.adopt(&session, self.now());
@@ -105,30 +105,30 @@ impl TaskProcessor {
         envelope: &Envelope,
         asking: &StartRequest,
         facts: Facts,
-    ) -> Result<Refused, Asked> {
+    ) -> Result<StartRefusal, StartReply> {
         let gone = |session: &_, run: &_| self.sessions.is_gone(session, run);
         Err(match decide_start(&facts, asking, gone, self.now()) {
-            StartDecision::AlreadyStarted(claim) => return Ok(Refused::Ours(Box::new(claim))),
+            StartDecision::AlreadyStarted(claim) => return Ok(StartRefusal::Ours(Box::new(claim))),
             StartDecision::TakeOver(next) => match suspicion(&facts, envelope.attempt) {
                 Suspicion::Suspect if !asking.alone && envelope.generation < exclusive::EXCLUSIVE_TRIES => {
-                    Asked::Suspect
+                    StartReply::Suspect
                 }
-                Suspicion::None | Suspicion::Suspect => return Ok(Refused::TakeOver(next)),
+                Suspicion::None | Suspicion::Suspect => return Ok(StartRefusal::TakeOver(next)),
                 Suspicion::Lost => {
                     let error = "workers died while it ran alone in them";
                     let ended = self.end_as_read(envelope, facts, FailureKind::Lost, error).await;
-                    ended.map_or(Asked::Busy, Asked::Settle)
+                    ended.map_or(StartReply::Busy, StartReply::Settle)
                 }
             },
-            StartDecision::Over(follow_up) => Asked::Settle(self.follow(envelope, &follow_up).await),
-            StartDecision::NewerGuard => Asked::Settle(Settlement::Ack),
+            StartDecision::Over(follow_up) => StartReply::Settle(self.follow(envelope, &follow_up).await),
+            StartDecision::NewerGuard => StartReply::Settle(Settlement::Ack),
             StartDecision::Revoked => {
                 let ended = self.end_as_read(envelope, facts, FailureKind::Revoked, "revoked").await;
-                ended.map_or(Asked::Busy, Asked::Settle)
+                ended.map_or(StartReply::Busy, StartReply::Settle)
             }
             StartDecision::Busy(session) => {
                 self.sessions.watch_session(&session);
-                Asked::Busy
+                StartReply::Busy
             }
         })
     }

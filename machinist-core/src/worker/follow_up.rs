@@ -3,25 +3,23 @@
 //! It is published and confirmed before the record says so, and said before the delivery is acknowledged: the
 //! unacknowledged message is the outbox.
 
-use std::time::Duration;
-
-use super::{Settlement, TaskProcessor};
+use super::{Settlement, WorkerContext};
 use crate::{
     backend::{Index, IndexUpdate},
-    broker::{Message, Publish, PublishError, Target},
+    broker::{Message, PublishError},
     clock::Timestamp,
-    dead_letters::{DeadLetter, add_to_index},
+    dead_letters::{NewDeadLetter, add_to_index},
     delay::keep_for,
     id::{QueueName, TaskId},
     record::{Counters, ErrorText, Facts, FailureKind, FollowUp},
-    wire::{DeadMark, DeadReason, Envelope, dead_letter},
+    wire::{DeadMark, DeadReason, Envelope},
     worker::server_calls::Unpublished,
 };
 
 /// What a dead letter says in the place of an error that is hidden in the record.
 const ENCRYPTED_ERROR: &str = "encrypted: the record tells whoever has the key";
 
-impl TaskProcessor {
+impl WorkerContext {
     /// Does what a recorded outcome demands, then says so.
     pub(super) async fn follow(&self, envelope: &Envelope, follow_up: &FollowUp) -> Settlement {
         match follow_up {
@@ -42,8 +40,8 @@ impl TaskProcessor {
                 // What went wrong in a handler may repeat its arguments: hidden in the record, it is not told here.
                 let tells = matches!(reason, DeadReason::Failed | DeadReason::Malformed);
                 let hidden = tells && self.app.0.trust.encrypts_outcomes(envelope);
-                let error = if hidden { &ErrorText::from(ENCRYPTED_ERROR) } else { error };
-                self.dead_letter(&envelope.queue, &message, &dead_id, reason, error).await
+                let error = if hidden { ErrorText::from(ENCRYPTED_ERROR) } else { error.clone() };
+                self.dead_letter(&envelope.queue, &message, dead_id, reason, error).await
             }
         };
         match published {
@@ -79,6 +77,15 @@ impl TaskProcessor {
         }
     }
 
+    /// Takes a delayed task that was started, or will not be, off the list of those that wait. Whoever reads the
+    /// list does the same for what was missed.
+    pub(super) async fn off_the_schedule(&self, id: TaskId) {
+        let note = IndexUpdate::Remove { index: Index::Scheduled, member: id.to_string() };
+        if let Err(error) = self.app.backend().update_indexes(vec![note]).await {
+            tracing::debug!(%error, "a task that was started is still listed as scheduled");
+        }
+    }
+
     /// A next run that can never be queued: the task ends here, visibly.
     async fn never_runs_again(&self, envelope: &Envelope, error: &PublishError) -> Settlement {
         let error = format!("its next run could not be queued: {error}");
@@ -89,36 +96,31 @@ impl TaskProcessor {
         ended.unwrap_or(Settlement::Ack)
     }
 
-    /// Publishes a dead letter. That it cannot be is said, and does not keep the task from ending.
+    /// Publishes a dead letter. A letter that can never be published is logged and dropped; its task ends all the same.
     pub(super) async fn dead_letter(
         &self,
         queue: &QueueName,
         message: &Message,
-        dead_id: &str,
+        dead_id: String,
         reason: DeadReason,
-        error: &ErrorText,
+        error: ErrorText,
     ) -> Result<(), Unpublished> {
-        let mark = DeadMark {
-            dead_id: dead_id.to_owned(),
-            reason: reason.as_str().to_owned(),
-            error: error.clone(),
-            at: self.now(),
-        };
-        let publish = Publish {
-            target: Target::DeadLetters(queue.clone()),
-            message: dead_letter(message, &mark),
-            delay: Duration::ZERO,
-        };
+        let mark = DeadMark { dead_id, reason: reason.as_str().to_owned(), error, at: self.now() };
+        let NewDeadLetter { publish, entry } = NewDeadLetter::new(queue, message, mark);
         match self.calls.publish(&publish).await {
             Ok(()) => self.dead_letter_counts.count(reason),
             Err(Unpublished::Never(error)) => {
-                tracing::error!(dead_id, %error, "a dead letter cannot be published and is dropped; its record stays");
+                tracing::error!(
+                    dead_id = entry.dead_id,
+                    %error,
+                    "a dead letter cannot be published and is dropped; its record stays"
+                );
                 return Ok(());
             }
             Err(leaving) => return Err(leaving),
         }
-        if let Err(error) = add_to_index(&self.app, &DeadLetter::of(queue, message, mark)).await {
-            tracing::debug!(%error, "a dead letter was not indexed; whoever lists them finds it in its queue");
+        if let Err(error) = add_to_index(&self.app, &entry).await {
+            tracing::debug!(%error, "a dead letter was not indexed; the next listing finds it in its queue");
         }
         Ok(())
     }

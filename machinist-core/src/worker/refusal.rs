@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Settlement, TaskProcessor};
+use super::{Settlement, WorkerContext};
 use crate::{
     broker::{Message, Publish, Target},
     id::QueueName,
@@ -16,7 +16,7 @@ const UNKNOWN_TASK_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Bounds of the wait before an unknown task is offered again.
 const UNKNOWN_TASK_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-impl TaskProcessor {
+impl WorkerContext {
     /// A task that no handler here is for: offered again for an hour, then ended.
     pub(super) async fn unknown_task(&self, envelope: &Envelope) -> Settlement {
         let error = format!("no worker of queue {} knows the task {}", envelope.queue, envelope.name);
@@ -129,9 +129,9 @@ impl TaskProcessor {
         reason: DeadReason,
         error: &str,
     ) -> Settlement {
-        let dead_id = uuid::Uuid::new_v4().to_string();
         self.refusals.record(queue, reason, error);
-        match self.dead_letter(queue, message, &dead_id, reason, &ErrorText::from(error)).await {
+        let dead_id = uuid::Uuid::new_v4().to_string();
+        match self.dead_letter(queue, message, dead_id, reason, ErrorText::from(error)).await {
             Ok(()) => Settlement::Ack,
             Err(_) => Settlement::Leave,
         }

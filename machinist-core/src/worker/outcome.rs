@@ -6,24 +6,23 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 
-use super::{ActiveDelivery, Settlement, TaskProcessor};
+use super::{ActiveDelivery, Settlement, WorkerContext};
 use crate::{
-    backend::{Commit, Committed},
+    backend::{Commit, Committed, Expiry},
     broker::{Publish, Target},
     clock::Timestamp,
     context::TaskContext,
     record::{
-        Claim, CommitRefusal, ErrorText, FactName, Facts, FailureKind, MIN_RESULTS_TTL, Verdict,
-        add_progress, explain_refusal, failure_without_run, follow_up_of, name, outcome_commit,
+        Claim, CommitRefusal, ErrorText, FactName, Facts, FailureKind, MIN_RESULTS_TTL, UNFINISHED_TTL,
+        Verdict, add_progress, explain_refusal, failure_without_run, follow_up_of, name, outcome_commit,
         recorded_follow_up,
     },
     security::encrypt_outcome,
-    wire::Envelope,
-    wire::message_to_fact,
+    wire::{Envelope, message_to_fact},
     worker::{SETTLE_TIMEOUT, session::RegisteredRun},
 };
 
-impl TaskProcessor {
+impl WorkerContext {
     /// Commits the verdict, and does what it demands. `None`: another run holds the attempt now.
     pub(super) async fn record_outcome(
         &self,
@@ -162,6 +161,21 @@ impl TaskProcessor {
     /// The message of a task that ends without having succeeded.
     fn keep_message(&self, envelope: &Envelope) -> Option<(FactName, Bytes)> {
         Some((name::MESSAGE.into(), message_to_fact(&self.app.seal(envelope))?))
+    }
+
+    /// Records that a delivery waits for a slot (state RECEIVED).
+    pub(super) async fn record_received(
+        &self,
+        envelope: &Envelope,
+        received_at: Timestamp,
+    ) -> Result<(), Settlement> {
+        let mut commit = Commit::new(envelope.id.clone());
+        commit.unless = vec![name::END.into()];
+        commit.facts = vec![(name::received(envelope.attempt), crate::record::json(&received_at))];
+        commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
+        commit.wake = true;
+        self.calls.commit(&commit).await?;
+        Ok(())
     }
 
     /// How long the record of a task is kept after its end. One that ended before its time, because somebody sent it
