@@ -16,10 +16,10 @@ use machinist_core::{
 };
 
 use crate::{
-    fault::{Fault, FaultKind},
-    op::{Answer, Op},
-    reader::Query,
+    error::{Fault, FaultKind},
+    file_reader::Query,
     store::Shared,
+    write_request::{Answer, Op},
 };
 
 /// Records, sessions and lists in an SQLite file. Made by [`SqliteStore::backend`](crate::SqliteStore::backend).

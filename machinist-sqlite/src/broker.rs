@@ -17,12 +17,12 @@ use machinist_core::{
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::{
-    fault::Fault,
+    error::Fault,
+    file_reader::Query,
     messages::Claimed,
-    op::{Handed, Op, Subscription},
     owners::Tenure,
-    reader::Query,
     store::Shared,
+    write_request::{Handed, Op, Subscription},
 };
 
 /// The largest message, in bytes: what RabbitMQ takes where it is told to take the most.

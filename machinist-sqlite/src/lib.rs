@@ -31,28 +31,28 @@
 //! the very moment of a write holds up the others until it goes on or is killed: they answer *unavailable* after 20 s.
 
 mod backend;
-mod bell;
 mod broker;
 mod clock;
 mod codec;
-mod company;
 mod diagnose;
-mod fault;
-mod file;
+mod error;
+mod file_reader;
+mod file_watcher;
+mod file_writer;
+mod local_consumer;
 mod messages;
-mod op;
+mod open;
 mod options;
 mod owners;
-mod pulse;
-mod reader;
+mod peer_writers;
 mod records;
-mod seat;
 mod sessions;
 mod store;
-mod writer;
+mod wake_up;
+mod write_request;
 
 pub use backend::SqliteBackend;
 pub use broker::SqliteBroker;
-pub use file::OpenError;
+pub use open::OpenError;
 pub use options::{SqliteOptions, Synchronous};
 pub use store::SqliteStore;

@@ -15,13 +15,13 @@ use tokio::sync::oneshot;
 use crate::{
     SqliteBackend, SqliteBroker,
     clock::HostClock,
-    fault::{Fault, FaultKind},
-    file::{self, OpenError},
-    op::{Answer, Job, Op},
+    error::{Fault, FaultKind},
+    file_reader::{Query, Reader},
+    file_watcher::{Hub, Pulse},
+    file_writer::Writer,
+    open::{self, OpenError},
     options::{SqliteOptions, Synchronous},
-    pulse::{Hub, Pulse},
-    reader::{Query, Reader},
-    writer::Writer,
+    write_request::{Answer, Job, Op},
 };
 
 /// How long a caller waits for the file: longer than the writer waits for other processes.
@@ -112,7 +112,7 @@ pub(crate) struct Shared {
 }
 
 fn start(path: &Path, options: &SqliteOptions) -> Result<Shared, OpenError> {
-    let opened = file::open(path, options)?;
+    let opened = open::open(path, options)?;
     let (path, namespace) = (opened.path, opened.namespace);
     let (clock, hub) = (Arc::new(HostClock::new()), Arc::new(Hub::default()));
     // Random, so that two stores never take each other's wake-ups for their own.

@@ -16,7 +16,7 @@ use machinist_core::{
 use rusqlite::{Connection, params};
 use tokio::sync::oneshot;
 
-use crate::{clock::HostClock, diagnose, fault::Fault, messages, records, sessions};
+use crate::{clock::HostClock, diagnose, error::Fault, messages, records, sessions};
 
 type Reply<T> = oneshot::Sender<Result<T, Fault>>;
 

@@ -7,8 +7,8 @@ use tokio::sync::mpsc::{UnboundedSender, error::SendError};
 
 use crate::{
     messages::{self, Claimed},
-    op::{Handed, Subscription},
     owners::Tenure,
+    write_request::{Handed, Subscription},
 };
 
 /// A subscription's place at the table.

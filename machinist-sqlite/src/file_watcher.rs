@@ -1,6 +1,6 @@
 //! Wake-ups from other processes.
 //!
-//! One thread waits for a ring (see [`bell`](crate::bell)), and looks at the file every now and then in case one was
+//! One thread waits for a ring (see [`wake_up`](crate::wake_up)), and looks at the file every now and then in case one was
 //! lost. It asks SQLite whether anybody has committed (`PRAGMA data_version`, a small read of shared memory), and only
 //! then looks closer: is a subscribed queue ready, which watched records changed, when does the next delayed message
 //! come due. While nobody in this process waits for anything, the thread sleeps.
@@ -22,10 +22,10 @@ use rusqlite::{Connection, params};
 use tokio::sync::watch;
 
 use crate::{
-    bell::Ear,
     clock::HostClock,
     messages,
-    op::{Job, Nudge},
+    wake_up::Ear,
+    write_request::{Job, Nudge},
 };
 
 /// How often the file is looked at without a ring.

@@ -14,7 +14,7 @@ use machinist_core::{backend::BackendError, broker::BrokerError, error::BoxError
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::{
-    fault::{FaultKind, kind_of},
+    error::{FaultKind, kind_of},
     options::{SqliteOptions, Synchronous},
     records::last_wake,
 };

@@ -2,7 +2,7 @@
 //!
 //! Whoever waits binds a datagram socket in `FILE-owners/`, its *ear*; whoever has committed something that others may
 //! wait for sends one byte to every ear it finds there. A ring carries no information and may be lost: those who wait
-//! also look at the file now and then (see [`pulse`](crate::pulse)), more often where no ear could be bound.
+//! also look at the file now and then (see [`file_watcher`](crate::file_watcher)), more often where no ear could be bound.
 
 #[cfg(unix)]
 pub(crate) use unix::{Ear, Ringer};

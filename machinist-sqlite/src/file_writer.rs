@@ -22,17 +22,16 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::{
-    bell::Ringer,
     clock::HostClock,
-    company::Company,
-    fault::{Fault, FaultKind, kind_of},
+    error::{Fault, FaultKind, kind_of},
+    file_watcher::Hub,
+    local_consumer::Seat,
     messages::{self, Claimed, QueueIds},
-    op::{Answer, Handed, Job, Nudge, Op, Subscription},
     owners::{self, BEAT, LifeLine, Looks, Tenure},
-    pulse::Hub,
-    records,
-    seat::Seat,
-    sessions,
+    peer_writers::Company,
+    records, sessions,
+    wake_up::Ringer,
+    write_request::{Answer, Handed, Job, Nudge, Op, Subscription},
 };
 
 /// Changes in one transaction, about; more would keep other processes waiting for too long.

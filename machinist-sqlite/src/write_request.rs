@@ -14,7 +14,7 @@ use machinist_core::{
 };
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
-use crate::{fault::Fault, messages::Claimed, owners::Tenure};
+use crate::{error::Fault, messages::Claimed, owners::Tenure};
 
 /// One change of the file.
 #[derive(Debug)]

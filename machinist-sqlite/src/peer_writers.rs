@@ -1,7 +1,7 @@
 //! Taking turns with other processes that write the same file.
 //!
 //! SQLite has one write lock per file and no queue before it. So that processes take turns, a waiting one asks for it
-//! ten thousand times a second (see [`file`](crate::file)), and one that sees others write leaves the lock alone for a
+//! ten thousand times a second (see [`open`](crate::open)), and one that sees others write leaves the lock alone for a
 //! moment between two transactions.
 
 use std::time::{Duration, Instant};
