@@ -16,10 +16,10 @@ use machinist_core::{
 };
 
 use crate::{
-    error::{Fault, FaultKind},
+    error::{StoreError, StoreErrorKind},
     file_reader::Query,
-    store::Shared,
-    write_request::{Answer, Op},
+    store::StoreHandle,
+    write_request::{ChangeOutcome, StoreChange},
 };
 
 /// Records, sessions and lists in an SQLite file. Made by [`SqliteStore::backend`](crate::SqliteStore::backend).
@@ -28,17 +28,17 @@ use crate::{
 /// every reader, and deleted in the background; the file's pages are used again, the file does not shrink.
 #[derive(Debug, Clone)]
 pub struct SqliteBackend {
-    shared: Arc<Shared>,
+    shared: Arc<StoreHandle>,
 }
 
 impl SqliteBackend {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<StoreHandle>) -> Self {
         Self { shared }
     }
 
     fn unexpected(&self) -> BackendError {
-        Fault::new(
-            FaultKind::Other,
+        StoreError::new(
+            StoreErrorKind::Other,
             &self.shared.path,
             &"the writer gave another answer than it was asked for",
         )
@@ -64,11 +64,11 @@ impl Backend for SqliteBackend {
     }
 
     async fn commit(&self, batch: Vec<Commit>) -> Vec<Result<Committed, BackendError>> {
-        let answers = self.shared.change(batch.into_iter().map(Op::Commit).collect()).await;
+        let answers = self.shared.change(batch.into_iter().map(StoreChange::Commit).collect()).await;
         answers
             .into_iter()
             .map(|answer| match answer? {
-                Answer::Committed(committed) => Ok(committed),
+                ChangeOutcome::Committed(committed) => Ok(committed),
                 _ => Err(self.unexpected()),
             })
             .collect()
@@ -94,8 +94,12 @@ impl Backend for SqliteBackend {
         lease: Duration,
         info: Bytes,
     ) -> Result<Timestamp, BackendError> {
-        match self.shared.change_one(Op::OpenSession { session: session.clone(), lease, info }).await? {
-            Answer::At(now) => Ok(now),
+        match self
+            .shared
+            .change_one(StoreChange::OpenSession { session: session.clone(), lease, info })
+            .await?
+        {
+            ChangeOutcome::At(now) => Ok(now),
             _ => Err(self.unexpected()),
         }
     }
@@ -107,15 +111,16 @@ impl Backend for SqliteBackend {
         info: Bytes,
         running: &[TaskId],
     ) -> Result<Renewed, BackendError> {
-        let renew = Op::RenewSession { session: session.clone(), lease, info, running: running.to_vec() };
+        let renew =
+            StoreChange::RenewSession { session: session.clone(), lease, info, running: running.to_vec() };
         match self.shared.change_one(renew).await? {
-            Answer::Renewed(renewed) => Ok(renewed),
+            ChangeOutcome::Renewed(renewed) => Ok(renewed),
             _ => Err(self.unexpected()),
         }
     }
 
     async fn close_session(&self, session: &SessionId) -> Result<(), BackendError> {
-        self.shared.change_one(Op::CloseSession(session.clone())).await?;
+        self.shared.change_one(StoreChange::CloseSession(session.clone())).await?;
         Ok(())
     }
 
@@ -129,7 +134,7 @@ impl Backend for SqliteBackend {
     }
 
     async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
-        self.shared.change_one(Op::UpdateIndexes(updates)).await?;
+        self.shared.change_one(StoreChange::UpdateIndexes(updates)).await?;
         Ok(())
     }
 

@@ -17,12 +17,12 @@ use machinist_core::{
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::{
-    error::Fault,
+    error::StoreError,
     file_reader::Query,
-    messages::Claimed,
-    owners::Tenure,
-    store::Shared,
-    write_request::{Handed, Op, Subscription},
+    messages::ClaimedMessage,
+    owners::OwnerRegistration,
+    store::StoreHandle,
+    write_request::{ClaimedDelivery, SqliteSubscription, StoreChange},
 };
 
 /// The largest message, in bytes: what RabbitMQ takes where it is told to take the most.
@@ -35,24 +35,24 @@ const LARGEST: usize = 512 << 20;
 /// dies; the crate's documentation tells how the others learn of it.
 #[derive(Debug, Clone)]
 pub struct SqliteBroker {
-    shared: Arc<Shared>,
+    shared: Arc<StoreHandle>,
 }
 
 impl SqliteBroker {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<StoreHandle>) -> Self {
         Self { shared }
     }
 
-    fn check_open(&self) -> Result<(), Fault> {
+    fn check_open(&self) -> Result<(), StoreError> {
         if self.shared.broker_closed.load(Ordering::Acquire) {
-            return Err(Fault::closed(&self.shared.path));
+            return Err(StoreError::closed(&self.shared.path));
         }
         Ok(())
     }
 
     async fn subscribe(&self, targets: Vec<Target>, prefetch: u16) -> Result<Box<dyn Consumer>, BrokerError> {
         self.check_open()?;
-        let subscription = Arc::new(Subscription {
+        let subscription = Arc::new(SqliteSubscription {
             targets,
             prefetch: usize::from(prefetch.max(1)),
             held: AtomicUsize::new(0),
@@ -65,7 +65,7 @@ impl SqliteBroker {
             incoming,
             stopped: false,
         };
-        self.shared.change_one(Op::Subscribe(subscription, out)).await?;
+        self.shared.change_one(StoreChange::Subscribe(subscription, out)).await?;
         Ok(Box::new(consumer))
     }
 }
@@ -97,15 +97,18 @@ impl Broker for SqliteBroker {
         };
         let refused: Vec<_> = batch.iter().map(too_large).collect();
         let taken = batch.into_iter().zip(&refused).filter(|(_, refused)| refused.is_none());
-        let mut answers =
-            self.shared.change(taken.map(|(publish, _)| Op::Publish(publish)).collect()).await.into_iter();
+        let mut answers = self
+            .shared
+            .change(taken.map(|(publish, _)| StoreChange::Publish(publish)).collect())
+            .await
+            .into_iter();
         refused
             .into_iter()
             .map(|refused| match refused {
                 Some(error) => Err(error),
                 None => match answers.next() {
                     Some(answer) => answer.map(drop).map_err(PublishError::from),
-                    None => Err(Fault::closed(&self.shared.path).into()),
+                    None => Err(StoreError::closed(&self.shared.path).into()),
                 },
             })
             .collect()
@@ -142,14 +145,14 @@ impl Broker for SqliteBroker {
 
 #[derive(Debug)]
 struct SqliteConsumer {
-    shared: Arc<Shared>,
-    subscription: Arc<Subscription>,
-    incoming: UnboundedReceiver<Handed>,
+    shared: Arc<StoreHandle>,
+    subscription: Arc<SqliteSubscription>,
+    incoming: UnboundedReceiver<ClaimedDelivery>,
     stopped: bool,
 }
 
 impl SqliteConsumer {
-    fn receipt(&self, message: i64, tenure: Arc<Tenure>) -> SqliteReceipt {
+    fn receipt(&self, message: i64, tenure: Arc<OwnerRegistration>) -> SqliteReceipt {
         SqliteReceipt {
             shared: self.shared.clone(),
             subscription: self.subscription.clone(),
@@ -172,7 +175,7 @@ impl SqliteConsumer {
 impl Consumer for SqliteConsumer {
     async fn next(&mut self) -> Option<Delivery> {
         while !self.stopped {
-            let (Claimed { id, queue, redelivered, message }, tenure) = self.incoming.recv().await?;
+            let (ClaimedMessage { id, queue, redelivered, message }, tenure) = self.incoming.recv().await?;
             let receipt = self.receipt(id, tenure);
             // What was lost before anybody saw it is somebody else's by now.
             if !receipt.tenure.is_over() {
@@ -185,10 +188,10 @@ impl Consumer for SqliteConsumer {
     async fn stop(&mut self) {
         if !std::mem::replace(&mut self.stopped, true) {
             // If the file cannot be written, what was handed back stays with this process until it ends.
-            let _ = self.shared.change_one(Op::Unsubscribe(self.subscription.clone())).await;
+            let _ = self.shared.change_one(StoreChange::Unsubscribe(self.subscription.clone())).await;
             self.hand_back();
             // After what was handed back.
-            let _ = self.shared.change_one(Op::UpdateIndexes(Vec::new())).await;
+            let _ = self.shared.change_one(StoreChange::UpdateIndexes(Vec::new())).await;
         }
     }
 
@@ -199,7 +202,7 @@ impl Consumer for SqliteConsumer {
 
 /// Whether the file answers, and this store is open: the rest of a subscription is in this process.
 #[derive(Debug)]
-struct SqliteSubscriptionHealth(Arc<Shared>);
+struct SqliteSubscriptionHealth(Arc<StoreHandle>);
 
 /// How long a file may take to answer.
 const ANSWER: std::time::Duration = std::time::Duration::from_secs(5);
@@ -226,16 +229,16 @@ impl SubscriptionHealth for SqliteSubscriptionHealth {
 impl Drop for SqliteConsumer {
     fn drop(&mut self) {
         // A closed store has handed back everything.
-        let _ = self.shared.tell(Op::Unsubscribe(self.subscription.clone()));
+        let _ = self.shared.tell(StoreChange::Unsubscribe(self.subscription.clone()));
         self.hand_back();
     }
 }
 
 #[derive(Debug)]
 struct SqliteReceipt {
-    shared: Arc<Shared>,
-    subscription: Arc<Subscription>,
-    tenure: Arc<Tenure>,
+    shared: Arc<StoreHandle>,
+    subscription: Arc<SqliteSubscription>,
+    tenure: Arc<OwnerRegistration>,
     message: i64,
     settled: bool,
 }
@@ -246,7 +249,7 @@ impl SqliteReceipt {
             return Settled::Done;
         }
         self.subscription.held.fetch_sub(1, Ordering::AcqRel);
-        let settle = Op::Settle { message: self.message, owner: self.tenure.owner, how };
+        let settle = StoreChange::Settle { message: self.message, owner: self.tenure.owner, how };
         if self.tenure.is_over() || self.shared.tell(settle).is_err() { Settled::Lost } else { Settled::Done }
     }
 }

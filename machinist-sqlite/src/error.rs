@@ -13,13 +13,13 @@ use rusqlite::ErrorCode;
 /// Why an operation on the file failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{text}")]
-pub(crate) struct Fault {
-    pub(crate) kind: FaultKind,
+pub(crate) struct StoreError {
+    pub(crate) kind: StoreErrorKind,
     text: Arc<str>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum FaultKind {
+pub(crate) enum StoreErrorKind {
     /// Another process held the write lock for longer than we wait; nothing was done.
     Busy,
     /// No room for it; nothing was done.
@@ -34,24 +34,24 @@ pub(crate) enum FaultKind {
     Other,
 }
 
-impl Fault {
-    pub(crate) fn new(kind: FaultKind, path: &Path, error: &dyn std::fmt::Display) -> Self {
+impl StoreError {
+    pub(crate) fn new(kind: StoreErrorKind, path: &Path, error: &dyn std::fmt::Display) -> Self {
         let path = path.display();
         let text = match kind {
-            FaultKind::Busy => format!(
+            StoreErrorKind::Busy => format!(
                 "{path}: another process has been writing for many seconds ({error}); look for one that is \
                  stopped in the middle of it"
             ),
-            FaultKind::Full => format!("{path}: no space is left for it ({error}); free some"),
-            FaultKind::ReadOnly => {
+            StoreErrorKind::Full => format!("{path}: no space is left for it ({error}); free some"),
+            StoreErrorKind::ReadOnly => {
                 format!("{path}: cannot be written ({error}); check the rights of the file and its directory")
             }
-            FaultKind::Corrupt => format!(
+            StoreErrorKind::Corrupt => format!(
                 "{path}: the file is damaged ({error}); stop all its users, keep a copy, and salvage it with \
                  `sqlite3 FILE .recover`"
             ),
-            FaultKind::Closed => format!("{path}: the store was closed"),
-            FaultKind::Other => format!("{path}: {error}"),
+            StoreErrorKind::Closed => format!("{path}: the store was closed"),
+            StoreErrorKind::Other => format!("{path}: {error}"),
         };
         Self { kind, text: text.into() }
     }
@@ -61,54 +61,59 @@ impl Fault {
     }
 
     pub(crate) fn closed(path: &Path) -> Self {
-        Self::new(FaultKind::Closed, path, &"")
+        Self::new(StoreErrorKind::Closed, path, &"")
     }
 }
 
-pub(crate) fn kind_of(error: &rusqlite::Error) -> FaultKind {
+pub(crate) fn kind_of(error: &rusqlite::Error) -> StoreErrorKind {
     match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => FaultKind::Busy,
-        Some(ErrorCode::DiskFull) => FaultKind::Full,
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreErrorKind::Busy,
+        Some(ErrorCode::DiskFull) => StoreErrorKind::Full,
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
-            FaultKind::ReadOnly
+            StoreErrorKind::ReadOnly
         }
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => FaultKind::Corrupt,
-        Some(_) => FaultKind::Other,
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreErrorKind::Corrupt,
+        Some(_) => StoreErrorKind::Other,
         // No code of SQLite's: a value in the file did not have the shape that we give it.
-        None => FaultKind::Corrupt,
+        None => StoreErrorKind::Corrupt,
     }
 }
 
-impl From<Fault> for PublishError {
-    fn from(fault: Fault) -> Self {
+impl From<StoreError> for PublishError {
+    fn from(fault: StoreError) -> Self {
         match fault.kind {
-            FaultKind::Full => Self::Blocked { reason: fault.to_string() },
-            FaultKind::Busy | FaultKind::ReadOnly | FaultKind::Corrupt | FaultKind::Closed => {
+            StoreErrorKind::Full => Self::Blocked { reason: fault.to_string() },
+            StoreErrorKind::Busy
+            | StoreErrorKind::ReadOnly
+            | StoreErrorKind::Corrupt
+            | StoreErrorKind::Closed => Self::Unavailable(fault.into()),
+            StoreErrorKind::Other => Self::Unknown(fault.into()),
+        }
+    }
+}
+
+impl From<StoreError> for BrokerError {
+    fn from(fault: StoreError) -> Self {
+        match fault.kind {
+            StoreErrorKind::Full | StoreErrorKind::ReadOnly | StoreErrorKind::Corrupt => {
+                Self::Refused { reason: fault.to_string() }
+            }
+            StoreErrorKind::Busy | StoreErrorKind::Closed | StoreErrorKind::Other => {
                 Self::Unavailable(fault.into())
             }
-            FaultKind::Other => Self::Unknown(fault.into()),
         }
     }
 }
 
-impl From<Fault> for BrokerError {
-    fn from(fault: Fault) -> Self {
+impl From<StoreError> for BackendError {
+    fn from(fault: StoreError) -> Self {
         match fault.kind {
-            FaultKind::Full | FaultKind::ReadOnly | FaultKind::Corrupt => {
+            StoreErrorKind::Full | StoreErrorKind::ReadOnly | StoreErrorKind::Corrupt => {
                 Self::Refused { reason: fault.to_string() }
             }
-            FaultKind::Busy | FaultKind::Closed | FaultKind::Other => Self::Unavailable(fault.into()),
-        }
-    }
-}
-
-impl From<Fault> for BackendError {
-    fn from(fault: Fault) -> Self {
-        match fault.kind {
-            FaultKind::Full | FaultKind::ReadOnly | FaultKind::Corrupt => {
-                Self::Refused { reason: fault.to_string() }
+            StoreErrorKind::Busy | StoreErrorKind::Closed | StoreErrorKind::Other => {
+                Self::Unavailable(fault.into())
             }
-            FaultKind::Busy | FaultKind::Closed | FaultKind::Other => Self::Unavailable(fault.into()),
         }
     }
 }

@@ -16,31 +16,31 @@ use machinist_core::{
 use rusqlite::{Connection, params};
 use tokio::sync::oneshot;
 
-use crate::{clock::HostClock, diagnose, error::Fault, messages, records, sessions};
+use crate::{clock::HostClock, diagnose, error::StoreError, messages, records, sessions};
 
-type Reply<T> = oneshot::Sender<Result<T, Fault>>;
+type QueryReply<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// A question about the file.
 #[derive(Debug)]
 pub(crate) enum Query {
-    Records(Vec<TaskId>, Reply<Vec<Facts>>),
-    Depth(Vec<QueueName>, Reply<Vec<QueueDepth>>),
-    Alive(Vec<SessionId>, Reply<Vec<bool>>),
-    Sessions(Reply<Vec<SessionEntry>>),
+    Records(Vec<TaskId>, QueryReply<Vec<Facts>>),
+    Depth(Vec<QueueName>, QueryReply<Vec<QueueDepth>>),
+    Alive(Vec<SessionId>, QueryReply<Vec<bool>>),
+    Sessions(QueryReply<Vec<SessionEntry>>),
     List {
         index: Index,
         after: Option<(Timestamp, String)>,
         limit: usize,
-        reply: Reply<Vec<(Timestamp, String)>>,
+        reply: QueryReply<Vec<(Timestamp, String)>>,
     },
-    Diagnose(Reply<Vec<Finding>>),
+    Diagnose(QueryReply<Vec<Finding>>),
     /// No question: ends the thread.
     Stop,
 }
 
 /// The state of the reading thread.
 #[derive(Debug)]
-pub(crate) struct Reader {
+pub(crate) struct FileReader {
     pub(crate) db: Connection,
     pub(crate) path: PathBuf,
     pub(crate) namespace: i64,
@@ -48,7 +48,7 @@ pub(crate) struct Reader {
     pub(crate) queries: Receiver<Query>,
 }
 
-impl Reader {
+impl FileReader {
     /// Answers until nobody can ask any more.
     pub(crate) fn run(self) {
         while let Ok(query) = self.queries.recv() {
@@ -73,13 +73,13 @@ impl Reader {
         }
     }
 
-    fn answer<T>(&self, reply: Reply<T>, ask: impl FnOnce(&Connection) -> rusqlite::Result<T>) {
+    fn answer<T>(&self, reply: QueryReply<T>, ask: impl FnOnce(&Connection) -> rusqlite::Result<T>) {
         // One snapshot for one question.
         let answer = self
             .db
             .unchecked_transaction()
             .and_then(|snapshot| ask(&snapshot))
-            .map_err(|error| Fault::of(&self.path, &error));
+            .map_err(|error| StoreError::of(&self.path, &error));
         // Whoever asked may have gone.
         let _ = reply.send(answer);
     }

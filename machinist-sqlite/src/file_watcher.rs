@@ -24,8 +24,8 @@ use tokio::sync::watch;
 use crate::{
     clock::HostClock,
     messages,
-    wake_up::Ear,
-    write_request::{Job, Nudge},
+    wake_up::WakeListener,
+    write_request::{ReadyQueues, WriteRequest},
 };
 
 /// How often the file is looked at without a ring.
@@ -37,8 +37,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// What this process waits for.
 #[derive(Debug, Default)]
-pub(crate) struct Hub {
-    watches: Mutex<HashMap<TaskId, Slot>>,
+pub(crate) struct WatchRegistry {
+    watches: Mutex<HashMap<TaskId, WatchedRecord>>,
     /// Subscribed queues, and how often.
     queues: Mutex<BTreeMap<i64, usize>>,
     /// Somebody waits for something new, which may have been there before the last look.
@@ -50,19 +50,19 @@ pub(crate) struct Hub {
 }
 
 #[derive(Debug)]
-struct Slot {
+struct WatchedRecord {
     signal: watch::Sender<u64>,
     watchers: usize,
 }
 
 /// One watcher of a record; dropping it forgets it.
 #[derive(Debug)]
-pub(crate) struct Watcher {
-    hub: Arc<Hub>,
+pub(crate) struct RecordWatcher {
+    hub: Arc<WatchRegistry>,
     id: TaskId,
 }
 
-impl Hub {
+impl WatchRegistry {
     pub(crate) fn count_loss(&self) {
         self.losses.fetch_add(1, Ordering::Relaxed);
     }
@@ -71,15 +71,16 @@ impl Hub {
         self.losses.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn watch(self: &Arc<Self>, id: &TaskId) -> (watch::Receiver<u64>, Watcher) {
+    pub(crate) fn watch(self: &Arc<Self>, id: &TaskId) -> (watch::Receiver<u64>, RecordWatcher) {
         let mut watches = lock(&self.watches);
-        let slot =
-            watches.entry(id.clone()).or_insert_with(|| Slot { signal: watch::Sender::new(0), watchers: 0 });
+        let slot = watches
+            .entry(id.clone())
+            .or_insert_with(|| WatchedRecord { signal: watch::Sender::new(0), watchers: 0 });
         slot.watchers += 1;
         let signal = slot.signal.subscribe();
         drop(watches);
         self.look_anew();
-        (signal, Watcher { hub: self.clone(), id: id.clone() })
+        (signal, RecordWatcher { hub: self.clone(), id: id.clone() })
     }
 
     pub(crate) fn wake(&self, id: &TaskId) {
@@ -140,7 +141,7 @@ impl Hub {
     }
 }
 
-impl Drop for Watcher {
+impl Drop for RecordWatcher {
     fn drop(&mut self) {
         let mut watches = lock(&self.hub.watches);
         if let Some(slot) = watches.get_mut(&self.id) {
@@ -158,7 +159,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The thread that watches the file.
 #[derive(Debug)]
-pub(crate) struct Pulse {
+pub(crate) struct FileWatcher {
     pub(crate) db: Connection,
     pub(crate) path: PathBuf,
     pub(crate) namespace: i64,
@@ -166,23 +167,23 @@ pub(crate) struct Pulse {
     pub(crate) source: i64,
     /// The newest wake-up when the store was opened: later ones may be for a watcher that came before this thread.
     pub(crate) woken: i64,
-    pub(crate) hub: Arc<Hub>,
+    pub(crate) hub: Arc<WatchRegistry>,
     pub(crate) clock: Arc<HostClock>,
-    pub(crate) writer: Sender<Job>,
+    pub(crate) writer: Sender<WriteRequest>,
 }
 
 /// What the thread knows between two looks.
 #[derive(Debug, Default)]
-struct Seen {
+struct CheckState {
     version: Option<i64>,
     woken: i64,
     next_due: Option<Timestamp>,
 }
 
-impl Pulse {
+impl FileWatcher {
     pub(crate) fn run(self) {
         let _ = self.hub.thread.set(std::thread::current());
-        let mut seen = Seen { woken: self.woken, ..Seen::default() };
+        let mut seen = CheckState { woken: self.woken, ..CheckState::default() };
         let mut ear = None;
         while !self.hub.is_closed() {
             if self.hub.nobody_waits() {
@@ -208,8 +209,8 @@ impl Pulse {
         }
     }
 
-    fn bind(&self) -> Option<Ear> {
-        Ear::bind(&self.path, self.source)
+    fn bind(&self) -> Option<WakeListener> {
+        WakeListener::bind(&self.path, self.source)
             .inspect_err(
                 |error| tracing::debug!(file = %self.path.display(), %error, "looks instead of listening"),
             )
@@ -217,11 +218,11 @@ impl Pulse {
     }
 
     /// Looks once.
-    fn look(&self, seen: &mut Seen) -> rusqlite::Result<()> {
+    fn look(&self, seen: &mut CheckState) -> rusqlite::Result<()> {
         let version = self.db.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
         let fresh = self.hub.fresh.swap(false, Ordering::AcqRel);
         let changed = seen.version.replace(version) != Some(version) || fresh;
-        let mut nudge = Nudge::default();
+        let mut nudge = ReadyQueues::default();
         if changed {
             self.wake_watchers(seen)?;
             let subscribed = self.subscribed();
@@ -233,9 +234,9 @@ impl Pulse {
             }
         }
         nudge.due = seen.next_due.is_some_and(|due| due <= self.clock.now());
-        if nudge != Nudge::default() {
+        if nudge != ReadyQueues::default() {
             // A writer that is gone needs no nudge.
-            let _ = self.writer.send(Job::Nudge(nudge));
+            let _ = self.writer.send(WriteRequest::ReadyQueues(nudge));
         }
         Ok(())
     }
@@ -244,7 +245,7 @@ impl Pulse {
         lock(&self.hub.queues).keys().copied().collect()
     }
 
-    fn wake_watchers(&self, seen: &mut Seen) -> rusqlite::Result<()> {
+    fn wake_watchers(&self, seen: &mut CheckState) -> rusqlite::Result<()> {
         let after = seen.woken;
         let oldest: Option<i64> =
             self.db.prepare_cached("SELECT min(seq) FROM wakes")?.query_row([], |row| row.get(0))?;

@@ -23,15 +23,17 @@ use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::{
     clock::HostClock,
-    error::{Fault, FaultKind, kind_of},
-    file_watcher::Hub,
-    local_consumer::Seat,
-    messages::{self, Claimed, QueueIds},
-    owners::{self, BEAT, LifeLine, Looks, Tenure},
-    peer_writers::Company,
+    error::{StoreError, StoreErrorKind, kind_of},
+    file_watcher::WatchRegistry,
+    local_consumer::LocalConsumer,
+    messages::{self, ClaimedMessage, QueueIds},
+    owners::{self, BEAT, FailureDetector, OwnerLock, OwnerRegistration},
+    peer_writers::PeerWriters,
     records, sessions,
-    wake_up::Ringer,
-    write_request::{Answer, Handed, Job, Nudge, Op, Subscription},
+    wake_up::WakeSender,
+    write_request::{
+        ChangeOutcome, ClaimedDelivery, ReadyQueues, SqliteSubscription, StoreChange, WriteRequest,
+    },
 };
 
 /// Changes in one transaction, about; more would keep other processes waiting for too long.
@@ -40,28 +42,28 @@ const BATCH: usize = 512;
 const CHUNK: u32 = 500;
 const SWEEP: Duration = Duration::from_secs(10);
 
-type Reply = Option<oneshot::Sender<Vec<Result<Answer, Fault>>>>;
+type ChangeReply = Option<oneshot::Sender<Vec<Result<ChangeOutcome, StoreError>>>>;
 
 /// The state of the writing thread.
 #[derive(Debug)]
-pub(crate) struct Writer {
-    ground: Ground,
-    jobs: Receiver<Job>,
-    hub: Arc<Hub>,
-    ringer: Ringer,
-    seats: Vec<Seat>,
-    ownership: Option<Ownership>,
+pub(crate) struct FileWriter {
+    ground: WriteContext,
+    jobs: Receiver<WriteRequest>,
+    hub: Arc<WatchRegistry>,
+    ringer: WakeSender,
+    seats: Vec<LocalConsumer>,
+    ownership: Option<RegisteredOwner>,
     /// Settlements that failed. Unsettled, their messages would lie with this process for as long as it lives.
-    owed: Vec<Op>,
-    looks: Looks,
+    owed: Vec<StoreChange>,
+    looks: FailureDetector,
     next_beat: Instant,
     next_sweep: Instant,
-    company: Company,
+    company: PeerWriters,
 }
 
 /// What every change needs.
 #[derive(Debug)]
-struct Ground {
+struct WriteContext {
     db: Connection,
     path: PathBuf,
     namespace: i64,
@@ -71,43 +73,43 @@ struct Ground {
 }
 
 #[derive(Debug)]
-struct Ownership {
-    tenure: Arc<Tenure>,
-    _line: Option<LifeLine>,
+struct RegisteredOwner {
+    tenure: Arc<OwnerRegistration>,
+    _line: Option<OwnerLock>,
 }
 
 /// What a transaction leads to once it is committed.
 #[derive(Debug, Default)]
-struct Effects {
+struct TransactionEffects {
     woken: Vec<TaskId>,
     ready: Vec<i64>,
-    seated: Vec<Seat>,
-    unseated: Vec<Arc<Subscription>>,
+    seated: Vec<LocalConsumer>,
+    unseated: Vec<Arc<SqliteSubscription>>,
 }
 
-impl Writer {
+impl FileWriter {
     pub(crate) fn new(
         opened: (Connection, PathBuf, i64),
         source: i64,
         clock: Arc<HostClock>,
-        hub: Arc<Hub>,
-        jobs: Receiver<Job>,
+        hub: Arc<WatchRegistry>,
+        jobs: Receiver<WriteRequest>,
     ) -> Self {
         let (db, path, namespace) = opened;
         let now = Instant::now();
-        let ringer = Ringer::new(&path, source);
+        let ringer = WakeSender::new(&path, source);
         Self {
-            ground: Ground { db, path, namespace, source, clock, queues: QueueIds::default() },
+            ground: WriteContext { db, path, namespace, source, clock, queues: QueueIds::default() },
             jobs,
             hub,
             ringer,
             seats: Vec::new(),
             ownership: None,
             owed: Vec::new(),
-            looks: Looks::default(),
+            looks: FailureDetector::default(),
             next_beat: now,
             next_sweep: now + SWEEP,
-            company: Company::new(),
+            company: PeerWriters::new(),
         }
     }
 
@@ -122,8 +124,8 @@ impl Writer {
             let (work, last) = self.gather(first);
             self.turn(work);
             match last {
-                Some(Job::Stop(reply)) => return self.end(reply),
-                Some(Job::Leave(reply)) => {
+                Some(WriteRequest::Stop(reply)) => return self.end(reply),
+                Some(WriteRequest::Leave(reply)) => {
                     self.leave();
                     let _ = reply.send(());
                 }
@@ -138,8 +140,8 @@ impl Writer {
     }
 
     /// Takes what is queued, up to a batch, or up to a job that has to come after it.
-    fn gather(&mut self, first: Option<Job>) -> (Work, Option<Job>) {
-        let mut work = Work::default();
+    fn gather(&mut self, first: Option<WriteRequest>) -> (WriteBatch, Option<WriteRequest>) {
+        let mut work = WriteBatch::default();
         let mut next = first;
         if next.is_some() {
             // Before the queue is emptied: who comes meanwhile goes with it.
@@ -147,15 +149,15 @@ impl Writer {
         }
         while let Some(job) = next {
             match job {
-                Job::Ops { ops, reply } => {
+                WriteRequest::Ops { ops, reply } => {
                     work.size += ops.len();
                     work.jobs.push((ops, reply));
                 }
-                Job::Nudge(Nudge { ready, due }) => {
+                WriteRequest::ReadyQueues(ReadyQueues { ready, due }) => {
                     work.due |= due;
                     self.whet(&ready);
                 }
-                last @ (Job::Leave(_) | Job::Stop(_)) => return (work, Some(last)),
+                last @ (WriteRequest::Leave(_) | WriteRequest::Stop(_)) => return (work, Some(last)),
             }
             next = if work.size < BATCH { self.jobs.try_recv().ok() } else { None };
         }
@@ -163,8 +165,8 @@ impl Writer {
     }
 
     /// One transaction for all of it, or, where that fails, one for each change.
-    fn turn(&mut self, work: Work) {
-        if work.jobs.is_empty() && !work.due && !self.seats.iter().any(Seat::wants) {
+    fn turn(&mut self, work: WriteBatch) {
+        if work.jobs.is_empty() && !work.due && !self.seats.iter().any(LocalConsumer::wants) {
             return;
         }
         let done = self.transaction(|writer, effects| {
@@ -185,8 +187,8 @@ impl Writer {
                     }
                 }
             }
-            Err(error) if kind_of(&error) == FaultKind::Busy => {
-                let fault = Fault::of(&self.ground.path, &error);
+            Err(error) if kind_of(&error) == StoreErrorKind::Busy => {
+                let fault = StoreError::of(&self.ground.path, &error);
                 for (ops, reply) in work.jobs {
                     let answers = ops.iter().map(|_| Err(fault.clone())).collect();
                     self.reply(ops, reply, answers);
@@ -203,7 +205,12 @@ impl Writer {
         self.company.note(&self.ground.db);
     }
 
-    fn reply(&mut self, ops: Vec<Op>, reply: Reply, answers: Vec<Result<Answer, Fault>>) {
+    fn reply(
+        &mut self,
+        ops: Vec<StoreChange>,
+        reply: ChangeReply,
+        answers: Vec<Result<ChangeOutcome, StoreError>>,
+    ) {
         if let Some(reply) = reply {
             // Whoever asked may have gone: its change is made all the same.
             let _ = reply.send(answers);
@@ -217,18 +224,18 @@ impl Writer {
         }
     }
 
-    fn alone(&mut self, op: &Op) -> Result<Answer, Fault> {
+    fn alone(&mut self, op: &StoreChange) -> Result<ChangeOutcome, StoreError> {
         self.transaction(|writer, effects| writer.answer(op, effects))
-            .map_err(|error| Fault::of(&self.ground.path, &error))
+            .map_err(|error| StoreError::of(&self.ground.path, &error))
     }
 
     /// Runs `change` in a transaction; what follows from it happens only after the commit.
     fn transaction<T>(
         &mut self,
-        change: impl FnOnce(&mut Self, &mut Effects) -> rusqlite::Result<T>,
+        change: impl FnOnce(&mut Self, &mut TransactionEffects) -> rusqlite::Result<T>,
     ) -> rusqlite::Result<T> {
         let had_owner = self.ownership.is_some();
-        let mut effects = Effects::default();
+        let mut effects = TransactionEffects::default();
         let result = self.ground.run("BEGIN IMMEDIATE").and_then(|()| {
             let done = change(self, &mut effects)?;
             self.ground.run("COMMIT")?;
@@ -251,7 +258,7 @@ impl Writer {
         result
     }
 
-    fn apply(&mut self, effects: Effects) {
+    fn apply(&mut self, effects: TransactionEffects) {
         for id in &effects.woken {
             self.hub.wake(id);
         }
@@ -282,70 +289,74 @@ impl Writer {
 
     fn answer_all(
         &mut self,
-        jobs: &[(Vec<Op>, Reply)],
-        effects: &mut Effects,
-    ) -> rusqlite::Result<Vec<Vec<Answer>>> {
+        jobs: &[(Vec<StoreChange>, ChangeReply)],
+        effects: &mut TransactionEffects,
+    ) -> rusqlite::Result<Vec<Vec<ChangeOutcome>>> {
         jobs.iter().map(|(ops, _)| ops.iter().map(|op| self.answer(op, effects)).collect()).collect()
     }
 
     /// Makes one change.
-    fn answer(&mut self, op: &Op, effects: &mut Effects) -> rusqlite::Result<Answer> {
-        let Ground { db, namespace, source, clock, queues, .. } = &mut self.ground;
+    fn answer(
+        &mut self,
+        op: &StoreChange,
+        effects: &mut TransactionEffects,
+    ) -> rusqlite::Result<ChangeOutcome> {
+        let WriteContext { db, namespace, source, clock, queues, .. } = &mut self.ground;
         let (namespace, now) = (*namespace, clock.now());
         match op {
-            Op::Publish(what) => {
+            StoreChange::Publish(what) => {
                 let queue = queues.declare(db, namespace, &what.target)?;
                 messages::publish(db, queue, now, what)?;
                 if effects.ready.last() != Some(&queue) {
                     effects.ready.push(queue);
                 }
             }
-            Op::Settle { message, owner, how } => {
+            StoreChange::Settle { message, owner, how } => {
                 if !messages::settle(db, *message, *owner, *how)? {
                     tracing::debug!(message, owner, ?how, "settled too late: it was handed to others");
                 } else if *how == Settle::Requeue {
                     effects.ready.extend(self.seats.iter().flat_map(|seat| &seat.queues));
                 }
             }
-            Op::Subscribe(subscription, out) => self.seat(subscription, out, effects)?,
-            Op::Unsubscribe(subscription) => self.unseat(subscription, effects)?,
-            Op::Commit(commit) => {
+            StoreChange::Subscribe(subscription, out) => self.seat(subscription, out, effects)?,
+            StoreChange::Unsubscribe(subscription) => self.unseat(subscription, effects)?,
+            StoreChange::Commit(commit) => {
                 let committed = records::commit(db, namespace, now, commit)?;
                 if commit.wake && committed == Committed::Done {
                     records::wake(db, namespace, *source, &commit.id)?;
                     effects.woken.push(commit.id.clone());
                 }
-                return Ok(Answer::Committed(committed));
+                return Ok(ChangeOutcome::Committed(committed));
             }
-            Op::OpenSession { session, lease, info } => {
+            StoreChange::OpenSession { session, lease, info } => {
                 sessions::open(db, namespace, session, now.plus(*lease), info)?;
-                return Ok(Answer::At(now));
+                return Ok(ChangeOutcome::At(now));
             }
-            Op::RenewSession { session, lease, info, running } => {
+            StoreChange::RenewSession { session, lease, info, running } => {
                 let alive = sessions::renew(db, namespace, session, now, *lease, info)?;
                 let read = |id| records::read(db, namespace, now, id);
                 let records = running.iter().map(read).collect::<Result<_, _>>()?;
-                return Ok(Answer::Renewed(Renewed { alive, now, records }));
+                return Ok(ChangeOutcome::Renewed(Renewed { alive, now, records }));
             }
-            Op::CloseSession(session) => sessions::close(db, namespace, session)?,
-            Op::UpdateIndexes(updates) => {
+            StoreChange::CloseSession(session) => sessions::close(db, namespace, session)?,
+            StoreChange::UpdateIndexes(updates) => {
                 updates.iter().try_for_each(|update| sessions::update_index(db, namespace, update))?
             }
-            Op::Probe => {
+            StoreChange::Probe => {
                 db.execute("UPDATE namespaces SET name = name WHERE id = ?1", [namespace])?;
             }
         }
-        Ok(Answer::Done)
+        Ok(ChangeOutcome::Done)
     }
 
     fn seat(
         &mut self,
-        subscription: &Arc<Subscription>,
-        out: &UnboundedSender<Handed>,
-        effects: &mut Effects,
+        subscription: &Arc<SqliteSubscription>,
+        out: &UnboundedSender<ClaimedDelivery>,
+        effects: &mut TransactionEffects,
     ) -> rusqlite::Result<()> {
         let owner = self.owner()?;
-        let Ground { db, namespace, queues, .. } = &mut self.ground;
+        let WriteContext { db, namespace, queues, .. } = &mut self.ground;
         let mut ids = Vec::with_capacity(subscription.targets.len());
         for target in &subscription.targets {
             let queue = queues.declare(db, *namespace, target)?;
@@ -353,11 +364,15 @@ impl Writer {
             ids.push(queue);
         }
         let (subscription, out) = (subscription.clone(), out.clone());
-        effects.seated.push(Seat::new(subscription, out, ids));
+        effects.seated.push(LocalConsumer::new(subscription, out, ids));
         Ok(())
     }
 
-    fn unseat(&mut self, subscription: &Arc<Subscription>, effects: &mut Effects) -> rusqlite::Result<()> {
+    fn unseat(
+        &mut self,
+        subscription: &Arc<SqliteSubscription>,
+        effects: &mut TransactionEffects,
+    ) -> rusqlite::Result<()> {
         let seat = self.seats.iter().find(|seat| seat.is_of(subscription));
         if let (Some(seat), Some(ownership)) = (seat, &self.ownership) {
             for &queue in &seat.queues {
@@ -378,18 +393,19 @@ impl Writer {
         for queue in self.seats.iter().flat_map(|seat| &seat.queues) {
             owners::subscribe(&self.ground.db, owner, *queue, 1)?;
         }
-        self.ownership = Some(Ownership { tenure: Arc::new(tenure), _line: line });
+        self.ownership = Some(RegisteredOwner { tenure: Arc::new(tenure), _line: line });
         // The dead are looked for at once: a worker that was restarted gets its messages back now.
         self.next_beat = Instant::now();
         Ok(owner)
     }
 
     /// Gives every hungry subscription what its queues hold, up to its prefetch.
-    fn claim_all(&mut self, effects: &mut Effects) -> rusqlite::Result<Claims> {
-        let mut claims = Claims::default();
-        let Effects { ready, seated, unseated, .. } = effects;
-        let leaves = |seat: &Seat| unseated.iter().any(|gone| seat.is_of(gone));
-        let wants = |seat: &Seat| seat.free() > 0 && (seat.hungry || seat.eats(ready)) && !leaves(seat);
+    fn claim_all(&mut self, effects: &mut TransactionEffects) -> rusqlite::Result<MessageClaims> {
+        let mut claims = MessageClaims::default();
+        let TransactionEffects { ready, seated, unseated, .. } = effects;
+        let leaves = |seat: &LocalConsumer| unseated.iter().any(|gone| seat.is_of(gone));
+        let wants =
+            |seat: &LocalConsumer| seat.free() > 0 && (seat.hungry || seat.eats(ready)) && !leaves(seat);
         if !self.seats.iter().chain(seated.iter()).any(wants) {
             return Ok(claims);
         }
@@ -425,7 +441,7 @@ impl Writer {
     }
 
     /// Passes on what was claimed, now that it is committed.
-    fn hand_out(&mut self, claims: Claims) {
+    fn hand_out(&mut self, claims: MessageClaims) {
         let Some(tenure) = claims.tenure else { return };
         for (subscription, claimed, more) in claims.list {
             let refused = match self.seats.iter_mut().find(|seat| seat.is_of(&subscription)) {
@@ -436,7 +452,7 @@ impl Writer {
                 None => claimed,
             };
             for one in refused {
-                let op = Op::Settle { message: one.id, owner: tenure.owner, how: Settle::Requeue };
+                let op = StoreChange::Settle { message: one.id, owner: tenure.owner, how: Settle::Requeue };
                 let answer = self.alone(&op);
                 self.reply(vec![op], None, vec![answer]);
             }
@@ -492,7 +508,7 @@ impl Writer {
     /// Tries failed settlements again, and gives what a death brought back to whoever is hungry.
     fn retry_owed(&mut self) {
         let ops = std::mem::take(&mut self.owed);
-        let mut work = Work { size: ops.len(), ..Work::default() };
+        let mut work = WriteBatch { size: ops.len(), ..WriteBatch::default() };
         if !ops.is_empty() {
             work.jobs.push((ops, None));
         }
@@ -530,20 +546,20 @@ impl Writer {
 
 /// What is done in one turn.
 #[derive(Debug, Default)]
-struct Work {
-    jobs: Vec<(Vec<Op>, Reply)>,
+struct WriteBatch {
+    jobs: Vec<(Vec<StoreChange>, ChangeReply)>,
     size: usize,
     due: bool,
 }
 
 /// What was claimed in one transaction: for whom, what, and whether there may be more.
 #[derive(Debug, Default)]
-struct Claims {
-    tenure: Option<Arc<Tenure>>,
-    list: Vec<(Arc<Subscription>, Vec<Claimed>, bool)>,
+struct MessageClaims {
+    tenure: Option<Arc<OwnerRegistration>>,
+    list: Vec<(Arc<SqliteSubscription>, Vec<ClaimedMessage>, bool)>,
 }
 
-impl Ground {
+impl WriteContext {
     fn run(&self, sql: &str) -> rusqlite::Result<()> {
         self.db.prepare_cached(sql)?.execute([]).map(drop)
     }

@@ -6,16 +6,16 @@ use rusqlite::Connection;
 use tokio::sync::mpsc::{UnboundedSender, error::SendError};
 
 use crate::{
-    messages::{self, Claimed},
-    owners::Tenure,
-    write_request::{Handed, Subscription},
+    messages::{self, ClaimedMessage},
+    owners::OwnerRegistration,
+    write_request::{ClaimedDelivery, SqliteSubscription},
 };
 
 /// A subscription's place at the table.
 #[derive(Debug)]
-pub(crate) struct Seat {
-    pub(crate) subscription: Arc<Subscription>,
-    out: UnboundedSender<Handed>,
+pub(crate) struct LocalConsumer {
+    pub(crate) subscription: Arc<SqliteSubscription>,
+    out: UnboundedSender<ClaimedDelivery>,
     pub(crate) queues: Vec<i64>,
     /// Whether its queues may hold something that it has not been given.
     pub(crate) hungry: bool,
@@ -23,16 +23,16 @@ pub(crate) struct Seat {
     turn: usize,
 }
 
-impl Seat {
+impl LocalConsumer {
     pub(crate) fn new(
-        subscription: Arc<Subscription>,
-        out: UnboundedSender<Handed>,
+        subscription: Arc<SqliteSubscription>,
+        out: UnboundedSender<ClaimedDelivery>,
         queues: Vec<i64>,
     ) -> Self {
         Self { subscription, out, queues, hungry: true, turn: 0 }
     }
 
-    pub(crate) fn is_of(&self, subscription: &Arc<Subscription>) -> bool {
+    pub(crate) fn is_of(&self, subscription: &Arc<SqliteSubscription>) -> bool {
         Arc::ptr_eq(&self.subscription, subscription)
     }
 
@@ -50,7 +50,11 @@ impl Seat {
     }
 
     /// Claims an equal share from each queue, then what is left of the credit from whoever has more.
-    pub(crate) fn claim(&mut self, db: &Connection, owner: i64) -> rusqlite::Result<(Vec<Claimed>, bool)> {
+    pub(crate) fn claim(
+        &mut self,
+        db: &Connection,
+        owner: i64,
+    ) -> rusqlite::Result<(Vec<ClaimedMessage>, bool)> {
         let count = self.queues.len();
         let mut left = self.free();
         let mut claimed = Vec::new();
@@ -75,7 +79,11 @@ impl Seat {
     }
 
     /// Passes messages on, and returns those that nobody took: the consumer was dropped a moment ago.
-    pub(crate) fn hand_out(&mut self, claimed: Vec<Claimed>, tenure: &Arc<Tenure>) -> Vec<Claimed> {
+    pub(crate) fn hand_out(
+        &mut self,
+        claimed: Vec<ClaimedMessage>,
+        tenure: &Arc<OwnerRegistration>,
+    ) -> Vec<ClaimedMessage> {
         self.subscription.held.fetch_add(claimed.len(), Ordering::AcqRel);
         let mut refused = Vec::new();
         for one in claimed {

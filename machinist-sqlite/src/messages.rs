@@ -19,7 +19,7 @@ const LATER: i64 = -1;
 
 /// One message claimed for a subscription.
 #[derive(Debug)]
-pub(crate) struct Claimed {
+pub(crate) struct ClaimedMessage {
     pub(crate) id: i64,
     pub(crate) queue: QueueName,
     pub(crate) redelivered: bool,
@@ -121,7 +121,7 @@ pub(crate) fn claim(
     owner: i64,
     queue: (i64, &QueueName),
     limit: u32,
-) -> rusqlite::Result<Vec<Claimed>> {
+) -> rusqlite::Result<Vec<ClaimedMessage>> {
     let mut statement = db.prepare_cached(
         "UPDATE messages SET holder = ?1 WHERE id IN \
          (SELECT id FROM messages WHERE queue = ?2 AND holder = 0 ORDER BY rank, due, id LIMIT ?3) \
@@ -130,7 +130,7 @@ pub(crate) fn claim(
     let rows = statement.query_map(params![owner, queue.0, limit], |row| {
         let order: (i64, i64, i64) = (row.get(1)?, row.get(2)?, row.get(0)?);
         let (id, redelivered) = (row.get(0)?, row.get(3)?);
-        Ok((order, Claimed { id, queue: queue.1.clone(), redelivered, message: message(row)? }))
+        Ok((order, ClaimedMessage { id, queue: queue.1.clone(), redelivered, message: message(row)? }))
     })?;
     let mut claimed = rows.collect::<rusqlite::Result<Vec<_>>>()?;
     // RETURNING promises no order.

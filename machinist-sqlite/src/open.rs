@@ -14,7 +14,7 @@ use machinist_core::{backend::BackendError, broker::BrokerError, error::BoxError
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::{
-    error::{FaultKind, kind_of},
+    error::{StoreErrorKind, kind_of},
     options::{SqliteOptions, Synchronous},
     records::last_wake,
 };
@@ -119,7 +119,7 @@ fn with_source(error: &OpenError) -> String {
 
 /// An open file: a connection for each thread.
 #[derive(Debug)]
-pub(crate) struct Opened {
+pub(crate) struct FileConnections {
     pub(crate) path: PathBuf,
     pub(crate) namespace: i64,
     pub(crate) woken: i64,
@@ -134,7 +134,7 @@ pub(crate) struct Opened {
 static OPENING: Mutex<()> = Mutex::new(());
 
 /// Opens a file, or makes it. Blocks.
-pub(crate) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened, OpenError> {
+pub(crate) fn open(path: &Path, options: &SqliteOptions) -> Result<FileConnections, OpenError> {
     let _alone = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
     let path = std::path::absolute(path).map_err(|error| io_error(path, error))?;
     inspect(&path)?;
@@ -143,13 +143,13 @@ pub(crate) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened, OpenE
         // Whoever makes, opens first or closes last locks the whole file for a moment, which SQLite reports without
         // asking the busy handler.
         match connect_all(&path, options) {
-            Err(Failure::Sqlite(error))
-                if kind_of(&error) == FaultKind::Busy && started.elapsed() < OPEN_PATIENCE =>
+            Err(OpenAttemptError::Sqlite(error))
+                if kind_of(&error) == StoreErrorKind::Busy && started.elapsed() < OPEN_PATIENCE =>
             {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            Err(Failure::Sqlite(error)) => return Err(sqlite_error(&path, error)),
-            Err(Failure::Open(error)) => return Err(error),
+            Err(OpenAttemptError::Sqlite(error)) => return Err(sqlite_error(&path, error)),
+            Err(OpenAttemptError::Open(error)) => return Err(error),
             Ok(opened) => return Ok(opened),
         }
     }
@@ -191,26 +191,26 @@ fn create(path: &Path, parent: &Path) -> io::Result<()> {
     Ok(())
 }
 
-enum Failure {
+enum OpenAttemptError {
     Open(OpenError),
     Sqlite(rusqlite::Error),
 }
 
-impl From<rusqlite::Error> for Failure {
+impl From<rusqlite::Error> for OpenAttemptError {
     fn from(error: rusqlite::Error) -> Self {
         Self::Sqlite(error)
     }
 }
 
-fn connect_all(path: &Path, options: &SqliteOptions) -> Result<Opened, Failure> {
+fn connect_all(path: &Path, options: &SqliteOptions) -> Result<FileConnections, OpenAttemptError> {
     let mut writer = connect(path)?;
-    if !is_ours(&writer, path).map_err(Failure::Open)? {
+    if !is_ours(&writer, path).map_err(OpenAttemptError::Open)? {
         ensure_wal(&writer, path)?;
         create_schema(&mut writer, path)?;
     }
     ensure_wal(&writer, path)?;
     if writer.is_readonly("main")? {
-        return Err(Failure::Open(OpenError::ReadOnly { path: path.to_owned() }));
+        return Err(OpenAttemptError::Open(OpenError::ReadOnly { path: path.to_owned() }));
     }
     writer.pragma_update(None, "synchronous", options.synchronous.name())?;
     if options.synchronous == Synchronous::Full {
@@ -226,7 +226,7 @@ fn connect_all(path: &Path, options: &SqliteOptions) -> Result<Opened, Failure> 
         watching.pragma_update(None, "query_only", true)?;
     }
     let woken = last_wake(&writer)?;
-    Ok(Opened { path: path.to_owned(), namespace, woken, writer, reader, pulse })
+    Ok(FileConnections { path: path.to_owned(), namespace, woken, writer, reader, pulse })
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
@@ -279,15 +279,19 @@ fn is_ours(connection: &Connection, path: &Path) -> Result<bool, OpenError> {
     }
 }
 
-fn ensure_wal(connection: &Connection, path: &Path) -> Result<(), Failure> {
+fn ensure_wal(connection: &Connection, path: &Path) -> Result<(), OpenAttemptError> {
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
-    if mode == "wal" { Ok(()) } else { Err(Failure::Open(OpenError::NoWal { path: path.to_owned() })) }
+    if mode == "wal" {
+        Ok(())
+    } else {
+        Err(OpenAttemptError::Open(OpenError::NoWal { path: path.to_owned() }))
+    }
 }
 
-fn create_schema(connection: &mut Connection, path: &Path) -> Result<(), Failure> {
+fn create_schema(connection: &mut Connection, path: &Path) -> Result<(), OpenAttemptError> {
     let change = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     // Another process may have been quicker.
-    if !is_ours(&change, path).map_err(Failure::Open)? {
+    if !is_ours(&change, path).map_err(OpenAttemptError::Open)? {
         change.execute_batch(SCHEMA)?;
         change.pragma_update(None, "application_id", APPLICATION_ID)?;
         change.pragma_update(None, "user_version", SCHEMA_VERSION)?;
@@ -323,9 +327,11 @@ fn io_error(path: &Path, error: io::Error) -> OpenError {
 fn sqlite_error(path: &Path, error: rusqlite::Error) -> OpenError {
     let path = path.to_owned();
     match kind_of(&error) {
-        FaultKind::ReadOnly => OpenError::ReadOnly { path },
-        FaultKind::Corrupt if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => not_sqlite(path),
-        FaultKind::Corrupt => OpenError::Damaged { path, source: error.into() },
+        StoreErrorKind::ReadOnly => OpenError::ReadOnly { path },
+        StoreErrorKind::Corrupt if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
+            not_sqlite(path)
+        }
+        StoreErrorKind::Corrupt => OpenError::Damaged { path, source: error.into() },
         _ => OpenError::Io { path, source: error.into() },
     }
 }

@@ -33,12 +33,12 @@ const LOOKS: u32 = 6;
 
 /// One owner's time: from its row to the loss of it. Receipts point here.
 #[derive(Debug)]
-pub(crate) struct Tenure {
+pub(crate) struct OwnerRegistration {
     pub(crate) owner: i64,
     over: AtomicBool,
 }
 
-impl Tenure {
+impl OwnerRegistration {
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)
     }
@@ -50,12 +50,12 @@ impl Tenure {
 
 /// The lock that tells the others that this process lives. Dropping it says that it does not.
 #[derive(Debug)]
-pub(crate) struct LifeLine {
+pub(crate) struct OwnerLock {
     path: PathBuf,
     _locked: File,
 }
 
-impl Drop for LifeLine {
+impl Drop for OwnerLock {
     fn drop(&mut self) {
         // Only tidiness: a file that stays behind is free, and its number never comes back.
         let _ = fs::remove_file(&self.path);
@@ -84,7 +84,7 @@ pub(crate) fn enrol(
     db: &Connection,
     file: &Path,
     now: Timestamp,
-) -> rusqlite::Result<(Tenure, Option<LifeLine>)> {
+) -> rusqlite::Result<(OwnerRegistration, Option<OwnerLock>)> {
     let owner = db
         .prepare_cached("INSERT INTO owners (beat, pid, since) VALUES (0, ?1, ?2)")?
         .insert(params![std::process::id(), now.as_micros()])?;
@@ -97,15 +97,15 @@ pub(crate) fn enrol(
             None
         }
     };
-    Ok((Tenure { owner, over: AtomicBool::new(false) }, line))
+    Ok((OwnerRegistration { owner, over: AtomicBool::new(false) }, line))
 }
 
-fn hold_lock(file: &Path, owner: i64) -> std::io::Result<LifeLine> {
+fn hold_lock(file: &Path, owner: i64) -> std::io::Result<OwnerLock> {
     let directory = make_directory(file)?;
     let path = directory.join(owner.to_string());
     let locked = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
     locked.try_lock()?;
-    Ok(LifeLine { path, _locked: locked })
+    Ok(OwnerLock { path, _locked: locked })
 }
 
 /// Raises the beat; tells whether the owner is still known.
@@ -137,24 +137,24 @@ pub(crate) fn subscribe(db: &Connection, owner: i64, queue: i64, change: i64) ->
 
 /// What this process has seen of the others.
 #[derive(Debug, Default)]
-pub(crate) struct Looks(HashMap<i64, (i64, u32)>);
+pub(crate) struct FailureDetector(HashMap<i64, (i64, u32)>);
 
 /// An owner found dead. Keeps its lock, where that was the sign, so that nobody else acts on it meanwhile.
 #[derive(Debug)]
-pub(crate) struct Dead {
+pub(crate) struct DeadOwner {
     pub(crate) owner: i64,
     pub(crate) sign: &'static str,
-    _line: Option<LifeLine>,
+    _line: Option<OwnerLock>,
 }
 
-impl Looks {
+impl FailureDetector {
     /// Looks at every owner but `own`, and returns those that are dead.
     pub(crate) fn look(
         &mut self,
         db: &Connection,
         file: &Path,
         own: Option<i64>,
-    ) -> rusqlite::Result<Vec<Dead>> {
+    ) -> rusqlite::Result<Vec<DeadOwner>> {
         let beats = db
             .prepare_cached("SELECT id, beat FROM owners WHERE id IS NOT ?1")?
             .query_map([own], |row| Ok((row.get(0)?, row.get(1)?)))?
@@ -164,9 +164,9 @@ impl Looks {
         let judge = |&(owner, beat): &(i64, i64)| {
             let path = directory.join(owner.to_string());
             if let Some(line) = take_lock(path) {
-                return Some(Dead { owner, sign: "its lock is free", _line: Some(line) });
+                return Some(DeadOwner { owner, sign: "its lock is free", _line: Some(line) });
             }
-            self.stands_still(owner, beat).then_some(Dead {
+            self.stands_still(owner, beat).then_some(DeadOwner {
                 owner,
                 sign: "its beat stands still",
                 _line: None,
@@ -184,10 +184,10 @@ impl Looks {
 }
 
 /// The lock of an owner, if nobody holds it. A file that is missing proves nothing.
-fn take_lock(path: PathBuf) -> Option<LifeLine> {
+fn take_lock(path: PathBuf) -> Option<OwnerLock> {
     let file = File::open(&path).ok()?;
     match file.try_lock() {
-        Ok(()) => Some(LifeLine { path, _locked: file }),
+        Ok(()) => Some(OwnerLock { path, _locked: file }),
         Err(TryLockError::WouldBlock | TryLockError::Error(_)) => None,
     }
 }
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn only_a_beat_that_stands_still_look_after_look_is_a_death() {
-        let mut looks = Looks::default();
+        let mut looks = FailureDetector::default();
         for beat in 0..20 {
             assert!(!looks.stands_still(1, beat));
         }

@@ -15,13 +15,13 @@ const COMPANY: Duration = Duration::from_secs(1);
 
 /// Whether other processes write, too.
 #[derive(Debug)]
-pub(crate) struct Company {
+pub(crate) struct PeerWriters {
     version: i64,
     until: Instant,
     last_commit: Instant,
 }
 
-impl Company {
+impl PeerWriters {
     pub(crate) fn new() -> Self {
         let now = Instant::now();
         Self { version: 0, until: now, last_commit: now }

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, params, types::Type};
 use crate::codec::{decode_facts, encode_facts};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Record {
+struct RecordRow {
     facts: Facts,
     expires: Option<Timestamp>,
 }
@@ -54,7 +54,7 @@ pub(crate) fn commit(
 }
 
 /// Decides a commit: `false`, and nothing changed, where it is refused.
-fn apply(record: &mut Record, now: Timestamp, what: &Commit) -> bool {
+fn apply(record: &mut RecordRow, now: Timestamp, what: &Commit) -> bool {
     if !what.apply(&mut record.facts) {
         return false;
     }
@@ -73,22 +73,22 @@ fn load(
     namespace: i64,
     now: Timestamp,
     id: &TaskId,
-) -> rusqlite::Result<(Option<i64>, Record)> {
+) -> rusqlite::Result<(Option<i64>, RecordRow)> {
     let found = db
         .prepare_cached("SELECT id, expires, facts FROM records WHERE namespace = ?1 AND task = ?2")?
         .query_row(params![namespace, id.as_str()], |row| {
             let expires = row.get::<_, Option<i64>>(1)?.map(Timestamp::from_micros);
             if expires.is_some_and(|expires| expires <= now) {
-                return Ok((row.get(0)?, Record::default()));
+                return Ok((row.get(0)?, RecordRow::default()));
             }
             let facts = decode_facts(row.get_ref(2)?.as_blob()?)
                 .map_err(|error| rusqlite::Error::FromSqlConversionFailure(2, Type::Blob, error.into()))?;
-            Ok((row.get(0)?, Record { facts, expires }))
+            Ok((row.get(0)?, RecordRow { facts, expires }))
         })
         .optional()?;
     Ok(match found {
         Some((row, record)) => (Some(row), record),
-        None => (None, Record::default()),
+        None => (None, RecordRow::default()),
     })
 }
 
@@ -141,7 +141,7 @@ mod tests {
     fn a_refused_commit_changes_nothing_and_a_dropped_fact_can_be_written_anew() {
         let now = Timestamp::from_micros(1_000);
         let id = TaskId::parse("t").unwrap();
-        let mut record = Record { facts: [fact("a", "1")].into_iter().collect(), expires: None };
+        let mut record = RecordRow { facts: [fact("a", "1")].into_iter().collect(), expires: None };
         let before = record.clone();
         let refused = |change: &dyn Fn(&mut Commit)| {
             let mut commit = Commit { facts: vec![fact("b", "2")], ..Commit::new(id.clone()) };

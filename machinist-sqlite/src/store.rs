@@ -15,13 +15,13 @@ use tokio::sync::oneshot;
 use crate::{
     SqliteBackend, SqliteBroker,
     clock::HostClock,
-    error::{Fault, FaultKind},
-    file_reader::{Query, Reader},
-    file_watcher::{Hub, Pulse},
-    file_writer::Writer,
+    error::{StoreError, StoreErrorKind},
+    file_reader::{FileReader, Query},
+    file_watcher::{FileWatcher, WatchRegistry},
+    file_writer::FileWriter,
     open::{self, OpenError},
     options::{SqliteOptions, Synchronous},
-    write_request::{Answer, Job, Op},
+    write_request::{ChangeOutcome, StoreChange, WriteRequest},
 };
 
 /// How long a caller waits for the file: longer than the writer waits for other processes.
@@ -37,7 +37,7 @@ const JOB: usize = 256;
 /// The threads of the store end when it, and everything that came from it, is dropped or [closed](Self::close).
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
-    shared: Arc<Shared>,
+    shared: Arc<StoreHandle>,
 }
 
 impl SqliteStore {
@@ -90,7 +90,7 @@ impl SqliteStore {
     pub async fn close(&self) {
         let (done, closed) = oneshot::channel();
         self.shared.hub.close();
-        if self.shared.writer.send(Job::Stop(Some(done))).is_ok() {
+        if self.shared.writer.send(WriteRequest::Stop(Some(done))).is_ok() {
             // The writer's end says it, too; a disk that does not answer must not keep the caller for ever.
             let _ = self.shared.patiently(closed).await;
         }
@@ -101,25 +101,25 @@ impl SqliteStore {
 
 /// What broker and backend have in common. The last one to drop it ends the threads.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct StoreHandle {
     pub(crate) path: PathBuf,
-    pub(crate) hub: Arc<Hub>,
+    pub(crate) hub: Arc<WatchRegistry>,
     pub(crate) broker_closed: AtomicBool,
     clock: Arc<HostClock>,
     synchronous: Synchronous,
-    writer: mpsc::Sender<Job>,
+    writer: mpsc::Sender<WriteRequest>,
     reader: mpsc::Sender<Query>,
 }
 
-fn start(path: &Path, options: &SqliteOptions) -> Result<Shared, OpenError> {
+fn start(path: &Path, options: &SqliteOptions) -> Result<StoreHandle, OpenError> {
     let opened = open::open(path, options)?;
     let (path, namespace) = (opened.path, opened.namespace);
-    let (clock, hub) = (Arc::new(HostClock::new()), Arc::new(Hub::default()));
+    let (clock, hub) = (Arc::new(HostClock::new()), Arc::new(WatchRegistry::default()));
     // Random, so that two stores never take each other's wake-ups for their own.
     let source = (RandomState::new().build_hasher().finish() >> 1).cast_signed();
     let (writer, jobs) = mpsc::channel();
     let (reader, queries) = mpsc::channel();
-    let pulse = Pulse {
+    let pulse = FileWatcher {
         db: opened.pulse,
         path: path.clone(),
         namespace,
@@ -129,14 +129,15 @@ fn start(path: &Path, options: &SqliteOptions) -> Result<Shared, OpenError> {
         clock: clock.clone(),
         writer: writer.clone(),
     };
-    let reading = Reader { db: opened.reader, path: path.clone(), namespace, clock: clock.clone(), queries };
+    let reading =
+        FileReader { db: opened.reader, path: path.clone(), namespace, clock: clock.clone(), queries };
     let writing =
-        Writer::new((opened.writer, path.clone(), namespace), source, clock.clone(), hub.clone(), jobs);
+        FileWriter::new((opened.writer, path.clone(), namespace), source, clock.clone(), hub.clone(), jobs);
     let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
         thread::Builder::new().name(format!("machinist-sqlite-{name}")).spawn(run).map(drop)
     };
     // Dropped early, it ends the threads that were started.
-    let shared = Shared {
+    let shared = StoreHandle {
         path,
         hub,
         broker_closed: AtomicBool::new(false),
@@ -152,18 +153,20 @@ fn start(path: &Path, options: &SqliteOptions) -> Result<Shared, OpenError> {
     Ok(shared)
 }
 
-impl Shared {
+impl StoreHandle {
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
     }
 
     /// Asks for changes without waiting for an answer.
-    pub(crate) fn tell(&self, op: Op) -> Result<(), Fault> {
-        self.writer.send(Job::Ops { ops: vec![op], reply: None }).map_err(|_| Fault::closed(&self.path))
+    pub(crate) fn tell(&self, op: StoreChange) -> Result<(), StoreError> {
+        self.writer
+            .send(WriteRequest::Ops { ops: vec![op], reply: None })
+            .map_err(|_| StoreError::closed(&self.path))
     }
 
     /// Makes changes; one answer for each, in their order, after they are committed.
-    pub(crate) async fn change(&self, ops: Vec<Op>) -> Vec<Result<Answer, Fault>> {
+    pub(crate) async fn change(&self, ops: Vec<StoreChange>) -> Vec<Result<ChangeOutcome, StoreError>> {
         let mut waiting = Vec::with_capacity(ops.len().div_ceil(JOB));
         let mut ops = ops.into_iter().peekable();
         while ops.peek().is_some() {
@@ -171,7 +174,7 @@ impl Shared {
             let count = part.len();
             let (reply, answers) = oneshot::channel();
             // A writer that is gone drops the job and with it the reply.
-            let _ = self.writer.send(Job::Ops { ops: part, reply: Some(reply) });
+            let _ = self.writer.send(WriteRequest::Ops { ops: part, reply: Some(reply) });
             waiting.push((count, answers));
         }
         let mut all = Vec::new();
@@ -185,30 +188,30 @@ impl Shared {
     }
 
     /// Makes one change.
-    pub(crate) async fn change_one(&self, op: Op) -> Result<Answer, Fault> {
+    pub(crate) async fn change_one(&self, op: StoreChange) -> Result<ChangeOutcome, StoreError> {
         let mut answers = self.change(vec![op]).await;
-        answers.pop().unwrap_or_else(|| Err(Fault::closed(&self.path)))
+        answers.pop().unwrap_or_else(|| Err(StoreError::closed(&self.path)))
     }
 
     /// Asks the reading thread.
     pub(crate) async fn ask<T>(
         &self,
-        query: impl FnOnce(oneshot::Sender<Result<T, Fault>>) -> Query,
-    ) -> Result<T, Fault> {
+        query: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Query,
+    ) -> Result<T, StoreError> {
         if self.hub.is_closed() {
-            return Err(Fault::closed(&self.path));
+            return Err(StoreError::closed(&self.path));
         }
         let (reply, answer) = oneshot::channel();
-        self.reader.send(query(reply)).map_err(|_| Fault::closed(&self.path))?;
+        self.reader.send(query(reply)).map_err(|_| StoreError::closed(&self.path))?;
         self.patiently(answer).await?
     }
 
-    async fn patiently<T>(&self, answer: oneshot::Receiver<T>) -> Result<T, Fault> {
+    async fn patiently<T>(&self, answer: oneshot::Receiver<T>) -> Result<T, StoreError> {
         match tokio::time::timeout(PATIENCE, answer).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(Fault::closed(&self.path)),
-            Err(_) => Err(Fault::new(
-                FaultKind::Other,
+            Ok(Err(_)) => Err(StoreError::closed(&self.path)),
+            Err(_) => Err(StoreError::new(
+                StoreErrorKind::Other,
                 &self.path,
                 &format_args!("no answer from the disk within {} s", PATIENCE.as_secs()),
             )),
@@ -218,7 +221,7 @@ impl Shared {
     /// Ends all consumers of this store.
     pub(crate) async fn leave(&self) {
         let (done, left) = oneshot::channel();
-        if self.writer.send(Job::Leave(done)).is_ok() {
+        if self.writer.send(WriteRequest::Leave(done)).is_ok() {
             let _ = self.patiently(left).await;
         }
     }
@@ -235,7 +238,7 @@ impl Shared {
                 "NORMAL: a power cut may lose the last commits, a killed process none",
             ),
         });
-        findings.push(match self.change_one(Op::Probe).await {
+        findings.push(match self.change_one(StoreChange::Probe).await {
             Ok(_) => Finding::good("writing", "possible"),
             Err(fault) => Finding::error("writing", fault.to_string(), "see the text"),
         });
@@ -243,10 +246,10 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for StoreHandle {
     fn drop(&mut self) {
         self.hub.close();
         // A writer that was stopped before needs no second word.
-        let _ = self.writer.send(Job::Stop(None));
+        let _ = self.writer.send(WriteRequest::Stop(None));
     }
 }

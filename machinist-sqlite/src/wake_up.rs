@@ -5,10 +5,10 @@
 //! also look at the file now and then (see [`file_watcher`](crate::file_watcher)), more often where no ear could be bound.
 
 #[cfg(unix)]
-pub(crate) use unix::{Ear, Ringer};
+pub(crate) use unix::{WakeListener, WakeSender};
 
 #[cfg(not(unix))]
-pub(crate) use elsewhere::{Ear, Ringer};
+pub(crate) use elsewhere::{WakeListener, WakeSender};
 
 /// What the name of an ear ends with.
 #[cfg(unix)]
@@ -34,17 +34,17 @@ mod unix {
 
     /// Hears the rings of others.
     #[derive(Debug)]
-    pub(crate) struct Ear {
+    pub(crate) struct WakeListener {
         socket: UnixDatagram,
         path: PathBuf,
     }
 
-    impl Ear {
+    impl WakeListener {
         /// `mark` is the store's own, unlike any other's.
         pub(crate) fn bind(file: &Path, mark: i64) -> io::Result<Self> {
             let directory = owners::make_directory(file)?;
             let name = name_of(mark);
-            let place = Place::open(directory.clone())?;
+            let place = SocketDirectory::open(directory.clone())?;
             let socket = UnixDatagram::bind(place.reach(&name))?;
             Ok(Self { socket, path: directory.join(name) })
         }
@@ -61,7 +61,7 @@ mod unix {
         }
     }
 
-    impl Drop for Ear {
+    impl Drop for WakeListener {
         fn drop(&mut self) {
             // Only tidiness: whoever rings at an ear that nobody has takes it away.
             let _ = fs::remove_file(&self.path);
@@ -70,16 +70,16 @@ mod unix {
 
     /// Rings at the ears of others.
     #[derive(Debug)]
-    pub(crate) struct Ringer {
+    pub(crate) struct WakeSender {
         directory: PathBuf,
         own: String,
         socket: Option<UnixDatagram>,
-        place: Option<Place>,
+        place: Option<SocketDirectory>,
         ears: Vec<String>,
         listed: Option<(SystemTime, Instant)>,
     }
 
-    impl Ringer {
+    impl WakeSender {
         pub(crate) fn new(file: &Path, mark: i64) -> Self {
             let socket = UnixDatagram::unbound().ok().filter(|socket| socket.set_nonblocking(true).is_ok());
             Self {
@@ -120,7 +120,7 @@ mod unix {
                 return Ok(());
             }
             if self.place.is_none() {
-                self.place = Some(Place::open(self.directory.clone())?);
+                self.place = Some(SocketDirectory::open(self.directory.clone())?);
             }
             self.ears.clear();
             for entry in fs::read_dir(&self.directory)? {
@@ -141,12 +141,12 @@ mod unix {
 
     /// The directory of the ears, by a path that is short enough.
     #[derive(Debug)]
-    struct Place {
+    struct SocketDirectory {
         directory: PathBuf,
         open: File,
     }
 
-    impl Place {
+    impl SocketDirectory {
         fn open(directory: PathBuf) -> io::Result<Self> {
             Ok(Self { open: File::open(&directory)?, directory })
         }
@@ -171,7 +171,7 @@ mod unix {
             let deep = place.path().join("d".repeat(150));
             fs::create_dir(&deep).unwrap();
             for file in [place.path().join("m.db"), deep.join("m.db")] {
-                let (ear, mut ringer) = (Ear::bind(&file, 1).unwrap(), Ringer::new(&file, 2));
+                let (ear, mut ringer) = (WakeListener::bind(&file, 1).unwrap(), WakeSender::new(&file, 2));
                 let hard_bound = Duration::from_secs(60);
                 for _ in 0..3 {
                     ringer.ring(false);
@@ -180,7 +180,9 @@ mod unix {
                     assert!(started.elapsed() < hard_bound, "the ring was not heard");
                 }
                 let copy = ear.path.with_file_name("dead.ear");
-                drop(UnixDatagram::bind(Place::open(owners::directory(&file)).unwrap().reach("dead.ear")));
+                drop(UnixDatagram::bind(
+                    SocketDirectory::open(owners::directory(&file)).unwrap().reach("dead.ear"),
+                ));
                 ringer.listed = None;
                 ringer.ring(false);
                 assert!(!copy.exists());
@@ -191,7 +193,7 @@ mod unix {
         fn one_does_not_hear_oneself_unless_asked() {
             let place = tempfile::tempdir().unwrap();
             let file = place.path().join("m.db");
-            let (ear, mut ringer) = (Ear::bind(&file, 1).unwrap(), Ringer::new(&file, 1));
+            let (ear, mut ringer) = (WakeListener::bind(&file, 1).unwrap(), WakeSender::new(&file, 1));
             ear.socket.set_nonblocking(true).unwrap();
             ringer.ring(false);
             assert!(ear.socket.recv(&mut [0; 1]).is_err());
@@ -207,9 +209,9 @@ mod elsewhere {
     use std::{io, path::Path, time::Duration};
 
     #[derive(Debug)]
-    pub(crate) struct Ear(std::convert::Infallible);
+    pub(crate) struct WakeListener(std::convert::Infallible);
 
-    impl Ear {
+    impl WakeListener {
         pub(crate) fn bind(_file: &Path, _mark: i64) -> io::Result<Self> {
             Err(io::ErrorKind::Unsupported.into())
         }
@@ -220,9 +222,9 @@ mod elsewhere {
     }
 
     #[derive(Debug)]
-    pub(crate) struct Ringer;
+    pub(crate) struct WakeSender;
 
-    impl Ringer {
+    impl WakeSender {
         pub(crate) fn new(_file: &Path, _mark: i64) -> Self {
             Self
         }

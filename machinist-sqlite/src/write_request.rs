@@ -14,19 +14,19 @@ use machinist_core::{
 };
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
-use crate::{error::Fault, messages::Claimed, owners::Tenure};
+use crate::{error::StoreError, messages::ClaimedMessage, owners::OwnerRegistration};
 
 /// One change of the file.
 #[derive(Debug)]
-pub(crate) enum Op {
+pub(crate) enum StoreChange {
     Publish(Publish),
     Settle {
         message: i64,
         owner: i64,
         how: Settle,
     },
-    Subscribe(Arc<Subscription>, UnboundedSender<Handed>),
-    Unsubscribe(Arc<Subscription>),
+    Subscribe(Arc<SqliteSubscription>, UnboundedSender<ClaimedDelivery>),
+    Unsubscribe(Arc<SqliteSubscription>),
     Commit(Commit),
     OpenSession {
         session: SessionId,
@@ -47,7 +47,7 @@ pub(crate) enum Op {
 
 /// What became of a change.
 #[derive(Debug)]
-pub(crate) enum Answer {
+pub(crate) enum ChangeOutcome {
     Done,
     At(Timestamp),
     Committed(Committed),
@@ -56,11 +56,11 @@ pub(crate) enum Answer {
 
 /// What a thread of this process sends to the writer.
 #[derive(Debug)]
-pub(crate) enum Job {
+pub(crate) enum WriteRequest {
     /// Changes, and who waits for the answers; nobody for settlements.
-    Ops { ops: Vec<Op>, reply: Option<oneshot::Sender<Vec<Result<Answer, Fault>>>> },
+    Ops { ops: Vec<StoreChange>, reply: Option<oneshot::Sender<Vec<Result<ChangeOutcome, StoreError>>>> },
     /// Something happened in the file that subscriptions should look at.
-    Nudge(Nudge),
+    ReadyQueues(ReadyQueues),
     /// Ends every subscription and hands back what is held. Answered when that is done.
     Leave(oneshot::Sender<()>),
     /// Ends the writer after what was asked before. Answered when the file is closed.
@@ -68,7 +68,7 @@ pub(crate) enum Job {
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Nudge {
+pub(crate) struct ReadyQueues {
     /// Queues in which something waits.
     pub(crate) ready: Vec<i64>,
     /// Whether a delayed message has come due.
@@ -77,7 +77,7 @@ pub(crate) struct Nudge {
 
 /// One consumer, as the writer knows it.
 #[derive(Debug)]
-pub(crate) struct Subscription {
+pub(crate) struct SqliteSubscription {
     pub(crate) targets: Vec<Target>,
     pub(crate) prefetch: usize,
     /// Deliveries that are out and not settled: raised by the writer, lowered by receipts.
@@ -85,4 +85,4 @@ pub(crate) struct Subscription {
 }
 
 /// What a consumer is given: a message, and for whose time it is its.
-pub(crate) type Handed = (Claimed, Arc<Tenure>);
+pub(crate) type ClaimedDelivery = (ClaimedMessage, Arc<OwnerRegistration>);
