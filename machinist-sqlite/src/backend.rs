@@ -28,18 +28,18 @@ use crate::{
 /// every reader, and deleted in the background; the file's pages are used again, the file does not shrink.
 #[derive(Debug, Clone)]
 pub struct SqliteBackend {
-    shared: Arc<StoreHandle>,
+    store: Arc<StoreHandle>,
 }
 
 impl SqliteBackend {
-    pub(crate) fn new(shared: Arc<StoreHandle>) -> Self {
-        Self { shared }
+    pub(crate) fn new(store: Arc<StoreHandle>) -> Self {
+        Self { store }
     }
 
-    fn unexpected(&self) -> BackendError {
+    fn unexpected_outcome(&self) -> BackendError {
         StoreError::new(
             StoreErrorKind::Other,
-            &self.shared.path,
+            &self.store.path,
             &"the writer gave another answer than it was asked for",
         )
         .into()
@@ -49,11 +49,11 @@ impl SqliteBackend {
 #[async_trait]
 impl Diagnose for SqliteBackend {
     fn location(&self) -> String {
-        self.shared.path.display().to_string()
+        self.store.path.display().to_string()
     }
 
     async fn diagnose(&self) -> Vec<Finding> {
-        self.shared.diagnose().await
+        self.store.diagnose().await
     }
 }
 
@@ -64,28 +64,28 @@ impl Backend for SqliteBackend {
     }
 
     async fn commit(&self, batch: Vec<Commit>) -> Vec<Result<Committed, BackendError>> {
-        let answers = self.shared.change(batch.into_iter().map(StoreChange::Commit).collect()).await;
-        answers
+        let outcomes = self.store.apply_changes(batch.into_iter().map(StoreChange::Commit).collect()).await;
+        outcomes
             .into_iter()
-            .map(|answer| match answer? {
+            .map(|outcome| match outcome? {
                 ChangeOutcome::Committed(committed) => Ok(committed),
-                _ => Err(self.unexpected()),
+                _ => Err(self.unexpected_outcome()),
             })
             .collect()
     }
 
     async fn read(&self, ids: &[TaskId]) -> Result<Vec<Facts>, BackendError> {
         let ids = ids.to_vec();
-        Ok(self.shared.ask(|reply| Query::Records(ids, reply)).await?)
+        Ok(self.store.query(|reply| Query::Records(ids, reply)).await?)
     }
 
     async fn watch(&self, id: &TaskId) -> Result<Watch, BackendError> {
-        let (signal, watcher) = self.shared.hub.watch(id);
+        let (signal, watcher) = self.store.watches.watch(id);
         Ok(Watch::new(signal, Some(Box::new(watcher))))
     }
 
     async fn now(&self) -> Result<Timestamp, BackendError> {
-        Ok(self.shared.now())
+        Ok(self.store.now())
     }
 
     async fn open_session(
@@ -95,12 +95,12 @@ impl Backend for SqliteBackend {
         info: Bytes,
     ) -> Result<Timestamp, BackendError> {
         match self
-            .shared
-            .change_one(StoreChange::OpenSession { session: session.clone(), lease, info })
+            .store
+            .apply_change(StoreChange::OpenSession { session: session.clone(), lease, info })
             .await?
         {
             ChangeOutcome::At(now) => Ok(now),
-            _ => Err(self.unexpected()),
+            _ => Err(self.unexpected_outcome()),
         }
     }
 
@@ -113,28 +113,28 @@ impl Backend for SqliteBackend {
     ) -> Result<Renewed, BackendError> {
         let renew =
             StoreChange::RenewSession { session: session.clone(), lease, info, running: running.to_vec() };
-        match self.shared.change_one(renew).await? {
+        match self.store.apply_change(renew).await? {
             ChangeOutcome::Renewed(renewed) => Ok(renewed),
-            _ => Err(self.unexpected()),
+            _ => Err(self.unexpected_outcome()),
         }
     }
 
     async fn close_session(&self, session: &SessionId) -> Result<(), BackendError> {
-        self.shared.change_one(StoreChange::CloseSession(session.clone())).await?;
+        self.store.apply_change(StoreChange::CloseSession(session.clone())).await?;
         Ok(())
     }
 
     async fn alive(&self, sessions: &[SessionId]) -> Result<Vec<bool>, BackendError> {
         let ids = sessions.to_vec();
-        Ok(self.shared.ask(|reply| Query::Alive(ids, reply)).await?)
+        Ok(self.store.query(|reply| Query::Alive(ids, reply)).await?)
     }
 
     async fn sessions(&self) -> Result<Vec<SessionEntry>, BackendError> {
-        Ok(self.shared.ask(Query::Sessions).await?)
+        Ok(self.store.query(Query::Sessions).await?)
     }
 
     async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
-        self.shared.change_one(StoreChange::UpdateIndexes(updates)).await?;
+        self.store.apply_change(StoreChange::UpdateIndexes(updates)).await?;
         Ok(())
     }
 
@@ -144,6 +144,6 @@ impl Backend for SqliteBackend {
         after: Option<(Timestamp, String)>,
         limit: usize,
     ) -> Result<Vec<(Timestamp, String)>, BackendError> {
-        Ok(self.shared.ask(|reply| Query::List { index, after, limit, reply }).await?)
+        Ok(self.store.query(|reply| Query::List { index, after, limit, reply }).await?)
     }
 }

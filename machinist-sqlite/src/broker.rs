@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// The largest message, in bytes: what RabbitMQ takes where it is told to take the most.
-const LARGEST: usize = 512 << 20;
+const MAX_MESSAGE_BYTES: usize = 512 << 20;
 
 /// Queues in an SQLite file. Made by [`SqliteStore::broker`](crate::SqliteStore::broker).
 ///
@@ -35,17 +35,17 @@ const LARGEST: usize = 512 << 20;
 /// dies; the crate's documentation tells how the others learn of it.
 #[derive(Debug, Clone)]
 pub struct SqliteBroker {
-    shared: Arc<StoreHandle>,
+    store: Arc<StoreHandle>,
 }
 
 impl SqliteBroker {
-    pub(crate) fn new(shared: Arc<StoreHandle>) -> Self {
-        Self { shared }
+    pub(crate) fn new(store: Arc<StoreHandle>) -> Self {
+        Self { store }
     }
 
     fn check_open(&self) -> Result<(), StoreError> {
-        if self.shared.broker_closed.load(Ordering::Acquire) {
-            return Err(StoreError::closed(&self.shared.path));
+        if self.store.broker_closed.load(Ordering::Acquire) {
+            return Err(StoreError::closed(&self.store.path));
         }
         Ok(())
     }
@@ -57,15 +57,15 @@ impl SqliteBroker {
             prefetch: usize::from(prefetch.max(1)),
             held: AtomicUsize::new(0),
         });
-        let (out, incoming) = mpsc::unbounded_channel();
+        let (deliveries, incoming) = mpsc::unbounded_channel();
         // Made before the answer: if this future is dropped, the consumer is, and ends the subscription.
         let consumer = SqliteConsumer {
-            shared: self.shared.clone(),
+            store: self.store.clone(),
             subscription: subscription.clone(),
             incoming,
             stopped: false,
         };
-        self.shared.change_one(StoreChange::Subscribe(subscription, out)).await?;
+        self.store.apply_change(StoreChange::Subscribe(subscription, deliveries)).await?;
         Ok(Box::new(consumer))
     }
 }
@@ -73,11 +73,11 @@ impl SqliteBroker {
 #[async_trait]
 impl Diagnose for SqliteBroker {
     fn location(&self) -> String {
-        self.shared.path.display().to_string()
+        self.store.path.display().to_string()
     }
 
     async fn diagnose(&self) -> Vec<Finding> {
-        self.shared.diagnose().await
+        self.store.diagnose().await
     }
 }
 
@@ -93,22 +93,22 @@ impl Broker for SqliteBroker {
         }
         let too_large = |publish: &Publish| {
             let size = publish.message.size();
-            (size > LARGEST).then_some(PublishError::TooLarge { size, limit: LARGEST })
+            (size > MAX_MESSAGE_BYTES).then_some(PublishError::TooLarge { size, limit: MAX_MESSAGE_BYTES })
         };
         let refused: Vec<_> = batch.iter().map(too_large).collect();
         let taken = batch.into_iter().zip(&refused).filter(|(_, refused)| refused.is_none());
-        let mut answers = self
-            .shared
-            .change(taken.map(|(publish, _)| StoreChange::Publish(publish)).collect())
+        let mut outcomes = self
+            .store
+            .apply_changes(taken.map(|(publish, _)| StoreChange::Publish(publish)).collect())
             .await
             .into_iter();
         refused
             .into_iter()
             .map(|refused| match refused {
                 Some(error) => Err(error),
-                None => match answers.next() {
-                    Some(answer) => answer.map(drop).map_err(PublishError::from),
-                    None => Err(StoreError::closed(&self.shared.path).into()),
+                None => match outcomes.next() {
+                    Some(outcome) => outcome.map(drop).map_err(PublishError::from),
+                    None => Err(StoreError::closed(&self.store.path).into()),
                 },
             })
             .collect()
@@ -134,29 +134,29 @@ impl Broker for SqliteBroker {
 
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         let queues = queues.to_vec();
-        Ok(self.shared.ask(|reply| Query::Depth(queues, reply)).await?)
+        Ok(self.store.query(|reply| Query::Depth(queues, reply)).await?)
     }
 
     async fn close(&self) {
-        self.shared.broker_closed.store(true, Ordering::Release);
-        self.shared.leave().await;
+        self.store.broker_closed.store(true, Ordering::Release);
+        self.store.end_subscriptions().await;
     }
 }
 
 #[derive(Debug)]
 struct SqliteConsumer {
-    shared: Arc<StoreHandle>,
+    store: Arc<StoreHandle>,
     subscription: Arc<SqliteSubscription>,
     incoming: UnboundedReceiver<ClaimedDelivery>,
     stopped: bool,
 }
 
 impl SqliteConsumer {
-    fn receipt(&self, message: i64, tenure: Arc<OwnerRegistration>) -> SqliteReceipt {
+    fn receipt(&self, message: i64, registration: Arc<OwnerRegistration>) -> SqliteReceipt {
         SqliteReceipt {
-            shared: self.shared.clone(),
+            store: self.store.clone(),
             subscription: self.subscription.clone(),
-            tenure,
+            registration,
             message,
             settled: false,
         }
@@ -165,8 +165,8 @@ impl SqliteConsumer {
     /// Hands back what has arrived and was not asked for. The receipts do it.
     fn hand_back(&mut self) {
         self.incoming.close();
-        while let Ok((claimed, tenure)) = self.incoming.try_recv() {
-            drop(self.receipt(claimed.id, tenure));
+        while let Ok((claimed, registration)) = self.incoming.try_recv() {
+            drop(self.receipt(claimed.id, registration));
         }
     }
 }
@@ -175,10 +175,11 @@ impl SqliteConsumer {
 impl Consumer for SqliteConsumer {
     async fn next(&mut self) -> Option<Delivery> {
         while !self.stopped {
-            let (ClaimedMessage { id, queue, redelivered, message }, tenure) = self.incoming.recv().await?;
-            let receipt = self.receipt(id, tenure);
+            let (ClaimedMessage { id, queue, redelivered, message }, registration) =
+                self.incoming.recv().await?;
+            let receipt = self.receipt(id, registration);
             // What was lost before anybody saw it is somebody else's by now.
-            if !receipt.tenure.is_over() {
+            if !receipt.registration.has_ended() {
                 return Some(Delivery { queue, message, redelivered, receipt: Box::new(receipt) });
             }
         }
@@ -188,15 +189,15 @@ impl Consumer for SqliteConsumer {
     async fn stop(&mut self) {
         if !std::mem::replace(&mut self.stopped, true) {
             // If the file cannot be written, what was handed back stays with this process until it ends.
-            let _ = self.shared.change_one(StoreChange::Unsubscribe(self.subscription.clone())).await;
+            let _ = self.store.apply_change(StoreChange::Unsubscribe(self.subscription.clone())).await;
             self.hand_back();
             // After what was handed back.
-            let _ = self.shared.change_one(StoreChange::UpdateIndexes(Vec::new())).await;
+            let _ = self.store.apply_change(StoreChange::UpdateIndexes(Vec::new())).await;
         }
     }
 
     fn health(&self) -> Box<dyn SubscriptionHealth> {
-        Box::new(SqliteSubscriptionHealth(Arc::clone(&self.shared)))
+        Box::new(SqliteSubscriptionHealth(Arc::clone(&self.store)))
     }
 }
 
@@ -205,7 +206,7 @@ impl Consumer for SqliteConsumer {
 struct SqliteSubscriptionHealth(Arc<StoreHandle>);
 
 /// How long a file may take to answer.
-const ANSWER: std::time::Duration = std::time::Duration::from_secs(5);
+const HEALTH_CHECK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 #[async_trait]
 impl SubscriptionHealth for SqliteSubscriptionHealth {
@@ -213,56 +214,68 @@ impl SubscriptionHealth for SqliteSubscriptionHealth {
         if self.0.broker_closed.load(Ordering::Acquire) {
             return Err("the store was closed".to_owned());
         }
-        match tokio::time::timeout(ANSWER, self.0.ask(|reply| Query::Depth(Vec::new(), reply))).await {
+        match tokio::time::timeout(
+            HEALTH_CHECK_TIMEOUT,
+            self.0.query(|reply| Query::Depth(Vec::new(), reply)),
+        )
+        .await
+        {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(fault)) => Err(BrokerError::from(fault).to_string()),
-            Err(_) => Err(format!("{} does not answer within {ANSWER:?}", self.0.path.display())),
+            Ok(Err(error)) => Err(BrokerError::from(error).to_string()),
+            Err(_) => {
+                Err(format!("{} does not answer within {HEALTH_CHECK_TIMEOUT:?}", self.0.path.display()))
+            }
         }
     }
 
     fn disconnects(&self) -> u64 {
         // There is no connection. What comes nearest is to be taken for dead.
-        self.0.hub.losses()
+        self.0.watches.ownership_losses()
     }
 }
 
 impl Drop for SqliteConsumer {
     fn drop(&mut self) {
         // A closed store has handed back everything.
-        let _ = self.shared.tell(StoreChange::Unsubscribe(self.subscription.clone()));
+        let _ = self.store.send_change(StoreChange::Unsubscribe(self.subscription.clone()));
         self.hand_back();
     }
 }
 
 #[derive(Debug)]
 struct SqliteReceipt {
-    shared: Arc<StoreHandle>,
+    store: Arc<StoreHandle>,
     subscription: Arc<SqliteSubscription>,
-    tenure: Arc<OwnerRegistration>,
+    registration: Arc<OwnerRegistration>,
     message: i64,
     settled: bool,
 }
 
 impl SqliteReceipt {
-    fn tell(&mut self, how: Settle) -> Settled {
+    fn settle_once(&mut self, how: Settle) -> Settled {
         if std::mem::replace(&mut self.settled, true) {
             return Settled::Done;
         }
         self.subscription.held.fetch_sub(1, Ordering::AcqRel);
-        let settle = StoreChange::Settle { message: self.message, owner: self.tenure.owner, how };
-        if self.tenure.is_over() || self.shared.tell(settle).is_err() { Settled::Lost } else { Settled::Done }
+        let settle =
+            StoreChange::Settle { message: self.message, owner: self.registration.owner, settle: how };
+        if self.registration.has_ended() || self.store.send_change(settle).is_err() {
+            Settled::Lost
+        } else {
+            Settled::Done
+        }
     }
 }
 
 #[async_trait]
 impl Receipt for SqliteReceipt {
     async fn settle(mut self: Box<Self>, how: Settle) -> Settled {
-        self.tell(how)
+        self.settle_once(how)
     }
 }
 
 impl Drop for SqliteReceipt {
     fn drop(&mut self) {
-        self.tell(Settle::Requeue);
+        self.settle_once(Settle::Requeue);
     }
 }

@@ -6,7 +6,7 @@ use machinist_core::diagnose::Finding;
 use rusqlite::Connection;
 
 /// A check of every page reads the whole file, and other questions wait for it: a fraction of a second, no more.
-const CHECKED_UP_TO: u64 = 64 << 20;
+const MAX_CHECKED_FILE_BYTES: u64 = 64 << 20;
 
 /// Looks at the file through a reading connection.
 pub(crate) fn examine(db: &Connection, path: &Path) -> rusqlite::Result<Vec<Finding>> {
@@ -33,7 +33,7 @@ pub(crate) fn examine(db: &Connection, path: &Path) -> rusqlite::Result<Vec<Find
         ),
     });
     findings.push(rights(path));
-    findings.push(if size > CHECKED_UP_TO {
+    findings.push(if size > MAX_CHECKED_FILE_BYTES {
         Finding::good(
             "integrity",
             "not checked: the file is large; `sqlite3 FILE 'PRAGMA quick_check'` does it",

@@ -80,39 +80,39 @@ pub(crate) fn kind_of(error: &rusqlite::Error) -> StoreErrorKind {
 }
 
 impl From<StoreError> for PublishError {
-    fn from(fault: StoreError) -> Self {
-        match fault.kind {
-            StoreErrorKind::Full => Self::Blocked { reason: fault.to_string() },
+    fn from(error: StoreError) -> Self {
+        match error.kind {
+            StoreErrorKind::Full => Self::Blocked { reason: error.to_string() },
             StoreErrorKind::Busy
             | StoreErrorKind::ReadOnly
             | StoreErrorKind::Corrupt
-            | StoreErrorKind::Closed => Self::Unavailable(fault.into()),
-            StoreErrorKind::Other => Self::Unknown(fault.into()),
+            | StoreErrorKind::Closed => Self::Unavailable(error.into()),
+            StoreErrorKind::Other => Self::Unknown(error.into()),
         }
     }
 }
 
 impl From<StoreError> for BrokerError {
-    fn from(fault: StoreError) -> Self {
-        match fault.kind {
+    fn from(error: StoreError) -> Self {
+        match error.kind {
             StoreErrorKind::Full | StoreErrorKind::ReadOnly | StoreErrorKind::Corrupt => {
-                Self::Refused { reason: fault.to_string() }
+                Self::Refused { reason: error.to_string() }
             }
             StoreErrorKind::Busy | StoreErrorKind::Closed | StoreErrorKind::Other => {
-                Self::Unavailable(fault.into())
+                Self::Unavailable(error.into())
             }
         }
     }
 }
 
 impl From<StoreError> for BackendError {
-    fn from(fault: StoreError) -> Self {
-        match fault.kind {
+    fn from(error: StoreError) -> Self {
+        match error.kind {
             StoreErrorKind::Full | StoreErrorKind::ReadOnly | StoreErrorKind::Corrupt => {
-                Self::Refused { reason: fault.to_string() }
+                Self::Refused { reason: error.to_string() }
             }
             StoreErrorKind::Busy | StoreErrorKind::Closed | StoreErrorKind::Other => {
-                Self::Unavailable(fault.into())
+                Self::Unavailable(error.into())
             }
         }
     }

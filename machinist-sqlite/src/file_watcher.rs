@@ -29,23 +29,23 @@ use crate::{
 };
 
 /// How often the file is looked at without a ring.
-const TICK: Duration = Duration::from_millis(50);
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// The same where no ring can be heard: a wake-up costs 30 µs, so this is half a percent of a core.
-const DEAF_TICK: Duration = Duration::from_millis(6);
+const CHECK_INTERVAL_WITHOUT_WAKE_UPS: Duration = Duration::from_millis(6);
 /// Rings that come faster than this share a look.
-const PAUSE: Duration = Duration::from_millis(1);
+const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What this process waits for.
 #[derive(Debug, Default)]
 pub(crate) struct WatchRegistry {
-    watches: Mutex<HashMap<TaskId, WatchedRecord>>,
+    records: Mutex<HashMap<TaskId, WatchedRecord>>,
     /// Subscribed queues, and how often.
     queues: Mutex<BTreeMap<i64, usize>>,
     /// Somebody waits for something new, which may have been there before the last look.
-    fresh: AtomicBool,
+    check_requested: AtomicBool,
     closed: AtomicBool,
     /// How often this process was taken for dead, and what it held was handed to others.
-    losses: AtomicU64,
+    ownership_losses: AtomicU64,
     thread: OnceLock<Thread>,
 }
 
@@ -58,40 +58,40 @@ struct WatchedRecord {
 /// One watcher of a record; dropping it forgets it.
 #[derive(Debug)]
 pub(crate) struct RecordWatcher {
-    hub: Arc<WatchRegistry>,
+    registry: Arc<WatchRegistry>,
     id: TaskId,
 }
 
 impl WatchRegistry {
-    pub(crate) fn count_loss(&self) {
-        self.losses.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn count_ownership_loss(&self) {
+        self.ownership_losses.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn losses(&self) -> u64 {
-        self.losses.load(Ordering::Relaxed)
+    pub(crate) fn ownership_losses(&self) -> u64 {
+        self.ownership_losses.load(Ordering::Relaxed)
     }
 
     pub(crate) fn watch(self: &Arc<Self>, id: &TaskId) -> (watch::Receiver<u64>, RecordWatcher) {
-        let mut watches = lock(&self.watches);
-        let slot = watches
+        let mut records = lock(&self.records);
+        let record = records
             .entry(id.clone())
             .or_insert_with(|| WatchedRecord { signal: watch::Sender::new(0), watchers: 0 });
-        slot.watchers += 1;
-        let signal = slot.signal.subscribe();
-        drop(watches);
-        self.look_anew();
-        (signal, RecordWatcher { hub: self.clone(), id: id.clone() })
+        record.watchers += 1;
+        let signal = record.signal.subscribe();
+        drop(records);
+        self.request_check();
+        (signal, RecordWatcher { registry: self.clone(), id: id.clone() })
     }
 
-    pub(crate) fn wake(&self, id: &TaskId) {
-        if let Some(slot) = lock(&self.watches).get(id) {
-            slot.signal.send_modify(|count| *count += 1);
+    pub(crate) fn notify(&self, id: &TaskId) {
+        if let Some(record) = lock(&self.records).get(id) {
+            record.signal.send_modify(|count| *count += 1);
         }
     }
 
-    fn wake_all(&self) {
-        for slot in lock(&self.watches).values() {
-            slot.signal.send_modify(|count| *count += 1);
+    fn notify_all(&self) {
+        for record in lock(&self.records).values() {
+            record.signal.send_modify(|count| *count += 1);
         }
     }
 
@@ -101,7 +101,7 @@ impl WatchRegistry {
             *subscribed.entry(queue).or_default() += 1;
         }
         drop(subscribed);
-        self.look_anew();
+        self.request_check();
     }
 
     pub(crate) fn unsubscribe(&self, queues: &[i64]) {
@@ -125,12 +125,12 @@ impl WatchRegistry {
         self.closed.load(Ordering::Acquire)
     }
 
-    fn nobody_waits(&self) -> bool {
-        lock(&self.watches).is_empty() && lock(&self.queues).is_empty()
+    fn is_unused(&self) -> bool {
+        lock(&self.records).is_empty() && lock(&self.queues).is_empty()
     }
 
-    fn look_anew(&self) {
-        self.fresh.store(true, Ordering::Release);
+    fn request_check(&self) {
+        self.check_requested.store(true, Ordering::Release);
         self.unpark();
     }
 
@@ -143,11 +143,11 @@ impl WatchRegistry {
 
 impl Drop for RecordWatcher {
     fn drop(&mut self) {
-        let mut watches = lock(&self.hub.watches);
-        if let Some(slot) = watches.get_mut(&self.id) {
-            slot.watchers -= 1;
-            if slot.watchers == 0 {
-                watches.remove(&self.id);
+        let mut records = lock(&self.registry.records);
+        if let Some(record) = records.get_mut(&self.id) {
+            record.watchers -= 1;
+            if record.watchers == 0 {
+                records.remove(&self.id);
             }
         }
     }
@@ -164,10 +164,10 @@ pub(crate) struct FileWatcher {
     pub(crate) path: PathBuf,
     pub(crate) namespace: i64,
     /// The store's own mark in `wakes`: its watchers were woken at the commit.
-    pub(crate) source: i64,
+    pub(crate) store_id: i64,
     /// The newest wake-up when the store was opened: later ones may be for a watcher that came before this thread.
-    pub(crate) woken: i64,
-    pub(crate) hub: Arc<WatchRegistry>,
+    pub(crate) last_wake_up: i64,
+    pub(crate) watches: Arc<WatchRegistry>,
     pub(crate) clock: Arc<HostClock>,
     pub(crate) writer: Sender<WriteRequest>,
 }
@@ -175,42 +175,42 @@ pub(crate) struct FileWatcher {
 /// What the thread knows between two looks.
 #[derive(Debug, Default)]
 struct CheckState {
-    version: Option<i64>,
-    woken: i64,
+    data_version: Option<i64>,
+    last_wake_up: i64,
     next_due: Option<Timestamp>,
 }
 
 impl FileWatcher {
     pub(crate) fn run(self) {
-        let _ = self.hub.thread.set(std::thread::current());
-        let mut seen = CheckState { woken: self.woken, ..CheckState::default() };
-        let mut ear = None;
-        while !self.hub.is_closed() {
-            if self.hub.nobody_waits() {
+        let _ = self.watches.thread.set(std::thread::current());
+        let mut state = CheckState { last_wake_up: self.last_wake_up, ..CheckState::default() };
+        let mut listener = None;
+        while !self.watches.is_closed() {
+            if self.watches.is_unused() {
                 std::thread::park();
                 continue;
             }
             // Bound before the first look: what is committed after that look rings.
-            let ear = ear.get_or_insert_with(|| self.bind());
-            let looked = Instant::now();
-            if let Err(error) = self.look(&mut seen) {
+            let listener = listener.get_or_insert_with(|| self.bind_listener());
+            let checked_at = Instant::now();
+            if let Err(error) = self.check(&mut state) {
                 // The writer meets the same trouble and tells the callers; this thread only must not spin.
                 tracing::warn!(file = %self.path.display(), %error, "cannot watch the file");
                 std::thread::sleep(Duration::from_secs(1));
             }
-            let tick = if ear.is_some() { TICK } else { DEAF_TICK };
-            let due = seen.next_due.map_or(tick, |due| due.since(self.clock.now()));
-            let bound = tick.min(due).max(Duration::from_micros(500));
-            match ear {
-                Some(ear) => ear.wait(bound),
-                None => std::thread::park_timeout(bound),
+            let interval = if listener.is_some() { CHECK_INTERVAL } else { CHECK_INTERVAL_WITHOUT_WAKE_UPS };
+            let due = state.next_due.map_or(interval, |due| due.since(self.clock.now()));
+            let timeout = interval.min(due).max(Duration::from_micros(500));
+            match listener {
+                Some(listener) => listener.wait(timeout),
+                None => std::thread::park_timeout(timeout),
             }
-            std::thread::sleep(PAUSE.saturating_sub(looked.elapsed()));
+            std::thread::sleep(MIN_CHECK_INTERVAL.saturating_sub(checked_at.elapsed()));
         }
     }
 
-    fn bind(&self) -> Option<WakeListener> {
-        WakeListener::bind(&self.path, self.source)
+    fn bind_listener(&self) -> Option<WakeListener> {
+        WakeListener::bind(&self.path, self.store_id)
             .inspect_err(
                 |error| tracing::debug!(file = %self.path.display(), %error, "looks instead of listening"),
             )
@@ -218,53 +218,53 @@ impl FileWatcher {
     }
 
     /// Looks once.
-    fn look(&self, seen: &mut CheckState) -> rusqlite::Result<()> {
-        let version = self.db.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
-        let fresh = self.hub.fresh.swap(false, Ordering::AcqRel);
-        let changed = seen.version.replace(version) != Some(version) || fresh;
-        let mut nudge = ReadyQueues::default();
+    fn check(&self, state: &mut CheckState) -> rusqlite::Result<()> {
+        let data_version = self.db.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
+        let check_requested = self.watches.check_requested.swap(false, Ordering::AcqRel);
+        let changed = state.data_version.replace(data_version) != Some(data_version) || check_requested;
+        let mut ready_queues = ReadyQueues::default();
         if changed {
-            self.wake_watchers(seen)?;
+            self.notify_watchers(state)?;
             let subscribed = self.subscribed();
-            seen.next_due = if subscribed.is_empty() { None } else { messages::next_due(&self.db)? };
+            state.next_due = if subscribed.is_empty() { None } else { messages::next_due(&self.db)? };
             for queue in subscribed {
                 if messages::any_ready(&self.db, queue)? {
-                    nudge.ready.push(queue);
+                    ready_queues.queues.push(queue);
                 }
             }
         }
-        nudge.due = seen.next_due.is_some_and(|due| due <= self.clock.now());
-        if nudge != ReadyQueues::default() {
+        ready_queues.delayed_due = state.next_due.is_some_and(|due| due <= self.clock.now());
+        if ready_queues != ReadyQueues::default() {
             // A writer that is gone needs no nudge.
-            let _ = self.writer.send(WriteRequest::ReadyQueues(nudge));
+            let _ = self.writer.send(WriteRequest::Ready(ready_queues));
         }
         Ok(())
     }
 
     fn subscribed(&self) -> Vec<i64> {
-        lock(&self.hub.queues).keys().copied().collect()
+        lock(&self.watches.queues).keys().copied().collect()
     }
 
-    fn wake_watchers(&self, seen: &mut CheckState) -> rusqlite::Result<()> {
-        let after = seen.woken;
+    fn notify_watchers(&self, state: &mut CheckState) -> rusqlite::Result<()> {
+        let after = state.last_wake_up;
         let oldest: Option<i64> =
             self.db.prepare_cached("SELECT min(seq) FROM wakes")?.query_row([], |row| row.get(0))?;
         if oldest.is_some_and(|oldest| oldest > after + 1) {
             // The tail was cut before we read it.
-            self.hub.wake_all();
+            self.watches.notify_all();
         }
         let mut statement = self
             .db
             .prepare_cached("SELECT seq, namespace, source, task FROM wakes WHERE seq > ?1 ORDER BY seq")?;
         let mut rows = statement.query(params![after])?;
         while let Some(row) = rows.next()? {
-            seen.woken = row.get(0)?;
-            let (namespace, source): (i64, i64) = (row.get(1)?, row.get(2)?);
+            state.last_wake_up = row.get(0)?;
+            let (namespace, store_id): (i64, i64) = (row.get(1)?, row.get(2)?);
             if namespace == self.namespace
-                && source != self.source
+                && store_id != self.store_id
                 && let Ok(id) = TaskId::parse(row.get_ref(3)?.as_str()?)
             {
-                self.hub.wake(&id);
+                self.watches.notify(&id);
             }
         }
         Ok(())

@@ -27,7 +27,7 @@ use crate::{
     file_watcher::WatchRegistry,
     local_consumer::LocalConsumer,
     messages::{self, ClaimedMessage, QueueIds},
-    owners::{self, BEAT, FailureDetector, OwnerLock, OwnerRegistration},
+    owners::{self, FailureDetector, HEARTBEAT_INTERVAL, OwnerLock, OwnerRegistration},
     peer_writers::PeerWriters,
     records, sessions,
     wake_up::WakeSender,
@@ -37,28 +37,28 @@ use crate::{
 };
 
 /// Changes in one transaction, about; more would keep other processes waiting for too long.
-const BATCH: usize = 512;
+const MAX_CHANGES_PER_TRANSACTION: usize = 512;
 /// Delayed messages made ready, and expired rows deleted, in one transaction.
-const CHUNK: u32 = 500;
-const SWEEP: Duration = Duration::from_secs(10);
+const MAX_ROWS_PER_MAINTENANCE: u32 = 500;
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 type ChangeReply = Option<oneshot::Sender<Vec<Result<ChangeOutcome, StoreError>>>>;
 
 /// The state of the writing thread.
 #[derive(Debug)]
 pub(crate) struct FileWriter {
-    ground: WriteContext,
-    jobs: Receiver<WriteRequest>,
-    hub: Arc<WatchRegistry>,
-    ringer: WakeSender,
-    seats: Vec<LocalConsumer>,
+    context: WriteContext,
+    requests: Receiver<WriteRequest>,
+    watches: Arc<WatchRegistry>,
+    wake_sender: WakeSender,
+    consumers: Vec<LocalConsumer>,
     ownership: Option<RegisteredOwner>,
     /// Settlements that failed. Unsettled, their messages would lie with this process for as long as it lives.
-    owed: Vec<StoreChange>,
-    looks: FailureDetector,
-    next_beat: Instant,
+    failed_settlements: Vec<StoreChange>,
+    failure_detector: FailureDetector,
+    next_heartbeat: Instant,
     next_sweep: Instant,
-    company: PeerWriters,
+    peers: PeerWriters,
 }
 
 /// What every change needs.
@@ -67,166 +67,178 @@ struct WriteContext {
     db: Connection,
     path: PathBuf,
     namespace: i64,
-    source: i64,
+    store_id: i64,
     clock: Arc<HostClock>,
     queues: QueueIds,
 }
 
 #[derive(Debug)]
 struct RegisteredOwner {
-    tenure: Arc<OwnerRegistration>,
-    _line: Option<OwnerLock>,
+    registration: Arc<OwnerRegistration>,
+    _lock: Option<OwnerLock>,
 }
 
 /// What a transaction leads to once it is committed.
 #[derive(Debug, Default)]
 struct TransactionEffects {
-    woken: Vec<TaskId>,
-    ready: Vec<i64>,
-    seated: Vec<LocalConsumer>,
-    unseated: Vec<Arc<SqliteSubscription>>,
+    changed_tasks: Vec<TaskId>,
+    ready_queues: Vec<i64>,
+    subscribed: Vec<LocalConsumer>,
+    unsubscribed: Vec<Arc<SqliteSubscription>>,
 }
 
 impl FileWriter {
     pub(crate) fn new(
         opened: (Connection, PathBuf, i64),
-        source: i64,
+        store_id: i64,
         clock: Arc<HostClock>,
-        hub: Arc<WatchRegistry>,
-        jobs: Receiver<WriteRequest>,
+        watches: Arc<WatchRegistry>,
+        requests: Receiver<WriteRequest>,
     ) -> Self {
         let (db, path, namespace) = opened;
         let now = Instant::now();
-        let ringer = WakeSender::new(&path, source);
+        let wake_sender = WakeSender::new(&path, store_id);
         Self {
-            ground: WriteContext { db, path, namespace, source, clock, queues: QueueIds::default() },
-            jobs,
-            hub,
-            ringer,
-            seats: Vec::new(),
+            context: WriteContext { db, path, namespace, store_id, clock, queues: QueueIds::default() },
+            requests,
+            watches,
+            wake_sender,
+            consumers: Vec::new(),
             ownership: None,
-            owed: Vec::new(),
-            looks: FailureDetector::default(),
-            next_beat: now,
-            next_sweep: now + SWEEP,
-            company: PeerWriters::new(),
+            failed_settlements: Vec::new(),
+            failure_detector: FailureDetector::default(),
+            next_heartbeat: now,
+            next_sweep: now + SWEEP_INTERVAL,
+            peers: PeerWriters::new(),
         }
     }
 
     pub(crate) fn run(mut self) {
         loop {
-            let wait = self.next_tick().saturating_duration_since(Instant::now());
-            let first = match self.jobs.recv_timeout(wait) {
+            let wait = self.next_maintenance().saturating_duration_since(Instant::now());
+            let first = match self.requests.recv_timeout(wait) {
                 Ok(job) => Some(job),
                 Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return self.end(None),
+                Err(RecvTimeoutError::Disconnected) => return self.close(None),
             };
-            let (work, last) = self.gather(first);
-            self.turn(work);
+            let (batch, last) = self.gather(first);
+            self.run_batch(batch);
             match last {
-                Some(WriteRequest::Stop(reply)) => return self.end(reply),
-                Some(WriteRequest::Leave(reply)) => {
-                    self.leave();
+                Some(WriteRequest::Close(reply)) => return self.close(reply),
+                Some(WriteRequest::EndSubscriptions(reply)) => {
+                    self.end_subscriptions();
                     let _ = reply.send(());
                 }
                 _ => {}
             }
-            self.tick();
+            self.run_maintenance();
         }
     }
 
-    fn next_tick(&self) -> Instant {
-        if self.ownership.is_some() { self.next_beat.min(self.next_sweep) } else { self.next_sweep }
+    fn next_maintenance(&self) -> Instant {
+        if self.ownership.is_some() { self.next_heartbeat.min(self.next_sweep) } else { self.next_sweep }
     }
 
     /// Takes what is queued, up to a batch, or up to a job that has to come after it.
     fn gather(&mut self, first: Option<WriteRequest>) -> (WriteBatch, Option<WriteRequest>) {
-        let mut work = WriteBatch::default();
+        let mut batch = WriteBatch::default();
         let mut next = first;
         if next.is_some() {
             // Before the queue is emptied: who comes meanwhile goes with it.
-            self.company.give_way();
+            self.peers.yield_to_peers();
         }
         while let Some(job) = next {
             match job {
-                WriteRequest::Ops { ops, reply } => {
-                    work.size += ops.len();
-                    work.jobs.push((ops, reply));
+                WriteRequest::Changes { changes, reply } => {
+                    batch.size += changes.len();
+                    batch.requests.push((changes, reply));
                 }
-                WriteRequest::ReadyQueues(ReadyQueues { ready, due }) => {
-                    work.due |= due;
-                    self.whet(&ready);
+                WriteRequest::Ready(ReadyQueues { queues, delayed_due }) => {
+                    batch.delayed_due |= delayed_due;
+                    self.mark_ready(&queues);
                 }
-                last @ (WriteRequest::Leave(_) | WriteRequest::Stop(_)) => return (work, Some(last)),
+                last @ (WriteRequest::EndSubscriptions(_) | WriteRequest::Close(_)) => {
+                    return (batch, Some(last));
+                }
             }
-            next = if work.size < BATCH { self.jobs.try_recv().ok() } else { None };
+            next =
+                if batch.size < MAX_CHANGES_PER_TRANSACTION { self.requests.try_recv().ok() } else { None };
         }
-        (work, None)
+        (batch, None)
     }
 
     /// One transaction for all of it, or, where that fails, one for each change.
-    fn turn(&mut self, work: WriteBatch) {
-        if work.jobs.is_empty() && !work.due && !self.seats.iter().any(LocalConsumer::wants) {
+    fn run_batch(&mut self, batch: WriteBatch) {
+        if batch.requests.is_empty()
+            && !batch.delayed_due
+            && !self.consumers.iter().any(LocalConsumer::can_claim)
+        {
             return;
         }
         let done = self.transaction(|writer, effects| {
-            if work.due && messages::promote(&writer.ground.db, writer.ground.clock.now(), CHUNK)? {
-                effects.ready.extend(writer.seats.iter().flat_map(|seat| &seat.queues));
+            if batch.delayed_due
+                && messages::promote(
+                    &writer.context.db,
+                    writer.context.clock.now(),
+                    MAX_ROWS_PER_MAINTENANCE,
+                )?
+            {
+                effects.ready_queues.extend(writer.consumers.iter().flat_map(|consumer| &consumer.queues));
             }
-            let answers = writer.answer_all(&work.jobs, effects)?;
+            let outcomes = writer.apply_changes(&batch.requests, effects)?;
             let claims = writer.claim_all(effects)?;
-            Ok((answers, claims))
+            Ok((outcomes, claims))
         });
         match done {
-            Ok((answers, claims)) => {
-                self.hand_out(claims);
-                for ((_, reply), answers) in work.jobs.into_iter().zip(answers) {
+            Ok((outcomes, claims)) => {
+                self.deliver(claims);
+                for ((_, reply), outcomes) in batch.requests.into_iter().zip(outcomes) {
                     if let Some(reply) = reply {
                         // Whoever asked may have gone: its change is made all the same.
-                        let _ = reply.send(answers.into_iter().map(Ok).collect());
+                        let _ = reply.send(outcomes.into_iter().map(Ok).collect());
                     }
                 }
             }
             Err(error) if kind_of(&error) == StoreErrorKind::Busy => {
-                let fault = StoreError::of(&self.ground.path, &error);
-                for (ops, reply) in work.jobs {
-                    let answers = ops.iter().map(|_| Err(fault.clone())).collect();
-                    self.reply(ops, reply, answers);
+                let error = StoreError::of(&self.context.path, &error);
+                for (changes, reply) in batch.requests {
+                    let outcomes = changes.iter().map(|_| Err(error.clone())).collect();
+                    self.reply(changes, reply, outcomes);
                 }
             }
             Err(error) => {
-                tracing::debug!(file = %self.ground.path.display(), %error, "a batch failed; each change on its own");
-                for (ops, reply) in work.jobs {
-                    let answers = ops.iter().map(|op| self.alone(op)).collect();
-                    self.reply(ops, reply, answers);
+                tracing::debug!(file = %self.context.path.display(), %error, "a batch failed; each change on its own");
+                for (changes, reply) in batch.requests {
+                    let outcomes = changes.iter().map(|change| self.apply_single(change)).collect();
+                    self.reply(changes, reply, outcomes);
                 }
             }
         }
-        self.company.note(&self.ground.db);
+        self.peers.note_commit(&self.context.db);
     }
 
     fn reply(
         &mut self,
-        ops: Vec<StoreChange>,
+        changes: Vec<StoreChange>,
         reply: ChangeReply,
-        answers: Vec<Result<ChangeOutcome, StoreError>>,
+        outcomes: Vec<Result<ChangeOutcome, StoreError>>,
     ) {
         if let Some(reply) = reply {
             // Whoever asked may have gone: its change is made all the same.
-            let _ = reply.send(answers);
+            let _ = reply.send(outcomes);
             return;
         }
-        for (op, answer) in ops.into_iter().zip(answers) {
-            if let Err(error) = answer {
+        for (change, outcome) in changes.into_iter().zip(outcomes) {
+            if let Err(error) = outcome {
                 tracing::warn!(%error, "a settlement failed; it is tried again");
-                self.owed.push(op);
+                self.failed_settlements.push(change);
             }
         }
     }
 
-    fn alone(&mut self, op: &StoreChange) -> Result<ChangeOutcome, StoreError> {
-        self.transaction(|writer, effects| writer.answer(op, effects))
-            .map_err(|error| StoreError::of(&self.ground.path, &error))
+    fn apply_single(&mut self, change: &StoreChange) -> Result<ChangeOutcome, StoreError> {
+        self.transaction(|writer, effects| writer.apply_change(change, effects))
+            .map_err(|error| StoreError::of(&self.context.path, &error))
     }
 
     /// Runs `change` in a transaction; what follows from it happens only after the commit.
@@ -236,19 +248,19 @@ impl FileWriter {
     ) -> rusqlite::Result<T> {
         let had_owner = self.ownership.is_some();
         let mut effects = TransactionEffects::default();
-        let result = self.ground.run("BEGIN IMMEDIATE").and_then(|()| {
+        let result = self.context.run("BEGIN IMMEDIATE").and_then(|()| {
             let done = change(self, &mut effects)?;
-            self.ground.run("COMMIT")?;
+            self.context.run("COMMIT")?;
             Ok(done)
         });
         match &result {
-            Ok(_) => self.apply(effects),
+            Ok(_) => self.run_effects(effects),
             Err(_) => {
-                if !self.ground.db.is_autocommit() {
+                if !self.context.db.is_autocommit() {
                     // If even this fails, the connection is beyond repair and every later change says so.
-                    let _ = self.ground.run("ROLLBACK");
+                    let _ = self.context.run("ROLLBACK");
                 }
-                self.ground.queues.forget();
+                self.context.queues.forget();
                 if !had_owner {
                     // Its row is gone with the transaction.
                     self.ownership = None;
@@ -258,73 +270,78 @@ impl FileWriter {
         result
     }
 
-    fn apply(&mut self, effects: TransactionEffects) {
-        for id in &effects.woken {
-            self.hub.wake(id);
+    fn run_effects(&mut self, effects: TransactionEffects) {
+        for id in &effects.changed_tasks {
+            self.watches.notify(id);
         }
-        let own = !effects.ready.is_empty() || !effects.seated.is_empty();
-        for seat in effects.seated {
-            self.hub.subscribe(&seat.queues);
-            self.seats.push(seat);
+        let own_id = !effects.ready_queues.is_empty() || !effects.subscribed.is_empty();
+        for consumer in effects.subscribed {
+            self.watches.subscribe(&consumer.queues);
+            self.consumers.push(consumer);
         }
-        for gone in effects.unseated {
-            if let Some(place) = self.seats.iter().position(|seat| seat.is_of(&gone)) {
-                let seat = self.seats.swap_remove(place);
-                self.hub.unsubscribe(&seat.queues);
+        for gone in effects.unsubscribed {
+            if let Some(place) = self.consumers.iter().position(|consumer| consumer.belongs_to(&gone)) {
+                let consumer = self.consumers.swap_remove(place);
+                self.watches.unsubscribe(&consumer.queues);
             }
         }
-        self.whet(&effects.ready);
-        if own || !effects.woken.is_empty() {
+        self.mark_ready(&effects.ready_queues);
+        if own_id || !effects.changed_tasks.is_empty() {
             // This process's own ear too: what it cannot claim now, and when its delayed messages come due.
-            self.ringer.ring(own);
+            self.wake_sender.send(own_id);
         }
     }
 
     /// Something waits in these queues.
-    fn whet(&mut self, ready: &[i64]) {
-        for seat in &mut self.seats {
-            seat.hungry |= seat.eats(ready);
+    fn mark_ready(&mut self, ready_queues: &[i64]) {
+        for consumer in &mut self.consumers {
+            consumer.may_have_ready |= consumer.consumes_any(ready_queues);
         }
     }
 
-    fn answer_all(
+    fn apply_changes(
         &mut self,
-        jobs: &[(Vec<StoreChange>, ChangeReply)],
+        requests: &[(Vec<StoreChange>, ChangeReply)],
         effects: &mut TransactionEffects,
     ) -> rusqlite::Result<Vec<Vec<ChangeOutcome>>> {
-        jobs.iter().map(|(ops, _)| ops.iter().map(|op| self.answer(op, effects)).collect()).collect()
+        requests
+            .iter()
+            .map(|(changes, _)| changes.iter().map(|change| self.apply_change(change, effects)).collect())
+            .collect()
     }
 
     /// Makes one change.
-    fn answer(
+    fn apply_change(
         &mut self,
-        op: &StoreChange,
+        change: &StoreChange,
         effects: &mut TransactionEffects,
     ) -> rusqlite::Result<ChangeOutcome> {
-        let WriteContext { db, namespace, source, clock, queues, .. } = &mut self.ground;
+        let WriteContext { db, namespace, store_id, clock, queues, .. } = &mut self.context;
         let (namespace, now) = (*namespace, clock.now());
-        match op {
+        match change {
             StoreChange::Publish(what) => {
                 let queue = queues.declare(db, namespace, &what.target)?;
                 messages::publish(db, queue, now, what)?;
-                if effects.ready.last() != Some(&queue) {
-                    effects.ready.push(queue);
+                if effects.ready_queues.last() != Some(&queue) {
+                    effects.ready_queues.push(queue);
                 }
             }
-            StoreChange::Settle { message, owner, how } => {
-                if !messages::settle(db, *message, *owner, *how)? {
-                    tracing::debug!(message, owner, ?how, "settled too late: it was handed to others");
-                } else if *how == Settle::Requeue {
-                    effects.ready.extend(self.seats.iter().flat_map(|seat| &seat.queues));
+            StoreChange::Settle { message, owner, settle } => {
+                if !messages::settle(db, *message, *owner, *settle)? {
+                    tracing::debug!(message, owner, how = ?settle, "settled too late: it was handed to others");
+                } else if *settle == Settle::Requeue {
+                    effects.ready_queues.extend(self.consumers.iter().flat_map(|consumer| &consumer.queues));
                 }
             }
-            StoreChange::Subscribe(subscription, out) => self.seat(subscription, out, effects)?,
-            StoreChange::Unsubscribe(subscription) => self.unseat(subscription, effects)?,
+            StoreChange::Subscribe(subscription, deliveries) => {
+                self.subscribe(subscription, deliveries, effects)?
+            }
+            StoreChange::Unsubscribe(subscription) => self.unsubscribe(subscription, effects)?,
             StoreChange::Commit(commit) => {
                 let committed = records::commit(db, namespace, now, commit)?;
                 if commit.wake && committed == Committed::Done {
-                    records::wake(db, namespace, *source, &commit.id)?;
-                    effects.woken.push(commit.id.clone());
+                    records::add_wake_up(db, namespace, *store_id, &commit.id)?;
+                    effects.changed_tasks.push(commit.id.clone());
                 }
                 return Ok(ChangeOutcome::Committed(committed));
             }
@@ -349,81 +366,85 @@ impl FileWriter {
         Ok(ChangeOutcome::Done)
     }
 
-    fn seat(
+    fn subscribe(
         &mut self,
         subscription: &Arc<SqliteSubscription>,
-        out: &UnboundedSender<ClaimedDelivery>,
+        deliveries: &UnboundedSender<ClaimedDelivery>,
         effects: &mut TransactionEffects,
     ) -> rusqlite::Result<()> {
-        let owner = self.owner()?;
-        let WriteContext { db, namespace, queues, .. } = &mut self.ground;
+        let owner = self.ensure_owner()?;
+        let WriteContext { db, namespace, queues, .. } = &mut self.context;
         let mut ids = Vec::with_capacity(subscription.targets.len());
         for target in &subscription.targets {
             let queue = queues.declare(db, *namespace, target)?;
-            owners::subscribe(db, owner, queue, 1)?;
+            owners::count_subscriptions(db, owner, queue, 1)?;
             ids.push(queue);
         }
-        let (subscription, out) = (subscription.clone(), out.clone());
-        effects.seated.push(LocalConsumer::new(subscription, out, ids));
+        let (subscription, deliveries) = (subscription.clone(), deliveries.clone());
+        effects.subscribed.push(LocalConsumer::new(subscription, deliveries, ids));
         Ok(())
     }
 
-    fn unseat(
+    fn unsubscribe(
         &mut self,
         subscription: &Arc<SqliteSubscription>,
         effects: &mut TransactionEffects,
     ) -> rusqlite::Result<()> {
-        let seat = self.seats.iter().find(|seat| seat.is_of(subscription));
-        if let (Some(seat), Some(ownership)) = (seat, &self.ownership) {
-            for &queue in &seat.queues {
-                owners::subscribe(&self.ground.db, ownership.tenure.owner, queue, -1)?;
+        let consumer = self.consumers.iter().find(|consumer| consumer.belongs_to(subscription));
+        if let (Some(consumer), Some(ownership)) = (consumer, &self.ownership) {
+            for &queue in &consumer.queues {
+                owners::count_subscriptions(&self.context.db, ownership.registration.owner, queue, -1)?;
             }
         }
-        effects.unseated.push(subscription.clone());
+        effects.unsubscribed.push(subscription.clone());
         Ok(())
     }
 
     /// The row that this process claims with, made when it is first needed or was lost.
-    fn owner(&mut self) -> rusqlite::Result<i64> {
+    fn ensure_owner(&mut self) -> rusqlite::Result<i64> {
         if let Some(ownership) = &self.ownership {
-            return Ok(ownership.tenure.owner);
+            return Ok(ownership.registration.owner);
         }
-        let (tenure, line) = owners::enrol(&self.ground.db, &self.ground.path, self.ground.clock.now())?;
-        let owner = tenure.owner;
-        for queue in self.seats.iter().flat_map(|seat| &seat.queues) {
-            owners::subscribe(&self.ground.db, owner, *queue, 1)?;
+        let (registration, lock) =
+            owners::register(&self.context.db, &self.context.path, self.context.clock.now())?;
+        let owner = registration.owner;
+        for queue in self.consumers.iter().flat_map(|consumer| &consumer.queues) {
+            owners::count_subscriptions(&self.context.db, owner, *queue, 1)?;
         }
-        self.ownership = Some(RegisteredOwner { tenure: Arc::new(tenure), _line: line });
+        self.ownership = Some(RegisteredOwner { registration: Arc::new(registration), _lock: lock });
         // The dead are looked for at once: a worker that was restarted gets its messages back now.
-        self.next_beat = Instant::now();
+        self.next_heartbeat = Instant::now();
         Ok(owner)
     }
 
     /// Gives every hungry subscription what its queues hold, up to its prefetch.
     fn claim_all(&mut self, effects: &mut TransactionEffects) -> rusqlite::Result<MessageClaims> {
         let mut claims = MessageClaims::default();
-        let TransactionEffects { ready, seated, unseated, .. } = effects;
-        let leaves = |seat: &LocalConsumer| unseated.iter().any(|gone| seat.is_of(gone));
-        let wants =
-            |seat: &LocalConsumer| seat.free() > 0 && (seat.hungry || seat.eats(ready)) && !leaves(seat);
-        if !self.seats.iter().chain(seated.iter()).any(wants) {
+        let TransactionEffects { ready_queues, subscribed, unsubscribed, .. } = effects;
+        let is_leaving = |consumer: &LocalConsumer| unsubscribed.iter().any(|gone| consumer.belongs_to(gone));
+        let can_claim = |consumer: &LocalConsumer| {
+            consumer.capacity() > 0
+                && (consumer.may_have_ready || consumer.consumes_any(ready_queues))
+                && !is_leaving(consumer)
+        };
+        if !self.consumers.iter().chain(subscribed.iter()).any(can_claim) {
             return Ok(claims);
         }
-        self.check_tenure()?;
-        let owner = self.owner()?;
-        claims.tenure = self.ownership.as_ref().map(|ownership| ownership.tenure.clone());
-        for seat in self.seats.iter_mut().chain(seated).filter(|seat| wants(seat)) {
-            let (claimed, more) = seat.claim(&self.ground.db, owner)?;
-            claims.list.push((seat.subscription.clone(), claimed, more));
+        self.check_registration()?;
+        let owner = self.ensure_owner()?;
+        claims.registration = self.ownership.as_ref().map(|ownership| ownership.registration.clone());
+        for consumer in self.consumers.iter_mut().chain(subscribed).filter(|consumer| can_claim(consumer)) {
+            let (claimed, more) = consumer.claim(&self.context.db, owner)?;
+            claims.list.push((consumer.subscription.clone(), claimed, more));
         }
         Ok(claims)
     }
 
     /// A process that was stopped for long may have been declared dead: what it claimed for its old row would never
     /// be handed back.
-    fn check_tenure(&mut self) -> rusqlite::Result<()> {
+    fn check_registration(&mut self) -> rusqlite::Result<()> {
         if let Some(ownership) = &self.ownership
-            && !owners::is_known(&self.ground.db, ownership.tenure.owner)?
+            && !owners::is_known(&self.context.db, ownership.registration.owner)?
         {
             self.lose_ownership();
         }
@@ -432,112 +453,120 @@ impl FileWriter {
 
     fn lose_ownership(&mut self) {
         if let Some(lost) = self.ownership.take() {
-            tracing::warn!(file = %self.ground.path.display(), owner = lost.tenure.owner, "this process was taken \
+            tracing::warn!(file = %self.context.path.display(), owner = lost.registration.owner, "this process was taken \
                 for dead; what it held was handed to others");
-            lost.tenure.end();
-            self.hub.count_loss();
-            self.owed.clear();
+            lost.registration.end();
+            self.watches.count_ownership_loss();
+            self.failed_settlements.clear();
         }
     }
 
     /// Passes on what was claimed, now that it is committed.
-    fn hand_out(&mut self, claims: MessageClaims) {
-        let Some(tenure) = claims.tenure else { return };
+    fn deliver(&mut self, claims: MessageClaims) {
+        let Some(registration) = claims.registration else { return };
         for (subscription, claimed, more) in claims.list {
-            let refused = match self.seats.iter_mut().find(|seat| seat.is_of(&subscription)) {
-                Some(seat) => {
-                    seat.hungry = more;
-                    seat.hand_out(claimed, &tenure)
+            let refused = match self.consumers.iter_mut().find(|consumer| consumer.belongs_to(&subscription))
+            {
+                Some(consumer) => {
+                    consumer.may_have_ready = more;
+                    consumer.deliver(claimed, &registration)
                 }
                 None => claimed,
             };
             for one in refused {
-                let op = StoreChange::Settle { message: one.id, owner: tenure.owner, how: Settle::Requeue };
-                let answer = self.alone(&op);
-                self.reply(vec![op], None, vec![answer]);
+                let change = StoreChange::Settle {
+                    message: one.id,
+                    owner: registration.owner,
+                    settle: Settle::Requeue,
+                };
+                let outcome = self.apply_single(&change);
+                self.reply(vec![change], None, vec![outcome]);
             }
         }
     }
 
     /// What has to be done from time to time.
-    fn tick(&mut self) {
+    fn run_maintenance(&mut self) {
         let now = Instant::now();
-        if self.ownership.is_some() && now >= self.next_beat {
-            self.next_beat = now + BEAT;
-            if let Err(error) = self.beat() {
-                tracing::warn!(file = %self.ground.path.display(), %error, "cannot renew the hold on messages");
+        if self.ownership.is_some() && now >= self.next_heartbeat {
+            self.next_heartbeat = now + HEARTBEAT_INTERVAL;
+            if let Err(error) = self.heartbeat() {
+                tracing::warn!(file = %self.context.path.display(), %error, "cannot renew the hold on messages");
             }
         }
         if now >= self.next_sweep {
-            let swept = self
-                .transaction(|writer, _| records::sweep(&writer.ground.db, writer.ground.clock.now(), CHUNK));
-            let pause = if matches!(swept, Ok(true)) { Duration::from_millis(20) } else { SWEEP };
+            let swept = self.transaction(|writer, _| {
+                records::sweep(&writer.context.db, writer.context.clock.now(), MAX_ROWS_PER_MAINTENANCE)
+            });
+            let pause = if matches!(swept, Ok(true)) { Duration::from_millis(20) } else { SWEEP_INTERVAL };
             self.next_sweep = Instant::now() + pause;
             if let Err(error) = swept {
-                tracing::warn!(file = %self.ground.path.display(), %error, "cannot delete what has expired");
+                tracing::warn!(file = %self.context.path.display(), %error, "cannot delete what has expired");
             }
         }
     }
 
-    fn beat(&mut self) -> rusqlite::Result<()> {
-        let own = self.ownership.as_ref().map(|ownership| ownership.tenure.owner);
-        let dead = self.looks.look(&self.ground.db, &self.ground.path, own)?;
+    fn heartbeat(&mut self) -> rusqlite::Result<()> {
+        let own_id = self.ownership.as_ref().map(|ownership| ownership.registration.owner);
+        let dead = self.failure_detector.find_dead(&self.context.db, &self.context.path, own_id)?;
         let known = self.transaction(|writer, effects| {
             for dead in &dead {
                 tracing::info!(
                     owner = dead.owner,
-                    sign = dead.sign,
+                    evidence = dead.evidence,
                     "a process is gone; its messages come back"
                 );
-                if owners::dismiss(&writer.ground.db, dead.owner)? {
-                    effects.ready.extend(writer.seats.iter().flat_map(|seat| &seat.queues));
+                if owners::remove(&writer.context.db, dead.owner)? {
+                    effects
+                        .ready_queues
+                        .extend(writer.consumers.iter().flat_map(|consumer| &consumer.queues));
                 }
             }
-            own.map_or(Ok(true), |own| owners::beat(&writer.ground.db, own))
+            own_id.map_or(Ok(true), |own_id| owners::raise_heartbeat(&writer.context.db, own_id))
         })?;
         if !known {
             self.lose_ownership();
-            if !self.seats.is_empty() {
-                self.transaction(|writer, _| writer.owner())?;
+            if !self.consumers.is_empty() {
+                self.transaction(|writer, _| writer.ensure_owner())?;
             }
         }
-        self.retry_owed();
+        self.retry_settlements();
         Ok(())
     }
 
     /// Tries failed settlements again, and gives what a death brought back to whoever is hungry.
-    fn retry_owed(&mut self) {
-        let ops = std::mem::take(&mut self.owed);
-        let mut work = WriteBatch { size: ops.len(), ..WriteBatch::default() };
-        if !ops.is_empty() {
-            work.jobs.push((ops, None));
+    fn retry_settlements(&mut self) {
+        let changes = std::mem::take(&mut self.failed_settlements);
+        let mut batch = WriteBatch { size: changes.len(), ..WriteBatch::default() };
+        if !changes.is_empty() {
+            batch.requests.push((changes, None));
         }
-        self.turn(work);
+        self.run_batch(batch);
     }
 
     /// Ends every subscription and hands back what is held.
-    fn leave(&mut self) {
-        for seat in self.seats.drain(..) {
-            self.hub.unsubscribe(&seat.queues);
+    fn end_subscriptions(&mut self) {
+        for consumer in self.consumers.drain(..) {
+            self.watches.unsubscribe(&consumer.queues);
         }
         if let Some(ownership) = self.ownership.take() {
-            ownership.tenure.end();
-            let owner = ownership.tenure.owner;
-            if let Err(error) = self.transaction(|writer, _| owners::dismiss(&writer.ground.db, owner)) {
+            ownership.registration.end();
+            let owner = ownership.registration.owner;
+            if let Err(error) = self.transaction(|writer, _| owners::remove(&writer.context.db, owner)) {
                 // The lock is let go of right now, which tells the others the same.
-                tracing::warn!(file = %self.ground.path.display(), %error, "could not hand messages back");
+                tracing::warn!(file = %self.context.path.display(), %error, "could not hand messages back");
             }
         }
     }
 
-    fn end(mut self, reply: Option<oneshot::Sender<()>>) {
-        self.leave();
+    fn close(mut self, reply: Option<oneshot::Sender<()>>) {
+        self.end_subscriptions();
         // Best effort: the log is read again at the next start just as well.
-        let _ = self.ground.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
-        let Self { ground, jobs, .. } = self;
-        drop(ground);
+        let _ = self.context.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        let Self { context, requests, .. } = self;
+        drop(context);
         // Whoever still asks is answered by the channel's end.
-        drop(jobs);
+        drop(requests);
         if let Some(reply) = reply {
             let _ = reply.send(());
         }
@@ -547,15 +576,15 @@ impl FileWriter {
 /// What is done in one turn.
 #[derive(Debug, Default)]
 struct WriteBatch {
-    jobs: Vec<(Vec<StoreChange>, ChangeReply)>,
+    requests: Vec<(Vec<StoreChange>, ChangeReply)>,
     size: usize,
-    due: bool,
+    delayed_due: bool,
 }
 
 /// What was claimed in one transaction: for whom, what, and whether there may be more.
 #[derive(Debug, Default)]
 struct MessageClaims {
-    tenure: Option<Arc<OwnerRegistration>>,
+    registration: Option<Arc<OwnerRegistration>>,
     list: Vec<(Arc<SqliteSubscription>, Vec<ClaimedMessage>, bool)>,
 }
 

@@ -15,38 +15,38 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct LocalConsumer {
     pub(crate) subscription: Arc<SqliteSubscription>,
-    out: UnboundedSender<ClaimedDelivery>,
+    deliveries: UnboundedSender<ClaimedDelivery>,
     pub(crate) queues: Vec<i64>,
     /// Whether its queues may hold something that it has not been given.
-    pub(crate) hungry: bool,
+    pub(crate) may_have_ready: bool,
     /// The queue that is asked first next time, so that none starves.
-    turn: usize,
+    first_queue: usize,
 }
 
 impl LocalConsumer {
     pub(crate) fn new(
         subscription: Arc<SqliteSubscription>,
-        out: UnboundedSender<ClaimedDelivery>,
+        deliveries: UnboundedSender<ClaimedDelivery>,
         queues: Vec<i64>,
     ) -> Self {
-        Self { subscription, out, queues, hungry: true, turn: 0 }
+        Self { subscription, deliveries, queues, may_have_ready: true, first_queue: 0 }
     }
 
-    pub(crate) fn is_of(&self, subscription: &Arc<SqliteSubscription>) -> bool {
+    pub(crate) fn belongs_to(&self, subscription: &Arc<SqliteSubscription>) -> bool {
         Arc::ptr_eq(&self.subscription, subscription)
     }
 
-    pub(crate) fn free(&self) -> usize {
+    pub(crate) fn capacity(&self) -> usize {
         self.subscription.prefetch.saturating_sub(self.subscription.held.load(Ordering::Acquire))
     }
 
     /// Whether any of these queues is one of its own.
-    pub(crate) fn eats(&self, ready: &[i64]) -> bool {
+    pub(crate) fn consumes_any(&self, ready: &[i64]) -> bool {
         self.queues.iter().any(|queue| ready.contains(queue))
     }
 
-    pub(crate) fn wants(&self) -> bool {
-        self.hungry && self.free() > 0
+    pub(crate) fn can_claim(&self) -> bool {
+        self.may_have_ready && self.capacity() > 0
     }
 
     /// Claims an equal share from each queue, then what is left of the credit from whoever has more.
@@ -56,15 +56,15 @@ impl LocalConsumer {
         owner: i64,
     ) -> rusqlite::Result<(Vec<ClaimedMessage>, bool)> {
         let count = self.queues.len();
-        let mut left = self.free();
+        let mut left = self.capacity();
         let mut claimed = Vec::new();
         let share = left.div_ceil(count.max(1));
-        for (round, first) in [(share, self.turn), (left, self.turn)] {
+        for (round, first) in [(share, self.first_queue), (left, self.first_queue)] {
             for step in 0..count {
-                let place = (first + step) % count;
+                let index = (first + step) % count;
                 let limit = round.min(left);
                 if limit > 0 {
-                    let queue = (self.queues[place], self.subscription.targets[place].queue());
+                    let queue = (self.queues[index], self.subscription.targets[index].queue());
                     let got = messages::claim(db, owner, queue, u32::try_from(limit).unwrap_or(u32::MAX))?;
                     left -= got.len();
                     claimed.extend(got);
@@ -74,20 +74,20 @@ impl LocalConsumer {
                 break;
             }
         }
-        self.turn = (self.turn + 1) % count.max(1);
+        self.first_queue = (self.first_queue + 1) % count.max(1);
         Ok((claimed, left == 0))
     }
 
     /// Passes messages on, and returns those that nobody took: the consumer was dropped a moment ago.
-    pub(crate) fn hand_out(
+    pub(crate) fn deliver(
         &mut self,
         claimed: Vec<ClaimedMessage>,
-        tenure: &Arc<OwnerRegistration>,
+        registration: &Arc<OwnerRegistration>,
     ) -> Vec<ClaimedMessage> {
         self.subscription.held.fetch_add(claimed.len(), Ordering::AcqRel);
         let mut refused = Vec::new();
         for one in claimed {
-            if let Err(SendError((back, _))) = self.out.send((one, tenure.clone())) {
+            if let Err(SendError((back, _))) = self.deliveries.send((one, registration.clone())) {
                 refused.push(back);
             }
         }

@@ -13,9 +13,9 @@ use rusqlite::{Connection, OptionalExtension, Row, params, types::Type};
 use crate::codec::{decode_headers, encode_headers};
 
 /// A message that anybody may claim.
-const READY: i64 = 0;
+const HOLDER_READY: i64 = 0;
 /// A message that nobody may claim before its time.
-const LATER: i64 = -1;
+const HOLDER_DELAYED: i64 = -1;
 
 /// One message claimed for a subscription.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ fn is_dead(target: &Target) -> bool {
 
 pub(crate) fn publish(db: &Connection, queue: i64, now: Timestamp, what: &Publish) -> rusqlite::Result<()> {
     let Publish { message, delay, .. } = what;
-    let holder = if *delay == Duration::ZERO { READY } else { LATER };
+    let holder = if *delay == Duration::ZERO { HOLDER_READY } else { HOLDER_DELAYED };
     db.prepare_cached(
         "INSERT INTO messages (queue, rank, due, holder, redelivered, task, kind, content_type, timestamp, \
          priority, app_id, headers, body) VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",

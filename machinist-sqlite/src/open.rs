@@ -16,7 +16,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use crate::{
     error::{StoreErrorKind, kind_of},
     options::{SqliteOptions, Synchronous},
-    records::last_wake,
+    records::newest_wake_up,
 };
 
 /// `mcns`, so that `file` and we know whose database it is.
@@ -24,7 +24,7 @@ const APPLICATION_ID: i32 = 0x6d63_6e73;
 const SCHEMA_VERSION: i32 = 1;
 const SCHEMA: &str = include_str!("schema.sql");
 /// How long opening waits for others who open, close or write the file.
-const OPEN_PATIENCE: Duration = Duration::from_secs(10);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a file cannot be used. The file is as it was before.
 #[derive(Debug, thiserror::Error)]
@@ -122,20 +122,20 @@ fn with_source(error: &OpenError) -> String {
 pub(crate) struct FileConnections {
     pub(crate) path: PathBuf,
     pub(crate) namespace: i64,
-    pub(crate) woken: i64,
+    pub(crate) last_wake_up: i64,
     pub(crate) writer: Connection,
     pub(crate) reader: Connection,
-    pub(crate) pulse: Connection,
+    pub(crate) watcher: Connection,
 }
 
 /// SQLite's locks are the process's, not the descriptor's: closing any descriptor of the file lets go of them all.
 /// So nothing in this crate opens the file but SQLite, except to make it, and while it is being made no other
 /// thread of this process may have it open.
-static OPENING: Mutex<()> = Mutex::new(());
+static OPEN_LOCK: Mutex<()> = Mutex::new(());
 
 /// Opens a file, or makes it. Blocks.
 pub(crate) fn open(path: &Path, options: &SqliteOptions) -> Result<FileConnections, OpenError> {
-    let _alone = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _guard = OPEN_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
     let path = std::path::absolute(path).map_err(|error| io_error(path, error))?;
     inspect(&path)?;
     let started = Instant::now();
@@ -144,7 +144,7 @@ pub(crate) fn open(path: &Path, options: &SqliteOptions) -> Result<FileConnectio
         // asking the busy handler.
         match connect_all(&path, options) {
             Err(OpenAttemptError::Sqlite(error))
-                if kind_of(&error) == StoreErrorKind::Busy && started.elapsed() < OPEN_PATIENCE =>
+                if kind_of(&error) == StoreErrorKind::Busy && started.elapsed() < OPEN_TIMEOUT =>
             {
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -221,12 +221,12 @@ fn connect_all(path: &Path, options: &SqliteOptions) -> Result<FileConnections, 
     writer.pragma_update(None, "wal_autocheckpoint", 4000)?;
     writer.pragma_update(None, "journal_size_limit", 64 << 20)?;
     let namespace = namespace_id(&writer, &options.namespace)?;
-    let (reader, pulse) = (connect(path)?, connect(path)?);
-    for watching in [&reader, &pulse] {
-        watching.pragma_update(None, "query_only", true)?;
+    let (reader, watcher) = (connect(path)?, connect(path)?);
+    for connection in [&reader, &watcher] {
+        connection.pragma_update(None, "query_only", true)?;
     }
-    let woken = last_wake(&writer)?;
-    Ok(FileConnections { path: path.to_owned(), namespace, woken, writer, reader, pulse })
+    let last_wake_up = newest_wake_up(&writer)?;
+    Ok(FileConnections { path: path.to_owned(), namespace, last_wake_up, writer, reader, watcher })
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
@@ -259,7 +259,7 @@ fn is_ours(connection: &Connection, path: &Path) -> Result<bool, OpenError> {
     let number = |sql| connection.query_row(sql, [], |row| row.get::<_, i32>(0));
     let read = || {
         // All of one moment: between two reads somebody else may make the tables.
-        let _moment = connection.is_autocommit().then(|| connection.unchecked_transaction()).transpose()?;
+        let _snapshot = connection.is_autocommit().then(|| connection.unchecked_transaction()).transpose()?;
         Ok((
             number("PRAGMA application_id")?,
             number("PRAGMA user_version")?,

@@ -27,24 +27,24 @@ use rusqlite::{Connection, params};
 use crate::messages;
 
 /// How often an owner beats and looks at the others.
-pub(crate) const BEAT: Duration = Duration::from_secs(2);
+pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 /// So many looks in a row must find the same beat.
-const LOOKS: u32 = 6;
+const STALE_CHECKS_OF_DEAD: u32 = 6;
 
 /// One owner's time: from its row to the loss of it. Receipts point here.
 #[derive(Debug)]
 pub(crate) struct OwnerRegistration {
     pub(crate) owner: i64,
-    over: AtomicBool,
+    ended: AtomicBool,
 }
 
 impl OwnerRegistration {
-    pub(crate) fn is_over(&self) -> bool {
-        self.over.load(Ordering::Acquire)
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     pub(crate) fn end(&self) {
-        self.over.store(true, Ordering::Release);
+        self.ended.store(true, Ordering::Release);
     }
 }
 
@@ -52,7 +52,7 @@ impl OwnerRegistration {
 #[derive(Debug)]
 pub(crate) struct OwnerLock {
     path: PathBuf,
-    _locked: File,
+    _file: File,
 }
 
 impl Drop for OwnerLock {
@@ -80,7 +80,7 @@ pub(crate) fn make_directory(file: &Path) -> std::io::Result<PathBuf> {
 }
 
 /// Makes a new owner. Its lock is held before its row can be seen.
-pub(crate) fn enrol(
+pub(crate) fn register(
     db: &Connection,
     file: &Path,
     now: Timestamp,
@@ -88,8 +88,8 @@ pub(crate) fn enrol(
     let owner = db
         .prepare_cached("INSERT INTO owners (beat, pid, since) VALUES (0, ?1, ?2)")?
         .insert(params![std::process::id(), now.as_micros()])?;
-    let line = match hold_lock(file, owner) {
-        Ok(line) => Some(line),
+    let lock = match acquire_lock(file, owner) {
+        Ok(lock) => Some(lock),
         Err(error) => {
             // The beat alone does the work, only later.
             tracing::warn!(file = %file.display(), %error, "no lock file for this process: if it is killed, \
@@ -97,19 +97,19 @@ pub(crate) fn enrol(
             None
         }
     };
-    Ok((OwnerRegistration { owner, over: AtomicBool::new(false) }, line))
+    Ok((OwnerRegistration { owner, ended: AtomicBool::new(false) }, lock))
 }
 
-fn hold_lock(file: &Path, owner: i64) -> std::io::Result<OwnerLock> {
+fn acquire_lock(file: &Path, owner: i64) -> std::io::Result<OwnerLock> {
     let directory = make_directory(file)?;
     let path = directory.join(owner.to_string());
-    let locked = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
-    locked.try_lock()?;
-    Ok(OwnerLock { path, _locked: locked })
+    let file_handle = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
+    file_handle.try_lock()?;
+    Ok(OwnerLock { path, _file: file_handle })
 }
 
 /// Raises the beat; tells whether the owner is still known.
-pub(crate) fn beat(db: &Connection, owner: i64) -> rusqlite::Result<bool> {
+pub(crate) fn raise_heartbeat(db: &Connection, owner: i64) -> rusqlite::Result<bool> {
     Ok(db.prepare_cached("UPDATE owners SET beat = beat + 1 WHERE id = ?1")?.execute([owner])? > 0)
 }
 
@@ -118,7 +118,7 @@ pub(crate) fn is_known(db: &Connection, owner: i64) -> rusqlite::Result<bool> {
 }
 
 /// Takes an owner off the list and hands back what it held; tells whether it held anything.
-pub(crate) fn dismiss(db: &Connection, owner: i64) -> rusqlite::Result<bool> {
+pub(crate) fn remove(db: &Connection, owner: i64) -> rusqlite::Result<bool> {
     let held = messages::release(db, owner)?;
     db.prepare_cached("DELETE FROM subscriptions WHERE owner = ?1")?.execute([owner])?;
     db.prepare_cached("DELETE FROM owners WHERE id = ?1")?.execute([owner])?;
@@ -126,7 +126,12 @@ pub(crate) fn dismiss(db: &Connection, owner: i64) -> rusqlite::Result<bool> {
 }
 
 /// Notes `change` more subscriptions of an owner to a queue. People read them, nothing is decided on them.
-pub(crate) fn subscribe(db: &Connection, owner: i64, queue: i64, change: i64) -> rusqlite::Result<()> {
+pub(crate) fn count_subscriptions(
+    db: &Connection,
+    owner: i64,
+    queue: i64,
+    change: i64,
+) -> rusqlite::Result<()> {
     db.prepare_cached(
         "INSERT INTO subscriptions (owner, queue, count) VALUES (?1, ?2, ?3) \
          ON CONFLICT (owner, queue) DO UPDATE SET count = count + ?3",
@@ -143,13 +148,13 @@ pub(crate) struct FailureDetector(HashMap<i64, (i64, u32)>);
 #[derive(Debug)]
 pub(crate) struct DeadOwner {
     pub(crate) owner: i64,
-    pub(crate) sign: &'static str,
-    _line: Option<OwnerLock>,
+    pub(crate) evidence: &'static str,
+    _lock: Option<OwnerLock>,
 }
 
 impl FailureDetector {
     /// Looks at every owner but `own`, and returns those that are dead.
-    pub(crate) fn look(
+    pub(crate) fn find_dead(
         &mut self,
         db: &Connection,
         file: &Path,
@@ -161,25 +166,25 @@ impl FailureDetector {
             .collect::<rusqlite::Result<Vec<(i64, i64)>>>()?;
         self.0.retain(|owner, _| beats.iter().any(|(known, _)| known == owner));
         let directory = directory(file);
-        let judge = |&(owner, beat): &(i64, i64)| {
+        let check = |&(owner, beat): &(i64, i64)| {
             let path = directory.join(owner.to_string());
-            if let Some(line) = take_lock(path) {
-                return Some(DeadOwner { owner, sign: "its lock is free", _line: Some(line) });
+            if let Some(lock) = take_lock(path) {
+                return Some(DeadOwner { owner, evidence: "its lock is free", _lock: Some(lock) });
             }
-            self.stands_still(owner, beat).then_some(DeadOwner {
+            self.is_stale(owner, beat).then_some(DeadOwner {
                 owner,
-                sign: "its beat stands still",
-                _line: None,
+                evidence: "its beat stands still",
+                _lock: None,
             })
         };
-        Ok(beats.iter().filter_map(judge).collect())
+        Ok(beats.iter().filter_map(check).collect())
     }
 
-    fn stands_still(&mut self, owner: i64, beat: i64) -> bool {
-        let (seen, looks) = self.0.entry(owner).or_insert((beat, 0));
-        *looks = if *seen == beat { *looks + 1 } else { 1 };
-        *seen = beat;
-        *looks > LOOKS
+    fn is_stale(&mut self, owner: i64, beat: i64) -> bool {
+        let (last, stale_checks) = self.0.entry(owner).or_insert((beat, 0));
+        *stale_checks = if *last == beat { *stale_checks + 1 } else { 1 };
+        *last = beat;
+        *stale_checks > STALE_CHECKS_OF_DEAD
     }
 }
 
@@ -187,7 +192,7 @@ impl FailureDetector {
 fn take_lock(path: PathBuf) -> Option<OwnerLock> {
     let file = File::open(&path).ok()?;
     match file.try_lock() {
-        Ok(()) => Some(OwnerLock { path, _locked: file }),
+        Ok(()) => Some(OwnerLock { path, _file: file }),
         Err(TryLockError::WouldBlock | TryLockError::Error(_)) => None,
     }
 }
@@ -198,11 +203,11 @@ mod tests {
 
     #[test]
     fn only_a_beat_that_stands_still_look_after_look_is_a_death() {
-        let mut looks = FailureDetector::default();
+        let mut detector = FailureDetector::default();
         for beat in 0..20 {
-            assert!(!looks.stands_still(1, beat));
+            assert!(!detector.is_stale(1, beat));
         }
-        let dead = (0..20).position(|_| looks.stands_still(1, 19)).unwrap();
+        let dead = (0..20).position(|_| detector.is_stale(1, 19)).unwrap();
         assert_eq!(dead, 5, "the look that saw 19 first, and six more");
     }
 
@@ -210,12 +215,12 @@ mod tests {
     fn a_lock_is_free_only_once_its_owner_is_gone() {
         let place = tempfile::tempdir().unwrap();
         let file = place.path().join("m.db");
-        let line = hold_lock(&file, 7).unwrap();
+        let lock = acquire_lock(&file, 7).unwrap();
         let path = directory(&file).join("7");
         assert!(take_lock(path.clone()).is_none());
-        assert!(hold_lock(&file, 7).is_err());
+        assert!(acquire_lock(&file, 7).is_err());
         fs::hard_link(&path, directory(&file).join("8")).unwrap();
-        drop(line);
+        drop(lock);
         assert!(!path.exists());
         assert!(take_lock(path).is_none(), "a missing file proves nothing");
         assert!(take_lock(directory(&file).join("8")).is_some());

@@ -9,44 +9,44 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 /// Pause between two transactions while others write; longer than the pause between two of their tries.
-const COURTESY: Duration = Duration::from_micros(250);
+const YIELD_TIME: Duration = Duration::from_micros(250);
 /// For how long after another process's commit the courtesy lasts.
-const COMPANY: Duration = Duration::from_secs(1);
+const PEER_ACTIVE_TIME: Duration = Duration::from_secs(1);
 
 /// Whether other processes write, too.
 #[derive(Debug)]
 pub(crate) struct PeerWriters {
-    version: i64,
-    until: Instant,
+    data_version: i64,
+    active_until: Instant,
     last_commit: Instant,
 }
 
 impl PeerWriters {
     pub(crate) fn new() -> Self {
         let now = Instant::now();
-        Self { version: 0, until: now, last_commit: now }
+        Self { data_version: 0, active_until: now, last_commit: now }
     }
 
     /// Leaves the lock to others for a moment if they have been writing.
-    pub(crate) fn give_way(&self) {
+    pub(crate) fn yield_to_peers(&self) {
         let now = Instant::now();
-        if now < self.until {
+        if now < self.active_until {
             let since = now.duration_since(self.last_commit);
-            std::thread::sleep(COURTESY.saturating_sub(since));
+            std::thread::sleep(YIELD_TIME.saturating_sub(since));
         }
     }
 
     /// After a transaction: looks whether others had one since.
-    pub(crate) fn note(&mut self, db: &Connection) {
+    pub(crate) fn note_commit(&mut self, db: &Connection) {
         self.last_commit = Instant::now();
-        let version = db.prepare_cached("PRAGMA data_version").and_then(|mut asked| {
+        let data_version = db.prepare_cached("PRAGMA data_version").and_then(|mut statement| {
             // It changes with the commits of all others, never with our own.
-            asked.query_row([], |row| row.get(0))
+            statement.query_row([], |row| row.get(0))
         });
-        if let Ok(version) = version
-            && std::mem::replace(&mut self.version, version) != version
+        if let Ok(data_version) = data_version
+            && std::mem::replace(&mut self.data_version, data_version) != data_version
         {
-            self.until = self.last_commit + COMPANY;
+            self.active_until = self.last_commit + PEER_ACTIVE_TIME;
         }
     }
 }

@@ -21,11 +21,11 @@ pub(crate) fn commit(
     db: &Connection,
     namespace: i64,
     now: Timestamp,
-    what: &Commit,
+    commit: &Commit,
 ) -> rusqlite::Result<Committed> {
-    let (row, before) = load(db, namespace, now, &what.id)?;
+    let (row, before) = load(db, namespace, now, &commit.id)?;
     let mut after = before.clone();
-    if !apply(&mut after, now, what) {
+    if !apply(&mut after, now, commit) {
         return Ok(Committed::Refused(before.facts));
     }
     match row {
@@ -44,7 +44,7 @@ pub(crate) fn commit(
             )?
             .execute(params![
                 namespace,
-                what.id.as_str(),
+                commit.id.as_str(),
                 encode_facts(&after.facts),
                 after.expires.map(Timestamp::as_micros)
             ])?;
@@ -54,11 +54,11 @@ pub(crate) fn commit(
 }
 
 /// Decides a commit: `false`, and nothing changed, where it is refused.
-fn apply(record: &mut RecordRow, now: Timestamp, what: &Commit) -> bool {
-    if !what.apply(&mut record.facts) {
+fn apply(record: &mut RecordRow, now: Timestamp, commit: &Commit) -> bool {
+    if !commit.apply(&mut record.facts) {
         return false;
     }
-    record.expires = what.expiry.at(record.expires, now);
+    record.expires = commit.expiry.at(record.expires, now);
     true
 }
 
@@ -93,14 +93,19 @@ fn load(
 }
 
 /// Notes that a record changed, for watchers in other processes.
-pub(crate) fn wake(db: &Connection, namespace: i64, source: i64, id: &TaskId) -> rusqlite::Result<()> {
+pub(crate) fn add_wake_up(
+    db: &Connection,
+    namespace: i64,
+    store_id: i64,
+    id: &TaskId,
+) -> rusqlite::Result<()> {
     db.prepare_cached("INSERT INTO wakes (namespace, source, task) VALUES (?1, ?2, ?3)")?
-        .execute(params![namespace, source, id.as_str()])?;
+        .execute(params![namespace, store_id, id.as_str()])?;
     Ok(())
 }
 
 /// The number of the newest wake-up.
-pub(crate) fn last_wake(db: &Connection) -> rusqlite::Result<i64> {
+pub(crate) fn newest_wake_up(db: &Connection) -> rusqlite::Result<i64> {
     db.query_row("SELECT coalesce(max(seq), 0) FROM wakes", [], |row| row.get(0))
 }
 

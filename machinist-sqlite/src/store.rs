@@ -25,9 +25,9 @@ use crate::{
 };
 
 /// How long a caller waits for the file: longer than the writer waits for other processes.
-const PATIENCE: Duration = Duration::from_secs(40);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 /// Changes that one job holds at most, so that a huge batch lets others in between.
-const JOB: usize = 256;
+const MAX_CHANGES_PER_REQUEST: usize = 256;
 
 /// One SQLite file as broker and result backend.
 ///
@@ -37,7 +37,7 @@ const JOB: usize = 256;
 /// The threads of the store end when it, and everything that came from it, is dropped or [closed](Self::close).
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
-    shared: Arc<StoreHandle>,
+    handle: Arc<StoreHandle>,
 }
 
 impl SqliteStore {
@@ -60,26 +60,26 @@ impl SqliteStore {
             .name("machinist-sqlite-open".into())
             .spawn(move || drop(done.send(start(&at, &options))))
             .map_err(failed)?;
-        let shared = match opened.await {
+        let handle = match opened.await {
             Ok(opened) => opened?,
             Err(_) => return Err(failed(std::io::Error::other("the opening thread ended"))),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self { handle: Arc::new(handle) })
     }
 
     /// The file as a broker. All brokers of a store are one: closing one closes all.
     pub fn broker(&self) -> SqliteBroker {
-        SqliteBroker::new(self.shared.clone())
+        SqliteBroker::new(self.handle.clone())
     }
 
     /// The file as a result backend.
     pub fn backend(&self) -> SqliteBackend {
-        SqliteBackend::new(self.shared.clone())
+        SqliteBackend::new(self.handle.clone())
     }
 
     /// The file's absolute path.
     pub fn path(&self) -> &Path {
-        &self.shared.path
+        &self.handle.path
     }
 
     /// Does what was asked before, hands back what is held, and closes the file, the last of it a tenth of a second
@@ -89,13 +89,13 @@ impl SqliteStore {
     /// Dropped early, the rest is done by the store's threads.
     pub async fn close(&self) {
         let (done, closed) = oneshot::channel();
-        self.shared.hub.close();
-        if self.shared.writer.send(WriteRequest::Stop(Some(done))).is_ok() {
+        self.handle.watches.close();
+        if self.handle.writer.send(WriteRequest::Close(Some(done))).is_ok() {
             // The writer's end says it, too; a disk that does not answer must not keep the caller for ever.
-            let _ = self.shared.patiently(closed).await;
+            let _ = self.handle.await_answer(closed).await;
         }
         // A reader that was stopped before needs no second word.
-        let _ = self.shared.reader.send(Query::Stop);
+        let _ = self.handle.reader.send(Query::Stop);
     }
 }
 
@@ -103,7 +103,7 @@ impl SqliteStore {
 #[derive(Debug)]
 pub(crate) struct StoreHandle {
     pub(crate) path: PathBuf,
-    pub(crate) hub: Arc<WatchRegistry>,
+    pub(crate) watches: Arc<WatchRegistry>,
     pub(crate) broker_closed: AtomicBool,
     clock: Arc<HostClock>,
     synchronous: Synchronous,
@@ -114,43 +114,48 @@ pub(crate) struct StoreHandle {
 fn start(path: &Path, options: &SqliteOptions) -> Result<StoreHandle, OpenError> {
     let opened = open::open(path, options)?;
     let (path, namespace) = (opened.path, opened.namespace);
-    let (clock, hub) = (Arc::new(HostClock::new()), Arc::new(WatchRegistry::default()));
+    let (clock, watches) = (Arc::new(HostClock::new()), Arc::new(WatchRegistry::default()));
     // Random, so that two stores never take each other's wake-ups for their own.
-    let source = (RandomState::new().build_hasher().finish() >> 1).cast_signed();
-    let (writer, jobs) = mpsc::channel();
+    let store_id = (RandomState::new().build_hasher().finish() >> 1).cast_signed();
+    let (writer, requests) = mpsc::channel();
     let (reader, queries) = mpsc::channel();
-    let pulse = FileWatcher {
-        db: opened.pulse,
+    let watcher = FileWatcher {
+        db: opened.watcher,
         path: path.clone(),
         namespace,
-        source,
-        woken: opened.woken,
-        hub: hub.clone(),
+        store_id,
+        last_wake_up: opened.last_wake_up,
+        watches: watches.clone(),
         clock: clock.clone(),
         writer: writer.clone(),
     };
-    let reading =
+    let file_reader =
         FileReader { db: opened.reader, path: path.clone(), namespace, clock: clock.clone(), queries };
-    let writing =
-        FileWriter::new((opened.writer, path.clone(), namespace), source, clock.clone(), hub.clone(), jobs);
+    let file_writer = FileWriter::new(
+        (opened.writer, path.clone(), namespace),
+        store_id,
+        clock.clone(),
+        watches.clone(),
+        requests,
+    );
     let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
         thread::Builder::new().name(format!("machinist-sqlite-{name}")).spawn(run).map(drop)
     };
     // Dropped early, it ends the threads that were started.
-    let shared = StoreHandle {
+    let handle = StoreHandle {
         path,
-        hub,
+        watches,
         broker_closed: AtomicBool::new(false),
         clock,
         synchronous: options.synchronous,
         writer,
         reader,
     };
-    spawn("read", Box::new(|| reading.run()))
-        .and_then(|()| spawn("write", Box::new(|| writing.run())))
-        .and_then(|()| spawn("watch", Box::new(|| pulse.run())))
-        .map_err(|source| OpenError::Io { path: shared.path.clone(), source: source.into() })?;
-    Ok(shared)
+    spawn("read", Box::new(|| file_reader.run()))
+        .and_then(|()| spawn("write", Box::new(|| file_writer.run())))
+        .and_then(|()| spawn("watch", Box::new(|| watcher.run())))
+        .map_err(|source| OpenError::Io { path: handle.path.clone(), source: source.into() })?;
+    Ok(handle)
 }
 
 impl StoreHandle {
@@ -159,77 +164,80 @@ impl StoreHandle {
     }
 
     /// Asks for changes without waiting for an answer.
-    pub(crate) fn tell(&self, op: StoreChange) -> Result<(), StoreError> {
+    pub(crate) fn send_change(&self, change: StoreChange) -> Result<(), StoreError> {
         self.writer
-            .send(WriteRequest::Ops { ops: vec![op], reply: None })
+            .send(WriteRequest::Changes { changes: vec![change], reply: None })
             .map_err(|_| StoreError::closed(&self.path))
     }
 
     /// Makes changes; one answer for each, in their order, after they are committed.
-    pub(crate) async fn change(&self, ops: Vec<StoreChange>) -> Vec<Result<ChangeOutcome, StoreError>> {
-        let mut waiting = Vec::with_capacity(ops.len().div_ceil(JOB));
-        let mut ops = ops.into_iter().peekable();
-        while ops.peek().is_some() {
-            let part: Vec<_> = ops.by_ref().take(JOB).collect();
+    pub(crate) async fn apply_changes(
+        &self,
+        changes: Vec<StoreChange>,
+    ) -> Vec<Result<ChangeOutcome, StoreError>> {
+        let mut waiting = Vec::with_capacity(changes.len().div_ceil(MAX_CHANGES_PER_REQUEST));
+        let mut changes = changes.into_iter().peekable();
+        while changes.peek().is_some() {
+            let part: Vec<_> = changes.by_ref().take(MAX_CHANGES_PER_REQUEST).collect();
             let count = part.len();
             let (reply, answers) = oneshot::channel();
             // A writer that is gone drops the job and with it the reply.
-            let _ = self.writer.send(WriteRequest::Ops { ops: part, reply: Some(reply) });
+            let _ = self.writer.send(WriteRequest::Changes { changes: part, reply: Some(reply) });
             waiting.push((count, answers));
         }
         let mut all = Vec::new();
         for (count, answers) in waiting {
-            match self.patiently(answers).await {
+            match self.await_answer(answers).await {
                 Ok(answers) => all.extend(answers),
-                Err(fault) => all.extend((0..count).map(|_| Err(fault.clone()))),
+                Err(error) => all.extend((0..count).map(|_| Err(error.clone()))),
             }
         }
         all
     }
 
     /// Makes one change.
-    pub(crate) async fn change_one(&self, op: StoreChange) -> Result<ChangeOutcome, StoreError> {
-        let mut answers = self.change(vec![op]).await;
+    pub(crate) async fn apply_change(&self, change: StoreChange) -> Result<ChangeOutcome, StoreError> {
+        let mut answers = self.apply_changes(vec![change]).await;
         answers.pop().unwrap_or_else(|| Err(StoreError::closed(&self.path)))
     }
 
     /// Asks the reading thread.
-    pub(crate) async fn ask<T>(
+    pub(crate) async fn query<T>(
         &self,
-        query: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Query,
+        make_query: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Query,
     ) -> Result<T, StoreError> {
-        if self.hub.is_closed() {
+        if self.watches.is_closed() {
             return Err(StoreError::closed(&self.path));
         }
         let (reply, answer) = oneshot::channel();
-        self.reader.send(query(reply)).map_err(|_| StoreError::closed(&self.path))?;
-        self.patiently(answer).await?
+        self.reader.send(make_query(reply)).map_err(|_| StoreError::closed(&self.path))?;
+        self.await_answer(answer).await?
     }
 
-    async fn patiently<T>(&self, answer: oneshot::Receiver<T>) -> Result<T, StoreError> {
-        match tokio::time::timeout(PATIENCE, answer).await {
+    async fn await_answer<T>(&self, answer: oneshot::Receiver<T>) -> Result<T, StoreError> {
+        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(StoreError::closed(&self.path)),
             Err(_) => Err(StoreError::new(
                 StoreErrorKind::Other,
                 &self.path,
-                &format_args!("no answer from the disk within {} s", PATIENCE.as_secs()),
+                &format_args!("no answer from the disk within {} s", ANSWER_TIMEOUT.as_secs()),
             )),
         }
     }
 
     /// Ends all consumers of this store.
-    pub(crate) async fn leave(&self) {
+    pub(crate) async fn end_subscriptions(&self) {
         let (done, left) = oneshot::channel();
-        if self.writer.send(WriteRequest::Leave(done)).is_ok() {
-            let _ = self.patiently(left).await;
+        if self.writer.send(WriteRequest::EndSubscriptions(done)).is_ok() {
+            let _ = self.await_answer(left).await;
         }
     }
 
     pub(crate) async fn diagnose(&self) -> Vec<Finding> {
-        let mut findings = match self.ask(Query::Diagnose).await {
+        let mut findings = match self.query(Query::Diagnose).await {
             Ok(findings) => findings,
-            Err(fault) => vec![Finding::error("file", fault.to_string(), "see the text")],
+            Err(error) => vec![Finding::error("file", error.to_string(), "see the text")],
         };
         findings.push(match self.synchronous {
             Synchronous::Full => Finding::good("synchronous", "FULL: answered is synced"),
@@ -238,9 +246,9 @@ impl StoreHandle {
                 "NORMAL: a power cut may lose the last commits, a killed process none",
             ),
         });
-        findings.push(match self.change_one(StoreChange::Probe).await {
+        findings.push(match self.apply_change(StoreChange::Probe).await {
             Ok(_) => Finding::good("writing", "possible"),
-            Err(fault) => Finding::error("writing", fault.to_string(), "see the text"),
+            Err(error) => Finding::error("writing", error.to_string(), "see the text"),
         });
         findings
     }
@@ -248,8 +256,8 @@ impl StoreHandle {
 
 impl Drop for StoreHandle {
     fn drop(&mut self) {
-        self.hub.close();
+        self.watches.close();
         // A writer that was stopped before needs no second word.
-        let _ = self.writer.send(WriteRequest::Stop(None));
+        let _ = self.writer.send(WriteRequest::Close(None));
     }
 }

@@ -12,7 +12,7 @@ pub(crate) use elsewhere::{WakeListener, WakeSender};
 
 /// What the name of an ear ends with.
 #[cfg(unix)]
-const ENDING: &str = ".ear";
+const SOCKET_SUFFIX: &str = ".ear";
 
 #[cfg(unix)]
 mod unix {
@@ -24,13 +24,13 @@ mod unix {
         time::{Duration, Instant, SystemTime},
     };
 
-    use super::ENDING;
+    use super::SOCKET_SUFFIX;
     use crate::owners;
 
     /// A socket's path has room for about a hundred bytes.
-    const LONGEST: usize = 100;
+    const MAX_SOCKET_PATH_BYTES: usize = 100;
     /// How old the list of ears may be, where the directory does not say that it changed.
-    const LIST_AGE: Duration = Duration::from_secs(1);
+    const MAX_LISTENER_LIST_AGE: Duration = Duration::from_secs(1);
 
     /// Hears the rings of others.
     #[derive(Debug)]
@@ -41,19 +41,19 @@ mod unix {
 
     impl WakeListener {
         /// `mark` is the store's own, unlike any other's.
-        pub(crate) fn bind(file: &Path, mark: i64) -> io::Result<Self> {
+        pub(crate) fn bind(file: &Path, store_id: i64) -> io::Result<Self> {
             let directory = owners::make_directory(file)?;
-            let name = name_of(mark);
-            let place = SocketDirectory::open(directory.clone())?;
-            let socket = UnixDatagram::bind(place.reach(&name))?;
+            let name = socket_name(store_id);
+            let sockets = SocketDirectory::open(directory.clone())?;
+            let socket = UnixDatagram::bind(sockets.path_of(&name))?;
             Ok(Self { socket, path: directory.join(name) })
         }
 
         /// Waits for a ring, for at most `bound`, and forgets all that have come.
-        pub(crate) fn wait(&self, bound: Duration) {
-            let heard =
-                self.socket.set_read_timeout(Some(bound)).and_then(|()| self.socket.recv(&mut [0; 1]));
-            if heard.is_ok() && self.socket.set_nonblocking(true).is_ok() {
+        pub(crate) fn wait(&self, timeout: Duration) {
+            let received =
+                self.socket.set_read_timeout(Some(timeout)).and_then(|()| self.socket.recv(&mut [0; 1]));
+            if received.is_ok() && self.socket.set_nonblocking(true).is_ok() {
                 while self.socket.recv(&mut [0; 1]).is_ok() {}
                 // If it fails, the next wait is none, and the caller's own pause keeps it from spinning.
                 let _ = self.socket.set_nonblocking(false);
@@ -72,37 +72,39 @@ mod unix {
     #[derive(Debug)]
     pub(crate) struct WakeSender {
         directory: PathBuf,
-        own: String,
+        own_name: String,
         socket: Option<UnixDatagram>,
-        place: Option<SocketDirectory>,
-        ears: Vec<String>,
+        sockets: Option<SocketDirectory>,
+        listeners: Vec<String>,
         listed: Option<(SystemTime, Instant)>,
     }
 
     impl WakeSender {
-        pub(crate) fn new(file: &Path, mark: i64) -> Self {
+        pub(crate) fn new(file: &Path, store_id: i64) -> Self {
             let socket = UnixDatagram::unbound().ok().filter(|socket| socket.set_nonblocking(true).is_ok());
             Self {
                 directory: owners::directory(file),
-                own: name_of(mark),
+                own_name: socket_name(store_id),
                 socket,
-                place: None,
-                ears: Vec::new(),
+                sockets: None,
+                listeners: Vec::new(),
                 listed: None,
             }
         }
 
         /// Wakes whoever waits; this process only if `own`.
-        pub(crate) fn ring(&mut self, own: bool) {
+        pub(crate) fn send(&mut self, include_own: bool) {
             // Where it fails, the others find out by looking.
-            let _ = self.try_ring(own);
+            let _ = self.try_send(include_own);
         }
 
-        fn try_ring(&mut self, own: bool) -> io::Result<()> {
-            self.list()?;
-            let (Some(socket), Some(place)) = (&self.socket, &self.place) else { return Ok(()) };
-            for ear in self.ears.iter().filter(|ear| own || **ear != self.own) {
-                let path = place.reach(ear);
+        fn try_send(&mut self, include_own: bool) -> io::Result<()> {
+            self.list_listeners()?;
+            let (Some(socket), Some(sockets)) = (&self.socket, &self.sockets) else { return Ok(()) };
+            for listener in
+                self.listeners.iter().filter(|listener| include_own || **listener != self.own_name)
+            {
+                let path = sockets.path_of(listener);
                 if let Err(error) = socket.send_to(&[0], &path)
                     && error.kind() == ErrorKind::ConnectionRefused
                 {
@@ -114,20 +116,23 @@ mod unix {
         }
 
         /// Reads the directory again if it may have changed.
-        fn list(&mut self) -> io::Result<()> {
+        fn list_listeners(&mut self) -> io::Result<()> {
             let changed = fs::metadata(&self.directory)?.modified()?;
-            if self.listed.is_some_and(|(then, when)| then == changed && when.elapsed() < LIST_AGE) {
+            if self
+                .listed
+                .is_some_and(|(then, when)| then == changed && when.elapsed() < MAX_LISTENER_LIST_AGE)
+            {
                 return Ok(());
             }
-            if self.place.is_none() {
-                self.place = Some(SocketDirectory::open(self.directory.clone())?);
+            if self.sockets.is_none() {
+                self.sockets = Some(SocketDirectory::open(self.directory.clone())?);
             }
-            self.ears.clear();
+            self.listeners.clear();
             for entry in fs::read_dir(&self.directory)? {
                 if let Ok(name) = entry?.file_name().into_string()
-                    && name.ends_with(ENDING)
+                    && name.ends_with(SOCKET_SUFFIX)
                 {
-                    self.ears.push(name);
+                    self.listeners.push(name);
                 }
             }
             self.listed = Some((changed, Instant::now()));
@@ -135,8 +140,8 @@ mod unix {
         }
     }
 
-    fn name_of(mark: i64) -> String {
-        format!("{mark:x}{ENDING}")
+    fn socket_name(store_id: i64) -> String {
+        format!("{store_id:x}{SOCKET_SUFFIX}")
     }
 
     /// The directory of the ears, by a path that is short enough.
@@ -151,9 +156,9 @@ mod unix {
             Ok(Self { open: File::open(&directory)?, directory })
         }
 
-        fn reach(&self, name: &str) -> PathBuf {
+        fn path_of(&self, name: &str) -> PathBuf {
             let direct = self.directory.join(name);
-            if direct.as_os_str().len() < LONGEST {
+            if direct.as_os_str().len() < MAX_SOCKET_PATH_BYTES {
                 return direct;
             }
             // Linux; elsewhere a file this deep has no ears.
@@ -167,38 +172,39 @@ mod unix {
 
         #[test]
         fn rings_are_heard_and_the_dead_are_forgotten() {
-            let place = tempfile::tempdir().unwrap();
-            let deep = place.path().join("d".repeat(150));
+            let temporary = tempfile::tempdir().unwrap();
+            let deep = temporary.path().join("d".repeat(150));
             fs::create_dir(&deep).unwrap();
-            for file in [place.path().join("m.db"), deep.join("m.db")] {
-                let (ear, mut ringer) = (WakeListener::bind(&file, 1).unwrap(), WakeSender::new(&file, 2));
-                let hard_bound = Duration::from_secs(60);
+            for file in [temporary.path().join("m.db"), deep.join("m.db")] {
+                let (listener, mut sender) =
+                    (WakeListener::bind(&file, 1).unwrap(), WakeSender::new(&file, 2));
+                let hard_timeout = Duration::from_secs(60);
                 for _ in 0..3 {
-                    ringer.ring(false);
+                    sender.send(false);
                     let started = Instant::now();
-                    ear.wait(hard_bound);
-                    assert!(started.elapsed() < hard_bound, "the ring was not heard");
+                    listener.wait(hard_timeout);
+                    assert!(started.elapsed() < hard_timeout, "the ring was not received");
                 }
-                let copy = ear.path.with_file_name("dead.ear");
+                let copy = listener.path.with_file_name("dead.ear");
                 drop(UnixDatagram::bind(
-                    SocketDirectory::open(owners::directory(&file)).unwrap().reach("dead.ear"),
+                    SocketDirectory::open(owners::directory(&file)).unwrap().path_of("dead.ear"),
                 ));
-                ringer.listed = None;
-                ringer.ring(false);
+                sender.listed = None;
+                sender.send(false);
                 assert!(!copy.exists());
             }
         }
 
         #[test]
         fn one_does_not_hear_oneself_unless_asked() {
-            let place = tempfile::tempdir().unwrap();
-            let file = place.path().join("m.db");
-            let (ear, mut ringer) = (WakeListener::bind(&file, 1).unwrap(), WakeSender::new(&file, 1));
-            ear.socket.set_nonblocking(true).unwrap();
-            ringer.ring(false);
-            assert!(ear.socket.recv(&mut [0; 1]).is_err());
-            ringer.ring(true);
-            assert!(ear.socket.recv(&mut [0; 1]).is_ok());
+            let temporary = tempfile::tempdir().unwrap();
+            let file = temporary.path().join("m.db");
+            let (listener, mut sender) = (WakeListener::bind(&file, 1).unwrap(), WakeSender::new(&file, 1));
+            listener.socket.set_nonblocking(true).unwrap();
+            sender.send(false);
+            assert!(listener.socket.recv(&mut [0; 1]).is_err());
+            sender.send(true);
+            assert!(listener.socket.recv(&mut [0; 1]).is_ok());
         }
     }
 }
@@ -212,11 +218,11 @@ mod elsewhere {
     pub(crate) struct WakeListener(std::convert::Infallible);
 
     impl WakeListener {
-        pub(crate) fn bind(_file: &Path, _mark: i64) -> io::Result<Self> {
+        pub(crate) fn bind(_file: &Path, _store_id: i64) -> io::Result<Self> {
             Err(io::ErrorKind::Unsupported.into())
         }
 
-        pub(crate) fn wait(&self, _bound: Duration) {
+        pub(crate) fn wait(&self, _timeout: Duration) {
             match self.0 {}
         }
     }
@@ -225,10 +231,10 @@ mod elsewhere {
     pub(crate) struct WakeSender;
 
     impl WakeSender {
-        pub(crate) fn new(_file: &Path, _mark: i64) -> Self {
+        pub(crate) fn new(_file: &Path, _store_id: i64) -> Self {
             Self
         }
 
-        pub(crate) fn ring(&mut self, _own: bool) {}
+        pub(crate) fn send(&mut self, _include_own: bool) {}
     }
 }

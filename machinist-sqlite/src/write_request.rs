@@ -23,7 +23,7 @@ pub(crate) enum StoreChange {
     Settle {
         message: i64,
         owner: i64,
-        how: Settle,
+        settle: Settle,
     },
     Subscribe(Arc<SqliteSubscription>, UnboundedSender<ClaimedDelivery>),
     Unsubscribe(Arc<SqliteSubscription>),
@@ -58,21 +58,24 @@ pub(crate) enum ChangeOutcome {
 #[derive(Debug)]
 pub(crate) enum WriteRequest {
     /// Changes, and who waits for the answers; nobody for settlements.
-    Ops { ops: Vec<StoreChange>, reply: Option<oneshot::Sender<Vec<Result<ChangeOutcome, StoreError>>>> },
+    Changes {
+        changes: Vec<StoreChange>,
+        reply: Option<oneshot::Sender<Vec<Result<ChangeOutcome, StoreError>>>>,
+    },
     /// Something happened in the file that subscriptions should look at.
-    ReadyQueues(ReadyQueues),
+    Ready(ReadyQueues),
     /// Ends every subscription and hands back what is held. Answered when that is done.
-    Leave(oneshot::Sender<()>),
+    EndSubscriptions(oneshot::Sender<()>),
     /// Ends the writer after what was asked before. Answered when the file is closed.
-    Stop(Option<oneshot::Sender<()>>),
+    Close(Option<oneshot::Sender<()>>),
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReadyQueues {
     /// Queues in which something waits.
-    pub(crate) ready: Vec<i64>,
+    pub(crate) queues: Vec<i64>,
     /// Whether a delayed message has come due.
-    pub(crate) due: bool,
+    pub(crate) delayed_due: bool,
 }
 
 /// One consumer, as the writer knows it.
