@@ -18,7 +18,7 @@ use machinist_core::{
 use crate::{
     error::{StoreError, StoreErrorKind},
     file_reader::Query,
-    store::StoreHandle,
+    store_handle::StoreHandle,
     write_request::{ChangeOutcome, StoreChange},
 };
 

@@ -1,9 +1,6 @@
 //! The file as a broker.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use machinist_core::{
@@ -21,8 +18,9 @@ use crate::{
     file_reader::Query,
     messages::ClaimedMessage,
     owners::OwnerRegistration,
-    store::StoreHandle,
-    write_request::{ClaimedDelivery, SqliteSubscription, StoreChange},
+    store_handle::StoreHandle,
+    subscription::{ClaimedDelivery, SqliteSubscription},
+    write_request::StoreChange,
 };
 
 /// The largest message, in bytes: what RabbitMQ takes where it is told to take the most.
@@ -44,7 +42,7 @@ impl SqliteBroker {
     }
 
     fn check_open(&self) -> Result<(), StoreError> {
-        if self.store.broker_closed.load(Ordering::Acquire) {
+        if self.store.is_broker_closed() {
             return Err(StoreError::closed(&self.store.path));
         }
         Ok(())
@@ -52,11 +50,7 @@ impl SqliteBroker {
 
     async fn subscribe(&self, targets: Vec<Target>, prefetch: u16) -> Result<Box<dyn Consumer>, BrokerError> {
         self.check_open()?;
-        let subscription = Arc::new(SqliteSubscription {
-            targets,
-            prefetch: usize::from(prefetch.max(1)),
-            held: AtomicUsize::new(0),
-        });
+        let subscription = Arc::new(SqliteSubscription::new(targets, prefetch));
         let (deliveries, incoming) = mpsc::unbounded_channel();
         // Made before the answer: if this future is dropped, the consumer is, and ends the subscription.
         let consumer = SqliteConsumer {
@@ -138,8 +132,7 @@ impl Broker for SqliteBroker {
     }
 
     async fn close(&self) {
-        self.store.broker_closed.store(true, Ordering::Release);
-        self.store.end_subscriptions().await;
+        self.store.close_broker().await;
     }
 }
 
@@ -165,8 +158,8 @@ impl SqliteConsumer {
     /// Hands back what has arrived and was not asked for. The receipts do it.
     fn hand_back(&mut self) {
         self.incoming.close();
-        while let Ok((claimed, registration)) = self.incoming.try_recv() {
-            drop(self.receipt(claimed.id, registration));
+        while let Ok(delivery) = self.incoming.try_recv() {
+            drop(self.receipt(delivery.message.id, delivery.registration));
         }
     }
 }
@@ -175,9 +168,9 @@ impl SqliteConsumer {
 impl Consumer for SqliteConsumer {
     async fn next(&mut self) -> Option<Delivery> {
         while !self.stopped {
-            let (ClaimedMessage { id, queue, redelivered, message }, registration) =
-                self.incoming.recv().await?;
-            let receipt = self.receipt(id, registration);
+            let delivery = self.incoming.recv().await?;
+            let ClaimedMessage { id, queue, redelivered, message } = delivery.message;
+            let receipt = self.receipt(id, delivery.registration);
             // What was lost before anybody saw it is somebody else's by now.
             if !receipt.registration.has_ended() {
                 return Some(Delivery { queue, message, redelivered, receipt: Box::new(receipt) });
@@ -211,7 +204,7 @@ const HEALTH_CHECK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs
 #[async_trait]
 impl SubscriptionHealth for SqliteSubscriptionHealth {
     async fn check(&self) -> Result<(), String> {
-        if self.0.broker_closed.load(Ordering::Acquire) {
+        if self.0.is_broker_closed() {
             return Err("the store was closed".to_owned());
         }
         match tokio::time::timeout(
@@ -256,7 +249,7 @@ impl SqliteReceipt {
         if std::mem::replace(&mut self.settled, true) {
             return Settled::Done;
         }
-        self.subscription.held.fetch_sub(1, Ordering::AcqRel);
+        self.subscription.remove_unsettled();
         let settle =
             StoreChange::Settle { message: self.message, owner: self.registration.owner, settle: how };
         if self.registration.has_ended() || self.store.send_change(settle).is_err() {

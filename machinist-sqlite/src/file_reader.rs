@@ -16,7 +16,7 @@ use machinist_core::{
 use rusqlite::{Connection, params};
 use tokio::sync::oneshot;
 
-use crate::{clock::HostClock, diagnose, error::StoreError, messages, records, sessions};
+use crate::{clock::HostClock, diagnose, error::StoreError, indexes, messages, records, sessions};
 
 type QueryReply<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -65,7 +65,7 @@ impl FileReader {
                 }),
                 Query::Sessions(reply) => self.answer(reply, |db| sessions::all(db, self.namespace, now)),
                 Query::List { index, after, limit, reply } => {
-                    self.answer(reply, |db| sessions::list(db, self.namespace, index, after.as_ref(), limit));
+                    self.answer(reply, |db| indexes::list(db, self.namespace, index, after.as_ref(), limit));
                 }
                 Query::Diagnose(reply) => self.answer(reply, |db| diagnose::examine(db, &self.path)),
                 Query::Stop => return,

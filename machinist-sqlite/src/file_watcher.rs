@@ -6,25 +6,19 @@
 //! come due. While nobody in this process waits for anything, the thread sleeps.
 
 use std::{
-    collections::{BTreeMap, HashMap},
     path::PathBuf,
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::Sender,
-    },
-    thread::Thread,
+    sync::{Arc, mpsc::Sender},
     time::{Duration, Instant},
 };
 
 use machinist_core::{clock::Timestamp, id::TaskId};
 use rusqlite::{Connection, params};
-use tokio::sync::watch;
 
 use crate::{
     clock::HostClock,
     messages,
     wake_up::WakeListener,
+    watch_registry::WatchRegistry,
     write_request::{ReadyQueues, WriteRequest},
 };
 
@@ -34,128 +28,6 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 const CHECK_INTERVAL_WITHOUT_WAKE_UPS: Duration = Duration::from_millis(6);
 /// Rings that come faster than this share a look.
 const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(1);
-
-/// What this process waits for.
-#[derive(Debug, Default)]
-pub(crate) struct WatchRegistry {
-    records: Mutex<HashMap<TaskId, WatchedRecord>>,
-    /// Subscribed queues, and how often.
-    queues: Mutex<BTreeMap<i64, usize>>,
-    /// Somebody waits for something new, which may have been there before the last look.
-    check_requested: AtomicBool,
-    closed: AtomicBool,
-    /// How often this process was taken for dead, and what it held was handed to others.
-    ownership_losses: AtomicU64,
-    thread: OnceLock<Thread>,
-}
-
-#[derive(Debug)]
-struct WatchedRecord {
-    signal: watch::Sender<u64>,
-    watchers: usize,
-}
-
-/// One watcher of a record; dropping it forgets it.
-#[derive(Debug)]
-pub(crate) struct RecordWatcher {
-    registry: Arc<WatchRegistry>,
-    id: TaskId,
-}
-
-impl WatchRegistry {
-    pub(crate) fn count_ownership_loss(&self) {
-        self.ownership_losses.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn ownership_losses(&self) -> u64 {
-        self.ownership_losses.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn watch(self: &Arc<Self>, id: &TaskId) -> (watch::Receiver<u64>, RecordWatcher) {
-        let mut records = lock(&self.records);
-        let record = records
-            .entry(id.clone())
-            .or_insert_with(|| WatchedRecord { signal: watch::Sender::new(0), watchers: 0 });
-        record.watchers += 1;
-        let signal = record.signal.subscribe();
-        drop(records);
-        self.request_check();
-        (signal, RecordWatcher { registry: self.clone(), id: id.clone() })
-    }
-
-    pub(crate) fn notify(&self, id: &TaskId) {
-        if let Some(record) = lock(&self.records).get(id) {
-            record.signal.send_modify(|count| *count += 1);
-        }
-    }
-
-    fn notify_all(&self) {
-        for record in lock(&self.records).values() {
-            record.signal.send_modify(|count| *count += 1);
-        }
-    }
-
-    pub(crate) fn subscribe(&self, queues: &[i64]) {
-        let mut subscribed = lock(&self.queues);
-        for &queue in queues {
-            *subscribed.entry(queue).or_default() += 1;
-        }
-        drop(subscribed);
-        self.request_check();
-    }
-
-    pub(crate) fn unsubscribe(&self, queues: &[i64]) {
-        let mut subscribed = lock(&self.queues);
-        for queue in queues {
-            if let Some(count) = subscribed.get_mut(queue) {
-                *count -= 1;
-                if *count == 0 {
-                    subscribed.remove(queue);
-                }
-            }
-        }
-    }
-
-    pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        self.unpark();
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
-    }
-
-    fn is_unused(&self) -> bool {
-        lock(&self.records).is_empty() && lock(&self.queues).is_empty()
-    }
-
-    fn request_check(&self) {
-        self.check_requested.store(true, Ordering::Release);
-        self.unpark();
-    }
-
-    fn unpark(&self) {
-        if let Some(thread) = self.thread.get() {
-            thread.unpark();
-        }
-    }
-}
-
-impl Drop for RecordWatcher {
-    fn drop(&mut self) {
-        let mut records = lock(&self.registry.records);
-        if let Some(record) = records.get_mut(&self.id) {
-            record.watchers -= 1;
-            if record.watchers == 0 {
-                records.remove(&self.id);
-            }
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The thread that watches the file.
 #[derive(Debug)]
@@ -182,11 +54,11 @@ struct CheckState {
 
 impl FileWatcher {
     pub(crate) fn run(self) {
-        let _ = self.watches.thread.set(std::thread::current());
+        self.watches.set_watching_thread();
         let mut state = CheckState { last_wake_up: self.last_wake_up, ..CheckState::default() };
         let mut listener = None;
         while !self.watches.is_closed() {
-            if self.watches.is_unused() {
+            if self.watches.is_empty() {
                 std::thread::park();
                 continue;
             }
@@ -220,12 +92,12 @@ impl FileWatcher {
     /// Looks once.
     fn check(&self, state: &mut CheckState) -> rusqlite::Result<()> {
         let data_version = self.db.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
-        let check_requested = self.watches.check_requested.swap(false, Ordering::AcqRel);
+        let check_requested = self.watches.take_check_request();
         let changed = state.data_version.replace(data_version) != Some(data_version) || check_requested;
         let mut ready_queues = ReadyQueues::default();
         if changed {
             self.notify_watchers(state)?;
-            let subscribed = self.subscribed();
+            let subscribed = self.watches.subscribed_queues();
             state.next_due = if subscribed.is_empty() { None } else { messages::next_due(&self.db)? };
             for queue in subscribed {
                 if messages::any_ready(&self.db, queue)? {
@@ -239,10 +111,6 @@ impl FileWatcher {
             let _ = self.writer.send(WriteRequest::Ready(ready_queues));
         }
         Ok(())
-    }
-
-    fn subscribed(&self) -> Vec<i64> {
-        lock(&self.watches.queues).keys().copied().collect()
     }
 
     fn notify_watchers(&self, state: &mut CheckState) -> rusqlite::Result<()> {

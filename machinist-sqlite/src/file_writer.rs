@@ -1,8 +1,8 @@
-//! The thread that writes the file, many callers' changes in one transaction.
+//! The thread that writes the file. It applies the changes of many callers in one transaction.
 //!
-//! While one transaction is being synced, the next callers queue up; then all of them share one. Nobody is told of
-//! success before the commit. A batch that fails is rolled back and its changes are made one by one, so that one
-//! caller's trouble is not its neighbours'.
+//! While one transaction is being synced, the next callers queue up, and then all of them share the next transaction.
+//! No caller is told of success before the commit. A batch that fails is rolled back and its changes are applied one
+//! by one, so that the error of one caller does not affect the others.
 
 use std::{
     path::PathBuf,
@@ -24,27 +24,29 @@ use tokio::sync::{mpsc::UnboundedSender, oneshot};
 use crate::{
     clock::HostClock,
     error::{StoreError, StoreErrorKind, kind_of},
-    file_watcher::WatchRegistry,
-    local_consumer::LocalConsumer,
-    messages::{self, ClaimedMessage, QueueIds},
-    owners::{self, FailureDetector, HEARTBEAT_INTERVAL, OwnerLock, OwnerRegistration},
+    indexes,
+    local_consumer::{ConsumerClaim, LocalConsumer},
+    messages::{self, QueueIds},
+    owners::{self, FailureDetector, HEARTBEAT_INTERVAL, OwnerRegistration, RegisteredOwner},
     peer_writers::PeerWriters,
     records, sessions,
+    subscription::{ClaimedDelivery, SqliteSubscription},
     wake_up::WakeSender,
-    write_request::{
-        ChangeOutcome, ClaimedDelivery, ReadyQueues, SqliteSubscription, StoreChange, WriteRequest,
-    },
+    watch_registry::WatchRegistry,
+    write_request::{ChangeOutcome, ChangeRequest, ReadyQueues, StoreChange, WriteRequest},
 };
 
-/// Changes in one transaction, about; more would keep other processes waiting for too long.
+/// Number of changes after which a transaction takes no further request. More would block other processes for too
+/// long.
 const MAX_CHANGES_PER_TRANSACTION: usize = 512;
-/// Delayed messages made ready, and expired rows deleted, in one transaction.
+/// Maximum number of delayed messages made ready, or of expired rows deleted per table, in one transaction.
 const MAX_ROWS_PER_MAINTENANCE: u32 = 500;
+/// Interval between two deletions of expired rows.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+/// The same if the last deletion left expired rows.
+const SWEEP_CONTINUE_DELAY: Duration = Duration::from_millis(20);
 
-type ChangeReply = Option<oneshot::Sender<Vec<Result<ChangeOutcome, StoreError>>>>;
-
-/// The state of the writing thread.
+/// State of the writing thread.
 #[derive(Debug)]
 pub(crate) struct FileWriter {
     context: WriteContext,
@@ -52,8 +54,8 @@ pub(crate) struct FileWriter {
     watches: Arc<WatchRegistry>,
     wake_sender: WakeSender,
     consumers: Vec<LocalConsumer>,
-    ownership: Option<RegisteredOwner>,
-    /// Settlements that failed. Unsettled, their messages would lie with this process for as long as it lives.
+    own: Option<RegisteredOwner>,
+    /// Settlements that failed. Without a retry this process would hold their messages for as long as it lives.
     failed_settlements: Vec<StoreChange>,
     failure_detector: FailureDetector,
     next_heartbeat: Instant,
@@ -61,24 +63,35 @@ pub(crate) struct FileWriter {
     peers: PeerWriters,
 }
 
-/// What every change needs.
+/// Connection and values that every change needs.
 #[derive(Debug)]
-struct WriteContext {
+pub(crate) struct WriteContext {
     db: Connection,
     path: PathBuf,
     namespace: i64,
+    /// Random id of the store. Its own wake-ups carry it.
     store_id: i64,
     clock: Arc<HostClock>,
     queues: QueueIds,
 }
 
-#[derive(Debug)]
-struct RegisteredOwner {
-    registration: Arc<OwnerRegistration>,
-    _lock: Option<OwnerLock>,
+impl WriteContext {
+    pub(crate) fn new(
+        db: Connection,
+        path: PathBuf,
+        namespace: i64,
+        store_id: i64,
+        clock: Arc<HostClock>,
+    ) -> Self {
+        Self { db, path, namespace, store_id, clock, queues: QueueIds::default() }
+    }
+
+    fn run(&self, sql: &str) -> rusqlite::Result<()> {
+        self.db.prepare_cached(sql)?.execute([]).map(drop)
+    }
 }
 
-/// What a transaction leads to once it is committed.
+/// Consequences of a transaction, which take effect after its commit.
 #[derive(Debug, Default)]
 struct TransactionEffects {
     changed_tasks: Vec<TaskId>,
@@ -87,24 +100,38 @@ struct TransactionEffects {
     unsubscribed: Vec<Arc<SqliteSubscription>>,
 }
 
+/// Requests that are served in one transaction.
+#[derive(Debug, Default)]
+struct WriteBatch {
+    requests: Vec<ChangeRequest>,
+    /// Number of changes in all requests.
+    size: usize,
+    /// `true` if a delayed message may have become due.
+    delayed_due: bool,
+}
+
+/// Messages that were claimed in one transaction.
+#[derive(Debug, Default)]
+struct MessageClaims {
+    registration: Option<Arc<OwnerRegistration>>,
+    by_consumer: Vec<ConsumerClaim>,
+}
+
 impl FileWriter {
     pub(crate) fn new(
-        opened: (Connection, PathBuf, i64),
-        store_id: i64,
-        clock: Arc<HostClock>,
+        context: WriteContext,
         watches: Arc<WatchRegistry>,
         requests: Receiver<WriteRequest>,
     ) -> Self {
-        let (db, path, namespace) = opened;
         let now = Instant::now();
-        let wake_sender = WakeSender::new(&path, store_id);
+        let wake_sender = WakeSender::new(&context.path, context.store_id);
         Self {
-            context: WriteContext { db, path, namespace, store_id, clock, queues: QueueIds::default() },
+            context,
             requests,
             watches,
             wake_sender,
             consumers: Vec::new(),
-            ownership: None,
+            own: None,
             failed_settlements: Vec::new(),
             failure_detector: FailureDetector::default(),
             next_heartbeat: now,
@@ -113,11 +140,12 @@ impl FileWriter {
         }
     }
 
+    /// Serves requests until the file is closed.
     pub(crate) fn run(mut self) {
         loop {
             let wait = self.next_maintenance().saturating_duration_since(Instant::now());
             let first = match self.requests.recv_timeout(wait) {
-                Ok(job) => Some(job),
+                Ok(request) => Some(request),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return self.close(None),
             };
@@ -136,22 +164,22 @@ impl FileWriter {
     }
 
     fn next_maintenance(&self) -> Instant {
-        if self.ownership.is_some() { self.next_heartbeat.min(self.next_sweep) } else { self.next_sweep }
+        if self.own.is_some() { self.next_heartbeat.min(self.next_sweep) } else { self.next_sweep }
     }
 
-    /// Takes what is queued, up to a batch, or up to a job that has to come after it.
+    /// Takes the queued requests until the batch is full or a request must run after it. Returns that request, too.
     fn gather(&mut self, first: Option<WriteRequest>) -> (WriteBatch, Option<WriteRequest>) {
         let mut batch = WriteBatch::default();
         let mut next = first;
         if next.is_some() {
-            // Before the queue is emptied: who comes meanwhile goes with it.
+            // Before the queue is emptied, so that requests that arrive meanwhile join the batch.
             self.peers.yield_to_peers();
         }
-        while let Some(job) = next {
-            match job {
-                WriteRequest::Changes { changes, reply } => {
-                    batch.size += changes.len();
-                    batch.requests.push((changes, reply));
+        while let Some(request) = next {
+            match request {
+                WriteRequest::Changes(request) => {
+                    batch.size += request.changes.len();
+                    batch.requests.push(request);
                 }
                 WriteRequest::Ready(ReadyQueues { queues, delayed_due }) => {
                     batch.delayed_due |= delayed_due;
@@ -161,76 +189,71 @@ impl FileWriter {
                     return (batch, Some(last));
                 }
             }
-            next =
-                if batch.size < MAX_CHANGES_PER_TRANSACTION { self.requests.try_recv().ok() } else { None };
+            let is_full = batch.size >= MAX_CHANGES_PER_TRANSACTION;
+            next = if is_full { None } else { self.requests.try_recv().ok() };
         }
         (batch, None)
     }
 
-    /// One transaction for all of it, or, where that fails, one for each change.
+    /// Applies the whole batch in one transaction or, if that fails, each change in its own.
     fn run_batch(&mut self, batch: WriteBatch) {
-        if batch.requests.is_empty()
-            && !batch.delayed_due
-            && !self.consumers.iter().any(LocalConsumer::can_claim)
-        {
+        let can_claim = self.consumers.iter().any(LocalConsumer::can_claim);
+        if batch.requests.is_empty() && !batch.delayed_due && !can_claim {
             return;
         }
         let done = self.transaction(|writer, effects| {
-            if batch.delayed_due
-                && messages::promote(
-                    &writer.context.db,
-                    writer.context.clock.now(),
-                    MAX_ROWS_PER_MAINTENANCE,
-                )?
-            {
-                effects.ready_queues.extend(writer.consumers.iter().flat_map(|consumer| &consumer.queues));
+            if batch.delayed_due {
+                writer.promote_delayed(effects)?;
             }
-            let outcomes = writer.apply_changes(&batch.requests, effects)?;
+            let outcomes = writer.apply_requests(&batch.requests, effects)?;
             let claims = writer.claim_all(effects)?;
             Ok((outcomes, claims))
         });
         match done {
             Ok((outcomes, claims)) => {
                 self.deliver(claims);
-                for ((_, reply), outcomes) in batch.requests.into_iter().zip(outcomes) {
-                    if let Some(reply) = reply {
-                        // Whoever asked may have gone: its change is made all the same.
-                        let _ = reply.send(outcomes.into_iter().map(Ok).collect());
-                    }
+                for (request, outcomes) in batch.requests.into_iter().zip(outcomes) {
+                    self.reply(request, outcomes.into_iter().map(Ok).collect());
                 }
             }
             Err(error) if kind_of(&error) == StoreErrorKind::Busy => {
                 let error = StoreError::of(&self.context.path, &error);
-                for (changes, reply) in batch.requests {
-                    let outcomes = changes.iter().map(|_| Err(error.clone())).collect();
-                    self.reply(changes, reply, outcomes);
+                for request in batch.requests {
+                    let outcomes = request.changes.iter().map(|_| Err(error.clone())).collect();
+                    self.reply(request, outcomes);
                 }
             }
             Err(error) => {
-                tracing::debug!(file = %self.context.path.display(), %error, "a batch failed; each change on its own");
-                for (changes, reply) in batch.requests {
-                    let outcomes = changes.iter().map(|change| self.apply_single(change)).collect();
-                    self.reply(changes, reply, outcomes);
+                tracing::debug!(file = %self.context.path.display(), %error, "a batch failed; applying each change \
+                    in its own transaction");
+                for request in batch.requests {
+                    let outcomes = request.changes.iter().map(|change| self.apply_single(change)).collect();
+                    self.reply(request, outcomes);
                 }
             }
         }
         self.peers.note_commit(&self.context.db);
     }
 
-    fn reply(
-        &mut self,
-        changes: Vec<StoreChange>,
-        reply: ChangeReply,
-        outcomes: Vec<Result<ChangeOutcome, StoreError>>,
-    ) {
-        if let Some(reply) = reply {
-            // Whoever asked may have gone: its change is made all the same.
+    /// Makes delayed messages ready whose time has come.
+    fn promote_delayed(&self, effects: &mut TransactionEffects) -> rusqlite::Result<()> {
+        let WriteContext { db, clock, .. } = &self.context;
+        if messages::promote(db, clock.now(), MAX_ROWS_PER_MAINTENANCE)? {
+            effects.ready_queues.extend(self.subscribed_queues());
+        }
+        Ok(())
+    }
+
+    /// Sends the outcomes to the caller. Keeps failed settlements, which have no caller, for a retry.
+    fn reply(&mut self, request: ChangeRequest, outcomes: Vec<Result<ChangeOutcome, StoreError>>) {
+        if let Some(reply) = request.reply {
+            // The caller may have gone. Its changes are made all the same.
             let _ = reply.send(outcomes);
             return;
         }
-        for (change, outcome) in changes.into_iter().zip(outcomes) {
+        for (change, outcome) in request.changes.into_iter().zip(outcomes) {
             if let Err(error) = outcome {
-                tracing::warn!(%error, "a settlement failed; it is tried again");
+                tracing::warn!(%error, "a settlement failed; it will be retried");
                 self.failed_settlements.push(change);
             }
         }
@@ -241,12 +264,12 @@ impl FileWriter {
             .map_err(|error| StoreError::of(&self.context.path, &error))
     }
 
-    /// Runs `change` in a transaction; what follows from it happens only after the commit.
+    /// Runs `change` in a transaction. Its effects happen only after the commit.
     fn transaction<T>(
         &mut self,
         change: impl FnOnce(&mut Self, &mut TransactionEffects) -> rusqlite::Result<T>,
     ) -> rusqlite::Result<T> {
-        let had_owner = self.ownership.is_some();
+        let had_owner = self.own.is_some();
         let mut effects = TransactionEffects::default();
         let result = self.context.run("BEGIN IMMEDIATE").and_then(|()| {
             let done = change(self, &mut effects)?;
@@ -257,13 +280,13 @@ impl FileWriter {
             Ok(_) => self.run_effects(effects),
             Err(_) => {
                 if !self.context.db.is_autocommit() {
-                    // If even this fails, the connection is beyond repair and every later change says so.
+                    // If even this fails, the connection is beyond repair and every later change reports it.
                     let _ = self.context.run("ROLLBACK");
                 }
                 self.context.queues.forget();
                 if !had_owner {
-                    // Its row is gone with the transaction.
-                    self.ownership = None;
+                    // Its row was rolled back with the transaction.
+                    self.own = None;
                 }
             }
         }
@@ -274,63 +297,71 @@ impl FileWriter {
         for id in &effects.changed_tasks {
             self.watches.notify(id);
         }
-        let own_id = !effects.ready_queues.is_empty() || !effects.subscribed.is_empty();
+        let include_own = !effects.ready_queues.is_empty() || !effects.subscribed.is_empty();
         for consumer in effects.subscribed {
             self.watches.subscribe(&consumer.queues);
             self.consumers.push(consumer);
         }
-        for gone in effects.unsubscribed {
-            if let Some(place) = self.consumers.iter().position(|consumer| consumer.belongs_to(&gone)) {
-                let consumer = self.consumers.swap_remove(place);
+        for ended in effects.unsubscribed {
+            if let Some(index) = self.consumers.iter().position(|consumer| consumer.belongs_to(&ended)) {
+                let consumer = self.consumers.swap_remove(index);
                 self.watches.unsubscribe(&consumer.queues);
             }
         }
         self.mark_ready(&effects.ready_queues);
-        if own_id || !effects.changed_tasks.is_empty() {
-            // This process's own ear too: what it cannot claim now, and when its delayed messages come due.
-            self.wake_sender.send(own_id);
+        if include_own || !effects.changed_tasks.is_empty() {
+            // The listener of this process, too: for messages that it cannot claim now, and for the due times of
+            // its delayed messages.
+            self.wake_sender.send(include_own);
         }
     }
 
-    /// Something waits in these queues.
+    /// Marks the consumers of these queues: the queues hold ready messages.
     fn mark_ready(&mut self, ready_queues: &[i64]) {
         for consumer in &mut self.consumers {
             consumer.may_have_ready |= consumer.consumes_any(ready_queues);
         }
     }
 
-    fn apply_changes(
+    /// Ids of the queues that this process consumes from, once for each subscription.
+    fn subscribed_queues(&self) -> impl Iterator<Item = i64> {
+        self.consumers.iter().flat_map(|consumer| consumer.queues.iter().copied())
+    }
+
+    fn apply_requests(
         &mut self,
-        requests: &[(Vec<StoreChange>, ChangeReply)],
+        requests: &[ChangeRequest],
         effects: &mut TransactionEffects,
     ) -> rusqlite::Result<Vec<Vec<ChangeOutcome>>> {
         requests
             .iter()
-            .map(|(changes, _)| changes.iter().map(|change| self.apply_change(change, effects)).collect())
+            .map(|request| request.changes.iter().map(|change| self.apply_change(change, effects)).collect())
             .collect()
     }
 
-    /// Makes one change.
+    /// Applies one change.
     fn apply_change(
         &mut self,
         change: &StoreChange,
         effects: &mut TransactionEffects,
     ) -> rusqlite::Result<ChangeOutcome> {
         let WriteContext { db, namespace, store_id, clock, queues, .. } = &mut self.context;
-        let (namespace, now) = (*namespace, clock.now());
+        let namespace = *namespace;
+        let now = clock.now();
         match change {
-            StoreChange::Publish(what) => {
-                let queue = queues.declare(db, namespace, &what.target)?;
-                messages::publish(db, queue, now, what)?;
+            StoreChange::Publish(publish) => {
+                let queue = queues.declare(db, namespace, &publish.target)?;
+                messages::publish(db, queue, now, publish)?;
                 if effects.ready_queues.last() != Some(&queue) {
                     effects.ready_queues.push(queue);
                 }
             }
             StoreChange::Settle { message, owner, settle } => {
                 if !messages::settle(db, *message, *owner, *settle)? {
-                    tracing::debug!(message, owner, how = ?settle, "settled too late: it was handed to others");
+                    tracing::debug!(message, owner, how = ?settle, "settled too late: the message was handed to \
+                        another consumer");
                 } else if *settle == Settle::Requeue {
-                    effects.ready_queues.extend(self.consumers.iter().flat_map(|consumer| &consumer.queues));
+                    effects.ready_queues.extend(self.subscribed_queues());
                 }
             }
             StoreChange::Subscribe(subscription, deliveries) => {
@@ -357,7 +388,7 @@ impl FileWriter {
             }
             StoreChange::CloseSession(session) => sessions::close(db, namespace, session)?,
             StoreChange::UpdateIndexes(updates) => {
-                updates.iter().try_for_each(|update| sessions::update_index(db, namespace, update))?
+                updates.iter().try_for_each(|update| indexes::update(db, namespace, update))?
             }
             StoreChange::Probe => {
                 db.execute("UPDATE namespaces SET name = name WHERE id = ?1", [namespace])?;
@@ -380,8 +411,7 @@ impl FileWriter {
             owners::count_subscriptions(db, owner, queue, 1)?;
             ids.push(queue);
         }
-        let (subscription, deliveries) = (subscription.clone(), deliveries.clone());
-        effects.subscribed.push(LocalConsumer::new(subscription, deliveries, ids));
+        effects.subscribed.push(LocalConsumer::new(subscription.clone(), deliveries.clone(), ids));
         Ok(())
     }
 
@@ -391,60 +421,57 @@ impl FileWriter {
         effects: &mut TransactionEffects,
     ) -> rusqlite::Result<()> {
         let consumer = self.consumers.iter().find(|consumer| consumer.belongs_to(subscription));
-        if let (Some(consumer), Some(ownership)) = (consumer, &self.ownership) {
+        if let (Some(consumer), Some(own)) = (consumer, &self.own) {
             for &queue in &consumer.queues {
-                owners::count_subscriptions(&self.context.db, ownership.registration.owner, queue, -1)?;
+                owners::count_subscriptions(&self.context.db, own.id(), queue, -1)?;
             }
         }
         effects.unsubscribed.push(subscription.clone());
         Ok(())
     }
 
-    /// The row that this process claims with, made when it is first needed or was lost.
+    /// Returns the id of the owner row that this process claims with. Registers it at first use and after a loss.
     fn ensure_owner(&mut self) -> rusqlite::Result<i64> {
-        if let Some(ownership) = &self.ownership {
-            return Ok(ownership.registration.owner);
+        if let Some(own) = &self.own {
+            return Ok(own.id());
         }
-        let (registration, lock) =
-            owners::register(&self.context.db, &self.context.path, self.context.clock.now())?;
-        let owner = registration.owner;
-        for queue in self.consumers.iter().flat_map(|consumer| &consumer.queues) {
-            owners::count_subscriptions(&self.context.db, owner, *queue, 1)?;
+        let own = owners::register(&self.context.db, &self.context.path, self.context.clock.now())?;
+        let owner = own.id();
+        for queue in self.subscribed_queues() {
+            owners::count_subscriptions(&self.context.db, owner, queue, 1)?;
         }
-        self.ownership = Some(RegisteredOwner { registration: Arc::new(registration), _lock: lock });
-        // The dead are looked for at once: a worker that was restarted gets its messages back now.
+        self.own = Some(own);
+        // Dead owners are looked for at once, so that a restarted worker gets its messages back now.
         self.next_heartbeat = Instant::now();
         Ok(owner)
     }
 
-    /// Gives every hungry subscription what its queues hold, up to its prefetch.
+    /// Claims ready messages for every consumer that has capacity, up to its prefetch.
     fn claim_all(&mut self, effects: &mut TransactionEffects) -> rusqlite::Result<MessageClaims> {
         let mut claims = MessageClaims::default();
         let TransactionEffects { ready_queues, subscribed, unsubscribed, .. } = effects;
-        let is_leaving = |consumer: &LocalConsumer| unsubscribed.iter().any(|gone| consumer.belongs_to(gone));
         let can_claim = |consumer: &LocalConsumer| {
-            consumer.capacity() > 0
+            consumer.has_capacity()
                 && (consumer.may_have_ready || consumer.consumes_any(ready_queues))
-                && !is_leaving(consumer)
+                && !unsubscribed.iter().any(|ended| consumer.belongs_to(ended))
         };
         if !self.consumers.iter().chain(subscribed.iter()).any(can_claim) {
             return Ok(claims);
         }
         self.check_registration()?;
         let owner = self.ensure_owner()?;
-        claims.registration = self.ownership.as_ref().map(|ownership| ownership.registration.clone());
+        claims.registration = self.own.as_ref().map(|own| own.registration.clone());
         for consumer in self.consumers.iter_mut().chain(subscribed).filter(|consumer| can_claim(consumer)) {
-            let (claimed, more) = consumer.claim(&self.context.db, owner)?;
-            claims.list.push((consumer.subscription.clone(), claimed, more));
+            claims.by_consumer.push(consumer.claim(&self.context.db, owner)?);
         }
         Ok(claims)
     }
 
-    /// A process that was stopped for long may have been declared dead: what it claimed for its old row would never
-    /// be handed back.
+    /// Drops a registration whose row was deleted. A process that was stopped for long may have been declared dead,
+    /// and messages that it claimed for the old row would never be handed back.
     fn check_registration(&mut self) -> rusqlite::Result<()> {
-        if let Some(ownership) = &self.ownership
-            && !owners::is_known(&self.context.db, ownership.registration.owner)?
+        if let Some(own) = &self.own
+            && !owners::is_registered(&self.context.db, own.id())?
         {
             self.lose_ownership();
         }
@@ -452,79 +479,81 @@ impl FileWriter {
     }
 
     fn lose_ownership(&mut self) {
-        if let Some(lost) = self.ownership.take() {
-            tracing::warn!(file = %self.context.path.display(), owner = lost.registration.owner, "this process was taken \
-                for dead; what it held was handed to others");
+        if let Some(lost) = self.own.take() {
+            tracing::warn!(file = %self.context.path.display(), owner = lost.id(), "this process was declared dead; \
+                the messages that it held were handed to others");
             lost.registration.end();
             self.watches.count_ownership_loss();
             self.failed_settlements.clear();
         }
     }
 
-    /// Passes on what was claimed, now that it is committed.
+    /// Delivers claimed messages after their claims are committed.
     fn deliver(&mut self, claims: MessageClaims) {
         let Some(registration) = claims.registration else { return };
-        for (subscription, claimed, more) in claims.list {
-            let refused = match self.consumers.iter_mut().find(|consumer| consumer.belongs_to(&subscription))
-            {
+        for claim in claims.by_consumer {
+            let consumer =
+                self.consumers.iter_mut().find(|consumer| consumer.belongs_to(&claim.subscription));
+            let refused = match consumer {
                 Some(consumer) => {
-                    consumer.may_have_ready = more;
-                    consumer.deliver(claimed, &registration)
+                    consumer.may_have_ready = claim.may_have_more;
+                    consumer.deliver(claim.messages, &registration)
                 }
-                None => claimed,
+                None => claim.messages,
             };
-            for one in refused {
-                let change = StoreChange::Settle {
-                    message: one.id,
-                    owner: registration.owner,
-                    settle: Settle::Requeue,
-                };
-                let outcome = self.apply_single(&change);
-                self.reply(vec![change], None, vec![outcome]);
+            for message in refused {
+                let owner = registration.owner;
+                let requeue = StoreChange::Settle { message: message.id, owner, settle: Settle::Requeue };
+                let outcome = self.apply_single(&requeue);
+                self.reply(ChangeRequest { changes: vec![requeue], reply: None }, vec![outcome]);
             }
         }
     }
 
-    /// What has to be done from time to time.
+    /// Runs the periodic work that has become due: the heartbeat, and the deletion of expired rows.
     fn run_maintenance(&mut self) {
         let now = Instant::now();
-        if self.ownership.is_some() && now >= self.next_heartbeat {
+        if self.own.is_some() && now >= self.next_heartbeat {
             self.next_heartbeat = now + HEARTBEAT_INTERVAL;
             if let Err(error) = self.heartbeat() {
-                tracing::warn!(file = %self.context.path.display(), %error, "cannot renew the hold on messages");
+                tracing::warn!(file = %self.context.path.display(), %error, "cannot renew the claims on messages");
             }
         }
         if now >= self.next_sweep {
-            let swept = self.transaction(|writer, _| {
-                records::sweep(&writer.context.db, writer.context.clock.now(), MAX_ROWS_PER_MAINTENANCE)
-            });
-            let pause = if matches!(swept, Ok(true)) { Duration::from_millis(20) } else { SWEEP_INTERVAL };
-            self.next_sweep = Instant::now() + pause;
-            if let Err(error) = swept {
-                tracing::warn!(file = %self.context.path.display(), %error, "cannot delete what has expired");
-            }
+            self.sweep();
         }
     }
 
+    fn sweep(&mut self) {
+        let swept = self.transaction(|writer, _| {
+            let WriteContext { db, clock, .. } = &writer.context;
+            records::sweep(db, clock.now(), MAX_ROWS_PER_MAINTENANCE)
+        });
+        let delay = if matches!(swept, Ok(true)) { SWEEP_CONTINUE_DELAY } else { SWEEP_INTERVAL };
+        self.next_sweep = Instant::now() + delay;
+        if let Err(error) = swept {
+            tracing::warn!(file = %self.context.path.display(), %error, "cannot delete expired rows");
+        }
+    }
+
+    /// Raises the heartbeat of this process and removes the owners that are dead.
     fn heartbeat(&mut self) -> rusqlite::Result<()> {
-        let own_id = self.ownership.as_ref().map(|ownership| ownership.registration.owner);
-        let dead = self.failure_detector.find_dead(&self.context.db, &self.context.path, own_id)?;
-        let known = self.transaction(|writer, effects| {
+        let own = self.own.as_ref().map(RegisteredOwner::id);
+        let dead = self.failure_detector.find_dead(&self.context.db, &self.context.path, own)?;
+        let registered = self.transaction(|writer, effects| {
             for dead in &dead {
                 tracing::info!(
                     owner = dead.owner,
                     evidence = dead.evidence,
-                    "a process is gone; its messages come back"
+                    "a process is dead; its messages come back"
                 );
                 if owners::remove(&writer.context.db, dead.owner)? {
-                    effects
-                        .ready_queues
-                        .extend(writer.consumers.iter().flat_map(|consumer| &consumer.queues));
+                    effects.ready_queues.extend(writer.subscribed_queues());
                 }
             }
-            own_id.map_or(Ok(true), |own_id| owners::raise_heartbeat(&writer.context.db, own_id))
+            own.map_or(Ok(true), |own| owners::raise_heartbeat(&writer.context.db, own))
         })?;
-        if !known {
+        if !registered {
             self.lose_ownership();
             if !self.consumers.is_empty() {
                 self.transaction(|writer, _| writer.ensure_owner())?;
@@ -534,62 +563,40 @@ impl FileWriter {
         Ok(())
     }
 
-    /// Tries failed settlements again, and gives what a death brought back to whoever is hungry.
+    /// Retries failed settlements, and claims the messages that came back from dead owners.
     fn retry_settlements(&mut self) {
         let changes = std::mem::take(&mut self.failed_settlements);
         let mut batch = WriteBatch { size: changes.len(), ..WriteBatch::default() };
         if !changes.is_empty() {
-            batch.requests.push((changes, None));
+            batch.requests.push(ChangeRequest { changes, reply: None });
         }
         self.run_batch(batch);
     }
 
-    /// Ends every subscription and hands back what is held.
+    /// Ends every subscription and hands back the messages that this process holds.
     fn end_subscriptions(&mut self) {
         for consumer in self.consumers.drain(..) {
             self.watches.unsubscribe(&consumer.queues);
         }
-        if let Some(ownership) = self.ownership.take() {
-            ownership.registration.end();
-            let owner = ownership.registration.owner;
-            if let Err(error) = self.transaction(|writer, _| owners::remove(&writer.context.db, owner)) {
-                // The lock is let go of right now, which tells the others the same.
-                tracing::warn!(file = %self.context.path.display(), %error, "could not hand messages back");
+        if let Some(own) = self.own.take() {
+            own.registration.end();
+            if let Err(error) = self.transaction(|writer, _| owners::remove(&writer.context.db, own.id())) {
+                // The lock is released at the end of this block, which tells the others the same.
+                tracing::warn!(file = %self.context.path.display(), %error, "cannot hand messages back");
             }
         }
     }
 
     fn close(mut self, reply: Option<oneshot::Sender<()>>) {
         self.end_subscriptions();
-        // Best effort: the log is read again at the next start just as well.
+        // Best effort: without it the log is read at the next start.
         let _ = self.context.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
         let Self { context, requests, .. } = self;
         drop(context);
-        // Whoever still asks is answered by the channel's end.
+        // Callers that still wait are answered by the end of the channel.
         drop(requests);
         if let Some(reply) = reply {
             let _ = reply.send(());
         }
-    }
-}
-
-/// What is done in one turn.
-#[derive(Debug, Default)]
-struct WriteBatch {
-    requests: Vec<(Vec<StoreChange>, ChangeReply)>,
-    size: usize,
-    delayed_due: bool,
-}
-
-/// What was claimed in one transaction: for whom, what, and whether there may be more.
-#[derive(Debug, Default)]
-struct MessageClaims {
-    registration: Option<Arc<OwnerRegistration>>,
-    list: Vec<(Arc<SqliteSubscription>, Vec<ClaimedMessage>, bool)>,
-}
-
-impl WriteContext {
-    fn run(&self, sql: &str) -> rusqlite::Result<()> {
-        self.db.prepare_cached(sql)?.execute([]).map(drop)
     }
 }

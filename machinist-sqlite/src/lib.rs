@@ -39,6 +39,7 @@ mod error;
 mod file_reader;
 mod file_watcher;
 mod file_writer;
+mod indexes;
 mod local_consumer;
 mod messages;
 mod open;
@@ -48,7 +49,10 @@ mod peer_writers;
 mod records;
 mod sessions;
 mod store;
+mod store_handle;
+mod subscription;
 mod wake_up;
+mod watch_registry;
 mod write_request;
 
 pub use backend::SqliteBackend;

@@ -1,6 +1,7 @@
-//! A consumer as the writer serves it: what it may be given, and from which queue next.
+//! A consumer of this process as the writing thread serves it: the number of messages that it may receive, and the
+//! queue that is claimed from next.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use rusqlite::Connection;
 use tokio::sync::mpsc::{UnboundedSender, error::SendError};
@@ -8,19 +9,29 @@ use tokio::sync::mpsc::{UnboundedSender, error::SendError};
 use crate::{
     messages::{self, ClaimedMessage},
     owners::OwnerRegistration,
-    write_request::{ClaimedDelivery, SqliteSubscription},
+    subscription::{ClaimedDelivery, SqliteSubscription},
 };
 
-/// A subscription's place at the table.
+/// Consumer of this process.
 #[derive(Debug)]
 pub(crate) struct LocalConsumer {
     pub(crate) subscription: Arc<SqliteSubscription>,
     deliveries: UnboundedSender<ClaimedDelivery>,
+    /// Ids of the subscription's queues, in the order of its targets.
     pub(crate) queues: Vec<i64>,
-    /// Whether its queues may hold something that it has not been given.
+    /// `true` if the queues may hold messages that can be claimed.
     pub(crate) may_have_ready: bool,
-    /// The queue that is asked first next time, so that none starves.
+    /// Index of the queue that the next claim starts with. It rotates, so that no queue starves.
     first_queue: usize,
+}
+
+/// Messages that were claimed for one consumer in one transaction.
+#[derive(Debug)]
+pub(crate) struct ConsumerClaim {
+    pub(crate) subscription: Arc<SqliteSubscription>,
+    pub(crate) messages: Vec<ClaimedMessage>,
+    /// `true` if the queues may hold more messages.
+    pub(crate) may_have_more: bool,
 }
 
 impl LocalConsumer {
@@ -36,59 +47,69 @@ impl LocalConsumer {
         Arc::ptr_eq(&self.subscription, subscription)
     }
 
-    pub(crate) fn capacity(&self) -> usize {
-        self.subscription.prefetch.saturating_sub(self.subscription.held.load(Ordering::Acquire))
+    /// Returns `true` if the consumer may receive at least one more message.
+    pub(crate) fn has_capacity(&self) -> bool {
+        self.subscription.capacity() > 0
     }
 
-    /// Whether any of these queues is one of its own.
-    pub(crate) fn consumes_any(&self, ready: &[i64]) -> bool {
-        self.queues.iter().any(|queue| ready.contains(queue))
+    /// Returns `true` if the consumer is subscribed to any of `queues`.
+    pub(crate) fn consumes_any(&self, queues: &[i64]) -> bool {
+        self.queues.iter().any(|queue| queues.contains(queue))
     }
 
+    /// Returns `true` if a claim may yield messages.
     pub(crate) fn can_claim(&self) -> bool {
-        self.may_have_ready && self.capacity() > 0
+        self.may_have_ready && self.has_capacity()
     }
 
-    /// Claims an equal share from each queue, then what is left of the credit from whoever has more.
-    pub(crate) fn claim(
-        &mut self,
+    /// Claims an equal share from each queue, then fills the remaining capacity from the queues that hold more.
+    pub(crate) fn claim(&mut self, db: &Connection, owner: i64) -> rusqlite::Result<ConsumerClaim> {
+        let capacity = self.subscription.capacity();
+        let queue_count = self.queues.len().max(1);
+        let share = capacity.div_ceil(queue_count);
+        let mut messages = Vec::new();
+        self.claim_round(db, owner, share, capacity, &mut messages)?;
+        if queue_count > 1 {
+            self.claim_round(db, owner, capacity, capacity, &mut messages)?;
+        }
+        self.first_queue = (self.first_queue + 1) % queue_count;
+        let may_have_more = messages.len() == capacity;
+        Ok(ConsumerClaim { subscription: self.subscription.clone(), messages, may_have_more })
+    }
+
+    /// Claims at most `per_queue` messages from each queue, until `claimed` holds `capacity` messages.
+    fn claim_round(
+        &self,
         db: &Connection,
         owner: i64,
-    ) -> rusqlite::Result<(Vec<ClaimedMessage>, bool)> {
-        let count = self.queues.len();
-        let mut left = self.capacity();
-        let mut claimed = Vec::new();
-        let share = left.div_ceil(count.max(1));
-        for (round, first) in [(share, self.first_queue), (left, self.first_queue)] {
-            for step in 0..count {
-                let index = (first + step) % count;
-                let limit = round.min(left);
-                if limit > 0 {
-                    let queue = (self.queues[index], self.subscription.targets[index].queue());
-                    let got = messages::claim(db, owner, queue, u32::try_from(limit).unwrap_or(u32::MAX))?;
-                    left -= got.len();
-                    claimed.extend(got);
-                }
-            }
-            if count == 1 {
-                break;
+        per_queue: usize,
+        capacity: usize,
+        claimed: &mut Vec<ClaimedMessage>,
+    ) -> rusqlite::Result<()> {
+        for step in 0..self.queues.len() {
+            let index = (self.first_queue + step) % self.queues.len();
+            let limit = per_queue.min(capacity - claimed.len());
+            if limit > 0 {
+                let name = self.subscription.targets[index].queue();
+                let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+                claimed.extend(messages::claim(db, owner, self.queues[index], name, limit)?);
             }
         }
-        self.first_queue = (self.first_queue + 1) % count.max(1);
-        Ok((claimed, left == 0))
+        Ok(())
     }
 
-    /// Passes messages on, and returns those that nobody took: the consumer was dropped a moment ago.
+    /// Passes messages to the consumer. Returns those that it could not take because it was dropped a moment ago.
     pub(crate) fn deliver(
         &mut self,
-        claimed: Vec<ClaimedMessage>,
+        messages: Vec<ClaimedMessage>,
         registration: &Arc<OwnerRegistration>,
     ) -> Vec<ClaimedMessage> {
-        self.subscription.held.fetch_add(claimed.len(), Ordering::AcqRel);
+        self.subscription.add_unsettled(messages.len());
         let mut refused = Vec::new();
-        for one in claimed {
-            if let Err(SendError((back, _))) = self.deliveries.send((one, registration.clone())) {
-                refused.push(back);
+        for message in messages {
+            let delivery = ClaimedDelivery { message, registration: registration.clone() };
+            if let Err(SendError(delivery)) = self.deliveries.send(delivery) {
+                refused.push(delivery.message);
             }
         }
         refused

@@ -26,6 +26,14 @@ pub(crate) struct ClaimedMessage {
     pub(crate) message: Message,
 }
 
+/// Position of a message in its queue: by priority, then by due time, then in the order of publishing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct DeliveryOrder {
+    rank: i64,
+    due: i64,
+    id: i64,
+}
+
 /// The ids of queues, which never change. Forgotten when a transaction is rolled back: it may have made them.
 #[derive(Debug, Default)]
 pub(crate) struct QueueIds(HashMap<Target, i64>);
@@ -119,7 +127,8 @@ pub(crate) fn any_ready(db: &Connection, queue: i64) -> rusqlite::Result<bool> {
 pub(crate) fn claim(
     db: &Connection,
     owner: i64,
-    queue: (i64, &QueueName),
+    queue: i64,
+    name: &QueueName,
     limit: u32,
 ) -> rusqlite::Result<Vec<ClaimedMessage>> {
     let mut statement = db.prepare_cached(
@@ -127,13 +136,14 @@ pub(crate) fn claim(
          (SELECT id FROM messages WHERE queue = ?2 AND holder = 0 ORDER BY rank, due, id LIMIT ?3) \
          RETURNING id, rank, due, redelivered, task, kind, content_type, timestamp, priority, app_id, headers, body",
     )?;
-    let rows = statement.query_map(params![owner, queue.0, limit], |row| {
-        let order: (i64, i64, i64) = (row.get(1)?, row.get(2)?, row.get(0)?);
-        let (id, redelivered) = (row.get(0)?, row.get(3)?);
-        Ok((order, ClaimedMessage { id, queue: queue.1.clone(), redelivered, message: message(row)? }))
+    let rows = statement.query_map(params![owner, queue, limit], |row| {
+        let id = row.get(0)?;
+        let order = DeliveryOrder { rank: row.get(1)?, due: row.get(2)?, id };
+        let redelivered = row.get(3)?;
+        Ok((order, ClaimedMessage { id, queue: name.clone(), redelivered, message: message(row)? }))
     })?;
     let mut claimed = rows.collect::<rusqlite::Result<Vec<_>>>()?;
-    // RETURNING promises no order.
+    // RETURNING guarantees no order.
     claimed.sort_unstable_by_key(|(order, _)| *order);
     Ok(claimed.into_iter().map(|(_, claimed)| claimed).collect())
 }

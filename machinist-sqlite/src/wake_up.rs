@@ -42,7 +42,7 @@ mod unix {
     impl WakeListener {
         /// `mark` is the store's own, unlike any other's.
         pub(crate) fn bind(file: &Path, store_id: i64) -> io::Result<Self> {
-            let directory = owners::make_directory(file)?;
+            let directory = owners::create_directory(file)?;
             let name = socket_name(store_id);
             let sockets = SocketDirectory::open(directory.clone())?;
             let socket = UnixDatagram::bind(sockets.path_of(&name))?;

@@ -1,20 +1,20 @@
 //! What the writer is asked for, as plain data, so that it can be done again alone when its batch has failed.
 
-use std::{
-    sync::{Arc, atomic::AtomicUsize},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use machinist_core::{
     backend::{Commit, Committed, IndexUpdate, Renewed},
-    broker::{Publish, Settle, Target},
+    broker::{Publish, Settle},
     clock::Timestamp,
     id::{SessionId, TaskId},
 };
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
-use crate::{error::StoreError, messages::ClaimedMessage, owners::OwnerRegistration};
+use crate::{
+    error::StoreError,
+    subscription::{ClaimedDelivery, SqliteSubscription},
+};
 
 /// One change of the file.
 #[derive(Debug)]
@@ -54,14 +54,21 @@ pub(crate) enum ChangeOutcome {
     Renewed(Renewed),
 }
 
+/// Changes that are requested together.
+#[derive(Debug)]
+pub(crate) struct ChangeRequest {
+    pub(crate) changes: Vec<StoreChange>,
+    pub(crate) reply: Option<ChangeReply>,
+}
+
+/// Channel for the outcomes of changes, in the order of the changes.
+pub(crate) type ChangeReply = oneshot::Sender<Vec<Result<ChangeOutcome, StoreError>>>;
+
 /// What a thread of this process sends to the writer.
 #[derive(Debug)]
 pub(crate) enum WriteRequest {
     /// Changes, and who waits for the answers; nobody for settlements.
-    Changes {
-        changes: Vec<StoreChange>,
-        reply: Option<oneshot::Sender<Vec<Result<ChangeOutcome, StoreError>>>>,
-    },
+    Changes(ChangeRequest),
     /// Something happened in the file that subscriptions should look at.
     Ready(ReadyQueues),
     /// Ends every subscription and hands back what is held. Answered when that is done.
@@ -77,15 +84,3 @@ pub(crate) struct ReadyQueues {
     /// Whether a delayed message has come due.
     pub(crate) delayed_due: bool,
 }
-
-/// One consumer, as the writer knows it.
-#[derive(Debug)]
-pub(crate) struct SqliteSubscription {
-    pub(crate) targets: Vec<Target>,
-    pub(crate) prefetch: usize,
-    /// Deliveries that are out and not settled: raised by the writer, lowered by receipts.
-    pub(crate) held: AtomicUsize,
-}
-
-/// What a consumer is given: a message, and for whose time it is its.
-pub(crate) type ClaimedDelivery = (ClaimedMessage, Arc<OwnerRegistration>);
