@@ -1,4 +1,4 @@
-//! The file as a result backend.
+//! The file as a result backend: every operation becomes a change or a query of the store's threads.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,10 +22,11 @@ use crate::{
     write_request::{ChangeOutcome, StoreChange},
 };
 
-/// Records, sessions and lists in an SQLite file. Made by [`SqliteStore::backend`](crate::SqliteStore::backend).
+/// Result backend in an SQLite file. Created by [`SqliteStore::backend`](crate::SqliteStore::backend).
 ///
-/// Its time is the host's clock, which never goes back while a process runs. What has expired is gone at once for
-/// every reader, and deleted in the background; the file's pages are used again, the file does not shrink.
+/// It stores records, sessions and indexes. Its time is the clock of the host, made monotonic within a process.
+/// Expired records are invisible to every reader at once and are deleted in the background. Their pages in the file
+/// are reused; the file does not shrink.
 #[derive(Debug, Clone)]
 pub struct SqliteBackend {
     store: Arc<StoreHandle>,
@@ -40,7 +41,7 @@ impl SqliteBackend {
         StoreError::new(
             StoreErrorKind::Other,
             &self.store.path,
-            &"the writer gave another answer than it was asked for",
+            &"the writer returned the outcome of another change",
         )
         .into()
     }

@@ -1,6 +1,6 @@
-//! The file as a broker.
+//! The file as a broker: consumers receive from the store's writing thread, and receipts settle through it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use machinist_core::{
@@ -23,14 +23,14 @@ use crate::{
     write_request::StoreChange,
 };
 
-/// The largest message, in bytes: what RabbitMQ takes where it is told to take the most.
+/// Maximum size of a message, in bytes: the largest maximum that RabbitMQ can be configured with.
 const MAX_MESSAGE_BYTES: usize = 512 << 20;
 
-/// Queues in an SQLite file. Made by [`SqliteStore::broker`](crate::SqliteStore::broker).
+/// Broker in an SQLite file. Created by [`SqliteStore::broker`](crate::SqliteStore::broker).
 ///
-/// Messages are delivered by priority, then by due time, then in the order in which they were published; a queue
-/// is declared by whoever first names it. A message is claimed for a process, and comes back when that process
-/// dies; the crate's documentation tells how the others learn of it.
+/// Messages are delivered by priority, then by due time, then in the order in which they were published. A queue is
+/// declared at its first use. A message is claimed for a process and comes back when that process dies; the
+/// documentation of the crate explains how the others detect it.
 #[derive(Debug, Clone)]
 pub struct SqliteBroker {
     store: Arc<StoreHandle>,
@@ -52,7 +52,7 @@ impl SqliteBroker {
         self.check_open()?;
         let subscription = Arc::new(SqliteSubscription::new(targets, prefetch));
         let (deliveries, incoming) = mpsc::unbounded_channel();
-        // Made before the answer: if this future is dropped, the consumer is, and ends the subscription.
+        // Created before the request: if this future is dropped, so is the consumer, which ends the subscription.
         let consumer = SqliteConsumer {
             store: self.store.clone(),
             subscription: subscription.clone(),
@@ -121,7 +121,7 @@ impl Broker for SqliteBroker {
             SideQueue::DeadLetters(queue) => {
                 self.subscribe(vec![Target::DeadLetters(queue)], prefetch).await.map(Some)
             }
-            // A delayed message waits in its own queue here, which nobody can delete.
+            // A delayed message waits in its own queue, which cannot be deleted.
             _ => Ok(None),
         }
     }
@@ -155,7 +155,7 @@ impl SqliteConsumer {
         }
     }
 
-    /// Hands back what has arrived and was not asked for. The receipts do it.
+    /// Hands back the messages that have arrived and were not taken. Dropping their receipts does it.
     fn hand_back(&mut self) {
         self.incoming.close();
         while let Ok(delivery) = self.incoming.try_recv() {
@@ -171,7 +171,7 @@ impl Consumer for SqliteConsumer {
             let delivery = self.incoming.recv().await?;
             let ClaimedMessage { id, queue, redelivered, message } = delivery.message;
             let receipt = self.receipt(id, delivery.registration);
-            // What was lost before anybody saw it is somebody else's by now.
+            // If the registration has ended, the message was handed to another process.
             if !receipt.registration.has_ended() {
                 return Some(Delivery { queue, message, redelivered, receipt: Box::new(receipt) });
             }
@@ -181,10 +181,10 @@ impl Consumer for SqliteConsumer {
 
     async fn stop(&mut self) {
         if !std::mem::replace(&mut self.stopped, true) {
-            // If the file cannot be written, what was handed back stays with this process until it ends.
+            // If the file cannot be written, this process holds these messages until it ends.
             let _ = self.store.apply_change(StoreChange::Unsubscribe(self.subscription.clone())).await;
             self.hand_back();
-            // After what was handed back.
+            // An empty change: when it is answered, the messages above are handed back.
             let _ = self.store.apply_change(StoreChange::UpdateIndexes(Vec::new())).await;
         }
     }
@@ -194,12 +194,13 @@ impl Consumer for SqliteConsumer {
     }
 }
 
-/// Whether the file answers, and this store is open: the rest of a subscription is in this process.
+/// Health of a subscription: good if the file answers and the store is open. The rest of a subscription is in this
+/// process.
 #[derive(Debug)]
 struct SqliteSubscriptionHealth(Arc<StoreHandle>);
 
-/// How long a file may take to answer.
-const HEALTH_CHECK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+/// Maximum time that the file may take to answer a health check.
+const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[async_trait]
 impl SubscriptionHealth for SqliteSubscriptionHealth {
@@ -222,14 +223,14 @@ impl SubscriptionHealth for SqliteSubscriptionHealth {
     }
 
     fn disconnects(&self) -> u64 {
-        // There is no connection. What comes nearest is to be taken for dead.
+        // A file has no connection. The nearest equivalent is that this process was declared dead.
         self.0.watches.ownership_losses()
     }
 }
 
 impl Drop for SqliteConsumer {
     fn drop(&mut self) {
-        // A closed store has handed back everything.
+        // Fails only if the store is closed. It has handed back everything.
         let _ = self.store.send_change(StoreChange::Unsubscribe(self.subscription.clone()));
         self.hand_back();
     }

@@ -1,7 +1,7 @@
-//! How facts and headers lie in one column.
+//! Encoding of all facts, and of all headers, in one column each.
 //!
-//! Facts are text for people: a line per fact, `NAME-LENGTH.VALUE-LENGTH NAME=VALUE`, exact for any bytes.
-//! Headers are only for the program: a tag, two lengths, name, value.
+//! Facts are encoded as text that people can read, exact for any bytes: a line per fact,
+//! `NAME-LENGTH.VALUE-LENGTH NAME=VALUE`. Headers are encoded for the program only: a tag, two lengths, name, value.
 
 use bytes::Bytes;
 use machinist_core::{
@@ -9,9 +9,9 @@ use machinist_core::{
     record::Facts,
 };
 
-/// What was read is not what this module writes.
+/// Error of a stored value that this module did not write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a stored value does not have the shape that machinist gives it")]
+#[error("a stored value is not in the format that machinist writes")]
 pub(crate) struct MalformedValue;
 
 pub(crate) fn encode_facts(facts: &Facts) -> Vec<u8> {
@@ -43,7 +43,7 @@ pub(crate) fn decode_facts(mut rest: &[u8]) -> Result<Facts, MalformedValue> {
     Ok(facts)
 }
 
-/// `None` where there are no headers: most of a column's cost is that it is there.
+/// Returns `None` if there are no headers: most of the cost of a column is that it has a value.
 pub(crate) fn encode_headers(headers: &Headers) -> Option<Vec<u8>> {
     if headers.is_empty() {
         return None;
@@ -55,7 +55,7 @@ pub(crate) fn encode_headers(headers: &Headers) -> Option<Vec<u8>> {
             HeaderValue::Int(number) => header(&mut out, b'i', name, &number.to_be_bytes()),
             HeaderValue::Bool(truth) => header(&mut out, b'b', name, &[u8::from(*truth)]),
             HeaderValue::Bytes(bytes) => header(&mut out, b'x', name, bytes),
-            // A kind of value that this version does not know cannot be carried through: left out, never misread.
+            // A kind of value that this version does not know cannot be stored. It is omitted, so it is never misread.
             _ => {}
         }
     }
@@ -66,7 +66,8 @@ pub(crate) fn decode_headers(mut rest: &[u8]) -> Result<Headers, MalformedValue>
     let mut headers = Headers::new();
     while let Some((&tag, tail)) = rest.split_first() {
         rest = tail;
-        let (name_len, value_len) = (read_length(&mut rest)?, read_length(&mut rest)?);
+        let name_len = read_length(&mut rest)?;
+        let value_len = read_length(&mut rest)?;
         let name = header_name(text(take(&mut rest, name_len)?)?);
         let raw = take(&mut rest, value_len)?;
         let value = match tag {
@@ -89,7 +90,7 @@ fn header(out: &mut Vec<u8>, tag: u8, name: &str, value: &[u8]) {
     out.extend_from_slice(value);
 }
 
-/// Seven bits a byte, the last one without the high bit.
+/// Writes a length with seven bits per byte. Only the last byte has no high bit.
 fn length(out: &mut Vec<u8>, mut number: usize) {
     while number >= 0x80 {
         out.push((number & 0x7f) as u8 | 0x80);

@@ -1,6 +1,7 @@
-//! What went wrong in the file, by what can be done about it.
+//! Errors of operations on the file, classified by their remedy.
 //!
-//! SQLite's errors stay in this crate: callers get the errors of the seams, with the file's path and the remedy.
+//! The errors of SQLite stay in this crate. Callers get the errors of the seams, with the path of the file and the
+//! remedy.
 
 use std::{path::Path, sync::Arc};
 
@@ -10,7 +11,7 @@ use machinist_core::{
 };
 use rusqlite::ErrorCode;
 
-/// Why an operation on the file failed.
+/// Error of an operation on the file.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{text}")]
 pub(crate) struct StoreError {
@@ -18,19 +19,20 @@ pub(crate) struct StoreError {
     text: Arc<str>,
 }
 
+/// Class of an error by its remedy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StoreErrorKind {
-    /// Another process held the write lock for longer than we wait; nothing was done.
+    /// Another process held the write lock for longer than this one waits. Nothing was changed.
     Busy,
-    /// No room for it; nothing was done.
+    /// No space is left. Nothing was changed.
     Full,
-    /// The file, or what holds it, cannot be written any more; nothing was done.
+    /// The file or its directory can no longer be written. Nothing was changed.
     ReadOnly,
-    /// What was read is not what was written.
+    /// The file is damaged: the data read differs from the data written.
     Corrupt,
-    /// The store was closed; nothing was done.
+    /// The store was closed. Nothing was changed.
     Closed,
-    /// Anything else, input and output errors among them: it may have been done or not.
+    /// Any other error, such as an input or output error. The change may or may not have been made.
     Other,
 }
 
@@ -39,16 +41,18 @@ impl StoreError {
         let path = path.display();
         let text = match kind {
             StoreErrorKind::Busy => format!(
-                "{path}: another process has been writing for many seconds ({error}); look for one that is \
-                 stopped in the middle of it"
+                "{path}: another process has been writing for many seconds ({error}); look for a process that was \
+                 stopped in the middle of a write"
             ),
-            StoreErrorKind::Full => format!("{path}: no space is left for it ({error}); free some"),
+            StoreErrorKind::Full => format!("{path}: no space is left ({error}); free some space"),
             StoreErrorKind::ReadOnly => {
-                format!("{path}: cannot be written ({error}); check the rights of the file and its directory")
+                format!(
+                    "{path}: cannot be written ({error}); check the permissions of the file and its directory"
+                )
             }
             StoreErrorKind::Corrupt => format!(
-                "{path}: the file is damaged ({error}); stop all its users, keep a copy, and salvage it with \
-                 `sqlite3 FILE .recover`"
+                "{path}: the file is damaged ({error}); stop all processes that use it, keep a copy, and recover \
+                 it with `sqlite3 FILE .recover`"
             ),
             StoreErrorKind::Closed => format!("{path}: the store was closed"),
             StoreErrorKind::Other => format!("{path}: {error}"),
@@ -65,6 +69,7 @@ impl StoreError {
     }
 }
 
+/// Returns the class of an error of SQLite.
 pub(crate) fn kind_of(error: &rusqlite::Error) -> StoreErrorKind {
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreErrorKind::Busy,
@@ -74,7 +79,7 @@ pub(crate) fn kind_of(error: &rusqlite::Error) -> StoreErrorKind {
         }
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreErrorKind::Corrupt,
         Some(_) => StoreErrorKind::Other,
-        // No code of SQLite's: a value in the file did not have the shape that we give it.
+        // Not an error code of SQLite: a value in the file was not in the format that this crate writes.
         None => StoreErrorKind::Corrupt,
     }
 }

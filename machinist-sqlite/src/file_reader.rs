@@ -1,4 +1,4 @@
-//! The thread that reads the file. It sees a snapshot and waits for no writer.
+//! The thread that reads the file. Every query sees a snapshot, so it waits for no writer.
 
 use std::{
     path::PathBuf,
@@ -20,7 +20,7 @@ use crate::{clock::HostClock, diagnose, error::StoreError, indexes, messages, re
 
 type QueryReply<T> = oneshot::Sender<Result<T, StoreError>>;
 
-/// A question about the file.
+/// Query about the file, with the channel for its answer.
 #[derive(Debug)]
 pub(crate) enum Query {
     Records(Vec<TaskId>, QueryReply<Vec<Facts>>),
@@ -34,11 +34,11 @@ pub(crate) enum Query {
         reply: QueryReply<Vec<(Timestamp, String)>>,
     },
     Diagnose(QueryReply<Vec<Finding>>),
-    /// No question: ends the thread.
+    /// Ends the thread.
     Stop,
 }
 
-/// The state of the reading thread.
+/// State of the reading thread.
 #[derive(Debug)]
 pub(crate) struct FileReader {
     pub(crate) db: Connection,
@@ -49,7 +49,7 @@ pub(crate) struct FileReader {
 }
 
 impl FileReader {
-    /// Answers until nobody can ask any more.
+    /// Answers queries until the store is closed or dropped.
     pub(crate) fn run(self) {
         while let Ok(query) = self.queries.recv() {
             let now = self.clock.now();
@@ -74,13 +74,13 @@ impl FileReader {
     }
 
     fn answer<T>(&self, reply: QueryReply<T>, ask: impl FnOnce(&Connection) -> rusqlite::Result<T>) {
-        // One snapshot for one question.
+        // One snapshot for one query.
         let answer = self
             .db
             .unchecked_transaction()
             .and_then(|snapshot| ask(&snapshot))
             .map_err(|error| StoreError::of(&self.path, &error));
-        // Whoever asked may have gone.
+        // The caller may have gone.
         let _ = reply.send(answer);
     }
 
@@ -107,7 +107,7 @@ fn count_ready(db: &Connection, queue: i64) -> rusqlite::Result<u64> {
     Ok(count.unsigned_abs())
 }
 
-/// Delayed messages whose time has come: nobody made them ready yet, because nobody consumes.
+/// Counts delayed messages that are due but not marked ready: only a process that consumes marks them.
 fn count_due(db: &Connection, queue: i64, now: Timestamp) -> rusqlite::Result<u64> {
     let count: i64 = db
         .prepare_cached("SELECT count(*) FROM messages WHERE holder = -1 AND due <= ?2 AND queue = ?1")?

@@ -54,7 +54,7 @@ pub(crate) struct FileWriter {
     watches: Arc<WatchRegistry>,
     wake_sender: WakeSender,
     consumers: Vec<LocalConsumer>,
-    own: Option<RegisteredOwner>,
+    registered_owner: Option<RegisteredOwner>,
     /// Settlements that failed. Without a retry this process would hold their messages for as long as it lives.
     failed_settlements: Vec<StoreChange>,
     failure_detector: FailureDetector,
@@ -131,7 +131,7 @@ impl FileWriter {
             watches,
             wake_sender,
             consumers: Vec::new(),
-            own: None,
+            registered_owner: None,
             failed_settlements: Vec::new(),
             failure_detector: FailureDetector::default(),
             next_heartbeat: now,
@@ -164,7 +164,11 @@ impl FileWriter {
     }
 
     fn next_maintenance(&self) -> Instant {
-        if self.own.is_some() { self.next_heartbeat.min(self.next_sweep) } else { self.next_sweep }
+        if self.registered_owner.is_some() {
+            self.next_heartbeat.min(self.next_sweep)
+        } else {
+            self.next_sweep
+        }
     }
 
     /// Takes the queued requests until the batch is full or a request must run after it. Returns that request, too.
@@ -269,7 +273,7 @@ impl FileWriter {
         &mut self,
         change: impl FnOnce(&mut Self, &mut TransactionEffects) -> rusqlite::Result<T>,
     ) -> rusqlite::Result<T> {
-        let had_owner = self.own.is_some();
+        let had_owner = self.registered_owner.is_some();
         let mut effects = TransactionEffects::default();
         let result = self.context.run("BEGIN IMMEDIATE").and_then(|()| {
             let done = change(self, &mut effects)?;
@@ -286,7 +290,7 @@ impl FileWriter {
                 self.context.queues.forget();
                 if !had_owner {
                     // Its row was rolled back with the transaction.
-                    self.own = None;
+                    self.registered_owner = None;
                 }
             }
         }
@@ -421,7 +425,7 @@ impl FileWriter {
         effects: &mut TransactionEffects,
     ) -> rusqlite::Result<()> {
         let consumer = self.consumers.iter().find(|consumer| consumer.belongs_to(subscription));
-        if let (Some(consumer), Some(own)) = (consumer, &self.own) {
+        if let (Some(consumer), Some(own)) = (consumer, &self.registered_owner) {
             for &queue in &consumer.queues {
                 owners::count_subscriptions(&self.context.db, own.id(), queue, -1)?;
             }
@@ -432,7 +436,7 @@ impl FileWriter {
 
     /// Returns the id of the owner row that this process claims with. Registers it at first use and after a loss.
     fn ensure_owner(&mut self) -> rusqlite::Result<i64> {
-        if let Some(own) = &self.own {
+        if let Some(own) = &self.registered_owner {
             return Ok(own.id());
         }
         let own = owners::register(&self.context.db, &self.context.path, self.context.clock.now())?;
@@ -440,7 +444,7 @@ impl FileWriter {
         for queue in self.subscribed_queues() {
             owners::count_subscriptions(&self.context.db, owner, queue, 1)?;
         }
-        self.own = Some(own);
+        self.registered_owner = Some(own);
         // Dead owners are looked for at once, so that a restarted worker gets its messages back now.
         self.next_heartbeat = Instant::now();
         Ok(owner)
@@ -460,17 +464,17 @@ impl FileWriter {
         }
         self.check_registration()?;
         let owner = self.ensure_owner()?;
-        claims.registration = self.own.as_ref().map(|own| own.registration.clone());
+        claims.registration = self.registered_owner.as_ref().map(|own| own.registration.clone());
         for consumer in self.consumers.iter_mut().chain(subscribed).filter(|consumer| can_claim(consumer)) {
             claims.by_consumer.push(consumer.claim(&self.context.db, owner)?);
         }
         Ok(claims)
     }
 
-    /// Drops a registration whose row was deleted. A process that was stopped for long may have been declared dead,
+    /// Drops the registration if its row was deleted. A process that was stopped for long may have been declared dead,
     /// and messages that it claimed for the old row would never be handed back.
     fn check_registration(&mut self) -> rusqlite::Result<()> {
-        if let Some(own) = &self.own
+        if let Some(own) = &self.registered_owner
             && !owners::is_registered(&self.context.db, own.id())?
         {
             self.lose_ownership();
@@ -479,7 +483,7 @@ impl FileWriter {
     }
 
     fn lose_ownership(&mut self) {
-        if let Some(lost) = self.own.take() {
+        if let Some(lost) = self.registered_owner.take() {
             tracing::warn!(file = %self.context.path.display(), owner = lost.id(), "this process was declared dead; \
                 the messages that it held were handed to others");
             lost.registration.end();
@@ -513,7 +517,7 @@ impl FileWriter {
     /// Runs the periodic work that has become due: the heartbeat, and the deletion of expired rows.
     fn run_maintenance(&mut self) {
         let now = Instant::now();
-        if self.own.is_some() && now >= self.next_heartbeat {
+        if self.registered_owner.is_some() && now >= self.next_heartbeat {
             self.next_heartbeat = now + HEARTBEAT_INTERVAL;
             if let Err(error) = self.heartbeat() {
                 tracing::warn!(file = %self.context.path.display(), %error, "cannot renew the claims on messages");
@@ -538,7 +542,7 @@ impl FileWriter {
 
     /// Raises the heartbeat of this process and removes the owners that are dead.
     fn heartbeat(&mut self) -> rusqlite::Result<()> {
-        let own = self.own.as_ref().map(RegisteredOwner::id);
+        let own = self.registered_owner.as_ref().map(RegisteredOwner::id);
         let dead = self.failure_detector.find_dead(&self.context.db, &self.context.path, own)?;
         let registered = self.transaction(|writer, effects| {
             for dead in &dead {
@@ -578,7 +582,7 @@ impl FileWriter {
         for consumer in self.consumers.drain(..) {
             self.watches.unsubscribe(&consumer.queues);
         }
-        if let Some(own) = self.own.take() {
+        if let Some(own) = self.registered_owner.take() {
             own.registration.end();
             if let Err(error) = self.transaction(|writer, _| owners::remove(&writer.context.db, own.id())) {
                 // The lock is released at the end of this block, which tells the others the same.

@@ -1,19 +1,20 @@
-//! Taking turns with other processes that write the same file.
+//! Fair sharing of the write lock with other processes.
 //!
-//! SQLite has one write lock per file and no queue before it. So that processes take turns, a waiting one asks for it
-//! ten thousand times a second (see [`open`](crate::open)), and one that sees others write leaves the lock alone for a
-//! moment between two transactions.
+//! SQLite has one write lock per file and no queue for it. To share it fairly, a waiting process requests the lock ten
+//! thousand times a second (see [`open`](crate::open)), and a process that detects other writers leaves the lock free
+//! for a moment between two transactions.
 
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-/// Pause between two transactions while others write; longer than the pause between two of their tries.
+/// Minimum time between two transactions while other processes write. It is longer than the interval between two of
+/// their requests for the lock.
 const YIELD_TIME: Duration = Duration::from_micros(250);
-/// For how long after another process's commit the courtesy lasts.
+/// Time after a commit of another process during which that process counts as writing.
 const PEER_ACTIVE_TIME: Duration = Duration::from_secs(1);
 
-/// Whether other processes write, too.
+/// Detector of other processes that write the file.
 #[derive(Debug)]
 pub(crate) struct PeerWriters {
     data_version: i64,
@@ -27,7 +28,7 @@ impl PeerWriters {
         Self { data_version: 0, active_until: now, last_commit: now }
     }
 
-    /// Leaves the lock to others for a moment if they have been writing.
+    /// Waits for a moment without the lock if other processes have been writing.
     pub(crate) fn yield_to_peers(&self) {
         let now = Instant::now();
         if now < self.active_until {
@@ -36,11 +37,11 @@ impl PeerWriters {
         }
     }
 
-    /// After a transaction: looks whether others had one since.
+    /// Notes a transaction of this process, and checks if other processes have committed since the last one.
     pub(crate) fn note_commit(&mut self, db: &Connection) {
         self.last_commit = Instant::now();
         let data_version = db.prepare_cached("PRAGMA data_version").and_then(|mut statement| {
-            // It changes with the commits of all others, never with our own.
+            // It changes with the commits of other processes and never with those of this connection.
             statement.query_row([], |row| row.get(0))
         });
         if let Ok(data_version) = data_version

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use machinist_core::{backend::SessionEntry, clock::Timestamp, id::SessionId};
 use rusqlite::{Connection, params};
 
+/// Opens a session, or opens it again with a new lease.
 pub(crate) fn open(
     db: &Connection,
     namespace: i64,
@@ -21,7 +22,7 @@ pub(crate) fn open(
     Ok(())
 }
 
-/// Renews a session that is alive; tells whether it was.
+/// Renews a session if it is alive. Returns `true` if it was.
 pub(crate) fn renew(
     db: &Connection,
     namespace: i64,
@@ -38,12 +39,14 @@ pub(crate) fn renew(
     Ok(renewed > 0)
 }
 
+/// Deletes a session.
 pub(crate) fn close(db: &Connection, namespace: i64, session: &SessionId) -> rusqlite::Result<()> {
     db.prepare_cached("DELETE FROM sessions WHERE namespace = ?1 AND id = ?2")?
         .execute(params![namespace, session.as_str()])?;
     Ok(())
 }
 
+/// Returns `true` if the lease of a session has not expired.
 pub(crate) fn is_alive(
     db: &Connection,
     namespace: i64,
@@ -54,6 +57,7 @@ pub(crate) fn is_alive(
         .exists(params![namespace, session.as_str(), now.as_micros()])
 }
 
+/// Returns the sessions that are alive, ordered by id.
 pub(crate) fn all(db: &Connection, namespace: i64, now: Timestamp) -> rusqlite::Result<Vec<SessionEntry>> {
     db.prepare_cached("SELECT id, info FROM sessions WHERE namespace = ?1 AND expires > ?2 ORDER BY id")?
         .query_map(params![namespace, now.as_micros()], |row| {

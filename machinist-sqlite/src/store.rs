@@ -1,4 +1,4 @@
-//! The entry to the crate: one open file, which hands out its broker and its backend.
+//! The entry point of the crate: an open file, which provides a broker and a backend.
 
 use std::{path::Path, sync::Arc, thread};
 
@@ -10,34 +10,35 @@ use crate::{
 
 /// One SQLite file as broker and result backend.
 ///
-/// Any number of processes on one host may open the same file at once. Within a process open it once and share the
+/// Any number of processes on one host may open the same file at once. Within a process, open it once and share the
 /// store: broker and backend then share their transactions, which halves the number of syncs.
 ///
-/// The threads of the store end when it, and everything that came from it, is dropped or [closed](Self::close).
+/// The threads of the store end when the store and everything created from it are dropped, or when it is
+/// [closed](Self::close).
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
     handle: Arc<StoreHandle>,
 }
 
 impl SqliteStore {
-    /// Opens a file, or makes it, readable for its owner only. Its directory must exist.
+    /// Opens a file. Creates it, readable for its owner only, if it does not exist. Its directory must exist.
     ///
-    /// Beside the file lie its write-ahead log (`FILE-wal`, `FILE-shm`) and the locks of consuming processes
+    /// Next to the file are its write-ahead log (`FILE-wal`, `FILE-shm`) and the locks of consuming processes
     /// (`FILE-owners/`). A copy made while the file is in use is not a backup; `sqlite3 FILE ".backup COPY"` makes one.
     ///
     /// # Errors
-    /// [`OpenError`] says what is wrong with the file and what to do; the file is as it was before.
+    /// Returns an [`OpenError`], which states the problem of the file and its remedy. The file is unchanged.
     ///
     /// # Cancel safety
-    /// Safe: what was opened is closed again.
+    /// Cancel safe. A file that was opened is closed again.
     pub async fn open(path: impl AsRef<Path>, options: SqliteOptions) -> Result<Self, OpenError> {
         let path = path.as_ref().to_owned();
         let (done, opened) = oneshot::channel();
         let failed = |source: std::io::Error| OpenError::Io { path: path.clone(), source: source.into() };
-        let at = path.clone();
+        let opened_path = path.clone();
         thread::Builder::new()
             .name("machinist-sqlite-open".into())
-            .spawn(move || drop(done.send(StoreHandle::open(&at, &options))))
+            .spawn(move || drop(done.send(StoreHandle::open(&opened_path, &options))))
             .map_err(failed)?;
         let handle = match opened.await {
             Ok(opened) => opened?,
@@ -46,26 +47,27 @@ impl SqliteStore {
         Ok(Self { handle: Arc::new(handle) })
     }
 
-    /// The file as a broker. All brokers of a store are one: closing one closes all.
+    /// Returns the file as a broker. All brokers of a store are the same: closing one closes all.
     pub fn broker(&self) -> SqliteBroker {
         SqliteBroker::new(self.handle.clone())
     }
 
-    /// The file as a result backend.
+    /// Returns the file as a result backend.
     pub fn backend(&self) -> SqliteBackend {
         SqliteBackend::new(self.handle.clone())
     }
 
-    /// The file's absolute path.
+    /// Returns the absolute path of the file.
     pub fn path(&self) -> &Path {
         &self.handle.path
     }
 
-    /// Does what was asked before, hands back what is held, and closes the file, the last of it a tenth of a second
-    /// later. Broker and backend answer *unavailable* from then on. Idempotent.
+    /// Completes the operations that were started before, hands back the messages that are held, and closes the file.
+    /// The last connection is closed up to a tenth of a second later. From then on, operations of the broker and the
+    /// backend fail as *unavailable*. Idempotent.
     ///
     /// # Cancel safety
-    /// Dropped early, the rest is done by the store's threads.
+    /// Cancel safe. If the future is dropped, the threads of the store complete the work.
     pub async fn close(&self) {
         self.handle.close().await;
     }

@@ -1,4 +1,4 @@
-//! The handle that broker and backend share: it starts the threads of an open file and sends them requests.
+//! The handle that broker and backend share. It starts the threads of an open file and sends requests to them.
 
 use std::{
     collections::hash_map::RandomState,
@@ -52,7 +52,7 @@ impl StoreHandle {
         let opened = open::open(path, options)?;
         let path = opened.path;
         let namespace = opened.namespace;
-        // Random, so that two stores never take each other's wake-ups for their own.
+        // Random, so that no store mistakes the wake-ups of another store for its own.
         let store_id = (RandomState::new().build_hasher().finish() >> 1).cast_signed();
         let clock = Arc::new(HostClock::new());
         let watches = Arc::new(WatchRegistry::default());
@@ -185,18 +185,20 @@ impl StoreHandle {
     pub(crate) async fn diagnose(&self) -> Vec<Finding> {
         let mut findings = match self.query(Query::Diagnose).await {
             Ok(findings) => findings,
-            Err(error) => vec![Finding::error("file", error.to_string(), "see the text")],
+            Err(error) => vec![Finding::error("file", error.to_string(), "see the message")],
         };
         findings.push(match self.synchronous {
-            Synchronous::Full => Finding::good("synchronous", "FULL: answered is synced"),
+            Synchronous::Full => {
+                Finding::good("synchronous", "FULL: commits are synced before they are answered")
+            }
             Synchronous::Normal => Finding::good(
                 "synchronous",
-                "NORMAL: a power cut may lose the last commits, a killed process none",
+                "NORMAL: a power cut may lose the last commits, a killed process loses none",
             ),
         });
         findings.push(match self.apply_change(StoreChange::Probe).await {
             Ok(_) => Finding::good("writing", "possible"),
-            Err(error) => Finding::error("writing", error.to_string(), "see the text"),
+            Err(error) => Finding::error("writing", error.to_string(), "see the message"),
         });
         findings
     }

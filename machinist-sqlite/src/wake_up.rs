@@ -1,8 +1,9 @@
-//! How processes on one file wake each other at once.
+//! Immediate wake-ups between the processes that use one file.
 //!
-//! Whoever waits binds a datagram socket in `FILE-owners/`, its *ear*; whoever has committed something that others may
-//! wait for sends one byte to every ear it finds there. A ring carries no information and may be lost: those who wait
-//! also look at the file now and then (see [`file_watcher`](crate::file_watcher)), more often where no ear could be bound.
+//! A process that waits binds a datagram socket in `FILE-owners/`, its listener. A process that has committed a change
+//! that others may wait for sends one byte to every listener in that directory. A wake-up carries no information and
+//! may be lost: waiting processes also check the file at an interval (see [`file_watcher`](crate::file_watcher)), which
+//! is shorter if no listener could be bound.
 
 #[cfg(unix)]
 pub(crate) use unix::{WakeListener, WakeSender};
@@ -10,7 +11,7 @@ pub(crate) use unix::{WakeListener, WakeSender};
 #[cfg(not(unix))]
 pub(crate) use elsewhere::{WakeListener, WakeSender};
 
-/// What the name of an ear ends with.
+/// Suffix of the names of listener sockets. Other processes may run another version, so it must not change.
 #[cfg(unix)]
 const SOCKET_SUFFIX: &str = ".ear";
 
@@ -27,12 +28,12 @@ mod unix {
     use super::SOCKET_SUFFIX;
     use crate::owners;
 
-    /// A socket's path has room for about a hundred bytes.
+    /// Length that a socket path must stay below, in bytes. A socket address has room for about a hundred bytes.
     const MAX_SOCKET_PATH_BYTES: usize = 100;
-    /// How old the list of ears may be, where the directory does not say that it changed.
+    /// Maximum age of the list of listeners while the modification time of the directory is unchanged.
     const MAX_LISTENER_LIST_AGE: Duration = Duration::from_secs(1);
 
-    /// Hears the rings of others.
+    /// Receives the wake-ups of other processes.
     #[derive(Debug)]
     pub(crate) struct WakeListener {
         socket: UnixDatagram,
@@ -40,7 +41,7 @@ mod unix {
     }
 
     impl WakeListener {
-        /// `mark` is the store's own, unlike any other's.
+        /// Binds the listener of a store. `store_id` is unique among the stores of the file.
         pub(crate) fn bind(file: &Path, store_id: i64) -> io::Result<Self> {
             let directory = owners::create_directory(file)?;
             let name = socket_name(store_id);
@@ -49,13 +50,13 @@ mod unix {
             Ok(Self { socket, path: directory.join(name) })
         }
 
-        /// Waits for a ring, for at most `bound`, and forgets all that have come.
+        /// Waits for a wake-up, for at most `timeout`, and discards all that have arrived.
         pub(crate) fn wait(&self, timeout: Duration) {
             let received =
                 self.socket.set_read_timeout(Some(timeout)).and_then(|()| self.socket.recv(&mut [0; 1]));
             if received.is_ok() && self.socket.set_nonblocking(true).is_ok() {
                 while self.socket.recv(&mut [0; 1]).is_ok() {}
-                // If it fails, the next wait is none, and the caller's own pause keeps it from spinning.
+                // If this fails, the next wait returns at once; the caller's minimum interval keeps it from spinning.
                 let _ = self.socket.set_nonblocking(false);
             }
         }
@@ -63,12 +64,12 @@ mod unix {
 
     impl Drop for WakeListener {
         fn drop(&mut self) {
-            // Only tidiness: whoever rings at an ear that nobody has takes it away.
+            // Only for tidiness: senders remove the sockets of listeners that are gone.
             let _ = fs::remove_file(&self.path);
         }
     }
 
-    /// Rings at the ears of others.
+    /// Sends wake-ups to the listeners of other processes.
     #[derive(Debug)]
     pub(crate) struct WakeSender {
         directory: PathBuf,
@@ -76,7 +77,14 @@ mod unix {
         socket: Option<UnixDatagram>,
         sockets: Option<SocketDirectory>,
         listeners: Vec<String>,
-        listed: Option<(SystemTime, Instant)>,
+        listed: Option<ListingTime>,
+    }
+
+    /// State of the directory when its listeners were listed.
+    #[derive(Debug, Clone, Copy)]
+    struct ListingTime {
+        modified: SystemTime,
+        listed_at: Instant,
     }
 
     impl WakeSender {
@@ -92,9 +100,9 @@ mod unix {
             }
         }
 
-        /// Wakes whoever waits; this process only if `own`.
+        /// Wakes the waiting processes, and this process if `include_own`.
         pub(crate) fn send(&mut self, include_own: bool) {
-            // Where it fails, the others find out by looking.
+            // If this fails, the others find the change at their next check.
             let _ = self.try_send(include_own);
         }
 
@@ -108,20 +116,19 @@ mod unix {
                 if let Err(error) = socket.send_to(&[0], &path)
                     && error.kind() == ErrorKind::ConnectionRefused
                 {
-                    // Its process was killed. One that is full will be heard anyway.
+                    // Its process was killed. A socket that is full wakes its process anyway.
                     let _ = fs::remove_file(path);
                 }
             }
             Ok(())
         }
 
-        /// Reads the directory again if it may have changed.
+        /// Lists the listeners again if the directory may have changed.
         fn list_listeners(&mut self) -> io::Result<()> {
-            let changed = fs::metadata(&self.directory)?.modified()?;
-            if self
-                .listed
-                .is_some_and(|(then, when)| then == changed && when.elapsed() < MAX_LISTENER_LIST_AGE)
-            {
+            let modified = fs::metadata(&self.directory)?.modified()?;
+            if self.listed.is_some_and(|listed| {
+                listed.modified == modified && listed.listed_at.elapsed() < MAX_LISTENER_LIST_AGE
+            }) {
                 return Ok(());
             }
             if self.sockets.is_none() {
@@ -135,7 +142,7 @@ mod unix {
                     self.listeners.push(name);
                 }
             }
-            self.listed = Some((changed, Instant::now()));
+            self.listed = Some(ListingTime { modified, listed_at: Instant::now() });
             Ok(())
         }
     }
@@ -144,7 +151,7 @@ mod unix {
         format!("{store_id:x}{SOCKET_SUFFIX}")
     }
 
-    /// The directory of the ears, by a path that is short enough.
+    /// Directory of the listener sockets, which can be reached by a path that is short enough.
     #[derive(Debug)]
     struct SocketDirectory {
         directory: PathBuf,
@@ -161,7 +168,7 @@ mod unix {
             if direct.as_os_str().len() < MAX_SOCKET_PATH_BYTES {
                 return direct;
             }
-            // Linux; elsewhere a file this deep has no ears.
+            // Works on Linux. On other systems a file at such a long path has no listeners.
             format!("/proc/self/fd/{}/{name}", self.open.as_raw_fd()).into()
         }
     }
@@ -171,19 +178,19 @@ mod unix {
         use super::*;
 
         #[test]
-        fn rings_are_heard_and_the_dead_are_forgotten() {
+        fn wake_ups_are_received_and_dead_listeners_are_removed() {
             let temporary = tempfile::tempdir().unwrap();
             let deep = temporary.path().join("d".repeat(150));
             fs::create_dir(&deep).unwrap();
             for file in [temporary.path().join("m.db"), deep.join("m.db")] {
-                let (listener, mut sender) =
-                    (WakeListener::bind(&file, 1).unwrap(), WakeSender::new(&file, 2));
+                let listener = WakeListener::bind(&file, 1).unwrap();
+                let mut sender = WakeSender::new(&file, 2);
                 let hard_timeout = Duration::from_secs(60);
                 for _ in 0..3 {
                     sender.send(false);
                     let started = Instant::now();
                     listener.wait(hard_timeout);
-                    assert!(started.elapsed() < hard_timeout, "the ring was not received");
+                    assert!(started.elapsed() < hard_timeout, "the wake-up was not received");
                 }
                 let copy = listener.path.with_file_name("dead.ear");
                 drop(UnixDatagram::bind(
@@ -196,10 +203,11 @@ mod unix {
         }
 
         #[test]
-        fn one_does_not_hear_oneself_unless_asked() {
+        fn a_process_wakes_itself_only_if_asked() {
             let temporary = tempfile::tempdir().unwrap();
             let file = temporary.path().join("m.db");
-            let (listener, mut sender) = (WakeListener::bind(&file, 1).unwrap(), WakeSender::new(&file, 1));
+            let listener = WakeListener::bind(&file, 1).unwrap();
+            let mut sender = WakeSender::new(&file, 1);
             listener.socket.set_nonblocking(true).unwrap();
             sender.send(false);
             assert!(listener.socket.recv(&mut [0; 1]).is_err());
@@ -209,7 +217,7 @@ mod unix {
     }
 }
 
-/// Without such sockets, those who wait look more often.
+/// Substitute for systems without such sockets: there, waiting processes check the file more often.
 #[cfg(not(unix))]
 mod elsewhere {
     use std::{io, path::Path, time::Duration};

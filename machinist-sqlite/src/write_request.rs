@@ -1,4 +1,5 @@
-//! What the writer is asked for, as plain data, so that it can be done again alone when its batch has failed.
+//! The requests to the writing thread. Changes are plain data, so that each can be applied again in a transaction by
+//! itself after its batch has failed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -41,14 +42,15 @@ pub(crate) enum StoreChange {
     },
     CloseSession(SessionId),
     UpdateIndexes(Vec<IndexUpdate>),
-    /// A change of nothing, to learn whether the file can be written.
+    /// Changes nothing. Tests if the file can be written.
     Probe,
 }
 
-/// What became of a change.
+/// Outcome of a change that was made.
 #[derive(Debug)]
 pub(crate) enum ChangeOutcome {
     Done,
+    /// Time at which the change was made.
     At(Timestamp),
     Committed(Committed),
     Renewed(Renewed),
@@ -58,29 +60,31 @@ pub(crate) enum ChangeOutcome {
 #[derive(Debug)]
 pub(crate) struct ChangeRequest {
     pub(crate) changes: Vec<StoreChange>,
+    /// Channel for the outcomes. `None` if no caller waits, as for settlements.
     pub(crate) reply: Option<ChangeReply>,
 }
 
 /// Channel for the outcomes of changes, in the order of the changes.
 pub(crate) type ChangeReply = oneshot::Sender<Vec<Result<ChangeOutcome, StoreError>>>;
 
-/// What a thread of this process sends to the writer.
+/// Request of a thread of this process to the writer.
 #[derive(Debug)]
 pub(crate) enum WriteRequest {
-    /// Changes, and who waits for the answers; nobody for settlements.
+    /// Applies changes.
     Changes(ChangeRequest),
-    /// Something happened in the file that subscriptions should look at.
+    /// Claims messages that became ready in the file.
     Ready(ReadyQueues),
-    /// Ends every subscription and hands back what is held. Answered when that is done.
+    /// Ends every subscription and hands back the messages that are held. Answered when that is done.
     EndSubscriptions(oneshot::Sender<()>),
-    /// Ends the writer after what was asked before. Answered when the file is closed.
+    /// Ends the writer after the requests that were sent before. Answered when the file is closed.
     Close(Option<oneshot::Sender<()>>),
 }
 
+/// Queues that were found to hold messages for this process.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReadyQueues {
-    /// Queues in which something waits.
+    /// Ids of subscribed queues that hold ready messages.
     pub(crate) queues: Vec<i64>,
-    /// Whether a delayed message has come due.
+    /// `true` if a delayed message has become due.
     pub(crate) delayed_due: bool,
 }
