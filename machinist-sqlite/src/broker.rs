@@ -108,8 +108,8 @@ impl Broker for SqliteBroker {
             .collect()
     }
 
-    async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
-        self.subscribe(what.queues.into_iter().map(Target::Queue).collect(), what.prefetch).await
+    async fn consume(&self, consume: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
+        self.subscribe(consume.queues.into_iter().map(Target::Queue).collect(), consume.prefetch).await
     }
 
     async fn consume_side_queue(

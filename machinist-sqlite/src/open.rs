@@ -71,7 +71,8 @@ pub enum OpenError {
     },
     /// The file is damaged.
     #[error(
-        "{}: the file is damaged; stop all processes that use it, keep a copy, and recover it with `sqlite3 FILE .recover`",
+        "{}: the file is damaged; stop all processes that use it, keep a copy, and recover it with \
+         `sqlite3 FILE .recover`",
         path.display()
     )]
     Damaged {
