@@ -1,4 +1,4 @@
-//! The thread that reads the file. It sees a snapshot and waits for no writer.
+//! The thread that reads the file. Every query sees a snapshot, so it waits for no writer.
 
 use std::{
     path::PathBuf,
@@ -16,31 +16,31 @@ use machinist_core::{
 use rusqlite::{Connection, params};
 use tokio::sync::oneshot;
 
-use crate::{clock::HostClock, diagnose, fault::Fault, messages, records, sessions};
+use crate::{clock::HostClock, diagnose, error::StoreError, indexes, messages, records, sessions};
 
-type Reply<T> = oneshot::Sender<Result<T, Fault>>;
+type QueryReply<T> = oneshot::Sender<Result<T, StoreError>>;
 
-/// A question about the file.
+/// Query about the file, with the channel for its answer.
 #[derive(Debug)]
 pub(crate) enum Query {
-    Records(Vec<TaskId>, Reply<Vec<Facts>>),
-    Depth(Vec<QueueName>, Reply<Vec<QueueDepth>>),
-    Alive(Vec<SessionId>, Reply<Vec<bool>>),
-    Sessions(Reply<Vec<SessionEntry>>),
+    Records(Vec<TaskId>, QueryReply<Vec<Facts>>),
+    Depth(Vec<QueueName>, QueryReply<Vec<QueueDepth>>),
+    Alive(Vec<SessionId>, QueryReply<Vec<bool>>),
+    Sessions(QueryReply<Vec<SessionEntry>>),
     List {
         index: Index,
         after: Option<(Timestamp, String)>,
         limit: usize,
-        reply: Reply<Vec<(Timestamp, String)>>,
+        reply: QueryReply<Vec<(Timestamp, String)>>,
     },
-    Diagnose(Reply<Vec<Finding>>),
-    /// No question: ends the thread.
+    Diagnose(QueryReply<Vec<Finding>>),
+    /// Ends the thread.
     Stop,
 }
 
-/// The state of the reading thread.
+/// State of the reading thread.
 #[derive(Debug)]
-pub(crate) struct Reader {
+pub(crate) struct FileReader {
     pub(crate) db: Connection,
     pub(crate) path: PathBuf,
     pub(crate) namespace: i64,
@@ -48,8 +48,8 @@ pub(crate) struct Reader {
     pub(crate) queries: Receiver<Query>,
 }
 
-impl Reader {
-    /// Answers until nobody can ask any more.
+impl FileReader {
+    /// Answers queries until the store is closed or dropped.
     pub(crate) fn run(self) {
         while let Ok(query) = self.queries.recv() {
             let now = self.clock.now();
@@ -65,7 +65,7 @@ impl Reader {
                 }),
                 Query::Sessions(reply) => self.answer(reply, |db| sessions::all(db, self.namespace, now)),
                 Query::List { index, after, limit, reply } => {
-                    self.answer(reply, |db| sessions::list(db, self.namespace, index, after.as_ref(), limit));
+                    self.answer(reply, |db| indexes::list(db, self.namespace, index, after.as_ref(), limit));
                 }
                 Query::Diagnose(reply) => self.answer(reply, |db| diagnose::examine(db, &self.path)),
                 Query::Stop => return,
@@ -73,14 +73,14 @@ impl Reader {
         }
     }
 
-    fn answer<T>(&self, reply: Reply<T>, ask: impl FnOnce(&Connection) -> rusqlite::Result<T>) {
-        // One snapshot for one question.
+    fn answer<T>(&self, reply: QueryReply<T>, ask: impl FnOnce(&Connection) -> rusqlite::Result<T>) {
+        // One snapshot for one query.
         let answer = self
             .db
             .unchecked_transaction()
             .and_then(|snapshot| ask(&snapshot))
-            .map_err(|error| Fault::of(&self.path, &error));
-        // Whoever asked may have gone.
+            .map_err(|error| StoreError::of(&self.path, &error));
+        // The caller may have gone.
         let _ = reply.send(answer);
     }
 
@@ -107,7 +107,7 @@ fn count_ready(db: &Connection, queue: i64) -> rusqlite::Result<u64> {
     Ok(count.unsigned_abs())
 }
 
-/// Delayed messages whose time has come: nobody made them ready yet, because nobody consumes.
+/// Counts delayed messages that are due but not marked ready: only a process that consumes marks them.
 fn count_due(db: &Connection, queue: i64, now: Timestamp) -> rusqlite::Result<u64> {
     let count: i64 = db
         .prepare_cached("SELECT count(*) FROM messages WHERE holder = -1 AND due <= ?2 AND queue = ?1")?

@@ -1,6 +1,6 @@
-//! Opening the file: every way in which it can be the wrong one is told apart, and none of them loses anything.
+//! Opening of the file. Each reason that a file cannot be used has its own error, and no failure loses data.
 //!
-//! Nothing is written before the file is known to be new or ours.
+//! Nothing is written before the file is known to be new or a machinist file.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,46 +14,46 @@ use machinist_core::{backend::BackendError, broker::BrokerError, error::BoxError
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::{
-    fault::{FaultKind, kind_of},
+    error::{StoreErrorKind, kind_of},
     options::{SqliteOptions, Synchronous},
-    records::last_wake,
+    records::newest_wake_up,
 };
 
-/// `mcns`, so that `file` and we know whose database it is.
+/// `mcns`: identifies the database as a machinist file, to this crate and to `file`.
 const APPLICATION_ID: i32 = 0x6d63_6e73;
 const SCHEMA_VERSION: i32 = 1;
 const SCHEMA: &str = include_str!("schema.sql");
-/// How long opening waits for others who open, close or write the file.
-const OPEN_PATIENCE: Duration = Duration::from_secs(10);
+/// Maximum time that opening waits for other processes that open, close or write the file.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a file cannot be used. The file is as it was before.
+/// Reason that a file cannot be used. The file is unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
     /// The directory of the file does not exist.
-    #[error("{}: its directory does not exist; create it, or name another file", path.display())]
+    #[error("{}: the directory of the file does not exist; create it, or name another file", path.display())]
     NoDirectory {
         /// The file.
         path: PathBuf,
     },
     /// The path names a directory, a device, a socket.
-    #[error("{}: is not a file; name a file, which is created if it is missing", path.display())]
+    #[error("{}: is not a file; name a file, which is created if it does not exist", path.display())]
     NotAFile {
         /// The path.
         path: PathBuf,
     },
     /// The file or its directory cannot be written.
-    #[error("{}: cannot be written; give this user the right to write the file and its directory", path.display())]
+    #[error("{}: cannot be written; grant this user permission to write the file and its directory", path.display())]
     ReadOnly {
         /// The file.
         path: PathBuf,
     },
-    /// The file holds something else: it is no SQLite database, or another program's.
+    /// The file holds something else: it is not an SQLite database, or it belongs to another program.
     #[error("{}: {found}; name another file", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
-        /// What it is instead.
+        /// Description of the contents.
         found: String,
     },
     /// The file was written by a newer machinist.
@@ -71,28 +71,29 @@ pub enum OpenError {
     },
     /// The file is damaged.
     #[error(
-        "{}: the file is damaged; stop all its users, keep a copy, and salvage it with `sqlite3 FILE .recover`",
+        "{}: the file is damaged; stop all processes that use it, keep a copy, and recover it with \
+         `sqlite3 FILE .recover`",
         path.display()
     )]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What SQLite said.
+        /// Error of SQLite.
         #[source]
         source: BoxError,
     },
-    /// The file system cannot share a file between processes as SQLite's write-ahead log needs it.
+    /// The file system cannot share memory between processes, which the write-ahead log of SQLite needs.
     #[error("{}: its file system cannot hold a write-ahead log; use a local disk", path.display())]
     NoWal {
         /// The file.
         path: PathBuf,
     },
-    /// Anything else: rights, input and output errors, a file that stayed locked.
+    /// Any other error: missing permissions, input and output errors, a file that stayed locked.
     #[error("{}: cannot be opened", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system or SQLite said.
+        /// Error of the operating system or of SQLite.
         #[source]
         source: BoxError,
     },
@@ -110,6 +111,7 @@ impl From<OpenError> for BackendError {
     }
 }
 
+/// Text of an error followed by that of its source.
 fn with_source(error: &OpenError) -> String {
     match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
@@ -117,51 +119,53 @@ fn with_source(error: &OpenError) -> String {
     }
 }
 
-/// An open file: a connection for each thread.
+/// Connections to an open file, one for each thread.
 #[derive(Debug)]
-pub(crate) struct Opened {
+pub(crate) struct FileConnections {
     pub(crate) path: PathBuf,
     pub(crate) namespace: i64,
-    pub(crate) woken: i64,
+    pub(crate) last_wake_up: i64,
     pub(crate) writer: Connection,
     pub(crate) reader: Connection,
-    pub(crate) pulse: Connection,
+    pub(crate) watcher: Connection,
 }
 
-/// SQLite's locks are the process's, not the descriptor's: closing any descriptor of the file lets go of them all.
-/// So nothing in this crate opens the file but SQLite, except to make it, and while it is being made no other
-/// thread of this process may have it open.
-static OPENING: Mutex<()> = Mutex::new(());
+/// Lock that allows one thread of this process at a time to open a file.
+///
+/// The locks of SQLite belong to the process, not to the descriptor: closing any descriptor of the file releases all of
+/// them. So only SQLite opens the file, except for its creation, and no other thread of this process may have the file
+/// open at that moment.
+static OPEN_LOCK: Mutex<()> = Mutex::new(());
 
-/// Opens a file, or makes it. Blocks.
-pub(crate) fn open(path: &Path, options: &SqliteOptions) -> Result<Opened, OpenError> {
-    let _alone = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
+/// Opens or creates a file. Blocks.
+pub(crate) fn open(path: &Path, options: &SqliteOptions) -> Result<FileConnections, OpenError> {
+    let _guard = OPEN_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
     let path = std::path::absolute(path).map_err(|error| io_error(path, error))?;
     inspect(&path)?;
     let started = Instant::now();
     loop {
-        // Whoever makes, opens first or closes last locks the whole file for a moment, which SQLite reports without
-        // asking the busy handler.
+        // A process that creates the file, opens it first or closes it last locks the whole file for a moment. SQLite
+        // reports that without calling the busy handler.
         match connect_all(&path, options) {
-            Err(Failure::Sqlite(error))
-                if kind_of(&error) == FaultKind::Busy && started.elapsed() < OPEN_PATIENCE =>
+            Err(OpenAttemptError::Sqlite(error))
+                if kind_of(&error) == StoreErrorKind::Busy && started.elapsed() < OPEN_TIMEOUT =>
             {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            Err(Failure::Sqlite(error)) => return Err(sqlite_error(&path, error)),
-            Err(Failure::Open(error)) => return Err(error),
+            Err(OpenAttemptError::Sqlite(error)) => return Err(sqlite_error(&path, error)),
+            Err(OpenAttemptError::Open(error)) => return Err(error),
             Ok(opened) => return Ok(opened),
         }
     }
 }
 
-/// Looks at the path without SQLite, whose errors would say less, and makes the file where there is none.
+/// Inspects the path without SQLite, whose errors would be less precise, and creates the file if it does not exist.
 fn inspect(path: &Path) -> Result<(), OpenError> {
     let parent = path.parent().unwrap_or(path);
     match fs::metadata(path) {
         Ok(found) if !found.is_file() => Err(OpenError::NotAFile { path: path.to_owned() }),
         Ok(found) if found.permissions().readonly() => Err(OpenError::ReadOnly { path: path.to_owned() }),
-        // SQLite takes what is shorter than its header for new, and would write over it.
+        // SQLite treats a file that is shorter than its header as new and would overwrite it.
         Ok(found) if (1..512).contains(&found.len()) => Err(not_sqlite(path.to_owned())),
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -174,63 +178,66 @@ fn inspect(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// Arguments and results of tasks are nobody else's business, so nobody else may read them.
+/// Creates the file, readable for its owner only: arguments and results of tasks are private.
 fn create(path: &Path, parent: &Path) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     match options.open(path) {
-        // Another process was quicker.
+        // Another process created it first.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
         created => created?.sync_all()?,
     }
-    // Without it a power cut may forget the file's name and with it everything that was synced into it.
+    // Without this a power cut may lose the name of the file, and with it everything that was synced into the file.
     #[cfg(unix)]
     File::open(parent)?.sync_all()?;
     Ok(())
 }
 
-enum Failure {
+/// Error of one attempt to open the file.
+enum OpenAttemptError {
     Open(OpenError),
     Sqlite(rusqlite::Error),
 }
 
-impl From<rusqlite::Error> for Failure {
+impl From<rusqlite::Error> for OpenAttemptError {
     fn from(error: rusqlite::Error) -> Self {
         Self::Sqlite(error)
     }
 }
 
-fn connect_all(path: &Path, options: &SqliteOptions) -> Result<Opened, Failure> {
+fn connect_all(path: &Path, options: &SqliteOptions) -> Result<FileConnections, OpenAttemptError> {
     let mut writer = connect(path)?;
-    if !is_ours(&writer, path).map_err(Failure::Open)? {
+    if !holds_schema(&writer, path).map_err(OpenAttemptError::Open)? {
         ensure_wal(&writer, path)?;
         create_schema(&mut writer, path)?;
     }
     ensure_wal(&writer, path)?;
     if writer.is_readonly("main")? {
-        return Err(Failure::Open(OpenError::ReadOnly { path: path.to_owned() }));
+        return Err(OpenAttemptError::Open(OpenError::ReadOnly { path: path.to_owned() }));
     }
     writer.pragma_update(None, "synchronous", options.synchronous.name())?;
     if options.synchronous == Synchronous::Full {
-        // Where a plain sync stops at the drive's cache (macOS), FULL would not keep its word without this.
+        // On systems where a plain sync stops at the cache of the drive (macOS), FULL would not hold without this.
         writer.pragma_update(None, "fullfsync", true)?;
     }
-    // A checkpoint syncs twice: not after every 4 MiB. What a burst has blown up is cut back.
+    // A checkpoint syncs twice, so it should not run after every 4 MiB. A log that grew in a burst is truncated.
     writer.pragma_update(None, "wal_autocheckpoint", 4000)?;
     writer.pragma_update(None, "journal_size_limit", 64 << 20)?;
     let namespace = namespace_id(&writer, &options.namespace)?;
-    let (reader, pulse) = (connect(path)?, connect(path)?);
-    for watching in [&reader, &pulse] {
-        watching.pragma_update(None, "query_only", true)?;
+    let reader = connect(path)?;
+    let watcher = connect(path)?;
+    for connection in [&reader, &watcher] {
+        connection.pragma_update(None, "query_only", true)?;
     }
-    let woken = last_wake(&writer)?;
-    Ok(Opened { path: path.to_owned(), namespace, woken, writer, reader, pulse })
+    let last_wake_up = newest_wake_up(&writer)?;
+    Ok(FileConnections { path: path.to_owned(), namespace, last_wake_up, writer, reader, watcher })
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    // No SQLITE_OPEN_CREATE: the file is made with our rights or not at all. No SQLITE_OPEN_URI: a path is a path.
+    // No SQLITE_OPEN_CREATE: the file is created with the permissions above or not at all.
+    // No SQLITE_OPEN_URI: a path is only a path.
     let mut connection = Connection::open_with_flags(
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -241,8 +248,8 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Looks again and again whether the other process is done, for about 20 s in all. SQLite's own handler soon sleeps
-/// for 100 ms at a time and so loses every race against a busy writer.
+/// Retries at short intervals, for about 20 s in total. The default handler of SQLite soon sleeps for 100 ms at a time,
+/// so it loses every race against a busy writer.
 fn wait_for_others(tries: i32) -> bool {
     let pause = match tries {
         0..500 => Duration::from_micros(100),
@@ -254,22 +261,30 @@ fn wait_for_others(tries: i32) -> bool {
     true
 }
 
-/// Whether the file holds our tables; `false` for a new one.
-fn is_ours(connection: &Connection, path: &Path) -> Result<bool, OpenError> {
+/// Values that identify the program and the schema of an SQLite file.
+struct FileIdentity {
+    application: i32,
+    schema: i32,
+    /// Number of tables and indexes.
+    objects: i32,
+}
+
+/// Returns `true` if the file holds the tables of this crate, and `false` if it is new.
+fn holds_schema(connection: &Connection, path: &Path) -> Result<bool, OpenError> {
     let number = |sql| connection.query_row(sql, [], |row| row.get::<_, i32>(0));
     let read = || {
-        // All of one moment: between two reads somebody else may make the tables.
-        let _moment = connection.is_autocommit().then(|| connection.unchecked_transaction()).transpose()?;
-        Ok((
-            number("PRAGMA application_id")?,
-            number("PRAGMA user_version")?,
-            number("SELECT count(*) FROM sqlite_schema")?,
-        ))
+        // One snapshot: between two reads another process may create the tables.
+        let _snapshot = connection.is_autocommit().then(|| connection.unchecked_transaction()).transpose()?;
+        Ok(FileIdentity {
+            application: number("PRAGMA application_id")?,
+            schema: number("PRAGMA user_version")?,
+            objects: number("SELECT count(*) FROM sqlite_schema")?,
+        })
     };
     match read().map_err(|error| sqlite_error(path, error))? {
-        (0, 0, 0) => Ok(false),
-        (APPLICATION_ID, SCHEMA_VERSION, _) => Ok(true),
-        (APPLICATION_ID, found, _) if found > SCHEMA_VERSION => {
+        FileIdentity { application: 0, schema: 0, objects: 0 } => Ok(false),
+        FileIdentity { application: APPLICATION_ID, schema: SCHEMA_VERSION, .. } => Ok(true),
+        FileIdentity { application: APPLICATION_ID, schema: found, .. } if found > SCHEMA_VERSION => {
             Err(OpenError::Newer { path: path.to_owned(), found, known: SCHEMA_VERSION })
         }
         _ => Err(OpenError::Foreign {
@@ -279,15 +294,19 @@ fn is_ours(connection: &Connection, path: &Path) -> Result<bool, OpenError> {
     }
 }
 
-fn ensure_wal(connection: &Connection, path: &Path) -> Result<(), Failure> {
+fn ensure_wal(connection: &Connection, path: &Path) -> Result<(), OpenAttemptError> {
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
-    if mode == "wal" { Ok(()) } else { Err(Failure::Open(OpenError::NoWal { path: path.to_owned() })) }
+    if mode == "wal" {
+        Ok(())
+    } else {
+        Err(OpenAttemptError::Open(OpenError::NoWal { path: path.to_owned() }))
+    }
 }
 
-fn create_schema(connection: &mut Connection, path: &Path) -> Result<(), Failure> {
+fn create_schema(connection: &mut Connection, path: &Path) -> Result<(), OpenAttemptError> {
     let change = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    // Another process may have been quicker.
-    if !is_ours(&change, path).map_err(Failure::Open)? {
+    // Another process may have created it first.
+    if !holds_schema(&change, path).map_err(OpenAttemptError::Open)? {
         change.execute_batch(SCHEMA)?;
         change.pragma_update(None, "application_id", APPLICATION_ID)?;
         change.pragma_update(None, "user_version", SCHEMA_VERSION)?;
@@ -323,9 +342,11 @@ fn io_error(path: &Path, error: io::Error) -> OpenError {
 fn sqlite_error(path: &Path, error: rusqlite::Error) -> OpenError {
     let path = path.to_owned();
     match kind_of(&error) {
-        FaultKind::ReadOnly => OpenError::ReadOnly { path },
-        FaultKind::Corrupt if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => not_sqlite(path),
-        FaultKind::Corrupt => OpenError::Damaged { path, source: error.into() },
+        StoreErrorKind::ReadOnly => OpenError::ReadOnly { path },
+        StoreErrorKind::Corrupt if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
+            not_sqlite(path)
+        }
+        StoreErrorKind::Corrupt => OpenError::Damaged { path, source: error.into() },
         _ => OpenError::Io { path, source: error.into() },
     }
 }
