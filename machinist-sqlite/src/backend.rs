@@ -4,15 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use machinist_core::{
+use machinist_adapter::{
     backend::{
         Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Renewed,
         SessionEntry, Watch,
     },
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
+    facts::Facts,
     id::{SessionId, TaskId},
-    record::Facts,
 };
 
 use crate::{

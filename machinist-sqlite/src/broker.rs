@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use machinist_core::{
+use machinist_adapter::{
     broker::{
         Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
         QueueDepth, Receipt, Settle, Settled, SideQueue, SubscriptionHealth, Target,

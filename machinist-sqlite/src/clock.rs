@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use machinist_core::clock::{Timestamp, wall};
+use machinist_adapter::clock::{Timestamp, wall};
 
 /// Monotonic clock that follows the clock of the host.
 #[derive(Debug)]

@@ -4,9 +4,9 @@
 //! `NAME-LENGTH.VALUE-LENGTH NAME=VALUE`. Headers are encoded for the program only: a tag, two lengths, name, value.
 
 use bytes::Bytes;
-use machinist_core::{
+use machinist_adapter::{
     broker::{HeaderValue, Headers, header_name},
-    record::Facts,
+    facts::Facts,
 };
 
 /// Error of a stored value that this module did not write.

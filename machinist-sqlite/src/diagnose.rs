@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use machinist_core::diagnose::Finding;
+use machinist_adapter::diagnose::Finding;
 use rusqlite::Connection;
 
 /// Maximum size of a file whose pages are checked, in bytes. The check reads the whole file while other queries wait;

@@ -5,7 +5,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use machinist_core::{
+use machinist_adapter::{
     backend::BackendError,
     broker::{BrokerError, PublishError},
 };

@@ -5,13 +5,13 @@ use std::{
     sync::{Arc, mpsc::Receiver},
 };
 
-use machinist_core::{
+use machinist_adapter::{
     backend::{Index, SessionEntry},
     broker::{QueueDepth, Target},
     clock::Timestamp,
     diagnose::Finding,
+    facts::Facts,
     id::{QueueName, SessionId, TaskId},
-    record::Facts,
 };
 use rusqlite::{Connection, params};
 use tokio::sync::oneshot;

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use machinist_core::{clock::Timestamp, id::TaskId};
+use machinist_adapter::{clock::Timestamp, id::TaskId};
 use rusqlite::{Connection, params};
 
 use crate::{

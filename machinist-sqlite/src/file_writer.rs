@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use machinist_core::{
+use machinist_adapter::{
     backend::{Committed, Renewed},
     broker::Settle,
     id::TaskId,

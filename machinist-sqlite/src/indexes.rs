@@ -1,6 +1,6 @@
 //! SQL of the indexes. Their rows are in the table `notes`.
 
-use machinist_core::{
+use machinist_adapter::{
     backend::{Index, IndexUpdate},
     clock::Timestamp,
 };

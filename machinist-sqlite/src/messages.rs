@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
-use machinist_core::{
+use machinist_adapter::{
     broker::{Headers, Message, Publish, Settle, Target},
     clock::Timestamp,
     id::QueueName,

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use machinist_core::{backend::BackendError, broker::BrokerError, error::BoxError};
+use machinist_adapter::{backend::BackendError, broker::BrokerError, error::BoxError};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::{

@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use machinist_core::clock::Timestamp;
+use machinist_adapter::clock::Timestamp;
 use rusqlite::{Connection, params};
 
 use crate::messages;

@@ -1,10 +1,10 @@
 //! SQL of records, and their one rule: the first writer of a fact wins.
 
-use machinist_core::{
+use machinist_adapter::{
     backend::{Commit, Committed},
     clock::Timestamp,
+    facts::Facts,
     id::TaskId,
-    record::Facts,
 };
 use rusqlite::{Connection, OptionalExtension, params, types::Type};
 
@@ -17,7 +17,7 @@ struct RecordRow {
     expires: Option<Timestamp>,
 }
 
-/// Changes one record, or refuses the change. See [`machinist_core::backend::Backend::commit`].
+/// Changes one record, or refuses the change. See [`machinist_adapter::backend::Backend::commit`].
 pub(crate) fn commit(
     db: &Connection,
     namespace: i64,
@@ -137,7 +137,7 @@ mod tests {
     use std::time::Duration;
 
     use bytes::Bytes;
-    use machinist_core::{backend::Expiry, record::FactName};
+    use machinist_adapter::{backend::Expiry, facts::FactName};
 
     use super::*;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use machinist_core::{backend::SessionEntry, clock::Timestamp, id::SessionId};
+use machinist_adapter::{backend::SessionEntry, clock::Timestamp, id::SessionId};
 use rusqlite::{Connection, params};
 
 /// Opens a session, or opens it again with a new lease.

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use machinist_core::{clock::Timestamp, diagnose::Finding};
+use machinist_adapter::{clock::Timestamp, diagnose::Finding};
 use tokio::sync::oneshot;
 
 use crate::{

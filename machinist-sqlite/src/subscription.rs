@@ -6,7 +6,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use machinist_core::broker::Target;
+use machinist_adapter::broker::Target;
 
 use crate::{messages::ClaimedMessage, owners::OwnerRegistration};
 

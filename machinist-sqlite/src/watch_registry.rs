@@ -10,7 +10,7 @@ use std::{
     thread::Thread,
 };
 
-use machinist_core::id::TaskId;
+use machinist_adapter::id::TaskId;
 use tokio::sync::watch;
 
 /// Registry of the watched records and subscribed queues of one store.

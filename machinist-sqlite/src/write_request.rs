@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use machinist_core::{
+use machinist_adapter::{
     backend::{Commit, Committed, IndexUpdate, Renewed},
     broker::{Publish, Settle},
     clock::Timestamp,
