@@ -10,7 +10,7 @@
 //! every adapter anew, and a lost reply leaves the caller not knowing. Write-once facts have no order to break,
 //! and a caller whose reply was lost writes them again.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -251,12 +251,14 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// out, then every fact of `equal_or_absent` and `facts` whose name is absent is written, then the expiry
     /// is set.
     ///
+    /// Commits are shared, so that a caller keeps one for a repetition without copying it.
+    ///
     /// # Errors
     /// [`BackendError`]; after one, that change may have been made or not, and may be asked for again.
     ///
     /// # Cancel safety
     /// A dropped future leaves each change either made or not.
-    async fn commit(&self, batch: Vec<Commit>) -> Vec<Result<Committed, BackendError>>;
+    async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>>;
 
     /// The records of these tasks, in their order; empty where there is none.
     ///

@@ -87,7 +87,7 @@ impl Client {
             .map(|prepared| {
                 let prepared = prepared?;
                 batch.push(prepared.publish);
-                facts.push(prepared.facts);
+                facts.push(prepared.facts.into());
                 Ok(prepared.sending)
             })
             .collect();
@@ -114,7 +114,7 @@ impl Client {
                     }
                     Some(Err(source)) => {
                         if source.is_certain() {
-                            unsent.push(forget(&id));
+                            unsent.push(forget(&id).into());
                         }
                         Err(SendError::Publish { id, source })
                     }

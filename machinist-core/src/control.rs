@@ -296,7 +296,7 @@ impl Client {
 
     pub(crate) async fn commit(&self, commit: Commit) -> Result<Committed, BackendError> {
         // INVARIANT: one answer for one commit.
-        self.app.0.backend.commit(vec![commit]).await.pop().expect("one answer")
+        self.app.0.backend.commit(vec![commit.into()]).await.pop().expect("one answer")
     }
 
     async fn unlist(&self, id: &TaskId) -> Result<(), BackendError> {

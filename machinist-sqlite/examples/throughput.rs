@@ -90,7 +90,7 @@ async fn send_one(store: &SqliteStore) -> Result<TaskId, BoxError> {
         ["name", "queue", "root", "trace", "sent"].map(|name| fact(name, "\"0123456789abcdef0123456789\""));
     let publish = Publish { target: Target::Queue(queue()?), message, delay: Duration::ZERO };
     let (recorded, published) =
-        tokio::join!(backend.commit(vec![commit(&id, facts.into())]), broker.publish(vec![publish]));
+        tokio::join!(backend.commit(vec![commit(&id, facts.into()).into()]), broker.publish(vec![publish]));
     recorded.into_iter().next().ok_or("no answer")??;
     published.into_iter().next().ok_or("no answer")??;
     Ok(id)
@@ -132,7 +132,7 @@ async fn work(store: &SqliteStore, count: usize, concurrency: usize) -> Result<(
             let end = fact("end", "{\"kind\":\"success\",\"results\":[5],\"at\":1234567890123456}");
             for (fact, wake) in [(start, false), (end, true)] {
                 let commit = Commit { wake, unless: vec!["end".into()], ..commit(&id, vec![fact]) };
-                backend.commit(vec![commit]).await.remove(0)?;
+                backend.commit(vec![commit.into()]).await.remove(0)?;
             }
             delivery.receipt.settle(Settle::Ack).await;
             done.fetch_add(1, Ordering::Relaxed);

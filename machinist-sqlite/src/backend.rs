@@ -64,7 +64,7 @@ impl Backend for SqliteBackend {
         BackendCapabilities { durable: true, shared: true }
     }
 
-    async fn commit(&self, batch: Vec<Commit>) -> Vec<Result<Committed, BackendError>> {
+    async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>> {
         let outcomes = self.store.apply_changes(batch.into_iter().map(StoreChange::Commit).collect()).await;
         outcomes
             .into_iter()

@@ -28,7 +28,7 @@ pub(crate) enum StoreChange {
     },
     Subscribe(Arc<SqliteSubscription>, UnboundedSender<ClaimedDelivery>),
     Unsubscribe(Arc<SqliteSubscription>),
-    Commit(Commit),
+    Commit(Arc<Commit>),
     OpenSession {
         session: SessionId,
         lease: Duration,

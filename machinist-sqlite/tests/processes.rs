@@ -78,7 +78,7 @@ async fn send_and_record(store: &SqliteStore, name: &str) {
                     expiry: Expiry::After(TIMEOUT),
                     ..Commit::new(TaskId::parse(&text).unwrap())
                 };
-                assert_eq!(backend.commit(vec![commit]).await.remove(0).unwrap(), Committed::Done);
+                assert_eq!(backend.commit(vec![commit.into()]).await.remove(0).unwrap(), Committed::Done);
             }
         })
     });

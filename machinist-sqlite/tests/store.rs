@@ -82,7 +82,7 @@ async fn namespaces_share_only_the_file() {
     let id = TaskId::fresh();
     let session = SessionId::fresh();
     let commit = Commit { facts: vec![("name".into(), Bytes::new())], ..Commit::new(id.clone()) };
-    assert_eq!(here.commit(vec![commit]).await.remove(0).unwrap(), Committed::Done);
+    assert_eq!(here.commit(vec![commit.into()]).await.remove(0).unwrap(), Committed::Done);
     here.open_session(&session, TIMEOUT, Bytes::new()).await.unwrap();
     let update =
         IndexUpdate::Put { index: Index::Queues, at: Timestamp::from_micros(1), member: "work".into() };
@@ -176,7 +176,7 @@ async fn a_closed_store_answers_and_its_file_is_intact() {
     assert!(within(TIMEOUT, "the end", consumer.next()).await.is_none());
     assert!(matches!(broker.publish(vec![message("3")]).await[0], Err(PublishError::Unavailable(_))));
     assert!(broker.depth(&[queue()]).await.is_err());
-    assert!(backend.commit(vec![Commit::new(TaskId::fresh())]).await[0].is_err());
+    assert!(backend.commit(vec![Commit::new(TaskId::fresh()).into()]).await[0].is_err());
     assert!(backend.read(&[TaskId::fresh()]).await.is_err());
     assert_eq!(held.receipt.settle(Settle::Ack).await, machinist_core::broker::Settled::Lost);
 

@@ -50,7 +50,7 @@ impl WorkerContext {
             Err(Unpublished::Never(error)) => return Box::pin(self.never_runs_again(envelope, &error)).await,
         }
         if let Some(done) = follow_up.done(&envelope.id, envelope.attempt)
-            && let Err(why) = self.calls.commit_outcome(&done).await
+            && let Err(why) = self.calls.commit_outcome(done).await
         {
             return why.into();
         }

@@ -35,7 +35,7 @@ impl WorkerContext {
         let mut commit = Commit::new(guard.id.clone());
         commit.facts = vec![(name::guard(guard.attempt, guard.generation), "1".into())];
         commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
-        self.calls.commit(&commit).await?;
+        self.calls.commit(commit).await?;
         Ok(guard)
     }
 

@@ -2,7 +2,10 @@
 //!
 //! The commit of an outcome is the point from which on it counts.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 
@@ -42,7 +45,7 @@ impl WorkerContext {
             let commit =
                 if let Some(key) = &active.outcome_key { encrypt_outcome(commit, key) } else { commit };
             let commit = self.app.0.trust.sign_end(commit);
-            let facts = match self.calls.commit_outcome(&commit).await {
+            let facts = match self.calls.commit_outcome(commit).await {
                 Ok(Committed::Done) => break,
                 Ok(Committed::Refused(facts)) => facts,
                 Err(why) => return Some(why.into()),
@@ -103,7 +106,7 @@ impl WorkerContext {
         if leaves {
             self.tally.handed_back.fetch_add(1, Ordering::Relaxed);
         }
-        if !self.commit_once(&claim.hand_back()).await {
+        if !self.commit_once(claim.hand_back()).await {
             if leaves {
                 return Settlement::Leave;
             }
@@ -124,8 +127,8 @@ impl WorkerContext {
     }
 
     /// One try: what fails is left to the expiry of the session, or said when the backend is back.
-    async fn commit_once(&self, commit: &Commit) -> bool {
-        let answer = self.app.backend().commit(vec![commit.clone()]);
+    async fn commit_once(&self, commit: Commit) -> bool {
+        let answer = self.app.backend().commit(vec![commit.into()]);
         let answers = tokio::time::timeout(SETTLE_TIMEOUT, answer).await;
         answers.is_ok_and(|answers| answers.iter().all(Result::is_ok))
     }
@@ -149,8 +152,9 @@ impl WorkerContext {
         if due.is_some() || envelope.attempt > 1 {
             self.off_the_schedule(envelope.id.clone()).await;
         }
-        let facts = match self.calls.commit(&commit).await {
-            Ok(Committed::Done) => commit.facts.into_iter().collect(),
+        let commit = Arc::new(commit);
+        let facts = match self.calls.commit(Arc::clone(&commit)).await {
+            Ok(Committed::Done) => commit.facts.iter().cloned().collect(),
             Ok(Committed::Refused(facts)) => facts,
             Err(leaving) => return Some(leaving.into()),
         };
@@ -174,7 +178,7 @@ impl WorkerContext {
         commit.facts = vec![(name::received(envelope.attempt), crate::record::json(&received_at))];
         commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
         commit.wake = true;
-        self.calls.commit(&commit).await?;
+        self.calls.commit(commit).await?;
         Ok(())
     }
 

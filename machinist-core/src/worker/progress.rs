@@ -28,7 +28,7 @@ impl WorkerContext {
             if let (Some(progress), Some(claim)) = (progress, registered.claim()) {
                 let said = progress_commit(&claim, &progress);
                 let said = if let Some(key) = outcome_key { encrypt_outcome(said, key) } else { said };
-                let answers = self.app.backend().commit(vec![said]).await;
+                let answers = self.app.backend().commit(vec![said.into()]).await;
                 if let Some(Err(error)) = answers.first() {
                     tracing::debug!(%error, "a word of progress was not written");
                 }

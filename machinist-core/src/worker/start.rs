@@ -54,7 +54,7 @@ impl WorkerContext {
         };
         let (mut commit, mut claim) = asking.first(self.now());
         loop {
-            match self.calls.commit(&commit).await {
+            match self.calls.commit(commit).await {
                 Ok(Committed::Done) => {}
                 Ok(Committed::Refused(facts)) => {
                     match Box::pin(self.refused_start(envelope, &asking, facts)).await {

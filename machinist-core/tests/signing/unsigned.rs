@@ -79,7 +79,7 @@ async fn a_result_that_no_worker_signed_is_not_believed() {
         let mut commit = Commit::new(id.clone());
         commit.facts = vec![("end".into(), end.into())];
         commit.expiry = Expiry::After(SOON);
-        house.backend.commit(vec![commit]).await.pop().unwrap().unwrap();
+        house.backend.commit(vec![commit.into()]).await.pop().unwrap().unwrap();
     };
     let forged = br#"{"at":5,"state":"SUCCESS","results":[{"type":"int64","value":666}]}"#;
     write(sum.id(), forged.to_vec()).await;
