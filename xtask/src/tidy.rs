@@ -8,6 +8,7 @@ mod crates;
 mod examples;
 mod files;
 mod markdown;
+mod names;
 mod product;
 mod rust;
 mod signatures;
