@@ -9,10 +9,13 @@ mod examples;
 mod files;
 mod markdown;
 mod names;
+mod openings;
 mod product;
+mod prose;
 mod rust;
 mod signatures;
 mod source;
+mod words;
 
 use std::fmt;
 
