@@ -1,4 +1,4 @@
-//! What senders and workers share: the broker, the backend, and what the application agreed on.
+//! The application: broker, backend, clock, keys and defaults, shared by senders and workers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     wire::{Body, Codec, Envelope, MaxSizes},
 };
 
-/// How often a process asks the backend what time it is.
+/// Interval at which a process asks the backend for its time.
 const TIME_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// An application: a broker, a backend, and its defaults. Cheap to clone.
@@ -62,7 +62,7 @@ impl std::fmt::Debug for AppState {
 }
 
 impl App {
-    /// An application over this broker and this backend.
+    /// Starts an application over this broker and this backend.
     pub fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>) -> AppBuilder {
         AppBuilder {
             broker,
@@ -117,7 +117,7 @@ impl App {
         }
     }
 
-    /// Where signatures go that name no queue.
+    /// Returns the queue of signatures that name none.
     pub fn default_queue(&self) -> &QueueName {
         &self.0.default_queue
     }
@@ -138,14 +138,14 @@ pub struct AppBuilder {
     freshness: Option<Duration>,
 }
 
-/// Why an application could not be made.
+/// Error of [`AppBuilder::build`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AppError {
     /// The backend could not be asked for its time.
     #[error("the backend could not be asked")]
     Backend(#[from] BackendError),
-    /// Other processes can put tasks into the broker, and there is no key to tell whose they are.
+    /// Other processes can publish to the broker, and no key verifies tasks.
     #[error(
         "the broker ({broker}) is shared with other processes, and there is no key to sign tasks with and to \
          verify them: `machinist keygen` makes one (and `machinist init` a whole configuration); name it by \
@@ -153,13 +153,13 @@ pub enum AppError {
          `--allow-unsigned` (`AppBuilder::allow_unsigned`)"
     )]
     NoKey {
-        /// Where the broker is.
+        /// Location of the broker.
         broker: String,
     },
-    /// The key that is to sign is not valid now.
+    /// The signing key is not valid now.
     #[error("the key ring cannot be used: {0}")]
     Key(String),
-    /// A replayed task would be fresh when its record is already forgotten.
+    /// A replayed task would still be fresh after its record has expired.
     #[error(
         "the freshness window ({window:?}) is longer than results are kept ({results_ttl:?}): raise \
          `results_ttl`, or narrow `freshness`"
@@ -167,7 +167,7 @@ pub enum AppError {
     Freshness {
         /// The window.
         window: Duration,
-        /// How long records are kept.
+        /// Time that records are kept.
         results_ttl: Duration,
     },
 }
@@ -179,25 +179,25 @@ impl std::fmt::Debug for AppBuilder {
 }
 
 impl AppBuilder {
-    /// Where signatures go that name no queue; `default` unless set.
+    /// Sets the queue of signatures that name none. Default: `default`.
     pub fn default_queue(mut self, queue: QueueName) -> Self {
         self.default_queue = queue;
         self
     }
 
-    /// How long a record is kept after its task has ended; a day unless set, never less than 15 minutes.
+    /// Sets the time that a record is kept after its task has ended. Default: one day; at least 15 minutes.
     pub fn results_ttl(mut self, ttl: Duration) -> Self {
         self.results_ttl = ttl;
         self
     }
 
-    /// How bodies are written; MessagePack unless set. Both codecs are always read.
+    /// Sets the codec that writes bodies. Default: MessagePack. Both codecs are always read.
     pub fn codec(mut self, codec: Codec) -> Self {
         self.codec = codec;
         self
     }
 
-    /// Shows every signature to `hook` before it is sent.
+    /// Calls `hook` with every signature before it is sent. See [`PublishHook`].
     pub fn on_publish(mut self, hook: impl PublishHook) -> Self {
         self.hooks.push(Arc::new(hook));
         self
@@ -223,7 +223,7 @@ impl AppBuilder {
         self
     }
 
-    /// How large messages and results may be.
+    /// Sets the maximum sizes of messages and results.
     pub fn max_sizes(mut self, sizes: MaxSizes) -> Self {
         self.max_sizes = sizes;
         self
@@ -261,7 +261,7 @@ impl AppBuilder {
         Ok(App(shared))
     }
 
-    /// What needs no server to be seen.
+    /// Checks what needs no server.
     fn check(&self) -> Result<(), AppError> {
         if self.keyring.is_none() && self.broker.capabilities().shared {
             if !self.allow_unsigned {

@@ -74,13 +74,13 @@ fn trust() -> Trust {
     Trust::new(Some(key.into()), false, None)
 }
 
-/// As [`write_headers`], signed with HMAC.
+/// Writes headers, signed with HMAC.
 pub fn sign_headers() -> impl FnMut() {
     let (envelope, trust) = (envelope(Codec::MessagePack), trust());
     move || drop(black_box(trust.seal(black_box(&envelope), NOW)))
 }
 
-/// As [`read_headers`], and verified.
+/// Reads headers and verifies them.
 pub fn verify_headers() -> impl FnMut() {
     let trust = trust();
     let message = trust.seal(&envelope(Codec::MessagePack), NOW);
@@ -125,13 +125,13 @@ pub fn first_start() -> impl FnMut() {
     move || drop(black_box(black_box(&starting).first(NOW)))
 }
 
-/// What the record of a task that runs says to a second delivery of it.
+/// Decides the start of a second delivery of a running task.
 pub fn judge_busy() -> impl FnMut() {
     let (facts, asking) = (started().0, StartRequest { run: "another".into(), ..starting() });
     move || drop(black_box(decide_start(black_box(&facts), &asking, |_, _| false, NOW)))
 }
 
-/// What follows from a failure, and its commit.
+/// Decides a failure and makes its commit.
 pub fn fail() -> impl FnMut() {
     let (claim, policy) = (started().1, RetryPolicy::new(3));
     move || {
@@ -140,7 +140,7 @@ pub fn fail() -> impl FnMut() {
     }
 }
 
-/// What follows from a success, and its commit.
+/// Decides a success and makes its commit.
 pub fn succeed() -> impl FnMut() {
     let (claim, policy) = (started().1, RetryPolicy::default());
     move || drop(black_box(end(&claim, Outcome::Returned(Results::default()), &policy)))

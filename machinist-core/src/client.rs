@@ -259,7 +259,7 @@ fn send_span(id: &TaskId, name: &TaskName, queue: &QueueName) -> tracing::Span {
     )
 }
 
-/// What a sender writes: the same values whoever writes them.
+/// Returns the facts that a sender writes. They depend on the envelope alone, so every writer writes the same.
 pub(crate) fn sender_facts(envelope: &Envelope) -> Commit {
     let text = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     let mut commit = Commit::new(envelope.id.clone());

@@ -1,4 +1,4 @@
-//! What a handler may know about the run it is in.
+//! Information for a handler about its run.
 //!
 //! A [`TaskContext`] is an extractor: a handler that wants it takes it as a parameter. It is the same for the
 //! typed handlers, for command tasks and for middleware.
@@ -19,16 +19,16 @@ use crate::{
     record::Progress,
 };
 
-/// How many bytes of log one run may leave in its record; the oldest are dropped first.
+/// Maximum size of the log that one run leaves in its record, in bytes. The oldest lines are dropped first.
 pub(crate) const LOG_LIMIT: usize = 16 * 1024;
-/// How many bytes a note of progress may have; the rest is cut.
+/// Maximum size of a progress note, in bytes. The rest is cut off.
 const NOTE_LIMIT: usize = 1024;
 
 /// One run of a task, as its handler sees it. Cheap to clone.
 #[derive(Clone)]
 pub struct TaskContext(Arc<RunInfo>);
 
-/// What a context is made of.
+/// The parts of a context.
 pub(crate) struct RunInfo {
     pub(crate) id: TaskId,
     pub(crate) name: TaskName,
@@ -40,7 +40,7 @@ pub(crate) struct RunInfo {
     pub(crate) state: Arc<StateMap>,
     pub(crate) log: Mutex<String>,
     pub(crate) clock: Clock,
-    /// What was last said of how far the run has come.
+    /// Progress that the handler reported last.
     pub(crate) progress: watch::Sender<Option<Progress>>,
 }
 
@@ -64,7 +64,7 @@ impl TaskContext {
         &self.0.queue
     }
 
-    /// Which counted run this is; the first is 1.
+    /// Returns the attempt: the number of this counted run, from 1.
     pub fn attempt(&self) -> u32 {
         self.0.attempt
     }
@@ -101,8 +101,8 @@ impl TaskContext {
         }
     }
 
-    /// Says how far this run has come: `done` out of `total`, or 0 where nobody knows, and what it is doing (the
-    /// first kilobyte of it). Shown by `machinist status`, at most twice a second; the last word always.
+    /// Reports progress: `done` out of `total`, 0 if the total is unknown, and a note (the
+    /// first kilobyte of it). `machinist status` shows it. It is written at most twice a second; the last report always is.
     pub fn progress(&self, done: u64, total: u64, note: impl Into<String>) {
         let mut note = note.into();
         if note.len() > NOTE_LIMIT {
@@ -112,7 +112,7 @@ impl TaskContext {
         self.0.progress.send_replace(Some(said));
     }
 
-    /// What is said of the progress from now on, and what was said before.
+    /// Returns the last reported progress, and every later one.
     pub(crate) fn watch_progress(&self) -> watch::Receiver<Option<Progress>> {
         self.0.progress.subscribe()
     }

@@ -1,4 +1,4 @@
-//! What can be done about tasks that were sent: revoke them, list those that wait for their time, run one of these at
+//! Control over sent tasks: revoking them, listing the scheduled ones, running a scheduled one at
 //! once, send a failed one again.
 
 use std::fmt;
@@ -24,10 +24,10 @@ use crate::{
     wire::{Envelope, MAX_STORED_BYTES, message_from_fact},
 };
 
-/// How many entries of a list are read at once.
+/// Number of index entries in one page.
 const LIST_PAGE_SIZE: usize = 500;
 
-/// What came of asking that a task should not run.
+/// Result of a revocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Revoked {
     /// It has ended in FAILURE/revoked, and will not be started.
@@ -39,17 +39,17 @@ pub enum Revoked {
     Already(TaskState),
 }
 
-/// A task that waits for its time: the one for which it was sent, or that of its next run.
+/// A scheduled task: it waits for its ETA or for its next run.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Scheduled {
-    /// When it is due.
+    /// Due time.
     pub due: Timestamp,
-    /// What is known about it: in state RETRY also why its last run failed.
+    /// Its record; in state RETRY it holds the error of the last run.
     pub record: Record,
 }
 
-/// Why something could not be done about a task.
+/// Error of a request to control a task.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlError {
@@ -64,9 +64,9 @@ pub enum ControlError {
     State {
         /// The task.
         id: TaskId,
-        /// Where it is in its life.
+        /// Its state.
         state: TaskState,
-        /// What can be done in which state.
+        /// The state that the request needs.
         why: &'static str,
     },
     /// The record does not hold the message, which would have to be sent again.
@@ -74,7 +74,7 @@ pub enum ControlError {
     NoMessage {
         /// The task.
         id: TaskId,
-        /// Why not.
+        /// The reason.
         why: String,
     },
     /// The message could not be sent.
@@ -89,7 +89,7 @@ pub enum ControlError {
 }
 
 impl Client {
-    /// Asks that a task should not run, or not go on.
+    /// Revokes a task: it does not start, or it is asked to end.
     ///
     /// One that nobody runs ends at once, delayed ones and those that wait for a retry too; the message that is on its
     /// way finds it ended. One that runs gets its cancellation token fired, and is cut off if it has not ended five
@@ -104,7 +104,7 @@ impl Client {
         self.revoke_in(id, RevokeMode::Cancel).await
     }
 
-    /// As [`revoke`](Self::revoke), without waiting for the last words of a run: it is cut off as at its hard limit.
+    /// Revokes a task like [`revoke`](Self::revoke), and cuts a run off at once, as at its hard timeout.
     ///
     /// The future of an `async fn` is dropped where it waits; the process group of a command gets TERM, and KILL three
     /// seconds later. A function that blocks its thread cannot be ended: its token is fired, and five seconds later
@@ -140,7 +140,7 @@ impl Client {
         }
     }
 
-    /// What makes it quick and keeps lists short; nothing is wrong without it.
+    /// Wakes the worker, or removes the task from the schedule. Both are best effort.
     async fn after_revoking(&self, id: &TaskId, running: Option<&SessionId>) {
         let done = match running.map(wake_session) {
             Some(Some(bell)) => self.commit(bell).await.map(drop),
@@ -153,8 +153,8 @@ impl Client {
         }
     }
 
-    /// The tasks that wait for their time or for their next run, from the earliest due, at most `limit`. Those that were
-    /// started or have ended are left out, and taken off the list.
+    /// Lists scheduled tasks, the earliest due first, at most `limit`. Tasks that were
+    /// started or have ended are left out and removed from the index.
     ///
     /// # Errors
     /// [`BackendError`].
@@ -220,7 +220,7 @@ impl Client {
         Ok(())
     }
 
-    /// Sends a task that ended in FAILURE again: the same call, as a task of its own. Each record names the other.
+    /// Sends a task that ended in FAILURE again: the same call, as a new task. Each record names the other.
     ///
     /// A failed task is sent again once: asked a second time, this returns the task of the first time.
     ///
@@ -239,8 +239,8 @@ impl Client {
         self.send_again(id, envelope).await
     }
 
-    /// Sends the task of an envelope as a task of its own, whose name is written into the record `named_at`. Until that
-    /// task is known to have come to a worker its message is published again: nobody knows what an interruption left.
+    /// Sends the call of an envelope as a new task, whose id is written into the record `named_at`. Until the new
+    /// task is known to have reached a worker, its message is published again: an interruption may have lost it.
     pub(crate) async fn send_again(
         &self,
         named_at: &TaskId,
@@ -267,8 +267,8 @@ impl Client {
         Ok(self.publish(vec![Ok(prepared)]).await.pop().expect("one answer")?)
     }
 
-    /// Writes down which task repeats this one, before it is sent: whoever asks meanwhile, or after a crash, sends
-    /// the same one.
+    /// Records the id of the task that repeats this one, before it is sent. A concurrent or later request sends
+    /// the same task.
     async fn name_successor(&self, id: &TaskId) -> Result<TaskId, ControlError> {
         let named = |facts: &Facts| facts.text(name::RETRIED_AS).and_then(|text| TaskId::parse(&text).ok());
         let fresh = TaskId::fresh();
@@ -304,7 +304,7 @@ impl Client {
         self.app.0.backend.update_indexes(vec![note]).await
     }
 
-    /// The message of a record, if it is to be believed, and this application may sign it.
+    /// Returns the message that a record holds, if it is authentic and this application may sign it.
     fn kept_envelope(&self, id: &TaskId, facts: &Facts) -> Result<Envelope, ControlError> {
         let no_message = |why: String| ControlError::NoMessage { id: id.clone(), why };
         let fact = facts.get(name::MESSAGE);
@@ -327,7 +327,7 @@ impl Client {
         Ok(envelope)
     }
 
-    /// A commit as it must be written: an end that nobody would believe is refused here.
+    /// Signs the end of a task in a commit. Refuses an end that readers would not accept.
     pub(crate) fn signed_end(&self, commit: Commit) -> Result<Commit, ControlError> {
         let commit = self.app.0.trust.sign_end(commit);
         let facts: Facts = commit.facts.iter().cloned().collect();
@@ -345,7 +345,7 @@ impl Client {
     }
 }
 
-/// The attempt that a task waits for, if it waits for its time.
+/// Returns the attempt that a scheduled task waits for.
 fn waits(facts: &Facts) -> Option<NextAttempt> {
     let next = next_attempt(facts).ok().filter(|next| next.due.is_some())?;
     (!facts.has(name::END) && !facts.has(name::REVOKED)).then_some(next)

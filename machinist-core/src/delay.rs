@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-/// What comes no more than this too early is waited for by the worker, instead of being sent on another ride.
+/// Maximum time that a worker waits for a delivery that comes too early. An earlier one is published again, with the
+/// remaining delay.
 pub(crate) const NEARLY_DUE: Duration = Duration::from_millis(20);
 
-/// For how long the broker is to keep what is due after `wait`: somewhat shorter, because what it delivers late can only
-/// be late, and a worker waits for the rest to the millisecond. Clocks may differ by what is missing to [`NEARLY_DUE`].
+/// Returns the delay for the broker of a message that is due after `wait`. It is somewhat shorter: a late delivery can only
+/// be late, and a worker waits for the rest to the millisecond. Clocks may differ by the remainder to [`NEARLY_DUE`].
 pub(crate) fn keep_for(wait: Duration) -> Duration {
     const SOONER: Duration = Duration::from_millis(16);
     wait.saturating_sub(SOONER)

@@ -11,7 +11,7 @@ pub use machinist_adapter::error::BoxError;
 
 pub use crate::task_error::TaskError;
 
-/// Why a signature was not sent.
+/// Error of a signature that was not sent.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
@@ -21,12 +21,12 @@ pub enum SendError {
     /// Something in the signature contradicts itself; the text says what.
     #[error("{0}")]
     Invalid(String),
-    /// It is larger than this application sends (see [`MaxSizes`](crate::MaxSizes)).
+    /// The message is larger than this application sends (see [`MaxSizes`](crate::MaxSizes)).
     #[error("task {id}: {what}: {size}, and {limit} is the limit; send a reference instead")]
     TooLarge {
         /// The task.
         id: crate::id::TaskId,
-        /// What is too large.
+        /// The part that is too large.
         what: &'static str,
         /// Its size, in bytes; for arguments their number.
         size: usize,
@@ -38,7 +38,7 @@ pub enum SendError {
     Key {
         /// The task.
         id: crate::id::TaskId,
-        /// Why, and the remedy.
+        /// The reason, and the remedy.
         why: String,
     },
     /// The broker did not take it; the [`PublishError`] says whether sending again is safe, or pointless.
@@ -46,20 +46,20 @@ pub enum SendError {
     Publish {
         /// The task.
         id: crate::id::TaskId,
-        /// What the broker said.
+        /// The broker's error.
         source: PublishError,
     },
 }
 
 impl SendError {
-    /// Whether the task may have been queued all the same, because the broker's confirmation is missing. Sending
+    /// Returns `true` if the task may have been queued, because the broker's confirmation is missing. Sending
     /// the same signature again is safe: it keeps its id.
     pub fn is_unknown(&self) -> bool {
         matches!(self, Self::Publish { source: PublishError::Unknown(_), .. })
     }
 }
 
-/// Why a result was not to be had.
+/// Error of a result that is not available.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResultError {
@@ -68,7 +68,7 @@ pub enum ResultError {
     Timeout {
         /// The task.
         id: crate::id::TaskId,
-        /// How long was waited.
+        /// Time waited.
         waited: Duration,
     },
     /// The task ended in FAILURE.
@@ -76,7 +76,7 @@ pub enum ResultError {
     Failed {
         /// The task.
         id: crate::id::TaskId,
-        /// How it failed.
+        /// Kind of the failure.
         kind: crate::record::FailureKind,
         /// The outermost message of its error.
         message: String,
@@ -94,7 +94,7 @@ pub enum ResultError {
     Undecodable {
         /// The task.
         id: crate::id::TaskId,
-        /// What does not fit.
+        /// The mismatch.
         reason: String,
     },
     /// The task has ended, and how is encrypted: the key is not in the ring here, or is another.
@@ -102,7 +102,7 @@ pub enum ResultError {
     Undecryptable {
         /// The task.
         id: crate::id::TaskId,
-        /// Which key is missing.
+        /// The missing key.
         why: String,
     },
     /// The record says that the task has ended, and nobody whose key is trusted here has signed that: somebody
@@ -111,7 +111,7 @@ pub enum ResultError {
     Forged {
         /// The task.
         id: crate::id::TaskId,
-        /// What speaks against it.
+        /// The evidence.
         reason: String,
     },
     /// The backend could not be asked.

@@ -1,4 +1,4 @@
-//! What a handler may take besides its arguments, and how every parameter gets its value.
+//! Extractors: parameters of a handler besides its arguments, and the way every parameter gets its value.
 //!
 //! A parameter is filled in one of three ways: out of the [`TaskContext`] ([`FromContext`]), by the next argument
 //! ([`WireArg`]), or by all the arguments that are left ([`Rest`]). They may stand in any order; the arguments
@@ -15,7 +15,7 @@ use crate::{
 /// Something that a handler can take as a parameter and that does not travel with the task.
 ///
 /// # Examples
-/// An extractor of your own:
+/// A custom extractor:
 /// ```
 /// use machinist_core::extract::{FromContext, Requirement};
 /// use machinist_core::{State, TaskContext, TaskError};

@@ -1,4 +1,4 @@
-//! What must hold of any bytes: the bodies of the fuzz targets, and of tests that run them within bounds.
+//! Properties that hold for any bytes: the bodies of the fuzz targets, and bounded tests of them.
 //!
 //! One copy, which the targets in `fuzz/` (nightly, for hours) and the tests below (stable, for seconds) share. A body
 //! panics where what it is about does not hold. None of this is in a program: it is compiled for tests and fuzzers.
@@ -105,7 +105,7 @@ pub fn verify(data: &[u8]) {
     }
 }
 
-/// What is signed: fields can be told from the bytes, so that no two lists of fields make the same bytes; and of two
+/// Signing input: the bytes determine the fields, so that no two lists of fields make the same bytes; and of two
 /// messages only those make the same bytes that say the same.
 pub fn signing_input(data: &[u8]) {
     let fields = Bytes(data).fields();
@@ -132,7 +132,7 @@ pub(crate) fn signed_alike_only_if_equal(one: &Envelope, other: &Envelope) {
     assert_eq!(input(one), input(&one.clone()));
 }
 
-/// What is encrypted, changed in any way, does not open; and what is in the place of something encrypted is read, or
+/// Encryption: changed ciphertext does not decrypt; and anything in the place of ciphertext is read, or
 /// said to be locked.
 pub fn encrypted(data: &[u8]) {
     static HIDDEN: OnceLock<(Keyring, Envelope)> = OnceLock::new();
@@ -177,7 +177,7 @@ pub fn encrypted(data: &[u8]) {
 
 /// A record, one fact a line (`NAME VALUE`), as somebody may have left it who can write to the backend: nothing is read
 /// out of it that nobody signed, and whatever a worker or a client decides by it can be written. What is refused is
-/// asked about again, so that a commit which its own record refuses would be asked about for ever.
+/// asked about again, so a commit that its own record refuses would be asked about forever.
 pub fn record(data: &[u8]) {
     let lines = data.split(|byte| *byte == b'\n').filter_map(|line| {
         let (name, value) = line.split_at(line.iter().position(|byte| *byte == b' ')?);
@@ -207,7 +207,7 @@ pub fn record(data: &[u8]) {
     }
 }
 
-/// What a delivery of this attempt may do, whether the sessions of the record live or not.
+/// Decides a start of this attempt, with the record's sessions alive and gone.
 fn started_over(id: &TaskId, facts: &Facts, attempt: u32) {
     let (run, session) = (RunId::from("a"), SessionId::from("s"));
     let asking = StartRequest {
@@ -307,7 +307,7 @@ impl Bytes<'_> {
         Some(*first)
     }
 
-    /// As many as the first byte says.
+    /// Takes as many bytes as the first one says.
     fn bytes(&mut self) -> Vec<u8> {
         let length = usize::from(self.byte().unwrap_or_default()).min(self.0.len());
         let (bytes, rest) = self.0.split_at(length);

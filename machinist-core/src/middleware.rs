@@ -48,7 +48,7 @@ pub trait Middleware: Send + Sync + 'static {
     async fn call(&self, cx: TaskContext, args: Vec<Arg>, next: Next) -> Result<Results, TaskError>;
 }
 
-/// What is inside a middleware: the next one, or the handler.
+/// The rest of a call: the next middleware, or the handler.
 #[derive(Clone)]
 pub struct Next {
     rest: Arc<[Arc<dyn Middleware>]>,
@@ -82,8 +82,25 @@ impl fmt::Debug for Next {
     }
 }
 
-/// Something that sees every signature before it is sent.
+/// Hook that is called with every signature before it is sent, for example to add a tenant to its headers.
+///
+/// Hooks run in the order in which [`AppBuilder::on_publish`](crate::AppBuilder::on_publish) added them. A handler reads
+/// the headers with [`TaskContext::headers`].
+///
+/// # Examples
+/// ```
+/// use machinist_core::{PublishHook, TaskId};
+/// use std::collections::BTreeMap;
+///
+/// struct Tenant(String);
+///
+/// impl PublishHook for Tenant {
+///     fn before_publish(&self, _: &TaskId, _: &str, headers: &mut BTreeMap<String, String>) {
+///         headers.entry("tenant".to_owned()).or_insert_with(|| self.0.clone());
+///     }
+/// }
+/// ```
 pub trait PublishHook: Send + Sync + 'static {
-    /// May add headers, which the task's handler can read.
+    /// Reads the id and name of a signature, and may change its headers.
     fn before_publish(&self, id: &TaskId, name: &str, headers: &mut BTreeMap<String, String>);
 }

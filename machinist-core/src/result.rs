@@ -1,7 +1,7 @@
 //! Asking for the outcome of a task, and waiting for it.
 //!
-//! Waiting is a push: the backend wakes whoever watches a record. A wake-up may be missed, so a waiter also looks
-//! by itself now and then; that is the safety net, not the way.
+//! Waiting is a push: the backend wakes the watchers of a record. A wake-up may be missed, so a waiter also reads the
+//! record from time to time; that is the safety net.
 
 use std::{fmt, marker::PhantomData, time::Duration};
 
@@ -17,9 +17,9 @@ use crate::{
     record::{Record, TaskState, fold},
 };
 
-/// How often a waiter looks without having been woken.
+/// Interval at which a waiter reads the record without a wake-up.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// How many results are waited for at the same time.
+/// Maximum number of results that are awaited at the same time.
 const MAX_CONCURRENT_WAITS: usize = 512;
 
 /// The result of a task, now or later; `R` is what it is read as.
@@ -56,7 +56,7 @@ impl<R> AsyncResult<R> {
         AsyncResult { app: self.app, id: self.id, sent: self.sent, result: PhantomData }
     }
 
-    /// Where the task is in its life.
+    /// Reads the state of the task.
     ///
     /// # Errors
     /// [`ResultError::Unknown`], [`ResultError::Forged`], [`ResultError::Backend`].
@@ -269,7 +269,7 @@ impl<R> fmt::Debug for AsyncResult<R> {
     }
 }
 
-/// As the task's id.
+/// Serializes the task's id.
 impl<R> Serialize for AsyncResult<R> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         self.id.serialize(to)

@@ -1,4 +1,4 @@
-//! When a failed task runs again: policies, as data, and their arithmetic.
+//! Retry policies, as data, and their arithmetic.
 //!
 //! A policy travels in the signature, so producer and worker need not agree on configuration. The arithmetic is
 //! pure and saturates; chance is an argument, drawn once when the outcome is decided and then recorded.
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// How often a task is tried again, and after which wait.
+/// Number of retries of a task, and the waits before them.
 ///
 /// # Examples
 /// ```
@@ -20,13 +20,13 @@ use serde::{Deserialize, Serialize};
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RetryPolicy {
-    /// How many times a task that failed is run again; 0 means that its first failure is final.
+    /// Maximum number of retries after failures; 0 means that the first failure is final.
     pub max_retries: u32,
-    /// How many times a task may ask to be run later ([`TaskError::retry_in`](crate::TaskError::retry_in)).
+    /// Maximum number of postponements ([`TaskError::retry_in`](crate::TaskError::retry_in)).
     pub max_postponements: u32,
-    /// How long to wait before the next run.
+    /// Wait before the next run.
     pub backoff: Backoff,
-    /// Whether a run that was ended by a time limit counts as a failure that is tried again.
+    /// `true` if a run that reached a timeout is retried.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub retry_timeouts: bool,
     /// No retry begins later than this after the task was due. Without it only the number of retries counts.
@@ -55,7 +55,7 @@ pub enum Backoff {
     },
     /// `unit` times 1, 2, 3, 5, 8, …, at most `cap`: Go machinery's sequence.
     Fibonacci {
-        /// What is multiplied.
+        /// The unit that is multiplied.
         #[serde(rename = "unit_ms", with = "millis")]
         unit: Duration,
         /// The upper bound of every wait.
@@ -151,7 +151,7 @@ impl RetryPolicy {
         Self { retry_for: self.retry_for.map(|limit| limit.saturating_sub(age)), ..self }
     }
 
-    /// Whether another run may begin after `delay`, when `retries` retries are spent.
+    /// Returns `true` if another run may begin after `delay`, with `retries` retries spent.
     pub(crate) fn grants(&self, retries: u32, delay: Duration) -> bool {
         retries < self.max_retries && self.retry_for.is_none_or(|left| !left.is_zero() && delay <= left)
     }
@@ -212,7 +212,7 @@ mod millis {
     }
 }
 
-/// As [`millis`], for what may be absent.
+/// Optional durations in the form of [`millis`].
 mod optional_millis {
     use super::{Duration, whole_millis};
     use serde::{Deserialize, Deserializer, Serialize, Serializer};

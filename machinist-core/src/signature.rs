@@ -49,7 +49,7 @@ pub(crate) struct SignatureParts {
     pub(crate) soft_timeout: Option<Duration>,
     pub(crate) priority: Option<u8>,
     pub(crate) headers: BTreeMap<String, String>,
-    /// Why it cannot be sent: an argument that has no form on the wire.
+    /// Reason that it cannot be sent: an argument without a form on the wire.
     pub(crate) unsendable: Option<String>,
 }
 

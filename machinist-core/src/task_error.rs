@@ -34,14 +34,14 @@ pub struct TaskError {
     pub(crate) error: BoxError,
 }
 
-/// What a handler wants to follow from its failure.
+/// Consequence that a handler asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Disposition {
-    /// As the retry policy says.
+    /// Retry as the retry policy says.
     Failed,
     /// Not again.
     Permanent,
-    /// If a retry is left, then after this while instead of the policy's.
+    /// Retry after this time instead of the policy's, if a retry is left.
     RetryAfter(Duration),
     /// Again after this while, whatever the retry policy says.
     RetryIn(Duration),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -11,8 +12,8 @@ use std::{
 };
 
 use machinist_core::{
-    App, Arg, AsyncResult, Backoff, Codec, Middleware, Next, ResultError, Results, RetryPolicy, SendError,
-    Signature, State, TaskContext, TaskDef, TaskError, Worker, WorkerBuilder,
+    App, Arg, AsyncResult, Backoff, Codec, Middleware, Next, PublishHook, ResultError, Results, RetryPolicy,
+    SendError, Signature, State, TaskContext, TaskDef, TaskError, TaskId, Worker, WorkerBuilder,
     broker::{Broker, Message, Publish, Target},
     id::QueueName,
     record::{FailureKind, TaskState},
@@ -532,6 +533,31 @@ async fn middleware_is_called_in_order_and_may_answer_itself() {
     let sum = house.app.client().send(ADD.call((1, 1))).await.unwrap();
     assert_eq!(sum.wait(SOON).await.unwrap(), 101);
     assert_eq!(sum.record().await.unwrap().log, "a in\nb in\nb out\na out\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn publish_hooks_run_in_order_and_their_headers_reach_the_handler() {
+    struct Tenant(&'static str);
+    impl PublishHook for Tenant {
+        fn before_publish(&self, id: &TaskId, name: &str, headers: &mut BTreeMap<String, String>) {
+            assert_ne!(id.as_str(), "");
+            let before = headers.insert("tenant".to_owned(), self.0.to_owned()).unwrap_or_default();
+            headers.insert("seen".to_owned(), format!("{name} {before}"));
+        }
+    }
+    const WHOSE: TaskDef<(), String> = TaskDef::new("whose");
+    let whose = async |cx: TaskContext| {
+        Ok::<_, TaskError>(format!("{} {}", cx.headers()["tenant"], cx.headers()["seen"]))
+    };
+    let app = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()))
+        .on_publish(Tenant("first"))
+        .on_publish(Tenant("second"))
+        .build()
+        .await
+        .unwrap();
+    let _running = Running::start(Worker::builder(&app).task(WHOSE, whose));
+    let sent = app.client().send(WHOSE.call(()).header("tenant", "own")).await.unwrap();
+    assert_eq!(sent.wait(SOON).await.unwrap(), "second whose first");
 }
 
 #[tokio::test(start_paused = true)]

@@ -25,7 +25,7 @@ const MAY_KNOW: [(&str, &[&str]); 9] = [
     ("machinist-backend-redis", &[SEAMS]),
     ("machinist-sqlite", &[SEAMS]),
     ("machinist-memory", &[SEAMS]),
-    ("machinist-conformance", &[SEAMS, CORE]),
+    ("machinist-conformance", &[SEAMS, CORE, "machinist-memory"]),
     (
         "machinist",
         &[

@@ -10,10 +10,10 @@ const FORBIDDEN: [(&str, &str); 6] = [
     ("todo!", "finish it, or leave it out"),
     ("unimplemented!", "finish it, or leave it out"),
     ("dbg!", "use a tracing event, or delete it"),
-    ("SystemTime::now", "instants are arguments; the one reading is machinist_core::clock::wall"),
+    ("SystemTime::now", "instants are arguments; the one reading is machinist_adapter::clock::wall"),
 ];
 
-const CLOCK: &str = "machinist-core/src/clock.rs";
+const CLOCK: &str = "machinist-adapter/src/clock.rs";
 
 pub(super) fn check(file: &TextFile) -> Vec<Finding> {
     let finding = |line: usize, what: String, remedy| Finding { path: file.path.clone(), line, what, remedy };
