@@ -6,23 +6,23 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use machinist_conformance::arrows::{Side, Step, Witness};
+use machinist_conformance::arrows::{ArrowStep, Side, Witness};
 
 /// Every arrow that everyday load passes.
-pub(crate) const ARROWS: [(Step, Side); 13] = [
-    (Step::Receive, Side::After),
-    (Step::Start, Side::Before),
-    (Step::Start, Side::After),
-    (Step::Run, Side::Before),
-    (Step::Run, Side::After),
-    (Step::Record, Side::Before),
-    (Step::Record, Side::After),
-    (Step::Follow, Side::Before),
-    (Step::Follow, Side::After),
-    (Step::Mark, Side::Before),
-    (Step::Mark, Side::After),
-    (Step::Ack, Side::Before),
-    (Step::Ack, Side::After),
+pub(crate) const ARROWS: [(ArrowStep, Side); 13] = [
+    (ArrowStep::Receive, Side::After),
+    (ArrowStep::Start, Side::Before),
+    (ArrowStep::Start, Side::After),
+    (ArrowStep::Run, Side::Before),
+    (ArrowStep::Run, Side::After),
+    (ArrowStep::Record, Side::Before),
+    (ArrowStep::Record, Side::After),
+    (ArrowStep::Follow, Side::Before),
+    (ArrowStep::Follow, Side::After),
+    (ArrowStep::Mark, Side::Before),
+    (ArrowStep::Mark, Side::After),
+    (ArrowStep::Ack, Side::Before),
+    (ArrowStep::Ack, Side::After),
 ];
 
 /// Where the order is.
@@ -30,7 +30,7 @@ pub(crate) fn file(dir: &Path) -> PathBuf {
     dir.join("arrow")
 }
 
-pub(crate) fn words((step, side): (Step, Side)) -> String {
+pub(crate) fn words((step, side): (ArrowStep, Side)) -> String {
     let side = match side {
         Side::Before => "before",
         Side::After => "after",
@@ -39,7 +39,7 @@ pub(crate) fn words((step, side): (Step, Side)) -> String {
 }
 
 /// Orders the end of whichever worker comes first to this arrow.
-pub(crate) fn order(dir: &Path, arrow: (Step, Side)) -> Result<()> {
+pub(crate) fn order(dir: &Path, arrow: (ArrowStep, Side)) -> Result<()> {
     // Renamed, so that nobody reads half an order.
     let draft = dir.join("arrow.new");
     std::fs::write(&draft, words(arrow)).context("cannot write an order")?;
@@ -52,7 +52,7 @@ pub(crate) struct Executor(pub(crate) PathBuf);
 
 #[async_trait]
 impl Witness for Executor {
-    async fn at(&self, step: Step, side: Side) {
+    async fn at(&self, step: ArrowStep, side: Side) {
         let Ok(order) = std::fs::read_to_string(&self.0) else { return };
         if order == words((step, side)) && std::fs::remove_file(&self.0).is_ok() {
             std::process::abort();

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use machinist::{Signature, TaskId};
 use machinist_conformance::{
     Proxy,
-    arrows::{Side, Step},
+    arrows::{ArrowStep, Side},
 };
 use nix::sys::signal::Signal;
 use xtask::{
@@ -236,7 +236,7 @@ impl House {
     }
 
     /// Ends a worker at this arrow, whichever comes there first.
-    pub(crate) async fn end_one_at(&self, arrow: (Step, Side)) -> Result<()> {
+    pub(crate) async fn end_one_at(&self, arrow: (ArrowStep, Side)) -> Result<()> {
         arrow::order(&self.dir, arrow)?;
         let until = Instant::now() + Duration::from_secs(60);
         while arrow::file(&self.dir).exists() {

@@ -4,43 +4,43 @@ use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use machinist_core::{
+use machinist_adapter::{
     backend::{
         Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Renewed,
         SessionEntry, Watch,
     },
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
+    facts::Facts,
     id::{SessionId, TaskId},
-    record::Facts,
     tls::{Tls, install_provider},
 };
 use redis::{Cmd, Value};
 
 use crate::{
     batch,
-    commit::{Keyed, bytes, facts},
-    connect::{Patience, Place, of_tls},
+    commit::{KeyedCommit, bytes, facts},
+    commit_batcher::CommitBatcher,
+    connect::{RedisAddress, RedisTimeouts, explain_tls},
     doctor,
-    error::{meaning, unexpected},
-    gather::Gathering,
-    keys::Keys,
-    link::{CHUNK, Links},
+    error::{backend_error, unexpected},
+    keys::RedisKeys,
+    link::{MAX_COMMANDS_PER_BATCH, RedisLinks},
     sessions,
-    target::Target,
-    wake::Wakes,
+    target::RedisTarget,
+    watch_registry::WatchRegistry,
 };
 
-/// What may be said about a connection beyond its URL.
+/// Options of a connection beyond its URL.
 #[derive(Debug, Clone)]
 pub struct RedisOptions {
     /// With what every key begins: the namespace. Default `machinist`.
     pub prefix: String,
-    /// How long a command may take before it counts as unanswered; it may have been executed. Default 5 s.
+    /// Time after which a command counts as unanswered; it may have been executed. Default: 5 s.
     pub response_timeout: Duration,
-    /// How long opening a connection may take, login included. Default 3 s.
+    /// Maximum time to open a connection, login included. Default: 3 s.
     pub connect_timeout: Duration,
-    /// Whose certificates are trusted where the URL speaks of TLS, and which one we show. Default: the system's, and
+    /// Certificates of TLS connections: the trusted ones and the client's. Default: the system's, and
     /// none.
     pub tls: Tls,
 }
@@ -63,10 +63,10 @@ impl Default for RedisOptions {
 /// the next call; nothing is repeated behind the caller's back.
 pub struct RedisBackend {
     location: String,
-    keys: Keys,
-    links: Arc<Links>,
-    gathering: Gathering,
-    wakes: Wakes,
+    keys: RedisKeys,
+    links: Arc<RedisLinks>,
+    batcher: CommitBatcher,
+    watches: WatchRegistry,
 }
 
 impl RedisBackend {
@@ -79,7 +79,7 @@ impl RedisBackend {
     /// | `redis+sentinel://[USER:PASSWORD@]HOST[:PORT],…/MASTER[/DB]` | the master that these sentinels name |
     /// | `redis+cluster://[USER:PASSWORD@]HOST[:PORT],…` | a cluster, found through any of these nodes |
     ///
-    /// `rediss+sentinel` and `rediss+cluster` speak TLS. Sentinels with a login of their own take
+    /// `rediss+sentinel` and `rediss+cluster` speak TLS. Sentinels with a separate login take
     /// `?sentinel_user=…&sentinel_password=…`. In user and password `@ / : # ?` are written as `%40 %2F %3A %23
     /// %3F`. Certificates are checked against those of [`RedisOptions::tls`], and against the host's name.
     ///
@@ -91,28 +91,28 @@ impl RedisBackend {
     /// Safe.
     pub async fn connect(url: &str, options: RedisOptions) -> Result<Self, BackendError> {
         let RedisOptions { prefix, response_timeout, connect_timeout, tls } = options;
-        let keys = Keys::new(&prefix)?;
+        let keys = RedisKeys::new(&prefix)?;
         for (name, value) in [("response_timeout", response_timeout), ("connect_timeout", connect_timeout)] {
             if value.is_zero() {
                 return Err(BackendError::Configuration(format!("{name} is zero; set it to a few seconds")));
             }
         }
-        let parsed = Target::parse(url, response_timeout)?;
+        let parsed = RedisTarget::parse(url, response_timeout)?;
         if parsed.tls {
             install_provider();
         }
-        let place = Place::new(&parsed, tls);
-        let patience = Patience { connect: connect_timeout, response: response_timeout };
-        let links = Arc::new(Links::new(&place, patience, &keys.sessions())?);
+        let place = RedisAddress::new(&parsed, tls);
+        let patience = RedisTimeouts { connect: connect_timeout, response: response_timeout };
+        let links = Arc::new(RedisLinks::new(&place, patience, &keys.sessions())?);
         if let Err(error) = Box::pin(links.try_one(redis::cmd("TIME"))).await {
-            return Err(match Box::pin(of_tls(&place, &error, patience)).await {
+            return Err(match Box::pin(explain_tls(&place, &error, patience)).await {
                 Some(what) => BackendError::Refused { reason: format!("{} {what}", parsed.location) },
-                None => meaning(&error),
+                None => backend_error(&error),
             });
         }
-        let wakes = Wakes::new(place, patience, keys.sessions());
-        let gathering = Gathering::new(Arc::clone(&links));
-        Ok(Self { location: parsed.location, keys, links, gathering, wakes })
+        let watches = WatchRegistry::new(place, patience, keys.sessions());
+        let batcher = CommitBatcher::new(Arc::clone(&links));
+        Ok(Self { location: parsed.location, keys, links, batcher, watches })
     }
 }
 
@@ -133,7 +133,7 @@ impl Diagnose for RedisBackend {
     }
 
     async fn diagnose(&self) -> Vec<Finding> {
-        doctor::examine(&self.links, &self.wakes, &self.keys).await
+        doctor::examine(&self.links, &self.watches, &self.keys).await
     }
 }
 
@@ -145,16 +145,16 @@ impl Backend for RedisBackend {
 
     async fn commit(&self, mut batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>> {
         if batch.len() == 1
-            && self.links.can_gather()
+            && self.links.can_batch()
             && let Some(commit) = batch.pop()
         {
             let key = self.keys.record(&commit.id);
-            return vec![self.gathering.commit(key, commit).await];
+            return vec![self.batcher.commit(key, commit).await];
         }
         let mut outcomes = Vec::with_capacity(batch.len());
         let key = |commit: &Commit| self.keys.record(&commit.id);
-        let mut rest: Vec<Keyed> =
-            batch.into_iter().map(|commit| Keyed { key: key(&commit), commit }).collect();
+        let mut rest: Vec<KeyedCommit> =
+            batch.into_iter().map(|commit| KeyedCommit { key: key(&commit), commit }).collect();
         while !rest.is_empty() {
             let later = rest.split_off(together(&rest));
             // On the heap, so that the future of a single commit stays small.
@@ -162,7 +162,7 @@ impl Backend for RedisBackend {
                 Ok(made) => outcomes.extend(made),
                 // Nobody knows whether these were made: what follows must not overtake them.
                 Err(error) => {
-                    outcomes.extend(rest.iter().chain(&later).map(|_| Err(meaning(&error))));
+                    outcomes.extend(rest.iter().chain(&later).map(|_| Err(backend_error(&error))));
                     break;
                 }
             }
@@ -173,7 +173,7 @@ impl Backend for RedisBackend {
 
     async fn read(&self, ids: &[TaskId]) -> Result<Vec<Facts>, BackendError> {
         let mut records = Vec::with_capacity(ids.len());
-        for chunk in ids.chunks(CHUNK) {
+        for chunk in ids.chunks(MAX_COMMANDS_PER_BATCH) {
             let cmds = chunk.iter().map(|id| read(&self.keys, id)).collect();
             for record in self.links.all(cmds).await? {
                 records.push(facts(record)?);
@@ -183,7 +183,7 @@ impl Backend for RedisBackend {
     }
 
     async fn watch(&self, id: &TaskId) -> Result<Watch, BackendError> {
-        self.wakes.watch(self.keys.record(id)).await
+        self.watches.watch(self.keys.record(id)).await
     }
 
     async fn now(&self) -> Result<Timestamp, BackendError> {
@@ -222,7 +222,7 @@ impl Backend for RedisBackend {
     }
 
     async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
-        for chunk in updates.chunks(CHUNK) {
+        for chunk in updates.chunks(MAX_COMMANDS_PER_BATCH) {
             let cmds = chunk.iter().map(|update| match update {
                 IndexUpdate::Put { index, at, member } => put(&self.keys.index(*index), *at, member),
                 IndexUpdate::Remove { index, member } => remove(&self.keys.index(*index), member),
@@ -265,15 +265,15 @@ impl Backend for RedisBackend {
     }
 }
 
-/// How many commits from the first one may travel in one round trip: two of the same record must be made one
+/// Returns the number of commits, from the first, that share one round trip: two of the same record must be made one
 /// after the other even when the first has to wait for a script to be loaded.
-fn together(commits: &[Keyed]) -> usize {
-    let mut keys = HashSet::with_capacity(commits.len().min(CHUNK));
-    commits.iter().take(CHUNK).take_while(|commit| keys.insert(&commit.key)).count()
+fn together(commits: &[KeyedCommit]) -> usize {
+    let mut keys = HashSet::with_capacity(commits.len().min(MAX_COMMANDS_PER_BATCH));
+    commits.iter().take(MAX_COMMANDS_PER_BATCH).take_while(|commit| keys.insert(&commit.key)).count()
 }
 
 /// Reads a record.
-pub(crate) fn read(keys: &Keys, id: &TaskId) -> Cmd {
+pub(crate) fn read(keys: &RedisKeys, id: &TaskId) -> Cmd {
     command("HGETALL", &keys.record(id))
 }
 
@@ -319,8 +319,9 @@ fn scored(value: Value) -> Result<Vec<(Timestamp, String)>, BackendError> {
         .collect()
 }
 
-/// What TIME answers: seconds and microseconds.
+/// Reads the answer to TIME: seconds and microseconds.
 pub(crate) fn instant(value: Value) -> Result<Timestamp, BackendError> {
-    let (seconds, micros): (i64, i64) = redis::from_redis_value(value).map_err(|e| meaning(&e.into()))?;
+    let (seconds, micros): (i64, i64) =
+        redis::from_redis_value(value).map_err(|e| backend_error(&e.into()))?;
     Ok(Timestamp::from_micros(seconds.saturating_mul(1_000_000).saturating_add(micros)))
 }

@@ -2,22 +2,22 @@
 
 use std::iter;
 
-use machinist_core::backend::{BackendError, Committed};
+use machinist_adapter::backend::{BackendError, Committed};
 use redis::RedisResult;
 
 use crate::{
-    commit::{Keyed, alike, answers, call},
-    error::{is_of_one_key, meaning},
-    link::Links,
+    commit::{KeyedCommit, alike, answers, call},
+    error::{backend_error, is_of_one_key},
+    link::RedisLinks,
 };
 
 /// Makes these commits, each with its own outcome. Those that do not do the same are made in any order.
 pub(crate) async fn make(
-    links: &Links,
-    commits: &[Keyed],
+    links: &RedisLinks,
+    commits: &[KeyedCommit],
 ) -> RedisResult<Vec<Result<Committed, BackendError>>> {
     // A cluster's nodes have one record each of those that are named together.
-    let kinds = match links.can_gather() {
+    let kinds = match links.can_batch() {
         true => alike(commits),
         false => (0..commits.len()).map(|place| vec![place]).collect(),
     };
@@ -35,7 +35,7 @@ pub(crate) async fn make(
             }
             // The call ended at that record; what was made is made again, which changes nothing.
             Err(error) if kind.len() > 1 && is_of_one_key(&error) => apart.extend(kind),
-            Err(error) => kind.into_iter().for_each(|at| outcomes[at] = Some(Err(meaning(&error)))),
+            Err(error) => kind.into_iter().for_each(|at| outcomes[at] = Some(Err(backend_error(&error)))),
         }
     }
     if !apart.is_empty() {
@@ -43,7 +43,7 @@ pub(crate) async fn make(
         for (at, answer) in iter::zip(apart, answered) {
             outcomes[at] = match answer {
                 Ok(value) => answers(&value, 1).pop(),
-                Err(error) => Some(Err(meaning(&error))),
+                Err(error) => Some(Err(backend_error(&error))),
             };
         }
     }

@@ -11,9 +11,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use machinist_core::{
+use machinist_adapter::{
     backend::{BackendError, Commit, Committed, Expiry},
-    record::{FactName, Facts},
+    facts::{FactName, Facts},
 };
 use redis::{Cmd, Script, Value};
 
@@ -23,25 +23,25 @@ use crate::error::unexpected;
 pub(crate) static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("commit.lua")));
 
 /// A fact that is written together with the expiry of its record, if that had none: a record that holds it has one.
-const WITH_EXPIRY: &str = "sent";
+const EXPIRY_FIELD: &str = "sent";
 
 /// A commit, and the key of its record.
 #[derive(Debug)]
-pub(crate) struct Keyed {
+pub(crate) struct KeyedCommit {
     pub(crate) key: String,
     pub(crate) commit: Arc<Commit>,
 }
 
 /// The call that makes these commits, which do the same.
-pub(crate) fn call<'a>(commits: impl ExactSizeIterator<Item = &'a Keyed> + Clone) -> Cmd {
+pub(crate) fn call<'a>(commits: impl ExactSizeIterator<Item = &'a KeyedCommit> + Clone) -> Cmd {
     const NAME: &str = "EVALSHA";
     /// Numbers among the arguments.
     const NUMBERS: usize = 32;
     let Some(first) = commits.clone().next() else { return Cmd::new() };
-    let plan = Plan::of(&first.commit);
+    let plan = ScriptCall::of(&first.commit);
     let hash = SCRIPT.get_hash();
     let said = plan.unless.len() + plan.facts.len() + 1 + plan.drop.len();
-    let values = |one: &'a Keyed| plan.facts.iter().map(|(_, from)| from.value(&one.commit));
+    let values = |one: &'a KeyedCommit| plan.facts.iter().map(|(_, from)| from.value(&one.commit));
     let bytes: usize =
         commits.clone().map(|one| one.key.len() + values(one).map(Bytes::len).sum::<usize>()).sum();
     let mut cmd = Cmd::with_capacity(
@@ -61,8 +61,8 @@ pub(crate) fn call<'a>(commits: impl ExactSizeIterator<Item = &'a Keyed> + Clone
     });
     cmd.arg(if first.commit.wake { "1" } else { "0" });
     let (guarded, rest) = plan.facts.split_at(plan.equal + plan.absent);
-    let names = |facts: &[(&'a str, Source)]| facts.iter().map(|(name, _)| *name).collect::<Vec<_>>();
-    for name in [&plan.unless[..], &names(guarded), &[WITH_EXPIRY], &names(rest), &plan.drop].concat() {
+    let names = |facts: &[(&'a str, ValueSource)]| facts.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+    for name in [&plan.unless[..], &names(guarded), &[EXPIRY_FIELD], &names(rest), &plan.drop].concat() {
         cmd.arg(name);
     }
     for one in commits {
@@ -73,11 +73,11 @@ pub(crate) fn call<'a>(commits: impl ExactSizeIterator<Item = &'a Keyed> + Clone
     cmd
 }
 
-/// Which of these commits do the same, and so can be made by one call: their places, in the order in which each kind
+/// Groups commits that differ only in values, so that one call makes each group: their positions, in the order in which each kind
 /// first comes.
-pub(crate) fn alike(commits: &[Keyed]) -> Vec<Vec<usize>> {
+pub(crate) fn alike(commits: &[KeyedCommit]) -> Vec<Vec<usize>> {
     let mut kinds: Vec<Vec<usize>> = Vec::new();
-    for (at, Keyed { commit, .. }) in commits.iter().enumerate() {
+    for (at, KeyedCommit { commit, .. }) in commits.iter().enumerate() {
         match kinds.iter_mut().find(|kind| does_the_same(commit, &commits[kind[0]].commit)) {
             Some(kind) => kind.push(at),
             None => kinds.push(vec![at]),
@@ -86,7 +86,7 @@ pub(crate) fn alike(commits: &[Keyed]) -> Vec<Vec<usize>> {
     kinds
 }
 
-/// Whether these differ in nothing but the values that they write.
+/// Returns `true` if these differ only in the values that they write.
 fn does_the_same(one: &Commit, other: &Commit) -> bool {
     fn same_names(some: &[(FactName, Bytes)], others: &[(FactName, Bytes)]) -> bool {
         some.len() == others.len() && some.iter().zip(others).all(|(a, b)| a.0 == b.0)
@@ -101,10 +101,10 @@ fn does_the_same(one: &Commit, other: &Commit) -> bool {
         && one.drop == other.drop
 }
 
-/// What the script answered to a call of so many commits: an outcome for each.
+/// Reads the script's answer to a call of so many commits: an outcome for each.
 ///
 /// # Errors
-/// Of each, [`BackendError::Unavailable`] for an answer that is not ours.
+/// [`BackendError::Unavailable`] of each, for an answer that is not ours.
 pub(crate) fn answers(value: &Value, count: usize) -> Vec<Result<Committed, BackendError>> {
     match outcomes(value, count) {
         Some(outcomes) => outcomes.into_iter().map(Ok).collect(),
@@ -169,26 +169,26 @@ pub(crate) fn bytes(value: Value) -> Result<Bytes, BackendError> {
     }
 }
 
-/// What the script is asked to do, every name in it once.
+/// Arguments of one script call, every name once.
 #[derive(Debug, PartialEq, Eq)]
-struct Plan<'a> {
+struct ScriptCall<'a> {
     unless: Vec<&'a str>,
     drop: Vec<&'a str>,
-    /// What is written: `equal` facts that may be there with the same value, `absent` facts that are only written
+    /// Written facts: `equal` facts that may be there with the same value, `absent` facts that are only written
     /// where they are missing, and then the rest.
-    facts: Vec<(&'a str, Source)>,
+    facts: Vec<(&'a str, ValueSource)>,
     equal: usize,
     absent: usize,
 }
 
-/// Where in a commit the value of a fact is.
+/// Position of a fact's value in a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
+enum ValueSource {
     Equal(usize),
     Facts(usize),
 }
 
-impl Source {
+impl ValueSource {
     fn value(self, commit: &Commit) -> &Bytes {
         match self {
             Self::Equal(place) => &commit.equal_or_absent[place].1,
@@ -197,17 +197,17 @@ impl Source {
     }
 }
 
-impl<'a> Plan<'a> {
+impl<'a> ScriptCall<'a> {
     fn of(commit: &'a Commit) -> Self {
         let mut unless: Vec<&str> = commit.unless.iter().map(|name| &**name).collect();
-        let mut facts: Vec<(&str, Source)> =
+        let mut facts: Vec<(&str, ValueSource)> =
             Vec::with_capacity(commit.equal_or_absent.len() + commit.facts.len());
         for (place, (name, value)) in commit.equal_or_absent.iter().enumerate() {
             match facts.iter().find(|(earlier, _)| earlier == name) {
                 // No record can hold two values: one that holds any is refused.
                 Some((_, other)) if other.value(commit) != value => unless.push(name),
                 Some(_) => {}
-                None => facts.push((name, Source::Equal(place))),
+                None => facts.push((name, ValueSource::Equal(place))),
             }
         }
         let equal = facts.len();
@@ -219,9 +219,9 @@ impl<'a> Plan<'a> {
             }
             // Whoever names a fact in `unless` or `drop` knows that it is absent when it is written.
             if unless.contains(&&**name) || commit.drop.contains(name) {
-                known.push((&**name, Source::Facts(place)));
+                known.push((&**name, ValueSource::Facts(place)));
             } else {
-                facts.push((name, Source::Facts(place)));
+                facts.push((name, ValueSource::Facts(place)));
             }
         }
         let absent = facts.len() - equal;
@@ -233,7 +233,7 @@ impl<'a> Plan<'a> {
 
     fn name_bytes(&self) -> usize {
         let names = self.unless.iter().chain(&self.drop).chain(self.facts.iter().map(|(name, _)| name));
-        names.map(|name| name.len()).sum::<usize>() + WITH_EXPIRY.len()
+        names.map(|name| name.len()).sum::<usize>() + EXPIRY_FIELD.len()
     }
 }
 
@@ -245,7 +245,7 @@ fn milliseconds(after: Duration) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use machinist_core::id::TaskId;
+    use machinist_adapter::id::TaskId;
     use redis::Arg;
 
     use super::*;
@@ -258,9 +258,11 @@ mod tests {
         names.iter().map(|name| (*name).to_owned().into()).collect()
     }
 
-    fn keyed(commits: &[Commit]) -> Vec<Keyed> {
-        let keyed =
-            |(at, commit): (usize, &Commit)| Keyed { key: format!("k{at}"), commit: commit.clone().into() };
+    fn keyed(commits: &[Commit]) -> Vec<KeyedCommit> {
+        let keyed = |(at, commit): (usize, &Commit)| KeyedCommit {
+            key: format!("k{at}"),
+            commit: commit.clone().into(),
+        };
         commits.iter().enumerate().map(keyed).collect()
     }
 

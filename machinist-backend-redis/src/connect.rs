@@ -2,14 +2,14 @@
 //!
 //! deadpool makes the connections and bounds how long that may take. The backend then keeps what it got, because
 //! a checkout for each command costs several times the command. The pool of `deadpool-redis` passes connection
-//! settings on for single servers only, so sentinels and clusters have managers of their own here; with theirs the
+//! settings on for single servers only, so sentinels and clusters have managers here; with theirs the
 //! response timeout would silently be half a second.
 
 use std::{sync::Arc, time::Duration};
 
 use deadpool::managed::{self, Metrics, PoolError, RecycleError, RecycleResult};
 use futures_util::future::join_all;
-use machinist_core::{
+use machinist_adapter::{
     backend::BackendError,
     tls::{Tls, install_provider, is_spoken},
 };
@@ -26,35 +26,35 @@ use redis::{
 use tokio::sync::Mutex;
 
 use crate::{
-    error::meaning,
-    target::{Parsed, Target, tcp},
+    error::backend_error,
+    target::{ParsedUrl, RedisTarget, tcp},
 };
 
-/// What is done with messages that the server sends unasked, and with the news that a connection is lost.
+/// Handler of push messages and of disconnects.
 pub(crate) type OnPush = Arc<dyn Fn(PushInfo) + Send + Sync>;
 
-/// How long to wait for what.
+/// Timeouts of a connection.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
+pub(crate) struct RedisTimeouts {
     pub(crate) connect: Duration,
     pub(crate) response: Duration,
 }
 
-/// Where the server is, and how TLS is spoken with it.
+/// Address of a server, and its TLS settings.
 #[derive(Clone)]
-pub(crate) struct Place {
-    pub(crate) target: Target,
-    /// Whether it is spoken.
+pub(crate) struct RedisAddress {
+    pub(crate) target: RedisTarget,
+    /// `true` for a TLS connection.
     pub(crate) encrypted: bool,
     pub(crate) tls: Tls,
 }
 
-impl Place {
-    pub(crate) fn new(parsed: &Parsed, tls: Tls) -> Self {
+impl RedisAddress {
+    pub(crate) fn new(parsed: &ParsedUrl, tls: Tls) -> Self {
         Self { target: parsed.target.clone(), encrypted: parsed.tls, tls }
     }
 
-    /// What differs from the system's certificates and none of our own.
+    /// Returns the configured certificates, if they differ from the system's and no client certificate.
     fn certificates(&self) -> Option<TlsCertificates> {
         let differs = self.encrypted && (self.tls.ca().is_some() || self.tls.identity().is_some());
         differs.then(|| TlsCertificates {
@@ -67,8 +67,8 @@ impl Place {
     }
 }
 
-/// Where connections come from.
-pub(crate) struct Source {
+/// Opens connections to one deployment.
+pub(crate) struct ConnectionSource {
     pool: Pool,
     /// In a cluster the one node whose clock is the time of all: the one that holds this key.
     clock: Slot,
@@ -82,34 +82,34 @@ enum Pool {
 
 /// A connection: cheap to clone, clones share it, commands in flight share round trips.
 #[derive(Clone)]
-pub(crate) enum Wire {
+pub(crate) enum RedisConnection {
     Single(MultiplexedConnection),
     Cluster(ClusterConnection, Slot),
 }
 
-impl Source {
+impl ConnectionSource {
     /// Connects to nothing yet.
     pub(crate) fn new(
-        place: &Place,
-        patience: Patience,
+        place: &RedisAddress,
+        patience: RedisTimeouts,
         clock_key: &str,
         on_push: OnPush,
     ) -> Result<Self, BackendError> {
         let certificates = place.certificates();
         let pool = match &place.target {
-            Target::Single(server) => {
+            RedisTarget::Single(server) => {
                 let settings = settings(patience, on_push);
                 let server = with_certificates((**server).clone(), certificates.as_ref())?;
-                let manager =
-                    deadpool_redis::Manager::new_with_config(server, settings).map_err(|e| meaning(&e))?;
+                let manager = deadpool_redis::Manager::new_with_config(server, settings)
+                    .map_err(|e| backend_error(&e))?;
                 Pool::Single(build(managed::Pool::builder(manager), patience.connect)?)
             }
-            Target::Sentinel { .. } => {
-                let client = Mutex::new(sentinels(place, patience).map_err(|e| meaning(&e))?);
+            RedisTarget::Sentinel { .. } => {
+                let client = Mutex::new(sentinels(place, patience).map_err(|e| backend_error(&e))?);
                 let manager = Sentinels { client, settings: settings(patience, on_push) };
                 Pool::Sentinel(build(managed::Pool::builder(manager), 3 * patience.connect)?)
             }
-            Target::Cluster(nodes) => {
+            RedisTarget::Cluster(nodes) => {
                 let builder = ClusterClientBuilder::new(nodes.clone())
                     .connection_timeout(patience.connect)
                     .response_timeout(patience.response)
@@ -119,7 +119,7 @@ impl Source {
                     Some(certificates) => builder.certs(certificates),
                     None => builder,
                 };
-                let manager = Nodes(builder.build().map_err(|e| meaning(&e))?);
+                let manager = Nodes(builder.build().map_err(|e| backend_error(&e))?);
                 Pool::Cluster(build(managed::Pool::builder(manager), 3 * patience.connect)?)
             }
         };
@@ -127,25 +127,27 @@ impl Source {
     }
 
     /// A new connection, logged in.
-    pub(crate) async fn open(&self) -> RedisResult<Wire> {
+    pub(crate) async fn open(&self) -> RedisResult<RedisConnection> {
         Ok(match &self.pool {
             Pool::Single(pool) => {
-                Wire::Single(deadpool_redis::Connection::take(pool.get().await.map_err(flat)?))
+                RedisConnection::Single(deadpool_redis::Connection::take(pool.get().await.map_err(flat)?))
             }
-            Pool::Sentinel(pool) => Wire::Single(managed::Object::take(pool.get().await.map_err(flat)?)),
+            Pool::Sentinel(pool) => {
+                RedisConnection::Single(managed::Object::take(pool.get().await.map_err(flat)?))
+            }
             Pool::Cluster(pool) => {
-                Wire::Cluster(managed::Object::take(pool.get().await.map_err(flat)?), self.clock)
+                RedisConnection::Cluster(managed::Object::take(pool.get().await.map_err(flat)?), self.clock)
             }
         })
     }
 
-    /// Whether it leads to several nodes. Such a connection finds its own way back to those that went away.
+    /// Returns `true` for a cluster. Such a connection reconnects to its nodes by itself.
     pub(crate) fn is_cluster(&self) -> bool {
         matches!(self.pool, Pool::Cluster(_))
     }
 }
 
-impl Wire {
+impl RedisConnection {
     /// One command.
     pub(crate) async fn one(&mut self, cmd: Cmd) -> RedisResult<Value> {
         match self {
@@ -201,7 +203,7 @@ impl Wire {
     }
 }
 
-/// Whether a command names no key, so that a cluster would ask any node.
+/// Returns `true` if a command names no key, so that a cluster would ask any node.
 fn is_keyless(cmd: &Cmd) -> bool {
     matches!(cmd.args_iter().next(), Some(Arg::Simple(b"TIME" | b"INFO" | b"CONFIG" | b"PING" | b"ACL")))
 }
@@ -211,12 +213,12 @@ fn with_certificates(
     certificates: Option<&TlsCertificates>,
 ) -> Result<ConnectionInfo, BackendError> {
     let Some(certificates) = certificates else { return Ok(server) };
-    let client = Client::build_with_tls(server, certificates.clone()).map_err(|e| meaning(&e))?;
+    let client = Client::build_with_tls(server, certificates.clone()).map_err(|e| backend_error(&e))?;
     Ok(client.get_connection_info().clone())
 }
 
-fn sentinels(place: &Place, patience: Patience) -> RedisResult<SentinelClient> {
-    let Target::Sentinel { sentinels, watchman, master, login, db } = &place.target else {
+fn sentinels(place: &RedisAddress, patience: RedisTimeouts) -> RedisResult<SentinelClient> {
+    let RedisTarget::Sentinel { sentinels, watchman, master, login, db } = &place.target else {
         return Err(std::io::Error::other("no sentinels").into());
     };
     let mut builder =
@@ -248,7 +250,7 @@ fn sentinels(place: &Place, patience: Patience) -> RedisResult<SentinelClient> {
     builder.build()
 }
 
-/// Asks the sentinels for the master, and checks with it, for each connection anew.
+/// Asks the sentinels for the master, and checks with it, for every connection.
 struct Sentinels {
     client: Mutex<SentinelClient>,
     settings: AsyncConnectionConfig,
@@ -302,7 +304,7 @@ where
         .map_err(|e| BackendError::Configuration(format!("the connection pool cannot be made: {e}")))
 }
 
-fn settings(patience: Patience, on_push: OnPush) -> AsyncConnectionConfig {
+fn settings(patience: RedisTimeouts, on_push: OnPush) -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
         .set_connection_timeout(Some(patience.connect))
         .set_response_timeout(Some(patience.response))
@@ -328,8 +330,12 @@ fn flat(error: PoolError<RedisError>) -> RedisError {
     }
 }
 
-/// Why the first connection was refused, where TLS is the reason: a predicate to the server's name.
-pub(crate) async fn of_tls(place: &Place, error: &RedisError, patience: Patience) -> Option<String> {
+/// Explains a refused first connection if TLS is the reason: a predicate to the server's name.
+pub(crate) async fn explain_tls(
+    place: &RedisAddress,
+    error: &RedisError,
+    patience: RedisTimeouts,
+) -> Option<String> {
     if place.encrypted
         && let Some(what) = place.tls.explain(error)
     {
@@ -337,7 +343,7 @@ pub(crate) async fn of_tls(place: &Place, error: &RedisError, patience: Patience
     }
     // What answers is asked the other way: a plain server waits for the end of the first TLS message as for that of a
     // command, and one that speaks TLS hangs up without a word.
-    let Target::Single(server) = &place.target else { return None };
+    let RedisTarget::Single(server) = &place.target else { return None };
     let (ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. }) = server.addr() else {
         return None;
     };

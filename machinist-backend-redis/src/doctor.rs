@@ -1,35 +1,35 @@
-//! What a person should know about this server: whether it is fit to remember tasks, and what it would lose.
+//! Findings about this server: its fitness to store records, and what it would lose.
 //!
-//! Nothing here decides anything. What a user may not look at is said to be unknown; what a user may not do is
-//! tried out on keys of its own and is an error. In a cluster one node is looked at: the
+//! Nothing here decides anything. A setting that the user may not read is reported as unknown. A command that the user may not run is
+//! tried on separate keys and reported as an error. In a cluster one node is examined: the
 //! one whose clock counts.
 
 use std::{collections::HashMap, iter};
 
 use bytes::Bytes;
-use machinist_core::{
+use machinist_adapter::{
     backend::{BackendError, Commit, Expiry},
     clock::{Timestamp, wall},
     diagnose::Finding,
+    facts::FactName,
     id::{SessionId, TaskId},
-    record::FactName,
 };
 use redis::{Cmd, RedisResult, Value};
 use tokio::time::Instant;
 
 use crate::{
     backend::{command, instant, put, remove},
-    commit::{Keyed, bytes, call},
-    error::meaning,
-    keys::Keys,
-    link::Links,
-    wake::Wakes,
+    commit::{KeyedCommit, bytes, call},
+    error::backend_error,
+    keys::RedisKeys,
+    link::RedisLinks,
+    watch_registry::WatchRegistry,
 };
 
-/// Hosts that disagree by more confuse whoever compares logs; tasks do not care.
+/// Clock difference, in microseconds, above which logs of two hosts are hard to compare. Tasks are not affected.
 const CONFUSING_MICROS: i64 = 1_000_000;
 
-pub(crate) async fn examine(links: &Links, wakes: &Wakes, keys: &Keys) -> Vec<Finding> {
+pub(crate) async fn examine(links: &RedisLinks, watches: &WatchRegistry, keys: &RedisKeys) -> Vec<Finding> {
     let asked = Instant::now();
     let host = wall();
     let answered = match links.one(redis::cmd("TIME")).await.and_then(instant) {
@@ -46,7 +46,7 @@ pub(crate) async fn examine(links: &Links, wakes: &Wakes, keys: &Keys) -> Vec<Fi
     ];
     let mut answers = match links.try_all(questions).await {
         Ok(answers) => answers.into_iter(),
-        Err(error) => return vec![unreachable(&meaning(&error))],
+        Err(error) => return vec![unreachable(&backend_error(&error))],
     };
     let info = answers.next().and_then(Result::ok).map(fields).unwrap_or_default();
     let [policy, save, appendonly, appendfsync] = std::array::from_fn(|_| answers.next().and_then(setting));
@@ -57,7 +57,7 @@ pub(crate) async fn examine(links: &Links, wakes: &Wakes, keys: &Keys) -> Vec<Fi
     findings.push(role(&info));
     findings.push(eviction(policy.as_deref().or_else(|| info.get("maxmemory_policy").map(String::as_str))));
     findings.push(persistence(appendonly.as_deref(), appendfsync.as_deref(), save.as_deref(), &info));
-    findings.push(permissions(links, wakes, keys).await);
+    findings.push(permissions(links, watches, keys).await);
     findings.push(clock(answered, middle));
     findings
 }
@@ -145,7 +145,7 @@ fn persistence(
 }
 
 /// Tries what the backend does on keys that belong to nobody and expire by themselves.
-async fn permissions(links: &Links, wakes: &Wakes, keys: &Keys) -> Finding {
+async fn permissions(links: &RedisLinks, watches: &WatchRegistry, keys: &RedisKeys) -> Finding {
     let unique = SessionId::fresh();
     let (record, index) = (keys.scratch(unique.as_str()), keys.sessions());
     let session = keys.session(&unique);
@@ -179,7 +179,7 @@ async fn permissions(links: &Links, wakes: &Wakes, keys: &Keys) -> Finding {
         }
         Err(error) => denied.push(error.to_string()),
     }
-    if let Err(error) = wakes.watch(record).await {
+    if let Err(error) = watches.watch(record).await {
         denied.push(format!("SSUBSCRIBE ({error})"));
     }
     if denied.is_empty() {
@@ -193,7 +193,7 @@ async fn permissions(links: &Links, wakes: &Wakes, keys: &Keys) -> Finding {
     )
 }
 
-async fn try_commit(links: &Links, record: &str) -> RedisResult<()> {
+async fn try_commit(links: &RedisLinks, record: &str) -> RedisResult<()> {
     // INVARIANT: the text is a task id.
     let Ok(id) = TaskId::parse("doctor") else { return Ok(()) };
     let name = FactName::Borrowed("x");
@@ -206,7 +206,7 @@ async fn try_commit(links: &Links, record: &str) -> RedisResult<()> {
     // What a worker does at the end of each task.
     let once = Commit { unless: vec![name], wake: true, ..write.clone() };
     for commit in [write, erase.clone(), once, erase] {
-        let keyed = Keyed { key: record.to_owned(), commit: commit.into() };
+        let keyed = KeyedCommit { key: record.to_owned(), commit: commit.into() };
         for answer in links.scripts(1, |_| call(iter::once(&keyed))).await? {
             answer?;
         }
@@ -263,7 +263,7 @@ fn text(value: Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use machinist_core::diagnose::Level;
+    use machinist_adapter::diagnose::Level;
 
     use super::*;
 

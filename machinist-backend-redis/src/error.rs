@@ -1,22 +1,22 @@
-//! What a failure of Redis means to whoever asked: try again, or tell a person.
+//! Classification of Redis failures: try again, or tell a person.
 //!
 //! *Unavailable* is everything that another try may cure without anybody touching a setting of this program: a
 //! lost connection, a server that loads, fails over or is full. It is also every failure after which the command
 //! may have been executed. *Refused* is what only a person can cure, so it names the remedy.
 
-use machinist_core::backend::BackendError;
+use machinist_adapter::backend::BackendError;
 use redis::{ErrorKind, RedisError, Value};
 
-/// A failure with the server's own words, and what to do where something is to be done.
+/// A failure in the server's words, with a remedy if there is one.
 #[derive(Debug, thiserror::Error)]
 #[error("{said}{}{remedy}", if remedy.is_empty() { "" } else { "; " })]
-struct Trouble {
+struct RedisFailure {
     said: String,
     remedy: &'static str,
 }
 
-/// What this failure means to the caller.
-pub(crate) fn meaning(error: &RedisError) -> BackendError {
+/// Returns the backend error for this failure.
+pub(crate) fn backend_error(error: &RedisError) -> BackendError {
     let refused = |remedy: &str| BackendError::Refused { reason: format!("{}; {remedy}", said(error)) };
     match code(error) {
         "NOAUTH" | "WRONGPASS" => refused("check user and password in the backend URL"),
@@ -48,7 +48,7 @@ pub(crate) fn meaning(error: &RedisError) -> BackendError {
     }
 }
 
-/// As `docs/production.md` has it, by which a test works.
+/// The remedy for a missing permission, with the ACL of `docs/production.md`, which a test uses.
 const PERMISSION: &str = "this user lacks a permission: give it (ACL SETUSER) `~NAMESPACE:* &NAMESPACE:* +evalsha \
                           +script|load +hmget +hgetall +hset +hsetnx +hdel +pexpire +set +get +exists +del +zadd +zrem \
                           +zrange +zrangebyscore +zremrangebyscore +time +ssubscribe +sunsubscribe +spublish +ping +hello`";
@@ -56,7 +56,7 @@ const PERMISSION: &str = "this user lacks a permission: give it (ACL SETUSER) `~
 /// An answer of a shape that no supported server gives.
 pub(crate) fn unexpected(wanted: &str, got: &Value) -> BackendError {
     let said = match got {
-        Value::ServerError(error) => return meaning(&error.clone().into()),
+        Value::ServerError(error) => return backend_error(&error.clone().into()),
         Value::Nil => "nothing",
         Value::Int(_) => "a number",
         Value::BulkString(_) | Value::SimpleString(_) | Value::Okay => "a text",
@@ -64,33 +64,33 @@ pub(crate) fn unexpected(wanted: &str, got: &Value) -> BackendError {
         _ => "something else",
     };
     let said = format!("the server answered {said} where {wanted} was expected");
-    BackendError::Unavailable(Box::new(Trouble { said, remedy: "" }))
+    BackendError::Unavailable(Box::new(RedisFailure { said, remedy: "" }))
 }
 
-/// Whether a connection that answered this must not be used again: it is broken, or leads to a server that is no
+/// Returns `true` if a connection that answered this must not be used again: it is broken, or its server is no
 /// longer the master.
 pub(crate) fn spoils_connection(error: &RedisError) -> bool {
     matches!(code(error), "READONLY" | "NOREPLICAS" | "MASTERDOWN" | "NOAUTH")
         || (error.is_unrecoverable_error() && !error.is_timeout())
 }
 
-/// Whether a script has to be loaded again.
+/// Returns `true` if the script has to be loaded again.
 pub(crate) fn script_is_unknown(error: &RedisError) -> bool {
     code(error) == "NOSCRIPT"
 }
 
-/// Whether only one of many keys is at fault.
+/// Returns `true` if only one of many keys is at fault.
 pub(crate) fn is_of_one_key(error: &RedisError) -> bool {
     code(error) == "WRONGTYPE"
 }
 
 /// A failure that needs words of ours.
 pub(crate) fn no_answer(said: impl Into<String>) -> BackendError {
-    BackendError::Unavailable(Box::new(Trouble { said: said.into(), remedy: "" }))
+    BackendError::Unavailable(Box::new(RedisFailure { said: said.into(), remedy: "" }))
 }
 
 fn unavailable(error: &RedisError, remedy: &'static str) -> BackendError {
-    BackendError::Unavailable(Box::new(Trouble { said: said(error), remedy }))
+    BackendError::Unavailable(Box::new(RedisFailure { said: said(error), remedy }))
 }
 
 fn code(error: &RedisError) -> &str {
@@ -123,11 +123,11 @@ mod tests {
         let passing =
             [Kind::BusyLoading, Kind::MasterDown, Kind::ClusterDown, Kind::ReadOnly, Kind::TryAgain];
         for kind in passing {
-            let meant = meaning(&server(kind));
+            let meant = backend_error(&server(kind));
             assert!(matches!(meant, BackendError::Unavailable(_)), "{kind:?}: {meant:?}");
         }
         for (kind, remedy) in [(Kind::NoPerm, "ACL SETUSER"), (Kind::CrossSlot, "redis+cluster://")] {
-            match meaning(&server(kind)) {
+            match backend_error(&server(kind)) {
                 BackendError::Refused { reason } => assert!(reason.contains(remedy), "{reason}"),
                 other => panic!("{kind:?}: {other:?}"),
             }

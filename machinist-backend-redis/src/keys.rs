@@ -8,22 +8,22 @@
 //! | `PREFIX:index:sessions` | sorted set | sessions by their last renewal |
 //!
 //! The braces are a hash tag: in a cluster a record lives where its id says, whatever the prefix. The channel that
-//! wakes those who wait for a task has the name of its record's key, so that a sharded publish stays in the slot
+//! watches those who wait for a task has the name of its record's key, so that a sharded publish stays in the slot
 //! of the script that sends it. What is not a record has its kind before the brace, so that no task id, whatever
 //! somebody chose, can name anything but a record.
 
-use machinist_core::{
+use machinist_adapter::{
     backend::{BackendError, Index},
     id::{SessionId, TaskId},
 };
 
 /// The maker of keys under one prefix.
 #[derive(Debug, Clone)]
-pub(crate) struct Keys {
+pub(crate) struct RedisKeys {
     prefix: String,
 }
 
-impl Keys {
+impl RedisKeys {
     /// Checks the prefix. A brace in it would move the hash tag, and with it every record.
     pub(crate) fn new(prefix: &str) -> Result<Self, BackendError> {
         let wrong = |c: char| c == '{' || c == '}' || c.is_whitespace() || c.is_control();
@@ -41,7 +41,7 @@ impl Keys {
         &self.prefix
     }
 
-    /// A task's record, and the channel that wakes those who wait for it.
+    /// A task's record, and the channel that watches those who wait for it.
     pub(crate) fn record(&self, id: &TaskId) -> String {
         self.tagged("", id.as_str())
     }
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn keys_are_readable_and_tagged() {
-        let keys = Keys::new("machinist").unwrap();
+        let keys = RedisKeys::new("machinist").unwrap();
         assert_eq!(keys.record(&TaskId::parse("a1").unwrap()), "machinist:{a1}");
         assert_eq!(keys.session(&SessionId::from("x")), "machinist:s:{x}");
         assert_eq!(keys.index(Index::DeadLetters), "machinist:index:dead");
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn a_prefix_cannot_move_the_hash_tag() {
         for wrong in ["", "a{b", "a}b", "a b", "a\nb"] {
-            let error = Keys::new(wrong).unwrap_err().to_string();
+            let error = RedisKeys::new(wrong).unwrap_err().to_string();
             assert!(error.contains("choose another namespace"), "{error}");
         }
     }

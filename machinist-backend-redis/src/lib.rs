@@ -7,20 +7,20 @@
 //!
 //! # What Redis promises
 //! Redis confirms a write before it is on disk or on a replica. The protocol survives the loss of the last
-//! writes, so nothing is lost with them but time; [`diagnose`](machinist_core::diagnose::Diagnose::diagnose) tells
+//! writes, so nothing is lost with them but time; [`diagnose`](machinist_adapter::diagnose::Diagnose::diagnose) tells
 //! what this server would lose.
 
 mod backend;
 mod batch;
 mod commit;
+mod commit_batcher;
 mod connect;
 mod doctor;
 mod error;
-mod gather;
 mod keys;
 mod link;
 mod sessions;
 mod target;
-mod wake;
+mod watch_registry;
 
 pub use backend::{RedisBackend, RedisOptions};

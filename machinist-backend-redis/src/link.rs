@@ -2,7 +2,7 @@
 //!
 //! All commands of a runtime share one connection: redis-rs writes what is in flight together, so a thousand tasks
 //! cost a handful of round trips. Each runtime has its own, because the half of a connection that reads and writes
-//! is a task of the runtime that opened it: a lease renewed from a thread of its own must not wait for handlers
+//! is a task of the runtime that opened it: a lease renewed from a separate thread must not wait for handlers
 //! that block another runtime.
 
 use std::{
@@ -13,54 +13,58 @@ use std::{
     time::Instant,
 };
 
-use machinist_core::backend::BackendError;
+use machinist_adapter::backend::BackendError;
 use redis::{Cmd, PushKind, RedisError, RedisResult, Value};
 use tokio::runtime::{Handle, Id};
 
 use crate::{
     commit::SCRIPT,
-    connect::{Patience, Place, Source, Wire},
-    error::{meaning, script_is_unknown, spoils_connection},
+    connect::{ConnectionSource, RedisAddress, RedisConnection, RedisTimeouts},
+    error::{backend_error, script_is_unknown, spoils_connection},
 };
 
-/// How many commands travel together at most, so that one batch cannot keep everybody waiting.
-pub(crate) const CHUNK: usize = 256;
+/// Maximum number of commands in one batch, so that a batch cannot delay every caller.
+pub(crate) const MAX_COMMANDS_PER_BATCH: usize = 256;
 
 /// So many commands in a row without an answer, and the connection is given up: a socket into nowhere never says
 /// so by itself.
-const TIMEOUTS_IN_A_ROW: u32 = 2;
+const MAX_TIMEOUTS_IN_A_ROW: u32 = 2;
 
 /// More runtimes than that do not use one backend at once, although each worker has one more for its session; what is
 /// older belongs to runtimes that are gone.
-const MOST_RUNTIMES: usize = 64;
+const MAX_RUNTIMES: usize = 64;
 
 /// The kept connections of one backend.
-pub(crate) struct Links {
-    source: Source,
-    slots: Mutex<Vec<(Id, Arc<Slot>)>>,
+pub(crate) struct RedisLinks {
+    source: ConnectionSource,
+    slots: Mutex<Vec<(Id, Arc<RuntimeLink>)>>,
     /// Counts lost connections; one that was opened before the last loss may be the one.
-    losses: Arc<AtomicU64>,
+    disconnects: Arc<AtomicU64>,
 }
 
 /// The place of one runtime's connection.
 #[derive(Default)]
-struct Slot {
-    link: Mutex<Option<Arc<Link>>>,
+struct RuntimeLink {
+    link: Mutex<Option<Arc<CommandLink>>>,
     /// One opens, the others wait for it; with the last failure, which all who waited for it share.
     opening: tokio::sync::Mutex<Option<(Instant, RedisError)>>,
 }
 
-struct Link {
-    wire: Wire,
-    losses_before: u64,
+struct CommandLink {
+    wire: RedisConnection,
+    disconnects_before: u64,
     timeouts: AtomicU32,
 }
 
-impl Links {
-    pub(crate) fn new(place: &Place, patience: Patience, clock_key: &str) -> Result<Self, BackendError> {
-        let losses = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&losses);
-        let source = Source::new(
+impl RedisLinks {
+    pub(crate) fn new(
+        place: &RedisAddress,
+        patience: RedisTimeouts,
+        clock_key: &str,
+    ) -> Result<Self, BackendError> {
+        let disconnects = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&disconnects);
+        let source = ConnectionSource::new(
             place,
             patience,
             clock_key,
@@ -70,23 +74,23 @@ impl Links {
                 }
             }),
         )?;
-        Ok(Self { source, slots: Mutex::default(), losses })
+        Ok(Self { source, slots: Mutex::default(), disconnects })
     }
 
-    /// Whether one server answers everything, so that what waits for one command may wait for several.
-    pub(crate) fn can_gather(&self) -> bool {
+    /// Returns `true` if one server answers everything, so that callers may share a batch.
+    pub(crate) fn can_batch(&self) -> bool {
         !self.source.is_cluster()
     }
 
     /// One command.
     pub(crate) async fn one(&self, cmd: Cmd) -> Result<Value, BackendError> {
-        self.try_one(cmd).await.map_err(|e| meaning(&e))
+        self.try_one(cmd).await.map_err(|e| backend_error(&e))
     }
 
     /// Commands in one round trip; the first failure is everybody's.
     pub(crate) async fn all(&self, cmds: Vec<Cmd>) -> Result<Vec<Value>, BackendError> {
-        let answers = self.try_all(cmds).await.map_err(|e| meaning(&e))?;
-        answers.into_iter().map(|answer| answer.map_err(|e| meaning(&e))).collect()
+        let answers = self.try_all(cmds).await.map_err(|e| backend_error(&e))?;
+        answers.into_iter().map(|answer| answer.map_err(|e| backend_error(&e))).collect()
     }
 
     /// Calls of the script in one round trip, each with its own outcome; `call` makes the one of that number.
@@ -122,8 +126,10 @@ impl Links {
                 let link = self.link().await?;
                 let answers = link.wire.clone().all(cmds).await;
                 match &answers {
-                    Err(error) => self.judge(&link, Err(error)),
-                    Ok(each) => each.iter().for_each(|answer| self.judge(&link, answer.as_ref().map(drop))),
+                    Err(error) => self.record_outcome(&link, Err(error)),
+                    Ok(each) => {
+                        each.iter().for_each(|answer| self.record_outcome(&link, answer.as_ref().map(drop)))
+                    }
                 }
                 answers
             }
@@ -133,7 +139,7 @@ impl Links {
     pub(crate) async fn try_one(&self, cmd: Cmd) -> RedisResult<Value> {
         let link = self.link().await?;
         let answer = link.wire.clone().one(cmd).await;
-        self.judge(&link, answer.as_ref().map(drop));
+        self.record_outcome(&link, answer.as_ref().map(drop));
         answer
     }
 
@@ -141,22 +147,22 @@ impl Links {
         let link = self.link().await?;
         let mut wire = link.wire.clone();
         let loaded = match &mut wire {
-            Wire::Single(connection) => SCRIPT.load_async(connection).await,
-            Wire::Cluster(connection, _) => SCRIPT.load_async(connection).await,
+            RedisConnection::Single(connection) => SCRIPT.load_async(connection).await,
+            RedisConnection::Cluster(connection, _) => SCRIPT.load_async(connection).await,
         };
-        self.judge(&link, loaded.as_ref().map(drop));
+        self.record_outcome(&link, loaded.as_ref().map(drop));
         loaded.map(drop)
     }
 
     /// Throws a connection away that leads nowhere, or to a server that is no longer the master.
-    fn judge(&self, link: &Arc<Link>, outcome: Result<(), &RedisError>) {
+    fn record_outcome(&self, link: &Arc<CommandLink>, outcome: Result<(), &RedisError>) {
         let useless = match outcome {
             Ok(()) => {
                 link.timeouts.store(0, Ordering::Relaxed);
                 false
             }
             Err(error) if error.is_timeout() => {
-                link.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS_IN_A_ROW
+                link.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_TIMEOUTS_IN_A_ROW
             }
             Err(error) => spoils_connection(error),
         };
@@ -168,7 +174,7 @@ impl Links {
         }
     }
 
-    async fn link(&self) -> RedisResult<Arc<Link>> {
+    async fn link(&self) -> RedisResult<Arc<CommandLink>> {
         let slot = self.slot();
         if let Some(link) = self.sound(&slot) {
             return Ok(link);
@@ -184,12 +190,12 @@ impl Links {
         {
             return Err(error.clone());
         }
-        let losses_before = self.losses.load(Ordering::Relaxed);
+        let disconnects_before = self.disconnects.load(Ordering::Relaxed);
         // On the heap: what it takes to open a connection weighs over 100 KB, and would be part of every command's
         // future.
         match Box::pin(self.source.open()).await {
             Ok(wire) => {
-                let link = Arc::new(Link { wire, losses_before, timeouts: AtomicU32::new(0) });
+                let link = Arc::new(CommandLink { wire, disconnects_before, timeouts: AtomicU32::new(0) });
                 *slot.kept() = Some(Arc::clone(&link));
                 Ok(link)
             }
@@ -200,30 +206,32 @@ impl Links {
         }
     }
 
-    fn slot(&self) -> Arc<Slot> {
+    fn slot(&self) -> Arc<RuntimeLink> {
         let runtime = Handle::current().id();
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, slot)) = slots.iter().find(|(id, _)| *id == runtime) {
             return Arc::clone(slot);
         }
-        if slots.len() >= MOST_RUNTIMES {
+        if slots.len() >= MAX_RUNTIMES {
             slots.remove(0);
         }
-        let slot = Arc::<Slot>::default();
+        let slot = Arc::<RuntimeLink>::default();
         slots.push((runtime, Arc::clone(&slot)));
         slot
     }
 
     /// The kept connection, unless it may be the one that was lost.
-    fn sound(&self, slot: &Slot) -> Option<Arc<Link>> {
-        let losses = self.losses.load(Ordering::Relaxed);
+    fn sound(&self, slot: &RuntimeLink) -> Option<Arc<CommandLink>> {
+        let disconnects = self.disconnects.load(Ordering::Relaxed);
         let link = slot.kept();
-        link.as_ref().filter(|link| link.losses_before == losses || self.source.is_cluster()).cloned()
+        link.as_ref()
+            .filter(|link| link.disconnects_before == disconnects || self.source.is_cluster())
+            .cloned()
     }
 }
 
-impl Slot {
-    fn kept(&self) -> MutexGuard<'_, Option<Arc<Link>>> {
+impl RuntimeLink {
+    fn kept(&self) -> MutexGuard<'_, Option<Arc<CommandLink>>> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,12 +1,12 @@
 //! Sessions: a key that expires, and an index to find them by.
 //!
 //! The key is all that counts: a session is alive while it is there. The index is for people; it is written beside
-//! the key, and whoever lists sessions takes out what it finds dead.
+//! the key, and a listing removes the dead sessions that it finds.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use machinist_core::{
+use machinist_adapter::{
     backend::{BackendError, Renewed, SessionEntry},
     clock::{Timestamp, wall},
     id::{SessionId, TaskId},
@@ -16,24 +16,24 @@ use redis::{Cmd, Value};
 use crate::{
     backend::{command, instant, put, read, remove},
     commit::{bytes, facts},
-    error::{meaning, unexpected},
-    keys::Keys,
-    link::{CHUNK, Links},
+    error::{backend_error, unexpected},
+    keys::RedisKeys,
+    link::{MAX_COMMANDS_PER_BATCH, RedisLinks},
 };
 
-/// Entries of the index that nobody renewed for so long are thrown out by whoever opens a session, in case that
-/// nobody ever lists them.
-const FORGOTTEN: Duration = Duration::from_secs(24 * 3600);
+/// Age after which an entry that was not renewed is removed from the index when a session opens, in case
+/// sessions are never listed.
+const ENTRY_TTL: Duration = Duration::from_secs(24 * 3600);
 
 pub(crate) async fn open(
-    links: &Links,
-    keys: &Keys,
+    links: &RedisLinks,
+    keys: &RedisKeys,
     session: &SessionId,
     lease: Duration,
     info: &Bytes,
 ) -> Result<Timestamp, BackendError> {
     let mut forgotten = command("ZREMRANGEBYSCORE", &keys.sessions());
-    forgotten.arg("-inf").arg(wall().minus(FORGOTTEN).as_micros());
+    forgotten.arg("-inf").arg(wall().minus(ENTRY_TTL).as_micros());
     let cmds = vec![
         hold(keys, session, lease, info),
         redis::cmd("TIME"),
@@ -45,8 +45,8 @@ pub(crate) async fn open(
 }
 
 pub(crate) async fn renew(
-    links: &Links,
-    keys: &Keys,
+    links: &RedisLinks,
+    keys: &RedisKeys,
     session: &SessionId,
     lease: Duration,
     info: &Bytes,
@@ -68,18 +68,22 @@ pub(crate) async fn renew(
     Ok(Renewed { alive, now, records })
 }
 
-pub(crate) async fn close(links: &Links, keys: &Keys, session: &SessionId) -> Result<(), BackendError> {
+pub(crate) async fn close(
+    links: &RedisLinks,
+    keys: &RedisKeys,
+    session: &SessionId,
+) -> Result<(), BackendError> {
     let cmds = vec![command("DEL", &keys.session(session)), remove(&keys.sessions(), session.as_str())];
     links.all(cmds).await.map(drop)
 }
 
 pub(crate) async fn alive(
-    links: &Links,
-    keys: &Keys,
+    links: &RedisLinks,
+    keys: &RedisKeys,
     sessions: &[SessionId],
 ) -> Result<Vec<bool>, BackendError> {
     let mut alive = Vec::with_capacity(sessions.len());
-    for chunk in sessions.chunks(CHUNK) {
+    for chunk in sessions.chunks(MAX_COMMANDS_PER_BATCH) {
         let cmds = chunk.iter().map(|session| command("EXISTS", &keys.session(session))).collect();
         for answer in links.all(cmds).await? {
             match answer {
@@ -91,13 +95,13 @@ pub(crate) async fn alive(
     Ok(alive)
 }
 
-pub(crate) async fn list(links: &Links, keys: &Keys) -> Result<Vec<SessionEntry>, BackendError> {
+pub(crate) async fn list(links: &RedisLinks, keys: &RedisKeys) -> Result<Vec<SessionEntry>, BackendError> {
     let mut all = command("ZRANGE", &keys.sessions());
     all.arg(0).arg(-1);
     let names: Vec<String> =
-        redis::from_redis_value(links.one(all).await?).map_err(|e| meaning(&e.into()))?;
+        redis::from_redis_value(links.one(all).await?).map_err(|e| backend_error(&e.into()))?;
     let (mut entries, mut dead) = (Vec::with_capacity(names.len()), Vec::new());
-    for chunk in names.chunks(CHUNK) {
+    for chunk in names.chunks(MAX_COMMANDS_PER_BATCH) {
         let ids: Vec<SessionId> = chunk.iter().map(|name| SessionId::from(name.as_str())).collect();
         let cmds = ids.iter().map(|id| command("GET", &keys.session(id))).collect();
         for (id, info) in ids.into_iter().zip(links.all(cmds).await?) {
@@ -107,14 +111,14 @@ pub(crate) async fn list(links: &Links, keys: &Keys) -> Result<Vec<SessionEntry>
             }
         }
     }
-    for chunk in dead.chunks(CHUNK) {
+    for chunk in dead.chunks(MAX_COMMANDS_PER_BATCH) {
         links.all(chunk.to_vec()).await?;
     }
     Ok(entries)
 }
 
-/// Writes the session's key with its lease, in one command: a key without expiry would live for ever.
-fn hold(keys: &Keys, session: &SessionId, lease: Duration, info: &Bytes) -> Cmd {
+/// Writes the session's key with its lease, in one command: a key without expiry would never be deleted.
+fn hold(keys: &RedisKeys, session: &SessionId, lease: Duration, info: &Bytes) -> Cmd {
     let mut cmd = command("SET", &keys.session(session));
     cmd.arg(&info[..]).arg("PX").arg(u64::try_from(lease.as_millis().clamp(1, 1 << 50)).unwrap_or(u64::MAX));
     cmd

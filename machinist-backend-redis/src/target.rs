@@ -1,4 +1,4 @@
-//! What a backend URL means: read once, where it enters.
+//! Backend URLs, parsed once where they enter.
 //!
 //! | URL | leads to |
 //! |---|---|
@@ -11,41 +11,47 @@
 
 use std::time::Duration;
 
-use machinist_core::backend::BackendError;
+use machinist_adapter::backend::BackendError;
 use redis::{
     ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
 use url::Url;
 
-/// How long a silent peer is trusted: probes begin after this long without a word.
-const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Idle time after which keepalive probes begin.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 
 /// A server, or the servers that know it.
 #[derive(Clone)]
-pub(crate) enum Target {
+pub(crate) enum RedisTarget {
     Single(Box<ConnectionInfo>),
-    Sentinel { sentinels: Vec<ConnectionAddr>, watchman: Login, master: String, login: Login, db: i64 },
+    Sentinel {
+        sentinels: Vec<ConnectionAddr>,
+        watchman: RedisLogin,
+        master: String,
+        login: RedisLogin,
+        db: i64,
+    },
     Cluster(Vec<ConnectionInfo>),
 }
 
-/// Who we are to a server.
+/// Login to a server.
 #[derive(Clone, Default)]
-pub(crate) struct Login {
+pub(crate) struct RedisLogin {
     pub(crate) user: Option<String>,
     pub(crate) password: Option<String>,
 }
 
 /// A target, and its name for people: the URL without password.
-pub(crate) struct Parsed {
-    pub(crate) target: Target,
+pub(crate) struct ParsedUrl {
+    pub(crate) target: RedisTarget,
     pub(crate) location: String,
     pub(crate) tls: bool,
 }
 
-impl Target {
+impl RedisTarget {
     /// Reads a URL. No error repeats it, since it may hold a password.
-    pub(crate) fn parse(url: &str, patience: Duration) -> Result<Parsed, BackendError> {
+    pub(crate) fn parse(url: &str, patience: Duration) -> Result<ParsedUrl, BackendError> {
         let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong("has no scheme"))?;
         match scheme {
             "redis" | "rediss" => single(url, patience),
@@ -60,34 +66,38 @@ impl Target {
     }
 }
 
-/// What every connection gets: small messages leave at once, and a peer that is gone is noticed even while
+/// Returns the TCP settings of every connection: small messages leave at once, and a lost peer is noticed even while
 /// nothing is asked of it.
 pub(crate) fn tcp(patience: Duration) -> TcpSettings {
     let probes =
-        TcpKeepalive::new().with_time(KEEPALIVE).with_interval(Duration::from_secs(5)).with_retries(3);
+        TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(Duration::from_secs(5)).with_retries(3);
     let settings = TcpSettings::default().set_nodelay(true).set_keepalive(probes);
     #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
     let settings = settings.set_user_timeout(patience);
     settings
 }
 
-fn single(url: &str, patience: Duration) -> Result<Parsed, BackendError> {
+fn single(url: &str, patience: Duration) -> Result<ParsedUrl, BackendError> {
     let parsed = parse(url)?;
     known_options(&parsed, &[])?;
     let tls = parsed.scheme() == "rediss";
     let location = location(&parsed, &authority(&parsed));
-    Ok(Parsed { target: Target::Single(Box::new(connection(parsed, patience)?)), location, tls })
+    Ok(ParsedUrl { target: RedisTarget::Single(Box::new(connection(parsed, patience)?)), location, tls })
 }
 
-fn unix(url: &str, patience: Duration) -> Result<Parsed, BackendError> {
+fn unix(url: &str, patience: Duration) -> Result<ParsedUrl, BackendError> {
     let parsed = parse(url)?;
     known_options(&parsed, &["db", "user", "pass"])?;
     let location = location(&parsed, "");
-    Ok(Parsed { target: Target::Single(Box::new(connection(parsed, patience)?)), location, tls: false })
+    Ok(ParsedUrl {
+        target: RedisTarget::Single(Box::new(connection(parsed, patience)?)),
+        location,
+        tls: false,
+    })
 }
 
-fn sentinel(scheme: &str, rest: &str, patience: Duration) -> Result<Parsed, BackendError> {
-    let several = Several::split(scheme, rest, 26379)?;
+fn sentinel(scheme: &str, rest: &str, patience: Duration) -> Result<ParsedUrl, BackendError> {
+    let several = MultiNodeUrl::split(scheme, rest, 26379)?;
     known_options(&several.first, &["sentinel_user", "sentinel_password"])?;
     let mut path = several.first.path().trim_matches('/').splitn(2, '/');
     let master = path.next().filter(|name| !name.is_empty());
@@ -98,36 +108,42 @@ fn sentinel(scheme: &str, rest: &str, patience: Duration) -> Result<Parsed, Back
     };
     let option =
         |name: &str| several.first.query_pairs().find(|(n, _)| n == name).map(|(_, v)| v.into_owned());
-    let watchman = Login { user: option("sentinel_user"), password: option("sentinel_password") };
+    let watchman = RedisLogin { user: option("sentinel_user"), password: option("sentinel_password") };
     let nodes = several.nodes(patience)?;
     // INVARIANT: splitting gives at least one host.
     let known = nodes.first().ok_or_else(|| wrong("has no host"))?.redis_settings();
-    let login =
-        Login { user: known.username().map(str::to_owned), password: known.password().map(str::to_owned) };
+    let login = RedisLogin {
+        user: known.username().map(str::to_owned),
+        password: known.password().map(str::to_owned),
+    };
     let sentinels = nodes.iter().map(|node| node.addr().clone()).collect();
-    let target = Target::Sentinel { sentinels, watchman, master: master.to_owned(), login, db };
-    Ok(Parsed { target, location: several.location(scheme), tls: several.tls })
+    let target = RedisTarget::Sentinel { sentinels, watchman, master: master.to_owned(), login, db };
+    Ok(ParsedUrl { target, location: several.location(scheme), tls: several.tls })
 }
 
-fn cluster(scheme: &str, rest: &str, patience: Duration) -> Result<Parsed, BackendError> {
-    let several = Several::split(scheme, rest, 6379)?;
+fn cluster(scheme: &str, rest: &str, patience: Duration) -> Result<ParsedUrl, BackendError> {
+    let several = MultiNodeUrl::split(scheme, rest, 6379)?;
     known_options(&several.first, &[])?;
     if !matches!(several.first.path(), "" | "/" | "/0") {
         return Err(wrong("names a database, but a cluster has only database 0"));
     }
     let nodes = several.nodes(patience)?;
-    Ok(Parsed { target: Target::Cluster(nodes), location: several.location(scheme), tls: several.tls })
+    Ok(ParsedUrl {
+        target: RedisTarget::Cluster(nodes),
+        location: several.location(scheme),
+        tls: several.tls,
+    })
 }
 
 /// A URL with several hosts, which no URL parser takes: one URL for each, with the same login.
-struct Several {
+struct MultiNodeUrl {
     /// The first with path and options.
     first: Url,
     nodes: Vec<Url>,
     tls: bool,
 }
 
-impl Several {
+impl MultiNodeUrl {
     fn split(scheme: &str, rest: &str, port: u16) -> Result<Self, BackendError> {
         let tls = scheme.starts_with("rediss");
         let plain = if tls { "rediss" } else { "redis" };
@@ -220,10 +236,10 @@ fn wrong(why: &str) -> BackendError {
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const TIMEOUT: Duration = Duration::from_secs(5);
 
     fn location_of(url: &str) -> String {
-        Target::parse(url, PATIENCE).unwrap_or_else(|e| panic!("{url}: {e}")).location
+        RedisTarget::parse(url, TIMEOUT).unwrap_or_else(|e| panic!("{url}: {e}")).location
     }
 
     #[test]
@@ -258,7 +274,7 @@ mod tests {
             ("redis+cluster://me:secret@a/3", "only database 0"),
             ("redis+cluster://me:secret@a,,b", "host"),
         ] {
-            let error = match Target::parse(url, PATIENCE) {
+            let error = match RedisTarget::parse(url, TIMEOUT) {
                 Ok(parsed) => panic!("{url} was taken for {}", parsed.location),
                 Err(error) => error.to_string(),
             };
@@ -269,8 +285,8 @@ mod tests {
 
     #[test]
     fn every_host_of_a_list_gets_the_login() {
-        let parsed = Target::parse("redis+cluster://me:p%40ss@a:1,b", PATIENCE).unwrap();
-        let Target::Cluster(nodes) = parsed.target else { panic!("not a cluster") };
+        let parsed = RedisTarget::parse("redis+cluster://me:p%40ss@a:1,b", TIMEOUT).unwrap();
+        let RedisTarget::Cluster(nodes) = parsed.target else { panic!("not a cluster") };
         let logins: Vec<_> =
             nodes.iter().map(|n| (n.addr().to_string(), n.redis_settings().password())).collect();
         assert_eq!(logins, [("a:1".to_owned(), Some("p@ss")), ("b:6379".to_owned(), Some("p@ss"))]);

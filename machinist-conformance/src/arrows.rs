@@ -27,9 +27,9 @@ macro_rules! steps {
     ($($(#[$doc:meta])* $step:ident $name:literal)*) => {
         /// A step of a delivery that somebody outside the process can see.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum Step { $($(#[$doc])* $step),* }
+        pub enum ArrowStep { $($(#[$doc])* $step),* }
 
-        impl Step {
+        impl ArrowStep {
             /// All of them, in the order of the protocol.
             pub const ALL: &[Self] = &[$(Self::$step),*];
 
@@ -66,7 +66,7 @@ steps! {
     GiveBack "give-back"
 }
 
-impl Step {
+impl ArrowStep {
     /// The step with this name.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|step| step.name() == name)
@@ -99,9 +99,9 @@ impl Step {
 /// On which side of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
-    /// It is about to be done.
+    /// The step has not been done.
     Before,
-    /// It is done, and the worker has not heard of it.
+    /// The step is done, and the worker has no answer yet.
     After,
 }
 
@@ -109,7 +109,7 @@ pub enum Side {
 #[async_trait]
 pub trait Witness: fmt::Debug + Send + Sync + 'static {
     /// Called on each side of each step; after it only if it was done. A process that ends here does not return.
-    async fn at(&self, step: Step, side: Side);
+    async fn at(&self, step: ArrowStep, side: Side);
 }
 
 /// A broker or a backend before which a witness stands.
@@ -125,7 +125,7 @@ impl<T: ?Sized> Witnessed<T> {
         Self { witness, inner }
     }
 
-    async fn at(&self, steps: &[Option<Step>], side: Side) {
+    async fn at(&self, steps: &[Option<ArrowStep>], side: Side) {
         for step in steps.iter().flatten() {
             self.witness.at(*step, side).await;
         }
@@ -148,7 +148,7 @@ impl Broker for Witnessed<dyn Broker> {
         self.inner.capabilities()
     }
     async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {
-        let steps: Vec<_> = batch.iter().map(Step::of_publish).collect();
+        let steps: Vec<_> = batch.iter().map(ArrowStep::of_publish).collect();
         self.at(&steps, Side::Before).await;
         let answers = self.inner.publish(batch).await;
         let done = steps.iter().zip(&answers).map(|(step, answer)| step.filter(|_| answer.is_ok()));
@@ -186,7 +186,7 @@ impl Consumer for WitnessedConsumer {
         let mut delivery = self.inner.next().await?;
         let inner = delivery.receipt;
         delivery.receipt = Box::new(WitnessedReceipt { witness: Arc::clone(&self.witness), inner });
-        self.witness.at(Step::Receive, Side::After).await;
+        self.witness.at(ArrowStep::Receive, Side::After).await;
         Some(delivery)
     }
     async fn stop(&mut self) {
@@ -208,8 +208,8 @@ impl Receipt for WitnessedReceipt {
     async fn settle(self: Box<Self>, how: Settle) -> Settled {
         let Self { witness, inner } = *self;
         let step = match how {
-            Settle::Ack => Step::Ack,
-            Settle::Requeue => Step::GiveBack,
+            Settle::Ack => ArrowStep::Ack,
+            Settle::Requeue => ArrowStep::GiveBack,
         };
         witness.at(step, Side::Before).await;
         let settled = inner.settle(how).await;
@@ -226,7 +226,7 @@ impl Backend for Witnessed<dyn Backend> {
         self.inner.capabilities()
     }
     async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>> {
-        let steps: Vec<_> = batch.iter().map(|commit| Step::of_commit(commit)).collect();
+        let steps: Vec<_> = batch.iter().map(|commit| ArrowStep::of_commit(commit)).collect();
         self.at(&steps, Side::Before).await;
         let answers = self.inner.commit(batch).await;
         let is_done = |answer: &Result<_, _>| matches!(answer, Ok(Committed::Done));
@@ -289,9 +289,9 @@ pub struct WitnessedRuns(pub Arc<dyn Witness>);
 #[async_trait]
 impl Middleware for WitnessedRuns {
     async fn call(&self, cx: TaskContext, args: Vec<Arg>, next: Next) -> Result<Results, TaskError> {
-        self.0.at(Step::Run, Side::Before).await;
+        self.0.at(ArrowStep::Run, Side::Before).await;
         let outcome = next.run(cx, args).await;
-        self.0.at(Step::Run, Side::After).await;
+        self.0.at(ArrowStep::Run, Side::After).await;
         outcome
     }
 }

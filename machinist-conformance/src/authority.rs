@@ -1,6 +1,6 @@
 //! Certificates for servers and clients of a test, good and bad ones.
 //!
-//! Made anew by each test, so that none of them expires in the repository, and no key lies there.
+//! Each test makes them, so that none expires in the repository and no key is stored there.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use rcgen::{
     KeyUsagePurpose, date_time_ymd,
 };
 
-/// Whoever trusts its certificate trusts those that it has issued.
+/// A certificate authority for tests.
 #[derive(Debug)]
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -57,7 +57,7 @@ impl Authority {
         self.issue(&params)
     }
 
-    /// As [`server`](Self::server), but long expired.
+    /// Issues a server certificate that has expired long ago.
     ///
     /// # Errors
     /// It is no name.

@@ -8,8 +8,8 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 
-/// How many inputs are made up, beside the seeds.
-const CASES: u32 = 2_000;
+/// Number of generated inputs besides the seeds.
+const GENERATED_CASES: u32 = 2_000;
 
 /// Runs the body of a fuzz target on its seeds (`fuzz/seeds/TARGET`), on seeds with bytes changed, and on bytes that
 /// mean nothing. A body panics where what it is about does not hold.
@@ -26,7 +26,7 @@ pub fn any_bytes(target: &str, body: fn(&[u8])) {
     for seed in &seeds {
         body(seed);
     }
-    let config = Config { cases: CASES, failure_persistence: None, ..Config::default() };
+    let config = Config { cases: GENERATED_CASES, failure_persistence: None, ..Config::default() };
     let changed = (proptest::sample::select(seeds), vec((any::<u16>(), any::<u8>()), 1..4), any::<u16>())
         .prop_map(|(seed, changes, end)| altered(seed, &changes, end));
     let inputs = proptest::prop_oneof![changed, vec(any::<u8>(), 0..400)];

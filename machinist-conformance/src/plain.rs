@@ -2,7 +2,7 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD as BASE64};
 
-/// Whether a text says something, in plain words or somewhere inside of base64.
+/// Returns `true` if a text contains another, as it is or inside base64.
 pub fn says(text: &str, what: &str) -> bool {
     let as_base64 = |before: usize| {
         let whole = BASE64.encode([&vec![0; before], what.as_bytes()].concat());

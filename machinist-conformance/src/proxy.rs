@@ -18,7 +18,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// What the proxy does.
+/// Behaviour of the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Pass,
@@ -37,11 +37,11 @@ struct Order {
     cut_before: u64,
     /// Nothing comes through on connections of earlier eras.
     stall_before: u64,
-    /// Whether what is cut is told so by a reset instead of an orderly end.
+    /// `true` if a cut connection ends with a reset instead of an orderly close.
     reset: bool,
-    /// How long each piece is held before it is passed on.
+    /// Time that each piece is held before it is forwarded.
     delay: Duration,
-    /// How large a piece is at most.
+    /// Maximum size of a piece, in bytes.
     slice: usize,
 }
 
@@ -107,12 +107,12 @@ impl Proxy {
         Ok((proxy, through))
     }
 
-    /// Where it listens.
+    /// Returns the address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// How many connections it has passed on since it was started: whoever reconnects is seen here.
+    /// Returns the number of connections since it was started, reconnections included.
     pub fn connections(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)
     }
@@ -268,7 +268,7 @@ async fn copy(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wait::{BOUND, within};
+    use crate::wait::{ANSWER_TIMEOUT, within};
 
     async fn echo() -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -284,7 +284,7 @@ mod tests {
 
     async fn ask(stream: &mut TcpStream) -> Result<u8> {
         stream.write_u8(7).await?;
-        within(BOUND, "the echo", stream.read_u8()).await
+        within(ANSWER_TIMEOUT, "the echo", stream.read_u8()).await
     }
 
     #[tokio::test]
@@ -306,8 +306,8 @@ mod tests {
         let look = Duration::from_millis(50);
         assert!(tokio::time::timeout(look, stream.read_u8()).await.is_err(), "stalled, not cut");
         proxy.pass();
-        assert_eq!(within(BOUND, "what was stalled", stream.read_u8()).await.unwrap(), 8);
-        assert_eq!(within(BOUND, "what was stalled", new.read_u8()).await.unwrap(), 9);
+        assert_eq!(within(ANSWER_TIMEOUT, "what was stalled", stream.read_u8()).await.unwrap(), 8);
+        assert_eq!(within(ANSWER_TIMEOUT, "what was stalled", new.read_u8()).await.unwrap(), 9);
 
         proxy.stall_old();
         stream.write_u8(10).await.unwrap();
@@ -315,12 +315,12 @@ mod tests {
         let mut new = connect().await.unwrap();
         assert_eq!(ask(&mut new).await.unwrap(), 7, "new ones pass");
         proxy.pass();
-        assert_eq!(within(BOUND, "what was stalled", stream.read_u8()).await.unwrap(), 10);
+        assert_eq!(within(ANSWER_TIMEOUT, "what was stalled", stream.read_u8()).await.unwrap(), 10);
 
         proxy.slow(Duration::from_millis(1), 1);
         stream.write_all(b"slow").await.unwrap();
         let mut echoed = [0; 4];
-        within(BOUND, "byte by byte", stream.read_exact(&mut echoed)).await.unwrap();
+        within(ANSWER_TIMEOUT, "byte by byte", stream.read_exact(&mut echoed)).await.unwrap();
         assert_eq!(&echoed, b"slow");
         proxy.pass();
 

@@ -1,4 +1,4 @@
-//! What happens where a server for tests is missing: the one place that decides it.
+//! The decision about tests without a server: skip, or fail.
 
 use std::io::Write;
 

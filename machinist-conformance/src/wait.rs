@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long a test waits for what must happen.
-pub(crate) const BOUND: Duration = Duration::from_secs(10);
+/// Time that a test waits for an answer.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a test waits for what must happen after connections were cut.
-pub(crate) const RECOVERY: Duration = Duration::from_secs(30);
+/// Time that a test waits for a recovery after connections were cut.
+pub(crate) const RECOVERY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Asks again and again until the answer is yes; `false` once `bound` has passed without one.
 ///
@@ -29,7 +29,7 @@ pub async fn eventually(bound: Duration, mut holds: impl AsyncFnMut() -> bool) -
     }
 }
 
-/// What a future gives, at the latest after `bound`.
+/// Awaits a future for at most `bound`.
 ///
 /// # Panics
 /// If it takes longer; the message says `what` was waited for.

@@ -13,7 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use machinist_conformance::{
-    arrows::{Side, Step, Witness, Witnessed, WitnessedRuns},
+    arrows::{ArrowStep, Side, Witness, Witnessed, WitnessedRuns},
     within,
 };
 use machinist_core::{
@@ -26,7 +26,7 @@ use machinist_core::{
 use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio_util::sync::CancellationToken;
 
-use self::{Side::*, Step::*};
+use self::{ArrowStep::*, Side::*};
 
 /// Longer than any lease, guard and retry of these tests.
 const HOUR: Duration = Duration::from_secs(3600);
@@ -57,14 +57,14 @@ async fn task(cx: TaskContext, State(runs): State<Runs>, how: String) -> Result<
 /// Sees what a process does, and ends it at one of its steps.
 #[derive(Debug, Default)]
 struct Fate {
-    end: Option<(Step, Side)>,
+    end: Option<(ArrowStep, Side)>,
     ended: CancellationToken,
-    seen: Mutex<Vec<Step>>,
+    seen: Mutex<Vec<ArrowStep>>,
 }
 
 #[async_trait]
 impl Witness for Fate {
-    async fn at(&self, step: Step, side: Side) {
+    async fn at(&self, step: ArrowStep, side: Side) {
         if side == After && !self.ended.is_cancelled() {
             let mut seen = self.seen.lock().unwrap();
             seen.push(step);
@@ -105,7 +105,7 @@ impl House {
         App::builder(Arc::new(self.broker.connect()), Arc::new(self.backend.clone())).build().await.unwrap()
     }
 
-    async fn start(&self, end: Option<(Step, Side)>) -> Process {
+    async fn start(&self, end: Option<(ArrowStep, Side)>) -> Process {
         let fate = Arc::new(Fate { end, ..Fate::default() });
         let witness: Arc<dyn Witness> = Arc::clone(&fate) as _;
         let broker: Arc<dyn Broker> = Arc::new(self.broker.connect());
@@ -146,7 +146,7 @@ fn queue() -> QueueName {
 
 impl Process {
     /// Waits for its end at the step that it was meant to end at; nothing of it is left then.
-    async fn ends(self) -> Vec<Step> {
+    async fn ends(self) -> Vec<ArrowStep> {
         within(HOUR, "the process to come to its end", self.fate.ended.cancelled()).await;
         self.worker.abort();
         assert!(self.worker.await.unwrap_err().is_cancelled());
@@ -154,7 +154,7 @@ impl Process {
         seen.clone()
     }
 
-    async fn stops(self) -> Vec<Step> {
+    async fn stops(self) -> Vec<ArrowStep> {
         self.stop.cancel();
         assert!(within(HOUR, "a worker to stop", self.worker).await.unwrap(), "it left something behind");
         let seen = self.fate.seen.lock().unwrap();
@@ -165,9 +165,9 @@ impl Process {
 /// What became of a task.
 struct Story {
     /// What the process saw that ended.
-    first: Vec<Step>,
+    first: Vec<ArrowStep>,
     /// What the other saw afterwards.
-    second: Vec<Step>,
+    second: Vec<ArrowStep>,
     /// The attempts of the runs.
     runs: Vec<u32>,
     facts: Facts,
@@ -183,7 +183,7 @@ fn signature(how: &str) -> Signature {
 }
 
 /// A process takes a task and ends there; then another takes over.
-async fn ends(how: &str, step: Step, side: Side) -> Story {
+async fn ends(how: &str, step: ArrowStep, side: Side) -> Story {
     let house = House::new();
     let app = house.app().await;
     let sent = app.client().send(signature(how)).await.unwrap();
@@ -192,7 +192,7 @@ async fn ends(how: &str, step: Step, side: Side) -> Story {
 }
 
 /// Another process does the rest, and what every such story must come to is checked.
-async fn takes_over(house: &House, app: &App, id: &TaskId, first: Vec<Step>) -> Story {
+async fn takes_over(house: &House, app: &App, id: &TaskId, first: Vec<ArrowStep>) -> Story {
     let ended_at_first = house.facts(id).await.get("end").cloned();
     let (ended, before) = (tokio::time::Instant::now(), house.runs.begun.lock().unwrap().len());
     house.runs.released.store(true, Ordering::SeqCst);

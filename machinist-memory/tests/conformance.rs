@@ -63,7 +63,9 @@ mod model {
         backend::{Committed, Index},
         facts::Facts,
     };
-    use machinist_conformance::backend::agreement::{Answer, Change, Step, World, sequences};
+    use machinist_conformance::backend::agreement::{
+        AgreementAnswer, AgreementStep, AgreementWorld, Change, sequences,
+    };
     use proptest::{prop_assert_eq, proptest};
 
     /// What the seam's docs say, as plainly as it can be written.
@@ -75,27 +77,27 @@ mod model {
     }
 
     impl Model {
-        fn answer(&mut self, step: &Step) -> Answer {
+        fn answer(&mut self, step: &AgreementStep) -> AgreementAnswer {
             match step {
-                Step::Commit(changes) => {
-                    Answer::Committed(changes.iter().map(|change| self.commit(change)).collect())
+                AgreementStep::Commit(changes) => {
+                    AgreementAnswer::Committed(changes.iter().map(|change| self.commit(change)).collect())
                 }
-                Step::Read(tasks) => Answer::Records(self.read(tasks)),
-                Step::Open(session) => {
+                AgreementStep::Read(tasks) => AgreementAnswer::Records(self.read(tasks)),
+                AgreementStep::Open(session) => {
                     self.sessions.insert(*session);
-                    Answer::Done
+                    AgreementAnswer::Done
                 }
-                Step::Renew(session, tasks) => {
-                    Answer::Renewed(self.sessions.contains(session), self.read(tasks))
+                AgreementStep::Renew(session, tasks) => {
+                    AgreementAnswer::Renewed(self.sessions.contains(session), self.read(tasks))
                 }
-                Step::Close(session) => {
+                AgreementStep::Close(session) => {
                     self.sessions.remove(session);
-                    Answer::Done
+                    AgreementAnswer::Done
                 }
-                Step::Alive(sessions) => {
-                    Answer::Alive(sessions.iter().map(|session| self.sessions.contains(session)).collect())
-                }
-                Step::UpdateIndexes(updates) => {
+                AgreementStep::Alive(sessions) => AgreementAnswer::Alive(
+                    sessions.iter().map(|session| self.sessions.contains(session)).collect(),
+                ),
+                AgreementStep::UpdateIndexes(updates) => {
                     for (index, member, at) in updates {
                         let members = self.indexes.entry(*index).or_default();
                         match at {
@@ -103,15 +105,15 @@ mod model {
                             None => members.remove(member),
                         };
                     }
-                    Answer::Done
+                    AgreementAnswer::Done
                 }
-                Step::List(index, after, limit) => {
+                AgreementStep::List(index, after, limit) => {
                     let members = self.indexes.entry(*index).or_default();
                     let mut all: Vec<_> = members.iter().map(|(member, at)| (*at, *member)).collect();
                     all.sort_unstable();
                     all.retain(|entry| after.is_none_or(|after| *entry > after));
                     all.truncate(*limit);
-                    Answer::Listed(all)
+                    AgreementAnswer::Listed(all)
                 }
             }
         }
@@ -149,7 +151,7 @@ mod model {
         fn memory_does_what_the_docs_say(steps in sequences(40)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             runtime.block_on(async {
-                let (backend, world, mut model) = (super::MemoryBackend::new(), World::fresh(), Model::default());
+                let (backend, world, mut model) = (super::MemoryBackend::new(), AgreementWorld::fresh(), Model::default());
                 for step in &steps {
                     prop_assert_eq!(world.ask(&backend, step).await, model.answer(step), "to {:?}", step);
                 }

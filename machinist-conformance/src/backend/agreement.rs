@@ -26,12 +26,12 @@ use proptest::{
 use tokio::runtime::Handle;
 
 use super::BackendHarness;
-use crate::wait::{BOUND, within};
+use crate::wait::{ANSWER_TIMEOUT, within};
 
-/// One operation. Tasks, sessions and index members are small numbers, so that operations meet; a [`World`] gives
+/// One operation. Tasks, sessions and index members are small numbers, so that operations meet; a [`AgreementWorld`] gives
 /// each number a name that no other run has.
 #[derive(Debug, Clone)]
-pub enum Step {
+pub enum AgreementStep {
     /// Commits of one batch.
     Commit(Vec<Change>),
     /// A read of tasks.
@@ -55,62 +55,62 @@ pub enum Step {
 pub struct Change {
     /// The task's number.
     pub task: usize,
-    /// As in [`Commit`].
+    /// [`Commit::unless`].
     pub unless: Vec<FactName>,
-    /// As in [`Commit`].
+    /// [`Commit::equal_or_absent`].
     pub equal_or_absent: Vec<(FactName, Bytes)>,
-    /// As in [`Commit`].
+    /// [`Commit::drop`].
     pub drop: Vec<FactName>,
-    /// As in [`Commit`].
+    /// [`Commit::facts`].
     pub facts: Vec<(FactName, Bytes)>,
-    /// As in [`Commit`]; never so short that it is seen.
+    /// [`Commit::expiry`]; never short enough to be observed.
     pub expiry: Expiry,
-    /// As in [`Commit`].
+    /// [`Commit::wake`].
     pub wake: bool,
 }
 
-/// What a backend said to a [`Step`].
+/// A backend's answer to a [`AgreementStep`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum AgreementAnswer {
     /// Nothing that could differ.
     Done,
-    /// To commits.
+    /// Answers to commits.
     Committed(Vec<Committed>),
-    /// To a read.
+    /// AgreementAnswer to a read.
     Records(Vec<Facts>),
-    /// To a renewal.
+    /// AgreementAnswer to a renewal.
     Renewed(bool, Vec<Facts>),
-    /// To a question about sessions.
+    /// AgreementAnswer to a question about sessions.
     Alive(Vec<bool>),
-    /// To a list: instants and members by number.
+    /// AgreementAnswer to a list: instants and members by number.
     Listed(Vec<(i64, usize)>),
 }
 
-/// How many tasks, sessions and members there are.
+/// Number of tasks, sessions and members.
 const NUMBERS: usize = 3;
 const HOUR: Duration = Duration::from_secs(3600);
 const FACTS: [&str; 5] = ["name", "s:1:1", "s:1:2", "o:1", "end"];
 const VALUES: [&[u8]; 3] = [b"", b"1", b"\xff\0"];
 
 /// Sequences of up to `longest` operations.
-pub fn sequences(longest: usize) -> impl Strategy<Value = Vec<Step>> {
+pub fn sequences(longest: usize) -> impl Strategy<Value = Vec<AgreementStep>> {
     vec(step(), 1..=longest)
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = AgreementStep> {
     let index = || select(&Index::ALL[..]);
     let numbers = || vec(0..NUMBERS, 0..5);
     let update = (index(), 0..NUMBERS, proptest::option::of(0..3i64));
     prop_oneof![
-        6 => vec(change(), 1..4).prop_map(Step::Commit),
-        2 => numbers().prop_map(Step::Read),
-        2 => (0..NUMBERS).prop_map(Step::Open),
-        2 => (0..NUMBERS, numbers()).prop_map(|(session, tasks)| Step::Renew(session, tasks)),
-        2 => (0..NUMBERS).prop_map(Step::Close),
-        2 => numbers().prop_map(Step::Alive),
-        2 => vec(update, 0..4).prop_map(Step::UpdateIndexes),
+        6 => vec(change(), 1..4).prop_map(AgreementStep::Commit),
+        2 => numbers().prop_map(AgreementStep::Read),
+        2 => (0..NUMBERS).prop_map(AgreementStep::Open),
+        2 => (0..NUMBERS, numbers()).prop_map(|(session, tasks)| AgreementStep::Renew(session, tasks)),
+        2 => (0..NUMBERS).prop_map(AgreementStep::Close),
+        2 => numbers().prop_map(AgreementStep::Alive),
+        2 => vec(update, 0..4).prop_map(AgreementStep::UpdateIndexes),
         2 => (index(), proptest::option::of((0..3i64, 0..NUMBERS)), 0..5usize)
-            .prop_map(|(index, after, limit)| Step::List(index, after, limit)),
+            .prop_map(|(index, after, limit)| AgreementStep::List(index, after, limit)),
     ]
 }
 
@@ -136,7 +136,7 @@ fn change() -> impl Strategy<Value = Change> {
 
 /// The names of one run on one backend.
 #[derive(Debug)]
-pub struct World {
+pub struct AgreementWorld {
     tasks: [TaskId; NUMBERS],
     sessions: [SessionId; NUMBERS],
     prefix: String,
@@ -144,7 +144,7 @@ pub struct World {
     base: Timestamp,
 }
 
-impl World {
+impl AgreementWorld {
     /// Names that nobody else has.
     pub fn fresh() -> Self {
         static LAST: AtomicI64 = AtomicI64::new(0);
@@ -161,50 +161,52 @@ impl World {
     ///
     /// # Panics
     /// If it fails, or takes too long.
-    pub async fn ask(&self, backend: &dyn Backend, step: &Step) -> Answer {
-        within(BOUND, "an answer", self.answer(backend, step)).await
+    pub async fn ask(&self, backend: &dyn Backend, step: &AgreementStep) -> AgreementAnswer {
+        within(ANSWER_TIMEOUT, "an answer", self.answer(backend, step)).await
     }
 
-    async fn answer(&self, backend: &dyn Backend, step: &Step) -> Answer {
+    async fn answer(&self, backend: &dyn Backend, step: &AgreementStep) -> AgreementAnswer {
         const FINE: &str = "a backend that is there answers";
         match step {
-            Step::Commit(changes) => {
+            AgreementStep::Commit(changes) => {
                 let answers =
                     backend.commit(changes.iter().map(|change| self.commit(change).into()).collect()).await;
-                Answer::Committed(answers.into_iter().map(|answer| answer.expect(FINE)).collect())
+                AgreementAnswer::Committed(answers.into_iter().map(|answer| answer.expect(FINE)).collect())
             }
-            Step::Read(tasks) => Answer::Records(backend.read(&self.ids(tasks)).await.expect(FINE)),
-            Step::Open(session) => {
+            AgreementStep::Read(tasks) => {
+                AgreementAnswer::Records(backend.read(&self.ids(tasks)).await.expect(FINE))
+            }
+            AgreementStep::Open(session) => {
                 backend.open_session(&self.sessions[*session], HOUR, Bytes::new()).await.expect(FINE);
-                Answer::Done
+                AgreementAnswer::Done
             }
-            Step::Renew(session, tasks) => {
+            AgreementStep::Renew(session, tasks) => {
                 let (session, tasks) = (&self.sessions[*session], self.ids(tasks));
                 let renewed = backend.renew_session(session, HOUR, Bytes::new(), &tasks).await.expect(FINE);
-                Answer::Renewed(renewed.alive, renewed.records)
+                AgreementAnswer::Renewed(renewed.alive, renewed.records)
             }
-            Step::Close(session) => {
+            AgreementStep::Close(session) => {
                 backend.close_session(&self.sessions[*session]).await.expect(FINE);
-                Answer::Done
+                AgreementAnswer::Done
             }
-            Step::Alive(sessions) => {
+            AgreementStep::Alive(sessions) => {
                 let sessions: Vec<_> = sessions.iter().map(|number| self.sessions[*number].clone()).collect();
-                Answer::Alive(backend.alive(&sessions).await.expect(FINE))
+                AgreementAnswer::Alive(backend.alive(&sessions).await.expect(FINE))
             }
-            Step::UpdateIndexes(updates) => {
+            AgreementStep::UpdateIndexes(updates) => {
                 backend
                     .update_indexes(updates.iter().map(|update| self.index_update(update)).collect())
                     .await
                     .expect(FINE);
-                Answer::Done
+                AgreementAnswer::Done
             }
-            Step::List(index, after, limit) => {
+            AgreementStep::List(index, after, limit) => {
                 let after = after.map_or_else(
                     || (self.at(-1), String::new()),
                     |(at, member)| (self.at(at), self.member(member)),
                 );
                 let page = backend.list(*index, Some(after), *limit).await.expect(FINE);
-                Answer::Listed(page.into_iter().map(|entry| self.entry(&entry)).collect())
+                AgreementAnswer::Listed(page.into_iter().map(|entry| self.entry(&entry)).collect())
             }
         }
     }
@@ -246,7 +248,7 @@ impl World {
         }
     }
 
-    /// Takes out what would stay for ever: the records without expiry and the members of indexes.
+    /// Removes what would stay forever: the records without expiry and the members of indexes.
     async fn forget(&self, backend: &dyn Backend) {
         let drop = || FACTS.map(FactName::from).to_vec();
         let commits = self.tasks.iter().map(|id| Commit { drop: drop(), ..Commit::new(id.clone()) });
@@ -263,8 +265,8 @@ impl World {
 /// If they differ.
 async fn expect_agreement(one: &dyn Backend, other: &dyn Backend, cases: u32) {
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 500, ..Config::default() };
-    let check = async |steps: &[Step]| {
-        let (here, there) = (World::fresh(), World::fresh());
+    let check = async |steps: &[AgreementStep]| {
+        let (here, there) = (AgreementWorld::fresh(), AgreementWorld::fresh());
         for (number, step) in steps.iter().enumerate() {
             let (answer, reference) = (here.ask(one, step).await, there.ask(other, step).await);
             if answer != reference {

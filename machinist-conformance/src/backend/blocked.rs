@@ -14,14 +14,14 @@ use tokio::sync::oneshot;
 
 use crate::{
     BackendHarness, eventually,
-    wait::{BOUND, RECOVERY, within},
+    wait::{ANSWER_TIMEOUT, RECOVERY_TIMEOUT, within},
 };
 
 const BLOCKS: TaskDef<(), ()> = TaskDef::new("blocks");
 /// Others ask again after this and sooner, and a lease that is not renewed is known to be over well before.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// What a handler must not do, and does.
+/// Handler that blocks its thread, which handlers must not do.
 async fn blocks(State(runs): State<Arc<AtomicU32>>) -> Result<(), TaskError> {
     runs.fetch_add(1, Ordering::SeqCst);
     std::thread::sleep(3 * LEASE);
@@ -46,7 +46,7 @@ pub async fn a_worker_whose_runtime_is_blocked_keeps_its_session(harness: &dyn B
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(blocked.run_until(async { drop(stopped.await) })).expect("it works")
     });
-    let begun = eventually(BOUND, async || runs.load(Ordering::SeqCst) == 1).await;
+    let begun = eventually(ANSWER_TIMEOUT, async || runs.load(Ordering::SeqCst) == 1).await;
     assert!(begun, "the task is not run");
 
     // A second message of the same task, which only the other can receive now.
@@ -55,12 +55,13 @@ pub async fn a_worker_whose_runtime_is_blocked_keeps_its_session(harness: &dyn B
     let other_worker = tokio::spawn(other_worker.run_until(std::future::pending()));
     other.client().send(signature).await.expect("it is sent again");
 
-    within(RECOVERY, "the task to end", sent.wait(RECOVERY)).await.expect("it succeeds");
+    within(RECOVERY_TIMEOUT, "the task to end", sent.wait(RECOVERY_TIMEOUT)).await.expect("it succeeds");
     let record = sent.record().await.expect("its record");
     assert_eq!((runs.load(Ordering::SeqCst), record.worker.as_deref()), (1, Some("blocked")));
     other_worker.abort();
     drop(stop);
-    let drained = within(RECOVERY, "a worker to stop", tokio::task::spawn_blocking(|| thread.join())).await;
+    let drained =
+        within(RECOVERY_TIMEOUT, "a worker to stop", tokio::task::spawn_blocking(|| thread.join())).await;
     assert!(drained.expect("no panic").expect("no panic").is_clean());
 }
 

@@ -11,7 +11,7 @@ use machinist_core::{
 
 use super::{BackendHarness, commit, commit_all, expect_done, facts, names, pairs, put, read, read_all};
 
-/// What is there stays; what is missing is added.
+/// Existing facts stay; missing facts are added.
 pub async fn facts_are_written_once_and_the_first_writer_wins(harness: &dyn BackendHarness) {
     let (one, two, id) = (harness.connect().await, harness.connect().await, TaskId::fresh());
     expect_done(&*one, put(&id, &[("name", "add"), ("queue", "math")])).await;
@@ -59,7 +59,7 @@ pub async fn equal_or_absent_refuses_another_value_and_writes_back_what_is_missi
     assert_eq!(read(&*backend, &lost).await, facts(&[("s:1:1", "a"), ("o:1", "x")]));
 }
 
-/// What is dropped can be written anew in the same commit; dropping what is missing is nothing.
+/// A dropped fact can be written again in the same commit; dropping a missing fact does nothing.
 pub async fn drop_happens_before_the_write(harness: &dyn BackendHarness) {
     let (backend, id) = (harness.connect().await, TaskId::fresh());
     expect_done(&*backend, put(&id, &[("pg", "1"), ("old", "1"), ("kept", "1")])).await;

@@ -1,6 +1,6 @@
-//! When records are forgotten.
+//! Expiry of records.
 //!
-//! Time is never measured: what must be gone is awaited, and what must stay is looked at after a record with the
+//! Time is never measured: an expiry is awaited, and a record that must stay is read after a record with the
 //! same or a later short expiry (the control) is gone.
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use machinist_core::{
 };
 
 use super::{BackendHarness, HOUR, commit, expect_done, facts, names, put, read};
-use crate::{eventually, wait::BOUND};
+use crate::{eventually, wait::ANSWER_TIMEOUT};
 
 /// Long enough for the next commit to come in time on a busy machine.
 const SHORT: Duration = Duration::from_millis(1500);
@@ -22,7 +22,7 @@ fn expiring(id: &TaskId, fact: &str, expiry: Expiry) -> Commit {
 }
 
 async fn expect_gone(backend: &dyn Backend, id: &TaskId) {
-    let gone = eventually(BOUND, async || read(backend, id).await.is_empty()).await;
+    let gone = eventually(ANSWER_TIMEOUT, async || read(backend, id).await.is_empty()).await;
     assert!(gone, "the record never expired");
 }
 
@@ -40,8 +40,8 @@ pub async fn an_expired_record_is_gone(harness: &dyn BackendHarness) {
         let id = TaskId::fresh();
         expect_done(&*backend, expiring(&id, "end", expiry)).await;
         expect_gone(&*backend, &id).await;
-        expect_done(&*backend, Commit { unless: names(&["end"]), ..put(&id, &[("name", "anew")]) }).await;
-        assert_eq!(read(&*harness.connect().await, &id).await, facts(&[("name", "anew")]));
+        expect_done(&*backend, Commit { unless: names(&["end"]), ..put(&id, &[("name", "again")]) }).await;
+        assert_eq!(read(&*harness.connect().await, &id).await, facts(&[("name", "again")]));
     }
 }
 
@@ -85,7 +85,7 @@ pub async fn an_expiry_that_is_set_stays_where_it_was_asked_to(harness: &dyn Bac
 }
 
 /// In one commit the old facts may all go and new ones come: it is the same record, and its expiry stays as it
-/// was. An adapter whose expiry hangs on its facts would keep this record for ever.
+/// was. An adapter that ties the expiry to its facts would keep this record forever.
 pub async fn an_expiry_survives_the_drop_of_every_fact_in_the_same_commit(harness: &dyn BackendHarness) {
     let (backend, short, long) = (harness.connect().await, TaskId::fresh(), TaskId::fresh());
     let exchange = |id: &TaskId, expiry| Commit { drop: names(&["a"]), ..expiring(id, "b", expiry) };

@@ -6,7 +6,7 @@ use machinist_core::{
 };
 
 use super::BackendHarness;
-use crate::wait::{BOUND, within};
+use crate::wait::{ANSWER_TIMEOUT, within};
 
 /// An instant of our days with all its microseconds: no digit of it may be lost.
 const BASE: i64 = 1_763_681_834_474_677;
@@ -25,7 +25,7 @@ fn remove(index: Index, member: &str) -> IndexUpdate {
 }
 
 async fn update(backend: &dyn Backend, updates: Vec<IndexUpdate>) {
-    within(BOUND, "an index update", backend.update_indexes(updates))
+    within(ANSWER_TIMEOUT, "an index update", backend.update_indexes(updates))
         .await
         .expect("the backend takes the note");
 }
@@ -36,7 +36,7 @@ async fn list(
     after: Option<(Timestamp, String)>,
     limit: usize,
 ) -> Vec<(Timestamp, String)> {
-    within(BOUND, "a list", backend.list(index, after, limit)).await.expect("the backend lists")
+    within(ANSWER_TIMEOUT, "a list", backend.list(index, after, limit)).await.expect("the backend lists")
 }
 
 /// From the earliest, members of one instant by name, in pages that join without a gap, also after an entry that
@@ -68,7 +68,7 @@ pub async fn indexes_are_ordered_and_paged(harness: &dyn BackendHarness) {
     assert_eq!(list(&*backend, index, Some(entry(5, "e")), 9).await, []);
 }
 
-/// What may be repeated, will be; a member is in an index once.
+/// Updates may be repeated; a member is in an index once.
 pub async fn a_note_may_be_repeated_and_moves_its_member(harness: &dyn BackendHarness) {
     let (backend, index) = (harness.connect().await, Index::DeadLetters);
     for _ in 0..3 {

@@ -1,4 +1,4 @@
-//! What a backend promises.
+//! The promises of a backend.
 
 pub mod agreement;
 mod blocked;
@@ -25,11 +25,11 @@ pub use self::{
 use crate::{
     eventually,
     service::say,
-    wait::{BOUND, RECOVERY, within},
+    wait::{ANSWER_TIMEOUT, RECOVERY_TIMEOUT, within},
 };
 
-/// What the suite needs of an adapter's test: one server and an empty namespace on it. Each test makes a harness
-/// of its own, and harnesses must not see each other's indexes and sessions.
+/// Test environment of an adapter: one server and an empty namespace on it. Each test makes its own
+/// harness, and harnesses must not see each other's indexes and sessions.
 #[async_trait]
 pub trait BackendHarness: Send + Sync + 'static {
     /// A connection to the harness's backend, as another process would make it: connections share nothing but the
@@ -61,15 +61,17 @@ pub async fn the_backend_works_after_an_interruption(harness: &dyn BackendHarnes
         return;
     }
     let commit = Commit { wake: true, ..put(&id, &[("eta", "1")]) };
-    let written = eventually(RECOVERY, async || {
-        let answers = within(RECOVERY, "an answer", backend.commit(vec![commit.clone().into()])).await;
+    let written = eventually(RECOVERY_TIMEOUT, async || {
+        let answers =
+            within(RECOVERY_TIMEOUT, "an answer", backend.commit(vec![commit.clone().into()])).await;
         matches!(answers.as_slice(), [Ok(Committed::Done)])
     });
     assert!(written.await, "no commit succeeded after an interruption");
     assert_eq!(read(&*backend, &id).await, facts(&[("name", "add"), ("eta", "1")]));
-    let mut watch = within(BOUND, "a watch", backend.watch(&id)).await.expect("the backend lets us watch");
+    let mut watch =
+        within(ANSWER_TIMEOUT, "a watch", backend.watch(&id)).await.expect("the backend lets us watch");
     expect_done(&*harness.connect().await, commit).await;
-    within(BOUND, "a wake-up", watch.changed()).await;
+    within(ANSWER_TIMEOUT, "a wake-up", watch.changed()).await;
 }
 
 /// The writer's connection ends, its facts do not.
@@ -105,7 +107,7 @@ fn put(id: &TaskId, facts: &[(&str, &str)]) -> Commit {
 async fn commit_all(backend: &dyn Backend, batch: Vec<Commit>) -> Vec<Committed> {
     let asked = batch.len();
     let answers = within(
-        3 * BOUND,
+        3 * ANSWER_TIMEOUT,
         "a commit to be answered",
         backend.commit(batch.into_iter().map(Into::into).collect()),
     )
@@ -123,7 +125,8 @@ async fn expect_done(backend: &dyn Backend, change: Commit) {
 }
 
 async fn read_all(backend: &dyn Backend, ids: &[TaskId]) -> Vec<Facts> {
-    let records = within(3 * BOUND, "a read", backend.read(ids)).await.expect("the backend lets us read");
+    let records =
+        within(3 * ANSWER_TIMEOUT, "a read", backend.read(ids)).await.expect("the backend lets us read");
     assert_eq!(records.len(), ids.len(), "one record for each id");
     records
 }

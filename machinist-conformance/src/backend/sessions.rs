@@ -12,7 +12,7 @@ use machinist_core::{
 use super::{BackendHarness, HOUR, expect_done, facts, put};
 use crate::{
     eventually,
-    wait::{BOUND, within},
+    wait::{ANSWER_TIMEOUT, within},
 };
 
 const SHORT: Duration = Duration::from_secs(2);
@@ -21,26 +21,31 @@ const SHORTEST: Duration = Duration::from_millis(300);
 async fn open(backend: &dyn Backend, lease: Duration, info: &'static str) -> SessionId {
     let session = SessionId::fresh();
     let opened = backend.open_session(&session, lease, Bytes::from_static(info.as_bytes()));
-    within(BOUND, "a session", opened).await.expect("the backend opens a session");
+    within(ANSWER_TIMEOUT, "a session", opened).await.expect("the backend opens a session");
     session
 }
 
 async fn renew(backend: &dyn Backend, session: &SessionId, info: &'static str, ids: &[TaskId]) -> Renewed {
     let renewed = backend.renew_session(session, HOUR, Bytes::from_static(info.as_bytes()), ids);
-    within(BOUND, "a renewal", renewed).await.expect("the backend renews")
+    within(ANSWER_TIMEOUT, "a renewal", renewed).await.expect("the backend renews")
 }
 
 async fn alive<const N: usize>(backend: &dyn Backend, sessions: [&SessionId; N]) -> [bool; N] {
-    let alive = within(BOUND, "an answer", backend.alive(&sessions.map(Clone::clone))).await;
+    let alive = within(ANSWER_TIMEOUT, "an answer", backend.alive(&sessions.map(Clone::clone))).await;
     alive.expect("the backend tells").try_into().expect("one answer for each session")
 }
 
 async fn close(backend: &dyn Backend, session: &SessionId) {
-    within(BOUND, "a close", backend.close_session(session)).await.expect("the backend closes a session");
+    within(ANSWER_TIMEOUT, "a close", backend.close_session(session))
+        .await
+        .expect("the backend closes a session");
 }
 
 async fn expect_expired(backend: &dyn Backend, session: &SessionId) {
-    assert!(eventually(BOUND, async || alive(backend, [session]).await == [false]).await, "it never expired");
+    assert!(
+        eventually(ANSWER_TIMEOUT, async || alive(backend, [session]).await == [false]).await,
+        "it never expired"
+    );
 }
 
 /// Alive from open to close, for everybody, in the order of the question; closing twice is fine.
@@ -57,12 +62,12 @@ pub async fn a_session_lives_from_open_to_close(harness: &dyn BackendHarness) {
     assert_eq!(alive(&*there, [&a]).await, [false]);
     // Opening it again, as after a lost reply, is a renewal.
     let again = here.open_session(&b, HOUR, Bytes::new());
-    within(BOUND, "a session", again).await.expect("the backend opens a session");
+    within(ANSWER_TIMEOUT, "a session", again).await.expect("the backend opens a session");
     assert_eq!(alive(&*there, [&b]).await, [true]);
     close(&*here, &b).await;
 }
 
-/// Others may have taken over: whoever is late must learn it, and must not live again.
+/// Other workers may have taken over: a late session must learn that it has expired, and must not live again.
 pub async fn an_expired_session_never_comes_back_by_renewal(harness: &dyn BackendHarness) {
     let (backend, id) = (harness.connect().await, TaskId::fresh());
     expect_done(&*backend, put(&id, &[("name", "add")])).await;
@@ -73,7 +78,8 @@ pub async fn an_expired_session_never_comes_back_by_renewal(harness: &dyn Backen
         assert!(!renewed.alive);
         assert_eq!(renewed.records, [facts(&[("name", "add")])], "the records are told all the same");
         assert_eq!(alive(&*backend, [&session]).await, [false]);
-        let listed = within(BOUND, "sessions", backend.sessions()).await.expect("the backend lists sessions");
+        let listed =
+            within(ANSWER_TIMEOUT, "sessions", backend.sessions()).await.expect("the backend lists sessions");
         assert!(listed.iter().all(|entry| entry.id != session), "{listed:?}");
     }
 }
@@ -84,7 +90,7 @@ pub async fn a_renewal_prolongs_the_lease(harness: &dyn BackendHarness) {
     let (renewed, reopened) = (open(&*backend, SHORT, "").await, open(&*backend, SHORT, "").await);
     assert!(renew(&*backend, &renewed, "", &[]).await.alive);
     let again = backend.open_session(&reopened, HOUR, Bytes::new());
-    within(BOUND, "a session", again).await.expect("the backend opens a session");
+    within(ANSWER_TIMEOUT, "a session", again).await.expect("the backend opens a session");
     // Opened later with the same lease, it expires after theirs would have.
     let control = open(&*backend, SHORT, "").await;
     expect_expired(&*backend, &control).await;
@@ -100,26 +106,28 @@ pub async fn a_renewal_returns_records_and_publishes_info(harness: &dyn BackendH
     expect_done(&*there, put(&a, &[("rv", "{}")])).await;
     expect_done(&*there, put(&b, &[("s:1:1", "b"), ("end", "x")])).await;
     let session = open(&*here, HOUR, "before").await;
-    let before = within(BOUND, "the time", here.now()).await.expect("the backend tells the time");
+    let before = within(ANSWER_TIMEOUT, "the time", here.now()).await.expect("the backend tells the time");
     let renewed = renew(&*here, &session, "after", &[b.clone(), missing, a, b]).await;
     assert!(renewed.alive);
     let b = facts(&[("s:1:1", "b"), ("end", "x")]);
     assert_eq!(renewed.records, [b.clone(), Facts::new(), facts(&[("rv", "{}")]), b]);
-    assert!(renewed.now >= before && renewed.now.since(before) < 2 * BOUND, "{}", renewed.now);
-    let listed = within(BOUND, "sessions", there.sessions()).await.expect("the backend lists sessions");
+    assert!(renewed.now >= before && renewed.now.since(before) < 2 * ANSWER_TIMEOUT, "{}", renewed.now);
+    let listed =
+        within(ANSWER_TIMEOUT, "sessions", there.sessions()).await.expect("the backend lists sessions");
     let entry = listed.iter().find(|entry| entry.id == session).expect("a live session is listed");
     assert_eq!(entry.info, Bytes::from_static(b"after"));
     close(&*here, &session).await;
 }
 
-/// Whoever lives is listed with what it said about itself; whoever was closed or has expired is not.
+/// Live sessions are listed with their info; closed and expired ones are not.
 pub async fn sessions_are_listed_with_their_info(harness: &dyn BackendHarness) {
     let (here, there) = (harness.connect().await, harness.connect().await);
     let (a, b) = (open(&*here, HOUR, "{\"host\":\"a\"}").await, open(&*here, HOUR, "").await);
     let (closed, expired) = (open(&*here, HOUR, "closed").await, open(&*here, SHORTEST, "expired").await);
     close(&*here, &closed).await;
     expect_expired(&*there, &expired).await;
-    let listed = within(BOUND, "sessions", there.sessions()).await.expect("the backend lists sessions");
+    let listed =
+        within(ANSWER_TIMEOUT, "sessions", there.sessions()).await.expect("the backend lists sessions");
     let info = |id: &SessionId| {
         let entries: Vec<_> = listed.iter().filter(|entry| entry.id == *id).collect();
         assert!(entries.len() < 2, "listed twice: {entries:?}");

@@ -9,10 +9,10 @@ use machinist_core::{
 };
 
 use super::{BackendHarness, expect_done, put};
-use crate::wait::{BOUND, within};
+use crate::wait::{ANSWER_TIMEOUT, within};
 
 async fn watch(backend: &dyn Backend, id: &TaskId) -> Watch {
-    within(BOUND, "a watch", backend.watch(id)).await.expect("the backend lets us watch")
+    within(ANSWER_TIMEOUT, "a watch", backend.watch(id)).await.expect("the backend lets us watch")
 }
 
 fn waking(id: &TaskId, fact: &str) -> Commit {
@@ -30,7 +30,7 @@ pub async fn a_watch_wakes_on_a_commit_of_another_connection(harness: &dyn Backe
         });
         tokio::task::yield_now().await;
         expect_done(&*writer, waking(&id, fact)).await;
-        watch = within(BOUND, "a wake-up", waiting).await.expect("no panic");
+        watch = within(ANSWER_TIMEOUT, "a wake-up", waiting).await.expect("no panic");
     }
 }
 
@@ -41,7 +41,7 @@ pub async fn a_wake_up_between_watch_and_the_first_changed_is_kept(harness: &dyn
         let id = TaskId::fresh();
         let mut watch = watch(&*waiter, &id).await;
         expect_done(&*writer, waking(&id, "end")).await;
-        within(BOUND, "a wake-up that came before the wait", watch.changed()).await;
+        within(ANSWER_TIMEOUT, "a wake-up that came before the wait", watch.changed()).await;
     }
 }
 
@@ -52,12 +52,12 @@ pub async fn every_watch_of_a_record_wakes(harness: &dyn BackendHarness) {
     drop(watch(&*one, &id).await);
     expect_done(&*one, waking(&id, "end")).await;
     for watch in &mut watches {
-        within(BOUND, "each watch to wake", watch.changed()).await;
+        within(ANSWER_TIMEOUT, "each watch to wake", watch.changed()).await;
     }
     watches.remove(0);
     expect_done(&*two, waking(&id, "f")).await;
     for watch in &mut watches {
-        within(BOUND, "the others to wake after one is dropped", watch.changed()).await;
+        within(ANSWER_TIMEOUT, "the others to wake after one is dropped", watch.changed()).await;
     }
 }
 
@@ -67,11 +67,12 @@ pub async fn time_agrees_and_never_goes_back(harness: &dyn BackendHarness) {
     let mut last = [None; 2];
     for _ in 0..200 {
         for (backend, last) in connections.iter().zip(&mut last) {
-            let now = within(BOUND, "the time", backend.now()).await.expect("the backend tells the time");
+            let now =
+                within(ANSWER_TIMEOUT, "the time", backend.now()).await.expect("the backend tells the time");
             assert!(*last <= Some(now), "{now} after {last:?}");
             *last = Some(now);
         }
     }
     let [Some(a), Some(b)] = last else { panic!("both were asked") };
-    assert!(a.since(b).max(b.since(a)) < BOUND, "{a} here and {b} there");
+    assert!(a.since(b).max(b.since(a)) < ANSWER_TIMEOUT, "{a} here and {b} there");
 }

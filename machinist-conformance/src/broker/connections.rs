@@ -14,18 +14,18 @@ use super::{
 };
 use crate::{
     eventually,
-    wait::{BOUND, RECOVERY, within},
+    wait::{ANSWER_TIMEOUT, RECOVERY_TIMEOUT, within},
 };
 
 async fn next_after_interruption(consumer: &mut dyn Consumer) -> Delivery {
-    within(RECOVERY, "a delivery after an interruption", consumer.next())
+    within(RECOVERY_TIMEOUT, "a delivery after an interruption", consumer.next())
         .await
         .expect("a consumer heals itself")
 }
 
 /// Publishes until it is confirmed, as a caller would: the answer may be *unavailable* or *unknown* for a while.
 async fn publish_stubbornly(broker: &dyn Broker, queue: &QueueName, number: usize) {
-    let end = Instant::now() + RECOVERY;
+    let end = Instant::now() + RECOVERY_TIMEOUT;
     loop {
         match try_publish(broker, vec![to_queue(queue, numbered(number))]).await.remove(0) {
             Ok(()) => return,
@@ -64,8 +64,8 @@ pub async fn a_consumer_survives_an_interruption(harness: &dyn BrokerHarness) {
         }
     }
     // An ack that was on its way may have been lost, so stragglers are allowed here, strangers are not.
-    let empty = eventually(BOUND, async || {
-        while let Ok(Some(delivery)) = timeout(BOUND / 50, consumer.next()).await {
+    let empty = eventually(ANSWER_TIMEOUT, async || {
+        while let Ok(Some(delivery)) = timeout(ANSWER_TIMEOUT / 50, consumer.next()).await {
             assert!(number_of(&delivery.message) < COUNT && delivery.redelivered, "{delivery:?}");
             delivery.receipt.settle(Settle::Ack).await;
         }
@@ -107,7 +107,7 @@ pub async fn publishing_through_interruptions_loses_nothing(harness: &dyn Broker
     });
     let publishers: Vec<_> = publishers.collect();
     for _ in 0..3 {
-        sleep(BOUND / 100).await;
+        sleep(ANSWER_TIMEOUT / 100).await;
         if !harness.interrupt().await {
             break;
         }
@@ -152,11 +152,11 @@ pub async fn close_ends_consumers_and_may_be_repeated(harness: &dyn BrokerHarnes
     let mut idle = consume(&*broker, &[&queue], 1).await;
     let mut later = consume(&*broker, &[&queue], 1).await;
     let waiting = tokio::spawn(async move { idle.next().await.is_none() });
-    within(BOUND, "close", broker.close()).await;
-    assert!(within(BOUND, "the waiter's end", waiting).await.expect("no panic"), "a waiter ends");
-    assert!(within(BOUND, "the end", later.next()).await.is_none(), "whoever asks later ends");
-    within(BOUND, "a second close", broker.close()).await;
-    within(BOUND, "stop", later.stop()).await;
+    within(ANSWER_TIMEOUT, "close", broker.close()).await;
+    assert!(within(ANSWER_TIMEOUT, "the waiter's end", waiting).await.expect("no panic"), "a waiter ends");
+    assert!(within(ANSWER_TIMEOUT, "the end", later.next()).await.is_none(), "a later call ends too");
+    within(ANSWER_TIMEOUT, "a second close", broker.close()).await;
+    within(ANSWER_TIMEOUT, "stop", later.stop()).await;
 }
 
 /// A health is good while the subscription stands, again after an interruption, and not after the end. It counts the
@@ -165,28 +165,28 @@ pub async fn a_pulse_tells_whether_a_subscription_stands(harness: &dyn BrokerHar
     let (broker, queue) = (harness.connect().await, fresh_queue());
     let consumer = consume(&*broker, &[&queue], 1).await;
     let health = consumer.health();
-    assert_eq!(within(BOUND, "a health", health.check()).await, Ok(()));
+    assert_eq!(within(ANSWER_TIMEOUT, "a health", health.check()).await, Ok(()));
     let disconnects = health.disconnects();
     assert_eq!(health.disconnects(), disconnects, "nothing was lost");
     if harness.interrupt().await {
         assert!(
-            eventually(BOUND, async || health.disconnects() > disconnects).await,
+            eventually(ANSWER_TIMEOUT, async || health.disconnects() > disconnects).await,
             "its connection was lost"
         );
     }
-    let again = eventually(BOUND, async || health.check().await.is_ok());
+    let again = eventually(ANSWER_TIMEOUT, async || health.check().await.is_ok());
     assert!(again.await, "it stands again: {:?}", health.check().await);
-    within(BOUND, "close", broker.close()).await;
-    assert!(within(BOUND, "a health", health.check()).await.is_err(), "it has ended");
+    within(ANSWER_TIMEOUT, "close", broker.close()).await;
+    assert!(within(ANSWER_TIMEOUT, "a health", health.check()).await.is_err(), "it has ended");
 }
 
-/// What this process held when it closed is somebody else's.
+/// Deliveries that a process held when it closed go to another consumer.
 pub async fn close_hands_back_what_is_unsettled(harness: &dyn BrokerHarness) {
     let (broker, other, queue) = (harness.connect().await, harness.connect().await, fresh_queue());
     publish_numbers(&*broker, &queue, 3).await;
     let mut consumer = consume(&*broker, &[&queue], 10).await;
     let held = next(&mut *consumer).await;
-    within(BOUND, "close", broker.close()).await;
+    within(ANSWER_TIMEOUT, "close", broker.close()).await;
     let mut second = consume(&*other, &[&queue], 10).await;
     assert_eq!(drain(&mut *second, 3).await, [0, 1, 2]);
     assert_eq!(held.receipt.settle(Settle::Ack).await, Settled::Lost);
@@ -196,17 +196,17 @@ pub async fn close_hands_back_what_is_unsettled(harness: &dyn BrokerHarness) {
 pub async fn nothing_is_published_after_close(harness: &dyn BrokerHarness) {
     let (broker, queue) = (harness.connect().await, fresh_queue());
     publish_numbers(&*broker, &queue, 1).await;
-    within(BOUND, "close", broker.close()).await;
+    within(ANSWER_TIMEOUT, "close", broker.close()).await;
     assert!(try_publish(&*broker, vec![to_queue(&queue, numbered(1))]).await[0].is_err());
     let what = Consume { queues: vec![queue.clone()], prefetch: 1 };
-    assert!(within(BOUND, "a refusal", broker.consume(what)).await.is_err());
+    assert!(within(ANSWER_TIMEOUT, "a refusal", broker.consume(what)).await.is_err());
 }
 
 /// The publisher's connection ends, its messages do not.
 pub async fn what_was_confirmed_outlives_the_connection(harness: &dyn BrokerHarness) {
     let (broker, queue) = (harness.connect().await, fresh_queue());
     publish(&*broker, (0..20).map(|number| to_queue(&queue, numbered(number))).collect()).await;
-    within(BOUND, "close", broker.close()).await;
+    within(ANSWER_TIMEOUT, "close", broker.close()).await;
     drop(broker);
     let fresh = harness.connect().await;
     let mut consumer = consume(&*fresh, &[&queue], 10).await;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     BrokerHarness, consume, delayed, drain, expect_empty, fresh_queue, next, number_of, numbered, publish,
 };
-use crate::wait::{RECOVERY, within};
+use crate::wait::{RECOVERY_TIMEOUT, within};
 
 /// Zero is at once, on the same path as everything else.
 pub async fn a_delay_of_nothing_is_none(harness: &dyn BrokerHarness) {
@@ -28,7 +28,8 @@ pub async fn delayed_messages_are_not_early_and_arrive(harness: &dyn BrokerHarne
     publish(&*broker, batch.collect()).await;
     let mut came = Vec::new();
     for _ in delays {
-        let delivery = within(RECOVERY, "a delayed message", consumer.next()).await.expect("it goes on");
+        let delivery =
+            within(RECOVERY_TIMEOUT, "a delayed message", consumer.next()).await.expect("it goes on");
         let (after, number) = (published.elapsed(), number_of(&delivery.message));
         assert!(after >= delays[number], "{:?} early: it came after {after:?}", delays[number]);
         assert!(!delivery.redelivered, "a delay is not a delivery");
@@ -42,7 +43,7 @@ pub async fn delayed_messages_are_not_early_and_arrive(harness: &dyn BrokerHarne
     expect_empty(harness, &queue).await;
 }
 
-/// What is due in an hour does not hold up what is due now.
+/// A message due in an hour does not hold up one that is due now.
 pub async fn delayed_messages_do_not_wait_for_each_other(harness: &dyn BrokerHarness) {
     let (broker, queue) = (harness.connect().await, fresh_queue());
     let mut consumer = consume(&*broker, &[&queue], 20).await;
@@ -54,7 +55,7 @@ pub async fn delayed_messages_do_not_wait_for_each_other(harness: &dyn BrokerHar
     delivery.receipt.settle(Settle::Ack).await;
 }
 
-/// What waits for its time waits in the broker, not in a connection.
+/// Delayed messages wait in the broker, not in a connection.
 pub async fn a_delayed_message_survives_an_interruption(harness: &dyn BrokerHarness) {
     let (broker, queue) = (harness.connect().await, fresh_queue());
     let mut consumer = consume(&*broker, &[&queue], 20).await;
@@ -65,7 +66,8 @@ pub async fn a_delayed_message_survives_an_interruption(harness: &dyn BrokerHarn
     }
     let mut came = std::collections::BTreeSet::new();
     while came.len() < 5 {
-        let delivery = within(RECOVERY, "a delayed message", consumer.next()).await.expect("it goes on");
+        let delivery =
+            within(RECOVERY_TIMEOUT, "a delayed message", consumer.next()).await.expect("it goes on");
         assert!(published.elapsed() >= delay, "early after an interruption");
         came.insert(number_of(&delivery.message));
         delivery.receipt.settle(Settle::Ack).await;

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     eventually,
-    wait::{BOUND, within},
+    wait::{ANSWER_TIMEOUT, within},
 };
 
 /// A message with everything that a message can have.
@@ -108,10 +108,12 @@ pub async fn a_batch_of_two_thousand_is_confirmed_and_delivered(harness: &dyn Br
 pub async fn an_empty_batch_has_no_answers(harness: &dyn BrokerHarness) {
     let broker = harness.connect().await;
     assert!(try_publish(&*broker, Vec::new()).await.is_empty());
-    assert!(within(BOUND, "a depth", broker.depth(&[])).await.expect("no queue, no fault").is_empty());
+    assert!(
+        within(ANSWER_TIMEOUT, "a depth", broker.depth(&[])).await.expect("no queue, no fault").is_empty()
+    );
 }
 
-/// 64 tasks publish over one connection, to queues of their own and to one that they share.
+/// 64 tasks publish over one connection, each to a queue that only it uses and to one that they share.
 pub async fn concurrent_publishers_get_their_own_answers(harness: &dyn BrokerHarness) {
     const TASKS: usize = 64;
     const EACH: usize = 10;
@@ -131,7 +133,7 @@ pub async fn concurrent_publishers_get_their_own_answers(harness: &dyn BrokerHar
     assert_eq!(drain(&mut *consumer, TASKS * EACH).await, (0..TASKS * EACH).collect::<Vec<_>>());
 }
 
-/// While a queue vanishes under 64 publishers, `Ok` is said of what is queued and of nothing else: each publisher
+/// Only queued messages are confirmed while a queue vanishes under 64 publishers: each publisher
 /// gets its own answer, not its neighbour's.
 pub async fn only_what_is_queued_is_confirmed_when_a_queue_vanishes(harness: &dyn BrokerHarness) {
     let (broker, good, bad) = (harness.connect().await, fresh_queue(), fresh_queue());
@@ -176,7 +178,7 @@ pub async fn dead_letters_are_kept_beside_the_queue(harness: &dyn BrokerHarness)
     assert_eq!(drain(&mut *consumer, 1).await, [1]);
     consumer.stop().await;
     expect_empty(harness, &queue).await;
-    assert_eq!(within(BOUND, "the dead letters", harness.dead_letters(&queue)).await, [dead]);
+    assert_eq!(within(ANSWER_TIMEOUT, "the dead letters", harness.dead_letters(&queue)).await, [dead]);
 }
 
 /// Dead letters can be taken one by one: what is acknowledged is gone, everything else stays, in its order.
@@ -198,7 +200,7 @@ pub async fn dead_letters_are_taken_and_handed_back(harness: &dyn BrokerHarness)
     drop(held);
     consumer.stop().await;
     drop(consumer);
-    let left = eventually(BOUND, async || depth(&*broker, &queue).await.dead == Some(2));
+    let left = eventually(ANSWER_TIMEOUT, async || depth(&*broker, &queue).await.dead == Some(2));
     assert!(left.await, "found {:?}", depth(&*broker, &queue).await);
     let mut consumer =
         aside(&*broker, SideQueue::DeadLetters(queue.clone())).await.expect("every broker has them");
@@ -212,18 +214,19 @@ pub async fn depth_counts_and_consumes_nothing(harness: &dyn BrokerHarness) {
     publish(&*broker, vec![to_dead(&queue, numbered(7))]).await;
     let observer = harness.connect().await;
     for _ in 0..3 {
-        let counted = eventually(BOUND, async || {
+        let counted = eventually(ANSWER_TIMEOUT, async || {
             let depth = depth(&*observer, &queue).await;
             depth.ready == Some(3) && depth.dead == Some(1) && matches!(depth.consumers, None | Some(0))
         });
         assert!(counted.await, "found {:?}", depth(&*observer, &queue).await);
     }
     let mut consumer = consume(&*broker, &[&queue], 10).await;
-    let seen =
-        eventually(BOUND, async || matches!(depth(&*observer, &queue).await.consumers, None | Some(1)));
+    let seen = eventually(ANSWER_TIMEOUT, async || {
+        matches!(depth(&*observer, &queue).await.consumers, None | Some(1))
+    });
     assert!(seen.await, "found {:?}", depth(&*observer, &queue).await);
     assert_eq!(drain(&mut *consumer, 3).await, [0, 1, 2]);
-    let empty = eventually(BOUND, async || depth(&*observer, &queue).await.ready == Some(0)).await;
+    let empty = eventually(ANSWER_TIMEOUT, async || depth(&*observer, &queue).await.ready == Some(0)).await;
     assert!(empty, "found {:?}", depth(&*observer, &queue).await);
 }
 
@@ -233,7 +236,8 @@ pub async fn depth_of_an_unknown_queue_is_none(harness: &dyn BrokerHarness) {
     publish_numbers(&*broker, &known, 1).await;
     for _ in 0..2 {
         let queues = [unknown.clone(), known.clone(), unknown.clone()];
-        let depths = within(BOUND, "a depth", broker.depth(&queues)).await.expect("an answer for each");
+        let depths =
+            within(ANSWER_TIMEOUT, "a depth", broker.depth(&queues)).await.expect("an answer for each");
         assert_eq!(depths.iter().map(|depth| depth.queue.clone()).collect::<Vec<_>>(), queues);
         let exist: Vec<bool> = depths.iter().map(|depth| depth.ready.is_some()).collect();
         assert_eq!(exist, [false, true, false]);
@@ -244,7 +248,7 @@ pub async fn depth_of_an_unknown_queue_is_none(harness: &dyn BrokerHarness) {
     assert_eq!(drain(&mut *consumer, 1).await, [0]);
 }
 
-/// Where priorities are honoured, what is more urgent overtakes what waits.
+/// More urgent messages overtake waiting ones if the broker honours priorities.
 pub async fn larger_priorities_come_sooner(harness: &dyn BrokerHarness) {
     let (broker, queue) = (harness.connect().await, fresh_queue());
     if !broker.capabilities().priority {

@@ -1,4 +1,4 @@
-//! What a broker promises.
+//! The promises of a broker.
 //!
 //! Every promise has queues with fresh names, so that the tests of a suite can share a server and run at once.
 
@@ -22,11 +22,11 @@ use machinist_core::{
 pub use self::{connections::*, delays::*, messages::*, settling::*};
 use crate::{
     service::say,
-    wait::{BOUND, within},
+    wait::{ANSWER_TIMEOUT, within},
 };
 
-/// What the suite needs of an adapter's test: one server, or what stands for one. Each test makes a harness of its
-/// own; harnesses may share a server and a namespace, for queue names are fresh.
+/// Test environment of an adapter: one server, or its substitute. Each test makes its
+/// own harness; harnesses may share a server and a namespace, because queue names are fresh.
 #[async_trait]
 pub trait BrokerHarness: Send + Sync + 'static {
     /// A connection to the harness's broker, as another process would make it: connections share nothing but the
@@ -86,7 +86,7 @@ fn to_dead(queue: &QueueName, message: Message) -> Publish {
 
 async fn try_publish(broker: &dyn Broker, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {
     let asked = batch.len();
-    let answers = within(4 * BOUND, "a publish to be answered", broker.publish(batch)).await;
+    let answers = within(4 * ANSWER_TIMEOUT, "a publish to be answered", broker.publish(batch)).await;
     assert_eq!(answers.len(), asked, "one answer for each message");
     answers
 }
@@ -104,17 +104,17 @@ async fn publish_numbers(broker: &dyn Broker, queue: &QueueName, count: usize) {
 
 async fn consume(broker: &dyn Broker, queues: &[&QueueName], prefetch: u16) -> Box<dyn Consumer> {
     let what = Consume { queues: queues.iter().map(|queue| (*queue).clone()).collect(), prefetch };
-    within(BOUND, "a subscription", broker.consume(what)).await.expect("the broker lets us consume")
+    within(ANSWER_TIMEOUT, "a subscription", broker.consume(what)).await.expect("the broker lets us consume")
 }
 
 async fn aside(broker: &dyn Broker, from: SideQueue) -> Option<Box<dyn Consumer>> {
-    within(BOUND, "a subscription", broker.consume_side_queue(from, 100))
+    within(ANSWER_TIMEOUT, "a subscription", broker.consume_side_queue(from, 100))
         .await
         .expect("the broker lets us consume")
 }
 
 async fn next(consumer: &mut dyn Consumer) -> Delivery {
-    within(BOUND, "a delivery", consumer.next()).await.expect("the subscription goes on")
+    within(ANSWER_TIMEOUT, "a delivery", consumer.next()).await.expect("the subscription goes on")
 }
 
 /// The numbers of the next `count` messages, acked, sorted.
@@ -130,7 +130,7 @@ async fn drain(consumer: &mut dyn Consumer, count: usize) -> Vec<usize> {
 }
 
 async fn depth(broker: &dyn Broker, queue: &QueueName) -> QueueDepth {
-    let depths = within(BOUND, "a depth", broker.depth(std::slice::from_ref(queue))).await;
+    let depths = within(ANSWER_TIMEOUT, "a depth", broker.depth(std::slice::from_ref(queue))).await;
     let mut depths = depths.expect("the broker tells the depth");
     assert_eq!(depths.len(), 1, "one answer for each queue");
     let depth = depths.remove(0);
@@ -146,8 +146,9 @@ async fn expect_empty(harness: &dyn BrokerHarness, queue: &QueueName) {
     publish(&*broker, vec![to_queue(queue, numbered(MARKER))]).await;
     let mut consumer = consume(&*broker, &[queue], 10).await;
     assert_eq!(drain(&mut *consumer, 1).await, [MARKER], "nothing but the marker is in the queue");
-    within(BOUND, "stop", consumer.stop()).await;
-    let left = crate::eventually(BOUND, async || depth(&*broker, queue).await.ready == Some(0)).await;
+    within(ANSWER_TIMEOUT, "stop", consumer.stop()).await;
+    let left =
+        crate::eventually(ANSWER_TIMEOUT, async || depth(&*broker, queue).await.ready == Some(0)).await;
     assert!(left, "{queue} never became empty");
-    within(BOUND, "close", broker.close()).await;
+    within(ANSWER_TIMEOUT, "close", broker.close()).await;
 }

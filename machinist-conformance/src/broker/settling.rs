@@ -16,10 +16,10 @@ use super::{
     BrokerHarness, consume, drain, expect_empty, fresh_queue, next, number_of, numbered, publish,
     publish_numbers, to_queue,
 };
-use crate::wait::{BOUND, within};
+use crate::wait::{ANSWER_TIMEOUT, within};
 
-/// How long nothing must happen. Too short a look only misses a fault, it never invents one.
-const LOOK: Duration = Duration::from_millis(300);
+/// Time during which nothing must happen. A shorter time may miss a fault and never invents one.
+const SILENCE: Duration = Duration::from_millis(300);
 
 /// Acked is done: no later consumer gets it.
 pub async fn what_was_acked_does_not_come_again(harness: &dyn BrokerHarness) {
@@ -50,7 +50,7 @@ pub async fn a_receipt_that_is_dropped_brings_the_message_again(harness: &dyn Br
     expect_empty(harness, &queue).await;
 }
 
-/// Handed back, a message comes again at once, to whoever consumes, flagged.
+/// A message that is handed back comes again at once, to any consumer, flagged.
 pub async fn a_requeued_message_comes_again(harness: &dyn BrokerHarness) {
     let (broker, queue) = (harness.connect().await, fresh_queue());
     publish_numbers(&*broker, &queue, 1).await;
@@ -70,7 +70,7 @@ pub async fn a_requeued_message_comes_again(harness: &dyn BrokerHarness) {
     expect_empty(harness, &queue).await;
 }
 
-/// What one consumer holds, the other does not get; what one cannot take, the other does.
+/// A message goes to one consumer only; the other takes what the first has no room for.
 pub async fn two_consumers_share_a_queue(harness: &dyn BrokerHarness) {
     let (one, two, queue) = (harness.connect().await, harness.connect().await, fresh_queue());
     let mut first = consume(&*one, &[&queue], 1).await;
@@ -88,7 +88,7 @@ pub async fn two_consumers_share_a_queue(harness: &dyn BrokerHarness) {
         async move {
             let mut numbers = Vec::new();
             while taken.load(Ordering::Relaxed) < 200 {
-                let Ok(delivery) = timeout(LOOK, consumer.next()).await else { continue };
+                let Ok(delivery) = timeout(SILENCE, consumer.next()).await else { continue };
                 let delivery = delivery.expect("the subscription goes on");
                 numbers.push(number_of(&delivery.message));
                 taken.fetch_add(1, Ordering::Relaxed);
@@ -100,7 +100,7 @@ pub async fn two_consumers_share_a_queue(harness: &dyn BrokerHarness) {
     };
     publish_numbers(&*one, &queue, 200).await;
     let both = async { tokio::join!(tokio::spawn(receive(first)), tokio::spawn(receive(second))) };
-    let (a, b) = within(3 * BOUND, "200 messages", both).await;
+    let (a, b) = within(3 * ANSWER_TIMEOUT, "200 messages", both).await;
     let mut all = [a.expect("no panic"), b.expect("no panic")].concat();
     all.sort_unstable();
     assert_eq!(all, (0..200).collect::<Vec<_>>(), "each message once");
@@ -132,7 +132,7 @@ pub async fn prefetch_bounds_what_is_unsettled(harness: &dyn BrokerHarness) {
     let mut consumer = consume(&*broker, &[&queue], 2).await;
     let mut held = vec![next(&mut *consumer).await, next(&mut *consumer).await];
     for _ in 0..3 {
-        assert!(timeout(LOOK, consumer.next()).await.is_err(), "a third unsettled delivery came");
+        assert!(timeout(SILENCE, consumer.next()).await.is_err(), "a third unsettled delivery came");
         assert_eq!(held.remove(0).receipt.settle(Settle::Ack).await, Settled::Done);
         held.push(next(&mut *consumer).await);
     }
@@ -143,22 +143,22 @@ pub async fn prefetch_bounds_what_is_unsettled(harness: &dyn BrokerHarness) {
     expect_empty(harness, &queue).await;
 }
 
-/// Whoever waits with a full hand goes on when some other task settles, and whoever waits at an empty queue when
-/// somebody hands a message back.
+/// A consumer at its prefetch continues when another task settles, and a consumer of an empty queue when
+/// a message is handed back.
 pub async fn a_settlement_wakes_a_waiting_next(harness: &dyn BrokerHarness) {
     let (broker, queue) = (harness.connect().await, fresh_queue());
     publish_numbers(&*broker, &queue, 2).await;
     let mut full = consume(&*broker, &[&queue], 1).await;
     let first = next(&mut *full).await;
     let waiting = tokio::spawn(async move { (next(&mut *full).await, full) });
-    sleep(LOOK).await;
+    sleep(SILENCE).await;
     assert_eq!(first.receipt.settle(Settle::Ack).await, Settled::Done);
     let (second, mut full) = waiting.await.expect("the settlement woke it");
 
     let other = harness.connect().await;
     let mut empty = consume(&*other, &[&queue], 1).await;
     let waiting = tokio::spawn(async move { (next(&mut *empty).await, empty) });
-    sleep(LOOK).await;
+    sleep(SILENCE).await;
     full.stop().await;
     assert_eq!(second.receipt.settle(Settle::Requeue).await, Settled::Done);
     let (again, mut empty) = waiting.await.expect("the message woke it");
@@ -196,7 +196,7 @@ pub async fn a_dropped_next_loses_nothing(harness: &dyn BrokerHarness) {
             }
         }
     };
-    within(3 * BOUND, "200 messages", receive).await;
+    within(3 * ANSWER_TIMEOUT, "200 messages", receive).await;
     publisher.await.expect("every publish is confirmed");
     came.sort_unstable();
     assert_eq!(came, (0..COUNT).collect::<Vec<_>>());
@@ -211,9 +211,9 @@ pub async fn stop_hands_back_what_was_not_returned(harness: &dyn BrokerHarness) 
     for _ in 0..3 {
         held.push(next(&mut *consumer).await);
     }
-    within(BOUND, "stop", consumer.stop()).await;
-    assert!(within(BOUND, "the end", consumer.next()).await.is_none(), "a stopped consumer ends");
-    within(BOUND, "a second stop", consumer.stop()).await;
+    within(ANSWER_TIMEOUT, "stop", consumer.stop()).await;
+    assert!(within(ANSWER_TIMEOUT, "the end", consumer.next()).await.is_none(), "a stopped consumer ends");
+    within(ANSWER_TIMEOUT, "a second stop", consumer.stop()).await;
 
     let other = harness.connect().await;
     let mut second = consume(&*other, &[&queue], 10).await;

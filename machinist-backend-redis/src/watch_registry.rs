@@ -1,7 +1,7 @@
 //! Wake-ups: one connection that listens to the channels of all watched records.
 //!
-//! Each record has a channel of its own. With one channel for all, every waiting process would be sent every
-//! wake-up of the whole system; this way a wake-up that nobody waits for costs Redis a look into a table. Sharded
+//! Each record has a separate channel. With one channel for all, every waiting process would receive every
+//! wake-up of the whole system. With separate channels, a wake-up without watchers costs Redis one table lookup. Sharded
 //! publishing keeps it on the node that holds the record.
 //!
 //! A wake-up may be missed while the connection is lost. So after each reconnect all watchers are woken once, and
@@ -14,7 +14,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use machinist_core::backend::{BackendError, Watch};
+use machinist_adapter::backend::{BackendError, Watch};
 use redis::{PushInfo, PushKind, RedisError, RedisResult, Value};
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
@@ -22,73 +22,76 @@ use tokio::{
 };
 
 use crate::{
-    connect::{Patience, Place, Source, Wire},
-    error::{meaning, no_answer, spoils_connection},
+    connect::{ConnectionSource, RedisAddress, RedisConnection, RedisTimeouts},
+    error::{backend_error, no_answer, spoils_connection},
 };
 
 /// Nothing is sent on this connection by itself, so it is asked now and then whether it is still there.
-const PROBE: Duration = Duration::from_secs(10);
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Between two attempts to get the connection back.
-const RETRY: Duration = Duration::from_millis(500);
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// How many changes of subscriptions are made together.
-const BATCH: usize = 256;
+/// Maximum number of subscription changes in one command.
+const MAX_CHANGES_PER_COMMAND: usize = 256;
 
-/// Who waits for what, and the way to the listener.
-pub(crate) struct Wakes {
-    place: Place,
-    patience: Patience,
+/// Registry of the watched channels, and the way to the listener.
+pub(crate) struct WatchRegistry {
+    place: RedisAddress,
+    patience: RedisTimeouts,
     clock_key: String,
-    board: Arc<Board>,
+    board: Arc<WatcherCounts>,
     /// The listener is a task of the runtime that first watched; where that is gone, the next one starts another.
-    listener: Mutex<Option<mpsc::UnboundedSender<Request>>>,
+    listener: Mutex<Option<mpsc::UnboundedSender<SubscriptionChange>>>,
 }
 
 /// The watched channels.
 #[derive(Default)]
-struct Board(Mutex<HashMap<String, Entry>>);
+struct WatcherCounts(Mutex<HashMap<String, WatchedChannel>>);
 
-struct Entry {
+struct WatchedChannel {
     signal: watch::Sender<u64>,
     watchers: usize,
 }
 
-/// That the watchers of a channel came or went, and who wants to know that it is done.
-struct Request {
+/// A change of a channel's watchers, and the caller that waits for it.
+struct SubscriptionChange {
     channel: String,
     done: Option<oneshot::Sender<RedisResult<()>>>,
 }
 
-impl Wakes {
-    pub(crate) fn new(place: Place, patience: Patience, clock_key: String) -> Self {
+impl WatchRegistry {
+    pub(crate) fn new(place: RedisAddress, patience: RedisTimeouts, clock_key: String) -> Self {
         Self { place, patience, clock_key, board: Arc::default(), listener: Mutex::default() }
     }
 
-    /// Wakes whoever holds the watch from now on, until it is dropped.
+    /// WatchRegistry whoever holds the watch from now on, until it is dropped.
     pub(crate) async fn watch(&self, channel: String) -> Result<Watch, BackendError> {
         let listener = self.listener()?;
-        let signal = self.board.enter(&channel);
-        let guard =
-            Seat { channel: channel.clone(), board: Arc::clone(&self.board), listener: listener.clone() };
+        let signal = self.board.add_watcher(&channel);
+        let guard = WatcherGuard {
+            channel: channel.clone(),
+            board: Arc::clone(&self.board),
+            listener: listener.clone(),
+        };
         let (done, told) = oneshot::channel();
         let gone = || no_answer("the task that listens for wake-ups is gone");
-        listener.send(Request { channel, done: Some(done) }).map_err(|_| gone())?;
+        listener.send(SubscriptionChange { channel, done: Some(done) }).map_err(|_| gone())?;
         // The listener bounds each of its steps; this is for a runtime that does not run it.
         let limit = 4 * (self.patience.connect + self.patience.response);
         let told = timeout(limit, told).await.map_err(|_| no_answer("no subscription in time"))?;
-        told.map_err(|_| gone())?.map_err(|e| meaning(&e))?;
+        told.map_err(|_| gone())?.map_err(|e| backend_error(&e))?;
         Ok(Watch::new(signal, Some(Box::new(guard))))
     }
 
-    fn listener(&self) -> Result<mpsc::UnboundedSender<Request>, BackendError> {
+    fn listener(&self) -> Result<mpsc::UnboundedSender<SubscriptionChange>, BackendError> {
         let mut listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(running) = listener.as_ref().filter(|running| !running.is_closed()) {
             return Ok(running.clone());
         }
         let lost = Arc::new(Notify::new());
         let (board, told) = (Arc::clone(&self.board), Arc::clone(&lost));
-        let source = Source::new(
+        let source = ConnectionSource::new(
             &self.place,
             self.patience,
             &self.clock_key,
@@ -110,22 +113,22 @@ impl Wakes {
     }
 }
 
-impl Board {
-    fn entries(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+impl WatcherCounts {
+    fn entries(&self) -> MutexGuard<'_, HashMap<String, WatchedChannel>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, channel: &str) -> watch::Receiver<u64> {
+    fn add_watcher(&self, channel: &str) -> watch::Receiver<u64> {
         let mut entries = self.entries();
         let entry = entries
             .entry(channel.to_owned())
-            .or_insert_with(|| Entry { signal: watch::Sender::new(0), watchers: 0 });
+            .or_insert_with(|| WatchedChannel { signal: watch::Sender::new(0), watchers: 0 });
         entry.watchers += 1;
         entry.signal.subscribe()
     }
 
-    /// Whether that was the last watcher of the channel.
-    fn leave(&self, channel: &str) -> bool {
+    /// Removes a watcher. Returns `true` if it was the last one of the channel.
+    fn remove_watcher(&self, channel: &str) -> bool {
         let mut entries = self.entries();
         let Some(entry) = entries.get_mut(channel) else { return false };
         entry.watchers -= 1;
@@ -173,23 +176,25 @@ impl Board {
 }
 
 /// A watcher's place on the board.
-struct Seat {
+struct WatcherGuard {
     channel: String,
-    board: Arc<Board>,
-    listener: mpsc::UnboundedSender<Request>,
+    board: Arc<WatcherCounts>,
+    listener: mpsc::UnboundedSender<SubscriptionChange>,
 }
 
-impl std::fmt::Debug for Seat {
+impl std::fmt::Debug for WatcherGuard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Seat").field("channel", &self.channel).finish_non_exhaustive()
+        f.debug_struct("WatcherGuard").field("channel", &self.channel).finish_non_exhaustive()
     }
 }
 
-impl Drop for Seat {
+impl Drop for WatcherGuard {
     fn drop(&mut self) {
-        if self.board.leave(&self.channel) {
+        if self.board.remove_watcher(&self.channel) {
             // A listener that is gone has no subscription left to end.
-            let _ = self.listener.send(Request { channel: std::mem::take(&mut self.channel), done: None });
+            let _ = self
+                .listener
+                .send(SubscriptionChange { channel: std::mem::take(&mut self.channel), done: None });
         }
     }
 }
@@ -197,10 +202,10 @@ impl Drop for Seat {
 /// The task that owns the listening connection. It alone subscribes and unsubscribes, so that the end of one watch
 /// cannot overtake the beginning of the next.
 struct Listener {
-    source: Source,
-    board: Arc<Board>,
-    patience: Patience,
-    wire: Option<Wire>,
+    source: ConnectionSource,
+    board: Arc<WatcherCounts>,
+    patience: RedisTimeouts,
+    wire: Option<RedisConnection>,
     subscribed: HashSet<String>,
     was_connected: bool,
     retry_at: Instant,
@@ -208,16 +213,16 @@ struct Listener {
 
 impl Listener {
     /// Runs until the backend and every watch is gone.
-    async fn run(mut self, mut requests: mpsc::UnboundedReceiver<Request>, lost: Arc<Notify>) {
-        let mut probe = interval(PROBE);
+    async fn run(mut self, mut requests: mpsc::UnboundedReceiver<SubscriptionChange>, lost: Arc<Notify>) {
+        let mut probe = interval(PROBE_INTERVAL);
         probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut batch = Vec::with_capacity(BATCH);
+        let mut batch = Vec::with_capacity(MAX_CHANGES_PER_COMMAND);
         loop {
             let retry = self.wire.is_none() && !self.board.is_empty();
             tokio::select! {
-                count = requests.recv_many(&mut batch, BATCH) => match count {
+                count = requests.recv_many(&mut batch, MAX_CHANGES_PER_COMMAND) => match count {
                     0 => return,
-                    _ => self.serve(std::mem::replace(&mut batch, Vec::with_capacity(BATCH))).await,
+                    _ => self.serve(std::mem::replace(&mut batch, Vec::with_capacity(MAX_CHANGES_PER_COMMAND))).await,
                 },
                 () = lost.notified(), if self.wire.is_some() => self.reconnect().await,
                 () = sleep_until(self.retry_at), if retry => self.reconnect().await,
@@ -226,7 +231,7 @@ impl Listener {
         }
     }
 
-    async fn serve(&mut self, requests: Vec<Request>) {
+    async fn serve(&mut self, requests: Vec<SubscriptionChange>) {
         if self.wire.is_none() {
             let connected = match self.board.is_empty() {
                 true => Ok(()),
@@ -245,7 +250,7 @@ impl Listener {
             .filter(|(channel, wanted)| self.subscribed.contains(channel) != *wanted)
             .collect();
         let failures = self.change(changes).await;
-        for Request { channel, done } in requests {
+        for SubscriptionChange { channel, done } in requests {
             let outcome = failures.get(&channel).cloned().map_or(Ok(()), Err);
             let _ = done.map(|done| done.send(outcome));
         }
@@ -287,10 +292,10 @@ impl Listener {
     /// Opens the connection and subscribes to all that is watched.
     async fn connect(&mut self) -> RedisResult<()> {
         self.subscribed.clear();
-        self.retry_at = Instant::now() + RETRY;
+        self.retry_at = Instant::now() + RETRY_DELAY;
         self.wire = Some(self.source.open().await?);
         let channels = self.board.channels();
-        for chunk in channels.chunks(BATCH) {
+        for chunk in channels.chunks(MAX_CHANGES_PER_COMMAND) {
             let failures = self.change(chunk.iter().map(|c| (c.clone(), true)).collect()).await;
             if let Some(error) = failures.into_values().next() {
                 self.wire = None;
@@ -310,7 +315,7 @@ impl Listener {
             return;
         }
         if let Err(error) = self.connect().await {
-            tracing::warn!(%error, retry = ?RETRY, "no connection for wake-ups");
+            tracing::warn!(%error, retry = ?RETRY_DELAY, "no connection for wake-ups");
         }
     }
 
