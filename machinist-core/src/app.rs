@@ -104,8 +104,8 @@ impl App {
     }
 
     /// The message that carries an envelope, signed by this application where it has a key.
-    pub(crate) fn seal(&self, envelope: &Envelope) -> Message {
-        self.0.trust.seal(envelope, self.0.clock.now())
+    pub(crate) fn signed_message(&self, envelope: &Envelope) -> Message {
+        self.0.trust.signed_message(envelope, self.0.clock.now())
     }
 
     /// The body of an envelope, decrypted where it is encrypted.

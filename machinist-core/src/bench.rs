@@ -60,12 +60,12 @@ pub fn decode(codec: Codec) -> impl FnMut() {
 /// An envelope into a message's headers.
 pub fn write_headers() -> impl FnMut() {
     let envelope = envelope(Codec::MessagePack);
-    move || drop(black_box(black_box(&envelope).seal(None, NOW)))
+    move || drop(black_box(black_box(&envelope).signed_message(None, NOW)))
 }
 
 /// And back.
 pub fn read_headers() -> impl FnMut() {
-    let message = envelope(Codec::MessagePack).seal(None, NOW);
+    let message = envelope(Codec::MessagePack).signed_message(None, NOW);
     move || drop(black_box(Envelope::read(black_box(&message))))
 }
 
@@ -77,16 +77,19 @@ fn trust() -> Trust {
 /// Writes headers, signed with HMAC.
 pub fn sign_headers() -> impl FnMut() {
     let (envelope, trust) = (envelope(Codec::MessagePack), trust());
-    move || drop(black_box(trust.seal(black_box(&envelope), NOW)))
+    move || drop(black_box(trust.signed_message(black_box(&envelope), NOW)))
 }
 
 /// Reads headers and verifies them.
 pub fn verify_headers() -> impl FnMut() {
     let trust = trust();
-    let message = trust.seal(&envelope(Codec::MessagePack), NOW);
+    let message = trust.signed_message(&envelope(Codec::MessagePack), NOW);
     move || {
         let mut envelope = Envelope::read(black_box(&message)).expect("its own");
-        assert!(trust.verify(&mut envelope, &message).is_ok_and(|seal| seal.is_some()), "its own");
+        assert!(
+            trust.verify(&mut envelope, &message).is_ok_and(|signed_message| signed_message.is_some()),
+            "its own"
+        );
         drop(black_box(envelope));
     }
 }

@@ -228,7 +228,7 @@ impl Client {
             first: FirstSigner::Publisher,
         };
         let envelope = app.trust.encrypt(envelope);
-        let message = self.app.seal(&envelope);
+        let message = self.app.signed_message(&envelope);
         if let Some(exceeded) = app.max_sizes.exceeded(&message) {
             return Err(too_large(&envelope.id, exceeded));
         }

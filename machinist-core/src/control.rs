@@ -210,7 +210,8 @@ impl Client {
         }
         let envelope = self.kept_envelope(id, &facts)?.at_once();
         let target = Target::Queue(envelope.queue.clone());
-        let publish = Publish { target, message: self.app.seal(&envelope), delay: std::time::Duration::ZERO };
+        let publish =
+            Publish { target, message: self.app.signed_message(&envelope), delay: std::time::Duration::ZERO };
         // INVARIANT: one answer for one message.
         let answer = self.app.0.broker.publish(vec![publish]).await.pop().expect("one answer");
         answer.map_err(|source| SendError::Publish { id: id.clone(), source })?;
@@ -253,14 +254,15 @@ impl Client {
             return Ok(AsyncResult::sent(self.app.clone(), again));
         }
         let now = self.app.clock().now();
-        let anew = |old: Envelope| old.anew(again, now, TraceContext::current());
-        let envelope = self.app.0.trust.renamed(&envelope, anew);
+        let as_new_task = |old: Envelope| old.as_new_task(again, now, TraceContext::current());
+        let envelope = self.app.0.trust.renamed(&envelope, as_new_task);
         let envelope =
             envelope.map_err(|locked| ControlError::NoMessage { id: of.clone(), why: locked.to_string() })?;
         let mut record = sender_facts(&envelope);
         record.facts.push((name::RETRY_OF.into(), text(&of)));
         let target = Target::Queue(envelope.queue.clone());
-        let publish = Publish { target, message: self.app.seal(&envelope), delay: std::time::Duration::ZERO };
+        let publish =
+            Publish { target, message: self.app.signed_message(&envelope), delay: std::time::Duration::ZERO };
         let sending = Sending { id: envelope.id, eta: None, span: tracing::Span::none() };
         let prepared = PreparedSignature { publish, facts: record, sending };
         // INVARIANT: one answer for one message.
@@ -300,8 +302,8 @@ impl Client {
     }
 
     async fn unlist(&self, id: &TaskId) -> Result<(), BackendError> {
-        let note = IndexUpdate::Remove { index: Index::Scheduled, member: id.to_string() };
-        self.app.0.backend.update_indexes(vec![note]).await
+        let update = IndexUpdate::Remove { index: Index::Scheduled, member: id.to_string() };
+        self.app.0.backend.update_indexes(vec![update]).await
     }
 
     /// Returns the message that a record holds, if it is authentic and this application may sign it.

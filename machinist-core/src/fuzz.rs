@@ -74,7 +74,7 @@ pub fn headers(data: &[u8]) {
         assert_eq!(DeadMark::read(&letter), Some(mark));
         assert_eq!(letter.body, message.body);
     }
-    drop(envelope.read_seal(&message));
+    drop(envelope.read_signature(&message));
 }
 
 /// A signed message, changed in any way: nothing is believed but what was signed.
@@ -86,7 +86,7 @@ pub fn verify(data: &[u8]) {
             let web = Key::with_secret(algorithm, "web", &[8; 32]).expect("32 bytes");
             let ring = Keyring::new([own, web.with_state(KeyState::Verify)]).expect("a ring");
             let trust = Trust::new(Some(ring), false, None);
-            let message = trust.seal(&full_envelope(), NOW);
+            let message = trust.signed_message(&full_envelope(), NOW);
             (trust, message)
         };
         [Algorithm::HmacSha256, Algorithm::Ed25519].map(sealed).into()

@@ -1,4 +1,4 @@
-//! What the backend holds about a dead letter: a line of the list, and beside it a record of its own.
+//! Index of dead letters in the backend: an index entry, and a separate record for each letter.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -28,7 +28,7 @@ struct IndexEntry {
 }
 
 impl DeadLetter {
-    /// What a message says that lies, or is to lie, beside this queue.
+    /// Describes a message among the dead letters of this queue.
     pub(crate) fn of(queue: &QueueName, message: &Message, mark: DeadMark) -> Self {
         let DeadMark { dead_id, reason, error, at } = mark;
         Self {
@@ -49,7 +49,7 @@ impl DeadLetter {
     }
 }
 
-/// Where what is known about a line of the list is kept. A queue's name and an id may be long, and hold spaces.
+/// Returns the id of the record of an index entry. It is a hash, because a queue's name and an id may be long and hold spaces.
 pub(super) fn record_of(member: &str) -> TaskId {
     let digest = Sha256::digest(member.as_bytes());
     let hex: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -57,7 +57,7 @@ pub(super) fn record_of(member: &str) -> TaskId {
     TaskId::parse(&format!("dead.{hex}")).expect("a short text")
 }
 
-/// Puts a dead letter on the list. Doing it again changes nothing.
+/// Adds a dead letter to the index. Adding it again changes nothing.
 pub(crate) async fn add_to_index(app: &App, letter: &DeadLetter) -> Result<(), BackendError> {
     let member = letter.member();
     let entry = IndexEntry {
@@ -73,22 +73,22 @@ pub(crate) async fn add_to_index(app: &App, letter: &DeadLetter) -> Result<(), B
     let mut commit = Commit::new(record_of(&member));
     commit.facts = vec![(name::DEAD.into(), json(&entry))];
     app.backend().commit(vec![commit.into()]).await.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let note = IndexUpdate::Put { index: Index::DeadLetters, at: letter.at, member };
-    app.backend().update_indexes(vec![note]).await
+    let update = IndexUpdate::Put { index: Index::DeadLetters, at: letter.at, member };
+    app.backend().update_indexes(vec![update]).await
 }
 
-/// Takes a dead letter that is gone off the list.
+/// Removes a dead letter from the index.
 pub(super) async fn remove_from_index(app: &App, letter: &DeadLetter) -> Result<(), BackendError> {
     let member = letter.member();
     let mut commit = Commit::new(record_of(&member));
     commit.drop = vec![name::DEAD.into(), name::RETRIED_AS.into()];
     // The line first: a record without a line is found by nobody, a line without its record tells too little.
-    let note = IndexUpdate::Remove { index: Index::DeadLetters, member };
-    app.backend().update_indexes(vec![note]).await?;
+    let update = IndexUpdate::Remove { index: Index::DeadLetters, member };
+    app.backend().update_indexes(vec![update]).await?;
     app.backend().commit(vec![commit.into()]).await.into_iter().collect::<Result<Vec<_>, _>>().map(drop)
 }
 
-/// A line of the list with its record; where that is missing, as much as the line says.
+/// Returns the letter of an index entry and its record; without the record, as much as the entry says.
 pub(super) fn letter(at: Timestamp, member: &str, facts: &Facts) -> Option<DeadLetter> {
     let Some(entry) = facts.read::<IndexEntry>(name::DEAD) else {
         let (queue, dead_id) = member.rsplit_once(' ')?;

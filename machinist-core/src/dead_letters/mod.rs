@@ -1,8 +1,8 @@
-//! Dead letters: messages that nobody will run, kept with the reason, to be looked at, sent again or thrown away.
+//! Dead letters: messages that no worker runs, kept with the reason, to be inspected, replayed or purged.
 //!
-//! They lie in the broker, beside their queue. What there is to know about each is written into the backend as well,
-//! so that listing and showing them takes nothing out of a queue; that list may lag, and whoever finds more in a queue
-//! than on it puts the rest there ([`Client::index_dead_letters`]).
+//! The broker keeps them in a side queue of their task queue. The backend has an index of them,
+//! so that listing and showing them takes nothing out of a queue. The index may lag; a reader that finds more letters in a
+//! queue adds the rest ([`Client::index_dead_letters`]).
 
 mod index;
 mod new_letter;
@@ -21,52 +21,52 @@ pub(crate) use index::add_to_index;
 pub(crate) use new_letter::NewDeadLetter;
 pub use settle::DeadLetterOutcome;
 
-/// How many entries of the list are read at once.
+/// Number of index entries in one page.
 const LIST_PAGE_SIZE: usize = 500;
 
 /// One dead letter, as far as it is known without taking it out of its queue.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct DeadLetter {
-    /// Its own id: `TASK.ATTEMPT` for a task, something random for what could not be believed.
+    /// Id of the letter: `TASK.ATTEMPT` for a task, random for a message that could not be verified.
     pub dead_id: String,
-    /// The queue beside which it lies.
+    /// Task queue of the message.
     pub queue: QueueName,
-    /// Why: one of the words of `docs/delivery.md`.
+    /// Reason: one of the words of `docs/delivery.md`.
     pub reason: String,
-    /// What went wrong.
+    /// The error.
     pub error: ErrorText,
-    /// Since when.
+    /// Time at which it became a dead letter.
     pub at: Timestamp,
-    /// The task, as the message calls it.
+    /// Task id, as the message states it.
     pub task: Option<TaskId>,
-    /// The task's name, as the message calls it.
+    /// Task name, as the message states it.
     pub name: Option<TaskName>,
-    /// Which attempt the message was for.
+    /// Attempt of the message.
     pub attempt: Option<u32>,
     /// The message's size, in bytes of headers and body.
     pub size: usize,
 }
 
-/// Which dead letters are meant: those that fit everything that is set.
+/// Filter of dead letters. A letter matches if it fits every field that is set.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct DeadFilter {
-    /// Those beside this queue.
+    /// Letters of this queue.
     pub queue: Option<QueueName>,
-    /// Those with this reason.
+    /// Letters with this reason.
     pub reason: Option<String>,
-    /// Those of tasks of this name.
+    /// Letters of tasks with this name.
     pub name: Option<TaskName>,
-    /// Those that were there by this instant.
+    /// Letters that existed at this instant.
     pub until: Option<Timestamp>,
-    /// Those that came after this instant.
+    /// Letters that came after this instant.
     pub since: Option<Timestamp>,
-    /// Those of these ids of their own.
+    /// Letters with these ids.
     pub dead_ids: Option<Vec<String>>,
 }
 
 impl DeadFilter {
-    /// Whether a letter is meant.
+    /// Returns `true` if a letter matches.
     pub fn fits(&self, letter: &DeadLetter) -> bool {
         let fits = |wanted: Option<bool>| wanted.unwrap_or(true);
         fits(self.queue.as_ref().map(|queue| *queue == letter.queue))
@@ -79,7 +79,7 @@ impl DeadFilter {
 }
 
 impl Client {
-    /// The dead letters that are meant, from the oldest, at most `limit`. Takes nothing out of a queue.
+    /// Lists the dead letters that match, the oldest first, at most `limit`. Takes nothing out of a queue.
     ///
     /// # Errors
     /// [`BackendError`].

@@ -1,4 +1,4 @@
-//! One pass through the dead letters of a queue: each is looked at once, and stays unless it is settled.
+//! A scan of a queue's dead letters: each is seen once, and stays unless it is settled.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -10,33 +10,33 @@ use crate::{
     wire::DeadMark,
 };
 
-/// After so long without another one the pass is over.
+/// Time without another letter after which a scan ends.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
-/// So many are held at once at least, and at most what fits into the memory below, if all were as large as the largest.
+/// Minimum number of letters held at once; the maximum is what fits into [`MAX_HELD_BYTES`] if all were as large as the largest.
 const MIN_PREFETCH: usize = 1000;
 const MAX_HELD_BYTES: usize = 256 << 20;
 
-/// A pass under way.
+/// A scan in progress.
 pub(super) struct DeadLetterScan {
     queue: QueueName,
     consumer: Box<dyn crate::broker::Consumer>,
-    /// How many letters lay there when it began.
+    /// Number of letters in the queue when the scan began.
     depth: u64,
     seen: u64,
     ids: HashSet<String>,
-    /// What stays. Handed back at once it would come again at once.
+    /// Letters that stay. Handed back at once, they would come again at once.
     kept: Vec<Box<dyn Receipt>>,
 }
 
-/// A letter that a pass came by.
+/// A letter that a scan has received.
 pub(super) struct ScannedLetter {
     pub(super) delivery: Delivery,
-    /// What it says about itself; none where a broker put it there by itself.
+    /// Description from its mark; none if the broker moved the message there.
     pub(super) letter: Option<DeadLetter>,
 }
 
 impl DeadLetterScan {
-    /// Begins; `largest` is the size of the largest letter there, as far as it is known.
+    /// Begins a scan; `largest` is the size of the largest known letter, in bytes.
     pub(super) async fn begin(
         app: &App,
         queue: &QueueName,
@@ -60,7 +60,7 @@ impl DeadLetterScan {
         }))
     }
 
-    /// The next letter; `None` when all that lay there have been seen, or no more come.
+    /// Returns the next letter; `None` when all have been seen, or no more come.
     pub(super) async fn next(&mut self) -> Option<ScannedLetter> {
         if self.seen >= self.depth {
             return None;
@@ -76,12 +76,12 @@ impl DeadLetterScan {
         Some(ScannedLetter { delivery, letter })
     }
 
-    /// Leaves a letter where it is.
+    /// Keeps a letter in the queue.
     pub(super) fn keep(&mut self, delivery: Delivery) {
         self.kept.push(delivery.receipt);
     }
 
-    /// Hands back what stays.
+    /// Hands the kept letters back.
     pub(super) async fn end(mut self) {
         self.consumer.stop().await;
         for receipt in self.kept {

@@ -1,7 +1,7 @@
-//! What is done about dead letters: sending their tasks again, throwing them away, putting them on the list.
+//! Settling dead letters: replaying their tasks, purging them, indexing them.
 //!
-//! A letter leaves its queue after what it demands is certain: the message of its task's successor is confirmed
-//! first. Whoever is interrupted in between does it again: a successor is named once, and is one task however often
+//! A letter leaves its queue only after its consequence is certain: the message of the task's successor is confirmed
+//! first. An interrupted replay is repeated safely: a successor is named once, and is one task however often
 //! it is sent.
 
 use std::{collections::HashMap, time::Duration};
@@ -23,22 +23,22 @@ use crate::{
     wire::{DeadMark, DeadReason, Envelope, message_to_fact},
 };
 
-/// What became of a dead letter.
+/// Result of settling a dead letter.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum DeadLetterOutcome {
-    /// Its task was sent again, as this one, and the letter is gone.
+    /// Its task was sent again, under this id, and the letter is gone.
     Replayed(TaskId),
     /// The letter is gone.
     Purged,
     /// It stays, for this reason.
     Refused(String),
-    /// It is on the list and was not found in its queue: somebody else is at it, or took it away. Purging it takes it
-    /// off the list.
+    /// It is in the index and was not found in its queue: another process holds it or has removed it. Purging removes it
+    /// from the index.
     Missing,
 }
 
-/// What is wanted of letters.
+/// Action on dead letters.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum DeadLetterAction {
     Replay,
@@ -46,8 +46,8 @@ enum DeadLetterAction {
 }
 
 impl Client {
-    /// Sends the tasks of these dead letters again, each as a task of its own, no more than one in each `pace`, and
-    /// says what became of each. A task is sent again once: where [`retry`](Self::retry) was asked before, it is that
+    /// Sends the tasks of these dead letters again, each as a new task, at most one in each `pace`, and
+    /// reports the result of each. A task is sent again once: if [`retry`](Self::retry) was called before, it is that
     /// task.
     ///
     /// The message is opened and verified as a worker does it; one that no key vouches for is refused and stays.
@@ -67,7 +67,7 @@ impl Client {
         self.settle_dead_letters(letters, DeadLetterAction::Replay, pace, told).await
     }
 
-    /// Throws these dead letters away, no more than one in each `pace`, and says what became of each.
+    /// Purges these dead letters, at most one in each `pace`, and reports the result of each.
     ///
     /// # Errors
     /// As [`replay_dead_letters`](Self::replay_dead_letters).
@@ -120,7 +120,7 @@ impl Client {
         Ok(())
     }
 
-    /// Settles what is wanted of one queue.
+    /// Settles the wanted letters of one queue.
     async fn settle_in(
         &self,
         scan: &mut DeadLetterScan,
@@ -157,7 +157,7 @@ impl Client {
         Ok(())
     }
 
-    /// A letter about which everything is done. One whose settlement is lost stays on the list, and in its queue.
+    /// Removes a settled letter. If its settlement is lost, it stays in the index and in its queue.
     async fn take_away(&self, letter: &DeadLetter, delivery: Delivery) -> Result<(), ControlError> {
         match delivery.receipt.settle(Settle::Ack).await {
             crate::broker::Settled::Done => Ok(index::remove_from_index(&self.app, letter).await?),
@@ -195,11 +195,11 @@ impl Client {
         Ok(DeadLetterOutcome::Replayed(self.send_again(&named_at, envelope).await?.id().clone()))
     }
 
-    /// Puts dead letters on the list that lie beside a queue and are not on it; how many there were. One that a broker
-    /// put there by itself, because it had been delivered too often, gets its reason, and its task ends in
+    /// Adds a queue's dead letters to the index that are missing there, and returns their number. A letter that a broker
+    /// moved there, because it had been delivered too often, gets its reason, and its task ends in
     /// FAILURE/lost.
     ///
-    /// Takes nothing out of the queue where everything is on the list.
+    /// Takes nothing out of the queue if all letters are in the index.
     ///
     /// # Errors
     /// [`ControlError`] where broker or backend cannot be asked.
@@ -255,8 +255,8 @@ impl Client {
         done.map(|()| added)
     }
 
-    /// Gives a letter that the broker made its reason: published anew, so that the bare one can go. `false` where that
-    /// is left to somebody who may say that its task is lost.
+    /// Gives a letter that the broker moved its reason: it is published again, so that the bare one can go. `false` if that
+    /// is left to a process that may sign the end of its task.
     async fn replace_bare_letter(&self, queue: &QueueName, message: &Message) -> Result<bool, ControlError> {
         let app = &self.app.0;
         let at = app.clock.now();
@@ -287,7 +287,7 @@ impl Client {
         Ok(true)
     }
 
-    /// Ends a task whose message will not be delivered any more, unless somebody runs it.
+    /// Ends a task whose message will not be delivered again, unless a worker runs it.
     async fn end_as_lost(&self, envelope: &Envelope, error: &str) -> Result<(), ControlError> {
         let app = &self.app.0;
         let (id, now) = (&envelope.id, app.clock.now());
@@ -300,9 +300,10 @@ impl Client {
         let ttl = app.results_ttl.max(crate::record::MIN_RESULTS_TTL);
         let mut commit =
             failure_without_run(id, &facts, envelope.attempt, FailureKind::Lost, error.into(), now, ttl);
-        commit
-            .facts
-            .extend(message_to_fact(&self.app.seal(envelope)).map(|message| (name::MESSAGE.into(), message)));
+        commit.facts.extend(
+            message_to_fact(&self.app.signed_message(envelope))
+                .map(|message| (name::MESSAGE.into(), message)),
+        );
         // Refused: it was started meanwhile, or has ended.
         self.commit(self.signed_end(commit)?).await?;
         Ok(())

@@ -1,4 +1,4 @@
-//! Opening a delivery: what it claims, and what of that is believed.
+//! Admission of a delivery: the decision about a message before its body is parsed.
 //!
 //! Everything here happens before the body is parsed and before anything is written. Only the headers that are
 //! ours are read, and they are flat and bounded.
@@ -12,22 +12,22 @@ use crate::{
     wire::{DeadReason, Envelope, MaxSizes, Oversize, Unreadable},
 };
 
-/// What a message turned out to be.
+/// The decision about a message.
 #[derive(Debug)]
 pub(crate) enum Admission {
-    /// A task for this queue, from somebody who may send it.
+    /// A task for this queue, from a sender that may send it.
     Accepted(Envelope),
-    /// Authentic, and not to be run: its record is asked first, and then says why.
+    /// Authentic, but it must not run: its record is read first, and then states the reason.
     Rejected(Envelope, DeadReason, String),
-    /// Authentic, and encrypted with a key that is not here: others may have it, or this worker later.
+    /// Authentic, and encrypted with a key that is not in the ring: other workers may have it, or this one later.
     Undecryptable(Envelope, String),
-    /// Perhaps for a program that knows more (a newer wire, another key ring).
+    /// Possibly for a program that knows more: a newer wire version, or another key ring.
     Deferred(DeadReason, String),
-    /// Nothing in it is believed, or it belongs elsewhere: no record is written.
+    /// Not verified, or sent to another queue: no record is written.
     Refused(DeadReason, String),
 }
 
-/// Opens a message that came from a queue.
+/// Decides about a message that came from a queue.
 pub(crate) fn admit(
     trust: &Trust,
     sizes: &MaxSizes,
@@ -46,8 +46,8 @@ pub(crate) fn admit(
             return Admission::Deferred(DeadReason::Undecodable, error.to_string());
         }
     };
-    let seal = match trust.verify(&mut envelope, message) {
-        Ok(seal) => seal,
+    let signed_message = match trust.verify(&mut envelope, message) {
+        Ok(signed_message) => signed_message,
         Err(VerifyError::Untrusted(reason, error)) => return Admission::Refused(reason, error),
         Err(VerifyError::UnknownKey(error)) => return Admission::Deferred(DeadReason::UnknownKey, error),
     };
@@ -55,7 +55,9 @@ pub(crate) fn admit(
         let error = format!("it was sent to queue {:?}", envelope.queue);
         return Admission::Refused(DeadReason::WrongQueue, error);
     }
-    if let Some((reason, error)) = seal.and_then(|seal| trust.rejection(&envelope, &seal, now)) {
+    if let Some((reason, error)) =
+        signed_message.and_then(|signed_message| trust.rejection(&envelope, &signed_message, now))
+    {
         return Admission::Rejected(envelope, reason, error);
     }
     match trust.check_decryptable(&envelope) {
@@ -131,7 +133,7 @@ mod tests {
             let trust = Trust::new(Some(Keyring::new([own, web]).unwrap()), false, None);
             let queue = QueueName::parse("math").unwrap();
             let admitted = |message: &Message| admit(&trust, &MaxSizes::default(), &queue, message, NOW);
-            let message = trust.seal(&full_envelope(), NOW);
+            let message = trust.signed_message(&full_envelope(), NOW);
             assert!(
                 matches!(admitted(&message), Admission::Accepted(envelope) if envelope == full_envelope())
             );

@@ -1,9 +1,9 @@
-//! What arguments, results and errors say, hidden from broker, backend and dead letters.
+//! Encryption of arguments, results and errors against readers of the broker, the backend and dead letters.
 //!
 //! An application whose ring has an active key for encryption encrypts the bodies of what it sends and the outcomes
-//! that it records. Whoever runs a task whose body came encrypted hides its outcome too. A body is bound to the names
+//! that it records. A worker that runs a task with an encrypted body encrypts its outcome too. A body is bound to the names
 //! under which it was sent (id, task, queue, time), an outcome to its task and its place in the record: neither can be
-//! put elsewhere. What is signed is the encrypted body, so a signature is verified before anything is decrypted, and
+//! put elsewhere. The signature covers the encrypted body, so it is verified before anything is decrypted, and
 //! binds it to all that changes from attempt to attempt too.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
@@ -19,14 +19,14 @@ use crate::{
     wire::Envelope,
 };
 
-/// The content type of an encrypted body. Which one it has inside is part of what is encrypted.
+/// Content type of an encrypted body. The content type of the plain body is part of the plaintext.
 const ENCRYPTED_CONTENT_TYPE: &str = "application/vnd.machinist.encrypted";
-/// The fields of an outcome that speak of arguments and results.
+/// Fields of an outcome that may contain arguments or results.
 const ENCRYPTED_FIELDS: [&str; 4] = ["results", "error", "log", "note"];
-/// The field in which they are.
+/// Field that holds their ciphertext.
 const CIPHERTEXT_FIELD: &str = "enc";
 
-/// Why something that is encrypted stays so.
+/// Error of a decryption.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DecryptError {
     #[error("it is encrypted with key {0}, which is not in the ring here")]
@@ -39,18 +39,18 @@ pub(crate) enum DecryptError {
     Unreadable,
 }
 
-/// Whether a body is encrypted.
+/// Returns `true` if a body is encrypted.
 pub(crate) fn is_encrypted(envelope: &Envelope) -> bool {
     envelope.content_type == ENCRYPTED_CONTENT_TYPE
 }
 
-/// The key that hides what becomes of a task: the active one, else that by which its body was hidden.
+/// Returns the key that encrypts the outcome of a task: the active one, else the one that encrypted its body.
 pub(crate) fn outcome_key<'r>(envelope: &Envelope, ring: &'r Keyring) -> Option<&'r Key> {
     let before = || is_encrypted(envelope).then(|| EncryptedBody::of(&envelope.body).ok()).flatten();
     ring.encrypting_key().or_else(|| key(ring, &before()?.key).ok())
 }
 
-/// Whether the key of an encrypted body is here.
+/// Checks that the ring holds the key of an encrypted body.
 pub(crate) fn check_decryptable(envelope: &Envelope, ring: Option<&Keyring>) -> Result<(), DecryptError> {
     let EncryptedBody { key: id, .. } = EncryptedBody::of(&envelope.body)?;
     key(ring.ok_or_else(|| DecryptError::NoKey(id.clone()))?, &id).map(|_| ())
@@ -129,7 +129,7 @@ pub(crate) fn decrypted(envelope: &Envelope, ring: Option<&Keyring>) -> Result<E
     Ok(Envelope { content_type, body: Bytes::from(inside).slice(end + 1..), ..envelope.clone() })
 }
 
-/// What stands in a record instead of what is hidden.
+/// Ciphertext in a record, in place of the encrypted fields.
 #[derive(Deserialize)]
 struct Ciphertext {
     key: KeyId,
@@ -140,7 +140,7 @@ fn is_encrypted_fact(fact: &str) -> bool {
     fact == name::END || fact == name::PROGRESS || fact.starts_with("o:")
 }
 
-/// A commit whose facts say nothing of results, errors, log and notes to those who do not have the key.
+/// Encrypts the results, errors, log and notes in the facts of a commit.
 pub(crate) fn encrypt_outcome(mut commit: Commit, key: &Key) -> Commit {
     for (fact, value) in commit.facts.iter_mut().filter(|(fact, _)| is_encrypted_fact(fact)) {
         *value = encrypted_fact(&commit.id, fact, value, key);
@@ -172,7 +172,7 @@ fn json_bytes(all: &Map<String, Value>) -> Vec<u8> {
     serde_json::to_vec(all).expect("JSON")
 }
 
-/// Puts back what is hidden in these facts. Says why what counts stays hidden: how the task ended, or, as long as it
+/// Decrypts these facts in place. Returns the error if a fact that counts stays encrypted: the end of the task, or, as long as it
 /// has not, anything.
 pub(crate) fn decrypt_outcome(
     id: &TaskId,

@@ -1,4 +1,4 @@
-//! What this application believes: verification, encryption, and the admission of a message.
+//! Verification, encryption, and the admission of a message.
 //!
 //! | module | content |
 //! |---|---|

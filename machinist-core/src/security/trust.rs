@@ -1,4 +1,4 @@
-//! Whom this application believes: what it signs, what it accepts, and when it says no.
+//! The trust of this application: signing with its key ring, verifying against it, and refusing.
 
 use std::{
     sync::{
@@ -20,13 +20,13 @@ use crate::{
     record::{Facts, name},
     security::encryption::{self, DecryptError},
     sign::{Key, KeyError, KeyId, KeyRejection, Keyring, input::SigningInput},
-    wire::{DeadReason, Envelope, FirstSigner, Seal, Unreadable},
+    wire::{DeadReason, Envelope, FirstSigner, MessageSignature, Unreadable},
 };
 
 /// The version of what is signed under a result.
 const RESULT_VERSION: i64 = 1;
 
-/// The keys, and what they are asked for.
+/// The key ring, and the rules for using it.
 #[derive(Debug)]
 pub(crate) struct Trust {
     /// None: nothing is signed and everything believed. Replaced as a whole, never changed.
@@ -36,10 +36,10 @@ pub(crate) struct Trust {
     told_of_unsigned: AtomicBool,
 }
 
-/// Why a message is not run.
+/// Error of a verification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum VerifyError {
-    /// Nothing in it is believed.
+    /// Nothing in the message is trusted.
     Untrusted(DeadReason, String),
     /// Another process, or this one with another ring, may know the key.
     UnknownKey(String),
@@ -97,7 +97,7 @@ impl Trust {
         encryption::decrypted(envelope, self.ring().as_deref())
     }
 
-    /// Whether the body can be read, as far as that can be told from its outside.
+    /// Checks that the body can be decrypted, as far as its envelope tells.
     pub(crate) fn check_decryptable(&self, envelope: &Envelope) -> Result<(), DecryptError> {
         if encryption::is_encrypted(envelope) {
             encryption::check_decryptable(envelope, self.ring().as_deref())
@@ -106,23 +106,23 @@ impl Trust {
         }
     }
 
-    /// The key that hides what becomes of this task, if that is to be hidden. Whoever runs it asks once: a key that is
+    /// Returns the key that encrypts the outcome of this task, if it is encrypted. A run asks once: a key that is
     /// taken from the ring meanwhile must not make the outcome readable.
     pub(crate) fn outcome_key(&self, envelope: &Envelope) -> Option<Key> {
         encryption::outcome_key(envelope, self.ring().as_deref()?).cloned()
     }
 
-    /// Whether what becomes of this task is hidden, here or elsewhere.
+    /// Returns `true` if the outcome of this task is encrypted, here or elsewhere.
     pub(crate) fn encrypts_outcomes(&self, envelope: &Envelope) -> bool {
         encryption::is_encrypted(envelope) || self.ring().is_some_and(|ring| ring.encrypting_key().is_some())
     }
 
-    /// Puts back what is hidden in these facts; says why some of it stays hidden.
+    /// Decrypts these facts in place; returns the error if some stay encrypted.
     pub(crate) fn decrypt_outcome(&self, id: &TaskId, facts: &mut Facts) -> Option<DecryptError> {
         encryption::decrypt_outcome(id, facts, self.ring().as_deref())
     }
 
-    /// Whether this process could sign this task now, and why not.
+    /// Checks that this process may sign this task now.
     pub(crate) fn may_sign(&self, task: &TaskName, queue: &QueueName, now: Timestamp) -> Result<(), String> {
         let Some(ring) = self.ring() else { return Ok(()) };
         let Some(key) = ring.signing_key() else { return Err(KeyError::NoneActive.to_string()) };
@@ -130,36 +130,36 @@ impl Trust {
     }
 
     /// The message that carries an envelope, signed as it must be.
-    pub(crate) fn seal(&self, envelope: &Envelope, now: Timestamp) -> Message {
+    pub(crate) fn signed_message(&self, envelope: &Envelope, now: Timestamp) -> Message {
         let ring = self.ring();
-        envelope.seal(ring.as_deref().and_then(Keyring::signing_key), now)
+        envelope.signed_message(ring.as_deref().and_then(Keyring::signing_key), now)
     }
 
-    /// Verifies the signature of a message whose headers were read into `envelope`, and that whoever made it is
-    /// to be believed.
+    /// Verifies the signature of a message whose headers were read into `envelope`, and that its key is
+    /// trusted.
     pub(crate) fn verify(
         &self,
         envelope: &mut Envelope,
         message: &Message,
-    ) -> Result<Option<Seal>, VerifyError> {
+    ) -> Result<Option<MessageSignature>, VerifyError> {
         let Some(ring) = self.ring() else { return Ok(None) };
         let unreadable = |e: Unreadable| VerifyError::Untrusted(DeadReason::BadSignature, e.to_string());
-        let Some(seal) = envelope.read_seal(message).map_err(unreadable)? else {
+        let Some(signed_message) = envelope.read_signature(message).map_err(unreadable)? else {
             return self.unsigned();
         };
-        let key = ring.trusted(&seal.key)?;
-        if !envelope.is_signed_by(key, &seal) {
-            let error = format!("the signature is not that of key {} under this message", seal.key);
+        let key = ring.trusted(&signed_message.key)?;
+        if !envelope.is_signed_by(key, &signed_message) {
+            let error = format!("the signature is not that of key {} under this message", signed_message.key);
             return Err(VerifyError::Untrusted(DeadReason::BadSignature, error));
         }
-        key.believed_at(seal.signed_at)?;
+        key.believed_at(signed_message.signed_at)?;
         if let FirstSigner::Key(first) = &envelope.first {
             ring.trusted(first)?.believed_at(envelope.issued)?;
         }
-        Ok(Some(seal))
+        Ok(Some(signed_message))
     }
 
-    fn unsigned(&self) -> Result<Option<Seal>, VerifyError> {
+    fn unsigned(&self) -> Result<Option<MessageSignature>, VerifyError> {
         if !self.allow_unsigned {
             return Err(VerifyError::Untrusted(DeadReason::Unsigned, "it carries no signature".to_owned()));
         }
@@ -169,15 +169,15 @@ impl Trust {
         Ok(None)
     }
 
-    /// What speaks against running a verified task here and now.
+    /// Returns the reason against running a verified task here and now.
     pub(crate) fn rejection(
         &self,
         envelope: &Envelope,
-        seal: &Seal,
+        signed_message: &MessageSignature,
         now: Timestamp,
     ) -> Option<(DeadReason, String)> {
         if let Some(window) = self.window {
-            let fresh = seal.signed_at.max(envelope.eta.unwrap_or(seal.signed_at));
+            let fresh = signed_message.signed_at.max(envelope.eta.unwrap_or(signed_message.signed_at));
             if now.since(fresh) > window {
                 let error = format!("it was to be run at {fresh}, more than {window:?} ago");
                 return Some((DeadReason::Stale, error));
@@ -189,7 +189,7 @@ impl Trust {
             FirstSigner::Publisher | FirstSigner::Nobody => None,
         };
         // Both: the first, because the task is its; and the last, because it says who was first.
-        for id in std::iter::once(&seal.key).chain(first) {
+        for id in std::iter::once(&signed_message.key).chain(first) {
             let allowed =
                 ring.trusted(id).and_then(|key| key.may(envelope.name.as_str(), envelope.queue.as_str()));
             if let Err(rejected) = allowed {
@@ -211,7 +211,7 @@ impl Trust {
         commit
     }
 
-    /// Whether the end of a record, if it has one, was written by somebody who holds a key.
+    /// Checks that the end of a record, if it has one, was signed by a trusted key.
     pub(crate) fn check_end(&self, id: &TaskId, facts: &Facts) -> Result<(), String> {
         let (Some(ring), Some(end)) = (self.ring(), facts.get(name::END)) else { return Ok(()) };
         let Some(attestation) = Attestation::of(end) else {
@@ -246,9 +246,9 @@ impl From<KeyRejection> for VerifyError {
     }
 }
 
-/// Where the signature of an end begins, in the JSON text of which it is the last part.
+/// Text that begins the signature of an end; the signature is the last part of its JSON.
 const SIGNED_BY: &str = ",\"by\":\"";
-/// What parts the key from the signature.
+/// Text between the key and the signature.
 const SIGNATURE: &str = "\",\"mac\":\"";
 
 /// The signature of an end, taken apart.

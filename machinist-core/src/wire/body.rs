@@ -46,7 +46,7 @@ impl Body {
     }
 }
 
-/// How many lists and tables lie in each other. Without recursion: what a sender hands over was bounded by nobody.
+/// Returns the nesting depth of lists and tables. It does not recurse: a sender's value has no bound.
 fn depth(value: &Value) -> usize {
     let (mut deepest, mut open) = (0, vec![(value, 0)]);
     while let Some((value, above)) = open.pop() {

@@ -8,7 +8,7 @@ use crate::{
     record::{ErrorText, FailureKind},
 };
 
-/// Why a message lies among the dead letters.
+/// Reason that a message is a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DeadReason {
     Unsigned,
@@ -49,7 +49,7 @@ impl DeadReason {
         }
     }
 
-    /// The reason under which a task that ended so is buried. A rejected one's error begins with it.
+    /// Returns the reason of a task's dead letter. The error of a rejected task begins with it.
     pub(crate) fn of(kind: FailureKind, error: &ErrorText) -> Self {
         match kind {
             FailureKind::Rejected => [Self::Stale, Self::UnknownKey, Self::RevokedKey, Self::Undecodable]
@@ -66,18 +66,18 @@ impl DeadReason {
     }
 }
 
-/// What a dead letter says beside what its message says.
+/// The mark of a dead letter, in addition to its message.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DeadMark {
     pub(crate) dead_id: String,
-    /// A word of [`DeadReason`], where a program of this version wrote it.
+    /// A word of [`DeadReason`], if a program of this version wrote it.
     pub(crate) reason: String,
     pub(crate) error: ErrorText,
     pub(crate) at: Timestamp,
 }
 
 impl DeadMark {
-    /// Reads it; `None` where we did not put the message there.
+    /// Reads the mark; `None` if the broker moved the message there.
     pub(crate) fn read(message: &Message) -> Option<Self> {
         let text = |name: &str| message.headers.get(name).and_then(HeaderValue::as_text);
         let at = message.headers.get(header::DEAD_AT).and_then(HeaderValue::as_int);
@@ -90,7 +90,7 @@ impl DeadMark {
     }
 }
 
-/// A message as a dead letter: everything it had, and why it is here.
+/// Returns a message as a dead letter: everything it had, and its mark.
 pub(crate) fn dead_letter(message: &Message, mark: &DeadMark) -> Message {
     let DeadMark { dead_id, reason, error, at } = mark;
     let mut dead = message.clone();

@@ -1,7 +1,7 @@
-//! A signature as it travels: what is in the headers, what is in the body.
+//! The envelope: a signature on the wire, as headers and a body.
 //!
 //! Everything that changes between attempts (attempt, generation, due time, budgets) is in the headers; the body is
-//! written once by the sender and forwarded as the same bytes for ever. So a retry costs no encoding, and fields
+//! written once by the sender and always forwarded as the same bytes. So a retry costs no encoding, and fields
 //! that this version does not know are kept.
 
 use std::time::Duration;
@@ -31,9 +31,9 @@ pub(crate) struct Envelope {
     pub(crate) name: TaskName,
     /// The queue it was sent to.
     pub(crate) queue: QueueName,
-    /// Which counted run this message is for; the first is 1.
+    /// Attempt that this message is for, from 1.
     pub(crate) attempt: u32,
-    /// Which guard of that attempt; 0 is the message itself.
+    /// Generation of the guard; 0 is the message itself.
     pub(crate) generation: u32,
     pub(crate) eta: Option<Timestamp>,
     pub(crate) expires: Option<Timestamp>,
@@ -51,28 +51,28 @@ pub(crate) struct Envelope {
     pub(crate) first: FirstSigner,
 }
 
-/// Whose signature a task had when it was first sent. Retries and guards are signed by the worker that publishes
-/// them; what it says about the first sender keeps a revoked key's tasks revoked when they come back so.
+/// First signer of a task. Retries and guards are signed by the worker that publishes
+/// them; the first signer's key keeps a revoked key's tasks revoked when they come back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FirstSigner {
-    /// Whoever signs this message.
+    /// The key that signs this message.
     Publisher,
     /// This key.
     Key(KeyId),
-    /// Nobody: it came unsigned, and a worker that let it pass must not make it look trusted.
+    /// None: the task came unsigned, and a worker that allowed it must not make it look trusted.
     Nobody,
 }
 
 /// The signature on a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Seal {
+pub(crate) struct MessageSignature {
     pub(crate) key: KeyId,
     pub(crate) signed_at: Timestamp,
     pub(crate) signature: Vec<u8>,
 }
 
-impl Seal {
-    /// As it travels: the key's id, the time in microseconds and the signature as base64, with a space between.
+impl MessageSignature {
+    /// Formats it for its header: the key's id, the time in microseconds and the signature as base64, separated by spaces.
     fn to_text(&self) -> String {
         let signature = Base64Display::new(&self.signature, &BASE64);
         format!("{} {} {signature}", self.key, self.signed_at.as_micros())
@@ -90,7 +90,7 @@ impl Seal {
     }
 }
 
-/// Why a message is not one of ours.
+/// Error of a message that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unreadable {
     #[error("{0}")]
@@ -172,7 +172,7 @@ impl Envelope {
         }
     }
 
-    /// What is signed: every field that a worker reads, as it reads it. The order is that of `docs/signing.md`.
+    /// Returns the signing input: every field that a worker reads, as it reads it, in the order of `docs/signing.md`.
     pub(crate) fn signing_input(
         &self,
         algorithm: &str,
@@ -213,8 +213,8 @@ impl Envelope {
 
     /// The message that carries it, signed with this key; unsigned without a key, or if it came unsigned.
     ///
-    /// The one place where an envelope becomes a message: what is published anew is signed anew.
-    pub(crate) fn seal(&self, key: Option<&Key>, now: Timestamp) -> Message {
+    /// This is the only place where an envelope becomes a message: whatever is published again is signed again.
+    pub(crate) fn signed_message(&self, key: Option<&Key>, now: Timestamp) -> Message {
         let mut message = self.message();
         let Some(key) = key else { return message };
         let first = match &self.first {
@@ -224,33 +224,36 @@ impl Envelope {
         };
         let input = self.signing_input(key.algorithm().as_str(), key.id(), first, now);
         let Some(signature) = key.sign(&input) else { return message };
-        let seal = Seal { key: key.id().clone(), signed_at: now, signature };
-        message.headers.insert(header::SIGNATURE.into(), seal.to_text().into());
+        let signed_message = MessageSignature { key: key.id().clone(), signed_at: now, signature };
+        message.headers.insert(header::SIGNATURE.into(), signed_message.to_text().into());
         if first != key.id() {
             message.headers.insert(header::FIRST_KEY.into(), first.as_str().into());
         }
         message
     }
 
-    /// Takes over who the message says signed it, this time and first; `None` if it is not signed. Believed only
+    /// Reads the signature and the first signer of a message; `None` if it is not signed. They are trusted only
     /// once [`is_signed_by`](Self::is_signed_by) has said so.
-    pub(crate) fn read_seal(&mut self, message: &Message) -> Result<Option<Seal>, Unreadable> {
+    pub(crate) fn read_signature(
+        &mut self,
+        message: &Message,
+    ) -> Result<Option<MessageSignature>, Unreadable> {
         let headers = HeaderReader(message);
         let Some(text) = headers.text(header::SIGNATURE)? else { return Ok(None) };
-        let seal = Seal::parse(&text).map_err(|what| {
+        let signed_message = MessageSignature::parse(&text).map_err(|what| {
             Unreadable::Header(format!("header `{}` is not `KEY TIME SIGNATURE`: {what}", header::SIGNATURE))
         })?;
         let first = headers.text(header::FIRST_KEY)?;
         let first = first.map(|text| KeyId::parse(&text).map_err(|e| Unreadable::Header(e.to_string())));
-        self.first = FirstSigner::Key(first.transpose()?.unwrap_or_else(|| seal.key.clone()));
-        Ok(Some(seal))
+        self.first = FirstSigner::Key(first.transpose()?.unwrap_or_else(|| signed_message.key.clone()));
+        Ok(Some(signed_message))
     }
 
-    /// Whether this key made this seal of exactly this envelope.
-    pub(crate) fn is_signed_by(&self, key: &Key, seal: &Seal) -> bool {
+    /// Returns `true` if this key made this signature of exactly this envelope.
+    pub(crate) fn is_signed_by(&self, key: &Key, signed_message: &MessageSignature) -> bool {
         let FirstSigner::Key(first) = &self.first else { return false };
-        let input = self.signing_input(key.algorithm().as_str(), key.id(), first, seal.signed_at);
-        key.verify(&input, &seal.signature)
+        let input = self.signing_input(key.algorithm().as_str(), key.id(), first, signed_message.signed_at);
+        key.verify(&input, &signed_message.signature)
     }
 
     /// The message that carries it, without a signature.
@@ -316,8 +319,8 @@ impl Envelope {
         Self { eta: None, ..self }
     }
 
-    /// The same call as a task of its own.
-    pub(crate) fn anew(self, id: TaskId, issued: Timestamp, trace: TraceContext) -> Self {
+    /// Returns the same call as a new task.
+    pub(crate) fn as_new_task(self, id: TaskId, issued: Timestamp, trace: TraceContext) -> Self {
         Self {
             id,
             attempt: 1,
@@ -330,7 +333,7 @@ impl Envelope {
             unknown_since: None,
             traceparent: Some(trace.parent),
             tracestate: trace.state,
-            // Whoever sends it again vouches for it, unless nobody ever did.
+            // The key that sends it again vouches for it, unless no key ever did.
             first: match self.first {
                 FirstSigner::Nobody => FirstSigner::Nobody,
                 FirstSigner::Publisher | FirstSigner::Key(_) => FirstSigner::Publisher,
@@ -339,7 +342,7 @@ impl Envelope {
         }
     }
 
-    /// The next guard of this attempt: a copy that comes back later, whatever becomes of this delivery.
+    /// Returns the next guard of this attempt: a copy that comes back later, independently of this delivery.
     pub(crate) fn next_guard(&self, due: Timestamp) -> Self {
         Self { generation: self.generation.saturating_add(1), eta: Some(due), ..self.clone() }
     }
@@ -350,7 +353,7 @@ fn wire(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// Which attempt a message says it is for.
+/// Returns the attempt that a message states.
 pub(crate) fn attempt_of(message: &Message) -> Option<u32> {
     HeaderReader(message).attempt().ok()
 }

@@ -1,28 +1,28 @@
-//! How large things may be, checked before anything is parsed: whoever can publish must not be able to fill a
+//! Maximum sizes, checked before anything is parsed: a publisher must not be able to fill a
 //! worker's memory.
 
 /// Maximum nesting of a body that is decoded. A deeper body is an attack or a mistake.
 pub(crate) const MAX_DEPTH: usize = 100;
 
-/// The largest sizes that are sent and taken.
+/// Maximum sizes of what is sent and accepted.
 ///
-/// What is larger is an error to its sender; where it arrives all the same, it is a dead letter (`too-large`) that
-/// nobody has parsed.
+/// A larger message is an error to its sender. One that arrives anyway becomes a dead letter (`too-large`) that
+/// was never parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MaxSizes {
-    /// A message's body, in bytes; 1 MiB unless set.
+    /// Maximum size of a body, in bytes. Default: 1 MiB.
     pub body: usize,
-    /// A message's headers together, in bytes; 16 KiB unless set.
+    /// Maximum size of all headers together, in bytes. Default: 16 KiB.
     pub headers: usize,
-    /// The arguments of a task; 1024 unless set.
+    /// Maximum number of arguments. Default: 1024.
     pub args: usize,
-    /// How deep a body is nested: lists and tables in each other, the body itself being the first; 100 unless set,
-    /// and never more.
+    /// Maximum nesting of a body: lists and tables in each other, the body itself being the first. Default and upper bound:
+    /// 100.
     pub depth: usize,
-    /// What a task returns, in bytes of JSON; 1 MiB unless set. A task that returns more ends in FAILURE/error.
+    /// Maximum size of results, in bytes of JSON. Default: 1 MiB. A task that returns more ends in FAILURE/error.
     pub results: usize,
-    /// What is kept of a task's error and its causes, in bytes; 64 KiB unless set. The rest is cut off.
+    /// Maximum size of the kept error and its causes, in bytes. Default: 64 KiB. The rest is cut off.
     pub errors: usize,
 }
 
@@ -107,7 +107,7 @@ impl MaxSizes {
     }
 }
 
-/// How many bytes of JSON a value is, without writing them anywhere.
+/// Returns the size of a value as JSON, in bytes, without storing the text.
 pub(crate) fn json_size(value: &impl serde::Serialize) -> usize {
     struct Count(usize);
     impl std::io::Write for Count {

@@ -1,5 +1,5 @@
-//! A message as it is kept in a record, so that it can be sent again: at once although it is delayed, or anew although
-//! it has failed.
+//! A message as a fact of its record, so that it can be sent again: a delayed one at once, or a failed
+//! one as a new task.
 //!
 //! It is JSON like every other fact, with the body in base64, and bounded: a record is no message store.
 

@@ -1,4 +1,4 @@
-//! What a worker is made of, checked before it starts.
+//! The parts of a worker, checked before it starts.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -31,10 +31,10 @@ use crate::{
 
 /// RabbitMQ's default `consumer_timeout`.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-/// How long running handlers may go on when the worker is told to stop.
+/// Default time for running handlers to end after the worker is told to stop.
 const DEFAULT_GRACE: Duration = Duration::from_secs(20);
 
-/// Why a worker cannot be built.
+/// Error of [`WorkerBuilder::build`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
@@ -64,7 +64,7 @@ pub enum BuildError {
         task: String,
         /// The queue.
         queue: QueueName,
-        /// Why, and the remedy.
+        /// The reason, and the remedy.
         why: String,
     },
     /// A number that must not be zero is.
@@ -107,7 +107,7 @@ impl WorkerBuilder {
         }
     }
 
-    /// What it is called in records and listings; `HOST-PID` unless set.
+    /// Sets the worker's name in records and listings. Default: `HOST-PID`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
@@ -119,27 +119,27 @@ impl WorkerBuilder {
         self
     }
 
-    /// How many handlers run at once; 16 unless set.
+    /// Sets the number of handlers that run at once. Default: 16.
     pub fn concurrency(mut self, handlers: usize) -> Self {
         self.concurrency = handlers;
         self
     }
 
-    /// How many deliveries are held beyond those that run, so that a free slot finds work; as many as run, but at
-    /// least 16, unless set. 0 is right for queues of slow tasks: what is held here cannot run elsewhere.
+    /// Sets the number of deliveries held beyond those that run, so that a free slot finds work. Default: as many as run, at
+    /// least 16. Use 0 for queues of slow tasks: a delivery held here cannot run elsewhere.
     pub fn look_ahead(mut self, deliveries: usize) -> Self {
         self.look_ahead = Some(deliveries);
         self
     }
 
-    /// How long running handlers may go on when the worker is told to stop; 20 s unless set.
+    /// Sets the time for running handlers to end after the worker is told to stop. Default: 20 s.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
     }
 
-    /// How long this worker counts as alive without a word from it; 15 s unless set. What it ran is taken over
-    /// by others about one and a half of this after its death.
+    /// Sets the lease: the time that this worker counts as alive without a renewal. Default: 15 s. Other workers take over its tasks
+    /// about one and a half leases after its death.
     pub fn session_lease(mut self, lease: Duration) -> Self {
         self.lease = Lease::new(lease);
         self
@@ -179,7 +179,7 @@ impl WorkerBuilder {
         self.register(name.into(), Arc::new(handler), Vec::new())
     }
 
-    /// How a registered task is run where its signature does not say.
+    /// Sets the options of a registered task, for what its signature leaves open.
     pub fn options(mut self, task: impl Into<String>, options: TaskOptions) -> Self {
         self.options.push((task.into(), options));
         self
@@ -268,7 +268,7 @@ impl WorkerBuilder {
     }
 }
 
-/// What is published again is signed anew. A worker that cannot would lose it.
+/// Checks that the worker can sign what it publishes again. A worker that cannot would lose it.
 fn can_sign(
     app: &App,
     tasks: &HashMap<TaskName, RegisteredTask>,
@@ -284,7 +284,7 @@ fn can_sign(
     Ok(())
 }
 
-/// What a worker tells about itself with every renewal of its session.
+/// Returns the worker's description, which every renewal of its session publishes.
 fn about(
     name: &str,
     queues: &[QueueName],

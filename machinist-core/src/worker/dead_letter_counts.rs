@@ -1,5 +1,5 @@
-//! How many dead letters a worker has published, by reason: the number that an operator watches, and that agrees
-//! with what lies among the dead letters.
+//! Counts of the dead letters that a worker has published, by reason: the numbers that an operator watches, and that agree
+//! with the dead letters in the queues.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ impl DeadLetterCounts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How many there are altogether.
+    /// Returns the total.
     pub fn total(&self) -> u64 {
         self.by_reason().values().sum()
     }

@@ -12,9 +12,9 @@ use super::{CANCEL_TIMEOUT, SETTLE_TIMEOUT};
 /// The stages of a worker's end. Cheap to clone; clones share the stage.
 #[derive(Debug, Clone, Default)]
 pub struct Stages {
-    /// Take nothing more; hand back what has not started.
+    /// Stop taking deliveries; hand back those that have not started.
     drain: CancellationToken,
-    /// Fire the cancellation of what runs.
+    /// Cancel what runs.
     cancel: CancellationToken,
     /// Cut off what still runs and hand it back.
     leave: CancellationToken,
@@ -32,7 +32,7 @@ impl Stages {
         }
     }
 
-    /// Completes when the worker begins to drain, whoever told it to.
+    /// Completes when the worker begins to drain, for any reason.
     ///
     /// # Cancel safety
     /// Safe.
@@ -44,17 +44,17 @@ impl Stages {
         self.drain.cancel();
     }
 
-    /// Completes when nothing more is to be taken or started.
+    /// Completes when the worker takes and starts nothing more.
     pub(super) async fn reached_drain(&self) {
         self.drain.cancelled().await;
     }
 
-    /// Completes when what runs is to end.
+    /// Completes when runs are cancelled.
     pub(super) async fn reached_cancel(&self) {
         self.cancel.cancelled().await;
     }
 
-    /// Completes when what runs is to be cut off.
+    /// Completes when runs are cut off.
     pub(super) async fn reached_leave(&self) {
         self.leave.cancelled().await;
     }
@@ -64,7 +64,7 @@ impl Stages {
     }
 }
 
-/// What a worker left when it stopped.
+/// Summary of a worker's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
     /// Runs that were cut off and handed back: they run again elsewhere.
@@ -76,7 +76,7 @@ pub struct Drained {
 }
 
 impl Drained {
-    /// Whether everything that had started also ended.
+    /// Returns `true` if everything that had started also ended.
     pub const fn is_clean(self) -> bool {
         self.handed_back == 0 && self.unfinished == 0
     }

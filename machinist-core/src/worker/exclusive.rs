@@ -1,6 +1,6 @@
-//! The place where suspects run: a process that runs nothing else.
+//! Exclusive slots: a suspect runs in a process that runs nothing else.
 //!
-//! Whoever waits for an empty process keeps it from starting anything, so the wait is short, and a process that
+//! A wait for an empty process keeps it from starting anything, so the wait is short, and a process that
 //! did not become empty in time is left alone for a while.
 
 use std::{
@@ -13,11 +13,11 @@ use tokio::{
     time::Instant,
 };
 
-/// How long a process may take to become empty.
+/// Maximum time for a process to become empty.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a process that did not become empty is not asked again.
+/// Time before a process that did not become empty is asked again.
 const RETRY_AFTER: Duration = Duration::from_secs(10 * 60);
-/// A suspect that found no empty process so often runs in company.
+/// Number of attempts to find an empty process. After them a suspect runs beside others.
 pub(super) const EXCLUSIVE_TRIES: u32 = 10;
 
 #[derive(Debug)]

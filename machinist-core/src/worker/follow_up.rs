@@ -1,6 +1,6 @@
-//! What a recorded outcome demands: the next run, or a dead letter.
+//! Follow-ups of a recorded outcome: the next run, or a dead letter.
 //!
-//! It is published and confirmed before the record says so, and said before the delivery is acknowledged: the
+//! A follow-up is published and confirmed before the record says so, and the record says so before the delivery is acknowledged: the
 //! unacknowledged message is the outbox.
 
 use super::{Settlement, WorkerContext};
@@ -16,11 +16,11 @@ use crate::{
     worker::server_calls::Unpublished,
 };
 
-/// What a dead letter says in the place of an error that is hidden in the record.
-const ENCRYPTED_ERROR: &str = "encrypted: the record tells whoever has the key";
+/// Text of a dead letter in place of an error that is encrypted in the record.
+const ENCRYPTED_ERROR: &str = "encrypted: the record shows it to holders of the key";
 
 impl WorkerContext {
-    /// Does what a recorded outcome demands, then says so.
+    /// Publishes the follow-up of a recorded outcome, then records that it is done.
     pub(super) async fn follow(&self, envelope: &Envelope, follow_up: &FollowUp) -> Settlement {
         match follow_up {
             FollowUp::Nothing => Settlement::Ack,
@@ -36,7 +36,7 @@ impl WorkerContext {
             }
             FollowUp::DeadLetter { attempt, kind, error } => {
                 let dead_id = format!("{}.{attempt}", envelope.id);
-                let (message, reason) = (self.app.seal(envelope), DeadReason::of(*kind, error));
+                let (message, reason) = (self.app.signed_message(envelope), DeadReason::of(*kind, error));
                 // What went wrong in a handler may repeat its arguments: hidden in the record, it is not told here.
                 let tells = matches!(reason, DeadReason::Failed | DeadReason::Malformed);
                 let hidden = tells && self.app.0.trust.encrypts_outcomes(envelope);
@@ -69,19 +69,19 @@ impl WorkerContext {
         tokio::join!(published, self.on_the_schedule(envelope.id.clone(), due)).0
     }
 
-    /// Lists a task that waits for its next run among those that wait. Best effort: it runs all the same.
+    /// Adds a task that waits for its next run to the schedule. Best effort: it runs without it.
     async fn on_the_schedule(&self, id: TaskId, due: Timestamp) {
-        let note = IndexUpdate::Put { index: Index::Scheduled, at: due, member: id.to_string() };
-        if let Err(error) = self.app.backend().update_indexes(vec![note]).await {
+        let update = IndexUpdate::Put { index: Index::Scheduled, at: due, member: id.to_string() };
+        if let Err(error) = self.app.backend().update_indexes(vec![update]).await {
             tracing::debug!(%error, "a task that waits for its next run is not listed as scheduled");
         }
     }
 
-    /// Takes a delayed task that was started, or will not be, off the list of those that wait. Whoever reads the
-    /// list does the same for what was missed.
+    /// Removes a delayed task that was started, or will not be, from the schedule. A reader of the
+    /// schedule does the same for entries that were missed.
     pub(super) async fn off_the_schedule(&self, id: TaskId) {
-        let note = IndexUpdate::Remove { index: Index::Scheduled, member: id.to_string() };
-        if let Err(error) = self.app.backend().update_indexes(vec![note]).await {
+        let update = IndexUpdate::Remove { index: Index::Scheduled, member: id.to_string() };
+        if let Err(error) = self.app.backend().update_indexes(vec![update]).await {
             tracing::debug!(%error, "a task that was started is still listed as scheduled");
         }
     }

@@ -13,15 +13,15 @@ use crate::{
     wire::Envelope,
 };
 
-/// The first guard comes back after this.
+/// Delay of the first guard.
 const FIRST_GUARD_DELAY: Duration = Duration::from_secs(15);
-/// No guard stays away longer than this.
+/// Maximum delay of a guard.
 const MAX_GUARD_DELAY: Duration = Duration::from_secs(300);
 
-/// How long a message that cannot be copied is held before it is given back.
+/// Time that a message that cannot be copied is held before it is handed back.
 const UNPUBLISHABLE_PAUSE: Duration = Duration::from_secs(60);
 
-/// How long the guard of a generation stays away.
+/// Returns the delay of a generation's guard.
 fn guard_delay(generation: u32) -> Duration {
     FIRST_GUARD_DELAY.saturating_mul(1 << generation.min(8)).min(MAX_GUARD_DELAY)
 }
@@ -85,7 +85,7 @@ impl WorkerContext {
         delay: Duration,
     ) -> Result<(), Unpublished> {
         let target = Target::Queue(envelope.queue.clone());
-        self.calls.publish(&Publish { target, message: self.app.seal(envelope), delay }).await
+        self.calls.publish(&Publish { target, message: self.app.signed_message(envelope), delay }).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! How a worker is, for service managers and people: asked of the servers themselves, never guessed.
+//! Health of a worker, for service managers and people, asked of the servers themselves.
 
 use std::{
     fmt,
@@ -11,7 +11,7 @@ use machinist_adapter::error::chain;
 
 use crate::broker::SubscriptionHealth;
 
-/// How long a server may take to answer.
+/// Maximum time for a server to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Tells how a worker is. Cheap to clone; outlives the worker.
@@ -22,15 +22,15 @@ pub struct Health {
     subscription: Arc<Mutex<SubscriptionState>>,
 }
 
-/// How a worker stands with its broker.
+/// State of a worker's subscription.
 #[derive(Debug, Default)]
 enum SubscriptionState {
-    /// It is about to subscribe.
+    /// The worker is about to subscribe.
     #[default]
     NotYet,
-    /// It has subscribed; whether that still holds is to be asked.
+    /// The worker has subscribed; the broker knows if the subscription still stands.
     Made(Arc<dyn SubscriptionHealth>),
-    /// It wants none, because the backend is away.
+    /// The worker wants none, because the backend is away.
     Withdrawn,
 }
 
@@ -58,7 +58,7 @@ impl Health {
         self.subscription.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is wrong with a worker that is to be alive; nothing if it is well: the broker has confirmed its
+    /// Checks liveness; an error if the worker should be restarted. A live worker's broker has confirmed its
     /// subscription to every queue, and answers on that connection within 5 s. A worker that drains is well. So is one
     /// that takes nothing because the backend is away: ended, it would lose the outcomes that it keeps.
     ///
@@ -80,7 +80,7 @@ impl Health {
         }
     }
 
-    /// What keeps a worker from taking tasks; nothing if it takes them: it is well, the backend answers within 5 s, and
+    /// Checks readiness; an error if the worker takes no tasks. A ready worker is live, its backend answers within 5 s, and
     /// it does not drain.
     ///
     /// # Cancel safety
@@ -115,7 +115,7 @@ impl Health {
         &self.worker.name
     }
 
-    /// How many handlers run.
+    /// Returns the number of running handlers.
     pub fn running(&self) -> usize {
         self.worker.sessions.running()
     }

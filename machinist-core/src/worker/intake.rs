@@ -1,4 +1,4 @@
-//! Where deliveries come in, and the end of that for as long as nothing can come of them.
+//! Intake of deliveries, and its interruption while the backend is away for long.
 //!
 //! A worker that is without the backend keeps what it holds for ten minutes: most outages are shorter, and what runs goes
 //! on. After that others, who perhaps have the backend, should have the messages.
@@ -20,7 +20,7 @@ use machinist_adapter::error::chain;
 
 use crate::broker::{Consume, Consumer, SubscriptionHealth};
 
-/// What takes deliveries, and what it needs for it.
+/// Takes deliveries from the broker.
 pub(super) struct Intake {
     pub(super) processor: Arc<TaskProcessor>,
     pub(super) what: Consume,
@@ -30,15 +30,15 @@ pub(super) struct Intake {
     pub(super) cut: CancellationToken,
 }
 
-/// An intake at work, in a task of its own: whoever waits for the worker's end may be on a thread that is woken for
-/// each delivery otherwise. Dropped, it ends.
-pub(super) struct Taking {
+/// A running intake, in a separate task: the caller that waits for the worker's end may be on a thread that would be woken for
+/// each delivery otherwise. Dropping it ends it.
+pub(super) struct RunningIntake {
     task: AbortOnDropHandle<Box<dyn Consumer>>,
     enough: CancellationToken,
     closed: CancellationToken,
 }
 
-impl Taking {
+impl RunningIntake {
     /// Completes when nothing comes any more, because the broker was closed.
     pub(super) async fn closed(&self) {
         self.closed.cancelled().await;
@@ -57,7 +57,7 @@ impl Taking {
 
 impl Intake {
     /// Begins to take deliveries.
-    pub(super) fn begin(self, mut consumer: Box<dyn Consumer>) -> Taking {
+    pub(super) fn begin(self, mut consumer: Box<dyn Consumer>) -> RunningIntake {
         let (enough, closed) = (CancellationToken::new(), CancellationToken::new());
         let (told, tells) = (enough.clone(), closed.clone().drop_guard());
         let task = tokio::spawn(async move {
@@ -65,15 +65,15 @@ impl Intake {
             tokio::select! {
                 biased;
                 () = told.cancelled() => {}
-                () = self.keep(&mut consumer) => {}
+                () = self.take_until_closed(&mut consumer) => {}
             }
             consumer
         });
-        Taking { task: AbortOnDropHandle::new(task), enough, closed }
+        RunningIntake { task: AbortOnDropHandle::new(task), enough, closed }
     }
 
-    /// Takes deliveries for ever, from one subscription after the other. Ends only when the broker was closed.
-    async fn keep(&self, consumer: &mut Box<dyn Consumer>) {
+    /// Takes deliveries, from one subscription after the other. Ends only when the broker is closed.
+    async fn take_until_closed(&self, consumer: &mut Box<dyn Consumer>) {
         let calls = &self.processor.worker.calls;
         loop {
             self.health.subscribed(consumer.health().into());
@@ -155,7 +155,7 @@ impl Intake {
         }
     }
 
-    /// Takes deliveries, each into a task of its own. Ends only when the broker was closed.
+    /// Takes deliveries and spawns a task for each. Ends only when the broker is closed.
     async fn take(&self, consumer: &mut dyn Consumer) {
         loop {
             // While the backend is away nothing is taken: what is held stays unacknowledged, and prefetch bounds it.

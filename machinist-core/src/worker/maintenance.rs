@@ -1,5 +1,5 @@
-//! What a worker puts in order beside its tasks: messages that came due for a queue that was gone, and dead letters
-//! that a broker made by itself.
+//! Maintenance by workers: messages that came due for a queue that was gone, and dead letters
+//! that a broker made.
 //!
 //! Any worker does it for all, several at once do no harm, and none of it keeps a worker from its tasks: what it may
 //! not do (a broker's permissions, say) is said once and left to others.
@@ -12,12 +12,12 @@ use crate::{
     id::QueueName,
 };
 
-/// How often dead letters are counted, and how long until what failed is tried again.
+/// Interval between counts of dead letters, and delay before a failed step is tried again.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
-/// How many messages that came due for no queue are held at once.
+/// Maximum number of undelivered messages held at once.
 const UNDELIVERED_PREFETCH: u16 = 16;
 
-/// Puts things in order until the worker drains.
+/// Does maintenance until the worker drains.
 pub(super) async fn run(worker: Arc<WorkerContext>, queues: Vec<QueueName>) {
     let stages = worker.stages.clone();
     let work = async {
@@ -66,7 +66,7 @@ async fn redirect_all(worker: &Arc<WorkerContext>, consumer: &mut dyn Consumer) 
     }
 }
 
-/// Puts dead letters on the list that are not on it.
+/// Adds missing dead letters to the index.
 async fn dead_letters(worker: &WorkerContext, queues: &[QueueName]) {
     let client = worker.app.client();
     let mut counted: HashMap<QueueName, u64> = HashMap::new();

@@ -64,9 +64,9 @@ use renewal::Renewals;
 use settlement::{ActiveDelivery, Settlement};
 use worker_context::WorkerContext;
 
-/// How long handlers have to end after their cancellation was fired, before they are cut off.
+/// Time for handlers to end after their cancellation, before they are cut off.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long settling may take when all is cut off.
+/// Maximum time to settle deliveries after handlers are cut off.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs tasks from queues, until it is told to stop.
@@ -110,7 +110,7 @@ pub struct Worker {
     health: Health,
 }
 
-/// Why a worker could not start.
+/// Error of a worker that could not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerError {
@@ -161,7 +161,7 @@ impl Worker {
         self.stages.clone()
     }
 
-    /// What this worker puts among the dead letters, counted by reason, from now until its end and after it.
+    /// Returns the counts of this worker's dead letters by reason. They go on counting, and stay readable after its end.
     pub fn dead_letter_counts(&self) -> DeadLetterCounts {
         self.processor.worker.dead_letter_counts.clone()
     }
@@ -220,8 +220,8 @@ impl Worker {
 /// So that `machinist queues` finds them: AMQP cannot list queues.
 async fn remember_queues(app: &App, queues: &[QueueName]) {
     let at = app.clock().now();
-    let note = |queue: &QueueName| IndexUpdate::Put { index: Index::Queues, at, member: queue.to_string() };
-    if let Err(error) = app.backend().update_indexes(queues.iter().map(note).collect()).await {
+    let update = |queue: &QueueName| IndexUpdate::Put { index: Index::Queues, at, member: queue.to_string() };
+    if let Err(error) = app.backend().update_indexes(queues.iter().map(update).collect()).await {
         tracing::debug!(%error, "the queues could not be listed in the backend");
     }
 }

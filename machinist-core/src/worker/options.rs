@@ -1,4 +1,4 @@
-//! How a registered task is run where its signature does not say: retries, limits, which errors are worth another run.
+//! Options of a registered task, for what its signature leaves open: retries, timeouts, classes of errors.
 
 use std::{
     fmt,
@@ -12,7 +12,7 @@ use crate::{
     task_error::{Disposition, TaskError},
 };
 
-/// How one task is run where its signature does not say.
+/// Options of one task, for what its signature leaves open.
 #[derive(Clone, Default)]
 pub struct TaskOptions {
     pub(super) retry: Option<RetryPolicy>,
@@ -25,7 +25,7 @@ pub struct TaskOptions {
 /// The wait before the next run, from the retries so far.
 type BackoffFunction = Arc<dyn Fn(u32) -> Duration + Send + Sync>;
 
-/// What should follow from an error.
+/// Consequence of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorClass {
@@ -56,7 +56,7 @@ pub enum ErrorClass {
 /// });
 /// ```
 pub trait ErrorClassifier: Send + Sync + 'static {
-    /// What should follow from this error.
+    /// Returns the consequence of this error.
     fn classify(&self, error: &TaskError) -> ErrorClass;
 }
 
@@ -101,8 +101,8 @@ impl TaskOptions {
     /// UnrecordedOutcome before a retry as this function says, which is given how many retries there were before: 0, 1, 2, …
     ///
     /// It is asked once after each run that failed, and what it answers is recorded, so it may draw random numbers. A
-    /// function does not travel: where the signature brings a retry policy of its own, that holds. One that panics is
-    /// answered for by the default back-off.
+    /// function does not travel: a retry policy in the signature takes precedence. If it panics, the
+    /// default back-off applies.
     ///
     /// # Examples
     /// ```
@@ -167,7 +167,7 @@ impl TaskOptions {
         self
     }
 
-    /// The policy for what failed after so many retries and did not bring one of its own.
+    /// Returns the policy of a failure after so many retries, for signatures without a policy.
     pub(super) fn policy_after(&self, retries: u32) -> RetryPolicy {
         let policy = self.retry.clone().unwrap_or_default();
         let Some(wait) = &self.backoff_with else { return policy };
@@ -177,7 +177,7 @@ impl TaskOptions {
         }
     }
 
-    /// What the handler itself did not decide about an error is decided here.
+    /// Classifies an error, unless the handler has decided its consequence.
     pub(super) fn classified(&self, error: TaskError) -> TaskError {
         let (Disposition::Failed, Some(classify)) = (error.disposition, &self.classify) else { return error };
         let class =
@@ -192,7 +192,7 @@ impl TaskOptions {
     }
 }
 
-/// What the user's function answers; `None` if it panicked: that must not take the delivery with it.
+/// Calls the user's function; `None` if it panicked, which must not lose the delivery.
 fn caught<T>(what: &str, ask: impl FnOnce() -> T) -> Option<T> {
     // What it leaves half done is its own.
     let answer = catch_unwind(AssertUnwindSafe(ask));

@@ -1,4 +1,4 @@
-//! How a run is over: its outcome recorded, or handed back without one; and the end of a task by who does not run it.
+//! Outcomes: recording the outcome of a run, handing a run back without one, and ending a task that does not run.
 //!
 //! The commit of an outcome is the point from which on it counts.
 
@@ -68,7 +68,7 @@ impl WorkerContext {
         Some(self.follow(&active.envelope, &follow_up_of(&verdict, &claim)).await)
     }
 
-    /// What is written with a verdict: the last word of progress, and the message of a failed task, so that it can
+    /// Adds to a verdict's commit: the last progress, and the message of a failed task, so that it can
     /// be sent again.
     fn beside_the_verdict(
         &self,
@@ -88,7 +88,7 @@ impl WorkerContext {
         }
     }
 
-    /// What this run says does not count. Whoever holds the delivery asks anew; who does not is done.
+    /// Reports that another run holds the attempt. If the delivery is still held, its task is asked about again.
     pub(super) fn taken_over(&self, active: &ActiveDelivery) -> Option<Settlement> {
         tracing::warn!(id = %active.envelope.id, "another run has taken this task over: its outcome here does not count");
         if active.receipt.is_some() { None } else { Some(Settlement::Ack) }
@@ -118,7 +118,7 @@ impl WorkerContext {
             // The delivery became a guard: its next generation goes straight to the queue.
             let guard = active.envelope.next_guard(self.now());
             let target = Target::Queue(guard.queue.clone());
-            let publish = Publish { target, message: self.app.seal(&guard), delay: Duration::ZERO };
+            let publish = Publish { target, message: self.app.signed_message(&guard), delay: Duration::ZERO };
             if self.app.broker().publish(vec![publish]).await.iter().any(Result::is_err) {
                 return Settlement::Leave;
             }
@@ -164,7 +164,7 @@ impl WorkerContext {
 
     /// The message of a task that ends without having succeeded.
     fn keep_message(&self, envelope: &Envelope) -> Option<(FactName, Bytes)> {
-        Some((name::MESSAGE.into(), message_to_fact(&self.app.seal(envelope))?))
+        Some((name::MESSAGE.into(), message_to_fact(&self.app.signed_message(envelope))?))
     }
 
     /// Records that a delivery waits for a slot (state RECEIVED).
@@ -182,8 +182,8 @@ impl WorkerContext {
         Ok(())
     }
 
-    /// How long the record of a task is kept after its end. One that ended before its time, because somebody sent it
-    /// at once, is known until its delayed message has come.
+    /// Returns the time that a record is kept after the end of its task. A task that ended before its ETA, because it was sent
+    /// at once, is kept until its delayed message has come.
     fn kept(&self, due: Option<Timestamp>, now: Timestamp) -> Duration {
         let early = due.map_or(Duration::ZERO, |due| due.since(now));
         self.app.0.results_ttl.max(MIN_RESULTS_TTL) + early

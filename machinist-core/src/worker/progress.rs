@@ -1,6 +1,6 @@
-//! What a handler says of its progress, on its way to those who watch.
+//! Progress reports of handlers, on their way to the record.
 //!
-//! Nothing depends on it: what cannot be written is left out, and the next word says more anyway. The last word goes
+//! Nothing depends on them: a report that cannot be written is left out, and the next one says more. The last one is committed
 //! with the outcome.
 
 use std::{convert::Infallible, time::Duration};
@@ -8,7 +8,7 @@ use std::{convert::Infallible, time::Duration};
 use super::{WorkerContext, session::RegisteredRun};
 use crate::{context::TaskContext, record::progress_commit, security::encrypt_outcome, sign::Key};
 
-/// How often at most a run's progress is written.
+/// Minimum time between two writes of a run's progress.
 const WRITE_INTERVAL: Duration = Duration::from_millis(500);
 
 impl WorkerContext {

@@ -1,4 +1,4 @@
-//! What is not run here: tasks that no handler is for, and messages that are not understood, not trusted or not allowed.
+//! Deliveries that are not run here: unknown tasks, and messages that are not readable, not trusted or not allowed.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     worker::server_calls::Unpublished,
 };
 
-/// How long workers may not know a task: a rolling deploy must lose nothing.
+/// Time after which an unknown task ends: a rolling deploy must lose nothing.
 const UNKNOWN_TASK_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Bounds of the wait before an unknown task is offered again.
 const UNKNOWN_TASK_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -65,7 +65,7 @@ impl WorkerContext {
         }
     }
 
-    /// Whether a run is not known to be over. Its session is looked at from now on.
+    /// Returns `true` if a run is not known to be over. Its session is watched from now on.
     pub(super) fn may_run_elsewhere(&self, facts: &Facts, envelope: &Envelope) -> bool {
         let Some(start) = newest_start(facts, envelope.attempt) else { return false };
         let may = !self.sessions.is_gone(&start.session, &start.run);

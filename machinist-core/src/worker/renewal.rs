@@ -1,6 +1,6 @@
 //! Keeps a worker's session alive, and looks at those of others, for as long as the worker runs.
 //!
-//! Where other processes share the backend, this is done on a thread of its own: a handler that blocks its runtime (a
+//! If other processes share the backend, renewals run on a separate thread: a handler that blocks its runtime (a
 //! blocking call in an `async fn`) must not cost the worker its session, or everything it runs would be run once more
 //! elsewhere.
 
@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::{WorkerContext, server_calls::jittered, session::Sessions};
 use crate::{backend::Watch, id::SessionId, session_channel::session_channel};
 
-/// How long a worker that was rung for waits before it looks.
+/// Delay between a wake-up of the worker and its renewal, so that many wake-ups share one.
 const WAKE_UP_DELAY: Duration = Duration::from_millis(50);
-/// How often the worker's runtime shows that it runs.
+/// Interval at which the worker's runtime shows that it runs.
 const TICK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The renewals of a worker's session. Dropped, they end.
@@ -81,7 +81,7 @@ impl Drop for Renewals {
     }
 }
 
-/// Renews and looks for ever.
+/// Renews the session and checks other sessions, until it is dropped.
 async fn renew_until_stopped(worker: &WorkerContext, woken: &Notify, probe: &RuntimeProbe) {
     let (sessions, lease) = (&worker.sessions, worker.sessions.lease());
     let renewing = async {
@@ -115,11 +115,11 @@ async fn renew_until_stopped(worker: &WorkerContext, woken: &Notify, probe: &Run
     tokio::join!(renewing, looking);
 }
 
-/// Whether the runtime that runs the handlers runs at all.
+/// Probe that shows if the runtime of the handlers makes progress.
 #[derive(Debug)]
 struct RuntimeProbe {
     begun: Instant,
-    /// When it last beat, in milliseconds since it began.
+    /// Time of the last tick, in milliseconds since the probe began.
     last: AtomicU64,
 }
 
@@ -139,7 +139,7 @@ impl RuntimeProbe {
         }
     }
 
-    /// Says so if it has been silent for longer than this, and when it beats again.
+    /// Logs a runtime that has been silent for longer than this, and its return.
     fn report(&self, patience: Duration, silent: &mut bool) {
         let since = Duration::from_millis(self.millis().saturating_sub(self.last.load(Ordering::Relaxed)));
         let was = std::mem::replace(silent, since > patience + TICK_INTERVAL);
@@ -155,7 +155,7 @@ impl RuntimeProbe {
     }
 }
 
-/// Tells of those who ring. Nothing depends on it: at its next renewal the worker looks anyway.
+/// Forwards wake-ups of the session to the renewal. Nothing depends on it: the next renewal reads every record anyway.
 async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
     let mut watched: Option<(SessionId, Watch)> = None;
     loop {

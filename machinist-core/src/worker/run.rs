@@ -28,19 +28,19 @@ use crate::{
     trace::TraceContext,
 };
 
-/// How long a handler that was told to end may take, before it is cut off, or listed as stuck.
+/// Time for a cancelled handler to end, before it is cut off or listed as stuck.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
-/// How long a run may take.
+/// Timeouts of a run.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Timeouts {
-    /// Then it is told to end.
+    /// Time after which the handler is told to end.
     pub(super) soft: Option<Duration>,
-    /// Then it is ended.
+    /// Time after which the run is ended.
     pub(super) hard: Option<Duration>,
 }
 
-/// How a call ended.
+/// End of a call.
 #[derive(Debug)]
 pub(super) enum RunEnd {
     /// The handler has ended, or its time is over.
@@ -51,13 +51,13 @@ pub(super) enum RunEnd {
     Unstoppable,
 }
 
-/// A call that is to be made.
+/// A call before it begins.
 pub(super) struct Call<'a> {
     pub(super) next: Next,
     pub(super) cx: TaskContext,
     pub(super) args: Vec<Arg>,
     pub(super) timeouts: Timeouts,
-    /// Whether dropping the future ends the run.
+    /// `true` if dropping the future ends the run.
     pub(super) stoppable: bool,
     pub(super) trace: TraceContext,
     pub(super) registered: &'a RegisteredRun,
@@ -65,7 +65,7 @@ pub(super) struct Call<'a> {
 }
 
 /// A call that was made.
-pub(super) struct Begun<'a> {
+pub(super) struct StartedCall<'a> {
     running: HandlerFuture,
     /// Tells the handler to end.
     token: CancellationToken,
@@ -80,16 +80,23 @@ type HandlerFuture =
 
 impl<'a> Call<'a> {
     /// Prepares the call; the handler begins when its end is asked for.
-    pub(super) fn begin(self) -> Begun<'a> {
+    pub(super) fn begin(self) -> StartedCall<'a> {
         let Self { next, cx, args, timeouts, stoppable, trace, registered, stages } = self;
         let token = cx.cancellation().clone();
         // The call itself is inside: a handler may panic before it returns its future.
         let running = AssertUnwindSafe(async move { next.run(cx, args).await }).catch_unwind();
-        Begun { running: Box::pin(trace.scope(running)), token, timeouts, stoppable, registered, stages }
+        StartedCall {
+            running: Box::pin(trace.scope(running)),
+            token,
+            timeouts,
+            stoppable,
+            registered,
+            stages,
+        }
     }
 }
 
-impl Begun<'_> {
+impl StartedCall<'_> {
     /// Calls the handler: its end, if it has nothing to wait for.
     pub(super) async fn at_once(&mut self) -> Option<RunEnd> {
         match poll_fn(|cx| Poll::Ready(self.running.as_mut().poll(cx))).await {
@@ -137,7 +144,7 @@ fn run_on(running: HandlerFuture, stuck: Stuck) {
     });
 }
 
-/// What a handler that has ended came to.
+/// Returns the outcome of a handler that has ended.
 fn outcome(
     ended: Result<Result<Results, TaskError>, Box<dyn Any + Send>>,
     noticed: bool,
@@ -182,7 +189,7 @@ async fn list_if_stuck(token: &CancellationToken, registered: &RegisteredRun) {
 
 /// Completes when a handler has had its time to end: some seconds after it was told to, or when all leave.
 ///
-/// One that cannot be stopped and whose task nobody else has taken is waited for. Given back, it would be run beside itself.
+/// A run that cannot be stopped and whose task no other worker has taken is waited for. Handed back, it would run twice at once.
 async fn must_end(registered: &RegisteredRun, stages: &Stages, stoppable: bool) {
     let told = async {
         registered.cancel.cancelled().await;

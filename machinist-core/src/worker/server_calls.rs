@@ -1,4 +1,4 @@
-//! The patience with which backend and broker are asked: again and again, with jittered pauses, until they answer
+//! Calls to backend and broker, repeated with jittered pauses until they answer
 //! or the process has to leave.
 //!
 //! Neither an acknowledgement nor a failure follows from a server that is away. After ten minutes without the backend
@@ -39,16 +39,16 @@ pub(super) enum Unanswered {
     GivenUp,
 }
 
-/// Who waits for an answer.
+/// Kind of a caller that waits for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Caller {
-    /// One who can hand its delivery back.
+    /// A caller that can hand its delivery back.
     Delivery,
-    /// One who knows how a run ended, and is the only one who does.
+    /// A caller that alone knows the outcome of a run.
     Verdict,
 }
 
-/// What a publish that does not come back to be tried again ended in.
+/// Final failure of a publish.
 #[derive(Debug)]
 pub(super) enum Unpublished {
     /// It can never be published so.
@@ -69,9 +69,9 @@ pub(super) struct ServerCalls {
     failures: AtomicU32,
     /// Since when the backend has been away.
     away: watch::Sender<Option<Instant>>,
-    /// Whether what has no outcome is to go back.
+    /// `true` while deliveries without an outcome go back.
     given_up: watch::Sender<bool>,
-    /// How many outcomes wait to be recorded, after a first try that failed.
+    /// Number of outcomes that wait to be recorded, after a failed first try.
     unrecorded_outcomes: watch::Sender<usize>,
 }
 
@@ -191,7 +191,7 @@ impl ServerCalls {
         drop(away.wait_for(Option::is_none).await);
     }
 
-    /// Whether no deliveries are taken, because the backend did not answer.
+    /// Returns `true` while no deliveries are taken because the backend does not answer.
     pub(super) fn is_backend_away(&self) -> bool {
         self.away.borrow().is_some()
     }

@@ -38,17 +38,17 @@ impl Lease {
         usize::try_from(self.0.as_millis()).unwrap_or(usize::MAX)
     }
 
-    /// How often it is renewed.
+    /// Interval between renewals.
     pub(super) fn renewal(self) -> Duration {
         self.0 / 3
     }
 
-    /// How often other sessions are looked at.
+    /// Interval between checks of other sessions.
     pub(super) fn check_interval(self) -> Duration {
         self.0 * 2 / 15
     }
 
-    /// How far apart the two looks must be that find a session gone.
+    /// Minimum time between the two checks that find a session gone.
     fn gone_confirmation(self) -> Duration {
         self.0 / 3
     }
@@ -59,13 +59,13 @@ impl Lease {
         self.check_interval() * 2 + self.gone_confirmation() + Duration::from_secs(1)
     }
 
-    /// How long a session is looked at after somebody was found busy with it.
+    /// Time that a session is watched after a task was found busy with it.
     fn interest(self) -> Duration {
         self.0 * 4
     }
 }
 
-/// Why a run is told to end.
+/// Reason that a run is told to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CancelReason {
     /// Another run holds the attempt, or it has an outcome: whatever this one says does not count.
@@ -80,7 +80,7 @@ pub(super) enum CancelReason {
 #[derive(Debug)]
 struct ActiveRun {
     id: TaskId,
-    /// What it holds, from the grant of its start until its outcome is recorded.
+    /// Claim of the run, from the grant of its start until its outcome is recorded.
     claim: Option<Claim>,
     cancel: CancellationToken,
     cut_off: CancellationToken,
@@ -89,9 +89,9 @@ struct ActiveRun {
 
 #[derive(Debug)]
 struct PeerSession {
-    /// When somebody last asked.
+    /// Time of the last request.
     wanted: Instant,
-    /// When it was first found gone, with no failure of the backend since.
+    /// Time when it was first found gone, without a failure of the backend since.
     gone_since: Option<Instant>,
     gone: bool,
 }
@@ -115,7 +115,7 @@ struct SessionState {
 pub(super) struct Sessions {
     app: App,
     lease: Lease,
-    /// What the worker tells about itself, without what it runs.
+    /// Description of the worker, without its runs.
     about: serde_json::Map<String, serde_json::Value>,
     state: Mutex<SessionState>,
     alive: tokio::sync::Notify,
@@ -220,13 +220,13 @@ impl Sessions {
     }
 
     /// For how long somebody who was told *busy* has to wait here at least, to learn whether that session is gone: what
-    /// is left of its lease, and then the looks. Who leaves sooner and comes back much later asks anew each time, and
+    /// is left of its lease, and then the checks. A delivery that leaves sooner and comes back much later starts over each time, and
     /// never learns it.
     pub(super) fn patience(&self) -> Duration {
         self.lease.0 + self.lease.detection_time()
     }
 
-    /// How often a session was found gone; ask before asking for a start.
+    /// Returns the number of sessions found gone; read it before requesting a start.
     pub(super) fn gone_count(&self) -> u64 {
         *self.gone_count.borrow()
     }
@@ -298,12 +298,12 @@ impl Sessions {
         RegisteredRun { sessions: Arc::clone(self), run, cancel, cut_off }
     }
 
-    /// How many handlers run.
+    /// Returns the number of running handlers.
     pub(super) fn running(&self) -> usize {
         self.state().runs.values().filter(|run| run.claim.is_some()).count()
     }
 
-    /// Whether a start is known not to run any more.
+    /// Returns `true` if a start is known not to run any more.
     pub(super) fn is_gone(&self, session: &SessionId, run: &RunId) -> bool {
         let state = self.state();
         // One that was given up because it cannot be stopped runs on.
@@ -345,7 +345,7 @@ impl Sessions {
         crate::record::json(&about)
     }
 
-    /// What runs here and still counts.
+    /// Returns the runs of this worker that still count.
     fn runs(&self) -> Vec<(RunId, Claim)> {
         let state = self.state();
         // What was superseded stays so: written back after lost data it would take the task from who runs it.
@@ -495,7 +495,7 @@ impl RegisteredRun {
         true
     }
 
-    /// What is held now: an adoption may have renewed it.
+    /// Returns the present claim: an adoption may have renewed it.
     pub(super) fn claim(&self) -> Option<Claim> {
         self.sessions.state().runs.get(&self.run)?.claim.clone()
     }
@@ -518,7 +518,7 @@ impl RegisteredRun {
         }
     }
 
-    /// Why it was told to end, if it was.
+    /// Returns the reason that it was told to end, if it was.
     pub(super) fn why(&self) -> Option<CancelReason> {
         self.sessions.state().runs.get(&self.run)?.why
     }

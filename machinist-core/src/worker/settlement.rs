@@ -9,7 +9,7 @@ use crate::{
     wire::Envelope,
 };
 
-/// How a delivery ends.
+/// End of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Settlement {
     /// Everything that its outcome demands is done.

@@ -1,4 +1,4 @@
-//! The start: one commit, and what it means that it was refused.
+//! The start of a delivery: one commit, and the decision if it is refused.
 
 use super::{Settlement, WorkerContext};
 use crate::{
@@ -20,7 +20,7 @@ pub(super) enum StartReply {
     Settle(Settlement),
 }
 
-/// What is left to do after a start was refused.
+/// Next step after a refused start.
 enum StartRefusal {
     /// It was granted after all.
     Ours(Box<Claim>),
@@ -29,7 +29,7 @@ enum StartRefusal {
 }
 
 impl WorkerContext {
-    /// Asks for the start, and for what it means where it is refused.
+    /// Requests the start, and decides if it is refused.
     pub(super) async fn start(
         &self,
         envelope: &Envelope,
@@ -41,7 +41,7 @@ impl WorkerContext {
             Ok(session) => session,
             Err(why) => return StartReply::Settle(why.into()),
         };
-        let mut asking = StartRequest {
+        let mut request = StartRequest {
             id: envelope.id.clone(),
             attempt: envelope.attempt,
             generation: envelope.generation,
@@ -52,12 +52,12 @@ impl WorkerContext {
             token: envelope.token,
             alone,
         };
-        let (mut commit, mut claim) = asking.first(self.now());
+        let (mut commit, mut claim) = request.first(self.now());
         loop {
             match self.calls.commit(commit).await {
                 Ok(Committed::Done) => {}
                 Ok(Committed::Refused(facts)) => {
-                    match Box::pin(self.refused_start(envelope, &asking, facts)).await {
+                    match Box::pin(self.refused_start(envelope, &request, facts)).await {
                         Ok(StartRefusal::Ours(ours)) => claim = *ours,
                         Ok(StartRefusal::TakeOver(next)) => {
                             (commit, claim) = *next;
@@ -84,7 +84,7 @@ impl WorkerContext {
                 }
             };
             (commit, claim) = claim.adopt(&session, self.now());
-            asking.session = session;
+            request.session = session;
         }
     }
 
@@ -99,18 +99,18 @@ impl WorkerContext {
         }
     }
 
-    /// What the refusal of a start means.
+    /// Interprets the refusal of a start.
     async fn refused_start(
         &self,
         envelope: &Envelope,
-        asking: &StartRequest,
+        request: &StartRequest,
         facts: Facts,
     ) -> Result<StartRefusal, StartReply> {
         let gone = |session: &_, run: &_| self.sessions.is_gone(session, run);
-        Err(match decide_start(&facts, asking, gone, self.now()) {
+        Err(match decide_start(&facts, request, gone, self.now()) {
             StartDecision::AlreadyStarted(claim) => return Ok(StartRefusal::Ours(Box::new(claim))),
             StartDecision::TakeOver(next) => match suspicion(&facts, envelope.attempt) {
-                Suspicion::Suspect if !asking.alone && envelope.generation < exclusive::EXCLUSIVE_TRIES => {
+                Suspicion::Suspect if !request.alone && envelope.generation < exclusive::EXCLUSIVE_TRIES => {
                     StartReply::Suspect
                 }
                 Suspicion::None | Suspicion::Suspect => return Ok(StartRefusal::TakeOver(next)),

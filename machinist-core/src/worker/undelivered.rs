@@ -1,7 +1,7 @@
-//! What came due for a queue that was gone: it goes to its queue after all, or its task ends, saying so.
+//! Undelivered messages, which came due for a queue that was gone: each goes to its queue after all, or its task ends.
 //!
-//! A broker keeps such messages apart, because one that nobody receives would hold up all delays. They are published
-//! unchanged, whoever signed them: their queue's workers verify them. Only what cannot be published is opened here.
+//! A broker keeps such messages in a side queue, because one without a receiver would hold up all delays. They are published
+//! unchanged and unverified: their queue's workers verify them. Only a message that cannot be published is verified here.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
     worker::server_calls::Unpublished,
 };
 
-/// How long a message stays here that cannot go anywhere yet.
+/// Time before a message that cannot go anywhere yet is delivered again.
 const REDELIVERY_DELAY: Duration = Duration::from_secs(60);
 
 impl WorkerContext {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{app::App, clock::Timestamp};
 
-/// What a worker shares between deliveries, renewals and maintenance.
+/// State that deliveries, renewals and maintenance share.
 pub(super) struct WorkerContext {
     pub(super) app: App,
     /// Name of the worker, for people.

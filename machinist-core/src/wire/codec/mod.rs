@@ -1,4 +1,4 @@
-//! How a message's body becomes bytes, and bytes become a body.
+//! Codecs: a body as bytes, and back.
 //!
 //! The content type of a message names its codec; both are always accepted, one is used for writing.
 

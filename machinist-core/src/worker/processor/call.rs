@@ -18,12 +18,12 @@ use crate::{
     trace::TraceContext,
     wire::{Body, Envelope, json_size},
     worker::{
-        run::{Begun, Call, RunEnd, Timeouts},
+        run::{Call, RunEnd, StartedCall, Timeouts},
         session::{CancelReason, RegisteredRun},
     },
 };
 
-/// Why a run has no outcome.
+/// Reason that a run has no outcome.
 #[derive(Debug, Clone, Copy)]
 enum NoOutcome {
     TakenOver,
@@ -119,10 +119,10 @@ impl TaskProcessor {
         Box::pin(self.watch_over(call, active, delayed, &cx, registered)).await
     }
 
-    /// UnrecordedOutcome for the end of a call. If that takes long, a guard takes over from the delivery meanwhile.
+    /// Waits for the end of a call. If that takes long, a guard takes the place of the delivery meanwhile.
     async fn watch_over(
         &self,
-        call: Begun<'_>,
+        call: StartedCall<'_>,
         active: &mut ActiveDelivery,
         delayed: bool,
         cx: &TaskContext,
@@ -156,7 +156,7 @@ impl TaskProcessor {
         }
     }
 
-    /// What a run's end means.
+    /// Interprets the end of a run.
     fn outcome(&self, ended: RunEnd, registered: &RegisteredRun) -> Result<Outcome, NoOutcome> {
         let told = registered.cancel.is_cancelled();
         match (ended, registered.why()) {
@@ -219,7 +219,7 @@ impl TaskProcessor {
     }
 }
 
-/// What a task returned, if it is not too large to be kept.
+/// Turns results that are too large to be kept into a failure.
 fn within(outcome: Outcome, limit: usize) -> Outcome {
     match outcome {
         Outcome::Returned(results) if json_size(&results) > limit => {
