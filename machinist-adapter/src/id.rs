@@ -233,7 +233,8 @@ mod tests {
 
     #[test]
     fn fresh_ids_differ_and_sort_by_time() {
-        let (a, b) = (TaskId::fresh(), TaskId::fresh());
+        let a = TaskId::fresh();
+        let b = TaskId::fresh();
         assert_ne!(a, b);
         assert_eq!(a.as_str().len(), 36);
         assert!(a < b, "version 7 counts up within a process");

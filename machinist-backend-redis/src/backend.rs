@@ -118,7 +118,8 @@ impl RedisBackend {
 
 impl fmt::Debug for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (location, prefix) = (&self.location, self.keys.prefix());
+        let location = &self.location;
+        let prefix = self.keys.prefix();
         f.debug_struct("RedisBackend")
             .field("location", location)
             .field("prefix", &prefix)

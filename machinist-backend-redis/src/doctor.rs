@@ -79,7 +79,8 @@ fn version(info: &HashMap<String, String>) -> Finding {
         (None, None) => return unknown("version", "INFO"),
     };
     let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
-    let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let major = numbers.next().unwrap_or(0);
+    let minor = numbers.next().unwrap_or(0);
     let found = format!("{name} {version}");
     if (major, minor) >= least {
         return Finding::good("version", found);
@@ -147,7 +148,8 @@ fn persistence(
 /// Tries what the backend does on keys that belong to nobody and expire by themselves.
 async fn permissions(links: &RedisLinks, watches: &WatchRegistry, keys: &RedisKeys) -> Finding {
     let unique = SessionId::fresh();
-    let (record, index) = (keys.scratch(unique.as_str()), keys.sessions());
+    let record = keys.scratch(unique.as_str());
+    let index = keys.sessions();
     let session = keys.session(&unique);
     let mut denied = Vec::new();
     if let Err(error) = try_commit(links, &record).await {

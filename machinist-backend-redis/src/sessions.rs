@@ -100,7 +100,8 @@ pub(crate) async fn list(links: &RedisLinks, keys: &RedisKeys) -> Result<Vec<Ses
     all.arg(0).arg(-1);
     let names: Vec<String> =
         redis::from_redis_value(links.one(all).await?).map_err(|e| backend_error(&e.into()))?;
-    let (mut entries, mut dead) = (Vec::with_capacity(names.len()), Vec::new());
+    let mut entries = Vec::with_capacity(names.len());
+    let mut dead = Vec::new();
     for chunk in names.chunks(MAX_COMMANDS_PER_BATCH) {
         let ids: Vec<SessionId> = chunk.iter().map(|name| SessionId::from(name.as_str())).collect();
         let cmds = ids.iter().map(|id| command("GET", &keys.session(id))).collect();

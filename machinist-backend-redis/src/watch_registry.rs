@@ -90,7 +90,8 @@ impl WatchRegistry {
             return Ok(running.clone());
         }
         let lost = Arc::new(Notify::new());
-        let (board, told) = (Arc::clone(&self.board), Arc::clone(&lost));
+        let board = Arc::clone(&self.board);
+        let told = Arc::clone(&lost);
         let source = ConnectionSource::new(
             &self.place,
             self.patience,

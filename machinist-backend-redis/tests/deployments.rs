@@ -137,7 +137,8 @@ async fn works(backend: &dyn Backend) {
     }
     within(BOUND, "a wake-up", watch.changed()).await;
     assert!(backend.read(&ids).await.unwrap().iter().all(|record| record.has("name")));
-    let (session, lease) = (SessionId::fresh(), Duration::from_secs(60));
+    let session = SessionId::fresh();
+    let lease = Duration::from_secs(60);
     let opened = backend.open_session(&session, lease, Bytes::new()).await.unwrap();
     let renewed = backend.renew_session(&session, lease, Bytes::new(), &ids).await.unwrap();
     assert!(renewed.alive && renewed.now >= opened);
@@ -302,7 +303,10 @@ fn tls_server(papers: &Papers, authority: &Authority, clients: &str) -> Server {
     let ca = dir.path().join("ca.pem");
     std::fs::write(&ca, authority.certificate()).unwrap();
     let path = |path: &Path| path.display().to_string();
-    let (certificate, key, ca, tls_port) = (path(&certificate), path(&key), path(&ca), port.to_string());
+    let certificate = path(&certificate);
+    let key = path(&key);
+    let ca = path(&ca);
+    let tls_port = port.to_string();
     let settings = [
         ("--port", "0"),
         ("--tls-port", &tls_port),

@@ -140,7 +140,8 @@ async fn a_connection_into_nowhere_is_left() {
     let forget = Arc::clone(&forgotten);
     tokio::spawn(async move {
         while let Ok((mut client, _)) = listener.accept().await {
-            let (forgotten, server) = (Arc::clone(&forgotten), server.clone());
+            let forgotten = Arc::clone(&forgotten);
+            let server = server.clone();
             tokio::spawn(async move {
                 let mut redis = tokio::net::TcpStream::connect(server).await.unwrap();
                 tokio::select! {
@@ -186,7 +187,8 @@ async fn many_callers_of_a_dead_server_fail_together() {
 async fn a_watch_survives_its_connection() {
     let Some(namespace) = Namespace::fresh() else { return };
     let (proxy, through) = Proxy::before(&namespace.url).await.unwrap();
-    let (backend, other) = (namespace.connect(&through).await, namespace.connect(&namespace.url).await);
+    let backend = namespace.connect(&through).await;
+    let other = namespace.connect(&namespace.url).await;
     let id = TaskId::fresh();
     let mut watch = within(BOUND, "a watch", backend.watch(&id)).await.unwrap();
     for _ in 0..3 {
@@ -247,7 +249,8 @@ async fn a_dropped_watch_ends_its_subscription() {
 async fn a_blocked_runtime_does_not_stop_another() {
     let Some(namespace) = Namespace::fresh() else { return };
     let backend = Arc::new(namespace.connect(&namespace.url).await);
-    let (session, lease) = (SessionId::fresh(), Duration::from_secs(60));
+    let session = SessionId::fresh();
+    let lease = Duration::from_secs(60);
     backend.open_session(&session, lease, Bytes::new()).await.unwrap();
     let renewing = Arc::clone(&backend);
     let thread = std::thread::spawn(move || {
@@ -296,7 +299,8 @@ async fn a_wrong_password_is_refused_and_never_shown() {
 #[tokio::test]
 async fn the_rights_that_are_asked_for_suffice() {
     let Some(namespace) = Namespace::fresh() else { return };
-    let (keys, channels) = (format!("~{}:*", namespace.prefix), format!("&{}:*", namespace.prefix));
+    let keys = format!("~{}:*", namespace.prefix);
+    let channels = format!("&{}:*", namespace.prefix);
     let asked = "+@hash +@string +@sortedset +@scripting +@pubsub +@connection +time +del +exists +pexpire";
     let rights: Vec<&str> = [&*keys, &*channels].into_iter().chain(asked.split(' ')).collect();
     let (name, url) = user(&namespace, &rights).await;

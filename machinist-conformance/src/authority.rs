@@ -92,7 +92,8 @@ impl Papers {
     /// # Errors
     /// The folder cannot be written.
     pub fn write(&self, folder: &Path, stem: &str) -> io::Result<(PathBuf, PathBuf)> {
-        let (certificate, key) = (folder.join(format!("{stem}.pem")), folder.join(format!("{stem}.key")));
+        let certificate = folder.join(format!("{stem}.pem"));
+        let key = folder.join(format!("{stem}.key"));
         std::fs::write(&certificate, &self.certificate)?;
         std::fs::write(&key, &self.key)?;
         Ok((certificate, key))

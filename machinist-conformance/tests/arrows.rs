@@ -194,7 +194,8 @@ async fn ends(how: &str, step: ArrowStep, side: Side) -> Story {
 /// Another process does the rest, and what every such story must come to is checked.
 async fn takes_over(house: &House, app: &App, id: &TaskId, first: Vec<ArrowStep>) -> Story {
     let ended_at_first = house.facts(id).await.get("end").cloned();
-    let (ended, before) = (tokio::time::Instant::now(), house.runs.begun.lock().unwrap().len());
+    let ended = tokio::time::Instant::now();
+    let before = house.runs.begun.lock().unwrap().len();
     house.runs.released.store(true, Ordering::SeqCst);
     let second = house.start(None).await;
     let mut again = HOUR;

@@ -53,7 +53,8 @@ pub fn encode(codec: Codec) -> impl FnMut() {
 
 /// And back.
 pub fn decode(codec: Codec) -> impl FnMut() {
-    let (envelope, sizes) = (envelope(codec), MaxSizes::default());
+    let envelope = envelope(codec);
+    let sizes = MaxSizes::default();
     move || drop(black_box(black_box(&envelope).decode(&sizes)))
 }
 
@@ -76,7 +77,8 @@ fn trust() -> Trust {
 
 /// Writes headers, signed with HMAC.
 pub fn sign_headers() -> impl FnMut() {
-    let (envelope, trust) = (envelope(Codec::MessagePack), trust());
+    let envelope = envelope(Codec::MessagePack);
+    let trust = trust();
     move || drop(black_box(trust.signed_message(black_box(&envelope), NOW)))
 }
 
@@ -96,7 +98,9 @@ pub fn verify_headers() -> impl FnMut() {
 
 /// The end of a task, signed.
 pub fn attest_end() -> impl FnMut() {
-    let (claim, policy, trust) = (started().1, RetryPolicy::default(), trust());
+    let claim = started().1;
+    let policy = RetryPolicy::default();
+    let trust = trust();
     let ended = end(&claim, Outcome::Returned(Results::default()), &policy);
     move || drop(black_box(trust.sign_end(black_box(&ended).clone())))
 }
@@ -130,13 +134,15 @@ pub fn first_start() -> impl FnMut() {
 
 /// Decides the start of a second delivery of a running task.
 pub fn judge_busy() -> impl FnMut() {
-    let (facts, asking) = (started().0, StartRequest { run: "another".into(), ..starting() });
+    let facts = started().0;
+    let asking = StartRequest { run: "another".into(), ..starting() };
     move || drop(black_box(decide_start(black_box(&facts), &asking, |_, _| false, NOW)))
 }
 
 /// Decides a failure and makes its commit.
 pub fn fail() -> impl FnMut() {
-    let (claim, policy) = (started().1, RetryPolicy::new(3));
+    let claim = started().1;
+    let policy = RetryPolicy::new(3);
     move || {
         let outcome = Outcome::Failed(TaskError::new("no answer"));
         drop(black_box(end(&claim, outcome, &policy)));
@@ -145,7 +151,8 @@ pub fn fail() -> impl FnMut() {
 
 /// Decides a success and makes its commit.
 pub fn succeed() -> impl FnMut() {
-    let (claim, policy) = (started().1, RetryPolicy::default());
+    let claim = started().1;
+    let policy = RetryPolicy::default();
     move || drop(black_box(end(&claim, Outcome::Returned(Results::default()), &policy)))
 }
 

@@ -163,7 +163,9 @@ impl Client {
     /// Safe.
     pub async fn scheduled(&self, limit: usize) -> Result<Vec<Scheduled>, BackendError> {
         let backend = &self.app.0.backend;
-        let (mut waiting, mut over, mut after) = (Vec::new(), Vec::new(), None);
+        let mut waiting = Vec::new();
+        let mut over = Vec::new();
+        let mut after = None;
         while waiting.len() < limit {
             let page = backend.list(Index::Scheduled, after, LIST_PAGE_SIZE).await?;
             let known = page.iter().filter_map(|(_, member)| TaskId::parse(member).ok());

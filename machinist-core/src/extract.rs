@@ -203,7 +203,8 @@ impl Incoming {
     }
 
     fn missing(&self, kind: &str) -> TaskError {
-        let (next, sent) = (self.sent + 1, self.sent);
+        let next = self.sent + 1;
+        let sent = self.sent;
         TaskError::malformed(format!("argument {next} ({kind}) is missing: the task was sent with {sent}"))
     }
 

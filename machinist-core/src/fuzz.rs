@@ -209,7 +209,8 @@ pub fn record(data: &[u8]) {
 
 /// Decides a start of this attempt, with the record's sessions alive and gone.
 fn started_over(id: &TaskId, facts: &Facts, attempt: u32) {
-    let (run, session) = (RunId::from("a"), SessionId::from("s"));
+    let run = RunId::from("a");
+    let session = SessionId::from("s");
     let asking = StartRequest {
         id: id.clone(),
         attempt,
@@ -344,7 +345,8 @@ impl Bytes<'_> {
     /// A message that has what every message has, with any changes.
     fn message(&mut self) -> Message {
         let headers = [("machinist-queue".into(), HeaderValue::from("q"))].into_iter().collect::<Headers>();
-        let (id, kind) = (Some("t".to_owned()), Some("add".to_owned()));
+        let id = Some("t".to_owned());
+        let kind = Some("add".to_owned());
         self.change(Message { id, kind, headers, ..Message::default() })
     }
 
@@ -369,7 +371,8 @@ impl Bytes<'_> {
                 6 => drop(message.headers.insert(self.header().to_owned().into(), self.value())),
                 _ => {
                     let name = self.header();
-                    let (at, flipped) = (self.byte().unwrap_or_default(), self.byte().unwrap_or_default());
+                    let at = self.byte().unwrap_or_default();
+                    let flipped = self.byte().unwrap_or_default();
                     if let Some(value) = message.headers.get_mut(name) {
                         flip(value, at, flipped);
                     }

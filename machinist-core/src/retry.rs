@@ -187,7 +187,8 @@ impl Default for Backoff {
 
 /// 1, 2, 3, 5, 8, …; the largest number instead of an overflow.
 fn fibonacci(n: u32) -> u32 {
-    let (mut a, mut b) = (1u32, 2u32);
+    let mut a = 1u32;
+    let mut b = 2u32;
     for _ in 0..n.min(64) {
         (a, b) = (b, a.saturating_add(b));
     }
@@ -284,7 +285,8 @@ mod tests {
     proptest! {
         #[test]
         fn waits_never_exceed_their_cap(retries: u32, base in 0u64..1 << 40, cap in 0u64..1 << 40, chance in 0.0..1.0) {
-            let (base, cap) = (Duration::from_millis(base), Duration::from_millis(cap));
+            let base = Duration::from_millis(base);
+            let cap = Duration::from_millis(cap);
             prop_assert!(Backoff::exponential(base, cap).delay(retries, chance) <= cap);
             prop_assert!(Backoff::fibonacci(base, cap).delay(retries, chance) <= cap);
         }

@@ -181,7 +181,8 @@ impl AgreementWorld {
                 AgreementAnswer::Done
             }
             AgreementStep::Renew(session, tasks) => {
-                let (session, tasks) = (&self.sessions[*session], self.ids(tasks));
+                let session = &self.sessions[*session];
+                let tasks = self.ids(tasks);
                 let renewed = backend.renew_session(session, HOUR, Bytes::new(), &tasks).await.expect(FINE);
                 AgreementAnswer::Renewed(renewed.alive, renewed.records)
             }
@@ -241,7 +242,8 @@ impl AgreementWorld {
     }
 
     fn index_update(&self, (index, member, at): &(Index, usize, Option<i64>)) -> IndexUpdate {
-        let (index, member) = (*index, self.member(*member));
+        let index = *index;
+        let member = self.member(*member);
         match at {
             Some(at) => IndexUpdate::Put { index, at: self.at(*at), member },
             None => IndexUpdate::Remove { index, member },
@@ -266,9 +268,11 @@ impl AgreementWorld {
 async fn expect_agreement(one: &dyn Backend, other: &dyn Backend, cases: u32) {
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 500, ..Config::default() };
     let check = async |steps: &[AgreementStep]| {
-        let (here, there) = (AgreementWorld::fresh(), AgreementWorld::fresh());
+        let here = AgreementWorld::fresh();
+        let there = AgreementWorld::fresh();
         for (number, step) in steps.iter().enumerate() {
-            let (answer, reference) = (here.ask(one, step).await, there.ask(other, step).await);
+            let answer = here.ask(one, step).await;
+            let reference = there.ask(other, step).await;
             if answer != reference {
                 let place = format!("step {number} of {steps:#?}");
                 return Err(TestCaseError::fail(format!("{answer:?} instead of {reference:?} at {place}")));

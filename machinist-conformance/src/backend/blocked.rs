@@ -35,7 +35,8 @@ pub async fn a_worker_whose_runtime_is_blocked_keeps_its_session(harness: &dyn B
     if !backend.capabilities().shared {
         return;
     }
-    let (broker, runs) = (MemoryBroker::new(), Arc::new(AtomicU32::new(0)));
+    let broker = MemoryBroker::new();
+    let runs = Arc::new(AtomicU32::new(0));
     let app = connect(&broker, backend).await;
     let signature = BLOCKS.call(()).untyped();
     let sent = app.client().send(signature.clone()).await.expect("it is sent");

@@ -13,7 +13,9 @@ use super::{BackendHarness, commit, commit_all, expect_done, facts, names, pairs
 
 /// Existing facts stay; missing facts are added.
 pub async fn facts_are_written_once_and_the_first_writer_wins(harness: &dyn BackendHarness) {
-    let (one, two, id) = (harness.connect().await, harness.connect().await, TaskId::fresh());
+    let one = harness.connect().await;
+    let two = harness.connect().await;
+    let id = TaskId::fresh();
     expect_done(&*one, put(&id, &[("name", "add"), ("queue", "math")])).await;
     expect_done(&*two, put(&id, &[("name", "sub"), ("sent", "2")])).await;
     let both = facts(&[("name", "add"), ("queue", "math"), ("sent", "2")]);
@@ -25,7 +27,8 @@ pub async fn facts_are_written_once_and_the_first_writer_wins(harness: &dyn Back
 
 /// One fact of `unless` is enough to refuse, and the caller needs no second read to decide.
 pub async fn unless_refuses_and_returns_the_whole_record(harness: &dyn BackendHarness) {
-    let (backend, id) = (harness.connect().await, TaskId::fresh());
+    let backend = harness.connect().await;
+    let id = TaskId::fresh();
     let start = |unless: &[&str]| Commit { unless: names(unless), ..put(&id, &[("s:1:1", "a")]) };
     expect_done(&*backend, start(&["end", "rv", "s:1:1"])).await;
     expect_done(&*backend, put(&id, &[("rv", "{}")])).await;
@@ -40,7 +43,8 @@ pub async fn unless_refuses_and_returns_the_whole_record(harness: &dyn BackendHa
 pub async fn equal_or_absent_refuses_another_value_and_writes_back_what_is_missing(
     harness: &dyn BackendHarness,
 ) {
-    let (backend, id) = (harness.connect().await, TaskId::fresh());
+    let backend = harness.connect().await;
+    let id = TaskId::fresh();
     let carry = |carried: &[(&str, &str)], fact| Commit {
         equal_or_absent: pairs(carried),
         ..put(&id, &[(fact, "x")])
@@ -61,7 +65,8 @@ pub async fn equal_or_absent_refuses_another_value_and_writes_back_what_is_missi
 
 /// A dropped fact can be written again in the same commit; dropping a missing fact does nothing.
 pub async fn drop_happens_before_the_write(harness: &dyn BackendHarness) {
-    let (backend, id) = (harness.connect().await, TaskId::fresh());
+    let backend = harness.connect().await;
+    let id = TaskId::fresh();
     expect_done(&*backend, put(&id, &[("pg", "1"), ("old", "1"), ("kept", "1")])).await;
     let change = Commit { drop: names(&["pg", "old", "missing"]), ..put(&id, &[("pg", "2"), ("kept", "2")]) };
     expect_done(&*backend, change).await;
@@ -76,7 +81,8 @@ pub async fn drop_happens_before_the_write(harness: &dyn BackendHarness) {
 
 /// Refused is refused: no fact written, none written back, none dropped.
 pub async fn a_refused_commit_changes_nothing(harness: &dyn BackendHarness) {
-    let (backend, id) = (harness.connect().await, TaskId::fresh());
+    let backend = harness.connect().await;
+    let id = TaskId::fresh();
     let before = facts(&[("end", "won"), ("pg", "1")]);
     expect_done(&*backend, put(&id, &[("end", "won"), ("pg", "1")])).await;
     let change = Commit {
@@ -94,7 +100,8 @@ pub async fn a_refused_commit_changes_nothing(harness: &dyn BackendHarness) {
 
 /// Nothing written, nothing there: also after the last fact was dropped.
 pub async fn a_record_without_facts_does_not_exist(harness: &dyn BackendHarness) {
-    let (backend, id) = (harness.connect().await, TaskId::fresh());
+    let backend = harness.connect().await;
+    let id = TaskId::fresh();
     assert!(read(&*backend, &id).await.is_empty());
     expect_done(&*backend, put(&id, &[])).await;
     assert!(read(&*backend, &id).await.is_empty());
@@ -107,7 +114,9 @@ pub async fn a_record_without_facts_does_not_exist(harness: &dyn BackendHarness)
 
 /// A batch is many commits: each atomic by itself, answered in its place, made in order where records are shared.
 pub async fn commits_of_a_batch_are_answered_and_made_in_order(harness: &dyn BackendHarness) {
-    let (backend, id, other) = (harness.connect().await, TaskId::fresh(), TaskId::fresh());
+    let backend = harness.connect().await;
+    let id = TaskId::fresh();
+    let other = TaskId::fresh();
     let unless = |name, change| Commit { unless: names(&[name]), ..change };
     let answers = commit_all(
         &*backend,
@@ -139,7 +148,8 @@ pub async fn commits_of_a_batch_are_answered_and_made_in_order(harness: &dyn Bac
 
 /// A caller whose reply was lost asks again, and finds its own fact.
 pub async fn a_commit_may_be_repeated(harness: &dyn BackendHarness) {
-    let (backend, id) = (harness.connect().await, TaskId::fresh());
+    let backend = harness.connect().await;
+    let id = TaskId::fresh();
     let carry = Commit { equal_or_absent: pairs(&[("s:1:1", "me")]), ..put(&id, &[("rc:1", "me")]) };
     expect_done(&*backend, carry.clone()).await;
     let after = read(&*backend, &id).await;
@@ -155,7 +165,8 @@ pub async fn a_commit_may_be_repeated(harness: &dyn BackendHarness) {
 
 /// 64 writers over two connections want the same fact: one is told that it won, and its fact is the one there.
 pub async fn one_of_many_concurrent_commits_wins(harness: &dyn BackendHarness) {
-    let (one, two) = (harness.connect().await, harness.connect().await);
+    let one = harness.connect().await;
+    let two = harness.connect().await;
     for _ in 0..5 {
         let id = TaskId::fresh();
         let writers = (0..64).map(|number: usize| {
@@ -164,7 +175,8 @@ pub async fn one_of_many_concurrent_commits_wins(harness: &dyn BackendHarness) {
             let change = Commit { unless: names(&["end"]), ..put(&id, &[("end", &value)]) };
             tokio::spawn(async move { (value, commit(&*backend, change).await) })
         });
-        let (mut winners, mut seen) = (Vec::new(), Vec::new());
+        let mut winners = Vec::new();
+        let mut seen = Vec::new();
         for writer in writers.collect::<Vec<_>>() {
             match writer.await.expect("a commit never panics") {
                 (value, Committed::Done) => winners.push(value),
@@ -218,10 +230,13 @@ pub async fn a_batch_of_a_thousand_is_written(harness: &dyn BackendHarness) {
 /// Records come in the order of the question, with an empty one for each that is missing.
 pub async fn reading_keeps_the_order_and_knows_what_is_missing(harness: &dyn BackendHarness) {
     let backend = harness.connect().await;
-    let (a, b, missing) = (TaskId::fresh(), TaskId::fresh(), TaskId::fresh());
+    let a = TaskId::fresh();
+    let b = TaskId::fresh();
+    let missing = TaskId::fresh();
     commit_all(&*backend, vec![put(&a, &[("n", "a")]), put(&b, &[("n", "b")])]).await;
     let records = read_all(&*backend, &[b.clone(), missing.clone(), a, missing, b]).await;
-    let (a, b) = (facts(&[("n", "a")]), facts(&[("n", "b")]));
+    let a = facts(&[("n", "a")]);
+    let b = facts(&[("n", "b")]);
     assert_eq!(records, [b.clone(), Facts::new(), a, Facts::new(), b]);
     assert!(read_all(&*backend, &[]).await.is_empty());
 }

@@ -48,7 +48,8 @@ pub async fn an_expired_record_is_gone(harness: &dyn BackendHarness) {
 /// `After` counts, whatever was set before, longer or shorter.
 pub async fn a_new_expiry_replaces_the_old_one(harness: &dyn BackendHarness) {
     let backend = harness.connect().await;
-    let (longer, shorter) = (TaskId::fresh(), TaskId::fresh());
+    let longer = TaskId::fresh();
+    let shorter = TaskId::fresh();
     expect_done(&*backend, expiring(&longer, "a", Expiry::After(SHORT))).await;
     expect_done(&*backend, expiring(&longer, "b", Expiry::After(HOUR))).await;
     expect_done(&*backend, expiring(&shorter, "a", Expiry::After(HOUR))).await;
@@ -87,7 +88,9 @@ pub async fn an_expiry_that_is_set_stays_where_it_was_asked_to(harness: &dyn Bac
 /// In one commit the old facts may all go and new ones come: it is the same record, and its expiry stays as it
 /// was. An adapter that ties the expiry to its facts would keep this record forever.
 pub async fn an_expiry_survives_the_drop_of_every_fact_in_the_same_commit(harness: &dyn BackendHarness) {
-    let (backend, short, long) = (harness.connect().await, TaskId::fresh(), TaskId::fresh());
+    let backend = harness.connect().await;
+    let short = TaskId::fresh();
+    let long = TaskId::fresh();
     let exchange = |id: &TaskId, expiry| Commit { drop: names(&["a"]), ..expiring(id, "b", expiry) };
     expect_done(&*backend, expiring(&short, "a", Expiry::After(SHORT))).await;
     expect_done(&*backend, exchange(&short, Expiry::Keep)).await;

@@ -42,7 +42,8 @@ async fn list(
 /// From the earliest, members of one instant by name, in pages that join without a gap, also after an entry that
 /// has gone in between.
 pub async fn indexes_are_ordered_and_paged(harness: &dyn BackendHarness) {
-    let (writer, backend) = (harness.connect().await, harness.connect().await);
+    let writer = harness.connect().await;
+    let backend = harness.connect().await;
     let index = Index::Scheduled;
     let updates = [(5, "e"), (1, "b"), (1, "a:ü"), (3, "d"), (1, "c"), (2, "z z")];
     update(&*writer, updates.iter().map(|(at, member)| put(index, *at, member)).collect()).await;
@@ -70,7 +71,8 @@ pub async fn indexes_are_ordered_and_paged(harness: &dyn BackendHarness) {
 
 /// Updates may be repeated; a member is in an index once.
 pub async fn a_note_may_be_repeated_and_moves_its_member(harness: &dyn BackendHarness) {
-    let (backend, index) = (harness.connect().await, Index::DeadLetters);
+    let backend = harness.connect().await;
+    let index = Index::DeadLetters;
     for _ in 0..3 {
         update(&*backend, vec![put(index, 2, "b"), put(index, 1, "a")]).await;
         assert_eq!(list(&*backend, index, None, 9).await, [entry(1, "a"), entry(2, "b")]);

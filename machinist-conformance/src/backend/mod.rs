@@ -55,7 +55,8 @@ pub async fn the_capabilities_are_told(harness: &dyn BackendHarness) {
 
 /// Cut connections heal: commits, reads, sessions and new watches work again, and nothing committed is missing.
 pub async fn the_backend_works_after_an_interruption(harness: &dyn BackendHarness) {
-    let (backend, id) = (harness.connect().await, TaskId::fresh());
+    let backend = harness.connect().await;
+    let id = TaskId::fresh();
     expect_done(&*backend, put(&id, &[("name", "add")])).await;
     if !harness.interrupt().await {
         return;
@@ -76,7 +77,8 @@ pub async fn the_backend_works_after_an_interruption(harness: &dyn BackendHarnes
 
 /// The writer's connection ends, its facts do not.
 pub async fn what_was_committed_outlives_the_connection(harness: &dyn BackendHarness) {
-    let (backend, id) = (harness.connect().await, TaskId::fresh());
+    let backend = harness.connect().await;
+    let id = TaskId::fresh();
     expect_done(&*backend, put(&id, &[("name", "add")])).await;
     drop(backend);
     assert_eq!(read(&*harness.connect().await, &id).await, facts(&[("name", "add")]));

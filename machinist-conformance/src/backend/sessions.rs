@@ -50,8 +50,11 @@ async fn expect_expired(backend: &dyn Backend, session: &SessionId) {
 
 /// Alive from open to close, for everybody, in the order of the question; closing twice is fine.
 pub async fn a_session_lives_from_open_to_close(harness: &dyn BackendHarness) {
-    let (here, there) = (harness.connect().await, harness.connect().await);
-    let (a, b, unknown) = (open(&*here, HOUR, "").await, open(&*here, HOUR, "").await, SessionId::fresh());
+    let here = harness.connect().await;
+    let there = harness.connect().await;
+    let a = open(&*here, HOUR, "").await;
+    let b = open(&*here, HOUR, "").await;
+    let unknown = SessionId::fresh();
     assert_eq!(alive(&*there, [&unknown, &b, &a, &unknown, &b]).await, [false, true, true, false, true]);
     assert!(alive(&*there, []).await.is_empty());
     close(&*here, &a).await;
@@ -69,7 +72,8 @@ pub async fn a_session_lives_from_open_to_close(harness: &dyn BackendHarness) {
 
 /// Other workers may have taken over: a late session must learn that it has expired, and must not live again.
 pub async fn an_expired_session_never_comes_back_by_renewal(harness: &dyn BackendHarness) {
-    let (backend, id) = (harness.connect().await, TaskId::fresh());
+    let backend = harness.connect().await;
+    let id = TaskId::fresh();
     expect_done(&*backend, put(&id, &[("name", "add")])).await;
     let session = open(&*backend, SHORTEST, "").await;
     expect_expired(&*backend, &session).await;
@@ -87,7 +91,8 @@ pub async fn an_expired_session_never_comes_back_by_renewal(harness: &dyn Backen
 /// A renewed session outlives its first lease, by opening it again too.
 pub async fn a_renewal_prolongs_the_lease(harness: &dyn BackendHarness) {
     let backend = harness.connect().await;
-    let (renewed, reopened) = (open(&*backend, SHORT, "").await, open(&*backend, SHORT, "").await);
+    let renewed = open(&*backend, SHORT, "").await;
+    let reopened = open(&*backend, SHORT, "").await;
     assert!(renew(&*backend, &renewed, "", &[]).await.alive);
     let again = backend.open_session(&reopened, HOUR, Bytes::new());
     within(ANSWER_TIMEOUT, "a session", again).await.expect("the backend opens a session");
@@ -101,8 +106,11 @@ pub async fn a_renewal_prolongs_the_lease(harness: &dyn BackendHarness) {
 
 /// One round trip tells whether we live, what time it is, and what became of what we run.
 pub async fn a_renewal_returns_records_and_publishes_info(harness: &dyn BackendHarness) {
-    let (here, there) = (harness.connect().await, harness.connect().await);
-    let (a, b, missing) = (TaskId::fresh(), TaskId::fresh(), TaskId::fresh());
+    let here = harness.connect().await;
+    let there = harness.connect().await;
+    let a = TaskId::fresh();
+    let b = TaskId::fresh();
+    let missing = TaskId::fresh();
     expect_done(&*there, put(&a, &[("rv", "{}")])).await;
     expect_done(&*there, put(&b, &[("s:1:1", "b"), ("end", "x")])).await;
     let session = open(&*here, HOUR, "before").await;
@@ -121,9 +129,12 @@ pub async fn a_renewal_returns_records_and_publishes_info(harness: &dyn BackendH
 
 /// Live sessions are listed with their info; closed and expired ones are not.
 pub async fn sessions_are_listed_with_their_info(harness: &dyn BackendHarness) {
-    let (here, there) = (harness.connect().await, harness.connect().await);
-    let (a, b) = (open(&*here, HOUR, "{\"host\":\"a\"}").await, open(&*here, HOUR, "").await);
-    let (closed, expired) = (open(&*here, HOUR, "closed").await, open(&*here, SHORTEST, "expired").await);
+    let here = harness.connect().await;
+    let there = harness.connect().await;
+    let a = open(&*here, HOUR, "{\"host\":\"a\"}").await;
+    let b = open(&*here, HOUR, "").await;
+    let closed = open(&*here, HOUR, "closed").await;
+    let expired = open(&*here, SHORTEST, "expired").await;
     close(&*here, &closed).await;
     expect_expired(&*there, &expired).await;
     let listed =

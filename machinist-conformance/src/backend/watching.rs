@@ -21,7 +21,9 @@ fn waking(id: &TaskId, fact: &str) -> Commit {
 
 /// A waiter is woken by what another process commits, again and again.
 pub async fn a_watch_wakes_on_a_commit_of_another_connection(harness: &dyn BackendHarness) {
-    let (waiter, writer, id) = (harness.connect().await, harness.connect().await, TaskId::fresh());
+    let waiter = harness.connect().await;
+    let writer = harness.connect().await;
+    let id = TaskId::fresh();
     let mut watch = watch(&*waiter, &id).await;
     for fact in ["s:1:1", "o:1", "s:2:1", "end"] {
         let waiting = tokio::spawn(async move {
@@ -36,7 +38,8 @@ pub async fn a_watch_wakes_on_a_commit_of_another_connection(harness: &dyn Backe
 
 /// Between `watch` and `changed` lies the read that makes waiting sound.
 pub async fn a_wake_up_between_watch_and_the_first_changed_is_kept(harness: &dyn BackendHarness) {
-    let (waiter, writer) = (harness.connect().await, harness.connect().await);
+    let waiter = harness.connect().await;
+    let writer = harness.connect().await;
     for _ in 0..10 {
         let id = TaskId::fresh();
         let mut watch = watch(&*waiter, &id).await;
@@ -47,7 +50,9 @@ pub async fn a_wake_up_between_watch_and_the_first_changed_is_kept(harness: &dyn
 
 /// Several waiters for one record, and one that gave up.
 pub async fn every_watch_of_a_record_wakes(harness: &dyn BackendHarness) {
-    let (one, two, id) = (harness.connect().await, harness.connect().await, TaskId::fresh());
+    let one = harness.connect().await;
+    let two = harness.connect().await;
+    let id = TaskId::fresh();
     let mut watches = vec![watch(&*one, &id).await, watch(&*one, &id).await, watch(&*two, &id).await];
     drop(watch(&*one, &id).await);
     expect_done(&*one, waking(&id, "end")).await;

@@ -41,10 +41,12 @@ async fn publish_stubbornly(broker: &dyn Broker, queue: &QueueName, number: usiz
 /// Cut in the middle of consuming, a consumer goes on, and everything comes, at least once.
 pub async fn a_consumer_survives_an_interruption(harness: &dyn BrokerHarness) {
     const COUNT: usize = 300;
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     publish_numbers(&*broker, &queue, COUNT).await;
     let mut consumer = consume(&*broker, &[&queue], 20).await;
-    let (mut came, mut interrupted) = (BTreeSet::new(), 0);
+    let mut came = BTreeSet::new();
+    let mut interrupted = 0;
     while came.len() < COUNT {
         if came.len() >= 100 * (interrupted + 1) {
             interrupted += 1;
@@ -76,7 +78,8 @@ pub async fn a_consumer_survives_an_interruption(harness: &dyn BrokerHarness) {
 
 /// A broker whose connection was cut publishes again, without help.
 pub async fn publishing_works_after_an_interruption(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     publish_numbers(&*broker, &queue, 1).await;
     if !harness.interrupt().await {
         return;
@@ -95,10 +98,12 @@ pub async fn publishing_works_after_an_interruption(harness: &dyn BrokerHarness)
 pub async fn publishing_through_interruptions_loses_nothing(harness: &dyn BrokerHarness) {
     const TASKS: usize = 8;
     const EACH: usize = 50;
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     publish_numbers(&*broker, &queue, 0).await;
     let publishers = (0..TASKS).map(|task| {
-        let (broker, queue) = (Arc::clone(&broker), queue.clone());
+        let broker = Arc::clone(&broker);
+        let queue = queue.clone();
         tokio::spawn(async move {
             for number in (0..EACH).map(|number| task * EACH + number) {
                 publish_stubbornly(&*broker, &queue, number).await;
@@ -127,7 +132,8 @@ pub async fn publishing_through_interruptions_loses_nothing(harness: &dyn Broker
 
 /// An old receipt says that it is lost, and cannot settle what somebody else holds by now.
 pub async fn settling_after_an_interruption_is_lost_and_harmless(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     publish_numbers(&*broker, &queue, 1).await;
     let mut consumer = consume(&*broker, &[&queue], 10).await;
     let old = next(&mut *consumer).await;
@@ -148,7 +154,8 @@ pub async fn settling_after_an_interruption_is_lost_and_harmless(harness: &dyn B
 
 /// Waiters end, and a second close is nothing.
 pub async fn close_ends_consumers_and_may_be_repeated(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     let mut idle = consume(&*broker, &[&queue], 1).await;
     let mut later = consume(&*broker, &[&queue], 1).await;
     let waiting = tokio::spawn(async move { idle.next().await.is_none() });
@@ -162,7 +169,8 @@ pub async fn close_ends_consumers_and_may_be_repeated(harness: &dyn BrokerHarnes
 /// A health is good while the subscription stands, again after an interruption, and not after the end. It counts the
 /// interruption.
 pub async fn a_pulse_tells_whether_a_subscription_stands(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     let consumer = consume(&*broker, &[&queue], 1).await;
     let health = consumer.health();
     assert_eq!(within(ANSWER_TIMEOUT, "a health", health.check()).await, Ok(()));
@@ -182,7 +190,9 @@ pub async fn a_pulse_tells_whether_a_subscription_stands(harness: &dyn BrokerHar
 
 /// Deliveries that a process held when it closed go to another consumer.
 pub async fn close_hands_back_what_is_unsettled(harness: &dyn BrokerHarness) {
-    let (broker, other, queue) = (harness.connect().await, harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let other = harness.connect().await;
+    let queue = fresh_queue();
     publish_numbers(&*broker, &queue, 3).await;
     let mut consumer = consume(&*broker, &[&queue], 10).await;
     let held = next(&mut *consumer).await;
@@ -194,7 +204,8 @@ pub async fn close_hands_back_what_is_unsettled(harness: &dyn BrokerHarness) {
 
 /// A closed broker answers, and does not say `Ok`.
 pub async fn nothing_is_published_after_close(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     publish_numbers(&*broker, &queue, 1).await;
     within(ANSWER_TIMEOUT, "close", broker.close()).await;
     assert!(try_publish(&*broker, vec![to_queue(&queue, numbered(1))]).await[0].is_err());
@@ -204,7 +215,8 @@ pub async fn nothing_is_published_after_close(harness: &dyn BrokerHarness) {
 
 /// The publisher's connection ends, its messages do not.
 pub async fn what_was_confirmed_outlives_the_connection(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     publish(&*broker, (0..20).map(|number| to_queue(&queue, numbered(number))).collect()).await;
     within(ANSWER_TIMEOUT, "close", broker.close()).await;
     drop(broker);

@@ -12,7 +12,8 @@ use crate::wait::{RECOVERY_TIMEOUT, within};
 
 /// Zero is at once, on the same path as everything else.
 pub async fn a_delay_of_nothing_is_none(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     let mut consumer = consume(&*broker, &[&queue], 10).await;
     publish(&*broker, vec![delayed(&queue, numbered(0), Duration::ZERO)]).await;
     assert_eq!(drain(&mut *consumer, 1).await, [0]);
@@ -20,7 +21,8 @@ pub async fn a_delay_of_nothing_is_none(harness: &dyn BrokerHarness) {
 
 /// Short and long delays at once, published out of order. By the monotonic clock of this process.
 pub async fn delayed_messages_are_not_early_and_arrive(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     let delays = [2000, 1, 700, 0, 50, 333, 16, 1100, 3].map(Duration::from_millis);
     let mut consumer = consume(&*broker, &[&queue], 20).await;
     let published = Instant::now();
@@ -30,7 +32,8 @@ pub async fn delayed_messages_are_not_early_and_arrive(harness: &dyn BrokerHarne
     for _ in delays {
         let delivery =
             within(RECOVERY_TIMEOUT, "a delayed message", consumer.next()).await.expect("it goes on");
-        let (after, number) = (published.elapsed(), number_of(&delivery.message));
+        let after = published.elapsed();
+        let number = number_of(&delivery.message);
         assert!(after >= delays[number], "{:?} early: it came after {after:?}", delays[number]);
         assert!(!delivery.redelivered, "a delay is not a delivery");
         assert_eq!(delivery.message, numbered(number), "the ride leaves nothing in the message");
@@ -45,7 +48,8 @@ pub async fn delayed_messages_are_not_early_and_arrive(harness: &dyn BrokerHarne
 
 /// A message due in an hour does not hold up one that is due now.
 pub async fn delayed_messages_do_not_wait_for_each_other(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     let mut consumer = consume(&*broker, &[&queue], 20).await;
     let hour = Duration::from_secs(3600);
     publish(&*broker, vec![delayed(&queue, numbered(1), hour)]).await;
@@ -57,9 +61,11 @@ pub async fn delayed_messages_do_not_wait_for_each_other(harness: &dyn BrokerHar
 
 /// Delayed messages wait in the broker, not in a connection.
 pub async fn a_delayed_message_survives_an_interruption(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     let mut consumer = consume(&*broker, &[&queue], 20).await;
-    let (published, delay) = (Instant::now(), Duration::from_millis(1500));
+    let published = Instant::now();
+    let delay = Duration::from_millis(1500);
     publish(&*broker, (0..5).map(|number| delayed(&queue, numbered(number), delay)).collect()).await;
     if !harness.interrupt().await {
         return;

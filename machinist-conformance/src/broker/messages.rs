@@ -57,7 +57,8 @@ fn full_message() -> Message {
 
 /// Every property, every kind of header and every byte survives; what was absent stays absent.
 pub async fn a_message_comes_back_unchanged(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     let bare = Message { body: Bytes::from_static(b"bare"), ..Message::default() };
     let zero = Message { priority: Some(0), timestamp: Some(Timestamp::from_micros(0)), ..bare.clone() };
     for message in [full_message(), bare, zero] {
@@ -74,20 +75,23 @@ pub async fn a_message_comes_back_unchanged(harness: &dyn BrokerHarness) {
 
 /// Bodies of 1 MiB and of nothing.
 pub async fn a_body_of_a_mebibyte_and_an_empty_one_come_back(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     let large = Bytes::from((0..1 << 20).map(|at: u32| (at % 251) as u8).collect::<Vec<u8>>());
     let bodies = [large, Bytes::new()];
     let message = |body: &Bytes| Message { body: body.clone(), ..full_message() };
     publish(&*broker, bodies.iter().map(|body| to_queue(&queue, message(body))).collect()).await;
     let mut consumer = consume(&*broker, &[&queue], 2).await;
-    let (first, second) = (next(&mut *consumer).await, next(&mut *consumer).await);
+    let first = next(&mut *consumer).await;
+    let second = next(&mut *consumer).await;
     let came: HashSet<Bytes> = [first, second].into_iter().map(|delivery| delivery.message.body).collect();
     assert!(came == HashSet::from(bodies), "lengths {:?}", came.iter().map(Bytes::len).collect::<Vec<_>>());
 }
 
 /// A task sent before the first worker ever ran is kept.
 pub async fn a_message_is_kept_until_somebody_consumes(harness: &dyn BrokerHarness) {
-    let (sender, queue) = (harness.connect().await, fresh_queue());
+    let sender = harness.connect().await;
+    let queue = fresh_queue();
     publish_numbers(&*sender, &queue, 3).await;
     let worker = harness.connect().await;
     let mut consumer = consume(&*worker, &[&queue], 10).await;
@@ -96,7 +100,8 @@ pub async fn a_message_is_kept_until_somebody_consumes(harness: &dyn BrokerHarne
 
 /// A batch far larger than any window.
 pub async fn a_batch_of_two_thousand_is_confirmed_and_delivered(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     publish_numbers(&*broker, &queue, 2000).await;
     let mut consumer = consume(&*broker, &[&queue], 200).await;
     assert_eq!(drain(&mut *consumer, 2000).await, (0..2000).collect::<Vec<_>>());
@@ -117,9 +122,11 @@ pub async fn an_empty_batch_has_no_answers(harness: &dyn BrokerHarness) {
 pub async fn concurrent_publishers_get_their_own_answers(harness: &dyn BrokerHarness) {
     const TASKS: usize = 64;
     const EACH: usize = 10;
-    let (broker, shared) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let shared = fresh_queue();
     let publishers = (0..TASKS).map(|task| {
-        let (broker, shared) = (Arc::clone(&broker), shared.clone());
+        let broker = Arc::clone(&broker);
+        let shared = shared.clone();
         tokio::spawn(async move {
             for number in 0..EACH {
                 publish(&*broker, vec![to_queue(&shared, numbered(task * EACH + number))]).await;
@@ -136,14 +143,17 @@ pub async fn concurrent_publishers_get_their_own_answers(harness: &dyn BrokerHar
 /// Only queued messages are confirmed while a queue vanishes under 64 publishers: each publisher
 /// gets its own answer, not its neighbour's.
 pub async fn only_what_is_queued_is_confirmed_when_a_queue_vanishes(harness: &dyn BrokerHarness) {
-    let (broker, good, bad) = (harness.connect().await, fresh_queue(), fresh_queue());
+    let broker = harness.connect().await;
+    let good = fresh_queue();
+    let bad = fresh_queue();
     // The adapter has declared both and believes that it need not do it again.
     publish(&*broker, vec![to_queue(&good, numbered(0)), to_queue(&bad, numbered(0))]).await;
     if !harness.delete_queue(&bad).await {
         return;
     }
     let publishers = (1..=64).map(|number| {
-        let (broker, queue) = (Arc::clone(&broker), if number % 3 == 0 { bad.clone() } else { good.clone() });
+        let broker = Arc::clone(&broker);
+        let queue = if number % 3 == 0 { bad.clone() } else { good.clone() };
         tokio::spawn(async move {
             let answers = try_publish(&*broker, vec![to_queue(&queue, numbered(number))]).await;
             (number, answers.into_iter().next().expect("one answer"))
@@ -171,8 +181,10 @@ pub async fn only_what_is_queued_is_confirmed_when_a_queue_vanishes(harness: &dy
 
 /// Dead letters are kept, unchanged, and no consumer of the queue gets them.
 pub async fn dead_letters_are_kept_beside_the_queue(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
-    let (dead, alive) = (full_message(), numbered(1));
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
+    let dead = full_message();
+    let alive = numbered(1);
     publish(&*broker, vec![to_dead(&queue, dead.clone()), to_queue(&queue, alive.clone())]).await;
     let mut consumer = consume(&*broker, &[&queue], 10).await;
     assert_eq!(drain(&mut *consumer, 1).await, [1]);
@@ -183,7 +195,8 @@ pub async fn dead_letters_are_kept_beside_the_queue(harness: &dyn BrokerHarness)
 
 /// Dead letters can be taken one by one: what is acknowledged is gone, everything else stays, in its order.
 pub async fn dead_letters_are_taken_and_handed_back(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     publish(&*broker, (0..4).map(|number| to_dead(&queue, numbered(number))).collect()).await;
     let mut held = Vec::new();
     let mut consumer =
@@ -209,7 +222,8 @@ pub async fn dead_letters_are_taken_and_handed_back(harness: &dyn BrokerHarness)
 
 /// Ready messages, dead letters and consumers are counted, and looking changes nothing.
 pub async fn depth_counts_and_consumes_nothing(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     publish_numbers(&*broker, &queue, 3).await;
     publish(&*broker, vec![to_dead(&queue, numbered(7))]).await;
     let observer = harness.connect().await;
@@ -232,7 +246,9 @@ pub async fn depth_counts_and_consumes_nothing(harness: &dyn BrokerHarness) {
 
 /// A queue that nobody declared is an answer, in its place, and asking does not make it.
 pub async fn depth_of_an_unknown_queue_is_none(harness: &dyn BrokerHarness) {
-    let (broker, known, unknown) = (harness.connect().await, fresh_queue(), fresh_queue());
+    let broker = harness.connect().await;
+    let known = fresh_queue();
+    let unknown = fresh_queue();
     publish_numbers(&*broker, &known, 1).await;
     for _ in 0..2 {
         let queues = [unknown.clone(), known.clone(), unknown.clone()];
@@ -250,7 +266,8 @@ pub async fn depth_of_an_unknown_queue_is_none(harness: &dyn BrokerHarness) {
 
 /// More urgent messages overtake waiting ones if the broker honours priorities.
 pub async fn larger_priorities_come_sooner(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     if !broker.capabilities().priority {
         return;
     }

@@ -23,7 +23,8 @@ const SILENCE: Duration = Duration::from_millis(300);
 
 /// Acked is done: no later consumer gets it.
 pub async fn what_was_acked_does_not_come_again(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     publish_numbers(&*broker, &queue, 1).await;
     let mut consumer = consume(&*broker, &[&queue], 10).await;
     let delivery = next(&mut *consumer).await;
@@ -35,7 +36,8 @@ pub async fn what_was_acked_does_not_come_again(harness: &dyn BrokerHarness) {
 /// A receipt dropped unsettled hands its message back, at the latest when the consumer stops, and the next to
 /// get it is told that somebody may have begun.
 pub async fn a_receipt_that_is_dropped_brings_the_message_again(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     publish_numbers(&*broker, &queue, 1).await;
     let mut consumer = consume(&*broker, &[&queue], 10).await;
     drop(next(&mut *consumer).await);
@@ -52,7 +54,8 @@ pub async fn a_receipt_that_is_dropped_brings_the_message_again(harness: &dyn Br
 
 /// A message that is handed back comes again at once, to any consumer, flagged.
 pub async fn a_requeued_message_comes_again(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     publish_numbers(&*broker, &queue, 1).await;
     let mut consumer = consume(&*broker, &[&queue], 1).await;
     let first = next(&mut *consumer).await;
@@ -72,12 +75,15 @@ pub async fn a_requeued_message_comes_again(harness: &dyn BrokerHarness) {
 
 /// A message goes to one consumer only; the other takes what the first has no room for.
 pub async fn two_consumers_share_a_queue(harness: &dyn BrokerHarness) {
-    let (one, two, queue) = (harness.connect().await, harness.connect().await, fresh_queue());
+    let one = harness.connect().await;
+    let two = harness.connect().await;
+    let queue = fresh_queue();
     let mut first = consume(&*one, &[&queue], 1).await;
     let mut second = consume(&*two, &[&queue], 1).await;
     publish_numbers(&*one, &queue, 2).await;
     // Each holds its one message, so each can only have got a different one.
-    let (a, b) = (next(&mut *first).await, next(&mut *second).await);
+    let a = next(&mut *first).await;
+    let b = next(&mut *second).await;
     assert_eq!(BTreeSet::from([number_of(&a.message), number_of(&b.message)]), BTreeSet::from([0, 1]));
     a.receipt.settle(Settle::Ack).await;
     b.receipt.settle(Settle::Ack).await;
@@ -108,7 +114,8 @@ pub async fn two_consumers_share_a_queue(harness: &dyn BrokerHarness) {
 
 /// One subscription serves several queues and says which one a delivery came from.
 pub async fn one_consumer_serves_several_queues(harness: &dyn BrokerHarness) {
-    let (broker, queues) = (harness.connect().await, [fresh_queue(), fresh_queue(), fresh_queue()]);
+    let broker = harness.connect().await;
+    let queues = [fresh_queue(), fresh_queue(), fresh_queue()];
     let mut consumer = consume(&*broker, &queues.each_ref(), 10).await;
     for _ in 0..2 {
         let batch = queues.iter().enumerate().map(|(number, queue)| to_queue(queue, numbered(number)));
@@ -127,7 +134,8 @@ pub async fn one_consumer_serves_several_queues(harness: &dyn BrokerHarness) {
 
 /// No more than `prefetch` messages of a queue are unsettled here; each settlement makes room for one.
 pub async fn prefetch_bounds_what_is_unsettled(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     publish_numbers(&*broker, &queue, 5).await;
     let mut consumer = consume(&*broker, &[&queue], 2).await;
     let mut held = vec![next(&mut *consumer).await, next(&mut *consumer).await];
@@ -146,7 +154,8 @@ pub async fn prefetch_bounds_what_is_unsettled(harness: &dyn BrokerHarness) {
 /// A consumer at its prefetch continues when another task settles, and a consumer of an empty queue when
 /// a message is handed back.
 pub async fn a_settlement_wakes_a_waiting_next(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     publish_numbers(&*broker, &queue, 2).await;
     let mut full = consume(&*broker, &[&queue], 1).await;
     let first = next(&mut *full).await;
@@ -172,10 +181,12 @@ pub async fn a_settlement_wakes_a_waiting_next(harness: &dyn BrokerHarness) {
 /// the consumer.
 pub async fn a_dropped_next_loses_nothing(harness: &dyn BrokerHarness) {
     const COUNT: usize = 200;
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     let mut consumer = consume(&*broker, &[&queue], 20).await;
     let publisher = tokio::spawn({
-        let (broker, queue) = (Arc::clone(&broker), queue.clone());
+        let broker = Arc::clone(&broker);
+        let queue = queue.clone();
         async move {
             for number in 0..COUNT {
                 publish(&*broker, vec![to_queue(&queue, numbered(number))]).await;
@@ -204,7 +215,8 @@ pub async fn a_dropped_next_loses_nothing(harness: &dyn BrokerHarness) {
 
 /// After `stop`, what was not returned is somebody else's; what was returned is still ours to settle.
 pub async fn stop_hands_back_what_was_not_returned(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     publish_numbers(&*broker, &queue, 10).await;
     let mut consumer = consume(&*broker, &[&queue], 10).await;
     let mut held = Vec::new();
@@ -229,7 +241,8 @@ pub async fn stop_hands_back_what_was_not_returned(harness: &dyn BrokerHarness) 
 
 /// Without a `stop` it is the same, only later.
 pub async fn a_dropped_consumer_loses_nothing(harness: &dyn BrokerHarness) {
-    let (broker, queue) = (harness.connect().await, fresh_queue());
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
     publish_numbers(&*broker, &queue, 10).await;
     let mut consumer = consume(&*broker, &[&queue], 5).await;
     drop(next(&mut *consumer).await);

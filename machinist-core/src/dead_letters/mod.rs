@@ -92,7 +92,8 @@ impl Client {
         limit: usize,
     ) -> Result<Vec<DeadLetter>, BackendError> {
         let backend = &self.app.0.backend;
-        let (mut found, mut after) = (Vec::new(), None);
+        let mut found = Vec::new();
+        let mut after = None;
         while found.len() < limit {
             let page = backend.list(Index::DeadLetters, after, LIST_PAGE_SIZE).await?;
             let ids: Vec<TaskId> = page.iter().map(|(_, member)| index::record_of(member)).collect();

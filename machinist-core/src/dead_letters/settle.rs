@@ -290,7 +290,8 @@ impl Client {
     /// Ends a task whose message will not be delivered again, unless a worker runs it.
     async fn end_as_lost(&self, envelope: &Envelope, error: &str) -> Result<(), ControlError> {
         let app = &self.app.0;
-        let (id, now) = (&envelope.id, app.clock.now());
+        let id = &envelope.id;
+        let now = app.clock.now();
         let facts = self.read(id).await?;
         if recorded_follow_up(&facts, envelope.attempt).is_some()
             || self.somebody_runs(&facts, envelope.attempt).await?

@@ -264,7 +264,8 @@ impl<'a> Attestation<'a> {
         let whole = std::str::from_utf8(end).ok()?.strip_suffix("\"}")?;
         let (text, tail) = whole.rsplit_once(SIGNED_BY)?;
         let (key, signature) = tail.split_once(SIGNATURE)?;
-        let (key, signature) = (KeyId::parse(key).ok()?, BASE64.decode(signature).ok()?);
+        let key = KeyId::parse(key).ok()?;
+        let signature = BASE64.decode(signature).ok()?;
         Some(Self { text: text.as_bytes(), key, signature })
     }
 }

@@ -48,7 +48,8 @@ impl Body {
 
 /// Returns the nesting depth of lists and tables. It does not recurse: a sender's value has no bound.
 fn depth(value: &Value) -> usize {
-    let (mut deepest, mut open) = (0, vec![(value, 0)]);
+    let mut deepest = 0;
+    let mut open = vec![(value, 0)];
     while let Some((value, above)) = open.pop() {
         match value {
             Value::Array(all) => open.extend(all.iter().map(|inner| (inner, above + 1))),

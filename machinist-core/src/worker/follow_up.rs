@@ -36,7 +36,8 @@ impl WorkerContext {
             }
             FollowUp::DeadLetter { attempt, kind, error } => {
                 let dead_id = format!("{}.{attempt}", envelope.id);
-                let (message, reason) = (self.app.signed_message(envelope), DeadReason::of(*kind, error));
+                let message = self.app.signed_message(envelope);
+                let reason = DeadReason::of(*kind, error);
                 // What went wrong in a handler may repeat its arguments: hidden in the record, it is not told here.
                 let tells = matches!(reason, DeadReason::Failed | DeadReason::Malformed);
                 let hidden = tells && self.app.0.trust.encrypts_outcomes(envelope);

@@ -58,8 +58,10 @@ impl RunningIntake {
 impl Intake {
     /// Begins to take deliveries.
     pub(super) fn begin(self, mut consumer: Box<dyn Consumer>) -> RunningIntake {
-        let (enough, closed) = (CancellationToken::new(), CancellationToken::new());
-        let (told, tells) = (enough.clone(), closed.clone().drop_guard());
+        let enough = CancellationToken::new();
+        let closed = CancellationToken::new();
+        let told = enough.clone();
+        let tells = closed.clone().drop_guard();
         let task = tokio::spawn(async move {
             let _tells = tells;
             tokio::select! {
@@ -110,10 +112,12 @@ impl Intake {
     async fn cancel_when_cut_off(&self, health: Box<dyn SubscriptionHealth>) -> Infallible {
         let sessions = &self.processor.worker.sessions;
         let mut vouched = sessions.valid_until();
-        let (mut disconnects, mut seen) = (health.disconnects(), health.disconnects());
+        let mut disconnects = health.disconnects();
+        let mut seen = health.disconnects();
         loop {
             tokio::time::sleep(sessions.lease().check_interval()).await;
-            let (until, lost) = (sessions.valid_until(), health.disconnects());
+            let until = sessions.valid_until();
+            let lost = health.disconnects();
             let before = std::mem::replace(&mut seen, lost);
             if until != vouched {
                 // What was lost since the last look may have been lost after the renewal.
@@ -162,7 +166,8 @@ impl Intake {
             self.processor.worker.calls.backend_is_there().await;
             let Some(delivery) = consumer.next().await else { return };
             // On the heap at once: a spawned future is moved several times.
-            let (cut, process) = (self.cut.clone(), Box::pin(Arc::clone(&self.processor).process(delivery)));
+            let cut = self.cut.clone();
+            let process = Box::pin(Arc::clone(&self.processor).process(delivery));
             self.tracker.spawn(async move {
                 tokio::select! {
                     // First: a slot that is free because its holder was cut off is not for the next.

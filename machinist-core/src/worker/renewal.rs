@@ -36,11 +36,16 @@ impl Renewals {
     /// # Errors
     /// If the system gives no thread.
     pub(super) fn begin(worker: &Arc<WorkerContext>) -> std::io::Result<Self> {
-        let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
-        let (woken, probe) = (Arc::new(Notify::new()), RuntimeProbe::new());
+        let stop = CancellationToken::new();
+        let ended = CancellationToken::new();
+        let woken = Arc::new(Notify::new());
+        let probe = RuntimeProbe::new();
         let renewing = {
-            let (worker, woken, probe) = (Arc::clone(worker), Arc::clone(&woken), Arc::clone(&probe));
-            let (stop, told) = (stop.clone(), ended.clone().drop_guard());
+            let worker = Arc::clone(worker);
+            let woken = Arc::clone(&woken);
+            let probe = Arc::clone(&probe);
+            let stop = stop.clone();
+            let told = ended.clone().drop_guard();
             async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
@@ -83,7 +88,8 @@ impl Drop for Renewals {
 
 /// Renews the session and checks other sessions, until it is dropped.
 async fn renew_until_stopped(worker: &WorkerContext, woken: &Notify, probe: &RuntimeProbe) {
-    let (sessions, lease) = (&worker.sessions, worker.sessions.lease());
+    let sessions = &worker.sessions;
+    let lease = worker.sessions.lease();
     let renewing = async {
         let mut silent = false;
         loop {
@@ -190,7 +196,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_runtime_that_does_not_run_is_noticed_and_so_is_its_return() {
-        let (probe, patience, mut silent) = (RuntimeProbe::new(), Duration::from_secs(5), false);
+        let probe = RuntimeProbe::new();
+        let patience = Duration::from_secs(5);
+        let mut silent = false;
         tokio::time::advance(patience).await;
         probe.report(patience, &mut silent);
         assert!(!silent);

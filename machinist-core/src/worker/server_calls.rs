@@ -77,8 +77,10 @@ pub(super) struct ServerCalls {
 
 impl ServerCalls {
     pub(super) fn new(app: App, stages: Stages) -> Arc<Self> {
-        let (away, given_up) = (watch::Sender::new(None), watch::Sender::new(false));
-        let (failures, unrecorded_outcomes) = (AtomicU32::new(0), watch::Sender::new(0));
+        let away = watch::Sender::new(None);
+        let given_up = watch::Sender::new(false);
+        let failures = AtomicU32::new(0);
+        let unrecorded_outcomes = watch::Sender::new(0);
         Arc::new(Self { app, stages, failures, away, given_up, unrecorded_outcomes })
     }
 

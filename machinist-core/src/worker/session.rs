@@ -286,7 +286,9 @@ impl Sessions {
 
     /// Makes a run known, before its start is asked for.
     pub(super) fn register(self: &Arc<Self>, id: &TaskId) -> RegisteredRun {
-        let (run, cancel, cut_off) = (RunId::fresh(), CancellationToken::new(), CancellationToken::new());
+        let run = RunId::fresh();
+        let cancel = CancellationToken::new();
+        let cut_off = CancellationToken::new();
         let entry = ActiveRun {
             id: id.clone(),
             claim: None,
@@ -441,7 +443,8 @@ impl Sessions {
     /// Looks at the sessions that somebody waits for.
     pub(super) async fn check_interval(&self) -> Result<(), BackendError> {
         let wanted: Vec<SessionId> = {
-            let (now, interest) = (Instant::now(), self.lease.interest());
+            let now = Instant::now();
+            let interest = self.lease.interest();
             let mut state = self.state();
             state.peers.retain(|_, check_interval| now < check_interval.wanted + interest);
             state.peers.keys().cloned().collect()
