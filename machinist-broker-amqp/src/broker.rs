@@ -27,14 +27,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     address::Address,
     connect,
-    gauge::Gauge,
+    depth::Gauge,
+    error::{FAREWELL, RPC_TIMEOUT, Trouble},
     ladder::LEVELS,
-    lane::{Job, Lane},
-    link::{Link, Live, Settings},
     options::AmqpOptions,
-    plan::Plan,
+    publisher::{Job, Lane},
     subscription::{AmqpConsumer, Ground, Source},
-    trouble::{FAREWELL, RPC_TIMEOUT, Trouble},
+    supervisor::{Link, Live, Settings},
+    topology::Plan,
 };
 
 /// How many queues can be slow without holding up the others.

@@ -20,9 +20,9 @@ use machinist_core::{
 
 use crate::{
     address::Address,
-    kit::{Kit, Socket as Stream},
-    screen::Screened,
-    trouble::{FAREWELL, Trouble},
+    error::{FAREWELL, Trouble},
+    runtime::{Kit, Socket as Stream},
+    sanitize::Screened,
 };
 
 /// How long one attempt to connect may take: name lookup, TCP, TLS, login.

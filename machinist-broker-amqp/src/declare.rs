@@ -15,11 +15,11 @@ use machinist_core::broker::BrokerError;
 use tokio::time::Instant;
 
 use crate::{
-    link::Live,
-    mismatch,
+    argument_mismatch,
+    error::{Trouble, rpc},
     options::Topology,
-    plan::{Argument, Kind, Plan, Step},
-    trouble::{Trouble, rpc},
+    supervisor::Live,
+    topology::{Argument, Kind, Plan, Step},
 };
 
 /// How long after it was declared a queue may refuse messages that it will take later: a quorum queue that another
@@ -291,7 +291,7 @@ fn refusal(step: &Step, trouble: Trouble) -> Obstruction {
         }
     };
     let reason = match complaint.code {
-        406 => mismatch::explain(&what, complaint.text),
+        406 => argument_mismatch::explain(&what, complaint.text),
         403 => format!(
             "this user may not declare {what} ({}); grant configure, write and read on it, or set topology to \
              \"verify\" and have it made by somebody who may",

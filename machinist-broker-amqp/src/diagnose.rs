@@ -17,11 +17,11 @@ use tokio::time::timeout;
 use crate::{
     broker::{AmqpBroker, up_soon},
     connect::{self, CONNECT_TIMEOUT},
-    gauge::Gauge,
+    depth::Gauge,
+    error::rpc,
     ladder::LEVELS,
-    link::{Live, chain},
     options::Topology,
-    trouble::rpc,
+    supervisor::{Live, chain},
 };
 
 /// The oldest RabbitMQ whose quorum queues dead-letter at least once.
@@ -59,7 +59,7 @@ impl Diagnose for AmqpBroker {
             self.version().await,
             heartbeat(&live),
         ];
-        if let crate::link::Obstacle::Blocked(reason) = self.publishing.obstacle() {
+        if let crate::supervisor::Obstacle::Blocked(reason) = self.publishing.obstacle() {
             let remedy = "free memory or disk on the broker: rabbitmq-diagnostics alarms";
             findings.push(Finding::error("alarm", format!("the broker takes no messages: {reason}"), remedy));
         }

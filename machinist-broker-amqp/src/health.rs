@@ -14,8 +14,8 @@ use machinist_core::broker::SubscriptionHealth;
 use tokio::sync::{Mutex, watch};
 
 use crate::{
-    link::{Live, ask, chain},
     subscription::Standing,
+    supervisor::{Live, ask, chain},
 };
 
 #[derive(Debug)]

@@ -30,31 +30,31 @@
 //! # }
 //! ```
 
+mod ack_frames;
+mod ack_sender;
 mod address;
+mod argument_mismatch;
 mod backoff;
 mod broker;
-mod coalesce;
 mod connect;
 mod convert;
 mod declare;
+mod depth;
 mod diagnose;
+mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
-mod gauge;
 mod health;
-mod kit;
 mod ladder;
-mod lane;
-mod link;
-mod mismatch;
 mod options;
-mod plan;
-mod screen;
-mod settle;
+mod publish_window;
+mod publisher;
+mod runtime;
+mod sanitize;
 mod subscription;
-mod trouble;
-mod window;
+mod supervisor;
+mod topology;
 
 pub use broker::AmqpBroker;
 pub use options::{AmqpOptions, QueueType, Topology};

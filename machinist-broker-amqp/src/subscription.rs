@@ -34,14 +34,14 @@ use tokio_util::{
 };
 
 use crate::{
+    ack_sender::{AmqpReceipt, Desk},
     backoff::Backoff,
     convert,
     declare::Obstruction,
+    error::{FAREWELL, RPC_TIMEOUT, Trouble, rpc, within},
     health::AmqpSubscriptionHealth,
-    link::{Link, Live, Settings, chain},
-    plan::Plan,
-    settle::{AmqpReceipt, Desk},
-    trouble::{FAREWELL, RPC_TIMEOUT, Trouble, rpc, within},
+    supervisor::{Link, Live, Settings, chain},
+    topology::Plan,
 };
 
 /// A subscription that has held this long was a good one: the next failure begins with short pauses again.

@@ -23,9 +23,9 @@ use crate::{
     backoff::Backoff,
     connect::{self, Fuse},
     declare::Declared,
+    error::{FAREWELL, Trouble, rpc, within},
     options::Topology,
-    plan::Plan,
-    trouble::{FAREWELL, Trouble, rpc, within},
+    topology::Plan,
 };
 
 /// How often a connection is asked whether it is alive, and how long it has for the answer.

@@ -14,8 +14,8 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    coalesce::{Answer, Ledger},
-    trouble::RPC_TIMEOUT,
+    ack_frames::{Answer, Ledger},
+    error::RPC_TIMEOUT,
 };
 
 const BATCH: usize = 1024;

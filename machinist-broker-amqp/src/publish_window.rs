@@ -16,9 +16,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
     convert,
-    link::Live,
-    plan::Route,
-    trouble::{FAREWELL, Trouble, within},
+    error::{FAREWELL, Trouble, within},
+    supervisor::Live,
+    topology::Route,
 };
 
 /// How long lapin has to give up what it holds once its channel or connection is gone.

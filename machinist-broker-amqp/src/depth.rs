@@ -9,8 +9,8 @@ use lapin::{
 };
 
 use crate::{
-    link::Live,
-    trouble::{Trouble, rpc},
+    error::{Trouble, rpc},
+    supervisor::Live,
 };
 
 /// Looks into queues. A missing queue costs the channel it was asked on, so that is one of its own.

@@ -14,7 +14,7 @@ use async_rs::{
 use futures_util::{AsyncRead, AsyncWrite, Stream};
 use lapin::AsyncTcpStream;
 
-use crate::screen::Screened;
+use crate::sanitize::Screened;
 
 /// A stream to a broker, plain or encrypted.
 pub(crate) type Socket = AsyncTcpStream<<TokioRuntime as Reactor>::TcpStream>;

@@ -20,12 +20,12 @@ use crate::{
     backoff::Backoff,
     convert,
     declare::Obstruction,
+    error::{Complaint, Trouble, rpc},
     ladder::{Ride, UNIT},
-    link::{Link, Live, Obstacle, Settings, chain},
     options::Topology,
-    plan::Route,
-    trouble::{Complaint, Trouble, rpc},
-    window::{self, Fate, Item},
+    publish_window::{self, Fate, Item},
+    supervisor::{Link, Live, Obstacle, Settings, chain},
+    topology::Route,
 };
 
 /// How many messages, and about how many bytes, are under way at once. Enough to fill the pipe; more only
@@ -176,7 +176,8 @@ impl Lane {
                 id,
             });
             let items = items.collect();
-            let fates = Box::pin(window::transmit(&session.live, &session.channel, items, until)).await;
+            let fates =
+                Box::pin(publish_window::transmit(&session.live, &session.channel, items, until)).await;
             if let Some(pause) = self.conclude(&session, ready, fates) {
                 tokio::time::sleep(pause).await;
             }
