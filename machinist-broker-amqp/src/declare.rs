@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::{
     argument_mismatch,
     error::{Trouble, rpc},
-    options::Topology,
+    options::TopologyMode,
     supervisor::Live,
     topology::{Argument, Kind, Plan, Step},
 };
@@ -55,7 +55,7 @@ impl From<Obstruction> for BrokerError {
 #[derive(Debug)]
 pub(crate) struct Declared {
     plan: Plan,
-    topology: Topology,
+    topology: TopologyMode,
     known: Mutex<Known>,
     /// A channel of its own, one question at a time: what the broker refuses closes the channel it was asked on.
     channel: tokio::sync::Mutex<Option<Channel>>,
@@ -71,7 +71,7 @@ struct Known {
 }
 
 impl Declared {
-    pub(crate) fn new(plan: Plan, topology: Topology) -> Self {
+    pub(crate) fn new(plan: Plan, topology: TopologyMode) -> Self {
         Self { plan, topology, known: Mutex::default(), channel: tokio::sync::Mutex::default() }
     }
 
@@ -81,9 +81,9 @@ impl Declared {
     /// `queue` is its name on the broker, that of the task queue also where its dead letters are meant.
     pub(crate) async fn for_publish(&self, live: &Live, queue: &str) -> Result<(), Obstruction> {
         match self.topology {
-            Topology::Declare => self.for_consume(live, queue).await,
-            Topology::Verify if self.known().base => Ok(()),
-            Topology::Verify => {
+            TopologyMode::Declare => self.for_consume(live, queue).await,
+            TopologyMode::Verify if self.known().base => Ok(()),
+            TopologyMode::Verify => {
                 let mut channel = self.channel.lock().await;
                 for exchange in [self.plan.exchange(), self.plan.dead()] {
                     check_exchange(live, &mut channel, exchange).await?;
@@ -100,7 +100,7 @@ impl Declared {
             return Ok(());
         }
         let mut channel = self.channel.lock().await;
-        if self.topology == Topology::Verify {
+        if self.topology == TopologyMode::Verify {
             check_queue(live, &mut channel, queue).await?;
             self.known().queues.insert(queue.to_owned(), Instant::now());
             return Ok(());
@@ -121,7 +121,7 @@ impl Declared {
     pub(crate) async fn for_subscription(&self, live: &Live, queue: Option<&str>) -> Result<(), Obstruction> {
         let Some(queue) = queue else {
             let mut channel = self.channel.lock().await;
-            if self.topology == Topology::Verify {
+            if self.topology == TopologyMode::Verify {
                 return check_queue(live, &mut channel, &self.plan.undelivered()).await;
             }
             if !self.known().base {
@@ -143,8 +143,8 @@ impl Declared {
         }
         let mut channel = self.channel.lock().await;
         match self.topology {
-            Topology::Declare => perform(live, &mut channel, self.plan.ladder(highest)).await?,
-            Topology::Verify => {
+            TopologyMode::Declare => perform(live, &mut channel, self.plan.ladder(highest)).await?,
+            TopologyMode::Verify => {
                 for level in (0..=highest).rev() {
                     check_exchange(live, &mut channel, self.plan.level(level)).await?;
                     for queue in self.plan.rungs(level) {
@@ -161,7 +161,7 @@ impl Declared {
     /// Whether a queue was declared so lately that it may not work yet.
     pub(crate) fn is_young(&self, queue: &str) -> bool {
         let declared = || self.known().queues.get(queue).copied();
-        self.topology == Topology::Declare && declared().is_some_and(|since| since.elapsed() < INFANCY)
+        self.topology == TopologyMode::Declare && declared().is_some_and(|since| since.elapsed() < INFANCY)
     }
 
     /// Forgets a queue, because something says that it is gone, and whether anything of ours is there at all.

@@ -20,7 +20,7 @@ use crate::{
     depth::Gauge,
     error::rpc,
     ladder::LEVELS,
-    options::Topology,
+    options::TopologyMode,
     supervisor::{Live, chain},
 };
 
@@ -63,7 +63,7 @@ impl Diagnose for AmqpBroker {
             let remedy = "free memory or disk on the broker: rabbitmq-diagnostics alarms";
             findings.push(Finding::error("alarm", format!("the broker takes no messages: {reason}"), remedy));
         }
-        if self.settings.topology == Topology::Declare {
+        if self.settings.topology == TopologyMode::Declare {
             findings.push(self.may_declare(&live).await);
         }
         findings.extend(self.depths(live).await);

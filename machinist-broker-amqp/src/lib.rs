@@ -57,4 +57,4 @@ mod supervisor;
 mod topology;
 
 pub use broker::AmqpBroker;
-pub use options::{AmqpOptions, QueueType, Topology};
+pub use options::{AmqpOptions, QueueType, TopologyMode};

@@ -12,8 +12,8 @@ pub struct AmqpOptions {
     pub namespace: String,
     /// What task queues are made of. Default: [`QueueType::Quorum`].
     pub queue_type: QueueType,
-    /// Whether this process makes the queues it names. Default: [`Topology::Declare`].
-    pub topology: Topology,
+    /// Whether this process makes the queues it names. Default: [`TopologyMode::Declare`].
+    pub topology: TopologyMode,
     /// How long a publish is tried before its caller is told that it failed. Default: 30 s.
     pub publish_deadline: Duration,
     /// The largest message body, in bytes: `max_message_size` of the broker, whose default is 16 MiB from
@@ -32,7 +32,7 @@ impl Default for AmqpOptions {
         Self {
             namespace: "machinist".to_owned(),
             queue_type: QueueType::default(),
-            topology: Topology::default(),
+            topology: TopologyMode::default(),
             publish_deadline: Duration::from_secs(30),
             max_message_size: 16 * 1024 * 1024,
             connection_name: name.unwrap_or("machinist").to_owned(),
@@ -53,7 +53,7 @@ pub enum QueueType {
 
 /// Whether this process makes the exchanges and queues that it names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Topology {
+pub enum TopologyMode {
     /// It does, and a queue that somebody deleted is made again.
     #[default]
     Declare,

@@ -22,7 +22,7 @@ use crate::{
     declare::Obstruction,
     error::{Complaint, Trouble, rpc},
     ladder::{Ride, UNIT},
-    options::Topology,
+    options::TopologyMode,
     publish_window::{self, Fate, Item},
     supervisor::{Link, Live, Obstacle, Settings, chain},
     topology::Route,
@@ -396,7 +396,7 @@ impl Lane {
                         "negative confirm; queue {queue} is at a limit, or has lost its majority of nodes"
                     ),
                 }),
-                Fate::Returned if self.settings.topology == Topology::Declare && !job.past.healed => {
+                Fate::Returned if self.settings.topology == TopologyMode::Declare && !job.past.healed => {
                     // Somebody deleted the queue since we declared it.
                     session.live.declared.forget(&queue);
                     job.past.healed = true;

@@ -24,7 +24,7 @@ use crate::{
     connect::{self, Fuse},
     declare::Declared,
     error::{FAREWELL, Trouble, rpc, within},
-    options::Topology,
+    options::TopologyMode,
     topology::Plan,
 };
 
@@ -38,7 +38,7 @@ pub(crate) struct Settings {
     pub(crate) tls: Tls,
     pub(crate) connection_name: String,
     pub(crate) plan: Plan,
-    pub(crate) topology: Topology,
+    pub(crate) topology: TopologyMode,
 }
 
 /// A supervised connection. Ends with its last owner.

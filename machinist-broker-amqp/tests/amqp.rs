@@ -12,7 +12,7 @@ use lapin::{
     options::{ExchangeDeleteOptions, QueueBindOptions},
     types::{AMQPValue, FieldArray, FieldTable},
 };
-use machinist_broker_amqp::{AmqpBroker, AmqpOptions, QueueType, Topology};
+use machinist_broker_amqp::{AmqpBroker, AmqpOptions, QueueType, TopologyMode};
 use machinist_conformance::{BrokerHarness as _, eventually, service_url, within};
 use machinist_core::{
     broker::{
@@ -66,7 +66,7 @@ async fn each_of_many_callers_learns_the_fate_of_its_own_message() {
         let there = queue("there");
         let maker = harness.broker(harness.options()).await;
         publish(&maker, to(&there, "first")).await.unwrap();
-        let options = AmqpOptions { topology: Topology::Verify, ..harness.options() };
+        let options = AmqpOptions { topology: TopologyMode::Verify, ..harness.options() };
         let broker = Arc::new(harness.broker(options).await);
         let callers = (0..64).map(|caller| {
             let (broker, there, missing) =
@@ -184,7 +184,7 @@ async fn a_queue_with_other_arguments_is_refused_and_explained() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn verify_makes_nothing_and_says_what_is_missing() {
     in_namespace(async |harness| {
-        let options = AmqpOptions { topology: Topology::Verify, ..harness.options() };
+        let options = AmqpOptions { topology: TopologyMode::Verify, ..harness.options() };
         let broker = harness.broker(options).await;
         let name = queue("nobody.made");
         let error = publish(&broker, to(&name, "x")).await.unwrap_err();
@@ -305,7 +305,7 @@ async fn a_full_queue_refuses_and_its_sender_learns_why() {
             .queue_bind(on_broker.as_str().into(), exchange.into(), on_broker.as_str().into(), options, none)
             .await
             .unwrap();
-        let options = AmqpOptions { topology: Topology::Verify, ..harness.options() };
+        let options = AmqpOptions { topology: TopologyMode::Verify, ..harness.options() };
         let broker = harness.broker(options).await;
         publish(&broker, to(&name, "fits")).await.unwrap();
         let error = publish(&broker, to(&name, "does not")).await.unwrap_err();
