@@ -10,7 +10,7 @@ use machinist_core::broker::Settle;
 
 /// One frame to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum AckFrame {
     /// Acknowledge this one tag.
     Ack(u64),
     /// Acknowledge every delivery up to and including this tag.
@@ -21,25 +21,25 @@ pub(crate) enum Answer {
 
 /// What was settled on one channel.
 #[derive(Debug, Default)]
-pub(crate) struct Ledger {
+pub(crate) struct SettledTags {
     /// Every tag up to this one is settled.
     through: u64,
     /// Settled tags beyond it.
     beyond: BTreeSet<u64>,
 }
 
-impl Ledger {
+impl SettledTags {
     /// Takes a batch of settlements, each tag at most once on this channel ever, and says what to write.
     ///
     /// Tags count from 1 without gaps over everything that was delivered on the channel.
-    pub(crate) fn answer(&mut self, batch: &[(u64, Settle)]) -> Vec<Answer> {
+    pub(crate) fn answer(&mut self, batch: &[(u64, Settle)]) -> Vec<AckFrame> {
         let mut answers = Vec::new();
         let mut acks = Vec::with_capacity(batch.len());
         for &(tag, how) in batch {
             self.beyond.insert(tag);
             match how {
                 Settle::Ack => acks.push(tag),
-                Settle::Requeue => answers.push(Answer::Requeue(tag)),
+                Settle::Requeue => answers.push(AckFrame::Requeue(tag)),
             }
         }
         while self.beyond.first() == Some(&(self.through + 1)) {
@@ -51,10 +51,10 @@ impl Ledger {
         // The requeues stand first: a joined ack that overtook one would swallow its message.
         match acks[..joined] {
             [] => {}
-            [one] => answers.push(Answer::Ack(one)),
-            [.., last] => answers.push(Answer::AckUpTo(last)),
+            [one] => answers.push(AckFrame::Ack(one)),
+            [.., last] => answers.push(AckFrame::AckUpTo(last)),
         }
-        answers.extend(acks[joined..].iter().map(|&tag| Answer::Ack(tag)));
+        answers.extend(acks[joined..].iter().map(|&tag| AckFrame::Ack(tag)));
         answers
     }
 }
@@ -69,14 +69,14 @@ mod tests {
 
     #[test]
     fn a_gap_is_never_jumped() {
-        let mut ledger = Ledger::default();
+        let mut ledger = SettledTags::default();
         let ack = |tags: &[u64]| tags.iter().map(|&t| (t, Settle::Ack)).collect::<Vec<_>>();
-        assert_eq!(ledger.answer(&ack(&[3, 2])), [Answer::Ack(2), Answer::Ack(3)]);
-        assert_eq!(ledger.answer(&ack(&[1])), [Answer::Ack(1)]);
-        assert_eq!(ledger.answer(&ack(&[5, 4, 6])), [Answer::AckUpTo(6)]);
+        assert_eq!(ledger.answer(&ack(&[3, 2])), [AckFrame::Ack(2), AckFrame::Ack(3)]);
+        assert_eq!(ledger.answer(&ack(&[1])), [AckFrame::Ack(1)]);
+        assert_eq!(ledger.answer(&ack(&[5, 4, 6])), [AckFrame::AckUpTo(6)]);
         assert_eq!(
             ledger.answer(&[(7, Settle::Requeue), (8, Settle::Ack)]),
-            [Answer::Requeue(7), Answer::Ack(8)]
+            [AckFrame::Requeue(7), AckFrame::Ack(8)]
         );
     }
 
@@ -89,7 +89,7 @@ mod tests {
             cuts in proptest::collection::vec(1usize..9, 60),
         ) {
             let how = |tag: u64| if requeued[tag as usize - 1] { Settle::Requeue } else { Settle::Ack };
-            let mut ledger = Ledger::default();
+            let mut ledger = SettledTags::default();
             let mut unacked: BTreeMap<u64, ()> = (1..=60).map(|tag| (tag, ())).collect();
             let mut meant = BTreeMap::new();
             let mut rest = &order[..];
@@ -100,15 +100,15 @@ mod tests {
                 meant.extend(batch.iter().copied());
                 for answer in ledger.answer(&batch) {
                     match answer {
-                        Answer::Ack(tag) => {
+                        AckFrame::Ack(tag) => {
                             prop_assert_eq!(meant.get(&tag), Some(&Settle::Ack));
                             prop_assert!(unacked.remove(&tag).is_some(), "the broker closes the channel");
                         }
-                        Answer::Requeue(tag) => {
+                        AckFrame::Requeue(tag) => {
                             prop_assert_eq!(meant.get(&tag), Some(&Settle::Requeue));
                             prop_assert!(unacked.remove(&tag).is_some(), "the broker closes the channel");
                         }
-                        Answer::AckUpTo(last) => {
+                        AckFrame::AckUpTo(last) => {
                             prop_assert!(unacked.contains_key(&last), "the broker closes the channel");
                             let above = unacked.split_off(&(last + 1));
                             for tag in std::mem::replace(&mut unacked, above).into_keys() {

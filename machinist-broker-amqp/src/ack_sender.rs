@@ -14,7 +14,7 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ack_frames::{Answer, Ledger},
+    ack_frames::{AckFrame, SettledTags},
     error::RPC_TIMEOUT,
 };
 
@@ -22,12 +22,12 @@ const BATCH: usize = 1024;
 
 /// The way back to the broker for everything delivered on one channel.
 #[derive(Clone)]
-pub(crate) struct Desk {
+pub(crate) struct AckSender {
     answers: mpsc::UnboundedSender<(u64, Settle)>,
     channel: Arc<Channel>,
 }
 
-impl Desk {
+impl AckSender {
     /// Opens the desk of a channel. Its task ends when every receipt is gone, or soon after `close`.
     pub(crate) fn open(
         channel: Channel,
@@ -55,9 +55,9 @@ impl Desk {
     }
 }
 
-impl fmt::Debug for Desk {
+impl fmt::Debug for AckSender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Desk(channel {})", self.channel.id())
+        write!(f, "AckSender(channel {})", self.channel.id())
     }
 }
 
@@ -66,7 +66,7 @@ async fn work(
     mut questions: mpsc::UnboundedReceiver<(u64, Settle)>,
     close: CancellationToken,
 ) {
-    let mut ledger = Ledger::default();
+    let mut ledger = SettledTags::default();
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         let taken = tokio::select! {
@@ -97,11 +97,11 @@ async fn work(
     }
 }
 
-async fn write(channel: &Channel, answer: Answer) -> Result<(), lapin::Error> {
+async fn write(channel: &Channel, answer: AckFrame) -> Result<(), lapin::Error> {
     match answer {
-        Answer::Ack(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: false }).await,
-        Answer::AckUpTo(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: true }).await,
-        Answer::Requeue(tag) => {
+        AckFrame::Ack(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: false }).await,
+        AckFrame::AckUpTo(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: true }).await,
+        AckFrame::Requeue(tag) => {
             channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await
         }
     }
@@ -110,7 +110,7 @@ async fn write(channel: &Channel, answer: Answer) -> Result<(), lapin::Error> {
 /// One delivery's receipt. Dropped unsettled it hands the message back.
 #[derive(Debug)]
 pub(crate) struct AmqpReceipt {
-    desk: Desk,
+    desk: AckSender,
     tag: u64,
     settled: bool,
     _held: Arc<()>,

@@ -11,11 +11,11 @@ const LONGEST: Duration = Duration::from_secs(10);
 ///
 /// Without the jitter every process of a fleet would come back to a restarted broker in the same millisecond.
 #[derive(Debug)]
-pub(crate) struct Backoff {
+pub(crate) struct ReconnectBackoff {
     ceiling: Duration,
 }
 
-impl Backoff {
+impl ReconnectBackoff {
     pub(crate) fn new() -> Self {
         Self { ceiling: SHORTEST }
     }

@@ -27,14 +27,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     address::Address,
     connect,
-    depth::Gauge,
-    error::{FAREWELL, RPC_TIMEOUT, Trouble},
+    depth::DepthReader,
+    error::{AmqpError, FAREWELL, RPC_TIMEOUT},
     ladder::LEVELS,
     options::AmqpOptions,
-    publisher::{Job, Lane},
-    subscription::{AmqpConsumer, Ground, Source},
-    supervisor::{Link, Live, Settings},
-    topology::Plan,
+    publisher::{PendingPublish, Publisher},
+    subscription::{AmqpConsumer, SubscriptionContext, SubscriptionSource},
+    supervisor::{ConnectionSettings, LiveConnection, SupervisedConnection},
+    topology::AmqpTopology,
 };
 
 /// How many queues can be slow without holding up the others.
@@ -47,12 +47,12 @@ const LANES_OF_A_QUEUE: usize = 2;
 /// Dropped without [`close`](Broker::close) it ends what it holds in the background: messages that no publisher
 /// has heard of may or may not be queued, and unsettled deliveries come again.
 pub struct AmqpBroker {
-    pub(crate) settings: Arc<Settings>,
+    pub(crate) settings: Arc<ConnectionSettings>,
     publish_deadline: Duration,
-    pub(crate) publishing: Arc<Link>,
-    consuming: OnceCell<Arc<Link>>,
+    pub(crate) publishing: Arc<SupervisedConnection>,
+    consuming: OnceCell<Arc<SupervisedConnection>>,
     /// `None` once closed: the lanes end when they have answered everybody.
-    lanes: Mutex<Option<Vec<mpsc::UnboundedSender<Job>>>>,
+    lanes: Mutex<Option<Vec<mpsc::UnboundedSender<PendingPublish>>>>,
     /// Counts calls of publish, each of which takes the other lane.
     calls: AtomicUsize,
     /// The lanes and the subscriptions.
@@ -79,7 +79,7 @@ impl AmqpBroker {
     /// A dropped future ends the attempt.
     pub async fn connect(url: &str, options: AmqpOptions) -> Result<Self, BrokerError> {
         options.check()?;
-        let plan = Plan::new(&options);
+        let plan = AmqpTopology::new(&options);
         let AmqpOptions { topology, publish_deadline, max_message_size, connection_name, tls, .. } = options;
         let address = Address::parse(url)?;
         if address.external() && tls.identity().is_none() {
@@ -88,9 +88,10 @@ impl AmqpBroker {
                  key by cert_file and key_file under [tls]"
             )));
         }
-        let settings = Arc::new(Settings { address, tls, connection_name, plan, topology });
+        let settings = Arc::new(ConnectionSettings { address, tls, connection_name, plan, topology });
         // On the heap: opening a connection weighs many KB, and callers await this as part of what they do.
-        let publishing = match Box::pin(Link::open(Arc::clone(&settings), "publishing")).await {
+        let publishing = match Box::pin(SupervisedConnection::open(Arc::clone(&settings), "publishing")).await
+        {
             Ok(link) => Arc::new(link),
             Err(trouble) => {
                 return Err(Box::pin(connect::explain(trouble, &settings.address, &settings.tls)).await);
@@ -99,7 +100,7 @@ impl AmqpBroker {
         let tasks = TaskTracker::new();
         let lane = |_| {
             let (send, jobs) = mpsc::unbounded_channel();
-            let lane = Lane::new(Arc::clone(&settings), max_message_size, Arc::clone(&publishing), jobs);
+            let lane = Publisher::new(Arc::clone(&settings), max_message_size, Arc::clone(&publishing), jobs);
             tasks.spawn(lane.run());
             send
         };
@@ -119,12 +120,13 @@ impl AmqpBroker {
     }
 
     /// The connection for everything but publishing.
-    pub(crate) async fn consuming(&self) -> Result<&Arc<Link>, BrokerError> {
+    pub(crate) async fn consuming(&self) -> Result<&Arc<SupervisedConnection>, BrokerError> {
         if self.closing.is_cancelled() {
-            return Err(Trouble::closed().into_broker_error());
+            return Err(AmqpError::closed().into_broker_error());
         }
-        let open =
-            || async { Box::pin(Link::open(Arc::clone(&self.settings), "consuming")).await.map(Arc::new) };
+        let open = || async {
+            Box::pin(SupervisedConnection::open(Arc::clone(&self.settings), "consuming")).await.map(Arc::new)
+        };
         match self.consuming.get_or_try_init(open).await {
             Ok(link) => Ok(link),
             Err(trouble) => {
@@ -133,9 +135,13 @@ impl AmqpBroker {
         }
     }
 
-    async fn subscribe(&self, sources: Vec<Source>, prefetch: u16) -> Result<Box<dyn Consumer>, BrokerError> {
+    async fn subscribe(
+        &self,
+        sources: Vec<SubscriptionSource>,
+        prefetch: u16,
+    ) -> Result<Box<dyn Consumer>, BrokerError> {
         let link = Arc::clone(self.consuming().await?);
-        let ground = Ground {
+        let ground = SubscriptionContext {
             settings: Arc::clone(&self.settings),
             link,
             desks: self.desks.clone(),
@@ -155,7 +161,7 @@ impl AmqpBroker {
         let send = |publish: Publish| {
             let lane = lane_of(publish.target.queue(), call);
             let (caller, answer) = oneshot::channel();
-            lanes.as_ref()?.get(lane)?.send(Job::new(publish, deadline, caller)).ok()?;
+            lanes.as_ref()?.get(lane)?.send(PendingPublish::new(publish, deadline, caller)).ok()?;
             Some(answer)
         };
         batch.into_iter().map(send).collect()
@@ -173,10 +179,10 @@ impl Broker for AmqpBroker {
         let mut results = Vec::with_capacity(answers.len());
         for answer in answers {
             results.push(match answer {
-                None => Err(PublishError::Unavailable(Box::new(Trouble::closed()))),
+                None => Err(PublishError::Unavailable(Box::new(AmqpError::closed()))),
                 // A lane that is gone without an answer ended with its runtime: perhaps it had sent this.
                 Some(answer) => {
-                    answer.await.unwrap_or_else(|_| Err(PublishError::Unknown(Box::new(Trouble::closed()))))
+                    answer.await.unwrap_or_else(|_| Err(PublishError::Unknown(Box::new(AmqpError::closed()))))
                 }
             });
         }
@@ -189,7 +195,7 @@ impl Broker for AmqpBroker {
                 "queues is empty; name at least one queue to consume".to_owned(),
             ));
         }
-        self.subscribe(what.queues.into_iter().map(Source::Queue).collect(), what.prefetch).await
+        self.subscribe(what.queues.into_iter().map(SubscriptionSource::Queue).collect(), what.prefetch).await
     }
 
     async fn consume_side_queue(
@@ -198,8 +204,8 @@ impl Broker for AmqpBroker {
         prefetch: u16,
     ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
         let source = match from {
-            SideQueue::DeadLetters(queue) => Source::DeadLetters(queue),
-            SideQueue::Undelivered => Source::Undelivered,
+            SideQueue::DeadLetters(queue) => SubscriptionSource::DeadLetters(queue),
+            SideQueue::Undelivered => SubscriptionSource::Undelivered,
         };
         self.subscribe(vec![source], prefetch).await.map(Some)
     }
@@ -207,18 +213,18 @@ impl Broker for AmqpBroker {
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         let link = self.consuming().await?;
         let live = up_soon(link).await?;
-        let mut gauge = Gauge::new(live);
+        let mut gauge = DepthReader::new(live);
         let mut depths = Vec::with_capacity(queues.len());
         for queue in queues {
             let name = |name: Result<String, String>| name.map_err(|reason| BrokerError::Refused { reason });
             let ready = gauge
                 .read(&name(self.settings.plan.queue(queue))?)
                 .await
-                .map_err(Trouble::into_broker_error)?;
+                .map_err(AmqpError::into_broker_error)?;
             let dead = gauge
                 .read(&name(self.settings.plan.dead_letters(queue))?)
                 .await
-                .map_err(Trouble::into_broker_error)?;
+                .map_err(AmqpError::into_broker_error)?;
             depths.push(QueueDepth {
                 queue: queue.clone(),
                 ready: ready.map(|level| level.ready),
@@ -276,9 +282,9 @@ fn lane_of(queue: &QueueName, call: usize) -> usize {
 }
 
 /// The present connection, if there is one soon.
-pub(crate) async fn up_soon(link: &Link) -> Result<Arc<Live>, BrokerError> {
+pub(crate) async fn up_soon(link: &SupervisedConnection) -> Result<Arc<LiveConnection>, BrokerError> {
     match timeout(RPC_TIMEOUT, link.up()).await {
-        Ok(live) => live.map_err(Trouble::into_broker_error),
-        Err(_) => Err(Trouble::silence("waiting for a connection", RPC_TIMEOUT).into_broker_error()),
+        Ok(live) => live.map_err(AmqpError::into_broker_error),
+        Err(_) => Err(AmqpError::silence("waiting for a connection", RPC_TIMEOUT).into_broker_error()),
     }
 }

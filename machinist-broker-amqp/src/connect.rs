@@ -20,9 +20,9 @@ use machinist_core::{
 
 use crate::{
     address::Address,
-    error::{FAREWELL, Trouble},
-    runtime::{Kit, Socket as Stream},
-    sanitize::Screened,
+    error::{AmqpError, FAREWELL},
+    runtime::{BrokerStream, SanitizingRuntime},
+    sanitize::SanitizedStream,
 };
 
 /// How long one attempt to connect may take: name lookup, TCP, TLS, login.
@@ -34,9 +34,9 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// socket would stay for ever, one pair for each attempt. A second handle on the socket can shut it down, and
 /// then everything that waits on it fails at once.
 #[derive(Clone, Default)]
-pub(crate) struct Fuse(Arc<Mutex<Option<TcpStream>>>);
+pub(crate) struct SocketHandle(Arc<Mutex<Option<TcpStream>>>);
 
-impl Fuse {
+impl SocketHandle {
     fn arm(&self, socket: TcpStream) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
     }
@@ -50,9 +50,9 @@ impl Fuse {
     }
 }
 
-impl fmt::Debug for Fuse {
+impl fmt::Debug for SocketHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Fuse")
+        f.write_str("SocketHandle")
     }
 }
 
@@ -60,16 +60,20 @@ impl fmt::Debug for Fuse {
 ///
 /// # Cancel safety
 /// Dropped early, the attempt ends by itself within [`CONNECT_TIMEOUT`] or with its peer.
-pub(crate) async fn connect(address: &Address, tls: &Tls, name: &str) -> Result<(Connection, Fuse), Trouble> {
-    let fuse = Fuse::default();
-    let armed = BlowOnDrop(Some(fuse.clone()));
+pub(crate) async fn connect(
+    address: &Address,
+    tls: &Tls,
+    name: &str,
+) -> Result<(Connection, SocketHandle), AmqpError> {
+    let fuse = SocketHandle::default();
+    let armed = ShutDownOnDrop(Some(fuse.clone()));
     let properties = ConnectionProperties::default()
         .with_connection_name(name.into())
         .with_client_property("product".into(), "machinist".into())
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
     let what = format!("connecting to {address}");
-    let runtime = Kit::here().map_err(|error| Trouble::lapin(&what, error))?;
-    let tokio = lapin::runtime::default_runtime().map_err(|error| Trouble::lapin(&what, error))?;
+    let runtime = SanitizingRuntime::here().map_err(|error| AmqpError::lapin(&what, error))?;
+    let tokio = lapin::runtime::default_runtime().map_err(|error| AmqpError::lapin(&what, error))?;
     let (target, tls) = (address.clone(), tls.clone());
     let open = Connection::connector(
         address.uri(),
@@ -86,28 +90,28 @@ pub(crate) async fn connect(address: &Address, tls: &Tls, name: &str) -> Result<
             let dialled = tokio::time::timeout(CONNECT_TIMEOUT, dial).await;
             dialled
                 .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
-                .map(|stream| AsyncTcpStream::Plain(Screened::new(stream)))
+                .map(|stream| AsyncTcpStream::Plain(SanitizedStream::new(stream)))
                 .map_err(|error| ErrorKind::IOError(Arc::new(error)).into())
         },
         properties,
     );
     match tokio::time::timeout(CONNECT_TIMEOUT, open).await {
         Ok(Ok(connection)) => Ok((connection, armed.disarm())),
-        Ok(Err(error)) => Err(Trouble::lapin(what, error)),
-        Err(_) => Err(Trouble::silence(what, CONNECT_TIMEOUT)),
+        Ok(Err(error)) => Err(AmqpError::lapin(what, error)),
+        Err(_) => Err(AmqpError::silence(what, CONNECT_TIMEOUT)),
     }
 }
 
 /// Ends an attempt that is given up, or that failed half-way.
-struct BlowOnDrop(Option<Fuse>);
+struct ShutDownOnDrop(Option<SocketHandle>);
 
-impl BlowOnDrop {
-    fn disarm(mut self) -> Fuse {
+impl ShutDownOnDrop {
+    fn disarm(mut self) -> SocketHandle {
         self.0.take().unwrap_or_default()
     }
 }
 
-impl Drop for BlowOnDrop {
+impl Drop for ShutDownOnDrop {
     fn drop(&mut self) {
         if let Some(fuse) = &self.0 {
             fuse.blow();
@@ -116,17 +120,17 @@ impl Drop for BlowOnDrop {
 }
 
 /// A stream to the broker and nothing said on it.
-pub(crate) async fn dial(address: &Address, tls: &Tls) -> io::Result<Stream> {
+pub(crate) async fn dial(address: &Address, tls: &Tls) -> io::Result<BrokerStream> {
     let runtime = lapin::runtime::default_runtime().map_err(io::Error::other)?;
     with_tls(dial_plain(address, &runtime).await?, address, tls).await
 }
 
-async fn dial_plain(address: &Address, runtime: &TokioRuntime) -> io::Result<Stream> {
+async fn dial_plain(address: &Address, runtime: &TokioRuntime) -> io::Result<BrokerStream> {
     let place = runtime.to_socket_addrs((address.host().to_owned(), address.port()));
     AsyncTcpStream::connect(runtime, place).await
 }
 
-async fn with_tls(stream: Stream, address: &Address, tls: &Tls) -> io::Result<Stream> {
+async fn with_tls(stream: BrokerStream, address: &Address, tls: &Tls) -> io::Result<BrokerStream> {
     if !address.tls() {
         return Ok(stream);
     }
@@ -180,7 +184,7 @@ fn duplicate(socket: &impl std::os::windows::io::AsSocket) -> io::Result<TcpStre
 }
 
 /// What a failed connection means to a user, with the remedy.
-pub(crate) async fn explain(trouble: Trouble, address: &Address, tls: &Tls) -> BrokerError {
+pub(crate) async fn explain(trouble: AmqpError, address: &Address, tls: &Tls) -> BrokerError {
     if let Some(what) = tls.explain(&trouble) {
         return BrokerError::Refused { reason: format!("{address} {what}") };
     }

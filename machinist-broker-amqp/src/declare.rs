@@ -16,10 +16,10 @@ use tokio::time::Instant;
 
 use crate::{
     argument_mismatch,
-    error::{Trouble, rpc},
+    error::{AmqpError, rpc},
     options::TopologyMode,
-    supervisor::Live,
-    topology::{Argument, Kind, Plan, Step},
+    supervisor::LiveConnection,
+    topology::{AmqpTopology, ArgumentValue, Declaration, ExchangeType},
 };
 
 /// How long after it was declared a queue may refuse messages that it will take later: a quorum queue that another
@@ -28,41 +28,41 @@ const INFANCY: Duration = Duration::from_secs(5);
 
 /// Why something is not there as it should be.
 #[derive(Debug)]
-pub(crate) enum Obstruction {
+pub(crate) enum DeclareError {
     /// It does not exist, and we are only to check.
     Missing { name: String },
     /// The broker says no; with the remedy.
     Refused { reason: String },
     /// Nobody answered. Try again.
-    Broken(Trouble),
+    Broken(AmqpError),
 }
 
-impl From<Obstruction> for BrokerError {
-    fn from(obstruction: Obstruction) -> Self {
+impl From<DeclareError> for BrokerError {
+    fn from(obstruction: DeclareError) -> Self {
         match obstruction {
-            Obstruction::Missing { name } => Self::Refused {
+            DeclareError::Missing { name } => Self::Refused {
                 reason: format!(
                     "{name} does not exist on the broker; make it, or set topology to \"declare\" to have it made"
                 ),
             },
-            Obstruction::Refused { reason } => Self::Refused { reason },
-            Obstruction::Broken(trouble) => trouble.into_broker_error(),
+            DeclareError::Refused { reason } => Self::Refused { reason },
+            DeclareError::Broken(trouble) => trouble.into_broker_error(),
         }
     }
 }
 
 /// What this connection knows to stand on the broker.
 #[derive(Debug)]
-pub(crate) struct Declared {
-    plan: Plan,
+pub(crate) struct DeclaredTopology {
+    plan: AmqpTopology,
     topology: TopologyMode,
-    known: Mutex<Known>,
+    known: Mutex<KnownObjects>,
     /// A channel of its own, one question at a time: what the broker refuses closes the channel it was asked on.
     channel: tokio::sync::Mutex<Option<Channel>>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownObjects {
     base: bool,
     /// And since when we know it.
     queues: HashMap<String, Instant>,
@@ -70,8 +70,8 @@ struct Known {
     levels: u8,
 }
 
-impl Declared {
-    pub(crate) fn new(plan: Plan, topology: TopologyMode) -> Self {
+impl DeclaredTopology {
+    pub(crate) fn new(plan: AmqpTopology, topology: TopologyMode) -> Self {
         Self { plan, topology, known: Mutex::default(), channel: tokio::sync::Mutex::default() }
     }
 
@@ -79,7 +79,7 @@ impl Declared {
     /// is checked by the broker for each message.
     ///
     /// `queue` is its name on the broker, that of the task queue also where its dead letters are meant.
-    pub(crate) async fn for_publish(&self, live: &Live, queue: &str) -> Result<(), Obstruction> {
+    pub(crate) async fn for_publish(&self, live: &LiveConnection, queue: &str) -> Result<(), DeclareError> {
         match self.topology {
             TopologyMode::Declare => self.for_consume(live, queue).await,
             TopologyMode::Verify if self.known().base => Ok(()),
@@ -95,7 +95,7 @@ impl Declared {
     }
 
     /// Makes sure that a queue exists.
-    pub(crate) async fn for_consume(&self, live: &Live, queue: &str) -> Result<(), Obstruction> {
+    pub(crate) async fn for_consume(&self, live: &LiveConnection, queue: &str) -> Result<(), DeclareError> {
         if self.known().queues.contains_key(queue) {
             return Ok(());
         }
@@ -118,7 +118,11 @@ impl Declared {
     }
 
     /// Makes sure that what is subscribed to exists: a task queue with its dead letters, or what all stand on.
-    pub(crate) async fn for_subscription(&self, live: &Live, queue: Option<&str>) -> Result<(), Obstruction> {
+    pub(crate) async fn for_subscription(
+        &self,
+        live: &LiveConnection,
+        queue: Option<&str>,
+    ) -> Result<(), DeclareError> {
         let Some(queue) = queue else {
             let mut channel = self.channel.lock().await;
             if self.topology == TopologyMode::Verify {
@@ -135,7 +139,12 @@ impl Declared {
 
     /// Makes sure that a message for a queue can ride the ladder from a level on, and that there is a queue at
     /// its end: the broker would not tell, because to it such a message has arrived.
-    pub(crate) async fn for_delay(&self, live: &Live, queue: &str, highest: u8) -> Result<(), Obstruction> {
+    pub(crate) async fn for_delay(
+        &self,
+        live: &LiveConnection,
+        queue: &str,
+        highest: u8,
+    ) -> Result<(), DeclareError> {
         self.for_consume(live, queue).await?;
         let levels = self.known().levels;
         if highest < levels {
@@ -172,12 +181,16 @@ impl Declared {
         known.queues.remove(queue);
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+    fn known(&self) -> std::sync::MutexGuard<'_, KnownObjects> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn perform(live: &Live, slot: &mut Option<Channel>, steps: Vec<Step>) -> Result<(), Obstruction> {
+async fn perform(
+    live: &LiveConnection,
+    slot: &mut Option<Channel>,
+    steps: Vec<Declaration>,
+) -> Result<(), DeclareError> {
     for step in steps {
         let channel = usable(live, slot).await?;
         take(channel, &step).await.map_err(|trouble| refusal(&step, trouble))?;
@@ -185,21 +198,24 @@ async fn perform(live: &Live, slot: &mut Option<Channel>, steps: Vec<Step>) -> R
     Ok(())
 }
 
-async fn usable<'a>(live: &Live, slot: &'a mut Option<Channel>) -> Result<&'a Channel, Obstruction> {
+async fn usable<'a>(
+    live: &LiveConnection,
+    slot: &'a mut Option<Channel>,
+) -> Result<&'a Channel, DeclareError> {
     let open = match slot.take().filter(|channel| channel.status().connected()) {
         Some(open) => open,
-        None => live.channel().await.map_err(Obstruction::Broken)?,
+        None => live.channel().await.map_err(DeclareError::Broken)?,
     };
     Ok(slot.insert(open))
 }
 
-async fn take(channel: &Channel, step: &Step) -> Result<(), Trouble> {
+async fn take(channel: &Channel, step: &Declaration) -> Result<(), AmqpError> {
     match step {
-        Step::Exchange { name, kind, alternate } => {
+        Declaration::Exchange { name, kind, alternate } => {
             let kind = match kind {
-                Kind::Direct => ExchangeKind::Direct,
-                Kind::Topic => ExchangeKind::Topic,
-                Kind::Fanout => ExchangeKind::Fanout,
+                ExchangeType::Direct => ExchangeKind::Direct,
+                ExchangeType::Topic => ExchangeKind::Topic,
+                ExchangeType::Fanout => ExchangeKind::Fanout,
             };
             let mut arguments = FieldTable::default();
             if let Some(alternate) = alternate {
@@ -210,19 +226,19 @@ async fn take(channel: &Channel, step: &Step) -> Result<(), Trouble> {
             rpc("declaring an exchange", channel.exchange_declare(short(name), kind, options, arguments))
                 .await
         }
-        Step::Queue { name, arguments } => {
+        Declaration::Queue { name, arguments } => {
             let mut table = FieldTable::default();
             for (key, value) in arguments {
                 let value = match value {
-                    Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
-                    Argument::Number(number) => AMQPValue::LongLongInt(*number),
+                    ArgumentValue::Text(text) => AMQPValue::LongString(text.as_str().into()),
+                    ArgumentValue::Number(number) => AMQPValue::LongLongInt(*number),
                 };
                 table.insert((*key).into(), value);
             }
             let declare = channel.queue_declare(short(name), QueueDeclareOptions::durable(), table);
             rpc("declaring a queue", declare).await.map(drop)
         }
-        Step::BindQueue { queue, exchange, key } => {
+        Declaration::BindQueue { queue, exchange, key } => {
             let (none, options) = (FieldTable::default(), QueueBindOptions::default());
             rpc(
                 "binding a queue",
@@ -230,7 +246,7 @@ async fn take(channel: &Channel, step: &Step) -> Result<(), Trouble> {
             )
             .await
         }
-        Step::BindExchange { to, exchange, key } => {
+        Declaration::BindExchange { to, exchange, key } => {
             let (none, options) = (FieldTable::default(), ExchangeBindOptions::default());
             rpc(
                 "binding an exchange",
@@ -241,7 +257,11 @@ async fn take(channel: &Channel, step: &Step) -> Result<(), Trouble> {
     }
 }
 
-async fn check_queue(live: &Live, slot: &mut Option<Channel>, name: &str) -> Result<(), Obstruction> {
+async fn check_queue(
+    live: &LiveConnection,
+    slot: &mut Option<Channel>,
+    name: &str,
+) -> Result<(), DeclareError> {
     let channel = usable(live, slot).await?;
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let declare = channel.queue_declare(short(name), options, FieldTable::default());
@@ -249,7 +269,11 @@ async fn check_queue(live: &Live, slot: &mut Option<Channel>, name: &str) -> Res
     checked.map_err(|trouble| absence(format!("queue {name}"), trouble))
 }
 
-async fn check_exchange(live: &Live, slot: &mut Option<Channel>, name: String) -> Result<(), Obstruction> {
+async fn check_exchange(
+    live: &LiveConnection,
+    slot: &mut Option<Channel>,
+    name: String,
+) -> Result<(), DeclareError> {
     let channel = usable(live, slot).await?;
     let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
     let declare =
@@ -258,11 +282,11 @@ async fn check_exchange(live: &Live, slot: &mut Option<Channel>, name: String) -
     checked.map_err(|trouble| absence(format!("exchange {name}"), trouble))
 }
 
-fn absence(name: String, trouble: Trouble) -> Obstruction {
+fn absence(name: String, trouble: AmqpError) -> DeclareError {
     match trouble.complaint() {
-        Some(complaint) if complaint.code == 404 => Obstruction::Missing { name },
+        Some(complaint) if complaint.code == 404 => DeclareError::Missing { name },
         // RabbitMQ 4.2.6 and later want a right to what is only looked at.
-        Some(complaint) if complaint.code == 403 => Obstruction::Refused {
+        Some(complaint) if complaint.code == 403 => DeclareError::Refused {
             reason: format!(
                 "this user may not look whether {name} is there ({}); grant it a right to it",
                 complaint.text
@@ -270,23 +294,23 @@ fn absence(name: String, trouble: Trouble) -> Obstruction {
         },
         // A queue that is being taken over by another node, or whose node is down: it will be back.
         Some(complaint) if complaint.soft && complaint.code != 405 => {
-            Obstruction::Refused { reason: format!("{name}: {}", complaint.text) }
+            DeclareError::Refused { reason: format!("{name}: {}", complaint.text) }
         }
-        _ => Obstruction::Broken(trouble),
+        _ => DeclareError::Broken(trouble),
     }
 }
 
-fn refusal(step: &Step, trouble: Trouble) -> Obstruction {
+fn refusal(step: &Declaration, trouble: AmqpError) -> DeclareError {
     let Some(complaint) = trouble.complaint().filter(|complaint| complaint.soft) else {
-        return Obstruction::Broken(trouble);
+        return DeclareError::Broken(trouble);
     };
     let what = match step {
-        Step::Exchange { name, .. } => format!("exchange {name}"),
-        Step::Queue { name, .. } => format!("queue {name}"),
-        Step::BindQueue { queue, exchange, .. } => {
+        Declaration::Exchange { name, .. } => format!("exchange {name}"),
+        Declaration::Queue { name, .. } => format!("queue {name}"),
+        Declaration::BindQueue { queue, exchange, .. } => {
             format!("the binding of queue {queue} to exchange {exchange}")
         }
-        Step::BindExchange { to, exchange, .. } => {
+        Declaration::BindExchange { to, exchange, .. } => {
             format!("the binding of exchange {exchange} to exchange {to}")
         }
     };
@@ -299,7 +323,7 @@ fn refusal(step: &Step, trouble: Trouble) -> Obstruction {
         ),
         _ => format!("{what} cannot be declared: {}", complaint.text),
     };
-    Obstruction::Refused { reason }
+    DeclareError::Refused { reason }
 }
 
 /// The plan makes no name longer than a short string.

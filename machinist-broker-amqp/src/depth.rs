@@ -9,31 +9,31 @@ use lapin::{
 };
 
 use crate::{
-    error::{Trouble, rpc},
-    supervisor::Live,
+    error::{AmqpError, rpc},
+    supervisor::LiveConnection,
 };
 
 /// Looks into queues. A missing queue costs the channel it was asked on, so that is one of its own.
 #[derive(Debug)]
-pub(crate) struct Gauge {
-    live: Arc<Live>,
+pub(crate) struct DepthReader {
+    live: Arc<LiveConnection>,
     channel: Option<Channel>,
 }
 
 /// What is in a queue.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Level {
+pub(crate) struct DepthReading {
     pub(crate) ready: u64,
     pub(crate) consumers: u64,
 }
 
-impl Gauge {
-    pub(crate) fn new(live: Arc<Live>) -> Self {
+impl DepthReader {
+    pub(crate) fn new(live: Arc<LiveConnection>) -> Self {
         Self { live, channel: None }
     }
 
     /// `None` where the queue does not exist.
-    pub(crate) async fn read(&mut self, queue: &str) -> Result<Option<Level>, Trouble> {
+    pub(crate) async fn read(&mut self, queue: &str) -> Result<Option<DepthReading>, AmqpError> {
         let channel = match self.channel.take().filter(|channel| channel.status().connected()) {
             Some(channel) => channel,
             None => self.live.channel().await?,
@@ -47,7 +47,7 @@ impl Gauge {
             Ok(found) => {
                 self.channel = Some(channel);
                 let (ready, consumers) = (found.message_count().into(), found.consumer_count().into());
-                Ok(Some(Level { ready, consumers }))
+                Ok(Some(DepthReading { ready, consumers }))
             }
             Err(trouble) if trouble.complaint().is_some_and(|complaint| complaint.code == 404) => Ok(None),
             Err(trouble) => Err(trouble),

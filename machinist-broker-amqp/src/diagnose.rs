@@ -17,11 +17,11 @@ use tokio::time::timeout;
 use crate::{
     broker::{AmqpBroker, up_soon},
     connect::{self, CONNECT_TIMEOUT},
-    depth::Gauge,
+    depth::DepthReader,
     error::rpc,
     ladder::LEVELS,
     options::TopologyMode,
-    supervisor::{Live, chain},
+    supervisor::{LiveConnection, chain},
 };
 
 /// The oldest RabbitMQ whose quorum queues dead-letter at least once.
@@ -59,7 +59,7 @@ impl Diagnose for AmqpBroker {
             self.version().await,
             heartbeat(&live),
         ];
-        if let crate::supervisor::Obstacle::Blocked(reason) = self.publishing.obstacle() {
+        if let crate::supervisor::PublishAvailability::Blocked(reason) = self.publishing.obstacle() {
             let remedy = "free memory or disk on the broker: rabbitmq-diagnostics alarms";
             findings.push(Finding::error("alarm", format!("the broker takes no messages: {reason}"), remedy));
         }
@@ -104,7 +104,7 @@ impl AmqpBroker {
     }
 
     /// Makes a quorum queue and takes it away again.
-    async fn may_declare(&self, live: &Live) -> Finding {
+    async fn may_declare(&self, live: &LiveConnection) -> Finding {
         const SUBJECT: &str = "permissions";
         let name = format!("{}.doctor.{:016x}", self.settings.plan.exchange(), rand::random::<u64>());
         let name = ShortString::try_new(name).unwrap_or_default();
@@ -129,8 +129,8 @@ impl AmqpBroker {
     }
 
     /// What lies on the ladder, and what came due for queues that are gone.
-    async fn depths(&self, live: std::sync::Arc<Live>) -> Vec<Finding> {
-        let mut gauge = Gauge::new(live);
+    async fn depths(&self, live: std::sync::Arc<LiveConnection>) -> Vec<Finding> {
+        let mut gauge = DepthReader::new(live);
         let mut findings = Vec::new();
         let mut delayed = 0;
         let mut queues = 0;
@@ -168,7 +168,7 @@ impl AmqpBroker {
     }
 }
 
-fn heartbeat(live: &Live) -> Finding {
+fn heartbeat(live: &LiveConnection) -> Finding {
     match live.heartbeat() {
         0 => {
             Finding::warning("heartbeat", "off", "switch it on at the broker: a silent peer is noticed by it")

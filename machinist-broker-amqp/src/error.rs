@@ -14,14 +14,14 @@ pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
 
 /// One failed exchange with the broker.
 #[derive(Debug, Clone)]
-pub(crate) struct Trouble {
+pub(crate) struct AmqpError {
     /// What was being done, as a noun: `opening a channel`.
     what: String,
-    cause: Cause,
+    cause: AmqpErrorCause,
 }
 
 #[derive(Debug, Clone)]
-enum Cause {
+enum AmqpErrorCause {
     /// No answer in this time.
     Silence(Duration),
     /// lapin's error: the broker's word, or the connection's end.
@@ -32,7 +32,7 @@ enum Cause {
 
 /// The broker's word against an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Complaint<'a> {
+pub(crate) struct ServerError<'a> {
     /// The code of AMQP: 403, 404, 406, 530 …
     pub(crate) code: u16,
     /// Its sentence.
@@ -41,30 +41,30 @@ pub(crate) struct Complaint<'a> {
     pub(crate) soft: bool,
 }
 
-impl Trouble {
+impl AmqpError {
     pub(crate) fn silence(what: impl Into<String>, waited: Duration) -> Self {
-        Self { what: what.into(), cause: Cause::Silence(waited) }
+        Self { what: what.into(), cause: AmqpErrorCause::Silence(waited) }
     }
 
     pub(crate) fn lapin(what: impl Into<String>, error: lapin::Error) -> Self {
-        Self { what: what.into(), cause: Cause::Lapin(error) }
+        Self { what: what.into(), cause: AmqpErrorCause::Lapin(error) }
     }
 
     pub(crate) fn closed() -> Self {
-        Self { what: "using a closed broker".to_owned(), cause: Cause::Closed }
+        Self { what: "using a closed broker".to_owned(), cause: AmqpErrorCause::Closed }
     }
 
     /// Whether nobody answered in time.
     pub(crate) fn is_silence(&self) -> bool {
-        matches!(self.cause, Cause::Silence(_))
+        matches!(self.cause, AmqpErrorCause::Silence(_))
     }
 
     /// The broker's complaint, if it made one.
-    pub(crate) fn complaint(&self) -> Option<Complaint<'_>> {
-        let Cause::Lapin(error) = &self.cause else { return None };
+    pub(crate) fn complaint(&self) -> Option<ServerError<'_>> {
+        let AmqpErrorCause::Lapin(error) = &self.cause else { return None };
         let ErrorKind::ProtocolError(error) = error.kind() else { return None };
         let soft = matches!(error.kind(), AMQPErrorKind::Soft(_));
-        Some(Complaint { code: error.get_id(), text: error.get_message().as_str(), soft })
+        Some(ServerError { code: error.get_id(), text: error.get_message().as_str(), soft })
     }
 
     /// Whether it is the broker's own trouble, of a moment, and says nothing about what was asked. RabbitMQ answers
@@ -81,28 +81,30 @@ impl Trouble {
     /// In the words of the seam, where nothing more is known about the operation than that it failed.
     pub(crate) fn into_broker_error(self) -> BrokerError {
         match self.complaint().filter(|_| !self.passes()) {
-            Some(Complaint { text, .. }) => BrokerError::Refused { reason: format!("{}: {text}", self.what) },
+            Some(ServerError { text, .. }) => {
+                BrokerError::Refused { reason: format!("{}: {text}", self.what) }
+            }
             None => BrokerError::Unavailable(Box::new(self)),
         }
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for AmqpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.cause {
-            Cause::Silence(Duration::ZERO) => write!(f, "{}: no answer", self.what),
-            Cause::Silence(waited) => write!(f, "{}: no answer within {waited:?}", self.what),
-            Cause::Lapin(_) => write!(f, "{} failed", self.what),
-            Cause::Closed => write!(f, "{}", self.what),
+            AmqpErrorCause::Silence(Duration::ZERO) => write!(f, "{}: no answer", self.what),
+            AmqpErrorCause::Silence(waited) => write!(f, "{}: no answer within {waited:?}", self.what),
+            AmqpErrorCause::Lapin(_) => write!(f, "{} failed", self.what),
+            AmqpErrorCause::Closed => write!(f, "{}", self.what),
         }
     }
 }
 
-impl Error for Trouble {
+impl Error for AmqpError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.cause {
-            Cause::Lapin(error) => Some(error),
-            Cause::Silence(_) | Cause::Closed => None,
+            AmqpErrorCause::Lapin(error) => Some(error),
+            AmqpErrorCause::Silence(_) | AmqpErrorCause::Closed => None,
         }
     }
 }
@@ -114,7 +116,7 @@ impl Error for Trouble {
 pub(crate) async fn rpc<T>(
     what: &str,
     answer: impl Future<Output = Result<T, lapin::Error>>,
-) -> Result<T, Trouble> {
+) -> Result<T, AmqpError> {
     within(RPC_TIMEOUT, what, answer).await
 }
 
@@ -123,11 +125,11 @@ pub(crate) async fn within<T>(
     patience: Duration,
     what: &str,
     answer: impl Future<Output = Result<T, lapin::Error>>,
-) -> Result<T, Trouble> {
+) -> Result<T, AmqpError> {
     match tokio::time::timeout(patience, answer).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Trouble::lapin(what, error)),
-        Err(_) => Err(Trouble::silence(what, patience)),
+        Ok(Err(error)) => Err(AmqpError::lapin(what, error)),
+        Err(_) => Err(AmqpError::silence(what, patience)),
     }
 }
 
@@ -141,7 +143,7 @@ mod tests {
     fn the_brokers_own_trouble_is_no_refusal() {
         let told = |kind: AMQPErrorKind| {
             let error = AMQPError::new(kind, "said".into());
-            Trouble::lapin("asking", ErrorKind::ProtocolError(error).into()).into_broker_error()
+            AmqpError::lapin("asking", ErrorKind::ProtocolError(error).into()).into_broker_error()
         };
         for kind in [AMQPHardError::INTERNALERROR, AMQPHardError::CONNECTIONFORCED] {
             let error = told(AMQPErrorKind::Hard(kind));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use machinist_core::id::QueueName;
 
-use crate::ladder::{DIGITS, LONGEST, Ride, UNIT, hold_millis, pattern, pattern_due, queue_of};
+use crate::ladder::{DIGITS, DelayRoute, LONGEST, UNIT, hold_millis, pattern, pattern_due, queue_of};
 
 /// A delay in nanoseconds (eight bytes) and a queue's name (the rest): the routing key holds the message for no less than
 /// the delay, hardly more, and brings it to that queue and no other.
@@ -17,7 +17,7 @@ pub fn routing_key(data: &[u8]) {
         assert!(name.ends_with(queue) && !queue.is_empty());
     }
     let delay = Duration::from_nanos(delay).min(UNIT * LONGEST);
-    let (Some(found), false) = (Ride::for_delay(delay), name.is_empty()) else { return };
+    let (Some(found), false) = (DelayRoute::for_delay(delay), name.is_empty()) else { return };
     let held = ride(found, &name);
     assert!(held >= delay, "{held:?} is shorter than {delay:?}");
     assert!(held < delay + UNIT, "{held:?} is much longer than {delay:?}");
@@ -46,7 +46,7 @@ pub(crate) fn routes(pattern: &str, key: &str) -> bool {
 }
 
 /// Rides the ladder as the broker does and adds up where the message was held.
-pub(crate) fn ride(ride: Ride, queue: &str) -> Duration {
+pub(crate) fn ride(ride: DelayRoute, queue: &str) -> Duration {
     let key = ride.key(queue);
     let mut held = 0;
     for level in (0..=ride.highest()).rev() {

@@ -14,28 +14,28 @@ use machinist_core::broker::SubscriptionHealth;
 use tokio::sync::{Mutex, watch};
 
 use crate::{
-    subscription::Standing,
-    supervisor::{Live, ask, chain},
+    subscription::SubscriptionStatus,
+    supervisor::{LiveConnection, ask, chain},
 };
 
 #[derive(Debug)]
 pub(crate) struct AmqpSubscriptionHealth {
-    standings: Vec<(String, watch::Receiver<Standing>)>,
+    standings: Vec<(String, watch::Receiver<SubscriptionStatus>)>,
     disconnects: Arc<AtomicU64>,
     /// The channel on which the last question was asked, and its connection.
-    probe: Mutex<Option<(Arc<Live>, Option<Channel>)>>,
+    probe: Mutex<Option<(Arc<LiveConnection>, Option<Channel>)>>,
 }
 
 impl AmqpSubscriptionHealth {
     pub(crate) fn new(
-        standings: Vec<(String, watch::Receiver<Standing>)>,
+        standings: Vec<(String, watch::Receiver<SubscriptionStatus>)>,
         disconnects: Arc<AtomicU64>,
     ) -> Self {
         Self { standings, disconnects, probe: Mutex::default() }
     }
 
     /// The connection on which everything is subscribed. All queues of a consumer share one.
-    fn connection(&self) -> Result<Option<Arc<Live>>, String> {
+    fn connection(&self) -> Result<Option<Arc<LiveConnection>>, String> {
         let mut connection = None;
         for (queue, standing) in &self.standings {
             // The other end is dropped with the subscription's task.
@@ -43,8 +43,10 @@ impl AmqpSubscriptionHealth {
                 return Err(format!("the subscription to queue {queue} has ended"));
             }
             match &*standing.borrow() {
-                Standing::Up(live) => connection = Some(Arc::clone(live)),
-                Standing::Down(why) => return Err(format!("not subscribed to queue {queue}: {why}")),
+                SubscriptionStatus::Up(live) => connection = Some(Arc::clone(live)),
+                SubscriptionStatus::Down(why) => {
+                    return Err(format!("not subscribed to queue {queue}: {why}"));
+                }
             }
         }
         Ok(connection)
@@ -66,8 +68,8 @@ impl SubscriptionHealth for AmqpSubscriptionHealth {
     }
 
     fn disconnects(&self) -> u64 {
-        let is_down = |(_, standing): &(String, watch::Receiver<Standing>)| {
-            matches!(*standing.borrow(), Standing::Down(_))
+        let is_down = |(_, standing): &(String, watch::Receiver<SubscriptionStatus>)| {
+            matches!(*standing.borrow(), SubscriptionStatus::Down(_))
         };
         if self.standings.iter().any(is_down) {
             self.disconnects.fetch_add(1, Ordering::Relaxed);

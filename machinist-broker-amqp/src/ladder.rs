@@ -30,9 +30,9 @@ pub(crate) const LONGEST: u32 = (1 << (LEVELS * BITS)) - 1;
 
 /// A delay on the ladder: how many units, 1 up to [`LONGEST`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ride(u32);
+pub(crate) struct DelayRoute(u32);
 
-impl Ride {
+impl DelayRoute {
     /// The ride that is not shorter than `delay`; `None` for no delay at all.
     ///
     /// What is longer than the whole ladder gets the whole ladder: such a message comes out early, and whoever
@@ -107,30 +107,30 @@ mod tests {
     proptest! {
         #[test]
         fn longer_delays_get_the_whole_ladder(seconds in 4_294_968u64..1 << 28, nanos in 0u32..1_000_000_000) {
-            let held = ride(Ride::for_delay(Duration::new(seconds, nanos)).unwrap(), "q");
+            let held = ride(DelayRoute::for_delay(Duration::new(seconds, nanos)).unwrap(), "q");
             prop_assert_eq!(held, UNIT * LONGEST);
         }
 
         #[test]
         fn only_the_named_queue_receives(units in 1u32..LONGEST, a in "[a-z.]{1,8}", b in "[a-z.]{1,8}") {
-            prop_assert_eq!(routes(&pattern_due(&a), &Ride(units).key(&b)), a == b);
+            prop_assert_eq!(routes(&pattern_due(&a), &DelayRoute(units).key(&b)), a == b);
         }
     }
 
     #[test]
     fn the_edges_of_the_ladder() {
-        assert_eq!(Ride::for_delay(Duration::ZERO), None);
-        assert_eq!(Ride::for_delay(Duration::from_nanos(1)), Some(Ride(1)));
-        assert_eq!(Ride::for_delay(UNIT), Some(Ride(1)));
-        assert_eq!(Ride::for_delay(UNIT + Duration::from_nanos(1)), Some(Ride(2)));
-        assert_eq!(Ride::for_delay(Duration::MAX), Some(Ride((1 << 28) - 1)));
-        assert_eq!([1, 15, 16, LONGEST].map(|units| Ride(units).highest()), [0, 0, 1, 6]);
+        assert_eq!(DelayRoute::for_delay(Duration::ZERO), None);
+        assert_eq!(DelayRoute::for_delay(Duration::from_nanos(1)), Some(DelayRoute(1)));
+        assert_eq!(DelayRoute::for_delay(UNIT), Some(DelayRoute(1)));
+        assert_eq!(DelayRoute::for_delay(UNIT + Duration::from_nanos(1)), Some(DelayRoute(2)));
+        assert_eq!(DelayRoute::for_delay(Duration::MAX), Some(DelayRoute((1 << 28) - 1)));
+        assert_eq!([1, 15, 16, LONGEST].map(|units| DelayRoute(units).highest()), [0, 0, 1, 6]);
         assert_eq!(hold_millis(6, 15), 4_026_531_840, "below the 49.7 days at which the broker's timers end");
     }
 
     #[test]
     fn keys_and_patterns_as_they_stand_on_the_broker() {
-        assert_eq!(Ride(0x2a7).key("mail"), "0.0.0.0.2.a.7.mail");
+        assert_eq!(DelayRoute(0x2a7).key("mail"), "0.0.0.0.2.a.7.mail");
         assert_eq!(pattern(6, 1), "1.#");
         assert_eq!(pattern(4, 0), "*.*.0.#");
         assert_eq!(pattern(0, 15), "*.*.*.*.*.*.f.#");

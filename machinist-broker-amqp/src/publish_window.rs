@@ -16,9 +16,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
     convert,
-    error::{FAREWELL, Trouble, within},
-    supervisor::Live,
-    topology::Route,
+    error::{AmqpError, FAREWELL, within},
+    supervisor::LiveConnection,
+    topology::MessageRoute,
 };
 
 /// How long lapin has to give up what it holds once its channel or connection is gone.
@@ -26,8 +26,8 @@ const AFTERMATH: Duration = Duration::from_secs(5);
 
 /// One message ready to be sent.
 #[derive(Debug)]
-pub(crate) struct Item<'a> {
-    pub(crate) route: &'a Route,
+pub(crate) struct OutgoingMessage<'a> {
+    pub(crate) route: &'a MessageRoute,
     pub(crate) body: &'a [u8],
     pub(crate) properties: BasicProperties,
     /// Unique on this channel.
@@ -36,7 +36,7 @@ pub(crate) struct Item<'a> {
 
 /// What became of one message of a window.
 #[derive(Debug)]
-pub(crate) enum Fate {
+pub(crate) enum PublishOutcome {
     /// In a queue.
     Routed,
     /// In no queue: nothing is bound where it went.
@@ -44,19 +44,19 @@ pub(crate) enum Fate {
     /// In no queue: the broker would not have it.
     Refused,
     /// Never left this process, and never will by this attempt.
-    Unsent(Trouble),
+    Unsent(AmqpError),
     /// Nobody knows.
-    Lost(Trouble),
+    Lost(AmqpError),
 }
 
 /// Sends a window and waits for its confirms, until `until` at the latest. Afterwards nothing of it is still
 /// under way.
 pub(crate) async fn transmit(
-    live: &Live,
+    live: &LiveConnection,
     channel: &Channel,
-    items: Vec<Item<'_>>,
+    items: Vec<OutgoingMessage<'_>>,
     until: Instant,
-) -> Vec<Fate> {
+) -> Vec<PublishOutcome> {
     let ids: Vec<i64> = items.iter().map(|item| item.id).collect();
     let written = write(live, channel, items, until).await;
     let replies = confirm(live, channel, written, until).await;
@@ -65,11 +65,11 @@ pub(crate) async fn transmit(
 
 /// Hands the messages to lapin and waits until it has written each to its socket.
 async fn write(
-    live: &Live,
+    live: &LiveConnection,
     channel: &Channel,
-    items: Vec<Item<'_>>,
+    items: Vec<OutgoingMessage<'_>>,
     until: Instant,
-) -> Vec<Result<PublisherConfirm, Reply>> {
+) -> Vec<Result<PublisherConfirm, ConfirmReply>> {
     let count = items.len();
     let mut all = Box::pin(join_all(items.into_iter().map(|item| publish(channel, item))));
     if let Ok(written) = timeout_at(until, &mut all).await {
@@ -80,24 +80,24 @@ async fn write(
     live.kill();
     timeout(AFTERMATH, &mut all).await.unwrap_or_else(|_| {
         // It should not come to this; and nobody can say now what was written.
-        (0..count).map(|_| Err(Reply::Lost(Trouble::silence("publishing", AFTERMATH)))).collect()
+        (0..count).map(|_| Err(ConfirmReply::Lost(AmqpError::silence("publishing", AFTERMATH)))).collect()
     })
 }
 
-async fn publish(channel: &Channel, item: Item<'_>) -> Result<PublisherConfirm, Reply> {
+async fn publish(channel: &Channel, item: OutgoingMessage<'_>) -> Result<PublisherConfirm, ConfirmReply> {
     let (exchange, key) = (short(&item.route.exchange), short(&item.route.key));
     let options = BasicPublishOptions { mandatory: true, immediate: false };
     let written = channel.basic_publish(exchange, key, options, item.body, item.properties).await;
-    written.map_err(|error| Reply::Unsent(Trouble::lapin("publishing", error)))
+    written.map_err(|error| ConfirmReply::Unsent(AmqpError::lapin("publishing", error)))
 }
 
 async fn confirm(
-    live: &Live,
+    live: &LiveConnection,
     channel: &Channel,
-    written: Vec<Result<PublisherConfirm, Reply>>,
+    written: Vec<Result<PublisherConfirm, ConfirmReply>>,
     until: Instant,
-) -> Vec<Reply> {
-    let mut replies: Vec<Option<Reply>> = Vec::with_capacity(written.len());
+) -> Vec<ConfirmReply> {
+    let mut replies: Vec<Option<ConfirmReply>> = Vec::with_capacity(written.len());
     let mut waiting = FuturesUnordered::new();
     for (at, written) in written.into_iter().enumerate() {
         match written {
@@ -109,8 +109,8 @@ async fn confirm(
         }
     }
     while let Ok(Some((at, confirmed))) = timeout_at(until, waiting.next()).await {
-        let lost = |error| Reply::Lost(Trouble::lapin("waiting for a confirm", error));
-        replies[at] = Some(confirmed.map_or_else(lost, Reply::from));
+        let lost = |error| ConfirmReply::Lost(AmqpError::lapin("waiting for a confirm", error));
+        replies[at] = Some(confirmed.map_or_else(lost, ConfirmReply::from));
     }
     // A confirm that is dropped unresolved stays in lapin as long as its channel. On a blocked connection that
     // lasts until the broker reads again; a new connection would only be blocked by our next message.
@@ -120,22 +120,22 @@ async fn confirm(
             live.kill();
         }
     }
-    let silence = || Reply::Lost(Trouble::silence("waiting for a confirm", Duration::ZERO));
+    let silence = || ConfirmReply::Lost(AmqpError::silence("waiting for a confirm", Duration::ZERO));
     replies.into_iter().map(|reply| reply.unwrap_or_else(silence)).collect()
 }
 
 /// What lapin said about one publish.
 #[derive(Debug)]
-enum Reply {
+enum ConfirmReply {
     /// The broker has dealt with it. With it came the id of a returned message, perhaps of another publish.
     Ack(Option<i64>),
     /// The broker would not have it; the rest as above.
     Nack(Option<i64>),
-    Unsent(Trouble),
-    Lost(Trouble),
+    Unsent(AmqpError),
+    Lost(AmqpError),
 }
 
-impl From<Confirmation> for Reply {
+impl From<Confirmation> for ConfirmReply {
     fn from(confirmation: Confirmation) -> Self {
         let id = |returned: Option<BasicReturnMessage>| {
             returned.and_then(|m| convert::publish_id(&m.delivery.properties))
@@ -145,7 +145,7 @@ impl From<Confirmation> for Reply {
             Confirmation::Nack(returned) => Self::Nack(id(returned)),
             Confirmation::NotRequested => {
                 // Confirms were asked for on this channel; a message that was not confirmed is not known to be queued.
-                Self::Lost(Trouble::silence("waiting for a confirm that was not requested", Duration::ZERO))
+                Self::Lost(AmqpError::silence("waiting for a confirm that was not requested", Duration::ZERO))
             }
         }
     }
@@ -157,24 +157,24 @@ impl From<Confirmation> for Reply {
 /// one per confirm, to whichever confirm comes. So when a confirm comes with no message, none is waiting, and
 /// the return of *that* publish, had there been one, is among those that we have. A confirm that comes with
 /// somebody else's message proves nothing about its own publish until every confirm of the window is in.
-fn attribute(ids: &[i64], replies: Vec<Reply>) -> Vec<Fate> {
+fn attribute(ids: &[i64], replies: Vec<ConfirmReply>) -> Vec<PublishOutcome> {
     let returned: HashSet<i64> = replies
         .iter()
         .filter_map(|reply| match reply {
-            Reply::Ack(id) | Reply::Nack(id) => *id,
-            Reply::Unsent(_) | Reply::Lost(_) => None,
+            ConfirmReply::Ack(id) | ConfirmReply::Nack(id) => *id,
+            ConfirmReply::Unsent(_) | ConfirmReply::Lost(_) => None,
         })
         .collect();
-    let whole = !replies.iter().any(|reply| matches!(reply, Reply::Lost(_)));
+    let whole = !replies.iter().any(|reply| matches!(reply, ConfirmReply::Lost(_)));
     let fate = |(id, reply)| match reply {
-        Reply::Unsent(trouble) => Fate::Unsent(trouble),
-        Reply::Lost(trouble) => Fate::Lost(trouble),
-        Reply::Nack(_) => Fate::Refused,
-        Reply::Ack(_) if returned.contains(id) => Fate::Returned,
-        Reply::Ack(Some(_)) if !whole => {
-            Fate::Lost(Trouble::silence("waiting for the confirms of a window", AFTERMATH))
+        ConfirmReply::Unsent(trouble) => PublishOutcome::Unsent(trouble),
+        ConfirmReply::Lost(trouble) => PublishOutcome::Lost(trouble),
+        ConfirmReply::Nack(_) => PublishOutcome::Refused,
+        ConfirmReply::Ack(_) if returned.contains(id) => PublishOutcome::Returned,
+        ConfirmReply::Ack(Some(_)) if !whole => {
+            PublishOutcome::Lost(AmqpError::silence("waiting for the confirms of a window", AFTERMATH))
         }
-        Reply::Ack(_) => Fate::Routed,
+        ConfirmReply::Ack(_) => PublishOutcome::Routed,
     };
     ids.iter().zip(replies).map(fate).collect()
 }
@@ -195,15 +195,17 @@ mod tests {
     /// lapin's crediting: returned messages queue up, each confirm takes the first. The broker returns and
     /// acknowledges in any order, but each message's return before its acknowledgement; `known` is how many
     /// confirms arrive before the connection is cut.
-    fn credit(unroutable: &[bool], order: &[usize], known: usize) -> Vec<Reply> {
+    fn credit(unroutable: &[bool], order: &[usize], known: usize) -> Vec<ConfirmReply> {
         let mut waiting = VecDeque::new();
-        let mut replies: Vec<Reply> =
-            unroutable.iter().map(|_| Reply::Lost(Trouble::silence("test", Duration::ZERO))).collect();
+        let mut replies: Vec<ConfirmReply> = unroutable
+            .iter()
+            .map(|_| ConfirmReply::Lost(AmqpError::silence("test", Duration::ZERO)))
+            .collect();
         // All returns first is the worst case of "some time before its acknowledgement".
         for chunk in order[..known].chunks(3) {
             waiting.extend(chunk.iter().filter(|&&at| unroutable[at]).map(|&at| id(at)));
             for &at in chunk.iter().rev() {
-                replies[at] = Reply::Ack(waiting.pop_front());
+                replies[at] = ConfirmReply::Ack(waiting.pop_front());
             }
         }
         replies
@@ -224,9 +226,9 @@ mod tests {
             let fates = attribute(&ids, credit(&unroutable, &order, known));
             for (at, fate) in fates.iter().enumerate() {
                 match fate {
-                    Fate::Routed => prop_assert!(!unroutable[at], "an unroutable message was called routed"),
-                    Fate::Returned => prop_assert!(unroutable[at], "a routed message was called unroutable"),
-                    Fate::Lost(_) => prop_assert!(known < 24, "a whole window leaves nobody in doubt"),
+                    PublishOutcome::Routed => prop_assert!(!unroutable[at], "an unroutable message was called routed"),
+                    PublishOutcome::Returned => prop_assert!(unroutable[at], "a routed message was called unroutable"),
+                    PublishOutcome::Lost(_) => prop_assert!(known < 24, "a whole window leaves nobody in doubt"),
                     other => prop_assert!(false, "{other:?}"),
                 }
             }
@@ -235,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_negative_confirm_is_the_publishes_own() {
-        let fates = attribute(&[1, 2], vec![Reply::Nack(None), Reply::Ack(None)]);
-        assert!(matches!(fates[..], [Fate::Refused, Fate::Routed]), "{fates:?}");
+        let fates = attribute(&[1, 2], vec![ConfirmReply::Nack(None), ConfirmReply::Ack(None)]);
+        assert!(matches!(fates[..], [PublishOutcome::Refused, PublishOutcome::Routed]), "{fates:?}");
     }
 }

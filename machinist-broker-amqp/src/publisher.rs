@@ -17,15 +17,15 @@ use tokio::{
 };
 
 use crate::{
-    backoff::Backoff,
+    backoff::ReconnectBackoff,
     convert,
-    declare::Obstruction,
-    error::{Complaint, Trouble, rpc},
-    ladder::{Ride, UNIT},
+    declare::DeclareError,
+    error::{AmqpError, ServerError, rpc},
+    ladder::{DelayRoute, UNIT},
     options::TopologyMode,
-    publish_window::{self, Fate, Item},
-    supervisor::{Link, Live, Obstacle, Settings, chain},
-    topology::Route,
+    publish_window::{self, OutgoingMessage, PublishOutcome},
+    supervisor::{ConnectionSettings, LiveConnection, PublishAvailability, SupervisedConnection, chain},
+    topology::MessageRoute,
 };
 
 /// How many messages, and about how many bytes, are under way at once. Enough to fill the pipe; more only
@@ -49,18 +49,18 @@ const FRAME_OVERHEAD: usize = 64;
 
 /// One message on its way, and the caller who waits for it.
 #[derive(Debug)]
-pub(crate) struct Job {
+pub(crate) struct PendingPublish {
     publish: Publish,
     /// When it was asked for: from then on its delay counts, whatever it waits for before it is sent.
     asked: Instant,
     deadline: Instant,
     caller: oneshot::Sender<Result<(), PublishError>>,
-    past: Past,
+    past: PublishHistory,
 }
 
 /// What a message has been through.
 #[derive(Debug, Clone, Copy, Default)]
-struct Past {
+struct PublishHistory {
     /// It was in a window before.
     tried: bool,
     /// It was written to a socket and not confirmed.
@@ -73,19 +73,19 @@ struct Past {
     healed: bool,
 }
 
-impl Job {
+impl PendingPublish {
     pub(crate) fn new(
         publish: Publish,
         deadline: Instant,
         caller: oneshot::Sender<Result<(), PublishError>>,
     ) -> Self {
-        Self { publish, asked: Instant::now(), deadline, caller, past: Past::default() }
+        Self { publish, asked: Instant::now(), deadline, caller, past: PublishHistory::default() }
     }
 
     /// What is left of the delay. One that is over meanwhile takes the shortest ride, because that way was made sure of.
-    fn ride(&self) -> Option<Ride> {
+    fn ride(&self) -> Option<DelayRoute> {
         let left = self.publish.delay.saturating_sub(self.asked.elapsed());
-        Ride::for_delay(left.max(UNIT.min(self.publish.delay)))
+        DelayRoute::for_delay(left.max(UNIT.min(self.publish.delay)))
     }
 
     /// Tells the caller that this attempt queued nothing. Of an earlier one that nobody confirmed that is not known.
@@ -102,47 +102,47 @@ impl Job {
 
 /// The lane's own loop and state.
 #[derive(Debug)]
-pub(crate) struct Lane {
-    settings: Arc<Settings>,
+pub(crate) struct Publisher {
+    settings: Arc<ConnectionSettings>,
     max_message_size: usize,
-    link: Arc<Link>,
-    jobs: mpsc::UnboundedReceiver<Job>,
-    pending: VecDeque<Job>,
-    session: Option<Session>,
-    last_trouble: Option<Trouble>,
+    link: Arc<SupervisedConnection>,
+    jobs: mpsc::UnboundedReceiver<PendingPublish>,
+    pending: VecDeque<PendingPublish>,
+    session: Option<PublishChannel>,
+    last_trouble: Option<AmqpError>,
     /// After a failure; none while all is well.
-    backoff: Option<Backoff>,
+    backoff: Option<ReconnectBackoff>,
     next_id: i64,
 }
 
 /// A channel on a live connection.
 #[derive(Debug, Clone)]
-struct Session {
-    live: Arc<Live>,
+struct PublishChannel {
+    live: Arc<LiveConnection>,
     channel: Channel,
 }
 
 /// A job of the present window.
 #[derive(Debug)]
-struct Ready {
-    job: Job,
+struct RoutedPublish {
+    job: PendingPublish,
     queue: String,
-    route: Route,
+    route: MessageRoute,
 }
 
 /// Why the whole of a queue's messages cannot be sent.
 #[derive(Debug, Clone)]
-enum Refusal {
+enum QueueRefusal {
     Unroutable,
     Rejected(String),
 }
 
-impl Lane {
+impl Publisher {
     pub(crate) fn new(
-        settings: Arc<Settings>,
+        settings: Arc<ConnectionSettings>,
         max_message_size: usize,
-        link: Arc<Link>,
-        jobs: mpsc::UnboundedReceiver<Job>,
+        link: Arc<SupervisedConnection>,
+        jobs: mpsc::UnboundedReceiver<PendingPublish>,
     ) -> Self {
         let pending = VecDeque::new();
         let (session, last_trouble, backoff) = (None, None, None);
@@ -169,7 +169,7 @@ impl Lane {
             }
             let until = ready.iter().map(|one| one.job.deadline).min().unwrap_or_else(Instant::now);
             let until = until.max(Instant::now() + WINDOW_GRACE);
-            let items = ready.iter().zip(items).map(|(one, (properties, id))| Item {
+            let items = ready.iter().zip(items).map(|(one, (properties, id))| OutgoingMessage {
                 route: &one.route,
                 body: &one.job.publish.message.body,
                 properties,
@@ -202,14 +202,15 @@ impl Lane {
 
     /// The channel to publish on; meanwhile messages that have waited too long are given their answer. `None`
     /// when there will never be one again.
-    async fn session(&mut self) -> Option<Session> {
-        let usable =
-            |session: &Session| session.channel.status().connected() && session.live.blocked().is_none();
+    async fn session(&mut self) -> Option<PublishChannel> {
+        let usable = |session: &PublishChannel| {
+            session.channel.status().connected() && session.live.blocked().is_none()
+        };
         if let Some(session) = self.session.clone().filter(usable) {
             return Some(session);
         }
         self.session = None;
-        let pause = self.backoff.as_mut().map(Backoff::next);
+        let pause = self.backoff.as_mut().map(ReconnectBackoff::next);
         let mut opening = Box::pin(open(Arc::clone(&self.link), pause.unwrap_or_default()));
         loop {
             let earliest = self.pending.iter().map(|job| job.deadline).min();
@@ -240,32 +241,32 @@ impl Lane {
     }
 
     /// Ends a job that could not be sent in time, or was not confirmed.
-    fn fail(&self, job: Job) {
+    fn fail(&self, job: PendingPublish) {
         let obstacle = self.link.obstacle();
         let trouble = || {
             let last = self.last_trouble.clone();
-            Box::new(last.unwrap_or_else(|| Trouble::silence("publishing", WINDOW_GRACE)))
+            Box::new(last.unwrap_or_else(|| AmqpError::silence("publishing", WINDOW_GRACE)))
         };
         let error = match obstacle {
-            Obstacle::Down(trouble) if job.past.sent => PublishError::Unknown(Box::new(trouble)),
+            PublishAvailability::Down(trouble) if job.past.sent => PublishError::Unknown(Box::new(trouble)),
             _ if job.past.sent => PublishError::Unknown(trouble()),
-            Obstacle::Blocked(reason) => PublishError::Blocked { reason },
-            Obstacle::Down(trouble) => PublishError::Unavailable(Box::new(trouble)),
-            Obstacle::None => PublishError::Unavailable(trouble()),
+            PublishAvailability::Blocked(reason) => PublishError::Blocked { reason },
+            PublishAvailability::Down(trouble) => PublishError::Unavailable(Box::new(trouble)),
+            PublishAvailability::None => PublishError::Unavailable(trouble()),
         };
         job.tell(Err(error));
     }
 
     /// The session failed before anything of the window was sent.
-    fn broken(&mut self, trouble: Trouble) {
+    fn broken(&mut self, trouble: AmqpError) {
         tracing::debug!(error = %chain(&trouble), "a publishing channel failed");
         self.session = None;
         self.last_trouble = Some(trouble);
-        self.backoff.get_or_insert_with(Backoff::new);
+        self.backoff.get_or_insert_with(ReconnectBackoff::new);
         self.link.suspect();
     }
 
-    fn next_window(&mut self) -> Vec<Job> {
+    fn next_window(&mut self) -> Vec<PendingPublish> {
         let now = Instant::now();
         let mut window = Vec::new();
         let mut bytes = 0;
@@ -300,10 +301,10 @@ impl Lane {
     /// The broker did not answer; the window is back in the lane.
     async fn prepare(
         &mut self,
-        session: &Session,
-        window: Vec<Job>,
-    ) -> Result<(Vec<Ready>, Vec<(lapin::BasicProperties, i64)>), Trouble> {
-        let mut verdicts: HashMap<(String, Option<u8>), Option<Refusal>> = HashMap::new();
+        session: &PublishChannel,
+        window: Vec<PendingPublish>,
+    ) -> Result<(Vec<RoutedPublish>, Vec<(lapin::BasicProperties, i64)>), AmqpError> {
+        let mut verdicts: HashMap<(String, Option<u8>), Option<QueueRefusal>> = HashMap::new();
         let (mut ready, mut items) = (Vec::with_capacity(window.len()), Vec::with_capacity(window.len()));
         let mut window = window.into_iter();
         while let Some(mut job) = window.next() {
@@ -323,7 +324,7 @@ impl Lane {
                     continue;
                 }
             };
-            let need = (queue.clone(), job.ride().map(Ride::highest));
+            let need = (queue.clone(), job.ride().map(DelayRoute::highest));
             let verdict = match verdicts.get(&need) {
                 Some(verdict) => verdict.clone(),
                 None => match ensure(&session.live, &need.0, need.1).await {
@@ -341,17 +342,17 @@ impl Lane {
                     self.next_id += 1;
                     ready.push((job, queue));
                 }
-                Some(Refusal::Unroutable) => {
+                Some(QueueRefusal::Unroutable) => {
                     let queue = job.publish.target.queue().clone();
                     job.refuse(PublishError::Unroutable { queue });
                 }
-                Some(Refusal::Rejected(reason)) => job.refuse(PublishError::Rejected { reason }),
+                Some(QueueRefusal::Rejected(reason)) => job.refuse(PublishError::Rejected { reason }),
             }
         }
         // Only now: what one message needed may have taken a while, and every delay counts meanwhile.
         let routed = ready.into_iter().map(|(job, queue)| {
             let route = self.settings.plan.route(&job.publish.target, &queue, job.ride());
-            Ready { job, queue, route }
+            RoutedPublish { job, queue, route }
         });
         Ok((routed.collect(), items))
     }
@@ -373,52 +374,59 @@ impl Lane {
     }
 
     /// Tells the callers of a window, and takes back what has to be sent again; perhaps not before a pause.
-    fn conclude(&mut self, session: &Session, ready: Vec<Ready>, fates: Vec<Fate>) -> Option<Duration> {
+    fn conclude(
+        &mut self,
+        session: &PublishChannel,
+        ready: Vec<RoutedPublish>,
+        fates: Vec<PublishOutcome>,
+    ) -> Option<Duration> {
         let mut pause = None;
         let alone = ready.len() == 1;
         let mut again = Vec::new();
         for (one, fate) in ready.into_iter().zip(fates) {
-            let Ready { mut job, queue, .. } = one;
+            let RoutedPublish { mut job, queue, .. } = one;
             match fate {
-                Fate::Routed => {
+                PublishOutcome::Routed => {
                     self.backoff = None;
                     job.tell(Ok(()));
                 }
-                Fate::Refused
+                PublishOutcome::Refused
                     if session.live.declared.is_young(&queue) && Instant::now() + NURSING < job.deadline =>
                 {
                     tracing::debug!(queue, "a queue that was just declared takes no messages yet");
                     pause = pause.max(Some(NURSING));
                     again.push(job);
                 }
-                Fate::Refused => job.refuse(PublishError::Rejected {
+                PublishOutcome::Refused => job.refuse(PublishError::Rejected {
                     reason: format!(
                         "negative confirm; queue {queue} is at a limit, or has lost its majority of nodes"
                     ),
                 }),
-                Fate::Returned if self.settings.topology == TopologyMode::Declare && !job.past.healed => {
+                PublishOutcome::Returned
+                    if self.settings.topology == TopologyMode::Declare && !job.past.healed =>
+                {
                     // Somebody deleted the queue since we declared it.
                     session.live.declared.forget(&queue);
                     job.past.healed = true;
                     pause = pause.max(Some(MOURNING));
                     again.push(job);
                 }
-                Fate::Returned => {
+                PublishOutcome::Returned => {
                     let queue = job.publish.target.queue().clone();
                     job.refuse(PublishError::Unroutable { queue });
                 }
-                Fate::Unsent(trouble) => {
+                PublishOutcome::Unsent(trouble) => {
                     self.broken(trouble);
                     again.push(job);
                 }
-                Fate::Lost(trouble) => {
+                PublishOutcome::Lost(trouble) => {
                     session.live.declared.forget(&queue);
                     match after_loss(job.past, alone, &trouble) {
-                        AfterLoss::Again(past) => {
+                        LossDecision::Resend(past) => {
                             job.past = past;
                             again.push(job);
                         }
-                        AfterLoss::Tell(error) => job.tell(Err(error)),
+                        LossDecision::Report(error) => job.tell(Err(error)),
                     }
                     self.broken(trouble);
                 }
@@ -429,7 +437,7 @@ impl Lane {
     }
 
     /// Puts jobs back where they came from, in their order.
-    fn again(&mut self, jobs: Vec<Job>) {
+    fn again(&mut self, jobs: Vec<PendingPublish>) {
         for job in jobs.into_iter().rev() {
             self.pending.push_front(job);
         }
@@ -437,18 +445,18 @@ impl Lane {
 }
 
 /// Opens a channel for publishing as soon as the broker takes messages; `None` when the link is closed.
-async fn open(link: Arc<Link>, pause: Duration) -> Option<Session> {
+async fn open(link: Arc<SupervisedConnection>, pause: Duration) -> Option<PublishChannel> {
     tokio::time::sleep(pause).await;
-    let mut backoff = Backoff::new();
+    let mut backoff = ReconnectBackoff::new();
     loop {
         let live = link.unblocked().await.ok()?;
         let opened = async {
             let channel = live.channel().await?;
             rpc("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
-            Ok::<_, Trouble>(channel)
+            Ok::<_, AmqpError>(channel)
         };
         match opened.await {
-            Ok(channel) => return Some(Session { live, channel }),
+            Ok(channel) => return Some(PublishChannel { live, channel }),
             Err(trouble) => {
                 tracing::debug!(error = %chain(&trouble), "no channel to publish on yet");
                 link.suspect();
@@ -458,43 +466,52 @@ async fn open(link: Arc<Link>, pause: Duration) -> Option<Session> {
     }
 }
 
-async fn ensure(live: &Live, queue: &str, level: Option<u8>) -> Result<Option<Refusal>, Trouble> {
+async fn ensure(
+    live: &LiveConnection,
+    queue: &str,
+    level: Option<u8>,
+) -> Result<Option<QueueRefusal>, AmqpError> {
     let ensured = match level {
         None => live.declared.for_publish(live, queue).await,
         Some(level) => live.declared.for_delay(live, queue, level).await,
     };
     match ensured {
         Ok(()) => Ok(None),
-        Err(Obstruction::Missing { name }) if name == format!("queue {queue}") => {
-            Ok(Some(Refusal::Unroutable))
+        Err(DeclareError::Missing { name }) if name == format!("queue {queue}") => {
+            Ok(Some(QueueRefusal::Unroutable))
         }
-        Err(Obstruction::Missing { name }) => Ok(Some(Refusal::Rejected(format!(
+        Err(DeclareError::Missing { name }) => Ok(Some(QueueRefusal::Rejected(format!(
             "{name} does not exist on the broker; make it, or set topology to \"declare\" to have it made"
         )))),
-        Err(Obstruction::Refused { reason }) => Ok(Some(Refusal::Rejected(reason))),
-        Err(Obstruction::Broken(trouble)) => Err(trouble),
+        Err(DeclareError::Refused { reason }) => Ok(Some(QueueRefusal::Rejected(reason))),
+        Err(DeclareError::Broken(trouble)) => Err(trouble),
     }
 }
 
 #[derive(Debug)]
-enum AfterLoss {
-    Again(Past),
-    Tell(PublishError),
+enum LossDecision {
+    Resend(PublishHistory),
+    Report(PublishError),
 }
 
 /// What to do with a message whose confirm never came.
 ///
 /// A connection that died says nothing about it: send it again. A channel that the broker closed was closed
 /// because of one message of the window: each is sent again alone, and the one that does it again is the one.
-fn after_loss(past: Past, alone: bool, trouble: &Trouble) -> AfterLoss {
-    let Some(Complaint { code, text, .. }) = trouble.complaint().filter(|complaint| complaint.soft) else {
-        return AfterLoss::Again(Past { sent: true, lost: true, ..past });
+fn after_loss(past: PublishHistory, alone: bool, trouble: &AmqpError) -> LossDecision {
+    let Some(ServerError { code, text, .. }) = trouble.complaint().filter(|complaint| complaint.soft) else {
+        return LossDecision::Resend(PublishHistory { sent: true, lost: true, ..past });
     };
     // A missing exchange is made anew before the next attempt.
     if !alone || (code == 404 && !past.healed) {
-        return AfterLoss::Again(Past { sent: true, suspect: true, healed: past.healed || alone, ..past });
+        return LossDecision::Resend(PublishHistory {
+            sent: true,
+            suspect: true,
+            healed: past.healed || alone,
+            ..past
+        });
     }
-    AfterLoss::Tell(match too_large(text) {
+    LossDecision::Report(match too_large(text) {
         Some((size, limit)) => PublishError::TooLarge { size, limit },
         // An earlier attempt may have succeeded before somebody changed something.
         None if past.lost => PublishError::Unknown(Box::new(trouble.clone())),
@@ -537,14 +554,14 @@ mod tests {
                 message: Message::default(),
                 delay: Duration::from_millis(delay),
             };
-            let mut job = Job::new(publish, Instant::now(), oneshot::channel().0);
+            let mut job = PendingPublish::new(publish, Instant::now(), oneshot::channel().0);
             job.asked = Instant::now().checked_sub(Duration::from_millis(waited)).unwrap();
             job.ride()
         };
-        let ride = |delay| Ride::for_delay(Duration::from_millis(delay));
+        let ride = |delay| DelayRoute::for_delay(Duration::from_millis(delay));
         assert_eq!((rides(0, 0), rides(0, 50)), (None, None));
         // Of 70 s, 40 are over. Level 3 begins at 65 s, level 2 at 4.
-        assert_eq!(rides(70_000, 40_000).map(Ride::highest), Some(2));
+        assert_eq!(rides(70_000, 40_000).map(DelayRoute::highest), Some(2));
         assert_eq!((rides(60_000, 60_000), rides(5, 0)), (ride(1), ride(1)));
     }
 }

@@ -23,7 +23,7 @@ const CHUNK: usize = 32 * 1024;
 const FRAME_START: usize = 7;
 
 /// A stream whose reader sees only frames that it can parse.
-pub(crate) struct Screened<S> {
+pub(crate) struct SanitizedStream<S> {
     inner: S,
     /// What was read, from the first byte that has not been given out.
     bytes: Vec<u8>,
@@ -33,7 +33,7 @@ pub(crate) struct Screened<S> {
     seen: usize,
 }
 
-impl<S> Screened<S> {
+impl<S> SanitizedStream<S> {
     pub(crate) fn new(inner: S) -> Self {
         Self { inner, bytes: Vec::new(), given: 0, seen: 0 }
     }
@@ -61,7 +61,7 @@ impl<S> Screened<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Screened<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for SanitizedStream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         while this.given == this.seen {
@@ -84,7 +84,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Screened<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Screened<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for SanitizedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
@@ -106,9 +106,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Screened<S> {
     }
 }
 
-impl<S> fmt::Debug for Screened<S> {
+impl<S> fmt::Debug for SanitizedStream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Screened")
+        f.write_str("SanitizedStream")
     }
 }
 
@@ -120,7 +120,7 @@ const HEARTBEAT: u8 = 8;
 /// Makes a frame's payload harmless. What has another shape than the protocol says stays as it is, from there on:
 /// lapin stumbles over the same byte.
 fn screen_frame(kind: u8, payload: &mut [u8]) {
-    let mut at = Cursor { bytes: payload, at: 0 };
+    let mut at = PayloadCursor { bytes: payload, at: 0 };
     let _as_far_as_it_has_the_shape = match kind {
         METHOD => method(&mut at),
         HEADER => properties(&mut at),
@@ -129,7 +129,7 @@ fn screen_frame(kind: u8, payload: &mut [u8]) {
 }
 
 /// The methods that repeat what a publisher wrote: exchange and routing key.
-fn method(at: &mut Cursor<'_>) -> Option<()> {
+fn method(at: &mut PayloadCursor<'_>) -> Option<()> {
     match (at.number(2)?, at.number(2)?) {
         // basic.deliver: consumer tag, delivery tag, redelivered, exchange, routing key
         (60, 60) => {
@@ -150,7 +150,7 @@ fn method(at: &mut Cursor<'_>) -> Option<()> {
 }
 
 /// A content header: class, weight, size, then which properties there are, then these in the order of the bits.
-fn properties(at: &mut Cursor<'_>) -> Option<()> {
+fn properties(at: &mut PayloadCursor<'_>) -> Option<()> {
     at.skip(12)?;
     let flags = at.number(2)?;
     for bit in (2..16).rev().filter(|bit| flags & (1 << bit) != 0) {
@@ -175,7 +175,7 @@ fn properties(at: &mut Cursor<'_>) -> Option<()> {
 const DEEPEST: usize = 1;
 
 /// A table (each value has a name) or a list (they have none).
-fn values(at: &mut Cursor<'_>, named: bool, depth: usize) -> Option<()> {
+fn values(at: &mut PayloadCursor<'_>, named: bool, depth: usize) -> Option<()> {
     while !at.is_done() {
         if named {
             at.name()?;
@@ -207,12 +207,12 @@ fn values(at: &mut Cursor<'_>, named: bool, depth: usize) -> Option<()> {
 }
 
 /// A place in a payload.
-struct Cursor<'a> {
+struct PayloadCursor<'a> {
     bytes: &'a mut [u8],
     at: usize,
 }
 
-impl Cursor<'_> {
+impl PayloadCursor<'_> {
     fn is_done(&self) -> bool {
         self.at == self.bytes.len()
     }
@@ -248,8 +248,8 @@ impl Cursor<'_> {
         Some(())
     }
 
-    fn part(&mut self, range: Range<usize>) -> Cursor<'_> {
-        Cursor { bytes: &mut self.bytes[range], at: 0 }
+    fn part(&mut self, range: Range<usize>) -> PayloadCursor<'_> {
+        PayloadCursor { bytes: &mut self.bytes[range], at: 0 }
     }
 }
 
@@ -289,7 +289,7 @@ mod tests {
     }
 
     fn through(bytes: &[u8], at_once: usize) -> io::Result<Vec<u8>> {
-        let mut screened = Screened::new(Slow(Source::new(bytes.to_vec()), at_once));
+        let mut screened = SanitizedStream::new(Slow(Source::new(bytes.to_vec()), at_once));
         let mut out = Vec::new();
         futures_util::FutureExt::now_or_never(screened.read_to_end(&mut out)).unwrap()?;
         Ok(out)

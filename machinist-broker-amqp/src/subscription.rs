@@ -34,14 +34,14 @@ use tokio_util::{
 };
 
 use crate::{
-    ack_sender::{AmqpReceipt, Desk},
-    backoff::Backoff,
+    ack_sender::{AckSender, AmqpReceipt},
+    backoff::ReconnectBackoff,
     convert,
-    declare::Obstruction,
-    error::{FAREWELL, RPC_TIMEOUT, Trouble, rpc, within},
+    declare::DeclareError,
+    error::{AmqpError, FAREWELL, RPC_TIMEOUT, rpc, within},
     health::AmqpSubscriptionHealth,
-    supervisor::{Link, Live, Settings, chain},
-    topology::Plan,
+    supervisor::{ConnectionSettings, LiveConnection, SupervisedConnection, chain},
+    topology::AmqpTopology,
 };
 
 /// A subscription that has held this long was a good one: the next failure begins with short pauses again.
@@ -56,24 +56,24 @@ const SILENCE: Duration = Duration::from_secs(30);
 
 /// Everything a subscription needs from its broker.
 #[derive(Debug, Clone)]
-pub(crate) struct Ground {
-    pub(crate) settings: Arc<Settings>,
-    pub(crate) link: Arc<Link>,
+pub(crate) struct SubscriptionContext {
+    pub(crate) settings: Arc<ConnectionSettings>,
+    pub(crate) link: Arc<SupervisedConnection>,
     pub(crate) desks: TaskTracker,
     pub(crate) desks_close: CancellationToken,
 }
 
 /// What a subscription is to.
 #[derive(Debug, Clone)]
-pub(crate) enum Source {
+pub(crate) enum SubscriptionSource {
     Queue(QueueName),
     DeadLetters(QueueName),
     Undelivered,
 }
 
-impl Source {
+impl SubscriptionSource {
     /// What it is called on the broker; and the task queue without which it is not there, if it belongs to one.
-    fn names(&self, plan: &Plan) -> Result<(String, Option<String>), String> {
+    fn names(&self, plan: &AmqpTopology) -> Result<(String, Option<String>), String> {
         match self {
             Self::Queue(queue) => plan.queue(queue).map(|name| (name.clone(), Some(name))),
             Self::DeadLetters(queue) => Ok((plan.dead_letters(queue)?, Some(plan.queue(queue)?))),
@@ -84,7 +84,7 @@ impl Source {
 
 /// What `next` hands out.
 #[derive(Debug)]
-struct Incoming {
+struct IncomingDelivery {
     queue: QueueName,
     message: Message,
     redelivered: bool,
@@ -94,8 +94,8 @@ struct Incoming {
 /// The holder's end of a subscription.
 #[derive(Debug)]
 pub(crate) struct AmqpConsumer {
-    incoming: mpsc::UnboundedReceiver<Incoming>,
-    standings: Vec<(String, watch::Receiver<Standing>)>,
+    incoming: mpsc::UnboundedReceiver<IncomingDelivery>,
+    standings: Vec<(String, watch::Receiver<SubscriptionStatus>)>,
     disconnects: Arc<AtomicU64>,
     stop: CancellationToken,
     _ends_with_us: DropGuard,
@@ -104,8 +104,8 @@ pub(crate) struct AmqpConsumer {
 impl AmqpConsumer {
     /// Subscribes, and keeps it up until `stop`. Waits for the broker's confirmation.
     pub(crate) async fn subscribe(
-        ground: Ground,
-        sources: Vec<Source>,
+        ground: SubscriptionContext,
+        sources: Vec<SubscriptionSource>,
         prefetch: u16,
         tasks: &TaskTracker,
         stop: CancellationToken,
@@ -119,12 +119,13 @@ impl AmqpConsumer {
             let names = source.names(&ground.settings.plan);
             let (queue, declared) = names.map_err(|reason| BrokerError::Refused { reason })?;
             let (confirm, confirmed) = oneshot::channel();
-            let (standing, stands) = watch::channel(Standing::Down("it has not been made yet".to_owned()));
+            let (standing, stands) =
+                watch::channel(SubscriptionStatus::Down("it has not been made yet".to_owned()));
             standings.push((queue.clone(), stands));
             let (ground, deliver, stop, prefetch) =
                 (ground.clone(), deliver.clone(), stop.clone(), prefetch.max(1));
             let disconnects = Arc::clone(&disconnects);
-            let subscription = Subscription {
+            let subscription = QueueSubscription {
                 ground,
                 source,
                 queue,
@@ -137,13 +138,13 @@ impl AmqpConsumer {
             };
             tasks.spawn(subscription.run(confirm));
             confirms.push(async {
-                confirmed.await.unwrap_or_else(|_| Err(Trouble::closed().into_broker_error()))
+                confirmed.await.unwrap_or_else(|_| Err(AmqpError::closed().into_broker_error()))
             });
         }
         let consumer = Self { incoming, standings, disconnects, _ends_with_us: ends_with_us, stop };
         match timeout(RPC_TIMEOUT * 2, try_join_all(confirms)).await {
             Ok(confirmed) => confirmed.map(|_| consumer),
-            Err(_) => Err(Trouble::silence("subscribing", RPC_TIMEOUT * 2).into_broker_error()),
+            Err(_) => Err(AmqpError::silence("subscribing", RPC_TIMEOUT * 2).into_broker_error()),
         }
     }
 }
@@ -152,7 +153,7 @@ impl AmqpConsumer {
 impl Consumer for AmqpConsumer {
     async fn next(&mut self) -> Option<Delivery> {
         loop {
-            let Incoming { queue, message, redelivered, receipt } = self.incoming.recv().await?;
+            let IncomingDelivery { queue, message, redelivered, receipt } = self.incoming.recv().await?;
             // What a dead channel delivered comes again on a live one: running it twice helps nobody.
             if self.stop.is_cancelled() || receipt.is_stale() {
                 continue;
@@ -175,34 +176,34 @@ impl Consumer for AmqpConsumer {
 
 /// How the subscription to one queue stands.
 #[derive(Debug, Clone)]
-pub(crate) enum Standing {
+pub(crate) enum SubscriptionStatus {
     /// The broker has confirmed it, on this connection.
-    Up(Arc<Live>),
+    Up(Arc<LiveConnection>),
     /// It is being made, for the first time or again, after this.
     Down(String),
 }
 
 /// The task of one queue.
-struct Subscription {
-    ground: Ground,
-    source: Source,
+struct QueueSubscription {
+    ground: SubscriptionContext,
+    source: SubscriptionSource,
     /// What it is called on the broker.
     queue: String,
     /// The task queue that it belongs to, as the broker calls it.
     declared: Option<String>,
     prefetch: u16,
-    deliver: mpsc::UnboundedSender<Incoming>,
+    deliver: mpsc::UnboundedSender<IncomingDelivery>,
     stop: CancellationToken,
-    standing: watch::Sender<Standing>,
+    standing: watch::Sender<SubscriptionStatus>,
     /// Counts its ends that were those of a channel.
     disconnects: Arc<AtomicU64>,
 }
 
 /// A subscribed channel.
-struct Session {
-    live: Arc<Live>,
+struct SubscribedChannel {
+    live: Arc<LiveConnection>,
     channel: Channel,
-    desk: Desk,
+    desk: AckSender,
     consumer: lapin::Consumer,
     /// Shared by the unsettled deliveries.
     held: Arc<()>,
@@ -211,25 +212,25 @@ struct Session {
 }
 
 /// Why a session is over.
-enum End {
+enum SubscriptionEnd {
     /// The broker has ended the subscription.
-    Told,
+    Cancelled,
     /// Nothing comes, and perhaps nothing ever will.
-    Silent,
-    Broken(Trouble),
+    Idle,
+    Broken(AmqpError),
 }
 
-impl Subscription {
+impl QueueSubscription {
     async fn run(self, confirm: oneshot::Sender<Result<(), BrokerError>>) {
         let mut confirm = Some(confirm);
-        let mut backoff = Backoff::new();
+        let mut backoff = ReconnectBackoff::new();
         let stop = self.stop.clone();
         loop {
             let since = Instant::now();
             match stop.run_until_cancelled(self.begin()).await {
                 None => return,
                 Some(Ok(mut session)) => {
-                    self.standing.send_replace(Standing::Up(Arc::clone(&session.live)));
+                    self.standing.send_replace(SubscriptionStatus::Up(Arc::clone(&session.live)));
                     if let Some(confirm) = confirm.take() {
                         // Nobody waits any more: then the consumer is dropped, and with it goes `stop`.
                         let _ = confirm.send(Ok(()));
@@ -237,20 +238,20 @@ impl Subscription {
                     match stop.run_until_cancelled(self.pump(&mut session)).await {
                         None => return self.end(session).await,
                         // With the session go its consumer and, once nothing is unsettled, its channel.
-                        Some(End::Silent) => continue,
-                        Some(End::Told) => {
+                        Some(SubscriptionEnd::Idle) => continue,
+                        Some(SubscriptionEnd::Cancelled) => {
                             tracing::info!(
                                 queue = self.queue,
                                 "the broker ended a subscription; subscribing again"
                             );
                             self.is_down("the broker has ended it".to_owned());
-                            // Told by a connection that ends, it is the end of all that was delivered on it.
+                            // Cancelled by a connection that ends, it is the end of all that was delivered on it.
                             if !session.desk.is_open() {
                                 self.disconnects.fetch_add(1, Ordering::Relaxed);
                             }
                             session.live.declared.forget(self.declared.as_deref().unwrap_or(&self.queue));
                         }
-                        Some(End::Broken(trouble)) => {
+                        Some(SubscriptionEnd::Broken(trouble)) => {
                             tracing::warn!(queue = self.queue, error = %chain(&trouble), "subscribing again");
                             self.is_down(chain(&trouble));
                             self.disconnects.fetch_add(1, Ordering::Relaxed);
@@ -260,7 +261,7 @@ impl Subscription {
                 }
                 Some(Err(obstruction)) => {
                     // Whoever waits for the first subscription has a limit of its own.
-                    let passes = matches!(&obstruction, Obstruction::Broken(trouble) if trouble.passes());
+                    let passes = matches!(&obstruction, DeclareError::Broken(trouble) if trouble.passes());
                     if let Some(confirm) = confirm.take_if(|_| !passes) {
                         let _ = confirm.send(Err(obstruction.into()));
                         return;
@@ -272,7 +273,7 @@ impl Subscription {
                 }
             }
             if since.elapsed() > GOOD {
-                backoff = Backoff::new();
+                backoff = ReconnectBackoff::new();
             }
             if stop.run_until_cancelled(tokio::time::sleep(backoff.next())).await.is_none() {
                 return;
@@ -281,43 +282,43 @@ impl Subscription {
     }
 
     fn is_down(&self, why: String) {
-        self.standing.send_replace(Standing::Down(why));
+        self.standing.send_replace(SubscriptionStatus::Down(why));
     }
 
-    async fn begin(&self) -> Result<Session, Obstruction> {
-        let live = self.ground.link.up().await.map_err(Obstruction::Broken)?;
+    async fn begin(&self) -> Result<SubscribedChannel, DeclareError> {
+        let live = self.ground.link.up().await.map_err(DeclareError::Broken)?;
         live.declared.for_subscription(&live, self.declared.as_deref()).await?;
-        let channel = live.channel().await.map_err(Obstruction::Broken)?;
+        let channel = live.channel().await.map_err(DeclareError::Broken)?;
         // Per consumer, not per channel: global limits are denied from RabbitMQ 4.3 on.
         let limit = channel.basic_qos(self.prefetch, BasicQosOptions::default());
-        rpc("limiting deliveries", limit).await.map_err(Obstruction::Broken)?;
+        rpc("limiting deliveries", limit).await.map_err(DeclareError::Broken)?;
         let name = ShortString::try_new(self.queue.as_str()).unwrap_or_default();
         let consume =
             channel.basic_consume(name, "".into(), BasicConsumeOptions::default(), FieldTable::default());
         let consumer = rpc("subscribing", consume).await.map_err(|trouble| self.refusal(&live, trouble))?;
-        let (desk, work) = Desk::open(channel.clone(), self.ground.desks_close.clone());
+        let (desk, work) = AckSender::open(channel.clone(), self.ground.desks_close.clone());
         self.ground.desks.spawn(work);
-        Ok(Session { live, channel, desk, consumer, held: Arc::new(()), strangers: Vec::new() })
+        Ok(SubscribedChannel { live, channel, desk, consumer, held: Arc::new(()), strangers: Vec::new() })
     }
 
-    fn refusal(&self, live: &Live, trouble: Trouble) -> Obstruction {
+    fn refusal(&self, live: &LiveConnection, trouble: AmqpError) -> DeclareError {
         match trouble.complaint() {
             Some(complaint) if complaint.code == 404 => {
                 live.declared.forget(self.declared.as_deref().unwrap_or(&self.queue));
-                Obstruction::Missing { name: format!("queue {}", self.queue) }
+                DeclareError::Missing { name: format!("queue {}", self.queue) }
             }
-            Some(complaint) if complaint.code == 403 => Obstruction::Refused {
+            Some(complaint) if complaint.code == 403 => DeclareError::Refused {
                 reason: format!(
                     "this user may not consume queue {} ({}); grant read on it, or end its exclusive consumer",
                     self.queue, complaint.text
                 ),
             },
-            _ => Obstruction::Broken(trouble),
+            _ => DeclareError::Broken(trouble),
         }
     }
 
     /// Passes on what comes, until no more does.
-    async fn pump(&self, session: &mut Session) -> End {
+    async fn pump(&self, session: &mut SubscribedChannel) -> SubscriptionEnd {
         let mut heard = Instant::now();
         loop {
             tokio::select! {
@@ -326,13 +327,13 @@ impl Subscription {
                         heard = Instant::now();
                         self.pass_on(session, delivery);
                     }
-                    Some(Err(error)) => return End::Broken(Trouble::lapin("consuming", error)),
-                    None => return End::Told,
+                    Some(Err(error)) => return SubscriptionEnd::Broken(AmqpError::lapin("consuming", error)),
+                    None => return SubscriptionEnd::Cancelled,
                 },
                 () = sleep_until(heard + SILENCE) => {
                     // With our hands full, silence is what we asked for.
                     if Arc::strong_count(&session.held) == 1 {
-                        return End::Silent;
+                        return SubscriptionEnd::Idle;
                     }
                     heard = Instant::now();
                 }
@@ -340,11 +341,13 @@ impl Subscription {
         }
     }
 
-    fn pass_on(&self, session: &mut Session, delivery: lapin::message::Delivery) {
+    fn pass_on(&self, session: &mut SubscribedChannel, delivery: lapin::message::Delivery) {
         let receipt = session.desk.receipt(delivery.delivery_tag, &session.held);
         let queue = match &self.source {
-            Source::Queue(queue) | Source::DeadLetters(queue) => Some(queue.clone()),
-            Source::Undelivered => self.ground.settings.plan.due_for(delivery.routing_key.as_str()),
+            SubscriptionSource::Queue(queue) | SubscriptionSource::DeadLetters(queue) => Some(queue.clone()),
+            SubscriptionSource::Undelivered => {
+                self.ground.settings.plan.due_for(delivery.routing_key.as_str())
+            }
         };
         let Some(queue) = queue else {
             let key = delivery.routing_key.as_str();
@@ -352,7 +355,7 @@ impl Subscription {
             session.strangers.push(receipt);
             return;
         };
-        let incoming = Incoming {
+        let incoming = IncomingDelivery {
             queue,
             message: convert::message(&delivery.properties, delivery.data),
             redelivered: delivery.redelivered,
@@ -363,7 +366,7 @@ impl Subscription {
     }
 
     /// Ends the subscription and hands back what nobody has taken.
-    async fn end(self, mut session: Session) {
+    async fn end(self, mut session: SubscribedChannel) {
         let (channel, tag) = (&session.channel, session.consumer.tag());
         let cancel = channel.basic_cancel(tag, BasicCancelOptions::default());
         let ended = async {
@@ -374,7 +377,7 @@ impl Subscription {
                 }
             };
             // The stream ends with the cancel.
-            timeout(FAREWELL, rest).await.map_err(|_| Trouble::silence("ending a subscription", FAREWELL))
+            timeout(FAREWELL, rest).await.map_err(|_| AmqpError::silence("ending a subscription", FAREWELL))
         };
         if let Err(trouble) = ended.await {
             tracing::debug!(queue = self.queue, error = %chain(&trouble), "a subscription did not end by itself");

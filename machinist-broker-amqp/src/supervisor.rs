@@ -20,12 +20,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     address::Address,
-    backoff::Backoff,
-    connect::{self, Fuse},
-    declare::Declared,
-    error::{FAREWELL, Trouble, rpc, within},
+    backoff::ReconnectBackoff,
+    connect::{self, SocketHandle},
+    declare::DeclaredTopology,
+    error::{AmqpError, FAREWELL, rpc, within},
     options::TopologyMode,
-    topology::Plan,
+    topology::AmqpTopology,
 };
 
 /// How often a connection is asked whether it is alive, and how long it has for the answer.
@@ -33,50 +33,53 @@ const PROBE: Duration = Duration::from_secs(5);
 
 /// What all connections of one broker have in common.
 #[derive(Debug)]
-pub(crate) struct Settings {
+pub(crate) struct ConnectionSettings {
     pub(crate) address: Address,
     pub(crate) tls: Tls,
     pub(crate) connection_name: String,
-    pub(crate) plan: Plan,
+    pub(crate) plan: AmqpTopology,
     pub(crate) topology: TopologyMode,
 }
 
 /// A supervised connection. Ends with its last owner.
 #[derive(Debug)]
-pub(crate) struct Link {
-    state: watch::Receiver<State>,
+pub(crate) struct SupervisedConnection {
+    state: watch::Receiver<SupervisedState>,
     suspicion: Arc<Notify>,
     stop: CancellationToken,
     _ends_with_us: DropGuard,
 }
 
 #[derive(Debug, Clone)]
-enum State {
-    Up(Arc<Live>),
-    Down(Trouble),
+enum SupervisedState {
+    Up(Arc<LiveConnection>),
+    Down(AmqpError),
     Closed,
 }
 
 /// One connection while it lives.
 #[derive(Debug)]
-pub(crate) struct Live {
+pub(crate) struct LiveConnection {
     connection: Connection,
-    fuse: Fuse,
+    fuse: SocketHandle,
     /// Why the broker takes no messages on it now.
     blocked: Mutex<Option<String>>,
     /// What is known to stand on the broker. Belongs to the connection, because while there was none anybody
     /// may have deleted anything.
-    pub(crate) declared: Declared,
+    pub(crate) declared: DeclaredTopology,
 }
 
-impl Link {
+impl SupervisedConnection {
     /// Connects, in one bounded attempt, and from then on stays connected.
     ///
     /// # Errors
     /// Why the first attempt failed.
-    pub(crate) async fn open(settings: Arc<Settings>, role: &'static str) -> Result<Self, Trouble> {
-        let live = Arc::new(Live::open(&settings, role).await?);
-        let (tell, state) = watch::channel(State::Up(Arc::clone(&live)));
+    pub(crate) async fn open(
+        settings: Arc<ConnectionSettings>,
+        role: &'static str,
+    ) -> Result<Self, AmqpError> {
+        let live = Arc::new(LiveConnection::open(&settings, role).await?);
+        let (tell, state) = watch::channel(SupervisedState::Up(Arc::clone(&live)));
         let suspicion = Arc::new(Notify::new());
         let stop = CancellationToken::new();
         let supervisor =
@@ -89,12 +92,12 @@ impl Link {
     ///
     /// # Errors
     /// The link was closed.
-    pub(crate) async fn up(&self) -> Result<Arc<Live>, Trouble> {
+    pub(crate) async fn up(&self) -> Result<Arc<LiveConnection>, AmqpError> {
         let mut state = self.state.clone();
-        let found = state.wait_for(|state| !matches!(state, State::Down(_))).await;
+        let found = state.wait_for(|state| !matches!(state, SupervisedState::Down(_))).await;
         match found.as_deref() {
-            Ok(State::Up(live)) => Ok(Arc::clone(live)),
-            _ => Err(Trouble::closed()),
+            Ok(SupervisedState::Up(live)) => Ok(Arc::clone(live)),
+            _ => Err(AmqpError::closed()),
         }
     }
 
@@ -102,25 +105,27 @@ impl Link {
     ///
     /// # Errors
     /// The link was closed.
-    pub(crate) async fn unblocked(&self) -> Result<Arc<Live>, Trouble> {
+    pub(crate) async fn unblocked(&self) -> Result<Arc<LiveConnection>, AmqpError> {
         let mut state = self.state.clone();
-        let open = |state: &State| match state {
-            State::Up(live) => live.blocked().is_none(),
-            State::Down(_) => false,
-            State::Closed => true,
+        let open = |state: &SupervisedState| match state {
+            SupervisedState::Up(live) => live.blocked().is_none(),
+            SupervisedState::Down(_) => false,
+            SupervisedState::Closed => true,
         };
         match state.wait_for(open).await.as_deref() {
-            Ok(State::Up(live)) => Ok(Arc::clone(live)),
-            _ => Err(Trouble::closed()),
+            Ok(SupervisedState::Up(live)) => Ok(Arc::clone(live)),
+            _ => Err(AmqpError::closed()),
         }
     }
 
     /// Why nothing can be sent now.
-    pub(crate) fn obstacle(&self) -> Obstacle {
+    pub(crate) fn obstacle(&self) -> PublishAvailability {
         match &*self.state.borrow() {
-            State::Up(live) => live.blocked().map_or(Obstacle::None, Obstacle::Blocked),
-            State::Down(trouble) => Obstacle::Down(trouble.clone()),
-            State::Closed => Obstacle::Down(Trouble::closed()),
+            SupervisedState::Up(live) => {
+                live.blocked().map_or(PublishAvailability::None, PublishAvailability::Blocked)
+            }
+            SupervisedState::Down(trouble) => PublishAvailability::Down(trouble.clone()),
+            SupervisedState::Closed => PublishAvailability::Down(AmqpError::closed()),
         }
     }
 
@@ -134,28 +139,28 @@ impl Link {
         self.stop.cancel();
         let mut state = self.state.clone();
         // An error means that the supervisor is gone, and with it the connection.
-        let _ = state.wait_for(|state| matches!(state, State::Closed)).await;
+        let _ = state.wait_for(|state| matches!(state, SupervisedState::Closed)).await;
     }
 }
 
 /// What stands between a message and the broker.
 #[derive(Debug)]
-pub(crate) enum Obstacle {
+pub(crate) enum PublishAvailability {
     None,
     Blocked(String),
-    Down(Trouble),
+    Down(AmqpError),
 }
 
-impl Live {
-    async fn open(settings: &Settings, role: &str) -> Result<Self, Trouble> {
+impl LiveConnection {
+    async fn open(settings: &ConnectionSettings, role: &str) -> Result<Self, AmqpError> {
         let name = format!("{} ({role})", settings.connection_name);
         let (connection, fuse) = connect::connect(&settings.address, &settings.tls, &name).await?;
-        let declared = Declared::new(settings.plan.clone(), settings.topology);
+        let declared = DeclaredTopology::new(settings.plan.clone(), settings.topology);
         Ok(Self { connection, fuse, blocked: Mutex::default(), declared })
     }
 
     /// Opens a channel.
-    pub(crate) async fn channel(&self) -> Result<Channel, Trouble> {
+    pub(crate) async fn channel(&self) -> Result<Channel, AmqpError> {
         rpc("opening a channel", self.connection.create_channel()).await
     }
 
@@ -189,17 +194,17 @@ impl Live {
 }
 
 struct Supervisor {
-    settings: Arc<Settings>,
+    settings: Arc<ConnectionSettings>,
     role: &'static str,
-    tell: watch::Sender<State>,
+    tell: watch::Sender<SupervisedState>,
     suspicion: Arc<Notify>,
     stop: CancellationToken,
 }
 
 impl Supervisor {
-    async fn run(self, first: Arc<Live>) {
+    async fn run(self, first: Arc<LiveConnection>) {
         let mut live = first;
-        let mut backoff = Backoff::new();
+        let mut backoff = ReconnectBackoff::new();
         loop {
             let since = Instant::now();
             let stop = self.stop.clone();
@@ -207,38 +212,38 @@ impl Supervisor {
             let Some(trouble) = end else { break self.finish(&live).await };
             live.kill();
             tracing::warn!(role = self.role, broker = %self.settings.address, error = %chain(&trouble), "lost the broker");
-            self.tell.send_replace(State::Down(trouble));
+            self.tell.send_replace(SupervisedState::Down(trouble));
             if since.elapsed() > PROBE * 2 {
                 // A connection that dies as soon as it is made must not make us spin.
-                backoff = Backoff::new();
+                backoff = ReconnectBackoff::new();
             }
             match stop.run_until_cancelled(self.reconnect(&mut backoff)).await {
                 Some(next) => live = next,
                 None => {
-                    self.tell.send_replace(State::Closed);
+                    self.tell.send_replace(SupervisedState::Closed);
                     break;
                 }
             }
             tracing::info!(role = self.role, broker = %self.settings.address, "reached the broker again");
-            self.tell.send_replace(State::Up(Arc::clone(&live)));
+            self.tell.send_replace(SupervisedState::Up(Arc::clone(&live)));
         }
     }
 
-    async fn reconnect(&self, backoff: &mut Backoff) -> Arc<Live> {
+    async fn reconnect(&self, backoff: &mut ReconnectBackoff) -> Arc<LiveConnection> {
         loop {
             tokio::time::sleep(backoff.next()).await;
-            match Live::open(&self.settings, self.role).await {
+            match LiveConnection::open(&self.settings, self.role).await {
                 Ok(live) => return Arc::new(live),
                 Err(trouble) => {
                     tracing::debug!(role = self.role, error = %chain(&trouble), "no connection yet");
-                    self.tell.send_replace(State::Down(trouble));
+                    self.tell.send_replace(SupervisedState::Down(trouble));
                 }
             }
         }
     }
 
     /// Returns when the connection is dead.
-    async fn watch(&self, live: &Live) -> Trouble {
+    async fn watch(&self, live: &LiveConnection) -> AmqpError {
         let mut events = std::pin::pin!(live.connection.events_listener());
         let mut probe: Option<Channel> = None;
         loop {
@@ -267,25 +272,25 @@ impl Supervisor {
                     return trouble;
                 }
             } else if look && !live.is_connected() {
-                return Trouble::lapin("waiting for the broker to unblock", closed());
+                return AmqpError::lapin("waiting for the broker to unblock", closed());
             }
         }
     }
 
-    async fn finish(&self, live: &Live) {
+    async fn finish(&self, live: &LiveConnection) {
         let close = live.connection.close(200, "OK".into());
         if let Err(trouble) = within(FAREWELL, "closing the connection", close).await {
             tracing::debug!(role = self.role, error = %chain(&trouble), "the connection did not close by itself");
         }
         live.kill();
-        self.tell.send_replace(State::Closed);
+        self.tell.send_replace(SupervisedState::Closed);
     }
 }
 
 /// The probe: a question that costs nothing and needs no permission.
-pub(crate) async fn ask(live: &Live, channel: &mut Option<Channel>) -> Result<(), Trouble> {
+pub(crate) async fn ask(live: &LiveConnection, channel: &mut Option<Channel>) -> Result<(), AmqpError> {
     if !live.is_connected() {
-        return Err(Trouble::lapin("probing the connection", closed()));
+        return Err(AmqpError::lapin("probing the connection", closed()));
     }
     let question = async {
         let open = match channel.take().filter(|channel| channel.status().connected()) {
@@ -298,9 +303,9 @@ pub(crate) async fn ask(live: &Live, channel: &mut Option<Channel>) -> Result<()
     };
     match tokio::time::timeout(PROBE, question).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(Trouble::lapin("probing the connection", error)),
+        Ok(Err(error)) => Err(AmqpError::lapin("probing the connection", error)),
         Err(_) if live.blocked().is_some() => Ok(()),
-        Err(_) => Err(Trouble::silence("probing the connection", PROBE)),
+        Err(_) => Err(AmqpError::silence("probing the connection", PROBE)),
     }
 }
 

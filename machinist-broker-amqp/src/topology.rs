@@ -5,7 +5,7 @@
 use machinist_core::{broker::Target, id::QueueName};
 
 use crate::{
-    ladder::{self, Ride},
+    ladder::{self, DelayRoute},
     options::{AmqpOptions, QueueType},
 };
 
@@ -23,11 +23,11 @@ const LONGEST_QUEUE: usize = 255 - 2 * ladder::LEVELS as usize - ".dead".len();
 
 /// One thing to declare.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum Declaration {
     /// A durable exchange, with an alternate exchange for what it cannot route.
-    Exchange { name: String, kind: Kind, alternate: Option<String> },
+    Exchange { name: String, kind: ExchangeType, alternate: Option<String> },
     /// A durable queue.
-    Queue { name: String, arguments: Vec<(&'static str, Argument)> },
+    Queue { name: String, arguments: Vec<(&'static str, ArgumentValue)> },
     /// What `exchange` receives under `key` goes to `queue`.
     BindQueue { queue: String, exchange: String, key: String },
     /// What `exchange` receives under `key` goes on to `to`.
@@ -35,33 +35,33 @@ pub(crate) enum Step {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum ExchangeType {
     Direct,
     Topic,
     Fanout,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Argument {
+pub(crate) enum ArgumentValue {
     Text(String),
     Number(i64),
 }
 
 /// Where one message goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Route {
+pub(crate) struct MessageRoute {
     pub(crate) exchange: String,
     pub(crate) key: String,
 }
 
 /// The names and declarations of one namespace.
 #[derive(Debug, Clone)]
-pub(crate) struct Plan {
+pub(crate) struct AmqpTopology {
     namespace: String,
     queue_type: QueueType,
 }
 
-impl Plan {
+impl AmqpTopology {
     pub(crate) fn new(options: &AmqpOptions) -> Self {
         Self { namespace: options.namespace.clone(), queue_type: options.queue_type }
     }
@@ -97,15 +97,15 @@ impl Plan {
 
     /// Where a message for a target goes, now or for a ride on the ladder. `queue` is what [`Self::queue`] made of the
     /// name of its task queue.
-    pub(crate) fn route(&self, target: &Target, queue: &str, ride: Option<Ride>) -> Route {
+    pub(crate) fn route(&self, target: &Target, queue: &str, ride: Option<DelayRoute>) -> MessageRoute {
         let dead = matches!(target, Target::DeadLetters(_));
         match ride {
             Some(ride) if dead => {
-                Route { exchange: self.level(ride.highest()), key: ride.key(&dead_of(queue)) }
+                MessageRoute { exchange: self.level(ride.highest()), key: ride.key(&dead_of(queue)) }
             }
-            Some(ride) => Route { exchange: self.level(ride.highest()), key: ride.key(queue) },
-            None if dead => Route { exchange: self.dead(), key: queue.to_owned() },
-            None => Route { exchange: self.exchange(), key: queue.to_owned() },
+            Some(ride) => MessageRoute { exchange: self.level(ride.highest()), key: ride.key(queue) },
+            None if dead => MessageRoute { exchange: self.dead(), key: queue.to_owned() },
+            None => MessageRoute { exchange: self.exchange(), key: queue.to_owned() },
         }
     }
 
@@ -155,38 +155,49 @@ impl Plan {
     }
 
     /// What every task queue stands on.
-    pub(crate) fn base(&self) -> Vec<Step> {
-        let exchange = |name, kind| Step::Exchange { name, kind, alternate: None };
+    pub(crate) fn base(&self) -> Vec<Declaration> {
+        let exchange = |name, kind| Declaration::Exchange { name, kind, alternate: None };
         vec![
-            exchange(self.exchange(), Kind::Direct),
-            exchange(self.dead(), Kind::Direct),
-            exchange(self.undelivered(), Kind::Fanout),
-            Step::Queue { name: self.undelivered(), arguments: quorum(NO_DELIVERY_LIMIT) },
-            Step::BindQueue { queue: self.undelivered(), exchange: self.undelivered(), key: String::new() },
-            Step::Exchange { name: self.due(), kind: Kind::Topic, alternate: Some(self.undelivered()) },
+            exchange(self.exchange(), ExchangeType::Direct),
+            exchange(self.dead(), ExchangeType::Direct),
+            exchange(self.undelivered(), ExchangeType::Fanout),
+            Declaration::Queue { name: self.undelivered(), arguments: quorum(NO_DELIVERY_LIMIT) },
+            Declaration::BindQueue {
+                queue: self.undelivered(),
+                exchange: self.undelivered(),
+                key: String::new(),
+            },
+            Declaration::Exchange {
+                name: self.due(),
+                kind: ExchangeType::Topic,
+                alternate: Some(self.undelivered()),
+            },
         ]
     }
 
     /// A task queue with its dead letters. `name` is what [`Self::queue`] made of its name.
-    pub(crate) fn task_queue(&self, name: &str) -> Vec<Step> {
+    pub(crate) fn task_queue(&self, name: &str) -> Vec<Declaration> {
         let dead = dead_of(name);
-        let bind =
-            |queue: &str, exchange, key: String| Step::BindQueue { queue: queue.to_owned(), exchange, key };
+        let bind = |queue: &str, exchange, key: String| Declaration::BindQueue {
+            queue: queue.to_owned(),
+            exchange,
+            key,
+        };
         let arguments = match self.queue_type {
             QueueType::Quorum => {
                 let mut arguments = quorum(DELIVERY_LIMIT);
                 arguments.extend(dead_lettered_to(self.dead()));
-                arguments.push(("x-dead-letter-routing-key", Argument::Text(name.to_owned())));
+                arguments.push(("x-dead-letter-routing-key", ArgumentValue::Text(name.to_owned())));
                 arguments
             }
             // No delivery limit exists here, and we never reject: nothing would ever be dead-lettered.
-            QueueType::Classic => vec![("x-queue-type", Argument::Text("classic".to_owned()))],
+            QueueType::Classic => vec![("x-queue-type", ArgumentValue::Text("classic".to_owned()))],
         };
         vec![
-            Step::Queue { name: dead.clone(), arguments: quorum(NO_DELIVERY_LIMIT) },
+            Declaration::Queue { name: dead.clone(), arguments: quorum(NO_DELIVERY_LIMIT) },
             bind(&dead, self.dead(), name.to_owned()),
             bind(&dead, self.due(), ladder::pattern_due(&dead)),
-            Step::Queue { name: name.to_owned(), arguments },
+            Declaration::Queue { name: name.to_owned(), arguments },
             bind(name, self.due(), ladder::pattern_due(name)),
             // Last: who can be routed to through the exchange finds everything else in place.
             bind(name, self.exchange(), name.to_owned()),
@@ -194,25 +205,29 @@ impl Plan {
     }
 
     /// The levels of the ladder from 0 up to and including `highest`.
-    pub(crate) fn ladder(&self, highest: u8) -> Vec<Step> {
+    pub(crate) fn ladder(&self, highest: u8) -> Vec<Declaration> {
         // From below, so that no level exists before the one that it hands its messages to.
         (0..=highest).flat_map(|level| self.steps(level)).collect()
     }
 
-    fn steps(&self, level: u8) -> Vec<Step> {
+    fn steps(&self, level: u8) -> Vec<Declaration> {
         let exchange = self.level(level);
         let below = level.checked_sub(1).map_or_else(|| self.due(), |below| self.level(below));
-        let mut steps = vec![Step::Exchange { name: exchange.clone(), kind: Kind::Topic, alternate: None }];
+        let mut steps = vec![Declaration::Exchange {
+            name: exchange.clone(),
+            kind: ExchangeType::Topic,
+            alternate: None,
+        }];
         for digit in 1..=ladder::DIGITS {
             let queue = self.rung(level, digit);
             let mut arguments = quorum(NO_DELIVERY_LIMIT);
-            arguments.push(("x-message-ttl", Argument::Number(ladder::hold_millis(level, digit))));
+            arguments.push(("x-message-ttl", ArgumentValue::Number(ladder::hold_millis(level, digit))));
             arguments.extend(dead_lettered_to(below.clone()));
-            steps.push(Step::Queue { name: queue.clone(), arguments });
+            steps.push(Declaration::Queue { name: queue.clone(), arguments });
             let key = ladder::pattern(level, digit);
-            steps.push(Step::BindQueue { queue, exchange: exchange.clone(), key });
+            steps.push(Declaration::BindQueue { queue, exchange: exchange.clone(), key });
         }
-        steps.push(Step::BindExchange { to: below, exchange, key: ladder::pattern(level, 0) });
+        steps.push(Declaration::BindExchange { to: below, exchange, key: ladder::pattern(level, 0) });
         steps
     }
 }
@@ -221,19 +236,19 @@ fn dead_of(queue: &str) -> String {
     format!("{queue}.dead")
 }
 
-fn quorum(delivery_limit: i64) -> Vec<(&'static str, Argument)> {
+fn quorum(delivery_limit: i64) -> Vec<(&'static str, ArgumentValue)> {
     vec![
-        ("x-queue-type", Argument::Text("quorum".to_owned())),
-        ("x-delivery-limit", Argument::Number(delivery_limit)),
+        ("x-queue-type", ArgumentValue::Text("quorum".to_owned())),
+        ("x-delivery-limit", ArgumentValue::Number(delivery_limit)),
     ]
 }
 
 /// Without `reject-publish` the broker silently dead-letters at most once, and loses messages when it crashes.
-fn dead_lettered_to(exchange: String) -> [(&'static str, Argument); 3] {
+fn dead_lettered_to(exchange: String) -> [(&'static str, ArgumentValue); 3] {
     [
-        ("x-dead-letter-exchange", Argument::Text(exchange)),
-        ("x-dead-letter-strategy", Argument::Text("at-least-once".to_owned())),
-        ("x-overflow", Argument::Text("reject-publish".to_owned())),
+        ("x-dead-letter-exchange", ArgumentValue::Text(exchange)),
+        ("x-dead-letter-strategy", ArgumentValue::Text("at-least-once".to_owned())),
+        ("x-overflow", ArgumentValue::Text("reject-publish".to_owned())),
     ]
 }
 
@@ -243,8 +258,8 @@ mod tests {
 
     use super::*;
 
-    fn plan(namespace: &str) -> Plan {
-        Plan::new(&AmqpOptions { namespace: namespace.to_owned(), ..AmqpOptions::default() })
+    fn plan(namespace: &str) -> AmqpTopology {
+        AmqpTopology::new(&AmqpOptions { namespace: namespace.to_owned(), ..AmqpOptions::default() })
     }
 
     fn name(text: &str) -> QueueName {
@@ -253,7 +268,7 @@ mod tests {
 
     #[test]
     fn what_has_left_the_ladder_tells_its_queue() {
-        let ride = Ride::for_delay(Duration::from_secs(1)).unwrap();
+        let ride = DelayRoute::for_delay(Duration::from_secs(1)).unwrap();
         for plan in [plan("machinist"), plan("other")] {
             let queue = plan.queue(&name("a.b")).unwrap();
             let route = plan.route(&Target::Queue(name("a.b")), &queue, Some(ride));
@@ -284,7 +299,7 @@ mod tests {
         assert!(plan.queue(&name(&"x".repeat(196))).is_err());
         let longest = name(&"x".repeat(195));
         let queue = plan.queue(&longest).unwrap();
-        let ride = Ride::for_delay(Duration::from_secs(1));
+        let ride = DelayRoute::for_delay(Duration::from_secs(1));
         let route = plan.route(&Target::DeadLetters(longest), &queue, ride);
         assert_eq!(route.key.len(), 255);
     }
@@ -292,7 +307,7 @@ mod tests {
     #[test]
     fn routes() {
         let plan = plan("machinist");
-        let route = |target, delay| plan.route(&target, "mail", Ride::for_delay(delay));
+        let route = |target, delay| plan.route(&target, "mail", DelayRoute::for_delay(delay));
         let now = route(Target::Queue(name("mail")), Duration::ZERO);
         assert_eq!((now.exchange.as_str(), now.key.as_str()), ("machinist", "mail"));
         let dead = route(Target::DeadLetters(name("mail")), Duration::ZERO);
@@ -309,22 +324,22 @@ mod tests {
         let mut made = std::collections::HashSet::new();
         for step in &steps {
             match step {
-                Step::Exchange { name, alternate, .. } => {
+                Declaration::Exchange { name, alternate, .. } => {
                     assert!(alternate.as_ref().is_none_or(|other| made.contains(&('e', other.clone()))));
                     made.insert(('e', name.clone()));
                 }
-                Step::Queue { name, arguments } => {
+                Declaration::Queue { name, arguments } => {
                     for (key, value) in arguments {
-                        if let ("x-dead-letter-exchange", Argument::Text(exchange)) = (*key, value) {
+                        if let ("x-dead-letter-exchange", ArgumentValue::Text(exchange)) = (*key, value) {
                             assert!(made.contains(&('e', exchange.clone())), "{name} before {exchange}");
                         }
                     }
                     made.insert(('q', name.clone()));
                 }
-                Step::BindQueue { queue, exchange, .. } => {
+                Declaration::BindQueue { queue, exchange, .. } => {
                     assert!(made.contains(&('q', queue.clone())) && made.contains(&('e', exchange.clone())));
                 }
-                Step::BindExchange { to, exchange, .. } => {
+                Declaration::BindExchange { to, exchange, .. } => {
                     assert!(made.contains(&('e', to.clone())) && made.contains(&('e', exchange.clone())));
                 }
             }
