@@ -18,7 +18,7 @@ use crate::{
     error::RPC_TIMEOUT,
 };
 
-const BATCH: usize = 1024;
+const MAX_SETTLEMENTS_PER_BATCH: usize = 1024;
 
 /// The way back to the broker for everything delivered on one channel.
 #[derive(Clone)]
@@ -67,15 +67,15 @@ async fn work(
     close: CancellationToken,
 ) {
     let mut ledger = SettledTags::default();
-    let mut batch = Vec::with_capacity(BATCH);
+    let mut batch = Vec::with_capacity(MAX_SETTLEMENTS_PER_BATCH);
     loop {
         let taken = tokio::select! {
             biased;
-            taken = questions.recv_many(&mut batch, BATCH) => taken,
+            taken = questions.recv_many(&mut batch, MAX_SETTLEMENTS_PER_BATCH) => taken,
             () = close.cancelled() => {
                 // From here on receipts say that they are lost; what was promised before is still written.
                 questions.close();
-                questions.recv_many(&mut batch, BATCH).await
+                questions.recv_many(&mut batch, MAX_SETTLEMENTS_PER_BATCH).await
             }
         };
         if taken == 0 {

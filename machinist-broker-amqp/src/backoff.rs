@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use rand::RngExt as _;
 
-const SHORTEST: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(10);
+const FIRST_MAX_WAIT: Duration = Duration::from_millis(100);
+const MAX_WAIT: Duration = Duration::from_secs(10);
 
 /// Exponential with full jitter, from 100 ms to 10 s, for ever.
 ///
@@ -17,13 +17,13 @@ pub(crate) struct ReconnectBackoff {
 
 impl ReconnectBackoff {
     pub(crate) fn new() -> Self {
-        Self { ceiling: SHORTEST }
+        Self { ceiling: FIRST_MAX_WAIT }
     }
 
     /// How long to wait this time.
     pub(crate) fn next(&mut self) -> Duration {
         let wait = rand::rng().random_range(Duration::ZERO..=self.ceiling);
-        self.ceiling = (self.ceiling * 2).min(LONGEST);
+        self.ceiling = (self.ceiling * 2).min(MAX_WAIT);
         wait
     }
 }

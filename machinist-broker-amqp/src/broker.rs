@@ -28,8 +28,8 @@ use crate::{
     address::Address,
     connect,
     depth::DepthReader,
-    error::{AmqpError, FAREWELL, RPC_TIMEOUT},
-    ladder::LEVELS,
+    error::{AmqpError, CLOSE_TIMEOUT, RPC_TIMEOUT},
+    ladder::LADDER_LEVELS,
     options::AmqpOptions,
     publisher::{PendingPublish, Publisher},
     subscription::{AmqpConsumer, SubscriptionContext, SubscriptionSource},
@@ -38,9 +38,9 @@ use crate::{
 };
 
 /// How many queues can be slow without holding up the others.
-const TRACKS: usize = 4;
+const PUBLISHER_GROUPS: usize = 4;
 /// The lanes of a queue: while one waits for its confirms, the other sends.
-const LANES_OF_A_QUEUE: usize = 2;
+const PUBLISHERS_PER_GROUP: usize = 2;
 
 /// A [`Broker`] over RabbitMQ.
 ///
@@ -104,7 +104,7 @@ impl AmqpBroker {
             tasks.spawn(lane.run());
             send
         };
-        let lanes = Mutex::new(Some((0..TRACKS * LANES_OF_A_QUEUE).map(lane).collect()));
+        let lanes = Mutex::new(Some((0..PUBLISHER_GROUPS * PUBLISHERS_PER_GROUP).map(lane).collect()));
         Ok(Self {
             settings,
             publish_deadline,
@@ -239,7 +239,7 @@ impl Broker for AmqpBroker {
         let live = up_soon(self.consuming().await?).await?;
         for queue in queues {
             let name = self.settings.plan.queue(queue).map_err(|reason| BrokerError::Refused { reason })?;
-            live.declared.for_delay(&live, &name, LEVELS - 1).await?;
+            live.declared.for_delay(&live, &name, LADDER_LEVELS - 1).await?;
             live.declared.for_publish(&live, &name).await?;
         }
         Ok(())
@@ -253,7 +253,7 @@ impl Broker for AmqpBroker {
         self.desks_close.cancel();
         self.desks.close();
         // What is not written by then is delivered again.
-        let _ = timeout(FAREWELL, self.desks.wait()).await;
+        let _ = timeout(CLOSE_TIMEOUT, self.desks.wait()).await;
         if let Some(consuming) = self.consuming.get() {
             consuming.close().await;
         }
@@ -277,8 +277,8 @@ impl fmt::Debug for AmqpBroker {
 fn lane_of(queue: &QueueName, call: usize) -> usize {
     let mut hasher = DefaultHasher::new();
     queue.hash(&mut hasher);
-    let track = usize::try_from(hasher.finish() % TRACKS as u64).unwrap_or_default();
-    track * LANES_OF_A_QUEUE + call % LANES_OF_A_QUEUE
+    let track = usize::try_from(hasher.finish() % PUBLISHER_GROUPS as u64).unwrap_or_default();
+    track * PUBLISHERS_PER_GROUP + call % PUBLISHERS_PER_GROUP
 }
 
 /// The present connection, if there is one soon.

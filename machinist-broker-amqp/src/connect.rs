@@ -20,7 +20,7 @@ use machinist_core::{
 
 use crate::{
     address::Address,
-    error::{AmqpError, FAREWELL},
+    error::{AmqpError, CLOSE_TIMEOUT},
     runtime::{BrokerStream, SanitizingRuntime},
     sanitize::SanitizedStream,
 };
@@ -156,7 +156,7 @@ async fn with_tls(stream: BrokerStream, address: &Address, tls: &Tls) -> io::Res
 /// have begun to talk: so nothing is said here.
 async fn handshake(address: &Address, tls: &Tls) -> Option<io::Error> {
     let listen = async { dial(address, tls).await?.read(&mut [0]).await };
-    tokio::time::timeout(FAREWELL, listen).await.ok()?.err()
+    tokio::time::timeout(CLOSE_TIMEOUT, listen).await.ok()?.err()
 }
 
 /// Whether TLS is spoken where we tried without. Nothing is told, and no certificate is trusted.

@@ -15,7 +15,7 @@ use machinist_core::{
     clock::Timestamp,
 };
 
-const PERSISTENT: u8 = 2;
+const PERSISTENT_DELIVERY_MODE: u8 = 2;
 
 /// The properties of a message to publish, and about how many bytes they are on the wire.
 ///
@@ -31,7 +31,7 @@ pub(crate) fn properties(message: &Message, publish_id: i64) -> Result<(BasicPro
         ShortString::try_new(text)
             .map_err(|_| format!("{what} {:.40}… is longer than 255 bytes; shorten it", text))
     };
-    let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT_DELIVERY_MODE);
     if let Some(id) = &message.id {
         properties = properties.with_message_id(short("the message id", id)?);
     }

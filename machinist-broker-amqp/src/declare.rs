@@ -24,7 +24,7 @@ use crate::{
 
 /// How long after it was declared a queue may refuse messages that it will take later: a quorum queue that another
 /// process is making at this moment has no leader yet (negative confirms, seen on 3.10 some 100 ms after).
-const INFANCY: Duration = Duration::from_secs(5);
+const NEW_QUEUE_PERIOD: Duration = Duration::from_secs(5);
 
 /// Why something is not there as it should be.
 #[derive(Debug)]
@@ -170,7 +170,8 @@ impl DeclaredTopology {
     /// Whether a queue was declared so lately that it may not work yet.
     pub(crate) fn is_young(&self, queue: &str) -> bool {
         let declared = || self.known().queues.get(queue).copied();
-        self.topology == TopologyMode::Declare && declared().is_some_and(|since| since.elapsed() < INFANCY)
+        self.topology == TopologyMode::Declare
+            && declared().is_some_and(|since| since.elapsed() < NEW_QUEUE_PERIOD)
     }
 
     /// Forgets a queue, because something says that it is gone, and whether anything of ours is there at all.

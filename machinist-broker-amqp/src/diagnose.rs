@@ -19,16 +19,16 @@ use crate::{
     connect::{self, CONNECT_TIMEOUT},
     depth::DepthReader,
     error::rpc,
-    ladder::LEVELS,
+    ladder::LADDER_LEVELS,
     options::TopologyMode,
     supervisor::{LiveConnection, chain},
 };
 
 /// The oldest RabbitMQ whose quorum queues dead-letter at least once.
-const OLDEST: (u32, u32) = (3, 10);
+const MIN_RABBITMQ_VERSION: (u32, u32) = (3, 10);
 
 /// More than this on the ladder is unusual enough to be told.
-const MANY_DELAYED: u64 = 100_000;
+const MANY_DELAYED_MESSAGES: u64 = 100_000;
 
 #[async_trait]
 impl Diagnose for AmqpBroker {
@@ -93,7 +93,7 @@ impl AmqpBroker {
         };
         let found = format!("{product} {version}");
         match parse_version(&version) {
-            Some(number) if number >= OLDEST => Finding::good(SUBJECT, found),
+            Some(number) if number >= MIN_RABBITMQ_VERSION => Finding::good(SUBJECT, found),
             Some(_) => {
                 let remedy =
                     "upgrade to RabbitMQ 3.10 or newer: before it, a crash can lose delayed messages";
@@ -134,7 +134,7 @@ impl AmqpBroker {
         let mut findings = Vec::new();
         let mut delayed = 0;
         let mut queues = 0;
-        for queue in (0..LEVELS).flat_map(|level| self.settings.plan.rungs(level)) {
+        for queue in (0..LADDER_LEVELS).flat_map(|level| self.settings.plan.rungs(level)) {
             match gauge.read(&queue).await {
                 Ok(Some(found)) => {
                     delayed += found.ready;
@@ -146,7 +146,7 @@ impl AmqpBroker {
             }
         }
         let found = format!("{delayed} messages in {queues} queues");
-        findings.push(if delayed > MANY_DELAYED {
+        findings.push(if delayed > MANY_DELAYED_MESSAGES {
             Finding::warning(
                 "delays",
                 found,
@@ -214,7 +214,7 @@ mod tests {
     fn versions_are_numbers() {
         assert_eq!(parse_version("3.10.8"), Some((3, 10)));
         assert_eq!(parse_version("4.3.6-rc.1"), Some((4, 3)));
-        assert!(parse_version("3.9.1").unwrap() < OLDEST);
+        assert!(parse_version("3.9.1").unwrap() < MIN_RABBITMQ_VERSION);
         assert_eq!(parse_version("next"), None);
     }
 

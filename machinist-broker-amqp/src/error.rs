@@ -10,7 +10,7 @@ pub(crate) const RPC_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long it has for an answer to a good-bye. Whoever closes has a process to end, and what the broker did not
 /// hear it finds out by itself.
-pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One failed exchange with the broker.
 #[derive(Debug, Clone)]

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use machinist_core::id::QueueName;
 
-use crate::ladder::{DIGITS, DelayRoute, LONGEST, UNIT, hold_millis, pattern, pattern_due, queue_of};
+use crate::ladder::{
+    DELAY_UNIT, DelayRoute, MAX_DIGIT, MAX_UNITS, hold_millis, pattern, pattern_due, queue_of,
+};
 
 /// A delay in nanoseconds (eight bytes) and a queue's name (the rest): the routing key holds the message for no less than
 /// the delay, hardly more, and brings it to that queue and no other.
@@ -16,11 +18,11 @@ pub fn routing_key(data: &[u8]) {
     if let Some(queue) = queue_of(&name) {
         assert!(name.ends_with(queue) && !queue.is_empty());
     }
-    let delay = Duration::from_nanos(delay).min(UNIT * LONGEST);
+    let delay = Duration::from_nanos(delay).min(DELAY_UNIT * MAX_UNITS);
     let (Some(found), false) = (DelayRoute::for_delay(delay), name.is_empty()) else { return };
     let held = ride(found, &name);
     assert!(held >= delay, "{held:?} is shorter than {delay:?}");
-    assert!(held < delay + UNIT, "{held:?} is much longer than {delay:?}");
+    assert!(held < delay + DELAY_UNIT, "{held:?} is much longer than {delay:?}");
     let key = found.key(&name);
     assert_eq!(queue_of(&key), Some(&*name));
     // No queue is called after what exchanges match any word by.
@@ -50,7 +52,7 @@ pub(crate) fn ride(ride: DelayRoute, queue: &str) -> Duration {
     let key = ride.key(queue);
     let mut held = 0;
     for level in (0..=ride.highest()).rev() {
-        let taken = (0..=DIGITS).filter(|digit| routes(&pattern(level, *digit), &key)).collect::<Vec<_>>();
+        let taken = (0..=MAX_DIGIT).filter(|digit| routes(&pattern(level, *digit), &key)).collect::<Vec<_>>();
         let [digit] = taken[..] else { panic!("level {level} of {key} must either hold or pass: {taken:?}") };
         held += hold_millis(level, digit).unsigned_abs();
     }

@@ -16,13 +16,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
     convert,
-    error::{AmqpError, FAREWELL, within},
+    error::{AmqpError, CLOSE_TIMEOUT, within},
     supervisor::LiveConnection,
     topology::MessageRoute,
 };
 
 /// How long lapin has to give up what it holds once its channel or connection is gone.
-const AFTERMATH: Duration = Duration::from_secs(5);
+const WRITE_ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One message ready to be sent.
 #[derive(Debug)]
@@ -78,9 +78,11 @@ async fn write(
     // The socket takes no more: the broker blocks us, or is gone. What lapin still holds must never be sent
     // once we have said that it was not.
     live.kill();
-    timeout(AFTERMATH, &mut all).await.unwrap_or_else(|_| {
+    timeout(WRITE_ABORT_TIMEOUT, &mut all).await.unwrap_or_else(|_| {
         // It should not come to this; and nobody can say now what was written.
-        (0..count).map(|_| Err(ConfirmReply::Lost(AmqpError::silence("publishing", AFTERMATH)))).collect()
+        (0..count)
+            .map(|_| Err(ConfirmReply::Lost(AmqpError::silence("publishing", WRITE_ABORT_TIMEOUT))))
+            .collect()
     })
 }
 
@@ -116,7 +118,7 @@ async fn confirm(
     // lasts until the broker reads again; a new connection would only be blocked by our next message.
     if !waiting.is_empty() && live.blocked().is_none() {
         let close = channel.close(200, "no confirms".into());
-        if within(FAREWELL, "closing a channel", close).await.is_err() {
+        if within(CLOSE_TIMEOUT, "closing a channel", close).await.is_err() {
             live.kill();
         }
     }
@@ -171,9 +173,10 @@ fn attribute(ids: &[i64], replies: Vec<ConfirmReply>) -> Vec<PublishOutcome> {
         ConfirmReply::Lost(trouble) => PublishOutcome::Lost(trouble),
         ConfirmReply::Nack(_) => PublishOutcome::Refused,
         ConfirmReply::Ack(_) if returned.contains(id) => PublishOutcome::Returned,
-        ConfirmReply::Ack(Some(_)) if !whole => {
-            PublishOutcome::Lost(AmqpError::silence("waiting for the confirms of a window", AFTERMATH))
-        }
+        ConfirmReply::Ack(Some(_)) if !whole => PublishOutcome::Lost(AmqpError::silence(
+            "waiting for the confirms of a window",
+            WRITE_ABORT_TIMEOUT,
+        )),
         ConfirmReply::Ack(_) => PublishOutcome::Routed,
     };
     ids.iter().zip(replies).map(fate).collect()

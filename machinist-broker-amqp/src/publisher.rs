@@ -21,7 +21,7 @@ use crate::{
     convert,
     declare::DeclareError,
     error::{AmqpError, ServerError, rpc},
-    ladder::{DelayRoute, UNIT},
+    ladder::{DELAY_UNIT, DelayRoute},
     options::TopologyMode,
     publish_window::{self, OutgoingMessage, PublishOutcome},
     supervisor::{ConnectionSettings, LiveConnection, PublishAvailability, SupervisedConnection, chain},
@@ -30,22 +30,22 @@ use crate::{
 
 /// How many messages, and about how many bytes, are under way at once. Enough to fill the pipe; more only
 /// delays the first caller's answer.
-const WINDOW_MESSAGES: usize = 1000;
-const WINDOW_BYTES: usize = 8 * 1024 * 1024;
+const MAX_WINDOW_MESSAGES: usize = 1000;
+const MAX_WINDOW_BYTES: usize = 8 * 1024 * 1024;
 
 /// The least time that a window gets, however near its messages' deadlines are.
-const WINDOW_GRACE: Duration = Duration::from_secs(5);
+const MIN_WINDOW_TIME: Duration = Duration::from_secs(5);
 
 /// How long a queue that vanished stays away at least. RabbitMQ tells the consumers of a deleted queue some 30 ms
 /// later, and does not tell them at all if by then a queue of that name exists again (seen on 3.10): they would
 /// wait for ever.
-const MOURNING: Duration = Duration::from_millis(500);
+const DELETED_QUEUE_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long a queue that is not ready yet is left alone.
-const NURSING: Duration = Duration::from_millis(100);
+const NEW_QUEUE_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What frames need beside the headers.
-const FRAME_OVERHEAD: usize = 64;
+const FRAME_OVERHEAD_BYTES: usize = 64;
 
 /// One message on its way, and the caller who waits for it.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ impl PendingPublish {
     /// What is left of the delay. One that is over meanwhile takes the shortest ride, because that way was made sure of.
     fn ride(&self) -> Option<DelayRoute> {
         let left = self.publish.delay.saturating_sub(self.asked.elapsed());
-        DelayRoute::for_delay(left.max(UNIT.min(self.publish.delay)))
+        DelayRoute::for_delay(left.max(DELAY_UNIT.min(self.publish.delay)))
     }
 
     /// Tells the caller that this attempt queued nothing. Of an earlier one that nobody confirmed that is not known.
@@ -168,7 +168,7 @@ impl Publisher {
                 continue;
             }
             let until = ready.iter().map(|one| one.job.deadline).min().unwrap_or_else(Instant::now);
-            let until = until.max(Instant::now() + WINDOW_GRACE);
+            let until = until.max(Instant::now() + MIN_WINDOW_TIME);
             let items = ready.iter().zip(items).map(|(one, (properties, id))| OutgoingMessage {
                 route: &one.route,
                 body: &one.job.publish.message.body,
@@ -245,7 +245,7 @@ impl Publisher {
         let obstacle = self.link.obstacle();
         let trouble = || {
             let last = self.last_trouble.clone();
-            Box::new(last.unwrap_or_else(|| AmqpError::silence("publishing", WINDOW_GRACE)))
+            Box::new(last.unwrap_or_else(|| AmqpError::silence("publishing", MIN_WINDOW_TIME)))
         };
         let error = match obstacle {
             PublishAvailability::Down(trouble) if job.past.sent => PublishError::Unknown(Box::new(trouble)),
@@ -273,7 +273,9 @@ impl Publisher {
         while let Some(job) = self.pending.front() {
             let size = job.publish.message.size();
             let alone = job.past.suspect && !window.is_empty();
-            if alone || window.len() == WINDOW_MESSAGES || (bytes + size > WINDOW_BYTES && !window.is_empty())
+            if alone
+                || window.len() == MAX_WINDOW_MESSAGES
+                || (bytes + size > MAX_WINDOW_BYTES && !window.is_empty())
             {
                 break;
             }
@@ -366,7 +368,7 @@ impl Publisher {
         }
         let (properties, size) = convert::properties(&publish.message, self.next_id)
             .map_err(|reason| PublishError::Rejected { reason })?;
-        let limit = frame_max.saturating_sub(FRAME_OVERHEAD);
+        let limit = frame_max.saturating_sub(FRAME_OVERHEAD_BYTES);
         if size > limit {
             return Err(PublishError::TooLarge { size, limit });
         }
@@ -391,10 +393,11 @@ impl Publisher {
                     job.tell(Ok(()));
                 }
                 PublishOutcome::Refused
-                    if session.live.declared.is_young(&queue) && Instant::now() + NURSING < job.deadline =>
+                    if session.live.declared.is_young(&queue)
+                        && Instant::now() + NEW_QUEUE_RETRY_PAUSE < job.deadline =>
                 {
                     tracing::debug!(queue, "a queue that was just declared takes no messages yet");
-                    pause = pause.max(Some(NURSING));
+                    pause = pause.max(Some(NEW_QUEUE_RETRY_PAUSE));
                     again.push(job);
                 }
                 PublishOutcome::Refused => job.refuse(PublishError::Rejected {
@@ -408,7 +411,7 @@ impl Publisher {
                     // Somebody deleted the queue since we declared it.
                     session.live.declared.forget(&queue);
                     job.past.healed = true;
-                    pause = pause.max(Some(MOURNING));
+                    pause = pause.max(Some(DELETED_QUEUE_PAUSE));
                     again.push(job);
                 }
                 PublishOutcome::Returned => {

@@ -16,11 +16,11 @@ use std::{
 use futures_util::{AsyncRead, AsyncWrite};
 
 /// The largest frame that is taken; brokers agree to 128 KiB unless they were told otherwise.
-const LARGEST_FRAME: usize = 16 * 1024 * 1024;
+const MAX_FRAME_BYTES: usize = 16 * 1024 * 1024;
 /// How much is read at once.
-const CHUNK: usize = 32 * 1024;
+const READ_CHUNK_BYTES: usize = 32 * 1024;
 /// Type, channel and length of a frame, before its payload.
-const FRAME_START: usize = 7;
+const FRAME_HEADER_BYTES: usize = 7;
 
 /// A stream whose reader sees only frames that it can parse.
 pub(crate) struct SanitizedStream<S> {
@@ -40,21 +40,21 @@ impl<S> SanitizedStream<S> {
 
     /// Looks through the frames that have come in whole.
     fn look(&mut self) -> io::Result<()> {
-        while let Some(start) = self.bytes.get(self.seen..self.seen + FRAME_START) {
+        while let Some(start) = self.bytes.get(self.seen..self.seen + FRAME_HEADER_BYTES) {
             let kind = start[0];
-            if !matches!(kind, METHOD | HEADER | BODY | HEARTBEAT) {
+            if !matches!(kind, METHOD_FRAME | HEADER_FRAME | BODY_FRAME | HEARTBEAT_FRAME) {
                 // No frame: a peer that speaks something else. lapin says so.
                 self.seen = self.bytes.len();
                 return Ok(());
             }
             let payload = u32::from_be_bytes([start[3], start[4], start[5], start[6]]) as usize;
-            if payload > LARGEST_FRAME {
-                let error = format!("a frame of {payload} bytes, and {LARGEST_FRAME} are the largest");
+            if payload > MAX_FRAME_BYTES {
+                let error = format!("a frame of {payload} bytes, and {MAX_FRAME_BYTES} are the largest");
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
-            let end = self.seen + FRAME_START + payload + 1;
+            let end = self.seen + FRAME_HEADER_BYTES + payload + 1;
             let Some(frame) = self.bytes.get_mut(self.seen..end) else { return Ok(()) };
-            screen_frame(kind, &mut frame[FRAME_START..FRAME_START + payload]);
+            screen_frame(kind, &mut frame[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + payload]);
             self.seen = end;
         }
         Ok(())
@@ -68,7 +68,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for SanitizedStream<S> {
             this.bytes.drain(..this.given);
             (this.given, this.seen) = (0, 0);
             let held = this.bytes.len();
-            this.bytes.resize(held + CHUNK, 0);
+            this.bytes.resize(held + READ_CHUNK_BYTES, 0);
             let read = Pin::new(&mut this.inner).poll_read(cx, &mut this.bytes[held..]);
             let count = if let Poll::Ready(Ok(count)) = read { count } else { 0 };
             this.bytes.truncate(held + count);
@@ -112,18 +112,18 @@ impl<S> fmt::Debug for SanitizedStream<S> {
     }
 }
 
-const METHOD: u8 = 1;
-const HEADER: u8 = 2;
-const BODY: u8 = 3;
-const HEARTBEAT: u8 = 8;
+const METHOD_FRAME: u8 = 1;
+const HEADER_FRAME: u8 = 2;
+const BODY_FRAME: u8 = 3;
+const HEARTBEAT_FRAME: u8 = 8;
 
 /// Makes a frame's payload harmless. What has another shape than the protocol says stays as it is, from there on:
 /// lapin stumbles over the same byte.
 fn screen_frame(kind: u8, payload: &mut [u8]) {
     let mut at = PayloadCursor { bytes: payload, at: 0 };
     let _as_far_as_it_has_the_shape = match kind {
-        METHOD => method(&mut at),
-        HEADER => properties(&mut at),
+        METHOD_FRAME => method(&mut at),
+        HEADER_FRAME => properties(&mut at),
         _ => Some(()),
     };
 }
@@ -172,7 +172,7 @@ fn properties(at: &mut PayloadCursor<'_>) -> Option<()> {
 }
 
 /// How deep lapin may walk: a list in a header, and no list in that.
-const DEEPEST: usize = 1;
+const MAX_HEADER_DEPTH: usize = 1;
 
 /// A table (each value has a name) or a list (they have none).
 fn values(at: &mut PayloadCursor<'_>, named: bool, depth: usize) -> Option<()> {
@@ -194,7 +194,7 @@ fn values(at: &mut PayloadCursor<'_>, named: bool, depth: usize) -> Option<()> {
             }
             b'F' | b'A' => {
                 let inside = at.sized(4)?;
-                if depth < DEEPEST {
+                if depth < MAX_HEADER_DEPTH {
                     values(&mut at.part(inside), kind == b'F', depth + 1)?;
                 } else {
                     at.bytes[letter.start] = b'x';
@@ -301,9 +301,10 @@ mod tests {
 
     /// As lapin reads it.
     fn parsed(payload: &[u8]) -> Option<BasicProperties> {
-        let frame = frame(HEADER, payload);
+        let frame = frame(HEADER_FRAME, payload);
         let frame = through(&frame, 7).unwrap();
-        let parsed = lapin::protocol::basic::parse_properties(&frame[FRAME_START + 12..frame.len() - 1]);
+        let parsed =
+            lapin::protocol::basic::parse_properties(&frame[FRAME_HEADER_BYTES + 12..frame.len() - 1]);
         parsed.ok().map(|(_, properties)| properties)
     }
 
@@ -316,8 +317,8 @@ mod tests {
         let deliver = |key: &[u8]| {
             [&[0, 60, 0, 60][..], &short(b"tag"), &[0; 9], &short(b"exchange"), &short(key)].concat()
         };
-        let screened = through(&frame(METHOD, &deliver(b"\xff\xfe")), 3).unwrap();
-        assert_eq!(screened, frame(METHOD, &deliver(b"??")));
+        let screened = through(&frame(METHOD_FRAME, &deliver(b"\xff\xfe")), 3).unwrap();
+        assert_eq!(screened, frame(METHOD_FRAME, &deliver(b"??")));
     }
 
     #[test]
@@ -341,7 +342,7 @@ mod tests {
     #[test]
     fn a_frame_that_is_too_large_ends_the_connection_before_it_is_read() {
         assert_eq!(
-            through(&[BODY, 0, 1, 0xff, 0, 0, 0], 100).unwrap_err().kind(),
+            through(&[BODY_FRAME, 0, 1, 0xff, 0, 0, 0], 100).unwrap_err().kind(),
             io::ErrorKind::InvalidData
         );
         assert_eq!(through(b"AMQP\0\0\x09\x01", 100).unwrap(), b"AMQP\0\0\x09\x01");
@@ -387,7 +388,7 @@ mod tests {
             let properties = properties.with_headers(table);
             let write = lapin::protocol::basic::gen_properties::<Vec<u8>>(&properties);
             let bytes = write(vec![0; 12].into()).unwrap().write;
-            let all = [frame(HEADER, &bytes), frame(BODY, b"\xff\xfe"), frame(HEARTBEAT, b"")].concat();
+            let all = [frame(HEADER_FRAME, &bytes), frame(BODY_FRAME, b"\xff\xfe"), frame(HEARTBEAT_FRAME, b"")].concat();
             prop_assert_eq!(through(&all, at_once).unwrap(), all);
         }
 
@@ -395,9 +396,9 @@ mod tests {
         #[test]
         fn whatever_comes_keeps_its_length(payload: Vec<u8>, flags: u16, header: bool, at_once in 1usize..50) {
             let frame = if header {
-                frame(HEADER, &content_header(flags, &payload))
+                frame(HEADER_FRAME, &content_header(flags, &payload))
             } else {
-                frame(METHOD, &[&[0, 60, 0, 60][..], &payload].concat())
+                frame(METHOD_FRAME, &[&[0, 60, 0, 60][..], &payload].concat())
             };
             let screened = through(&frame, at_once).unwrap();
             prop_assert_eq!(screened.len(), frame.len());

@@ -38,21 +38,21 @@ use crate::{
     backoff::ReconnectBackoff,
     convert,
     declare::DeclareError,
-    error::{AmqpError, FAREWELL, RPC_TIMEOUT, rpc, within},
+    error::{AmqpError, CLOSE_TIMEOUT, RPC_TIMEOUT, rpc, within},
     health::AmqpSubscriptionHealth,
     supervisor::{ConnectionSettings, LiveConnection, SupervisedConnection, chain},
     topology::AmqpTopology,
 };
 
 /// A subscription that has held this long was a good one: the next failure begins with short pauses again.
-const GOOD: Duration = Duration::from_secs(10);
+const STABLE_SUBSCRIPTION_AGE: Duration = Duration::from_secs(10);
 
 /// After this long without a delivery, and with none unsettled, a subscription is made anew.
 ///
 /// RabbitMQ (seen on 3.10) does not tell a consumer of its queue's end if a queue of the same name is there again
 /// some 30 ms later. The consumer is then counted at the new queue, and what the new queue gives it vanishes in
 /// the broker's channel until that is closed. Nothing that a client can ask shows it.
-const SILENCE: Duration = Duration::from_secs(30);
+const IDLE_RENEWAL_PERIOD: Duration = Duration::from_secs(30);
 
 /// Everything a subscription needs from its broker.
 #[derive(Debug, Clone)]
@@ -272,7 +272,7 @@ impl QueueSubscription {
                     self.ground.link.suspect();
                 }
             }
-            if since.elapsed() > GOOD {
+            if since.elapsed() > STABLE_SUBSCRIPTION_AGE {
                 backoff = ReconnectBackoff::new();
             }
             if stop.run_until_cancelled(tokio::time::sleep(backoff.next())).await.is_none() {
@@ -330,7 +330,7 @@ impl QueueSubscription {
                     Some(Err(error)) => return SubscriptionEnd::Broken(AmqpError::lapin("consuming", error)),
                     None => return SubscriptionEnd::Cancelled,
                 },
-                () = sleep_until(heard + SILENCE) => {
+                () = sleep_until(heard + IDLE_RENEWAL_PERIOD) => {
                     // With our hands full, silence is what we asked for.
                     if Arc::strong_count(&session.held) == 1 {
                         return SubscriptionEnd::Idle;
@@ -370,20 +370,24 @@ impl QueueSubscription {
         let (channel, tag) = (&session.channel, session.consumer.tag());
         let cancel = channel.basic_cancel(tag, BasicCancelOptions::default());
         let ended = async {
-            within(FAREWELL, "ending a subscription", cancel).await?;
+            within(CLOSE_TIMEOUT, "ending a subscription", cancel).await?;
             let rest = async {
                 while let Some(Ok(delivery)) = session.consumer.next().await {
                     drop(session.desk.receipt(delivery.delivery_tag, &session.held));
                 }
             };
             // The stream ends with the cancel.
-            timeout(FAREWELL, rest).await.map_err(|_| AmqpError::silence("ending a subscription", FAREWELL))
+            timeout(CLOSE_TIMEOUT, rest)
+                .await
+                .map_err(|_| AmqpError::silence("ending a subscription", CLOSE_TIMEOUT))
         };
         if let Err(trouble) = ended.await {
             tracing::debug!(queue = self.queue, error = %chain(&trouble), "a subscription did not end by itself");
             // With its channel the broker gives back what it holds.
             let close = channel.close(200, "abandoned".into());
-            if channel.status().connected() && within(FAREWELL, "closing a channel", close).await.is_err() {
+            if channel.status().connected()
+                && within(CLOSE_TIMEOUT, "closing a channel", close).await.is_err()
+            {
                 session.live.kill();
             }
         }

@@ -23,13 +23,13 @@ use crate::{
     backoff::ReconnectBackoff,
     connect::{self, SocketHandle},
     declare::DeclaredTopology,
-    error::{AmqpError, FAREWELL, rpc, within},
+    error::{AmqpError, CLOSE_TIMEOUT, rpc, within},
     options::TopologyMode,
     topology::AmqpTopology,
 };
 
 /// How often a connection is asked whether it is alive, and how long it has for the answer.
-const PROBE: Duration = Duration::from_secs(5);
+const PROBE_PERIOD: Duration = Duration::from_secs(5);
 
 /// What all connections of one broker have in common.
 #[derive(Debug)]
@@ -213,7 +213,7 @@ impl Supervisor {
             live.kill();
             tracing::warn!(role = self.role, broker = %self.settings.address, error = %chain(&trouble), "lost the broker");
             self.tell.send_replace(SupervisedState::Down(trouble));
-            if since.elapsed() > PROBE * 2 {
+            if since.elapsed() > PROBE_PERIOD * 2 {
                 // A connection that dies as soon as it is made must not make us spin.
                 backoff = ReconnectBackoff::new();
             }
@@ -264,7 +264,7 @@ impl Supervisor {
                     Some(_) => false,
                 },
                 () = self.suspicion.notified() => true,
-                () = tokio::time::sleep(PROBE) => true,
+                () = tokio::time::sleep(PROBE_PERIOD) => true,
             };
             // A blocked connection does not answer: the broker has stopped reading from it.
             if look && live.blocked().is_none() {
@@ -279,7 +279,7 @@ impl Supervisor {
 
     async fn finish(&self, live: &LiveConnection) {
         let close = live.connection.close(200, "OK".into());
-        if let Err(trouble) = within(FAREWELL, "closing the connection", close).await {
+        if let Err(trouble) = within(CLOSE_TIMEOUT, "closing the connection", close).await {
             tracing::debug!(role = self.role, error = %chain(&trouble), "the connection did not close by itself");
         }
         live.kill();
@@ -301,11 +301,11 @@ pub(crate) async fn ask(live: &LiveConnection, channel: &mut Option<Channel>) ->
         *channel = Some(open);
         Ok::<_, lapin::Error>(())
     };
-    match tokio::time::timeout(PROBE, question).await {
+    match tokio::time::timeout(PROBE_PERIOD, question).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(AmqpError::lapin("probing the connection", error)),
         Err(_) if live.blocked().is_some() => Ok(()),
-        Err(_) => Err(AmqpError::silence("probing the connection", PROBE)),
+        Err(_) => Err(AmqpError::silence("probing the connection", PROBE_PERIOD)),
     }
 }
 

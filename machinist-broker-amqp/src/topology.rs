@@ -19,7 +19,7 @@ const DELIVERY_LIMIT: i64 = 1000;
 const NO_DELIVERY_LIMIT: i64 = i32::MAX as i64;
 
 /// The longest routing key of AMQP, less the ladder's digits and the `.dead` of a queue's dead letters.
-const LONGEST_QUEUE: usize = 255 - 2 * ladder::LEVELS as usize - ".dead".len();
+const MAX_QUEUE_NAME_BYTES: usize = 255 - 2 * ladder::LADDER_LEVELS as usize - ".dead".len();
 
 /// One thing to declare.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,9 +82,9 @@ impl AmqpTopology {
                 "queue {queue} begins with `machinist.`, which names our own queues; rename it"
             ));
         }
-        if name.len() > LONGEST_QUEUE {
+        if name.len() > MAX_QUEUE_NAME_BYTES {
             return Err(format!(
-                "queue {queue} would be called {name}, longer than {LONGEST_QUEUE} bytes; shorten it"
+                "queue {queue} would be called {name}, longer than {MAX_QUEUE_NAME_BYTES} bytes; shorten it"
             ));
         }
         Ok(name)
@@ -151,7 +151,7 @@ impl AmqpTopology {
 
     /// The queues of a level of the ladder.
     pub(crate) fn rungs(&self, level: u8) -> impl Iterator<Item = String> {
-        (1..=ladder::DIGITS).map(move |digit| self.rung(level, digit))
+        (1..=ladder::MAX_DIGIT).map(move |digit| self.rung(level, digit))
     }
 
     /// What every task queue stands on.
@@ -218,7 +218,7 @@ impl AmqpTopology {
             kind: ExchangeType::Topic,
             alternate: None,
         }];
-        for digit in 1..=ladder::DIGITS {
+        for digit in 1..=ladder::MAX_DIGIT {
             let queue = self.rung(level, digit);
             let mut arguments = quorum(NO_DELIVERY_LIMIT);
             arguments.push(("x-message-ttl", ArgumentValue::Number(ladder::hold_millis(level, digit))));
