@@ -1,28 +1,30 @@
-//! What RabbitMQ says when something already stands there with other arguments, in words that help.
+//! Explains RabbitMQ's error for an exchange or queue that already exists with other arguments.
 
-/// Turns `PRECONDITION_FAILED - inequivalent arg …` into what, which argument, both values and the remedy.
-pub(crate) fn explain(what: &str, text: &str) -> String {
+/// Turns `PRECONDITION_FAILED - inequivalent arg …` into a sentence with the object, the argument, both values and the
+/// remedy.
+pub(crate) fn explain(object: &str, text: &str) -> String {
     const REMEDY: &str =
-        "drain and delete it and have it made anew, or set topology to \"verify\" to use it as it is";
+        "drain it, delete it and have it made again, or set topology to \"verify\" to use it as it is";
     match parse(text) {
         Some(ArgumentMismatch { argument, ours, theirs }) => {
             let hint = match (argument, theirs) {
                 ("x-queue-type" | "type", "classic") => ", or set queue_type to classic",
                 ("x-queue-type" | "type", "quorum") => ", or set queue_type to quorum",
-                // Which argument the broker complains about first is up to it.
+                // The broker may complain about any of the arguments first.
                 (_, "none") => ", or set queue_type to classic if it is a classic queue",
                 _ => "",
             };
             format!(
-                "{what} exists on the broker with {argument} = {theirs}, and is declared here with {ours}; {REMEDY}{hint}"
+                "{object} exists on the broker with {argument} = {theirs}, and is declared here with {ours}; {REMEDY}{hint}"
             )
         }
         None => {
-            format!("{what} exists on the broker and differs from what is declared here ({text}); {REMEDY}")
+            format!("{object} exists on the broker and differs from what is declared here ({text}); {REMEDY}")
         }
     }
 }
 
+/// An argument whose value on the broker differs from ours.
 #[derive(Debug, PartialEq)]
 struct ArgumentMismatch<'a> {
     argument: &'a str,
@@ -30,7 +32,7 @@ struct ArgumentMismatch<'a> {
     theirs: &'a str,
 }
 
-/// The sentence is the same from RabbitMQ 3.8 to 4.3:
+/// Parses the sentence, which is the same from RabbitMQ 3.8 to 4.3:
 /// `… inequivalent arg 'A' for queue 'Q' in vhost 'V': received X but current is Y`, where X and Y are `none`,
 /// `'value'` or `the value 'value' of type 'type'`.
 fn parse(text: &str) -> Option<ArgumentMismatch<'_>> {

@@ -1,17 +1,21 @@
-//! How long to wait before trying again.
+//! Waits between two attempts to reach the broker.
 
 use std::time::Duration;
 
 use rand::RngExt as _;
 
+/// Maximum of the first wait.
 const FIRST_MAX_WAIT: Duration = Duration::from_millis(100);
+
+/// Maximum of every wait.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
-/// Exponential with full jitter, from 100 ms to 10 s, for ever.
+/// Exponential backoff with full jitter, from 100 ms to 10 s, without end.
 ///
 /// Without the jitter every process of a fleet would come back to a restarted broker in the same millisecond.
 #[derive(Debug)]
 pub(crate) struct ReconnectBackoff {
+    /// Maximum of the next wait.
     ceiling: Duration,
 }
 
@@ -20,7 +24,7 @@ impl ReconnectBackoff {
         Self { ceiling: FIRST_MAX_WAIT }
     }
 
-    /// How long to wait this time.
+    /// Returns the time to wait now, and doubles the maximum of the next wait.
     pub(crate) fn next(&mut self) -> Duration {
         let wait = rand::rng().random_range(Duration::ZERO..=self.ceiling);
         self.ceiling = (self.ceiling * 2).min(MAX_WAIT);
