@@ -1,5 +1,5 @@
-//! Tells the broker what became of deliveries: one task per consuming channel, so that a worker never waits
-//! for a frame to be written, and answers that can share a frame do.
+//! Sends settlements of deliveries to the broker: one task per consuming channel, so that a worker never waits for a
+//! frame to be written, and settlements share frames where they can.
 
 use std::{fmt, sync::Arc};
 
@@ -18,40 +18,46 @@ use crate::{
     error::RPC_TIMEOUT,
 };
 
+/// Maximum number of settlements that are turned into frames at once.
 const MAX_SETTLEMENTS_PER_BATCH: usize = 1024;
 
-/// The way back to the broker for everything delivered on one channel.
+/// Sender of the settlements of all deliveries of one channel.
 #[derive(Clone)]
 pub(crate) struct AckSender {
-    answers: mpsc::UnboundedSender<(u64, Settle)>,
+    settlements: mpsc::UnboundedSender<(u64, Settle)>,
     channel: Arc<Channel>,
 }
 
 impl AckSender {
-    /// Opens the desk of a channel. Its task ends when every receipt is gone, or soon after `close`.
+    /// Creates the sender of a channel and its task. The task ends when every receipt is gone, or soon after `close`.
     pub(crate) fn open(
         channel: Channel,
         close: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let (answers, questions) = mpsc::unbounded_channel();
+        let (settlements, receiver) = mpsc::unbounded_channel();
         let channel = Arc::new(channel);
-        let desk = Self { answers, channel: Arc::clone(&channel) };
+        let sender = Self { settlements, channel: Arc::clone(&channel) };
         // The task must not keep the sender, or it would never end.
-        (desk, work(channel, questions, close))
+        (sender, send_settlements(channel, receiver, close))
     }
 
-    /// Whether answers still reach the broker. After its end every delivery of the channel comes again.
+    /// Returns `true` while settlements still reach the broker. Afterwards every unsettled delivery of the channel comes
+    /// again.
     pub(crate) fn is_open(&self) -> bool {
-        self.channel.status().connected() && !self.answers.is_closed()
+        self.channel.status().connected() && !self.settlements.is_closed()
     }
 
-    /// The receipt of a delivery. `held` is shared by the unsettled deliveries of a queue.
-    pub(crate) fn receipt(&self, tag: u64, held: &Arc<()>) -> AmqpReceipt {
-        AmqpReceipt { desk: self.clone(), tag, settled: false, _held: Arc::clone(held) }
+    /// Creates the receipt of a delivery. The unsettled deliveries of a queue share `unsettled`.
+    pub(crate) fn receipt(&self, tag: u64, unsettled: &Arc<()>) -> AmqpReceipt {
+        AmqpReceipt { acks: self.clone(), tag, is_settled: false, _unsettled: Arc::clone(unsettled) }
     }
 
     fn settle(&self, tag: u64, how: Settle) -> Settled {
-        if self.is_open() && self.answers.send((tag, how)).is_ok() { Settled::Done } else { Settled::Lost }
+        if self.is_open() && self.settlements.send((tag, how)).is_ok() {
+            Settled::Done
+        } else {
+            Settled::Lost
+        }
     }
 }
 
@@ -61,29 +67,29 @@ impl fmt::Debug for AckSender {
     }
 }
 
-async fn work(
+async fn send_settlements(
     channel: Arc<Channel>,
-    mut questions: mpsc::UnboundedReceiver<(u64, Settle)>,
+    mut settlements: mpsc::UnboundedReceiver<(u64, Settle)>,
     close: CancellationToken,
 ) {
-    let mut ledger = SettledTags::default();
+    let mut settled = SettledTags::default();
     let mut batch = Vec::with_capacity(MAX_SETTLEMENTS_PER_BATCH);
     loop {
         let taken = tokio::select! {
             biased;
-            taken = questions.recv_many(&mut batch, MAX_SETTLEMENTS_PER_BATCH) => taken,
+            taken = settlements.recv_many(&mut batch, MAX_SETTLEMENTS_PER_BATCH) => taken,
             () = close.cancelled() => {
-                // From here on receipts say that they are lost; what was promised before is still written.
-                questions.close();
-                questions.recv_many(&mut batch, MAX_SETTLEMENTS_PER_BATCH).await
+                // From here on receipts report that they are lost; settlements promised before are still written.
+                settlements.close();
+                settlements.recv_many(&mut batch, MAX_SETTLEMENTS_PER_BATCH).await
             }
         };
         if taken == 0 {
             return;
         }
-        let answers = ledger.answer(&batch);
+        let frames = settled.settle(&batch);
         batch.clear();
-        let writing = answers.into_iter().map(|answer| write(&channel, answer));
+        let writing = frames.into_iter().map(|frame| write(&channel, frame));
         match timeout(RPC_TIMEOUT, join_all(writing)).await {
             Ok(written) => {
                 if let Some(error) = written.into_iter().find_map(Result::err) {
@@ -97,8 +103,8 @@ async fn work(
     }
 }
 
-async fn write(channel: &Channel, answer: AckFrame) -> Result<(), lapin::Error> {
-    match answer {
+async fn write(channel: &Channel, frame: AckFrame) -> Result<(), lapin::Error> {
+    match frame {
         AckFrame::Ack(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: false }).await,
         AckFrame::AckUpTo(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: true }).await,
         AckFrame::Requeue(tag) => {
@@ -107,34 +113,34 @@ async fn write(channel: &Channel, answer: AckFrame) -> Result<(), lapin::Error> 
     }
 }
 
-/// One delivery's receipt. Dropped unsettled it hands the message back.
+/// Receipt of one delivery. Dropped unsettled, it hands the message back.
 #[derive(Debug)]
 pub(crate) struct AmqpReceipt {
-    desk: AckSender,
+    acks: AckSender,
     tag: u64,
-    settled: bool,
-    _held: Arc<()>,
+    is_settled: bool,
+    _unsettled: Arc<()>,
 }
 
 impl AmqpReceipt {
-    /// Whether the channel that delivered it is gone, so that the message comes again whatever is done here.
+    /// Returns `true` if the channel of the delivery is gone, so that the message comes again in any case.
     pub(crate) fn is_stale(&self) -> bool {
-        !self.desk.is_open()
+        !self.acks.is_open()
     }
 }
 
 #[async_trait]
 impl Receipt for AmqpReceipt {
     async fn settle(mut self: Box<Self>, how: Settle) -> Settled {
-        self.settled = true;
-        self.desk.settle(self.tag, how)
+        self.is_settled = true;
+        self.acks.settle(self.tag, how)
     }
 }
 
 impl Drop for AmqpReceipt {
     fn drop(&mut self) {
-        if !self.settled {
-            self.desk.settle(self.tag, Settle::Requeue);
+        if !self.is_settled {
+            self.acks.settle(self.tag, Settle::Requeue);
         }
     }
 }

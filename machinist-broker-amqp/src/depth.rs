@@ -1,4 +1,4 @@
-//! How much lies in a queue, and whether anybody takes it.
+//! Depth of a queue and number of its consumers, read from the broker.
 
 use std::sync::Arc;
 
@@ -13,17 +13,20 @@ use crate::{
     supervisor::LiveConnection,
 };
 
-/// Looks into queues. A missing queue costs the channel it was asked on, so that is one of its own.
+/// Reads the depth of queues, on a separate channel: the broker closes the channel on which a missing queue was
+/// asked for.
 #[derive(Debug)]
 pub(crate) struct DepthReader {
     live: Arc<LiveConnection>,
     channel: Option<Channel>,
 }
 
-/// What is in a queue.
+/// Depth of one queue at one moment.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DepthReading {
+    /// Number of messages that wait for a consumer.
     pub(crate) ready: u64,
+    /// Number of consumers.
     pub(crate) consumers: u64,
 }
 
@@ -32,25 +35,24 @@ impl DepthReader {
         Self { live, channel: None }
     }
 
-    /// `None` where the queue does not exist.
+    /// Reads the depth of a queue; `None` if the queue does not exist.
     pub(crate) async fn read(&mut self, queue: &str) -> Result<Option<DepthReading>, AmqpError> {
         let channel = match self.channel.take().filter(|channel| channel.status().connected()) {
             Some(channel) => channel,
-            None => self.live.channel().await?,
+            None => self.live.connection.open_channel().await?,
         };
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let name = ShortString::try_new(queue).unwrap_or_default();
-        let asked =
-            rpc("asking for a queue's depth", channel.queue_declare(name, options, FieldTable::default()))
-                .await;
-        match asked {
+        let declare = channel.queue_declare(name, options, FieldTable::default());
+        match rpc("asking for a queue's depth", declare).await {
             Ok(found) => {
                 self.channel = Some(channel);
-                let (ready, consumers) = (found.message_count().into(), found.consumer_count().into());
+                let ready = found.message_count().into();
+                let consumers = found.consumer_count().into();
                 Ok(Some(DepthReading { ready, consumers }))
             }
-            Err(trouble) if trouble.complaint().is_some_and(|complaint| complaint.code == 404) => Ok(None),
-            Err(trouble) => Err(trouble),
+            Err(error) if error.server_error().is_some_and(|reply| reply.code == 404) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }

@@ -1,88 +1,104 @@
-//! What goes wrong between us and the broker, and in which of the seam's words it is told.
+//! Failed operations on the broker, and their translation into errors of the broker seam.
 
 use std::{error::Error, fmt, future::Future, time::Duration};
 
 use lapin::{ErrorKind, protocol::AMQPErrorKind};
 use machinist_core::broker::BrokerError;
 
-/// How long the broker has for an answer to a question. lapin itself would wait for ever.
+/// Maximum time that the broker has to answer an operation. lapin itself would wait forever.
 pub(crate) const RPC_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long it has for an answer to a good-bye. Whoever closes has a process to end, and what the broker did not
-/// hear it finds out by itself.
+/// Maximum time that the broker has to answer a close or a cancel. The caller has a process to end, and the broker
+/// finds out by itself what it was not told.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One failed exchange with the broker.
+/// One failed operation on the broker.
 #[derive(Debug, Clone)]
 pub(crate) struct AmqpError {
-    /// What was being done, as a noun: `opening a channel`.
-    what: String,
+    /// The operation, as a noun: `opening a channel`.
+    operation: String,
     cause: AmqpErrorCause,
 }
 
 #[derive(Debug, Clone)]
 enum AmqpErrorCause {
-    /// No answer in this time.
-    Silence(Duration),
-    /// lapin's error: the broker's word, or the connection's end.
+    /// The broker did not answer.
+    NoAnswer,
+    /// The broker did not answer within this time.
+    Timeout(Duration),
+    /// Error of lapin: an error reply of the broker, or the end of the connection.
     Lapin(lapin::Error),
     /// The adapter was closed.
     Closed,
 }
 
-/// The broker's word against an operation.
+/// Error reply of the broker to an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ServerError<'a> {
-    /// The code of AMQP: 403, 404, 406, 530 …
+    /// Code of AMQP: 403, 404, 406, 530 …
     pub(crate) code: u16,
-    /// Its sentence.
+    /// Sentence that comes with the code.
     pub(crate) text: &'a str,
-    /// Whether it cost the channel only, not the connection.
-    pub(crate) soft: bool,
+    /// `true` if the error closed the channel only, `false` if it closed the connection.
+    pub(crate) closes_only_channel: bool,
 }
 
 impl AmqpError {
-    pub(crate) fn silence(what: impl Into<String>, waited: Duration) -> Self {
-        Self { what: what.into(), cause: AmqpErrorCause::Silence(waited) }
+    /// Error of an operation that the broker did not answer within `waited`.
+    pub(crate) fn timeout(operation: impl Into<String>, waited: Duration) -> Self {
+        Self { operation: operation.into(), cause: AmqpErrorCause::Timeout(waited) }
     }
 
-    pub(crate) fn lapin(what: impl Into<String>, error: lapin::Error) -> Self {
-        Self { what: what.into(), cause: AmqpErrorCause::Lapin(error) }
+    /// Error of an operation that the broker did not answer.
+    pub(crate) fn no_answer(operation: impl Into<String>) -> Self {
+        Self { operation: operation.into(), cause: AmqpErrorCause::NoAnswer }
     }
 
+    /// Error of an operation that failed in lapin.
+    pub(crate) fn lapin(operation: impl Into<String>, error: lapin::Error) -> Self {
+        Self { operation: operation.into(), cause: AmqpErrorCause::Lapin(error) }
+    }
+
+    /// Error of an operation on a connection that lapin knows to be closed.
+    pub(crate) fn connection_closed(operation: impl Into<String>) -> Self {
+        let closed = ErrorKind::InvalidConnectionState(lapin::ConnectionState::Closed);
+        Self::lapin(operation, closed.into())
+    }
+
+    /// Error of any operation after the adapter was closed.
     pub(crate) fn closed() -> Self {
-        Self { what: "using a closed broker".to_owned(), cause: AmqpErrorCause::Closed }
+        Self { operation: "using a closed broker".to_owned(), cause: AmqpErrorCause::Closed }
     }
 
-    /// Whether nobody answered in time.
-    pub(crate) fn is_silence(&self) -> bool {
-        matches!(self.cause, AmqpErrorCause::Silence(_))
+    /// Returns `true` if the broker did not answer in time.
+    pub(crate) fn is_timeout(&self) -> bool {
+        matches!(self.cause, AmqpErrorCause::Timeout(_) | AmqpErrorCause::NoAnswer)
     }
 
-    /// The broker's complaint, if it made one.
-    pub(crate) fn complaint(&self) -> Option<ServerError<'_>> {
+    /// Error reply of the broker, if it sent one.
+    pub(crate) fn server_error(&self) -> Option<ServerError<'_>> {
         let AmqpErrorCause::Lapin(error) = &self.cause else { return None };
         let ErrorKind::ProtocolError(error) = error.kind() else { return None };
-        let soft = matches!(error.kind(), AMQPErrorKind::Soft(_));
-        Some(ServerError { code: error.get_id(), text: error.get_message().as_str(), soft })
+        let closes_only_channel = matches!(error.kind(), AMQPErrorKind::Soft(_));
+        Some(ServerError { code: error.get_id(), text: error.get_message().as_str(), closes_only_channel })
     }
 
-    /// Whether it is the broker's own trouble, of a moment, and says nothing about what was asked. RabbitMQ answers
+    /// Returns `true` if the broker has a temporary problem that says nothing about the operation. RabbitMQ answers
     /// with an internal error when several processes declare a new quorum queue at once, and forces connections
     /// to close when it stops.
-    pub(crate) fn passes(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         const CONNECTION_FORCED: u16 = 320;
         const RESOURCE_ERROR: u16 = 506;
         const INTERNAL_ERROR: u16 = 541;
-        let passing = [CONNECTION_FORCED, RESOURCE_ERROR, INTERNAL_ERROR];
-        self.complaint().is_some_and(|complaint| passing.contains(&complaint.code))
+        let transient = [CONNECTION_FORCED, RESOURCE_ERROR, INTERNAL_ERROR];
+        self.server_error().is_some_and(|error| transient.contains(&error.code))
     }
 
-    /// In the words of the seam, where nothing more is known about the operation than that it failed.
+    /// Error of the broker seam, for an operation of which nothing more is known than that it failed.
     pub(crate) fn into_broker_error(self) -> BrokerError {
-        match self.complaint().filter(|_| !self.passes()) {
+        match self.server_error().filter(|_| !self.is_transient()) {
             Some(ServerError { text, .. }) => {
-                BrokerError::Refused { reason: format!("{}: {text}", self.what) }
+                BrokerError::Refused { reason: format!("{}: {text}", self.operation) }
             }
             None => BrokerError::Unavailable(Box::new(self)),
         }
@@ -92,10 +108,10 @@ impl AmqpError {
 impl fmt::Display for AmqpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.cause {
-            AmqpErrorCause::Silence(Duration::ZERO) => write!(f, "{}: no answer", self.what),
-            AmqpErrorCause::Silence(waited) => write!(f, "{}: no answer within {waited:?}", self.what),
-            AmqpErrorCause::Lapin(_) => write!(f, "{} failed", self.what),
-            AmqpErrorCause::Closed => write!(f, "{}", self.what),
+            AmqpErrorCause::NoAnswer => write!(f, "{}: no answer", self.operation),
+            AmqpErrorCause::Timeout(waited) => write!(f, "{}: no answer within {waited:?}", self.operation),
+            AmqpErrorCause::Lapin(_) => write!(f, "{} failed", self.operation),
+            AmqpErrorCause::Closed => write!(f, "{}", self.operation),
         }
     }
 }
@@ -104,33 +120,49 @@ impl Error for AmqpError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.cause {
             AmqpErrorCause::Lapin(error) => Some(error),
-            AmqpErrorCause::Silence(_) | AmqpErrorCause::Closed => None,
+            AmqpErrorCause::NoAnswer | AmqpErrorCause::Timeout(_) | AmqpErrorCause::Closed => None,
         }
     }
 }
 
-/// Waits for the broker's answer, but not for ever.
+/// Waits at most [`RPC_TIMEOUT`] for the broker's answer.
 ///
 /// # Cancel safety
-/// As the future's: what was sent may have been done.
+/// The same as that of `answer`: the broker may have performed a request that was sent.
 pub(crate) async fn rpc<T>(
-    what: &str,
+    operation: &str,
     answer: impl Future<Output = Result<T, lapin::Error>>,
 ) -> Result<T, AmqpError> {
-    within(RPC_TIMEOUT, what, answer).await
+    rpc_within(RPC_TIMEOUT, operation, answer).await
 }
 
-/// As [`rpc`], with another patience.
-pub(crate) async fn within<T>(
-    patience: Duration,
-    what: &str,
+/// Does the same as [`rpc`], with another timeout.
+pub(crate) async fn rpc_within<T>(
+    timeout: Duration,
+    operation: &str,
     answer: impl Future<Output = Result<T, lapin::Error>>,
 ) -> Result<T, AmqpError> {
-    match tokio::time::timeout(patience, answer).await {
+    match tokio::time::timeout(timeout, answer).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(AmqpError::lapin(what, error)),
-        Err(_) => Err(AmqpError::silence(what, patience)),
+        Ok(Err(error)) => Err(AmqpError::lapin(operation, error)),
+        Err(_) => Err(AmqpError::timeout(operation, timeout)),
     }
+}
+
+/// Writes an error and its sources on one line.
+pub(crate) fn error_chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        // lapin's errors repeat their source.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = error.source();
+    }
+    text
 }
 
 #[cfg(test)]
@@ -140,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_brokers_own_trouble_is_no_refusal() {
+    fn a_temporary_problem_of_the_broker_is_no_refusal() {
         let told = |kind: AMQPErrorKind| {
             let error = AMQPError::new(kind, "said".into());
             AmqpError::lapin("asking", ErrorKind::ProtocolError(error).into()).into_broker_error()

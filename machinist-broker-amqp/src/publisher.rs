@@ -1,136 +1,104 @@
-//! A lane of publishing: one channel, one window at a time, and a memory of what each message has been through.
+//! A publisher: one channel that sends one window of messages at a time, and resends what was lost.
 //!
-//! There are a few lanes, and a queue always uses the same two, so that a queue that does not confirm (a quorum
-//! queue without its majority) or a message that costs a channel holds up those only.
+//! There are a few publishers, and a queue always uses the same two. So a queue that does not confirm (a quorum queue
+//! without its majority), or a message that makes the broker close the channel, holds up only the queues that share them.
 
 use std::{
     collections::{HashMap, VecDeque},
+    mem,
     sync::Arc,
     time::Duration,
 };
 
-use lapin::{Channel, options::ConfirmSelectOptions};
+use lapin::{BasicProperties, Channel, options::ConfirmSelectOptions};
 use machinist_core::broker::{Publish, PublishError};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{Instant, sleep_until},
 };
 
 use crate::{
     backoff::ReconnectBackoff,
     convert,
-    declare::DeclareError,
-    error::{AmqpError, ServerError, rpc},
-    ladder::{DELAY_UNIT, DelayRoute},
+    declare::{self, DeclareError},
+    error::{AmqpError, error_chain, rpc},
+    ladder::DelayRoute,
     options::TopologyMode,
+    pending_publish::{LossDecision, PendingPublish, after_loss},
     publish_window::{self, OutgoingMessage, PublishOutcome},
-    supervisor::{ConnectionSettings, LiveConnection, PublishAvailability, SupervisedConnection, chain},
+    supervisor::{ConnectionSettings, LiveConnection, PublishAvailability, SupervisedConnection},
     topology::MessageRoute,
 };
 
-/// How many messages, and about how many bytes, are under way at once. Enough to fill the pipe; more only
-/// delays the first caller's answer.
+/// Maximum number of messages in a window. Enough to fill the pipe; more only delays the first caller's result.
 const MAX_WINDOW_MESSAGES: usize = 1000;
+
+/// Maximum size of a window, in bytes; a single message may be larger.
 const MAX_WINDOW_BYTES: usize = 8 * 1024 * 1024;
 
-/// The least time that a window gets, however near its messages' deadlines are.
+/// Minimum time that a window gets, however near the deadlines of its messages are.
 const MIN_WINDOW_TIME: Duration = Duration::from_secs(5);
 
-/// How long a queue that vanished stays away at least. RabbitMQ tells the consumers of a deleted queue some 30 ms
-/// later, and does not tell them at all if by then a queue of that name exists again (seen on 3.10): they would
-/// wait for ever.
+/// Minimum time for which a queue that vanished stays away. RabbitMQ tells the consumers of a deleted queue some 30 ms
+/// later, and does not tell them at all if a queue of that name exists again by then (seen on 3.10): they would wait
+/// forever.
 const DELETED_QUEUE_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long a queue that is not ready yet is left alone.
+/// Time between two attempts to publish to a queue that is not ready yet.
 const NEW_QUEUE_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// What frames need beside the headers.
+/// Room in a frame for everything except the headers, in bytes.
 const FRAME_OVERHEAD_BYTES: usize = 64;
 
-/// One message on its way, and the caller who waits for it.
-#[derive(Debug)]
-pub(crate) struct PendingPublish {
-    publish: Publish,
-    /// When it was asked for: from then on its delay counts, whatever it waits for before it is sent.
-    asked: Instant,
-    deadline: Instant,
-    caller: oneshot::Sender<Result<(), PublishError>>,
-    past: PublishHistory,
-}
-
-/// What a message has been through.
-#[derive(Debug, Clone, Copy, Default)]
-struct PublishHistory {
-    /// It was in a window before.
-    tried: bool,
-    /// It was written to a socket and not confirmed.
-    sent: bool,
-    /// As `sent`, and the connection died: nobody knows what the broker did last.
-    lost: bool,
-    /// It was in a window whose channel the broker closed: it is sent alone, to find out whose fault that was.
-    suspect: bool,
-    /// What it needs was made anew for it.
-    healed: bool,
-}
-
-impl PendingPublish {
-    pub(crate) fn new(
-        publish: Publish,
-        deadline: Instant,
-        caller: oneshot::Sender<Result<(), PublishError>>,
-    ) -> Self {
-        Self { publish, asked: Instant::now(), deadline, caller, past: PublishHistory::default() }
-    }
-
-    /// What is left of the delay. One that is over meanwhile takes the shortest ride, because that way was made sure of.
-    fn ride(&self) -> Option<DelayRoute> {
-        let left = self.publish.delay.saturating_sub(self.asked.elapsed());
-        DelayRoute::for_delay(left.max(DELAY_UNIT.min(self.publish.delay)))
-    }
-
-    /// Tells the caller that this attempt queued nothing. Of an earlier one that nobody confirmed that is not known.
-    fn refuse(self, error: PublishError) {
-        let error = if self.past.sent { PublishError::Unknown(Box::new(error)) } else { error };
-        self.tell(Err(error));
-    }
-
-    /// Tells the caller. One who has stopped waiting does not want to know.
-    fn tell(self, result: Result<(), PublishError>) {
-        let _ = self.caller.send(result);
-    }
-}
-
-/// The lane's own loop and state.
+/// Loop and state of one publisher.
 #[derive(Debug)]
 pub(crate) struct Publisher {
     settings: Arc<ConnectionSettings>,
     max_message_size: usize,
-    link: Arc<SupervisedConnection>,
-    jobs: mpsc::UnboundedReceiver<PendingPublish>,
+    supervised: Arc<SupervisedConnection>,
+    calls: mpsc::UnboundedReceiver<PendingPublish>,
     pending: VecDeque<PendingPublish>,
-    session: Option<PublishChannel>,
-    last_trouble: Option<AmqpError>,
-    /// After a failure; none while all is well.
+    channel: Option<PublishChannel>,
+    last_error: Option<AmqpError>,
+    /// Set after a failure, until a message is confirmed.
     backoff: Option<ReconnectBackoff>,
     next_id: i64,
 }
 
-/// A channel on a live connection.
+/// A channel with confirms, on a live connection.
 #[derive(Debug, Clone)]
 struct PublishChannel {
     live: Arc<LiveConnection>,
     channel: Channel,
 }
 
-/// A job of the present window.
+/// A message of the current window that can be sent.
+#[derive(Debug)]
+struct CheckedPublish {
+    pending: PendingPublish,
+    /// Name of its task queue on the broker.
+    queue: String,
+    properties: BasicProperties,
+    id: i64,
+}
+
+/// A message of the current window that is ready to send.
 #[derive(Debug)]
 struct RoutedPublish {
-    job: PendingPublish,
-    queue: String,
+    checked: CheckedPublish,
     route: MessageRoute,
 }
 
-/// Why the whole of a queue's messages cannot be sent.
+/// Parts of the topology that a message needs.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct RequiredTopology {
+    /// Name of the task queue on the broker.
+    queue: String,
+    /// Highest level of the ladder that the message goes through.
+    top_level: Option<u8>,
+}
+
+/// Reason that no message of a queue can be sent.
 #[derive(Debug, Clone)]
 enum QueueRefusal {
     Unroutable,
@@ -141,430 +109,358 @@ impl Publisher {
     pub(crate) fn new(
         settings: Arc<ConnectionSettings>,
         max_message_size: usize,
-        link: Arc<SupervisedConnection>,
-        jobs: mpsc::UnboundedReceiver<PendingPublish>,
+        supervised: Arc<SupervisedConnection>,
+        calls: mpsc::UnboundedReceiver<PendingPublish>,
     ) -> Self {
-        let pending = VecDeque::new();
-        let (session, last_trouble, backoff) = (None, None, None);
-        Self { settings, max_message_size, link, jobs, pending, session, last_trouble, backoff, next_id: 1 }
+        Self {
+            settings,
+            max_message_size,
+            supervised,
+            calls,
+            pending: VecDeque::new(),
+            channel: None,
+            last_error: None,
+            backoff: None,
+            next_id: 1,
+        }
     }
 
-    /// Publishes until nobody can send jobs any more and every caller has an answer.
+    /// Publishes until the broker is closed and every caller has a result.
     pub(crate) async fn run(mut self) {
-        while self.gather().await {
-            let Some(session) = self.session().await else {
-                self.give_up();
+        while self.receive().await {
+            let Some(channel) = self.channel().await else {
+                self.fail_all();
                 continue;
             };
             let window = self.next_window();
-            let (ready, items) = match self.prepare(&session, window).await {
-                Ok(prepared) => prepared,
-                Err(trouble) => {
-                    self.broken(trouble);
+            let mut routed = match self.prepare(&channel, window).await {
+                Ok(routed) => routed,
+                Err(error) => {
+                    self.channel_failed(error);
                     continue;
                 }
             };
-            if ready.is_empty() {
+            if routed.is_empty() {
                 continue;
             }
-            let until = ready.iter().map(|one| one.job.deadline).min().unwrap_or_else(Instant::now);
-            let until = until.max(Instant::now() + MIN_WINDOW_TIME);
-            let items = ready.iter().zip(items).map(|(one, (properties, id))| OutgoingMessage {
-                route: &one.route,
-                body: &one.job.publish.message.body,
-                properties,
-                id,
-            });
-            let items = items.collect();
-            let fates =
-                Box::pin(publish_window::transmit(&session.live, &session.channel, items, until)).await;
-            if let Some(pause) = self.conclude(&session, ready, fates) {
+            let outcomes = Box::pin(transmit(&channel, &mut routed)).await;
+            if let Some(pause) = self.conclude(&channel, routed, outcomes) {
                 tokio::time::sleep(pause).await;
             }
         }
     }
 
-    /// Takes in what callers have sent; waits while there is nothing at all to do. `false` at the end.
-    async fn gather(&mut self) -> bool {
+    /// Receives the messages of callers; waits if there is nothing else to do. Returns `false` at the end.
+    async fn receive(&mut self) -> bool {
         if self.pending.is_empty() {
-            match self.jobs.recv().await {
-                Some(job) => self.pending.push_back(job),
+            match self.calls.recv().await {
+                Some(pending) => self.pending.push_back(pending),
                 None => return false,
             }
         }
-        // Callers who were just given their answers ask for more at once: their messages go together.
+        // Callers that just got their results call again at once: their messages go together.
         tokio::task::yield_now().await;
-        while let Ok(job) = self.jobs.try_recv() {
-            self.pending.push_back(job);
+        while let Ok(pending) = self.calls.try_recv() {
+            self.pending.push_back(pending);
         }
         true
     }
 
-    /// The channel to publish on; meanwhile messages that have waited too long are given their answer. `None`
-    /// when there will never be one again.
-    async fn session(&mut self) -> Option<PublishChannel> {
-        let usable = |session: &PublishChannel| {
-            session.channel.status().connected() && session.live.blocked().is_none()
+    /// Returns the channel to publish on, and meanwhile fails messages whose deadline passes. `None` once the broker is
+    /// closed.
+    async fn channel(&mut self) -> Option<PublishChannel> {
+        let is_usable = |channel: &PublishChannel| {
+            channel.channel.status().connected() && channel.live.connection.blocked().is_none()
         };
-        if let Some(session) = self.session.clone().filter(usable) {
-            return Some(session);
+        if let Some(channel) = self.channel.clone().filter(is_usable) {
+            return Some(channel);
         }
-        self.session = None;
+        self.channel = None;
         let pause = self.backoff.as_mut().map(ReconnectBackoff::next);
-        let mut opening = Box::pin(open(Arc::clone(&self.link), pause.unwrap_or_default()));
+        let mut opening = Box::pin(open(Arc::clone(&self.supervised), pause.unwrap_or_default()));
         loop {
-            let earliest = self.pending.iter().map(|job| job.deadline).min();
+            let earliest = self.pending.iter().map(|pending| pending.deadline).min();
             tokio::select! {
                 opened = &mut opening => {
-                    self.session = opened;
-                    return self.session.clone();
+                    self.channel = opened;
+                    return self.channel.clone();
                 }
-                Some(job) = self.jobs.recv() => self.pending.push_back(job),
-                () = sleep_until(earliest.unwrap_or_else(Instant::now)), if earliest.is_some() => self.expire(),
+                Some(pending) = self.calls.recv() => self.pending.push_back(pending),
+                () = sleep_until(earliest.unwrap_or_else(Instant::now)), if earliest.is_some() => self.fail_expired(),
             }
         }
     }
 
-    fn expire(&mut self) {
+    fn fail_expired(&mut self) {
         let now = Instant::now();
         for _ in 0..self.pending.len() {
-            if let Some(job) = self.pending.pop_front() {
-                if job.deadline <= now { self.fail(job) } else { self.pending.push_back(job) }
+            if let Some(pending) = self.pending.pop_front() {
+                if pending.deadline <= now { self.fail(pending) } else { self.pending.push_back(pending) }
             }
         }
     }
 
-    fn give_up(&mut self) {
-        while let Some(job) = self.pending.pop_front() {
-            self.fail(job);
+    fn fail_all(&mut self) {
+        while let Some(pending) = self.pending.pop_front() {
+            self.fail(pending);
         }
     }
 
-    /// Ends a job that could not be sent in time, or was not confirmed.
-    fn fail(&self, job: PendingPublish) {
-        let obstacle = self.link.obstacle();
-        let trouble = || {
-            let last = self.last_trouble.clone();
-            Box::new(last.unwrap_or_else(|| AmqpError::silence("publishing", MIN_WINDOW_TIME)))
+    /// Ends a message that could not be sent in time, or was not confirmed.
+    fn fail(&self, pending: PendingPublish) {
+        let last_error = || {
+            let error = self.last_error.clone();
+            Box::new(error.unwrap_or_else(|| AmqpError::timeout("publishing", MIN_WINDOW_TIME)))
         };
-        let error = match obstacle {
-            PublishAvailability::Down(trouble) if job.past.sent => PublishError::Unknown(Box::new(trouble)),
-            _ if job.past.sent => PublishError::Unknown(trouble()),
+        let error = match self.supervised.availability() {
+            PublishAvailability::Down(error) if pending.history.sent => {
+                PublishError::Unknown(Box::new(error))
+            }
+            _ if pending.history.sent => PublishError::Unknown(last_error()),
             PublishAvailability::Blocked(reason) => PublishError::Blocked { reason },
-            PublishAvailability::Down(trouble) => PublishError::Unavailable(Box::new(trouble)),
-            PublishAvailability::None => PublishError::Unavailable(trouble()),
+            PublishAvailability::Down(error) => PublishError::Unavailable(Box::new(error)),
+            PublishAvailability::Available => PublishError::Unavailable(last_error()),
         };
-        job.tell(Err(error));
+        pending.answer(Err(error));
     }
 
-    /// The session failed before anything of the window was sent.
-    fn broken(&mut self, trouble: AmqpError) {
-        tracing::debug!(error = %chain(&trouble), "a publishing channel failed");
-        self.session = None;
-        self.last_trouble = Some(trouble);
+    /// Drops the channel after a failure.
+    fn channel_failed(&mut self, error: AmqpError) {
+        tracing::debug!(error = %error_chain(&error), "a publishing channel failed");
+        self.channel = None;
+        self.last_error = Some(error);
         self.backoff.get_or_insert_with(ReconnectBackoff::new);
-        self.link.suspect();
+        self.supervised.probe_now();
     }
 
     fn next_window(&mut self) -> Vec<PendingPublish> {
         let now = Instant::now();
         let mut window = Vec::new();
         let mut bytes = 0;
-        while let Some(job) = self.pending.front() {
-            let size = job.publish.message.size();
-            let alone = job.past.suspect && !window.is_empty();
-            if alone
-                || window.len() == MAX_WINDOW_MESSAGES
-                || (bytes + size > MAX_WINDOW_BYTES && !window.is_empty())
-            {
+        while let Some(next) = self.pending.front() {
+            let size = next.publish.message.size();
+            let is_full = window.len() == MAX_WINDOW_MESSAGES || bytes + size > MAX_WINDOW_BYTES;
+            if !window.is_empty() && (is_full || next.history.suspect) {
                 break;
             }
-            let Some(job) = self.pending.pop_front() else { break };
-            if job.caller.is_closed() {
+            let Some(pending) = self.pending.pop_front() else { break };
+            if pending.caller.is_closed() {
                 continue;
             }
-            if job.past.tried && job.deadline <= now {
-                self.fail(job);
+            if pending.history.tried && pending.deadline <= now {
+                self.fail(pending);
                 continue;
             }
             bytes += size;
-            let suspect = job.past.suspect;
-            window.push(job);
-            if suspect {
+            let is_suspect = pending.history.suspect;
+            window.push(pending);
+            if is_suspect {
                 break;
             }
         }
         window
     }
 
-    /// Checks each message and what it needs on the broker. Those that can never be sent get their answer here.
+    /// Checks each message and the topology that it needs. Messages that can never be sent get their result here.
     ///
     /// # Errors
-    /// The broker did not answer; the window is back in the lane.
+    /// The broker did not answer; the messages of the window are pending again.
     async fn prepare(
         &mut self,
-        session: &PublishChannel,
+        channel: &PublishChannel,
         window: Vec<PendingPublish>,
-    ) -> Result<(Vec<RoutedPublish>, Vec<(lapin::BasicProperties, i64)>), AmqpError> {
-        let mut verdicts: HashMap<(String, Option<u8>), Option<QueueRefusal>> = HashMap::new();
-        let (mut ready, mut items) = (Vec::with_capacity(window.len()), Vec::with_capacity(window.len()));
+    ) -> Result<Vec<RoutedPublish>, AmqpError> {
+        let mut refusals: HashMap<RequiredTopology, Option<QueueRefusal>> = HashMap::new();
+        let mut checked: Vec<CheckedPublish> = Vec::with_capacity(window.len());
         let mut window = window.into_iter();
-        while let Some(mut job) = window.next() {
-            job.past.tried = true;
-            let publish = &job.publish;
-            let queue = match self.settings.plan.queue(publish.target.queue()) {
-                Ok(queue) => queue,
-                Err(reason) => {
-                    job.refuse(PublishError::Rejected { reason });
-                    continue;
-                }
-            };
-            let properties = match self.measure(publish, session.live.frame_max()) {
-                Ok(properties) => properties,
+        while let Some(mut pending) = window.next() {
+            pending.history.tried = true;
+            let (queue, properties) = match self.check(&pending.publish, channel) {
+                Ok(passed) => passed,
                 Err(error) => {
-                    job.refuse(error);
+                    pending.refuse(error);
                     continue;
                 }
             };
-            let need = (queue.clone(), job.ride().map(DelayRoute::highest));
-            let verdict = match verdicts.get(&need) {
-                Some(verdict) => verdict.clone(),
-                None => match ensure(&session.live, &need.0, need.1).await {
-                    Ok(verdict) => verdicts.entry(need).or_insert(verdict).clone(),
-                    Err(trouble) => {
-                        let again = ready.into_iter().map(|(job, _)| job);
-                        self.again(again.chain([job]).chain(window).collect());
-                        return Err(trouble);
+            let top_level = pending.delay_route().map(DelayRoute::top_level);
+            let required = RequiredTopology { queue: queue.clone(), top_level };
+            let refusal = match refusals.get(&required) {
+                Some(refusal) => refusal.clone(),
+                None => match ensure(&channel.live, &required).await {
+                    Ok(refusal) => refusals.entry(required).or_insert(refusal).clone(),
+                    Err(error) => {
+                        let before = checked.into_iter().map(|checked| checked.pending);
+                        self.put_back(before.chain([pending]).chain(window).collect());
+                        return Err(error);
                     }
                 },
             };
-            match verdict {
+            match refusal {
                 None => {
-                    items.push((properties, self.next_id));
+                    checked.push(CheckedPublish { pending, queue, properties, id: self.next_id });
                     self.next_id += 1;
-                    ready.push((job, queue));
                 }
-                Some(QueueRefusal::Unroutable) => {
-                    let queue = job.publish.target.queue().clone();
-                    job.refuse(PublishError::Unroutable { queue });
-                }
-                Some(QueueRefusal::Rejected(reason)) => job.refuse(PublishError::Rejected { reason }),
+                Some(QueueRefusal::Unroutable) => pending.refuse_unroutable(),
+                Some(QueueRefusal::Rejected(reason)) => pending.refuse(PublishError::Rejected { reason }),
             }
         }
-        // Only now: what one message needed may have taken a while, and every delay counts meanwhile.
-        let routed = ready.into_iter().map(|(job, queue)| {
-            let route = self.settings.plan.route(&job.publish.target, &queue, job.ride());
-            RoutedPublish { job, queue, route }
+        // Routed only now: declaring the topology may have taken a while, which counts for every delay.
+        let topology = &self.settings.topology;
+        let routed = checked.into_iter().map(|checked| {
+            let pending = &checked.pending;
+            let route = topology.route(&pending.publish.target, &checked.queue, pending.delay_route());
+            RoutedPublish { checked, route }
         });
-        Ok((routed.collect(), items))
+        Ok(routed.collect())
     }
 
-    /// The properties of a message that fits: what does not would cost the channel, or even the connection, and
-    /// with it every neighbour in flight.
-    fn measure(&self, publish: &Publish, frame_max: usize) -> Result<lapin::BasicProperties, PublishError> {
+    /// Returns the queue's name on the broker and the properties of a message that fits. One that does not fit would make
+    /// the broker close the channel, or even the connection, with every neighbour in flight.
+    fn check(
+        &self,
+        publish: &Publish,
+        channel: &PublishChannel,
+    ) -> Result<(String, BasicProperties), PublishError> {
+        let rejected = |reason| PublishError::Rejected { reason };
+        let queue = self.settings.topology.queue_name(publish.target.queue()).map_err(rejected)?;
         let size = publish.message.body.len();
         if size > self.max_message_size {
             return Err(PublishError::TooLarge { size, limit: self.max_message_size });
         }
-        let (properties, size) = convert::properties(&publish.message, self.next_id)
-            .map_err(|reason| PublishError::Rejected { reason })?;
-        let limit = frame_max.saturating_sub(FRAME_OVERHEAD_BYTES);
+        let (properties, size) = convert::properties(&publish.message, self.next_id).map_err(rejected)?;
+        let limit = channel.live.connection.frame_max().saturating_sub(FRAME_OVERHEAD_BYTES);
         if size > limit {
             return Err(PublishError::TooLarge { size, limit });
         }
-        Ok(properties)
+        Ok((queue, properties))
     }
 
-    /// Tells the callers of a window, and takes back what has to be sent again; perhaps not before a pause.
+    /// Gives the callers of a window their results, and puts back the messages to send again. Returns the time to wait
+    /// before that.
     fn conclude(
         &mut self,
-        session: &PublishChannel,
-        ready: Vec<RoutedPublish>,
-        fates: Vec<PublishOutcome>,
+        channel: &PublishChannel,
+        routed: Vec<RoutedPublish>,
+        outcomes: Vec<PublishOutcome>,
     ) -> Option<Duration> {
+        let declared = &channel.live.declared;
+        let is_alone = routed.len() == 1;
         let mut pause = None;
-        let alone = ready.len() == 1;
         let mut again = Vec::new();
-        for (one, fate) in ready.into_iter().zip(fates) {
-            let RoutedPublish { mut job, queue, .. } = one;
-            match fate {
+        for (routed, outcome) in routed.into_iter().zip(outcomes) {
+            let CheckedPublish { mut pending, queue, .. } = routed.checked;
+            match outcome {
                 PublishOutcome::Routed => {
                     self.backoff = None;
-                    job.tell(Ok(()));
+                    pending.answer(Ok(()));
                 }
                 PublishOutcome::Refused
-                    if session.live.declared.is_young(&queue)
-                        && Instant::now() + NEW_QUEUE_RETRY_PAUSE < job.deadline =>
+                    if declared.is_new(&queue)
+                        && Instant::now() + NEW_QUEUE_RETRY_PAUSE < pending.deadline =>
                 {
                     tracing::debug!(queue, "a queue that was just declared takes no messages yet");
                     pause = pause.max(Some(NEW_QUEUE_RETRY_PAUSE));
-                    again.push(job);
+                    again.push(pending);
                 }
-                PublishOutcome::Refused => job.refuse(PublishError::Rejected {
+                PublishOutcome::Refused => pending.refuse(PublishError::Rejected {
                     reason: format!(
                         "negative confirm; queue {queue} is at a limit, or has lost its majority of nodes"
                     ),
                 }),
                 PublishOutcome::Returned
-                    if self.settings.topology == TopologyMode::Declare && !job.past.healed =>
+                    if self.settings.topology_mode == TopologyMode::Declare
+                        && !pending.history.redeclared =>
                 {
                     // Somebody deleted the queue since we declared it.
-                    session.live.declared.forget(&queue);
-                    job.past.healed = true;
+                    declared.forget(&queue);
+                    pending.history.redeclared = true;
                     pause = pause.max(Some(DELETED_QUEUE_PAUSE));
-                    again.push(job);
+                    again.push(pending);
                 }
-                PublishOutcome::Returned => {
-                    let queue = job.publish.target.queue().clone();
-                    job.refuse(PublishError::Unroutable { queue });
+                PublishOutcome::Returned => pending.refuse_unroutable(),
+                PublishOutcome::Unsent(error) => {
+                    self.channel_failed(error);
+                    again.push(pending);
                 }
-                PublishOutcome::Unsent(trouble) => {
-                    self.broken(trouble);
-                    again.push(job);
-                }
-                PublishOutcome::Lost(trouble) => {
-                    session.live.declared.forget(&queue);
-                    match after_loss(job.past, alone, &trouble) {
-                        LossDecision::Resend(past) => {
-                            job.past = past;
-                            again.push(job);
+                PublishOutcome::Unconfirmed(error) => {
+                    declared.forget(&queue);
+                    match after_loss(pending.history, is_alone, &error) {
+                        LossDecision::Resend(history) => {
+                            pending.history = history;
+                            again.push(pending);
                         }
-                        LossDecision::Report(error) => job.tell(Err(error)),
+                        LossDecision::Report(error) => pending.answer(Err(error)),
                     }
-                    self.broken(trouble);
+                    self.channel_failed(error);
                 }
             }
         }
-        self.again(again);
+        self.put_back(again);
         pause
     }
 
-    /// Puts jobs back where they came from, in their order.
-    fn again(&mut self, jobs: Vec<PendingPublish>) {
-        for job in jobs.into_iter().rev() {
-            self.pending.push_front(job);
+    /// Puts messages back to the front of the pending ones, in their order.
+    fn put_back(&mut self, messages: Vec<PendingPublish>) {
+        for pending in messages.into_iter().rev() {
+            self.pending.push_front(pending);
         }
     }
 }
 
-/// Opens a channel for publishing as soon as the broker takes messages; `None` when the link is closed.
-async fn open(link: Arc<SupervisedConnection>, pause: Duration) -> Option<PublishChannel> {
+/// Sends a window and waits for its outcomes.
+async fn transmit(channel: &PublishChannel, routed: &mut [RoutedPublish]) -> Vec<PublishOutcome> {
+    let deadlines = routed.iter().map(|routed| routed.checked.pending.deadline);
+    let earliest = deadlines.min().unwrap_or_else(Instant::now);
+    let until = earliest.max(Instant::now() + MIN_WINDOW_TIME);
+    let messages = routed.iter_mut().map(|RoutedPublish { checked, route }| OutgoingMessage {
+        route,
+        body: &checked.pending.publish.message.body,
+        properties: mem::take(&mut checked.properties),
+        id: checked.id,
+    });
+    let messages = messages.collect();
+    publish_window::transmit(&channel.live.connection, &channel.channel, messages, until).await
+}
+
+/// Opens a channel for publishing as soon as the broker takes messages; `None` once the connection is closed.
+async fn open(supervised: Arc<SupervisedConnection>, pause: Duration) -> Option<PublishChannel> {
     tokio::time::sleep(pause).await;
     let mut backoff = ReconnectBackoff::new();
     loop {
-        let live = link.unblocked().await.ok()?;
+        let live = supervised.unblocked().await.ok()?;
         let opened = async {
-            let channel = live.channel().await?;
+            let channel = live.connection.open_channel().await?;
             rpc("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
             Ok::<_, AmqpError>(channel)
         };
         match opened.await {
             Ok(channel) => return Some(PublishChannel { live, channel }),
-            Err(trouble) => {
-                tracing::debug!(error = %chain(&trouble), "no channel to publish on yet");
-                link.suspect();
+            Err(error) => {
+                tracing::debug!(error = %error_chain(&error), "no channel to publish on yet");
+                supervised.probe_now();
                 tokio::time::sleep(backoff.next()).await;
             }
         }
     }
 }
 
+/// Makes sure that the required topology exists, and returns the reason if it cannot be.
 async fn ensure(
     live: &LiveConnection,
-    queue: &str,
-    level: Option<u8>,
+    required: &RequiredTopology,
 ) -> Result<Option<QueueRefusal>, AmqpError> {
-    let ensured = match level {
-        None => live.declared.for_publish(live, queue).await,
-        Some(level) => live.declared.for_delay(live, queue, level).await,
+    let RequiredTopology { queue, top_level } = required;
+    let ensured = match top_level {
+        None => live.declared.for_publish(&live.connection, queue).await,
+        Some(level) => live.declared.for_delay(&live.connection, queue, *level).await,
     };
     match ensured {
         Ok(()) => Ok(None),
         Err(DeclareError::Missing { name }) if name == format!("queue {queue}") => {
             Ok(Some(QueueRefusal::Unroutable))
         }
-        Err(DeclareError::Missing { name }) => Ok(Some(QueueRefusal::Rejected(format!(
-            "{name} does not exist on the broker; make it, or set topology to \"declare\" to have it made"
-        )))),
+        Err(DeclareError::Missing { name }) => Ok(Some(QueueRefusal::Rejected(declare::missing(&name)))),
         Err(DeclareError::Refused { reason }) => Ok(Some(QueueRefusal::Rejected(reason))),
-        Err(DeclareError::Broken(trouble)) => Err(trouble),
-    }
-}
-
-#[derive(Debug)]
-enum LossDecision {
-    Resend(PublishHistory),
-    Report(PublishError),
-}
-
-/// What to do with a message whose confirm never came.
-///
-/// A connection that died says nothing about it: send it again. A channel that the broker closed was closed
-/// because of one message of the window: each is sent again alone, and the one that does it again is the one.
-fn after_loss(past: PublishHistory, alone: bool, trouble: &AmqpError) -> LossDecision {
-    let Some(ServerError { code, text, .. }) = trouble.complaint().filter(|complaint| complaint.soft) else {
-        return LossDecision::Resend(PublishHistory { sent: true, lost: true, ..past });
-    };
-    // A missing exchange is made anew before the next attempt.
-    if !alone || (code == 404 && !past.healed) {
-        return LossDecision::Resend(PublishHistory {
-            sent: true,
-            suspect: true,
-            healed: past.healed || alone,
-            ..past
-        });
-    }
-    LossDecision::Report(match too_large(text) {
-        Some((size, limit)) => PublishError::TooLarge { size, limit },
-        // An earlier attempt may have succeeded before somebody changed something.
-        None if past.lost => PublishError::Unknown(Box::new(trouble.clone())),
-        None if code == 403 => PublishError::Rejected {
-            reason: format!("this user may not publish there ({text}); grant write on the exchange"),
-        },
-        None => PublishError::Rejected { reason: text.to_owned() },
-    })
-}
-
-/// `PRECONDITION_FAILED - message size 17 is larger than configured max size 16`
-fn too_large(text: &str) -> Option<(usize, usize)> {
-    let (size, rest) = text.split_once("message size ")?.1.split_once(' ')?;
-    let limit = rest.rsplit(' ').next()?;
-    Some((size.parse().ok()?, limit.parse().ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use machinist_core::{
-        broker::{Message, Target},
-        id::QueueName,
-    };
-
-    use super::*;
-
-    #[test]
-    fn the_brokers_limit_is_read_from_its_complaint() {
-        let text =
-            "PRECONDITION_FAILED - message size 200000000 is larger than configured max size 134217728";
-        assert_eq!(too_large(text), Some((200_000_000, 134_217_728)));
-        assert_eq!(too_large("PRECONDITION_FAILED - other"), None);
-    }
-
-    #[test]
-    fn what_a_delayed_message_waits_for_before_it_is_sent_is_part_of_its_delay() {
-        let rides = |delay: u64, waited: u64| {
-            let publish = Publish {
-                target: Target::Queue(QueueName::parse("q").unwrap()),
-                message: Message::default(),
-                delay: Duration::from_millis(delay),
-            };
-            let mut job = PendingPublish::new(publish, Instant::now(), oneshot::channel().0);
-            job.asked = Instant::now().checked_sub(Duration::from_millis(waited)).unwrap();
-            job.ride()
-        };
-        let ride = |delay| DelayRoute::for_delay(Duration::from_millis(delay));
-        assert_eq!((rides(0, 0), rides(0, 50)), (None, None));
-        // Of 70 s, 40 are over. Level 3 begins at 65 s, level 2 at 4.
-        assert_eq!(rides(70_000, 40_000).map(DelayRoute::highest), Some(2));
-        assert_eq!((rides(60_000, 60_000), rides(5, 0)), (ride(1), ride(1)));
+        Err(DeclareError::Failed(error)) => Err(error),
     }
 }

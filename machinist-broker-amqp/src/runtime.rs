@@ -1,4 +1,4 @@
-//! lapin's runtime with a stream of our own: what it reads passes through [`SanitizedStream`].
+//! Runtime for lapin whose streams are [`SanitizedStream`]s.
 
 use std::{
     io,
@@ -16,19 +16,19 @@ use lapin::AsyncTcpStream;
 
 use crate::sanitize::SanitizedStream;
 
-/// A stream to a broker, plain or encrypted.
+/// Stream to a broker, plain or encrypted.
 pub(crate) type BrokerStream = AsyncTcpStream<<TokioRuntime as Reactor>::TcpStream>;
 
-/// Everything of tokio's, but for the stream.
+/// The runtime of tokio, except for the stream.
 #[derive(Debug, Clone)]
 pub(crate) struct SanitizingRuntime(TokioRuntime);
 
 impl SanitizingRuntime {
-    /// The runtime in which this is called, for lapin.
+    /// Runtime for lapin over the current runtime of tokio.
     ///
     /// # Errors
-    /// Where there is none.
-    pub(crate) fn here() -> lapin::Result<Runtime<Self>> {
+    /// There is no current runtime.
+    pub(crate) fn current() -> lapin::Result<Runtime<Self>> {
         lapin::runtime::default_runtime().map(|tokio| Runtime::new(Self(tokio)))
     }
 }
@@ -61,7 +61,7 @@ impl Reactor for SanitizingRuntime {
     type TcpStream = SanitizedStream<BrokerStream>;
     type Sleep = <TokioRuntime as Reactor>::Sleep;
 
-    /// lapin registers nothing: it is given the stream that it reads from.
+    /// Fails, because lapin registers nothing: it gets the stream that it reads from.
     fn register<H: io::Read + io::Write + Send + 'static>(
         &self,
         _socket: H,
