@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -49,7 +49,9 @@ impl From<DeclareError> for BrokerError {
 
 /// Sentence for a user about an object that does not exist.
 pub(crate) fn missing(name: &str) -> String {
-    format!("{name} does not exist on the broker; make it, or set topology to \"declare\" to have it made")
+    format!(
+        "{name} does not exist on the broker; create it, or set topology to \"declare\" to have it created"
+    )
 }
 
 /// The part of the topology that one connection knows to exist on the broker.
@@ -201,7 +203,7 @@ impl DeclaredTopology {
         Ok(())
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, KnownObjects> {
+    fn known(&self) -> MutexGuard<'_, KnownObjects> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -345,7 +347,7 @@ fn declare_error(declaration: &Declaration, error: AmqpError) -> DeclareError {
         406 => argument_mismatch::explain(&object, reply.text),
         403 => format!(
             "this user may not declare {object} ({}); grant configure, write and read on it, or set topology to \
-             \"verify\" and have it made by somebody who may",
+             \"verify\" and have an administrator create it",
             reply.text
         ),
         _ => format!("{object} cannot be declared: {}", reply.text),

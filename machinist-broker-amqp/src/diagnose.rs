@@ -1,6 +1,6 @@
 //! Findings of `machinist doctor` about a RabbitMQ.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
@@ -130,7 +130,7 @@ impl AmqpBroker {
     }
 
     /// Counts the messages on the ladder, and those that came due for queues that are gone.
-    async fn depths(&self, live: std::sync::Arc<LiveConnection>) -> Vec<Finding> {
+    async fn depths(&self, live: Arc<LiveConnection>) -> Vec<Finding> {
         let mut reader = DepthReader::new(live);
         let mut findings = Vec::new();
         let mut delayed = 0;

@@ -32,6 +32,7 @@ pub(crate) struct MonitoredQueue {
     pub(crate) status: watch::Receiver<SubscriptionStatus>,
 }
 
+/// Health of all subscriptions of one consumer.
 #[derive(Debug)]
 pub(crate) struct AmqpSubscriptionHealth {
     queues: Vec<MonitoredQueue>,
