@@ -3,7 +3,8 @@
 /// Turns `PRECONDITION_FAILED - inequivalent arg …` into a sentence with the object, the argument, both values and the
 /// remedy.
 pub(crate) fn explain(object: &str, text: &str) -> String {
-    const REMEDY: &str = "drain it and delete it, so that it is declared again, or set topology to \"verify\" to use it as it is";
+    const REMEDY: &str = "drain it and delete it, so that it is declared again, or set topology to \"verify\" to use it as \
+                          it is";
     match parse(text) {
         Some(ArgumentMismatch { argument, ours, theirs }) => {
             let hint = match (argument, theirs) {
