@@ -1,6 +1,6 @@
-//! Where the broker is, read from a URL.
+//! Address of the broker, read from a URL.
 //!
-//! lapin reads URLs too, but takes an IPv6 address for `localhost`, names no option when it fails, and prints
+//! lapin reads URLs too, but mistakes an IPv6 address for `localhost`, names no option when it fails, and prints
 //! the password with the rest. So the URL is read here, once, and lapin gets the parts.
 
 use std::fmt;
@@ -9,16 +9,16 @@ use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserIn
 use machinist_core::broker::BrokerError;
 use url::{Host, Url};
 
-/// A heartbeat of the broker's default, 60 s, would notice a dead peer after two minutes.
+/// Interval of heartbeats, in seconds. At the broker's default, 60 s, a dead peer would be noticed after two minutes.
 const HEARTBEAT_SECONDS: u16 = 10;
 
-/// A broker's address with the credentials for it. Prints without the password.
+/// Address of a broker, with its credentials. It prints without the password.
 #[derive(Clone)]
 pub(crate) struct Address(AMQPUri);
 
 impl Address {
-    /// Reads `amqp[s]://USER:PASSWORD@HOST:PORT/VHOST`. Missing parts are the field's defaults: guest, guest,
-    /// port 5672 or 5671, vhost `/`.
+    /// Reads `amqp[s]://USER:PASSWORD@HOST:PORT/VHOST`. Missing parts have the defaults of RabbitMQ: guest,
+    /// guest, port 5672 or 5671, vhost `/`.
     pub(crate) fn parse(text: &str) -> Result<Self, BrokerError> {
         let wrong = |why: &str| {
             BrokerError::Configuration(format!(
@@ -51,7 +51,7 @@ impl Address {
             },
             [(ref name, _), ..] => {
                 return Err(wrong(&format!(
-                    "has a parameter {name:?}, and none but auth_mechanism is understood here"
+                    "has a parameter {name:?}, and only auth_mechanism is understood here"
                 )));
             }
         };
@@ -72,7 +72,7 @@ impl Address {
         Ok(Self(AMQPUri { scheme, authority: AMQPAuthority { userinfo, host, port }, vhost, query }))
     }
 
-    /// For lapin.
+    /// The address as lapin takes it.
     pub(crate) fn uri(&self) -> AMQPUri {
         self.0.clone()
     }
@@ -93,7 +93,7 @@ impl Address {
         &self.0.vhost
     }
 
-    /// Whether the certificate tells who we are, and no password.
+    /// Returns `true` if the client logs in by its certificate and not by a password.
     pub(crate) fn external(&self) -> bool {
         self.0.query.auth_mechanism == Some(SASLMechanism::External)
     }
@@ -103,12 +103,13 @@ impl Address {
     }
 }
 
-/// Without the password.
+/// Prints the address without the password.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let AMQPUri { scheme, authority, vhost, .. } = &self.0;
         let v6 = authority.host.contains(':');
-        let (open, close) = if v6 { ("[", "]") } else { ("", "") };
+        let open = if v6 { "[" } else { "" };
+        let close = if v6 { "]" } else { "" };
         let vhost = vhost.replace('%', "%25").replace('/', "%2F");
         write!(f, "{scheme}://")?;
         if !self.external() {
@@ -124,7 +125,7 @@ impl fmt::Debug for Address {
     }
 }
 
-/// A URL that could not be read, without what may be its password: everything between the first colon after the
+/// Removes from an unreadable URL the part that may be its password: everything between the first colon after the
 /// scheme and the last `@`.
 fn redact(text: &str) -> String {
     let start = text.find("://").map_or(0, |at| at + 3);
@@ -137,6 +138,7 @@ fn redact(text: &str) -> String {
     }
 }
 
+/// Decodes percent-encoded text; `None` if the result is not UTF-8.
 fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_can_tell_who_we_are() {
+    fn a_certificate_can_be_the_login() {
         let address = Address::parse("amqps://mq/v?auth_mechanism=external").unwrap();
         assert!(address.external());
         assert_eq!(address.to_string(), "amqps://mq:5671/v");

@@ -1,4 +1,4 @@
-//! The broker itself: two links, a few lanes, and the seam's methods over them.
+//! The broker itself: two connections, a few publishers, and the methods of the broker seam.
 
 use std::{
     fmt,
@@ -27,136 +27,150 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     address::Address,
     connect,
-    gauge::Gauge,
-    ladder::LEVELS,
-    lane::{Job, Lane},
-    link::{Link, Live, Settings},
+    depth::DepthReader,
+    error::{AmqpError, CLOSE_TIMEOUT},
+    ladder::LADDER_LEVELS,
     options::AmqpOptions,
-    plan::Plan,
-    subscription::{AmqpConsumer, Ground, Source},
-    trouble::{FAREWELL, RPC_TIMEOUT, Trouble},
+    pending_publish::PendingPublish,
+    publisher::Publisher,
+    subscription::{AmqpConsumer, SubscriptionContext, SubscriptionSource},
+    supervisor::{ConnectionSettings, SupervisedConnection},
+    topology::AmqpTopology,
 };
 
-/// How many queues can be slow without holding up the others.
-const TRACKS: usize = 4;
-/// The lanes of a queue: while one waits for its confirms, the other sends.
-const LANES_OF_A_QUEUE: usize = 2;
+/// Number of groups of publishers. Each queue belongs to one group, so a slow queue holds up only its group.
+const PUBLISHER_GROUPS: usize = 4;
+
+/// Number of publishers in a group: while one waits for its confirms, the other sends.
+const PUBLISHERS_PER_GROUP: usize = 2;
 
 /// A [`Broker`] over RabbitMQ.
 ///
-/// Dropped without [`close`](Broker::close) it ends what it holds in the background: messages that no publisher
-/// has heard of may or may not be queued, and unsettled deliveries come again.
+/// Dropped without [`close`](Broker::close), it ends its tasks and connections in the background: messages whose
+/// publishers have no result yet may be queued or not, and unsettled deliveries come again.
 pub struct AmqpBroker {
-    pub(crate) settings: Arc<Settings>,
+    pub(crate) settings: Arc<ConnectionSettings>,
     publish_deadline: Duration,
-    pub(crate) publishing: Arc<Link>,
-    consuming: OnceCell<Arc<Link>>,
-    /// `None` once closed: the lanes end when they have answered everybody.
-    lanes: Mutex<Option<Vec<mpsc::UnboundedSender<Job>>>>,
-    /// Counts calls of publish, each of which takes the other lane.
+    pub(crate) publishing: Arc<SupervisedConnection>,
+    consuming: OnceCell<Arc<SupervisedConnection>>,
+    /// Senders to the publishers. `None` once closed: the publishers end when every caller has a result.
+    publishers: Mutex<Option<Vec<mpsc::UnboundedSender<PendingPublish>>>>,
+    /// Number of calls of publish, each of which uses the other publisher of a queue's group.
     calls: AtomicUsize,
-    /// The lanes and the subscriptions.
+    /// Tasks of the publishers and subscriptions.
     tasks: TaskTracker,
     closing: CancellationToken,
-    /// What writes settlements. Outlives the subscriptions, so that what was promised is still written.
-    desks: TaskTracker,
-    desks_close: CancellationToken,
+    /// Tasks that write acknowledgements. They outlive the subscriptions, so that every promised one is still written.
+    ack_senders: TaskTracker,
+    close_ack_senders: CancellationToken,
 }
 
 impl AmqpBroker {
     /// Connects to `amqp[s]://USER:PASSWORD@HOST:PORT/VHOST` in one attempt of at most 10 s. Afterwards the
-    /// connection heals itself. `amqps://HOST/VHOST?auth_mechanism=external` logs in as whom the certificate of
-    /// [`AmqpOptions::tls`] names, which takes RabbitMQ's plugin `rabbitmq_auth_mechanism_ssl`.
+    /// connection heals itself. `amqps://HOST/VHOST?auth_mechanism=external` logs in as the user that the certificate of
+    /// [`AmqpOptions::tls`] names, which requires RabbitMQ's plugin `rabbitmq_auth_mechanism_ssl`.
     ///
-    /// Must be called within a tokio runtime, which then carries the adapter's tasks. Each connection costs one
-    /// thread of its own.
+    /// Must be called within a tokio runtime, which then runs the adapter's tasks. Each connection costs one thread.
     ///
     /// # Errors
     /// [`BrokerError::Configuration`] for a wrong URL or option, [`BrokerError::Refused`] for wrong credentials
-    /// or a wrong vhost, [`BrokerError::Unavailable`] when nobody answers.
+    /// or a wrong vhost, [`BrokerError::Unavailable`] if the broker does not answer.
     ///
     /// # Cancel safety
     /// A dropped future ends the attempt.
     pub async fn connect(url: &str, options: AmqpOptions) -> Result<Self, BrokerError> {
         options.check()?;
-        let plan = Plan::new(&options);
-        let AmqpOptions { topology, publish_deadline, max_message_size, connection_name, tls, .. } = options;
+        let topology = AmqpTopology::new(&options);
+        let publish_deadline = options.publish_deadline;
+        let max_message_size = options.max_message_size;
         let address = Address::parse(url)?;
-        if address.external() && tls.identity().is_none() {
+        if address.external() && options.tls.identity().is_none() {
             return Err(BrokerError::Configuration(format!(
                 "broker {address} logs in by certificate (auth_mechanism=external), and there is none; name it and its \
                  key by cert_file and key_file under [tls]"
             )));
         }
-        let settings = Arc::new(Settings { address, tls, connection_name, plan, topology });
-        // On the heap: opening a connection weighs many KB, and callers await this as part of what they do.
-        let publishing = match Box::pin(Link::open(Arc::clone(&settings), "publishing")).await {
-            Ok(link) => Arc::new(link),
-            Err(trouble) => {
-                return Err(Box::pin(connect::explain(trouble, &settings.address, &settings.tls)).await);
+        let settings = Arc::new(ConnectionSettings {
+            address,
+            tls: options.tls,
+            connection_name: options.connection_name,
+            topology,
+            topology_mode: options.topology,
+        });
+        // On the heap: the future that opens a connection takes many KB, which would be part of the caller's future.
+        let publishing = match Box::pin(SupervisedConnection::open(Arc::clone(&settings), "publishing")).await
+        {
+            Ok(publishing) => Arc::new(publishing),
+            Err(error) => {
+                return Err(Box::pin(connect::explain(error, &settings.address, &settings.tls)).await);
             }
         };
         let tasks = TaskTracker::new();
-        let lane = |_| {
-            let (send, jobs) = mpsc::unbounded_channel();
-            let lane = Lane::new(Arc::clone(&settings), max_message_size, Arc::clone(&publishing), jobs);
-            tasks.spawn(lane.run());
-            send
+        let start_publisher = |_| {
+            let (sender, calls) = mpsc::unbounded_channel();
+            let settings = Arc::clone(&settings);
+            let publisher = Publisher::new(settings, max_message_size, Arc::clone(&publishing), calls);
+            tasks.spawn(publisher.run());
+            sender
         };
-        let lanes = Mutex::new(Some((0..TRACKS * LANES_OF_A_QUEUE).map(lane).collect()));
+        let publishers = (0..PUBLISHER_GROUPS * PUBLISHERS_PER_GROUP).map(start_publisher).collect();
         Ok(Self {
             settings,
             publish_deadline,
             publishing,
             consuming: OnceCell::new(),
-            lanes,
+            publishers: Mutex::new(Some(publishers)),
             calls: AtomicUsize::new(0),
             tasks,
             closing: CancellationToken::new(),
-            desks: TaskTracker::new(),
-            desks_close: CancellationToken::new(),
+            ack_senders: TaskTracker::new(),
+            close_ack_senders: CancellationToken::new(),
         })
     }
 
-    /// The connection for everything but publishing.
-    pub(crate) async fn consuming(&self) -> Result<&Arc<Link>, BrokerError> {
+    /// Connection for everything except publishing, opened at the first call.
+    pub(crate) async fn consuming(&self) -> Result<&Arc<SupervisedConnection>, BrokerError> {
         if self.closing.is_cancelled() {
-            return Err(Trouble::closed().into_broker_error());
+            return Err(AmqpError::closed().into_broker_error());
         }
-        let open =
-            || async { Box::pin(Link::open(Arc::clone(&self.settings), "consuming")).await.map(Arc::new) };
+        let open = || async {
+            Box::pin(SupervisedConnection::open(Arc::clone(&self.settings), "consuming")).await.map(Arc::new)
+        };
         match self.consuming.get_or_try_init(open).await {
-            Ok(link) => Ok(link),
-            Err(trouble) => {
-                Err(Box::pin(connect::explain(trouble, &self.settings.address, &self.settings.tls)).await)
+            Ok(consuming) => Ok(consuming),
+            Err(error) => {
+                Err(Box::pin(connect::explain(error, &self.settings.address, &self.settings.tls)).await)
             }
         }
     }
 
-    async fn subscribe(&self, sources: Vec<Source>, prefetch: u16) -> Result<Box<dyn Consumer>, BrokerError> {
-        let link = Arc::clone(self.consuming().await?);
-        let ground = Ground {
+    async fn subscribe(
+        &self,
+        sources: Vec<SubscriptionSource>,
+        prefetch: u16,
+    ) -> Result<Box<dyn Consumer>, BrokerError> {
+        let context = SubscriptionContext {
             settings: Arc::clone(&self.settings),
-            link,
-            desks: self.desks.clone(),
-            desks_close: self.desks_close.clone(),
+            supervised: Arc::clone(self.consuming().await?),
+            ack_senders: self.ack_senders.clone(),
+            close_ack_senders: self.close_ack_senders.clone(),
         };
         let stop = self.closing.child_token();
-        let consumer = AmqpConsumer::subscribe(ground, sources, prefetch, &self.tasks, stop);
+        let consumer = AmqpConsumer::subscribe(context, sources, prefetch, &self.tasks, stop);
         Ok(Box::new(Box::pin(consumer).await?))
     }
 
-    /// Hands messages to their lanes; those of one call that go to one queue to the same lane, so that they keep their
-    /// order. In their order, the answers to come; `None` where there is no lane.
+    /// Hands messages to their publishers; those of one call that go to one queue to the same publisher, so that they keep
+    /// their order. Returns the receivers of their results, in the same order; `None` once the broker is closed.
     fn enqueue(&self, batch: Vec<Publish>) -> Vec<Option<oneshot::Receiver<Result<(), PublishError>>>> {
         let deadline = Instant::now() + self.publish_deadline;
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
-        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let publishers = self.publishers.lock().unwrap_or_else(PoisonError::into_inner);
         let send = |publish: Publish| {
-            let lane = lane_of(publish.target.queue(), call);
-            let (caller, answer) = oneshot::channel();
-            lanes.as_ref()?.get(lane)?.send(Job::new(publish, deadline, caller)).ok()?;
-            Some(answer)
+            let publisher = publishers.as_ref()?.get(publisher_of(publish.target.queue(), call))?;
+            let (caller, result) = oneshot::channel();
+            publisher.send(PendingPublish::new(publish, deadline, caller)).ok()?;
+            Some(result)
         };
         batch.into_iter().map(send).collect()
     }
@@ -169,14 +183,14 @@ impl Broker for AmqpBroker {
     }
 
     async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {
-        let answers = self.enqueue(batch);
-        let mut results = Vec::with_capacity(answers.len());
-        for answer in answers {
-            results.push(match answer {
-                None => Err(PublishError::Unavailable(Box::new(Trouble::closed()))),
-                // A lane that is gone without an answer ended with its runtime: perhaps it had sent this.
-                Some(answer) => {
-                    answer.await.unwrap_or_else(|_| Err(PublishError::Unknown(Box::new(Trouble::closed()))))
+        let pending = self.enqueue(batch);
+        let mut results = Vec::with_capacity(pending.len());
+        for result in pending {
+            results.push(match result {
+                None => Err(PublishError::Unavailable(Box::new(AmqpError::closed()))),
+                // A publisher that gave no result ended with its runtime: it may have sent the message.
+                Some(result) => {
+                    result.await.unwrap_or_else(|_| Err(PublishError::Unknown(Box::new(AmqpError::closed()))))
                 }
             });
         }
@@ -189,7 +203,7 @@ impl Broker for AmqpBroker {
                 "queues is empty; name at least one queue to consume".to_owned(),
             ));
         }
-        self.subscribe(what.queues.into_iter().map(Source::Queue).collect(), what.prefetch).await
+        self.subscribe(what.queues.into_iter().map(SubscriptionSource::Queue).collect(), what.prefetch).await
     }
 
     async fn consume_side_queue(
@@ -198,56 +212,52 @@ impl Broker for AmqpBroker {
         prefetch: u16,
     ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
         let source = match from {
-            SideQueue::DeadLetters(queue) => Source::DeadLetters(queue),
-            SideQueue::Undelivered => Source::Undelivered,
+            SideQueue::DeadLetters(queue) => SubscriptionSource::DeadLetters(queue),
+            SideQueue::Undelivered => SubscriptionSource::Undelivered,
         };
         self.subscribe(vec![source], prefetch).await.map(Some)
     }
 
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
-        let link = self.consuming().await?;
-        let live = up_soon(link).await?;
-        let mut gauge = Gauge::new(live);
+        let topology = &self.settings.topology;
+        let mut reader = DepthReader::new(self.consuming().await?.current_in_time().await?);
         let mut depths = Vec::with_capacity(queues.len());
         for queue in queues {
-            let name = |name: Result<String, String>| name.map_err(|reason| BrokerError::Refused { reason });
-            let ready = gauge
-                .read(&name(self.settings.plan.queue(queue))?)
-                .await
-                .map_err(Trouble::into_broker_error)?;
-            let dead = gauge
-                .read(&name(self.settings.plan.dead_letters(queue))?)
-                .await
-                .map_err(Trouble::into_broker_error)?;
+            let refused = |reason| BrokerError::Refused { reason };
+            let name = topology.queue_name(queue).map_err(refused)?;
+            let reading = reader.read(&name).await.map_err(AmqpError::into_broker_error)?;
+            let name = topology.dead_letter_queue_name(queue).map_err(refused)?;
+            let dead_letters = reader.read(&name).await.map_err(AmqpError::into_broker_error)?;
             depths.push(QueueDepth {
                 queue: queue.clone(),
-                ready: ready.map(|level| level.ready),
-                consumers: ready.map(|level| level.consumers),
-                dead: dead.map(|level| level.ready),
+                ready: reading.map(|reading| reading.ready),
+                consumers: reading.map(|reading| reading.consumers),
+                dead: dead_letters.map(|reading| reading.ready),
             });
         }
         Ok(depths)
     }
 
     async fn prepare(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
-        let live = up_soon(self.consuming().await?).await?;
+        let live = self.consuming().await?.current_in_time().await?;
         for queue in queues {
-            let name = self.settings.plan.queue(queue).map_err(|reason| BrokerError::Refused { reason })?;
-            live.declared.for_delay(&live, &name, LEVELS - 1).await?;
-            live.declared.for_publish(&live, &name).await?;
+            let name =
+                self.settings.topology.queue_name(queue).map_err(|reason| BrokerError::Refused { reason })?;
+            live.declared.for_delay(&live.connection, &name, LADDER_LEVELS - 1).await?;
+            live.declared.for_publish(&live.connection, &name).await?;
         }
         Ok(())
     }
 
     async fn close(&self) {
         self.closing.cancel();
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.publishers.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.tasks.close();
         self.tasks.wait().await;
-        self.desks_close.cancel();
-        self.desks.close();
-        // What is not written by then is delivered again.
-        let _ = timeout(FAREWELL, self.desks.wait()).await;
+        self.close_ack_senders.cancel();
+        self.ack_senders.close();
+        // A delivery whose acknowledgement is not written by then comes again.
+        let _ = timeout(CLOSE_TIMEOUT, self.ack_senders.wait()).await;
         if let Some(consuming) = self.consuming.get() {
             consuming.close().await;
         }
@@ -258,7 +268,7 @@ impl Broker for AmqpBroker {
 impl Drop for AmqpBroker {
     fn drop(&mut self) {
         self.closing.cancel();
-        self.desks_close.cancel();
+        self.close_ack_senders.cancel();
     }
 }
 
@@ -268,17 +278,10 @@ impl fmt::Debug for AmqpBroker {
     }
 }
 
-fn lane_of(queue: &QueueName, call: usize) -> usize {
+/// Index of the publisher for a queue and a call.
+fn publisher_of(queue: &QueueName, call: usize) -> usize {
     let mut hasher = DefaultHasher::new();
     queue.hash(&mut hasher);
-    let track = usize::try_from(hasher.finish() % TRACKS as u64).unwrap_or_default();
-    track * LANES_OF_A_QUEUE + call % LANES_OF_A_QUEUE
-}
-
-/// The present connection, if there is one soon.
-pub(crate) async fn up_soon(link: &Link) -> Result<Arc<Live>, BrokerError> {
-    match timeout(RPC_TIMEOUT, link.up()).await {
-        Ok(live) => live.map_err(Trouble::into_broker_error),
-        Err(_) => Err(Trouble::silence("waiting for a connection", RPC_TIMEOUT).into_broker_error()),
-    }
+    let group = usize::try_from(hasher.finish() % PUBLISHER_GROUPS as u64).unwrap_or_default();
+    group * PUBLISHERS_PER_GROUP + call % PUBLISHERS_PER_GROUP
 }

@@ -1,4 +1,4 @@
-//! One connection: opened within a bounded time, and certain to end when we say so.
+//! Opening of one connection within a bounded time, with a handle that is certain to end it.
 
 use std::{
     fmt, io,
@@ -20,57 +20,64 @@ use machinist_core::{
 
 use crate::{
     address::Address,
-    kit::{Kit, Socket as Stream},
-    screen::Screened,
-    trouble::{FAREWELL, Trouble},
+    error::{AmqpError, CLOSE_TIMEOUT},
+    runtime::{BrokerStream, SanitizingRuntime},
+    sanitize::SanitizedStream,
 };
 
-/// How long one attempt to connect may take: name lookup, TCP, TLS, login.
+/// Maximum time of one attempt to connect: name lookup, TCP, TLS, login.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A way to end a connection that does not ask the peer.
+/// Second handle on the socket of a connection, which ends the connection without asking the peer.
 ///
-/// lapin closes a connection by talking to the broker; with a peer that no longer answers its thread and its
-/// socket would stay for ever, one pair for each attempt. A second handle on the socket can shut it down, and
-/// then everything that waits on it fails at once.
+/// lapin closes a connection by talking to the broker. With a peer that no longer answers, its thread and its
+/// socket would stay forever, one pair for each attempt. This handle shuts the socket down, and then everything
+/// that waits on it fails at once.
 #[derive(Clone, Default)]
-pub(crate) struct Fuse(Arc<Mutex<Option<TcpStream>>>);
+pub(crate) struct SocketHandle(Arc<Mutex<Option<TcpStream>>>);
 
-impl Fuse {
-    fn arm(&self, socket: TcpStream) {
+impl SocketHandle {
+    fn attach(&self, socket: TcpStream) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
     }
 
     /// Ends the connection.
-    pub(crate) fn blow(&self) {
+    pub(crate) fn shut_down(&self) {
         if let Some(socket) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // It fails only where the socket is already closed.
+            // It fails only if the socket is already closed.
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
 }
 
-impl fmt::Debug for Fuse {
+impl fmt::Debug for SocketHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Fuse")
+        f.write_str("SocketHandle")
     }
 }
 
-/// Opens a connection, in [`CONNECT_TIMEOUT`] or not at all.
+/// Connection as lapin opened it, with the handle that ends it.
+pub(crate) struct OpenedConnection {
+    pub(crate) connection: Connection,
+    pub(crate) socket: SocketHandle,
+}
+
+/// Opens a connection within [`CONNECT_TIMEOUT`], or fails.
 ///
 /// # Cancel safety
-/// Dropped early, the attempt ends by itself within [`CONNECT_TIMEOUT`] or with its peer.
-pub(crate) async fn connect(address: &Address, tls: &Tls, name: &str) -> Result<(Connection, Fuse), Trouble> {
-    let fuse = Fuse::default();
-    let armed = BlowOnDrop(Some(fuse.clone()));
+/// If the future is dropped early, the attempt ends by itself within [`CONNECT_TIMEOUT`] or with its peer.
+pub(crate) async fn connect(address: &Address, tls: &Tls, name: &str) -> Result<OpenedConnection, AmqpError> {
+    let socket = SocketHandle::default();
+    let guard = ShutDownOnDrop(Some(socket.clone()));
     let properties = ConnectionProperties::default()
         .with_connection_name(name.into())
         .with_client_property("product".into(), "machinist".into())
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-    let what = format!("connecting to {address}");
-    let runtime = Kit::here().map_err(|error| Trouble::lapin(&what, error))?;
-    let tokio = lapin::runtime::default_runtime().map_err(|error| Trouble::lapin(&what, error))?;
-    let (target, tls) = (address.clone(), tls.clone());
+    let operation = format!("connecting to {address}");
+    let runtime = SanitizingRuntime::current().map_err(|error| AmqpError::lapin(&operation, error))?;
+    let tokio = lapin::runtime::default_runtime().map_err(|error| AmqpError::lapin(&operation, error))?;
+    let target = address.clone();
+    let tls = tls.clone();
     let open = Connection::connector(
         address.uri(),
         runtime,
@@ -78,55 +85,55 @@ pub(crate) async fn connect(address: &Address, tls: &Tls, name: &str) -> Result<
             let dial = async {
                 let stream = dial_plain(&target, &tokio).await?;
                 if let AsyncTcpStream::Plain(plain) = &stream {
-                    fuse.arm(duplicate(plain.get_ref())?);
+                    socket.attach(duplicate(plain.get_ref())?);
                 }
                 with_tls(stream, &target, &tls).await
             };
-            // This runs on lapin's own thread and outlives the future that asked for it.
+            // This runs on lapin's own thread and outlives the caller's future.
             let dialled = tokio::time::timeout(CONNECT_TIMEOUT, dial).await;
             dialled
                 .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
-                .map(|stream| AsyncTcpStream::Plain(Screened::new(stream)))
+                .map(|stream| AsyncTcpStream::Plain(SanitizedStream::new(stream)))
                 .map_err(|error| ErrorKind::IOError(Arc::new(error)).into())
         },
         properties,
     );
     match tokio::time::timeout(CONNECT_TIMEOUT, open).await {
-        Ok(Ok(connection)) => Ok((connection, armed.disarm())),
-        Ok(Err(error)) => Err(Trouble::lapin(what, error)),
-        Err(_) => Err(Trouble::silence(what, CONNECT_TIMEOUT)),
+        Ok(Ok(connection)) => Ok(OpenedConnection { connection, socket: guard.release() }),
+        Ok(Err(error)) => Err(AmqpError::lapin(operation, error)),
+        Err(_) => Err(AmqpError::timeout(operation, CONNECT_TIMEOUT)),
     }
 }
 
-/// Ends an attempt that is given up, or that failed half-way.
-struct BlowOnDrop(Option<Fuse>);
+/// Guard that ends an attempt which was dropped, or failed halfway.
+struct ShutDownOnDrop(Option<SocketHandle>);
 
-impl BlowOnDrop {
-    fn disarm(mut self) -> Fuse {
+impl ShutDownOnDrop {
+    fn release(mut self) -> SocketHandle {
         self.0.take().unwrap_or_default()
     }
 }
 
-impl Drop for BlowOnDrop {
+impl Drop for ShutDownOnDrop {
     fn drop(&mut self) {
-        if let Some(fuse) = &self.0 {
-            fuse.blow();
+        if let Some(socket) = &self.0 {
+            socket.shut_down();
         }
     }
 }
 
-/// A stream to the broker and nothing said on it.
-pub(crate) async fn dial(address: &Address, tls: &Tls) -> io::Result<Stream> {
+/// Opens a stream to the broker and sends nothing on it but the TLS handshake.
+pub(crate) async fn dial(address: &Address, tls: &Tls) -> io::Result<BrokerStream> {
     let runtime = lapin::runtime::default_runtime().map_err(io::Error::other)?;
     with_tls(dial_plain(address, &runtime).await?, address, tls).await
 }
 
-async fn dial_plain(address: &Address, runtime: &TokioRuntime) -> io::Result<Stream> {
-    let place = runtime.to_socket_addrs((address.host().to_owned(), address.port()));
-    AsyncTcpStream::connect(runtime, place).await
+async fn dial_plain(address: &Address, runtime: &TokioRuntime) -> io::Result<BrokerStream> {
+    let addresses = runtime.to_socket_addrs((address.host().to_owned(), address.port()));
+    AsyncTcpStream::connect(runtime, addresses).await
 }
 
-async fn with_tls(stream: Stream, address: &Address, tls: &Tls) -> io::Result<Stream> {
+async fn with_tls(stream: BrokerStream, address: &Address, tls: &Tls) -> io::Result<BrokerStream> {
     if !address.tls() {
         return Ok(stream);
     }
@@ -136,7 +143,7 @@ async fn with_tls(stream: Stream, address: &Address, tls: &Tls) -> io::Result<St
         let identity = identity.map(|own| Identity::PKCS8 { pem: &own.certificates, key: &own.key });
         return stream.into_tls(address.host(), TLSConfig { identity, cert_chain: None }).await;
     };
-    // In place of the system's certificates, which the library would add.
+    // Instead of the system's certificates, which the library would add.
     let mut trusted = RustlsConnectorConfig::default();
     trusted.add_parsable_certificates(tls::certificates(ca)?);
     let connector = match identity {
@@ -148,14 +155,15 @@ async fn with_tls(stream: Stream, address: &Address, tls: &Tls) -> io::Result<St
     stream.into_rustls(&connector?, address.host()).await
 }
 
-/// What the broker has against our handshake. In TLS 1.3 it tells so after our side is done, and that is lost where we
-/// have begun to talk: so nothing is said here.
-async fn handshake(address: &Address, tls: &Tls) -> Option<io::Error> {
+/// Error with which the broker rejects our TLS handshake. In TLS 1.3 it sends the error after our side is done, and the
+/// error is lost if we have sent anything: so this function sends nothing.
+async fn handshake_error(address: &Address, tls: &Tls) -> Option<io::Error> {
     let listen = async { dial(address, tls).await?.read(&mut [0]).await };
-    tokio::time::timeout(FAREWELL, listen).await.ok()?.err()
+    tokio::time::timeout(CLOSE_TIMEOUT, listen).await.ok()?.err()
 }
 
-/// Whether TLS is spoken where we tried without. Nothing is told, and no certificate is trusted.
+/// Returns `true` if the server speaks TLS on a port that we tried without it. Sends nothing but the handshake, and
+/// trusts no certificate.
 async fn speaks_tls(address: &Address) -> bool {
     let tried = async {
         let runtime = lapin::runtime::default_runtime().map_err(io::Error::other)?;
@@ -179,52 +187,53 @@ fn duplicate(socket: &impl std::os::windows::io::AsSocket) -> io::Result<TcpStre
     socket.as_socket().try_clone_to_owned().map(TcpStream::from)
 }
 
-/// What a failed connection means to a user, with the remedy.
-pub(crate) async fn explain(trouble: Trouble, address: &Address, tls: &Tls) -> BrokerError {
-    if let Some(what) = tls.explain(&trouble) {
+/// Explains to a user why a connection failed, with the remedy.
+pub(crate) async fn explain(error: AmqpError, address: &Address, tls: &Tls) -> BrokerError {
+    if let Some(what) = tls.explain(&error) {
         return BrokerError::Refused { reason: format!("{address} {what}") };
     }
-    let Some(complaint) = trouble.complaint() else {
-        // Whoever is silent would be as silent to a second question.
-        if trouble.is_silence() {
-            return BrokerError::Unavailable(Box::new(trouble));
+    let Some(reply) = error.server_error() else {
+        // A peer that does not answer would not answer a second question either.
+        if error.is_timeout() {
+            return BrokerError::Unavailable(Box::new(error));
         }
         if address.tls()
-            && let Some(what) = Box::pin(handshake(address, tls)).await.and_then(|error| tls.explain(&error))
+            && let Some(what) =
+                Box::pin(handshake_error(address, tls)).await.and_then(|error| tls.explain(&error))
         {
             return BrokerError::Refused { reason: format!("{address} {what}") };
         }
         if !address.tls() && Box::pin(speaks_tls(address)).await {
-            let reason = format!("{address} speaks TLS on this port; take amqps://, or the port without TLS");
+            let reason = format!("{address} speaks TLS on this port; use amqps://, or the port without TLS");
             return BrokerError::Refused { reason };
         }
-        return BrokerError::Unavailable(Box::new(trouble));
+        return BrokerError::Unavailable(Box::new(error));
     };
-    let reason = match complaint.code {
+    let reason = match reply.code {
         403 if address.external() => format!(
-            "{address} does not let the name in our certificate in ({}); make a user of that name: rabbitmqctl \
-             add_user NAME PASSWORD, and see ssl_cert_login_from for which name counts",
-            complaint.text
+            "{address} does not let the name in our certificate in ({}); create a user of that name: rabbitmqctl \
+             add_user NAME PASSWORD, and see ssl_cert_login_from for the name that counts",
+            reply.text
         ),
         403 => format!(
             "{address} does not accept user {:?} with this password ({}); correct USER and PASSWORD in the broker \
-             URL, or make the user: rabbitmqctl add_user {} PASSWORD",
+             URL, or create the user: rabbitmqctl add_user {} PASSWORD",
             address.user(),
-            complaint.text,
+            reply.text,
             address.user()
         ),
         530 => format!(
-            "{address} does not let user {:?} into vhost {:?} ({}); correct VHOST in the broker URL, or make it: \
+            "{address} does not let user {:?} into vhost {:?} ({}); correct VHOST in the broker URL, or create it: \
              rabbitmqctl add_vhost {vhost} and rabbitmqctl set_permissions -p {vhost} {} '.*' '.*' '.*'",
             address.user(),
             address.vhost(),
-            complaint.text,
+            reply.text,
             address.user(),
             vhost = address.vhost(),
         ),
-        // The broker is going down, or somebody closed us by hand: it will be back.
-        320 | 541 => return BrokerError::Unavailable(Box::new(trouble)),
-        _ => return trouble.into_broker_error(),
+        // The broker is shutting down, or somebody closed the connection by hand: it will be back.
+        320 | 541 => return BrokerError::Unavailable(Box::new(error)),
+        _ => return error.into_broker_error(),
     };
     BrokerError::Refused { reason }
 }

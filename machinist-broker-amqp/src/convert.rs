@@ -1,7 +1,7 @@
-//! Messages as AMQP has them, and back.
+//! Conversion of messages to AMQP and back.
 //!
-//! What other clients send is read as far as it is flat: nothing here ever walks into a nested header, because
-//! walking is recursion, and one message with two thousand tables in each other would end the process.
+//! Headers of other clients are read only if they are flat: nothing here ever descends into a nested header, because that
+//! is recursion, and one message with two thousand nested tables would end the process.
 
 use std::collections::BTreeMap;
 
@@ -15,15 +15,16 @@ use machinist_core::{
     clock::Timestamp,
 };
 
-const PERSISTENT: u8 = 2;
+/// Delivery mode of messages that survive a restart of the broker.
+const PERSISTENT_DELIVERY_MODE: u8 = 2;
 
-/// The properties of a message to publish, and about how many bytes they are on the wire.
+/// Properties of a message to publish, and their approximate size on the wire, in bytes.
 ///
-/// The correlation id is the adapter's: by it a returned message is matched with its publish. A header would do, but
-/// headers cost the broker a microsecond each.
+/// The correlation id belongs to the adapter: it matches a returned message with its publish. A header could do the same,
+/// but each header costs the broker a microsecond.
 ///
 /// # Errors
-/// Why the message cannot be written in AMQP.
+/// The reason that the message cannot be written in AMQP.
 pub(crate) fn properties(message: &Message, publish_id: i64) -> Result<(BasicProperties, usize), String> {
     let mut size = 64;
     let mut short = |what: &str, text: &str| {
@@ -31,12 +32,12 @@ pub(crate) fn properties(message: &Message, publish_id: i64) -> Result<(BasicPro
         ShortString::try_new(text)
             .map_err(|_| format!("{what} {:.40}… is longer than 255 bytes; shorten it", text))
     };
-    let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT_DELIVERY_MODE);
     if let Some(id) = &message.id {
         properties = properties.with_message_id(short("the message id", id)?);
     }
     if let Some(kind) = &message.kind {
-        properties = properties.with_type(short("the message's kind", kind)?);
+        properties = properties.with_type(short("the message kind", kind)?);
     }
     if let Some(content_type) = &message.content_type {
         properties = properties.with_content_type(short("the content type", content_type)?);
@@ -53,7 +54,7 @@ pub(crate) fn properties(message: &Message, publish_id: i64) -> Result<(BasicPro
         properties = properties.with_timestamp(seconds);
     }
     let mut headers = BTreeMap::new();
-    for (name, value) in message.headers.iter().filter(|(name, _)| !is_the_brokers(name)) {
+    for (name, value) in message.headers.iter().filter(|(name, _)| !is_routing_header(name)) {
         headers.insert(short("the header name", name)?, header_out(value));
     }
     size += message.size() - message.body.len();
@@ -61,12 +62,12 @@ pub(crate) fn properties(message: &Message, publish_id: i64) -> Result<(BasicPro
     Ok((properties.with_headers(FieldTable::from(headers)), size))
 }
 
-/// The id that [`properties`] gave a publish.
+/// Id that [`properties`] gave a publish.
 pub(crate) fn publish_id(properties: &BasicProperties) -> Option<i64> {
     properties.correlation_id().as_ref()?.as_str().parse().ok()
 }
 
-/// A delivered message.
+/// Message from the properties and the body of a delivery.
 pub(crate) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
     let text = |value: &Option<ShortString>| value.as_ref().map(|text| text.as_str().to_owned());
     Message {
@@ -81,18 +82,18 @@ pub(crate) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
     }
 }
 
-/// Whether a header belongs to the way a message took and not to the message.
+/// Returns `true` if a header describes the route of a message and is not part of the message.
 ///
-/// Left in a message that is published again, the death headers make the broker take a second ride for a cycle
-/// and drop it silently, and CC and BCC send copies nobody asked for.
-fn is_the_brokers(name: &str) -> bool {
+/// If the death headers stayed in a message that is published again, the broker would mistake a second way down the
+/// ladder for a cycle and silently drop the message. CC and BCC would send unwanted copies.
+fn is_routing_header(name: &str) -> bool {
     matches!(name, "x-death" | "x-delivery-count" | "x-acquired-count" | "CC" | "BCC")
         || name.starts_with("x-first-death-")
         || name.starts_with("x-last-death-")
 }
 
 fn headers_in(table: &FieldTable) -> Headers {
-    let wanted = table.inner().iter().filter(|(name, _)| !is_the_brokers(name.as_str()));
+    let wanted = table.inner().iter().filter(|(name, _)| !is_routing_header(name.as_str()));
     wanted.filter_map(|(name, value)| Some((header_name(name.as_str()), header_in(value)?))).collect()
 }
 
@@ -105,7 +106,8 @@ fn header_out(value: &HeaderValue) -> AMQPValue {
     }
 }
 
-/// `None` for what is no flat value of the seam: fractions, tables, lists, instants.
+/// Converts a header of a delivery; `None` for a value that the broker seam does not have: fractions, tables, lists,
+/// instants.
 fn header_in(value: &AMQPValue) -> Option<HeaderValue> {
     Some(match value {
         AMQPValue::Boolean(truth) => HeaderValue::Bool(*truth),
@@ -132,7 +134,7 @@ fn header_in(value: &AMQPValue) -> Option<HeaderValue> {
     })
 }
 
-/// `None` where the seconds of another client (who may have meant milliseconds) lie beyond all time.
+/// Converts seconds of another client, which may have meant milliseconds; `None` if they are out of range.
 fn instant(seconds: &u64) -> Option<Timestamp> {
     i64::try_from(*seconds).ok()?.checked_mul(1_000_000).map(Timestamp::from_micros)
 }
@@ -178,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_broker_added_is_left_out_both_ways() {
+    fn headers_that_the_broker_adds_are_left_out_both_ways() {
         let mut sent = Message::default();
         for name in
             ["x-death", "x-first-death-queue", "x-last-death-reason", "CC", "BCC", "x-delivery-count", "kept"]
@@ -216,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_amqp_cannot_write_is_an_error_before_it_costs_the_connection() {
+    fn a_message_that_amqp_cannot_write_is_an_error_before_it_costs_the_connection() {
         let long = "x".repeat(256);
         let message = Message { id: Some(long.clone()), ..Message::default() };
         assert!(properties(&message, 1).unwrap_err().contains("message id"));

@@ -1,8 +1,8 @@
-//! Makes what the plan says, once per connection, and explains what the broker has against it.
+//! Declares the topology, once per connection, and explains the broker's objections.
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -15,294 +15,347 @@ use machinist_core::broker::BrokerError;
 use tokio::time::Instant;
 
 use crate::{
-    link::Live,
-    mismatch,
-    options::Topology,
-    plan::{Argument, Kind, Plan, Step},
-    trouble::{Trouble, rpc},
+    argument_mismatch,
+    connection::AmqpConnection,
+    error::{AmqpError, rpc},
+    options::TopologyMode,
+    topology::{AmqpTopology, ArgumentValue, Declaration, ExchangeType},
 };
 
-/// How long after it was declared a queue may refuse messages that it will take later: a quorum queue that another
-/// process is making at this moment has no leader yet (negative confirms, seen on 3.10 some 100 ms after).
-const INFANCY: Duration = Duration::from_secs(5);
+/// Time after its declaration during which a queue may refuse messages that it will take later: a quorum queue that
+/// another process is declaring at this moment has no leader yet (negative confirms, seen on 3.10 some 100 ms after).
+const NEW_QUEUE_PERIOD: Duration = Duration::from_secs(5);
 
-/// Why something is not there as it should be.
+/// Reason that an exchange, queue or binding is not on the broker as declared.
 #[derive(Debug)]
-pub(crate) enum Obstruction {
-    /// It does not exist, and we are only to check.
+pub(crate) enum DeclareError {
+    /// It does not exist, and this process only checks.
     Missing { name: String },
-    /// The broker says no; with the remedy.
+    /// The broker refuses it; the reason includes the remedy.
     Refused { reason: String },
-    /// Nobody answered. Try again.
-    Broken(Trouble),
+    /// The broker did not answer. Try again.
+    Failed(AmqpError),
 }
 
-impl From<Obstruction> for BrokerError {
-    fn from(obstruction: Obstruction) -> Self {
-        match obstruction {
-            Obstruction::Missing { name } => Self::Refused {
-                reason: format!(
-                    "{name} does not exist on the broker; make it, or set topology to \"declare\" to have it made"
-                ),
-            },
-            Obstruction::Refused { reason } => Self::Refused { reason },
-            Obstruction::Broken(trouble) => trouble.into_broker_error(),
+impl From<DeclareError> for BrokerError {
+    fn from(error: DeclareError) -> Self {
+        match error {
+            DeclareError::Missing { name } => Self::Refused { reason: missing(&name) },
+            DeclareError::Refused { reason } => Self::Refused { reason },
+            DeclareError::Failed(error) => error.into_broker_error(),
         }
     }
 }
 
-/// What this connection knows to stand on the broker.
+/// Sentence for a user about an object that does not exist.
+pub(crate) fn missing(name: &str) -> String {
+    format!(
+        "{name} does not exist on the broker; create it, or set topology to \"declare\" to have it created"
+    )
+}
+
+/// The part of the topology that one connection knows to exist on the broker.
 #[derive(Debug)]
-pub(crate) struct Declared {
-    plan: Plan,
-    topology: Topology,
-    known: Mutex<Known>,
-    /// A channel of its own, one question at a time: what the broker refuses closes the channel it was asked on.
+pub(crate) struct DeclaredTopology {
+    topology: AmqpTopology,
+    mode: TopologyMode,
+    known: Mutex<KnownObjects>,
+    /// Channel for declarations only, one at a time: the broker closes the channel of a declaration that it refuses.
     channel: tokio::sync::Mutex<Option<Channel>>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    base: bool,
-    /// And since when we know it.
+struct KnownObjects {
+    /// `true` if the exchanges and queues that all task queues share are known to exist.
+    shared: bool,
+    /// Task queues that are known to exist, and the time since when.
     queues: HashMap<String, Instant>,
-    /// How many levels of the ladder.
+    /// Number of levels of the ladder, from the lowest, that are known to exist.
     levels: u8,
 }
 
-impl Declared {
-    pub(crate) fn new(plan: Plan, topology: Topology) -> Self {
-        Self { plan, topology, known: Mutex::default(), channel: tokio::sync::Mutex::default() }
+impl DeclaredTopology {
+    pub(crate) fn new(topology: AmqpTopology, mode: TopologyMode) -> Self {
+        Self { topology, mode, known: Mutex::default(), channel: tokio::sync::Mutex::default() }
     }
 
-    /// Makes sure that a message can be published to a queue: that its exchange exists. That the queue does
-    /// is checked by the broker for each message.
+    /// Makes sure that a message can be published to a queue: that its exchange exists. The broker itself checks for
+    /// each message that the queue exists.
     ///
-    /// `queue` is its name on the broker, that of the task queue also where its dead letters are meant.
-    pub(crate) async fn for_publish(&self, live: &Live, queue: &str) -> Result<(), Obstruction> {
-        match self.topology {
-            Topology::Declare => self.for_consume(live, queue).await,
-            Topology::Verify if self.known().base => Ok(()),
-            Topology::Verify => {
+    /// `queue` is the name of the task queue on the broker, also for a message to its dead letters.
+    pub(crate) async fn for_publish(
+        &self,
+        connection: &AmqpConnection,
+        queue: &str,
+    ) -> Result<(), DeclareError> {
+        match self.mode {
+            TopologyMode::Declare => self.for_consume(connection, queue).await,
+            TopologyMode::Verify if self.known().shared => Ok(()),
+            TopologyMode::Verify => {
                 let mut channel = self.channel.lock().await;
-                for exchange in [self.plan.exchange(), self.plan.dead()] {
-                    check_exchange(live, &mut channel, exchange).await?;
+                for exchange in [self.topology.task_exchange(), self.topology.dead_letter_exchange()] {
+                    check_exchange(connection, &mut channel, exchange).await?;
                 }
-                self.known().base = true;
+                self.known().shared = true;
                 Ok(())
             }
         }
     }
 
     /// Makes sure that a queue exists.
-    pub(crate) async fn for_consume(&self, live: &Live, queue: &str) -> Result<(), Obstruction> {
+    pub(crate) async fn for_consume(
+        &self,
+        connection: &AmqpConnection,
+        queue: &str,
+    ) -> Result<(), DeclareError> {
         if self.known().queues.contains_key(queue) {
             return Ok(());
         }
         let mut channel = self.channel.lock().await;
-        if self.topology == Topology::Verify {
-            check_queue(live, &mut channel, queue).await?;
+        if self.mode == TopologyMode::Verify {
+            check_queue(connection, &mut channel, queue).await?;
             self.known().queues.insert(queue.to_owned(), Instant::now());
             return Ok(());
         }
-        let base = self.known().base;
-        if !base {
-            perform(live, &mut channel, self.plan.base()).await?;
-            self.known().base = true;
-        }
+        self.declare_shared(connection, &mut channel).await?;
         if !self.known().queues.contains_key(queue) {
-            perform(live, &mut channel, self.plan.task_queue(queue)).await?;
+            declare_all(connection, &mut channel, self.topology.task_queue(queue)).await?;
             self.known().queues.insert(queue.to_owned(), Instant::now());
         }
         Ok(())
     }
 
-    /// Makes sure that what is subscribed to exists: a task queue with its dead letters, or what all stand on.
-    pub(crate) async fn for_subscription(&self, live: &Live, queue: Option<&str>) -> Result<(), Obstruction> {
-        let Some(queue) = queue else {
-            let mut channel = self.channel.lock().await;
-            if self.topology == Topology::Verify {
-                return check_queue(live, &mut channel, &self.plan.undelivered()).await;
-            }
-            if !self.known().base {
-                perform(live, &mut channel, self.plan.base()).await?;
-                self.known().base = true;
-            }
-            return Ok(());
-        };
-        self.for_consume(live, queue).await
+    /// Makes sure that the source of a subscription exists: `queue` with its dead letters, or without one the queue of
+    /// undelivered messages.
+    pub(crate) async fn for_subscription(
+        &self,
+        connection: &AmqpConnection,
+        queue: Option<&str>,
+    ) -> Result<(), DeclareError> {
+        if let Some(queue) = queue {
+            return self.for_consume(connection, queue).await;
+        }
+        let mut channel = self.channel.lock().await;
+        match self.mode {
+            TopologyMode::Declare => self.declare_shared(connection, &mut channel).await,
+            TopologyMode::Verify => check_queue(connection, &mut channel, &self.topology.undelivered()).await,
+        }
     }
 
-    /// Makes sure that a message for a queue can ride the ladder from a level on, and that there is a queue at
-    /// its end: the broker would not tell, because to it such a message has arrived.
-    pub(crate) async fn for_delay(&self, live: &Live, queue: &str, highest: u8) -> Result<(), Obstruction> {
-        self.for_consume(live, queue).await?;
+    /// Makes sure that a message for a queue can go down the ladder from a level, and that there is a queue at the end:
+    /// the broker would not report a missing queue, because for the broker such a message has arrived.
+    pub(crate) async fn for_delay(
+        &self,
+        connection: &AmqpConnection,
+        queue: &str,
+        top_level: u8,
+    ) -> Result<(), DeclareError> {
+        self.for_consume(connection, queue).await?;
         let levels = self.known().levels;
-        if highest < levels {
+        if top_level < levels {
             return Ok(());
         }
         let mut channel = self.channel.lock().await;
-        match self.topology {
-            Topology::Declare => perform(live, &mut channel, self.plan.ladder(highest)).await?,
-            Topology::Verify => {
-                for level in (0..=highest).rev() {
-                    check_exchange(live, &mut channel, self.plan.level(level)).await?;
-                    for queue in self.plan.rungs(level) {
-                        check_queue(live, &mut channel, &queue).await?;
+        match self.mode {
+            TopologyMode::Declare => {
+                declare_all(connection, &mut channel, self.topology.ladder(top_level)).await?;
+            }
+            TopologyMode::Verify => {
+                for level in (0..=top_level).rev() {
+                    check_exchange(connection, &mut channel, self.topology.level_exchange(level)).await?;
+                    for queue in self.topology.level_queues(level) {
+                        check_queue(connection, &mut channel, &queue).await?;
                     }
                 }
             }
         }
         let mut known = self.known();
-        known.levels = known.levels.max(highest + 1);
+        known.levels = known.levels.max(top_level + 1);
         Ok(())
     }
 
-    /// Whether a queue was declared so lately that it may not work yet.
-    pub(crate) fn is_young(&self, queue: &str) -> bool {
+    /// Returns `true` if a queue was declared so recently that it may not work yet.
+    pub(crate) fn is_new(&self, queue: &str) -> bool {
         let declared = || self.known().queues.get(queue).copied();
-        self.topology == Topology::Declare && declared().is_some_and(|since| since.elapsed() < INFANCY)
+        self.mode == TopologyMode::Declare
+            && declared().is_some_and(|since| since.elapsed() < NEW_QUEUE_PERIOD)
     }
 
-    /// Forgets a queue, because something says that it is gone, and whether anything of ours is there at all.
+    /// Forgets a queue that seems to be gone, and with it everything that all queues share: nothing of the topology may
+    /// be there any more.
     pub(crate) fn forget(&self, queue: &str) {
         let mut known = self.known();
-        known.base = false;
+        known.shared = false;
         known.levels = 0;
         known.queues.remove(queue);
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+    async fn declare_shared(
+        &self,
+        connection: &AmqpConnection,
+        channel: &mut Option<Channel>,
+    ) -> Result<(), DeclareError> {
+        let shared = self.known().shared;
+        if !shared {
+            declare_all(connection, channel, self.topology.shared()).await?;
+            self.known().shared = true;
+        }
+        Ok(())
+    }
+
+    fn known(&self) -> MutexGuard<'_, KnownObjects> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-async fn perform(live: &Live, slot: &mut Option<Channel>, steps: Vec<Step>) -> Result<(), Obstruction> {
-    for step in steps {
-        let channel = usable(live, slot).await?;
-        take(channel, &step).await.map_err(|trouble| refusal(&step, trouble))?;
+async fn declare_all(
+    connection: &AmqpConnection,
+    slot: &mut Option<Channel>,
+    declarations: Vec<Declaration>,
+) -> Result<(), DeclareError> {
+    for declaration in declarations {
+        let channel = open_channel(connection, slot).await?;
+        declare(channel, &declaration).await.map_err(|error| declare_error(&declaration, error))?;
     }
     Ok(())
 }
 
-async fn usable<'a>(live: &Live, slot: &'a mut Option<Channel>) -> Result<&'a Channel, Obstruction> {
+/// Returns the channel in `slot`, opened again if the broker has closed it.
+async fn open_channel<'a>(
+    connection: &AmqpConnection,
+    slot: &'a mut Option<Channel>,
+) -> Result<&'a Channel, DeclareError> {
     let open = match slot.take().filter(|channel| channel.status().connected()) {
         Some(open) => open,
-        None => live.channel().await.map_err(Obstruction::Broken)?,
+        None => connection.open_channel().await.map_err(DeclareError::Failed)?,
     };
     Ok(slot.insert(open))
 }
 
-async fn take(channel: &Channel, step: &Step) -> Result<(), Trouble> {
-    match step {
-        Step::Exchange { name, kind, alternate } => {
+async fn declare(channel: &Channel, declaration: &Declaration) -> Result<(), AmqpError> {
+    match declaration {
+        Declaration::Exchange { name, kind, alternate } => {
             let kind = match kind {
-                Kind::Direct => ExchangeKind::Direct,
-                Kind::Topic => ExchangeKind::Topic,
-                Kind::Fanout => ExchangeKind::Fanout,
+                ExchangeType::Direct => ExchangeKind::Direct,
+                ExchangeType::Topic => ExchangeKind::Topic,
+                ExchangeType::Fanout => ExchangeKind::Fanout,
             };
             let mut arguments = FieldTable::default();
             if let Some(alternate) = alternate {
-                arguments
-                    .insert("alternate-exchange".into(), AMQPValue::LongString(alternate.as_str().into()));
+                let alternate = AMQPValue::LongString(alternate.as_str().into());
+                arguments.insert("alternate-exchange".into(), alternate);
             }
             let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-            rpc("declaring an exchange", channel.exchange_declare(short(name), kind, options, arguments))
-                .await
+            let declare = channel.exchange_declare(short_string(name), kind, options, arguments);
+            rpc("declaring an exchange", declare).await
         }
-        Step::Queue { name, arguments } => {
+        Declaration::Queue { name, arguments } => {
             let mut table = FieldTable::default();
             for (key, value) in arguments {
                 let value = match value {
-                    Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
-                    Argument::Number(number) => AMQPValue::LongLongInt(*number),
+                    ArgumentValue::Text(text) => AMQPValue::LongString(text.as_str().into()),
+                    ArgumentValue::Number(number) => AMQPValue::LongLongInt(*number),
                 };
                 table.insert((*key).into(), value);
             }
-            let declare = channel.queue_declare(short(name), QueueDeclareOptions::durable(), table);
+            let declare = channel.queue_declare(short_string(name), QueueDeclareOptions::durable(), table);
             rpc("declaring a queue", declare).await.map(drop)
         }
-        Step::BindQueue { queue, exchange, key } => {
-            let (none, options) = (FieldTable::default(), QueueBindOptions::default());
-            rpc(
-                "binding a queue",
-                channel.queue_bind(short(queue), short(exchange), short(key), options, none),
-            )
-            .await
+        Declaration::BindQueue { queue, exchange, key } => {
+            let bind = channel.queue_bind(
+                short_string(queue),
+                short_string(exchange),
+                short_string(key),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            );
+            rpc("binding a queue", bind).await
         }
-        Step::BindExchange { to, exchange, key } => {
-            let (none, options) = (FieldTable::default(), ExchangeBindOptions::default());
-            rpc(
-                "binding an exchange",
-                channel.exchange_bind(short(to), short(exchange), short(key), options, none),
-            )
-            .await
+        Declaration::BindExchange { to, exchange, key } => {
+            let bind = channel.exchange_bind(
+                short_string(to),
+                short_string(exchange),
+                short_string(key),
+                ExchangeBindOptions::default(),
+                FieldTable::default(),
+            );
+            rpc("binding an exchange", bind).await
         }
     }
 }
 
-async fn check_queue(live: &Live, slot: &mut Option<Channel>, name: &str) -> Result<(), Obstruction> {
-    let channel = usable(live, slot).await?;
+async fn check_queue(
+    connection: &AmqpConnection,
+    slot: &mut Option<Channel>,
+    name: &str,
+) -> Result<(), DeclareError> {
+    let channel = open_channel(connection, slot).await?;
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let declare = channel.queue_declare(short(name), options, FieldTable::default());
+    let declare = channel.queue_declare(short_string(name), options, FieldTable::default());
     let checked = rpc("checking a queue", declare).await.map(drop);
-    checked.map_err(|trouble| absence(format!("queue {name}"), trouble))
+    checked.map_err(|error| check_error(format!("queue {name}"), error))
 }
 
-async fn check_exchange(live: &Live, slot: &mut Option<Channel>, name: String) -> Result<(), Obstruction> {
-    let channel = usable(live, slot).await?;
+async fn check_exchange(
+    connection: &AmqpConnection,
+    slot: &mut Option<Channel>,
+    name: String,
+) -> Result<(), DeclareError> {
+    let channel = open_channel(connection, slot).await?;
     let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-    let declare =
-        channel.exchange_declare(short(&name), ExchangeKind::Direct, options, FieldTable::default());
+    let kind = ExchangeKind::Direct;
+    let declare = channel.exchange_declare(short_string(&name), kind, options, FieldTable::default());
     let checked = rpc("checking an exchange", declare).await;
-    checked.map_err(|trouble| absence(format!("exchange {name}"), trouble))
+    checked.map_err(|error| check_error(format!("exchange {name}"), error))
 }
 
-fn absence(name: String, trouble: Trouble) -> Obstruction {
-    match trouble.complaint() {
-        Some(complaint) if complaint.code == 404 => Obstruction::Missing { name },
-        // RabbitMQ 4.2.6 and later want a right to what is only looked at.
-        Some(complaint) if complaint.code == 403 => Obstruction::Refused {
+/// Explains why the check for an existing object failed.
+fn check_error(name: String, error: AmqpError) -> DeclareError {
+    match error.server_error() {
+        Some(reply) if reply.code == 404 => DeclareError::Missing { name },
+        // RabbitMQ 4.2.6 and later require a permission even for a passive declaration.
+        Some(reply) if reply.code == 403 => DeclareError::Refused {
             reason: format!(
-                "this user may not look whether {name} is there ({}); grant it a right to it",
-                complaint.text
+                "this user may not check if {name} exists ({}); grant any permission on it",
+                reply.text
             ),
         },
-        // A queue that is being taken over by another node, or whose node is down: it will be back.
-        Some(complaint) if complaint.soft && complaint.code != 405 => {
-            Obstruction::Refused { reason: format!("{name}: {}", complaint.text) }
+        // Another node is taking the queue over, or the queue's node is down: it will be back.
+        Some(reply) if reply.closes_only_channel && reply.code != 405 => {
+            DeclareError::Refused { reason: format!("{name}: {}", reply.text) }
         }
-        _ => Obstruction::Broken(trouble),
+        _ => DeclareError::Failed(error),
     }
 }
 
-fn refusal(step: &Step, trouble: Trouble) -> Obstruction {
-    let Some(complaint) = trouble.complaint().filter(|complaint| complaint.soft) else {
-        return Obstruction::Broken(trouble);
+/// Explains why a declaration failed.
+fn declare_error(declaration: &Declaration, error: AmqpError) -> DeclareError {
+    let Some(reply) = error.server_error().filter(|reply| reply.closes_only_channel) else {
+        return DeclareError::Failed(error);
     };
-    let what = match step {
-        Step::Exchange { name, .. } => format!("exchange {name}"),
-        Step::Queue { name, .. } => format!("queue {name}"),
-        Step::BindQueue { queue, exchange, .. } => {
+    let object = match declaration {
+        Declaration::Exchange { name, .. } => format!("exchange {name}"),
+        Declaration::Queue { name, .. } => format!("queue {name}"),
+        Declaration::BindQueue { queue, exchange, .. } => {
             format!("the binding of queue {queue} to exchange {exchange}")
         }
-        Step::BindExchange { to, exchange, .. } => {
+        Declaration::BindExchange { to, exchange, .. } => {
             format!("the binding of exchange {exchange} to exchange {to}")
         }
     };
-    let reason = match complaint.code {
-        406 => mismatch::explain(&what, complaint.text),
+    let reason = match reply.code {
+        406 => argument_mismatch::explain(&object, reply.text),
         403 => format!(
-            "this user may not declare {what} ({}); grant configure, write and read on it, or set topology to \
-             \"verify\" and have it made by somebody who may",
-            complaint.text
+            "this user may not declare {object} ({}); grant configure, write and read on it, or set topology to \
+             \"verify\" and have an administrator create it",
+            reply.text
         ),
-        _ => format!("{what} cannot be declared: {}", complaint.text),
+        _ => format!("{object} cannot be declared: {}", reply.text),
     };
-    Obstruction::Refused { reason }
+    DeclareError::Refused { reason }
 }
 
-/// The plan makes no name longer than a short string.
-fn short(name: &str) -> ShortString {
+/// Converts a name of the topology, none of which is longer than a short string.
+fn short_string(name: &str) -> ShortString {
     ShortString::try_new(name).unwrap_or_default()
 }

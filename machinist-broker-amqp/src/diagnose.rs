@@ -1,6 +1,6 @@
-//! What `machinist doctor` says about a RabbitMQ.
+//! Findings of `machinist doctor` about a RabbitMQ.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
@@ -15,20 +15,20 @@ use machinist_core::{
 use tokio::time::timeout;
 
 use crate::{
-    broker::{AmqpBroker, up_soon},
+    broker::AmqpBroker,
     connect::{self, CONNECT_TIMEOUT},
-    gauge::Gauge,
-    ladder::LEVELS,
-    link::{Live, chain},
-    options::Topology,
-    trouble::rpc,
+    depth::DepthReader,
+    error::{error_chain, rpc},
+    ladder::LADDER_LEVELS,
+    options::TopologyMode,
+    supervisor::{LiveConnection, PublishAvailability},
 };
 
-/// The oldest RabbitMQ whose quorum queues dead-letter at least once.
-const OLDEST: (u32, u32) = (3, 10);
+/// Minimum version of RabbitMQ, as major and minor: the first whose quorum queues dead-letter at least once.
+const MIN_RABBITMQ_VERSION: (u32, u32) = (3, 10);
 
-/// More than this on the ladder is unusual enough to be told.
-const MANY_DELAYED: u64 = 100_000;
+/// Number of delayed messages above which their number is a warning.
+const MANY_DELAYED_MESSAGES: u64 = 100_000;
 
 #[async_trait]
 impl Diagnose for AmqpBroker {
@@ -38,8 +38,8 @@ impl Diagnose for AmqpBroker {
 
     async fn diagnose(&self) -> Vec<Finding> {
         let reached = async {
-            let link = self.consuming().await?;
-            up_soon(link).await
+            let consuming = self.consuming().await?;
+            consuming.current_in_time().await
         };
         let live = match reached.await {
             Ok(live) => live,
@@ -51,7 +51,7 @@ impl Diagnose for AmqpBroker {
                     }
                     _ => "",
                 };
-                return vec![Finding::error("connection", chain(&error), remedy)];
+                return vec![Finding::error("connection", error_chain(&error), remedy)];
             }
         };
         let mut findings = vec![
@@ -59,12 +59,12 @@ impl Diagnose for AmqpBroker {
             self.version().await,
             heartbeat(&live),
         ];
-        if let crate::link::Obstacle::Blocked(reason) = self.publishing.obstacle() {
+        if let PublishAvailability::Blocked(reason) = self.publishing.availability() {
             let remedy = "free memory or disk on the broker: rabbitmq-diagnostics alarms";
             findings.push(Finding::error("alarm", format!("the broker takes no messages: {reason}"), remedy));
         }
-        if self.settings.topology == Topology::Declare {
-            findings.push(self.may_declare(&live).await);
+        if self.settings.topology_mode == TopologyMode::Declare {
+            findings.push(self.declare_permission(&live).await);
         }
         findings.extend(self.depths(live).await);
         findings
@@ -72,8 +72,8 @@ impl Diagnose for AmqpBroker {
 }
 
 impl AmqpBroker {
-    /// The client library keeps to itself what the broker says of itself, so it is asked on a connection that
-    /// goes no further than that.
+    /// Reads the broker's version. The client library does not expose it, so the broker is asked on a separate
+    /// connection, which goes no further.
     async fn version(&self) -> Finding {
         const SUBJECT: &str = "version";
         let asked = timeout(CONNECT_TIMEOUT, async {
@@ -85,105 +85,105 @@ impl AmqpBroker {
         let frame = match asked.await {
             Ok(Ok(frame)) => frame,
             Ok(Err(error)) => return Finding::warning(SUBJECT, format!("cannot be read ({error})"), ""),
-            Err(_) => return Finding::warning(SUBJECT, "the broker does not tell it in time", ""),
+            Err(_) => return Finding::warning(SUBJECT, "the broker did not send it in time", ""),
         };
         let product = text_property(&frame, "product").unwrap_or_else(|| "an unknown broker".to_owned());
         let Some(version) = text_property(&frame, "version") else {
-            return Finding::warning(SUBJECT, format!("{product} does not tell its version"), "");
+            return Finding::warning(SUBJECT, format!("{product} does not report its version"), "");
         };
         let found = format!("{product} {version}");
         match parse_version(&version) {
-            Some(number) if number >= OLDEST => Finding::good(SUBJECT, found),
+            Some(number) if number >= MIN_RABBITMQ_VERSION => Finding::good(SUBJECT, found),
             Some(_) => {
                 let remedy =
-                    "upgrade to RabbitMQ 3.10 or newer: before it, a crash can lose delayed messages";
+                    "upgrade to RabbitMQ 3.10 or newer: in older versions a crash can lose delayed messages";
                 Finding::error(SUBJECT, found, remedy)
             }
             None => Finding::warning(SUBJECT, found, "machinist is tested with RabbitMQ 3.10 and 4.x"),
         }
     }
 
-    /// Makes a quorum queue and takes it away again.
-    async fn may_declare(&self, live: &Live) -> Finding {
+    /// Checks the permission to declare queues: declares a quorum queue and deletes it again.
+    async fn declare_permission(&self, live: &LiveConnection) -> Finding {
         const SUBJECT: &str = "permissions";
-        let name = format!("{}.doctor.{:016x}", self.settings.plan.exchange(), rand::random::<u64>());
+        let name =
+            format!("{}.doctor.{:016x}", self.settings.topology.task_exchange(), rand::random::<u64>());
         let name = ShortString::try_new(name).unwrap_or_default();
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-        // In case we do not come to the deleting.
+        // In case the queue is not deleted below.
         arguments.insert("x-expires".into(), AMQPValue::LongLongInt(60_000));
         let tried = async {
-            let channel = live.channel().await?;
+            let channel = live.connection.open_channel().await?;
             let declare = channel.queue_declare(name.clone(), QueueDeclareOptions::durable(), arguments);
             rpc("declaring a quorum queue", declare).await?;
             rpc("deleting a queue", channel.queue_delete(name, QueueDeleteOptions::default())).await
         };
         match tried.await {
-            Ok(_) => Finding::good(SUBJECT, "this user may make quorum queues"),
-            Err(trouble) => {
+            Ok(_) => Finding::good(SUBJECT, "this user may declare quorum queues"),
+            Err(error) => {
                 let remedy = "grant configure, write and read on the namespace, or set topology to \"verify\"; \
                               where quorum queues are not possible, set queue_type to classic";
-                Finding::error(SUBJECT, chain(&trouble), remedy)
+                Finding::error(SUBJECT, error_chain(&error), remedy)
             }
         }
     }
 
-    /// What lies on the ladder, and what came due for queues that are gone.
-    async fn depths(&self, live: std::sync::Arc<Live>) -> Vec<Finding> {
-        let mut gauge = Gauge::new(live);
+    /// Counts the messages on the ladder, and those that came due for queues that are gone.
+    async fn depths(&self, live: Arc<LiveConnection>) -> Vec<Finding> {
+        let mut reader = DepthReader::new(live);
         let mut findings = Vec::new();
         let mut delayed = 0;
         let mut queues = 0;
-        for queue in (0..LEVELS).flat_map(|level| self.settings.plan.rungs(level)) {
-            match gauge.read(&queue).await {
+        for queue in (0..LADDER_LEVELS).flat_map(|level| self.settings.topology.level_queues(level)) {
+            match reader.read(&queue).await {
                 Ok(Some(found)) => {
                     delayed += found.ready;
                     queues += 1;
                 }
-                // They are made from below: there are no more.
+                // The levels are declared from the lowest up: there are no more.
                 Ok(None) => break,
-                Err(error) => return vec![Finding::warning("delays", chain(&error), "")],
+                Err(error) => return vec![Finding::warning("delays", error_chain(&error), "")],
             }
         }
         let found = format!("{delayed} messages in {queues} queues");
-        findings.push(if delayed > MANY_DELAYED {
-            Finding::warning(
-                "delays",
-                found,
-                "spread due times: a burst of 20,000 takes seconds to come down",
-            )
+        findings.push(if delayed > MANY_DELAYED_MESSAGES {
+            Finding::warning("delays", found, "spread due times: a burst of 20,000 takes seconds to come due")
         } else {
             Finding::good("delays", found)
         });
-        match gauge.read(&self.settings.plan.undelivered()).await {
+        match reader.read(&self.settings.topology.undelivered()).await {
             Ok(Some(found)) if found.ready > 0 => findings.push(Finding::warning(
                 "undelivered",
                 format!("{} delayed messages came due for queues that no longer exist", found.ready),
                 "run a worker: it delivers or fails them",
             )),
             Ok(_) => findings.push(Finding::good("undelivered", "no delayed message has lost its queue")),
-            Err(error) => findings.push(Finding::warning("undelivered", chain(&error), "")),
+            Err(error) => findings.push(Finding::warning("undelivered", error_chain(&error), "")),
         }
         findings
     }
 }
 
-fn heartbeat(live: &Live) -> Finding {
-    match live.heartbeat() {
-        0 => {
-            Finding::warning("heartbeat", "off", "switch it on at the broker: a silent peer is noticed by it")
-        }
+/// Reports the interval of heartbeats.
+fn heartbeat(live: &LiveConnection) -> Finding {
+    match live.connection.heartbeat() {
+        0 => Finding::warning(
+            "heartbeat",
+            "off",
+            "switch it on at the broker: only heartbeats reveal a silent peer",
+        ),
         seconds => Finding::good("heartbeat", format!("{:?}", Duration::from_secs(seconds.into()))),
     }
 }
 
-/// The payload of the first frame that a broker sends: `connection.start`.
+/// Reads the payload of the first frame that a broker sends: `connection.start`.
 async fn first_frame(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Vec<u8>> {
     let mut head = [0; 7];
     stream.read_exact(&mut head).await?;
     let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
     if head[0] != 1 || size > 64 * 1024 {
-        return Err(std::io::Error::other("this is no AMQP 0.9.1 broker"));
+        return Err(std::io::Error::other("this is not an AMQP 0.9.1 broker"));
     }
     let mut payload = vec![0; size as usize];
     stream.read_exact(&mut payload).await?;
@@ -214,7 +214,7 @@ mod tests {
     fn versions_are_numbers() {
         assert_eq!(parse_version("3.10.8"), Some((3, 10)));
         assert_eq!(parse_version("4.3.6-rc.1"), Some((4, 3)));
-        assert!(parse_version("3.9.1").unwrap() < OLDEST);
+        assert!(parse_version("3.9.1").unwrap() < MIN_RABBITMQ_VERSION);
         assert_eq!(parse_version("next"), None);
     }
 

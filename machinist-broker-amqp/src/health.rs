@@ -1,7 +1,7 @@
-//! How a subscription is: confirmed by the broker for every queue, on a connection that answers.
+//! Health of a subscription: confirmed by the broker for every queue, on a connection that answers.
 //!
-//! A process that lives and consumes nothing is the failure that health checks miss most often, so nothing is taken
-//! from memory here but which connection to ask.
+//! Health checks most often miss a process that lives and consumes nothing. So a check here asks the broker; it takes
+//! nothing from memory except which connection to ask.
 
 use std::sync::{
     Arc,
@@ -13,38 +13,58 @@ use lapin::Channel;
 use machinist_core::broker::SubscriptionHealth;
 use tokio::sync::{Mutex, watch};
 
-use crate::{
-    link::{Live, ask, chain},
-    subscription::Standing,
-};
+use crate::{error::error_chain, supervisor::LiveConnection};
 
+/// Status of the subscription to one queue.
+#[derive(Debug, Clone)]
+pub(crate) enum SubscriptionStatus {
+    /// The broker has confirmed the subscription, on this connection.
+    Up(Arc<LiveConnection>),
+    /// The subscription is being made, for the first time or again, for this reason.
+    Down(String),
+}
+
+/// One queue of a consumer, with the status of its subscription.
+#[derive(Debug, Clone)]
+pub(crate) struct MonitoredQueue {
+    /// Name of the queue on the broker.
+    pub(crate) name: String,
+    pub(crate) status: watch::Receiver<SubscriptionStatus>,
+}
+
+/// Health of all subscriptions of one consumer.
 #[derive(Debug)]
 pub(crate) struct AmqpSubscriptionHealth {
-    standings: Vec<(String, watch::Receiver<Standing>)>,
+    queues: Vec<MonitoredQueue>,
     disconnects: Arc<AtomicU64>,
-    /// The channel on which the last question was asked, and its connection.
-    probe: Mutex<Option<(Arc<Live>, Option<Channel>)>>,
+    last_probe: Mutex<Option<LastProbe>>,
+}
+
+/// The last connection that was probed, and the channel of that probe.
+#[derive(Debug)]
+struct LastProbe {
+    live: Arc<LiveConnection>,
+    channel: Option<Channel>,
 }
 
 impl AmqpSubscriptionHealth {
-    pub(crate) fn new(
-        standings: Vec<(String, watch::Receiver<Standing>)>,
-        disconnects: Arc<AtomicU64>,
-    ) -> Self {
-        Self { standings, disconnects, probe: Mutex::default() }
+    pub(crate) fn new(queues: Vec<MonitoredQueue>, disconnects: Arc<AtomicU64>) -> Self {
+        Self { queues, disconnects, last_probe: Mutex::default() }
     }
 
-    /// The connection on which everything is subscribed. All queues of a consumer share one.
-    fn connection(&self) -> Result<Option<Arc<Live>>, String> {
+    /// Connection of all subscriptions: the queues of a consumer share one. `None` if there are no queues.
+    fn connection(&self) -> Result<Option<Arc<LiveConnection>>, String> {
         let mut connection = None;
-        for (queue, standing) in &self.standings {
-            // The other end is dropped with the subscription's task.
-            if standing.has_changed().is_err() {
-                return Err(format!("the subscription to queue {queue} has ended"));
+        for MonitoredQueue { name, status } in &self.queues {
+            // The sender is dropped with the subscription's task.
+            if status.has_changed().is_err() {
+                return Err(format!("the subscription to queue {name} has ended"));
             }
-            match &*standing.borrow() {
-                Standing::Up(live) => connection = Some(Arc::clone(live)),
-                Standing::Down(why) => return Err(format!("not subscribed to queue {queue}: {why}")),
+            match &*status.borrow() {
+                SubscriptionStatus::Up(live) => connection = Some(Arc::clone(live)),
+                SubscriptionStatus::Down(reason) => {
+                    return Err(format!("not subscribed to queue {name}: {reason}"));
+                }
             }
         }
         Ok(connection)
@@ -55,21 +75,19 @@ impl AmqpSubscriptionHealth {
 impl SubscriptionHealth for AmqpSubscriptionHealth {
     async fn check(&self) -> Result<(), String> {
         let Some(live) = self.connection()? else { return Err("subscribed to no queue".to_owned()) };
-        let mut probe = self.probe.lock().await;
-        let mut channel = match probe.take() {
-            Some((of, channel)) if Arc::ptr_eq(&of, &live) => channel,
+        let mut last_probe = self.last_probe.lock().await;
+        let mut channel = match last_probe.take() {
+            Some(last) if Arc::ptr_eq(&last.live, &live) => last.channel,
             _ => None,
         };
-        let answered = ask(&live, &mut channel).await;
-        *probe = Some((live, channel));
-        answered.map_err(|trouble| format!("RabbitMQ does not answer: {}", chain(&trouble)))
+        let answered = live.connection.probe(&mut channel).await;
+        *last_probe = Some(LastProbe { live, channel });
+        answered.map_err(|error| format!("RabbitMQ does not answer: {}", error_chain(&error)))
     }
 
     fn disconnects(&self) -> u64 {
-        let is_down = |(_, standing): &(String, watch::Receiver<Standing>)| {
-            matches!(*standing.borrow(), Standing::Down(_))
-        };
-        if self.standings.iter().any(is_down) {
+        let is_down = |queue: &MonitoredQueue| matches!(*queue.status.borrow(), SubscriptionStatus::Down(_));
+        if self.queues.iter().any(is_down) {
             self.disconnects.fetch_add(1, Ordering::Relaxed);
         }
         self.disconnects.load(Ordering::Relaxed)

@@ -1,23 +1,23 @@
-//! The broker of machinist over AMQP 0.9.1 (RabbitMQ 3.10 or newer), by lapin.
+//! Broker of machinist over AMQP 0.9.1 (RabbitMQ 3.10 or newer), with lapin.
 //!
-//! [`AmqpBroker`] is the [`Broker`](machinist_core::broker::Broker) to use where several machines share queues
-//! and no task may be lost: quorum queues, confirmed publishes, manual acknowledgements, delays that live in the
-//! broker. What stands on the broker, and why, is told in `docs/topology.md`.
+//! [`AmqpBroker`] is the [`Broker`](machinist_core::broker::Broker) to use if several machines share queues and no task
+//! may be lost: quorum queues, confirmed publishes, manual acknowledgements, delays that are held in the broker. The
+//! exchanges and queues on the broker, and their reasons, are in `docs/topology.md`.
 //!
-//! # What it does by itself
-//! - It keeps two connections, one for publishing and one for consuming (opened when first needed), each with a
-//!   supervisor that reconnects for ever. A broker that blocks publishers does not stop acknowledgements.
-//! - It makes the queues that it names, again when somebody deletes them, and subscribes again.
-//! - It tells each publisher the fate of its own message, also where the client library mixes them up.
+//! # Behavior
+//! - It keeps two connections, one for publishing and one for consuming (opened at the first use), each with a
+//!   supervisor that reconnects forever. A broker that blocks publishers does not stop acknowledgements.
+//! - It declares the queues that it names. If somebody deletes one, it declares the queue and subscribes again.
+//! - It returns to each caller the outcome of the message that it published, even if the client library mixes them up.
 //!
-//! # What it deliberately does not
-//! It knows nothing of tasks: a message that comes out of its delay early (the ladder holds 49 days) is
-//! delivered, and whoever reads its ETA publishes it again.
+//! # Non-goals
+//! It knows nothing about tasks: a message that comes out of its delay early (the ladder holds 49 days) is delivered, and
+//! the worker that reads its ETA publishes it again.
 //!
-//! # What others publish
-//! A broker passes on whatever it was given: names that are no text, header tables nested thousands deep. lapin takes
-//! the first for a broken connection and overflows its stack over the second, again for every worker. Frames are
-//! made harmless before lapin reads them, so such a message arrives like any other that nobody believes.
+//! # Messages of other clients
+//! A broker passes on whatever it was given: names that are not text, header tables that are nested thousands deep. lapin
+//! mistakes the first for a broken connection, and overflows its stack on the second; the same happens to every worker.
+//! Frames are sanitized before lapin reads them, so such a message arrives like any other that fails its verification.
 //!
 //! # Example
 //! ```no_run
@@ -30,31 +30,33 @@
 //! # }
 //! ```
 
+mod ack_frames;
+mod ack_sender;
 mod address;
+mod argument_mismatch;
 mod backoff;
 mod broker;
-mod coalesce;
 mod connect;
+mod connection;
 mod convert;
 mod declare;
+mod depth;
 mod diagnose;
+mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
-mod gauge;
 mod health;
-mod kit;
 mod ladder;
-mod lane;
-mod link;
-mod mismatch;
 mod options;
-mod plan;
-mod screen;
-mod settle;
+mod pending_publish;
+mod publish_window;
+mod publisher;
+mod runtime;
+mod sanitize;
 mod subscription;
-mod trouble;
-mod window;
+mod supervisor;
+mod topology;
 
 pub use broker::AmqpBroker;
-pub use options::{AmqpOptions, QueueType, Topology};
+pub use options::{AmqpOptions, QueueType, TopologyMode};

@@ -1,27 +1,27 @@
-//! What can be set about the adapter.
+//! Options of the adapter.
 
 use std::time::Duration;
 
 use machinist_core::{broker::BrokerError, tls::Tls};
 
-/// How an [`AmqpBroker`](crate::AmqpBroker) uses its broker.
+/// Options of an [`AmqpBroker`](crate::AmqpBroker).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AmqpOptions {
-    /// The name of the exchange, and what every other name on the broker begins with: 1 to 40 letters, digits,
-    /// `-` or `_`. Installations that share a broker differ in it. Default: `machinist`.
+    /// Name of the exchange, and prefix of every other name on the broker: 1 to 40 letters, digits, `-` or `_`.
+    /// Installations that share a broker need different namespaces. Default: `machinist`.
     pub namespace: String,
-    /// What task queues are made of. Default: [`QueueType::Quorum`].
+    /// Type of task queues. Default: [`QueueType::Quorum`].
     pub queue_type: QueueType,
-    /// Whether this process makes the queues it names. Default: [`Topology::Declare`].
-    pub topology: Topology,
-    /// How long a publish is tried before its caller is told that it failed. Default: 30 s.
+    /// Handling of exchanges and queues that do not exist. Default: [`TopologyMode::Declare`].
+    pub topology: TopologyMode,
+    /// Maximum time for which a publish is tried before its caller gets an error. Default: 30 s.
     pub publish_deadline: Duration,
-    /// The largest message body, in bytes: `max_message_size` of the broker, whose default is 16 MiB from
+    /// Maximum size of a message body, in bytes: `max_message_size` of the broker, whose default is 16 MiB from
     /// RabbitMQ 4.0 on and 128 MiB before. Default: 16 MiB.
     pub max_message_size: usize,
-    /// What the broker shows as the name of our connections. Default: the program's file name.
+    /// Name of the connections that the broker shows. Default: the program's file name.
     pub connection_name: String,
-    /// Whose certificates are trusted on `amqps://`, and which one we show. Default: the system's, and none.
+    /// Trusted certificates and own certificate on `amqps://`. Default: the system's, and none.
     pub tls: Tls,
 }
 
@@ -32,7 +32,7 @@ impl Default for AmqpOptions {
         Self {
             namespace: "machinist".to_owned(),
             queue_type: QueueType::default(),
-            topology: Topology::default(),
+            topology: TopologyMode::default(),
             publish_deadline: Duration::from_secs(30),
             max_message_size: 16 * 1024 * 1024,
             connection_name: name.unwrap_or("machinist").to_owned(),
@@ -41,31 +41,32 @@ impl Default for AmqpOptions {
     }
 }
 
-/// What task queues are made of.
+/// Type of task queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum QueueType {
-    /// Replicated, and bounded in how often it delivers a message that kills its consumers.
+    /// Replicated, with a limit on the deliveries of a message that kills its consumers.
     #[default]
     Quorum,
-    /// Neither. For brokers without quorum queues, and for queues that already exist as classic ones.
+    /// Not replicated, without that limit. For brokers without quorum queues, and for queues that already exist as
+    /// classic ones.
     Classic,
 }
 
-/// Whether this process makes the exchanges and queues that it names.
+/// Handling of exchanges and queues that this process names and that do not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Topology {
-    /// It does, and a queue that somebody deleted is made again.
+pub enum TopologyMode {
+    /// The process declares them, and declares a queue again that somebody deleted.
     #[default]
     Declare,
-    /// It only checks that they are there: for users without the permission to configure.
+    /// The process only checks that they exist: for users without the permission to configure.
     Verify,
 }
 
 impl AmqpOptions {
-    /// Checks what the types cannot.
+    /// Checks the values that the types allow and the broker does not.
     pub(crate) fn check(&self) -> Result<(), BrokerError> {
-        let word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        if !(1..=40).contains(&self.namespace.len()) || !self.namespace.chars().all(word) {
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if !(1..=40).contains(&self.namespace.len()) || !self.namespace.chars().all(is_allowed) {
             return Err(BrokerError::Configuration(format!(
                 "namespace {:?} cannot name an exchange; use 1 to 40 letters, digits, - or _",
                 self.namespace
@@ -73,7 +74,7 @@ impl AmqpOptions {
         }
         if self.namespace == "amq" {
             return Err(BrokerError::Configuration(
-                "namespace \"amq\" belongs to the broker; choose another name".to_owned(),
+                "namespace \"amq\" is reserved for the broker; choose another name".to_owned(),
             ));
         }
         if self.publish_deadline.is_zero() {

@@ -1,8 +1,8 @@
-//! A subscription that outlives its channels, its connections and its queues.
+//! A subscription that survives its channels, its connections and its queues.
 //!
-//! Each queue has a task and a channel of its own, so that what happens to one costs no other its deliveries. The
-//! task waits for the connection, makes sure that the queue is there, subscribes, passes on what comes, and begins
-//! again when any of that ends. The end of a stream (queue deleted, broker's cancel, ack timeout) is never the end
+//! Each queue has its own task and its own channel, so that a failure of one queue costs no other queue its deliveries.
+//! The task waits for the connection, makes sure that the queue exists, subscribes, passes deliveries on, and starts
+//! again when any of that ends. The end of a stream (queue deleted, cancel by the broker, ack timeout) is never the end
 //! of the subscription.
 
 use std::{
@@ -34,116 +34,128 @@ use tokio_util::{
 };
 
 use crate::{
-    backoff::Backoff,
+    ack_sender::{AckSender, AmqpReceipt},
+    backoff::ReconnectBackoff,
     convert,
-    declare::Obstruction,
-    health::AmqpSubscriptionHealth,
-    link::{Link, Live, Settings, chain},
-    plan::Plan,
-    settle::{AmqpReceipt, Desk},
-    trouble::{FAREWELL, RPC_TIMEOUT, Trouble, rpc, within},
+    declare::DeclareError,
+    error::{AmqpError, CLOSE_TIMEOUT, RPC_TIMEOUT, error_chain, rpc, rpc_within},
+    health::{AmqpSubscriptionHealth, MonitoredQueue, SubscriptionStatus},
+    supervisor::{ConnectionSettings, LiveConnection, SupervisedConnection},
+    topology::AmqpTopology,
 };
 
-/// A subscription that has held this long was a good one: the next failure begins with short pauses again.
-const GOOD: Duration = Duration::from_secs(10);
+/// Minimum lifetime of a subscription after which the next failure starts with short waits again.
+const STABLE_SUBSCRIPTION_AGE: Duration = Duration::from_secs(10);
 
-/// After this long without a delivery, and with none unsettled, a subscription is made anew.
+/// Time without a delivery, and without an unsettled one, after which a subscription is made again.
 ///
 /// RabbitMQ (seen on 3.10) does not tell a consumer of its queue's end if a queue of the same name is there again
-/// some 30 ms later. The consumer is then counted at the new queue, and what the new queue gives it vanishes in
-/// the broker's channel until that is closed. Nothing that a client can ask shows it.
-const SILENCE: Duration = Duration::from_secs(30);
+/// some 30 ms later. The consumer is then counted at the new queue, and the deliveries of the new queue vanish in the
+/// broker's channel until that is closed. No question of a client reveals it.
+const IDLE_RENEWAL_PERIOD: Duration = Duration::from_secs(30);
 
-/// Everything a subscription needs from its broker.
+/// Parts of the broker that its subscriptions share.
 #[derive(Debug, Clone)]
-pub(crate) struct Ground {
-    pub(crate) settings: Arc<Settings>,
-    pub(crate) link: Arc<Link>,
-    pub(crate) desks: TaskTracker,
-    pub(crate) desks_close: CancellationToken,
+pub(crate) struct SubscriptionContext {
+    pub(crate) settings: Arc<ConnectionSettings>,
+    pub(crate) supervised: Arc<SupervisedConnection>,
+    /// Tasks that write acknowledgements.
+    pub(crate) ack_senders: TaskTracker,
+    pub(crate) close_ack_senders: CancellationToken,
 }
 
-/// What a subscription is to.
+/// Queue that a subscription consumes.
 #[derive(Debug, Clone)]
-pub(crate) enum Source {
+pub(crate) enum SubscriptionSource {
     Queue(QueueName),
     DeadLetters(QueueName),
     Undelivered,
 }
 
-impl Source {
-    /// What it is called on the broker; and the task queue without which it is not there, if it belongs to one.
-    fn names(&self, plan: &Plan) -> Result<(String, Option<String>), String> {
-        match self {
-            Self::Queue(queue) => plan.queue(queue).map(|name| (name.clone(), Some(name))),
-            Self::DeadLetters(queue) => Ok((plan.dead_letters(queue)?, Some(plan.queue(queue)?))),
-            Self::Undelivered => Ok((plan.undelivered(), None)),
-        }
+/// Names of a subscription's source on the broker.
+#[derive(Debug)]
+struct SourceNames {
+    /// The queue to consume.
+    queue: String,
+    /// The task queue with which that queue is declared; `None` for a queue that belongs to no task queue.
+    task_queue: Option<String>,
+}
+
+impl SubscriptionSource {
+    fn names(&self, topology: &AmqpTopology) -> Result<SourceNames, String> {
+        Ok(match self {
+            Self::Queue(queue) => {
+                let name = topology.queue_name(queue)?;
+                SourceNames { queue: name.clone(), task_queue: Some(name) }
+            }
+            Self::DeadLetters(queue) => SourceNames {
+                queue: topology.dead_letter_queue_name(queue)?,
+                task_queue: Some(topology.queue_name(queue)?),
+            },
+            Self::Undelivered => SourceNames { queue: topology.undelivered(), task_queue: None },
+        })
     }
 }
 
-/// What `next` hands out.
+/// Delivery on its way from a subscription's task to [`Consumer::next`].
 #[derive(Debug)]
-struct Incoming {
+struct IncomingDelivery {
     queue: QueueName,
     message: Message,
     redelivered: bool,
     receipt: AmqpReceipt,
 }
 
-/// The holder's end of a subscription.
+/// The user's end of the subscriptions to one or more queues.
 #[derive(Debug)]
 pub(crate) struct AmqpConsumer {
-    incoming: mpsc::UnboundedReceiver<Incoming>,
-    standings: Vec<(String, watch::Receiver<Standing>)>,
+    deliveries: mpsc::UnboundedReceiver<IncomingDelivery>,
+    queues: Vec<MonitoredQueue>,
     disconnects: Arc<AtomicU64>,
     stop: CancellationToken,
-    _ends_with_us: DropGuard,
+    _stop_on_drop: DropGuard,
 }
 
 impl AmqpConsumer {
-    /// Subscribes, and keeps it up until `stop`. Waits for the broker's confirmation.
+    /// Subscribes, waits for the broker's confirmation, and keeps the subscriptions up until `stop`.
     pub(crate) async fn subscribe(
-        ground: Ground,
-        sources: Vec<Source>,
+        context: SubscriptionContext,
+        sources: Vec<SubscriptionSource>,
         prefetch: u16,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, BrokerError> {
-        let (deliver, incoming) = mpsc::unbounded_channel();
-        let ends_with_us = stop.clone().drop_guard();
+        let (delivery_sender, deliveries) = mpsc::unbounded_channel();
+        let stop_on_drop = stop.clone().drop_guard();
         let disconnects = Arc::<AtomicU64>::default();
-        let mut standings = Vec::with_capacity(sources.len());
+        let mut queues = Vec::with_capacity(sources.len());
         let mut confirms = Vec::with_capacity(sources.len());
         for source in sources {
-            let names = source.names(&ground.settings.plan);
-            let (queue, declared) = names.map_err(|reason| BrokerError::Refused { reason })?;
+            let names =
+                source.names(&context.settings.topology).map_err(|reason| BrokerError::Refused { reason })?;
             let (confirm, confirmed) = oneshot::channel();
-            let (standing, stands) = watch::channel(Standing::Down("it has not been made yet".to_owned()));
-            standings.push((queue.clone(), stands));
-            let (ground, deliver, stop, prefetch) =
-                (ground.clone(), deliver.clone(), stop.clone(), prefetch.max(1));
-            let disconnects = Arc::clone(&disconnects);
-            let subscription = Subscription {
-                ground,
+            let not_yet = SubscriptionStatus::Down("it has not been made yet".to_owned());
+            let (status_sender, status) = watch::channel(not_yet);
+            queues.push(MonitoredQueue { name: names.queue.clone(), status });
+            let subscription = QueueSubscription {
+                context: context.clone(),
                 source,
-                queue,
-                declared,
-                prefetch,
-                deliver,
-                stop,
-                standing,
-                disconnects,
+                names,
+                prefetch: prefetch.max(1),
+                deliveries: delivery_sender.clone(),
+                stop: stop.clone(),
+                status: status_sender,
+                disconnects: Arc::clone(&disconnects),
             };
             tasks.spawn(subscription.run(confirm));
             confirms.push(async {
-                confirmed.await.unwrap_or_else(|_| Err(Trouble::closed().into_broker_error()))
+                confirmed.await.unwrap_or_else(|_| Err(AmqpError::closed().into_broker_error()))
             });
         }
-        let consumer = Self { incoming, standings, disconnects, _ends_with_us: ends_with_us, stop };
+        let consumer = Self { deliveries, queues, disconnects, _stop_on_drop: stop_on_drop, stop };
         match timeout(RPC_TIMEOUT * 2, try_join_all(confirms)).await {
             Ok(confirmed) => confirmed.map(|_| consumer),
-            Err(_) => Err(Trouble::silence("subscribing", RPC_TIMEOUT * 2).into_broker_error()),
+            Err(_) => Err(AmqpError::timeout("subscribing", RPC_TIMEOUT * 2).into_broker_error()),
         }
     }
 }
@@ -152,127 +164,102 @@ impl AmqpConsumer {
 impl Consumer for AmqpConsumer {
     async fn next(&mut self) -> Option<Delivery> {
         loop {
-            let Incoming { queue, message, redelivered, receipt } = self.incoming.recv().await?;
-            // What a dead channel delivered comes again on a live one: running it twice helps nobody.
-            if self.stop.is_cancelled() || receipt.is_stale() {
+            let delivery = self.deliveries.recv().await?;
+            // A delivery of a dead channel comes again on a live one: running it twice helps nobody.
+            if self.stop.is_cancelled() || delivery.receipt.is_stale() {
                 continue;
             }
-            return Some(Delivery { queue, message, redelivered, receipt: Box::new(receipt) });
+            return Some(Delivery {
+                queue: delivery.queue,
+                message: delivery.message,
+                redelivered: delivery.redelivered,
+                receipt: Box::new(delivery.receipt),
+            });
         }
     }
 
     async fn stop(&mut self) {
         self.stop.cancel();
         // Dropped receipts hand their messages back. The channel ends with the subscription's task, which
-        // bounds every wait of its own.
-        while self.incoming.recv().await.is_some() {}
+        // limits the time of each of its own waits.
+        while self.deliveries.recv().await.is_some() {}
     }
 
     fn health(&self) -> Box<dyn SubscriptionHealth> {
-        Box::new(AmqpSubscriptionHealth::new(self.standings.clone(), Arc::clone(&self.disconnects)))
+        Box::new(AmqpSubscriptionHealth::new(self.queues.clone(), Arc::clone(&self.disconnects)))
     }
 }
 
-/// How the subscription to one queue stands.
-#[derive(Debug, Clone)]
-pub(crate) enum Standing {
-    /// The broker has confirmed it, on this connection.
-    Up(Arc<Live>),
-    /// It is being made, for the first time or again, after this.
-    Down(String),
-}
-
-/// The task of one queue.
-struct Subscription {
-    ground: Ground,
-    source: Source,
-    /// What it is called on the broker.
-    queue: String,
-    /// The task queue that it belongs to, as the broker calls it.
-    declared: Option<String>,
+/// Task that keeps the subscription to one queue up.
+struct QueueSubscription {
+    context: SubscriptionContext,
+    source: SubscriptionSource,
+    names: SourceNames,
     prefetch: u16,
-    deliver: mpsc::UnboundedSender<Incoming>,
+    deliveries: mpsc::UnboundedSender<IncomingDelivery>,
     stop: CancellationToken,
-    standing: watch::Sender<Standing>,
-    /// Counts its ends that were those of a channel.
+    status: watch::Sender<SubscriptionStatus>,
+    /// Number of times that the subscription ended together with its channel.
     disconnects: Arc<AtomicU64>,
 }
 
-/// A subscribed channel.
-struct Session {
-    live: Arc<Live>,
+/// A channel with the subscription to one queue.
+struct SubscribedChannel {
+    live: Arc<LiveConnection>,
     channel: Channel,
-    desk: Desk,
+    acks: AckSender,
     consumer: lapin::Consumer,
     /// Shared by the unsettled deliveries.
-    held: Arc<()>,
-    /// What nobody here can do anything about: handed back, it would come again at once.
-    strangers: Vec<AmqpReceipt>,
+    unsettled: Arc<()>,
+    /// Receipts of messages for no queue of this namespace. They are kept: handed back, such a message would come again
+    /// at once.
+    foreign: Vec<AmqpReceipt>,
 }
 
-/// Why a session is over.
-enum End {
-    /// The broker has ended the subscription.
-    Told,
-    /// Nothing comes, and perhaps nothing ever will.
-    Silent,
-    Broken(Trouble),
+/// Reason that a subscribed channel is over.
+enum SubscriptionEnd {
+    /// The broker has cancelled the subscription.
+    Cancelled,
+    /// No delivery comes, and perhaps none ever will.
+    Idle,
+    Failed(AmqpError),
 }
 
-impl Subscription {
+impl QueueSubscription {
     async fn run(self, confirm: oneshot::Sender<Result<(), BrokerError>>) {
         let mut confirm = Some(confirm);
-        let mut backoff = Backoff::new();
+        let mut backoff = ReconnectBackoff::new();
         let stop = self.stop.clone();
         loop {
             let since = Instant::now();
-            match stop.run_until_cancelled(self.begin()).await {
+            match stop.run_until_cancelled(self.subscribe()).await {
                 None => return,
-                Some(Ok(mut session)) => {
-                    self.standing.send_replace(Standing::Up(Arc::clone(&session.live)));
+                Some(Ok(mut subscribed)) => {
+                    self.status.send_replace(SubscriptionStatus::Up(Arc::clone(&subscribed.live)));
                     if let Some(confirm) = confirm.take() {
-                        // Nobody waits any more: then the consumer is dropped, and with it goes `stop`.
+                        // Nobody waits any more: then the consumer is dropped, and cancels `stop`.
                         let _ = confirm.send(Ok(()));
                     }
-                    match stop.run_until_cancelled(self.pump(&mut session)).await {
-                        None => return self.end(session).await,
-                        // With the session go its consumer and, once nothing is unsettled, its channel.
-                        Some(End::Silent) => continue,
-                        Some(End::Told) => {
-                            tracing::info!(
-                                queue = self.queue,
-                                "the broker ended a subscription; subscribing again"
-                            );
-                            self.is_down("the broker has ended it".to_owned());
-                            // Told by a connection that ends, it is the end of all that was delivered on it.
-                            if !session.desk.is_open() {
-                                self.disconnects.fetch_add(1, Ordering::Relaxed);
-                            }
-                            session.live.declared.forget(self.declared.as_deref().unwrap_or(&self.queue));
-                        }
-                        Some(End::Broken(trouble)) => {
-                            tracing::warn!(queue = self.queue, error = %chain(&trouble), "subscribing again");
-                            self.is_down(chain(&trouble));
-                            self.disconnects.fetch_add(1, Ordering::Relaxed);
-                            self.ground.link.suspect();
-                        }
+                    match stop.run_until_cancelled(self.deliver(&mut subscribed)).await {
+                        None => return self.unsubscribe(subscribed).await,
+                        // The consumer ends here and, once nothing is unsettled, its channel.
+                        Some(SubscriptionEnd::Idle) => continue,
+                        Some(SubscriptionEnd::Cancelled) => self.cancelled(&subscribed),
+                        Some(SubscriptionEnd::Failed(error)) => self.failed(&error),
                     }
                 }
-                Some(Err(obstruction)) => {
-                    // Whoever waits for the first subscription has a limit of its own.
-                    let passes = matches!(&obstruction, Obstruction::Broken(trouble) if trouble.passes());
-                    if let Some(confirm) = confirm.take_if(|_| !passes) {
-                        let _ = confirm.send(Err(obstruction.into()));
+                Some(Err(error)) => {
+                    // The caller of the first subscription has its own time limit.
+                    let is_transient = matches!(&error, DeclareError::Failed(error) if error.is_transient());
+                    if let Some(confirm) = confirm.take_if(|_| !is_transient) {
+                        let _ = confirm.send(Err(error.into()));
                         return;
                     }
-                    let error = BrokerError::from(obstruction);
-                    tracing::warn!(queue = self.queue, error = %chain(&error), "not subscribed");
-                    self.is_down(chain(&error));
-                    self.ground.link.suspect();
+                    self.not_subscribed(&error.into());
                 }
             }
-            if since.elapsed() > GOOD {
-                backoff = Backoff::new();
+            if since.elapsed() > STABLE_SUBSCRIPTION_AGE {
+                backoff = ReconnectBackoff::new();
             }
             if stop.run_until_cancelled(tokio::time::sleep(backoff.next())).await.is_none() {
                 return;
@@ -280,108 +267,147 @@ impl Subscription {
         }
     }
 
-    fn is_down(&self, why: String) {
-        self.standing.send_replace(Standing::Down(why));
+    fn cancelled(&self, subscribed: &SubscribedChannel) {
+        let queue = &self.names.queue;
+        tracing::info!(queue, "the broker ended a subscription; subscribing again");
+        self.set_down("the broker has ended it".to_owned());
+        // If the connection is ending too, so are all deliveries of the channel.
+        if !subscribed.acks.is_open() {
+            self.disconnects.fetch_add(1, Ordering::Relaxed);
+        }
+        self.forget_queue(&subscribed.live);
     }
 
-    async fn begin(&self) -> Result<Session, Obstruction> {
-        let live = self.ground.link.up().await.map_err(Obstruction::Broken)?;
-        live.declared.for_subscription(&live, self.declared.as_deref()).await?;
-        let channel = live.channel().await.map_err(Obstruction::Broken)?;
-        // Per consumer, not per channel: global limits are denied from RabbitMQ 4.3 on.
+    fn failed(&self, error: &AmqpError) {
+        tracing::warn!(queue = self.names.queue, error = %error_chain(error), "subscribing again");
+        self.set_down(error_chain(error));
+        self.disconnects.fetch_add(1, Ordering::Relaxed);
+        self.context.supervised.probe_now();
+    }
+
+    fn not_subscribed(&self, error: &BrokerError) {
+        tracing::warn!(queue = self.names.queue, error = %error_chain(error), "not subscribed");
+        self.set_down(error_chain(error));
+        self.context.supervised.probe_now();
+    }
+
+    fn set_down(&self, reason: String) {
+        self.status.send_replace(SubscriptionStatus::Down(reason));
+    }
+
+    fn forget_queue(&self, live: &LiveConnection) {
+        live.declared.forget(self.names.task_queue.as_deref().unwrap_or(&self.names.queue));
+    }
+
+    async fn subscribe(&self) -> Result<SubscribedChannel, DeclareError> {
+        let live = self.context.supervised.current().await.map_err(DeclareError::Failed)?;
+        live.declared.for_subscription(&live.connection, self.names.task_queue.as_deref()).await?;
+        let channel = live.connection.open_channel().await.map_err(DeclareError::Failed)?;
+        // Per consumer, not per channel: RabbitMQ denies global prefetch limits from 4.3 on.
         let limit = channel.basic_qos(self.prefetch, BasicQosOptions::default());
-        rpc("limiting deliveries", limit).await.map_err(Obstruction::Broken)?;
-        let name = ShortString::try_new(self.queue.as_str()).unwrap_or_default();
+        rpc("limiting deliveries", limit).await.map_err(DeclareError::Failed)?;
+        let name = ShortString::try_new(self.names.queue.as_str()).unwrap_or_default();
         let consume =
             channel.basic_consume(name, "".into(), BasicConsumeOptions::default(), FieldTable::default());
-        let consumer = rpc("subscribing", consume).await.map_err(|trouble| self.refusal(&live, trouble))?;
-        let (desk, work) = Desk::open(channel.clone(), self.ground.desks_close.clone());
-        self.ground.desks.spawn(work);
-        Ok(Session { live, channel, desk, consumer, held: Arc::new(()), strangers: Vec::new() })
+        let consumer = rpc("subscribing", consume).await.map_err(|error| self.consume_error(&live, error))?;
+        let (acks, work) = AckSender::open(channel.clone(), self.context.close_ack_senders.clone());
+        self.context.ack_senders.spawn(work);
+        let unsettled = Arc::new(());
+        Ok(SubscribedChannel { live, channel, acks, consumer, unsettled, foreign: Vec::new() })
     }
 
-    fn refusal(&self, live: &Live, trouble: Trouble) -> Obstruction {
-        match trouble.complaint() {
-            Some(complaint) if complaint.code == 404 => {
-                live.declared.forget(self.declared.as_deref().unwrap_or(&self.queue));
-                Obstruction::Missing { name: format!("queue {}", self.queue) }
+    /// Explains why the broker refused the subscription.
+    fn consume_error(&self, live: &LiveConnection, error: AmqpError) -> DeclareError {
+        let queue = &self.names.queue;
+        match error.server_error() {
+            Some(reply) if reply.code == 404 => {
+                self.forget_queue(live);
+                DeclareError::Missing { name: format!("queue {queue}") }
             }
-            Some(complaint) if complaint.code == 403 => Obstruction::Refused {
+            Some(reply) if reply.code == 403 => DeclareError::Refused {
                 reason: format!(
-                    "this user may not consume queue {} ({}); grant read on it, or end its exclusive consumer",
-                    self.queue, complaint.text
+                    "this user may not consume queue {queue} ({}); grant read on it, or end its exclusive consumer",
+                    reply.text
                 ),
             },
-            _ => Obstruction::Broken(trouble),
+            _ => DeclareError::Failed(error),
         }
     }
 
-    /// Passes on what comes, until no more does.
-    async fn pump(&self, session: &mut Session) -> End {
-        let mut heard = Instant::now();
+    /// Passes deliveries on until no more come.
+    async fn deliver(&self, subscribed: &mut SubscribedChannel) -> SubscriptionEnd {
+        let mut last_delivery = Instant::now();
         loop {
             tokio::select! {
-                item = session.consumer.next() => match item {
+                item = subscribed.consumer.next() => match item {
                     Some(Ok(delivery)) => {
-                        heard = Instant::now();
-                        self.pass_on(session, delivery);
+                        last_delivery = Instant::now();
+                        self.pass_on(subscribed, delivery);
                     }
-                    Some(Err(error)) => return End::Broken(Trouble::lapin("consuming", error)),
-                    None => return End::Told,
+                    Some(Err(error)) => return SubscriptionEnd::Failed(AmqpError::lapin("consuming", error)),
+                    None => return SubscriptionEnd::Cancelled,
                 },
-                () = sleep_until(heard + SILENCE) => {
-                    // With our hands full, silence is what we asked for.
-                    if Arc::strong_count(&session.held) == 1 {
-                        return End::Silent;
+                () = sleep_until(last_delivery + IDLE_RENEWAL_PERIOD) => {
+                    // While deliveries are unsettled, the prefetch limit may be the reason that none come.
+                    if Arc::strong_count(&subscribed.unsettled) == 1 {
+                        return SubscriptionEnd::Idle;
                     }
-                    heard = Instant::now();
+                    last_delivery = Instant::now();
                 }
             }
         }
     }
 
-    fn pass_on(&self, session: &mut Session, delivery: lapin::message::Delivery) {
-        let receipt = session.desk.receipt(delivery.delivery_tag, &session.held);
+    fn pass_on(&self, subscribed: &mut SubscribedChannel, delivery: lapin::message::Delivery) {
+        let receipt = subscribed.acks.receipt(delivery.delivery_tag, &subscribed.unsettled);
+        let key = delivery.routing_key.as_str();
         let queue = match &self.source {
-            Source::Queue(queue) | Source::DeadLetters(queue) => Some(queue.clone()),
-            Source::Undelivered => self.ground.settings.plan.due_for(delivery.routing_key.as_str()),
+            SubscriptionSource::Queue(queue) | SubscriptionSource::DeadLetters(queue) => Some(queue.clone()),
+            SubscriptionSource::Undelivered => self.context.settings.topology.queue_of_due_message(key),
         };
         let Some(queue) = queue else {
-            let key = delivery.routing_key.as_str();
-            tracing::error!(key, queue = self.queue, "a message for no queue of ours stays where it is");
-            session.strangers.push(receipt);
+            tracing::error!(
+                key,
+                queue = self.names.queue,
+                "a message for no queue of ours stays where it is"
+            );
+            subscribed.foreign.push(receipt);
             return;
         };
-        let incoming = Incoming {
+        let incoming = IncomingDelivery {
             queue,
             message: convert::message(&delivery.properties, delivery.data),
             redelivered: delivery.redelivered,
             receipt,
         };
-        // Nobody is left to take it: the receipt hands it back as it is dropped.
-        let _ = self.deliver.send(incoming);
+        // If the consumer is gone, the dropped receipt hands the message back.
+        let _ = self.deliveries.send(incoming);
     }
 
-    /// Ends the subscription and hands back what nobody has taken.
-    async fn end(self, mut session: Session) {
-        let (channel, tag) = (&session.channel, session.consumer.tag());
-        let cancel = channel.basic_cancel(tag, BasicCancelOptions::default());
+    /// Ends the subscription and hands back the deliveries that nobody has taken.
+    async fn unsubscribe(self, mut subscribed: SubscribedChannel) {
+        const OPERATION: &str = "ending a subscription";
+        let channel = &subscribed.channel;
+        let cancel = channel.basic_cancel(subscribed.consumer.tag(), BasicCancelOptions::default());
         let ended = async {
-            within(FAREWELL, "ending a subscription", cancel).await?;
+            rpc_within(CLOSE_TIMEOUT, OPERATION, cancel).await?;
             let rest = async {
-                while let Some(Ok(delivery)) = session.consumer.next().await {
-                    drop(session.desk.receipt(delivery.delivery_tag, &session.held));
+                while let Some(Ok(delivery)) = subscribed.consumer.next().await {
+                    drop(subscribed.acks.receipt(delivery.delivery_tag, &subscribed.unsettled));
                 }
             };
-            // The stream ends with the cancel.
-            timeout(FAREWELL, rest).await.map_err(|_| Trouble::silence("ending a subscription", FAREWELL))
+            // The cancel ends the stream.
+            timeout(CLOSE_TIMEOUT, rest).await.map_err(|_| AmqpError::timeout(OPERATION, CLOSE_TIMEOUT))
         };
-        if let Err(trouble) = ended.await {
-            tracing::debug!(queue = self.queue, error = %chain(&trouble), "a subscription did not end by itself");
-            // With its channel the broker gives back what it holds.
+        if let Err(error) = ended.await {
+            let queue = &self.names.queue;
+            tracing::debug!(queue, error = %error_chain(&error), "a subscription did not end by itself");
+            // When the channel closes, the broker hands its deliveries back.
             let close = channel.close(200, "abandoned".into());
-            if channel.status().connected() && within(FAREWELL, "closing a channel", close).await.is_err() {
-                session.live.kill();
+            if channel.status().connected()
+                && rpc_within(CLOSE_TIMEOUT, "closing a channel", close).await.is_err()
+            {
+                subscribed.live.connection.abort();
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What only this adapter can get wrong: lapin's and RabbitMQ's ways, one test each.
+//! Tests of behavior that only this adapter can get wrong: one for each peculiarity of lapin and RabbitMQ.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -12,7 +12,7 @@ use lapin::{
     options::{ExchangeDeleteOptions, QueueBindOptions},
     types::{AMQPValue, FieldArray, FieldTable},
 };
-use machinist_broker_amqp::{AmqpBroker, AmqpOptions, QueueType, Topology};
+use machinist_broker_amqp::{AmqpBroker, AmqpOptions, QueueType, TopologyMode};
 use machinist_conformance::{BrokerHarness as _, eventually, service_url, within};
 use machinist_core::{
     broker::{
@@ -25,7 +25,8 @@ use machinist_core::{
 use support::{AMQP_URL, Raw, in_namespace};
 use tokio::net::TcpListener;
 
-const BOUND: Duration = Duration::from_secs(20);
+/// Maximum time of one step of a test.
+const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn queue(text: &str) -> QueueName {
     QueueName::parse(text).unwrap()
@@ -37,16 +38,16 @@ fn to(queue: &QueueName, body: impl Into<Bytes>) -> Publish {
 }
 
 async fn publish(broker: &dyn Broker, publish: Publish) -> Result<(), PublishError> {
-    within(2 * BOUND, "a publish", broker.publish(vec![publish])).await.remove(0)
+    within(2 * STEP_TIMEOUT, "a publish", broker.publish(vec![publish])).await.remove(0)
 }
 
 async fn consume(broker: &dyn Broker, queue: &QueueName) -> Box<dyn Consumer> {
     let what = Consume { queues: vec![queue.clone()], prefetch: 10 };
-    within(BOUND, "a subscription", broker.consume(what)).await.unwrap()
+    within(STEP_TIMEOUT, "a subscription", broker.consume(what)).await.unwrap()
 }
 
 async fn next(consumer: &mut dyn Consumer) -> Delivery {
-    within(BOUND, "a delivery", consumer.next()).await.unwrap()
+    within(STEP_TIMEOUT, "a delivery", consumer.next()).await.unwrap()
 }
 
 /// An error with its sources, as a program would print it.
@@ -61,16 +62,17 @@ fn all_of(error: &dyn std::error::Error) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_of_many_callers_learns_the_fate_of_its_own_message() {
+async fn each_of_many_callers_gets_the_outcome_of_its_own_message() {
     in_namespace(async |harness| {
         let there = queue("there");
         let maker = harness.broker(harness.options()).await;
         publish(&maker, to(&there, "first")).await.unwrap();
-        let options = AmqpOptions { topology: Topology::Verify, ..harness.options() };
+        let options = AmqpOptions { topology: TopologyMode::Verify, ..harness.options() };
         let broker = Arc::new(harness.broker(options).await);
         let callers = (0..64).map(|caller| {
-            let (broker, there, missing) =
-                (Arc::clone(&broker), there.clone(), queue(&format!("missing.{caller}")));
+            let broker = Arc::clone(&broker);
+            let there = there.clone();
+            let missing = queue(&format!("missing.{caller}"));
             tokio::spawn(async move {
                 for round in 0..30 {
                     let routable = (caller + round) % 3 != 0;
@@ -89,7 +91,7 @@ async fn each_of_many_callers_learns_the_fate_of_its_own_message() {
         for caller in callers.collect::<Vec<_>>() {
             caller.await.unwrap();
         }
-        let depth = within(BOUND, "the depth", maker.depth(&[there])).await.unwrap();
+        let depth = within(STEP_TIMEOUT, "the depth", maker.depth(&[there])).await.unwrap();
         assert_eq!(depth[0].ready, Some(1 + 64 * 30 * 2 / 3));
     })
     .await;
@@ -100,7 +102,7 @@ async fn wrong_credentials_are_refused_at_once_and_the_password_is_kept() {
     let Some(server) = service_url(AMQP_URL) else { return };
     let wrong = server.replacen("guest:guest@", "guest:hunter2@", 1);
     let connect = AmqpBroker::connect(&wrong, AmqpOptions::default());
-    let error = within(BOUND, "a refusal", connect).await.unwrap_err();
+    let error = within(STEP_TIMEOUT, "a refusal", connect).await.unwrap_err();
     assert!(matches!(error, BrokerError::Refused { .. }), "{error:?}");
     let said = all_of(&error);
     assert!(said.contains("USER and PASSWORD") && !said.contains("hunter2"), "{said}");
@@ -108,7 +110,7 @@ async fn wrong_credentials_are_refused_at_once_and_the_password_is_kept() {
     let (start, _) = server.rsplit_once('/').unwrap();
     let nowhere = format!("{start}/no-such-vhost");
     let connect = AmqpBroker::connect(&nowhere, AmqpOptions::default());
-    let error = within(BOUND, "a refusal", connect).await.unwrap_err();
+    let error = within(STEP_TIMEOUT, "a refusal", connect).await.unwrap_err();
     assert!(matches!(error, BrokerError::Refused { .. }), "{error:?}");
     let said = all_of(&error);
     assert!(said.contains("add_vhost no-such-vhost"), "{said}");
@@ -120,19 +122,20 @@ async fn a_closed_port_is_unavailable_at_once() {
     let port = listener.local_addr().unwrap().port();
     drop(listener);
     let url = format!("amqp://user:hunter2@127.0.0.1:{port}");
-    let error =
-        within(BOUND, "an error", AmqpBroker::connect(&url, AmqpOptions::default())).await.unwrap_err();
+    let error = within(STEP_TIMEOUT, "an error", AmqpBroker::connect(&url, AmqpOptions::default()))
+        .await
+        .unwrap_err();
     assert!(matches!(error, BrokerError::Unavailable(_)), "{error:?}");
     assert!(!all_of(&error).contains("hunter2"), "{}", all_of(&error));
 }
 
-/// Several TLS providers may be compiled in; none chosen, rustls would panic.
+/// Several TLS providers may be compiled in; if none is chosen, rustls panics.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn encryption_where_none_is_spoken_is_an_error_and_no_panic() {
     let Some(server) = service_url(AMQP_URL) else { return };
     let encrypted = server.replacen("amqp://", "amqps://", 1);
     let connect = AmqpBroker::connect(&encrypted, AmqpOptions::default());
-    let error = within(BOUND, "an error", connect).await.unwrap_err();
+    let error = within(STEP_TIMEOUT, "an error", connect).await.unwrap_err();
     assert!(all_of(&error).contains("does not speak TLS on this port"), "{error:?}");
 }
 
@@ -141,16 +144,16 @@ async fn a_mute_peer_does_not_hold_us_and_leaves_no_thread() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("amqp://user:hunter2@{}", listener.local_addr().unwrap());
     let (connected, accepted) = tokio::join!(
-        within(BOUND, "an error", AmqpBroker::connect(&url, AmqpOptions::default())),
-        within(BOUND, "a connection", listener.accept()),
+        within(STEP_TIMEOUT, "an error", AmqpBroker::connect(&url, AmqpOptions::default())),
+        within(STEP_TIMEOUT, "a connection", listener.accept()),
     );
     let error = connected.unwrap_err();
     assert!(matches!(error, BrokerError::Unavailable(_)), "{error:?}");
-    // The socket is shut down from our side, and that is what ends lapin's thread.
+    // Our side shuts the socket down, which ends lapin's thread.
     let (mut peer, _) = accepted.unwrap();
     let mut said = Vec::new();
     let end = tokio::io::AsyncReadExt::read_to_end(&mut peer, &mut said);
-    within(BOUND, "the end of the connection", end).await.unwrap();
+    within(STEP_TIMEOUT, "the end of the connection", end).await.unwrap();
     assert_eq!(said, b"AMQP\x00\x00\x09\x01");
 }
 
@@ -163,7 +166,7 @@ async fn a_queue_with_other_arguments_is_refused_and_explained() {
             .await;
         let broker = harness.broker(harness.options()).await;
         let what = Consume { queues: vec![name.clone()], prefetch: 1 };
-        let refused = within(BOUND, "a refusal", broker.consume(what)).await.unwrap_err();
+        let refused = within(STEP_TIMEOUT, "a refusal", broker.consume(what)).await.unwrap_err();
         let BrokerError::Refused { reason } = refused else { panic!("{refused:?}") };
         let publishing = publish(&broker, to(&name, "x")).await.unwrap_err();
         let PublishError::Rejected { reason: same } = publishing else { panic!("{publishing:?}") };
@@ -173,7 +176,7 @@ async fn a_queue_with_other_arguments_is_refused_and_explained() {
         {
             assert!(reason.contains(part), "{reason}");
         }
-        // The lane has survived it, and taking the queue as it is works.
+        // The publisher has survived it, and a broker that expects a classic queue can use it.
         publish(&broker, to(&queue("other"), "x")).await.unwrap();
         let options = AmqpOptions { queue_type: QueueType::Classic, ..harness.options() };
         publish(&harness.broker(options).await, to(&name, "x")).await.unwrap();
@@ -182,16 +185,16 @@ async fn a_queue_with_other_arguments_is_refused_and_explained() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn verify_makes_nothing_and_says_what_is_missing() {
+async fn verify_declares_nothing_and_names_what_is_missing() {
     in_namespace(async |harness| {
-        let options = AmqpOptions { topology: Topology::Verify, ..harness.options() };
+        let options = AmqpOptions { topology: TopologyMode::Verify, ..harness.options() };
         let broker = harness.broker(options).await;
         let name = queue("nobody.made");
         let error = publish(&broker, to(&name, "x")).await.unwrap_err();
         let PublishError::Rejected { reason } = error else { panic!("{error:?}") };
         assert!(reason.contains(&format!("exchange {}", harness.namespace)), "{reason}");
         let what = Consume { queues: vec![name.clone()], prefetch: 1 };
-        let error = within(BOUND, "a refusal", broker.consume(what)).await.unwrap_err();
+        let error = within(STEP_TIMEOUT, "a refusal", broker.consume(what)).await.unwrap_err();
         assert!(
             matches!(&error, BrokerError::Refused { reason } if reason.contains("topology")),
             "{error:?}"
@@ -210,11 +213,12 @@ async fn verify_makes_nothing_and_says_what_is_missing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deleted_queue_is_made_again_for_consumers_and_publishers() {
     in_namespace(async |harness| {
-        let (name, quiet) = (queue("deleted"), queue("quiet"));
+        let name = queue("deleted");
+        let quiet = queue("quiet");
         let broker = harness.broker(harness.options()).await;
         let what = Consume { queues: vec![name.clone(), quiet.clone()], prefetch: 10 };
         let mut consumer = broker.consume(what).await.unwrap();
-        // A publisher that knows the queue waits before it makes it again.
+        // A publisher that knows the queue waits before it declares the queue again.
         publish(&broker, to(&name, "known")).await.unwrap();
         next(&mut *consumer).await.receipt.settle(Settle::Ack).await;
         publish(&broker, to(&quiet, "held")).await.unwrap();
@@ -236,9 +240,9 @@ async fn a_deleted_queue_is_made_again_for_consumers_and_publishers() {
 }
 
 /// RabbitMQ (seen on 3.10) does not tell a consumer of its queue's end if the queue is there again 30 ms later, and
-/// swallows what the new queue gives it.
+/// swallows the deliveries of the new queue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_consumer_whose_end_the_broker_forgot_to_tell_comes_back() {
+async fn a_consumer_that_the_broker_did_not_tell_of_its_end_comes_back() {
     in_namespace(async |harness| {
         let name = queue("replaced");
         let broker = harness.broker(harness.options()).await;
@@ -247,17 +251,17 @@ async fn a_consumer_whose_end_the_broker_forgot_to_tell_comes_back() {
         let other = harness.broker(harness.options()).await;
         publish(&other, to(&queue("warm.up"), "x")).await.unwrap();
         raw.delete_queue(&harness.on_broker(&name)).await;
-        // Another process, which knows nothing of the queue's past, makes it at once.
+        // Another process, which does not know that the queue existed, declares it at once.
         publish(&other, to(&name, "x")).await.unwrap();
-        let delivery = within(2 * BOUND, "a delivery", consumer.next()).await.unwrap();
+        let delivery = within(2 * STEP_TIMEOUT, "a delivery", consumer.next()).await.unwrap();
         delivery.receipt.settle(Settle::Ack).await;
     })
     .await;
 }
 
-/// RabbitMQ refuses messages for a quorum queue that another client is making at this moment (seen on 3.10).
+/// RabbitMQ refuses messages for a quorum queue that another client is declaring at this moment (seen on 3.10).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_queue_that_many_processes_make_at_once_takes_the_messages_of_all() {
+async fn a_queue_that_many_processes_declare_at_once_takes_the_messages_of_all() {
     in_namespace(async |harness| {
         const PROCESSES: usize = 8;
         let mut processes = Vec::new();
@@ -269,10 +273,11 @@ async fn a_queue_that_many_processes_make_at_once_takes_the_messages_of_all() {
         for round in 0..6 {
             let name = queue(&format!("new.{round}"));
             let senders = processes.iter().map(|broker| {
-                let (broker, name) = (Arc::clone(broker), name.clone());
+                let broker = Arc::clone(broker);
+                let name = name.clone();
                 tokio::spawn(async move {
                     let batch = (0..20).map(|number| to(&name, number.to_string())).collect();
-                    within(2 * BOUND, "a batch", broker.publish(batch)).await
+                    within(2 * STEP_TIMEOUT, "a batch", broker.publish(batch)).await
                 })
             });
             for sender in senders.collect::<Vec<_>>() {
@@ -280,7 +285,7 @@ async fn a_queue_that_many_processes_make_at_once_takes_the_messages_of_all() {
                     result.unwrap();
                 }
             }
-            let depth = within(BOUND, "the depth", processes[0].depth(&[name])).await.unwrap();
+            let depth = within(STEP_TIMEOUT, "the depth", processes[0].depth(&[name])).await.unwrap();
             assert!(depth[0].ready >= Some(PROCESSES as u64 * 20), "{depth:?}");
         }
     })
@@ -300,12 +305,18 @@ async fn a_full_queue_refuses_and_its_sender_learns_why() {
         let on_broker = harness.on_broker(&name);
         raw.declare(&on_broker, &limits).await;
         let exchange = harness.namespace.as_str();
-        let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+        let options = QueueBindOptions::default();
         raw.channel
-            .queue_bind(on_broker.as_str().into(), exchange.into(), on_broker.as_str().into(), options, none)
+            .queue_bind(
+                on_broker.as_str().into(),
+                exchange.into(),
+                on_broker.as_str().into(),
+                options,
+                FieldTable::default(),
+            )
             .await
             .unwrap();
-        let options = AmqpOptions { topology: Topology::Verify, ..harness.options() };
+        let options = AmqpOptions { topology: TopologyMode::Verify, ..harness.options() };
         let broker = harness.broker(options).await;
         publish(&broker, to(&name, "fits")).await.unwrap();
         let error = publish(&broker, to(&name, "does not")).await.unwrap_err();
@@ -326,18 +337,18 @@ async fn a_channel_closed_by_an_error_costs_no_neighbour_its_message() {
             let exchange = harness.namespace.as_str();
             raw.channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
             let batch = (0..200).map(|number| to(&name, number.to_string())).collect();
-            for result in within(BOUND, "a batch", broker.publish(batch)).await {
+            for result in within(STEP_TIMEOUT, "a batch", broker.publish(batch)).await {
                 result.unwrap();
             }
         }
-        let depth = within(BOUND, "the depth", broker.depth(&[name])).await.unwrap();
+        let depth = within(STEP_TIMEOUT, "the depth", broker.depth(&[name])).await.unwrap();
         assert!(depth[0].ready >= Some(1 + 3 * 200), "{depth:?}");
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_does_not_fit_is_told_before_it_costs_anything() {
+async fn a_message_that_does_not_fit_is_refused_before_it_costs_anything() {
     in_namespace(async |harness| {
         let name = queue("large");
         let options = AmqpOptions { max_message_size: 1000, ..harness.options() };
@@ -414,14 +425,15 @@ async fn a_stalled_broker_is_noticed_and_nothing_is_lost() {
         let held = next(&mut *consumer).await;
         harness.proxy.stall();
         let sending = tokio::spawn({
-            let (broker, name) = (Arc::clone(&broker), name.clone());
+            let broker = Arc::clone(&broker);
+            let name = name.clone();
             async move { publish(&*broker, to(&name, "during")).await }
         });
-        // A question that nobody answers takes longer than a probe that nobody answers.
-        within(2 * BOUND, "an error", broker.depth(&[name])).await.unwrap_err();
+        // An unanswered question takes longer than an unanswered probe.
+        within(2 * STEP_TIMEOUT, "an error", broker.depth(&[name])).await.unwrap_err();
         harness.proxy.pass();
-        within(2 * BOUND, "the publish", sending).await.unwrap().unwrap();
-        // It comes again only because the mute connection was given up.
+        within(2 * STEP_TIMEOUT, "the publish", sending).await.unwrap().unwrap();
+        // It comes again only because the stalled connection was given up.
         let mut came = Vec::new();
         while !(came.contains(&Bytes::from("held")) && came.contains(&Bytes::from("during"))) {
             let delivery = next(&mut *consumer).await;
@@ -441,12 +453,15 @@ async fn without_a_broker_a_publish_ends_at_its_deadline() {
         let broker = harness.broker(options).await;
         publish(&broker, to(&name, "x")).await.unwrap();
         harness.proxy.refuse();
-        let ended = eventually(BOUND, async || {
+        let ended = eventually(STEP_TIMEOUT, async || {
             matches!(publish(&broker, to(&name, "x")).await, Err(PublishError::Unavailable(_)))
         });
         assert!(ended.await, "a publish without a connection is unavailable");
         harness.proxy.pass();
-        assert!(eventually(BOUND, async || publish(&broker, to(&name, "x")).await.is_ok()).await, "it heals");
+        assert!(
+            eventually(STEP_TIMEOUT, async || publish(&broker, to(&name, "x")).await.is_ok()).await,
+            "it heals"
+        );
     })
     .await;
 }
@@ -459,7 +474,7 @@ async fn the_doctor_looks_into_the_broker() {
             .await
             .unwrap();
         let diagnosis: &dyn machinist_core::diagnose::Diagnose = &broker;
-        let findings = within(BOUND, "a diagnosis", diagnosis.diagnose()).await;
+        let findings = within(STEP_TIMEOUT, "a diagnosis", diagnosis.diagnose()).await;
         for subject in ["connection", "version", "heartbeat", "permissions", "delays", "undelivered"] {
             let found = findings.iter().find(|finding| finding.subject == subject);
             assert!(found.is_some_and(|finding| finding.level == Level::Good), "{subject}: {findings:#?}");

@@ -1,4 +1,4 @@
-//! The adapter against the definition of a broker.
+//! Conformance of the adapter to the broker seam.
 
 mod support;
 
@@ -6,7 +6,7 @@ use machinist_conformance::service_url;
 use support::{AMQP_URL, Harness};
 
 async fn harness() -> Option<Harness> {
-    // One namespace for all of them, and for every run: the ladder of delays is made once.
+    // One namespace for all tests and every run: the delay ladder is declared once.
     Some(Harness::new(service_url(AMQP_URL)?, "conformance").await)
 }
 

@@ -1,6 +1,6 @@
-//! The backstop: a message that comes back a thousand times is laid aside by the broker itself, and its task ends.
+//! The delivery limit: the broker itself dead-letters a message that comes back a thousand times, and its task ends.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod support;
 
@@ -17,15 +17,16 @@ use machinist_core::{
 use machinist_memory::MemoryBackend;
 use support::{Harness, Raw, in_namespace};
 
-const BOUND: Duration = Duration::from_secs(300);
-/// What a task queue is declared with.
-const LIMIT: usize = 1000;
+/// Maximum time of the test.
+const TEST_TIMEOUT: Duration = Duration::from_secs(300);
+/// Delivery limit of a task queue.
+const DELIVERY_LIMIT: usize = 1000;
 const DEADLY: TaskDef<(u32,), ()> = TaskDef::new("deadly");
 
 #[tokio::test]
-async fn a_message_at_the_delivery_limit_is_laid_aside_and_its_task_is_lost() {
+async fn a_message_at_the_delivery_limit_is_dead_lettered_and_its_task_is_lost() {
     in_namespace(async |harness| {
-        within(BOUND, "a thousand deliveries", returned_until_it_is_gone(harness)).await;
+        within(TEST_TIMEOUT, "a thousand deliveries", returned_until_it_is_gone(harness)).await;
     })
     .await;
 }
@@ -41,8 +42,8 @@ async fn returned_until_it_is_gone(harness: &Harness) {
     let depth = async || broker.depth(std::slice::from_ref(&queue)).await.unwrap().pop().unwrap();
     let raw = Raw::connect(&harness.url).await;
     let mut returned = 0;
-    let laid_aside = eventually(BOUND, async || {
-        // As a process does that dies of it: `reject` counts on every version, `nack` does not on the newest.
+    let dead_lettered = eventually(TEST_TIMEOUT, async || {
+        // As if a process died of it: `reject` counts on every version, `nack` does not count on the newest.
         while let Some(got) = raw
             .channel
             .basic_get(harness.on_broker(&queue).into(), BasicGetOptions { no_ack: false })
@@ -50,20 +51,23 @@ async fn returned_until_it_is_gone(harness: &Harness) {
             .unwrap()
         {
             returned += 1;
-            assert!(returned <= 2 * LIMIT, "it came {returned} times, and comes again");
+            assert!(returned <= 2 * DELIVERY_LIMIT, "it came {returned} times, and comes again");
             got.delivery.acker.reject(BasicRejectOptions { requeue: true }).await.unwrap();
         }
         depth_of_dead(&depth().await) > 0
     });
-    assert!(laid_aside.await, "it came {returned} times, and is nowhere");
-    assert!(returned > LIMIT, "it was laid aside after {returned} deliveries");
+    assert!(dead_lettered.await, "it came {returned} times, and is nowhere");
+    assert!(returned > DELIVERY_LIMIT, "it was dead-lettered after {returned} deliveries");
     assert_eq!(depth().await.ready, Some(0));
 
     assert_eq!(client.index_dead_letters(&queue).await.unwrap(), 1);
     assert_eq!(client.index_dead_letters(&queue).await.unwrap(), 0, "once");
     let letters = client.dead_letters(&DeadFilter::default(), usize::MAX).await.unwrap();
     assert_eq!((letters[0].reason.as_str(), letters[0].task.as_ref()), ("lost", Some(task.id())));
-    assert!(eventually(BOUND, async || depth_of_dead(&depth().await) == 1).await, "it stays where it is");
+    assert!(
+        eventually(TEST_TIMEOUT, async || depth_of_dead(&depth().await) == 1).await,
+        "it stays where it is"
+    );
     let record = task.record().await.unwrap();
     assert_eq!((record.state, record.kind), (TaskState::Failure, Some(FailureKind::Lost)));
     broker.close().await;

@@ -277,12 +277,12 @@ fn unreachable_scheme<T>(url: &ServerUrl, role: Role) -> Result<T, ConnectError>
 #[cfg(feature = "amqp")]
 mod amqp {
     use super::*;
-    use machinist_broker_amqp::{AmqpBroker, AmqpOptions, Topology};
+    use machinist_broker_amqp::{AmqpBroker, AmqpOptions, TopologyMode};
 
     pub(super) async fn reach(url: &ServerUrl, settings: &Settings) -> Result<Arc<dyn Broker>, ConnectError> {
         let topology = match settings.topology.value {
-            crate::settings::Topology::Declare => Topology::Declare,
-            crate::settings::Topology::Verify => Topology::Verify,
+            crate::settings::Topology::Declare => TopologyMode::Declare,
+            crate::settings::Topology::Verify => TopologyMode::Verify,
         };
         let namespace = settings.namespace.value.clone();
         let options = AmqpOptions { namespace, topology, tls: tls(url, settings)?, ..AmqpOptions::default() };

@@ -1,6 +1,6 @@
-//! What the adapter's tests share: a client that is not ours, and a broker that remembers what to delete.
+//! Shared parts of the adapter's tests: a client that is not machinist, and a broker that remembers the queues to delete.
 
-// Each test binary uses its own part of this.
+// Each test binary uses another part of this.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::{
@@ -30,10 +30,10 @@ use machinist_core::{
     id::QueueName,
 };
 
-/// The variable that names the server.
+/// Environment variable with the URL of the server.
 pub const AMQP_URL: &str = "MACHINIST_TEST_AMQP_URL";
 
-/// Runs a test in a namespace of its own and leaves nothing behind.
+/// Runs a test in a new namespace and leaves nothing behind.
 pub async fn in_namespace(test: impl AsyncFnOnce(&Harness)) {
     let Some(server) = service_url(AMQP_URL) else { return };
     let harness = Harness::new(server, format!("test-{:08x}", rand::random::<u32>())).await;
@@ -45,7 +45,7 @@ pub async fn in_namespace(test: impl AsyncFnOnce(&Harness)) {
     }
 }
 
-/// A broker, through a proxy that can be cut, with everything deleted afterwards.
+/// A broker behind a proxy that can be cut. Everything on it is deleted afterwards.
 pub struct Harness {
     pub url: String,
     pub proxy: Proxy,
@@ -63,12 +63,12 @@ impl Harness {
         AmqpOptions { namespace: self.namespace.clone(), ..AmqpOptions::default() }
     }
 
-    pub async fn broker(&self, options: AmqpOptions) -> Recording {
+    pub async fn broker(&self, options: AmqpOptions) -> RecordingBroker {
         let broker = AmqpBroker::connect(&self.url, options).await.expect("the test broker answers");
-        Recording { broker, queues: Arc::clone(&self.queues) }
+        RecordingBroker { broker, queues: Arc::clone(&self.queues) }
     }
 
-    /// What a queue is called on the broker.
+    /// Name of a queue on the broker.
     pub fn on_broker(&self, queue: &QueueName) -> String {
         format!("{}:{queue}", self.namespace)
     }
@@ -78,9 +78,9 @@ impl Harness {
         let raw = Raw::connect(&self.url).await;
         let level = |level| format!("{}.delay.{level}", self.namespace);
         let undelivered = format!("{}.undelivered", self.namespace);
-        let rungs = (0..7).flat_map(|at| (1..=15).map(move |digit| (at, digit)));
-        let rungs = rungs.map(|(at, digit)| format!("{}.{digit}", level(at)));
-        for queue in rungs.chain([undelivered.clone()]) {
+        let delay_queues = (0..7).flat_map(|at| (1..=15).map(move |digit| (at, digit)));
+        let delay_queues = delay_queues.map(|(at, digit)| format!("{}.{digit}", level(at)));
+        for queue in delay_queues.chain([undelivered.clone()]) {
             raw.delete_queue(&queue).await;
         }
         let due = format!("{}.due", self.namespace);
@@ -190,21 +190,21 @@ fn header(value: &AMQPValue) -> HeaderValue {
     }
 }
 
-/// A broker that notes every queue it is asked about, so that a test leaves none behind.
+/// A broker that remembers the queues that it is asked about, so that a test leaves none behind.
 #[derive(Debug)]
-pub struct Recording {
+pub struct RecordingBroker {
     broker: AmqpBroker,
     queues: Arc<Mutex<BTreeSet<QueueName>>>,
 }
 
-impl Recording {
-    fn note<'a>(&self, queues: impl Iterator<Item = &'a QueueName>) {
+impl RecordingBroker {
+    fn remember<'a>(&self, queues: impl Iterator<Item = &'a QueueName>) {
         self.queues.lock().unwrap().extend(queues.cloned());
     }
 }
 
 #[async_trait]
-impl Diagnose for Recording {
+impl Diagnose for RecordingBroker {
     fn location(&self) -> String {
         self.broker.location()
     }
@@ -215,18 +215,18 @@ impl Diagnose for Recording {
 }
 
 #[async_trait]
-impl Broker for Recording {
+impl Broker for RecordingBroker {
     fn capabilities(&self) -> BrokerCapabilities {
         self.broker.capabilities()
     }
 
     async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {
-        self.note(batch.iter().map(|publish| publish.target.queue()));
+        self.remember(batch.iter().map(|publish| publish.target.queue()));
         self.broker.publish(batch).await
     }
 
     async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
-        self.note(what.queues.iter());
+        self.remember(what.queues.iter());
         self.broker.consume(what).await
     }
 
@@ -237,6 +237,7 @@ impl Broker for Recording {
     ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
         self.broker.consume_side_queue(from, prefetch).await
     }
+
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         self.broker.depth(queues).await
     }

@@ -1,10 +1,11 @@
-//! What a broker passes on of others' messages, made harmless before lapin parses it.
+//! Sanitizes the frames of a broker before lapin parses them.
 //!
-//! A broker does not look into what others publish: names that are not text, headers nested thousands deep. lapin
-//! takes the first for a broken connection and the second for a reason to recurse until its stack overflows, and the
-//! message is still in its queue when the worker is back, for ever. So the frames that carry such things are looked
-//! through on their way from the socket. What cannot be text becomes question marks, what is nested becomes plain
-//! bytes, and nothing changes its length: whose message that was is verified later, and will not be.
+//! A broker does not check the messages of other clients: their names may not be text, and their headers may be nested
+//! thousands deep. lapin mistakes the first for a broken connection, and recurses into the second until its stack
+//! overflows. The message is still in its queue when the worker is back, so this would repeat forever. Therefore the
+//! frames that carry names and headers are checked on their way from the socket. Names that are not text get question
+//! marks, nested headers become plain bytes, and nothing changes its length. A changed message does not pass the
+//! verification later.
 
 use std::{
     fmt, io,
@@ -15,76 +16,88 @@ use std::{
 
 use futures_util::{AsyncRead, AsyncWrite};
 
-/// The largest frame that is taken; brokers agree to 128 KiB unless they were told otherwise.
-const LARGEST_FRAME: usize = 16 * 1024 * 1024;
-/// How much is read at once.
-const CHUNK: usize = 32 * 1024;
-/// Type, channel and length of a frame, before its payload.
-const FRAME_START: usize = 7;
+/// Maximum size of a frame, in bytes. Brokers agree on 128 KiB unless they are configured otherwise.
+const MAX_FRAME_BYTES: usize = 16 * 1024 * 1024;
 
-/// A stream whose reader sees only frames that it can parse.
-pub(crate) struct Screened<S> {
+/// Number of bytes that are read at once.
+const READ_CHUNK_BYTES: usize = 32 * 1024;
+
+/// Size of the type, channel and length of a frame, which come before its payload, in bytes.
+const FRAME_HEADER_BYTES: usize = 7;
+
+/// Maximum depth of nested headers that lapin gets: a list in a header, and no list in that.
+const MAX_HEADER_DEPTH: usize = 1;
+
+/// Types of frames.
+const METHOD_FRAME: u8 = 1;
+const HEADER_FRAME: u8 = 2;
+const BODY_FRAME: u8 = 3;
+const HEARTBEAT_FRAME: u8 = 8;
+
+/// Stream whose reader gets only frames that lapin can parse.
+pub(crate) struct SanitizedStream<S> {
     inner: S,
-    /// What was read, from the first byte that has not been given out.
+    /// Bytes that were read from `inner`.
     bytes: Vec<u8>,
-    /// How much of it is given out already.
-    given: usize,
-    /// How much of it has been looked through.
-    seen: usize,
+    /// Number of leading bytes that the reader already has.
+    delivered: usize,
+    /// Number of leading bytes that are sanitized.
+    sanitized: usize,
 }
 
-impl<S> Screened<S> {
+impl<S> SanitizedStream<S> {
     pub(crate) fn new(inner: S) -> Self {
-        Self { inner, bytes: Vec::new(), given: 0, seen: 0 }
+        Self { inner, bytes: Vec::new(), delivered: 0, sanitized: 0 }
     }
 
-    /// Looks through the frames that have come in whole.
-    fn look(&mut self) -> io::Result<()> {
-        while let Some(start) = self.bytes.get(self.seen..self.seen + FRAME_START) {
+    /// Sanitizes the complete frames among the bytes.
+    fn sanitize_frames(&mut self) -> io::Result<()> {
+        while let Some(start) = self.bytes.get(self.sanitized..self.sanitized + FRAME_HEADER_BYTES) {
             let kind = start[0];
-            if !matches!(kind, METHOD | HEADER | BODY | HEARTBEAT) {
-                // No frame: a peer that speaks something else. lapin says so.
-                self.seen = self.bytes.len();
+            if !matches!(kind, METHOD_FRAME | HEADER_FRAME | BODY_FRAME | HEARTBEAT_FRAME) {
+                // Not a frame: the peer speaks another protocol. lapin reports it.
+                self.sanitized = self.bytes.len();
                 return Ok(());
             }
             let payload = u32::from_be_bytes([start[3], start[4], start[5], start[6]]) as usize;
-            if payload > LARGEST_FRAME {
-                let error = format!("a frame of {payload} bytes, and {LARGEST_FRAME} are the largest");
+            if payload > MAX_FRAME_BYTES {
+                let error = format!("a frame of {payload} bytes is larger than {MAX_FRAME_BYTES}");
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
-            let end = self.seen + FRAME_START + payload + 1;
-            let Some(frame) = self.bytes.get_mut(self.seen..end) else { return Ok(()) };
-            screen_frame(kind, &mut frame[FRAME_START..FRAME_START + payload]);
-            self.seen = end;
+            let end = self.sanitized + FRAME_HEADER_BYTES + payload + 1;
+            let Some(frame) = self.bytes.get_mut(self.sanitized..end) else { return Ok(()) };
+            sanitize_frame(kind, &mut frame[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + payload]);
+            self.sanitized = end;
         }
         Ok(())
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Screened<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for SanitizedStream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        while this.given == this.seen {
-            this.bytes.drain(..this.given);
-            (this.given, this.seen) = (0, 0);
+        while this.delivered == this.sanitized {
+            this.bytes.drain(..this.delivered);
+            this.delivered = 0;
+            this.sanitized = 0;
             let held = this.bytes.len();
-            this.bytes.resize(held + CHUNK, 0);
+            this.bytes.resize(held + READ_CHUNK_BYTES, 0);
             let read = Pin::new(&mut this.inner).poll_read(cx, &mut this.bytes[held..]);
             let count = if let Poll::Ready(Ok(count)) = read { count } else { 0 };
             this.bytes.truncate(held + count);
             if ready!(read)? == 0 {
                 return Poll::Ready(Ok(0));
             }
-            this.look()?;
+            this.sanitize_frames()?;
         }
-        let count = out.len().min(this.seen - this.given);
-        out[..count].copy_from_slice(&this.bytes[this.given..this.given + count]);
-        this.given += count;
+        let count = out.len().min(this.sanitized - this.delivered);
+        out[..count].copy_from_slice(&this.bytes[this.delivered..this.delivered + count]);
+        this.delivered += count;
         Poll::Ready(Ok(count))
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Screened<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for SanitizedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
@@ -106,98 +119,90 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Screened<S> {
     }
 }
 
-impl<S> fmt::Debug for Screened<S> {
+impl<S> fmt::Debug for SanitizedStream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Screened")
+        f.write_str("SanitizedStream")
     }
 }
 
-const METHOD: u8 = 1;
-const HEADER: u8 = 2;
-const BODY: u8 = 3;
-const HEARTBEAT: u8 = 8;
-
-/// Makes a frame's payload harmless. What has another shape than the protocol says stays as it is, from there on:
-/// lapin stumbles over the same byte.
-fn screen_frame(kind: u8, payload: &mut [u8]) {
-    let mut at = Cursor { bytes: payload, at: 0 };
-    let _as_far_as_it_has_the_shape = match kind {
-        METHOD => method(&mut at),
-        HEADER => properties(&mut at),
+/// Sanitizes the payload of a frame. From the first byte that violates the protocol on, the payload stays unchanged: lapin
+/// fails at the same byte.
+fn sanitize_frame(kind: u8, payload: &mut [u8]) {
+    let mut cursor = PayloadCursor { bytes: payload, at: 0 };
+    let _until_the_first_violation = match kind {
+        METHOD_FRAME => sanitize_method(&mut cursor),
+        HEADER_FRAME => sanitize_properties(&mut cursor),
         _ => Some(()),
     };
 }
 
-/// The methods that repeat what a publisher wrote: exchange and routing key.
-fn method(at: &mut Cursor<'_>) -> Option<()> {
-    match (at.number(2)?, at.number(2)?) {
+/// Sanitizes the methods that repeat strings of a publisher: exchange and routing key.
+fn sanitize_method(cursor: &mut PayloadCursor<'_>) -> Option<()> {
+    match (cursor.number(2)?, cursor.number(2)?) {
         // basic.deliver: consumer tag, delivery tag, redelivered, exchange, routing key
         (60, 60) => {
-            at.name()?;
-            at.skip(9)?;
+            cursor.short_string()?;
+            cursor.skip(9)?;
         }
         // basic.get-ok: delivery tag, redelivered, exchange, routing key
-        (60, 71) => at.skip(9)?,
+        (60, 71) => cursor.skip(9)?,
         // basic.return: code, text, exchange, routing key
         (60, 50) => {
-            at.skip(2)?;
-            at.name()?;
+            cursor.skip(2)?;
+            cursor.short_string()?;
         }
         _ => return Some(()),
     }
-    at.name()?;
-    at.name()
+    cursor.short_string()?;
+    cursor.short_string()
 }
 
-/// A content header: class, weight, size, then which properties there are, then these in the order of the bits.
-fn properties(at: &mut Cursor<'_>) -> Option<()> {
-    at.skip(12)?;
-    let flags = at.number(2)?;
+/// Sanitizes a content header: class, weight, size, flags of the properties, then the properties in the order of the bits.
+fn sanitize_properties(cursor: &mut PayloadCursor<'_>) -> Option<()> {
+    cursor.skip(12)?;
+    let flags = cursor.number(2)?;
     for bit in (2..16).rev().filter(|bit| flags & (1 << bit) != 0) {
         match bit {
             // headers
             13 => {
-                let table = at.sized(4)?;
-                values(&mut at.part(table), true, 0)?;
+                let table = cursor.prefixed(4)?;
+                sanitize_values(&mut cursor.part(table), true, 0)?;
             }
             // delivery mode, priority
-            11 | 12 => at.skip(1)?,
+            11 | 12 => cursor.skip(1)?,
             // timestamp
-            6 => at.skip(8)?,
-            // the rest are names
-            _ => at.name()?,
+            6 => cursor.skip(8)?,
+            // the rest are short strings
+            _ => cursor.short_string()?,
         }
     }
     Some(())
 }
 
-/// How deep lapin may walk: a list in a header, and no list in that.
-const DEEPEST: usize = 1;
-
-/// A table (each value has a name) or a list (they have none).
-fn values(at: &mut Cursor<'_>, named: bool, depth: usize) -> Option<()> {
-    while !at.is_done() {
+/// Sanitizes the values of a table (with names) or a list (without).
+fn sanitize_values(cursor: &mut PayloadCursor<'_>, named: bool, depth: usize) -> Option<()> {
+    while !cursor.is_done() {
         if named {
-            at.name()?;
+            cursor.short_string()?;
         }
-        let letter = at.take(1)?;
-        let kind = at.bytes[letter.start];
+        let letter = cursor.take(1)?;
+        let kind = cursor.bytes[letter.start];
         match kind {
-            b't' | b'b' | b'B' => at.skip(1)?,
-            b's' | b'U' | b'u' => at.skip(2)?,
-            b'I' | b'i' | b'f' => at.skip(4)?,
-            b'D' => at.skip(5)?,
-            b'l' | b'L' | b'd' | b'T' => at.skip(8)?,
+            b't' | b'b' | b'B' => cursor.skip(1)?,
+            b's' | b'U' | b'u' => cursor.skip(2)?,
+            b'I' | b'i' | b'f' => cursor.skip(4)?,
+            b'D' => cursor.skip(5)?,
+            b'l' | b'L' | b'd' | b'T' => cursor.skip(8)?,
             b'V' => {}
             b'S' | b'x' => {
-                at.sized(4)?;
+                cursor.prefixed(4)?;
             }
             b'F' | b'A' => {
-                let inside = at.sized(4)?;
-                if depth < DEEPEST {
-                    values(&mut at.part(inside), kind == b'F', depth + 1)?;
+                let inside = cursor.prefixed(4)?;
+                if depth < MAX_HEADER_DEPTH {
+                    sanitize_values(&mut cursor.part(inside), kind == b'F', depth + 1)?;
                 } else {
-                    at.bytes[letter.start] = b'x';
+                    cursor.bytes[letter.start] = b'x';
                 }
             }
             _ => return None,
@@ -206,17 +211,18 @@ fn values(at: &mut Cursor<'_>, named: bool, depth: usize) -> Option<()> {
     Some(())
 }
 
-/// A place in a payload.
-struct Cursor<'a> {
+/// Position in a payload.
+struct PayloadCursor<'a> {
     bytes: &'a mut [u8],
     at: usize,
 }
 
-impl Cursor<'_> {
+impl PayloadCursor<'_> {
     fn is_done(&self) -> bool {
         self.at == self.bytes.len()
     }
 
+    /// Takes the next `count` bytes.
     fn take(&mut self, count: usize) -> Option<Range<usize>> {
         let range = self.at..self.at.checked_add(count).filter(|end| *end <= self.bytes.len())?;
         self.at = range.end;
@@ -227,20 +233,21 @@ impl Cursor<'_> {
         self.take(count).map(|_| ())
     }
 
+    /// Takes an unsigned number of `size` bytes.
     fn number(&mut self, size: usize) -> Option<usize> {
         let range = self.take(size)?;
         Some(self.bytes[range].iter().fold(0, |number, byte| number << 8 | usize::from(*byte)))
     }
 
-    /// Something that begins with its length.
-    fn sized(&mut self, length: usize) -> Option<Range<usize>> {
-        let size = self.number(length)?;
+    /// Takes a field after its length, which is a number of `prefix` bytes.
+    fn prefixed(&mut self, prefix: usize) -> Option<Range<usize>> {
+        let size = self.number(prefix)?;
         self.take(size)
     }
 
-    /// A short text, which is text afterwards.
-    fn name(&mut self) -> Option<()> {
-        let range = self.sized(1)?;
+    /// Takes a short string and makes it UTF-8.
+    fn short_string(&mut self) -> Option<()> {
+        let range = self.prefixed(1)?;
         let name = &mut self.bytes[range];
         if std::str::from_utf8(name).is_err() {
             name.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
@@ -248,8 +255,9 @@ impl Cursor<'_> {
         Some(())
     }
 
-    fn part(&mut self, range: Range<usize>) -> Cursor<'_> {
-        Cursor { bytes: &mut self.bytes[range], at: 0 }
+    /// Cursor over a part of the payload.
+    fn part(&mut self, range: Range<usize>) -> PayloadCursor<'_> {
+        PayloadCursor { bytes: &mut self.bytes[range], at: 0 }
     }
 }
 
@@ -277,7 +285,7 @@ mod tests {
         [&u32::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
     }
 
-    /// A stream that gives as many bytes at once as it is told to.
+    /// Stream that gives at most a set number of bytes at once.
     struct Slow(Source<Vec<u8>>, usize);
 
     impl AsyncRead for Slow {
@@ -289,9 +297,9 @@ mod tests {
     }
 
     fn through(bytes: &[u8], at_once: usize) -> io::Result<Vec<u8>> {
-        let mut screened = Screened::new(Slow(Source::new(bytes.to_vec()), at_once));
+        let mut sanitized = SanitizedStream::new(Slow(Source::new(bytes.to_vec()), at_once));
         let mut out = Vec::new();
-        futures_util::FutureExt::now_or_never(screened.read_to_end(&mut out)).unwrap()?;
+        futures_util::FutureExt::now_or_never(sanitized.read_to_end(&mut out)).unwrap()?;
         Ok(out)
     }
 
@@ -299,16 +307,17 @@ mod tests {
         [&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &flags.to_be_bytes(), values].concat()
     }
 
-    /// As lapin reads it.
+    /// Properties as lapin reads them.
     fn parsed(payload: &[u8]) -> Option<BasicProperties> {
-        let frame = frame(HEADER, payload);
+        let frame = frame(HEADER_FRAME, payload);
         let frame = through(&frame, 7).unwrap();
-        let parsed = lapin::protocol::basic::parse_properties(&frame[FRAME_START + 12..frame.len() - 1]);
+        let parsed =
+            lapin::protocol::basic::parse_properties(&frame[FRAME_HEADER_BYTES + 12..frame.len() - 1]);
         parsed.ok().map(|(_, properties)| properties)
     }
 
     #[test]
-    fn names_that_are_no_text_become_text() {
+    fn names_that_are_not_text_become_text() {
         let header = content_header(1 << 7 | 1 << 5, &[short(b"caf\xe9"), short("é".as_bytes())].concat());
         let properties = parsed(&header).unwrap();
         assert_eq!(properties.message_id().as_ref().map(ShortString::as_str), Some("caf?"));
@@ -316,12 +325,12 @@ mod tests {
         let deliver = |key: &[u8]| {
             [&[0, 60, 0, 60][..], &short(b"tag"), &[0; 9], &short(b"exchange"), &short(key)].concat()
         };
-        let screened = through(&frame(METHOD, &deliver(b"\xff\xfe")), 3).unwrap();
-        assert_eq!(screened, frame(METHOD, &deliver(b"??")));
+        let sanitized = through(&frame(METHOD_FRAME, &deliver(b"\xff\xfe")), 3).unwrap();
+        assert_eq!(sanitized, frame(METHOD_FRAME, &deliver(b"??")));
     }
 
     #[test]
-    fn nested_headers_are_not_walked() {
+    fn nested_headers_become_bytes() {
         let mut table = Vec::new();
         for _ in 0..20_000 {
             table = [&short(b"")[..], b"F", &long(&table)].concat();
@@ -341,7 +350,7 @@ mod tests {
     #[test]
     fn a_frame_that_is_too_large_ends_the_connection_before_it_is_read() {
         assert_eq!(
-            through(&[BODY, 0, 1, 0xff, 0, 0, 0], 100).unwrap_err().kind(),
+            through(&[BODY_FRAME, 0, 1, 0xff, 0, 0, 0], 100).unwrap_err().kind(),
             io::ErrorKind::InvalidData
         );
         assert_eq!(through(b"AMQP\0\0\x09\x01", 100).unwrap(), b"AMQP\0\0\x09\x01");
@@ -387,21 +396,21 @@ mod tests {
             let properties = properties.with_headers(table);
             let write = lapin::protocol::basic::gen_properties::<Vec<u8>>(&properties);
             let bytes = write(vec![0; 12].into()).unwrap().write;
-            let all = [frame(HEADER, &bytes), frame(BODY, b"\xff\xfe"), frame(HEARTBEAT, b"")].concat();
+            let all = [frame(HEADER_FRAME, &bytes), frame(BODY_FRAME, b"\xff\xfe"), frame(HEARTBEAT_FRAME, b"")].concat();
             prop_assert_eq!(through(&all, at_once).unwrap(), all);
         }
 
-        /// Nothing that a peer sends makes it panic, lose a byte, or give lapin a name that is no text.
+        /// Nothing that a peer sends makes the stream panic, lose a byte, or give lapin a name that is not text.
         #[test]
-        fn whatever_comes_keeps_its_length(payload: Vec<u8>, flags: u16, header: bool, at_once in 1usize..50) {
+        fn any_frame_keeps_its_length(payload: Vec<u8>, flags: u16, header: bool, at_once in 1usize..50) {
             let frame = if header {
-                frame(HEADER, &content_header(flags, &payload))
+                frame(HEADER_FRAME, &content_header(flags, &payload))
             } else {
-                frame(METHOD, &[&[0, 60, 0, 60][..], &payload].concat())
+                frame(METHOD_FRAME, &[&[0, 60, 0, 60][..], &payload].concat())
             };
-            let screened = through(&frame, at_once).unwrap();
-            prop_assert_eq!(screened.len(), frame.len());
-            prop_assert_eq!(through(&screened, at_once).unwrap(), screened);
+            let sanitized = through(&frame, at_once).unwrap();
+            prop_assert_eq!(sanitized.len(), frame.len());
+            prop_assert_eq!(through(&sanitized, at_once).unwrap(), sanitized);
         }
     }
 }

@@ -1,42 +1,44 @@
-//! What RabbitMQ says when something already stands there with other arguments, in words that help.
+//! Explains RabbitMQ's error for an exchange or queue that already exists with other arguments.
 
-/// Turns `PRECONDITION_FAILED - inequivalent arg …` into what, which argument, both values and the remedy.
-pub(crate) fn explain(what: &str, text: &str) -> String {
-    const REMEDY: &str =
-        "drain and delete it and have it made anew, or set topology to \"verify\" to use it as it is";
+/// Turns `PRECONDITION_FAILED - inequivalent arg …` into a sentence with the object, the argument, both values and the
+/// remedy.
+pub(crate) fn explain(object: &str, text: &str) -> String {
+    const REMEDY: &str = "drain it and delete it, so that it is declared again, or set topology to \"verify\" to use it as \
+                          it is";
     match parse(text) {
-        Some(Mismatch { argument, ours, theirs }) => {
+        Some(ArgumentMismatch { argument, ours, theirs }) => {
             let hint = match (argument, theirs) {
                 ("x-queue-type" | "type", "classic") => ", or set queue_type to classic",
                 ("x-queue-type" | "type", "quorum") => ", or set queue_type to quorum",
-                // Which argument the broker complains about first is up to it.
+                // The broker may complain about any of the arguments first.
                 (_, "none") => ", or set queue_type to classic if it is a classic queue",
                 _ => "",
             };
             format!(
-                "{what} exists on the broker with {argument} = {theirs}, and is declared here with {ours}; {REMEDY}{hint}"
+                "{object} exists on the broker with {argument} = {theirs}, and is declared here with {ours}; {REMEDY}{hint}"
             )
         }
         None => {
-            format!("{what} exists on the broker and differs from what is declared here ({text}); {REMEDY}")
+            format!("{object} exists on the broker and differs from what is declared here ({text}); {REMEDY}")
         }
     }
 }
 
+/// An argument whose value on the broker differs from ours.
 #[derive(Debug, PartialEq)]
-struct Mismatch<'a> {
+struct ArgumentMismatch<'a> {
     argument: &'a str,
     ours: &'a str,
     theirs: &'a str,
 }
 
-/// The sentence is the same from RabbitMQ 3.8 to 4.3:
+/// Parses the sentence, which is the same from RabbitMQ 3.8 to 4.3:
 /// `… inequivalent arg 'A' for queue 'Q' in vhost 'V': received X but current is Y`, where X and Y are `none`,
 /// `'value'` or `the value 'value' of type 'type'`.
-fn parse(text: &str) -> Option<Mismatch<'_>> {
+fn parse(text: &str) -> Option<ArgumentMismatch<'_>> {
     let argument = quoted(text.split_once("inequivalent arg ")?.1)?;
     let (ours, theirs) = text.split_once("received ")?.1.split_once(" but current is ")?;
-    Some(Mismatch { argument, ours: value(ours), theirs: value(theirs) })
+    Some(ArgumentMismatch { argument, ours: value(ours), theirs: value(theirs) })
 }
 
 fn value(text: &str) -> &str {
@@ -56,17 +58,24 @@ mod tests {
     fn the_brokers_sentences() {
         let limit = "PRECONDITION_FAILED - inequivalent arg 'x-delivery-limit' for queue 'mail' in vhost '/': \
                      received the value '1000' of type 'long' but current is the value '20' of type 'signedint'";
-        let expected = Mismatch { argument: "x-delivery-limit", ours: "1000", theirs: "20" };
+        let expected = ArgumentMismatch { argument: "x-delivery-limit", ours: "1000", theirs: "20" };
         assert_eq!(parse(limit), Some(expected));
         let none = "PRECONDITION_FAILED - inequivalent arg 'x-dead-letter-exchange' for queue 'mail' in vhost '/': \
                     received the value 'machinist.dead' of type 'longstr' but current is none";
         assert_eq!(
             parse(none),
-            Some(Mismatch { argument: "x-dead-letter-exchange", ours: "machinist.dead", theirs: "none" })
+            Some(ArgumentMismatch {
+                argument: "x-dead-letter-exchange",
+                ours: "machinist.dead",
+                theirs: "none"
+            })
         );
         let exchange = "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'machinist' in vhost '/': \
                         received 'direct' but current is 'topic'";
-        assert_eq!(parse(exchange), Some(Mismatch { argument: "type", ours: "direct", theirs: "topic" }));
+        assert_eq!(
+            parse(exchange),
+            Some(ArgumentMismatch { argument: "type", ours: "direct", theirs: "topic" })
+        );
         assert_eq!(parse("PRECONDITION_FAILED - something new"), None);
     }
 

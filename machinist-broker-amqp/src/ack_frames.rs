@@ -1,8 +1,8 @@
-//! Which acknowledgements may share a frame.
+//! Acknowledgements that share a frame.
 //!
-//! `basic.ack` with `multiple` settles everything delivered on the channel up to a tag. That is worth a third of
-//! a worker's throughput, and loses a message if even one delivery below the tag is still being worked on. So
-//! the ledger here knows every tag that was settled, and joins only what leaves no gap.
+//! `basic.ack` with `multiple` settles every delivery of the channel up to a tag. It is worth a third of a worker's
+//! throughput, and loses a message if even one delivery below the tag is still being worked on. So the settled tags are
+//! remembered here, and acknowledgements are joined only if they leave no gap.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use machinist_core::broker::Settle;
 
 /// One frame to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum AckFrame {
     /// Acknowledge this one tag.
     Ack(u64),
     /// Acknowledge every delivery up to and including this tag.
@@ -19,27 +19,28 @@ pub(crate) enum Answer {
     Requeue(u64),
 }
 
-/// What was settled on one channel.
+/// Tags of the deliveries that were settled on one channel.
 #[derive(Debug, Default)]
-pub(crate) struct Ledger {
+pub(crate) struct SettledTags {
     /// Every tag up to this one is settled.
     through: u64,
     /// Settled tags beyond it.
     beyond: BTreeSet<u64>,
 }
 
-impl Ledger {
-    /// Takes a batch of settlements, each tag at most once on this channel ever, and says what to write.
+impl SettledTags {
+    /// Adds a batch of settlements and returns the frames to write for it. A tag may be settled only once in the life of
+    /// the channel.
     ///
-    /// Tags count from 1 without gaps over everything that was delivered on the channel.
-    pub(crate) fn answer(&mut self, batch: &[(u64, Settle)]) -> Vec<Answer> {
-        let mut answers = Vec::new();
+    /// Tags count the deliveries of the channel from 1, without gaps.
+    pub(crate) fn settle(&mut self, batch: &[(u64, Settle)]) -> Vec<AckFrame> {
+        let mut frames = Vec::new();
         let mut acks = Vec::with_capacity(batch.len());
         for &(tag, how) in batch {
             self.beyond.insert(tag);
             match how {
                 Settle::Ack => acks.push(tag),
-                Settle::Requeue => answers.push(Answer::Requeue(tag)),
+                Settle::Requeue => frames.push(AckFrame::Requeue(tag)),
             }
         }
         while self.beyond.first() == Some(&(self.through + 1)) {
@@ -48,14 +49,14 @@ impl Ledger {
         }
         acks.sort_unstable();
         let joined = acks.partition_point(|&tag| tag <= self.through);
-        // The requeues stand first: a joined ack that overtook one would swallow its message.
+        // The requeues come first: a joined ack that overtook one would swallow its message.
         match acks[..joined] {
             [] => {}
-            [one] => answers.push(Answer::Ack(one)),
-            [.., last] => answers.push(Answer::AckUpTo(last)),
+            [one] => frames.push(AckFrame::Ack(one)),
+            [.., last] => frames.push(AckFrame::AckUpTo(last)),
         }
-        answers.extend(acks[joined..].iter().map(|&tag| Answer::Ack(tag)));
-        answers
+        frames.extend(acks[joined..].iter().map(|&tag| AckFrame::Ack(tag)));
+        frames
     }
 }
 
@@ -69,27 +70,27 @@ mod tests {
 
     #[test]
     fn a_gap_is_never_jumped() {
-        let mut ledger = Ledger::default();
+        let mut settled = SettledTags::default();
         let ack = |tags: &[u64]| tags.iter().map(|&t| (t, Settle::Ack)).collect::<Vec<_>>();
-        assert_eq!(ledger.answer(&ack(&[3, 2])), [Answer::Ack(2), Answer::Ack(3)]);
-        assert_eq!(ledger.answer(&ack(&[1])), [Answer::Ack(1)]);
-        assert_eq!(ledger.answer(&ack(&[5, 4, 6])), [Answer::AckUpTo(6)]);
+        assert_eq!(settled.settle(&ack(&[3, 2])), [AckFrame::Ack(2), AckFrame::Ack(3)]);
+        assert_eq!(settled.settle(&ack(&[1])), [AckFrame::Ack(1)]);
+        assert_eq!(settled.settle(&ack(&[5, 4, 6])), [AckFrame::AckUpTo(6)]);
         assert_eq!(
-            ledger.answer(&[(7, Settle::Requeue), (8, Settle::Ack)]),
-            [Answer::Requeue(7), Answer::Ack(8)]
+            settled.settle(&[(7, Settle::Requeue), (8, Settle::Ack)]),
+            [AckFrame::Requeue(7), AckFrame::Ack(8)]
         );
     }
 
     proptest! {
-        /// Against a model of the broker: each delivery ends as its holder said, and none before that.
+        /// Compares with a model of the broker: each delivery ends as its holder said, and none before that.
         #[test]
-        fn the_broker_understands_what_was_meant(
+        fn the_broker_settles_each_delivery_as_its_holder_said(
             order in Just((1u64..=60).collect::<Vec<_>>()).prop_shuffle(),
             requeued in proptest::collection::vec(any::<bool>(), 60),
             cuts in proptest::collection::vec(1usize..9, 60),
         ) {
             let how = |tag: u64| if requeued[tag as usize - 1] { Settle::Requeue } else { Settle::Ack };
-            let mut ledger = Ledger::default();
+            let mut settled = SettledTags::default();
             let mut unacked: BTreeMap<u64, ()> = (1..=60).map(|tag| (tag, ())).collect();
             let mut meant = BTreeMap::new();
             let mut rest = &order[..];
@@ -98,17 +99,17 @@ mod tests {
                 rest = more;
                 let batch: Vec<_> = batch.iter().map(|&tag| (tag, how(tag))).collect();
                 meant.extend(batch.iter().copied());
-                for answer in ledger.answer(&batch) {
-                    match answer {
-                        Answer::Ack(tag) => {
+                for frame in settled.settle(&batch) {
+                    match frame {
+                        AckFrame::Ack(tag) => {
                             prop_assert_eq!(meant.get(&tag), Some(&Settle::Ack));
                             prop_assert!(unacked.remove(&tag).is_some(), "the broker closes the channel");
                         }
-                        Answer::Requeue(tag) => {
+                        AckFrame::Requeue(tag) => {
                             prop_assert_eq!(meant.get(&tag), Some(&Settle::Requeue));
                             prop_assert!(unacked.remove(&tag).is_some(), "the broker closes the channel");
                         }
-                        Answer::AckUpTo(last) => {
+                        AckFrame::AckUpTo(last) => {
                             prop_assert!(unacked.contains_key(&last), "the broker closes the channel");
                             let above = unacked.split_off(&(last + 1));
                             for tag in std::mem::replace(&mut unacked, above).into_keys() {

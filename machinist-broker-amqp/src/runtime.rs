@@ -1,4 +1,4 @@
-//! lapin's runtime with a stream of our own: what it reads passes through [`Screened`].
+//! Runtime for lapin whose streams are [`SanitizedStream`]s.
 
 use std::{
     io,
@@ -14,28 +14,28 @@ use async_rs::{
 use futures_util::{AsyncRead, AsyncWrite, Stream};
 use lapin::AsyncTcpStream;
 
-use crate::screen::Screened;
+use crate::sanitize::SanitizedStream;
 
-/// A stream to a broker, plain or encrypted.
-pub(crate) type Socket = AsyncTcpStream<<TokioRuntime as Reactor>::TcpStream>;
+/// Stream to a broker, plain or encrypted.
+pub(crate) type BrokerStream = AsyncTcpStream<<TokioRuntime as Reactor>::TcpStream>;
 
-/// Everything of tokio's, but for the stream.
+/// The runtime of tokio, except for the stream.
 #[derive(Debug, Clone)]
-pub(crate) struct Kit(TokioRuntime);
+pub(crate) struct SanitizingRuntime(TokioRuntime);
 
-impl Kit {
-    /// The runtime in which this is called, for lapin.
+impl SanitizingRuntime {
+    /// Runtime for lapin over the current runtime of tokio.
     ///
     /// # Errors
-    /// Where there is none.
-    pub(crate) fn here() -> lapin::Result<Runtime<Self>> {
+    /// There is no current runtime.
+    pub(crate) fn current() -> lapin::Result<Runtime<Self>> {
         lapin::runtime::default_runtime().map(|tokio| Runtime::new(Self(tokio)))
     }
 }
 
-impl RuntimeKit for Kit {}
+impl RuntimeKit for SanitizingRuntime {}
 
-impl Executor for Kit {
+impl Executor for SanitizingRuntime {
     type Task<T: Send + 'static> = <TokioRuntime as Executor>::Task<T>;
 
     fn block_on<T, F: Future<Output = T>>(&self, future: F) -> T {
@@ -57,11 +57,11 @@ impl Executor for Kit {
     }
 }
 
-impl Reactor for Kit {
-    type TcpStream = Screened<Socket>;
+impl Reactor for SanitizingRuntime {
+    type TcpStream = SanitizedStream<BrokerStream>;
     type Sleep = <TokioRuntime as Reactor>::Sleep;
 
-    /// lapin registers nothing: it is given the stream that it reads from.
+    /// Fails, because lapin registers nothing: it gets the stream that it reads from.
     fn register<H: io::Read + io::Write + Send + 'static>(
         &self,
         _socket: H,
@@ -82,6 +82,6 @@ impl Reactor for Kit {
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
-        async move { Ok(Screened::new(AsyncTcpStream::Plain(connecting.await?))) }
+        async move { Ok(SanitizedStream::new(AsyncTcpStream::Plain(connecting.await?))) }
     }
 }

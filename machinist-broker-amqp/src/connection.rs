@@ -1,0 +1,109 @@
+//! One open connection to the broker, and the probe that tells if it still answers.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::Stream;
+use lapin::{Channel, Connection, Event, options::BasicQosOptions};
+use machinist_core::tls::Tls;
+
+use crate::{
+    address::Address,
+    connect::{self, SocketHandle},
+    error::{AmqpError, CLOSE_TIMEOUT, rpc, rpc_within},
+};
+
+/// Maximum time that the broker has to answer a probe.
+pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An open connection. It may have died since; [`probe`](Self::probe) tells.
+#[derive(Debug)]
+pub(crate) struct AmqpConnection {
+    connection: Connection,
+    socket: SocketHandle,
+    /// Reason that the broker gave for taking no messages on this connection now.
+    blocked: Mutex<Option<String>>,
+}
+
+impl AmqpConnection {
+    /// Connects in one bounded attempt.
+    pub(crate) async fn open(address: &Address, tls: &Tls, name: &str) -> Result<Self, AmqpError> {
+        let opened = connect::connect(address, tls, name).await?;
+        Ok(Self { connection: opened.connection, socket: opened.socket, blocked: Mutex::default() })
+    }
+
+    /// Opens a channel.
+    pub(crate) async fn open_channel(&self) -> Result<Channel, AmqpError> {
+        rpc("opening a channel", self.connection.create_channel()).await
+    }
+
+    /// Events of the connection: blocked, unblocked, failed.
+    pub(crate) fn events(&self) -> impl Stream<Item = Event> + '_ {
+        self.connection.events_listener()
+    }
+
+    /// Asks the broker a question that costs nothing and needs no permission.
+    ///
+    /// `channel` keeps the channel of the question for the next probe of the same connection.
+    pub(crate) async fn probe(&self, channel: &mut Option<Channel>) -> Result<(), AmqpError> {
+        const OPERATION: &str = "probing the connection";
+        if !self.is_connected() {
+            return Err(AmqpError::connection_closed(OPERATION));
+        }
+        let question = async {
+            let open = match channel.take().filter(|channel| channel.status().connected()) {
+                Some(open) => open,
+                None => self.connection.create_channel().await?,
+            };
+            open.basic_qos(1, BasicQosOptions::default()).await?;
+            *channel = Some(open);
+            Ok::<_, lapin::Error>(())
+        };
+        match tokio::time::timeout(PROBE_TIMEOUT, question).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(AmqpError::lapin(OPERATION, error)),
+            Err(_) if self.blocked().is_some() => Ok(()),
+            Err(_) => Err(AmqpError::timeout(OPERATION, PROBE_TIMEOUT)),
+        }
+    }
+
+    /// Ends the connection without asking the peer.
+    pub(crate) fn abort(&self) {
+        self.socket.shut_down();
+    }
+
+    /// Says good-bye to the broker, then ends the connection in any case.
+    pub(crate) async fn close(&self) -> Result<(), AmqpError> {
+        let close = self.connection.close(200, "OK".into());
+        let closed = rpc_within(CLOSE_TIMEOUT, "closing the connection", close).await;
+        self.abort();
+        closed
+    }
+
+    /// Returns `true` while lapin takes the connection for open.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connection.status().connected()
+    }
+
+    /// Reason that the broker gave when it stopped taking messages; `None` while it takes them.
+    pub(crate) fn blocked(&self) -> Option<String> {
+        self.blocked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Records that the broker stopped taking messages, or takes them again.
+    pub(crate) fn set_blocked(&self, reason: Option<String>) {
+        *self.blocked.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    /// Maximum size of a frame that either side may send, in bytes.
+    pub(crate) fn frame_max(&self) -> usize {
+        usize::try_from(self.connection.configuration().frame_max()).unwrap_or(usize::MAX)
+    }
+
+    /// Interval of the heartbeats, in seconds.
+    pub(crate) fn heartbeat(&self) -> u16 {
+        self.connection.configuration().heartbeat()
+    }
+}
