@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use machinist_core::broker::Settle;
+use machinist_adapter::broker::Settle;
 
 /// One frame to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use lapin::{
     Channel,
     options::{BasicAckOptions, BasicNackOptions},
 };
-use machinist_core::broker::{Receipt, Settle, Settled};
+use machinist_adapter::broker::{Receipt, Settle, Settled};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
-use machinist_core::broker::BrokerError;
+use machinist_adapter::broker::BrokerError;
 use url::{Host, Url};
 
 /// Interval of heartbeats, in seconds. At the broker's default, 60 s, a dead peer would be noticed after two minutes.

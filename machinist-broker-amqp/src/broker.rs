@@ -11,7 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use machinist_core::{
+use machinist_adapter::{
     broker::{
         Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
         SideQueue,

@@ -13,7 +13,7 @@ use lapin::{
     AsyncTcpStream, Connection, ConnectionProperties, ErrorKind,
     tcp::{Identity, RustlsConnector, RustlsConnectorConfig, TLSConfig},
 };
-use machinist_core::{
+use machinist_adapter::{
     broker::BrokerError,
     tls::{self, Tls},
 };

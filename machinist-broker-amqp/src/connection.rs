@@ -7,7 +7,7 @@ use std::{
 
 use futures_util::Stream;
 use lapin::{Channel, Connection, Event, options::BasicQosOptions};
-use machinist_core::tls::Tls;
+use machinist_adapter::tls::Tls;
 
 use crate::{
     address::Address,

@@ -10,7 +10,7 @@ use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable, ShortString},
 };
-use machinist_core::{
+use machinist_adapter::{
     broker::{HeaderValue, Headers, Message, header_name},
     clock::Timestamp,
 };

@@ -11,7 +11,7 @@ use lapin::{
     options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
-use machinist_core::broker::BrokerError;
+use machinist_adapter::broker::BrokerError;
 use tokio::time::Instant;
 
 use crate::{

@@ -8,7 +8,7 @@ use lapin::{
     options::{QueueDeclareOptions, QueueDeleteOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
-use machinist_core::{
+use machinist_adapter::{
     broker::BrokerError,
     diagnose::{Diagnose, Finding},
 };

@@ -3,7 +3,7 @@
 use std::{error::Error, fmt, future::Future, time::Duration};
 
 use lapin::{ErrorKind, protocol::AMQPErrorKind};
-use machinist_core::broker::BrokerError;
+use machinist_adapter::broker::BrokerError;
 
 /// Maximum time that the broker has to answer an operation. lapin itself would wait forever.
 pub(crate) const RPC_TIMEOUT: Duration = Duration::from_secs(10);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use machinist_core::id::QueueName;
+use machinist_adapter::id::QueueName;
 
 use crate::ladder::{
     DELAY_UNIT, DelayRoute, MAX_DIGIT, MAX_UNITS, hold_millis, pattern, pattern_due, queue_of,

@@ -10,7 +10,7 @@ use std::sync::{
 
 use async_trait::async_trait;
 use lapin::Channel;
-use machinist_core::broker::SubscriptionHealth;
+use machinist_adapter::broker::SubscriptionHealth;
 use tokio::sync::{Mutex, watch};
 
 use crate::{error::error_chain, supervisor::LiveConnection};

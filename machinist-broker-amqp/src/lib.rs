@@ -1,6 +1,6 @@
 //! Broker of machinist over AMQP 0.9.1 (RabbitMQ 3.10 or newer), with lapin.
 //!
-//! [`AmqpBroker`] is the [`Broker`](machinist_core::broker::Broker) to use if several machines share queues and no task
+//! [`AmqpBroker`] is the [`Broker`](machinist_adapter::broker::Broker) to use if several machines share queues and no task
 //! may be lost: quorum queues, confirmed publishes, manual acknowledgements, delays that are held in the broker. The
 //! exchanges and queues on the broker, and their reasons, are in `docs/topology.md`.
 //!
@@ -21,7 +21,7 @@
 //!
 //! # Example
 //! ```no_run
-//! # async fn example() -> Result<(), machinist_core::broker::BrokerError> {
+//! # async fn example() -> Result<(), machinist_adapter::broker::BrokerError> {
 //! use machinist_broker_amqp::{AmqpBroker, AmqpOptions};
 //!
 //! let broker = AmqpBroker::connect("amqp://guest:guest@localhost/%2F", AmqpOptions::default()).await?;

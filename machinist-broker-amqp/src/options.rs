@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use machinist_core::{broker::BrokerError, tls::Tls};
+use machinist_adapter::{broker::BrokerError, tls::Tls};
 
 /// Options of an [`AmqpBroker`](crate::AmqpBroker).
 #[derive(Debug, Clone, PartialEq, Eq)]

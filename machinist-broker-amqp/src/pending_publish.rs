@@ -1,6 +1,6 @@
 //! One message on its way to the broker, and the decision about it after a lost confirm.
 
-use machinist_core::broker::{Publish, PublishError};
+use machinist_adapter::broker::{Publish, PublishError};
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
@@ -115,7 +115,7 @@ fn too_large(text: &str) -> Option<(usize, usize)> {
 mod tests {
     use std::time::Duration;
 
-    use machinist_core::{
+    use machinist_adapter::{
         broker::{Message, Target},
         id::QueueName,
     };

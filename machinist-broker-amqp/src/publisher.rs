@@ -11,7 +11,7 @@ use std::{
 };
 
 use lapin::{BasicProperties, Channel, options::ConfirmSelectOptions};
-use machinist_core::broker::{Publish, PublishError};
+use machinist_adapter::broker::{Publish, PublishError};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},

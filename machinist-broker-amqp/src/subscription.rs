@@ -20,7 +20,7 @@ use lapin::{
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
     types::{FieldTable, ShortString},
 };
-use machinist_core::{
+use machinist_adapter::{
     broker::{BrokerError, Consumer, Delivery, Message, SubscriptionHealth},
     id::QueueName,
 };

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use lapin::{Channel, Event};
-use machinist_core::{broker::BrokerError, tls::Tls};
+use machinist_adapter::{broker::BrokerError, tls::Tls};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout},

@@ -2,7 +2,7 @@
 //!
 //! `docs/topology.md` explains why each of them exists.
 
-use machinist_core::{broker::Target, id::QueueName};
+use machinist_adapter::{broker::Target, id::QueueName};
 
 use crate::{
     ladder::{self, DelayRoute},

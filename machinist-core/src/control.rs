@@ -256,8 +256,8 @@ impl Client {
             return Ok(AsyncResult::sent(self.app.clone(), again));
         }
         let now = self.app.clock().now();
-        let as_new_task = |old: Envelope| old.as_new_task(again, now, TraceContext::current());
-        let envelope = self.app.0.trust.renamed(&envelope, as_new_task);
+        let into_new_task = |old: Envelope| old.into_new_task(again, now, TraceContext::current());
+        let envelope = self.app.0.trust.renamed(&envelope, into_new_task);
         let envelope =
             envelope.map_err(|locked| ControlError::NoMessage { id: of.clone(), why: locked.to_string() })?;
         let mut record = sender_facts(&envelope);

@@ -1,4 +1,4 @@
-//! What must hold of any settings: the bodies of fuzz targets, and of tests that run them within bounds.
+//! Properties of all settings: the bodies of fuzz targets, and of tests that run them within bounds.
 
 use std::path::Path;
 
@@ -7,20 +7,20 @@ use crate::{
     settings::{Overrides, Settings},
 };
 
-/// A password that is to be shown by nothing.
+/// Password that must never be shown.
 const PASSWORD: &str = "pa55w0rd-nobody-is-shown";
 
-/// Whether a text holds the password itself, perhaps with something in between that is taken out below: a fuzzer that
-/// looks into the program finds it.
-fn shows_it_anyway(text: &str) -> bool {
+/// Returns `true` if a text holds the password itself, possibly interleaved with characters that are removed below: a
+/// coverage-guided fuzzer finds such inputs.
+fn holds_password(text: &str) -> bool {
     let bare: String = text.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
     bare.contains(PASSWORD)
 }
 
-/// A URL with a password, with any text before, within and behind it: the password is never shown.
+/// Checks that the password of a URL is never shown, with any text before, inside and after it.
 pub fn redaction(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    if shows_it_anyway(&text) {
+    if holds_password(&text) {
         return;
     }
     let mut parts = text.splitn(5, '\n');
@@ -48,10 +48,10 @@ pub fn redaction(data: &[u8]) {
     drop((redact::url(&text), redact::text(&text)));
 }
 
-/// A configuration: it is read or refused with an error, and neither shows a password.
+/// Checks that a configuration is read or refused with an error, and that neither shows a password.
 pub fn config(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    if shows_it_anyway(&text) {
+    if holds_password(&text) {
         return;
     }
     let with_password = format!("broker = \"amqp://app:{PASSWORD}@host/\"\n{text}");

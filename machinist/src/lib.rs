@@ -4,7 +4,7 @@
 //! use machinist::prelude::*;
 //! use std::time::Duration;
 //!
-//! // Shared by those who send and those who work: no handler, no connection.
+//! // Shared by senders and workers: no handler, no connection.
 //! const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
 //!
 //! async fn add(a: i64, b: i64) -> Result<i64, TaskError> {
@@ -15,10 +15,10 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let folder = tempfile::tempdir()?;
 //! # std::env::set_current_dir(&folder)?;
-//! // What MACHINIST_* variables and machinist.toml say, else the file machinist.db.
+//! // Uses the MACHINIST_* variables and machinist.toml, else the file machinist.db.
 //! let app = App::from_env().await?;
 //!
-//! // A worker, usually a process of its own:
+//! // A worker, usually in a separate process:
 //! let worker = Worker::builder(&app).task(ADD, add).build()?;
 //! let working = tokio::spawn(worker.run_until(async { tokio::signal::ctrl_c().await.unwrap_or(()) }));
 //!
@@ -30,12 +30,12 @@
 //! # }
 //! ```
 //!
-//! Everything of [`machinist_core`] is here under the same names. What this crate adds are the adapters, by
-//! cargo feature (`amqp`, `redis`, `sqlite`, all on by default), and [`App::from_env`](AppExt::from_env), which
-//! finds them by what is configured: see [`settings`].
+//! This crate re-exports everything of [`machinist_core`] under the same names. It adds the adapters, by cargo
+//! feature (`amqp`, `redis`, `sqlite`, all on by default), and [`App::from_env`](AppExt::from_env), which selects
+//! them by the settings: see [`settings`].
 //!
-//! Tasks and results are signed: the embedded file makes a key beside itself, and over RabbitMQ one has to be
-//! configured; see [`keys`].
+//! Tasks and results are signed. The embedded SQLite file gets a key file next to it; over RabbitMQ a key has to
+//! be configured: see [`keys`].
 
 pub mod connect;
 #[cfg(any(test, fuzzing))]
@@ -49,7 +49,7 @@ pub mod url;
 
 #[doc(inline)]
 pub use machinist_core::*;
-/// Broker and backend inside one process.
+/// Broker and backend in the memory of one process.
 pub use machinist_memory as memory;
 
 pub use connect::{AppExt, ConnectError, Servers};
@@ -72,7 +72,7 @@ pub mod sqlite {
     pub use machinist_sqlite::*;
 }
 
-/// What most programs need: `use machinist::prelude::*`.
+/// Names that most programs need: `use machinist::prelude::*`.
 pub mod prelude {
     pub use crate::AppExt;
     pub use machinist_core::{

@@ -1,7 +1,7 @@
-//! Where a broker or a backend is, as people write it.
+//! URLs of brokers and backends.
 //!
-//! Only the scheme is read here; what follows it is the adapter's to understand, because only the adapter knows
-//! what a Sentinel's host list or a Redis socket looks like.
+//! Only the scheme is parsed here. The adapter parses the rest, because only the adapter knows the syntax of a
+//! Sentinel's host list or a Redis socket.
 
 use std::{
     fmt,
@@ -10,27 +10,27 @@ use std::{
 
 use crate::redact;
 
-/// The schemes that exist.
+/// Scheme of a broker's or a backend's URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Scheme {
-    /// `amqp://`, a RabbitMQ: broker.
+    /// `amqp://`, RabbitMQ: broker.
     Amqp,
-    /// `amqps://`, a RabbitMQ over TLS: broker.
+    /// `amqps://`, RabbitMQ over TLS: broker.
     Amqps,
-    /// `redis://`: backend.
+    /// `redis://`, Redis: backend.
     Redis,
-    /// `rediss://`, a Redis over TLS: backend.
+    /// `rediss://`, Redis over TLS: backend.
     Rediss,
-    /// `redis+sentinel://`, a Redis found through its Sentinels: backend.
+    /// `redis+sentinel://`, Redis found through its Sentinels: backend.
     RedisSentinel,
     /// `rediss+sentinel://`, the same over TLS: backend.
     RedissSentinel,
-    /// `redis+cluster://`, a Redis Cluster: backend.
+    /// `redis+cluster://`, Redis Cluster: backend.
     RedisCluster,
-    /// `rediss+cluster://`, a Redis Cluster over TLS: backend.
+    /// `rediss+cluster://`, Redis Cluster over TLS: backend.
     RedissCluster,
-    /// `redis+unix://`, a Redis behind a Unix socket: backend.
+    /// `redis+unix://`, Redis on a Unix socket: backend.
     RedisUnix,
     /// `sqlite://FILE`: broker and backend, in one file.
     Sqlite,
@@ -38,17 +38,17 @@ pub enum Scheme {
     Memory,
 }
 
-/// What a URL is wanted for.
+/// Role of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// It moves messages.
+    /// Carries messages.
     Broker,
-    /// It remembers states.
+    /// Stores records.
     Backend,
 }
 
 impl Role {
-    /// The schemes that can be used so, in the order in which they are listed.
+    /// Schemes for this role, in the order in which messages list them.
     pub const fn schemes(self) -> &'static [Scheme] {
         match self {
             Self::Broker => &[Scheme::Amqp, Scheme::Amqps, Scheme::Sqlite, Scheme::Memory],
@@ -76,12 +76,12 @@ impl Role {
 }
 
 impl Scheme {
-    /// Whether it speaks TLS.
+    /// Returns `true` if the connection uses TLS.
     pub const fn is_tls(self) -> bool {
         matches!(self, Self::Amqps | Self::Rediss | Self::RedissSentinel | Self::RedissCluster)
     }
 
-    /// The scheme as it stands before `://`.
+    /// Text of the scheme, without `://`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Amqp => "amqp",
@@ -99,7 +99,7 @@ impl Scheme {
     }
 }
 
-/// The URL of a broker or a backend. Printed, by `Display` and `Debug`, without its password.
+/// URL of a broker or a backend. `Display` and `Debug` print it without its password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ServerUrl {
     scheme: Scheme,
@@ -107,10 +107,10 @@ pub struct ServerUrl {
 }
 
 impl ServerUrl {
-    /// Reads a URL; its scheme has to fit its role, and the rest is the adapter's to understand.
+    /// Parses a URL. Its scheme has to fit the role; the adapter parses the rest.
     ///
     /// # Errors
-    /// A sentence that names the schemes that exist, without the password.
+    /// A sentence that names the known schemes, without the password.
     pub fn parse(text: &str, role: Role) -> Result<Self, String> {
         let shown = redact::url(text);
         let known = || {
@@ -138,28 +138,28 @@ impl ServerUrl {
         Ok(Self { scheme, text: text.to_owned() })
     }
 
-    /// A file that is broker and backend.
+    /// Returns the URL of an SQLite file.
     pub(crate) fn sqlite(file: &Path) -> Self {
         Self { scheme: Scheme::Sqlite, text: format!("sqlite://{}", file.display()) }
     }
 
-    /// The scheme.
+    /// Returns the scheme.
     pub fn scheme(&self) -> Scheme {
         self.scheme
     }
 
-    /// The whole URL, password included: for the adapter, never for people.
+    /// Returns the whole URL including the password: for the adapter, never for people.
     pub fn expose(&self) -> &str {
         &self.text
     }
 
-    /// The file of a `sqlite://` URL.
+    /// Returns the file of a `sqlite://` URL.
     pub fn file(&self) -> Option<PathBuf> {
         let rest = self.text.split_once("://").map(|(_, rest)| rest)?;
         (self.scheme == Scheme::Sqlite).then(|| PathBuf::from(rest))
     }
 
-    /// A `sqlite://` file whose path is relative, taken from another folder than the current one.
+    /// Resolves a relative `sqlite://` file against another folder than the current one.
     #[must_use]
     pub(crate) fn relative_to(self, folder: &Path) -> Self {
         match self.file() {

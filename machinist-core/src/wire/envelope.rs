@@ -320,7 +320,7 @@ impl Envelope {
     }
 
     /// Returns the same call as a new task.
-    pub(crate) fn as_new_task(self, id: TaskId, issued: Timestamp, trace: TraceContext) -> Self {
+    pub(crate) fn into_new_task(self, id: TaskId, issued: Timestamp, trace: TraceContext) -> Self {
         Self {
             id,
             attempt: 1,
