@@ -352,7 +352,7 @@ async fn tls_with_an_authority_and_certificates_of_ones_own() {
 
     let told = refusal(&url, trusting(&authority, None)).await;
     assert!(
-        told.contains("lets nobody in without a certificate") && told.contains("--tls-cert-file"),
+        told.contains("requires a client certificate") && told.contains("--tls-cert-file"),
         "{told}"
     );
     let foreign = Authority::new("theirs").unwrap();
