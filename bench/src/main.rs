@@ -5,6 +5,7 @@
 
 mod allocations;
 mod case;
+mod compare;
 mod delays;
 mod floor;
 mod meter;
@@ -14,6 +15,7 @@ mod product;
 mod report;
 mod runner;
 mod soak;
+mod statistics;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -68,6 +70,8 @@ enum Other {
     Delays(delays::Delays),
     /// Counts how often each task asks for memory, in sender and worker.
     Allocations,
+    /// Compares the processor time of two versions, in pairs of runs.
+    Compare(compare::Compare),
     /// One measured process.
     #[command(hide = true)]
     Part {
@@ -91,6 +95,7 @@ async fn run(cli: Cli) -> Result<()> {
     match cli.other {
         Some(Other::Part { order }) => part::play(&cli.place, &order).await,
         Some(Other::Soak { tasks }) => soak::run(&cli.place, tasks).await,
+        Some(Other::Compare(compare)) => compare::run(&cli.place, &compare).await,
         Some(Other::Allocations) => allocations::run(&cli.place).await,
         Some(Other::Delays(delays)) => delays::run(&cli.place, delays).await,
         None => runner::run(&cli.place, &cli.cases, cli.rounds, cli.quick).await,

@@ -16,6 +16,11 @@ pub(crate) fn note(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
+/// Prints a result.
+pub(crate) fn print(text: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{text}")?)
+}
+
 /// One line when a run is done.
 pub(crate) fn progress(run: &Run, round: u32, rounds: u32) -> String {
     let each = |share: Option<Share>| share.map_or(0.0, |share| share.cpu_us / run.tasks as f64);

@@ -1,6 +1,10 @@
 //! Runs cases: starts the measured processes, gives them the word, and reads the meters around it.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use lapin::{
@@ -93,6 +97,8 @@ pub(crate) struct Bench<'a> {
     place: &'a Place,
     amqp: Connection,
     redis: redis::aio::MultiplexedConnection,
+    /// The program whose processes are measured.
+    program: PathBuf,
 }
 
 impl<'a> Bench<'a> {
@@ -106,7 +112,12 @@ impl<'a> Bench<'a> {
             .await?;
         // A rewrite of the log takes a core for seconds, in whichever run it falls.
         redis::cmd("CONFIG").arg(&["SET", "auto-aof-rewrite-percentage", "0"]).exec_async(&mut redis).await?;
-        Ok(Self { place, amqp, redis })
+        Ok(Self { place, amqp, redis, program: std::env::current_exe()? })
+    }
+
+    /// Measures the processes of another program from now on.
+    pub(crate) fn switch_to(&mut self, program: &Path) {
+        self.program = program.to_owned();
     }
 
     fn order(&self, case: &Case, system: System, duty: Duty, servers: &Servers) -> Order {
@@ -115,7 +126,8 @@ impl<'a> Bench<'a> {
         Order { system, duty, servers: servers.clone(), queue, tasks, payload, watched: None }
     }
 
-    async fn measure(&self, case: &Case, system: System) -> Result<Run> {
+    /// Runs one case once.
+    pub(crate) async fn measure(&self, case: &Case, system: System) -> Result<Run> {
         let folder = tempfile::tempdir_in(&self.place.dir)?;
         let file = |full| Servers::File { path: folder.path().join("bench.db").display().to_string(), full };
         let network = Servers::Network { amqp: self.place.amqp.clone(), redis: self.place.redis.clone() };
@@ -139,7 +151,10 @@ impl<'a> Bench<'a> {
             }
         };
         if let Shape::Drain { .. } = case.shape {
-            Part::start(&self.order(case, system, send_all, &servers)).await?.done().await?;
+            Part::start_program(&self.program, &self.order(case, system, send_all, &servers))
+                .await?
+                .done()
+                .await?;
             sleep(REST).await;
         }
         let order = |duty| self.order(case, system, duty, &servers);
@@ -155,8 +170,8 @@ impl<'a> Bench<'a> {
         worker: Option<Order>,
         sender: Option<Order>,
     ) -> Result<Run> {
-        let mut worker = Part::start_some(worker.as_ref()).await?;
-        let mut sender = Part::start_some(sender.as_ref()).await?;
+        let mut worker = self.start_some(worker.as_ref()).await?;
+        let mut sender = self.start_some(sender.as_ref()).await?;
         let rabbitmq = meter::cpu_us(self.place.rabbitmq_pid)?;
         let redis = meter::cpu_us(self.place.redis_pid)?;
         for part in worker.iter_mut().chain(&mut sender) {
@@ -183,6 +198,13 @@ impl<'a> Bench<'a> {
             redis_cpu_us: on_network.then_some(redis),
             latency_us: percentiles(latencies),
         })
+    }
+
+    async fn start_some(&self, order: Option<&Order>) -> Result<Option<Part>> {
+        match order {
+            Some(order) => Part::start_program(&self.program, order).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// How many messages wait in a queue.
@@ -235,7 +257,12 @@ pub(crate) struct Part {
 impl Part {
     /// Starts it and waits until it is connected.
     pub(crate) async fn start(order: &Order) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
+        Self::start_program(&std::env::current_exe()?, order).await
+    }
+
+    /// Starts a process of this program and waits until it is connected.
+    pub(crate) async fn start_program(program: &Path, order: &Order) -> Result<Self> {
+        let mut child = Command::new(program)
             .arg("part")
             .arg(serde_json::to_string(order)?)
             .stdin(Stdio::piped())
@@ -246,13 +273,6 @@ impl Part {
         let mut part = Self { child, lines: BufReader::new(stdout).lines() };
         ensure!(part.line().await? == part::READY, "a measured process did not get ready");
         Ok(part)
-    }
-
-    async fn start_some(order: Option<&Order>) -> Result<Option<Self>> {
-        match order {
-            Some(order) => Self::start(order).await.map(Some),
-            None => Ok(None),
-        }
     }
 
     async fn line(&mut self) -> Result<String> {

@@ -10,7 +10,7 @@
 //! adapter repeats that knowledge. A lost reply leaves the caller uncertain. Write-once facts have no order to break,
 //! and a caller whose reply was lost writes them again.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -250,12 +250,14 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// value, nothing is written and the whole record is returned. Otherwise the facts named in `drop` are removed,
     /// then every fact of `equal_or_absent` and `facts` whose name is absent is written, then the expiry is set.
     ///
+    /// Commits are shared, so that a caller can keep one for a repetition without copying it.
+    ///
     /// # Errors
     /// [`BackendError`]; after an error, that change may or may not have been made, and may be repeated.
     ///
     /// # Cancel safety
     /// Dropping the future leaves each change either made or not made.
-    async fn commit(&self, batch: Vec<Commit>) -> Vec<Result<Committed, BackendError>>;
+    async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>>;
 
     /// Reads the records of these tasks, in their order; empty where there is none.
     ///

@@ -143,7 +143,7 @@ impl Backend for RedisBackend {
         BackendCapabilities { durable: true, shared: true }
     }
 
-    async fn commit(&self, mut batch: Vec<Commit>) -> Vec<Result<Committed, BackendError>> {
+    async fn commit(&self, mut batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>> {
         if batch.len() == 1
             && self.links.can_gather()
             && let Some(commit) = batch.pop()

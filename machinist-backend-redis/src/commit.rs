@@ -5,7 +5,10 @@
 //! dropped and written again is simply written, and commits that do the same to different records are one call, which
 //! says once what it does.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use machinist_core::{
@@ -26,7 +29,7 @@ const WITH_EXPIRY: &str = "sent";
 #[derive(Debug)]
 pub(crate) struct Keyed {
     pub(crate) key: String,
-    pub(crate) commit: Commit,
+    pub(crate) commit: Arc<Commit>,
 }
 
 /// The call that makes these commits, which do the same.
@@ -256,7 +259,8 @@ mod tests {
     }
 
     fn keyed(commits: &[Commit]) -> Vec<Keyed> {
-        let keyed = |(at, commit): (usize, &Commit)| Keyed { key: format!("k{at}"), commit: commit.clone() };
+        let keyed =
+            |(at, commit): (usize, &Commit)| Keyed { key: format!("k{at}"), commit: commit.clone().into() };
         commits.iter().enumerate().map(keyed).collect()
     }
 

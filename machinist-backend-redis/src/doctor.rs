@@ -206,7 +206,7 @@ async fn try_commit(links: &Links, record: &str) -> RedisResult<()> {
     // What a worker does at the end of each task.
     let once = Commit { unless: vec![name], wake: true, ..write.clone() };
     for commit in [write, erase.clone(), once, erase] {
-        let keyed = Keyed { key: record.to_owned(), commit };
+        let keyed = Keyed { key: record.to_owned(), commit: commit.into() };
         for answer in links.scripts(1, |_| call(iter::once(&keyed))).await? {
             answer?;
         }

@@ -47,7 +47,7 @@ impl Gathering {
     }
 
     /// Makes one commit of the record under `key`, perhaps together with others.
-    pub(crate) async fn commit(&self, key: String, commit: Commit) -> Result<Committed, BackendError> {
+    pub(crate) async fn commit(&self, key: String, commit: Arc<Commit>) -> Result<Committed, BackendError> {
         let (caller, told) = oneshot::channel();
         let gone = || no_answer("the task that writes records is gone");
         self.desk().send(Job { keyed: Keyed { key, commit }, caller }).map_err(|_| gone())?;
@@ -131,7 +131,7 @@ mod tests {
         let job = |bytes: usize| {
             let mut commit = Commit::new(TaskId::fresh());
             commit.facts = vec![("end".into(), vec![b'x'; bytes].into())];
-            Job { keyed: Keyed { key: "k".to_owned(), commit }, caller: oneshot::channel().0 }
+            Job { keyed: Keyed { key: "k".to_owned(), commit: commit.into() }, caller: oneshot::channel().0 }
         };
         assert_eq!(together(&[job(10), job(10)]), 2);
         assert_eq!(together(&[job(10), job(BYTES), job(10)]), 1);

@@ -130,7 +130,9 @@ fn write(id: &TaskId) -> Commit {
 async fn works(backend: &dyn Backend) {
     let ids: Vec<TaskId> = (0..50).map(|_| TaskId::fresh()).collect();
     let mut watch = within(BOUND, "a watch", backend.watch(&ids[0])).await.unwrap();
-    for answer in within(BOUND, "answers", backend.commit(ids.iter().map(write).collect())).await {
+    for answer in
+        within(BOUND, "answers", backend.commit(ids.iter().map(|id| write(id).into()).collect())).await
+    {
         assert_eq!(answer.unwrap(), Committed::Done);
     }
     within(BOUND, "a wake-up", watch.changed()).await;
@@ -146,7 +148,7 @@ async fn works(backend: &dyn Backend) {
 }
 
 async fn writes(backend: &dyn Backend) -> Result<Committed, BackendError> {
-    within(BOUND, "an answer", backend.commit(vec![write(&TaskId::fresh())])).await.remove(0)
+    within(BOUND, "an answer", backend.commit(vec![write(&TaskId::fresh()).into()])).await.remove(0)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -174,7 +176,7 @@ async fn a_full_server_is_unavailable_and_changes_nothing() {
     writes(&backend).await.unwrap();
     server.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
     let id = TaskId::fresh();
-    let error = backend.commit(vec![write(&id)]).await.remove(0).unwrap_err();
+    let error = backend.commit(vec![write(&id).into()]).await.remove(0).unwrap_err();
     assert!(matches!(error, BackendError::Unavailable(_)), "{error:?}");
     assert!(chain(&error).contains("raise maxmemory"), "{}", chain(&error));
     assert!(backend.read(&[id]).await.unwrap()[0].is_empty());

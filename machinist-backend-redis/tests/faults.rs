@@ -35,7 +35,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 async fn commit(backend: &dyn Backend, id: &TaskId) -> Result<Committed, BackendError> {
-    within(BOUND, "an answer", backend.commit(vec![write(id)])).await.remove(0)
+    within(BOUND, "an answer", backend.commit(vec![write(id).into()])).await.remove(0)
 }
 
 async fn writes_again(backend: &dyn Backend) {
@@ -50,7 +50,7 @@ async fn an_emptied_script_cache_is_filled_again() {
     let mut door = namespace.side_door().await;
     for batch in [1, 3, 600] {
         redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut door).await.unwrap();
-        let commits = (0..batch).map(|_| write(&TaskId::fresh())).collect();
+        let commits = (0..batch).map(|_| write(&TaskId::fresh()).into()).collect();
         for answer in within(BOUND, "answers", backend.commit(commits)).await {
             assert_eq!(answer.unwrap(), Committed::Done);
         }
@@ -64,7 +64,7 @@ async fn a_batch_keeps_its_order_for_each_record_when_the_script_has_to_be_loade
     let backend = namespace.connect(&namespace.url).await;
     let id = TaskId::fresh();
     let value = |n: usize| ("name".into(), Bytes::from(n.to_string()));
-    let commits = (0..5).map(|n| Commit { facts: vec![value(n)], ..write(&id) }).collect();
+    let commits = (0..5).map(|n| Commit { facts: vec![value(n)], ..write(&id) }.into()).collect();
     let mut door = namespace.side_door().await;
     redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut door).await.unwrap();
     for answer in within(BOUND, "answers", backend.commit(commits)).await {
@@ -81,7 +81,7 @@ async fn a_commit_too_large_for_a_script_is_refused_whole() {
     let backend = namespace.connect(&namespace.url).await;
     let id = TaskId::fresh();
     let drop = (0..9000).map(|n| n.to_string().into()).collect();
-    let answer = backend.commit(vec![Commit { drop, ..write(&id) }]).await.remove(0);
+    let answer = backend.commit(vec![Commit { drop, ..write(&id) }.into()]).await.remove(0);
     match answer {
         Err(BackendError::Refused { reason }) => assert!(reason.contains("fewer facts"), "{reason}"),
         other => panic!("{other:?}"),
@@ -356,10 +356,11 @@ async fn a_key_of_another_program_harms_only_its_own_task() {
         ..write(id)
     };
     // Made together, and then one after the other by callers that do not know of each other.
-    let early = backend.commit(vec![once(&ids[1], b"early")]).await.remove(0).unwrap();
+    let early = backend.commit(vec![once(&ids[1], b"early").into()]).await.remove(0).unwrap();
     assert_eq!(early, Committed::Done);
-    let together = backend.commit(ids.iter().map(|id| once(id, b"late")).collect()).await;
-    let each = futures_util::future::join_all(ids.iter().map(|id| backend.commit(vec![once(id, b"last")])));
+    let together = backend.commit(ids.iter().map(|id| once(id, b"late").into()).collect()).await;
+    let each =
+        futures_util::future::join_all(ids.iter().map(|id| backend.commit(vec![once(id, b"last").into()])));
     let each = each.await.into_iter().flatten().collect();
     for (round, outcomes) in [("late", together), ("last", each)] {
         let outcomes: Vec<_> = outcomes;

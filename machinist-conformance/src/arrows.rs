@@ -225,8 +225,8 @@ impl Backend for Witnessed<dyn Backend> {
     fn capabilities(&self) -> BackendCapabilities {
         self.inner.capabilities()
     }
-    async fn commit(&self, batch: Vec<Commit>) -> Vec<Result<Committed, BackendError>> {
-        let steps: Vec<_> = batch.iter().map(Step::of_commit).collect();
+    async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>> {
+        let steps: Vec<_> = batch.iter().map(|commit| Step::of_commit(commit)).collect();
         self.at(&steps, Side::Before).await;
         let answers = self.inner.commit(batch).await;
         let is_done = |answer: &Result<_, _>| matches!(answer, Ok(Committed::Done));

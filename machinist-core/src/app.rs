@@ -5,21 +5,15 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    args::Results,
     backend::{Backend, BackendError},
     broker::{Broker, Message},
-    client::Client,
     clock::Clock,
-    codec::Codec,
-    encryption,
-    envelope::{Body, Envelope},
     error::BoxError,
-    id::{QueueName, TaskId},
+    id::QueueName,
     middleware::PublishHook,
-    result::AsyncResult,
+    security::{Trust, is_encrypted},
     sign::{KeyError, Keyring},
-    sizes::MaxSizes,
-    trust::Trust,
+    wire::{Body, Codec, Envelope, MaxSizes},
 };
 
 /// How often a process asks the backend what time it is.
@@ -85,16 +79,6 @@ impl App {
         }
     }
 
-    /// A client that sends signatures.
-    pub fn client(&self) -> Client {
-        Client::new(self.clone())
-    }
-
-    /// The result of a task that was sent earlier, perhaps by another process.
-    pub fn result(&self, id: TaskId) -> AsyncResult<Results> {
-        AsyncResult::reopened(self.clone(), id)
-    }
-
     /// The broker.
     pub fn broker(&self) -> &Arc<dyn Broker> {
         &self.0.broker
@@ -126,7 +110,7 @@ impl App {
 
     /// The body of an envelope, decrypted where it is encrypted.
     pub(crate) fn decode(&self, envelope: &Envelope) -> Result<Body, BoxError> {
-        if encryption::is_encrypted(envelope) {
+        if is_encrypted(envelope) {
             self.0.trust.decrypt(envelope)?.decode(&self.0.max_sizes)
         } else {
             envelope.decode(&self.0.max_sizes)

@@ -7,15 +7,13 @@ use crate::{
     args::{Arg, Results},
     backend::Commit,
     clock::Timestamp,
-    codec::Codec,
-    envelope::{Body, Envelope, FirstSigner},
     error::TaskError,
     id::TaskId,
     record::{Claim, Counters, Facts, Outcome, StartRequest, decide, decide_start, fold, outcome_commit},
     retry::RetryPolicy,
+    security::Trust,
     sign::{Algorithm, Key},
-    sizes::MaxSizes,
-    trust::Trust,
+    wire::{Body, Codec, Envelope, FirstSigner, MaxSizes},
 };
 
 const NOW: Timestamp = Timestamp::from_micros(1_764_547_200_000_000);

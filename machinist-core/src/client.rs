@@ -9,14 +9,13 @@ use crate::{
     broker::{Publish, PublishError, Target},
     clock::Timestamp,
     delay::keep_for,
-    envelope::{Body, Envelope, FirstSigner},
     error::SendError,
     id::{QueueName, TaskId, TaskName},
     record::{self, Counters, name},
     result::AsyncResult,
     signature::{Signature, SignatureParts},
-    stored_message::message_to_fact,
     trace::TraceContext,
+    wire::{Body, Envelope, FirstSigner, Oversize, message_to_fact},
 };
 
 /// Sends signatures. Cheap to clone; share one per process.
@@ -25,19 +24,29 @@ pub struct Client {
     pub(crate) app: App,
 }
 
-/// A signature that is ready to go: the message, and the sender's facts.
-struct PreparedSignature {
-    envelope: Envelope,
-    publish: Publish,
-    facts: Commit,
-    span: tracing::Span,
+/// A signature that can be sent: its message, and the facts that its sender writes.
+pub(crate) struct PreparedSignature {
+    pub(crate) publish: Publish,
+    pub(crate) facts: Commit,
+    pub(crate) sending: Sending,
+}
+
+/// A task on its way to the broker.
+pub(crate) struct Sending {
+    pub(crate) id: TaskId,
+    pub(crate) eta: Option<Timestamp>,
+    /// Ends when it is dropped: after the confirm.
+    pub(crate) span: tracing::Span,
+}
+
+impl App {
+    /// Returns a client that sends signatures.
+    pub fn client(&self) -> Client {
+        Client { app: self.clone() }
+    }
 }
 
 impl Client {
-    pub(crate) fn new(app: App) -> Self {
-        Self { app }
-    }
-
     /// Sends a signature. `Ok` means that the broker has confirmed it: stored and in its queue.
     ///
     /// Sending the same signature again (after [`PublishError::Unknown`], say) is safe: it keeps its id, and
@@ -62,32 +71,26 @@ impl Client {
     /// # Cancel safety
     /// As [`send`](Self::send), for each of them.
     pub async fn send_all<R>(&self, signatures: Vec<Signature<R>>) -> Vec<Result<AsyncResult<R>, SendError>> {
-        let mut answers = Vec::with_capacity(signatures.len());
-        let mut batch = Vec::with_capacity(signatures.len());
-        let mut facts = Vec::with_capacity(signatures.len());
-        // A span is over when it is dropped: after the confirm.
-        let mut spans = Vec::with_capacity(signatures.len());
-        for signature in signatures {
-            answers.push(self.prepare(signature.parts).map(|ready| {
-                batch.push(ready.publish);
-                facts.push(ready.facts);
-                spans.push(ready.span);
-                (ready.envelope.id, ready.envelope.eta)
-            }));
-        }
-        let sent = self.publish(answers, batch, facts).await;
-        drop(spans);
-        sent
+        self.publish(signatures.into_iter().map(|signature| self.prepare(signature.parts)).collect()).await
     }
 
-    /// Publishes and records what is ready: one answer for each, in their order.
+    /// Publishes and records prepared signatures; one answer for each, in their order.
     pub(crate) async fn publish<R>(
         &self,
-        ready: Vec<Result<(TaskId, Option<Timestamp>), SendError>>,
-        batch: Vec<Publish>,
-        facts: Vec<Commit>,
+        prepared: Vec<Result<PreparedSignature, SendError>>,
     ) -> Vec<Result<AsyncResult<R>, SendError>> {
         let app = &self.app.0;
+        let mut batch = Vec::with_capacity(prepared.len());
+        let mut facts = Vec::with_capacity(prepared.len());
+        let sending: Vec<Result<Sending, SendError>> = prepared
+            .into_iter()
+            .map(|prepared| {
+                let prepared = prepared?;
+                batch.push(prepared.publish);
+                facts.push(prepared.facts.into());
+                Ok(prepared.sending)
+            })
+            .collect();
         let (published, recorded) = tokio::join!(app.broker.publish(batch), app.backend.commit(facts));
         // The order of the two does not matter, and a record that could not be written does not undo a
         // confirmed message: to its sender a missing record reads as pending.
@@ -95,11 +98,12 @@ impl Client {
             tracing::warn!(%error, "the backend did not take the sender's part of a record");
         }
         let mut published = published.into_iter();
-        let (mut unsent, mut scheduled) = (Vec::new(), Vec::new());
-        let results = ready
+        let mut unsent = Vec::new();
+        let mut scheduled = Vec::new();
+        let results = sending
             .into_iter()
-            .map(|answer| {
-                let (id, eta) = answer?;
+            .map(|sending| {
+                let Sending { id, eta, span: _span } = sending?;
                 match published.next() {
                     Some(Ok(())) => {
                         scheduled.extend(eta.map(|at| {
@@ -110,7 +114,7 @@ impl Client {
                     }
                     Some(Err(source)) => {
                         if source.is_certain() {
-                            unsent.push(forget(&id));
+                            unsent.push(forget(&id).into());
                         }
                         Err(SendError::Publish { id, source })
                     }
@@ -174,8 +178,12 @@ impl Client {
         let span = send_span(&parts.id, &name, &queue);
         let trace = span.in_scope(TraceContext::current);
         app.trust.may_sign(&name, &queue, now).map_err(|why| SendError::Key { id: parts.id.clone(), why })?;
-        let too_large =
-            |id: &TaskId, (what, size, limit)| SendError::TooLarge { id: id.clone(), what, size, limit };
+        let too_large = |id: &TaskId, Oversize { part, size, max }| SendError::TooLarge {
+            id: id.clone(),
+            what: part,
+            size,
+            limit: max,
+        };
         if let (Some(soft), Some(hard)) = (parts.soft_timeout, parts.timeout)
             && soft >= hard
         {
@@ -190,7 +198,7 @@ impl Client {
             retry: parts.retry,
             timeout_ms: parts.timeout.map(millis),
             soft_timeout_ms: parts.soft_timeout.map(millis),
-            eta,
+            first_eta: eta,
             headers: parts.headers,
         };
         if let Some(exceeded) = body.exceeded(&app.max_sizes) {
@@ -229,7 +237,8 @@ impl Client {
             facts.facts.extend(message_to_fact(&message).map(|message| (name::MESSAGE.into(), message)));
         }
         let publish = Publish { target: Target::Queue(queue), message, delay: keep_for(due.since(now)) };
-        Ok(PreparedSignature { envelope, publish, facts, span })
+        let sending = Sending { id: envelope.id, eta: envelope.eta, span };
+        Ok(PreparedSignature { publish, facts, sending })
     }
 }
 

@@ -9,9 +9,8 @@ use crate::{
     args::Results,
     backend::{BackendError, Commit, Committed, Index, IndexUpdate},
     broker::{BrokerError, Publish, Target},
-    client::{Client, sender_facts},
+    client::{Client, PreparedSignature, Sending, sender_facts},
     clock::Timestamp,
-    envelope::Envelope,
     error::SendError,
     id::{SessionId, TaskId},
     record::{
@@ -19,10 +18,10 @@ use crate::{
         name, next_attempt,
     },
     result::AsyncResult,
-    stored_message::{MAX_STORED_BYTES, message_from_fact},
+    security::VerifyError,
+    session_channel::wake_session,
     trace::TraceContext,
-    trust::VerifyError,
-    worker::wake_session,
+    wire::{Envelope, MAX_STORED_BYTES, message_from_fact},
 };
 
 /// How many entries of a list are read at once.
@@ -262,9 +261,10 @@ impl Client {
         record.facts.push((name::RETRY_OF.into(), text(&of)));
         let target = Target::Queue(envelope.queue.clone());
         let publish = Publish { target, message: self.app.seal(&envelope), delay: std::time::Duration::ZERO };
-        let ready = vec![Ok((envelope.id.clone(), None))];
+        let sending = Sending { id: envelope.id, eta: None, span: tracing::Span::none() };
+        let prepared = PreparedSignature { publish, facts: record, sending };
         // INVARIANT: one answer for one message.
-        Ok(self.publish(ready, vec![publish], vec![record]).await.pop().expect("one answer")?)
+        Ok(self.publish(vec![Ok(prepared)]).await.pop().expect("one answer")?)
     }
 
     /// Writes down which task repeats this one, before it is sent: whoever asks meanwhile, or after a crash, sends
@@ -296,7 +296,7 @@ impl Client {
 
     pub(crate) async fn commit(&self, commit: Commit) -> Result<Committed, BackendError> {
         // INVARIANT: one answer for one commit.
-        self.app.0.backend.commit(vec![commit]).await.pop().expect("one answer")
+        self.app.0.backend.commit(vec![commit.into()]).await.pop().expect("one answer")
     }
 
     async fn unlist(&self, id: &TaskId) -> Result<(), BackendError> {

@@ -1,110 +1,15 @@
 //! Errors of the core, by what the caller can do about them.
 //!
-//! A task that fails is not an error of the worker: what a handler says by [`TaskError`] becomes an outcome of its
-//! attempt and is recorded. The other errors are answers to the one who called.
+//! A failed task is no error of the worker: [`TaskError`] becomes an outcome of its attempt and is recorded. The other
+//! errors are answers to the caller.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use crate::{backend::BackendError, broker::PublishError, id::InvalidName};
 
 pub use machinist_adapter::error::BoxError;
-pub(crate) use machinist_adapter::error::chain;
 
-/// A handler's *no*: the attempt failed, and what should follow from that.
-///
-/// Any error turns into one with `?`, and then counts as an ordinary failure: it is tried again as the retry
-/// policy says. [`permanent`](Self::permanent) and [`retry_in`](Self::retry_in) say something else.
-///
-/// `TaskError` is not a [`std::error::Error`] itself; that is what allows the conversion from every type that is.
-///
-/// # Examples
-/// ```
-/// use machinist_core::TaskError;
-/// use std::time::Duration;
-///
-/// async fn fetch(url: String) -> Result<u64, TaskError> {
-///     let port: u64 = url.parse()?;                                   // an ordinary failure
-///     match port {
-///         0 => Err(TaskError::permanent("port 0 never answers")),     // never tried again
-///         1 => Err(TaskError::retry_in(Duration::from_secs(30))),     // later, without spending a retry
-///         port => Ok(port),
-///     }
-/// }
-/// ```
-#[derive(Debug)]
-pub struct TaskError {
-    pub(crate) disposition: Disposition,
-    pub(crate) error: BoxError,
-}
-
-/// What a handler wants to follow from its failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Disposition {
-    /// As the retry policy says.
-    Failed,
-    /// Not again.
-    Permanent,
-    /// If a retry is left, then after this while instead of the policy's.
-    RetryAfter(Duration),
-    /// Again after this while, whatever the retry policy says.
-    RetryIn(Duration),
-    /// The arguments do not fit the handler.
-    Malformed,
-}
-
-impl TaskError {
-    /// An ordinary failure: tried again as the retry policy says.
-    pub fn new(error: impl Into<BoxError>) -> Self {
-        Self { disposition: Disposition::Failed, error: error.into() }
-    }
-
-    /// A failure that trying again cannot mend: the task ends in FAILURE now, whatever retries are left.
-    pub fn permanent(error: impl Into<BoxError>) -> Self {
-        Self { disposition: Disposition::Permanent, error: error.into() }
-    }
-
-    /// Not now: run the task again after `delay`.
-    ///
-    /// This spends none of the retries; a separate cap on postponements
-    /// ([`RetryPolicy::max_postponements`](crate::RetryPolicy::max_postponements)) stops an endless loop.
-    #[doc(alias = "ErrRetryTaskLater")]
-    pub fn retry_in(delay: Duration) -> Self {
-        Self { disposition: Disposition::RetryIn(delay), error: "the task asked to be run later".into() }
-    }
-
-    /// The arguments do not fit the handler: FAILURE/malformed, never tried again.
-    pub fn malformed(error: impl Into<BoxError>) -> Self {
-        Self { disposition: Disposition::Malformed, error: error.into() }
-    }
-
-    /// Says why, keeping what should follow: `TaskError::retry_in(delay).because(error)`.
-    #[must_use]
-    pub fn because(self, error: impl Into<BoxError>) -> Self {
-        Self { error: error.into(), ..self }
-    }
-
-    /// The error that was given, if it is an `E`.
-    pub fn downcast_ref<E: std::error::Error + 'static>(&self) -> Option<&E> {
-        self.error.downcast_ref()
-    }
-
-    /// The text of the error and of everything that caused it, outermost first.
-    pub fn chain(&self) -> Vec<String> {
-        chain(self.error.as_ref())
-    }
-}
-
-impl<E: Into<BoxError>> From<E> for TaskError {
-    fn from(error: E) -> Self {
-        Self::new(error)
-    }
-}
-
-impl fmt::Display for TaskError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)
-    }
-}
+pub use crate::task_error::TaskError;
 
 /// Why a signature was not sent.
 #[derive(Debug, thiserror::Error)]

@@ -8,24 +8,19 @@ use std::{sync::OnceLock, time::Duration};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    admission::{Admission, admit},
     args::Results,
     broker::{HeaderValue, Headers, Message},
     clock::Timestamp,
-    codec::Codec,
-    encryption,
-    envelope::{DeadMark, Envelope, FirstSigner, attempt_of, dead_letter},
     id::{QueueName, RunId, SessionId, TaskId},
     record::{
         Counters, Facts, FailureKind, RevokeDecision, RevokeMode, StartDecision, StartRequest, Suspicion,
         Verdict, decide_revoke, decide_start, failure_without_run, fold, json as fact, name,
         recorded_follow_up, suspicion,
     },
+    security::{Admission, Trust, admit, encryption},
+    session_channel::wake_session,
     sign::{Algorithm, Key, KeyId, KeyState, Keyring, input::SigningInput},
-    sizes::MaxSizes,
-    stored_message::message_from_fact,
-    trust::Trust,
-    worker::wake_session,
+    wire::{Codec, DeadMark, Envelope, FirstSigner, MaxSizes, attempt_of, dead_letter, message_from_fact},
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -89,8 +84,8 @@ pub fn verify(data: &[u8]) {
         let sealed = |algorithm| {
             let own = Key::with_secret(algorithm, "own", &[7; 32]).expect("32 bytes");
             let web = Key::with_secret(algorithm, "web", &[8; 32]).expect("32 bytes");
-            let wake_session = Keyring::new([own, web.with_state(KeyState::Verify)]).expect("a ring");
-            let trust = Trust::new(Some(wake_session), false, None);
+            let ring = Keyring::new([own, web.with_state(KeyState::Verify)]).expect("a ring");
+            let trust = Trust::new(Some(ring), false, None);
             let message = trust.seal(&full_envelope(), NOW);
             (trust, message)
         };
@@ -141,7 +136,7 @@ pub(crate) fn signed_alike_only_if_equal(one: &Envelope, other: &Envelope) {
 /// said to be locked.
 pub fn encrypted(data: &[u8]) {
     static HIDDEN: OnceLock<(Keyring, Envelope)> = OnceLock::new();
-    let (wake_session, hidden) = HIDDEN.get_or_init(|| {
+    let (ring, hidden) = HIDDEN.get_or_init(|| {
         let key = Key::with_secret(Algorithm::XChaCha20Poly1305, "hide", &[7; 32]).expect("32 bytes");
         let hidden = encryption::encrypted(full_envelope(), &key);
         (Keyring::from(key), hidden)
@@ -154,7 +149,7 @@ pub fn encrypted(data: &[u8]) {
     }
     for body in [body, data.to_vec()] {
         let changed = Envelope { body: body.into(), ..hidden.clone() };
-        match encryption::decrypted(&changed, Some(wake_session)) {
+        match encryption::decrypted(&changed, Some(ring)) {
             Ok(opened) => assert!(changed.body == hidden.body && opened == full_envelope(), "{opened:?}"),
             Err(locked) => drop(locked.to_string()),
         }
@@ -168,19 +163,15 @@ pub fn encrypted(data: &[u8]) {
     ]
     .into_iter()
     .collect();
-    assert!(
-        encryption::decrypt_outcome(&id, &mut facts, Some(wake_session)).is_some(),
-        "nobody encrypted {text:?}"
-    );
+    assert!(encryption::decrypt_outcome(&id, &mut facts, Some(ring)).is_some(), "nobody encrypted {text:?}");
     let plain: Map<String, Value> = [("error".to_owned(), json!({ "chain": [text] }))].into_iter().collect();
     let mut commit = crate::backend::Commit::new(id.clone());
     commit.facts = vec![(name::END.into(), fact(&plain))];
-    let mut facts: Facts =
-        encryption::encrypt_outcome(commit, wake_session.encrypting_key().expect("it is active"))
-            .facts
-            .into_iter()
-            .collect();
-    assert_eq!(encryption::decrypt_outcome(&id, &mut facts, Some(wake_session)), None);
+    let mut facts: Facts = encryption::encrypt_outcome(commit, ring.encrypting_key().expect("it is active"))
+        .facts
+        .into_iter()
+        .collect();
+    assert_eq!(encryption::decrypt_outcome(&id, &mut facts, Some(ring)), None);
     assert_eq!(facts.read::<Map<String, Value>>(name::END), Some(plain));
 }
 

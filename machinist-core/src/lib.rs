@@ -2,20 +2,16 @@
 //!
 //! This crate knows no network: brokers and backends are behind two seams, [`broker`] and [`backend`].
 
-mod admission;
 mod app;
 pub mod args;
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench;
 mod client;
-mod codec;
 mod context;
 mod control;
 mod dead_letters;
 mod delay;
-mod encryption;
-mod envelope;
 pub mod error;
 pub mod extract;
 #[cfg(any(test, fuzzing))]
@@ -26,13 +22,14 @@ mod middleware;
 pub mod record;
 mod result;
 mod retry;
+mod security;
+mod session_channel;
 pub mod sign;
 mod signature;
-mod sizes;
-mod stored_message;
 mod task;
+mod task_error;
 mod trace;
-mod trust;
+mod wire;
 pub mod worker;
 
 #[cfg(feature = "tls")]
@@ -42,7 +39,6 @@ pub use machinist_adapter::{backend, broker, clock, diagnose, id};
 pub use app::{App, AppBuilder, AppError};
 pub use args::{Arg, Json, Rest, Results};
 pub use client::Client;
-pub use codec::Codec;
 pub use context::TaskContext;
 pub use control::{ControlError, Revoked, Scheduled};
 pub use dead_letters::{DeadFilter, DeadLetter, DeadLetterOutcome};
@@ -53,8 +49,8 @@ pub use middleware::{Middleware, Next, PublishHook};
 pub use result::{AsyncResult, wait_all, wait_any};
 pub use retry::{Backoff, RetryPolicy};
 pub use signature::Signature;
-pub use sizes::MaxSizes;
 pub use task::TaskDef;
+pub use wire::{Codec, MaxSizes};
 pub use worker::{Worker, WorkerBuilder};
 
 /// The examples of `docs/time.md` are compiled.

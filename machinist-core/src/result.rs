@@ -20,7 +20,7 @@ use crate::{
 /// How often a waiter looks without having been woken.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// How many results are waited for at the same time.
-const RESULTS_PER_READ: usize = 512;
+const MAX_CONCURRENT_WAITS: usize = 512;
 
 /// The result of a task, now or later; `R` is what it is read as.
 ///
@@ -32,6 +32,13 @@ pub struct AsyncResult<R = Results> {
     /// This process has the broker's word that the task was sent, so a missing record means *pending*.
     sent: bool,
     result: PhantomData<fn() -> R>,
+}
+
+impl App {
+    /// Returns the result of a task that was sent earlier, perhaps by another process.
+    pub fn result(&self, id: TaskId) -> AsyncResult {
+        AsyncResult { app: self.clone(), id, sent: false, result: PhantomData }
+    }
 }
 
 impl<R> AsyncResult<R> {
@@ -171,12 +178,6 @@ impl<R> AsyncResult<R> {
     }
 }
 
-impl AsyncResult<Results> {
-    pub(crate) fn reopened(app: App, id: TaskId) -> Self {
-        Self { app, id, sent: false, result: PhantomData }
-    }
-}
-
 impl<R: FromResults> AsyncResult<R> {
     /// Waits for the end of the task and returns what it returned.
     ///
@@ -227,7 +228,7 @@ pub async fn wait_all<R: FromResults>(
     };
     // Those that come later in the list have often ended when it is their turn, and cost one look.
     let mut answers = Vec::with_capacity(results.len());
-    for chunk in results.chunks(RESULTS_PER_READ) {
+    for chunk in results.chunks(MAX_CONCURRENT_WAITS) {
         answers.extend(futures_util::future::join_all(chunk.iter().map(wait)).await);
     }
     answers

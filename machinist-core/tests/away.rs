@@ -159,7 +159,7 @@ impl Backend for View {
     fn capabilities(&self) -> BackendCapabilities {
         self.backend.capabilities()
     }
-    async fn commit(&self, batch: Vec<Commit>) -> Vec<Result<Committed, BackendError>> {
+    async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>> {
         let names: Vec<_> = batch.iter().flat_map(|c| &c.facts).map(|(name, _)| name.to_string()).collect();
         match self.there() {
             Ok(backend) => {

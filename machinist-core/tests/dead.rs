@@ -198,7 +198,13 @@ async fn a_task_that_was_named_and_never_published_is_published() {
     commit.facts = vec![("retried_as".into(), named.to_string().into())];
     let mut sent = machinist_core::backend::Commit::new(named.clone());
     sent.facts = vec![("name".into(), "fail".into()), ("queue".into(), "q".into())];
-    house.app.backend().commit(vec![commit, sent]).await.into_iter().for_each(|done| drop(done.unwrap()));
+    house
+        .app
+        .backend()
+        .commit(vec![commit.into(), sent.into()])
+        .await
+        .into_iter()
+        .for_each(|done| drop(done.unwrap()));
     assert_eq!(successor(&house.replay(&letters).await), named);
     assert_eq!(house.app.result(named).typed::<u32>().wait(SOON).await.unwrap(), 0);
 }

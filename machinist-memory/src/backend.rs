@@ -65,8 +65,8 @@ impl Backend for MemoryBackend {
         BackendCapabilities { durable: false, shared: false }
     }
 
-    async fn commit(&self, batch: Vec<Commit>) -> Vec<Result<Committed, BackendError>> {
-        self.with_state(|state, now| batch.into_iter().map(|commit| Ok(state.commit(commit, now))).collect())
+    async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>> {
+        self.with_state(|state, now| batch.iter().map(|commit| Ok(state.commit(commit, now))).collect())
     }
 
     async fn read(&self, ids: &[TaskId]) -> Result<Vec<Facts>, BackendError> {
@@ -213,7 +213,7 @@ impl Records {
         ids.iter().map(|id| facts(id).unwrap_or_default()).collect()
     }
 
-    fn commit(&mut self, commit: Commit, now: Timestamp) -> Committed {
+    fn commit(&mut self, commit: &Commit, now: Timestamp) -> Committed {
         // An earlier commit of the same batch may have made the record expire at once.
         self.forget_expired(now);
         let mut record = self.records.remove(&commit.id).unwrap_or_default();
@@ -231,7 +231,7 @@ impl Records {
             Committed::Refused(record.facts.clone())
         };
         if !record.facts.is_empty() {
-            self.records.insert(commit.id, record);
+            self.records.insert(commit.id.clone(), record);
         }
         answer
     }
@@ -292,7 +292,7 @@ mod tests {
         let id = TaskId::fresh();
         let session = SessionId::fresh();
         let day = Duration::from_secs(86400);
-        backend.commit(vec![put(&id, "name", Expiry::After(day))]).await;
+        backend.commit(vec![put(&id, "name", Expiry::After(day)).into()]).await;
         backend.open_session(&session, day, Bytes::new()).await.unwrap();
         tokio::time::advance(day - Duration::from_millis(1)).await;
         assert_eq!(backend.alive(std::slice::from_ref(&session)).await.unwrap(), [true]);
@@ -307,7 +307,7 @@ mod tests {
         let backend = MemoryBackend::new();
         let id = TaskId::fresh();
         drop((backend.watch(&id).await.unwrap(), backend.watch(&id).await.unwrap()));
-        backend.commit(vec![put(&id, "name", Expiry::After(Duration::ZERO))]).await;
+        backend.commit(vec![put(&id, "name", Expiry::After(Duration::ZERO)).into()]).await;
         backend.read(&[]).await.unwrap();
         let state = lock(&backend.state);
         assert!(state.watches.is_empty() && state.records.is_empty() && state.expiries.is_empty());

@@ -1,8 +1,8 @@
-//! How fast one file is, and what waiting costs: a sending process and a working one.
+//! Measures the throughput of one file, its latency and the cost of waiting, with a sending and a working process.
 //!
 //! `cargo run --release -p machinist-sqlite --example throughput -- 20000 full`
 
-#![expect(clippy::print_stdout, reason = "a program that prints what it measured")]
+#![expect(clippy::print_stdout, reason = "a program that prints its measurements")]
 
 use std::{
     path::Path,
@@ -25,42 +25,43 @@ use machinist_core::{
 use machinist_sqlite::{SqliteOptions, SqliteStore, Synchronous};
 use tokio::sync::Semaphore;
 
-const TTL: Duration = Duration::from_secs(3600);
+/// Time after which records expire.
+const RECORD_EXPIRY: Duration = Duration::from_secs(3600);
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let mut args = std::env::args().skip(1);
     let count: usize = args.next().as_deref().unwrap_or("20000").parse()?;
     let synchronous = args.next().unwrap_or_else(|| "full".to_owned());
-    let at_once: usize = args.next().as_deref().unwrap_or("64").parse()?;
+    let concurrency: usize = args.next().as_deref().unwrap_or("64").parse()?;
     let options = SqliteOptions {
         synchronous: if synchronous == "normal" { Synchronous::Normal } else { Synchronous::Full },
         ..SqliteOptions::default()
     };
     if let Some(path) = args.next() {
-        return send(&SqliteStore::open(path, options).await?, count, at_once).await;
+        return send(&SqliteStore::open(path, options).await?, count, concurrency).await;
     }
-    let place = tempfile::tempdir_in(".")?;
-    let path = place.path().join("machinist.db");
+    let directory = tempfile::tempdir_in(".")?;
+    let path = directory.path().join("machinist.db");
     let store = SqliteStore::open(&path, options).await?;
     let started = Instant::now();
-    let mut sender = start_sender(&path, count, &synchronous, at_once)?;
-    work(&store, count, at_once).await?;
+    let mut sender = start_sender(&path, count, &synchronous, concurrency)?;
+    work(&store, count, concurrency).await?;
     let took = started.elapsed();
     sender.wait()?;
     println!("send + drain: {count} in {took:.2?}, {:.0} tasks/s", count as f64 / took.as_secs_f64());
-    lone(&store).await?;
-    idle(&store).await
+    measure_latency(&store).await?;
+    measure_idle(&store).await
 }
 
 fn start_sender(
     path: &Path,
     count: usize,
     synchronous: &str,
-    at_once: usize,
+    concurrency: usize,
 ) -> Result<std::process::Child, BoxError> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg(count.to_string()).arg(synchronous).arg(at_once.to_string()).arg(path);
+    command.arg(count.to_string()).arg(synchronous).arg(concurrency.to_string()).arg(path);
     Ok(command.spawn()?)
 }
 
@@ -73,11 +74,13 @@ fn fact(name: &str, value: &str) -> (FactName, Bytes) {
 }
 
 fn commit(id: &TaskId, facts: Vec<(FactName, Bytes)>) -> Commit {
-    Commit { facts, expiry: Expiry::After(TTL), ..Commit::new(id.clone()) }
+    Commit { facts, expiry: Expiry::After(RECORD_EXPIRY), ..Commit::new(id.clone()) }
 }
 
 async fn send_one(store: &SqliteStore) -> Result<TaskId, BoxError> {
-    let (broker, backend, id) = (store.broker(), store.backend(), TaskId::fresh());
+    let broker = store.broker();
+    let backend = store.backend();
+    let id = TaskId::fresh();
     let mut message =
         Message { id: Some(id.to_string()), body: Bytes::from(vec![b'x'; 200]), ..Message::default() };
     for name in ["machinist-signature", "machinist-issued", "machinist-queue", "machinist-eta"] {
@@ -87,18 +90,18 @@ async fn send_one(store: &SqliteStore) -> Result<TaskId, BoxError> {
         ["name", "queue", "root", "trace", "sent"].map(|name| fact(name, "\"0123456789abcdef0123456789\""));
     let publish = Publish { target: Target::Queue(queue()?), message, delay: Duration::ZERO };
     let (recorded, published) =
-        tokio::join!(backend.commit(vec![commit(&id, facts.into())]), broker.publish(vec![publish]));
+        tokio::join!(backend.commit(vec![commit(&id, facts.into()).into()]), broker.publish(vec![publish]));
     recorded.into_iter().next().ok_or("no answer")??;
     published.into_iter().next().ok_or("no answer")??;
     Ok(id)
 }
 
-async fn send(store: &SqliteStore, count: usize, at_once: usize) -> Result<(), BoxError> {
+async fn send(store: &SqliteStore, count: usize, concurrency: usize) -> Result<(), BoxError> {
     let started = Instant::now();
-    let senders = (0..at_once).map(|sender| {
+    let senders = (0..concurrency).map(|sender| {
         let store = store.clone();
         tokio::spawn(async move {
-            for _ in (sender..count).step_by(at_once) {
+            for _ in (sender..count).step_by(concurrency) {
                 send_one(&store).await?;
             }
             Ok::<_, BoxError>(())
@@ -112,14 +115,16 @@ async fn send(store: &SqliteStore, count: usize, at_once: usize) -> Result<(), B
     Ok(())
 }
 
-async fn work(store: &SqliteStore, count: usize, at_once: usize) -> Result<(), BoxError> {
+async fn work(store: &SqliteStore, count: usize, concurrency: usize) -> Result<(), BoxError> {
     let mut consumer =
-        store.broker().consume(Consume { queues: vec![queue()?], prefetch: 2 * at_once as u16 }).await?;
-    let (slots, done) = (Arc::new(Semaphore::new(at_once)), Arc::new(AtomicUsize::new(0)));
+        store.broker().consume(Consume { queues: vec![queue()?], prefetch: 2 * concurrency as u16 }).await?;
+    let slots = Arc::new(Semaphore::new(concurrency));
+    let done = Arc::new(AtomicUsize::new(0));
     for _ in 0..count {
         let delivery = consumer.next().await.ok_or("the store was closed")?;
         let slot = slots.clone().acquire_owned().await?;
-        let (backend, done) = (store.backend(), done.clone());
+        let backend = store.backend();
+        let done = done.clone();
         tokio::spawn(async move {
             let id = TaskId::parse(delivery.message.id.as_deref().unwrap_or_default())?;
             let start =
@@ -127,7 +132,7 @@ async fn work(store: &SqliteStore, count: usize, at_once: usize) -> Result<(), B
             let end = fact("end", "{\"kind\":\"success\",\"results\":[5],\"at\":1234567890123456}");
             for (fact, wake) in [(start, false), (end, true)] {
                 let commit = Commit { wake, unless: vec!["end".into()], ..commit(&id, vec![fact]) };
-                backend.commit(vec![commit]).await.remove(0)?;
+                backend.commit(vec![commit.into()]).await.remove(0)?;
             }
             delivery.receipt.settle(Settle::Ack).await;
             done.fetch_add(1, Ordering::Relaxed);
@@ -135,41 +140,42 @@ async fn work(store: &SqliteStore, count: usize, at_once: usize) -> Result<(), B
             Ok::<_, BoxError>(())
         });
     }
-    drop(slots.acquire_many(at_once as u32).await?);
+    drop(slots.acquire_many(concurrency as u32).await?);
     assert_eq!(done.load(Ordering::Relaxed), count);
     Ok(())
 }
 
-/// One task at a time, sent by another store, as by another process.
-async fn lone(store: &SqliteStore) -> Result<(), BoxError> {
+/// Measures the latency of one task at a time, sent by another store as by another process.
+async fn measure_latency(store: &SqliteStore) -> Result<(), BoxError> {
     let other = SqliteStore::open(store.path(), SqliteOptions::default()).await?;
     let mut consumer = store.broker().consume(Consume { queues: vec![queue()?], prefetch: 1 }).await?;
-    let mut took = Vec::new();
+    let mut latencies = Vec::new();
     for _ in 0..100 {
         tokio::time::sleep(Duration::from_millis(20)).await;
         let started = Instant::now();
         send_one(&other).await?;
         let delivery = consumer.next().await.ok_or("closed")?;
-        took.push(started.elapsed());
+        latencies.push(started.elapsed());
         delivery.receipt.settle(Settle::Ack).await;
     }
-    took.sort_unstable();
-    println!("lone task, send to delivery: p50 {:.2?}, p99 {:.2?}", took[50], took[99]);
+    latencies.sort_unstable();
+    println!("single task, send to delivery: p50 {:.2?}, p99 {:.2?}", latencies[50], latencies[99]);
     Ok(())
 }
 
-async fn idle(store: &SqliteStore) -> Result<(), BoxError> {
+/// Measures the processor time of a consumer that waits.
+async fn measure_idle(store: &SqliteStore) -> Result<(), BoxError> {
     let _consumer = store.broker().consume(Consume { queues: vec![queue()?], prefetch: 1 }).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    // Only Linux tells.
-    let Ok(before) = cpu() else { return Ok(()) };
+    // Processor time is read from /proc, which only Linux has.
+    let Ok(before) = cpu_seconds() else { return Ok(()) };
     tokio::time::sleep(Duration::from_secs(10)).await;
-    println!("idle: {:.2} % of a core", (cpu()? - before) / 10.0 * 100.0);
+    println!("idle: {:.2} % of a core", (cpu_seconds()? - before) / 10.0 * 100.0);
     Ok(())
 }
 
-/// Seconds of processor time that this process has used.
-fn cpu() -> Result<f64, BoxError> {
+/// Processor time that this process has used, in seconds.
+fn cpu_seconds() -> Result<f64, BoxError> {
     let mut nanos = 0u64;
     for task in std::fs::read_dir("/proc/self/task")? {
         let stat = std::fs::read_to_string(task?.path().join("schedstat"))?;

@@ -1,46 +1,47 @@
-//! The file as a result backend.
+//! The file as a result backend: every operation becomes a change or a query of the store's threads.
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use machinist_core::{
+use machinist_adapter::{
     backend::{
         Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Renewed,
         SessionEntry, Watch,
     },
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
+    facts::Facts,
     id::{SessionId, TaskId},
-    record::Facts,
 };
 
 use crate::{
-    fault::{Fault, FaultKind},
-    op::{Answer, Op},
-    reader::Query,
-    store::Shared,
+    error::{StoreError, StoreErrorKind},
+    file_reader::Query,
+    store_handle::StoreHandle,
+    write_request::{ChangeOutcome, StoreChange},
 };
 
-/// Records, sessions and lists in an SQLite file. Made by [`SqliteStore::backend`](crate::SqliteStore::backend).
+/// Result backend in an SQLite file. Created by [`SqliteStore::backend`](crate::SqliteStore::backend).
 ///
-/// Its time is the host's clock, which never goes back while a process runs. What has expired is gone at once for
-/// every reader, and deleted in the background; the file's pages are used again, the file does not shrink.
+/// It stores records, sessions and indexes. Its time is the clock of the host, made monotonic within a process.
+/// Expired records are invisible to every reader at once and are deleted in the background. Their pages in the file
+/// are reused; the file does not shrink.
 #[derive(Debug, Clone)]
 pub struct SqliteBackend {
-    shared: Arc<Shared>,
+    store: Arc<StoreHandle>,
 }
 
 impl SqliteBackend {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+    pub(crate) fn new(store: Arc<StoreHandle>) -> Self {
+        Self { store }
     }
 
-    fn unexpected(&self) -> BackendError {
-        Fault::new(
-            FaultKind::Other,
-            &self.shared.path,
-            &"the writer gave another answer than it was asked for",
+    fn unexpected_outcome(&self) -> BackendError {
+        StoreError::new(
+            StoreErrorKind::Other,
+            &self.store.path,
+            &"the writer returned the outcome of another change",
         )
         .into()
     }
@@ -49,11 +50,11 @@ impl SqliteBackend {
 #[async_trait]
 impl Diagnose for SqliteBackend {
     fn location(&self) -> String {
-        self.shared.path.display().to_string()
+        self.store.path.display().to_string()
     }
 
     async fn diagnose(&self) -> Vec<Finding> {
-        self.shared.diagnose().await
+        self.store.diagnose().await
     }
 }
 
@@ -63,29 +64,29 @@ impl Backend for SqliteBackend {
         BackendCapabilities { durable: true, shared: true }
     }
 
-    async fn commit(&self, batch: Vec<Commit>) -> Vec<Result<Committed, BackendError>> {
-        let answers = self.shared.change(batch.into_iter().map(Op::Commit).collect()).await;
-        answers
+    async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>> {
+        let outcomes = self.store.apply_changes(batch.into_iter().map(StoreChange::Commit).collect()).await;
+        outcomes
             .into_iter()
-            .map(|answer| match answer? {
-                Answer::Committed(committed) => Ok(committed),
-                _ => Err(self.unexpected()),
+            .map(|outcome| match outcome? {
+                ChangeOutcome::Committed(committed) => Ok(committed),
+                _ => Err(self.unexpected_outcome()),
             })
             .collect()
     }
 
     async fn read(&self, ids: &[TaskId]) -> Result<Vec<Facts>, BackendError> {
         let ids = ids.to_vec();
-        Ok(self.shared.ask(|reply| Query::Records(ids, reply)).await?)
+        Ok(self.store.query(|reply| Query::Records(ids, reply)).await?)
     }
 
     async fn watch(&self, id: &TaskId) -> Result<Watch, BackendError> {
-        let (signal, watcher) = self.shared.hub.watch(id);
+        let (signal, watcher) = self.store.watches.watch(id);
         Ok(Watch::new(signal, Some(Box::new(watcher))))
     }
 
     async fn now(&self) -> Result<Timestamp, BackendError> {
-        Ok(self.shared.now())
+        Ok(self.store.now())
     }
 
     async fn open_session(
@@ -94,9 +95,13 @@ impl Backend for SqliteBackend {
         lease: Duration,
         info: Bytes,
     ) -> Result<Timestamp, BackendError> {
-        match self.shared.change_one(Op::OpenSession { session: session.clone(), lease, info }).await? {
-            Answer::At(now) => Ok(now),
-            _ => Err(self.unexpected()),
+        match self
+            .store
+            .apply_change(StoreChange::OpenSession { session: session.clone(), lease, info })
+            .await?
+        {
+            ChangeOutcome::At(now) => Ok(now),
+            _ => Err(self.unexpected_outcome()),
         }
     }
 
@@ -107,29 +112,30 @@ impl Backend for SqliteBackend {
         info: Bytes,
         running: &[TaskId],
     ) -> Result<Renewed, BackendError> {
-        let renew = Op::RenewSession { session: session.clone(), lease, info, running: running.to_vec() };
-        match self.shared.change_one(renew).await? {
-            Answer::Renewed(renewed) => Ok(renewed),
-            _ => Err(self.unexpected()),
+        let renew =
+            StoreChange::RenewSession { session: session.clone(), lease, info, running: running.to_vec() };
+        match self.store.apply_change(renew).await? {
+            ChangeOutcome::Renewed(renewed) => Ok(renewed),
+            _ => Err(self.unexpected_outcome()),
         }
     }
 
     async fn close_session(&self, session: &SessionId) -> Result<(), BackendError> {
-        self.shared.change_one(Op::CloseSession(session.clone())).await?;
+        self.store.apply_change(StoreChange::CloseSession(session.clone())).await?;
         Ok(())
     }
 
     async fn alive(&self, sessions: &[SessionId]) -> Result<Vec<bool>, BackendError> {
         let ids = sessions.to_vec();
-        Ok(self.shared.ask(|reply| Query::Alive(ids, reply)).await?)
+        Ok(self.store.query(|reply| Query::Alive(ids, reply)).await?)
     }
 
     async fn sessions(&self) -> Result<Vec<SessionEntry>, BackendError> {
-        Ok(self.shared.ask(Query::Sessions).await?)
+        Ok(self.store.query(Query::Sessions).await?)
     }
 
     async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
-        self.shared.change_one(Op::UpdateIndexes(updates)).await?;
+        self.store.apply_change(StoreChange::UpdateIndexes(updates)).await?;
         Ok(())
     }
 
@@ -139,6 +145,6 @@ impl Backend for SqliteBackend {
         after: Option<(Timestamp, String)>,
         limit: usize,
     ) -> Result<Vec<(Timestamp, String)>, BackendError> {
-        Ok(self.shared.ask(|reply| Query::List { index, after, limit, reply }).await?)
+        Ok(self.store.query(|reply| Query::List { index, after, limit, reply }).await?)
     }
 }

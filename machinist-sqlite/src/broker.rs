@@ -1,12 +1,9 @@
-//! The file as a broker.
+//! The file as a broker: consumers receive from the store's writing thread, and receipts settle through it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use machinist_core::{
+use machinist_adapter::{
     broker::{
         Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
         QueueDepth, Receipt, Settle, Settled, SideQueue, SubscriptionHealth, Target,
@@ -17,55 +14,52 @@ use machinist_core::{
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::{
-    fault::Fault,
-    messages::Claimed,
-    op::{Handed, Op, Subscription},
-    owners::Tenure,
-    reader::Query,
-    store::Shared,
+    error::StoreError,
+    file_reader::Query,
+    messages::ClaimedMessage,
+    owners::OwnerRegistration,
+    store_handle::StoreHandle,
+    subscription::{ClaimedDelivery, SqliteSubscription},
+    write_request::StoreChange,
 };
 
-/// The largest message, in bytes: what RabbitMQ takes where it is told to take the most.
-const LARGEST: usize = 512 << 20;
+/// Maximum size of a message, in bytes: the largest maximum that RabbitMQ can be configured with.
+const MAX_MESSAGE_BYTES: usize = 512 << 20;
 
-/// Queues in an SQLite file. Made by [`SqliteStore::broker`](crate::SqliteStore::broker).
+/// Broker in an SQLite file. Created by [`SqliteStore::broker`](crate::SqliteStore::broker).
 ///
-/// Messages are delivered by priority, then by due time, then in the order in which they were published; a queue
-/// is declared by whoever first names it. A message is claimed for a process, and comes back when that process
-/// dies; the crate's documentation tells how the others learn of it.
+/// Messages are delivered by priority, then by due time, then in the order in which they were published. A queue is
+/// declared at its first use. A message is claimed for a process and comes back when that process dies; the
+/// documentation of the crate explains how the others detect it.
 #[derive(Debug, Clone)]
 pub struct SqliteBroker {
-    shared: Arc<Shared>,
+    store: Arc<StoreHandle>,
 }
 
 impl SqliteBroker {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+    pub(crate) fn new(store: Arc<StoreHandle>) -> Self {
+        Self { store }
     }
 
-    fn check_open(&self) -> Result<(), Fault> {
-        if self.shared.broker_closed.load(Ordering::Acquire) {
-            return Err(Fault::closed(&self.shared.path));
+    fn check_open(&self) -> Result<(), StoreError> {
+        if self.store.is_broker_closed() {
+            return Err(StoreError::closed(&self.store.path));
         }
         Ok(())
     }
 
     async fn subscribe(&self, targets: Vec<Target>, prefetch: u16) -> Result<Box<dyn Consumer>, BrokerError> {
         self.check_open()?;
-        let subscription = Arc::new(Subscription {
-            targets,
-            prefetch: usize::from(prefetch.max(1)),
-            held: AtomicUsize::new(0),
-        });
-        let (out, incoming) = mpsc::unbounded_channel();
-        // Made before the answer: if this future is dropped, the consumer is, and ends the subscription.
+        let subscription = Arc::new(SqliteSubscription::new(targets, prefetch));
+        let (deliveries, incoming) = mpsc::unbounded_channel();
+        // Created before the request: if this future is dropped, so is the consumer, which ends the subscription.
         let consumer = SqliteConsumer {
-            shared: self.shared.clone(),
+            store: self.store.clone(),
             subscription: subscription.clone(),
             incoming,
             stopped: false,
         };
-        self.shared.change_one(Op::Subscribe(subscription, out)).await?;
+        self.store.apply_change(StoreChange::Subscribe(subscription, deliveries)).await?;
         Ok(Box::new(consumer))
     }
 }
@@ -73,11 +67,11 @@ impl SqliteBroker {
 #[async_trait]
 impl Diagnose for SqliteBroker {
     fn location(&self) -> String {
-        self.shared.path.display().to_string()
+        self.store.path.display().to_string()
     }
 
     async fn diagnose(&self) -> Vec<Finding> {
-        self.shared.diagnose().await
+        self.store.diagnose().await
     }
 }
 
@@ -93,26 +87,29 @@ impl Broker for SqliteBroker {
         }
         let too_large = |publish: &Publish| {
             let size = publish.message.size();
-            (size > LARGEST).then_some(PublishError::TooLarge { size, limit: LARGEST })
+            (size > MAX_MESSAGE_BYTES).then_some(PublishError::TooLarge { size, limit: MAX_MESSAGE_BYTES })
         };
         let refused: Vec<_> = batch.iter().map(too_large).collect();
         let taken = batch.into_iter().zip(&refused).filter(|(_, refused)| refused.is_none());
-        let mut answers =
-            self.shared.change(taken.map(|(publish, _)| Op::Publish(publish)).collect()).await.into_iter();
+        let mut outcomes = self
+            .store
+            .apply_changes(taken.map(|(publish, _)| StoreChange::Publish(publish)).collect())
+            .await
+            .into_iter();
         refused
             .into_iter()
             .map(|refused| match refused {
                 Some(error) => Err(error),
-                None => match answers.next() {
-                    Some(answer) => answer.map(drop).map_err(PublishError::from),
-                    None => Err(Fault::closed(&self.shared.path).into()),
+                None => match outcomes.next() {
+                    Some(outcome) => outcome.map(drop).map_err(PublishError::from),
+                    None => Err(StoreError::closed(&self.store.path).into()),
                 },
             })
             .collect()
     }
 
-    async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
-        self.subscribe(what.queues.into_iter().map(Target::Queue).collect(), what.prefetch).await
+    async fn consume(&self, consume: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
+        self.subscribe(consume.queues.into_iter().map(Target::Queue).collect(), consume.prefetch).await
     }
 
     async fn consume_side_queue(
@@ -124,46 +121,45 @@ impl Broker for SqliteBroker {
             SideQueue::DeadLetters(queue) => {
                 self.subscribe(vec![Target::DeadLetters(queue)], prefetch).await.map(Some)
             }
-            // A delayed message waits in its own queue here, which nobody can delete.
+            // A delayed message waits in its own queue, which cannot be deleted.
             SideQueue::Undelivered => Ok(None),
         }
     }
 
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         let queues = queues.to_vec();
-        Ok(self.shared.ask(|reply| Query::Depth(queues, reply)).await?)
+        Ok(self.store.query(|reply| Query::Depth(queues, reply)).await?)
     }
 
     async fn close(&self) {
-        self.shared.broker_closed.store(true, Ordering::Release);
-        self.shared.leave().await;
+        self.store.close_broker().await;
     }
 }
 
 #[derive(Debug)]
 struct SqliteConsumer {
-    shared: Arc<Shared>,
-    subscription: Arc<Subscription>,
-    incoming: UnboundedReceiver<Handed>,
+    store: Arc<StoreHandle>,
+    subscription: Arc<SqliteSubscription>,
+    incoming: UnboundedReceiver<ClaimedDelivery>,
     stopped: bool,
 }
 
 impl SqliteConsumer {
-    fn receipt(&self, message: i64, tenure: Arc<Tenure>) -> SqliteReceipt {
+    fn receipt(&self, message: i64, registration: Arc<OwnerRegistration>) -> SqliteReceipt {
         SqliteReceipt {
-            shared: self.shared.clone(),
+            store: self.store.clone(),
             subscription: self.subscription.clone(),
-            tenure,
+            registration,
             message,
             settled: false,
         }
     }
 
-    /// Hands back what has arrived and was not asked for. The receipts do it.
+    /// Hands back the messages that have arrived and were not taken. Dropping their receipts does it.
     fn hand_back(&mut self) {
         self.incoming.close();
-        while let Ok((claimed, tenure)) = self.incoming.try_recv() {
-            drop(self.receipt(claimed.id, tenure));
+        while let Ok(delivery) = self.incoming.try_recv() {
+            drop(self.receipt(delivery.message.id, delivery.registration));
         }
     }
 }
@@ -172,10 +168,11 @@ impl SqliteConsumer {
 impl Consumer for SqliteConsumer {
     async fn next(&mut self) -> Option<Delivery> {
         while !self.stopped {
-            let (Claimed { id, queue, redelivered, message }, tenure) = self.incoming.recv().await?;
-            let receipt = self.receipt(id, tenure);
-            // What was lost before anybody saw it is somebody else's by now.
-            if !receipt.tenure.is_over() {
+            let delivery = self.incoming.recv().await?;
+            let ClaimedMessage { id, queue, redelivered, message } = delivery.message;
+            let receipt = self.receipt(id, delivery.registration);
+            // If the registration has ended, the message was handed to another process.
+            if !receipt.registration.has_ended() {
                 return Some(Delivery { queue, message, redelivered, receipt: Box::new(receipt) });
             }
         }
@@ -184,82 +181,95 @@ impl Consumer for SqliteConsumer {
 
     async fn stop(&mut self) {
         if !std::mem::replace(&mut self.stopped, true) {
-            // If the file cannot be written, what was handed back stays with this process until it ends.
-            let _ = self.shared.change_one(Op::Unsubscribe(self.subscription.clone())).await;
+            // If the file cannot be written, this process holds these messages until it ends.
+            let _ = self.store.apply_change(StoreChange::Unsubscribe(self.subscription.clone())).await;
             self.hand_back();
-            // After what was handed back.
-            let _ = self.shared.change_one(Op::UpdateIndexes(Vec::new())).await;
+            // An empty change: when it is answered, the messages above are handed back.
+            let _ = self.store.apply_change(StoreChange::UpdateIndexes(Vec::new())).await;
         }
     }
 
     fn health(&self) -> Box<dyn SubscriptionHealth> {
-        Box::new(SqliteSubscriptionHealth(Arc::clone(&self.shared)))
+        Box::new(SqliteSubscriptionHealth(Arc::clone(&self.store)))
     }
 }
 
-/// Whether the file answers, and this store is open: the rest of a subscription is in this process.
+/// Health of a subscription: good if the file answers and the store is open. The rest of a subscription is in this
+/// process.
 #[derive(Debug)]
-struct SqliteSubscriptionHealth(Arc<Shared>);
+struct SqliteSubscriptionHealth(Arc<StoreHandle>);
 
-/// How long a file may take to answer.
-const ANSWER: std::time::Duration = std::time::Duration::from_secs(5);
+/// Maximum time that the file may take to answer a health check.
+const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[async_trait]
 impl SubscriptionHealth for SqliteSubscriptionHealth {
     async fn check(&self) -> Result<(), String> {
-        if self.0.broker_closed.load(Ordering::Acquire) {
+        if self.0.is_broker_closed() {
             return Err("the store was closed".to_owned());
         }
-        match tokio::time::timeout(ANSWER, self.0.ask(|reply| Query::Depth(Vec::new(), reply))).await {
+        match tokio::time::timeout(
+            HEALTH_CHECK_TIMEOUT,
+            self.0.query(|reply| Query::Depth(Vec::new(), reply)),
+        )
+        .await
+        {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(fault)) => Err(BrokerError::from(fault).to_string()),
-            Err(_) => Err(format!("{} does not answer within {ANSWER:?}", self.0.path.display())),
+            Ok(Err(error)) => Err(BrokerError::from(error).to_string()),
+            Err(_) => {
+                Err(format!("{} does not answer within {HEALTH_CHECK_TIMEOUT:?}", self.0.path.display()))
+            }
         }
     }
 
     fn disconnects(&self) -> u64 {
-        // There is no connection. What comes nearest is to be taken for dead.
-        self.0.hub.losses()
+        // A file has no connection. The nearest equivalent is that this process was declared dead.
+        self.0.watches.ownership_losses()
     }
 }
 
 impl Drop for SqliteConsumer {
     fn drop(&mut self) {
-        // A closed store has handed back everything.
-        let _ = self.shared.tell(Op::Unsubscribe(self.subscription.clone()));
+        // Fails only if the store is closed. It has handed back everything.
+        let _ = self.store.send_change(StoreChange::Unsubscribe(self.subscription.clone()));
         self.hand_back();
     }
 }
 
 #[derive(Debug)]
 struct SqliteReceipt {
-    shared: Arc<Shared>,
-    subscription: Arc<Subscription>,
-    tenure: Arc<Tenure>,
+    store: Arc<StoreHandle>,
+    subscription: Arc<SqliteSubscription>,
+    registration: Arc<OwnerRegistration>,
     message: i64,
     settled: bool,
 }
 
 impl SqliteReceipt {
-    fn tell(&mut self, how: Settle) -> Settled {
+    fn settle_once(&mut self, how: Settle) -> Settled {
         if std::mem::replace(&mut self.settled, true) {
             return Settled::Done;
         }
-        self.subscription.held.fetch_sub(1, Ordering::AcqRel);
-        let settle = Op::Settle { message: self.message, owner: self.tenure.owner, how };
-        if self.tenure.is_over() || self.shared.tell(settle).is_err() { Settled::Lost } else { Settled::Done }
+        self.subscription.remove_unsettled();
+        let settle =
+            StoreChange::Settle { message: self.message, owner: self.registration.owner, settle: how };
+        if self.registration.has_ended() || self.store.send_change(settle).is_err() {
+            Settled::Lost
+        } else {
+            Settled::Done
+        }
     }
 }
 
 #[async_trait]
 impl Receipt for SqliteReceipt {
     async fn settle(mut self: Box<Self>, how: Settle) -> Settled {
-        self.tell(how)
+        self.settle_once(how)
     }
 }
 
 impl Drop for SqliteReceipt {
     fn drop(&mut self) {
-        self.tell(Settle::Requeue);
+        self.settle_once(Settle::Requeue);
     }
 }

@@ -1,18 +1,18 @@
-//! How facts and headers lie in one column.
+//! Encoding of all facts, and of all headers, in one column each.
 //!
-//! Facts are text for people: a line per fact, `NAME-LENGTH.VALUE-LENGTH NAME=VALUE`, exact for any bytes.
-//! Headers are only for the program: a tag, two lengths, name, value.
+//! Facts are encoded as text that people can read, exact for any bytes: a line per fact,
+//! `NAME-LENGTH.VALUE-LENGTH NAME=VALUE`. Headers are encoded for the program only: a tag, two lengths, name, value.
 
 use bytes::Bytes;
-use machinist_core::{
+use machinist_adapter::{
     broker::{HeaderValue, Headers, header_name},
-    record::Facts,
+    facts::Facts,
 };
 
-/// What was read is not what this module writes.
+/// Error of a stored value that this module did not write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a stored value does not have the shape that machinist gives it")]
-pub(crate) struct Misshapen;
+#[error("a stored value is not in the format that machinist writes")]
+pub(crate) struct MalformedValue;
 
 pub(crate) fn encode_facts(facts: &Facts) -> Vec<u8> {
     let size = facts.iter().map(|(name, value)| name.len() + value.len() + 16).sum();
@@ -30,7 +30,7 @@ pub(crate) fn encode_facts(facts: &Facts) -> Vec<u8> {
     out
 }
 
-pub(crate) fn decode_facts(mut rest: &[u8]) -> Result<Facts, Misshapen> {
+pub(crate) fn decode_facts(mut rest: &[u8]) -> Result<Facts, MalformedValue> {
     let mut facts = Facts::new();
     while !rest.is_empty() {
         let name_len = read_decimal(&mut rest, b'.')?;
@@ -43,7 +43,7 @@ pub(crate) fn decode_facts(mut rest: &[u8]) -> Result<Facts, Misshapen> {
     Ok(facts)
 }
 
-/// `None` where there are no headers: most of a column's cost is that it is there.
+/// Returns `None` if there are no headers: most of the cost of a column is that it has a value.
 pub(crate) fn encode_headers(headers: &Headers) -> Option<Vec<u8>> {
     if headers.is_empty() {
         return None;
@@ -60,19 +60,20 @@ pub(crate) fn encode_headers(headers: &Headers) -> Option<Vec<u8>> {
     Some(out)
 }
 
-pub(crate) fn decode_headers(mut rest: &[u8]) -> Result<Headers, Misshapen> {
+pub(crate) fn decode_headers(mut rest: &[u8]) -> Result<Headers, MalformedValue> {
     let mut headers = Headers::new();
     while let Some((&tag, tail)) = rest.split_first() {
         rest = tail;
-        let (name_len, value_len) = (read_length(&mut rest)?, read_length(&mut rest)?);
+        let name_len = read_length(&mut rest)?;
+        let value_len = read_length(&mut rest)?;
         let name = header_name(text(take(&mut rest, name_len)?)?);
         let raw = take(&mut rest, value_len)?;
         let value = match tag {
             b't' => HeaderValue::Text(text(raw)?.to_owned()),
-            b'i' => HeaderValue::Int(i64::from_be_bytes(raw.try_into().map_err(|_| Misshapen)?)),
+            b'i' => HeaderValue::Int(i64::from_be_bytes(raw.try_into().map_err(|_| MalformedValue)?)),
             b'b' => HeaderValue::Bool(raw == [1]),
             b'x' => HeaderValue::Bytes(Bytes::copy_from_slice(raw)),
-            _ => return Err(Misshapen),
+            _ => return Err(MalformedValue),
         };
         headers.insert(name, value);
     }
@@ -87,7 +88,7 @@ fn header(out: &mut Vec<u8>, tag: u8, name: &str, value: &[u8]) {
     out.extend_from_slice(value);
 }
 
-/// Seven bits a byte, the last one without the high bit.
+/// Writes a length with seven bits per byte. Only the last byte has no high bit.
 fn length(out: &mut Vec<u8>, mut number: usize) {
     while number >= 0x80 {
         out.push((number & 0x7f) as u8 | 0x80);
@@ -96,17 +97,17 @@ fn length(out: &mut Vec<u8>, mut number: usize) {
     out.push(number as u8);
 }
 
-fn read_length(rest: &mut &[u8]) -> Result<usize, Misshapen> {
+fn read_length(rest: &mut &[u8]) -> Result<usize, MalformedValue> {
     let mut number = 0usize;
     for shift in (0..35).step_by(7) {
-        let (&byte, tail) = rest.split_first().ok_or(Misshapen)?;
+        let (&byte, tail) = rest.split_first().ok_or(MalformedValue)?;
         *rest = tail;
         number |= usize::from(byte & 0x7f) << shift;
         if byte & 0x80 == 0 {
             return Ok(number);
         }
     }
-    Err(Misshapen)
+    Err(MalformedValue)
 }
 
 fn decimal(out: &mut Vec<u8>, number: usize) {
@@ -115,25 +116,25 @@ fn decimal(out: &mut Vec<u8>, number: usize) {
     let _ = write!(out, "{number}");
 }
 
-fn read_decimal(rest: &mut &[u8], end: u8) -> Result<usize, Misshapen> {
-    let digits = rest.iter().take(12).position(|&byte| byte == end).ok_or(Misshapen)?;
-    let number = text(&rest[..digits])?.parse().map_err(|_| Misshapen)?;
+fn read_decimal(rest: &mut &[u8], end: u8) -> Result<usize, MalformedValue> {
+    let digits = rest.iter().take(12).position(|&byte| byte == end).ok_or(MalformedValue)?;
+    let number = text(&rest[..digits])?.parse().map_err(|_| MalformedValue)?;
     *rest = &rest[digits + 1..];
     Ok(number)
 }
 
-fn take<'a>(rest: &mut &'a [u8], count: usize) -> Result<&'a [u8], Misshapen> {
-    let (taken, tail) = rest.split_at_checked(count).ok_or(Misshapen)?;
+fn take<'a>(rest: &mut &'a [u8], count: usize) -> Result<&'a [u8], MalformedValue> {
+    let (taken, tail) = rest.split_at_checked(count).ok_or(MalformedValue)?;
     *rest = tail;
     Ok(taken)
 }
 
-fn expect(rest: &mut &[u8], byte: u8) -> Result<(), Misshapen> {
-    if take(rest, 1)? == [byte] { Ok(()) } else { Err(Misshapen) }
+fn expect(rest: &mut &[u8], byte: u8) -> Result<(), MalformedValue> {
+    if take(rest, 1)? == [byte] { Ok(()) } else { Err(MalformedValue) }
 }
 
-fn text(raw: &[u8]) -> Result<&str, Misshapen> {
-    std::str::from_utf8(raw).map_err(|_| Misshapen)
+fn text(raw: &[u8]) -> Result<&str, MalformedValue> {
+    std::str::from_utf8(raw).map_err(|_| MalformedValue)
 }
 
 #[cfg(test)]
@@ -173,12 +174,12 @@ mod tests {
             assert!(decode_facts(facts).is_ok() == (cut == 0 || cut == 17), "cut at {cut}");
         }
         for bad in [&b"99999999999999 x"[..], b"5", b".", b"-1.2 a=b\n", b"1.1 a-b\n"] {
-            assert_eq!(decode_facts(bad), Err(Misshapen));
+            assert_eq!(decode_facts(bad), Err(MalformedValue));
         }
         for bad in
             [&b"t"[..], b"t\xff\xff\xff\xff\xff\xff", b"i\x01\x01ab", b"?\x01\x01ab", b"t\x01\x01\xffb"]
         {
-            assert_eq!(decode_headers(bad), Err(Misshapen));
+            assert_eq!(decode_headers(bad), Err(MalformedValue));
         }
     }
 }

@@ -1,14 +1,15 @@
-//! What the file says about itself.
+//! The diagnosis of a file from its own contents: its size, its mode, its integrity, its permissions.
 
 use std::path::Path;
 
-use machinist_core::diagnose::Finding;
+use machinist_adapter::diagnose::Finding;
 use rusqlite::Connection;
 
-/// A check of every page reads the whole file, and other questions wait for it: a fraction of a second, no more.
-const CHECKED_UP_TO: u64 = 64 << 20;
+/// Maximum size of a file whose pages are checked, in bytes. The check reads the whole file while other queries wait;
+/// up to this size it takes a fraction of a second.
+const MAX_CHECKED_FILE_BYTES: u64 = 64 << 20;
 
-/// Looks at the file through a reading connection.
+/// Examines the file through a reading connection.
 pub(crate) fn examine(db: &Connection, path: &Path) -> rusqlite::Result<Vec<Finding>> {
     let text = |sql: &str| db.query_row(sql, [], |row| row.get::<_, String>(0));
     let number = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0));
@@ -29,14 +30,14 @@ pub(crate) fn examine(db: &Connection, path: &Path) -> rusqlite::Result<Vec<Find
         mode => Finding::error(
             "journal mode",
             mode,
-            "stop all users of the file, then `sqlite3 FILE 'PRAGMA journal_mode = WAL'`",
+            "stop all processes that use the file, then run `sqlite3 FILE 'PRAGMA journal_mode = WAL'`",
         ),
     });
     findings.push(rights(path));
-    findings.push(if size > CHECKED_UP_TO {
+    findings.push(if size > MAX_CHECKED_FILE_BYTES {
         Finding::good(
             "integrity",
-            "not checked: the file is large; `sqlite3 FILE 'PRAGMA quick_check'` does it",
+            "not checked because the file is large; check it with `sqlite3 FILE 'PRAGMA quick_check'`",
         )
     } else {
         match text("PRAGMA quick_check(1)")? {
@@ -44,7 +45,7 @@ pub(crate) fn examine(db: &Connection, path: &Path) -> rusqlite::Result<Vec<Find
             damage => Finding::error(
                 "integrity",
                 damage,
-                "stop all users of the file, keep a copy, and salvage it with `sqlite3 FILE .recover`",
+                "stop all processes that use the file, keep a copy, and recover it with `sqlite3 FILE .recover`",
             ),
         }
     });
@@ -58,10 +59,14 @@ fn rights(path: &Path) -> Finding {
         Ok(mode) if mode & 0o077 == 0 => Finding::good("rights", format!("{mode:o}")),
         Ok(mode) => Finding::warning(
             "rights",
-            format!("{mode:o}: others can read what tasks are called with"),
-            "`chmod 600 FILE*`, unless that is meant",
+            format!("{mode:o}: other users can read the arguments of tasks"),
+            "run `chmod 600 FILE*`, unless this is intended",
         ),
-        Err(error) => Finding::error("rights", error.to_string(), "the file is gone: restart what uses it"),
+        Err(error) => Finding::error(
+            "rights",
+            error.to_string(),
+            "the file was removed: restart the processes that use it",
+        ),
     }
 }
 
@@ -71,6 +76,10 @@ fn rights(path: &Path) -> Finding {
         Ok(file) => {
             Finding::good("rights", if file.permissions().readonly() { "read only" } else { "writable" })
         }
-        Err(error) => Finding::error("rights", error.to_string(), "the file is gone: restart what uses it"),
+        Err(error) => Finding::error(
+            "rights",
+            error.to_string(),
+            "the file was removed: restart the processes that use it",
+        ),
     }
 }

@@ -1,58 +1,64 @@
 //! Broker and result backend of machinist in one SQLite file: the embedded default.
 //!
-//! For one host, and for any number of processes on it: a worker, a sender and somebody who asks for a task's state
-//! may all have the file open. Nothing has to be installed or started; what was sent is in the file when `send`
-//! returns, and stays there through `kill -9` and, with [`Synchronous::Full`], through a power cut.
+//! It serves one host and any number of processes on it: workers, senders and clients that query the state of tasks may
+//! all have the file open. No server has to be installed or started. A sent task is in the file when `send` returns. It
+//! survives `kill -9` and, with [`Synchronous::Full`], a power cut.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use machinist_sqlite::{SqliteOptions, SqliteStore};
 //!
 //! let store = SqliteStore::open("machinist.db", SqliteOptions::default()).await?;
-//! let (broker, backend) = (store.broker(), store.backend());
+//! let broker = store.broker();
+//! let backend = store.backend();
 //! # Ok(())
 //! # }
 //! ```
 //!
 //! # How it works
-//! A thread writes, a thread reads, a thread watches the file for what other processes did. Changes of many callers
-//! share one transaction, and nobody is answered before it is committed. Consumers are given messages in the same
-//! transactions, up to their prefetch.
+//! One thread writes, one reads, and one watches the file for the changes of other processes. Changes of many callers
+//! share one transaction, and callers are answered after its commit. The same transactions claim messages for
+//! consumers, up to their prefetch.
 //!
-//! # When a process dies
-//! What it had claimed comes back. Each consuming process holds an operating-system lock on a file of its own in
-//! `FILE-owners/`, which the system frees when the process ends in whatever way; the other consumers look every two
-//! seconds, and a new one at once. A process that is alive and stopped loses its messages after 12 to 14 seconds,
-//! because the number that it raises every two seconds stands still.
+//! # Death of a process
+//! The messages that it had claimed come back. Each consuming process holds an operating-system lock on its file in
+//! `FILE-owners/`. The system releases the lock when the process ends, however it ends. The other consumers check the
+//! locks every two seconds, and a new consumer checks them at once. A process that is alive but stopped loses its
+//! messages after 12 to 14 seconds, because it no longer raises its heartbeat, a number, every two seconds.
 //!
 //! # Limits
-//! The file must be on a local disk: SQLite's write-ahead log does not work over network file systems. One process
-//! writes at a time, so many writing processes share the speed of one; and one that is stopped (by a debugger, say) in
-//! the very moment of a write holds up the others until it goes on or is killed: they answer *unavailable* after 20 s.
+//! The file must be on a local disk, because the write-ahead log of SQLite does not work over network file systems. One
+//! process writes at a time, so many writing processes share the throughput of one. A process that is stopped in the
+//! middle of a write, by a debugger for example, blocks the others until it continues or is killed. Their operations
+//! fail as *unavailable* after 20 s.
 
 mod backend;
-mod bell;
 mod broker;
 mod clock;
 mod codec;
-mod company;
 mod diagnose;
-mod fault;
-mod file;
+mod error;
+mod file_reader;
+mod file_watcher;
+mod file_writer;
+mod indexes;
+mod local_consumer;
 mod messages;
-mod op;
+mod open;
 mod options;
 mod owners;
-mod pulse;
-mod reader;
+mod peer_writers;
 mod records;
-mod seat;
 mod sessions;
 mod store;
-mod writer;
+mod store_handle;
+mod subscription;
+mod wake_up;
+mod watch_registry;
+mod write_request;
 
 pub use backend::SqliteBackend;
 pub use broker::SqliteBroker;
-pub use file::OpenError;
+pub use open::OpenError;
 pub use options::{SqliteOptions, Synchronous};
 pub use store::SqliteStore;

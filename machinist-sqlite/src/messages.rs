@@ -1,9 +1,9 @@
-//! The SQL of messages. Every function here runs inside a transaction of the writer.
+//! SQL of messages. Functions that change the file run inside a transaction of the writer.
 
 use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
-use machinist_core::{
+use machinist_adapter::{
     broker::{Headers, Message, Publish, Settle, Target},
     clock::Timestamp,
     id::QueueName,
@@ -12,21 +12,30 @@ use rusqlite::{Connection, OptionalExtension, Row, params, types::Type};
 
 use crate::codec::{decode_headers, encode_headers};
 
-/// A message that anybody may claim.
-const READY: i64 = 0;
-/// A message that nobody may claim before its time.
-const LATER: i64 = -1;
+/// Holder of a message that any owner may claim.
+const HOLDER_READY: i64 = 0;
+/// Holder of a delayed message, which no owner may claim before its due time.
+const HOLDER_DELAYED: i64 = -1;
 
-/// One message claimed for a subscription.
+/// Message that was claimed for a subscription.
 #[derive(Debug)]
-pub(crate) struct Claimed {
+pub(crate) struct ClaimedMessage {
     pub(crate) id: i64,
     pub(crate) queue: QueueName,
     pub(crate) redelivered: bool,
     pub(crate) message: Message,
 }
 
-/// The ids of queues, which never change. Forgotten when a transaction is rolled back: it may have made them.
+/// Position of a message in its queue: by priority, then by due time, then in the order of publishing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct DeliveryOrder {
+    rank: i64,
+    due: i64,
+    id: i64,
+}
+
+/// Cache of the ids of queues, which never change. It is cleared when a transaction is rolled back, because that
+/// transaction may have created them.
 #[derive(Debug, Default)]
 pub(crate) struct QueueIds(HashMap<Target, i64>);
 
@@ -35,7 +44,7 @@ impl QueueIds {
         self.0.clear();
     }
 
-    /// The id of a queue, which is declared if it does not exist.
+    /// Returns the id of a queue, and creates the queue if it does not exist.
     pub(crate) fn declare(
         &mut self,
         db: &Connection,
@@ -57,6 +66,7 @@ impl QueueIds {
     }
 }
 
+/// Returns the id of a queue if it exists.
 pub(crate) fn find_queue(db: &Connection, namespace: i64, target: &Target) -> rusqlite::Result<Option<i64>> {
     db.prepare_cached("SELECT id FROM queues WHERE namespace = ?1 AND name = ?2 AND dead = ?3")?
         .query_row(params![namespace, target.queue().as_str(), is_dead(target)], |row| row.get(0))
@@ -67,9 +77,15 @@ fn is_dead(target: &Target) -> bool {
     matches!(target, Target::DeadLetters(_))
 }
 
-pub(crate) fn publish(db: &Connection, queue: i64, now: Timestamp, what: &Publish) -> rusqlite::Result<()> {
-    let Publish { message, delay, .. } = what;
-    let holder = if *delay == Duration::ZERO { READY } else { LATER };
+/// Adds a message to a queue.
+pub(crate) fn publish(
+    db: &Connection,
+    queue: i64,
+    now: Timestamp,
+    publish: &Publish,
+) -> rusqlite::Result<()> {
+    let Publish { message, delay, .. } = publish;
+    let holder = if *delay == Duration::ZERO { HOLDER_READY } else { HOLDER_DELAYED };
     db.prepare_cached(
         "INSERT INTO messages (queue, rank, due, holder, redelivered, task, kind, content_type, timestamp, \
          priority, app_id, headers, body) VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
@@ -91,7 +107,7 @@ pub(crate) fn publish(db: &Connection, queue: i64, now: Timestamp, what: &Publis
     Ok(())
 }
 
-/// Makes delayed messages ready whose time has come, at most `limit`; tells whether any was.
+/// Makes at most `limit` delayed messages ready that are due. Returns `true` if there were any.
 pub(crate) fn promote(db: &Connection, now: Timestamp, limit: u32) -> rusqlite::Result<bool> {
     let promoted = db
         .prepare_cached(
@@ -102,7 +118,7 @@ pub(crate) fn promote(db: &Connection, now: Timestamp, limit: u32) -> rusqlite::
     Ok(promoted > 0)
 }
 
-/// When the next delayed message comes due.
+/// Returns the due time of the next delayed message.
 pub(crate) fn next_due(db: &Connection) -> rusqlite::Result<Option<Timestamp>> {
     let due = db
         .prepare_cached("SELECT due FROM messages WHERE holder = -1 ORDER BY due LIMIT 1")?
@@ -111,29 +127,32 @@ pub(crate) fn next_due(db: &Connection) -> rusqlite::Result<Option<Timestamp>> {
     Ok(due.map(Timestamp::from_micros))
 }
 
+/// Returns `true` if the queue holds a ready message.
 pub(crate) fn any_ready(db: &Connection, queue: i64) -> rusqlite::Result<bool> {
     db.prepare_cached("SELECT 1 FROM messages WHERE queue = ?1 AND holder = 0 LIMIT 1")?.exists([queue])
 }
 
-/// Hands up to `limit` messages of a queue to an owner, in the order in which they are to be delivered.
+/// Claims up to `limit` messages of a queue for an owner. Returns them in the order of delivery.
 pub(crate) fn claim(
     db: &Connection,
     owner: i64,
-    queue: (i64, &QueueName),
+    queue: i64,
+    name: &QueueName,
     limit: u32,
-) -> rusqlite::Result<Vec<Claimed>> {
+) -> rusqlite::Result<Vec<ClaimedMessage>> {
     let mut statement = db.prepare_cached(
         "UPDATE messages SET holder = ?1 WHERE id IN \
          (SELECT id FROM messages WHERE queue = ?2 AND holder = 0 ORDER BY rank, due, id LIMIT ?3) \
          RETURNING id, rank, due, redelivered, task, kind, content_type, timestamp, priority, app_id, headers, body",
     )?;
-    let rows = statement.query_map(params![owner, queue.0, limit], |row| {
-        let order: (i64, i64, i64) = (row.get(1)?, row.get(2)?, row.get(0)?);
-        let (id, redelivered) = (row.get(0)?, row.get(3)?);
-        Ok((order, Claimed { id, queue: queue.1.clone(), redelivered, message: message(row)? }))
+    let rows = statement.query_map(params![owner, queue, limit], |row| {
+        let id = row.get(0)?;
+        let order = DeliveryOrder { rank: row.get(1)?, due: row.get(2)?, id };
+        let redelivered = row.get(3)?;
+        Ok((order, ClaimedMessage { id, queue: name.clone(), redelivered, message: message(row)? }))
     })?;
     let mut claimed = rows.collect::<rusqlite::Result<Vec<_>>>()?;
-    // RETURNING promises no order.
+    // RETURNING guarantees no order.
     claimed.sort_unstable_by_key(|(order, _)| *order);
     Ok(claimed.into_iter().map(|(_, claimed)| claimed).collect())
 }
@@ -155,8 +174,8 @@ fn message(row: &Row<'_>) -> rusqlite::Result<Message> {
     })
 }
 
-/// Settles a message if that owner still holds it; otherwise it is somebody else's by now and stays as it is.
-/// Tells whether it was held.
+/// Settles a message if that owner still holds it. Otherwise another owner has it, and it stays unchanged. Returns
+/// `true` if the owner held it.
 pub(crate) fn settle(db: &Connection, id: i64, owner: i64, how: Settle) -> rusqlite::Result<bool> {
     let sql = match how {
         Settle::Ack => "DELETE FROM messages WHERE id = ?1 AND holder = ?2",
@@ -165,7 +184,7 @@ pub(crate) fn settle(db: &Connection, id: i64, owner: i64, how: Settle) -> rusql
     Ok(db.prepare_cached(sql)?.execute([id, owner])? > 0)
 }
 
-/// Hands back everything that an owner holds; tells whether it held anything.
+/// Hands back all messages that an owner holds. Returns `true` if it held any.
 pub(crate) fn release(db: &Connection, owner: i64) -> rusqlite::Result<bool> {
     let released = db
         .prepare_cached("UPDATE messages SET holder = 0, redelivered = 1 WHERE holder = ?1 AND holder > 0")?

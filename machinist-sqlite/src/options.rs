@@ -1,13 +1,13 @@
-//! The few things about the file that can be chosen.
+//! The few options of a file.
 
-/// How hard a commit is pressed to the disk before anybody is told of it.
+/// Durability of a commit before its caller is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Synchronous {
-    /// Synced before the answer: what was answered survives a power cut. The default.
+    /// Commits are synced before the answer, so they survive a power cut. The default.
     #[default]
     Full,
-    /// Written before the answer, synced now and then: a killed process loses nothing, a power cut or a crashed
-    /// operating system may lose the last commits. Several times faster on most disks.
+    /// Commits are written before the answer and synced at intervals. A killed process loses nothing; a power cut or a
+    /// crash of the operating system may lose the last commits. Several times faster on most disks.
     Normal,
 }
 
@@ -20,13 +20,13 @@ impl Synchronous {
     }
 }
 
-/// How a file is used. [`Default`] is right for most.
+/// Options of a file. [`Default`] suits most uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SqliteOptions {
-    /// Queues, records, sessions and lists of one namespace know nothing of another's in the same file.
-    /// `machinist` by default.
+    /// Namespace in the file. Its queues, records, sessions and indexes are separate from those of the other
+    /// namespaces in the same file. `machinist` by default.
     pub namespace: String,
-    /// What a commit survives. Each process chooses for its own.
+    /// Durability of the commits of this process. Other processes may choose another.
     pub synchronous: Synchronous,
 }
 

@@ -1,31 +1,32 @@
-//! The SQL of records, and the one rule that they have: the first writer of a fact wins.
+//! SQL of records, and their one rule: the first writer of a fact wins.
 
-use machinist_core::{
+use machinist_adapter::{
     backend::{Commit, Committed},
     clock::Timestamp,
+    facts::Facts,
     id::TaskId,
-    record::Facts,
 };
 use rusqlite::{Connection, OptionalExtension, params, types::Type};
 
 use crate::codec::{decode_facts, encode_facts};
 
+/// Contents of a row in `records`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Record {
+struct RecordRow {
     facts: Facts,
     expires: Option<Timestamp>,
 }
 
-/// Makes a change of one record, or refuses it. See [`machinist_core::backend::Backend::commit`].
+/// Changes one record, or refuses the change. See [`machinist_adapter::backend::Backend::commit`].
 pub(crate) fn commit(
     db: &Connection,
     namespace: i64,
     now: Timestamp,
-    what: &Commit,
+    commit: &Commit,
 ) -> rusqlite::Result<Committed> {
-    let (row, before) = load(db, namespace, now, &what.id)?;
+    let (row, before) = load(db, namespace, now, &commit.id)?;
     let mut after = before.clone();
-    if !apply(&mut after, now, what) {
+    if !apply(&mut after, now, commit) {
         return Ok(Committed::Refused(before.facts));
     }
     match row {
@@ -44,7 +45,7 @@ pub(crate) fn commit(
             )?
             .execute(params![
                 namespace,
-                what.id.as_str(),
+                commit.id.as_str(),
                 encode_facts(&after.facts),
                 after.expires.map(Timestamp::as_micros)
             ])?;
@@ -53,67 +54,74 @@ pub(crate) fn commit(
     Ok(Committed::Done)
 }
 
-/// Decides a commit: `false`, and nothing changed, where it is refused.
-fn apply(record: &mut Record, now: Timestamp, what: &Commit) -> bool {
-    if !what.apply(&mut record.facts) {
+/// Applies a commit to a record. Returns `false`, with the record unchanged, if the commit is refused.
+fn apply(record: &mut RecordRow, now: Timestamp, commit: &Commit) -> bool {
+    if !commit.apply(&mut record.facts) {
         return false;
     }
-    record.expires = what.expiry.at(record.expires, now);
+    record.expires = commit.expiry.at(record.expires, now);
     true
 }
 
-/// What is known about a task; empty once it has expired.
+/// Returns the facts of a task. They are empty after the record has expired.
 pub(crate) fn read(db: &Connection, namespace: i64, now: Timestamp, id: &TaskId) -> rusqlite::Result<Facts> {
     load(db, namespace, now, id).map(|(_, record)| record.facts)
 }
 
-/// The record and its row. An expired one has a row and no contents, so that it is overwritten, not revived.
+/// Loads a record and the id of its row. An expired record has a row and no contents, so a commit overwrites it instead
+/// of reviving it.
 fn load(
     db: &Connection,
     namespace: i64,
     now: Timestamp,
     id: &TaskId,
-) -> rusqlite::Result<(Option<i64>, Record)> {
+) -> rusqlite::Result<(Option<i64>, RecordRow)> {
     let found = db
         .prepare_cached("SELECT id, expires, facts FROM records WHERE namespace = ?1 AND task = ?2")?
         .query_row(params![namespace, id.as_str()], |row| {
             let expires = row.get::<_, Option<i64>>(1)?.map(Timestamp::from_micros);
             if expires.is_some_and(|expires| expires <= now) {
-                return Ok((row.get(0)?, Record::default()));
+                return Ok((row.get(0)?, RecordRow::default()));
             }
             let facts = decode_facts(row.get_ref(2)?.as_blob()?)
                 .map_err(|error| rusqlite::Error::FromSqlConversionFailure(2, Type::Blob, error.into()))?;
-            Ok((row.get(0)?, Record { facts, expires }))
+            Ok((row.get(0)?, RecordRow { facts, expires }))
         })
         .optional()?;
     Ok(match found {
         Some((row, record)) => (Some(row), record),
-        None => (None, Record::default()),
+        None => (None, RecordRow::default()),
     })
 }
 
-/// Notes that a record changed, for watchers in other processes.
-pub(crate) fn wake(db: &Connection, namespace: i64, source: i64, id: &TaskId) -> rusqlite::Result<()> {
+/// Adds a wake-up for watchers of a record in other processes.
+pub(crate) fn add_wake_up(
+    db: &Connection,
+    namespace: i64,
+    store_id: i64,
+    id: &TaskId,
+) -> rusqlite::Result<()> {
     db.prepare_cached("INSERT INTO wakes (namespace, source, task) VALUES (?1, ?2, ?3)")?
-        .execute(params![namespace, source, id.as_str()])?;
+        .execute(params![namespace, store_id, id.as_str()])?;
     Ok(())
 }
 
-/// The number of the newest wake-up.
-pub(crate) fn last_wake(db: &Connection) -> rusqlite::Result<i64> {
+/// Returns the number of the newest wake-up.
+pub(crate) fn newest_wake_up(db: &Connection) -> rusqlite::Result<i64> {
     db.query_row("SELECT coalesce(max(seq), 0) FROM wakes", [], |row| row.get(0))
 }
 
-/// Deletes what has expired, at most `limit` of each kind, and all but the tail of the wake-ups. Tells whether
-/// there is more to do.
+/// Deletes expired rows, and old wake-ups: at most `limit` rows of `records` and of `wakes`. Returns `true` if more rows
+/// may have to be deleted.
 pub(crate) fn sweep(db: &Connection, now: Timestamp, limit: u32) -> rusqlite::Result<bool> {
+    /// Number of wake-ups that are kept.
     const WAKES_KEPT: i64 = 20_000;
     let records = db
         .prepare_cached(
             "DELETE FROM records WHERE id IN (SELECT id FROM records WHERE expires <= ?1 ORDER BY expires LIMIT ?2)",
         )?
         .execute(params![now.as_micros(), limit])?;
-    // The newest is always kept, so numbers only rise.
+    // The newest wake-up is always kept, so numbers only rise.
     let wakes = db
         .prepare_cached(
             "DELETE FROM wakes WHERE seq IN (SELECT seq FROM wakes WHERE seq <= \
@@ -129,7 +137,7 @@ mod tests {
     use std::time::Duration;
 
     use bytes::Bytes;
-    use machinist_core::{backend::Expiry, record::FactName};
+    use machinist_adapter::{backend::Expiry, facts::FactName};
 
     use super::*;
 
@@ -138,10 +146,10 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_commit_changes_nothing_and_a_dropped_fact_can_be_written_anew() {
+    fn a_refused_commit_changes_nothing_and_a_dropped_fact_can_be_written_again() {
         let now = Timestamp::from_micros(1_000);
         let id = TaskId::parse("t").unwrap();
-        let mut record = Record { facts: [fact("a", "1")].into_iter().collect(), expires: None };
+        let mut record = RecordRow { facts: [fact("a", "1")].into_iter().collect(), expires: None };
         let before = record.clone();
         let refused = |change: &dyn Fn(&mut Commit)| {
             let mut commit = Commit { facts: vec![fact("b", "2")], ..Commit::new(id.clone()) };

@@ -1,15 +1,12 @@
-//! The SQL of sessions and of the lists beside the facts.
+//! SQL of sessions.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use machinist_core::{
-    backend::{Index, IndexUpdate, SessionEntry},
-    clock::Timestamp,
-    id::SessionId,
-};
+use machinist_adapter::{backend::SessionEntry, clock::Timestamp, id::SessionId};
 use rusqlite::{Connection, params};
 
+/// Opens a session, or opens it again with a new lease.
 pub(crate) fn open(
     db: &Connection,
     namespace: i64,
@@ -25,7 +22,7 @@ pub(crate) fn open(
     Ok(())
 }
 
-/// Renews a session that is alive; tells whether it was.
+/// Renews a session if it is alive. Returns `true` if it was.
 pub(crate) fn renew(
     db: &Connection,
     namespace: i64,
@@ -42,12 +39,14 @@ pub(crate) fn renew(
     Ok(renewed > 0)
 }
 
+/// Deletes a session.
 pub(crate) fn close(db: &Connection, namespace: i64, session: &SessionId) -> rusqlite::Result<()> {
     db.prepare_cached("DELETE FROM sessions WHERE namespace = ?1 AND id = ?2")?
         .execute(params![namespace, session.as_str()])?;
     Ok(())
 }
 
+/// Returns `true` if the lease of a session has not expired.
 pub(crate) fn is_alive(
     db: &Connection,
     namespace: i64,
@@ -58,6 +57,7 @@ pub(crate) fn is_alive(
         .exists(params![namespace, session.as_str(), now.as_micros()])
 }
 
+/// Returns the sessions that are alive, ordered by id.
 pub(crate) fn all(db: &Connection, namespace: i64, now: Timestamp) -> rusqlite::Result<Vec<SessionEntry>> {
     db.prepare_cached("SELECT id, info FROM sessions WHERE namespace = ?1 AND expires > ?2 ORDER BY id")?
         .query_map(params![namespace, now.as_micros()], |row| {
@@ -65,41 +65,4 @@ pub(crate) fn all(db: &Connection, namespace: i64, now: Timestamp) -> rusqlite::
             Ok(SessionEntry { id, info: Bytes::copy_from_slice(row.get_ref(1)?.as_blob()?) })
         })?
         .collect()
-}
-
-pub(crate) fn update_index(db: &Connection, namespace: i64, update: &IndexUpdate) -> rusqlite::Result<()> {
-    match update {
-        IndexUpdate::Put { index, at, member } => db
-            .prepare_cached(
-                "INSERT INTO notes (namespace, list, member, at) VALUES (?1, ?2, ?3, ?4) \
-                 ON CONFLICT (namespace, list, member) DO UPDATE SET at = ?4",
-            )?
-            .execute(params![namespace, index.name(), member, at.as_micros()])?,
-        IndexUpdate::Remove { index, member } => db
-            .prepare_cached("DELETE FROM notes WHERE namespace = ?1 AND list = ?2 AND member = ?3")?
-            .execute(params![namespace, index.name(), member])?,
-    };
-    Ok(())
-}
-
-pub(crate) fn list(
-    db: &Connection,
-    namespace: i64,
-    index: Index,
-    after: Option<&(Timestamp, String)>,
-    limit: usize,
-) -> rusqlite::Result<Vec<(Timestamp, String)>> {
-    let (at, member) = match after {
-        Some((at, member)) => (Some(at.as_micros()), Some(member.as_str())),
-        None => (None, None),
-    };
-    db.prepare_cached(
-        "SELECT at, member FROM notes WHERE namespace = ?1 AND list = ?2 \
-         AND (?3 IS NULL OR (at, member) > (?3, ?4)) ORDER BY at, member LIMIT ?5",
-    )?
-    .query_map(
-        params![namespace, index.name(), at, member, i64::try_from(limit).unwrap_or(i64::MAX)],
-        |row| Ok((Timestamp::from_micros(row.get(0)?), row.get(1)?)),
-    )?
-    .collect()
 }

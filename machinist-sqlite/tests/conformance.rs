@@ -1,4 +1,4 @@
-//! The file is a broker and a backend: both suites, every connection a store of its own as in another process.
+//! Both conformance suites against a file. Every connection is a separate store, as in another process.
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
@@ -14,16 +14,16 @@ use machinist_core::{
 use machinist_sqlite::{SqliteOptions, SqliteStore, Synchronous};
 use rusqlite::Connection;
 
-/// A file of its own for every test.
+/// A new file for each test.
 struct InFile {
-    _place: tempfile::TempDir,
+    _directory: tempfile::TempDir,
     path: PathBuf,
 }
 
 impl InFile {
     fn new() -> Self {
-        let place = tempfile::tempdir().unwrap();
-        Self { path: place.path().join("machinist.db"), _place: place }
+        let directory = tempfile::tempdir().unwrap();
+        Self { path: directory.path().join("machinist.db"), _directory: directory }
     }
 
     async fn open(&self) -> SqliteStore {
@@ -38,7 +38,7 @@ impl BrokerHarness for InFile {
         Arc::new(self.open().await.broker())
     }
 
-    /// There is no connection to cut; what comes nearest is that others take this process for dead.
+    /// A file has no connection to cut. The nearest equivalent is that other processes declare this one dead.
     async fn interrupt(&self) -> bool {
         let db = Connection::open(&self.path).unwrap();
         db.execute_batch(
@@ -51,7 +51,7 @@ impl BrokerHarness for InFile {
 
     async fn dead_letters(&self, queue: &QueueName) -> Vec<Message> {
         let db = Connection::open(&self.path).unwrap();
-        // The letters lie in a queue that nobody can name; a marker moved, they can be consumed.
+        // This harness reads the dead letters as messages of a task queue: a change of the queue's row makes it one.
         db.execute(
             "UPDATE queues SET dead = 0, name = 'opened' WHERE name = ?1 AND dead = 1",
             [queue.as_str()],
@@ -61,8 +61,8 @@ impl BrokerHarness for InFile {
         let broker = self.open().await.broker();
         let opened = QueueName::parse("opened").unwrap();
         let count = broker.depth(std::slice::from_ref(&opened)).await.unwrap()[0].ready.unwrap_or(0);
-        let what = machinist_core::broker::Consume { queues: vec![opened], prefetch: u16::MAX };
-        let mut consumer = broker.consume(what).await.unwrap();
+        let consume = machinist_core::broker::Consume { queues: vec![opened], prefetch: u16::MAX };
+        let mut consumer = broker.consume(consume).await.unwrap();
         let mut letters = Vec::new();
         for _ in 0..count {
             letters.push(consumer.next().await.unwrap().message);

@@ -1,4 +1,4 @@
-//! Files that cannot be used: each is told apart, says what to do, and is left as it was.
+//! Files that cannot be used: each reason has its own error, which names the remedy, and the file stays unchanged.
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
@@ -29,7 +29,7 @@ async fn refusal_of(path: &Path, contents: &[u8]) -> OpenError {
     error
 }
 
-/// A store's file, closed, with something in it.
+/// Creates the file of a store, closes it, and returns its contents.
 async fn sound_file(path: PathBuf) -> Vec<u8> {
     SqliteStore::open(&path, SqliteOptions::default()).await.unwrap().close().await;
     let db = Connection::open(&path).unwrap();
@@ -39,24 +39,24 @@ async fn sound_file(path: PathBuf) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_is_no_file_is_refused() {
-    let place = tempfile::tempdir().unwrap();
-    assert!(matches!(refusal(place.path()).await, OpenError::NotAFile { .. }));
-    let path = place.path().join("nowhere").join("m.db");
+async fn a_path_that_is_not_a_file_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    assert!(matches!(refusal(directory.path()).await, OpenError::NotAFile { .. }));
+    let path = directory.path().join("nowhere").join("m.db");
     assert!(matches!(refusal(&path).await, OpenError::NoDirectory { .. }));
-    let file = place.path().join("file");
+    let file = directory.path().join("file");
     fs::write(&file, "").unwrap();
     assert!(matches!(refusal(&file.join("m.db")).await, OpenError::NoDirectory { .. }));
 }
 
 #[tokio::test]
 async fn another_programs_file_is_refused() {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("m.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m.db");
     for contents in [&b"x"[..], b"broker = \"amqp://localhost\"\n", &[0; 8192]] {
         assert!(matches!(refusal_of(&path, contents).await, OpenError::Foreign { .. }));
     }
-    let other = place.path().join("other.db");
+    let other = directory.path().join("other.db");
     Connection::open(&other).unwrap().execute_batch("CREATE TABLE messages (id)").unwrap();
     let contents = fs::read(&other).unwrap();
     let error = refusal_of(&other, &contents).await;
@@ -66,8 +66,8 @@ async fn another_programs_file_is_refused() {
 
 #[tokio::test]
 async fn a_newer_file_is_refused() {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("m.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m.db");
     sound_file(path.clone()).await;
     let db = Connection::open(&path).unwrap();
     db.execute_batch("PRAGMA user_version = 99; PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
@@ -81,8 +81,8 @@ async fn a_newer_file_is_refused() {
 
 #[tokio::test]
 async fn a_damaged_file_is_refused() {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("m.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m.db");
     let sound = sound_file(path.clone()).await;
 
     let mut scribbled = sound.clone();
@@ -98,12 +98,12 @@ async fn a_damaged_file_is_refused() {
 
 #[tokio::test]
 async fn a_file_that_cannot_be_written_is_refused() {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("m.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m.db");
     let sound = sound_file(path.clone()).await;
-    let mut rights = fs::metadata(&path).unwrap().permissions();
-    rights.set_readonly(true);
-    fs::set_permissions(&path, rights).unwrap();
+    let mut permissions = fs::metadata(&path).unwrap().permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(&path, permissions).unwrap();
     let error = refusal(&path).await;
     assert!(matches!(error, OpenError::ReadOnly { .. }), "{error}");
     assert!(fs::read(&path).unwrap() == sound);
@@ -111,33 +111,33 @@ async fn a_file_that_cannot_be_written_is_refused() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn nobody_else_can_read_a_new_file() {
+async fn only_the_owner_can_read_a_new_file() {
     use std::os::unix::fs::PermissionsExt;
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("m.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m.db");
     let store = SqliteStore::open(&path, SqliteOptions::default()).await.unwrap();
     for name in ["m.db", "m.db-wal", "m.db-shm"] {
-        let mode = fs::metadata(place.path().join(name)).unwrap().permissions().mode() & 0o777;
+        let mode = fs::metadata(directory.path().join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600, "{name}");
     }
     assert_eq!(store.path(), path);
 }
 
-/// A question mark, a percent sign and a scheme mean nothing in a path.
+/// A question mark, a percent sign and a scheme have no special meaning in a path.
 #[tokio::test]
 async fn a_path_is_a_path() {
-    let place = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     for name in ["a b?mode=memory", "file:x.db", "50%20.db", "ü"] {
-        let path = place.path().join(name);
+        let path = directory.path().join(name);
         SqliteStore::open(&path, SqliteOptions::default()).await.unwrap().close().await;
         assert!(path.is_file(), "{name}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_may_make_the_file_at_once() {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("m.db");
+async fn many_openers_may_create_the_file_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m.db");
     let openers: Vec<_> = (0..8)
         .map(|_| {
             let path = path.clone();

@@ -1,6 +1,6 @@
-//! Several processes on one file, as in life: they share the work, they are killed, they are stopped.
+//! Several processes on one file: they share the work, they are killed, they are stopped.
 //!
-//! The second process is this test binary, run again for one test with a role in its environment.
+//! The second process is this test binary, started again for one test with a role in its environment.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "in a test a panic is the report")]
 
@@ -21,28 +21,30 @@ use machinist_core::{
 };
 use machinist_sqlite::{SqliteOptions, SqliteStore};
 
-const BOUND: Duration = Duration::from_secs(60);
-const EACH: usize = 300;
-const ROLE: &str = "MACHINIST_SQLITE_TEST_ROLE";
-const FILE: &str = "MACHINIST_SQLITE_TEST_FILE";
+/// Time limit for every wait.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Number of messages that each process sends.
+const MESSAGES_PER_PROCESS: usize = 300;
+const ROLE_VARIABLE: &str = "MACHINIST_SQLITE_TEST_ROLE";
+const FILE_VARIABLE: &str = "MACHINIST_SQLITE_TEST_FILE";
 
-/// Not a test: what the other processes do.
+/// Not a test: runs the role of the second process.
 #[test]
 fn second_process() {
-    let Ok(role) = std::env::var(ROLE) else { return };
-    let path = PathBuf::from(std::env::var_os(FILE).unwrap());
+    let Ok(role) = std::env::var(ROLE_VARIABLE) else { return };
+    let path = PathBuf::from(std::env::var_os(FILE_VARIABLE).unwrap());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         let store = open(&path).await;
         match role.as_str() {
             "hold" => hold(&store).await,
-            "tell" => tell(&store).await,
-            name => churn(&store, name).await,
+            "send" => send_forever(&store).await,
+            name => send_and_record(&store, name).await,
         }
     });
 }
 
-/// Takes messages, says so, and sits on them.
+/// Takes messages, reports it, and holds them.
 async fn hold(store: &SqliteStore) {
     let mut consumer = consume(store, 10).await;
     let mut held = Vec::new();
@@ -50,31 +52,33 @@ async fn hold(store: &SqliteStore) {
         held.push(consumer.next().await.unwrap());
     }
     println!("\nholding");
-    tokio::time::sleep(BOUND * 2).await;
+    tokio::time::sleep(TIMEOUT * 2).await;
 }
 
-/// Sends for ever, and tells what was confirmed.
-async fn tell(store: &SqliteStore) {
+/// Sends without end, and prints the messages that were confirmed.
+async fn send_forever(store: &SqliteStore) {
     for number in 0.. {
         store.broker().publish(vec![message(&number.to_string())]).await.remove(0).unwrap();
         println!("\nconfirmed {number}");
     }
 }
 
-/// Sends and records, one by one and eight at once.
-async fn churn(store: &SqliteStore, name: &str) {
+/// Sends messages and commits records, in eight tasks at once.
+async fn send_and_record(store: &SqliteStore, name: &str) {
     let senders = (0..8).map(|sender| {
-        let (broker, backend, name) = (store.broker(), store.backend(), name.to_owned());
+        let broker = store.broker();
+        let backend = store.backend();
+        let name = name.to_owned();
         tokio::spawn(async move {
-            for number in (sender..EACH).step_by(8) {
+            for number in (sender..MESSAGES_PER_PROCESS).step_by(8) {
                 let text = format!("{name}-{number}");
                 broker.publish(vec![message(&text)]).await.remove(0).unwrap();
                 let commit = Commit {
                     facts: vec![("by".into(), Bytes::from(text.clone()))],
-                    expiry: Expiry::After(BOUND),
+                    expiry: Expiry::After(TIMEOUT),
                     ..Commit::new(TaskId::parse(&text).unwrap())
                 };
-                assert_eq!(backend.commit(vec![commit]).await.remove(0).unwrap(), Committed::Done);
+                assert_eq!(backend.commit(vec![commit.into()]).await.remove(0).unwrap(), Committed::Done);
             }
         })
     });
@@ -84,15 +88,15 @@ async fn churn(store: &SqliteStore, name: &str) {
     store.close().await;
 }
 
-/// A process of ours that does not outlive the test.
-struct Other(Child);
+/// Second process, which is killed at the end of the test.
+struct OtherProcess(Child);
 
-impl Other {
+impl OtherProcess {
     fn start(role: &str, path: &Path) -> Self {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "second_process", "--nocapture"])
-            .env(ROLE, role)
-            .env(FILE, path)
+            .env(ROLE_VARIABLE, role)
+            .env(FILE_VARIABLE, path)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -101,7 +105,7 @@ impl Other {
 
     fn wait_for(&mut self, line: &str) {
         let output = BufReader::new(self.0.stdout.take().unwrap());
-        assert!(output.lines().any(|read| read.unwrap() == line), "the other process never said {line:?}");
+        assert!(output.lines().any(|read| read.unwrap() == line), "the other process never printed {line:?}");
     }
 
     fn signal(&self, signal: &str) {
@@ -110,7 +114,7 @@ impl Other {
     }
 }
 
-impl Drop for Other {
+impl Drop for OtherProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -135,14 +139,14 @@ async fn consume(store: &SqliteStore, prefetch: u16) -> Box<dyn Consumer> {
 }
 
 async fn next(consumer: &mut dyn Consumer) -> (Delivery, String) {
-    let delivery = within(BOUND, "a delivery", consumer.next()).await.unwrap();
+    let delivery = within(TIMEOUT, "a delivery", consumer.next()).await.unwrap();
     let body = String::from_utf8(delivery.message.body.to_vec()).unwrap();
     (delivery, body)
 }
 
-/// Has another process take all of five messages.
-async fn held_by_another(store: &SqliteStore) -> Other {
-    let mut other = Other::start("hold", store.path());
+/// Starts another process that takes all of five messages.
+async fn held_by_another(store: &SqliteStore) -> OtherProcess {
+    let mut other = OtherProcess::start("hold", store.path());
     let batch = ["0", "1", "2", "3", "4"].map(message);
     for answer in store.broker().publish(batch.into()).await {
         answer.unwrap();
@@ -151,20 +155,21 @@ async fn held_by_another(store: &SqliteStore) -> Other {
     other
 }
 
+/// Receives and acknowledges all five messages, which are redelivered.
 async fn all_five_come_back(consumer: &mut dyn Consumer) {
-    let mut came = BTreeSet::new();
-    while came.len() < 5 {
+    let mut received = BTreeSet::new();
+    while received.len() < 5 {
         let (delivery, body) = next(consumer).await;
         assert!(delivery.redelivered, "{body} was handed out before");
         delivery.receipt.settle(Settle::Ack).await;
-        came.insert(body);
+        received.insert(body);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_killed_process_held_comes_back() {
-    let place = tempfile::tempdir().unwrap();
-    let store = open(&place.path().join("m.db")).await;
+async fn messages_held_by_a_killed_process_come_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory.path().join("m.db")).await;
     let mut other = held_by_another(&store).await;
     let mut consumer = consume(&store, 10).await;
     other.0.kill().unwrap();
@@ -172,33 +177,33 @@ async fn what_a_killed_process_held_comes_back() {
     all_five_come_back(&mut *consumer).await;
 }
 
-/// Killed in the middle of a write, a sender leaves everything that it was told is there.
+/// A sender that is killed in the middle of a write leaves every message that was confirmed to it.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_killed_process_was_told_is_true() {
-    let place = tempfile::tempdir().unwrap();
-    let store = open(&place.path().join("m.db")).await;
+async fn messages_confirmed_to_a_killed_process_are_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory.path().join("m.db")).await;
     let mut consumer = consume(&store, 100).await;
-    let mut came = BTreeSet::new();
+    let mut received = BTreeSet::new();
     for round in 1..=5 {
-        let mut other = Other::start("tell", store.path());
+        let mut other = OtherProcess::start("send", store.path());
         let mut lines = BufReader::new(other.0.stdout.take().unwrap()).lines().map(Result::unwrap);
         let first: Vec<_> = lines.by_ref().filter(|line| line.starts_with("confirmed ")).take(20).collect();
         other.0.kill().unwrap();
         let rest = lines.filter(|line| line.starts_with("confirmed "));
-        let told = first.into_iter().chain(rest).count();
-        assert!(told >= 20);
-        // Each sender counts from zero, and what it confirmed is all that lies before what it did not.
-        for number in 0..told {
-            while !came.contains(&(round, number)) {
+        let confirmed = first.into_iter().chain(rest).count();
+        assert!(confirmed >= 20);
+        // Each sender counts from zero, so every message before an unconfirmed one was confirmed.
+        for number in 0..confirmed {
+            while !received.contains(&(round, number)) {
                 let (delivery, body) = next(&mut *consumer).await;
                 delivery.receipt.settle(Settle::Ack).await;
-                came.insert((round, body.parse().unwrap()));
+                received.insert((round, body.parse().unwrap()));
             }
         }
-        // One more may have been written before anybody was told.
+        // One more message may have been written without a confirmation.
         let left = store.broker().depth(&[queue()]).await.unwrap()[0].ready;
-        assert!(left <= Some(1), "{left:?} messages that nobody sent");
-        if !came.contains(&(round, told)) && left == Some(1) {
+        assert!(left <= Some(1), "{left:?} messages are left that were not sent");
+        if !received.contains(&(round, confirmed)) && left == Some(1) {
             let (delivery, _) = next(&mut *consumer).await;
             delivery.receipt.settle(Settle::Ack).await;
         }
@@ -207,13 +212,13 @@ async fn what_a_killed_process_was_told_is_true() {
 
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_stopped_process_held_comes_back() {
-    let place = tempfile::tempdir().unwrap();
-    let store = open(&place.path().join("m.db")).await;
+async fn messages_held_by_a_stopped_process_come_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory.path().join("m.db")).await;
     let other = held_by_another(&store).await;
-    let quiet = eventually(BOUND, async || {
+    let stopped_between_writes = eventually(TIMEOUT, async || {
         other.signal("-STOP");
-        // Stopped in the middle of a write it would hold SQLite's lock, and everybody up.
+        // Stopped in the middle of a write, the process would hold the lock of SQLite and block all others.
         let db = rusqlite::Connection::open(store.path()).unwrap();
         let free = db.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_ok();
         if !free {
@@ -221,26 +226,30 @@ async fn what_a_stopped_process_held_comes_back() {
         }
         free
     });
-    assert!(quiet.await);
+    assert!(stopped_between_writes.await);
     let mut consumer = consume(&store, 10).await;
     all_five_come_back(&mut *consumer).await;
     other.signal("-CONT");
 }
 
-/// Four processes write as fast as they can while two stores of this one take turns at the queue: each message
-/// comes once, each record is there, and nobody is told that the file is locked.
+/// Four processes write as fast as they can while two stores of this process share the queue: each message is delivered
+/// once, each record is there, and no operation fails because the file is locked.
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_take_turns() {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("m.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m.db");
     let names = ["a", "b", "c", "d"];
-    let (one, two) = (open(&path).await, open(&path).await);
-    let mut others = names.map(|name| Other::start(name, &path));
-    let mut expected: BTreeSet<_> =
-        names.iter().flat_map(|name| (0..EACH).map(move |number| format!("{name}-{number}"))).collect();
-    let (mut first, mut second) = (consume(&one, 20).await, consume(&two, 20).await);
+    let one = open(&path).await;
+    let two = open(&path).await;
+    let mut others = names.map(|name| OtherProcess::start(name, &path));
+    let mut expected: BTreeSet<_> = names
+        .iter()
+        .flat_map(|name| (0..MESSAGES_PER_PROCESS).map(move |number| format!("{name}-{number}")))
+        .collect();
+    let mut first = consume(&one, 20).await;
+    let mut second = consume(&two, 20).await;
     while !expected.is_empty() {
-        let delivery = within(BOUND, "a delivery", async {
+        let delivery = within(TIMEOUT, "a delivery", async {
             tokio::select! {
                 delivery = first.next() => delivery,
                 delivery = second.next() => delivery,
@@ -256,7 +265,9 @@ async fn processes_take_turns() {
     }
     let ids: Vec<_> = names
         .iter()
-        .flat_map(|name| (0..EACH).map(move |number| TaskId::parse(&format!("{name}-{number}")).unwrap()))
+        .flat_map(|name| {
+            (0..MESSAGES_PER_PROCESS).map(move |number| TaskId::parse(&format!("{name}-{number}")).unwrap())
+        })
         .collect();
     let records = two.backend().read(&ids).await.unwrap();
     for (id, record) in ids.iter().zip(records) {

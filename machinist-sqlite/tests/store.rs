@@ -1,4 +1,5 @@
-//! What only this adapter promises: namespaces, order, group commit, closing, diagnosis.
+//! Guarantees of this adapter that the conformance suites do not cover: namespaces, order, group commit, closing,
+//! diagnosis.
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
@@ -16,7 +17,8 @@ use machinist_core::{
 use machinist_sqlite::{SqliteOptions, SqliteStore};
 use rusqlite::Connection;
 
-const BOUND: Duration = Duration::from_secs(20);
+/// Time limit for every wait.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 async fn open(path: &Path) -> SqliteStore {
     SqliteStore::open(path, SqliteOptions::default()).await.unwrap()
@@ -52,11 +54,11 @@ async fn consume(broker: &dyn Broker, prefetch: u16) -> Box<dyn Consumer> {
     broker.consume(Consume { queues: vec![queue()], prefetch }).await.unwrap()
 }
 
-/// The bodies of the next messages, acked.
+/// Receives and acknowledges the next messages. Returns their bodies.
 async fn bodies(consumer: &mut dyn Consumer, count: usize) -> Vec<String> {
     let mut bodies = Vec::new();
     for _ in 0..count {
-        let delivery = within(BOUND, "a delivery", consumer.next()).await.unwrap();
+        let delivery = within(TIMEOUT, "a delivery", consumer.next()).await.unwrap();
         bodies.push(String::from_utf8(delivery.message.body.to_vec()).unwrap());
         delivery.receipt.settle(Settle::Ack).await;
     }
@@ -64,21 +66,24 @@ async fn bodies(consumer: &mut dyn Consumer, count: usize) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn namespaces_share_a_file_and_nothing_else() {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("m.db");
-    let (one, two) = (open_as(&path, "one").await, open_as(&path, "two").await);
+async fn namespaces_share_only_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m.db");
+    let one = open_as(&path, "one").await;
+    let two = open_as(&path, "two").await;
     publish(&one.broker(), vec![message("for one")]).await;
     publish(&two.broker(), vec![message("for two")]).await;
     let mut consumer = consume(&two.broker(), 10).await;
     assert_eq!(bodies(&mut *consumer, 1).await, ["for two"]);
     assert_eq!(one.broker().depth(&[queue()]).await.unwrap()[0].ready, Some(1));
 
-    let (here, there) = (one.backend(), two.backend());
-    let (id, session) = (TaskId::fresh(), SessionId::fresh());
+    let here = one.backend();
+    let there = two.backend();
+    let id = TaskId::fresh();
+    let session = SessionId::fresh();
     let commit = Commit { facts: vec![("name".into(), Bytes::new())], ..Commit::new(id.clone()) };
-    assert_eq!(here.commit(vec![commit]).await.remove(0).unwrap(), Committed::Done);
-    here.open_session(&session, BOUND, Bytes::new()).await.unwrap();
+    assert_eq!(here.commit(vec![commit.into()]).await.remove(0).unwrap(), Committed::Done);
+    here.open_session(&session, TIMEOUT, Bytes::new()).await.unwrap();
     let update =
         IndexUpdate::Put { index: Index::Queues, at: Timestamp::from_micros(1), member: "work".into() };
     here.update_indexes(vec![update]).await.unwrap();
@@ -89,20 +94,20 @@ async fn namespaces_share_a_file_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_queue_is_in_order_and_the_more_urgent_come_first() {
-    let place = tempfile::tempdir().unwrap();
-    let store = open(&place.path().join("m.db")).await;
+async fn a_queue_is_in_order_and_higher_priorities_come_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(&directory.path().join("m.db")).await;
     let batch = vec![message("c"), with_priority("a", 9), message("d"), with_priority("b", 1), message("e")];
     publish(&store.broker(), batch).await;
     let mut consumer = consume(&store.broker(), 10).await;
     assert_eq!(bodies(&mut *consumer, 5).await, ["a", "b", "c", "d", "e"]);
 }
 
-/// One change that the file refuses is rolled back without its neighbours, in one batch and among many callers.
+/// A change that the file refuses is rolled back without the others, in one batch and among many callers.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_failure_in_a_batch_is_one_failure() {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("m.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m.db");
     let store = open(&path).await;
     let db = Connection::open(&path).unwrap();
     db.execute_batch(
@@ -129,16 +134,16 @@ async fn one_failure_in_a_batch_is_one_failure() {
     assert_eq!(broker.depth(&[queue()]).await.unwrap()[0].ready, Some(42));
 }
 
-/// A settlement that fails is not forgotten: its message would lie with this process for ever.
+/// A settlement that fails is retried. Otherwise this process would hold its message forever.
 #[tokio::test]
-async fn a_settlement_that_failed_is_tried_again() {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("m.db");
+async fn a_failed_settlement_is_retried() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m.db");
     let store = open(&path).await;
     let broker = store.broker();
     publish(&broker, vec![message("1")]).await;
     let mut consumer = consume(&broker, 1).await;
-    let delivery = within(BOUND, "a delivery", consumer.next()).await.unwrap();
+    let delivery = within(TIMEOUT, "a delivery", consumer.next()).await.unwrap();
     let db = Connection::open(&path).unwrap();
     db.execute_batch(
         "CREATE TRIGGER poison BEFORE DELETE ON messages BEGIN SELECT RAISE(ABORT, 'not now'); END",
@@ -148,8 +153,8 @@ async fn a_settlement_that_failed_is_tried_again() {
     publish(&broker, vec![message("2")]).await;
     assert_eq!(messages(&db), 2, "the ack came before the second message and failed");
     db.execute_batch("DROP TRIGGER poison").unwrap();
-    let settled = machinist_conformance::eventually(BOUND, async || messages(&db) == 1);
-    assert!(settled.await, "the ack was forgotten");
+    let settled = machinist_conformance::eventually(TIMEOUT, async || messages(&db) == 1);
+    assert!(settled.await, "the ack was not retried");
 }
 
 fn messages(db: &Connection) -> i64 {
@@ -157,20 +162,21 @@ fn messages(db: &Connection) -> i64 {
 }
 
 #[tokio::test]
-async fn a_closed_store_answers_and_its_file_is_whole() {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("m.db");
+async fn a_closed_store_answers_and_its_file_is_intact() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m.db");
     let store = open(&path).await;
-    let (broker, backend) = (store.broker(), store.backend());
+    let broker = store.broker();
+    let backend = store.backend();
     publish(&broker, vec![message("1"), message("2")]).await;
     let mut consumer = consume(&broker, 10).await;
-    let held = within(BOUND, "a delivery", consumer.next()).await.unwrap();
-    within(BOUND, "close", store.close()).await;
-    within(BOUND, "a second close", store.close()).await;
-    assert!(within(BOUND, "the end", consumer.next()).await.is_none());
+    let held = within(TIMEOUT, "a delivery", consumer.next()).await.unwrap();
+    within(TIMEOUT, "close", store.close()).await;
+    within(TIMEOUT, "a second close", store.close()).await;
+    assert!(within(TIMEOUT, "the end", consumer.next()).await.is_none());
     assert!(matches!(broker.publish(vec![message("3")]).await[0], Err(PublishError::Unavailable(_))));
     assert!(broker.depth(&[queue()]).await.is_err());
-    assert!(backend.commit(vec![Commit::new(TaskId::fresh())]).await[0].is_err());
+    assert!(backend.commit(vec![Commit::new(TaskId::fresh()).into()]).await[0].is_err());
     assert!(backend.read(&[TaskId::fresh()]).await.is_err());
     assert_eq!(held.receipt.settle(Settle::Ack).await, machinist_core::broker::Settled::Lost);
 
@@ -180,24 +186,24 @@ async fn a_closed_store_answers_and_its_file_is_whole() {
 }
 
 #[tokio::test]
-async fn dropping_everything_ends_the_threads_and_leaves_no_owner() {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("m.db");
+async fn dropping_everything_ends_the_threads_and_removes_the_owner() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m.db");
     let store = open(&path).await;
     let consumer = consume(&store.broker(), 10).await;
     drop((store, consumer));
-    let gone = machinist_conformance::eventually(BOUND, async || {
+    let gone = machinist_conformance::eventually(TIMEOUT, async || {
         let db = Connection::open(&path).unwrap();
         let owners: i64 = db.query_row("SELECT count(*) FROM owners", [], |row| row.get(0)).unwrap();
-        owners == 0 && std::fs::read_dir(place.path().join("m.db-owners")).unwrap().next().is_none()
+        owners == 0 && std::fs::read_dir(directory.path().join("m.db-owners")).unwrap().next().is_none()
     });
     assert!(gone.await, "the owner is still there");
 }
 
 #[tokio::test]
-async fn a_diagnosis_tells_how_the_file_is() {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("m.db");
+async fn a_diagnosis_reports_the_state_of_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("m.db");
     let store: Arc<dyn Diagnose + Send + Sync> = Arc::new(open(&path).await.broker());
     assert_eq!(store.location(), path.display().to_string());
     let findings = store.diagnose().await;

@@ -2,7 +2,7 @@
 //!
 //! The servers are always new ones, so that nothing another run left behind is measured.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use anyhow::{Result, ensure};
 
@@ -26,7 +26,14 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt, args: &[String])
     ensure!(built.success(), "{PACKAGE} cannot be built");
     let dir = workspace.target_dir().join("bench");
     let mut bench = Command::new(workspace.target_dir().join("release").join(PACKAGE));
-    bench.args(args);
+    match args.split_first() {
+        Some((first, rest)) if first == "compare" => {
+            bench.arg("compare").args(with_programs(workspace, interrupt, rest)?);
+        }
+        _ => {
+            bench.args(args);
+        }
+    }
     if args.iter().any(|arg| arg == "--help" || arg == "-h") {
         return Ok(command::run(&mut bench, interrupt)?.success());
     }
@@ -39,6 +46,27 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt, args: &[String])
     // Before the outcome is looked at: they end on failure and on Ctrl-C too.
     services.down()?;
     measured
+}
+
+/// The arguments of a comparison, with the first two, checkouts or programs, as programs. A checkout is built in a folder
+/// of this workspace's target directory, so that nothing in it changes.
+fn with_programs(workspace: &Workspace, interrupt: &Interrupt, args: &[String]) -> Result<Vec<String>> {
+    let mut args = args.to_vec();
+    let places = args.iter_mut().filter(|arg| !arg.starts_with('-')).take(2);
+    for (place, name) in places.zip(["old", "new"]) {
+        let path = Path::new(place.as_str());
+        if !path.join("Cargo.toml").is_file() {
+            continue;
+        }
+        let target = workspace.target_dir().join("bench").join(name);
+        let mut build = workspace.cargo(["build", "--release", "--locked", "-p", PACKAGE, "--manifest-path"]);
+        build.arg(path.join("Cargo.toml")).env("CARGO_TARGET_DIR", &target);
+        let built = command::run(&mut build, interrupt)?;
+        interrupt.check()?;
+        ensure!(built.success(), "the {name} version, {}, cannot be built", path.display());
+        *place = target.join("release").join(PACKAGE).display().to_string();
+    }
+    Ok(args)
 }
 
 fn measure(

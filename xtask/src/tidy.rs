@@ -3,12 +3,19 @@
 //! A finding says where, what, and the remedy. The rules read text, not syntax trees: they are meant to catch a
 //! slip, not to withstand somebody who wants to break them.
 
+mod circles;
 mod crates;
 mod examples;
 mod files;
 mod markdown;
+mod names;
+mod openings;
+mod product;
+mod prose;
 mod rust;
 mod signatures;
+mod source;
+mod words;
 
 use std::fmt;
 
@@ -22,6 +29,7 @@ struct Finding {
     path: String,
     /// From 1; 0 where the whole file is meant.
     line: usize,
+    /// Lines after the first are details, and are shown below the remedy.
     what: String,
     remedy: &'static str,
 }
@@ -29,7 +37,9 @@ struct Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { path, line, what, remedy } = self;
-        write!(f, "{path}:{}: {what}: {remedy}", line.max(&1))
+        let (what, details) = what.split_once('\n').unwrap_or((what, ""));
+        write!(f, "{path}:{}: {what}: {remedy}", line.max(&1))?;
+        if details.is_empty() { Ok(()) } else { write!(f, "\n{details}") }
     }
 }
 

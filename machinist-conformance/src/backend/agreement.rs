@@ -170,7 +170,7 @@ impl World {
         match step {
             Step::Commit(changes) => {
                 let answers =
-                    backend.commit(changes.iter().map(|change| self.commit(change)).collect()).await;
+                    backend.commit(changes.iter().map(|change| self.commit(change).into()).collect()).await;
                 Answer::Committed(answers.into_iter().map(|answer| answer.expect(FINE)).collect())
             }
             Step::Read(tasks) => Answer::Records(backend.read(&self.ids(tasks)).await.expect(FINE)),
@@ -250,7 +250,7 @@ impl World {
     async fn forget(&self, backend: &dyn Backend) {
         let drop = || FACTS.map(FactName::from).to_vec();
         let commits = self.tasks.iter().map(|id| Commit { drop: drop(), ..Commit::new(id.clone()) });
-        let answers = backend.commit(commits.collect()).await;
+        let answers = backend.commit(commits.map(Into::into).collect()).await;
         let all = Index::ALL.iter().flat_map(|index| (0..NUMBERS).map(move |number| (*index, number, None)));
         let updated = backend.update_indexes(all.map(|update| self.index_update(&update)).collect()).await;
         assert!(updated.is_ok() && answers.iter().all(Result::is_ok), "a backend that is there answers");

@@ -62,7 +62,7 @@ pub async fn the_backend_works_after_an_interruption(harness: &dyn BackendHarnes
     }
     let commit = Commit { wake: true, ..put(&id, &[("eta", "1")]) };
     let written = eventually(RECOVERY, async || {
-        let answers = within(RECOVERY, "an answer", backend.commit(vec![commit.clone()])).await;
+        let answers = within(RECOVERY, "an answer", backend.commit(vec![commit.clone().into()])).await;
         matches!(answers.as_slice(), [Ok(Committed::Done)])
     });
     assert!(written.await, "no commit succeeded after an interruption");
@@ -104,7 +104,12 @@ fn put(id: &TaskId, facts: &[(&str, &str)]) -> Commit {
 
 async fn commit_all(backend: &dyn Backend, batch: Vec<Commit>) -> Vec<Committed> {
     let asked = batch.len();
-    let answers = within(3 * BOUND, "a commit to be answered", backend.commit(batch)).await;
+    let answers = within(
+        3 * BOUND,
+        "a commit to be answered",
+        backend.commit(batch.into_iter().map(Into::into).collect()),
+    )
+    .await;
     assert_eq!(answers.len(), asked, "one answer for each commit");
     answers.into_iter().map(|answer| answer.expect("the backend takes the commit")).collect()
 }

@@ -9,9 +9,9 @@ use crate::{
     backend::{BackendError, Commit, Index, IndexUpdate},
     broker::Message,
     clock::Timestamp,
-    envelope::DeadMark,
     id::{QueueName, TaskId, TaskName},
     record::{ErrorText, Facts, json, name},
+    wire::DeadMark,
 };
 
 /// The fact that tells about a dead letter.
@@ -39,7 +39,7 @@ impl DeadLetter {
             at,
             task: message.id.as_deref().and_then(|id| TaskId::parse(id).ok()),
             name: message.kind.as_deref().and_then(|name| TaskName::parse(name).ok()),
-            attempt: crate::envelope::attempt_of(message),
+            attempt: crate::wire::attempt_of(message),
             size: message.size(),
         }
     }
@@ -72,7 +72,7 @@ pub(crate) async fn add_to_index(app: &App, letter: &DeadLetter) -> Result<(), B
     };
     let mut commit = Commit::new(record_of(&member));
     commit.facts = vec![(name::DEAD.into(), json(&entry))];
-    app.backend().commit(vec![commit]).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    app.backend().commit(vec![commit.into()]).await.into_iter().collect::<Result<Vec<_>, _>>()?;
     let note = IndexUpdate::Put { index: Index::DeadLetters, at: letter.at, member };
     app.backend().update_indexes(vec![note]).await
 }
@@ -85,7 +85,7 @@ pub(super) async fn remove_from_index(app: &App, letter: &DeadLetter) -> Result<
     // The line first: a record without a line is found by nobody, a line without its record tells too little.
     let note = IndexUpdate::Remove { index: Index::DeadLetters, member };
     app.backend().update_indexes(vec![note]).await?;
-    app.backend().commit(vec![commit]).await.into_iter().collect::<Result<Vec<_>, _>>().map(drop)
+    app.backend().commit(vec![commit.into()]).await.into_iter().collect::<Result<Vec<_>, _>>().map(drop)
 }
 
 /// A line of the list with its record; where that is missing, as much as the line says.

@@ -5,6 +5,7 @@
 //! than on it puts the rest there ([`Client::index_dead_letters`]).
 
 mod index;
+mod new_letter;
 mod scan;
 mod settle;
 
@@ -17,6 +18,7 @@ use crate::{
 };
 
 pub(crate) use index::add_to_index;
+pub(crate) use new_letter::NewDeadLetter;
 pub use settle::DeadLetterOutcome;
 
 /// How many entries of the list are read at once.

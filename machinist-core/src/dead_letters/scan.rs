@@ -6,8 +6,8 @@ use super::DeadLetter;
 use crate::{
     app::App,
     broker::{BrokerError, Delivery, Receipt, Settle, SideQueue},
-    envelope::DeadMark,
     id::QueueName,
+    wire::DeadMark,
 };
 
 /// After so long without another one the pass is over.

@@ -7,21 +7,20 @@
 use std::{collections::HashMap, time::Duration};
 
 use super::{
-    DeadFilter, DeadLetter, index,
+    DeadFilter, DeadLetter, NewDeadLetter, index,
     scan::{DeadLetterScan, ScannedLetter},
 };
 use crate::{
-    admission::{Admission, admit},
-    broker::{Delivery, Message, Publish, Settle, Target},
+    broker::{Delivery, Message, Settle},
     client::Client,
     control::ControlError,
-    envelope::{DeadMark, DeadReason, Envelope, dead_letter},
     id::{QueueName, TaskId},
     record::{
         ErrorText, Facts, FailureKind, TaskState, failure_without_run, fold, name, newest_start,
         recorded_follow_up,
     },
-    stored_message::message_to_fact,
+    security::{Admission, admit},
+    wire::{DeadMark, DeadReason, Envelope, message_to_fact},
 };
 
 /// What became of a dead letter.
@@ -276,16 +275,9 @@ impl Client {
                 (uuid::Uuid::new_v4().to_string(), reason, why)
             }
         };
-        let mark = DeadMark {
-            dead_id,
-            reason: reason.as_str().to_owned(),
-            error: ErrorText::from(error.as_str()),
-            at,
-        };
-        let letter = dead_letter(message, &mark);
-        let entry = DeadLetter::of(queue, message, mark);
-        let target = Target::DeadLetters(queue.clone());
-        let publish = Publish { target, message: letter, delay: Duration::ZERO };
+        let error = ErrorText::from(error.as_str());
+        let mark = DeadMark { dead_id, reason: reason.as_str().to_owned(), error, at };
+        let NewDeadLetter { publish, entry } = NewDeadLetter::new(queue, message, mark);
         for answer in self.app.broker().publish(vec![publish]).await {
             answer.map_err(|source| {
                 ControlError::Broker(crate::broker::BrokerError::Unavailable(source.into()))

@@ -8,8 +8,8 @@ use super::*;
 use crate::{
     args::{Json, Rest},
     context::StateMap,
-    error::Disposition,
     extract::{FromContext, State},
+    task_error::Disposition,
 };
 
 const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");

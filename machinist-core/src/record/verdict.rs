@@ -17,9 +17,9 @@ use crate::{
     args::Results,
     backend::{Commit, Expiry},
     clock::Timestamp,
-    error::{Disposition, TaskError},
     id::TaskId,
     retry::RetryPolicy,
+    task_error::{Disposition, TaskError},
 };
 
 /// No record is forgotten sooner than this after its end: guards and duplicates may still arrive.

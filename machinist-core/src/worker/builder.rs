@@ -13,10 +13,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     DeadLetterCounts, Health, Stages, TaskOptions, Worker,
     exclusive::ExclusiveSlots,
-    processor::{RegisteredTask, Tally, TaskProcessor},
+    processor::{RegisteredTask, TaskProcessor},
     refusal_log::RefusalLog,
     server_calls::ServerCalls,
     session::{Lease, Sessions},
+    worker_context::{Tally, WorkerContext},
 };
 use crate::{
     app::App,
@@ -242,25 +243,27 @@ impl WorkerBuilder {
         let about = about(&name, &queues, self.concurrency, &self.app);
         let stages = Stages::default();
         let slots = Arc::new(Semaphore::new(self.concurrency));
-        let processor = TaskProcessor {
+        let worker = Arc::new(WorkerContext {
             sessions: Sessions::new(self.app.clone(), self.lease, about),
             calls: ServerCalls::new(self.app.clone(), stages.clone()),
             app: self.app,
             name: name.into(),
-            tasks,
-            middleware: self.middleware.into(),
-            state: Arc::new(self.state),
             max_hold: self.consumer_timeout / 2,
-            exclusive: ExclusiveSlots::new(Arc::clone(&slots), self.concurrency),
-            slots,
             stages: stages.clone(),
             tally: Tally::default(),
             refusals: RefusalLog::default(),
             dead_letter_counts: DeadLetterCounts::default(),
-        };
+        });
+        let health = Health::new(Arc::clone(&worker), stages.clone());
+        let processor = Arc::new(TaskProcessor {
+            worker,
+            tasks,
+            middleware: self.middleware.into(),
+            state: Arc::new(self.state),
+            exclusive: ExclusiveSlots::new(Arc::clone(&slots), self.concurrency),
+            slots,
+        });
         let ready = CancellationToken::new();
-        let processor = Arc::new(processor);
-        let health = Health::new(Arc::clone(&processor), stages.clone());
         Ok(Worker { processor, queues, prefetch, grace: self.grace, stages, ready, health })
     }
 }

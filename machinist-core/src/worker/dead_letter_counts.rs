@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::envelope::DeadReason;
+use crate::wire::DeadReason;
 
 /// The dead letters that a worker has published, counted by reason. Cheap to clone; clones share the counts.
 ///

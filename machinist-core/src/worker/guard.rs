@@ -5,15 +5,12 @@
 
 use std::time::Duration;
 
-use super::{
-    processor::{ActiveDelivery, Settlement, TaskProcessor},
-    server_calls::Unpublished,
-};
+use super::{ActiveDelivery, Settlement, WorkerContext, server_calls::Unpublished};
 use crate::{
     backend::{Commit, Expiry},
     broker::{Publish, Settle, Target},
-    envelope::Envelope,
     record::{UNFINISHED_TTL, name},
+    wire::Envelope,
 };
 
 /// The first guard comes back after this.
@@ -29,7 +26,7 @@ fn guard_delay(generation: u32) -> Duration {
     FIRST_GUARD_DELAY.saturating_mul(1 << generation.min(8)).min(MAX_GUARD_DELAY)
 }
 
-impl TaskProcessor {
+impl WorkerContext {
     /// Publishes the next guard of an envelope, to come back after `delay`; then the delivery may go.
     async fn publish_guard(&self, envelope: &Envelope, delay: Duration) -> Result<Envelope, Unpublished> {
         let guard = envelope.next_guard(self.now().plus(delay));
@@ -38,7 +35,7 @@ impl TaskProcessor {
         let mut commit = Commit::new(guard.id.clone());
         commit.facts = vec![(name::guard(guard.attempt, guard.generation), "1".into())];
         commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
-        self.calls.commit(&commit).await?;
+        self.calls.commit(commit).await?;
         Ok(guard)
     }
 

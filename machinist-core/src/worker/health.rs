@@ -6,8 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::{Stages, processor::TaskProcessor};
-use crate::{broker::SubscriptionHealth, error::chain};
+use super::{Stages, WorkerContext};
+use machinist_adapter::error::chain;
+
+use crate::broker::SubscriptionHealth;
 
 /// How long a server may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -15,7 +17,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tells how a worker is. Cheap to clone; outlives the worker.
 #[derive(Clone)]
 pub struct Health {
-    processor: Arc<TaskProcessor>,
+    worker: Arc<WorkerContext>,
     stages: Stages,
     subscription: Arc<Mutex<SubscriptionState>>,
 }
@@ -33,8 +35,8 @@ enum SubscriptionState {
 }
 
 impl Health {
-    pub(super) fn new(processor: Arc<TaskProcessor>, stages: Stages) -> Self {
-        Self { processor, stages, subscription: Arc::default() }
+    pub(super) fn new(worker: Arc<WorkerContext>, stages: Stages) -> Self {
+        Self { worker, stages, subscription: Arc::default() }
     }
 
     /// From now on there is a subscription to ask about.
@@ -98,8 +100,8 @@ impl Health {
     }
 
     async fn backend(&self) -> Result<(), String> {
-        match tokio::time::timeout(PROBE_TIMEOUT, self.processor.app.backend().now()).await {
-            Ok(Ok(_)) if self.processor.calls.is_backend_away() => {
+        match tokio::time::timeout(PROBE_TIMEOUT, self.worker.app.backend().now()).await {
+            Ok(Ok(_)) if self.worker.calls.is_backend_away() => {
                 Err("backend: it was away, and no tasks are taken yet".to_owned())
             }
             Ok(Ok(_)) => Ok(()),
@@ -110,12 +112,12 @@ impl Health {
 
     /// The worker's name.
     pub fn worker(&self) -> &str {
-        self.processor.worker_name()
+        &self.worker.name
     }
 
     /// How many handlers run.
     pub fn running(&self) -> usize {
-        self.processor.sessions.running()
+        self.worker.sessions.running()
     }
 }
 

@@ -16,10 +16,9 @@ use super::{
     processor::TaskProcessor,
     server_calls::{AWAY_TIMEOUT, pause},
 };
-use crate::{
-    broker::{Consume, Consumer, SubscriptionHealth},
-    error::chain,
-};
+use machinist_adapter::error::chain;
+
+use crate::broker::{Consume, Consumer, SubscriptionHealth};
 
 /// What takes deliveries, and what it needs for it.
 pub(super) struct Intake {
@@ -75,10 +74,10 @@ impl Intake {
 
     /// Takes deliveries for ever, from one subscription after the other. Ends only when the broker was closed.
     async fn keep(&self, consumer: &mut Box<dyn Consumer>) {
-        let calls = &self.processor.calls;
+        let calls = &self.processor.worker.calls;
         loop {
             self.health.subscribed(consumer.health().into());
-            let maintenance = maintenance::run(Arc::clone(&self.processor), self.what.queues.clone());
+            let maintenance = maintenance::run(Arc::clone(&self.processor.worker), self.what.queues.clone());
             let maintenance = AbortOnDropHandle::new(tokio::spawn(maintenance));
             let health = consumer.health();
             tokio::select! {
@@ -87,7 +86,7 @@ impl Intake {
                 never = self.cancel_when_cut_off(health) => match never {},
             }
             tracing::error!(
-                running = self.processor.sessions.running(),
+                running = self.processor.worker.sessions.running(),
                 "the backend has been away for {AWAY_TIMEOUT:?}: cancelling what runs, handing back what is held, and taking \
                  nothing until it answers. Outcomes that are not recorded are kept"
             );
@@ -95,10 +94,10 @@ impl Intake {
             drop(maintenance);
             // First, or what is handed back comes here again at once.
             consumer.stop().await;
-            self.processor.sessions.cut_off_all();
+            self.processor.worker.sessions.cut_off_all();
             calls.give_up(true);
             calls.backend_is_there().await;
-            self.processor.sessions.alive().await;
+            self.processor.worker.sessions.alive().await;
             calls.give_up(false);
             self.health.subscribing();
             *consumer = self.subscribe().await;
@@ -109,7 +108,7 @@ impl Intake {
     /// Cancels what runs where neither server vouches for it: the lease is over, and since it was renewed for the last
     /// time the connection was lost that held the messages. Others may then run them. One of the two alone is no reason.
     async fn cancel_when_cut_off(&self, health: Box<dyn SubscriptionHealth>) -> Infallible {
-        let sessions = &self.processor.sessions;
+        let sessions = &self.processor.worker.sessions;
         let mut vouched = sessions.valid_until();
         let (mut disconnects, mut seen) = (health.disconnects(), health.disconnects());
         loop {
@@ -119,7 +118,9 @@ impl Intake {
             if until != vouched {
                 // What was lost since the last look may have been lost after the renewal.
                 (vouched, disconnects) = (until, before);
-            } else if lost != disconnects && Instant::now() >= until && self.processor.calls.is_backend_away()
+            } else if lost != disconnects
+                && Instant::now() >= until
+                && self.processor.worker.calls.is_backend_away()
             {
                 if sessions.running() > 0 {
                     tracing::error!(
@@ -138,7 +139,7 @@ impl Intake {
     async fn subscribe(&self) -> Box<dyn Consumer> {
         let mut tries = 0;
         loop {
-            match self.processor.app.broker().consume(self.what.clone()).await {
+            match self.processor.worker.app.broker().consume(self.what.clone()).await {
                 Ok(consumer) => return consumer,
                 Err(error) => {
                     let error = chain(&error).join(": ");
@@ -158,7 +159,7 @@ impl Intake {
     async fn take(&self, consumer: &mut dyn Consumer) {
         loop {
             // While the backend is away nothing is taken: what is held stays unacknowledged, and prefetch bounds it.
-            self.processor.calls.backend_is_there().await;
+            self.processor.worker.calls.backend_is_there().await;
             let Some(delivery) = consumer.next().await else { return };
             // On the heap at once: a spawned future is moved several times.
             let (cut, process) = (self.cut.clone(), Box::pin(Arc::clone(&self.processor).process(delivery)));

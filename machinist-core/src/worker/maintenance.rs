@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use super::processor::TaskProcessor;
+use super::WorkerContext;
 use crate::{
     broker::{Consumer, SideQueue},
     id::QueueName,
@@ -18,10 +18,10 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
 const UNDELIVERED_PREFETCH: u16 = 16;
 
 /// Puts things in order until the worker drains.
-pub(super) async fn run(processor: Arc<TaskProcessor>, queues: Vec<QueueName>) {
-    let stages = processor.stages.clone();
+pub(super) async fn run(worker: Arc<WorkerContext>, queues: Vec<QueueName>) {
+    let stages = worker.stages.clone();
     let work = async {
-        tokio::join!(undelivered(&processor), dead_letters(&processor, &queues));
+        tokio::join!(undelivered(&worker), dead_letters(&worker, &queues));
     };
     tokio::select! {
         () = work => {}
@@ -30,13 +30,13 @@ pub(super) async fn run(processor: Arc<TaskProcessor>, queues: Vec<QueueName>) {
 }
 
 /// Brings what came due for a queue that was gone to that queue, or to its end.
-async fn undelivered(processor: &Arc<TaskProcessor>) {
+async fn undelivered(worker: &Arc<WorkerContext>) {
     let mut told = false;
     loop {
-        match processor.app.broker().consume_side_queue(SideQueue::Undelivered, UNDELIVERED_PREFETCH).await {
+        match worker.app.broker().consume_side_queue(SideQueue::Undelivered, UNDELIVERED_PREFETCH).await {
             Ok(None) => return,
             Ok(Some(mut consumer)) => {
-                redirect_all(processor, consumer.as_mut()).await;
+                redirect_all(worker, consumer.as_mut()).await;
                 // It ends with the broker's connection to us, which is closed for good.
                 return;
             }
@@ -56,23 +56,23 @@ async fn undelivered(processor: &Arc<TaskProcessor>) {
     }
 }
 
-async fn redirect_all(processor: &Arc<TaskProcessor>, consumer: &mut dyn Consumer) {
+async fn redirect_all(worker: &Arc<WorkerContext>, consumer: &mut dyn Consumer) {
     // Dropped with it, what is under way comes again.
     let mut under_way = tokio::task::JoinSet::new();
     while let Some(delivery) = consumer.next().await {
-        let processor = Arc::clone(processor);
-        under_way.spawn(async move { processor.redirect(delivery).await });
+        let worker = Arc::clone(worker);
+        under_way.spawn(async move { worker.redirect(delivery).await });
         while under_way.try_join_next().is_some() {}
     }
 }
 
 /// Puts dead letters on the list that are not on it.
-async fn dead_letters(processor: &TaskProcessor, queues: &[QueueName]) {
-    let client = processor.app.client();
+async fn dead_letters(worker: &WorkerContext, queues: &[QueueName]) {
+    let client = worker.app.client();
     let mut counted: HashMap<QueueName, u64> = HashMap::new();
     loop {
         tokio::time::sleep(MAINTENANCE_INTERVAL).await;
-        let depths = match processor.app.broker().depth(queues).await {
+        let depths = match worker.app.broker().depth(queues).await {
             Ok(depths) => depths,
             Err(error) => {
                 tracing::debug!(%error, "dead letters were not counted");

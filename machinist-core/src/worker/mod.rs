@@ -2,38 +2,45 @@
 //!
 //! | file | duty |
 //! |---|---|
-//! | `builder` | what a worker is made of, checked before it starts |
-//! | `options` | how one task is run where its signature does not say |
-//! | `refusal_log` | refused messages, counted and logged |
-//! | `intake` | where deliveries come in, and the end of that while the backend is away for long |
-//! | `processor` | one delivery from its arrival to its settlement |
-//! | `run` | one call of a handler: time limits, panic, cancellation |
-//! | `progress` | what a handler says of its progress |
-//! | `session` | this process's lease on what it runs, and what it knows about other leases |
-//! | `alone` | the place where suspects run |
-//! | `guard` | copies that come back later: guards, postponements, messages that came too early |
-//! | `steady` | the patience with which backend and broker are asked |
-//! | `maintenance` | what is put in order beside tasks: undelivered messages, dead letters |
-//! | `drain` | the stages of an end |
-//! | `health` | how a worker is, for those who watch over it |
-//! | `dead_letter_counts` | how many dead letters there were, and why |
+//! | `builder`, `options` | the parts of a worker, checked before it starts; options of one task |
+//! | `intake` | taking deliveries, and stopping while the backend is away for long |
+//! | `processor` | the pipeline: one delivery from its arrival to its settlement |
+//! | `worker_context` | what every step of the pipeline shares |
+//! | `time_check`, `start`, `run`, `outcome`, `follow_up`, `settlement` | the steps of the pipeline, in their order |
+//! | `refusal`, `refusal_log`, `undelivered` | messages that are not run here |
+//! | `guard` | copies that come back later |
+//! | `exclusive` | running a suspect alone in the process |
+//! | `session`, `renewal` | this worker's lease, and what it knows about other leases |
+//! | `server_calls` | calls to backend and broker, repeated until they answer |
+//! | `maintenance` | undelivered messages and unlisted dead letters |
+//! | `progress` | the progress that handlers report |
+//! | `drain` | the stages of shutdown |
+//! | `health`, `dead_letter_counts` | what operators watch |
 
 mod builder;
 mod dead_letter_counts;
 mod drain;
 mod exclusive;
+mod follow_up;
 mod guard;
 mod health;
 mod intake;
 mod maintenance;
 mod options;
+mod outcome;
 mod processor;
 mod progress;
+mod refusal;
 mod refusal_log;
 mod renewal;
 mod run;
 mod server_calls;
 mod session;
+mod settlement;
+mod start;
+mod time_check;
+mod undelivered;
+mod worker_context;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -44,7 +51,6 @@ pub use dead_letter_counts::DeadLetterCounts;
 pub use drain::{Drained, Stages};
 pub use health::Health;
 pub use options::{ErrorClass, ErrorClassifier, TaskOptions};
-pub(crate) use renewal::wake_session;
 
 use crate::{
     app::App,
@@ -55,6 +61,8 @@ use crate::{
 use intake::Intake;
 use processor::TaskProcessor;
 use renewal::Renewals;
+use settlement::{ActiveDelivery, Settlement};
+use worker_context::WorkerContext;
 
 /// How long handlers have to end after their cancellation was fired, before they are cut off.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -125,7 +133,7 @@ impl Worker {
 
     /// The worker's name.
     pub fn name(&self) -> &str {
-        self.processor.worker_name()
+        &self.processor.worker.name
     }
 
     /// The names of the tasks it runs, sorted.
@@ -155,7 +163,7 @@ impl Worker {
 
     /// What this worker puts among the dead letters, counted by reason, from now until its end and after it.
     pub fn dead_letter_counts(&self) -> DeadLetterCounts {
-        self.processor.dead_letter_counts.clone()
+        self.processor.worker.dead_letter_counts.clone()
     }
 
     /// Works until `shutdown` completes, then drains: takes nothing more, hands back what has not started, gives
@@ -171,13 +179,14 @@ impl Worker {
     /// again elsewhere when the session has expired.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<Drained, WorkerError> {
         let Self { processor, queues, prefetch, grace, stages, ready, health } = self;
-        processor.sessions.open().await?;
-        let renewals = Renewals::begin(&processor).map_err(WorkerError::Thread)?;
+        let worker = Arc::clone(&processor.worker);
+        worker.sessions.open().await?;
+        let renewals = Renewals::begin(&worker).map_err(WorkerError::Thread)?;
         let what = Consume { queues: queues.clone(), prefetch };
-        let consumer = processor.app.broker().consume(what.clone()).await?;
+        let consumer = worker.app.broker().consume(what.clone()).await?;
         health.subscribed(consumer.health().into());
-        remember_queues(&processor.app, &queues).await;
-        tracing::info!(worker = processor.worker_name(), queues = ?queues, "ready");
+        remember_queues(&worker.app, &queues).await;
+        tracing::info!(worker = %worker.name, queues = ?queues, "ready");
         ready.cancel();
         let tracker = TaskTracker::new();
         // Dropped in the middle, this future must not leave handlers behind that run without a session.
@@ -192,18 +201,18 @@ impl Worker {
             () = stages.reached_drain() => {}
         }
         stages.drain();
-        tracing::info!(running = processor.sessions.running(), "draining");
+        tracing::info!(running = worker.sessions.running(), "draining");
         if let Some(mut consumer) = taking.end().await {
             consumer.stop().await;
         }
         tracker.close();
         drain::wait_through(&tracker, &stages, grace).await;
-        let drained = processor.drained();
+        let drained = worker.drained();
         renewals.end().await;
         if drained.unfinished == 0 {
-            processor.sessions.close().await;
+            worker.sessions.close().await;
         }
-        tracing::info!(?drained, dead_letters = ?processor.dead_letter_counts.by_reason(), "stopped");
+        tracing::info!(?drained, dead_letters = ?worker.dead_letter_counts.by_reason(), "stopped");
         Ok(drained)
     }
 }

@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::{
-    error::{Disposition, TaskError},
     retry::{Backoff, RetryPolicy},
+    task_error::{Disposition, TaskError},
 };
 
 /// How one task is run where its signature does not say.

@@ -5,13 +5,13 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use super::{processor::TaskProcessor, session::RegisteredRun};
-use crate::{context::TaskContext, encryption::encrypt_outcome, record::progress_commit, sign::Key};
+use super::{WorkerContext, session::RegisteredRun};
+use crate::{context::TaskContext, record::progress_commit, security::encrypt_outcome, sign::Key};
 
 /// How often at most a run's progress is written.
 const WRITE_INTERVAL: Duration = Duration::from_millis(500);
 
-impl TaskProcessor {
+impl WorkerContext {
     /// Writes the progress of a run, for as long as it runs. Never completes.
     pub(super) async fn publish_progress(
         &self,
@@ -28,7 +28,7 @@ impl TaskProcessor {
             if let (Some(progress), Some(claim)) = (progress, registered.claim()) {
                 let said = progress_commit(&claim, &progress);
                 let said = if let Some(key) = outcome_key { encrypt_outcome(said, key) } else { said };
-                let answers = self.app.backend().commit(vec![said]).await;
+                let answers = self.app.backend().commit(vec![said.into()]).await;
                 if let Some(Err(error)) = answers.first() {
                     tracing::debug!(%error, "a word of progress was not written");
                 }

@@ -15,11 +15,8 @@ use std::{
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{processor::TaskProcessor, server_calls::jittered, session::Sessions};
-use crate::{
-    backend::{Commit, Watch},
-    id::{SessionId, TaskId},
-};
+use super::{WorkerContext, server_calls::jittered, session::Sessions};
+use crate::{backend::Watch, id::SessionId, session_channel::session_channel};
 
 /// How long a worker that was rung for waits before it looks.
 const WAKE_UP_DELAY: Duration = Duration::from_millis(50);
@@ -38,21 +35,21 @@ impl Renewals {
     ///
     /// # Errors
     /// If the system gives no thread.
-    pub(super) fn begin(processor: &Arc<TaskProcessor>) -> std::io::Result<Self> {
+    pub(super) fn begin(worker: &Arc<WorkerContext>) -> std::io::Result<Self> {
         let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
         let (woken, probe) = (Arc::new(Notify::new()), RuntimeProbe::new());
         let renewing = {
-            let (processor, woken, probe) = (Arc::clone(processor), Arc::clone(&woken), Arc::clone(&probe));
+            let (worker, woken, probe) = (Arc::clone(worker), Arc::clone(&woken), Arc::clone(&probe));
             let (stop, told) = (stop.clone(), ended.clone().drop_guard());
             async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    () = renew_until_stopped(&processor, &woken, &probe) => {}
+                    () = renew_until_stopped(&worker, &woken, &probe) => {}
                 }
                 drop(told);
             }
         };
-        if processor.app.backend().capabilities().shared {
+        if worker.app.backend().capabilities().shared {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             std::thread::Builder::new().name("machinist-session".to_owned()).spawn(move || {
                 runtime.block_on(renewing);
@@ -62,7 +59,7 @@ impl Renewals {
         } else {
             tokio::spawn(renewing);
         }
-        let sessions = Arc::clone(&processor.sessions);
+        let sessions = Arc::clone(&worker.sessions);
         let beside = [
             tokio::spawn(forward_wake_ups(sessions, woken)),
             tokio::spawn(async move { probe.tick().await }),
@@ -85,8 +82,8 @@ impl Drop for Renewals {
 }
 
 /// Renews and looks for ever.
-async fn renew_until_stopped(processor: &TaskProcessor, woken: &Notify, probe: &RuntimeProbe) {
-    let (sessions, lease) = (&processor.sessions, processor.sessions.lease());
+async fn renew_until_stopped(worker: &WorkerContext, woken: &Notify, probe: &RuntimeProbe) {
+    let (sessions, lease) = (&worker.sessions, worker.sessions.lease());
     let renewing = async {
         let mut silent = false;
         loop {
@@ -96,15 +93,15 @@ async fn renew_until_stopped(processor: &TaskProcessor, woken: &Notify, probe: &
                 () = woken.notified() => tokio::time::sleep(WAKE_UP_DELAY).await,
             }
             probe.report(lease.renewal(), &mut silent);
-            while let Err(error) = sessions.renew(&processor.calls).await {
-                processor.calls.answered(false);
+            while let Err(error) = sessions.renew(&worker.calls).await {
+                worker.calls.answered(false);
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "the session was not renewed; trying again"
                 );
                 tokio::time::sleep(jittered(lease.renewal() / 5)).await;
             }
-            processor.calls.answered(true);
+            worker.calls.answered(true);
         }
     };
     let looking = async {
@@ -158,18 +155,6 @@ impl RuntimeProbe {
     }
 }
 
-/// Whoever wants the worker of a session to look at what it runs rings here: nothing is stored under this id, it is
-/// only watched. One watch for each worker, not one for each running task.
-/// None where a record names a session that cannot be one.
-fn session_channel(session: &SessionId) -> Option<TaskId> {
-    TaskId::parse(&format!("session.{}", session.as_str())).ok()
-}
-
-/// The commit that rings, if there is anybody who can hear it.
-pub(crate) fn wake_session(session: &SessionId) -> Option<Commit> {
-    Some(Commit { wake: true, ..Commit::new(session_channel(session)?) })
-}
-
 /// Tells of those who ring. Nothing depends on it: at its next renewal the worker looks anyway.
 async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
     let mut watched: Option<(SessionId, Watch)> = None;
@@ -177,8 +162,8 @@ async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
         let session = sessions.current();
         if watched.as_ref().is_none_or(|(watched, _)| *watched != session) {
             // INVARIANT: our own session's name is a UUID.
-            let session_channel = session_channel(&session).expect("a short text");
-            watched = match sessions.backend().watch(&session_channel).await {
+            let channel = session_channel(&session).expect("a short text");
+            watched = match sessions.backend().watch(&channel).await {
                 Ok(watch) => Some((session, watch)),
                 Err(error) => {
                     tracing::debug!(%error, "a revoked task will be noticed at a renewal only");

@@ -83,18 +83,23 @@ impl ServerCalls {
     }
 
     /// Commits, unless the backend is away for so long that the delivery is to go back.
-    pub(super) async fn commit(&self, commit: &Commit) -> Result<Committed, Unanswered> {
-        self.until_answered("commit", Caller::Delivery, || self.try_commit(commit)).await
+    pub(super) async fn commit(&self, commit: impl Into<Arc<Commit>>) -> Result<Committed, Unanswered> {
+        let commit = commit.into();
+        self.until_answered("commit", Caller::Delivery, || self.try_commit(&commit)).await
     }
 
     /// Commits what is known here alone, however long the backend is away.
-    pub(super) async fn commit_outcome(&self, commit: &Commit) -> Result<Committed, Unanswered> {
-        self.until_answered("commit", Caller::Verdict, || self.try_commit(commit)).await
+    pub(super) async fn commit_outcome(
+        &self,
+        commit: impl Into<Arc<Commit>>,
+    ) -> Result<Committed, Unanswered> {
+        let commit = commit.into();
+        self.until_answered("commit", Caller::Verdict, || self.try_commit(&commit)).await
     }
 
-    async fn try_commit(&self, commit: &Commit) -> Result<Committed, BackendError> {
+    async fn try_commit(&self, commit: &Arc<Commit>) -> Result<Committed, BackendError> {
         // INVARIANT: one answer for one commit.
-        self.app.backend().commit(vec![commit.clone()]).await.pop().expect("one answer")
+        self.app.backend().commit(vec![Arc::clone(commit)]).await.pop().expect("one answer")
     }
 
     /// Reads one record, unless the backend is away for so long that the delivery is to go back.

@@ -270,7 +270,7 @@ impl Sessions {
         let standing = |(claim, facts): (&Claim, Facts)| {
             // It may have been adopted, if only the reply was lost.
             let claim = claim.newer_claim(&facts).unwrap_or_else(|| claim.clone());
-            (claim.standing(&facts) == ClaimStatus::Current).then(|| claim.hand_back())
+            (claim.standing(&facts) == ClaimStatus::Current).then(|| claim.hand_back().into())
         };
         let commits = recorded_follow_up.iter().zip(records).filter_map(standing).collect();
         for answer in self.app.backend().commit(commits).await {
@@ -409,7 +409,7 @@ impl Sessions {
                 RenewalAction::TakenOver => break self.cancel(run, CancelReason::TakenOver),
                 RenewalAction::Commit(commit) => *commit,
             };
-            match self.app.backend().commit(vec![commit]).await.pop().transpose()? {
+            match self.app.backend().commit(vec![commit.into()]).await.pop().transpose()? {
                 Some(Committed::Refused(refused)) => facts = refused,
                 Some(Committed::Done) => break self.update_claim(run, &next),
                 None => return Err(BackendError::Unavailable("the backend adapter gave no answer".into())),

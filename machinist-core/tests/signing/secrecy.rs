@@ -151,7 +151,7 @@ async fn without_the_key_results_are_known_to_be_there_and_cannot_be_read() {
     let mut commit = machinist_core::backend::Commit::new(failed.id().clone());
     commit.drop = vec!["end".into()];
     commit.facts = vec![("end".into(), facts[0].get("end").unwrap().clone())];
-    house.backend.commit(vec![commit]).await;
+    house.backend.commit(vec![commit.into()]).await;
     assert!(matches!(failed.wait(SOON).await, Err(ResultError::Forged { .. })));
     let unsigned = house.builder().keyring(ring([&hide])).allow_unsigned().build().await.unwrap();
     let stolen = unsigned.result(failed.id().clone()).wait(SOON).await;

@@ -58,7 +58,7 @@ async fn a_message_that_was_slipped_into_a_record_is_not_sent() {
         let mut commit = Commit::new(victim.id().clone());
         commit.drop = vec!["msg".into()];
         commit.facts = vec![("msg".into(), text.into())];
-        house.backend.commit(vec![commit]).await;
+        house.backend.commit(vec![commit.into()]).await;
         let refused = client.run_now(victim.id()).await;
         assert!(matches!(refused, Err(ControlError::NoMessage { .. })), "{refused:?}");
     }

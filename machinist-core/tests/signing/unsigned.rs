@@ -79,7 +79,7 @@ async fn a_result_that_no_worker_signed_is_not_believed() {
         let mut commit = Commit::new(id.clone());
         commit.facts = vec![("end".into(), end.into())];
         commit.expiry = Expiry::After(SOON);
-        house.backend.commit(vec![commit]).await.pop().unwrap().unwrap();
+        house.backend.commit(vec![commit.into()]).await.pop().unwrap().unwrap();
     };
     let forged = br#"{"at":5,"state":"SUCCESS","results":[{"type":"int64","value":666}]}"#;
     write(sum.id(), forged.to_vec()).await;
@@ -129,7 +129,7 @@ async fn what_is_too_large_is_an_error_to_its_sender_and_a_dead_letter_where_it_
     let Err(ResultError::Failed { kind, message, .. }) = many.wait(SOON).await else { panic!("it fails") };
     assert_eq!(
         (kind, message.as_str()),
-        (FailureKind::Malformed, "it has 4 arguments, and 3 are the limit here")
+        (FailureKind::Malformed, "it has 4 arguments, and the maximum here is 3")
     );
     let big = large.client().send(FILL.call(101)).await.unwrap();
     let Err(ResultError::Failed { kind, message, .. }) = big.wait(SOON).await else { panic!("it fails") };

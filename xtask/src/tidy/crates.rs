@@ -1,6 +1,7 @@
 //! Who may depend on whom, and what a crate must say about itself.
 //!
-//! The core knows no adapter, an adapter knows only the core, each outside library has one owner, and one TLS
+//! The core knows no adapter, and an adapter knows only the seams: the crate `machinist-adapter`, or the core of a
+//! workspace without it. What only tests depend on is not looked at. Each outside library has one owner, and one TLS
 //! provider serves the whole program: with two, redis-rs panics at its first connection.
 
 use std::collections::BTreeMap;
@@ -10,16 +11,31 @@ use anyhow::Result;
 use super::{Finding, files::TextFile};
 use crate::command::{self, Workspace};
 
-/// Which crates of the workspace a crate may depend on; one that is not listed may depend on all.
-const MAY_KNOW: [(&str, &[&str]); 7] = [
-    ("machinist-core", &[]),
-    ("machinist-broker-amqp", &["machinist-core"]),
-    ("machinist-backend-redis", &["machinist-core"]),
-    ("machinist-sqlite", &["machinist-core"]),
-    ("machinist-conformance", &["machinist-core"]),
+/// Crate of the seams between the core and the adapters.
+const SEAMS: &str = "machinist-adapter";
+
+/// Crate that holds the seams of a workspace without [`SEAMS`].
+const CORE: &str = "machinist-core";
+
+/// Crates of the workspace that a crate may depend on. One that is not listed may depend on all.
+const MAY_KNOW: [(&str, &[&str]); 9] = [
+    (SEAMS, &[]),
+    (CORE, &[SEAMS]),
+    ("machinist-broker-amqp", &[SEAMS]),
+    ("machinist-backend-redis", &[SEAMS]),
+    ("machinist-sqlite", &[SEAMS]),
+    ("machinist-memory", &[SEAMS]),
+    ("machinist-conformance", &[SEAMS, CORE]),
     (
         "machinist",
-        &["machinist-core", "machinist-broker-amqp", "machinist-backend-redis", "machinist-sqlite"],
+        &[
+            SEAMS,
+            CORE,
+            "machinist-broker-amqp",
+            "machinist-backend-redis",
+            "machinist-sqlite",
+            "machinist-memory",
+        ],
     ),
     ("xtask", &[]),
 ];
@@ -84,18 +100,18 @@ fn check_edges(tree: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (dependent, dependencies) in &edges {
         for dependency in dependencies {
-            let stranger = may_know
-                .get(dependent)
-                .is_some_and(|known| members.contains(dependency) && !known.contains(dependency));
+            let seams = if *dependency == CORE && !members.contains(&SEAMS) { SEAMS } else { dependency };
+            let stranger = may_know.get(dependent).is_some_and(|known| {
+                members.contains(dependency) && !known.contains(dependency) && !known.contains(&seams)
+            });
             if stranger {
-                let remedy =
-                    "dependencies point from the program over the adapters to the core: turn it round";
+                let remedy = "dependencies point from the program down to the seams: turn it round";
                 findings.push(edge(dependent, dependency, "", remedy));
             }
             if let Some(owner) =
                 owned.get(dependency).filter(|owner| *owner != dependent && !OUTSIDERS.contains(dependent))
             {
-                let remedy = "use what the owner offers, through the seams of machinist-core";
+                let remedy = "use what the owner offers, through the seams";
                 findings.push(edge(dependent, dependency, &format!(", which belongs to {owner}"), remedy));
             }
         }
@@ -136,6 +152,28 @@ mod tests {
         let tree = "0machinist-core v0.1.0 (dir)\n1bytes v1.0.0\n1machinist-sqlite v0.1.0 (dir)\n\n\
                     0machinist-sqlite v0.1.0 (dir)\n1machinist-core v0.1.0 (dir)\n1rusqlite v0.41.1\n";
         assert_eq!(whats(tree), ["machinist-core depends on machinist-sqlite"]);
+    }
+
+    #[test]
+    fn an_adapter_knows_the_seams_alone() {
+        let core = "0machinist-core v0.1.0 (dir)\n";
+        let seams = "0machinist-adapter v0.1.0 (dir)\n";
+        let adapter = "0machinist-memory v0.1.0 (dir)\n";
+        assert_eq!(whats(&format!("{core}{adapter}1machinist-core v0.1.0 (dir)\n")), [""; 0]);
+        assert_eq!(
+            whats(&format!("{seams}{core}1machinist-adapter v0.1.0\n{adapter}1machinist-adapter v0.1.0\n")),
+            [""; 0]
+        );
+        assert_eq!(
+            whats(&format!("{seams}{core}{adapter}1machinist-core v0.1.0 (dir)\n")),
+            ["machinist-memory depends on machinist-core"]
+        );
+        assert_eq!(
+            whats(&format!(
+                "{seams}1machinist-core v0.1.0\n{core}{adapter}1machinist-sqlite v0.1.0\n0machinist-sqlite v0.1.0\n"
+            )),
+            ["machinist-adapter depends on machinist-core", "machinist-memory depends on machinist-sqlite"]
+        );
     }
 
     #[test]

@@ -45,21 +45,52 @@ pub(super) fn contains_word(line: &str, pattern: &str) -> bool {
 /// The source with comments and the contents of literals blanked out, line by line as long as before.
 pub(super) fn code_of(source: &str) -> String {
     let mut code = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(first) = rest.chars().next() {
-        let (length, keep) = match literal_length(rest, code.chars().next_back()) {
-            Some(length) => (length, false),
-            None => (first.len_utf8(), true),
-        };
-        let (token, after) = rest.split_at(length);
-        if keep {
-            code.push_str(token);
-        } else {
-            code.extend(token.chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
+    for piece in pieces(source) {
+        match piece {
+            Piece::Code(c) => code.push(c),
+            Piece::Aside(aside) => code.extend(aside.chars().map(|c| if c == '\n' { '\n' } else { ' ' })),
         }
-        rest = after;
     }
     code
+}
+
+/// Comments and literals with their marks and quotes, and the lines where they begin.
+pub(super) fn asides_of(source: &str) -> Vec<(usize, &str)> {
+    let mut line = 1;
+    let mut asides = Vec::new();
+    for piece in pieces(source) {
+        match piece {
+            Piece::Code(c) => line += usize::from(c == '\n'),
+            Piece::Aside(aside) => {
+                asides.push((line, aside));
+                line += aside.matches('\n').count();
+            }
+        }
+    }
+    asides
+}
+
+enum Piece<'a> {
+    Code(char),
+    /// One comment or literal.
+    Aside(&'a str),
+}
+
+fn pieces(source: &str) -> impl Iterator<Item = Piece<'_>> {
+    let mut rest = source;
+    let mut before = None;
+    std::iter::from_fn(move || {
+        let first = rest.chars().next()?;
+        if let Some(length) = literal_length(rest, before) {
+            let (aside, after) = rest.split_at(length);
+            rest = after;
+            before = None;
+            return Some(Piece::Aside(aside));
+        }
+        rest = &rest[first.len_utf8()..];
+        before = Some(first);
+        Some(Piece::Code(first))
+    })
 }
 
 /// How many bytes of comment, string or character literal `text` begins with.

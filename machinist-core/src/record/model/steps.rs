@@ -22,8 +22,7 @@ use super::{
 use crate::{
     backend::Commit,
     clock::Timestamp,
-    codec::Codec,
-    envelope::{Envelope, FirstSigner},
+    wire::{Codec, Envelope, FirstSigner},
 };
 
 /// A handler in a world: whose, and which.

@@ -10,16 +10,13 @@ use tracing::Instrument;
 
 use super::{ActiveDelivery, RegisteredTask, Settlement, TaskProcessor};
 use crate::{
-    backend::{Index, IndexUpdate},
     context::{RunInfo, TaskContext},
-    envelope::{Body, Envelope},
     error::TaskError,
-    id::TaskId,
     middleware::Next,
     record::{Claim, Outcome, Verdict, decide},
     retry::RetryPolicy,
-    sizes::json_size,
     trace::TraceContext,
+    wire::{Body, Envelope, json_size},
     worker::{
         run::{Begun, Call, RunEnd, Timeouts},
         session::{CancelReason, RegisteredRun},
@@ -47,9 +44,9 @@ impl TaskProcessor {
     ) -> Option<Settlement> {
         let started = tokio::time::Instant::now();
         let span = self.span(&active.envelope, &claim);
-        let decoded = self.app.decode(&active.envelope);
+        let decoded = self.worker.app.decode(&active.envelope);
         let (policy, due) = match &decoded {
-            Ok(body) => (body.retry.clone(), body.eta),
+            Ok(body) => (body.retry.clone(), body.first_eta),
             Err(_) => (Some(RetryPolicy::default()), None),
         };
         let cx = self.context(&active.envelope, &claim, registered, decoded.as_ref().ok());
@@ -60,10 +57,10 @@ impl TaskProcessor {
                 // Slots bound what handlers do at once; recording their outcomes needs none.
                 drop(slot);
                 match self.outcome(ended, registered) {
-                    Ok(outcome) => within(outcome, self.app.0.max_sizes.results),
-                    Err(NoOutcome::TakenOver) => return self.taken_over(active),
+                    Ok(outcome) => within(outcome, self.worker.app.0.max_sizes.results),
+                    Err(NoOutcome::TakenOver) => return self.worker.taken_over(active),
                     Err(NoOutcome::HandBack) => {
-                        return Some(Box::pin(self.hand_back(active, registered, &claim)).await);
+                        return Some(Box::pin(self.worker.hand_back(active, registered, &claim)).await);
                     }
                     Err(NoOutcome::Unstoppable) => return Some(Settlement::Leave),
                 }
@@ -74,7 +71,7 @@ impl TaskProcessor {
             Outcome::Failed(error) => Outcome::Failed(task.options.classified(error)),
             outcome => outcome,
         };
-        let now = self.now();
+        let now = self.worker.now();
         let counters = active.envelope.counters;
         let policy = policy.unwrap_or_else(|| match outcome {
             Outcome::Returned(_) => RetryPolicy::default(),
@@ -83,9 +80,9 @@ impl TaskProcessor {
         let policy =
             policy.aged(now.since(due.unwrap_or(active.envelope.issued).max(active.envelope.issued)));
         let verdict = decide(outcome, &policy, counters, now, rand::random())
-            .with_errors_within(self.app.0.max_sizes.errors);
+            .with_errors_within(self.worker.app.0.max_sizes.errors);
         log(&span, &verdict, started.elapsed());
-        self.record_outcome(active, registered, verdict, &cx, due, now).await
+        self.worker.record_outcome(active, registered, verdict, &cx, due, now).await
     }
 
     /// Calls the handler.
@@ -97,7 +94,7 @@ impl TaskProcessor {
         cx: TaskContext,
         registered: &RegisteredRun,
     ) -> RunEnd {
-        let delayed = active.envelope.attempt > 1 || body.eta.is_some();
+        let delayed = active.envelope.attempt > 1 || body.first_eta.is_some();
         let mut call = Call {
             timeouts: Timeouts {
                 soft: body.soft_timeout().or(task.options.soft_timeout),
@@ -112,7 +109,7 @@ impl TaskProcessor {
                 state: active.envelope.tracestate.clone(),
             },
             registered,
-            stages: &self.stages,
+            stages: &self.worker.stages,
         }
         .begin();
         // Most handlers end at once, and what is ready for the others costs them nothing.
@@ -134,15 +131,19 @@ impl TaskProcessor {
         let id = active.envelope.id.clone();
         let outcome_key = active.outcome_key.clone();
         let running = async {
-            if delayed { tokio::join!(call.run(), self.off_the_schedule(id)).0 } else { call.run().await }
+            if delayed {
+                tokio::join!(call.run(), self.worker.off_the_schedule(id)).0
+            } else {
+                call.run().await
+            }
         };
         let fire_when_cancelled = async {
-            self.stages.reached_cancel().await;
+            self.worker.stages.reached_cancel().await;
             registered.cancel.cancel();
             std::future::pending().await
         };
         let guard = async {
-            self.guard_when_long(active).await;
+            self.worker.guard_when_long(active).await;
             std::future::pending().await
         };
         tokio::select! {
@@ -151,16 +152,7 @@ impl TaskProcessor {
             ended = running => ended,
             ended = fire_when_cancelled => ended,
             ended = guard => ended,
-            never = self.publish_progress(cx, registered, outcome_key.as_deref()) => match never {},
-        }
-    }
-
-    /// Takes a delayed task that was started, or will not be, off the list of those that wait. Whoever reads the
-    /// list does the same for what was missed.
-    pub(super) async fn off_the_schedule(&self, id: TaskId) {
-        let note = IndexUpdate::Remove { index: Index::Scheduled, member: id.to_string() };
-        if let Err(error) = self.app.backend().update_indexes(vec![note]).await {
-            tracing::debug!(%error, "a task that was started is still listed as scheduled");
+            never = self.worker.publish_progress(cx, registered, outcome_key.as_deref()) => match never {},
         }
     }
 
@@ -200,7 +192,7 @@ impl TaskProcessor {
             cancel: registered.cancel.child_token(),
             state: Arc::clone(&self.state),
             log: Mutex::default(),
-            clock: self.app.clock().clone(),
+            clock: self.worker.app.clock().clone(),
             progress: tokio::sync::watch::Sender::new(None),
         })
     }

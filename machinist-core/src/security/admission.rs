@@ -1,0 +1,149 @@
+//! Opening a delivery: what it claims, and what of that is believed.
+//!
+//! Everything here happens before the body is parsed and before anything is written. Only the headers that are
+//! ours are read, and they are flat and bounded.
+
+use crate::{
+    broker::Message,
+    clock::Timestamp,
+    id::QueueName,
+    security::encryption::DecryptError,
+    security::{Trust, VerifyError},
+    wire::{DeadReason, Envelope, MaxSizes, Oversize, Unreadable},
+};
+
+/// What a message turned out to be.
+#[derive(Debug)]
+pub(crate) enum Admission {
+    /// A task for this queue, from somebody who may send it.
+    Accepted(Envelope),
+    /// Authentic, and not to be run: its record is asked first, and then says why.
+    Rejected(Envelope, DeadReason, String),
+    /// Authentic, and encrypted with a key that is not here: others may have it, or this worker later.
+    Undecryptable(Envelope, String),
+    /// Perhaps for a program that knows more (a newer wire, another key ring).
+    Deferred(DeadReason, String),
+    /// Nothing in it is believed, or it belongs elsewhere: no record is written.
+    Refused(DeadReason, String),
+}
+
+/// Opens a message that came from a queue.
+pub(crate) fn admit(
+    trust: &Trust,
+    sizes: &MaxSizes,
+    queue: &QueueName,
+    message: &Message,
+    now: Timestamp,
+) -> Admission {
+    if let Some(Oversize { part, size, max }) = sizes.exceeded(message) {
+        let error = format!("its {part}: {size} bytes, and the maximum here is {max}");
+        return Admission::Refused(DeadReason::TooLarge, error);
+    }
+    let mut envelope = match Envelope::read(message) {
+        Ok(envelope) => envelope,
+        Err(Unreadable::Header(error)) => return Admission::Refused(DeadReason::Undecodable, error),
+        Err(error @ Unreadable::Version(_)) => {
+            return Admission::Deferred(DeadReason::Undecodable, error.to_string());
+        }
+    };
+    let seal = match trust.verify(&mut envelope, message) {
+        Ok(seal) => seal,
+        Err(VerifyError::Untrusted(reason, error)) => return Admission::Refused(reason, error),
+        Err(VerifyError::UnknownKey(error)) => return Admission::Deferred(DeadReason::UnknownKey, error),
+    };
+    if envelope.queue != *queue {
+        let error = format!("it was sent to queue {:?}", envelope.queue);
+        return Admission::Refused(DeadReason::WrongQueue, error);
+    }
+    if let Some((reason, error)) = seal.and_then(|seal| trust.rejection(&envelope, &seal, now)) {
+        return Admission::Rejected(envelope, reason, error);
+    }
+    match trust.check_decryptable(&envelope) {
+        Ok(()) => Admission::Accepted(envelope),
+        Err(error @ DecryptError::NoKey(_)) => Admission::Undecryptable(envelope, error.to_string()),
+        Err(error @ DecryptError::Revoked(_)) => {
+            Admission::Rejected(envelope, DeadReason::RevokedKey, error.to_string())
+        }
+        Err(error) => Admission::Rejected(envelope, DeadReason::Undecodable, error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        broker::HeaderValue,
+        fuzz::{NOW, full_envelope},
+        sign::{Algorithm, Key, KeyState, Keyring},
+    };
+
+    /// Every bit of a text, flipped, as far as that leaves text.
+    fn flips(text: &str) -> Vec<String> {
+        let flip = |bit: usize| {
+            let mut bytes = text.as_bytes().to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            String::from_utf8(bytes).ok()
+        };
+        (0..text.len() * 8).filter_map(flip).collect()
+    }
+
+    /// Every message that differs from this one in one bit.
+    fn neighbours(message: &Message) -> Vec<Message> {
+        let mut all = Vec::new();
+        let text = |text: &Option<String>| flips(text.as_deref().unwrap());
+        all.extend(text(&message.id).into_iter().map(|id| Message { id: Some(id), ..message.clone() }));
+        all.extend(text(&message.kind).into_iter().map(|k| Message { kind: Some(k), ..message.clone() }));
+        let content_types = text(&message.content_type).into_iter();
+        all.extend(content_types.map(|t| Message { content_type: Some(t), ..message.clone() }));
+        let priorities = (0..8).map(|bit| message.priority.unwrap() ^ (1 << bit));
+        all.extend(priorities.map(|p| Message { priority: Some(p), ..message.clone() }));
+        for bit in 0..message.body.len() * 8 {
+            let mut body = message.body.to_vec();
+            body[bit / 8] ^= 1 << (bit % 8);
+            all.push(Message { body: body.into(), ..message.clone() });
+        }
+        for (name, value) in &message.headers {
+            let values: Vec<HeaderValue> = match value {
+                HeaderValue::Text(text) => flips(text).into_iter().map(Into::into).collect(),
+                HeaderValue::Int(number) => (0..64).map(|bit| (number ^ (1 << bit)).into()).collect(),
+                other => panic!("{other:?} is not ours"),
+            };
+            for value in values {
+                let mut changed = message.clone();
+                changed.headers.insert(name.clone(), value);
+                all.push(changed);
+            }
+            for other in flips(name) {
+                let mut changed = message.clone();
+                let value = changed.headers.remove(name).unwrap();
+                changed.headers.insert(other.into(), value);
+                all.push(changed);
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn no_bit_of_a_message_can_be_flipped() {
+        for algorithm in [Algorithm::HmacSha256, Algorithm::Ed25519] {
+            let own = Key::generate(algorithm, "own").unwrap();
+            let web = Key::generate(algorithm, "web").unwrap().with_state(KeyState::Verify);
+            let trust = Trust::new(Some(Keyring::new([own, web]).unwrap()), false, None);
+            let queue = QueueName::parse("math").unwrap();
+            let admitted = |message: &Message| admit(&trust, &MaxSizes::default(), &queue, message, NOW);
+            let message = trust.seal(&full_envelope(), NOW);
+            assert!(
+                matches!(admitted(&message), Admission::Accepted(envelope) if envelope == full_envelope())
+            );
+            let all = neighbours(&message);
+            assert!(all.len() > 3000, "{}", all.len());
+            for changed in &all {
+                let admission = admitted(changed);
+                assert!(
+                    matches!(admission, Admission::Refused(..) | Admission::Deferred(..)),
+                    "{changed:?} was admitted: {admission:?}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Whom this application believes: what it signs, what it accepts, and when it says no.
+
+use std::{
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use bytes::Bytes;
+use serde::Deserialize;
+
+use crate::{
+    backend::Commit,
+    broker::Message,
+    clock::Timestamp,
+    id::{QueueName, TaskId, TaskName},
+    record::{Facts, name},
+    security::encryption::{self, DecryptError},
+    sign::{Key, KeyError, KeyId, KeyRejection, Keyring, input::SigningInput},
+    wire::{DeadReason, Envelope, FirstSigner, Seal, Unreadable},
+};
+
+/// The version of what is signed under a result.
+const RESULT_VERSION: i64 = 1;
+
+/// The keys, and what they are asked for.
+#[derive(Debug)]
+pub(crate) struct Trust {
+    /// None: nothing is signed and everything believed. Replaced as a whole, never changed.
+    ring: RwLock<Option<Arc<Keyring>>>,
+    allow_unsigned: bool,
+    window: Option<Duration>,
+    told_of_unsigned: AtomicBool,
+}
+
+/// Why a message is not run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum VerifyError {
+    /// Nothing in it is believed.
+    Untrusted(DeadReason, String),
+    /// Another process, or this one with another ring, may know the key.
+    UnknownKey(String),
+}
+
+impl Trust {
+    pub(crate) fn new(ring: Option<Keyring>, allow_unsigned: bool, window: Option<Duration>) -> Self {
+        Self {
+            ring: RwLock::new(ring.map(Arc::new)),
+            allow_unsigned,
+            window,
+            told_of_unsigned: AtomicBool::new(false),
+        }
+    }
+
+    fn ring(&self) -> Option<Arc<Keyring>> {
+        self.ring.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Puts another ring in the place of this one.
+    pub(crate) fn replace(&self, ring: Keyring) -> Result<(), KeyError> {
+        let signed = self.ring().is_some_and(|ring| ring.signing_key().is_some());
+        if signed && ring.signing_key().is_none() {
+            return Err(KeyError::NoneActive);
+        }
+        *self.ring.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Arc::new(ring));
+        Ok(())
+    }
+
+    /// The envelope as it goes to the broker: its body encrypted, if this application encrypts.
+    pub(crate) fn encrypt(&self, envelope: Envelope) -> Envelope {
+        match self.ring().as_deref().and_then(Keyring::encrypting_key) {
+            Some(key) => encryption::encrypted(envelope, key),
+            None => envelope,
+        }
+    }
+
+    /// Another envelope with the body of this one, which, if it is encrypted, is bound to the names of this one, and
+    /// stays encrypted.
+    pub(crate) fn renamed(
+        &self,
+        envelope: &Envelope,
+        rename: impl FnOnce(Envelope) -> Envelope,
+    ) -> Result<Envelope, DecryptError> {
+        let key = self.outcome_key(envelope);
+        let renamed = rename(self.decrypt(envelope)?);
+        match key {
+            Some(key) => Ok(encryption::encrypted(renamed, &key)),
+            None => Ok(renamed),
+        }
+    }
+
+    /// The envelope with its body readable.
+    pub(crate) fn decrypt(&self, envelope: &Envelope) -> Result<Envelope, DecryptError> {
+        encryption::decrypted(envelope, self.ring().as_deref())
+    }
+
+    /// Whether the body can be read, as far as that can be told from its outside.
+    pub(crate) fn check_decryptable(&self, envelope: &Envelope) -> Result<(), DecryptError> {
+        if encryption::is_encrypted(envelope) {
+            encryption::check_decryptable(envelope, self.ring().as_deref())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The key that hides what becomes of this task, if that is to be hidden. Whoever runs it asks once: a key that is
+    /// taken from the ring meanwhile must not make the outcome readable.
+    pub(crate) fn outcome_key(&self, envelope: &Envelope) -> Option<Key> {
+        encryption::outcome_key(envelope, self.ring().as_deref()?).cloned()
+    }
+
+    /// Whether what becomes of this task is hidden, here or elsewhere.
+    pub(crate) fn encrypts_outcomes(&self, envelope: &Envelope) -> bool {
+        encryption::is_encrypted(envelope) || self.ring().is_some_and(|ring| ring.encrypting_key().is_some())
+    }
+
+    /// Puts back what is hidden in these facts; says why some of it stays hidden.
+    pub(crate) fn decrypt_outcome(&self, id: &TaskId, facts: &mut Facts) -> Option<DecryptError> {
+        encryption::decrypt_outcome(id, facts, self.ring().as_deref())
+    }
+
+    /// Whether this process could sign this task now, and why not.
+    pub(crate) fn may_sign(&self, task: &TaskName, queue: &QueueName, now: Timestamp) -> Result<(), String> {
+        let Some(ring) = self.ring() else { return Ok(()) };
+        let Some(key) = ring.signing_key() else { return Err(KeyError::NoneActive.to_string()) };
+        key.believed_at(now).and_then(|()| key.may(task.as_str(), queue.as_str())).map_err(|e| e.to_string())
+    }
+
+    /// The message that carries an envelope, signed as it must be.
+    pub(crate) fn seal(&self, envelope: &Envelope, now: Timestamp) -> Message {
+        let ring = self.ring();
+        envelope.seal(ring.as_deref().and_then(Keyring::signing_key), now)
+    }
+
+    /// Verifies the signature of a message whose headers were read into `envelope`, and that whoever made it is
+    /// to be believed.
+    pub(crate) fn verify(
+        &self,
+        envelope: &mut Envelope,
+        message: &Message,
+    ) -> Result<Option<Seal>, VerifyError> {
+        let Some(ring) = self.ring() else { return Ok(None) };
+        let unreadable = |e: Unreadable| VerifyError::Untrusted(DeadReason::BadSignature, e.to_string());
+        let Some(seal) = envelope.read_seal(message).map_err(unreadable)? else {
+            return self.unsigned();
+        };
+        let key = ring.trusted(&seal.key)?;
+        if !envelope.is_signed_by(key, &seal) {
+            let error = format!("the signature is not that of key {} under this message", seal.key);
+            return Err(VerifyError::Untrusted(DeadReason::BadSignature, error));
+        }
+        key.believed_at(seal.signed_at)?;
+        if let FirstSigner::Key(first) = &envelope.first {
+            ring.trusted(first)?.believed_at(envelope.issued)?;
+        }
+        Ok(Some(seal))
+    }
+
+    fn unsigned(&self) -> Result<Option<Seal>, VerifyError> {
+        if !self.allow_unsigned {
+            return Err(VerifyError::Untrusted(DeadReason::Unsigned, "it carries no signature".to_owned()));
+        }
+        if !self.told_of_unsigned.swap(true, Ordering::Relaxed) {
+            tracing::warn!("unsigned tasks are run, because that was allowed; this is said once");
+        }
+        Ok(None)
+    }
+
+    /// What speaks against running a verified task here and now.
+    pub(crate) fn rejection(
+        &self,
+        envelope: &Envelope,
+        seal: &Seal,
+        now: Timestamp,
+    ) -> Option<(DeadReason, String)> {
+        if let Some(window) = self.window {
+            let fresh = seal.signed_at.max(envelope.eta.unwrap_or(seal.signed_at));
+            if now.since(fresh) > window {
+                let error = format!("it was to be run at {fresh}, more than {window:?} ago");
+                return Some((DeadReason::Stale, error));
+            }
+        }
+        let ring = self.ring()?;
+        let first = match &envelope.first {
+            FirstSigner::Key(first) => Some(first),
+            FirstSigner::Publisher | FirstSigner::Nobody => None,
+        };
+        // Both: the first, because the task is its; and the last, because it says who was first.
+        for id in std::iter::once(&seal.key).chain(first) {
+            let allowed =
+                ring.trusted(id).and_then(|key| key.may(envelope.name.as_str(), envelope.queue.as_str()));
+            if let Err(rejected) = allowed {
+                return Some((DeadReason::NotAllowed, rejected.to_string()));
+            }
+        }
+        None
+    }
+
+    /// Signs the end of a task, if this commit is one: results are kept where others can write.
+    pub(crate) fn sign_end(&self, mut commit: Commit) -> Commit {
+        let Some(ring) = self.ring() else { return commit };
+        if let Some(key) = ring.signing_key()
+            && let Some((_, end)) = commit.facts.iter_mut().find(|(fact, _)| fact == name::END)
+            && let Some(signed_end) = signed_end(key, &commit.id, end)
+        {
+            *end = signed_end;
+        }
+        commit
+    }
+
+    /// Whether the end of a record, if it has one, was written by somebody who holds a key.
+    pub(crate) fn check_end(&self, id: &TaskId, facts: &Facts) -> Result<(), String> {
+        let (Some(ring), Some(end)) = (self.ring(), facts.get(name::END)) else { return Ok(()) };
+        let Some(attestation) = Attestation::of(end) else {
+            let unsigned = "its end carries no signature".to_owned();
+            return if self.allow_unsigned { Ok(()) } else { Err(unsigned) };
+        };
+        let key = ring.trusted(&attestation.key).map_err(|rejected| rejected.to_string())?;
+        let input = result_input(key, id, attestation.text);
+        if !key.verify(&input, &attestation.signature) {
+            return Err(format!("the signature of its end is not that of key {}", attestation.key));
+        }
+        #[derive(Deserialize)]
+        struct AttestedEnd {
+            at: Timestamp,
+        }
+        let ended: AttestedEnd = serde_json::from_slice(end).map_err(|e| e.to_string())?;
+        key.believed_at(ended.at).map_err(|rejected| rejected.to_string())
+    }
+}
+
+impl From<KeyRejection> for VerifyError {
+    fn from(rejected: KeyRejection) -> Self {
+        let error = rejected.to_string();
+        match rejected {
+            KeyRejection::Unknown(_) => Self::UnknownKey(error),
+            // A key outside its time is believed as little as one that was revoked.
+            KeyRejection::Revoked(_) | KeyRejection::OutOfTime(..) => {
+                Self::Untrusted(DeadReason::RevokedKey, error)
+            }
+            KeyRejection::NotAllowed(_) => Self::Untrusted(DeadReason::NotAllowed, error),
+        }
+    }
+}
+
+/// Where the signature of an end begins, in the JSON text of which it is the last part.
+const SIGNED_BY: &str = ",\"by\":\"";
+/// What parts the key from the signature.
+const SIGNATURE: &str = "\",\"mac\":\"";
+
+/// The signature of an end, taken apart.
+struct Attestation<'a> {
+    /// All that comes before it: what is signed.
+    text: &'a [u8],
+    key: KeyId,
+    signature: Vec<u8>,
+}
+
+impl<'a> Attestation<'a> {
+    fn of(end: &'a Bytes) -> Option<Self> {
+        let whole = std::str::from_utf8(end).ok()?.strip_suffix("\"}")?;
+        let (text, tail) = whole.rsplit_once(SIGNED_BY)?;
+        let (key, signature) = tail.split_once(SIGNATURE)?;
+        let (key, signature) = (KeyId::parse(key).ok()?, BASE64.decode(signature).ok()?);
+        Some(Self { text: text.as_bytes(), key, signature })
+    }
+}
+
+fn result_input(key: &Key, id: &TaskId, text: &[u8]) -> Vec<u8> {
+    SigningInput::new("machinist.result", text.len() + 256)
+        .number(RESULT_VERSION)
+        .text(key.algorithm().as_str())
+        .text(key.id().as_str())
+        .text(id.as_str())
+        .bytes(text)
+        .finish()
+}
+
+/// The same JSON object with two fields more at its end.
+fn signed_end(key: &Key, id: &TaskId, end: &Bytes) -> Option<Bytes> {
+    let text = end.strip_suffix(b"}")?;
+    let signature = BASE64.encode(key.sign(&result_input(key, id, text))?);
+    let parts = [text, SIGNED_BY.as_bytes(), key.id().as_str().as_bytes(), SIGNATURE.as_bytes()];
+    Some([&parts.concat()[..], signature.as_bytes(), b"\"}"].concat().into())
+}

@@ -1,0 +1,558 @@
+//! A signature as it travels: what is in the headers, what is in the body.
+//!
+//! Everything that changes between attempts (attempt, generation, due time, budgets) is in the headers; the body is
+//! written once by the sender and forwarded as the same bytes for ever. So a retry costs no encoding, and fields
+//! that this version does not know are kept.
+
+use std::time::Duration;
+
+use base64::{Engine, display::Base64Display, engine::general_purpose::STANDARD as BASE64};
+use bytes::Bytes;
+use machinist_adapter::header;
+
+use super::{Body, Codec, MaxSizes, Oversize};
+use crate::{
+    broker::{HeaderValue, Message},
+    clock::Timestamp,
+    error::BoxError,
+    id::{QueueName, TaskId, TaskName},
+    record::Counters,
+    sign::{Key, KeyId, input::SigningInput},
+    trace::TraceContext,
+};
+
+/// The version of the wire that is written, and the newest that is read.
+const WIRE_VERSION: i64 = 1;
+
+/// One task's message: the headers read, the body not yet.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Envelope {
+    pub(crate) id: TaskId,
+    pub(crate) name: TaskName,
+    /// The queue it was sent to.
+    pub(crate) queue: QueueName,
+    /// Which counted run this message is for; the first is 1.
+    pub(crate) attempt: u32,
+    /// Which guard of that attempt; 0 is the message itself.
+    pub(crate) generation: u32,
+    pub(crate) eta: Option<Timestamp>,
+    pub(crate) expires: Option<Timestamp>,
+    pub(crate) issued: Timestamp,
+    pub(crate) counters: Counters,
+    /// The greatest fencing token of earlier attempts.
+    pub(crate) token: u64,
+    /// Since when workers have not known the task.
+    pub(crate) unknown_since: Option<Timestamp>,
+    pub(crate) traceparent: Option<String>,
+    pub(crate) tracestate: Option<String>,
+    pub(crate) priority: Option<u8>,
+    pub(crate) content_type: String,
+    pub(crate) body: Bytes,
+    pub(crate) first: FirstSigner,
+}
+
+/// Whose signature a task had when it was first sent. Retries and guards are signed by the worker that publishes
+/// them; what it says about the first sender keeps a revoked key's tasks revoked when they come back so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum FirstSigner {
+    /// Whoever signs this message.
+    Publisher,
+    /// This key.
+    Key(KeyId),
+    /// Nobody: it came unsigned, and a worker that let it pass must not make it look trusted.
+    Nobody,
+}
+
+/// The signature on a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seal {
+    pub(crate) key: KeyId,
+    pub(crate) signed_at: Timestamp,
+    pub(crate) signature: Vec<u8>,
+}
+
+impl Seal {
+    /// As it travels: the key's id, the time in microseconds and the signature as base64, with a space between.
+    fn to_text(&self) -> String {
+        let signature = Base64Display::new(&self.signature, &BASE64);
+        format!("{} {} {signature}", self.key, self.signed_at.as_micros())
+    }
+
+    fn parse(text: &str) -> Result<Self, BoxError> {
+        let mut parts = text.splitn(3, ' ');
+        let mut part = |what: &str| parts.next().ok_or_else(|| format!("it has no {what}"));
+        let key = KeyId::parse(part("key")?)?;
+        let signed_at = part("time")?.parse().map_err(|_| "the time is no whole number")?;
+        let signed_at = Timestamp::from_micros(signed_at);
+        // Not base64: a signature that no key makes.
+        let signature = BASE64.decode(part("signature")?).unwrap_or_default();
+        Ok(Self { key, signed_at, signature })
+    }
+}
+
+/// Why a message is not one of ours.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unreadable {
+    #[error("{0}")]
+    Header(String),
+    /// A newer program may understand it.
+    #[error("the wire version {0} is newer than {WIRE_VERSION}, the newest that this program reads")]
+    Version(i64),
+}
+
+impl Envelope {
+    /// Reads properties and headers. The body is not touched.
+    pub(crate) fn read(message: &Message) -> Result<Self, Unreadable> {
+        let headers = HeaderReader(message);
+        let version = headers.int(header::VERSION)?.unwrap_or(WIRE_VERSION);
+        if version > WIRE_VERSION {
+            return Err(Unreadable::Version(version));
+        }
+        if version < WIRE_VERSION {
+            // There was none before the first; and what is signed says 1.
+            return Err(Unreadable::Header(format!(
+                "header `{}` is out of range: {version}",
+                header::VERSION
+            )));
+        }
+        let bad = |e: crate::id::InvalidName| Unreadable::Header(e.to_string());
+        let missing = |what: &str| Unreadable::Header(format!("the message has no {what}"));
+        let id = message.id.as_deref().ok_or_else(|| missing("message id"))?;
+        let name = message.kind.as_deref().ok_or_else(|| missing("task name (property `type`)"))?;
+        let queue = headers.text(header::QUEUE)?.ok_or_else(|| missing("header `machinist-queue`"))?;
+        Ok(Self {
+            id: TaskId::parse(id).map_err(bad)?,
+            name: TaskName::parse(name).map_err(bad)?,
+            queue: QueueName::parse(&queue).map_err(bad)?,
+            attempt: headers.attempt()?,
+            generation: headers.number(header::GENERATION)?.unwrap_or(0),
+            eta: headers.instant(header::ETA)?,
+            expires: headers.instant(header::EXPIRES)?,
+            issued: headers.instant(header::ISSUED)?.unwrap_or(Timestamp::from_micros(0)),
+            counters: Counters {
+                retries: headers.number(header::RETRIES)?.unwrap_or(0),
+                postponements: headers.number(header::POSTPONEMENTS)?.unwrap_or(0),
+            },
+            token: headers.number(header::TOKEN)?.unwrap_or(0),
+            unknown_since: headers.instant(header::UNKNOWN_SINCE)?,
+            traceparent: headers.text(header::TRACEPARENT)?,
+            tracestate: headers.text(header::TRACESTATE)?,
+            priority: message.priority,
+            content_type: message
+                .content_type
+                .clone()
+                .unwrap_or_else(|| Codec::default().content_type().to_owned()),
+            body: message.body.clone(),
+            first: FirstSigner::Nobody,
+        })
+    }
+
+    /// A message that is not understood, to be offered again; and for how long it has not been.
+    pub(crate) fn still_unread(message: &Message, now: Timestamp) -> (Message, Duration) {
+        // Anybody may have written this header. What lies in the future would be offered again for ever.
+        let since = match message.headers.get(header::UNREAD_SINCE).and_then(HeaderValue::as_int) {
+            Some(micros) => Timestamp::from_micros(micros).min(now),
+            None => now,
+        };
+        let mut later = message.clone();
+        later.headers.insert(header::UNREAD_SINCE.into(), since.as_micros().into());
+        (later, now.since(since))
+    }
+
+    /// Reads the body, if it has no more arguments and levels than these sizes say.
+    pub(crate) fn decode(&self, sizes: &MaxSizes) -> Result<Body, BoxError> {
+        let codec = Codec::of(&self.content_type)
+            .ok_or_else(|| format!("no codec reads the content type {:?}", self.content_type))?;
+        let body = codec.decode(&self.body)?;
+        match body.exceeded(sizes) {
+            Some(Oversize { part, size, max }) => {
+                Err(format!("it has {size} {part}, and the maximum here is {max}").into())
+            }
+            None => Ok(body),
+        }
+    }
+
+    /// What is signed: every field that a worker reads, as it reads it. The order is that of `docs/signing.md`.
+    pub(crate) fn signing_input(
+        &self,
+        algorithm: &str,
+        key: &KeyId,
+        first: &KeyId,
+        signed_at: Timestamp,
+    ) -> Vec<u8> {
+        let micros = |instant: Option<Timestamp>| instant.map(Timestamp::as_micros);
+        SigningInput::new("machinist.task", self.body.len() + 512)
+            .number(WIRE_VERSION)
+            .text(algorithm)
+            .text(key.as_str())
+            .text(first.as_str())
+            .number(signed_at.as_micros())
+            .text(&self.content_type)
+            .text(self.id.as_str())
+            .text(self.name.as_str())
+            .text(self.queue.as_str())
+            .number(i64::from(self.attempt))
+            .number(i64::from(self.generation))
+            .maybe_number(micros(self.eta))
+            .maybe_number(micros(self.expires))
+            .number(self.issued.as_micros())
+            .number(i64::from(self.counters.retries))
+            .number(i64::from(self.counters.postponements))
+            .number(wire(self.token))
+            .maybe_number(micros(self.unknown_since))
+            .maybe_number(self.priority.map(i64::from))
+            .maybe_text(self.traceparent.as_deref())
+            .maybe_text(self.tracestate.as_deref())
+            // The places of root, parent and group: empty until there are workflows.
+            .absent()
+            .absent()
+            .absent()
+            .bytes(&self.body)
+            .finish()
+    }
+
+    /// The message that carries it, signed with this key; unsigned without a key, or if it came unsigned.
+    ///
+    /// The one place where an envelope becomes a message: what is published anew is signed anew.
+    pub(crate) fn seal(&self, key: Option<&Key>, now: Timestamp) -> Message {
+        let mut message = self.message();
+        let Some(key) = key else { return message };
+        let first = match &self.first {
+            FirstSigner::Nobody => return message,
+            FirstSigner::Publisher => key.id(),
+            FirstSigner::Key(first) => first,
+        };
+        let input = self.signing_input(key.algorithm().as_str(), key.id(), first, now);
+        let Some(signature) = key.sign(&input) else { return message };
+        let seal = Seal { key: key.id().clone(), signed_at: now, signature };
+        message.headers.insert(header::SIGNATURE.into(), seal.to_text().into());
+        if first != key.id() {
+            message.headers.insert(header::FIRST_KEY.into(), first.as_str().into());
+        }
+        message
+    }
+
+    /// Takes over who the message says signed it, this time and first; `None` if it is not signed. Believed only
+    /// once [`is_signed_by`](Self::is_signed_by) has said so.
+    pub(crate) fn read_seal(&mut self, message: &Message) -> Result<Option<Seal>, Unreadable> {
+        let headers = HeaderReader(message);
+        let Some(text) = headers.text(header::SIGNATURE)? else { return Ok(None) };
+        let seal = Seal::parse(&text).map_err(|what| {
+            Unreadable::Header(format!("header `{}` is not `KEY TIME SIGNATURE`: {what}", header::SIGNATURE))
+        })?;
+        let first = headers.text(header::FIRST_KEY)?;
+        let first = first.map(|text| KeyId::parse(&text).map_err(|e| Unreadable::Header(e.to_string())));
+        self.first = FirstSigner::Key(first.transpose()?.unwrap_or_else(|| seal.key.clone()));
+        Ok(Some(seal))
+    }
+
+    /// Whether this key made this seal of exactly this envelope.
+    pub(crate) fn is_signed_by(&self, key: &Key, seal: &Seal) -> bool {
+        let FirstSigner::Key(first) = &self.first else { return false };
+        let input = self.signing_input(key.algorithm().as_str(), key.id(), first, seal.signed_at);
+        key.verify(&input, &seal.signature)
+    }
+
+    /// The message that carries it, without a signature.
+    pub(crate) fn message(&self) -> Message {
+        let mut message = Message::new(&self.id, &self.name, &self.content_type, self.body.clone());
+        message.timestamp = Some(self.issued);
+        message.priority = self.priority;
+        message.app_id = Some("machinist".to_owned());
+        let mut put = |name: &'static str, value: HeaderValue| {
+            message.headers.insert(name.into(), value);
+        };
+        put(header::QUEUE, self.queue.as_str().into());
+        if self.attempt > 1 {
+            put(header::ATTEMPT, i64::from(self.attempt).into());
+        }
+        put(header::ISSUED, self.issued.as_micros().into());
+        for (name, count) in [
+            (header::GENERATION, u64::from(self.generation)),
+            (header::RETRIES, u64::from(self.counters.retries)),
+            (header::POSTPONEMENTS, u64::from(self.counters.postponements)),
+            (header::TOKEN, self.token),
+        ] {
+            if count > 0 {
+                put(name, wire(count).into());
+            }
+        }
+        for (name, instant) in [
+            (header::ETA, self.eta),
+            (header::EXPIRES, self.expires),
+            (header::UNKNOWN_SINCE, self.unknown_since),
+        ] {
+            if let Some(instant) = instant {
+                put(name, instant.as_micros().into());
+            }
+        }
+        for (name, text) in [(header::TRACEPARENT, &self.traceparent), (header::TRACESTATE, &self.tracestate)]
+        {
+            if let Some(text) = text {
+                put(name, text.as_str().into());
+            }
+        }
+        message
+    }
+
+    /// The message of the attempt after this one. Everything about it is fixed by the recorded outcome, so
+    /// publishing it twice publishes the same.
+    pub(crate) fn next_attempt(&self, due: Timestamp, counters: Counters, token: u64) -> Self {
+        Self {
+            attempt: self.attempt.saturating_add(1),
+            generation: 0,
+            eta: Some(due),
+            // An attempt that ran was in time; expiry is about the first start.
+            expires: None,
+            counters,
+            token,
+            unknown_since: None,
+            ..self.clone()
+        }
+    }
+
+    /// The same attempt, to be run at once. The copy that still waits for its time finds it started.
+    pub(crate) fn at_once(self) -> Self {
+        Self { eta: None, ..self }
+    }
+
+    /// The same call as a task of its own.
+    pub(crate) fn anew(self, id: TaskId, issued: Timestamp, trace: TraceContext) -> Self {
+        Self {
+            id,
+            attempt: 1,
+            generation: 0,
+            eta: None,
+            expires: None,
+            issued,
+            counters: Counters::default(),
+            token: 0,
+            unknown_since: None,
+            traceparent: Some(trace.parent),
+            tracestate: trace.state,
+            // Whoever sends it again vouches for it, unless nobody ever did.
+            first: match self.first {
+                FirstSigner::Nobody => FirstSigner::Nobody,
+                FirstSigner::Publisher | FirstSigner::Key(_) => FirstSigner::Publisher,
+            },
+            ..self
+        }
+    }
+
+    /// The next guard of this attempt: a copy that comes back later, whatever becomes of this delivery.
+    pub(crate) fn next_guard(&self, due: Timestamp) -> Self {
+        Self { generation: self.generation.saturating_add(1), eta: Some(due), ..self.clone() }
+    }
+}
+
+/// A count as it travels.
+fn wire(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// Which attempt a message says it is for.
+pub(crate) fn attempt_of(message: &Message) -> Option<u32> {
+    HeaderReader(message).attempt().ok()
+}
+
+/// Headers by type, with errors that name them.
+struct HeaderReader<'a>(&'a Message);
+
+impl HeaderReader<'_> {
+    fn text(&self, name: &str) -> Result<Option<String>, Unreadable> {
+        match self.0.headers.get(name) {
+            None => Ok(None),
+            Some(HeaderValue::Text(text)) => Ok(Some(text.clone())),
+            Some(_) => Err(Unreadable::Header(format!("header `{name}` is not text"))),
+        }
+    }
+
+    fn int(&self, name: &str) -> Result<Option<i64>, Unreadable> {
+        match self.0.headers.get(name) {
+            None => Ok(None),
+            Some(HeaderValue::Int(number)) => Ok(Some(*number)),
+            Some(_) => Err(Unreadable::Header(format!("header `{name}` is not a whole number"))),
+        }
+    }
+
+    fn number<N: TryFrom<i64>>(&self, name: &str) -> Result<Option<N>, Unreadable> {
+        let out_of_range = |n: i64| Unreadable::Header(format!("header `{name}` is out of range: {n}"));
+        self.int(name)?.map(|n| N::try_from(n).map_err(|_| out_of_range(n))).transpose()
+    }
+
+    /// Counted from 1. A 0 is no other way to say 1: what is signed is what is read.
+    fn attempt(&self) -> Result<u32, Unreadable> {
+        match self.number(header::ATTEMPT)?.unwrap_or(1) {
+            0 => Err(Unreadable::Header(format!("header `{}` is out of range: 0", header::ATTEMPT))),
+            attempt => Ok(attempt),
+        }
+    }
+
+    fn instant(&self, name: &str) -> Result<Option<Timestamp>, Unreadable> {
+        Ok(self.int(name)?.map(Timestamp::from_micros))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{args::Arg, retry::RetryPolicy};
+
+    fn envelope() -> Envelope {
+        let body = Body { args: vec![], ..Body::default() };
+        Envelope {
+            id: "t-1".try_into().unwrap(),
+            name: "add".try_into().unwrap(),
+            queue: "math".try_into().unwrap(),
+            attempt: 1,
+            generation: 0,
+            eta: None,
+            expires: None,
+            issued: Timestamp::from_micros(7),
+            counters: Counters::default(),
+            token: 0,
+            unknown_since: None,
+            traceparent: None,
+            tracestate: None,
+            priority: None,
+            content_type: Codec::MessagePack.content_type().to_owned(),
+            body: Codec::MessagePack.encode(&body).unwrap(),
+            first: FirstSigner::Nobody,
+        }
+    }
+
+    #[test]
+    fn the_least_message_reads_back() {
+        let sent = envelope();
+        assert_eq!(Envelope::read(&sent.message()).unwrap(), sent);
+        assert_eq!(sent.message().headers.len(), 2, "what is as if it were absent does not travel");
+    }
+
+    #[test]
+    fn retries_and_guards_forward_the_same_body() {
+        let sent = envelope();
+        let due = Timestamp::from_micros(99);
+        let next = sent.next_attempt(due, Counters { retries: 1, postponements: 0 }, 5);
+        assert_eq!((next.attempt, next.eta, next.token, next.generation), (2, Some(due), 5, 0));
+        assert_eq!(next.body.as_ptr(), sent.body.as_ptr());
+        let guard = next.next_guard(due);
+        assert_eq!((guard.attempt, guard.generation), (2, 1));
+    }
+
+    #[test]
+    fn foreign_and_future_messages_are_told_apart() {
+        let read = |change: &dyn Fn(&mut Message)| {
+            let mut message = envelope().message();
+            change(&mut message);
+            Envelope::read(&message).unwrap_err().to_string()
+        };
+        assert_eq!(read(&|m| m.id = None), "the message has no message id");
+        assert_eq!(read(&|m| m.id = Some(String::new())), "task id \"\" is empty");
+        assert_eq!(
+            read(&|m| drop(m.headers.insert("machinist-attempt".into(), "x".into()))),
+            "header `machinist-attempt` is not a whole number"
+        );
+        assert_eq!(
+            read(&|m| drop(m.headers.insert("machinist-attempt".into(), (-1).into()))),
+            "header `machinist-attempt` is out of range: -1"
+        );
+        assert!(
+            read(&|m| drop(m.headers.insert("machinist-version".into(), 2.into()))).contains("newer than 1")
+        );
+    }
+
+    #[test]
+    fn nesting_bombs_are_errors() {
+        let mut bomb = envelope();
+        // {"args":[[[[…
+        bomb.body = [&b"\x81\xa4args"[..], &[0x91; 100_000], b"\x01"].concat().into();
+        assert!(bomb.decode(&MaxSizes::default()).is_err());
+        bomb.content_type = Codec::Json.content_type().to_owned();
+        bomb.body = ["{\"args\":", &"[".repeat(100_000)].concat().into();
+        assert!(bomb.decode(&MaxSizes::default()).is_err());
+        bomb.content_type = "text/html".to_owned();
+        assert_eq!(
+            bomb.decode(&MaxSizes::default()).unwrap_err().to_string(),
+            "no codec reads the content type \"text/html\""
+        );
+    }
+
+    #[test]
+    fn both_codecs_read_what_they_write_and_skip_what_they_do_not_know() {
+        let body = Body {
+            args: vec![Arg { name: String::new(), kind: "int64".to_owned(), value: i64::MIN.into() }],
+            retry: Some(RetryPolicy::new(3)),
+            timeout_ms: Some(5),
+            soft_timeout_ms: Some(4),
+            first_eta: Some(Timestamp::from_micros(9)),
+            headers: [("k".to_owned(), "v".to_owned())].into(),
+        };
+        for codec in [Codec::MessagePack, Codec::Json] {
+            assert_eq!(codec.decode(&codec.encode(&body).unwrap()).unwrap(), body);
+            assert_eq!(Codec::of(codec.content_type()), Some(codec));
+        }
+        let newer = br#"{"args":[],"on_success":[{"name":"x"}]}"#;
+        assert_eq!(Codec::Json.decode(newer).unwrap(), Body::default());
+    }
+
+    proptest! {
+        #[test]
+        fn envelopes_round_trip(
+            attempt in 1u32.., generation: u32, eta: Option<i64>, expires: Option<i64>, issued: i64,
+            retries: u32, postponements: u32, token in 0u64..1 << 62, since: Option<i64>,
+        ) {
+            let sent = Envelope {
+                attempt, generation, token,
+                eta: eta.map(Timestamp::from_micros),
+                expires: expires.map(Timestamp::from_micros),
+                issued: Timestamp::from_micros(issued),
+                counters: Counters { retries, postponements },
+                unknown_since: since.map(Timestamp::from_micros),
+                ..envelope()
+            };
+            prop_assert_eq!(Envelope::read(&sent.message()).unwrap(), sent);
+        }
+
+        /// Two envelopes with one signing input are one envelope.
+        #[test]
+        fn the_signing_input_is_injective(a in any_fields(), b in any_fields()) {
+            crate::fuzz::signed_alike_only_if_equal(&a, &b);
+        }
+    }
+
+    /// Envelopes of few and similar values, so that two of them are often nearly the same.
+    fn any_fields() -> impl Strategy<Value = Envelope> {
+        let text = || "[ab]{1,2}";
+        let instant = || proptest::option::of((0i64..2).prop_map(Timestamp::from_micros));
+        let numbers = (1u32..3, 0u32..2, 0u32..2, 0u32..2, 0u64..2, proptest::option::of(0u8..2));
+        let texts =
+            (text(), text(), text(), text(), proptest::option::of(text()), proptest::option::of(text()));
+        let instants = (instant(), instant(), instant(), proptest::collection::vec(97u8..99, 0..3));
+        (numbers, texts, instants).prop_map(|(numbers, texts, (eta, expires, unknown_since, body))| {
+            let (attempt, generation, retries, postponements, token, priority) = numbers;
+            let (id, name, queue, content_type, traceparent, tracestate) = texts;
+            Envelope {
+                id: id.try_into().unwrap(),
+                name: name.try_into().unwrap(),
+                queue: queue.try_into().unwrap(),
+                counters: Counters { retries, postponements },
+                body: body.into(),
+                ..Envelope {
+                    attempt,
+                    generation,
+                    token,
+                    priority,
+                    content_type,
+                    traceparent,
+                    tracestate,
+                    eta,
+                    expires,
+                    unknown_since,
+                    ..envelope()
+                }
+            }
+        })
+    }
+}

@@ -1,0 +1,28 @@
+//! The wire: a signature as headers and a body, within maximum sizes.
+//!
+//! | module | content |
+//! |---|---|
+//! | `envelope` | headers, read and written; signing and verifying a message |
+//! | `body` | what the sender writes once |
+//! | `codec` | a body as bytes |
+//! | `sizes` | maximum sizes, checked before anything is parsed |
+//! | `dead_letter` | the mark of a dead letter |
+//! | `stored_message` | a message as a fact of a record |
+//!
+//! `docs/wire-format.md` defines the format.
+
+mod body;
+mod codec;
+mod dead_letter;
+mod envelope;
+mod sizes;
+mod stored_message;
+
+pub use codec::Codec;
+pub use sizes::MaxSizes;
+
+pub(crate) use body::Body;
+pub(crate) use dead_letter::{DeadMark, DeadReason, dead_letter};
+pub(crate) use envelope::{Envelope, FirstSigner, Seal, Unreadable, attempt_of};
+pub(crate) use sizes::{Oversize, json_size};
+pub(crate) use stored_message::{MAX_STORED_BYTES, message_from_fact, message_to_fact};

@@ -1,0 +1,191 @@
+//! How a run is over: its outcome recorded, or handed back without one; and the end of a task by who does not run it.
+//!
+//! The commit of an outcome is the point from which on it counts.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use super::{ActiveDelivery, Settlement, WorkerContext};
+use crate::{
+    backend::{Commit, Committed, Expiry},
+    broker::{Publish, Target},
+    clock::Timestamp,
+    context::TaskContext,
+    record::{
+        Claim, CommitRefusal, ErrorText, FactName, Facts, FailureKind, MIN_RESULTS_TTL, UNFINISHED_TTL,
+        Verdict, add_progress, explain_refusal, failure_without_run, follow_up_of, name, outcome_commit,
+        recorded_follow_up,
+    },
+    security::encrypt_outcome,
+    wire::{Envelope, message_to_fact},
+    worker::{SETTLE_TIMEOUT, session::RegisteredRun},
+};
+
+impl WorkerContext {
+    /// Commits the verdict, and does what it demands. `None`: another run holds the attempt now.
+    pub(super) async fn record_outcome(
+        &self,
+        active: &mut ActiveDelivery,
+        registered: &RegisteredRun,
+        mut verdict: Verdict,
+        cx: &TaskContext,
+        due: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Option<Settlement> {
+        let mut claim = registered.claim()?;
+        let log = cx.take_log();
+        loop {
+            let mut commit = outcome_commit(&claim, &verdict, log.clone(), now, self.kept(due, now));
+            self.beside_the_verdict(&mut commit, &verdict, &active.envelope, cx, due);
+            // Hidden first: what is signed is what is stored.
+            let commit =
+                if let Some(key) = &active.outcome_key { encrypt_outcome(commit, key) } else { commit };
+            let commit = self.app.0.trust.sign_end(commit);
+            let facts = match self.calls.commit_outcome(commit).await {
+                Ok(Committed::Done) => break,
+                Ok(Committed::Refused(facts)) => facts,
+                Err(why) => return Some(why.into()),
+            };
+            match explain_refusal(&facts, &claim, &verdict) {
+                CommitRefusal::Recorded => break,
+                CommitRefusal::Over(follow_up) => {
+                    registered.release();
+                    return Some(self.follow(&active.envelope, &follow_up).await);
+                }
+                CommitRefusal::Revoked => {
+                    let error = ErrorText::from("revoked");
+                    verdict = Verdict::Failure { kind: FailureKind::Revoked, error };
+                }
+                CommitRefusal::Adopted(adopted) => claim = adopted,
+                CommitRefusal::TakenOver => return self.taken_over(active),
+            }
+        }
+        registered.release();
+        Some(self.follow(&active.envelope, &follow_up_of(&verdict, &claim)).await)
+    }
+
+    /// What is written with a verdict: the last word of progress, and the message of a failed task, so that it can
+    /// be sent again.
+    fn beside_the_verdict(
+        &self,
+        commit: &mut Commit,
+        verdict: &Verdict,
+        envelope: &Envelope,
+        cx: &TaskContext,
+        due: Option<Timestamp>,
+    ) {
+        if let Some(progress) = &*cx.watch_progress().borrow() {
+            add_progress(commit, progress);
+        }
+        match verdict {
+            Verdict::Failure { .. } => commit.facts.extend(self.keep_message(envelope)),
+            Verdict::Success(_) if due.is_some() => commit.drop.push(name::MESSAGE.into()),
+            Verdict::Success(_) | Verdict::Retry { .. } => {}
+        }
+    }
+
+    /// What this run says does not count. Whoever holds the delivery asks anew; who does not is done.
+    pub(super) fn taken_over(&self, active: &ActiveDelivery) -> Option<Settlement> {
+        tracing::warn!(id = %active.envelope.id, "another run has taken this task over: its outcome here does not count");
+        if active.receipt.is_some() { None } else { Some(Settlement::Ack) }
+    }
+
+    /// Says that this start is over without an outcome, so that nobody waits for our session.
+    pub(super) async fn hand_back(
+        &self,
+        active: &ActiveDelivery,
+        registered: &RegisteredRun,
+        claim: &Claim,
+    ) -> Settlement {
+        let claim = registered.claim().unwrap_or_else(|| claim.clone());
+        let leaves = self.stages.is_draining();
+        if leaves {
+            self.tally.handed_back.fetch_add(1, Ordering::Relaxed);
+        }
+        if !self.commit_once(claim.hand_back()).await {
+            if leaves {
+                return Settlement::Leave;
+            }
+            self.sessions.defer_hand_back(claim);
+            // What became a guard comes back by itself.
+            return Settlement::HandBack;
+        }
+        if active.receipt.is_none() {
+            // The delivery became a guard: its next generation goes straight to the queue.
+            let guard = active.envelope.next_guard(self.now());
+            let target = Target::Queue(guard.queue.clone());
+            let publish = Publish { target, message: self.app.seal(&guard), delay: Duration::ZERO };
+            if self.app.broker().publish(vec![publish]).await.iter().any(Result::is_err) {
+                return Settlement::Leave;
+            }
+        }
+        Settlement::HandBack
+    }
+
+    /// One try: what fails is left to the expiry of the session, or said when the backend is back.
+    async fn commit_once(&self, commit: Commit) -> bool {
+        let answer = self.app.backend().commit(vec![commit.into()]);
+        let answers = tokio::time::timeout(SETTLE_TIMEOUT, answer).await;
+        answers.is_ok_and(|answers| answers.iter().all(Result::is_ok))
+    }
+
+    /// Ends a task that is not run and whose record is as read. Where it has changed meanwhile, what it says
+    /// holds; `None` if it says that the task was started.
+    pub(super) async fn end_as_read(
+        &self,
+        envelope: &Envelope,
+        facts: Facts,
+        kind: FailureKind,
+        error: impl Into<ErrorText>,
+    ) -> Option<Settlement> {
+        let due = self.app.decode(envelope).ok().and_then(|body| body.first_eta);
+        let now = self.now();
+        let ttl = self.kept(due, now);
+        let mut commit =
+            failure_without_run(&envelope.id, &facts, envelope.attempt, kind, error.into(), now, ttl);
+        commit.facts.extend(self.keep_message(envelope));
+        let commit = self.app.0.trust.sign_end(commit);
+        if due.is_some() || envelope.attempt > 1 {
+            self.off_the_schedule(envelope.id.clone()).await;
+        }
+        let commit = Arc::new(commit);
+        let facts = match self.calls.commit(Arc::clone(&commit)).await {
+            Ok(Committed::Done) => commit.facts.iter().cloned().collect(),
+            Ok(Committed::Refused(facts)) => facts,
+            Err(leaving) => return Some(leaving.into()),
+        };
+        let follow_up = recorded_follow_up(&facts, envelope.attempt)?;
+        Some(self.follow(envelope, &follow_up).await)
+    }
+
+    /// The message of a task that ends without having succeeded.
+    fn keep_message(&self, envelope: &Envelope) -> Option<(FactName, Bytes)> {
+        Some((name::MESSAGE.into(), message_to_fact(&self.app.seal(envelope))?))
+    }
+
+    /// Records that a delivery waits for a slot (state RECEIVED).
+    pub(super) async fn record_received(
+        &self,
+        envelope: &Envelope,
+        received_at: Timestamp,
+    ) -> Result<(), Settlement> {
+        let mut commit = Commit::new(envelope.id.clone());
+        commit.unless = vec![name::END.into()];
+        commit.facts = vec![(name::received(envelope.attempt), crate::record::json(&received_at))];
+        commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
+        commit.wake = true;
+        self.calls.commit(commit).await?;
+        Ok(())
+    }
+
+    /// How long the record of a task is kept after its end. One that ended before its time, because somebody sent it
+    /// at once, is known until its delayed message has come.
+    fn kept(&self, due: Option<Timestamp>, now: Timestamp) -> Duration {
+        let early = due.map_or(Duration::ZERO, |due| due.since(now));
+        self.app.0.results_ttl.max(MIN_RESULTS_TTL) + early
+    }
+}

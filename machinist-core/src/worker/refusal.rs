@@ -1,0 +1,144 @@
+//! What is not run here: tasks that no handler is for, and messages that are not understood, not trusted or not allowed.
+
+use std::time::Duration;
+
+use super::{Settlement, WorkerContext};
+use crate::{
+    broker::{Message, Publish, Target},
+    id::QueueName,
+    record::{ErrorText, Facts, FailureKind, newest_start, recorded_follow_up},
+    wire::{DeadReason, Envelope},
+    worker::server_calls::Unpublished,
+};
+
+/// How long workers may not know a task: a rolling deploy must lose nothing.
+const UNKNOWN_TASK_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Bounds of the wait before an unknown task is offered again.
+const UNKNOWN_TASK_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+impl WorkerContext {
+    /// A task that no handler here is for: offered again for an hour, then ended.
+    pub(super) async fn unknown_task(&self, envelope: &Envelope) -> Settlement {
+        let error = format!("no worker of queue {} knows the task {}", envelope.queue, envelope.name);
+        self.retry_unknown(envelope, FailureKind::Unregistered, error.as_str().into()).await
+    }
+
+    /// A task whose arguments no key here opens: offered again for an hour, then ended.
+    pub(super) async fn unreadable_task(&self, envelope: &Envelope, error: &str) -> Settlement {
+        // Encrypted or not, a task that comes too early rides again.
+        if let Some(settlement) = self.check_time(envelope).await {
+            return settlement;
+        }
+        let error = ErrorText::new([DeadReason::UnknownKey.as_str().to_owned(), error.to_owned()]);
+        self.retry_unknown(envelope, FailureKind::Rejected, error).await
+    }
+
+    /// Offers a task again that others may run, or this worker later. After an hour it ends.
+    async fn retry_unknown(&self, envelope: &Envelope, kind: FailureKind, error: ErrorText) -> Settlement {
+        let facts = match self.unless_decided(envelope).await {
+            Ok(facts) => facts,
+            Err(settlement) => return settlement,
+        };
+        let now = self.now();
+        let since = envelope.unknown_since.unwrap_or(now);
+        let waited = now.since(since);
+        if waited >= UNKNOWN_TASK_TIMEOUT {
+            return match self.end_as_read(envelope, facts, kind, error).await {
+                Some(settlement) => settlement,
+                // A worker that knows the task runs it; a guard comes back to see.
+                None => self.become_guard(envelope).await,
+            };
+        }
+        let patience = UNKNOWN_TASK_TIMEOUT.saturating_sub(waited);
+        tracing::warn!(id = %envelope.id, "{}: offered again for {patience:?}", error.chain.join(": "));
+        let later = Envelope { unknown_since: Some(since), ..envelope.clone() };
+        self.settled_by(self.publish_later(&later, unknown_wait(waited)).await).await
+    }
+
+    /// The record of a task that is not run here. What it still demands of a message is done first, and then there is
+    /// nothing else to do.
+    pub(super) async fn unless_decided(&self, envelope: &Envelope) -> Result<Facts, Settlement> {
+        let facts = self.calls.read(&envelope.id).await?;
+        match recorded_follow_up(&facts, envelope.attempt) {
+            Some(follow_up) => Err(self.follow(envelope, &follow_up).await),
+            None => Ok(facts),
+        }
+    }
+
+    /// Whether a run is not known to be over. Its session is looked at from now on.
+    pub(super) fn may_run_elsewhere(&self, facts: &Facts, envelope: &Envelope) -> bool {
+        let Some(start) = newest_start(facts, envelope.attempt) else { return false };
+        let may = !self.sessions.is_gone(&start.session, &start.run);
+        if may {
+            self.sessions.watch_session(&start.session);
+        }
+        may
+    }
+
+    /// A message that others may understand, or this worker later: offered again for an hour, as it is, then
+    /// buried.
+    pub(super) async fn postpone(
+        &self,
+        queue: &QueueName,
+        message: &Message,
+        reason: DeadReason,
+        error: &str,
+    ) -> Settlement {
+        let (later, waited) = Envelope::still_unread(message, self.now());
+        if waited >= UNKNOWN_TASK_TIMEOUT {
+            return self.dead_letter_unverified(queue, message, reason, error).await;
+        }
+        let target = Target::Queue(queue.clone());
+        match self.calls.publish(&Publish { target, message: later, delay: unknown_wait(waited) }).await {
+            Ok(()) => Settlement::Ack,
+            Err(Unpublished::Unanswered(why)) => why.into(),
+            Err(Unpublished::Never(_)) => self.dead_letter_unverified(queue, message, reason, error).await,
+        }
+    }
+
+    /// An authentic task that must not be run: its record is asked first, then it ends, saying why.
+    pub(super) async fn reject(
+        &self,
+        envelope: &Envelope,
+        message: &Message,
+        reason: DeadReason,
+        error: &str,
+    ) -> Settlement {
+        let facts = match self.unless_decided(envelope).await {
+            Ok(facts) => facts,
+            Err(settlement) => return settlement,
+        };
+        // It runs elsewhere, or did until that worker died. The copy is offered again unsigned by us: what we
+        // signed anew would be fresh again.
+        if self.may_run_elsewhere(&facts, envelope) {
+            return self.postpone(&envelope.queue, message, reason, error).await;
+        }
+        self.refusals.record(&envelope.queue, reason, error);
+        let text = ErrorText::new([reason.as_str().to_owned(), error.to_owned()]);
+        match self.end_as_read(envelope, facts, FailureKind::Rejected, text).await {
+            Some(settlement) => settlement,
+            None => self.postpone(&envelope.queue, message, reason, error).await,
+        }
+    }
+
+    /// Buries a message that claims nothing we may believe: no record is written.
+    pub(super) async fn dead_letter_unverified(
+        &self,
+        queue: &QueueName,
+        message: &Message,
+        reason: DeadReason,
+        error: &str,
+    ) -> Settlement {
+        self.refusals.record(queue, reason, error);
+        let dead_id = uuid::Uuid::new_v4().to_string();
+        match self.dead_letter(queue, message, dead_id, reason, ErrorText::from(error)).await {
+            Ok(()) => Settlement::Ack,
+            Err(_) => Settlement::Leave,
+        }
+    }
+}
+
+/// A sixth of the time that has passed, so that a short deploy costs little and a long one few messages.
+fn unknown_wait(waited: Duration) -> Duration {
+    (waited / 6).clamp(UNKNOWN_TASK_DELAY.0, UNKNOWN_TASK_DELAY.1)
+}

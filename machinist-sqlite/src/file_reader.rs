@@ -1,0 +1,116 @@
+//! The thread that reads the file. Every query sees a snapshot, so it waits for no writer.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, mpsc::Receiver},
+};
+
+use machinist_adapter::{
+    backend::{Index, SessionEntry},
+    broker::{QueueDepth, Target},
+    clock::Timestamp,
+    diagnose::Finding,
+    facts::Facts,
+    id::{QueueName, SessionId, TaskId},
+};
+use rusqlite::{Connection, params};
+use tokio::sync::oneshot;
+
+use crate::{clock::HostClock, diagnose, error::StoreError, indexes, messages, records, sessions};
+
+type QueryReply<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// Query about the file, with the channel for its answer.
+#[derive(Debug)]
+pub(crate) enum Query {
+    Records(Vec<TaskId>, QueryReply<Vec<Facts>>),
+    Depth(Vec<QueueName>, QueryReply<Vec<QueueDepth>>),
+    Alive(Vec<SessionId>, QueryReply<Vec<bool>>),
+    Sessions(QueryReply<Vec<SessionEntry>>),
+    List {
+        index: Index,
+        after: Option<(Timestamp, String)>,
+        limit: usize,
+        reply: QueryReply<Vec<(Timestamp, String)>>,
+    },
+    Diagnose(QueryReply<Vec<Finding>>),
+    /// Ends the thread.
+    Stop,
+}
+
+/// State of the reading thread.
+#[derive(Debug)]
+pub(crate) struct FileReader {
+    pub(crate) db: Connection,
+    pub(crate) path: PathBuf,
+    pub(crate) namespace: i64,
+    pub(crate) clock: Arc<HostClock>,
+    pub(crate) queries: Receiver<Query>,
+}
+
+impl FileReader {
+    /// Answers queries until the store is closed or dropped.
+    pub(crate) fn run(self) {
+        while let Ok(query) = self.queries.recv() {
+            let now = self.clock.now();
+            match query {
+                Query::Records(ids, reply) => self.answer(reply, |db| {
+                    ids.iter().map(|id| records::read(db, self.namespace, now, id)).collect()
+                }),
+                Query::Depth(queues, reply) => {
+                    self.answer(reply, |db| queues.iter().map(|queue| self.depth(db, queue, now)).collect())
+                }
+                Query::Alive(ids, reply) => self.answer(reply, |db| {
+                    ids.iter().map(|id| sessions::is_alive(db, self.namespace, now, id)).collect()
+                }),
+                Query::Sessions(reply) => self.answer(reply, |db| sessions::all(db, self.namespace, now)),
+                Query::List { index, after, limit, reply } => {
+                    self.answer(reply, |db| indexes::list(db, self.namespace, index, after.as_ref(), limit));
+                }
+                Query::Diagnose(reply) => self.answer(reply, |db| diagnose::examine(db, &self.path)),
+                Query::Stop => return,
+            }
+        }
+    }
+
+    fn answer<T>(&self, reply: QueryReply<T>, ask: impl FnOnce(&Connection) -> rusqlite::Result<T>) {
+        // One snapshot for one query.
+        let answer = self
+            .db
+            .unchecked_transaction()
+            .and_then(|snapshot| ask(&snapshot))
+            .map_err(|error| StoreError::of(&self.path, &error));
+        // The caller may have gone.
+        let _ = reply.send(answer);
+    }
+
+    fn depth(&self, db: &Connection, queue: &QueueName, now: Timestamp) -> rusqlite::Result<QueueDepth> {
+        let mut depth = QueueDepth { queue: queue.clone(), ready: None, consumers: None, dead: None };
+        if let Some(id) = messages::find_queue(db, self.namespace, &Target::Queue(queue.clone()))? {
+            let subscribed = "SELECT coalesce(sum(count), 0) FROM subscriptions WHERE queue = ?1";
+            depth.ready = Some(count_ready(db, id)? + count_due(db, id, now)?);
+            depth.consumers = Some(
+                db.prepare_cached(subscribed)?.query_row([id], |row| row.get::<_, i64>(0))?.unsigned_abs(),
+            );
+        }
+        if let Some(id) = messages::find_queue(db, self.namespace, &Target::DeadLetters(queue.clone()))? {
+            depth.dead = Some(count_ready(db, id)?);
+        }
+        Ok(depth)
+    }
+}
+
+fn count_ready(db: &Connection, queue: i64) -> rusqlite::Result<u64> {
+    let count: i64 = db
+        .prepare_cached("SELECT count(*) FROM messages WHERE queue = ?1 AND holder = 0")?
+        .query_row([queue], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
+}
+
+/// Counts delayed messages that are due but not marked ready: only a process that consumes marks them.
+fn count_due(db: &Connection, queue: i64, now: Timestamp) -> rusqlite::Result<u64> {
+    let count: i64 = db
+        .prepare_cached("SELECT count(*) FROM messages WHERE holder = -1 AND due <= ?2 AND queue = ?1")?
+        .query_row(params![queue, now.as_micros()], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
+}
