@@ -23,7 +23,7 @@ use self::{
     world::{FAULTS, MessageFate, ModelFault, ModelMessage, ModelState},
 };
 use super::{
-    facts::{End, EndVerdict, Facts, Numbered, Retried, Start, name},
+    facts::{End, EndVerdict, Facts, NumberedFact, Retried, Start, name},
     fold::Attempts,
 };
 use crate::{
@@ -239,8 +239,8 @@ fn check_commit(
         if before.has(fact) {
             continue;
         }
-        match Numbered::parse(fact) {
-            Some(Numbered::Start { attempt, .. }) => {
+        match NumberedFact::parse(fact) {
+            Some(NumberedFact::Start { attempt, .. }) => {
                 if before.has(name::END) || before.has(&name::retried(attempt)) {
                     return Err("started after its outcome".to_owned());
                 }
@@ -253,7 +253,7 @@ fn check_commit(
                 world.greatest_token = world.greatest_token.max(start.token);
                 may_start(before, attempt, &start)?;
             }
-            Some(Numbered::Retried { .. }) => {
+            Some(NumberedFact::Retried { .. }) => {
                 let retried: Retried = serde_json::from_slice(value).map_err(|e| e.to_string())?;
                 newest(before, &retried.origin)?;
             }

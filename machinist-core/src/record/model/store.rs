@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::HashMap, hash::Hash, rc::Rc};
 
 use super::{
     super::{
-        facts::{Facts, Numbered, Start, name},
+        facts::{Facts, NumberedFact, Start, name},
         start::Claim,
         verdict::FollowUp,
     },
@@ -158,14 +158,15 @@ impl FactStore {
     fn named(&self, facts: FactsNo) -> (u32, u32) {
         *self.named.borrow_mut().entry(facts.0).or_insert_with(|| {
             let facts = self.facts_of(facts);
-            let start = |(name, _): &(&str, _)| matches!(Numbered::parse(name), Some(Numbered::Start { .. }));
+            let start =
+                |(name, _): &(&str, _)| matches!(NumberedFact::parse(name), Some(NumberedFact::Start { .. }));
             let (mut runs, sessions) = of_starts(facts.iter().filter(start).map(|(_, value)| value.as_ref()));
             for (name, value) in facts.iter() {
-                match Numbered::parse(name) {
-                    Some(Numbered::Returned { .. }) => {
+                match NumberedFact::parse(name) {
+                    Some(NumberedFact::Returned { .. }) => {
                         runs |= bit(std::str::from_utf8(value).expect("a run"));
                     }
-                    Some(Numbered::Retried { .. }) => runs |= of_origin(value),
+                    Some(NumberedFact::Retried { .. }) => runs |= of_origin(value),
                     None if name == name::END => runs |= of_origin(value),
                     _ => {}
                 }
