@@ -11,25 +11,25 @@ use serde::{Deserialize, Serialize};
 pub enum FailureKind {
     /// Cancelled by a person or a caller.
     Revoked,
-    /// It ran longer than its timeout.
+    /// Ran longer than its timeout.
     Timeout,
     /// The handler returned an error, and no attempt is left.
     Error,
-    /// It was not started before its expiry.
+    /// Not started before its expiry.
     Expired,
-    /// Workers died while running it more often than allowed.
+    /// Run by workers that died more often than allowed.
     Lost,
-    /// A task it depended on failed.
+    /// Depended on a task that failed.
     Upstream,
-    /// Its arguments do not fit the handler.
+    /// Sent with arguments that do not fit the handler.
     Malformed,
-    /// It is authentic, but stale or not allowed to call this task here.
+    /// Authentic, but stale or not allowed to call this task here.
     Rejected,
-    /// No worker of the queue knows the task.
+    /// Unknown to every worker of the queue.
     Unregistered,
-    /// The sender required a live worker and there was none.
+    /// Sent on the condition of a live worker when there was none.
     NoWorker,
-    /// The target queue was gone when the task came due.
+    /// Due when its target queue no longer existed.
     Unroutable,
     /// The handler panicked.
     Panic,
