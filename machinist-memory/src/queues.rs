@@ -79,7 +79,7 @@ pub(super) enum NextDelivery {
         message: Message,
         redelivered: bool,
     },
-    /// There is no message; the next delayed message comes due at this instant.
+    /// Nothing; the next delayed message comes due at this instant.
     Nothing(Option<Instant>),
     /// The subscription has ended.
     Ended,
