@@ -1,13 +1,13 @@
-//! The seam to result backends: something that remembers facts, and wakes those who wait for them.
+//! Seam to result backends, which remember facts and wake those who wait for them.
 //!
-//! A backend holds no rule of the delivery protocol. It can do one thing atomically,
-//! [`commit`](Backend::commit): write facts of one record unless certain facts are there. Every decision is made
-//! in `machinist_core::record`, which needs no server to be tested. What an implementation must hold is written
-//! on each method and proven by `machinist-conformance`.
+//! A backend holds no rule of the delivery protocol. It does one thing atomically, [`commit`](Backend::commit): it
+//! writes facts of one record unless certain facts are there. Every decision is made in `machinist_core::record`, which
+//! needs no server to be tested. The docs of each method state what an implementation must guarantee, and
+//! `machinist-conformance` proves it.
 //!
 //! # Why not `set_state`
-//! A backend with one method per state (as in Go machinery) has to know which change is allowed after which, in
-//! every adapter anew, and a lost reply leaves the caller not knowing. Write-once facts have no order to break,
+//! A backend with one method per state (as in Go machinery) must know which change is allowed after which, and every
+//! adapter repeats that knowledge. A lost reply leaves the caller uncertain. Write-once facts have no order to break,
 //! and a caller whose reply was lost writes them again.
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -24,22 +24,22 @@ use crate::{
     id::{SessionId, TaskId},
 };
 
-/// When a record is forgotten, counted from the commit.
+/// Time at which a record expires, counted from the commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Expiry {
     /// After this long from now, whatever was set before.
     After(Duration),
     /// After this long from now, unless an expiry is set already.
     AfterUnlessSet(Duration),
-    /// As it was.
+    /// Leaves the expiry as it was.
     Keep,
 }
 
 impl Expiry {
-    /// When a record is forgotten after a commit that says this, made now; `before` is what was set.
+    /// Returns the time at which a record expires after a commit made at `now`; `before` is the expiry that was set.
     pub fn at(self, before: Option<Timestamp>, now: Timestamp) -> Option<Timestamp> {
         match (self, before) {
-            (Self::After(while_), _) | (Self::AfterUnlessSet(while_), None) => Some(now.plus(while_)),
+            (Self::After(duration), _) | (Self::AfterUnlessSet(duration), None) => Some(now.plus(duration)),
             (Self::AfterUnlessSet(_) | Self::Keep, set) => set,
         }
     }
@@ -48,24 +48,24 @@ impl Expiry {
 /// One atomic change of one record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Commit {
-    /// Whose record.
+    /// Id of the task whose record is changed.
     pub id: TaskId,
     /// Refused if the record holds any of these.
     pub unless: Vec<FactName>,
     /// Refused if the record holds one of these with another value; written back where it is absent.
     pub equal_or_absent: Vec<(FactName, Bytes)>,
-    /// Taken out, before `facts` are written.
+    /// Removed, before `facts` are written.
     pub drop: Vec<FactName>,
     /// Written, each unless the record holds a fact of that name: the first writer wins.
     pub facts: Vec<(FactName, Bytes)>,
-    /// When the record is forgotten. A record without facts does not exist.
+    /// Expiry of the record. A record without facts does not exist.
     pub expiry: Expiry,
-    /// Wake those who watch this record.
+    /// Wakes those who watch this record.
     pub wake: bool,
 }
 
 impl Commit {
-    /// A commit of nothing, to be filled in.
+    /// Creates an empty commit.
     pub fn new(id: TaskId) -> Self {
         Self {
             id,
@@ -78,12 +78,12 @@ impl Commit {
         }
     }
 
-    /// What every backend does with the facts of the record, in one step; `false`, and nothing changed, where it
-    /// refuses. Those that hold the facts themselves do it with this, and so does every search over what workers
-    /// commit.
+    /// Applies the commit to the facts of the record, in one step. Returns `false`, with nothing changed, if the record
+    /// refuses it. Every backend must have this effect. Backends that hold the facts themselves call this function, and
+    /// so does every search over what workers commit.
     pub fn apply(&self, facts: &mut Facts) -> bool {
         let contradicts =
-            |(name, value): &(FactName, Bytes)| facts.get(name).is_some_and(|have| have != value);
+            |(name, value): &(FactName, Bytes)| facts.get(name).is_some_and(|stored| stored != value);
         if self.unless.iter().any(|name| facts.has(name)) || self.equal_or_absent.iter().any(contradicts) {
             return false;
         }
@@ -99,28 +99,28 @@ impl Commit {
     }
 }
 
-/// What became of a commit.
+/// Result of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Committed {
     /// All of it is written.
     Done,
-    /// None of it is written: the record as it is.
+    /// None of it is written. Holds the record as it is.
     Refused(Facts),
 }
 
-/// Why a backend could not do what was asked.
+/// Error of a backend.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
-    /// It cannot be reached, did not answer in time, or cannot take writes for now (it loads, fails over or is
-    /// full); what was asked may have been done. Try again: every commit may be repeated.
+    /// The backend cannot be reached, did not answer in time, or cannot take writes for now (it is loading, failing
+    /// over or full). The request may have been carried out. Try again: every commit may be repeated.
     #[error("the backend is unavailable")]
     Unavailable(#[source] BoxError),
-    /// It can be reached and says no, and will until somebody changes something: credentials, permissions, keys of
-    /// another program. The text names the remedy.
+    /// The backend can be reached and refuses, and will refuse until somebody changes something: credentials,
+    /// permissions, keys of another program. The text names the remedy.
     #[error("the backend refused: {reason}")]
     Refused {
-        /// What it said, and the remedy.
+        /// Answer of the backend, and the remedy.
         reason: String,
     },
     /// A setting of the adapter is wrong.
@@ -128,14 +128,14 @@ pub enum BackendError {
     Configuration(String),
 }
 
-/// What a renewal tells.
+/// Result of a renewal.
 #[derive(Debug, Clone)]
 pub struct Renewed {
-    /// Whether the session was still alive. Once `false`, it never comes back.
+    /// `true` if the session was still alive. After `false`, the session never comes back.
     pub alive: bool,
     /// Backend time.
     pub now: Timestamp,
-    /// The records that were asked for, in their order; empty where there is none.
+    /// The requested records, in the order of the request; empty where there is none.
     pub records: Vec<Facts>,
 }
 
@@ -144,11 +144,11 @@ pub struct Renewed {
 pub struct SessionEntry {
     /// The session.
     pub id: SessionId,
-    /// What its process published about itself with its last renewal.
+    /// Information that the session's process published with its last renewal.
     pub info: Bytes,
 }
 
-/// Wake-ups for one record: level-triggered, allowed to be missed, never to be invented often.
+/// Wake-ups for one record. They are level-triggered and may be missed, but spurious ones are rare.
 ///
 /// A waiter reads the record, then awaits [`changed`](Self::changed) with a bound, then reads again.
 #[derive(Debug)]
@@ -158,18 +158,18 @@ pub struct Watch {
     _guard: Option<Box<dyn WatchGuard>>,
 }
 
-/// Whatever an adapter wants to be dropped when nobody watches any more.
+/// Value that an adapter wants dropped when the watch ends.
 pub trait WatchGuard: fmt::Debug + Send + Sync {}
 impl<T: fmt::Debug + Send + Sync> WatchGuard for T {}
 
 impl Watch {
-    /// A watch that wakes whenever the number in `signal` changes.
+    /// Creates a watch that wakes whenever the number in `signal` changes.
     pub fn new(signal: watch::Receiver<u64>, guard: Option<Box<dyn WatchGuard>>) -> Self {
         Self { signal, _guard: guard }
     }
 
-    /// Returns when the record may have changed since the last call (the first: since the watch was made).
-    /// Waits for ever where the adapter can no longer tell, so it needs a bound.
+    /// Returns when the record may have changed since the last call (the first call: since the watch was created).
+    /// Waits forever if the adapter can no longer tell, so the caller needs a timeout.
     ///
     /// # Cancel safety
     /// Safe: a dropped future loses no wake-up.
@@ -180,16 +180,16 @@ impl Watch {
     }
 }
 
-/// Lists that are kept beside the facts. They make finding cheap and are never decided on: an entry may be missing
-/// or stale, and whoever reads them checks the records.
+/// Lists that are kept in addition to the facts. They make lookups cheap, but no decision is based on them: an entry
+/// may be missing or stale, and every reader checks the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Index {
-    /// Queue names that were declared, by the time of it.
+    /// Names of declared queues, by the time of declaration.
     Queues,
     /// Tasks that wait for their time, by due time.
     Scheduled,
-    /// Dead letters, by the time of it.
+    /// Dead letters, by the time at which they became one.
     DeadLetters,
 }
 
@@ -197,7 +197,7 @@ impl Index {
     /// Every index, for listings.
     pub const ALL: [Self; 3] = [Self::Queues, Self::Scheduled, Self::DeadLetters];
 
-    /// The name under which it is stored.
+    /// Returns the name under which the index is stored.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Queues => "queues",
@@ -210,25 +210,25 @@ impl Index {
 /// A change of an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IndexUpdate {
-    /// Put a member there, or move it to another instant.
+    /// Adds a member, or moves it to another instant.
     Put {
-        /// Which index.
+        /// Index that is changed.
         index: Index,
-        /// By what it is ordered.
+        /// Instant by which the member is ordered.
         at: Timestamp,
-        /// What is noted.
+        /// Member of the index.
         member: String,
     },
-    /// Take a member away.
+    /// Removes a member.
     Remove {
-        /// Which index.
+        /// Index that is changed.
         index: Index,
-        /// What was noted.
+        /// Member of the index.
         member: String,
     },
 }
 
-/// What a backend adapter can do beyond the minimum. The conformance suite prints it.
+/// Capabilities of a backend adapter beyond the minimum. The conformance suite prints them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackendCapabilities {
     /// Records survive the end of the process that wrote them.
@@ -237,30 +237,29 @@ pub struct BackendCapabilities {
     pub shared: bool,
 }
 
-/// Something that remembers facts about tasks.
+/// Result backend: remembers facts about tasks.
 #[async_trait]
 pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
-    /// What this adapter can do.
+    /// Returns the capabilities of this adapter.
     fn capabilities(&self) -> BackendCapabilities;
 
-    /// Makes changes, each atomic by itself; one answer for each, in their order, which is also the order in
-    /// which changes of the same record are made.
+    /// Makes changes, each atomic by itself. Returns one answer for each, in their order. Changes of the same record
+    /// are made in that order too.
     ///
-    /// In one step for each record: if it holds a fact named in `unless`, or one of `equal_or_absent` with
-    /// another value, nothing is written and the whole record comes back. Otherwise what `drop` names is taken
-    /// out, then every fact of `equal_or_absent` and `facts` whose name is absent is written, then the expiry
-    /// is set.
+    /// In one step for each record: if it holds a fact named in `unless`, or one of `equal_or_absent` with another
+    /// value, nothing is written and the whole record is returned. Otherwise the facts named in `drop` are removed,
+    /// then every fact of `equal_or_absent` and `facts` whose name is absent is written, then the expiry is set.
     ///
-    /// Commits are shared, so that a caller keeps one for a repetition without copying it.
+    /// Commits are shared, so that a caller can keep one for a repetition without copying it.
     ///
     /// # Errors
-    /// [`BackendError`]; after one, that change may have been made or not, and may be asked for again.
+    /// [`BackendError`]; after an error, that change may or may not have been made, and may be repeated.
     ///
     /// # Cancel safety
-    /// A dropped future leaves each change either made or not.
+    /// Dropping the future leaves each change either made or not made.
     async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>>;
 
-    /// The records of these tasks, in their order; empty where there is none.
+    /// Reads the records of these tasks, in their order; empty where there is none.
     ///
     /// # Errors
     /// [`BackendError`].
@@ -269,7 +268,7 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// Safe: it changes nothing.
     async fn read(&self, ids: &[TaskId]) -> Result<Vec<Facts>, BackendError>;
 
-    /// Wake-ups for one record, from now on.
+    /// Starts watching one record.
     ///
     /// # Errors
     /// [`BackendError`].
@@ -278,7 +277,7 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// Safe.
     async fn watch(&self, id: &TaskId) -> Result<Watch, BackendError>;
 
-    /// Backend time.
+    /// Returns the backend's time.
     ///
     /// # Errors
     /// [`BackendError`].
@@ -293,7 +292,7 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// [`BackendError`]; the session may have been opened.
     ///
     /// # Cancel safety
-    /// A dropped future leaves the session open or not; it expires by itself.
+    /// Dropping the future leaves the session open or not; it expires by itself.
     async fn open_session(
         &self,
         session: &SessionId,
@@ -301,14 +300,14 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
         info: Bytes,
     ) -> Result<Timestamp, BackendError>;
 
-    /// Lets a session live for another `lease` if it is still alive, publishes `info` about it, and reads
-    /// records in the same round trip.
+    /// Extends a session by another `lease` if it is still alive, publishes `info` about it, and reads records in the
+    /// same round trip.
     ///
     /// # Errors
     /// [`BackendError`]; the session may have been renewed.
     ///
     /// # Cancel safety
-    /// Safe: renewing twice is renewing.
+    /// Safe: renewing twice is the same as renewing once.
     async fn renew_session(
         &self,
         session: &SessionId,
@@ -317,25 +316,25 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
         running: &[TaskId],
     ) -> Result<Renewed, BackendError>;
 
-    /// Ends a session at once. Closing one that is gone is fine.
+    /// Ends a session at once. Closing a session that is gone is not an error.
     ///
     /// # Errors
-    /// [`BackendError`]; it then expires by itself.
+    /// [`BackendError`]; the session then expires by itself.
     ///
     /// # Cancel safety
     /// Safe.
     async fn close_session(&self, session: &SessionId) -> Result<(), BackendError>;
 
-    /// Which of these sessions are alive, in their order.
+    /// Reports which of these sessions are alive, in their order.
     ///
     /// # Errors
-    /// [`BackendError`]; nothing may be concluded from one.
+    /// [`BackendError`]; nothing may be concluded from it.
     ///
     /// # Cancel safety
     /// Safe.
     async fn alive(&self, sessions: &[SessionId]) -> Result<Vec<bool>, BackendError>;
 
-    /// Every session that is alive, for people to look at.
+    /// Lists every session that is alive, for display.
     ///
     /// # Errors
     /// [`BackendError`].
@@ -344,7 +343,7 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// Safe.
     async fn sessions(&self) -> Result<Vec<SessionEntry>, BackendError>;
 
-    /// Changes indexes. Best effort beside the facts: the caller goes on when it fails.
+    /// Changes indexes. Best effort: the caller goes on if it fails.
     ///
     /// # Errors
     /// [`BackendError`]; any part may have been done, and all of it may be repeated.
@@ -353,7 +352,7 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// Safe.
     async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError>;
 
-    /// The members of an index from the earliest, at most `limit`, by (instant, member), beginning after the
+    /// Lists at most `limit` members of an index from the earliest, ordered by (instant, member), starting after the
     /// entry `after` if one is given.
     ///
     /// # Errors

@@ -1,16 +1,16 @@
-//! The seam to message brokers: something that moves opaque messages and loses none.
+//! Seam to message brokers, which move opaque messages and lose none.
 //!
-//! A broker knows no task, no state and no retry policy. It publishes, it delivers, it settles; it calls nobody
-//! back. What an implementation must hold is written on each method and proven by `machinist-conformance`.
+//! A broker knows no task, no state and no retry policy. It publishes, delivers and settles, and calls nobody back. The
+//! docs of each method state what an implementation must guarantee, and `machinist-conformance` proves it.
 //!
 //! # Why not a richer seam
 //! A broker that runs handlers or decides about acks (as in Go machinery) puts the worker's promises into every
-//! adapter. A broker that is only `Stream + Sink` cannot say *unroutable* or *unknown*. So: two directions,
-//! plain values, typed errors.
+//! adapter. A broker that is only `Stream + Sink` cannot express *unroutable* or *unknown*. Therefore this seam has two
+//! directions, plain values and typed errors.
 //!
 //! # Connections
-//! Adapters reconnect by themselves, for ever, with jittered back-off. A [`Consumer`] lives through any number of
-//! reconnections; what was delivered before one is delivered again after it.
+//! Adapters reconnect by themselves, forever, with jittered back-off. A [`Consumer`] outlives any number of
+//! reconnections; deliveries that were unsettled before a reconnection are delivered again after it.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
 
@@ -25,21 +25,21 @@ use crate::{
     id::{QueueName, TaskId, TaskName},
 };
 
-/// A value in a message's headers.
+/// Value of a message header.
 #[derive(Debug, Clone, PartialEq)]
 pub enum HeaderValue {
     /// Text.
     Text(String),
     /// A whole number.
     Int(i64),
-    /// A truth value.
+    /// A Boolean.
     Bool(bool),
     /// Bytes that are not text.
     Bytes(Bytes),
 }
 
 impl HeaderValue {
-    /// The text, if it is text.
+    /// Returns the text, if it is text.
     pub fn as_text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
@@ -47,7 +47,7 @@ impl HeaderValue {
         }
     }
 
-    /// The number, if it is one.
+    /// Returns the number, if it is one.
     pub fn as_int(&self) -> Option<i64> {
         match self {
             Self::Int(number) => Some(*number),
@@ -80,12 +80,12 @@ impl From<bool> for HeaderValue {
     }
 }
 
-/// The headers of a message. Headers whose type a broker cannot carry through are left out, never misread.
+/// Headers of a message. A header whose type the broker cannot carry is left out, never misread.
 ///
-/// The names of our own are known beforehand ([`header_name`]), and every message has several.
+/// Names of machinist's own headers are known beforehand ([`header_name`]), and every message has several of them.
 pub type Headers = BTreeMap<Cow<'static, str>, HeaderValue>;
 
-/// The name of a header, without a copy where it is one of ours.
+/// Returns the name of a header, without a copy if it is one of machinist's.
 pub fn header_name(name: &str) -> Cow<'static, str> {
     match header::NAMES.iter().find(|known| **known == name) {
         Some(known) => Cow::Borrowed(known),
@@ -93,20 +93,20 @@ pub fn header_name(name: &str) -> Cow<'static, str> {
     }
 }
 
-/// An opaque message: properties, headers, body. Everything here survives the broker unchanged.
+/// Opaque message: properties, headers, body. Everything in it survives the broker unchanged.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Message {
-    /// The task's id, as text: what comes from outside need not be one (AMQP `message-id`).
+    /// Id of the task, as text: a message from another producer need not hold a valid id (AMQP `message-id`).
     pub id: Option<String>,
-    /// The task's name, as text (AMQP `type`).
+    /// Name of the task, as text (AMQP `type`).
     pub kind: Option<String>,
-    /// The media type of the body (AMQP `content-type`).
+    /// Media type of the body (AMQP `content-type`).
     pub content_type: Option<String>,
-    /// When it was made (AMQP `timestamp`, whole seconds there).
+    /// Creation time (AMQP `timestamp`, in whole seconds there).
     pub timestamp: Option<Timestamp>,
-    /// 0 (default) to 9, larger is sooner, where the broker and queue can.
+    /// Priority from 0 (default) to 9; a larger one is delivered sooner, if the broker and queue support it.
     pub priority: Option<u8>,
-    /// Who made it (AMQP `app-id`).
+    /// Application that created the message (AMQP `app-id`).
     pub app_id: Option<String>,
     /// Headers.
     pub headers: Headers,
@@ -114,7 +114,7 @@ pub struct Message {
     pub body: Bytes,
 }
 
-/// Where a message goes.
+/// Destination of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
     /// A task queue.
@@ -124,7 +124,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// The task queue that is meant, or whose dead letters are.
+    /// Returns the task queue of the destination.
     pub fn queue(&self) -> &QueueName {
         match self {
             Self::Queue(queue) | Self::DeadLetters(queue) => queue,
@@ -135,17 +135,16 @@ impl Target {
 /// One message to publish.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Publish {
-    /// Where it goes. Declared by the adapter when this process first names it.
+    /// Destination. The adapter declares it when this process first names it.
     pub target: Target,
-    /// What goes there.
+    /// The message.
     pub message: Message,
-    /// How long the broker keeps it before anybody can receive it. Never shortened; it may take longer.
+    /// Time for which the broker keeps the message before anybody can receive it. Never shorter; it may be longer.
     pub delay: Duration,
 }
 
-/// What became of a publish that did not succeed. The three groups ask for different answers:
-/// *certainly not queued* (change the message or the queue), *not sent* (try later), *unknown* (send the same id
-/// again: it is safe).
+/// Error of a publish. Each of the three groups needs a different response: *certainly not queued* (change the message
+/// or the queue), *not sent* (try later), *unknown* (send the same id again, which is safe).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
@@ -155,54 +154,54 @@ pub enum PublishError {
         /// The queue that was named.
         queue: QueueName,
     },
-    /// Certainly not queued: larger than the broker takes.
+    /// Certainly not queued: larger than the broker accepts.
     #[error("the message has {size} bytes, more than the {limit} that the broker takes")]
     TooLarge {
         /// The message's size in bytes.
         size: usize,
-        /// The largest that is possible, in bytes.
+        /// Maximum size that the broker accepts, in bytes.
         limit: usize,
     },
-    /// Certainly not queued: the broker said no (negative confirm, queue at its limit, not permitted, a queue
-    /// that exists with other arguments).
+    /// Certainly not queued: the broker refused it (negative confirm, queue at its limit, not permitted, a queue that
+    /// exists with other arguments).
     #[error("the broker refused the message: {reason}")]
     Rejected {
-        /// What the broker said, and the remedy where there is one.
+        /// Answer of the broker, and the remedy if there is one.
         reason: String,
     },
-    /// Not sent before the deadline: the broker takes no messages now (memory or disk alarm).
+    /// Not sent before the deadline: the broker accepts no messages now (memory or disk alarm).
     #[error("the broker blocks publishers ({reason})")]
     Blocked {
-        /// What the broker said.
+        /// Answer of the broker.
         reason: String,
     },
     /// Not sent before the deadline: no connection.
     #[error("the broker cannot be reached")]
     Unavailable(#[source] BoxError),
-    /// Sent, and not confirmed: it may be queued or not. Publishing the same message again is safe.
+    /// Sent but not confirmed: it may or may not be queued. Publishing the same message again is safe.
     #[error("the broker did not confirm the message")]
     Unknown(#[source] BoxError),
 }
 
 impl PublishError {
-    /// Whether the message is certainly not queued and never will be by sending it again unchanged.
+    /// Returns `true` if the message is certainly not queued, and sending it again unchanged will never queue it.
     pub fn is_certain(&self) -> bool {
         matches!(self, Self::Unroutable { .. } | Self::TooLarge { .. } | Self::Rejected { .. })
     }
 }
 
-/// Why a broker could not do what was asked.
+/// Error of a broker.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BrokerError {
-    /// It cannot be reached, or did not answer in time. Try again later.
+    /// The broker cannot be reached, or did not answer in time. Try again later.
     #[error("the broker cannot be reached")]
     Unavailable(#[source] BoxError),
-    /// It can be reached and says no: credentials, permissions, a queue declared elsewhere with other arguments.
-    /// Trying again changes nothing; the text names the remedy.
+    /// The broker can be reached and refuses: credentials, permissions, a queue declared elsewhere with other
+    /// arguments. Trying again changes nothing; the text names the remedy.
     #[error("the broker refused: {reason}")]
     Refused {
-        /// What it said, and the remedy.
+        /// Answer of the broker, and the remedy.
         reason: String,
     },
     /// A setting of the adapter is wrong.
@@ -210,125 +209,127 @@ pub enum BrokerError {
     Configuration(String),
 }
 
-/// What to consume.
+/// Queues to consume, and how.
 #[derive(Debug, Clone)]
 pub struct Consume {
-    /// The queues, in no order. Declared by the adapter when this process first names them.
+    /// The queues, in any order. The adapter declares them when this process first names them.
     pub queues: Vec<QueueName>,
-    /// How many deliveries may be unsettled at once, over all the queues together at least this many and per
-    /// queue at most this many. At least 1.
+    /// Maximum number of deliveries that may be unsettled at once: at least this many over all the queues together, and
+    /// at most this many per queue. At least 1.
     pub prefetch: u16,
 }
 
-/// Where messages lie aside: no task is run from there, and only who puts things in order takes from it.
+/// Side queue: no task is run from its messages. Only maintenance takes messages from it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum SideQueue {
     /// The dead letters of a task queue.
     DeadLetters(QueueName),
-    /// What came due for a queue that was gone, where a broker keeps such messages apart. A delivery names the
-    /// queue that the message was for.
+    /// Messages that came due for a queue that no longer exists, if a broker keeps such messages apart. A delivery
+    /// names the queue that the message was for.
     Undelivered,
 }
 
-/// One message handed to this process, and not yet settled.
+/// One message that was delivered to this process and is not yet settled.
 #[derive(Debug)]
 pub struct Delivery {
     /// The queue it came from.
     pub queue: QueueName,
     /// The message.
     pub message: Message,
-    /// Whether the broker has handed it out before. `true` may be said too often, never too seldom.
+    /// `true` if the broker may have delivered it before. It may be `true` for a first delivery, but is never `false`
+    /// for a repeated one.
     pub redelivered: bool,
-    /// The way to settle it. Dropped unsettled, the message is delivered again (at the latest when this
-    /// consumer stops or its connection ends).
+    /// Receipt that settles the delivery. If it is dropped unsettled, the message is delivered again (at the latest
+    /// when this consumer stops or its connection ends).
     pub receipt: Box<dyn Receipt>,
 }
 
-/// What to do with a delivery.
+/// Way to settle a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settle {
-    /// It is done: forget the message.
+    /// The work is done: the broker forgets the message.
     Ack,
-    /// Hand it back: deliver it again, here or elsewhere.
+    /// Hands the message back: the broker delivers it again, here or elsewhere.
     Requeue,
 }
 
-/// What became of a settlement.
+/// Result of a settlement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
     /// The broker was told.
     Done,
-    /// The connection that delivered it is gone: the message will be delivered again.
+    /// The connection that delivered it is lost: the message will be delivered again.
     Lost,
 }
 
-/// The right and duty to settle one delivery, once.
+/// Right and duty to settle one delivery, once.
 #[async_trait]
 pub trait Receipt: fmt::Debug + Send + Sync {
-    /// Tells the broker. Returns when the answer is on its way, not when the broker has read it, so that many
+    /// Tells the broker. Returns when the settlement is on its way, not when the broker has read it, so that many
     /// acknowledgements share a packet.
     ///
     /// # Errors
-    /// None: a settlement that cannot be told is [`Settled::Lost`], and the message comes again.
+    /// None: a settlement that cannot reach the broker is [`Settled::Lost`], and the message is delivered again.
     ///
     /// # Cancel safety
-    /// Dropped before it is done, the delivery counts as dropped unsettled.
+    /// If the future is dropped before it completes, the delivery counts as dropped unsettled.
     async fn settle(self: Box<Self>, how: Settle) -> Settled;
 }
 
-/// How a subscription is, for those who watch over a process. Outlives the consumer.
+/// Health of a subscription, for the supervision of a process. Outlives the consumer.
 #[async_trait]
 pub trait SubscriptionHealth: fmt::Debug + Send + Sync {
-    /// Asks the broker: it has confirmed the subscription to every queue, and answers a question on the very
+    /// Succeeds if the broker has confirmed the subscription to every queue, and answers a request on the very
     /// connection that delivers, within 5 s.
     ///
     /// # Errors
-    /// What is wrong, in words for people.
+    /// A description of the problem.
     ///
     /// # Cancel safety
     /// Safe.
     async fn check(&self) -> Result<(), String>;
 
-    /// A number that grows when the connection that delivers is lost, and whenever this is called while there is none.
-    /// What was unsettled then is delivered again, perhaps to others. Nothing is asked of the broker.
+    /// Returns a number that grows when the connection that delivers is lost, and whenever this is called while there
+    /// is none. Deliveries that were unsettled then are delivered again, perhaps to other workers. Sends nothing to the
+    /// broker.
     fn disconnects(&self) -> u64;
 }
 
-/// A subscription to queues, alive through reconnections.
+/// Subscription to queues that survives reconnections.
 #[async_trait]
 pub trait Consumer: fmt::Debug + Send {
-    /// The next delivery; waits for ever while there is none or the broker is away.
-    /// `None` only after [`stop`](Self::stop) or the broker's [`close`](Broker::close).
+    /// Returns the next delivery. Waits forever while there is none or the broker is away. Returns `None` only after
+    /// [`stop`](Self::stop) or the broker's [`close`](Broker::close).
     ///
     /// # Cancel safety
     /// Safe: a dropped future loses no delivery.
     async fn next(&mut self) -> Option<Delivery>;
 
-    /// Ends the subscription: what the broker sent and `next` has not returned is handed back. Deliveries that
-    /// were returned can still be settled.
+    /// Ends the subscription: messages that the broker sent and `next` has not returned are handed back. Deliveries
+    /// that were returned can still be settled.
     ///
     /// # Cancel safety
-    /// Dropped early, the rest is handed back when the consumer is dropped.
+    /// If the future is dropped early, the rest is handed back when the consumer is dropped.
     async fn stop(&mut self);
 
-    /// The way to ask how this subscription is, while somebody else waits for its deliveries.
+    /// Returns a handle that reports the health of this subscription while another task waits for its deliveries.
     fn health(&self) -> Box<dyn SubscriptionHealth>;
 }
 
-/// How much lies in a queue.
+/// Number of messages and consumers of a queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueDepth {
     /// The queue.
     pub queue: QueueName,
-    /// Messages that wait for a worker; `None` where the queue does not exist.
+    /// Messages that wait for a worker; `None` if the queue does not exist.
     pub ready: Option<u64>,
-    /// Subscriptions, of all processes; `None` where the broker cannot tell.
+    /// Subscriptions of all processes; `None` if the broker cannot tell.
     pub consumers: Option<u64>,
-    /// Messages among its dead letters; `None` where there never were any.
+    /// Messages among its dead letters; `None` if it never had any.
     pub dead: Option<u64>,
 }
 
-/// What a broker adapter can do beyond the minimum. The conformance suite prints it.
+/// Capabilities of a broker adapter beyond the minimum. The conformance suite prints them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BrokerCapabilities {
     /// Messages survive the end of the process that published them.
@@ -339,78 +340,78 @@ pub struct BrokerCapabilities {
     pub priority: bool,
 }
 
-/// Something that moves opaque messages, at least once.
+/// Message broker: moves opaque messages, at least once.
 #[async_trait]
 pub trait Broker: Diagnose + fmt::Debug + Send + Sync + 'static {
-    /// What this adapter can do.
+    /// Returns the capabilities of this adapter.
     fn capabilities(&self) -> BrokerCapabilities;
 
-    /// Publishes messages; one answer for each, in their order.
+    /// Publishes messages. Returns one answer for each, in their order.
     ///
-    /// `Ok` means that the broker has taken responsibility for exactly this message: stored as durably as it
-    /// stores anything, and routed to a queue. All of a batch is under way at once.
+    /// `Ok` means that the broker has taken responsibility for exactly this message: it is stored as durably as the
+    /// broker stores anything, and routed to a queue. All messages of a batch are sent concurrently.
     ///
     /// # Errors
-    /// See [`PublishError`]; one message's error says nothing about its neighbours.
+    /// See [`PublishError`]; the error of one message says nothing about the others.
     ///
     /// # Cancel safety
-    /// A dropped future leaves each message either queued or not.
+    /// Dropping the future leaves each message either queued or not queued.
     async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>>;
 
     /// Subscribes to queues. Returns once the broker has confirmed the subscription.
     ///
     /// # Errors
-    /// [`BrokerError`]; once this has returned `Ok` the consumer heals itself.
+    /// [`BrokerError`]; once this has returned `Ok`, the consumer recovers by itself.
     ///
     /// # Cancel safety
-    /// A dropped future ends a subscription that was about to be made.
+    /// Dropping the future ends a subscription that was being made.
     async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError>;
 
-    /// Subscribes to what lies aside, as [`consume`](Self::consume) does to queues; `None` where this broker has no
-    /// such place.
+    /// Subscribes to a side queue, as [`consume`](Self::consume) does to task queues. Returns `None` if this broker has
+    /// no such queue.
     ///
     /// # Errors
     /// As [`consume`](Self::consume).
     ///
     /// # Cancel safety
-    /// A dropped future ends a subscription that was about to be made.
+    /// Dropping the future ends a subscription that was being made.
     async fn consume_side_queue(
         &self,
         from: SideQueue,
         prefetch: u16,
     ) -> Result<Option<Box<dyn Consumer>>, BrokerError>;
 
-    /// How much lies in these queues, one answer for each, in their order. Consumes nothing.
+    /// Returns the depth of each of these queues, in their order. Consumes nothing.
     ///
     /// # Errors
-    /// [`BrokerError`] when the broker cannot be asked; a queue that does not exist is an answer.
+    /// [`BrokerError`] if the broker cannot be asked; a queue that does not exist is an answer.
     ///
     /// # Cancel safety
     /// Safe: it changes nothing.
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError>;
 
-    /// Makes sure that everything is there that messages for these queues may need, delays of any length included,
-    /// so that others can use it who may make nothing themselves. An adapter that only checks says what is missing.
+    /// Ensures that everything exists that messages for these queues may need, including delays of any length, so that
+    /// processes without the right to create anything can use it. An adapter that only checks reports what is missing.
     ///
     /// # Errors
-    /// [`BrokerError`] when the broker cannot be asked, refuses, or lacks something.
+    /// [`BrokerError`] if the broker cannot be asked, refuses, or lacks something.
     ///
     /// # Cancel safety
-    /// A part may have been made; making it again is harmless.
+    /// A part may have been created; creating it again is harmless.
     async fn prepare(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
         let _ = queues;
         Ok(())
     }
 
-    /// Closes the connections, after what was published is confirmed or its deadline has passed. Idempotent.
+    /// Closes the connections after every published message is confirmed or its deadline has passed. Idempotent.
     ///
     /// # Cancel safety
-    /// Dropped early, the rest closes when the broker is dropped.
+    /// If the future is dropped early, the rest closes when the broker is dropped.
     async fn close(&self);
 }
 
 impl Message {
-    /// A message about a task, with nothing but its names and a body.
+    /// Creates a message about a task that holds only its id, its name and a body.
     pub fn new(id: &TaskId, kind: &TaskName, content_type: &str, body: Bytes) -> Self {
         Self {
             id: Some(id.to_string()),
@@ -421,7 +422,7 @@ impl Message {
         }
     }
 
-    /// The body and the headers, in bytes, about as they travel.
+    /// Returns the approximate size of the body and the headers on the wire, in bytes.
     pub fn size(&self) -> usize {
         let header = |(name, value): (&Cow<'_, str>, &HeaderValue)| {
             name.len()

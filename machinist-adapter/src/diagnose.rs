@@ -1,14 +1,14 @@
-//! What a server says about itself, for `machinist doctor` and for a worker's start.
+//! Diagnosis of a server, for `machinist doctor` and for a worker's start.
 //!
-//! An adapter knows best what is wrong with its server and what to do about it, so it says so in words that need
+//! An adapter knows best what is wrong with its server and what to do about it, so it describes both in words that need
 //! no translation.
 
 use async_trait::async_trait;
 
-/// How much a finding matters.
+/// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// As it should be.
+    /// No problem.
     Good,
     /// It works; something is at risk.
     Warning,
@@ -19,41 +19,41 @@ pub enum Level {
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// How much it matters.
+    /// Severity.
     pub level: Level,
-    /// What was looked at: `version`, `eviction policy`, `permissions`.
+    /// Subject that was examined: `version`, `eviction policy`, `permissions`.
     pub subject: String,
-    /// What was found.
+    /// Result of the examination.
     pub found: String,
-    /// What to do about it; empty where nothing is to be done.
+    /// Remedy; empty if there is nothing to do.
     pub remedy: String,
 }
 
 impl Finding {
-    /// All is well.
+    /// Creates a finding without a problem.
     pub fn good(subject: impl Into<String>, found: impl Into<String>) -> Self {
         Self { level: Level::Good, subject: subject.into(), found: found.into(), remedy: String::new() }
     }
 
-    /// It works, and something is at risk.
+    /// Creates a finding that works but puts something at risk.
     pub fn warning(subject: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { level: Level::Warning, subject: subject.into(), found: found.into(), remedy: remedy.into() }
     }
 
-    /// It does not work.
+    /// Creates a finding that does not work.
     pub fn error(subject: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { level: Level::Error, subject: subject.into(), found: found.into(), remedy: remedy.into() }
     }
 }
 
-/// A server, or what stands for one, that can be examined.
+/// A server, or a substitute for one, that can be examined.
 #[async_trait]
 pub trait Diagnose {
-    /// Where it is, for people: a URL without password, a file, `memory`.
+    /// Returns the location of the server, for display: a URL without password, a file, `memory`.
     fn location(&self) -> String;
 
-    /// Reaches the server and tells what it finds: its version, what this user may do, how it keeps what it was
-    /// given. A server that cannot be reached is a finding of level error, not a failure of this call.
+    /// Contacts the server and reports its version, what this user may do, and how it keeps its data. A server that
+    /// cannot be reached is a finding of level error, not a failure of this call.
     ///
     /// # Cancel safety
     /// Safe: it leaves nothing behind.

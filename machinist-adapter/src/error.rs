@@ -1,8 +1,8 @@
 //! Errors as sources, and their text.
 //!
-//! Both seams carry the error of a client library as a source, so that its own words reach the person who reads them.
+//! Both seams carry the error of a client library as a source, so that the library's own words reach the reader.
 
-/// Any error, as a source.
+/// An error that serves as a source.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Returns the text of an error and of everything that caused it, outermost first.

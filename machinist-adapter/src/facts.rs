@@ -1,59 +1,59 @@
-//! The set of facts that a record holds.
+//! Set of the facts that a record holds.
 //!
 //! A record is a growing set of named facts, each written once; the first writer wins. Values are JSON text, so that a
 //! person with `redis-cli` or `sqlite3` can read them. Adapters store facts and compare them byte by byte; only
-//! `machinist-core` knows what they mean.
+//! `machinist-core` knows their meaning.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
-/// The name of one fact, for example `s:1:2` (attempt 1 was started for the second time). Most are known beforehand, and
-/// every task needs a dozen of them.
+/// Name of one fact, for example `s:1:2` (attempt 1 was started for the second time). Most names are known beforehand,
+/// and every task needs a dozen of them.
 pub type FactName = Cow<'static, str>;
 
-/// A set of facts: one task's record, whole or in part.
+/// Set of facts: one task's record, whole or in part.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Facts(BTreeMap<FactName, Bytes>);
 
 impl Facts {
-    /// The empty set: what is known about a task whose record was lost, or never written.
+    /// Creates an empty set: the record of a task whose record was lost or never written.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The value of a fact, if it was written.
+    /// Returns the value of a fact, if it was written.
     pub fn get(&self, name: &str) -> Option<&Bytes> {
         self.0.get(name)
     }
 
-    /// Whether a fact was written.
+    /// Returns `true` if a fact was written.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    /// Puts a fact into this set, whatever was there.
+    /// Puts a fact into this set and replaces any old value.
     pub fn put(&mut self, name: impl Into<FactName>, value: impl Into<Bytes>) {
         self.0.insert(name.into(), value.into());
     }
 
-    /// Takes a fact out of this set.
+    /// Removes a fact from this set.
     pub fn remove(&mut self, name: &str) -> Option<Bytes> {
         self.0.remove(name)
     }
 
-    /// All facts, by name.
+    /// Returns all facts, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Bytes)> {
         self.0.iter().map(|(name, value)| (&**name, value))
     }
 
-    /// How many facts there are.
+    /// Returns the number of facts.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether nothing is known.
+    /// Returns `true` if there are no facts.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -63,7 +63,7 @@ impl Facts {
         String::from_utf8(self.get(name)?.to_vec()).ok()
     }
 
-    /// Reads a fact's JSON value; `None` where it was not written or has another shape.
+    /// Reads the JSON value of a fact; `None` if the fact was not written or has another shape.
     pub fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         serde_json::from_slice(self.get(name)?).ok()
     }

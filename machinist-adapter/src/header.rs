@@ -1,9 +1,9 @@
 //! Names of the message headers that machinist writes and reads.
 //!
 //! An adapter carries headers without reading them. It needs the names only to avoid copying them: see
-//! [`header_name`](crate::broker::header_name). Their meaning is in `docs/wire-format.md`.
+//! [`header_name`](crate::broker::header_name). `docs/wire-format.md` explains their meaning.
 
-/// The headers of an ordinary task's message. Adapters borrow these names instead of copying them.
+/// Headers of an ordinary task's message. Adapters borrow these names instead of copying them.
 pub const NAMES: [&str; 6] = [QUEUE, ATTEMPT, ETA, ISSUED, TRACEPARENT, SIGNATURE];
 
 /// Version of the wire format; absent means 1.
@@ -29,7 +29,7 @@ pub const TOKEN: &str = "machinist-token";
 /// Time since which no worker has known the task, in microseconds since the Unix epoch.
 pub const UNKNOWN_SINCE: &str = "machinist-unknown-since";
 /// Time since which no worker could read the message, in microseconds since the Unix epoch. It is not signed: workers
-/// write it that cannot read or verify the message, and nothing but the length of the wait follows from it.
+/// that cannot read or verify the message write it, and it affects nothing but the length of the wait.
 pub const UNREAD_SINCE: &str = "machinist-unread-since";
 /// Signature: `KEY TIME SIGNATURE` in one header, because RabbitMQ and its clients pay for each header.
 pub const SIGNATURE: &str = "machinist-signature";

@@ -1,23 +1,23 @@
-//! Names and identities, each a type of its own.
+//! Names and ids, each with its own type.
 //!
-//! They exist so that a task id can never be passed where a queue name is meant, and so that a name that came
-//! from outside is checked once, where it enters, and never again.
+//! With these types, a task id can never be passed in place of a queue name. A name from outside is checked once, where
+//! it enters, and never again.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-/// Why a text cannot be a name.
+/// Reason that a text cannot be a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} {value:?} {why}")]
+#[error("{kind} {value:?} {reason}")]
 pub struct InvalidName {
-    what: &'static str,
+    kind: &'static str,
     value: String,
-    why: &'static str,
+    reason: &'static str,
 }
 
 macro_rules! text_id {
-    ($(#[$doc:meta])* $name:ident, $what:literal, $check:path) => {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $check:path) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -27,15 +27,15 @@ macro_rules! text_id {
             /// Checks a text and makes it a name.
             ///
             /// # Errors
-            /// [`InvalidName`] tells what the text is not allowed to hold.
+            /// [`InvalidName`] tells which rule the text breaks.
             pub fn parse(text: &str) -> Result<Self, InvalidName> {
                 match $check(text) {
                     Ok(()) => Ok(Self(text.into())),
-                    Err(why) => Err(InvalidName { what: $what, value: shorten(text), why }),
+                    Err(reason) => Err(InvalidName { kind: $kind, value: shorten(text), reason }),
                 }
             }
 
-            /// The name as text.
+            /// Returns the name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -89,59 +89,59 @@ macro_rules! text_id {
 }
 
 text_id!(
-    /// The identity of one invocation of a task, for ever: every attempt, guard and resend keeps it.
+    /// Id of one invocation of a task, forever: every attempt, guard and resend keeps it.
     ///
-    /// Ours are UUIDs of version 7; whatever comes from outside is taken as text of up to 255 bytes without
-    /// control characters (an AMQP short string), because other producers name their tasks as they like.
+    /// Ids created by machinist are UUIDs of version 7. An id from outside is accepted as text of up to 255 bytes
+    /// without control characters (an AMQP short string), because other producers choose their own ids.
     TaskId,
     "task id",
     short_text
 );
 
 text_id!(
-    /// The name under which workers know a task.
+    /// Name under which workers know a task.
     TaskName,
     "task name",
     short_text
 );
 
 text_id!(
-    /// A queue of a broker.
+    /// Name of a queue of a broker.
     ///
-    /// 1 to 200 bytes of printable text; the prefix `amq.` belongs to the broker and the suffix `.dead` to our
-    /// dead letters. None of the words between its dots is `*` or `#`.
+    /// 1 to 200 bytes of printable text. The prefix `amq.` belongs to the broker and the suffix `.dead` to machinist's
+    /// dead letters. No word between its dots is `*` or `#`.
     QueueName,
     "queue name",
     queue_text
 );
 
 impl TaskId {
-    /// A fresh id (UUID version 7, so that ids sort by the time they were made).
+    /// Creates a new id (UUID version 7, so that ids sort by creation time).
     pub fn fresh() -> Self {
         Self(uuid_text(uuid::Uuid::now_v7()))
     }
 }
 
-/// One process's lease on the tasks it runs. A session that has expired never comes back.
+/// Id of a session: one process's lease on the tasks it runs. A session that has expired never comes back.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SessionId(Arc<str>);
 
-/// One worker's hold on one delivery: written into every fact that it commits, so that a caller whose reply was
-/// lost finds its own fact and knows.
+/// Id of one worker's claim on one delivery. It is written into every fact that the worker commits, so that a caller
+/// whose reply was lost recognizes its own fact.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RunId(Arc<str>);
 
 macro_rules! random_id {
     ($name:ident) => {
         impl $name {
-            /// A fresh random id (UUID version 4).
+            /// Creates a new random id (UUID version 4).
             pub fn fresh() -> Self {
-                // From the thread's generator: asking the kernel for each start of a task would be a system call.
+                // The thread's generator: asking the kernel at every start of a task would cost a system call.
                 let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
                 Self(uuid_text(id))
             }
 
-            /// The id as text.
+            /// Returns the id as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -187,7 +187,7 @@ fn queue_text(text: &str) -> Result<(), &'static str> {
     }
     if text.split('.').any(|word| matches!(word, "*" | "#")) {
         return Err(
-            "has the word `*` or `#`, which to a broker stands for others: delayed tasks of other queues would come too",
+            "has the word `*` or `#`, which a broker treats as a wildcard: it would receive delayed tasks of other queues too",
         );
     }
     if text.ends_with(".dead") {
@@ -196,7 +196,7 @@ fn queue_text(text: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// An error message must not repeat a megabyte that somebody passed as a name.
+/// Shortens a text for an error message, which must not repeat a megabyte that somebody passed as a name.
 fn shorten(text: &str) -> String {
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -217,8 +217,8 @@ mod tests {
         assert!(QueueName::parse("images.large").is_ok());
         assert!(QueueName::parse("amq.direct").is_err());
         assert!(QueueName::parse("mail.dead").is_err());
-        for any_other in ["#", "*", "mail.*", "#.mail", "a.#.b"] {
-            assert!(QueueName::parse(any_other).unwrap_err().to_string().contains("`#`"), "{any_other}");
+        for wildcard in ["#", "*", "mail.*", "#.mail", "a.#.b"] {
+            assert!(QueueName::parse(wildcard).unwrap_err().to_string().contains("`#`"), "{wildcard}");
         }
         assert!(QueueName::parse("c#.2*").is_ok());
         let long = QueueName::parse(&"q".repeat(100_000)).unwrap_err().to_string();
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn serde_checks_names_too() {
+    fn deserialization_checks_names() {
         assert!(serde_json::from_str::<QueueName>("\"amq.x\"").is_err());
         assert_eq!(serde_json::from_str::<QueueName>("\"mail\"").unwrap().as_str(), "mail");
     }
@@ -237,6 +237,6 @@ mod tests {
         let b = TaskId::fresh();
         assert_ne!(a, b);
         assert_eq!(a.as_str().len(), 36);
-        assert!(a < b, "version 7 counts up within a process");
+        assert!(a < b, "version 7 ids grow within a process");
     }
 }

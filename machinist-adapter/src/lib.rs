@@ -1,7 +1,7 @@
-//! The seams that brokers and result backends implement, and the values that cross them.
+//! Seams that brokers and result backends implement, and the values that cross them.
 //!
-//! An adapter depends on this crate alone: it moves opaque messages or remembers write-once facts, and needs no word
-//! of the delivery protocol, of codecs or of keys. `machinist-core` builds the protocol on the same seams.
+//! An adapter depends on this crate alone: it moves opaque messages or remembers write-once facts, and knows nothing
+//! about the delivery protocol, codecs or keys. `machinist-core` builds the protocol on the same seams.
 //!
 //! | module | content |
 //! |---|---|

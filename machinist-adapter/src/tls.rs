@@ -1,7 +1,7 @@
-//! What TLS to a server is told: whose certificates are trusted, and who we are.
+//! Settings of TLS connections to a server: the trusted certificates, and the client's identity.
 //!
-//! Both network adapters speak TLS by the same library, so its files are read, its provider is chosen and its errors
-//! are put into words here, once. That a certificate is checked against the host's name cannot be switched off.
+//! Both network adapters use the same TLS library. Therefore its files are read, its provider is chosen and its errors
+//! are explained in this one place. The check of a certificate against the host's name cannot be switched off.
 
 use std::{
     error::Error,
@@ -16,7 +16,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _},
 };
 
-/// How TLS is spoken. The default trusts the certificates of the system and shows none.
+/// Settings of a TLS connection. The default trusts the certificates of the system and presents none.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Tls {
     ca: Option<Vec<u8>>,
@@ -32,7 +32,7 @@ pub struct Identity {
     pub key: Vec<u8>,
 }
 
-/// Why a certificate or a key cannot be used.
+/// Error of a certificate or a key that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
@@ -41,23 +41,23 @@ pub enum TlsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// Reason.
         source: io::Error,
     },
-    /// What was given is not what it should be.
+    /// A file does not hold the expected content.
     #[error("{what}")]
     Content {
-        /// What is wrong, and what was expected.
+        /// Description of the problem and of the expected content.
         what: String,
     },
 }
 
 impl Tls {
-    /// Reads PEM files: `ca` the certificates that are trusted, in place of the system's; `identity` a client's
+    /// Reads PEM files: `ca` holds the certificates to trust instead of the system's; `identity` names the client's
     /// certificate and its key.
     ///
     /// # Errors
-    /// [`TlsError`] names the file, and what was expected in it.
+    /// [`TlsError`] names the file and the expected content.
     pub fn read(ca: Option<&Path>, identity: Option<(&Path, &Path)>) -> Result<Self, TlsError> {
         let file = |path: &Path| {
             std::fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
@@ -65,16 +65,16 @@ impl Tls {
         let mut tls = Self::default();
         if let Some(path) = ca {
             let pem = file(path)?;
-            roots(&pem).map_err(|what| wrong(path, &what))?;
+            check_roots(&pem).map_err(|what| content_error(path, &what))?;
             tls.ca = Some(pem);
         }
         if let Some((certificates, key)) = identity {
             let pem = Identity { certificates: file(certificates)?, key: file(key)? };
-            let chain = chain(&pem.certificates).map_err(|what| wrong(certificates, &what))?;
+            let chain = chain(&pem.certificates).map_err(|what| content_error(certificates, &what))?;
             let secret = self::key(&pem.key).map_err(|_| {
-                wrong(key, "holds no private key in PEM (unencrypted PKCS#8, PKCS#1 or SEC1)")
+                content_error(key, "holds no private key in PEM (unencrypted PKCS#8, PKCS#1 or SEC1)")
             })?;
-            // Finds out whether the two belong together.
+            // Checks that the certificate and the key belong together.
             ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
                 .with_safe_default_protocol_versions()
                 .and_then(|builder| {
@@ -83,9 +83,9 @@ impl Tls {
                         .with_client_auth_cert(chain, secret)
                 })
                 .map_err(|error| {
-                    wrong(
+                    content_error(
                         key,
-                        &format!("does not fit the certificate in {} ({error})", certificates.display()),
+                        &format!("does not match the certificate in {} ({error})", certificates.display()),
                     )
                 })?;
             tls.identity = Some(pem);
@@ -93,32 +93,32 @@ impl Tls {
         Ok(tls)
     }
 
-    /// The certificates that are trusted in place of the system's, as PEM.
+    /// Returns the certificates that are trusted instead of the system's, as PEM.
     pub fn ca(&self) -> Option<&[u8]> {
         self.ca.as_deref()
     }
 
-    /// What we show to a server that asks who we are.
+    /// Returns the certificate and key that are presented to a server that asks for them.
     pub fn identity(&self) -> Option<&Identity> {
         self.identity.as_ref()
     }
 
-    /// What is wrong between a server and us, with the remedy, where an error is one of TLS: a predicate to the
-    /// server's name.
+    /// Explains an error of TLS between this process and a server, with the remedy, as a predicate to the server's
+    /// name. Returns `None` for any other error.
     pub fn explain(&self, error: &(dyn Error + 'static)) -> Option<String> {
-        Some(match cause(error)? {
-            rustls::Error::InvalidCertificate(problem) => of_certificate(problem),
-            rustls::Error::AlertReceived(alert) => self.of_alert(*alert),
+        Some(match find_tls_error(error)? {
+            rustls::Error::InvalidCertificate(problem) => explain_certificate(problem),
+            rustls::Error::AlertReceived(alert) => self.explain_alert(*alert),
             rustls::Error::InvalidMessage(_) => "does not speak TLS on this port".to_owned(),
-            other => format!("speaks TLS in a way that cannot be used ({other})"),
+            other => format!("speaks TLS in an unsupported way ({other})"),
         })
     }
 
-    fn of_alert(&self, alert: AlertDescription) -> String {
-        let given = self.identity.is_some();
+    fn explain_alert(&self, alert: AlertDescription) -> String {
+        let presented = self.identity.is_some();
         match alert {
-            AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure if !given => {
-                format!("lets nobody in without a certificate, and none is configured; {IDENTITY_TYPE}")
+            AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure if !presented => {
+                format!("requires a client certificate, and none is configured; {IDENTITY_REMEDY}")
             }
             AlertDescription::BadCertificate
             | AlertDescription::CertificateRequired
@@ -127,19 +127,19 @@ impl Tls {
             | AlertDescription::CertificateUnknown
             | AlertDescription::UnknownCA
             | AlertDescription::AccessDenied
-                if given =>
+                if presented =>
             {
                 format!(
                     "does not accept our certificate ({alert:?}): it has expired, or its authority is not trusted \
-                     there; {IDENTITY_TYPE}"
+                     there; {IDENTITY_REMEDY}"
                 )
             }
-            alert => format!("ended the TLS handshake ({alert:?}); its log tells why"),
+            alert => format!("ended the TLS handshake ({alert:?}); see its log for the reason"),
         }
     }
 }
 
-const IDENTITY_TYPE: &str = "name one that its authority has issued by cert_file and key_file under [tls], \
+const IDENTITY_REMEDY: &str = "name a certificate issued by its authority with cert_file and key_file under [tls], \
                         MACHINIST_TLS_CERT_FILE and MACHINIST_TLS_KEY_FILE, or --tls-cert-file and --tls-key-file";
 
 /// Never shows a key.
@@ -157,28 +157,28 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// The certificates in a PEM text, for a library that wants them so.
+/// Parses the certificates in a PEM text, in the form that some libraries need.
 ///
 /// # Errors
-/// What is wrong with the text.
+/// A description of the problem.
 #[doc(hidden)]
 pub fn certificates(pem: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
     chain(pem).map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))
 }
 
-/// The private key in a PEM text, for a library that wants it so.
+/// Parses the private key in a PEM text, in the form that some libraries need.
 ///
 /// # Errors
-/// What is wrong with the text.
+/// A description of the problem.
 #[doc(hidden)]
 pub fn key(pem: &[u8]) -> io::Result<PrivateKeyDer<'static>> {
     PrivateKeyDer::from_pem_slice(pem).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-/// For finding out whether somebody speaks TLS: every certificate is refused.
+/// Creates a configuration that refuses every certificate, to find out whether a server speaks TLS.
 ///
 /// # Errors
-/// The provider lacks what the library needs.
+/// The provider lacks something that the library needs.
 #[doc(hidden)]
 pub fn trusting_nobody() -> io::Result<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
@@ -186,19 +186,19 @@ pub fn trusting_nobody() -> io::Result<ClientConfig> {
     Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
 }
 
-/// One TLS provider for the whole process, whichever adapter comes first: rustls panics where it finds two compiled
-/// in and none chosen, and where it finds none.
+/// Installs one TLS provider for the whole process, whichever adapter comes first. rustls panics if two providers are
+/// compiled in and none is chosen, and if there is none.
 pub fn install_provider() {
-    // Refused where the application has chosen one already: its choice stands.
+    // Refused if the application has already chosen a provider: its choice stands.
     let _ = ring::default_provider().install_default();
 }
 
-/// Whether an error comes from TLS itself and not from the network: whatever answered speaks it.
+/// Returns `true` if an error comes from TLS itself and not from the network, which means that the server speaks TLS.
 pub fn is_spoken(error: &(dyn Error + 'static)) -> bool {
-    cause(error).is_some_and(|error| !matches!(error, rustls::Error::InvalidMessage(_)))
+    find_tls_error(error).is_some_and(|error| !matches!(error, rustls::Error::InvalidMessage(_)))
 }
 
-fn roots(pem: &[u8]) -> Result<(), String> {
+fn check_roots(pem: &[u8]) -> Result<(), String> {
     let mut store = RootCertStore::empty();
     for certificate in chain(pem)? {
         store
@@ -217,58 +217,60 @@ fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     }
 }
 
-fn wrong(path: &Path, what: &str) -> TlsError {
+fn content_error(path: &Path, what: &str) -> TlsError {
     TlsError::Content { what: format!("{} {what}", path.display()) }
 }
 
-fn of_certificate(problem: &CertificateError) -> String {
+fn explain_certificate(problem: &CertificateError) -> String {
     match problem {
         CertificateError::UnknownIssuer => {
             "has a certificate from an authority that is not trusted here; name the file with the authority's \
-             certificate by ca_file under [tls], MACHINIST_TLS_CA_FILE or --tls-ca-file"
+             certificate with ca_file under [tls], MACHINIST_TLS_CA_FILE or --tls-ca-file"
                 .to_owned()
         }
         CertificateError::ExpiredContext { not_after, .. } => {
-            format!("has a certificate that expired at {}; have it renewed", moment(*not_after))
+            format!("has a certificate that expired at {}; have it renewed", format_time(*not_after))
         }
         CertificateError::Expired => "has a certificate that has expired; have it renewed".to_owned(),
         CertificateError::NotValidYetContext { not_before, .. } => {
-            format!("has a certificate that is not valid before {}; is this host's clock right?", moment(*not_before))
+            format!("has a certificate that is not valid before {}; check this host's clock", format_time(*not_before))
         }
         CertificateError::NotValidForNameContext { expected, presented } => {
-            // Each as `DnsName("localhost")`.
+            // Each has the form `DnsName("localhost")`.
             let names: Vec<&str> =
                 presented.iter().map(|name| name.split('"').nth(1).unwrap_or(name)).collect();
             format!(
-                "has a certificate for {:?}, and not for {:?}; put a name that it is for into the URL, or have one \
-                 issued for this one",
+                "has a certificate for {:?}, and not for {:?}; use a name that it covers in the URL, or have \
+                 one issued for this name",
                 names.join(", "),
                 expected.to_str()
             )
         }
         CertificateError::NotValidForName => {
-            "has a certificate for another host name; put the name that it is for into the URL".to_owned()
+            "has a certificate for another host name; use the name that it covers in the URL".to_owned()
         }
         other => format!("has a certificate that cannot be accepted ({other})"),
     }
 }
 
-fn moment(time: UnixTime) -> String {
+fn format_time(time: UnixTime) -> String {
     let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
     jiff::Timestamp::from_second(seconds).map_or_else(|_| format!("{seconds} s"), |time| time.to_string())
 }
 
-/// The error of TLS in a chain of errors. An [`io::Error`] does not name what it holds among its sources, and a shared
-/// error is not what it shares.
-fn cause<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
+/// Finds the TLS error in a chain of errors. An [`io::Error`] does not list its inner error among its sources, and a
+/// shared error is a different type from the error that it shares.
+fn find_tls_error<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref::<rustls::Error>() {
             return Some(found);
         }
-        let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         let shared = error.downcast_ref::<Arc<dyn Error + Send + Sync>>().map(|shared| &**shared);
-        if let Some(found) = held.or(shared).and_then(|held| cause(held as &(dyn Error + 'static))) {
+        if let Some(found) =
+            inner.or(shared).and_then(|inner| find_tls_error(inner as &(dyn Error + 'static)))
+        {
             return Some(found);
         }
         next = error.source();
@@ -281,17 +283,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_error_of_tls_is_found_inside_of_others() {
+    fn the_tls_error_is_found_inside_other_errors() {
         let unknown = || rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let wrapped = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, unknown()));
         let said = Tls::default().explain(&wrapped).unwrap();
         assert!(said.contains("--tls-ca-file"), "{said}");
-        assert!(Tls::default().explain(&io::Error::other("nothing of TLS")).is_none());
+        assert!(Tls::default().explain(&io::Error::other("not about TLS")).is_none());
         assert!(is_spoken(&wrapped) && !is_spoken(&io::Error::from(io::ErrorKind::TimedOut)));
     }
 
     #[test]
-    fn files_are_named_with_what_was_expected() {
+    fn errors_name_the_file_and_the_expected_content() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ca.pem");
         let missing = Tls::read(Some(&path), None).unwrap_err().to_string();

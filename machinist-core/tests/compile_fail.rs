@@ -1,8 +1,8 @@
-//! What must not compile does not, and the compiler says why in our words.
+//! Programs that must not compile, and the sentences with which the compiler explains them.
 //!
-//! Each file of `compile_fail/` is a program. Those that hold `//~ ERROR: sentence` lines must fail with these
-//! sentences in what the compiler says about them; those without must compile. Nothing else of the compiler's text
-//! is compared, because it changes with every version of it.
+//! Each file of `compile_fail/` is a program. A program with `//~ ERROR: sentence` lines must fail, and the compiler's
+//! text about it must hold these sentences; a program without such lines must compile. Nothing else of the compiler's
+//! text is compared, because it changes with every version of the compiler.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,25 +17,25 @@ use std::{
 use serde_json::Value;
 
 #[test]
-fn what_does_not_fit_does_not_compile_and_says_why() {
+fn programs_that_do_not_fit_fail_with_their_sentences() {
     let programs = programs();
     assert!(programs.len() > 10, "the programs were not found");
     let checked = check(&programs);
-    let mut wrong = String::new();
+    let mut failures = String::new();
     for (name, expected) in &programs {
-        let said = checked.said.get(name).map_or("", String::as_str);
+        let messages = checked.messages.get(name).map_or("", String::as_str);
         if checked.compiled.contains(name) != expected.is_empty() {
             let verb = if expected.is_empty() { "should compile" } else { "should not compile" };
-            writeln!(wrong, "{name} {verb}:\n{said}").unwrap();
+            writeln!(failures, "{name} {verb}:\n{messages}").unwrap();
         }
-        for sentence in expected.iter().filter(|sentence| !said.contains(*sentence)) {
-            writeln!(wrong, "{name} should say: {sentence}\nit says:\n{said}").unwrap();
+        for sentence in expected.iter().filter(|sentence| !messages.contains(*sentence)) {
+            writeln!(failures, "{name} should say: {sentence}\nit says:\n{messages}").unwrap();
         }
     }
-    assert!(wrong.is_empty(), "{wrong}\n{}", checked.cargo);
+    assert!(failures.is_empty(), "{failures}\n{}", checked.cargo);
 }
 
-/// The programs by name, each with the sentences that it must fail with.
+/// Returns the programs by name, each with the sentences with which it must fail.
 fn programs() -> BTreeMap<String, Vec<String>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compile_fail");
     let mut programs = BTreeMap::new();
@@ -49,22 +49,22 @@ fn programs() -> BTreeMap<String, Vec<String>> {
     programs
 }
 
-/// What cargo made of the programs.
+/// Result of checking the programs.
 struct Checked {
     compiled: BTreeSet<String>,
-    said: BTreeMap<String, String>,
-    /// What cargo itself said, for a failure that is none of the programs'.
+    messages: BTreeMap<String, String>,
+    /// Output of cargo itself, for a failure that does not belong to a program.
     cargo: String,
 }
 
-/// Checks all programs as binaries of one package, in one run of cargo. The package has its own folder and so its
-/// own lock: the run that builds this test does not hold it.
+/// Checks all programs as binaries of one package, in one run of cargo. The package has its own folder and therefore
+/// its own lock, which the run that builds this test does not hold.
 fn check(programs: &BTreeMap<String, Vec<String>>) -> Checked {
     let core = Path::new(env!("CARGO_MANIFEST_DIR"));
     let package = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compile-fail");
     fs::create_dir_all(&package).unwrap();
     fs::write(package.join("Cargo.toml"), manifest(core, programs.keys())).unwrap();
-    // The same versions as the workspace: they are on this machine already.
+    // The same versions as the workspace: they are already on this machine.
     fs::copy(core.join("../Cargo.lock"), package.join("Cargo.lock")).unwrap();
     let output = Command::new(env!("CARGO"))
         .args(["check", "--offline", "--keep-going", "--bins", "--message-format=json", "--target-dir"])
@@ -76,7 +76,7 @@ fn check(programs: &BTreeMap<String, Vec<String>>) -> Checked {
 
     let mut checked = Checked {
         compiled: BTreeSet::new(),
-        said: BTreeMap::new(),
+        messages: BTreeMap::new(),
         cargo: String::from_utf8_lossy(&output.stderr).into_owned(),
     };
     for line in String::from_utf8(output.stdout).unwrap().lines() {
@@ -88,7 +88,7 @@ fn check(programs: &BTreeMap<String, Vec<String>>) -> Checked {
             }
             Some("compiler-message") => {
                 let text = message["message"]["rendered"].as_str().unwrap_or_default();
-                checked.said.entry(name).or_default().push_str(text);
+                checked.messages.entry(name).or_default().push_str(text);
             }
             _ => {}
         }

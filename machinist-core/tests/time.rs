@@ -302,13 +302,13 @@ async fn a_soft_limit_tells_and_a_hard_limit_ends() {
     let gave_up = client.send(LISTEN.call(()).soft_timeout(secs(3)).timeout(secs(9))).await.unwrap();
     assert_eq!(
         failed(&gave_up).await,
-        (FailureKind::Timeout, "told to end after its soft limit of 3s".into())
+        (FailureKind::Timeout, "told to end after its soft timeout of 3s".into())
     );
     let chain = gave_up.record().await.unwrap().error.unwrap().chain;
     assert_eq!(chain.last().map(String::as_str), Some("told to end"));
     let started = Instant::now();
     let deaf = client.send(SLEEP.call((10_000_000,)).soft_timeout(secs(3)).timeout(secs(9))).await.unwrap();
-    assert_eq!(failed(&deaf).await.1, "ran longer than its limit of 9s");
+    assert_eq!(failed(&deaf).await.1, "ran longer than its timeout of 9s");
     assert!(started.elapsed() < secs(10));
     let wrong = client.send(SLEEP.call((1,)).soft_timeout(secs(9)).timeout(secs(9))).await;
     assert!(matches!(wrong, Err(SendError::Invalid(why)) if why.contains("soft limit of 9s")));
@@ -354,7 +354,7 @@ async fn a_blocking_handler_out_of_time_is_not_waited_for() {
     while !task.state().await.unwrap().is_final() {
         tokio::time::advance(secs(1)).await;
     }
-    assert_eq!(failed(&task).await, (FailureKind::Timeout, "ran longer than its limit of 2s".to_owned()));
+    assert_eq!(failed(&task).await, (FailureKind::Timeout, "ran longer than its timeout of 2s".to_owned()));
     tokio::time::advance(secs(6)).await;
     tokio::task::yield_now().await;
     open(&gate);

@@ -1,7 +1,7 @@
 //! Facts, sessions and indexes in memory.
 //!
-//! Time is the host's clock as it was when the backend was made, and runs on with tokio's: it never goes back, and
-//! it stands still where a test pauses it.
+//! Time is the host's clock at the moment when the backend was created, and advances with tokio's clock: it never goes
+//! back, and it stands still while a test pauses it.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -34,22 +34,22 @@ pub struct MemoryBackend {
 }
 
 impl MemoryBackend {
-    /// A backend that knows nothing.
+    /// Creates an empty backend.
     pub fn new() -> Self {
         Self::starting_at(clock::wall())
     }
 
-    /// A backend that knows nothing, and for which it is now this instant, whatever the host's clock says.
+    /// Creates an empty backend whose time is now this instant, whatever the host's clock says.
     pub fn starting_at(now: Timestamp) -> Self {
         Self { state: Arc::default(), clock: Clock::starting_at(now) }
     }
 
-    /// The state as it is now: what has expired is taken out before anybody can see it.
-    fn with_state<T>(&self, look: impl FnOnce(&mut Records, Timestamp) -> T) -> T {
+    /// Calls `f` with the current state. Expired entries are removed first, before anybody can see them.
+    fn with_state<T>(&self, f: impl FnOnce(&mut Records, Timestamp) -> T) -> T {
         let mut state = lock(&self.state);
         let now = self.clock.now();
         state.forget_expired(now);
-        look(&mut state, now)
+        f(&mut state, now)
     }
 }
 
@@ -76,8 +76,8 @@ impl Backend for MemoryBackend {
     async fn watch(&self, id: &TaskId) -> Result<Watch, BackendError> {
         let mut state = lock(&self.state);
         let signal = state.watches.entry(id.clone()).or_insert_with(|| watch::Sender::new(0)).subscribe();
-        let watched = Watched { state: Arc::clone(&self.state), id: id.clone() };
-        Ok(Watch::new(signal, Some(Box::new(watched))))
+        let guard = WatchEntry { state: Arc::clone(&self.state), id: id.clone() };
+        Ok(Watch::new(signal, Some(Box::new(guard))))
     }
 
     async fn now(&self) -> Result<Timestamp, BackendError> {
@@ -163,8 +163,8 @@ impl Diagnose for MemoryBackend {
             Finding::good("records", records.to_string()),
             Finding::warning(
                 "durability",
-                "records end with this process",
-                "name a backend that keeps them: sqlite://FILE or redis://HOST",
+                "records are lost when this process ends",
+                "use a backend that keeps them: sqlite://FILE or redis://HOST",
             ),
         ]
     }
@@ -173,7 +173,7 @@ impl Diagnose for MemoryBackend {
 #[derive(Debug, Default)]
 struct Records {
     records: HashMap<TaskId, MemoryRecord>,
-    /// The records that expire, from the earliest.
+    /// Records that expire, earliest first.
     expiries: BTreeSet<(Timestamp, TaskId)>,
     sessions: HashMap<SessionId, MemorySession>,
     indexes: HashMap<Index, Members>,
@@ -214,7 +214,7 @@ impl Records {
     }
 
     fn commit(&mut self, commit: &Commit, now: Timestamp) -> Committed {
-        // A commit before this one in the batch may have made the record end at once.
+        // An earlier commit of the same batch may have made the record expire at once.
         self.forget_expired(now);
         let mut record = self.records.remove(&commit.id).unwrap_or_default();
         let answer = if commit.apply(&mut record.facts) {
@@ -261,14 +261,14 @@ impl Records {
     }
 }
 
-/// Held by every watch of one record; the last one takes the signal with it.
+/// Guard of every watch of one record; the last one removes the signal.
 #[derive(Debug)]
-struct Watched {
+struct WatchEntry {
     state: Arc<Mutex<Records>>,
     id: TaskId,
 }
 
-impl Drop for Watched {
+impl Drop for WatchEntry {
     fn drop(&mut self) {
         let mut state = lock(&self.state);
         if state.watches.get(&self.id).is_some_and(|signal| signal.receiver_count() == 0) {
@@ -288,7 +288,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn leases_and_expiries_follow_paused_time() {
-        let (backend, id, session) = (MemoryBackend::new(), TaskId::fresh(), SessionId::fresh());
+        let backend = MemoryBackend::new();
+        let id = TaskId::fresh();
+        let session = SessionId::fresh();
         let day = Duration::from_secs(86400);
         backend.commit(vec![put(&id, "name", Expiry::After(day)).into()]).await;
         backend.open_session(&session, day, Bytes::new()).await.unwrap();
@@ -301,8 +303,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_kept_of_what_is_gone() {
-        let (backend, id) = (MemoryBackend::new(), TaskId::fresh());
+    async fn expired_records_and_ended_watches_leave_nothing_behind() {
+        let backend = MemoryBackend::new();
+        let id = TaskId::fresh();
         drop((backend.watch(&id).await.unwrap(), backend.watch(&id).await.unwrap()));
         backend.commit(vec![put(&id, "name", Expiry::After(Duration::ZERO)).into()]).await;
         backend.read(&[]).await.unwrap();

@@ -1,4 +1,4 @@
-//! The broker's seam over [`MemoryQueues`]: locks, looks, and waits without the lock.
+//! Adapter of the broker seam to [`MemoryQueues`]: it takes the lock to read and change them, and waits without it.
 
 use std::sync::{Arc, Mutex};
 
@@ -7,7 +7,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     lock,
-    queues::{MemoryQueues, PeekedDelivery},
+    queues::{MemoryQueues, NextDelivery},
 };
 use machinist_adapter::{
     broker::{
@@ -19,10 +19,10 @@ use machinist_adapter::{
     id::QueueName,
 };
 
-/// A broker inside this process. Clones are the same connection; [`connect`](Self::connect) makes another one to
-/// the same queues.
+/// A broker inside this process. Clones are the same connection; [`connect`](Self::connect) creates another connection
+/// to the same queues.
 ///
-/// Each queue is first in, first out within a priority. A message that is handed back takes its old place.
+/// Each queue is first in, first out within a priority. A message that is handed back returns to its old position.
 #[derive(Debug, Clone)]
 pub struct MemoryBroker {
     queues: Arc<Mutex<MemoryQueues>>,
@@ -30,21 +30,21 @@ pub struct MemoryBroker {
 }
 
 impl MemoryBroker {
-    /// A broker without queues.
+    /// Creates a broker without queues.
     pub fn new() -> Self {
         let mut queues = MemoryQueues::default();
         let connection = queues.open_connection();
         Self { queues: Arc::new(Mutex::new(queues)), connection }
     }
 
-    /// A further connection to the same queues, as another process would have: closing one leaves the other open.
+    /// Opens another connection to the same queues, as another process would: closing one leaves the other open.
     #[must_use]
     pub fn connect(&self) -> Self {
         let connection = lock(&self.queues).open_connection();
         Self { queues: Arc::clone(&self.queues), connection }
     }
 
-    /// The dead letters of a queue from the oldest. Consumes nothing.
+    /// Returns the dead letters of a queue, oldest first. Consumes nothing.
     pub fn dead_letters(&self, queue: &QueueName) -> Vec<Message> {
         lock(&self.queues).dead_letters(queue)
     }
@@ -61,8 +61,8 @@ impl MemoryBroker {
         Ok(Box::new(MemoryConsumer { queues: Arc::clone(&self.queues), id, wake }))
     }
 
-    /// Does what a lost connection does, to every connection: all that is unsettled goes back to its queue, and
-    /// settling it is [`Settled::Lost`]. Consumers live on. For tests of what uses a broker.
+    /// Has the effect of a lost connection on every connection: all unsettled messages go back to their queues, and
+    /// settling them is [`Settled::Lost`]. Consumers survive. For tests of code that uses a broker.
     pub fn interrupt(&self) {
         lock(&self.queues).interrupt();
     }
@@ -139,8 +139,8 @@ impl Diagnose for MemoryBroker {
             Finding::good("queues", queues.to_string()),
             Finding::warning(
                 "durability",
-                "messages end with this process",
-                "name a broker that keeps them: sqlite://FILE or amqp://HOST",
+                "messages are lost when this process ends",
+                "use a broker that keeps them: sqlite://FILE or amqp://HOST",
             ),
         ]
     }
@@ -163,14 +163,14 @@ impl Consumer for MemoryConsumer {
         loop {
             let found = lock(&self.queues).take(self.id, Instant::now());
             match found {
-                // Nothing is awaited from here on, so a dropped future has taken nothing.
-                PeekedDelivery::Delivery { tag, queue, message, redelivered } => {
+                // There is no await from here on, so a dropped future has taken nothing.
+                NextDelivery::Delivery { tag, queue, message, redelivered } => {
                     let receipt = Box::new(MemoryReceipt { queues: Arc::clone(&self.queues), tag });
                     return Some(Delivery { queue, message, redelivered, receipt });
                 }
-                PeekedDelivery::End => return None,
-                PeekedDelivery::Nothing(None) => self.wake.notified().await,
-                PeekedDelivery::Nothing(Some(due)) => tokio::select! {
+                NextDelivery::Ended => return None,
+                NextDelivery::Nothing(None) => self.wake.notified().await,
+                NextDelivery::Nothing(Some(due)) => tokio::select! {
                     () = self.wake.notified() => {}
                     () = tokio::time::sleep_until(due) => {}
                 },
@@ -225,7 +225,7 @@ impl Receipt for MemoryReceipt {
 }
 
 impl Drop for MemoryReceipt {
-    /// After `settle` the tag is gone, and this does nothing.
+    /// Hands the message back, if it is unsettled. After `settle` the tag is gone, and this does nothing.
     fn drop(&mut self) {
         lock(&self.queues).settle(self.tag, Settle::Requeue);
     }
@@ -245,7 +245,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn delays_follow_paused_time() {
-        let (broker, queue) = (MemoryBroker::new(), QueueName::parse("later").unwrap());
+        let broker = MemoryBroker::new();
+        let queue = QueueName::parse("later").unwrap();
         let day = Duration::from_secs(86400);
         broker.publish(vec![publish(&queue, "second", 2 * day), publish(&queue, "first", day)]).await;
         let mut consumer =
@@ -261,8 +262,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_handed_back_takes_its_old_place() {
-        let (broker, queue) = (MemoryBroker::new(), QueueName::parse("order").unwrap());
+    async fn a_message_that_is_handed_back_returns_to_its_old_position() {
+        let broker = MemoryBroker::new();
+        let queue = QueueName::parse("order").unwrap();
         let bodies = ["a", "b", "c"];
         broker.publish(bodies.iter().map(|b| publish(&queue, b, Duration::ZERO)).collect()).await;
         let mut consumer =

@@ -1,9 +1,9 @@
-//! What the broker in memory holds: queues, subscriptions, and what was handed out.
+//! State of the in-memory broker: queues, subscriptions and unsettled messages.
 //!
-//! Plain data under one lock; the instant is an argument. There is no task that moves messages about: whoever looks
-//! at a queue first makes ready what has come due. A message that was handed out stays here until it is settled, so
-//! that a lost receipt, a lost consumer and a lost connection are one thing: the tag is taken out and the message
-//! goes back to its old place.
+//! Plain data under one lock; the instant is an argument. No background task moves messages: every reader of a queue
+//! first makes ready the messages that have come due. A delivered message stays here until it is settled, so that a
+//! lost receipt, a lost consumer and a lost connection are handled alike: the tag is removed and the message returns to
+//! its old position.
 
 use std::{
     cmp::Reverse,
@@ -19,23 +19,23 @@ use machinist_adapter::{
     id::QueueName,
 };
 
-/// A delay beyond the end of tokio's clock is as good as for ever.
-const NO_DEADLINE: Duration = Duration::from_secs(86400 * 365 * 30);
+/// Maximum delay that is applied: as good as forever. tokio's clock cannot represent much longer ones.
+const MAX_DELAY: Duration = Duration::from_secs(86400 * 365 * 30);
 
 #[derive(Debug, Default)]
 pub(super) struct MemoryQueues {
     by_name: HashMap<Target, Queue>,
-    /// Those that are open.
+    /// Open connections.
     connections: HashSet<u64>,
     subscriptions: HashMap<u64, MemorySubscription>,
-    /// What was handed out and not settled, by the tag that its receipt holds.
+    /// Delivered but unsettled messages, by the tag in their receipts.
     unsettled: HashMap<u64, UnsettledMessage>,
     last_number: u64,
-    /// How often all connections were lost.
+    /// Number of times that all connections were lost.
     interruptions: u64,
 }
 
-/// Where a message stands in its queue: by priority, then by arrival.
+/// Position of a message in its queue: by priority, then by arrival.
 type ReadyKey = (Reverse<u8>, u64);
 
 #[derive(Debug, Default)]
@@ -48,7 +48,7 @@ struct Queue {
 #[derive(Debug)]
 struct QueuedMessage {
     message: Message,
-    handed_out_before: bool,
+    delivered_before: bool,
 }
 
 #[derive(Debug)]
@@ -57,8 +57,8 @@ struct MemorySubscription {
     targets: Vec<Target>,
     prefetch: u16,
     unsettled: u16,
-    /// Which queue is looked at first, so that a full queue does not starve its neighbours.
-    turn: usize,
+    /// Position of the queue that is checked first, so that a full queue does not starve the others.
+    next_target: usize,
     wake: Arc<Notify>,
 }
 
@@ -67,32 +67,32 @@ struct UnsettledMessage {
     connection: u64,
     subscription: u64,
     queue: Target,
-    place: ReadyKey,
+    position: ReadyKey,
     message: Message,
 }
 
-/// What a consumer finds.
-pub(super) enum PeekedDelivery {
+/// Result of asking for the next message of a subscription.
+pub(super) enum NextDelivery {
     Delivery {
         tag: u64,
         queue: QueueName,
         message: Message,
         redelivered: bool,
     },
-    /// Nothing; the next delayed message comes due then.
+    /// Nothing; the next delayed message comes due at this instant.
     Nothing(Option<Instant>),
     /// The subscription has ended.
-    End,
+    Ended,
 }
 
 impl MemoryQueues {
-    fn number(&mut self) -> u64 {
+    fn next_number(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number
     }
 
     pub(super) fn open_connection(&mut self) -> u64 {
-        let connection = self.number();
+        let connection = self.next_number();
         self.connections.insert(connection);
         connection
     }
@@ -101,7 +101,7 @@ impl MemoryQueues {
         self.connections.contains(&connection)
     }
 
-    /// Ends its subscriptions and hands back what it holds.
+    /// Ends the subscriptions of a connection and hands back its unsettled messages.
     pub(super) fn close_connection(&mut self, connection: u64) {
         self.connections.remove(&connection);
         let ended = self.subscriptions.extract_if(|_, subscription| subscription.connection == connection);
@@ -109,7 +109,7 @@ impl MemoryQueues {
         self.hand_back(|unsettled_message| unsettled_message.connection == connection);
     }
 
-    /// The number of a new subscription, and what is notified when it has something to do.
+    /// Creates a subscription. Returns its number, and the signal that is notified when it may have something to do.
     pub(super) fn subscribe(
         &mut self,
         connection: u64,
@@ -117,25 +117,26 @@ impl MemoryQueues {
         prefetch: u16,
     ) -> (u64, Arc<Notify>) {
         for target in &targets {
-            // Dead letters are looked at; that nobody made them yet is to be seen.
+            // A dead letter queue is only inspected: whether it exists must stay visible.
             if matches!(target, Target::Queue(_)) {
                 self.by_name.entry(target.clone()).or_default();
             }
         }
-        let (number, wake) = (self.number(), Arc::new(Notify::new()));
+        let number = self.next_number();
+        let wake = Arc::new(Notify::new());
         let subscription = MemorySubscription {
             connection,
             targets,
             prefetch,
             unsettled: 0,
-            turn: 0,
+            next_target: 0,
             wake: Arc::clone(&wake),
         };
         self.subscriptions.insert(number, subscription);
         (number, wake)
     }
 
-    /// What was returned can still be settled.
+    /// Ends a subscription. Deliveries that it returned can still be settled.
     pub(super) fn unsubscribe(&mut self, subscription: u64) {
         self.subscriptions.remove(&subscription);
     }
@@ -144,28 +145,28 @@ impl MemoryQueues {
         self.subscriptions.contains_key(&subscription)
     }
 
-    /// How many queues there are.
+    /// Returns the number of task queues.
     pub(super) fn count(&self) -> usize {
         self.by_name.keys().filter(|target| matches!(target, Target::Queue(_))).count()
     }
 
     pub(super) fn dead_letters(&self, queue: &QueueName) -> Vec<Message> {
         let dead = self.by_name.get(&Target::DeadLetters(queue.clone()));
-        dead.into_iter().flat_map(|dead| dead.ready.values()).map(|stored| stored.message.clone()).collect()
+        dead.into_iter().flat_map(|dead| dead.ready.values()).map(|queued| queued.message.clone()).collect()
     }
 
     pub(super) fn publish(&mut self, publish: Publish, now: Instant) {
         let Publish { target, message, delay } = publish;
-        let number = self.number();
+        let number = self.next_number();
         let queue = self.by_name.entry(target.clone()).or_default();
         match target {
-            // No task is run from there, so there is nothing that a delay or a priority could put off.
+            // No task runs from a dead letter queue, so a delay or a priority has nothing to affect.
             Target::DeadLetters(_) => {
-                let stored = QueuedMessage { message, handed_out_before: false };
-                queue.ready.insert((Reverse(0), number), stored);
+                let queued = QueuedMessage { message, delivered_before: false };
+                queue.ready.insert((Reverse(0), number), queued);
             }
             Target::Queue(_) if delay.is_zero() => queue.insert(number, message),
-            Target::Queue(_) => drop(queue.delayed.insert((now + delay.min(NO_DEADLINE), number), message)),
+            Target::Queue(_) => drop(queue.delayed.insert((now + delay.min(MAX_DELAY), number), message)),
         }
         self.wake(&target);
     }
@@ -178,44 +179,40 @@ impl MemoryQueues {
         }
     }
 
-    /// Hands out the next message to a subscription.
-    pub(super) fn take(&mut self, id: u64, now: Instant) -> PeekedDelivery {
-        let tag = self.number();
-        let Some(subscription) = self.subscriptions.get_mut(&id) else { return PeekedDelivery::End };
+    /// Delivers the next message to a subscription.
+    pub(super) fn take(&mut self, id: u64, now: Instant) -> NextDelivery {
+        let tag = self.next_number();
+        let Some(subscription) = self.subscriptions.get_mut(&id) else { return NextDelivery::Ended };
         if subscription.unsettled >= subscription.prefetch {
-            return PeekedDelivery::Nothing(None);
+            return NextDelivery::Nothing(None);
         }
         let targets = &subscription.targets;
         let mut next_due: Option<Instant> = None;
         for step in 0..targets.len() {
-            let at = (subscription.turn + step) % targets.len();
+            let at = (subscription.next_target + step) % targets.len();
             let Some(queue) = self.by_name.get_mut(&targets[at]) else { continue };
-            queue.ripen(now, &mut self.last_number);
-            if let Some((place, stored)) = queue.ready.pop_first() {
-                subscription.turn = at + 1;
+            queue.promote_due(now, &mut self.last_number);
+            if let Some((position, queued)) = queue.ready.pop_first() {
+                subscription.next_target = at + 1;
                 subscription.unsettled += 1;
-                let (queue, message) = (targets[at].clone(), stored.message.clone());
+                let queue = targets[at].clone();
+                let message = queued.message.clone();
                 let connection = subscription.connection;
                 let unsettled_message = UnsettledMessage {
                     connection,
                     subscription: id,
                     queue: queue.clone(),
-                    place,
-                    message: stored.message,
+                    position,
+                    message: queued.message,
                 };
                 self.unsettled.insert(tag, unsettled_message);
                 let queue = queue.queue().clone();
-                return PeekedDelivery::Delivery {
-                    tag,
-                    queue,
-                    message,
-                    redelivered: stored.handed_out_before,
-                };
+                return NextDelivery::Delivery { tag, queue, message, redelivered: queued.delivered_before };
             }
             let due = queue.delayed.first_key_value().map(|((due, _), _)| *due);
             next_due = next_due.into_iter().chain(due).min();
         }
-        PeekedDelivery::Nothing(next_due)
+        NextDelivery::Nothing(next_due)
     }
 
     pub(super) fn settle(&mut self, tag: u64, how: Settle) -> Settled {
@@ -225,34 +222,34 @@ impl MemoryQueues {
             subscription.wake.notify_one();
         }
         if how == Settle::Requeue {
-            let stored = QueuedMessage { message: unsettled_message.message, handed_out_before: true };
+            let queued = QueuedMessage { message: unsettled_message.message, delivered_before: true };
             self.by_name
                 .entry(unsettled_message.queue.clone())
                 .or_default()
                 .ready
-                .insert(unsettled_message.place, stored);
+                .insert(unsettled_message.position, queued);
             self.wake(&unsettled_message.queue);
         }
         Settled::Done
     }
 
-    /// Does what a lost connection does, to all of them.
+    /// Has the effect of a lost connection on all connections.
     pub(super) fn interrupt(&mut self) {
         self.interruptions += 1;
         self.hand_back(|_| true);
     }
 
-    /// How often that was done.
+    /// Returns the number of interruptions.
     pub(super) fn interruptions(&self) -> u64 {
         self.interruptions
     }
 
-    /// Puts what is unsettled and meant back into its queues.
-    fn hand_back(&mut self, meant: impl Fn(&UnsettledMessage) -> bool) {
+    /// Puts the unsettled messages that match back into their queues.
+    fn hand_back(&mut self, matches: impl Fn(&UnsettledMessage) -> bool) {
         let tags = self
             .unsettled
             .iter()
-            .filter(|(_, unsettled_message)| meant(unsettled_message))
+            .filter(|(_, unsettled_message)| matches(unsettled_message))
             .map(|(tag, _)| *tag);
         for tag in tags.collect::<Vec<_>>() {
             self.settle(tag, Settle::Requeue);
@@ -260,13 +257,14 @@ impl MemoryQueues {
     }
 
     pub(super) fn depth(&mut self, name: &QueueName, now: Instant) -> QueueDepth {
-        let (alive, dead) = (Target::Queue(name.clone()), Target::DeadLetters(name.clone()));
-        let ready = self.by_name.get_mut(&alive).map(|queue| {
-            queue.ripen(now, &mut self.last_number);
+        let tasks = Target::Queue(name.clone());
+        let dead_letters = Target::DeadLetters(name.clone());
+        let ready = self.by_name.get_mut(&tasks).map(|queue| {
+            queue.promote_due(now, &mut self.last_number);
             queue.ready.len() as u64
         });
-        let consumers = self.subscriptions.values().filter(|s| s.targets.contains(&alive)).count() as u64;
-        let dead = self.by_name.get(&dead).map(|dead| dead.ready.len() as u64);
+        let consumers = self.subscriptions.values().filter(|s| s.targets.contains(&tasks)).count() as u64;
+        let dead = self.by_name.get(&dead_letters).map(|dead| dead.ready.len() as u64);
         QueueDepth { queue: name.clone(), ready, consumers: Some(consumers), dead }
     }
 }
@@ -274,11 +272,11 @@ impl MemoryQueues {
 impl Queue {
     fn insert(&mut self, number: u64, message: Message) {
         let priority = message.priority.unwrap_or(0);
-        self.ready.insert((Reverse(priority), number), QueuedMessage { message, handed_out_before: false });
+        self.ready.insert((Reverse(priority), number), QueuedMessage { message, delivered_before: false });
     }
 
-    /// Makes ready what has come due, in the order in which it came due.
-    fn ripen(&mut self, now: Instant, last_number: &mut u64) {
+    /// Moves the messages that have come due to the ready ones, in the order in which they came due.
+    fn promote_due(&mut self, now: Instant, last_number: &mut u64) {
         while let Some(entry) = self.delayed.first_entry() {
             if entry.key().0 > now {
                 break;

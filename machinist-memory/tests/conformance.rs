@@ -1,4 +1,4 @@
-//! The adapters in memory are adapters: both suites, and the backend against a naive model.
+//! Conformance of the in-memory adapters: both suites, and the backend against a naive model.
 
 use std::sync::Arc;
 
@@ -68,7 +68,7 @@ mod model {
     };
     use proptest::{prop_assert_eq, proptest};
 
-    /// What the seam's docs say, as plainly as it can be written.
+    /// Naive model of a backend, as plain as the docs of the seam.
     #[derive(Default)]
     struct Model {
         records: BTreeMap<usize, Facts>,
@@ -148,10 +148,12 @@ mod model {
 
     proptest! {
         #[test]
-        fn memory_does_what_the_docs_say(steps in sequences(40)) {
+        fn the_memory_backend_agrees_with_the_model(steps in sequences(40)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             runtime.block_on(async {
-                let (backend, world, mut model) = (super::MemoryBackend::new(), AgreementWorld::fresh(), Model::default());
+                let backend = super::MemoryBackend::new();
+                let world = AgreementWorld::fresh();
+                let mut model = Model::default();
                 for step in &steps {
                     prop_assert_eq!(world.ask(&backend, step).await, model.answer(step), "to {:?}", step);
                 }

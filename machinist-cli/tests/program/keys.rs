@@ -126,7 +126,7 @@ fn keys_that_will_not_do_are_told() {
         &["a is in the ring twice"],
     );
     std::fs::set_permissions(folder.path().join("a.key"), std::fs::Permissions::from_mode(0o640)).unwrap();
-    told("key_file = \"a.key\"", &["a.key", "others than its owner", "mode 0640", "chmod 600"]);
+    told("key_file = \"a.key\"", &["a.key", "users other than its owner", "mode 0640", "chmod 600"]);
     folder.write("machinist.toml", "");
     folder.run(&["send", "add", "--key-file", "a.key"]).ended(78).told(&["--key-file", "mode 0640"]);
     folder.run(&["keys", "check", "a.key"]).ended(78);
@@ -212,7 +212,7 @@ fn what_is_encrypted_is_read_with_the_key_and_told_without() {
 
     folder.run(&["keygen", "--alg", "xchacha20-poly1305", "--id", "hide", "--out", "hide.key"]).ended(0);
     folder.write("machinist.toml", &format!("{toml}tasks = [\"mail.*\"]\n"));
-    folder.run(&["send", "echo", "x"]).ended(78).told(&["limit who signs, and this key encrypts"]);
+    folder.run(&["send", "echo", "x"]).ended(78).told(&["restrict signing, and this key encrypts"]);
     folder.write("machinist.toml", "key_file = \"hide.key\"\n");
     folder.run(&["send", "echo", "x"]).told(&["no key of the ring that signs is active"]);
 }

@@ -141,7 +141,7 @@ fn tls(private: &Private) {
     let without = private.encrypted(None);
     told_by_both(
         &without.run(&["doctor", "--broker", &format!("amqps://guest:guest@localhost:{amqps}/%2f")]),
-        ["lets nobody in without a certificate", "--tls-cert-file"],
+        ["requires a client certificate", "--tls-cert-file"],
     );
     let nobody = without.run(&["queues"]).ended(78).stderr;
     assert!(nobody.contains("logs in by certificate"), "{nobody}");

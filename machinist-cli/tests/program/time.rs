@@ -122,7 +122,7 @@ fn limits_of_the_command_line_hold() {
     let _worker = folder.worker(&["--demo"]);
     let soft = folder.outcome(&["soft"]);
     assert_eq!((&soft["kind"], &soft["attempt"]), (&json!("timeout"), &json!(2)), "{soft}");
-    assert!(soft["error"]["message"].as_str().unwrap().contains("soft limit of 200ms"), "{soft}");
+    assert!(soft["error"]["message"].as_str().unwrap().contains("soft timeout of 200ms"), "{soft}");
     let hard = folder.outcome(&["sleep", "1000", "--timeout", "200ms"]);
     assert_eq!((&hard["kind"], &hard["attempt"]), (&json!("timeout"), &json!(1)), "{hard}");
     let bounded = folder.outcome(&["fail", "--retry-for", "300ms", "--backoff", "fixed:100ms"]);

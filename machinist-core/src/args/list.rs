@@ -1,10 +1,10 @@
-//! Argument lists: what a task definition declares, and what a caller may give for it.
+//! Argument lists: the types that a task definition declares, and the values that a caller may pass for them.
 
 use serde_json::Value;
 
 use super::{Arg, Misfit, WireArg};
 
-/// All the arguments from here on: the last element of an argument list, and the last argument of a handler.
+/// All remaining arguments: the last element of an argument list, and the last argument of a handler.
 ///
 /// # Examples
 /// ```
@@ -21,26 +21,26 @@ use super::{Arg, Misfit, WireArg};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Rest<T>(pub Vec<T>);
 
-/// What a [`TaskDef`](crate::TaskDef) may declare as its arguments: `()`, one type that travels, or a tuple of up
-/// to eight; the last may be [`Rest`].
+/// Arguments that a [`TaskDef`](crate::TaskDef) may declare: `()`, one [`WireArg`] type, or a tuple of up to eight; the
+/// last may be [`Rest`].
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot travel as a task argument: wrap types of your own in `Json<T>`",
-    label = "not arguments of a task",
-    note = "a task takes `()`, one type that travels, or a tuple of up to eight; `Rest<T>` may only be the last",
-    note = "`bool`, integers, floats, `String`, `Vec` and `Option` of these, and `Json<T>` for any serde type travel"
+    message = "`{Self}` cannot be a task argument: wrap your own types in `Json<T>`",
+    label = "not the arguments of a task",
+    note = "a task takes `()`, one argument type, or a tuple of up to eight; `Rest<T>` may only be the last",
+    note = "argument types are `bool`, integers, floats, `String`, `Vec` and `Option` of these, and `Json<T>` for any serde type"
 )]
 pub trait ArgList {}
 
-/// The last element of an argument list: one argument, or [`Rest`].
+/// Last element of an argument list: one argument, or [`Rest`].
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot travel as a task argument: wrap it in `Json<{Self}>`",
-    label = "not a type that travels"
+    message = "`{Self}` cannot be a task argument: wrap it in `Json<{Self}>`",
+    label = "not an argument type"
 )]
 pub trait LastArg: Sized {
-    /// Adds itself to the arguments.
+    /// Appends itself to the arguments.
     ///
     /// # Errors
-    /// When a value has no form on the wire.
+    /// A value has no form on the wire.
     fn push_to(self, args: &mut Vec<Arg>) -> Result<(), Misfit>;
 }
 
@@ -59,14 +59,14 @@ impl<T: WireArg> LastArg for Rest<T> {
     }
 }
 
-/// What may be given where an argument of type `T` is declared: a `T`; `&str` for a `String`; a `Vec` for
+/// Value that a caller may pass for a declared argument of type `T`: a `T`; `&str` for a `String`; a `Vec` for
 /// [`Rest`].
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` was given where the task takes `{T}`",
+    message = "the task takes `{T}`, but `{Self}` was given",
     label = "expected `{T}`, found `{Self}`"
 )]
 pub trait IntoArg<T> {
-    /// Makes it a `T`.
+    /// Converts it to a `T`.
     fn into_arg(self) -> T;
 }
 
@@ -100,17 +100,17 @@ impl<T> IntoArg<Rest<T>> for Vec<T> {
     }
 }
 
-/// What [`TaskDef::call`](crate::TaskDef::call) takes for the declared arguments `A`: for a tuple a tuple, for one
-/// type one value, for `()` a `()`; each element as [`IntoArg`] allows.
+/// Values that [`TaskDef::call`](crate::TaskDef::call) takes for the declared arguments `A`: a tuple for a tuple, one
+/// value for one type, `()` for `()`; each element as [`IntoArg`] allows.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` was given where the task takes `{A}`",
+    message = "the task takes `{A}`, but `{Self}` was given",
     label = "the task takes `{A}`"
 )]
 pub trait IntoArgs<A> {
-    /// Makes them arguments on the wire.
+    /// Converts them to arguments on the wire.
     ///
     /// # Errors
-    /// When a value has no form on the wire.
+    /// A value has no form on the wire.
     fn into_args(self) -> Result<Vec<Arg>, Misfit>;
 }
 

@@ -1,8 +1,8 @@
-//! Arguments and results as they travel: a name, a type name and a value each.
+//! Arguments and results on the wire: a name, a type name and a value each.
 //!
-//! The type names are those of Go machinery (`int64`, `string`, `[]float64`, …), so that a reader in another
-//! language knows what it holds. Strict when writing: the type name is derived from the Rust type. Liberal when
-//! reading: whatever value fits the parameter is taken.
+//! The type names are those of Go machinery (`int64`, `string`, `[]float64`, …), so that a reader in another language
+//! knows the types. Writing is strict: the type name is derived from the Rust type. Reading is liberal: every value
+//! that fits the parameter is accepted.
 
 mod list;
 mod results;
@@ -20,10 +20,10 @@ pub use wire::{Misfit, WireArg};
 /// One argument, or one result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Arg {
-    /// A name for people and for command tasks; empty where it has only a place.
+    /// Name, for display and for command tasks; empty if the argument only has a position.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// The type, in machinery's words: `int64`, `string`, `[]float64`, `json`, …
+    /// Name of the type, as in machinery: `int64`, `string`, `[]float64`, `json`, …
     #[serde(rename = "type", default)]
     pub kind: String,
     /// The value.
@@ -31,15 +31,15 @@ pub struct Arg {
 }
 
 impl Arg {
-    /// An argument of a value whose Rust type is not known: its type name is told from the value (`int64`,
-    /// `uint64`, `float64`, `string`, `bool`, else `json`).
+    /// Creates an argument from a value whose Rust type is unknown: its type name is derived from the value (`int64`,
+    /// `uint64`, `float64`, `string`, `bool`, otherwise `json`).
     pub fn from_value(value: impl Into<Value>) -> Self {
         let value = value.into();
         Self { name: String::new(), kind: type_name(&value).to_owned(), value }
     }
 }
 
-/// Machinery's name for the type of a value that came without one.
+/// Returns machinery's type name for a value that came without one.
 fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Bool(_) => "bool",
@@ -51,13 +51,13 @@ fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// What a task returned: several values, one, or none.
+/// Results of a task: several values, one, or none.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Results(pub Vec<Arg>);
 
 impl Arg {
-    /// A value that has only a place, no name.
+    /// Creates a value that has only a position, no name.
     pub(crate) fn of<T: WireArg>(value: T) -> Result<Self, Misfit> {
         Ok(Self { name: String::new(), kind: T::TYPE.to_owned(), value: value.into_wire()? })
     }

@@ -1,35 +1,35 @@
-//! Results: what a handler's return value becomes, and what the caller reads.
+//! Results: the wire form of a handler's return value, and the types that the caller reads.
 
 use super::{Arg, Misfit, Results, WireArg};
 
-/// What a task may return: `()`, one type that travels, a tuple of up to eight (several results), or [`Results`]
-/// as they are.
+/// Return value of a task: `()`, one [`WireArg`] type, a tuple of up to eight (several results), or [`Results`]
+/// unchanged.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot travel as the result of a task: wrap types of your own in `Json<T>`",
+    message = "`{Self}` cannot be the result of a task: wrap your own types in `Json<T>`",
     label = "not a result of a task",
-    note = "a task returns `()`, one type that travels, a tuple of up to eight, or `Results`"
+    note = "a task returns `()`, one `WireArg` type, a tuple of up to eight, or `Results`"
 )]
 pub trait IntoResults {
-    /// Makes it results on the wire.
+    /// Converts it to results on the wire.
     ///
     /// # Errors
-    /// When a value has no form on the wire.
+    /// A value has no form on the wire.
     fn into_results(self) -> Result<Results, Misfit>;
 }
 
-/// What the results of a task may be read as; the counterpart of [`IntoResults`].
+/// Type as which the results of a task can be read; the counterpart of [`IntoResults`].
 ///
-/// `()` takes whatever came. Everything else needs the very number of results, except that an `Option` at the end
-/// may be missing.
+/// `()` accepts any results. Every other type needs the exact number of results, except that an `Option` at the end may
+/// be missing.
 #[diagnostic::on_unimplemented(
-    message = "the results of a task cannot be read as `{Self}`: wrap types of your own in `Json<T>`",
+    message = "the results of a task cannot be read as `{Self}`: wrap your own types in `Json<T>`",
     label = "not a result of a task"
 )]
 pub trait FromResults: Sized {
-    /// Reads it.
+    /// Reads the results.
     ///
     /// # Errors
-    /// When the number of the results or one of their types does not fit; the text says which.
+    /// The number of results or one of their types does not fit; the text says which.
     fn from_results(results: Results) -> Result<Self, Misfit>;
 }
 
@@ -87,8 +87,8 @@ macro_rules! tuples {
         #[diagnostic::do_not_recommend]
         impl<$($t: WireArg),*> FromResults for ($($t,)*) {
             fn from_results(results: Results) -> Result<Self, Misfit> {
-                let mut came = Came::expecting($count, results)?;
-                Ok(($(came.next::<$t>()?,)*))
+                let mut reader = ResultReader::expecting($count, results)?;
+                Ok(($(reader.next::<$t>()?,)*))
             }
         }
     )*};
@@ -109,14 +109,14 @@ fn write<T: WireArg>(value: T, index: usize) -> Result<Arg, Misfit> {
     Arg::of(value).map_err(|e| e.within(format_args!("result {}", index + 1)))
 }
 
-/// Results on their way in.
-struct Came {
+/// Results that are read one by one.
+struct ResultReader {
     results: std::vec::IntoIter<Arg>,
     position: usize,
     count: usize,
 }
 
-impl Came {
+impl ResultReader {
     fn expecting(expected: usize, Results(results): Results) -> Result<Self, Misfit> {
         let count = results.len();
         if count > expected {
@@ -130,7 +130,7 @@ impl Came {
         let Some(result) = self.results.next() else {
             let missing = || {
                 Misfit::new(format_args!(
-                    "result {} ({}) is missing, the task returned {}",
+                    "result {} ({}) is missing: the number of results is {}",
                     self.position,
                     T::TYPE,
                     self.count

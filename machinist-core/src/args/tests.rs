@@ -1,4 +1,4 @@
-//! What travels arrives unchanged through both codecs, and what does not fit is told so.
+//! Values arrive unchanged through both codecs, and values that do not fit are refused with a reason.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ use serde_json::json;
 use super::*;
 use crate::task::TaskDef;
 
-/// Writes a value, sends it through both codecs and reads it back.
-fn travel<T: WireArg>(value: T) -> T {
+/// Writes a value, passes it through both codecs and reads it back.
+fn round_trip<T: WireArg>(value: T) -> T {
     let arg = Arg::of(value).unwrap();
     let through_json: Vec<Arg> = serde_json::from_str(&serde_json::to_string(&[&arg]).unwrap()).unwrap();
     let through_msgpack: Vec<Arg> =
@@ -20,7 +20,7 @@ fn travel<T: WireArg>(value: T) -> T {
     T::from_wire(arg.value).unwrap()
 }
 
-/// What a value that does not fit is told.
+/// Returns the error of a value that does not fit.
 fn refused<T: WireArg + std::fmt::Debug>(value: Value) -> String {
     T::from_wire(value).unwrap_err().to_string()
 }
@@ -32,33 +32,33 @@ struct Options {
 }
 
 #[test]
-fn extremes_survive() {
+fn extreme_values_survive() {
     macro_rules! extremes {
         ($($t:ty),*) => {$(
             for value in [<$t>::MIN, <$t>::MAX] {
-                assert_eq!(travel(value), value);
-                assert_eq!(travel(vec![value]), [value]);
+                assert_eq!(round_trip(value), value);
+                assert_eq!(round_trip(vec![value]), [value]);
             }
         )*};
     }
     extremes!(i8, i16, i32, i64, isize, u8, u16, u32, u64, usize, f32, f64);
     for value in ["", "grüße <&> \"q\" \n \u{2028} 😀", "\0"] {
-        assert_eq!(travel(value.to_owned()), value);
+        assert_eq!(round_trip(value.to_owned()), value);
     }
     for value in [-0.0, f64::MIN_POSITIVE, 5e-324, 3.0] {
-        assert_eq!(travel(value).to_bits(), value.to_bits());
+        assert_eq!(round_trip(value).to_bits(), value.to_bits());
     }
     let nothing: [bool; 0] = [];
-    assert_eq!(travel(Vec::<bool>::new()), nothing);
-    assert_eq!(travel(None::<i64>), None);
-    assert_eq!(travel(vec![Some(1_u8), None]), [Some(1), None]);
-    assert_eq!(travel(vec![vec![0_u8, 255], vec![]]), [vec![0, 255], vec![]]);
+    assert_eq!(round_trip(Vec::<bool>::new()), nothing);
+    assert_eq!(round_trip(None::<i64>), None);
+    assert_eq!(round_trip(vec![Some(1_u8), None]), [Some(1), None]);
+    assert_eq!(round_trip(vec![vec![0_u8, 255], vec![]]), [vec![0, 255], vec![]]);
     let value = json!({ "nested": [null, { "ü": [u64::MAX, i64::MIN, 0.1] }] });
-    assert_eq!(travel(value.clone()), value);
+    assert_eq!(round_trip(value.clone()), value);
 }
 
 #[test]
-fn types_have_their_names_in_machinery() {
+fn types_have_the_names_of_machinery() {
     fn name<T: WireArg>() -> &'static str {
         T::TYPE
     }
@@ -71,7 +71,7 @@ fn types_have_their_names_in_machinery() {
 }
 
 #[test]
-fn whatever_fits_without_loss_is_read() {
+fn values_that_fit_without_loss_are_read() {
     assert_eq!(u8::from_wire(json!(3.0)), Ok(3));
     assert_eq!(i64::from_wire(json!(-3.0)), Ok(-3));
     assert_eq!(f64::from_wire(json!(3)), Ok(3.0));
@@ -87,12 +87,12 @@ fn whatever_fits_without_loss_is_read() {
 }
 
 #[test]
-fn what_does_not_fit_is_told_so() {
+fn values_that_do_not_fit_are_refused_with_a_reason() {
     assert_eq!(refused::<u8>(json!(256)), "expected uint8, got 256");
     assert_eq!(refused::<u64>(json!(-1)), "expected uint64, got -1");
     assert_eq!(refused::<i64>(json!(u64::MAX)), "expected int64, got 18446744073709551615");
     assert_eq!(refused::<i64>(json!(2.5)), "expected int64, got 2.5");
-    // A float cannot tell this whole number from its neighbours.
+    // A float cannot distinguish this whole number from the next ones.
     assert_eq!(refused::<i64>(json!(9_007_199_254_740_992.0)), "expected int64, got 9007199254740992.0");
     assert_eq!(refused::<f32>(json!(1e300)), "expected float32, got 1e+300");
     assert_eq!(refused::<bool>(json!("true")), "expected bool, got \"true\"");
@@ -105,21 +105,21 @@ fn what_does_not_fit_is_told_so() {
 }
 
 #[test]
-fn what_has_no_form_on_the_wire_is_not_sent() {
+fn values_without_a_form_on_the_wire_are_not_sent() {
     const MEAN: TaskDef<(String, Vec<f64>), ()> = TaskDef::new("mean");
     const SIZES: TaskDef<Json<BTreeMap<Vec<u8>, u8>>, ()> = TaskDef::new("sizes");
-    let why = |parts: crate::signature::SignatureParts| parts.unsendable.unwrap();
+    let reason = |parts: crate::signature::SignatureParts| parts.unsendable.unwrap();
     assert_eq!(
-        why(MEAN.call(("a", vec![0.0, f64::NAN])).parts),
+        reason(MEAN.call(("a", vec![0.0, f64::NAN])).parts),
         "argument 2: item 2: NaN has no form on the wire"
     );
     let sizes = Json(BTreeMap::from([(vec![1], 1)]));
-    assert_eq!(why(SIZES.call(sizes).parts), "argument 1: key must be a string");
+    assert_eq!(reason(SIZES.call(sizes).parts), "argument 1: key must be a string");
     assert!(MEAN.call(("a", vec![0.0])).parts.unsendable.is_none());
 }
 
 #[test]
-fn a_call_takes_what_is_declared() {
+fn a_call_takes_the_declared_arguments() {
     fn values<R>(signature: crate::Signature<R>) -> Value {
         signature.parts.args.into_iter().map(|arg| json!([arg.kind, arg.value])).collect()
     }
@@ -136,23 +136,23 @@ fn a_call_takes_what_is_declared() {
 
 #[test]
 fn results_are_read_as_declared() {
-    fn written(results: impl IntoResults) -> Results {
+    fn results(results: impl IntoResults) -> Results {
         results.into_results().unwrap()
     }
-    let two = || written((7_i64, "seven".to_owned()));
+    let two = || results((7_i64, "seven".to_owned()));
     assert_eq!(FromResults::from_results(two()), Ok((7_i64, "seven".to_owned())));
     assert_eq!(FromResults::from_results(two()), Ok(two()));
     assert_eq!(FromResults::from_results(two()), Ok(()));
     assert_eq!(FromResults::from_results(two()), Ok((7_i64, "seven".to_owned(), None::<bool>)));
-    assert_eq!(FromResults::from_results(written(7_i64)), Ok(7_i64));
-    assert_eq!(FromResults::from_results(written(())), Ok(()));
-    assert_eq!(FromResults::from_results(written((1_u8, 2_u8, 3_u8, 4_u8))), Ok((1_u8, 2_u8, 3_u8, 4_u8)));
+    assert_eq!(FromResults::from_results(results(7_i64)), Ok(7_i64));
+    assert_eq!(FromResults::from_results(results(())), Ok(()));
+    assert_eq!(FromResults::from_results(results((1_u8, 2_u8, 3_u8, 4_u8))), Ok((1_u8, 2_u8, 3_u8, 4_u8)));
 
     fn refused<T: FromResults + std::fmt::Debug>(results: Results) -> String {
         T::from_results(results).unwrap_err().to_string()
     }
     assert_eq!(refused::<i64>(two()), "expected results: 1, got 2");
-    assert_eq!(refused::<i64>(written(())), "result 1 (int64) is missing, the task returned 0");
+    assert_eq!(refused::<i64>(results(())), "result 1 (int64) is missing: the number of results is 0");
     assert_eq!(refused::<(i64, i64)>(two()), "result 2: expected int64, got \"seven\"");
     let nan = (1.0, f64::NAN).into_results().unwrap_err().to_string();
     assert_eq!(nan, "result 2: NaN has no form on the wire");
@@ -179,18 +179,18 @@ proptest! {
         options in options(),
     ) {
         let (a, b, c, d, e, f) = integers;
-        prop_assert_eq!((travel(a), travel(b), travel(e), travel(f)), (a, b, e, f));
-        prop_assert_eq!((travel(c.clone()), travel(d.clone())), (c, d));
-        prop_assert_eq!(travel(floats.clone()), floats);
+        prop_assert_eq!((round_trip(a), round_trip(b), round_trip(e), round_trip(f)), (a, b, e, f));
+        prop_assert_eq!((round_trip(c.clone()), round_trip(d.clone())), (c, d));
+        prop_assert_eq!(round_trip(floats.clone()), floats);
         let (a, b, c) = text;
-        prop_assert_eq!((travel(a.clone()), travel(b.clone()), travel(c.clone())), (a, b, c));
-        prop_assert_eq!(travel(bytes.clone()), bytes);
-        prop_assert_eq!((travel(flags.0), travel(flags.1.clone())), flags);
-        prop_assert_eq!(travel(Json(options.clone())).0, options);
+        prop_assert_eq!((round_trip(a.clone()), round_trip(b.clone()), round_trip(c.clone())), (a, b, c));
+        prop_assert_eq!(round_trip(bytes.clone()), bytes);
+        prop_assert_eq!((round_trip(flags.0), round_trip(flags.1.clone())), flags);
+        prop_assert_eq!(round_trip(Json(options.clone())).0, options);
     }
 
     #[test]
     fn single_floats_survive(float in any::<f32>().prop_filter("a number", |float| float.is_finite())) {
-        prop_assert_eq!(travel(float).to_bits(), float.to_bits());
+        prop_assert_eq!(round_trip(float).to_bits(), float.to_bits());
     }
 }

@@ -1,4 +1,4 @@
-//! The types that travel, and how each is written and read.
+//! Types with a wire form, and how each is written and read.
 
 use base64::{
     Engine,
@@ -98,7 +98,7 @@ macro_rules! integers {
             }
 
             fn from_wire(value: Value) -> Result<Self, Misfit> {
-                whole(&value).and_then(|n| n.try_into().ok()).ok_or_else(|| Misfit::expected($kind, &value))
+                whole_number(&value).and_then(|n| n.try_into().ok()).ok_or_else(|| Misfit::expected($kind, &value))
             }
         }
     )*};
@@ -126,7 +126,9 @@ impl WireArg for u8 {
     }
 
     fn from_wire(value: Value) -> Result<Self, Misfit> {
-        whole(&value).and_then(|n| n.try_into().ok()).ok_or_else(|| Misfit::expected(Self::TYPE, &value))
+        whole_number(&value)
+            .and_then(|n| n.try_into().ok())
+            .ok_or_else(|| Misfit::expected(Self::TYPE, &value))
     }
 
     fn list_into_wire(list: Vec<Self>) -> Result<Value, Misfit> {
@@ -141,7 +143,7 @@ impl WireArg for u8 {
                 BASE64.decode(&text).map_err(|_| Misfit::expected(EXPECTED, &Value::String(text)))
             }
             Value::Array(values) => {
-                let bytes: Option<_> = values.iter().map(|v| whole(v)?.try_into().ok()).collect();
+                let bytes: Option<_> = values.iter().map(|v| whole_number(v)?.try_into().ok()).collect();
                 bytes.ok_or_else(|| Misfit::expected(EXPECTED, &Value::Array(values)))
             }
             other => Err(Misfit::expected(EXPECTED, &other)),
@@ -149,20 +151,20 @@ impl WireArg for u8 {
     }
 }
 
-/// Padding is written, and not asked for.
+/// Padding is written, but not required.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The whole number that a value is. Languages that know only floats write 3 as 3.0: that is taken as far as a
-/// float tells whole numbers apart. A whole number that came as one never passes through a float.
-fn whole(value: &Value) -> Option<i128> {
-    const EXACT: f64 = (1_u64 << 53) as f64;
+/// Returns the whole number of a value. Languages that know only floats write 3 as 3.0: such a float is accepted as
+/// long as floats represent whole numbers exactly. A whole number that came as one never passes through a float.
+fn whole_number(value: &Value) -> Option<i128> {
+    const MAX_EXACT: f64 = (1_u64 << 53) as f64;
     let number = value.as_number()?;
     number.as_i128().or_else(|| {
         let float = number.as_f64()?;
-        (float.fract() == 0.0 && float.abs() < EXACT).then_some(float as i128)
+        (float.fract() == 0.0 && float.abs() < MAX_EXACT).then_some(float as i128)
     })
 }
 
@@ -206,7 +208,7 @@ impl<T: WireArg> WireArg for Vec<T> {
     }
 }
 
-/// `None` is `null`, and reads so where it was left out at the end.
+/// `None` is `null`, and is also read if the argument was left out at the end.
 impl<T: WireArg> WireArg for Option<T> {
     const TYPE: &'static str = T::TYPE;
 

@@ -1,19 +1,19 @@
-//! What it takes for a Rust value to travel: a type name, and the two ways between it and a wire value.
+//! Wire form of a Rust value: a type name, and the conversions to and from a wire value.
 
 use std::fmt::{self, Write as _};
 
 use serde_json::Value;
 
-/// How much of a value, or of what a library says about it, an error repeats.
-const SHOWN: usize = 80;
+/// Maximum number of characters that an error repeats of a value, or of a library's message about it.
+const MAX_SHOWN_CHARS: usize = 80;
 
 /// A value that can be an argument or a result of a task.
 ///
-/// Implemented for `bool`, the integers, the floats, `String`, [`serde_json::Value`], `Vec`s and `Option`s of
-/// these, and for [`Json<T>`](crate::Json), which makes any serde type travel.
+/// Implemented for `bool`, the integers, the floats, `String`, [`serde_json::Value`], `Vec`s and `Option`s of these,
+/// and for [`Json<T>`](crate::Json), which wraps any serde type.
 ///
 /// # Examples
-/// A type of your own travels as what it is made of:
+/// Your own type can use the wire form of its content:
 /// ```
 /// use machinist_core::args::{Misfit, WireArg};
 /// use machinist_core::TaskDef;
@@ -37,84 +37,85 @@ const SHOWN: usize = 80;
 /// let signature = GREET.call(UserId(7));
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot travel as a task argument: wrap it in `Json<{Self}>`",
-    label = "not a type that travels",
-    note = "`bool`, integers, floats, `String`, `Vec` and `Option` of these, and `Json<T>` for any serde type travel"
+    message = "`{Self}` cannot be a task argument: wrap it in `Json<{Self}>`",
+    label = "not an argument type",
+    note = "argument types are `bool`, integers, floats, `String`, `Vec` and `Option` of these, and `Json<T>` for any serde type"
 )]
 pub trait WireArg: Sized + Send + 'static {
-    /// The name of the type on the wire, in machinery's words: `int64`, `string`, `[]float64`.
+    /// Name of the type on the wire, as in machinery: `int64`, `string`, `[]float64`.
     const TYPE: &'static str;
 
-    /// The name of a list of these. `json` where machinery has no word for it.
+    /// Name of a list of these; `json` if machinery has no name for it.
     const LIST_TYPE: &'static str = "json";
 
-    /// Makes it a wire value.
+    /// Converts it to a wire value.
     ///
     /// # Errors
-    /// When the value has no form on the wire: a float that is not a number, a map whose keys are not text.
+    /// The value has no form on the wire: a float that is not a number, a map whose keys are not text.
     fn into_wire(self) -> Result<Value, Misfit>;
 
-    /// Reads it from a wire value, liberally: whatever fits without loss is taken.
+    /// Reads it from a wire value, liberally: every value that fits without loss is accepted.
     ///
     /// # Errors
-    /// When the value does not fit.
+    /// The value does not fit.
     fn from_wire(value: Value) -> Result<Self, Misfit>;
 
-    /// What to read where the sender left it out at the end. `None`: it must be there. An `Option` reads as
-    /// `None`, so that a task can be given one more argument while older signatures still wait.
+    /// Returns the value to use if the sender left the argument out at the end; `None` if the argument is required. An
+    /// `Option` becomes `None`, so that a task can get one more argument while older signatures still wait.
     fn absent() -> Option<Self> {
         None
     }
 
-    /// Makes a list of these a wire value. Bytes do this in a way of their own.
+    /// Converts a list of these to a wire value. Bytes override this.
     ///
     /// # Errors
-    /// When one of the values has no form on the wire.
+    /// One of the values has no form on the wire.
     fn list_into_wire(list: Vec<Self>) -> Result<Value, Misfit> {
-        let values = list.into_iter().enumerate().map(|(n, item)| item.into_wire().map_err(|e| e.in_item(n)));
+        let values =
+            list.into_iter().enumerate().map(|(index, item)| item.into_wire().map_err(|e| e.in_item(index)));
         values.collect::<Result<Vec<_>, _>>().map(Value::Array)
     }
 
-    /// Reads a list of these. `null` is an empty list, because Go writes an empty one so.
+    /// Reads a list of these. `null` is an empty list, because Go writes an empty list that way.
     ///
     /// # Errors
-    /// When the value is not a list, or one of its items does not fit.
+    /// The value is not a list, or one of its items does not fit.
     fn list_from_wire(value: Value) -> Result<Vec<Self>, Misfit> {
         match value {
             Value::Null => Ok(Vec::new()),
             Value::Array(values) => {
                 let items = values.into_iter().enumerate();
-                items.map(|(n, value)| Self::from_wire(value).map_err(|e| e.in_item(n))).collect()
+                items.map(|(index, value)| Self::from_wire(value).map_err(|e| e.in_item(index))).collect()
             }
             other => Err(Misfit::expected(&format!("a list ({})", Self::LIST_TYPE), &other)),
         }
     }
 }
 
-/// Why a value does not fit its Rust type, or has no form on the wire.
+/// Error of a value that does not fit its Rust type, or has no form on the wire.
 ///
 /// Its text repeats at most 80 characters of the value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Misfit(String);
 
 impl Misfit {
-    /// Says what is wrong, in words of your own.
+    /// Creates an error with your own text.
     pub fn new(text: impl fmt::Display) -> Self {
-        Self(bounded(2 * SHOWN, |out| write!(out, "{text}")))
+        Self(bounded(2 * MAX_SHOWN_CHARS, |out| write!(out, "{text}")))
     }
 
-    /// Says what was expected and what came instead.
-    pub fn expected(what: &str, came: &Value) -> Self {
-        let came = bounded(SHOWN, |out| write!(out, "{came}"));
-        Self(format!("expected {what}, got {came}"))
+    /// Creates an error from the expected type and the value that came instead.
+    pub fn expected(what: &str, found: &Value) -> Self {
+        let found = bounded(MAX_SHOWN_CHARS, |out| write!(out, "{found}"));
+        Self(format!("expected {what}, got {found}"))
     }
 
     fn in_item(self, index: usize) -> Self {
         Self(format!("item {}: {}", index + 1, self.0))
     }
 
-    pub(crate) fn within(self, place: impl fmt::Display) -> Self {
-        Self(format!("{place}: {}", self.0))
+    pub(crate) fn within(self, location: impl fmt::Display) -> Self {
+        Self(format!("{location}: {}", self.0))
     }
 }
 
@@ -126,24 +127,25 @@ impl fmt::Display for Misfit {
 
 impl std::error::Error for Misfit {}
 
-/// The beginning of a text. Writing stops at the limit: a value of megabytes is never written out for an error.
-fn bounded(limit: usize, write: impl FnOnce(&mut Bounded) -> fmt::Result) -> String {
-    let mut out = Bounded { text: String::new(), left: limit };
+/// Returns the beginning of a text. Writing stops at the maximum: a value of megabytes is never written out for an
+/// error.
+fn bounded(max_chars: usize, write: impl FnOnce(&mut BoundedText) -> fmt::Result) -> String {
+    let mut out = BoundedText { text: String::new(), chars_left: max_chars };
     if write(&mut out).is_err() {
         out.text.push('…');
     }
     out.text
 }
 
-struct Bounded {
+struct BoundedText {
     text: String,
-    left: usize,
+    chars_left: usize,
 }
 
-impl fmt::Write for Bounded {
+impl fmt::Write for BoundedText {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for c in text.chars() {
-            self.left = self.left.checked_sub(1).ok_or(fmt::Error)?;
+            self.chars_left = self.chars_left.checked_sub(1).ok_or(fmt::Error)?;
             self.text.push(c);
         }
         Ok(())

@@ -1,7 +1,7 @@
-//! Functions as handlers: their shapes, for as many parameters as a handler may have.
+//! Functions as handlers, with up to ten parameters.
 //!
-//! The shape ([`Function`]) and the parameters ([`Parameters`]) are two traits, so that the compiler can name the
-//! one parameter that does not fit instead of saying that the function as a whole is no handler.
+//! The function ([`Function`]) and its parameters ([`Parameters`]) are two traits, so that the compiler can name the
+//! one parameter that does not fit instead of rejecting the function as a whole.
 
 use crate::{
     context::TaskContext,
@@ -12,38 +12,38 @@ use crate::{
 /// A function or closure of up to ten parameters; `P` is the tuple of their types. Never implemented by hand.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a handler",
-    label = "not a function that can be a handler",
-    note = "a handler is a function or closure of up to ten parameters, `Send`, `Sync` and `'static`; closures name \
-            the types of their parameters",
+    label = "this function cannot be a handler",
+    note = "a handler is a function or closure of up to ten parameters, `Send`, `Sync` and `'static`; a closure \
+            declares the types of its parameters",
     note = "a reference cannot be a parameter: take the value itself, `String` for `&str`"
 )]
 pub trait Function<P>: Send + Sync + 'static {
-    /// What it returns.
+    /// Return type.
     type Output;
 
-    /// Calls it.
+    /// Calls the function.
     fn call(&self, parameters: P) -> Self::Output;
 }
 
-/// The parameters of a handler, as a tuple. Never implemented by hand.
+/// Parameters of a handler, as a tuple. Never implemented by hand.
 pub trait Parameters<Via>: Sized + Send + 'static {
-    /// The arguments among them, as a tuple.
+    /// Types of the arguments among the parameters, as a tuple.
     type Args;
 
-    /// Fills all of them, in their order.
+    /// Fills all parameters, in their order.
     ///
     /// # Errors
-    /// See [`Parameter::take`]; FAILURE/malformed when arguments are left over.
+    /// See [`Parameter::take`]; FAILURE/malformed if arguments are left over.
     fn take(cx: &TaskContext, args: Incoming) -> Result<Self, TaskError>;
 
-    /// The shared values without which they cannot be filled.
+    /// Returns the shared values that the parameters require.
     fn requires() -> Vec<Requirement>;
 }
 
-/// A list of types as nested pairs, `(A, (B, ()))`, which can be built one by one, and the same as a plain tuple,
-/// which people can read in an error of the compiler.
+/// A list of types as nested pairs, `(A, (B, ()))`, which can be built one by one, and the same list as a plain tuple,
+/// which is readable in a compiler error.
 pub trait Flatten {
-    /// The plain tuple.
+    /// Plain tuple of the same types.
     type Flat;
 }
 
@@ -57,7 +57,7 @@ macro_rules! args_of {
     ($p:ident $via:ident $($tail:tt)*) => { <$p as Parameter<$via>>::Before<args_of!($($tail)*)> };
 }
 
-macro_rules! shapes {
+macro_rules! functions {
     ($($($p:ident $via:ident),*;)*) => {$(
         impl<$($p),*> Flatten for nested!($($p)*) {
             type Flat = ($($p,)*);
@@ -97,7 +97,7 @@ macro_rules! shapes {
     )*};
 }
 
-shapes! {
+functions! {
     ;
     P1 V1;
     P1 V1, P2 V2;
@@ -111,12 +111,11 @@ shapes! {
     P1 V1, P2 V2, P3 V3, P4 V4, P5 V5, P6 V6, P7 V7, P8 V8, P9 V9, P10 V10;
 }
 
-/// That the arguments which a handler takes are those which its task definition declares, `A`. Never implemented by
-/// hand.
+/// Condition that the arguments of a handler match the arguments `A` of its task definition. Never implemented by hand.
 #[diagnostic::on_unimplemented(
-    message = "the handler takes `{Self}` but its TaskDef declares `{A}`",
-    label = "a handler that does not fit its TaskDef",
-    note = "the handler's parameters, without the extractors among them, are the task's arguments in their order"
+    message = "the handler takes `{Self}`, but its TaskDef declares `{A}`",
+    label = "this handler does not match its TaskDef",
+    note = "the handler's parameters, except its extractors, are the task's arguments in their order"
 )]
 pub trait Takes<A> {}
 
@@ -127,13 +126,13 @@ impl<A> Takes<A> for A {}
 #[diagnostic::do_not_recommend]
 impl<A> Takes<A> for (A,) {}
 
-/// That a handler returns what its task definition declares, `R`. Never implemented by hand.
+/// Condition that a handler returns the result type `R` of its task definition. Never implemented by hand.
 #[diagnostic::on_unimplemented(
-    message = "the handler returns `{Self}` but its TaskDef declares `{R}`",
-    label = "a handler that does not fit its TaskDef"
+    message = "the handler returns `{Self}`, but its TaskDef declares `{R}`",
+    label = "this handler does not match its TaskDef"
 )]
 pub trait Returns<R> {
-    /// The value itself.
+    /// Returns the value itself.
     fn returned(self) -> R;
 }
 
@@ -144,22 +143,22 @@ impl<R> Returns<R> for R {
     }
 }
 
-/// What a handler may come to: a `Result` whose error says what should follow. Never implemented by hand.
+/// Outcome of a handler: a `Result` whose error determines the consequence. Never implemented by hand.
 #[diagnostic::on_unimplemented(
     message = "handlers return `Result<R, E>`, not `{Self}`",
-    label = "a handler that returns `{Self}`",
-    note = "`R` is what its TaskDef declares; `E` is `TaskError`, or any error that turns into one: every \
+    label = "this handler returns `{Self}`",
+    note = "`R` is the type that its TaskDef declares; `E` is `TaskError`, or any error that converts into it: every \
             `std::error::Error + Send + Sync`, `anyhow::Error`, a `String`",
-    note = "register an `async fn` with `task`, a function that blocks with `task_blocking`"
+    note = "register an `async fn` with `task`, and a blocking function with `task_blocking`"
 )]
 pub trait HandlerResult {
-    /// What it returns when all is well.
+    /// Value of a successful run.
     type Value;
 
-    /// The outcome with the error as the worker reads it.
+    /// Returns the outcome with the error that the worker reads.
     ///
     /// # Errors
-    /// The handler's own.
+    /// The error of the handler.
     fn outcome(self) -> Result<Self::Value, TaskError>;
 }
 
@@ -172,14 +171,14 @@ impl<T, E: Into<TaskError>> HandlerResult for Result<T, E> {
     }
 }
 
-/// What calling an `async fn` gives: a future of an outcome. Never implemented by hand.
+/// Return value of an `async fn`: a future of an outcome. Never implemented by hand.
 #[diagnostic::on_unimplemented(
     message = "an async handler returns a future, not `{Self}`",
     label = "not an `async fn`",
-    note = "register an `async fn` with `task`, a function that blocks with `task_blocking`"
+    note = "register an `async fn` with `task`, and a blocking function with `task_blocking`"
 )]
 pub trait HandlerCall: Future<Output = <Self as HandlerCall>::HandlerResult> {
-    /// What it comes to.
+    /// Outcome of the future.
     type HandlerResult;
 }
 

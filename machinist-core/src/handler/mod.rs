@@ -1,8 +1,9 @@
-//! Handlers: what a task does, from the typed `async fn` to what the worker keeps and calls.
+//! Handlers: from the typed `async fn` of a task to the untyped function that the worker keeps and calls.
 //!
-//! A handler is an `async fn`, or a closure that returns a future; a function that blocks its thread will do too,
-//! registered as such. [`Binding`] binds one to a [`TaskDef`]; [`WorkerBuilder::task`](crate::WorkerBuilder::task) and
-//! [`task_blocking`](crate::WorkerBuilder::task_blocking) do it for you.
+//! A handler is an `async fn`, or a closure that returns a future. A function that blocks its thread can also be a
+//! handler, if it is registered as such. [`Binding`] binds a handler to a [`TaskDef`];
+//! [`WorkerBuilder::task`](crate::WorkerBuilder::task) and [`task_blocking`](crate::WorkerBuilder::task_blocking)
+//! create the binding for you.
 //!
 //! ```
 //! use machinist_core::{State, TaskContext, TaskDef, TaskError, handler::Binding};
@@ -22,41 +23,42 @@
 //!
 //! # Parameters
 //!
-//! Up to ten, in any order. Those that travel are the task's arguments, in their order; the others come from the
-//! worker and are not counted among them:
+//! A handler has up to ten parameters, in any order. Those of [`WireArg`](crate::args::WireArg) types are the task's
+//! arguments, in their order; the others come from the worker and are not counted as arguments:
 //!
-//! | parameter | what it gets |
+//! | parameter | value |
 //! |---|---|
 //! | `bool`, integers, floats, `String`, `Vec` and `Option` of these, `serde_json::Value` | the next argument |
 //! | [`Json<T>`](crate::Json) | the next argument, as any serde type |
-//! | [`Rest<T>`](crate::Rest) | all arguments that are left |
+//! | [`Rest<T>`](crate::Rest) | all remaining arguments |
 //! | [`TaskContext`] | the run: id, attempt, fencing token, cancellation, log |
 //! | [`State<T>`](crate::State) | a shared value of the worker |
-//! | your own type | by [`FromContext`](crate::extract::FromContext) or [`WireArg`](crate::args::WireArg) |
+//! | your own type | from [`FromContext`](crate::extract::FromContext) or [`WireArg`](crate::args::WireArg) |
 //!
-//! Values are moved in, not copied. References cannot be parameters, because the run outlives the delivery's
-//! buffer: take `String` instead of `&str`, `Vec<T>` instead of `&[T]`. The future must be `Send`, because it may
-//! go on on another thread: no `Rc`, no lock guard of `std` across an `.await`. The compiler says so at the place
-//! where the handler is bound.
+//! Values are moved in, not copied. References cannot be parameters, because the run outlives the delivery's buffer:
+//! take `String` instead of `&str`, `Vec<T>` instead of `&[T]`. The future must be `Send`, because it may continue on
+//! another thread: no `Rc`, no lock guard of `std` across an `.await`. The compiler reports this where the handler is
+//! bound.
 //!
 //! Arguments are read liberally: 3 for a float, 3.0 for an integer, `null` for an empty list, nothing at all for an
-//! `Option` at the end. What does not fit ends the task in FAILURE/malformed, with a sentence that names the
-//! argument; so do missing arguments and those that no parameter takes.
+//! `Option` at the end. An argument that does not fit ends the task in FAILURE/malformed, with a message that names the
+//! argument. Missing arguments and arguments without a parameter do the same.
 //!
 //! # Results and errors
 //!
-//! A handler returns `Result<R, E>`. `R` is what the task definition declares: `()`, one value, or a tuple, each
-//! element of which is one result. `E` is [`TaskError`] or any error that turns into one: all that implement
-//! `std::error::Error + Send + Sync`, `anyhow::Error`, a `String`.
+//! A handler returns `Result<R, E>`. `R` is declared by the task definition: `()`, one value, or a tuple, each element
+//! of which is one result. `E` is [`TaskError`] or any error that converts into it: every `std::error::Error + Send +
+//! Sync`, `anyhow::Error`, a `String`.
 //!
-//! | the handler says | what follows |
+//! | outcome of the handler | consequence |
 //! |---|---|
 //! | `Ok(value)` | SUCCESS |
-//! | any error, by `?`; [`TaskError::new`] | a failed attempt: again as the retry policy says, else FAILURE/error |
-//! | [`TaskError::retry_in`] | again after that while; spends no retry, but a postponement |
+//! | any error, by `?`; [`TaskError::new`] | a failed attempt: retried as the retry policy says, otherwise
+//! FAILURE/error |
+//! | [`TaskError::retry_in`] | run again after the given time; spends no retry, but a postponement |
 //! | [`TaskError::permanent`] | FAILURE/error, now |
 //! | [`TaskError::malformed`] | FAILURE/malformed, now |
-//! | it panics | a failed attempt: again as the retry policy says, else FAILURE/panic |
+//! | it panics | a failed attempt: retried as the retry policy says, otherwise FAILURE/panic |
 //!
 //! # Functions that block
 //!
@@ -86,19 +88,19 @@ use crate::{
 
 pub use function::{Flatten, Function, HandlerCall, HandlerResult, Parameters, Returns, Takes};
 
-/// What a handler returns when it is called: a future of its outcome.
+/// Future of a handler's outcome.
 pub type HandlerFuture = Pin<Box<dyn Future<Output = Result<Results, TaskError>> + Send + 'static>>;
 
-/// A handler whose arguments are not known to the compiler: command tasks, bridges to other languages.
+/// A handler whose argument types the compiler does not know: command tasks, bridges to other languages.
 ///
-/// Implemented for every function of a context and arguments; typed handlers are turned into it when they are
+/// Implemented for every function of a context and arguments; typed handlers are converted to it when they are
 /// registered.
 pub trait DynHandler: Send + Sync + 'static {
     /// Runs the task once.
     fn call(&self, cx: TaskContext, args: Vec<Arg>) -> HandlerFuture;
 
-    /// Whether dropping the future ends the run. Not so for a function on the blocking pool: it runs on, and
-    /// its task must not be handed to anybody else meanwhile.
+    /// Returns `true` if dropping the future ends the run. That is not so for a function on the blocking pool: it
+    /// continues, and its task must not be handed to another worker meanwhile.
     fn stops_when_dropped(&self) -> bool {
         true
     }
@@ -120,7 +122,7 @@ impl fmt::Debug for dyn DynHandler {
     }
 }
 
-/// A handler that runs on when its future is dropped.
+/// A handler that continues to run when its future is dropped.
 struct Unstoppable<F>(F);
 
 impl<F: DynHandler> DynHandler for Unstoppable<F> {
@@ -133,13 +135,12 @@ impl<F: DynHandler> DynHandler for Unstoppable<F> {
     }
 }
 
-/// An `async fn` that fits the task definition `TaskDef<A, R>`. Never implemented by hand; `Via` is found by the
-/// compiler.
+/// An `async fn` that fits the task definition `TaskDef<A, R>`. Never implemented by hand; the compiler infers `Via`.
 pub trait Handler<Via, A, R>: Sized {
-    /// The handler without its types.
+    /// Returns the handler without its types.
     fn erase(self) -> Arc<dyn DynHandler>;
 
-    /// The shared values without which it cannot run.
+    /// Returns the shared values that it requires.
     fn requires() -> Vec<Requirement>;
 }
 
@@ -161,7 +162,7 @@ where
                 let parameters = P::take(&cx, Incoming::new(args))?;
                 drop(cx);
                 let outcome = function.call(parameters).await;
-                written(outcome)
+                recorded(outcome)
             }
         })
     }
@@ -171,13 +172,13 @@ where
     }
 }
 
-/// A function that blocks its thread and fits the task definition `TaskDef<A, R>`. Never implemented by hand; `Via`
-/// is found by the compiler.
+/// A function that blocks its thread and fits the task definition `TaskDef<A, R>`. Never implemented by hand; the
+/// compiler infers `Via`.
 pub trait BlockingHandler<Via, A, R>: Sized {
-    /// The handler without its types; it runs on tokio's pool of blocking threads.
+    /// Returns the handler without its types; it runs on tokio's pool of blocking threads.
     fn erase_blocking(self) -> Arc<dyn DynHandler>;
 
-    /// The shared values without which it cannot run.
+    /// Returns the shared values that it requires.
     fn requires() -> Vec<Requirement>;
 }
 
@@ -198,10 +199,10 @@ where
                 let parameters = P::take(&cx, Incoming::new(args))?;
                 drop(cx);
                 let span = tracing::Span::current();
-                let run = move || span.in_scope(|| written(function.call(parameters)));
+                let run = move || span.in_scope(|| recorded(function.call(parameters)));
                 match tokio::task::spawn_blocking(run).await {
                     Ok(outcome) => outcome,
-                    // A panic of the handler goes on here, so that the worker meets it as with any other handler.
+                    // The handler's panic resumes here, so that the worker sees it as it does for any other handler.
                     Err(error) => match error.try_into_panic() {
                         Ok(panic) => std::panic::resume_unwind(panic),
                         Err(error) => Err(TaskError::new(error)),
@@ -216,9 +217,9 @@ where
     }
 }
 
-/// What the handler came to, in the form in which it is recorded. A value that cannot be written is no reason to
-/// run the task again: it would come to the same, and what it did has been done.
-fn written<O, R>(outcome: O) -> Result<Results, TaskError>
+/// Converts a handler's outcome to its recorded form. A value that cannot be written is not a reason to run the task
+/// again: the result would be the same, and the work has been done.
+fn recorded<O, R>(outcome: O) -> Result<Results, TaskError>
 where
     O: HandlerResult,
     O::Value: Returns<R>,
@@ -227,14 +228,14 @@ where
     outcome.outcome()?.returned().into_results().map_err(TaskError::permanent)
 }
 
-/// A task and the handler that runs it here, without their types.
+/// A task and its local handler, without their types.
 #[derive(Debug, Clone)]
 pub struct Binding {
-    /// The task's name, as its definition says it.
+    /// Name of the task, from its definition.
     pub name: &'static str,
-    /// What runs it.
+    /// Handler of the task.
     pub handler: Arc<dyn DynHandler>,
-    /// The shared values without which it cannot run.
+    /// Shared values that the handler requires.
     pub requires: Vec<Requirement>,
 }
 
@@ -249,9 +250,9 @@ impl Binding {
 
     /// Binds a function that blocks its thread to a task definition.
     ///
-    /// It runs on tokio's pool of blocking threads. A blocking thread cannot be stopped: when the run is cancelled
-    /// or out of time the worker no longer waits for it, and it goes on until it returns. A long one should look at
-    /// [`TaskContext::cancellation`] now and then.
+    /// It runs on tokio's pool of blocking threads. A blocking thread cannot be stopped: when the run is cancelled or
+    /// reaches its timeout, the worker no longer waits for it, but the function continues until it returns. A long
+    /// function should check [`TaskContext::cancellation`] regularly.
     pub fn blocking<A, R, Via, H>(def: TaskDef<A, R>, handler: H) -> Self
     where
         H: BlockingHandler<Via, A, R>,

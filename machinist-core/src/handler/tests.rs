@@ -1,4 +1,4 @@
-//! Typed handlers, called as the worker calls them: without their types.
+//! Typed handlers, called without their types, as the worker calls them.
 
 use std::{any::TypeId, sync::Arc};
 
@@ -27,9 +27,9 @@ fn cx() -> TaskContext {
     TaskContext::test(state)
 }
 
-/// Arguments as somebody else might have sent them.
+/// Arguments as another producer might send them.
 fn sent(values: Value) -> Vec<Arg> {
-    let Value::Array(values) = values else { panic!("a list of arguments is wanted") };
+    let Value::Array(values) = values else { panic!("expected a list of arguments") };
     values.into_iter().map(|value| Arg { name: String::new(), kind: String::new(), value }).collect()
 }
 
@@ -54,7 +54,7 @@ async fn a_call_reaches_its_handler() {
 }
 
 #[tokio::test]
-async fn extractors_stand_anywhere_among_the_arguments() {
+async fn extractors_may_be_anywhere_among_the_arguments() {
     let first = |State(base): State<Base>, _: TaskContext, a: i64, b: i64| async move {
         Ok::<_, TaskError>(base.0 + a - b)
     };
@@ -114,7 +114,7 @@ async fn an_option_at_the_end_may_be_left_out() {
 }
 
 #[tokio::test]
-async fn rest_takes_all_that_is_left() {
+async fn rest_takes_all_remaining_arguments() {
     const JOIN: TaskDef<(String, Rest<String>), String> = TaskDef::new("join");
     async fn join(by: String, Rest(parts): Rest<String>, _: TaskContext) -> Result<String, TaskError> {
         Ok(parts.join(&by))
@@ -126,7 +126,7 @@ async fn rest_takes_all_that_is_left() {
 }
 
 #[tokio::test]
-async fn one_argument_needs_no_tuple_and_may_have_one() {
+async fn one_argument_may_be_declared_with_or_without_a_tuple() {
     const BARE: TaskDef<String, u64> = TaskDef::new("bare");
     const TUPLE: TaskDef<(String,), u64> = TaskDef::new("tuple");
     async fn length(text: String) -> Result<u64, TaskError> {
@@ -181,7 +181,7 @@ async fn any_error_of_a_handler_is_a_failed_attempt() {
 }
 
 #[tokio::test]
-async fn a_result_that_cannot_be_written_is_no_reason_to_run_again() {
+async fn a_result_that_cannot_be_written_does_not_run_the_task_again() {
     const HALF: TaskDef<f64, f64> = TaskDef::new("half");
     let half = |_: f64| async { Ok::<_, TaskError>(f64::INFINITY) };
     let error = run(Binding::new(HALF, half), json!([1])).await.unwrap_err();
@@ -190,7 +190,7 @@ async fn a_result_that_cannot_be_written_is_no_reason_to_run_again() {
 }
 
 #[tokio::test]
-async fn a_missing_shared_value_is_known_before_and_told_after() {
+async fn a_missing_shared_value_is_known_before_the_run_and_reported_by_it() {
     async fn needs(_: State<Base>, _: State<Arc<str>>) -> Result<(), TaskError> {
         Ok(())
     }
@@ -204,7 +204,7 @@ async fn a_missing_shared_value_is_known_before_and_told_after() {
 }
 
 #[tokio::test]
-async fn an_extractor_may_be_ones_own() {
+async fn an_extractor_may_be_a_type_of_the_user() {
     struct Doubled(i64);
     impl FromContext for Doubled {
         fn from_context(cx: &TaskContext) -> Result<Self, TaskError> {
@@ -223,13 +223,13 @@ async fn an_extractor_may_be_ones_own() {
 }
 
 #[tokio::test]
-async fn a_blocking_function_runs_on_a_thread_of_its_own() {
+async fn a_blocking_function_runs_on_another_thread() {
     const DEF: TaskDef<i64, bool> = TaskDef::new("task");
-    let here = std::thread::current().id();
-    let elsewhere = move |State(base): State<Base>, n: i64| {
-        Ok::<_, TaskError>(base.0 + n == 101 && std::thread::current().id() != here)
+    let caller = std::thread::current().id();
+    let on_other_thread = move |State(base): State<Base>, n: i64| {
+        Ok::<_, TaskError>(base.0 + n == 101 && std::thread::current().id() != caller)
     };
-    let binding = Binding::blocking(DEF, elsewhere);
+    let binding = Binding::blocking(DEF, on_other_thread);
     assert_eq!(binding.requires.len(), 1);
     assert_eq!(run(binding, json!([1])).await.unwrap(), [true]);
 
@@ -244,7 +244,7 @@ async fn a_blocking_function_runs_on_a_thread_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_panic_of_a_blocking_function_goes_on_in_its_run() {
+async fn a_panic_of_a_blocking_function_resumes_in_its_run() {
     const TASK: TaskDef<(), ()> = TaskDef::new("task");
     fn task() -> Result<(), TaskError> {
         panic!("oh")

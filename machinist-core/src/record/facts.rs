@@ -1,7 +1,7 @@
-//! The facts of a record: their names, their shapes, and the set that holds them.
+//! Facts of a record: their names, their values, and the set that holds them.
 //!
-//! Nothing in a record is ever overwritten. A record is a growing set of named facts, each written once, first
-//! writer wins; the state is a function of the facts (see [`fold`](super::fold)). Values are JSON text, so that a
+//! Nothing in a record is ever overwritten. A record is a growing set of named facts, each written once; the first
+//! writer wins. The state is a function of the facts (see [`fold`](super::fold)). Values are JSON text, so that a
 //! person with `redis-cli` or `sqlite3` can read them.
 
 use std::sync::Arc;
@@ -17,18 +17,18 @@ use crate::{
     id::{RunId, SessionId},
 };
 
-/// How long the facts of most tasks are at most, in bytes.
-const USUAL_FACT_BYTES: usize = 256;
+/// Size that most facts do not exceed, in bytes.
+const TYPICAL_FACT_BYTES: usize = 256;
 
-/// A fact's value as it is stored: JSON text.
+/// Encodes a fact's value as it is stored: as JSON text.
 pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Bytes {
-    let mut text = Vec::with_capacity(USUAL_FACT_BYTES);
-    // INVARIANT: the shapes in this module have string keys and no failing `Serialize`.
+    let mut text = Vec::with_capacity(TYPICAL_FACT_BYTES);
+    // INVARIANT: the types in this module have string keys and no failing `Serialize`.
     serde_json::to_writer(&mut text, value).expect("a fact is plain data");
     Bytes::from(text)
 }
 
-/// The names of facts.
+/// Names of facts.
 pub(crate) mod name {
     use super::FactName;
 
@@ -38,38 +38,39 @@ pub(crate) mod name {
     pub(crate) const SENT: &str = "sent";
     pub(crate) const ETA: &str = "eta";
     pub(crate) const EXPIRES: &str = "exp";
-    /// The message, so that it can be sent again: of delayed tasks by their sender, of failed ones by their worker.
+    /// The message, stored so that it can be sent again: by the sender for delayed tasks, by the worker for failed
+    /// ones.
     pub(crate) const MESSAGE: &str = "msg";
-    /// Which failed task this one repeats.
+    /// Id of the failed task that this one repeats.
     pub(crate) const RETRY_OF: &str = "retry_of";
-    /// Which task repeats this failed one.
+    /// Id of the task that repeats this failed one.
     pub(crate) const RETRIED_AS: &str = "retried_as";
-    /// What a sender writes: dropped again when its message was certainly not queued.
+    /// Facts that a sender writes. They are dropped again if its message was certainly not queued.
     pub(crate) const OF_SENDER: [&str; 8] = [TASK, QUEUE, TRACE, SENT, ETA, EXPIRES, MESSAGE, RETRY_OF];
 
-    /// About a dead letter, in a record of its own.
+    /// Entry about a dead letter, in a separate record.
     pub(crate) const DEAD: &str = "dead";
 
     pub(crate) const END: &str = "end";
     pub(crate) const FOLLOWED: &str = "f";
     pub(crate) const REVOKED: &str = "rv";
-    /// Beside `rv`: whoever runs it is to be cut off at once.
+    /// In addition to `rv`: the run must be cut off at once.
     pub(crate) const TERMINATED: &str = "rt";
-    /// The one fact that changes. Shown, never decided on.
+    /// The one fact that changes. It is shown, and no decision is based on it.
     pub(crate) const PROGRESS: &str = "pg";
 
     pub(crate) fn received(attempt: u32) -> FactName {
         format!("rc:{attempt}").into()
     }
     pub(crate) fn start(attempt: u32, start: u32) -> FactName {
-        // The one that every task has.
+        // Every task has this one.
         if (attempt, start) == (1, 1) {
             FactName::Borrowed("s:1:1")
         } else {
             format!("s:{attempt}:{start}").into()
         }
     }
-    /// The start that would come after this one.
+    /// Returns the name of the start that would follow this one.
     pub(crate) fn start_after(attempt: u32, last: u32) -> FactName {
         start(attempt, last.saturating_add(1))
     }
@@ -77,7 +78,7 @@ pub(crate) mod name {
         format!("r:{attempt}:{start}").into()
     }
     pub(crate) fn retried(attempt: u32) -> FactName {
-        // The one whose absence every task asks for.
+        // Every task checks that this one is absent.
         if attempt == 1 { FactName::Borrowed("o:1") } else { format!("o:{attempt}").into() }
     }
     pub(crate) fn guard(attempt: u32, generation: u32) -> FactName {
@@ -88,9 +89,9 @@ pub(crate) mod name {
     }
 }
 
-/// A fact's name, taken apart; `None` for the names that carry no number.
+/// Parsed name of a fact; `None` for names without a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Numbered {
+pub(crate) enum NumberedFact {
     Received { attempt: u32 },
     Start { attempt: u32, start: u32 },
     Returned { attempt: u32, start: u32 },
@@ -99,10 +100,11 @@ pub(crate) enum Numbered {
     Followed { attempt: u32 },
 }
 
-impl Numbered {
+impl NumberedFact {
     pub(crate) fn parse(name: &str) -> Option<Self> {
         let mut parts = name.split(':');
-        let (letter, attempt) = (parts.next()?, parts.next()?.parse().ok()?);
+        let letter = parts.next()?;
+        let attempt = parts.next()?.parse().ok()?;
         let second = match parts.next() {
             Some(text) => Some(text.parse().ok()?),
             None => None,
@@ -124,19 +126,19 @@ impl Numbered {
 pub(crate) struct Start {
     pub(crate) run: RunId,
     pub(crate) session: SessionId,
-    /// The worker's name, for people.
+    /// Name of the worker, for display.
     pub(crate) worker: Arc<str>,
     pub(crate) token: u64,
     #[serde(rename = "received")]
     pub(crate) received_at: Timestamp,
     #[serde(rename = "at")]
     pub(crate) started_at: Timestamp,
-    /// Nothing else ran in its process: if that died, this was the reason.
+    /// `true` if nothing else ran in its process: if the process died, this run was the cause.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) alone: bool,
 }
 
-/// Which run of a task an outcome is from.
+/// Run that an outcome comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RunOrigin {
     pub(crate) attempt: u32,
@@ -146,70 +148,71 @@ pub(crate) struct RunOrigin {
     pub(crate) worker: Arc<str>,
 }
 
-/// `pg`: how far a run has come, as its handler says.
+/// `pg`: progress of a run, as its handler reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Progress {
-    /// The attempt that says so.
+    /// Attempt that reports it.
     pub attempt: u32,
-    /// How much is done.
+    /// Amount that is done.
     pub done: u64,
-    /// Out of how much; 0 where the handler cannot know.
+    /// Total amount; 0 if the handler cannot know it.
     pub total: u64,
-    /// What it is doing, in its own words.
+    /// Description of the current work, in the handler's words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
-    /// When it said so.
+    /// Time of the report.
     pub at: Timestamp,
 }
 
-/// `rv`: somebody asked for the end. `rt`: without waiting for its last words.
+/// `rv`: the task was revoked. `rt`: its run is cut off without waiting for it to end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Revocation {
     pub(crate) at: Timestamp,
 }
 
-/// The error of a run, as text: safe to store, safe to print.
+/// Error of a run, as text that is safe to store and to print.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ErrorText {
-    /// What went wrong, outermost first; the rest is what caused it.
+    /// Messages, outermost first; the later ones are the causes.
     pub chain: Vec<String>,
 }
 
-/// The longest text kept of one error message, in bytes.
-const MESSAGE_LIMIT: usize = 4 * 1024;
-/// How many links of a chain of causes are kept.
-const CHAIN_LIMIT: usize = 16;
+/// Maximum size of one stored error message, in bytes.
+const MAX_MESSAGE_BYTES: usize = 4 * 1024;
+/// Maximum number of messages that are stored of a chain of causes.
+const MAX_CHAIN_LENGTH: usize = 16;
 
 impl ErrorText {
-    /// Takes over messages, outermost first, and bounds them: an error is never larger than 64 KiB.
+    /// Creates an error from messages, outermost first, and bounds them: an error is never larger than 64 KiB.
     pub fn new(messages: impl IntoIterator<Item = String>) -> Self {
         let shorten = |mut text: String| {
-            if text.len() > MESSAGE_LIMIT {
-                let end = (0..=MESSAGE_LIMIT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+            if text.len() > MAX_MESSAGE_BYTES {
+                let end = (0..=MAX_MESSAGE_BYTES).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
                 text.truncate(end);
                 text.push('…');
             }
             text
         };
-        Self { chain: messages.into_iter().take(CHAIN_LIMIT).map(shorten).collect() }
+        Self { chain: messages.into_iter().take(MAX_CHAIN_LENGTH).map(shorten).collect() }
     }
 
-    /// Cuts off what is beyond so many bytes, causes first.
+    /// Cuts off everything beyond a maximum size in bytes, causes first.
     pub(crate) fn shorten(&mut self, bytes: usize) {
-        let mut room = bytes;
+        let mut remaining = bytes;
         for text in &mut self.chain {
-            let end = (0..=room.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+            let end =
+                (0..=remaining.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
             if end < text.len() {
                 text.truncate(end);
                 text.push('…');
             }
-            room -= end;
+            remaining -= end;
         }
         self.chain.retain(|text| !text.is_empty() && text != "…");
     }
 
-    /// The outermost message.
+    /// Returns the outermost message.
     pub fn message(&self) -> &str {
         self.chain.first().map_or("", String::as_str)
     }
@@ -227,7 +230,7 @@ pub(crate) struct Retried {
     #[serde(flatten)]
     pub(crate) origin: RunOrigin,
     pub(crate) at: Timestamp,
-    /// When the next attempt is due.
+    /// Due time of the next attempt.
     pub(crate) due: Timestamp,
     pub(crate) counters: Counters,
     pub(crate) kind: FailureKind,
@@ -236,7 +239,7 @@ pub(crate) struct Retried {
     pub(crate) log: String,
 }
 
-/// How much of its budgets a task has spent.
+/// Numbers of retries and postponements that a task has spent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Counters {
     pub(crate) retries: u32,
@@ -246,7 +249,7 @@ pub(crate) struct Counters {
 /// `end`: the task is over.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct End {
-    /// The run that ended it; none where somebody else did.
+    /// Run that ended it; `None` if it ended without a run.
     #[serde(flatten, default)]
     pub(crate) origin: Option<RunOrigin>,
     pub(crate) at: Timestamp,
@@ -256,7 +259,7 @@ pub(crate) struct End {
     pub(crate) log: String,
 }
 
-/// How it ended.
+/// Way in which the task ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "UPPERCASE")]
 pub(crate) enum EndVerdict {
@@ -269,20 +272,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_taken_apart_as_they_were_made() {
-        assert_eq!(Numbered::parse(&name::start(3, 2)), Some(Numbered::Start { attempt: 3, start: 2 }));
-        assert_eq!(Numbered::parse(&name::returned(1, 1)), Some(Numbered::Returned { attempt: 1, start: 1 }));
-        assert_eq!(Numbered::parse(&name::retried(7)), Some(Numbered::Retried { attempt: 7 }));
-        assert_eq!(Numbered::parse(&name::received(7)), Some(Numbered::Received { attempt: 7 }));
-        assert_eq!(Numbered::parse(&name::guard(1, 9)), Some(Numbered::Guard { attempt: 1, generation: 9 }));
-        assert_eq!(Numbered::parse(&name::followed(1)), Some(Numbered::Followed { attempt: 1 }));
+    fn names_are_parsed_as_they_were_formatted() {
+        assert_eq!(
+            NumberedFact::parse(&name::start(3, 2)),
+            Some(NumberedFact::Start { attempt: 3, start: 2 })
+        );
+        assert_eq!(
+            NumberedFact::parse(&name::returned(1, 1)),
+            Some(NumberedFact::Returned { attempt: 1, start: 1 })
+        );
+        assert_eq!(NumberedFact::parse(&name::retried(7)), Some(NumberedFact::Retried { attempt: 7 }));
+        assert_eq!(NumberedFact::parse(&name::received(7)), Some(NumberedFact::Received { attempt: 7 }));
+        assert_eq!(
+            NumberedFact::parse(&name::guard(1, 9)),
+            Some(NumberedFact::Guard { attempt: 1, generation: 9 })
+        );
+        assert_eq!(NumberedFact::parse(&name::followed(1)), Some(NumberedFact::Followed { attempt: 1 }));
         for other in ["name", "end", "f", "s:1", "s:1:2:3", "s:x:1", "f:1:1", ""] {
-            assert_eq!(Numbered::parse(other), None, "{other}");
+            assert_eq!(NumberedFact::parse(other), None, "{other}");
         }
     }
 
     #[test]
-    fn an_end_is_readable_and_reads_back() {
+    fn an_end_survives_json() {
         let end = End {
             origin: Some(RunOrigin { attempt: 1, start: 1, run: "r".into(), token: 7, worker: "w".into() }),
             at: Timestamp::from_micros(5),
@@ -295,8 +307,8 @@ mod tests {
             r#"{"attempt":1,"start":1,"run":"r","token":7,"worker":"w","at":5,"state":"SUCCESS","results":[]}"#
         );
         assert_eq!(serde_json::from_slice::<End>(&text).unwrap(), end);
-        let anybody = End { origin: None, ..end };
-        assert_eq!(serde_json::from_slice::<End>(&json(&anybody)).unwrap(), anybody);
+        let without_run = End { origin: None, ..end };
+        assert_eq!(serde_json::from_slice::<End>(&json(&without_run)).unwrap(), without_run);
     }
 
     #[test]
@@ -305,6 +317,9 @@ mod tests {
         let mut short = error.clone();
         short.shorten(5_001);
         assert_eq!(short.chain.iter().map(String::len).sum::<usize>(), 4_099 + 902 + '…'.len_utf8());
-        assert!(error.chain.len() == CHAIN_LIMIT && error.chain.iter().all(|m| m.len() <= MESSAGE_LIMIT + 4));
+        assert!(
+            error.chain.len() == MAX_CHAIN_LENGTH
+                && error.chain.iter().all(|m| m.len() <= MAX_MESSAGE_BYTES + 4)
+        );
     }
 }

@@ -1,6 +1,6 @@
-//! What a record says: the state of a task as a function of its facts.
+//! State of a task, as a function of the facts in its record.
 //!
-//! Nobody stores a state, so no two writers can disagree about one. Whoever asks folds the facts anew.
+//! No state is stored, so no two writers can disagree about it. Every reader folds the facts again.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -9,35 +9,35 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     FailureKind,
-    facts::{End, EndVerdict, ErrorText, FactName, Facts, Numbered, Progress, Retried, Start, name},
+    facts::{End, EndVerdict, ErrorText, FactName, Facts, NumberedFact, Progress, Retried, Start, name},
 };
 use crate::{args::Results, clock::Timestamp, id::TaskId};
 
-/// Where a task is in its life.
+/// State of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum TaskState {
-    /// Sent, and no worker has it: it waits in its queue, for its time, or was handed back.
+    /// Sent, but no worker has it: it waits in its queue, waits for its time, or was handed back.
     Pending,
     /// A worker has it, and waits for a free slot.
     Received,
-    /// A handler runs it. After a crash this stays until another worker takes it over.
+    /// A handler runs it. After a crash the state stays until another worker takes over.
     Started,
-    /// A run failed or asked for later; the next run is queued with its time.
+    /// A run failed or asked to run later; the next run is queued with its due time.
     Retry,
-    /// It is done: its results are there. Final.
+    /// Done, with results. Final.
     Success,
-    /// It will not be done: kind and error say why. Final.
+    /// Failed: kind and error give the reason. Final.
     Failure,
 }
 
 impl TaskState {
-    /// Whether nothing will happen to the task any more.
+    /// Returns `true` if the state is final.
     pub const fn is_final(self) -> bool {
         matches!(self, Self::Success | Self::Failure)
     }
 
-    /// The state as it is shown.
+    /// Returns the state as it is shown.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "PENDING",
@@ -60,80 +60,80 @@ impl fmt::Display for TaskState {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Record {
-    /// The task.
+    /// Id of the task.
     pub id: TaskId,
-    /// Its name; `None` if the sender's part of the record is missing.
+    /// Name of the task; `None` if the sender's part of the record is missing.
     pub name: Option<String>,
-    /// The queue it was sent to.
+    /// Queue that it was sent to.
     pub queue: Option<String>,
-    /// Where it is in its life.
+    /// Its state.
     pub state: TaskState,
-    /// Why it failed; only in state FAILURE.
+    /// Kind of its failure; only in state FAILURE.
     pub kind: Option<FailureKind>,
-    /// The newest attempt, or 1 if none was started.
+    /// Number of the newest attempt, or 1 if none was started.
     pub attempt: u32,
-    /// The worker that ran it last.
+    /// Worker that ran it last.
     pub worker: Option<String>,
-    /// When it was sent.
+    /// Time of sending.
     pub sent_at: Option<Timestamp>,
-    /// When a worker last received it.
+    /// Time at which a worker last received it.
     pub received_at: Option<Timestamp>,
-    /// When a handler was last started.
+    /// Time at which a handler was last started.
     pub started_at: Option<Timestamp>,
-    /// When it ended.
+    /// Time of its end.
     pub ended_at: Option<Timestamp>,
-    /// Not to be run before this; in state RETRY the time of the next run.
+    /// Time before which it must not run; in state RETRY the due time of the next run.
     pub eta: Option<Timestamp>,
-    /// Not to be started after this.
+    /// Time after which it must not start.
     pub expires_at: Option<Timestamp>,
-    /// What it returned; only in state SUCCESS.
+    /// Results of its handler; only in state SUCCESS.
     pub results: Option<Results>,
-    /// The error of its end, or of its last attempt so far.
+    /// Error of its end, or of its last attempt so far.
     pub error: Option<ErrorText>,
     /// W3C trace context of the sender (`traceparent`).
     pub trace: Option<String>,
-    /// What the last finished run left in its log.
+    /// Log of the last finished run.
     pub log: String,
-    /// How far its newest attempt has come, if its handler says so.
+    /// Progress of its newest attempt, if its handler reports any.
     pub progress: Option<Progress>,
-    /// Why results, errors, log and notes are not shown: they are encrypted, and do not open here.
+    /// Reason that results, errors, log and notes are not shown: they are encrypted, and cannot be decrypted here.
     pub locked: Option<String>,
-    /// Somebody asked for its end, and a run has still to answer.
+    /// `true` if the task was revoked, and a run has still to answer.
     pub revoked: bool,
-    /// The failed task that this one repeats.
+    /// Failed task that this one repeats.
     pub retry_of: Option<TaskId>,
-    /// The task that repeats this failed one.
+    /// Task that repeats this failed one.
     pub retried_as: Option<TaskId>,
-    /// Earlier attempts, from the oldest.
+    /// Earlier attempts, oldest first.
     pub history: Vec<Attempt>,
 }
 
-/// One attempt that is over and was followed by another.
+/// Attempt that is over and was followed by another.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Attempt {
     /// Its number.
     pub attempt: u32,
-    /// When it was over.
+    /// Time of its end.
     pub ended_at: Timestamp,
-    /// When the next run was due.
+    /// Due time of the next run.
     pub next_run: Timestamp,
-    /// Where it ran.
+    /// Worker that ran it.
     pub worker: String,
-    /// What it failed of.
+    /// Kind of its failure.
     pub kind: FailureKind,
     /// Its error.
     pub error: ErrorText,
 }
 
 impl Record {
-    /// The trace id: the second field of `traceparent`.
+    /// Returns the trace id: the second field of `traceparent`.
     pub fn trace_id(&self) -> Option<&str> {
         self.trace.as_deref()?.split('-').nth(1)
     }
 }
 
-/// Folds facts into what they say; `None` if there are none.
+/// Folds facts into a record; `None` if there are none.
 pub fn fold(id: &TaskId, facts: &Facts) -> Option<Record> {
     if facts.is_empty() {
         return None;
@@ -142,7 +142,8 @@ pub fn fold(id: &TaskId, facts: &Facts) -> Option<Record> {
     let end: Option<End> = facts.read(name::END);
     let newest = attempts.newest();
     let start = attempts.newest_start(newest).and_then(|s| facts.read::<Start>(&name::start(newest, s)));
-    let history: Vec<Attempt> = attempts.0.keys().filter_map(|m| history(facts, *m)).collect();
+    let history: Vec<Attempt> =
+        attempts.0.keys().filter_map(|attempt| past_attempt(facts, *attempt)).collect();
     let retried: Option<Retried> = facts.read(&name::retried(newest));
     let mut record = Record {
         id: id.clone(),
@@ -166,8 +167,8 @@ pub fn fold(id: &TaskId, facts: &Facts) -> Option<Record> {
         progress: None,
         locked: None,
         revoked: end.is_none() && facts.has(name::REVOKED),
-        retry_of: task(facts, name::RETRY_OF),
-        retried_as: task(facts, name::RETRIED_AS),
+        retry_of: task_id(facts, name::RETRY_OF),
+        retried_as: task_id(facts, name::RETRIED_AS),
     };
     if let Some(end) = end {
         apply_end(&mut record, end);
@@ -176,7 +177,7 @@ pub fn fold(id: &TaskId, facts: &Facts) -> Option<Record> {
     Some(record)
 }
 
-fn task(facts: &Facts, name: &str) -> Option<TaskId> {
+fn task_id(facts: &Facts, name: &str) -> Option<TaskId> {
     TaskId::parse(&facts.text(name)?).ok()
 }
 
@@ -199,7 +200,7 @@ fn apply_end(record: &mut Record, end: End) {
     }
 }
 
-fn history(facts: &Facts, attempt: u32) -> Option<Attempt> {
+fn past_attempt(facts: &Facts, attempt: u32) -> Option<Attempt> {
     let retried: Retried = facts.read(&name::retried(attempt))?;
     Some(Attempt {
         attempt,
@@ -211,57 +212,57 @@ fn history(facts: &Facts, attempt: u32) -> Option<Attempt> {
     })
 }
 
-/// The state alone.
+/// Returns the state alone.
 #[cfg(test)]
 pub(crate) fn state_of(facts: &Facts) -> TaskState {
     state(facts, &Attempts::of(facts))
 }
 
 pub(super) fn state(facts: &Facts, attempts: &Attempts) -> TaskState {
-    // Only the two words matter here; an `end` that this version cannot read is still an end.
+    // Only the two tags matter here; an `end` that this version cannot read is still an end.
     if let Some(end) = facts.get(name::END) {
         let success = serde_json::from_slice::<End>(end)
             .is_ok_and(|end| matches!(end.verdict, EndVerdict::Success { .. }));
         return if success { TaskState::Success } else { TaskState::Failure };
     }
     let newest = attempts.newest();
-    let Some(seen) = attempts.0.get(&newest) else { return TaskState::Pending };
-    if seen.retried {
+    let Some(summary) = attempts.0.get(&newest) else { return TaskState::Pending };
+    if summary.retried {
         return TaskState::Retry;
     }
     match attempts.newest_start(newest) {
         Some(start) if facts.has(&name::returned(newest, start)) => TaskState::Pending,
         Some(_) => TaskState::Started,
-        None if seen.received => TaskState::Received,
+        None if summary.received => TaskState::Received,
         None => TaskState::Pending,
     }
 }
 
-/// The newest start of an attempt, if it was started.
+/// Returns the newest start of an attempt, if it was started.
 pub(crate) fn newest_start(facts: &Facts, attempt: u32) -> Option<Start> {
     let start = Attempts::of(facts).newest_start(attempt)?;
     facts.read(&name::start(attempt, start))
 }
 
-/// The starts of an attempt that the record holds, from the first. Those that are there are counted, and not the numbers
-/// up to the newest: whoever can write to the backend can write a start with a number of four billion.
+/// Returns the starts of an attempt in the record, ordered by number. It iterates over the facts that exist, not over
+/// the numbers up to the newest: anybody who can write to the backend can write a start with a number of four billion.
 pub(super) fn starts(facts: &Facts, attempt: u32) -> BTreeMap<u32, (FactName, Bytes)> {
-    let of_attempt = |(name, _): (&str, &Bytes)| match Numbered::parse(name) {
-        Some(Numbered::Start { attempt: of, start }) if of == attempt => Some(start),
+    let number_of = |(name, _): (&str, &Bytes)| match NumberedFact::parse(name) {
+        Some(NumberedFact::Start { attempt: of, start }) if of == attempt => Some(start),
         _ => None,
     };
-    let written = |start| {
+    let fact_of = |start| {
         let name = name::start(attempt, start);
         facts.get(&name).map(|fact| (start, (name.clone(), fact.clone())))
     };
-    facts.iter().filter_map(of_attempt).filter_map(written).collect()
+    facts.iter().filter_map(number_of).filter_map(fact_of).collect()
 }
 
-/// What the numbered facts say about each attempt.
-pub(crate) struct Attempts(BTreeMap<u32, Seen>);
+/// Numbered facts of a record, summarized for each attempt.
+pub(crate) struct Attempts(BTreeMap<u32, AttemptSummary>);
 
 #[derive(Default)]
-struct Seen {
+struct AttemptSummary {
     received: bool,
     retried: bool,
     newest_start: u32,
@@ -270,35 +271,35 @@ struct Seen {
 
 impl Attempts {
     pub(crate) fn of(facts: &Facts) -> Self {
-        let mut attempts: BTreeMap<u32, Seen> = BTreeMap::new();
-        for numbered in facts.iter().filter_map(|(name, _)| Numbered::parse(name)) {
+        let mut attempts: BTreeMap<u32, AttemptSummary> = BTreeMap::new();
+        for numbered in facts.iter().filter_map(|(name, _)| NumberedFact::parse(name)) {
             match numbered {
-                Numbered::Received { attempt } => attempts.entry(attempt).or_default().received = true,
-                Numbered::Retried { attempt } => attempts.entry(attempt).or_default().retried = true,
-                Numbered::Start { attempt, start } => {
-                    let seen = attempts.entry(attempt).or_default();
-                    seen.newest_start = seen.newest_start.max(start);
+                NumberedFact::Received { attempt } => attempts.entry(attempt).or_default().received = true,
+                NumberedFact::Retried { attempt } => attempts.entry(attempt).or_default().retried = true,
+                NumberedFact::Start { attempt, start } => {
+                    let summary = attempts.entry(attempt).or_default();
+                    summary.newest_start = summary.newest_start.max(start);
                 }
-                Numbered::Guard { attempt, generation } => {
-                    let seen = attempts.entry(attempt).or_default();
-                    seen.newest_guard = seen.newest_guard.max(generation);
+                NumberedFact::Guard { attempt, generation } => {
+                    let summary = attempts.entry(attempt).or_default();
+                    summary.newest_guard = summary.newest_guard.max(generation);
                 }
-                Numbered::Returned { .. } | Numbered::Followed { .. } => {}
+                NumberedFact::Returned { .. } | NumberedFact::Followed { .. } => {}
             }
         }
         Self(attempts)
     }
 
-    /// The newest attempt that left a fact; 0 if none did.
+    /// Returns the newest attempt that left a fact; 0 if none did.
     pub(crate) fn newest(&self) -> u32 {
         self.0.keys().next_back().copied().unwrap_or(0)
     }
 
     pub(crate) fn newest_start(&self, attempt: u32) -> Option<u32> {
-        self.0.get(&attempt).map(|seen| seen.newest_start).filter(|start| *start > 0)
+        self.0.get(&attempt).map(|summary| summary.newest_start).filter(|start| *start > 0)
     }
 
     pub(crate) fn newest_guard(&self, attempt: u32) -> u32 {
-        self.0.get(&attempt).map_or(0, |seen| seen.newest_guard)
+        self.0.get(&attempt).map_or(0, |summary| summary.newest_guard)
     }
 }

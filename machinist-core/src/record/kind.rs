@@ -1,42 +1,42 @@
-//! How a task failed: one word and one number each, for people, scripts and dashboards.
+//! Kinds of failure: one word and one number for each, for people, scripts and dashboards.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a task ended in FAILURE. The smaller the code, the worse.
+/// Reason that a task ended in FAILURE. The smaller the code, the more serious the failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FailureKind {
     /// Cancelled by a person or a caller.
     Revoked,
-    /// It ran longer than its limit.
+    /// Ran longer than its timeout.
     Timeout,
     /// The handler returned an error, and no attempt is left.
     Error,
-    /// It was not started before its expiry.
+    /// Not started before its expiry.
     Expired,
-    /// Workers died under it more often than allowed.
+    /// Run by workers that died more often than allowed.
     Lost,
-    /// A task it depended on failed.
+    /// Depended on a task that failed.
     Upstream,
-    /// Its arguments do not fit the handler.
+    /// Sent with arguments that do not fit the handler.
     Malformed,
-    /// It is authentic, but stale or not allowed to call this task here.
+    /// Authentic, but stale or not allowed to call this task here.
     Rejected,
-    /// No worker of the queue knows the task.
+    /// Unknown to every worker of the queue.
     Unregistered,
-    /// The sender required a live worker and there was none.
+    /// Sent on the condition of a live worker when there was none.
     NoWorker,
-    /// The target queue was gone when the task came due.
+    /// Due when its target queue no longer existed.
     Unroutable,
     /// The handler panicked.
     Panic,
 }
 
 impl FailureKind {
-    /// Every kind, from the mildest.
+    /// Every kind, from the least serious.
     pub const ALL: [Self; 12] = [
         Self::Revoked,
         Self::Timeout,
@@ -52,7 +52,7 @@ impl FailureKind {
         Self::Panic,
     ];
 
-    /// The kind as a number, below zero; 0 is success.
+    /// Returns the kind as a negative number; 0 is success.
     pub const fn code(self) -> i32 {
         match self {
             Self::Revoked => -1,
@@ -70,7 +70,7 @@ impl FailureKind {
         }
     }
 
-    /// The kind as a word.
+    /// Returns the kind as a word.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Revoked => "revoked",
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_what_travels_and_codes_fall() {
+    fn kinds_are_stored_as_their_words_and_codes_fall() {
         for kind in FailureKind::ALL {
             assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{kind}\""));
         }

@@ -1,16 +1,17 @@
-//! The protocol's decisions: what a record says, what a delivery may do, what follows from an outcome.
+//! Decisions of the delivery protocol: the state of a task, the start of a delivery, the consequence of an outcome.
 //!
 //! A record is a growing set of write-once facts; nothing in it is overwritten, and the state is a function of the
-//! facts. Everything here is pure: no clock, no server, no random number. The worker asks, then acts.
+//! facts. Everything here is pure: no clock, no server, no random number. The worker asks for a decision, then acts on
+//! it.
 //!
 //! | module | question | answer |
 //! |---|---|---|
 //! | `facts` | what can be written? | names and shapes |
 //! | `fold` | what does a record say? | [`Record`], [`TaskState`] |
-//! | `poison` | do processes die of it? | no, perhaps, yes |
-//! | `start` | what may a delivery do? | a commit, or what its refusal means |
-//! | `verdict` | what follows from an outcome? | a verdict, its commit, what it still demands |
-//! | `revoke` | what may those do who want it not to run? | a commit, or who is to be asked |
+//! | `poison` | do processes die because of a task? | no, perhaps, yes |
+//! | `start` | what may a delivery do? | a commit, or the meaning of its refusal |
+//! | `verdict` | what follows from an outcome? | a verdict, its commit, its follow-up |
+//! | `revoke` | how can a task be prevented from running? | a commit, or the run to ask |
 //! | `progress` | how far has a run come? | a commit |
 
 mod facts;

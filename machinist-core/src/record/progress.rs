@@ -1,4 +1,4 @@
-//! How far a run has come: the one fact that is replaced. It is shown, and nothing is decided on it.
+//! Progress of a run: the one fact that is replaced. It is shown, and no decision is based on it.
 
 use super::{
     facts::{Progress, json, name},
@@ -6,7 +6,7 @@ use super::{
 };
 use crate::backend::{Commit, Expiry};
 
-/// Puts the progress of a run in the place of what was said before, unless the run is over.
+/// Replaces the earlier progress of a run, unless the run is over.
 pub(crate) fn progress_commit(claim: &Claim, progress: &Progress) -> Commit {
     let mut commit = Commit::new(claim.id.clone());
     commit.unless =
@@ -17,7 +17,7 @@ pub(crate) fn progress_commit(claim: &Claim, progress: &Progress) -> Commit {
     commit
 }
 
-/// Lets another commit say it too.
+/// Adds the progress to another commit.
 pub(crate) fn add_progress(commit: &mut Commit, progress: &Progress) {
     commit.drop.push(name::PROGRESS.into());
     commit.facts.push((name::PROGRESS.into(), json(progress)));

@@ -1,7 +1,8 @@
-//! What somebody who wants a task not to run can do about it: end it, or ask for its end.
+//! Revocation of a task: end it, or ask its run to end.
 //!
-//! Where nobody runs the newest attempt the task ends in the same commit that says so, and whatever message of it
-//! is still on its way finds it ended. Where somebody does, only that run can say how it ended: it is asked.
+//! If nobody runs the newest attempt, the commit that records the revocation also ends the task, and any message of it
+//! that is still on its way finds it ended. If somebody runs it, only that run can say how it ended, so the run is
+//! asked.
 
 use std::time::Duration;
 
@@ -17,58 +18,61 @@ use crate::{
     id::{SessionId, TaskId},
 };
 
-/// What a record allows to whoever wants the task not to run.
+/// Decision about a revocation.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum RevokeDecision {
-    /// It is over.
+    /// The task is over.
     Ended(TaskState),
-    /// Nobody runs it: this commit ends it. Refused: read again.
+    /// Nobody runs the task: this commit ends it. If the commit is refused, read the record again.
     EndNow(Commit),
-    /// A run holds it: this commit asks for its end, and its worker knows sooner if the session is rung for.
-    /// Refused: read again.
+    /// A run holds the task: this commit asks it to end, and its worker learns of it sooner if its session is woken. If
+    /// the commit is refused, read the record again.
     AskRun(Commit, SessionId),
 }
 
-/// How a run that is asked for its end gets there.
+/// Way in which a revoked run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RevokeMode {
-    /// It is told, and has some seconds to end by itself.
+    /// The run is told to end, and has some seconds to do so by itself.
     Cancel,
-    /// It is told and cut off, as at its hard limit.
+    /// The run is told to end and cut off, as at its hard timeout.
     Terminate,
 }
 
-/// Decides how a task is revoked. Nothing is assumed about an empty record but that nobody has started it.
+/// Decides how to revoke a task. An empty record means only that nobody has started the task.
 pub(crate) fn decide_revoke(
     id: &TaskId,
     facts: &Facts,
-    manner: RevokeMode,
+    mode: RevokeMode,
     now: Timestamp,
     ttl: Duration,
 ) -> RevokeDecision {
     if facts.has(name::END) {
         return RevokeDecision::Ended(super::fold::state(facts, &Attempts::of(facts)));
     }
-    let said = json(&Revocation { at: now });
-    let mark = (name::REVOKED.into(), said.clone());
+    let revocation = json(&Revocation { at: now });
+    let revoked = (name::REVOKED.into(), revocation.clone());
     match next_attempt(facts) {
         Ok(NextAttempt { attempt, due }) => {
-            let kept = due.map_or(ttl, |due| ttl.max(due.since(now) + MIN_RESULTS_TTL));
+            let kept_for = due.map_or(ttl, |due| ttl.max(due.since(now) + MIN_RESULTS_TTL));
             let error = ErrorText::from("revoked");
-            let mut commit = failure_without_run(id, facts, attempt, FailureKind::Revoked, error, now, kept);
-            commit.facts.insert(0, mark);
-            // What was there when it was read is no news. That happens at the end of the numbers only, which somebody
-            // else has written; the commit would be refused and made again for ever.
+            let mut commit =
+                failure_without_run(id, facts, attempt, FailureKind::Revoked, error, now, kept_for);
+            commit.facts.insert(0, revoked);
+            // A fact that was there at reading is not a reason to refuse. This only happens at the largest attempt
+            // number, which only a foreign writer can reach; otherwise the commit would be refused and repeated
+            // forever.
             commit.unless.retain(|name| !facts.has(name));
             RevokeDecision::EndNow(commit)
         }
         Err((attempt, start)) => {
             let mut commit = Commit::new(id.clone());
-            // A run that has asked for another one meanwhile is not to be asked, but the next one ended.
+            // If the run has requested another run meanwhile, the next attempt must be ended instead of asking this
+            // run.
             commit.unless = vec![name::END.into(), name::retried(attempt)];
-            commit.facts = vec![mark];
-            if manner == RevokeMode::Terminate {
-                commit.facts.push((name::TERMINATED.into(), said));
+            commit.facts = vec![revoked];
+            if mode == RevokeMode::Terminate {
+                commit.facts.push((name::TERMINATED.into(), revocation));
             }
             commit.expiry = Expiry::Keep;
             commit.wake = true;
@@ -77,15 +81,15 @@ pub(crate) fn decide_revoke(
     }
 }
 
-/// A task whose newest attempt nobody runs.
+/// Newest attempt of a task, if nobody runs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NextAttempt {
     pub(crate) attempt: u32,
-    /// For when its message is expected, if it is delayed.
+    /// Time at which its message is expected, if it is delayed.
     pub(crate) due: Option<Timestamp>,
 }
 
-/// The attempt that is to run next, or who holds the newest.
+/// Returns the attempt that runs next, or the number and the start of the newest attempt if somebody holds it.
 pub(crate) fn next_attempt(facts: &Facts) -> Result<NextAttempt, (u32, Start)> {
     let attempts = Attempts::of(facts);
     let newest = attempts.newest().max(1);
@@ -97,11 +101,11 @@ pub(crate) fn next_attempt(facts: &Facts) -> Result<NextAttempt, (u32, Start)> {
         1 => facts.read(name::ETA),
         _ => facts.read::<Retried>(&name::retried(newest - 1)).map(|retried| retried.due),
     };
-    let free = NextAttempt { attempt: newest, due };
-    let Some(start) = attempts.newest_start(newest) else { return Ok(free) };
+    let next = NextAttempt { attempt: newest, due };
+    let Some(start) = attempts.newest_start(newest) else { return Ok(next) };
     match facts.read::<Start>(&name::start(newest, start)) {
-        Some(claim) if !facts.has(&name::returned(newest, start)) => Err((newest, claim)),
-        _ => Ok(free),
+        Some(holder) if !facts.has(&name::returned(newest, start)) => Err((newest, holder)),
+        _ => Ok(next),
     }
 }
 
@@ -119,7 +123,7 @@ mod tests {
         "t".try_into().unwrap()
     }
 
-    fn asking(attempt: u32) -> StartRequest {
+    fn request(attempt: u32) -> StartRequest {
         StartRequest {
             id: id(),
             attempt,
@@ -142,7 +146,7 @@ mod tests {
         assert_eq!(
             recorded_follow_up(facts, 1),
             Some(FollowUp::Nothing),
-            "unwanted tasks are no dead letters"
+            "a revoked task is not a dead letter"
         );
         assert_eq!(
             decide_revoke(&id(), facts, RevokeMode::Cancel, NOW, TTL),
@@ -152,18 +156,18 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_waits_ends_and_stays_known_until_its_message_has_come() {
+    fn a_waiting_task_ends_and_its_record_outlives_its_message() {
         let mut facts = Facts::new();
         facts.put(name::ETA, json(&NOW.plus(TTL * 100)));
         let commit = revoke_now(&mut facts);
         assert_eq!(commit.expiry, Expiry::After(TTL * 100 + MIN_RESULTS_TTL));
-        assert!(!asking(1).first(NOW).0.apply(&mut facts));
+        assert!(!request(1).first(NOW).0.apply(&mut facts));
     }
 
     #[test]
-    fn a_task_that_waits_for_its_next_run_ends() {
+    fn a_task_that_waits_for_its_next_run_is_ended() {
         let mut facts = Facts::new();
-        let (start, claim) = asking(1).first(NOW);
+        let (start, claim) = request(1).first(NOW);
         start.apply(&mut facts);
         let retry = Verdict::Retry {
             due: NOW.plus(TTL * 9),
@@ -174,13 +178,13 @@ mod tests {
         assert!(outcome_commit(&claim, &retry, String::new(), NOW, TTL).apply(&mut facts));
         let commit = revoke_now(&mut facts);
         assert_eq!(commit.expiry, Expiry::After(TTL * 9 + MIN_RESULTS_TTL));
-        assert!(!asking(2).first(NOW).0.apply(&mut facts));
+        assert!(!request(2).first(NOW).0.apply(&mut facts));
     }
 
     #[test]
     fn a_run_is_asked_and_does_not_run_again() {
         let mut facts = Facts::new();
-        let (start, claim) = asking(1).first(NOW);
+        let (start, claim) = request(1).first(NOW);
         start.apply(&mut facts);
         let RevokeDecision::AskRun(commit, session) =
             decide_revoke(&id(), &facts, RevokeMode::Cancel, NOW, TTL)
@@ -205,20 +209,21 @@ mod tests {
     }
 
     #[test]
-    fn a_start_between_reading_and_committing_is_seen() {
-        let (mut facts, stale) = (Facts::new(), Facts::new());
-        asking(1).first(NOW).0.apply(&mut facts);
+    fn a_start_between_read_and_commit_refuses_the_commit() {
+        let mut facts = Facts::new();
+        let stale = Facts::new();
+        request(1).first(NOW).0.apply(&mut facts);
         let RevokeDecision::EndNow(commit) = decide_revoke(&id(), &stale, RevokeMode::Cancel, NOW, TTL)
         else {
-            panic!("as it was read")
+            panic!("nobody ran it when it was read")
         };
         assert!(!commit.apply(&mut facts));
     }
 
     #[test]
-    fn a_run_that_was_handed_back_is_nobodys() {
+    fn a_run_that_was_handed_back_holds_nothing() {
         let mut facts = Facts::new();
-        let (start, claim) = asking(1).first(NOW);
+        let (start, claim) = request(1).first(NOW);
         start.apply(&mut facts);
         claim.hand_back().apply(&mut facts);
         revoke_now(&mut facts);
@@ -227,11 +232,11 @@ mod tests {
     #[test]
     fn a_run_that_was_told_can_still_be_cut_off() {
         let mut facts = Facts::new();
-        asking(1).first(NOW).0.apply(&mut facts);
-        for (manner, cut_off) in
+        request(1).first(NOW).0.apply(&mut facts);
+        for (mode, cut_off) in
             [(RevokeMode::Cancel, false), (RevokeMode::Terminate, true), (RevokeMode::Cancel, true)]
         {
-            let RevokeDecision::AskRun(commit, _) = decide_revoke(&id(), &facts, manner, NOW, TTL) else {
+            let RevokeDecision::AskRun(commit, _) = decide_revoke(&id(), &facts, mode, NOW, TTL) else {
                 panic!("it runs")
             };
             assert!(commit.apply(&mut facts));

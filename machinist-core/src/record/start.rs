@@ -1,8 +1,8 @@
-//! What a delivery may do: start its attempt, wait, take over, or find that all is done.
+//! Start of a delivery: it starts its attempt, waits, takes over, or finds that everything is done.
 //!
-//! A worker commits the first start of an attempt at once ([`StartRequest::first`]); that is right for nearly every
-//! delivery and costs one round trip. Where it is refused, the whole record comes back and [`decide_start`] says what
-//! it means.
+//! A worker commits the first start of an attempt at once ([`StartRequest::first`]). This is right for nearly every
+//! delivery and costs one round trip. If the commit is refused, the whole record is returned and [`decide_start`]
+//! interprets it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,62 +19,62 @@ use crate::{
     id::{RunId, SessionId, TaskId},
 };
 
-/// How long a record that has not ended is kept beyond the instant for which it waits.
+/// Time for which an unfinished record is kept beyond the instant for which it waits.
 pub(crate) const UNFINISHED_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// A delivery that asks to be started.
+/// Request of a delivery to start its attempt.
 #[derive(Debug, Clone)]
 pub(crate) struct StartRequest {
     pub(crate) id: TaskId,
     pub(crate) attempt: u32,
-    /// The guard generation of the message.
+    /// Guard generation of the message.
     pub(crate) generation: u32,
     pub(crate) run: RunId,
     pub(crate) session: SessionId,
     pub(crate) worker: Arc<str>,
     pub(crate) received_at: Timestamp,
-    /// The greatest fencing token that the message knows of.
+    /// Greatest fencing token that the message knows.
     pub(crate) token: u64,
-    /// It runs alone in its process, if it is granted.
+    /// `true` if the run is alone in its process, if the start is granted.
     pub(crate) alone: bool,
 }
 
-/// A start that this process holds: what its outcome is committed with.
+/// Claim of this process: a granted start, with which its outcome is committed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Claim {
     pub(crate) id: TaskId,
     pub(crate) attempt: u32,
     pub(crate) start: u32,
     pub(crate) run: RunId,
-    /// The session under which it was started: who finds it gone may take over.
+    /// Session under which it was started: a worker that finds it gone may take over.
     pub(crate) session: SessionId,
     pub(crate) token: u64,
     pub(crate) worker: Arc<str>,
     pub(crate) received_at: Timestamp,
-    /// The starts of this attempt up to this one, as this run knows them: it carries them wherever it goes, so
+    /// Starts of this attempt up to this one, as this run knows them. The run writes them with each of its commits, so
     /// that after lost backend data two runs cannot both believe that they hold the attempt.
     pub(crate) starts: Vec<(FactName, Bytes)>,
 }
 
-/// What a record says to a delivery.
+/// Decision about a delivery.
 #[derive(Debug)]
 pub(crate) enum StartDecision {
-    /// The start was written after all; only the reply was lost.
+    /// The start was already written; only the reply was lost.
     AlreadyStarted(Claim),
-    /// The attempt is over. Do what it still demands, then acknowledge.
+    /// The attempt is over. Do the recorded follow-up, then acknowledge.
     Over(FollowUp),
     /// A newer guard of this very attempt is in the broker: this copy is not needed.
     NewerGuard,
-    /// Somebody wants it not to run: end it.
+    /// The task was revoked: end it.
     Revoked,
-    /// A live session holds it.
+    /// A live session holds the attempt.
     Busy(SessionId),
-    /// Nobody holds it any more: commit this start, and it is ours.
+    /// Nobody holds the attempt any more: commit this start to claim it.
     TakeOver(Box<(Commit, Claim)>),
 }
 
 impl StartRequest {
-    /// The first start of the attempt, and what is held if it is granted.
+    /// Creates the commit of the first start of the attempt, and the claim if it is granted.
     pub(crate) fn first(&self, now: Timestamp) -> (Commit, Claim) {
         let claim = self.claim(1, self.token, Vec::new(), now);
         let mut commit = Commit::new(self.id.clone());
@@ -89,15 +89,15 @@ impl StartRequest {
         (commit, claim)
     }
 
-    /// The next start after those that the record holds.
+    /// Creates the commit of the next start after those in the record, and the claim if it is granted.
     fn next(&self, facts: &Facts, newest: u32, now: Timestamp) -> (Commit, Claim) {
-        let known = known_starts(facts, self.attempt);
-        let greatest = known
+        let known_starts = known_starts(facts, self.attempt);
+        let greatest_token = known_starts
             .iter()
             .filter_map(|(_, fact)| serde_json::from_slice::<Start>(fact).ok())
             .map(|start| start.token)
             .fold(self.token, u64::max);
-        let claim = self.claim(newest.saturating_add(1), greatest, known.clone(), now);
+        let claim = self.claim(newest.saturating_add(1), greatest_token, known_starts.clone(), now);
         let mut commit = Commit::new(self.id.clone());
         commit.unless = vec![
             name::END.into(),
@@ -105,7 +105,7 @@ impl StartRequest {
             name::retried(self.attempt),
             name::start_after(self.attempt, newest),
         ];
-        commit.equal_or_absent = known;
+        commit.equal_or_absent = known_starts;
         commit.facts = claim.starts[claim.starts.len() - 1..].to_vec();
         commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
         (commit, claim)
@@ -122,7 +122,7 @@ impl StartRequest {
             run: self.run.clone(),
             session: self.session.clone(),
             worker: self.worker.clone(),
-            token: fence(greatest_token, now),
+            token: fencing_token(greatest_token, now),
             received_at: self.received_at,
             started_at: now,
             alone: self.alone,
@@ -143,12 +143,12 @@ impl StartRequest {
 }
 
 impl Claim {
-    /// The commit by which a run whose session was lost takes its own task into a new session.
+    /// Creates the commit by which a run whose session was lost moves its own task into a new session.
     pub(crate) fn adopt(&self, session: &SessionId, now: Timestamp) -> (Commit, Self) {
         let mut claim = self.clone();
         claim.start = self.start.saturating_add(1);
         claim.session = session.clone();
-        claim.token = fence(self.token, now);
+        claim.token = fencing_token(self.token, now);
         let fact = Start {
             run: self.run.clone(),
             session: session.clone(),
@@ -156,7 +156,7 @@ impl Claim {
             token: claim.token,
             received_at: self.received_at,
             started_at: now,
-            // What its first start says holds for the whole run.
+            // The first start of the run holds the value for the whole run.
             alone: false,
         };
         let fact = (name::start(self.attempt, claim.start), json(&fact));
@@ -170,7 +170,7 @@ impl Claim {
         (commit, claim)
     }
 
-    /// Writes the starts again that the record has lost.
+    /// Creates the commit that writes the starts again that the record has lost.
     pub(crate) fn restore(&self) -> Commit {
         let mut commit = Commit::new(self.id.clone());
         commit.unless =
@@ -180,26 +180,27 @@ impl Claim {
         commit
     }
 
-    /// Says that this start is over without an outcome: whoever gets the message may take over at once.
+    /// Creates the commit which says that this start is over without an outcome: the next receiver of the message may
+    /// take over at once.
     pub(crate) fn hand_back(&self) -> Commit {
         let mut commit = Commit::new(self.id.clone());
         commit.facts = vec![(
             name::returned(self.attempt, self.start),
             Bytes::copy_from_slice(self.run.as_str().as_bytes()),
         )];
-        // After lost data the number may belong to somebody else's start, which is not over.
+        // After lost data the number may belong to a start of another run, which is not over.
         commit.equal_or_absent.clone_from(&self.starts);
         commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
         commit
     }
 
-    /// Whether the record still names this run as the newest start of its attempt, or has lost it.
+    /// Reports whether the record still names this run as the newest start of its attempt, or has lost the start.
     pub(crate) fn standing(&self, facts: &Facts) -> ClaimStatus {
         if facts.has(name::END) || facts.has(&name::retried(self.attempt)) {
             return ClaimStatus::Over;
         }
-        // After lost data somebody else may have begun anew, with fewer starts than this run knows.
-        if self.starts.iter().any(|(name, value)| facts.get(name).is_some_and(|have| have != value)) {
+        // After lost data another run may have begun again, with fewer starts than this run knows.
+        if self.starts.iter().any(|(name, value)| facts.get(name).is_some_and(|stored| stored != value)) {
             return ClaimStatus::TakenOver;
         }
         match self.newest(facts) {
@@ -209,8 +210,8 @@ impl Claim {
         }
     }
 
-    /// What a renewal does about this run, as the record was read; `session` is the one that is alive now. A commit
-    /// that is refused is asked about again, with the record that came back.
+    /// Decides what a renewal does about this run, given the record; `session` is the session that is alive now. If the
+    /// commit is refused, the decision is made again with the returned record.
     pub(crate) fn renewal_action(&self, facts: &Facts, session: &SessionId, now: Timestamp) -> RenewalAction {
         match self.standing(facts) {
             ClaimStatus::TakenOver | ClaimStatus::Over => RenewalAction::TakenOver,
@@ -224,8 +225,8 @@ impl Claim {
         }
     }
 
-    /// What this run holds after it was adopted into a new session behind its own back (the renewal runs beside
-    /// it); `None` if it holds nothing newer.
+    /// Returns the claim of this run after a concurrent renewal adopted it into a new session; `None` if the record has
+    /// no newer start of this run.
     pub(crate) fn newer_claim(&self, facts: &Facts) -> Option<Self> {
         let (newest, start) = self.newest(facts)?;
         (start.run == self.run && newest > self.start).then(|| Self {
@@ -243,15 +244,15 @@ impl Claim {
     }
 }
 
-/// The starts of an attempt as the record has them.
+/// Starts of an attempt, as the record holds them.
 fn known_starts(facts: &Facts, attempt: u32) -> Vec<(FactName, Bytes)> {
     starts(facts, attempt).into_values().collect()
 }
 
-/// How a record sees a run that is under way.
+/// Status of a running claim according to the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ClaimStatus {
-    /// As it should be.
+    /// The record names the claim as the newest start.
     Current,
     /// The record has lost the start: write it again.
     Forgotten,
@@ -261,65 +262,66 @@ pub(crate) enum ClaimStatus {
     Over,
 }
 
-/// What a renewal does about a run.
+/// Action of a renewal for a run.
 #[derive(Debug)]
 pub(crate) enum RenewalAction {
-    /// All is as it should be.
+    /// Nothing has to be done.
     Nothing,
-    /// Tell it that somebody revoked the task.
+    /// Tell the run that the task was revoked.
     Revoked,
-    /// Tell it that whatever it says does not count.
+    /// Tell the run that its outcome does not count.
     TakenOver,
-    /// Commit this; then the run holds that.
+    /// Commit this; then the run holds this claim.
     Commit(Box<(Commit, Claim)>),
 }
 
-/// What a record says to a delivery whose first start was refused. `gone` tells whether a session is known to be
-/// gone, or whether a start of this very process is known not to run.
+/// Decides about a delivery whose first start was refused. `gone` returns `true` if a session is known to be gone, or
+/// if a start of this very process is known not to run.
 pub(crate) fn decide_start(
     facts: &Facts,
-    asking: &StartRequest,
+    request: &StartRequest,
     gone: impl Fn(&SessionId, &RunId) -> bool,
     now: Timestamp,
 ) -> StartDecision {
     let attempts = Attempts::of(facts);
-    let newest = attempts.newest_start(asking.attempt);
-    let holder = newest.and_then(|n| facts.read::<Start>(&name::start(asking.attempt, n)).map(|s| (n, s)));
-    let recorded_follow_up = recorded_follow_up(facts, asking.attempt);
-    // Before the guards: a start that is written must run, or everybody waits for our session.
-    if let (None, Some((newest, holder))) = (&recorded_follow_up, &holder)
-        && holder.run == asking.run
+    let newest = attempts.newest_start(request.attempt);
+    let holder = newest.and_then(|n| facts.read::<Start>(&name::start(request.attempt, n)).map(|s| (n, s)));
+    let follow_up = recorded_follow_up(facts, request.attempt);
+    // Before the guards: a start that is written must run, or everybody waits for the session of this worker.
+    if let (None, Some((newest, holder))) = (&follow_up, &holder)
+        && holder.run == request.run
     {
-        let mut claim = asking.claim(*newest, 0, Vec::new(), now);
+        let mut claim = request.claim(*newest, 0, Vec::new(), now);
         claim.session = holder.session.clone();
         claim.token = holder.token;
-        claim.starts = known_starts(facts, asking.attempt);
+        claim.starts = known_starts(facts, request.attempt);
         return StartDecision::AlreadyStarted(claim);
     }
-    if attempts.newest_guard(asking.attempt) > asking.generation {
+    if attempts.newest_guard(request.attempt) > request.generation {
         return StartDecision::NewerGuard;
     }
-    if let Some(follow_up) = recorded_follow_up {
+    if let Some(follow_up) = follow_up {
         return StartDecision::Over(follow_up);
     }
     let Some((newest, holder)) = holder else {
         return if facts.has(name::REVOKED) {
             StartDecision::Revoked
         } else {
-            StartDecision::TakeOver(Box::new(asking.next(facts, newest.unwrap_or(0), now)))
+            StartDecision::TakeOver(Box::new(request.next(facts, newest.unwrap_or(0), now)))
         };
     };
-    let free = facts.has(&name::returned(asking.attempt, newest)) || gone(&holder.session, &holder.run);
+    let free = facts.has(&name::returned(request.attempt, newest)) || gone(&holder.session, &holder.run);
     match (free, facts.has(name::REVOKED)) {
         (false, _) => StartDecision::Busy(holder.session),
         (true, true) => StartDecision::Revoked,
-        (true, false) => StartDecision::TakeOver(Box::new(asking.next(facts, newest, now))),
+        (true, false) => StartDecision::TakeOver(Box::new(request.next(facts, newest, now))),
     }
 }
 
-/// Rises with every start, also when the record was lost or the backend's clock was set back.
-fn fence(greatest: u64, now: Timestamp) -> u64 {
-    u64::try_from(now.as_micros()).unwrap_or(0).max(greatest.saturating_add(1))
+/// Returns a fencing token that rises with every start, even if the record was lost or the backend's clock was set
+/// back.
+fn fencing_token(greatest_token: u64, now: Timestamp) -> u64 {
+    u64::try_from(now.as_micros()).unwrap_or(0).max(greatest_token.saturating_add(1))
 }
 
 #[cfg(test)]
@@ -329,7 +331,7 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_micros(1_000_000);
 
-    fn asking(run: &str, session: &str) -> StartRequest {
+    fn request(run: &str, session: &str) -> StartRequest {
         StartRequest {
             id: "t".try_into().unwrap(),
             attempt: 1,
@@ -345,7 +347,7 @@ mod tests {
 
     fn started() -> (Facts, Claim) {
         let mut facts = Facts::new();
-        let (commit, claim) = asking("a", "s1").first(NOW);
+        let (commit, claim) = request("a", "s1").first(NOW);
         assert!(commit.apply(&mut facts));
         (facts, claim)
     }
@@ -354,14 +356,14 @@ mod tests {
     fn the_first_start_is_granted_once() {
         let (mut facts, _) = started();
         assert_eq!(state_of(&facts), TaskState::Started);
-        assert!(!asking("b", "s2").first(NOW).0.apply(&mut facts));
+        assert!(!request("b", "s2").first(NOW).0.apply(&mut facts));
     }
 
     #[test]
-    fn a_lost_reply_is_recognised() {
+    fn a_start_with_a_lost_reply_is_recognized() {
         let (facts, claim) = started();
         let StartDecision::AlreadyStarted(again) =
-            decide_start(&facts, &asking("a", "s1"), |_, _| false, NOW)
+            decide_start(&facts, &request("a", "s1"), |_, _| false, NOW)
         else {
             panic!("its own start")
         };
@@ -369,17 +371,18 @@ mod tests {
     }
 
     #[test]
-    fn a_live_session_keeps_others_waiting() {
+    fn a_live_session_makes_others_wait() {
         let (facts, _) = started();
         assert!(
-            matches!(decide_start(&facts, &asking("b", "s2"), |_, _| false, NOW), StartDecision::Busy(s) if s == "s1".into())
+            matches!(decide_start(&facts, &request("b", "s2"), |_, _| false, NOW), StartDecision::Busy(s) if s == "s1".into())
         );
     }
 
     #[test]
     fn a_dead_session_is_taken_over_with_a_higher_token() {
         let (mut facts, first) = started();
-        let StartDecision::TakeOver(next) = decide_start(&facts, &asking("b", "s2"), |_, _| true, NOW) else {
+        let StartDecision::TakeOver(next) = decide_start(&facts, &request("b", "s2"), |_, _| true, NOW)
+        else {
             panic!("take over")
         };
         let (commit, claim) = *next;
@@ -396,20 +399,20 @@ mod tests {
         first.hand_back().apply(&mut facts);
         assert_eq!(state_of(&facts), TaskState::Pending);
         assert!(matches!(
-            decide_start(&facts, &asking("b", "s2"), |_, _| false, NOW),
+            decide_start(&facts, &request("b", "s2"), |_, _| false, NOW),
             StartDecision::TakeOver(_)
         ));
     }
 
     #[test]
-    fn an_older_guard_gives_way() {
+    fn an_older_guard_is_not_needed() {
         let (mut facts, _) = started();
         facts.put(name::guard(1, 1), "1");
         assert!(matches!(
-            decide_start(&facts, &asking("b", "s2"), |_, _| true, NOW),
+            decide_start(&facts, &request("b", "s2"), |_, _| true, NOW),
             StartDecision::NewerGuard
         ));
-        let newer = StartRequest { generation: 1, ..asking("b", "s2") };
+        let newer = StartRequest { generation: 1, ..request("b", "s2") };
         assert!(matches!(decide_start(&facts, &newer, |_, _| true, NOW), StartDecision::TakeOver(_)));
     }
 
@@ -417,9 +420,9 @@ mod tests {
     fn a_revoked_task_never_starts() {
         let mut facts = Facts::new();
         facts.put(name::REVOKED, "{}");
-        assert!(!asking("a", "s1").first(NOW).0.apply(&mut facts));
+        assert!(!request("a", "s1").first(NOW).0.apply(&mut facts));
         assert!(matches!(
-            decide_start(&facts, &asking("a", "s1"), |_, _| false, NOW),
+            decide_start(&facts, &request("a", "s1"), |_, _| false, NOW),
             StartDecision::Revoked
         ));
     }
@@ -428,54 +431,60 @@ mod tests {
     fn after_lost_data_two_runs_cannot_both_hold_the_attempt() {
         let (_, old) = started();
         let mut lost = Facts::new();
-        let (commit, new) = asking("b", "s2").first(NOW);
-        assert!(commit.apply(&mut lost), "a missing record means run");
-        assert!(!old.adopt(&"s3".into(), NOW).0.apply(&mut lost), "what it carries is contradicted");
+        let (commit, new) = request("b", "s2").first(NOW);
+        assert!(commit.apply(&mut lost), "a missing record lets the task run");
+        assert!(
+            !old.adopt(&"s3".into(), NOW).0.apply(&mut lost),
+            "the record contradicts the starts that it carries"
+        );
         assert_eq!(old.standing(&lost), ClaimStatus::TakenOver);
         assert_eq!(new.standing(&lost), ClaimStatus::Current);
         let mut empty = Facts::new();
         assert_eq!(old.standing(&empty), ClaimStatus::Forgotten);
         assert!(old.restore().apply(&mut empty));
-        assert!(!asking("c", "s4").first(NOW).0.apply(&mut empty));
+        assert!(!request("c", "s4").first(NOW).0.apply(&mut empty));
     }
 
     #[test]
-    fn tokens_rise_even_when_time_does_not() {
-        assert_eq!(fence(0, NOW), 1_000_000);
-        assert_eq!(fence(5_000_000, NOW), 5_000_001);
+    fn tokens_rise_even_if_time_does_not() {
+        assert_eq!(fencing_token(0, NOW), 1_000_000);
+        assert_eq!(fencing_token(5_000_000, NOW), 5_000_001);
     }
 
     #[test]
-    fn a_start_of_ones_own_runs_even_if_a_guard_was_stored_since() {
+    fn an_own_start_runs_even_if_a_guard_was_stored_since() {
         let (mut facts, claim) = started();
-        // Somebody else found it busy, while our reply was lost.
+        // Another delivery found it busy while the reply to this one was lost.
         facts.put(name::guard(1, 1), "1");
-        let meaning = decide_start(&facts, &asking("a", "s1"), |_, _| false, NOW);
-        assert!(matches!(meaning, StartDecision::AlreadyStarted(again) if again.token == claim.token));
+        let decision = decide_start(&facts, &request("a", "s1"), |_, _| false, NOW);
+        assert!(matches!(decision, StartDecision::AlreadyStarted(again) if again.token == claim.token));
     }
 
     #[test]
-    fn a_hand_back_after_lost_data_frees_nobody_elses_start() {
+    fn a_hand_back_after_lost_data_frees_no_start_of_another_run() {
         let (_, old) = started();
         let mut lost = Facts::new();
-        assert!(asking("b", "s2").first(NOW).0.apply(&mut lost));
+        assert!(request("b", "s2").first(NOW).0.apply(&mut lost));
         old.hand_back().apply(&mut lost);
-        assert!(matches!(decide_start(&lost, &asking("c", "s3"), |_, _| false, NOW), StartDecision::Busy(_)));
+        assert!(matches!(
+            decide_start(&lost, &request("c", "s3"), |_, _| false, NOW),
+            StartDecision::Busy(_)
+        ));
         let mut empty = Facts::new();
         old.hand_back().apply(&mut empty);
-        assert!(!asking("b", "s2").first(NOW).0.apply(&mut empty), "its number is taken");
+        assert!(!request("b", "s2").first(NOW).0.apply(&mut empty), "its number is taken");
     }
 
     #[test]
-    fn a_renewal_adopts_what_it_did_not_manage_to_adopt() {
+    fn a_renewal_repeats_an_adoption_that_failed() {
         let (mut facts, claim) = started();
         assert!(matches!(claim.renewal_action(&facts, &"s1".into(), NOW), RenewalAction::Nothing));
-        // The session was replaced, and the first try to adopt failed.
+        // The session was replaced, and the first adoption failed.
         let RenewalAction::Commit(adoption) = claim.renewal_action(&facts, &"s2".into(), NOW) else {
             panic!("adopt")
         };
         assert!(adoption.0.apply(&mut facts));
-        // It was done, and only the reply was lost: then the session was replaced again.
+        // The adoption was written, and only the reply was lost; then the session was replaced again.
         let newer_claim = claim.newer_claim(&facts).unwrap();
         assert_eq!(newer_claim, adoption.1);
         assert!(matches!(newer_claim.renewal_action(&facts, &"s2".into(), NOW), RenewalAction::Nothing));
@@ -487,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_sees_who_began_anew_after_lost_data() {
+    fn a_renewal_sees_a_new_start_of_another_run_after_lost_data() {
         let (mut facts, first) = started();
         let RenewalAction::Commit(adoption) = first.renewal_action(&facts, &"s2".into(), NOW) else {
             panic!("adopt")
@@ -495,8 +504,8 @@ mod tests {
         assert!(adoption.0.apply(&mut facts));
         let mut lost = Facts::new();
         assert!(matches!(adoption.1.renewal_action(&lost, &"s2".into(), NOW), RenewalAction::Commit(_)));
-        assert!(asking("b", "s4").first(NOW).0.apply(&mut lost));
-        // Fewer starts than this run knows, and yet another's.
+        assert!(request("b", "s4").first(NOW).0.apply(&mut lost));
+        // The record holds fewer starts than this run knows, and they belong to another run.
         assert!(matches!(adoption.1.renewal_action(&lost, &"s2".into(), NOW), RenewalAction::TakenOver));
     }
 }

@@ -1,8 +1,8 @@
-//! Every transition of a record, found by exhaustive search over the production's own commits.
+//! Every transition of a record, found by exhaustive search over the production code's own commits.
 //!
-//! Two attempts, up to four starts, every order of receiving, starting, taking over, handing back, deciding and
-//! ending. The transitions that are found are those of the table in `docs/state-machine.md`, no more and no
-//! fewer; what must never happen is asserted at every step.
+//! Two attempts, up to four starts, every order of receiving, starting, taking over, handing back, deciding and ending.
+//! The transitions found are those of the table in `docs/state-machine.md`, no more and no fewer. Every step is checked
+//! against the invariants.
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 
@@ -31,7 +31,7 @@ struct Point {
 }
 
 impl Point {
-    /// Two points are the same if facts and runs are.
+    /// Identifies the point: two points are the same if facts and runs are.
     fn key(&self) -> String {
         let runs: Vec<_> = self.runs.iter().map(|claim| (claim.attempt, claim.start, &claim.run)).collect();
         format!("{:?}{runs:?}", self.facts.iter().collect::<Vec<_>>())
@@ -42,17 +42,17 @@ impl Point {
     }
 }
 
-/// A possible step: its name in the table, the commit, and the run that begins or ends by it.
-struct Step {
+/// A possible step: its name in the table, the commit, and the run that begins or ends with it.
+struct RecordStep {
     event: &'static str,
     commit: Commit,
     begins: Option<Claim>,
     ends: Option<usize>,
 }
 
-fn steps(point: &Point) -> Vec<Step> {
+fn steps(point: &Point) -> Vec<RecordStep> {
     let mut steps = Vec::new();
-    let step = |event, commit| Step { event, commit, begins: None, ends: None };
+    let step = |event, commit| RecordStep { event, commit, begins: None, ends: None };
     steps.push(step("sent", sent()));
     for attempt in 1..=2 {
         // The message of attempt 2 exists only once attempt 1 was retried.
@@ -92,33 +92,38 @@ fn steps(point: &Point) -> Vec<Step> {
                 continue;
             }
             let commit = outcome_commit(claim, &verdict, String::new(), NOW, TTL);
-            steps.push(Step { event, commit, begins: None, ends: Some(index) });
+            steps.push(RecordStep { event, commit, begins: None, ends: Some(index) });
         }
-        steps.push(Step { event: "handed back", commit: claim.hand_back(), begins: None, ends: Some(index) });
+        steps.push(RecordStep {
+            event: "handed back",
+            commit: claim.hand_back(),
+            begins: None,
+            ends: Some(index),
+        });
     }
     steps
 }
 
-fn start_steps(point: &Point, attempt: u32) -> Vec<Step> {
-    let n = point.started;
-    let asking = StartRequest {
+fn start_steps(point: &Point, attempt: u32) -> Vec<RecordStep> {
+    let number = point.started;
+    let request = StartRequest {
         id: "t".try_into().unwrap(),
         attempt,
         generation: 0,
-        run: format!("run{n}").as_str().into(),
-        session: format!("session{n}").as_str().into(),
+        run: format!("run{number}").as_str().into(),
+        session: format!("session{number}").as_str().into(),
         worker: "w".into(),
         received_at: NOW,
         token: 0,
         alone: false,
     };
-    let (commit, claim) = asking.first(NOW);
-    let mut steps = vec![Step { event: "started", commit, begins: Some(claim), ends: None }];
-    if let StartDecision::TakeOver(next) = decide_start(&point.facts, &asking, |_, _| true, NOW)
+    let (commit, claim) = request.first(NOW);
+    let mut steps = vec![RecordStep { event: "started", commit, begins: Some(claim), ends: None }];
+    if let StartDecision::TakeOver(next) = decide_start(&point.facts, &request, |_, _| true, NOW)
         && point.facts.has(&name::start(attempt, 1))
     {
         let (commit, claim) = *next;
-        steps.push(Step { event: "taken over", commit, begins: Some(claim), ends: None });
+        steps.push(RecordStep { event: "taken over", commit, begins: Some(claim), ends: None });
     }
     steps
 }
@@ -163,7 +168,7 @@ fn search() -> BTreeSet<(String, String, String)> {
             if let Some(index) = step.ends {
                 next.runs.remove(index);
             }
-            assert_never(&point, &next, &step, done);
+            assert_invariants(&point, &next, &step, done);
             if done && next.state() != point.state() {
                 let show = |state: Option<TaskState>| state.map_or_else(|| "–".to_owned(), |s| s.to_string());
                 transitions.insert((show(point.state()), step.event.to_owned(), show(next.state())));
@@ -173,13 +178,14 @@ fn search() -> BTreeSet<(String, String, String)> {
             }
         }
     }
-    assert!(seen.len() > 1_000, "the search is not a toy: {} points", seen.len());
+    assert!(seen.len() > 1_000, "the search found only {} points", seen.len());
     transitions
 }
 
-/// What must never happen, whatever the order.
-fn assert_never(before: &Point, after: &Point, step: &Step, done: bool) {
-    let (was, is) = (before.state(), after.state());
+/// Checks the invariants that hold in every order of steps.
+fn assert_invariants(before: &Point, after: &Point, step: &RecordStep, done: bool) {
+    let was = before.state();
+    let is = after.state();
     if was.is_some_and(TaskState::is_final) {
         assert_eq!(was, is, "a final state changed by {:?}", step.event);
         assert_eq!(before.facts.get(name::END), after.facts.get(name::END), "an end was rewritten");
@@ -191,7 +197,7 @@ fn assert_never(before: &Point, after: &Point, step: &Step, done: bool) {
         assert!(greatest.is_none_or(|token| claim.token > token), "a fencing token fell");
     }
     if step.event == "succeeded" && !was.is_some_and(TaskState::is_final) {
-        assert!(done && is == Some(TaskState::Success), "an effect that happened was not recorded");
+        assert!(done && is == Some(TaskState::Success), "a success was not recorded");
     }
     if let (Some(index), true) = (step.ends, done)
         && matches!(step.event, "failed" | "asked for another run")
@@ -202,7 +208,7 @@ fn assert_never(before: &Point, after: &Point, step: &Step, done: bool) {
 }
 
 #[test]
-fn the_transitions_are_those_of_the_docs() {
+fn the_transitions_are_those_in_the_docs() {
     let docs = include_str!("../../../docs/state-machine.md");
     let rows: BTreeSet<_> = docs
         .lines()
@@ -257,18 +263,19 @@ fn an_outcome_decides_what_follows() {
 }
 
 #[test]
-fn what_is_owed_is_owed_until_it_is_done() {
+fn a_follow_up_is_recorded_until_it_is_done() {
     let mut facts = Facts::new();
     assert_eq!(recorded_follow_up(&facts, 1), None);
-    let asking = start_steps(&Point { facts: facts.clone(), runs: vec![], started: 0 }, 1);
-    let (commit, claim) = (asking[0].commit.clone(), asking[0].begins.clone().unwrap());
+    let steps = start_steps(&Point { facts: facts.clone(), runs: vec![], started: 0 }, 1);
+    let commit = steps[0].commit.clone();
+    let claim = steps[0].begins.clone().unwrap();
     commit.apply(&mut facts);
     assert_eq!(recorded_follow_up(&facts, 1), None);
 
     let mut retried = facts.clone();
     outcome_commit(&claim, &retry(), String::new(), NOW, TTL).apply(&mut retried);
     let next = recorded_follow_up(&retried, 1).unwrap();
-    assert_eq!(next, follow_up_of(&retry(), &claim), "the recorded fact demands what the verdict did");
+    assert_eq!(next, follow_up_of(&retry(), &claim), "the recorded fact has the follow-up of the verdict");
     next.done(&claim.id, 1).unwrap().apply(&mut retried);
     assert_eq!(recorded_follow_up(&retried, 1), Some(FollowUp::Nothing));
 
@@ -281,13 +288,13 @@ fn what_is_owed_is_owed_until_it_is_done() {
 }
 
 #[test]
-fn attempts_long_past_leave_their_names_only() {
+fn old_attempts_leave_only_their_names() {
     let mut facts = Facts::new();
     for attempt in 1..=25 {
         let point = Point { facts: facts.clone(), runs: vec![], started: 0 };
-        let begun = start_steps(&point, attempt).remove(0);
-        assert!(begun.commit.apply(&mut facts));
-        let claim = begun.begins.unwrap();
+        let step = start_steps(&point, attempt).remove(0);
+        assert!(step.commit.apply(&mut facts));
+        let claim = step.begins.unwrap();
         assert!(outcome_commit(&claim, &retry(), "a long log".to_owned(), NOW, TTL).apply(&mut facts));
     }
     assert!(!facts.has(&name::start(1, 1)) && facts.has(&name::retried(1)));

@@ -1,7 +1,7 @@
-//! What follows from an outcome: a verdict, its commit, and what it still demands afterwards.
+//! Verdict on an outcome: the decision, its commit, and its follow-up.
 //!
-//! The verdict is drawn once and recorded; everything that follows is fixed by the recorded fact, so that
-//! whoever does it, and however often, does the same.
+//! The verdict is decided once and recorded. The recorded fact determines everything that follows, so any worker does
+//! the same, however often it does it.
 
 use std::time::Duration;
 
@@ -22,25 +22,25 @@ use crate::{
     task_error::{Disposition, TaskError},
 };
 
-/// No record is forgotten sooner than this after its end: guards and duplicates may still arrive.
+/// Minimum time for which a record is kept after its end: guards and duplicates may still arrive.
 pub(crate) const MIN_RESULTS_TTL: Duration = Duration::from_secs(15 * 60);
 
-/// How many attempts keep their contents in a record.
-const KEPT_ATTEMPTS: u32 = 20;
+/// Number of attempts that keep their contents in a record.
+const DETAILED_ATTEMPTS: u32 = 20;
 
-/// How a run went.
+/// Outcome of a run.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Returned(Results),
     Failed(TaskError),
     TimedOut(Duration),
-    /// Told by its soft limit to end, it ended with an error.
+    /// Its soft timeout told it to end, and it ended with an error.
     GaveUp(Duration, TaskError),
     Panicked(String),
     Revoked,
 }
 
-/// What follows from it.
+/// Consequence of an outcome.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Verdict {
     Success(Results),
@@ -49,7 +49,7 @@ pub(crate) enum Verdict {
 }
 
 impl Verdict {
-    /// The same verdict, its error cut off at so many bytes.
+    /// Returns the same verdict with its error cut off at a maximum size in bytes.
     pub(crate) fn with_errors_within(mut self, bytes: usize) -> Self {
         if let Self::Retry { error, .. } | Self::Failure { error, .. } = &mut self {
             error.shorten(bytes);
@@ -58,7 +58,7 @@ impl Verdict {
     }
 }
 
-/// Decides what follows from an outcome. `chance` in 0 ≤ chance < 1 spreads the next run.
+/// Decides what follows from an outcome. `chance` in 0 ≤ chance < 1 adds jitter to the delay of the next run.
 pub(crate) fn decide(
     outcome: Outcome,
     policy: &RetryPolicy,
@@ -75,17 +75,17 @@ pub(crate) fn decide(
             };
             (kind, ErrorText::new(error.chain()), error.disposition)
         }
-        Outcome::TimedOut(limit) => {
-            let error = ErrorText::from(&*format!("ran longer than its limit of {limit:?}"));
-            (FailureKind::Timeout, error, out_of_time(policy))
+        Outcome::TimedOut(timeout) => {
+            let error = ErrorText::from(&*format!("ran longer than its timeout of {timeout:?}"));
+            (FailureKind::Timeout, error, timeout_disposition(policy))
         }
-        Outcome::GaveUp(limit, error) => {
+        Outcome::GaveUp(timeout, error) => {
             let disposition = match error.disposition {
-                Disposition::Failed => out_of_time(policy),
-                said => said,
+                Disposition::Failed => timeout_disposition(policy),
+                requested => requested,
             };
-            let told = format!("told to end after its soft limit of {limit:?}");
-            let error = ErrorText::new([told].into_iter().chain(error.chain()));
+            let message = format!("told to end after its soft timeout of {timeout:?}");
+            let error = ErrorText::new([message].into_iter().chain(error.chain()));
             (FailureKind::Timeout, error, disposition)
         }
         Outcome::Panicked(message) => (
@@ -112,16 +112,16 @@ pub(crate) fn decide(
     }
 }
 
-/// Whether a run that took too long is tried again: only where the policy says so, because it is likely to take too
-/// long again.
-const fn out_of_time(policy: &RetryPolicy) -> Disposition {
+/// Disposition of a run that took too long. It is tried again only if the policy says so, because it will probably take
+/// too long again.
+const fn timeout_disposition(policy: &RetryPolicy) -> Disposition {
     if policy.retry_timeouts { Disposition::Failed } else { Disposition::Permanent }
 }
 
-/// The commit that makes a verdict true: the point of no return of a run.
+/// Creates the commit that makes a verdict final: the point of no return of a run.
 ///
-/// The first SUCCESS wins from any run, because its effect did happen, also over a RETRY already recorded. A
-/// FAILURE or RETRY counts only from the newest start.
+/// The first SUCCESS wins from any run, because its effect did happen, even over a recorded RETRY. A FAILURE or RETRY
+/// counts only from the newest start.
 pub(crate) fn outcome_commit(
     claim: &Claim,
     verdict: &Verdict,
@@ -145,13 +145,13 @@ pub(crate) fn outcome_commit(
         commit.equal_or_absent.clone_from(&claim.starts);
     }
     if matches!(verdict, Verdict::Retry { .. }) {
-        // Whoever asked for the end wants no further run: this one is then told to end as revoked.
+        // A revoked task has no further run: this run is then told to end as revoked.
         commit.unless.push(name::REVOKED.into());
     }
     let (fact, value) = match verdict {
         Verdict::Retry { due, counters, kind, error } => {
             commit.expiry = Expiry::After(due.since(now) + UNFINISHED_TTL);
-            trim(&mut commit, claim.attempt);
+            trim_old_attempt(&mut commit, claim.attempt);
             let retried = Retried {
                 origin,
                 at: now,
@@ -178,16 +178,16 @@ pub(crate) fn outcome_commit(
     commit
 }
 
-/// The contents of attempts long past go, so that a task that is postponed a thousand times stays small. Their
-/// names stay: an attempt that was retried must never start again.
-fn trim(commit: &mut Commit, attempt: u32) {
-    let Some(old) = attempt.checked_sub(KEPT_ATTEMPTS).filter(|old| *old > 0) else { return };
+/// Drops the contents of old attempts, so that a task that is postponed a thousand times stays small. The names of
+/// their outcomes stay: an attempt that was retried must never start again.
+fn trim_old_attempt(commit: &mut Commit, attempt: u32) {
+    let Some(old) = attempt.checked_sub(DETAILED_ATTEMPTS).filter(|old| *old > 0) else { return };
     commit.drop = vec![name::received(old), name::start(old, 1), name::retried(old), name::followed(old)];
     commit.facts.push((name::retried(old), Bytes::from_static(b"{}")));
 }
 
-/// The commit by which somebody who runs nothing ends a task: expired, revoked, unregistered. It holds only
-/// while the record is as it was read; refused means read again.
+/// Creates the commit that ends a task without a run: expired, revoked or unregistered. It succeeds only while the
+/// record is as it was read; if it is refused, read the record again.
 pub(crate) fn failure_without_run(
     id: &TaskId,
     facts: &Facts,
@@ -200,7 +200,7 @@ pub(crate) fn failure_without_run(
     let newest = Attempts::of(facts).newest_start(attempt).unwrap_or(0);
     let mut commit = Commit::new(id.clone());
     commit.unless = vec![name::END.into(), name::retried(attempt)];
-    // Nothing comes after the last number.
+    // Nothing can follow the largest number.
     commit.unless.extend(newest.checked_add(1).map(|next| name::start(attempt, next)));
     let verdict = EndVerdict::Failure { kind, error };
     commit.facts =
@@ -210,19 +210,19 @@ pub(crate) fn failure_without_run(
     commit
 }
 
-/// What a recorded outcome demands of whoever holds a delivery of its attempt.
+/// Follow-up that a recorded outcome requires from the holder of a delivery of its attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum FollowUp {
     /// Nothing: acknowledge.
     Nothing,
-    /// Publish the next attempt, then say so in `f:M`.
+    /// Publish the next attempt, then record that in `f:M`.
     NextRun { due: Timestamp, counters: Counters, token: u64 },
-    /// Publish a dead letter, then say so in `f`.
+    /// Publish a dead letter, then record that in `f`.
     DeadLetter { attempt: u32, kind: FailureKind, error: ErrorText },
 }
 
 impl FollowUp {
-    /// The commit that says that it was done.
+    /// Creates the commit which records that the follow-up is done.
     pub(crate) fn done(&self, id: &TaskId, attempt: u32) -> Option<Commit> {
         let fact = match self {
             Self::Nothing => return None,
@@ -231,13 +231,13 @@ impl FollowUp {
         };
         let mut commit = Commit::new(id.clone());
         commit.facts = vec![(fact, Bytes::from_static(b"1"))];
-        // After lost data this must not leave a record behind that lives for ever.
+        // After lost data this must not leave a record behind that lives forever.
         commit.expiry = Expiry::AfterUnlessSet(MIN_RESULTS_TTL);
         Some(commit)
     }
 }
 
-/// What the outcome of an attempt still demands; `None` while the attempt has no outcome.
+/// Returns the follow-up that the outcome of an attempt still requires; `None` while the attempt has no outcome.
 pub(crate) fn recorded_follow_up(facts: &Facts, attempt: u32) -> Option<FollowUp> {
     if let Some(end) = facts.get(name::END) {
         if facts.has(name::FOLLOWED) {
@@ -265,28 +265,28 @@ pub(crate) fn recorded_follow_up(facts: &Facts, attempt: u32) -> Option<FollowUp
     }))
 }
 
-/// Whether a task that failed so is kept as a dead letter. Revoked ones were unwanted, and the cause of an
-/// upstream failure lies elsewhere.
+/// Returns `true` if a task with this failure is kept as a dead letter. Revoked tasks were unwanted, and the cause of
+/// an upstream failure is another task.
 const fn is_dead_lettered(kind: FailureKind) -> bool {
     !matches!(kind, FailureKind::Revoked | FailureKind::Upstream)
 }
 
-/// Why the commit of a verdict was refused.
+/// Reason that the commit of a verdict was refused.
 #[derive(Debug)]
 pub(crate) enum CommitRefusal {
-    /// It is recorded: only the reply was lost.
+    /// The verdict is recorded: only the reply was lost.
     Recorded,
-    /// Another outcome came first: do what that one still demands.
+    /// Another outcome came first: do its follow-up.
     Over(FollowUp),
-    /// Somebody asked for the end, so there is no further run: end it.
+    /// The task was revoked, so there is no further run: end it.
     Revoked,
-    /// An adoption came between: commit it with what is held now.
+    /// An adoption came in between: commit the verdict with this newer claim.
     Adopted(Claim),
     /// Another run holds the attempt: this one does not count.
     TakenOver,
 }
 
-/// What it means that the commit of a verdict was refused.
+/// Explains why the commit of a verdict was refused.
 pub(crate) fn explain_refusal(facts: &Facts, claim: &Claim, verdict: &Verdict) -> CommitRefusal {
     if is_own_outcome(facts, claim, verdict) {
         return CommitRefusal::Recorded;
@@ -300,7 +300,7 @@ pub(crate) fn explain_refusal(facts: &Facts, claim: &Claim, verdict: &Verdict) -
     claim.newer_claim(facts).map_or(CommitRefusal::TakenOver, CommitRefusal::Adopted)
 }
 
-/// Whether this commit's own fact is in the record: a caller whose reply was lost asks so.
+/// Returns `true` if this commit's own fact is in the record: a caller needs this after a lost reply.
 fn is_own_outcome(facts: &Facts, claim: &Claim, verdict: &Verdict) -> bool {
     let origin = match verdict {
         Verdict::Retry { .. } => {
@@ -311,7 +311,7 @@ fn is_own_outcome(facts: &Facts, claim: &Claim, verdict: &Verdict) -> bool {
     origin.is_some_and(|origin| origin.run == claim.run)
 }
 
-/// What a verdict demands once it is recorded.
+/// Returns the follow-up of a verdict once it is recorded.
 pub(crate) fn follow_up_of(verdict: &Verdict, claim: &Claim) -> FollowUp {
     match verdict {
         Verdict::Success(_) => FollowUp::Nothing,

@@ -20,48 +20,48 @@ use zeroize::Zeroizing;
 use super::{Algorithm, Key, KeyError, KeyId, KeyState};
 use crate::clock::Timestamp;
 
-/// The largest file that is read as a key.
-const FILE_LIMIT: u64 = 64 * 1024;
+/// Maximum size of a key file, in bytes.
+const MAX_FILE_BYTES: u64 = 64 * 1024;
 
-/// A key as it is written down: all of a key file, or one of the `[[keys]]` of a configuration.
+/// A key as text: a whole key file, or one of the `[[keys]]` of a configuration.
 ///
-/// A configuration may say where the key lies instead of holding it: `file` or `env`. Whoever reads configurations
-/// fetches that text (files by [`Key::read_text`], which checks who else can read them) and passes it to
-/// [`key`](Self::key).
+/// A configuration may name the location of the key instead of holding it: `file` or `env`. The reader of the
+/// configuration fetches that text (from files by [`Key::read_text`], which checks who else can read them) and passes
+/// it to [`key`](Self::key).
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct KeyConfig {
-    /// Its name.
+    /// Name of the key.
     pub id: Option<KeyId>,
-    /// What it does, and how.
+    /// Algorithm of the key.
     pub alg: Option<Algorithm>,
-    /// The secret, as base64.
+    /// Secret, as base64.
     pub secret: Option<SecretText>,
-    /// The public half of an Ed25519 key, as base64, where the secret is not to be here.
+    /// Public half of an Ed25519 key, as base64, if the secret is kept elsewhere.
     pub public: Option<String>,
-    /// A key file that holds the key.
+    /// Key file that holds the key.
     pub file: Option<PathBuf>,
-    /// An environment variable that holds the text of a key file.
+    /// Environment variable that holds the text of a key file.
     pub env: Option<String>,
-    /// RFC 3339: not believed about what it signed before.
+    /// RFC 3339 time: anything that it signed earlier is not trusted.
     pub not_before: Option<String>,
-    /// RFC 3339: not believed about what it signed after.
+    /// RFC 3339 time: anything that it signed later is not trusted.
     pub not_after: Option<String>,
-    /// `active` (unless said otherwise), `verify` or `revoked`.
+    /// `active` (the default), `verify` or `revoked`.
     pub state: Option<KeyState>,
-    /// The tasks it may sign: names, or beginnings of names followed by `*`. All of them unless given.
+    /// Tasks that it may sign: names, or prefixes of names followed by `*`. All tasks by default.
     pub tasks: Option<Vec<String>>,
-    /// The queues it may sign for, likewise.
+    /// Queues that it may sign for, in the same form. All queues by default.
     pub queues: Option<Vec<String>>,
 }
 
 impl KeyConfig {
-    /// The key. `fetched` is the text behind `file` or `env`, where one of them is given; what is said here beside
-    /// it (state, times, allow-lists) holds over what it says.
+    /// Creates the key. `fetched` is the text behind `file` or `env`, if one of them is given; the fields of this
+    /// configuration (state, times, allow-lists) override that text.
     ///
     /// # Errors
-    /// [`KeyError`] names what is missing or wrong.
+    /// [`KeyError`] names the missing or wrong field.
     pub fn key(&self, fetched: Option<&str>) -> Result<Key, KeyError> {
         let sources = [self.secret.is_some(), self.public.is_some(), self.file.is_some(), self.env.is_some()];
         if sources.iter().filter(|given| **given).count() > 1 {
@@ -71,13 +71,13 @@ impl KeyConfig {
             )));
         }
         let key = match fetched {
-            Some(text) => self.agrees(Key::from_toml(text)?)?,
-            None => self.of_its_own()?,
+            Some(text) => self.check_same_key(Key::from_toml(text)?)?,
+            None => self.inline_key()?,
         };
-        self.limit(key)
+        self.restrict(key)
     }
 
-    fn of_its_own(&self) -> Result<Key, KeyError> {
+    fn inline_key(&self) -> Result<Key, KeyError> {
         let missing = |what: &str| KeyError::Format(format!("key {}: `{what}` is missing", self.name()));
         let id = self.id.as_ref().ok_or_else(|| missing("id"))?.as_str();
         let algorithm = self.alg.unwrap_or_default();
@@ -87,42 +87,45 @@ impl KeyConfig {
                 Key::with_public(id, &self.base64("public", public)?)
             }
             (None, Some(_), _) => Err(KeyError::Format(format!(
-                "key {id}: `public` is for the algorithm `ed25519`, and this is `{algorithm}`"
+                "key {id}: `public` is for the algorithm `ed25519`, but this key has `{algorithm}`"
             ))),
             (None, None, Some(KeyState::Revoked)) => Key::revoked(id),
             (None, None, _) => Err(missing("secret")),
         }
     }
 
-    /// Base64, perhaps with white space around it.
+    /// Decodes base64, with optional white space around it.
     fn base64(&self, field: &str, text: &str) -> Result<Zeroizing<Vec<u8>>, KeyError> {
-        // The library's error would repeat a character of the secret, and say nothing more useful.
+        // The library's error would repeat a character of the secret, and add nothing useful.
         let decoded = BASE64.decode(text.trim()).map_err(|_| {
             KeyError::Format(format!("key {}: `{field}` is not base64 (RFC 4648, with padding)", self.name()))
         })?;
         Ok(Zeroizing::new(decoded))
     }
 
-    fn agrees(&self, key: Key) -> Result<Key, KeyError> {
-        let other = |what: &str, here: &dyn fmt::Display, there: &dyn fmt::Display| {
-            Err(KeyError::Format(format!("key {}: its {what} is {here} here and {there} there", self.name())))
+    fn check_same_key(&self, key: Key) -> Result<Key, KeyError> {
+        let mismatch = |field: &str, configured: &dyn fmt::Display, found: &dyn fmt::Display| {
+            Err(KeyError::Format(format!(
+                "key {}: its {field} is {configured} in the configuration and {found} in its text",
+                self.name()
+            )))
         };
         match (&self.id, self.alg) {
-            (Some(id), _) if id != key.id() => other("id", id, key.id()),
-            (_, Some(alg)) if alg != key.algorithm() => other("alg", &alg, &key.algorithm()),
+            (Some(id), _) if id != key.id() => mismatch("id", id, key.id()),
+            (_, Some(alg)) if alg != key.algorithm() => mismatch("alg", &alg, &key.algorithm()),
             _ => Ok(key),
         }
     }
 
-    fn limit(&self, mut key: Key) -> Result<Key, KeyError> {
-        let limited = self.not_before.is_some()
+    fn restrict(&self, mut key: Key) -> Result<Key, KeyError> {
+        let is_restricted = self.not_before.is_some()
             || self.not_after.is_some()
             || self.tasks.is_some()
             || self.queues.is_some();
-        if limited && key.encrypts() {
+        if is_restricted && key.encrypts() {
             return Err(KeyError::Format(format!(
-                "key {}: `not_before`, `not_after`, `tasks` and `queues` limit who signs, and this key encrypts: only \
-                 its `state` can be set",
+                "key {}: `not_before`, `not_after`, `tasks` and `queues` restrict signing, and this key encrypts: \
+                 only its `state` can be set",
                 self.name()
             )));
         }
@@ -163,23 +166,23 @@ impl Key {
     /// Reads the text of a key file.
     ///
     /// # Errors
-    /// [`KeyError`]; no text of it repeats the secret.
+    /// [`KeyError`]; its text never repeats the secret.
     pub fn from_toml(text: &str) -> Result<Self, KeyError> {
         let config: KeyConfig = toml::from_str(text).map_err(|error| {
-            // Only the message: the whole error would show the line, and the line may be the secret.
+            // Only the message: the whole error would show the line, and the line may hold the secret.
             let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
             KeyError::Format(format!("line {line} of the key's text: {}", error.message()))
         })?;
         if config.file.is_some() || config.env.is_some() {
             return Err(KeyError::Format(
-                "a key's text cannot point to another by `file` or `env`".to_owned(),
+                "a key's text cannot refer to another key with `file` or `env`".to_owned(),
             ));
         }
         config.key(None)
     }
 
-    /// The text of a key file: **with the secret**, where the key has one. Times and allow-lists belong to those
-    /// who trust the key and are not part of it.
+    /// Returns the text of a key file, **with the secret** if the key has one. Times and allow-lists belong to the
+    /// processes that trust the key and are not part of the text.
     pub fn to_toml(&self) -> Zeroizing<String> {
         let mut text = Zeroizing::new(format!("id = \"{}\"\nalg = \"{}\"\n", self.id(), self.algorithm()));
         if let Some(secret) = self.secret_base64() {
@@ -196,7 +199,7 @@ impl Key {
         text
     }
 
-    /// Reads a key file. One that others than its owner can read is refused.
+    /// Reads a key file. A file that anybody but its owner can read is refused.
     ///
     /// # Errors
     /// [`KeyError::File`] names the file and the remedy.
@@ -205,7 +208,7 @@ impl Key {
         Self::from_toml(&Self::read_text(path)?).map_err(in_file)
     }
 
-    /// Reads a key file's text, for [`KeyConfig::key`]. One that others than its owner can read is refused.
+    /// Reads a key file's text, for [`KeyConfig::key`]. A file that anybody but its owner can read is refused.
     ///
     /// # Errors
     /// [`KeyError::File`].
@@ -213,17 +216,17 @@ impl Key {
         let failed = |why: String| KeyError::File { path: path.to_owned(), why };
         let io = |error: std::io::Error| failed(error.to_string());
         let file = File::open(path).map_err(io)?;
-        let about = file.metadata().map_err(io)?;
-        if !about.is_file() {
+        let metadata = file.metadata().map_err(io)?;
+        if !metadata.is_file() {
             return Err(failed("it is not a file".to_owned()));
         }
-        private(&about).map_err(failed)?;
-        // One read into room that suffices: a text that grew would leave copies of the secret behind.
-        let room = usize::try_from(about.len().min(FILE_LIMIT)).unwrap_or_default();
-        let mut text = Zeroizing::new(String::with_capacity(room + 1));
-        match file.take(FILE_LIMIT + 1).read_to_string(&mut text) {
-            Ok(read) if read as u64 > FILE_LIMIT => {
-                Err(failed(format!("it is larger than {FILE_LIMIT} bytes")))
+        check_private(&metadata).map_err(failed)?;
+        // One read into a sufficient capacity: a text that had to grow would leave copies of the secret behind.
+        let capacity = usize::try_from(metadata.len().min(MAX_FILE_BYTES)).unwrap_or_default();
+        let mut text = Zeroizing::new(String::with_capacity(capacity + 1));
+        match file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text) {
+            Ok(read) if read as u64 > MAX_FILE_BYTES => {
+                Err(failed(format!("it is larger than {MAX_FILE_BYTES} bytes")))
             }
             Ok(_) => Ok(text),
             Err(error) => Err(io(error)),
@@ -233,26 +236,26 @@ impl Key {
     /// Writes a new key file that only its owner can read (mode 0600).
     ///
     /// # Errors
-    /// [`KeyError::File`]; a file that is there already is never overwritten.
+    /// [`KeyError::File`]; an existing file is never overwritten.
     pub fn write_new(&self, path: &Path) -> Result<(), KeyError> {
         let failed = |error: std::io::Error| {
             let why = match error.kind() {
-                std::io::ErrorKind::AlreadyExists => "it exists already and is not overwritten".to_owned(),
+                std::io::ErrorKind::AlreadyExists => "it already exists and is not overwritten".to_owned(),
                 _ => error.to_string(),
             };
             KeyError::File { path: path.to_owned(), why }
         };
-        // Written beside it and then given its name in one step, so that nobody ever reads half a key.
-        let beside = beside(path);
-        let written = write_private(&beside, self.to_toml().as_bytes())
-            .and_then(|()| std::fs::hard_link(&beside, path));
-        drop(std::fs::remove_file(&beside));
+        // Written to a temporary file and then named in one step, so that nobody ever reads half a key.
+        let temporary = temporary_path(path);
+        let written = write_private(&temporary, self.to_toml().as_bytes())
+            .and_then(|()| std::fs::hard_link(&temporary, path));
+        drop(std::fs::remove_file(&temporary));
         written.map_err(failed)
     }
 
-    /// Reads the key file, or makes one with a fresh key where there is none: for programs that need a key and
-    /// no ceremony, such as those that keep everything in one file. Of several that do so at once one wins, and
-    /// the others read its key.
+    /// Reads the key file, or creates one with a new key if there is none: for programs that need a key without any
+    /// setup, such as those that keep everything in one file. If several programs do so at once, one wins and the
+    /// others read its key.
     ///
     /// # Errors
     /// As [`read`](Self::read) and [`write_new`](Self::write_new).
@@ -267,7 +270,7 @@ impl Key {
     }
 }
 
-fn beside(path: &Path) -> PathBuf {
+fn temporary_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}", uuid::Uuid::new_v4().simple()));
     path.with_file_name(name)
@@ -284,25 +287,25 @@ fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 #[cfg(unix)]
-fn private(about: &std::fs::Metadata) -> Result<(), String> {
-    let mode = std::os::unix::fs::PermissionsExt::mode(&about.permissions()) & 0o7777;
+fn check_private(metadata: &std::fs::Metadata) -> Result<(), String> {
+    let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o7777;
     if mode & 0o077 == 0 {
         return Ok(());
     }
-    Err(format!("others than its owner can read or change it (mode {mode:04o}): `chmod 600` it"))
+    Err(format!("users other than its owner can read or change it (mode {mode:04o}): run `chmod 600` on it"))
 }
 
 #[cfg(not(unix))]
-fn private(_about: &std::fs::Metadata) -> Result<(), String> {
+fn check_private(_metadata: &std::fs::Metadata) -> Result<(), String> {
     Ok(())
 }
 
-/// Text that is wiped from memory and not printed.
+/// Text that is wiped from memory and never printed.
 #[derive(Clone)]
 pub struct SecretText(Zeroizing<String>);
 
 impl SecretText {
-    /// Takes over a secret.
+    /// Takes ownership of a secret.
     pub fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }
@@ -333,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_reads_back() {
+    fn keys_survive_their_text() {
         for alg in [Algorithm::HmacSha256, Algorithm::Ed25519] {
             let key = Key::generate(alg, "k-1").unwrap();
             let back = Key::from_toml(&key.to_toml()).unwrap();
@@ -347,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_what_is_wrong_and_never_the_secret() {
+    fn errors_name_the_problem_and_never_the_secret() {
         let secret = BASE64.encode([7; 32]);
         assert_eq!(refused("alg = \"ed25519\""), "key (without id): `id` is missing");
         assert_eq!(refused("id = \"k\""), "key k: `secret` is missing");
@@ -368,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_limits_the_key_that_it_points_to() {
+    fn a_configuration_restricts_the_key_that_it_refers_to() {
         let text = Key::generate(Algorithm::HmacSha256, "k").unwrap().to_toml();
         let config = "file = \"k.toml\"\nstate = \"verify\"\ntasks = [\"mail.*\"]\nnot_before = \"2026-01-01T00:00:00Z\"";
         let config: KeyConfig = toml::from_str(config).unwrap();
@@ -378,22 +381,22 @@ mod tests {
         let other = KeyConfig { id: Some(KeyId::parse("other").unwrap()), ..KeyConfig::default() };
         assert_eq!(
             other.key(Some(&text)).unwrap_err().to_string(),
-            "key other: its id is other here and k there"
+            "key other: its id is other in the configuration and k in its text"
         );
-        let gone: KeyConfig = toml::from_str("id = \"old\"\nstate = \"revoked\"").unwrap();
-        assert_eq!(gone.key(None).unwrap().state(), KeyState::Revoked);
+        let revoked: KeyConfig = toml::from_str("id = \"old\"\nstate = \"revoked\"").unwrap();
+        assert_eq!(revoked.key(None).unwrap().state(), KeyState::Revoked);
     }
 
     #[test]
-    fn key_files_are_private_and_made_once() {
+    fn key_files_are_private_and_created_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("machinist.key");
         let made = Key::read_or_create(&path, Algorithm::Ed25519, "own").unwrap();
         let again = Key::read_or_create(&path, Algorithm::Ed25519, "own").unwrap();
         assert_eq!(made.public_base64(), again.public_base64());
         let error = made.write_new(&path).unwrap_err().to_string();
-        assert!(error.ends_with("it exists already and is not overwritten"), "{error}");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+        assert!(error.ends_with("it already exists and is not overwritten"), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;

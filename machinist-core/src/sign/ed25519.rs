@@ -1,13 +1,13 @@
-//! Ed25519 (RFC 8032): who can verify need not be able to sign.
+//! Ed25519 (RFC 8032): a process that verifies does not need the right to sign.
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
-/// A private key; wiped from memory when it is dropped.
+/// Private key, wiped from memory when it is dropped.
 #[derive(Clone)]
 pub(crate) struct Private(SigningKey);
 
 impl Private {
-    /// `None` if these are not 32 bytes.
+    /// Creates the key; `None` if the seed does not have 32 bytes.
     pub(super) fn new(seed: &[u8]) -> Option<Self> {
         Some(Self(SigningKey::from_bytes(seed.try_into().ok()?)))
     }
@@ -25,12 +25,13 @@ impl Private {
     }
 }
 
-/// A public key.
+/// Public key.
 #[derive(Clone)]
 pub(crate) struct Public(VerifyingKey);
 
 impl Public {
-    /// `None` if these are not 32 bytes that are a key, or are one of the few keys under which anything verifies.
+    /// Creates the key; `None` if the bytes are not a key of 32 bytes, or are one of the few keys under which anything
+    /// verifies.
     pub(super) fn new(bytes: &[u8]) -> Option<Self> {
         let key = VerifyingKey::from_bytes(bytes.try_into().ok()?).ok()?;
         (!key.is_weak()).then_some(Self(key))
@@ -40,7 +41,7 @@ impl Public {
         self.0.as_bytes()
     }
 
-    /// Strict: one message and key have no second signature that could be made from the first.
+    /// Verifies strictly: a message and key have no second signature that could be derived from the first.
     pub(super) fn verify(&self, input: &[u8], signature: &[u8]) -> bool {
         Signature::from_slice(signature)
             .is_ok_and(|signature| self.0.verify_strict(input, &signature).is_ok())

@@ -4,24 +4,24 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-/// A shorter secret would be easier to guess than the MAC it makes.
+/// Minimum size of a secret, in bytes. A shorter secret would be easier to guess than its MAC.
 pub(super) const MIN_SECRET_BYTES: usize = 32;
 
 #[derive(Clone)]
 pub(crate) struct HmacSecret {
-    /// The state after the key's own block, so that no message pays for it again.
-    ready: Hmac<Sha256>,
+    /// State after the key's own block, so that it is not computed again for every message.
+    keyed_state: Hmac<Sha256>,
     bytes: Zeroizing<Vec<u8>>,
 }
 
 impl HmacSecret {
-    /// `None` if it is too short.
+    /// Creates the secret; `None` if it is too short.
     pub(super) fn new(bytes: &[u8]) -> Option<Self> {
         if bytes.len() < MIN_SECRET_BYTES {
             return None;
         }
-        let ready = Hmac::new_from_slice(bytes).ok()?;
-        Some(Self { ready, bytes: Zeroizing::new(bytes.to_vec()) })
+        let keyed_state = Hmac::new_from_slice(bytes).ok()?;
+        Some(Self { keyed_state, bytes: Zeroizing::new(bytes.to_vec()) })
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -29,10 +29,10 @@ impl HmacSecret {
     }
 
     pub(super) fn sign(&self, input: &[u8]) -> [u8; 32] {
-        self.ready.clone().chain_update(input).finalize().into_bytes().into()
+        self.keyed_state.clone().chain_update(input).finalize().into_bytes().into()
     }
 
     pub(super) fn verify(&self, input: &[u8], signature: &[u8]) -> bool {
-        self.ready.clone().chain_update(input).verify_slice(signature).is_ok()
+        self.keyed_state.clone().chain_update(input).verify_slice(signature).is_ok()
     }
 }

@@ -1,24 +1,24 @@
-//! What is signed, byte by byte.
+//! Signed bytes of a message or result.
 //!
-//! Every field is its length (32 bits, big-endian) and its bytes; an absent one is the length `ffffffff` alone. The
-//! fields have a fixed order and number, so two different lists of fields never make the same bytes.
+//! Every field is its length (32 bits, big-endian) and its bytes; an absent field is the length `ffffffff` alone. The
+//! fields have a fixed order and number, so two different lists of fields never produce the same bytes.
 
-/// The length that says: not there.
+/// Length that marks an absent field.
 const ABSENT_FIELD: u32 = u32::MAX;
 
-/// Gathers fields. The first says what kind of thing is signed, so that a signature under one kind is worth
-/// nothing under another.
+/// Collects fields. The first field names the kind of signed content, so that a signature of one kind is worthless for
+/// another.
 pub(crate) struct SigningInput(Vec<u8>);
 
 impl SigningInput {
-    /// `room`: how many bytes the fields will have, about.
-    pub(crate) fn new(domain: &str, room: usize) -> Self {
-        Self(Vec::with_capacity(room)).text(domain)
+    /// Creates an input for one kind of content. `capacity` is the approximate total size of the fields, in bytes.
+    pub(crate) fn new(domain: &str, capacity: usize) -> Self {
+        Self(Vec::with_capacity(capacity)).text(domain)
     }
 
     pub(crate) fn bytes(mut self, bytes: &[u8]) -> Self {
-        // INVARIANT: bodies and headers are bounded far below 4 GiB before they get here; what is not becomes a
-        // field that nobody can have meant, never the same bytes as another.
+        // INVARIANT: bodies and headers are bounded far below 4 GiB before they get here. A larger one becomes a field
+        // that no sender can have intended, but never the same bytes as another.
         let length = u32::try_from(bytes.len()).unwrap_or(ABSENT_FIELD - 1);
         self.0.extend_from_slice(&length.to_be_bytes());
         self.0.extend_from_slice(bytes);
@@ -61,7 +61,7 @@ impl SigningInput {
 mod tests {
     use super::*;
 
-    fn of(fields: &[Option<Vec<u8>>]) -> Vec<u8> {
+    fn input(fields: &[Option<Vec<u8>>]) -> Vec<u8> {
         let start = SigningInput::new("test", 0);
         let add = |input: SigningInput, field: &Option<Vec<u8>>| match field {
             Some(bytes) => input.bytes(bytes),
@@ -71,8 +71,8 @@ mod tests {
     }
 
     #[test]
-    fn nothing_and_empty_differ() {
-        assert_ne!(of(&[None]), of(&[Some(vec![])]));
-        assert_ne!(of(&[Some(vec![1]), Some(vec![])]), of(&[Some(vec![]), Some(vec![1])]));
+    fn absent_and_empty_fields_differ() {
+        assert_ne!(input(&[None]), input(&[Some(vec![])]));
+        assert_ne!(input(&[Some(vec![1]), Some(vec![])]), input(&[Some(vec![]), Some(vec![1])]));
     }
 }

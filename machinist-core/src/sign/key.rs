@@ -1,4 +1,4 @@
-//! A key: who may sign, how, from when to when, and what.
+//! Key: it signs, verifies or encrypts, for certain times, tasks and queues.
 
 use std::fmt;
 
@@ -9,23 +9,23 @@ use zeroize::Zeroizing;
 use super::{Algorithm, KeyError, KeyId, Material, ed25519, hmac_sha256, xchacha20_poly1305};
 use crate::clock::Timestamp;
 
-/// What a key is good for now, whenever it signed.
+/// State of a key, whenever it signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum KeyState {
-    /// It signs and verifies. One key of a ring at most.
+    /// It signs and verifies. At most one signing key of a ring is active.
     #[default]
     Active,
-    /// It verifies only: the old key while its messages are still under way, or the new one before it signs.
+    /// It verifies only: the old key while its messages are still under way, or the new key before it signs.
     Verify,
-    /// Nothing that it ever signed is believed any more.
+    /// None of its signatures is trusted any more.
     Revoked,
 }
 
-/// A key with its limits.
+/// A key with its restrictions.
 ///
-/// Its secret is wiped from memory when the last clone goes, and is never printed.
+/// Its secret is wiped from memory when the last clone is dropped, and is never printed.
 ///
 /// # Examples
 /// ```
@@ -55,7 +55,7 @@ pub struct Key {
 }
 
 impl Key {
-    /// A fresh random key.
+    /// Generates a random key.
     ///
     /// # Errors
     /// [`KeyError::Id`].
@@ -64,8 +64,8 @@ impl Key {
         Self::with_secret(algorithm, id, &secret[..])
     }
 
-    /// A key from its secret: at least 32 bytes for HMAC, exactly 32 for Ed25519 (the private key's seed)
-    /// and XChaCha20-Poly1305.
+    /// Creates a key from its secret: at least 32 bytes for HMAC, exactly 32 for Ed25519 (the private key's seed) and
+    /// XChaCha20-Poly1305.
     ///
     /// # Errors
     /// [`KeyError::Id`], [`KeyError::Material`].
@@ -78,21 +78,22 @@ impl Key {
                 xchacha20_poly1305::EncryptionSecret::new(secret).map(Material::Cipher)
             }
         };
-        let (found, needed) = (secret.len(), hmac_sha256::MIN_SECRET_BYTES);
-        let wrong = || match algorithm {
+        let found = secret.len();
+        let needed = hmac_sha256::MIN_SECRET_BYTES;
+        let problem = || match algorithm {
             Algorithm::HmacSha256 => {
                 format!("its secret has {found} bytes; HMAC-SHA256 needs at least {needed}")
             }
-            Algorithm::Ed25519 => format!("its secret has {found} bytes; an Ed25519 private key has 32"),
+            Algorithm::Ed25519 => format!("its secret has {found} bytes; Ed25519 needs exactly 32"),
             Algorithm::XChaCha20Poly1305 => {
-                format!("its secret has {found} bytes; XChaCha20-Poly1305 has 32")
+                format!("its secret has {found} bytes; XChaCha20-Poly1305 needs exactly 32")
             }
         };
-        let Some(material) = material else { return Err(KeyError::Material { id, what: wrong() }) };
-        Ok(Self::of(id, algorithm, material, KeyState::Active))
+        let Some(material) = material else { return Err(KeyError::Material { id, what: problem() }) };
+        Ok(Self::unrestricted(id, algorithm, material, KeyState::Active))
     }
 
-    /// The public half of an Ed25519 key: it verifies and cannot sign.
+    /// Creates a key from the public half of an Ed25519 key: it verifies and cannot sign.
     ///
     /// # Errors
     /// [`KeyError::Id`], [`KeyError::Material`].
@@ -101,7 +102,7 @@ impl Key {
         match ed25519::Public::new(public) {
             Some(public) => {
                 let material = Material::Ed25519Public(public);
-                Ok(Self::of(id, Algorithm::Ed25519, material, KeyState::Verify))
+                Ok(Self::unrestricted(id, Algorithm::Ed25519, material, KeyState::Verify))
             }
             None => {
                 let what = "its public part is not an Ed25519 public key of 32 bytes".to_owned();
@@ -110,20 +111,20 @@ impl Key {
         }
     }
 
-    /// A key that is only to be refused: of a revoked key nothing is needed but its name.
+    /// Creates a key that is refused: a revoked key needs only its name.
     ///
     /// # Errors
     /// [`KeyError::Id`].
     pub fn revoked(id: &str) -> Result<Self, KeyError> {
-        Ok(Self::of(KeyId::parse(id)?, Algorithm::default(), Material::None, KeyState::Revoked))
+        Ok(Self::unrestricted(KeyId::parse(id)?, Algorithm::default(), Material::None, KeyState::Revoked))
     }
 
-    fn of(id: KeyId, algorithm: Algorithm, material: Material, state: KeyState) -> Self {
+    fn unrestricted(id: KeyId, algorithm: Algorithm, material: Material, state: KeyState) -> Self {
         Self { id, material, algorithm, not_before: None, not_after: None, state, tasks: None, queues: None }
     }
 
-    /// The same key in another state. What cannot sign (a public half) stays at [`KeyState::Verify`] where
-    /// [`KeyState::Active`] is asked for.
+    /// Returns the same key in another state. A key that cannot sign (a public half) stays at [`KeyState::Verify`] if
+    /// [`KeyState::Active`] is requested.
     #[must_use]
     pub fn with_state(mut self, state: KeyState) -> Self {
         self.state = match (&self.material, state) {
@@ -134,22 +135,22 @@ impl Key {
         self
     }
 
-    /// Believes only what this key signed at or after this instant.
+    /// Trusts only signatures that this key made at or after this instant.
     #[must_use]
     pub fn not_before(mut self, instant: Timestamp) -> Self {
         self.not_before = Some(instant);
         self
     }
 
-    /// Believes only what this key signed at or before this instant. It says itself when it signed, so this ends
-    /// the use of a key that nobody has stolen; a stolen one must be [revoked](KeyState::Revoked).
+    /// Trusts only signatures that this key made at or before this instant. The key itself states the time of a
+    /// signature, so this ends the use of a key that was not stolen; a stolen key must be [revoked](KeyState::Revoked).
     #[must_use]
     pub fn not_after(mut self, instant: Timestamp) -> Self {
         self.not_after = Some(instant);
         self
     }
 
-    /// Only for these tasks: names, or beginnings of names followed by `*`.
+    /// Restricts the key to these tasks: names, or prefixes of names followed by `*`.
     ///
     /// # Errors
     /// [`KeyError::Pattern`].
@@ -161,7 +162,7 @@ impl Key {
         Ok(self)
     }
 
-    /// Only for these queues: names, or beginnings of names followed by `*`.
+    /// Restricts the key to these queues: names, or prefixes of names followed by `*`.
     ///
     /// # Errors
     /// [`KeyError::Pattern`].
@@ -183,32 +184,33 @@ impl Key {
         patterns.into_iter().map(check).collect()
     }
 
-    /// Its name.
+    /// Returns the name of the key.
     pub fn id(&self) -> &KeyId {
         &self.id
     }
 
-    /// What it does, and how.
+    /// Returns the algorithm of the key.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// What it is good for now.
+    /// Returns the state of the key.
     pub fn state(&self) -> KeyState {
         self.state
     }
 
-    /// Whether it has what it takes to sign, whatever its state.
+    /// Returns `true` if the key holds a secret for signing, whatever its state.
     pub fn can_sign(&self) -> bool {
         matches!(self.material, Material::Hmac(_) | Material::Ed25519(_))
     }
 
-    /// Whether it encrypts and decrypts, and signs nothing.
+    /// Returns `true` if the key encrypts and decrypts, and signs nothing.
     pub fn encrypts(&self) -> bool {
         matches!(self.material, Material::Cipher(_))
     }
 
-    /// Encrypts a text, which opens only together with `about`; `None` if this key does not [encrypt](Self::encrypts).
+    /// Encrypts a text, which can only be decrypted together with `about`. Returns `None` if this key does not
+    /// [encrypt](Self::encrypts).
     pub fn encrypt(&self, about: &[u8], text: &[u8]) -> Option<Vec<u8>> {
         match &self.material {
             Material::Cipher(secret) => Some(secret.encrypt(about, text)),
@@ -216,7 +218,8 @@ impl Key {
         }
     }
 
-    /// Opens what [`encrypt`](Self::encrypt) made; `None` if this key did not make it, or it is about something else.
+    /// Decrypts the result of [`encrypt`](Self::encrypt). Returns `None` if this key did not encrypt it, or if `about`
+    /// is different.
     pub fn decrypt(&self, about: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
         match &self.material {
             Material::Cipher(secret) => secret.decrypt(about, sealed),
@@ -224,7 +227,7 @@ impl Key {
         }
     }
 
-    /// The public half of an Ed25519 key, for those who only verify; `None` for other keys.
+    /// Returns the public half of an Ed25519 key, for processes that only verify; `None` for other keys.
     #[must_use]
     pub fn public(&self) -> Option<Self> {
         let public = match &self.material {
@@ -236,7 +239,7 @@ impl Key {
         Some(Self { material: Material::Ed25519Public(public), state, ..self.clone() })
     }
 
-    /// The public half as base64 text; `None` for keys that have none.
+    /// Returns the public half as base64 text; `None` for keys without one.
     pub fn public_base64(&self) -> Option<String> {
         match self.public()?.material {
             Material::Ed25519Public(public) => Some(BASE64.encode(public.bytes())),
@@ -244,7 +247,7 @@ impl Key {
         }
     }
 
-    /// The secret as base64 text; `None` where there is none.
+    /// Returns the secret as base64 text; `None` for keys without one.
     pub(super) fn secret_base64(&self) -> Option<Zeroizing<String>> {
         let bytes = match &self.material {
             Material::Hmac(secret) => secret.bytes(),
@@ -255,23 +258,24 @@ impl Key {
         Some(Zeroizing::new(BASE64.encode(bytes)))
     }
 
-    /// Signs bytes, whatever the key's state and limits. `None`: it has no secret.
+    /// Signs bytes, whatever the key's state and restrictions. Returns `None` if the key has no secret.
     pub fn sign(&self, input: &[u8]) -> Option<Vec<u8>> {
         self.material.sign(input)
     }
 
-    /// Whether this key made this signature of these bytes, in constant time; whatever its state and limits.
+    /// Returns `true` if this key made this signature of these bytes, whatever its state and restrictions. Takes
+    /// constant time.
     pub fn verify(&self, input: &[u8], signature: &[u8]) -> bool {
         self.material.verify(input, signature)
     }
 
-    /// Whether this instant lies in the time in which it may sign.
+    /// Returns `true` if the key may sign at this instant.
     pub(super) fn valid_at(&self, instant: Timestamp) -> bool {
         self.not_before.is_none_or(|from| from <= instant) && self.not_after.is_none_or(|to| instant <= to)
     }
 }
 
-/// Everything but the secret.
+/// Shows everything but the secret.
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Key")
@@ -286,30 +290,30 @@ impl fmt::Debug for Key {
     }
 }
 
-/// A name, or the beginning of names.
+/// A name, or a prefix of names.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Pattern {
     text: String,
-    open: bool,
+    is_prefix: bool,
 }
 
 impl Pattern {
     fn parse(mut text: String) -> Result<Self, String> {
-        let open = text.ends_with('*');
-        if open {
+        let is_prefix = text.ends_with('*');
+        if is_prefix {
             text.pop();
         }
-        if text.contains('*') { Err(text) } else { Ok(Self { text, open }) }
+        if text.contains('*') { Err(text) } else { Ok(Self { text, is_prefix }) }
     }
 
     pub(super) fn fits(&self, name: &str) -> bool {
-        if self.open { name.starts_with(&self.text) } else { name == self.text }
+        if self.is_prefix { name.starts_with(&self.text) } else { name == self.text }
     }
 }
 
 impl fmt::Debug for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.text, if self.open { "*" } else { "" })
+        write!(f, "{}{}", self.text, if self.is_prefix { "*" } else { "" })
     }
 }
 
@@ -317,8 +321,8 @@ impl fmt::Debug for Pattern {
 mod tests {
     use super::*;
 
-    /// That is a feature of the crates that hold them, and without it this does not compile. A HMAC holds nothing but
-    /// two states of SHA-256.
+    /// The crates that hold the secrets do this only with a feature, and without it this does not compile. An HMAC
+    /// holds nothing but two states of SHA-256.
     #[test]
     fn secrets_are_wiped_when_they_are_dropped() {
         fn wiped<T: zeroize::ZeroizeOnDrop>() {}
@@ -338,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_have_a_length() {
+    fn secrets_of_the_wrong_size_are_refused() {
         let short = Key::with_secret(Algorithm::HmacSha256, "k", &[1; 31]).unwrap_err();
         assert_eq!(short.to_string(), "key k: its secret has 31 bytes; HMAC-SHA256 needs at least 32");
         assert!(Key::with_secret(Algorithm::Ed25519, "k", &[1; 33]).is_err());
@@ -360,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_are_names_or_beginnings() {
+    fn patterns_are_names_or_prefixes() {
         let fits = |pattern: &str, name| Pattern::parse(pattern.to_owned()).unwrap().fits(name);
         assert!(fits("mail.*", "mail.send") && fits("*", "anything") && fits("add", "add"));
         assert!(!fits("mail.*", "mailer") && !fits("add", "adder") && !fits("", "add"));

@@ -1,11 +1,11 @@
-//! The keys that are trusted: several verify, one signs; several decrypt, one encrypts.
+//! Key ring: several keys verify, one signs; several decrypt, one encrypts.
 
 use std::{collections::BTreeMap, fmt};
 
 use super::{Key, KeyError, KeyId, KeyState};
 use crate::clock::Timestamp;
 
-/// The keys of an application. Cheap enough to clone, and replaced as a whole.
+/// Keys of an application. Cheap enough to clone, and replaced as a whole.
 #[derive(Clone)]
 pub struct Keyring {
     keys: BTreeMap<KeyId, Key>,
@@ -14,8 +14,8 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// A ring of these keys. At most one that signs and one that encrypts are [active](KeyState::Active); a ring
-    /// without an active key reads results and signs nothing.
+    /// Creates a ring of these keys. At most one that signs and one that encrypts are [active](KeyState::Active); a
+    /// ring without an active key reads results and signs nothing.
     ///
     /// # Errors
     /// [`KeyError::Empty`], [`KeyError::Twice`], [`KeyError::TwoActive`], [`KeyError::TwoEncrypt`].
@@ -24,10 +24,10 @@ impl Keyring {
         for key in keys {
             if key.state() == KeyState::Active {
                 let id = key.id().clone();
-                let place = if key.encrypts() { &mut ring.cipher } else { &mut ring.active };
-                if let Some(other) = place.replace(id.clone()) {
-                    let two = if key.encrypts() { KeyError::TwoEncrypt } else { KeyError::TwoActive };
-                    return Err(two(other, id));
+                let slot = if key.encrypts() { &mut ring.cipher } else { &mut ring.active };
+                if let Some(other) = slot.replace(id.clone()) {
+                    let error = if key.encrypts() { KeyError::TwoEncrypt } else { KeyError::TwoActive };
+                    return Err(error(other, id));
                 }
             }
             if let Some(twice) = ring.keys.insert(key.id().clone(), key) {
@@ -37,22 +37,22 @@ impl Keyring {
         if ring.keys.is_empty() { Err(KeyError::Empty) } else { Ok(ring) }
     }
 
-    /// The keys, by name.
+    /// Returns the keys, by name.
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
         self.keys.values()
     }
 
-    /// The key that signs; `None` where none is active.
+    /// Returns the key that signs; `None` if none is active.
     pub fn signing_key(&self) -> Option<&Key> {
         self.keys.get(self.active.as_ref()?)
     }
 
-    /// The key that encrypts what this application sends and records; `None` where that is left readable.
+    /// Returns the key that encrypts everything that this application sends and records; `None` if it is left readable.
     pub fn encrypting_key(&self) -> Option<&Key> {
         self.keys.get(self.cipher.as_ref()?)
     }
 
-    /// The key of this name, unless it is revoked.
+    /// Returns the key of this name, unless it is revoked.
     pub(crate) fn trusted(&self, id: &KeyId) -> Result<&Key, KeyRejection> {
         match self.keys.get(id) {
             None => Err(KeyRejection::Unknown(id.clone())),
@@ -62,7 +62,7 @@ impl Keyring {
     }
 }
 
-/// A ring of one key.
+/// Creates a ring of one key.
 impl From<Key> for Keyring {
     fn from(key: Key) -> Self {
         let id = (key.state() == KeyState::Active).then(|| key.id().clone());
@@ -78,19 +78,20 @@ impl fmt::Debug for Keyring {
 }
 
 impl Key {
-    /// Whether this key is believed about what it signed at this instant.
+    /// Checks that this key is trusted for a signature of this instant.
     pub(crate) fn believed_at(&self, instant: Timestamp) -> Result<(), KeyRejection> {
         if self.valid_at(instant) { Ok(()) } else { Err(KeyRejection::OutOfTime(self.id().clone(), instant)) }
     }
 
-    /// Whether this key may sign this task for this queue. It holds for what is nested in a body too.
+    /// Checks that this key may sign this task for this queue. The same rule applies to tasks that are nested in a
+    /// body.
     pub(crate) fn may(&self, task: &str, queue: &str) -> Result<(), KeyRejection> {
-        for (what, name, list) in [("task", task, &self.tasks), ("queue", queue, &self.queues)] {
+        for (kind, name, list) in [("task", task, &self.tasks), ("queue", queue, &self.queues)] {
             if let Some(list) = list
                 && !list.iter().any(|pattern| pattern.fits(name))
             {
                 return Err(KeyRejection::NotAllowed(format!(
-                    "key {} is not for the {what} {name:?}",
+                    "key {} is not for the {kind} {name:?}",
                     self.id()
                 )));
             }
@@ -99,10 +100,10 @@ impl Key {
     }
 }
 
-/// Why a key is not believed.
+/// Reason that a key is not trusted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum KeyRejection {
-    #[error("no key {0} is in the ring here")]
+    #[error("the key ring here has no key {0}")]
     Unknown(KeyId),
     #[error("key {0} is revoked")]
     Revoked(KeyId),
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_has_one_signer_and_no_namesakes() {
+    fn a_ring_has_one_signing_key_and_no_two_keys_of_one_name() {
         assert!(matches!(Keyring::new([]), Err(KeyError::Empty)));
         assert!(matches!(Keyring::new([key("a"), key("b")]), Err(KeyError::TwoActive(..))));
         let twice = Keyring::new([key("a"), key("a").with_state(KeyState::Verify)]);
@@ -139,10 +140,11 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_believed_within_their_limits() {
-        let (from, to) = (Timestamp::from_micros(10), Timestamp::from_micros(20));
-        let limited = key("a").not_before(from).not_after(to).for_tasks(["mail.*"]).unwrap();
-        let ring = Keyring::new([limited, Key::revoked("gone").unwrap()]).unwrap();
+    fn keys_are_trusted_within_their_restrictions() {
+        let from = Timestamp::from_micros(10);
+        let to = Timestamp::from_micros(20);
+        let restricted = key("a").not_before(from).not_after(to).for_tasks(["mail.*"]).unwrap();
+        let ring = Keyring::new([restricted, Key::revoked("gone").unwrap()]).unwrap();
         let named = |id| ring.trusted(&KeyId::parse(id).unwrap());
         let key = named("a").unwrap();
         let at = |micros| key.believed_at(Timestamp::from_micros(micros));

@@ -1,13 +1,14 @@
-//! Signatures under messages and results, so that nothing runs that was not signed by a key the worker trusts.
+//! Signatures of messages and results, so that nothing runs without a signature by a key that the worker trusts.
 //!
-//! A task queue that runs what its broker hands it gives everybody with access to the broker the right to run
-//! code. Here every message carries a detached signature over all that a worker reads of it; what is signed, byte
-//! by byte, is in `docs/signing.md`. The algorithm is a property of the key: a message cannot choose it.
+//! A task queue that runs everything from its broker gives everybody with access to the broker the right to run code.
+//! Here every message carries a detached signature over everything that a worker reads of it; `docs/signing.md` defines
+//! the signed bytes. The algorithm is a property of the key: a message cannot choose it.
 //!
 //! # Why these libraries
-//! HMAC and SHA-256 are RustCrypto's, Ed25519 is dalek's: pure Rust, so that this crate needs neither a C compiler
-//! nor assembly; kept up by many hands; they wipe their secrets from memory, which ring does not. SHA-256 uses the
-//! processor's instructions where it has them, and HMAC is not where the time of a task goes either way.
+//! HMAC and SHA-256 are RustCrypto's, Ed25519 is dalek's. They are pure Rust, so that this crate needs neither a C
+//! compiler nor assembly; they have many maintainers; and they wipe their secrets from memory, which ring does not.
+//! SHA-256 uses the processor's instructions if it has them, and HMAC takes only a small part of a task's time either
+//! way.
 
 mod config;
 mod ed25519;
@@ -26,25 +27,25 @@ pub use key::{Key, KeyState};
 pub(crate) use keyring::KeyRejection;
 pub use keyring::Keyring;
 
-/// What a key does, and how.
+/// Algorithm of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Algorithm {
-    /// HMAC with SHA-256: one secret signs and verifies. The quickest.
+    /// HMAC with SHA-256: one secret signs and verifies. The fastest.
     #[default]
     #[serde(rename = "hmac-sha256")]
     HmacSha256,
-    /// Ed25519: a private key signs, and whoever has only the public key can verify and not sign.
+    /// Ed25519: a private key signs, and a process with only the public key can verify but not sign.
     #[serde(rename = "ed25519")]
     Ed25519,
-    /// XChaCha20-Poly1305: signs nothing, but encrypts what arguments and results say, for whoever has the same
-    /// secret.
+    /// XChaCha20-Poly1305: signs nothing, but encrypts the contents of arguments and results for every process with the
+    /// same secret.
     #[serde(rename = "xchacha20-poly1305")]
     XChaCha20Poly1305,
 }
 
 impl Algorithm {
-    /// Its name in key files and in what is signed.
+    /// Returns its name in key files and in the signed bytes.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::HmacSha256 => "hmac-sha256",
@@ -71,7 +72,7 @@ impl FromStr for Algorithm {
     }
 }
 
-/// The name of a key: 1 to 64 letters, digits, `.`, `_` or `-`. It travels with every message and is not secret.
+/// Name of a key: 1 to 64 letters, digits, `.`, `_` or `-`. It is sent with every message and is not secret.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeyId(Arc<str>);
@@ -90,7 +91,7 @@ impl KeyId {
         }
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -115,28 +116,28 @@ impl From<KeyId> for String {
     }
 }
 
-/// What is wrong with a key or a key ring. No text holds anything secret.
+/// Error of a key or a key ring. Its text never holds anything secret.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
     /// The name of a key is not allowed.
     #[error("key id {0:?} is not allowed: it must be 1 to 64 letters, digits, `.`, `_` or `-`")]
     Id(String),
-    /// Nobody knows this algorithm.
+    /// The algorithm is unknown.
     #[error("algorithm {0:?} is unknown: it must be `hmac-sha256`, `ed25519` or `xchacha20-poly1305`")]
     Algorithm(String),
-    /// A key's text cannot be read.
+    /// The text of a key cannot be read.
     #[error("{0}")]
     Format(String),
-    /// A key's secret or public part is missing, too short or not one.
+    /// The secret or public part of a key is missing, too short or invalid.
     #[error("key {id}: {what}")]
     Material {
         /// The key.
         id: KeyId,
-        /// What is wrong with it, and the remedy.
+        /// Description of the problem, and the remedy.
         what: String,
     },
-    /// A pattern in an allow-list cannot be one.
+    /// A pattern in an allow-list is invalid.
     #[error("key {id}: the pattern {pattern:?} may have a `*` only at its end")]
     Pattern {
         /// The key.
@@ -149,44 +150,44 @@ pub enum KeyError {
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and the remedy.
+        /// Description of the problem, and the remedy.
         why: String,
     },
-    /// A ring without keys trusts nobody.
+    /// The ring has no keys, so it trusts nobody.
     #[error("the key ring is empty: add a key (`machinist keygen` makes one)")]
     Empty,
-    /// Two keys of a ring have one name.
+    /// Two keys of a ring have the same name.
     #[error("key {0} is in the ring twice")]
     Twice(KeyId),
-    /// Only one key encrypts.
+    /// Two keys that encrypt are active, but only one key encrypts.
     #[error(
         "keys {0} and {1} are both active, but only one can encrypt: set `state = \"verify\"` on the other, which then \
          only decrypts"
     )]
     TwoEncrypt(KeyId, KeyId),
-    /// Only one key signs.
+    /// Two keys that sign are active, but only one key signs.
     #[error("keys {0} and {1} are both active, but only one can sign: set `state = \"verify\"` on the other")]
     TwoActive(KeyId, KeyId),
-    /// Nothing can be signed with this ring.
+    /// No key that signs is active, so nothing can be signed with this ring.
     #[error(
         "no key of the ring that signs is active, so nothing can be signed: set `state = \"active\"` on one"
     )]
     NoneActive,
 }
 
-/// The bytes with which a key signs and verifies.
+/// Secret or public bytes of a key.
 #[derive(Clone)]
 pub(crate) enum Material {
     Hmac(hmac_sha256::HmacSecret),
     Ed25519(ed25519::Private),
     Ed25519Public(ed25519::Public),
     Cipher(xchacha20_poly1305::EncryptionSecret),
-    /// Of a revoked key nothing is needed but its name.
+    /// A revoked key needs nothing but its name.
     None,
 }
 
 impl Material {
-    /// Signs. `None`: this key cannot.
+    /// Signs. Returns `None` if this key cannot sign.
     pub(crate) fn sign(&self, input: &[u8]) -> Option<Vec<u8>> {
         match self {
             Self::Hmac(secret) => Some(secret.sign(input).to_vec()),
@@ -195,7 +196,7 @@ impl Material {
         }
     }
 
-    /// Whether this key made this signature of this input; in constant time.
+    /// Returns `true` if this key made this signature of this input. Takes constant time.
     pub(crate) fn verify(&self, input: &[u8], signature: &[u8]) -> bool {
         match self {
             Self::Hmac(secret) => secret.verify(input, signature),

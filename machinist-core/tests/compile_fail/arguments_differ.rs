@@ -1,6 +1,6 @@
-//! A handler whose arguments are of other types than its definition's; extractors do not count.
+//! A handler whose argument types differ from its definition's; extractors do not count.
 
-//~ ERROR: the handler takes `(String, i64)` but its TaskDef declares `(i64, i64)`
+//~ ERROR: the handler takes `(String, i64)`, but its TaskDef declares `(i64, i64)`
 use machinist_core::{State, TaskDef, TaskError, handler::Binding};
 
 const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");

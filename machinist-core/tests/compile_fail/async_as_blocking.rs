@@ -1,7 +1,7 @@
-//! An `async fn` registered as a function that blocks.
+//! An `async fn` registered as a blocking function.
 
 //~ ERROR: handlers return `Result<R, E>`, not
-//~ ERROR: register an `async fn` with `task`, a function that blocks with `task_blocking`
+//~ ERROR: register an `async fn` with `task`, and a blocking function with `task_blocking`
 use machinist_core::{TaskDef, TaskError, handler::Binding};
 
 const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");

@@ -1,6 +1,6 @@
 //! A call with one argument too many.
 
-//~ ERROR: was given where the task takes `(i64, i64)`
+//~ ERROR: the task takes `(i64, i64)`, but
 use machinist_core::TaskDef;
 
 const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");

@@ -1,4 +1,4 @@
-//! The control: what fits compiles, so the other programs fail for the reason they name.
+//! The control program: it compiles, so the other programs fail for the reason that they name.
 
 use machinist_core::{Json, Rest, State, TaskContext, TaskDef, TaskError, handler::Binding};
 

@@ -1,4 +1,4 @@
-//! A handler whose error turns into no `TaskError`.
+//! A handler whose error does not convert into a `TaskError`.
 
 //~ ERROR: handlers return `Result<R, E>`, not `Result<i64, Odd>`
 use machinist_core::{TaskDef, handler::Binding};

@@ -1,4 +1,4 @@
-//! A function that blocks registered as an `async fn`.
+//! A blocking function registered as an `async fn`.
 
 //~ ERROR: an async handler returns a future, not `Result<i64, TaskError>`
 use machinist_core::{TaskDef, TaskError, handler::Binding};

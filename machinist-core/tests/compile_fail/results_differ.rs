@@ -1,6 +1,6 @@
-//! A handler that returns another type than its definition.
+//! A handler whose return type differs from its definition's.
 
-//~ ERROR: the handler returns `String` but its TaskDef declares `i64`
+//~ ERROR: the handler returns `String`, but its TaskDef declares `i64`
 use machinist_core::{TaskDef, TaskError, handler::Binding};
 
 const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");

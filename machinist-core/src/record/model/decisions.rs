@@ -1,4 +1,4 @@
-//! What follows from an answer: the places in `worker::processor` where a decision is asked for, and acted upon.
+//! Consequences of an answer: the places in `worker::processor` that ask for a decision and act on it.
 
 use super::{
     super::{
@@ -9,12 +9,12 @@ use super::{
         verdict::{FollowUp, Outcome, Verdict, decide},
     },
     Model, ModelMutation,
-    steps::HandlerPlace,
-    store::{ClaimNo, number, run_id, session_id},
-    world::{
-        Bystander, GuardStep, HandlerStage, ModelCancelReason, ModelHandler, ModelMessage, ModelReceipt,
+    state::{
+        EndReason, GuardStep, HandlerStage, ModelCancelReason, ModelHandler, ModelMessage, ModelReceipt,
         ModelState, OutcomeKind,
     },
+    steps::HandlerIndex,
+    store::{ClaimId, number_of, run_id, session_id},
 };
 use crate::{
     args::Results,
@@ -24,176 +24,190 @@ use crate::{
 };
 
 impl Model {
-    /// Expired, or to be asked for: if the worker takes on anything at all.
-    pub(super) fn ask(&self, world: &mut ModelState, place: HandlerPlace) {
-        let handler = place.of(world);
-        if handler.at == HandlerStage::Open && handler.msg.attempt == 1 && world.expired {
-            place.of_mut(world).at = HandlerStage::End(Bystander::Expired, self.store.facts(Facts::new()));
+    /// Ends the task if it has expired, and requests a start otherwise.
+    pub(super) fn expire_or_request(&self, state: &mut ModelState, index: HandlerIndex) {
+        let handler = index.get(state);
+        if handler.stage == HandlerStage::Open && handler.message.attempt == 1 && state.expired {
+            index.get_mut(state).stage =
+                HandlerStage::EndWithoutRun(EndReason::Expired, self.store.facts(Facts::new()));
             return;
         }
-        self.ask_now(world, place);
+        self.request_start(state, index);
     }
 
-    pub(super) fn ask_now(&self, world: &mut ModelState, place: HandlerPlace) {
-        let worker = &world.workers[place.worker];
+    /// Requests a start, if the worker takes on work at all.
+    pub(super) fn request_start(&self, state: &mut ModelState, index: HandlerIndex) {
+        let worker = &state.workers[index.worker];
         if worker.draining {
-            return place.end(world, true);
+            return index.settle(state, true);
         }
-        let (fooled, session) = (worker.fooled, worker.session);
-        let handler = place.of_mut(world);
-        (handler.run, handler.claim, handler.cancel, handler.at) = (None, None, None, HandlerStage::Open);
-        // Without a session that is certainly alive nothing is asked for.
-        if !fooled && !world.is_alive(session) {
+        let unaware_of_loss = worker.unaware_of_loss;
+        let session = worker.session;
+        let handler = index.get_mut(state);
+        handler.run = None;
+        handler.claim = None;
+        handler.cancel = None;
+        handler.stage = HandlerStage::Open;
+        // Nothing is requested without a session that is certainly alive.
+        if !unaware_of_loss && !state.is_alive(session) {
             return;
         }
-        let (run, _) = self.store.fresh(world);
-        place.of_mut(world).run = Some(run);
-        let (mut commit, claim) = self.asking(world, place, session).first(Self::now(world));
-        if self.config.mutation == Some(ModelMutation::StartUnguarded) {
+        let run = self.store.unused_run(state);
+        index.get_mut(state).run = Some(run);
+        let (mut commit, claim) = self.start_request(state, index, session).first(Self::now(state));
+        if self.config.mutation == Some(ModelMutation::StartUnchecked) {
             commit.unless.retain(|name| !name.starts_with("s:"));
         }
-        place.of_mut(world).at = HandlerStage::Ask(self.store.pending((commit, claim)), session);
+        index.get_mut(state).stage =
+            HandlerStage::StartRequested(self.store.pending((commit, claim)), session);
     }
 
-    pub(super) fn asking(&self, world: &ModelState, place: HandlerPlace, session: u8) -> StartRequest {
-        let handler = place.of(world);
+    pub(super) fn start_request(&self, state: &ModelState, index: HandlerIndex, session: u8) -> StartRequest {
+        let handler = index.get(state);
         StartRequest {
             id: self.id.clone(),
-            attempt: handler.msg.attempt,
-            generation: handler.msg.generation,
-            run: run_id(handler.run.expect("registered before it is asked for")),
+            attempt: handler.message.attempt,
+            generation: handler.message.generation,
+            run: run_id(handler.run.expect("a run is registered before its start is requested")),
             session: session_id(session),
             worker: "w".into(),
             received_at: Self::NOW,
-            token: handler.msg.token,
-            alone: handler.alone && self.config.mutation != Some(ModelMutation::AloneUnsaid),
+            token: handler.message.token,
+            alone: handler.alone && self.config.mutation != Some(ModelMutation::AloneNotRecorded),
         }
     }
 
-    /// A start was granted: it runs, unless its session was replaced meanwhile; then it is adopted first.
-    pub(super) fn granted(&self, world: &mut ModelState, place: HandlerPlace, claim: Claim) {
-        let worker = &world.workers[place.worker];
-        let (current, believed) = (worker.session, worker.fooled || world.is_alive(worker.session));
-        if number(claim.session.as_str()) == current
+    /// Runs a granted start. If its session was replaced meanwhile, it is adopted first.
+    pub(super) fn start_granted(&self, state: &mut ModelState, index: HandlerIndex, claim: Claim) {
+        let worker = &state.workers[index.worker];
+        let current = worker.session;
+        let believes_alive = worker.unaware_of_loss || state.is_alive(worker.session);
+        if number_of(claim.session.as_str()) == current
             || self.config.mutation == Some(ModelMutation::StartUnderReplacedSession)
         {
             let claim = self.store.claim(claim);
-            let handler = place.of_mut(world);
-            (handler.claim, handler.at) = (Some(claim), HandlerStage::Run(GuardStep::None));
-        } else if believed {
-            let pending = self.store.pending(claim.adopt(&session_id(current), Self::now(world)));
-            place.of_mut(world).at = HandlerStage::Ask(pending, current);
+            let handler = index.get_mut(state);
+            handler.claim = Some(claim);
+            handler.stage = HandlerStage::Run(GuardStep::None);
+        } else if believes_alive {
+            let pending = self.store.pending(claim.adopt(&session_id(current), Self::now(state)));
+            index.get_mut(state).stage = HandlerStage::StartRequested(pending, current);
         }
-        // Without a session it waits; asked for again, the start is found.
+        // Without a session it waits; when the start is requested again, it is found.
     }
 
-    pub(super) fn refused_start(
+    pub(super) fn start_refused(
         &self,
-        world: &mut ModelState,
-        place: HandlerPlace,
+        state: &mut ModelState,
+        index: HandlerIndex,
         session: u8,
         facts: &Facts,
     ) {
-        let asking = self.asking(world, place, session);
-        let worker = &world.workers[place.worker];
+        let request = self.start_request(state, index, session);
+        let worker = &state.workers[index.worker];
         let registered = |run: u8| match self.config.mutation {
-            Some(ModelMutation::RegisteredLate) => {
-                worker.handlers.iter().any(|h| h.run == Some(run) && !matches!(h.at, HandlerStage::Ask(..)))
-            }
+            Some(ModelMutation::RegisteredLate) => worker
+                .handlers
+                .iter()
+                .any(|h| h.run == Some(run) && !matches!(h.stage, HandlerStage::StartRequested(..))),
             _ => worker.knows(run),
         };
         let gone = |session: &SessionId, run: &RunId| {
-            if registered(number(run.as_str())) {
+            if registered(number_of(run.as_str())) {
                 return false;
             }
-            let session = number(session.as_str());
+            let session = number_of(session.as_str());
             session == worker.session
-                // Between its two looks at a session a worker has renewed its own.
-                || (!world.is_alive(session) && !worker.fooled)
-                || self.config.mutation == Some(ModelMutation::TakeOverUnseen)
+                // Between its two checks of a session a worker has renewed its own.
+                || (!state.is_alive(session) && !worker.unaware_of_loss)
+                || self.config.mutation == Some(ModelMutation::TakeOverUnchecked)
         };
-        let guarded = Attempts::of(facts).newest_guard(asking.attempt) > asking.generation;
-        let meaning = match self.config.mutation {
+        let guarded = Attempts::of(facts).newest_guard(request.attempt) > request.generation;
+        let decision = match self.config.mutation {
             Some(ModelMutation::GuardBeforeOwnStart) if guarded => StartDecision::NewerGuard,
-            _ => decide_start(facts, &asking, gone, Self::now(world)),
+            _ => decide_start(facts, &request, gone, Self::now(state)),
         };
-        match meaning {
-            StartDecision::AlreadyStarted(claim) => self.granted(world, place, claim),
-            StartDecision::Over(follow_up) => self.follow(world, place, follow_up),
-            StartDecision::NewerGuard => place.end(world, false),
+        match decision {
+            StartDecision::AlreadyStarted(claim) => self.start_granted(state, index, claim),
+            StartDecision::Over(follow_up) => self.follow(state, index, follow_up),
+            StartDecision::NewerGuard => index.settle(state, false),
             StartDecision::Revoked => {
-                place.of_mut(world).at =
-                    HandlerStage::End(Bystander::Revoked, self.store.facts(facts.clone()));
+                index.get_mut(state).stage =
+                    HandlerStage::EndWithoutRun(EndReason::Revoked, self.store.facts(facts.clone()));
             }
-            StartDecision::Busy(_) => self.busy(world, place),
-            StartDecision::TakeOver(next) => match suspicion(facts, asking.attempt) {
+            StartDecision::Busy(_) => self.busy(state, index),
+            StartDecision::TakeOver(next) => match suspicion(facts, request.attempt) {
                 Suspicion::Lost => {
-                    place.of_mut(world).at =
-                        HandlerStage::End(Bystander::Lost, self.store.facts(facts.clone()));
+                    index.get_mut(state).stage =
+                        HandlerStage::EndWithoutRun(EndReason::Lost, self.store.facts(facts.clone()));
                 }
                 Suspicion::Suspect
-                    if !place.of(world).alone
-                        && self.config.mutation != Some(ModelMutation::SuspectInCompany) =>
+                    if !index.get(state).alone
+                        && self.config.mutation != Some(ModelMutation::SuspectBesideOthers) =>
                 {
-                    let handler = place.of_mut(world);
-                    (handler.run, handler.at) = (None, HandlerStage::Suspect);
+                    let handler = index.get_mut(state);
+                    handler.run = None;
+                    handler.stage = HandlerStage::Suspect;
                 }
                 Suspicion::None | Suspicion::Suspect => {
                     let (mut commit, claim) = *next;
-                    if self.config.mutation == Some(ModelMutation::StartUnguarded) {
+                    if self.config.mutation == Some(ModelMutation::StartUnchecked) {
                         commit.unless.retain(|name| !name.starts_with("s:"));
                     }
-                    place.of_mut(world).at = HandlerStage::Ask(self.store.pending((commit, claim)), session);
+                    index.get_mut(state).stage =
+                        HandlerStage::StartRequested(self.store.pending((commit, claim)), session);
                 }
             },
         }
     }
 
-    /// Whether asking again comes to anything: a step that surely leads back is left out.
-    pub(super) fn is_free(&self, world: &ModelState, place: HandlerPlace) -> bool {
-        let mut asked = world.clone();
-        self.ask_now(&mut asked, place);
-        let HandlerStage::Ask(_, session) = place.of(&asked).at else { return true };
-        let facts = self.store.facts_of(world.facts);
-        let first = !facts.has(&name::start(place.of(world).msg.attempt, 1));
-        first || {
-            self.refused_start(&mut asked, place, session, &facts);
-            asked.workers[place.worker]
+    /// Returns `true` if another request can change the state; a step that surely leads back is left out.
+    pub(super) fn can_progress(&self, state: &ModelState, index: HandlerIndex) -> bool {
+        let mut after_request = state.clone();
+        self.request_start(&mut after_request, index);
+        let HandlerStage::StartRequested(_, session) = index.get(&after_request).stage else { return true };
+        let facts = self.store.facts_of(state.facts);
+        let is_first = !facts.has(&name::start(index.get(state).message.attempt, 1));
+        is_first || {
+            self.start_refused(&mut after_request, index, session, &facts);
+            after_request.workers[index.worker]
                 .handlers
-                .get(place.handler)
-                .is_none_or(|handler| handler.at != HandlerStage::Busy)
+                .get(index.handler)
+                .is_none_or(|handler| handler.stage != HandlerStage::Busy)
         }
     }
 
-    pub(super) fn busy(&self, world: &mut ModelState, place: HandlerPlace) {
-        let handler = place.of_mut(world);
-        (handler.run, handler.alone, handler.at) = (None, false, HandlerStage::Busy);
+    pub(super) fn busy(&self, state: &mut ModelState, index: HandlerIndex) {
+        let handler = index.get_mut(state);
+        handler.run = None;
+        handler.alone = false;
+        handler.stage = HandlerStage::Busy;
     }
 
-    /// Whoever holds the delivery asks anew; who does not is done.
-    pub(super) fn superseded(&self, world: &mut ModelState, place: HandlerPlace) {
-        if place.of(world).receipt == ModelReceipt::Guarded {
-            place.end(world, false);
+    /// Requests a start again if the delivery is still held; otherwise it is done.
+    pub(super) fn taken_over(&self, state: &mut ModelState, index: HandlerIndex) {
+        if index.get(state).receipt == ModelReceipt::Guarded {
+            index.settle(state, false);
         } else {
-            self.ask_now(world, place);
+            self.request_start(state, index);
         }
     }
 
-    pub(super) fn follow(&self, world: &mut ModelState, place: HandlerPlace, follow_up: FollowUp) {
-        let at = match follow_up {
+    pub(super) fn follow(&self, state: &mut ModelState, index: HandlerIndex, follow_up: FollowUp) {
+        let stage = match follow_up {
             FollowUp::Nothing => HandlerStage::Ack,
             _ => HandlerStage::Publish(self.store.follow_up(follow_up)),
         };
-        let handler = place.of_mut(world);
-        handler.at = at;
-        if self.config.mutation != Some(ModelMutation::KeptAfterItsOutcome) {
+        let handler = index.get_mut(state);
+        handler.stage = stage;
+        if self.config.mutation != Some(ModelMutation::RenewedAfterOutcome) {
             handler.claim = None;
         }
     }
 
-    pub(super) fn verdict(&self, say: OutcomeKind, msg: ModelMessage) -> Verdict {
-        let spent = Counters { retries: msg.attempt - 1, postponements: 0 };
-        let outcome = match say {
+    pub(super) fn verdict(&self, outcome: OutcomeKind, message: ModelMessage) -> Verdict {
+        let spent = Counters { retries: message.attempt - 1, postponements: 0 };
+        let outcome = match outcome {
             OutcomeKind::Success => Outcome::Returned(Results::default()),
             OutcomeKind::Failed => Outcome::Failed(TaskError::new("no")),
             OutcomeKind::Revoked => Outcome::Revoked,
@@ -201,15 +215,16 @@ impl Model {
         decide(outcome, &self.policy, spent, Self::NOW, 0.0)
     }
 
-    /// Time stands still but for lost data: so that a token rises by itself there and nowhere else.
-    pub(super) fn now(world: &ModelState) -> Timestamp {
-        Timestamp::from_micros(Self::NOW.as_micros() + 1000 * i64::from(world.losses))
+    /// Returns the model's time. It only advances when data is lost, so that a token rises by itself there and nowhere
+    /// else.
+    pub(super) fn now(state: &ModelState) -> Timestamp {
+        Timestamp::from_micros(Self::NOW.as_micros() + 1000 * i64::from(state.losses))
     }
 
-    /// Every run of a worker that has to be looked after.
-    pub(super) fn counted(&self, world: &ModelState, worker: usize) -> Vec<(u8, ClaimNo)> {
-        let counts = |handler: &&ModelHandler| handler.cancel != Some(ModelCancelReason::Superseded);
-        let handlers = world.workers[worker].handlers.iter().filter(counts);
+    /// Returns every run of a worker that a renewal maintains.
+    pub(super) fn runs_to_renew(&self, state: &ModelState, worker: usize) -> Vec<(u8, ClaimId)> {
+        let is_renewed = |handler: &&ModelHandler| handler.cancel != Some(ModelCancelReason::TakenOver);
+        let handlers = state.workers[worker].handlers.iter().filter(is_renewed);
         handlers.filter_map(|handler| Some((handler.run?, handler.claim?))).collect()
     }
 }

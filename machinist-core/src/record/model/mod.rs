@@ -1,29 +1,29 @@
-//! An exhaustive search over the protocol: one task, two workers, every interleaving of small steps and faults.
+//! Exhaustive search over the protocol: one task, two workers, every interleaving of small steps and faults.
 //!
-//! The decisions are the production's own functions, the record is kept by what the backend in memory commits with,
-//! and the steps are in the order of `worker`. In every state it is checked that what must never happen has not, and
-//! that a way without faults leads to an end, whichever worker alone receives. What is left out and what was found
-//! stands in `docs/delivery-model.md`.
+//! The decisions are the production functions. The record is kept by the function with which the in-memory backend
+//! commits. The steps are in the order of `worker`. In every state the search checks the invariants, and that a path
+//! without faults leads to an end, even if only one of the workers receives messages. `docs/delivery-model.md`
+//! describes what the model leaves out and what the search found.
 //!
 //! `MACHINIST_MODEL=large cargo test -p machinist-core --lib model -- --nocapture` searches further.
 
-mod around;
 mod decisions;
+mod environment;
 mod search;
+mod state;
 mod steps;
 mod store;
-mod world;
 
 use std::{cell::RefCell, collections::BTreeMap, num::NonZero, rc::Rc, sync::Mutex, time::Duration};
 
 use self::{
     search::{SearchReport, search},
-    steps::HandlerPlace,
+    state::{Completion, FAULTS, ModelFault, ModelMessage, ModelState},
+    steps::HandlerIndex,
     store::FactStore,
-    world::{FAULTS, MessageFate, ModelFault, ModelMessage, ModelState},
 };
 use super::{
-    facts::{End, EndVerdict, Facts, Numbered, Retried, Start, name},
+    facts::{End, EndVerdict, Facts, NumberedFact, Retried, Start, name},
     fold::Attempts,
 };
 use crate::{
@@ -35,79 +35,79 @@ use crate::{
 
 const TTL: Duration = Duration::from_secs(3600);
 
-/// What is searched.
+/// Configuration of one search.
 #[derive(Debug, Clone)]
 struct ModelConfig {
     name: &'static str,
-    /// Each as often as it stands here, at any moment.
+    /// Faults of the search, each as often as it is listed, at any moment.
     faults: &'static [ModelFault],
-    /// What `MACHINIST_MODEL=large` adds.
-    more: &'static [ModelFault],
-    /// How often the task is tried again.
+    /// Faults that `MACHINIST_MODEL=large` adds.
+    large_faults: &'static [ModelFault],
+    /// Number of retries of the task.
     retries: u32,
-    /// How many guards of an attempt there are.
-    generations: u32,
-    /// How many deliveries a worker holds.
-    hands: usize,
+    /// Maximum number of guards of an attempt.
+    max_guards: u32,
+    /// Maximum number of deliveries that a worker holds.
+    max_deliveries: usize,
     mutation: Option<ModelMutation>,
 }
 
-/// A rule of the protocol, broken: the search must find what it was for.
+/// Rule of the protocol that is broken on purpose: the search must find the violation that the rule prevents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ModelMutation {
-    /// A start does not ask whether there is one already.
-    StartUnguarded,
-    /// A task is taken over without a look at its session.
-    TakeOverUnseen,
-    /// FAILURE and RETRY do not ask whether there is a newer start.
-    VerdictUnguarded,
-    /// FAILURE and RETRY do not carry the starts that the run knows.
-    VerdictWithoutCarry,
-    /// Nor does an adoption.
-    AdoptWithoutCarry,
-    /// Nor does a hand-back.
-    HandBackWithoutCarry,
+    /// A start does not check for an existing one.
+    StartUnchecked,
+    /// A task is taken over without a check of its session.
+    TakeOverUnchecked,
+    /// FAILURE and RETRY do not check for a newer start.
+    VerdictUnchecked,
+    /// FAILURE and RETRY do not write the starts that the run knows.
+    VerdictWithoutStarts,
+    /// An adoption does not write the starts that the run knows.
+    AdoptWithoutStarts,
+    /// A hand-back does not write the starts that the run knows.
+    HandBackWithoutStarts,
     /// A hand-back does not wait for the end of the handler.
     HandBackRunning,
     AckBeforeFollow,
     MarkBeforePublish,
     /// A guard is stored before it is published.
     GuardStoredFirst,
-    /// A run is made known only when its start was granted.
+    /// A run is registered only after its start was granted.
     RegisteredLate,
-    /// A copy that a guard has replaced goes, even if its own start is written.
+    /// A copy that a guard has replaced is dropped, even if its own start is written.
     GuardBeforeOwnStart,
-    /// What a renewal did not manage to adopt stays so.
-    AdoptedOnce,
-    /// A start runs that was asked for under a session which has been replaced.
+    /// A renewal does not repeat an adoption that failed.
+    AdoptionNotRepeated,
+    /// A start that was requested under a session runs although that session was replaced.
     StartUnderReplacedSession,
-    /// Renewals look after a run whose outcome is recorded.
-    KeptAfterItsOutcome,
-    /// Who ends a task that he does not run does not ask whether there is a newer start.
-    EndUnguarded,
-    /// A task of which workers may die is run like any other.
-    SuspectInCompany,
-    /// A start does not say that it is alone.
-    AloneUnsaid,
+    /// Renewals still maintain a run whose outcome is recorded.
+    RenewedAfterOutcome,
+    /// An end without a run does not check for a newer start.
+    EndUnchecked,
+    /// A suspect runs beside other tasks.
+    SuspectBesideOthers,
+    /// A start does not record that it runs alone.
+    AloneNotRecorded,
 }
 
-/// What kind of step it is, for the ways without faults.
+/// Kind of a step, for the paths without faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum StepKind {
     Normal,
     Receives(usize),
-    ModelFault,
+    Fault,
 }
 
 #[derive(Debug)]
 struct ModelStep {
     worker: Option<usize>,
-    msg: Option<ModelMessage>,
-    what: &'static str,
+    message: Option<ModelMessage>,
+    action: &'static str,
     kind: StepKind,
-    world: ModelState,
-    /// What a commit in it broke.
-    broken: Option<String>,
+    state: ModelState,
+    /// Rule that a commit of this step broke.
+    violation: Option<String>,
 }
 
 #[derive(Debug)]
@@ -116,8 +116,8 @@ struct Model {
     id: TaskId,
     policy: RetryPolicy,
     store: FactStore,
-    /// What a commit broke.
-    broken: RefCell<Option<String>>,
+    /// Rule that the last commit broke.
+    violation: RefCell<Option<String>>,
 }
 
 impl Model {
@@ -126,83 +126,88 @@ impl Model {
     fn new(config: ModelConfig) -> Self {
         let policy = RetryPolicy::new(config.retries).backoff(Backoff::fixed(Duration::ZERO));
         let id = "t".try_into().expect("an id");
-        Self { config, id, policy, store: FactStore::new(), broken: RefCell::default() }
+        Self { config, id, policy, store: FactStore::new(), violation: RefCell::default() }
     }
 
-    fn begin(&self) -> ModelState {
-        let mut left = [0; FAULTS];
-        for fault in self.config.faults.iter().chain(self.config.more.iter().filter(|_| large())) {
-            left[*fault as usize] += 1;
+    fn initial_state(&self) -> ModelState {
+        let mut faults_left = [0; FAULTS];
+        for fault in self.config.faults.iter().chain(self.config.large_faults.iter().filter(|_| large())) {
+            faults_left[*fault as usize] += 1;
         }
-        ModelState::first(left)
+        ModelState::initial(faults_left)
     }
 
     fn step(
         &self,
         worker: Option<usize>,
-        msg: Option<ModelMessage>,
-        what: &'static str,
+        message: Option<ModelMessage>,
+        action: &'static str,
         kind: StepKind,
-        mut world: ModelState,
+        mut state: ModelState,
     ) -> ModelStep {
-        // Which of two deliveries was first is of no interest.
-        world.workers.iter_mut().for_each(|worker| worker.handlers.sort_unstable());
-        ModelStep { worker, msg, what, kind, world, broken: self.broken.borrow_mut().take() }
+        // The order in which two deliveries arrived makes no difference.
+        state.workers.iter_mut().for_each(|worker| worker.handlers.sort_unstable());
+        ModelStep { worker, message, action, kind, state, violation: self.violation.borrow_mut().take() }
     }
 
-    fn steps(&self, world: &ModelState) -> Vec<ModelStep> {
+    fn steps(&self, state: &ModelState) -> Vec<ModelStep> {
         let mut steps = Vec::new();
-        // No start passes an end, and nothing more is owed: only lost data could make something happen again.
-        let may_be_lost =
-            [ModelFault::Flush, ModelFault::Forget].iter().any(|fault| world.left[*fault as usize] > 0);
-        if world.fate == MessageFate::Done && !may_be_lost && self.store.facts_of(world.facts).has(name::END)
+        // No start can follow an end, and no follow-up is due: only lost data could make something happen again.
+        let may_be_lost = [ModelFault::Flush, ModelFault::Forget]
+            .iter()
+            .any(|fault| state.faults_left[*fault as usize] > 0);
+        if state.completion == Completion::Done
+            && !may_be_lost
+            && self.store.facts_of(state.facts).has(name::END)
         {
             return steps;
         }
-        for (worker, of) in world.workers.iter().enumerate() {
-            for handler in 0..of.handlers.len() {
-                steps::of_handler(self, world, HandlerPlace { worker, handler }, &mut steps);
+        for (worker, contents) in state.workers.iter().enumerate() {
+            for handler in 0..contents.handlers.len() {
+                steps::add_handler_steps(self, state, HandlerIndex { worker, handler }, &mut steps);
             }
         }
-        around::of_surroundings(self, world, &mut steps);
+        environment::add_environment_steps(self, state, &mut steps);
         steps
     }
 
-    /// Commits as a backend does, and notes what must never be committed. `None` if it is done.
-    fn commit(&self, world: &mut ModelState, commit: &Commit) -> Option<Rc<Facts>> {
-        let before = self.store.facts_of(world.facts);
+    /// Commits as a backend does, and remembers a violated rule. Returns `None` if the commit is done, and the record
+    /// if it is refused.
+    fn commit(&self, state: &mut ModelState, commit: &Commit) -> Option<Rc<Facts>> {
+        let before = self.store.facts_of(state.facts);
         let mut after = Facts::clone(&before);
         if !commit.apply(&mut after) {
             return Some(before);
         }
-        if let Err(why) = check_commit(world, &before, &after, commit) {
-            *self.broken.borrow_mut() = Some(why);
+        if let Err(violation) = check_commit(state, &before, &after, commit) {
+            *self.violation.borrow_mut() = Some(violation);
         }
-        // After lost data another end may be written, and what the first demanded is forgotten with it.
+        // After lost data another end may be written, and the follow-up of the first end is lost with it.
         if !before.has(name::END)
-            && world.fate != MessageFate::Done
+            && state.completion != Completion::Done
             && let Some(end) = after.read::<End>(name::END)
         {
             let is_dead_lettered =
                 super::verdict::recorded_follow_up(&after, 1) != Some(super::verdict::FollowUp::Nothing);
             let failed = matches!(end.verdict, EndVerdict::Failure { .. });
-            world.fate = if failed && is_dead_lettered { MessageFate::Unburied } else { MessageFate::Done };
+            state.completion =
+                if failed && is_dead_lettered { Completion::DeadLetterDue } else { Completion::Done };
         }
-        world.facts = self.store.facts(after);
+        state.facts = self.store.facts(after);
         None
     }
 
-    /// What must never be, and is.
-    fn wrong(&self, before: &ModelState, step: &ModelStep) -> Option<String> {
-        if step.broken.is_some() {
-            return step.broken.clone();
+    /// Returns the invariant that this step violates, if any.
+    fn violation(&self, before: &ModelState, step: &ModelStep) -> Option<String> {
+        if step.violation.is_some() {
+            return step.violation.clone();
         }
-        let after = &step.world;
+        let after = &step.state;
         let runs = after.live_runs();
         if runs.len() > 1 {
             return Some(format!("two runs under live sessions: {runs:?}"));
         }
-        if after.fate != MessageFate::Done && !after.message_exists() {
+        if after.completion != Completion::Done && !after.message_exists() {
             return Some("lost: no message, and the task is not over".to_owned());
         }
         if let [(_, attempt)] = runs[..]
@@ -214,10 +219,10 @@ impl Model {
         None
     }
 
-    /// Whether a FAILURE or RETRY of this attempt came by this step. A SUCCESS counts from any run.
+    /// Returns `true` if this step recorded a FAILURE or RETRY of this attempt. A SUCCESS counts from any run.
     fn decided_against(&self, before: &ModelState, after: &ModelState, attempt: u32) -> bool {
-        let decided = |world: &ModelState| {
-            let facts = self.store.facts_of(world.facts);
+        let decided = |state: &ModelState| {
+            let facts = self.store.facts_of(state.facts);
             let failed = |end: End| matches!(end.verdict, EndVerdict::Failure { .. });
             facts.read(name::END).is_some_and(failed) || facts.has(&name::retried(attempt))
         };
@@ -225,9 +230,9 @@ impl Model {
     }
 }
 
-/// What no commit may do to a record.
+/// Checks the rules that every commit must keep.
 fn check_commit(
-    world: &mut ModelState,
+    state: &mut ModelState,
     before: &Facts,
     after: &Facts,
     commit: &Commit,
@@ -239,28 +244,29 @@ fn check_commit(
         if before.has(fact) {
             continue;
         }
-        match Numbered::parse(fact) {
-            Some(Numbered::Start { attempt, .. }) => {
+        match NumberedFact::parse(fact) {
+            Some(NumberedFact::Start { attempt, .. }) => {
                 if before.has(name::END) || before.has(&name::retried(attempt)) {
                     return Err("started after its outcome".to_owned());
                 }
                 let start: Start = serde_json::from_slice(value).map_err(|e| e.to_string())?;
-                // What was asked for before data was lost does not know of what was granted since.
-                let asked_since = start.token >= u64::try_from(Model::now(world).as_micros()).unwrap_or(0);
-                if asked_since && start.token <= world.greatest_token {
+                // A start that was requested before data was lost does not know the tokens that were granted since.
+                let requested_since_loss =
+                    start.token >= u64::try_from(Model::now(state).as_micros()).unwrap_or(0);
+                if requested_since_loss && start.token <= state.greatest_token {
                     return Err("a fencing token fell".to_owned());
                 }
-                world.greatest_token = world.greatest_token.max(start.token);
-                may_start(before, attempt, &start)?;
+                state.greatest_token = state.greatest_token.max(start.token);
+                check_start(before, attempt, &start)?;
             }
-            Some(Numbered::Retried { .. }) => {
+            Some(NumberedFact::Retried { .. }) => {
                 let retried: Retried = serde_json::from_slice(value).map_err(|e| e.to_string())?;
-                newest(before, &retried.origin)?;
+                check_newest(before, &retried.origin)?;
             }
             _ if fact == name::END => {
                 let end: End = serde_json::from_slice(value).map_err(|e| e.to_string())?;
                 if let (Some(origin), EndVerdict::Failure { .. }) = (end.origin, end.verdict) {
-                    newest(before, &origin)?;
+                    check_newest(before, &origin)?;
                 }
             }
             _ => {}
@@ -269,30 +275,35 @@ fn check_commit(
     Ok(())
 }
 
-/// Two runs of an attempt that came to nothing make it a suspect, which starts alone only, and three times only.
-fn may_start(facts: &Facts, attempt: u32, asked: &Start) -> Result<(), String> {
-    let mut died = BTreeMap::new();
+/// Checks a start of a suspect. Two runs of an attempt without an outcome make it a suspect, which starts only alone,
+/// and only three times.
+fn check_start(facts: &Facts, attempt: u32, requested: &Start) -> Result<(), String> {
+    let mut runs = BTreeMap::new();
     for number in 1..=Attempts::of(facts).newest_start(attempt).unwrap_or(0) {
         let start = facts.read::<Start>(&name::start(attempt, number));
-        // An adoption goes on with what was started before.
-        if start.as_ref().is_some_and(|start| start.run == asked.run) {
+        // An adoption continues a run that was started before.
+        if start.as_ref().is_some_and(|start| start.run == requested.run) {
             return Ok(());
         }
         if let Some(start) = start {
-            let (alone, returned) = died.entry(start.run).or_insert((false, false));
+            let (alone, returned) = runs.entry(start.run).or_insert((false, false));
             *alone |= start.alone;
             *returned |= facts.has(&name::returned(attempt, number));
         }
     }
-    let died: Vec<bool> =
-        died.into_values().filter(|(_, returned)| !returned).map(|(alone, _)| alone).collect();
-    if died.iter().filter(|alone| **alone).count() >= 3 {
-        return Err("run again although three died of it alone".to_owned());
+    let crashed: Vec<bool> =
+        runs.into_values().filter(|(_, returned)| !returned).map(|(alone, _)| alone).collect();
+    if crashed.iter().filter(|alone| **alone).count() >= 3 {
+        return Err("run again although three processes died while it ran alone".to_owned());
     }
-    if died.len() >= 2 && !asked.alone { Err("a suspect started in company".to_owned()) } else { Ok(()) }
+    if crashed.len() >= 2 && !requested.alone {
+        Err("a suspect started in company".to_owned())
+    } else {
+        Ok(())
+    }
 }
 
-fn newest(facts: &Facts, origin: &super::facts::RunOrigin) -> Result<(), String> {
+fn check_newest(facts: &Facts, origin: &super::facts::RunOrigin) -> Result<(), String> {
     let newest = Attempts::of(facts).newest_start(origin.attempt).unwrap_or(0);
     let same = facts
         .read::<Start>(&name::start(origin.attempt, origin.start))
@@ -302,55 +313,55 @@ fn newest(facts: &Facts, origin: &super::facts::RunOrigin) -> Result<(), String>
 
 use ModelFault::{Confirm, Crash, Deadline, Drop, Duplicate, Expire, Flush, Forget, Reply, Revoke, Shutdown};
 
-/// What is searched, each with the faults that meet in it.
+/// Searches, each with the faults that it combines.
 const CONFIGS: [ModelConfig; 17] = [
-    plain("crash, lost connection, expiry", 2, &[Crash, Drop, Expire], &[Reply]),
-    plain("replies, expiry, duplicate", 2, &[Reply, Reply, Expire, Duplicate], &[Drop]),
+    without_retry("crash, lost connection, expiry", 2, &[Crash, Drop, Expire], &[Reply]),
+    without_retry("replies, expiry, duplicate", 2, &[Reply, Reply, Expire, Duplicate], &[Drop]),
     retried("retry: crash, lost connection, confirm", 1, &[Crash, Drop, Confirm], &[Expire]),
     retried("retry: duplicate, reply", 2, &[Duplicate, Reply], &[Crash]),
     retried("retry: flush, expiry", 1, &[Flush, Expire], &[Reply]),
-    plain("flush, duplicate", 2, &[Flush, Duplicate], &[Expire]),
-    plain("flush, shutdown", 2, &[Flush, Shutdown], &[Drop]),
-    plain("lost record, shutdown, duplicate", 1, &[Forget, Shutdown, Duplicate], &[Reply]),
-    plain("lost record, reply, lost connection", 2, &[Forget, Reply, Drop], &[Expire]),
-    plain("shutdown, reply, lost connection", 2, &[Shutdown, Reply, Drop], &[Expire]),
+    without_retry("flush, duplicate", 2, &[Flush, Duplicate], &[Expire]),
+    without_retry("flush, shutdown", 2, &[Flush, Shutdown], &[Drop]),
+    without_retry("lost record, shutdown, duplicate", 1, &[Forget, Shutdown, Duplicate], &[Reply]),
+    without_retry("lost record, reply, lost connection", 2, &[Forget, Reply, Drop], &[Expire]),
+    without_retry("shutdown, reply, lost connection", 2, &[Shutdown, Reply, Drop], &[Expire]),
     guarded("guards: crash, duplicate", 2, &[Crash, Duplicate], &[Reply]),
     guarded("guards: shutdown, lost connection", 1, &[Shutdown, Drop], &[Confirm]),
     guarded("guards: reply, duplicate, expiry", 1, &[Reply, Duplicate, Expire], &[Crash]),
-    plain("suspects: five crashes", 1, &[Crash; 5], &[Crash]),
+    without_retry("suspects: five crashes", 1, &[Crash; 5], &[Crash]),
     guarded("suspects: guard, two crashes", 1, &[Crash, Crash], &[Expire]),
-    plain("revoked: reply, expiry, lost connection", 2, &[Revoke, Reply, Expire, Drop], &[Crash]),
-    plain("too late: crash, lost connection, expiry", 2, &[Deadline, Crash, Drop, Expire], &[Reply]),
+    without_retry("revoked: reply, expiry, lost connection", 2, &[Revoke, Reply, Expire, Drop], &[Crash]),
+    without_retry("too late: crash, lost connection, expiry", 2, &[Deadline, Crash, Drop, Expire], &[Reply]),
 ];
 
-/// What is too large for every day.
+/// Searches that are too large for every day.
 const LARGE: [ModelConfig; 1] =
-    [plain("large: flush, shutdown, duplicate", 2, &[Flush, Shutdown, Duplicate], &[])];
+    [without_retry("large: flush, shutdown, duplicate", 2, &[Flush, Shutdown, Duplicate], &[])];
 
-const fn plain(
+const fn without_retry(
     name: &'static str,
-    hands: usize,
+    max_deliveries: usize,
     faults: &'static [ModelFault],
-    more: &'static [ModelFault],
+    large_faults: &'static [ModelFault],
 ) -> ModelConfig {
-    ModelConfig { name, faults, more, retries: 0, generations: 0, hands, mutation: None }
+    ModelConfig { name, faults, large_faults, retries: 0, max_guards: 0, max_deliveries, mutation: None }
 }
 const fn retried(
     name: &'static str,
-    hands: usize,
+    max_deliveries: usize,
     faults: &'static [ModelFault],
-    more: &'static [ModelFault],
+    large_faults: &'static [ModelFault],
 ) -> ModelConfig {
-    ModelConfig { retries: 1, ..plain(name, hands, faults, more) }
+    ModelConfig { retries: 1, ..without_retry(name, max_deliveries, faults, large_faults) }
 }
-/// With as many guards of an attempt.
+/// Configuration with guards of an attempt, at most as many as given.
 const fn guarded(
     name: &'static str,
-    generations: u32,
+    max_guards: u32,
     faults: &'static [ModelFault],
-    more: &'static [ModelFault],
+    large_faults: &'static [ModelFault],
 ) -> ModelConfig {
-    ModelConfig { generations, ..plain(name, 1, faults, more) }
+    ModelConfig { max_guards, ..without_retry(name, 1, faults, large_faults) }
 }
 
 fn large() -> bool {
@@ -358,74 +369,77 @@ fn large() -> bool {
 }
 
 fn run(config: ModelConfig) -> SearchReport {
-    let begun = std::time::Instant::now();
-    let (name, mutation) = (config.name, config.mutation);
-    let found = search(&Model::new(config));
-    let found_in = begun.elapsed();
+    let started = std::time::Instant::now();
+    let name = config.name;
+    let mutation = config.mutation;
+    let report = search(&Model::new(config));
+    let elapsed = started.elapsed();
     match mutation {
-        Some(mutation) => println!("{mutation:?}: {} states of {name}, {found_in:.1?}", found.states),
-        None => println!("{name}: {} states, {found_in:.1?}", found.states),
+        Some(mutation) => println!("{mutation:?}: {} states of {name}, {elapsed:.1?}", report.states),
+        None => println!("{name}: {} states, {elapsed:.1?}", report.states),
     }
-    found
+    report
 }
 
-/// Runs searches side by side, and returns what they found in their order.
-fn side_by_side(configs: Vec<ModelConfig>) -> Vec<(ModelConfig, SearchReport)> {
+/// Runs searches in parallel, and returns their reports in the order of the configurations.
+fn run_in_parallel(configs: Vec<ModelConfig>) -> Vec<(ModelConfig, SearchReport)> {
     let todo = Mutex::new(configs.into_iter().enumerate());
-    let found = Mutex::new(BTreeMap::new());
+    let reports = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, NonZero::get) {
             scope.spawn(|| {
                 loop {
                     let next = todo.lock().expect("no panic").next();
-                    let Some((n, config)) = next else { return };
-                    let result = run(config.clone());
-                    found.lock().expect("no panic").insert(n, (config, result));
+                    let Some((number, config)) = next else { return };
+                    let report = run(config.clone());
+                    reports.lock().expect("no panic").insert(number, (config, report));
                 }
             });
         }
     });
-    found.into_inner().expect("no panic").into_values().collect()
+    reports.into_inner().expect("no panic").into_values().collect()
 }
 
 #[test]
-fn nothing_is_lost_and_nothing_runs_twice() {
+fn no_task_is_lost_and_none_runs_twice() {
     let configs = CONFIGS.into_iter().chain(LARGE.into_iter().filter(|_| large()));
-    for (config, found) in side_by_side(configs.collect()) {
-        assert!(found.wrong.is_none(), "{}: {}", config.name, found.wrong.unwrap_or_default());
+    for (config, report) in run_in_parallel(configs.collect()) {
+        assert!(report.violation.is_none(), "{}: {}", config.name, report.violation.unwrap_or_default());
     }
 }
 
 #[test]
 fn every_broken_rule_is_found() {
     use ModelMutation::*;
-    // Each with a configuration that finds it soon, and how it must be found.
-    let broken = [
-        (StartUnguarded, "replies, expiry, duplicate", "two runs"),
-        (TakeOverUnseen, "replies, expiry, duplicate", "two runs"),
-        (VerdictUnguarded, "crash, lost connection, expiry", "a stale run decided"),
-        (VerdictWithoutCarry, "flush, duplicate", "a stale run decided"),
-        (AdoptWithoutCarry, "flush, duplicate", "a fencing token fell"),
-        (HandBackWithoutCarry, "lost record, shutdown, duplicate", "two runs"),
+    // Each mutation with a configuration that finds it soon, and the violation that must be found.
+    let mutations = [
+        (StartUnchecked, "replies, expiry, duplicate", "two runs"),
+        (TakeOverUnchecked, "replies, expiry, duplicate", "two runs"),
+        (VerdictUnchecked, "crash, lost connection, expiry", "a stale run decided"),
+        (VerdictWithoutStarts, "flush, duplicate", "a stale run decided"),
+        (AdoptWithoutStarts, "flush, duplicate", "a fencing token fell"),
+        (HandBackWithoutStarts, "lost record, shutdown, duplicate", "two runs"),
         (HandBackRunning, "shutdown, reply, lost connection", "two runs"),
         (AckBeforeFollow, "retry: crash, lost connection, confirm", "lost"),
         (MarkBeforePublish, "retry: crash, lost connection, confirm", "lost"),
         (GuardStoredFirst, "guards: crash, duplicate", "lost"),
         (RegisteredLate, "shutdown, reply, lost connection", "two runs"),
         (GuardBeforeOwnStart, "guards: reply, duplicate, expiry", "stuck"),
-        (AdoptedOnce, "replies, expiry, duplicate", "two runs"),
+        (AdoptionNotRepeated, "replies, expiry, duplicate", "two runs"),
         (StartUnderReplacedSession, "crash, lost connection, expiry", "two runs"),
-        (KeptAfterItsOutcome, "retry: flush, expiry", "a fencing token fell"),
-        (SuspectInCompany, "suspects: five crashes", "a suspect started in company"),
-        (AloneUnsaid, "suspects: five crashes", "a suspect started in company"),
-        (EndUnguarded, "too late: crash, lost connection, expiry", "decided over a run"),
+        (RenewedAfterOutcome, "retry: flush, expiry", "a fencing token fell"),
+        (SuspectBesideOthers, "suspects: five crashes", "a suspect started in company"),
+        (AloneNotRecorded, "suspects: five crashes", "a suspect started in company"),
+        (EndUnchecked, "too late: crash, lost connection, expiry", "decided over a run"),
     ];
-    let config = |name| CONFIGS.into_iter().find(|config| config.name == name).expect("a configuration");
-    let searches = broken.map(|(mutation, name, _)| ModelConfig { mutation: Some(mutation), ..config(name) });
-    for ((config, found), (.., expected)) in side_by_side(searches.to_vec()).into_iter().zip(broken) {
-        let wrong = found.wrong.unwrap_or_default();
-        let told = wrong.lines().next().unwrap_or("nothing");
-        println!("{:?}: {told}", config.mutation);
-        assert!(told.starts_with(expected), "{:?} in {}: {told}", config.mutation, config.name);
+    let config_named =
+        |name| CONFIGS.into_iter().find(|config| config.name == name).expect("a configuration");
+    let searches =
+        mutations.map(|(mutation, name, _)| ModelConfig { mutation: Some(mutation), ..config_named(name) });
+    for ((config, report), (.., expected)) in run_in_parallel(searches.to_vec()).into_iter().zip(mutations) {
+        let violation = report.violation.unwrap_or_default();
+        let found = violation.lines().next().unwrap_or("nothing");
+        println!("{:?}: {found}", config.mutation);
+        assert!(found.starts_with(expected), "{:?} in {}: {found}", config.mutation, config.name);
     }
 }

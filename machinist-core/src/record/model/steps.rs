@@ -1,5 +1,5 @@
-//! What a worker does with a delivery, one small step at a time: the order is that of `worker::processor` and
-//! `worker::guard`, and every decision is made by the function that makes it there.
+//! Steps of a worker with one delivery, one small step at a time. The order is that of `worker::processor` and
+//! `worker::guard`, and every decision is made by the production function.
 
 use std::rc::Rc;
 
@@ -13,11 +13,11 @@ use super::{
         },
     },
     Model, ModelMutation, ModelStep, StepKind, TTL,
-    store::{FollowUpNo, PendingNo},
-    world::{
-        Bystander, GuardStep, HandlerStage, MessageFate, ModelCancelReason, ModelFault, ModelHandler,
+    state::{
+        Completion, EndReason, GuardStep, HandlerStage, ModelCancelReason, ModelFault, ModelHandler,
         ModelMessage, ModelReceipt, ModelState, OutcomeKind,
     },
+    store::{FollowUpId, PendingId},
 };
 use crate::{
     backend::Commit,
@@ -25,383 +25,407 @@ use crate::{
     wire::{Codec, Envelope, FirstSigner},
 };
 
-/// A handler in a world: whose, and which.
+/// Position of a handler in a state.
 #[derive(Clone, Copy)]
-pub(super) struct HandlerPlace {
+pub(super) struct HandlerIndex {
     pub(super) worker: usize,
     pub(super) handler: usize,
 }
 
-impl HandlerPlace {
-    pub(super) fn of(self, world: &ModelState) -> &ModelHandler {
-        &world.workers[self.worker].handlers[self.handler]
+impl HandlerIndex {
+    pub(super) fn get(self, state: &ModelState) -> &ModelHandler {
+        &state.workers[self.worker].handlers[self.handler]
     }
-    pub(super) fn of_mut(self, world: &mut ModelState) -> &mut ModelHandler {
-        &mut world.workers[self.worker].handlers[self.handler]
+    pub(super) fn get_mut(self, state: &mut ModelState) -> &mut ModelHandler {
+        &mut state.workers[self.worker].handlers[self.handler]
     }
-    /// Settled: the handler is gone, and its registration with it.
-    pub(super) fn end(self, world: &mut ModelState, requeue: bool) {
-        let handler = world.workers[self.worker].handlers.remove(self.handler);
-        if requeue && handler.receipt == ModelReceipt::Holding {
-            world.put(handler.msg);
+    /// Settles the delivery, which removes the handler and its registration.
+    pub(super) fn settle(self, state: &mut ModelState, requeue: bool) {
+        let handler = state.workers[self.worker].handlers.remove(self.handler);
+        if requeue && handler.receipt == ModelReceipt::Unsettled {
+            state.put(handler.message);
         }
     }
 }
 
-/// What a delivery does next.
-struct Steps<'a> {
+/// Collector of the next steps of a delivery.
+struct NextSteps<'a> {
     model: &'a Model,
-    world: &'a ModelState,
-    place: HandlerPlace,
+    state: &'a ModelState,
+    index: HandlerIndex,
     steps: &'a mut Vec<ModelStep>,
 }
 
-/// Adds every step that the handler at this place can take.
-pub(super) fn of_handler(model: &Model, world: &ModelState, place: HandlerPlace, steps: &mut Vec<ModelStep>) {
-    let mut on = Steps { model, world, place, steps };
-    let draining = world.workers[place.worker].draining;
-    let handler = place.of(world).clone();
-    if draining && !matches!(handler.at, HandlerStage::Run(_) | HandlerStage::Left) {
-        on.step("leaves it", StepKind::ModelFault, |_, world| place.of_mut(world).at = HandlerStage::Left);
+/// Adds every step that the handler at this position can take.
+pub(super) fn add_handler_steps(
+    model: &Model,
+    state: &ModelState,
+    index: HandlerIndex,
+    steps: &mut Vec<ModelStep>,
+) {
+    let mut next = NextSteps { model, state, index, steps };
+    let draining = state.workers[index.worker].draining;
+    let handler = index.get(state).clone();
+    if draining && !matches!(handler.stage, HandlerStage::Run(_) | HandlerStage::Abandoned) {
+        next.step("abandons it", StepKind::Fault, |_, state| {
+            index.get_mut(state).stage = HandlerStage::Abandoned
+        });
     }
-    match handler.at {
+    match handler.stage {
         HandlerStage::Open | HandlerStage::Busy | HandlerStage::Suspect
-            if !draining && !world.has_slot(place) => {}
-        HandlerStage::Open => on.step("asks", StepKind::Normal, |model, world| model.ask(world, place)),
+            if !draining && !state.has_slot(index) => {}
+        HandlerStage::Open => next
+            .step("requests a start", StepKind::Normal, |model, state| model.expire_or_request(state, index)),
         HandlerStage::Suspect => {
-            on.step("asks alone", StepKind::Normal, |model, world| {
-                place.of_mut(world).alone = true;
-                model.ask_now(world, place);
+            next.step("requests a start alone", StepKind::Normal, |model, state| {
+                index.get_mut(state).alone = true;
+                model.request_start(state, index);
             });
-            if handler.msg.generation < model.config.generations && !draining {
-                on.guard(GuardStep::None);
+            if handler.message.generation < model.config.max_guards && !draining {
+                next.guard(GuardStep::None);
             }
         }
         HandlerStage::Busy => {
-            if draining || model.is_free(world, place) {
-                on.step("asks again", StepKind::Normal, |model, world| model.ask(world, place));
+            if draining || model.can_progress(state, index) {
+                next.step("requests a start again", StepKind::Normal, |model, state| {
+                    model.expire_or_request(state, index)
+                });
             }
-            if handler.msg.generation < model.config.generations && !draining {
-                on.guard(GuardStep::None);
+            if handler.message.generation < model.config.max_guards && !draining {
+                next.guard(GuardStep::None);
             }
         }
-        HandlerStage::Guard(so_far) => on.guard(so_far),
-        HandlerStage::Ask(pending, session) => on.ask(pending, session),
-        HandlerStage::Run(so_far) => on.run(&handler, so_far, draining),
-        HandlerStage::Record(say, claim) => on.record_outcome(say, &model.store.claim_of(claim)),
-        HandlerStage::HandBack => on.hand_back(&handler),
-        HandlerStage::Requeue => on.publish(
+        HandlerStage::Guard(guard_step) => next.guard(guard_step),
+        HandlerStage::StartRequested(pending, session) => next.commit_start(pending, session),
+        HandlerStage::Run(guard_step) => next.run(&handler, guard_step, draining),
+        HandlerStage::Record(outcome, claim) => next.record_outcome(outcome, &model.store.claim_of(claim)),
+        HandlerStage::HandBack => next.hand_back(&handler),
+        HandlerStage::Requeue => next.publish(
             "publishes its next guard to the queue",
-            move |_, world| {
-                let msg = place.of(world).msg;
-                world.put(ModelMessage { generation: msg.generation + 1, ..msg });
+            move |_, state| {
+                let message = index.get(state).message;
+                state.put(ModelMessage { generation: message.generation + 1, ..message });
             },
-            |_, world| place.end(world, true),
+            |_, state| index.settle(state, true),
         ),
-        HandlerStage::End(who, facts) => on.end(who, &model.store.facts_of(facts)),
-        HandlerStage::Publish(no) => on.follow(no, &model.store.follow_up_of(no)),
-        HandlerStage::Mark(no) => {
-            let follow_up = model.store.follow_up_of(no);
-            on.commit(
-                "says that it followed",
-                follow_up.done(&model.id, handler.msg.attempt),
-                |_, world, _| {
-                    place.of_mut(world).at = HandlerStage::Ack;
+        HandlerStage::EndWithoutRun(reason, facts) => {
+            next.end_without_run(reason, &model.store.facts_of(facts))
+        }
+        HandlerStage::Publish(id) => next.follow(id, &model.store.follow_up_of(id)),
+        HandlerStage::Mark(id) => {
+            let follow_up = model.store.follow_up_of(id);
+            next.commit(
+                "marks the follow-up as done",
+                follow_up.done(&model.id, handler.message.attempt),
+                |_, state, _| {
+                    index.get_mut(state).stage = HandlerStage::Ack;
                 },
             );
         }
-        HandlerStage::Ack => on.step("acks", StepKind::Normal, |_, world| place.end(world, false)),
-        HandlerStage::Left => {}
+        HandlerStage::Ack => next.step("acks", StepKind::Normal, |_, state| index.settle(state, false)),
+        HandlerStage::Abandoned => {}
     }
 }
 
-impl Steps<'_> {
-    fn step(&mut self, what: &'static str, kind: StepKind, change: impl FnOnce(&Model, &mut ModelState)) {
-        let mut world = self.world.clone();
-        change(self.model, &mut world);
-        self.push(what, kind, world);
+impl NextSteps<'_> {
+    fn step(&mut self, action: &'static str, kind: StepKind, change: impl FnOnce(&Model, &mut ModelState)) {
+        let mut state = self.state.clone();
+        change(self.model, &mut state);
+        self.push(action, kind, state);
     }
 
-    fn push(&mut self, what: &'static str, kind: StepKind, world: ModelState) {
-        let msg = self.place.of(self.world).msg;
-        self.steps.push(self.model.step(Some(self.place.worker), Some(msg), what, kind, world));
+    fn push(&mut self, action: &'static str, kind: StepKind, state: ModelState) {
+        let message = self.index.get(self.state).message;
+        self.steps.push(self.model.step(Some(self.index.worker), Some(message), action, kind, state));
     }
 
-    /// A commit and what its answer leads to. With a lost reply it is done, and asked for again.
+    /// Adds a commit and the effect of its answer. If the reply is lost, the commit is done and requested again.
     fn commit(
         &mut self,
-        what: &'static str,
+        action: &'static str,
         commit: Option<Commit>,
         then: impl FnOnce(&Model, &mut ModelState, Option<Rc<Facts>>),
     ) {
-        let commit = commit.expect("something to commit");
-        let mut world = self.world.clone();
-        let answer = self.model.commit(&mut world, &commit);
-        if let Some(lost) = world.after(ModelFault::Reply).filter(|_| answer.is_none()) {
-            self.push("commits, and does not learn it", StepKind::ModelFault, lost);
+        let commit = commit.expect("a commit");
+        let mut state = self.state.clone();
+        let answer = self.model.commit(&mut state, &commit);
+        if let Some(lost) = state.after(ModelFault::Reply).filter(|_| answer.is_none()) {
+            self.push("commits, and the reply is lost", StepKind::Fault, lost);
         }
-        then(self.model, &mut world, answer);
-        self.push(what, StepKind::Normal, world);
+        then(self.model, &mut state, answer);
+        self.push(action, StepKind::Normal, state);
     }
 
-    /// A publish. It may have been done although nobody says so, and is then tried again.
+    /// Adds a publish. It may succeed although the confirm is lost, and is then tried again.
     fn publish(
         &mut self,
-        what: &'static str,
+        action: &'static str,
         publish: impl FnOnce(&Model, &mut ModelState),
         then: impl FnOnce(&Model, &mut ModelState),
     ) {
-        let mut world = self.world.clone();
-        publish(self.model, &mut world);
-        if let Some(unknown) = world.after(ModelFault::Confirm) {
-            self.push("publishes, and does not learn it", StepKind::ModelFault, unknown);
+        let mut state = self.state.clone();
+        publish(self.model, &mut state);
+        if let Some(unknown) = state.after(ModelFault::Confirm) {
+            self.push("publishes, and the confirm is lost", StepKind::Fault, unknown);
         }
-        then(self.model, &mut world);
-        self.push(what, StepKind::Normal, world);
+        then(self.model, &mut state);
+        self.push(action, StepKind::Normal, state);
     }
 
-    fn ask(&mut self, pending: PendingNo, session: u8) {
-        let (place, asked) = (self.place, self.model.store.pending_of(pending));
-        self.commit("commits a start", Some(asked.0.clone()), |model, world, answer| match answer {
-            None => model.granted(world, place, asked.1.clone()),
-            Some(facts) => model.refused_start(world, place, session, &facts),
+    fn commit_start(&mut self, pending: PendingId, session: u8) {
+        let index = self.index;
+        let pending = self.model.store.pending_of(pending);
+        self.commit("commits a start", Some(pending.0.clone()), |model, state, answer| match answer {
+            None => model.start_granted(state, index, pending.1.clone()),
+            Some(facts) => model.start_refused(state, index, session, &facts),
         });
     }
 
-    fn run(&mut self, handler: &ModelHandler, so_far: GuardStep, draining: bool) {
-        let place = self.place;
-        let says = |say| {
-            move |_: &Model, world: &mut ModelState| {
-                let handler = place.of_mut(world);
-                let claim = handler.claim.expect("what runs holds a start");
-                handler.at = HandlerStage::Record(say, claim);
+    fn run(&mut self, handler: &ModelHandler, guard_step: GuardStep, draining: bool) {
+        let index = self.index;
+        let ends_with = |outcome| {
+            move |_: &Model, state: &mut ModelState| {
+                let handler = index.get_mut(state);
+                let claim = handler.claim.expect("a run has a claim");
+                handler.stage = HandlerStage::Record(outcome, claim);
             }
         };
-        self.step("succeeds", StepKind::Normal, says(OutcomeKind::Success));
+        self.step("succeeds", StepKind::Normal, ends_with(OutcomeKind::Success));
         match handler.cancel {
-            Some(ModelCancelReason::Superseded) => {
-                self.step("stops: superseded", StepKind::Normal, |model, world| {
-                    model.superseded(world, place)
+            Some(ModelCancelReason::TakenOver) => {
+                self.step("stops: taken over", StepKind::Normal, |model, state| {
+                    model.taken_over(state, index)
                 });
             }
             Some(ModelCancelReason::Revoked) => {
-                self.step("stops: revoked", StepKind::Normal, says(OutcomeKind::Revoked))
+                self.step("stops: revoked", StepKind::Normal, ends_with(OutcomeKind::Revoked))
             }
-            None => self.step("fails", StepKind::Normal, says(OutcomeKind::Failed)),
+            None => self.step("fails", StepKind::Normal, ends_with(OutcomeKind::Failed)),
         }
         if draining && handler.cancel.is_none() {
-            self.step("is cut off", StepKind::Normal, |_, world| {
-                place.of_mut(world).at = HandlerStage::HandBack
+            self.step("is cut off", StepKind::Normal, |_, state| {
+                index.get_mut(state).stage = HandlerStage::HandBack
             });
             if self.model.config.mutation == Some(ModelMutation::HandBackRunning) {
-                let claim = self.model.store.claim_of(handler.claim.expect("held"));
-                self.commit("hands back while it runs", Some(claim.hand_back()), |_, world, _| {
-                    let handler = place.of_mut(world);
+                let claim = self.model.store.claim_of(handler.claim.expect("a run has a claim"));
+                self.commit("hands back while it runs", Some(claim.hand_back()), |_, state, _| {
+                    let handler = index.get_mut(state);
                     handler.receipt = ModelReceipt::Lost;
-                    let msg = handler.msg;
-                    world.put(msg);
+                    let message = handler.message;
+                    state.put(message);
                 });
             }
         }
         let guardable = handler.receipt != ModelReceipt::Guarded
-            && (so_far != GuardStep::None || handler.msg.generation < self.model.config.generations);
+            && (guard_step != GuardStep::None || handler.message.generation < self.model.config.max_guards);
         if guardable {
-            self.guard(so_far);
+            self.guard(guard_step);
         }
     }
 
-    /// The next of a guard's steps: publish, store, acknowledge.
-    fn guard(&mut self, so_far: GuardStep) {
-        let (place, msg) = (self.place, self.place.of(self.world).msg);
-        let running = matches!(place.of(self.world).at, HandlerStage::Run(_));
-        let at = |step| if running { HandlerStage::Run(step) } else { HandlerStage::Guard(step) };
-        let guard = next_guard(msg);
+    /// Adds the next step of a guard: publish, store, acknowledge.
+    fn guard(&mut self, guard_step: GuardStep) {
+        let index = self.index;
+        let message = index.get(self.state).message;
+        let is_running = matches!(index.get(self.state).stage, HandlerStage::Run(_));
+        let stage = |step| if is_running { HandlerStage::Run(step) } else { HandlerStage::Guard(step) };
+        let guard = next_guard(message);
         let store = |generation| {
             let mut commit = Commit::new(self.model.id.clone());
-            commit.facts = vec![(name::guard(msg.attempt, generation), "1".into())];
+            commit.facts = vec![(name::guard(message.attempt, generation), "1".into())];
             commit
         };
-        let stored_first = self.model.config.mutation == Some(ModelMutation::GuardStoredFirst);
-        let publishing = |_: &Model, world: &mut ModelState| world.put(guard);
-        match (so_far, stored_first) {
+        let store_first = self.model.config.mutation == Some(ModelMutation::GuardStoredFirst);
+        let publish_guard = |_: &Model, state: &mut ModelState| state.put(guard);
+        match (guard_step, store_first) {
             (GuardStep::None, false) => {
-                self.publish("publishes a guard", publishing, |_, world| {
-                    place.of_mut(world).at = at(GuardStep::Published);
+                self.publish("publishes a guard", publish_guard, |_, state| {
+                    index.get_mut(state).stage = stage(GuardStep::Published);
                 });
             }
             (GuardStep::Published, false) => {
                 let commit = store(guard.generation);
-                self.commit("stores the guard", Some(commit), |_, world, _| {
-                    place.of_mut(world).at = at(GuardStep::Stored);
+                self.commit("stores the guard", Some(commit), |_, state, _| {
+                    index.get_mut(state).stage = stage(GuardStep::Stored);
                 });
             }
             (GuardStep::None, true) => {
                 let commit = store(guard.generation);
-                self.commit("stores the guard", Some(commit), |_, world, _| {
-                    place.of_mut(world).at = at(GuardStep::Published);
+                self.commit("stores the guard", Some(commit), |_, state, _| {
+                    index.get_mut(state).stage = stage(GuardStep::Published);
                 });
             }
             (GuardStep::Published, true) => {
-                self.publish("publishes a guard", publishing, |_, world| {
-                    place.of_mut(world).at = at(GuardStep::Stored);
+                self.publish("publishes a guard", publish_guard, |_, state| {
+                    index.get_mut(state).stage = stage(GuardStep::Stored);
                 });
             }
-            (GuardStep::Stored, _) if running => {
-                self.step("acks for the guard", StepKind::Normal, |_, world| {
-                    let handler = place.of_mut(world);
-                    (handler.receipt, handler.at, handler.msg) =
-                        (ModelReceipt::Guarded, HandlerStage::Run(GuardStep::None), guard);
+            (GuardStep::Stored, _) if is_running => {
+                self.step("acks for the guard", StepKind::Normal, |_, state| {
+                    let handler = index.get_mut(state);
+                    handler.receipt = ModelReceipt::Guarded;
+                    handler.stage = HandlerStage::Run(GuardStep::None);
+                    handler.message = guard;
                 });
             }
             (GuardStep::Stored, _) => {
-                self.step("acks for the guard", StepKind::Normal, |_, world| place.end(world, false));
+                self.step("acks for the guard", StepKind::Normal, |_, state| index.settle(state, false));
             }
         }
     }
 
-    fn record_outcome(&mut self, say: OutcomeKind, claim: &Claim) {
-        let (place, msg) = (self.place, self.place.of(self.world).msg);
-        let verdict = self.model.verdict(say, msg);
+    fn record_outcome(&mut self, outcome: OutcomeKind, claim: &Claim) {
+        let index = self.index;
+        let message = index.get(self.state).message;
+        let verdict = self.model.verdict(outcome, message);
         let mut commit = outcome_commit(claim, &verdict, String::new(), Model::NOW, TTL);
         match self.model.config.mutation {
-            Some(ModelMutation::VerdictUnguarded) => {
+            Some(ModelMutation::VerdictUnchecked) => {
                 commit.unless.retain(|name| *name != name::start(claim.attempt, claim.start + 1));
             }
-            Some(ModelMutation::VerdictWithoutCarry) => commit.equal_or_absent.clear(),
+            Some(ModelMutation::VerdictWithoutStarts) => commit.equal_or_absent.clear(),
             _ => {}
         }
-        self.commit("records its outcome", Some(commit), |model, world, answer| {
+        self.commit("records its outcome", Some(commit), |model, state, answer| {
             let Some(facts) = answer else {
-                return model.follow(world, place, follow_up_of(&verdict, claim));
+                return model.follow(state, index, follow_up_of(&verdict, claim));
             };
             match explain_refusal(&facts, claim, &verdict) {
-                CommitRefusal::Recorded => model.follow(world, place, follow_up_of(&verdict, claim)),
-                CommitRefusal::Over(follow_up) => model.follow(world, place, follow_up),
+                CommitRefusal::Recorded => model.follow(state, index, follow_up_of(&verdict, claim)),
+                CommitRefusal::Over(follow_up) => model.follow(state, index, follow_up),
                 CommitRefusal::Revoked => {
-                    place.of_mut(world).at =
+                    index.get_mut(state).stage =
                         HandlerStage::Record(OutcomeKind::Revoked, model.store.claim(claim.clone()))
                 }
                 CommitRefusal::Adopted(adopted) => {
-                    place.of_mut(world).at = HandlerStage::Record(say, model.store.claim(adopted));
+                    index.get_mut(state).stage = HandlerStage::Record(outcome, model.store.claim(adopted));
                 }
-                CommitRefusal::TakenOver => model.superseded(world, place),
+                CommitRefusal::TakenOver => model.taken_over(state, index),
             }
         });
     }
 
     fn hand_back(&mut self, handler: &ModelHandler) {
-        let place = self.place;
-        let claim = self.model.store.claim_of(handler.claim.expect("what ran holds a start"));
+        let index = self.index;
+        let claim = self.model.store.claim_of(handler.claim.expect("a run has a claim"));
         let mut commit = claim.hand_back();
-        if self.model.config.mutation == Some(ModelMutation::HandBackWithoutCarry) {
+        if self.model.config.mutation == Some(ModelMutation::HandBackWithoutStarts) {
             commit.equal_or_absent.clear();
         }
         let guarded = handler.receipt == ModelReceipt::Guarded;
-        self.commit("hands back", Some(commit), |_, world, _| {
+        self.commit("hands back", Some(commit), |_, state, _| {
             if guarded {
-                place.of_mut(world).at = HandlerStage::Requeue;
+                index.get_mut(state).stage = HandlerStage::Requeue;
             } else {
-                place.end(world, true);
+                index.settle(state, true);
             }
         });
     }
 
-    fn end(&mut self, who: Bystander, facts: &Facts) {
-        let (place, msg) = (self.place, self.place.of(self.world).msg);
+    fn end_without_run(&mut self, reason: EndReason, facts: &Facts) {
+        let index = self.index;
+        let message = index.get(self.state).message;
         let error = ErrorText::from("ended");
-        let mut commit =
-            failure_without_run(&self.model.id, facts, msg.attempt, who.kind(), error, Model::NOW, TTL);
-        if self.model.config.mutation == Some(ModelMutation::EndUnguarded) {
+        let mut commit = failure_without_run(
+            &self.model.id,
+            facts,
+            message.attempt,
+            reason.kind(),
+            error,
+            Model::NOW,
+            TTL,
+        );
+        if self.model.config.mutation == Some(ModelMutation::EndUnchecked) {
             commit.unless.retain(|name| !name.starts_with("s:"));
         }
         let ended: Facts = commit.facts.iter().cloned().collect();
-        self.commit("ends the task as it read it", Some(commit), |model, world, answer| {
+        self.commit("ends the task based on its record", Some(commit), |model, state, answer| {
             let facts = answer.unwrap_or_else(|| Rc::new(ended));
-            match (recorded_follow_up(&facts, msg.attempt), who) {
-                (Some(follow_up), _) => model.follow(world, place, follow_up),
-                // Started in time: this is another delivery of it.
-                (None, Bystander::Expired) => model.ask_now(world, place),
-                (None, Bystander::Revoked | Bystander::Lost) => model.busy(world, place),
+            match (recorded_follow_up(&facts, message.attempt), reason) {
+                (Some(follow_up), _) => model.follow(state, index, follow_up),
+                // It was started in time: this is another delivery of it.
+                (None, EndReason::Expired) => model.request_start(state, index),
+                (None, EndReason::Revoked | EndReason::Lost) => model.busy(state, index),
             }
         });
     }
 
-    fn follow(&mut self, no: FollowUpNo, follow_up: &FollowUp) {
-        let place = self.place;
+    fn follow(&mut self, id: FollowUpId, follow_up: &FollowUp) {
+        let index = self.index;
         if self.model.config.mutation == Some(ModelMutation::AckBeforeFollow)
-            && place.of(self.world).receipt == ModelReceipt::Holding
+            && index.get(self.state).receipt == ModelReceipt::Unsettled
         {
-            self.step("acks too early", StepKind::Normal, |_, world| {
-                place.of_mut(world).receipt = ModelReceipt::Lost
+            self.step("acks too early", StepKind::Normal, |_, state| {
+                index.get_mut(state).receipt = ModelReceipt::Lost
             });
         }
-        let marked_first = self.model.config.mutation == Some(ModelMutation::MarkBeforePublish);
-        if marked_first {
-            let done = follow_up.done(&self.model.id, place.of(self.world).msg.attempt);
-            let mut world = self.world.clone();
-            let before = world.facts;
-            self.model.commit(&mut world, &done.expect("a mark"));
-            if world.facts != before {
-                return self.push("says that it followed", StepKind::Normal, world);
+        let mark_first = self.model.config.mutation == Some(ModelMutation::MarkBeforePublish);
+        if mark_first {
+            let done = follow_up.done(&self.model.id, index.get(self.state).message.attempt);
+            let mut state = self.state.clone();
+            let before = state.facts;
+            self.model.commit(&mut state, &done.expect("a follow-up that is due"));
+            if state.facts != before {
+                return self.push("marks the follow-up as done", StepKind::Normal, state);
             }
         }
-        let at = if marked_first { HandlerStage::Ack } else { HandlerStage::Mark(no) };
-        let publish = |_: &Model, world: &mut ModelState| match follow_up {
+        let stage = if mark_first { HandlerStage::Ack } else { HandlerStage::Mark(id) };
+        let publish = |_: &Model, state: &mut ModelState| match follow_up {
             FollowUp::Nothing => {}
             FollowUp::NextRun { due, counters, token } => {
-                let next = next_attempt(place.of(world).msg, *due, *counters, *token);
-                world.put(next);
+                let next = next_attempt(index.get(state).message, *due, *counters, *token);
+                state.put(next);
             }
             FollowUp::DeadLetter { .. } => {
-                if world.fate == MessageFate::Unburied {
-                    world.fate = MessageFate::Done;
+                if state.completion == Completion::DeadLetterDue {
+                    state.completion = Completion::Done;
                 }
             }
         };
-        self.publish("publishes what follows", publish, |_, world| place.of_mut(world).at = at);
+        self.publish("publishes the follow-up", publish, |_, state| index.get_mut(state).stage = stage);
     }
 }
 
 impl ModelState {
-    fn has_slot(&self, place: HandlerPlace) -> bool {
-        let handler = place.of(self);
-        let alone = handler.alone || handler.at == HandlerStage::Suspect;
-        self.workers[place.worker].has_slot(place.handler, alone)
+    fn has_slot(&self, index: HandlerIndex) -> bool {
+        let handler = index.get(self);
+        let alone = handler.alone || handler.stage == HandlerStage::Suspect;
+        self.workers[index.worker].has_slot(index.handler, alone)
     }
 
-    /// This world after a fault, if there is one left of it.
+    /// Returns this state after a fault, if the configuration has one left.
     pub(super) fn after(&self, fault: ModelFault) -> Option<Self> {
-        let mut world = self.clone();
-        let left = &mut world.left[fault as usize];
-        *left = left.checked_sub(1)?;
-        Some(world)
+        let mut state = self.clone();
+        let faults_left = &mut state.faults_left[fault as usize];
+        *faults_left = faults_left.checked_sub(1)?;
+        Some(state)
     }
 }
 
-fn next_guard(msg: ModelMessage) -> ModelMessage {
-    msg_of(&envelope(msg).next_guard(Model::NOW))
+fn next_guard(message: ModelMessage) -> ModelMessage {
+    message_of(&envelope(message).next_guard(Model::NOW))
 }
 
-fn next_attempt(msg: ModelMessage, due: Timestamp, counters: Counters, token: u64) -> ModelMessage {
-    msg_of(&envelope(msg).next_attempt(due, counters, token))
+fn next_attempt(message: ModelMessage, due: Timestamp, counters: Counters, token: u64) -> ModelMessage {
+    message_of(&envelope(message).next_attempt(due, counters, token))
 }
 
-fn msg_of(envelope: &Envelope) -> ModelMessage {
+fn message_of(envelope: &Envelope) -> ModelMessage {
     ModelMessage { attempt: envelope.attempt, generation: envelope.generation, token: envelope.token }
 }
 
-fn envelope(msg: ModelMessage) -> Envelope {
+fn envelope(message: ModelMessage) -> Envelope {
     Envelope {
         id: "t".try_into().expect("an id"),
         name: "add".try_into().expect("a name"),
         queue: "math".try_into().expect("a queue"),
-        attempt: msg.attempt,
-        generation: msg.generation,
+        attempt: message.attempt,
+        generation: message.generation,
         eta: None,
         expires: None,
         issued: Model::NOW,
         counters: Counters::default(),
-        token: msg.token,
+        token: message.token,
         first: FirstSigner::Nobody,
         unknown_since: None,
         traceparent: None,

@@ -1,39 +1,42 @@
-//! Records and starts by number, and names for runs and sessions that are used again when nobody remembers them:
-//! so that worlds which differ in names only are few.
+//! Records and claims by number. Names of runs and sessions are used again once nothing refers to them, so that few
+//! states differ in names only.
 
-use std::{cell::RefCell, collections::HashMap, hash::Hash, rc::Rc};
+use std::{cell::RefCell, collections::HashMap, hash::Hash, ops::BitOrAssign, rc::Rc};
 
 use super::{
     super::{
-        facts::{Facts, Numbered, Start, name},
+        facts::{Facts, NumberedFact, Start, name},
         start::Claim,
         verdict::FollowUp,
     },
-    world::{HandlerStage, ModelRenewal, ModelState},
+    state::{HandlerStage, ModelRenewal, ModelState},
 };
 use crate::{
     backend::Commit,
     id::{RunId, SessionId},
 };
 
-/// Values that worlds name by number.
+/// Values that states refer to by number.
 #[derive(Debug)]
-struct Interned<T> {
+struct NumberedValues<T> {
     values: RefCell<Vec<Rc<T>>>,
     numbers: RefCell<HashMap<Rc<T>, u32>>,
 }
 
-impl<T: Clone + Eq + Hash> Interned<T> {
+impl<T: Clone + Eq + Hash> NumberedValues<T> {
     fn new() -> Self {
         Self { values: RefCell::default(), numbers: RefCell::default() }
     }
 
+    /// Returns the number of a value, which is a new one if the value is new.
     fn number(&self, value: T) -> u32 {
-        let (mut values, mut numbers) = (self.values.borrow_mut(), self.numbers.borrow_mut());
+        let mut values = self.values.borrow_mut();
+        let mut numbers = self.numbers.borrow_mut();
         if let Some(number) = numbers.get(&value) {
             return *number;
         }
-        let (number, value) = (u32::try_from(values.len()).expect("few"), Rc::new(value));
+        let number = u32::try_from(values.len()).expect("fewer than 2^32 values");
+        let value = Rc::new(value);
         values.push(Rc::clone(&value));
         numbers.insert(value, number);
         number
@@ -44,154 +47,204 @@ impl<T: Clone + Eq + Hash> Interned<T> {
     }
 }
 
-macro_rules! numbers {
+macro_rules! number_types {
     ($($name:ident)*) => {$(
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub(super) struct $name(pub(super) u32);
     )*};
 }
 
-numbers!(FactsNo ClaimNo PendingNo FollowUpNo);
+number_types!(FactsId ClaimId PendingId FollowUpId);
+
+/// Runs and sessions, each as the bits of their numbers.
+#[derive(Debug, Clone, Copy, Default)]
+struct IdBits {
+    runs: u32,
+    sessions: u32,
+}
+
+impl IdBits {
+    fn add_run(&mut self, run: u8) {
+        self.runs |= 1 << run;
+    }
+
+    fn add_session(&mut self, session: u8) {
+        self.sessions |= 1 << session;
+    }
+}
+
+impl BitOrAssign for IdBits {
+    fn bitor_assign(&mut self, other: Self) {
+        self.runs |= other.runs;
+        self.sessions |= other.sessions;
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct FactStore {
-    facts: Interned<Facts>,
-    claim: Interned<Claim>,
-    pending: Interned<(Commit, Claim)>,
-    follow_ups: Interned<FollowUp>,
-    /// The runs and sessions that a record names, as bits.
-    named: RefCell<HashMap<u32, (u32, u32)>>,
+    facts: NumberedValues<Facts>,
+    claims: NumberedValues<Claim>,
+    pending: NumberedValues<(Commit, Claim)>,
+    follow_ups: NumberedValues<FollowUp>,
+    /// Runs and sessions that each record names.
+    ids_of_records: RefCell<HashMap<FactsId, IdBits>>,
 }
 
 impl FactStore {
     pub(super) fn new() -> Self {
         let store = Self {
-            facts: Interned::new(),
-            claim: Interned::new(),
-            pending: Interned::new(),
-            follow_ups: Interned::new(),
-            named: RefCell::default(),
+            facts: NumberedValues::new(),
+            claims: NumberedValues::new(),
+            pending: NumberedValues::new(),
+            follow_ups: NumberedValues::new(),
+            ids_of_records: RefCell::default(),
         };
         store.facts(Facts::new());
         store
     }
 
-    pub(super) fn facts(&self, facts: Facts) -> FactsNo {
-        FactsNo(self.facts.number(facts))
+    pub(super) fn facts(&self, facts: Facts) -> FactsId {
+        FactsId(self.facts.number(facts))
     }
-    pub(super) fn facts_of(&self, no: FactsNo) -> Rc<Facts> {
-        self.facts.get(no.0)
+    pub(super) fn facts_of(&self, id: FactsId) -> Rc<Facts> {
+        self.facts.get(id.0)
     }
-    pub(super) fn claim(&self, claim: Claim) -> ClaimNo {
-        ClaimNo(self.claim.number(claim))
+    pub(super) fn claim(&self, claim: Claim) -> ClaimId {
+        ClaimId(self.claims.number(claim))
     }
-    pub(super) fn claim_of(&self, no: ClaimNo) -> Rc<Claim> {
-        self.claim.get(no.0)
+    pub(super) fn claim_of(&self, id: ClaimId) -> Rc<Claim> {
+        self.claims.get(id.0)
     }
-    pub(super) fn pending(&self, pending: (Commit, Claim)) -> PendingNo {
-        PendingNo(self.pending.number(pending))
+    pub(super) fn pending(&self, pending: (Commit, Claim)) -> PendingId {
+        PendingId(self.pending.number(pending))
     }
-    pub(super) fn pending_of(&self, no: PendingNo) -> Rc<(Commit, Claim)> {
-        self.pending.get(no.0)
+    pub(super) fn pending_of(&self, id: PendingId) -> Rc<(Commit, Claim)> {
+        self.pending.get(id.0)
     }
-    pub(super) fn follow_up(&self, follow_up: FollowUp) -> FollowUpNo {
-        FollowUpNo(self.follow_ups.number(follow_up))
+    pub(super) fn follow_up(&self, follow_up: FollowUp) -> FollowUpId {
+        FollowUpId(self.follow_ups.number(follow_up))
     }
-    pub(super) fn follow_up_of(&self, no: FollowUpNo) -> Rc<FollowUp> {
-        self.follow_ups.get(no.0)
+    pub(super) fn follow_up_of(&self, id: FollowUpId) -> Rc<FollowUp> {
+        self.follow_ups.get(id.0)
     }
 
-    /// A run and a session that nobody has heard of, or that nobody remembers.
-    pub(super) fn fresh(&self, world: &ModelState) -> (u8, u8) {
-        let (mut runs, mut sessions) = self.named(world.facts);
-        sessions |= world.alive;
-        if let Some(read) = world.revoker {
-            let (r, s) = self.named(read);
-            (runs, sessions) = (runs | r, sessions | s);
+    /// Returns a run that nothing refers to.
+    pub(super) fn unused_run(&self, state: &ModelState) -> u8 {
+        first_unused(self.used_ids(state).runs)
+    }
+
+    /// Returns a session that nothing refers to.
+    pub(super) fn unused_session(&self, state: &ModelState) -> u8 {
+        first_unused(self.used_ids(state).sessions)
+    }
+
+    /// Returns the runs and sessions that a fact or a process refers to.
+    fn used_ids(&self, state: &ModelState) -> IdBits {
+        let mut used = self.ids_of_record(state.facts);
+        used.sessions |= state.live_sessions;
+        if let Some(facts) = state.revoker {
+            used |= self.ids_of_record(facts);
         }
-        let mut claim = |claim: &Claim| {
-            let (r, s) = of_starts(claim.starts.iter().map(|(_, value)| value.as_ref()));
-            runs |= r | bit(claim.run.as_str());
-            sessions |= s | bit(claim.session.as_str());
-        };
-        let mut more = (0, 0);
-        for worker in world.workers.iter().filter(|worker| worker.up) {
-            more.1 |= 1 << worker.session;
-            match &worker.renewal {
-                ModelRenewal::Idle => {}
-                ModelRenewal::Opening(read) => {
-                    for (run, facts) in read {
-                        let (r, s) = self.named(*facts);
-                        more = (more.0 | r | 1 << run, more.1 | s);
-                    }
-                }
-                ModelRenewal::Keeping(todo) => {
-                    for (run, pending) in todo {
-                        more.0 |= 1 << run;
-                        claim(&self.pending_of(*pending).1);
-                    }
-                }
-            }
+        for worker in state.workers.iter().filter(|worker| worker.up) {
+            used.add_session(worker.session);
+            used |= self.ids_of_renewal(&worker.renewal);
             for handler in &worker.handlers {
-                more.0 |= handler.run.map_or(0, |run| 1 << run);
-                if let Some(no) = handler.claim {
-                    claim(&self.claim_of(no));
+                if let Some(run) = handler.run {
+                    used.add_run(run);
                 }
-                match handler.at {
-                    HandlerStage::Ask(pending, session) => {
-                        more.1 |= 1 << session;
-                        claim(&self.pending_of(pending).1);
-                    }
-                    HandlerStage::Record(_, no) => claim(&self.claim_of(no)),
-                    HandlerStage::End(_, facts) => {
-                        let (r, s) = self.named(facts);
-                        more = (more.0 | r, more.1 | s);
-                    }
-                    _ => {}
+                if let Some(claim) = handler.claim {
+                    used |= ids_of_claim(&self.claim_of(claim));
+                }
+                used |= self.ids_of_stage(&handler.stage);
+            }
+        }
+        used
+    }
+
+    fn ids_of_renewal(&self, renewal: &ModelRenewal) -> IdBits {
+        let mut ids = IdBits::default();
+        match renewal {
+            ModelRenewal::Idle => {}
+            ModelRenewal::Opening(records) => {
+                for (run, facts) in records {
+                    ids.add_run(*run);
+                    ids |= self.ids_of_record(*facts);
+                }
+            }
+            ModelRenewal::Committing(due) => {
+                for (run, pending) in due {
+                    ids.add_run(*run);
+                    ids |= ids_of_claim(&self.pending_of(*pending).1);
                 }
             }
         }
-        let free = |used: u32| u8::try_from((!used).trailing_zeros()).expect("32 bits");
-        (free(runs | more.0), free(sessions | more.1))
+        ids
     }
 
-    fn named(&self, facts: FactsNo) -> (u32, u32) {
-        *self.named.borrow_mut().entry(facts.0).or_insert_with(|| {
+    fn ids_of_stage(&self, stage: &HandlerStage) -> IdBits {
+        match *stage {
+            HandlerStage::StartRequested(pending, session) => {
+                let mut ids = ids_of_claim(&self.pending_of(pending).1);
+                ids.add_session(session);
+                ids
+            }
+            HandlerStage::Record(_, claim) => ids_of_claim(&self.claim_of(claim)),
+            HandlerStage::EndWithoutRun(_, facts) => self.ids_of_record(facts),
+            _ => IdBits::default(),
+        }
+    }
+
+    fn ids_of_record(&self, facts: FactsId) -> IdBits {
+        *self.ids_of_records.borrow_mut().entry(facts).or_insert_with(|| {
             let facts = self.facts_of(facts);
-            let start = |(name, _): &(&str, _)| matches!(Numbered::parse(name), Some(Numbered::Start { .. }));
-            let (mut runs, sessions) = of_starts(facts.iter().filter(start).map(|(_, value)| value.as_ref()));
+            let is_start =
+                |(name, _): &(&str, _)| matches!(NumberedFact::parse(name), Some(NumberedFact::Start { .. }));
+            let mut ids = ids_of_starts(facts.iter().filter(is_start).map(|(_, value)| value.as_ref()));
             for (name, value) in facts.iter() {
-                match Numbered::parse(name) {
-                    Some(Numbered::Returned { .. }) => {
-                        runs |= bit(std::str::from_utf8(value).expect("a run"));
+                match NumberedFact::parse(name) {
+                    Some(NumberedFact::Returned { .. }) => {
+                        ids.add_run(number_of(std::str::from_utf8(value).expect("a run")));
                     }
-                    Some(Numbered::Retried { .. }) => runs |= of_origin(value),
-                    None if name == name::END => runs |= of_origin(value),
+                    Some(NumberedFact::Retried { .. }) => ids.runs |= run_of_outcome(value),
+                    None if name == name::END => ids.runs |= run_of_outcome(value),
                     _ => {}
                 }
             }
-            (runs, sessions)
+            ids
         })
     }
 }
 
-fn of_starts<'a>(values: impl Iterator<Item = &'a [u8]>) -> (u32, u32) {
-    let starts = values.map(|value| serde_json::from_slice::<Start>(value).expect("a start"));
-    starts.fold((0, 0), |(runs, sessions), start| {
-        (runs | bit(start.run.as_str()), sessions | bit(start.session.as_str()))
-    })
+fn first_unused(used: u32) -> u8 {
+    u8::try_from((!used).trailing_zeros()).expect("32 bits")
 }
 
-fn of_origin(outcome: &[u8]) -> u32 {
+fn ids_of_claim(claim: &Claim) -> IdBits {
+    let mut ids = ids_of_starts(claim.starts.iter().map(|(_, value)| value.as_ref()));
+    ids.add_run(number_of(claim.run.as_str()));
+    ids.add_session(number_of(claim.session.as_str()));
+    ids
+}
+
+fn ids_of_starts<'a>(values: impl Iterator<Item = &'a [u8]>) -> IdBits {
+    let mut ids = IdBits::default();
+    for value in values {
+        let start: Start = serde_json::from_slice(value).expect("a start");
+        ids.add_run(number_of(start.run.as_str()));
+        ids.add_session(number_of(start.session.as_str()));
+    }
+    ids
+}
+
+/// Returns the bit of the run that an outcome comes from; 0 if the task ended without a run.
+fn run_of_outcome(outcome: &[u8]) -> u32 {
     let outcome: serde_json::Value = serde_json::from_slice(outcome).expect("an outcome");
-    outcome.get("run").and_then(serde_json::Value::as_str).map_or(0, bit)
+    outcome.get("run").and_then(serde_json::Value::as_str).map_or(0, |run| 1 << number_of(run))
 }
 
-pub(super) fn number(name: &str) -> u8 {
-    name[1..].parse().expect("a letter and a number")
-}
-fn bit(name: &str) -> u32 {
-    1 << number(name)
+/// Returns the number in the id of a run or session.
+pub(super) fn number_of(id: &str) -> u8 {
+    id[1..].parse().expect("a letter and a number")
 }
 pub(super) fn run_id(number: u8) -> RunId {
     format!("r{number}").as_str().into()

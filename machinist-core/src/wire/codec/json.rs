@@ -1,4 +1,4 @@
-//! Bodies as JSON. `serde_json` bounds the nesting by itself (128 levels).
+//! Bodies as JSON. `serde_json` itself bounds the nesting (128 levels).
 
 use bytes::Bytes;
 

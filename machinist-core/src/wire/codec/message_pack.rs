@@ -11,8 +11,8 @@ pub(super) fn encode(body: &Body) -> Result<Bytes, BoxError> {
 }
 
 pub(super) fn decode(bytes: &[u8]) -> Result<Body, BoxError> {
-    let mut from = rmp_serde::Deserializer::from_read_ref(bytes);
-    from.set_max_depth(MAX_DEPTH);
-    let body = Body::deserialize(&mut from)?;
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
+    deserializer.set_max_depth(MAX_DEPTH);
+    let body = Body::deserialize(&mut deserializer)?;
     Ok(body)
 }

@@ -1,6 +1,6 @@
-//! Codecs: a body as bytes, and back.
+//! Codecs, which turn the body of a message into bytes and back.
 //!
-//! The content type of a message names its codec; both are always accepted, one is used for writing.
+//! The content type of a message names its codec. Both codecs are always accepted; one is used for writing.
 
 mod json;
 mod message_pack;
@@ -9,11 +9,11 @@ use bytes::Bytes;
 
 use crate::{error::BoxError, wire::body::Body};
 
-/// The way bodies are written.
+/// Format in which bodies are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Codec {
-    /// `application/msgpack`: compact and quick; named fields.
+    /// `application/msgpack`: compact and fast, with named fields.
     #[default]
     MessagePack,
     /// `application/json`: readable in every management console.
@@ -21,7 +21,7 @@ pub enum Codec {
 }
 
 impl Codec {
-    /// The media type that names it.
+    /// Returns the media type that names the codec.
     pub const fn content_type(self) -> &'static str {
         match self {
             Self::MessagePack => "application/msgpack",
@@ -29,7 +29,7 @@ impl Codec {
         }
     }
 
-    /// The codec that a content type names.
+    /// Returns the codec that a content type names.
     pub fn of(content_type: &str) -> Option<Self> {
         let essence = content_type.split(';').next().unwrap_or_default().trim();
         [Self::MessagePack, Self::Json].into_iter().find(|c| c.content_type().eq_ignore_ascii_case(essence))

@@ -1,6 +1,6 @@
-//! A definition whose result is a type of the user's own.
+//! A definition whose result is a user's type.
 
-//~ ERROR: `Options` cannot travel as the result of a task
+//~ ERROR: `Options` cannot be the result of a task
 use machinist_core::TaskDef;
 
 pub struct Options(pub i64);

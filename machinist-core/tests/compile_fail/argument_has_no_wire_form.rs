@@ -1,6 +1,6 @@
-//! A definition whose one argument is a type of the user's own.
+//! A definition whose only argument is a user's type.
 
-//~ ERROR: `Options` cannot travel as a task argument: wrap
+//~ ERROR: `Options` cannot be a task argument: wrap
 use machinist_core::TaskDef;
 
 pub struct Options(pub i64);

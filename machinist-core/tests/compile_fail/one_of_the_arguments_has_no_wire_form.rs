@@ -1,6 +1,6 @@
-//! A definition one of whose arguments is a type of the user's own.
+//! A definition with a user's type among its arguments.
 
-//~ ERROR: cannot travel as a task argument: wrap
+//~ ERROR: cannot be a task argument: wrap
 use machinist_core::TaskDef;
 
 pub struct Options(pub i64);
