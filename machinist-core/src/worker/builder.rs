@@ -31,10 +31,10 @@ use crate::{
 
 /// RabbitMQ's default `consumer_timeout`.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-/// Default time for running handlers to end after the worker is told to stop.
+/// Default time for which running handlers may continue when the worker is told to stop.
 const DEFAULT_GRACE: Duration = Duration::from_secs(20);
 
-/// Error of [`WorkerBuilder::build`].
+/// Error of a worker that cannot be built.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
@@ -57,22 +57,22 @@ pub enum BuildError {
     },
     /// The application's key cannot sign what this worker would publish again: retries, guards.
     #[error(
-        "a worker signs the retries of its tasks, and that of {task:?} in queue {queue} it cannot: {why}"
+        "a worker signs the retries of its tasks, but it cannot sign those of {task:?} in queue {queue}: {why}"
     )]
     Key {
         /// The task.
         task: String,
         /// The queue.
         queue: QueueName,
-        /// The reason, and the remedy.
+        /// Reason that the key cannot sign, and the remedy.
         why: String,
     },
-    /// A number that must not be zero is.
+    /// A number that must not be zero is zero.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
 }
 
-/// Makes a [`Worker`]. Everything is checked in [`build`](Self::build).
+/// Builds a [`Worker`]. [`build`](Self::build) checks everything.
 #[must_use]
 pub struct WorkerBuilder {
     app: App,
@@ -107,53 +107,54 @@ impl WorkerBuilder {
         }
     }
 
-    /// Sets the worker's name in records and listings. Default: `HOST-PID`.
+    /// Name of the worker in records and listings; `HOST-PID` unless set.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Takes tasks from this queue, besides others. The application's default queue unless any is named.
+    /// Adds a queue from which the worker takes tasks. Without any, it takes tasks from the application's default queue.
     pub fn queue(mut self, queue: impl Into<String>) -> Self {
         self.queues.push(queue.into());
         self
     }
 
-    /// Sets the number of handlers that run at once. Default: 16.
+    /// Maximum number of handlers that run at once; 16 unless set.
     pub fn concurrency(mut self, handlers: usize) -> Self {
         self.concurrency = handlers;
         self
     }
 
-    /// Sets the number of deliveries held beyond those that run, so that a free slot finds work. Default: as many as run, at
-    /// least 16. Use 0 for queues of slow tasks: a delivery held here cannot run elsewhere.
+    /// Maximum number of deliveries that are held in addition to those that run, so that a free slot finds work. Unless
+    /// set, it is the number of handlers that run at once, but at least 16. 0 is right for queues of slow tasks: a task
+    /// that is held here cannot run elsewhere.
     pub fn look_ahead(mut self, deliveries: usize) -> Self {
         self.look_ahead = Some(deliveries);
         self
     }
 
-    /// Sets the time for running handlers to end after the worker is told to stop. Default: 20 s.
+    /// Time for which running handlers may continue when the worker is told to stop; 20 s unless set.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
     }
 
-    /// Sets the lease: the time that this worker counts as alive without a renewal. Default: 15 s. Other workers take over its tasks
-    /// about one and a half leases after its death.
+    /// Time for which this worker counts as alive without renewing its session; 15 s unless set. Other workers take over
+    /// its tasks about one and a half times this duration after its death.
     pub fn session_lease(mut self, lease: Duration) -> Self {
         self.lease = Lease::new(lease);
         self
     }
 
-    /// For how long the broker lets a delivery be held without a word (RabbitMQ's `consumer_timeout`); 30 minutes
-    /// unless set, which is RabbitMQ's default. After half of it a copy of the message that comes back later takes
-    /// the place of the delivery, so a task may run for days.
+    /// Maximum time for which the broker lets a delivery stay unacknowledged (RabbitMQ's `consumer_timeout`); 30 minutes
+    /// unless set, which is RabbitMQ's default. After half of it a copy of the message that comes back later replaces
+    /// the delivery, so a task may run for days.
     pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
         self.consumer_timeout = timeout;
         self
     }
 
-    /// Registers an `async fn` that runs a task. One that does not fit the task's definition does not compile.
+    /// Registers an `async fn` that runs a task. A function that does not fit the task's definition does not compile.
     pub fn task<A, R, Via, H>(self, def: TaskDef<A, R>, handler: H) -> Self
     where
         H: Handler<Via, A, R>,
@@ -179,19 +180,19 @@ impl WorkerBuilder {
         self.register(name.into(), Arc::new(handler), Vec::new())
     }
 
-    /// Sets the options of a registered task, for what its signature leaves open.
+    /// Sets the options of a registered task. They hold for everything that the task's signature does not set.
     pub fn options(mut self, task: impl Into<String>, options: TaskOptions) -> Self {
         self.options.push((task.into(), options));
         self
     }
 
-    /// Puts something around all handlers, inside what was put there before.
+    /// Adds a middleware around all handlers. It runs inside those that were added before.
     pub fn middleware(mut self, middleware: impl Middleware) -> Self {
         self.middleware.push(Arc::new(middleware));
         self
     }
 
-    /// A value that handlers can take as `State<T>`; one for each type.
+    /// Adds a value that handlers can take as `State<T>`; one for each type.
     pub fn state<T: Clone + Send + Sync + 'static>(mut self, value: T) -> Self {
         self.state.insert(value);
         self
@@ -202,18 +203,18 @@ impl WorkerBuilder {
         self
     }
 
-    /// Checks everything and makes the worker.
+    /// Checks everything and builds the worker.
     ///
     /// # Errors
     /// [`BuildError`] names what is wrong.
     pub fn build(self) -> Result<Worker, BuildError> {
-        for (what, number) in [
+        for (setting, number) in [
             ("concurrency", self.concurrency),
             ("session_lease", self.lease.millis()),
             ("consumer_timeout", usize::try_from(self.consumer_timeout.as_millis()).unwrap_or(usize::MAX)),
         ] {
             if number == 0 {
-                return Err(BuildError::Zero(what));
+                return Err(BuildError::Zero(setting));
             }
         }
         let mut queues =
@@ -268,7 +269,8 @@ impl WorkerBuilder {
     }
 }
 
-/// Checks that the worker can sign what it publishes again. A worker that cannot would lose it.
+/// Checks that the application's key can sign every task in every queue. A message that is published again is signed
+/// again, and a worker that cannot sign it would lose it.
 fn can_sign(
     app: &App,
     tasks: &HashMap<TaskName, RegisteredTask>,
@@ -284,7 +286,7 @@ fn can_sign(
     Ok(())
 }
 
-/// Returns the worker's description, which every renewal of its session publishes.
+/// Returns the description of the worker that is stored with every renewal of its session.
 fn about(
     name: &str,
     queues: &[QueueName],
@@ -305,7 +307,7 @@ fn about(
     }
 }
 
-/// `HOST-PID`, as far as they are known.
+/// Returns `HOST-PID`, with `worker` in place of an unknown host name.
 fn default_name() -> String {
     let host = std::fs::read_to_string("/etc/hostname")
         .ok()

@@ -1,5 +1,5 @@
-//! Counts of the dead letters that a worker has published, by reason: the numbers that an operator watches, and that agree
-//! with the dead letters in the queues.
+//! Counts of the dead letters that a worker has published, by reason. Operators watch these numbers, and they agree with
+//! the dead letters in the broker.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::wire::DeadReason;
 
-/// The dead letters that a worker has published, counted by reason. Cheap to clone; clones share the counts.
+/// Counts of the dead letters that a worker has published, by reason. Cheap to clone; clones share the counts.
 ///
 /// A letter is counted once the broker has confirmed it. After a crash the same letter may be published again by
 /// another worker, which counts it too.
@@ -16,12 +16,12 @@ use crate::wire::DeadReason;
 pub struct DeadLetterCounts(Arc<Mutex<BTreeMap<&'static str, u64>>>);
 
 impl DeadLetterCounts {
-    /// The counts so far, by the reason that stands in the letter (`machinist-dead-reason`).
+    /// Returns the counts so far, by the reason in the letter (`machinist-dead-reason`).
     pub fn by_reason(&self) -> BTreeMap<&'static str, u64> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns the total.
+    /// Total number of dead letters.
     pub fn total(&self) -> u64 {
         self.by_reason().values().sum()
     }

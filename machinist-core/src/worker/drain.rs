@@ -1,7 +1,7 @@
-//! The stages of an end: drain, cancel, leave.
+//! The stages of a shutdown: drain, cancel, leave.
 //!
-//! Each signal goes one stage further, so that a person who is in a hurry can say so, and nothing is lost at any
-//! stage: what is cut off is handed back.
+//! Each signal advances the shutdown by one stage, so that an operator can speed it up. Nothing is lost at any
+//! stage: runs that are cut off are handed back.
 
 use std::time::Duration;
 
@@ -9,19 +9,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{CANCEL_TIMEOUT, SETTLE_TIMEOUT};
 
-/// The stages of a worker's end. Cheap to clone; clones share the stage.
+/// The stages of a worker's shutdown. Cheap to clone; clones share the stage.
 #[derive(Debug, Clone, Default)]
 pub struct Stages {
-    /// Stop taking deliveries; hand back those that have not started.
+    /// Take no more deliveries; hand back those that have not started.
     drain: CancellationToken,
-    /// Cancel what runs.
+    /// Cancel all runs.
     cancel: CancellationToken,
-    /// Cut off what still runs and hand it back.
+    /// Cut off the runs that continue, and hand them back.
     leave: CancellationToken,
 }
 
 impl Stages {
-    /// Goes to the next stage: drain, then cancel what runs, then leave at once.
+    /// Advances to the next stage: drain, then cancel all runs, then leave at once.
     pub fn advance(&self) {
         if !self.drain.is_cancelled() {
             self.drain.cancel();
@@ -44,17 +44,17 @@ impl Stages {
         self.drain.cancel();
     }
 
-    /// Completes when the worker takes and starts nothing more.
+    /// Completes when no more deliveries may be taken or started.
     pub(super) async fn reached_drain(&self) {
         self.drain.cancelled().await;
     }
 
-    /// Completes when runs are cancelled.
+    /// Completes when all runs must be cancelled.
     pub(super) async fn reached_cancel(&self) {
         self.cancel.cancelled().await;
     }
 
-    /// Completes when runs are cut off.
+    /// Completes when the remaining runs must be cut off.
     pub(super) async fn reached_leave(&self) {
         self.leave.cancelled().await;
     }
@@ -64,14 +64,14 @@ impl Stages {
     }
 }
 
-/// Summary of a worker's end.
+/// Counts of the work that a worker left behind when it stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
-    /// Runs that were cut off and handed back: they run again elsewhere.
+    /// Number of runs that were cut off and handed back: they run again elsewhere.
     pub handed_back: u64,
-    /// Deliveries that could not be finished or handed back in time: the broker delivers them again.
+    /// Number of deliveries that could not be finished or handed back in time: the broker delivers them again.
     pub unfinished: u64,
-    /// Messages that were refused (unsigned, unreadable, too large, not allowed) and are dead letters now.
+    /// Number of messages that were refused (unsigned, unreadable, too large, not allowed) and are dead letters now.
     pub refused: u64,
 }
 
@@ -82,7 +82,7 @@ impl Drained {
     }
 }
 
-/// UnrecordedOutcome for the end of all that runs, one stage after the other.
+/// Waits for the end of all runs, one stage after another.
 pub(super) async fn wait_through(tracker: &TaskTracker, stages: &Stages, grace: Duration) {
     tokio::select! {
         () = tracker.wait() => return,
@@ -94,6 +94,6 @@ pub(super) async fn wait_through(tracker: &TaskTracker, stages: &Stages, grace: 
         () = tokio::time::sleep(CANCEL_TIMEOUT) => stages.leave.cancel(),
         () = stages.reached_leave() => {}
     }
-    // What does not even settle now is left to the broker and to the expiry of the session.
+    // Deliveries that are still not settled are left to the broker and to the expiry of the session.
     let _in_time = tokio::time::timeout(SETTLE_TIMEOUT, tracker.wait()).await;
 }

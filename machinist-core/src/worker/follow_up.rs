@@ -1,7 +1,7 @@
-//! Follow-ups of a recorded outcome: the next run, or a dead letter.
+//! The follow-up of a recorded outcome: the next run, or a dead letter.
 //!
-//! A follow-up is published and confirmed before the record says so, and the record says so before the delivery is acknowledged: the
-//! unacknowledged message is the outbox.
+//! The follow-up is published and confirmed before the record marks it as done, and the record is written before the
+//! delivery is acknowledged: the unacknowledged message is the outbox.
 
 use super::{Settlement, WorkerContext};
 use crate::{
@@ -16,19 +16,19 @@ use crate::{
     worker::server_calls::Unpublished,
 };
 
-/// Text of a dead letter in place of an error that is encrypted in the record.
-const ENCRYPTED_ERROR: &str = "encrypted: the record shows it to holders of the key";
+/// Text in a dead letter in place of an error that is encrypted in the record.
+const ENCRYPTED_ERROR: &str = "encrypted: the task's record shows the error to holders of the key";
 
 impl WorkerContext {
-    /// Publishes the follow-up of a recorded outcome, then records that it is done.
+    /// Publishes the follow-up of a recorded outcome, then marks it as done in the record.
     pub(super) async fn follow(&self, envelope: &Envelope, follow_up: &FollowUp) -> Settlement {
         match follow_up {
             FollowUp::Nothing => Settlement::Ack,
-            demanding => Box::pin(self.publish_and_say_so(envelope, demanding)).await,
+            follow_up => Box::pin(self.publish_and_mark_done(envelope, follow_up)).await,
         }
     }
 
-    async fn publish_and_say_so(&self, envelope: &Envelope, follow_up: &FollowUp) -> Settlement {
+    async fn publish_and_mark_done(&self, envelope: &Envelope, follow_up: &FollowUp) -> Settlement {
         let published = match follow_up {
             FollowUp::Nothing => Ok(()),
             FollowUp::NextRun { due, counters, token } => {
@@ -38,22 +38,22 @@ impl WorkerContext {
                 let dead_id = format!("{}.{attempt}", envelope.id);
                 let message = self.app.signed_message(envelope);
                 let reason = DeadReason::of(*kind, error);
-                // What went wrong in a handler may repeat its arguments: hidden in the record, it is not told here.
-                let tells = matches!(reason, DeadReason::Failed | DeadReason::Malformed);
-                let hidden = tells && self.app.0.trust.encrypts_outcomes(envelope);
+                // A handler's error may repeat its arguments: encrypted in the record, it must not be readable here.
+                let from_handler = matches!(reason, DeadReason::Failed | DeadReason::Malformed);
+                let hidden = from_handler && self.app.0.trust.encrypts_outcomes(envelope);
                 let error = if hidden { ErrorText::from(ENCRYPTED_ERROR) } else { error.clone() };
                 self.dead_letter(&envelope.queue, &message, dead_id, reason, error).await
             }
         };
         match published {
             Ok(()) => {}
-            Err(Unpublished::Unanswered(why)) => return why.into(),
+            Err(Unpublished::Unanswered(unanswered)) => return unanswered.into(),
             Err(Unpublished::Never(error)) => return Box::pin(self.never_runs_again(envelope, &error)).await,
         }
         if let Some(done) = follow_up.done(&envelope.id, envelope.attempt)
-            && let Err(why) = self.calls.commit_outcome(done).await
+            && let Err(unanswered) = self.calls.commit_outcome(done).await
         {
-            return why.into();
+            return unanswered.into();
         }
         Settlement::Ack
     }
@@ -67,27 +67,27 @@ impl WorkerContext {
     ) -> Result<(), Unpublished> {
         let next = envelope.next_attempt(due, counters, token);
         let published = self.publish_later(&next, keep_for(due.since(self.now())));
-        tokio::join!(published, self.on_the_schedule(envelope.id.clone(), due)).0
+        tokio::join!(published, self.list_as_scheduled(envelope.id.clone(), due)).0
     }
 
-    /// Adds a task that waits for its next run to the schedule. Best effort: it runs without it.
-    async fn on_the_schedule(&self, id: TaskId, due: Timestamp) {
+    /// Lists a task that waits for its next run as scheduled. Best effort: the task runs in any case.
+    async fn list_as_scheduled(&self, id: TaskId, due: Timestamp) {
         let update = IndexUpdate::Put { index: Index::Scheduled, at: due, member: id.to_string() };
         if let Err(error) = self.app.backend().update_indexes(vec![update]).await {
             tracing::debug!(%error, "a task that waits for its next run is not listed as scheduled");
         }
     }
 
-    /// Removes a delayed task that was started, or will not be, from the schedule. A reader of the
-    /// schedule does the same for entries that were missed.
-    pub(super) async fn off_the_schedule(&self, id: TaskId) {
+    /// Removes a delayed task from the list of scheduled tasks, because it was started or never will be. Readers of the
+    /// list remove the entries that were missed here.
+    pub(super) async fn unlist_as_scheduled(&self, id: TaskId) {
         let update = IndexUpdate::Remove { index: Index::Scheduled, member: id.to_string() };
         if let Err(error) = self.app.backend().update_indexes(vec![update]).await {
             tracing::debug!(%error, "a task that was started is still listed as scheduled");
         }
     }
 
-    /// A next run that can never be queued: the task ends here, visibly.
+    /// Ends a task whose next run can never be queued, with an error that is recorded.
     async fn never_runs_again(&self, envelope: &Envelope, error: &PublishError) -> Settlement {
         let error = format!("its next run could not be queued: {error}");
         tracing::error!(id = %envelope.id, error, "a task ends because its message cannot be published");

@@ -1,7 +1,8 @@
-//! Copies that come back later: guards, postponements, messages that came too early.
+//! Copies of a message that come back later: guards, postponements, messages that came too early.
 //!
-//! Each is published and confirmed before the delivery it replaces is acknowledged, so a message for an unfinished
-//! task exists in the broker at all times. A crash in between leaves two, which the record makes harmless.
+//! Each copy is published and confirmed before the delivery that it replaces is acknowledged, so a message of an
+//! unfinished task exists in the broker at all times. A crash in between leaves two messages, which the record makes
+//! harmless.
 
 use std::time::Duration;
 
@@ -18,20 +19,20 @@ const FIRST_GUARD_DELAY: Duration = Duration::from_secs(15);
 /// Maximum delay of a guard.
 const MAX_GUARD_DELAY: Duration = Duration::from_secs(300);
 
-/// Time that a message that cannot be copied is held before it is handed back.
+/// Time for which a delivery is held before it is handed back, if its copy cannot be published.
 const UNPUBLISHABLE_PAUSE: Duration = Duration::from_secs(60);
 
-/// Returns the delay of a generation's guard.
+/// Returns the delay of a guard of this generation.
 fn guard_delay(generation: u32) -> Duration {
     FIRST_GUARD_DELAY.saturating_mul(1 << generation.min(8)).min(MAX_GUARD_DELAY)
 }
 
 impl WorkerContext {
-    /// Publishes the next guard of an envelope, to come back after `delay`; then the delivery may go.
+    /// Publishes the next guard of an envelope, which comes back after `delay`. Then the delivery may be settled.
     async fn publish_guard(&self, envelope: &Envelope, delay: Duration) -> Result<Envelope, Unpublished> {
         let guard = envelope.next_guard(self.now().plus(delay));
         self.publish_later(&guard, delay).await?;
-        // Only what is confirmed may say that older generations are not needed.
+        // Only a confirmed guard may make older generations unnecessary.
         let mut commit = Commit::new(guard.id.clone());
         commit.facts = vec![(name::guard(guard.attempt, guard.generation), "1".into())];
         commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
@@ -39,7 +40,7 @@ impl WorkerContext {
         Ok(guard)
     }
 
-    /// After half the time for which a broker lets a delivery be held, publishes a guard and settles it.
+    /// Publishes a guard after half of the time for which the broker lets a delivery be held, and settles the delivery.
     pub(super) async fn guard_when_long(&self, active: &mut ActiveDelivery) {
         tokio::time::sleep(self.max_hold).await;
         let guard = self.publish_guard(&active.envelope, guard_delay(active.envelope.generation));
@@ -56,12 +57,13 @@ impl WorkerContext {
         }
     }
 
-    /// A delivery goes when its copy is in the broker. One whose copy cannot be published is given back after a
-    /// pause: the broker keeps it, and nobody spins.
+    /// Settles a delivery according to the publication of its copy. It is acknowledged if the copy is in the broker. If
+    /// the copy can never be published, the delivery is handed back after a pause: the broker keeps it, and the pause
+    /// avoids a busy loop.
     pub(super) async fn settled_by<T: Send>(&self, published: Result<T, Unpublished>) -> Settlement {
         match published {
             Ok(_) => Settlement::Ack,
-            Err(Unpublished::Unanswered(why)) => why.into(),
+            Err(Unpublished::Unanswered(unanswered)) => unanswered.into(),
             Err(Unpublished::Never(error)) => {
                 tracing::error!(%error, "a copy of a message cannot be published; trying again in {UNPUBLISHABLE_PAUSE:?}");
                 tokio::select! {
@@ -73,12 +75,12 @@ impl WorkerContext {
         }
     }
 
-    /// A delivery that would stay too long goes, and a copy comes back later.
+    /// Replaces a delivery that would be held for too long by a guard.
     pub(super) async fn become_guard(&self, envelope: &Envelope) -> Settlement {
         self.settled_by(self.publish_guard(envelope, guard_delay(envelope.generation)).await).await
     }
 
-    /// Publishes an envelope to its queue, to be received after `delay`.
+    /// Publishes an envelope to its queue, for delivery after `delay`.
     pub(super) async fn publish_later(
         &self,
         envelope: &Envelope,

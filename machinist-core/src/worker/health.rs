@@ -1,4 +1,4 @@
-//! Health of a worker, for service managers and people, asked of the servers themselves.
+//! Health checks of a worker, for service managers and people: each check asks the servers themselves.
 
 use std::{
     fmt,
@@ -11,10 +11,10 @@ use machinist_adapter::error::chain;
 
 use crate::broker::SubscriptionHealth;
 
-/// Maximum time for a server to answer.
+/// Time that a server has to answer a check.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Tells how a worker is. Cheap to clone; outlives the worker.
+/// Checks the health of a worker. Cheap to clone; outlives the worker.
 #[derive(Clone)]
 pub struct Health {
     worker: Arc<WorkerContext>,
@@ -22,15 +22,15 @@ pub struct Health {
     subscription: Arc<Mutex<SubscriptionState>>,
 }
 
-/// State of a worker's subscription.
+/// State of a worker's subscription to its queues.
 #[derive(Debug, Default)]
 enum SubscriptionState {
     /// The worker is about to subscribe.
     #[default]
     NotYet,
-    /// The worker has subscribed; the broker knows if the subscription still stands.
+    /// The worker has subscribed; this handle checks that the subscription still exists.
     Made(Arc<dyn SubscriptionHealth>),
-    /// The worker wants none, because the backend is away.
+    /// The worker has unsubscribed, because the backend is away.
     Withdrawn,
 }
 
@@ -39,17 +39,17 @@ impl Health {
         Self { worker, stages, subscription: Arc::default() }
     }
 
-    /// From now on there is a subscription to ask about.
+    /// Sets the state: subscribed.
     pub(super) fn subscribed(&self, health: Arc<dyn SubscriptionHealth>) {
         *self.subscription() = SubscriptionState::Made(health);
     }
 
-    /// From now on no subscription is wanted.
+    /// Sets the state: unsubscribed because the backend is away.
     pub(super) fn withdrawn(&self) {
         *self.subscription() = SubscriptionState::Withdrawn;
     }
 
-    /// From now on there should be one again.
+    /// Sets the state: about to subscribe again.
     pub(super) fn subscribing(&self) {
         *self.subscription() = SubscriptionState::NotYet;
     }
@@ -58,9 +58,10 @@ impl Health {
         self.subscription.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Checks liveness; an error if the worker should be restarted. A live worker's broker has confirmed its
-    /// subscription to every queue, and answers on that connection within 5 s. A worker that drains is well. So is one
-    /// that takes nothing because the backend is away: ended, it would lose the outcomes that it keeps.
+    /// Returns the problems of a worker that should be alive, or nothing if it is healthy. A worker is healthy if the
+    /// broker has confirmed its subscription to every queue and answers on that connection within 5 s. A draining worker
+    /// is healthy. So is one that takes no tasks because the backend is away: if it were stopped, the outcomes that it
+    /// keeps would be lost.
     ///
     /// # Cancel safety
     /// Safe.
@@ -69,19 +70,19 @@ impl Health {
             return Vec::new();
         }
         let health = match &*self.subscription() {
-            SubscriptionState::NotYet => return vec!["broker: it has not subscribed yet".to_owned()],
+            SubscriptionState::NotYet => return vec!["broker: the worker has not subscribed yet".to_owned()],
             SubscriptionState::Withdrawn => return Vec::new(),
             SubscriptionState::Made(health) => Arc::clone(health),
         };
         match tokio::time::timeout(PROBE_TIMEOUT + Duration::from_secs(1), health.check()).await {
             Ok(Ok(())) => Vec::new(),
-            Ok(Err(why)) => vec![format!("broker: {why}")],
+            Ok(Err(error)) => vec![format!("broker: {error}")],
             Err(_) => vec!["broker: no answer".to_owned()],
         }
     }
 
-    /// Checks readiness; an error if the worker takes no tasks. A ready worker is live, its backend answers within 5 s, and
-    /// it does not drain.
+    /// Returns the reasons that a worker does not take tasks, or nothing if it takes them. A worker takes tasks if it is
+    /// healthy, the backend answers within 5 s, and it is not draining.
     ///
     /// # Cancel safety
     /// Safe.
@@ -90,11 +91,12 @@ impl Health {
         wrong.extend(backend.err());
         if matches!(*self.subscription(), SubscriptionState::Withdrawn) {
             wrong.push(
-                "worker: it has handed back what it held, because the backend was away for long".to_owned(),
+                "worker: it has handed back its deliveries, because the backend was away for a long time"
+                    .to_owned(),
             );
         }
         if self.stages.is_draining() {
-            wrong.push("worker: it drains, and ends when what runs has ended".to_owned());
+            wrong.push("worker: it drains, and stops when its running tasks have ended".to_owned());
         }
         wrong
     }
@@ -102,7 +104,7 @@ impl Health {
     async fn backend(&self) -> Result<(), String> {
         match tokio::time::timeout(PROBE_TIMEOUT, self.worker.app.backend().now()).await {
             Ok(Ok(_)) if self.worker.calls.is_backend_away() => {
-                Err("backend: it was away, and no tasks are taken yet".to_owned())
+                Err("backend: it was away, and the worker takes no tasks yet".to_owned())
             }
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(format!("backend: {}", chain(&error).join(": "))),
@@ -110,12 +112,12 @@ impl Health {
         }
     }
 
-    /// The worker's name.
+    /// Name of the worker.
     pub fn worker(&self) -> &str {
         &self.worker.name
     }
 
-    /// Returns the number of running handlers.
+    /// Number of handlers that run.
     pub fn running(&self) -> usize {
         self.worker.sessions.running()
     }

@@ -1,7 +1,7 @@
-//! Intake of deliveries, and its interruption while the backend is away for long.
+//! The intake of deliveries, and its end while the worker can do nothing with them.
 //!
-//! A worker that is without the backend keeps what it holds for ten minutes: most outages are shorter, and what runs goes
-//! on. After that others, who perhaps have the backend, should have the messages.
+//! A worker without a backend keeps its deliveries for ten minutes: most outages are shorter, and its handlers continue.
+//! After that it hands the messages to other workers, which may be able to reach the backend.
 
 use std::{convert::Infallible, panic::resume_unwind, sync::Arc};
 
@@ -20,33 +20,33 @@ use machinist_adapter::error::chain;
 
 use crate::broker::{Consume, Consumer, SubscriptionHealth};
 
-/// Takes deliveries from the broker.
+/// Takes deliveries and passes them to the processor.
 pub(super) struct Intake {
     pub(super) processor: Arc<TaskProcessor>,
-    pub(super) what: Consume,
+    pub(super) subscription: Consume,
     pub(super) health: Health,
     pub(super) tracker: TaskTracker,
-    /// Ends, at once, all that was taken.
+    /// Ends all deliveries in progress at once.
     pub(super) cut: CancellationToken,
 }
 
-/// A running intake, in a separate task: the caller that waits for the worker's end may be on a thread that would be woken for
-/// each delivery otherwise. Dropping it ends it.
+/// A running intake. It runs in a separate task: otherwise the thread that waits for the worker's end might be woken for
+/// each delivery. It ends when this value is dropped.
 pub(super) struct RunningIntake {
     task: AbortOnDropHandle<Box<dyn Consumer>>,
-    enough: CancellationToken,
+    stop: CancellationToken,
     closed: CancellationToken,
 }
 
 impl RunningIntake {
-    /// Completes when nothing comes any more, because the broker was closed.
+    /// Completes when no more deliveries arrive, because the broker was closed.
     pub(super) async fn closed(&self) {
         self.closed.cancelled().await;
     }
 
-    /// Takes nothing more; the consumer, unless its runtime has ended.
+    /// Stops taking deliveries. Returns the consumer, unless its runtime has ended.
     pub(super) async fn end(self) -> Option<Box<dyn Consumer>> {
-        self.enough.cancel();
+        self.stop.cancel();
         match self.task.await.map_err(JoinError::try_into_panic) {
             Ok(consumer) => Some(consumer),
             Err(Ok(panic)) => resume_unwind(panic),
@@ -56,30 +56,31 @@ impl RunningIntake {
 }
 
 impl Intake {
-    /// Begins to take deliveries.
-    pub(super) fn begin(self, mut consumer: Box<dyn Consumer>) -> RunningIntake {
-        let enough = CancellationToken::new();
+    /// Starts to take deliveries.
+    pub(super) fn start(self, mut consumer: Box<dyn Consumer>) -> RunningIntake {
+        let stop = CancellationToken::new();
         let closed = CancellationToken::new();
-        let told = enough.clone();
-        let tells = closed.clone().drop_guard();
+        let stopped = stop.clone();
+        let closed_on_drop = closed.clone().drop_guard();
         let task = tokio::spawn(async move {
-            let _tells = tells;
+            let _closed_on_drop = closed_on_drop;
             tokio::select! {
                 biased;
-                () = told.cancelled() => {}
-                () = self.take_until_closed(&mut consumer) => {}
+                () = stopped.cancelled() => {}
+                () = self.run(&mut consumer) => {}
             }
             consumer
         });
-        RunningIntake { task: AbortOnDropHandle::new(task), enough, closed }
+        RunningIntake { task: AbortOnDropHandle::new(task), stop, closed }
     }
 
-    /// Takes deliveries, from one subscription after the other. Ends only when the broker is closed.
-    async fn take_until_closed(&self, consumer: &mut Box<dyn Consumer>) {
+    /// Takes deliveries forever, from one subscription after another. Ends only when the broker was closed.
+    async fn run(&self, consumer: &mut Box<dyn Consumer>) {
         let calls = &self.processor.worker.calls;
         loop {
             self.health.subscribed(consumer.health().into());
-            let maintenance = maintenance::run(Arc::clone(&self.processor.worker), self.what.queues.clone());
+            let maintenance =
+                maintenance::run(Arc::clone(&self.processor.worker), self.subscription.queues.clone());
             let maintenance = AbortOnDropHandle::new(tokio::spawn(maintenance));
             let health = consumer.health();
             tokio::select! {
@@ -89,12 +90,12 @@ impl Intake {
             }
             tracing::error!(
                 running = self.processor.worker.sessions.running(),
-                "the backend has been away for {AWAY_TIMEOUT:?}: cancelling what runs, handing back what is held, and taking \
-                 nothing until it answers. Outcomes that are not recorded are kept"
+                "the backend has been away for {AWAY_TIMEOUT:?}: cancelling all runs, handing back all deliveries, and \
+                 taking no more until it answers. Unrecorded outcomes are kept"
             );
             self.health.withdrawn();
             drop(maintenance);
-            // First, or what is handed back comes here again at once.
+            // Stopped first, or the broker would deliver the returned messages here again at once.
             consumer.stop().await;
             self.processor.worker.sessions.cut_off_all();
             calls.give_up(true);
@@ -103,47 +104,49 @@ impl Intake {
             calls.give_up(false);
             self.health.subscribing();
             *consumer = self.subscribe().await;
-            tracing::info!(queues = ?self.what.queues, "subscribed again");
+            tracing::info!(queues = ?self.subscription.queues, "subscribed again");
         }
     }
 
-    /// Cancels what runs where neither server vouches for it: the lease is over, and since it was renewed for the last
-    /// time the connection was lost that held the messages. Others may then run them. One of the two alone is no reason.
+    /// Cancels all runs when neither server protects them any more: the lease has expired, and the connection that held
+    /// the messages was lost since the last renewal. Other workers may then run the tasks. One of the two alone is no
+    /// reason to cancel.
     async fn cancel_when_cut_off(&self, health: Box<dyn SubscriptionHealth>) -> Infallible {
         let sessions = &self.processor.worker.sessions;
-        let mut vouched = sessions.valid_until();
-        let mut disconnects = health.disconnects();
-        let mut seen = health.disconnects();
+        let mut known_valid_until = sessions.valid_until();
+        let mut disconnects_at_renewal = health.disconnects();
+        let mut last_disconnects = disconnects_at_renewal;
         loop {
             tokio::time::sleep(sessions.lease().check_interval()).await;
-            let until = sessions.valid_until();
-            let lost = health.disconnects();
-            let before = std::mem::replace(&mut seen, lost);
-            if until != vouched {
-                // What was lost since the last look may have been lost after the renewal.
-                (vouched, disconnects) = (until, before);
-            } else if lost != disconnects
-                && Instant::now() >= until
+            let valid_until = sessions.valid_until();
+            let disconnects = health.disconnects();
+            let previous_disconnects = std::mem::replace(&mut last_disconnects, disconnects);
+            if valid_until != known_valid_until {
+                // A connection lost since the last check may have been lost after the renewal.
+                known_valid_until = valid_until;
+                disconnects_at_renewal = previous_disconnects;
+            } else if disconnects != disconnects_at_renewal
+                && Instant::now() >= valid_until
                 && self.processor.worker.calls.is_backend_away()
             {
                 if sessions.running() > 0 {
                     tracing::error!(
                         running = sessions.running(),
-                        "the backend and the broker are away, and the lease is over: others may run what runs here, so it \
-                         is cancelled"
+                        "the backend and the broker are away, and the lease has expired: other workers may run the same \
+                         tasks, so all runs are cancelled"
                     );
                     sessions.cut_off_all();
                 }
-                disconnects = lost;
+                disconnects_at_renewal = disconnects;
             }
         }
     }
 
-    /// Subscribes, however long it takes.
+    /// Subscribes, and tries again until it succeeds.
     async fn subscribe(&self) -> Box<dyn Consumer> {
         let mut tries = 0;
         loop {
-            match self.processor.worker.app.broker().consume(self.what.clone()).await {
+            match self.processor.worker.app.broker().consume(self.subscription.clone()).await {
                 Ok(consumer) => return consumer,
                 Err(error) => {
                     let error = chain(&error).join(": ");
@@ -159,18 +162,18 @@ impl Intake {
         }
     }
 
-    /// Takes deliveries and spawns a task for each. Ends only when the broker is closed.
+    /// Takes deliveries and processes each in a separate task. Ends only when the broker was closed.
     async fn take(&self, consumer: &mut dyn Consumer) {
         loop {
-            // While the backend is away nothing is taken: what is held stays unacknowledged, and prefetch bounds it.
+            // While the backend is away nothing is taken: deliveries stay unacknowledged, and prefetch bounds them.
             self.processor.worker.calls.backend_is_there().await;
             let Some(delivery) = consumer.next().await else { return };
-            // On the heap at once: a spawned future is moved several times.
             let cut = self.cut.clone();
+            // On the heap at once: a spawned future is moved several times.
             let process = Box::pin(Arc::clone(&self.processor).process(delivery));
             self.tracker.spawn(async move {
                 tokio::select! {
-                    // First: a slot that is free because its holder was cut off is not for the next.
+                    // First: a slot that is free because its holder was cut off must not start the next delivery.
                     biased;
                     () = cut.cancelled() => {}
                     () = process => {}

@@ -1,8 +1,9 @@
-//! Maintenance by workers: messages that came due for a queue that was gone, and dead letters
-//! that a broker made.
+//! Maintenance that a worker does in addition to its tasks: delayed messages whose queue did not exist, and dead letters
+//! that a broker made by itself.
 //!
-//! Any worker does it for all, several at once do no harm, and none of it keeps a worker from its tasks: what it may
-//! not do (a broker's permissions, say) is said once and left to others.
+//! Any worker does this for all workers, and several at once do no harm. Maintenance never keeps a worker from its tasks:
+//! work that it is not allowed to do (because of a broker's permissions, for example) is logged once and left to other
+//! workers.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -12,9 +13,9 @@ use crate::{
     id::QueueName,
 };
 
-/// Interval between counts of dead letters, and delay before a failed step is tried again.
+/// Interval between counts of dead letters, and wait before a failed step is tried again.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
-/// Maximum number of undelivered messages held at once.
+/// Maximum number of undelivered messages that are held at once.
 const UNDELIVERED_PREFETCH: u16 = 16;
 
 /// Does maintenance until the worker drains.
@@ -29,27 +30,27 @@ pub(super) async fn run(worker: Arc<WorkerContext>, queues: Vec<QueueName>) {
     }
 }
 
-/// Brings what came due for a queue that was gone to that queue, or to its end.
+/// Moves delayed messages that came due without a queue to that queue, or ends their tasks.
 async fn undelivered(worker: &Arc<WorkerContext>) {
-    let mut told = false;
+    let mut logged = false;
     loop {
         match worker.app.broker().consume_side_queue(SideQueue::Undelivered, UNDELIVERED_PREFETCH).await {
             Ok(None) => return,
             Ok(Some(mut consumer)) => {
                 redirect_all(worker, consumer.as_mut()).await;
-                // It ends with the broker's connection to us, which is closed for good.
+                // The consumer ends with the worker's connection to the broker, which is closed permanently.
                 return;
             }
-            Err(error) if !told => {
-                told = true;
+            Err(error) if !logged => {
+                logged = true;
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(
                     error,
-                    "this worker cannot take what came due for a queue that was gone: others have to"
+                    "this worker cannot take delayed messages whose queue did not exist: other workers have to"
                 );
             }
             Err(error) => {
-                tracing::debug!(%error, "what came due for a queue that was gone is left to others")
+                tracing::debug!(%error, "delayed messages whose queue did not exist are left to other workers")
             }
         }
         tokio::time::sleep(MAINTENANCE_INTERVAL).await;
@@ -57,7 +58,7 @@ async fn undelivered(worker: &Arc<WorkerContext>) {
 }
 
 async fn redirect_all(worker: &Arc<WorkerContext>, consumer: &mut dyn Consumer) {
-    // Dropped with it, what is under way comes again.
+    // Messages in progress are delivered again if this function is dropped.
     let mut under_way = tokio::task::JoinSet::new();
     while let Some(delivery) = consumer.next().await {
         let worker = Arc::clone(worker);
@@ -66,7 +67,7 @@ async fn redirect_all(worker: &Arc<WorkerContext>, consumer: &mut dyn Consumer) 
     }
 }
 
-/// Adds missing dead letters to the index.
+/// Adds unlisted dead letters to the index.
 async fn dead_letters(worker: &WorkerContext, queues: &[QueueName]) {
     let client = worker.app.client();
     let mut counted: HashMap<QueueName, u64> = HashMap::new();
@@ -80,19 +81,19 @@ async fn dead_letters(worker: &WorkerContext, queues: &[QueueName]) {
             }
         };
         for depth in depths {
-            let lie = depth.dead.unwrap_or_default();
-            // The list is read only where something has changed.
-            if lie == 0 || counted.get(&depth.queue) == Some(&lie) {
+            let count = depth.dead.unwrap_or_default();
+            // The index is read only if the number has changed.
+            if count == 0 || counted.get(&depth.queue) == Some(&count) {
                 continue;
             }
             match client.index_dead_letters(&depth.queue).await {
-                Ok(0) => drop(counted.insert(depth.queue, lie)),
+                Ok(0) => drop(counted.insert(depth.queue, count)),
                 Ok(added) => {
-                    tracing::warn!(queue = %depth.queue, added, "dead letters were not on the list");
-                    counted.insert(depth.queue, lie);
+                    tracing::warn!(queue = %depth.queue, added, "dead letters were missing from the index");
+                    counted.insert(depth.queue, count);
                 }
                 Err(error) => {
-                    tracing::debug!(queue = %depth.queue, %error, "dead letters are not put on the list");
+                    tracing::debug!(queue = %depth.queue, %error, "dead letters were not added to the index");
                 }
             }
         }

@@ -3,19 +3,19 @@
 //! | file | duty |
 //! |---|---|
 //! | `builder`, `options` | the parts of a worker, checked before it starts; options of one task |
-//! | `intake` | taking deliveries, and stopping while the backend is away for long |
+//! | `intake` | taking deliveries, and stopping during a long outage of the backend |
 //! | `processor` | the pipeline: one delivery from its arrival to its settlement |
-//! | `worker_context` | what every step of the pipeline shares |
+//! | `worker_context` | the parts that all steps of the pipeline share |
 //! | `time_check`, `start`, `run`, `outcome`, `follow_up`, `settlement` | the steps of the pipeline, in their order |
 //! | `refusal`, `refusal_log`, `undelivered` | messages that are not run here |
 //! | `guard` | copies that come back later |
 //! | `exclusive` | running a suspect alone in the process |
-//! | `session`, `renewal` | this worker's lease, and what it knows about other leases |
+//! | `session`, `renewal` | this worker's lease, and its knowledge of other leases |
 //! | `server_calls` | calls to backend and broker, repeated until they answer |
 //! | `maintenance` | undelivered messages and unlisted dead letters |
 //! | `progress` | the progress that handlers report |
 //! | `drain` | the stages of shutdown |
-//! | `health`, `dead_letter_counts` | what operators watch |
+//! | `health`, `dead_letter_counts` | figures for operators |
 
 mod builder;
 mod dead_letter_counts;
@@ -64,12 +64,12 @@ use renewal::Renewals;
 use settlement::{ActiveDelivery, Settlement};
 use worker_context::WorkerContext;
 
-/// Time for handlers to end after their cancellation, before they are cut off.
+/// Time that handlers have to end after their cancellation, before they are cut off.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum time to settle deliveries after handlers are cut off.
+/// Maximum time for settling deliveries after all runs were cut off.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Runs tasks from queues, until it is told to stop.
+/// Runs tasks from queues until it is stopped.
 ///
 /// # Examples
 /// ```
@@ -89,10 +89,10 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// let worker = Worker::builder(&app).queue("math").task(ADD, add).build()?;
 ///
 /// let sum = app.client().send(ADD.call((2, 3)).queue("math")).await?;
-/// let asked = async { sum.wait(Duration::from_secs(30)).await };
+/// let result = async { sum.wait(Duration::from_secs(30)).await };
 /// let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
 /// let (five, drained) = tokio::join!(
-///     async { let five = asked.await; drop(stop); five },
+///     async { let five = result.await; drop(stop); five },
 ///     worker.run_until(async { drop(stopped.await) }),
 /// );
 /// assert_eq!(five?, 5);
@@ -117,7 +117,7 @@ pub enum WorkerError {
     /// The backend did not open a session.
     #[error("the worker could not open its session in the backend")]
     Backend(#[from] BackendError),
-    /// The system gave no thread to renew the session on.
+    /// The system could not start the thread that renews the session.
     #[error("the worker could not start the thread that renews its session")]
     Thread(#[source] std::io::Error),
     /// The broker did not confirm the subscription.
@@ -126,7 +126,7 @@ pub enum WorkerError {
 }
 
 impl Worker {
-    /// A worker for this application.
+    /// Returns a builder of a worker for this application.
     pub fn builder(app: &App) -> WorkerBuilder {
         WorkerBuilder::new(app.clone())
     }
@@ -136,73 +136,73 @@ impl Worker {
         &self.processor.worker.name
     }
 
-    /// The names of the tasks it runs, sorted.
+    /// Names of the tasks that the worker runs, sorted.
     pub fn tasks(&self) -> Vec<&TaskName> {
         self.processor.task_names()
     }
 
-    /// The queues it takes tasks from.
+    /// Queues from which the worker takes tasks.
     pub fn queues(&self) -> &[QueueName] {
         &self.queues
     }
 
-    /// Fires once the broker has confirmed the subscription: from then on tasks run.
+    /// Token that fires once the broker has confirmed the subscription: tasks run from then on.
     pub fn ready(&self) -> CancellationToken {
         self.ready.clone()
     }
 
-    /// The way to ask how it is, while it runs.
+    /// Returns a handle that checks the worker's health while it runs.
     pub fn health(&self) -> Health {
         self.health.clone()
     }
 
-    /// The stages of its end, to be advanced from elsewhere (a second signal).
+    /// Stages of the worker's shutdown, which other code may advance (on a second signal).
     pub fn stages(&self) -> Stages {
         self.stages.clone()
     }
 
-    /// Returns the counts of this worker's dead letters by reason. They go on counting, and stay readable after its end.
+    /// Counts, by reason, of the dead letters that this worker publishes. They can be read until its end and after it.
     pub fn dead_letter_counts(&self) -> DeadLetterCounts {
         self.processor.worker.dead_letter_counts.clone()
     }
 
-    /// Works until `shutdown` completes, then drains: takes nothing more, hands back what has not started, gives
-    /// running handlers the grace period, then fires their cancellation, then hands back what they hold.
+    /// Works until `shutdown` completes, then drains: takes no more deliveries, hands back those that have not started,
+    /// gives running handlers the grace period, then cancels them, then hands their deliveries back.
     ///
-    /// Once it runs it does not fail: a broker or backend that goes away is waited for.
+    /// A worker that has started does not fail: it waits for a broker or backend that is away.
     ///
     /// # Errors
-    /// [`WorkerError`] if broker or backend cannot be reached at the start.
+    /// [`WorkerError`] if the broker or the backend cannot be reached at the start.
     ///
     /// # Cancel safety
-    /// Dropped in the middle, it ends like a process that was killed: nothing is lost, unfinished tasks are run
-    /// again elsewhere when the session has expired.
+    /// Dropped before its end, the worker stops like a killed process: nothing is lost, and unfinished tasks run again
+    /// elsewhere when the session has expired.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<Drained, WorkerError> {
         let Self { processor, queues, prefetch, grace, stages, ready, health } = self;
         let worker = Arc::clone(&processor.worker);
         worker.sessions.open().await?;
         let renewals = Renewals::begin(&worker).map_err(WorkerError::Thread)?;
-        let what = Consume { queues: queues.clone(), prefetch };
-        let consumer = worker.app.broker().consume(what.clone()).await?;
+        let subscription = Consume { queues: queues.clone(), prefetch };
+        let consumer = worker.app.broker().consume(subscription.clone()).await?;
         health.subscribed(consumer.health().into());
         remember_queues(&worker.app, &queues).await;
         tracing::info!(worker = %worker.name, queues = ?queues, "ready");
         ready.cancel();
         let tracker = TaskTracker::new();
-        // Dropped in the middle, this future must not leave handlers behind that run without a session.
+        // Dropped before its end, this future must not leave handlers behind that run without a session.
         let cut = CancellationToken::new();
         let _cut_on_drop = cut.clone().drop_guard();
         let intake =
-            Intake { processor: Arc::clone(&processor), what, health, tracker: tracker.clone(), cut };
-        let taking = intake.begin(consumer);
+            Intake { processor: Arc::clone(&processor), subscription, health, tracker: tracker.clone(), cut };
+        let intake = intake.start(consumer);
         tokio::select! {
-            () = taking.closed() => {}
+            () = intake.closed() => {}
             () = shutdown => stages.advance(),
             () = stages.reached_drain() => {}
         }
         stages.drain();
         tracing::info!(running = worker.sessions.running(), "draining");
-        if let Some(mut consumer) = taking.end().await {
+        if let Some(mut consumer) = intake.end().await {
             consumer.stop().await;
         }
         tracker.close();
@@ -217,7 +217,7 @@ impl Worker {
     }
 }
 
-/// So that `machinist queues` finds them: AMQP cannot list queues.
+/// Lists the queues in the backend for `machinist queues`: AMQP cannot list queues.
 async fn remember_queues(app: &App, queues: &[QueueName]) {
     let at = app.clock().now();
     let update = |queue: &QueueName| IndexUpdate::Put { index: Index::Queues, at, member: queue.to_string() };

@@ -1,4 +1,4 @@
-//! Options of a registered task, for what its signature leaves open: retries, timeouts, classes of errors.
+//! Options of a registered task: retries, time limits, classification of errors. A task's signature overrides them.
 
 use std::{
     fmt,
@@ -12,7 +12,7 @@ use crate::{
     task_error::{Disposition, TaskError},
 };
 
-/// Options of one task, for what its signature leaves open.
+/// Options of a task. They hold for everything that the task's signature does not set.
 #[derive(Clone, Default)]
 pub struct TaskOptions {
     pub(super) retry: Option<RetryPolicy>,
@@ -22,27 +22,27 @@ pub struct TaskOptions {
     pub(super) backoff_with: Option<BackoffFunction>,
 }
 
-/// The wait before the next run, from the retries so far.
+/// Function from the number of retries so far to the wait before the next run.
 type BackoffFunction = Arc<dyn Fn(u32) -> Duration + Send + Sync>;
 
 /// Consequence of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorClass {
-    /// Tried again as the retry policy says.
+    /// The task is tried again according to the retry policy.
     Retry,
-    /// Tried again if a retry is left, after this while instead of the policy's.
+    /// The task is tried again if a retry is left, after this duration instead of the policy's.
     RetryAfter(Duration),
-    /// Tried again after this while, without spending a retry, as [`TaskError::retry_in`] does.
+    /// The task is tried again after this duration, without using up a retry, as with [`TaskError::retry_in`].
     Postpone(Duration),
-    /// Never tried again.
+    /// The task is never tried again.
     Permanent,
 }
 
-/// Tells which errors are worth another run. Every function from an error to a [`ErrorClass`] does.
+/// Decides which errors are worth another run. Every function from an error to an [`ErrorClass`] is a classifier.
 ///
-/// It is asked about the errors of which the handler did not say itself what should follow. What it answers must
-/// follow from the error alone.
+/// It is called for errors whose consequence the handler did not decide itself. The class must depend on the error
+/// alone.
 ///
 /// # Examples
 /// ```
@@ -56,7 +56,7 @@ pub enum ErrorClass {
 /// });
 /// ```
 pub trait ErrorClassifier: Send + Sync + 'static {
-    /// Returns the consequence of this error.
+    /// Returns the class of this error.
     fn classify(&self, error: &TaskError) -> ErrorClass;
 }
 
@@ -79,30 +79,30 @@ impl fmt::Debug for TaskOptions {
 }
 
 impl TaskOptions {
-    /// No retries and no time limit.
+    /// Creates options without retries and without time limits.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Tries the task again up to so many times when it fails.
+    /// Tries the task again up to `max_retries` times when it fails.
     #[must_use]
     pub fn retries(mut self, max_retries: u32) -> Self {
         self.retry.get_or_insert_default().max_retries = max_retries;
         self
     }
 
-    /// UnrecordedOutcome so before a retry.
+    /// Sets the wait before a retry.
     #[must_use]
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.retry.get_or_insert_default().backoff = backoff;
         self
     }
 
-    /// UnrecordedOutcome before a retry as this function says, which is given how many retries there were before: 0, 1, 2, …
+    /// Sets a function that returns the wait before a retry. Its argument is the number of earlier retries: 0, 1, 2, …
     ///
-    /// It is asked once after each run that failed, and what it answers is recorded, so it may draw random numbers. A
-    /// function does not travel: a retry policy in the signature takes precedence. If it panics, the
-    /// default back-off applies.
+    /// It is called once after each failed run, and its result is recorded, so it may use random numbers. A function
+    /// does not travel with the message: if the signature has a retry policy, that policy holds. If the function panics,
+    /// the default back-off holds.
     ///
     /// # Examples
     /// ```
@@ -120,28 +120,29 @@ impl TaskOptions {
         self
     }
 
-    /// The whole retry policy at once.
+    /// Sets the whole retry policy at once.
     #[must_use]
     pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {
         self.retry = Some(policy);
         self
     }
 
-    /// Tries the task again when it fails, however often, but begins no retry later than `limit` after it was due.
+    /// Tries the task again when it fails, any number of times, but starts no retry later than `limit` after the task was
+    /// due.
     #[must_use]
     pub fn retry_for(mut self, limit: Duration) -> Self {
         self.retry.get_or_insert_default().bound_by_time(limit);
         self
     }
 
-    /// Tries the task again, too, when a run was ended by a time limit.
+    /// Also tries the task again when a time limit ended the run.
     #[must_use]
     pub fn retry_timeouts(mut self) -> Self {
         self.retry.get_or_insert_default().retry_timeouts = true;
         self
     }
 
-    /// Tells by the error what should follow from it.
+    /// Sets the classifier that decides the consequence of an error.
     #[must_use]
     pub fn classify(mut self, classify: impl ErrorClassifier) -> Self {
         self.classify = Some(Arc::new(classify));
@@ -151,37 +152,37 @@ impl TaskOptions {
     /// Ends a run that takes longer than this: FAILURE/timeout, or another run where the retry policy
     /// [says so](RetryPolicy::retry_timeouts).
     ///
-    /// A function that blocks its thread cannot be ended: its token is fired, and five seconds later nobody waits
-    /// for it any more.
+    /// A function that blocks its thread cannot be ended: its token fires, and the worker stops waiting for it five
+    /// seconds later.
     #[must_use]
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = Some(limit);
         self
     }
 
-    /// Fires the cancellation token of a run that takes longer than this. What the handler then returns counts; an
-    /// error means FAILURE/timeout as [`timeout`](Self::timeout) does.
+    /// Fires the cancellation token of a run that takes longer than this. A result that the handler then returns counts;
+    /// an error means FAILURE/timeout, as with [`timeout`](Self::timeout).
     #[must_use]
     pub fn soft_timeout(mut self, limit: Duration) -> Self {
         self.soft_timeout = Some(limit);
         self
     }
 
-    /// Returns the policy of a failure after so many retries, for signatures without a policy.
+    /// Returns the retry policy of a failed task whose signature has none, after this number of retries.
     pub(super) fn policy_after(&self, retries: u32) -> RetryPolicy {
         let policy = self.retry.clone().unwrap_or_default();
         let Some(wait) = &self.backoff_with else { return policy };
-        match caught("a back-off function", || wait(retries)) {
+        match catch_panic("the back-off function", || wait(retries)) {
             Some(wait) => policy.backoff(Backoff::fixed(wait)),
             None => policy.backoff(Backoff::default()),
         }
     }
 
-    /// Classifies an error, unless the handler has decided its consequence.
+    /// Classifies an error whose consequence the handler did not decide itself.
     pub(super) fn classified(&self, error: TaskError) -> TaskError {
         let (Disposition::Failed, Some(classify)) = (error.disposition, &self.classify) else { return error };
         let class =
-            caught("a classification of errors", || classify.classify(&error)).unwrap_or(ErrorClass::Retry);
+            catch_panic("the error classifier", || classify.classify(&error)).unwrap_or(ErrorClass::Retry);
         let disposition = match class {
             ErrorClass::Retry => Disposition::Failed,
             ErrorClass::RetryAfter(delay) => Disposition::RetryAfter(delay),
@@ -192,14 +193,14 @@ impl TaskOptions {
     }
 }
 
-/// Calls the user's function; `None` if it panicked, which must not lose the delivery.
-fn caught<T>(what: &str, ask: impl FnOnce() -> T) -> Option<T> {
-    // What it leaves half done is its own.
-    let answer = catch_unwind(AssertUnwindSafe(ask));
-    if answer.is_err() {
-        tracing::error!("{what} of a task panicked: the default holds");
+/// Calls a user's function. Returns `None` if it panicked: a panic must not end the processing of the delivery.
+fn catch_panic<T>(name: &str, function: impl FnOnce() -> T) -> Option<T> {
+    // Unwind safe: only the user's own state may be left inconsistent.
+    let result = catch_unwind(AssertUnwindSafe(function));
+    if result.is_err() {
+        tracing::error!("{name} of a task panicked: the default is used");
     }
-    answer.ok()
+    result.ok()
 }
 
 #[cfg(test)]
@@ -207,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_function_that_panics_is_answered_for() {
+    fn a_function_that_panics_is_replaced_by_the_default() {
         let options = TaskOptions::new()
             .retries(3)
             .backoff_with(|retries| Duration::from_secs(10 / u64::from(2 - retries)))

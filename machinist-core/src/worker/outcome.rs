@@ -1,6 +1,6 @@
-//! Outcomes: recording the outcome of a run, handing a run back without one, and ending a task that does not run.
+//! The end of a run, with its outcome recorded or handed back without one, and the end of a task that is not run.
 //!
-//! The commit of an outcome is the point from which on it counts.
+//! An outcome counts from its commit on.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -26,7 +26,7 @@ use crate::{
 };
 
 impl WorkerContext {
-    /// Commits the verdict, and does what it demands. `None`: another run holds the attempt now.
+    /// Commits the verdict, and publishes its follow-up. Returns `None` if another run holds the attempt now.
     pub(super) async fn record_outcome(
         &self,
         active: &mut ActiveDelivery,
@@ -39,16 +39,16 @@ impl WorkerContext {
         let mut claim = registered.claim()?;
         let log = cx.take_log();
         loop {
-            let mut commit = outcome_commit(&claim, &verdict, log.clone(), now, self.kept(due, now));
-            self.beside_the_verdict(&mut commit, &verdict, &active.envelope, cx, due);
-            // Hidden first: what is signed is what is stored.
+            let mut commit = outcome_commit(&claim, &verdict, log.clone(), now, self.retention(due, now));
+            self.add_progress_and_message(&mut commit, &verdict, &active.envelope, cx, due);
+            // Encrypted first: the signature covers what is stored.
             let commit =
                 if let Some(key) = &active.outcome_key { encrypt_outcome(commit, key) } else { commit };
             let commit = self.app.0.trust.sign_end(commit);
             let facts = match self.calls.commit_outcome(commit).await {
                 Ok(Committed::Done) => break,
                 Ok(Committed::Refused(facts)) => facts,
-                Err(why) => return Some(why.into()),
+                Err(unanswered) => return Some(unanswered.into()),
             };
             match explain_refusal(&facts, &claim, &verdict) {
                 CommitRefusal::Recorded => break,
@@ -68,9 +68,9 @@ impl WorkerContext {
         Some(self.follow(&active.envelope, &follow_up_of(&verdict, &claim)).await)
     }
 
-    /// Adds to a verdict's commit: the last progress, and the message of a failed task, so that it can
-    /// be sent again.
-    fn beside_the_verdict(
+    /// Adds to the commit of a verdict the last progress report, and the message of a failed task, so that it can be sent
+    /// again.
+    fn add_progress_and_message(
         &self,
         commit: &mut Commit,
         verdict: &Verdict,
@@ -82,19 +82,21 @@ impl WorkerContext {
             add_progress(commit, progress);
         }
         match verdict {
-            Verdict::Failure { .. } => commit.facts.extend(self.keep_message(envelope)),
+            Verdict::Failure { .. } => commit.facts.extend(self.message_fact(envelope)),
             Verdict::Success(_) if due.is_some() => commit.drop.push(name::MESSAGE.into()),
             Verdict::Success(_) | Verdict::Retry { .. } => {}
         }
     }
 
-    /// Reports that another run holds the attempt. If the delivery is still held, its task is asked about again.
+    /// Discards the outcome of a run whose attempt another run holds. Returns `None` if this worker still has the
+    /// delivery: then the start is requested again. Otherwise a guard has replaced the delivery, and nothing is left to
+    /// do.
     pub(super) fn taken_over(&self, active: &ActiveDelivery) -> Option<Settlement> {
-        tracing::warn!(id = %active.envelope.id, "another run has taken this task over: its outcome here does not count");
+        tracing::warn!(id = %active.envelope.id, "another run has taken this task over: the outcome of this run does not count");
         if active.receipt.is_some() { None } else { Some(Settlement::Ack) }
     }
 
-    /// Says that this start is over without an outcome, so that nobody waits for our session.
+    /// Records that this start ended without an outcome, so that no other worker waits for this worker's session.
     pub(super) async fn hand_back(
         &self,
         active: &ActiveDelivery,
@@ -102,16 +104,16 @@ impl WorkerContext {
         claim: &Claim,
     ) -> Settlement {
         let claim = registered.claim().unwrap_or_else(|| claim.clone());
-        let leaves = self.stages.is_draining();
-        if leaves {
+        let draining = self.stages.is_draining();
+        if draining {
             self.tally.handed_back.fetch_add(1, Ordering::Relaxed);
         }
         if !self.commit_once(claim.hand_back()).await {
-            if leaves {
+            if draining {
                 return Settlement::Leave;
             }
             self.sessions.defer_hand_back(claim);
-            // What became a guard comes back by itself.
+            // A delivery that became a guard comes back by itself.
             return Settlement::HandBack;
         }
         if active.receipt.is_none() {
@@ -126,15 +128,16 @@ impl WorkerContext {
         Settlement::HandBack
     }
 
-    /// One try: what fails is left to the expiry of the session, or said when the backend is back.
+    /// Tries to commit once. Returns `false` on failure: then the session's expiry ends the start, or it is handed back
+    /// when the backend answers again.
     async fn commit_once(&self, commit: Commit) -> bool {
         let answer = self.app.backend().commit(vec![commit.into()]);
         let answers = tokio::time::timeout(SETTLE_TIMEOUT, answer).await;
         answers.is_ok_and(|answers| answers.iter().all(Result::is_ok))
     }
 
-    /// Ends a task that is not run and whose record is as read. Where it has changed meanwhile, what it says
-    /// holds; `None` if it says that the task was started.
+    /// Ends a task that is not run, if its record is still as read. If the record has changed meanwhile, the new record
+    /// decides. Returns `None` if the task was started according to it.
     pub(super) async fn end_as_read(
         &self,
         envelope: &Envelope,
@@ -144,13 +147,13 @@ impl WorkerContext {
     ) -> Option<Settlement> {
         let due = self.app.decode(envelope).ok().and_then(|body| body.first_eta);
         let now = self.now();
-        let ttl = self.kept(due, now);
+        let ttl = self.retention(due, now);
         let mut commit =
             failure_without_run(&envelope.id, &facts, envelope.attempt, kind, error.into(), now, ttl);
-        commit.facts.extend(self.keep_message(envelope));
+        commit.facts.extend(self.message_fact(envelope));
         let commit = self.app.0.trust.sign_end(commit);
         if due.is_some() || envelope.attempt > 1 {
-            self.off_the_schedule(envelope.id.clone()).await;
+            self.unlist_as_scheduled(envelope.id.clone()).await;
         }
         let commit = Arc::new(commit);
         let facts = match self.calls.commit(Arc::clone(&commit)).await {
@@ -162,8 +165,8 @@ impl WorkerContext {
         Some(self.follow(envelope, &follow_up).await)
     }
 
-    /// The message of a task that ends without having succeeded.
-    fn keep_message(&self, envelope: &Envelope) -> Option<(FactName, Bytes)> {
+    /// Returns the fact that stores the message of a task that ends without success.
+    fn message_fact(&self, envelope: &Envelope) -> Option<(FactName, Bytes)> {
         Some((name::MESSAGE.into(), message_to_fact(&self.app.signed_message(envelope))?))
     }
 
@@ -182,9 +185,9 @@ impl WorkerContext {
         Ok(())
     }
 
-    /// Returns the time that a record is kept after the end of its task. A task that ended before its ETA, because it was sent
-    /// at once, is kept until its delayed message has come.
-    fn kept(&self, due: Option<Timestamp>, now: Timestamp) -> Duration {
+    /// Returns the time for which the record of a task is kept after its end. The record of a delayed task that ended
+    /// before it was due, because it was sent for an immediate run, is kept until its delayed message has arrived.
+    fn retention(&self, due: Option<Timestamp>, now: Timestamp) -> Duration {
         let early = due.map_or(Duration::ZERO, |due| due.since(now));
         self.app.0.results_ttl.max(MIN_RESULTS_TTL) + early
     }

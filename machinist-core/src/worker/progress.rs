@@ -1,7 +1,7 @@
-//! Progress reports of handlers, on their way to the record.
+//! The progress that handlers report, published for those who watch a task.
 //!
-//! Nothing depends on them: a report that cannot be written is left out, and the next one says more. The last one is committed
-//! with the outcome.
+//! Nothing depends on it: a report that cannot be written is skipped, and the next report supersedes it anyway. The last
+//! report is written with the outcome.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -12,25 +12,25 @@ use crate::{context::TaskContext, record::progress_commit, security::encrypt_out
 const WRITE_INTERVAL: Duration = Duration::from_millis(500);
 
 impl WorkerContext {
-    /// Writes the progress of a run, for as long as it runs. Never completes.
+    /// Writes the progress of a run for as long as the run lasts. Never completes.
     pub(super) async fn publish_progress(
         &self,
         cx: &TaskContext,
         registered: &RegisteredRun,
         outcome_key: Option<&Key>,
     ) -> Infallible {
-        let mut said = cx.watch_progress();
+        let mut reports = cx.watch_progress();
         loop {
-            if said.changed().await.is_err() {
+            if reports.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
-            let progress = said.borrow_and_update().clone();
+            let progress = reports.borrow_and_update().clone();
             if let (Some(progress), Some(claim)) = (progress, registered.claim()) {
-                let said = progress_commit(&claim, &progress);
-                let said = if let Some(key) = outcome_key { encrypt_outcome(said, key) } else { said };
-                let answers = self.app.backend().commit(vec![said.into()]).await;
+                let commit = progress_commit(&claim, &progress);
+                let commit = if let Some(key) = outcome_key { encrypt_outcome(commit, key) } else { commit };
+                let answers = self.app.backend().commit(vec![commit.into()]).await;
                 if let Some(Err(error)) = answers.first() {
-                    tracing::debug!(%error, "a word of progress was not written");
+                    tracing::debug!(%error, "a progress report was not written");
                 }
             }
             tokio::time::sleep(WRITE_INTERVAL).await;

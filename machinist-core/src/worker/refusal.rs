@@ -1,4 +1,4 @@
-//! Deliveries that are not run here: unknown tasks, and messages that are not readable, not trusted or not allowed.
+//! Refusals: tasks without a handler in this worker, and messages that are not understood, not trusted or not allowed.
 
 use std::time::Duration;
 
@@ -11,21 +11,21 @@ use crate::{
     worker::server_calls::Unpublished,
 };
 
-/// Time after which an unknown task ends: a rolling deploy must lose nothing.
+/// Time for which a task may be unknown to all workers before it ends: a rolling deploy must lose nothing.
 const UNKNOWN_TASK_TIMEOUT: Duration = Duration::from_secs(3600);
-/// Bounds of the wait before an unknown task is offered again.
+/// Minimum and maximum wait before an unknown task is offered again.
 const UNKNOWN_TASK_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 impl WorkerContext {
-    /// A task that no handler here is for: offered again for an hour, then ended.
+    /// Handles a task without a handler here: it is offered again for an hour, then ended.
     pub(super) async fn unknown_task(&self, envelope: &Envelope) -> Settlement {
         let error = format!("no worker of queue {} knows the task {}", envelope.queue, envelope.name);
         self.retry_unknown(envelope, FailureKind::Unregistered, error.as_str().into()).await
     }
 
-    /// A task whose arguments no key here opens: offered again for an hour, then ended.
+    /// Handles a task whose arguments no key here decrypts: it is offered again for an hour, then ended.
     pub(super) async fn unreadable_task(&self, envelope: &Envelope, error: &str) -> Settlement {
-        // Encrypted or not, a task that comes too early rides again.
+        // Readable or not, a task that arrives too early is published again with a delay.
         if let Some(settlement) = self.check_time(envelope).await {
             return settlement;
         }
@@ -33,7 +33,7 @@ impl WorkerContext {
         self.retry_unknown(envelope, FailureKind::Rejected, error).await
     }
 
-    /// Offers a task again that others may run, or this worker later. After an hour it ends.
+    /// Offers a task again that other workers can run, or this worker later. After an hour it ends.
     async fn retry_unknown(&self, envelope: &Envelope, kind: FailureKind, error: ErrorText) -> Settlement {
         let facts = match self.unless_decided(envelope).await {
             Ok(facts) => facts,
@@ -45,18 +45,18 @@ impl WorkerContext {
         if waited >= UNKNOWN_TASK_TIMEOUT {
             return match self.end_as_read(envelope, facts, kind, error).await {
                 Some(settlement) => settlement,
-                // A worker that knows the task runs it; a guard comes back to see.
+                // A worker that knows the task runs it; a guard comes back to check.
                 None => self.become_guard(envelope).await,
             };
         }
-        let patience = UNKNOWN_TASK_TIMEOUT.saturating_sub(waited);
-        tracing::warn!(id = %envelope.id, "{}: offered again for {patience:?}", error.chain.join(": "));
+        let remaining = UNKNOWN_TASK_TIMEOUT.saturating_sub(waited);
+        tracing::warn!(id = %envelope.id, "{}: offered again for {remaining:?}", error.chain.join(": "));
         let later = Envelope { unknown_since: Some(since), ..envelope.clone() };
         self.settled_by(self.publish_later(&later, unknown_wait(waited)).await).await
     }
 
-    /// The record of a task that is not run here. What it still demands of a message is done first, and then there is
-    /// nothing else to do.
+    /// Reads the record of a task that is not run here. If the attempt already has an outcome, its follow-up is
+    /// published, and the settlement is returned as the error: nothing else remains to be done.
     pub(super) async fn unless_decided(&self, envelope: &Envelope) -> Result<Facts, Settlement> {
         let facts = self.calls.read(&envelope.id).await?;
         match recorded_follow_up(&facts, envelope.attempt) {
@@ -65,18 +65,18 @@ impl WorkerContext {
         }
     }
 
-    /// Returns `true` if a run is not known to be over. Its session is watched from now on.
+    /// Returns `true` unless the newest run is known to be over. Its session is checked from now on.
     pub(super) fn may_run_elsewhere(&self, facts: &Facts, envelope: &Envelope) -> bool {
         let Some(start) = newest_start(facts, envelope.attempt) else { return false };
-        let may = !self.sessions.is_gone(&start.session, &start.run);
-        if may {
+        let may_run = !self.sessions.is_gone(&start.session, &start.run);
+        if may_run {
             self.sessions.watch_session(&start.session);
         }
-        may
+        may_run
     }
 
-    /// A message that others may understand, or this worker later: offered again for an hour, as it is, then
-    /// buried.
+    /// Handles a message that other workers may understand, or this worker later: it is offered again for an hour,
+    /// unchanged, then dead-lettered.
     pub(super) async fn postpone(
         &self,
         queue: &QueueName,
@@ -91,12 +91,12 @@ impl WorkerContext {
         let target = Target::Queue(queue.clone());
         match self.calls.publish(&Publish { target, message: later, delay: unknown_wait(waited) }).await {
             Ok(()) => Settlement::Ack,
-            Err(Unpublished::Unanswered(why)) => why.into(),
+            Err(Unpublished::Unanswered(unanswered)) => unanswered.into(),
             Err(Unpublished::Never(_)) => self.dead_letter_unverified(queue, message, reason, error).await,
         }
     }
 
-    /// An authentic task that must not be run: its record is asked first, then it ends, saying why.
+    /// Ends an authentic task that must not be run, with the reason. Its record is read first.
     pub(super) async fn reject(
         &self,
         envelope: &Envelope,
@@ -108,8 +108,8 @@ impl WorkerContext {
             Ok(facts) => facts,
             Err(settlement) => return settlement,
         };
-        // It runs elsewhere, or did until that worker died. The copy is offered again unsigned by us: what we
-        // signed anew would be fresh again.
+        // The task runs elsewhere, or did until that worker died. The copy is offered again without a new signature:
+        // signed again by this worker, it would no longer be stale.
         if self.may_run_elsewhere(&facts, envelope) {
             return self.postpone(&envelope.queue, message, reason, error).await;
         }
@@ -121,7 +121,7 @@ impl WorkerContext {
         }
     }
 
-    /// Buries a message that claims nothing we may believe: no record is written.
+    /// Dead-letters a message whose claims cannot be trusted: no record is written.
     pub(super) async fn dead_letter_unverified(
         &self,
         queue: &QueueName,
@@ -138,7 +138,8 @@ impl WorkerContext {
     }
 }
 
-/// A sixth of the time that has passed, so that a short deploy costs little and a long one few messages.
+/// Returns the wait before an unknown task is offered again: a sixth of the time that has passed, so that a short deploy
+/// delays tasks only a little, and a long one causes few messages.
 fn unknown_wait(waited: Duration) -> Duration {
     (waited / 6).clamp(UNKNOWN_TASK_DELAY.0, UNKNOWN_TASK_DELAY.1)
 }

@@ -27,7 +27,8 @@ pub(super) struct RefusalLog {
 struct LastLine {
     reason: DeadReason,
     at: Instant,
-    silently: u64,
+    /// Number of refusals for this reason since the line.
+    suppressed: u64,
 }
 
 impl RefusalLog {
@@ -36,12 +37,12 @@ impl RefusalLog {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Counts one. The error names what the message claims and never repeats its body.
+    /// Counts and logs a refused message. `error` may repeat the claims of the message, but never its body.
     pub(super) fn record(&self, queue: &QueueName, reason: DeadReason, error: &str) {
         self.count.fetch_add(1, Ordering::Relaxed);
-        if let Some(silently) = self.due_line(reason, Instant::now()) {
+        if let Some(suppressed) = self.due_line(reason, Instant::now()) {
             let reason = reason.as_str();
-            tracing::warn!(%queue, reason, error, silently, "a message was refused and is a dead letter now");
+            tracing::warn!(%queue, reason, error, suppressed, "a message was refused and is a dead letter now");
         }
     }
 
@@ -50,15 +51,15 @@ impl RefusalLog {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         match lines.iter_mut().find(|line| line.reason == reason) {
             Some(line) if now.saturating_duration_since(line.at) < LOG_INTERVAL => {
-                line.silently += 1;
+                line.suppressed += 1;
                 None
             }
             Some(line) => {
                 line.at = now;
-                Some(std::mem::take(&mut line.silently))
+                Some(std::mem::take(&mut line.suppressed))
             }
             None => {
-                lines.push(LastLine { reason, at: now, silently: 0 });
+                lines.push(LastLine { reason, at: now, suppressed: 0 });
                 Some(0)
             }
         }
@@ -72,13 +73,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_flood_is_one_line() {
         let refusals = RefusalLog::default();
-        let say = |reason| refusals.due_line(reason, Instant::now());
-        assert_eq!(say(DeadReason::Unsigned), Some(0));
-        assert_eq!(say(DeadReason::Stale), Some(0));
+        let due_line = |reason| refusals.due_line(reason, Instant::now());
+        assert_eq!(due_line(DeadReason::Unsigned), Some(0));
+        assert_eq!(due_line(DeadReason::Stale), Some(0));
         for _ in 0..1000 {
-            assert_eq!(say(DeadReason::Unsigned), None);
+            assert_eq!(due_line(DeadReason::Unsigned), None);
         }
         tokio::time::advance(LOG_INTERVAL).await;
-        assert_eq!(say(DeadReason::Unsigned), Some(1000));
+        assert_eq!(due_line(DeadReason::Unsigned), Some(1000));
     }
 }

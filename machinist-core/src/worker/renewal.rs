@@ -1,7 +1,7 @@
-//! Keeps a worker's session alive, and looks at those of others, for as long as the worker runs.
+//! Keeps a worker's session alive, and checks the sessions of other workers, for as long as the worker runs.
 //!
-//! If other processes share the backend, renewals run on a separate thread: a handler that blocks its runtime (a
-//! blocking call in an `async fn`) must not cost the worker its session, or everything it runs would be run once more
+//! If other processes share the backend, this happens on a separate thread: a handler that blocks its runtime (a
+//! blocking call in an `async fn`) must not cost the worker its session, or all its tasks would run once more
 //! elsewhere.
 
 use std::{
@@ -18,23 +18,23 @@ use tokio_util::sync::CancellationToken;
 use super::{WorkerContext, server_calls::jittered, session::Sessions};
 use crate::{backend::Watch, id::SessionId, session_channel::session_channel};
 
-/// Delay between a wake-up of the worker and its renewal, so that many wake-ups share one.
+/// Time that a worker waits after a wake-up before it renews, so that several wake-ups are answered together.
 const WAKE_UP_DELAY: Duration = Duration::from_millis(50);
 /// Interval at which the worker's runtime shows that it runs.
 const TICK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The renewals of a worker's session. Dropped, they end.
+/// The renewals of a worker's session. They end when this value is dropped.
 pub(super) struct Renewals {
     stop: CancellationToken,
     ended: CancellationToken,
-    beside: [JoinHandle<()>; 2],
+    runtime_tasks: [JoinHandle<()>; 2],
 }
 
 impl Renewals {
-    /// Begins them: on this runtime if the backend is in this process, else on a thread.
+    /// Starts the renewals: on this runtime if the backend is in this process, otherwise on a separate thread.
     ///
     /// # Errors
-    /// If the system gives no thread.
+    /// An I/O error if the system cannot start the thread.
     pub(super) fn begin(worker: &Arc<WorkerContext>) -> std::io::Result<Self> {
         let stop = CancellationToken::new();
         let ended = CancellationToken::new();
@@ -45,34 +45,35 @@ impl Renewals {
             let woken = Arc::clone(&woken);
             let probe = Arc::clone(&probe);
             let stop = stop.clone();
-            let told = ended.clone().drop_guard();
+            let ended_on_drop = ended.clone().drop_guard();
             async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = renew_until_stopped(&worker, &woken, &probe) => {}
                 }
-                drop(told);
+                drop(ended_on_drop);
             }
         };
         if worker.app.backend().capabilities().shared {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             std::thread::Builder::new().name("machinist-session".to_owned()).spawn(move || {
                 runtime.block_on(renewing);
-                // Not for what an adapter left on its blocking pool.
+                // Does not wait for what an adapter left on its blocking pool.
                 runtime.shutdown_background();
             })?;
         } else {
             tokio::spawn(renewing);
         }
         let sessions = Arc::clone(&worker.sessions);
-        let beside = [
+        let runtime_tasks = [
             tokio::spawn(forward_wake_ups(sessions, woken)),
             tokio::spawn(async move { probe.tick().await }),
         ];
-        Ok(Self { stop, ended, beside })
+        Ok(Self { stop, ended, runtime_tasks })
     }
 
-    /// Ends them, and waits until the last has ended: one that finds the session closed would open another.
+    /// Ends the renewals, and waits until the last has ended: a renewal that finds the session closed would open
+    /// another.
     pub(super) async fn end(self) {
         self.stop.cancel();
         self.ended.cancelled().await;
@@ -82,20 +83,20 @@ impl Renewals {
 impl Drop for Renewals {
     fn drop(&mut self) {
         self.stop.cancel();
-        self.beside.iter().for_each(JoinHandle::abort);
+        self.runtime_tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
-/// Renews the session and checks other sessions, until it is dropped.
+/// Renews the session and checks other sessions. Never completes.
 async fn renew_until_stopped(worker: &WorkerContext, woken: &Notify, probe: &RuntimeProbe) {
     let sessions = &worker.sessions;
-    let lease = worker.sessions.lease();
+    let lease = sessions.lease();
     let renewing = async {
         let mut silent = false;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(lease.renewal()) => {}
-                // Many who ring at once are answered together.
+                // Several wake-ups at once are answered together.
                 () = woken.notified() => tokio::time::sleep(WAKE_UP_DELAY).await,
             }
             probe.report(lease.renewal(), &mut silent);
@@ -110,50 +111,52 @@ async fn renew_until_stopped(worker: &WorkerContext, woken: &Notify, probe: &Run
             worker.calls.answered(true);
         }
     };
-    let looking = async {
+    let checking = async {
         loop {
             tokio::time::sleep(lease.check_interval()).await;
-            if let Err(error) = sessions.check_interval().await {
-                tracing::debug!(%error, "could not look at other sessions");
+            if let Err(error) = sessions.check_peers().await {
+                tracing::debug!(%error, "could not check other sessions");
             }
         }
     };
-    tokio::join!(renewing, looking);
+    tokio::join!(renewing, checking);
 }
 
-/// Probe that shows if the runtime of the handlers makes progress.
+/// Detects that the runtime of the handlers is blocked.
 #[derive(Debug)]
 struct RuntimeProbe {
-    begun: Instant,
-    /// Time of the last tick, in milliseconds since the probe began.
-    last: AtomicU64,
+    started: Instant,
+    /// Time of the last tick, in milliseconds since `started`.
+    last_tick: AtomicU64,
 }
 
 impl RuntimeProbe {
     fn new() -> Arc<Self> {
-        Arc::new(Self { begun: Instant::now(), last: AtomicU64::new(0) })
+        Arc::new(Self { started: Instant::now(), last_tick: AtomicU64::new(0) })
     }
 
     fn millis(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     async fn tick(&self) {
         loop {
-            self.last.store(self.millis(), Ordering::Relaxed);
+            self.last_tick.store(self.millis(), Ordering::Relaxed);
             tokio::time::sleep(TICK_INTERVAL).await;
         }
     }
 
-    /// Logs a runtime that has been silent for longer than this, and its return.
-    fn report(&self, patience: Duration, silent: &mut bool) {
-        let since = Duration::from_millis(self.millis().saturating_sub(self.last.load(Ordering::Relaxed)));
-        let was = std::mem::replace(silent, since > patience + TICK_INTERVAL);
+    /// Logs if the runtime has not ticked for longer than `limit`, and logs when it ticks again.
+    fn report(&self, limit: Duration, silent: &mut bool) {
+        let last_tick = self.last_tick.load(Ordering::Relaxed);
+        let since = Duration::from_millis(self.millis().saturating_sub(last_tick));
+        let was = std::mem::replace(silent, since > limit + TICK_INTERVAL);
         if *silent {
             tracing::error!(
                 ?since,
-                "this worker's runtime is blocked: a handler makes a blocking call, or computes for long, in an async \
-                 fn. Register it as a blocking task. Its session is kept alive; nothing else goes on meanwhile"
+                "this worker's runtime is blocked: a handler makes a blocking call or a long computation in an async \
+                 fn. Register it as a blocking task. The session is kept alive; everything else in the worker stands \
+                 still"
             );
         } else if was {
             tracing::warn!("this worker's runtime runs again");
@@ -161,7 +164,7 @@ impl RuntimeProbe {
     }
 }
 
-/// Forwards wake-ups of the session to the renewal. Nothing depends on it: the next renewal reads every record anyway.
+/// Forwards wake-ups to the renewals. Nothing depends on it: the next renewal reads the records anyway.
 async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
     let mut watched: Option<(SessionId, Watch)> = None;
     loop {
@@ -172,7 +175,7 @@ async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
             watched = match sessions.backend().watch(&channel).await {
                 Ok(watch) => Some((session, watch)),
                 Err(error) => {
-                    tracing::debug!(%error, "a revoked task will be noticed at a renewal only");
+                    tracing::debug!(%error, "a revoked task will only be noticed at the next renewal");
                     None
                 }
             };
@@ -197,17 +200,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_runtime_that_does_not_run_is_noticed_and_so_is_its_return() {
         let probe = RuntimeProbe::new();
-        let patience = Duration::from_secs(5);
+        let limit = Duration::from_secs(5);
         let mut silent = false;
-        tokio::time::advance(patience).await;
-        probe.report(patience, &mut silent);
+        tokio::time::advance(limit).await;
+        probe.report(limit, &mut silent);
         assert!(!silent);
         tokio::time::advance(Duration::from_secs(1)).await;
-        probe.report(patience, &mut silent);
+        probe.report(limit, &mut silent);
         assert!(silent);
-        let beats = tokio::time::timeout(TICK_INTERVAL / 2, probe.tick()).await;
-        assert!(beats.is_err());
-        probe.report(patience, &mut silent);
+        let ticks = tokio::time::timeout(TICK_INTERVAL / 2, probe.tick()).await;
+        assert!(ticks.is_err());
+        probe.report(limit, &mut silent);
         assert!(!silent);
     }
 }

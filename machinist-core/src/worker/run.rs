@@ -1,6 +1,6 @@
 //! One call of a handler: middleware, timeouts, panic, cancellation.
 //!
-//! Whatever a handler does becomes an outcome; nothing it does is an error of the worker.
+//! Everything that a handler does becomes an outcome; nothing that it does is an error of the worker.
 
 use std::{
     any::Any,
@@ -28,13 +28,13 @@ use crate::{
     trace::TraceContext,
 };
 
-/// Time for a cancelled handler to end, before it is cut off or listed as stuck.
+/// Time that a cancelled handler has to end, before it is cut off or listed as stuck.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
-/// Timeouts of a run.
+/// Time limits of a run.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Timeouts {
-    /// Time after which the handler is told to end.
+    /// Time after which the run is cancelled.
     pub(super) soft: Option<Duration>,
     /// Time after which the run is ended.
     pub(super) hard: Option<Duration>,
@@ -43,15 +43,15 @@ pub(super) struct Timeouts {
 /// End of a call.
 #[derive(Debug)]
 pub(super) enum RunEnd {
-    /// The handler has ended, or its time is over.
+    /// The handler has ended, or its time limit is over.
     Itself(Outcome),
-    /// It was cut off and does not run any more.
+    /// The handler was cut off and no longer runs.
     CutOff,
-    /// It does not react and cannot be stopped: it runs on without us.
+    /// The handler does not react and cannot be stopped: it continues without the worker.
     Unstoppable,
 }
 
-/// A call before it begins.
+/// A call that has not been made yet.
 pub(super) struct Call<'a> {
     pub(super) next: Next,
     pub(super) cx: TaskContext,
@@ -64,10 +64,10 @@ pub(super) struct Call<'a> {
     pub(super) stages: &'a Stages,
 }
 
-/// A call that was made.
-pub(super) struct StartedCall<'a> {
-    running: HandlerFuture,
-    /// Tells the handler to end.
+/// A call in progress.
+pub(super) struct RunningCall<'a> {
+    running: RunningHandler,
+    /// Cancels the handler.
     token: CancellationToken,
     timeouts: Timeouts,
     stoppable: bool,
@@ -75,17 +75,17 @@ pub(super) struct StartedCall<'a> {
     stages: &'a Stages,
 }
 
-type HandlerFuture =
+type RunningHandler =
     Pin<Box<dyn Future<Output = Result<Result<Results, TaskError>, Box<dyn Any + Send>>> + Send>>;
 
 impl<'a> Call<'a> {
-    /// Prepares the call; the handler begins when its end is asked for.
-    pub(super) fn begin(self) -> StartedCall<'a> {
+    /// Prepares the call. The handler starts when the returned call is first awaited.
+    pub(super) fn begin(self) -> RunningCall<'a> {
         let Self { next, cx, args, timeouts, stoppable, trace, registered, stages } = self;
         let token = cx.cancellation().clone();
-        // The call itself is inside: a handler may panic before it returns its future.
+        // The call itself is inside the future: a handler may panic before it returns its own.
         let running = AssertUnwindSafe(async move { next.run(cx, args).await }).catch_unwind();
-        StartedCall {
+        RunningCall {
             running: Box::pin(trace.scope(running)),
             token,
             timeouts,
@@ -96,8 +96,8 @@ impl<'a> Call<'a> {
     }
 }
 
-impl StartedCall<'_> {
-    /// Calls the handler: its end, if it has nothing to wait for.
+impl RunningCall<'_> {
+    /// Calls the handler. Returns its end if it does not have to wait for anything.
     pub(super) async fn at_once(&mut self) -> Option<RunEnd> {
         match poll_fn(|cx| Poll::Ready(self.running.as_mut().poll(cx))).await {
             Poll::Ready(ended) => Some(RunEnd::Itself(outcome(ended, false, self.timeouts))),
@@ -105,25 +105,27 @@ impl StartedCall<'_> {
         }
     }
 
-    /// UnrecordedOutcome for the handler's end, however it ends.
+    /// Waits for the end of the handler, of any kind.
     pub(super) async fn run(self) -> RunEnd {
         let Self { mut running, token, timeouts, stoppable, registered, stages } = self;
-        let told = registered.cancel.clone();
-        let noticed = AtomicBool::new(false);
-        let over = tokio::select! {
+        let cancelled = registered.cancel.clone();
+        let soft_limit_reached = AtomicBool::new(false);
+        let timed_out_hard = tokio::select! {
             biased;
-            ended = &mut running => return RunEnd::Itself(outcome(ended, noticed.load(Ordering::Relaxed), timeouts)),
-            () = told_at_soft_limit(timeouts.soft, &token, &noticed) => return RunEnd::CutOff,
+            ended = &mut running => {
+                return RunEnd::Itself(outcome(ended, soft_limit_reached.load(Ordering::Relaxed), timeouts));
+            }
+            () = cancel_at_soft_limit(timeouts.soft, &token, &soft_limit_reached) => return RunEnd::CutOff,
             () = list_if_stuck(&token, registered) => return RunEnd::CutOff,
             () = limit(timeouts.hard) => true,
             () = must_end(registered, stages, stoppable) => false,
             () = registered.cut_off.cancelled(), if stoppable => false,
         };
         if stoppable {
-            return if over { RunEnd::Itself(timed_out(timeouts)) } else { RunEnd::CutOff };
+            return if timed_out_hard { RunEnd::Itself(timed_out(timeouts)) } else { RunEnd::CutOff };
         }
-        if over {
-            // What cannot be stopped may still listen. An error now says only that it did.
+        if timed_out_hard {
+            // A handler that cannot be stopped may still listen. An error now only means that it did.
             token.cancel();
             match after_cancellation(&mut running, stages).await {
                 Some(Ok(Ok(results))) => return RunEnd::Itself(Outcome::Returned(results)),
@@ -132,12 +134,16 @@ impl StartedCall<'_> {
             }
         }
         run_on(running, registered.stuck());
-        if over && !told.is_cancelled() { RunEnd::Itself(timed_out(timeouts)) } else { RunEnd::Unstoppable }
+        if timed_out_hard && !cancelled.is_cancelled() {
+            RunEnd::Itself(timed_out(timeouts))
+        } else {
+            RunEnd::Unstoppable
+        }
     }
 }
 
-/// Lists a run that cannot be stopped until it has ended by itself. Nobody waits for it: that is what it means.
-fn run_on(running: HandlerFuture, stuck: Stuck) {
+/// Lists a run that cannot be stopped as stuck until it has ended by itself. Nothing waits for such a run.
+fn run_on(running: RunningHandler, stuck: Stuck) {
     tokio::spawn(async move {
         drop(running.await);
         drop(stuck);
@@ -147,12 +153,12 @@ fn run_on(running: HandlerFuture, stuck: Stuck) {
 /// Returns the outcome of a handler that has ended.
 fn outcome(
     ended: Result<Result<Results, TaskError>, Box<dyn Any + Send>>,
-    noticed: bool,
+    soft_limit_reached: bool,
     timeouts: Timeouts,
 ) -> Outcome {
     match (ended, timeouts.soft) {
         (Ok(Ok(results)), _) => Outcome::Returned(results),
-        (Ok(Err(error)), Some(soft)) if noticed => Outcome::GaveUp(soft, error),
+        (Ok(Err(error)), Some(soft)) if soft_limit_reached => Outcome::GaveUp(soft, error),
         (Ok(Err(error)), _) => Outcome::Failed(error),
         (Err(panic), _) => Outcome::Panicked(panic_text(panic.as_ref())),
     }
@@ -170,16 +176,16 @@ async fn limit(limit: Option<Duration>) {
 }
 
 /// Fires the token when the soft limit is reached. Never completes.
-async fn told_at_soft_limit(soft: Option<Duration>, token: &CancellationToken, noticed: &AtomicBool) {
+async fn cancel_at_soft_limit(soft: Option<Duration>, token: &CancellationToken, reached: &AtomicBool) {
     limit(soft).await;
     if !token.is_cancelled() {
-        noticed.store(true, Ordering::Relaxed);
+        reached.store(true, Ordering::Relaxed);
         token.cancel();
     }
     std::future::pending::<()>().await;
 }
 
-/// Lists a run that goes on after it was told to end, for as long as it does. Never completes.
+/// Lists a run that continues after its cancellation as stuck, for as long as it continues. Never completes.
 async fn list_if_stuck(token: &CancellationToken, registered: &RegisteredRun) {
     token.cancelled().await;
     tokio::time::sleep(CANCEL_GRACE).await;
@@ -187,25 +193,27 @@ async fn list_if_stuck(token: &CancellationToken, registered: &RegisteredRun) {
     std::future::pending::<()>().await;
 }
 
-/// Completes when a handler has had its time to end: some seconds after it was told to, or when all leave.
+/// Completes when the time that a handler has to end is over: [`CANCEL_GRACE`] after its cancellation, or when the worker
+/// leaves.
 ///
-/// A run that cannot be stopped and whose task no other worker has taken is waited for. Handed back, it would run twice at once.
+/// A cut-off handler that cannot be stopped, and whose task no other worker has taken, is waited for. Handed back, its
+/// task would run twice at the same time.
 async fn must_end(registered: &RegisteredRun, stages: &Stages, stoppable: bool) {
-    let told = async {
+    let grace_over = async {
         registered.cancel.cancelled().await;
         tokio::time::sleep(CANCEL_GRACE).await;
-        if !stoppable && registered.why() == Some(CancelReason::CutOff) {
+        if !stoppable && registered.cancel_reason() == Some(CancelReason::CutOff) {
             std::future::pending::<()>().await;
         }
     };
     tokio::select! {
-        () = told => {}
+        () = grace_over => {}
         () = stages.reached_leave() => {}
     }
 }
 
 async fn after_cancellation(
-    running: &mut HandlerFuture,
+    running: &mut RunningHandler,
     stages: &Stages,
 ) -> Option<Result<Result<Results, TaskError>, Box<dyn Any + Send>>> {
     tokio::select! {

@@ -1,8 +1,7 @@
-//! Calls to backend and broker, repeated with jittered pauses until they answer
-//! or the process has to leave.
+//! Calls to backend and broker, repeated with jittered pauses until the server answers or the process has to leave.
 //!
-//! Neither an acknowledgement nor a failure follows from a server that is away. After ten minutes without the backend
-//! what has no outcome goes back to the broker; an outcome is kept until it is recorded.
+//! An outage of a server never leads to an acknowledgement or to a failure. After ten minutes without the backend,
+//! deliveries without an outcome go back to the broker; an outcome is kept until it is recorded.
 
 use std::{
     sync::{
@@ -23,80 +22,84 @@ use crate::{
     record::Facts,
 };
 
-/// After so many failures in a row the backend counts as away, and no deliveries are taken.
+/// Number of consecutive failures after which the backend counts as away and no deliveries are taken.
 const AWAY_AFTER_FAILURES: u32 = 2;
-/// After so long without the backend what is held goes back.
+/// Duration of an outage of the backend after which deliveries go back to the broker.
 pub(super) const AWAY_TIMEOUT: Duration = Duration::from_secs(10 * 60);
-/// Bounds of the pause before the next try; it doubles from the first to the second.
+/// Minimum and maximum pause before the next try; the pause doubles with each try.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
-/// The answer is not there, and is not waited for any longer. What was asked may have been done.
+/// Reason that a call has no answer and is not repeated. The server may have executed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unanswered {
     /// The process has to leave.
     Leaving,
-    /// The backend has been away for so long that what has no outcome goes back.
+    /// The backend has been away for so long that deliveries without an outcome go back.
     GivenUp,
 }
 
-/// Kind of a caller that waits for an answer.
+/// Party that waits for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Caller {
-    /// A caller that can hand its delivery back.
+    /// A delivery, which can be handed back.
     Delivery,
-    /// A caller that alone knows the outcome of a run.
-    Verdict,
+    /// An outcome, which is known only in this process.
+    Outcome,
 }
 
-/// Final failure of a publish.
+/// Error of a publication that is not repeated.
 #[derive(Debug)]
 pub(super) enum Unpublished {
-    /// It can never be published so.
+    /// The message can never be published in this form.
     Never(PublishError),
     Unanswered(Unanswered),
 }
 
 impl From<Unanswered> for Unpublished {
-    fn from(why: Unanswered) -> Self {
-        Self::Unanswered(why)
+    fn from(unanswered: Unanswered) -> Self {
+        Self::Unanswered(unanswered)
     }
 }
 
+/// Makes the calls of a worker to its servers, and tracks the outages of the backend.
 #[derive(Debug)]
 pub(super) struct ServerCalls {
     app: App,
     stages: Stages,
     failures: AtomicU32,
-    /// Since when the backend has been away.
+    /// Time since which the backend has been away.
     away: watch::Sender<Option<Instant>>,
-    /// `true` while deliveries without an outcome go back.
+    /// `true` if deliveries without an outcome must go back.
     given_up: watch::Sender<bool>,
-    /// Number of outcomes that wait to be recorded, after a failed first try.
+    /// Number of outcomes that wait to be recorded, after a first try that failed.
     unrecorded_outcomes: watch::Sender<usize>,
 }
 
 impl ServerCalls {
     pub(super) fn new(app: App, stages: Stages) -> Arc<Self> {
-        let away = watch::Sender::new(None);
-        let given_up = watch::Sender::new(false);
-        let failures = AtomicU32::new(0);
-        let unrecorded_outcomes = watch::Sender::new(0);
-        Arc::new(Self { app, stages, failures, away, given_up, unrecorded_outcomes })
+        Arc::new(Self {
+            app,
+            stages,
+            failures: AtomicU32::new(0),
+            away: watch::Sender::new(None),
+            given_up: watch::Sender::new(false),
+            unrecorded_outcomes: watch::Sender::new(0),
+        })
     }
 
-    /// Commits, unless the backend is away for so long that the delivery is to go back.
+    /// Commits, unless the backend is away for so long that the delivery must go back.
     pub(super) async fn commit(&self, commit: impl Into<Arc<Commit>>) -> Result<Committed, Unanswered> {
         let commit = commit.into();
         self.until_answered("commit", Caller::Delivery, || self.try_commit(&commit)).await
     }
 
-    /// Commits what is known here alone, however long the backend is away.
+    /// Commits an outcome that is known only in this process, and waits for the backend without a limit.
     pub(super) async fn commit_outcome(
         &self,
         commit: impl Into<Arc<Commit>>,
     ) -> Result<Committed, Unanswered> {
         let commit = commit.into();
-        self.until_answered("commit", Caller::Verdict, || self.try_commit(&commit)).await
+        self.until_answered("commit", Caller::Outcome, || self.try_commit(&commit)).await
     }
 
     async fn try_commit(&self, commit: &Arc<Commit>) -> Result<Committed, BackendError> {
@@ -104,7 +107,7 @@ impl ServerCalls {
         self.app.backend().commit(vec![Arc::clone(commit)]).await.pop().expect("one answer")
     }
 
-    /// Reads one record, unless the backend is away for so long that the delivery is to go back.
+    /// Reads one record, unless the backend is away for so long that the delivery must go back.
     pub(super) async fn read(&self, id: &TaskId) -> Result<Facts, Unanswered> {
         self.until_answered("read", Caller::Delivery, || async {
             let mut facts = self.app.backend().read(std::slice::from_ref(id)).await?;
@@ -115,16 +118,16 @@ impl ServerCalls {
 
     async fn until_answered<T, F: Future<Output = Result<T, BackendError>>>(
         &self,
-        what: &'static str,
+        operation: &'static str,
         caller: Caller,
-        question: impl Fn() -> F,
+        call: impl Fn() -> F,
     ) -> Result<T, Unanswered> {
         let mut tries = 0;
-        let mut _waits = None;
+        let mut _unrecorded = None;
         loop {
             let answer = tokio::select! {
                 biased;
-                answer = question() => answer,
+                answer = call() => answer,
                 () = self.stages.reached_leave() => return Err(Unanswered::Leaving),
             };
             match answer {
@@ -137,14 +140,14 @@ impl ServerCalls {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
                         tries,
-                        "the backend did not {what}; trying again"
+                        "the backend did not {operation}; trying again"
                     );
                 }
             }
-            if caller == Caller::Verdict && tries == 0 {
-                _waits = Some(UnrecordedOutcome::of(&self.unrecorded_outcomes));
+            if caller == Caller::Outcome && tries == 0 {
+                _unrecorded = Some(UnrecordedOutcome::of(&self.unrecorded_outcomes));
             }
-            // On the heap: nearly every first try has its answer.
+            // On the heap: nearly every first try is answered.
             Box::pin(self.until_the_next_try(caller, tries)).await?;
             tries += 1;
         }
@@ -158,7 +161,7 @@ impl ServerCalls {
         }
     }
 
-    /// Publishes, however long the broker is away.
+    /// Publishes a message, and waits for the broker without a limit.
     pub(super) async fn publish(&self, publish: &Publish) -> Result<(), Unpublished> {
         let mut tries = 0;
         loop {
@@ -173,7 +176,7 @@ impl ServerCalls {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
                         tries,
-                        "the broker did not take a message; trying again"
+                        "the broker did not accept a message; trying again"
                     );
                 }
                 None => tracing::error!("the broker adapter gave no answer; trying again"),
@@ -183,7 +186,7 @@ impl ServerCalls {
         }
     }
 
-    /// Completes while the backend answers.
+    /// Completes as soon as the backend is not away.
     pub(super) async fn backend_is_there(&self) {
         if !self.is_backend_away() {
             return;
@@ -193,12 +196,12 @@ impl ServerCalls {
         drop(away.wait_for(Option::is_none).await);
     }
 
-    /// Returns `true` while no deliveries are taken because the backend does not answer.
+    /// Returns `true` if the backend does not answer, so that no deliveries are taken.
     pub(super) fn is_backend_away(&self) -> bool {
         self.away.borrow().is_some()
     }
 
-    /// Completes when the backend, which is away, answers; never where it is not away.
+    /// Completes when the backend, which is away, answers again. Never completes if it is not away.
     async fn backend_comes_back(&self) {
         if !self.is_backend_away() {
             std::future::pending::<()>().await;
@@ -206,14 +209,14 @@ impl ServerCalls {
         self.backend_is_there().await;
     }
 
-    /// Completes when the backend has been away for [`AWAY_TIMEOUT`], without an answer to anybody.
+    /// Completes when the backend has been away for [`AWAY_TIMEOUT`], without an answer to any call.
     pub(super) async fn backend_is_away_for_long(&self) {
         let mut away = self.away.subscribe();
         loop {
             // The sender lives in self, so waiting cannot fail.
             let Ok(Some(since)) = away.wait_for(Option::is_some).await.map(|since| *since) else { continue };
             tokio::select! {
-                // It may have answered in between, and been away again.
+                // The backend may have answered in between and be away again.
                 () = tokio::time::sleep_until(since + AWAY_TIMEOUT) => {
                     if *self.away.borrow() == Some(since) {
                         return;
@@ -224,28 +227,28 @@ impl ServerCalls {
         }
     }
 
-    /// From now on, or no more, what has no outcome goes back.
+    /// Sets if deliveries without an outcome go back.
     pub(super) fn give_up(&self, given_up: bool) {
         self.given_up.send_replace(given_up);
     }
 
-    /// Completes when what has no outcome is to go back.
+    /// Completes when deliveries without an outcome must go back.
     pub(super) async fn given_up(&self) {
         // The sender lives in self, so waiting cannot fail.
         drop(self.given_up.subscribe().wait_for(|given_up| *given_up).await);
     }
 
-    /// UnrecordedOutcome until no outcome waits to be recorded, but no longer than this.
+    /// Waits until all outcomes are recorded, but no longer than `within`.
     pub(super) async fn outcomes_are_recorded(&self, within: Duration) {
         let mut unrecorded_outcomes = self.unrecorded_outcomes.subscribe();
-        // Those that are still not recorded go on trying: what they are late for is only less tidy.
+        // Outcomes that are still not recorded are tried further. Recording them late is correct, only less tidy.
         let _in_time =
             tokio::time::timeout(within, unrecorded_outcomes.wait_for(|waiting| *waiting == 0)).await;
     }
 
-    /// Notes whether the backend answered. Called by everyone who asks it.
-    pub(super) fn answered(&self, did: bool) {
-        let failures = if did {
+    /// Counts the answers and failures of the backend. Every caller of the backend reports here.
+    pub(super) fn answered(&self, answered: bool) {
+        let failures = if answered {
             self.failures.store(0, Ordering::Relaxed);
             0
         } else {
@@ -274,7 +277,7 @@ impl ServerCalls {
     }
 }
 
-/// One outcome that waits to be recorded.
+/// An outcome that waits to be recorded.
 struct UnrecordedOutcome<'a>(&'a watch::Sender<usize>);
 
 impl<'a> UnrecordedOutcome<'a> {
@@ -290,12 +293,13 @@ impl Drop for UnrecordedOutcome<'_> {
     }
 }
 
-/// The pause after so many tries that failed before.
+/// Waits for the pause after this number of failed tries.
 pub(super) async fn pause(tries: u32) {
     tokio::time::sleep(jittered(RETRY_PAUSE.0.saturating_mul(1 << tries.min(16)).min(RETRY_PAUSE.1))).await;
 }
 
-/// Half of a pause is fixed, so that nobody spins; half is drawn, so that a crowd spreads.
+/// Returns a random duration between half of `bound` and `bound`. The fixed half avoids a busy loop; the random half
+/// spreads simultaneous tries.
 pub(super) fn jittered(bound: Duration) -> Duration {
     bound.mul_f64(0.5 + 0.5 * rand::random::<f64>())
 }

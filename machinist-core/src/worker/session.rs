@@ -1,9 +1,9 @@
-//! This process's lease on what it runs, and what it knows about the leases of others.
+//! This process's lease on its runs, and its knowledge of the leases of other workers.
 //!
-//! One session per worker, not one lease per task. A session that has expired never comes back: a worker that finds
-//! its own gone opens a new one and adopts what it runs. A task of another session is taken over only after two
-//! looks, some time apart, on a backend that answered all the while, found that session gone; so after an outage
-//! of the backend the owners come first.
+//! Each worker has one session, not one lease per task. An expired session is never revived: a worker that finds
+//! its own session gone opens a new one and adopts its runs. A task of another session is taken over only after two
+//! checks, some time apart, have found that session gone, and only if the backend answered every request in between.
+//! After an outage of the backend the owners of the tasks therefore come first.
 
 use std::{
     collections::HashMap,
@@ -38,7 +38,7 @@ impl Lease {
         usize::try_from(self.0.as_millis()).unwrap_or(usize::MAX)
     }
 
-    /// Interval between renewals.
+    /// Interval between renewals of the session.
     pub(super) fn renewal(self) -> Duration {
         self.0 / 3
     }
@@ -53,30 +53,30 @@ impl Lease {
         self.0 / 3
     }
 
-    /// After how long at most a session that is gone is known to be: the wait for the first look, the time between
-    /// the looks, the wait for the last, and a second for the answers.
+    /// Maximum time until an expired session is known to be gone: the wait for the first check, the time between the
+    /// two checks, the wait for the second, and one second for the answers.
     fn detection_time(self) -> Duration {
         self.check_interval() * 2 + self.gone_confirmation() + Duration::from_secs(1)
     }
 
-    /// Time that a session is watched after a task was found busy with it.
+    /// Time for which a session is checked after a start was last refused because that session holds the task.
     fn interest(self) -> Duration {
         self.0 * 4
     }
 }
 
-/// Reason that a run is told to end.
+/// Reason that a run is cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CancelReason {
-    /// Another run holds the attempt, or it has an outcome: whatever this one says does not count.
+    /// Another run holds the attempt, or the attempt has an outcome: the outcome of this run does not count.
     TakenOver,
-    /// Somebody revoked the task.
+    /// The task was revoked.
     Revoked,
-    /// This worker cannot know any more whether it holds what it runs, or could not tell for long how it ended.
+    /// This worker can no longer know if it still holds its runs, or could not record their outcomes for a long time.
     CutOff,
 }
 
-/// A delivery that this process works on, from before its start is asked for until it is settled.
+/// A delivery that this process works on, from before its start is requested until it is settled.
 #[derive(Debug)]
 struct ActiveRun {
     id: TaskId,
@@ -84,14 +84,15 @@ struct ActiveRun {
     claim: Option<Claim>,
     cancel: CancellationToken,
     cut_off: CancellationToken,
-    why: Option<CancelReason>,
+    reason: Option<CancelReason>,
 }
 
+/// The session of another worker that holds a task delivered here.
 #[derive(Debug)]
 struct PeerSession {
-    /// Time of the last request.
-    wanted: Instant,
-    /// Time when it was first found gone, without a failure of the backend since.
+    /// Time at which a delivery last waited for this session.
+    last_wanted: Instant,
+    /// Time at which the session was first found gone, with no failure of the backend since.
     gone_since: Option<Instant>,
     gone: bool,
 }
@@ -99,15 +100,15 @@ struct PeerSession {
 #[derive(Debug)]
 struct SessionState {
     session: SessionId,
-    /// Until when the session is certainly alive.
+    /// Time until which the session is certainly alive.
     valid_until: Instant,
     runs: HashMap<RunId, ActiveRun>,
     peers: HashMap<SessionId, PeerSession>,
-    /// Runs that were told to end and did not.
+    /// Runs that were cancelled and have not ended.
     stuck: HashMap<RunId, TaskId>,
-    /// Starts that are over without an outcome, or were perhaps never granted, of which the backend could not be told.
-    /// None is added without a delivery in hand, and none is started before they are told.
-    recorded_follow_up: Vec<Claim>,
+    /// Starts that ended without an outcome, or were perhaps never granted, and that could not be handed back to the
+    /// backend yet. None is added without a delivery in hand, and nothing is started before they are handed back.
+    deferred_hand_backs: Vec<Claim>,
 }
 
 /// The session of a worker.
@@ -115,14 +116,14 @@ struct SessionState {
 pub(super) struct Sessions {
     app: App,
     lease: Lease,
-    /// Description of the worker, without its runs.
+    /// Description of the worker that is stored with its session, without its runs.
     about: serde_json::Map<String, serde_json::Value>,
     state: Mutex<SessionState>,
     alive: tokio::sync::Notify,
     gone_count: watch::Sender<u64>,
 }
 
-/// A run that was told to end and did not; dropped when it has ended at last.
+/// A run that was cancelled and has not ended; dropped when it finally ends.
 #[derive(Debug)]
 pub(super) struct Stuck {
     sessions: Arc<Sessions>,
@@ -130,13 +131,13 @@ pub(super) struct Stuck {
     since: Instant,
 }
 
-/// A run that is under way; dropped, it is forgotten.
+/// A run in progress. The session forgets it when this value is dropped.
 #[derive(Debug)]
 pub(super) struct RegisteredRun {
     sessions: Arc<Sessions>,
     pub(super) run: RunId,
     pub(super) cancel: CancellationToken,
-    /// Fires, after `cancel`, when nobody wants to wait for its last words.
+    /// Fires after `cancel`, when the run is not given any time to end by itself.
     pub(super) cut_off: CancellationToken,
 }
 
@@ -152,7 +153,7 @@ impl Sessions {
             runs: HashMap::new(),
             peers: HashMap::new(),
             stuck: HashMap::new(),
-            recorded_follow_up: Vec::new(),
+            deferred_hand_backs: Vec::new(),
         };
         Arc::new(Self {
             app,
@@ -176,12 +177,12 @@ impl Sessions {
         self.app.backend().as_ref()
     }
 
-    /// The session, be it alive or not.
+    /// Returns the session, alive or not.
     pub(super) fn current(&self) -> SessionId {
         self.state().session.clone()
     }
 
-    /// Opens the session that this process will have from now on.
+    /// Opens a new session, which this process uses from then on.
     pub(super) async fn open(&self) -> Result<(), BackendError> {
         let session = SessionId::fresh();
         let asked = Instant::now();
@@ -195,7 +196,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// Ends the session, when nothing runs under it any more.
+    /// Closes the session. Called when nothing runs under it any more.
     pub(super) async fn close(&self) {
         let session = self.state().session.clone();
         if let Err(error) = self.app.backend().close_session(&session).await {
@@ -203,7 +204,7 @@ impl Sessions {
         }
     }
 
-    /// The session, once it is certainly alive: without one nothing is started and nothing taken over.
+    /// Returns the session once it is certainly alive. Without a live session nothing is started or taken over.
     pub(super) async fn alive(&self) -> SessionId {
         loop {
             let notified = self.alive.notified();
@@ -219,30 +220,30 @@ impl Sessions {
         }
     }
 
-    /// For how long somebody who was told *busy* has to wait here at least, to learn whether that session is gone: what
-    /// is left of its lease, and then the checks. A delivery that leaves sooner and comes back much later starts over each time, and
-    /// never learns it.
-    pub(super) fn patience(&self) -> Duration {
+    /// Returns the minimum time for which a delivery of a busy task has to wait here to learn if the session that holds
+    /// the task is gone: the rest of that session's lease, and then the checks. A delivery that leaves sooner and comes
+    /// back much later starts over each time and never learns it.
+    pub(super) fn busy_timeout(&self) -> Duration {
         self.lease.0 + self.lease.detection_time()
     }
 
-    /// Returns the number of sessions found gone; read it before requesting a start.
+    /// Number of times that a session was found gone. Read it before requesting a start.
     pub(super) fn gone_count(&self) -> u64 {
         *self.gone_count.borrow()
     }
 
-    /// Completes when a session was found gone since then, any of them.
-    pub(super) async fn gone_after(&self, looked: u64) {
+    /// Completes when any session has been found gone since the count was `count_before`.
+    pub(super) async fn gone_after(&self, count_before: u64) {
         // It cannot be closed: the sender is ours.
-        let _ = self.gone_count.subscribe().wait_for(|now| *now > looked).await;
+        let _ = self.gone_count.subscribe().wait_for(|now| *now > count_before).await;
     }
 
-    /// Until when the session is certainly alive. It changes with every renewal.
+    /// Time until which the session is certainly alive. It changes with every renewal.
     pub(super) fn valid_until(&self) -> Instant {
         self.state().valid_until
     }
 
-    /// Tells everything that runs to end, because this worker is cut off.
+    /// Cancels all runs, because this worker is cut off.
     pub(super) fn cut_off_all(&self) {
         let running: Vec<_> = {
             let state = self.state();
@@ -253,38 +254,38 @@ impl Sessions {
         }
     }
 
-    /// Notes a start that will not run, to be told when the backend is back: nobody then waits for its session, and
-    /// it is not held against the task.
+    /// Remembers a start that will not run, and hands it back when the backend answers again: then no other worker
+    /// waits for this session, and the start does not count against the task.
     pub(super) fn defer_hand_back(&self, claim: Claim) {
-        self.state().recorded_follow_up.push(claim);
+        self.state().deferred_hand_backs.push(claim);
     }
 
-    /// Tells what is owed. What is refused is left to the expiry of its session.
+    /// Hands back the deferred starts. A start whose hand-back is refused ends with the expiry of its session.
     async fn flush_hand_backs(&self) -> Result<(), BackendError> {
-        let recorded_follow_up = self.state().recorded_follow_up.clone();
-        if recorded_follow_up.is_empty() {
+        let deferred = self.state().deferred_hand_backs.clone();
+        if deferred.is_empty() {
             return Ok(());
         }
-        let ids: Vec<_> = recorded_follow_up.iter().map(|claim| claim.id.clone()).collect();
+        let ids: Vec<_> = deferred.iter().map(|claim| claim.id.clone()).collect();
         let records = self.app.backend().read(&ids).await?;
         let standing = |(claim, facts): (&Claim, Facts)| {
-            // It may have been adopted, if only the reply was lost.
+            // The start may have been adopted, if only the reply was lost.
             let claim = claim.newer_claim(&facts).unwrap_or_else(|| claim.clone());
             (claim.standing(&facts) == ClaimStatus::Current).then(|| claim.hand_back().into())
         };
-        let commits = recorded_follow_up.iter().zip(records).filter_map(standing).collect();
+        let commits = deferred.iter().zip(records).filter_map(standing).collect();
         for answer in self.app.backend().commit(commits).await {
             match answer {
                 Err(error @ BackendError::Unavailable(_)) => return Err(error),
-                Err(error) => tracing::warn!(%error, "a start that came to nothing could not be given back"),
+                Err(error) => tracing::warn!(%error, "a start that did not run could not be handed back"),
                 Ok(_) => {}
             }
         }
-        self.state().recorded_follow_up.retain(|claim| !recorded_follow_up.contains(claim));
+        self.state().deferred_hand_backs.retain(|claim| !deferred.contains(claim));
         Ok(())
     }
 
-    /// Makes a run known, before its start is asked for.
+    /// Registers a run, before its start is requested.
     pub(super) fn register(self: &Arc<Self>, id: &TaskId) -> RegisteredRun {
         let run = RunId::fresh();
         let cancel = CancellationToken::new();
@@ -294,13 +295,13 @@ impl Sessions {
             claim: None,
             cancel: cancel.clone(),
             cut_off: cut_off.clone(),
-            why: None,
+            reason: None,
         };
         self.state().runs.insert(run.clone(), entry);
         RegisteredRun { sessions: Arc::clone(self), run, cancel, cut_off }
     }
 
-    /// Returns the number of running handlers.
+    /// Number of handlers that run.
     pub(super) fn running(&self) -> usize {
         self.state().runs.values().filter(|run| run.claim.is_some()).count()
     }
@@ -308,25 +309,24 @@ impl Sessions {
     /// Returns `true` if a start is known not to run any more.
     pub(super) fn is_gone(&self, session: &SessionId, run: &RunId) -> bool {
         let state = self.state();
-        // One that was given up because it cannot be stopped runs on.
+        // A run that was given up because it cannot be stopped continues.
         if state.runs.contains_key(run) || state.stuck.contains_key(run) {
             return false;
         }
         // A start under our own session whose run is not here has ended here without an outcome.
-        *session == state.session
-            || state.peers.get(session).is_some_and(|check_interval| check_interval.gone)
+        *session == state.session || state.peers.get(session).is_some_and(|peer| peer.gone)
     }
 
-    /// Looks at this session from now on, because somebody waits for it.
+    /// Checks this session from now on, because a delivery waits for it.
     pub(super) fn watch_session(&self, session: &SessionId) {
         let now = Instant::now();
         let mut state = self.state();
-        let check_interval = state.peers.entry(session.clone()).or_insert(PeerSession {
-            wanted: now,
+        let peer = state.peers.entry(session.clone()).or_insert(PeerSession {
+            last_wanted: now,
             gone_since: None,
             gone: false,
         });
-        check_interval.wanted = now;
+        peer.last_wanted = now;
     }
 
     fn info(&self) -> Bytes {
@@ -347,17 +347,18 @@ impl Sessions {
         crate::record::json(&about)
     }
 
-    /// Returns the runs of this worker that still count.
+    /// Returns the runs in this process that still count.
     fn runs(&self) -> Vec<(RunId, Claim)> {
         let state = self.state();
-        // What was superseded stays so: written back after lost data it would take the task from who runs it.
-        let counts = |(_, run): &(&RunId, &ActiveRun)| run.why != Some(CancelReason::TakenOver);
+        // A superseded run stays superseded: written back after a loss of data, it would take the task from its owner.
+        let counts = |(_, run): &(&RunId, &ActiveRun)| run.reason != Some(CancelReason::TakenOver);
         let claim = |(id, run): (&RunId, &ActiveRun)| Some((id.clone(), run.claim.clone()?));
         state.runs.iter().filter(counts).filter_map(claim).collect()
     }
 
-    /// Renews the lease, and learns in the same round trip what became of what runs here. After an outage what ended
-    /// meanwhile is told first, then comes the session with what still runs; new starts wait for it.
+    /// Renews the lease, and reads the records of the runs in this process in the same round trip. After an outage the
+    /// outcomes of runs that ended meanwhile are recorded first. Then the session is opened and adopts what still runs;
+    /// new starts wait for it.
     pub(super) async fn renew(&self, calls: &ServerCalls) -> Result<(), BackendError> {
         self.flush_hand_backs().await?;
         let session = self.state().session.clone();
@@ -373,7 +374,7 @@ impl Sessions {
         } else {
             tracing::warn!(
                 running = records.len(),
-                "the session has expired: opening another, adopting what runs"
+                "the session has expired: opening a new one and adopting what runs"
             );
             calls.answered(true);
             calls.outcomes_are_recorded(self.lease.check_interval()).await;
@@ -381,20 +382,25 @@ impl Sessions {
         }
         for (run, claim) in self.runs() {
             match records.remove(&run) {
-                Some(facts) => self.keep_up(&run, claim, facts).await?,
-                // Granted meanwhile, under the session that is gone.
-                None if !renewed.alive => self.keep_up(&run, claim, Facts::new()).await?,
+                Some(facts) => self.apply_record(&run, claim, facts).await?,
+                // Granted meanwhile, under the expired session.
+                None if !renewed.alive => self.apply_record(&run, claim, Facts::new()).await?,
                 None => {}
             }
         }
         Ok(())
     }
 
-    /// Does what a record demands about a run that is under way here. What fails is done by the next renewal.
-    async fn keep_up(&self, run: &RunId, mut claim: Claim, mut facts: Facts) -> Result<(), BackendError> {
+    /// Does what a record requires for a run in this process. The next renewal repeats what fails.
+    async fn apply_record(
+        &self,
+        run: &RunId,
+        mut claim: Claim,
+        mut facts: Facts,
+    ) -> Result<(), BackendError> {
         let session = self.state().session.clone();
         loop {
-            // Its own adoption, if only the reply was lost.
+            // The adoption by this worker, if only the reply was lost.
             if let Some(adopted) = claim.newer_claim(&facts) {
                 claim = adopted;
                 self.update_claim(run, &claim);
@@ -421,15 +427,15 @@ impl Sessions {
     }
 
     fn update_claim(&self, run: &RunId, claim: &Claim) {
-        // Unless it was let go meanwhile.
+        // Unless the run was released meanwhile.
         if let Some(entry) = self.state().runs.get_mut(run).filter(|entry| entry.claim.is_some()) {
             entry.claim = Some(claim.clone());
         }
     }
 
-    fn cancel(&self, run: &RunId, why: CancelReason) {
+    fn cancel(&self, run: &RunId, reason: CancelReason) {
         if let Some(entry) = self.state().runs.get_mut(run) {
-            entry.why.get_or_insert(why);
+            entry.reason.get_or_insert(reason);
             entry.cancel.cancel();
         }
     }
@@ -440,13 +446,13 @@ impl Sessions {
         }
     }
 
-    /// Looks at the sessions that somebody waits for.
-    pub(super) async fn check_interval(&self) -> Result<(), BackendError> {
+    /// Checks the sessions that deliveries wait for.
+    pub(super) async fn check_peers(&self) -> Result<(), BackendError> {
         let wanted: Vec<SessionId> = {
             let now = Instant::now();
             let interest = self.lease.interest();
             let mut state = self.state();
-            state.peers.retain(|_, check_interval| now < check_interval.wanted + interest);
+            state.peers.retain(|_, peer| now < peer.last_wanted + interest);
             state.peers.keys().cloned().collect()
         };
         if wanted.is_empty() {
@@ -459,14 +465,12 @@ impl Sessions {
             Ok(alive) => {
                 let mut found = false;
                 for (session, alive) in wanted.iter().zip(alive) {
-                    let Some(check_interval) = state.peers.get_mut(session) else { continue };
-                    check_interval.gone_since =
-                        if alive { None } else { check_interval.gone_since.or(Some(now)) };
-                    let gone = check_interval
-                        .gone_since
-                        .is_some_and(|since| now >= since + self.lease.gone_confirmation());
-                    found |= gone && !check_interval.gone;
-                    check_interval.gone = gone;
+                    let Some(peer) = state.peers.get_mut(session) else { continue };
+                    peer.gone_since = if alive { None } else { peer.gone_since.or(Some(now)) };
+                    let gone =
+                        peer.gone_since.is_some_and(|since| now >= since + self.lease.gone_confirmation());
+                    found |= gone && !peer.gone;
+                    peer.gone = gone;
                 }
                 if found {
                     self.gone_count.send_modify(|gone_count| *gone_count += 1);
@@ -474,9 +478,9 @@ impl Sessions {
                 Ok(())
             }
             Err(error) => {
-                for check_interval in state.peers.values_mut() {
-                    check_interval.gone_since = None;
-                    check_interval.gone = false;
+                for peer in state.peers.values_mut() {
+                    peer.gone_since = None;
+                    peer.gone = false;
                 }
                 Err(error)
             }
@@ -485,8 +489,8 @@ impl Sessions {
 }
 
 impl RegisteredRun {
-    /// Notes what was granted, so that renewals watch over it; `false` if it was granted under a session that has
-    /// been replaced meanwhile, and has to be adopted before it may run.
+    /// Stores the granted claim, so that renewals watch over it. Returns `false` if it was granted under a session that
+    /// has been replaced meanwhile: then it has to be adopted before the task may run.
     pub(super) fn set_claim(&self, claim: &Claim) -> bool {
         let mut state = self.sessions.state();
         if claim.session != state.session {
@@ -498,39 +502,39 @@ impl RegisteredRun {
         true
     }
 
-    /// Returns the present claim: an adoption may have renewed it.
+    /// Returns the current claim. An adoption may have replaced the one that was granted.
     pub(super) fn claim(&self) -> Option<Claim> {
         self.sessions.state().runs.get(&self.run)?.claim.clone()
     }
 
-    /// Lists it among the runs that do not end when they are told to, until what is returned is dropped.
+    /// Lists the run as stuck, as one that does not end after its cancellation, until the returned value is dropped.
     pub(super) fn stuck(&self) -> Stuck {
         let mut state = self.sessions.state();
         if let Some(id) = state.runs.get(&self.run).map(|run| run.id.clone()) {
-            tracing::warn!(%id, "a handler was told to end and goes on; it should look at its cancellation token");
+            tracing::warn!(%id, "a handler was cancelled and has not ended; it should check its cancellation token");
             state.stuck.insert(self.run.clone(), id);
         }
         Stuck { sessions: Arc::clone(&self.sessions), run: self.run.clone(), since: Instant::now() }
     }
 
-    /// Its outcome is recorded. Renewals look after it no more: written back after lost data, the start of a run
-    /// that is over would keep others waiting.
+    /// Drops the claim, because the outcome of the run is recorded. Renewals ignore the run from now on: written back
+    /// after a loss of data, the start of a run that has ended would keep others waiting.
     pub(super) fn release(&self) {
         if let Some(run) = self.sessions.state().runs.get_mut(&self.run) {
             run.claim = None;
         }
     }
 
-    /// Returns the reason that it was told to end, if it was.
-    pub(super) fn why(&self) -> Option<CancelReason> {
-        self.sessions.state().runs.get(&self.run)?.why
+    /// Returns the reason that the run was cancelled, if it was.
+    pub(super) fn cancel_reason(&self) -> Option<CancelReason> {
+        self.sessions.state().runs.get(&self.run)?.reason
     }
 }
 
 impl Drop for Stuck {
     fn drop(&mut self) {
         if let Some(id) = self.sessions.state().stuck.remove(&self.run) {
-            tracing::info!(%id, late = ?self.since.elapsed(), "a handler that did not end when it was told to has ended");
+            tracing::info!(%id, late = ?self.since.elapsed(), "a stuck handler has ended");
         }
     }
 }

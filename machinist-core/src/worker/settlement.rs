@@ -12,17 +12,17 @@ use crate::{
 /// End of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Settlement {
-    /// Everything that its outcome demands is done.
+    /// The delivery is done: everything that the outcome requires has happened.
     Ack,
-    /// It was not run here: the broker delivers it again, to any worker.
+    /// The task was not run here: the broker delivers it again, to any worker.
     HandBack,
-    /// Its end is unknown, or did not come in time: it stays unsettled, and the broker delivers it again.
+    /// The end is unknown, or did not come in time: the delivery stays unsettled, and the broker delivers it again.
     Leave,
 }
 
 impl From<Unanswered> for Settlement {
-    fn from(why: Unanswered) -> Self {
-        match why {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
             Unanswered::Leaving => Self::Leave,
             Unanswered::GivenUp => Self::HandBack,
         }
@@ -32,7 +32,7 @@ impl From<Unanswered> for Settlement {
 /// A delivery that this worker processes.
 pub(super) struct ActiveDelivery {
     pub(super) envelope: Envelope,
-    /// Settles the delivery; none after a guard has taken its place.
+    /// Settles the delivery; `None` after a guard has replaced it.
     pub(super) receipt: Option<Box<dyn Receipt>>,
     /// Key that encrypts the outcome, if it is encrypted.
     pub(super) outcome_key: Option<Box<Key>>,
@@ -51,14 +51,14 @@ impl WorkerContext {
 }
 
 impl Settlement {
-    /// Tells the broker. Returns `false` if the delivery stays unsettled.
+    /// Settles the delivery in the broker. Returns `false` if the delivery stays unsettled.
     pub(super) async fn apply(self, receipt: Box<dyn Receipt>) -> bool {
-        let how = match self {
+        let settle = match self {
             Self::Ack => Settle::Ack,
             Self::HandBack => Settle::Requeue,
             Self::Leave => return false,
         };
-        if receipt.settle(how).await == Settled::Lost {
+        if receipt.settle(settle).await == Settled::Lost {
             tracing::debug!(
                 "a delivery could not be settled: the broker delivers it again, and its record decides"
             );

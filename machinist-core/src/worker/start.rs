@@ -1,4 +1,4 @@
-//! The start of a delivery: one commit, and the decision if it is refused.
+//! The start of a run: one commit, and the decision after its refusal.
 
 use super::{Settlement, WorkerContext};
 use crate::{
@@ -10,26 +10,26 @@ use crate::{
     worker::{exclusive, server_calls::Unanswered, session::RegisteredRun},
 };
 
-/// The answer to a request for a start.
+/// Answer to a request for a start.
 pub(super) enum StartReply {
     Started(Claim),
     /// A live session holds the task.
     Busy,
-    /// Processes may have died of it: it has to run alone.
+    /// The task may have killed processes: it has to run alone.
     Suspect,
     Settle(Settlement),
 }
 
-/// Next step after a refused start.
+/// Next step after the refusal of a start that may still succeed.
 enum StartRefusal {
-    /// It was granted after all.
+    /// The start was granted after all.
     Ours(Box<Claim>),
     /// Commit this instead.
     TakeOver(Box<(Commit, Claim)>),
 }
 
 impl WorkerContext {
-    /// Requests the start, and decides if it is refused.
+    /// Requests the start, and decides what to do if it is refused.
     pub(super) async fn start(
         &self,
         envelope: &Envelope,
@@ -39,7 +39,7 @@ impl WorkerContext {
     ) -> StartReply {
         let session = match self.session().await {
             Ok(session) => session,
-            Err(why) => return StartReply::Settle(why.into()),
+            Err(unanswered) => return StartReply::Settle(unanswered.into()),
         };
         let mut request = StartRequest {
             id: envelope.id.clone(),
@@ -63,24 +63,24 @@ impl WorkerContext {
                             (commit, claim) = *next;
                             continue;
                         }
-                        Err(asked) => return asked,
+                        Err(reply) => return reply,
                     }
                 }
-                Err(why) => {
-                    // It may have been granted, and nobody runs it.
+                Err(unanswered) => {
+                    // The start may have been granted, but this worker will not run it.
                     self.sessions.defer_hand_back(claim);
-                    return StartReply::Settle(why.into());
+                    return StartReply::Settle(unanswered.into());
                 }
             }
             if registered.set_claim(&claim) {
                 return StartReply::Started(claim);
             }
-            // The session for which it was asked has expired meanwhile, so others may take the task over.
+            // The session of the request has expired meanwhile, so other workers may take the task over.
             let session = match self.session().await {
                 Ok(session) => session,
-                Err(why) => {
+                Err(unanswered) => {
                     self.sessions.defer_hand_back(claim);
-                    return StartReply::Settle(why.into());
+                    return StartReply::Settle(unanswered.into());
                 }
             };
             (commit, claim) = claim.adopt(&session, self.now());
@@ -88,10 +88,10 @@ impl WorkerContext {
         }
     }
 
-    /// The session under which something may be started.
+    /// Returns the session under which a run may start.
     async fn session(&self) -> Result<SessionId, Unanswered> {
         tokio::select! {
-            // First, for nearly always it is alive, and the others then cost nothing.
+            // First: the session is almost always alive, and then the other branches cost nothing.
             biased;
             session = self.sessions.alive() => Ok(session),
             () = self.stages.reached_leave() => Err(Unanswered::Leaving),
@@ -99,7 +99,7 @@ impl WorkerContext {
         }
     }
 
-    /// Interprets the refusal of a start.
+    /// Decides the next step after a refused start.
     async fn refused_start(
         &self,
         envelope: &Envelope,
@@ -115,7 +115,7 @@ impl WorkerContext {
                 }
                 Suspicion::None | Suspicion::Suspect => return Ok(StartRefusal::TakeOver(next)),
                 Suspicion::Lost => {
-                    let error = "workers died while it ran alone in them";
+                    let error = "workers died while they ran this task alone";
                     let ended = self.end_as_read(envelope, facts, FailureKind::Lost, error).await;
                     ended.map_or(StartReply::Busy, StartReply::Settle)
                 }

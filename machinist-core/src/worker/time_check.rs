@@ -10,7 +10,8 @@ use crate::{
 };
 
 impl WorkerContext {
-    /// Not yet due: ride again. Expired: end it. Neither: `None`.
+    /// Checks the times of a delivery. A task that is not yet due is published again with a delay; an expired task is
+    /// ended. Returns `None` if the task may start now.
     pub(super) async fn check_time(&self, envelope: &Envelope) -> Option<Settlement> {
         let now = self.now();
         let early = envelope.eta.map_or(Duration::ZERO, |eta| eta.since(now));
@@ -18,14 +19,14 @@ impl WorkerContext {
             let published = Box::pin(self.publish_later(envelope, keep_for(early))).await;
             return Some(Box::pin(self.settled_by(published)).await);
         }
-        // Not for nothing: even a sleep of zero waits for the timer's next millisecond.
+        // Only if needed: even a sleep of zero waits for the timer's next millisecond.
         if !early.is_zero() {
             tokio::time::sleep(early).await;
         }
         match envelope.expires {
             Some(expires) if envelope.attempt == 1 && expires < self.now() => {
                 let error = format!("not started before {expires}");
-                // Refused without an outcome: it was started in time, and this is another delivery of it.
+                // Refused without an outcome: the task was started in time, and this is another delivery of it.
                 Box::pin(self.end_as_read(envelope, Facts::new(), FailureKind::Expired, &*error)).await
             }
             _ => None,

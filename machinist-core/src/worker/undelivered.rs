@@ -1,7 +1,9 @@
-//! Undelivered messages, which came due for a queue that was gone: each goes to its queue after all, or its task ends.
+//! Delayed messages that came due while their queue did not exist. Such a message goes to its queue after all, or its
+//! task ends with that error.
 //!
-//! A broker keeps such messages in a side queue, because one without a receiver would hold up all delays. They are published
-//! unchanged and unverified: their queue's workers verify them. Only a message that cannot be published is verified here.
+//! A broker stores these messages separately, because a message that cannot be delivered would block all delayed messages.
+//! They are published unchanged, with any signature: the workers of their queue verify them. Only a message that cannot
+//! be published is opened here.
 
 use std::time::Duration;
 
@@ -15,30 +17,30 @@ use crate::{
     worker::server_calls::Unpublished,
 };
 
-/// Time before a message that cannot go anywhere yet is delivered again.
+/// Time for which a message is held that cannot be moved yet.
 const REDELIVERY_DELAY: Duration = Duration::from_secs(60);
 
 impl WorkerContext {
-    /// Takes one such message to its queue, or to its end.
+    /// Moves one such message to its queue, or ends its task.
     pub(super) async fn redirect(&self, delivery: Delivery) {
         let Delivery { queue, message, receipt, .. } = delivery;
         let target = Target::Queue(queue.clone());
         let publish = Publish { target, message, delay: Duration::ZERO };
         let settlement = match self.calls.publish(&publish).await {
             Ok(()) => {
-                tracing::warn!(%queue, "a delayed message came due while its queue was gone; the queue is there again");
+                tracing::warn!(%queue, "a delayed message came due while its queue did not exist; the queue exists again");
                 Settlement::Ack
             }
-            Err(Unpublished::Unanswered(why)) => why.into(),
+            Err(Unpublished::Unanswered(unanswered)) => unanswered.into(),
             Err(Unpublished::Never(error @ PublishError::Unroutable { .. })) => {
                 self.cannot_arrive(&queue, &publish.message, &error).await
             }
             Err(Unpublished::Never(error)) => {
-                tracing::error!(%queue, %error, "a message that came due cannot be brought to its queue");
-                self.later().await
+                tracing::error!(%queue, %error, "a delayed message that came due cannot be published to its queue");
+                self.hand_back_later().await
             }
         };
-        // This is no task of the worker: the tally does not count it.
+        // This delivery is not a task of the worker: the tally does not count it.
         settlement.apply(receipt).await;
     }
 
@@ -49,8 +51,8 @@ impl WorkerContext {
             Admission::Accepted(envelope)
             | Admission::Undecryptable(envelope, _)
             | Admission::Rejected(envelope, ..) => self.end_unroutable(&envelope, &error).await,
-            Admission::Deferred(reason, why) | Admission::Refused(reason, why) => {
-                self.dead_letter_unverified(queue, message, reason, &why).await
+            Admission::Deferred(reason, error) | Admission::Refused(reason, error) => {
+                self.dead_letter_unverified(queue, message, reason, &error).await
             }
         }
     }
@@ -60,18 +62,18 @@ impl WorkerContext {
             Ok(facts) => facts,
             Err(settlement) => return settlement,
         };
-        // A guard of a task that runs: only its run can say how it ends.
+        // A guard of a running task: only the run decides how the task ends.
         if self.may_run_elsewhere(&facts, envelope) {
-            return self.later().await;
+            return self.hand_back_later().await;
         }
         match self.end_as_read(envelope, facts, FailureKind::Unroutable, error).await {
             Some(settlement) => settlement,
-            None => self.later().await,
+            None => self.hand_back_later().await,
         }
     }
 
-    /// It stays where it is, and comes again after a pause.
-    async fn later(&self) -> Settlement {
+    /// Returns the message to where it was, after a pause. It is delivered again.
+    async fn hand_back_later(&self) -> Settlement {
         tokio::select! {
             () = tokio::time::sleep(REDELIVERY_DELAY) => {}
             () = self.stages.reached_drain() => {}

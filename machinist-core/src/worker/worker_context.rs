@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{app::App, clock::Timestamp};
 
-/// State that deliveries, renewals and maintenance share.
+/// State that a worker shares between deliveries, renewals and maintenance.
 pub(super) struct WorkerContext {
     pub(super) app: App,
     /// Name of the worker, for people.
@@ -39,7 +39,7 @@ impl WorkerContext {
         self.app.clock().now()
     }
 
-    /// Returns what the worker leaves behind when it ends.
+    /// Returns the counts of the work that the worker leaves behind when it ends.
     pub(super) fn drained(&self) -> Drained {
         let Tally { arrived, settled, handed_back } = &self.tally;
         Drained {
@@ -49,7 +49,7 @@ impl WorkerContext {
         }
     }
 
-    /// Completes when a delivery that has not started goes back to the broker.
+    /// Completes when deliveries that have not started must go back to the broker.
     pub(super) async fn must_hand_back(&self) {
         tokio::select! {
             () = self.stages.reached_drain() => {}

@@ -1,4 +1,4 @@
-//! The run: the handler under its timeouts, what its end means, and the verdict.
+//! The run: the handler under its timeouts, the outcome of its end, and the verdict.
 
 use std::{
     sync::{Arc, Mutex},
@@ -18,7 +18,7 @@ use crate::{
     trace::TraceContext,
     wire::{Body, Envelope, json_size},
     worker::{
-        run::{Call, RunEnd, StartedCall, Timeouts},
+        run::{Call, RunEnd, RunningCall, Timeouts},
         session::{CancelReason, RegisteredRun},
     },
 };
@@ -54,7 +54,7 @@ impl TaskProcessor {
             Ok(body) => {
                 let ended =
                     self.call(active, task, body, cx.clone(), registered).instrument(span.clone()).await;
-                // Slots bound what handlers do at once; recording their outcomes needs none.
+                // Slots bound the handlers that run at once; recording an outcome needs none.
                 drop(slot);
                 match self.outcome(ended, registered) {
                     Ok(outcome) => within(outcome, self.worker.app.0.max_sizes.results),
@@ -112,7 +112,7 @@ impl TaskProcessor {
             stages: &self.worker.stages,
         }
         .begin();
-        // Most handlers end at once, and what is ready for the others costs them nothing.
+        // Most handlers end at once, and do not need the guards and timers that the others do.
         if !delayed && let Some(ended) = call.at_once().await {
             return ended;
         }
@@ -122,7 +122,7 @@ impl TaskProcessor {
     /// Waits for the end of a call. If that takes long, a guard takes the place of the delivery meanwhile.
     async fn watch_over(
         &self,
-        call: StartedCall<'_>,
+        call: RunningCall<'_>,
         active: &mut ActiveDelivery,
         delayed: bool,
         cx: &TaskContext,
@@ -132,7 +132,7 @@ impl TaskProcessor {
         let outcome_key = active.outcome_key.clone();
         let running = async {
             if delayed {
-                tokio::join!(call.run(), self.worker.off_the_schedule(id)).0
+                tokio::join!(call.run(), self.worker.unlist_as_scheduled(id)).0
             } else {
                 call.run().await
             }
@@ -147,7 +147,7 @@ impl TaskProcessor {
             std::future::pending().await
         };
         tokio::select! {
-            // First: an end counts, whatever else comes at the same moment.
+            // First: the end of the handler counts, even if something else happens at the same moment.
             biased;
             ended = running => ended,
             ended = fire_when_cancelled => ended,
@@ -156,19 +156,19 @@ impl TaskProcessor {
         }
     }
 
-    /// Interprets the end of a run.
+    /// Returns the outcome of a run's end, or the reason that it has none.
     fn outcome(&self, ended: RunEnd, registered: &RegisteredRun) -> Result<Outcome, NoOutcome> {
-        let told = registered.cancel.is_cancelled();
-        match (ended, registered.why()) {
-            // The effect did happen: a success counts whatever else was wanted.
+        let cancelled = registered.cancel.is_cancelled();
+        match (ended, registered.cancel_reason()) {
+            // The effect has happened: a success counts even if the run was cancelled.
             (RunEnd::Itself(outcome @ Outcome::Returned(_)), _) => Ok(outcome),
             (RunEnd::Unstoppable, None | Some(CancelReason::CutOff)) => Err(NoOutcome::Unstoppable),
             (RunEnd::Itself(outcome @ Outcome::TimedOut(_)), Some(CancelReason::CutOff)) => Ok(outcome),
             (_, Some(CancelReason::CutOff)) => Err(NoOutcome::HandBack),
             (_, Some(CancelReason::TakenOver)) => Err(NoOutcome::TakenOver),
             (_, Some(CancelReason::Revoked)) => Ok(Outcome::Revoked),
-            // Told to end by the shutdown, it ended without an outcome.
-            (_, None) if told => Err(NoOutcome::HandBack),
+            // Cancelled by the shutdown, the run ended without an outcome.
+            (_, None) if cancelled => Err(NoOutcome::HandBack),
             (RunEnd::Itself(outcome), None) => Ok(outcome),
             (RunEnd::CutOff, None) => Err(NoOutcome::HandBack),
         }
@@ -188,7 +188,7 @@ impl TaskProcessor {
             attempt: claim.attempt,
             token: claim.token,
             headers: body.map(|body| body.headers.clone()).unwrap_or_default(),
-            // A child: a soft limit tells the handler alone.
+            // A child token: a soft limit cancels only the handler.
             cancel: registered.cancel.child_token(),
             state: Arc::clone(&self.state),
             log: Mutex::default(),
@@ -219,19 +219,20 @@ impl TaskProcessor {
     }
 }
 
-/// Turns results that are too large to be kept into a failure.
+/// Replaces a result that is too large to be stored by a failure.
 fn within(outcome: Outcome, limit: usize) -> Outcome {
     match outcome {
         Outcome::Returned(results) if json_size(&results) > limit => {
-            let error =
-                format!("it returned more than {limit} bytes: store the data elsewhere, return where");
+            let error = format!(
+                "it returned more than {limit} bytes: store the data elsewhere, and return its location"
+            );
             Outcome::Failed(TaskError::permanent(error))
         }
         outcome => outcome,
     }
 }
 
-/// One line for each run. Arguments and results are not logged: they belong to the user.
+/// Logs one line for each run. Arguments and results are not logged: they belong to the user.
 fn log(span: &tracing::Span, verdict: &Verdict, took: Duration) {
     let _entered = span.enter();
     match verdict {

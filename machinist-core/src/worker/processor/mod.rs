@@ -1,7 +1,7 @@
 //! The pipeline of one delivery, from its arrival to its settlement.
 //!
-//! The order is the promise: admit, start, run, decide, record, follow, settle. Recording is the commit point; the
-//! acknowledgement is last, so a crash between any two steps repeats work from the message and never loses it.
+//! The guarantee is in the order: admit, start, run, decide, record, follow, settle. Recording is the commit point; the
+//! acknowledgement comes last, so a crash between any two steps repeats work from the message and never loses it.
 //!
 //! The decisions are in [`crate::record`]; the steps that need no handler are methods of [`WorkerContext`].
 //!
@@ -49,7 +49,7 @@ pub(super) struct TaskProcessor {
 }
 
 impl TaskProcessor {
-    /// The names of the tasks that this worker runs, sorted.
+    /// Names of the tasks that this worker runs, sorted.
     pub(super) fn task_names(&self) -> Vec<&TaskName> {
         let mut names: Vec<&TaskName> = self.tasks.keys().collect();
         names.sort_unstable();
@@ -61,19 +61,19 @@ impl TaskProcessor {
         self.worker.tally.arrived.fetch_add(1, Ordering::Relaxed);
         let (settlement, receipt) = match self.admit(delivery) {
             Ok(mut active) => (Box::pin(self.work(&mut active)).await, active.receipt),
-            Err((instead, receipt)) => (instead.await, Some(receipt)),
+            Err((alternative, receipt)) => (alternative.await, Some(receipt)),
         };
         self.worker.settle(settlement, receipt).await;
     }
 
-    /// Returns the task that a delivery asks for, or what happens to it instead.
+    /// Returns the verified delivery, or the alternative treatment of a delivery that is not run.
     fn admit(
         &self,
         delivery: Delivery,
     ) -> Result<ActiveDelivery, (BoxFuture<'_, Settlement>, Box<dyn Receipt>)> {
         let Delivery { queue, message, receipt, .. } = delivery;
         let app = &self.worker.app.0;
-        let instead: BoxFuture<'_, Settlement> =
+        let alternative: BoxFuture<'_, Settlement> =
             match admit(&app.trust, &app.max_sizes, &queue, &message, self.worker.now()) {
                 Admission::Accepted(envelope) => {
                     let outcome_key = app.trust.outcome_key(&envelope).map(Box::new);
@@ -92,7 +92,7 @@ impl TaskProcessor {
                     self.worker.dead_letter_unverified(&queue, &message, reason, &error).await
                 }),
             };
-        Err((instead, receipt))
+        Err((alternative, receipt))
     }
 
     /// Takes an admitted delivery to its settlement.
@@ -104,7 +104,7 @@ impl TaskProcessor {
         let Some(task) = self.tasks.get(&active.envelope.name) else {
             return Box::pin(self.worker.unknown_task(&active.envelope)).await;
         };
-        let mut busy = BusyWaits::new(self.worker.max_hold.min(self.worker.sessions.patience()));
+        let mut busy = BusyWaits::new(self.worker.max_hold.min(self.worker.sessions.busy_timeout()));
         let mut alone = false;
         loop {
             let slot = if alone {

@@ -7,11 +7,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{Settlement, TaskProcessor};
 use crate::{clock::Timestamp, wire::Envelope};
 
-/// Waiting longer than this for a slot is written down (state RECEIVED).
+/// Wait for a slot after which the delivery is recorded as waiting (state RECEIVED).
 const RECEIVED_AFTER: Duration = Duration::from_millis(100);
 
 impl TaskProcessor {
-    /// A free slot; meanwhile the worker may drain, and the wait may become known.
+    /// Waits for a free slot. A long wait is recorded. Returns the settlement if the delivery leaves without a slot.
     pub(super) async fn slot(
         &self,
         envelope: &Envelope,
@@ -20,8 +20,8 @@ impl TaskProcessor {
         if self.worker.stages.is_draining() {
             return Err(Settlement::HandBack);
         }
-        // Most find one free, and need neither timer nor listeners. Nobody who waits is overtaken: a slot that
-        // is given back goes to them first.
+        // Most deliveries find a free slot, and need neither a timer nor listeners. They do not overtake those that
+        // wait: a returned slot goes to the waiting deliveries first.
         if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
             return Ok(slot);
         }
@@ -39,11 +39,11 @@ impl TaskProcessor {
                 }
             }
         };
-        // The semaphore is never closed; if it were, nothing may start any more.
+        // The semaphore is never closed; if it were, no run could start any more.
         taken.map_err(|_closed| Settlement::HandBack)
     }
 
-    /// Every slot, for a suspect: what else ran here would die with it.
+    /// Takes all slots for a suspect: any other run in this process would die with it.
     pub(super) async fn all_slots(&self, envelope: &Envelope) -> Result<OwnedSemaphorePermit, Settlement> {
         tokio::select! {
             taken = self.exclusive.all_slots() => match taken {
