@@ -19,6 +19,7 @@ use redis::{Cmd, Value};
 
 use crate::{
     batch,
+    channel_watches::ChannelWatches,
     commit::{KeyedCommit, bytes, facts},
     commit_batcher::CommitBatcher,
     connect::{RedisAddress, RedisTimeouts, explain_tls},
@@ -28,7 +29,6 @@ use crate::{
     link::{MAX_COMMANDS_PER_BATCH, RedisLinks},
     sessions,
     target::RedisTarget,
-    watch_registry::WatchRegistry,
 };
 
 /// Options of a connection beyond its URL.
@@ -66,7 +66,7 @@ pub struct RedisBackend {
     keys: RedisKeys,
     links: Arc<RedisLinks>,
     batcher: CommitBatcher,
-    watches: WatchRegistry,
+    watches: ChannelWatches,
 }
 
 impl RedisBackend {
@@ -110,7 +110,7 @@ impl RedisBackend {
                 None => backend_error(&error),
             });
         }
-        let watches = WatchRegistry::new(place, patience, keys.sessions());
+        let watches = ChannelWatches::new(place, patience, keys.sessions());
         let batcher = CommitBatcher::new(Arc::clone(&links));
         Ok(Self { location: parsed.location, keys, links, batcher, watches })
     }

@@ -19,17 +19,17 @@ use tokio::time::Instant;
 
 use crate::{
     backend::{command, instant, put, remove},
+    channel_watches::ChannelWatches,
     commit::{KeyedCommit, bytes, call},
     error::backend_error,
     keys::RedisKeys,
     link::RedisLinks,
-    watch_registry::WatchRegistry,
 };
 
 /// Clock difference, in microseconds, above which logs of two hosts are hard to compare. Tasks are not affected.
 const CONFUSING_MICROS: i64 = 1_000_000;
 
-pub(crate) async fn examine(links: &RedisLinks, watches: &WatchRegistry, keys: &RedisKeys) -> Vec<Finding> {
+pub(crate) async fn examine(links: &RedisLinks, watches: &ChannelWatches, keys: &RedisKeys) -> Vec<Finding> {
     let asked = Instant::now();
     let host = wall();
     let answered = match links.one(redis::cmd("TIME")).await.and_then(instant) {
@@ -146,7 +146,7 @@ fn persistence(
 }
 
 /// Tries what the backend does on keys that belong to nobody and expire by themselves.
-async fn permissions(links: &RedisLinks, watches: &WatchRegistry, keys: &RedisKeys) -> Finding {
+async fn permissions(links: &RedisLinks, watches: &ChannelWatches, keys: &RedisKeys) -> Finding {
     let unique = SessionId::fresh();
     let record = keys.scratch(unique.as_str());
     let index = keys.sessions();

@@ -12,6 +12,7 @@
 
 mod backend;
 mod batch;
+mod channel_watches;
 mod commit;
 mod commit_batcher;
 mod connect;
@@ -21,6 +22,5 @@ mod keys;
 mod link;
 mod sessions;
 mod target;
-mod watch_registry;
 
 pub use backend::{RedisBackend, RedisOptions};

@@ -1,9 +1,9 @@
-//! What signing costs a message: `cargo bench -p machinist-core --bench signing`.
+//! Cost of signing a message: `cargo bench -p machinist-core --bench signing`.
 //!
-//! `sign`, `verify`, `encrypt` and `decrypt` are of an input of 600 bytes, which is a small task's; `encrypt and sign` and
-//! `verify and decrypt` of one whose body of 256 bytes is encrypted: in this order whoever sends, and whoever receives,
-//! does it. `send` is all that a sender does, over the in-memory adapters: what the lines with a key take longer than the
-//! one without is the whole price of a signature, and of a body encrypted, there.
+//! `sign`, `verify`, `encrypt` and `decrypt` handle an input of 600 bytes, which is that of a small task. `encrypt and sign`
+//! and `verify and decrypt` handle a message with an encrypted body of 256 bytes, in the order in which a sender and a
+//! receiver do it. `send` is all that a sender does, over the in-memory adapters: the difference between a line with a key
+//! and the line without one is the whole price of a signature, or of an encrypted body.
 
 #![allow(missing_docs, reason = "criterion's macros make functions without docs")]
 

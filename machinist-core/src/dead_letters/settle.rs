@@ -33,7 +33,7 @@ pub enum DeadLetterOutcome {
     Purged,
     /// It stays, for this reason.
     Refused(String),
-    /// It is in the index and was not found in its queue: another process holds it or has removed it. Purging removes it
+    /// In the index, and not found in its queue: another process holds it or has removed it. Purging removes it
     /// from the index.
     Missing,
 }

@@ -36,7 +36,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(500);
 const MAX_CHANGES_PER_COMMAND: usize = 256;
 
 /// Registry of the watched channels, and the way to the listener.
-pub(crate) struct WatchRegistry {
+pub(crate) struct ChannelWatches {
     place: RedisAddress,
     patience: RedisTimeouts,
     clock_key: String,
@@ -60,12 +60,12 @@ struct SubscriptionChange {
     done: Option<oneshot::Sender<RedisResult<()>>>,
 }
 
-impl WatchRegistry {
+impl ChannelWatches {
     pub(crate) fn new(place: RedisAddress, patience: RedisTimeouts, clock_key: String) -> Self {
         Self { place, patience, clock_key, board: Arc::default(), listener: Mutex::default() }
     }
 
-    /// WatchRegistry whoever holds the watch from now on, until it is dropped.
+    /// Returns a watch that wakes from now on, until it is dropped.
     pub(crate) async fn watch(&self, channel: String) -> Result<Watch, BackendError> {
         let listener = self.listener()?;
         let signal = self.board.add_watcher(&channel);
