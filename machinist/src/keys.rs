@@ -24,7 +24,7 @@ use machinist_core::{
 use zeroize::Zeroizing;
 
 use crate::{
-    settings::{Origin, Setting, Settings, SettingsError},
+    settings::{Setting, SettingOrigin, Settings, SettingsError},
     url::Scheme,
 };
 
@@ -43,7 +43,7 @@ pub struct ConfiguredKey {
     /// The queues it may sign for; all where nothing is said.
     pub queues: Option<Vec<String>>,
     /// The setting that names it.
-    pub origin: Origin,
+    pub origin: SettingOrigin,
 }
 
 impl Settings {
@@ -99,7 +99,7 @@ impl Settings {
             .first()
             .map(|key| &key.origin)
             .or_else(|| self.key_file.as_ref().map(|key| &key.origin));
-        wrong(origin.unwrap_or(&Origin::Default), error)
+        wrong(origin.unwrap_or(&SettingOrigin::Default), error)
     }
 
     /// What there is to say about the keys: whether each can be read, is valid and private, and whether one signs.
@@ -201,10 +201,10 @@ impl ConfiguredKey {
 }
 
 /// Reads one key from where it is.
-fn read(config: &KeyConfig, origin: &Origin) -> Result<ConfiguredKey, SettingsError> {
+fn read(config: &KeyConfig, origin: &SettingOrigin) -> Result<ConfiguredKey, SettingsError> {
     let failed = |error: KeyError| wrong(origin, &error);
     if config.secret.is_some()
-        && let Origin::File { path, .. } = origin
+        && let SettingOrigin::File { path, .. } = origin
     {
         // The secret lies in the configuration itself, which then has to be as private as a key file.
         Key::read_text(path).map_err(failed)?;
@@ -238,14 +238,14 @@ fn read(config: &KeyConfig, origin: &Origin) -> Result<ConfiguredKey, SettingsEr
 
 /// Nobody configured it: it is the embedded file's own, and may still have to be made.
 fn is_own(file: &Setting<std::path::PathBuf>) -> bool {
-    file.origin == Origin::Default
+    file.origin == SettingOrigin::Default
 }
 
-fn wrong(origin: &Origin, error: &KeyError) -> SettingsError {
+fn wrong(origin: &SettingOrigin, error: &KeyError) -> SettingsError {
     SettingsError::new(origin, error.to_string())
 }
 
-fn missing(origin: &Origin, file: &Path, error: &KeyError) -> SettingsError {
+fn missing(origin: &SettingOrigin, file: &Path, error: &KeyError) -> SettingsError {
     if file.exists() {
         return wrong(origin, error);
     }

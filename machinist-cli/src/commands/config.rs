@@ -9,7 +9,7 @@ use crate::{
 };
 
 #[derive(Serialize)]
-struct Row {
+struct ConfigRow {
     key: String,
     value: String,
     origin: String,
@@ -17,7 +17,11 @@ struct Row {
 
 pub(super) fn run(settings: &Settings, json: bool) -> Result<Code, Failure> {
     let entries = settings.entries().into_iter();
-    let rows = entries.map(|(key, value, origin)| Row { key, value, origin: origin.to_string() });
+    let rows = entries.map(|entry| ConfigRow {
+        key: entry.key,
+        value: entry.value,
+        origin: entry.origin.to_string(),
+    });
     if json {
         output::json(&rows.collect::<Vec<_>>())?;
     } else {

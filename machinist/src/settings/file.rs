@@ -16,7 +16,7 @@ use machinist_core::{
 };
 use toml::de::{DeTable, DeValue};
 
-use super::{Origin, Setting, SettingsError, TaskSettings, Topology, text};
+use super::{Setting, SettingOrigin, SettingsError, TaskSettings, Topology, text};
 use crate::{
     redact,
     url::{Role, ServerUrl},
@@ -235,8 +235,8 @@ impl Source<'_> {
         (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
     }
 
-    fn origin(&self, span: Range<usize>) -> Origin {
-        Origin::File { path: self.path.to_owned(), line: self.position(span.start).0 }
+    fn origin(&self, span: Range<usize>) -> SettingOrigin {
+        SettingOrigin::File { path: self.path.to_owned(), line: self.position(span.start).0 }
     }
 
     fn error(&self, span: Range<usize>, problem: impl Into<String>) -> SettingsError {
@@ -324,7 +324,7 @@ impl<'a> Section<'a> {
         names.iter().filter_map(|name| each(name).transpose()).collect()
     }
 
-    fn origin(&self) -> Origin {
+    fn origin(&self) -> SettingOrigin {
         self.source.origin(self.span.clone())
     }
 

@@ -1,7 +1,7 @@
 //! What is configured, and where each value came from.
 //!
 //! A flag goes before a `MACHINIST_*` variable, a variable before `machinist.toml`, the file before the default.
-//! Every value keeps its [`Origin`], so that `machinist config` can answer the question that follows every
+//! Every value keeps its [`SettingOrigin`], so that `machinist config` can answer the question that follows every
 //! surprise. Nothing is guessed: an unknown key or a value that does not fit is an error that says where it
 //! stands and what was expected.
 //!
@@ -54,7 +54,7 @@ pub const FILE: &str = "machinist.toml";
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Origin {
+pub enum SettingOrigin {
     /// A flag of the command line: `--broker`.
     Flag(&'static str),
     /// A variable of the environment: `MACHINIST_BROKER`.
@@ -70,7 +70,7 @@ pub enum Origin {
     Default,
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for SettingOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag(name) => write!(f, "flag {name}"),
@@ -87,13 +87,25 @@ pub struct Setting<T> {
     /// What is in force.
     pub value: T,
     /// Who said so.
-    pub origin: Origin,
+    pub origin: SettingOrigin,
 }
 
 impl<T> Setting<T> {
-    pub(crate) fn new(value: T, origin: Origin) -> Self {
+    pub(crate) fn new(value: T, origin: SettingOrigin) -> Self {
         Self { value, origin }
     }
+}
+
+/// Row of `machinist config`: a setting as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SettingEntry {
+    /// Key in `machinist.toml`, with its section: `worker.grace`.
+    pub key: String,
+    /// Value, without passwords and secrets.
+    pub value: String,
+    /// Place that sets the value.
+    pub origin: SettingOrigin,
 }
 
 /// Everything that is configured.
@@ -187,13 +199,13 @@ pub struct LimitSettings {
     /// The limits that hold.
     pub value: MaxSizes,
     /// Where each came from, in the order `body`, `headers`, `args`, `depth`, `results`, `errors`.
-    pub origins: [Origin; 6],
+    pub origins: [SettingOrigin; 6],
 }
 
 impl LimitSettings {
     fn of(file: [Option<Setting<usize>>; 6]) -> Self {
         let origins =
-            file.each_ref().map(|limit| limit.as_ref().map_or(Origin::Default, |l| l.origin.clone()));
+            file.each_ref().map(|limit| limit.as_ref().map_or(SettingOrigin::Default, |l| l.origin.clone()));
         let (said, default) = (file.map(|limit| limit.map(|limit| limit.value)), MaxSizes::default());
         let value = MaxSizes::default()
             .body(said[0].unwrap_or(default.body))
@@ -206,7 +218,7 @@ impl LimitSettings {
     }
 
     /// Those that were configured, as they are listed.
-    fn entries(&self) -> impl Iterator<Item = (String, String, Origin)> {
+    fn entries(&self) -> impl Iterator<Item = SettingEntry> {
         let MaxSizes { body, headers, args, depth, results, errors, .. } = self.value;
         let values = [
             text::show_size(body),
@@ -217,8 +229,8 @@ impl LimitSettings {
             text::show_size(errors),
         ];
         let all = LIMITS.into_iter().zip(values).zip(self.origins.clone());
-        all.filter(|(_, origin)| *origin != Origin::Default)
-            .map(|((key, value), origin)| (format!("limits.{key}"), value, origin))
+        all.filter(|(_, origin)| *origin != SettingOrigin::Default)
+            .map(|((key, value), origin)| SettingEntry { key: format!("limits.{key}"), value, origin })
     }
 }
 
@@ -259,14 +271,14 @@ pub struct TaskSettings {
     /// How long to wait before it is tried again.
     pub backoff: Option<Setting<Backoff>>,
     /// Where it is configured; relative program paths start at the file's folder.
-    pub origin: Origin,
+    pub origin: SettingOrigin,
 }
 
 impl TaskSettings {
     /// The folder at which a relative path of the program starts.
     pub fn folder(&self) -> &Path {
         match &self.origin {
-            Origin::File { path, .. } => path.parent().unwrap_or_else(|| Path::new("")),
+            SettingOrigin::File { path, .. } => path.parent().unwrap_or_else(|| Path::new("")),
             _ => Path::new(""),
         }
     }
@@ -374,7 +386,7 @@ impl Settings {
         let own = || own_key(&broker.value).filter(|_| file.keys.is_empty());
         let key_file =
             optional_file(("--key-file", flags.key_file), "MACHINIST_KEY_FILE", file.key_file, env)?
-                .or_else(|| own().map(|path| Setting::new(path, Origin::Default)));
+                .or_else(|| own().map(|path| Setting::new(path, SettingOrigin::Default)));
         Ok(Self {
             file: path,
             broker,
@@ -462,14 +474,10 @@ impl Settings {
         })
     }
 
-    /// Every setting as `machinist config` lists it: key, value without passwords, origin.
-    pub fn entries(&self) -> Vec<(String, String, Origin)> {
-        fn row<T>(
-            key: &str,
-            setting: &Setting<T>,
-            show: impl FnOnce(&T) -> String,
-        ) -> (String, String, Origin) {
-            (key.to_owned(), show(&setting.value), setting.origin.clone())
+    /// All settings, in the order in which `machinist config` lists them.
+    pub fn entries(&self) -> Vec<SettingEntry> {
+        fn row<T>(key: &str, setting: &Setting<T>, show: impl FnOnce(&T) -> String) -> SettingEntry {
+            SettingEntry { key: key.to_owned(), value: show(&setting.value), origin: setting.origin.clone() }
         }
         let mut rows = vec![
             row("broker", &self.broker, ToString::to_string),
@@ -534,13 +542,13 @@ impl<T> Layers<T> {
         default: impl FnOnce() -> T,
     ) -> Result<Setting<T>, SettingsError> {
         if let (name, Some(value)) = self.flag {
-            return Ok(Setting::new(value, Origin::Flag(name)));
+            return Ok(Setting::new(value, SettingOrigin::Flag(name)));
         }
         if let Some(text) = variable(env, self.variable)? {
             let value = parse(&text).map_err(|problem| SettingsError::new(self.variable, problem))?;
-            return Ok(Setting::new(value, Origin::Variable(self.variable)));
+            return Ok(Setting::new(value, SettingOrigin::Variable(self.variable)));
         }
-        Ok(self.file.unwrap_or_else(|| Setting::new(default(), Origin::Default)))
+        Ok(self.file.unwrap_or_else(|| Setting::new(default(), SettingOrigin::Default)))
     }
 }
 
@@ -610,6 +618,10 @@ mod tests {
         None
     }
 
+    fn shown_entry(entry: &SettingEntry) -> String {
+        format!("{}={} ({})", entry.key, entry.value, entry.origin)
+    }
+
     fn resolve(flags: Overrides, env: &[(&str, &str)], file: &str) -> Result<Settings, SettingsError> {
         let env = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, value)| value.into());
         Settings::resolve(flags, &env, Some((Path::new("conf/machinist.toml"), file)))
@@ -620,7 +632,7 @@ mod tests {
         let settings = Settings::resolve(Overrides::default(), &nothing, None).unwrap();
         assert_eq!(settings.broker.value.to_string(), "sqlite://machinist.db");
         assert_eq!(settings.backend.value, settings.broker.value);
-        assert_eq!(settings.backend.origin, Origin::Default);
+        assert_eq!(settings.backend.origin, SettingOrigin::Default);
         assert_eq!(text::join(&settings.worker.queues.value), "default");
     }
 
@@ -630,8 +642,7 @@ mod tests {
         let flags = Overrides { concurrency: Some(9), ..Overrides::default() };
         let env = [("MACHINIST_CONCURRENCY", "7"), ("MACHINIST_GRACE", "1m"), ("MACHINIST_NAMESPACE", "")];
         let settings = resolve(flags, &env, file).unwrap();
-        let shown: Vec<String> =
-            settings.entries().iter().map(|(k, v, o)| format!("{k}={v} ({o})")).collect();
+        let shown: Vec<String> = settings.entries().iter().map(shown_entry).collect();
         assert_eq!(
             shown,
             [
@@ -691,8 +702,8 @@ mod tests {
         let flags = Overrides { tls_cert_file: Some("flag.pem".into()), ..Overrides::default() };
         let env = [("MACHINIST_TLS_KEY_FILE", "env.key")];
         let rows = |settings: Settings| -> Vec<String> {
-            let rows = settings.entries().into_iter().filter(|(key, ..)| key.starts_with("t"));
-            rows.map(|(key, value, origin)| format!("{key}={value} ({origin})")).collect()
+            let entries = settings.entries();
+            entries.iter().filter(|entry| entry.key.starts_with('t')).map(shown_entry).collect()
         };
         assert_eq!(
             rows(resolve(flags, &env, file).unwrap()),
@@ -727,13 +738,13 @@ mod tests {
         let file = "[[keys]]\nid = \"a\"\nsecret = \"Z2VoZWltZ2VoZWlt\"\n[[keys]]\nid = \"b\"\nalg = \"ed25519\"\n\
                     file = \"b.key\"\nstate = \"verify\"\ntasks = [\"mail.*\", \"add\"]\n";
         let settings = resolve(Overrides::default(), &[], file).unwrap();
-        let rows = settings.entries().into_iter().filter(|(key, ..)| key == "keys");
-        let rows: Vec<String> = rows.map(|(_, value, origin)| format!("{value} ({origin})")).collect();
+        let entries = settings.entries();
+        let rows: Vec<String> = entries.iter().filter(|entry| entry.key == "keys").map(shown_entry).collect();
         assert_eq!(
             rows,
             [
-                "a: secret *** (conf/machinist.toml:1)",
-                "b: ed25519, file conf/b.key, verify, tasks mail.* add (conf/machinist.toml:4)",
+                "keys=a: secret *** (conf/machinist.toml:1)",
+                "keys=b: ed25519, file conf/b.key, verify, tasks mail.* add (conf/machinist.toml:4)",
             ]
         );
         assert!(!format!("{settings:?}").contains("Z2Vo"), "{settings:?}");
