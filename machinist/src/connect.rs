@@ -91,7 +91,7 @@ pub struct Servers {
 fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settings) -> AppBuilder {
     let app = App::builder(broker, backend)
         .results_ttl(settings.results_ttl.value)
-        .max_sizes(settings.limits.value);
+        .max_sizes(settings.sizes.max_sizes());
     match &settings.freshness {
         Some(window) => app.freshness(window.value),
         None => app,
