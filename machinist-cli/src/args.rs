@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use machinist::{
     Backoff, QueueName, TaskId, TaskName,
     clock::Timestamp,
-    settings::{Overrides, parse_backoff, parse_duration},
+    settings::{Overrides, SettingInfo, parse_backoff, parse_duration, setting_of_flag},
     sign::{Algorithm, KeyId},
 };
 
@@ -33,49 +33,40 @@ pub(crate) struct Cli {
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Settings")]
 pub(crate) struct Global {
-    /// Where messages go: amqp://, amqps://, sqlite://FILE [MACHINIST_BROKER]
-    #[arg(long, global = true, value_name = "URL", value_hint = ValueHint::Url)]
+    #[arg(long, help = flag_help("--broker"), global = true, value_name = "URL", value_hint = ValueHint::Url)]
     broker: Option<String>,
-    /// Where states are remembered: redis://, rediss://, redis+sentinel://, redis+cluster://, redis+unix://,
-    /// sqlite://FILE [MACHINIST_BACKEND]
-    #[arg(long, global = true, value_name = "URL", value_hint = ValueHint::Url)]
+    #[arg(long, help = flag_help("--backend"), global = true, value_name = "URL", value_hint = ValueHint::Url)]
     backend: Option<String>,
-    /// The file of settings [default: machinist.toml if there is one] [MACHINIST_CONFIG]
-    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--config"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: Option<PathBuf>,
-    /// Prefix of exchange, queues and keys, for applications that share servers [MACHINIST_NAMESPACE]
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, help = flag_help("--namespace"), global = true, value_name = "NAME")]
     namespace: Option<String>,
     /// Print JSON
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// The key that signs tasks and results; `machinist keygen` makes one [default: beside an sqlite:// broker's
-    /// file] [MACHINIST_KEY_FILE]
-    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--key-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     key_file: Option<PathBuf>,
-    /// Go without a key, and run tasks that nobody signed: whoever can publish to a queue can then run every task of
-    /// its workers [MACHINIST_ALLOW_UNSIGNED]
-    #[arg(long, global = true)]
+    #[arg(long, help = flag_help("--allow-unsigned"), global = true)]
     allow_unsigned: bool,
-    /// Send passwords to other hosts without TLS [MACHINIST_INSECURE_PLAINTEXT]
-    #[arg(long, global = true)]
+    #[arg(long, help = flag_help("--insecure-plaintext"), global = true)]
     insecure_plaintext: bool,
-    /// The certificates to trust on amqps:// and rediss://, in PEM [default: those of the system]
-    /// [MACHINIST_TLS_CA_FILE]
-    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--tls-ca-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     tls_ca_file: Option<PathBuf>,
-    /// The certificate to show to servers that ask for one, in PEM [MACHINIST_TLS_CERT_FILE]
-    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--tls-cert-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     tls_cert_file: Option<PathBuf>,
-    /// The private key of that certificate, in PEM [MACHINIST_TLS_KEY_FILE]
-    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--tls-key-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     tls_key_file: Option<PathBuf>,
     /// How to log: for people, or one JSON object a line. What is logged is up to MACHINIST_LOG or RUST_LOG
     #[arg(long, global = true, value_name = "FORMAT", value_enum)]
     pub(crate) log: Option<LogFormat>,
 }
 
-/// How to log.
+/// Returns the help of a flag that is a setting.
+fn flag_help(flag: &str) -> String {
+    setting_of_flag(flag).map(SettingInfo::help).unwrap_or_default()
+}
+
+/// Format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     /// For people.
@@ -193,15 +184,11 @@ pub(crate) enum Keys {
 /// once, the third exits. SIGHUP reads the keys again.
 #[derive(Debug, Args)]
 pub(crate) struct Worker {
-    /// A queue to consume; can be repeated [default: default, and the queues of tasks in machinist.toml]
-    /// [MACHINIST_QUEUES]
-    #[arg(long = "queue", short, value_name = "NAME", value_parser = queue)]
+    #[arg(help = flag_help("--queue"), long = "queue", short, value_name = "NAME", value_parser = queue)]
     queues: Vec<QueueName>,
-    /// How many tasks to run at once [default: 16] [MACHINIST_CONCURRENCY]
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    #[arg(help = flag_help("--concurrency"), long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
     concurrency: Option<u16>,
-    /// How long running tasks may go on when it is told to stop [default: 20s] [MACHINIST_GRACE]
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(help = flag_help("--grace"), long, value_name = "DURATION", value_parser = parse_duration)]
     grace: Option<Duration>,
     /// Tell at this address, by HTTP, how the worker is: /healthz while the broker confirms that it consumes, /readyz
     /// while it takes tasks
@@ -433,6 +420,7 @@ fn expiry(text: &str) -> Result<Expiry, String> {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use machinist::settings::setting_infos;
 
     fn send(line: &str) -> Result<Send, clap::Error> {
         match Cli::try_parse_from(["machinist", "send"].into_iter().chain(line.split(' ')))?.command {
@@ -444,6 +432,21 @@ mod tests {
     #[test]
     fn the_definitions_hold() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_that_is_a_setting_is_accepted_and_has_its_help() {
+        let mut command = Cli::command();
+        let worker = command.find_subcommand("worker").unwrap();
+        let flags: Vec<_> = command.get_arguments().chain(worker.get_arguments()).collect();
+        for info in setting_infos().filter(|info| info.flag.is_some()) {
+            let name = info.flag.unwrap().strip_prefix("--");
+            let flag = flags.iter().find(|flag| flag.get_long() == name);
+            let help = flag.unwrap_or_else(|| panic!("{info:?}")).get_help().unwrap().to_string();
+            assert_eq!(help, info.help());
+        }
+        assert!(flags.iter().all(|flag| flag.get_help().is_some_and(|help| !help.to_string().is_empty())));
+        command.build();
     }
 
     #[test]
