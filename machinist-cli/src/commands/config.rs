@@ -4,7 +4,7 @@ use machinist::settings::Settings;
 use serde::Serialize;
 
 use crate::{
-    exit::{Code, Failure},
+    exit::{CliError, Code},
     output,
 };
 
@@ -15,7 +15,7 @@ struct ConfigRow {
     origin: String,
 }
 
-pub(super) fn run(settings: &Settings, json: bool) -> Result<Code, Failure> {
+pub(super) fn run(settings: &Settings, json: bool) -> Result<Code, CliError> {
     let entries = settings.entries().into_iter();
     let rows = entries.map(|entry| ConfigRow {
         key: entry.key,
