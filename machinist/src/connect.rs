@@ -1,7 +1,7 @@
-//! From settings to servers: which adapter a URL's scheme means.
+//! Connections to the servers that the settings name, and the application over them.
 //!
-//! This is the one place that knows all adapters; a scheme whose adapter was not compiled in is an error that
-//! names the cargo feature.
+//! This is the one place that knows all adapters. A scheme whose adapter was not compiled in is an error that names
+//! the cargo feature.
 
 use std::{future::Future, sync::Arc};
 
@@ -19,75 +19,75 @@ use crate::{
     url::{Role, Scheme, ServerUrl},
 };
 
-/// Why an application could not be made from what is configured. No text of it holds a password.
+/// Error of connecting to the configured servers. Its texts hold no password.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// What is configured cannot be used.
+    /// A setting cannot be used.
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The adapter for the URL was not compiled in.
     #[error("{url}: this program was built without {role}s of this kind; build it with the cargo feature `{feature}`", role = role.as_str())]
     Feature {
-        /// The URL.
+        /// URL of the server.
         url: ServerUrl,
-        /// What it was wanted for.
+        /// Role of the server.
         role: Role,
-        /// The feature that is missing.
+        /// Missing cargo feature.
         feature: &'static str,
     },
     /// The broker cannot be used.
     #[error("broker {url}")]
     Broker {
-        /// Where it should be.
+        /// URL of the broker.
         url: ServerUrl,
-        /// What is wrong with it.
+        /// Error of the broker.
         source: BrokerError,
     },
     /// The backend cannot be used.
     #[error("backend {url}")]
     Backend {
-        /// Where it should be.
+        /// URL of the backend.
         url: ServerUrl,
-        /// What is wrong with it.
+        /// Error of the backend.
         source: BackendError,
     },
-    /// Whoever can publish to the broker could have every task run, and there is no key to tell whose tasks are
-    /// believed.
+    /// The broker is reached over a network and no key is configured: anyone who can publish to the broker could run
+    /// every task.
     #[error(
-        "broker {url}: it is shared over the network, and there is no key that says whose tasks may run; \
+        "broker {url}: it is shared over the network, and there is no key to sign and verify tasks; \
          `machinist keygen` makes one: name it by --key-file, MACHINIST_KEY_FILE or key_file in machinist.toml (to \
-         send and run tasks that nobody signed, say --allow-unsigned, MACHINIST_ALLOW_UNSIGNED=true or \
+         send and run unsigned tasks, set --allow-unsigned, MACHINIST_ALLOW_UNSIGNED=true or \
          allow_unsigned = true)"
     )]
     NoKey {
-        /// The broker.
+        /// URL of the broker.
         url: ServerUrl,
     },
-    /// Both can be used, and the application that was asked for cannot be made over them.
+    /// Broker and backend can be used, but the application cannot be built over them.
     #[error(transparent)]
     App(AppError),
-    /// The file cannot be used.
+    /// The SQLite file cannot be used.
     #[error("{url}")]
     File {
-        /// The file.
+        /// URL of the file.
         url: ServerUrl,
-        /// What is wrong with it.
+        /// Error of the file.
         source: BoxError,
     },
 }
 
-/// A broker and a backend, each reached or not.
+/// Broker and backend, each connected or failed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Servers {
-    /// Where messages go.
+    /// The broker, or the error of connecting to it.
     pub broker: Result<Arc<dyn Broker>, ConnectError>,
-    /// Where states are remembered.
+    /// The backend, or the error of connecting to it.
     pub backend: Result<Arc<dyn Backend>, ConnectError>,
 }
 
-/// What holds for whoever sends, works or looks.
+/// Starts an application with the settings that senders, workers and readers share.
 fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settings) -> AppBuilder {
     let app = App::builder(broker, backend)
         .results_ttl(settings.results_ttl.value)
@@ -99,12 +99,13 @@ fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settin
 }
 
 impl Servers {
-    /// Reaches the broker and the backend that are configured. One file that is both is opened once.
+    /// Connects to the configured broker and backend. One file that is both is opened once.
     ///
     /// # Cancel safety
-    /// Safe: connections that were made are closed.
+    /// Safe: open connections are closed.
     pub async fn reach(settings: &Settings) -> Self {
-        let (broker, backend) = (&settings.broker.value, &settings.backend.value);
+        let broker = &settings.broker.value;
+        let backend = &settings.backend.value;
         if let (Some(one), Some(other)) = (broker.file(), backend.file())
             && std::path::absolute(&one).ok() == std::path::absolute(&other).ok()
         {
@@ -125,13 +126,13 @@ impl Servers {
         }
     }
 
-    /// An application over both, with the keys that are configured.
+    /// Builds an application over both, with the configured keys.
     ///
     /// # Errors
-    /// [`ConnectError`] of the one that cannot be used, or says what is wrong with the keys.
+    /// [`ConnectError`] of the server or the key that cannot be used.
     ///
     /// # Cancel safety
-    /// Safe: connections that were made are closed.
+    /// Safe: open connections are closed.
     pub async fn app(self, settings: &Settings) -> Result<App, ConnectError> {
         check_keys(settings)?;
         let mut app = builder(self.broker?, self.backend?, settings);
@@ -141,21 +142,21 @@ impl Servers {
         if settings.allow_unsigned.value {
             tracing::warn!(
                 from = %settings.allow_unsigned.origin,
-                "unsigned tasks are allowed: whoever can publish to a queue can run every task of its workers"
+                "unsigned tasks are allowed: anyone who can publish to a queue can run every task of its workers"
             );
             app = app.allow_unsigned();
         }
-        app.build().await.map_err(|error| made(error, settings))
+        app.build().await.map_err(|error| build_error(error, settings))
     }
 
-    /// An application that only looks: it needs no key, and makes none. Without one it cannot tell whether results
-    /// were written by a worker.
+    /// Builds an application that only reads: it needs no key, and creates none. Without a key it cannot verify that
+    /// results were written by a worker.
     ///
     /// # Errors
-    /// [`ConnectError`] of the one that cannot be used, or says what is wrong with a key that is configured.
+    /// [`ConnectError`] of the server or the configured key that cannot be used.
     ///
     /// # Cancel safety
-    /// Safe: connections that were made are closed.
+    /// Safe: open connections are closed.
     pub async fn reader(self, settings: &Settings) -> Result<App, ConnectError> {
         let mut app = builder(self.broker?, self.backend?, settings);
         match settings.keyring()? {
@@ -170,18 +171,18 @@ impl Servers {
                 app = app.allow_unsigned();
             }
         }
-        app.build().await.map_err(|error| made(error, settings))
+        app.build().await.map_err(|error| build_error(error, settings))
     }
 }
 
-fn made(error: AppError, settings: &Settings) -> ConnectError {
+fn build_error(error: AppError, settings: &Settings) -> ConnectError {
     match error {
         AppError::Backend(source) => ConnectError::Backend { url: settings.backend.value.clone(), source },
         other => ConnectError::App(other),
     }
 }
 
-/// What is configured wrong about keys, before anything is connected.
+/// Checks the keys, before anything is connected.
 fn check_keys(settings: &Settings) -> Result<(), ConnectError> {
     if settings.lacks_key() && !settings.allow_unsigned.value {
         return Err(ConnectError::NoKey { url: settings.broker.value.clone() });
@@ -190,7 +191,7 @@ fn check_keys(settings: &Settings) -> Result<(), ConnectError> {
     Ok(())
 }
 
-/// A password that everybody on its way could read is not sent.
+/// Refuses to send a password without TLS to another host.
 fn check_plaintext(setting: &Setting<ServerUrl>, settings: &Settings) -> Result<(), SettingsError> {
     let tls = match setting.value.scheme() {
         Scheme::Amqp => "amqps://",
@@ -201,15 +202,15 @@ fn check_plaintext(setting: &Setting<ServerUrl>, settings: &Settings) -> Result<
         Some(host) => Err(SettingsError::new(
             &setting.origin,
             format!(
-                "{} would send its password to {host} in plain text; take {tls}, or, on a network where nobody \
-                 listens, --insecure-plaintext, MACHINIST_INSECURE_PLAINTEXT=true or insecure_plaintext = true",
+                "{} would send its password to {host} in plain text; use {tls}, or, on a trusted network, \
+                 --insecure-plaintext, MACHINIST_INSECURE_PLAINTEXT=true or insecure_plaintext = true",
                 setting.value
             ),
         )),
     }
 }
 
-/// The files that a URL of TLS needs; no others are read.
+/// Reads the TLS files, but only for a URL that uses TLS.
 #[cfg(any(feature = "amqp", feature = "redis"))]
 fn tls(url: &ServerUrl, settings: &Settings) -> Result<machinist_core::tls::Tls, SettingsError> {
     use machinist_core::tls::Tls;
@@ -224,13 +225,13 @@ fn tls(url: &ServerUrl, settings: &Settings) -> Result<machinist_core::tls::Tls,
         (Some(file), None) => {
             return Err(SettingsError::new(
                 &file.origin,
-                "tls.cert_file needs its key: name it by tls.key_file",
+                "tls.cert_file needs its private key: set tls.key_file",
             ));
         }
         (None, Some(file)) => {
             return Err(SettingsError::new(
                 &file.origin,
-                "tls.key_file is the key of a certificate: name it by tls.cert_file",
+                "tls.key_file needs its certificate: set tls.cert_file",
             ));
         }
     };
@@ -251,7 +252,7 @@ async fn reach_broker(
         Scheme::Amqp | Scheme::Amqps => amqp::reach(url, settings).await,
         Scheme::Sqlite => file::open(url, Role::Broker, settings).await?.broker,
         Scheme::Memory => Ok(Arc::new(MemoryBroker::new())),
-        _ => unreachable_scheme(url, Role::Broker),
+        _ => wrong_scheme(url, Role::Broker),
     }
 }
 
@@ -264,13 +265,13 @@ async fn reach_backend(
     match url.scheme() {
         Scheme::Sqlite => file::open(url, Role::Backend, settings).await?.backend,
         Scheme::Memory => Ok(Arc::new(MemoryBackend::new())),
-        Scheme::Amqp | Scheme::Amqps => unreachable_scheme(url, Role::Backend),
+        Scheme::Amqp | Scheme::Amqps => wrong_scheme(url, Role::Backend),
         _ => redis::reach(url, settings).await,
     }
 }
 
-/// A URL whose scheme does not fit was refused when it was read; this is for those who made one otherwise.
-fn unreachable_scheme<T>(url: &ServerUrl, role: Role) -> Result<T, ConnectError> {
+/// Refuses a scheme that does not fit the role. Reading a URL has refused it before.
+fn wrong_scheme<T>(url: &ServerUrl, role: Role) -> Result<T, ConnectError> {
     Err(SettingsError::new(role.as_str(), format!("{url} cannot be one")).into())
 }
 
@@ -355,25 +356,25 @@ mod file {
     }
 }
 
-/// Making an [`App`] from what is configured.
+/// Constructors of an [`App`] from settings.
 pub trait AppExt: Sized {
-    /// An application over what the `MACHINIST_*` variables and `machinist.toml` say, else over the file
+    /// Builds an application from the `MACHINIST_*` variables and `machinist.toml`, by default over the file
     /// `machinist.db` in the current folder: see [`settings`](crate::settings).
     ///
     /// # Errors
-    /// [`ConnectError`] says what is configured wrong, or cannot be reached.
+    /// [`ConnectError`] names the setting that is wrong or the server that cannot be reached.
     ///
     /// # Cancel safety
-    /// Safe: connections that were made are closed.
+    /// Safe: open connections are closed.
     fn from_env() -> impl Future<Output = Result<Self, ConnectError>> + Send;
 
-    /// An application over these settings.
+    /// Builds an application from settings.
     ///
     /// # Errors
-    /// [`ConnectError`] says what is configured wrong, or cannot be reached.
+    /// [`ConnectError`] names the setting that is wrong or the server that cannot be reached.
     ///
     /// # Cancel safety
-    /// Safe: connections that were made are closed.
+    /// Safe: open connections are closed.
     fn from_settings(settings: &Settings) -> impl Future<Output = Result<Self, ConnectError>> + Send;
 }
 

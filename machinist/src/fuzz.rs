@@ -1,4 +1,4 @@
-//! What must hold of any settings: the bodies of fuzz targets, and of tests that run them within bounds.
+//! Properties of any settings: the bodies of fuzz targets, and of tests that run them for a short time.
 
 use std::path::Path;
 
@@ -7,30 +7,34 @@ use crate::{
     settings::{Overrides, Settings},
 };
 
-/// A password that is to be shown by nothing.
+/// Password that no text may show.
 const PASSWORD: &str = "pa55w0rd-nobody-is-shown";
 
-/// Whether a text holds the password itself, perhaps with something in between that is taken out below: a fuzzer that
-/// looks into the program finds it.
-fn shows_it_anyway(text: &str) -> bool {
+/// Returns `true` if the input itself holds the password, perhaps with characters in between that are removed below. A
+/// fuzzer that sees the program's constants finds it.
+fn holds_password(text: &str) -> bool {
     let bare: String = text.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
     bare.contains(PASSWORD)
 }
 
-/// A URL with a password, with any text before, within and behind it: the password is never shown.
+/// Checks that a password in a URL is never shown, with any text before, within and after it.
 pub fn redaction(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    if shows_it_anyway(&text) {
+    if holds_password(&text) {
         return;
     }
     let mut parts = text.splitn(5, '\n');
     let mut part = || parts.next().unwrap_or_default();
-    let (scheme, user, before, behind, rest) = (part(), part(), part(), part(), part());
+    let scheme = part();
+    let user = part();
+    let before = part();
+    let after = part();
+    let rest = part();
     let plain = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).collect::<String>();
     let scheme =
         ["amqp", "amqps", "redis", "rediss", "redis+unix", "redis+sentinel", "http"][scheme.len() % 7];
     let user: String = user.chars().filter(|c| !c.is_whitespace() && !":/@?#".contains(*c)).collect();
-    let password = format!("{before}{PASSWORD}{behind}");
+    let password = format!("{before}{PASSWORD}{after}");
     let in_front = format!("{scheme}://{user}:{password}@host:1/{rest}");
     assert!(!redact::url(&in_front).contains(PASSWORD), "{in_front:?}");
     // In a query a password ends where the next parameter begins.
@@ -48,10 +52,10 @@ pub fn redaction(data: &[u8]) {
     drop((redact::url(&text), redact::text(&text)));
 }
 
-/// A configuration: it is read or refused with an error, and neither shows a password.
+/// Checks that a configuration is read or refused, and that neither shows a password.
 pub fn config(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    if shows_it_anyway(&text) {
+    if holds_password(&text) {
         return;
     }
     let with_password = format!("broker = \"amqp://app:{PASSWORD}@host/\"\n{text}");

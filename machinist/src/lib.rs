@@ -4,7 +4,7 @@
 //! use machinist::prelude::*;
 //! use std::time::Duration;
 //!
-//! // Shared by those who send and those who work: no handler, no connection.
+//! // Shared by senders and workers: no handler, no connection.
 //! const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
 //!
 //! async fn add(a: i64, b: i64) -> Result<i64, TaskError> {
@@ -15,10 +15,10 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let folder = tempfile::tempdir()?;
 //! # std::env::set_current_dir(&folder)?;
-//! // What MACHINIST_* variables and machinist.toml say, else the file machinist.db.
+//! // From MACHINIST_* variables and machinist.toml; by default over the file machinist.db.
 //! let app = App::from_env().await?;
 //!
-//! // A worker, usually a process of its own:
+//! // A worker, usually a separate process:
 //! let worker = Worker::builder(&app).task(ADD, add).build()?;
 //! let working = tokio::spawn(worker.run_until(async { tokio::signal::ctrl_c().await.unwrap_or(()) }));
 //!
@@ -30,12 +30,12 @@
 //! # }
 //! ```
 //!
-//! Everything of [`machinist_core`] is here under the same names. What this crate adds are the adapters, by
-//! cargo feature (`amqp`, `redis`, `sqlite`, all on by default), and [`App::from_env`](AppExt::from_env), which
-//! finds them by what is configured: see [`settings`].
+//! This crate re-exports [`machinist_core`] under the same names. It adds the adapters, by cargo feature (`amqp`,
+//! `redis`, `sqlite`, all on by default), and [`App::from_env`](AppExt::from_env), which chooses them by the settings:
+//! see [`settings`].
 //!
-//! Tasks and results are signed: the embedded file makes a key beside itself, and over RabbitMQ one has to be
-//! configured; see [`keys`].
+//! Tasks and results are signed. An SQLite file gets a key file next to it; over RabbitMQ a key has to be configured:
+//! see [`keys`].
 
 pub mod connect;
 #[cfg(any(test, fuzzing))]
@@ -52,13 +52,13 @@ pub use machinist_core::*;
 
 pub use connect::{AppExt, ConnectError, Servers};
 
-/// The broker over AMQP 0.9.1 (RabbitMQ).
+/// Broker over AMQP 0.9.1 (RabbitMQ).
 #[cfg(feature = "amqp")]
 pub mod amqp {
     pub use machinist_broker_amqp::*;
 }
 
-/// The result backend over Redis.
+/// Result backend over Redis.
 #[cfg(feature = "redis")]
 pub mod redis {
     pub use machinist_backend_redis::*;
@@ -70,7 +70,7 @@ pub mod sqlite {
     pub use machinist_sqlite::*;
 }
 
-/// What most programs need: `use machinist::prelude::*`.
+/// Names that most programs need: `use machinist::prelude::*`.
 pub mod prelude {
     pub use crate::AppExt;
     pub use machinist_core::{

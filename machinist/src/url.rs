@@ -1,7 +1,7 @@
-//! Where a broker or a backend is, as people write it.
+//! URLs of brokers and backends.
 //!
-//! Only the scheme is read here; what follows it is the adapter's to understand, because only the adapter knows
-//! what a Sentinel's host list or a Redis socket looks like.
+//! Only the scheme is read here. The adapter reads the rest, because only it knows the syntax of a Sentinel's host
+//! list or a Redis socket.
 
 use std::{
     fmt,
@@ -10,7 +10,7 @@ use std::{
 
 use crate::redact;
 
-/// The schemes that exist.
+/// Scheme of a URL: the kind of server and of connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Scheme {
@@ -38,17 +38,17 @@ pub enum Scheme {
     Memory,
 }
 
-/// What a URL is wanted for.
+/// Role of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// It moves messages.
+    /// Moves messages.
     Broker,
-    /// It remembers states.
+    /// Stores states and results.
     Backend,
 }
 
 impl Role {
-    /// The schemes that can be used so, in the order in which they are listed.
+    /// Returns the schemes of the role, in the order in which they are listed.
     pub const fn schemes(self) -> &'static [Scheme] {
         match self {
             Self::Broker => &[Scheme::Amqp, Scheme::Amqps, Scheme::Sqlite, Scheme::Memory],
@@ -66,7 +66,7 @@ impl Role {
         }
     }
 
-    /// `broker` or `backend`.
+    /// Returns `broker` or `backend`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Broker => "broker",
@@ -76,12 +76,12 @@ impl Role {
 }
 
 impl Scheme {
-    /// Whether it speaks TLS.
+    /// Returns `true` if connections use TLS.
     pub const fn is_tls(self) -> bool {
         matches!(self, Self::Amqps | Self::Rediss | Self::RedissSentinel | Self::RedissCluster)
     }
 
-    /// The scheme as it stands before `://`.
+    /// Returns the scheme as it is written before `://`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Amqp => "amqp",
@@ -99,7 +99,7 @@ impl Scheme {
     }
 }
 
-/// The URL of a broker or a backend. Printed, by `Display` and `Debug`, without its password.
+/// URL of a broker or a backend. `Display` and `Debug` print it without its password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ServerUrl {
     scheme: Scheme,
@@ -107,10 +107,10 @@ pub struct ServerUrl {
 }
 
 impl ServerUrl {
-    /// Reads a URL; its scheme has to fit its role, and the rest is the adapter's to understand.
+    /// Reads a URL, whose scheme has to fit the role. The rest is not checked here.
     ///
     /// # Errors
-    /// A sentence that names the schemes that exist, without the password.
+    /// A sentence that names the schemes of the role, without the password.
     pub fn parse(text: &str, role: Role) -> Result<Self, String> {
         let shown = redact::url(text);
         let known = || {
@@ -138,28 +138,28 @@ impl ServerUrl {
         Ok(Self { scheme, text: text.to_owned() })
     }
 
-    /// A file that is broker and backend.
+    /// Returns the URL of an SQLite file.
     pub(crate) fn sqlite(file: &Path) -> Self {
         Self { scheme: Scheme::Sqlite, text: format!("sqlite://{}", file.display()) }
     }
 
-    /// The scheme.
+    /// Returns the scheme.
     pub fn scheme(&self) -> Scheme {
         self.scheme
     }
 
-    /// The whole URL, password included: for the adapter, never for people.
+    /// Returns the whole URL with its password: for the adapter, never to be shown.
     pub fn expose(&self) -> &str {
         &self.text
     }
 
-    /// The file of a `sqlite://` URL.
+    /// Returns the file of a `sqlite://` URL.
     pub fn file(&self) -> Option<PathBuf> {
         let rest = self.text.split_once("://").map(|(_, rest)| rest)?;
         (self.scheme == Scheme::Sqlite).then(|| PathBuf::from(rest))
     }
 
-    /// A `sqlite://` file whose path is relative, taken from another folder than the current one.
+    /// Joins the relative path of a `sqlite://` URL to a folder; other URLs stay as they are.
     #[must_use]
     pub(crate) fn relative_to(self, folder: &Path) -> Self {
         match self.file() {
