@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use machinist::{
     Backoff, QueueName, TaskId, TaskName,
     clock::Timestamp,
-    settings::{Overrides, parse_backoff, parse_duration},
+    settings::{Overrides, SettingInfo, parse_backoff, parse_duration, setting_of_flag},
     sign::{Algorithm, KeyId},
 };
 
@@ -24,58 +24,49 @@ use machinist::{
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
-    pub(crate) global: Global,
+    pub(crate) global: GlobalArgs,
     #[command(subcommand)]
-    pub(crate) command: Command,
+    pub(crate) command: CliCommand,
 }
 
 /// Accepted after every command.
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Settings")]
-pub(crate) struct Global {
-    /// Where messages go: amqp://, amqps://, sqlite://FILE [MACHINIST_BROKER]
-    #[arg(long, global = true, value_name = "URL", value_hint = ValueHint::Url)]
+pub(crate) struct GlobalArgs {
+    #[arg(long, help = flag_help("--broker"), global = true, value_name = "URL", value_hint = ValueHint::Url)]
     broker: Option<String>,
-    /// Where states are remembered: redis://, rediss://, redis+sentinel://, redis+cluster://, redis+unix://,
-    /// sqlite://FILE [MACHINIST_BACKEND]
-    #[arg(long, global = true, value_name = "URL", value_hint = ValueHint::Url)]
+    #[arg(long, help = flag_help("--backend"), global = true, value_name = "URL", value_hint = ValueHint::Url)]
     backend: Option<String>,
-    /// The file of settings [default: machinist.toml if there is one] [MACHINIST_CONFIG]
-    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--config"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: Option<PathBuf>,
-    /// Prefix of exchange, queues and keys, for applications that share servers [MACHINIST_NAMESPACE]
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, help = flag_help("--namespace"), global = true, value_name = "NAME")]
     namespace: Option<String>,
     /// Print JSON
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// The key that signs tasks and results; `machinist keygen` makes one [default: beside an sqlite:// broker's
-    /// file] [MACHINIST_KEY_FILE]
-    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--key-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     key_file: Option<PathBuf>,
-    /// Go without a key, and run tasks that nobody signed: whoever can publish to a queue can then run every task of
-    /// its workers [MACHINIST_ALLOW_UNSIGNED]
-    #[arg(long, global = true)]
+    #[arg(long, help = flag_help("--allow-unsigned"), global = true)]
     allow_unsigned: bool,
-    /// Send passwords to other hosts without TLS [MACHINIST_INSECURE_PLAINTEXT]
-    #[arg(long, global = true)]
+    #[arg(long, help = flag_help("--insecure-plaintext"), global = true)]
     insecure_plaintext: bool,
-    /// The certificates to trust on amqps:// and rediss://, in PEM [default: those of the system]
-    /// [MACHINIST_TLS_CA_FILE]
-    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--tls-ca-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     tls_ca_file: Option<PathBuf>,
-    /// The certificate to show to servers that ask for one, in PEM [MACHINIST_TLS_CERT_FILE]
-    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--tls-cert-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     tls_cert_file: Option<PathBuf>,
-    /// The private key of that certificate, in PEM [MACHINIST_TLS_KEY_FILE]
-    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--tls-key-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     tls_key_file: Option<PathBuf>,
     /// How to log: for people, or one JSON object a line. What is logged is up to MACHINIST_LOG or RUST_LOG
     #[arg(long, global = true, value_name = "FORMAT", value_enum)]
     pub(crate) log: Option<LogFormat>,
 }
 
-/// How to log.
+/// Returns the help of a flag that is a setting.
+fn flag_help(flag: &str) -> String {
+    setting_of_flag(flag).map(SettingInfo::help).unwrap_or_default()
+}
+
+/// Format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     /// For people.
@@ -84,9 +75,9 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-impl Global {
+impl GlobalArgs {
     /// What the command line says about settings, with what a worker's flags say.
-    pub(crate) fn overrides(&self, worker: Option<&Worker>) -> Overrides {
+    pub(crate) fn overrides(&self, worker: Option<&WorkerArgs>) -> Overrides {
         Overrides {
             config: self.config.clone(),
             broker: self.broker.clone(),
@@ -106,31 +97,31 @@ impl Global {
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum CliCommand {
     /// Write a machinist.toml to begin with, and a key
-    Init(Init),
+    Init(InitArgs),
     /// Run tasks from queues until it is told to stop
-    Worker(Worker),
+    Worker(WorkerArgs),
     /// Send a task and print its id
-    Send(Box<Send>),
+    Send(Box<SendArgs>),
     /// Show what became of a task
-    Status(Status),
+    Status(StatusArgs),
     /// Let a task not run, or not go on
-    Revoke(Revoke),
+    Revoke(RevokeArgs),
     /// Send a task that failed again, as a task of its own
-    Retry(Retry),
+    Retry(RetryArgs),
     /// List the tasks that wait for their time or their next run, or run one at once
-    Scheduled(Scheduled),
+    Scheduled(ScheduledArgs),
     /// List the queues and how much lies in them
-    Queues(Queues),
+    Queues(QueuesArgs),
     /// Look at dead letters, send their tasks again, or throw them away
     #[command(subcommand)]
-    Dead(Dead),
+    Dead(DeadCommand),
     /// Make a key that signs tasks and results, or one that encrypts them
-    Keygen(Keygen),
+    Keygen(KeygenArgs),
     /// Look at the keys that are configured, or at one key file; secrets are never shown
     #[command(subcommand)]
-    Keys(Keys),
+    Keys(KeysCommand),
     /// Reach broker and backend, and say what is wrong with them
     Doctor,
     /// Show the settings in force, and where each came from
@@ -143,7 +134,7 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Queues {
+pub(crate) struct QueuesArgs {
     /// First make the queues of `worker.queues` with all that belongs to them, for users who may not (with
     /// topology = "verify": check them)
     #[arg(long)]
@@ -151,7 +142,7 @@ pub(crate) struct Queues {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Init {
+pub(crate) struct InitArgs {
     /// Overwrite a file that is there
     #[arg(long)]
     pub(crate) force: bool,
@@ -159,7 +150,7 @@ pub(crate) struct Init {
 
 /// The file can be read by its owner only, and one that is there is never overwritten.
 #[derive(Debug, Args)]
-pub(crate) struct Keygen {
+pub(crate) struct KeygenArgs {
     /// hmac-sha256, where everybody has the same secret, ed25519, where others can verify and not sign, or
     /// xchacha20-poly1305, which encrypts arguments and results
     #[arg(long, value_name = "ALG", default_value_t)]
@@ -176,7 +167,7 @@ pub(crate) struct Keygen {
 pub(crate) const KEY_FILE: &str = "machinist.key";
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Keys {
+pub(crate) enum KeysCommand {
     /// List them: what each is good for, and where it is configured
     List {
         /// A key file [default: what is configured]
@@ -192,16 +183,12 @@ pub(crate) enum Keys {
 /// The first SIGINT or SIGTERM lets running tasks go on for the time of --grace, the second hands them back at
 /// once, the third exits. SIGHUP reads the keys again.
 #[derive(Debug, Args)]
-pub(crate) struct Worker {
-    /// A queue to consume; can be repeated [default: default, and the queues of tasks in machinist.toml]
-    /// [MACHINIST_QUEUES]
-    #[arg(long = "queue", short, value_name = "NAME", value_parser = queue)]
+pub(crate) struct WorkerArgs {
+    #[arg(help = flag_help("--queue"), long = "queue", short, value_name = "NAME", value_parser = queue)]
     queues: Vec<QueueName>,
-    /// How many tasks to run at once [default: 16] [MACHINIST_CONCURRENCY]
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    #[arg(help = flag_help("--concurrency"), long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
     concurrency: Option<u16>,
-    /// How long running tasks may go on when it is told to stop [default: 20s] [MACHINIST_GRACE]
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(help = flag_help("--grace"), long, value_name = "DURATION", value_parser = parse_duration)]
     grace: Option<Duration>,
     /// Tell at this address, by HTTP, how the worker is: /healthz while the broker confirms that it consumes, /readyz
     /// while it takes tasks
@@ -218,7 +205,7 @@ pub(crate) struct Worker {
 /// Each ARG is JSON if it parses as JSON, else text: 2 is a number, cat.png and '"2"' are text. @FILE stands for
 /// the contents of a file, @@ for an @ itself.
 #[derive(Debug, Args)]
-pub(crate) struct Send {
+pub(crate) struct SendArgs {
     /// The task's name
     pub(crate) name: String,
     /// Its arguments, in order
@@ -242,7 +229,7 @@ pub(crate) struct Send {
     pub(crate) eta: Option<Timestamp>,
     /// Do not start it later than this: an instant (RFC 3339), or a while from now
     #[arg(long, value_name = "INSTANT|DURATION", value_parser = expiry)]
-    pub(crate) expires: Option<Expiry>,
+    pub(crate) expires: Option<ExpiryArg>,
     /// Try it again up to so many times when it fails
     #[arg(long, value_name = "N")]
     pub(crate) retries: Option<u32>,
@@ -275,13 +262,13 @@ pub(crate) struct Send {
 
 /// When a task is too old to be started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Expiry {
+pub(crate) enum ExpiryArg {
     At(Timestamp),
     In(Duration),
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Status {
+pub(crate) struct StatusArgs {
     /// The task's id
     #[arg(value_parser = id)]
     pub(crate) id: TaskId,
@@ -293,7 +280,7 @@ pub(crate) struct Status {
 /// A task that nobody runs ends at once, delayed ones and those that wait for a retry too. One that runs is told to
 /// end, and cut off five seconds later.
 #[derive(Debug, Args)]
-pub(crate) struct Revoke {
+pub(crate) struct RevokeArgs {
     /// The task's id
     #[arg(value_parser = id)]
     pub(crate) id: TaskId,
@@ -305,7 +292,7 @@ pub(crate) struct Revoke {
 /// The new task and the failed one name each other. A failed task is sent again once: asked a second time, this prints
 /// the id of the first time.
 #[derive(Debug, Args)]
-pub(crate) struct Retry {
+pub(crate) struct RetryArgs {
     /// The failed task's id
     #[arg(value_parser = id)]
     pub(crate) id: TaskId,
@@ -313,11 +300,11 @@ pub(crate) struct Retry {
 
 /// What nobody will run lies beside its queue, with the reason. Listing and showing takes nothing out of there.
 #[derive(Debug, Subcommand)]
-pub(crate) enum Dead {
+pub(crate) enum DeadCommand {
     /// List them, from the oldest
     List {
         #[command(flatten)]
-        which: DeadWhich,
+        which: DeadLetterSelection,
         /// List no more than so many
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
@@ -328,14 +315,14 @@ pub(crate) enum Dead {
         id: String,
     },
     /// Send their tasks again, each as a task of its own, after verifying each message as a worker does
-    Replay(DeadSettle),
+    Replay(DeadLetterActionArgs),
     /// Throw them away
-    Purge(DeadSettle),
+    Purge(DeadLetterActionArgs),
 }
 
 /// Which dead letters are meant: those that fit everything that is said.
 #[derive(Debug, Clone, Default, Args)]
-pub(crate) struct DeadWhich {
+pub(crate) struct DeadLetterSelection {
     /// Their ids, as `dead list` shows them
     #[arg(value_name = "ID")]
     pub(crate) ids: Vec<String>,
@@ -356,7 +343,7 @@ pub(crate) struct DeadWhich {
     pub(crate) newer_than: Option<Duration>,
 }
 
-impl DeadWhich {
+impl DeadLetterSelection {
     /// Whether nothing was said.
     pub(crate) fn is_everything(&self) -> bool {
         let Self { ids, queue, reason, task, older_than, newer_than } = self;
@@ -371,9 +358,9 @@ impl DeadWhich {
 
 /// Exits with 1 if any of them was refused.
 #[derive(Debug, Args)]
-pub(crate) struct DeadSettle {
+pub(crate) struct DeadLetterActionArgs {
     #[command(flatten)]
-    pub(crate) which: DeadWhich,
+    pub(crate) which: DeadLetterSelection,
     /// All there are
     #[arg(long)]
     pub(crate) all: bool,
@@ -389,7 +376,7 @@ pub(crate) struct DeadSettle {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Scheduled {
+pub(crate) struct ScheduledArgs {
     /// List no more than so many, from the earliest
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: u32,
@@ -421,10 +408,10 @@ fn instant(text: &str) -> Result<Timestamp, String> {
     Ok(Timestamp::from_micros(parsed.as_microsecond()))
 }
 
-fn expiry(text: &str) -> Result<Expiry, String> {
+fn expiry(text: &str) -> Result<ExpiryArg, String> {
     match (instant(text), parse_duration(text)) {
-        (Ok(at), _) => Ok(Expiry::At(at)),
-        (_, Ok(in_)) => Ok(Expiry::In(in_)),
+        (Ok(at), _) => Ok(ExpiryArg::At(at)),
+        (_, Ok(in_)) => Ok(ExpiryArg::In(in_)),
         _ => Err(format!("{text:?} is neither an instant like 2026-11-20T23:37:14Z nor a duration like 20s")),
     }
 }
@@ -433,10 +420,11 @@ fn expiry(text: &str) -> Result<Expiry, String> {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use machinist::settings::setting_infos;
 
-    fn send(line: &str) -> Result<Send, clap::Error> {
+    fn send(line: &str) -> Result<SendArgs, clap::Error> {
         match Cli::try_parse_from(["machinist", "send"].into_iter().chain(line.split(' ')))?.command {
-            Command::Send(send) => Ok(*send),
+            CliCommand::Send(send) => Ok(*send),
             other => panic!("{other:?}"),
         }
     }
@@ -444,6 +432,21 @@ mod tests {
     #[test]
     fn the_definitions_hold() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_that_is_a_setting_is_accepted_and_has_its_help() {
+        let mut command = Cli::command();
+        let worker = command.find_subcommand("worker").unwrap();
+        let flags: Vec<_> = command.get_arguments().chain(worker.get_arguments()).collect();
+        for info in setting_infos().filter(|info| info.flag.is_some()) {
+            let name = info.flag.unwrap().strip_prefix("--");
+            let flag = flags.iter().find(|flag| flag.get_long() == name);
+            let help = flag.unwrap_or_else(|| panic!("{info:?}")).get_help().unwrap().to_string();
+            assert_eq!(help, info.help());
+        }
+        assert!(flags.iter().all(|flag| flag.get_help().is_some_and(|help| !help.to_string().is_empty())));
+        command.build();
     }
 
     #[test]
@@ -502,8 +505,8 @@ mod tests {
     fn instants_need_an_offset() {
         assert_eq!(instant("2026-11-20T23:37:14Z"), instant("2026-11-21T00:37:14+01:00"));
         assert!(instant("2026-11-20T23:37:14").is_err());
-        assert_eq!(expiry("10s"), Ok(Expiry::In(Duration::from_secs(10))));
-        assert!(matches!(expiry("2026-11-20T23:37:14Z"), Ok(Expiry::At(_))));
+        assert_eq!(expiry("10s"), Ok(ExpiryArg::In(Duration::from_secs(10))));
+        assert!(matches!(expiry("2026-11-20T23:37:14Z"), Ok(ExpiryArg::At(_))));
         assert!(expiry("later").is_err());
     }
 

@@ -16,11 +16,11 @@ pub(crate) async fn echo(_: TaskContext, args: Vec<Arg>) -> Result<Results, Task
 }
 
 /// How often a sleep says how far it has come.
-const STEP: Duration = Duration::from_millis(500);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Takes a while: a number of seconds, or a duration like "200ms".
 pub(crate) async fn sleep(cx: TaskContext, args: Vec<Arg>) -> Result<Results, TaskError> {
-    let duration = while_of(&args).map_err(TaskError::malformed)?;
+    let duration = parse_sleep(&args).map_err(TaskError::malformed)?;
     let tell = async {
         let (begun, millis) = (tokio::time::Instant::now(), |d: Duration| u64::try_from(d.as_millis()));
         loop {
@@ -29,7 +29,7 @@ pub(crate) async fn sleep(cx: TaskContext, args: Vec<Arg>) -> Result<Results, Ta
                 millis(duration).unwrap_or(u64::MAX),
                 "asleep",
             );
-            tokio::time::sleep(STEP).await;
+            tokio::time::sleep(PROGRESS_INTERVAL).await;
         }
     };
     tokio::select! {
@@ -57,7 +57,7 @@ fn sum(args: &[Arg]) -> Result<Value, String> {
     args.iter().map(number).sum::<Result<f64, _>>().map(Value::from)
 }
 
-fn while_of(args: &[Arg]) -> Result<Duration, String> {
+fn parse_sleep(args: &[Arg]) -> Result<Duration, String> {
     match args {
         [arg] => match (&arg.value, arg.value.as_f64()) {
             (_, Some(seconds)) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
@@ -92,9 +92,9 @@ mod tests {
 
     #[test]
     fn a_while_is_seconds_or_a_duration() {
-        assert_eq!(while_of(&args(&[json!(0.5)])), Ok(Duration::from_millis(500)));
-        assert_eq!(while_of(&args(&[json!("200ms")])), Ok(Duration::from_millis(200)));
-        assert!(while_of(&args(&[json!(-1)])).is_err());
-        assert!(while_of(&args(&[])).is_err());
+        assert_eq!(parse_sleep(&args(&[json!(0.5)])), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_sleep(&args(&[json!("200ms")])), Ok(Duration::from_millis(200)));
+        assert!(parse_sleep(&args(&[json!(-1)])).is_err());
+        assert!(parse_sleep(&args(&[])).is_err());
     }
 }

@@ -40,7 +40,7 @@ impl From<Code> for ExitCode {
 
 /// Why a command could not do what was asked.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct CliError {
     pub(crate) code: Code,
     /// One sentence, from what was attempted to its cause; no password in it.
     pub(crate) text: String,
@@ -48,13 +48,13 @@ pub(crate) struct Failure {
     pub(crate) remedy: Option<String>,
 }
 
-impl Failure {
+impl CliError {
     pub(crate) fn new(code: Code, text: impl Into<String>) -> Self {
         Self { code, text: redact::text(&text.into()).into_owned(), remedy: None }
     }
 
     /// The error and everything that caused it.
-    pub(crate) fn of(code: Code, error: &dyn Error) -> Self {
+    pub(crate) fn from_error(code: Code, error: &dyn Error) -> Self {
         Self::new(code, chain(error))
     }
 
@@ -65,7 +65,7 @@ impl Failure {
 
     /// What was being done, in front of it.
     #[must_use]
-    pub(crate) fn doing(self, what: impl fmt::Display) -> Self {
+    pub(crate) fn context(self, what: impl fmt::Display) -> Self {
         Self { text: format!("{what}: {}", self.text), ..self }
     }
 }
@@ -84,15 +84,15 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     text
 }
 
-const DOCTOR: &str = "`machinist doctor` tells more";
+const DOCTOR_HINT: &str = "`machinist doctor` tells more";
 
-impl From<SettingsError> for Failure {
+impl From<SettingsError> for CliError {
     fn from(error: SettingsError) -> Self {
-        Self::of(Code::Configuration, &error)
+        Self::from_error(Code::Configuration, &error)
     }
 }
 
-impl From<ConnectError> for Failure {
+impl From<ConnectError> for CliError {
     fn from(error: ConnectError) -> Self {
         let code = connect_code(&error);
         let what = match error {
@@ -100,7 +100,7 @@ impl From<ConnectError> for Failure {
             ConnectError::Backend { .. } => "backend",
             _ => "broker",
         };
-        Self { remedy: remedy(code, what), ..Self::of(code, &error) }
+        Self { remedy: remedy(code, what), ..Self::from_error(code, &error) }
     }
 }
 
@@ -117,7 +117,7 @@ pub(crate) fn connect_code(error: &ConnectError) -> Code {
 fn remedy(code: Code, what: &str) -> Option<String> {
     (code == Code::Unreachable).then(|| {
         format!(
-            "is it running there? --{what} URL or MACHINIST_{} names another; {DOCTOR}",
+            "is it running there? --{what} URL or MACHINIST_{} names another; {DOCTOR_HINT}",
             what.to_uppercase()
         )
     })
@@ -141,38 +141,38 @@ fn backend_code(error: &BackendError) -> Code {
     }
 }
 
-impl From<BrokerError> for Failure {
+impl From<BrokerError> for CliError {
     fn from(error: BrokerError) -> Self {
         let code = broker_code(&error);
-        Self { remedy: remedy(code, "broker"), ..Self::of(code, &error) }
+        Self { remedy: remedy(code, "broker"), ..Self::from_error(code, &error) }
     }
 }
 
-impl From<BackendError> for Failure {
+impl From<BackendError> for CliError {
     fn from(error: BackendError) -> Self {
         let code = backend_code(&error);
-        Self { remedy: remedy(code, "backend"), ..Self::of(code, &error) }
+        Self { remedy: remedy(code, "backend"), ..Self::from_error(code, &error) }
     }
 }
 
-impl From<ResultError> for Failure {
+impl From<ResultError> for CliError {
     fn from(error: ResultError) -> Self {
         match error {
             ResultError::Backend(error) => error.into(),
             ResultError::Unknown { id } => unknown(&id),
-            ResultError::Forged { .. } => Self::of(Code::Configuration, &error).remedy(
+            ResultError::Forged { .. } => Self::from_error(Code::Configuration, &error).remedy(
                 "are the workers' keys in the ring here (`machinist keys list`)? else somebody without a key wrote it",
             ),
-            ResultError::Undecryptable { .. } => Self::of(Code::Configuration, &error)
+            ResultError::Undecryptable { .. } => Self::from_error(Code::Configuration, &error)
                 .remedy("give the key here: file = \"…\" under [[keys]]; `machinist keys list` shows those that are"),
-            ResultError::Timeout { .. } => Self::of(Code::NotFinished, &error),
-            ResultError::Failed { .. } => Self::of(Code::Failed, &error),
-            _ => Self::of(Code::Fault, &error),
+            ResultError::Timeout { .. } => Self::from_error(Code::NotFinished, &error),
+            ResultError::Failed { .. } => Self::from_error(Code::Failed, &error),
+            _ => Self::from_error(Code::Fault, &error),
         }
     }
 }
 
-impl From<ControlError> for Failure {
+impl From<ControlError> for CliError {
     fn from(error: ControlError) -> Self {
         match error {
             ControlError::Unknown { id } => unknown(&id),
@@ -181,23 +181,23 @@ impl From<ControlError> for Failure {
             ControlError::Backend(error) => error.into(),
             ControlError::State { ref id, .. } => {
                 let remedy = format!("`machinist status {id}` shows what became of it");
-                Self::of(Code::Usage, &error).remedy(remedy)
+                Self::from_error(Code::Usage, &error).remedy(remedy)
             }
-            error => Self::of(Code::Usage, &error),
+            error => Self::from_error(Code::Usage, &error),
         }
     }
 }
 
 /// Nobody knows the task.
-pub(crate) fn unknown(id: &TaskId) -> Failure {
-    Failure::new(
+pub(crate) fn unknown(id: &TaskId) -> CliError {
+    CliError::new(
         Code::UnknownId,
         format!("task {id} is unknown: it was never sent, or its record has expired"),
     )
     .remedy("is it another backend or namespace? `machinist config` shows which are asked")
 }
 
-impl From<SendError> for Failure {
+impl From<SendError> for CliError {
     fn from(error: SendError) -> Self {
         let text = chain(&error);
         let (code, remedy) = match &error {
@@ -214,7 +214,7 @@ impl From<SendError> for Failure {
                     )),
                 ),
                 PublishError::Unavailable(_) | PublishError::Blocked { .. } => {
-                    (Code::Unreachable, Some(format!("it is not queued; send it again later; {DOCTOR}")))
+                    (Code::Unreachable, Some(format!("it is not queued; send it again later; {DOCTOR_HINT}")))
                 }
                 PublishError::TooLarge { .. } => {
                     (Code::Usage, Some("send the name of a file instead of its contents".to_owned()))
@@ -222,7 +222,7 @@ impl From<SendError> for Failure {
                 PublishError::Unroutable { .. } => {
                     (Code::Configuration, Some("start a worker of this queue once, or declare it".to_owned()))
                 }
-                PublishError::Rejected { .. } => (Code::NotPermitted, Some(DOCTOR.to_owned())),
+                PublishError::Rejected { .. } => (Code::NotPermitted, Some(DOCTOR_HINT.to_owned())),
                 _ => (Code::Fault, None),
             },
             _ => (Code::Fault, None),
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn errors_are_one_sentence_and_hide_passwords() {
         let inner = BackendError::Unavailable("connection refused by redis://:geheim@cache/0".into());
-        let failure = Failure::from(inner);
+        let failure = CliError::from(inner);
         assert_eq!(failure.text, "the backend is unavailable: connection refused by redis://:***@cache/0");
         assert_eq!(failure.code, Code::Unreachable);
         assert!(failure.remedy.unwrap().contains("MACHINIST_BACKEND"));
@@ -247,8 +247,10 @@ mod tests {
     #[test]
     fn a_send_that_was_not_confirmed_can_be_repeated_by_its_id() {
         let id = TaskId::parse("t-1").unwrap();
-        let failure =
-            Failure::from(SendError::Publish { id, source: PublishError::Unknown("connection lost".into()) });
+        let failure = CliError::from(SendError::Publish {
+            id,
+            source: PublishError::Unknown("connection lost".into()),
+        });
         assert!(failure.remedy.unwrap().contains("--id t-1"));
     }
 }

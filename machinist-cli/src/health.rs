@@ -23,25 +23,25 @@ use tokio::{
     time::Instant,
 };
 
-use crate::exit::{Code, Failure};
+use crate::exit::{CliError, Code};
 
 /// How many are answered at the same time.
-const AT_ONCE: usize = 32;
+const MAX_CONNECTIONS: usize = 32;
 /// How long one may take to ask and to read the answer; the servers have 6 s of it.
-const PATIENCE: Duration = Duration::from_secs(15);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long an answer is good for the next one who asks.
-const FRESH: Duration = Duration::from_secs(1);
+const REPORT_MAX_AGE: Duration = Duration::from_secs(1);
 
 /// A place where it can be asked how the worker is.
 #[derive(Debug)]
-pub(crate) struct Desk {
+pub(crate) struct HealthServer {
     listener: TcpListener,
     address: SocketAddr,
 }
 
 /// What is answered.
 #[derive(Debug, Clone, Serialize)]
-struct Answer {
+struct HealthReport {
     /// `ok` or `failing`.
     status: &'static str,
     /// What is wrong, each with who is to blame in front.
@@ -53,28 +53,29 @@ struct Answer {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Question {
+enum HealthCheck {
     Alive,
     Ready,
 }
 
-/// Whoever answers: one for each question, so that many who ask make one probe.
+/// Whoever answers: one for each check, so that many who ask make one probe.
 #[derive(Debug)]
-struct Clerk {
+struct HealthService {
     health: Health,
     queues: Vec<String>,
     alive: Mutex<Option<(Instant, Vec<String>)>>,
     ready: Mutex<Option<(Instant, Vec<String>)>>,
 }
 
-impl Desk {
+impl HealthServer {
     /// Takes the address.
     ///
     /// # Errors
     /// It is somebody else's, or none of this host.
-    pub(crate) async fn open(address: SocketAddr) -> Result<Self, Failure> {
+    pub(crate) async fn open(address: SocketAddr) -> Result<Self, CliError> {
         let cannot = |error: &std::io::Error| {
-            Failure::of(Code::Configuration, error).doing(format!("--health {address} cannot be served"))
+            CliError::from_error(Code::Configuration, error)
+                .context(format!("--health {address} cannot be served"))
         };
         let listener = TcpListener::bind(address).await.map_err(|error| cannot(&error))?;
         let address = listener.local_addr().map_err(|error| cannot(&error))?;
@@ -88,34 +89,36 @@ impl Desk {
     /// Answers until it is dropped.
     pub(crate) async fn serve(self, health: Health, queues: &[QueueName]) -> Infallible {
         let queues = queues.iter().map(ToString::to_string).collect();
-        let clerk = Arc::new(Clerk { health, queues, alive: Mutex::default(), ready: Mutex::default() });
-        let seats = Arc::new(Semaphore::new(AT_ONCE));
-        let mut at_work = tokio::task::JoinSet::new();
+        let service =
+            Arc::new(HealthService { health, queues, alive: Mutex::default(), ready: Mutex::default() });
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut connections = tokio::task::JoinSet::new();
         loop {
             // INVARIANT: the semaphore is never closed.
-            let seat = Arc::clone(&seats).acquire_owned().await.expect("it is open");
+            let permit = Arc::clone(&permits).acquire_owned().await.expect("it is open");
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let clerk = Arc::clone(&clerk);
-                    at_work.spawn(async move {
-                        let _in_time = tokio::time::timeout(PATIENCE, attend(stream, clerk)).await;
-                        drop(seat);
+                    let service = Arc::clone(&service);
+                    connections.spawn(async move {
+                        let _in_time =
+                            tokio::time::timeout(CONNECTION_TIMEOUT, serve_connection(stream, service)).await;
+                        drop(permit);
                     });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "nobody can ask how the worker is");
-                    tokio::time::sleep(FRESH).await;
+                    tokio::time::sleep(REPORT_MAX_AGE).await;
                 }
             }
-            while at_work.try_join_next().is_some() {}
+            while connections.try_join_next().is_some() {}
         }
     }
 }
 
-async fn attend(stream: TcpStream, clerk: Arc<Clerk>) {
+async fn serve_connection(stream: TcpStream, service: Arc<HealthService>) {
     let answer = service_fn(|request: Request<Incoming>| {
-        let clerk = Arc::clone(&clerk);
-        async move { Ok::<_, Infallible>(clerk.answer(&request).await) }
+        let service = Arc::clone(&service);
+        async move { Ok::<_, Infallible>(service.answer(&request).await) }
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).keep_alive(false);
@@ -124,11 +127,11 @@ async fn attend(stream: TcpStream, clerk: Arc<Clerk>) {
     }
 }
 
-impl Clerk {
+impl HealthService {
     async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        let question = match request.uri().path() {
-            "/healthz" => Question::Alive,
-            "/readyz" => Question::Ready,
+        let check = match request.uri().path() {
+            "/healthz" => HealthCheck::Alive,
+            "/readyz" => HealthCheck::Ready,
             _ => return plain(StatusCode::NOT_FOUND, "ask /healthz or /readyz\n"),
         };
         if request.method() != Method::GET && request.method() != Method::HEAD {
@@ -136,12 +139,12 @@ impl Clerk {
             refused.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
             return refused;
         }
-        let wrong = self.ask(question).await;
+        let wrong = self.ask(check).await;
         let (code, status) = match wrong.is_empty() {
             true => (StatusCode::OK, "ok"),
             false => (StatusCode::SERVICE_UNAVAILABLE, "failing"),
         };
-        let answer = Answer {
+        let answer = HealthReport {
             status,
             wrong,
             worker: self.health.worker().to_owned(),
@@ -153,17 +156,17 @@ impl Clerk {
         respond(code, "application/json", body)
     }
 
-    async fn ask(&self, question: Question) -> Vec<String> {
-        let slot = if question == Question::Alive { &self.alive } else { &self.ready };
+    async fn ask(&self, check: HealthCheck) -> Vec<String> {
+        let slot = if check == HealthCheck::Alive { &self.alive } else { &self.ready };
         let mut last = slot.lock().await;
         if let Some((at, wrong)) = &*last
-            && at.elapsed() < FRESH
+            && at.elapsed() < REPORT_MAX_AGE
         {
             return wrong.clone();
         }
-        let wrong = match question {
-            Question::Alive => self.health.troubles().await,
-            Question::Ready => self.health.obstacles().await,
+        let wrong = match check {
+            HealthCheck::Alive => self.health.troubles().await,
+            HealthCheck::Ready => self.health.obstacles().await,
         };
         let wrong: Vec<String> =
             wrong.iter().map(|text| machinist::redact::text(text).into_owned()).collect();

@@ -38,8 +38,8 @@ use std::{
 use clap::{Parser, error::ErrorKind};
 use machinist::WorkerBuilder;
 
-use args::{Cli, Command, LogFormat};
-use exit::{Code, Failure};
+use args::{Cli, CliCommand, LogFormat};
+use exit::{CliError, Code};
 use telemetry::Telemetry;
 
 /// Puts an application's own tasks into a worker.
@@ -64,7 +64,7 @@ pub fn run(tasks: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> ExitCode {
 }
 
 /// Reads the command line. What clap answers by itself, help or a complaint, is printed here.
-fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Cli, Result<Code, Failure>> {
+fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Cli, Result<Code, CliError>> {
     Cli::try_parse_from(arguments).map_err(|error| {
         let text = error.render().to_string();
         match error.kind() {
@@ -77,18 +77,19 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Cli, Result<Code, 
     })
 }
 
-fn start(cli: Cli, tasks: BuildWorker<'_>) -> Result<Code, Failure> {
+fn start(cli: Cli, tasks: BuildWorker<'_>) -> Result<Code, CliError> {
     // What goes wrong inside of lapin comes back to us as an error, and is told once and in our words.
-    let level = if matches!(cli.command, Command::Worker(_)) { "info,lapin=off" } else { "warn,lapin=off" };
+    let level =
+        if matches!(cli.command, CliCommand::Worker(_)) { "info,lapin=off" } else { "warn,lapin=off" };
     let telemetry = Telemetry::start(cli.global.log.unwrap_or(LogFormat::Human), level)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime =
-        runtime.map_err(|error| Failure::of(Code::Fault, &error).doing("no threads can be started"))?;
+    let runtime = runtime
+        .map_err(|error| CliError::from_error(Code::Fault, &error).context("no threads can be started"))?;
     // The panic itself has been printed by then; what is left to say is whose fault it is.
     let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(Box::pin(commands::run(cli, tasks)))));
     runtime.shutdown_timeout(Duration::from_secs(1));
     telemetry.finish();
     ended.unwrap_or_else(|_| {
-        Err(Failure::new(Code::Fault, "this is a fault of the program; please report it"))
+        Err(CliError::new(Code::Fault, "this is a fault of the program; please report it"))
     })
 }

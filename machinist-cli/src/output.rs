@@ -6,7 +6,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use crate::{
-    exit::{Code, Failure},
+    exit::{CliError, Code},
     view::printable,
 };
 
@@ -14,7 +14,7 @@ use crate::{
 ///
 /// # Errors
 /// Standard output cannot be written.
-pub(crate) fn line(text: &str) -> Result<(), Failure> {
+pub(crate) fn line(text: &str) -> Result<(), CliError> {
     write(format!("{text}\n").as_bytes())
 }
 
@@ -22,7 +22,7 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
 ///
 /// # Errors
 /// Standard output cannot be written.
-pub(crate) fn raw(text: &str) -> Result<(), Failure> {
+pub(crate) fn raw(text: &str) -> Result<(), CliError> {
     write(text.as_bytes())
 }
 
@@ -30,8 +30,8 @@ pub(crate) fn raw(text: &str) -> Result<(), Failure> {
 ///
 /// # Errors
 /// Standard output cannot be written.
-pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<(), Failure> {
-    let text = serde_json::to_string(value).map_err(|error| Failure::of(Code::Fault, &error))?;
+pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<(), CliError> {
+    let text = serde_json::to_string(value).map_err(|error| CliError::from_error(Code::Fault, &error))?;
     line(&text)
 }
 
@@ -39,7 +39,7 @@ pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<(), Failure> {
 ///
 /// # Errors
 /// Standard output cannot be written.
-pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), Failure> {
+pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), CliError> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(head.iter().map(|name| name.to_uppercase()));
@@ -59,20 +59,20 @@ pub(crate) fn note(text: &str) {
 }
 
 /// Tells why a command could not do what was asked.
-pub(crate) fn failure(failure: &Failure) {
+pub(crate) fn failure(failure: &CliError) {
     note(&format!("machinist: {}", failure.text));
     if let Some(remedy) = &failure.remedy {
         note(&format!("  {remedy}"));
     }
 }
 
-fn write(bytes: &[u8]) -> Result<(), Failure> {
+fn write(bytes: &[u8]) -> Result<(), CliError> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
         // Whoever was reading has seen enough: `machinist queues | head -1`.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        done => {
-            done.map_err(|error| Failure::of(Code::Fault, &error).doing("standard output cannot be written"))
-        }
+        done => done.map_err(|error| {
+            CliError::from_error(Code::Fault, &error).context("standard output cannot be written")
+        }),
     }
 }

@@ -17,7 +17,7 @@ use tracing_subscriber::{
 
 use crate::{
     args::LogFormat,
-    exit::{Code, Failure},
+    exit::{CliError, Code},
 };
 
 /// What has to be flushed before the program ends.
@@ -36,7 +36,7 @@ impl Telemetry {
     ///
     /// # Errors
     /// A variable cannot be read.
-    pub(crate) fn start(format: LogFormat, level: &str) -> Result<Self, Failure> {
+    pub(crate) fn start(format: LogFormat, level: &str) -> Result<Self, CliError> {
         let logs = logs(format, filter(level)?);
         #[cfg(feature = "otel")]
         let provider = otel::provider()?;
@@ -65,12 +65,12 @@ impl Telemetry {
     }
 }
 
-fn filter(level: &str) -> Result<EnvFilter, Failure> {
+fn filter(level: &str) -> Result<EnvFilter, CliError> {
     let set = |name| env::var(name).ok().filter(|text| !text.is_empty()).map(|text| (name, text));
     let (name, text) =
         set("MACHINIST_LOG").or_else(|| set("RUST_LOG")).unwrap_or_else(|| ("", level.to_owned()));
     EnvFilter::try_new(&text).map_err(|error| {
-        Failure::new(Code::Configuration, format!("{name}: {text:?} does not say what to log: {error}"))
+        CliError::new(Code::Configuration, format!("{name}: {text:?} does not say what to log: {error}"))
             .remedy("write a level like info, or machinist=debug,warn")
     })
 }
@@ -107,7 +107,7 @@ mod otel {
 
     const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 
-    pub(super) fn provider() -> Result<Option<SdkTracerProvider>, Failure> {
+    pub(super) fn provider() -> Result<Option<SdkTracerProvider>, CliError> {
         let set = |name: &str| env::var(name).ok().filter(|text| !text.is_empty());
         let Some((name, endpoint)) = ENDPOINTS.iter().find_map(|name| Some((name, set(name)?))) else {
             return Ok(None);
@@ -118,7 +118,7 @@ mod otel {
             return Ok(None);
         }
         if endpoint.starts_with("https:") {
-            return Err(Failure::new(
+            return Err(CliError::new(
                 Code::Configuration,
                 format!("{name}: \"{endpoint}\" asks for TLS, which this exporter does not speak"),
             )
@@ -126,7 +126,8 @@ mod otel {
         }
         // The endpoint and everything else are read by the exporter itself from the variables.
         let exporter = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).build();
-        let exporter = exporter.map_err(|error| Failure::of(Code::Configuration, &error).doing(name))?;
+        let exporter =
+            exporter.map_err(|error| CliError::from_error(Code::Configuration, &error).context(name))?;
         let mut resource = Resource::builder();
         if set("OTEL_SERVICE_NAME").is_none() {
             resource = resource.with_service_name("machinist");

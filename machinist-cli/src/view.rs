@@ -69,12 +69,12 @@ impl ProgressView {
         let mut bar = String::new();
         if *total > 0 {
             let share = (u128::from(*done) * 100 / u128::from(*total)).min(100) as usize;
-            let filled = share * BAR / 100;
+            let filled = share * BAR_WIDTH / 100;
             let _ = write!(
                 bar,
                 "[{}{}] {share}%  {done} of {total}",
                 "#".repeat(filled),
-                "-".repeat(BAR - filled)
+                "-".repeat(BAR_WIDTH - filled)
             );
         } else {
             let _ = write!(bar, "{done}");
@@ -87,7 +87,7 @@ impl ProgressView {
 }
 
 /// How wide a bar is, in characters.
-const BAR: usize = 20;
+const BAR_WIDTH: usize = 20;
 
 #[derive(Debug, Serialize)]
 struct ErrorView {

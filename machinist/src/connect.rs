@@ -1,7 +1,7 @@
-//! Connections to the configured servers: the adapter for the scheme of each URL.
+//! Connections to the servers that the settings name, and the application over them.
 //!
-//! This is the only module that knows all adapters. A scheme whose adapter was not compiled in is an error that
-//! names the cargo feature.
+//! This is the one place that knows all adapters. A scheme whose adapter was not compiled in is an error that names
+//! the cargo feature.
 
 use std::{future::Future, sync::Arc};
 
@@ -19,11 +19,11 @@ use crate::{
     url::{Role, Scheme, ServerUrl},
 };
 
-/// Error of making an application from the settings. Its text never holds a password.
+/// Error of connecting to the configured servers. Its texts hold no password.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The settings cannot be used.
+    /// A setting cannot be used.
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The adapter for the URL was not compiled in.
@@ -52,18 +52,19 @@ pub enum ConnectError {
         /// Error of the backend.
         source: BackendError,
     },
-    /// No key is configured for a broker that is shared over a network. Without a key, anyone who can publish to
-    /// the broker could have every task run.
+    /// The broker is reached over a network and no key is configured: anyone who can publish to the broker could run
+    /// every task.
     #[error(
-        "broker {url}: it is shared over the network, and no key is configured to verify tasks; create one \
-         with `machinist keygen` and set --key-file, MACHINIST_KEY_FILE or key_file in machinist.toml (to send \
-         and run unsigned tasks, set --allow-unsigned, MACHINIST_ALLOW_UNSIGNED=true or allow_unsigned = true)"
+        "broker {url}: it is shared over the network, and there is no key to sign and verify tasks; \
+         `machinist keygen` makes one: name it by --key-file, MACHINIST_KEY_FILE or key_file in machinist.toml (to \
+         send and run unsigned tasks, set --allow-unsigned, MACHINIST_ALLOW_UNSIGNED=true or \
+         allow_unsigned = true)"
     )]
     NoKey {
         /// URL of the broker.
         url: ServerUrl,
     },
-    /// Both servers can be used, but the application cannot be made over them.
+    /// Broker and backend can be used, but the application cannot be built over them.
     #[error(transparent)]
     App(AppError),
     /// The SQLite file cannot be used.
@@ -71,26 +72,26 @@ pub enum ConnectError {
     File {
         /// URL of the file.
         url: ServerUrl,
-        /// Error of opening the file.
+        /// Error of the file.
         source: BoxError,
     },
 }
 
-/// Broker and backend, each with its connection or its error.
+/// Broker and backend, each connected or failed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Servers {
-    /// Broker that messages go to.
+    /// The broker, or the error of connecting to it.
     pub broker: Result<Arc<dyn Broker>, ConnectError>,
-    /// Backend that stores records.
+    /// The backend, or the error of connecting to it.
     pub backend: Result<Arc<dyn Backend>, ConnectError>,
 }
 
-/// Returns an application builder with the settings that senders, workers and readers share.
+/// Starts an application with the settings that senders, workers and readers share.
 fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settings) -> AppBuilder {
     let app = App::builder(broker, backend)
         .results_ttl(settings.results_ttl.value)
-        .max_sizes(settings.limits.value);
+        .max_sizes(settings.sizes.max_sizes());
     match &settings.freshness {
         Some(window) => app.freshness(window.value),
         None => app,
@@ -98,12 +99,13 @@ fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settin
 }
 
 impl Servers {
-    /// Connects to the configured broker and backend. An SQLite file that is both is opened once.
+    /// Connects to the configured broker and backend. One file that is both is opened once.
     ///
     /// # Cancel safety
     /// Safe: open connections are closed.
     pub async fn reach(settings: &Settings) -> Self {
-        let (broker, backend) = (&settings.broker.value, &settings.backend.value);
+        let broker = &settings.broker.value;
+        let backend = &settings.backend.value;
         if let (Some(one), Some(other)) = (broker.file(), backend.file())
             && std::path::absolute(&one).ok() == std::path::absolute(&other).ok()
         {
@@ -113,7 +115,7 @@ impl Servers {
                     broker: Err(error),
                     backend: Err(ConnectError::File {
                         url: backend.clone(),
-                        source: "the same file is the broker and cannot be used".into(),
+                        source: "the same file is the broker, and cannot be used".into(),
                     }),
                 },
             };
@@ -124,10 +126,10 @@ impl Servers {
         }
     }
 
-    /// Builds an application over both servers with the configured keys.
+    /// Builds an application over both, with the configured keys.
     ///
     /// # Errors
-    /// [`ConnectError`] of the server that cannot be used, or of the keys.
+    /// [`ConnectError`] of the server or the key that cannot be used.
     ///
     /// # Cancel safety
     /// Safe: open connections are closed.
@@ -144,14 +146,14 @@ impl Servers {
             );
             app = app.allow_unsigned();
         }
-        app.build().await.map_err(|error| app_error(error, settings))
+        app.build().await.map_err(|error| build_error(error, settings))
     }
 
-    /// Builds an application that only reads. It needs no key and creates none. Without a key it cannot verify that
+    /// Builds an application that only reads: it needs no key, and creates none. Without a key it cannot verify that
     /// results were written by a worker.
     ///
     /// # Errors
-    /// [`ConnectError`] of the server that cannot be used, or of a configured key.
+    /// [`ConnectError`] of the server or the configured key that cannot be used.
     ///
     /// # Cancel safety
     /// Safe: open connections are closed.
@@ -165,22 +167,22 @@ impl Servers {
                 }
             }
             None => {
-                tracing::debug!("no key is configured, so results are not verified");
+                tracing::debug!("there is no key here, so it is not checked who wrote the results");
                 app = app.allow_unsigned();
             }
         }
-        app.build().await.map_err(|error| app_error(error, settings))
+        app.build().await.map_err(|error| build_error(error, settings))
     }
 }
 
-fn app_error(error: AppError, settings: &Settings) -> ConnectError {
+fn build_error(error: AppError, settings: &Settings) -> ConnectError {
     match error {
         AppError::Backend(source) => ConnectError::Backend { url: settings.backend.value.clone(), source },
         other => ConnectError::App(other),
     }
 }
 
-/// Checks the configured keys before anything is connected.
+/// Checks the keys, before anything is connected.
 fn check_keys(settings: &Settings) -> Result<(), ConnectError> {
     if settings.lacks_key() && !settings.allow_unsigned.value {
         return Err(ConnectError::NoKey { url: settings.broker.value.clone() });
@@ -189,7 +191,7 @@ fn check_keys(settings: &Settings) -> Result<(), ConnectError> {
     Ok(())
 }
 
-/// Refuses to send a password that anyone on the network path could read.
+/// Refuses to send a password without TLS to another host.
 fn check_plaintext(setting: &Setting<ServerUrl>, settings: &Settings) -> Result<(), SettingsError> {
     let tls = match setting.value.scheme() {
         Scheme::Amqp => "amqps://",
@@ -200,7 +202,7 @@ fn check_plaintext(setting: &Setting<ServerUrl>, settings: &Settings) -> Result<
         Some(host) => Err(SettingsError::new(
             &setting.origin,
             format!(
-                "{} would send its password to {host} in plain text; use {tls}, or, on a trusted network, set \
+                "{} would send its password to {host} in plain text; use {tls}, or, on a trusted network, \
                  --insecure-plaintext, MACHINIST_INSECURE_PLAINTEXT=true or insecure_plaintext = true",
                 setting.value
             ),
@@ -208,7 +210,7 @@ fn check_plaintext(setting: &Setting<ServerUrl>, settings: &Settings) -> Result<
     }
 }
 
-/// Reads the TLS files, only for a URL that uses TLS.
+/// Reads the TLS files, but only for a URL that uses TLS.
 #[cfg(any(feature = "amqp", feature = "redis"))]
 fn tls(url: &ServerUrl, settings: &Settings) -> Result<machinist_core::tls::Tls, SettingsError> {
     use machinist_core::tls::Tls;
@@ -250,7 +252,7 @@ async fn reach_broker(
         Scheme::Amqp | Scheme::Amqps => amqp::reach(url, settings).await,
         Scheme::Sqlite => file::open(url, Role::Broker, settings).await?.broker,
         Scheme::Memory => Ok(Arc::new(MemoryBroker::new())),
-        _ => unreachable_scheme(url, Role::Broker),
+        _ => wrong_scheme(url, Role::Broker),
     }
 }
 
@@ -263,15 +265,14 @@ async fn reach_backend(
     match url.scheme() {
         Scheme::Sqlite => file::open(url, Role::Backend, settings).await?.backend,
         Scheme::Memory => Ok(Arc::new(MemoryBackend::new())),
-        Scheme::Amqp | Scheme::Amqps => unreachable_scheme(url, Role::Backend),
+        Scheme::Amqp | Scheme::Amqps => wrong_scheme(url, Role::Backend),
         _ => redis::reach(url, settings).await,
     }
 }
 
-/// Refuses a URL whose scheme does not fit its role. Parsing has refused it already; this covers a URL made in
-/// another way.
-fn unreachable_scheme<T>(url: &ServerUrl, role: Role) -> Result<T, ConnectError> {
-    Err(SettingsError::new(role.as_str(), format!("{url} cannot be used as one")).into())
+/// Refuses a scheme that does not fit the role. Reading a URL has refused it before.
+fn wrong_scheme<T>(url: &ServerUrl, role: Role) -> Result<T, ConnectError> {
+    Err(SettingsError::new(role.as_str(), format!("{url} cannot be one")).into())
 }
 
 #[cfg(feature = "amqp")]
@@ -355,22 +356,22 @@ mod file {
     }
 }
 
-/// Constructors of [`App`] from the settings.
+/// Constructors of an [`App`] from settings.
 pub trait AppExt: Sized {
-    /// Connects to the servers that the `MACHINIST_*` variables and `machinist.toml` configure, or opens the file
+    /// Builds an application from the `MACHINIST_*` variables and `machinist.toml`, by default over the file
     /// `machinist.db` in the current folder: see [`settings`](crate::settings).
     ///
     /// # Errors
-    /// [`ConnectError`] if a setting is wrong or a server cannot be reached.
+    /// [`ConnectError`] names the setting that is wrong or the server that cannot be reached.
     ///
     /// # Cancel safety
     /// Safe: open connections are closed.
     fn from_env() -> impl Future<Output = Result<Self, ConnectError>> + Send;
 
-    /// Connects to the servers of these settings.
+    /// Builds an application from settings.
     ///
     /// # Errors
-    /// [`ConnectError`] if a setting is wrong or a server cannot be reached.
+    /// [`ConnectError`] names the setting that is wrong or the server that cannot be reached.
     ///
     /// # Cancel safety
     /// Safe: open connections are closed.

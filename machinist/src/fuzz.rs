@@ -1,4 +1,4 @@
-//! Properties of all settings: the bodies of fuzz targets, and of tests that run them within bounds.
+//! Properties of any settings: the bodies of fuzz targets, and of tests that run them for a short time.
 
 use std::path::Path;
 
@@ -7,17 +7,17 @@ use crate::{
     settings::{Overrides, Settings},
 };
 
-/// Password that must never be shown.
+/// Password that no text may show.
 const PASSWORD: &str = "pa55w0rd-nobody-is-shown";
 
-/// Returns `true` if a text holds the password itself, possibly interleaved with characters that are removed below: a
-/// coverage-guided fuzzer finds such inputs.
+/// Returns `true` if the input itself holds the password, perhaps with characters in between that are removed below. A
+/// fuzzer that sees the program's constants finds it.
 fn holds_password(text: &str) -> bool {
     let bare: String = text.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
     bare.contains(PASSWORD)
 }
 
-/// Checks that the password of a URL is never shown, with any text before, inside and after it.
+/// Checks that a password in a URL is never shown, with any text before, within and after it.
 pub fn redaction(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     if holds_password(&text) {
@@ -25,12 +25,16 @@ pub fn redaction(data: &[u8]) {
     }
     let mut parts = text.splitn(5, '\n');
     let mut part = || parts.next().unwrap_or_default();
-    let (scheme, user, before, behind, rest) = (part(), part(), part(), part(), part());
+    let scheme = part();
+    let user = part();
+    let before = part();
+    let after = part();
+    let rest = part();
     let plain = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).collect::<String>();
     let scheme =
         ["amqp", "amqps", "redis", "rediss", "redis+unix", "redis+sentinel", "http"][scheme.len() % 7];
     let user: String = user.chars().filter(|c| !c.is_whitespace() && !":/@?#".contains(*c)).collect();
-    let password = format!("{before}{PASSWORD}{behind}");
+    let password = format!("{before}{PASSWORD}{after}");
     let in_front = format!("{scheme}://{user}:{password}@host:1/{rest}");
     assert!(!redact::url(&in_front).contains(PASSWORD), "{in_front:?}");
     // In a query a password ends where the next parameter begins.
@@ -48,7 +52,7 @@ pub fn redaction(data: &[u8]) {
     drop((redact::url(&text), redact::text(&text)));
 }
 
-/// Checks that a configuration is read or refused with an error, and that neither shows a password.
+/// Checks that a configuration is read or refused, and that neither shows a password.
 pub fn config(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     if holds_password(&text) {

@@ -1,18 +1,18 @@
-//! The keys that are configured: `key_file`, `[[keys]]`, and the embedded file's own.
+//! Configured keys: `key_file`, `[[keys]]`, and the key of an SQLite broker.
 //!
 //! ```toml
-//! key_file = "machinist.key"      # the key that signs; one key needs no more than this
+//! key_file = "machinist.key"      # the key that signs; enough for a single key
 //!
-//! [[keys]]                        # further keys of the ring; see docs/signing.md
+//! [[keys]]                        # further keys of the key ring; see docs/signing.md
 //! file = "producer.key"           # or `env = "NAME"`, or `secret`/`public` with `id` and `alg`
-//! state = "verify"                # active (unless said otherwise), verify, revoked
+//! state = "verify"                # active (the default), verify, revoked
 //! not_after = 2027-01-01T00:00:00Z
 //! tasks = ["mail.*"]
 //! queues = ["mail"]
 //! ```
 //!
-//! Settings only say where keys are. They are read here, when an application is made and when a worker is told to
-//! read them again; whatever is wrong with one is told with the place that names it.
+//! Settings only name the places of keys. The keys are read here, when an application is built and when a worker is
+//! told to reload them. An error names the setting of the key.
 
 use std::path::Path;
 
@@ -24,33 +24,33 @@ use machinist_core::{
 use zeroize::Zeroizing;
 
 use crate::{
-    settings::{Origin, Setting, Settings, SettingsError},
+    settings::{Setting, SettingOrigin, Settings, SettingsError},
     url::Scheme,
 };
 
-/// A key that is configured, with what is to be shown of it.
+/// Configured key, with its properties that may be shown.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ConfiguredKey {
     /// The key.
     pub key: Key,
-    /// RFC 3339: what it signed before is not believed.
+    /// Time before which its signatures are not valid (RFC 3339).
     pub not_before: Option<String>,
-    /// RFC 3339: what it signed after is not believed.
+    /// Time after which its signatures are not valid (RFC 3339).
     pub not_after: Option<String>,
-    /// The tasks it may sign; all where nothing is said.
+    /// Tasks it may sign; `None` for all.
     pub tasks: Option<Vec<String>>,
-    /// The queues it may sign for; all where nothing is said.
+    /// Queues it may sign for; `None` for all.
     pub queues: Option<Vec<String>>,
-    /// The setting that names it.
-    pub origin: Origin,
+    /// Setting that names the key.
+    pub origin: SettingOrigin,
 }
 
 impl Settings {
-    /// All keys that are configured, read from where they are; each or what is wrong with it. The embedded file's
-    /// own key is not made here, and is missing until an application has made it.
+    /// Reads all configured keys, each with its own error. The key of an SQLite broker is not created here, and is
+    /// missing until an application has created it.
     pub fn configured_keys(&self) -> Vec<Result<ConfiguredKey, SettingsError>> {
-        let own = self.key_file.iter().filter(|file| !is_own(file) || file.value.exists());
+        let own = self.key_file.iter().filter(|file| !is_default_key(file) || file.value.exists());
         let own = own.map(|file| {
             let mut config = KeyConfig::default();
             config.file = Some(file.value.clone());
@@ -59,11 +59,11 @@ impl Settings {
         own.chain(self.keys.iter().map(|key| read(&key.value, &key.origin))).collect()
     }
 
-    /// The ring of all keys that are configured; `None` where there are none, and where the embedded file's own
-    /// has not been made yet.
+    /// Builds the key ring of all configured keys. Returns `None` if there are none, and if the key of an SQLite
+    /// broker has not been created yet.
     ///
     /// # Errors
-    /// [`SettingsError`] says which key cannot be used, why, and what to do.
+    /// [`SettingsError`] names the key that cannot be used, the reason and the remedy.
     pub fn keyring(&self) -> Result<Option<Keyring>, SettingsError> {
         let keys: Vec<Key> = self
             .configured_keys()
@@ -76,9 +76,9 @@ impl Settings {
         Keyring::new(keys).map(Some).map_err(|error| self.wrong_ring(&error))
     }
 
-    /// The ring for whoever sends or works: the embedded file gets its own key if it has none.
+    /// Builds the key ring of a sender or a worker. Creates the key of an SQLite broker if it has none.
     pub(crate) fn signing_keyring(&self) -> Result<Option<Keyring>, SettingsError> {
-        if let Some(file) = self.key_file.as_ref().filter(|file| is_own(file)) {
+        if let Some(file) = self.key_file.as_ref().filter(|file| is_default_key(file)) {
             let id = fresh_id("embedded");
             Key::read_or_create(&file.value, Algorithm::default(), &id)
                 .map_err(|error| wrong(&file.origin, &error))?;
@@ -86,8 +86,7 @@ impl Settings {
         self.keyring()
     }
 
-    /// Whether other processes reach the broker over a network, and nothing is configured to tell their tasks from
-    /// anybody's.
+    /// Returns `true` if the broker is reached over a network and no key is configured to verify tasks.
     pub fn lacks_key(&self) -> bool {
         let shared = matches!(self.broker.value.scheme(), Scheme::Amqp | Scheme::Amqps);
         shared && self.key_file.is_none() && self.keys.is_empty()
@@ -99,10 +98,10 @@ impl Settings {
             .first()
             .map(|key| &key.origin)
             .or_else(|| self.key_file.as_ref().map(|key| &key.origin));
-        wrong(origin.unwrap_or(&Origin::Default), error)
+        wrong(origin.unwrap_or(&SettingOrigin::Default), error)
     }
 
-    /// What there is to say about the keys: whether each can be read, is valid and private, and whether one signs.
+    /// Checks that each key can be read, is valid and private, and that one signs.
     pub fn diagnose_keys(&self) -> Vec<Finding> {
         let now = clock::wall();
         let mut findings = Vec::new();
@@ -116,19 +115,19 @@ impl Settings {
                 Err(error) => findings.push(Finding::error("key", error.to_string(), "")),
             }
         }
-        let own = self.key_file.as_ref().is_some_and(is_own);
+        let own = self.key_file.as_ref().is_some_and(is_default_key);
         match Keyring::new(keys) {
             Ok(ring) if ring.signing_key().is_none() => findings.push(Finding::warning(
                 "signing key",
-                "none is active: results can be checked, and no task sent or run",
-                "set state = \"active\" on one that has its secret",
+                "none is active: results can be verified, but no task can be sent or run",
+                "set state = \"active\" for a key with its secret",
             )),
             Ok(_) => {}
-            // What is wrong with single keys has been said.
+            // The errors of the single keys are findings already.
             Err(KeyError::Empty) if !findings.is_empty() => {}
             Err(KeyError::Empty) if own => findings.push(Finding::good(
                 "signing key",
-                "none yet: the first worker or sender makes one beside the embedded file",
+                "none yet: the first worker or sender makes one next to the SQLite file",
             )),
             Err(KeyError::Empty) if self.lacks_key() && !self.allow_unsigned.value => {
                 findings.push(Finding::warning(
@@ -144,10 +143,10 @@ impl Settings {
             findings.push(Finding::warning(
                 "unsigned tasks",
                 format!(
-                    "are run ({}): who can publish to a queue can run every task of its workers",
+                    "are run ({}): anyone who can publish to a queue can run every task of its workers",
                     self.allow_unsigned.origin
                 ),
-                "take allow_unsigned back once every sender has a key",
+                "remove allow_unsigned once every sender has a key",
             ));
         }
         findings
@@ -171,20 +170,20 @@ impl ConfiguredKey {
             (true, _, true) => Finding::error(
                 subject,
                 format!(
-                    "{about}: it signs, and is not valid before {}",
+                    "{about}: it is active, but not valid before {}",
                     self.not_before.as_deref().unwrap_or_default()
                 ),
-                "make another one active until then",
+                "make another key active until then",
             ),
             (_, true, true) => Finding::error(
                 subject,
-                format!("{about}: it signs, and is not valid after {until}"),
+                format!("{about}: it is active, but not valid after {until}"),
                 "`machinist keygen` makes another; docs/signing.md says how to replace a key",
             ),
             (_, true, false) => Finding::warning(
                 subject,
-                format!("{about}: what it signed after {until} is not believed"),
-                "remove it once nothing that it signed is under way",
+                format!("{about}: its signatures after {until} are not valid"),
+                "remove it once no message that it signed is under way",
             ),
             _ => Finding::good(subject, about),
         }
@@ -200,13 +199,13 @@ impl ConfiguredKey {
     }
 }
 
-/// Reads one key from where it is.
-fn read(config: &KeyConfig, origin: &Origin) -> Result<ConfiguredKey, SettingsError> {
+/// Reads one key from its place.
+fn read(config: &KeyConfig, origin: &SettingOrigin) -> Result<ConfiguredKey, SettingsError> {
     let failed = |error: KeyError| wrong(origin, &error);
     if config.secret.is_some()
-        && let Origin::File { path, .. } = origin
+        && let SettingOrigin::File { path, .. } = origin
     {
-        // The secret lies in the configuration itself, which then has to be as private as a key file.
+        // The secret is in the configuration itself, which then has to be as private as a key file.
         Key::read_text(path).map_err(failed)?;
     }
     let text = match (&config.file, &config.env) {
@@ -224,7 +223,7 @@ fn read(config: &KeyConfig, origin: &Origin) -> Result<ConfiguredKey, SettingsEr
             (None, None) => failed(error),
         }
     })?;
-    // The text was understood as a key just now; what it says beside the key holds where nothing else is said.
+    // The text is a valid key. Its other properties hold unless the setting has them too.
     let inner: KeyConfig = text.and_then(|text| toml::from_str(&text).ok()).unwrap_or_default();
     Ok(ConfiguredKey {
         key,
@@ -236,16 +235,16 @@ fn read(config: &KeyConfig, origin: &Origin) -> Result<ConfiguredKey, SettingsEr
     })
 }
 
-/// Nobody configured it: it is the embedded file's own, and may still have to be made.
-fn is_own(file: &Setting<std::path::PathBuf>) -> bool {
-    file.origin == Origin::Default
+/// Returns `true` for the key of an SQLite broker, which no setting names and which may not exist yet.
+fn is_default_key(file: &Setting<std::path::PathBuf>) -> bool {
+    file.origin == SettingOrigin::Default
 }
 
-fn wrong(origin: &Origin, error: &KeyError) -> SettingsError {
+fn wrong(origin: &SettingOrigin, error: &KeyError) -> SettingsError {
     SettingsError::new(origin, error.to_string())
 }
 
-fn missing(origin: &Origin, file: &Path, error: &KeyError) -> SettingsError {
+fn missing(origin: &SettingOrigin, file: &Path, error: &KeyError) -> SettingsError {
     if file.exists() {
         return wrong(origin, error);
     }
@@ -253,7 +252,7 @@ fn missing(origin: &Origin, file: &Path, error: &KeyError) -> SettingsError {
     SettingsError::new(origin, format!("{error}; `machinist keygen --out {shown}` makes one"))
 }
 
-/// A name for a new key that no other has: the prefix, and eight letters and digits.
+/// Returns a unique id for a new key: the prefix, and eight letters and digits.
 pub fn fresh_id(prefix: &str) -> String {
     let id = machinist_core::TaskId::fresh();
     let word: String = id.as_str().chars().rev().filter(char::is_ascii_alphanumeric).take(8).collect();

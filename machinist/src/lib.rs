@@ -15,10 +15,10 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let folder = tempfile::tempdir()?;
 //! # std::env::set_current_dir(&folder)?;
-//! // Uses the MACHINIST_* variables and machinist.toml, else the file machinist.db.
+//! // From MACHINIST_* variables and machinist.toml; by default over the file machinist.db.
 //! let app = App::from_env().await?;
 //!
-//! // A worker, usually in a separate process:
+//! // A worker, usually a separate process:
 //! let worker = Worker::builder(&app).task(ADD, add).build()?;
 //! let working = tokio::spawn(worker.run_until(async { tokio::signal::ctrl_c().await.unwrap_or(()) }));
 //!
@@ -30,12 +30,12 @@
 //! # }
 //! ```
 //!
-//! This crate re-exports everything of [`machinist_core`] under the same names. It adds the adapters, by cargo
-//! feature (`amqp`, `redis`, `sqlite`, all on by default), and [`App::from_env`](AppExt::from_env), which selects
-//! them by the settings: see [`settings`].
+//! This crate re-exports [`machinist_core`] under the same names. It adds the adapters, by cargo feature (`amqp`,
+//! `redis`, `sqlite`, all on by default), and [`App::from_env`](AppExt::from_env), which chooses them by the settings:
+//! see [`settings`].
 //!
-//! Tasks and results are signed. The embedded SQLite file gets a key file next to it; over RabbitMQ a key has to
-//! be configured: see [`keys`].
+//! Tasks and results are signed. An SQLite file gets a key file next to it; over RabbitMQ a key has to be configured:
+//! see [`keys`].
 
 pub mod connect;
 #[cfg(any(test, fuzzing))]
@@ -49,18 +49,18 @@ pub mod url;
 
 #[doc(inline)]
 pub use machinist_core::*;
-/// Broker and backend in the memory of one process.
+/// Broker and backend inside one process.
 pub use machinist_memory as memory;
 
 pub use connect::{AppExt, ConnectError, Servers};
 
-/// The broker over AMQP 0.9.1 (RabbitMQ).
+/// Broker over AMQP 0.9.1 (RabbitMQ).
 #[cfg(feature = "amqp")]
 pub mod amqp {
     pub use machinist_broker_amqp::*;
 }
 
-/// The result backend over Redis.
+/// Result backend over Redis.
 #[cfg(feature = "redis")]
 pub mod redis {
     pub use machinist_backend_redis::*;

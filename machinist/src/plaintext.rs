@@ -1,4 +1,4 @@
-//! Detection of passwords that would cross a network without TLS.
+//! Detection of passwords that would be sent over a network without TLS.
 
 use std::borrow::Cow;
 
@@ -7,12 +7,12 @@ use crate::{
     url::{Scheme, ServerUrl},
 };
 
-/// Returns the first host to which this URL would send its password in plain text; `None` without a password, with
-/// TLS, or without a network.
+/// Returns the first host to which this URL would send its password in plain text; `None` without a password, with TLS,
+/// or without a network.
 pub(crate) fn exposed_to(url: &ServerUrl) -> Option<String> {
     let plain =
         matches!(url.scheme(), Scheme::Amqp | Scheme::Redis | Scheme::RedisSentinel | Scheme::RedisCluster);
-    // A URL holds a secret if redaction changes it.
+    // The redaction knows all passwords of a URL.
     let secret = matches!(redact::url(url.expose()), Cow::Owned(_));
     if !(plain && secret) {
         return None;
@@ -23,7 +23,7 @@ pub(crate) fn exposed_to(url: &ServerUrl) -> Option<String> {
     hosts.split(',').map(host).find(|host| !is_loopback(host)).map(str::to_owned)
 }
 
-/// Returns the host of `[::1]:5672`, `mq:5672` or `mq`, without the port.
+/// Removes the port of `[::1]:5672`, `mq:5672` or `mq`.
 fn host(text: &str) -> &str {
     match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, _)) => address,
@@ -34,7 +34,7 @@ fn host(text: &str) -> &str {
 fn is_loopback(host: &str) -> bool {
     match host.parse::<std::net::IpAddr>() {
         Ok(address) => address.to_canonical().is_loopback(),
-        // Without a host every adapter connects to the local machine.
+        // Without a host every adapter connects to this one.
         Err(_) => host.is_empty() || host.eq_ignore_ascii_case("localhost"),
     }
 }

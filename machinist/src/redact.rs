@@ -1,18 +1,18 @@
-//! Redaction of passwords in text that is shown.
+//! Removal of passwords from shown text.
 //!
 //! Every text that may hold a URL goes through one of these two functions before it is shown: error messages,
-//! `machinist config`, the `Debug` of settings. They hide too much rather than too little, because a URL in an
-//! error message is often one that was typed wrong.
+//! `machinist config`, the `Debug` of settings. They rather hide too much than too little, because a URL in an error
+//! message is often one with a typing error.
 
 use std::borrow::Cow;
 
-/// Placeholder for a password.
+/// Replacement of a password.
 const HIDDEN: &str = "***";
 
-/// Hides the secrets of a URL: the password before the `@`, and the value of every query parameter whose name
-/// suggests a secret (`password`, `sentinel_pass`, `secret`, `token`).
+/// Removes the secrets of a URL: the password before the `@`, and the value of every query parameter whose name
+/// suggests one (`password`, `sentinel_pass`, `secret`, `token`).
 ///
-/// The text does not have to be a valid URL; everything that could be a password is hidden.
+/// The text need not be a valid URL; everything that could be a password is hidden.
 ///
 /// # Examples
 /// ```
@@ -21,7 +21,7 @@ const HIDDEN: &str = "***";
 /// assert_eq!(url("redis+unix:///run/redis.sock?pass=s3cret&db=2"), "redis+unix:///run/redis.sock?pass=***&db=2");
 /// ```
 pub fn url(text: &str) -> Cow<'_, str> {
-    // `amqp:/user:password@host` and `user:password@host` are mistyped, but still hold a password.
+    // `amqp:/user:password@host` and `user:password@host` are typing errors, and still hold a password.
     let start = match text.find("://") {
         Some(at) => at + 3,
         None => text.find(":/").map_or(0, |at| at + 2),
@@ -31,7 +31,7 @@ pub fn url(text: &str) -> Cow<'_, str> {
     if rest == text[start..] { Cow::Borrowed(text) } else { Cow::Owned(format!("{scheme}{rest}")) }
 }
 
-/// Redacts every URL in a text, for messages from other code.
+/// Removes the secrets of every URL in a text, for messages from elsewhere.
 ///
 /// # Examples
 /// ```
@@ -50,9 +50,9 @@ pub fn text(text: &str) -> Cow<'_, str> {
     )
 }
 
-/// Hides the password before the last `@`, at any position: a password may hold unescaped `/`, `?` and `@`.
+/// Hides the password before the last `@`: a password may hold `/`, `?` and `@` without escapes.
 fn hide_userinfo(rest: &str) -> Cow<'_, str> {
-    // A path: it has no authority and therefore no user.
+    // A path has no authority, so no user.
     if rest.starts_with('/') {
         return Cow::Borrowed(rest);
     }

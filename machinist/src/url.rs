@@ -1,7 +1,7 @@
 //! URLs of brokers and backends.
 //!
-//! Only the scheme is parsed here. The adapter parses the rest, because only the adapter knows the syntax of a
-//! Sentinel's host list or a Redis socket.
+//! Only the scheme is read here. The adapter reads the rest, because only it knows the syntax of a Sentinel's host
+//! list or a Redis socket.
 
 use std::{
     fmt,
@@ -10,27 +10,27 @@ use std::{
 
 use crate::redact;
 
-/// Scheme of a broker's or a backend's URL.
+/// Scheme of a URL: the kind of server and of connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Scheme {
-    /// `amqp://`, RabbitMQ: broker.
+    /// `amqp://`, a RabbitMQ: broker.
     Amqp,
-    /// `amqps://`, RabbitMQ over TLS: broker.
+    /// `amqps://`, a RabbitMQ over TLS: broker.
     Amqps,
-    /// `redis://`, Redis: backend.
+    /// `redis://`: backend.
     Redis,
-    /// `rediss://`, Redis over TLS: backend.
+    /// `rediss://`, a Redis over TLS: backend.
     Rediss,
-    /// `redis+sentinel://`, Redis found through its Sentinels: backend.
+    /// `redis+sentinel://`, a Redis found through its Sentinels: backend.
     RedisSentinel,
     /// `rediss+sentinel://`, the same over TLS: backend.
     RedissSentinel,
-    /// `redis+cluster://`, Redis Cluster: backend.
+    /// `redis+cluster://`, a Redis Cluster: backend.
     RedisCluster,
-    /// `rediss+cluster://`, Redis Cluster over TLS: backend.
+    /// `rediss+cluster://`, a Redis Cluster over TLS: backend.
     RedissCluster,
-    /// `redis+unix://`, Redis on a Unix socket: backend.
+    /// `redis+unix://`, a Redis behind a Unix socket: backend.
     RedisUnix,
     /// `sqlite://FILE`: broker and backend, in one file.
     Sqlite,
@@ -41,14 +41,14 @@ pub enum Scheme {
 /// Role of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Carries messages.
+    /// Moves messages.
     Broker,
-    /// Stores records.
+    /// Stores states and results.
     Backend,
 }
 
 impl Role {
-    /// Schemes for this role, in the order in which messages list them.
+    /// Returns the schemes of the role, in the order in which they are listed.
     pub const fn schemes(self) -> &'static [Scheme] {
         match self {
             Self::Broker => &[Scheme::Amqp, Scheme::Amqps, Scheme::Sqlite, Scheme::Memory],
@@ -66,7 +66,7 @@ impl Role {
         }
     }
 
-    /// `broker` or `backend`.
+    /// Returns `broker` or `backend`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Broker => "broker",
@@ -76,12 +76,12 @@ impl Role {
 }
 
 impl Scheme {
-    /// Returns `true` if the connection uses TLS.
+    /// Returns `true` if connections use TLS.
     pub const fn is_tls(self) -> bool {
         matches!(self, Self::Amqps | Self::Rediss | Self::RedissSentinel | Self::RedissCluster)
     }
 
-    /// Text of the scheme, without `://`.
+    /// Returns the scheme as it is written before `://`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Amqp => "amqp",
@@ -107,10 +107,10 @@ pub struct ServerUrl {
 }
 
 impl ServerUrl {
-    /// Parses a URL. Its scheme has to fit the role; the adapter parses the rest.
+    /// Reads a URL, whose scheme has to fit the role. The rest is not checked here.
     ///
     /// # Errors
-    /// A sentence that names the known schemes, without the password.
+    /// A sentence that names the schemes of the role, without the password.
     pub fn parse(text: &str, role: Role) -> Result<Self, String> {
         let shown = redact::url(text);
         let known = || {
@@ -148,7 +148,7 @@ impl ServerUrl {
         self.scheme
     }
 
-    /// Returns the whole URL including the password: for the adapter, never for people.
+    /// Returns the whole URL with its password: for the adapter, never to be shown.
     pub fn expose(&self) -> &str {
         &self.text
     }
@@ -159,7 +159,7 @@ impl ServerUrl {
         (self.scheme == Scheme::Sqlite).then(|| PathBuf::from(rest))
     }
 
-    /// Resolves a relative `sqlite://` file against another folder than the current one.
+    /// Joins the relative path of a `sqlite://` URL to a folder; other URLs stay as they are.
     #[must_use]
     pub(crate) fn relative_to(self, folder: &Path) -> Self {
         match self.file() {

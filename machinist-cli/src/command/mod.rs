@@ -1,4 +1,4 @@
-//! *Command tasks*: tasks that are programs, so that any language can be a worker.
+//! *CommandTemplate tasks*: tasks that are programs, so that any language can be a worker.
 //!
 //! `[tasks.NAME]` of machinist.toml names a command line with places for the task's arguments. A program gets
 //! them there, and as one JSON object on its standard input:
@@ -32,24 +32,24 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::systemd;
-pub(crate) use process::Groups;
-use process::{Ended, Finished};
+pub(crate) use process::ProcessGroups;
+use process::{FinishedRun, RunEnd};
 use template::{Arguments, Template};
 
 /// Exit code of a program that wants to be run later (`EX_TEMPFAIL`).
-const LATER: i32 = 75;
+const RUN_LATER: i32 = 75;
 
 /// A task that is a program.
 #[derive(Debug, Clone)]
-pub(crate) struct CommandTask(Arc<Command>);
+pub(crate) struct CommandTask(Arc<CommandTemplate>);
 
 #[derive(Debug)]
-struct Command {
+struct CommandTemplate {
     program: PathBuf,
     arguments: Vec<Template>,
     names: Option<Vec<String>>,
     backoff: Backoff,
-    groups: Groups,
+    groups: ProcessGroups,
 }
 
 impl CommandTask {
@@ -57,7 +57,11 @@ impl CommandTask {
     ///
     /// # Errors
     /// A template names an argument that does not exist.
-    pub(crate) fn new(name: &str, task: &TaskSettings, groups: &Groups) -> Result<Self, SettingsError> {
+    pub(crate) fn new(
+        name: &str,
+        task: &TaskSettings,
+        groups: &ProcessGroups,
+    ) -> Result<Self, SettingsError> {
         let names = task.args.as_ref().map(|names| names.value.clone());
         let wrong =
             |problem| SettingsError::new(&task.command.origin, format!("tasks.{name}.command: {problem}"));
@@ -67,7 +71,7 @@ impl CommandTask {
         if !parse(program)?.is_constant() {
             return Err(wrong("the program itself cannot come from an argument".to_owned()));
         }
-        Ok(Self(Arc::new(Command {
+        Ok(Self(Arc::new(CommandTemplate {
             program: locate(program, task.folder()),
             arguments: arguments.iter().map(parse).collect::<Result<_, _>>()?,
             backoff: task.backoff.as_ref().map(|b| b.value.clone()).unwrap_or_default(),
@@ -97,7 +101,7 @@ fn locate(program: &str, folder: &Path) -> PathBuf {
 
 /// What a program reads on its standard input.
 #[derive(Serialize)]
-struct Input<'a> {
+struct CommandInput<'a> {
     id: &'a str,
     name: &'a str,
     queue: &'a str,
@@ -106,7 +110,7 @@ struct Input<'a> {
     named: &'a std::collections::BTreeMap<String, Value>,
 }
 
-impl Command {
+impl CommandTemplate {
     async fn run(&self, cx: TaskContext, args: Vec<Arg>) -> Result<Results, TaskError> {
         let arguments = Arguments::bind(args, self.names.as_deref()).map_err(TaskError::malformed)?;
         let argv: Result<Vec<String>, String> = self.arguments.iter().map(|t| t.fill(&arguments)).collect();
@@ -120,7 +124,7 @@ impl Command {
         for variable in systemd::VARIABLES {
             command.env_remove(variable);
         }
-        let input = serde_json::to_vec(&Input {
+        let input = serde_json::to_vec(&CommandInput {
             id: cx.task_id().as_str(),
             name: cx.task_name().as_str(),
             queue: cx.queue().as_str(),
@@ -130,15 +134,15 @@ impl Command {
         })?;
         let ended = process::run(command, input, |line| cx.log(line), cx.cancellation(), &self.groups).await;
         match ended {
-            Ok(Ended::Finished(finished)) => self.outcome(finished, cx.attempt()),
-            Ok(Ended::Cancelled) => Err(TaskError::new("the run was cancelled, and its program ended")),
+            Ok(RunEnd::Finished(finished)) => self.outcome(finished, cx.attempt()),
+            Ok(RunEnd::Cancelled) => Err(TaskError::new("the run was cancelled, and its program ended")),
             Err(error) => Err(self.not_started(error)),
         }
     }
 
-    fn outcome(&self, finished: Finished, attempt: u32) -> Result<Results, TaskError> {
+    fn outcome(&self, finished: FinishedRun, attempt: u32) -> Result<Results, TaskError> {
         if finished.overflow {
-            let limit = process::OUTPUT_LIMIT / 1024 / 1024;
+            let limit = process::MAX_OUTPUT_BYTES / 1024 / 1024;
             let why =
                 format!("wrote more than {limit} MiB to standard output; write a file and print its name");
             return Err(TaskError::permanent(self.failed(&why, finished.last_lines)));
@@ -146,7 +150,7 @@ impl Command {
         match finished.status.code() {
             Some(0) => results(finished.stdout)
                 .map_err(|why| TaskError::permanent(self.failed(why, finished.last_lines))),
-            Some(LATER) => {
+            Some(RUN_LATER) => {
                 let why = self.failed("asked to be run later (exit code 75)", finished.last_lines);
                 // The longest wait that the back-off allows: the program knows that now is too early.
                 Err(TaskError::retry_in(self.backoff.delay(attempt.saturating_sub(1), 1.0)).because(why))
@@ -237,7 +241,7 @@ mod tests {
             &|_| None,
             Some((Path::new("conf/machinist.toml"), toml)),
         )?;
-        CommandTask::new("t", &settings.tasks["t"], &Groups::default())
+        CommandTask::new("t", &settings.tasks["t"], &ProcessGroups::default())
     }
 
     #[test]

@@ -25,22 +25,22 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 /// How many bytes of output a run may have.
-pub(crate) const OUTPUT_LIMIT: usize = 1024 * 1024;
+pub(crate) const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
 /// How long a group that was asked to end may take.
-const KILL_AFTER: Duration = Duration::from_secs(3);
+const KILL_DELAY: Duration = Duration::from_secs(3);
 /// How long is waited for the rest of its output when a program has ended.
-const LINGER: Duration = Duration::from_secs(2);
+const OUTPUT_GRACE: Duration = Duration::from_secs(2);
 /// How many lines of its standard error are repeated in the error of a run that failed.
-const LAST_LINES: usize = 10;
+const ERROR_LINES: usize = 10;
 /// A longer line of standard error is cut.
-const LINE_LIMIT: usize = 4096;
+const MAX_LINE_BYTES: usize = 4096;
 
 /// What came of a run that ended by itself.
 #[derive(Debug)]
-pub(crate) struct Finished {
+pub(crate) struct FinishedRun {
     pub(crate) status: ExitStatus,
     pub(crate) stdout: Vec<u8>,
-    /// It was stopped because it wrote more than [`OUTPUT_LIMIT`].
+    /// It was stopped because it wrote more than [`MAX_OUTPUT_BYTES`].
     pub(crate) overflow: bool,
     /// The end of its standard error.
     pub(crate) last_lines: String,
@@ -48,17 +48,17 @@ pub(crate) struct Finished {
 
 /// What came of a run.
 #[derive(Debug)]
-pub(crate) enum Ended {
-    Finished(Finished),
+pub(crate) enum RunEnd {
+    Finished(FinishedRun),
     /// It was cancelled, and nothing of it is left.
     Cancelled,
 }
 
 /// The groups that are alive, so that none outlives this process.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Groups(Arc<Mutex<BTreeSet<i32>>>);
+pub(crate) struct ProcessGroups(Arc<Mutex<BTreeSet<i32>>>);
 
-impl Groups {
+impl ProcessGroups {
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<i32>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -72,14 +72,14 @@ impl Groups {
 }
 
 /// A live group. Dropped while it lives (its run was dropped), it is ended in the background.
-struct Group {
+struct ProcessGroup {
     leader: i32,
-    groups: Groups,
+    groups: ProcessGroups,
     over: bool,
 }
 
-impl Group {
-    fn enter(groups: &Groups, child: &Child) -> Self {
+impl ProcessGroup {
+    fn register(groups: &ProcessGroups, child: &Child) -> Self {
         // INVARIANT: the child was just spawned and nobody has waited for it.
         let leader = child.id().and_then(|id| i32::try_from(id).ok()).expect("a running child has an id");
         groups.lock().insert(leader);
@@ -95,7 +95,7 @@ impl Group {
 
     async fn end(mut self, child: &mut Child) -> io::Result<()> {
         signal(self.leader, Signal::SIGTERM);
-        if tokio::time::timeout(KILL_AFTER, child.wait()).await.is_err() {
+        if tokio::time::timeout(KILL_DELAY, child.wait()).await.is_err() {
             signal(self.leader, Signal::SIGKILL);
             child.wait().await?;
         }
@@ -104,7 +104,7 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         if self.over {
             return;
@@ -113,7 +113,7 @@ impl Drop for Group {
         signal(leader, Signal::SIGTERM);
         let finish = async move {
             // Asked often, so that a number that somebody else has got meanwhile is not killed.
-            for _ in 0..KILL_AFTER.as_millis() / 50 {
+            for _ in 0..KILL_DELAY.as_millis() / 50 {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 if killpg(Pid::from_raw(leader), None) == Err(nix::errno::Errno::ESRCH) {
                     groups.lock().remove(&leader);
@@ -151,11 +151,11 @@ pub(crate) async fn run(
     input: Vec<u8>,
     log: impl FnMut(&str),
     cancel: &CancellationToken,
-    groups: &Groups,
-) -> io::Result<Ended> {
+    groups: &ProcessGroups,
+) -> io::Result<RunEnd> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn()?;
-    let mut group = Group::enter(groups, &child);
+    let mut group = ProcessGroup::register(groups, &child);
     // INVARIANT: all three are piped above, and taken once.
     let (mut stdin, stdout, stderr) = (
         child.stdin.take().expect("stdin is piped"),
@@ -186,7 +186,7 @@ pub(crate) async fn run(
             tokio::select! {
                 status = &mut wait => {
                     // A process that left the group can hold the pipes open for ever.
-                    let _all_or_enough = tokio::time::timeout(LINGER, reads).await;
+                    let _all_or_enough = tokio::time::timeout(OUTPUT_GRACE, reads).await;
                     status
                 }
                 _ = &mut reads => wait.await,
@@ -202,20 +202,20 @@ pub(crate) async fn run(
         if !group.over {
             group.end(&mut child).await?;
         }
-        return Ok(Ended::Cancelled);
+        return Ok(RunEnd::Cancelled);
     };
-    let overflow = output.len() > OUTPUT_LIMIT;
+    let overflow = output.len() > MAX_OUTPUT_BYTES;
     let last_lines = Vec::from(last_lines).join("\n").trim().to_owned();
-    Ok(Ended::Finished(Finished { status: status?, stdout: output, overflow, last_lines }))
+    Ok(RunEnd::Finished(FinishedRun { status: status?, stdout: output, overflow, last_lines }))
 }
 
 /// Reads standard output to its end, or until it is too much; then the group is ended.
 async fn read_output(from: impl AsyncRead + Unpin, group: i32, output: &mut Vec<u8>) {
-    let read = from.take(OUTPUT_LIMIT as u64 + 1).read_to_end(output).await;
+    let read = from.take(MAX_OUTPUT_BYTES as u64 + 1).read_to_end(output).await;
     if let Err(error) = read {
         tracing::warn!(%error, "a command's output cannot be read to its end");
     }
-    if output.len() > OUTPUT_LIMIT {
+    if output.len() > MAX_OUTPUT_BYTES {
         signal(group, Signal::SIGKILL);
     }
 }
@@ -226,7 +226,7 @@ async fn read_log(mut from: impl AsyncRead + Unpin, mut log: impl FnMut(&str), l
         let text = String::from_utf8_lossy(line).trim_end().to_owned();
         line.clear();
         log(&text);
-        if last.len() == LAST_LINES {
+        if last.len() == ERROR_LINES {
             last.pop_front();
         }
         last.push_back(text);
@@ -237,7 +237,7 @@ async fn read_log(mut from: impl AsyncRead + Unpin, mut log: impl FnMut(&str), l
         for byte in &chunk[..count] {
             match byte {
                 b'\n' => take_line(&mut line),
-                byte if line.len() < LINE_LIMIT => line.push(*byte),
+                byte if line.len() < MAX_LINE_BYTES => line.push(*byte),
                 _ => {}
             }
         }
@@ -257,14 +257,14 @@ mod tests {
         command
     }
 
-    async fn finish(script: &str, input: &[u8]) -> (Finished, Vec<String>) {
+    async fn finish(script: &str, input: &[u8]) -> (FinishedRun, Vec<String>) {
         let mut lines = Vec::new();
-        let (never, groups) = (CancellationToken::new(), Groups::default());
+        let (never, groups) = (CancellationToken::new(), ProcessGroups::default());
         let run = run(sh(script), input.to_vec(), |line| lines.push(line.to_owned()), &never, &groups);
         let ended = tokio::time::timeout(Duration::from_secs(20), run).await.expect("the run ends").unwrap();
         match ended {
-            Ended::Finished(finished) => (finished, lines),
-            Ended::Cancelled => panic!("nobody cancelled it"),
+            RunEnd::Finished(finished) => (finished, lines),
+            RunEnd::Cancelled => panic!("nobody cancelled it"),
         }
     }
 
@@ -324,9 +324,9 @@ mod tests {
     #[tokio::test]
     async fn a_long_log_is_cut_and_its_end_is_kept() {
         let (finished, lines) = finish("head -c 100000 /dev/zero | tr '\\0' x >&2; seq 100 >&2", b"").await;
-        assert_eq!(lines[0].len(), LINE_LIMIT);
+        assert_eq!(lines[0].len(), MAX_LINE_BYTES);
         assert!(finished.last_lines.ends_with("99\n100"));
-        assert_eq!(finished.last_lines.lines().count(), LAST_LINES);
+        assert_eq!(finished.last_lines.lines().count(), ERROR_LINES);
     }
 
     #[tokio::test]
@@ -358,13 +358,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let script = format!("sleep 1000 & echo $! > {}/child; wait", folder.path().display());
         let cancel = CancellationToken::new();
-        let groups = Groups::default();
+        let groups = ProcessGroups::default();
         let (ended, child) = tokio::join!(run(sh(&script), Vec::new(), |_| {}, &cancel, &groups), async {
             let child = child_of(folder.path()).await;
             cancel.cancel();
             child
         });
-        assert!(matches!(ended.unwrap(), Ended::Cancelled));
+        assert!(matches!(ended.unwrap(), RunEnd::Cancelled));
         gone(child).await;
         assert!(groups.lock().is_empty());
     }
@@ -375,7 +375,7 @@ mod tests {
         let script =
             format!("trap '' TERM; sleep 1000 & echo $! > {}/child; wait; wait", folder.path().display());
         let never = CancellationToken::new();
-        let groups = Groups::default();
+        let groups = ProcessGroups::default();
         let run = run(sh(&script), Vec::new(), |_| {}, &never, &groups);
         let child = tokio::select! {
             _ = run => panic!("the run does not end by itself"),

@@ -4,20 +4,24 @@ use machinist::settings::Settings;
 use serde::Serialize;
 
 use crate::{
-    exit::{Code, Failure},
+    exit::{CliError, Code},
     output,
 };
 
 #[derive(Serialize)]
-struct Row {
+struct ConfigRow {
     key: String,
     value: String,
     origin: String,
 }
 
-pub(super) fn run(settings: &Settings, json: bool) -> Result<Code, Failure> {
+pub(super) fn run(settings: &Settings, json: bool) -> Result<Code, CliError> {
     let entries = settings.entries().into_iter();
-    let rows = entries.map(|(key, value, origin)| Row { key, value, origin: origin.to_string() });
+    let rows = entries.map(|entry| ConfigRow {
+        key: entry.key,
+        value: entry.value,
+        origin: entry.origin.to_string(),
+    });
     if json {
         output::json(&rows.collect::<Vec<_>>())?;
     } else {

@@ -10,14 +10,14 @@ use serde::Serialize;
 
 use super::{connect, connect_reader};
 use crate::{
-    args::{Dead, DeadSettle, DeadWhich},
-    exit::{Code, Failure},
+    args::{DeadCommand, DeadLetterActionArgs, DeadLetterSelection},
+    exit::{CliError, Code},
     output,
     view::printable,
 };
 
 #[derive(Serialize)]
-struct Row<'a> {
+struct DeadLetterRow<'a> {
     dead_id: &'a str,
     queue: &'a str,
     reason: &'a str,
@@ -30,11 +30,11 @@ struct Row<'a> {
     /// In bytes of headers and body.
     size: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
-    outcome: Option<Outcome>,
+    outcome: Option<DeadLetterResult>,
 }
 
 #[derive(Serialize)]
-struct Outcome {
+struct DeadLetterResult {
     /// `replayed`, `purged`, `refused`, `missing`; with --dry-run `would be replayed`, `would be purged`.
     done: &'static str,
     /// The task that was sent, or why not.
@@ -44,7 +44,7 @@ struct Outcome {
     why: Option<String>,
 }
 
-impl Outcome {
+impl DeadLetterResult {
     fn of(settlement: &DeadLetterOutcome) -> Self {
         let (done, as_task, why) = match settlement {
             DeadLetterOutcome::Replayed(id) => ("replayed", Some(id.to_string()), None),
@@ -62,8 +62,8 @@ impl Outcome {
     }
 }
 
-fn row(letter: &DeadLetter, outcome: Option<Outcome>) -> Row<'_> {
-    Row {
+fn row(letter: &DeadLetter, outcome: Option<DeadLetterResult>) -> DeadLetterRow<'_> {
+    DeadLetterRow {
         dead_id: &letter.dead_id,
         queue: letter.queue.as_str(),
         reason: &letter.reason,
@@ -77,42 +77,47 @@ fn row(letter: &DeadLetter, outcome: Option<Outcome>) -> Row<'_> {
     }
 }
 
-pub(super) async fn run(what: Dead, settings: &Settings, json: bool) -> Result<Code, Failure> {
+pub(super) async fn run(what: DeadCommand, settings: &Settings, json: bool) -> Result<Code, CliError> {
     match what {
-        Dead::List { which, limit } => {
+        DeadCommand::List { which, limit } => {
             let app = connect_reader(settings).await?;
             let letters = find(&app, &which, settings, limit as usize).await?;
             list(&app, &letters, json)?;
             app.broker().close().await;
             Ok(Code::Success)
         }
-        Dead::Show { id } => {
+        DeadCommand::Show { id } => {
             let app = connect_reader(settings).await?;
-            let which = DeadWhich { ids: vec![id.clone()], ..DeadWhich::default() };
+            let which = DeadLetterSelection { ids: vec![id.clone()], ..DeadLetterSelection::default() };
             let found = find(&app, &which, settings, 1).await?;
             let Some(letter) = found.first() else { return Err(unknown(&[id])) };
             show(letter, json)?;
             app.broker().close().await;
             Ok(Code::Success)
         }
-        Dead::Replay(how) => settle(how, Wish::Replay, settings, json).await,
-        Dead::Purge(how) => settle(how, Wish::Purge, settings, json).await,
+        DeadCommand::Replay(how) => settle(how, BulkAction::Replay, settings, json).await,
+        DeadCommand::Purge(how) => settle(how, BulkAction::Purge, settings, json).await,
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Wish {
+enum BulkAction {
     Replay,
     Purge,
 }
 
-async fn settle(how: DeadSettle, wish: Wish, settings: &Settings, json: bool) -> Result<Code, Failure> {
+async fn settle(
+    how: DeadLetterActionArgs,
+    action: BulkAction,
+    settings: &Settings,
+    json: bool,
+) -> Result<Code, CliError> {
     if how.which.is_everything() && !how.all {
-        return Err(Failure::new(Code::Usage, "this would be about every dead letter")
+        return Err(CliError::new(Code::Usage, "this would be about every dead letter")
             .remedy("name some by their id, or by --queue, --reason, --task, --older-than; or say --all"));
     }
     // Looking needs no key; sending again signs.
-    let app = if wish == Wish::Replay && !how.dry_run {
+    let app = if action == BulkAction::Replay && !how.dry_run {
         connect(settings).await?
     } else {
         connect_reader(settings).await?
@@ -126,8 +131,8 @@ async fn settle(how: DeadSettle, wish: Wish, settings: &Settings, json: bool) ->
     }
     let mut code = Code::Success;
     let mut rows = Vec::new();
-    let mut tell = |letter: &DeadLetter, outcome: Outcome| {
-        if matches!(outcome.done, "refused") || (outcome.done == "missing" && wish == Wish::Replay) {
+    let mut tell = |letter: &DeadLetter, outcome: DeadLetterResult| {
+        if matches!(outcome.done, "refused") || (outcome.done == "missing" && action == BulkAction::Replay) {
             code = Code::Failed;
         }
         if !json {
@@ -138,23 +143,25 @@ async fn settle(how: DeadSettle, wish: Wish, settings: &Settings, json: bool) ->
     };
     let pace = how.rate.map_or(Duration::ZERO, |rate| Duration::from_secs(1) / rate);
     let client = app.client();
-    let settled = match wish {
+    let settled = match action {
         _ if how.dry_run => {
-            let done = if wish == Wish::Replay { "would be replayed" } else { "would be purged" };
-            letters.iter().for_each(|letter| tell(letter, Outcome { done, as_task: None, why: None }));
+            let done = if action == BulkAction::Replay { "would be replayed" } else { "would be purged" };
+            letters
+                .iter()
+                .for_each(|letter| tell(letter, DeadLetterResult { done, as_task: None, why: None }));
             Ok(())
         }
-        Wish::Replay => {
-            let told = |letter: &DeadLetter, settlement| tell(letter, Outcome::of(&settlement));
+        BulkAction::Replay => {
+            let told = |letter: &DeadLetter, settlement| tell(letter, DeadLetterResult::of(&settlement));
             client.replay_dead_letters(&letters, pace, told).await
         }
-        Wish::Purge => {
-            let told = |letter: &DeadLetter, settlement| tell(letter, Outcome::of(&settlement));
+        BulkAction::Purge => {
+            let told = |letter: &DeadLetter, settlement| tell(letter, DeadLetterResult::of(&settlement));
             client.purge_dead_letters(&letters, pace, told).await
         }
     };
     if json {
-        let rows: Vec<Row<'_>> =
+        let rows: Vec<DeadLetterRow<'_>> =
             rows.iter_mut().map(|(letter, outcome)| row(letter, Some(take(outcome)))).collect();
         output::json(&rows)?;
     } else if letters.is_empty() {
@@ -165,17 +172,17 @@ async fn settle(how: DeadSettle, wish: Wish, settings: &Settings, json: bool) ->
     Ok(code)
 }
 
-fn take(outcome: &mut Outcome) -> Outcome {
-    Outcome { done: outcome.done, as_task: outcome.as_task.take(), why: outcome.why.take() }
+fn take(outcome: &mut DeadLetterResult) -> DeadLetterResult {
+    DeadLetterResult { done: outcome.done, as_task: outcome.as_task.take(), why: outcome.why.take() }
 }
 
 /// The letters that are meant. What a broker made dead by itself is put on the list first.
 async fn find(
     app: &App,
-    which: &DeadWhich,
+    which: &DeadLetterSelection,
     settings: &Settings,
     limit: usize,
-) -> Result<Vec<DeadLetter>, Failure> {
+) -> Result<Vec<DeadLetter>, CliError> {
     let client = app.client();
     // Who cannot verify must not say what became of a task; workers do it once a minute.
     let verifies = settings.allow_unsigned.value || settings.keyring()?.is_some();
@@ -197,14 +204,18 @@ async fn find(
     Ok(client.dead_letters(&filter, limit).await?)
 }
 
-async fn queues(app: &App, which: &DeadWhich, settings: &Settings) -> Result<BTreeSet<QueueName>, Failure> {
+async fn queues(
+    app: &App,
+    which: &DeadLetterSelection,
+    settings: &Settings,
+) -> Result<BTreeSet<QueueName>, CliError> {
     if let Some(queue) = &which.queue {
         return Ok(BTreeSet::from([queue.clone()]));
     }
     super::queues::known(app, settings).await
 }
 
-fn list(app: &App, letters: &[DeadLetter], json: bool) -> Result<(), Failure> {
+fn list(app: &App, letters: &[DeadLetter], json: bool) -> Result<(), CliError> {
     if json {
         return output::json(&letters.iter().map(|letter| row(letter, None)).collect::<Vec<_>>());
     }
@@ -223,7 +234,7 @@ fn list(app: &App, letters: &[DeadLetter], json: bool) -> Result<(), Failure> {
     output::table(&["id", "queue", "task", "reason", "age", "error"], letters.iter().map(cells))
 }
 
-fn show(letter: &DeadLetter, json: bool) -> Result<(), Failure> {
+fn show(letter: &DeadLetter, json: bool) -> Result<(), CliError> {
     if json {
         return output::json(&row(letter, None));
     }
@@ -249,7 +260,7 @@ fn show(letter: &DeadLetter, json: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn unknown(ids: &[String]) -> Failure {
-    Failure::new(Code::UnknownId, format!("there is no dead letter {}", ids.join(", ")))
+fn unknown(ids: &[String]) -> CliError {
+    CliError::new(Code::UnknownId, format!("there is no dead letter {}", ids.join(", ")))
         .remedy("`machinist dead list` shows which there are")
 }

@@ -10,13 +10,13 @@ use machinist::{
 use serde::Serialize;
 
 use crate::{
-    exit::{Code, Failure, chain, connect_code},
+    exit::{CliError, Code, chain, connect_code},
     output,
 };
 
 /// One finding, as it is shown.
 #[derive(Serialize)]
-pub(super) struct Row {
+pub(super) struct FindingRow {
     server: &'static str,
     location: String,
     level: &'static str,
@@ -25,7 +25,7 @@ pub(super) struct Row {
     remedy: String,
 }
 
-impl Row {
+impl FindingRow {
     pub(super) fn new(server: &'static str, location: &str, finding: Finding) -> Self {
         let level = match finding.level {
             Level::Good => "good",
@@ -45,13 +45,13 @@ impl Row {
 }
 
 /// What was learnt about one server.
-struct Examined {
-    rows: Vec<Row>,
+struct ServerReport {
+    rows: Vec<FindingRow>,
     /// What is wrong, if something is.
     code: Code,
 }
 
-pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, Failure> {
+pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, CliError> {
     let servers = Servers::reach(settings).await;
     let broker = match &servers.broker {
         Ok(broker) => Ok(broker.as_ref() as &dyn Diagnose),
@@ -84,7 +84,7 @@ pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, Failure
 }
 
 /// What is missing that nobody here may make. Nothing is said where the broker cannot be asked: that is said already.
-async fn topology(broker: &dyn Broker, settings: &Settings, name: &'static str) -> Option<Examined> {
+async fn topology(broker: &dyn Broker, settings: &Settings, name: &'static str) -> Option<ServerReport> {
     let finding = match broker.prepare(&settings.worker.queues.value).await {
         Ok(()) => Finding::good("topology", "all that worker.queues need is there"),
         Err(BrokerError::Unavailable(_)) => return None,
@@ -95,15 +95,15 @@ async fn topology(broker: &dyn Broker, settings: &Settings, name: &'static str) 
         ),
     };
     let code = if finding.level == Level::Error { Code::Configuration } else { Code::Success };
-    Some(Examined { rows: vec![Row::new(name, &broker.location(), finding)], code })
+    Some(ServerReport { rows: vec![FindingRow::new(name, &broker.location(), finding)], code })
 }
 
 /// What there is to say about the keys.
-fn keys(settings: &Settings) -> Examined {
+fn keys(settings: &Settings) -> ServerReport {
     let findings = settings.diagnose_keys();
     let broken = findings.iter().any(|finding| finding.level == Level::Error);
-    Examined {
-        rows: findings.into_iter().map(|finding| Row::new("keys", "", finding)).collect(),
+    ServerReport {
+        rows: findings.into_iter().map(|finding| FindingRow::new("keys", "", finding)).collect(),
         code: if broken { Code::Configuration } else { Code::Success },
     }
 }
@@ -113,13 +113,13 @@ async fn examine(
     name: &'static str,
     url: &ServerUrl,
     server: Result<&dyn Diagnose, &machinist::ConnectError>,
-) -> Examined {
+) -> ServerReport {
     let server = match server {
         Ok(server) => server,
         Err(error) => {
             let code = connect_code(error);
             let finding = Finding::error("connection", chain(error), remedy(role, code));
-            return Examined { rows: vec![Row::new(name, &url.to_string(), finding)], code };
+            return ServerReport { rows: vec![FindingRow::new(name, &url.to_string(), finding)], code };
         }
     };
     let mut findings = server.diagnose().await;
@@ -138,7 +138,10 @@ async fn examine(
         (true, false) => Code::Configuration,
     };
     let location = server.location();
-    Examined { rows: findings.into_iter().map(|finding| Row::new(name, &location, finding)).collect(), code }
+    ServerReport {
+        rows: findings.into_iter().map(|finding| FindingRow::new(name, &location, finding)).collect(),
+        code,
+    }
 }
 
 fn remedy(role: Role, code: Code) -> String {
@@ -154,7 +157,7 @@ fn remedy(role: Role, code: Code) -> String {
 }
 
 /// Prints findings, those of one server under its name.
-pub(super) fn print(rows: impl Iterator<Item = Row>, json: bool) -> Result<(), Failure> {
+pub(super) fn print(rows: impl Iterator<Item = FindingRow>, json: bool) -> Result<(), CliError> {
     if json {
         return output::json(&rows.collect::<Vec<_>>());
     }

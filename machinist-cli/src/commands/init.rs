@@ -13,8 +13,8 @@ use machinist::{
 
 use super::keygen;
 use crate::{
-    args::{Init, KEY_FILE},
-    exit::{Code, Failure},
+    args::{InitArgs, KEY_FILE},
+    exit::{CliError, Code},
     output,
 };
 
@@ -24,13 +24,13 @@ const TEMPLATE: &str = include_str!("init.toml");
 /// The key that the embedded file made for itself before there was a machinist.toml.
 const EMBEDDED_KEY: &str = "machinist.db.key";
 
-pub(super) fn run(what: &Init, path: Option<PathBuf>, json: bool) -> Result<Code, Failure> {
+pub(super) fn run(what: &InitArgs, path: Option<PathBuf>, json: bool) -> Result<Code, CliError> {
     let path = path.unwrap_or_else(|| FILE.into());
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
     let key = folder.join(KEY_FILE);
     let there_already = || {
         let text = format!("{} is there already, and stays as it is", path.display());
-        Failure::new(Code::Configuration, text).remedy("--force overwrites it")
+        CliError::new(Code::Configuration, text).remedy("--force overwrites it")
     };
     if path.exists() && !what.force {
         return Err(there_already());
@@ -38,7 +38,7 @@ pub(super) fn run(what: &Init, path: Option<PathBuf>, json: bool) -> Result<Code
     // Before the file that names it. One that is there stays in use: tasks that it signed may be under way.
     let fresh = !key.exists();
     Key::read_or_create(&key, Algorithm::default(), &keygen::today())
-        .map_err(|error| Failure::of(Code::Configuration, &error))?;
+        .map_err(|error| CliError::from_error(Code::Configuration, &error))?;
     let mut options = fs::OpenOptions::new();
     // The check is the creation itself, so that nobody's file is lost between the two.
     options.write(true).create(true).truncate(true).create_new(!what.force);
@@ -78,7 +78,7 @@ fn contents(folder: &Path) -> String {
 }
 
 /// Keeps the key out of version control, where that is told by a .gitignore here; whether it is.
-fn ignore(folder: &Path) -> Result<bool, Failure> {
+fn ignore(folder: &Path) -> Result<bool, CliError> {
     let path = folder.join(".gitignore");
     let Ok(text) = fs::read_to_string(&path) else { return Ok(false) };
     if text.lines().any(|line| [KEY_FILE, "/machinist.key", "*.key"].contains(&line.trim())) {
@@ -90,8 +90,9 @@ fn ignore(folder: &Path) -> Result<bool, Failure> {
     appended.map(|()| true).map_err(|error| cannot_write(&path, &error))
 }
 
-fn cannot_write(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::of(Code::Configuration, error).doing(format_args!("{} cannot be written", path.display()))
+fn cannot_write(path: &Path, error: &std::io::Error) -> CliError {
+    CliError::from_error(Code::Configuration, error)
+        .context(format_args!("{} cannot be written", path.display()))
 }
 
 #[cfg(test)]

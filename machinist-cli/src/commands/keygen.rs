@@ -7,14 +7,14 @@ use machinist::{
 };
 
 use crate::{
-    args::Keygen,
-    exit::{Code, Failure},
+    args::KeygenArgs,
+    exit::{CliError, Code},
     output,
 };
 
-pub(super) fn run(what: &Keygen, json: bool) -> Result<Code, Failure> {
+pub(super) fn run(what: &KeygenArgs, json: bool) -> Result<Code, CliError> {
     let id = what.id.as_ref().map_or_else(today, ToString::to_string);
-    let key = Key::generate(what.alg, &id).map_err(|error| Failure::of(Code::Usage, &error))?;
+    let key = Key::generate(what.alg, &id).map_err(|error| CliError::from_error(Code::Usage, &error))?;
     key.write_new(&what.out).map_err(|error| cannot_write(&error))?;
     let (file, alg, public) = (what.out.display(), key.algorithm(), key.public_base64());
     if json {
@@ -57,6 +57,6 @@ pub(super) fn today() -> String {
     fresh_id(now.split('T').next().unwrap_or_default())
 }
 
-pub(super) fn cannot_write(error: &KeyError) -> Failure {
-    Failure::of(Code::Configuration, error).remedy("--out names another file")
+pub(super) fn cannot_write(error: &KeyError) -> CliError {
+    CliError::from_error(Code::Configuration, error).remedy("--out names another file")
 }

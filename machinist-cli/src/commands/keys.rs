@@ -11,13 +11,13 @@ use serde::Serialize;
 
 use super::doctor;
 use crate::{
-    args::Keys,
-    exit::{Code, Failure},
+    args::KeysCommand,
+    exit::{CliError, Code},
     output,
 };
 
 #[derive(Serialize)]
-struct Row {
+struct KeyRow {
     id: String,
     alg: String,
     state: &'static str,
@@ -28,7 +28,7 @@ struct Row {
     origin: String,
 }
 
-impl From<ConfiguredKey> for Row {
+impl From<ConfiguredKey> for KeyRow {
     fn from(key: ConfiguredKey) -> Self {
         Self {
             id: key.key.id().to_string(),
@@ -43,15 +43,15 @@ impl From<ConfiguredKey> for Row {
     }
 }
 
-pub(super) fn run(what: Keys, flags: Overrides, json: bool) -> Result<Code, Failure> {
+pub(super) fn run(what: KeysCommand, flags: Overrides, json: bool) -> Result<Code, CliError> {
     match what {
-        Keys::List { file } => list(&settings(file, flags)?, json),
-        Keys::Check { file } => check(&settings(file, flags)?, json),
+        KeysCommand::List { file } => list(&settings(file, flags)?, json),
+        KeysCommand::Check { file } => check(&settings(file, flags)?, json),
     }
 }
 
 /// What is configured; or, where a file is named, that file and nothing else.
-fn settings(file: Option<PathBuf>, flags: Overrides) -> Result<Settings, Failure> {
+fn settings(file: Option<PathBuf>, flags: Overrides) -> Result<Settings, CliError> {
     Ok(match file {
         None => Settings::load(flags)?,
         Some(file) => {
@@ -61,10 +61,10 @@ fn settings(file: Option<PathBuf>, flags: Overrides) -> Result<Settings, Failure
     })
 }
 
-fn list(settings: &Settings, json: bool) -> Result<Code, Failure> {
+fn list(settings: &Settings, json: bool) -> Result<Code, CliError> {
     let mut rows = Vec::new();
     for key in settings.configured_keys() {
-        rows.push(Row::from(key?));
+        rows.push(KeyRow::from(key?));
     }
     if json {
         output::json(&rows)?;
@@ -72,7 +72,7 @@ fn list(settings: &Settings, json: bool) -> Result<Code, Failure> {
     }
     let all = |names: Option<Vec<String>>| names.map_or_else(|| "all".to_owned(), |names| names.join(" "));
     let instant = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    let cells = |row: Row| {
+    let cells = |row: KeyRow| {
         vec![
             row.id,
             row.alg,
@@ -89,9 +89,9 @@ fn list(settings: &Settings, json: bool) -> Result<Code, Failure> {
     Ok(Code::Success)
 }
 
-fn check(settings: &Settings, json: bool) -> Result<Code, Failure> {
+fn check(settings: &Settings, json: bool) -> Result<Code, CliError> {
     let findings = settings.diagnose_keys();
     let broken = findings.iter().any(|finding| finding.level == Level::Error);
-    doctor::print(findings.into_iter().map(|finding| doctor::Row::new("keys", "", finding)), json)?;
+    doctor::print(findings.into_iter().map(|finding| doctor::FindingRow::new("keys", "", finding)), json)?;
     Ok(if broken { Code::Configuration } else { Code::Success })
 }

@@ -5,22 +5,22 @@ use serde::Serialize;
 
 use super::connect;
 use crate::{
-    args::Retry,
-    exit::{Code, Failure},
+    args::RetryArgs,
+    exit::{CliError, Code},
     output,
 };
 
 #[derive(Serialize)]
-struct Sent<'a> {
+struct RetryOutput<'a> {
     id: &'a str,
     retry_of: &'a str,
 }
 
-pub(super) async fn run(what: &Retry, settings: &Settings, json: bool) -> Result<Code, Failure> {
+pub(super) async fn run(what: &RetryArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect(settings).await?;
     let again = app.client().retry(&what.id).await?;
     if json {
-        output::json(&Sent { id: again.id().as_str(), retry_of: what.id.as_str() })?;
+        output::json(&RetryOutput { id: again.id().as_str(), retry_of: what.id.as_str() })?;
     } else {
         output::line(again.id().as_str())?;
     }

@@ -5,13 +5,13 @@ use serde::Serialize;
 
 use super::connect;
 use crate::{
-    args::Revoke,
-    exit::{Code, Failure},
+    args::RevokeArgs,
+    exit::{CliError, Code},
     output,
 };
 
 #[derive(Serialize)]
-struct Answer<'a> {
+struct RevokeOutput<'a> {
     id: &'a str,
     /// `ended`: it will not run; `asked`: it runs, and was told to end; `already`: it had ended.
     revoked: &'static str,
@@ -19,7 +19,7 @@ struct Answer<'a> {
     state: TaskState,
 }
 
-pub(super) async fn run(what: &Revoke, settings: &Settings, json: bool) -> Result<Code, Failure> {
+pub(super) async fn run(what: &RevokeArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect(settings).await?;
     let client = app.client();
     let answer =
@@ -33,7 +33,7 @@ pub(super) async fn run(what: &Revoke, settings: &Settings, json: bool) -> Resul
         Revoked::Already(state) => ("already", state, format!("it had ended already: {state}")),
     };
     if json {
-        output::json(&Answer { id: what.id.as_str(), revoked, state })?;
+        output::json(&RevokeOutput { id: what.id.as_str(), revoked, state })?;
     } else {
         output::line(&text)?;
     }

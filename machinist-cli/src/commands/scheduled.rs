@@ -10,13 +10,13 @@ use serde::Serialize;
 
 use super::{connect, connect_reader};
 use crate::{
-    args::Scheduled,
-    exit::{Code, Failure},
+    args::ScheduledArgs,
+    exit::{CliError, Code},
     output,
 };
 
 #[derive(Serialize)]
-struct Row {
+struct ScheduledRow {
     id: String,
     name: Option<String>,
     queue: Option<String>,
@@ -32,7 +32,7 @@ struct Row {
     expires_at: Option<String>,
 }
 
-pub(super) async fn run(what: Scheduled, settings: &Settings, json: bool) -> Result<Code, Failure> {
+pub(super) async fn run(what: ScheduledArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     // Whoever lets a task run now signs it; the list needs no key.
     let app = match what.now {
         Some(_) => connect(settings).await?,
@@ -51,7 +51,7 @@ pub(super) async fn run(what: Scheduled, settings: &Settings, json: bool) -> Res
         let waiting = client.scheduled(what.limit as usize).await?;
         if json {
             let instant = |at: Option<machinist::clock::Timestamp>| at.map(|at| at.to_string());
-            let row = |task: machinist::Scheduled| Row {
+            let row = |task: machinist::Scheduled| ScheduledRow {
                 id: task.record.id.to_string(),
                 name: task.record.name.clone(),
                 queue: task.record.queue.clone(),

@@ -7,23 +7,23 @@ use tokio::time::Instant;
 
 use super::{connect, status};
 use crate::{
-    args::{Expiry, Send},
-    exit::{Code, Failure},
+    args::{ExpiryArg, SendArgs},
+    exit::{CliError, Code},
     input, output,
     view::TaskView,
 };
 
 /// How many are confirmed together.
-const BATCH: usize = 500;
+const MAX_BATCH_TASKS: usize = 500;
 
 /// What is printed of a task that nobody waits for.
 #[derive(Serialize)]
-struct Sent<'a> {
+struct SendOutput<'a> {
     id: &'a str,
     queue: &'a str,
 }
 
-pub(super) async fn run(what: Send, settings: &Settings, json: bool) -> Result<Code, Failure> {
+pub(super) async fn run(what: SendArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let queue = queue_of(&what, settings);
     // Before anything is connected: what was typed wrong is told at once.
     let signature = signature(&what, queue.as_ref())?;
@@ -60,13 +60,13 @@ pub(super) async fn run(what: Send, settings: &Settings, json: bool) -> Result<C
 }
 
 /// The queue that is named here, or for this task in machinist.toml.
-fn queue_of(what: &Send, settings: &Settings) -> Option<QueueName> {
+fn queue_of(what: &SendArgs, settings: &Settings) -> Option<QueueName> {
     let configured = || settings.tasks.get(&what.name)?.queue.as_ref().map(|queue| queue.value.clone());
     what.queue.clone().or_else(configured)
 }
 
-fn signature(what: &Send, queue: Option<&QueueName>) -> Result<Signature, Failure> {
-    let wrong = |text: String| Failure::new(Code::Usage, text);
+fn signature(what: &SendArgs, queue: Option<&QueueName>) -> Result<Signature, CliError> {
+    let wrong = |text: String| CliError::new(Code::Usage, text);
     let mut signature = Signature::new(&what.name);
     for text in &what.args {
         signature = signature.arg(input::value(text).map_err(wrong)?);
@@ -88,8 +88,8 @@ fn signature(what: &Send, queue: Option<&QueueName>) -> Result<Signature, Failur
         signature = signature.eta(eta);
     }
     match what.expires {
-        Some(Expiry::At(instant)) => signature = signature.expires_at(instant),
-        Some(Expiry::In(duration)) => signature = signature.expires_in(duration),
+        Some(ExpiryArg::At(instant)) => signature = signature.expires_at(instant),
+        Some(ExpiryArg::In(duration)) => signature = signature.expires_in(duration),
         None => {}
     }
     if let Some(retries) = what.retries {
@@ -121,13 +121,13 @@ async fn send_all(
     client: &Client,
     signature: Signature,
     count: u32,
-    mut sent: impl FnMut(AsyncResult) -> Result<(), Failure>,
-) -> Result<(), Failure> {
+    mut sent: impl FnMut(AsyncResult) -> Result<(), CliError>,
+) -> Result<(), CliError> {
     let progress = progress(count, "sent");
     let mut rest = count as usize;
     let mut done = 0;
     while rest > 0 {
-        let batch = rest.min(BATCH);
+        let batch = rest.min(MAX_BATCH_TASKS);
         let copies = (0..batch).map(|_| match count {
             // Its id may have been chosen.
             1 => signature.clone(),
@@ -147,9 +147,9 @@ async fn send_all(
         progress.set_position(done);
         if let Some(error) = failed {
             progress.abandon();
-            let failure = Failure::from(error);
+            let failure = CliError::from(error);
             return Err(if count > 1 {
-                failure.doing(format_args!("{done} of {count} were sent"))
+                failure.context(format_args!("{done} of {count} were sent"))
             } else {
                 failure
             });
@@ -165,7 +165,7 @@ async fn wait_all(
     waiting: Vec<AsyncResult>,
     deadline: Instant,
     printer: &mut Printer,
-) -> Result<Code, Failure> {
+) -> Result<Code, CliError> {
     let progress = progress(u32::try_from(waiting.len()).unwrap_or(u32::MAX), "ended");
     let mut codes = Vec::new();
     let mut waiting = waiting.into_iter();
@@ -191,7 +191,7 @@ async fn wait_all(
 }
 
 /// How a task ended, or how it stands when the time is over.
-async fn outcome(result: &AsyncResult, deadline: Instant, printer: &Printer) -> Result<TaskView, Failure> {
+async fn outcome(result: &AsyncResult, deadline: Instant, printer: &Printer) -> Result<TaskView, CliError> {
     let record = match result.wait_record(deadline.saturating_duration_since(Instant::now())).await {
         Err(ResultError::Timeout { .. }) => result.record().await,
         ended => ended,
@@ -227,31 +227,31 @@ struct Printer {
 }
 
 impl Printer {
-    fn begin(&self) -> Result<(), Failure> {
+    fn begin(&self) -> Result<(), CliError> {
         if self.json && self.list { output::line("[") } else { Ok(()) }
     }
 
-    fn sent(&mut self, result: &AsyncResult) -> Result<(), Failure> {
+    fn sent(&mut self, result: &AsyncResult) -> Result<(), CliError> {
         let id = result.id().as_str();
         if self.json {
             let queue = self.queue.to_string();
-            self.object(&Sent { id, queue: &queue })
+            self.object(&SendOutput { id, queue: &queue })
         } else {
             output::line(id)
         }
     }
 
     /// Its id, if it was not printed before.
-    fn given_up(&mut self, result: &AsyncResult) -> Result<(), Failure> {
+    fn given_up(&mut self, result: &AsyncResult) -> Result<(), CliError> {
         if self.json || self.list { self.sent(result) } else { Ok(()) }
     }
 
     /// Who gives up waiting should have the id.
-    fn waiting_for(&self, result: &AsyncResult) -> Result<(), Failure> {
+    fn waiting_for(&self, result: &AsyncResult) -> Result<(), CliError> {
         if self.json || self.list { Ok(()) } else { output::line(result.id().as_str()) }
     }
 
-    fn ended(&mut self, result: &AsyncResult, view: &TaskView) -> Result<(), Failure> {
+    fn ended(&mut self, result: &AsyncResult, view: &TaskView) -> Result<(), CliError> {
         if self.json {
             return self.object(view);
         }
@@ -263,7 +263,7 @@ impl Printer {
         }
     }
 
-    fn object<T: Serialize>(&mut self, value: &T) -> Result<(), Failure> {
+    fn object<T: Serialize>(&mut self, value: &T) -> Result<(), CliError> {
         if self.printed > 0 {
             output::raw(",\n")?;
         }
@@ -271,11 +271,11 @@ impl Printer {
         if !self.list {
             return output::json(value);
         }
-        let text = serde_json::to_string(value).map_err(|error| Failure::of(Code::Fault, &error))?;
+        let text = serde_json::to_string(value).map_err(|error| CliError::from_error(Code::Fault, &error))?;
         output::raw(&text)
     }
 
-    fn end(&self) -> Result<(), Failure> {
+    fn end(&self) -> Result<(), CliError> {
         match (self.json && self.list, self.printed) {
             (false, _) => Ok(()),
             (true, 0) => output::line("]"),

@@ -9,23 +9,23 @@ use machinist::{
 
 use super::connect_reader;
 use crate::{
-    args::Status,
-    exit::{Code, Failure},
+    args::StatusArgs,
+    exit::{CliError, Code},
     output,
     view::TaskView,
 };
 
 /// After so long without a change the record is asked for anew; the backend wakes us before.
-const LOOK: Duration = Duration::from_secs(3600);
+const MAX_CHANGE_WAIT: Duration = Duration::from_secs(3600);
 
-pub(super) async fn run(what: Status, settings: &Settings, json: bool) -> Result<Code, Failure> {
+pub(super) async fn run(what: StatusArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect_reader(settings).await?;
     let result = app.result(what.id);
     let mut record = result.record().await?;
     if what.watch {
         show_change(&record, json)?;
         while !record.state.is_final() {
-            let newer = result.changed(Some(&record), LOOK).await?;
+            let newer = result.changed(Some(&record), MAX_CHANGE_WAIT).await?;
             if newer != record {
                 show_change(&newer, json)?;
             }
@@ -53,7 +53,7 @@ pub(super) fn code(state: TaskState) -> Code {
 }
 
 /// One line for each change; in JSON one object a line.
-fn show_change(record: &Record, json: bool) -> Result<(), Failure> {
+fn show_change(record: &Record, json: bool) -> Result<(), CliError> {
     let view = TaskView::from(record);
     if json { output::json(&view) } else { output::line(&format!("{}  {}", latest(record), view.line())) }
 }

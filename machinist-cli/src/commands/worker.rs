@@ -16,24 +16,28 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::connect;
 use crate::{
     BuildWorker,
-    args::Worker,
-    command::{CommandTask, Groups},
+    args::WorkerArgs,
+    command::{CommandTask, ProcessGroups},
     demo,
-    exit::{Code, Failure},
-    health::Desk,
+    exit::{CliError, Code},
+    health::HealthServer,
     output, systemd,
 };
 
-pub(super) async fn run(what: Worker, flags: Overrides, build: BuildWorker<'_>) -> Result<Code, Failure> {
+pub(super) async fn run(
+    what: WorkerArgs,
+    flags: Overrides,
+    build: BuildWorker<'_>,
+) -> Result<Code, CliError> {
     let settings = &Settings::load(flags.clone())?;
-    let groups = Groups::default();
+    let groups = ProcessGroups::default();
     let mut commands = Vec::new();
     for (name, task) in &settings.tasks {
         commands.push((name, CommandTask::new(name, task, &groups)?, options(task)));
     }
     // Before anything is begun: who watches over the worker needs it.
-    let desk = match what.health {
-        Some(address) => Some(Desk::open(address).await?),
+    let health_server = match what.health {
+        Some(address) => Some(HealthServer::open(address).await?),
         None => None,
     };
     let app = connect(settings).await?;
@@ -60,28 +64,31 @@ pub(super) async fn run(what: Worker, flags: Overrides, build: BuildWorker<'_>) 
     }
     let worker = builder.build().map_err(|error| cannot_build(&error))?;
     if worker.tasks().is_empty() {
-        return Err(Failure::new(Code::Configuration, "this worker would know no task").remedy(
+        return Err(CliError::new(Code::Configuration, "this worker would know no task").remedy(
             "`machinist init` writes a machinist.toml with one; --demo brings add, echo, sleep and fail",
         ));
     }
     tell_unconsumed(settings, worker.queues());
     // Before the worker is ready: from then on a signal must not end the process by itself.
-    let mut signals = Signals::new()?;
+    let mut signals = StopSignals::new()?;
     let mut hangup = Hangup::new()?;
     let (stages, ready, line) = (worker.stages(), worker.ready(), ready_line(&worker, settings));
     let (health, queues) = (worker.health(), worker.queues().to_vec());
-    if let Some(desk) = &desk {
-        output::note(&format!("machinist: http://{}/healthz and /readyz tell how it is", desk.address()));
+    if let Some(health_server) = &health_server {
+        output::note(&format!(
+            "machinist: http://{}/healthz and /readyz tell how it is",
+            health_server.address()
+        ));
     }
     let ended = {
         let mut watched = pin!(async {
-            let desk = async {
-                match desk {
-                    Some(desk) => desk.serve(health.clone(), &queues).await,
+            let health_server = async {
+                match health_server {
+                    Some(health_server) => health_server.serve(health.clone(), &queues).await,
                     None => pending().await,
                 }
             };
-            tokio::join!(desk, systemd::watchdog(&health)).0
+            tokio::join!(health_server, systemd::watchdog(&health)).0
         });
         let mut draining = pin!(stages.draining());
         let mut told_stopping = false;
@@ -103,8 +110,8 @@ pub(super) async fn run(what: Worker, flags: Overrides, build: BuildWorker<'_>) 
                 }
                 never = &mut watched => match never {},
                 hung_up = hangup.next() => match hung_up {
-                    Hung::ReadKeys => read_keys(&app, &flags),
-                    Hung::TerminalGone => stages.advance(),
+                    HangupMeaning::ReadKeys => read_keys(&app, &flags),
+                    HangupMeaning::TerminalGone => stages.advance(),
                 },
                 () = &mut told => break None,
             }
@@ -161,24 +168,24 @@ fn options(task: &TaskSettings) -> TaskOptions {
     options
 }
 
-fn cannot_build(error: &BuildError) -> Failure {
-    let failure = Failure::of(Code::Configuration, error);
+fn cannot_build(error: &BuildError) -> CliError {
+    let failure = CliError::from_error(Code::Configuration, error);
     match error {
         BuildError::Twice(_) => failure.remedy("rename it in [tasks] of machinist.toml, or leave --demo out"),
         _ => failure,
     }
 }
 
-fn cannot_start(error: WorkerError) -> Failure {
-    let doing = error.to_string();
+fn cannot_start(error: WorkerError) -> CliError {
+    let context = error.to_string();
     match error {
-        WorkerError::Backend(error) => Failure::from(error).doing(doing),
-        WorkerError::Broker(error) => Failure::from(error).doing(doing),
-        error => Failure::of(Code::Fault, &error),
+        WorkerError::Backend(error) => CliError::from(error).context(context),
+        WorkerError::Broker(error) => CliError::from(error).context(context),
+        error => CliError::from_error(Code::Fault, &error),
     }
 }
 
-fn finished(drained: machinist::worker::Drained) -> Result<Code, Failure> {
+fn finished(drained: machinist::worker::Drained) -> Result<Code, CliError> {
     if drained.is_clean() {
         output::note("machinist: stopped; everything that had started has ended");
         return Ok(Code::Success);
@@ -215,13 +222,14 @@ fn tell_unconsumed(settings: &Settings, queues: &[QueueName]) {
 }
 
 /// SIGINT and SIGTERM, which mean the same.
-struct Signals {
+struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
 }
 
-fn listen(kind: SignalKind) -> Result<Signal, Failure> {
-    signal(kind).map_err(|error| Failure::of(Code::Fault, &error).doing("signals cannot be received"))
+fn listen(kind: SignalKind) -> Result<Signal, CliError> {
+    signal(kind)
+        .map_err(|error| CliError::from_error(Code::Fault, &error).context("signals cannot be received"))
 }
 
 /// SIGHUP, which means two things: a service manager asks for new keys by it, and the system tells by it that the
@@ -231,26 +239,30 @@ struct Hangup {
     on_terminal: bool,
 }
 
-enum Hung {
+enum HangupMeaning {
     ReadKeys,
     TerminalGone,
 }
 
 impl Hangup {
-    fn new() -> Result<Self, Failure> {
+    fn new() -> Result<Self, CliError> {
         Ok(Self { signal: listen(SignalKind::hangup())?, on_terminal: stderr().is_terminal() })
     }
 
-    async fn next(&mut self) -> Hung {
+    async fn next(&mut self) -> HangupMeaning {
         if self.signal.recv().await.is_none() {
             pending::<()>().await;
         }
-        if self.on_terminal && !stderr().is_terminal() { Hung::TerminalGone } else { Hung::ReadKeys }
+        if self.on_terminal && !stderr().is_terminal() {
+            HangupMeaning::TerminalGone
+        } else {
+            HangupMeaning::ReadKeys
+        }
     }
 }
 
-impl Signals {
-    fn new() -> Result<Self, Failure> {
+impl StopSignals {
+    fn new() -> Result<Self, CliError> {
         Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }
 

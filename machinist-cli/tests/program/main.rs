@@ -7,7 +7,6 @@ mod command_tasks;
 mod dead;
 mod health;
 mod keys;
-mod limits;
 mod locked_down;
 mod long;
 mod main_job;
@@ -16,6 +15,7 @@ mod rotation;
 mod servers;
 mod shutdown;
 mod signing;
+mod sizes;
 mod support;
 mod time;
 #[cfg(feature = "otel")]

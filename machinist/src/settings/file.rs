@@ -1,7 +1,7 @@
 //! `machinist.toml`: from text to values that know their line.
 //!
-//! The file is walked by hand instead of being deserialized, because only so every error can say what was
-//! expected at which line and column, and no error quotes a line that may hold a password.
+//! The file is walked by hand instead of being deserialized. Only so can every error name the line, the column and
+//! the expected value, and quote no line that may hold a password.
 
 use std::{
     collections::BTreeMap,
@@ -11,62 +11,77 @@ use std::{
 };
 
 use machinist_core::{
-    Backoff, QueueName,
+    QueueName,
     sign::{KeyConfig, KeyError, KeyId, KeyState, SecretText},
 };
 use toml::de::{DeTable, DeValue};
 
-use super::{Origin, Setting, SettingsError, TaskSettings, Topology, text};
-use crate::{
-    redact,
-    url::{Role, ServerUrl},
+use super::{
+    Setting, SettingOrigin, SettingsError, TaskSettings, Topology,
+    table::{self, Definition},
+    text, value,
 };
+use crate::url::ServerUrl;
 
-/// What a file says; nothing where it is silent.
+/// Values of a file; `None` and empty collections for what it does not mention.
 #[derive(Debug, Default)]
-pub(super) struct File {
+pub(super) struct FileSettings {
     pub(super) broker: Option<Setting<ServerUrl>>,
     pub(super) backend: Option<Setting<ServerUrl>>,
     pub(super) namespace: Option<Setting<String>>,
     pub(super) results_ttl: Option<Setting<Duration>>,
     pub(super) freshness: Option<Setting<Duration>>,
-    pub(super) limits: [Option<Setting<usize>>; 6],
     pub(super) key_file: Option<Setting<PathBuf>>,
     pub(super) keys: Vec<Setting<KeyConfig>>,
     pub(super) allow_unsigned: Option<Setting<bool>>,
     pub(super) insecure_plaintext: Option<Setting<bool>>,
     pub(super) topology: Option<Setting<Topology>>,
-    pub(super) tls_ca_file: Option<Setting<PathBuf>>,
-    pub(super) tls_cert_file: Option<Setting<PathBuf>>,
-    pub(super) tls_key_file: Option<Setting<PathBuf>>,
+    pub(super) tls: FileTls,
+    pub(super) worker: FileWorker,
+    pub(super) sizes: FileSizes,
+    /// Place of the section `[limits]`, the old name of `[sizes]`.
+    pub(super) old_sizes: Option<SettingOrigin>,
+    pub(super) tasks: BTreeMap<String, TaskSettings>,
+}
+
+/// Values of `[tls]`.
+#[derive(Debug, Default)]
+pub(super) struct FileTls {
+    pub(super) ca_file: Option<Setting<PathBuf>>,
+    pub(super) cert_file: Option<Setting<PathBuf>>,
+    pub(super) key_file: Option<Setting<PathBuf>>,
+}
+
+/// Values of `[worker]`.
+#[derive(Debug, Default)]
+pub(super) struct FileWorker {
     pub(super) queues: Option<Setting<Vec<QueueName>>>,
     pub(super) concurrency: Option<Setting<usize>>,
     pub(super) grace: Option<Setting<Duration>>,
     pub(super) consumer_timeout: Option<Setting<Duration>>,
-    pub(super) tasks: BTreeMap<String, TaskSettings>,
 }
 
-const TOP: [&str; 14] = [
-    "broker",
-    "backend",
-    "namespace",
-    "results_ttl",
-    "freshness",
-    "limits",
-    "key_file",
-    "keys",
-    "allow_unsigned",
-    "insecure_plaintext",
-    "topology",
-    "tls",
-    "worker",
-    "tasks",
-];
-const KEY: [&str; 11] =
+/// Values of `[sizes]`.
+#[derive(Debug, Default)]
+pub(super) struct FileSizes {
+    pub(super) body: Option<Setting<usize>>,
+    pub(super) headers: Option<Setting<usize>>,
+    pub(super) args: Option<Setting<usize>>,
+    pub(super) depth: Option<Setting<usize>>,
+    pub(super) results: Option<Setting<usize>>,
+    pub(super) errors: Option<Setting<usize>>,
+}
+
+const TLS: &str = "tls";
+const WORKER: &str = "worker";
+const SIZES: &str = "sizes";
+/// Old name of the section `[sizes]`, which this version still reads.
+const OLD_SIZES: &str = "limits";
+/// Keys of a key, under `[[keys]]`.
+const KEY_KEYS: [&str; 11] =
     ["id", "alg", "secret", "public", "file", "env", "state", "not_before", "not_after", "tasks", "queues"];
-const TLS: [&str; 3] = ["ca_file", "cert_file", "key_file"];
-const WORKER: [&str; 4] = ["queues", "concurrency", "grace", "consumer_timeout"];
-const TASK: [&str; 9] = [
+/// Keys of a command task, under `[tasks.NAME]`.
+const TASK_KEYS: [&str; 9] = [
     "command",
     "args",
     "queue",
@@ -78,62 +93,85 @@ const TASK: [&str; 9] = [
     "backoff",
 ];
 
-pub(super) fn read(path: &Path, text: &str) -> Result<File, SettingsError> {
-    let source = Source { path, text };
+/// Reads the text of a file; relative paths in it start at the file's folder.
+pub(super) fn read(path: &Path, text: &str) -> Result<FileSettings, SettingsError> {
+    let source = TomlText { path, text };
     let document = DeTable::parse(text)
         .map_err(|error| source.error(error.span().unwrap_or(0..0), error.message().to_owned()))?;
-    let top = Section::new(source, "", document.get_ref(), &TOP)?;
-    let folder = path.parent().unwrap_or_else(|| Path::new(""));
-    let url = |role: Role| {
-        move |value: &DeValue<'_>| Ok(ServerUrl::parse(string(value, "a URL")?, role)?.relative_to(folder))
-    };
-    let path_to = |value: &DeValue<'_>| Ok(folder.join(string(value, "the name of a file")?));
-    let mut file = File {
-        broker: top.get("broker", url(Role::Broker))?,
-        backend: top.get("backend", url(Role::Backend))?,
-        namespace: top.get("namespace", |v| text::namespace(string(v, "a name")?))?,
-        results_ttl: top.get("results_ttl", duration)?,
-        freshness: top.get("freshness", limit)?,
-        key_file: top.get("key_file", path_to)?,
-        allow_unsigned: top.get("allow_unsigned", truth)?,
-        insecure_plaintext: top.get("insecure_plaintext", truth)?,
-        topology: top.get("topology", |v| text::topology(string(v, "declare or verify")?))?,
-        ..File::default()
-    };
-    if let Some(tls) = top.section("tls", &TLS)? {
-        file.tls_ca_file = tls.get("ca_file", path_to)?;
-        file.tls_cert_file = tls.get("cert_file", path_to)?;
-        file.tls_key_file = tls.get("key_file", path_to)?;
-    }
-    if let Some(worker) = top.section("worker", &WORKER)? {
-        file.queues = worker.get("queues", queues)?;
-        file.concurrency = worker.get("concurrency", |v| {
-            let number = integer(v, "a number of tasks")?;
-            let fits = usize::try_from(number).ok().filter(|n| text::CONCURRENCY.contains(n));
-            fits.ok_or_else(|| text::wrong_concurrency(&number))
-        })?;
-        file.grace = worker.get("grace", duration)?;
-        file.consumer_timeout = worker
-            .get("consumer_timeout", |v| text::consumer_timeout(string(v, "a duration like \"20s\",")?))?;
-    }
-    if let Some(limits) = top.section("limits", &super::LIMITS)? {
-        for (at, key) in super::LIMITS.into_iter().enumerate() {
-            file.limits[at] = limits.get(key, |v| size(v, key))?;
-        }
-    }
-    for section in top.list("keys", &KEY)? {
-        let origin = section.origin();
-        file.keys.push(Setting::new(key(&section, folder)?, origin));
-    }
-    for (name, section) in top.sections("tasks", &TASK)? {
-        file.tasks.insert(name, task(&section)?);
-    }
-    Ok(file)
+    let top = Section::top(source, document.get_ref())?;
+    let old_sizes = top.section(OLD_SIZES, &table::keys_of_section(SIZES))?;
+    Ok(FileSettings {
+        broker: top.setting(&table::BROKER)?,
+        backend: top.setting(&table::BACKEND)?,
+        namespace: top.setting(&table::NAMESPACE)?,
+        results_ttl: top.setting(&table::RESULTS_TTL)?,
+        freshness: top.setting(&table::FRESHNESS)?,
+        key_file: top.setting(&table::KEY_FILE)?,
+        allow_unsigned: top.setting(&table::ALLOW_UNSIGNED)?,
+        insecure_plaintext: top.setting(&table::INSECURE_PLAINTEXT)?,
+        topology: top.setting(&table::TOPOLOGY)?,
+        tls: read_tls(&top)?,
+        worker: read_worker(&top)?,
+        old_sizes: old_sizes.as_ref().map(Section::origin),
+        sizes: read_sizes(&top, old_sizes)?,
+        keys: read_keys(&top)?,
+        tasks: read_tasks(&top)?,
+    })
 }
 
-fn task(section: &Section<'_>) -> Result<TaskSettings, SettingsError> {
+fn read_tls(top: &Section<'_>) -> Result<FileTls, SettingsError> {
+    let Some(tls) = top.section(TLS, &table::keys_of_section(TLS))? else { return Ok(FileTls::default()) };
+    Ok(FileTls {
+        ca_file: tls.setting(&table::TLS_CA_FILE)?,
+        cert_file: tls.setting(&table::TLS_CERT_FILE)?,
+        key_file: tls.setting(&table::TLS_KEY_FILE)?,
+    })
+}
+
+fn read_worker(top: &Section<'_>) -> Result<FileWorker, SettingsError> {
+    let Some(worker) = top.section(WORKER, &table::keys_of_section(WORKER))? else {
+        return Ok(FileWorker::default());
+    };
+    Ok(FileWorker {
+        queues: worker.setting(&table::QUEUES)?,
+        concurrency: worker.setting(&table::CONCURRENCY)?,
+        grace: worker.setting(&table::GRACE)?,
+        consumer_timeout: worker.setting(&table::CONSUMER_TIMEOUT)?,
+    })
+}
+
+/// Reads `[sizes]`, or the same section under its old name.
+fn read_sizes(top: &Section<'_>, old: Option<Section<'_>>) -> Result<FileSizes, SettingsError> {
+    let sizes = match (top.section(SIZES, &table::keys_of_section(SIZES))?, old) {
+        (Some(_), Some(old)) => {
+            return Err(old.error("is the old name of [sizes], and both are given; keep [sizes]"));
+        }
+        (Some(sizes), None) | (None, Some(sizes)) => sizes,
+        (None, None) => return Ok(FileSizes::default()),
+    };
+    Ok(FileSizes {
+        body: sizes.setting(&table::BODY_SIZE)?,
+        headers: sizes.setting(&table::HEADERS_SIZE)?,
+        args: sizes.setting(&table::ARGUMENT_COUNT)?,
+        depth: sizes.setting(&table::NESTING_DEPTH)?,
+        results: sizes.setting(&table::RESULT_SIZE)?,
+        errors: sizes.setting(&table::ERROR_SIZE)?,
+    })
+}
+
+fn read_keys(top: &Section<'_>) -> Result<Vec<Setting<KeyConfig>>, SettingsError> {
+    let sections = top.list("keys", &KEY_KEYS)?;
+    sections.iter().map(|section| Ok(Setting::new(read_key(section)?, section.origin()))).collect()
+}
+
+fn read_tasks(top: &Section<'_>) -> Result<BTreeMap<String, TaskSettings>, SettingsError> {
+    let sections = top.sections("tasks", &TASK_KEYS)?;
+    sections.into_iter().map(|(name, section)| Ok((name, read_task(&section)?))).collect()
+}
+
+fn read_task(section: &Section<'_>) -> Result<TaskSettings, SettingsError> {
     let command =
-        section.get("command", |v| match strings(v, "a list of the program and its arguments")? {
+        section.get("command", |v| match value::strings(v, "a list of the program and its arguments")? {
             list if list.is_empty() => Err("names no program; write [\"./program\", \"{0}\"]".to_owned()),
             list => Ok(list),
         })?;
@@ -143,91 +181,68 @@ fn task(section: &Section<'_>) -> Result<TaskSettings, SettingsError> {
     Ok(TaskSettings {
         origin: command.origin.clone(),
         command,
-        args: section.get("args", |v| strings(v, "a list of names"))?,
-        queue: section
-            .get("queue", |v| QueueName::parse(string(v, "a queue name")?).map_err(|e| e.to_string()))?,
-        timeout: section.get("timeout", limit)?,
-        soft_timeout: section.get("soft_timeout", limit)?,
-        retry_timeouts: section
-            .get("retry_timeouts", |v| v.as_bool().ok_or_else(|| wrong(v, "true or false")))?,
-        retry_for: section.get("retry_for", duration)?,
+        args: section.get("args", |v| value::strings(v, "a list of names"))?,
+        queue: section.get("queue", |v| {
+            QueueName::parse(value::string(v, "a queue name")?).map_err(|e| e.to_string())
+        })?,
+        timeout: section.get("timeout", value::positive_duration)?,
+        soft_timeout: section.get("soft_timeout", value::positive_duration)?,
+        retry_timeouts: section.get("retry_timeouts", value::boolean)?,
+        retry_for: section.get("retry_for", value::duration)?,
         retries: section.get("retries", |v| {
-            let number = integer(v, "a number of retries")?;
+            let number = value::integer(v, "a number of retries")?;
             u32::try_from(number).map_err(|_| format!("{number} is not a number of retries; take 0 or more"))
         })?,
-        backoff: section.get("backoff", |v| -> Result<Backoff, String> {
-            text::parse_backoff(string(v, "a back-off")?)
-        })?,
+        backoff: section.get("backoff", |v| text::parse_backoff(value::string(v, "a back-off")?))?,
     })
 }
 
-/// A number of bytes (`"64KiB"`, `"1MiB"` or a plain number), or of what the limit counts.
-fn size(value: &DeValue<'_>, key: &str) -> Result<usize, String> {
-    let bytes = !matches!(key, "args" | "depth");
-    let expected = if bytes { "a size like \"64KiB\" or a number of bytes" } else { "a number" };
-    let size = match value.as_str() {
-        Some(text) if bytes => text::parse_size(text)?,
-        _ => usize::try_from(integer(value, expected)?)
-            .map_err(|_| format!("expected {expected}, 1 or more"))?,
-    };
-    match size {
-        0 => Err("0 would refuse every task; leave it out for the default".to_owned()),
-        deep if key == "depth" && deep > 100 => {
-            Err(format!("{deep} levels are more than the 100 that are read"))
-        }
-        size => Ok(size),
-    }
-}
-
-fn limit(value: &DeValue<'_>) -> Result<Duration, String> {
-    match duration(value)? {
-        Duration::ZERO => Err("0s would refuse or end every run; leave it out for no limit".to_owned()),
-        limit => Ok(limit),
-    }
-}
-
-/// What a key is is checked here; what it is good for, and that it fits its ring, where the ring is made.
-fn key(section: &Section<'_>, folder: &Path) -> Result<KeyConfig, SettingsError> {
-    let id = section.get("id", |v| KeyId::parse(string(v, "a key's name")?).map_err(|e| e.to_string()))?;
-    let alg = section.get("alg", |v| {
-        string(v, "`hmac-sha256` or `ed25519`")?.parse().map_err(|e: KeyError| e.to_string())
+/// Reads the syntax of a key. The key ring checks that its parts fit together.
+fn read_key(section: &Section<'_>) -> Result<KeyConfig, SettingsError> {
+    let folder = section.source.folder();
+    let id = section
+        .value("id", |v| KeyId::parse(value::string(v, "a key's name")?).map_err(|e| e.to_string()))?;
+    let alg = section.value("alg", |v| {
+        value::string(v, "`hmac-sha256` or `ed25519`")?.parse().map_err(|e: KeyError| e.to_string())
     })?;
-    let secret = section.get("secret", |v| match v.as_str() {
+    let secret = section.value("secret", |v| match v.as_str() {
         Some(text) => Ok(SecretText::new(text.to_owned())),
-        // Whatever it is, it may be what should not be shown.
+        // A value of another type may be the secret too, so it is not quoted.
         None => Err("expected base64 in quotes".to_owned()),
     })?;
-    let state = section.get("state", |v| match v.as_str() {
+    let state = section.value("state", |v| match v.as_str() {
         Some("active") => Ok(KeyState::Active),
         Some("verify") => Ok(KeyState::Verify),
         Some("revoked") => Ok(KeyState::Revoked),
-        _ => Err(wrong(v, "\"active\", \"verify\" or \"revoked\"")),
+        _ => Err(value::wrong_type(v, "\"active\", \"verify\" or \"revoked\"")),
     })?;
     let mut config = KeyConfig::default();
-    config.id = id.map(|id| id.value);
-    config.alg = alg.map(|alg| alg.value);
-    config.secret = secret.map(|secret| secret.value);
-    config.public = section.get("public", |v| Ok(string(v, "base64")?.to_owned()))?.map(|s| s.value);
-    config.file =
-        section.get("file", |v| Ok(folder.join(string(v, "the name of a file")?)))?.map(|s| s.value);
-    config.env =
-        section.get("env", |v| Ok(string(v, "the name of a variable")?.to_owned()))?.map(|s| s.value);
-    config.state = state.map(|state| state.value);
-    config.not_before = section.get("not_before", instant)?.map(|s| s.value);
-    config.not_after = section.get("not_after", instant)?.map(|s| s.value);
-    config.tasks = section.get("tasks", |v| strings(v, "a list like [\"mail.*\"]"))?.map(|s| s.value);
-    config.queues = section.get("queues", |v| strings(v, "a list like [\"mail\"]"))?.map(|s| s.value);
+    config.id = id;
+    config.alg = alg;
+    config.secret = secret;
+    config.public = section.value("public", |v| Ok(value::string(v, "base64")?.to_owned()))?;
+    config.file = section.value("file", |v| Ok(folder.join(value::string(v, "the name of a file")?)))?;
+    config.env = section.value("env", |v| Ok(value::string(v, "the name of a variable")?.to_owned()))?;
+    config.state = state;
+    config.not_before = section.value("not_before", value::instant)?;
+    config.not_after = section.value("not_after", value::instant)?;
+    config.tasks = section.value("tasks", |v| value::strings(v, "a list like [\"mail.*\"]"))?;
+    config.queues = section.value("queues", |v| value::strings(v, "a list like [\"mail\"]"))?;
     Ok(config)
 }
 
-/// The text, and where in it something stands.
+/// The text of a file, in which a position is found.
 #[derive(Clone, Copy)]
-struct Source<'a> {
+struct TomlText<'a> {
     path: &'a Path,
     text: &'a str,
 }
 
-impl Source<'_> {
+impl<'a> TomlText<'a> {
+    fn folder(&self) -> &'a Path {
+        self.path.parent().unwrap_or_else(|| Path::new(""))
+    }
+
     /// Line and column, both counted from 1, the column in characters.
     fn position(&self, at: usize) -> (usize, usize) {
         let before = self.text.get(..at).unwrap_or(self.text);
@@ -235,8 +250,8 @@ impl Source<'_> {
         (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
     }
 
-    fn origin(&self, span: Range<usize>) -> Origin {
-        Origin::File { path: self.path.to_owned(), line: self.position(span.start).0 }
+    fn origin(&self, span: Range<usize>) -> SettingOrigin {
+        SettingOrigin::File { path: self.path.to_owned(), line: self.position(span.start).0 }
     }
 
     fn error(&self, span: Range<usize>, problem: impl Into<String>) -> SettingsError {
@@ -245,9 +260,9 @@ impl Source<'_> {
     }
 }
 
-/// A table whose keys are all known.
+/// A table of the file, all keys of which are known.
 struct Section<'a> {
-    source: Source<'a>,
+    source: TomlText<'a>,
     /// `worker`, `tasks.resize`; empty for the top.
     name: String,
     span: Range<usize>,
@@ -255,21 +270,38 @@ struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
-    fn new(
-        source: Source<'a>,
-        name: &str,
-        table: &'a DeTable<'a>,
-        known: &[&str],
-    ) -> Result<Self, SettingsError> {
-        for (key, _) in table.iter() {
-            if !known.contains(&key.get_ref().as_ref()) {
-                let place = if name.is_empty() { String::new() } else { format!(" in [{name}]") };
-                let problem =
-                    format!("unknown key \"{}\"{place}; {}", key.get_ref(), nearest(key.get_ref(), known));
-                return Err(source.error(key.span(), problem));
+    /// The whole document. It may have the old section, which no error proposes.
+    fn top(source: TomlText<'a>, table: &'a DeTable<'a>) -> Result<Self, SettingsError> {
+        let top = Self { source, name: String::new(), span: 0..0, table };
+        top.check_keys(&table::top_keys(), Some(OLD_SIZES))?;
+        Ok(top)
+    }
+
+    /// Refuses keys that are neither known nor the old one.
+    fn check_keys(&self, known: &[&str], old: Option<&str>) -> Result<(), SettingsError> {
+        for (spanned, _) in self.table.iter() {
+            let key: &str = spanned.get_ref();
+            if !known.contains(&key) && old != Some(key) {
+                let place = if self.name.is_empty() { String::new() } else { format!(" in [{}]", self.name) };
+                let problem = format!("unknown key \"{key}\"{place}; {}", nearest(key, known));
+                return Err(self.source.error(spanned.span(), problem));
             }
         }
-        Ok(Self { source, name: name.to_owned(), span: 0..0, table })
+        Ok(())
+    }
+
+    /// Reads a value of the table of settings.
+    fn setting<T>(&self, definition: &Definition<T>) -> Result<Option<Setting<T>>, SettingsError> {
+        self.get(definition.key(), |value| (definition.read)(value, self.source.folder()))
+    }
+
+    /// Reads a value, without its place.
+    fn value<T>(
+        &self,
+        key: &str,
+        read: impl FnOnce(&DeValue<'_>) -> Result<T, String>,
+    ) -> Result<Option<T>, SettingsError> {
+        Ok(self.get(key, read)?.map(|setting| setting.value))
     }
 
     fn get<T>(
@@ -285,35 +317,21 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A table below this one.
+    /// Returns a table below this one.
     fn section(&self, key: &str, known: &[&str]) -> Result<Option<Self>, SettingsError> {
         let Some(value) = self.table.get(key) else { return Ok(None) };
-        let name = self.path(key);
-        let Some(table) = value.get_ref().as_table() else {
-            return Err(self
-                .source
-                .error(value.span(), format!("{name}: {}", wrong(value.get_ref(), "a table"))));
-        };
-        Ok(Some(Self { span: value.span(), ..Section::new(self.source, &name, table, known)? }))
+        self.below(key, value, known, "a table").map(Some)
     }
 
-    /// The tables of a list of them, `[[key]]`.
+    /// Returns the tables of a list of them, `[[key]]`.
     fn list(&self, key: &str, known: &[&str]) -> Result<Vec<Self>, SettingsError> {
         let Some(value) = self.table.get(key) else { return Ok(Vec::new()) };
-        let name = self.path(key);
-        let wrong = |value: &toml::Spanned<DeValue<'_>>| {
-            let expected = format!("tables, each under a line [[{name}]]");
-            self.source.error(value.span(), format!("{name}: {}", wrong(value.get_ref(), &expected)))
-        };
-        let list = value.get_ref().as_array().ok_or_else(|| wrong(value))?;
-        let section = |item: &'a toml::Spanned<DeValue<'a>>| {
-            let table = item.get_ref().as_table().ok_or_else(|| wrong(item))?;
-            Ok(Self { span: item.span(), ..Section::new(self.source, &name, table, known)? })
-        };
-        list.iter().map(section).collect()
+        let expected = format!("tables, each under a line [[{}]]", self.path(key));
+        let list = value.get_ref().as_array().ok_or_else(|| self.wrong_type(key, value, &expected))?;
+        list.iter().map(|item| self.below(key, item, known, &expected)).collect()
     }
 
-    /// The tables below a table of this one, by name.
+    /// Returns the tables below a table of this one, by name.
     fn sections(&self, key: &str, known: &[&str]) -> Result<Vec<(String, Self)>, SettingsError> {
         let names: Vec<&str> = match self.table.get(key).and_then(|v| v.get_ref().as_table()) {
             Some(table) => table.keys().map(|k| k.get_ref().as_ref()).collect(),
@@ -324,7 +342,25 @@ impl<'a> Section<'a> {
         names.iter().filter_map(|name| each(name).transpose()).collect()
     }
 
-    fn origin(&self) -> Origin {
+    fn below(
+        &self,
+        key: &str,
+        value: &'a toml::Spanned<DeValue<'a>>,
+        known: &[&str],
+        expected: &str,
+    ) -> Result<Self, SettingsError> {
+        let table = value.get_ref().as_table().ok_or_else(|| self.wrong_type(key, value, expected))?;
+        let section = Self { source: self.source, name: self.path(key), span: value.span(), table };
+        section.check_keys(known, None)?;
+        Ok(section)
+    }
+
+    fn wrong_type(&self, key: &str, value: &toml::Spanned<DeValue<'_>>, expected: &str) -> SettingsError {
+        let problem = format!("{}: {}", self.path(key), value::wrong_type(value.get_ref(), expected));
+        self.source.error(value.span(), problem)
+    }
+
+    fn origin(&self) -> SettingOrigin {
         self.source.origin(self.span.clone())
     }
 
@@ -337,70 +373,13 @@ impl<'a> Section<'a> {
     }
 }
 
-/// The key that was probably meant, else all that there are.
+/// Proposes the key that was probably meant, or lists all keys.
 fn nearest(key: &str, known: &[&str]) -> String {
     let best = known.iter().map(|name| (strsim::damerau_levenshtein(key, name), name)).min();
     match best {
         Some((distance, name)) if distance <= 1 + key.len() / 4 => format!("did you mean \"{name}\"?"),
         _ => format!("the keys here are {}", known.join(", ")),
     }
-}
-
-fn string<'v>(value: &'v DeValue<'_>, expected: &str) -> Result<&'v str, String> {
-    value.as_str().ok_or_else(|| wrong(value, &format!("{expected} in quotes")))
-}
-
-fn strings(value: &DeValue<'_>, expected: &str) -> Result<Vec<String>, String> {
-    let list = value.as_array().ok_or_else(|| wrong(value, expected))?;
-    list.iter().map(|item| string(item.get_ref(), "text").map(str::to_owned)).collect()
-}
-
-fn queues(value: &DeValue<'_>) -> Result<Vec<QueueName>, String> {
-    let names = strings(value, "a list of queue names, like [\"default\"]")?;
-    if names.is_empty() {
-        return Err("names no queue; leave it out for [\"default\"]".to_owned());
-    }
-    names.iter().map(|name| QueueName::parse(name).map_err(|e| e.to_string())).collect()
-}
-
-fn truth(value: &DeValue<'_>) -> Result<bool, String> {
-    value.as_bool().ok_or_else(|| wrong(value, "true or false"))
-}
-
-/// An RFC 3339 time, with quotes or, as TOML has it, without.
-fn instant(value: &DeValue<'_>) -> Result<String, String> {
-    let text = match value {
-        DeValue::Datetime(instant) => instant.to_string(),
-        DeValue::String(text) => text.as_ref().to_owned(),
-        other => return Err(wrong(other, "a time like 2026-11-20T00:00:00Z")),
-    };
-    match text.parse::<jiff::Timestamp>() {
-        Ok(_) => Ok(text),
-        Err(_) => Err(format!("{text:?} is not a time with its offset; write one like 2026-11-20T00:00:00Z")),
-    }
-}
-
-fn integer(value: &DeValue<'_>, expected: &str) -> Result<i64, String> {
-    let number = value.as_integer().ok_or_else(|| wrong(value, expected))?;
-    i64::from_str_radix(number.as_str(), number.radix())
-        .map_err(|_| format!("{} is too large", number.as_str()))
-}
-
-fn duration(value: &DeValue<'_>) -> Result<Duration, String> {
-    text::parse_duration(string(value, "a duration like \"20s\",")?)
-}
-
-fn wrong(value: &DeValue<'_>, expected: &str) -> String {
-    let found = match value {
-        DeValue::String(text) => format!("the text \"{}\"", redact::url(text)),
-        DeValue::Integer(number) => format!("the number {}", number.as_str()),
-        DeValue::Float(number) => format!("the number {}", number.as_str()),
-        DeValue::Boolean(truth) => truth.to_string(),
-        DeValue::Datetime(_) => "a date".to_owned(),
-        DeValue::Array(_) => "a list".to_owned(),
-        DeValue::Table(_) => "a table".to_owned(),
-    };
-    format!("expected {expected}, found {found}")
 }
 
 #[cfg(test)]
@@ -441,7 +420,7 @@ command = ["true"]
         assert_eq!(resize.command.value[1], "{src}");
         assert_eq!(resize.retries.as_ref().unwrap().value, 3);
         assert_eq!(resize.timeout.as_ref().unwrap().origin.to_string(), "machinist.toml:14");
-        assert_eq!(file.concurrency.unwrap().value, 4);
+        assert_eq!(file.worker.concurrency.unwrap().value, 4);
         assert_eq!(file.broker.unwrap().origin.to_string(), "machinist.toml:2");
     }
 

@@ -1,4 +1,4 @@
-//! How single values are written: durations, back-offs, lists of queues.
+//! Syntax of single values: durations, sizes, back-offs, lists of queues.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::Topology;
 /// Reads a duration: `20s`, `500ms`, `1h 30m`, `7d` (a day has 24 hours).
 ///
 /// # Errors
-/// A sentence that says what was expected.
+/// A sentence that names the expected syntax.
 ///
 /// # Examples
 /// ```
@@ -27,7 +27,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let signed = span.and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()));
     match signed.map(Duration::try_from) {
         Ok(Ok(duration)) => Ok(duration),
-        Ok(Err(_)) => Err(format!("{text:?} lies in the past; a duration is 0s or longer")),
+        Ok(Err(_)) => Err(format!("{text:?} is in the past; a duration is 0s or longer")),
         Err(_) if !text.trim().is_empty() && text.trim().bytes().all(|b| b.is_ascii_digit() || b == b'.') => {
             let number = text.trim();
             Err(format!("{text:?} has no unit; write {number}s or {number}ms"))
@@ -49,7 +49,41 @@ pub(super) fn parse_size(text: &str) -> Result<usize, String> {
     digits.parse::<usize>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
 }
 
-/// A size as it is written in a file.
+/// Reads a number of things that are not bytes.
+pub(super) fn parse_count(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| format!("{text:?} is not a number"))
+}
+
+/// Refuses a maximum that nothing can keep.
+pub(super) fn allows_tasks(maximum: usize) -> Result<usize, String> {
+    match maximum {
+        0 => Err("0 would refuse every task; leave it out for the default".to_owned()),
+        maximum => Ok(maximum),
+    }
+}
+
+/// Refuses a maximum depth beyond the one that the decoder reads.
+pub(super) fn readable_depth(levels: usize) -> Result<usize, String> {
+    match levels {
+        deep if deep > MAX_READABLE_DEPTH => {
+            Err(format!("{deep} levels are more than the {MAX_READABLE_DEPTH} that are read"))
+        }
+        levels => Ok(levels),
+    }
+}
+
+/// Maximum nesting that the decoder reads, whatever the settings allow.
+const MAX_READABLE_DEPTH: usize = 100;
+
+/// Refuses a time of zero for a timeout or a window.
+pub(super) fn positive(duration: Duration) -> Result<Duration, String> {
+    match duration {
+        Duration::ZERO => Err("0s would refuse or end every run; leave it out for no limit".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+/// Writes a size as [`parse_size`] reads it.
 pub(super) fn show_size(bytes: usize) -> String {
     const KIB: usize = 1024;
     match bytes {
@@ -60,7 +94,7 @@ pub(super) fn show_size(bytes: usize) -> String {
     }
 }
 
-/// A duration as [`parse_duration`] reads it.
+/// Writes a duration as [`parse_duration`] reads it.
 pub fn show_duration(duration: Duration) -> String {
     let mut rest = duration.as_nanos();
     let units: [(u128, &str); 7] = [
@@ -82,16 +116,19 @@ pub fn show_duration(duration: Duration) -> String {
     if parts.is_empty() { "0s".to_owned() } else { parts.join(" ") }
 }
 
-/// Reads a back-off: `fixed:200ms`, `exponential`, `fibonacci`; the latter two also with their first wait and
-/// their longest one, `exponential:1s:10m`.
+/// Reads a back-off: `fixed:200ms`, `exponential`, `fibonacci`; the latter two also with their first and their longest
+/// wait, `exponential:1s:10m`.
 ///
 /// # Errors
-/// A sentence that says what was expected.
+/// A sentence that names the expected syntax.
 pub fn parse_backoff(text: &str) -> Result<Backoff, String> {
     let mut parts = text.split(':');
-    let (kind, first, longest) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
+    let kind = parts.next().unwrap_or_default();
+    let first = parts.next();
+    let longest = parts.next();
     let wait = |text: Option<&str>, default: Duration| text.map_or(Ok(default), parse_duration);
-    let (second, cap) = (Duration::from_secs(1), Duration::from_secs(600));
+    let second = Duration::from_secs(1);
+    let cap = Duration::from_secs(600);
     match (kind, first, parts.next()) {
         ("fixed", Some(_), None) if longest.is_none() => Ok(Backoff::fixed(wait(first, second)?)),
         ("exponential", _, None) => Ok(Backoff::exponential(wait(first, second)?, wait(longest, cap)?)),
@@ -102,7 +139,7 @@ pub fn parse_backoff(text: &str) -> Result<Backoff, String> {
     }
 }
 
-/// A back-off as [`parse_backoff`] reads it.
+/// Writes a back-off as [`parse_backoff`] reads it.
 pub(super) fn show_backoff(backoff: &Backoff) -> String {
     match backoff {
         Backoff::Exponential { base, cap } => {
@@ -116,7 +153,7 @@ pub(super) fn show_backoff(backoff: &Backoff) -> String {
     }
 }
 
-/// What every server takes as part of a name.
+/// Reads a namespace: characters that every server allows in a name.
 pub(super) fn namespace(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
     if (1..=40).contains(&text.len()) && text.chars().all(allowed) {
@@ -126,14 +163,14 @@ pub(super) fn namespace(text: &str) -> Result<String, String> {
     }
 }
 
-/// `declare` or `verify`.
+/// Reads `declare` or `verify`.
 pub(super) fn topology(text: &str) -> Result<Topology, String> {
     let known = [Topology::Declare, Topology::Verify].into_iter().find(|known| known.as_str() == text);
     known.ok_or_else(|| format!("{text:?} is neither declare nor verify"))
 }
 
-/// What a variable says that is either on or off.
-pub(super) fn truth(text: &str) -> Result<bool, String> {
+/// Reads a variable that is either on or off.
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
     match text.trim() {
         "true" | "1" | "yes" => Ok(true),
         "false" | "0" | "no" => Ok(false),
@@ -141,7 +178,7 @@ pub(super) fn truth(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A key of the ring without what is secret about it.
+/// Writes a key of the key ring, without its secret.
 pub(super) fn show_key(key: &KeyConfig) -> String {
     let list = |what: &str, names: &Option<Vec<String>>| {
         names
@@ -172,25 +209,28 @@ pub(super) fn show_key(key: &KeyConfig) -> String {
     }
 }
 
+/// Reads queue names with commas between them.
 pub(super) fn queues(text: &str) -> Result<Vec<QueueName>, String> {
     text.split(',').map(|name| QueueName::parse(name.trim()).map_err(|e| e.to_string())).collect()
 }
 
+/// Reads a number of tasks to run at once.
 pub(super) fn concurrency(text: &str) -> Result<usize, String> {
     text.trim().parse().ok().filter(|n| CONCURRENCY.contains(n)).ok_or_else(|| wrong_concurrency(&text))
 }
 
+/// Reads the time for which the broker lets a worker hold a delivery.
 pub(super) fn consumer_timeout(text: &str) -> Result<Duration, String> {
     let timeout = parse_duration(text)?;
     if timeout < Duration::from_secs(1) {
         return Err(format!(
-            "{text} is too short to say a word in time; take what the broker has, 1s at least"
+            "{text} is too short to answer the broker in time; take the broker's value, at least 1s"
         ));
     }
     Ok(timeout)
 }
 
-/// A delivery window is counted in 16 bits.
+/// Allowed numbers of tasks to run at once. The broker counts the deliveries of a worker in 16 bits.
 pub(super) const CONCURRENCY: std::ops::RangeInclusive<usize> = 1..=10_000;
 
 pub(super) fn wrong_concurrency(value: &dyn std::fmt::Display) -> String {

@@ -1,0 +1,108 @@
+//! Settings as text: the rows of `machinist config`.
+
+use super::{
+    Setting, SettingOrigin, Settings, SizeSettings, TaskSettings, WorkerSettings, show_duration,
+    table::{self, Definition},
+    text,
+};
+use crate::redact;
+
+/// Row of `machinist config`: a setting as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SettingEntry {
+    /// Key in `machinist.toml`, with its section: `worker.grace`.
+    pub key: String,
+    /// Value, without passwords and secrets.
+    pub value: String,
+    /// Place that sets the value.
+    pub origin: SettingOrigin,
+}
+
+impl SettingEntry {
+    fn new<T>(key: impl Into<String>, setting: &Setting<T>, show: impl FnOnce(&T) -> String) -> Self {
+        Self { key: key.into(), value: show(&setting.value), origin: setting.origin.clone() }
+    }
+}
+
+impl<T> Definition<T> {
+    fn entry(&self, setting: &Setting<T>) -> SettingEntry {
+        SettingEntry::new(self.info.name, setting, self.show)
+    }
+}
+
+impl Settings {
+    /// Returns all settings, in the order in which `machinist config` lists them. Sizes that nothing sets are left
+    /// out.
+    pub fn entries(&self) -> Vec<SettingEntry> {
+        let mut rows = vec![
+            table::BROKER.entry(&self.broker),
+            table::BACKEND.entry(&self.backend),
+            table::NAMESPACE.entry(&self.namespace),
+            table::RESULTS_TTL.entry(&self.results_ttl),
+        ];
+        rows.extend(self.freshness.iter().map(|setting| table::FRESHNESS.entry(setting)));
+        rows.extend(self.key_file.iter().map(|setting| table::KEY_FILE.entry(setting)));
+        rows.extend(self.keys.iter().map(|key| SettingEntry::new("keys", key, text::show_key)));
+        rows.push(table::ALLOW_UNSIGNED.entry(&self.allow_unsigned));
+        rows.push(table::INSECURE_PLAINTEXT.entry(&self.insecure_plaintext));
+        rows.push(table::TOPOLOGY.entry(&self.topology));
+        rows.extend(self.tls.ca_file.iter().map(|file| table::TLS_CA_FILE.entry(file)));
+        rows.extend(self.tls.cert_file.iter().map(|file| table::TLS_CERT_FILE.entry(file)));
+        rows.extend(self.tls.key_file.iter().map(|file| table::TLS_KEY_FILE.entry(file)));
+        rows.extend(self.worker.entries());
+        rows.extend(self.sizes.entries());
+        rows.extend(self.tasks.iter().flat_map(|(name, task)| task.entries(name)));
+        rows
+    }
+}
+
+impl WorkerSettings {
+    fn entries(&self) -> [SettingEntry; 4] {
+        [
+            table::QUEUES.entry(&self.queues),
+            table::CONCURRENCY.entry(&self.concurrency),
+            table::GRACE.entry(&self.grace),
+            table::CONSUMER_TIMEOUT.entry(&self.consumer_timeout),
+        ]
+    }
+}
+
+impl SizeSettings {
+    fn entries(&self) -> impl Iterator<Item = SettingEntry> {
+        let rows = [
+            table::BODY_SIZE.entry(&self.body),
+            table::HEADERS_SIZE.entry(&self.headers),
+            table::ARGUMENT_COUNT.entry(&self.args),
+            table::NESTING_DEPTH.entry(&self.depth),
+            table::RESULT_SIZE.entry(&self.results),
+            table::ERROR_SIZE.entry(&self.errors),
+        ];
+        rows.into_iter().filter(|row| row.origin != SettingOrigin::Default)
+    }
+}
+
+impl TaskSettings {
+    fn entries(&self, name: &str) -> Vec<SettingEntry> {
+        fn row<T>(
+            key: String,
+            setting: Option<&Setting<T>>,
+            show: impl FnOnce(&T) -> String,
+        ) -> Option<SettingEntry> {
+            setting.map(|setting| SettingEntry::new(key, setting, show))
+        }
+        let key = |field: &str| format!("tasks.{name}.{field}");
+        let rows = [
+            row(key("command"), Some(&self.command), |argv| redact::text(&argv.join(" ")).into_owned()),
+            row(key("args"), self.args.as_ref(), |names| names.join(", ")),
+            row(key("queue"), self.queue.as_ref(), ToString::to_string),
+            row(key("timeout"), self.timeout.as_ref(), |time| show_duration(*time)),
+            row(key("soft_timeout"), self.soft_timeout.as_ref(), |time| show_duration(*time)),
+            row(key("retry_timeouts"), self.retry_timeouts.as_ref(), bool::to_string),
+            row(key("retry_for"), self.retry_for.as_ref(), |time| show_duration(*time)),
+            row(key("retries"), self.retries.as_ref(), u32::to_string),
+            row(key("backoff"), self.backoff.as_ref(), text::show_backoff),
+        ];
+        rows.into_iter().flatten().collect()
+    }
+}

@@ -1,0 +1,411 @@
+//! Layers of settings: flags, variables, the file and the defaults.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+    sync::Once,
+};
+
+use machinist_core::QueueName;
+
+use super::{
+    FILE, Overrides, Setting, SettingDefault, SettingOrigin, Settings, SettingsError, SizeSettings,
+    TaskSettings, TlsSettings, WorkerSettings,
+    file::{self, FileSettings, FileSizes},
+    table::{self, Definition},
+};
+use crate::url::ServerUrl;
+
+impl Settings {
+    /// Reads the environment and the file.
+    ///
+    /// # Errors
+    /// [`SettingsError`] names the value that does not fit, and its place.
+    pub fn load(flags: Overrides) -> Result<Self, SettingsError> {
+        let env = |name: &str| std::env::var_os(name);
+        let file = load_file(flags.config.as_deref(), &env)?;
+        let file = file.as_ref().map(|(path, text)| (path.as_path(), text.as_str()));
+        let settings = Self::resolve(flags, &env, file)?;
+        settings.warn_of_old_names();
+        Ok(settings)
+    }
+
+    /// Combines flags, variables and the text of a file. Reads nothing else than what `env` reads.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn resolve(
+        flags: Overrides,
+        env: &dyn Fn(&str) -> Option<OsString>,
+        file: Option<(&Path, &str)>,
+    ) -> Result<Self, SettingsError> {
+        let path = file.map(|(path, _)| path.to_owned());
+        let file = match file {
+            Some((path, text)) => file::read(path, text)?,
+            None => FileSettings::default(),
+        };
+        let layers = Layers { env };
+        let broker = layers.required(&table::BROKER, table::BROKER.flag(flags.broker)?, file.broker)?;
+        let backend = layers.required(&table::BACKEND, table::BACKEND.flag(flags.backend)?, file.backend)?;
+        let namespace =
+            layers.required(&table::NAMESPACE, table::NAMESPACE.flag(flags.namespace)?, file.namespace)?;
+        let allow_unsigned = flags.allow_unsigned.then_some(true);
+        let insecure_plaintext = flags.insecure_plaintext.then_some(true);
+        let key_file = layers.optional(&table::KEY_FILE, flags.key_file, file.key_file)?;
+        let worker = file.worker;
+        let queues = layers.optional(&table::QUEUES, none_if_empty(flags.queues), worker.queues)?;
+        Ok(Self {
+            file: path,
+            backend,
+            namespace,
+            results_ttl: layers.required(&table::RESULTS_TTL, None, file.results_ttl)?,
+            freshness: layers.optional(&table::FRESHNESS, None, file.freshness)?,
+            key_file: key_file.or_else(|| default_key_file(&broker.value, file.keys.is_empty())),
+            broker,
+            keys: file.keys,
+            allow_unsigned: layers.required(&table::ALLOW_UNSIGNED, allow_unsigned, file.allow_unsigned)?,
+            insecure_plaintext: layers.required(
+                &table::INSECURE_PLAINTEXT,
+                insecure_plaintext,
+                file.insecure_plaintext,
+            )?,
+            topology: layers.required(&table::TOPOLOGY, None, file.topology)?,
+            tls: TlsSettings {
+                ca_file: layers.optional(&table::TLS_CA_FILE, flags.tls_ca_file, file.tls.ca_file)?,
+                cert_file: layers.optional(&table::TLS_CERT_FILE, flags.tls_cert_file, file.tls.cert_file)?,
+                key_file: layers.optional(&table::TLS_KEY_FILE, flags.tls_key_file, file.tls.key_file)?,
+            },
+            worker: WorkerSettings {
+                queues: queues.unwrap_or_else(|| default_queues(&file.tasks)),
+                concurrency: layers.required(&table::CONCURRENCY, flags.concurrency, worker.concurrency)?,
+                grace: layers.required(&table::GRACE, flags.grace, worker.grace)?,
+                consumer_timeout: layers.required(&table::CONSUMER_TIMEOUT, None, worker.consumer_timeout)?,
+            },
+            sizes: layers.sizes(file.sizes)?,
+            old_sizes: file.old_sizes,
+            tasks: file.tasks,
+        })
+    }
+
+    /// Logs, once in a process, that the file uses a name which the next version refuses.
+    fn warn_of_old_names(&self) {
+        static WARNED: Once = Once::new();
+        if let Some(origin) = &self.old_sizes {
+            WARNED.call_once(|| {
+                tracing::warn!(
+                    from = %origin,
+                    "the section [limits] is now called [sizes]; rename it, the next version refuses the old name"
+                );
+            });
+        }
+    }
+}
+
+/// Reads the file that `--config` or `MACHINIST_CONFIG` names, else the one of the current folder if there is one.
+fn load_file(
+    flag: Option<&Path>,
+    env: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<Option<(PathBuf, String)>, SettingsError> {
+    let named = match flag {
+        Some(path) => Some((path.to_owned(), "--config")),
+        None => variable(env, "MACHINIST_CONFIG")?.map(|path| (path.into(), "MACHINIST_CONFIG")),
+    };
+    let may_be_missing = named.is_none();
+    let (path, place) = named.unwrap_or_else(|| (FILE.into(), FILE));
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some((path, text))),
+        Err(error) if may_be_missing && error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(SettingsError::unreadable(place, &path, error)),
+    }
+}
+
+/// The layers in their order: a flag, the variable, the file, the default.
+struct Layers<'a> {
+    env: &'a dyn Fn(&str) -> Option<OsString>,
+}
+
+impl Layers<'_> {
+    /// Returns the value of the first layer that has one.
+    fn optional<T>(
+        &self,
+        definition: &Definition<T>,
+        flag: Option<T>,
+        file: Option<Setting<T>>,
+    ) -> Result<Option<Setting<T>>, SettingsError> {
+        if let Some((name, value)) = definition.info.flag.zip(flag) {
+            return Ok(Some(Setting::new(value, SettingOrigin::Flag(name))));
+        }
+        if let Some(name) = definition.info.variable
+            && let Some(text) = variable(self.env, name)?
+        {
+            let value = (definition.parse)(&text).map_err(|problem| SettingsError::new(name, problem))?;
+            return Ok(Some(Setting::new(value, SettingOrigin::Variable(name))));
+        }
+        Ok(file)
+    }
+
+    /// Returns the value of the first layer that has one, else the default.
+    fn required<T>(
+        &self,
+        definition: &Definition<T>,
+        flag: Option<T>,
+        file: Option<Setting<T>>,
+    ) -> Result<Setting<T>, SettingsError> {
+        match self.optional(definition, flag, file)? {
+            Some(setting) => Ok(setting),
+            None => Ok(Setting::new(definition.default()?, SettingOrigin::Default)),
+        }
+    }
+
+    fn sizes(&self, file: FileSizes) -> Result<SizeSettings, SettingsError> {
+        Ok(SizeSettings {
+            body: self.required(&table::BODY_SIZE, None, file.body)?,
+            headers: self.required(&table::HEADERS_SIZE, None, file.headers)?,
+            args: self.required(&table::ARGUMENT_COUNT, None, file.args)?,
+            depth: self.required(&table::NESTING_DEPTH, None, file.depth)?,
+            results: self.required(&table::RESULT_SIZE, None, file.results)?,
+            errors: self.required(&table::ERROR_SIZE, None, file.errors)?,
+        })
+    }
+}
+
+impl<T> Definition<T> {
+    /// Reads the text of the setting's flag.
+    fn flag(&self, text: Option<String>) -> Result<Option<T>, SettingsError> {
+        let place = self.info.flag.unwrap_or(self.info.name);
+        let value = text.map(|text| (self.parse)(&text)).transpose();
+        value.map_err(|problem| SettingsError::new(place, problem))
+    }
+
+    /// Reads the default. A test reads that of every setting which needs one.
+    fn default(&self) -> Result<T, SettingsError> {
+        let value = match self.info.default {
+            SettingDefault::Value(text) => (self.parse)(text),
+            SettingDefault::Described(_) | SettingDefault::Nothing => Err("has no default".to_owned()),
+        };
+        value.map_err(|problem| SettingsError::new(self.info.name, problem))
+    }
+}
+
+fn variable(env: &dyn Fn(&str) -> Option<OsString>, name: &str) -> Result<Option<String>, SettingsError> {
+    match env(name).filter(|text| !text.is_empty()).map(OsString::into_string) {
+        None => Ok(None),
+        Some(Ok(text)) => Ok(Some(text)),
+        Some(Err(_)) => Err(SettingsError::new(name, "is not UTF-8")),
+    }
+}
+
+fn none_if_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
+    (!list.is_empty()).then_some(list)
+}
+
+/// Returns the key file of a broker that is a file, if no key is configured. It is next to that file, so that a
+/// process that finds one finds the other.
+fn default_key_file(broker: &ServerUrl, no_keys: bool) -> Option<Setting<PathBuf>> {
+    let mut path = broker.file().filter(|_| no_keys)?.into_os_string();
+    path.push(".key");
+    Some(Setting::new(path.into(), SettingOrigin::Default))
+}
+
+/// Returns `default` and the queues of the command tasks: a user who writes a task with a queue and starts
+/// `machinist worker` expects it to run.
+fn default_queues(tasks: &BTreeMap<String, TaskSettings>) -> Setting<Vec<QueueName>> {
+    // INVARIANT: "default" is an allowed queue name.
+    let mut queues = vec![QueueName::parse("default").expect("a valid name")];
+    for queue in tasks.values().filter_map(|task| task.queue.as_ref()) {
+        if !queues.contains(&queue.value) {
+            queues.push(queue.value.clone());
+        }
+    }
+    Setting::new(queues, SettingOrigin::Default)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::text, *};
+    use crate::settings::SettingEntry;
+    use machinist_core::MaxSizes;
+
+    fn nothing(_: &str) -> Option<OsString> {
+        None
+    }
+
+    fn shown_entry(entry: &SettingEntry) -> String {
+        format!("{}={} ({})", entry.key, entry.value, entry.origin)
+    }
+
+    fn resolve(flags: Overrides, env: &[(&str, &str)], file: &str) -> Result<Settings, SettingsError> {
+        let env = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, value)| value.into());
+        Settings::resolve(flags, &env, Some((Path::new("conf/machinist.toml"), file)))
+    }
+
+    #[test]
+    fn the_default_is_the_embedded_file() {
+        let settings = Settings::resolve(Overrides::default(), &nothing, None).unwrap();
+        assert_eq!(settings.broker.value.to_string(), "sqlite://machinist.db");
+        assert_eq!(settings.backend.value, settings.broker.value);
+        assert_eq!(settings.backend.origin, SettingOrigin::Default);
+        assert_eq!(text::join(&settings.worker.queues.value), "default");
+        assert_eq!(settings.sizes.max_sizes(), MaxSizes::default());
+    }
+
+    #[test]
+    fn flags_go_before_variables_before_the_file_before_the_default() {
+        let file = "namespace = \"file\"\n[worker]\nconcurrency = 4\n";
+        let flags = Overrides { concurrency: Some(9), ..Overrides::default() };
+        let env = [("MACHINIST_CONCURRENCY", "7"), ("MACHINIST_GRACE", "1m"), ("MACHINIST_NAMESPACE", "")];
+        let settings = resolve(flags, &env, file).unwrap();
+        let shown: Vec<String> = settings.entries().iter().map(shown_entry).collect();
+        assert_eq!(
+            shown,
+            [
+                "broker=sqlite://machinist.db (default)",
+                "backend=sqlite://machinist.db (default)",
+                "namespace=file (conf/machinist.toml:1)",
+                "results_ttl=1d (default)",
+                "key_file=machinist.db.key (default)",
+                "allow_unsigned=false (default)",
+                "insecure_plaintext=false (default)",
+                "topology=declare (default)",
+                "worker.queues=default (default)",
+                "worker.concurrency=9 (flag --concurrency)",
+                "worker.grace=1m (MACHINIST_GRACE)",
+                "worker.consumer_timeout=30m (default)",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_names_its_place() {
+        let flags = Overrides { broker: Some("kafka://u:geheim@h".into()), ..Overrides::default() };
+        let error = resolve(flags, &[], "").unwrap_err().to_string();
+        assert!(error.starts_with("--broker: \"kafka://u:***@h\" has an unknown scheme"), "{error}");
+        let error =
+            resolve(Overrides::default(), &[("MACHINIST_GRACE", "soon")], "").unwrap_err().to_string();
+        assert!(error.starts_with("MACHINIST_GRACE: \"soon\" is not a duration"), "{error}");
+    }
+
+    #[test]
+    fn a_key_comes_from_somewhere_or_lies_beside_the_file() {
+        let key = |flags, env: &[(&str, &str)], file: &str| {
+            resolve(flags, env, file)
+                .unwrap()
+                .key_file
+                .map(|s| format!("{} ({})", s.value.display(), s.origin))
+        };
+        let flag = || Overrides { key_file: Some("flag.key".into()), ..Overrides::default() };
+        let env = [("MACHINIST_KEY_FILE", "env.key")];
+        let file = "key_file = \"file.key\"";
+        assert_eq!(key(flag(), &env, file).unwrap(), "flag.key (flag --key-file)");
+        assert_eq!(key(Overrides::default(), &env, file).unwrap(), "env.key (MACHINIST_KEY_FILE)");
+        assert_eq!(key(Overrides::default(), &[], file).unwrap(), "conf/file.key (conf/machinist.toml:1)");
+        assert_eq!(key(Overrides::default(), &[], "").unwrap(), "machinist.db.key (default)");
+        assert_eq!(
+            key(Overrides::default(), &[], "broker = \"sqlite://x.db\"").unwrap(),
+            "conf/x.db.key (default)"
+        );
+        assert_eq!(key(Overrides::default(), &[], "broker = \"amqp://h\""), None);
+        assert_eq!(key(Overrides::default(), &[], "broker = \"memory://\""), None);
+        assert_eq!(key(Overrides::default(), &[], "[[keys]]\nfile = \"x\""), None);
+    }
+
+    #[test]
+    fn files_of_tls_come_from_somewhere_or_are_not_used() {
+        let file = "topology = \"verify\"\n[tls]\nca_file = \"ca.pem\"\ncert_file = \"c.pem\"\n";
+        let flags = Overrides { tls_cert_file: Some("flag.pem".into()), ..Overrides::default() };
+        let env = [("MACHINIST_TLS_KEY_FILE", "env.key")];
+        let rows = |settings: Settings| -> Vec<String> {
+            let entries = settings.entries();
+            entries.iter().filter(|entry| entry.key.starts_with('t')).map(shown_entry).collect()
+        };
+        assert_eq!(
+            rows(resolve(flags, &env, file).unwrap()),
+            [
+                "topology=verify (conf/machinist.toml:1)",
+                "tls.ca_file=conf/ca.pem (conf/machinist.toml:3)",
+                "tls.cert_file=flag.pem (flag --tls-cert-file)",
+                "tls.key_file=env.key (MACHINIST_TLS_KEY_FILE)",
+            ]
+        );
+        assert_eq!(rows(resolve(Overrides::default(), &[], "").unwrap()), ["topology=declare (default)"]);
+        let error = resolve(Overrides::default(), &[("MACHINIST_TOPOLOGY", "make")], "").unwrap_err();
+        assert_eq!(error.to_string(), "MACHINIST_TOPOLOGY: \"make\" is neither declare nor verify");
+    }
+
+    #[test]
+    fn yes_and_no_are_read() {
+        let unsigned =
+            |env: &[(&str, &str)], file| resolve(Overrides::default(), env, file).map(|s| s.allow_unsigned);
+        assert!(unsigned(&[("MACHINIST_ALLOW_UNSIGNED", "1")], "").unwrap().value);
+        assert!(!unsigned(&[("MACHINIST_ALLOW_UNSIGNED", "false")], "allow_unsigned = true").unwrap().value);
+        assert_eq!(
+            unsigned(&[], "allow_unsigned = true").unwrap().origin.to_string(),
+            "conf/machinist.toml:1"
+        );
+        let error = unsigned(&[("MACHINIST_ALLOW_UNSIGNED", "perhaps")], "").unwrap_err().to_string();
+        assert_eq!(error, "MACHINIST_ALLOW_UNSIGNED: \"perhaps\" is neither true nor false");
+    }
+
+    #[test]
+    fn keys_are_shown_without_what_is_secret() {
+        let file = "[[keys]]\nid = \"a\"\nsecret = \"Z2VoZWltZ2VoZWlt\"\n[[keys]]\nid = \"b\"\nalg = \"ed25519\"\n\
+                    file = \"b.key\"\nstate = \"verify\"\ntasks = [\"mail.*\", \"add\"]\n";
+        let settings = resolve(Overrides::default(), &[], file).unwrap();
+        let entries = settings.entries();
+        let rows: Vec<String> = entries.iter().filter(|entry| entry.key == "keys").map(shown_entry).collect();
+        assert_eq!(
+            rows,
+            [
+                "keys=a: secret *** (conf/machinist.toml:1)",
+                "keys=b: ed25519, file conf/b.key, verify, tasks mail.* add (conf/machinist.toml:4)",
+            ]
+        );
+        assert!(!format!("{settings:?}").contains("Z2Vo"), "{settings:?}");
+    }
+
+    #[test]
+    fn the_queues_of_tasks_are_consumed_unless_somebody_says_otherwise() {
+        let file = "[tasks.resize]\ncommand = [\"true\"]\nqueue = \"images\"\n";
+        let settings = resolve(Overrides::default(), &[], file).unwrap();
+        assert_eq!(text::join(&settings.worker.queues.value), "default, images");
+        let settings = resolve(Overrides::default(), &[("MACHINIST_QUEUES", "a, b")], file).unwrap();
+        assert_eq!(text::join(&settings.worker.queues.value), "a, b");
+    }
+
+    #[test]
+    fn a_relative_file_belongs_to_the_folder_of_its_configuration() {
+        let settings = resolve(Overrides::default(), &[], "broker = \"sqlite://x.db\"").unwrap();
+        assert_eq!(settings.broker.value.to_string(), "sqlite://conf/x.db");
+    }
+
+    #[test]
+    fn the_old_section_limits_is_read_as_sizes() {
+        let sizes = |file| {
+            let settings = resolve(Overrides::default(), &[], file).unwrap();
+            let entries = settings.entries();
+            let rows = entries.iter().filter(|entry| entry.key.starts_with("sizes."));
+            (rows.map(shown_entry).collect::<Vec<_>>(), settings.old_sizes.map(|origin| origin.to_string()))
+        };
+        let rows = vec!["sizes.body=2KiB (conf/machinist.toml:2)".to_owned()];
+        assert_eq!(sizes("[sizes]\nbody = \"2KiB\""), (rows.clone(), None));
+        let old = Some("conf/machinist.toml:1".to_owned());
+        assert_eq!(sizes("[limits]\nbody = \"2KiB\""), (rows, old));
+        let error = |file| resolve(Overrides::default(), &[], file).unwrap_err().to_string();
+        assert_eq!(
+            error("[sizes]\nbody = 1\n[limits]\nbody = 1"),
+            "conf/machinist.toml:3:1: [limits] is the old name of [sizes], and both are given; keep [sizes]"
+        );
+        assert!(error("[limits]\nbody = 0").contains("conf/machinist.toml:2:8: limits.body: 0 would"));
+        assert!(error("[limitz]\nbody = 0").contains("unknown key \"limitz\""));
+        assert!(!error("[limitz]\nbody = 0").contains("\"limits\"?"));
+    }
+
+    #[test]
+    fn a_file_that_was_named_has_to_exist() {
+        let flags = Overrides { config: Some("/nowhere/m.toml".into()), ..Overrides::default() };
+        let error = Settings::load(flags).unwrap_err();
+        assert_eq!(error.to_string(), "--config: cannot read /nowhere/m.toml");
+    }
+}

@@ -1,0 +1,429 @@
+//! Table of settings: name, flag, variable, default, syntax and meaning of each, in one place.
+//!
+//! Resolving, `machinist config`, the table in the documentation of [`settings`](super) and the help of the
+//! command line all read it. Its order is the order in which settings are listed.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use machinist_core::QueueName;
+use toml::de::DeValue;
+
+use super::{Topology, parse_duration, show_duration, text, value};
+use crate::url::{Role, ServerUrl};
+
+/// Description of one setting, for documentation and help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SettingInfo {
+    /// Key in `machinist.toml`, with its section: `worker.concurrency`. Empty for the file itself.
+    pub name: &'static str,
+    /// Flag of the command line, if there is one.
+    pub flag: Option<&'static str>,
+    /// Environment variable, if there is one.
+    pub variable: Option<&'static str>,
+    /// Value in force if nothing sets it.
+    pub default: SettingDefault,
+    /// Meaning, in one line.
+    pub meaning: &'static str,
+}
+
+/// Default of a setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SettingDefault {
+    /// A value, as a user would write it.
+    Value(&'static str),
+    /// A default that depends on other settings or on the system, in words.
+    Described(&'static str),
+    /// No value.
+    Nothing,
+}
+
+impl SettingInfo {
+    /// Help of the setting's flag: meaning, default and variable.
+    pub fn help(&self) -> String {
+        let default = match self.default {
+            // A switch is off unless it is given, as everywhere.
+            SettingDefault::Value("false") | SettingDefault::Nothing => String::new(),
+            SettingDefault::Value(text) | SettingDefault::Described(text) => format!(" [default: {text}]"),
+        };
+        let variable = self.variable.map(|name| format!(" [{name}]")).unwrap_or_default();
+        format!("{}{default}{variable}", self.meaning)
+    }
+}
+
+/// A setting and its syntax.
+pub(super) struct Definition<T> {
+    pub(super) info: SettingInfo,
+    /// Reads the text of a flag, a variable or the default.
+    pub(super) parse: fn(&str) -> Result<T, String>,
+    /// Reads the value in `machinist.toml`; relative paths start at the file's folder.
+    pub(super) read: fn(&DeValue<'_>, &Path) -> Result<T, String>,
+    /// Writes the value as `machinist config` shows it.
+    pub(super) show: fn(&T) -> String,
+}
+
+impl<T> Definition<T> {
+    /// Key within its section: `concurrency` of `worker.concurrency`.
+    pub(super) fn key(&self) -> &'static str {
+        self.info.name.rsplit_once('.').map_or(self.info.name, |(_, key)| key)
+    }
+}
+
+/// Returns all settings but command tasks (`[tasks.NAME]`), in the order in which they are listed. The last one is the
+/// file itself.
+pub fn setting_infos() -> impl Iterator<Item = &'static SettingInfo> {
+    TABLE.iter().copied()
+}
+
+/// Returns the setting of a flag, given as `--name`.
+pub fn setting_of_flag(flag: &str) -> Option<&'static SettingInfo> {
+    setting_infos().find(|info| info.flag == Some(flag))
+}
+
+/// Returns the keys of a section, `worker`, in the order in which they are listed.
+pub(super) fn keys_of_section(section: &str) -> Vec<&'static str> {
+    let key = |info: &SettingInfo| info.name.strip_prefix(section)?.strip_prefix('.');
+    setting_infos().filter_map(key).collect()
+}
+
+/// Returns the keys and sections at the top of the file, in the order in which they are listed.
+pub(super) fn top_keys() -> Vec<&'static str> {
+    let heads = setting_infos().filter(|info| !info.name.is_empty());
+    let mut keys: Vec<_> = heads.filter_map(|info| info.name.split('.').next()).collect();
+    keys.dedup();
+    keys.push("tasks");
+    keys
+}
+
+static TABLE: [&SettingInfo; 24] = [
+    &BROKER.info,
+    &BACKEND.info,
+    &NAMESPACE.info,
+    &RESULTS_TTL.info,
+    &FRESHNESS.info,
+    &KEY_FILE.info,
+    &KEYS,
+    &ALLOW_UNSIGNED.info,
+    &INSECURE_PLAINTEXT.info,
+    &TOPOLOGY.info,
+    &TLS_CA_FILE.info,
+    &TLS_CERT_FILE.info,
+    &TLS_KEY_FILE.info,
+    &QUEUES.info,
+    &CONCURRENCY.info,
+    &GRACE.info,
+    &CONSUMER_TIMEOUT.info,
+    &BODY_SIZE.info,
+    &HEADERS_SIZE.info,
+    &ARGUMENT_COUNT.info,
+    &NESTING_DEPTH.info,
+    &RESULT_SIZE.info,
+    &ERROR_SIZE.info,
+    &CONFIG_FILE,
+];
+
+pub(super) static BROKER: Definition<ServerUrl> = Definition {
+    info: SettingInfo {
+        name: "broker",
+        flag: Some("--broker"),
+        variable: Some("MACHINIST_BROKER"),
+        default: SettingDefault::Value("sqlite://machinist.db"),
+        meaning: "URL of the broker, which moves messages: amqp://, amqps://, sqlite://FILE",
+    },
+    parse: |text| ServerUrl::parse(text, Role::Broker),
+    read: |value, folder| read_url(value, Role::Broker, folder),
+    show: ServerUrl::to_string,
+};
+
+pub(super) static BACKEND: Definition<ServerUrl> = Definition {
+    info: SettingInfo {
+        name: "backend",
+        flag: Some("--backend"),
+        variable: Some("MACHINIST_BACKEND"),
+        default: SettingDefault::Value("sqlite://machinist.db"),
+        meaning: "URL of the backend, which stores states and results: redis://, rediss://, redis+sentinel://, \
+                  redis+cluster://, redis+unix://, sqlite://FILE",
+    },
+    parse: |text| ServerUrl::parse(text, Role::Backend),
+    read: |value, folder| read_url(value, Role::Backend, folder),
+    show: ServerUrl::to_string,
+};
+
+pub(super) static NAMESPACE: Definition<String> = Definition {
+    info: SettingInfo {
+        name: "namespace",
+        flag: Some("--namespace"),
+        variable: Some("MACHINIST_NAMESPACE"),
+        default: SettingDefault::Value("machinist"),
+        meaning: "Prefix of exchange, queues and keys, for applications that share servers",
+    },
+    parse: text::namespace,
+    read: |value, _| text::namespace(value::string(value, "a name")?),
+    show: String::clone,
+};
+
+pub(super) static RESULTS_TTL: Definition<Duration> = duration(SettingInfo {
+    name: "results_ttl",
+    flag: None,
+    variable: Some("MACHINIST_RESULTS_TTL"),
+    default: SettingDefault::Value("1d"),
+    meaning: "Time for which a record is kept after its task has ended",
+});
+
+pub(super) static FRESHNESS: Definition<Duration> = Definition {
+    parse: |text| text::positive(parse_duration(text)?),
+    read: |value, _| value::positive_duration(value),
+    ..duration(SettingInfo {
+        name: "freshness",
+        flag: None,
+        variable: None,
+        default: SettingDefault::Described("any age; old messages are recognized by their records"),
+        meaning: "Maximum age of a message, counted from its signature or, if that is later, its ETA",
+    })
+};
+
+pub(super) static KEY_FILE: Definition<PathBuf> = path(SettingInfo {
+    name: "key_file",
+    flag: Some("--key-file"),
+    variable: Some("MACHINIST_KEY_FILE"),
+    default: SettingDefault::Described("next to an sqlite:// broker's file: machinist.db.key"),
+    meaning: "File of the key that signs tasks and results; `machinist keygen` makes one",
+});
+
+static KEYS: SettingInfo = SettingInfo {
+    name: "keys",
+    flag: None,
+    variable: None,
+    default: SettingDefault::Nothing,
+    meaning: "Further keys of the key ring, each under a line [[keys]]",
+};
+
+pub(super) static ALLOW_UNSIGNED: Definition<bool> = switch(SettingInfo {
+    name: "allow_unsigned",
+    flag: Some("--allow-unsigned"),
+    variable: Some("MACHINIST_ALLOW_UNSIGNED"),
+    default: SettingDefault::Value("false"),
+    meaning: "Need no key and run unsigned tasks: anyone who can publish to a queue can then run every task of its \
+              workers",
+});
+
+pub(super) static INSECURE_PLAINTEXT: Definition<bool> = switch(SettingInfo {
+    name: "insecure_plaintext",
+    flag: Some("--insecure-plaintext"),
+    variable: Some("MACHINIST_INSECURE_PLAINTEXT"),
+    default: SettingDefault::Value("false"),
+    meaning: "Send passwords to other hosts without TLS",
+});
+
+pub(super) static TOPOLOGY: Definition<Topology> = Definition {
+    info: SettingInfo {
+        name: "topology",
+        flag: None,
+        variable: Some("MACHINIST_TOPOLOGY"),
+        default: SettingDefault::Value("declare"),
+        meaning: "declare creates missing exchanges and queues of RabbitMQ; verify only checks them",
+    },
+    parse: text::topology,
+    read: |value, _| text::topology(value::string(value, "declare or verify")?),
+    show: |topology| topology.as_str().to_owned(),
+};
+
+pub(super) static TLS_CA_FILE: Definition<PathBuf> = path(SettingInfo {
+    name: "tls.ca_file",
+    flag: Some("--tls-ca-file"),
+    variable: Some("MACHINIST_TLS_CA_FILE"),
+    default: SettingDefault::Described("the system's certificates"),
+    meaning: "Certificates to trust on amqps:// and rediss://, in PEM",
+});
+
+pub(super) static TLS_CERT_FILE: Definition<PathBuf> = path(SettingInfo {
+    name: "tls.cert_file",
+    flag: Some("--tls-cert-file"),
+    variable: Some("MACHINIST_TLS_CERT_FILE"),
+    default: SettingDefault::Nothing,
+    meaning: "Client certificate, for servers that ask for one, in PEM",
+});
+
+pub(super) static TLS_KEY_FILE: Definition<PathBuf> = path(SettingInfo {
+    name: "tls.key_file",
+    flag: Some("--tls-key-file"),
+    variable: Some("MACHINIST_TLS_KEY_FILE"),
+    default: SettingDefault::Nothing,
+    meaning: "Private key of the client certificate, in PEM",
+});
+
+pub(super) static QUEUES: Definition<Vec<QueueName>> = Definition {
+    info: SettingInfo {
+        name: "worker.queues",
+        flag: Some("--queue"),
+        variable: Some("MACHINIST_QUEUES"),
+        default: SettingDefault::Described("default, and the queues of tasks in machinist.toml"),
+        meaning: "Queue to consume; the flag can be repeated, the variable separates queues by commas",
+    },
+    parse: text::queues,
+    read: |value, _| value::queues(value),
+    show: |names| text::join(names),
+};
+
+pub(super) static CONCURRENCY: Definition<usize> = Definition {
+    info: SettingInfo {
+        name: "worker.concurrency",
+        flag: Some("--concurrency"),
+        variable: Some("MACHINIST_CONCURRENCY"),
+        default: SettingDefault::Value("16"),
+        meaning: "Number of tasks to run at once, 1 to 10000",
+    },
+    parse: text::concurrency,
+    read: |value, _| value::concurrency(value),
+    show: usize::to_string,
+};
+
+pub(super) static GRACE: Definition<Duration> = duration(SettingInfo {
+    name: "worker.grace",
+    flag: Some("--grace"),
+    variable: Some("MACHINIST_GRACE"),
+    default: SettingDefault::Value("20s"),
+    meaning: "Time that running tasks get to end when the worker is told to stop",
+});
+
+pub(super) static CONSUMER_TIMEOUT: Definition<Duration> = Definition {
+    parse: text::consumer_timeout,
+    read: |value, _| text::consumer_timeout(value::duration_text(value)?),
+    ..duration(SettingInfo {
+        name: "worker.consumer_timeout",
+        flag: None,
+        variable: Some("MACHINIST_CONSUMER_TIMEOUT"),
+        default: SettingDefault::Value("30m"),
+        meaning: "Time for which RabbitMQ lets a worker hold a delivery (its consumer_timeout), at least 1s",
+    })
+};
+
+pub(super) static BODY_SIZE: Definition<usize> =
+    size("sizes.body", "1MiB", "Maximum size of a message's body");
+pub(super) static HEADERS_SIZE: Definition<usize> =
+    size("sizes.headers", "16KiB", "Maximum size of a message's headers");
+pub(super) static ARGUMENT_COUNT: Definition<usize> = Definition {
+    parse: |text| text::allows_tasks(text::parse_count(text)?),
+    read: |value, _| value::count(value),
+    show: usize::to_string,
+    ..size("sizes.args", "1024", "Maximum number of arguments")
+};
+pub(super) static NESTING_DEPTH: Definition<usize> = Definition {
+    parse: |text| text::readable_depth(text::allows_tasks(text::parse_count(text)?)?),
+    read: |value, _| value::depth(value),
+    show: usize::to_string,
+    ..size("sizes.depth", "100", "Maximum nesting of arguments and results, at most 100")
+};
+pub(super) static RESULT_SIZE: Definition<usize> =
+    size("sizes.results", "1MiB", "Maximum size of a task's results");
+pub(super) static ERROR_SIZE: Definition<usize> =
+    size("sizes.errors", "64KiB", "Maximum size of a task's error");
+
+static CONFIG_FILE: SettingInfo = SettingInfo {
+    name: "",
+    flag: Some("--config"),
+    variable: Some("MACHINIST_CONFIG"),
+    default: SettingDefault::Described("machinist.toml in the current folder, if there is one"),
+    meaning: "File of settings",
+};
+
+const fn duration(info: SettingInfo) -> Definition<Duration> {
+    Definition {
+        info,
+        parse: parse_duration,
+        read: |value, _| value::duration(value),
+        show: |duration| show_duration(*duration),
+    }
+}
+
+const fn path(info: SettingInfo) -> Definition<PathBuf> {
+    Definition {
+        info,
+        parse: |text| Ok(text.into()),
+        read: |value, folder| Ok(folder.join(value::string(value, "the name of a file")?)),
+        show: |path| path.display().to_string(),
+    }
+}
+
+const fn switch(info: SettingInfo) -> Definition<bool> {
+    Definition { info, parse: text::boolean, read: |value, _| value::boolean(value), show: bool::to_string }
+}
+
+/// A maximum size, which only the file sets.
+const fn size(name: &'static str, default: &'static str, meaning: &'static str) -> Definition<usize> {
+    Definition {
+        info: SettingInfo {
+            name,
+            flag: None,
+            variable: None,
+            default: SettingDefault::Value(default),
+            meaning,
+        },
+        parse: |text| text::allows_tasks(text::parse_size(text)?),
+        read: |value, _| value::size(value),
+        show: |bytes| text::show_size(*bytes),
+    }
+}
+
+fn read_url(value: &DeValue<'_>, role: Role, folder: &Path) -> Result<ServerUrl, String> {
+    Ok(ServerUrl::parse(value::string(value, "a URL")?, role)?.relative_to(folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table of the module's documentation, as it has to be.
+    fn rendered() -> String {
+        let code = |text: Option<&str>| text.map(|text| format!("`{text}`")).unwrap_or_default();
+        let mut lines = vec![
+            "//! | key | flag | variable | default | meaning |".to_owned(),
+            "//! |---|---|---|---|---|".to_owned(),
+        ];
+        for info in setting_infos() {
+            let name = if info.name.is_empty() { "the file".to_owned() } else { format!("`{}`", info.name) };
+            let default = match info.default {
+                SettingDefault::Value(text) => format!("`{text}`"),
+                SettingDefault::Described(text) => text.to_owned(),
+                SettingDefault::Nothing => "none".to_owned(),
+            };
+            let (flag, variable) = (code(info.flag), code(info.variable));
+            let meaning = info.meaning.replace("[[keys]]", "`[[keys]]`");
+            lines.push(format!("//! | {name} | {flag} | {variable} | {default} | {meaning} |"));
+        }
+        lines.join("\n")
+    }
+
+    #[test]
+    fn the_documentation_shows_the_table() {
+        let documented: Vec<&str> =
+            include_str!("mod.rs").lines().filter(|line| line.starts_with("//! |")).collect();
+        let expected = rendered();
+        assert!(documented.join("\n") == expected, "the table of settings/mod.rs has to be:\n{expected}");
+    }
+
+    #[test]
+    fn a_name_a_flag_and_a_variable_belong_to_one_setting() {
+        for (at, info) in TABLE.iter().enumerate() {
+            for other in &TABLE[at + 1..] {
+                assert_ne!(info.name, other.name);
+                assert!(info.flag.is_none() || info.flag != other.flag, "{info:?}");
+                assert!(info.variable.is_none() || info.variable != other.variable, "{info:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn help_names_default_and_variable() {
+        assert_eq!(
+            setting_of_flag("--grace").unwrap().help(),
+            "Time that running tasks get to end when the worker is told to stop [default: 20s] [MACHINIST_GRACE]"
+        );
+        let switch = setting_of_flag("--insecure-plaintext").unwrap().help();
+        assert_eq!(switch, "Send passwords to other hosts without TLS [MACHINIST_INSECURE_PLAINTEXT]");
+    }
+}
