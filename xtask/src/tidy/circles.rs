@@ -60,9 +60,6 @@ pub(super) fn check(files: &[TextFile]) -> Vec<Finding> {
     crates.values().flat_map(|modules| check_crate(modules)).collect()
 }
 
-// The tree does not keep this rule yet.
-const _: fn(&[TextFile]) -> Vec<Finding> = check;
-
 fn check_crate(modules: &[Module<'_>]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (parent, siblings) in arrows(modules) {
