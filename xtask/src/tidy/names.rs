@@ -33,9 +33,6 @@ pub(super) fn check(files: &[TextFile]) -> Vec<Finding> {
     places.iter().map(|(name, places)| finding(name, places)).collect()
 }
 
-// The tree does not keep this rule yet.
-const _: fn(&[TextFile]) -> Vec<Finding> = check;
-
 fn finding(name: &str, places: &[(String, usize)]) -> Finding {
     let (path, line) = places[0].clone();
     let others: Vec<_> = places[1..].iter().map(|(path, line)| format!("{path}:{line}")).collect();
