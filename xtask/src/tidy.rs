@@ -48,6 +48,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     let files = files::read_all(workspace.root())?;
     let mut findings = Vec::new();
     findings.extend(files.iter().flat_map(files::check));
+    findings.extend(openings::check(&files));
     findings.extend(files.iter().filter(|file| file.is_rust()).flat_map(rust::check));
     findings.extend(files.iter().filter(|file| file.is_rust()).flat_map(signatures::check));
     findings.extend(names::check(&files));
