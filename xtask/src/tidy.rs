@@ -50,6 +50,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     findings.extend(files.iter().flat_map(files::check));
     findings.extend(openings::check(&files));
     findings.extend(files.iter().filter(|file| file.is_rust()).flat_map(rust::check));
+    findings.extend(words::check(&files));
     findings.extend(files.iter().filter(|file| file.is_rust()).flat_map(signatures::check));
     findings.extend(names::check(&files));
     findings.extend(files.iter().filter_map(examples::check));

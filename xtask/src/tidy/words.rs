@@ -49,9 +49,6 @@ pub(super) fn check(files: &[TextFile]) -> Vec<Finding> {
     findings
 }
 
-// The tree does not keep this rule yet.
-const _: fn(&[TextFile]) -> Vec<Finding> = check;
-
 /// Refused turns with their lines. A turn may go on in the next line.
 fn refused(passage: &Passage<'_>) -> Vec<(usize, &'static str, &'static str)> {
     let mut words = Vec::new();
