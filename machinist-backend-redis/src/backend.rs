@@ -15,16 +15,16 @@ use machinist_adapter::{
     id::{SessionId, TaskId},
     tls::{Tls, install_provider},
 };
-use redis::{Cmd, Value};
 
 use crate::{
     batch,
     channel_watches::ChannelWatches,
-    commit::{KeyedCommit, bytes, facts},
+    command::{command, instant, put, read, remove, score, scored},
+    commit::{KeyedCommit, facts},
     commit_batcher::CommitBatcher,
     connect::{RedisAddress, RedisTimeouts, explain_tls},
     doctor,
-    error::{backend_error, unexpected},
+    error::backend_error,
     keys::RedisKeys,
     link::{MAX_COMMANDS_PER_BATCH, RedisLinks},
     sessions,
@@ -34,7 +34,7 @@ use crate::{
 /// Options of a connection beyond its URL.
 #[derive(Debug, Clone)]
 pub struct RedisOptions {
-    /// With what every key begins: the namespace. Default `machinist`.
+    /// Prefix of every key: the namespace. Default: `machinist`.
     pub prefix: String,
     /// Time after which a command counts as unanswered; it may have been executed. Default: 5 s.
     pub response_timeout: Duration,
@@ -271,58 +271,4 @@ impl Backend for RedisBackend {
 fn together(commits: &[KeyedCommit]) -> usize {
     let mut keys = HashSet::with_capacity(commits.len().min(MAX_COMMANDS_PER_BATCH));
     commits.iter().take(MAX_COMMANDS_PER_BATCH).take_while(|commit| keys.insert(&commit.key)).count()
-}
-
-/// Reads a record.
-pub(crate) fn read(keys: &RedisKeys, id: &TaskId) -> Cmd {
-    command("HGETALL", &keys.record(id))
-}
-
-pub(crate) fn put(index: &str, at: Timestamp, member: &str) -> Cmd {
-    let mut cmd = command("ZADD", index);
-    cmd.arg(score(at)).arg(member);
-    cmd
-}
-
-pub(crate) fn remove(index: &str, member: &str) -> Cmd {
-    let mut cmd = command("ZREM", index);
-    cmd.arg(member);
-    cmd
-}
-
-pub(crate) fn command(name: &'static str, key: &str) -> Cmd {
-    let mut cmd = redis::cmd(name);
-    cmd.arg(key);
-    cmd
-}
-
-/// Scores are doubles, exact up to 2^53: microseconds until the year 2255. What lies beyond is the end of time.
-fn score(at: Timestamp) -> i64 {
-    const EXACT: i64 = 1 << 53;
-    at.as_micros().clamp(-EXACT, EXACT)
-}
-
-/// Members with their scores, as RESP3 answers them.
-fn scored(value: Value) -> Result<Vec<(Timestamp, String)>, BackendError> {
-    let Value::Array(entries) = value else { return Err(unexpected("a list of members", &value)) };
-    entries
-        .into_iter()
-        .map(|entry| match entry {
-            Value::Array(pair) => match <[Value; 2]>::try_from(pair) {
-                Ok([member, Value::Double(score)]) => {
-                    let member = String::from_utf8_lossy(&bytes(member)?).into_owned();
-                    Ok((Timestamp::from_micros(score as i64), member))
-                }
-                _ => Err(unexpected("a member with its score", &Value::Nil)),
-            },
-            other => Err(unexpected("a member with its score", &other)),
-        })
-        .collect()
-}
-
-/// Reads the answer to TIME: seconds and microseconds.
-pub(crate) fn instant(value: Value) -> Result<Timestamp, BackendError> {
-    let (seconds, micros): (i64, i64) =
-        redis::from_redis_value(value).map_err(|e| backend_error(&e.into()))?;
-    Ok(Timestamp::from_micros(seconds.saturating_mul(1_000_000).saturating_add(micros)))
 }

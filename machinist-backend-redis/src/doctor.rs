@@ -18,8 +18,8 @@ use redis::{Cmd, RedisResult, Value};
 use tokio::time::Instant;
 
 use crate::{
-    backend::{command, instant, put, remove},
     channel_watches::ChannelWatches,
+    command::{command, instant, put, remove},
     commit::{KeyedCommit, bytes, call},
     error::backend_error,
     keys::RedisKeys,

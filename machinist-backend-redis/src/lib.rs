@@ -13,6 +13,7 @@
 mod backend;
 mod batch;
 mod channel_watches;
+mod command;
 mod commit;
 mod commit_batcher;
 mod connect;

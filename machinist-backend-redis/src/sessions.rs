@@ -14,7 +14,7 @@ use machinist_adapter::{
 use redis::{Cmd, Value};
 
 use crate::{
-    backend::{command, instant, put, read, remove},
+    command::{command, instant, put, read, remove},
     commit::{bytes, facts},
     error::{backend_error, unexpected},
     keys::RedisKeys,

@@ -51,7 +51,7 @@ pub trait FromContext: Sized + Send + 'static {
     /// Takes it out of the context of this run.
     ///
     /// # Errors
-    /// What should become of the task when it is not there.
+    /// What should happen to the task when it is not there.
     fn from_context(cx: &TaskContext) -> Result<Self, TaskError>;
 
     /// The shared values without which it cannot be had; the worker is not built when one of them is missing.

@@ -10,17 +10,22 @@
 //! | `fold` | what does a record say? | [`Record`], [`TaskState`] |
 //! | `poison` | do processes die because of a task? | no, perhaps, yes |
 //! | `start` | what may a delivery do? | a commit, or the meaning of its refusal |
+//! | `claim` | does a run still hold its attempt? | a status, a renewal's action |
+//! | `follow_up` | what does a recorded outcome demand? | a message to publish |
 //! | `verdict` | what follows from an outcome? | a verdict, its commit, its follow-up |
 //! | `revoke` | how can a task be prevented from running? | a commit, or the run to ask |
 //! | `progress` | how far has a run come? | a commit |
 
+mod claim;
 mod facts;
 mod fold;
+mod follow_up;
 mod kind;
 #[cfg(test)]
 mod model;
 mod poison;
 mod progress;
+mod retention;
 mod revoke;
 mod start;
 #[cfg(test)]
@@ -31,17 +36,18 @@ pub use facts::{ErrorText, FactName, Facts, Progress};
 pub use fold::{Attempt, Record, TaskState, fold};
 pub use kind::FailureKind;
 
+pub(crate) use claim::{Claim, ClaimStatus, RenewalAction};
 pub(crate) use facts::{Counters, json, name};
 pub(crate) use fold::newest_start;
 #[cfg(test)]
 pub(crate) use fold::state_of;
+pub(crate) use follow_up::{FollowUp, recorded_follow_up};
 pub(crate) use poison::{Suspicion, suspicion};
 pub(crate) use progress::{add_progress, progress_commit};
+pub(crate) use retention::{MIN_RESULTS_TTL, UNFINISHED_TTL};
 pub(crate) use revoke::{NextAttempt, RevokeDecision, RevokeMode, decide_revoke, next_attempt};
-pub(crate) use start::{
-    Claim, ClaimStatus, RenewalAction, StartDecision, StartRequest, UNFINISHED_TTL, decide_start,
-};
+pub(crate) use start::{StartDecision, StartRequest, decide_start};
 pub(crate) use verdict::{
-    CommitRefusal, FollowUp, MIN_RESULTS_TTL, Outcome, Verdict, decide, explain_refusal, failure_without_run,
-    follow_up_of, outcome_commit, recorded_follow_up,
+    CommitRefusal, Outcome, Verdict, decide, explain_refusal, failure_without_run, follow_up_of,
+    outcome_commit,
 };

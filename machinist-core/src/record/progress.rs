@@ -1,8 +1,9 @@
 //! Progress of a run: the one fact that is replaced. It is shown, and no decision is based on it.
 
 use super::{
+    claim::Claim,
     facts::{Progress, json, name},
-    start::{Claim, UNFINISHED_TTL},
+    retention::UNFINISHED_TTL,
 };
 use crate::backend::{Commit, Expiry};
 

@@ -10,7 +10,8 @@ use super::{
     facts::{ErrorText, Facts, Retried, Revocation, Start, json, name},
     fold::{Attempts, TaskState},
     kind::FailureKind,
-    verdict::{MIN_RESULTS_TTL, failure_without_run},
+    retention::MIN_RESULTS_TTL,
+    verdict::failure_without_run,
 };
 use crate::{
     backend::{Commit, Expiry},

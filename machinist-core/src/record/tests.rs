@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashSet, VecDeque};
 
 use super::{
-    start::{Claim, ClaimStatus},
+    claim::{Claim, ClaimStatus},
     verdict::*,
     *,
 };

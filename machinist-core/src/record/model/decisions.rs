@@ -2,11 +2,13 @@
 
 use super::{
     super::{
+        claim::Claim,
         facts::{Counters, Facts, name},
         fold::Attempts,
+        follow_up::FollowUp,
         poison::{Suspicion, suspicion},
-        start::{Claim, StartDecision, StartRequest, decide_start},
-        verdict::{FollowUp, Outcome, Verdict, decide},
+        start::{StartDecision, StartRequest, decide_start},
+        verdict::{Outcome, Verdict, decide},
     },
     Model, ModelMutation,
     state::{

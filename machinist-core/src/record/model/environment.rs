@@ -2,9 +2,9 @@
 
 use super::{
     super::{
+        claim::RenewalAction,
         facts::Facts,
         revoke::{RevokeDecision, RevokeMode, decide_revoke},
-        start::RenewalAction,
     },
     Model, ModelMutation, ModelStep, StepKind, TTL,
     state::{
@@ -303,7 +303,7 @@ fn renew_run(model: &Model, state: &mut ModelState, number: usize, run: u8, fact
     let adoption_is_left_out = model.config.mutation == Some(ModelMutation::AdoptionNotRepeated)
         && !facts.is_empty()
         && state.workers[number].renewal == ModelRenewal::Idle
-        && claim.standing(facts) == super::super::start::ClaimStatus::Current;
+        && claim.standing(facts) == super::super::claim::ClaimStatus::Current;
     if adoption_is_left_out {
         return RunRenewal::Done;
     }

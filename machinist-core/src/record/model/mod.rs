@@ -188,7 +188,7 @@ impl Model {
             && let Some(end) = after.read::<End>(name::END)
         {
             let is_dead_lettered =
-                super::verdict::recorded_follow_up(&after, 1) != Some(super::verdict::FollowUp::Nothing);
+                super::follow_up::recorded_follow_up(&after, 1) != Some(super::follow_up::FollowUp::Nothing);
             let failed = matches!(end.verdict, EndVerdict::Failure { .. });
             state.completion =
                 if failed && is_dead_lettered { Completion::DeadLetterDue } else { Completion::Done };

@@ -5,12 +5,10 @@ use std::rc::Rc;
 
 use super::{
     super::{
+        claim::Claim,
         facts::{Counters, ErrorText, Facts, name},
-        start::Claim,
-        verdict::{
-            CommitRefusal, FollowUp, explain_refusal, failure_without_run, follow_up_of, outcome_commit,
-            recorded_follow_up,
-        },
+        follow_up::{FollowUp, recorded_follow_up},
+        verdict::{CommitRefusal, explain_refusal, failure_without_run, follow_up_of, outcome_commit},
     },
     Model, ModelMutation, ModelStep, StepKind, TTL,
     state::{

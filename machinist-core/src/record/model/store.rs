@@ -5,9 +5,9 @@ use std::{cell::RefCell, collections::HashMap, hash::Hash, ops::BitOrAssign, rc:
 
 use super::{
     super::{
+        claim::Claim,
         facts::{Facts, NumberedFact, Start, name},
-        start::Claim,
-        verdict::FollowUp,
+        follow_up::FollowUp,
     },
     state::{HandlerStage, ModelRenewal, ModelState},
 };

@@ -1,0 +1,76 @@
+//! Follow-ups: what a recorded outcome demands, as a function of the record.
+
+use bytes::Bytes;
+
+use super::{
+    FailureKind,
+    facts::{Counters, End, EndVerdict, ErrorText, Facts, Retried, name},
+    fold::Attempts,
+    retention::MIN_RESULTS_TTL,
+};
+use crate::{
+    backend::{Commit, Expiry},
+    clock::Timestamp,
+    id::TaskId,
+};
+
+/// Follow-up that a recorded outcome requires from the holder of a delivery of its attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum FollowUp {
+    /// Nothing: acknowledge.
+    Nothing,
+    /// Publish the next attempt, then record that in `f:M`.
+    NextRun { due: Timestamp, counters: Counters, token: u64 },
+    /// Publish a dead letter, then record that in `f`.
+    DeadLetter { attempt: u32, kind: FailureKind, error: ErrorText },
+}
+
+impl FollowUp {
+    /// Creates the commit which records that the follow-up is done.
+    pub(crate) fn done(&self, id: &TaskId, attempt: u32) -> Option<Commit> {
+        let fact = match self {
+            Self::Nothing => return None,
+            Self::NextRun { .. } => name::followed(attempt),
+            Self::DeadLetter { .. } => name::FOLLOWED.into(),
+        };
+        let mut commit = Commit::new(id.clone());
+        commit.facts = vec![(fact, Bytes::from_static(b"1"))];
+        // After lost data this must not leave a record behind that lives forever.
+        commit.expiry = Expiry::AfterUnlessSet(MIN_RESULTS_TTL);
+        Some(commit)
+    }
+}
+
+/// Returns the follow-up that the outcome of an attempt still requires; `None` while the attempt has no outcome.
+pub(crate) fn recorded_follow_up(facts: &Facts, attempt: u32) -> Option<FollowUp> {
+    if let Some(end) = facts.get(name::END) {
+        if facts.has(name::FOLLOWED) {
+            return Some(FollowUp::Nothing);
+        }
+        return Some(match serde_json::from_slice::<End>(end) {
+            Ok(End { origin, verdict: EndVerdict::Failure { kind, error }, .. })
+                if is_dead_lettered(kind) =>
+            {
+                let attempt = origin.map_or(attempt, |origin| origin.attempt);
+                FollowUp::DeadLetter { attempt, kind, error }
+            }
+            _ => FollowUp::Nothing,
+        });
+    }
+    if !facts.has(&name::retried(attempt)) {
+        return None;
+    }
+    let followed = facts.has(&name::followed(attempt)) || Attempts::of(facts).newest() > attempt;
+    let retried = facts.read::<Retried>(&name::retried(attempt)).filter(|_| !followed);
+    Some(retried.map_or(FollowUp::Nothing, |retried| FollowUp::NextRun {
+        due: retried.due,
+        counters: retried.counters,
+        token: retried.origin.token,
+    }))
+}
+
+/// Returns `true` if a task with this failure is kept as a dead letter. Revoked tasks were unwanted, and the cause of
+/// an upstream failure is another task.
+pub(super) const fn is_dead_lettered(kind: FailureKind) -> bool {
+    !matches!(kind, FailureKind::Revoked | FailureKind::Upstream)
+}
