@@ -1,4 +1,4 @@
-//! What the program does, one file for each command.
+//! The commands of the program, one file for each.
 
 mod config;
 mod dead;
@@ -28,10 +28,10 @@ use crate::{
     output,
 };
 
-/// Does what the command line says.
+/// Runs the command of the command line.
 ///
 /// # Errors
-/// [`CliError`] says why it could not be done.
+/// [`CliError`] of the command.
 pub(crate) async fn run(cli: Cli, build: BuildWorker<'_>) -> Result<Code, CliError> {
     let worker = match &cli.command {
         CliCommand::Worker(worker) => Some(worker),
@@ -62,34 +62,35 @@ pub(crate) async fn run(cli: Cli, build: BuildWorker<'_>) -> Result<Code, CliErr
     }
 }
 
-/// The application that the settings name, for those who send or work.
+/// Connects to the configured servers, for a command that sends or works.
 ///
 /// # Errors
-/// It cannot be reached, has no key, or lives in this process alone: what is sent there would be gone when the
-/// command ends.
+/// A server cannot be reached, there is no key, or the server is in this process only: its messages would be lost when
+/// the command ends.
 async fn connect(settings: &Settings) -> Result<App, CliError> {
-    outlives(settings)?;
+    check_outlives_process(settings)?;
     Ok(App::from_settings(settings).await?)
 }
 
-/// The application that the settings name, for those who only look: they need no key.
+/// Connects to the configured servers, for a command that only reads and needs no key.
 ///
 /// # Errors
-/// It cannot be reached, or lives in this process alone.
+/// A server cannot be reached, or is in this process only.
 async fn connect_reader(settings: &Settings) -> Result<App, CliError> {
-    outlives(settings)?;
+    check_outlives_process(settings)?;
     Ok(Servers::reach(settings).await.reader(settings).await?)
 }
 
-fn outlives(settings: &Settings) -> Result<(), CliError> {
+fn check_outlives_process(settings: &Settings) -> Result<(), CliError> {
     for (role, setting) in [(Role::Broker, &settings.broker), (Role::Backend, &settings.backend)] {
         if setting.value.scheme() == Scheme::Memory {
-            let (origin, role) = (&setting.origin, role.as_str());
+            let origin = &setting.origin;
+            let role = role.as_str();
             let text = format!(
-                "{origin}: the {role} memory:// lives in one process, and is gone when this one ends"
+                "{origin}: the {role} memory:// exists in one process only, and is gone when this one ends"
             );
             return Err(CliError::new(Code::Configuration, text)
-                .remedy("take sqlite://machinist.db, which needs no server either"));
+                .remedy("use sqlite://machinist.db, which needs no server either"));
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! `machinist retry`: sends a task that failed again, as a task of its own.
+//! `machinist retry`: sends a failed task again, as a new task.
 
 use machinist::settings::Settings;
 use serde::Serialize;

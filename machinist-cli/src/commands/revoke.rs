@@ -1,4 +1,4 @@
-//! `machinist revoke`: lets a task not run, or not go on.
+//! `machinist revoke`: cancels a task.
 
 use machinist::{Revoked, record::TaskState, settings::Settings};
 use serde::Serialize;
@@ -13,9 +13,9 @@ use crate::{
 #[derive(Serialize)]
 struct RevokeOutput<'a> {
     id: &'a str,
-    /// `ended`: it will not run; `asked`: it runs, and was told to end; `already`: it had ended.
+    /// `ended`: it will not run; `asked`: it runs, and was asked to end; `already`: it had ended.
     revoked: &'static str,
-    /// Where it was in its life when this was asked.
+    /// State of the task at the time of the request.
     state: TaskState,
 }
 
@@ -29,7 +29,7 @@ pub(super) async fn run(what: &RevokeArgs, settings: &Settings, json: bool) -> R
         Revoked::Asked if what.terminate => {
             ("asked", TaskState::Started, "it runs, and is cut off".to_owned())
         }
-        Revoked::Asked => ("asked", TaskState::Started, "it runs, and was told to end".to_owned()),
+        Revoked::Asked => ("asked", TaskState::Started, "it runs, and was asked to end".to_owned()),
         Revoked::Already(state) => ("already", state, format!("it had ended already: {state}")),
     };
     if json {

@@ -83,7 +83,7 @@ fn the_life_of_dead_letters(folder: &Folder) {
     eventually("one is left", || (lying(folder) == json!(1)).then_some(()));
     folder.run(&["dead", "purge", "--all", "--json"]).ended(0);
     eventually("none is left", || (lying(folder) == json!(0)).then_some(()));
-    let none = folder.run(&["dead", "purge", "--all"]).ended(0).told(&["no dead letter fits"]);
+    let none = folder.run(&["dead", "purge", "--all"]).ended(0).told(&["no dead letter matches"]);
     assert_eq!(none.stdout, "");
 }
 

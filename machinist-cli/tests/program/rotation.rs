@@ -16,7 +16,7 @@ fn told_again(folder: &Folder, worker: &mut Running, toml: &str) {
     folder.write("worker.toml", toml);
     worker.signal(Signal::SIGHUP);
     let line = worker.stderr.until("keys");
-    assert!(line.contains("were read again: new, old"), "{line}");
+    assert!(line.contains("keys reloaded: new, old"), "{line}");
 }
 
 fn send_many(folder: &Folder, config: &str) -> Running {
@@ -68,13 +68,13 @@ fn a_key_is_replaced(folder: &Folder) {
     // What cannot be used changes nothing.
     folder.write("worker.toml", "key_file = \"nowhere.key\"\n");
     workers[0].signal(Signal::SIGHUP);
-    workers[0].stderr.until("the keys stay as they were: ");
+    workers[0].stderr.until("keys unchanged: ");
     folder.run(&["send", "add", "1", "--wait=60s", "--config", "after.toml"]).ended(0);
     // The old key goes, and is not believed any more.
     folder.write("worker.toml", "key_file = \"new.key\"\n[[keys]]\nid = \"old\"\nstate = \"revoked\"\n");
     for worker in &mut workers {
         worker.signal(Signal::SIGHUP);
-        worker.stderr.until("were read again: new, old");
+        worker.stderr.until("keys reloaded: new, old");
     }
     folder.send(&["add", "1", "--config", "before.toml"]);
     eventually("what the old key signed is a dead letter", || {

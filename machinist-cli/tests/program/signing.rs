@@ -18,8 +18,7 @@ fn dead(folder: &Folder) -> u64 {
 #[test]
 fn a_shared_broker_asks_for_a_key() {
     let Some(mut folder) = servers_without_key("a_shared_broker_asks_for_a_key") else { return };
-    let words =
-        ["no key that says whose tasks may run", "`machinist keygen`", "--key-file", "--allow-unsigned"];
+    let words = ["no key to sign and verify tasks", "`machinist keygen`", "--key-file", "--allow-unsigned"];
     folder.run(&["worker", "--demo"]).ended(78).told(&words);
     folder.run(&["send", "add", "1"]).ended(78).told(&words);
 

@@ -44,7 +44,7 @@ fn a_command_that_runs_is_revoked_with_all_its_processes() {
     let id = folder.send(&["wait", "--retries", "5"]);
     let leader = contents(&folder.path().join("leader"));
     let said = folder.run(&["revoke", &id]).ended(0).stdout;
-    assert_eq!(said, "it runs, and was told to end\n");
+    assert_eq!(said, "it runs, and was asked to end\n");
     let ended = folder.run(&["status", &id, "--watch"]).ended(1).stdout;
     assert!(ended.contains("FAILURE (revoked, -1)"), "{ended}");
     gone(&leader);
