@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_arguments_are_told() {
+    fn wrong_arguments_are_reported() {
         assert!(value("@/nowhere").unwrap_err().contains("\"@/nowhere\" names a file that cannot be read"));
         assert!(value("@").unwrap_err().contains("names no file"));
         assert_eq!(named("a=1=2").unwrap(), ("a".to_owned(), json!("1=2")));

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_that_do_not_fit_are_told() {
+    fn arguments_that_do_not_fit_are_reported() {
         let two = names(&["src", "width"]);
         let error = |list: &[(&str, Value)]| Arguments::bind(sent(list), Some(&two)).unwrap_err();
         assert_eq!(error(&[("", json!(1))]), "argument \"width\" is missing; the task takes 2 (src, width)");

@@ -132,7 +132,7 @@ async fn settle(
     }
     let mut code = Code::Success;
     let mut rows = Vec::new();
-    let mut tell = |letter: &DeadLetter, outcome: DeadLetterResult| {
+    let mut report = |letter: &DeadLetter, outcome: DeadLetterResult| {
         if matches!(outcome.done, "refused") || (outcome.done == "missing" && action == BulkAction::Replay) {
             code = Code::Failed;
         }
@@ -149,16 +149,18 @@ async fn settle(
             let done = if action == BulkAction::Replay { "would be replayed" } else { "would be purged" };
             letters
                 .iter()
-                .for_each(|letter| tell(letter, DeadLetterResult { done, as_task: None, why: None }));
+                .for_each(|letter| report(letter, DeadLetterResult { done, as_task: None, why: None }));
             Ok(())
         }
         BulkAction::Replay => {
-            let told = |letter: &DeadLetter, settlement| tell(letter, DeadLetterResult::of(&settlement));
-            client.replay_dead_letters(&letters, pace, told).await
+            let report_settled =
+                |letter: &DeadLetter, settlement| report(letter, DeadLetterResult::of(&settlement));
+            client.replay_dead_letters(&letters, pace, report_settled).await
         }
         BulkAction::Purge => {
-            let told = |letter: &DeadLetter, settlement| tell(letter, DeadLetterResult::of(&settlement));
-            client.purge_dead_letters(&letters, pace, told).await
+            let report_settled =
+                |letter: &DeadLetter, settlement| report(letter, DeadLetterResult::of(&settlement));
+            client.purge_dead_letters(&letters, pace, report_settled).await
         }
     };
     if json {
