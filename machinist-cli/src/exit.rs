@@ -95,12 +95,12 @@ impl From<SettingsError> for CliError {
 impl From<ConnectError> for CliError {
     fn from(error: ConnectError) -> Self {
         let code = connect_code(&error);
-        let what = match error {
+        let role = match error {
             ConnectError::Settings(error) => return error.into(),
             ConnectError::Backend { .. } => "backend",
             _ => "broker",
         };
-        Self { remedy: remedy(code, what), ..Self::from_error(code, &error) }
+        Self { remedy: remedy(code, role), ..Self::from_error(code, &error) }
     }
 }
 
@@ -114,11 +114,11 @@ pub(crate) fn connect_code(error: &ConnectError) -> Code {
 }
 
 /// Returns the remedy for a server that cannot be reached. The texts of other errors name their own.
-fn remedy(code: Code, what: &str) -> Option<String> {
+fn remedy(code: Code, role: &str) -> Option<String> {
     (code == Code::Unreachable).then(|| {
         format!(
-            "is it running there? --{what} URL or MACHINIST_{} names another; {DOCTOR_HINT}",
-            what.to_uppercase()
+            "is it running there? --{role} URL or MACHINIST_{} names another; {DOCTOR_HINT}",
+            role.to_uppercase()
         )
     })
 }

@@ -78,8 +78,8 @@ fn row(letter: &DeadLetter, outcome: Option<DeadLetterResult>) -> DeadLetterRow<
     }
 }
 
-pub(super) async fn run(what: DeadCommand, settings: &Settings, json: bool) -> Result<Code, CliError> {
-    match what {
+pub(super) async fn run(command: DeadCommand, settings: &Settings, json: bool) -> Result<Code, CliError> {
+    match command {
         DeadCommand::List { which, limit } => {
             let app = connect_reader(settings).await?;
             let letters = find(&app, &which, settings, limit as usize).await?;

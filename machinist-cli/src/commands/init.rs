@@ -24,7 +24,7 @@ const TEMPLATE: &str = include_str!("init.toml");
 /// Key file of an SQLite broker that was used before there was a machinist.toml.
 const EMBEDDED_KEY: &str = "machinist.db.key";
 
-pub(super) fn run(what: &InitArgs, path: Option<PathBuf>, json: bool) -> Result<Code, CliError> {
+pub(super) fn run(args: &InitArgs, path: Option<PathBuf>, json: bool) -> Result<Code, CliError> {
     let path = path.unwrap_or_else(|| FILE.into());
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
     let key = folder.join(KEY_FILE);
@@ -32,7 +32,7 @@ pub(super) fn run(what: &InitArgs, path: Option<PathBuf>, json: bool) -> Result<
         let text = format!("{} is there already, and is not changed", path.display());
         CliError::new(Code::Configuration, text).remedy("--force overwrites it")
     };
-    if path.exists() && !what.force {
+    if path.exists() && !args.force {
         return Err(there_already());
     }
     // The key is written before the file that names it. An existing key stays in use: messages that it signed may be
@@ -42,7 +42,7 @@ pub(super) fn run(what: &InitArgs, path: Option<PathBuf>, json: bool) -> Result<
         .map_err(|error| CliError::from_error(Code::Configuration, &error))?;
     let mut options = fs::OpenOptions::new();
     // The creation itself checks that there is no file, so that none is lost between check and creation.
-    options.write(true).create(true).truncate(true).create_new(!what.force);
+    options.write(true).create(true).truncate(true).create_new(!args.force);
     let written = options.open(&path).and_then(|mut file| file.write_all(contents(folder).as_bytes()));
     written.map_err(|error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => there_already(),

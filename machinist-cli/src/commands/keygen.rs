@@ -12,15 +12,15 @@ use crate::{
     output,
 };
 
-pub(super) fn run(what: &KeygenArgs, json: bool) -> Result<Code, CliError> {
-    let id = what.id.as_ref().map_or_else(today, ToString::to_string);
-    let key = Key::generate(what.alg, &id).map_err(|error| CliError::from_error(Code::Usage, &error))?;
-    key.write_new(&what.out).map_err(|error| cannot_write(&error))?;
-    let file = what.out.display();
+pub(super) fn run(args: &KeygenArgs, json: bool) -> Result<Code, CliError> {
+    let id = args.id.as_ref().map_or_else(today, ToString::to_string);
+    let key = Key::generate(args.alg, &id).map_err(|error| CliError::from_error(Code::Usage, &error))?;
+    key.write_new(&args.out).map_err(|error| cannot_write(&error))?;
+    let file = args.out.display();
     let alg = key.algorithm();
     let public = key.public_base64();
     if json {
-        output::json(&serde_json::json!({ "file": what.out, "id": id, "alg": alg, "public": public }))?;
+        output::json(&serde_json::json!({ "file": args.out, "id": id, "alg": alg, "public": public }))?;
         return Ok(Code::Success);
     }
     if key.encrypts() {

@@ -43,8 +43,8 @@ impl From<ConfiguredKey> for KeyRow {
     }
 }
 
-pub(super) fn run(what: KeysCommand, flags: Overrides, json: bool) -> Result<Code, CliError> {
-    match what {
+pub(super) fn run(command: KeysCommand, flags: Overrides, json: bool) -> Result<Code, CliError> {
+    match command {
         KeysCommand::List { file } => list(&settings(file, flags)?, json),
         KeysCommand::Check { file } => check(&settings(file, flags)?, json),
     }

@@ -40,25 +40,25 @@ pub(crate) async fn run(cli: Cli, build: BuildWorker<'_>) -> Result<Code, CliErr
     let flags = cli.global.overrides(worker);
     let json = cli.global.json;
     match cli.command {
-        CliCommand::Init(what) => init::run(&what, flags.config, json),
+        CliCommand::Init(args) => init::run(&args, flags.config, json),
         CliCommand::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "machinist", &mut script);
             output::raw(&String::from_utf8_lossy(&script))?;
             Ok(Code::Success)
         }
-        CliCommand::Keygen(what) => keygen::run(&what, json),
-        CliCommand::Keys(what) => keys::run(what, flags, json),
+        CliCommand::Keygen(args) => keygen::run(&args, json),
+        CliCommand::Keys(args) => keys::run(args, flags, json),
         CliCommand::Config => config::run(&Settings::load(flags)?, json),
         CliCommand::Doctor => doctor::run(&Settings::load(flags)?, json).await,
-        CliCommand::Dead(what) => dead::run(what, &Settings::load(flags)?, json).await,
-        CliCommand::Queues(what) => queues::run(&what, &Settings::load(flags)?, json).await,
-        CliCommand::Revoke(what) => revoke::run(&what, &Settings::load(flags)?, json).await,
-        CliCommand::Retry(what) => retry::run(&what, &Settings::load(flags)?, json).await,
-        CliCommand::Scheduled(what) => scheduled::run(what, &Settings::load(flags)?, json).await,
-        CliCommand::Status(what) => status::run(what, &Settings::load(flags)?, json).await,
-        CliCommand::Send(what) => send::run(*what, &Settings::load(flags)?, json).await,
-        CliCommand::Worker(what) => worker::run(what, flags, build).await,
+        CliCommand::Dead(args) => dead::run(args, &Settings::load(flags)?, json).await,
+        CliCommand::Queues(args) => queues::run(&args, &Settings::load(flags)?, json).await,
+        CliCommand::Revoke(args) => revoke::run(&args, &Settings::load(flags)?, json).await,
+        CliCommand::Retry(args) => retry::run(&args, &Settings::load(flags)?, json).await,
+        CliCommand::Scheduled(args) => scheduled::run(args, &Settings::load(flags)?, json).await,
+        CliCommand::Status(args) => status::run(args, &Settings::load(flags)?, json).await,
+        CliCommand::Send(args) => send::run(*args, &Settings::load(flags)?, json).await,
+        CliCommand::Worker(args) => worker::run(args, flags, build).await,
     }
 }
 

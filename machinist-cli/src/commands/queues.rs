@@ -23,9 +23,9 @@ struct QueueRow {
     dead: Option<u64>,
 }
 
-pub(super) async fn run(what: &QueuesArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+pub(super) async fn run(args: &QueuesArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect_reader(settings).await?;
-    if what.declare {
+    if args.declare {
         app.broker().prepare(&settings.worker.queues.value).await?;
     }
     let names: Vec<QueueName> = known(&app, settings).await?.into_iter().collect();

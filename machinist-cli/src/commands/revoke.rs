@@ -19,21 +19,21 @@ struct RevokeOutput<'a> {
     state: TaskState,
 }
 
-pub(super) async fn run(what: &RevokeArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+pub(super) async fn run(args: &RevokeArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect(settings).await?;
     let client = app.client();
     let answer =
-        if what.terminate { client.terminate(&what.id).await? } else { client.revoke(&what.id).await? };
+        if args.terminate { client.terminate(&args.id).await? } else { client.revoke(&args.id).await? };
     let (revoked, state, text) = match answer {
         Revoked::Ended => ("ended", TaskState::Failure, "revoked: it will not run".to_owned()),
-        Revoked::Asked if what.terminate => {
+        Revoked::Asked if args.terminate => {
             ("asked", TaskState::Started, "it runs, and is cut off".to_owned())
         }
         Revoked::Asked => ("asked", TaskState::Started, "it runs, and was asked to end".to_owned()),
         Revoked::Already(state) => ("already", state, format!("it had ended already: {state}")),
     };
     if json {
-        output::json(&RevokeOutput { id: what.id.as_str(), revoked, state })?;
+        output::json(&RevokeOutput { id: args.id.as_str(), revoked, state })?;
     } else {
         output::line(&text)?;
     }

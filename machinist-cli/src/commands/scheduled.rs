@@ -32,14 +32,14 @@ struct ScheduledRow {
     expires_at: Option<String>,
 }
 
-pub(super) async fn run(what: ScheduledArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+pub(super) async fn run(args: ScheduledArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     // Running a task now signs it; the list needs no key.
-    let app = match what.now {
+    let app = match args.now {
         Some(_) => connect(settings).await?,
         None => connect_reader(settings).await?,
     };
     let client = app.client();
-    if let Some(id) = what.now {
+    if let Some(id) = args.now {
         client.run_now(&id).await?;
         if json {
             output::json(&serde_json::json!({ "id": id.as_str() }))?;
@@ -48,7 +48,7 @@ pub(super) async fn run(what: ScheduledArgs, settings: &Settings, json: bool) ->
         }
     } else {
         let now = app.clock().now();
-        let waiting = client.scheduled(what.limit as usize).await?;
+        let waiting = client.scheduled(args.limit as usize).await?;
         if json {
             let instant = |at: Option<machinist::clock::Timestamp>| at.map(|at| at.to_string());
             let row = |task: machinist::Scheduled| ScheduledRow {

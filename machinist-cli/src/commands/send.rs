@@ -23,23 +23,23 @@ struct SendOutput<'a> {
     queue: &'a str,
 }
 
-pub(super) async fn run(what: SendArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
-    let queue = queue_of(&what, settings);
+pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+    let queue = queue_of(&args, settings);
     // Before any connection, so that a wrong argument is reported at once.
-    let signature = signature(&what, queue.as_ref())?;
+    let signature = signature(&args, queue.as_ref())?;
     let app = connect(settings).await?;
     let queue = queue.unwrap_or_else(|| app.default_queue().clone());
-    let mut printer = Printer { json, list: what.count > 1, printed: 0, name: what.name, queue };
+    let mut printer = Printer { json, list: args.count > 1, printed: 0, name: args.name, queue };
     printer.begin()?;
     let client = app.client();
-    let done = match what.wait {
+    let done = match args.wait {
         None => {
-            send_all(&client, signature, what.count, |sent| printer.sent(&sent)).await.map(|()| Code::Success)
+            send_all(&client, signature, args.count, |sent| printer.sent(&sent)).await.map(|()| Code::Success)
         }
         Some(limit) => {
             let deadline = Instant::now() + limit;
             let mut waiting = Vec::new();
-            let sent = send_all(&client, signature, what.count, |sent| {
+            let sent = send_all(&client, signature, args.count, |sent| {
                 printer.waiting_for(&sent)?;
                 waiting.push(sent);
                 Ok(())
@@ -60,57 +60,57 @@ pub(super) async fn run(what: SendArgs, settings: &Settings, json: bool) -> Resu
 }
 
 /// Returns the queue of the command line, or of this task in machinist.toml.
-fn queue_of(what: &SendArgs, settings: &Settings) -> Option<QueueName> {
-    let configured = || settings.tasks.get(&what.name)?.queue.as_ref().map(|queue| queue.value.clone());
-    what.queue.clone().or_else(configured)
+fn queue_of(args: &SendArgs, settings: &Settings) -> Option<QueueName> {
+    let configured = || settings.tasks.get(&args.name)?.queue.as_ref().map(|queue| queue.value.clone());
+    args.queue.clone().or_else(configured)
 }
 
-fn signature(what: &SendArgs, queue: Option<&QueueName>) -> Result<Signature, CliError> {
+fn signature(args: &SendArgs, queue: Option<&QueueName>) -> Result<Signature, CliError> {
     let wrong = |text: String| CliError::new(Code::Usage, text);
-    let mut signature = Signature::new(&what.name);
-    for text in &what.args {
+    let mut signature = Signature::new(&args.name);
+    for text in &args.args {
         signature = signature.arg(input::value(text).map_err(wrong)?);
     }
-    for text in &what.named {
+    for text in &args.named {
         let (name, value) = input::named(text).map_err(wrong)?;
         signature = signature.named_arg(name, value);
     }
     if let Some(queue) = queue {
         signature = signature.queue(queue.as_str());
     }
-    if let Some(id) = &what.id {
+    if let Some(id) = &args.id {
         signature = signature.with_id(id.clone());
     }
-    if let Some(countdown) = what.countdown {
+    if let Some(countdown) = args.countdown {
         signature = signature.countdown(countdown);
     }
-    if let Some(eta) = what.eta {
+    if let Some(eta) = args.eta {
         signature = signature.eta(eta);
     }
-    match what.expires {
+    match args.expires {
         Some(ExpiryArg::At(instant)) => signature = signature.expires_at(instant),
         Some(ExpiryArg::In(duration)) => signature = signature.expires_in(duration),
         None => {}
     }
-    if let Some(retries) = what.retries {
+    if let Some(retries) = args.retries {
         signature = signature.retries(retries);
     }
-    if let Some(backoff) = &what.backoff {
+    if let Some(backoff) = &args.backoff {
         signature = signature.backoff(backoff.clone());
     }
-    if let Some(timeout) = what.timeout {
+    if let Some(timeout) = args.timeout {
         signature = signature.timeout(timeout);
     }
-    if let Some(limit) = what.soft_timeout {
+    if let Some(limit) = args.soft_timeout {
         signature = signature.soft_timeout(limit);
     }
-    if let Some(limit) = what.retry_for {
+    if let Some(limit) = args.retry_for {
         signature = signature.retry_for(limit);
     }
-    if what.retry_timeouts {
+    if args.retry_timeouts {
         signature = signature.retry_timeouts();
     }
-    if let Some(priority) = what.priority {
+    if let Some(priority) = args.priority {
         signature = signature.priority(priority);
     }
     Ok(signature)

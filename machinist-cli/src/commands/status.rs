@@ -18,11 +18,11 @@ use crate::{
 /// Maximum time without a wake-up of the backend before the record is read again.
 const MAX_CHANGE_WAIT: Duration = Duration::from_secs(3600);
 
-pub(super) async fn run(what: StatusArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect_reader(settings).await?;
-    let result = app.result(what.id);
+    let result = app.result(args.id);
     let mut record = result.record().await?;
-    if what.watch {
+    if args.watch {
         show_change(&record, json)?;
         while !record.state.is_final() {
             let newer = result.changed(Some(&record), MAX_CHANGE_WAIT).await?;

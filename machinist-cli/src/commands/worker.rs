@@ -25,7 +25,7 @@ use crate::{
 };
 
 pub(super) async fn run(
-    what: WorkerArgs,
+    args: WorkerArgs,
     flags: Overrides,
     build: BuildWorker<'_>,
 ) -> Result<Code, CliError> {
@@ -36,7 +36,7 @@ pub(super) async fn run(
         commands.push((name, CommandTask::new(name, task, &groups)?, options(task)));
     }
     // Before any connection, so that health checks are answered from the start.
-    let health_server = match what.health {
+    let health_server = match args.health {
         Some(address) => Some(HealthServer::open(address).await?),
         None => None,
     };
@@ -48,14 +48,14 @@ pub(super) async fn run(
     for queue in &settings.worker.queues.value {
         builder = builder.queue(queue.as_str());
     }
-    if let Some(name) = what.name {
+    if let Some(name) = args.name {
         builder = builder.name(name);
     }
     builder = build(builder);
     for (name, task, options) in commands {
         builder = builder.task_dyn(name, task).options(name, options);
     }
-    if what.demo {
+    if args.demo {
         builder = builder
             .task_dyn("add", demo::add)
             .task_dyn("echo", demo::echo)

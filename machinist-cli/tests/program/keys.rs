@@ -195,7 +195,8 @@ fn what_is_encrypted_is_read_with_the_key_and_told_without() {
     let good = folder.outcome(&["echo", "a-secret-name"]);
     assert_eq!(good["results"], serde_json::json!(["a-secret-name"]));
     let bad = folder.outcome(&["fail"]);
-    let (good, bad) = (good["id"].as_str().unwrap(), bad["id"].as_str().unwrap());
+    let good = good["id"].as_str().unwrap();
+    let bad = bad["id"].as_str().unwrap();
     let words = ["encrypted with key hide, which is not in the ring here"];
     for (id, code) in [(good, 0), (bad, 1)] {
         let shown = folder.run(&["status", id, "--config", "without.toml"]).ended(code).stdout;

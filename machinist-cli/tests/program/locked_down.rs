@@ -42,7 +42,8 @@ impl Private {
         let up = services.up(&Interrupt::listen().unwrap()).unwrap();
         let port = |url: &str| url.rsplit(':').next().unwrap().split('/').next().unwrap().parse().unwrap();
         let (amqps, rediss) = services.tls_ports().unwrap();
-        let (amqp, redis) = (port(&up.endpoints.amqp_url), port(&up.endpoints.redis_url));
+        let amqp = port(&up.endpoints.amqp_url);
+        let redis = port(&up.endpoints.redis_url);
         Some(Self { services, authority, folder, amqp, redis, amqps, rediss })
     }
 
@@ -121,7 +122,8 @@ fn tls(private: &Private) {
     assert!(config.contains("tls.cert_file") && config.contains("MACHINIST_TLS_CERT_FILE"), "{config}");
     worker.stop().ended(0);
 
-    let (amqps, rediss) = (private.amqps, private.rediss);
+    let amqps = private.amqps;
+    let rediss = private.rediss;
     let theirs = Authority::new("somebody else").unwrap();
     let foreign = folder.write("foreign.pem", theirs.certificate()).display().to_string();
     told_by_both(
@@ -213,7 +215,9 @@ fn least_rights(private: &Private) {
     let keys = Folder::new();
     let key = keys.key("test.key", "test");
     let role = |user| private.role(user, &key);
-    let (sender, worker, operator) = (role("sender"), role("worker"), role("operator"));
+    let sender = role("sender");
+    let worker = role("worker");
+    let operator = role("operator");
 
     // Nothing exists yet, and only the operator may create it.
     let doctor = worker.run(&["doctor"]).ended(78).stdout;

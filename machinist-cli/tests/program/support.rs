@@ -140,7 +140,8 @@ impl Folder {
     /// Starts the program without waiting.
     pub(crate) fn start(&self, arguments: &[&str]) -> Running {
         let mut child = self.command(arguments).spawn().unwrap();
-        let (stdout, stderr) = (lines(child.stdout.take().unwrap()), lines(child.stderr.take().unwrap()));
+        let stdout = lines(child.stdout.take().unwrap());
+        let stderr = lines(child.stderr.take().unwrap());
         Running { child, stdout: Output::new(stdout), stderr: Output::new(stderr) }
     }
 

@@ -84,7 +84,8 @@ fn one_trace_over_two_processes_and_a_retry() {
     worker.stop().ended(0);
 
     let (sent, runs) = eventually("the spans arrive", || {
-        let (sent, runs) = (collector.named("send later"), collector.named("process later"));
+        let sent = collector.named("send later");
+        let runs = collector.named("process later");
         (sent.len() == 1 && runs.len() == 2).then_some((sent[0].clone(), runs))
     });
     let id = task["id"].as_str().unwrap();
