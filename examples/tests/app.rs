@@ -1,4 +1,4 @@
-//! The example that embeds the commands, from outside.
+//! Test of the example that embeds the commands, from outside.
 
 use std::{
     io::{BufRead, BufReader},

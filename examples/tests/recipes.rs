@@ -1,4 +1,4 @@
-//! The recipes of `docs/delivery.md` against being run twice, each tried by its example, which really dies.
+//! Tests of the recipes of `docs/delivery.md` against double effects: each example really aborts.
 
 use std::{collections::HashSet, os::unix::process::ExitStatusExt, process::Command};
 
@@ -8,7 +8,7 @@ const DOC: &str = include_str!("../../docs/delivery.md");
 const DEDUP: &str = include_str!("../src/bin/dedup.rs");
 const OUTBOX: &str = include_str!("../src/bin/outbox.rs");
 
-/// What it printed, and the signal that ended it.
+/// Runs a program; returns its lines, and the signal that ended it.
 fn run(program: &str, folder: &tempfile::TempDir, arguments: &[&str]) -> (Vec<String>, Option<i32>) {
     let output = Command::new(program)
         .args(arguments)
@@ -29,7 +29,7 @@ fn outbox(folder: &tempfile::TempDir, arguments: &[&str]) -> (Vec<String>, Optio
     run(env!("CARGO_BIN_EXE_outbox"), folder, arguments)
 }
 
-/// Id, attempt, token and effect of each run: `run of ID, attempt 1, token 7: deposited`.
+/// Reads id, attempt, token and effect of each run: `run of ID, attempt 1, token 7: deposited`.
 fn runs(lines: &[String]) -> Vec<(&str, u32, u64, &str)> {
     let runs = lines.iter().filter(|line| line.starts_with("run of "));
     runs.map(|line| read_run(line).unwrap_or_else(|| panic!("no run: {line}"))).collect()

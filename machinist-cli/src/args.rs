@@ -1,4 +1,4 @@
-//! The command line: what can be said to the program. Nothing is done here.
+//! Syntax of the command line: commands, arguments and flags. Nothing is done here.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -16,10 +16,10 @@ use machinist::{
     name = "machinist",
     version,
     max_term_width = 100,
-    after_help = "Settings: flags go before MACHINIST_* variables, those before machinist.toml, that before the \
-                  default, which is the file machinist.db in the current folder.\n\
+    after_help = "Settings: flags go before MACHINIST_* variables, variables before machinist.toml, the file before \
+                  the default, which is the file machinist.db in the current folder.\n\
                   Exit codes: 0 success, 1 the task failed, 2 not finished, 3 unknown id, 64 usage, 69 broker or \
-                  backend cannot be reached, 70 a fault of this program, 75 running tasks were handed back, \
+                  backend cannot be reached, 70 bug in this program, 75 running tasks were handed back, \
                   77 not permitted, 78 configuration."
 )]
 pub(crate) struct Cli {
@@ -29,7 +29,7 @@ pub(crate) struct Cli {
     pub(crate) command: CliCommand,
 }
 
-/// Accepted after every command.
+/// Flags that every command accepts.
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Settings")]
 pub(crate) struct GlobalArgs {
@@ -56,7 +56,7 @@ pub(crate) struct GlobalArgs {
     tls_cert_file: Option<PathBuf>,
     #[arg(long, help = flag_help("--tls-key-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     tls_key_file: Option<PathBuf>,
-    /// How to log: for people, or one JSON object a line. What is logged is up to MACHINIST_LOG or RUST_LOG
+    /// Format of the log: text, or one JSON object per line; MACHINIST_LOG or RUST_LOG sets the log level
     #[arg(long, global = true, value_name = "FORMAT", value_enum)]
     pub(crate) log: Option<LogFormat>,
 }
@@ -69,14 +69,14 @@ fn flag_help(flag: &str) -> String {
 /// Format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// For people.
+    /// Text
     Human,
-    /// One JSON object a line.
+    /// One JSON object per line
     Json,
 }
 
 impl GlobalArgs {
-    /// What the command line says about settings, with what a worker's flags say.
+    /// Returns the settings of the command line, with those of a worker's flags.
     pub(crate) fn overrides(&self, worker: Option<&WorkerArgs>) -> Overrides {
         Overrides {
             config: self.config.clone(),
@@ -98,90 +98,90 @@ impl GlobalArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CliCommand {
-    /// Write a machinist.toml to begin with, and a key
+    /// Write a machinist.toml with an example, and a key
     Init(InitArgs),
-    /// Run tasks from queues until it is told to stop
+    /// Run tasks from queues until a signal stops it
     Worker(WorkerArgs),
     /// Send a task and print its id
     Send(Box<SendArgs>),
-    /// Show what became of a task
+    /// Show the state and the result of a task
     Status(StatusArgs),
-    /// Let a task not run, or not go on
+    /// Cancel a task
     Revoke(RevokeArgs),
-    /// Send a task that failed again, as a task of its own
+    /// Send a failed task again, as a new task
     Retry(RetryArgs),
-    /// List the tasks that wait for their time or their next run, or run one at once
+    /// List tasks that wait for their ETA or a retry, or run one now
     Scheduled(ScheduledArgs),
-    /// List the queues and how much lies in them
+    /// List the queues and their numbers of messages
     Queues(QueuesArgs),
-    /// Look at dead letters, send their tasks again, or throw them away
+    /// List, replay and purge dead letters
     #[command(subcommand)]
     Dead(DeadCommand),
-    /// Make a key that signs tasks and results, or one that encrypts them
+    /// Create a key that signs tasks and results, or one that encrypts them
     Keygen(KeygenArgs),
-    /// Look at the keys that are configured, or at one key file; secrets are never shown
+    /// List or check the configured keys, or one key file; secrets are never shown
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Reach broker and backend, and say what is wrong with them
+    /// Check broker, backend and keys, and report problems
     Doctor,
-    /// Show the settings in force, and where each came from
+    /// Show the settings in force, and the place that sets each
     Config,
-    /// Print the completions for a shell
+    /// Print completions for a shell
     Completions {
-        /// The shell
+        /// Name of the shell
         shell: clap_complete::Shell,
     },
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct QueuesArgs {
-    /// First make the queues of `worker.queues` with all that belongs to them, for users who may not (with
-    /// topology = "verify": check them)
+    /// First create the queues of `worker.queues` with their exchanges and delay queues, for users without the
+    /// permission (with topology = "verify": check them)
     #[arg(long)]
     pub(crate) declare: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct InitArgs {
-    /// Overwrite a file that is there
+    /// Overwrite an existing file
     #[arg(long)]
     pub(crate) force: bool,
 }
 
-/// The file can be read by its owner only, and one that is there is never overwritten.
+/// The file can be read by its owner only. An existing file is never overwritten.
 #[derive(Debug, Args)]
 pub(crate) struct KeygenArgs {
-    /// hmac-sha256, where everybody has the same secret, ed25519, where others can verify and not sign, or
+    /// Algorithm: hmac-sha256, where all have the same secret; ed25519, where others can verify but not sign; or
     /// xchacha20-poly1305, which encrypts arguments and results
     #[arg(long, value_name = "ALG", default_value_t)]
     pub(crate) alg: Algorithm,
-    /// Its name, which travels with every message [default: today, and a few random letters]
+    /// Id of the key, which is part of every message [default: today's date and random letters]
     #[arg(long, value_name = "ID", value_parser = KeyId::parse)]
     pub(crate) id: Option<KeyId>,
-    /// The file to write
+    /// File to write
     #[arg(long, value_name = "FILE", default_value = KEY_FILE, value_hint = ValueHint::FilePath)]
     pub(crate) out: PathBuf,
 }
 
-/// The key file that `init` and `keygen` write.
+/// Default name of the key file that `init` and `keygen` write.
 pub(crate) const KEY_FILE: &str = "machinist.key";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeysCommand {
-    /// List them: what each is good for, and where it is configured
+    /// List the keys: their use, and the place that configures each
     List {
-        /// A key file [default: what is configured]
+        /// Key file [default: the configured keys]
         file: Option<PathBuf>,
     },
-    /// Check that each can be read, by its owner only, and is valid, and that one signs
+    /// Check that each key can be read, by its owner only, and is valid, and that one signs
     Check {
-        /// A key file [default: what is configured]
+        /// Key file [default: the configured keys]
         file: Option<PathBuf>,
     },
 }
 
-/// The first SIGINT or SIGTERM lets running tasks go on for the time of --grace, the second hands them back at
-/// once, the third exits. SIGHUP reads the keys again.
+/// The first SIGINT or SIGTERM lets running tasks continue for the time of --grace, the second hands them back at
+/// once, the third cuts them off, the fourth exits. SIGHUP reloads the keys.
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArgs {
     #[arg(help = flag_help("--queue"), long = "queue", short, value_name = "NAME", value_parser = queue)]
@@ -190,77 +190,77 @@ pub(crate) struct WorkerArgs {
     concurrency: Option<u16>,
     #[arg(help = flag_help("--grace"), long, value_name = "DURATION", value_parser = parse_duration)]
     grace: Option<Duration>,
-    /// Tell at this address, by HTTP, how the worker is: /healthz while the broker confirms that it consumes, /readyz
-    /// while it takes tasks
+    /// Serve health checks at this address, over HTTP: /healthz succeeds while the broker confirms the subscription,
+    /// /readyz while the worker takes tasks
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) health: Option<SocketAddr>,
-    /// The worker's name, as records show it [default: host and process id]
+    /// Name of the worker in records [default: host and process id]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
-    /// Also run the demonstration tasks: add, echo, sleep, fail
+    /// Also run the demo tasks: add, echo, sleep, fail
     #[arg(long)]
     pub(crate) demo: bool,
 }
 
-/// Each ARG is JSON if it parses as JSON, else text: 2 is a number, cat.png and '"2"' are text. @FILE stands for
-/// the contents of a file, @@ for an @ itself.
+/// Each ARG is JSON if it parses as JSON, else text: 2 is a number, cat.png and '"2"' are text. @FILE is the contents
+/// of a file, @@ is an @ itself.
 #[derive(Debug, Args)]
 pub(crate) struct SendArgs {
-    /// The task's name
+    /// Name of the task
     pub(crate) name: String,
-    /// Its arguments, in order
+    /// Arguments, in order
     #[arg(value_name = "ARG", allow_negative_numbers = true)]
     pub(crate) args: Vec<String>,
-    /// An argument with a name; can be repeated
+    /// Argument with a name; can be repeated
     #[arg(long = "arg", value_name = "NAME=ARG")]
     pub(crate) named: Vec<String>,
-    /// The queue [default: as machinist.toml says for the task, else default]
+    /// Queue [default: the task's queue in machinist.toml, else default]
     #[arg(long, short, value_name = "NAME", value_parser = queue)]
     pub(crate) queue: Option<QueueName>,
-    /// Wait until it has ended, and print what became of it; --wait=20s waits at most so long
+    /// Wait until the task has ended, and print its result; --wait=20s waits at most 20 seconds
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, num_args = 0..=1, require_equals = true,
           default_missing_value = "8760h")]
     pub(crate) wait: Option<Duration>,
-    /// Run it no earlier than after this while
+    /// Run it no earlier than after this time
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "eta")]
     pub(crate) countdown: Option<Duration>,
-    /// Run it no earlier than at this instant (RFC 3339, with its offset)
+    /// Run it no earlier than at this instant (RFC 3339, with an offset)
     #[arg(long, value_name = "INSTANT", value_parser = instant)]
     pub(crate) eta: Option<Timestamp>,
-    /// Do not start it later than this: an instant (RFC 3339), or a while from now
+    /// Do not start it later than this: an instant (RFC 3339), or a time from now
     #[arg(long, value_name = "INSTANT|DURATION", value_parser = expiry)]
     pub(crate) expires: Option<ExpiryArg>,
-    /// Try it again up to so many times when it fails
+    /// Maximum number of retries when it fails
     #[arg(long, value_name = "N")]
     pub(crate) retries: Option<u32>,
-    /// How long to wait before a retry: fixed:200ms, exponential, fibonacci, exponential:1s:10m
+    /// Time before each retry: fixed:200ms, exponential, fibonacci, exponential:1s:10m
     #[arg(long, value_name = "BACKOFF", value_parser = parse_backoff)]
     pub(crate) backoff: Option<Backoff>,
-    /// End a run that takes longer than this
-    #[arg(long, value_name = "DURATION", value_parser = limit)]
+    /// End a run that takes longer than this (hard timeout)
+    #[arg(long, value_name = "DURATION", value_parser = timeout)]
     pub(crate) timeout: Option<Duration>,
-    /// Tell a run that takes longer than this to end, so that it can end by itself
-    #[arg(long, value_name = "DURATION", value_parser = limit)]
+    /// Ask a run that takes longer than this to end (soft timeout)
+    #[arg(long, value_name = "DURATION", value_parser = timeout)]
     pub(crate) soft_timeout: Option<Duration>,
-    /// Try it again when it fails, but begin no retry later than this after it was due
+    /// Retry it when it fails, but start no retry later than this after it was due
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) retry_for: Option<Duration>,
-    /// Try it again, too, when a time limit ended the run
+    /// Also retry a run that a timeout ended
     #[arg(long)]
     pub(crate) retry_timeouts: bool,
-    /// 0 to 9; a larger one is delivered sooner where broker and queue can
+    /// Priority, 0 to 9: higher ones are delivered first if broker and queue support it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
     pub(crate) priority: Option<u8>,
-    /// Send it under this id; two tasks of one id are one task
+    /// Id of the task; two tasks with one id are one task
     #[arg(long, value_name = "ID", value_parser = id, conflicts_with = "count")]
     pub(crate) id: Option<TaskId>,
-    /// Send it so many times
+    /// Number of times to send it
     #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) count: u32,
 }
 
-/// When a task is too old to be started.
+/// Time after which a task is not started any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExpiryArg {
     At(Timestamp),
@@ -269,82 +269,83 @@ pub(crate) enum ExpiryArg {
 
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
-    /// The task's id
+    /// Id of the task
     #[arg(value_parser = id)]
     pub(crate) id: TaskId,
-    /// Follow it until it has ended, printing every change
+    /// Follow the task until it has ended, and print every change
     #[arg(long)]
     pub(crate) watch: bool,
 }
 
-/// A task that nobody runs ends at once, delayed ones and those that wait for a retry too. One that runs is told to
-/// end, and cut off five seconds later.
+/// A task that does not run ends at once, even if it waits for its ETA or a retry. A running task is asked to end, and
+/// is cut off five seconds later.
 #[derive(Debug, Args)]
 pub(crate) struct RevokeArgs {
-    /// The task's id
+    /// Id of the task
     #[arg(value_parser = id)]
     pub(crate) id: TaskId,
-    /// Cut a run off at once, as at its time limit: do not wait for it to end by itself
+    /// Cut a run off at once, as at its hard timeout, without asking it to end
     #[arg(long)]
     pub(crate) terminate: bool,
 }
 
-/// The new task and the failed one name each other. A failed task is sent again once: asked a second time, this prints
-/// the id of the first time.
+/// The records of both tasks name each other. A failed task is sent again only once: a second call prints the id of the
+/// first.
 #[derive(Debug, Args)]
 pub(crate) struct RetryArgs {
-    /// The failed task's id
+    /// Id of the failed task
     #[arg(value_parser = id)]
     pub(crate) id: TaskId,
 }
 
-/// What nobody will run lies beside its queue, with the reason. Listing and showing takes nothing out of there.
+/// Dead letters are messages that no worker will run. Each queue keeps its own, with their reasons. Listing and showing
+/// them does not remove them.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadCommand {
-    /// List them, from the oldest
+    /// List dead letters, the oldest first
     List {
         #[command(flatten)]
         which: DeadLetterSelection,
-        /// List no more than so many
+        /// Maximum number to list
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
-    /// Show one: everything that is known without taking it out of its queue
+    /// Show everything about one dead letter, without removing it from its queue
     Show {
-        /// Its id, as `dead list` shows it
+        /// Id of the dead letter, as `dead list` shows it
         id: String,
     },
-    /// Send their tasks again, each as a task of its own, after verifying each message as a worker does
+    /// Send the tasks of dead letters again, each as a new task, after verifying each message as a worker does
     Replay(DeadLetterActionArgs),
-    /// Throw them away
+    /// Delete dead letters
     Purge(DeadLetterActionArgs),
 }
 
-/// Which dead letters are meant: those that fit everything that is said.
+/// Selection of dead letters: those that match all given criteria.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct DeadLetterSelection {
-    /// Their ids, as `dead list` shows them
+    /// Ids of dead letters, as `dead list` shows them
     #[arg(value_name = "ID")]
     pub(crate) ids: Vec<String>,
-    /// Those of this queue
+    /// Only those of this queue
     #[arg(long, short, value_name = "NAME", value_parser = queue)]
     pub(crate) queue: Option<QueueName>,
-    /// Those with this reason: failed, lost, expired, unsigned, ...
+    /// Only those with this reason: failed, lost, expired, unsigned, ...
     #[arg(long, value_name = "WORD")]
     pub(crate) reason: Option<String>,
-    /// Those of this task
+    /// Only those of this task
     #[arg(long, value_name = "NAME", value_parser = TaskName::parse)]
     pub(crate) task: Option<TaskName>,
-    /// Those that have been dead for at least this long
+    /// Only those that have been dead for at least this time
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) older_than: Option<Duration>,
-    /// Those that have been dead for less than this
+    /// Only those that have been dead for less than this time
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) newer_than: Option<Duration>,
 }
 
 impl DeadLetterSelection {
-    /// Whether nothing was said.
+    /// Returns `true` if no criterion is given.
     pub(crate) fn is_everything(&self) -> bool {
         let Self { ids, queue, reason, task, older_than, newer_than } = self;
         ids.is_empty()
@@ -356,31 +357,31 @@ impl DeadLetterSelection {
     }
 }
 
-/// Exits with 1 if any of them was refused.
+/// Exits with 1 if any dead letter was refused.
 #[derive(Debug, Args)]
 pub(crate) struct DeadLetterActionArgs {
     #[command(flatten)]
     pub(crate) which: DeadLetterSelection,
-    /// All there are
+    /// Select all dead letters
     #[arg(long)]
     pub(crate) all: bool,
-    /// Only say which would be meant
+    /// Only print which would be selected
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// No more than so many, from the oldest
+    /// Maximum number, the oldest first
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) count: Option<u32>,
-    /// No more than so many a second
+    /// Maximum number per second
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) rate: Option<u32>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ScheduledArgs {
-    /// List no more than so many, from the earliest
+    /// Maximum number to list, the earliest first
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: u32,
-    /// Run this one as soon as a worker is free, instead of listing
+    /// Run this task as soon as a worker is free, instead of listing
     #[arg(long, value_name = "ID", value_parser = id)]
     pub(crate) now: Option<TaskId>,
 }
@@ -393,10 +394,10 @@ fn id(text: &str) -> Result<TaskId, String> {
     TaskId::parse(text).map_err(|e| e.to_string())
 }
 
-fn limit(text: &str) -> Result<Duration, String> {
+fn timeout(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
-        Duration::ZERO => Err("0s would end every run at once; leave it out for no limit".to_owned()),
-        limit => Ok(limit),
+        Duration::ZERO => Err("0s would end every run at once; leave it out for no timeout".to_owned()),
+        timeout => Ok(timeout),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Tasks to try things with, only with `--demo`.
+//! Demo tasks of `--demo`.
 
 use std::time::Duration;
 
@@ -15,17 +15,18 @@ pub(crate) async fn echo(_: TaskContext, args: Vec<Arg>) -> Result<Results, Task
     Ok(Results(args.into_iter().map(|arg| Arg { name: String::new(), ..arg }).collect()))
 }
 
-/// How often a sleep says how far it has come.
+/// Time between two reports of a sleep's progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Takes a while: a number of seconds, or a duration like "200ms".
+/// Sleeps for a number of seconds, or a duration like "200ms".
 pub(crate) async fn sleep(cx: TaskContext, args: Vec<Arg>) -> Result<Results, TaskError> {
     let duration = parse_sleep(&args).map_err(TaskError::malformed)?;
-    let tell = async {
-        let (begun, millis) = (tokio::time::Instant::now(), |d: Duration| u64::try_from(d.as_millis()));
+    let report = async {
+        let start = tokio::time::Instant::now();
+        let millis = |d: Duration| u64::try_from(d.as_millis());
         loop {
             cx.progress(
-                millis(begun.elapsed()).unwrap_or(u64::MAX),
+                millis(start.elapsed()).unwrap_or(u64::MAX),
                 millis(duration).unwrap_or(u64::MAX),
                 "asleep",
             );
@@ -33,20 +34,20 @@ pub(crate) async fn sleep(cx: TaskContext, args: Vec<Arg>) -> Result<Results, Ta
         }
     };
     tokio::select! {
-        () = tell => Ok(Results::default()),
+        () = report => Ok(Results::default()),
         () = tokio::time::sleep(duration) => Ok(Results::default()),
         () = cx.cancellation().cancelled() => Err(TaskError::new("the run was cancelled")),
     }
 }
 
-/// Fails with the message it is given.
+/// Fails with the given message.
 pub(crate) async fn fail(cx: TaskContext, args: Vec<Arg>) -> Result<Results, TaskError> {
     cx.log(format!("failing, attempt {}", cx.attempt()));
     let message = args.first().map_or_else(|| "asked to fail".to_owned(), |arg| text(&arg.value));
     Err(TaskError::new(message))
 }
 
-/// Whole numbers are added exactly, and never wrap.
+/// Adds numbers; whole numbers exactly and without wrapping.
 fn sum(args: &[Arg]) -> Result<Value, String> {
     if args.iter().all(|arg| arg.value.is_i64()) {
         let whole = args.iter().filter_map(|arg| arg.value.as_i64()).try_fold(0i64, i64::checked_add);

@@ -1,4 +1,4 @@
-//! How the program ends: a number for scripts, and for people a sentence with what to do.
+//! Exit codes for scripts, and errors with a remedy for people.
 
 use std::{error::Error, fmt, process::ExitCode};
 
@@ -10,7 +10,7 @@ use machinist::{
     settings::SettingsError,
 };
 
-/// Exit codes; those from 64 on are those of `sysexits.h`.
+/// Exit code; those from 64 on are those of `sysexits.h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Code {
@@ -19,12 +19,12 @@ pub(crate) enum Code {
     Failed = 1,
     /// The task has not ended.
     NotFinished = 2,
-    /// Nobody knows the task.
+    /// The backend has no record of the task.
     UnknownId = 3,
     Usage = 64,
     /// Broker or backend cannot be reached.
     Unreachable = 69,
-    /// A fault of ours.
+    /// A bug in this program.
     Fault = 70,
     /// A worker had to hand running tasks back.
     HandedBack = 75,
@@ -38,13 +38,13 @@ impl From<Code> for ExitCode {
     }
 }
 
-/// Why a command could not do what was asked.
+/// Error of a command.
 #[derive(Debug)]
 pub(crate) struct CliError {
     pub(crate) code: Code,
-    /// One sentence, from what was attempted to its cause; no password in it.
+    /// One sentence, from the attempted action to its cause, without passwords.
     pub(crate) text: String,
-    /// What to do about it.
+    /// Advice to the user.
     pub(crate) remedy: Option<String>,
 }
 
@@ -53,7 +53,7 @@ impl CliError {
         Self { code, text: redact::text(&text.into()).into_owned(), remedy: None }
     }
 
-    /// The error and everything that caused it.
+    /// Creates an error from another and all its causes.
     pub(crate) fn from_error(code: Code, error: &dyn Error) -> Self {
         Self::new(code, chain(error))
     }
@@ -63,14 +63,14 @@ impl CliError {
         Self { remedy: Some(remedy.into()), ..self }
     }
 
-    /// What was being done, in front of it.
+    /// Puts the attempted action in front of the text.
     #[must_use]
-    pub(crate) fn context(self, what: impl fmt::Display) -> Self {
-        Self { text: format!("{what}: {}", self.text), ..self }
+    pub(crate) fn context(self, action: impl fmt::Display) -> Self {
+        Self { text: format!("{action}: {}", self.text), ..self }
     }
 }
 
-/// `a: b: c`, without saying twice what a layer repeats of its cause.
+/// Joins an error and its causes, `a: b: c`, without repeating the text of a cause.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -84,7 +84,7 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     text
 }
 
-const DOCTOR_HINT: &str = "`machinist doctor` tells more";
+const DOCTOR_HINT: &str = "`machinist doctor` shows details";
 
 impl From<SettingsError> for CliError {
     fn from(error: SettingsError) -> Self {
@@ -95,16 +95,16 @@ impl From<SettingsError> for CliError {
 impl From<ConnectError> for CliError {
     fn from(error: ConnectError) -> Self {
         let code = connect_code(&error);
-        let what = match error {
+        let role = match error {
             ConnectError::Settings(error) => return error.into(),
             ConnectError::Backend { .. } => "backend",
             _ => "broker",
         };
-        Self { remedy: remedy(code, what), ..Self::from_error(code, &error) }
+        Self { remedy: remedy(code, role), ..Self::from_error(code, &error) }
     }
 }
 
-/// How the program ends when it cannot connect.
+/// Returns the exit code for a failed connection.
 pub(crate) fn connect_code(error: &ConnectError) -> Code {
     match error {
         ConnectError::Broker { source, .. } => broker_code(source),
@@ -113,12 +113,12 @@ pub(crate) fn connect_code(error: &ConnectError) -> Code {
     }
 }
 
-/// An adapter that refuses names its remedy itself.
-fn remedy(code: Code, what: &str) -> Option<String> {
+/// Returns the remedy for a server that cannot be reached. The texts of other errors name their own.
+fn remedy(code: Code, role: &str) -> Option<String> {
     (code == Code::Unreachable).then(|| {
         format!(
-            "is it running there? --{what} URL or MACHINIST_{} names another; {DOCTOR_HINT}",
-            what.to_uppercase()
+            "is it running there? --{role} URL or MACHINIST_{} names another; {DOCTOR_HINT}",
+            role.to_uppercase()
         )
     })
 }
@@ -161,10 +161,10 @@ impl From<ResultError> for CliError {
             ResultError::Backend(error) => error.into(),
             ResultError::Unknown { id } => unknown(&id),
             ResultError::Forged { .. } => Self::from_error(Code::Configuration, &error).remedy(
-                "are the workers' keys in the ring here (`machinist keys list`)? else somebody without a key wrote it",
+                "are the workers' keys configured here (`machinist keys list`)? if they are, the result was written without a key",
             ),
             ResultError::Undecryptable { .. } => Self::from_error(Code::Configuration, &error)
-                .remedy("give the key here: file = \"…\" under [[keys]]; `machinist keys list` shows those that are"),
+                .remedy("configure the key: file = \"…\" under [[keys]]; `machinist keys list` shows the configured ones"),
             ResultError::Timeout { .. } => Self::from_error(Code::NotFinished, &error),
             ResultError::Failed { .. } => Self::from_error(Code::Failed, &error),
             _ => Self::from_error(Code::Fault, &error),
@@ -180,7 +180,7 @@ impl From<ControlError> for CliError {
             ControlError::Broker(error) => error.into(),
             ControlError::Backend(error) => error.into(),
             ControlError::State { ref id, .. } => {
-                let remedy = format!("`machinist status {id}` shows what became of it");
+                let remedy = format!("`machinist status {id}` shows its state");
                 Self::from_error(Code::Usage, &error).remedy(remedy)
             }
             error => Self::from_error(Code::Usage, &error),
@@ -188,13 +188,13 @@ impl From<ControlError> for CliError {
     }
 }
 
-/// Nobody knows the task.
+/// Returns the error for a task without a record.
 pub(crate) fn unknown(id: &TaskId) -> CliError {
     CliError::new(
         Code::UnknownId,
         format!("task {id} is unknown: it was never sent, or its record has expired"),
     )
-    .remedy("is it another backend or namespace? `machinist config` shows which are asked")
+    .remedy("does it belong to another backend or namespace? `machinist config` shows those in use")
 }
 
 impl From<SendError> for CliError {
@@ -204,13 +204,13 @@ impl From<SendError> for CliError {
             SendError::Name(_) | SendError::Invalid(_) => (Code::Usage, None),
             SendError::TooLarge { .. } => (Code::Usage, None),
             SendError::Key { .. } => {
-                (Code::Configuration, Some("`machinist keys check` tells more".to_owned()))
+                (Code::Configuration, Some("`machinist keys check` shows details".to_owned()))
             }
             SendError::Publish { id, source } => match source {
                 PublishError::Unknown(_) => (
                     Code::Unreachable,
                     Some(format!(
-                        "it may be queued or not; the same command with --id {id} is safe, and runs it once"
+                        "it may or may not be queued; repeat the command with --id {id}, which runs the task only once"
                     )),
                 ),
                 PublishError::Unavailable(_) | PublishError::Blocked { .. } => {
@@ -219,9 +219,10 @@ impl From<SendError> for CliError {
                 PublishError::TooLarge { .. } => {
                     (Code::Usage, Some("send the name of a file instead of its contents".to_owned()))
                 }
-                PublishError::Unroutable { .. } => {
-                    (Code::Configuration, Some("start a worker of this queue once, or declare it".to_owned()))
-                }
+                PublishError::Unroutable { .. } => (
+                    Code::Configuration,
+                    Some("start a worker of this queue once, or declare the queue".to_owned()),
+                ),
                 PublishError::Rejected { .. } => (Code::NotPermitted, Some(DOCTOR_HINT.to_owned())),
                 _ => (Code::Fault, None),
             },

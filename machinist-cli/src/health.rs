@@ -1,8 +1,8 @@
-//! `worker --health ADDR`: how the worker is, for whoever decides about restarting it or sending it work.
+//! `worker --health ADDR`: health checks over HTTP, for service managers and load balancers.
 //!
 //! `/healthz` answers 200 while the broker confirms the worker's subscription and answers on its connection, `/readyz`
-//! while it takes tasks; else 503, and the body names what is wrong. Each request asks the servers themselves, but
-//! what was answered less than a second ago is not asked again.
+//! while the worker takes tasks; else 503, with the problems in the body. Each request checks the servers themselves, but
+//! a report less than a second old is used again.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -25,30 +25,30 @@ use tokio::{
 
 use crate::exit::{CliError, Code};
 
-/// How many are answered at the same time.
+/// Maximum number of requests that are answered at the same time.
 const MAX_CONNECTIONS: usize = 32;
-/// How long one may take to ask and to read the answer; the servers have 6 s of it.
+/// Maximum time of a connection: the request, the check of the servers (up to 6 s) and the answer.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long an answer is good for the next one who asks.
+/// Maximum age of a report that answers a further request.
 const REPORT_MAX_AGE: Duration = Duration::from_secs(1);
 
-/// A place where it can be asked how the worker is.
+/// HTTP server of the health checks.
 #[derive(Debug)]
 pub(crate) struct HealthServer {
     listener: TcpListener,
     address: SocketAddr,
 }
 
-/// What is answered.
+/// Body of an answer.
 #[derive(Debug, Clone, Serialize)]
 struct HealthReport {
     /// `ok` or `failing`.
     status: &'static str,
-    /// What is wrong, each with who is to blame in front.
+    /// Problems, each with the server that has it in front.
     wrong: Vec<String>,
     worker: String,
     queues: Vec<String>,
-    /// How many tasks run.
+    /// Number of running tasks.
     running: usize,
 }
 
@@ -58,7 +58,7 @@ enum HealthCheck {
     Ready,
 }
 
-/// Whoever answers: one for each check, so that many who ask make one probe.
+/// Answers to health checks. Each check has one cached result, so that many requests make one probe.
 #[derive(Debug)]
 struct HealthService {
     health: Health,
@@ -68,10 +68,10 @@ struct HealthService {
 }
 
 impl HealthServer {
-    /// Takes the address.
+    /// Binds the address.
     ///
     /// # Errors
-    /// It is somebody else's, or none of this host.
+    /// The address is in use, or does not belong to this host.
     pub(crate) async fn open(address: SocketAddr) -> Result<Self, CliError> {
         let cannot = |error: &std::io::Error| {
             CliError::from_error(Code::Configuration, error)
@@ -86,7 +86,7 @@ impl HealthServer {
         self.address
     }
 
-    /// Answers until it is dropped.
+    /// Answers requests until it is dropped.
     pub(crate) async fn serve(self, health: Health, queues: &[QueueName]) -> Infallible {
         let queues = queues.iter().map(ToString::to_string).collect();
         let service =
@@ -95,7 +95,7 @@ impl HealthServer {
         let mut connections = tokio::task::JoinSet::new();
         loop {
             // INVARIANT: the semaphore is never closed.
-            let permit = Arc::clone(&permits).acquire_owned().await.expect("it is open");
+            let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is open");
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let service = Arc::clone(&service);
@@ -106,7 +106,7 @@ impl HealthServer {
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "nobody can ask how the worker is");
+                    tracing::warn!(%error, "the health checks cannot accept a connection");
                     tokio::time::sleep(REPORT_MAX_AGE).await;
                 }
             }
@@ -123,7 +123,7 @@ async fn serve_connection(stream: TcpStream, service: Arc<HealthService>) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).keep_alive(false);
     if let Err(error) = http.serve_connection(TokioIo::new(stream), answer).await {
-        tracing::debug!(%error, "somebody who asked how the worker is did not get an answer");
+        tracing::debug!(%error, "a health check was not answered");
     }
 }
 
@@ -132,10 +132,10 @@ impl HealthService {
         let check = match request.uri().path() {
             "/healthz" => HealthCheck::Alive,
             "/readyz" => HealthCheck::Ready,
-            _ => return plain(StatusCode::NOT_FOUND, "ask /healthz or /readyz\n"),
+            _ => return plain(StatusCode::NOT_FOUND, "not found: use /healthz or /readyz\n"),
         };
         if request.method() != Method::GET && request.method() != Method::HEAD {
-            let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n");
+            let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "method not allowed: use GET or HEAD\n");
             refused.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
             return refused;
         }
@@ -151,7 +151,7 @@ impl HealthService {
             queues: self.queues.clone(),
             running: self.health.running(),
         };
-        // INVARIANT: texts and numbers.
+        // INVARIANT: the report holds only texts and numbers.
         let body = serde_json::to_vec(&answer).expect("plain data");
         respond(code, "application/json", body)
     }

@@ -1,8 +1,8 @@
-//! Arguments of a task as people type them. Pure, but for the files that `@FILE` names.
+//! Arguments of a task on the command line. Pure, except that `@FILE` reads a file.
 
 use serde_json::Value;
 
-/// An argument without a name: JSON if it parses as JSON, else text; `@FILE` is the contents of a file, `@@` an
+/// Reads an argument without a name: JSON if it parses as JSON, else text; `@FILE` is the contents of a file, `@@` an
 /// `@` itself.
 ///
 /// # Errors
@@ -21,10 +21,10 @@ pub(crate) fn value(text: &str) -> Result<Value, String> {
     }
 }
 
-/// An argument with a name, `name=value`.
+/// Reads an argument with a name, `name=value`.
 ///
 /// # Errors
-/// A sentence that says what is wrong with it.
+/// A sentence that names the problem.
 pub(crate) fn named(text: &str) -> Result<(String, Value), String> {
     match text.split_once('=') {
         Some((name, rest)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value(rest)?)),
@@ -32,7 +32,7 @@ pub(crate) fn named(text: &str) -> Result<(String, Value), String> {
     }
 }
 
-/// Deep nesting is text too: the parser refuses it before the stack is in danger.
+/// Reads JSON, else text. Deep nesting is text too: the parser refuses it before it uses up the stack.
 fn json_or_text(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|_| Value::from(text))
 }
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_arguments_are_told() {
+    fn wrong_arguments_are_reported() {
         assert!(value("@/nowhere").unwrap_err().contains("\"@/nowhere\" names a file that cannot be read"));
         assert!(value("@").unwrap_err().contains("names no file"));
         assert_eq!(named("a=1=2").unwrap(), ("a".to_owned(), json!("1=2")));

@@ -1,4 +1,4 @@
-//! The machinist program, and the library that puts its commands into your own binary.
+//! The machinist program, as a library that adds its commands to your own binary.
 //!
 //! ```no_run
 //! use machinist::prelude::*;
@@ -10,7 +10,7 @@
 //!     Ok(a + b)
 //! }
 //!
-//! // `app worker` runs it, `app send add 2 3 --wait` sends it, `app status ID` shows what became of it.
+//! // `app worker` runs it, `app send add 2 3 --wait` sends it, `app status ID` shows its state.
 //! fn main() -> ExitCode {
 //!     machinist_cli::run(|worker| worker.task(ADD, add))
 //! }
@@ -42,15 +42,15 @@ use args::{Cli, CliCommand, LogFormat};
 use exit::{CliError, Code};
 use telemetry::Telemetry;
 
-/// Puts an application's own tasks into a worker.
+/// Function that adds an application's tasks to a worker.
 type BuildWorker<'a> = Box<dyn FnOnce(WorkerBuilder) -> WorkerBuilder + 'a>;
 
-/// Does what the command line says, and returns how the program should end.
+/// Runs the command of the command line, and returns the exit code of the program.
 ///
-/// `tasks` puts the application's handlers, middleware and state into the worker that `worker` starts; name,
+/// `tasks` adds the application's handlers, middleware and state to the worker that the command `worker` starts. Name,
 /// queues, concurrency and grace are set before it is called, from flags and settings.
 ///
-/// It makes a runtime of its own: call it from a plain `main`.
+/// This function creates a Tokio runtime: call it from a `main` that is not async.
 pub fn run(tasks: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> ExitCode {
     let ended = match parse(std::env::args_os()) {
         Ok(cli) => start(cli, Box::new(tasks)),
@@ -63,7 +63,7 @@ pub fn run(tasks: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> ExitCode {
     code.into()
 }
 
-/// Reads the command line. What clap answers by itself, help or a complaint, is printed here.
+/// Reads the command line. Prints what clap answers by itself: help, the version, or a usage error.
 fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Cli, Result<Code, CliError>> {
     Cli::try_parse_from(arguments).map_err(|error| {
         let text = error.render().to_string();
@@ -78,18 +78,17 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Cli, Result<Code, 
 }
 
 fn start(cli: Cli, tasks: BuildWorker<'_>) -> Result<Code, CliError> {
-    // What goes wrong inside of lapin comes back to us as an error, and is told once and in our words.
+    // Errors inside of lapin are returned to us, and are reported once in our words.
     let level =
         if matches!(cli.command, CliCommand::Worker(_)) { "info,lapin=off" } else { "warn,lapin=off" };
     let telemetry = Telemetry::start(cli.global.log.unwrap_or(LogFormat::Human), level)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime
-        .map_err(|error| CliError::from_error(Code::Fault, &error).context("no threads can be started"))?;
-    // The panic itself has been printed by then; what is left to say is whose fault it is.
+    let runtime =
+        runtime.map_err(|error| CliError::from_error(Code::Fault, &error).context("cannot start threads"))?;
+    // The panic itself has been printed already.
     let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(Box::pin(commands::run(cli, tasks)))));
     runtime.shutdown_timeout(Duration::from_secs(1));
     telemetry.finish();
-    ended.unwrap_or_else(|_| {
-        Err(CliError::new(Code::Fault, "this is a fault of the program; please report it"))
-    })
+    ended
+        .unwrap_or_else(|_| Err(CliError::new(Code::Fault, "this is a bug in the program; please report it")))
 }

@@ -1,4 +1,4 @@
-//! The machinist program: the commands, without tasks of its own.
+//! The machinist program: the commands, without built-in tasks.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Everything the program says: what was asked for on standard output, everything else on standard error.
+//! Output of the program: results on standard output, everything else on standard error.
 
 use std::io::{self, Write};
 
@@ -10,7 +10,7 @@ use crate::{
     view::printable,
 };
 
-/// Prints a line of what was asked for.
+/// Prints a line of the result.
 ///
 /// # Errors
 /// Standard output cannot be written.
@@ -18,7 +18,7 @@ pub(crate) fn line(text: &str) -> Result<(), CliError> {
     write(format!("{text}\n").as_bytes())
 }
 
-/// Prints text as it is.
+/// Prints text without changes.
 ///
 /// # Errors
 /// Standard output cannot be written.
@@ -35,7 +35,7 @@ pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<(), CliError> {
     line(&text)
 }
 
-/// Prints rows under a head.
+/// Prints rows under a header.
 ///
 /// # Errors
 /// Standard output cannot be written.
@@ -52,13 +52,13 @@ pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) 
     line(&table.trim_fmt())
 }
 
-/// Tells people something beside what was asked for.
+/// Prints a note on standard error.
 pub(crate) fn note(text: &str) {
-    // Where standard error cannot be written there is nobody left to tell.
+    // If standard error cannot be written, there is no other place for the note.
     let _ = writeln!(io::stderr(), "{}", printable(text));
 }
 
-/// Tells why a command could not do what was asked.
+/// Prints the error of a command and its remedy.
 pub(crate) fn failure(failure: &CliError) {
     note(&format!("machinist: {}", failure.text));
     if let Some(remedy) = &failure.remedy {
@@ -69,7 +69,7 @@ pub(crate) fn failure(failure: &CliError) {
 fn write(bytes: &[u8]) -> Result<(), CliError> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        // Whoever was reading has seen enough: `machinist queues | head -1`.
+        // The reader has closed the pipe on purpose: `machinist queues | head -1`.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         done => done.map_err(|error| {
             CliError::from_error(Code::Fault, &error).context("standard output cannot be written")

@@ -1,7 +1,7 @@
-//! What systemd is told, where it asks to be: that the worker is ready, that it stops, and that it is well.
+//! Notifications of systemd: the worker is ready, stops, and is healthy.
 //!
-//! Outside of a unit with `Type=notify` none of the variables is set, and nothing is told. The socket may be full while
-//! nobody reads it, so whoever writes there has a thread to wait on.
+//! Outside of a unit with `Type=notify` none of the variables is set, and nothing is sent. The socket may be full, so
+//! each notification is written on a thread that may block.
 
 use std::{convert::Infallible, future::pending, time::Duration};
 
@@ -9,34 +9,34 @@ use machinist::worker::Health;
 use sd_notify::NotifyState;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-/// The variables by which it asks. They are meant for this process, and not for what it starts.
+/// Variables by which systemd asks for notifications. They are for this process, not for the processes that it starts.
 pub(crate) const VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
-/// Tells it one thing, and how things are, in a sentence.
-fn tell(what: Option<NotifyState<'static>>, status: String) -> JoinHandle<()> {
+/// Sends a notification, and the worker's status as a sentence.
+fn notify(state: Option<NotifyState<'static>>, status: String) -> JoinHandle<()> {
     spawn_blocking(move || {
-        let mut states: Vec<NotifyState<'_>> = what.into_iter().collect();
+        let mut states: Vec<NotifyState<'_>> = state.into_iter().collect();
         if !status.is_empty() {
             states.push(NotifyState::Status(&status));
         }
-        // That it cannot be told is no reason not to work.
+        // The worker works without notifications too.
         if let Err(error) = sd_notify::notify(&states) {
-            tracing::warn!(%error, "systemd cannot be told how the worker is");
+            tracing::warn!(%error, "systemd cannot be notified of the worker's state");
         }
     })
 }
 
-/// The worker takes tasks.
+/// Reports that the worker takes tasks.
 pub(crate) fn ready(line: &str) {
-    drop(tell(Some(NotifyState::Ready), line.to_owned()));
+    drop(notify(Some(NotifyState::Ready), line.to_owned()));
 }
 
-/// The worker drains.
+/// Reports that the worker drains.
 pub(crate) fn stopping() {
-    drop(tell(Some(NotifyState::Stopping), "draining".to_owned()));
+    drop(notify(Some(NotifyState::Stopping), "draining".to_owned()));
 }
 
-/// Tells it twice in each of its intervals that the worker is well, while it is; for ever.
+/// Sends a watchdog notification twice per interval, as long as the worker is healthy. Runs forever.
 pub(crate) async fn watchdog(health: &Health) -> Infallible {
     let Some(interval) = sd_notify::watchdog_enabled() else { return pending().await };
     let mut tick = tokio::time::interval((interval / 2).max(Duration::from_millis(10)));
@@ -44,12 +44,12 @@ pub(crate) async fn watchdog(health: &Health) -> Infallible {
     loop {
         tick.tick().await;
         let wrong = health.troubles().await.join("; ");
-        let told = match wrong.is_empty() {
-            true => tell(Some(NotifyState::Watchdog), String::new()),
-            false => tell(None, machinist::redact::text(&wrong).into_owned()),
+        let notified = match wrong.is_empty() {
+            true => notify(Some(NotifyState::Watchdog), String::new()),
+            false => notify(None, machinist::redact::text(&wrong).into_owned()),
         };
-        if let Err(error) = told.await {
-            tracing::warn!(%error, "systemd was not told how the worker is");
+        if let Err(error) = notified.await {
+            tracing::warn!(%error, "systemd was not notified of the worker's state");
         }
     }
 }

@@ -1,9 +1,8 @@
 //! Logs and traces of the program.
 //!
-//! Logs go to standard error, for people or as JSON; `MACHINIST_LOG` (else `RUST_LOG`) chooses what is logged.
-//! Traces are exported by OTLP over http/protobuf when `OTEL_EXPORTER_OTLP_ENDPOINT` or
-//! `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set; all the standard `OTEL_*` variables hold. The exporter speaks plain
-//! http to a collector, so that no second TLS library comes into the program.
+//! Logs go to standard error, as text or JSON; `MACHINIST_LOG` (else `RUST_LOG`) sets the log level. Traces are exported
+//! by OTLP over http/protobuf when `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set; all
+//! standard `OTEL_*` variables hold. The exporter uses plain http, so that the program needs no second TLS library.
 
 use std::{env, fmt, io::IsTerminal};
 
@@ -20,7 +19,7 @@ use crate::{
     exit::{CliError, Code},
 };
 
-/// What has to be flushed before the program ends.
+/// Telemetry that has to be flushed before the program ends.
 #[derive(Debug, Default)]
 #[must_use]
 pub(crate) struct Telemetry {
@@ -31,8 +30,8 @@ pub(crate) struct Telemetry {
 type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
 impl Telemetry {
-    /// Starts logging, and tracing where that is asked for. `level` is what is logged where no variable says
-    /// otherwise. To be called outside of any runtime, because the exporter has one of its own.
+    /// Starts logging, and tracing if a variable asks for it. `level` is the log level if no variable sets it. Call it
+    /// outside of any runtime, because the exporter has its own.
     ///
     /// # Errors
     /// A variable cannot be read.
@@ -46,7 +45,7 @@ impl Telemetry {
         let traces = None;
         let layers: Vec<BoxedLayer> = std::iter::once(logs).chain(traces).collect();
         if tracing_subscriber::registry().with(layers).try_init().is_err() {
-            tracing::debug!("the application has set up its own logging, which stays");
+            tracing::debug!("the application has set up its own logging, which is kept");
         }
         Ok(Self {
             #[cfg(feature = "otel")]
@@ -54,7 +53,7 @@ impl Telemetry {
         })
     }
 
-    /// Sends what has not been sent yet, for a few seconds at most.
+    /// Exports the remaining traces, in a few seconds at most.
     pub(crate) fn finish(self) {
         #[cfg(feature = "otel")]
         if let Some(provider) = self.provider
@@ -70,7 +69,7 @@ fn filter(level: &str) -> Result<EnvFilter, CliError> {
     let (name, text) =
         set("MACHINIST_LOG").or_else(|| set("RUST_LOG")).unwrap_or_else(|| ("", level.to_owned()));
     EnvFilter::try_new(&text).map_err(|error| {
-        CliError::new(Code::Configuration, format!("{name}: {text:?} does not say what to log: {error}"))
+        CliError::new(Code::Configuration, format!("{name}: {text:?} is not a log level: {error}"))
             .remedy("write a level like info, or machinist=debug,warn")
     })
 }
@@ -81,14 +80,14 @@ fn logs(format: LogFormat, filter: EnvFilter) -> BoxedLayer {
         LogFormat::Json => layer.json().flatten_event(true).with_filter(filter).boxed(),
         LogFormat::Human => layer
             .with_ansi(std::io::stderr().is_terminal())
-            .fmt_fields(debug_fn(for_people))
+            .fmt_fields(debug_fn(format_field))
             .with_filter(filter)
             .boxed(),
     }
 }
 
-/// People read a task's id once; what repeats it for OpenTelemetry is left to the traces.
-fn for_people(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+/// Formats fields as text, without those that only traces need and that repeat others.
+fn format_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
     let name = field.name();
     match name {
         "message" => write!(writer, "{value:?} "),
@@ -120,11 +119,11 @@ mod otel {
         if endpoint.starts_with("https:") {
             return Err(CliError::new(
                 Code::Configuration,
-                format!("{name}: \"{endpoint}\" asks for TLS, which this exporter does not speak"),
+                format!("{name}: \"{endpoint}\" needs TLS, which this exporter does not support"),
             )
-            .remedy("export to a collector nearby, over http, and let it go on from there"));
+            .remedy("export to a collector on a trusted network over http, and let the collector forward the traces"));
         }
-        // The endpoint and everything else are read by the exporter itself from the variables.
+        // The exporter itself reads the endpoint and everything else from the variables.
         let exporter = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).build();
         let exporter =
             exporter.map_err(|error| CliError::from_error(Code::Configuration, &error).context(name))?;
@@ -141,7 +140,7 @@ mod otel {
     }
 
     pub(super) fn layer(provider: &SdkTracerProvider) -> BoxedLayer {
-        // What the exporter itself does must not be exported.
+        // The exporter must not export its own activity.
         let quiet =
             ["hyper", "hyper_util", "reqwest", "opentelemetry"].map(|target| (target, LevelFilter::OFF));
         let filter = Targets::new().with_default(LevelFilter::INFO).with_targets(quiet);

@@ -1,4 +1,4 @@
-//! A task's record as it is shown: the JSON that scripts read, and the page that people read. Pure.
+//! Views of a task's record: JSON for scripts, and a page for people. Pure.
 
 use std::fmt::Write;
 
@@ -11,16 +11,16 @@ use machinist::{
 use serde::Serialize;
 use serde_json::Value;
 
-/// One task, as `status --json` and `send --wait --json` print it. Instants are RFC 3339 in UTC.
+/// Task as `status --json` and `send --wait --json` print it. Instants are RFC 3339 in UTC.
 #[derive(Debug, Serialize)]
 pub(crate) struct TaskView {
     id: String,
     name: Option<String>,
     queue: Option<String>,
     pub(crate) state: TaskState,
-    /// Why it failed.
+    /// Kind of its failure.
     kind: Option<FailureKind>,
-    /// 0 for success, below zero for a failure, nothing before the end.
+    /// 0 for success, below zero for a failure, `None` before the end.
     code: Option<i32>,
     attempt: u32,
     worker: Option<String>,
@@ -28,42 +28,42 @@ pub(crate) struct TaskView {
     received_at: Option<String>,
     started_at: Option<String>,
     ended_at: Option<String>,
-    /// Not to be run before this.
+    /// Time before which it is not run.
     eta: Option<String>,
-    /// Not to be started after this.
+    /// Time after which it is not started.
     expires_at: Option<String>,
-    /// From the start to the end of the last run, in seconds.
+    /// Duration of the last run, in seconds.
     duration: Option<f64>,
     results: Vec<Value>,
     error: Option<ErrorView>,
     trace_id: Option<String>,
-    /// Earlier attempts, from the oldest.
+    /// Earlier attempts, the oldest first.
     history: Vec<AttemptView>,
-    /// What the last finished run left in its log.
+    /// Log of the last finished run.
     log: String,
-    /// How far the newest attempt has come, if its handler says so.
+    /// Progress of the newest attempt, if its handler reports it.
     pub(crate) progress: Option<ProgressView>,
-    /// Why its outcome is not shown.
+    /// Reason that its outcome cannot be shown.
     locked: Option<String>,
-    /// Somebody asked for its end, and it still runs.
+    /// `true` if it was asked to end, and still runs.
     revoked: bool,
-    /// The failed task that this one repeats.
+    /// Failed task that this one repeats.
     retry_of: Option<String>,
-    /// The task that repeats this failed one.
+    /// Task that repeats this failed one.
     retried_as: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ProgressView {
     pub(crate) done: u64,
-    /// 0 where nobody knows.
+    /// 0 if unknown.
     pub(crate) total: u64,
     note: String,
     at: String,
 }
 
 impl ProgressView {
-    /// `[######----] 60%  640 of 1000  resizing`
+    /// Returns the progress as text: `[######----] 60%  640 of 1000  resizing`.
     fn bar(&self) -> String {
         let Self { done, total, note, .. } = self;
         let mut bar = String::new();
@@ -86,13 +86,13 @@ impl ProgressView {
     }
 }
 
-/// How wide a bar is, in characters.
+/// Width of a progress bar, in characters.
 const BAR_WIDTH: usize = 20;
 
 #[derive(Debug, Serialize)]
 struct ErrorView {
     message: String,
-    /// The message and everything that caused it, outermost first.
+    /// The message and its causes, outermost first.
     chain: Vec<String>,
 }
 
@@ -171,7 +171,7 @@ impl From<&Record> for TaskView {
 }
 
 impl TaskView {
-    /// A task that was sent, and whose record says nothing yet.
+    /// Returns the view of a task that was sent, and whose record is still empty.
     pub(crate) fn pending(id: &TaskId, name: &str, queue: &QueueName) -> Self {
         Self {
             id: id.to_string(),
@@ -202,7 +202,7 @@ impl TaskView {
         }
     }
 
-    /// Everything, for people.
+    /// Returns everything as a page for people.
     pub(crate) fn page(&self) -> String {
         let mut page = String::new();
         let mut row = |label: &str, value: &str| {
@@ -242,7 +242,7 @@ impl TaskView {
             row("progress", &progress.bar());
         }
         if self.revoked {
-            row("revoked", "it was told to end");
+            row("revoked", "it was asked to end");
         }
         for (label, value) in [("repeats", &self.retry_of), ("repeated", &self.retried_as)] {
             if let Some(value) = optional(value) {
@@ -261,7 +261,8 @@ impl TaskView {
         }
         row("trace", &optional(&self.trace_id).unwrap_or_else(|| "-".into()));
         for attempt in &self.history {
-            let (kind, worker) = (attempt.kind, printable(&attempt.worker));
+            let kind = attempt.kind;
+            let worker = printable(&attempt.worker);
             row(
                 "history",
                 &format!(
@@ -279,7 +280,7 @@ impl TaskView {
         page
     }
 
-    /// One line about how it stands, for those who follow it.
+    /// Returns the current state in one line, for `--watch`.
     pub(crate) fn line(&self) -> String {
         let mut line = format!("{:<8}  attempt {}", self.state, self.attempt);
         if let Some(worker) = &self.worker {
@@ -298,7 +299,7 @@ impl TaskView {
         }
     }
 
-    /// What a sender who waited wants to see: the results, or why there are none.
+    /// Returns the results, or the reason that there are none, for `send --wait`.
     pub(crate) fn outcome(&self) -> String {
         match self.state {
             TaskState::Success => self.values(),
@@ -312,7 +313,8 @@ impl TaskView {
         }
     }
 
-    /// The results, one a line, as they would be typed as arguments: text as it is, unless it reads as JSON.
+    /// Returns the results, one per line, as they would be written as arguments: text without quotes, unless it parses as
+    /// JSON.
     fn values(&self) -> String {
         let show = |value: &Value| match value {
             Value::String(text) if serde_json::from_str::<Value>(text).is_err() => text.clone(),
@@ -338,11 +340,11 @@ fn put(page: &mut String, line: std::fmt::Arguments<'_>) {
 
 fn seconds(seconds: f64) -> String {
     let duration = std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default();
-    // Microseconds: what a record holds.
+    // A record holds microseconds.
     show_duration(std::time::Duration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
 }
 
-/// A text from elsewhere, without what would move the cursor or change the colours of a terminal.
+/// Replaces control characters in a text from elsewhere: they would move the cursor or change the colours of a terminal.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }

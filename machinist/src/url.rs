@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_told_without_the_password() {
+    fn what_does_not_fit_is_reported_without_the_password() {
         let error = |text, role| ServerUrl::parse(text, role).unwrap_err();
         assert_eq!(
             error("kafka://u:geheim@h", Role::Broker),

@@ -1,5 +1,5 @@
-//! Hosts whose clocks are an hour off start nothing early and nothing late. Where a backend has a clock of its own, that
-//! of the host does not matter; the embedded file and the memory live by the clock of their one host.
+//! Hosts whose clocks are an hour off start no task early or late. The host's clock does not matter if the backend has a
+//! clock; SQLite and memory use the clock of their only host.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -21,13 +21,13 @@ use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio::sync::{Mutex as Turn, oneshot};
 
 const HOUR: Duration = Duration::from_secs(3600);
-const LIMIT: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 const COUNTDOWN: Duration = Duration::from_secs(1);
 
-/// A host's clock belongs to the whole process.
+/// Lock for the host's clock, which belongs to the whole process.
 static TURN: Turn<()> = Turn::const_new(());
 
-/// Fails once, then tells when it ran, by the monotonic clock.
+/// Task that fails once, and records its runs by the monotonic clock.
 const TWICE: TaskDef<(), ()> = TaskDef::new("twice");
 type Runs = Arc<Mutex<Vec<Instant>>>;
 
@@ -36,7 +36,7 @@ async fn twice(State(runs): State<Runs>, State(calls): State<Arc<AtomicU32>>) ->
     if calls.fetch_add(1, Ordering::SeqCst) == 0 { Err("the first run fails")? } else { Ok(()) }
 }
 
-/// Sends from one application what another runs: after its countdown, once more after its back-off, and before it
+/// Sends a task from one application to another, which runs it after its countdown, again after its back-off, and before it
 /// expires.
 async fn delayed_and_retried(sender: &App, worker: &App, queue: &str) {
     let runs = Runs::default();
@@ -45,14 +45,15 @@ async fn delayed_and_retried(sender: &App, worker: &App, queue: &str) {
     let (stop, stopped) = oneshot::channel::<()>();
     let working = tokio::spawn(working.run_until(async { drop(stopped.await) }));
     let sent = Instant::now();
-    let signature = TWICE.call(()).queue(queue).countdown(COUNTDOWN).expires_in(2 * LIMIT);
-    let signature = signature.retries(1).backoff(machinist::Backoff::fixed(COUNTDOWN)).retry_for(LIMIT);
+    let signature = TWICE.call(()).queue(queue).countdown(COUNTDOWN).expires_in(2 * WAIT_TIMEOUT);
+    let signature =
+        signature.retries(1).backoff(machinist::Backoff::fixed(COUNTDOWN)).retry_for(WAIT_TIMEOUT);
     let task = sender.client().send(signature).await.unwrap();
-    // Too late would be an hour later, and too early an hour before: it would have expired.
-    task.wait(LIMIT).await.unwrap();
+    // A clock that is off by an hour would run it an hour early, or an hour late, after its expiry.
+    task.wait(WAIT_TIMEOUT).await.unwrap();
     let record = task.record().await.unwrap();
     assert!(record.started_at.unwrap() >= record.eta.unwrap(), "{record:?}");
-    assert!(record.ended_at.unwrap().since(record.sent_at.unwrap()) < LIMIT, "{record:?}");
+    assert!(record.ended_at.unwrap().since(record.sent_at.unwrap()) < WAIT_TIMEOUT, "{record:?}");
     {
         let runs = runs.lock().unwrap();
         assert_eq!(runs.len(), 2);

@@ -1,4 +1,4 @@
-//! An application that brings its own tasks and has all the commands of `machinist`.
+//! An application with its own tasks and all commands of `machinist`.
 //!
 //! In two terminals:
 //!
@@ -17,7 +17,7 @@ use machinist::prelude::*;
 const SHOUT: TaskDef<String, String> = TaskDef::new("shout");
 const COUNT: TaskDef<String, (u64, u64)> = TaskDef::new("count");
 
-/// Whatever the handlers share: a pool of connections, say.
+/// State that the handlers share, such as a pool of connections.
 #[derive(Clone)]
 struct Mark(&'static str);
 
@@ -25,7 +25,7 @@ async fn shout(State(mark): State<Mark>, text: String) -> Result<String, TaskErr
     Ok(text.to_uppercase() + mark.0)
 }
 
-/// A function that blocks its thread, with two results: words and bytes.
+/// Counts words and bytes: a function that blocks its thread, with two results.
 fn count(text: String) -> Result<(u64, u64), TaskError> {
     let words = text.split_whitespace().count() as u64;
     Ok((words, text.into_bytes().len() as u64))

@@ -1,12 +1,12 @@
-//! A task that runs twice and has its effect once: the effect and the task's id are written in one transaction.
+//! A task that runs twice but has its effect once: the effect and the task's id are written in one transaction.
 //!
 //! ```text
 //! cargo run -p machinist-examples --bin dedup
 //! ```
 //!
-//! The first run fails after its transaction, as when the answer of a database is lost, and the task is run again.
-//! With `crash` at the end of the command the process dies there instead; started again without it, the next worker
-//! takes the task over. Queue and accounts are files in the current directory.
+//! The first run fails after its transaction, as if the answer of the database was lost, and the task is run again. With
+//! `crash` at the end of the command the process aborts there instead; a second start without it takes the task over.
+//! Queue and accounts are files in the current directory.
 
 #![allow(clippy::print_stdout, reason = "it shows what it does")]
 #![allow(clippy::needless_pass_by_value, reason = "a handler owns its arguments")]
@@ -20,7 +20,7 @@ use anyhow::Context;
 use machinist::{Backoff, TaskId, prelude::*};
 use rusqlite::Connection;
 
-/// Account and cents; whether this very run did it.
+/// Deposits cents to an account; returns `true` if this run made the deposit.
 const DEPOSIT: TaskDef<(String, i64), bool> = TaskDef::new("deposit");
 
 #[derive(Clone)]
@@ -86,7 +86,7 @@ async fn main() -> anyhow::Result<()> {
     let app = App::from_env().await?;
     let worker = Worker::builder(&app)
         .queue("bank")
-        // Short, so that nobody who tries `crash` waits long.
+        // Short, so that a run after `crash` starts soon.
         .session_lease(Duration::from_secs(3))
         .state(bank)
         .task_blocking(DEPOSIT, deposit)
@@ -94,7 +94,7 @@ async fn main() -> anyhow::Result<()> {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let worker = tokio::spawn(worker.run_until(async { drop(stopped.await) }));
 
-    // Named after what it is for: whoever sends it again, sends the same task.
+    // The id names the purpose, so that a second send is the same task.
     let signature = DEPOSIT.call(("ada", 100)).queue("bank").with_id(TaskId::parse("deposit-4711")?);
     let retried = signature.retries(3).backoff(Backoff::fixed(Duration::from_millis(100)));
     app.client().send(retried).await?.wait(Duration::from_secs(60)).await?;

@@ -1,12 +1,12 @@
-//! A task for each order that was placed, and none for one that was not: the order and what is to be sent are written
-//! in one transaction, and a relay sends it.
+//! Exactly one task for each placed order: the order and its task are written in one transaction, and a relay sends the
+//! task.
 //!
 //! ```text
 //! cargo run -p machinist-examples --bin outbox -- lamp
 //! ```
 //!
-//! places an order, sends what lies in the outbox, and runs it. `outbox lamp crash` dies between sending and deleting
-//! the row: the next start sends it again, under the same id, and it is run once. Orders and queue are files in the
+//! places an order, sends the tasks of the outbox, and runs them. `outbox lamp crash` aborts between sending and deleting
+//! the row: the next start sends the task again, under the same id, and it is run once. Orders and queue are files in the
 //! current directory.
 
 #![allow(clippy::print_stdout, reason = "it shows what it does")]
@@ -57,7 +57,7 @@ async fn relay(
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let item = arguments.next().context("say what is ordered: outbox lamp")?;
+    let item = arguments.next().context("name the item to order: outbox lamp")?;
     let crash = arguments.next().is_some_and(|word| word == "crash");
     let mut shop = Connection::open("shop.db")?;
     shop.execute_batch(

@@ -1,6 +1,6 @@
-//! The main job in one file: define tasks, run a worker, send signatures, wait for results, ask for states.
+//! The main job in one file: define tasks, run a worker, send signatures, wait for results, read records.
 //!
-//! Run it with no server at all, on a SQLite file in the current directory:
+//! Run it without a server, on an SQLite file in the current directory:
 //!
 //! ```text
 //! cargo run -p machinist-examples --bin quickstart
@@ -28,7 +28,7 @@ async fn add(a: i64, b: i64) -> Result<i64, TaskError> {
     Ok(a + b)
 }
 
-/// Fails twice, as the world does. `?` turns any error into a failed attempt.
+/// Fails twice. `?` turns any error into a failed attempt.
 async fn fetch(cx: TaskContext, url: String) -> Result<u64, TaskError> {
     if cx.attempt() < 3 {
         Err(std::io::Error::other(format!("{url} did not answer")))?;
@@ -40,7 +40,7 @@ async fn fetch(cx: TaskContext, url: String) -> Result<u64, TaskError> {
 async fn main() -> anyhow::Result<()> {
     let app = App::from_env().await?;
 
-    // The worker: usually a process of its own. It runs until its future completes, then drains.
+    // The worker, usually a separate process. It runs until its future completes, then drains.
     let worker = Worker::builder(&app).queue("quickstart").task(ADD, add).task(FETCH, fetch).build()?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let worker = tokio::spawn(worker.run_until(async { drop(stopped.await) }));

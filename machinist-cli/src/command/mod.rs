@@ -1,7 +1,7 @@
-//! *CommandTemplate tasks*: tasks that are programs, so that any language can be a worker.
+//! *Command tasks*: tasks whose handlers are programs, in any language.
 //!
-//! `[tasks.NAME]` of machinist.toml names a command line with places for the task's arguments. A program gets
-//! them there, and as one JSON object on its standard input:
+//! `[tasks.NAME]` of machinist.toml holds a command line with placeholders for the task's arguments. A program gets the
+//! arguments there, and as one JSON object on its standard input:
 //!
 //! ```json
 //! {"id": "0198…", "name": "resize", "queue": "images", "attempt": 1,
@@ -9,10 +9,10 @@
 //! ```
 //!
 //! `MACHINIST_TASK_ID`, `MACHINIST_TASK_NAME`, `MACHINIST_ATTEMPT` and `MACHINIST_FENCING_TOKEN` are in its
-//! environment. What it writes to standard output is the result (JSON, else text without the last line break;
-//! nothing is no result), what it writes to standard error goes into the record's log. Exit code 0 is success,
-//! 75 asks to be run later, after the task's back-off; everything else is a failure. A run that is cut short ends
-//! with every process that it started, and so does what a program leaves running in its process group.
+//! environment. Its standard output is the result (JSON, else text without the last line break; empty output is no
+//! result), its standard error goes into the record's log. Exit code 0 is success, 75 asks to be run later, after the
+//! task's back-off; every other code is a failure. A run that is cut short ends with every process that it started, and
+//! processes that a program leaves running in its process group end with the program.
 
 mod process;
 mod template;
@@ -33,13 +33,13 @@ use serde_json::Value;
 
 use crate::systemd;
 pub(crate) use process::ProcessGroups;
-use process::{FinishedRun, RunEnd};
+use process::{FinishedRun, ProgramEnd};
 use template::{Arguments, Template};
 
-/// Exit code of a program that wants to be run later (`EX_TEMPFAIL`).
+/// Exit code of a program that asks to be run later (`EX_TEMPFAIL`).
 const RUN_LATER: i32 = 75;
 
-/// A task that is a program.
+/// Handler that runs a program.
 #[derive(Debug, Clone)]
 pub(crate) struct CommandTask(Arc<CommandTemplate>);
 
@@ -88,7 +88,8 @@ impl DynHandler for CommandTask {
     }
 }
 
-/// A program with a slash in it belongs to the folder of its configuration; a bare name is searched in `PATH`.
+/// Returns the path of a program: one with a slash is relative to the folder of its configuration, a bare name is
+/// searched in `PATH`.
 fn locate(program: &str, folder: &Path) -> PathBuf {
     let path = Path::new(program);
     if !program.contains('/') || path.is_absolute() {
@@ -99,7 +100,7 @@ fn locate(program: &str, folder: &Path) -> PathBuf {
     if joined.components().count() == 1 { Path::new(".").join(joined) } else { joined }
 }
 
-/// What a program reads on its standard input.
+/// JSON object on a program's standard input.
 #[derive(Serialize)]
 struct CommandInput<'a> {
     id: &'a str,
@@ -134,8 +135,8 @@ impl CommandTemplate {
         })?;
         let ended = process::run(command, input, |line| cx.log(line), cx.cancellation(), &self.groups).await;
         match ended {
-            Ok(RunEnd::Finished(finished)) => self.outcome(finished, cx.attempt()),
-            Ok(RunEnd::Cancelled) => Err(TaskError::new("the run was cancelled, and its program ended")),
+            Ok(ProgramEnd::Finished(finished)) => self.outcome(finished, cx.attempt()),
+            Ok(ProgramEnd::Cancelled) => Err(TaskError::new("the run was cancelled, and its program ended")),
             Err(error) => Err(self.not_started(error)),
         }
     }
@@ -152,10 +153,10 @@ impl CommandTemplate {
                 .map_err(|why| TaskError::permanent(self.failed(why, finished.last_lines))),
             Some(RUN_LATER) => {
                 let why = self.failed("asked to be run later (exit code 75)", finished.last_lines);
-                // The longest wait that the back-off allows: the program knows that now is too early.
+                // The longest time that the back-off allows: the program knows that now is too early.
                 Err(TaskError::retry_in(self.backoff.delay(attempt.saturating_sub(1), 1.0)).because(why))
             }
-            _ => Err(TaskError::new(self.failed(&ending(finished.status), finished.last_lines))),
+            _ => Err(TaskError::new(self.failed(&describe_status(finished.status), finished.last_lines))),
         }
     }
 
@@ -163,7 +164,7 @@ impl CommandTemplate {
         use std::io::ErrorKind;
         let why = match error.kind() {
             ErrorKind::NotFound => {
-                "does not exist on this worker (nor does it, for a script, where its first line points)"
+                "does not exist on this worker, or its first line names a program that does not exist"
             }
             ErrorKind::PermissionDenied => "may not be run by this worker; make it executable",
             ErrorKind::ArgumentListTooLong => {
@@ -176,17 +177,17 @@ impl CommandTemplate {
         TaskError::new(CommandFailed { text: self.sentence(why), cause: Some(error.into()) })
     }
 
-    fn failed(&self, what: &str, last_lines: String) -> CommandFailed {
+    fn failed(&self, problem: &str, last_lines: String) -> CommandFailed {
         let cause = (!last_lines.is_empty()).then(|| last_lines.into());
-        CommandFailed { text: self.sentence(what), cause }
+        CommandFailed { text: self.sentence(problem), cause }
     }
 
-    fn sentence(&self, what: &str) -> String {
-        format!("{} {what}", self.program.display())
+    fn sentence(&self, predicate: &str) -> String {
+        format!("{} {predicate}", self.program.display())
     }
 }
 
-/// A command that failed; its cause is the end of what it wrote to standard error.
+/// Error of a command; its cause is the end of its standard error.
 #[derive(Debug)]
 struct CommandFailed {
     text: String,
@@ -205,7 +206,7 @@ impl std::error::Error for CommandFailed {
     }
 }
 
-fn ending(status: ExitStatus) -> String {
+fn describe_status(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("failed with exit code {code}"),
@@ -217,7 +218,7 @@ fn ending(status: ExitStatus) -> String {
     }
 }
 
-/// Standard output as results: JSON if it is JSON, else text, and nothing for nothing.
+/// Reads standard output as results: JSON if it is JSON, else text; empty output is no result.
 fn results(stdout: Vec<u8>) -> Result<Results, &'static str> {
     let Ok(text) = String::from_utf8(stdout) else {
         return Err("wrote standard output that is not UTF-8; encode it, in base64 for example");
@@ -278,7 +279,7 @@ mod tests {
     #[test]
     fn endings_are_told_in_words() {
         use std::os::unix::process::ExitStatusExt;
-        assert_eq!(ending(ExitStatus::from_raw(3 << 8)), "failed with exit code 3");
-        assert_eq!(ending(ExitStatus::from_raw(9)), "was ended by signal 9 (SIGKILL)");
+        assert_eq!(describe_status(ExitStatus::from_raw(3 << 8)), "failed with exit code 3");
+        assert_eq!(describe_status(ExitStatus::from_raw(9)), "was ended by signal 9 (SIGKILL)");
     }
 }

@@ -1,7 +1,7 @@
-//! One run of a program, in a process group of its own.
+//! One run of a program, in a separate process group.
 //!
-//! Whatever ends the run early ends the whole group: a shell script's children do not outlive their task. The
-//! group is asked to end (TERM) and, three seconds later, made to (KILL).
+//! A run that ends early ends the whole group: a shell script's children do not outlive their task. The group is asked
+//! to end (TERM) and, three seconds later, forced to (KILL).
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -24,37 +24,39 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How many bytes of output a run may have.
+/// Maximum size of a run's standard output, in bytes.
 pub(crate) const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
-/// How long a group that was asked to end may take.
+/// Time that a process group gets to end before it is killed.
 const KILL_DELAY: Duration = Duration::from_secs(3);
-/// How long is waited for the rest of its output when a program has ended.
+/// Time between two checks that a process group has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Maximum time to wait for the rest of the output after a program has ended.
 const OUTPUT_GRACE: Duration = Duration::from_secs(2);
-/// How many lines of its standard error are repeated in the error of a run that failed.
+/// Number of lines of standard error that the error of a failed run repeats.
 const ERROR_LINES: usize = 10;
-/// A longer line of standard error is cut.
+/// Maximum length of a line of standard error, in bytes; longer lines are cut.
 const MAX_LINE_BYTES: usize = 4096;
 
-/// What came of a run that ended by itself.
+/// Result of a run that ended by itself.
 #[derive(Debug)]
 pub(crate) struct FinishedRun {
     pub(crate) status: ExitStatus,
     pub(crate) stdout: Vec<u8>,
-    /// It was stopped because it wrote more than [`MAX_OUTPUT_BYTES`].
+    /// `true` if it was stopped because it wrote more than [`MAX_OUTPUT_BYTES`].
     pub(crate) overflow: bool,
-    /// The end of its standard error.
+    /// Last lines of its standard error.
     pub(crate) last_lines: String,
 }
 
-/// What came of a run.
+/// End of a run.
 #[derive(Debug)]
-pub(crate) enum RunEnd {
+pub(crate) enum ProgramEnd {
     Finished(FinishedRun),
-    /// It was cancelled, and nothing of it is left.
+    /// It was cancelled, and all its processes have ended.
     Cancelled,
 }
 
-/// The groups that are alive, so that none outlives this process.
+/// Process groups that are alive, so that none outlives this process.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ProcessGroups(Arc<Mutex<BTreeSet<i32>>>);
 
@@ -63,7 +65,7 @@ impl ProcessGroups {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends every group at once, without asking: the process is about to exit.
+    /// Kills every group, because this process is about to exit.
     pub(crate) fn kill_all(&self) {
         for group in std::mem::take(&mut *self.lock()) {
             signal(group, Signal::SIGKILL);
@@ -71,7 +73,7 @@ impl ProcessGroups {
     }
 }
 
-/// A live group. Dropped while it lives (its run was dropped), it is ended in the background.
+/// Live process group. If it is dropped alive, because its run was dropped, it is ended in the background.
 struct ProcessGroup {
     leader: i32,
     groups: ProcessGroups,
@@ -80,13 +82,13 @@ struct ProcessGroup {
 
 impl ProcessGroup {
     fn register(groups: &ProcessGroups, child: &Child) -> Self {
-        // INVARIANT: the child was just spawned and nobody has waited for it.
+        // INVARIANT: the child was just spawned and has not been waited for.
         let leader = child.id().and_then(|id| i32::try_from(id).ok()).expect("a running child has an id");
         groups.lock().insert(leader);
         Self { leader, groups: groups.clone(), over: false }
     }
 
-    /// The leader has ended: what it left running ends with it.
+    /// Kills the processes that the leader left running when it ended.
     fn leader_ended(&mut self) {
         signal(self.leader, Signal::SIGKILL);
         self.groups.lock().remove(&self.leader);
@@ -109,12 +111,13 @@ impl Drop for ProcessGroup {
         if self.over {
             return;
         }
-        let (leader, groups) = (self.leader, self.groups.clone());
+        let leader = self.leader;
+        let groups = self.groups.clone();
         signal(leader, Signal::SIGTERM);
         let finish = async move {
-            // Asked often, so that a number that somebody else has got meanwhile is not killed.
-            for _ in 0..KILL_DELAY.as_millis() / 50 {
-                tokio::time::sleep(Duration::from_millis(50)).await;
+            // Polled often, so that no other group that reuses the number is killed.
+            for _ in 0..KILL_DELAY.as_millis() / POLL_INTERVAL.as_millis() {
+                tokio::time::sleep(POLL_INTERVAL).await;
                 if killpg(Pid::from_raw(leader), None) == Err(nix::errno::Errno::ESRCH) {
                     groups.lock().remove(&leader);
                     return;
@@ -130,41 +133,39 @@ impl Drop for ProcessGroup {
     }
 }
 
-/// A group that is gone already is what was wanted.
+/// Sends a signal to a process group; a group that has ended is no error.
 fn signal(group: i32, signal: Signal) {
     if let Err(error) = killpg(Pid::from_raw(group), signal)
         && error != nix::errno::Errno::ESRCH
     {
-        tracing::warn!(group, %signal, %error, "a command's processes could not be ended");
+        tracing::warn!(group, %signal, %error, "the processes of a command could not be ended");
     }
 }
 
-/// Runs a program to its end: gives it `input`, hands each line of its standard error to `log`.
+/// Runs a program to its end. Writes `input` to its standard input, and passes each line of its standard error to `log`.
 ///
 /// # Errors
 /// The program could not be started.
 ///
 /// # Cancel safety
-/// Dropped early, the whole process group is ended in the background.
+/// Safe: if the future is dropped early, the whole process group is ended in the background.
 pub(crate) async fn run(
     mut command: Command,
     input: Vec<u8>,
     log: impl FnMut(&str),
     cancel: &CancellationToken,
     groups: &ProcessGroups,
-) -> io::Result<RunEnd> {
+) -> io::Result<ProgramEnd> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn()?;
     let mut group = ProcessGroup::register(groups, &child);
     // INVARIANT: all three are piped above, and taken once.
-    let (mut stdin, stdout, stderr) = (
-        child.stdin.take().expect("stdin is piped"),
-        child.stdout.take().expect("stdout is piped"),
-        child.stderr.take().expect("stderr is piped"),
-    );
+    let mut stdin = child.stdin.take().expect("stdin is piped");
+    let stdout = child.stdout.take().expect("stdout is piped");
+    let stderr = child.stderr.take().expect("stderr is piped");
     let leader = group.leader;
     let feed = async move {
-        // A program need not read what it is given; that its end of the pipe is closed is no failure.
+        // A program need not read its input; a closed pipe is no failure.
         if let Err(error) = stdin.write_all(&input).await {
             tracing::debug!(%error, "the command did not read its arguments");
         }
@@ -176,7 +177,8 @@ pub(crate) async fn run(
         group.leader_ended();
         status
     };
-    let (mut output, mut last_lines) = (Vec::new(), VecDeque::new());
+    let mut output = Vec::new();
+    let mut last_lines = VecDeque::new();
     let finished = {
         let mut reads = pin!(async {
             tokio::join!(read_output(stdout, leader, &mut output), read_log(stderr, log, &mut last_lines))
@@ -185,8 +187,8 @@ pub(crate) async fn run(
         let work = async {
             tokio::select! {
                 status = &mut wait => {
-                    // A process that left the group can hold the pipes open for ever.
-                    let _all_or_enough = tokio::time::timeout(OUTPUT_GRACE, reads).await;
+                    // A process that left the group can keep the pipes open forever.
+                    let _elapsed = tokio::time::timeout(OUTPUT_GRACE, reads).await;
                     status
                 }
                 _ = &mut reads => wait.await,
@@ -202,25 +204,25 @@ pub(crate) async fn run(
         if !group.over {
             group.end(&mut child).await?;
         }
-        return Ok(RunEnd::Cancelled);
+        return Ok(ProgramEnd::Cancelled);
     };
     let overflow = output.len() > MAX_OUTPUT_BYTES;
     let last_lines = Vec::from(last_lines).join("\n").trim().to_owned();
-    Ok(RunEnd::Finished(FinishedRun { status: status?, stdout: output, overflow, last_lines }))
+    Ok(ProgramEnd::Finished(FinishedRun { status: status?, stdout: output, overflow, last_lines }))
 }
 
-/// Reads standard output to its end, or until it is too much; then the group is ended.
+/// Reads standard output to its end. If it is too long, kills the group.
 async fn read_output(from: impl AsyncRead + Unpin, group: i32, output: &mut Vec<u8>) {
     let read = from.take(MAX_OUTPUT_BYTES as u64 + 1).read_to_end(output).await;
     if let Err(error) = read {
-        tracing::warn!(%error, "a command's output cannot be read to its end");
+        tracing::warn!(%error, "the output of a command cannot be read to its end");
     }
     if output.len() > MAX_OUTPUT_BYTES {
         signal(group, Signal::SIGKILL);
     }
 }
 
-/// Hands each line of standard error to `log`, and keeps the last ones.
+/// Passes each line of standard error to `log`, and keeps the last ones.
 async fn read_log(mut from: impl AsyncRead + Unpin, mut log: impl FnMut(&str), last: &mut VecDeque<String>) {
     let mut take_line = |line: &mut Vec<u8>| {
         let text = String::from_utf8_lossy(line).trim_end().to_owned();
@@ -231,8 +233,9 @@ async fn read_log(mut from: impl AsyncRead + Unpin, mut log: impl FnMut(&str), l
         }
         last.push_back(text);
     };
-    let (mut line, mut chunk) = (Vec::new(), [0; 4096]);
-    // A pipe that cannot be read any more ends the log, not the task.
+    let mut line = Vec::new();
+    let mut chunk = [0; 4096];
+    // An unreadable pipe ends the log, not the task.
     while let Ok(count @ 1..) = from.read(&mut chunk).await {
         for byte in &chunk[..count] {
             match byte {
@@ -259,16 +262,17 @@ mod tests {
 
     async fn finish(script: &str, input: &[u8]) -> (FinishedRun, Vec<String>) {
         let mut lines = Vec::new();
-        let (never, groups) = (CancellationToken::new(), ProcessGroups::default());
+        let never = CancellationToken::new();
+        let groups = ProcessGroups::default();
         let run = run(sh(script), input.to_vec(), |line| lines.push(line.to_owned()), &never, &groups);
         let ended = tokio::time::timeout(Duration::from_secs(20), run).await.expect("the run ends").unwrap();
         match ended {
-            RunEnd::Finished(finished) => (finished, lines),
-            RunEnd::Cancelled => panic!("nobody cancelled it"),
+            ProgramEnd::Finished(finished) => (finished, lines),
+            ProgramEnd::Cancelled => panic!("it was not cancelled"),
         }
     }
 
-    /// Whether a process is there and not a zombie.
+    /// Returns `true` if a process exists and is not a zombie.
     fn alive(id: i32) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
         stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
@@ -283,7 +287,7 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(20), gone).await.expect("the process ends");
     }
 
-    /// Starts a script that writes the id of a child of its own to a file, and returns that id.
+    /// Waits until a script has written the id of its child to a file, and returns that id.
     async fn child_of(folder: &std::path::Path) -> i32 {
         let file = folder.join("child");
         let read = async {
@@ -364,7 +368,7 @@ mod tests {
             cancel.cancel();
             child
         });
-        assert!(matches!(ended.unwrap(), RunEnd::Cancelled));
+        assert!(matches!(ended.unwrap(), ProgramEnd::Cancelled));
         gone(child).await;
         assert!(groups.lock().is_empty());
     }

@@ -1,14 +1,14 @@
 //! Templates of a command's arguments, and the task's arguments that fill them. Pure.
 //!
-//! A template is filled argument by argument and never seen by a shell, so no value can become a second argument
-//! or a command of its own.
+//! Each template becomes exactly one argument, and no shell reads it, so no value can become a second argument or
+//! another command.
 
 use std::collections::BTreeMap;
 
 use machinist::Arg;
 use serde_json::Value;
 
-/// One element of a command line, with places to be filled in.
+/// One argument of a command line, with placeholders.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Template(Vec<Part>);
 
@@ -19,7 +19,8 @@ enum Part {
 }
 
 impl Template {
-    /// Reads `{name}`, `{0}`, and `{{` and `}}` for braces. `names` are the task's argument names, if it has any.
+    /// Reads a template: `{name}`, `{0}`, and `{{` and `}}` for braces. `names` are the task's argument names, if it has
+    /// any.
     pub(crate) fn parse(text: &str, names: Option<&[String]>) -> Result<Self, String> {
         let mut parts = Vec::new();
         let mut literal = String::new();
@@ -42,7 +43,7 @@ impl Template {
                 if !literal.is_empty() {
                     parts.push(Part::Text(std::mem::take(&mut literal)));
                 }
-                parts.push(Part::Argument(place(word, names)?));
+                parts.push(Part::Argument(position(word, names)?));
                 rest = after;
             }
         }
@@ -53,12 +54,12 @@ impl Template {
         Ok(Self(parts))
     }
 
-    /// Whether it is the same whatever the task's arguments are.
+    /// Returns `true` if the template has no placeholder.
     pub(crate) fn is_constant(&self) -> bool {
         !self.0.iter().any(|part| matches!(part, Part::Argument(_)))
     }
 
-    /// The text with the arguments filled in.
+    /// Returns the text with the arguments filled in.
     pub(crate) fn fill(&self, arguments: &Arguments) -> Result<String, String> {
         let mut filled = String::new();
         for part in &self.0 {
@@ -82,7 +83,7 @@ impl Template {
     }
 }
 
-fn place(word: &str, names: Option<&[String]>) -> Result<usize, String> {
+fn position(word: &str, names: Option<&[String]>) -> Result<usize, String> {
     if let Some(at) = names.unwrap_or_default().iter().position(|name| name == word) {
         return Ok(at);
     }
@@ -101,7 +102,7 @@ fn place(word: &str, names: Option<&[String]>) -> Result<usize, String> {
     Err(format!("unknown placeholder {{{word}}}: {known}; write {{{{ for a brace itself"))
 }
 
-/// A value on a command line: text as it is, everything else as JSON.
+/// Returns a value as it is written on a command line: text without quotes, everything else as JSON.
 fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -109,19 +110,19 @@ fn plain(value: &Value) -> String {
     }
 }
 
-/// A task's arguments in their places.
+/// A task's arguments, by position and by name.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Arguments {
-    /// In order.
+    /// All arguments, in order.
     pub(crate) values: Vec<Value>,
-    /// Those that have a name, by name.
+    /// Arguments with a name, by name.
     pub(crate) named: BTreeMap<String, Value>,
 }
 
 impl Arguments {
-    /// Puts what was sent into the places that `names` declares: arguments without a name fill them from the
-    /// left, the others go where they belong, and each place is filled exactly once. Without `names` any
-    /// arguments are taken as they come.
+    /// Assigns the sent arguments to the positions of `names`: arguments without a name fill them from the left, the
+    /// others go to the position of their name, and each position is filled exactly once. Without `names` any arguments
+    /// are accepted in the order in which they were sent.
     pub(crate) fn bind(sent: Vec<Arg>, names: Option<&[String]>) -> Result<Self, String> {
         let Some(names) = names else {
             let named = sent.iter().filter(|a| !a.name.is_empty()).map(|a| (a.name.clone(), a.value.clone()));
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_that_do_not_fit_are_told() {
+    fn arguments_that_do_not_fit_are_reported() {
         let two = names(&["src", "width"]);
         let error = |list: &[(&str, Value)]| Arguments::bind(sent(list), Some(&two)).unwrap_err();
         assert_eq!(error(&[("", json!(1))]), "argument \"width\" is missing; the task takes 2 (src, width)");

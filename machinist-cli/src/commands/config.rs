@@ -1,4 +1,4 @@
-//! `machinist config`: what is in force, and where each value came from.
+//! `machinist config`: the settings in force, and the place that sets each.
 
 use machinist::settings::Settings;
 use serde::Serialize;

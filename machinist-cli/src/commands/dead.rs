@@ -1,4 +1,4 @@
-//! `machinist dead`: what nobody will run, why, and what is done about it.
+//! `machinist dead`: lists, shows, replays and purges dead letters.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -24,10 +24,10 @@ struct DeadLetterRow<'a> {
     task: Option<&'a str>,
     name: Option<&'a str>,
     attempt: Option<u32>,
-    /// What went wrong, outermost first.
+    /// Error and its causes, outermost first.
     error: &'a [String],
     at: String,
-    /// In bytes of headers and body.
+    /// Size of headers and body, in bytes.
     size: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<DeadLetterResult>,
@@ -37,9 +37,10 @@ struct DeadLetterRow<'a> {
 struct DeadLetterResult {
     /// `replayed`, `purged`, `refused`, `missing`; with --dry-run `would be replayed`, `would be purged`.
     done: &'static str,
-    /// The task that was sent, or why not.
+    /// Id of the new task.
     #[serde(skip_serializing_if = "Option::is_none")]
     as_task: Option<String>,
+    /// Reason that the dead letter was not replayed or purged.
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
 }
@@ -77,8 +78,8 @@ fn row(letter: &DeadLetter, outcome: Option<DeadLetterResult>) -> DeadLetterRow<
     }
 }
 
-pub(super) async fn run(what: DeadCommand, settings: &Settings, json: bool) -> Result<Code, CliError> {
-    match what {
+pub(super) async fn run(command: DeadCommand, settings: &Settings, json: bool) -> Result<Code, CliError> {
+    match command {
         DeadCommand::List { which, limit } => {
             let app = connect_reader(settings).await?;
             let letters = find(&app, &which, settings, limit as usize).await?;
@@ -113,10 +114,10 @@ async fn settle(
     json: bool,
 ) -> Result<Code, CliError> {
     if how.which.is_everything() && !how.all {
-        return Err(CliError::new(Code::Usage, "this would be about every dead letter")
-            .remedy("name some by their id, or by --queue, --reason, --task, --older-than; or say --all"));
+        return Err(CliError::new(Code::Usage, "this would change every dead letter")
+            .remedy("select some by id, --queue, --reason, --task or --older-than, or all with --all"));
     }
-    // Looking needs no key; sending again signs.
+    // Reading needs no key; replaying signs.
     let app = if action == BulkAction::Replay && !how.dry_run {
         connect(settings).await?
     } else {
@@ -131,12 +132,12 @@ async fn settle(
     }
     let mut code = Code::Success;
     let mut rows = Vec::new();
-    let mut tell = |letter: &DeadLetter, outcome: DeadLetterResult| {
+    let mut report = |letter: &DeadLetter, outcome: DeadLetterResult| {
         if matches!(outcome.done, "refused") || (outcome.done == "missing" && action == BulkAction::Replay) {
             code = Code::Failed;
         }
         if !json {
-            // What cannot be printed is done all the same.
+            // The action goes on even if its result cannot be printed.
             let _ = output::line(&format!("{}  {}", printable(&letter.dead_id), outcome.text()));
         }
         rows.push((letter.clone(), outcome));
@@ -148,16 +149,18 @@ async fn settle(
             let done = if action == BulkAction::Replay { "would be replayed" } else { "would be purged" };
             letters
                 .iter()
-                .for_each(|letter| tell(letter, DeadLetterResult { done, as_task: None, why: None }));
+                .for_each(|letter| report(letter, DeadLetterResult { done, as_task: None, why: None }));
             Ok(())
         }
         BulkAction::Replay => {
-            let told = |letter: &DeadLetter, settlement| tell(letter, DeadLetterResult::of(&settlement));
-            client.replay_dead_letters(&letters, pace, told).await
+            let report_settled =
+                |letter: &DeadLetter, settlement| report(letter, DeadLetterResult::of(&settlement));
+            client.replay_dead_letters(&letters, pace, report_settled).await
         }
         BulkAction::Purge => {
-            let told = |letter: &DeadLetter, settlement| tell(letter, DeadLetterResult::of(&settlement));
-            client.purge_dead_letters(&letters, pace, told).await
+            let report_settled =
+                |letter: &DeadLetter, settlement| report(letter, DeadLetterResult::of(&settlement));
+            client.purge_dead_letters(&letters, pace, report_settled).await
         }
     };
     if json {
@@ -165,7 +168,7 @@ async fn settle(
             rows.iter_mut().map(|(letter, outcome)| row(letter, Some(take(outcome)))).collect();
         output::json(&rows)?;
     } else if letters.is_empty() {
-        output::note("no dead letter fits");
+        output::note("no dead letter matches");
     }
     settled?;
     app.broker().close().await;
@@ -176,7 +179,7 @@ fn take(outcome: &mut DeadLetterResult) -> DeadLetterResult {
     DeadLetterResult { done: outcome.done, as_task: outcome.as_task.take(), why: outcome.why.take() }
 }
 
-/// The letters that are meant. What a broker made dead by itself is put on the list first.
+/// Returns the selected dead letters. Those that the broker dead-lettered by itself are added to the index first.
 async fn find(
     app: &App,
     which: &DeadLetterSelection,
@@ -184,12 +187,14 @@ async fn find(
     limit: usize,
 ) -> Result<Vec<DeadLetter>, CliError> {
     let client = app.client();
-    // Who cannot verify must not say what became of a task; workers do it once a minute.
+    // A process without keys must not decide about a task; workers update the index once a minute.
     let verifies = settings.allow_unsigned.value || settings.keyring()?.is_some();
     for queue in if verifies { queues(app, which, settings).await? } else { BTreeSet::new() } {
         let added = client.index_dead_letters(&queue).await?;
         if added > 0 {
-            output::note(&format!("machinist: {added} dead letters of queue {queue} were not on the list"));
+            output::note(&format!(
+                "machinist: {added} dead letters of queue {queue} were added to the index"
+            ));
         }
     }
     let now = app.clock().now();
@@ -262,5 +267,5 @@ fn show(letter: &DeadLetter, json: bool) -> Result<(), CliError> {
 
 fn unknown(ids: &[String]) -> CliError {
     CliError::new(Code::UnknownId, format!("there is no dead letter {}", ids.join(", ")))
-        .remedy("`machinist dead list` shows which there are")
+        .remedy("`machinist dead list` shows the existing ones")
 }

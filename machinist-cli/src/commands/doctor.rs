@@ -1,4 +1,4 @@
-//! `machinist doctor`: reaches broker and backend, looks at the keys, and says what is wrong and what to do about it.
+//! `machinist doctor`: checks broker, backend and keys, and reports problems with their remedies.
 
 use machinist::{
     Servers,
@@ -14,7 +14,7 @@ use crate::{
     output,
 };
 
-/// One finding, as it is shown.
+/// Finding as it is shown.
 #[derive(Serialize)]
 pub(super) struct FindingRow {
     server: &'static str,
@@ -44,10 +44,10 @@ impl FindingRow {
     }
 }
 
-/// What was learnt about one server.
+/// Findings about one server.
 struct ServerReport {
     rows: Vec<FindingRow>,
-    /// What is wrong, if something is.
+    /// Exit code for the problem, or success.
     code: Code,
 }
 
@@ -61,8 +61,9 @@ pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, CliErro
         Ok(backend) => Ok(backend.as_ref() as &dyn Diagnose),
         Err(error) => Err(error),
     };
-    let (broker_url, backend_url) = (&settings.broker.value, &settings.backend.value);
-    // One file that is both is examined once.
+    let broker_url = &settings.broker.value;
+    let backend_url = &settings.backend.value;
+    // One file that is both is checked once.
     let one = broker_url.scheme() == Scheme::Sqlite && broker_url == backend_url;
     let name = if one { "broker and backend" } else { "broker" };
     let mut examined = vec![examine(Role::Broker, name, broker_url, broker).await];
@@ -73,7 +74,7 @@ pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, CliErro
         examined.push(examine(Role::Backend, "backend", backend_url, backend).await);
     }
     examined.push(keys(settings));
-    // A server that cannot be reached explains more than what is configured wrong about the other.
+    // An unreachable server goes before a wrong setting of the other.
     let codes = examined.iter().map(|server| server.code).filter(|code| *code != Code::Success);
     let code = codes.min().unwrap_or(Code::Success);
     print(examined.into_iter().flat_map(|server| server.rows), json)?;
@@ -83,7 +84,8 @@ pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, CliErro
     Ok(code)
 }
 
-/// What is missing that nobody here may make. Nothing is said where the broker cannot be asked: that is said already.
+/// Checks that the queues exist, which this user may not create. Returns `None` if the broker cannot be reached, which is
+/// reported already.
 async fn topology(broker: &dyn Broker, settings: &Settings, name: &'static str) -> Option<ServerReport> {
     let finding = match broker.prepare(&settings.worker.queues.value).await {
         Ok(()) => Finding::good("topology", "all that worker.queues need is there"),
@@ -91,14 +93,14 @@ async fn topology(broker: &dyn Broker, settings: &Settings, name: &'static str) 
         Err(error) => Finding::error(
             "topology",
             chain(&error),
-            "what is missing is made by `machinist queues --declare`, run by who may",
+            "run `machinist queues --declare` as a user who may create it",
         ),
     };
     let code = if finding.level == Level::Error { Code::Configuration } else { Code::Success };
     Some(ServerReport { rows: vec![FindingRow::new(name, &broker.location(), finding)], code })
 }
 
-/// What there is to say about the keys.
+/// Checks the keys.
 fn keys(settings: &Settings) -> ServerReport {
     let findings = settings.diagnose_keys();
     let broken = findings.iter().any(|finding| finding.level == Level::Error);
@@ -127,7 +129,7 @@ async fn examine(
         findings.push(Finding::warning(
             "processes",
             "memory:// is seen by one process only",
-            "take sqlite://machinist.db, which needs no server either",
+            "use sqlite://machinist.db, which needs no server either",
         ));
     }
     let broken = findings.iter().any(|finding| finding.level == Level::Error);
@@ -151,12 +153,12 @@ fn remedy(role: Role, code: Code) -> String {
             format!("start it, or name another by --{name} URL or MACHINIST_{}", name.to_uppercase())
         }
         _ => format!(
-            "correct it; `machinist config` shows where the {name}'s URL and the files of TLS come from"
+            "correct it; `machinist config` shows the places that set the {name}'s URL and the TLS files"
         ),
     }
 }
 
-/// Prints findings, those of one server under its name.
+/// Prints findings, grouped by server.
 pub(super) fn print(rows: impl Iterator<Item = FindingRow>, json: bool) -> Result<(), CliError> {
     if json {
         return output::json(&rows.collect::<Vec<_>>());

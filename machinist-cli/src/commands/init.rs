@@ -1,4 +1,4 @@
-//! `machinist init`: a machinist.toml to begin with, whose task works, and a key.
+//! `machinist init`: writes a machinist.toml with a task that works, and a key.
 
 use std::{
     fs,
@@ -18,30 +18,31 @@ use crate::{
     output,
 };
 
-/// What is written. It is read back by a test, so that it cannot rot.
+/// Contents of the new machinist.toml. A test reads it.
 const TEMPLATE: &str = include_str!("init.toml");
 
-/// The key that the embedded file made for itself before there was a machinist.toml.
+/// Key file of an SQLite broker that was used before there was a machinist.toml.
 const EMBEDDED_KEY: &str = "machinist.db.key";
 
-pub(super) fn run(what: &InitArgs, path: Option<PathBuf>, json: bool) -> Result<Code, CliError> {
+pub(super) fn run(args: &InitArgs, path: Option<PathBuf>, json: bool) -> Result<Code, CliError> {
     let path = path.unwrap_or_else(|| FILE.into());
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
     let key = folder.join(KEY_FILE);
     let there_already = || {
-        let text = format!("{} is there already, and stays as it is", path.display());
+        let text = format!("{} is there already, and is not changed", path.display());
         CliError::new(Code::Configuration, text).remedy("--force overwrites it")
     };
-    if path.exists() && !what.force {
+    if path.exists() && !args.force {
         return Err(there_already());
     }
-    // Before the file that names it. One that is there stays in use: tasks that it signed may be under way.
+    // The key is written before the file that names it. An existing key stays in use: messages that it signed may be
+    // under way.
     let fresh = !key.exists();
     Key::read_or_create(&key, Algorithm::default(), &keygen::today())
         .map_err(|error| CliError::from_error(Code::Configuration, &error))?;
     let mut options = fs::OpenOptions::new();
-    // The check is the creation itself, so that nobody's file is lost between the two.
-    options.write(true).create(true).truncate(true).create_new(!what.force);
+    // The creation itself checks that there is no file, so that none is lost between check and creation.
+    options.write(true).create(true).truncate(true).create_new(!args.force);
     let written = options.open(&path).and_then(|mut file| file.write_all(contents(folder).as_bytes()));
     written.map_err(|error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => there_already(),
@@ -52,13 +53,13 @@ pub(super) fn run(what: &InitArgs, path: Option<PathBuf>, json: bool) -> Result<
         output::json(&serde_json::json!({ "file": path, "key_file": key }))?;
         return Ok(Code::Success);
     }
-    let of_key = match (fresh, ignored) {
-        (false, _) => "stays as it was",
-        (true, true) => "too, which signs the tasks, and .gitignore names it",
-        (true, false) => "too, which signs the tasks: keep it to yourself",
+    let key_note = match (fresh, ignored) {
+        (false, _) => "is not changed",
+        (true, true) => "too: it signs the tasks, and .gitignore names it",
+        (true, false) => "too: it signs the tasks, keep it secret",
     };
     output::line(&format!(
-        "{} is written, {} {of_key}. Now, in two terminals:",
+        "{} is written, {} {key_note}. Now, in two terminals:",
         path.display(),
         key.display()
     ))?;
@@ -67,17 +68,17 @@ pub(super) fn run(what: &InitArgs, path: Option<PathBuf>, json: bool) -> Result<
     Ok(Code::Success)
 }
 
-/// The template. What the embedded file's own key has signed is believed further on.
+/// Returns the template, with the former key of an SQLite broker as a key that still verifies.
 fn contents(folder: &Path) -> String {
     let mut text = TEMPLATE.to_owned();
     if folder.join(EMBEDDED_KEY).exists() {
-        text += "\n# It signed what lies in machinist.db from before this file was here.\n";
+        text += "\n# This key signed the messages in machinist.db from before this file existed.\n";
         text += &format!("[[keys]]\nfile  = \"{EMBEDDED_KEY}\"\nstate = \"verify\"\n");
     }
     text
 }
 
-/// Keeps the key out of version control, where that is told by a .gitignore here; whether it is.
+/// Adds the key to the .gitignore of the folder. Returns `false` if there is no .gitignore.
 fn ignore(folder: &Path) -> Result<bool, CliError> {
     let path = folder.join(".gitignore");
     let Ok(text) = fs::read_to_string(&path) else { return Ok(false) };

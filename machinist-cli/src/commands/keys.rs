@@ -1,4 +1,4 @@
-//! `machinist keys`: which keys there are, and whether they will do. Nothing secret is shown.
+//! `machinist keys`: lists and checks keys. Secrets are never shown.
 
 use std::path::PathBuf;
 
@@ -43,14 +43,14 @@ impl From<ConfiguredKey> for KeyRow {
     }
 }
 
-pub(super) fn run(what: KeysCommand, flags: Overrides, json: bool) -> Result<Code, CliError> {
-    match what {
+pub(super) fn run(command: KeysCommand, flags: Overrides, json: bool) -> Result<Code, CliError> {
+    match command {
         KeysCommand::List { file } => list(&settings(file, flags)?, json),
         KeysCommand::Check { file } => check(&settings(file, flags)?, json),
     }
 }
 
-/// What is configured; or, where a file is named, that file and nothing else.
+/// Returns the settings; if a key file is named, only that file.
 fn settings(file: Option<PathBuf>, flags: Overrides) -> Result<Settings, CliError> {
     Ok(match file {
         None => Settings::load(flags)?,

@@ -1,4 +1,4 @@
-//! What the program does, one file for each command.
+//! The commands of the program, one file for each.
 
 mod config;
 mod dead;
@@ -28,10 +28,10 @@ use crate::{
     output,
 };
 
-/// Does what the command line says.
+/// Runs the command of the command line.
 ///
 /// # Errors
-/// [`CliError`] says why it could not be done.
+/// [`CliError`] of the command.
 pub(crate) async fn run(cli: Cli, build: BuildWorker<'_>) -> Result<Code, CliError> {
     let worker = match &cli.command {
         CliCommand::Worker(worker) => Some(worker),
@@ -40,56 +40,57 @@ pub(crate) async fn run(cli: Cli, build: BuildWorker<'_>) -> Result<Code, CliErr
     let flags = cli.global.overrides(worker);
     let json = cli.global.json;
     match cli.command {
-        CliCommand::Init(what) => init::run(&what, flags.config, json),
+        CliCommand::Init(args) => init::run(&args, flags.config, json),
         CliCommand::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "machinist", &mut script);
             output::raw(&String::from_utf8_lossy(&script))?;
             Ok(Code::Success)
         }
-        CliCommand::Keygen(what) => keygen::run(&what, json),
-        CliCommand::Keys(what) => keys::run(what, flags, json),
+        CliCommand::Keygen(args) => keygen::run(&args, json),
+        CliCommand::Keys(args) => keys::run(args, flags, json),
         CliCommand::Config => config::run(&Settings::load(flags)?, json),
         CliCommand::Doctor => doctor::run(&Settings::load(flags)?, json).await,
-        CliCommand::Dead(what) => dead::run(what, &Settings::load(flags)?, json).await,
-        CliCommand::Queues(what) => queues::run(&what, &Settings::load(flags)?, json).await,
-        CliCommand::Revoke(what) => revoke::run(&what, &Settings::load(flags)?, json).await,
-        CliCommand::Retry(what) => retry::run(&what, &Settings::load(flags)?, json).await,
-        CliCommand::Scheduled(what) => scheduled::run(what, &Settings::load(flags)?, json).await,
-        CliCommand::Status(what) => status::run(what, &Settings::load(flags)?, json).await,
-        CliCommand::Send(what) => send::run(*what, &Settings::load(flags)?, json).await,
-        CliCommand::Worker(what) => worker::run(what, flags, build).await,
+        CliCommand::Dead(args) => dead::run(args, &Settings::load(flags)?, json).await,
+        CliCommand::Queues(args) => queues::run(&args, &Settings::load(flags)?, json).await,
+        CliCommand::Revoke(args) => revoke::run(&args, &Settings::load(flags)?, json).await,
+        CliCommand::Retry(args) => retry::run(&args, &Settings::load(flags)?, json).await,
+        CliCommand::Scheduled(args) => scheduled::run(args, &Settings::load(flags)?, json).await,
+        CliCommand::Status(args) => status::run(args, &Settings::load(flags)?, json).await,
+        CliCommand::Send(args) => send::run(*args, &Settings::load(flags)?, json).await,
+        CliCommand::Worker(args) => worker::run(args, flags, build).await,
     }
 }
 
-/// The application that the settings name, for those who send or work.
+/// Connects to the configured servers, for a command that sends or works.
 ///
 /// # Errors
-/// It cannot be reached, has no key, or lives in this process alone: what is sent there would be gone when the
-/// command ends.
+/// A server cannot be reached, there is no key, or the server is in this process only: its messages would be lost when
+/// the command ends.
 async fn connect(settings: &Settings) -> Result<App, CliError> {
-    outlives(settings)?;
+    check_outlives_process(settings)?;
     Ok(App::from_settings(settings).await?)
 }
 
-/// The application that the settings name, for those who only look: they need no key.
+/// Connects to the configured servers, for a command that only reads and needs no key.
 ///
 /// # Errors
-/// It cannot be reached, or lives in this process alone.
+/// A server cannot be reached, or is in this process only.
 async fn connect_reader(settings: &Settings) -> Result<App, CliError> {
-    outlives(settings)?;
+    check_outlives_process(settings)?;
     Ok(Servers::reach(settings).await.reader(settings).await?)
 }
 
-fn outlives(settings: &Settings) -> Result<(), CliError> {
+fn check_outlives_process(settings: &Settings) -> Result<(), CliError> {
     for (role, setting) in [(Role::Broker, &settings.broker), (Role::Backend, &settings.backend)] {
         if setting.value.scheme() == Scheme::Memory {
-            let (origin, role) = (&setting.origin, role.as_str());
+            let origin = &setting.origin;
+            let role = role.as_str();
             let text = format!(
-                "{origin}: the {role} memory:// lives in one process, and is gone when this one ends"
+                "{origin}: the {role} memory:// exists in one process only, and is gone when this one ends"
             );
             return Err(CliError::new(Code::Configuration, text)
-                .remedy("take sqlite://machinist.db, which needs no server either"));
+                .remedy("use sqlite://machinist.db, which needs no server either"));
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! `machinist queues`: which queues there are, and how much lies in them.
+//! `machinist queues`: lists the queues and their numbers of messages.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::{
     output,
 };
 
-/// How many names are read at once.
+/// Maximum number of queue names that are read at once.
 const PAGE_NAMES: usize = 1000;
 
 #[derive(Serialize)]
@@ -23,9 +23,9 @@ struct QueueRow {
     dead: Option<u64>,
 }
 
-pub(super) async fn run(what: &QueuesArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+pub(super) async fn run(args: &QueuesArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect_reader(settings).await?;
-    if what.declare {
+    if args.declare {
         app.broker().prepare(&settings.worker.queues.value).await?;
     }
     let names: Vec<QueueName> = known(&app, settings).await?.into_iter().collect();
@@ -50,9 +50,9 @@ pub(super) async fn run(what: &QueuesArgs, settings: &Settings, json: bool) -> R
     Ok(Code::Success)
 }
 
-/// The queues that workers have consumed, and those of the settings.
+/// Returns the queues that workers have consumed, and those of the settings.
 pub(super) async fn known(app: &App, settings: &Settings) -> Result<BTreeSet<QueueName>, CliError> {
-    // The list is kept beside the facts and may lag; what is configured belongs to it anyway.
+    // The index of queues is separate from the facts and may lag; the configured queues are always part of the list.
     let mut names: BTreeSet<QueueName> = settings.worker.queues.value.iter().cloned().collect();
     let mut after = None;
     loop {

@@ -1,4 +1,4 @@
-//! `machinist retry`: sends a task that failed again, as a task of its own.
+//! `machinist retry`: sends a failed task again, as a new task.
 
 use machinist::settings::Settings;
 use serde::Serialize;
@@ -16,11 +16,11 @@ struct RetryOutput<'a> {
     retry_of: &'a str,
 }
 
-pub(super) async fn run(what: &RetryArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+pub(super) async fn run(args: &RetryArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect(settings).await?;
-    let again = app.client().retry(&what.id).await?;
+    let again = app.client().retry(&args.id).await?;
     if json {
-        output::json(&RetryOutput { id: again.id().as_str(), retry_of: what.id.as_str() })?;
+        output::json(&RetryOutput { id: again.id().as_str(), retry_of: args.id.as_str() })?;
     } else {
         output::line(again.id().as_str())?;
     }

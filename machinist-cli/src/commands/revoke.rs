@@ -1,4 +1,4 @@
-//! `machinist revoke`: lets a task not run, or not go on.
+//! `machinist revoke`: cancels a task.
 
 use machinist::{Revoked, record::TaskState, settings::Settings};
 use serde::Serialize;
@@ -13,27 +13,27 @@ use crate::{
 #[derive(Serialize)]
 struct RevokeOutput<'a> {
     id: &'a str,
-    /// `ended`: it will not run; `asked`: it runs, and was told to end; `already`: it had ended.
+    /// `ended`: it will not run; `asked`: it runs, and was asked to end; `already`: it had ended.
     revoked: &'static str,
-    /// Where it was in its life when this was asked.
+    /// State of the task at the time of the request.
     state: TaskState,
 }
 
-pub(super) async fn run(what: &RevokeArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+pub(super) async fn run(args: &RevokeArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect(settings).await?;
     let client = app.client();
     let answer =
-        if what.terminate { client.terminate(&what.id).await? } else { client.revoke(&what.id).await? };
+        if args.terminate { client.terminate(&args.id).await? } else { client.revoke(&args.id).await? };
     let (revoked, state, text) = match answer {
         Revoked::Ended => ("ended", TaskState::Failure, "revoked: it will not run".to_owned()),
-        Revoked::Asked if what.terminate => {
+        Revoked::Asked if args.terminate => {
             ("asked", TaskState::Started, "it runs, and is cut off".to_owned())
         }
-        Revoked::Asked => ("asked", TaskState::Started, "it runs, and was told to end".to_owned()),
+        Revoked::Asked => ("asked", TaskState::Started, "it runs, and was asked to end".to_owned()),
         Revoked::Already(state) => ("already", state, format!("it had ended already: {state}")),
     };
     if json {
-        output::json(&RevokeOutput { id: what.id.as_str(), revoked, state })?;
+        output::json(&RevokeOutput { id: args.id.as_str(), revoked, state })?;
     } else {
         output::line(&text)?;
     }

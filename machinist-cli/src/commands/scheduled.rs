@@ -1,4 +1,4 @@
-//! `machinist scheduled`: which tasks wait for their time; with `--now` one of them does not wait any longer.
+//! `machinist scheduled`: lists the tasks that wait for their ETA or a retry; `--now` runs one of them.
 
 use std::time::Duration;
 
@@ -21,25 +21,25 @@ struct ScheduledRow {
     name: Option<String>,
     queue: Option<String>,
     due: String,
-    /// PENDING: it waits for the time for which it was sent; RETRY: for its next run.
+    /// PENDING: it waits for its ETA; RETRY: for its next run.
     state: TaskState,
-    /// The run that it waits for.
+    /// Number of the next attempt.
     attempt: u32,
-    /// Of what its last run failed.
+    /// Kind of the last run's failure.
     kind: Option<FailureKind>,
     error: Option<String>,
     sent_at: Option<String>,
     expires_at: Option<String>,
 }
 
-pub(super) async fn run(what: ScheduledArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
-    // Whoever lets a task run now signs it; the list needs no key.
-    let app = match what.now {
+pub(super) async fn run(args: ScheduledArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+    // Running a task now signs it; the list needs no key.
+    let app = match args.now {
         Some(_) => connect(settings).await?,
         None => connect_reader(settings).await?,
     };
     let client = app.client();
-    if let Some(id) = what.now {
+    if let Some(id) = args.now {
         client.run_now(&id).await?;
         if json {
             output::json(&serde_json::json!({ "id": id.as_str() }))?;
@@ -48,7 +48,7 @@ pub(super) async fn run(what: ScheduledArgs, settings: &Settings, json: bool) ->
         }
     } else {
         let now = app.clock().now();
-        let waiting = client.scheduled(what.limit as usize).await?;
+        let waiting = client.scheduled(args.limit as usize).await?;
         if json {
             let instant = |at: Option<machinist::clock::Timestamp>| at.map(|at| at.to_string());
             let row = |task: machinist::Scheduled| ScheduledRow {
@@ -85,12 +85,12 @@ pub(super) async fn run(what: ScheduledArgs, settings: &Settings, json: bool) ->
     Ok(Code::Success)
 }
 
-/// The run that a waiting task waits for.
+/// Returns the number of the next attempt of a waiting task.
 fn next_attempt(record: &Record) -> u32 {
     if record.state == TaskState::Retry { record.attempt.saturating_add(1) } else { record.attempt }
 }
 
-/// What a task waits for, and where a run failed, of what: on one line.
+/// Returns the reason that a task waits, with the error of its last run, in one line.
 fn why(record: &Record) -> String {
     let failed = record.history.last().filter(|_| record.state == TaskState::Retry);
     failed.map_or_else(

@@ -1,4 +1,4 @@
-//! `machinist send`: sends a task, once or many times, and waits for it if asked to.
+//! `machinist send`: sends a task, once or many times, and with `--wait` waits for its result.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use machinist::{AsyncResult, Client, QueueName, ResultError, Signature, settings::Settings};
@@ -13,33 +13,33 @@ use crate::{
     view::TaskView,
 };
 
-/// How many are confirmed together.
+/// Maximum number of tasks that are sent and confirmed together.
 const MAX_BATCH_TASKS: usize = 500;
 
-/// What is printed of a task that nobody waits for.
+/// Output for a task without `--wait`.
 #[derive(Serialize)]
 struct SendOutput<'a> {
     id: &'a str,
     queue: &'a str,
 }
 
-pub(super) async fn run(what: SendArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
-    let queue = queue_of(&what, settings);
-    // Before anything is connected: what was typed wrong is told at once.
-    let signature = signature(&what, queue.as_ref())?;
+pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+    let queue = queue_of(&args, settings);
+    // Before any connection, so that a wrong argument is reported at once.
+    let signature = signature(&args, queue.as_ref())?;
     let app = connect(settings).await?;
     let queue = queue.unwrap_or_else(|| app.default_queue().clone());
-    let mut printer = Printer { json, list: what.count > 1, printed: 0, name: what.name, queue };
+    let mut printer = Printer { json, list: args.count > 1, printed: 0, name: args.name, queue };
     printer.begin()?;
     let client = app.client();
-    let done = match what.wait {
+    let done = match args.wait {
         None => {
-            send_all(&client, signature, what.count, |sent| printer.sent(&sent)).await.map(|()| Code::Success)
+            send_all(&client, signature, args.count, |sent| printer.sent(&sent)).await.map(|()| Code::Success)
         }
         Some(limit) => {
             let deadline = Instant::now() + limit;
             let mut waiting = Vec::new();
-            let sent = send_all(&client, signature, what.count, |sent| {
+            let sent = send_all(&client, signature, args.count, |sent| {
                 printer.waiting_for(&sent)?;
                 waiting.push(sent);
                 Ok(())
@@ -47,7 +47,7 @@ pub(super) async fn run(what: SendArgs, settings: &Settings, json: bool) -> Resu
             match sent.await {
                 Ok(()) => wait_all(waiting, deadline, &mut printer).await,
                 Err(failure) => {
-                    // What was sent goes on: its ids must not be lost with the rest.
+                    // The sent tasks run: their ids must not be lost.
                     waiting.iter().try_for_each(|sent| printer.given_up(sent))?;
                     Err(failure)
                 }
@@ -59,77 +59,77 @@ pub(super) async fn run(what: SendArgs, settings: &Settings, json: bool) -> Resu
     done
 }
 
-/// The queue that is named here, or for this task in machinist.toml.
-fn queue_of(what: &SendArgs, settings: &Settings) -> Option<QueueName> {
-    let configured = || settings.tasks.get(&what.name)?.queue.as_ref().map(|queue| queue.value.clone());
-    what.queue.clone().or_else(configured)
+/// Returns the queue of the command line, or of this task in machinist.toml.
+fn queue_of(args: &SendArgs, settings: &Settings) -> Option<QueueName> {
+    let configured = || settings.tasks.get(&args.name)?.queue.as_ref().map(|queue| queue.value.clone());
+    args.queue.clone().or_else(configured)
 }
 
-fn signature(what: &SendArgs, queue: Option<&QueueName>) -> Result<Signature, CliError> {
+fn signature(args: &SendArgs, queue: Option<&QueueName>) -> Result<Signature, CliError> {
     let wrong = |text: String| CliError::new(Code::Usage, text);
-    let mut signature = Signature::new(&what.name);
-    for text in &what.args {
+    let mut signature = Signature::new(&args.name);
+    for text in &args.args {
         signature = signature.arg(input::value(text).map_err(wrong)?);
     }
-    for text in &what.named {
+    for text in &args.named {
         let (name, value) = input::named(text).map_err(wrong)?;
         signature = signature.named_arg(name, value);
     }
     if let Some(queue) = queue {
         signature = signature.queue(queue.as_str());
     }
-    if let Some(id) = &what.id {
+    if let Some(id) = &args.id {
         signature = signature.with_id(id.clone());
     }
-    if let Some(countdown) = what.countdown {
+    if let Some(countdown) = args.countdown {
         signature = signature.countdown(countdown);
     }
-    if let Some(eta) = what.eta {
+    if let Some(eta) = args.eta {
         signature = signature.eta(eta);
     }
-    match what.expires {
+    match args.expires {
         Some(ExpiryArg::At(instant)) => signature = signature.expires_at(instant),
         Some(ExpiryArg::In(duration)) => signature = signature.expires_in(duration),
         None => {}
     }
-    if let Some(retries) = what.retries {
+    if let Some(retries) = args.retries {
         signature = signature.retries(retries);
     }
-    if let Some(backoff) = &what.backoff {
+    if let Some(backoff) = &args.backoff {
         signature = signature.backoff(backoff.clone());
     }
-    if let Some(timeout) = what.timeout {
+    if let Some(timeout) = args.timeout {
         signature = signature.timeout(timeout);
     }
-    if let Some(limit) = what.soft_timeout {
+    if let Some(limit) = args.soft_timeout {
         signature = signature.soft_timeout(limit);
     }
-    if let Some(limit) = what.retry_for {
+    if let Some(limit) = args.retry_for {
         signature = signature.retry_for(limit);
     }
-    if what.retry_timeouts {
+    if args.retry_timeouts {
         signature = signature.retry_timeouts();
     }
-    if let Some(priority) = what.priority {
+    if let Some(priority) = args.priority {
         signature = signature.priority(priority);
     }
     Ok(signature)
 }
 
-/// Sends it so many times, each time as a task of its own, and hands out each that is confirmed.
+/// Sends a task `count` times, each time as a separate task, and passes each confirmed one to `sent`.
 async fn send_all(
     client: &Client,
     signature: Signature,
     count: u32,
     mut sent: impl FnMut(AsyncResult) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
-    let progress = progress(count, "sent");
+    let progress = progress_bar(count, "sent");
     let mut rest = count as usize;
     let mut done = 0;
     while rest > 0 {
         let batch = rest.min(MAX_BATCH_TASKS);
         let copies = (0..batch).map(|_| match count {
-            // Its id may have been chosen.
+            // The id of a single task may be given on the command line.
             1 => signature.clone(),
             _ => signature.clone().with_id(machinist::TaskId::fresh()),
         });
@@ -138,7 +138,7 @@ async fn send_all(
             match answer {
                 Ok(result) => {
                     done += 1;
-                    // A bar and lines share a terminal.
+                    // The progress bar and the lines share a terminal.
                     progress.suspend(|| sent(result))?;
                 }
                 Err(error) => failed = failed.or(Some(error)),
@@ -160,13 +160,13 @@ async fn send_all(
     Ok(())
 }
 
-/// Waits for every one, all of them until the same instant; the worst outcome is the exit code.
+/// Waits for all tasks until the same instant; the worst outcome is the exit code.
 async fn wait_all(
     waiting: Vec<AsyncResult>,
     deadline: Instant,
     printer: &mut Printer,
 ) -> Result<Code, CliError> {
-    let progress = progress(u32::try_from(waiting.len()).unwrap_or(u32::MAX), "ended");
+    let progress = progress_bar(u32::try_from(waiting.len()).unwrap_or(u32::MAX), "ended");
     let mut codes = Vec::new();
     let mut waiting = waiting.into_iter();
     while let Some(result) = waiting.next() {
@@ -185,12 +185,12 @@ async fn wait_all(
         }
     }
     progress.finish_and_clear();
-    // A failure is final, and says more than a task that has not ended.
+    // A failure is final, and goes before a task that has not ended.
     let worst = [Code::Failed, Code::NotFinished].into_iter().find(|code| codes.contains(code));
     Ok(worst.unwrap_or(Code::Success))
 }
 
-/// How a task ended, or how it stands when the time is over.
+/// Returns the outcome of a task, or its state when the time is over.
 async fn outcome(result: &AsyncResult, deadline: Instant, printer: &Printer) -> Result<TaskView, CliError> {
     let record = match result.wait_record(deadline.saturating_duration_since(Instant::now())).await {
         Err(ResultError::Timeout { .. }) => result.record().await,
@@ -203,21 +203,21 @@ async fn outcome(result: &AsyncResult, deadline: Instant, printer: &Printer) -> 
     }
 }
 
-/// Shown on a terminal only, and only for many.
-fn progress(count: u32, what: &'static str) -> ProgressBar {
+/// Returns a progress bar, which is shown on a terminal only, and only for several tasks.
+fn progress_bar(count: u32, message: &'static str) -> ProgressBar {
     if count == 1 {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}  {per_sec}  {eta}");
-    let bar = ProgressBar::new(u64::from(count)).with_message(what);
+    let bar = ProgressBar::new(u64::from(count)).with_message(message);
     match style {
         Ok(style) => bar.with_style(style),
-        // The template is ours and fixed, and the default would do as well.
+        // The template is fixed and valid; the default would do as well.
         Err(_) => bar,
     }
 }
 
-/// Prints each task as soon as it is known, as a list if there may be several.
+/// Printer of tasks: each as soon as it is known, as a list if there may be several.
 struct Printer {
     json: bool,
     list: bool,
@@ -241,12 +241,12 @@ impl Printer {
         }
     }
 
-    /// Its id, if it was not printed before.
+    /// Prints the id of a task that is not waited for any more, unless it was printed before.
     fn given_up(&mut self, result: &AsyncResult) -> Result<(), CliError> {
         if self.json || self.list { self.sent(result) } else { Ok(()) }
     }
 
-    /// Who gives up waiting should have the id.
+    /// Prints the id before the wait, so that a user who interrupts it has the id.
     fn waiting_for(&self, result: &AsyncResult) -> Result<(), CliError> {
         if self.json || self.list { Ok(()) } else { output::line(result.id().as_str()) }
     }

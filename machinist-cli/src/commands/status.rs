@@ -1,4 +1,4 @@
-//! `machinist status`: what became of a task; with `--watch` until it has ended.
+//! `machinist status`: shows the state of a task; with `--watch` until it has ended.
 
 use std::time::Duration;
 
@@ -15,14 +15,14 @@ use crate::{
     view::TaskView,
 };
 
-/// After so long without a change the record is asked for anew; the backend wakes us before.
+/// Maximum time without a wake-up of the backend before the record is read again.
 const MAX_CHANGE_WAIT: Duration = Duration::from_secs(3600);
 
-pub(super) async fn run(what: StatusArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect_reader(settings).await?;
-    let result = app.result(what.id);
+    let result = app.result(args.id);
     let mut record = result.record().await?;
-    if what.watch {
+    if args.watch {
         show_change(&record, json)?;
         while !record.state.is_final() {
             let newer = result.changed(Some(&record), MAX_CHANGE_WAIT).await?;
@@ -43,7 +43,7 @@ pub(super) async fn run(what: StatusArgs, settings: &Settings, json: bool) -> Re
     Ok(code(record.state))
 }
 
-/// The exit code that tells how a task stands.
+/// Returns the exit code for the state of a task.
 pub(super) fn code(state: TaskState) -> Code {
     match state {
         TaskState::Success => Code::Success,
@@ -52,13 +52,13 @@ pub(super) fn code(state: TaskState) -> Code {
     }
 }
 
-/// One line for each change; in JSON one object a line.
+/// Prints a change in one line; in JSON one object per line.
 fn show_change(record: &Record, json: bool) -> Result<(), CliError> {
     let view = TaskView::from(record);
     if json { output::json(&view) } else { output::line(&format!("{}  {}", latest(record), view.line())) }
 }
 
-/// The newest instant of a record: when it came to stand as it does.
+/// Returns the newest instant of a record, at which it reached its state.
 fn latest(record: &Record) -> String {
     let instants = [record.sent_at, record.received_at, record.started_at, record.ended_at];
     let of_history = record.history.last().map(|attempt| attempt.ended_at);

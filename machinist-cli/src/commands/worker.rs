@@ -1,4 +1,4 @@
-//! `machinist worker`: runs tasks until it is told to stop.
+//! `machinist worker`: runs tasks until a signal stops it.
 
 use std::{
     future::pending,
@@ -25,7 +25,7 @@ use crate::{
 };
 
 pub(super) async fn run(
-    what: WorkerArgs,
+    args: WorkerArgs,
     flags: Overrides,
     build: BuildWorker<'_>,
 ) -> Result<Code, CliError> {
@@ -35,8 +35,8 @@ pub(super) async fn run(
     for (name, task) in &settings.tasks {
         commands.push((name, CommandTask::new(name, task, &groups)?, options(task)));
     }
-    // Before anything is begun: who watches over the worker needs it.
-    let health_server = match what.health {
+    // Before any connection, so that health checks are answered from the start.
+    let health_server = match args.health {
         Some(address) => Some(HealthServer::open(address).await?),
         None => None,
     };
@@ -48,14 +48,14 @@ pub(super) async fn run(
     for queue in &settings.worker.queues.value {
         builder = builder.queue(queue.as_str());
     }
-    if let Some(name) = what.name {
+    if let Some(name) = args.name {
         builder = builder.name(name);
     }
     builder = build(builder);
     for (name, task, options) in commands {
         builder = builder.task_dyn(name, task).options(name, options);
     }
-    if what.demo {
+    if args.demo {
         builder = builder
             .task_dyn("add", demo::add)
             .task_dyn("echo", demo::echo)
@@ -65,18 +65,21 @@ pub(super) async fn run(
     let worker = builder.build().map_err(|error| cannot_build(&error))?;
     if worker.tasks().is_empty() {
         return Err(CliError::new(Code::Configuration, "this worker would know no task").remedy(
-            "`machinist init` writes a machinist.toml with one; --demo brings add, echo, sleep and fail",
+            "`machinist init` writes a machinist.toml with one; --demo adds the tasks add, echo, sleep and fail",
         ));
     }
-    tell_unconsumed(settings, worker.queues());
-    // Before the worker is ready: from then on a signal must not end the process by itself.
+    note_unconsumed(settings, worker.queues());
+    // Before the worker is ready: from then on a signal must not end the process directly.
     let mut signals = StopSignals::new()?;
     let mut hangup = Hangup::new()?;
-    let (stages, ready, line) = (worker.stages(), worker.ready(), ready_line(&worker, settings));
-    let (health, queues) = (worker.health(), worker.queues().to_vec());
+    let stages = worker.stages();
+    let ready = worker.ready();
+    let line = ready_line(&worker, settings);
+    let health = worker.health();
+    let queues = worker.queues().to_vec();
     if let Some(health_server) = &health_server {
         output::note(&format!(
-            "machinist: http://{}/healthz and /readyz tell how it is",
+            "machinist: health checks at http://{}/healthz and /readyz",
             health_server.address()
         ));
     }
@@ -110,7 +113,7 @@ pub(super) async fn run(
                 }
                 never = &mut watched => match never {},
                 hung_up = hangup.next() => match hung_up {
-                    HangupMeaning::ReadKeys => read_keys(&app, &flags),
+                    HangupMeaning::ReloadKeys => reload_keys(&app, &flags),
                     HangupMeaning::TerminalGone => stages.advance(),
                 },
                 () = &mut told => break None,
@@ -122,27 +125,27 @@ pub(super) async fn run(
     match ended {
         Some(ended) => finished(ended.map_err(cannot_start)?),
         None => {
-            output::note("machinist: stopped at once; what was running is run again by others");
+            output::note("machinist: stopped at once; other workers run the running tasks again");
             Ok(Code::HandedBack)
         }
     }
 }
 
-/// Puts the keys that are configured now in the place of those in force. What cannot be used changes nothing.
-fn read_keys(app: &App, flags: &Overrides) {
+/// Reloads the configured keys. If one cannot be used, the keys in force stay.
+fn reload_keys(app: &App, flags: &Overrides) {
     let ring = || -> Result<_, SettingsError> { Settings::load(flags.clone())?.keyring() };
-    let told = match ring() {
+    let report = match ring() {
         Ok(Some(ring)) => {
             let ids: Vec<String> = ring.keys().map(|key| key.id().to_string()).collect();
             match app.replace_keyring(ring) {
-                Ok(()) => format!("the keys were read again: {}", ids.join(", ")),
-                Err(error) => format!("the keys stay as they were: {error}"),
+                Ok(()) => format!("keys reloaded: {}", ids.join(", ")),
+                Err(error) => format!("keys unchanged: {error}"),
             }
         }
-        Ok(None) => "the keys stay as they were: none is configured any more".to_owned(),
-        Err(error) => format!("the keys stay as they were: {error}"),
+        Ok(None) => "keys unchanged: none is configured any more".to_owned(),
+        Err(error) => format!("keys unchanged: {error}"),
     };
-    output::note(&format!("machinist: {told}"));
+    output::note(&format!("machinist: {report}"));
 }
 
 fn options(task: &TaskSettings) -> TaskOptions {
@@ -192,7 +195,7 @@ fn finished(drained: machinist::worker::Drained) -> Result<Code, CliError> {
     }
     let count = drained.handed_back + drained.unfinished;
     output::note(&format!(
-        "machinist: stopped; {count} running tasks were handed back, and are run again by others"
+        "machinist: stopped; {count} running tasks were handed back, and other workers run them again"
     ));
     Ok(Code::HandedBack)
 }
@@ -209,8 +212,8 @@ fn ready_line(worker: &machinist::Worker, settings: &Settings) -> String {
     )
 }
 
-/// A task that is sent to a queue which nobody here consumes is often a mistake, and sometimes not.
-fn tell_unconsumed(settings: &Settings, queues: &[QueueName]) {
+/// Notes command tasks whose queue this worker does not consume, which is often a mistake.
+fn note_unconsumed(settings: &Settings, queues: &[QueueName]) {
     for (name, task) in &settings.tasks {
         if let Some(queue) = task.queue.as_ref().filter(|queue| !queues.contains(&queue.value)) {
             output::note(&format!(
@@ -221,7 +224,7 @@ fn tell_unconsumed(settings: &Settings, queues: &[QueueName]) {
     }
 }
 
-/// SIGINT and SIGTERM, which mean the same.
+/// Signals that stop the worker: SIGINT and SIGTERM, with the same meaning.
 struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
@@ -232,15 +235,15 @@ fn listen(kind: SignalKind) -> Result<Signal, CliError> {
         .map_err(|error| CliError::from_error(Code::Fault, &error).context("signals cannot be received"))
 }
 
-/// SIGHUP, which means two things: a service manager asks for new keys by it, and the system tells by it that the
-/// terminal is gone from which a worker was started.
+/// SIGHUP, which has two meanings: a service manager asks to reload the keys, or the system reports that the terminal of
+/// the worker is gone.
 struct Hangup {
     signal: Signal,
     on_terminal: bool,
 }
 
 enum HangupMeaning {
-    ReadKeys,
+    ReloadKeys,
     TerminalGone,
 }
 
@@ -256,7 +259,7 @@ impl Hangup {
         if self.on_terminal && !stderr().is_terminal() {
             HangupMeaning::TerminalGone
         } else {
-            HangupMeaning::ReadKeys
+            HangupMeaning::ReloadKeys
         }
     }
 }
@@ -266,13 +269,12 @@ impl StopSignals {
         Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
     }
 
-    /// Takes the worker one stage further with each signal. Completes with the fourth, when nothing is to be
-    /// waited for any more.
+    /// Advances the worker by one stage with each signal. Completes with the fourth, which ends all waiting.
     async fn pass_on(&mut self, stages: &Stages) {
         for stage in [
             "machinist: stopping; running tasks may end, a second signal hands them back",
-            "machinist: handing back what runs; a third signal cuts it off",
-            "machinist: cutting off what runs",
+            "machinist: handing back the running tasks; a third signal cuts them off",
+            "machinist: cutting off the running tasks",
         ] {
             self.next().await;
             output::note(stage);

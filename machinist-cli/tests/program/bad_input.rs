@@ -1,22 +1,22 @@
-//! What is wrong is told: which option, which value, what to do; and the exit code says whose turn it is.
+//! Errors name the option, the value and the remedy, and the exit code names the kind of error.
 
 use crate::support::Folder;
 
 #[test]
 fn unknown_schemes() {
     let folder = Folder::new();
-    folder.run(&["send", "add", "--broker", "kafka://shop:geheim@mq"]).ended(78).told(&[
+    folder.run(&["send", "add", "--broker", "kafka://shop:geheim@mq"]).ended(78).reports(&[
         "--broker: \"kafka://shop:***@mq\" has an unknown scheme",
         "amqp://, amqps://, sqlite://, memory://",
     ]);
     folder
         .run(&["status", "x", "--backend", "amqp://mq"])
         .ended(78)
-        .told(&["--backend: \"amqp://mq\" is a broker, not a backend", "redis://"]);
+        .reports(&["--backend: \"amqp://mq\" is a broker, not a backend", "redis://"]);
     folder
         .run(&["send", "add", "--broker", "memory://"])
         .ended(78)
-        .told(&["--broker", "gone when this one ends"]);
+        .reports(&["--broker", "gone when this one ends"]);
 }
 
 #[test]
@@ -25,7 +25,7 @@ fn passwords_that_everybody_on_the_way_could_read() {
     folder.set("MACHINIST_KEY_FILE", &folder.key("test.key", "test"));
     folder.set("MACHINIST_BROKER", "amqp://shop:geheim@mq/%2f");
     for command in [&["send", "add"][..], &["worker", "--demo"], &["queues"]] {
-        let ran = folder.run(command).ended(78).told(&[
+        let ran = folder.run(command).ended(78).reports(&[
             "MACHINIST_BROKER: amqp://shop:***@mq/%2f would send its password to mq",
             "amqps://",
             "--insecure-plaintext",
@@ -38,23 +38,23 @@ fn passwords_that_everybody_on_the_way_could_read() {
 
 #[test]
 fn files_of_settings() {
-    let told = |toml: &str, words: &[&str]| {
-        Folder::with(toml).run(&["queues"]).ended(78).told(words);
+    let reports = |toml: &str, words: &[&str]| {
+        Folder::with(toml).run(&["queues"]).ended(78).reports(words);
     };
-    told("brokr = \"x\"", &["machinist.toml:1:1: unknown key \"brokr\"; did you mean \"broker\"?"]);
-    told(
+    reports("brokr = \"x\"", &["machinist.toml:1:1: unknown key \"brokr\"; did you mean \"broker\"?"]);
+    reports(
         "[worker]\n  concurrency = \"many\"",
         &["machinist.toml:2:17: worker.concurrency: expected a number"],
     );
-    told("broker = \"amqp://u:geheim@h", &["machinist.toml:1:"]);
-    told("[tasks.x]\ntimeout = \"1s\"", &["machinist.toml:1:", "[tasks.x] has no command"]);
+    reports("broker = \"amqp://u:geheim@h", &["machinist.toml:1:"]);
+    reports("[tasks.x]\ntimeout = \"1s\"", &["machinist.toml:1:", "[tasks.x] has no command"]);
     let mut folder = Folder::new();
     folder
         .run(&["queues", "--config", "nowhere.toml"])
         .ended(78)
-        .told(&["--config: cannot read nowhere.toml"]);
+        .reports(&["--config: cannot read nowhere.toml"]);
     folder.set("MACHINIST_GRACE", "soon");
-    folder.run(&["queues"]).ended(78).told(&["MACHINIST_GRACE: \"soon\" is not a duration", "20s"]);
+    folder.run(&["queues"]).ended(78).reports(&["MACHINIST_GRACE: \"soon\" is not a duration", "20s"]);
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn command_lines() {
         (&["frobnicate"], &["frobnicate"]),
         (&[], &["Usage"]),
     ] {
-        let ran = folder.run(line).ended(64).told(words);
+        let ran = folder.run(line).ended(64).reports(words);
         assert!(ran.stdout.is_empty() && !ran.stderr.contains("geheim"), "{ran:?}");
     }
     folder.run(&["--help"]).ended(0);
@@ -88,7 +88,7 @@ fn command_lines() {
 #[test]
 fn unknown_ids() {
     let folder = Folder::new();
-    folder.run(&["status", "nobody"]).ended(3).told(&["task nobody is unknown", "config"]);
+    folder.run(&["status", "nobody"]).ended(3).reports(&["task nobody is unknown", "config"]);
     folder.run(&["status", "nobody", "--watch"]).ended(3);
 }
 
@@ -100,7 +100,7 @@ fn files_that_are_no_databases() {
     for (file, word) in [("bad.db", "is not an SQLite database"), ("dir", "is not a file")] {
         let url = format!("sqlite://{file}");
         let flags = ["--broker", &url, "--backend", &url];
-        folder.run(&[&["send", "add"], &flags[..]].concat()).ended(78).told(&[&url, word, "name"]);
+        folder.run(&[&["send", "add"], &flags[..]].concat()).ended(78).reports(&[&url, word, "name"]);
         let doctor = folder.run(&[&["doctor"], &flags[..]].concat()).ended(78);
         assert!(doctor.stdout.contains("error") && doctor.stdout.contains(word), "{doctor:?}");
     }
@@ -113,7 +113,7 @@ fn servers_that_are_not_there() {
     let closed = "127.0.0.1:1";
     let broker = format!("amqp://shop:geheim@{closed}/%2f");
     let ran = folder.run(&["send", "add", "--broker", &broker]).ended(69);
-    let ran = ran.told(&[
+    let ran = ran.reports(&[
         "broker amqp://shop:***@127.0.0.1:1",
         "cannot be reached",
         "--broker",
@@ -123,7 +123,7 @@ fn servers_that_are_not_there() {
     assert!(!ran.stderr.contains("geheim"), "{ran:?}");
     let backend = format!("redis://:geheim@{closed}/0");
     let ran = folder.run(&["send", "add", "--backend", &backend]).ended(69);
-    ran.told(&["backend redis://:***@127.0.0.1:1", "the backend is unavailable", "MACHINIST_BACKEND"]);
+    ran.reports(&["backend redis://:***@127.0.0.1:1", "the backend is unavailable", "MACHINIST_BACKEND"]);
     let ran = folder.run(&["doctor", "--backend", &backend, "--json"]).ended(69);
     assert!(!ran.stdout.contains("geheim"));
     let rows = ran.json();

@@ -1,4 +1,4 @@
-//! Tasks that are programs.
+//! Command tasks: tasks that are programs.
 
 use serde_json::json;
 
@@ -130,7 +130,7 @@ fn wrong_templates_are_told_before_anything_starts() {
     folder
         .run(&["worker"])
         .ended(78)
-        .told(&["machinist.toml:3: tasks.two.command: unknown placeholder {b}", "args names a"]);
+        .reports(&["machinist.toml:3: tasks.two.command: unknown placeholder {b}", "args names a"]);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn a_task_is_sent_to_the_queue_of_its_configuration() {
     worker
         .end()
         .ended(0)
-        .told(&["resize is sent to queue images (machinist.toml:3), which this worker does not consume"]);
+        .reports(&["resize is sent to queue images (machinist.toml:3), which this worker does not consume"]);
     let _worker = folder.worker(&[]);
     let task = folder.run(&["status", sent["id"].as_str().unwrap(), "--watch"]).ended(0);
     assert!(task.stdout.contains("queue     images"), "{task:?}");

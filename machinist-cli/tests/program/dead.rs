@@ -1,4 +1,4 @@
-//! Dead letters, as people and scripts deal with them: on the embedded default, and on RabbitMQ and Redis.
+//! Dead letters on the command line: on SQLite, the default, and on RabbitMQ and Redis.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ fn list(folder: &Folder, more: &[&str]) -> Vec<Value> {
     listed.as_array().unwrap().clone()
 }
 
-/// What is dead in the queue named default.
+/// Returns the number of dead letters of the queue `default`.
 fn lying(folder: &Folder) -> Value {
     folder.run(&["queues", "--json"]).ended(0).json()[0]["dead"].clone()
 }
@@ -53,7 +53,7 @@ fn the_life_of_dead_letters(folder: &Folder) {
     assert_eq!(folder.run(&["dead", "show", dead_id, "--json"]).ended(0).json(), *first);
     folder.run(&["dead", "show", "nobody"]).ended(3);
 
-    folder.run(&["dead", "replay"]).ended(64).told(&["every dead letter", "--all"]);
+    folder.run(&["dead", "replay"]).ended(64).reports(&["every dead letter", "--all"]);
     folder.run(&["dead", "replay", "nobody"]).ended(3);
     let dry = folder.run(&["dead", "replay", "--all", "--count", "2", "--dry-run"]).ended(0).stdout;
     assert_eq!(dry.matches("would be replayed").count(), 2, "{dry}");
@@ -69,7 +69,7 @@ fn the_life_of_dead_letters(folder: &Folder) {
     assert_eq!(folder.run(&["retry", &failed[0]]).ended(0).stdout.trim(), again, "once");
     folder.run(&["dead", "show", dead_id]).ended(3);
 
-    // What fails again is a dead letter again.
+    // A task that fails again is a dead letter again.
     let replayed =
         folder.run(&["dead", "replay", "--task", "exists", "--rate", "100", "--json"]).ended(0).json();
     assert_eq!(replayed.as_array().unwrap().len(), 2);
@@ -83,7 +83,7 @@ fn the_life_of_dead_letters(folder: &Folder) {
     eventually("one is left", || (lying(folder) == json!(1)).then_some(()));
     folder.run(&["dead", "purge", "--all", "--json"]).ended(0);
     eventually("none is left", || (lying(folder) == json!(0)).then_some(()));
-    let none = folder.run(&["dead", "purge", "--all"]).ended(0).told(&["no dead letter fits"]);
+    let none = folder.run(&["dead", "purge", "--all"]).ended(0).reports(&["no dead letter matches"]);
     assert_eq!(none.stdout, "");
 }
 

@@ -1,4 +1,4 @@
-//! What service managers are told: by HTTP, and by the socket of systemd.
+//! Health checks over HTTP, and notifications of systemd.
 
 use std::{
     io::{Read, Write},
@@ -12,15 +12,15 @@ use serde_json::{Value, json};
 
 use crate::{
     servers::servers,
-    support::{Folder, LIMIT, Running, eventually},
+    support::{Folder, Running, WAIT_TIMEOUT, eventually},
 };
 
-/// Where a worker tells how it is.
-struct Desk(String);
+/// Client of a worker's health checks.
+struct HealthClient(String);
 
-impl Desk {
-    /// Starts a worker that tells, and waits until it is ready.
-    fn of(folder: &Folder, more: &[&str]) -> (Running, Self) {
+impl HealthClient {
+    /// Starts a worker with health checks, and waits until it is ready.
+    fn start(folder: &Folder, more: &[&str]) -> (Running, Self) {
         let flags = ["worker", "--demo", "--health", "127.0.0.1:0"];
         let mut worker = folder.start(&[&flags, more].concat());
         let line = worker.stderr.until("/healthz");
@@ -31,7 +31,7 @@ impl Desk {
 
     fn send(&self, request: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.0).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -48,7 +48,7 @@ impl Desk {
         (code, serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}")))
     }
 
-    /// Waits until it answers so, and returns what is wrong.
+    /// Waits until it answers with this code, and returns the problems.
     fn until(&self, path: &str, code: u16) -> Vec<String> {
         let answer = eventually(&format!("{path} answers {code}"), || {
             let (found, answer) = self.ask(path);
@@ -62,38 +62,38 @@ impl Desk {
 #[test]
 fn a_worker_tells_how_it_is() {
     let folder = Folder::new();
-    let (worker, desk) = Desk::of(&folder, &["--name", "w1", "--queue", "a"]);
+    let (worker, health) = HealthClient::start(&folder, &["--name", "w1", "--queue", "a"]);
     for path in ["/healthz", "/readyz"] {
-        let (code, answer) = desk.ask(path);
+        let (code, answer) = health.ask(path);
         let well = json!({"status": "ok", "wrong": [], "worker": "w1", "queues": ["a"], "running": 0});
         assert_eq!((code, answer), (200, well));
     }
-    assert_eq!(desk.get("/").0, 404);
-    assert_eq!(desk.send("POST /healthz HTTP/1.1\r\nHost: worker\r\nContent-Length: 0\r\n\r\n").0, 405);
-    assert_eq!(desk.send("HEAD /healthz HTTP/1.1\r\nHost: worker\r\n\r\n"), (200, String::new()));
+    assert_eq!(health.get("/").0, 404);
+    assert_eq!(health.send("POST /healthz HTTP/1.1\r\nHost: worker\r\nContent-Length: 0\r\n\r\n").0, 405);
+    assert_eq!(health.send("HEAD /healthz HTTP/1.1\r\nHost: worker\r\n\r\n"), (200, String::new()));
 
-    // Who drains is not to be killed, and not to be given work.
+    // A draining worker is alive, but not ready.
     let running = folder.send(&["sleep", "1000", "--queue", "a"]);
     eventually("it runs", || (folder.status(&running)["state"] == "STARTED").then_some(()));
     worker.signal(Signal::SIGTERM);
-    assert!(desk.until("/readyz", 503)[0].contains("it drains"));
-    let (code, answer) = desk.ask("/healthz");
+    assert!(health.until("/readyz", 503)[0].contains("it drains"));
+    let (code, answer) = health.ask("/healthz");
     assert_eq!((code, &answer["running"]), (200, &json!(1)));
     folder.run(&["revoke", &running, "--terminate"]).ended(0);
     worker.end().ended(0);
 }
 
 #[test]
-fn an_address_that_cannot_be_served_is_told() {
+fn an_address_that_cannot_be_served_is_reported() {
     let folder = Folder::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let flags = ["worker", "--demo", "--health", &address];
-    folder.run(&flags).ended(78).told(&["--health", &address]);
-    folder.run(&["worker", "--demo", "--health", "8080"]).ended(64).told(&["--health"]);
+    folder.run(&flags).ended(78).reports(&["--health", &address]);
+    folder.run(&["worker", "--demo", "--health", "8080"]).ended(64).reports(&["--health"]);
 }
 
-/// Servers behind proxies that can become silent.
+/// Servers behind proxies that can stop forwarding.
 struct Silent {
     runtime: tokio::runtime::Runtime,
     broker: Proxy,
@@ -118,17 +118,17 @@ impl Silent {
 #[test]
 fn a_silent_broker_is_no_health_until_it_answers_again() {
     let Some(silent) = Silent::new("a_silent_broker_is_no_health_until_it_answers_again") else { return };
-    let (worker, desk) = Desk::of(&silent.folder, &[]);
-    assert_eq!(desk.until("/healthz", 200), [""; 0]);
-    // Connections stay open, and nothing comes through: what a frozen broker looks like.
+    let (worker, health) = HealthClient::start(&silent.folder, &[]);
+    assert_eq!(health.until("/healthz", 200), [""; 0]);
+    // Connections stay open, but nothing is forwarded, as with a frozen broker.
     silent.broker.stall();
-    let wrong = desk.until("/healthz", 503);
+    let wrong = health.until("/healthz", 503);
     assert!(wrong.len() == 1 && wrong[0].starts_with("broker: "), "{wrong:?}");
-    let wrong = desk.until("/readyz", 503);
+    let wrong = health.until("/readyz", 503);
     assert!(wrong.iter().all(|text| text.starts_with("broker: ")), "{wrong:?}");
     silent.broker.pass();
-    assert_eq!(desk.until("/healthz", 200), [""; 0]);
-    desk.until("/readyz", 200);
+    assert_eq!(health.until("/healthz", 200), [""; 0]);
+    health.until("/readyz", 200);
     silent.folder.run(&["send", "add", "1", "2", "--wait=60s"]).ended(0);
     worker.stop().ended(0);
     drop(silent.runtime);
@@ -137,31 +137,31 @@ fn a_silent_broker_is_no_health_until_it_answers_again() {
 #[test]
 fn a_silent_backend_is_no_readiness_and_no_illness() {
     let Some(silent) = Silent::new("a_silent_backend_is_no_readiness_and_no_illness") else { return };
-    let (worker, desk) = Desk::of(&silent.folder, &[]);
-    desk.until("/readyz", 200);
+    let (worker, health) = HealthClient::start(&silent.folder, &[]);
+    health.until("/readyz", 200);
     silent.backend.stall();
-    let wrong = desk.until("/readyz", 503);
+    let wrong = health.until("/readyz", 503);
     assert!(wrong.len() == 1 && wrong[0].starts_with("backend: "), "{wrong:?}");
-    desk.until("/healthz", 200);
+    health.until("/healthz", 200);
     silent.backend.pass();
-    desk.until("/readyz", 200);
+    health.until("/readyz", 200);
     worker.stop().ended(0);
     drop(silent.runtime);
 }
 
-/// The socket of a service manager.
+/// Socket of a service manager.
 struct Manager(UnixDatagram);
 
 impl Manager {
     fn listen(folder: &mut Folder) -> Self {
         let path = folder.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
-        socket.set_read_timeout(Some(LIMIT)).unwrap();
+        socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         folder.set("NOTIFY_SOCKET", &path.display().to_string());
         Self(socket)
     }
 
-    /// Reads on until it is told this.
+    /// Reads until a notification contains this.
     fn until(&self, word: &str) -> String {
         let mut buffer = [0; 4096];
         loop {
@@ -201,7 +201,7 @@ fn systemd_is_told_nothing_good_of_a_worker_that_consumes_nothing() {
     manager.until("WATCHDOG=1");
     silent.broker.stall();
     manager.until("STATUS=broker: ");
-    // From now on every word is about what is wrong, until it is not.
+    // From now on every notification reports the problem, until it is solved.
     for _ in 0..3 {
         assert!(!manager.until("").contains("WATCHDOG=1"));
     }

@@ -1,4 +1,4 @@
-//! Making keys and looking at them. Nothing that is secret is ever shown.
+//! Creating and listing keys. Secrets are never shown.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::{Folder, Ran};
 
-/// What no output may hold: the secrets of all key files of a folder.
+/// Returns the secrets of all key files of a folder, which no output may hold.
 pub(crate) fn secrets(folder: &Folder) -> Vec<String> {
     let mut secrets = Vec::new();
     for entry in std::fs::read_dir(folder.path()).unwrap() {
@@ -24,7 +24,7 @@ pub(crate) fn secrets(folder: &Folder) -> Vec<String> {
 pub(crate) fn hides(secrets: &[String], ran: &Ran) {
     assert!(!secrets.is_empty());
     for secret in secrets {
-        // Part of it would be too much.
+        // Not even a part of the secret may be shown.
         let shown = [&ran.stdout, &ran.stderr].iter().any(|text| text.contains(&secret[4..20]));
         assert!(!shown, "{ran:?}");
     }
@@ -45,14 +45,14 @@ fn a_key_is_made_once_and_says_what_to_do() {
     assert_eq!(mode(&folder, "machinist.key"), 0o600);
     let before = secrets(&folder);
     hides(&before, &made);
-    folder.run(&["keygen"]).ended(78).told(&["machinist.key", "is not overwritten", "--out"]);
+    folder.run(&["keygen"]).ended(78).reports(&["machinist.key", "is not overwritten", "--out"]);
     assert_eq!(secrets(&folder), before);
-    folder.run(&["keygen", "--alg", "md5"]).ended(64).told(&["--alg", "md5", "ed25519"]);
-    folder.run(&["keygen", "--id", "two words", "--out", "x"]).ended(64).told(&["--id", "two words"]);
+    folder.run(&["keygen", "--alg", "md5"]).ended(64).reports(&["--alg", "md5", "ed25519"]);
+    folder.run(&["keygen", "--id", "two words", "--out", "x"]).ended(64).reports(&["--id", "two words"]);
 }
 
 #[test]
-fn whoever_only_verifies_is_given_the_public_half() {
+fn a_verifier_gets_the_public_half() {
     let folder = Folder::new();
     let line = ["keygen", "--alg", "ed25519", "--id", "shop", "--out", "shop.key", "--json"];
     let made = folder.run(&line).ended(0);
@@ -101,39 +101,39 @@ fn keys_are_listed_with_what_limits_them() {
 }
 
 #[test]
-fn keys_that_will_not_do_are_told() {
+fn keys_that_will_not_do_are_reported() {
     let folder = Folder::new();
     folder.key("a.key", "a");
     folder.key("b.key", "b");
-    let told = |toml: &str, words: &[&str]| {
+    let reports = |toml: &str, words: &[&str]| {
         folder.write("machinist.toml", toml);
         let check = folder.run(&["keys", "check"]).ended(78);
         words.iter().for_each(|word| assert!(check.stdout.contains(word), "{word}: {check:?}"));
         hides(&secrets(&folder), &check);
-        folder.run(&["worker", "--demo"]).ended(78).told(words);
-        folder.run(&["send", "add"]).ended(78).told(words);
+        folder.run(&["worker", "--demo"]).ended(78).reports(words);
+        folder.run(&["send", "add"]).ended(78).reports(words);
     };
-    told(
+    reports(
         "key_file = \"no.key\"",
         &["machinist.toml:1", "no.key", "`machinist keygen --out no.key` makes one"],
     );
-    told(
+    reports(
         "key_file = \"a.key\"\n[[keys]]\nfile = \"b.key\"",
         &["machinist.toml:2", "a and b are both active"],
     );
-    told(
+    reports(
         "[[keys]]\nfile = \"a.key\"\n[[keys]]\nfile = \"a.key\"\nstate = \"verify\"",
         &["a is in the ring twice"],
     );
     std::fs::set_permissions(folder.path().join("a.key"), std::fs::Permissions::from_mode(0o640)).unwrap();
-    told("key_file = \"a.key\"", &["a.key", "users other than its owner", "mode 0640", "chmod 600"]);
+    reports("key_file = \"a.key\"", &["a.key", "users other than its owner", "mode 0640", "chmod 600"]);
     folder.write("machinist.toml", "");
-    folder.run(&["send", "add", "--key-file", "a.key"]).ended(78).told(&["--key-file", "mode 0640"]);
+    folder.run(&["send", "add", "--key-file", "a.key"]).ended(78).reports(&["--key-file", "mode 0640"]);
     folder.run(&["keys", "check", "a.key"]).ended(78);
     folder.run(&["keys", "check", "b.key"]).ended(0);
     folder.write("machinist.toml", "[[keys]]\nfile = \"b.key\"\nstate = \"verify\"");
-    folder.run(&["send", "add"]).ended(78).told(&["no key of the ring that signs is active"]);
-    folder.run(&["worker", "--demo"]).ended(78).told(&["no key of the ring that signs is active"]);
+    folder.run(&["send", "add"]).ended(78).reports(&["no key of the ring that signs is active"]);
+    folder.run(&["worker", "--demo"]).ended(78).reports(&["no key of the ring that signs is active"]);
     folder.run(&["queues"]).ended(0);
 }
 
@@ -150,7 +150,7 @@ fn init_makes_a_key_and_keeps_it_out_of_version_control() {
     let made = secrets(&folder);
     folder.run(&["init", "--force"]).ended(0);
     assert_eq!((secrets(&folder), ignored()), (made, "/target\nmachinist.key\n".to_owned()));
-    // What was sent before there was a machinist.toml is believed.
+    // Messages from before there was a machinist.toml are valid.
     let _worker = folder.worker(&["--demo"]);
     folder.run(&["status", &sent, "--watch"]).ended(0);
 }
@@ -161,7 +161,7 @@ fn a_variable_holds_a_key_where_files_cannot_be_private() {
     let file = folder.key("shop.key", "shop");
     let text = std::fs::read_to_string(file).unwrap();
     let secrets = secrets(&folder);
-    folder.run(&["send", "add", "1"]).ended(78).told(&["machinist.toml:1", "SHOP_KEY"]);
+    folder.run(&["send", "add", "1"]).ended(78).reports(&["machinist.toml:1", "SHOP_KEY"]);
     folder.set("SHOP_KEY", &text);
     let worker = folder.worker(&["--demo"]);
     assert_eq!(folder.outcome(&["add", "2", "3"])["results"], json!([5]));
@@ -172,7 +172,7 @@ fn a_variable_holds_a_key_where_files_cannot_be_private() {
     }
     folder.set("SHOP_KEY", &text[..text.len() / 2]);
     let broken =
-        folder.run(&["send", "add", "1"]).ended(78).told(&["machinist.toml:1", "the variable SHOP_KEY"]);
+        folder.run(&["send", "add", "1"]).ended(78).reports(&["machinist.toml:1", "the variable SHOP_KEY"]);
     hides(&secrets, &broken);
 }
 
@@ -180,7 +180,7 @@ fn a_variable_holds_a_key_where_files_cannot_be_private() {
 fn what_is_encrypted_is_read_with_the_key_and_told_without() {
     let folder = Folder::new();
     let made = folder.run(&["keygen", "--alg", "xchacha20-poly1305", "--id", "hide", "--out", "hide.key"]);
-    let made = made.ended(0).told(&[]);
+    let made = made.ended(0).reports(&[]);
     assert!(made.stdout.contains("[[keys]]\n  file = \"hide.key\""), "{}", made.stdout);
     folder.key("sign.key", "sign");
     let signs = "key_file = \"sign.key\"\n";
@@ -195,7 +195,8 @@ fn what_is_encrypted_is_read_with_the_key_and_told_without() {
     let good = folder.outcome(&["echo", "a-secret-name"]);
     assert_eq!(good["results"], serde_json::json!(["a-secret-name"]));
     let bad = folder.outcome(&["fail"]);
-    let (good, bad) = (good["id"].as_str().unwrap(), bad["id"].as_str().unwrap());
+    let good = good["id"].as_str().unwrap();
+    let bad = bad["id"].as_str().unwrap();
     let words = ["encrypted with key hide, which is not in the ring here"];
     for (id, code) in [(good, 0), (bad, 1)] {
         let shown = folder.run(&["status", id, "--config", "without.toml"]).ended(code).stdout;
@@ -204,15 +205,15 @@ fn what_is_encrypted_is_read_with_the_key_and_told_without() {
         assert!(json["locked"].as_str().unwrap().contains(words[0]), "{json}");
         assert_eq!(json["results"], serde_json::json!([]));
     }
-    folder.run(&["retry", bad, "--config", "without.toml"]).told(&words);
-    // Who is to encrypt and has no key does not send in plain words instead.
+    folder.run(&["retry", bad, "--config", "without.toml"]).reports(&words);
+    // A sender without its encryption key does not send plain text instead.
     std::fs::remove_file(folder.path().join("hide.key")).unwrap();
-    folder.run(&["send", "echo", "x"]).ended(78).told(&["hide.key"]);
+    folder.run(&["send", "echo", "x"]).ended(78).reports(&["hide.key"]);
     worker.stop().ended(0);
 
     folder.run(&["keygen", "--alg", "xchacha20-poly1305", "--id", "hide", "--out", "hide.key"]).ended(0);
     folder.write("machinist.toml", &format!("{toml}tasks = [\"mail.*\"]\n"));
-    folder.run(&["send", "echo", "x"]).ended(78).told(&["restrict signing, and this key encrypts"]);
+    folder.run(&["send", "echo", "x"]).ended(78).reports(&["restrict signing, and this key encrypts"]);
     folder.write("machinist.toml", "key_file = \"hide.key\"\n");
-    folder.run(&["send", "echo", "x"]).told(&["no key of the ring that signs is active"]);
+    folder.run(&["send", "echo", "x"]).reports(&["no key of the ring that signs is active"]);
 }

@@ -1,5 +1,5 @@
-//! TLS both ways, and users who may do no more than their work: on servers of this test's own, with the very lines
-//! that `docs/production.md` tells operators to type.
+//! TLS with client certificates, and users with minimal permissions: on servers that this test starts, with the lines
+//! that `docs/production.md` gives to operators.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use crate::support::{Folder, Ran};
 
 const PRODUCTION: &str = include_str!("../../../docs/production.md");
 
-/// A RabbitMQ and a Redis that speak TLS beside the plain ports, ended when dropped.
+/// RabbitMQ and Redis with TLS ports next to the plain ones; ended when dropped.
 struct Private {
     services: Services,
     authority: Authority,
@@ -26,7 +26,7 @@ struct Private {
 }
 
 impl Private {
-    /// `None` where nobody asked for tests with servers.
+    /// Starts the servers. Returns `None` if tests with servers are not requested.
     fn start() -> Option<Self> {
         service_url("MACHINIST_TEST_AMQP_URL")?;
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("locked-down");
@@ -36,13 +36,14 @@ impl Private {
         std::fs::write(&ca, authority.certificate()).unwrap();
         let (certificate, key) = authority.server("localhost").unwrap().write(&folder, "server").unwrap();
         let services = Services::at(&folder.join("servers")).unwrap();
-        // What a killed test has left.
+        // A killed test may have left files.
         services.down().unwrap();
         let services = services.with_tls(services::Papers { ca, certificate, key });
         let up = services.up(&Interrupt::listen().unwrap()).unwrap();
         let port = |url: &str| url.rsplit(':').next().unwrap().split('/').next().unwrap().parse().unwrap();
         let (amqps, rediss) = services.tls_ports().unwrap();
-        let (amqp, redis) = (port(&up.endpoints.amqp_url), port(&up.endpoints.redis_url));
+        let amqp = port(&up.endpoints.amqp_url);
+        let redis = port(&up.endpoints.redis_url);
         Some(Self { services, authority, folder, amqp, redis, amqps, rediss })
     }
 
@@ -50,7 +51,7 @@ impl Private {
         self.services.rabbitmqctl(args).unwrap();
     }
 
-    /// Settings that log in by certificate; the files lie in the folder.
+    /// Returns a folder with settings that log in by certificate, and the files of TLS.
     fn encrypted(&self, login: Option<&Papers>) -> Folder {
         let mut folder = Folder::new();
         folder.set("MACHINIST_KEY_FILE", &folder.key("test.key", "test"));
@@ -69,7 +70,7 @@ impl Private {
         folder
     }
 
-    /// Settings of somebody who logs in by password, and makes nothing unless it is the operator.
+    /// Returns a folder with settings that log in by password; only the operator declares queues.
     fn role(&self, user: &str, key: &str) -> Folder {
         let mut folder = Folder::new();
         folder.set("MACHINIST_KEY_FILE", key);
@@ -87,12 +88,12 @@ impl Private {
 
 impl Drop for Private {
     fn drop(&mut self) {
-        // Its processes end with the next start otherwise.
+        // Otherwise its processes end with the next start.
         let _ = self.services.down();
     }
 }
 
-/// The lines of the document that begin so.
+/// Returns the lines of the document that begin with `start`.
 fn documented(start: &str) -> Vec<&'static str> {
     let lines: Vec<&str> = PRODUCTION.lines().map(str::trim).filter(|line| line.starts_with(start)).collect();
     assert!(!lines.is_empty(), "docs/production.md has no line that begins with {start:?}");
@@ -121,7 +122,8 @@ fn tls(private: &Private) {
     assert!(config.contains("tls.cert_file") && config.contains("MACHINIST_TLS_CERT_FILE"), "{config}");
     worker.stop().ended(0);
 
-    let (amqps, rediss) = (private.amqps, private.rediss);
+    let amqps = private.amqps;
+    let rediss = private.rediss;
     let theirs = Authority::new("somebody else").unwrap();
     let foreign = folder.write("foreign.pem", theirs.certificate()).display().to_string();
     told_by_both(
@@ -177,7 +179,7 @@ fn tls(private: &Private) {
     told_by_both(&missing, ["tls: cannot read /nowhere/ca.pem", "No such file"]);
 }
 
-/// Last, because from now on nobody can connect any more.
+/// Checks expired certificates; last, because afterwards no connection succeeds.
 fn expired(private: &Private) {
     private.authority.expired("localhost").unwrap().write(&private.folder, "server").unwrap();
     private.ctl(&["eval", "ssl:clear_pem_cache()."]);
@@ -191,7 +193,7 @@ fn expired(private: &Private) {
     told_by_both(&folder.run(&["doctor"]), ["expired at 2021-01-01T00:00:00Z", "have it renewed"]);
 }
 
-/// The doctor has found it with the broker and with the backend.
+/// Checks that the doctor reports the problem for the broker and for the backend.
 #[track_caller]
 fn told_by_both(ran: &Ran, words: [&str; 2]) {
     assert_ne!(ran.code, 0, "{ran:?}");
@@ -213,15 +215,17 @@ fn least_rights(private: &Private) {
     let keys = Folder::new();
     let key = keys.key("test.key", "test");
     let role = |user| private.role(user, &key);
-    let (sender, worker, operator) = (role("sender"), role("worker"), role("operator"));
+    let sender = role("sender");
+    let worker = role("worker");
+    let operator = role("operator");
 
-    // Nothing is there yet, and only the operator may make it.
+    // Nothing exists yet, and only the operator may create it.
     let doctor = worker.run(&["doctor"]).ended(78).stdout;
     assert!(
         doctor.contains("does not exist on the broker") && doctor.contains("queues --declare"),
         "{doctor}"
     );
-    worker.run(&["worker", "--demo"]).ended(77).told(&["queue default does not exist on the broker"]);
+    worker.run(&["worker", "--demo"]).ended(77).reports(&["queue default does not exist on the broker"]);
     let queues = operator.run(&["queues", "--declare", "--json"]).ended(0).json();
     assert_eq!(queues[0]["ready"], json!(0), "{queues}");
     operator.run(&["doctor"]).ended(0);
@@ -230,7 +234,7 @@ fn least_rights(private: &Private) {
         assert!(doctor.contains("topology: all that worker.queues need is there"), "{doctor}");
     }
 
-    // A whole life of tasks: now, later, failing and tried again, failed for good.
+    // Tasks of all kinds: immediate, delayed, failed with a retry, and finally failed.
     let running = worker.worker(&["--demo"]);
     assert_eq!(sender.outcome(&["add", "2", "3"])["results"], json!([5]));
     assert_eq!(sender.outcome(&["add", "1", "2", "--countdown", "200ms"])["results"], json!([3]));
@@ -245,16 +249,19 @@ fn least_rights(private: &Private) {
     assert_eq!(queues[0]["dead"], json!(1), "{queues}");
     running.stop().ended(0);
 
-    // What is none of their work is refused, and said.
-    sender.run(&["worker", "--demo"]).ended(77).told(&["may not consume queue default", "grant read on it"]);
+    // Other actions are refused, with the reason.
+    sender
+        .run(&["worker", "--demo"])
+        .ended(77)
+        .reports(&["may not consume queue default", "grant read on it"]);
     let elsewhere = sender.run(&["send", "add", "2", "3", "--queue", "elsewhere"]);
-    elsewhere.ended(78).told(&["elsewhere"]);
+    elsewhere.ended(78).reports(&["elsewhere"]);
     let mut makes = role("worker");
     makes.set("MACHINIST_TOPOLOGY", "declare");
     makes
         .run(&["send", "add", "2", "3", "--queue", "elsewhere"])
         .ended(77)
-        .told(&["this user may not declare", "topology to \"verify\""]);
+        .reports(&["this user may not declare", "topology to \"verify\""]);
     let mut other = role("sender");
     other.set("MACHINIST_NAMESPACE", "other");
     let doctor = other.run(&["doctor"]).stdout;

@@ -1,5 +1,5 @@
-//! Tasks that run, or wait, for longer than a broker lets a delivery be held: a RabbitMQ of the test's own, whose
-//! `consumer_timeout` is three seconds.
+//! Tasks that run or wait for longer than the broker lets a worker hold a delivery: on a RabbitMQ that the test starts
+//! with a `consumer_timeout` of three seconds.
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -7,7 +7,7 @@ use xtask::{interrupt::Interrupt, services::Services};
 
 use crate::support::{Folder, eventually};
 
-/// A RabbitMQ and a Redis that end with their test.
+/// RabbitMQ and Redis that end with their test.
 #[derive(Debug)]
 pub(crate) struct Private {
     pub(crate) services: Services,
@@ -15,7 +15,7 @@ pub(crate) struct Private {
 }
 
 impl Private {
-    /// `None` where no RabbitMQ is installed, which is a failure where servers are required.
+    /// Starts the servers. Returns `None` if no RabbitMQ is installed, and fails if servers are required.
     pub(crate) fn start(test: &str, toml: &str) -> Option<Self> {
         let mut folder = Folder::with(toml);
         let services = Services::at(&folder.path().join("servers")).unwrap();
@@ -35,7 +35,7 @@ impl Private {
         Some(Self { services, folder })
     }
 
-    /// Who consumes a queue, and on which channel: another one means that it had to subscribe again.
+    /// Returns the consumers of a queue with their channels. Another channel means that a worker subscribed again.
     fn consumers(&self, queue: &str) -> Vec<String> {
         let listed =
             self.services.rabbitmqctl(&["list_consumers", "-q", "queue_name", "channel_pid", "consumer_tag"]);
@@ -43,7 +43,7 @@ impl Private {
         listed.lines().filter(|line| line.starts_with(queue)).map(str::to_owned).collect()
     }
 
-    /// How often a task was started.
+    /// Returns the number of starts of a task.
     fn runs(&self, id: &str) -> usize {
         let runs = std::fs::read_to_string(self.folder.path().join("runs")).unwrap_or_default();
         runs.lines().filter(|run| *run == id).count()
@@ -72,19 +72,19 @@ fn tasks_far_longer_than_the_consumer_timeout_run_once() {
     let Some(private) = Private::start("tasks_far_longer_than_the_consumer_timeout_run_once", TOML) else {
         return;
     };
-    // Looked at four times a second instead of once a minute.
+    // The broker checks four times a second instead of once a minute.
     let limits = "application:set_env(rabbit, consumer_timeout, 3000), \
                   application:set_env(rabbit, channel_tick_interval, 250).";
     private.services.rabbitmqctl(&["eval", limits]).unwrap();
     let folder = &private.folder;
 
-    // Two run for three timeouts, two wait behind them for as long.
+    // Two tasks run for three timeouts, two wait behind them for the same time.
     let steady = folder.worker(&["--queue", "steady"]);
     let sent: Vec<String> = (0..4).map(|_| folder.send(&["long", "--queue", "steady"])).collect();
     let consumers = private.consumers("steady");
     assert_eq!(consumers.len(), 1, "{consumers:?}");
 
-    // One is killed with its worker, after a copy took the place of its delivery.
+    // One task is killed with its worker, after a copy has replaced its delivery.
     let mut killed = folder.worker(&["--queue", "killed"]);
     let unlucky = folder.send(&["long", "--queue", "killed"]);
     eventually("a guard is out", || folder.facts(&unlucky).has("g:1:1").then_some(()));

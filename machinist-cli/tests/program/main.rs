@@ -1,4 +1,4 @@
-//! The program from outside: built, started in folders of its own, and judged by what it prints and how it ends.
+//! Tests of the program from outside: started in separate folders, and checked by its output and its exit code.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "these are tests, though not marked as such")]
 

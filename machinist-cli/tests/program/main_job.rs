@@ -1,11 +1,11 @@
-//! A task is sent, a worker runs it, anyone can ask: on the embedded default, with no server.
+//! The main job: a task is sent, a worker runs it, its state is shown. On SQLite, the default, without a server.
 
 use serde_json::json;
 
 use crate::support::Folder;
 
 #[test]
-fn what_init_writes_works_as_it_says() {
+fn the_file_of_init_works_as_it_says() {
     let folder = Folder::new();
     let said = folder.run(&["init"]).ended(0).stdout;
     assert!(
@@ -33,7 +33,7 @@ fn what_init_writes_works_as_it_says() {
         assert!(!line.ends_with('-'), "{line}");
     }
     worker.stop().ended(0);
-    folder.run(&["init"]).ended(78).told(&["machinist.toml is there already", "--force"]);
+    folder.run(&["init"]).ended(78).reports(&["machinist.toml is there already", "--force"]);
     folder.run(&["init", "--force"]).ended(0);
 }
 

@@ -1,11 +1,11 @@
-//! A thousand tasks of many kinds, sent at once by an application, run by two workers: each ends as it should.
+//! A thousand tasks of many kinds, sent at once by an application and run by two workers: each has its expected end.
 
 use machinist::{Signature, record::TaskState};
 use serde_json::{Value, json};
 
 use crate::{
     servers::servers,
-    support::{Folder, LIMIT},
+    support::{Folder, WAIT_TIMEOUT},
 };
 
 const TASKS: &str = r#"
@@ -16,7 +16,7 @@ args = ["who"]
 command = ["sh", "-c", "exit 3"]
 "#;
 
-/// The signature of the n-th task, and how it has to end.
+/// Returns the signature of the n-th task, and its expected end.
 fn nth(n: usize) -> (Signature, TaskState, Vec<Value>) {
     match n % 10 {
         0..=3 => (Signature::new("add").arg(n).arg(1), TaskState::Success, vec![json!(n + 1)]),
@@ -42,7 +42,7 @@ fn all_end_as_they_should(folder: &Folder) {
         let sent = app.client().send_all(signatures).await;
         let mut ran_by = std::collections::BTreeMap::<String, usize>::new();
         for (sent, (state, results)) in sent.into_iter().zip(expected) {
-            let record = sent.unwrap().wait_record(LIMIT).await.unwrap();
+            let record = sent.unwrap().wait_record(WAIT_TIMEOUT).await.unwrap();
             assert_eq!(record.state, state, "{record:?}");
             assert_eq!(record.attempt, 1, "{record:?}");
             let values: Vec<Value> =

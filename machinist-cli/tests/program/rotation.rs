@@ -1,4 +1,4 @@
-//! A key is replaced while tasks of both keys are under way; nobody stops, nothing is lost.
+//! Replacement of a key while messages of both keys are under way: no process stops, no task is lost.
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -11,12 +11,12 @@ use crate::{
 const OLD_SIGNS: &str = "key_file = \"old.key\"\n[[keys]]\nfile = \"new.key\"\nstate = \"verify\"\n";
 const NEW_SIGNS: &str = "key_file = \"new.key\"\n[[keys]]\nfile = \"old.key\"\nstate = \"verify\"\n";
 
-/// A worker reads its keys again, as told by what its file says now.
-fn told_again(folder: &Folder, worker: &mut Running, toml: &str) {
+/// Changes the file of a worker, and makes the worker reload its keys.
+fn reload(folder: &Folder, worker: &mut Running, toml: &str) {
     folder.write("worker.toml", toml);
     worker.signal(Signal::SIGHUP);
     let line = worker.stderr.until("keys");
-    assert!(line.contains("were read again: new, old"), "{line}");
+    assert!(line.contains("keys reloaded: new, old"), "{line}");
 }
 
 fn send_many(folder: &Folder, config: &str) -> Running {
@@ -32,7 +32,7 @@ fn a_key_is_replaced(folder: &Folder) {
     let mut workers: Vec<Running> =
         (0..2).map(|_| folder.worker(&["--demo", "--concurrency", "4", "--config", "worker.toml"])).collect();
 
-    // The old key signs, some of it for later; the workers learn the new one meanwhile.
+    // The old key signs, also delayed tasks; the workers get the new one meanwhile.
     let late = folder.start(&[
         "send",
         "add",
@@ -49,13 +49,13 @@ fn a_key_is_replaced(folder: &Folder) {
     ]);
     let of_old = send_many(folder, "before.toml");
     for worker in &mut workers {
-        told_again(folder, worker, OLD_SIGNS);
+        reload(folder, worker, OLD_SIGNS);
     }
-    // Senders of both keys, and the workers change theirs.
+    // Senders use both keys, and the workers change theirs.
     let of_new = send_many(folder, "after.toml");
     let still_of_old = send_many(folder, "before.toml");
     for worker in &mut workers {
-        told_again(folder, worker, NEW_SIGNS);
+        reload(folder, worker, NEW_SIGNS);
     }
     for (sent, count) in [(late, 20), (of_old, 150), (of_new, 150), (still_of_old, 150)] {
         let all = sent.end().ended(0).json();
@@ -65,16 +65,16 @@ fn a_key_is_replaced(folder: &Folder) {
     let queues = folder.run(&["queues", "--json", "--config", "after.toml"]).ended(0).json();
     assert_eq!((&queues[0]["ready"], queues[0]["dead"].as_u64().unwrap_or(0)), (&json!(0), 0));
 
-    // What cannot be used changes nothing.
+    // A key that cannot be used changes nothing.
     folder.write("worker.toml", "key_file = \"nowhere.key\"\n");
     workers[0].signal(Signal::SIGHUP);
-    workers[0].stderr.until("the keys stay as they were: ");
+    workers[0].stderr.until("keys unchanged: ");
     folder.run(&["send", "add", "1", "--wait=60s", "--config", "after.toml"]).ended(0);
-    // The old key goes, and is not believed any more.
+    // The old key is removed, and is not valid any more.
     folder.write("worker.toml", "key_file = \"new.key\"\n[[keys]]\nid = \"old\"\nstate = \"revoked\"\n");
     for worker in &mut workers {
         worker.signal(Signal::SIGHUP);
-        worker.stderr.until("were read again: new, old");
+        worker.stderr.until("keys reloaded: new, old");
     }
     folder.send(&["add", "1", "--config", "before.toml"]);
     eventually("what the old key signed is a dead letter", || {

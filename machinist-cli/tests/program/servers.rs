@@ -1,18 +1,18 @@
-//! The same program on RabbitMQ and Redis.
+//! The main job on RabbitMQ and Redis.
 
 use serde_json::json;
 
 use crate::support::{Folder, eventually};
 
-/// A folder whose settings name the servers for tests, under a namespace of its own, and a key. `None` where there
-/// are none, which is a failure where they are required.
+/// Returns a folder whose settings name the test servers, a new namespace and a key. Returns `None` if there are no test
+/// servers, and fails if they are required.
 pub(crate) fn servers(test: &str) -> Option<Folder> {
     let mut folder = servers_without_key(test)?;
     folder.set("MACHINIST_KEY_FILE", &folder.key("test.key", "test"));
     Some(folder)
 }
 
-/// The same without a key.
+/// Returns the same folder without a key.
 pub(crate) fn servers_without_key(test: &str) -> Option<Folder> {
     let url = |name: &str| std::env::var(name).ok().filter(|url| !url.is_empty());
     match (url("MACHINIST_TEST_AMQP_URL"), url("MACHINIST_TEST_REDIS_URL")) {
@@ -84,13 +84,13 @@ fn time_on_rabbitmq_and_redis() {
 }
 
 #[test]
-fn a_wrong_password_is_told() {
-    let Some(folder) = servers("a_wrong_password_is_told") else { return };
+fn a_wrong_password_is_reported() {
+    let Some(folder) = servers("a_wrong_password_is_reported") else { return };
     let broker = std::env::var("MACHINIST_TEST_AMQP_URL").unwrap();
     let (scheme, rest) = broker.split_once("://").unwrap();
     let server = rest.rsplit('@').next().unwrap();
     let wrong = format!("{scheme}://guest:falsch@{server}");
     let ran =
-        folder.run(&["send", "add", "--broker", &wrong]).ended(77).told(&["guest", "password", "broker"]);
+        folder.run(&["send", "add", "--broker", &wrong]).ended(77).reports(&["guest", "password", "broker"]);
     assert!(!ran.stderr.contains("falsch"), "{ran:?}");
 }

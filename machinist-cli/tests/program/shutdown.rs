@@ -1,4 +1,4 @@
-//! How a worker ends, and how it begins.
+//! Start and end of a worker.
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -19,7 +19,7 @@ fn a_drained_worker_finishes_what_runs() {
     worker.signal(Signal::SIGTERM);
     worker.stderr.until("stopping");
     folder.write("go", "");
-    worker.end().ended(0).told(&["everything that had started has ended"]);
+    worker.end().ended(0).reports(&["everything that had started has ended"]);
     assert_eq!(folder.status(&id)["state"], "SUCCESS");
 }
 
@@ -29,7 +29,7 @@ fn what_does_not_end_in_time_is_handed_back_and_its_program_ended() {
     let worker = folder.worker(&["--grace", "100ms"]);
     let id = folder.send(&["wait"]);
     let leader = contents(&folder.path().join("leader"));
-    worker.stop().ended(75).told(&["1 running tasks were handed back"]);
+    worker.stop().ended(75).reports(&["1 running tasks were handed back"]);
     gone(&leader);
     assert_eq!(folder.status(&id)["state"], json!("PENDING"));
     assert_eq!(folder.status(&id)["attempt"], 1);
@@ -52,7 +52,7 @@ fn each_signal_goes_one_stage_further() {
 
 #[test]
 fn a_worker_without_tasks_does_not_start() {
-    Folder::new().run(&["worker"]).ended(78).told(&[
+    Folder::new().run(&["worker"]).ended(78).reports(&[
         "this worker would know no task",
         "machinist init",
         "--demo",
@@ -62,5 +62,5 @@ fn a_worker_without_tasks_does_not_start() {
 #[test]
 fn a_task_of_two_owners_is_refused() {
     let folder = Folder::with("[tasks.add]\ncommand = [\"true\"]\n");
-    folder.run(&["worker", "--demo"]).ended(78).told(&["\"add\" is registered twice"]);
+    folder.run(&["worker", "--demo"]).ended(78).reports(&["\"add\" is registered twice"]);
 }

@@ -1,4 +1,4 @@
-//! Nothing runs that nobody signed, and whoever works or sends over a network has a key.
+//! Unsigned tasks are not run, and workers and senders over a network need a key.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ use crate::{
     support::{Folder, eventually},
 };
 
-/// A task that leaves a trace when it runs.
+/// Settings of a task that creates a file when it runs.
 const TRACE: &str = "[tasks.trace]\ncommand = [\"touch\", \"it-ran\"]\n";
 
 fn dead(folder: &Folder) -> u64 {
@@ -18,12 +18,11 @@ fn dead(folder: &Folder) -> u64 {
 #[test]
 fn a_shared_broker_asks_for_a_key() {
     let Some(mut folder) = servers_without_key("a_shared_broker_asks_for_a_key") else { return };
-    let words =
-        ["no key that says whose tasks may run", "`machinist keygen`", "--key-file", "--allow-unsigned"];
-    folder.run(&["worker", "--demo"]).ended(78).told(&words);
-    folder.run(&["send", "add", "1"]).ended(78).told(&words);
+    let words = ["no key to sign and verify tasks", "`machinist keygen`", "--key-file", "--allow-unsigned"];
+    folder.run(&["worker", "--demo"]).ended(78).reports(&words);
+    folder.run(&["send", "add", "1"]).ended(78).reports(&words);
 
-    // Whoever only looks needs none.
+    // A command that only reads needs none.
     folder.run(&["queues"]).ended(0);
     folder.run(&["status", "nobody"]).ended(3);
     folder.run(&["config"]).ended(0);
@@ -33,7 +32,7 @@ fn a_shared_broker_asks_for_a_key() {
         "{doctor}"
     );
 
-    // What is allowed is allowed in so many words, and told.
+    // Unsigned tasks have to be allowed explicitly, and the worker warns of it.
     let mut worker = folder.start(&["worker", "--demo", "--allow-unsigned"]);
     worker.stderr.until("unsigned tasks are allowed");
     worker.stderr.until("is ready");
@@ -42,11 +41,11 @@ fn a_shared_broker_asks_for_a_key() {
     let id = sent.stdout.lines().next().unwrap().to_owned();
     folder.run(&["status", &id]).ended(0);
     folder.set("MACHINIST_LOG", "debug,lapin=off");
-    folder.run(&["status", &id]).ended(0).told(&["it is not checked who wrote the results"]);
+    folder.run(&["status", &id]).ended(0).reports(&["it is not checked who wrote the results"]);
     worker.stop().ended(0);
 }
 
-/// A worker with one key, and a sender that is not to be believed.
+/// Starts a worker with one key, and sends with another one.
 fn never_runs(folder: &Folder, sender: &[&str], reason: &str) {
     folder.write("machinist.toml", TRACE);
     let mut worker = folder.worker(&[]);
@@ -93,13 +92,16 @@ fn what_nobody_signed_never_runs() {
 }
 
 #[test]
-fn a_result_that_no_known_key_signed_is_not_believed() {
+fn a_result_that_no_known_key_signed_is_refused() {
     let folder = Folder::new();
     let worker = folder.worker(&["--demo"]);
     let done = folder.outcome(&["add", "1"]);
     let id = done["id"].as_str().unwrap();
     let other = folder.key("other.key", "other");
-    folder.run(&["status", id, "--key-file", &other]).ended(78).told(&["is not to be believed", "keys list"]);
+    folder
+        .run(&["status", id, "--key-file", &other])
+        .ended(78)
+        .reports(&["is not to be believed", "keys list"]);
     folder.run(&["status", id]).ended(0);
     worker.stop().ended(0);
 }
@@ -162,7 +164,7 @@ fn no_output_and_no_log_holds_a_secret() {
         hides(&secrets, &folder.run(line));
     }
     hides(&secrets, &worker.stop().ended(0));
-    // Nor does a complaint about a key file that is broken, wherever it breaks.
+    // Nor does the error of a broken key file, wherever it is broken.
     let text = std::fs::read_to_string(folder.path().join("machinist.key")).unwrap();
     let broken = folder.path().join("broken.toml");
     for end in (0..text.len()).step_by(3) {

@@ -12,9 +12,9 @@ fn sizes_are_settings() {
         assert!(config.contains(row), "{row}: {config}");
     }
     let large = "x".repeat(600);
-    folder.run(&["send", "add", &large]).ended(64).told(&["body", "500 is the limit"]);
-    folder.run(&["send", "add", "1", "2", "3"]).ended(64).told(&["arguments", "2 is the limit"]);
-    folder.run(&["send", "add", "[[[1]]]"]).ended(64).told(&["nesting", "5 is the limit"]);
+    folder.run(&["send", "add", &large]).ended(64).reports(&["body", "500 is the limit"]);
+    folder.run(&["send", "add", "1", "2", "3"]).ended(64).reports(&["arguments", "2 is the limit"]);
+    folder.run(&["send", "add", "[[[1]]]"]).ended(64).reports(&["nesting", "5 is the limit"]);
     let worker = folder.worker(&["--demo"]);
     let told = folder.outcome(&["echo", &"x".repeat(40)]);
     assert!(
@@ -25,7 +25,7 @@ fn sizes_are_settings() {
 }
 
 #[test]
-fn sizes_that_make_no_sense_are_told() {
+fn sizes_that_make_no_sense_are_reported() {
     let folder = Folder::new();
     for (toml, words) in [
         ("[sizes]\nbody = \"much\"", &["machinist.toml:2", "sizes.body", "is not a size"][..]),
@@ -36,19 +36,19 @@ fn sizes_that_make_no_sense_are_told() {
         ("freshness = \"0s\"", &["freshness", "0s"]),
     ] {
         folder.write("machinist.toml", toml);
-        folder.run(&["send", "add", "1"]).ended(78).told(words);
+        folder.run(&["send", "add", "1"]).ended(78).reports(words);
     }
     folder.write("machinist.toml", "freshness = \"2d\"\nresults_ttl = \"2d\"");
     folder.run(&["send", "add", "1"]).ended(0);
 }
 
 #[test]
-fn the_old_section_limits_is_read_and_told() {
+fn the_old_section_limits_is_read_with_a_warning() {
     let folder = Folder::with("[limits]\nbody = 500\n");
-    let config = folder.run(&["config"]).ended(0).told(&["[limits]", "[sizes]", "machinist.toml:1"]);
+    let config = folder.run(&["config"]).ended(0).reports(&["[limits]", "[sizes]", "machinist.toml:1"]);
     assert_eq!(config.stderr.matches("[limits]").count(), 1, "{config:?}");
     assert!(config.stdout.contains("sizes.body"), "{config:?}");
-    folder.run(&["send", "add", &"x".repeat(600)]).ended(64).told(&["body", "500 is the limit"]);
+    folder.run(&["send", "add", &"x".repeat(600)]).ended(64).reports(&["body", "500 is the limit"]);
     folder.write("machinist.toml", "[limits]\nbody = 500\n[sizes]\nbody = 500\n");
-    folder.run(&["config"]).ended(78).told(&["machinist.toml:1", "[limits]", "[sizes]"]);
+    folder.run(&["config"]).ended(78).reports(&["machinist.toml:1", "[limits]", "[sizes]"]);
 }

@@ -1,4 +1,4 @@
-//! Folders in which the program runs, and workers that end with their test. Every wait is bounded.
+//! Folders in which the program runs, and workers that end with their test. Every wait has a timeout.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -20,17 +20,17 @@ use nix::{
 };
 use serde_json::Value;
 
-/// No promise of the program takes longer, also on a busy machine.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+/// Maximum time of a wait, also on a busy machine.
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A folder of its own, and what is set in the environment there.
+/// New folder, and the variables of the environment for commands in it.
 #[derive(Debug)]
 pub(crate) struct Folder {
     dir: tempfile::TempDir,
     environment: Vec<(String, String)>,
 }
 
-/// What a command printed, and how it ended.
+/// Output and exit code of a command.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: i32,
@@ -39,21 +39,21 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    /// The only JSON value on standard output.
+    /// Returns the only JSON value on standard output.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// Fails the test unless the command ended so.
+    /// Fails the test unless the command ended with this code.
     #[track_caller]
     pub(crate) fn ended(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{self:?}");
         self
     }
 
-    /// Fails the test unless all of this is in what it printed for people.
+    /// Fails the test unless standard error contains all of these.
     #[track_caller]
-    pub(crate) fn told(self, words: &[&str]) -> Self {
+    pub(crate) fn reports(self, words: &[&str]) -> Self {
         for word in words {
             assert!(self.stderr.contains(word), "{word:?} is missing: {self:?}");
         }
@@ -66,7 +66,7 @@ impl Folder {
         Self { dir: tempfile::tempdir().unwrap(), environment: Vec::new() }
     }
 
-    /// With a machinist.toml.
+    /// Creates a folder with a machinist.toml.
     pub(crate) fn with(toml: &str) -> Self {
         let folder = Self::new();
         folder.write("machinist.toml", toml);
@@ -77,7 +77,7 @@ impl Folder {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
-    /// An application over what is configured here, for tests that are a program of their own.
+    /// Returns an application with the settings of the folder, for tests that send or work themselves.
     pub(crate) async fn app(&self) -> App {
         let env = |name: &str| {
             let set = self.environment.iter().find(|(set, _)| set == name);
@@ -104,14 +104,14 @@ impl Folder {
         path
     }
 
-    /// A key file; returns its path.
+    /// Creates a key file, and returns its path.
     pub(crate) fn key(&self, name: &str, id: &str) -> String {
         let path = self.path().join(name);
         Key::generate(Algorithm::HmacSha256, id).unwrap().write_new(&path).unwrap();
         path.display().to_string()
     }
 
-    /// A script that can be run.
+    /// Creates an executable script.
     pub(crate) fn script(&self, name: &str, body: &str) {
         use std::os::unix::fs::PermissionsExt;
         let path = self.write(name, &format!("#!/bin/sh\n{body}\n"));
@@ -137,10 +137,11 @@ impl Folder {
         self.start(arguments).end()
     }
 
-    /// Starts the program and does not wait.
+    /// Starts the program without waiting.
     pub(crate) fn start(&self, arguments: &[&str]) -> Running {
         let mut child = self.command(arguments).spawn().unwrap();
-        let (stdout, stderr) = (lines(child.stdout.take().unwrap()), lines(child.stderr.take().unwrap()));
+        let stdout = lines(child.stdout.take().unwrap());
+        let stderr = lines(child.stderr.take().unwrap());
         Running { child, stdout: Output::new(stdout), stderr: Output::new(stderr) }
     }
 
@@ -156,14 +157,14 @@ impl Folder {
         self.run(&[&["send"], arguments].concat()).ended(0).stdout.trim().to_owned()
     }
 
-    /// Sends a task, waits for its end, and returns what became of it.
+    /// Sends a task, waits for its end, and returns its outcome.
     pub(crate) fn outcome(&self, arguments: &[&str]) -> Value {
         let ran = self.run(&[&["send", "--wait=60s", "--json"], arguments].concat());
         assert!(ran.code <= 1, "{ran:?}");
         ran.json()
     }
 
-    /// What the backend knows about a task, word for word.
+    /// Returns the facts of a task in the backend, without changes.
     pub(crate) fn facts(&self, id: &str) -> Facts {
         let id = TaskId::parse(id).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -175,7 +176,7 @@ impl Folder {
     }
 }
 
-/// A program that runs. Killed when it is dropped, so that no test leaves one behind.
+/// Running program. It is killed when it is dropped, so that no test leaves one behind.
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
@@ -188,13 +189,13 @@ impl Running {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Asks the program to end, and waits until it has.
     pub(crate) fn stop(self) -> Ran {
         self.signal(Signal::SIGTERM);
         self.end()
     }
 
-    /// Waits for its end.
+    /// Waits until the program has ended.
     pub(crate) fn end(mut self) -> Ran {
         self.stdout.rest();
         self.stderr.rest();
@@ -209,13 +210,13 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It has ended where a test went well.
+        // After a successful test it has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// One of its outputs, line by line.
+/// Standard output or standard error, line by line.
 #[derive(Debug)]
 pub(crate) struct Output {
     lines: Receiver<String>,
@@ -227,11 +228,11 @@ impl Output {
         Self { lines, seen: String::new() }
     }
 
-    /// Reads on until a line holds this, and returns that line.
+    /// Reads until a line contains this, and returns the line.
     #[track_caller]
     pub(crate) fn until(&mut self, word: &str) -> String {
         loop {
-            match self.lines.recv_timeout(LIMIT) {
+            match self.lines.recv_timeout(WAIT_TIMEOUT) {
                 Ok(line) => {
                     self.seen.push_str(&line);
                     if line.contains(word) {
@@ -243,10 +244,10 @@ impl Output {
         }
     }
 
-    /// Reads on until it is closed.
+    /// Reads until the output is closed.
     pub(crate) fn rest(&mut self) {
         loop {
-            match self.lines.recv_timeout(LIMIT) {
+            match self.lines.recv_timeout(WAIT_TIMEOUT) {
                 Ok(line) => self.seen.push_str(&line),
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => panic!("the program does not end: {}", self.seen),
@@ -270,10 +271,10 @@ fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
     receiver
 }
 
-/// Asks again and again until there is an answer.
+/// Polls until there is an answer.
 #[track_caller]
 pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {
         if let Some(answer) = ask() {
             return answer;
@@ -283,7 +284,7 @@ pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T
     }
 }
 
-/// Waits until a process is gone, or is a zombie that nobody has waited for.
+/// Waits until a process is gone, or is a zombie.
 pub(crate) fn gone(id: &str) {
     eventually("the process ends", || {
         let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
@@ -292,7 +293,7 @@ pub(crate) fn gone(id: &str) {
     });
 }
 
-/// The contents of a file, once there are some.
+/// Waits until a file has contents, and returns them.
 pub(crate) fn contents(path: &Path) -> String {
     eventually("the file is written", || {
         std::fs::read_to_string(path)

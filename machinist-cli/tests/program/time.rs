@@ -1,4 +1,4 @@
-//! What people and scripts decide about time, on the embedded default.
+//! ETA, retries, timeouts and cancellation on the command line, on SQLite, the default.
 
 use serde_json::json;
 
@@ -30,7 +30,7 @@ fn what_waits_is_listed_revoked_or_run_at_once() {
     let _worker = folder.worker(&["--demo"]);
     folder.run(&["scheduled", "--now", &late]).ended(0);
     folder.run(&["status", &late, "--watch"]).ended(0);
-    folder.run(&["scheduled", "--now", &late]).ended(64).told(&["is SUCCESS", "machinist status"]);
+    folder.run(&["scheduled", "--now", &late]).ended(64).reports(&["is SUCCESS", "machinist status"]);
     let left = folder.run(&["scheduled", "--json"]).ended(0).json();
     assert_eq!((left.as_array().unwrap().len(), &left[0]["id"]), (1, &json!(early)));
     folder.run(&["revoke", "nobody"]).ended(3);
@@ -44,7 +44,7 @@ fn a_command_that_runs_is_revoked_with_all_its_processes() {
     let id = folder.send(&["wait", "--retries", "5"]);
     let leader = contents(&folder.path().join("leader"));
     let said = folder.run(&["revoke", &id]).ended(0).stdout;
-    assert_eq!(said, "it runs, and was told to end\n");
+    assert_eq!(said, "it runs, and was asked to end\n");
     let ended = folder.run(&["status", &id, "--watch"]).ended(1).stdout;
     assert!(ended.contains("FAILURE (revoked, -1)"), "{ended}");
     gone(&leader);
@@ -53,7 +53,7 @@ fn a_command_that_runs_is_revoked_with_all_its_processes() {
 
 #[test]
 fn a_command_that_is_terminated_ends_with_all_its_processes() {
-    // It ignores what it is told: the leader would go on for ever.
+    // The leader ignores the request to end, and would run forever.
     let folder = Folder::with(
         "[tasks.wait]\ncommand = [\"sh\", \"-c\", \"trap '' TERM; echo $$ > leader; while :; do sleep 1; done\"]\n",
     );
@@ -87,7 +87,7 @@ fn what_waits_for_its_next_run_is_listed_with_the_reason() {
     );
     let table = folder.run(&["scheduled"]).ended(0).stdout;
     assert!(table.contains("59m") && table.contains("attempt 2 after error: "), "{table}");
-    folder.run(&["scheduled", "--now", &id]).ended(64).told(&["is RETRY"]);
+    folder.run(&["scheduled", "--now", &id]).ended(64).reports(&["is RETRY"]);
     folder.run(&["revoke", &id]).ended(0);
     assert_eq!(folder.run(&["scheduled", "--json"]).ended(0).json(), json!([]));
 }
@@ -109,12 +109,12 @@ fn a_failed_task_is_sent_again() {
         (&folder.status(id)["retried_as"], &folder.status(new)["retry_of"]),
         (&json!(new), &json!(id))
     );
-    folder.run(&["retry", new]).ended(64).told(&["only a task in FAILURE"]);
+    folder.run(&["retry", new]).ended(64).reports(&["only a task in FAILURE"]);
     folder.run(&["retry", "nobody"]).ended(3);
 }
 
 #[test]
-fn limits_of_the_command_line_hold() {
+fn timeouts_of_the_command_line_hold() {
     let folder = Folder::with(
         "[tasks.soft]\ncommand = [\"sleep\", \"1000\"]\nsoft_timeout = \"200ms\"\nretry_timeouts = true\n\
          retries = 1\nbackoff = \"fixed:10ms\"\n",
@@ -131,7 +131,7 @@ fn limits_of_the_command_line_hold() {
     folder
         .run(&["send", "sleep", "1", "--timeout", "1s", "--soft-timeout", "2s"])
         .ended(64)
-        .told(&["soft limit of 2s is not below its limit of 1s"]);
+        .reports(&["soft limit of 2s is not below its limit of 1s"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! One trace over two processes, as a collector sees it.
+//! One trace over two processes, as a collector receives it.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -15,7 +15,7 @@ use prost::Message;
 
 use crate::support::{Folder, eventually};
 
-/// A receiver of OTLP over http/protobuf that remembers every span.
+/// Receiver of OTLP over http/protobuf that stores every span.
 struct Collector {
     url: String,
     spans: Arc<Mutex<Vec<Span>>>,
@@ -41,7 +41,7 @@ impl Collector {
     }
 }
 
-/// Takes requests from one connection until it is closed.
+/// Reads requests from one connection until it is closed.
 fn receive(stream: TcpStream, spans: &Mutex<Vec<Span>>) {
     let mut from = BufReader::new(stream);
     loop {
@@ -84,7 +84,8 @@ fn one_trace_over_two_processes_and_a_retry() {
     worker.stop().ended(0);
 
     let (sent, runs) = eventually("the spans arrive", || {
-        let (sent, runs) = (collector.named("send later"), collector.named("process later"));
+        let sent = collector.named("send later");
+        let runs = collector.named("process later");
         (sent.len() == 1 && runs.len() == 2).then_some((sent[0].clone(), runs))
     });
     let id = task["id"].as_str().unwrap();
@@ -108,5 +109,5 @@ fn a_collector_that_is_away_disturbs_nobody() {
     folder.set("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
     assert!(!folder.send(&["add", "1"]).is_empty());
     folder.set("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector");
-    folder.run(&["send", "add"]).ended(78).told(&["OTEL_EXPORTER_OTLP_ENDPOINT", "TLS", "http"]);
+    folder.run(&["send", "add"]).ended(78).reports(&["OTEL_EXPORTER_OTLP_ENDPOINT", "TLS", "http"]);
 }

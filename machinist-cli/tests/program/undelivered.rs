@@ -1,4 +1,4 @@
-//! Delayed tasks whose queue is gone when they come due.
+//! Delayed tasks whose queue is gone when they are due.
 
 use serde_json::json;
 
@@ -14,7 +14,7 @@ fn a_delayed_task_whose_queue_is_gone_arrives_or_ends() {
         private.services.rabbitmqctl(&["delete_queue", queue]).unwrap();
         id
     };
-    // Where workers make what is missing, the queue comes back, and whoever consumes it runs the task.
+    // If workers create missing queues, the queue comes back, and a worker of it runs the task.
     let worker = private.folder.worker(&["--demo"]);
     let late = send(&private, "made-again");
     eventually("its queue is there again", || {
@@ -29,7 +29,7 @@ fn a_delayed_task_whose_queue_is_gone_arrives_or_ends() {
     consumer.stop().ended(0);
     worker.stop().ended(0);
 
-    // Where they only check, its task ends, and says why.
+    // If workers only check the queues, the task ends with the reason.
     let gone = private.folder.send(&["add", "2", "3", "--queue", "gone", "--countdown", "10s"]);
     private.folder.set("MACHINIST_TOPOLOGY", "verify");
     let worker = private.folder.worker(&["--demo"]);

@@ -458,7 +458,7 @@ command = ["true"]
     }
 
     #[test]
-    fn what_is_wrong_with_a_key_is_told_without_its_secret() {
+    fn what_is_wrong_with_a_key_is_reported_without_its_secret() {
         assert!(
             error("keys = 1")
                 .contains("1:8: keys: expected tables, each under a line [[keys]], found the number 1")

@@ -391,7 +391,8 @@ mod tests {
                 SettingDefault::Described(text) => text.to_owned(),
                 SettingDefault::Nothing => "none".to_owned(),
             };
-            let (flag, variable) = (code(info.flag), code(info.variable));
+            let flag = code(info.flag);
+            let variable = code(info.variable);
             let meaning = info.meaning.replace("[[keys]]", "`[[keys]]`");
             lines.push(format!("//! | {name} | {flag} | {variable} | {default} | {meaning} |"));
         }

@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_duration_is_told() {
+    fn what_is_no_duration_is_reported() {
         assert_eq!(parse_duration("20").unwrap_err(), "\"20\" has no unit; write 20s or 20ms");
         assert!(parse_duration("-3s").unwrap_err().contains("past"));
         assert!(parse_duration("soon").unwrap_err().contains("is not a duration"));

@@ -1,4 +1,4 @@
-//! What somebody sends who has the broker, old messages of others, a revoked key, and a key for other tasks.
+//! Messages of an attacker who has access to the broker, old messages of others, a revoked key, and a key for other tasks.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ use machinist_memory::{MemoryBackend, MemoryBroker};
 
 use crate::{ADD, EVIL, MAIL, queue};
 
-/// How many tasks are replayed, in every round.
+/// Number of tasks that are replayed in every round.
 const REPLAYED: i64 = 60;
 
 pub(crate) struct Corpus {
     keys: Vec<Key>,
-    /// Signs by hand what no program of ours would write; its key is trusted.
+    /// Trusted key that signs messages which our programs would not write.
     hand: Key,
-    /// Evil tasks that the worker would run, if only these were let through.
+    /// Signed messages of the evil task.
     valid: Vec<Message>,
     delayed: Message,
     elsewhere: Message,
@@ -32,7 +32,7 @@ pub(crate) struct Corpus {
     pub(crate) replayed: Vec<Message>,
 }
 
-/// The message of a task as its sender would publish it. No server is needed for that.
+/// Returns the message of a task as its sender would publish it, without a server.
 async fn sealed<R>(key: Option<&Key>, signature: Signature<R>) -> Message {
     let broker = MemoryBroker::new();
     let app = App::builder(Arc::new(broker.clone()), Arc::new(MemoryBackend::new())).default_queue(queue());
@@ -61,7 +61,10 @@ fn flip(bytes: &[u8], round: usize) -> Vec<u8> {
 impl Corpus {
     pub(crate) async fn new() -> Self {
         let hmac = |id| Key::generate(Algorithm::HmacSha256, id).unwrap();
-        let (own, revoked, mailer, hand) = (hmac("own"), hmac("revoked"), hmac("mailer"), hmac("hand"));
+        let own = hmac("own");
+        let revoked = hmac("revoked");
+        let mailer = hmac("mailer");
+        let hand = hmac("hand");
         let verify = |key: &Key| key.clone().with_state(KeyState::Verify);
         let keys = vec![
             own.clone(),
@@ -74,7 +77,7 @@ impl Corpus {
         for n in 0..50 {
             valid.push(sealed(Some(&own), evil().priority(n % 10)).await);
         }
-        // Each under an id of its own: a record tells what became of an id only once.
+        // Each has a separate id: a record holds one outcome.
         let mut limited = Vec::new();
         for _ in 0..=crate::HOSTILE / KINDS {
             limited.push(sealed(Some(&mailer), evil()).await);
@@ -100,22 +103,22 @@ impl Corpus {
         }
     }
 
-    /// The keys of the worker.
+    /// Returns the key ring of the worker.
     pub(crate) fn ring(&self) -> Keyring {
         Keyring::new(self.keys.clone()).unwrap()
     }
 
-    /// What the replayed tasks add.
+    /// Returns the numbers that the replayed tasks add.
     pub(crate) fn replayed_numbers(&self) -> impl Iterator<Item = i64> {
         crate::GOOD..crate::GOOD + REPLAYED
     }
 
-    /// A message that names another task than it was signed for, for those who write frames by themselves.
+    /// Returns the body of a valid message, for hand-written frames.
     pub(crate) fn body(&self) -> &[u8] {
         &self.valid[0].body
     }
 
-    /// Signed by a trusted key and written by hand, under an id of its own.
+    /// Returns a hand-written message with a new id, signed by a trusted key.
     fn by_hand(&self, n: usize, content_type: &str, body: impl Into<Vec<u8>>) -> Message {
         let message = Message {
             id: Some(format!("by-hand-{n}")),
@@ -126,7 +129,7 @@ impl Corpus {
         producer::sign(message, &self.hand)
     }
 
-    /// An allowed task that carries another in its body, which its key may not send.
+    /// Returns an allowed task whose body contains another task, which its key may not send.
     pub(crate) fn hiding(&self, n: usize) -> Message {
         let body = br#"{"args":[{"type":"string","value":"a@b"}],
             "on_success":[{"name":"evil","args":[{"type":"string","value":"x"}]}],
@@ -140,12 +143,14 @@ impl Corpus {
         producer::sign(message, &self.hand)
     }
 
-    /// The n-th hostile message, and the reason under which it is to be found.
+    /// Returns the n-th hostile message, and the expected reason of its dead letter.
     pub(crate) fn message(&self, n: usize) -> (Message, &'static str) {
-        let (kind, round) = (n % KINDS, n / KINDS);
+        let kind = n % KINDS;
+        let round = n / KINDS;
         let valid = self.valid[round % self.valid.len()].clone();
         let text = |name: &str| valid.headers[name].as_text().unwrap().to_owned();
-        let (json, msgpack) = ("application/json", "application/msgpack");
+        let json = "application/json";
+        let msgpack = "application/msgpack";
         match kind {
             0 => (Message { body: flip(&valid.body, round).into(), ..valid }, "bad-signature"),
             1 => (Message { body: valid.body.slice(..round % valid.body.len()), ..valid }, "bad-signature"),
@@ -171,7 +176,7 @@ impl Corpus {
             9 => (self.impostor.clone(), "bad-signature"),
             10 => (header(valid, "machinist-first-key", "mailer"), "bad-signature"),
             11 => (self.unsigned.clone(), "unsigned"),
-            // As if it had waited for its key since long ago: that header is anybody's to write.
+            // As if it had waited for its key for a long time: anyone can write that header.
             12 => (header(self.strange.clone(), "machinist-unread-since", 1), "unknown-key"),
             13 => (self.revoked.clone(), "revoked-key"),
             14 => (self.limited[round].clone(), "not-allowed"),
@@ -184,7 +189,7 @@ impl Corpus {
             18 if round < 8 => (Message { body: vec![0; (1 << 20) + 1].into(), ..valid }, "too-large"),
             18 => (header(valid, "x-large", "x".repeat(17 * 1024)), "too-large"),
             19 => (self.elsewhere.clone(), "wrong-queue"),
-            // From here on signed with a key that is trusted, by somebody who writes messages by hand.
+            // From here on messages are hand-written, and signed with a trusted key.
             20 => {
                 let bomb = [&b"\x81\xa4args"[..], &[0x91; 5000], b"\x01"].concat();
                 (self.by_hand(n, msgpack, bomb), "malformed")
@@ -207,5 +212,5 @@ impl Corpus {
     }
 }
 
-/// How many kinds of hostile messages there are.
+/// Number of kinds of hostile messages.
 const KINDS: usize = 26;

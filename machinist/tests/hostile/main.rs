@@ -1,5 +1,5 @@
-//! Ten thousand hostile messages among two thousand good tasks, on every kind of server: the good ones are run, the
-//! hostile ones lie among the dead letters by reason, and nothing else has happened.
+//! Ten thousand hostile messages among two thousand good tasks, on every kind of server: the good tasks are run, the
+//! hostile messages are dead letters with the right reasons, and nothing else happens.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -33,22 +33,22 @@ use crate::{
     servers::{Servers, file, network},
 };
 
-/// How many hostile messages there are, replays not counted.
+/// Number of hostile messages, without replays.
 const HOSTILE: usize = 10_000;
-/// How many tasks are to be run.
+/// Number of good tasks.
 const GOOD: i64 = 2_000;
-/// In how many rounds they are sent, so that all kinds meet in the queue.
+/// Number of rounds in which they are sent, so that all kinds meet in the queue.
 const ROUNDS: usize = 20;
-/// Nothing here takes longer on a busy machine.
-const LIMIT: Duration = Duration::from_secs(180);
+/// Maximum time of each wait, also on a busy machine.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(180);
 
 pub(crate) const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
-/// What the key with a limit may send.
+/// Task that the key with restrictions may send.
 pub(crate) const MAIL: TaskDef<(String,), ()> = TaskDef::new("mail.send");
-/// Must never run.
+/// Task that must never run.
 pub(crate) const EVIL: TaskDef<(String,), ()> = TaskDef::new("evil");
 
-/// What ran.
+/// Record of the runs.
 #[derive(Debug, Clone, Default)]
 struct Ran {
     added: Arc<Mutex<Vec<i64>>>,
@@ -71,10 +71,11 @@ async fn evil(State(ran): State<Ran>, _what: String) -> Result<(), TaskError> {
     Ok(())
 }
 
-/// Counts every panic of this process, whoever catches it.
+/// Counts every panic of this process, even if it is caught.
 fn count_panics() -> Arc<AtomicU64> {
     let count = Arc::new(AtomicU64::new(0));
-    let (counted, before) = (Arc::clone(&count), std::panic::take_hook());
+    let counted = Arc::clone(&count);
+    let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         counted.fetch_add(1, Ordering::SeqCst);
         before(panic);
@@ -118,15 +119,20 @@ async fn no_harm_is_done(servers: Servers) {
         .concurrency(64)
         .build()
         .unwrap();
-    let (letters, ready, stop) = (worker.dead_letter_counts(), worker.ready(), CancellationToken::new());
+    let letters = worker.dead_letter_counts();
+    let ready = worker.ready();
+    let stop = CancellationToken::new();
     let running = tokio::spawn(worker.run_until(stop.clone().cancelled_owned()));
-    within(LIMIT, "the worker", ready.cancelled()).await;
-    // Everything that connects has connected once this has been run, and refused.
+    within(WAIT_TIMEOUT, "the worker", ready.cancelled()).await;
+    // After this first task all connections are open.
     let first = app.client().send(ADD.call((-1, 0))).await.unwrap();
-    assert_eq!(first.wait(LIMIT).await.unwrap(), -1);
+    assert_eq!(first.wait(WAIT_TIMEOUT).await.unwrap(), -1);
     let connections = servers.connections();
 
-    let (mut expected, mut good, mut replays, mut n) = (Vec::new(), Vec::new(), 0, 0);
+    let mut expected = Vec::new();
+    let mut good = Vec::new();
+    let mut replays = 0;
+    let mut n = 0;
     for round in 0..ROUNDS {
         let share = GOOD / ROUNDS as i64;
         let calls = (0..share).map(|k| ADD.call((round as i64 * share + k, 1))).collect();
@@ -139,7 +145,7 @@ async fn no_harm_is_done(servers: Servers) {
             batch.push(publish(message));
             n += 1;
         }
-        // What is run once, however often it is there; and what is allowed, but not what is hidden in it.
+        // Replayed tasks are run once; of the hiding message only the allowed task is run.
         batch.extend(corpus.replayed.iter().cloned().map(publish));
         replays += corpus.replayed.len();
         batch.push(publish(corpus.hiding(round)));
@@ -150,21 +156,23 @@ async fn no_harm_is_done(servers: Servers) {
     }
     assert!(replays >= 1_000);
 
-    for (n, sum) in within(LIMIT, "the good tasks", wait_all(&good, LIMIT)).await.into_iter().enumerate() {
+    for (n, sum) in
+        within(WAIT_TIMEOUT, "the good tasks", wait_all(&good, WAIT_TIMEOUT)).await.into_iter().enumerate()
+    {
         assert_eq!(sum.unwrap(), n as i64 + 1);
     }
     for sum in &good {
         assert_eq!(sum.state().await.unwrap(), record::TaskState::Success);
     }
     let all = expected.len() as u64;
-    let there = eventually(LIMIT, async || {
+    let there = eventually(WAIT_TIMEOUT, async || {
         let depth = app.broker().depth(&[queue()]).await.unwrap().remove(0);
         letters.total() >= all && depth.ready == Some(0) && depth.dead >= Some(all)
     });
     assert!(there.await, "{:?} of {:?}", letters.by_reason(), counted(expected));
-    assert_eq!(servers.connections(), connections, "nobody was thrown out");
+    assert_eq!(servers.connections(), connections, "no connection was closed");
     stop.cancel();
-    let drained = within(LIMIT, "the end", running).await.unwrap().unwrap();
+    let drained = within(WAIT_TIMEOUT, "the end", running).await.unwrap().unwrap();
     assert!(drained.is_clean(), "{drained:?}");
 
     let found = servers.dead_letters().await;
@@ -172,7 +180,7 @@ async fn no_harm_is_done(servers: Servers) {
     assert_eq!(counted(found.iter().map(String::as_str)), expected);
     let counters: BTreeMap<String, u64> =
         letters.by_reason().into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect();
-    assert_eq!(counters, expected, "the counters agree with what is there");
+    assert_eq!(counters, expected, "the counters agree with the dead letters");
     assert_eq!(ran.evil.load(Ordering::SeqCst), 0, "hostile runs");
     assert_eq!(ran.mailed.load(Ordering::SeqCst), ROUNDS as u64);
     let mut added = ran.added.lock().unwrap().clone();

@@ -1,4 +1,4 @@
-//! A publisher that writes AMQP frames by itself: what no library writes, an attacker does.
+//! Publisher that writes raw AMQP frames, as an attacker can and a library does not.
 
 use std::{
     io::{Read, Write},
@@ -11,15 +11,15 @@ const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const END: u8 = 0xce;
 
-/// A connection with one channel that confirms.
+/// Connection with one channel in confirm mode.
 pub(crate) struct RawPublisher(TcpStream);
 
-/// A message as its sender wants it on the wire. Names are bytes, not text.
+/// Message as it is written on the wire. Names are bytes, not text.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RawMessage {
     pub(crate) routing_key: Vec<u8>,
     pub(crate) content_type: Option<Vec<u8>>,
-    /// A field table without its length.
+    /// Field table without its length.
     pub(crate) headers: Option<Vec<u8>>,
     pub(crate) correlation_id: Option<Vec<u8>>,
     pub(crate) reply_to: Option<Vec<u8>>,
@@ -37,7 +37,7 @@ pub(crate) fn long(bytes: &[u8]) -> Vec<u8> {
     [&u32::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
 }
 
-/// An entry of a table: its name, the letter of its type, its value.
+/// Returns an entry of a table: its name, the letter of its type, its value.
 pub(crate) fn entry(name: &[u8], letter: u8, value: &[u8]) -> Vec<u8> {
     [&short(name)[..], &[letter], value].concat()
 }
@@ -66,8 +66,8 @@ impl RawPublisher {
         this
     }
 
-    /// Publishes to the default exchange, and waits for the broker's word: whether it took the message. Where it did not, this connection is
-    /// closed.
+    /// Publishes to the default exchange. Returns `true` if the broker confirms the message; if it refuses it, this
+    /// connection is closed.
     pub(crate) fn publish(&mut self, message: &RawMessage) -> bool {
         let key = short(&message.routing_key);
         self.method(1, [60, 40], &[&[0, 0], &short(b""), &key, &[0]]);
@@ -105,14 +105,14 @@ impl RawPublisher {
         self.0.write_all(&frame).unwrap();
     }
 
-    /// The arguments of the next method, which must be this one.
+    /// Reads the arguments of the next method, which must be this one.
     fn expect(&mut self, id: [u8; 2]) -> Vec<u8> {
         let (found, arguments) = self.next();
         assert_eq!(found, id, "{}", String::from_utf8_lossy(&arguments));
         arguments
     }
 
-    /// The next method and its arguments.
+    /// Reads the next method and its arguments.
     fn next(&mut self) -> ([u8; 2], Vec<u8>) {
         loop {
             let mut start = [0; 7];

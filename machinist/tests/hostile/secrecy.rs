@@ -1,4 +1,4 @@
-//! Somebody reads everything that lies in RabbitMQ and Redis, and learns nothing of what is encrypted.
+//! Encrypted values are found nowhere in the contents of RabbitMQ and Redis.
 
 use std::time::Duration;
 
@@ -10,18 +10,18 @@ use machinist_conformance::{eventually, says, within};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    LIMIT, app, queue,
+    WAIT_TIMEOUT, app, queue,
     servers::{Servers, network},
 };
 
-/// Says what it was given wherever a task can say something, and fails in the end if it is told to.
+/// Writes its argument to the log, the progress and the result, and fails if it is told to.
 const TELL: TaskDef<(String, bool), String> = TaskDef::new("tell");
 const SECRET: &str = "the-plain-text-that-nobody-is-to-find";
 
 async fn tell(cx: TaskContext, what: String, fail: bool) -> Result<String, TaskError> {
     cx.progress(1, 2, what.clone());
     cx.log(&what);
-    // So long that the note is written by itself, and seen.
+    // Long enough that the progress is written separately.
     tokio::time::sleep(Duration::from_secs(1)).await;
     match (cx.attempt(), fail) {
         (1, _) => Err(TaskError::new(what)),
@@ -32,7 +32,7 @@ async fn tell(cx: TaskContext, what: String, fail: bool) -> Result<String, TaskE
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_encrypted_is_found_nowhere() {
-    // Not encrypted it is found in all these places: who does not find it has looked.
+    // Without encryption it is found in all these places, so that the search works.
     for hidden in [false, true] {
         let Some(servers) = network().await else { return };
         let Servers::Network(network) = &servers else { return };
@@ -48,7 +48,7 @@ async fn what_is_encrypted_is_found_nowhere() {
         let call = |fail| TELL.call((SECRET.to_owned(), fail)).retries(1);
         let good = sender.client().send(call(false)).await.unwrap();
         let bad = sender.client().send(call(true)).await.unwrap();
-        // Its message lies in the backend too, until it is due.
+        // The backend holds its message too, until it is due.
         let later = call(false).countdown(Duration::from_secs(3600));
         let later = sender.client().send(later).await.unwrap();
 
@@ -62,10 +62,10 @@ async fn what_is_encrypted_is_found_nowhere() {
         let worker = Worker::builder(&working).queue(queue()).task(TELL, tell).build().unwrap();
         let (ready, stop) = (worker.ready(), CancellationToken::new());
         let running = tokio::spawn(worker.run_until(stop.clone().cancelled_owned()));
-        within(LIMIT, "the worker", ready.cancelled()).await;
+        within(WAIT_TIMEOUT, "the worker", ready.cancelled()).await;
         let mut seen = None;
         loop {
-            let record = good.changed(seen.as_ref(), LIMIT).await.unwrap();
+            let record = good.changed(seen.as_ref(), WAIT_TIMEOUT).await.unwrap();
             assert!(!hidden || !says(&network.bytes_of_backend().await, SECRET), "{record:?}");
             if record.state == record::TaskState::Success {
                 assert_eq!(record.history[0].error.message(), SECRET);
@@ -74,22 +74,22 @@ async fn what_is_encrypted_is_found_nowhere() {
             }
             seen = Some(record);
         }
-        assert_eq!(good.wait(LIMIT).await.unwrap(), SECRET);
-        let failed = bad.wait_record(LIMIT).await.unwrap();
+        assert_eq!(good.wait(WAIT_TIMEOUT).await.unwrap(), SECRET);
+        let failed = bad.wait_record(WAIT_TIMEOUT).await.unwrap();
         assert_eq!((failed.state, failed.error.unwrap().message()), (record::TaskState::Failure, SECRET));
 
         let dead = async || network.bytes_of_queue("math.dead").await.contains(bad.id().as_str());
-        assert!(eventually(LIMIT, dead).await, "it is a dead letter");
+        assert!(eventually(WAIT_TIMEOUT, dead).await, "it is a dead letter");
         stop.cancel();
-        within(LIMIT, "the end of the worker", running).await.unwrap().unwrap();
+        within(WAIT_TIMEOUT, "the end of the worker", running).await.unwrap().unwrap();
         let letter = network.bytes_of_queue("math.dead").await;
         assert_eq!(says(&letter, SECRET), !hidden, "{letter}");
         assert_eq!(says(&network.bytes_of_backend().await, SECRET), !hidden);
 
-        // Without the key one is told so.
+        // Without the key there is an error.
         if hidden {
             let stranger = app(&servers, Keyring::new([sign]).unwrap()).await;
-            let locked = stranger.result(good.id().clone()).wait(LIMIT).await.unwrap_err().to_string();
+            let locked = stranger.result(good.id().clone()).wait(WAIT_TIMEOUT).await.unwrap_err().to_string();
             assert!(locked.contains("encrypted with key hide, which is not in the ring here"), "{locked}");
         }
         servers.clean_up().await;

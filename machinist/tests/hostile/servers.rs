@@ -1,4 +1,4 @@
-//! Where the corpus is let loose: a file, or Redis and RabbitMQ behind a proxy that counts connections.
+//! Servers of the test: an SQLite file, or Redis and RabbitMQ behind a proxy that counts connections.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ pub(crate) fn file() -> Servers {
     Servers::File(tempfile::tempdir().unwrap())
 }
 
-/// `None` where there are no servers for tests.
+/// Returns the test servers behind proxies; `None` if there are no test servers.
 pub(crate) async fn network() -> Option<Servers> {
     let server = service_url("MACHINIST_TEST_AMQP_URL")?;
     let redis = service_url("MACHINIST_TEST_REDIS_URL")?;
@@ -52,7 +52,7 @@ pub(crate) async fn network() -> Option<Servers> {
 }
 
 impl Servers {
-    /// Connections of their own, as another process has them.
+    /// Opens new connections, as another process would.
     pub(crate) async fn open(&self) -> (Arc<dyn Broker>, Arc<dyn Backend>) {
         match self {
             Self::File(folder) => {
@@ -69,7 +69,7 @@ impl Servers {
         }
     }
 
-    /// How many connections to the broker were ever made.
+    /// Returns the number of connections to the broker so far.
     pub(crate) fn connections(&self) -> u64 {
         match self {
             Self::File(_) => 0,
@@ -77,7 +77,7 @@ impl Servers {
         }
     }
 
-    /// Publishes what cannot be written with a library; the reasons under which is to be found what the broker took.
+    /// Publishes messages that a library cannot write. Returns the expected reasons of those that the broker accepts.
     pub(crate) async fn publish_raw(&self, corpus: &Corpus, round: usize) -> Vec<&'static str> {
         let Self::Network(network) = self else { return Vec::new() };
         let url = network.server.clone();
@@ -99,12 +99,12 @@ impl Servers {
         vec!["undecodable"; taken]
     }
 
-    /// The reasons of all dead letters, which are taken out.
+    /// Removes all dead letters, and returns their reasons.
     pub(crate) async fn dead_letters(&self) -> Vec<String> {
         match self {
             Self::File(folder) => {
                 let db = rusqlite::Connection::open(folder.path().join("machinist.db")).unwrap();
-                // The letters lie in a queue that nobody can name; a marker moved, they can be consumed.
+                // The dead letters are in a queue whose name is not allowed; under another marker they can be consumed.
                 db.execute("UPDATE queues SET dead = 0, name = 'opened' WHERE dead = 1", []).unwrap();
                 let opened = "opened".try_into().unwrap();
                 let broker = open(folder).await.broker();
@@ -122,7 +122,7 @@ impl Servers {
         }
     }
 
-    /// Leaves nothing behind on servers that others use.
+    /// Removes everything from the shared servers.
     pub(crate) async fn clean_up(&self) {
         let Self::Network(network) = self else { return };
         let channel = network.channel().await;
@@ -151,12 +151,12 @@ impl Network {
         connection.create_channel().await.unwrap()
     }
 
-    /// Every byte that lies in a queue of the broker, as text; the messages stay there.
+    /// Returns all bytes of a queue of the broker as text; the messages stay in the queue.
     pub(crate) async fn bytes_of_queue(&self, name: &str) -> String {
         let channel = self.channel().await;
         let mut all = String::new();
         let name = format!("{}:{name}", self.namespace);
-        // They come back when the channel is closed, and none is fetched twice before.
+        // The messages return to the queue when the channel is closed, and none is fetched twice before.
         let options = BasicGetOptions { no_ack: false };
         while let Some(got) = channel.basic_get(name.as_str().into(), options).await.unwrap() {
             all += &format!("{:?} ", got.delivery.properties);
@@ -166,7 +166,7 @@ impl Network {
         all
     }
 
-    /// Every byte that lies in the backend, as text.
+    /// Returns all bytes of the backend as text.
     pub(crate) async fn bytes_of_backend(&self) -> String {
         let client = redis::Client::open(self.redis.as_str()).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
@@ -221,7 +221,7 @@ fn flatten(value: &redis::Value, all: &mut String) {
     all.push(' ');
 }
 
-/// Tables in each other, as deep as one frame has room for.
+/// Returns nested tables, as deep as one frame allows.
 fn nested(depth: usize) -> Vec<u8> {
     let mut value = Vec::new();
     for _ in 0..depth {
@@ -230,7 +230,7 @@ fn nested(depth: usize) -> Vec<u8> {
     value
 }
 
-/// Lists in each other.
+/// Returns nested lists.
 fn listed(depth: usize) -> Vec<u8> {
     let mut value = Vec::new();
     for _ in 0..depth {
@@ -266,7 +266,7 @@ fn raw_messages(corpus: &Corpus, queue: &str, round: usize) -> Vec<RawMessage> {
         with_headers(nested(2_500)),
         with_headers(listed(5)),
         with_headers(listed(3_000)),
-        // Routed by a header, so that the routing key can be anything.
+        // The queue is bound by a header, so that the routing key can be anything.
         RawMessage {
             routing_key: b"caf\xe9\xff".to_vec(),
             headers: Some(entry(b"CC", b'A', &long(&copied))),
