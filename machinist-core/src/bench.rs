@@ -4,12 +4,15 @@
 use std::{hint::black_box, time::Duration};
 
 use crate::{
-    args::{Arg, Results},
+    args::Arg,
     backend::Commit,
     clock::Timestamp,
     error::TaskError,
     id::TaskId,
-    record::{Claim, Counters, Facts, Outcome, StartRequest, decide, decide_start, fold, outcome_commit},
+    record::{
+        Claim, Counters, EncodedResults, Facts, Outcome, StartRequest, decide, decide_start, fold,
+        outcome_commit,
+    },
     retry::RetryPolicy,
     security::Trust,
     sign::{Algorithm, Key},
@@ -101,7 +104,7 @@ pub fn attest_end() -> impl FnMut() {
     let claim = started().1;
     let policy = RetryPolicy::default();
     let trust = trust();
-    let ended = end(&claim, Outcome::Returned(Results::default()), &policy);
+    let ended = end(&claim, Outcome::Returned(EncodedResults::default()), &policy);
     move || drop(black_box(trust.sign_end(black_box(&ended).clone())))
 }
 
@@ -153,7 +156,7 @@ pub fn fail() -> impl FnMut() {
 pub fn succeed() -> impl FnMut() {
     let claim = started().1;
     let policy = RetryPolicy::default();
-    move || drop(black_box(end(&claim, Outcome::Returned(Results::default()), &policy)))
+    move || drop(black_box(end(&claim, Outcome::Returned(EncodedResults::default()), &policy)))
 }
 
 fn end(claim: &Claim, outcome: Outcome, policy: &RetryPolicy) -> Commit {
@@ -164,7 +167,7 @@ fn end(claim: &Claim, outcome: Outcome, policy: &RetryPolicy) -> Commit {
 /// A record of a task that ended as people see it.
 pub fn fold_ended() -> impl FnMut() {
     let (mut facts, claim) = started();
-    let ended = end(&claim, Outcome::Returned(Results::default()), &RetryPolicy::default());
+    let ended = end(&claim, Outcome::Returned(EncodedResults::default()), &RetryPolicy::default());
     assert!(ended.apply(&mut facts), "it is the holder's");
     move || drop(black_box(fold(&claim.id, black_box(&facts))))
 }

@@ -8,14 +8,13 @@ use std::{sync::OnceLock, time::Duration};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    args::Results,
     broker::{HeaderValue, Headers, Message},
     clock::Timestamp,
     id::{QueueName, RunId, SessionId, TaskId},
     record::{
-        Counters, Facts, FailureKind, RevokeDecision, RevokeMode, StartDecision, StartRequest, Suspicion,
-        Verdict, decide_revoke, decide_start, failure_without_run, fold, json as fact, name,
-        recorded_follow_up, suspicion,
+        Counters, EncodedResults, Facts, FailureKind, RevokeDecision, RevokeMode, StartDecision,
+        StartRequest, Suspicion, Verdict, decide_revoke, decide_start, failure_without_run, fold,
+        json as fact, name, recorded_follow_up, suspicion,
     },
     security::{Admission, Trust, admit, encryption},
     session_channel::wake_session,
@@ -231,7 +230,7 @@ fn started_over(id: &TaskId, facts: &Facts, attempt: u32) {
                 assert!(commit.apply(&mut facts), "{commit:?}");
                 let ended = crate::record::outcome_commit(
                     &claim,
-                    &Verdict::Success(Results::default()),
+                    &Verdict::Success(EncodedResults::default()),
                     String::new(),
                     NOW,
                     HOUR,

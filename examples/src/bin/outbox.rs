@@ -34,7 +34,7 @@ fn place_order(shop: &mut Connection, item: &str) -> rusqlite::Result<TaskId> {
     Ok(task)
 }
 
-/// Sends what lies in the outbox, the oldest first. A row goes when the broker has its message, and not before.
+/// Sends the rows of the outbox, oldest first. A row is deleted after the broker has confirmed its message, not before.
 async fn relay(
     client: &Client,
     shop: &Connection,

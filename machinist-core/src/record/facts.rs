@@ -267,6 +267,53 @@ pub(crate) enum EndVerdict {
     Failure { kind: FailureKind, error: ErrorText },
 }
 
+/// Results as the JSON text that a record holds, encoded once: its size is checked before it is committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EncodedResults(Bytes);
+
+impl EncodedResults {
+    /// Encodes the results of a run.
+    pub(crate) fn of(results: &Results) -> Self {
+        Self(json(results))
+    }
+
+    /// Size of the text, in bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl Default for EncodedResults {
+    fn default() -> Self {
+        Self::of(&Results::default())
+    }
+}
+
+/// Encodes the end of a task in SUCCESS: the same text as that of an [`End`] with [`EndVerdict::Success`], without
+/// encoding the results again.
+pub(crate) fn success(origin: &RunOrigin, at: Timestamp, results: &EncodedResults, log: &str) -> Bytes {
+    #[derive(Serialize)]
+    struct Head<'a> {
+        #[serde(flatten)]
+        origin: &'a RunOrigin,
+        at: Timestamp,
+        state: &'static str,
+    }
+    let mut text = Vec::with_capacity(TYPICAL_FACT_BYTES + results.size() + log.len());
+    // INVARIANT: plain data, as in `json`.
+    serde_json::to_writer(&mut text, &Head { origin, at, state: "SUCCESS" }).expect("a fact is plain data");
+    // The closing brace.
+    text.pop();
+    text.extend_from_slice(b",\"results\":");
+    text.extend_from_slice(&results.0);
+    if !log.is_empty() {
+        text.extend_from_slice(b",\"log\":");
+        text.extend_from_slice(&json(log));
+    }
+    text.push(b'}');
+    Bytes::from(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -321,5 +368,17 @@ mod tests {
             error.chain.len() == MAX_CHAIN_LENGTH
                 && error.chain.iter().all(|m| m.len() <= MAX_MESSAGE_BYTES + 4)
         );
+    }
+    #[test]
+    fn a_success_is_encoded_as_the_end_that_it_is() {
+        let origin = RunOrigin { attempt: 2, start: 3, run: "r".into(), token: 7, worker: "w \"ö\"".into() };
+        let at = Timestamp::from_micros(5);
+        let results: Results =
+            serde_json::from_str(r#"[{"name":"","type":"string","value":"x\ny"}]"#).unwrap();
+        for log in ["", "a line\n\"quoted\""] {
+            let verdict = EndVerdict::Success { results: results.clone() };
+            let end = End { origin: Some(origin.clone()), at, verdict, log: log.to_owned() };
+            assert_eq!(success(&origin, at, &EncodedResults::of(&results), log), json(&end));
+        }
     }
 }

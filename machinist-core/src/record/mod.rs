@@ -37,7 +37,7 @@ pub use fold::{Attempt, Record, TaskState, fold};
 pub use kind::FailureKind;
 
 pub(crate) use claim::{Claim, ClaimStatus, RenewalAction};
-pub(crate) use facts::{Counters, json, name};
+pub(crate) use facts::{Counters, EncodedResults, json, name};
 pub(crate) use fold::newest_start;
 #[cfg(test)]
 pub(crate) use fold::state_of;

@@ -12,7 +12,6 @@ use super::{
     *,
 };
 use crate::{
-    args::Results,
     backend::{Commit, Expiry},
     clock::Timestamp,
     error::TaskError,
@@ -84,7 +83,7 @@ fn steps(point: &Point) -> Vec<RecordStep> {
     }
     for (index, claim) in point.runs.iter().enumerate() {
         for (event, verdict) in [
-            ("succeeded", Verdict::Success(Results::default())),
+            ("succeeded", Verdict::Success(EncodedResults::default())),
             ("failed", Verdict::Failure { kind: FailureKind::Error, error: ErrorText::from("no") }),
             ("asked for another run", retry()),
         ] {
@@ -240,8 +239,8 @@ fn an_outcome_decides_what_follows() {
     let is_failure = |verdict: &Verdict, kind: FailureKind| matches!(verdict, Verdict::Failure { kind: k, .. } if *k == kind);
 
     assert_eq!(
-        verdict(Outcome::Returned(Results::default()), spent(2, 0)),
-        Verdict::Success(Results::default())
+        verdict(Outcome::Returned(EncodedResults::default()), spent(2, 0)),
+        Verdict::Success(EncodedResults::default())
     );
     assert!(is_retry(&verdict(failed(), spent(0, 7)), NOW.plus(TTL), spent(1, 7)));
     assert!(is_failure(&verdict(failed(), spent(2, 0)), FailureKind::Error));

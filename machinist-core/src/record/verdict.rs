@@ -10,13 +10,14 @@ use bytes::Bytes;
 use super::{
     FailureKind,
     claim::Claim,
-    facts::{Counters, End, EndVerdict, ErrorText, Facts, Retried, RunOrigin, json, name},
+    facts::{
+        Counters, EncodedResults, End, EndVerdict, ErrorText, Facts, Retried, RunOrigin, json, name, success,
+    },
     fold::Attempts,
     follow_up::{FollowUp, is_dead_lettered, recorded_follow_up},
     retention::{MIN_RESULTS_TTL, UNFINISHED_TTL},
 };
 use crate::{
-    args::Results,
     backend::{Commit, Expiry},
     clock::Timestamp,
     id::TaskId,
@@ -30,7 +31,7 @@ const DETAILED_ATTEMPTS: u32 = 20;
 /// Outcome of a run.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    Returned(Results),
+    Returned(EncodedResults),
     Failed(TaskError),
     TimedOut(Duration),
     /// Its soft timeout told it to end, and it ended with an error.
@@ -42,7 +43,7 @@ pub(crate) enum Outcome {
 /// Consequence of an outcome.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Verdict {
-    Success(Results),
+    Success(EncodedResults),
     Retry { due: Timestamp, counters: Counters, kind: FailureKind, error: ErrorText },
     Failure { kind: FailureKind, error: ErrorText },
 }
@@ -163,9 +164,8 @@ pub(crate) fn outcome_commit(
             (name::retried(claim.attempt), json(&retried))
         }
         Verdict::Success(results) => {
-            let verdict = EndVerdict::Success { results: results.clone() };
             commit.expiry = Expiry::After(ttl.max(MIN_RESULTS_TTL));
-            (name::END.into(), json(&End { origin: Some(origin), at: now, verdict, log }))
+            (name::END.into(), success(&origin, now, results, &log))
         }
         Verdict::Failure { kind, error } => {
             let verdict = EndVerdict::Failure { kind: *kind, error: error.clone() };

@@ -106,21 +106,3 @@ impl MaxSizes {
         }
     }
 }
-
-/// Returns the size of a value as JSON, in bytes, without storing the text.
-pub(crate) fn json_size(value: &impl serde::Serialize) -> usize {
-    struct Count(usize);
-    impl std::io::Write for Count {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0 += bytes.len();
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut count = Count(0);
-    // What cannot be written is refused where it is written.
-    drop(serde_json::to_writer(&mut count, value));
-    count.0
-}

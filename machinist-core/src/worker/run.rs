@@ -24,7 +24,7 @@ use crate::{
     context::TaskContext,
     error::TaskError,
     middleware::Next,
-    record::Outcome,
+    record::{EncodedResults, Outcome},
     trace::TraceContext,
 };
 
@@ -128,7 +128,9 @@ impl RunningCall<'_> {
             // A handler that cannot be stopped may still listen. An error now only means that it did.
             token.cancel();
             match after_cancellation(&mut running, stages).await {
-                Some(Ok(Ok(results))) => return RunEnd::Itself(Outcome::Returned(results)),
+                Some(Ok(Ok(results))) => {
+                    return RunEnd::Itself(Outcome::Returned(EncodedResults::of(&results)));
+                }
                 Some(_) => return RunEnd::Itself(timed_out(timeouts)),
                 None => {}
             }
@@ -157,7 +159,7 @@ fn outcome(
     timeouts: Timeouts,
 ) -> Outcome {
     match (ended, timeouts.soft) {
-        (Ok(Ok(results)), _) => Outcome::Returned(results),
+        (Ok(Ok(results)), _) => Outcome::Returned(EncodedResults::of(&results)),
         (Ok(Err(error)), Some(soft)) if soft_limit_reached => Outcome::GaveUp(soft, error),
         (Ok(Err(error)), _) => Outcome::Failed(error),
         (Err(panic), _) => Outcome::Panicked(panic_text(panic.as_ref())),

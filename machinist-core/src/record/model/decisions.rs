@@ -3,7 +3,7 @@
 use super::{
     super::{
         claim::Claim,
-        facts::{Counters, Facts, name},
+        facts::{Counters, EncodedResults, Facts, name},
         fold::Attempts,
         follow_up::FollowUp,
         poison::{Suspicion, suspicion},
@@ -19,7 +19,6 @@ use super::{
     store::{ClaimId, number_of, run_id, session_id},
 };
 use crate::{
-    args::Results,
     clock::Timestamp,
     error::TaskError,
     id::{RunId, SessionId},
@@ -210,7 +209,7 @@ impl Model {
     pub(super) fn verdict(&self, outcome: OutcomeKind, message: ModelMessage) -> Verdict {
         let spent = Counters { retries: message.attempt - 1, postponements: 0 };
         let outcome = match outcome {
-            OutcomeKind::Success => Outcome::Returned(Results::default()),
+            OutcomeKind::Success => Outcome::Returned(EncodedResults::default()),
             OutcomeKind::Failed => Outcome::Failed(TaskError::new("no")),
             OutcomeKind::Revoked => Outcome::Revoked,
         };

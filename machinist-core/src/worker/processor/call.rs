@@ -16,7 +16,7 @@ use crate::{
     record::{Claim, Outcome, Verdict, decide},
     retry::RetryPolicy,
     trace::TraceContext,
-    wire::{Body, Envelope, json_size},
+    wire::{Body, Envelope},
     worker::{
         run::{Call, RunEnd, RunningCall, Timeouts},
         session::{CancelReason, RegisteredRun},
@@ -222,7 +222,7 @@ impl TaskProcessor {
 /// Replaces a result that is too large to be stored by a failure.
 fn within(outcome: Outcome, limit: usize) -> Outcome {
     match outcome {
-        Outcome::Returned(results) if json_size(&results) > limit => {
+        Outcome::Returned(results) if results.size() > limit => {
             let error = format!(
                 "it returned more than {limit} bytes: store the data elsewhere, and return its location"
             );
