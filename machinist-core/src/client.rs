@@ -1,5 +1,7 @@
 //! Sending signatures, so that *Ok* means what it says: the broker has them.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::{
@@ -144,33 +146,17 @@ impl Client {
         self.app.result(id)
     }
 
-    /// Checks a signature and writes it down.
+    /// Checks a signature, and makes its message and its facts.
     fn prepare(&self, mut parts: SignatureParts) -> Result<PreparedSignature, SendError> {
         let app = &self.app.0;
-        if let Some(why) = parts.unsendable {
-            return Err(SendError::Invalid(format!("task {}: {why}", parts.id)));
-        }
         let now = app.clock.now();
-        let queue = match parts.queue {
-            Some(queue) => QueueName::parse(&queue)?,
+        let due = parts.when.at(now);
+        let expires = parts.expires.map(|when| when.at(now));
+        check(&parts, due.max(now), expires)?;
+        let queue = match &parts.queue {
+            Some(queue) => QueueName::parse(queue)?,
             None => app.default_queue.clone(),
         };
-        let due = parts.when.at(now);
-        let eta = (due > now).then_some(due);
-        let expires = parts.expires.map(|when| when.at(now));
-        if let Some(expires) = expires.filter(|expires| *expires <= due.max(now)) {
-            return Err(SendError::Invalid(format!(
-                "task {}: it expires at {expires}, before it may start at {}",
-                parts.id,
-                due.max(now)
-            )));
-        }
-        if let Some(priority) = parts.priority.filter(|p| *p > 9) {
-            return Err(SendError::Invalid(format!(
-                "task {}: priority {priority} is not in 0 to 9",
-                parts.id
-            )));
-        }
         for hook in &app.hooks {
             hook.before_publish(&parts.id, &parts.name, &mut parts.headers);
         }
@@ -178,38 +164,12 @@ impl Client {
         let span = send_span(&parts.id, &name, &queue);
         let trace = span.in_scope(TraceContext::current);
         app.trust.may_sign(&name, &queue, now).map_err(|why| SendError::Key { id: parts.id.clone(), why })?;
-        let too_large = |id: &TaskId, Oversize { part, size, max }| SendError::TooLarge {
-            id: id.clone(),
-            what: part,
-            size,
-            limit: max,
-        };
-        if let (Some(soft), Some(hard)) = (parts.soft_timeout, parts.timeout)
-            && soft >= hard
-        {
-            return Err(SendError::Invalid(format!(
-                "task {}: its soft limit of {soft:?} is not below its limit of {hard:?}",
-                parts.id
-            )));
-        }
-        let millis = |t: std::time::Duration| u64::try_from(t.as_millis()).unwrap_or(u64::MAX);
-        let body = Body {
-            args: parts.args,
-            retry: parts.retry,
-            timeout_ms: parts.timeout.map(millis),
-            soft_timeout_ms: parts.soft_timeout.map(millis),
-            first_eta: eta,
-            headers: parts.headers,
-        };
-        if let Some(exceeded) = body.exceeded(&app.max_sizes) {
-            return Err(too_large(&parts.id, exceeded));
-        }
-        let body = app
-            .codec
-            .encode(&body)
-            .map_err(|error| SendError::Invalid(format!("task {}: {error}", parts.id)))?;
-        let envelope = Envelope {
-            id: parts.id,
+        let eta = (due > now).then_some(due);
+        let id = parts.id.clone();
+        let priority = parts.priority;
+        let body = self.encode_body(parts, eta)?;
+        let envelope = app.trust.encrypt(Envelope {
+            id,
             name,
             queue: queue.clone(),
             attempt: 1,
@@ -222,15 +182,14 @@ impl Client {
             unknown_since: None,
             traceparent: Some(trace.parent),
             tracestate: trace.state,
-            priority: parts.priority,
+            priority,
             content_type: app.codec.content_type().to_owned(),
             body,
             first: FirstSigner::Publisher,
-        };
-        let envelope = app.trust.encrypt(envelope);
+        });
         let message = self.app.signed_message(&envelope);
-        if let Some(exceeded) = app.max_sizes.exceeded(&message) {
-            return Err(too_large(&envelope.id, exceeded));
+        if let Some(oversize) = app.max_sizes.exceeded(&message) {
+            return Err(too_large(&envelope.id, oversize));
         }
         let mut facts = sender_facts(&envelope);
         if eta.is_some() {
@@ -240,6 +199,50 @@ impl Client {
         let sending = Sending { id: envelope.id, eta: envelope.eta, span };
         Ok(PreparedSignature { publish, facts, sending })
     }
+
+    /// Encodes the body of a signature, if it does not exceed the maximum sizes.
+    fn encode_body(&self, parts: SignatureParts, eta: Option<Timestamp>) -> Result<Bytes, SendError> {
+        let app = &self.app.0;
+        let millis = |t: Duration| u64::try_from(t.as_millis()).unwrap_or(u64::MAX);
+        let body = Body {
+            args: parts.args,
+            retry: parts.retry,
+            timeout_ms: parts.timeout.map(millis),
+            soft_timeout_ms: parts.soft_timeout.map(millis),
+            first_eta: eta,
+            headers: parts.headers,
+        };
+        if let Some(oversize) = body.exceeded(&app.max_sizes) {
+            return Err(too_large(&parts.id, oversize));
+        }
+        let invalid = |error| SendError::Invalid(format!("task {}: {error}", parts.id));
+        app.codec.encode(&body).map_err(invalid)
+    }
+}
+
+/// Checks what a signature says about itself; `earliest` is when it may start.
+fn check(parts: &SignatureParts, earliest: Timestamp, expires: Option<Timestamp>) -> Result<(), SendError> {
+    let invalid = |why: String| Err(SendError::Invalid(format!("task {}: {why}", parts.id)));
+    if let Some(why) = &parts.unsendable {
+        return invalid(why.clone());
+    }
+    if let Some(expires) = expires.filter(|expires| *expires <= earliest) {
+        return invalid(format!("it expires at {expires}, before it may start at {earliest}"));
+    }
+    if let Some(priority) = parts.priority.filter(|priority| *priority > 9) {
+        return invalid(format!("priority {priority} is not in 0 to 9"));
+    }
+    match (parts.soft_timeout, parts.timeout) {
+        (Some(soft), Some(hard)) if soft >= hard => {
+            invalid(format!("its soft timeout of {soft:?} is not below its timeout of {hard:?}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Error of a signature that exceeds a maximum size.
+fn too_large(id: &TaskId, Oversize { part, size, max }: Oversize) -> SendError {
+    SendError::TooLarge { id: id.clone(), what: part, size, limit: max }
 }
 
 /// The span of one message's way to the broker, after OpenTelemetry's conventions for messaging.
@@ -276,7 +279,7 @@ pub(crate) fn sender_facts(envelope: &Envelope) -> Commit {
             commit.facts.push((name.into(), record::json(&instant)));
         }
     }
-    let waits = envelope.eta.map_or(std::time::Duration::ZERO, |eta| eta.since(envelope.issued));
+    let waits = envelope.eta.map_or(Duration::ZERO, |eta| eta.since(envelope.issued));
     commit.expiry = Expiry::AfterUnlessSet(waits + record::UNFINISHED_TTL);
     commit
 }

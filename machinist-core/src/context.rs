@@ -80,11 +80,11 @@ impl TaskContext {
         &self.0.headers
     }
 
-    /// Fires when this run should end: somebody revoked the task, its soft limit is reached, the worker shuts down,
+    /// Fires when this run should end: somebody revoked the task, its soft timeout is reached, the worker shuts down,
     /// or somebody else has taken the task over.
     ///
     /// A handler that ends with an error after that is run again where the worker shut down or its retry policy
-    /// says so. One that does not end is cut off: some seconds later, after a soft limit at the hard one.
+    /// says so. One that does not end is cut off: some seconds later, after a soft timeout at the hard one.
     pub fn cancellation(&self) -> &CancellationToken {
         &self.0.cancel
     }

@@ -240,8 +240,8 @@ async fn purging_takes_what_is_meant_and_leaves_the_rest() {
 
 /// Takes everything away behind the list's back.
 async fn take_all(house: &House) -> Box<dyn machinist_core::broker::Consumer> {
-    let aside = machinist_core::broker::SideQueue::DeadLetters(queue());
-    let mut consumer = house.app.broker().consume_side_queue(aside, 9).await.unwrap().unwrap();
+    let side_queue = machinist_core::broker::SideQueue::DeadLetters(queue());
+    let mut consumer = house.app.broker().consume_side_queue(side_queue, 9).await.unwrap().unwrap();
     for _ in 0..house.lying().await {
         let delivery = consumer.next().await.unwrap();
         delivery.receipt.settle(machinist_core::broker::Settle::Ack).await;

@@ -311,7 +311,7 @@ async fn a_soft_limit_tells_and_a_hard_limit_ends() {
     assert_eq!(failed(&deaf).await.1, "ran longer than its timeout of 9s");
     assert!(started.elapsed() < secs(10));
     let wrong = client.send(SLEEP.call((1,)).soft_timeout(secs(9)).timeout(secs(9))).await;
-    assert!(matches!(wrong, Err(SendError::Invalid(why)) if why.contains("soft limit of 9s")));
+    assert!(matches!(wrong, Err(SendError::Invalid(why)) if why.contains("soft timeout of 9s")));
 }
 
 #[tokio::test(start_paused = true)]

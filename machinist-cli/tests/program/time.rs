@@ -131,7 +131,7 @@ fn timeouts_of_the_command_line_hold() {
     folder
         .run(&["send", "sleep", "1", "--timeout", "1s", "--soft-timeout", "2s"])
         .ended(64)
-        .reports(&["soft limit of 2s is not below its limit of 1s"]);
+        .reports(&["soft timeout of 2s is not below its timeout of 1s"]);
 }
 
 #[test]

@@ -12,8 +12,8 @@ use machinist_core::{
 };
 
 use super::{
-    BrokerHarness, aside, consume, depth, drain, expect_empty, fresh_queue, next, number_of, numbered,
-    publish, publish_numbers, to_dead, to_queue, try_publish,
+    BrokerHarness, consume, depth, drain, expect_empty, fresh_queue, next, number_of, numbered, publish,
+    publish_numbers, side_queue, to_dead, to_queue, try_publish,
 };
 use crate::{
     eventually,
@@ -200,7 +200,7 @@ pub async fn dead_letters_are_taken_and_handed_back(harness: &dyn BrokerHarness)
     publish(&*broker, (0..4).map(|number| to_dead(&queue, numbered(number))).collect()).await;
     let mut held = Vec::new();
     let mut consumer =
-        aside(&*broker, SideQueue::DeadLetters(queue.clone())).await.expect("every broker has them");
+        side_queue(&*broker, SideQueue::DeadLetters(queue.clone())).await.expect("every broker has them");
     for number in 0..4 {
         let delivery = next(&mut *consumer).await;
         assert_eq!((&delivery.queue, &delivery.message), (&queue, &numbered(number)));
@@ -216,7 +216,7 @@ pub async fn dead_letters_are_taken_and_handed_back(harness: &dyn BrokerHarness)
     let left = eventually(ANSWER_TIMEOUT, async || depth(&*broker, &queue).await.dead == Some(2));
     assert!(left.await, "found {:?}", depth(&*broker, &queue).await);
     let mut consumer =
-        aside(&*broker, SideQueue::DeadLetters(queue.clone())).await.expect("every broker has them");
+        side_queue(&*broker, SideQueue::DeadLetters(queue.clone())).await.expect("every broker has them");
     assert_eq!(drain(&mut *consumer, 2).await, [1, 3]);
 }
 

@@ -107,7 +107,7 @@ async fn consume(broker: &dyn Broker, queues: &[&QueueName], prefetch: u16) -> B
     within(ANSWER_TIMEOUT, "a subscription", broker.consume(what)).await.expect("the broker lets us consume")
 }
 
-async fn aside(broker: &dyn Broker, from: SideQueue) -> Option<Box<dyn Consumer>> {
+async fn side_queue(broker: &dyn Broker, from: SideQueue) -> Option<Box<dyn Consumer>> {
     within(ANSWER_TIMEOUT, "a subscription", broker.consume_side_queue(from, 100))
         .await
         .expect("the broker lets us consume")

@@ -177,7 +177,7 @@ async fn limit(limit: Option<Duration>) {
     }
 }
 
-/// Fires the token when the soft limit is reached. Never completes.
+/// Fires the token when the soft timeout is reached. Never completes.
 async fn cancel_at_soft_limit(soft: Option<Duration>, token: &CancellationToken, reached: &AtomicBool) {
     limit(soft).await;
     if !token.is_cancelled() {

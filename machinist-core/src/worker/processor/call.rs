@@ -188,7 +188,7 @@ impl TaskProcessor {
             attempt: claim.attempt,
             token: claim.token,
             headers: body.map(|body| body.headers.clone()).unwrap_or_default(),
-            // A child token: a soft limit cancels only the handler.
+            // A child token: a soft timeout cancels only the handler.
             cancel: registered.cancel.child_token(),
             state: Arc::clone(&self.state),
             log: Mutex::default(),
