@@ -86,6 +86,8 @@ use crate::{
     task::TaskDef,
 };
 
+// Plumbing of the bounds of [`Handler`]: the compiler names it, users do not.
+#[doc(hidden)]
 pub use function::{Flatten, Function, HandlerCall, HandlerResult, Parameters, Returns, Takes};
 
 /// Future of a handler's outcome.
