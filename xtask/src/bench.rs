@@ -48,22 +48,20 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt, args: &[String])
     measured
 }
 
-/// The arguments of a comparison, with the first two, checkouts or programs, as programs. A checkout is built in a folder
-/// of this workspace's target directory, so that nothing in it changes.
+/// Replaces the checkouts among the arguments of a comparison by programs. A checkout is built in a folder of this
+/// workspace's target directory, so that nothing in it changes.
 fn with_programs(workspace: &Workspace, interrupt: &Interrupt, args: &[String]) -> Result<Vec<String>> {
     let mut args = args.to_vec();
-    let places = args.iter_mut().filter(|arg| !arg.starts_with('-')).take(2);
-    for (place, name) in places.zip(["old", "new"]) {
+    // Wherever options stand: their values are no checkouts.
+    let checkouts = args.iter_mut().filter(|arg| Path::new(arg.as_str()).join("Cargo.toml").is_file());
+    for (place, name) in checkouts.zip(["first", "second"]) {
         let path = Path::new(place.as_str());
-        if !path.join("Cargo.toml").is_file() {
-            continue;
-        }
         let target = workspace.target_dir().join("bench").join(name);
         let mut build = workspace.cargo(["build", "--release", "--locked", "-p", PACKAGE, "--manifest-path"]);
         build.arg(path.join("Cargo.toml")).env("CARGO_TARGET_DIR", &target);
         let built = command::run(&mut build, interrupt)?;
         interrupt.check()?;
-        ensure!(built.success(), "the {name} version, {}, cannot be built", path.display());
+        ensure!(built.success(), "{} cannot be built", path.display());
         *place = target.join("release").join(PACKAGE).display().to_string();
     }
     Ok(args)

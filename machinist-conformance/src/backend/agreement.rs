@@ -76,13 +76,13 @@ pub enum AgreementAnswer {
     Done,
     /// Answers to commits.
     Committed(Vec<Committed>),
-    /// AgreementAnswer to a read.
+    /// Answer to a read.
     Records(Vec<Facts>),
-    /// AgreementAnswer to a renewal.
+    /// Answer to a renewal.
     Renewed(bool, Vec<Facts>),
-    /// AgreementAnswer to a question about sessions.
+    /// Answer to a question about sessions.
     Alive(Vec<bool>),
-    /// AgreementAnswer to a list: instants and members by number.
+    /// Answer to a list: instants and members by number.
     Listed(Vec<(i64, usize)>),
 }
 

@@ -41,9 +41,12 @@ pub(super) struct ActiveDelivery {
 impl WorkerContext {
     /// Settles a delivery and counts it.
     pub(super) async fn settle(&self, settlement: Settlement, receipt: Option<Box<dyn Receipt>>) {
-        if let Some(receipt) = receipt
-            && !settlement.apply(receipt).await
-        {
+        let settled = match receipt {
+            Some(receipt) => settlement.apply(receipt).await,
+            // A guard has taken its place. A run that goes on is unfinished all the same: the session must outlive it.
+            None => settlement != Settlement::Leave,
+        };
+        if !settled {
             return;
         }
         self.tally.settled.fetch_add(1, Ordering::Relaxed);
