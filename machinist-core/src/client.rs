@@ -188,12 +188,12 @@ impl Client {
             first: FirstSigner::Publisher,
         });
         let message = self.app.signed_message(&envelope);
-        if let Some(oversize) = app.max_sizes.exceeded(&message) {
-            return Err(too_large(&envelope.id, oversize));
-        }
+        let size = app.max_sizes.check(&message).map_err(|oversize| too_large(&envelope.id, oversize))?;
         let mut facts = sender_facts(&envelope);
         if eta.is_some() {
-            facts.facts.extend(message_to_fact(&message).map(|message| (name::MESSAGE.into(), message)));
+            facts
+                .facts
+                .extend(message_to_fact(&message, size).map(|message| (name::MESSAGE.into(), message)));
         }
         let publish = Publish { target: Target::Queue(queue), message, delay: keep_for(due.since(now)) };
         let sending = Sending { id: envelope.id, eta: envelope.eta, span };

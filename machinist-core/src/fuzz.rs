@@ -12,7 +12,7 @@ use crate::{
     clock::Timestamp,
     id::{QueueName, RunId, SessionId, TaskId},
     record::{
-        Counters, EncodedResults, Facts, FailureKind, RevokeDecision, RevokeMode, StartDecision,
+        Counters, EncodedResults, Facts, Failure, FailureKind, RevokeDecision, RevokeMode, StartDecision,
         StartRequest, Suspicion, Verdict, decide_revoke, decide_start, failure_without_run, fold,
         json as fact, name, recorded_follow_up, suspicion,
     },
@@ -241,7 +241,7 @@ fn started_over(id: &TaskId, facts: &Facts, attempt: u32) {
             }
             StartDecision::TakeOver(_) | StartDecision::Revoked => {
                 let kind = FailureKind::Lost;
-                let ended = failure_without_run(id, facts, attempt, kind, "lost".into(), NOW, HOUR);
+                let ended = failure_without_run(id, facts, attempt, Failure::new(kind, "lost"), NOW, HOUR);
                 assert!(ended.apply(&mut facts.clone()), "{ended:?}");
             }
             StartDecision::AlreadyStarted(claim) => {

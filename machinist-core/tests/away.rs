@@ -451,6 +451,35 @@ async fn what_cannot_be_stopped_is_not_given_to_others_while_it_runs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_run_that_outlives_its_worker_behind_a_guard_is_unfinished_and_keeps_the_session() {
+    let house = House::new().await;
+    let worker = house.worker().await;
+    let blocks = house.app.client().send(BLOCKS.call(())).await.unwrap();
+    // Blocking threads stop paused time from running by itself.
+    while worker.tale.begun() == 0 {
+        tokio::time::advance(Duration::from_millis(1)).await;
+    }
+    while !house.facts(&blocks).await.has("g:1:1") {
+        tokio::time::advance(secs(1)).await;
+    }
+    let gate = worker.gate.clone();
+    let mut stops = std::pin::pin!(worker.stops());
+    let drained = loop {
+        tokio::select! {
+            biased;
+            drained = &mut stops => break drained,
+            () = tokio::time::advance(Duration::from_millis(100)) => {}
+        }
+    };
+    let sessions = house.backend.sessions().await.unwrap();
+    // First: a runtime does not end before its blocking threads.
+    *gate.0.0.lock().unwrap() = true;
+    gate.0.1.notify_all();
+    assert_eq!((drained.handed_back, drained.unfinished), (0, 1), "{drained:?}");
+    assert_eq!(sessions.len(), 1, "others would run the task beside it");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_that_has_given_up_still_stops_in_time() {
     let house = House::new().await;
     let worker = house.worker().await;

@@ -16,11 +16,11 @@ use crate::{
     control::ControlError,
     id::{QueueName, TaskId},
     record::{
-        ErrorText, Facts, FailureKind, TaskState, failure_without_run, fold, name, newest_start,
-        recorded_follow_up,
+        DeadReason, ErrorText, Facts, Failure, FailureKind, TaskState, failure_without_run, fold, name,
+        newest_start, recorded_follow_up,
     },
     security::{Admission, admit},
-    wire::{DeadMark, DeadReason, Envelope, message_to_fact},
+    wire::{DeadMark, Envelope, message_to_fact},
 };
 
 /// Result of settling a dead letter.
@@ -299,12 +299,17 @@ impl Client {
             return Ok(());
         }
         let ttl = app.results_ttl.max(crate::record::MIN_RESULTS_TTL);
-        let mut commit =
-            failure_without_run(id, &facts, envelope.attempt, FailureKind::Lost, error.into(), now, ttl);
-        commit.facts.extend(
-            message_to_fact(&self.app.signed_message(envelope))
-                .map(|message| (name::MESSAGE.into(), message)),
+        let mut commit = failure_without_run(
+            id,
+            &facts,
+            envelope.attempt,
+            Failure::new(FailureKind::Lost, error),
+            now,
+            ttl,
         );
+        let message = self.app.signed_message(envelope);
+        let message = message_to_fact(&message, message.size());
+        commit.facts.extend(message.map(|message| (name::MESSAGE.into(), message)));
         // Refused: it was started meanwhile, or has ended.
         self.commit(self.signed_end(commit)?).await?;
         Ok(())

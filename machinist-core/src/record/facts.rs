@@ -8,9 +8,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 pub use machinist_adapter::facts::{FactName, Facts};
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{IntoDeserializer, value::StringDeserializer},
+};
 
-use super::FailureKind;
+use super::{DeadReason, FailureKind};
 use crate::{
     args::Results,
     clock::Timestamp,
@@ -264,7 +267,49 @@ pub(crate) struct End {
 #[serde(tag = "state", rename_all = "UPPERCASE")]
 pub(crate) enum EndVerdict {
     Success { results: Results },
-    Failure { kind: FailureKind, error: ErrorText },
+    Failure(Failure),
+}
+
+/// Failure of a task, as its end states it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) kind: FailureKind,
+    /// Reason of the dead letter, where the kind does not imply it.
+    #[serde(
+        default,
+        rename = "dead_reason",
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "known_reason"
+    )]
+    pub(crate) reason: Option<DeadReason>,
+    pub(crate) error: ErrorText,
+}
+
+impl Failure {
+    pub(crate) fn new(kind: FailureKind, error: impl Into<ErrorText>) -> Self {
+        Self { kind, reason: None, error: error.into() }
+    }
+
+    /// Creates the failure of an authentic task that must not run.
+    pub(crate) fn rejected(reason: DeadReason, error: &str) -> Self {
+        let error = ErrorText::new([reason.as_str().to_owned(), error.to_owned()]);
+        Self { kind: FailureKind::Rejected, reason: Some(reason), error }
+    }
+
+    /// Returns the reason of the task's dead letter.
+    pub(crate) fn reason(&self) -> DeadReason {
+        self.reason.unwrap_or_else(|| DeadReason::of(self.kind))
+    }
+}
+
+/// Reads a reason; `None` for one that a newer program wrote, so that its record stays readable.
+fn known_reason<'de, D: Deserializer<'de>>(from: D) -> Result<Option<DeadReason>, D::Error> {
+    let word = Option::<String>::deserialize(from)?;
+    let known = |word: String| {
+        let word: StringDeserializer<D::Error> = word.into_deserializer();
+        DeadReason::deserialize(word).ok()
+    };
+    Ok(word.and_then(known))
 }
 
 /// Results as the JSON text that a record holds, encoded once: its size is checked before it is committed.

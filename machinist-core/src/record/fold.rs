@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     FailureKind,
-    facts::{End, EndVerdict, ErrorText, FactName, Facts, NumberedFact, Progress, Retried, Start, name},
+    facts::{
+        End, EndVerdict, ErrorText, FactName, Facts, Failure, NumberedFact, Progress, Retried, Start, name,
+    },
 };
 use crate::{args::Results, clock::Timestamp, id::TaskId};
 
@@ -193,7 +195,7 @@ fn apply_end(record: &mut Record, end: End) {
             record.results = Some(results);
             record.error = None;
         }
-        EndVerdict::Failure { kind, error } => {
+        EndVerdict::Failure(Failure { kind, error, .. }) => {
             record.kind = Some(kind);
             record.error = Some(error);
         }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{
     FailureKind,
-    facts::{Counters, End, EndVerdict, ErrorText, Facts, Retried, name},
+    facts::{Counters, End, EndVerdict, Facts, Failure, Retried, name},
     fold::Attempts,
     retention::MIN_RESULTS_TTL,
 };
@@ -22,7 +22,7 @@ pub(crate) enum FollowUp {
     /// Publish the next attempt, then record that in `f:M`.
     NextRun { due: Timestamp, counters: Counters, token: u64 },
     /// Publish a dead letter, then record that in `f`.
-    DeadLetter { attempt: u32, kind: FailureKind, error: ErrorText },
+    DeadLetter { attempt: u32, failure: Failure },
 }
 
 impl FollowUp {
@@ -48,11 +48,11 @@ pub(crate) fn recorded_follow_up(facts: &Facts, attempt: u32) -> Option<FollowUp
             return Some(FollowUp::Nothing);
         }
         return Some(match serde_json::from_slice::<End>(end) {
-            Ok(End { origin, verdict: EndVerdict::Failure { kind, error }, .. })
-                if is_dead_lettered(kind) =>
+            Ok(End { origin, verdict: EndVerdict::Failure(failure), .. })
+                if is_dead_lettered(failure.kind) =>
             {
                 let attempt = origin.map_or(attempt, |origin| origin.attempt);
-                FollowUp::DeadLetter { attempt, kind, error }
+                FollowUp::DeadLetter { attempt, failure }
             }
             _ => FollowUp::Nothing,
         });

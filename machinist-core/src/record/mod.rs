@@ -17,6 +17,7 @@
 //! | `progress` | how far has a run come? | a commit |
 
 mod claim;
+mod dead_reason;
 mod facts;
 mod fold;
 mod follow_up;
@@ -37,7 +38,8 @@ pub use fold::{Attempt, Record, TaskState, fold};
 pub use kind::FailureKind;
 
 pub(crate) use claim::{Claim, ClaimStatus, RenewalAction};
-pub(crate) use facts::{Counters, EncodedResults, json, name};
+pub(crate) use dead_reason::DeadReason;
+pub(crate) use facts::{Counters, EncodedResults, Failure, json, name};
 pub(crate) use fold::newest_start;
 #[cfg(test)]
 pub(crate) use fold::state_of;

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::{
-    facts::{ErrorText, Facts, Retried, Revocation, Start, json, name},
+    facts::{ErrorText, Facts, Failure, Retried, Revocation, Start, json, name},
     fold::{Attempts, TaskState},
     kind::FailureKind,
     retention::MIN_RESULTS_TTL,
@@ -57,8 +57,14 @@ pub(crate) fn decide_revoke(
         Ok(NextAttempt { attempt, due }) => {
             let kept_for = due.map_or(ttl, |due| ttl.max(due.since(now) + MIN_RESULTS_TTL));
             let error = ErrorText::from("revoked");
-            let mut commit =
-                failure_without_run(id, facts, attempt, FailureKind::Revoked, error, now, kept_for);
+            let mut commit = failure_without_run(
+                id,
+                facts,
+                attempt,
+                Failure::new(FailureKind::Revoked, error),
+                now,
+                kept_for,
+            );
             commit.facts.insert(0, revoked);
             // A fact that was there at reading is not a reason to refuse. This only happens at the largest attempt
             // number, which only a foreign writer can reach; otherwise the commit would be refused and repeated

@@ -72,8 +72,7 @@ fn steps(point: &Point) -> Vec<RecordStep> {
                     &"t".try_into().unwrap(),
                     &point.facts,
                     attempt,
-                    kind,
-                    error,
+                    Failure::new(kind, error),
                     NOW,
                     TTL,
                 );

@@ -11,7 +11,8 @@ use super::{
     FailureKind,
     claim::Claim,
     facts::{
-        Counters, EncodedResults, End, EndVerdict, ErrorText, Facts, Retried, RunOrigin, json, name, success,
+        Counters, EncodedResults, End, EndVerdict, ErrorText, Facts, Failure, Retried, RunOrigin, json, name,
+        success,
     },
     fold::Attempts,
     follow_up::{FollowUp, is_dead_lettered, recorded_follow_up},
@@ -168,7 +169,7 @@ pub(crate) fn outcome_commit(
             (name::END.into(), success(&origin, now, results, &log))
         }
         Verdict::Failure { kind, error } => {
-            let verdict = EndVerdict::Failure { kind: *kind, error: error.clone() };
+            let verdict = EndVerdict::Failure(Failure::new(*kind, error.clone()));
             commit.expiry = Expiry::After(ttl.max(MIN_RESULTS_TTL));
             (name::END.into(), json(&End { origin: Some(origin), at: now, verdict, log }))
         }
@@ -191,8 +192,7 @@ pub(crate) fn failure_without_run(
     id: &TaskId,
     facts: &Facts,
     attempt: u32,
-    kind: FailureKind,
-    error: ErrorText,
+    failure: Failure,
     now: Timestamp,
     ttl: Duration,
 ) -> Commit {
@@ -201,7 +201,7 @@ pub(crate) fn failure_without_run(
     commit.unless = vec![name::END.into(), name::retried(attempt)];
     // Nothing can follow the largest number.
     commit.unless.extend(newest.checked_add(1).map(|next| name::start(attempt, next)));
-    let verdict = EndVerdict::Failure { kind, error };
+    let verdict = EndVerdict::Failure(failure);
     commit.facts =
         vec![(name::END.into(), json(&End { origin: None, at: now, verdict, log: String::new() }))];
     commit.expiry = Expiry::After(ttl.max(MIN_RESULTS_TTL));
@@ -257,7 +257,7 @@ pub(crate) fn follow_up_of(verdict: &Verdict, claim: &Claim) -> FollowUp {
             FollowUp::NextRun { due: *due, counters: *counters, token: claim.token }
         }
         Verdict::Failure { kind, error } if is_dead_lettered(*kind) => {
-            FollowUp::DeadLetter { attempt: claim.attempt, kind: *kind, error: error.clone() }
+            FollowUp::DeadLetter { attempt: claim.attempt, failure: Failure::new(*kind, error.clone()) }
         }
         Verdict::Failure { .. } => FollowUp::Nothing,
     }

@@ -7,9 +7,10 @@ use crate::{
     broker::Message,
     clock::Timestamp,
     id::QueueName,
+    record::DeadReason,
     security::encryption::DecryptError,
     security::{Trust, VerifyError},
-    wire::{DeadReason, Envelope, MaxSizes, Oversize, Unreadable},
+    wire::{Envelope, MaxSizes, Oversize, Unreadable},
 };
 
 /// The decision about a message.
@@ -35,7 +36,7 @@ pub(crate) fn admit(
     message: &Message,
     now: Timestamp,
 ) -> Admission {
-    if let Some(Oversize { part, size, max }) = sizes.exceeded(message) {
+    if let Err(Oversize { part, size, max }) = sizes.check(message) {
         let error = format!("its {part}: {size} bytes, and the maximum here is {max}");
         return Admission::Refused(DeadReason::TooLarge, error);
     }

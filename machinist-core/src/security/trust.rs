@@ -17,10 +17,11 @@ use crate::{
     broker::Message,
     clock::Timestamp,
     id::{QueueName, TaskId, TaskName},
+    record::DeadReason,
     record::{Facts, name},
     security::encryption::{self, DecryptError},
     sign::{Key, KeyError, KeyId, KeyRejection, Keyring, input::SigningInput},
-    wire::{DeadReason, Envelope, FirstSigner, MessageSignature, Unreadable},
+    wire::{Envelope, FirstSigner, MessageSignature, Unreadable},
 };
 
 /// The version of what is signed under a result.
@@ -129,10 +130,14 @@ impl Trust {
         key.believed_at(now).and_then(|()| key.may(task.as_str(), queue.as_str())).map_err(|e| e.to_string())
     }
 
-    /// The message that carries an envelope, signed as it must be.
+    /// The message that carries an envelope, signed if there is a key. Every message is made here: what is published again
+    /// is signed again.
     pub(crate) fn signed_message(&self, envelope: &Envelope, now: Timestamp) -> Message {
+        let mut message = envelope.message();
         let ring = self.ring();
-        envelope.signed_message(ring.as_deref().and_then(Keyring::signing_key), now)
+        let Some(key) = ring.as_deref().and_then(Keyring::signing_key) else { return message };
+        envelope.sign(&mut message, key, now);
+        message
     }
 
     /// Verifies the signature of a message whose headers were read into `envelope`, and that its key is

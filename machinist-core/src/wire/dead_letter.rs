@@ -5,66 +5,8 @@ use machinist_adapter::header;
 use crate::{
     broker::{HeaderValue, Message},
     clock::Timestamp,
-    record::{ErrorText, FailureKind},
+    record::ErrorText,
 };
-
-/// Reason that a message is a dead letter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DeadReason {
-    Unsigned,
-    UnknownKey,
-    BadSignature,
-    RevokedKey,
-    Stale,
-    NotAllowed,
-    TooLarge,
-    Undecodable,
-    WrongQueue,
-    Unregistered,
-    Malformed,
-    Failed,
-    Lost,
-    Expired,
-    Unroutable,
-}
-
-impl DeadReason {
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Unsigned => "unsigned",
-            Self::UnknownKey => "unknown-key",
-            Self::BadSignature => "bad-signature",
-            Self::RevokedKey => "revoked-key",
-            Self::Stale => "stale",
-            Self::NotAllowed => "not-allowed",
-            Self::TooLarge => "too-large",
-            Self::Undecodable => "undecodable",
-            Self::WrongQueue => "wrong-queue",
-            Self::Unregistered => "unregistered",
-            Self::Malformed => "malformed",
-            Self::Failed => "failed",
-            Self::Lost => "lost",
-            Self::Expired => "expired",
-            Self::Unroutable => "unroutable",
-        }
-    }
-
-    /// Returns the reason of a task's dead letter. The error of a rejected task begins with it.
-    pub(crate) fn of(kind: FailureKind, error: &ErrorText) -> Self {
-        match kind {
-            FailureKind::Rejected => [Self::Stale, Self::UnknownKey, Self::RevokedKey, Self::Undecodable]
-                .into_iter()
-                .find(|reason| reason.as_str() == error.message())
-                .unwrap_or(Self::NotAllowed),
-            FailureKind::Expired => Self::Expired,
-            FailureKind::Lost => Self::Lost,
-            FailureKind::Malformed => Self::Malformed,
-            FailureKind::Unregistered => Self::Unregistered,
-            FailureKind::Unroutable => Self::Unroutable,
-            _ => Self::Failed,
-        }
-    }
-}
 
 /// The mark of a dead letter, in addition to its message.
 #[derive(Debug, Clone, PartialEq)]

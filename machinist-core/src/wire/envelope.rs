@@ -211,25 +211,20 @@ impl Envelope {
             .finish()
     }
 
-    /// The message that carries it, signed with this key; unsigned without a key, or if it came unsigned.
-    ///
-    /// This is the only place where an envelope becomes a message: whatever is published again is signed again.
-    pub(crate) fn signed_message(&self, key: Option<&Key>, now: Timestamp) -> Message {
-        let mut message = self.message();
-        let Some(key) = key else { return message };
+    /// Signs its message with this key, unless the task came unsigned.
+    pub(crate) fn sign(&self, message: &mut Message, key: &Key, now: Timestamp) {
         let first = match &self.first {
-            FirstSigner::Nobody => return message,
+            FirstSigner::Nobody => return,
             FirstSigner::Publisher => key.id(),
             FirstSigner::Key(first) => first,
         };
         let input = self.signing_input(key.algorithm().as_str(), key.id(), first, now);
-        let Some(signature) = key.sign(&input) else { return message };
+        let Some(signature) = key.sign(&input) else { return };
         let signed_message = MessageSignature { key: key.id().clone(), signed_at: now, signature };
         message.headers.insert(header::SIGNATURE.into(), signed_message.to_text().into());
         if first != key.id() {
             message.headers.insert(header::FIRST_KEY.into(), first.as_str().into());
         }
-        message
     }
 
     /// Reads the signature and the first signer of a message; `None` if it is not signed. They are trusted only

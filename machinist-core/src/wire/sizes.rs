@@ -93,16 +93,17 @@ impl MaxSizes {
         self
     }
 
-    /// Returns the part of a message that is too large, if one is.
-    pub(crate) fn exceeded(&self, message: &crate::broker::Message) -> Option<Oversize> {
+    /// Returns the size of a message in bytes, or its part that is too large.
+    pub(crate) fn check(&self, message: &crate::broker::Message) -> Result<usize, Oversize> {
+        let size = message.size();
         let body = message.body.len();
-        let headers = message.size() - body;
+        let headers = size - body;
         if body > self.body {
-            Some(Oversize { part: "body", size: body, max: self.body })
+            Err(Oversize { part: "body", size: body, max: self.body })
         } else if headers > self.headers {
-            Some(Oversize { part: "headers", size: headers, max: self.headers })
+            Err(Oversize { part: "headers", size: headers, max: self.headers })
         } else {
-            None
+            Ok(size)
         }
     }
 }

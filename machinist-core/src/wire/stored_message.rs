@@ -38,9 +38,9 @@ enum StoredValue {
     Bytes(String),
 }
 
-/// The message as a fact; `None` if it is too large to be kept.
-pub(crate) fn message_to_fact(message: &Message) -> Option<Bytes> {
-    if message.size() > MAX_STORED_BYTES {
+/// The message as a fact; `None` if its size in bytes is too large to be kept.
+pub(crate) fn message_to_fact(message: &Message, size: usize) -> Option<Bytes> {
+    if size > MAX_STORED_BYTES {
         return None;
     }
     let value = |value: &HeaderValue| match value {
@@ -63,7 +63,7 @@ pub(crate) fn message_to_fact(message: &Message) -> Option<Bytes> {
 
 /// The message of a fact; `None` if it is none.
 pub(crate) fn message_from_fact(fact: &[u8]) -> Option<Message> {
-    let message_to_fact: StoredMessage = serde_json::from_slice(fact).ok()?;
+    let stored: StoredMessage = serde_json::from_slice(fact).ok()?;
     let bytes = |text: &str| STANDARD.decode(text).map(Bytes::from).ok();
     let value = |value: StoredValue| {
         Some(match value {
@@ -73,17 +73,16 @@ pub(crate) fn message_from_fact(fact: &[u8]) -> Option<Message> {
             StoredValue::Bytes(text) => HeaderValue::Bytes(bytes(&text)?),
         })
     };
-    let headers =
-        message_to_fact.headers.into_iter().map(|(name, header)| Some((header_name(&name), value(header)?)));
+    let headers = stored.headers.into_iter().map(|(name, header)| Some((header_name(&name), value(header)?)));
     Some(Message {
-        id: message_to_fact.id,
-        kind: message_to_fact.kind,
-        content_type: message_to_fact.content_type,
-        timestamp: message_to_fact.timestamp,
-        priority: message_to_fact.priority,
-        app_id: message_to_fact.app_id,
+        id: stored.id,
+        kind: stored.kind,
+        content_type: stored.content_type,
+        timestamp: stored.timestamp,
+        priority: stored.priority,
+        app_id: stored.app_id,
         headers: headers.collect::<Option<_>>()?,
-        body: bytes(&message_to_fact.body)?,
+        body: bytes(&stored.body)?,
     })
 }
 
@@ -107,13 +106,14 @@ mod tests {
             body: Bytes::from_static(b"\xff\0body"),
             ..Message::default()
         };
-        assert_eq!(message_from_fact(&message_to_fact(&message).unwrap()).unwrap(), message);
+        assert_eq!(message_from_fact(&message_to_fact(&message, message.size()).unwrap()).unwrap(), message);
         assert!(message_from_fact(b"{}").is_none());
     }
 
     #[test]
     fn a_large_message_is_not_kept() {
         let body = Bytes::from(vec![0; MAX_STORED_BYTES + 1]);
-        assert!(message_to_fact(&Message { body, ..Message::default() }).is_none());
+        let message = Message { body, ..Message::default() };
+        assert!(message_to_fact(&message, message.size()).is_none());
     }
 }

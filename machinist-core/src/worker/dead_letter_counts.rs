@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::wire::DeadReason;
+use crate::record::DeadReason;
 
 /// Counts of the dead letters that a worker has published, by reason. Cheap to clone; clones share the counts.
 ///

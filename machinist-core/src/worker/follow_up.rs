@@ -11,8 +11,8 @@ use crate::{
     dead_letters::{NewDeadLetter, add_to_index},
     delay::keep_for,
     id::{QueueName, TaskId},
-    record::{Counters, ErrorText, Facts, FailureKind, FollowUp},
-    wire::{DeadMark, DeadReason, Envelope},
+    record::{Counters, DeadReason, ErrorText, Facts, Failure, FailureKind, FollowUp},
+    wire::{DeadMark, Envelope},
     worker::server_calls::Unpublished,
 };
 
@@ -34,14 +34,14 @@ impl WorkerContext {
             FollowUp::NextRun { due, counters, token } => {
                 self.publish_next(envelope, *due, *counters, *token).await
             }
-            FollowUp::DeadLetter { attempt, kind, error } => {
+            FollowUp::DeadLetter { attempt, failure } => {
                 let dead_id = format!("{}.{attempt}", envelope.id);
                 let message = self.app.signed_message(envelope);
-                let reason = DeadReason::of(*kind, error);
+                let reason = failure.reason();
                 // A handler's error may repeat its arguments: encrypted in the record, it must not be readable here.
                 let from_handler = matches!(reason, DeadReason::Failed | DeadReason::Malformed);
                 let hidden = from_handler && self.app.0.trust.encrypts_outcomes(envelope);
-                let error = if hidden { ErrorText::from(ENCRYPTED_ERROR) } else { error.clone() };
+                let error = if hidden { ErrorText::from(ENCRYPTED_ERROR) } else { failure.error.clone() };
                 self.dead_letter(&envelope.queue, &message, dead_id, reason, error).await
             }
         };
@@ -92,7 +92,9 @@ impl WorkerContext {
         let error = format!("its next run could not be queued: {error}");
         tracing::error!(id = %envelope.id, error, "a task ends because its message cannot be published");
         let next = Envelope { attempt: envelope.attempt.saturating_add(1), ..envelope.clone() };
-        let ended = Box::pin(self.end_as_read(&next, Facts::new(), FailureKind::Unroutable, &*error)).await;
+        let ended =
+            Box::pin(self.end_as_read(&next, Facts::new(), Failure::new(FailureKind::Unroutable, &*error)))
+                .await;
         // Refused without an outcome: the next run is under way after all.
         ended.unwrap_or(Settlement::Ack)
     }

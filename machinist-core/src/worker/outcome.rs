@@ -16,9 +16,9 @@ use crate::{
     clock::Timestamp,
     context::TaskContext,
     record::{
-        Claim, CommitRefusal, ErrorText, FactName, Facts, FailureKind, MIN_RESULTS_TTL, UNFINISHED_TTL,
-        Verdict, add_progress, explain_refusal, failure_without_run, follow_up_of, name, outcome_commit,
-        recorded_follow_up,
+        Claim, CommitRefusal, ErrorText, FactName, Facts, Failure, FailureKind, MIN_RESULTS_TTL,
+        UNFINISHED_TTL, Verdict, add_progress, explain_refusal, failure_without_run, follow_up_of, name,
+        outcome_commit, recorded_follow_up,
     },
     security::encrypt_outcome,
     wire::{Envelope, message_to_fact},
@@ -142,14 +142,12 @@ impl WorkerContext {
         &self,
         envelope: &Envelope,
         facts: Facts,
-        kind: FailureKind,
-        error: impl Into<ErrorText>,
+        failure: Failure,
     ) -> Option<Settlement> {
-        let due = self.app.decode(envelope).ok().and_then(|body| body.first_eta);
+        let due = self.first_eta(envelope, &facts);
         let now = self.now();
         let ttl = self.retention(due, now);
-        let mut commit =
-            failure_without_run(&envelope.id, &facts, envelope.attempt, kind, error.into(), now, ttl);
+        let mut commit = failure_without_run(&envelope.id, &facts, envelope.attempt, failure, now, ttl);
         commit.facts.extend(self.message_fact(envelope));
         let commit = self.app.0.trust.sign_end(commit);
         if due.is_some() || envelope.attempt > 1 {
@@ -165,9 +163,22 @@ impl WorkerContext {
         Some(self.follow(envelope, &follow_up).await)
     }
 
+    /// Returns the time that the sender of a task asked for. The body states it, but to read the body it is decoded, and
+    /// perhaps decrypted: the first message and the record say it too.
+    fn first_eta(&self, envelope: &Envelope, facts: &Facts) -> Option<Timestamp> {
+        if envelope.attempt == 1 && envelope.eta.is_some() {
+            return envelope.eta;
+        }
+        if facts.has(name::SENT) {
+            return facts.read(name::ETA);
+        }
+        self.app.decode(envelope).ok().and_then(|body| body.first_eta)
+    }
+
     /// Returns the fact that stores the message of a task that ends without success.
     fn message_fact(&self, envelope: &Envelope) -> Option<(FactName, Bytes)> {
-        Some((name::MESSAGE.into(), message_to_fact(&self.app.signed_message(envelope))?))
+        let message = self.app.signed_message(envelope);
+        Some((name::MESSAGE.into(), message_to_fact(&message, message.size())?))
     }
 
     /// Records that a delivery waits for a slot (state RECEIVED).

@@ -6,8 +6,8 @@ use super::{Settlement, WorkerContext};
 use crate::{
     broker::{Message, Publish, Target},
     id::QueueName,
-    record::{ErrorText, Facts, FailureKind, newest_start, recorded_follow_up},
-    wire::{DeadReason, Envelope},
+    record::{DeadReason, ErrorText, Facts, Failure, FailureKind, newest_start, recorded_follow_up},
+    wire::Envelope,
     worker::server_calls::Unpublished,
 };
 
@@ -20,7 +20,7 @@ impl WorkerContext {
     /// Handles a task without a handler here: it is offered again for an hour, then ended.
     pub(super) async fn unknown_task(&self, envelope: &Envelope) -> Settlement {
         let error = format!("no worker of queue {} knows the task {}", envelope.queue, envelope.name);
-        self.retry_unknown(envelope, FailureKind::Unregistered, error.as_str().into()).await
+        self.retry_unknown(envelope, Failure::new(FailureKind::Unregistered, &*error)).await
     }
 
     /// Handles a task whose arguments no key here decrypts: it is offered again for an hour, then ended.
@@ -29,12 +29,11 @@ impl WorkerContext {
         if let Some(settlement) = self.check_time(envelope).await {
             return settlement;
         }
-        let error = ErrorText::new([DeadReason::UnknownKey.as_str().to_owned(), error.to_owned()]);
-        self.retry_unknown(envelope, FailureKind::Rejected, error).await
+        self.retry_unknown(envelope, Failure::rejected(DeadReason::UnknownKey, error)).await
     }
 
     /// Offers a task again that other workers can run, or this worker later. After an hour it ends.
-    async fn retry_unknown(&self, envelope: &Envelope, kind: FailureKind, error: ErrorText) -> Settlement {
+    async fn retry_unknown(&self, envelope: &Envelope, failure: Failure) -> Settlement {
         let facts = match self.unless_decided(envelope).await {
             Ok(facts) => facts,
             Err(settlement) => return settlement,
@@ -43,14 +42,14 @@ impl WorkerContext {
         let since = envelope.unknown_since.unwrap_or(now);
         let waited = now.since(since);
         if waited >= UNKNOWN_TASK_TIMEOUT {
-            return match self.end_as_read(envelope, facts, kind, error).await {
+            return match self.end_as_read(envelope, facts, failure).await {
                 Some(settlement) => settlement,
                 // A worker that knows the task runs it; a guard comes back to check.
                 None => self.become_guard(envelope).await,
             };
         }
         let remaining = UNKNOWN_TASK_TIMEOUT.saturating_sub(waited);
-        tracing::warn!(id = %envelope.id, "{}: offered again for {remaining:?}", error.chain.join(": "));
+        tracing::warn!(id = %envelope.id, "{}: offered again for {remaining:?}", failure.error.chain.join(": "));
         let later = Envelope { unknown_since: Some(since), ..envelope.clone() };
         self.settled_by(self.publish_later(&later, unknown_wait(waited)).await).await
     }
@@ -114,8 +113,7 @@ impl WorkerContext {
             return self.postpone(&envelope.queue, message, reason, error).await;
         }
         self.refusals.record(&envelope.queue, reason, error);
-        let text = ErrorText::new([reason.as_str().to_owned(), error.to_owned()]);
-        match self.end_as_read(envelope, facts, FailureKind::Rejected, text).await {
+        match self.end_as_read(envelope, facts, Failure::rejected(reason, error)).await {
             Some(settlement) => settlement,
             None => self.postpone(&envelope.queue, message, reason, error).await,
         }

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{id::QueueName, wire::DeadReason};
+use crate::{id::QueueName, record::DeadReason};
 
 /// Minimum time between two log lines about the same reason.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);

@@ -5,7 +5,9 @@ use crate::{
     backend::{Commit, Committed},
     clock::Timestamp,
     id::SessionId,
-    record::{Claim, Facts, FailureKind, StartDecision, StartRequest, Suspicion, decide_start, suspicion},
+    record::{
+        Claim, Facts, Failure, FailureKind, StartDecision, StartRequest, Suspicion, decide_start, suspicion,
+    },
     wire::Envelope,
     worker::{exclusive, server_calls::Unanswered, session::RegisteredRun},
 };
@@ -116,14 +118,16 @@ impl WorkerContext {
                 Suspicion::None | Suspicion::Suspect => return Ok(StartRefusal::TakeOver(next)),
                 Suspicion::Lost => {
                     let error = "workers died while they ran this task alone";
-                    let ended = self.end_as_read(envelope, facts, FailureKind::Lost, error).await;
+                    let ended =
+                        self.end_as_read(envelope, facts, Failure::new(FailureKind::Lost, error)).await;
                     ended.map_or(StartReply::Busy, StartReply::Settle)
                 }
             },
             StartDecision::Over(follow_up) => StartReply::Settle(self.follow(envelope, &follow_up).await),
             StartDecision::NewerGuard => StartReply::Settle(Settlement::Ack),
             StartDecision::Revoked => {
-                let ended = self.end_as_read(envelope, facts, FailureKind::Revoked, "revoked").await;
+                let ended =
+                    self.end_as_read(envelope, facts, Failure::new(FailureKind::Revoked, "revoked")).await;
                 ended.map_or(StartReply::Busy, StartReply::Settle)
             }
             StartDecision::Busy(session) => {

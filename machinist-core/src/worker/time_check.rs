@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Settlement, WorkerContext};
 use crate::{
     delay::{NEARLY_DUE, keep_for},
-    record::{Facts, FailureKind},
+    record::{Facts, Failure, FailureKind},
     wire::Envelope,
 };
 
@@ -27,7 +27,12 @@ impl WorkerContext {
             Some(expires) if envelope.attempt == 1 && expires < self.now() => {
                 let error = format!("not started before {expires}");
                 // Refused without an outcome: the task was started in time, and this is another delivery of it.
-                Box::pin(self.end_as_read(envelope, Facts::new(), FailureKind::Expired, &*error)).await
+                Box::pin(self.end_as_read(
+                    envelope,
+                    Facts::new(),
+                    Failure::new(FailureKind::Expired, &*error),
+                ))
+                .await
             }
             _ => None,
         }

@@ -11,7 +11,7 @@ use super::{Settlement, WorkerContext};
 use crate::{
     broker::{Delivery, Message, Publish, PublishError, Target},
     id::QueueName,
-    record::FailureKind,
+    record::{Failure, FailureKind},
     security::{Admission, admit},
     wire::Envelope,
     worker::server_calls::Unpublished,
@@ -66,7 +66,7 @@ impl WorkerContext {
         if self.may_run_elsewhere(&facts, envelope) {
             return self.hand_back_later().await;
         }
-        match self.end_as_read(envelope, facts, FailureKind::Unroutable, error).await {
+        match self.end_as_read(envelope, facts, Failure::new(FailureKind::Unroutable, error)).await {
             Some(settlement) => settlement,
             None => self.hand_back_later().await,
         }

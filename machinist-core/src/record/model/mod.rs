@@ -189,7 +189,7 @@ impl Model {
         {
             let is_dead_lettered =
                 super::follow_up::recorded_follow_up(&after, 1) != Some(super::follow_up::FollowUp::Nothing);
-            let failed = matches!(end.verdict, EndVerdict::Failure { .. });
+            let failed = matches!(end.verdict, EndVerdict::Failure(_));
             state.completion =
                 if failed && is_dead_lettered { Completion::DeadLetterDue } else { Completion::Done };
         }
@@ -223,7 +223,7 @@ impl Model {
     fn decided_against(&self, before: &ModelState, after: &ModelState, attempt: u32) -> bool {
         let decided = |state: &ModelState| {
             let facts = self.store.facts_of(state.facts);
-            let failed = |end: End| matches!(end.verdict, EndVerdict::Failure { .. });
+            let failed = |end: End| matches!(end.verdict, EndVerdict::Failure(_));
             facts.read(name::END).is_some_and(failed) || facts.has(&name::retried(attempt))
         };
         decided(after) && !decided(before)
@@ -265,7 +265,7 @@ fn check_commit(
             }
             _ if fact == name::END => {
                 let end: End = serde_json::from_slice(value).map_err(|e| e.to_string())?;
-                if let (Some(origin), EndVerdict::Failure { .. }) = (end.origin, end.verdict) {
+                if let (Some(origin), EndVerdict::Failure(_)) = (end.origin, end.verdict) {
                     check_newest(before, &origin)?;
                 }
             }

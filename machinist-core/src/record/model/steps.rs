@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::{
     super::{
         claim::Claim,
-        facts::{Counters, ErrorText, Facts, name},
+        facts::{Counters, Facts, Failure, name},
         follow_up::{FollowUp, recorded_follow_up},
         verdict::{CommitRefusal, explain_refusal, failure_without_run, follow_up_of, outcome_commit},
     },
@@ -323,13 +323,11 @@ impl NextSteps<'_> {
     fn end_without_run(&mut self, reason: EndReason, facts: &Facts) {
         let index = self.index;
         let message = index.get(self.state).message;
-        let error = ErrorText::from("ended");
         let mut commit = failure_without_run(
             &self.model.id,
             facts,
             message.attempt,
-            reason.kind(),
-            error,
+            Failure::new(reason.kind(), "ended"),
             Model::NOW,
             TTL,
         );
