@@ -226,6 +226,11 @@ fn check(parts: &SignatureParts, earliest: Timestamp, expires: Option<Timestamp>
     if let Some(why) = &parts.unsendable {
         return invalid(why.clone());
     }
+    if parts.id.as_str().contains(['!', '+']) {
+        return invalid(
+            "its id contains `!` or `+`, which mark ids that machinist derives from it".to_owned(),
+        );
+    }
     if let Some(expires) = expires.filter(|expires| *expires <= earliest) {
         return invalid(format!("it expires at {expires}, before it may start at {earliest}"));
     }

@@ -12,14 +12,13 @@ use crate::{
     client::{Client, PreparedSignature, Sending, sender_facts},
     clock::Timestamp,
     error::SendError,
-    id::{SessionId, TaskId},
+    id::{RecordId, SessionId, TaskId},
     record::{
         Facts, FailureKind, NextAttempt, Record, RevokeDecision, RevokeMode, TaskState, decide_revoke, fold,
-        name, next_attempt,
+        name, next_attempt, wake_session,
     },
     result::AsyncResult,
     security::VerifyError,
-    session_channel::wake_session,
     trace::TraceContext,
     wire::{Envelope, MAX_STORED_BYTES, message_from_fact},
 };
@@ -130,9 +129,9 @@ impl Client {
                 RevokeDecision::EndNow(commit) => (commit, None),
                 RevokeDecision::AskRun(commit, session) => (commit, Some(session)),
             };
-            match self.commit(self.signed_end(commit)?).await? {
+            match self.commit(self.signed_end(id, commit)?).await? {
                 Committed::Refused(newer) => facts = newer,
-                Committed::Done => {
+                Committed::Done { .. } => {
                     self.after_revoking(id, running.as_ref()).await;
                     return Ok(if running.is_some() { Revoked::Asked } else { Revoked::Ended });
                 }
@@ -143,9 +142,7 @@ impl Client {
     /// Wakes the worker, or removes the task from the schedule. Both are best effort.
     async fn after_revoking(&self, id: &TaskId, running: Option<&SessionId>) {
         let done = match running.map(wake_session) {
-            Some(Some(bell)) => self.commit(bell).await.map(drop),
-            // The record names no worker that could be told.
-            Some(None) => Ok(()),
+            Some(wake) => self.commit(wake).await.map(drop),
             None => self.unlist(id).await,
         };
         if let Err(error) = done {
@@ -170,7 +167,8 @@ impl Client {
             let page = backend.list(Index::Scheduled, after, LIST_PAGE_SIZE).await?;
             let known = page.iter().filter_map(|(_, member)| TaskId::parse(member).ok());
             let ids: Vec<_> = known.collect();
-            for (id, mut facts) in ids.iter().zip(backend.read(&ids).await?) {
+            let records: Vec<_> = ids.iter().map(RecordId::from).collect();
+            for (id, mut facts) in ids.iter().zip(backend.read(&records).await?) {
                 let locked =
                     self.app.0.trust.decrypt_outcome(id, &mut facts).map(|locked| locked.to_string());
                 let record = fold(id, &facts).map(|record| Record { locked, ..record });
@@ -239,18 +237,18 @@ impl Client {
             return Err(self.wrong_state(id, &facts, "only a task in FAILURE can be sent again"));
         }
         let envelope = self.kept_envelope(id, &facts)?;
-        self.send_again(id, envelope).await
+        self.send_again(id.into(), envelope).await
     }
 
     /// Sends the call of an envelope as a new task, whose id is written into the record `named_at`. Until the new
     /// task is known to have reached a worker, its message is published again: an interruption may have lost it.
     pub(crate) async fn send_again(
         &self,
-        named_at: &TaskId,
+        named_at: RecordId,
         envelope: Envelope,
     ) -> Result<AsyncResult<Results>, ControlError> {
         let of = envelope.id.clone();
-        let again = self.name_successor(named_at).await?;
+        let again = self.name_successor(&of, named_at).await?;
         let known = self.read(&again).await?;
         if known.has(name::END) || !matches!(next_attempt(&known), Ok(NextAttempt { attempt: 1, .. })) {
             return Ok(AsyncResult::sent(self.app.clone(), again));
@@ -271,25 +269,25 @@ impl Client {
         Ok(self.publish(vec![Ok(prepared)]).await.pop().expect("one answer")?)
     }
 
-    /// Records the id of the task that repeats this one, before it is sent. A concurrent or later request sends
+    /// Records the id of the task that repeats another, before it is sent. A concurrent or later request sends
     /// the same task.
-    async fn name_successor(&self, id: &TaskId) -> Result<TaskId, ControlError> {
+    async fn name_successor(&self, of: &TaskId, named_at: RecordId) -> Result<TaskId, ControlError> {
         let named = |facts: &Facts| facts.text(name::RETRIED_AS).and_then(|text| TaskId::parse(&text).ok());
         let fresh = TaskId::fresh();
-        let mut commit = Commit::new(id.clone());
+        let mut commit = Commit::new(named_at);
         commit.unless = vec![name::RETRIED_AS.into()];
         commit.facts = vec![(name::RETRIED_AS.into(), text(&fresh))];
         match self.commit(commit).await? {
-            Committed::Done => Ok(fresh),
+            Committed::Done { .. } => Ok(fresh),
             Committed::Refused(newer) => named(&newer).ok_or_else(|| ControlError::NoMessage {
-                id: id.clone(),
+                id: of.clone(),
                 why: "the name of the task that repeats it cannot be read".to_owned(),
             }),
         }
     }
 
-    pub(crate) async fn read(&self, id: &TaskId) -> Result<Facts, BackendError> {
-        let mut facts = self.app.0.backend.read(std::slice::from_ref(id)).await?;
+    pub(crate) async fn read(&self, id: impl Into<RecordId>) -> Result<Facts, BackendError> {
+        let mut facts = self.app.0.backend.read(&[id.into()]).await?;
         Ok(facts.pop().unwrap_or_default())
     }
 
@@ -332,12 +330,12 @@ impl Client {
     }
 
     /// Signs the end of a task in a commit. Refuses an end that readers would not accept.
-    pub(crate) fn signed_end(&self, commit: Commit) -> Result<Commit, ControlError> {
+    pub(crate) fn signed_end(&self, id: &TaskId, commit: Commit) -> Result<Commit, ControlError> {
         let commit = self.app.0.trust.sign_end(commit);
         let facts: Facts = commit.facts.iter().cloned().collect();
-        match self.app.0.trust.check_end(&commit.id, &facts) {
+        match self.app.0.trust.check_end(id, &facts) {
             Ok(()) => Ok(commit),
-            Err(why) => Err(SendError::Key { id: commit.id, why }.into()),
+            Err(why) => Err(SendError::Key { id: id.clone(), why }.into()),
         }
     }
 

@@ -14,10 +14,9 @@ use crate::{
     record::{
         Counters, EncodedResults, Facts, Failure, FailureKind, RevokeDecision, RevokeMode, StartDecision,
         StartRequest, Suspicion, Verdict, decide_revoke, decide_start, failure_without_run, fold,
-        json as fact, name, recorded_follow_up, suspicion,
+        json as fact, name, recorded_follow_up, suspicion, wake_session,
     },
     security::{Admission, Trust, admit, encryption},
-    session_channel::wake_session,
     sign::{Algorithm, Key, KeyId, KeyState, Keyring, input::SigningInput},
     wire::{Codec, DeadMark, Envelope, FirstSigner, MaxSizes, attempt_of, dead_letter, message_from_fact},
 };

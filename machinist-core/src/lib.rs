@@ -23,7 +23,6 @@ pub mod record;
 mod result;
 mod retry;
 mod security;
-mod session_channel;
 pub mod sign;
 mod signature;
 mod task;

@@ -124,7 +124,8 @@ impl<R> Signature<R> {
         self
     }
 
-    /// Gives it an id of your choice. Two signatures of one id are one task.
+    /// Gives it an id of your choice. Two signatures of one id are one task. The id must not contain `!` or `+`, which mark
+    /// the ids that machinist derives from it.
     pub fn with_id(mut self, id: TaskId) -> Self {
         self.parts.id = id;
         self

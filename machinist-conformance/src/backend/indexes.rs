@@ -95,11 +95,10 @@ pub async fn a_note_may_be_repeated_and_moves_its_member(harness: &dyn BackendHa
 /// A member of one index is not in another.
 pub async fn indexes_are_apart(harness: &dyn BackendHarness) {
     let backend = harness.connect().await;
-    let member = |at| ["queues", "scheduled", "dead"][at];
-    let updates = Index::ALL.into_iter().enumerate().map(|(at, index)| put(index, at as i64, member(at)));
+    let updates = Index::ALL.into_iter().enumerate().map(|(at, index)| put(index, at as i64, index.name()));
     update(&*backend, updates.collect()).await;
     for (at, index) in Index::ALL.into_iter().enumerate() {
-        assert_eq!(list(&*backend, index, None, 9).await, [entry(at as i64, member(at))]);
+        assert_eq!(list(&*backend, index, None, 9).await, [entry(at as i64, index.name())]);
     }
     update(&*backend, vec![remove(Index::Queues, "scheduled")]).await;
     assert_eq!(list(&*backend, Index::Scheduled, None, 9).await, [entry(1, "scheduled")]);

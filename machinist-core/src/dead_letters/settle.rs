@@ -16,11 +16,11 @@ use crate::{
     control::ControlError,
     id::{QueueName, TaskId},
     record::{
-        DeadReason, ErrorText, Facts, Failure, FailureKind, TaskState, failure_without_run, fold, name,
-        newest_start, recorded_follow_up,
+        DeadReason, ErrorText, Facts, Failure, FailureKind, TaskState, failure_without_run, fold, is_alive,
+        name, newest_start, recorded_follow_up,
     },
     security::{Admission, admit},
-    wire::{DeadMark, Envelope, message_to_fact},
+    wire::{DeadMark, Envelope, dead_id, message_to_fact},
 };
 
 /// Result of settling a dead letter.
@@ -191,8 +191,8 @@ impl Client {
             return Ok(DeadLetterOutcome::Refused(why));
         }
         // A record that was forgotten is not made anew: the name is written beside the letter.
-        let named_at = if facts.is_empty() { index::record_of(&letter.member()) } else { id };
-        Ok(DeadLetterOutcome::Replayed(self.send_again(&named_at, envelope).await?.id().clone()))
+        let named_at = if facts.is_empty() { index::record_of(&letter.member()) } else { id.into() };
+        Ok(DeadLetterOutcome::Replayed(self.send_again(named_at, envelope).await?.id().clone()))
     }
 
     /// Adds a queue's dead letters to the index that are missing there, and returns their number. A letter that a broker
@@ -269,7 +269,7 @@ impl Client {
                     return Ok(false);
                 }
                 self.end_as_lost(&envelope, lost).await?;
-                (format!("{}.{}", envelope.id, envelope.attempt), DeadReason::Lost, lost.to_owned())
+                (dead_id(&envelope.id, envelope.attempt), DeadReason::Lost, lost.to_owned())
             }
             Admission::Deferred(reason, why) | Admission::Refused(reason, why) => {
                 (uuid::Uuid::new_v4().to_string(), reason, why)
@@ -311,12 +311,13 @@ impl Client {
         let message = message_to_fact(&message, message.size());
         commit.facts.extend(message.map(|message| (name::MESSAGE.into(), message)));
         // Refused: it was started meanwhile, or has ended.
-        self.commit(self.signed_end(commit)?).await?;
+        self.commit(self.signed_end(id, commit)?).await?;
         Ok(())
     }
 
     async fn somebody_runs(&self, facts: &Facts, attempt: u32) -> Result<bool, ControlError> {
         let Some(start) = newest_start(facts, attempt) else { return Ok(false) };
-        Ok(self.app.0.backend.alive(&[start.session]).await?.into_iter().any(|alive| alive))
+        let records = self.app.0.backend.read(&[start.session.into()]).await?;
+        Ok(records.iter().any(is_alive))
     }
 }

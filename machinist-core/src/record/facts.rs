@@ -54,6 +54,13 @@ pub(crate) mod name {
     /// Entry about a dead letter, in a separate record.
     pub(crate) const DEAD: &str = "dead";
 
+    /// Lease of a session, in a separate record.
+    pub(crate) const LEASE: &str = "lease";
+    /// Description of the worker, in the record of its session.
+    pub(crate) const ABOUT: &str = "about";
+    /// Runs of the worker, in the record of its session.
+    pub(crate) const RUNS: &str = "runs";
+
     pub(crate) const END: &str = "end";
     pub(crate) const FOLLOWED: &str = "f";
     pub(crate) const REVOKED: &str = "rv";

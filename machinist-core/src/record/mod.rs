@@ -15,6 +15,7 @@
 //! | `verdict` | what follows from an outcome? | a verdict, its commit, its follow-up |
 //! | `revoke` | how can a task be prevented from running? | a commit, or the run to ask |
 //! | `progress` | how far has a run come? | a commit |
+//! | `session` | is a worker alive? | a commit, or a look at its record |
 
 mod claim;
 mod dead_reason;
@@ -28,6 +29,7 @@ mod poison;
 mod progress;
 mod retention;
 mod revoke;
+mod session;
 mod start;
 #[cfg(test)]
 mod tests;
@@ -48,6 +50,7 @@ pub(crate) use poison::{Suspicion, suspicion};
 pub(crate) use progress::{add_progress, progress_commit};
 pub(crate) use retention::{MIN_RESULTS_TTL, UNFINISHED_TTL};
 pub(crate) use revoke::{NextAttempt, RevokeDecision, RevokeMode, decide_revoke, next_attempt};
+pub(crate) use session::{close_session, is_alive, open_session, renew_session, wake_session};
 pub(crate) use start::{StartDecision, StartRequest, decide_start};
 pub(crate) use verdict::{
     CommitRefusal, Outcome, Verdict, decide, explain_refusal, failure_without_run, follow_up_of,

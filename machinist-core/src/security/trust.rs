@@ -209,7 +209,8 @@ impl Trust {
         let Some(ring) = self.ring() else { return commit };
         if let Some(key) = ring.signing_key()
             && let Some((_, end)) = commit.facts.iter_mut().find(|(fact, _)| fact == name::END)
-            && let Some(signed_end) = signed_end(key, &commit.id, end)
+            && let Some(id) = commit.id.task()
+            && let Some(signed_end) = signed_end(key, &id, end)
         {
             *end = signed_end;
         }

@@ -22,7 +22,7 @@ pub use codec::Codec;
 pub use sizes::MaxSizes;
 
 pub(crate) use body::Body;
-pub(crate) use dead_letter::{DeadMark, dead_letter};
+pub(crate) use dead_letter::{DeadMark, dead_id, dead_letter};
 pub(crate) use envelope::{Envelope, FirstSigner, MessageSignature, Unreadable, attempt_of};
 pub(crate) use sizes::Oversize;
 pub(crate) use stored_message::{MAX_STORED_BYTES, message_from_fact, message_to_fact};

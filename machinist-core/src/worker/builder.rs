@@ -286,25 +286,16 @@ fn can_sign(
     Ok(())
 }
 
-/// Returns the description of the worker that is stored with every renewal of its session.
-fn about(
-    name: &str,
-    queues: &[QueueName],
-    concurrency: usize,
-    app: &App,
-) -> serde_json::Map<String, serde_json::Value> {
+/// Returns the description of the worker that is stored with its session.
+fn about(name: &str, queues: &[QueueName], concurrency: usize, app: &App) -> bytes::Bytes {
     let queues: Vec<_> = queues.iter().map(ToString::to_string).collect();
-    let about = serde_json::json!({
+    crate::record::json(&serde_json::json!({
         "worker": name,
         "pid": std::process::id(),
         "queues": queues,
         "concurrency": concurrency,
         "since": app.clock().now(),
-    });
-    match about {
-        serde_json::Value::Object(about) => about,
-        _ => serde_json::Map::new(),
-    }
+    }))
 }
 
 /// Returns `HOST-PID`, with `worker` in place of an unknown host name.

@@ -12,7 +12,7 @@ use crate::{
     delay::keep_for,
     id::{QueueName, TaskId},
     record::{Counters, DeadReason, ErrorText, Facts, Failure, FailureKind, FollowUp},
-    wire::{DeadMark, Envelope},
+    wire::{DeadMark, Envelope, dead_id},
     worker::server_calls::Unpublished,
 };
 
@@ -35,7 +35,7 @@ impl WorkerContext {
                 self.publish_next(envelope, *due, *counters, *token).await
             }
             FollowUp::DeadLetter { attempt, failure } => {
-                let dead_id = format!("{}.{attempt}", envelope.id);
+                let dead_id = dead_id(&envelope.id, *attempt);
                 let message = self.app.signed_message(envelope);
                 let reason = failure.reason();
                 // A handler's error may repeat its arguments: encrypted in the record, it must not be readable here.

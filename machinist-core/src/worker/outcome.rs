@@ -46,7 +46,7 @@ impl WorkerContext {
                 if let Some(key) = &active.outcome_key { encrypt_outcome(commit, key) } else { commit };
             let commit = self.app.0.trust.sign_end(commit);
             let facts = match self.calls.commit_outcome(commit).await {
-                Ok(Committed::Done) => break,
+                Ok(Committed::Done { .. }) => break,
                 Ok(Committed::Refused(facts)) => facts,
                 Err(unanswered) => return Some(unanswered.into()),
             };
@@ -155,7 +155,7 @@ impl WorkerContext {
         }
         let commit = Arc::new(commit);
         let facts = match self.calls.commit(Arc::clone(&commit)).await {
-            Ok(Committed::Done) => commit.facts.iter().cloned().collect(),
+            Ok(Committed::Done { .. }) => commit.facts.iter().cloned().collect(),
             Ok(Committed::Refused(facts)) => facts,
             Err(leaving) => return Some(leaving.into()),
         };

@@ -16,7 +16,10 @@ use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{WorkerContext, server_calls::jittered, session::Sessions};
-use crate::{backend::Watch, id::SessionId, session_channel::session_channel};
+use crate::{
+    backend::Watch,
+    id::{RecordId, SessionId},
+};
 
 /// Time that a worker waits after a wake-up before it renews, so that several wake-ups are answered together.
 const WAKE_UP_DELAY: Duration = Duration::from_millis(50);
@@ -170,9 +173,7 @@ async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
     loop {
         let session = sessions.current();
         if watched.as_ref().is_none_or(|(watched, _)| *watched != session) {
-            // INVARIANT: our own session's name is a UUID.
-            let channel = session_channel(&session).expect("a short text");
-            watched = match sessions.backend().watch(&channel).await {
+            watched = match sessions.backend().watch(&RecordId::from(&session)).await {
                 Ok(watch) => Some((session, watch)),
                 Err(error) => {
                     tracing::debug!(%error, "a revoked task will only be noticed at the next renewal");

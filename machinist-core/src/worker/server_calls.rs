@@ -18,7 +18,7 @@ use crate::{
     app::App,
     backend::{BackendError, Commit, Committed},
     broker::{Publish, PublishError},
-    id::TaskId,
+    id::{RecordId, TaskId},
     record::Facts,
 };
 
@@ -109,8 +109,9 @@ impl ServerCalls {
 
     /// Reads one record, unless the backend is away for so long that the delivery must go back.
     pub(super) async fn read(&self, id: &TaskId) -> Result<Facts, Unanswered> {
+        let record = [RecordId::from(id)];
         self.until_answered("read", Caller::Delivery, || async {
-            let mut facts = self.app.backend().read(std::slice::from_ref(id)).await?;
+            let mut facts = self.app.backend().read(&record).await?;
             Ok(facts.pop().unwrap_or_default())
         })
         .await

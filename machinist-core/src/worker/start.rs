@@ -57,7 +57,7 @@ impl WorkerContext {
         let (mut commit, mut claim) = request.first(self.now());
         loop {
             match self.calls.commit(commit).await {
-                Ok(Committed::Done) => {}
+                Ok(Committed::Done { .. }) => {}
                 Ok(Committed::Refused(facts)) => {
                     match Box::pin(self.refused_start(envelope, &request, facts)).await {
                         Ok(StartRefusal::Ours(ours)) => claim = *ours,

@@ -9,6 +9,7 @@
 
 mod decisions;
 mod environment;
+mod lease;
 mod search;
 mod state;
 mod steps;
