@@ -13,6 +13,7 @@ mod control;
 mod dead_letters;
 mod delay;
 pub mod error;
+pub mod event;
 pub mod extract;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -43,6 +44,7 @@ pub use context::TaskContext;
 pub use control::{ControlError, Revoked, Scheduled};
 pub use dead_letters::{DeadFilter, DeadLetter, DeadLetterOutcome};
 pub use error::{ResultError, SendError, TaskError};
+pub use event::Observer;
 pub use extract::State;
 pub use id::{QueueName, TaskId, TaskName};
 pub use middleware::{Middleware, Next, PublishHook};
