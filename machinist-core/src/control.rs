@@ -1,7 +1,7 @@
 //! Control over sent tasks: revoking them, listing the scheduled ones, running a scheduled one at
 //! once, send a failed one again.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 
@@ -123,6 +123,7 @@ impl Client {
     async fn revoke_in(&self, id: &TaskId, manner: RevokeMode) -> Result<Revoked, ControlError> {
         let app = &self.app.0;
         let mut facts = self.facts(id).await?;
+        let mut stopwatch = app.observers.stopwatch();
         loop {
             let (commit, running) = match decide_revoke(id, &facts, manner, app.clock.now(), app.results_ttl)
             {
@@ -134,7 +135,7 @@ impl Client {
             match self.commit(self.signed_end(commit)?).await? {
                 Committed::Refused(newer) => facts = newer,
                 Committed::Done => {
-                    self.emit_revoked(id, &facts, running.is_some());
+                    self.emit_revoked(id, &facts, running.is_some(), stopwatch.lap());
                     self.after_revoking(id, running.as_ref()).await;
                     return Ok(if running.is_some() { Revoked::Asked } else { Revoked::Ended });
                 }
@@ -143,7 +144,7 @@ impl Client {
     }
 
     /// Emits the revocation, unless the record does not name its task.
-    fn emit_revoked(&self, id: &TaskId, facts: &Facts, running: bool) {
+    fn emit_revoked(&self, id: &TaskId, facts: &Facts, running: bool, record_wait: Duration) {
         if self.app.0.observers.is_empty() {
             return;
         }
@@ -154,7 +155,8 @@ impl Client {
         let task = EventTask::new(id, &name, &queue, attempt);
         self.app.emit(EventKind::Revoked { task, running });
         if !running {
-            self.app.emit(EventKind::ended_without_run(task, FailureKind::Revoked, &"revoked".into()));
+            let (kind, error) = (FailureKind::Revoked, "revoked".into());
+            self.app.emit(EventKind::ended_without_run(task, kind, &error, record_wait));
         }
     }
 

@@ -321,9 +321,10 @@ impl Client {
         let message = message_to_fact(&message, message.size());
         commit.facts.extend(message.map(|message| (name::MESSAGE.into(), message)));
         // Refused: it was started meanwhile, or has ended.
+        let mut stopwatch = app.observers.stopwatch();
         if let Committed::Done = self.commit(self.signed_end(commit)?).await? {
-            let task = EventTask::of(envelope);
-            self.app.emit(EventKind::ended_without_run(task, FailureKind::Lost, &error.into()));
+            let (task, kind) = (EventTask::of(envelope), FailureKind::Lost);
+            self.app.emit(EventKind::ended_without_run(task, kind, &error.into(), stopwatch.lap()));
         }
         Ok(())
     }

@@ -299,11 +299,12 @@ impl<'a> EventKind<'a> {
         WorkerEnded => "worker_ended",
     }
 
-    /// Returns the event of a task that a sender has ended. It is recorded already, and nothing was measured.
+    /// Returns the event of a task that has ended in FAILURE without a run.
     pub(crate) const fn ended_without_run(
         task: EventTask<'a>,
         kind: FailureKind,
         error: &'a ErrorText,
+        record_wait: Duration,
     ) -> Self {
         Self::Ended {
             task,
@@ -311,7 +312,7 @@ impl<'a> EventKind<'a> {
             failure: Some((kind, error)),
             encrypted: false,
             run_time: None,
-            record_wait: Duration::ZERO,
+            record_wait,
         }
     }
 

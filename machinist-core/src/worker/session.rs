@@ -19,6 +19,7 @@ use super::server_calls::ServerCalls;
 use crate::{
     app::App,
     backend::{Backend, BackendError, Committed},
+    event::WorkerState,
     id::{RunId, SessionId, TaskId},
     record::{Claim, ClaimStatus, Facts, RenewalAction, name},
 };
@@ -372,10 +373,7 @@ impl Sessions {
             self.state().valid_until = asked + self.lease.0;
             self.alive.notify_waiters();
         } else {
-            tracing::warn!(
-                running = records.len(),
-                "the session has expired: opening a new one and adopting what runs"
-            );
+            calls.emit_state(WorkerState::SessionExpired { running: records.len() });
             calls.answered(true);
             calls.outcomes_are_recorded(self.lease.check_interval()).await;
             self.open().await?;
