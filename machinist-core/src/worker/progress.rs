@@ -26,6 +26,10 @@ impl WorkerContext {
         outcome_key: Option<&Key>,
     ) -> Infallible {
         let mut reports = cx.watch_progress();
+        // The handler may have reported before it first waited.
+        if reports.borrow().is_some() {
+            reports.mark_changed();
+        }
         loop {
             if reports.changed().await.is_err() {
                 std::future::pending::<()>().await;
