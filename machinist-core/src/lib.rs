@@ -59,3 +59,8 @@ pub use worker::{Worker, WorkerBuilder};
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/time.md")]
 struct DocsOfTime;
+
+/// The example of `docs/events.md` is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/events.md")]
+struct DocsOfEvents;

@@ -116,8 +116,8 @@ impl TaskProcessor {
         };
         let mut busy = BusyWaits::new(self.worker.max_hold.min(self.worker.sessions.busy_timeout()));
         let mut alone = false;
-        let mut stopwatch = self.worker.events.stopwatch();
         loop {
+            let mut stopwatch = self.worker.events.stopwatch();
             let slot = if alone {
                 Box::pin(self.all_slots(&active.envelope)).await
             } else {
@@ -133,9 +133,12 @@ impl TaskProcessor {
             match self.worker.start(&active.envelope, &registered, received_at, alone).await {
                 StartReply::Settle(settlement) => return settlement,
                 StartReply::Started(claim) => {
-                    let (task_of, start_wait) = (EventTask::of(&active.envelope), stopwatch.lap());
-                    let start = claim.start;
-                    self.worker.emit(EventKind::Started { task: task_of, start, slot_wait, start_wait });
+                    self.worker.emit(EventKind::Started {
+                        task: EventTask::of(&active.envelope),
+                        start: claim.start,
+                        slot_wait,
+                        start_wait: stopwatch.lap(),
+                    });
                     match self.run(active, task, claim, &registered, slot).await {
                         Some(settlement) => return settlement,
                         // Another run holds the attempt now: treat the delivery as if it had just arrived.
