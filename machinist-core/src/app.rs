@@ -9,6 +9,7 @@ use crate::{
     broker::{Broker, Message},
     clock::Clock,
     error::BoxError,
+    event::{Event, EventKind, Observer, Observers},
     id::QueueName,
     middleware::PublishHook,
     security::{Trust, is_encrypted},
@@ -48,6 +49,7 @@ pub(crate) struct AppState {
     pub(crate) results_ttl: Duration,
     pub(crate) codec: Codec,
     pub(crate) hooks: Vec<Arc<dyn PublishHook>>,
+    pub(crate) observers: Observers,
     pub(crate) max_sizes: MaxSizes,
     pub(crate) trust: Trust,
 }
@@ -72,6 +74,7 @@ impl App {
             results_ttl: Duration::from_secs(24 * 3600),
             codec: Codec::default(),
             hooks: Vec::new(),
+            observers: Observers::default(),
             max_sizes: MaxSizes::default(),
             keyring: None,
             allow_unsigned: false,
@@ -108,6 +111,11 @@ impl App {
         self.0.trust.signed_message(envelope, self.0.clock.now())
     }
 
+    /// Emits an event of a sender.
+    pub(crate) fn emit(&self, kind: EventKind<'_>) {
+        self.0.observers.notify(&Event::new(kind, None, &self.0.clock));
+    }
+
     /// The body of an envelope, decrypted where it is encrypted.
     pub(crate) fn decode(&self, envelope: &Envelope) -> Result<Body, BoxError> {
         if is_encrypted(envelope) {
@@ -132,6 +140,7 @@ pub struct AppBuilder {
     results_ttl: Duration,
     codec: Codec,
     hooks: Vec<Arc<dyn PublishHook>>,
+    observers: Observers,
     max_sizes: MaxSizes,
     keyring: Option<Keyring>,
     allow_unsigned: bool,
@@ -203,6 +212,29 @@ impl AppBuilder {
         self
     }
 
+    /// Passes every event of this application's senders and workers to an observer, after those that were added before.
+    /// See [`Observer`].
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use machinist_core::{App, event::Event};
+    /// use machinist_memory::{MemoryBackend, MemoryBroker};
+    /// use std::sync::Arc;
+    ///
+    /// let app = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()))
+    ///     .observer(|event: &Event<'_>| println!("{}", event.name()))
+    ///     .build()
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn observer(mut self, observer: impl Observer) -> Self {
+        self.observers.add(observer);
+        self
+    }
+
     /// The keys that sign and verify tasks and results. With them, what is not signed by one of them is refused.
     pub fn keyring(mut self, keyring: impl Into<Keyring>) -> Self {
         self.keyring = Some(keyring.into());
@@ -254,6 +286,7 @@ impl AppBuilder {
             results_ttl: self.results_ttl,
             codec: self.codec,
             hooks: self.hooks,
+            observers: self.observers,
             max_sizes: self.max_sizes,
             trust: Trust::new(self.keyring, self.allow_unsigned, self.freshness),
         });

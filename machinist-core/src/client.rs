@@ -12,6 +12,7 @@ use crate::{
     clock::Timestamp,
     delay::keep_for,
     error::SendError,
+    event::{EventKind, EventTask},
     id::{QueueName, TaskId, TaskName},
     record::{self, Counters, name},
     result::AsyncResult,
@@ -36,6 +37,8 @@ pub(crate) struct PreparedSignature {
 /// A task on its way to the broker.
 pub(crate) struct Sending {
     pub(crate) id: TaskId,
+    pub(crate) name: TaskName,
+    pub(crate) queue: QueueName,
     pub(crate) eta: Option<Timestamp>,
     /// Ends when it is dropped: after the confirm.
     pub(crate) span: tracing::Span,
@@ -93,7 +96,9 @@ impl Client {
                 Ok(prepared.sending)
             })
             .collect();
-        let (published, recorded) = tokio::join!(app.broker.publish(batch), app.backend.commit(facts));
+        let mut stopwatch = app.observers.stopwatch();
+        let publish = async { (app.broker.publish(batch).await, stopwatch.lap()) };
+        let ((published, confirm_wait), recorded) = tokio::join!(publish, app.backend.commit(facts));
         // The order of the two does not matter, and a record that could not be written does not undo a
         // confirmed message: to its sender a missing record reads as pending.
         if let Some(error) = recorded.iter().find_map(|written| written.as_ref().err()) {
@@ -105,9 +110,11 @@ impl Client {
         let results = sending
             .into_iter()
             .map(|sending| {
-                let Sending { id, eta, span: _span } = sending?;
+                let Sending { id, name, queue, eta, span: _span } = sending?;
                 match published.next() {
                     Some(Ok(())) => {
+                        let task = EventTask::new(&id, &name, &queue, 1);
+                        self.app.emit(EventKind::Sent { task, eta, confirm_wait });
                         scheduled.extend(eta.map(|at| {
                             let member = id.to_string();
                             IndexUpdate::Put { index: Index::Scheduled, at, member }
@@ -196,7 +203,8 @@ impl Client {
                 .extend(message_to_fact(&message, size).map(|message| (name::MESSAGE.into(), message)));
         }
         let publish = Publish { target: Target::Queue(queue), message, delay: keep_for(due.since(now)) };
-        let sending = Sending { id: envelope.id, eta: envelope.eta, span };
+        let Envelope { id, name, queue, eta, .. } = envelope;
+        let sending = Sending { id, name, queue, eta, span };
         Ok(PreparedSignature { publish, facts, sending })
     }
 

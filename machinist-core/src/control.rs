@@ -1,7 +1,7 @@
 //! Control over sent tasks: revoking them, listing the scheduled ones, running a scheduled one at
 //! once, send a failed one again.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 
@@ -12,7 +12,8 @@ use crate::{
     client::{Client, PreparedSignature, Sending, sender_facts},
     clock::Timestamp,
     error::SendError,
-    id::{RecordId, SessionId, TaskId},
+    event::{EventKind, EventTask},
+    id::{QueueName, RecordId, SessionId, TaskId, TaskName},
     record::{
         Facts, FailureKind, NextAttempt, Record, RevokeDecision, RevokeMode, TaskState, decide_revoke, fold,
         name, next_attempt, wake_session,
@@ -121,6 +122,7 @@ impl Client {
     async fn revoke_in(&self, id: &TaskId, manner: RevokeMode) -> Result<Revoked, ControlError> {
         let app = &self.app.0;
         let mut facts = self.facts(id).await?;
+        let mut stopwatch = app.observers.stopwatch();
         loop {
             let (commit, running) = match decide_revoke(id, &facts, manner, app.clock.now(), app.results_ttl)
             {
@@ -132,10 +134,28 @@ impl Client {
             match self.commit(self.signed_end(id, commit)?).await? {
                 Committed::Refused(newer) => facts = newer,
                 Committed::Done { .. } => {
+                    self.emit_revoked(id, &facts, running.is_some(), stopwatch.lap());
                     self.after_revoking(id, running.as_ref()).await;
                     return Ok(if running.is_some() { Revoked::Asked } else { Revoked::Ended });
                 }
             }
+        }
+    }
+
+    /// Emits the revocation, unless the record does not name its task.
+    fn emit_revoked(&self, id: &TaskId, facts: &Facts, running: bool, record_wait: Duration) {
+        if self.app.0.observers.is_empty() {
+            return;
+        }
+        let name = facts.text(name::TASK).and_then(|name| TaskName::parse(&name).ok());
+        let queue = facts.text(name::QUEUE).and_then(|queue| QueueName::parse(&queue).ok());
+        let (Some(name), Some(queue)) = (name, queue) else { return };
+        let attempt = fold(id, facts).map_or(1, |record| record.attempt.max(1));
+        let task = EventTask::new(id, &name, &queue, attempt);
+        self.app.emit(EventKind::Revoked { task, running });
+        if !running {
+            let (kind, error) = (FailureKind::Revoked, "revoked".into());
+            self.app.emit(EventKind::ended_without_run(task, kind, &error, record_wait));
         }
     }
 
@@ -263,7 +283,8 @@ impl Client {
         let target = Target::Queue(envelope.queue.clone());
         let publish =
             Publish { target, message: self.app.signed_message(&envelope), delay: std::time::Duration::ZERO };
-        let sending = Sending { id: envelope.id, eta: None, span: tracing::Span::none() };
+        let Envelope { id, name, queue, .. } = envelope;
+        let sending = Sending { id, name, queue, eta: None, span: tracing::Span::none() };
         let prepared = PreparedSignature { publish, facts: record, sending };
         // INVARIANT: one answer for one message.
         Ok(self.publish(vec![Ok(prepared)]).await.pop().expect("one answer")?)

@@ -13,6 +13,7 @@ mod control;
 mod dead_letters;
 mod delay;
 pub mod error;
+pub mod event;
 pub mod extract;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -42,6 +43,7 @@ pub use context::TaskContext;
 pub use control::{ControlError, Revoked, Scheduled};
 pub use dead_letters::{DeadFilter, DeadLetter, DeadLetterOutcome};
 pub use error::{ResultError, SendError, TaskError};
+pub use event::Observer;
 pub use extract::State;
 pub use id::{QueueName, TaskId, TaskName};
 pub use middleware::{Middleware, Next, PublishHook};
@@ -56,3 +58,8 @@ pub use worker::{Worker, WorkerBuilder};
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/time.md")]
 struct DocsOfTime;
+
+/// The example of `docs/events.md` is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/events.md")]
+struct DocsOfEvents;

@@ -11,9 +11,11 @@ use super::{
     scan::{DeadLetterScan, ScannedLetter},
 };
 use crate::{
+    backend::Committed,
     broker::{Delivery, Message, Settle},
     client::Client,
     control::ControlError,
+    event::{EventKind, EventTask},
     id::{QueueName, TaskId},
     record::{
         DeadReason, ErrorText, Facts, Failure, FailureKind, TaskState, failure_without_run, fold, is_alive,
@@ -261,7 +263,7 @@ impl Client {
         let app = &self.app.0;
         let at = app.clock.now();
         let lost = "it was delivered too often: its workers died before they could say what of";
-        let (dead_id, reason, error) = match admit(&app.trust, &app.max_sizes, queue, message, at) {
+        let (envelope, dead_id, reason, error) = match admit(&app.trust, &app.max_sizes, queue, message, at) {
             Admission::Accepted(envelope)
             | Admission::Undecryptable(envelope, _)
             | Admission::Rejected(envelope, ..) => {
@@ -269,10 +271,11 @@ impl Client {
                     return Ok(false);
                 }
                 self.end_as_lost(&envelope, lost).await?;
-                (dead_id(&envelope.id, envelope.attempt), DeadReason::Lost, lost.to_owned())
+                let dead_id = dead_id(&envelope.id, envelope.attempt);
+                (Some(envelope), dead_id, DeadReason::Lost, lost.to_owned())
             }
             Admission::Deferred(reason, why) | Admission::Refused(reason, why) => {
-                (uuid::Uuid::new_v4().to_string(), reason, why)
+                (None, uuid::Uuid::new_v4().to_string(), reason, why)
             }
         };
         let error = ErrorText::from(error.as_str());
@@ -283,6 +286,13 @@ impl Client {
                 ControlError::Broker(crate::broker::BrokerError::Unavailable(source.into()))
             })?;
         }
+        self.app.emit(EventKind::DeadLettered {
+            queue,
+            task: envelope.as_ref().map(EventTask::of),
+            dead_id: &entry.dead_id,
+            reason: reason.as_str(),
+            error: &entry.error,
+        });
         index::add_to_index(&self.app, &entry).await?;
         Ok(true)
     }
@@ -311,7 +321,11 @@ impl Client {
         let message = message_to_fact(&message, message.size());
         commit.facts.extend(message.map(|message| (name::MESSAGE.into(), message)));
         // Refused: it was started meanwhile, or has ended.
-        self.commit(self.signed_end(id, commit)?).await?;
+        let mut stopwatch = app.observers.stopwatch();
+        if let Committed::Done { .. } = self.commit(self.signed_end(id, commit)?).await? {
+            let (task, kind) = (EventTask::of(envelope), FailureKind::Lost);
+            self.app.emit(EventKind::ended_without_run(task, kind, &error.into(), stopwatch.lap()));
+        }
         Ok(())
     }
 

@@ -246,6 +246,12 @@ pub(crate) fn newest_start(facts: &Facts, attempt: u32) -> Option<Start> {
     facts.read(&name::start(attempt, start))
 }
 
+/// Returns the newest start of an attempt, unless it was handed back.
+pub(crate) fn abandoned_start(facts: &Facts, attempt: u32) -> Option<Start> {
+    let start = Attempts::of(facts).newest_start(attempt)?;
+    facts.read(&name::start(attempt, start)).filter(|_| !facts.has(&name::returned(attempt, start)))
+}
+
 /// Returns the starts of an attempt in the record, ordered by number. It iterates over the facts that exist, not over
 /// the numbers up to the newest: anybody who can write to the backend can write a start with a number of four billion.
 pub(super) fn starts(facts: &Facts, attempt: u32) -> BTreeMap<u32, (FactName, Bytes)> {

@@ -42,9 +42,9 @@ pub use kind::FailureKind;
 pub(crate) use claim::{Claim, ClaimStatus, RenewalAction};
 pub(crate) use dead_reason::DeadReason;
 pub(crate) use facts::{Counters, EncodedResults, Failure, json, name};
-pub(crate) use fold::newest_start;
 #[cfg(test)]
 pub(crate) use fold::state_of;
+pub(crate) use fold::{abandoned_start, newest_start};
 pub(crate) use follow_up::{FollowUp, recorded_follow_up};
 pub(crate) use poison::{Suspicion, suspicion};
 pub(crate) use progress::{add_progress, progress_commit};

@@ -11,13 +11,13 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DeadLetterCounts, Health, Stages, TaskOptions, Worker,
+    Health, Stages, TaskOptions, Worker,
+    events::WorkerEvents,
     exclusive::ExclusiveSlots,
     processor::{RegisteredTask, TaskProcessor},
-    refusal_log::RefusalLog,
     server_calls::ServerCalls,
     session::{Lease, Sessions},
-    worker_context::{Tally, WorkerContext},
+    worker_context::WorkerContext,
 };
 use crate::{
     app::App,
@@ -239,21 +239,20 @@ impl WorkerBuilder {
         can_sign(&self.app, &tasks, &queues)?;
         let look_ahead = self.look_ahead.unwrap_or_else(|| self.concurrency.max(16));
         let prefetch = u16::try_from(self.concurrency + look_ahead).unwrap_or(u16::MAX);
-        let name = self.name.unwrap_or_else(default_name);
+        let name: Arc<str> = self.name.unwrap_or_else(default_name).into();
         let queues: Vec<_> = queues.into_iter().collect();
         let about = about(&name, &queues, self.concurrency, &self.app);
         let stages = Stages::default();
         let slots = Arc::new(Semaphore::new(self.concurrency));
+        let events = WorkerEvents::new(self.app.clone(), Arc::clone(&name));
         let worker = Arc::new(WorkerContext {
             sessions: Sessions::new(self.app.clone(), self.lease, about),
-            calls: ServerCalls::new(self.app.clone(), stages.clone()),
+            calls: ServerCalls::new(self.app.clone(), stages.clone(), Arc::clone(&events)),
             app: self.app,
-            name: name.into(),
+            name,
             max_hold: self.consumer_timeout / 2,
             stages: stages.clone(),
-            tally: Tally::default(),
-            refusals: RefusalLog::default(),
-            dead_letter_counts: DeadLetterCounts::default(),
+            events,
         });
         let health = Health::new(Arc::clone(&worker), stages.clone());
         let processor = Arc::new(TaskProcessor {

@@ -10,6 +10,7 @@ use crate::{
     clock::Timestamp,
     dead_letters::{NewDeadLetter, add_to_index},
     delay::keep_for,
+    event::{EventKind, EventTask},
     id::{QueueName, TaskId},
     record::{Counters, DeadReason, ErrorText, Facts, Failure, FailureKind, FollowUp},
     wire::{DeadMark, Envelope, dead_id},
@@ -29,6 +30,7 @@ impl WorkerContext {
     }
 
     async fn publish_and_mark_done(&self, envelope: &Envelope, follow_up: &FollowUp) -> Settlement {
+        let mut stopwatch = self.events.stopwatch();
         let published = match follow_up {
             FollowUp::Nothing => Ok(()),
             FollowUp::NextRun { due, counters, token } => {
@@ -42,7 +44,8 @@ impl WorkerContext {
                 let from_handler = matches!(reason, DeadReason::Failed | DeadReason::Malformed);
                 let hidden = from_handler && self.app.0.trust.encrypts_outcomes(envelope);
                 let error = if hidden { ErrorText::from(ENCRYPTED_ERROR) } else { failure.error.clone() };
-                self.dead_letter(&envelope.queue, &message, dead_id, reason, error).await
+                let task = Some(EventTask::of(envelope));
+                self.dead_letter(&envelope.queue, task, &message, dead_id, reason, error).await
             }
         };
         match published {
@@ -55,6 +58,8 @@ impl WorkerContext {
         {
             return unanswered.into();
         }
+        let (task, follow_up_wait) = (EventTask::of(envelope), stopwatch.lap());
+        self.emit(EventKind::FollowedUp { task, follow_up_wait });
         Settlement::Ack
     }
 
@@ -103,6 +108,7 @@ impl WorkerContext {
     pub(super) async fn dead_letter(
         &self,
         queue: &QueueName,
+        task: Option<EventTask<'_>>,
         message: &Message,
         dead_id: String,
         reason: DeadReason,
@@ -111,7 +117,13 @@ impl WorkerContext {
         let mark = DeadMark { dead_id, reason: reason.as_str().to_owned(), error, at: self.now() };
         let NewDeadLetter { publish, entry } = NewDeadLetter::new(queue, message, mark);
         match self.calls.publish(&publish).await {
-            Ok(()) => self.dead_letter_counts.count(reason),
+            Ok(()) => self.emit(EventKind::DeadLettered {
+                queue,
+                task,
+                dead_id: &entry.dead_id,
+                reason: reason.as_str(),
+                error: &entry.error,
+            }),
             Err(Unpublished::Never(error)) => {
                 tracing::error!(
                     dead_id = entry.dead_id,

@@ -19,6 +19,7 @@ use super::server_calls::ServerCalls;
 use crate::{
     app::App,
     backend::{Backend, BackendError, Commit, Committed, Index, IndexUpdate},
+    event::WorkerState,
     id::{RecordId, RunId, SessionId, TaskId},
     record::{
         Claim, ClaimStatus, Facts, RenewalAction, close_session, is_alive, name, open_session, renew_session,
@@ -412,10 +413,7 @@ impl Sessions {
             self.alive.notify_waiters();
             self.list().await;
         } else {
-            tracing::warn!(
-                running = records.len(),
-                "the session has expired: opening a new one and adopting what runs"
-            );
+            calls.emit_state(WorkerState::SessionExpired { running: records.len() });
             calls.answered(true);
             calls.outcomes_are_recorded(self.lease.check_interval()).await;
             self.open().await?;
