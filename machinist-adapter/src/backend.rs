@@ -11,7 +11,7 @@
 //! adapter repeats that knowledge. A lost reply leaves the caller uncertain. Write-once facts have no order to break,
 //! and a caller whose reply was lost writes them again.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -182,7 +182,7 @@ impl Watch {
 
 /// Lists that are kept in addition to the facts. They make lookups cheap, but no decision is based on them: an entry
 /// may be missing or stale, and every reader checks the records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Index {
     /// Names of declared queues, by the time of declaration.
@@ -193,19 +193,22 @@ pub enum Index {
     DeadLetters,
     /// Sessions of workers, by the time at which they were opened.
     Sessions,
+    /// Tasks that wait for this reason, by the time at which they began to wait.
+    Parked(Arc<str>),
 }
 
 impl Index {
-    /// Every index, for listings.
+    /// Every index that exists once.
     pub const ALL: [Self; 4] = [Self::Queues, Self::Scheduled, Self::DeadLetters, Self::Sessions];
 
     /// Returns the name under which the index is stored.
-    pub const fn name(self) -> &'static str {
+    pub fn name(&self) -> Cow<'static, str> {
         match self {
-            Self::Queues => "queues",
-            Self::Scheduled => "scheduled",
-            Self::DeadLetters => "dead",
-            Self::Sessions => "sessions",
+            Self::Queues => "queues".into(),
+            Self::Scheduled => "scheduled".into(),
+            Self::DeadLetters => "dead".into(),
+            Self::Sessions => "sessions".into(),
+            Self::Parked(reason) => format!("parked:{reason}").into(),
         }
     }
 }
@@ -311,7 +314,7 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// Safe.
     async fn list(
         &self,
-        index: Index,
+        index: &Index,
         after: Option<(Timestamp, String)>,
         limit: usize,
     ) -> Result<Vec<(Timestamp, String)>, BackendError>;

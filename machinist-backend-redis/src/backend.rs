@@ -98,14 +98,14 @@ impl RedisBackend {
         }
         let place = RedisAddress::new(&parsed, tls);
         let patience = RedisTimeouts { connect: connect_timeout, response: response_timeout };
-        let links = Arc::new(RedisLinks::new(&place, patience, &keys.index(Index::Sessions))?);
+        let links = Arc::new(RedisLinks::new(&place, patience, &keys.index(&Index::Sessions))?);
         if let Err(error) = Box::pin(links.try_one(redis::cmd("TIME"))).await {
             return Err(match Box::pin(explain_tls(&place, &error, patience)).await {
                 Some(what) => BackendError::Refused { reason: format!("{} {what}", parsed.location) },
                 None => backend_error(&error),
             });
         }
-        let watches = ChannelWatches::new(place, patience, keys.index(Index::Sessions));
+        let watches = ChannelWatches::new(place, patience, keys.index(&Index::Sessions));
         let batcher = CommitBatcher::new(Arc::clone(&links));
         Ok(Self { location: parsed.location, keys, links, batcher, watches })
     }
@@ -189,8 +189,8 @@ impl Backend for RedisBackend {
     async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
         for chunk in updates.chunks(MAX_COMMANDS_PER_BATCH) {
             let cmds = chunk.iter().map(|update| match update {
-                IndexUpdate::Put { index, at, member } => put(&self.keys.index(*index), *at, member),
-                IndexUpdate::Remove { index, member } => remove(&self.keys.index(*index), member),
+                IndexUpdate::Put { index, at, member } => put(&self.keys.index(index), *at, member),
+                IndexUpdate::Remove { index, member } => remove(&self.keys.index(index), member),
             });
             self.links.all(cmds.collect()).await?;
         }
@@ -199,7 +199,7 @@ impl Backend for RedisBackend {
 
     async fn list(
         &self,
-        index: Index,
+        index: &Index,
         after: Option<(Timestamp, String)>,
         limit: usize,
     ) -> Result<Vec<(Timestamp, String)>, BackendError> {

@@ -149,7 +149,7 @@ fn persistence(
 async fn permissions(links: &RedisLinks, watches: &ChannelWatches, keys: &RedisKeys) -> Finding {
     let unique = SessionId::fresh();
     let record = keys.scratch(unique.as_str());
-    let index = keys.index(Index::Sessions);
+    let index = keys.index(&Index::Sessions);
     let mut denied = Vec::new();
     if let Err(error) = try_commit(links, &record).await {
         denied.push(format!("commit script ({error})"));

@@ -44,8 +44,8 @@ impl RedisKeys {
         self.tagged(id.kind().as_str(), id.id())
     }
 
-    pub(crate) fn index(&self, index: Index) -> String {
-        self.named_index(index.name())
+    pub(crate) fn index(&self, index: &Index) -> String {
+        format!("{}:index:{}", self.prefix, index.name())
     }
 
     /// For trying out what this user may do.
@@ -60,10 +60,6 @@ impl RedisKeys {
         }
         key
     }
-
-    fn named_index(&self, name: &str) -> String {
-        format!("{}:index:{name}", self.prefix)
-    }
 }
 
 #[cfg(test)]
@@ -77,7 +73,7 @@ mod tests {
         let keys = RedisKeys::new("machinist").unwrap();
         assert_eq!(keys.record(&TaskId::parse("a1").unwrap().into()), "machinist:task:{a1}");
         assert_eq!(keys.record(&SessionId::from("x").into()), "machinist:session:{x}");
-        assert_eq!(keys.index(Index::DeadLetters), "machinist:index:dead");
+        assert_eq!(keys.index(&Index::DeadLetters), "machinist:index:dead");
     }
 
     #[test]

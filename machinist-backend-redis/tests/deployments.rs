@@ -149,7 +149,7 @@ async fn works(backend: &dyn Backend) {
     let before = backend.now().await.unwrap();
     let update = IndexUpdate::Put { index: Index::Sessions, at: before, member: "one".to_owned() };
     backend.update_indexes(vec![update]).await.unwrap();
-    assert_eq!(backend.list(Index::Sessions, None, 10).await.unwrap().len(), 1);
+    assert_eq!(backend.list(&Index::Sessions, None, 10).await.unwrap().len(), 1);
     assert!(backend.now().await.unwrap() >= before);
 }
 

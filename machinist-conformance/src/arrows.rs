@@ -247,7 +247,7 @@ impl Backend for Witnessed<dyn Backend> {
     }
     async fn list(
         &self,
-        index: Index,
+        index: &Index,
         after: Option<(Timestamp, String)>,
         limit: usize,
     ) -> Result<Vec<(Timestamp, String)>, BackendError> {

@@ -184,7 +184,7 @@ impl Client {
         let mut over = Vec::new();
         let mut after = None;
         while waiting.len() < limit {
-            let page = backend.list(Index::Scheduled, after, LIST_PAGE_SIZE).await?;
+            let page = backend.list(&Index::Scheduled, after, LIST_PAGE_SIZE).await?;
             let known = page.iter().filter_map(|(_, member)| TaskId::parse(member).ok());
             let ids: Vec<_> = known.collect();
             let records: Vec<_> = ids.iter().map(RecordId::from).collect();

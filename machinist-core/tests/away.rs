@@ -180,7 +180,7 @@ impl Backend for View {
     }
     async fn list(
         &self,
-        index: Index,
+        index: &Index,
         after: Option<(Timestamp, String)>,
         limit: usize,
     ) -> Result<Vec<(Timestamp, String)>, BackendError> {
@@ -439,7 +439,7 @@ async fn a_run_that_outlives_its_worker_behind_a_guard_is_unfinished_and_keeps_t
             () = tokio::time::advance(Duration::from_millis(100)) => {}
         }
     };
-    let sessions = house.backend.list(Index::Sessions, None, 10).await.unwrap();
+    let sessions = house.backend.list(&Index::Sessions, None, 10).await.unwrap();
     // First: a runtime does not end before its blocking threads.
     *gate.0.0.lock().unwrap() = true;
     gate.0.1.notify_all();

@@ -119,7 +119,7 @@ async fn reaches<R>(result: &AsyncResult<R>, state: TaskState) {
 
 /// What the only worker says about its runs.
 async fn runs(app: &App) -> serde_json::Value {
-    let (_, session) = app.backend().list(Index::Sessions, None, 1).await.unwrap().remove(0);
+    let (_, session) = app.backend().list(&Index::Sessions, None, 1).await.unwrap().remove(0);
     let record = RecordId::from(SessionId::from(session.as_str()));
     app.backend().read(&[record]).await.unwrap()[0].read("runs").unwrap()
 }
@@ -457,7 +457,7 @@ async fn what_waits_for_its_next_run_is_listed_with_the_reason() {
         assert!(matches!(now, Err(ControlError::State { state: TaskState::Retry, .. })), "{now:?}");
     }
     failed(&task).await;
-    let listed = app.backend().list(machinist_core::backend::Index::Scheduled, None, 10).await.unwrap();
+    let listed = app.backend().list(&machinist_core::backend::Index::Scheduled, None, 10).await.unwrap();
     assert_eq!(listed, [], "taken off by its worker");
 }
 

@@ -87,12 +87,12 @@ impl Backend for MemoryBackend {
 
     async fn list(
         &self,
-        index: Index,
+        index: &Index,
         after: Option<(Timestamp, String)>,
         limit: usize,
     ) -> Result<Vec<(Timestamp, String)>, BackendError> {
         let state = lock(&self.state);
-        let Some(members) = state.indexes.get(&index) else { return Ok(Vec::new()) };
+        let Some(members) = state.indexes.get(index) else { return Ok(Vec::new()) };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         Ok(members.ordered.range((from, Bound::Unbounded)).take(limit).cloned().collect())
     }

@@ -84,7 +84,7 @@ mod model {
                 AgreementStep::Read(tasks) => AgreementAnswer::Records(self.read(tasks)),
                 AgreementStep::UpdateIndexes(updates) => {
                     for (index, member, at) in updates {
-                        let members = self.indexes.entry(*index).or_default();
+                        let members = self.indexes.entry(index.clone()).or_default();
                         match at {
                             Some(at) => members.insert(*member, *at),
                             None => members.remove(member),
@@ -93,7 +93,7 @@ mod model {
                     AgreementAnswer::Done
                 }
                 AgreementStep::List(index, after, limit) => {
-                    let members = self.indexes.entry(*index).or_default();
+                    let members = self.indexes.entry(index.clone()).or_default();
                     let mut all: Vec<_> = members.iter().map(|(member, at)| (*at, *member)).collect();
                     all.sort_unstable();
                     all.retain(|entry| after.is_none_or(|after| *entry > after));

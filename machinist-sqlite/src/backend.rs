@@ -92,10 +92,11 @@ impl Backend for SqliteBackend {
 
     async fn list(
         &self,
-        index: Index,
+        index: &Index,
         after: Option<(Timestamp, String)>,
         limit: usize,
     ) -> Result<Vec<(Timestamp, String)>, BackendError> {
+        let index = index.clone();
         Ok(self.store.query(|reply| Query::List { index, after, limit, reply }).await?)
     }
 }

@@ -59,7 +59,7 @@ impl FileReader {
                     self.answer(reply, |db| queues.iter().map(|queue| self.depth(db, queue, now)).collect())
                 }
                 Query::List { index, after, limit, reply } => {
-                    self.answer(reply, |db| indexes::list(db, self.namespace, index, after.as_ref(), limit));
+                    self.answer(reply, |db| indexes::list(db, self.namespace, &index, after.as_ref(), limit));
                 }
                 Query::Diagnose(reply) => self.answer(reply, |db| diagnose::examine(db, &self.path)),
                 Query::Stop => return,

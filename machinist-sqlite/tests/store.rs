@@ -86,7 +86,7 @@ async fn namespaces_share_only_the_file() {
         IndexUpdate::Put { index: Index::Queues, at: Timestamp::from_micros(1), member: "work".into() };
     here.update_indexes(vec![update]).await.unwrap();
     assert!(there.read(&[id.into()]).await.unwrap()[0].is_empty());
-    assert_eq!(there.list(Index::Queues, None, 10).await.unwrap(), []);
+    assert_eq!(there.list(&Index::Queues, None, 10).await.unwrap(), []);
 }
 
 #[tokio::test]

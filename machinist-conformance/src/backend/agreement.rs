@@ -176,7 +176,7 @@ impl AgreementWorld {
                     || (self.at(-1), String::new()),
                     |(at, member)| (self.at(at), self.member(member)),
                 );
-                let page = backend.list(*index, Some(after), *limit).await.expect(FINE);
+                let page = backend.list(index, Some(after), *limit).await.expect(FINE);
                 AgreementAnswer::Listed(page.into_iter().map(|entry| self.entry(&entry)).collect())
             }
         }
@@ -214,7 +214,7 @@ impl AgreementWorld {
     }
 
     fn index_update(&self, (index, member, at): &(Index, usize, Option<i64>)) -> IndexUpdate {
-        let index = *index;
+        let index = index.clone();
         let member = self.member(*member);
         match at {
             Some(at) => IndexUpdate::Put { index, at: self.at(*at), member },
@@ -227,7 +227,8 @@ impl AgreementWorld {
         let drop = || FACTS.map(FactName::from).to_vec();
         let commits = self.tasks.iter().map(|id| Commit { drop: drop(), ..Commit::new(id.clone()) });
         let answers = backend.commit(commits.map(Into::into).collect()).await;
-        let all = Index::ALL.iter().flat_map(|index| (0..NUMBERS).map(move |number| (*index, number, None)));
+        let all =
+            Index::ALL.iter().flat_map(|index| (0..NUMBERS).map(move |number| (index.clone(), number, None)));
         let updated = backend.update_indexes(all.map(|update| self.index_update(&update)).collect()).await;
         assert!(updated.is_ok() && answers.iter().all(Result::is_ok), "a backend that is there answers");
     }

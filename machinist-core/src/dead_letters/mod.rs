@@ -95,7 +95,7 @@ impl Client {
         let mut found = Vec::new();
         let mut after = None;
         while found.len() < limit {
-            let page = backend.list(Index::DeadLetters, after, LIST_PAGE_SIZE).await?;
+            let page = backend.list(&Index::DeadLetters, after, LIST_PAGE_SIZE).await?;
             let ids: Vec<RecordId> = page.iter().map(|(_, member)| index::record_of(member)).collect();
             for ((at, member), facts) in page.iter().zip(backend.read(&ids).await?) {
                 found.extend(index::letter(*at, member, &facts).filter(|letter| which.fits(letter)));

@@ -90,7 +90,7 @@ async fn unlist_sessions(
     after: Option<(Timestamp, String)>,
 ) -> Result<Option<(Timestamp, String)>, BackendError> {
     let backend = worker.app.backend();
-    let page = backend.list(Index::Sessions, after, SESSIONS_PER_CHECK).await?;
+    let page = backend.list(&Index::Sessions, after, SESSIONS_PER_CHECK).await?;
     let ids: Vec<_> =
         page.iter().map(|(_, member)| RecordId::from(SessionId::from(member.as_str()))).collect();
     let records = backend.read(&ids).await?;
