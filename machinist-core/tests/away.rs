@@ -22,6 +22,7 @@ use machinist_core::{
     },
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
+    event::{Event, EventKind},
     id::{QueueName, RecordId},
     record::{Facts, TaskState},
     worker::{Drained, Health},
@@ -108,12 +109,14 @@ struct View {
     away: Arc<AtomicBool>,
     /// What it did to the servers, and that it was done.
     done: Arc<Mutex<Vec<String>>>,
+    /// The states of its worker, as an observer saw them.
+    states: Arc<Mutex<Vec<&'static str>>>,
 }
 
 impl View {
     fn of(broker: &MemoryBroker, backend: &MemoryBackend) -> Self {
-        let (away, done) = (Arc::default(), Arc::default());
-        Self { broker: broker.connect(), backend: backend.clone(), away, done }
+        let (away, done, states) = Default::default();
+        Self { broker: broker.connect(), backend: backend.clone(), away, done, states }
     }
 
     fn lose_backend(&self, away: bool) {
@@ -229,7 +232,14 @@ struct Running {
 impl Running {
     async fn start(broker: &MemoryBroker, backend: &MemoryBackend) -> Self {
         let view = View::of(broker, backend);
-        let app = App::builder(Arc::new(view.clone()), Arc::new(view.clone())).build().await.unwrap();
+        let states = Arc::clone(&view.states);
+        let builder = App::builder(Arc::new(view.clone()), Arc::new(view.clone()));
+        let observed = builder.observer(move |event: &Event<'_>| {
+            if let EventKind::WorkerState { state, .. } = event.kind {
+                states.lock().unwrap().push(state.name());
+            }
+        });
+        let app = observed.build().await.unwrap();
         let (tale, gate) = (Tale::default(), Gate::default());
         let worker = Worker::builder(&app)
             .concurrency(2)
@@ -345,6 +355,8 @@ async fn after_ten_minutes_what_runs_is_cancelled_and_what_is_held_goes_back() {
     assert_eq!(worker.tale.begun(), 5, "an outcome was lost, and its task ran again");
     assert!(worker.view.place("end") < worker.view.place("lease"), "outcomes come first");
     assert!(worker.view.place("lease") < worker.view.place("subscription"));
+    let states = ["backend_away", "withdrawn", "session_expired", "backend_back", "resubscribed"];
+    assert_eq!(*worker.view.states.lock().unwrap(), states);
     assert!(worker.health.obstacles().await.is_empty());
     assert!(worker.stops().await.is_clean());
 }
@@ -479,6 +491,8 @@ async fn without_both_servers_what_runs_is_cancelled_when_the_lease_is_over() {
     worker.view.lose_backend(false);
     succeeds(&runs).await;
     assert_eq!(worker.tale.begun(), 2);
+    let states = ["backend_away", "cut_off", "session_expired", "backend_back"];
+    assert_eq!(*worker.view.states.lock().unwrap(), states);
     assert!(worker.stops().await.is_clean());
 }
 
