@@ -149,12 +149,22 @@ pub enum RecordKind {
     Lock,
     /// The mark of a workflow that was revoked.
     Revocation,
+    /// What people told all workers, such as the names of disabled tasks.
+    Control,
 }
 
 impl RecordKind {
     /// Every kind.
-    pub const ALL: [Self; 7] =
-        [Self::Task, Self::DeadLetter, Self::Session, Self::Join, Self::Cursor, Self::Lock, Self::Revocation];
+    pub const ALL: [Self; 8] = [
+        Self::Task,
+        Self::DeadLetter,
+        Self::Session,
+        Self::Join,
+        Self::Cursor,
+        Self::Lock,
+        Self::Revocation,
+        Self::Control,
+    ];
 
     /// Returns the kind that is stored under this word.
     pub fn parse(word: &str) -> Option<Self> {
@@ -171,6 +181,7 @@ impl RecordKind {
             Self::Cursor => "cursor",
             Self::Lock => "lock",
             Self::Revocation => "revocation",
+            Self::Control => "control",
         }
     }
 }

@@ -228,7 +228,7 @@ impl Client {
             let why = "only a delayed task that was not started yet can be run at once";
             return Err(self.wrong_state(id, &facts, why));
         }
-        let envelope = self.kept_envelope(id, &facts)?.at_once();
+        let envelope = self.kept_envelope(id, &facts, name::MESSAGE)?.at_once();
         let target = Target::Queue(envelope.queue.clone());
         let publish =
             Publish { target, message: self.app.signed_message(&envelope), delay: std::time::Duration::ZERO };
@@ -256,7 +256,7 @@ impl Client {
         if fold(id, &facts).is_none_or(|record| record.state != TaskState::Failure) {
             return Err(self.wrong_state(id, &facts, "only a task in FAILURE can be sent again"));
         }
-        let envelope = self.kept_envelope(id, &facts)?;
+        let envelope = self.kept_envelope(id, &facts, name::MESSAGE)?;
         self.send_again(id.into(), envelope).await
     }
 
@@ -327,10 +327,15 @@ impl Client {
         self.app.0.backend.update_indexes(vec![update]).await
     }
 
-    /// Returns the message that a record holds, if it is authentic and this application may sign it.
-    fn kept_envelope(&self, id: &TaskId, facts: &Facts) -> Result<Envelope, ControlError> {
+    /// Returns the message that a record holds in this fact, if it is authentic and this application may sign it.
+    pub(crate) fn kept_envelope(
+        &self,
+        id: &TaskId,
+        facts: &Facts,
+        fact: &str,
+    ) -> Result<Envelope, ControlError> {
         let no_message = |why: String| ControlError::NoMessage { id: id.clone(), why };
-        let fact = facts.get(name::MESSAGE);
+        let fact = facts.get(fact);
         let fact = fact.ok_or_else(|| {
             no_message(format!("it was not kept, or is larger than {MAX_STORED_BYTES} bytes"))
         })?;

@@ -2,6 +2,7 @@
 //!
 //! This crate knows no network: brokers and backends are behind two seams, [`broker`] and [`backend`].
 
+pub mod admission;
 mod app;
 pub mod args;
 #[cfg(feature = "bench")]
@@ -20,6 +21,7 @@ pub mod extract;
 pub mod fuzz;
 pub mod handler;
 mod middleware;
+mod parking;
 pub mod record;
 mod result;
 mod retry;
@@ -47,6 +49,7 @@ pub use event::Observer;
 pub use extract::State;
 pub use id::{QueueName, TaskId, TaskName};
 pub use middleware::{Middleware, Next, PublishHook};
+pub use parking::ParkedTask;
 pub use result::{AsyncResult, wait_all, wait_any};
 pub use retry::{Backoff, RetryPolicy};
 pub use signature::Signature;

@@ -149,6 +149,16 @@ pub enum EventKind<'a> {
         /// Time for which the message is still offered again.
         remaining: Duration,
     },
+    /// A task whose start is refused is parked: its message comes back later.
+    #[non_exhaustive]
+    Parked {
+        /// The task.
+        task: EventTask<'a>,
+        /// The reason, as `CODE:SUBJECT`.
+        reason: &'a str,
+        /// Time at which the message comes back by itself.
+        until: Timestamp,
+    },
     /// The broker has confirmed a dead letter.
     #[non_exhaustive]
     DeadLettered {
@@ -289,6 +299,7 @@ impl<'a> EventKind<'a> {
         FollowedUp => "followed_up",
         Refused => "refused",
         Deferred => "deferred",
+        Parked => "parked",
         DeadLettered => "dead_lettered",
         HandedBack => "handed_back",
         TakenOver => "taken_over",
@@ -326,6 +337,7 @@ impl<'a> EventKind<'a> {
             | Self::Retried { task, .. }
             | Self::Ended { task, .. }
             | Self::FollowedUp { task, .. }
+            | Self::Parked { task, .. }
             | Self::HandedBack { task, .. }
             | Self::TakenOver { task, .. }
             | Self::Superseded { task }

@@ -14,12 +14,14 @@ use super::{
     Health, Stages, TaskOptions, Worker,
     events::WorkerEvents,
     exclusive::ExclusiveSlots,
+    parking::{Admissions, DisabledTasks},
     processor::{RegisteredTask, TaskProcessor},
     server_calls::ServerCalls,
     session::{Lease, Sessions},
     worker_context::WorkerContext,
 };
 use crate::{
+    admission::AdmissionRule,
     app::App,
     context::StateMap,
     extract::Requirement,
@@ -86,6 +88,7 @@ pub struct WorkerBuilder {
     tasks: Vec<(String, Arc<dyn DynHandler>, Vec<Requirement>)>,
     options: Vec<(String, TaskOptions)>,
     middleware: Vec<Arc<dyn Middleware>>,
+    rules: Vec<Arc<dyn AdmissionRule>>,
     state: StateMap,
 }
 
@@ -103,6 +106,7 @@ impl WorkerBuilder {
             tasks: Vec::new(),
             options: Vec::new(),
             middleware: Vec::new(),
+            rules: Vec::new(),
             state: StateMap::default(),
         }
     }
@@ -180,6 +184,12 @@ impl WorkerBuilder {
         self.register(name.into(), Arc::new(handler), Vec::new())
     }
 
+    /// Adds a rule of admission. A task starts only when no rule refuses it; until then it is parked.
+    pub fn admission(mut self, rule: impl AdmissionRule) -> Self {
+        self.rules.push(Arc::new(rule));
+        self
+    }
+
     /// Sets the options of a registered task. They hold for everything that the task's signature does not set.
     pub fn options(mut self, task: impl Into<String>, options: TaskOptions) -> Self {
         self.options.push((task.into(), options));
@@ -245,8 +255,10 @@ impl WorkerBuilder {
         let stages = Stages::default();
         let slots = Arc::new(Semaphore::new(self.concurrency));
         let events = WorkerEvents::new(self.app.clone(), Arc::clone(&name));
+        let disabled: Arc<DisabledTasks> = Arc::default();
         let worker = Arc::new(WorkerContext {
-            sessions: Sessions::new(self.app.clone(), self.lease, about),
+            sessions: Sessions::new(self.app.clone(), self.lease, about, Arc::clone(&disabled)),
+            admissions: Admissions::new(disabled, self.rules, look_ahead),
             calls: ServerCalls::new(self.app.clone(), stages.clone(), Arc::clone(&events)),
             app: self.app,
             name,

@@ -31,6 +31,7 @@ mod intake;
 mod maintenance;
 mod options;
 mod outcome;
+mod parking;
 mod processor;
 mod progress;
 mod refusal;
@@ -185,6 +186,7 @@ impl Worker {
         let Self { processor, queues, prefetch, grace, stages, ready, health } = self;
         let worker = Arc::clone(&processor.worker);
         worker.sessions.open().await?;
+        worker.sessions.read_control().await?;
         let renewals = Renewals::begin(&worker).map_err(WorkerError::Thread)?;
         let subscription = Consume { queues: queues.clone(), prefetch };
         let consumer = worker.app.broker().consume(subscription.clone()).await?;

@@ -15,14 +15,15 @@ use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::server_calls::ServerCalls;
+use super::{parking::DisabledTasks, server_calls::ServerCalls};
 use crate::{
     app::App,
     backend::{Backend, BackendError, Commit, Committed, Index, IndexUpdate},
     event::WorkerState,
     id::{RecordId, RunId, SessionId, TaskId},
     record::{
-        Claim, ClaimStatus, Facts, RenewalAction, close_session, is_alive, name, open_session, renew_session,
+        Claim, ClaimStatus, Facts, RenewalAction, close_session, control_record, is_alive, name,
+        open_session, renew_session,
     },
 };
 
@@ -128,6 +129,7 @@ pub(super) struct Sessions {
     lease: Lease,
     /// Description of the worker that is stored with its session, without its runs.
     about: Bytes,
+    disabled: Arc<DisabledTasks>,
     state: Mutex<SessionState>,
     alive: tokio::sync::Notify,
     gone_count: watch::Sender<u64>,
@@ -152,7 +154,7 @@ pub(super) struct RegisteredRun {
 }
 
 impl Sessions {
-    pub(super) fn new(app: App, lease: Lease, about: Bytes) -> Arc<Self> {
+    pub(super) fn new(app: App, lease: Lease, about: Bytes, disabled: Arc<DisabledTasks>) -> Arc<Self> {
         let state = SessionState {
             session: SessionId::fresh(),
             valid_until: Instant::now(),
@@ -167,6 +169,7 @@ impl Sessions {
             app,
             lease,
             about,
+            disabled,
             state: Mutex::new(state),
             alive: tokio::sync::Notify::new(),
             gone_count: watch::Sender::new(0),
@@ -235,6 +238,13 @@ impl Sessions {
     async fn commit(&self, commit: Commit) -> Result<Committed, BackendError> {
         let answer = self.app.backend().commit(vec![commit.into()]).await.pop();
         answer.unwrap_or_else(|| Err(BackendError::Unavailable("the backend adapter gave no answer".into())))
+    }
+
+    /// Reads what people told all workers. Renewals repeat it.
+    pub(super) async fn read_control(&self) -> Result<(), BackendError> {
+        let records = self.app.backend().read(&[control_record()]).await?;
+        self.disabled.read(&records.into_iter().next().unwrap_or_default());
+        Ok(())
     }
 
     /// Closes the session. Called when nothing runs under it any more.
@@ -406,8 +416,10 @@ impl Sessions {
     pub(super) async fn renew(&self, calls: &ServerCalls) -> Result<(), BackendError> {
         self.flush_hand_backs().await?;
         let runs = self.runs();
-        let ids: Vec<_> = runs.iter().map(|(_, claim)| RecordId::from(&claim.id)).collect();
-        let (alive, records) = self.renew_and_read(&ids).await?;
+        let tasks = runs.iter().map(|(_, claim)| RecordId::from(&claim.id));
+        let ids: Vec<_> = tasks.chain([control_record()]).collect();
+        let (alive, mut records) = self.renew_and_read(&ids).await?;
+        self.disabled.read(&records.pop().unwrap_or_default());
         let mut records: HashMap<_, _> = runs.into_iter().map(|(run, _)| run).zip(records).collect();
         if alive {
             self.alive.notify_waiters();

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use super::{Stages, events::WorkerEvents, server_calls::ServerCalls, session::Sessions};
+use super::{
+    Stages, events::WorkerEvents, parking::Admissions, server_calls::ServerCalls, session::Sessions,
+};
 use crate::{app::App, clock::Timestamp, event::EventKind};
 
 /// State that a worker shares between deliveries, renewals and maintenance.
@@ -16,6 +18,7 @@ pub(super) struct WorkerContext {
     pub(super) sessions: Arc<Sessions>,
     pub(super) calls: Arc<ServerCalls>,
     pub(super) stages: Stages,
+    pub(super) admissions: Admissions,
     pub(super) events: Arc<WorkerEvents>,
 }
 

@@ -117,6 +117,11 @@ impl TaskProcessor {
         let mut busy = BusyWaits::new(self.worker.max_hold.min(self.worker.sessions.busy_timeout()));
         let mut alone = false;
         loop {
+            if !self.worker.admissions.is_open()
+                && let Some(settlement) = Box::pin(self.worker.park_if_refused(&active.envelope)).await
+            {
+                return settlement;
+            }
             let mut stopwatch = self.worker.events.stopwatch();
             let slot = if alone {
                 Box::pin(self.all_slots(&active.envelope)).await
