@@ -346,6 +346,15 @@ pub trait Broker: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// Returns the capabilities of this adapter.
     fn capabilities(&self) -> BrokerCapabilities;
 
+    /// Returns the name of the closed part of the server in which this broker publishes and consumes, the same for every
+    /// spelling of an address: the vhost of RabbitMQ. Empty if the server has no such parts.
+    ///
+    /// It is under the signature of every task and result, so that a message that was captured in one realm does not run
+    /// in another whose workers have the same keys. A broker that wraps another returns the realm of that one.
+    fn realm(&self) -> String {
+        String::new()
+    }
+
     /// Publishes messages. Returns one answer for each, in their order.
     ///
     /// `Ok` means that the broker has taken responsibility for exactly this message: it is stored as durably as the

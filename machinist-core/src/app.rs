@@ -12,7 +12,7 @@ use crate::{
     id::QueueName,
     middleware::PublishHook,
     security::{Trust, is_encrypted},
-    sign::{KeyError, Keyring},
+    sign::{KeyError, Keyring, SigningScope},
     wire::{Body, Codec, Envelope, MaxSizes},
 };
 
@@ -76,6 +76,8 @@ impl App {
             keyring: None,
             allow_unsigned: false,
             freshness: None,
+            namespace: String::new(),
+            realm: None,
         }
     }
 
@@ -136,6 +138,8 @@ pub struct AppBuilder {
     keyring: Option<Keyring>,
     allow_unsigned: bool,
     freshness: Option<Duration>,
+    namespace: String,
+    realm: Option<String>,
 }
 
 /// Error of [`AppBuilder::build`].
@@ -223,6 +227,23 @@ impl AppBuilder {
         self
     }
 
+    /// Sets the namespace that is under every signature. Default: empty. All senders, workers and readers of an
+    /// installation have the same one.
+    ///
+    /// A task that was signed for another namespace does not run here, and its result is not believed, even with the
+    /// same keys.
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.namespace = namespace.into();
+        self
+    }
+
+    /// Sets the realm that is under every signature beside the namespace. Default: [`Broker::realm`], the vhost of
+    /// RabbitMQ. Needed only where messages reach another realm than the one they are published to, such as by a shovel.
+    pub fn realm(mut self, realm: impl Into<String>) -> Self {
+        self.realm = Some(realm.into());
+        self
+    }
+
     /// Sets the maximum sizes of messages and results.
     pub fn max_sizes(mut self, sizes: MaxSizes) -> Self {
         self.max_sizes = sizes;
@@ -246,6 +267,10 @@ impl AppBuilder {
         if let Some(key) = self.keyring.as_ref().and_then(Keyring::signing_key) {
             key.believed_at(now).map_err(|unfit| AppError::Key(unfit.to_string()))?;
         }
+        let scope = SigningScope {
+            namespace: self.namespace,
+            realm: self.realm.unwrap_or_else(|| self.broker.realm()),
+        };
         let shared = Arc::new(AppState {
             broker: self.broker,
             backend: self.backend,
@@ -255,7 +280,7 @@ impl AppBuilder {
             codec: self.codec,
             hooks: self.hooks,
             max_sizes: self.max_sizes,
-            trust: Trust::new(self.keyring, self.allow_unsigned, self.freshness),
+            trust: Trust::new(self.keyring, self.allow_unsigned, self.freshness).within(scope),
         });
         tokio::spawn(keep_time(Arc::downgrade(&shared)));
         Ok(App(shared))

@@ -18,7 +18,7 @@ use crate::{
     },
     security::{Admission, Trust, admit, encryption},
     session_channel::wake_session,
-    sign::{Algorithm, Key, KeyId, KeyState, Keyring, input::SigningInput},
+    sign::{Algorithm, Key, KeyId, KeyState, Keyring, SigningScope, input::SigningInput},
     wire::{Codec, DeadMark, Envelope, FirstSigner, MaxSizes, attempt_of, dead_letter, message_from_fact},
 };
 
@@ -126,7 +126,8 @@ pub fn signing_input(data: &[u8]) {
 /// Two envelopes with one signing input are one envelope.
 pub(crate) fn signed_alike_only_if_equal(one: &Envelope, other: &Envelope) {
     let key = KeyId::parse("k").expect("an id");
-    let input = |envelope: &Envelope| envelope.signing_input("hmac-sha256", &key, &key, NOW);
+    let scope = SigningScope::default();
+    let input = |envelope: &Envelope| envelope.signing_input("hmac-sha256", &key, &key, NOW, &scope);
     assert_eq!(input(one) == input(other), one == other);
     assert_eq!(input(one), input(&one.clone()));
 }

@@ -90,6 +90,7 @@ pub struct Servers {
 /// Starts an application with the settings that senders, workers and readers share.
 fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settings) -> AppBuilder {
     let app = App::builder(broker, backend)
+        .namespace(&*settings.namespace.value)
         .results_ttl(settings.results_ttl.value)
         .max_sizes(settings.sizes.max_sizes());
     match &settings.freshness {

@@ -220,6 +220,10 @@ impl Broker for RecordingBroker {
         self.broker.capabilities()
     }
 
+    fn realm(&self) -> String {
+        self.broker.realm()
+    }
+
     async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {
         self.remember(batch.iter().map(|publish| publish.target.queue()));
         self.broker.publish(batch).await

@@ -20,7 +20,7 @@ use crate::{
     record::DeadReason,
     record::{Facts, name},
     security::encryption::{self, DecryptError},
-    sign::{Key, KeyError, KeyId, KeyRejection, Keyring, input::SigningInput},
+    sign::{Key, KeyError, KeyId, KeyRejection, Keyring, SigningScope, input::SigningInput},
     wire::{Envelope, FirstSigner, MessageSignature, Unreadable},
 };
 
@@ -34,6 +34,7 @@ pub(crate) struct Trust {
     ring: RwLock<Option<Arc<Keyring>>>,
     allow_unsigned: bool,
     window: Option<Duration>,
+    scope: SigningScope,
     told_of_unsigned: AtomicBool,
 }
 
@@ -52,8 +53,14 @@ impl Trust {
             ring: RwLock::new(ring.map(Arc::new)),
             allow_unsigned,
             window,
+            scope: SigningScope::default(),
             told_of_unsigned: AtomicBool::new(false),
         }
+    }
+
+    /// Signs and verifies for this installation.
+    pub(crate) fn within(self, scope: SigningScope) -> Self {
+        Self { scope, ..self }
     }
 
     fn ring(&self) -> Option<Arc<Keyring>> {
@@ -136,7 +143,7 @@ impl Trust {
         let mut message = envelope.message();
         let ring = self.ring();
         let Some(key) = ring.as_deref().and_then(Keyring::signing_key) else { return message };
-        envelope.sign(&mut message, key, now);
+        envelope.sign(&mut message, key, &self.scope, now);
         message
     }
 
@@ -153,8 +160,9 @@ impl Trust {
             return self.unsigned();
         };
         let key = ring.trusted(&signed_message.key)?;
-        if !envelope.is_signed_by(key, &signed_message) {
-            let error = format!("the signature is not that of key {} under this message", signed_message.key);
+        if !envelope.is_signed_by(key, &signed_message, &self.scope) {
+            let (key, doubt) = (&signed_message.key, self.scope.doubt());
+            let error = format!("the signature is not that of key {key} under this message: {doubt}");
             return Err(VerifyError::Untrusted(DeadReason::BadSignature, error));
         }
         key.believed_at(signed_message.signed_at)?;
@@ -209,7 +217,7 @@ impl Trust {
         let Some(ring) = self.ring() else { return commit };
         if let Some(key) = ring.signing_key()
             && let Some((_, end)) = commit.facts.iter_mut().find(|(fact, _)| fact == name::END)
-            && let Some(signed_end) = signed_end(key, &commit.id, end)
+            && let Some(signed_end) = signed_end(key, &self.scope, &commit.id, end)
         {
             *end = signed_end;
         }
@@ -224,9 +232,10 @@ impl Trust {
             return if self.allow_unsigned { Ok(()) } else { Err(unsigned) };
         };
         let key = ring.trusted(&attestation.key).map_err(|rejected| rejected.to_string())?;
-        let input = result_input(key, id, attestation.text);
+        let input = result_input(key, &self.scope, id, attestation.text);
         if !key.verify(&input, &attestation.signature) {
-            return Err(format!("the signature of its end is not that of key {}", attestation.key));
+            let (key, doubt) = (attestation.key, self.scope.doubt());
+            return Err(format!("the signature of its end is not that of key {key}: {doubt}"));
         }
         #[derive(Deserialize)]
         struct AttestedEnd {
@@ -275,20 +284,22 @@ impl<'a> Attestation<'a> {
     }
 }
 
-fn result_input(key: &Key, id: &TaskId, text: &[u8]) -> Vec<u8> {
+fn result_input(key: &Key, scope: &SigningScope, id: &TaskId, text: &[u8]) -> Vec<u8> {
     SigningInput::new("machinist.result", text.len() + 256)
         .number(RESULT_VERSION)
         .text(key.algorithm().as_str())
         .text(key.id().as_str())
+        .text(&scope.namespace)
+        .text(&scope.realm)
         .text(id.as_str())
         .bytes(text)
         .finish()
 }
 
 /// The same JSON object with two fields more at its end.
-fn signed_end(key: &Key, id: &TaskId, end: &Bytes) -> Option<Bytes> {
+fn signed_end(key: &Key, scope: &SigningScope, id: &TaskId, end: &Bytes) -> Option<Bytes> {
     let text = end.strip_suffix(b"}")?;
-    let signature = BASE64.encode(key.sign(&result_input(key, id, text))?);
+    let signature = BASE64.encode(key.sign(&result_input(key, scope, id, text))?);
     let parts = [text, SIGNED_BY.as_bytes(), key.id().as_str().as_bytes(), SIGNATURE.as_bytes()];
     Some([&parts.concat()[..], signature.as_bytes(), b"\"}"].concat().into())
 }

@@ -17,7 +17,7 @@ use crate::{
     error::BoxError,
     id::{QueueName, TaskId, TaskName},
     record::Counters,
-    sign::{Key, KeyId, input::SigningInput},
+    sign::{Key, KeyId, SigningScope, input::SigningInput},
     trace::TraceContext,
 };
 
@@ -179,6 +179,7 @@ impl Envelope {
         key: &KeyId,
         first: &KeyId,
         signed_at: Timestamp,
+        scope: &SigningScope,
     ) -> Vec<u8> {
         let micros = |instant: Option<Timestamp>| instant.map(Timestamp::as_micros);
         SigningInput::new("machinist.task", self.body.len() + 512)
@@ -203,22 +204,21 @@ impl Envelope {
             .maybe_number(self.priority.map(i64::from))
             .maybe_text(self.traceparent.as_deref())
             .maybe_text(self.tracestate.as_deref())
-            // The places of root, parent and group: empty until there are workflows.
-            .absent()
-            .absent()
+            .text(&scope.namespace)
+            .text(&scope.realm)
             .absent()
             .bytes(&self.body)
             .finish()
     }
 
     /// Signs its message with this key, unless the task came unsigned.
-    pub(crate) fn sign(&self, message: &mut Message, key: &Key, now: Timestamp) {
+    pub(crate) fn sign(&self, message: &mut Message, key: &Key, scope: &SigningScope, now: Timestamp) {
         let first = match &self.first {
             FirstSigner::Nobody => return,
             FirstSigner::Publisher => key.id(),
             FirstSigner::Key(first) => first,
         };
-        let input = self.signing_input(key.algorithm().as_str(), key.id(), first, now);
+        let input = self.signing_input(key.algorithm().as_str(), key.id(), first, now, scope);
         let Some(signature) = key.sign(&input) else { return };
         let signed_message = MessageSignature { key: key.id().clone(), signed_at: now, signature };
         message.headers.insert(header::SIGNATURE.into(), signed_message.to_text().into());
@@ -245,9 +245,15 @@ impl Envelope {
     }
 
     /// Returns `true` if this key made this signature of exactly this envelope.
-    pub(crate) fn is_signed_by(&self, key: &Key, signed_message: &MessageSignature) -> bool {
+    pub(crate) fn is_signed_by(
+        &self,
+        key: &Key,
+        signed_message: &MessageSignature,
+        scope: &SigningScope,
+    ) -> bool {
         let FirstSigner::Key(first) = &self.first else { return false };
-        let input = self.signing_input(key.algorithm().as_str(), key.id(), first, signed_message.signed_at);
+        let input =
+            self.signing_input(key.algorithm().as_str(), key.id(), first, signed_message.signed_at, scope);
         key.verify(&input, &signed_message.signature)
     }
 

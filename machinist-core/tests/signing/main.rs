@@ -5,6 +5,7 @@
 mod hostile;
 mod keys;
 mod recipe;
+mod scope;
 mod secrecy;
 mod sizes;
 mod support;
