@@ -48,7 +48,7 @@ pub fn signing_input(message: &Message, namespace: &str, vhost: &str, key: &Key,
     field(text("tracestate").map(str::as_bytes));
     field(Some(namespace.as_bytes()));
     field(Some(vhost.as_bytes()));
-    field(None);
+    field(text("machinist-pairs").map(str::as_bytes));
     field(Some(&message.body));
     out
 }

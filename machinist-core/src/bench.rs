@@ -16,7 +16,7 @@ use crate::{
     retry::RetryPolicy,
     security::Trust,
     sign::{Algorithm, Key},
-    wire::{Body, Codec, Envelope, FirstSigner, MaxSizes},
+    wire::{Body, Codec, Envelope, FirstSigner, MaxSizes, Pairs},
 };
 
 const NOW: Timestamp = Timestamp::from_micros(1_764_547_200_000_000);
@@ -42,6 +42,7 @@ fn envelope(codec: Codec) -> Envelope {
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
         tracestate: None,
         priority: None,
+        pairs: Pairs::default(),
         content_type: codec.content_type().to_owned(),
         body: codec.encode(&body()).expect("a body"),
         first: FirstSigner::Publisher,

@@ -17,7 +17,7 @@ use crate::{
     result::AsyncResult,
     signature::{Signature, SignatureParts},
     trace::TraceContext,
-    wire::{Body, Envelope, FirstSigner, Oversize, message_to_fact},
+    wire::{Body, Envelope, FirstSigner, Oversize, Pairs, message_to_fact},
 };
 
 /// Sends signatures. Cheap to clone; share one per process.
@@ -167,6 +167,8 @@ impl Client {
         let eta = (due > now).then_some(due);
         let id = parts.id.clone();
         let priority = parts.priority;
+        let pairs = Pairs::of_labels(std::mem::take(&mut parts.labels))
+            .map_err(|why| SendError::Invalid(format!("task {id}: {why}")))?;
         let body = self.encode_body(parts, eta)?;
         let envelope = app.trust.encrypt(Envelope {
             id,
@@ -183,6 +185,7 @@ impl Client {
             traceparent: Some(trace.parent),
             tracestate: trace.state,
             priority,
+            pairs,
             content_type: app.codec.content_type().to_owned(),
             body,
             first: FirstSigner::Publisher,

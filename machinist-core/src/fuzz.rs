@@ -19,7 +19,9 @@ use crate::{
     security::{Admission, Trust, admit, encryption},
     session_channel::wake_session,
     sign::{Algorithm, Key, KeyId, KeyState, Keyring, SigningScope, input::SigningInput},
-    wire::{Codec, DeadMark, Envelope, FirstSigner, MaxSizes, attempt_of, dead_letter, message_from_fact},
+    wire::{
+        Codec, DeadMark, Envelope, FirstSigner, MaxSizes, Pairs, attempt_of, dead_letter, message_from_fact,
+    },
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -42,10 +44,17 @@ pub(crate) fn full_envelope() -> Envelope {
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
         tracestate: Some("vendor=1".to_owned()),
         priority: Some(3),
+        pairs: Pairs::default(),
         content_type: "application/json".to_owned(),
         body: (&br#"{"args":[]}"#[..]).into(),
         first: FirstSigner::Key(KeyId::parse("web").expect("an id")),
     }
+}
+
+/// The same envelope with pairs, one of them unknown to this version: its message is of version 2.
+pub(crate) fn full_envelope_with_pairs() -> Envelope {
+    let pairs = Pairs::parse("group=1:7,label.team=6:search").expect("pairs");
+    Envelope { pairs, ..full_envelope() }
 }
 
 /// A body, of either codec: it is read or explain_refusal, and what is read can be written and read again.
@@ -78,27 +87,28 @@ pub fn headers(data: &[u8]) {
 
 /// A signed message, changed in any way: nothing is believed but what was signed.
 pub fn verify(data: &[u8]) {
-    static SIGNED: OnceLock<Vec<(Trust, Message)>> = OnceLock::new();
+    static SIGNED: OnceLock<Vec<(Trust, Message, Envelope)>> = OnceLock::new();
     let signed = SIGNED.get_or_init(|| {
-        let sealed = |algorithm| {
+        let sealed = |(algorithm, envelope): (Algorithm, Envelope)| {
             let own = Key::with_secret(algorithm, "own", &[7; 32]).expect("32 bytes");
             let web = Key::with_secret(algorithm, "web", &[8; 32]).expect("32 bytes");
             let ring = Keyring::new([own, web.with_state(KeyState::Verify)]).expect("a ring");
             let trust = Trust::new(Some(ring), false, None);
-            let message = trust.signed_message(&full_envelope(), NOW);
-            (trust, message)
+            let message = trust.signed_message(&envelope, NOW);
+            (trust, message, envelope)
         };
-        [Algorithm::HmacSha256, Algorithm::Ed25519].map(sealed).into()
+        let both = |algorithm| [(algorithm, full_envelope()), (algorithm, full_envelope_with_pairs())];
+        [Algorithm::HmacSha256, Algorithm::Ed25519].into_iter().flat_map(both).map(sealed).collect()
     });
     let mut bytes = Bytes(data);
-    let (trust, message) = &signed[usize::from(bytes.byte().unwrap_or_default() % 2)];
+    let (trust, message, envelope) = &signed[usize::from(bytes.byte().unwrap_or_default() % 4)];
     let message = bytes.change(message.clone());
     let queue = QueueName::parse("math").expect("a name");
     match admit(trust, &MaxSizes::default(), &queue, &message, NOW) {
         Admission::Accepted(opened)
         | Admission::Rejected(opened, ..)
         | Admission::Undecryptable(opened, _) => {
-            assert_eq!(opened, full_envelope(), "believed, and nobody signed it: {message:?}");
+            assert_eq!(opened, *envelope, "believed, and nobody signed it: {message:?}");
         }
         Admission::Deferred(..) | Admission::Refused(..) => {}
     }
@@ -273,7 +283,7 @@ fn read_back(mut input: &[u8]) -> Vec<Option<Vec<u8>>> {
 }
 
 /// The headers that are read, and two that are not.
-const HEADERS: [&str; 22] = [
+const HEADERS: [&str; 23] = [
     "machinist-version",
     "machinist-queue",
     "machinist-attempt",
@@ -296,6 +306,7 @@ const HEADERS: [&str; 22] = [
     "machinist-dead-reason",
     "machinist-dead-error",
     "machinist-dead-at",
+    "machinist-pairs",
 ];
 
 /// Bytes that are taken for what is needed, until there are no more.

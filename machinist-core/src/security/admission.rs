@@ -43,7 +43,7 @@ pub(crate) fn admit(
     let mut envelope = match Envelope::read(message) {
         Ok(envelope) => envelope,
         Err(Unreadable::Header(error)) => return Admission::Refused(DeadReason::Undecodable, error),
-        Err(error @ Unreadable::Version(_)) => {
+        Err(error @ Unreadable::Version { .. }) => {
             return Admission::Deferred(DeadReason::Undecodable, error.to_string());
         }
     };
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
     use crate::{
         broker::HeaderValue,
-        fuzz::{NOW, full_envelope},
+        fuzz::{NOW, full_envelope, full_envelope_with_pairs},
         sign::{Algorithm, Key, KeyState, Keyring},
     };
 
@@ -134,18 +134,18 @@ mod tests {
             let trust = Trust::new(Some(Keyring::new([own, web]).unwrap()), false, None);
             let queue = QueueName::parse("math").unwrap();
             let admitted = |message: &Message| admit(&trust, &MaxSizes::default(), &queue, message, NOW);
-            let message = trust.signed_message(&full_envelope(), NOW);
-            assert!(
-                matches!(admitted(&message), Admission::Accepted(envelope) if envelope == full_envelope())
-            );
-            let all = neighbours(&message);
-            assert!(all.len() > 3000, "{}", all.len());
-            for changed in &all {
-                let admission = admitted(changed);
-                assert!(
-                    matches!(admission, Admission::Refused(..) | Admission::Deferred(..)),
-                    "{changed:?} was admitted: {admission:?}"
-                );
+            for signed in [full_envelope(), full_envelope_with_pairs()] {
+                let message = trust.signed_message(&signed, NOW);
+                assert!(matches!(admitted(&message), Admission::Accepted(envelope) if envelope == signed));
+                let all = neighbours(&message);
+                assert!(all.len() > 3000, "{}", all.len());
+                for changed in &all {
+                    let admission = admitted(changed);
+                    assert!(
+                        matches!(admission, Admission::Refused(..) | Admission::Deferred(..)),
+                        "{changed:?} was admitted: {admission:?}"
+                    );
+                }
             }
         }
     }

@@ -3,6 +3,7 @@
 //! | module | content |
 //! |---|---|
 //! | `envelope` | headers, read and written; signing and verifying a message |
+//! | `pairs` | name/value pairs, which make a message one of version 2 |
 //! | `body` | what the sender writes once |
 //! | `codec` | a body as bytes |
 //! | `sizes` | maximum sizes, checked before anything is parsed |
@@ -15,6 +16,7 @@ mod body;
 mod codec;
 mod dead_letter;
 mod envelope;
+mod pairs;
 mod sizes;
 mod stored_message;
 
@@ -24,5 +26,6 @@ pub use sizes::MaxSizes;
 pub(crate) use body::Body;
 pub(crate) use dead_letter::{DeadMark, dead_letter};
 pub(crate) use envelope::{Envelope, FirstSigner, MessageSignature, Unreadable, attempt_of};
+pub(crate) use pairs::Pairs;
 pub(crate) use sizes::Oversize;
 pub(crate) use stored_message::{MAX_STORED_BYTES, message_from_fact, message_to_fact};

@@ -11,3 +11,4 @@ mod sizes;
 mod support;
 mod time;
 mod unsigned;
+mod versions;

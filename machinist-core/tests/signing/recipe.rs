@@ -83,7 +83,7 @@ fn hex(bytes: &[u8]) -> String {
 #[tokio::test(start_paused = true)]
 async fn the_vectors_of_the_docs_hold_and_run() {
     let vectors = vectors();
-    assert_eq!(vectors.len(), 3);
+    assert_eq!(vectors.len(), 4);
     let house = House::new();
     let app = app(&house, &vectors).await;
     let _running = house.work(&app);

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     backend::Commit,
     clock::Timestamp,
-    wire::{Codec, Envelope, FirstSigner},
+    wire::{Codec, Envelope, FirstSigner, Pairs},
 };
 
 /// Position of a handler in a state.
@@ -427,6 +427,7 @@ fn envelope(message: ModelMessage) -> Envelope {
         traceparent: None,
         tracestate: None,
         priority: None,
+        pairs: Pairs::default(),
         content_type: Codec::Json.content_type().to_owned(),
         body: bytes::Bytes::new(),
     }
