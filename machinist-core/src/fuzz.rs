@@ -339,6 +339,7 @@ impl Bytes<'_> {
     fn value(&mut self) -> HeaderValue {
         match self.byte().unwrap_or_default() % 8 {
             0 => HeaderValue::Bool(true),
+            1 if self.0.len().is_multiple_of(2) => HeaderValue::List(vec![HeaderValue::Int(self.int())]),
             1 => HeaderValue::Bytes(self.bytes().into()),
             2..5 => HeaderValue::Text(self.text()),
             _ => HeaderValue::Int(self.int()),
@@ -410,7 +411,7 @@ fn flip(value: &mut HeaderValue, at: u8, flipped: u8) {
             }
             *text = String::from_utf8_lossy(&bytes).into_owned();
         }
-        HeaderValue::Bool(_) | HeaderValue::Bytes(_) => {}
+        _ => {}
     }
 }
 
