@@ -1,19 +1,19 @@
 //! The application: broker, backend, clock, keys and defaults, shared by senders and workers.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use crate::{
     backend::{Backend, BackendError},
-    broker::{Broker, Message},
+    broker::{Broker, Message, PublishError},
     clock::Clock,
     error::BoxError,
-    id::QueueName,
+    id::{QueueName, TaskName},
     middleware::PublishHook,
-    security::{Trust, is_encrypted},
+    security::{QueueOptions, QueueRules, Trust, is_encrypted},
     sign::{KeyError, Keyring, SigningScope},
-    wire::{Body, Codec, Envelope, MaxSizes},
+    wire::{Body, Codec, Envelope, MaxSizes, write_foreign},
 };
 
 /// Interval at which a process asks the backend for its time.
@@ -50,6 +50,7 @@ pub(crate) struct AppState {
     pub(crate) hooks: Vec<Arc<dyn PublishHook>>,
     pub(crate) max_sizes: MaxSizes,
     pub(crate) trust: Trust,
+    pub(crate) rules: QueueRules,
 }
 
 impl std::fmt::Debug for AppState {
@@ -78,6 +79,7 @@ impl App {
             freshness: None,
             namespace: String::new(),
             realm: None,
+            queues: HashMap::new(),
         }
     }
 
@@ -110,6 +112,43 @@ impl App {
         self.0.trust.signed_message(envelope, self.0.clock.now())
     }
 
+    /// The message that carries an envelope, in the format of its queue.
+    ///
+    /// # Errors
+    /// The format cannot express it.
+    pub(crate) fn message(&self, envelope: &Envelope) -> Result<Message, PublishError> {
+        let app = &self.0;
+        let Some(profile) = app.rules.profile(&envelope.queue) else {
+            return Ok(self.signed_message(envelope));
+        };
+        write_foreign(profile, envelope, &app.max_sizes).map_err(|error| PublishError::Rejected {
+            reason: format!("it cannot be written as {}: {error}", profile.name()),
+        })
+    }
+
+    /// The message of an envelope for a dead letter. What its format cannot express is kept in ours.
+    pub(crate) fn message_of_letter(&self, envelope: &Envelope) -> Message {
+        let mut message = self.message(envelope).unwrap_or_else(|_| envelope.message());
+        // Listings of dead letters show both, in any format.
+        message.id.get_or_insert_with(|| envelope.id.to_string());
+        message.kind.get_or_insert_with(|| envelope.name.to_string());
+        message
+    }
+
+    /// Checks that this application may publish this task now: that it may sign it, or that its queue has a format
+    /// without signatures.
+    pub(crate) fn may_publish(&self, task: &TaskName, queue: &QueueName) -> Result<(), String> {
+        match self.0.rules.profile(queue) {
+            // What is to be hidden must not go out because of the queue that it goes to.
+            Some(profile) if self.0.trust.encrypts() => Err(format!(
+                "messages of queue {queue} have the format {}, which cannot be encrypted, and this application encrypts",
+                profile.name()
+            )),
+            Some(_) => Ok(()),
+            None => self.0.trust.may_sign(task, queue, self.0.clock.now()),
+        }
+    }
+
     /// The body of an envelope, decrypted where it is encrypted.
     pub(crate) fn decode(&self, envelope: &Envelope) -> Result<Body, BoxError> {
         if is_encrypted(envelope) {
@@ -140,6 +179,7 @@ pub struct AppBuilder {
     freshness: Option<Duration>,
     namespace: String,
     realm: Option<String>,
+    queues: HashMap<QueueName, QueueOptions>,
 }
 
 /// Error of [`AppBuilder::build`].
@@ -163,6 +203,14 @@ pub enum AppError {
     /// The signing key is not valid now.
     #[error("the key ring cannot be used: {0}")]
     Key(String),
+    /// The options of a queue contradict each other.
+    #[error("queue {queue}: {why}")]
+    Queue {
+        /// The queue.
+        queue: QueueName,
+        /// The contradiction, and the remedy.
+        why: String,
+    },
     /// A replayed task would still be fresh after its record has expired.
     #[error(
         "the freshness window ({window:?}) is longer than results are kept ({results_ttl:?}): raise \
@@ -227,6 +275,13 @@ impl AppBuilder {
         self
     }
 
+    /// Gives a queue options that differ from those of the others: the format of its messages, and tasks that may run from
+    /// it unsigned. Senders and workers of the queue need the same.
+    pub fn queue(mut self, queue: QueueName, options: QueueOptions) -> Self {
+        self.queues.insert(queue, options);
+        self
+    }
+
     /// Sets the namespace that is under every signature. Default: empty. All senders, workers and readers of an
     /// installation have the same one.
     ///
@@ -260,6 +315,7 @@ impl AppBuilder {
     /// Safe: nothing is left behind.
     pub async fn build(self) -> Result<App, AppError> {
         self.check()?;
+        let rules = QueueRules::new(self.queues).map_err(|(queue, why)| AppError::Queue { queue, why })?;
         let asked = Instant::now();
         let now = self.backend.now().await?;
         let clock = Clock::starting_at(now);
@@ -281,6 +337,7 @@ impl AppBuilder {
             hooks: self.hooks,
             max_sizes: self.max_sizes,
             trust: Trust::new(self.keyring, self.allow_unsigned, self.freshness).within(scope),
+            rules,
         });
         tokio::spawn(keep_time(Arc::downgrade(&shared)));
         Ok(App(shared))

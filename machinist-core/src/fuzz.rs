@@ -16,11 +16,12 @@ use crate::{
         StartRequest, Suspicion, Verdict, decide_revoke, decide_start, failure_without_run, fold,
         json as fact, name, recorded_follow_up, suspicion,
     },
-    security::{Admission, Trust, admit, encryption},
+    security::{Admission, QueueRules, Trust, admit, encryption},
     session_channel::wake_session,
     sign::{Algorithm, Key, KeyId, KeyState, Keyring, SigningScope, input::SigningInput},
     wire::{
-        Codec, DeadMark, Envelope, FirstSigner, MaxSizes, Pairs, attempt_of, dead_letter, message_from_fact,
+        Codec, DeadMark, Envelope, FirstSigner, MaxSizes, Pairs, Profile, ProfileError, TaskMessage,
+        attempt_of, dead_letter, message_from_fact, read_foreign, write_foreign,
     },
 };
 
@@ -48,6 +49,7 @@ pub(crate) fn full_envelope() -> Envelope {
         content_type: "application/json".to_owned(),
         body: (&br#"{"args":[]}"#[..]).into(),
         first: FirstSigner::Key(KeyId::parse("web").expect("an id")),
+        source: None,
     }
 }
 
@@ -55,6 +57,44 @@ pub(crate) fn full_envelope() -> Envelope {
 pub(crate) fn full_envelope_with_pairs() -> Envelope {
     let pairs = Pairs::parse("group=1:7,label.team=6:search").expect("pairs");
     Envelope { pairs, ..full_envelope() }
+}
+
+/// A format with a place for names and a priority alone.
+#[derive(Debug)]
+pub(crate) struct Bare;
+
+impl Profile for Bare {
+    fn name(&self) -> &str {
+        "bare"
+    }
+
+    fn read(&self, message: &Message) -> Result<TaskMessage, ProfileError> {
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let wrong = |error: crate::id::InvalidName| ProfileError::Malformed(error.to_string());
+        let id = text(&message.id).try_into().map_err(wrong)?;
+        let mut task = TaskMessage::new(id, text(&message.kind).try_into().map_err(wrong)?);
+        task.priority = message.priority;
+        Ok(task)
+    }
+
+    fn write(&self, task: &TaskMessage, source: Option<&Message>) -> Result<Message, ProfileError> {
+        let mut message = source.cloned().unwrap_or_default();
+        message.id = Some(task.id.to_string());
+        message.kind = Some(task.name.to_string());
+        message.priority = task.priority;
+        Ok(message)
+    }
+}
+
+/// A message in another format: what is read is written so that it is read again, with its attempt and all counters.
+fn foreign(message: &Message) {
+    let sizes = MaxSizes::default();
+    let queue = QueueName::parse("q").expect("a name");
+    let Ok(envelope) = read_foreign(&Bare, &queue, &sizes, message, NOW) else { return };
+    let written = write_foreign(&Bare, &envelope, &sizes).expect("it has a place for all of it");
+    let again = read_foreign(&Bare, &queue, &sizes, &written, NOW).expect("what was written can be read");
+    assert_eq!(Envelope { source: None, ..again }, Envelope { source: None, ..envelope });
+    assert_eq!(written.body, message.body);
 }
 
 /// A body, of either codec: it is read or explain_refusal, and what is read can be written and read again.
@@ -73,6 +113,7 @@ pub fn body(data: &[u8]) {
 /// Headers and properties: they are read or explain_refusal, and what is read is what is written.
 pub fn headers(data: &[u8]) {
     let message = Bytes(data).message();
+    foreign(&message);
     let _ = (Envelope::still_unread(&message, NOW), attempt_of(&message), DeadMark::read(&message));
     let Ok(mut envelope) = Envelope::read(&message) else { return };
     let again = Envelope::read(&envelope.message());
@@ -104,7 +145,7 @@ pub fn verify(data: &[u8]) {
     let (trust, message, envelope) = &signed[usize::from(bytes.byte().unwrap_or_default() % 4)];
     let message = bytes.change(message.clone());
     let queue = QueueName::parse("math").expect("a name");
-    match admit(trust, &MaxSizes::default(), &queue, &message, NOW) {
+    match admit(trust, &QueueRules::default(), &MaxSizes::default(), &queue, &message, NOW) {
         Admission::Accepted(opened)
         | Admission::Rejected(opened, ..)
         | Admission::Undecryptable(opened, _) => {

@@ -172,7 +172,7 @@ impl Client {
     ) -> Result<DeadLetterOutcome, ControlError> {
         let app = &self.app.0;
         let now = app.clock.now();
-        let envelope = match admit(&app.trust, &app.max_sizes, &letter.queue, message, now) {
+        let envelope = match admit(&app.trust, &app.rules, &app.max_sizes, &letter.queue, message, now) {
             // Who sends a stale task again vouches for it anew.
             Admission::Accepted(envelope) | Admission::Rejected(envelope, DeadReason::Stale, _) => envelope,
             Admission::Undecryptable(_, why) => return Ok(DeadLetterOutcome::Refused(why)),
@@ -187,7 +187,7 @@ impl Client {
         if let Some(record) = fold(&id, &facts).filter(|record| record.state != TaskState::Failure) {
             return Ok(DeadLetterOutcome::Refused(format!("task {id} is {}: nothing failed", record.state)));
         }
-        if let Err(why) = app.trust.may_sign(&envelope.name, &envelope.queue, now) {
+        if let Err(why) = self.app.may_publish(&envelope.name, &envelope.queue) {
             return Ok(DeadLetterOutcome::Refused(why));
         }
         // A record that was forgotten is not made anew: the name is written beside the letter.
@@ -261,7 +261,8 @@ impl Client {
         let app = &self.app.0;
         let at = app.clock.now();
         let lost = "it was delivered too often: its workers died before they could say what of";
-        let (dead_id, reason, error) = match admit(&app.trust, &app.max_sizes, queue, message, at) {
+        let (dead_id, reason, error) = match admit(&app.trust, &app.rules, &app.max_sizes, queue, message, at)
+        {
             Admission::Accepted(envelope)
             | Admission::Undecryptable(envelope, _)
             | Admission::Rejected(envelope, ..) => {
@@ -307,8 +308,8 @@ impl Client {
             now,
             ttl,
         );
-        let message = self.app.signed_message(envelope);
-        let message = message_to_fact(&message, message.size());
+        let message = self.app.message(envelope).ok();
+        let message = message.and_then(|message| message_to_fact(&message, message.size()));
         commit.facts.extend(message.map(|message| (name::MESSAGE.into(), message)));
         // Refused: it was started meanwhile, or has ended.
         self.commit(self.signed_end(commit)?).await?;

@@ -85,6 +85,11 @@ impl Trust {
         }
     }
 
+    /// Returns `true` if this application encrypts what it sends.
+    pub(crate) fn encrypts(&self) -> bool {
+        self.ring().is_some_and(|ring| ring.encrypting_key().is_some())
+    }
+
     /// Another envelope with the body of this one, which, if it is encrypted, is bound to the names of this one, and
     /// stays encrypted.
     pub(crate) fn renamed(
@@ -122,7 +127,7 @@ impl Trust {
 
     /// Returns `true` if the outcome of this task is encrypted, here or elsewhere.
     pub(crate) fn encrypts_outcomes(&self, envelope: &Envelope) -> bool {
-        encryption::is_encrypted(envelope) || self.ring().is_some_and(|ring| ring.encrypting_key().is_some())
+        encryption::is_encrypted(envelope) || self.encrypts()
     }
 
     /// Decrypts these facts in place; returns the error if some stay encrypted.
@@ -148,16 +153,17 @@ impl Trust {
     }
 
     /// Verifies the signature of a message whose headers were read into `envelope`, and that its key is
-    /// trusted.
+    /// trusted. A message without a signature passes only if `unsigned` or the application allows it.
     pub(crate) fn verify(
         &self,
         envelope: &mut Envelope,
         message: &Message,
+        unsigned: bool,
     ) -> Result<Option<MessageSignature>, VerifyError> {
         let Some(ring) = self.ring() else { return Ok(None) };
         let unreadable = |e: Unreadable| VerifyError::Untrusted(DeadReason::BadSignature, e.to_string());
         let Some(signed_message) = envelope.read_signature(message).map_err(unreadable)? else {
-            return self.unsigned();
+            return if unsigned { Ok(None) } else { self.unsigned() };
         };
         let key = ring.trusted(&signed_message.key)?;
         if !envelope.is_signed_by(key, &signed_message, &self.scope) {

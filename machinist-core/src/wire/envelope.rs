@@ -4,7 +4,7 @@
 //! written once by the sender and always forwarded as the same bytes. So a retry costs no encoding, and fields
 //! that this version does not know are kept.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, display::Base64Display, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
@@ -54,6 +54,8 @@ pub(crate) struct Envelope {
     pub(crate) content_type: String,
     pub(crate) body: Bytes,
     pub(crate) first: FirstSigner,
+    /// The message in another format that it was read from. Its next attempts keep what an envelope has no place for.
+    pub(crate) source: Option<Arc<Message>>,
 }
 
 /// First signer of a task. Retries and guards are signed by the worker that publishes
@@ -103,6 +105,9 @@ pub(crate) enum Unreadable {
     /// A newer program may understand it.
     #[error("the wire version {found} is newer than {newest}, the newest that this program reads")]
     Version { found: i64, newest: i64 },
+    /// The same, in another format.
+    #[error("{0}")]
+    Newer(String),
 }
 
 impl Envelope {
@@ -145,6 +150,7 @@ impl Envelope {
                 .unwrap_or_else(|| Codec::default().content_type().to_owned()),
             body: message.body.clone(),
             first: FirstSigner::Nobody,
+            source: None,
         })
     }
 
@@ -457,6 +463,7 @@ mod tests {
             content_type: Codec::MessagePack.content_type().to_owned(),
             body: Codec::MessagePack.encode(&body).unwrap(),
             first: FirstSigner::Nobody,
+            source: None,
         }
     }
 

@@ -3,6 +3,7 @@
 use super::{Settlement, WorkerContext};
 use crate::{
     backend::{Commit, Committed},
+    client::names_of_task,
     clock::Timestamp,
     id::SessionId,
     record::{
@@ -55,6 +56,10 @@ impl WorkerContext {
             alone,
         };
         let (mut commit, mut claim) = request.first(self.now());
+        if envelope.source.is_some() {
+            // Another program sent it, and wrote no record.
+            commit.facts.extend(names_of_task(envelope));
+        }
         loop {
             match self.calls.commit(commit).await {
                 Ok(Committed::Done) => {}

@@ -423,6 +423,7 @@ fn envelope(message: ModelMessage) -> Envelope {
         counters: Counters::default(),
         token: message.token,
         first: FirstSigner::Nobody,
+        source: None,
         unknown_since: None,
         traceparent: None,
         tracestate: None,
