@@ -83,6 +83,8 @@ mod tests {
         assert!(value("@").unwrap_err().contains("names no file"));
         assert_eq!(named("a=1=2").unwrap(), ("a".to_owned(), json!("1=2")));
         assert_eq!(named("width").unwrap_err(), "--arg \"width\" has no name; write --arg name=value");
+        assert_eq!(label("team=a=1"), Ok(("team", "a=1")));
+        assert_eq!(label("team").unwrap_err(), "--label \"team\" has no value; write --label key=value");
         assert!(named("=1").is_err());
     }
 
