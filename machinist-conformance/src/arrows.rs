@@ -146,6 +146,9 @@ impl Broker for Witnessed<dyn Broker> {
     fn capabilities(&self) -> BrokerCapabilities {
         self.inner.capabilities()
     }
+    fn realm(&self) -> String {
+        self.inner.realm()
+    }
     async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {
         let steps: Vec<_> = batch.iter().map(ArrowStep::of_publish).collect();
         self.at(&steps, Side::Before).await;

@@ -61,6 +61,7 @@ macro_rules! broker_suite {
         $crate::__tests! { $harness, run_broker, broker:
             the_capabilities_are_told
             a_message_comes_back_unchanged
+            a_header_that_is_nested_too_deep_is_refused
             a_body_of_a_mebibyte_and_an_empty_one_come_back
             a_message_is_kept_until_somebody_consumes
             a_batch_of_two_thousand_is_confirmed_and_delivered

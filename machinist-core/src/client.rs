@@ -14,11 +14,11 @@ use crate::{
     error::SendError,
     event::{EventKind, EventTask},
     id::{QueueName, TaskId, TaskName},
-    record::{self, Counters, name},
+    record::{self, Counters, FactName, name},
     result::AsyncResult,
     signature::{Signature, SignatureParts},
     trace::TraceContext,
-    wire::{Body, Envelope, FirstSigner, Oversize, message_to_fact},
+    wire::{Body, Envelope, FirstSigner, Oversize, Pairs, message_to_fact},
 };
 
 /// Sends signatures. Cheap to clone; share one per process.
@@ -170,10 +170,12 @@ impl Client {
         let name = TaskName::parse(&parts.name)?;
         let span = send_span(&parts.id, &name, &queue);
         let trace = span.in_scope(TraceContext::current);
-        app.trust.may_sign(&name, &queue, now).map_err(|why| SendError::Key { id: parts.id.clone(), why })?;
+        self.app.may_publish(&name, &queue).map_err(|why| SendError::Key { id: parts.id.clone(), why })?;
         let eta = (due > now).then_some(due);
         let id = parts.id.clone();
         let priority = parts.priority;
+        let pairs = Pairs::of_labels(std::mem::take(&mut parts.labels))
+            .map_err(|why| SendError::Invalid(format!("task {id}: {why}")))?;
         let body = self.encode_body(parts, eta)?;
         let envelope = app.trust.encrypt(Envelope {
             id,
@@ -190,11 +192,16 @@ impl Client {
             traceparent: Some(trace.parent),
             tracestate: trace.state,
             priority,
+            pairs,
             content_type: app.codec.content_type().to_owned(),
             body,
             first: FirstSigner::Publisher,
+            source: None,
         });
-        let message = self.app.signed_message(&envelope);
+        let message = self
+            .app
+            .message(&envelope)
+            .map_err(|source| SendError::Publish { id: envelope.id.clone(), source })?;
         let size = app.max_sizes.check(&message).map_err(|oversize| too_large(&envelope.id, oversize))?;
         let mut facts = sender_facts(&envelope);
         if eta.is_some() {
@@ -275,15 +282,18 @@ fn send_span(id: &TaskId, name: &TaskName, queue: &QueueName) -> tracing::Span {
     )
 }
 
+/// Returns the facts that name a task and its queue.
+pub(crate) fn names_of_task(envelope: &Envelope) -> [(FactName, Bytes); 2] {
+    let text = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+    [(name::TASK.into(), text(envelope.name.as_str())), (name::QUEUE.into(), text(envelope.queue.as_str()))]
+}
+
 /// Returns the facts that a sender writes. They depend on the envelope alone, so every writer writes the same.
 pub(crate) fn sender_facts(envelope: &Envelope) -> Commit {
     let text = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     let mut commit = Commit::new(envelope.id.clone());
-    commit.facts = vec![
-        (name::TASK.into(), text(envelope.name.as_str())),
-        (name::QUEUE.into(), text(envelope.queue.as_str())),
-        (name::SENT.into(), record::json(&envelope.issued)),
-    ];
+    commit.facts = names_of_task(envelope).into();
+    commit.facts.push((name::SENT.into(), record::json(&envelope.issued)));
     if let Some(trace) = &envelope.traceparent {
         commit.facts.push((name::TRACE.into(), text(trace)));
     }

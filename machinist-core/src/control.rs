@@ -19,7 +19,7 @@ use crate::{
         name, next_attempt, wake_session,
     },
     result::AsyncResult,
-    security::VerifyError,
+    security::read_kept,
     trace::TraceContext,
     wire::{Envelope, MAX_STORED_BYTES, message_from_fact},
 };
@@ -230,8 +230,9 @@ impl Client {
         }
         let envelope = self.kept_envelope(id, &facts, name::MESSAGE)?.at_once();
         let target = Target::Queue(envelope.queue.clone());
-        let publish =
-            Publish { target, message: self.app.signed_message(&envelope), delay: std::time::Duration::ZERO };
+        let message =
+            self.app.message(&envelope).map_err(|source| SendError::Publish { id: id.clone(), source })?;
+        let publish = Publish { target, message, delay: std::time::Duration::ZERO };
         // INVARIANT: one answer for one message.
         let answer = self.app.0.broker.publish(vec![publish]).await.pop().expect("one answer");
         answer.map_err(|source| SendError::Publish { id: id.clone(), source })?;
@@ -281,8 +282,11 @@ impl Client {
         let mut record = sender_facts(&envelope);
         record.facts.push((name::RETRY_OF.into(), text(&of)));
         let target = Target::Queue(envelope.queue.clone());
-        let publish =
-            Publish { target, message: self.app.signed_message(&envelope), delay: std::time::Duration::ZERO };
+        let message = self
+            .app
+            .message(&envelope)
+            .map_err(|source| SendError::Publish { id: envelope.id.clone(), source })?;
+        let publish = Publish { target, message, delay: std::time::Duration::ZERO };
         let Envelope { id, name, queue, .. } = envelope;
         let sending = Sending { id, name, queue, eta: None, span: tracing::Span::none() };
         let prepared = PreparedSignature { publish, facts: record, sending };
@@ -341,16 +345,15 @@ impl Client {
         })?;
         let message =
             message_from_fact(fact).ok_or_else(|| no_message("what it holds cannot be read".to_owned()))?;
-        let mut envelope = Envelope::read(&message).map_err(|error| no_message(error.to_string()))?;
+        let app = &self.app.0;
+        let now = app.clock.now();
+        let envelope =
+            read_kept(&app.trust, &app.rules, &app.max_sizes, &message, now).map_err(no_message)?;
         if envelope.id != *id {
             return Err(no_message(format!("what it holds is the message of task {}", envelope.id)));
         }
-        let trust = &self.app.0.trust;
-        trust.verify(&mut envelope, &message).map_err(|doubt| match doubt {
-            VerifyError::Untrusted(_, why) | VerifyError::UnknownKey(why) => no_message(why),
-        })?;
-        trust
-            .may_sign(&envelope.name, &envelope.queue, self.app.clock().now())
+        self.app
+            .may_publish(&envelope.name, &envelope.queue)
             .map_err(|why| SendError::Key { id: id.clone(), why })?;
         Ok(envelope)
     }

@@ -52,9 +52,10 @@ pub use middleware::{Middleware, Next, PublishHook};
 pub use parking::ParkedTask;
 pub use result::{AsyncResult, wait_all, wait_any};
 pub use retry::{Backoff, RetryPolicy};
+pub use security::QueueOptions;
 pub use signature::Signature;
 pub use task::TaskDef;
-pub use wire::{Codec, MaxSizes};
+pub use wire::{Codec, MaxSizes, Profile, ProfileError, TaskMessage};
 pub use worker::{Worker, WorkerBuilder};
 
 /// The examples of `docs/time.md` are compiled.

@@ -159,7 +159,8 @@ impl Client {
     async fn release(&self, id: &TaskId, facts: &Facts) -> Result<(), ControlError> {
         let guard: Envelope =
             self.kept_envelope(id, facts, name::PARKED_MESSAGE)?.next_guard(self.app.clock().now());
-        let message = self.app.signed_message(&guard);
+        let message =
+            self.app.message(&guard).map_err(|source| SendError::Publish { id: id.clone(), source })?;
         let publish = Publish { target: Target::Queue(guard.queue.clone()), message, delay: Duration::ZERO };
         for answer in self.app.broker().publish(vec![publish]).await {
             answer.map_err(|source| match source {

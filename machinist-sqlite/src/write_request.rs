@@ -16,6 +16,10 @@ use crate::{
 
 /// One change of the file.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most changes publish, and a box for each would cost more than the copy"
+)]
 pub(crate) enum StoreChange {
     Publish(Publish),
     Settle {

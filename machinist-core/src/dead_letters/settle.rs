@@ -174,7 +174,7 @@ impl Client {
     ) -> Result<DeadLetterOutcome, ControlError> {
         let app = &self.app.0;
         let now = app.clock.now();
-        let envelope = match admit(&app.trust, &app.max_sizes, &letter.queue, message, now) {
+        let envelope = match admit(&app.trust, &app.rules, &app.max_sizes, &letter.queue, message, now) {
             // Who sends a stale task again vouches for it anew.
             Admission::Accepted(envelope) | Admission::Rejected(envelope, DeadReason::Stale, _) => envelope,
             Admission::Undecryptable(_, why) => return Ok(DeadLetterOutcome::Refused(why)),
@@ -189,7 +189,7 @@ impl Client {
         if let Some(record) = fold(&id, &facts).filter(|record| record.state != TaskState::Failure) {
             return Ok(DeadLetterOutcome::Refused(format!("task {id} is {}: nothing failed", record.state)));
         }
-        if let Err(why) = app.trust.may_sign(&envelope.name, &envelope.queue, now) {
+        if let Err(why) = self.app.may_publish(&envelope.name, &envelope.queue) {
             return Ok(DeadLetterOutcome::Refused(why));
         }
         // A record that was forgotten is not made anew: the name is written beside the letter.
@@ -263,21 +263,22 @@ impl Client {
         let app = &self.app.0;
         let at = app.clock.now();
         let lost = "it was delivered too often: its workers died before they could say what of";
-        let (envelope, dead_id, reason, error) = match admit(&app.trust, &app.max_sizes, queue, message, at) {
-            Admission::Accepted(envelope)
-            | Admission::Undecryptable(envelope, _)
-            | Admission::Rejected(envelope, ..) => {
-                if app.trust.may_sign(&envelope.name, &envelope.queue, at).is_err() {
-                    return Ok(false);
+        let (envelope, dead_id, reason, error) =
+            match admit(&app.trust, &app.rules, &app.max_sizes, queue, message, at) {
+                Admission::Accepted(envelope)
+                | Admission::Undecryptable(envelope, _)
+                | Admission::Rejected(envelope, ..) => {
+                    if app.trust.may_sign(&envelope.name, &envelope.queue, at).is_err() {
+                        return Ok(false);
+                    }
+                    self.end_as_lost(&envelope, lost).await?;
+                    let dead_id = dead_id(&envelope.id, envelope.attempt);
+                    (Some(envelope), dead_id, DeadReason::Lost, lost.to_owned())
                 }
-                self.end_as_lost(&envelope, lost).await?;
-                let dead_id = dead_id(&envelope.id, envelope.attempt);
-                (Some(envelope), dead_id, DeadReason::Lost, lost.to_owned())
-            }
-            Admission::Deferred(reason, why) | Admission::Refused(reason, why) => {
-                (None, uuid::Uuid::new_v4().to_string(), reason, why)
-            }
-        };
+                Admission::Deferred(reason, why) | Admission::Refused(reason, why) => {
+                    (None, uuid::Uuid::new_v4().to_string(), reason, why)
+                }
+            };
         let error = ErrorText::from(error.as_str());
         let mark = DeadMark { dead_id, reason: reason.as_str().to_owned(), error, at };
         let NewDeadLetter { publish, entry } = NewDeadLetter::new(queue, message, mark);
@@ -317,8 +318,8 @@ impl Client {
             now,
             ttl,
         );
-        let message = self.app.signed_message(envelope);
-        let message = message_to_fact(&message, message.size());
+        let message = self.app.message(envelope).ok();
+        let message = message.and_then(|message| message_to_fact(&message, message.size()));
         commit.facts.extend(message.map(|message| (name::MESSAGE.into(), message)));
         // Refused: it was started meanwhile, or has ended.
         let mut stopwatch = app.observers.stopwatch();

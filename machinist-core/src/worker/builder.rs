@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Health, Stages, TaskOptions, Worker,
+    admissions::{Admissions, DisabledTasks},
     events::WorkerEvents,
     exclusive::ExclusiveSlots,
-    parking::{Admissions, DisabledTasks},
     processor::{RegisteredTask, TaskProcessor},
     server_calls::ServerCalls,
     session::{Lease, Sessions},

@@ -38,7 +38,7 @@ impl WorkerContext {
             }
             FollowUp::DeadLetter { attempt, failure } => {
                 let dead_id = dead_id(&envelope.id, *attempt);
-                let message = self.app.signed_message(envelope);
+                let message = self.app.message_of_letter(envelope);
                 let reason = failure.reason();
                 // A handler's error may repeat its arguments: encrypted in the record, it must not be readable here.
                 let from_handler = matches!(reason, DeadReason::Failed | DeadReason::Malformed);

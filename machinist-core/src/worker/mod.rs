@@ -18,6 +18,7 @@
 //! | `events`, `event_log`, `tally`, `dead_letter_counts` | events, and their first users |
 //! | `health` | checks for operators |
 
+mod admissions;
 mod builder;
 mod dead_letter_counts;
 mod drain;

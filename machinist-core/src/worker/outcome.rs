@@ -158,7 +158,8 @@ impl WorkerContext {
             // The delivery became a guard: its next generation goes straight to the queue.
             let guard = active.envelope.next_guard(self.now());
             let target = Target::Queue(guard.queue.clone());
-            let publish = Publish { target, message: self.app.signed_message(&guard), delay: Duration::ZERO };
+            let Ok(message) = self.app.message(&guard) else { return Settlement::Leave };
+            let publish = Publish { target, message, delay: Duration::ZERO };
             if self.app.broker().publish(vec![publish]).await.iter().any(Result::is_err) {
                 return Settlement::Leave;
             }
@@ -221,7 +222,7 @@ impl WorkerContext {
 
     /// Returns the fact that stores the message of a task that ends without success.
     fn message_fact(&self, envelope: &Envelope) -> Option<(FactName, Bytes)> {
-        let message = self.app.signed_message(envelope);
+        let message = self.app.message(envelope).ok()?;
         Some((name::MESSAGE.into(), message_to_fact(&message, message.size())?))
     }
 

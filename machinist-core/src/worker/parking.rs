@@ -3,25 +3,17 @@
 //! What is published and confirmed here is the guard. The message in the record and the entry in an index let the end of
 //! the reason release the task at once; without them it comes back by itself.
 
-use std::{
-    collections::HashSet,
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 
 use super::{Settlement, WorkerContext, server_calls::Unpublished};
 use crate::{
-    admission::{AdmissionDecision, AdmissionRequest, AdmissionRule, WaitReason},
+    admission::{AdmissionDecision, AdmissionRequest, WaitReason},
     backend::{Index, IndexUpdate},
     clock::Timestamp,
     event::{EventKind, EventTask},
-    id::TaskName,
-    record::{Facts, ParkDecision, Parked, abandoned_start, decide_parking, name, park},
+    record::{ParkDecision, Parked, abandoned_start, decide_parking, park},
     wire::{Envelope, message_to_fact},
 };
 
@@ -33,70 +25,6 @@ const ASK_INTERVAL: Duration = Duration::from_millis(250);
 const FIRST_PARK_DELAY: Duration = Duration::from_secs(15);
 /// Maximum delay of such a guard.
 const MAX_PARK_DELAY: Duration = Duration::from_secs(3600);
-
-/// Rules of a worker, and the places for refused tasks in its process.
-#[derive(Debug)]
-pub(super) struct Admissions {
-    disabled: Arc<DisabledTasks>,
-    rules: Vec<Arc<dyn AdmissionRule>>,
-    places: Semaphore,
-}
-
-impl Admissions {
-    /// `look_ahead` is the number of deliveries that the worker holds in addition to those that run: half of them may
-    /// be refused ones.
-    pub(super) fn new(
-        disabled: Arc<DisabledTasks>,
-        rules: Vec<Arc<dyn AdmissionRule>>,
-        look_ahead: usize,
-    ) -> Self {
-        Self { disabled, rules, places: Semaphore::new(look_ahead / 2) }
-    }
-
-    /// Returns `true` if nothing can refuse a task: the usual case, which costs no more than this.
-    pub(super) fn is_open(&self) -> bool {
-        self.rules.is_empty() && !self.disabled.any()
-    }
-
-    async fn decide(&self, request: &AdmissionRequest<'_>) -> AdmissionDecision {
-        if self.disabled.has(request.name) {
-            return AdmissionDecision::NotHere(WaitReason::disabled(request.name));
-        }
-        for rule in &self.rules {
-            match rule.admit(request).await {
-                AdmissionDecision::Now => {}
-                refused => return refused,
-            }
-        }
-        AdmissionDecision::Now
-    }
-}
-
-/// Names of tasks that are disabled for all workers, as this worker last read them.
-#[derive(Debug, Default)]
-pub(super) struct DisabledTasks {
-    any: AtomicBool,
-    names: RwLock<HashSet<TaskName>>,
-}
-
-impl DisabledTasks {
-    /// Replaces the names with those of the control record.
-    pub(super) fn read(&self, facts: &Facts) {
-        let named = |(fact, _): (&str, _)| TaskName::parse(fact.strip_prefix(name::DISABLED)?).ok();
-        let names: HashSet<_> = facts.iter().filter_map(named).collect();
-        let any = !names.is_empty();
-        *self.names.write().unwrap_or_else(PoisonError::into_inner) = names;
-        self.any.store(any, Ordering::Release);
-    }
-
-    fn any(&self) -> bool {
-        self.any.load(Ordering::Acquire)
-    }
-
-    fn has(&self, task: &TaskName) -> bool {
-        self.any() && self.names.read().unwrap_or_else(PoisonError::into_inner).contains(task)
-    }
-}
 
 /// Refusal of a start.
 struct Refusal {
@@ -125,7 +53,7 @@ impl WorkerContext {
     /// is parked.
     pub(super) async fn park_if_refused(&self, envelope: &Envelope) -> Option<Settlement> {
         let mut refusal = self.refusal(envelope).await?;
-        if let Ok(_place) = self.admissions.places.try_acquire() {
+        if let Some(_place) = self.admissions.place() {
             let deadline = Instant::now() + LOCAL_WAIT;
             loop {
                 let next = Instant::now() + refusal.local_wait(self.now());
@@ -197,8 +125,8 @@ impl WorkerContext {
             since: earlier.map_or(now, |earlier| earlier.since),
             until: now.plus(delay),
         };
-        let message = self.app.signed_message(&guard);
-        let message = message_to_fact(&message, message.size());
+        let message = self.app.message(&guard).ok();
+        let message = message.and_then(|message| message_to_fact(&message, message.size()));
         self.calls.commit(park(&guard.id, &parked, message, now)).await?;
         self.emit(EventKind::Parked { task: EventTask::of(envelope), reason, until: parked.until });
         let index = Index::Parked(refusal.reason.text());

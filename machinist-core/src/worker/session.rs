@@ -15,7 +15,7 @@ use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{parking::DisabledTasks, server_calls::ServerCalls};
+use super::{admissions::DisabledTasks, server_calls::ServerCalls};
 use crate::{
     app::App,
     backend::{Backend, BackendError, Commit, Committed, Index, IndexUpdate},

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Settlement, WorkerContext};
 use crate::{
     backend::{Commit, Committed},
+    client::names_of_task,
     clock::Timestamp,
     event::{EventKind, EventTask},
     id::SessionId,
@@ -60,6 +61,10 @@ impl WorkerContext {
         };
         let (mut commit, mut claim) = request.first(self.now());
         let mut taken_from = None;
+        if envelope.source.is_some() {
+            // Another program sent it, and wrote no record.
+            commit.facts.extend(names_of_task(envelope));
+        }
         loop {
             match self.calls.commit(commit).await {
                 Ok(Committed::Done { .. }) => {}

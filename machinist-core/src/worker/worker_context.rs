@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::{
-    Stages, events::WorkerEvents, parking::Admissions, server_calls::ServerCalls, session::Sessions,
+    Stages, admissions::Admissions, events::WorkerEvents, server_calls::ServerCalls, session::Sessions,
 };
 use crate::{app::App, clock::Timestamp, event::EventKind};
 

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     backend::Commit,
     clock::Timestamp,
-    wire::{Codec, Envelope, FirstSigner},
+    wire::{Codec, Envelope, FirstSigner, Pairs},
 };
 
 /// Position of a handler in a state.
@@ -464,10 +464,12 @@ fn envelope(message: ModelMessage) -> Envelope {
         counters: Counters::default(),
         token: message.token,
         first: FirstSigner::Nobody,
+        source: None,
         unknown_since: None,
         traceparent: None,
         tracestate: None,
         priority: None,
+        pairs: Pairs::default(),
         content_type: Codec::Json.content_type().to_owned(),
         body: bytes::Bytes::new(),
     }

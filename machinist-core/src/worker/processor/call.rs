@@ -186,6 +186,7 @@ impl TaskProcessor {
             attempt: claim.attempt,
             token: claim.token,
             headers: body.map(|body| body.headers.clone()).unwrap_or_default(),
+            pairs: envelope.pairs.clone(),
             // A child token: a soft timeout cancels only the handler.
             cancel: registered.cancel.child_token(),
             state: Arc::clone(&self.state),

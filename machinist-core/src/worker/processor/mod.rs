@@ -78,7 +78,7 @@ impl TaskProcessor {
         let Delivery { queue, message, receipt, .. } = delivery;
         let app = &self.worker.app.0;
         let alternative: BoxFuture<'_, Settlement> =
-            match admit(&app.trust, &app.max_sizes, &queue, &message, self.worker.now()) {
+            match admit(&app.trust, &app.rules, &app.max_sizes, &queue, &message, self.worker.now()) {
                 Admission::Accepted(envelope) => {
                     let outcome_key = app.trust.outcome_key(&envelope).map(Box::new);
                     return Ok(ActiveDelivery {
