@@ -10,6 +10,7 @@ use lapin::{ConnectionProperties, options::BasicGetOptions};
 use machinist::{
     App, TaskId,
     backend::Backend,
+    id::RecordId,
     record::{FailureKind, Record, TaskState, fold},
 };
 
@@ -132,7 +133,7 @@ impl Finals {
     async fn look(&mut self, backend: &dyn Backend, ids: &[TaskId]) -> Result<Vec<TaskId>> {
         let mut open = Vec::new();
         for chunk in ids.chunks(CHUNK) {
-            for (id, facts) in chunk.iter().zip(backend.read(chunk).await?) {
+            for (id, facts) in chunk.iter().zip(backend.read(&records_of(chunk)).await?) {
                 let record = fold(id, &facts);
                 let now =
                     record.as_ref().map_or((TaskState::Pending, None), |record| (record.state, record.kind));
@@ -214,7 +215,7 @@ pub(crate) async fn judge(
     }
     let mut records: HashMap<String, Record> = HashMap::new();
     for chunk in ids.chunks(CHUNK) {
-        for (id, facts) in chunk.iter().zip(app.backend().read(chunk).await?) {
+        for (id, facts) in chunk.iter().zip(app.backend().read(&records_of(chunk)).await?) {
             records.extend(fold(id, &facts).map(|record| (id.to_string(), record)));
         }
     }
@@ -357,4 +358,8 @@ async fn lying_in(servers: &Servers, queues: &[String]) -> Result<BTreeSet<Strin
     }
     connection.close(200, "done".into()).await?;
     Ok(found)
+}
+
+fn records_of(tasks: &[TaskId]) -> Vec<RecordId> {
+    tasks.iter().map(RecordId::from).collect()
 }

@@ -1,8 +1,9 @@
 //! Seam to result backends, which remember facts and wake those who wait for them.
 //!
 //! A backend holds no rule of the delivery protocol. It does one thing atomically, [`commit`](Backend::commit): it
-//! writes facts of one record unless certain facts are there. Every decision is made in `machinist_core::record`, which
-//! needs no server to be tested. The docs of each method state what an implementation must guarantee, and
+//! writes facts of one record if certain facts are absent and others are there. Tasks, sessions of workers and
+//! everything else are records of different kinds. Every decision is made in `machinist_core`, which needs no server to
+//! be tested. The docs of each method state what an implementation must guarantee, and
 //! `machinist-conformance` proves it.
 //!
 //! # Why not `set_state`
@@ -10,7 +11,7 @@
 //! adapter repeats that knowledge. A lost reply leaves the caller uncertain. Write-once facts have no order to break,
 //! and a caller whose reply was lost writes them again.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,7 +22,7 @@ use crate::{
     diagnose::Diagnose,
     error::BoxError,
     facts::{FactName, Facts},
-    id::{SessionId, TaskId},
+    id::RecordId,
 };
 
 /// Time at which a record expires, counted from the commit.
@@ -48,10 +49,13 @@ impl Expiry {
 /// One atomic change of one record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Commit {
-    /// Id of the task whose record is changed.
-    pub id: TaskId,
+    /// The record that is changed.
+    pub id: RecordId,
     /// Refused if the record holds any of these.
     pub unless: Vec<FactName>,
+    /// Refused unless the record holds each of these with exactly this value. A name may also be in `drop` and in
+    /// `facts`: then the commit replaces the value that the caller knows (compare and swap).
+    pub require: Vec<(FactName, Bytes)>,
     /// Refused if the record holds one of these with another value; written back where it is absent.
     pub equal_or_absent: Vec<(FactName, Bytes)>,
     /// Removed, before `facts` are written.
@@ -62,19 +66,23 @@ pub struct Commit {
     pub expiry: Expiry,
     /// Wakes those who watch this record.
     pub wake: bool,
+    /// Asks for the number of facts that the record holds after the commit.
+    pub count: bool,
 }
 
 impl Commit {
     /// Creates an empty commit.
-    pub fn new(id: TaskId) -> Self {
+    pub fn new(id: impl Into<RecordId>) -> Self {
         Self {
-            id,
+            id: id.into(),
             unless: Vec::new(),
+            require: Vec::new(),
             equal_or_absent: Vec::new(),
             drop: Vec::new(),
             facts: Vec::new(),
             expiry: Expiry::Keep,
             wake: false,
+            count: false,
         }
     }
 
@@ -84,7 +92,11 @@ impl Commit {
     pub fn apply(&self, facts: &mut Facts) -> bool {
         let contradicts =
             |(name, value): &(FactName, Bytes)| facts.get(name).is_some_and(|stored| stored != value);
-        if self.unless.iter().any(|name| facts.has(name)) || self.equal_or_absent.iter().any(contradicts) {
+        let missing = |(name, value): &(FactName, Bytes)| facts.get(name) != Some(value);
+        if self.unless.iter().any(|name| facts.has(name))
+            || self.require.iter().any(missing)
+            || self.equal_or_absent.iter().any(contradicts)
+        {
             return false;
         }
         for name in &self.drop {
@@ -97,13 +109,21 @@ impl Commit {
         }
         true
     }
+
+    /// Returns the result of this commit once it is made; `facts` is the record after it.
+    pub fn done(&self, facts: &Facts) -> Committed {
+        Committed::Done { count: self.count.then(|| facts.len() as u64) }
+    }
 }
 
 /// Result of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Committed {
     /// All of it is written.
-    Done,
+    Done {
+        /// Number of facts that the record holds now, if the commit asked for it.
+        count: Option<u64>,
+    },
     /// None of it is written. Holds the record as it is.
     Refused(Facts),
 }
@@ -126,26 +146,6 @@ pub enum BackendError {
     /// A setting of the adapter is wrong.
     #[error("{0}")]
     Configuration(String),
-}
-
-/// Result of a renewal.
-#[derive(Debug, Clone)]
-pub struct Renewed {
-    /// `true` if the session was still alive. After `false`, the session never comes back.
-    pub alive: bool,
-    /// Backend time.
-    pub now: Timestamp,
-    /// The requested records, in the order of the request; empty where there is none.
-    pub records: Vec<Facts>,
-}
-
-/// A session as others see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SessionEntry {
-    /// The session.
-    pub id: SessionId,
-    /// Information that the session's process published with its last renewal.
-    pub info: Bytes,
 }
 
 /// Wake-ups for one record. They are level-triggered and may be missed, but spurious ones are rare.
@@ -182,7 +182,7 @@ impl Watch {
 
 /// Lists that are kept in addition to the facts. They make lookups cheap, but no decision is based on them: an entry
 /// may be missing or stale, and every reader checks the records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Index {
     /// Names of declared queues, by the time of declaration.
@@ -191,18 +191,24 @@ pub enum Index {
     Scheduled,
     /// Dead letters, by the time at which they became one.
     DeadLetters,
+    /// Sessions of workers, by the time at which they were opened.
+    Sessions,
+    /// Tasks that wait for this reason, by the time at which they began to wait.
+    Parked(Arc<str>),
 }
 
 impl Index {
-    /// Every index, for listings.
-    pub const ALL: [Self; 3] = [Self::Queues, Self::Scheduled, Self::DeadLetters];
+    /// Every index that exists once.
+    pub const ALL: [Self; 4] = [Self::Queues, Self::Scheduled, Self::DeadLetters, Self::Sessions];
 
     /// Returns the name under which the index is stored.
-    pub const fn name(self) -> &'static str {
+    pub fn name(&self) -> Cow<'static, str> {
         match self {
-            Self::Queues => "queues",
-            Self::Scheduled => "scheduled",
-            Self::DeadLetters => "dead",
+            Self::Queues => "queues".into(),
+            Self::Scheduled => "scheduled".into(),
+            Self::DeadLetters => "dead".into(),
+            Self::Sessions => "sessions".into(),
+            Self::Parked(reason) => format!("parked:{reason}").into(),
         }
     }
 }
@@ -237,7 +243,7 @@ pub struct BackendCapabilities {
     pub shared: bool,
 }
 
-/// Result backend: remembers facts about tasks.
+/// Result backend: remembers facts about tasks and workers.
 #[async_trait]
 pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// Returns the capabilities of this adapter.
@@ -246,9 +252,12 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// Makes changes, each atomic by itself. Returns one answer for each, in their order. Changes of the same record
     /// are made in that order too.
     ///
-    /// In one step for each record: if it holds a fact named in `unless`, or one of `equal_or_absent` with another
-    /// value, nothing is written and the whole record is returned. Otherwise the facts named in `drop` are removed,
-    /// then every fact of `equal_or_absent` and `facts` whose name is absent is written, then the expiry is set.
+    /// In one step for each record: if it holds a fact named in `unless`, lacks one of `require` or has it with another
+    /// value, or has one of `equal_or_absent` with another value, nothing is written and the whole record is returned.
+    /// Otherwise the facts named in `drop` are removed, then every fact of `equal_or_absent` and `facts` whose name is
+    /// absent is written, then the expiry is set. A commit that sets only an expiry extends a record; a record that does
+    /// not exist stays so. The number of facts is returned if the commit asks for it, at a cost that does not depend on
+    /// the size of the record.
     ///
     /// Commits are shared, so that a caller can keep one for a repetition without copying it.
     ///
@@ -259,14 +268,14 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// Dropping the future leaves each change either made or not made.
     async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>>;
 
-    /// Reads the records of these tasks, in their order; empty where there is none.
+    /// Reads these records, in their order; empty where there is none.
     ///
     /// # Errors
     /// [`BackendError`].
     ///
     /// # Cancel safety
     /// Safe: it changes nothing.
-    async fn read(&self, ids: &[TaskId]) -> Result<Vec<Facts>, BackendError>;
+    async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError>;
 
     /// Starts watching one record.
     ///
@@ -275,7 +284,7 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     ///
     /// # Cancel safety
     /// Safe.
-    async fn watch(&self, id: &TaskId) -> Result<Watch, BackendError>;
+    async fn watch(&self, id: &RecordId) -> Result<Watch, BackendError>;
 
     /// Returns the backend's time.
     ///
@@ -285,63 +294,6 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// # Cancel safety
     /// Safe.
     async fn now(&self) -> Result<Timestamp, BackendError>;
-
-    /// Opens a session that lives for `lease` unless it is renewed. Opening it again is a renewal.
-    ///
-    /// # Errors
-    /// [`BackendError`]; the session may have been opened.
-    ///
-    /// # Cancel safety
-    /// Dropping the future leaves the session open or not; it expires by itself.
-    async fn open_session(
-        &self,
-        session: &SessionId,
-        lease: Duration,
-        info: Bytes,
-    ) -> Result<Timestamp, BackendError>;
-
-    /// Extends a session by another `lease` if it is still alive, publishes `info` about it, and reads records in the
-    /// same round trip.
-    ///
-    /// # Errors
-    /// [`BackendError`]; the session may have been renewed.
-    ///
-    /// # Cancel safety
-    /// Safe: renewing twice is the same as renewing once.
-    async fn renew_session(
-        &self,
-        session: &SessionId,
-        lease: Duration,
-        info: Bytes,
-        running: &[TaskId],
-    ) -> Result<Renewed, BackendError>;
-
-    /// Ends a session at once. Closing a session that is gone is not an error.
-    ///
-    /// # Errors
-    /// [`BackendError`]; the session then expires by itself.
-    ///
-    /// # Cancel safety
-    /// Safe.
-    async fn close_session(&self, session: &SessionId) -> Result<(), BackendError>;
-
-    /// Reports which of these sessions are alive, in their order.
-    ///
-    /// # Errors
-    /// [`BackendError`]; nothing may be concluded from it.
-    ///
-    /// # Cancel safety
-    /// Safe.
-    async fn alive(&self, sessions: &[SessionId]) -> Result<Vec<bool>, BackendError>;
-
-    /// Lists every session that is alive, for display.
-    ///
-    /// # Errors
-    /// [`BackendError`].
-    ///
-    /// # Cancel safety
-    /// Safe.
-    async fn sessions(&self) -> Result<Vec<SessionEntry>, BackendError>;
 
     /// Changes indexes. Best effort: the caller goes on if it fails.
     ///
@@ -362,7 +314,7 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// Safe.
     async fn list(
         &self,
-        index: Index,
+        index: &Index,
         after: Option<(Timestamp, String)>,
         limit: usize,
     ) -> Result<Vec<(Timestamp, String)>, BackendError>;

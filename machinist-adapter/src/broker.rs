@@ -25,6 +25,11 @@ use crate::{
     id::{QueueName, TaskId, TaskName},
 };
 
+/// Maximum number of lists and tables inside each other in one header.
+///
+/// A reader descends into a header, so without a bound any publisher could overflow the stack of every reader.
+pub const MAX_HEADER_DEPTH: usize = 8;
+
 /// Value of a message header.
 #[derive(Debug, Clone, PartialEq)]
 pub enum HeaderValue {
@@ -36,6 +41,14 @@ pub enum HeaderValue {
     Bool(bool),
     /// Bytes that are not text.
     Bytes(Bytes),
+    /// A number that need not be whole.
+    Float(f64),
+    /// A value that is named and empty, such as `None` in the headers of Celery.
+    Null,
+    /// A list of values.
+    List(Vec<Self>),
+    /// Values by name.
+    Table(BTreeMap<String, Self>),
 }
 
 impl HeaderValue {
@@ -52,6 +65,27 @@ impl HeaderValue {
         match self {
             Self::Int(number) => Some(*number),
             _ => None,
+        }
+    }
+
+    /// Returns `true` if it has at most `levels` lists and tables inside each other.
+    fn is_within(&self, levels: usize) -> bool {
+        match (self, levels.checked_sub(1)) {
+            (Self::List(all), Some(levels)) => all.iter().all(|value| value.is_within(levels)),
+            (Self::Table(all), Some(levels)) => all.values().all(|value| value.is_within(levels)),
+            (Self::List(_) | Self::Table(_), None) => false,
+            _ => true,
+        }
+    }
+
+    /// Returns the approximate size on the wire, in bytes, with the type and the length.
+    fn size(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len() + 6,
+            Self::Bytes(bytes) => bytes.len() + 6,
+            Self::Int(_) | Self::Float(_) | Self::Bool(_) | Self::Null => 10,
+            Self::List(all) => 6 + all.iter().map(Self::size).sum::<usize>(),
+            Self::Table(all) => 6 + all.iter().map(|(name, value)| name.len() + value.size()).sum::<usize>(),
         }
     }
 }
@@ -108,6 +142,12 @@ pub struct Message {
     pub priority: Option<u8>,
     /// Application that created the message (AMQP `app-id`).
     pub app_id: Option<String>,
+    /// Id by which its sender recognizes the answer (AMQP `correlation-id`). machinist neither sets nor reads it.
+    pub correlation_id: Option<String>,
+    /// Queue for the answer (AMQP `reply-to`). machinist neither sets nor reads it.
+    pub reply_to: Option<String>,
+    /// Encoding of the body, such as `gzip` or `utf-8` (AMQP `content-encoding`). machinist neither sets nor reads it.
+    pub content_encoding: Option<String>,
     /// Headers.
     pub headers: Headers,
     /// The body.
@@ -350,6 +390,15 @@ pub trait Broker: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// Returns the capabilities of this adapter.
     fn capabilities(&self) -> BrokerCapabilities;
 
+    /// Returns the name of the closed part of the server in which this broker publishes and consumes, the same for every
+    /// spelling of an address: the vhost of RabbitMQ. Empty if the server has no such parts.
+    ///
+    /// It is under the signature of every task and result, so that a message that was captured in one realm does not run
+    /// in another whose workers have the same keys. A broker that wraps another returns the realm of that one.
+    fn realm(&self) -> String {
+        String::new()
+    }
+
     /// Publishes messages. Returns one answer for each, in their order.
     ///
     /// `Ok` means that the broker has taken responsibility for exactly this message: it is stored as durably as the
@@ -428,15 +477,27 @@ impl Message {
 
     /// Returns the approximate size of the body and the headers on the wire, in bytes.
     pub fn size(&self) -> usize {
-        let header = |(name, value): (&Cow<'_, str>, &HeaderValue)| {
-            name.len()
-                + match value {
-                    HeaderValue::Text(text) => text.len() + 6,
-                    HeaderValue::Bytes(bytes) => bytes.len() + 6,
-                    HeaderValue::Int(_) | HeaderValue::Bool(_) => 10,
-                }
-        };
-        self.body.len() + self.headers.iter().map(header).sum::<usize>()
+        let header = |(name, value): (&Cow<'_, str>, &HeaderValue)| name.len() + value.size();
+        let properties = [&self.correlation_id, &self.reply_to, &self.content_encoding];
+        self.body.len()
+            + self.headers.iter().map(header).sum::<usize>()
+            + properties.into_iter().flatten().map(String::len).sum::<usize>()
+    }
+
+    /// Checks that no header has more than [`MAX_HEADER_DEPTH`] lists and tables inside each other. Adapters refuse such
+    /// a message, because nobody would read that header.
+    ///
+    /// # Errors
+    /// [`PublishError::Rejected`].
+    pub fn check_depth(&self) -> Result<(), PublishError> {
+        match self.headers.iter().find(|(_, value)| !value.is_within(MAX_HEADER_DEPTH)) {
+            None => Ok(()),
+            Some((name, _)) => Err(PublishError::Rejected {
+                reason: format!(
+                    "header {name:?} has more than {MAX_HEADER_DEPTH} lists and tables inside each other; flatten it"
+                ),
+            }),
+        }
     }
 }
 

@@ -31,6 +31,8 @@ pub const UNKNOWN_SINCE: &str = "machinist-unknown-since";
 /// Time since which no worker could read the message, in microseconds since the Unix epoch. It is not signed: workers
 /// that cannot read or verify the message write it, and it affects nothing but the length of the wait.
 pub const UNREAD_SINCE: &str = "machinist-unread-since";
+/// Name/value pairs, sorted by name: `NAME=LENGTH:VALUE`, separated by commas. A message that has it is of version 2.
+pub const PAIRS: &str = "machinist-pairs";
 /// Signature: `KEY TIME SIGNATURE` in one header, because RabbitMQ and its clients pay for each header.
 pub const SIGNATURE: &str = "machinist-signature";
 /// Key of the first sender, where another key signed this message.

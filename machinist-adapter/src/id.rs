@@ -131,6 +131,122 @@ pub struct SessionId(Arc<str>);
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RunId(Arc<str>);
 
+/// Kind of a record. Records of different kinds never collide, whatever ids users and other producers choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum RecordKind {
+    /// A task.
+    Task,
+    /// A dead letter.
+    DeadLetter,
+    /// The session of a worker: the record exists while the session is alive.
+    Session,
+    /// A join: the members of a group that have ended.
+    Join,
+    /// The cursor of a periodic task.
+    Cursor,
+    /// A lock, or the place of a leader.
+    Lock,
+    /// The mark of a workflow that was revoked.
+    Revocation,
+    /// What people told all workers, such as the names of disabled tasks.
+    Control,
+}
+
+impl RecordKind {
+    /// Every kind.
+    pub const ALL: [Self; 8] = [
+        Self::Task,
+        Self::DeadLetter,
+        Self::Session,
+        Self::Join,
+        Self::Cursor,
+        Self::Lock,
+        Self::Revocation,
+        Self::Control,
+    ];
+
+    /// Returns the kind that is stored under this word.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
+    }
+
+    /// Returns the word under which adapters store the kind.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Task => "task",
+            Self::DeadLetter => "dead",
+            Self::Session => "session",
+            Self::Join => "join",
+            Self::Cursor => "cursor",
+            Self::Lock => "lock",
+            Self::Revocation => "revocation",
+            Self::Control => "control",
+        }
+    }
+}
+
+/// Name of a record: its kind, and an id that is unique within the kind.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RecordId {
+    kind: RecordKind,
+    id: Arc<str>,
+}
+
+impl RecordId {
+    /// Creates the name of a record of any kind. Any text is an id.
+    pub fn new(kind: RecordKind, id: &str) -> Self {
+        Self { kind, id: id.into() }
+    }
+
+    /// Returns the kind.
+    pub const fn kind(&self) -> RecordKind {
+        self.kind
+    }
+
+    /// Returns the id within the kind.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Returns the id of the task, if the record is that of a task.
+    pub fn task(&self) -> Option<TaskId> {
+        // The names of task records are made of task ids, or read as nothing but them.
+        (self.kind == RecordKind::Task).then(|| TaskId(Arc::clone(&self.id)))
+    }
+}
+
+impl fmt::Display for RecordId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.kind.as_str(), self.id)
+    }
+}
+
+impl fmt::Debug for RecordId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.to_string())
+    }
+}
+
+macro_rules! record_of {
+    ($id:ident, $kind:ident) => {
+        impl From<&$id> for RecordId {
+            fn from(id: &$id) -> Self {
+                Self { kind: RecordKind::$kind, id: Arc::clone(&id.0) }
+            }
+        }
+
+        impl From<$id> for RecordId {
+            fn from(id: $id) -> Self {
+                Self { kind: RecordKind::$kind, id: id.0 }
+            }
+        }
+    };
+}
+
+record_of!(TaskId, Task);
+record_of!(SessionId, Session);
+
 macro_rules! random_id {
     ($name:ident) => {
         impl $name {

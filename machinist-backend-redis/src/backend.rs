@@ -3,16 +3,12 @@
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use machinist_adapter::{
-    backend::{
-        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Renewed,
-        SessionEntry, Watch,
-    },
+    backend::{Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Watch},
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
     facts::Facts,
-    id::{SessionId, TaskId},
+    id::RecordId,
     tls::{Tls, install_provider},
 };
 
@@ -27,7 +23,6 @@ use crate::{
     error::backend_error,
     keys::RedisKeys,
     link::{MAX_COMMANDS_PER_BATCH, RedisLinks},
-    sessions,
     target::RedisTarget,
 };
 
@@ -103,14 +98,14 @@ impl RedisBackend {
         }
         let place = RedisAddress::new(&parsed, tls);
         let patience = RedisTimeouts { connect: connect_timeout, response: response_timeout };
-        let links = Arc::new(RedisLinks::new(&place, patience, &keys.sessions())?);
+        let links = Arc::new(RedisLinks::new(&place, patience, &keys.index(&Index::Sessions))?);
         if let Err(error) = Box::pin(links.try_one(redis::cmd("TIME"))).await {
             return Err(match Box::pin(explain_tls(&place, &error, patience)).await {
                 Some(what) => BackendError::Refused { reason: format!("{} {what}", parsed.location) },
                 None => backend_error(&error),
             });
         }
-        let watches = ChannelWatches::new(place, patience, keys.sessions());
+        let watches = ChannelWatches::new(place, patience, keys.index(&Index::Sessions));
         let batcher = CommitBatcher::new(Arc::clone(&links));
         Ok(Self { location: parsed.location, keys, links, batcher, watches })
     }
@@ -172,7 +167,7 @@ impl Backend for RedisBackend {
         outcomes
     }
 
-    async fn read(&self, ids: &[TaskId]) -> Result<Vec<Facts>, BackendError> {
+    async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError> {
         let mut records = Vec::with_capacity(ids.len());
         for chunk in ids.chunks(MAX_COMMANDS_PER_BATCH) {
             let cmds = chunk.iter().map(|id| read(&self.keys, id)).collect();
@@ -183,7 +178,7 @@ impl Backend for RedisBackend {
         Ok(records)
     }
 
-    async fn watch(&self, id: &TaskId) -> Result<Watch, BackendError> {
+    async fn watch(&self, id: &RecordId) -> Result<Watch, BackendError> {
         self.watches.watch(self.keys.record(id)).await
     }
 
@@ -191,42 +186,11 @@ impl Backend for RedisBackend {
         instant(self.links.one(redis::cmd("TIME")).await?)
     }
 
-    async fn open_session(
-        &self,
-        session: &SessionId,
-        lease: Duration,
-        info: Bytes,
-    ) -> Result<Timestamp, BackendError> {
-        sessions::open(&self.links, &self.keys, session, lease, &info).await
-    }
-
-    async fn renew_session(
-        &self,
-        session: &SessionId,
-        lease: Duration,
-        info: Bytes,
-        running: &[TaskId],
-    ) -> Result<Renewed, BackendError> {
-        sessions::renew(&self.links, &self.keys, session, lease, &info, running).await
-    }
-
-    async fn close_session(&self, session: &SessionId) -> Result<(), BackendError> {
-        sessions::close(&self.links, &self.keys, session).await
-    }
-
-    async fn alive(&self, sessions: &[SessionId]) -> Result<Vec<bool>, BackendError> {
-        sessions::alive(&self.links, &self.keys, sessions).await
-    }
-
-    async fn sessions(&self) -> Result<Vec<SessionEntry>, BackendError> {
-        sessions::list(&self.links, &self.keys).await
-    }
-
     async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
         for chunk in updates.chunks(MAX_COMMANDS_PER_BATCH) {
             let cmds = chunk.iter().map(|update| match update {
-                IndexUpdate::Put { index, at, member } => put(&self.keys.index(*index), *at, member),
-                IndexUpdate::Remove { index, member } => remove(&self.keys.index(*index), member),
+                IndexUpdate::Put { index, at, member } => put(&self.keys.index(index), *at, member),
+                IndexUpdate::Remove { index, member } => remove(&self.keys.index(index), member),
             });
             self.links.all(cmds.collect()).await?;
         }
@@ -235,7 +199,7 @@ impl Backend for RedisBackend {
 
     async fn list(
         &self,
-        index: Index,
+        index: &Index,
         after: Option<(Timestamp, String)>,
         limit: usize,
     ) -> Result<Vec<(Timestamp, String)>, BackendError> {

@@ -29,7 +29,9 @@ pub(crate) async fn make(
     for (kind, answer) in kinds.into_iter().zip(answered) {
         match answer {
             Ok(value) => {
-                for (at, outcome) in iter::zip(&kind, answers(&value, kind.len())) {
+                for (at, outcome) in
+                    iter::zip(&kind, answers(&value, kind.len(), commits[kind[0]].commit.count))
+                {
                     outcomes[*at] = Some(outcome);
                 }
             }
@@ -42,7 +44,7 @@ pub(crate) async fn make(
         let answered = links.scripts(apart.len(), |n| call(iter::once(&commits[apart[n]]))).await?;
         for (at, answer) in iter::zip(apart, answered) {
             outcomes[at] = match answer {
-                Ok(value) => answers(&value, 1).pop(),
+                Ok(value) => answers(&value, 1, commits[at].commit.count).pop(),
                 Err(error) => Some(Err(backend_error(&error))),
             };
         }

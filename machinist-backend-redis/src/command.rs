@@ -1,6 +1,6 @@
 //! Commands that several parts of the backend send, and the answers that they read.
 
-use machinist_adapter::{backend::BackendError, clock::Timestamp, id::TaskId};
+use machinist_adapter::{backend::BackendError, clock::Timestamp, id::RecordId};
 use redis::{Cmd, Value};
 
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Reads a record.
-pub(crate) fn read(keys: &RedisKeys, id: &TaskId) -> Cmd {
+pub(crate) fn read(keys: &RedisKeys, id: &RecordId) -> Cmd {
     command("HGETALL", &keys.record(id))
 }
 

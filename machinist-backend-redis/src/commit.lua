@@ -1,4 +1,4 @@
--- Writes facts of records, of each unless certain facts are there. See Backend::commit.
+-- Writes facts of records, of each if certain facts are absent and others are there. See Backend::commit.
 --
 -- All records of one call are changed in the same way: what is done is said once, then what is written into each. Each
 -- is changed or not by itself; a cluster, where records live on different nodes, is given one at a time.
@@ -12,13 +12,15 @@
 --          replace
 -- ARGV[5]  D: how many names are dropped
 -- ARGV[6]  expiry in ms: 0 keeps what was set; negative counts only where none is set
--- ARGV[7]  '1' wakes
+-- ARGV[7]  the sum of 1: wakes, 2: counts the facts that a record then has, 4: requires facts
 -- then     U names, E names, A names, a name that only records have whose expiry is set, the rest of the F names,
 --          D names (none of which is written)
 -- then     F values for each record
+-- then     only if facts are required: R names, their R values, and R
 --
 -- Returns  1 when all is done; else a list: the number of each record that was refused, and that record as HGETALL
---          returns it. Nothing was written into those.
+--          returns it. Nothing was written into those. A call that counts returns a list with an entry for each record:
+--          the number of its facts, or the record that was refused.
 --
 -- Facts are written before names are dropped: a hash that loses its last field loses its expiry too.
 --
@@ -27,7 +29,11 @@
 
 local call, keys, args = redis.call, KEYS, ARGV
 local unless, equal, count, drop = args[1] + 0, args[2] + 0, args[4] + 0, args[5] + 0
-local optional, expiry, wake = equal + args[3], args[6], args[7] == '1'
+local optional, expiry, flags = equal + args[3], args[6], args[7] + 0
+local wake, counts, require = flags % 2 == 1, flags % 4 >= 2, 0
+if flags >= 4 then require = args[#args] + 0 end
+-- Where the required names stand; their values follow.
+local required = #args - 1 - 2 * require
 local guarded = unless + optional
 -- Where the names of facts stand: the guarded ones, and those after the name that stands between.
 local names, rest = 7 + unless, 8 + unless
@@ -36,14 +42,14 @@ local drops = rest + count
 local values = drops + drop
 
 -- Lua passes at most about 8000 values to one command; to find that out after the first write would be too late.
-if unless + 2 * count + drop > 7000 then
+if unless + 2 * count + drop + 2 * require > 7000 then
   return redis.error_reply('TOOLARGE a commit of more than 7000 names and values, write fewer facts at once')
 end
 
 -- One fact that is written unless it is there: a command of Redis does that.
-local once = unless == 1 and count == 1 and optional == 0 and drop == 0 and args[8] == args[10]
+local once = unless == 1 and count == 1 and optional == 0 and drop == 0 and require == 0 and args[8] == args[10]
 -- Nothing can be in the way of records that are not there, as those of new tasks are not.
-local new = unless == 0 and optional > 0
+local new = unless == 0 and optional > 0 and require == 0
 local only_first, after = string.sub(expiry, 1, 1) == '-', expiry
 -- Handed on as text: Lua would write a number out as a double, and Redis read it back.
 if only_first then after = string.sub(expiry, 2) end
@@ -55,6 +61,7 @@ if count > 1 then
 end
 
 local refused
+if counts then refused = {} end
 for k = 1, #keys do
   local key = keys[k]
   local fresh = new and call('EXISTS', key) == 0
@@ -73,6 +80,12 @@ for k = 1, #keys do
           if i <= equal and value ~= args[values + i] then granted = false end
           held = held + 1
         end
+      end
+    end
+    if require > 0 then
+      local found = call('HMGET', key, unpack(args, required + 1, required + require))
+      for i = 1, require do
+        if found[i] ~= args[required + require + i] then granted = false end
       end
     end
     if granted and held < count then
@@ -96,9 +109,10 @@ for k = 1, #keys do
   end
   if not granted then
     refused = refused or {}
-    refused[#refused + 1] = k
+    if not counts then refused[#refused + 1] = k end
     refused[#refused + 1] = call('HGETALL', key)
   else
+    if counts then refused[#refused + 1] = call('HLEN', key) end
     if not only_first or fresh then
       if expiry ~= '0' then call('PEXPIRE', key, after) end
     elseif not (there and there[guarded + 1]) then

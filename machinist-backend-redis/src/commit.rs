@@ -59,7 +59,7 @@ pub(crate) fn call<'a>(commits: impl ExactSizeIterator<Item = &'a KeyedCommit> +
         Expiry::AfterUnlessSet(after) => -milliseconds(after),
         Expiry::Keep => 0,
     });
-    cmd.arg(if first.commit.wake { "1" } else { "0" });
+    cmd.arg(flags(&first.commit));
     let (guarded, rest) = plan.facts.split_at(plan.equal + plan.absent);
     let names = |facts: &[(&'a str, ValueSource)]| facts.iter().map(|(name, _)| *name).collect::<Vec<_>>();
     for name in [&plan.unless[..], &names(guarded), &[EXPIRY_FIELD], &names(rest), &plan.drop].concat() {
@@ -70,7 +70,22 @@ pub(crate) fn call<'a>(commits: impl ExactSizeIterator<Item = &'a KeyedCommit> +
             cmd.arg(&value[..]);
         }
     }
+    let required = &first.commit.require;
+    if !required.is_empty() {
+        for (name, _) in required {
+            cmd.arg(&**name);
+        }
+        for (_, value) in required {
+            cmd.arg(&value[..]);
+        }
+        cmd.arg(required.len());
+    }
     cmd
+}
+
+/// Flags of a call: everything that it does in addition to writing.
+fn flags(commit: &Commit) -> u8 {
+    u8::from(commit.wake) + 2 * u8::from(commit.count) + 4 * u8::from(!commit.require.is_empty())
 }
 
 /// Groups commits that differ only in values, so that one call makes each group: their positions, in the order in which each kind
@@ -93,6 +108,8 @@ fn does_the_same(one: &Commit, other: &Commit) -> bool {
     }
     one.expiry == other.expiry
         && one.wake == other.wake
+        && one.count == other.count
+        && one.require == other.require
         && one.unless == other.unless
         && same_names(&one.facts, &other.facts)
         // With several, what is done may depend on their values.
@@ -101,19 +118,35 @@ fn does_the_same(one: &Commit, other: &Commit) -> bool {
         && one.drop == other.drop
 }
 
-/// Reads the script's answer to a call of so many commits: an outcome for each.
+/// Reads the script's answer to a call of so many commits, which count or do not: an outcome for each.
 ///
 /// # Errors
 /// [`BackendError::Unavailable`] of each, for an answer that is not ours.
-pub(crate) fn answers(value: &Value, count: usize) -> Vec<Result<Committed, BackendError>> {
-    match outcomes(value, count) {
+pub(crate) fn answers(value: &Value, commits: usize, counts: bool) -> Vec<Result<Committed, BackendError>> {
+    let outcomes = if counts { counted_outcomes(value, commits) } else { outcomes(value, commits) };
+    match outcomes {
         Some(outcomes) => outcomes.into_iter().map(Ok).collect(),
-        None => (0..count).map(|_| Err(unexpected("what became of each record", value))).collect(),
+        None => (0..commits).map(|_| Err(unexpected("what became of each record", value))).collect(),
+    }
+}
+
+fn counted_outcomes(value: &Value, commits: usize) -> Option<Vec<Committed>> {
+    match value {
+        Value::Array(entries) if entries.len() == commits => entries.iter().map(counted_outcome).collect(),
+        _ => None,
+    }
+}
+
+/// Reads an entry of the answer to a call that counts: a number of facts, or a record that was refused.
+fn counted_outcome(entry: &Value) -> Option<Committed> {
+    match entry {
+        Value::Int(count) => Some(Committed::Done { count: Some(u64::try_from(*count).ok()?) }),
+        record => Some(Committed::Refused(facts(record.clone()).ok()?)),
     }
 }
 
 fn outcomes(value: &Value, count: usize) -> Option<Vec<Committed>> {
-    let mut outcomes = vec![Committed::Done; count];
+    let mut outcomes = vec![Committed::Done { count: None }; count];
     match value {
         Value::Int(1) => {}
         Value::Array(refused) => {
@@ -250,6 +283,8 @@ mod tests {
 
     use super::*;
 
+    const DONE: Committed = Committed::Done { count: None };
+
     fn fact(name: &str, value: &'static str) -> (FactName, Bytes) {
         (name.to_owned().into(), Bytes::from_static(value.as_bytes()))
     }
@@ -319,6 +354,9 @@ mod tests {
             start("x"),
             Commit { wake: true, ..start("x") },
             start("y"),
+            Commit { count: true, ..start("x") },
+            Commit { require: vec![fact("a", "1")], ..start("x") },
+            Commit { require: vec![fact("a", "2")], ..start("x") },
             Commit { expiry: Expiry::Keep, ..start("x") },
             held("1"),
             Commit { drop: names(&["o"]), ..start("x") },
@@ -329,7 +367,8 @@ mod tests {
             twice,
             start("z"),
         ];
-        let expected: &[&[usize]] = &[&[0, 2, 11], &[1], &[3], &[4, 7], &[5], &[6], &[8], &[9], &[10]];
+        let expected: &[&[usize]] =
+            &[&[0, 2, 14], &[1], &[3], &[4], &[5], &[6], &[7, 10], &[8], &[9], &[11], &[12], &[13]];
         assert_eq!(alike(&keyed(&commits)), expected);
     }
 
@@ -357,6 +396,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_required_stands_at_the_end() {
+        let swap = Commit {
+            require: vec![fact("cursor", "1"), fact("owner", "me")],
+            drop: names(&["cursor"]),
+            facts: vec![fact("cursor", "2")],
+            wake: true,
+            count: true,
+            ..commit()
+        };
+        assert_eq!(arguments(&[swap]), "1 k0 0 0 0 1 0 0 7 sent cursor 2 cursor owner 1 me 2");
+    }
+
+    #[test]
     fn no_record_equals_two_values() {
         let torn =
             Commit { equal_or_absent: vec![fact("a", "1"), fact("a", "2"), fact("a", "1")], ..commit() };
@@ -370,9 +422,14 @@ mod tests {
         let map = Value::Map(vec![(bulk("end"), bulk("x"))]);
         let record = facts(flat.clone()).unwrap();
         assert_eq!(record, facts(map).unwrap());
-        assert_eq!(outcomes(&Value::Int(1), 2).unwrap(), [Committed::Done, Committed::Done]);
+        assert_eq!(outcomes(&Value::Int(1), 2).unwrap(), [DONE, DONE]);
         let refused = Value::Array(vec![Value::Int(2), flat.clone()]);
-        assert_eq!(outcomes(&refused, 2).unwrap(), [Committed::Done, Committed::Refused(record)]);
+        assert_eq!(outcomes(&refused, 2).unwrap(), [DONE, Committed::Refused(record.clone())]);
+        let counted = Value::Array(vec![Value::Int(3), flat.clone()]);
+        let expected = [Committed::Done { count: Some(3) }, Committed::Refused(record)];
+        assert_eq!(counted_outcomes(&counted, 2).unwrap(), expected);
+        assert_eq!(counted_outcomes(&Value::Array(vec![Value::Int(-1)]), 1), None);
+        assert_eq!(counted_outcomes(&Value::Int(1), 1), None);
         let none_of_ours = [
             // A record that was not sent.
             Value::Array(vec![Value::Int(4), flat.clone()]),
@@ -383,7 +440,7 @@ mod tests {
         ];
         for other in none_of_ours {
             assert!(
-                answers(&other, 3).iter().all(Result::is_err) && answers(&other, 3).len() == 3,
+                answers(&other, 3, false).iter().all(Result::is_err) && answers(&other, 3, false).len() == 3,
                 "{other:?}"
             );
         }

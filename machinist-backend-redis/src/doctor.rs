@@ -8,7 +8,7 @@ use std::{collections::HashMap, iter};
 
 use bytes::Bytes;
 use machinist_adapter::{
-    backend::{BackendError, Commit, Expiry},
+    backend::{BackendError, Commit, Expiry, Index},
     clock::{Timestamp, wall},
     diagnose::Finding,
     facts::FactName,
@@ -149,8 +149,7 @@ fn persistence(
 async fn permissions(links: &RedisLinks, watches: &ChannelWatches, keys: &RedisKeys) -> Finding {
     let unique = SessionId::fresh();
     let record = keys.scratch(unique.as_str());
-    let index = keys.sessions();
-    let session = keys.session(&unique);
+    let index = keys.index(&Index::Sessions);
     let mut denied = Vec::new();
     if let Err(error) = try_commit(links, &record).await {
         denied.push(format!("commit script ({error})"));
@@ -161,15 +160,9 @@ async fn permissions(links: &RedisLinks, watches: &ChannelWatches, keys: &RedisK
     };
     let tries = vec![
         ("HGETALL", command("HGETALL", &record)),
-        ("SET", with(command("SET", &session), &["", "PX", "1000"])),
-        ("GET", command("GET", &session)),
-        ("EXISTS", command("EXISTS", &session)),
-        ("DEL", command("DEL", &session)),
         ("ZADD", put(&index, wall(), unique.as_str())),
         ("ZREM", remove(&index, unique.as_str())),
-        ("ZRANGE", with(command("ZRANGE", &index), &["0", "0"])),
         ("ZRANGEBYSCORE", with(command("ZRANGEBYSCORE", &index), &["0", "0"])),
-        ("ZREMRANGEBYSCORE", with(command("ZREMRANGEBYSCORE", &index), &["-1", "-1"])),
         ("SPUBLISH", with(command("SPUBLISH", &record), &[""])),
     ];
     let (names, cmds): (Vec<_>, Vec<_>) = tries.into_iter().unzip();
@@ -204,10 +197,17 @@ async fn try_commit(links: &RedisLinks, record: &str) -> RedisResult<()> {
         expiry: Expiry::After(std::time::Duration::from_secs(1)),
         ..Commit::new(id.clone())
     };
+    // What a worker does when it renews its session, and what a join does.
+    let required = Commit {
+        require: vec![(name.clone(), Bytes::from_static(b"x"))],
+        count: true,
+        expiry: Expiry::After(std::time::Duration::from_secs(1)),
+        ..Commit::new(id.clone())
+    };
     let erase = Commit { drop: vec![name.clone()], ..Commit::new(id) };
     // What a worker does at the end of each task.
     let once = Commit { unless: vec![name], wake: true, ..write.clone() };
-    for commit in [write, erase.clone(), once, erase] {
+    for commit in [write, required, erase.clone(), once, erase] {
         let keyed = KeyedCommit { key: record.to_owned(), commit: commit.into() };
         for answer in links.scripts(1, |_| call(iter::once(&keyed))).await? {
             answer?;

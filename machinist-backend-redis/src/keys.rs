@@ -2,19 +2,17 @@
 //!
 //! | key | type | holds |
 //! |---|---|---|
-//! | `PREFIX:{ID}` | hash | the record of a task: one field for each fact |
-//! | `PREFIX:s:{SESSION}` | string, expires | a live session and what its process says about itself |
+//! | `PREFIX:KIND:{ID}` | hash | a record of this kind (`task`, `session` …): one field for each fact |
 //! | `PREFIX:index:NAME` | sorted set | an index by time in microseconds |
-//! | `PREFIX:index:sessions` | sorted set | sessions by their last renewal |
 //!
 //! The braces are a hash tag: in a cluster a record lives where its id says, whatever the prefix. The channel that
-//! watches those who wait for a task has the name of its record's key, so that a sharded publish stays in the slot
-//! of the script that sends it. What is not a record has its kind before the brace, so that no task id, whatever
-//! somebody chose, can name anything but a record.
+//! watches those who wait for a record has the name of its key, so that a sharded publish stays in the slot of the
+//! script that sends it. The kind stands before the brace, so that no id, whatever somebody chose, can name a record of
+//! another kind.
 
 use machinist_adapter::{
     backend::{BackendError, Index},
-    id::{SessionId, TaskId},
+    id::RecordId,
 };
 
 /// The maker of keys under one prefix.
@@ -41,52 +39,41 @@ impl RedisKeys {
         &self.prefix
     }
 
-    /// A task's record, and the channel that watches those who wait for it.
-    pub(crate) fn record(&self, id: &TaskId) -> String {
-        self.tagged("", id.as_str())
+    /// A record, and the channel that wakes those who watch it.
+    pub(crate) fn record(&self, id: &RecordId) -> String {
+        self.tagged(id.kind().as_str(), id.id())
     }
 
-    pub(crate) fn session(&self, id: &SessionId) -> String {
-        self.tagged("s:", id.as_str())
-    }
-
-    pub(crate) fn index(&self, index: Index) -> String {
-        self.named_index(index.name())
-    }
-
-    pub(crate) fn sessions(&self) -> String {
-        self.named_index("sessions")
+    pub(crate) fn index(&self, index: &Index) -> String {
+        format!("{}:index:{}", self.prefix, index.name())
     }
 
     /// For trying out what this user may do.
     pub(crate) fn scratch(&self, unique: &str) -> String {
-        self.tagged("doctor:", unique)
+        self.tagged("doctor", unique)
     }
 
     fn tagged(&self, kind: &str, id: &str) -> String {
-        let mut key = String::with_capacity(self.prefix.len() + kind.len() + id.len() + 3);
-        for part in [self.prefix.as_str(), ":", kind, "{", id, "}"] {
+        let mut key = String::with_capacity(self.prefix.len() + kind.len() + id.len() + 4);
+        for part in [self.prefix.as_str(), ":", kind, ":{", id, "}"] {
             key.push_str(part);
         }
         key
-    }
-
-    fn named_index(&self, name: &str) -> String {
-        format!("{}:index:{name}", self.prefix)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use machinist_adapter::id::{SessionId, TaskId};
+
     use super::*;
 
     #[test]
     fn keys_are_readable_and_tagged() {
         let keys = RedisKeys::new("machinist").unwrap();
-        assert_eq!(keys.record(&TaskId::parse("a1").unwrap()), "machinist:{a1}");
-        assert_eq!(keys.session(&SessionId::from("x")), "machinist:s:{x}");
-        assert_eq!(keys.index(Index::DeadLetters), "machinist:index:dead");
-        assert_eq!(keys.sessions(), "machinist:index:sessions");
+        assert_eq!(keys.record(&TaskId::parse("a1").unwrap().into()), "machinist:task:{a1}");
+        assert_eq!(keys.record(&SessionId::from("x").into()), "machinist:session:{x}");
+        assert_eq!(keys.index(&Index::DeadLetters), "machinist:index:dead");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The result backend of machinist over Redis (7.0 and later, or Valkey 7.2 and later).
 //!
-//! A task's record is one hash whose fields are its facts, so `redis-cli HGETALL 'machinist:{ID}'` shows all that
+//! A task's record is one hash whose fields are its facts, so `redis-cli HGETALL 'machinist:task:{ID}'` shows all that
 //! is known about a task. One script, `commit.lua`, makes every change: a guard and a write, which hold no rule of the
 //! delivery protocol. Standalone servers, Sentinel, Cluster, TLS, unix sockets and ACL users are told apart by the URL
 //! alone, see [`RedisBackend::connect`].
@@ -21,7 +21,6 @@ mod doctor;
 mod error;
 mod keys;
 mod link;
-mod sessions;
 mod target;
 
 pub use backend::{RedisBackend, RedisOptions};

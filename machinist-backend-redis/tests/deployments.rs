@@ -15,9 +15,9 @@ use bytes::Bytes;
 use machinist_backend_redis::{RedisBackend, RedisOptions};
 use machinist_conformance::{Authority, Papers, eventually, service_url, within};
 use machinist_core::{
-    backend::{Backend, BackendError, Commit, Committed, Expiry},
+    backend::{Backend, BackendError, Commit, Committed, Expiry, Index, IndexUpdate},
     diagnose::{Diagnose, Level},
-    id::{SessionId, TaskId},
+    id::{RecordId, TaskId},
     tls::Tls,
 };
 
@@ -103,7 +103,7 @@ fn free_port() -> u16 {
 }
 
 fn uuid_bits() -> u32 {
-    u32::from_str_radix(&SessionId::fresh().as_str()[..8], 16).unwrap()
+    u32::from_str_radix(&TaskId::fresh().as_str()[28..], 16).unwrap()
 }
 
 async fn connect(url: &str) -> RedisBackend {
@@ -129,23 +129,28 @@ fn write(id: &TaskId) -> Commit {
 /// All that the backend does with keys, once.
 async fn works(backend: &dyn Backend) {
     let ids: Vec<TaskId> = (0..50).map(|_| TaskId::fresh()).collect();
-    let mut watch = within(BOUND, "a watch", backend.watch(&ids[0])).await.unwrap();
+    let records: Vec<RecordId> = ids.iter().map(Into::into).collect();
+    let mut watch = within(BOUND, "a watch", backend.watch(&records[0])).await.unwrap();
     for answer in
         within(BOUND, "answers", backend.commit(ids.iter().map(|id| write(id).into()).collect())).await
     {
-        assert_eq!(answer.unwrap(), Committed::Done);
+        assert_eq!(answer.unwrap(), Committed::Done { count: None });
     }
     within(BOUND, "a wake-up", watch.changed()).await;
-    assert!(backend.read(&ids).await.unwrap().iter().all(|record| record.has("name")));
-    let session = SessionId::fresh();
-    let lease = Duration::from_secs(60);
-    let opened = backend.open_session(&session, lease, Bytes::new()).await.unwrap();
-    let renewed = backend.renew_session(&session, lease, Bytes::new(), &ids).await.unwrap();
-    assert!(renewed.alive && renewed.now >= opened);
-    assert_eq!(renewed.records.len(), ids.len());
-    assert_eq!(backend.sessions().await.unwrap().len(), 1);
-    backend.close_session(&session).await.unwrap();
-    assert_eq!(backend.alive(&[session]).await.unwrap(), [false]);
+    assert!(backend.read(&records).await.unwrap().iter().all(|record| record.has("name")));
+    let extend = Commit {
+        require: vec![("name".into(), Bytes::from_static(b"\"add\""))],
+        expiry: Expiry::After(Duration::from_secs(60)),
+        count: true,
+        ..Commit::new(&ids[0])
+    };
+    let extended = backend.commit(vec![extend.into()]).await.remove(0).unwrap();
+    assert_eq!(extended, Committed::Done { count: Some(1) });
+    let before = backend.now().await.unwrap();
+    let update = IndexUpdate::Put { index: Index::Sessions, at: before, member: "one".to_owned() };
+    backend.update_indexes(vec![update]).await.unwrap();
+    assert_eq!(backend.list(&Index::Sessions, None, 10).await.unwrap().len(), 1);
+    assert!(backend.now().await.unwrap() >= before);
 }
 
 async fn writes(backend: &dyn Backend) -> Result<Committed, BackendError> {
@@ -180,7 +185,7 @@ async fn a_full_server_is_unavailable_and_changes_nothing() {
     let error = backend.commit(vec![write(&id).into()]).await.remove(0).unwrap_err();
     assert!(matches!(error, BackendError::Unavailable(_)), "{error:?}");
     assert!(chain(&error).contains("raise maxmemory"), "{}", chain(&error));
-    assert!(backend.read(&[id]).await.unwrap()[0].is_empty());
+    assert!(backend.read(&[id.into()]).await.unwrap()[0].is_empty());
     server.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
     writes(&backend).await.unwrap();
 }
@@ -239,7 +244,7 @@ async fn sentinels_lead_to_the_new_master() {
     let backend = connect(&format!("redis+sentinel://127.0.0.1:{port}/main")).await;
     works(&backend).await;
     let id = TaskId::fresh();
-    let mut watch = backend.watch(&id).await.unwrap();
+    let mut watch = backend.watch(&(&id).into()).await.unwrap();
     drop(master);
     let recovered = eventually(BOUND, async || writes(&backend).await.is_ok());
     assert!(recovered.await, "no write after the failover");
@@ -273,7 +278,7 @@ async fn a_cluster() {
     }
     works(&backend).await;
     let id = TaskId::fresh();
-    let mut watch = backend.watch(&id).await.unwrap();
+    let mut watch = backend.watch(&(&id).into()).await.unwrap();
     for node in &nodes {
         node.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
     }

@@ -13,7 +13,7 @@ use machinist_conformance::{Proxy, eventually, within};
 use machinist_core::{
     backend::{Backend, BackendError, Commit, Committed, Expiry},
     diagnose::{Diagnose, Level},
-    id::{SessionId, TaskId},
+    id::TaskId,
 };
 
 const BOUND: Duration = Duration::from_secs(30);
@@ -52,7 +52,7 @@ async fn an_emptied_script_cache_is_filled_again() {
         redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut door).await.unwrap();
         let commits = (0..batch).map(|_| write(&TaskId::fresh()).into()).collect();
         for answer in within(BOUND, "answers", backend.commit(commits)).await {
-            assert_eq!(answer.unwrap(), Committed::Done);
+            assert_eq!(answer.unwrap(), Committed::Done { count: None });
         }
     }
     namespace.erase().await;
@@ -68,9 +68,9 @@ async fn a_batch_keeps_its_order_for_each_record_when_the_script_has_to_be_loade
     let mut door = namespace.side_door().await;
     redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut door).await.unwrap();
     for answer in within(BOUND, "answers", backend.commit(commits)).await {
-        assert_eq!(answer.unwrap(), Committed::Done);
+        assert_eq!(answer.unwrap(), Committed::Done { count: None });
     }
-    let records = backend.read(&[id]).await.unwrap();
+    let records = backend.read(&[id.into()]).await.unwrap();
     assert_eq!(records[0].get("name").unwrap(), "0", "the first writer wins");
     namespace.erase().await;
 }
@@ -86,7 +86,7 @@ async fn a_commit_too_large_for_a_script_is_refused_whole() {
         Err(BackendError::Refused { reason }) => assert!(reason.contains("fewer facts"), "{reason}"),
         other => panic!("{other:?}"),
     }
-    assert!(backend.read(&[id]).await.unwrap()[0].is_empty());
+    assert!(backend.read(&[id.into()]).await.unwrap()[0].is_empty());
     namespace.erase().await;
 }
 
@@ -190,7 +190,7 @@ async fn a_watch_survives_its_connection() {
     let backend = namespace.connect(&through).await;
     let other = namespace.connect(&namespace.url).await;
     let id = TaskId::fresh();
-    let mut watch = within(BOUND, "a watch", backend.watch(&id)).await.unwrap();
+    let mut watch = within(BOUND, "a watch", backend.watch(&(&id).into())).await.unwrap();
     for _ in 0..3 {
         proxy.cut();
         within(BOUND, "the wake-up after a reconnect", watch.changed()).await;
@@ -206,11 +206,11 @@ async fn a_watch_survives_an_outage() {
     let (proxy, through) = Proxy::before(&namespace.url).await.unwrap();
     let backend = namespace.connect(&through).await;
     let id = TaskId::fresh();
-    let mut watch = within(BOUND, "a watch", backend.watch(&id)).await.unwrap();
+    let mut watch = within(BOUND, "a watch", backend.watch(&(&id).into())).await.unwrap();
     proxy.refuse();
     let error = within(BOUND, "a failure", async {
         loop {
-            if let Err(error) = backend.watch(&TaskId::fresh()).await {
+            if let Err(error) = backend.watch(&TaskId::fresh().into()).await {
                 return error;
             }
         }
@@ -234,11 +234,11 @@ async fn a_dropped_watch_ends_its_subscription() {
         let (_, count): (String, u64) = ask.query_async(&mut door.clone()).await.unwrap();
         count
     };
-    let watches = [backend.watch(&id).await.unwrap(), backend.watch(&id).await.unwrap()];
+    let watches = [backend.watch(&(&id).into()).await.unwrap(), backend.watch(&(&id).into()).await.unwrap()];
     assert_eq!(listeners().await, 1, "one subscription serves every watch of a process");
     drop(watches);
     assert!(eventually(BOUND, async || listeners().await == 0).await);
-    let mut again = backend.watch(&id).await.unwrap();
+    let mut again = backend.watch(&(&id).into()).await.unwrap();
     commit(&backend, &id).await.unwrap();
     within(BOUND, "a wake-up", again.changed()).await;
     namespace.erase().await;
@@ -249,16 +249,17 @@ async fn a_dropped_watch_ends_its_subscription() {
 async fn a_blocked_runtime_does_not_stop_another() {
     let Some(namespace) = Namespace::fresh() else { return };
     let backend = Arc::new(namespace.connect(&namespace.url).await);
-    let session = SessionId::fresh();
-    let lease = Duration::from_secs(60);
-    backend.open_session(&session, lease, Bytes::new()).await.unwrap();
+    let id = TaskId::fresh();
+    commit(&*backend, &id).await.unwrap();
     let renewing = Arc::clone(&backend);
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let renewal = renewing.renew_session(&session, lease, Bytes::new(), &[]);
-        runtime.block_on(within(BOUND, "a renewal", renewal)).unwrap().alive
+        runtime.block_on(within(BOUND, "an answer", commit(&*renewing, &id)))
     });
-    assert!(thread.join().unwrap(), "this thread, the only one of its runtime, was blocked all the while");
+    assert!(
+        thread.join().unwrap().is_ok(),
+        "this thread, the only one of its runtime, was blocked all the while"
+    );
     commit(&*backend, &TaskId::fresh()).await.unwrap();
     namespace.erase().await;
 }
@@ -301,7 +302,7 @@ async fn the_rights_that_are_asked_for_suffice() {
     let Some(namespace) = Namespace::fresh() else { return };
     let keys = format!("~{}:*", namespace.prefix);
     let channels = format!("&{}:*", namespace.prefix);
-    let asked = "+@hash +@string +@sortedset +@scripting +@pubsub +@connection +time +del +exists +pexpire";
+    let asked = "+@hash +@sortedset +@scripting +@pubsub +@connection +time +exists +pexpire";
     let rights: Vec<&str> = [&*keys, &*channels].into_iter().chain(asked.split(' ')).collect();
     let (name, url) = user(&namespace, &rights).await;
     let backend = namespace.connect(&url).await;
@@ -311,7 +312,7 @@ async fn the_rights_that_are_asked_for_suffice() {
     assert!(of("version").found.contains("could not look"), "{findings:?}");
     assert!(of("role").found.contains("could not look"), "{findings:?}");
     let id = TaskId::fresh();
-    let mut watch = backend.watch(&id).await.unwrap();
+    let mut watch = backend.watch(&(&id).into()).await.unwrap();
     commit(&backend, &id).await.unwrap();
     within(BOUND, "a wake-up", watch.changed()).await;
     forget_user(&namespace, &name).await;
@@ -361,7 +362,7 @@ async fn a_key_of_another_program_harms_only_its_own_task() {
     };
     // Made together, and then one after the other by callers that do not know of each other.
     let early = backend.commit(vec![once(&ids[1], b"early").into()]).await.remove(0).unwrap();
-    assert_eq!(early, Committed::Done);
+    assert_eq!(early, Committed::Done { count: None });
     let together = backend.commit(ids.iter().map(|id| once(id, b"late").into()).collect()).await;
     let each =
         futures_util::future::join_all(ids.iter().map(|id| backend.commit(vec![once(id, b"last").into()])));
@@ -375,7 +376,7 @@ async fn a_key_of_another_program_harms_only_its_own_task() {
                 // What was made before the call ended there was made again in the first round.
                 (0, Ok(Committed::Refused(record))) => assert_eq!(record.get("name").unwrap(), "late"),
                 (1, Ok(Committed::Refused(record))) => assert_eq!(record.get("name").unwrap(), "early"),
-                (3.., Ok(Committed::Done)) if round == "late" => {}
+                (3.., Ok(Committed::Done { .. })) if round == "late" => {}
                 (3.., Ok(Committed::Refused(record))) if round == "last" => {
                     assert_eq!(record.get("name").unwrap(), "late");
                 }

@@ -170,8 +170,10 @@ mod tests {
             (short.host(), short.port(), short.user(), short.vhost()),
             ("localhost", 5672, "guest", "/")
         );
-        let slash = Address::parse("amqp://localhost/").unwrap();
-        assert_eq!(slash.vhost(), "/", "a lone slash is what people write for the default vhost");
+        for default in ["amqp://localhost/", "amqp://localhost/%2f", "amqp://localhost/%2F"] {
+            // The vhost is signed: each spelling of it must give the same name.
+            assert_eq!(Address::parse(default).unwrap().vhost(), "/", "{default}");
+        }
         let full = Address::parse("amqps://us%40er:s%3Acret%ff@[::1]:99/a%2Fb").unwrap_err().to_string();
         assert!(full.contains("not UTF-8"), "{full}");
         let full = Address::parse("amqps://us%40er:s%3Acret@[::1]/a%2Fb").unwrap();

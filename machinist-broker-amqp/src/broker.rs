@@ -178,6 +178,10 @@ impl AmqpBroker {
 
 #[async_trait]
 impl Broker for AmqpBroker {
+    fn realm(&self) -> String {
+        self.settings.address.vhost().to_owned()
+    }
+
     fn capabilities(&self) -> BrokerCapabilities {
         BrokerCapabilities { durable: true, shared: true, priority: false, max_delay: Some(MAX_DELAY) }
     }

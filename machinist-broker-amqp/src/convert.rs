@@ -1,17 +1,17 @@
 //! Conversion of messages to AMQP and back.
 //!
-//! Headers of other clients are read only if they are flat: nothing here ever descends into a nested header, because that
-//! is recursion, and one message with two thousand nested tables would end the process.
+//! Lists and tables in headers of other clients are read to a bounded depth: to descend is recursion, and one message with
+//! two thousand nested tables would end the process.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use lapin::{
     BasicProperties,
-    types::{AMQPValue, FieldTable, ShortString},
+    types::{AMQPValue, FieldArray, FieldTable, ShortString},
 };
 use machinist_adapter::{
-    broker::{HeaderValue, Headers, Message, header_name},
+    broker::{HeaderValue, Headers, MAX_HEADER_DEPTH, Message, header_name},
     clock::Timestamp,
 };
 
@@ -20,8 +20,9 @@ const PERSISTENT_DELIVERY_MODE: u8 = 2;
 
 /// Properties of a message to publish, and their approximate size on the wire, in bytes.
 ///
-/// The correlation id belongs to the adapter: it matches a returned message with its publish. A header could do the same,
-/// but each header costs the broker a microsecond.
+/// The number of the publish matches a returned message with its sender. It is in the property that AMQP 0-9 calls
+/// `cluster-id` and 0-9-1 reserves, because all others belong to the users: RabbitMQ carries it, and no client shows it. A
+/// header could do the same, but each header costs the broker a microsecond.
 ///
 /// # Errors
 /// The reason that the message cannot be written in AMQP.
@@ -45,6 +46,15 @@ pub(crate) fn properties(message: &Message, publish_id: i64) -> Result<(BasicPro
     if let Some(app_id) = &message.app_id {
         properties = properties.with_app_id(short("the app id", app_id)?);
     }
+    if let Some(correlation_id) = &message.correlation_id {
+        properties = properties.with_correlation_id(short("the correlation id", correlation_id)?);
+    }
+    if let Some(reply_to) = &message.reply_to {
+        properties = properties.with_reply_to(short("reply-to", reply_to)?);
+    }
+    if let Some(encoding) = &message.content_encoding {
+        properties = properties.with_content_encoding(short("the content encoding", encoding)?);
+    }
     if let Some(priority) = message.priority {
         properties = properties.with_priority(priority);
     }
@@ -55,16 +65,16 @@ pub(crate) fn properties(message: &Message, publish_id: i64) -> Result<(BasicPro
     }
     let mut headers = BTreeMap::new();
     for (name, value) in message.headers.iter().filter(|(name, _)| !is_routing_header(name)) {
-        headers.insert(short("the header name", name)?, header_out(value));
+        headers.insert(short("the header name", name)?, header_out(value)?);
     }
     size += message.size() - message.body.len();
-    properties = properties.with_correlation_id(publish_id.to_string().into());
+    properties = properties.with_cluster_id(publish_id.to_string().into());
     Ok((properties.with_headers(FieldTable::from(headers)), size))
 }
 
 /// Id that [`properties`] gave a publish.
 pub(crate) fn publish_id(properties: &BasicProperties) -> Option<i64> {
-    properties.correlation_id().as_ref()?.as_str().parse().ok()
+    properties.cluster_id().as_ref()?.as_str().parse().ok()
 }
 
 /// Message from the properties and the body of a delivery.
@@ -77,6 +87,9 @@ pub(crate) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
         timestamp: properties.timestamp().as_ref().and_then(instant),
         priority: *properties.priority(),
         app_id: text(properties.app_id()),
+        correlation_id: text(properties.correlation_id()),
+        reply_to: text(properties.reply_to()),
+        content_encoding: text(properties.content_encoding()),
         headers: properties.headers().as_ref().map(headers_in).unwrap_or_default(),
         body: Bytes::from(body),
     }
@@ -94,21 +107,41 @@ fn is_routing_header(name: &str) -> bool {
 
 fn headers_in(table: &FieldTable) -> Headers {
     let wanted = table.inner().iter().filter(|(name, _)| !is_routing_header(name.as_str()));
-    wanted.filter_map(|(name, value)| Some((header_name(name.as_str()), header_in(value)?))).collect()
+    wanted
+        .filter_map(|(name, value)| Some((header_name(name.as_str()), header_in(value, MAX_HEADER_DEPTH)?)))
+        .collect()
 }
 
-fn header_out(value: &HeaderValue) -> AMQPValue {
-    match value {
+fn header_out(value: &HeaderValue) -> Result<AMQPValue, String> {
+    Ok(match value {
         HeaderValue::Text(text) => AMQPValue::LongString(text.as_str().into()),
         HeaderValue::Int(number) => AMQPValue::LongLongInt(*number),
         HeaderValue::Bool(truth) => AMQPValue::Boolean(*truth),
         HeaderValue::Bytes(bytes) => AMQPValue::ByteArray(bytes.as_ref().into()),
-    }
+        HeaderValue::Float(number) => AMQPValue::Double(*number),
+        HeaderValue::Null => AMQPValue::Void,
+        HeaderValue::List(all) => {
+            let all: Vec<AMQPValue> = all.iter().map(header_out).collect::<Result<_, _>>()?;
+            AMQPValue::FieldArray(FieldArray::from(all))
+        }
+        HeaderValue::Table(all) => {
+            let pair = |(name, value): (&String, &HeaderValue)| {
+                let short = ShortString::try_new(name.as_str());
+                let name = short.map_err(|_| {
+                    format!("the name {name:.40}… in a header is longer than 255 bytes; shorten it")
+                })?;
+                Ok((name, header_out(value)?))
+            };
+            let all: BTreeMap<ShortString, AMQPValue> =
+                all.iter().map(pair).collect::<Result<_, String>>()?;
+            AMQPValue::FieldTable(FieldTable::from(all))
+        }
+    })
 }
 
-/// Converts a header of a delivery; `None` for a value that the broker seam does not have: fractions, tables, lists,
-/// instants.
-fn header_in(value: &AMQPValue) -> Option<HeaderValue> {
+/// Converts a header of a delivery; `None` for a value that the broker seam does not have (decimals, instants), for a list
+/// or table that holds one, and for more levels of lists and tables than `levels`.
+fn header_in(value: &AMQPValue, levels: usize) -> Option<HeaderValue> {
     Some(match value {
         AMQPValue::Boolean(truth) => HeaderValue::Bool(*truth),
         AMQPValue::ShortShortInt(number) => HeaderValue::Int((*number).into()),
@@ -124,13 +157,23 @@ fn header_in(value: &AMQPValue) -> Option<HeaderValue> {
             Err(_) => HeaderValue::Bytes(Bytes::copy_from_slice(text.as_bytes())),
         },
         AMQPValue::ByteArray(bytes) => HeaderValue::Bytes(Bytes::copy_from_slice(bytes.as_slice())),
-        AMQPValue::Float(_)
-        | AMQPValue::Double(_)
-        | AMQPValue::DecimalValue(_)
-        | AMQPValue::FieldArray(_)
-        | AMQPValue::Timestamp(_)
-        | AMQPValue::FieldTable(_)
-        | AMQPValue::Void => return None,
+        AMQPValue::Float(number) => HeaderValue::Float((*number).into()),
+        AMQPValue::Double(number) => HeaderValue::Float(*number),
+        AMQPValue::Void => HeaderValue::Null,
+        AMQPValue::FieldArray(all) => {
+            let levels = levels.checked_sub(1)?;
+            let all = all.as_slice().iter().map(|value| header_in(value, levels));
+            HeaderValue::List(all.collect::<Option<_>>()?)
+        }
+        AMQPValue::FieldTable(all) => {
+            let levels = levels.checked_sub(1)?;
+            let all = all
+                .inner()
+                .iter()
+                .map(|(name, value)| Some((name.as_str().to_owned(), header_in(value, levels)?)));
+            HeaderValue::Table(all.collect::<Option<_>>()?)
+        }
+        AMQPValue::DecimalValue(_) | AMQPValue::Timestamp(_) => return None,
     })
 }
 
@@ -152,7 +195,15 @@ mod tests {
             any::<i64>().prop_map(HeaderValue::Int),
             any::<bool>().prop_map(HeaderValue::Bool),
             proptest::collection::vec(any::<u8>(), 0..40).prop_map(|bytes| HeaderValue::Bytes(bytes.into())),
+            (-1e9..1e9f64).prop_map(HeaderValue::Float),
+            Just(HeaderValue::Null),
         ]
+        .prop_recursive(4, 16, 4, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(HeaderValue::List),
+                proptest::collection::btree_map("[a-z]{0,9}", inner, 0..4).prop_map(HeaderValue::Table),
+            ]
+        })
     }
 
     proptest! {
@@ -160,13 +211,17 @@ mod tests {
         fn a_message_survives(
             id in proptest::option::of(".{0,60}"),
             kind in proptest::option::of(".{0,60}"),
+            correlation_id in proptest::option::of(".{0,60}"),
+            reply_to in proptest::option::of(".{0,60}"),
+            content_encoding in proptest::option::of("[a-z0-9-]{0,9}"),
             seconds in proptest::option::of(0i64..1 << 40),
             priority in proptest::option::of(0u8..10),
             headers in proptest::collection::btree_map("[a-z-]{1,20}", header(), 0..6),
             body in proptest::collection::vec(any::<u8>(), 0..100),
         ) {
             let sent = Message {
-                id, kind, priority, headers: headers.into_iter().map(|(name, value)| (name.into(), value)).collect(),
+                id, kind, priority, correlation_id, reply_to, content_encoding,
+                headers: headers.into_iter().map(|(name, value)| (name.into(), value)).collect(),
                 content_type: Some("application/json".to_owned()),
                 timestamp: seconds.map(|s| Timestamp::from_micros(s * 1_000_000)),
                 app_id: Some("test".to_owned()),
@@ -203,16 +258,21 @@ mod tests {
     #[test]
     fn odd_properties_are_left_out_and_never_misread() {
         let mut table = FieldTable::default();
-        table.insert("nested".into(), AMQPValue::FieldTable(FieldTable::default()));
-        table.insert("list".into(), AMQPValue::FieldArray(FieldArray::default()));
-        table.insert("fraction".into(), AMQPValue::Double(1.5));
+        let nested = |levels: usize| {
+            (0..levels).fold(AMQPValue::Void, |inner, _| AMQPValue::FieldArray(FieldArray::from(vec![inner])))
+        };
+        table.insert("deep".into(), nested(MAX_HEADER_DEPTH));
+        table.insert("too deep".into(), nested(MAX_HEADER_DEPTH + 1));
+        table.insert("fraction".into(), AMQPValue::Float(1.5));
         table.insert("when".into(), AMQPValue::Timestamp(1));
+        table.insert("whens".into(), AMQPValue::FieldArray(vec![AMQPValue::Timestamp(1)].into()));
         table.insert("small".into(), AMQPValue::ShortShortUInt(200));
         table.insert("latin".into(), AMQPValue::LongString(vec![0xe9].into()));
         let properties = BasicProperties::default().with_headers(table).with_timestamp(u64::MAX);
         let read = message(&properties, b"x".to_vec());
         assert_eq!(read.timestamp, None);
-        assert_eq!(read.headers.len(), 2);
+        assert_eq!(read.headers.keys().collect::<Vec<_>>(), ["deep", "fraction", "latin", "small"]);
+        assert_eq!(read.headers["fraction"], HeaderValue::Float(1.5));
         assert_eq!(read.headers["small"], HeaderValue::Int(200));
         assert_eq!(read.headers["latin"], HeaderValue::Bytes(Bytes::from_static(&[0xe9])));
     }

@@ -323,6 +323,7 @@ impl Publisher {
     ) -> Result<(String, BasicProperties), PublishError> {
         let rejected = |reason| PublishError::Rejected { reason };
         let queue = self.settings.topology.queue_name(publish.target.queue()).map_err(rejected)?;
+        publish.message.check_depth()?;
         let size = publish.message.body.len();
         if size > self.max_message_size {
             return Err(PublishError::TooLarge { size, limit: self.max_message_size });

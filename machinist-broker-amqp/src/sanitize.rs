@@ -15,6 +15,7 @@ use std::{
 };
 
 use futures_util::{AsyncRead, AsyncWrite};
+use machinist_adapter::broker::MAX_HEADER_DEPTH;
 
 /// Maximum size of a frame, in bytes. Brokers agree on 128 KiB unless they are configured otherwise.
 const MAX_FRAME_BYTES: usize = 16 * 1024 * 1024;
@@ -25,8 +26,9 @@ const READ_CHUNK_BYTES: usize = 32 * 1024;
 /// Size of the type, channel and length of a frame, which come before its payload, in bytes.
 const FRAME_HEADER_BYTES: usize = 7;
 
-/// Maximum depth of nested headers that lapin gets: a list in a header, and no list in that.
-const MAX_HEADER_DEPTH: usize = 1;
+/// Maximum depth of nested headers that lapin gets: one level more than is read, so that a header that is cut off there is
+/// left out and not read as bytes.
+const MAX_PARSED_DEPTH: usize = MAX_HEADER_DEPTH + 1;
 
 /// Types of frames.
 const METHOD_FRAME: u8 = 1;
@@ -199,7 +201,7 @@ fn sanitize_values(cursor: &mut PayloadCursor<'_>, named: bool, depth: usize) ->
             }
             b'F' | b'A' => {
                 let inside = cursor.prefixed(4)?;
-                if depth < MAX_HEADER_DEPTH {
+                if depth < MAX_PARSED_DEPTH {
                     sanitize_values(&mut cursor.part(inside), kind == b'F', depth + 1)?;
                 } else {
                     cursor.bytes[letter.start] = b'x';
@@ -337,7 +339,13 @@ mod tests {
         }
         let properties = parsed(&content_header(1 << 13, &long(&table))).unwrap();
         let headers = properties.headers().clone().unwrap();
-        let Some(AMQPValue::FieldTable(inner)) = headers.inner().get("") else { panic!("{headers:?}") };
+        let mut inner = headers;
+        for _ in 0..MAX_PARSED_DEPTH {
+            let Some(AMQPValue::FieldTable(next)) = inner.inner().get("").cloned() else {
+                panic!("{inner:?}")
+            };
+            inner = next;
+        }
         assert!(matches!(inner.inner().get(""), Some(AMQPValue::ByteArray(_))));
         let mut list = Vec::new();
         for _ in 0..20_000 {
@@ -368,7 +376,7 @@ mod tests {
             ".{0,20}".prop_map(|text| AMQPValue::LongString(text.into())),
             Just(AMQPValue::Void),
         ];
-        leaf.prop_recursive(1, 8, 4, |inner| {
+        leaf.prop_recursive(4, 8, 4, |inner| {
             proptest::collection::vec(inner, 0..4)
                 .prop_map(|all| AMQPValue::FieldArray(FieldArray::from(all)))
         })

@@ -401,7 +401,11 @@ async fn a_message_of_another_client_is_delivered_as_far_as_it_can_be_read() {
         raw.publish(&exchange, &harness.on_broker(&name), BasicProperties::default(), b"").await;
 
         let odd = next(&mut *consumer).await;
+        assert_eq!(odd.message.reply_to.as_deref(), Some("somewhere"));
         let expected = Headers::from([
+            ("list".into(), HeaderValue::List(Vec::new())),
+            ("void".into(), HeaderValue::Null),
+            ("fraction".into(), HeaderValue::Float(2.5)),
             ("count".into(), HeaderValue::Int(-7)),
             ("name".into(), HeaderValue::Text("zoë".to_owned())),
         ]);

@@ -248,6 +248,9 @@ pub(crate) struct SendArgs {
     /// Also retry a run that a timeout ended
     #[arg(long)]
     pub(crate) retry_timeouts: bool,
+    /// Label: a short text that stays readable when arguments are encrypted; can be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub(crate) labels: Vec<String>,
     /// Priority, 0 to 9: higher ones are delivered first if broker and queue support it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
     pub(crate) priority: Option<u8>,

@@ -32,6 +32,11 @@ pub(crate) fn named(text: &str) -> Result<(String, Value), String> {
     }
 }
 
+/// Splits `key=value` of `--label`. The value is text as it stands.
+pub(crate) fn label(text: &str) -> Result<(&str, &str), String> {
+    text.split_once('=').ok_or_else(|| format!("--label {text:?} has no value; write --label key=value"))
+}
+
 /// Reads JSON, else text. Deep nesting is text too: the parser refuses it before it uses up the stack.
 fn json_or_text(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|_| Value::from(text))
@@ -78,6 +83,8 @@ mod tests {
         assert!(value("@").unwrap_err().contains("names no file"));
         assert_eq!(named("a=1=2").unwrap(), ("a".to_owned(), json!("1=2")));
         assert_eq!(named("width").unwrap_err(), "--arg \"width\" has no name; write --arg name=value");
+        assert_eq!(label("team=a=1"), Ok(("team", "a=1")));
+        assert_eq!(label("team").unwrap_err(), "--label \"team\" has no value; write --label key=value");
         assert!(named("=1").is_err());
     }
 

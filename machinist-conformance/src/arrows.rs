@@ -3,23 +3,19 @@
 //! Whatever a worker does to the world goes through the seams. So a wrapper around broker, backend and handlers sees
 //! every step of a delivery in its order, and may end the process before or after it; the worker has no trace of it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use machinist_core::{
-    Arg, Middleware, Next, Results, TaskContext, TaskError, TaskId,
-    backend::{
-        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Renewed,
-        SessionEntry, Watch,
-    },
+    Arg, Middleware, Next, Results, TaskContext, TaskError,
+    backend::{Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Watch},
     broker::{
         Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Delivery, Publish, PublishError,
         QueueDepth, Receipt, Settle, Settled, SideQueue, SubscriptionHealth, Target,
     },
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
-    id::{QueueName, SessionId},
+    id::{QueueName, RecordId, RecordKind},
     record::Facts,
 };
 
@@ -73,6 +69,9 @@ impl ArrowStep {
     }
 
     fn of_commit(commit: &Commit) -> Option<Self> {
+        if commit.id.kind() != RecordKind::Task {
+            return None;
+        }
         commit.facts.iter().find_map(|(name, _)| match name.split(':').next()? {
             "s" => Some(Self::Start),
             "o" | "end" => Some(Self::Record),
@@ -146,6 +145,9 @@ impl<T: Diagnose + ?Sized + Send + Sync> Diagnose for Witnessed<T> {
 impl Broker for Witnessed<dyn Broker> {
     fn capabilities(&self) -> BrokerCapabilities {
         self.inner.capabilities()
+    }
+    fn realm(&self) -> String {
+        self.inner.realm()
     }
     async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {
         let steps: Vec<_> = batch.iter().map(ArrowStep::of_publish).collect();
@@ -229,52 +231,26 @@ impl Backend for Witnessed<dyn Backend> {
         let steps: Vec<_> = batch.iter().map(|commit| ArrowStep::of_commit(commit)).collect();
         self.at(&steps, Side::Before).await;
         let answers = self.inner.commit(batch).await;
-        let is_done = |answer: &Result<_, _>| matches!(answer, Ok(Committed::Done));
+        let is_done = |answer: &Result<_, _>| matches!(answer, Ok(Committed::Done { .. }));
         let done = steps.iter().zip(&answers).map(|(step, answer)| step.filter(|_| is_done(answer)));
         self.at(&done.collect::<Vec<_>>(), Side::After).await;
         answers
     }
-    async fn read(&self, ids: &[TaskId]) -> Result<Vec<Facts>, BackendError> {
+    async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError> {
         self.inner.read(ids).await
     }
-    async fn watch(&self, id: &TaskId) -> Result<Watch, BackendError> {
+    async fn watch(&self, id: &RecordId) -> Result<Watch, BackendError> {
         self.inner.watch(id).await
     }
     async fn now(&self) -> Result<Timestamp, BackendError> {
         self.inner.now().await
-    }
-    async fn open_session(
-        &self,
-        session: &SessionId,
-        lease: Duration,
-        info: Bytes,
-    ) -> Result<Timestamp, BackendError> {
-        self.inner.open_session(session, lease, info).await
-    }
-    async fn renew_session(
-        &self,
-        session: &SessionId,
-        lease: Duration,
-        info: Bytes,
-        running: &[TaskId],
-    ) -> Result<Renewed, BackendError> {
-        self.inner.renew_session(session, lease, info, running).await
-    }
-    async fn close_session(&self, session: &SessionId) -> Result<(), BackendError> {
-        self.inner.close_session(session).await
-    }
-    async fn alive(&self, sessions: &[SessionId]) -> Result<Vec<bool>, BackendError> {
-        self.inner.alive(sessions).await
-    }
-    async fn sessions(&self) -> Result<Vec<SessionEntry>, BackendError> {
-        self.inner.sessions().await
     }
     async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
         self.inner.update_indexes(updates).await
     }
     async fn list(
         &self,
-        index: Index,
+        index: &Index,
         after: Option<(Timestamp, String)>,
         limit: usize,
     ) -> Result<Vec<(Timestamp, String)>, BackendError> {

@@ -8,11 +8,11 @@ use machinist_core::{
 };
 
 /// The bytes that this key signs at this time (microseconds since the Unix epoch), for a message that has the names
-/// that it needs.
+/// that it needs, in this namespace and vhost.
 ///
 /// # Panics
 /// If a field is longer than 4 GiB.
-pub fn signing_input(message: &Message, key: &Key, signed_at: i64) -> Vec<u8> {
+pub fn signing_input(message: &Message, namespace: &str, vhost: &str, key: &Key, signed_at: i64) -> Vec<u8> {
     let mut out = Vec::new();
     let mut field = |bytes: Option<&[u8]>| match bytes {
         None => out.extend_from_slice(&[0xff; 4]),
@@ -46,19 +46,19 @@ pub fn signing_input(message: &Message, key: &Key, signed_at: i64) -> Vec<u8> {
     field(message.priority.map(|p| be(p.into())).as_ref().map(|b| &b[..]));
     field(text("traceparent").map(str::as_bytes));
     field(text("tracestate").map(str::as_bytes));
-    field(None);
-    field(None);
-    field(None);
+    field(Some(namespace.as_bytes()));
+    field(Some(vhost.as_bytes()));
+    field(text("machinist-pairs").map(str::as_bytes));
     field(Some(&message.body));
     out
 }
 
-/// Signs a message with this key, as at the first microsecond of 1970.
+/// Signs a message with this key, as at the first microsecond of 1970, without a namespace or vhost.
 ///
 /// # Panics
 /// If the key has no secret.
 pub fn sign(mut message: Message, key: &Key) -> Message {
-    let signature = key.sign(&signing_input(&message, key, 1)).expect("a key that signs");
+    let signature = key.sign(&signing_input(&message, "", "", key, 1)).expect("a key that signs");
     let seal = format!("{} 1 {}", key.id(), BASE64.encode(signature));
     message.headers.insert("machinist-signature".into(), seal.into());
     message

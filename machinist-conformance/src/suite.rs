@@ -61,6 +61,7 @@ macro_rules! broker_suite {
         $crate::__tests! { $harness, run_broker, broker:
             the_capabilities_are_told
             a_message_comes_back_unchanged
+            a_header_that_is_nested_too_deep_is_refused
             a_body_of_a_mebibyte_and_an_empty_one_come_back
             a_message_is_kept_until_somebody_consumes
             a_batch_of_two_thousand_is_confirmed_and_delivered
@@ -128,11 +129,12 @@ macro_rules! backend_suite {
             a_wake_up_between_watch_and_the_first_changed_is_kept
             every_watch_of_a_record_wakes
             time_agrees_and_never_goes_back
-            a_session_lives_from_open_to_close
-            an_expired_session_never_comes_back_by_renewal
-            a_renewal_prolongs_the_lease
-            a_renewal_returns_records_and_publishes_info
-            sessions_are_listed_with_their_info
+            require_refuses_unless_the_record_holds_exactly_this
+            a_required_fact_is_replaced_in_one_step
+            concurrent_replacements_lose_nothing
+            a_requirement_extends_a_record_and_never_revives_it
+            a_commit_that_counts_tells_the_size_of_the_record
+            records_of_different_kinds_are_apart
             a_worker_whose_runtime_is_blocked_keeps_its_session
             indexes_are_ordered_and_paged
             a_note_may_be_repeated_and_moves_its_member
@@ -174,7 +176,7 @@ mod tests {
             include_str!("backend/commits.rs"),
             include_str!("backend/expiry.rs"),
             include_str!("backend/watching.rs"),
-            include_str!("backend/sessions.rs"),
+            include_str!("backend/require.rs"),
             include_str!("backend/indexes.rs"),
             include_str!("backend/agreement.rs"),
         ];

@@ -127,7 +127,7 @@ impl House {
     }
 
     async fn facts(&self, id: &TaskId) -> Facts {
-        self.backend.read(std::slice::from_ref(id)).await.unwrap().pop().unwrap()
+        self.backend.read(&[id.into()]).await.unwrap().pop().unwrap()
     }
 
     fn dead_letters(&self) -> Vec<Message> {

@@ -1,19 +1,20 @@
 //! The application: broker, backend, clock, keys and defaults, shared by senders and workers.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use crate::{
     backend::{Backend, BackendError},
-    broker::{Broker, Message},
+    broker::{Broker, Message, PublishError},
     clock::Clock,
     error::BoxError,
-    id::QueueName,
+    event::{Event, EventKind, Observer, Observers},
+    id::{QueueName, TaskName},
     middleware::PublishHook,
-    security::{Trust, is_encrypted},
-    sign::{KeyError, Keyring},
-    wire::{Body, Codec, Envelope, MaxSizes},
+    security::{QueueOptions, QueueRules, Trust, is_encrypted},
+    sign::{KeyError, Keyring, SigningScope},
+    wire::{Body, Codec, Envelope, MaxSizes, write_foreign},
 };
 
 /// Interval at which a process asks the backend for its time.
@@ -48,8 +49,10 @@ pub(crate) struct AppState {
     pub(crate) results_ttl: Duration,
     pub(crate) codec: Codec,
     pub(crate) hooks: Vec<Arc<dyn PublishHook>>,
+    pub(crate) observers: Observers,
     pub(crate) max_sizes: MaxSizes,
     pub(crate) trust: Trust,
+    pub(crate) rules: QueueRules,
 }
 
 impl std::fmt::Debug for AppState {
@@ -72,10 +75,14 @@ impl App {
             results_ttl: Duration::from_secs(24 * 3600),
             codec: Codec::default(),
             hooks: Vec::new(),
+            observers: Observers::default(),
             max_sizes: MaxSizes::default(),
             keyring: None,
             allow_unsigned: false,
             freshness: None,
+            namespace: String::new(),
+            realm: None,
+            queues: HashMap::new(),
         }
     }
 
@@ -108,6 +115,48 @@ impl App {
         self.0.trust.signed_message(envelope, self.0.clock.now())
     }
 
+    /// Emits an event of a sender.
+    pub(crate) fn emit(&self, kind: EventKind<'_>) {
+        self.0.observers.notify(&Event::new(kind, None, &self.0.clock));
+    }
+
+    /// The message that carries an envelope, in the format of its queue.
+    ///
+    /// # Errors
+    /// The format cannot express it.
+    pub(crate) fn message(&self, envelope: &Envelope) -> Result<Message, PublishError> {
+        let app = &self.0;
+        let Some(profile) = app.rules.profile(&envelope.queue) else {
+            return Ok(self.signed_message(envelope));
+        };
+        write_foreign(profile, envelope, &app.max_sizes).map_err(|error| PublishError::Rejected {
+            reason: format!("it cannot be written as {}: {error}", profile.name()),
+        })
+    }
+
+    /// The message of an envelope for a dead letter. What its format cannot express is kept in ours.
+    pub(crate) fn message_of_letter(&self, envelope: &Envelope) -> Message {
+        let mut message = self.message(envelope).unwrap_or_else(|_| envelope.message());
+        // Listings of dead letters show both, in any format.
+        message.id.get_or_insert_with(|| envelope.id.to_string());
+        message.kind.get_or_insert_with(|| envelope.name.to_string());
+        message
+    }
+
+    /// Checks that this application may publish this task now: that it may sign it, or that its queue has a format
+    /// without signatures.
+    pub(crate) fn may_publish(&self, task: &TaskName, queue: &QueueName) -> Result<(), String> {
+        match self.0.rules.profile(queue) {
+            // What is to be hidden must not go out because of the queue that it goes to.
+            Some(profile) if self.0.trust.encrypts() => Err(format!(
+                "messages of queue {queue} have the format {}, which cannot be encrypted, and this application encrypts",
+                profile.name()
+            )),
+            Some(_) => Ok(()),
+            None => self.0.trust.may_sign(task, queue, self.0.clock.now()),
+        }
+    }
+
     /// The body of an envelope, decrypted where it is encrypted.
     pub(crate) fn decode(&self, envelope: &Envelope) -> Result<Body, BoxError> {
         if is_encrypted(envelope) {
@@ -132,10 +181,14 @@ pub struct AppBuilder {
     results_ttl: Duration,
     codec: Codec,
     hooks: Vec<Arc<dyn PublishHook>>,
+    observers: Observers,
     max_sizes: MaxSizes,
     keyring: Option<Keyring>,
     allow_unsigned: bool,
     freshness: Option<Duration>,
+    namespace: String,
+    realm: Option<String>,
+    queues: HashMap<QueueName, QueueOptions>,
 }
 
 /// Error of [`AppBuilder::build`].
@@ -159,6 +212,14 @@ pub enum AppError {
     /// The signing key is not valid now.
     #[error("the key ring cannot be used: {0}")]
     Key(String),
+    /// The options of a queue contradict each other.
+    #[error("queue {queue}: {why}")]
+    Queue {
+        /// The queue.
+        queue: QueueName,
+        /// The contradiction, and the remedy.
+        why: String,
+    },
     /// A replayed task would still be fresh after its record has expired.
     #[error(
         "the freshness window ({window:?}) is longer than results are kept ({results_ttl:?}): raise \
@@ -203,6 +264,29 @@ impl AppBuilder {
         self
     }
 
+    /// Passes every event of this application's senders and workers to an observer, after those that were added before.
+    /// See [`Observer`].
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use machinist_core::{App, event::Event};
+    /// use machinist_memory::{MemoryBackend, MemoryBroker};
+    /// use std::sync::Arc;
+    ///
+    /// let app = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()))
+    ///     .observer(|event: &Event<'_>| println!("{}", event.name()))
+    ///     .build()
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn observer(mut self, observer: impl Observer) -> Self {
+        self.observers.add(observer);
+        self
+    }
+
     /// The keys that sign and verify tasks and results. With them, what is not signed by one of them is refused.
     pub fn keyring(mut self, keyring: impl Into<Keyring>) -> Self {
         self.keyring = Some(keyring.into());
@@ -223,6 +307,30 @@ impl AppBuilder {
         self
     }
 
+    /// Gives a queue options that differ from those of the others: the format of its messages, and tasks that may run from
+    /// it unsigned. Senders and workers of the queue need the same.
+    pub fn queue(mut self, queue: QueueName, options: QueueOptions) -> Self {
+        self.queues.insert(queue, options);
+        self
+    }
+
+    /// Sets the namespace that is under every signature. Default: empty. All senders, workers and readers of an
+    /// installation have the same one.
+    ///
+    /// A task that was signed for another namespace does not run here, and its result is not believed, even with the
+    /// same keys.
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.namespace = namespace.into();
+        self
+    }
+
+    /// Sets the realm that is under every signature beside the namespace. Default: [`Broker::realm`], the vhost of
+    /// RabbitMQ. Needed only where messages reach another realm than the one they are published to, such as by a shovel.
+    pub fn realm(mut self, realm: impl Into<String>) -> Self {
+        self.realm = Some(realm.into());
+        self
+    }
+
     /// Sets the maximum sizes of messages and results.
     pub fn max_sizes(mut self, sizes: MaxSizes) -> Self {
         self.max_sizes = sizes;
@@ -239,6 +347,7 @@ impl AppBuilder {
     /// Safe: nothing is left behind.
     pub async fn build(self) -> Result<App, AppError> {
         self.check()?;
+        let rules = QueueRules::new(self.queues).map_err(|(queue, why)| AppError::Queue { queue, why })?;
         let asked = Instant::now();
         let now = self.backend.now().await?;
         let clock = Clock::starting_at(now);
@@ -246,6 +355,10 @@ impl AppBuilder {
         if let Some(key) = self.keyring.as_ref().and_then(Keyring::signing_key) {
             key.believed_at(now).map_err(|unfit| AppError::Key(unfit.to_string()))?;
         }
+        let scope = SigningScope {
+            namespace: self.namespace,
+            realm: self.realm.unwrap_or_else(|| self.broker.realm()),
+        };
         let shared = Arc::new(AppState {
             broker: self.broker,
             backend: self.backend,
@@ -254,8 +367,10 @@ impl AppBuilder {
             results_ttl: self.results_ttl,
             codec: self.codec,
             hooks: self.hooks,
+            observers: self.observers,
             max_sizes: self.max_sizes,
-            trust: Trust::new(self.keyring, self.allow_unsigned, self.freshness),
+            trust: Trust::new(self.keyring, self.allow_unsigned, self.freshness).within(scope),
+            rules,
         });
         tokio::spawn(keep_time(Arc::downgrade(&shared)));
         Ok(App(shared))

@@ -12,12 +12,13 @@ use crate::{
     clock::Timestamp,
     delay::keep_for,
     error::SendError,
+    event::{EventKind, EventTask},
     id::{QueueName, TaskId, TaskName},
-    record::{self, Counters, name},
+    record::{self, Counters, FactName, name},
     result::AsyncResult,
     signature::{Signature, SignatureParts},
     trace::TraceContext,
-    wire::{Body, Envelope, FirstSigner, Oversize, message_to_fact},
+    wire::{Body, Envelope, FirstSigner, Oversize, Pairs, message_to_fact},
 };
 
 /// Sends signatures. Cheap to clone; share one per process.
@@ -36,6 +37,8 @@ pub(crate) struct PreparedSignature {
 /// A task on its way to the broker.
 pub(crate) struct Sending {
     pub(crate) id: TaskId,
+    pub(crate) name: TaskName,
+    pub(crate) queue: QueueName,
     pub(crate) eta: Option<Timestamp>,
     /// Ends when it is dropped: after the confirm.
     pub(crate) span: tracing::Span,
@@ -93,7 +96,9 @@ impl Client {
                 Ok(prepared.sending)
             })
             .collect();
-        let (published, recorded) = tokio::join!(app.broker.publish(batch), app.backend.commit(facts));
+        let mut stopwatch = app.observers.stopwatch();
+        let publish = async { (app.broker.publish(batch).await, stopwatch.lap()) };
+        let ((published, confirm_wait), recorded) = tokio::join!(publish, app.backend.commit(facts));
         // The order of the two does not matter, and a record that could not be written does not undo a
         // confirmed message: to its sender a missing record reads as pending.
         if let Some(error) = recorded.iter().find_map(|written| written.as_ref().err()) {
@@ -105,9 +110,11 @@ impl Client {
         let results = sending
             .into_iter()
             .map(|sending| {
-                let Sending { id, eta, span: _span } = sending?;
+                let Sending { id, name, queue, eta, span: _span } = sending?;
                 match published.next() {
                     Some(Ok(())) => {
+                        let task = EventTask::new(&id, &name, &queue, 1);
+                        self.app.emit(EventKind::Sent { task, eta, confirm_wait });
                         scheduled.extend(eta.map(|at| {
                             let member = id.to_string();
                             IndexUpdate::Put { index: Index::Scheduled, at, member }
@@ -163,10 +170,12 @@ impl Client {
         let name = TaskName::parse(&parts.name)?;
         let span = send_span(&parts.id, &name, &queue);
         let trace = span.in_scope(TraceContext::current);
-        app.trust.may_sign(&name, &queue, now).map_err(|why| SendError::Key { id: parts.id.clone(), why })?;
+        self.app.may_publish(&name, &queue).map_err(|why| SendError::Key { id: parts.id.clone(), why })?;
         let eta = (due > now).then_some(due);
         let id = parts.id.clone();
         let priority = parts.priority;
+        let pairs = Pairs::of_labels(std::mem::take(&mut parts.labels))
+            .map_err(|why| SendError::Invalid(format!("task {id}: {why}")))?;
         let body = self.encode_body(parts, eta)?;
         let envelope = app.trust.encrypt(Envelope {
             id,
@@ -183,11 +192,16 @@ impl Client {
             traceparent: Some(trace.parent),
             tracestate: trace.state,
             priority,
+            pairs,
             content_type: app.codec.content_type().to_owned(),
             body,
             first: FirstSigner::Publisher,
+            source: None,
         });
-        let message = self.app.signed_message(&envelope);
+        let message = self
+            .app
+            .message(&envelope)
+            .map_err(|source| SendError::Publish { id: envelope.id.clone(), source })?;
         let size = app.max_sizes.check(&message).map_err(|oversize| too_large(&envelope.id, oversize))?;
         let mut facts = sender_facts(&envelope);
         if eta.is_some() {
@@ -197,7 +211,8 @@ impl Client {
         }
         let delay = keep_for(due.since(now), self.app.broker().as_ref());
         let publish = Publish { target: Target::Queue(queue), message, delay };
-        let sending = Sending { id: envelope.id, eta: envelope.eta, span };
+        let Envelope { id, name, queue, eta, .. } = envelope;
+        let sending = Sending { id, name, queue, eta, span };
         Ok(PreparedSignature { publish, facts, sending })
     }
 
@@ -226,6 +241,11 @@ fn check(parts: &SignatureParts, earliest: Timestamp, expires: Option<Timestamp>
     let invalid = |why: String| Err(SendError::Invalid(format!("task {}: {why}", parts.id)));
     if let Some(why) = &parts.unsendable {
         return invalid(why.clone());
+    }
+    if parts.id.as_str().contains(['!', '+']) {
+        return invalid(
+            "its id contains `!` or `+`, which mark ids that machinist derives from it".to_owned(),
+        );
     }
     if let Some(expires) = expires.filter(|expires| *expires <= earliest) {
         return invalid(format!("it expires at {expires}, before it may start at {earliest}"));
@@ -263,15 +283,18 @@ fn send_span(id: &TaskId, name: &TaskName, queue: &QueueName) -> tracing::Span {
     )
 }
 
+/// Returns the facts that name a task and its queue.
+pub(crate) fn names_of_task(envelope: &Envelope) -> [(FactName, Bytes); 2] {
+    let text = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+    [(name::TASK.into(), text(envelope.name.as_str())), (name::QUEUE.into(), text(envelope.queue.as_str()))]
+}
+
 /// Returns the facts that a sender writes. They depend on the envelope alone, so every writer writes the same.
 pub(crate) fn sender_facts(envelope: &Envelope) -> Commit {
     let text = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     let mut commit = Commit::new(envelope.id.clone());
-    commit.facts = vec![
-        (name::TASK.into(), text(envelope.name.as_str())),
-        (name::QUEUE.into(), text(envelope.queue.as_str())),
-        (name::SENT.into(), record::json(&envelope.issued)),
-    ];
+    commit.facts = names_of_task(envelope).into();
+    commit.facts.push((name::SENT.into(), record::json(&envelope.issued)));
     if let Some(trace) = &envelope.traceparent {
         commit.facts.push((name::TRACE.into(), text(trace)));
     }

@@ -17,6 +17,7 @@ use crate::{
     clock::Clock,
     id::{QueueName, TaskId, TaskName},
     record::Progress,
+    wire::Pairs,
 };
 
 /// Maximum size of the log that one run leaves in its record, in bytes. The oldest lines are dropped first.
@@ -36,6 +37,7 @@ pub(crate) struct RunInfo {
     pub(crate) attempt: u32,
     pub(crate) token: u64,
     pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) pairs: Pairs,
     pub(crate) cancel: CancellationToken,
     pub(crate) state: Arc<StateMap>,
     pub(crate) log: Mutex<String>,
@@ -78,6 +80,16 @@ impl TaskContext {
     /// The sender's headers: text by name, carried along unchanged.
     pub fn headers(&self) -> &BTreeMap<String, String> {
         &self.0.headers
+    }
+
+    /// Returns the sender's labels by key, sorted.
+    pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.pairs.labels()
+    }
+
+    /// Returns the value of one label.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels().find_map(|(name, value)| (name == key).then_some(value))
     }
 
     /// Fires when this run should end: somebody revoked the task, its soft timeout is reached, the worker shuts down,
@@ -166,6 +178,7 @@ impl TaskContext {
             attempt: 1,
             token: 1,
             headers: BTreeMap::new(),
+            pairs: Pairs::default(),
             cancel: CancellationToken::new(),
             state: Arc::new(state),
             log: Mutex::default(),

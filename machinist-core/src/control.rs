@@ -1,7 +1,7 @@
 //! Control over sent tasks: revoking them, listing the scheduled ones, running a scheduled one at
 //! once, send a failed one again.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 
@@ -12,14 +12,14 @@ use crate::{
     client::{Client, PreparedSignature, Sending, sender_facts},
     clock::Timestamp,
     error::SendError,
-    id::{SessionId, TaskId},
+    event::{EventKind, EventTask},
+    id::{QueueName, RecordId, SessionId, TaskId, TaskName},
     record::{
         Facts, FailureKind, NextAttempt, Record, RevokeDecision, RevokeMode, TaskState, decide_revoke, fold,
-        name, next_attempt,
+        name, next_attempt, wake_session,
     },
     result::AsyncResult,
-    security::VerifyError,
-    session_channel::wake_session,
+    security::read_kept,
     trace::TraceContext,
     wire::{Envelope, MAX_STORED_BYTES, message_from_fact},
 };
@@ -122,6 +122,7 @@ impl Client {
     async fn revoke_in(&self, id: &TaskId, manner: RevokeMode) -> Result<Revoked, ControlError> {
         let app = &self.app.0;
         let mut facts = self.facts(id).await?;
+        let mut stopwatch = app.observers.stopwatch();
         loop {
             let (commit, running) = match decide_revoke(id, &facts, manner, app.clock.now(), app.results_ttl)
             {
@@ -130,9 +131,10 @@ impl Client {
                 RevokeDecision::EndNow(commit) => (commit, None),
                 RevokeDecision::AskRun(commit, session) => (commit, Some(session)),
             };
-            match self.commit(self.signed_end(commit)?).await? {
+            match self.commit(self.signed_end(id, commit)?).await? {
                 Committed::Refused(newer) => facts = newer,
-                Committed::Done => {
+                Committed::Done { .. } => {
+                    self.emit_revoked(id, &facts, running.is_some(), stopwatch.lap());
                     self.after_revoking(id, running.as_ref()).await;
                     return Ok(if running.is_some() { Revoked::Asked } else { Revoked::Ended });
                 }
@@ -140,12 +142,27 @@ impl Client {
         }
     }
 
+    /// Emits the revocation, unless the record does not name its task.
+    fn emit_revoked(&self, id: &TaskId, facts: &Facts, running: bool, record_wait: Duration) {
+        if self.app.0.observers.is_empty() {
+            return;
+        }
+        let name = facts.text(name::TASK).and_then(|name| TaskName::parse(&name).ok());
+        let queue = facts.text(name::QUEUE).and_then(|queue| QueueName::parse(&queue).ok());
+        let (Some(name), Some(queue)) = (name, queue) else { return };
+        let attempt = fold(id, facts).map_or(1, |record| record.attempt.max(1));
+        let task = EventTask::new(id, &name, &queue, attempt);
+        self.app.emit(EventKind::Revoked { task, running });
+        if !running {
+            let (kind, error) = (FailureKind::Revoked, "revoked".into());
+            self.app.emit(EventKind::ended_without_run(task, kind, &error, record_wait));
+        }
+    }
+
     /// Wakes the worker, or removes the task from the schedule. Both are best effort.
     async fn after_revoking(&self, id: &TaskId, running: Option<&SessionId>) {
         let done = match running.map(wake_session) {
-            Some(Some(bell)) => self.commit(bell).await.map(drop),
-            // The record names no worker that could be told.
-            Some(None) => Ok(()),
+            Some(wake) => self.commit(wake).await.map(drop),
             None => self.unlist(id).await,
         };
         if let Err(error) = done {
@@ -167,10 +184,11 @@ impl Client {
         let mut over = Vec::new();
         let mut after = None;
         while waiting.len() < limit {
-            let page = backend.list(Index::Scheduled, after, LIST_PAGE_SIZE).await?;
+            let page = backend.list(&Index::Scheduled, after, LIST_PAGE_SIZE).await?;
             let known = page.iter().filter_map(|(_, member)| TaskId::parse(member).ok());
             let ids: Vec<_> = known.collect();
-            for (id, mut facts) in ids.iter().zip(backend.read(&ids).await?) {
+            let records: Vec<_> = ids.iter().map(RecordId::from).collect();
+            for (id, mut facts) in ids.iter().zip(backend.read(&records).await?) {
                 let locked =
                     self.app.0.trust.decrypt_outcome(id, &mut facts).map(|locked| locked.to_string());
                 let record = fold(id, &facts).map(|record| Record { locked, ..record });
@@ -210,10 +228,11 @@ impl Client {
             let why = "only a delayed task that was not started yet can be run at once";
             return Err(self.wrong_state(id, &facts, why));
         }
-        let envelope = self.kept_envelope(id, &facts)?.at_once();
+        let envelope = self.kept_envelope(id, &facts, name::MESSAGE)?.at_once();
         let target = Target::Queue(envelope.queue.clone());
-        let publish =
-            Publish { target, message: self.app.signed_message(&envelope), delay: std::time::Duration::ZERO };
+        let message =
+            self.app.message(&envelope).map_err(|source| SendError::Publish { id: id.clone(), source })?;
+        let publish = Publish { target, message, delay: std::time::Duration::ZERO };
         // INVARIANT: one answer for one message.
         let answer = self.app.0.broker.publish(vec![publish]).await.pop().expect("one answer");
         answer.map_err(|source| SendError::Publish { id: id.clone(), source })?;
@@ -238,19 +257,19 @@ impl Client {
         if fold(id, &facts).is_none_or(|record| record.state != TaskState::Failure) {
             return Err(self.wrong_state(id, &facts, "only a task in FAILURE can be sent again"));
         }
-        let envelope = self.kept_envelope(id, &facts)?;
-        self.send_again(id, envelope).await
+        let envelope = self.kept_envelope(id, &facts, name::MESSAGE)?;
+        self.send_again(id.into(), envelope).await
     }
 
     /// Sends the call of an envelope as a new task, whose id is written into the record `named_at`. Until the new
     /// task is known to have reached a worker, its message is published again: an interruption may have lost it.
     pub(crate) async fn send_again(
         &self,
-        named_at: &TaskId,
+        named_at: RecordId,
         envelope: Envelope,
     ) -> Result<AsyncResult<Results>, ControlError> {
         let of = envelope.id.clone();
-        let again = self.name_successor(named_at).await?;
+        let again = self.name_successor(&of, named_at).await?;
         let known = self.read(&again).await?;
         if known.has(name::END) || !matches!(next_attempt(&known), Ok(NextAttempt { attempt: 1, .. })) {
             return Ok(AsyncResult::sent(self.app.clone(), again));
@@ -263,33 +282,37 @@ impl Client {
         let mut record = sender_facts(&envelope);
         record.facts.push((name::RETRY_OF.into(), text(&of)));
         let target = Target::Queue(envelope.queue.clone());
-        let publish =
-            Publish { target, message: self.app.signed_message(&envelope), delay: std::time::Duration::ZERO };
-        let sending = Sending { id: envelope.id, eta: None, span: tracing::Span::none() };
+        let message = self
+            .app
+            .message(&envelope)
+            .map_err(|source| SendError::Publish { id: envelope.id.clone(), source })?;
+        let publish = Publish { target, message, delay: std::time::Duration::ZERO };
+        let Envelope { id, name, queue, .. } = envelope;
+        let sending = Sending { id, name, queue, eta: None, span: tracing::Span::none() };
         let prepared = PreparedSignature { publish, facts: record, sending };
         // INVARIANT: one answer for one message.
         Ok(self.publish(vec![Ok(prepared)]).await.pop().expect("one answer")?)
     }
 
-    /// Records the id of the task that repeats this one, before it is sent. A concurrent or later request sends
+    /// Records the id of the task that repeats another, before it is sent. A concurrent or later request sends
     /// the same task.
-    async fn name_successor(&self, id: &TaskId) -> Result<TaskId, ControlError> {
+    async fn name_successor(&self, of: &TaskId, named_at: RecordId) -> Result<TaskId, ControlError> {
         let named = |facts: &Facts| facts.text(name::RETRIED_AS).and_then(|text| TaskId::parse(&text).ok());
         let fresh = TaskId::fresh();
-        let mut commit = Commit::new(id.clone());
+        let mut commit = Commit::new(named_at);
         commit.unless = vec![name::RETRIED_AS.into()];
         commit.facts = vec![(name::RETRIED_AS.into(), text(&fresh))];
         match self.commit(commit).await? {
-            Committed::Done => Ok(fresh),
+            Committed::Done { .. } => Ok(fresh),
             Committed::Refused(newer) => named(&newer).ok_or_else(|| ControlError::NoMessage {
-                id: id.clone(),
+                id: of.clone(),
                 why: "the name of the task that repeats it cannot be read".to_owned(),
             }),
         }
     }
 
-    pub(crate) async fn read(&self, id: &TaskId) -> Result<Facts, BackendError> {
-        let mut facts = self.app.0.backend.read(std::slice::from_ref(id)).await?;
+    pub(crate) async fn read(&self, id: impl Into<RecordId>) -> Result<Facts, BackendError> {
+        let mut facts = self.app.0.backend.read(&[id.into()]).await?;
         Ok(facts.pop().unwrap_or_default())
     }
 
@@ -308,36 +331,40 @@ impl Client {
         self.app.0.backend.update_indexes(vec![update]).await
     }
 
-    /// Returns the message that a record holds, if it is authentic and this application may sign it.
-    fn kept_envelope(&self, id: &TaskId, facts: &Facts) -> Result<Envelope, ControlError> {
+    /// Returns the message that a record holds in this fact, if it is authentic and this application may sign it.
+    pub(crate) fn kept_envelope(
+        &self,
+        id: &TaskId,
+        facts: &Facts,
+        fact: &str,
+    ) -> Result<Envelope, ControlError> {
         let no_message = |why: String| ControlError::NoMessage { id: id.clone(), why };
-        let fact = facts.get(name::MESSAGE);
+        let fact = facts.get(fact);
         let fact = fact.ok_or_else(|| {
             no_message(format!("it was not kept, or is larger than {MAX_STORED_BYTES} bytes"))
         })?;
         let message =
             message_from_fact(fact).ok_or_else(|| no_message("what it holds cannot be read".to_owned()))?;
-        let mut envelope = Envelope::read(&message).map_err(|error| no_message(error.to_string()))?;
+        let app = &self.app.0;
+        let now = app.clock.now();
+        let envelope =
+            read_kept(&app.trust, &app.rules, &app.max_sizes, &message, now).map_err(no_message)?;
         if envelope.id != *id {
             return Err(no_message(format!("what it holds is the message of task {}", envelope.id)));
         }
-        let trust = &self.app.0.trust;
-        trust.verify(&mut envelope, &message).map_err(|doubt| match doubt {
-            VerifyError::Untrusted(_, why) | VerifyError::UnknownKey(why) => no_message(why),
-        })?;
-        trust
-            .may_sign(&envelope.name, &envelope.queue, self.app.clock().now())
+        self.app
+            .may_publish(&envelope.name, &envelope.queue)
             .map_err(|why| SendError::Key { id: id.clone(), why })?;
         Ok(envelope)
     }
 
     /// Signs the end of a task in a commit. Refuses an end that readers would not accept.
-    pub(crate) fn signed_end(&self, commit: Commit) -> Result<Commit, ControlError> {
+    pub(crate) fn signed_end(&self, id: &TaskId, commit: Commit) -> Result<Commit, ControlError> {
         let commit = self.app.0.trust.sign_end(commit);
         let facts: Facts = commit.facts.iter().cloned().collect();
-        match self.app.0.trust.check_end(&commit.id, &facts) {
+        match self.app.0.trust.check_end(id, &facts) {
             Ok(()) => Ok(commit),
-            Err(why) => Err(SendError::Key { id: commit.id, why }.into()),
+            Err(why) => Err(SendError::Key { id: id.clone(), why }.into()),
         }
     }
 

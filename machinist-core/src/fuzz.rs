@@ -14,12 +14,14 @@ use crate::{
     record::{
         Counters, EncodedResults, Facts, Failure, FailureKind, RevokeDecision, RevokeMode, StartDecision,
         StartRequest, Suspicion, Verdict, decide_revoke, decide_start, failure_without_run, fold,
-        json as fact, name, recorded_follow_up, suspicion,
+        json as fact, name, recorded_follow_up, suspicion, wake_session,
     },
-    security::{Admission, Trust, admit, encryption},
-    session_channel::wake_session,
-    sign::{Algorithm, Key, KeyId, KeyState, Keyring, input::SigningInput},
-    wire::{Codec, DeadMark, Envelope, FirstSigner, MaxSizes, attempt_of, dead_letter, message_from_fact},
+    security::{Admission, QueueRules, Trust, admit, encryption},
+    sign::{Algorithm, Key, KeyId, KeyState, Keyring, SigningScope, input::SigningInput},
+    wire::{
+        Codec, DeadMark, Envelope, FirstSigner, MaxSizes, Pairs, Profile, ProfileError, TaskMessage,
+        attempt_of, dead_letter, message_from_fact, read_foreign, write_foreign,
+    },
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -42,10 +44,56 @@ pub(crate) fn full_envelope() -> Envelope {
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
         tracestate: Some("vendor=1".to_owned()),
         priority: Some(3),
+        pairs: Pairs::default(),
         content_type: "application/json".to_owned(),
         body: (&br#"{"args":[]}"#[..]).into(),
         first: FirstSigner::Key(KeyId::parse("web").expect("an id")),
+        source: None,
     }
+}
+
+/// The same envelope with pairs, one of them unknown to this version: its message is of version 2.
+pub(crate) fn full_envelope_with_pairs() -> Envelope {
+    let pairs = Pairs::parse("group=1:7,label.team=6:search").expect("pairs");
+    Envelope { pairs, ..full_envelope() }
+}
+
+/// A format with a place for names and a priority alone.
+#[derive(Debug)]
+pub(crate) struct Bare;
+
+impl Profile for Bare {
+    fn name(&self) -> &str {
+        "bare"
+    }
+
+    fn read(&self, message: &Message) -> Result<TaskMessage, ProfileError> {
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let wrong = |error: crate::id::InvalidName| ProfileError::Malformed(error.to_string());
+        let id = text(&message.id).try_into().map_err(wrong)?;
+        let mut task = TaskMessage::new(id, text(&message.kind).try_into().map_err(wrong)?);
+        task.priority = message.priority;
+        Ok(task)
+    }
+
+    fn write(&self, task: &TaskMessage, source: Option<&Message>) -> Result<Message, ProfileError> {
+        let mut message = source.cloned().unwrap_or_default();
+        message.id = Some(task.id.to_string());
+        message.kind = Some(task.name.to_string());
+        message.priority = task.priority;
+        Ok(message)
+    }
+}
+
+/// A message in another format: what is read is written so that it is read again, with its attempt and all counters.
+fn foreign(message: &Message) {
+    let sizes = MaxSizes::default();
+    let queue = QueueName::parse("q").expect("a name");
+    let Ok(envelope) = read_foreign(&Bare, &queue, &sizes, message, NOW) else { return };
+    let written = write_foreign(&Bare, &envelope, &sizes).expect("it has a place for all of it");
+    let again = read_foreign(&Bare, &queue, &sizes, &written, NOW).expect("what was written can be read");
+    assert_eq!(Envelope { source: None, ..again }, Envelope { source: None, ..envelope });
+    assert_eq!(written.body, message.body);
 }
 
 /// A body, of either codec: it is read or explain_refusal, and what is read can be written and read again.
@@ -64,6 +112,7 @@ pub fn body(data: &[u8]) {
 /// Headers and properties: they are read or explain_refusal, and what is read is what is written.
 pub fn headers(data: &[u8]) {
     let message = Bytes(data).message();
+    foreign(&message);
     let _ = (Envelope::still_unread(&message, NOW), attempt_of(&message), DeadMark::read(&message));
     let Ok(mut envelope) = Envelope::read(&message) else { return };
     let again = Envelope::read(&envelope.message());
@@ -78,27 +127,28 @@ pub fn headers(data: &[u8]) {
 
 /// A signed message, changed in any way: nothing is believed but what was signed.
 pub fn verify(data: &[u8]) {
-    static SIGNED: OnceLock<Vec<(Trust, Message)>> = OnceLock::new();
+    static SIGNED: OnceLock<Vec<(Trust, Message, Envelope)>> = OnceLock::new();
     let signed = SIGNED.get_or_init(|| {
-        let sealed = |algorithm| {
+        let sealed = |(algorithm, envelope): (Algorithm, Envelope)| {
             let own = Key::with_secret(algorithm, "own", &[7; 32]).expect("32 bytes");
             let web = Key::with_secret(algorithm, "web", &[8; 32]).expect("32 bytes");
             let ring = Keyring::new([own, web.with_state(KeyState::Verify)]).expect("a ring");
             let trust = Trust::new(Some(ring), false, None);
-            let message = trust.signed_message(&full_envelope(), NOW);
-            (trust, message)
+            let message = trust.signed_message(&envelope, NOW);
+            (trust, message, envelope)
         };
-        [Algorithm::HmacSha256, Algorithm::Ed25519].map(sealed).into()
+        let both = |algorithm| [(algorithm, full_envelope()), (algorithm, full_envelope_with_pairs())];
+        [Algorithm::HmacSha256, Algorithm::Ed25519].into_iter().flat_map(both).map(sealed).collect()
     });
     let mut bytes = Bytes(data);
-    let (trust, message) = &signed[usize::from(bytes.byte().unwrap_or_default() % 2)];
+    let (trust, message, envelope) = &signed[usize::from(bytes.byte().unwrap_or_default() % 4)];
     let message = bytes.change(message.clone());
     let queue = QueueName::parse("math").expect("a name");
-    match admit(trust, &MaxSizes::default(), &queue, &message, NOW) {
+    match admit(trust, &QueueRules::default(), &MaxSizes::default(), &queue, &message, NOW) {
         Admission::Accepted(opened)
         | Admission::Rejected(opened, ..)
         | Admission::Undecryptable(opened, _) => {
-            assert_eq!(opened, full_envelope(), "believed, and nobody signed it: {message:?}");
+            assert_eq!(opened, *envelope, "believed, and nobody signed it: {message:?}");
         }
         Admission::Deferred(..) | Admission::Refused(..) => {}
     }
@@ -126,7 +176,8 @@ pub fn signing_input(data: &[u8]) {
 /// Two envelopes with one signing input are one envelope.
 pub(crate) fn signed_alike_only_if_equal(one: &Envelope, other: &Envelope) {
     let key = KeyId::parse("k").expect("an id");
-    let input = |envelope: &Envelope| envelope.signing_input("hmac-sha256", &key, &key, NOW);
+    let scope = SigningScope::default();
+    let input = |envelope: &Envelope| envelope.signing_input("hmac-sha256", &key, &key, NOW, &scope);
     assert_eq!(input(one) == input(other), one == other);
     assert_eq!(input(one), input(&one.clone()));
 }
@@ -272,7 +323,7 @@ fn read_back(mut input: &[u8]) -> Vec<Option<Vec<u8>>> {
 }
 
 /// The headers that are read, and two that are not.
-const HEADERS: [&str; 22] = [
+const HEADERS: [&str; 23] = [
     "machinist-version",
     "machinist-queue",
     "machinist-attempt",
@@ -295,6 +346,7 @@ const HEADERS: [&str; 22] = [
     "machinist-dead-reason",
     "machinist-dead-error",
     "machinist-dead-at",
+    "machinist-pairs",
 ];
 
 /// Bytes that are taken for what is needed, until there are no more.
@@ -327,6 +379,7 @@ impl Bytes<'_> {
     fn value(&mut self) -> HeaderValue {
         match self.byte().unwrap_or_default() % 8 {
             0 => HeaderValue::Bool(true),
+            1 if self.0.len().is_multiple_of(2) => HeaderValue::List(vec![HeaderValue::Int(self.int())]),
             1 => HeaderValue::Bytes(self.bytes().into()),
             2..5 => HeaderValue::Text(self.text()),
             _ => HeaderValue::Int(self.int()),
@@ -398,7 +451,7 @@ fn flip(value: &mut HeaderValue, at: u8, flipped: u8) {
             }
             *text = String::from_utf8_lossy(&bytes).into_owned();
         }
-        HeaderValue::Bool(_) | HeaderValue::Bytes(_) => {}
+        _ => {}
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! This crate knows no network: brokers and backends are behind two seams, [`broker`] and [`backend`].
 
+pub mod admission;
 mod app;
 pub mod args;
 #[cfg(feature = "bench")]
@@ -13,17 +14,18 @@ mod control;
 mod dead_letters;
 mod delay;
 pub mod error;
+pub mod event;
 pub mod extract;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
 pub mod handler;
 mod middleware;
+mod parking;
 pub mod record;
 mod result;
 mod retry;
 mod security;
-mod session_channel;
 pub mod sign;
 mod signature;
 mod task;
@@ -43,17 +45,25 @@ pub use context::TaskContext;
 pub use control::{ControlError, Revoked, Scheduled};
 pub use dead_letters::{DeadFilter, DeadLetter, DeadLetterOutcome};
 pub use error::{ResultError, SendError, TaskError};
+pub use event::Observer;
 pub use extract::State;
 pub use id::{QueueName, TaskId, TaskName};
 pub use middleware::{Middleware, Next, PublishHook};
+pub use parking::ParkedTask;
 pub use result::{AsyncResult, wait_all, wait_any};
 pub use retry::{Backoff, RetryPolicy};
+pub use security::QueueOptions;
 pub use signature::Signature;
 pub use task::TaskDef;
-pub use wire::{Codec, MaxSizes};
+pub use wire::{Codec, MaxSizes, Profile, ProfileError, TaskMessage};
 pub use worker::{Worker, WorkerBuilder};
 
 /// The examples of `docs/time.md` are compiled.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/time.md")]
 struct DocsOfTime;
+
+/// The example of `docs/events.md` is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/events.md")]
+struct DocsOfEvents;

@@ -13,7 +13,7 @@ use crate::{
     app::App,
     args::{FromResults, Results},
     error::ResultError,
-    id::TaskId,
+    id::{RecordId, TaskId},
     record::{Record, TaskState, fold},
 };
 
@@ -91,7 +91,7 @@ impl<R> AsyncResult<R> {
     /// # Cancel safety
     /// Safe.
     pub async fn changed(&self, seen: Option<&Record>, limit: Duration) -> Result<Record, ResultError> {
-        let mut watch = self.app.backend().watch(&self.id).await?;
+        let mut watch = self.app.backend().watch(&RecordId::from(&self.id)).await?;
         let deadline = Instant::now() + limit;
         loop {
             let record = self.read().await?;
@@ -146,7 +146,7 @@ impl<R> AsyncResult<R> {
     ) -> Result<Option<Record>, ResultError> {
         let all = async {
             if watch.is_none() {
-                *watch = Some(self.app.backend().watch(&self.id).await?);
+                *watch = Some(self.app.backend().watch(&RecordId::from(&self.id)).await?);
             }
             self.read().await
         };
@@ -161,7 +161,7 @@ impl<R> AsyncResult<R> {
     }
 
     async fn read(&self) -> Result<Option<Record>, ResultError> {
-        let facts = self.app.backend().read(std::slice::from_ref(&self.id)).await?;
+        let facts = self.app.backend().read(&[RecordId::from(&self.id)]).await?;
         let Some(mut facts) = facts.into_iter().next() else { return Ok(None) };
         self.app
             .0

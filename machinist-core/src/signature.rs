@@ -49,6 +49,7 @@ pub(crate) struct SignatureParts {
     pub(crate) soft_timeout: Option<Duration>,
     pub(crate) priority: Option<u8>,
     pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) labels: BTreeMap<String, String>,
     /// Reason that it cannot be sent: an argument without a form on the wire.
     pub(crate) unsendable: Option<String>,
 }
@@ -90,6 +91,7 @@ impl<R> Signature<R> {
             soft_timeout: None,
             priority: None,
             headers: BTreeMap::new(),
+            labels: BTreeMap::new(),
             unsendable: None,
         };
         Self { parts, result: PhantomData }
@@ -124,7 +126,8 @@ impl<R> Signature<R> {
         self
     }
 
-    /// Gives it an id of your choice. Two signatures of one id are one task.
+    /// Gives it an id of your choice. Two signatures of one id are one task. The id must not contain `!` or `+`, which mark
+    /// the ids that machinist derives from it.
     pub fn with_id(mut self, id: TaskId) -> Self {
         self.parts.id = id;
         self
@@ -213,6 +216,16 @@ impl<R> Signature<R> {
     /// Adds a header: text that travels with the task and that its handler can read.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.parts.headers.insert(name.into(), value.into());
+        self
+    }
+
+    /// Adds a label: a short text that can be read without the body, such as a team or a tenant. Up to 8 labels, with keys
+    /// of up to 32 letters, digits, `.`, `_` or `-`, and values of up to 128 bytes; checked when the signature is sent.
+    ///
+    /// Labels stay readable when arguments are encrypted. A task with labels is of wire version 2: a worker of an
+    /// earlier version leaves it to newer ones.
+    pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.parts.labels.insert(key.into(), value.into());
         self
     }
 

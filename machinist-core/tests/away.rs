@@ -12,21 +12,18 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use machinist_conformance::eventually;
 use machinist_core::{
-    App, AsyncResult, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
-    backend::{
-        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Renewed,
-        SessionEntry, Watch,
-    },
+    App, AsyncResult, State, TaskContext, TaskDef, TaskError, Worker,
+    backend::{Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Watch},
     broker::{
         Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
         SideQueue,
     },
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
-    id::{QueueName, SessionId},
+    event::{Event, EventKind},
+    id::{QueueName, RecordId},
     record::{Facts, TaskState},
     worker::{Drained, Health},
 };
@@ -112,12 +109,14 @@ struct View {
     away: Arc<AtomicBool>,
     /// What it did to the servers, and that it was done.
     done: Arc<Mutex<Vec<String>>>,
+    /// The states of its worker, as an observer saw them.
+    states: Arc<Mutex<Vec<&'static str>>>,
 }
 
 impl View {
     fn of(broker: &MemoryBroker, backend: &MemoryBackend) -> Self {
-        let (away, done) = (Arc::default(), Arc::default());
-        Self { broker: broker.connect(), backend: backend.clone(), away, done }
+        let (away, done, states) = Default::default();
+        Self { broker: broker.connect(), backend: backend.clone(), away, done, states }
     }
 
     fn lose_backend(&self, away: bool) {
@@ -170,49 +169,21 @@ impl Backend for View {
             Err(_) => batch.iter().map(|_| Err(self.there().unwrap_err())).collect(),
         }
     }
-    async fn read(&self, ids: &[TaskId]) -> Result<Vec<Facts>, BackendError> {
+    async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError> {
         self.there()?.read(ids).await
     }
-    async fn watch(&self, id: &TaskId) -> Result<Watch, BackendError> {
+    async fn watch(&self, id: &RecordId) -> Result<Watch, BackendError> {
         self.there()?.watch(id).await
     }
     async fn now(&self) -> Result<Timestamp, BackendError> {
         self.there()?.now().await
-    }
-    async fn open_session(
-        &self,
-        session: &SessionId,
-        lease: Duration,
-        info: Bytes,
-    ) -> Result<Timestamp, BackendError> {
-        let opened = self.there()?.open_session(session, lease, info).await;
-        self.note("session");
-        opened
-    }
-    async fn renew_session(
-        &self,
-        session: &SessionId,
-        lease: Duration,
-        info: Bytes,
-        running: &[TaskId],
-    ) -> Result<Renewed, BackendError> {
-        self.there()?.renew_session(session, lease, info, running).await
-    }
-    async fn close_session(&self, session: &SessionId) -> Result<(), BackendError> {
-        self.there()?.close_session(session).await
-    }
-    async fn alive(&self, sessions: &[SessionId]) -> Result<Vec<bool>, BackendError> {
-        self.there()?.alive(sessions).await
-    }
-    async fn sessions(&self) -> Result<Vec<SessionEntry>, BackendError> {
-        self.there()?.sessions().await
     }
     async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
         self.there()?.update_indexes(updates).await
     }
     async fn list(
         &self,
-        index: Index,
+        index: &Index,
         after: Option<(Timestamp, String)>,
         limit: usize,
     ) -> Result<Vec<(Timestamp, String)>, BackendError> {
@@ -261,7 +232,14 @@ struct Running {
 impl Running {
     async fn start(broker: &MemoryBroker, backend: &MemoryBackend) -> Self {
         let view = View::of(broker, backend);
-        let app = App::builder(Arc::new(view.clone()), Arc::new(view.clone())).build().await.unwrap();
+        let states = Arc::clone(&view.states);
+        let builder = App::builder(Arc::new(view.clone()), Arc::new(view.clone()));
+        let observed = builder.observer(move |event: &Event<'_>| {
+            if let EventKind::WorkerState { state, .. } = event.kind {
+                states.lock().unwrap().push(state.name());
+            }
+        });
+        let app = observed.build().await.unwrap();
         let (tale, gate) = (Tale::default(), Gate::default());
         let worker = Worker::builder(&app)
             .concurrency(2)
@@ -312,7 +290,7 @@ impl House {
     }
 
     async fn facts<R>(&self, task: &AsyncResult<R>) -> Facts {
-        self.backend.read(std::slice::from_ref(task.id())).await.unwrap().pop().unwrap()
+        self.backend.read(&[task.id().into()]).await.unwrap().pop().unwrap()
     }
 }
 
@@ -375,8 +353,10 @@ async fn after_ten_minutes_what_runs_is_cancelled_and_what_is_held_goes_back() {
     }
     // The one that was cancelled ran twice.
     assert_eq!(worker.tale.begun(), 5, "an outcome was lost, and its task ran again");
-    assert!(worker.view.place("end") < worker.view.place("session"), "outcomes come first");
-    assert!(worker.view.place("session") < worker.view.place("subscription"));
+    assert!(worker.view.place("end") < worker.view.place("lease"), "outcomes come first");
+    assert!(worker.view.place("lease") < worker.view.place("subscription"));
+    let states = ["backend_away", "withdrawn", "session_expired", "backend_back", "resubscribed"];
+    assert_eq!(*worker.view.states.lock().unwrap(), states);
     assert!(worker.health.obstacles().await.is_empty());
     assert!(worker.stops().await.is_clean());
 }
@@ -394,7 +374,7 @@ async fn a_run_that_was_cancelled_then_is_given_back_when_the_backend_is_there()
     worker.view.lose_backend(false);
     succeeds(&runs).await;
     assert!(house.facts(&runs).await.has("r:1:1"), "it counts against the task that it was cancelled");
-    assert!(worker.view.place("r:1:1") < worker.view.place("session"));
+    assert!(worker.view.place("r:1:1") < worker.view.place("lease"));
     assert_eq!(worker.tale.begun(), 2);
     let drained = worker.stops().await;
     assert!(drained.is_clean(), "{drained:?}");
@@ -471,7 +451,7 @@ async fn a_run_that_outlives_its_worker_behind_a_guard_is_unfinished_and_keeps_t
             () = tokio::time::advance(Duration::from_millis(100)) => {}
         }
     };
-    let sessions = house.backend.sessions().await.unwrap();
+    let sessions = house.backend.list(&Index::Sessions, None, 10).await.unwrap();
     // First: a runtime does not end before its blocking threads.
     *gate.0.0.lock().unwrap() = true;
     gate.0.1.notify_all();
@@ -511,6 +491,8 @@ async fn without_both_servers_what_runs_is_cancelled_when_the_lease_is_over() {
     worker.view.lose_backend(false);
     succeeds(&runs).await;
     assert_eq!(worker.tale.begun(), 2);
+    let states = ["backend_away", "cut_off", "session_expired", "backend_back"];
+    assert_eq!(*worker.view.states.lock().unwrap(), states);
     assert!(worker.stops().await.is_clean());
 }
 

@@ -135,7 +135,7 @@ async fn listing_takes_nothing_and_filters() {
     let letters = house.letters().await;
     assert_eq!(house.lying().await, 3);
     for (n, (letter, id)) in letters.iter().zip(&ids).enumerate() {
-        assert_eq!((letter.dead_id.as_str(), letter.reason.as_str()), (&*format!("{id}.1"), "failed"));
+        assert_eq!((letter.dead_id.as_str(), letter.reason.as_str()), (&*format!("{id}!1"), "failed"));
         assert_eq!(letter.error.chain, [format!("no {n}")]);
         assert_eq!((letter.task.as_ref(), letter.attempt), (Some(id), Some(1)));
         assert_eq!((letter.name.as_ref().unwrap().as_str(), letter.queue.as_str()), ("fail", "q"));

@@ -37,6 +37,9 @@ impl Broker for Impatient {
     fn capabilities(&self) -> BrokerCapabilities {
         BrokerCapabilities { max_delay: Some(MAX_DELAY), ..self.broker.capabilities() }
     }
+    fn realm(&self) -> String {
+        self.broker.realm()
+    }
     async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {
         self.delays.lock().unwrap().extend(batch.iter().map(|publish| publish.delay));
         self.broker.publish(batch).await

@@ -316,6 +316,11 @@ async fn a_contradiction_is_not_sent() {
     assert!(matches!(client.send(signature).await, Err(SendError::Invalid(_))));
     assert!(matches!(client.send(ADD.call((1, 1)).queue("amq.x")).await, Err(SendError::Name(_))));
     assert!(matches!(client.send(Signature::new("")).await, Err(SendError::Name(_))));
+    for id in ["report!1", "report+2"] {
+        let refused = client.send(ADD.call((1, 1)).with_id(id.try_into().unwrap())).await;
+        let Err(SendError::Invalid(why)) = refused else { panic!("{refused:?}") };
+        assert!(why.contains("contains `!` or `+`"), "{why}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

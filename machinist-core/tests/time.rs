@@ -14,7 +14,9 @@ use std::{
 use machinist_core::{
     App, AsyncResult, Backoff, ControlError, ResultError, RetryPolicy, Revoked, SendError, State,
     TaskContext, TaskDef, TaskError, TaskId, Worker, WorkerBuilder,
+    backend::Index,
     clock::Timestamp,
+    id::{RecordId, SessionId},
     record::{FailureKind, TaskState},
     wait_all, wait_any,
     worker::{Drained, ErrorClass, TaskOptions},
@@ -115,10 +117,11 @@ async fn reaches<R>(result: &AsyncResult<R>, state: TaskState) {
     panic!("{} does not become {state}", result.id());
 }
 
-/// What the only worker says of itself.
-async fn session(app: &App) -> serde_json::Value {
-    let sessions = app.backend().sessions().await.unwrap();
-    serde_json::from_slice(&sessions[0].info).unwrap()
+/// What the only worker says about its runs.
+async fn runs(app: &App) -> serde_json::Value {
+    let (_, session) = app.backend().list(&Index::Sessions, None, 1).await.unwrap().remove(0);
+    let record = RecordId::from(SessionId::from(session.as_str()));
+    app.backend().read(&[record]).await.unwrap()[0].read("runs").unwrap()
 }
 
 // ---- revoking
@@ -238,7 +241,7 @@ async fn a_blocking_handler_that_is_terminated_is_left_behind_and_listed() {
         tokio::time::advance(secs(1)).await;
     }
     assert_eq!(failed(&task).await.0, FailureKind::Revoked);
-    while session(&app).await.get("stuck") != Some(&serde_json::json!([task.id().as_str()])) {
+    while runs(&app).await["stuck"] != serde_json::json!([task.id().as_str()]) {
         tokio::time::advance(secs(1)).await;
     }
     open(&gate);
@@ -338,10 +341,10 @@ async fn a_stuck_handler_is_listed() {
     let deaf = client.send(SLEEP.call((100_000,)).soft_timeout(secs(1))).await.unwrap();
     reaches(&deaf, TaskState::Started).await;
     tokio::time::sleep(secs(20)).await;
-    assert_eq!(session(&app).await["stuck"], serde_json::json!([deaf.id().as_str()]));
+    assert_eq!(runs(&app).await["stuck"], serde_json::json!([deaf.id().as_str()]));
     deaf.wait(2 * SOON).await.unwrap();
     tokio::time::sleep(secs(20)).await;
-    assert_eq!(session(&app).await.get("stuck"), None);
+    assert_eq!(runs(&app).await["stuck"], serde_json::json!([]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -454,7 +457,7 @@ async fn what_waits_for_its_next_run_is_listed_with_the_reason() {
         assert!(matches!(now, Err(ControlError::State { state: TaskState::Retry, .. })), "{now:?}");
     }
     failed(&task).await;
-    let listed = app.backend().list(machinist_core::backend::Index::Scheduled, None, 10).await.unwrap();
+    let listed = app.backend().list(&machinist_core::backend::Index::Scheduled, None, 10).await.unwrap();
     assert_eq!(listed, [], "taken off by its worker");
 }
 

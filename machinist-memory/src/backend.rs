@@ -1,4 +1,4 @@
-//! Facts, sessions and indexes in memory.
+//! Records and indexes in memory.
 //!
 //! Time is the host's clock at the moment when the backend was created, and advances with tokio's clock: it never goes
 //! back, and it stands still while a test pauses it.
@@ -7,23 +7,18 @@ use std::{
     collections::{BTreeSet, HashMap},
     ops::Bound,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::lock;
 use machinist_adapter::{
-    backend::{
-        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Renewed,
-        SessionEntry, Watch,
-    },
+    backend::{Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Watch},
     clock::{self, Clock, Timestamp},
     diagnose::{Diagnose, Finding},
     facts::Facts,
-    id::{SessionId, TaskId},
+    id::RecordId,
 };
 
 /// A backend inside this process. Clones share everything.
@@ -69,11 +64,11 @@ impl Backend for MemoryBackend {
         self.with_state(|state, now| batch.iter().map(|commit| Ok(state.commit(commit, now))).collect())
     }
 
-    async fn read(&self, ids: &[TaskId]) -> Result<Vec<Facts>, BackendError> {
+    async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError> {
         Ok(self.with_state(|state, _| state.read(ids)))
     }
 
-    async fn watch(&self, id: &TaskId) -> Result<Watch, BackendError> {
+    async fn watch(&self, id: &RecordId) -> Result<Watch, BackendError> {
         let mut state = lock(&self.state);
         let signal = state.watches.entry(id.clone()).or_insert_with(|| watch::Sender::new(0)).subscribe();
         let guard = WatchEntry { state: Arc::clone(&self.state), id: id.clone() };
@@ -84,54 +79,6 @@ impl Backend for MemoryBackend {
         Ok(self.clock.now())
     }
 
-    async fn open_session(
-        &self,
-        session: &SessionId,
-        lease: Duration,
-        info: Bytes,
-    ) -> Result<Timestamp, BackendError> {
-        Ok(self.with_state(|state, now| {
-            state.sessions.insert(session.clone(), MemorySession { until: now.plus(lease), info });
-            now
-        }))
-    }
-
-    async fn renew_session(
-        &self,
-        session: &SessionId,
-        lease: Duration,
-        info: Bytes,
-        running: &[TaskId],
-    ) -> Result<Renewed, BackendError> {
-        Ok(self.with_state(|state, now| {
-            let entry = state.sessions.get_mut(session);
-            let alive = entry.is_some();
-            if let Some(entry) = entry {
-                *entry = MemorySession { until: now.plus(lease), info };
-            }
-            Renewed { alive, now, records: state.read(running) }
-        }))
-    }
-
-    async fn close_session(&self, session: &SessionId) -> Result<(), BackendError> {
-        lock(&self.state).sessions.remove(session);
-        Ok(())
-    }
-
-    async fn alive(&self, sessions: &[SessionId]) -> Result<Vec<bool>, BackendError> {
-        Ok(self.with_state(|state, _| {
-            sessions.iter().map(|session| state.sessions.contains_key(session)).collect()
-        }))
-    }
-
-    async fn sessions(&self) -> Result<Vec<SessionEntry>, BackendError> {
-        let entry = |(id, session): (&SessionId, &MemorySession)| SessionEntry {
-            id: id.clone(),
-            info: session.info.clone(),
-        };
-        Ok(self.with_state(|state, _| state.sessions.iter().map(entry).collect()))
-    }
-
     async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
         let mut state = lock(&self.state);
         updates.into_iter().for_each(|update| state.update_index(update));
@@ -140,12 +87,12 @@ impl Backend for MemoryBackend {
 
     async fn list(
         &self,
-        index: Index,
+        index: &Index,
         after: Option<(Timestamp, String)>,
         limit: usize,
     ) -> Result<Vec<(Timestamp, String)>, BackendError> {
         let state = lock(&self.state);
-        let Some(members) = state.indexes.get(&index) else { return Ok(Vec::new()) };
+        let Some(members) = state.indexes.get(index) else { return Ok(Vec::new()) };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         Ok(members.ordered.range((from, Bound::Unbounded)).take(limit).cloned().collect())
     }
@@ -172,24 +119,17 @@ impl Diagnose for MemoryBackend {
 
 #[derive(Debug, Default)]
 struct Records {
-    records: HashMap<TaskId, MemoryRecord>,
+    records: HashMap<RecordId, MemoryRecord>,
     /// Records that expire, earliest first.
-    expiries: BTreeSet<(Timestamp, TaskId)>,
-    sessions: HashMap<SessionId, MemorySession>,
+    expiries: BTreeSet<(Timestamp, RecordId)>,
     indexes: HashMap<Index, Members>,
-    watches: HashMap<TaskId, watch::Sender<u64>>,
+    watches: HashMap<RecordId, watch::Sender<u64>>,
 }
 
 #[derive(Debug, Default)]
 struct MemoryRecord {
     facts: Facts,
     expires: Option<Timestamp>,
-}
-
-#[derive(Debug)]
-struct MemorySession {
-    until: Timestamp,
-    info: Bytes,
 }
 
 #[derive(Debug, Default)]
@@ -205,10 +145,9 @@ impl Records {
                 self.records.remove(&id);
             }
         }
-        self.sessions.retain(|_, session| session.until > now);
     }
 
-    fn read(&self, ids: &[TaskId]) -> Vec<Facts> {
+    fn read(&self, ids: &[RecordId]) -> Vec<Facts> {
         let facts = |id| self.records.get(id).map(|record: &MemoryRecord| record.facts.clone());
         ids.iter().map(|id| facts(id).unwrap_or_default()).collect()
     }
@@ -226,7 +165,7 @@ impl Records {
             {
                 watch.send_modify(|count| *count = count.wrapping_add(1));
             }
-            Committed::Done
+            commit.done(&record.facts)
         } else {
             Committed::Refused(record.facts.clone())
         };
@@ -236,7 +175,7 @@ impl Records {
         answer
     }
 
-    fn reschedule(&mut self, id: &TaskId, before: Option<Timestamp>, record: &MemoryRecord) {
+    fn reschedule(&mut self, id: &RecordId, before: Option<Timestamp>, record: &MemoryRecord) {
         if let Some(before) = before {
             self.expiries.remove(&(before, id.clone()));
         }
@@ -265,7 +204,7 @@ impl Records {
 #[derive(Debug)]
 struct WatchEntry {
     state: Arc<Mutex<Records>>,
-    id: TaskId,
+    id: RecordId,
 }
 
 impl Drop for WatchEntry {
@@ -280,32 +219,31 @@ impl Drop for WatchEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use machinist_adapter::backend::Expiry;
+    use std::time::Duration;
 
-    fn put(id: &TaskId, name: &str, expiry: Expiry) -> Commit {
+    use bytes::Bytes;
+    use machinist_adapter::{backend::Expiry, id::TaskId};
+
+    fn put(id: &RecordId, name: &str, expiry: Expiry) -> Commit {
         Commit { facts: vec![(name.to_owned().into(), Bytes::new())], expiry, ..Commit::new(id.clone()) }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn leases_and_expiries_follow_paused_time() {
+    async fn expiries_follow_paused_time() {
         let backend = MemoryBackend::new();
-        let id = TaskId::fresh();
-        let session = SessionId::fresh();
+        let id = RecordId::from(TaskId::fresh());
         let day = Duration::from_secs(86400);
         backend.commit(vec![put(&id, "name", Expiry::After(day)).into()]).await;
-        backend.open_session(&session, day, Bytes::new()).await.unwrap();
         tokio::time::advance(day - Duration::from_millis(1)).await;
-        assert_eq!(backend.alive(std::slice::from_ref(&session)).await.unwrap(), [true]);
         assert!(!backend.read(std::slice::from_ref(&id)).await.unwrap()[0].is_empty());
         tokio::time::advance(Duration::from_millis(2)).await;
-        assert_eq!(backend.alive(&[session]).await.unwrap(), [false]);
         assert!(backend.read(&[id]).await.unwrap()[0].is_empty());
     }
 
     #[tokio::test]
     async fn expired_records_and_ended_watches_leave_nothing_behind() {
         let backend = MemoryBackend::new();
-        let id = TaskId::fresh();
+        let id = RecordId::from(TaskId::fresh());
         drop((backend.watch(&id).await.unwrap(), backend.watch(&id).await.unwrap()));
         backend.commit(vec![put(&id, "name", Expiry::After(Duration::ZERO)).into()]).await;
         backend.read(&[]).await.unwrap();

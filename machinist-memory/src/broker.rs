@@ -89,6 +89,7 @@ impl Broker for MemoryBroker {
         batch
             .into_iter()
             .map(|publish| {
+                publish.message.check_depth()?;
                 locked.publish(publish, now);
                 Ok(())
             })

@@ -72,6 +72,10 @@ struct UnsettledMessage {
 }
 
 /// Result of asking for the next message of a subscription.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is taken apart where it is returned; a box would cost each delivery"
+)]
 pub(super) enum NextDelivery {
     Delivery {
         tag: u64,

@@ -57,7 +57,7 @@ mod backend_suite {
 }
 
 mod model {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
     use machinist_adapter::{
         backend::{Committed, Index},
@@ -72,7 +72,6 @@ mod model {
     #[derive(Default)]
     struct Model {
         records: BTreeMap<usize, Facts>,
-        sessions: BTreeSet<usize>,
         indexes: BTreeMap<Index, BTreeMap<usize, i64>>,
     }
 
@@ -83,23 +82,9 @@ mod model {
                     AgreementAnswer::Committed(changes.iter().map(|change| self.commit(change)).collect())
                 }
                 AgreementStep::Read(tasks) => AgreementAnswer::Records(self.read(tasks)),
-                AgreementStep::Open(session) => {
-                    self.sessions.insert(*session);
-                    AgreementAnswer::Done
-                }
-                AgreementStep::Renew(session, tasks) => {
-                    AgreementAnswer::Renewed(self.sessions.contains(session), self.read(tasks))
-                }
-                AgreementStep::Close(session) => {
-                    self.sessions.remove(session);
-                    AgreementAnswer::Done
-                }
-                AgreementStep::Alive(sessions) => AgreementAnswer::Alive(
-                    sessions.iter().map(|session| self.sessions.contains(session)).collect(),
-                ),
                 AgreementStep::UpdateIndexes(updates) => {
                     for (index, member, at) in updates {
-                        let members = self.indexes.entry(*index).or_default();
+                        let members = self.indexes.entry(index.clone()).or_default();
                         match at {
                             Some(at) => members.insert(*member, *at),
                             None => members.remove(member),
@@ -108,7 +93,7 @@ mod model {
                     AgreementAnswer::Done
                 }
                 AgreementStep::List(index, after, limit) => {
-                    let members = self.indexes.entry(*index).or_default();
+                    let members = self.indexes.entry(index.clone()).or_default();
                     let mut all: Vec<_> = members.iter().map(|(member, at)| (*at, *member)).collect();
                     all.sort_unstable();
                     all.retain(|entry| after.is_none_or(|after| *entry > after));
@@ -129,6 +114,11 @@ mod model {
                     return Committed::Refused(record.clone());
                 }
             }
+            for (name, value) in &change.require {
+                if record.get(name) != Some(value) {
+                    return Committed::Refused(record.clone());
+                }
+            }
             for (name, value) in &change.equal_or_absent {
                 if record.has(name) && record.get(name) != Some(value) {
                     return Committed::Refused(record.clone());
@@ -142,7 +132,7 @@ mod model {
                     record.put(name.clone(), value.clone());
                 }
             }
-            Committed::Done
+            Committed::Done { count: change.count.then(|| record.iter().count() as u64) }
         }
     }
 

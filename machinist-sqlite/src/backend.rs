@@ -1,18 +1,14 @@
 //! The file as a result backend: every operation becomes a change or a query of the store's threads.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use machinist_adapter::{
-    backend::{
-        Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Renewed,
-        SessionEntry, Watch,
-    },
+    backend::{Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Watch},
     clock::Timestamp,
     diagnose::{Diagnose, Finding},
     facts::Facts,
-    id::{SessionId, TaskId},
+    id::RecordId,
 };
 
 use crate::{
@@ -24,7 +20,7 @@ use crate::{
 
 /// Result backend in an SQLite file. Created by [`SqliteStore::backend`](crate::SqliteStore::backend).
 ///
-/// It stores records, sessions and indexes. Its time is the clock of the host, made monotonic within a process.
+/// It stores records and indexes. Its time is the clock of the host, made monotonic within a process.
 /// Expired records are invisible to every reader at once and are deleted in the background. Their pages in the file
 /// are reused; the file does not shrink.
 #[derive(Debug, Clone)]
@@ -75,63 +71,18 @@ impl Backend for SqliteBackend {
             .collect()
     }
 
-    async fn read(&self, ids: &[TaskId]) -> Result<Vec<Facts>, BackendError> {
+    async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError> {
         let ids = ids.to_vec();
         Ok(self.store.query(|reply| Query::Records(ids, reply)).await?)
     }
 
-    async fn watch(&self, id: &TaskId) -> Result<Watch, BackendError> {
+    async fn watch(&self, id: &RecordId) -> Result<Watch, BackendError> {
         let (signal, watcher) = self.store.watches.watch(id);
         Ok(Watch::new(signal, Some(Box::new(watcher))))
     }
 
     async fn now(&self) -> Result<Timestamp, BackendError> {
         Ok(self.store.now())
-    }
-
-    async fn open_session(
-        &self,
-        session: &SessionId,
-        lease: Duration,
-        info: Bytes,
-    ) -> Result<Timestamp, BackendError> {
-        match self
-            .store
-            .apply_change(StoreChange::OpenSession { session: session.clone(), lease, info })
-            .await?
-        {
-            ChangeOutcome::At(now) => Ok(now),
-            _ => Err(self.unexpected_outcome()),
-        }
-    }
-
-    async fn renew_session(
-        &self,
-        session: &SessionId,
-        lease: Duration,
-        info: Bytes,
-        running: &[TaskId],
-    ) -> Result<Renewed, BackendError> {
-        let renew =
-            StoreChange::RenewSession { session: session.clone(), lease, info, running: running.to_vec() };
-        match self.store.apply_change(renew).await? {
-            ChangeOutcome::Renewed(renewed) => Ok(renewed),
-            _ => Err(self.unexpected_outcome()),
-        }
-    }
-
-    async fn close_session(&self, session: &SessionId) -> Result<(), BackendError> {
-        self.store.apply_change(StoreChange::CloseSession(session.clone())).await?;
-        Ok(())
-    }
-
-    async fn alive(&self, sessions: &[SessionId]) -> Result<Vec<bool>, BackendError> {
-        let ids = sessions.to_vec();
-        Ok(self.store.query(|reply| Query::Alive(ids, reply)).await?)
-    }
-
-    async fn sessions(&self) -> Result<Vec<SessionEntry>, BackendError> {
-        Ok(self.store.query(Query::Sessions).await?)
     }
 
     async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
@@ -141,10 +92,11 @@ impl Backend for SqliteBackend {
 
     async fn list(
         &self,
-        index: Index,
+        index: &Index,
         after: Option<(Timestamp, String)>,
         limit: usize,
     ) -> Result<Vec<(Timestamp, String)>, BackendError> {
+        let index = index.clone();
         Ok(self.store.query(|reply| Query::List { index, after, limit, reply }).await?)
     }
 }

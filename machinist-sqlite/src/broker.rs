@@ -85,11 +85,12 @@ impl Broker for SqliteBroker {
         if let Err(closed) = self.check_open() {
             return batch.iter().map(|_| Err(closed.clone().into())).collect();
         }
-        let too_large = |publish: &Publish| {
+        let refusal = |publish: &Publish| {
             let size = publish.message.size();
-            (size > MAX_MESSAGE_BYTES).then_some(PublishError::TooLarge { size, limit: MAX_MESSAGE_BYTES })
+            let too_large = PublishError::TooLarge { size, limit: MAX_MESSAGE_BYTES };
+            if size > MAX_MESSAGE_BYTES { Some(too_large) } else { publish.message.check_depth().err() }
         };
-        let refused: Vec<_> = batch.iter().map(too_large).collect();
+        let refused: Vec<_> = batch.iter().map(refusal).collect();
         let taken = batch.into_iter().zip(&refused).filter(|(_, refused)| refused.is_none());
         let mut outcomes = self
             .store

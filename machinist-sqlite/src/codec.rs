@@ -1,11 +1,13 @@
 //! Encoding of all facts, and of all headers, in one column each.
 //!
 //! Facts are encoded as text that people can read, exact for any bytes: a line per fact,
-//! `NAME-LENGTH.VALUE-LENGTH NAME=VALUE`. Headers are encoded for the program only: a tag, two lengths, name, value.
+//! `NAME-LENGTH.VALUE-LENGTH NAME=VALUE`. Headers are encoded for the program only: a tag, two lengths, name, value. A list or
+//! table is a value that holds headers. The properties that few messages have are headers with separate tags: a column
+//! for each would cost every message.
 
 use bytes::Bytes;
 use machinist_adapter::{
-    broker::{HeaderValue, Headers, header_name},
+    broker::{HeaderValue, MAX_HEADER_DEPTH, Message, header_name},
     facts::Facts,
 };
 
@@ -43,41 +45,102 @@ pub(crate) fn decode_facts(mut rest: &[u8]) -> Result<Facts, MalformedValue> {
     Ok(facts)
 }
 
-/// Returns `None` if there are no headers: most of the cost of a column is that it has a value.
-pub(crate) fn encode_headers(headers: &Headers) -> Option<Vec<u8>> {
-    if headers.is_empty() {
-        return None;
-    }
-    let mut out = Vec::with_capacity(headers.len() * 64);
-    for (name, value) in headers {
-        match value {
-            HeaderValue::Text(text) => header(&mut out, b't', name, text.as_bytes()),
-            HeaderValue::Int(number) => header(&mut out, b'i', name, &number.to_be_bytes()),
-            HeaderValue::Bool(truth) => header(&mut out, b'b', name, &[u8::from(*truth)]),
-            HeaderValue::Bytes(bytes) => header(&mut out, b'x', name, bytes),
+/// Tags of properties.
+const CORRELATION_ID: u8 = b'C';
+const REPLY_TO: u8 = b'R';
+const CONTENT_ENCODING: u8 = b'E';
+
+/// Encodes the headers and the rare properties of a message. Returns `None` if it has none: most of the cost of a column is
+/// that it has a value.
+pub(crate) fn encode_headers(message: &Message) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(message.headers.len() * 64);
+    for (tag, property) in [
+        (CORRELATION_ID, &message.correlation_id),
+        (REPLY_TO, &message.reply_to),
+        (CONTENT_ENCODING, &message.content_encoding),
+    ] {
+        if let Some(property) = property {
+            header(&mut out, tag, "", property.as_bytes());
         }
     }
-    Some(out)
+    for (name, value) in &message.headers {
+        encode_header(&mut out, name, value);
+    }
+    (!out.is_empty()).then_some(out)
 }
 
-pub(crate) fn decode_headers(mut rest: &[u8]) -> Result<Headers, MalformedValue> {
-    let mut headers = Headers::new();
-    while let Some((&tag, tail)) = rest.split_first() {
-        rest = tail;
-        let name_len = read_length(&mut rest)?;
-        let value_len = read_length(&mut rest)?;
-        let name = header_name(text(take(&mut rest, name_len)?)?);
-        let raw = take(&mut rest, value_len)?;
-        let value = match tag {
-            b't' => HeaderValue::Text(text(raw)?.to_owned()),
-            b'i' => HeaderValue::Int(i64::from_be_bytes(raw.try_into().map_err(|_| MalformedValue)?)),
-            b'b' => HeaderValue::Bool(raw == [1]),
-            b'x' => HeaderValue::Bytes(Bytes::copy_from_slice(raw)),
-            _ => return Err(MalformedValue),
-        };
-        headers.insert(name, value);
+fn encode_header(out: &mut Vec<u8>, name: &str, value: &HeaderValue) {
+    match value {
+        HeaderValue::Text(text) => header(out, b't', name, text.as_bytes()),
+        HeaderValue::Int(number) => header(out, b'i', name, &number.to_be_bytes()),
+        HeaderValue::Bool(truth) => header(out, b'b', name, &[u8::from(*truth)]),
+        HeaderValue::Bytes(bytes) => header(out, b'x', name, bytes),
+        HeaderValue::Float(number) => header(out, b'f', name, &number.to_be_bytes()),
+        HeaderValue::Null => header(out, b'n', name, &[]),
+        HeaderValue::List(all) => {
+            let mut inner = Vec::new();
+            all.iter().for_each(|value| encode_header(&mut inner, "", value));
+            header(out, b'l', name, &inner);
+        }
+        HeaderValue::Table(all) => {
+            let mut inner = Vec::new();
+            all.iter().for_each(|(name, value)| encode_header(&mut inner, name, value));
+            header(out, b'm', name, &inner);
+        }
     }
-    Ok(headers)
+}
+
+/// Decodes headers and rare properties into a message.
+pub(crate) fn decode_headers(mut rest: &[u8], message: &mut Message) -> Result<(), MalformedValue> {
+    while !rest.is_empty() {
+        let (tag, name, raw) = read_header(&mut rest)?;
+        let property = match tag {
+            CORRELATION_ID => &mut message.correlation_id,
+            REPLY_TO => &mut message.reply_to,
+            CONTENT_ENCODING => &mut message.content_encoding,
+            _ => {
+                message.headers.insert(header_name(name), decode_value(tag, raw, MAX_HEADER_DEPTH)?);
+                continue;
+            }
+        };
+        *property = Some(text(raw)?.to_owned());
+    }
+    Ok(())
+}
+
+/// Decodes a value of at most `levels` lists and tables inside each other. More were never written.
+fn decode_value(tag: u8, mut raw: &[u8], levels: usize) -> Result<HeaderValue, MalformedValue> {
+    Ok(match tag {
+        b't' => HeaderValue::Text(text(raw)?.to_owned()),
+        b'i' => HeaderValue::Int(i64::from_be_bytes(raw.try_into().map_err(|_| MalformedValue)?)),
+        b'b' => HeaderValue::Bool(raw == [1]),
+        b'x' => HeaderValue::Bytes(Bytes::copy_from_slice(raw)),
+        b'f' => HeaderValue::Float(f64::from_be_bytes(raw.try_into().map_err(|_| MalformedValue)?)),
+        b'n' => HeaderValue::Null,
+        b'l' | b'm' => {
+            let levels = levels.checked_sub(1).ok_or(MalformedValue)?;
+            let mut inner = Vec::new();
+            while !raw.is_empty() {
+                let (tag, name, value) = read_header(&mut raw)?;
+                inner.push((name.to_owned(), decode_value(tag, value, levels)?));
+            }
+            if tag == b'l' {
+                HeaderValue::List(inner.into_iter().map(|(_, value)| value).collect())
+            } else {
+                HeaderValue::Table(inner.into_iter().collect())
+            }
+        }
+        _ => return Err(MalformedValue),
+    })
+}
+
+/// Reads one header: its tag, its name and its value.
+fn read_header<'a>(rest: &mut &'a [u8]) -> Result<(u8, &'a str, &'a [u8]), MalformedValue> {
+    let (&tag, tail) = rest.split_first().ok_or(MalformedValue)?;
+    *rest = tail;
+    let name_len = read_length(rest)?;
+    let value_len = read_length(rest)?;
+    Ok((tag, text(take(rest, name_len)?)?, take(rest, value_len)?))
 }
 
 fn header(out: &mut Vec<u8>, tag: u8, name: &str, value: &[u8]) {
@@ -139,6 +202,8 @@ fn text(raw: &[u8]) -> Result<&str, MalformedValue> {
 
 #[cfg(test)]
 mod tests {
+    use machinist_adapter::broker::Headers;
+
     use super::*;
 
     #[test]
@@ -155,16 +220,50 @@ mod tests {
 
     #[test]
     fn headers_survive() {
-        let mut headers = Headers::new();
+        let mut sent = Message { reply_to: Some(String::new()), ..Message::default() };
+        sent.correlation_id = Some("C".to_owned());
+        sent.content_encoding = Some("gzip".to_owned());
+        let headers = &mut sent.headers;
         headers.insert("text".into(), "ä".into());
         headers.insert("long".into(), "x".repeat(70_000).into());
         headers.insert("number".into(), i64::MIN.into());
         headers.insert("yes".into(), true.into());
         headers.insert("no".into(), false.into());
         headers.insert("".into(), HeaderValue::Bytes(Bytes::from_static(b"\0\xff")));
-        let encoded = encode_headers(&headers).unwrap();
-        assert_eq!(decode_headers(&encoded), Ok(headers));
-        assert_eq!(encode_headers(&Headers::new()), None);
+        let table = [("".to_owned(), HeaderValue::List(vec![])), ("x".to_owned(), HeaderValue::Null)];
+        let list = vec![HeaderValue::Float(-0.5), HeaderValue::Table(table.into()), "C".into()];
+        headers.insert("list".into(), HeaderValue::List(list));
+        assert_eq!(decoded(&encode_headers(&sent).unwrap()), Ok(sent));
+        assert_eq!(encode_headers(&Message::default()), None);
+    }
+
+    fn decoded(encoded: &[u8]) -> Result<Message, MalformedValue> {
+        let mut message = Message::default();
+        decode_headers(encoded, &mut message).map(|()| message)
+    }
+
+    #[test]
+    fn headers_that_were_stored_before_there_were_lists_are_read() {
+        let stored = b"i\x01\x08n\0\0\0\0\0\0\0\x07b\x01\x01b\x01t\x01\x02t\xc3\xa4x\0\x01\xff";
+        let headers: Headers = [
+            ("n".into(), 7.into()),
+            ("b".into(), true.into()),
+            ("t".into(), "ä".into()),
+            ("".into(), HeaderValue::Bytes(Bytes::from_static(b"\xff"))),
+        ]
+        .into();
+        assert_eq!(decoded(stored), Ok(Message { headers, ..Message::default() }));
+    }
+
+    #[test]
+    fn lists_are_read_to_a_bounded_depth() {
+        let nested = |levels: usize| {
+            let value = (0..levels).fold(HeaderValue::Null, |inner, _| HeaderValue::List(vec![inner]));
+            let headers = [("deep".into(), value)].into();
+            encode_headers(&Message { headers, ..Message::default() }).unwrap()
+        };
+        assert!(decoded(&nested(MAX_HEADER_DEPTH)).is_ok());
+        assert_eq!(decoded(&nested(MAX_HEADER_DEPTH + 1)), Err(MalformedValue));
     }
 
     #[test]
@@ -179,7 +278,7 @@ mod tests {
         for bad in
             [&b"t"[..], b"t\xff\xff\xff\xff\xff\xff", b"i\x01\x01ab", b"?\x01\x01ab", b"t\x01\x01\xffb"]
         {
-            assert_eq!(decode_headers(bad), Err(MalformedValue));
+            assert_eq!(decoded(bad), Err(MalformedValue));
         }
     }
 }

@@ -6,27 +6,25 @@ use std::{
 };
 
 use machinist_adapter::{
-    backend::{Index, SessionEntry},
+    backend::Index,
     broker::{QueueDepth, Target},
     clock::Timestamp,
     diagnose::Finding,
     facts::Facts,
-    id::{QueueName, SessionId, TaskId},
+    id::{QueueName, RecordId},
 };
 use rusqlite::{Connection, params};
 use tokio::sync::oneshot;
 
-use crate::{clock::HostClock, diagnose, error::StoreError, indexes, messages, records, sessions};
+use crate::{clock::HostClock, diagnose, error::StoreError, indexes, messages, records};
 
 type QueryReply<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// Query about the file, with the channel for its answer.
 #[derive(Debug)]
 pub(crate) enum Query {
-    Records(Vec<TaskId>, QueryReply<Vec<Facts>>),
+    Records(Vec<RecordId>, QueryReply<Vec<Facts>>),
     Depth(Vec<QueueName>, QueryReply<Vec<QueueDepth>>),
-    Alive(Vec<SessionId>, QueryReply<Vec<bool>>),
-    Sessions(QueryReply<Vec<SessionEntry>>),
     List {
         index: Index,
         after: Option<(Timestamp, String)>,
@@ -60,12 +58,8 @@ impl FileReader {
                 Query::Depth(queues, reply) => {
                     self.answer(reply, |db| queues.iter().map(|queue| self.depth(db, queue, now)).collect())
                 }
-                Query::Alive(ids, reply) => self.answer(reply, |db| {
-                    ids.iter().map(|id| sessions::is_alive(db, self.namespace, now, id)).collect()
-                }),
-                Query::Sessions(reply) => self.answer(reply, |db| sessions::all(db, self.namespace, now)),
                 Query::List { index, after, limit, reply } => {
-                    self.answer(reply, |db| indexes::list(db, self.namespace, index, after.as_ref(), limit));
+                    self.answer(reply, |db| indexes::list(db, self.namespace, &index, after.as_ref(), limit));
                 }
                 Query::Diagnose(reply) => self.answer(reply, |db| diagnose::examine(db, &self.path)),
                 Query::Stop => return,

@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use machinist_adapter::{clock::Timestamp, id::TaskId};
+use machinist_adapter::{
+    clock::Timestamp,
+    id::{RecordId, RecordKind},
+};
 use rusqlite::{Connection, params};
 
 use crate::{
@@ -128,9 +131,9 @@ impl FileWatcher {
             // Rows were deleted before this thread read them.
             self.watches.notify_all();
         }
-        let mut statement = self
-            .db
-            .prepare_cached("SELECT seq, namespace, source, task FROM wakes WHERE seq > ?1 ORDER BY seq")?;
+        let mut statement = self.db.prepare_cached(
+            "SELECT seq, namespace, source, kind, name FROM wakes WHERE seq > ?1 ORDER BY seq",
+        )?;
         let mut rows = statement.query(params![after])?;
         while let Some(row) = rows.next()? {
             state.last_wake_up = row.get(0)?;
@@ -138,9 +141,9 @@ impl FileWatcher {
             let store_id: i64 = row.get(2)?;
             if namespace == self.namespace
                 && store_id != self.store_id
-                && let Ok(id) = TaskId::parse(row.get_ref(3)?.as_str()?)
+                && let Some(kind) = RecordKind::parse(row.get_ref(3)?.as_str()?)
             {
-                self.watches.notify(&id);
+                self.watches.notify(&RecordId::new(kind, row.get_ref(4)?.as_str()?));
             }
         }
         Ok(())

@@ -13,11 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use machinist_adapter::{
-    backend::{Committed, Renewed},
-    broker::Settle,
-    id::TaskId,
-};
+use machinist_adapter::{backend::Committed, broker::Settle, id::RecordId};
 use rusqlite::Connection;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
@@ -29,7 +25,7 @@ use crate::{
     messages::{self, QueueIds},
     owners::{self, FailureDetector, HEARTBEAT_INTERVAL, OwnerRegistration, RegisteredOwner},
     peer_writers::PeerWriters,
-    records, sessions,
+    records,
     subscription::{ClaimedDelivery, SqliteSubscription},
     wake_up::WakeSender,
     watch_registry::WatchRegistry,
@@ -94,7 +90,7 @@ impl WriteContext {
 /// Consequences of a transaction, which take effect after its commit.
 #[derive(Debug, Default)]
 struct TransactionEffects {
-    changed_tasks: Vec<TaskId>,
+    changed_records: Vec<RecordId>,
     ready_queues: Vec<i64>,
     subscribed: Vec<LocalConsumer>,
     unsubscribed: Vec<Arc<SqliteSubscription>>,
@@ -298,7 +294,7 @@ impl FileWriter {
     }
 
     fn run_effects(&mut self, effects: TransactionEffects) {
-        for id in &effects.changed_tasks {
+        for id in &effects.changed_records {
             self.watches.notify(id);
         }
         let include_own = !effects.ready_queues.is_empty() || !effects.subscribed.is_empty();
@@ -313,7 +309,7 @@ impl FileWriter {
             }
         }
         self.mark_ready(&effects.ready_queues);
-        if include_own || !effects.changed_tasks.is_empty() {
+        if include_own || !effects.changed_records.is_empty() {
             // The listener of this process, too: for messages that it cannot claim now, and for the due times of
             // its delayed messages.
             self.wake_sender.send(include_own);
@@ -374,23 +370,12 @@ impl FileWriter {
             StoreChange::Unsubscribe(subscription) => self.unsubscribe(subscription, effects)?,
             StoreChange::Commit(commit) => {
                 let committed = records::commit(db, namespace, now, commit)?;
-                if commit.wake && committed == Committed::Done {
+                if commit.wake && matches!(committed, Committed::Done { .. }) {
                     records::add_wake_up(db, namespace, *store_id, &commit.id)?;
-                    effects.changed_tasks.push(commit.id.clone());
+                    effects.changed_records.push(commit.id.clone());
                 }
                 return Ok(ChangeOutcome::Committed(committed));
             }
-            StoreChange::OpenSession { session, lease, info } => {
-                sessions::open(db, namespace, session, now.plus(*lease), info)?;
-                return Ok(ChangeOutcome::At(now));
-            }
-            StoreChange::RenewSession { session, lease, info, running } => {
-                let alive = sessions::renew(db, namespace, session, now, *lease, info)?;
-                let read = |id| records::read(db, namespace, now, id);
-                let records = running.iter().map(read).collect::<Result<_, _>>()?;
-                return Ok(ChangeOutcome::Renewed(Renewed { alive, now, records }));
-            }
-            StoreChange::CloseSession(session) => sessions::close(db, namespace, session)?,
             StoreChange::UpdateIndexes(updates) => {
                 updates.iter().try_for_each(|update| indexes::update(db, namespace, update))?
             }

@@ -26,7 +26,7 @@ pub(crate) fn update(db: &Connection, namespace: i64, update: &IndexUpdate) -> r
 pub(crate) fn list(
     db: &Connection,
     namespace: i64,
-    index: Index,
+    index: &Index,
     after: Option<&(Timestamp, String)>,
     limit: usize,
 ) -> rusqlite::Result<Vec<(Timestamp, String)>> {

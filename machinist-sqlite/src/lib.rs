@@ -49,7 +49,6 @@ mod options;
 mod owners;
 mod peer_writers;
 mod records;
-mod sessions;
 mod store;
 mod store_handle;
 mod subscription;

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use machinist_adapter::{
-    broker::{Headers, Message, Publish, Settle, Target},
+    broker::{Message, Publish, Settle, Target},
     clock::Timestamp,
     id::QueueName,
 };
@@ -101,7 +101,7 @@ pub(crate) fn publish(
         message.timestamp.map(Timestamp::as_micros),
         message.priority,
         message.app_id,
-        encode_headers(&message.headers),
+        encode_headers(message),
         &message.body[..],
     ])?;
     Ok(())
@@ -158,20 +158,21 @@ pub(crate) fn claim(
 }
 
 fn message(row: &Row<'_>) -> rusqlite::Result<Message> {
-    Ok(Message {
+    let mut message = Message {
         id: row.get(4)?,
         kind: row.get(5)?,
         content_type: row.get(6)?,
         timestamp: row.get::<_, Option<i64>>(7)?.map(Timestamp::from_micros),
         priority: row.get(8)?,
         app_id: row.get(9)?,
-        headers: match row.get_ref(10)?.as_blob_or_null()? {
-            Some(headers) => decode_headers(headers)
-                .map_err(|error| rusqlite::Error::FromSqlConversionFailure(10, Type::Blob, error.into()))?,
-            None => Headers::new(),
-        },
         body: Bytes::copy_from_slice(row.get_ref(11)?.as_blob()?),
-    })
+        ..Message::default()
+    };
+    if let Some(headers) = row.get_ref(10)?.as_blob_or_null()? {
+        decode_headers(headers, &mut message)
+            .map_err(|error| rusqlite::Error::FromSqlConversionFailure(10, Type::Blob, error.into()))?;
+    }
+    Ok(message)
 }
 
 /// Settles a message if that owner still holds it. Otherwise another owner has it, and it stays unchanged. Returns

@@ -21,7 +21,7 @@ use crate::{
 
 /// `mcns`: identifies the database as a machinist file, to this crate and to `file`.
 const APPLICATION_ID: i32 = 0x6d63_6e73;
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
 const SCHEMA: &str = include_str!("schema.sql");
 /// Maximum time that opening waits for other processes that open, close or write the file.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,6 +67,20 @@ pub enum OpenError {
         /// The schema version in the file.
         found: i32,
         /// The newest schema version that this program knows.
+        known: i32,
+    },
+    /// The file was written by an older machinist, and this program cannot convert it.
+    #[error(
+        "{}: was written by an older machinist (schema {found}, this program needs {known}); name another file, and let \
+         the older program finish what this one holds",
+        path.display()
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// The schema version in the file.
+        found: i32,
+        /// The schema version that this program needs.
         known: i32,
     },
     /// The file is damaged.
@@ -286,6 +300,9 @@ fn holds_schema(connection: &Connection, path: &Path) -> Result<bool, OpenError>
         FileIdentity { application: APPLICATION_ID, schema: SCHEMA_VERSION, .. } => Ok(true),
         FileIdentity { application: APPLICATION_ID, schema: found, .. } if found > SCHEMA_VERSION => {
             Err(OpenError::Newer { path: path.to_owned(), found, known: SCHEMA_VERSION })
+        }
+        FileIdentity { application: APPLICATION_ID, schema: found, .. } => {
+            Err(OpenError::Older { path: path.to_owned(), found, known: SCHEMA_VERSION })
         }
         _ => Err(OpenError::Foreign {
             path: path.to_owned(),

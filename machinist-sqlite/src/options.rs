@@ -23,7 +23,7 @@ impl Synchronous {
 /// Options of a file. [`Default`] suits most uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SqliteOptions {
-    /// Namespace in the file. Its queues, records, sessions and indexes are separate from those of the other
+    /// Namespace in the file. Its queues, records and indexes are separate from those of the other
     /// namespaces in the same file. `machinist` by default.
     pub namespace: String,
     /// Durability of the commits of this process. Other processes may choose another.

@@ -4,7 +4,7 @@ use machinist_adapter::{
     backend::{Commit, Committed},
     clock::Timestamp,
     facts::Facts,
-    id::TaskId,
+    id::RecordId,
 };
 use rusqlite::{Connection, OptionalExtension, params, types::Type};
 
@@ -41,17 +41,18 @@ pub(crate) fn commit(
         }
         None => {
             db.prepare_cached(
-                "INSERT INTO records (namespace, task, facts, expires) VALUES (?1, ?2, ?3, ?4)",
+                "INSERT INTO records (namespace, kind, name, facts, expires) VALUES (?1, ?2, ?3, ?4, ?5)",
             )?
             .execute(params![
                 namespace,
-                commit.id.as_str(),
+                commit.id.kind().as_str(),
+                commit.id.id(),
                 encode_facts(&after.facts),
                 after.expires.map(Timestamp::as_micros)
             ])?;
         }
     }
-    Ok(Committed::Done)
+    Ok(commit.done(&after.facts))
 }
 
 /// Applies a commit to a record. Returns `false`, with the record unchanged, if the commit is refused.
@@ -63,8 +64,13 @@ fn apply(record: &mut RecordRow, now: Timestamp, commit: &Commit) -> bool {
     true
 }
 
-/// Returns the facts of a task. They are empty after the record has expired.
-pub(crate) fn read(db: &Connection, namespace: i64, now: Timestamp, id: &TaskId) -> rusqlite::Result<Facts> {
+/// Returns the facts of a record. They are empty after the record has expired.
+pub(crate) fn read(
+    db: &Connection,
+    namespace: i64,
+    now: Timestamp,
+    id: &RecordId,
+) -> rusqlite::Result<Facts> {
     load(db, namespace, now, id).map(|(_, record)| record.facts)
 }
 
@@ -74,11 +80,13 @@ fn load(
     db: &Connection,
     namespace: i64,
     now: Timestamp,
-    id: &TaskId,
+    id: &RecordId,
 ) -> rusqlite::Result<(Option<i64>, RecordRow)> {
     let found = db
-        .prepare_cached("SELECT id, expires, facts FROM records WHERE namespace = ?1 AND task = ?2")?
-        .query_row(params![namespace, id.as_str()], |row| {
+        .prepare_cached(
+            "SELECT id, expires, facts FROM records WHERE namespace = ?1 AND kind = ?2 AND name = ?3",
+        )?
+        .query_row(params![namespace, id.kind().as_str(), id.id()], |row| {
             let expires = row.get::<_, Option<i64>>(1)?.map(Timestamp::from_micros);
             if expires.is_some_and(|expires| expires <= now) {
                 return Ok((row.get(0)?, RecordRow::default()));
@@ -99,10 +107,10 @@ pub(crate) fn add_wake_up(
     db: &Connection,
     namespace: i64,
     store_id: i64,
-    id: &TaskId,
+    id: &RecordId,
 ) -> rusqlite::Result<()> {
-    db.prepare_cached("INSERT INTO wakes (namespace, source, task) VALUES (?1, ?2, ?3)")?
-        .execute(params![namespace, store_id, id.as_str()])?;
+    db.prepare_cached("INSERT INTO wakes (namespace, source, kind, name) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![namespace, store_id, id.kind().as_str(), id.id()])?;
     Ok(())
 }
 
@@ -128,7 +136,6 @@ pub(crate) fn sweep(db: &Connection, now: Timestamp, limit: u32) -> rusqlite::Re
              (SELECT max(seq) FROM wakes) - ?1 ORDER BY seq LIMIT ?2)",
         )?
         .execute(params![WAKES_KEPT, limit])?;
-    db.prepare_cached("DELETE FROM sessions WHERE expires <= ?1")?.execute([now.as_micros()])?;
     Ok(records.max(wakes) >= limit as usize)
 }
 
@@ -137,7 +144,7 @@ mod tests {
     use std::time::Duration;
 
     use bytes::Bytes;
-    use machinist_adapter::{backend::Expiry, facts::FactName};
+    use machinist_adapter::{backend::Expiry, facts::FactName, id::TaskId};
 
     use super::*;
 

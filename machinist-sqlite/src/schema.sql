@@ -1,4 +1,4 @@
--- The file's tables, version 1. Instants are microseconds since the Unix epoch. Everything here is read by a person
+-- The file's tables, version 2. Instants are microseconds since the Unix epoch. Everything here is read by a person
 -- with the sqlite3 shell as it stands; facts are text, headers are not.
 
 CREATE TABLE namespaces (
@@ -54,10 +54,11 @@ CREATE TABLE subscriptions (
 CREATE TABLE records (
   id        INTEGER PRIMARY KEY,
   namespace INTEGER NOT NULL,
-  task      TEXT NOT NULL,
+  kind      TEXT NOT NULL,
+  name      TEXT NOT NULL,
   expires   INTEGER,
   facts     BLOB NOT NULL,
-  UNIQUE (namespace, task)
+  UNIQUE (namespace, kind, name)
 );
 CREATE INDEX records_expiry ON records (expires) WHERE expires IS NOT NULL;
 
@@ -66,16 +67,9 @@ CREATE TABLE wakes (
   seq       INTEGER PRIMARY KEY,
   namespace INTEGER NOT NULL,
   source    INTEGER NOT NULL,
-  task      TEXT NOT NULL
+  kind      TEXT NOT NULL,
+  name      TEXT NOT NULL
 );
-
-CREATE TABLE sessions (
-  namespace INTEGER NOT NULL,
-  id        TEXT NOT NULL,
-  expires   INTEGER NOT NULL,
-  info      BLOB NOT NULL,
-  PRIMARY KEY (namespace, id)
-) WITHOUT ROWID;
 
 CREATE TABLE notes (
   namespace INTEGER NOT NULL,

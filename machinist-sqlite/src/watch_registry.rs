@@ -10,13 +10,13 @@ use std::{
     thread::Thread,
 };
 
-use machinist_adapter::id::TaskId;
+use machinist_adapter::id::RecordId;
 use tokio::sync::watch;
 
 /// Registry of the watched records and subscribed queues of one store.
 #[derive(Debug, Default)]
 pub(crate) struct WatchRegistry {
-    records: Mutex<HashMap<TaskId, WatchedRecord>>,
+    records: Mutex<HashMap<RecordId, WatchedRecord>>,
     /// Subscribed queues, each with its number of subscriptions.
     queues: Mutex<BTreeMap<i64, usize>>,
     /// `true` if a watch or a subscription was added. Its event may have happened before the last check of the file.
@@ -37,7 +37,7 @@ struct WatchedRecord {
 #[derive(Debug)]
 pub(crate) struct RecordWatcher {
     registry: Arc<WatchRegistry>,
-    id: TaskId,
+    id: RecordId,
 }
 
 impl WatchRegistry {
@@ -51,8 +51,8 @@ impl WatchRegistry {
         self.ownership_losses.load(Ordering::Relaxed)
     }
 
-    /// Watches the record of a task. The receiver changes at every change of the record.
-    pub(crate) fn watch(self: &Arc<Self>, id: &TaskId) -> (watch::Receiver<u64>, RecordWatcher) {
+    /// Watches a record. The receiver changes at every change of the record.
+    pub(crate) fn watch(self: &Arc<Self>, id: &RecordId) -> (watch::Receiver<u64>, RecordWatcher) {
         let mut records = lock(&self.records);
         let record = records
             .entry(id.clone())
@@ -65,7 +65,7 @@ impl WatchRegistry {
     }
 
     /// Notifies the watchers of one record.
-    pub(crate) fn notify(&self, id: &TaskId) {
+    pub(crate) fn notify(&self, id: &RecordId) {
         if let Some(record) = lock(&self.records).get(id) {
             record.signal.send_modify(|count| *count += 1);
         }

@@ -1,14 +1,11 @@
 //! The requests to the writing thread. Changes are plain data, so that each can be applied again in a transaction by
 //! itself after its batch has failed.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use bytes::Bytes;
 use machinist_adapter::{
-    backend::{Commit, Committed, IndexUpdate, Renewed},
+    backend::{Commit, Committed, IndexUpdate},
     broker::{Publish, Settle},
-    clock::Timestamp,
-    id::{SessionId, TaskId},
 };
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
@@ -19,6 +16,10 @@ use crate::{
 
 /// One change of the file.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most changes publish, and a box for each would cost more than the copy"
+)]
 pub(crate) enum StoreChange {
     Publish(Publish),
     Settle {
@@ -29,18 +30,6 @@ pub(crate) enum StoreChange {
     Subscribe(Arc<SqliteSubscription>, UnboundedSender<ClaimedDelivery>),
     Unsubscribe(Arc<SqliteSubscription>),
     Commit(Arc<Commit>),
-    OpenSession {
-        session: SessionId,
-        lease: Duration,
-        info: Bytes,
-    },
-    RenewSession {
-        session: SessionId,
-        lease: Duration,
-        info: Bytes,
-        running: Vec<TaskId>,
-    },
-    CloseSession(SessionId),
     UpdateIndexes(Vec<IndexUpdate>),
     /// Changes nothing. Tests if the file can be written.
     Probe,
@@ -50,10 +39,7 @@ pub(crate) enum StoreChange {
 #[derive(Debug)]
 pub(crate) enum ChangeOutcome {
     Done,
-    /// Time at which the change was made.
-    At(Timestamp),
     Committed(Committed),
-    Renewed(Renewed),
 }
 
 /// Changes that are requested together.

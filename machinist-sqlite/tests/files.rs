@@ -65,18 +65,25 @@ async fn another_programs_file_is_refused() {
 }
 
 #[tokio::test]
-async fn a_newer_file_is_refused() {
+async fn a_newer_and_an_older_file_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("m.db");
     sound_file(path.clone()).await;
-    let db = Connection::open(&path).unwrap();
-    db.execute_batch("PRAGMA user_version = 99; PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
-    drop(db);
-    let contents = fs::read(&path).unwrap();
-    let error = refusal_of(&path, &contents).await;
-    assert!(matches!(error, OpenError::Newer { found: 99, known: 1, .. }), "{error}");
-    let text = BrokerError::from(error).to_string();
-    assert!(text.contains("update this program"), "{text}");
+    for version in [99, 1] {
+        let db = Connection::open(&path).unwrap();
+        db.pragma_update(None, "user_version", version).unwrap();
+        db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        drop(db);
+        let contents = fs::read(&path).unwrap();
+        let error = refusal_of(&path, &contents).await;
+        let remedy = match &error {
+            OpenError::Newer { found: 99, known: 2, .. } => "update this program",
+            OpenError::Older { found: 1, known: 2, .. } => "name another file",
+            other => panic!("{other}"),
+        };
+        let text = BrokerError::from(error).to_string();
+        assert!(text.contains(remedy), "{text}");
+    }
 }
 
 #[tokio::test]

@@ -78,7 +78,10 @@ async fn send_and_record(store: &SqliteStore, name: &str) {
                     expiry: Expiry::After(TIMEOUT),
                     ..Commit::new(TaskId::parse(&text).unwrap())
                 };
-                assert_eq!(backend.commit(vec![commit.into()]).await.remove(0).unwrap(), Committed::Done);
+                assert_eq!(
+                    backend.commit(vec![commit.into()]).await.remove(0).unwrap(),
+                    Committed::Done { count: None }
+                );
             }
         })
     });
@@ -269,7 +272,7 @@ async fn processes_take_turns() {
             (0..MESSAGES_PER_PROCESS).map(move |number| TaskId::parse(&format!("{name}-{number}")).unwrap())
         })
         .collect();
-    let records = two.backend().read(&ids).await.unwrap();
+    let records = two.backend().read(&ids.iter().map(Into::into).collect::<Vec<_>>()).await.unwrap();
     for (id, record) in ids.iter().zip(records) {
         assert_eq!(record.get("by").map(|by| &by[..]), Some(id.as_str().as_bytes()));
     }

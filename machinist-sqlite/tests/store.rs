@@ -12,7 +12,7 @@ use machinist_core::{
     broker::{Broker, Consume, Consumer, Message, Publish, PublishError, Settle, Target},
     clock::Timestamp,
     diagnose::{Diagnose, Level},
-    id::{QueueName, SessionId, TaskId},
+    id::{QueueName, TaskId},
 };
 use machinist_sqlite::{SqliteOptions, SqliteStore};
 use rusqlite::Connection;
@@ -80,17 +80,13 @@ async fn namespaces_share_only_the_file() {
     let here = one.backend();
     let there = two.backend();
     let id = TaskId::fresh();
-    let session = SessionId::fresh();
     let commit = Commit { facts: vec![("name".into(), Bytes::new())], ..Commit::new(id.clone()) };
-    assert_eq!(here.commit(vec![commit.into()]).await.remove(0).unwrap(), Committed::Done);
-    here.open_session(&session, TIMEOUT, Bytes::new()).await.unwrap();
+    assert_eq!(here.commit(vec![commit.into()]).await.remove(0).unwrap(), Committed::Done { count: None });
     let update =
         IndexUpdate::Put { index: Index::Queues, at: Timestamp::from_micros(1), member: "work".into() };
     here.update_indexes(vec![update]).await.unwrap();
-    assert!(there.read(&[id]).await.unwrap()[0].is_empty());
-    assert_eq!(there.alive(&[session]).await.unwrap(), [false]);
-    assert_eq!(there.sessions().await.unwrap(), []);
-    assert_eq!(there.list(Index::Queues, None, 10).await.unwrap(), []);
+    assert!(there.read(&[id.into()]).await.unwrap()[0].is_empty());
+    assert_eq!(there.list(&Index::Queues, None, 10).await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -177,7 +173,7 @@ async fn a_closed_store_answers_and_its_file_is_intact() {
     assert!(matches!(broker.publish(vec![message("3")]).await[0], Err(PublishError::Unavailable(_))));
     assert!(broker.depth(&[queue()]).await.is_err());
     assert!(backend.commit(vec![Commit::new(TaskId::fresh()).into()]).await[0].is_err());
-    assert!(backend.read(&[TaskId::fresh()]).await.is_err());
+    assert!(backend.read(&[TaskId::fresh().into()]).await.is_err());
     assert_eq!(held.receipt.settle(Settle::Ack).await, machinist_core::broker::Settled::Lost);
 
     let again = open(&path).await;

@@ -96,6 +96,7 @@ pub struct Servers {
 /// Starts an application with the settings that senders, workers and readers share.
 fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settings) -> AppBuilder {
     let app = App::builder(broker, backend)
+        .namespace(&*settings.namespace.value)
         .results_ttl(settings.results_ttl.value)
         .max_sizes(settings.sizes.max_sizes());
     match &settings.freshness {
@@ -347,6 +348,52 @@ mod tests {
         let servers = Servers::reach(&settings(&url, &url)).await;
         assert!(matches!(servers.broker, Err(ConnectError::File { .. })));
         assert!(matches!(servers.backend, Err(ConnectError::AlsoBroker { .. })));
+    }
+
+    /// A message that is carried from one namespace of a file to another, where the same key is trusted.
+    #[cfg(feature = "sqlite")]
+    #[tokio::test]
+    async fn the_namespace_of_the_settings_is_signed() {
+        use machinist_core::{
+            QueueName, Signature,
+            broker::{Consume, Publish, Settle, Target},
+        };
+
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/m.db", folder.path().display());
+        let app = async |namespace: &str| {
+            let flags = Overrides {
+                broker: Some(url.clone()),
+                backend: Some(url.clone()),
+                namespace: Some(namespace.to_owned()),
+                ..Overrides::default()
+            };
+            App::from_settings(&Settings::resolve(flags, &|_| None, None).unwrap()).await.unwrap()
+        };
+        let queue: QueueName = "default".try_into().unwrap();
+        let (one, other) = (app("one").await, app("other").await);
+        one.client().send(Signature::new("add")).await.unwrap();
+        let what = Consume { queues: vec![queue.clone()], prefetch: 1 };
+        let captured = one.broker().consume(what).await.unwrap().next().await.unwrap();
+        let message = captured.message.clone();
+        captured.receipt.settle(Settle::Ack).await;
+
+        let publish =
+            Publish { target: Target::Queue(queue.clone()), message, delay: std::time::Duration::ZERO };
+        other.broker().publish(vec![publish]).await.remove(0).unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let worker = machinist_core::Worker::builder(&other).build().unwrap();
+        let worker = tokio::spawn(worker.run_until(async { drop(stopped.await) }));
+        let which = machinist_core::DeadFilter { queue: Some(queue), ..Default::default() };
+        let letter = loop {
+            if let Some(letter) = other.client().dead_letters(&which, 1).await.unwrap().pop() {
+                break letter;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        };
+        assert_eq!(letter.reason, "bad-signature");
+        drop(stop);
+        worker.await.unwrap().unwrap();
     }
 
     #[tokio::test]

@@ -174,6 +174,9 @@ impl Raw {
                 .map(|seconds| machinist_core::clock::Timestamp::from_micros(seconds as i64 * 1_000_000)),
             priority: *properties.priority(),
             app_id: text(properties.app_id()),
+            correlation_id: text(properties.correlation_id()),
+            reply_to: text(properties.reply_to()),
+            content_encoding: text(properties.content_encoding()),
             headers: headers.unwrap_or_default(),
             body: Bytes::from(got.delivery.data.clone()),
         })
@@ -186,6 +189,13 @@ fn header(value: &AMQPValue) -> HeaderValue {
         AMQPValue::LongLongInt(number) => HeaderValue::Int(*number),
         AMQPValue::LongString(text) => HeaderValue::Text(text.to_string()),
         AMQPValue::ByteArray(bytes) => HeaderValue::Bytes(Bytes::copy_from_slice(bytes.as_slice())),
+        AMQPValue::Double(number) => HeaderValue::Float(*number),
+        AMQPValue::Void => HeaderValue::Null,
+        AMQPValue::FieldArray(all) => HeaderValue::List(all.as_slice().iter().map(header).collect()),
+        AMQPValue::FieldTable(all) => {
+            let all = all.inner().iter().map(|(name, value)| (name.to_string(), header(value)));
+            HeaderValue::Table(all.collect())
+        }
         other => panic!("no test sends {other:?}"),
     }
 }
@@ -218,6 +228,10 @@ impl Diagnose for RecordingBroker {
 impl Broker for RecordingBroker {
     fn capabilities(&self) -> BrokerCapabilities {
         self.broker.capabilities()
+    }
+
+    fn realm(&self) -> String {
+        self.broker.realm()
     }
 
     async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {

@@ -56,7 +56,7 @@ pub(super) async fn known(app: &App, settings: &Settings) -> Result<BTreeSet<Que
     let mut names: BTreeSet<QueueName> = settings.worker.queues.value.iter().cloned().collect();
     let mut after = None;
     loop {
-        let page = app.backend().list(Index::Queues, after, PAGE_NAMES).await?;
+        let page = app.backend().list(&Index::Queues, after, PAGE_NAMES).await?;
         names.extend(page.iter().filter_map(|(_, name)| QueueName::parse(name).ok()));
         if page.len() < PAGE_NAMES {
             return Ok(names);

@@ -75,6 +75,10 @@ fn signature(args: &SendArgs, queue: Option<&QueueName>) -> Result<Signature, Cl
         let (name, value) = input::named(text).map_err(wrong)?;
         signature = signature.named_arg(name, value);
     }
+    for text in &args.labels {
+        let (key, value) = input::label(text).map_err(wrong)?;
+        signature = signature.label(key, value);
+    }
     if let Some(queue) = queue {
         signature = signature.queue(queue.as_str());
     }

@@ -168,7 +168,7 @@ impl Folder {
     pub(crate) fn facts(&self, id: &str) -> Facts {
         let id = TaskId::parse(id).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { self.app().await.backend().read(&[id]).await.unwrap().remove(0) })
+        runtime.block_on(async { self.app().await.backend().read(&[id.into()]).await.unwrap().remove(0) })
     }
 
     pub(crate) fn status(&self, id: &str) -> Value {

@@ -13,13 +13,13 @@ use bytes::Bytes;
 use machinist_core::{
     backend::{Backend, Commit, Committed, Expiry, Index, IndexUpdate},
     clock::{Timestamp, wall},
-    id::{SessionId, TaskId},
+    id::{RecordId, TaskId},
     record::{FactName, Facts},
 };
 use machinist_memory::MemoryBackend;
 use proptest::{
     collection::vec,
-    prelude::{Just, Strategy, prop_oneof},
+    prelude::{Strategy, any, prop_oneof},
     sample::select,
     test_runner::{Config, TestCaseError, TestRunner},
 };
@@ -28,7 +28,7 @@ use tokio::runtime::Handle;
 use super::BackendHarness;
 use crate::wait::{ANSWER_TIMEOUT, within};
 
-/// One operation. Tasks, sessions and index members are small numbers, so that operations meet; a [`AgreementWorld`] gives
+/// One operation. Tasks and index members are small numbers, so that operations meet; a [`AgreementWorld`] gives
 /// each number a name that no other run has.
 #[derive(Debug, Clone)]
 pub enum AgreementStep {
@@ -36,14 +36,6 @@ pub enum AgreementStep {
     Commit(Vec<Change>),
     /// A read of tasks.
     Read(Vec<usize>),
-    /// A session is opened.
-    Open(usize),
-    /// A session is renewed, and tasks are read with it.
-    Renew(usize, Vec<usize>),
-    /// A session is closed.
-    Close(usize),
-    /// A question about sessions.
-    Alive(Vec<usize>),
     /// Notes of one call: index, member, and an instant or its removal.
     UpdateIndexes(Vec<(Index, usize, Option<i64>)>),
     /// A page of an index.
@@ -57,6 +49,8 @@ pub struct Change {
     pub task: usize,
     /// [`Commit::unless`].
     pub unless: Vec<FactName>,
+    /// [`Commit::require`].
+    pub require: Vec<(FactName, Bytes)>,
     /// [`Commit::equal_or_absent`].
     pub equal_or_absent: Vec<(FactName, Bytes)>,
     /// [`Commit::drop`].
@@ -67,6 +61,8 @@ pub struct Change {
     pub expiry: Expiry,
     /// [`Commit::wake`].
     pub wake: bool,
+    /// [`Commit::count`].
+    pub count: bool,
 }
 
 /// A backend's answer to a [`AgreementStep`].
@@ -78,15 +74,11 @@ pub enum AgreementAnswer {
     Committed(Vec<Committed>),
     /// Answer to a read.
     Records(Vec<Facts>),
-    /// Answer to a renewal.
-    Renewed(bool, Vec<Facts>),
-    /// Answer to a question about sessions.
-    Alive(Vec<bool>),
     /// Answer to a list: instants and members by number.
     Listed(Vec<(i64, usize)>),
 }
 
-/// Number of tasks, sessions and members.
+/// Number of tasks and members.
 const NUMBERS: usize = 3;
 const HOUR: Duration = Duration::from_secs(3600);
 const FACTS: [&str; 5] = ["name", "s:1:1", "s:1:2", "o:1", "end"];
@@ -102,12 +94,8 @@ fn step() -> impl Strategy<Value = AgreementStep> {
     let numbers = || vec(0..NUMBERS, 0..5);
     let update = (index(), 0..NUMBERS, proptest::option::of(0..3i64));
     prop_oneof![
-        6 => vec(change(), 1..4).prop_map(AgreementStep::Commit),
+        10 => vec(change(), 1..4).prop_map(AgreementStep::Commit),
         2 => numbers().prop_map(AgreementStep::Read),
-        2 => (0..NUMBERS).prop_map(AgreementStep::Open),
-        2 => (0..NUMBERS, numbers()).prop_map(|(session, tasks)| AgreementStep::Renew(session, tasks)),
-        2 => (0..NUMBERS).prop_map(AgreementStep::Close),
-        2 => numbers().prop_map(AgreementStep::Alive),
         2 => vec(update, 0..4).prop_map(AgreementStep::UpdateIndexes),
         2 => (index(), proptest::option::of((0..3i64, 0..NUMBERS)), 0..5usize)
             .prop_map(|(index, after, limit)| AgreementStep::List(index, after, limit)),
@@ -120,16 +108,18 @@ fn change() -> impl Strategy<Value = Change> {
     let expiry = select(vec![Expiry::Keep, Expiry::After(HOUR), Expiry::AfterUnlessSet(HOUR)]);
     let pairs = |most| vec((name(), value()), 0..most);
     let names = || vec(name(), 0..2);
-    let guards = (names(), pairs(2), names());
-    (0..NUMBERS, guards, pairs(4), expiry, prop_oneof![Just(true), Just(false)]).prop_map(
-        |(task, (unless, equal_or_absent, drop), facts, expiry, wake)| Change {
+    let guards = (names(), pairs(2), pairs(2), names());
+    (0..NUMBERS, guards, pairs(4), expiry, any::<(bool, bool)>()).prop_map(
+        |(task, (unless, require, equal_or_absent, drop), facts, expiry, (wake, count))| Change {
             task,
             unless,
+            require,
             equal_or_absent,
             drop,
             facts,
             expiry,
             wake,
+            count,
         },
     )
 }
@@ -138,7 +128,6 @@ fn change() -> impl Strategy<Value = Change> {
 #[derive(Debug)]
 pub struct AgreementWorld {
     tasks: [TaskId; NUMBERS],
-    sessions: [SessionId; NUMBERS],
     prefix: String,
     /// The instant 0 of this run: earlier runs on the same backend lie before it.
     base: Timestamp,
@@ -151,7 +140,6 @@ impl AgreementWorld {
         let behind = LAST.fetch_add(10, Ordering::Relaxed);
         Self {
             tasks: std::array::from_fn(|_| TaskId::fresh()),
-            sessions: std::array::from_fn(|_| SessionId::fresh()),
             prefix: format!("{}:", uuid::Uuid::new_v4()),
             base: Timestamp::from_micros(wall().as_micros() + behind),
         }
@@ -176,24 +164,6 @@ impl AgreementWorld {
             AgreementStep::Read(tasks) => {
                 AgreementAnswer::Records(backend.read(&self.ids(tasks)).await.expect(FINE))
             }
-            AgreementStep::Open(session) => {
-                backend.open_session(&self.sessions[*session], HOUR, Bytes::new()).await.expect(FINE);
-                AgreementAnswer::Done
-            }
-            AgreementStep::Renew(session, tasks) => {
-                let session = &self.sessions[*session];
-                let tasks = self.ids(tasks);
-                let renewed = backend.renew_session(session, HOUR, Bytes::new(), &tasks).await.expect(FINE);
-                AgreementAnswer::Renewed(renewed.alive, renewed.records)
-            }
-            AgreementStep::Close(session) => {
-                backend.close_session(&self.sessions[*session]).await.expect(FINE);
-                AgreementAnswer::Done
-            }
-            AgreementStep::Alive(sessions) => {
-                let sessions: Vec<_> = sessions.iter().map(|number| self.sessions[*number].clone()).collect();
-                AgreementAnswer::Alive(backend.alive(&sessions).await.expect(FINE))
-            }
             AgreementStep::UpdateIndexes(updates) => {
                 backend
                     .update_indexes(updates.iter().map(|update| self.index_update(update)).collect())
@@ -206,14 +176,14 @@ impl AgreementWorld {
                     || (self.at(-1), String::new()),
                     |(at, member)| (self.at(at), self.member(member)),
                 );
-                let page = backend.list(*index, Some(after), *limit).await.expect(FINE);
+                let page = backend.list(index, Some(after), *limit).await.expect(FINE);
                 AgreementAnswer::Listed(page.into_iter().map(|entry| self.entry(&entry)).collect())
             }
         }
     }
 
-    fn ids(&self, tasks: &[usize]) -> Vec<TaskId> {
-        tasks.iter().map(|number| self.tasks[*number].clone()).collect()
+    fn ids(&self, tasks: &[usize]) -> Vec<RecordId> {
+        tasks.iter().map(|number| RecordId::from(&self.tasks[*number])).collect()
     }
 
     fn at(&self, instant: i64) -> Timestamp {
@@ -231,18 +201,20 @@ impl AgreementWorld {
 
     fn commit(&self, change: &Change) -> Commit {
         Commit {
-            id: self.tasks[change.task].clone(),
+            id: RecordId::from(&self.tasks[change.task]),
             unless: change.unless.clone(),
+            require: change.require.clone(),
             equal_or_absent: change.equal_or_absent.clone(),
             drop: change.drop.clone(),
             facts: change.facts.clone(),
             expiry: change.expiry,
             wake: change.wake,
+            count: change.count,
         }
     }
 
     fn index_update(&self, (index, member, at): &(Index, usize, Option<i64>)) -> IndexUpdate {
-        let index = *index;
+        let index = index.clone();
         let member = self.member(*member);
         match at {
             Some(at) => IndexUpdate::Put { index, at: self.at(*at), member },
@@ -255,7 +227,8 @@ impl AgreementWorld {
         let drop = || FACTS.map(FactName::from).to_vec();
         let commits = self.tasks.iter().map(|id| Commit { drop: drop(), ..Commit::new(id.clone()) });
         let answers = backend.commit(commits.map(Into::into).collect()).await;
-        let all = Index::ALL.iter().flat_map(|index| (0..NUMBERS).map(move |number| (*index, number, None)));
+        let all =
+            Index::ALL.iter().flat_map(|index| (0..NUMBERS).map(move |number| (index.clone(), number, None)));
         let updated = backend.update_indexes(all.map(|update| self.index_update(&update)).collect()).await;
         assert!(updated.is_ok() && answers.iter().all(Result::is_ok), "a backend that is there answers");
     }

@@ -9,7 +9,9 @@ use machinist_core::{
     record::Facts,
 };
 
-use super::{BackendHarness, commit, commit_all, expect_done, facts, names, pairs, put, read, read_all};
+use super::{
+    BackendHarness, DONE, commit, commit_all, expect_done, facts, names, pairs, put, read, read_all,
+};
 
 /// Existing facts stay; missing facts are added.
 pub async fn facts_are_written_once_and_the_first_writer_wins(harness: &dyn BackendHarness) {
@@ -58,7 +60,7 @@ pub async fn equal_or_absent_refuses_another_value_and_writes_back_what_is_missi
     }
     assert_eq!(read(&*backend, &id).await, whole);
     let lost = TaskId::fresh();
-    let carry = Commit { id: lost.clone(), ..carry(&[("s:1:1", "a")], "o:1") };
+    let carry = Commit { id: (&lost).into(), ..carry(&[("s:1:1", "a")], "o:1") };
     expect_done(&*backend, carry).await;
     assert_eq!(read(&*backend, &lost).await, facts(&[("s:1:1", "a"), ("o:1", "x")]));
 }
@@ -133,12 +135,12 @@ pub async fn commits_of_a_batch_are_answered_and_made_in_order(harness: &dyn Bac
     .await;
     let refused = Committed::Refused;
     let expected = [
-        Committed::Done,
-        Committed::Done,
-        Committed::Done,
+        DONE,
+        DONE,
+        DONE,
         refused(facts(&[("a", "1"), ("b", "2")])),
-        Committed::Done,
-        Committed::Done,
+        DONE,
+        DONE,
         refused(facts(&[("a", "other")])),
     ];
     assert_eq!(answers, expected);
@@ -159,7 +161,7 @@ pub async fn a_commit_may_be_repeated(harness: &dyn BackendHarness) {
     expect_done(&*backend, end.clone()).await;
     match commit(&*backend, end).await {
         Committed::Refused(record) => assert_eq!(record.get("end"), Some(&Bytes::from_static(b"me"))),
-        Committed::Done => panic!("a fact was written a second time"),
+        Committed::Done { .. } => panic!("a fact was written a second time"),
     }
 }
 
@@ -179,7 +181,7 @@ pub async fn one_of_many_concurrent_commits_wins(harness: &dyn BackendHarness) {
         let mut seen = Vec::new();
         for writer in writers.collect::<Vec<_>>() {
             match writer.await.expect("a commit never panics") {
-                (value, Committed::Done) => winners.push(value),
+                (value, Committed::Done { .. }) => winners.push(value),
                 (_, Committed::Refused(record)) => seen.push(record),
             }
         }
@@ -220,7 +222,7 @@ pub async fn a_batch_of_a_thousand_is_written(harness: &dyn BackendHarness) {
     let backend = harness.connect().await;
     let ids: Vec<TaskId> = (0..1000).map(|_| TaskId::fresh()).collect();
     let batch = || ids.iter().map(|id| Commit { unless: names(&["n"]), ..put(id, &[("n", id.as_str())]) });
-    assert!(commit_all(&*backend, batch().collect()).await.iter().all(|answer| *answer == Committed::Done));
+    assert!(commit_all(&*backend, batch().collect()).await.iter().all(|answer| *answer == DONE));
     let records: Vec<Facts> = ids.iter().map(|id| facts(&[("n", id.as_str())])).collect();
     assert_eq!(read_all(&*backend, &ids).await, records);
     let refused: Vec<Committed> = records.into_iter().map(Committed::Refused).collect();

@@ -15,13 +15,13 @@ fn entry(at: i64, member: &str) -> (Timestamp, String) {
     (Timestamp::from_micros(BASE + at), member.to_owned())
 }
 
-fn put(index: Index, at: i64, member: &str) -> IndexUpdate {
+fn put(index: &Index, at: i64, member: &str) -> IndexUpdate {
     let (at, member) = entry(at, member);
-    IndexUpdate::Put { index, at, member }
+    IndexUpdate::Put { index: index.clone(), at, member }
 }
 
-fn remove(index: Index, member: &str) -> IndexUpdate {
-    IndexUpdate::Remove { index, member: member.to_owned() }
+fn remove(index: &Index, member: &str) -> IndexUpdate {
+    IndexUpdate::Remove { index: index.clone(), member: member.to_owned() }
 }
 
 async fn update(backend: &dyn Backend, updates: Vec<IndexUpdate>) {
@@ -32,7 +32,7 @@ async fn update(backend: &dyn Backend, updates: Vec<IndexUpdate>) {
 
 async fn list(
     backend: &dyn Backend,
-    index: Index,
+    index: &Index,
     after: Option<(Timestamp, String)>,
     limit: usize,
 ) -> Vec<(Timestamp, String)> {
@@ -44,7 +44,7 @@ async fn list(
 pub async fn indexes_are_ordered_and_paged(harness: &dyn BackendHarness) {
     let writer = harness.connect().await;
     let backend = harness.connect().await;
-    let index = Index::Scheduled;
+    let index = &Index::Scheduled;
     let updates = [(5, "e"), (1, "b"), (1, "a:ü"), (3, "d"), (1, "c"), (2, "z z")];
     update(&*writer, updates.iter().map(|(at, member)| put(index, *at, member)).collect()).await;
     let all = [(1, "a:ü"), (1, "b"), (1, "c"), (2, "z z"), (3, "d"), (5, "e")].map(|(at, m)| entry(at, m));
@@ -72,7 +72,7 @@ pub async fn indexes_are_ordered_and_paged(harness: &dyn BackendHarness) {
 /// Updates may be repeated; a member is in an index once.
 pub async fn a_note_may_be_repeated_and_moves_its_member(harness: &dyn BackendHarness) {
     let backend = harness.connect().await;
-    let index = Index::DeadLetters;
+    let index = &Index::DeadLetters;
     for _ in 0..3 {
         update(&*backend, vec![put(index, 2, "b"), put(index, 1, "a")]).await;
         assert_eq!(list(&*backend, index, None, 9).await, [entry(1, "a"), entry(2, "b")]);
@@ -92,15 +92,21 @@ pub async fn a_note_may_be_repeated_and_moves_its_member(harness: &dyn BackendHa
     update(&*backend, Vec::new()).await;
 }
 
-/// A member of one index is not in another.
+/// A member of one index is not in another, and each reason to wait has an index.
 pub async fn indexes_are_apart(harness: &dyn BackendHarness) {
     let backend = harness.connect().await;
-    let member = |at| ["queues", "scheduled", "dead"][at];
-    let updates = Index::ALL.into_iter().enumerate().map(|(at, index)| put(index, at as i64, member(at)));
+    let reasons =
+        ["disabled:a", "disabled:A", "limit:{x} y:ü", ""].map(|reason| Index::Parked(reason.into()));
+    let all: Vec<Index> = Index::ALL.into_iter().chain(reasons).collect();
+    let updates = all.iter().enumerate().map(|(at, index)| put(index, at as i64, &index.name()));
     update(&*backend, updates.collect()).await;
-    for (at, index) in Index::ALL.into_iter().enumerate() {
-        assert_eq!(list(&*backend, index, None, 9).await, [entry(at as i64, member(at))]);
+    for (at, index) in all.iter().enumerate() {
+        assert_eq!(list(&*backend, index, None, 9).await, [entry(at as i64, &index.name())]);
     }
-    update(&*backend, vec![remove(Index::Queues, "scheduled")]).await;
-    assert_eq!(list(&*backend, Index::Scheduled, None, 9).await, [entry(1, "scheduled")]);
+    update(&*backend, vec![remove(&Index::Queues, "scheduled")]).await;
+    assert_eq!(list(&*backend, &Index::Scheduled, None, 9).await, [entry(1, "scheduled")]);
+    update(&*backend, all.iter().map(|index| remove(index, &index.name())).collect()).await;
+    for index in &all {
+        assert_eq!(list(&*backend, index, None, 9).await, []);
+    }
 }

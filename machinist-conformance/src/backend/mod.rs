@@ -5,7 +5,7 @@ mod blocked;
 mod commits;
 mod expiry;
 mod indexes;
-mod sessions;
+mod require;
 mod watching;
 
 use std::{sync::Arc, time::Duration};
@@ -14,12 +14,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use machinist_core::{
     backend::{Backend, Commit, Committed, Expiry},
-    id::TaskId,
+    id::{RecordId, TaskId},
     record::{FactName, Facts},
 };
 
 pub use self::{
-    agreement::backend_agrees_with_memory, blocked::*, commits::*, expiry::*, indexes::*, sessions::*,
+    agreement::backend_agrees_with_memory, blocked::*, commits::*, expiry::*, indexes::*, require::*,
     watching::*,
 };
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Test environment of an adapter: one server and an empty namespace on it. Each test makes its own
-/// harness, and harnesses must not see each other's indexes and sessions.
+/// harness, and harnesses must not see each other's indexes.
 #[async_trait]
 pub trait BackendHarness: Send + Sync + 'static {
     /// A connection to the harness's backend, as another process would make it: connections share nothing but the
@@ -53,7 +53,7 @@ pub async fn the_capabilities_are_told(harness: &dyn BackendHarness) {
     assert!(!backend.diagnose().await.is_empty(), "a diagnosis says something");
 }
 
-/// Cut connections heal: commits, reads, sessions and new watches work again, and nothing committed is missing.
+/// Cut connections heal: commits, reads and new watches work again, and nothing committed is missing.
 pub async fn the_backend_works_after_an_interruption(harness: &dyn BackendHarness) {
     let backend = harness.connect().await;
     let id = TaskId::fresh();
@@ -65,12 +65,13 @@ pub async fn the_backend_works_after_an_interruption(harness: &dyn BackendHarnes
     let written = eventually(RECOVERY_TIMEOUT, async || {
         let answers =
             within(RECOVERY_TIMEOUT, "an answer", backend.commit(vec![commit.clone().into()])).await;
-        matches!(answers.as_slice(), [Ok(Committed::Done)])
+        matches!(answers.as_slice(), [Ok(Committed::Done { .. })])
     });
     assert!(written.await, "no commit succeeded after an interruption");
     assert_eq!(read(&*backend, &id).await, facts(&[("name", "add"), ("eta", "1")]));
-    let mut watch =
-        within(ANSWER_TIMEOUT, "a watch", backend.watch(&id)).await.expect("the backend lets us watch");
+    let mut watch = within(ANSWER_TIMEOUT, "a watch", backend.watch(&RecordId::from(&id)))
+        .await
+        .expect("the backend lets us watch");
     expect_done(&*harness.connect().await, commit).await;
     within(ANSWER_TIMEOUT, "a wake-up", watch.changed()).await;
 }
@@ -84,6 +85,8 @@ pub async fn what_was_committed_outlives_the_connection(harness: &dyn BackendHar
     assert_eq!(read(&*harness.connect().await, &id).await, facts(&[("name", "add")]));
 }
 
+/// The answer to a commit that does not count.
+const DONE: Committed = Committed::Done { count: None };
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn pairs(pairs: &[(&str, &str)]) -> Vec<(FactName, Bytes)> {
@@ -103,7 +106,7 @@ fn facts(facts: &[(&str, &str)]) -> Facts {
 
 /// A commit of some facts, kept for an hour unless something else is set.
 fn put(id: &TaskId, facts: &[(&str, &str)]) -> Commit {
-    Commit { facts: pairs(facts), expiry: Expiry::AfterUnlessSet(HOUR), ..Commit::new(id.clone()) }
+    Commit { facts: pairs(facts), expiry: Expiry::AfterUnlessSet(HOUR), ..Commit::new(id) }
 }
 
 async fn commit_all(backend: &dyn Backend, batch: Vec<Commit>) -> Vec<Committed> {
@@ -123,10 +126,15 @@ async fn commit(backend: &dyn Backend, commit: Commit) -> Committed {
 }
 
 async fn expect_done(backend: &dyn Backend, change: Commit) {
-    assert_eq!(commit(backend, change).await, Committed::Done);
+    assert_eq!(commit(backend, change).await, DONE);
 }
 
 async fn read_all(backend: &dyn Backend, ids: &[TaskId]) -> Vec<Facts> {
+    let ids: Vec<_> = ids.iter().map(RecordId::from).collect();
+    read_records(backend, &ids).await
+}
+
+async fn read_records(backend: &dyn Backend, ids: &[RecordId]) -> Vec<Facts> {
     let records =
         within(3 * ANSWER_TIMEOUT, "a read", backend.read(ids)).await.expect("the backend lets us read");
     assert_eq!(records.len(), ids.len(), "one record for each id");

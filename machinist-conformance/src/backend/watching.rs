@@ -12,7 +12,7 @@ use super::{BackendHarness, expect_done, put};
 use crate::wait::{ANSWER_TIMEOUT, within};
 
 async fn watch(backend: &dyn Backend, id: &TaskId) -> Watch {
-    within(ANSWER_TIMEOUT, "a watch", backend.watch(id)).await.expect("the backend lets us watch")
+    within(ANSWER_TIMEOUT, "a watch", backend.watch(&id.into())).await.expect("the backend lets us watch")
 }
 
 fn waking(id: &TaskId, fact: &str) -> Commit {

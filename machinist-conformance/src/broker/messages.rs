@@ -1,13 +1,13 @@
 //! Publishing: what goes in comes out, and every answer is true.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
 use bytes::Bytes;
 use machinist_core::{
-    broker::{HeaderValue, Headers, Message, PublishError, Settle, SideQueue},
+    broker::{HeaderValue, Headers, MAX_HEADER_DEPTH, Message, PublishError, Settle, SideQueue},
     clock::Timestamp,
 };
 
@@ -38,6 +38,12 @@ fn full_message() -> Message {
         ("machinist-long", HeaderValue::from("x".repeat(20_000))),
         ("traceparent", HeaderValue::from("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")),
         ("other", HeaderValue::from("not ours")),
+        ("fraction", HeaderValue::Float(-2.5e-300)),
+        ("nothing", HeaderValue::Null),
+        ("empty-list", HeaderValue::List(Vec::new())),
+        ("empty-table", HeaderValue::Table(BTreeMap::new())),
+        ("list", HeaderValue::List(vec![HeaderValue::Int(1), HeaderValue::Null, "two".into(), true.into()])),
+        ("table", nested(HeaderValue::from("leaf"), MAX_HEADER_DEPTH)),
     ];
     Message {
         id: Some("task_ü:4e57a8f0".to_owned()),
@@ -47,12 +53,41 @@ fn full_message() -> Message {
         timestamp: Some(Timestamp::from_micros(1_763_681_834_000_000)),
         priority: Some(7),
         app_id: Some("machinist/0.1".to_owned()),
+        // Not a number: an adapter that matches its publishes by this property must fail.
+        correlation_id: Some("c-ü".to_owned()),
+        reply_to: Some("amq.rabbitmq.reply".to_owned()),
+        content_encoding: Some("utf-8".to_owned()),
         headers: headers
             .into_iter()
             .map(|(name, value)| (name.to_owned().into(), value))
             .collect::<Headers>(),
         body: Bytes::from((0..=255).collect::<Vec<u8>>()),
     }
+}
+
+/// A value inside so many lists and tables.
+fn nested(leaf: HeaderValue, levels: usize) -> HeaderValue {
+    (0..levels).fold(leaf, |inner, level| match level % 2 {
+        0 => HeaderValue::List(vec![HeaderValue::Float(0.5), inner]),
+        _ => HeaderValue::Table([("in ü".to_owned(), inner), ("beside".to_owned(), 1.into())].into()),
+    })
+}
+
+/// A header that no reader would descend into is refused, and its neighbours in the batch are not.
+pub async fn a_header_that_is_nested_too_deep_is_refused(harness: &dyn BrokerHarness) {
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
+    let mut deep = numbered(1);
+    deep.headers.insert("deep".into(), nested(HeaderValue::Null, MAX_HEADER_DEPTH + 1));
+    let batch = [numbered(0), deep, numbered(2)].map(|message| to_queue(&queue, message));
+    let answers = try_publish(&*broker, batch.into()).await;
+    assert!(answers[0].is_ok() && answers[2].is_ok(), "{answers:?}");
+    assert!(
+        matches!(&answers[1], Err(PublishError::Rejected { reason }) if reason.contains("\"deep\"")),
+        "{answers:?}"
+    );
+    let mut consumer = consume(&*broker, &[&queue], 3).await;
+    assert_eq!(drain(&mut *consumer, 2).await, [0, 2]);
 }
 
 /// Every property, every kind of header and every byte survives; what was absent stays absent.

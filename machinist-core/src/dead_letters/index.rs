@@ -1,7 +1,6 @@
 //! Index of dead letters in the backend: an index entry, and a separate record for each letter.
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::DeadLetter;
 use crate::{
@@ -9,7 +8,7 @@ use crate::{
     backend::{BackendError, Commit, Index, IndexUpdate},
     broker::Message,
     clock::Timestamp,
-    id::{QueueName, TaskId, TaskName},
+    id::{QueueName, RecordId, RecordKind, TaskId, TaskName},
     record::{ErrorText, Facts, json, name},
     wire::DeadMark,
 };
@@ -49,12 +48,9 @@ impl DeadLetter {
     }
 }
 
-/// Returns the id of the record of an index entry. It is a hash, because a queue's name and an id may be long and hold spaces.
-pub(super) fn record_of(member: &str) -> TaskId {
-    let digest = Sha256::digest(member.as_bytes());
-    let hex: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    // INVARIANT: a short text.
-    TaskId::parse(&format!("dead.{hex}")).expect("a short text")
+/// Returns the record of an index entry.
+pub(super) fn record_of(member: &str) -> RecordId {
+    RecordId::new(RecordKind::DeadLetter, member)
 }
 
 /// Adds a dead letter to the index. Adding it again changes nothing.
@@ -92,7 +88,7 @@ pub(super) async fn remove_from_index(app: &App, letter: &DeadLetter) -> Result<
 pub(super) fn letter(at: Timestamp, member: &str, facts: &Facts) -> Option<DeadLetter> {
     let Some(entry) = facts.read::<IndexEntry>(name::DEAD) else {
         let (queue, dead_id) = member.rsplit_once(' ')?;
-        let task = dead_id.rsplit_once('.').and_then(|(id, _)| TaskId::parse(id).ok());
+        let task = dead_id.rsplit_once('!').and_then(|(id, _)| TaskId::parse(id).ok());
         return Some(DeadLetter {
             dead_id: dead_id.to_owned(),
             queue: QueueName::parse(queue).ok()?,
@@ -124,10 +120,9 @@ mod tests {
 
     #[test]
     fn a_line_without_its_record_still_names_the_letter() {
-        let found = letter(Timestamp::from_micros(7), "a queue t-1.3", &Facts::new()).unwrap();
-        assert_eq!((found.queue.as_str(), found.dead_id.as_str()), ("a queue", "t-1.3"));
+        let found = letter(Timestamp::from_micros(7), "a queue t-1!3", &Facts::new()).unwrap();
+        assert_eq!((found.queue.as_str(), found.dead_id.as_str()), ("a queue", "t-1!3"));
         assert_eq!(found.task.unwrap().as_str(), "t-1");
         assert_eq!(found.reason, "unknown");
-        assert_ne!(record_of("q a"), record_of("q b"));
     }
 }

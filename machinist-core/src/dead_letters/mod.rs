@@ -13,7 +13,7 @@ use crate::{
     backend::{BackendError, Index},
     client::Client,
     clock::Timestamp,
-    id::{QueueName, TaskId, TaskName},
+    id::{QueueName, RecordId, TaskId, TaskName},
     record::ErrorText,
 };
 
@@ -28,7 +28,7 @@ const LIST_PAGE_SIZE: usize = 500;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct DeadLetter {
-    /// Id of the letter: `TASK.ATTEMPT` for a task, random for a message that could not be verified.
+    /// Id of the letter: `TASK!ATTEMPT` for a task, random for a message that could not be verified.
     pub dead_id: String,
     /// Task queue of the message.
     pub queue: QueueName,
@@ -95,8 +95,8 @@ impl Client {
         let mut found = Vec::new();
         let mut after = None;
         while found.len() < limit {
-            let page = backend.list(Index::DeadLetters, after, LIST_PAGE_SIZE).await?;
-            let ids: Vec<TaskId> = page.iter().map(|(_, member)| index::record_of(member)).collect();
+            let page = backend.list(&Index::DeadLetters, after, LIST_PAGE_SIZE).await?;
+            let ids: Vec<RecordId> = page.iter().map(|(_, member)| index::record_of(member)).collect();
             for ((at, member), facts) in page.iter().zip(backend.read(&ids).await?) {
                 found.extend(index::letter(*at, member, &facts).filter(|letter| which.fits(letter)));
             }

@@ -11,16 +11,18 @@ use super::{
     scan::{DeadLetterScan, ScannedLetter},
 };
 use crate::{
+    backend::Committed,
     broker::{Delivery, Message, Settle},
     client::Client,
     control::ControlError,
+    event::{EventKind, EventTask},
     id::{QueueName, TaskId},
     record::{
-        DeadReason, ErrorText, Facts, Failure, FailureKind, TaskState, failure_without_run, fold, name,
-        newest_start, recorded_follow_up,
+        DeadReason, ErrorText, Facts, Failure, FailureKind, TaskState, failure_without_run, fold, is_alive,
+        name, newest_start, recorded_follow_up,
     },
     security::{Admission, admit},
-    wire::{DeadMark, Envelope, message_to_fact},
+    wire::{DeadMark, Envelope, dead_id, message_to_fact},
 };
 
 /// Result of settling a dead letter.
@@ -172,7 +174,7 @@ impl Client {
     ) -> Result<DeadLetterOutcome, ControlError> {
         let app = &self.app.0;
         let now = app.clock.now();
-        let envelope = match admit(&app.trust, &app.max_sizes, &letter.queue, message, now) {
+        let envelope = match admit(&app.trust, &app.rules, &app.max_sizes, &letter.queue, message, now) {
             // Who sends a stale task again vouches for it anew.
             Admission::Accepted(envelope) | Admission::Rejected(envelope, DeadReason::Stale, _) => envelope,
             Admission::Undecryptable(_, why) => return Ok(DeadLetterOutcome::Refused(why)),
@@ -187,12 +189,12 @@ impl Client {
         if let Some(record) = fold(&id, &facts).filter(|record| record.state != TaskState::Failure) {
             return Ok(DeadLetterOutcome::Refused(format!("task {id} is {}: nothing failed", record.state)));
         }
-        if let Err(why) = app.trust.may_sign(&envelope.name, &envelope.queue, now) {
+        if let Err(why) = self.app.may_publish(&envelope.name, &envelope.queue) {
             return Ok(DeadLetterOutcome::Refused(why));
         }
         // A record that was forgotten is not made anew: the name is written beside the letter.
-        let named_at = if facts.is_empty() { index::record_of(&letter.member()) } else { id };
-        Ok(DeadLetterOutcome::Replayed(self.send_again(&named_at, envelope).await?.id().clone()))
+        let named_at = if facts.is_empty() { index::record_of(&letter.member()) } else { id.into() };
+        Ok(DeadLetterOutcome::Replayed(self.send_again(named_at, envelope).await?.id().clone()))
     }
 
     /// Adds a queue's dead letters to the index that are missing there, and returns their number. A letter that a broker
@@ -261,20 +263,22 @@ impl Client {
         let app = &self.app.0;
         let at = app.clock.now();
         let lost = "it was delivered too often: its workers died before they could say what of";
-        let (dead_id, reason, error) = match admit(&app.trust, &app.max_sizes, queue, message, at) {
-            Admission::Accepted(envelope)
-            | Admission::Undecryptable(envelope, _)
-            | Admission::Rejected(envelope, ..) => {
-                if app.trust.may_sign(&envelope.name, &envelope.queue, at).is_err() {
-                    return Ok(false);
+        let (envelope, dead_id, reason, error) =
+            match admit(&app.trust, &app.rules, &app.max_sizes, queue, message, at) {
+                Admission::Accepted(envelope)
+                | Admission::Undecryptable(envelope, _)
+                | Admission::Rejected(envelope, ..) => {
+                    if app.trust.may_sign(&envelope.name, &envelope.queue, at).is_err() {
+                        return Ok(false);
+                    }
+                    self.end_as_lost(&envelope, lost).await?;
+                    let dead_id = dead_id(&envelope.id, envelope.attempt);
+                    (Some(envelope), dead_id, DeadReason::Lost, lost.to_owned())
                 }
-                self.end_as_lost(&envelope, lost).await?;
-                (format!("{}.{}", envelope.id, envelope.attempt), DeadReason::Lost, lost.to_owned())
-            }
-            Admission::Deferred(reason, why) | Admission::Refused(reason, why) => {
-                (uuid::Uuid::new_v4().to_string(), reason, why)
-            }
-        };
+                Admission::Deferred(reason, why) | Admission::Refused(reason, why) => {
+                    (None, uuid::Uuid::new_v4().to_string(), reason, why)
+                }
+            };
         let error = ErrorText::from(error.as_str());
         let mark = DeadMark { dead_id, reason: reason.as_str().to_owned(), error, at };
         let NewDeadLetter { publish, entry } = NewDeadLetter::new(queue, message, mark);
@@ -283,6 +287,13 @@ impl Client {
                 ControlError::Broker(crate::broker::BrokerError::Unavailable(source.into()))
             })?;
         }
+        self.app.emit(EventKind::DeadLettered {
+            queue,
+            task: envelope.as_ref().map(EventTask::of),
+            dead_id: &entry.dead_id,
+            reason: reason.as_str(),
+            error: &entry.error,
+        });
         index::add_to_index(&self.app, &entry).await?;
         Ok(true)
     }
@@ -307,16 +318,21 @@ impl Client {
             now,
             ttl,
         );
-        let message = self.app.signed_message(envelope);
-        let message = message_to_fact(&message, message.size());
+        let message = self.app.message(envelope).ok();
+        let message = message.and_then(|message| message_to_fact(&message, message.size()));
         commit.facts.extend(message.map(|message| (name::MESSAGE.into(), message)));
         // Refused: it was started meanwhile, or has ended.
-        self.commit(self.signed_end(commit)?).await?;
+        let mut stopwatch = app.observers.stopwatch();
+        if let Committed::Done { .. } = self.commit(self.signed_end(id, commit)?).await? {
+            let (task, kind) = (EventTask::of(envelope), FailureKind::Lost);
+            self.app.emit(EventKind::ended_without_run(task, kind, &error.into(), stopwatch.lap()));
+        }
         Ok(())
     }
 
     async fn somebody_runs(&self, facts: &Facts, attempt: u32) -> Result<bool, ControlError> {
         let Some(start) = newest_start(facts, attempt) else { return Ok(false) };
-        Ok(self.app.0.backend.alive(&[start.session]).await?.into_iter().any(|alive| alive))
+        let records = self.app.0.backend.read(&[start.session.into()]).await?;
+        Ok(records.iter().any(is_alive))
     }
 }

@@ -54,6 +54,25 @@ pub(crate) mod name {
     /// Entry about a dead letter, in a separate record.
     pub(crate) const DEAD: &str = "dead";
 
+    /// The task waits, because a rule refuses its start.
+    pub(crate) const PARKED: &str = "pk";
+    /// Guard of a task that waits, so that it can be published before it comes back by itself.
+    pub(crate) const PARKED_MESSAGE: &str = "pm";
+
+    /// Returns the name of the fact that a task name is disabled, in the control record.
+    pub(crate) fn disabled(task: &str) -> FactName {
+        format!("{DISABLED}{task}").into()
+    }
+    /// Prefix of those names.
+    pub(crate) const DISABLED: &str = "off:";
+
+    /// Lease of a session, in a separate record.
+    pub(crate) const LEASE: &str = "lease";
+    /// Description of the worker, in the record of its session.
+    pub(crate) const ABOUT: &str = "about";
+    /// Runs of the worker, in the record of its session.
+    pub(crate) const RUNS: &str = "runs";
+
     pub(crate) const END: &str = "end";
     pub(crate) const FOLLOWED: &str = "f";
     pub(crate) const REVOKED: &str = "rv";
@@ -166,6 +185,22 @@ pub struct Progress {
     pub note: String,
     /// Time of the report.
     pub at: Timestamp,
+}
+
+/// `pk`: the task is parked, because a rule refuses its start. It is replaced each time that the task is parked again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Parked {
+    /// Attempt that waits.
+    pub attempt: u32,
+    /// Generation of the guard that comes back.
+    pub(crate) generation: u32,
+    /// Reason, as `CODE:SUBJECT`.
+    pub reason: String,
+    /// Time since when it waits for this reason.
+    pub since: Timestamp,
+    /// Time at which its message comes back by itself.
+    pub until: Timestamp,
 }
 
 /// `rv`: the task was revoked. `rt`: its run is cut off without waiting for it to end.

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     FailureKind,
     facts::{
-        End, EndVerdict, ErrorText, FactName, Facts, Failure, NumberedFact, Progress, Retried, Start, name,
+        End, EndVerdict, ErrorText, FactName, Facts, Failure, NumberedFact, Parked, Progress, Retried, Start,
+        name,
     },
 };
 use crate::{args::Results, clock::Timestamp, id::TaskId};
@@ -102,6 +103,8 @@ pub struct Record {
     pub locked: Option<String>,
     /// `true` if the task was revoked, and a run has still to answer.
     pub revoked: bool,
+    /// Parking of the task, while a rule of admission refuses its start.
+    pub parked: Option<Parked>,
     /// Failed task that this one repeats.
     pub retry_of: Option<TaskId>,
     /// Task that repeats this failed one.
@@ -169,6 +172,7 @@ pub fn fold(id: &TaskId, facts: &Facts) -> Option<Record> {
         progress: None,
         locked: None,
         revoked: end.is_none() && facts.has(name::REVOKED),
+        parked: parked(facts),
         retry_of: task_id(facts, name::RETRY_OF),
         retried_as: task_id(facts, name::RETRIED_AS),
     };
@@ -240,10 +244,27 @@ pub(super) fn state(facts: &Facts, attempts: &Attempts) -> TaskState {
     }
 }
 
+/// Returns how a task is parked; `None` if it has been started or has ended since.
+pub(crate) fn parked(facts: &Facts) -> Option<Parked> {
+    let parked: Parked = facts.read(name::PARKED)?;
+    let attempts = Attempts::of(facts);
+    let is_over = facts.has(name::END) || facts.has(&name::retried(parked.attempt));
+    let is_newest = attempts.newest() <= parked.attempt
+        && abandoned_start(facts, parked.attempt).is_none()
+        && attempts.newest_guard(parked.attempt) <= parked.generation;
+    (is_newest && !is_over).then_some(parked)
+}
+
 /// Returns the newest start of an attempt, if it was started.
 pub(crate) fn newest_start(facts: &Facts, attempt: u32) -> Option<Start> {
     let start = Attempts::of(facts).newest_start(attempt)?;
     facts.read(&name::start(attempt, start))
+}
+
+/// Returns the newest start of an attempt, unless it was handed back.
+pub(crate) fn abandoned_start(facts: &Facts, attempt: u32) -> Option<Start> {
+    let start = Attempts::of(facts).newest_start(attempt)?;
+    facts.read(&name::start(attempt, start)).filter(|_| !facts.has(&name::returned(attempt, start)))
 }
 
 /// Returns the starts of an attempt in the record, ordered by number. It iterates over the facts that exist, not over

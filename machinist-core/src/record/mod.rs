@@ -15,8 +15,12 @@
 //! | `verdict` | what follows from an outcome? | a verdict, its commit, its follow-up |
 //! | `revoke` | how can a task be prevented from running? | a commit, or the run to ask |
 //! | `progress` | how far has a run come? | a commit |
+//! | `park` | what does a delivery do that may not start? | a decision, a commit |
+//! | `control` | what holds for all workers? | a commit |
+//! | `session` | is a worker alive? | a commit, or a look at its record |
 
 mod claim;
+mod control;
 mod dead_reason;
 mod facts;
 mod fold;
@@ -24,30 +28,35 @@ mod follow_up;
 mod kind;
 #[cfg(test)]
 mod model;
+mod park;
 mod poison;
 mod progress;
 mod retention;
 mod revoke;
+mod session;
 mod start;
 #[cfg(test)]
 mod tests;
 mod verdict;
 
-pub use facts::{ErrorText, FactName, Facts, Progress};
+pub use facts::{ErrorText, FactName, Facts, Parked, Progress};
 pub use fold::{Attempt, Record, TaskState, fold};
 pub use kind::FailureKind;
 
 pub(crate) use claim::{Claim, ClaimStatus, RenewalAction};
+pub(crate) use control::{control_record, disable, enable};
 pub(crate) use dead_reason::DeadReason;
 pub(crate) use facts::{Counters, EncodedResults, Failure, json, name};
-pub(crate) use fold::newest_start;
 #[cfg(test)]
 pub(crate) use fold::state_of;
+pub(crate) use fold::{abandoned_start, newest_start, parked};
 pub(crate) use follow_up::{FollowUp, recorded_follow_up};
+pub(crate) use park::{ParkDecision, decide_parking, park, unpark};
 pub(crate) use poison::{Suspicion, suspicion};
 pub(crate) use progress::{add_progress, progress_commit};
 pub(crate) use retention::{MIN_RESULTS_TTL, UNFINISHED_TTL};
 pub(crate) use revoke::{NextAttempt, RevokeDecision, RevokeMode, decide_revoke, next_attempt};
+pub(crate) use session::{close_session, is_alive, open_session, renew_session, wake_session};
 pub(crate) use start::{StartDecision, StartRequest, decide_start};
 pub(crate) use verdict::{
     CommitRefusal, Outcome, Verdict, decide, explain_refusal, failure_without_run, follow_up_of,

@@ -15,6 +15,7 @@ use crate::{
     backend::{Commit, Expiry},
     clock::Timestamp,
     error::TaskError,
+    id::TaskId,
     retry::{Backoff, RetryPolicy},
 };
 
@@ -127,14 +128,14 @@ fn start_steps(point: &Point, attempt: u32) -> Vec<RecordStep> {
 }
 
 fn sent() -> Commit {
-    let mut commit = Commit::new("t".try_into().unwrap());
+    let mut commit = Commit::new(TaskId::parse("t").unwrap());
     commit.facts = vec![(name::TASK.into(), "add".into())];
     commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
     commit
 }
 
 fn received(attempt: u32) -> Commit {
-    let mut commit = Commit::new("t".try_into().unwrap());
+    let mut commit = Commit::new(TaskId::parse("t").unwrap());
     commit.unless = vec![name::END.into()];
     commit.facts = vec![(name::received(attempt), "1".into())];
     commit

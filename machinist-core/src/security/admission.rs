@@ -3,14 +3,16 @@
 //! Everything here happens before the body is parsed and before anything is written. Only the headers that are
 //! ours are read, and they are flat and bounded.
 
+use machinist_adapter::header;
+
 use crate::{
-    broker::Message,
+    broker::{HeaderValue, Message},
     clock::Timestamp,
     id::QueueName,
     record::DeadReason,
     security::encryption::DecryptError,
-    security::{Trust, VerifyError},
-    wire::{Envelope, MaxSizes, Oversize, Unreadable},
+    security::{QueueRules, Trust, VerifyError},
+    wire::{Envelope, MaxSizes, Oversize, Profile, Unreadable, read_foreign},
 };
 
 /// The decision about a message.
@@ -31,6 +33,7 @@ pub(crate) enum Admission {
 /// Decides about a message that came from a queue.
 pub(crate) fn admit(
     trust: &Trust,
+    rules: &QueueRules,
     sizes: &MaxSizes,
     queue: &QueueName,
     message: &Message,
@@ -40,14 +43,15 @@ pub(crate) fn admit(
         let error = format!("its {part}: {size} bytes, and the maximum here is {max}");
         return Admission::Refused(DeadReason::TooLarge, error);
     }
+    if let Some(profile) = rules.profile(queue) {
+        return admit_foreign(profile, rules, sizes, queue, message, now);
+    }
     let mut envelope = match Envelope::read(message) {
         Ok(envelope) => envelope,
-        Err(Unreadable::Header(error)) => return Admission::Refused(DeadReason::Undecodable, error),
-        Err(error @ Unreadable::Version(_)) => {
-            return Admission::Deferred(DeadReason::Undecodable, error.to_string());
-        }
+        Err(unreadable) => return not_read(unreadable),
     };
-    let signed_message = match trust.verify(&mut envelope, message) {
+    let unsigned = rules.allows_unsigned(queue, &envelope.name);
+    let signed_message = match trust.verify(&mut envelope, message, unsigned) {
         Ok(signed_message) => signed_message,
         Err(VerifyError::Untrusted(reason, error)) => return Admission::Refused(reason, error),
         Err(VerifyError::UnknownKey(error)) => return Admission::Deferred(DeadReason::UnknownKey, error),
@@ -71,12 +75,70 @@ pub(crate) fn admit(
     }
 }
 
+fn not_read(unreadable: Unreadable) -> Admission {
+    match unreadable {
+        Unreadable::Header(error) => Admission::Refused(DeadReason::Undecodable, error),
+        error @ (Unreadable::Version { .. } | Unreadable::Newer(_)) => {
+            Admission::Deferred(DeadReason::Undecodable, error.to_string())
+        }
+    }
+}
+
+/// Decides about a message in another format. It has no signature: the list of its queue says what it may run.
+fn admit_foreign(
+    profile: &dyn Profile,
+    rules: &QueueRules,
+    sizes: &MaxSizes,
+    queue: &QueueName,
+    message: &Message,
+    now: Timestamp,
+) -> Admission {
+    let envelope = match read_foreign(profile, queue, sizes, message, now) {
+        Ok(envelope) => envelope,
+        Err(unreadable) => return not_read(unreadable),
+    };
+    if envelope.queue != *queue {
+        let error = format!("it was sent to queue {:?}", envelope.queue);
+        return Admission::Refused(DeadReason::WrongQueue, error);
+    }
+    if !rules.allows_unsigned(queue, &envelope.name) {
+        let error = format!("task {} is not among those that run unsigned from queue {queue}", envelope.name);
+        return Admission::Refused(DeadReason::NotAllowed, error);
+    }
+    Admission::Accepted(envelope)
+}
+
+/// Reads a message that a record holds, if it is authentic. It names its queue, in any format.
+pub(crate) fn read_kept(
+    trust: &Trust,
+    rules: &QueueRules,
+    sizes: &MaxSizes,
+    message: &Message,
+    now: Timestamp,
+) -> Result<Envelope, String> {
+    let queue = message.headers.get(header::QUEUE).and_then(HeaderValue::as_text);
+    let queue = queue.and_then(|name| QueueName::parse(name).ok());
+    if let Some((queue, profile)) = queue.and_then(|queue| Some((queue.clone(), rules.profile(&queue)?))) {
+        return match admit_foreign(profile, rules, sizes, &queue, message, now) {
+            Admission::Deferred(_, why) | Admission::Refused(_, why) | Admission::Rejected(_, _, why) => {
+                Err(why)
+            }
+            Admission::Accepted(envelope) | Admission::Undecryptable(envelope, _) => Ok(envelope),
+        };
+    }
+    let mut envelope = Envelope::read(message).map_err(|error| error.to_string())?;
+    let unsigned = rules.allows_unsigned(&envelope.queue, &envelope.name);
+    match trust.verify(&mut envelope, message, unsigned) {
+        Ok(_) => Ok(envelope),
+        Err(VerifyError::Untrusted(_, why) | VerifyError::UnknownKey(why)) => Err(why),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        broker::HeaderValue,
-        fuzz::{NOW, full_envelope},
+        fuzz::{NOW, full_envelope, full_envelope_with_pairs},
         sign::{Algorithm, Key, KeyState, Keyring},
     };
 
@@ -133,19 +195,21 @@ mod tests {
             let web = Key::generate(algorithm, "web").unwrap().with_state(KeyState::Verify);
             let trust = Trust::new(Some(Keyring::new([own, web]).unwrap()), false, None);
             let queue = QueueName::parse("math").unwrap();
-            let admitted = |message: &Message| admit(&trust, &MaxSizes::default(), &queue, message, NOW);
-            let message = trust.signed_message(&full_envelope(), NOW);
-            assert!(
-                matches!(admitted(&message), Admission::Accepted(envelope) if envelope == full_envelope())
-            );
-            let all = neighbours(&message);
-            assert!(all.len() > 3000, "{}", all.len());
-            for changed in &all {
-                let admission = admitted(changed);
-                assert!(
-                    matches!(admission, Admission::Refused(..) | Admission::Deferred(..)),
-                    "{changed:?} was admitted: {admission:?}"
-                );
+            let rules = QueueRules::default();
+            let admitted =
+                |message: &Message| admit(&trust, &rules, &MaxSizes::default(), &queue, message, NOW);
+            for signed in [full_envelope(), full_envelope_with_pairs()] {
+                let message = trust.signed_message(&signed, NOW);
+                assert!(matches!(admitted(&message), Admission::Accepted(envelope) if envelope == signed));
+                let all = neighbours(&message);
+                assert!(all.len() > 3000, "{}", all.len());
+                for changed in &all {
+                    let admission = admitted(changed);
+                    assert!(
+                        matches!(admission, Admission::Refused(..) | Admission::Deferred(..)),
+                        "{changed:?} was admitted: {admission:?}"
+                    );
+                }
             }
         }
     }

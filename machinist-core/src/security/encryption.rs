@@ -82,12 +82,8 @@ fn body_context(envelope: &Envelope, key: &KeyId) -> Vec<u8> {
         .finish()
 }
 
-fn fact_context(id: &TaskId, fact: &str, key: &KeyId) -> Vec<u8> {
-    SigningInput::new("machinist.encrypted.fact", 256)
-        .text(key.as_str())
-        .text(id.as_str())
-        .text(fact)
-        .finish()
+fn fact_context(id: &str, fact: &str, key: &KeyId) -> Vec<u8> {
+    SigningInput::new("machinist.encrypted.fact", 256).text(key.as_str()).text(id).text(fact).finish()
 }
 
 fn key<'r>(ring: &'r Keyring, id: &KeyId) -> Result<&'r Key, DecryptError> {
@@ -143,12 +139,12 @@ fn is_encrypted_fact(fact: &str) -> bool {
 /// Encrypts the results, errors, log and notes in the facts of a commit.
 pub(crate) fn encrypt_outcome(mut commit: Commit, key: &Key) -> Commit {
     for (fact, value) in commit.facts.iter_mut().filter(|(fact, _)| is_encrypted_fact(fact)) {
-        *value = encrypted_fact(&commit.id, fact, value, key);
+        *value = encrypted_fact(commit.id.id(), fact, value, key);
     }
     commit
 }
 
-fn encrypted_fact(id: &TaskId, fact: &str, value: &[u8], key: &Key) -> Bytes {
+fn encrypted_fact(id: &str, fact: &str, value: &[u8], key: &Key) -> Bytes {
     // INVARIANT: we made it ourselves, of a struct. What could not be hidden must not be written.
     let mut all: Map<String, Value> = serde_json::from_slice(value).expect("a JSON object");
     let secret: Map<String, Value> = ENCRYPTED_FIELDS
@@ -208,7 +204,7 @@ fn decrypted_fact(
     let key = key(ring.ok_or_else(|| DecryptError::NoKey(id_of_key.clone()))?, &id_of_key)?;
     let broken = || DecryptError::Broken(id_of_key.clone());
     let ciphertext = BASE64.decode(data).map_err(|_| broken())?;
-    let secret = key.decrypt(&fact_context(id, fact, &id_of_key), &ciphertext).ok_or_else(broken)?;
+    let secret = key.decrypt(&fact_context(id.as_str(), fact, &id_of_key), &ciphertext).ok_or_else(broken)?;
     let secret: Map<String, Value> = serde_json::from_slice(&secret).map_err(|_| broken())?;
     all.extend(secret);
     Ok(Some(json_bytes(&all).into()))

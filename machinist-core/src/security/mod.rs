@@ -4,14 +4,19 @@
 //! |---|---|
 //! | `trust` | the key ring in use: signing, verifying, refusing |
 //! | `encryption` | encrypted bodies and outcomes |
+//! | `queue_rules` | queues with another format, or with tasks that run unsigned |
 //! | `admission` | the decision about a message before its body is parsed |
 //!
 //! Keys and algorithms are in [`sign`](crate::sign).
 
 mod admission;
 pub(crate) mod encryption;
+mod queue_rules;
 mod trust;
 
-pub(crate) use admission::{Admission, admit};
+pub use queue_rules::QueueOptions;
+
+pub(crate) use admission::{Admission, admit, read_kept};
 pub(crate) use encryption::{encrypt_outcome, is_encrypted};
+pub(crate) use queue_rules::QueueRules;
 pub(crate) use trust::{Trust, VerifyError};

@@ -20,7 +20,7 @@ use crate::{
     record::DeadReason,
     record::{Facts, name},
     security::encryption::{self, DecryptError},
-    sign::{Key, KeyError, KeyId, KeyRejection, Keyring, input::SigningInput},
+    sign::{Key, KeyError, KeyId, KeyRejection, Keyring, SigningScope, input::SigningInput},
     wire::{Envelope, FirstSigner, MessageSignature, Unreadable},
 };
 
@@ -34,6 +34,7 @@ pub(crate) struct Trust {
     ring: RwLock<Option<Arc<Keyring>>>,
     allow_unsigned: bool,
     window: Option<Duration>,
+    scope: SigningScope,
     told_of_unsigned: AtomicBool,
 }
 
@@ -52,8 +53,14 @@ impl Trust {
             ring: RwLock::new(ring.map(Arc::new)),
             allow_unsigned,
             window,
+            scope: SigningScope::default(),
             told_of_unsigned: AtomicBool::new(false),
         }
+    }
+
+    /// Signs and verifies for this installation.
+    pub(crate) fn within(self, scope: SigningScope) -> Self {
+        Self { scope, ..self }
     }
 
     fn ring(&self) -> Option<Arc<Keyring>> {
@@ -76,6 +83,11 @@ impl Trust {
             Some(key) => encryption::encrypted(envelope, key),
             None => envelope,
         }
+    }
+
+    /// Returns `true` if this application encrypts what it sends.
+    pub(crate) fn encrypts(&self) -> bool {
+        self.ring().is_some_and(|ring| ring.encrypting_key().is_some())
     }
 
     /// Another envelope with the body of this one, which, if it is encrypted, is bound to the names of this one, and
@@ -115,7 +127,7 @@ impl Trust {
 
     /// Returns `true` if the outcome of this task is encrypted, here or elsewhere.
     pub(crate) fn encrypts_outcomes(&self, envelope: &Envelope) -> bool {
-        encryption::is_encrypted(envelope) || self.ring().is_some_and(|ring| ring.encrypting_key().is_some())
+        encryption::is_encrypted(envelope) || self.encrypts()
     }
 
     /// Decrypts these facts in place; returns the error if some stay encrypted.
@@ -136,25 +148,27 @@ impl Trust {
         let mut message = envelope.message();
         let ring = self.ring();
         let Some(key) = ring.as_deref().and_then(Keyring::signing_key) else { return message };
-        envelope.sign(&mut message, key, now);
+        envelope.sign(&mut message, key, &self.scope, now);
         message
     }
 
     /// Verifies the signature of a message whose headers were read into `envelope`, and that its key is
-    /// trusted.
+    /// trusted. A message without a signature passes only if `unsigned` or the application allows it.
     pub(crate) fn verify(
         &self,
         envelope: &mut Envelope,
         message: &Message,
+        unsigned: bool,
     ) -> Result<Option<MessageSignature>, VerifyError> {
         let Some(ring) = self.ring() else { return Ok(None) };
         let unreadable = |e: Unreadable| VerifyError::Untrusted(DeadReason::BadSignature, e.to_string());
         let Some(signed_message) = envelope.read_signature(message).map_err(unreadable)? else {
-            return self.unsigned();
+            return if unsigned { Ok(None) } else { self.unsigned() };
         };
         let key = ring.trusted(&signed_message.key)?;
-        if !envelope.is_signed_by(key, &signed_message) {
-            let error = format!("the signature is not that of key {} under this message", signed_message.key);
+        if !envelope.is_signed_by(key, &signed_message, &self.scope) {
+            let (key, doubt) = (&signed_message.key, self.scope.doubt());
+            let error = format!("the signature is not that of key {key} under this message: {doubt}");
             return Err(VerifyError::Untrusted(DeadReason::BadSignature, error));
         }
         key.believed_at(signed_message.signed_at)?;
@@ -209,7 +223,8 @@ impl Trust {
         let Some(ring) = self.ring() else { return commit };
         if let Some(key) = ring.signing_key()
             && let Some((_, end)) = commit.facts.iter_mut().find(|(fact, _)| fact == name::END)
-            && let Some(signed_end) = signed_end(key, &commit.id, end)
+            && let Some(id) = commit.id.task()
+            && let Some(signed_end) = signed_end(key, &self.scope, &id, end)
         {
             *end = signed_end;
         }
@@ -224,9 +239,10 @@ impl Trust {
             return if self.allow_unsigned { Ok(()) } else { Err(unsigned) };
         };
         let key = ring.trusted(&attestation.key).map_err(|rejected| rejected.to_string())?;
-        let input = result_input(key, id, attestation.text);
+        let input = result_input(key, &self.scope, id, attestation.text);
         if !key.verify(&input, &attestation.signature) {
-            return Err(format!("the signature of its end is not that of key {}", attestation.key));
+            let (key, doubt) = (attestation.key, self.scope.doubt());
+            return Err(format!("the signature of its end is not that of key {key}: {doubt}"));
         }
         #[derive(Deserialize)]
         struct AttestedEnd {
@@ -275,20 +291,22 @@ impl<'a> Attestation<'a> {
     }
 }
 
-fn result_input(key: &Key, id: &TaskId, text: &[u8]) -> Vec<u8> {
+fn result_input(key: &Key, scope: &SigningScope, id: &TaskId, text: &[u8]) -> Vec<u8> {
     SigningInput::new("machinist.result", text.len() + 256)
         .number(RESULT_VERSION)
         .text(key.algorithm().as_str())
         .text(key.id().as_str())
+        .text(&scope.namespace)
+        .text(&scope.realm)
         .text(id.as_str())
         .bytes(text)
         .finish()
 }
 
 /// The same JSON object with two fields more at its end.
-fn signed_end(key: &Key, id: &TaskId, end: &Bytes) -> Option<Bytes> {
+fn signed_end(key: &Key, scope: &SigningScope, id: &TaskId, end: &Bytes) -> Option<Bytes> {
     let text = end.strip_suffix(b"}")?;
-    let signature = BASE64.encode(key.sign(&result_input(key, id, text))?);
+    let signature = BASE64.encode(key.sign(&result_input(key, scope, id, text))?);
     let parts = [text, SIGNED_BY.as_bytes(), key.id().as_str().as_bytes(), SIGNATURE.as_bytes()];
     Some([&parts.concat()[..], signature.as_bytes(), b"\"}"].concat().into())
 }

@@ -292,13 +292,14 @@ impl fmt::Debug for Key {
 
 /// A name, or a prefix of names.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Pattern {
+pub(crate) struct Pattern {
     text: String,
     is_prefix: bool,
 }
 
 impl Pattern {
-    fn parse(mut text: String) -> Result<Self, String> {
+    /// Reads a pattern. The error is the text without a `*` at its end.
+    pub(crate) fn parse(mut text: String) -> Result<Self, String> {
         let is_prefix = text.ends_with('*');
         if is_prefix {
             text.pop();
@@ -306,7 +307,7 @@ impl Pattern {
         if text.contains('*') { Err(text) } else { Ok(Self { text, is_prefix }) }
     }
 
-    pub(super) fn fits(&self, name: &str) -> bool {
+    pub(crate) fn fits(&self, name: &str) -> bool {
         if self.is_prefix { name.starts_with(&self.text) } else { name == self.text }
     }
 }

@@ -16,6 +16,7 @@ mod hmac_sha256;
 pub(crate) mod input;
 mod key;
 mod keyring;
+mod scope;
 mod xchacha20_poly1305;
 
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
@@ -23,9 +24,11 @@ use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 pub use config::{KeyConfig, SecretText};
+pub(crate) use key::Pattern;
 pub use key::{Key, KeyState};
 pub(crate) use keyring::KeyRejection;
 pub use keyring::Keyring;
+pub(crate) use scope::SigningScope;
 
 /// Algorithm of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]

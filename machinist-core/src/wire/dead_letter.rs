@@ -5,8 +5,14 @@ use machinist_adapter::header;
 use crate::{
     broker::{HeaderValue, Message},
     clock::Timestamp,
+    id::TaskId,
     record::ErrorText,
 };
+
+/// Returns the id of the dead letter of a task. An attempt has one, however often it is published.
+pub(crate) fn dead_id(id: &TaskId, attempt: u32) -> String {
+    format!("{id}!{attempt}")
+}
 
 /// The mark of a dead letter, in addition to its message.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,25 +4,29 @@
 //! written once by the sender and always forwarded as the same bytes. So a retry costs no encoding, and fields
 //! that this version does not know are kept.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, display::Base64Display, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use machinist_adapter::header;
 
-use super::{Body, Codec, MaxSizes, Oversize};
+use super::{Body, Codec, MaxSizes, Oversize, Pairs};
 use crate::{
     broker::{HeaderValue, Message},
     clock::Timestamp,
     error::BoxError,
     id::{QueueName, TaskId, TaskName},
     record::Counters,
-    sign::{Key, KeyId, input::SigningInput},
+    sign::{Key, KeyId, SigningScope, input::SigningInput},
     trace::TraceContext,
 };
 
-/// The version of the wire that is written, and the newest that is read.
-const WIRE_VERSION: i64 = 1;
+/// The version of a message without pairs.
+const PLAIN_VERSION: i64 = 1;
+/// The version of a message with pairs.
+const PAIRS_VERSION: i64 = 2;
+/// The newest version that is read.
+const NEWEST_VERSION: i64 = PAIRS_VERSION;
 
 /// One task's message: the headers read, the body not yet.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,9 +50,12 @@ pub(crate) struct Envelope {
     pub(crate) traceparent: Option<String>,
     pub(crate) tracestate: Option<String>,
     pub(crate) priority: Option<u8>,
+    pub(crate) pairs: Pairs,
     pub(crate) content_type: String,
     pub(crate) body: Bytes,
     pub(crate) first: FirstSigner,
+    /// The message in another format that it was read from. Its next attempts keep what an envelope has no place for.
+    pub(crate) source: Option<Arc<Message>>,
 }
 
 /// First signer of a task. Retries and guards are signed by the worker that publishes
@@ -96,25 +103,23 @@ pub(crate) enum Unreadable {
     #[error("{0}")]
     Header(String),
     /// A newer program may understand it.
-    #[error("the wire version {0} is newer than {WIRE_VERSION}, the newest that this program reads")]
-    Version(i64),
+    #[error("the wire version {found} is newer than {newest}, the newest that this program reads")]
+    Version { found: i64, newest: i64 },
+    /// The same, in another format.
+    #[error("{0}")]
+    Newer(String),
 }
 
 impl Envelope {
     /// Reads properties and headers. The body is not touched.
     pub(crate) fn read(message: &Message) -> Result<Self, Unreadable> {
+        Self::read_up_to(message, NEWEST_VERSION)
+    }
+
+    /// Reads properties and headers, as a program does that knows the wire up to this version.
+    fn read_up_to(message: &Message, newest: i64) -> Result<Self, Unreadable> {
         let headers = HeaderReader(message);
-        let version = headers.int(header::VERSION)?.unwrap_or(WIRE_VERSION);
-        if version > WIRE_VERSION {
-            return Err(Unreadable::Version(version));
-        }
-        if version < WIRE_VERSION {
-            // There was none before the first; and what is signed says 1.
-            return Err(Unreadable::Header(format!(
-                "header `{}` is out of range: {version}",
-                header::VERSION
-            )));
-        }
+        let pairs = headers.pairs(newest)?;
         let bad = |e: crate::id::InvalidName| Unreadable::Header(e.to_string());
         let missing = |what: &str| Unreadable::Header(format!("the message has no {what}"));
         let id = message.id.as_deref().ok_or_else(|| missing("message id"))?;
@@ -138,12 +143,14 @@ impl Envelope {
             traceparent: headers.text(header::TRACEPARENT)?,
             tracestate: headers.text(header::TRACESTATE)?,
             priority: message.priority,
+            pairs,
             content_type: message
                 .content_type
                 .clone()
                 .unwrap_or_else(|| Codec::default().content_type().to_owned()),
             body: message.body.clone(),
             first: FirstSigner::Nobody,
+            source: None,
         })
     }
 
@@ -172,6 +179,11 @@ impl Envelope {
         }
     }
 
+    /// Returns the version of its message: the oldest that says everything in it, so that old workers run what they can.
+    fn version(&self) -> i64 {
+        if self.pairs.is_empty() { PLAIN_VERSION } else { PAIRS_VERSION }
+    }
+
     /// Returns the signing input: every field that a worker reads, as it reads it, in the order of `docs/signing.md`.
     pub(crate) fn signing_input(
         &self,
@@ -179,10 +191,11 @@ impl Envelope {
         key: &KeyId,
         first: &KeyId,
         signed_at: Timestamp,
+        scope: &SigningScope,
     ) -> Vec<u8> {
         let micros = |instant: Option<Timestamp>| instant.map(Timestamp::as_micros);
         SigningInput::new("machinist.task", self.body.len() + 512)
-            .number(WIRE_VERSION)
+            .number(self.version())
             .text(algorithm)
             .text(key.as_str())
             .text(first.as_str())
@@ -203,22 +216,21 @@ impl Envelope {
             .maybe_number(self.priority.map(i64::from))
             .maybe_text(self.traceparent.as_deref())
             .maybe_text(self.tracestate.as_deref())
-            // The places of root, parent and group: empty until there are workflows.
-            .absent()
-            .absent()
-            .absent()
+            .text(&scope.namespace)
+            .text(&scope.realm)
+            .maybe_text(self.pairs.to_text().as_deref())
             .bytes(&self.body)
             .finish()
     }
 
     /// Signs its message with this key, unless the task came unsigned.
-    pub(crate) fn sign(&self, message: &mut Message, key: &Key, now: Timestamp) {
+    pub(crate) fn sign(&self, message: &mut Message, key: &Key, scope: &SigningScope, now: Timestamp) {
         let first = match &self.first {
             FirstSigner::Nobody => return,
             FirstSigner::Publisher => key.id(),
             FirstSigner::Key(first) => first,
         };
-        let input = self.signing_input(key.algorithm().as_str(), key.id(), first, now);
+        let input = self.signing_input(key.algorithm().as_str(), key.id(), first, now, scope);
         let Some(signature) = key.sign(&input) else { return };
         let signed_message = MessageSignature { key: key.id().clone(), signed_at: now, signature };
         message.headers.insert(header::SIGNATURE.into(), signed_message.to_text().into());
@@ -245,9 +257,15 @@ impl Envelope {
     }
 
     /// Returns `true` if this key made this signature of exactly this envelope.
-    pub(crate) fn is_signed_by(&self, key: &Key, signed_message: &MessageSignature) -> bool {
+    pub(crate) fn is_signed_by(
+        &self,
+        key: &Key,
+        signed_message: &MessageSignature,
+        scope: &SigningScope,
+    ) -> bool {
         let FirstSigner::Key(first) = &self.first else { return false };
-        let input = self.signing_input(key.algorithm().as_str(), key.id(), first, signed_message.signed_at);
+        let input =
+            self.signing_input(key.algorithm().as_str(), key.id(), first, signed_message.signed_at, scope);
         key.verify(&input, &signed_message.signature)
     }
 
@@ -289,6 +307,10 @@ impl Envelope {
             if let Some(text) = text {
                 put(name, text.as_str().into());
             }
+        }
+        if let Some(pairs) = self.pairs.to_text() {
+            put(header::VERSION, self.version().into());
+            put(header::PAIRS, pairs.into());
         }
         message
     }
@@ -378,6 +400,28 @@ impl HeaderReader<'_> {
         self.int(name)?.map(|n| N::try_from(n).map_err(|_| out_of_range(n))).transpose()
     }
 
+    /// Checks the version and reads the pairs. A message has both or neither: what is signed says one of the two.
+    fn pairs(&self, newest: i64) -> Result<Pairs, Unreadable> {
+        let version = self.int(header::VERSION)?.unwrap_or(PLAIN_VERSION);
+        if version > newest {
+            return Err(Unreadable::Version { found: version, newest });
+        }
+        let refused = |what: String| Err(Unreadable::Header(what));
+        match (version, self.text(header::PAIRS)?) {
+            (PLAIN_VERSION, None) => Ok(Pairs::default()),
+            (PAIRS_VERSION, Some(text)) => Pairs::parse(&text)
+                .or_else(|what| refused(format!("header `{}` cannot be read: {what}", header::PAIRS))),
+            (PLAIN_VERSION, Some(_)) => {
+                refused(format!("a message with header `{}` is of version {PAIRS_VERSION}", header::PAIRS))
+            }
+            (PAIRS_VERSION, None) => refused(format!(
+                "a message of version {PAIRS_VERSION} has the header `{}`, and this one has not",
+                header::PAIRS
+            )),
+            _ => refused(format!("header `{}` is out of range: {version}", header::VERSION)),
+        }
+    }
+
     /// Counted from 1. A 0 is no other way to say 1: what is signed is what is read.
     fn attempt(&self) -> Result<u32, Unreadable> {
         match self.number(header::ATTEMPT)?.unwrap_or(1) {
@@ -415,9 +459,11 @@ mod tests {
             traceparent: None,
             tracestate: None,
             priority: None,
+            pairs: Pairs::default(),
             content_type: Codec::MessagePack.content_type().to_owned(),
             body: Codec::MessagePack.encode(&body).unwrap(),
             first: FirstSigner::Nobody,
+            source: None,
         }
     }
 
@@ -457,8 +503,98 @@ mod tests {
             "header `machinist-attempt` is out of range: -1"
         );
         assert!(
-            read(&|m| drop(m.headers.insert("machinist-version".into(), 2.into()))).contains("newer than 1")
+            read(&|m| drop(m.headers.insert("machinist-version".into(), 3.into()))).contains("newer than 2")
         );
+    }
+
+    fn with_pairs() -> Envelope {
+        Envelope { pairs: Pairs::parse("future=1:x,label.team=6:search").unwrap(), ..envelope() }
+    }
+
+    #[test]
+    fn a_message_without_pairs_says_what_it_said_before_there_were_pairs() {
+        let headers = |envelope: Envelope| {
+            let headers = envelope.message().headers.into_iter();
+            headers.map(|(name, value)| format!("{name}={value:?}")).collect::<Vec<_>>()
+        };
+        assert_eq!(headers(envelope()), ["machinist-issued=Int(7)", "machinist-queue=Text(\"math\")"]);
+        assert_eq!(
+            headers(Envelope { pairs: Pairs::default(), ..crate::fuzz::full_envelope() }),
+            [
+                "machinist-attempt=Int(2)",
+                "machinist-eta=Int(1764547200000000)",
+                "machinist-expires=Int(1764547200000000)",
+                "machinist-generation=Int(3)",
+                "machinist-issued=Int(1764547200000000)",
+                "machinist-postponements=Int(2)",
+                "machinist-queue=Text(\"math\")",
+                "machinist-retries=Int(1)",
+                "machinist-token=Int(9)",
+                "machinist-unknown-since=Int(1764547200000000)",
+                "traceparent=Text(\"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\")",
+                "tracestate=Text(\"vendor=1\")",
+            ]
+        );
+        assert_eq!(
+            headers(with_pairs()),
+            [
+                "machinist-issued=Int(7)",
+                "machinist-pairs=Text(\"future=1:x,label.team=6:search\")",
+                "machinist-queue=Text(\"math\")",
+                "machinist-version=Int(2)",
+            ]
+        );
+    }
+
+    #[test]
+    fn yesterdays_program_takes_pairs_for_a_newer_version_and_reads_the_rest() {
+        let Err(Unreadable::Version { found: 2, newest: 1 }) =
+            Envelope::read_up_to(&with_pairs().message(), 1)
+        else {
+            panic!("it is left to newer programs")
+        };
+        assert_eq!(Envelope::read_up_to(&envelope().message(), 1).unwrap(), envelope());
+        assert_eq!(Envelope::read(&with_pairs().message()).unwrap(), with_pairs());
+    }
+
+    #[test]
+    fn a_message_has_pairs_and_version_2_or_neither() {
+        let read = |change: &dyn Fn(&mut Message)| {
+            let mut message = with_pairs().message();
+            change(&mut message);
+            match Envelope::read(&message) {
+                Err(Unreadable::Header(error)) => error,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(read(&|m| drop(m.headers.remove("machinist-version"))).contains("is of version 2"));
+        assert!(
+            read(&|m| drop(m.headers.insert("machinist-version".into(), 1.into())))
+                .contains("is of version 2")
+        );
+        assert!(read(&|m| drop(m.headers.remove("machinist-pairs"))).contains("and this one has not"));
+        assert!(
+            read(&|m| drop(m.headers.insert("machinist-pairs".into(), 1.into()))).contains("is not text")
+        );
+        for (text, says) in [("", "at byte 0"), ("b=0:,a=0:", "sorted"), ("a=0:,a=0:", "once")] {
+            let error = read(&|m| drop(m.headers.insert("machinist-pairs".into(), text.into())));
+            assert!(error.starts_with("header `machinist-pairs` cannot be read: "), "{error}");
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn retries_guards_and_tasks_that_are_sent_again_keep_pairs_that_nobody_here_knows() {
+        let due = Timestamp::from_micros(99);
+        let sent = with_pairs();
+        let trace = TraceContext { parent: String::new(), state: None };
+        for next in [
+            sent.next_attempt(due, Counters::default(), 5),
+            sent.next_guard(due),
+            sent.clone().into_new_task("t-2".try_into().unwrap(), due, trace),
+        ] {
+            assert_eq!(Envelope::read(&next.message()).unwrap().pairs, sent.pairs);
+        }
     }
 
     #[test]
@@ -500,9 +636,10 @@ mod tests {
         fn envelopes_round_trip(
             attempt in 1u32.., generation: u32, eta: Option<i64>, expires: Option<i64>, issued: i64,
             retries: u32, postponements: u32, token in 0u64..1 << 62, since: Option<i64>,
+            pairs in any_pairs(),
         ) {
             let sent = Envelope {
-                attempt, generation, token,
+                attempt, generation, token, pairs,
                 eta: eta.map(Timestamp::from_micros),
                 expires: expires.map(Timestamp::from_micros),
                 issued: Timestamp::from_micros(issued),
@@ -520,17 +657,29 @@ mod tests {
         }
     }
 
+    fn any_pairs() -> impl Strategy<Value = Pairs> {
+        proptest::sample::select(vec!["", "a=0:", "a=1:b", "a=5:b,c=0", "a=1:b,c=1:0", "b=1:b"])
+            .prop_map(|text| Pairs::parse(text).unwrap_or_default())
+    }
+
     /// Envelopes of few and similar values, so that two of them are often nearly the same.
     fn any_fields() -> impl Strategy<Value = Envelope> {
         let text = || "[ab]{1,2}";
         let instant = || proptest::option::of((0i64..2).prop_map(Timestamp::from_micros));
         let numbers = (1u32..3, 0u32..2, 0u32..2, 0u32..2, 0u64..2, proptest::option::of(0u8..2));
-        let texts =
-            (text(), text(), text(), text(), proptest::option::of(text()), proptest::option::of(text()));
+        let texts = (
+            any_pairs(),
+            text(),
+            text(),
+            text(),
+            text(),
+            proptest::option::of(text()),
+            proptest::option::of(text()),
+        );
         let instants = (instant(), instant(), instant(), proptest::collection::vec(97u8..99, 0..3));
         (numbers, texts, instants).prop_map(|(numbers, texts, (eta, expires, unknown_since, body))| {
             let (attempt, generation, retries, postponements, token, priority) = numbers;
-            let (id, name, queue, content_type, traceparent, tracestate) = texts;
+            let (pairs, id, name, queue, content_type, traceparent, tracestate) = texts;
             Envelope {
                 id: id.try_into().unwrap(),
                 name: name.try_into().unwrap(),
@@ -542,6 +691,7 @@ mod tests {
                     generation,
                     token,
                     priority,
+                    pairs,
                     content_type,
                     traceparent,
                     tracestate,

@@ -3,6 +3,8 @@
 //! | module | content |
 //! |---|---|
 //! | `envelope` | headers, read and written; signing and verifying a message |
+//! | `pairs` | name/value pairs, which make a message one of version 2 |
+//! | `profile` | formats of other programs |
 //! | `body` | what the sender writes once |
 //! | `codec` | a body as bytes |
 //! | `sizes` | maximum sizes, checked before anything is parsed |
@@ -15,14 +17,19 @@ mod body;
 mod codec;
 mod dead_letter;
 mod envelope;
+mod pairs;
+mod profile;
 mod sizes;
 mod stored_message;
 
 pub use codec::Codec;
+pub use profile::{Profile, ProfileError, TaskMessage};
 pub use sizes::MaxSizes;
 
 pub(crate) use body::Body;
-pub(crate) use dead_letter::{DeadMark, dead_letter};
+pub(crate) use dead_letter::{DeadMark, dead_id, dead_letter};
 pub(crate) use envelope::{Envelope, FirstSigner, MessageSignature, Unreadable, attempt_of};
+pub(crate) use pairs::Pairs;
+pub(crate) use profile::{read_foreign, write_foreign};
 pub(crate) use sizes::Oversize;
 pub(crate) use stored_message::{MAX_STORED_BYTES, message_from_fact, message_to_fact};

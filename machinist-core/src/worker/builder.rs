@@ -11,15 +11,17 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DeadLetterCounts, Health, Stages, TaskOptions, Worker,
+    Health, Stages, TaskOptions, Worker,
+    admissions::{Admissions, DisabledTasks},
+    events::WorkerEvents,
     exclusive::ExclusiveSlots,
     processor::{RegisteredTask, TaskProcessor},
-    refusal_log::RefusalLog,
     server_calls::ServerCalls,
     session::{Lease, Sessions},
-    worker_context::{Tally, WorkerContext},
+    worker_context::WorkerContext,
 };
 use crate::{
+    admission::AdmissionRule,
     app::App,
     context::StateMap,
     extract::Requirement,
@@ -86,6 +88,7 @@ pub struct WorkerBuilder {
     tasks: Vec<(String, Arc<dyn DynHandler>, Vec<Requirement>)>,
     options: Vec<(String, TaskOptions)>,
     middleware: Vec<Arc<dyn Middleware>>,
+    rules: Vec<Arc<dyn AdmissionRule>>,
     state: StateMap,
 }
 
@@ -103,6 +106,7 @@ impl WorkerBuilder {
             tasks: Vec::new(),
             options: Vec::new(),
             middleware: Vec::new(),
+            rules: Vec::new(),
             state: StateMap::default(),
         }
     }
@@ -180,6 +184,12 @@ impl WorkerBuilder {
         self.register(name.into(), Arc::new(handler), Vec::new())
     }
 
+    /// Adds a rule of admission. A task starts only when no rule refuses it; until then it is parked.
+    pub fn admission(mut self, rule: impl AdmissionRule) -> Self {
+        self.rules.push(Arc::new(rule));
+        self
+    }
+
     /// Sets the options of a registered task. They hold for everything that the task's signature does not set.
     pub fn options(mut self, task: impl Into<String>, options: TaskOptions) -> Self {
         self.options.push((task.into(), options));
@@ -239,21 +249,22 @@ impl WorkerBuilder {
         can_sign(&self.app, &tasks, &queues)?;
         let look_ahead = self.look_ahead.unwrap_or_else(|| self.concurrency.max(16));
         let prefetch = u16::try_from(self.concurrency + look_ahead).unwrap_or(u16::MAX);
-        let name = self.name.unwrap_or_else(default_name);
+        let name: Arc<str> = self.name.unwrap_or_else(default_name).into();
         let queues: Vec<_> = queues.into_iter().collect();
         let about = about(&name, &queues, self.concurrency, &self.app);
         let stages = Stages::default();
         let slots = Arc::new(Semaphore::new(self.concurrency));
+        let events = WorkerEvents::new(self.app.clone(), Arc::clone(&name));
+        let disabled: Arc<DisabledTasks> = Arc::default();
         let worker = Arc::new(WorkerContext {
-            sessions: Sessions::new(self.app.clone(), self.lease, about),
-            calls: ServerCalls::new(self.app.clone(), stages.clone()),
+            sessions: Sessions::new(self.app.clone(), self.lease, about, Arc::clone(&disabled)),
+            admissions: Admissions::new(disabled, self.rules, look_ahead),
+            calls: ServerCalls::new(self.app.clone(), stages.clone(), Arc::clone(&events)),
             app: self.app,
-            name: name.into(),
+            name,
             max_hold: self.consumer_timeout / 2,
             stages: stages.clone(),
-            tally: Tally::default(),
-            refusals: RefusalLog::default(),
-            dead_letter_counts: DeadLetterCounts::default(),
+            events,
         });
         let health = Health::new(Arc::clone(&worker), stages.clone());
         let processor = Arc::new(TaskProcessor {
@@ -286,25 +297,16 @@ fn can_sign(
     Ok(())
 }
 
-/// Returns the description of the worker that is stored with every renewal of its session.
-fn about(
-    name: &str,
-    queues: &[QueueName],
-    concurrency: usize,
-    app: &App,
-) -> serde_json::Map<String, serde_json::Value> {
+/// Returns the description of the worker that is stored with its session.
+fn about(name: &str, queues: &[QueueName], concurrency: usize, app: &App) -> bytes::Bytes {
     let queues: Vec<_> = queues.iter().map(ToString::to_string).collect();
-    let about = serde_json::json!({
+    crate::record::json(&serde_json::json!({
         "worker": name,
         "pid": std::process::id(),
         "queues": queues,
         "concurrency": concurrency,
         "since": app.clock().now(),
-    });
-    match about {
-        serde_json::Value::Object(about) => about,
-        _ => serde_json::Map::new(),
-    }
+    }))
 }
 
 /// Returns `HOST-PID`, with `worker` in place of an unknown host name.

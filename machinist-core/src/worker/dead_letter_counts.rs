@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::record::DeadReason;
+use crate::event::{Event, EventKind, Observer};
 
 /// Counts of the dead letters that a worker has published, by reason. Cheap to clone; clones share the counts.
 ///
@@ -26,9 +26,17 @@ impl DeadLetterCounts {
         self.by_reason().values().sum()
     }
 
-    pub(super) fn count(&self, reason: DeadReason) {
+    fn count(&self, reason: &'static str) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *counts.entry(reason.as_str()).or_default() += 1;
+        *counts.entry(reason).or_default() += 1;
+    }
+}
+
+impl Observer for DeadLetterCounts {
+    fn observe(&self, event: &Event<'_>) {
+        if let EventKind::DeadLettered { reason, .. } = event.kind {
+            self.count(reason);
+        }
     }
 }
 
@@ -40,9 +48,9 @@ mod tests {
     fn clones_share_the_counts() {
         let letters = DeadLetterCounts::default();
         let shown = letters.clone();
-        letters.count(DeadReason::Unsigned);
-        letters.count(DeadReason::Stale);
-        letters.count(DeadReason::Unsigned);
+        letters.count("unsigned");
+        letters.count("stale");
+        letters.count("unsigned");
         assert_eq!(shown.by_reason(), BTreeMap::from([("stale", 1), ("unsigned", 2)]));
         assert_eq!(shown.total(), 3);
     }

@@ -10,9 +10,10 @@ use crate::{
     clock::Timestamp,
     dead_letters::{NewDeadLetter, add_to_index},
     delay::keep_for,
+    event::{EventKind, EventTask},
     id::{QueueName, TaskId},
     record::{Counters, DeadReason, ErrorText, Facts, Failure, FailureKind, FollowUp},
-    wire::{DeadMark, Envelope},
+    wire::{DeadMark, Envelope, dead_id},
     worker::server_calls::Unpublished,
 };
 
@@ -29,20 +30,22 @@ impl WorkerContext {
     }
 
     async fn publish_and_mark_done(&self, envelope: &Envelope, follow_up: &FollowUp) -> Settlement {
+        let mut stopwatch = self.events.stopwatch();
         let published = match follow_up {
             FollowUp::Nothing => Ok(()),
             FollowUp::NextRun { due, counters, token } => {
                 self.publish_next(envelope, *due, *counters, *token).await
             }
             FollowUp::DeadLetter { attempt, failure } => {
-                let dead_id = format!("{}.{attempt}", envelope.id);
-                let message = self.app.signed_message(envelope);
+                let dead_id = dead_id(&envelope.id, *attempt);
+                let message = self.app.message_of_letter(envelope);
                 let reason = failure.reason();
                 // A handler's error may repeat its arguments: encrypted in the record, it must not be readable here.
                 let from_handler = matches!(reason, DeadReason::Failed | DeadReason::Malformed);
                 let hidden = from_handler && self.app.0.trust.encrypts_outcomes(envelope);
                 let error = if hidden { ErrorText::from(ENCRYPTED_ERROR) } else { failure.error.clone() };
-                self.dead_letter(&envelope.queue, &message, dead_id, reason, error).await
+                let task = Some(EventTask::of(envelope));
+                self.dead_letter(&envelope.queue, task, &message, dead_id, reason, error).await
             }
         };
         match published {
@@ -55,6 +58,8 @@ impl WorkerContext {
         {
             return unanswered.into();
         }
+        let (task, follow_up_wait) = (EventTask::of(envelope), stopwatch.lap());
+        self.emit(EventKind::FollowedUp { task, follow_up_wait });
         Settlement::Ack
     }
 
@@ -104,6 +109,7 @@ impl WorkerContext {
     pub(super) async fn dead_letter(
         &self,
         queue: &QueueName,
+        task: Option<EventTask<'_>>,
         message: &Message,
         dead_id: String,
         reason: DeadReason,
@@ -112,7 +118,13 @@ impl WorkerContext {
         let mark = DeadMark { dead_id, reason: reason.as_str().to_owned(), error, at: self.now() };
         let NewDeadLetter { publish, entry } = NewDeadLetter::new(queue, message, mark);
         match self.calls.publish(&publish).await {
-            Ok(()) => self.dead_letter_counts.count(reason),
+            Ok(()) => self.emit(EventKind::DeadLettered {
+                queue,
+                task,
+                dead_id: &entry.dead_id,
+                reason: reason.as_str(),
+                error: &entry.error,
+            }),
             Err(Unpublished::Never(error)) => {
                 tracing::error!(
                     dead_id = entry.dead_id,

@@ -87,7 +87,8 @@ impl WorkerContext {
         delay: Duration,
     ) -> Result<(), Unpublished> {
         let target = Target::Queue(envelope.queue.clone());
-        self.calls.publish(&Publish { target, message: self.app.signed_message(envelope), delay }).await
+        let message = self.app.message(envelope).map_err(Unpublished::Never)?;
+        self.calls.publish(&Publish { target, message, delay }).await
     }
 }
 

@@ -18,7 +18,10 @@ use super::{
 };
 use machinist_adapter::error::chain;
 
-use crate::broker::{Consume, Consumer, SubscriptionHealth};
+use crate::{
+    broker::{Consume, Consumer, SubscriptionHealth},
+    event::WorkerState,
+};
 
 /// Takes deliveries and passes them to the processor.
 pub(super) struct Intake {
@@ -88,11 +91,8 @@ impl Intake {
                 () = calls.backend_is_away_for_long() => {}
                 never = self.cancel_when_cut_off(health) => match never {},
             }
-            tracing::error!(
-                running = self.processor.worker.sessions.running(),
-                "the backend has been away for {AWAY_TIMEOUT:?}: cancelling all runs, handing back all deliveries, and \
-                 taking no more until it answers. Unrecorded outcomes are kept"
-            );
+            let running = self.processor.worker.sessions.running();
+            calls.emit_state(WorkerState::Withdrawn { running, away: AWAY_TIMEOUT });
             self.health.withdrawn();
             drop(maintenance);
             // Stopped first, or the broker would deliver the returned messages here again at once.
@@ -104,7 +104,7 @@ impl Intake {
             calls.give_up(false);
             self.health.subscribing();
             *consumer = self.subscribe().await;
-            tracing::info!(queues = ?self.subscription.queues, "subscribed again");
+            calls.emit_state(WorkerState::Resubscribed { queues: &self.subscription.queues });
         }
     }
 
@@ -129,12 +129,9 @@ impl Intake {
                 && Instant::now() >= valid_until
                 && self.processor.worker.calls.is_backend_away()
             {
-                if sessions.running() > 0 {
-                    tracing::error!(
-                        running = sessions.running(),
-                        "the backend and the broker are away, and the lease has expired: other workers may run the same \
-                         tasks, so all runs are cancelled"
-                    );
+                let running = sessions.running();
+                if running > 0 {
+                    self.processor.worker.calls.emit_state(WorkerState::CutOff { running });
                     sessions.cut_off_all();
                 }
                 disconnects_at_renewal = disconnects;

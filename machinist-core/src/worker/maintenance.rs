@@ -1,5 +1,5 @@
-//! Maintenance that a worker does in addition to its tasks: delayed messages whose queue did not exist, and dead letters
-//! that a broker made by itself.
+//! Maintenance that a worker does in addition to its tasks: delayed messages whose queue did not exist, dead letters that
+//! a broker made by itself, and sessions that ended without a goodbye.
 //!
 //! Any worker does this for all workers, and several at once do no harm. Maintenance never keeps a worker from its tasks:
 //! work that it is not allowed to do (because of a broker's permissions, for example) is logged once and left to other
@@ -9,12 +9,17 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::WorkerContext;
 use crate::{
+    backend::{BackendError, Index, IndexUpdate},
     broker::{Consumer, SideQueue},
-    id::QueueName,
+    clock::Timestamp,
+    id::{QueueName, RecordId, SessionId},
+    record::is_alive,
 };
 
 /// Interval between counts of dead letters, and wait before a failed step is tried again.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(60);
+/// Number of listed sessions that are checked at once.
+const SESSIONS_PER_CHECK: usize = 16;
 /// Maximum number of undelivered messages that are held at once.
 const UNDELIVERED_PREFETCH: u16 = 16;
 
@@ -22,7 +27,7 @@ const UNDELIVERED_PREFETCH: u16 = 16;
 pub(super) async fn run(worker: Arc<WorkerContext>, queues: Vec<QueueName>) {
     let stages = worker.stages.clone();
     let work = async {
-        tokio::join!(undelivered(&worker), dead_letters(&worker, &queues));
+        tokio::join!(undelivered(&worker), dead_letters(&worker, &queues), sessions(&worker));
     };
     tokio::select! {
         () = work => {}
@@ -65,6 +70,37 @@ async fn redirect_all(worker: &Arc<WorkerContext>, consumer: &mut dyn Consumer) 
         under_way.spawn(async move { worker.redirect(delivery).await });
         while under_way.try_join_next().is_some() {}
     }
+}
+
+/// Removes sessions that are gone from the index of sessions, a few at a time: many workers share the work.
+async fn sessions(worker: &WorkerContext) {
+    let mut after = None;
+    loop {
+        tokio::time::sleep(MAINTENANCE_INTERVAL).await;
+        match unlist_sessions(worker, after.clone()).await {
+            Ok(last) => after = last,
+            Err(error) => tracing::debug!(%error, "the index of sessions was not checked"),
+        }
+    }
+}
+
+/// Checks a few sessions of the index after this one. Returns the last, or `None` at the end of the index.
+async fn unlist_sessions(
+    worker: &WorkerContext,
+    after: Option<(Timestamp, String)>,
+) -> Result<Option<(Timestamp, String)>, BackendError> {
+    let backend = worker.app.backend();
+    let page = backend.list(&Index::Sessions, after, SESSIONS_PER_CHECK).await?;
+    let ids: Vec<_> =
+        page.iter().map(|(_, member)| RecordId::from(SessionId::from(member.as_str()))).collect();
+    let records = backend.read(&ids).await?;
+    let gone = page.iter().zip(records).filter(|(_, facts)| !is_alive(facts));
+    let remove = |member: &String| IndexUpdate::Remove { index: Index::Sessions, member: member.clone() };
+    let updates: Vec<_> = gone.map(|((_, member), _)| remove(member)).collect();
+    if !updates.is_empty() {
+        backend.update_indexes(updates).await?;
+    }
+    Ok(page.into_iter().nth(SESSIONS_PER_CHECK - 1))
 }
 
 /// Adds unlisted dead letters to the index.

@@ -7,7 +7,7 @@
 //! | `processor` | the pipeline: one delivery from its arrival to its settlement |
 //! | `worker_context` | the parts that all steps of the pipeline share |
 //! | `time_check`, `start`, `run`, `outcome`, `follow_up`, `settlement` | the steps of the pipeline, in their order |
-//! | `refusal`, `refusal_log`, `undelivered` | messages that are not run here |
+//! | `refusal`, `undelivered` | messages that are not run here |
 //! | `guard` | copies that come back later |
 //! | `exclusive` | running a suspect alone in the process |
 //! | `session`, `renewal` | this worker's lease, and its knowledge of other leases |
@@ -15,11 +15,15 @@
 //! | `maintenance` | undelivered messages and unlisted dead letters |
 //! | `progress` | the progress that handlers report |
 //! | `drain` | the stages of shutdown |
-//! | `health`, `dead_letter_counts` | figures for operators |
+//! | `events`, `event_log`, `tally`, `dead_letter_counts` | events, and their first users |
+//! | `health` | checks for operators |
 
+mod admissions;
 mod builder;
 mod dead_letter_counts;
 mod drain;
+mod event_log;
+mod events;
 mod exclusive;
 mod follow_up;
 mod guard;
@@ -28,16 +32,17 @@ mod intake;
 mod maintenance;
 mod options;
 mod outcome;
+mod parking;
 mod processor;
 mod progress;
 mod refusal;
-mod refusal_log;
 mod renewal;
 mod run;
 mod server_calls;
 mod session;
 mod settlement;
 mod start;
+mod tally;
 mod time_check;
 mod undelivered;
 mod worker_context;
@@ -56,6 +61,7 @@ use crate::{
     app::App,
     backend::{BackendError, Index, IndexUpdate},
     broker::{BrokerError, Consume},
+    event::{EventKind, WorkerState},
     id::{QueueName, TaskName},
 };
 use intake::Intake;
@@ -163,7 +169,7 @@ impl Worker {
 
     /// Counts, by reason, of the dead letters that this worker publishes. They can be read until its end and after it.
     pub fn dead_letter_counts(&self) -> DeadLetterCounts {
-        self.processor.worker.dead_letter_counts.clone()
+        self.processor.worker.events.dead_letter_counts.clone()
     }
 
     /// Works until `shutdown` completes, then drains: takes no more deliveries, hands back those that have not started,
@@ -181,12 +187,13 @@ impl Worker {
         let Self { processor, queues, prefetch, grace, stages, ready, health } = self;
         let worker = Arc::clone(&processor.worker);
         worker.sessions.open().await?;
+        worker.sessions.read_control().await?;
         let renewals = Renewals::begin(&worker).map_err(WorkerError::Thread)?;
         let subscription = Consume { queues: queues.clone(), prefetch };
         let consumer = worker.app.broker().consume(subscription.clone()).await?;
         health.subscribed(consumer.health().into());
         remember_queues(&worker.app, &queues).await;
-        tracing::info!(worker = %worker.name, queues = ?queues, "ready");
+        worker.emit(EventKind::WorkerStarted { queues: &queues });
         ready.cancel();
         let tracker = TaskTracker::new();
         // Dropped before its end, this future must not leave handlers behind that run without a session.
@@ -201,18 +208,21 @@ impl Worker {
             () = stages.reached_drain() => {}
         }
         stages.drain();
-        tracing::info!(running = worker.sessions.running(), "draining");
+        let state = WorkerState::Draining { running: worker.sessions.running() };
+        worker.emit(EventKind::WorkerState { state });
         if let Some(mut consumer) = intake.end().await {
             consumer.stop().await;
         }
         tracker.close();
         drain::wait_through(&tracker, &stages, grace).await;
-        let drained = worker.drained();
+        let drained = worker.events.tally.drained();
         renewals.end().await;
         if drained.unfinished == 0 {
             worker.sessions.close().await;
         }
-        tracing::info!(?drained, dead_letters = ?worker.dead_letter_counts.by_reason(), "stopped");
+        let Drained { handed_back, unfinished, refused } = drained;
+        let dead_letters = &worker.events.dead_letter_counts.by_reason();
+        worker.emit(EventKind::WorkerEnded { handed_back, unfinished, refused, dead_letters });
         Ok(drained)
     }
 }

@@ -2,10 +2,7 @@
 //!
 //! An outcome counts from its commit on.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -15,8 +12,9 @@ use crate::{
     broker::{Publish, Target},
     clock::Timestamp,
     context::TaskContext,
+    event::{EventKind, EventTask},
     record::{
-        Claim, CommitRefusal, ErrorText, FactName, Facts, Failure, FailureKind, MIN_RESULTS_TTL,
+        Claim, CommitRefusal, ErrorText, FactName, Facts, Failure, FailureKind, MIN_RESULTS_TTL, TaskState,
         UNFINISHED_TTL, Verdict, add_progress, explain_refusal, failure_without_run, follow_up_of, name,
         outcome_commit, recorded_follow_up,
     },
@@ -25,17 +23,28 @@ use crate::{
     worker::{SETTLE_TIMEOUT, session::RegisteredRun},
 };
 
+/// A run whose handler has ended.
+#[derive(Clone, Copy)]
+pub(super) struct EndedRun<'a> {
+    pub(super) registered: &'a RegisteredRun,
+    pub(super) cx: &'a TaskContext,
+    pub(super) span: &'a tracing::Span,
+    pub(super) took: Duration,
+    /// Time that the sender of the task asked for.
+    pub(super) due: Option<Timestamp>,
+    pub(super) ended_at: Timestamp,
+}
+
 impl WorkerContext {
     /// Commits the verdict, and publishes its follow-up. Returns `None` if another run holds the attempt now.
     pub(super) async fn record_outcome(
         &self,
-        active: &mut ActiveDelivery,
-        registered: &RegisteredRun,
+        active: &ActiveDelivery,
+        run: EndedRun<'_>,
         mut verdict: Verdict,
-        cx: &TaskContext,
-        due: Option<Timestamp>,
-        now: Timestamp,
     ) -> Option<Settlement> {
+        let EndedRun { registered, cx, due, ended_at: now, .. } = run;
+        let mut stopwatch = self.events.stopwatch();
         let mut claim = registered.claim()?;
         let log = cx.take_log();
         loop {
@@ -46,7 +55,7 @@ impl WorkerContext {
                 if let Some(key) = &active.outcome_key { encrypt_outcome(commit, key) } else { commit };
             let commit = self.app.0.trust.sign_end(commit);
             let facts = match self.calls.commit_outcome(commit).await {
-                Ok(Committed::Done) => break,
+                Ok(Committed::Done { .. }) => break,
                 Ok(Committed::Refused(facts)) => facts,
                 Err(unanswered) => return Some(unanswered.into()),
             };
@@ -54,6 +63,7 @@ impl WorkerContext {
                 CommitRefusal::Recorded => break,
                 CommitRefusal::Over(follow_up) => {
                     registered.release();
+                    self.emit(EventKind::Superseded { task: EventTask::of(&active.envelope) });
                     return Some(self.follow(&active.envelope, &follow_up).await);
                 }
                 CommitRefusal::Revoked => {
@@ -65,7 +75,37 @@ impl WorkerContext {
             }
         }
         registered.release();
+        self.emit_outcome(active, &run, &verdict, stopwatch.lap());
         Some(self.follow(&active.envelope, &follow_up_of(&verdict, &claim)).await)
+    }
+
+    /// Emits the recorded outcome of a run, within the span of the run.
+    fn emit_outcome(
+        &self,
+        active: &ActiveDelivery,
+        run: &EndedRun<'_>,
+        verdict: &Verdict,
+        record_wait: Duration,
+    ) {
+        let (task, encrypted) = (EventTask::of(&active.envelope), active.outcome_key.is_some());
+        let run_time = run.took;
+        let ended = |state, failure| EventKind::Ended {
+            task,
+            state,
+            failure,
+            encrypted,
+            run_time: Some(run_time),
+            record_wait,
+        };
+        let event = match verdict {
+            Verdict::Success(_) => ended(TaskState::Success, None),
+            Verdict::Failure { kind, error } => ended(TaskState::Failure, Some((*kind, error))),
+            Verdict::Retry { due, kind, error, .. } => {
+                let (due, kind) = (*due, *kind);
+                EventKind::Retried { task, due, kind, error, encrypted, run_time, record_wait }
+            }
+        };
+        run.span.in_scope(|| self.emit(event));
     }
 
     /// Adds to the commit of a verdict the last progress report, and the message of a failed task, so that it can be sent
@@ -92,22 +132,20 @@ impl WorkerContext {
     /// delivery: then the start is requested again. Otherwise a guard has replaced the delivery, and nothing is left to
     /// do.
     pub(super) fn taken_over(&self, active: &ActiveDelivery) -> Option<Settlement> {
-        tracing::warn!(id = %active.envelope.id, "another run has taken this task over: the outcome of this run does not count");
+        self.emit(EventKind::Superseded { task: EventTask::of(&active.envelope) });
         if active.receipt.is_some() { None } else { Some(Settlement::Ack) }
     }
 
     /// Records that this start ended without an outcome, so that no other worker waits for this worker's session.
     pub(super) async fn hand_back(
         &self,
-        active: &ActiveDelivery,
+        active: &mut ActiveDelivery,
         registered: &RegisteredRun,
         claim: &Claim,
     ) -> Settlement {
+        active.cut_off = true;
         let claim = registered.claim().unwrap_or_else(|| claim.clone());
         let draining = self.stages.is_draining();
-        if draining {
-            self.tally.handed_back.fetch_add(1, Ordering::Relaxed);
-        }
         if !self.commit_once(claim.hand_back()).await {
             if draining {
                 return Settlement::Leave;
@@ -120,7 +158,8 @@ impl WorkerContext {
             // The delivery became a guard: its next generation goes straight to the queue.
             let guard = active.envelope.next_guard(self.now());
             let target = Target::Queue(guard.queue.clone());
-            let publish = Publish { target, message: self.app.signed_message(&guard), delay: Duration::ZERO };
+            let Ok(message) = self.app.message(&guard) else { return Settlement::Leave };
+            let publish = Publish { target, message, delay: Duration::ZERO };
             if self.app.broker().publish(vec![publish]).await.iter().any(Result::is_err) {
                 return Settlement::Leave;
             }
@@ -147,6 +186,8 @@ impl WorkerContext {
         let due = self.first_eta(envelope, &facts);
         let now = self.now();
         let ttl = self.retention(due, now);
+        let mut stopwatch = self.events.stopwatch();
+        let Failure { kind, error, .. } = failure.clone();
         let mut commit = failure_without_run(&envelope.id, &facts, envelope.attempt, failure, now, ttl);
         commit.facts.extend(self.message_fact(envelope));
         let commit = self.app.0.trust.sign_end(commit);
@@ -155,7 +196,11 @@ impl WorkerContext {
         }
         let commit = Arc::new(commit);
         let facts = match self.calls.commit(Arc::clone(&commit)).await {
-            Ok(Committed::Done) => commit.facts.iter().cloned().collect(),
+            Ok(Committed::Done { .. }) => {
+                let task = EventTask::of(envelope);
+                self.emit(EventKind::ended_without_run(task, kind, &error, stopwatch.lap()));
+                commit.facts.iter().cloned().collect()
+            }
             Ok(Committed::Refused(facts)) => facts,
             Err(leaving) => return Some(leaving.into()),
         };
@@ -177,7 +222,7 @@ impl WorkerContext {
 
     /// Returns the fact that stores the message of a task that ends without success.
     fn message_fact(&self, envelope: &Envelope) -> Option<(FactName, Bytes)> {
-        let message = self.app.signed_message(envelope);
+        let message = self.app.message(envelope).ok()?;
         Some((name::MESSAGE.into(), message_to_fact(&message, message.size())?))
     }
 

@@ -6,7 +6,13 @@
 use std::{convert::Infallible, time::Duration};
 
 use super::{WorkerContext, session::RegisteredRun};
-use crate::{context::TaskContext, record::progress_commit, security::encrypt_outcome, sign::Key};
+use crate::{
+    context::TaskContext,
+    event::{EventKind, EventTask},
+    record::progress_commit,
+    security::encrypt_outcome,
+    sign::Key,
+};
 
 /// Minimum time between two writes of a run's progress.
 const WRITE_INTERVAL: Duration = Duration::from_millis(500);
@@ -20,12 +26,19 @@ impl WorkerContext {
         outcome_key: Option<&Key>,
     ) -> Infallible {
         let mut reports = cx.watch_progress();
+        // The handler may have reported before it first waited.
+        if reports.borrow().is_some() {
+            reports.mark_changed();
+        }
         loop {
             if reports.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
             let progress = reports.borrow_and_update().clone();
             if let (Some(progress), Some(claim)) = (progress, registered.claim()) {
+                let task = EventTask::new(cx.task_id(), cx.task_name(), cx.queue(), cx.attempt());
+                let encrypted = outcome_key.is_some();
+                self.emit(EventKind::Progress { task, progress: &progress, encrypted });
                 let commit = progress_commit(&claim, &progress);
                 let commit = if let Some(key) = outcome_key { encrypt_outcome(commit, key) } else { commit };
                 let answers = self.app.backend().commit(vec![commit.into()]).await;

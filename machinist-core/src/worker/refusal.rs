@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Settlement, WorkerContext};
 use crate::{
     broker::{Message, Publish, Target},
+    event::{EventKind, EventTask},
     id::QueueName,
     record::{DeadReason, ErrorText, Facts, Failure, FailureKind, newest_start, recorded_follow_up},
     wire::Envelope,
@@ -49,7 +50,9 @@ impl WorkerContext {
             };
         }
         let remaining = UNKNOWN_TASK_TIMEOUT.saturating_sub(waited);
-        tracing::warn!(id = %envelope.id, "{}: offered again for {remaining:?}", failure.error.chain.join(": "));
+        let error = failure.error.chain.join(": ");
+        let (queue, task) = (&envelope.queue, Some(EventTask::of(envelope)));
+        self.emit(EventKind::Deferred { queue, task, error: &error, remaining });
         let later = Envelope { unknown_since: Some(since), ..envelope.clone() };
         self.settled_by(self.publish_later(&later, unknown_wait(waited)).await).await
     }
@@ -87,6 +90,8 @@ impl WorkerContext {
         if waited >= UNKNOWN_TASK_TIMEOUT {
             return self.dead_letter_unverified(queue, message, reason, error).await;
         }
+        let remaining = UNKNOWN_TASK_TIMEOUT.saturating_sub(waited);
+        self.emit(EventKind::Deferred { queue, task: None, error, remaining });
         let target = Target::Queue(queue.clone());
         match self.calls.publish(&Publish { target, message: later, delay: unknown_wait(waited) }).await {
             Ok(()) => Settlement::Ack,
@@ -112,7 +117,8 @@ impl WorkerContext {
         if self.may_run_elsewhere(&facts, envelope) {
             return self.postpone(&envelope.queue, message, reason, error).await;
         }
-        self.refusals.record(&envelope.queue, reason, error);
+        let (queue, task) = (&envelope.queue, Some(EventTask::of(envelope)));
+        self.emit(EventKind::Refused { queue, task, reason: reason.as_str(), error });
         match self.end_as_read(envelope, facts, Failure::rejected(reason, error)).await {
             Some(settlement) => settlement,
             None => self.postpone(&envelope.queue, message, reason, error).await,
@@ -127,9 +133,9 @@ impl WorkerContext {
         reason: DeadReason,
         error: &str,
     ) -> Settlement {
-        self.refusals.record(queue, reason, error);
+        self.emit(EventKind::Refused { queue, task: None, reason: reason.as_str(), error });
         let dead_id = uuid::Uuid::new_v4().to_string();
-        match self.dead_letter(queue, message, dead_id, reason, ErrorText::from(error)).await {
+        match self.dead_letter(queue, None, message, dead_id, reason, ErrorText::from(error)).await {
             Ok(()) => Settlement::Ack,
             Err(_) => Settlement::Leave,
         }

@@ -16,7 +16,11 @@ use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{WorkerContext, server_calls::jittered, session::Sessions};
-use crate::{backend::Watch, id::SessionId, session_channel::session_channel};
+use crate::{
+    backend::Watch,
+    id::{RecordId, SessionId},
+    record::control_record,
+};
 
 /// Time that a worker waits after a wake-up before it renews, so that several wake-ups are answered together.
 const WAKE_UP_DELAY: Duration = Duration::from_millis(50);
@@ -167,12 +171,11 @@ impl RuntimeProbe {
 /// Forwards wake-ups to the renewals. Nothing depends on it: the next renewal reads the records anyway.
 async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
     let mut watched: Option<(SessionId, Watch)> = None;
+    let mut control: Option<Watch> = None;
     loop {
         let session = sessions.current();
         if watched.as_ref().is_none_or(|(watched, _)| *watched != session) {
-            // INVARIANT: our own session's name is a UUID.
-            let channel = session_channel(&session).expect("a short text");
-            watched = match sessions.backend().watch(&channel).await {
+            watched = match sessions.backend().watch(&RecordId::from(&session)).await {
                 Ok(watch) => Some((session, watch)),
                 Err(error) => {
                     tracing::debug!(%error, "a revoked task will only be noticed at the next renewal");
@@ -180,14 +183,16 @@ async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
                 }
             };
         }
-        let wake_up = async {
-            match &mut watched {
-                Some((_, watch)) => watch.changed().await,
-                None => std::future::pending().await,
-            }
+        if control.is_none() {
+            control = sessions.backend().watch(&control_record()).await.ok();
+        }
+        let changed = async |watch: Option<&mut Watch>| match watch {
+            Some(watch) => watch.changed().await,
+            None => std::future::pending().await,
         };
         tokio::select! {
-            () = wake_up => woken.notify_one(),
+            () = changed(watched.as_mut().map(|(_, watch)| watch)) => woken.notify_one(),
+            () = changed(control.as_mut()) => woken.notify_one(),
             () = tokio::time::sleep(sessions.lease().renewal()) => {}
         }
     }

@@ -13,12 +13,13 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::Stages;
+use super::{Stages, events::WorkerEvents};
 use crate::{
     app::App,
     backend::{BackendError, Commit, Committed},
     broker::{Publish, PublishError},
-    id::TaskId,
+    event::{EventKind, WorkerState},
+    id::{RecordId, TaskId},
     record::Facts,
 };
 
@@ -66,6 +67,7 @@ impl From<Unanswered> for Unpublished {
 pub(super) struct ServerCalls {
     app: App,
     stages: Stages,
+    events: Arc<WorkerEvents>,
     failures: AtomicU32,
     /// Time since which the backend has been away.
     away: watch::Sender<Option<Instant>>,
@@ -76,10 +78,11 @@ pub(super) struct ServerCalls {
 }
 
 impl ServerCalls {
-    pub(super) fn new(app: App, stages: Stages) -> Arc<Self> {
+    pub(super) fn new(app: App, stages: Stages, events: Arc<WorkerEvents>) -> Arc<Self> {
         Arc::new(Self {
             app,
             stages,
+            events,
             failures: AtomicU32::new(0),
             away: watch::Sender::new(None),
             given_up: watch::Sender::new(false),
@@ -109,8 +112,9 @@ impl ServerCalls {
 
     /// Reads one record, unless the backend is away for so long that the delivery must go back.
     pub(super) async fn read(&self, id: &TaskId) -> Result<Facts, Unanswered> {
+        let record = [RecordId::from(id)];
         self.until_answered("read", Caller::Delivery, || async {
-            let mut facts = self.app.backend().read(std::slice::from_ref(id)).await?;
+            let mut facts = self.app.backend().read(&record).await?;
             Ok(facts.pop().unwrap_or_default())
         })
         .await
@@ -255,18 +259,21 @@ impl ServerCalls {
             self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1)
         };
         let away = failures >= AWAY_AFTER_FAILURES;
-        self.away.send_if_modified(|since| {
+        let changed = self.away.send_if_modified(|since| {
             let changed = since.is_some() != away;
-            if changed && away {
-                tracing::error!("the backend is away: taking no deliveries until it answers");
-            } else if changed {
-                tracing::info!("the backend is back");
-            }
             if changed {
                 *since = away.then(Instant::now);
             }
             changed
         });
+        if changed {
+            self.emit_state(if away { WorkerState::BackendAway } else { WorkerState::BackendBack });
+        }
+    }
+
+    /// Emits a change of what the worker can do with its servers.
+    pub(super) fn emit_state(&self, state: WorkerState<'_>) {
+        self.events.emit(EventKind::WorkerState { state });
     }
 
     async fn pause_or_leave(&self, tries: u32) -> Result<(), Unanswered> {

@@ -15,13 +15,20 @@ use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::server_calls::ServerCalls;
+use super::{admissions::DisabledTasks, server_calls::ServerCalls};
 use crate::{
     app::App,
-    backend::{Backend, BackendError, Committed},
-    id::{RunId, SessionId, TaskId},
-    record::{Claim, ClaimStatus, Facts, RenewalAction, name},
+    backend::{Backend, BackendError, Commit, Committed, Index, IndexUpdate},
+    event::WorkerState,
+    id::{RecordId, RunId, SessionId, TaskId},
+    record::{
+        Claim, ClaimStatus, Facts, RenewalAction, close_session, control_record, is_alive, name,
+        open_session, renew_session,
+    },
 };
+
+/// Maximum number of ids that a session shows of what its worker runs.
+const SHOWN_RUNS: usize = 20;
 
 /// The leases of a worker, as shares of one duration.
 #[derive(Debug, Clone, Copy)]
@@ -102,6 +109,10 @@ struct SessionState {
     session: SessionId,
     /// Time until which the session is certainly alive.
     valid_until: Instant,
+    /// Runs as the record of the session shows them.
+    shown_runs: Bytes,
+    /// `true` if the session is in the index of sessions.
+    listed: bool,
     runs: HashMap<RunId, ActiveRun>,
     peers: HashMap<SessionId, PeerSession>,
     /// Runs that were cancelled and have not ended.
@@ -117,7 +128,8 @@ pub(super) struct Sessions {
     app: App,
     lease: Lease,
     /// Description of the worker that is stored with its session, without its runs.
-    about: serde_json::Map<String, serde_json::Value>,
+    about: Bytes,
+    disabled: Arc<DisabledTasks>,
     state: Mutex<SessionState>,
     alive: tokio::sync::Notify,
     gone_count: watch::Sender<u64>,
@@ -142,14 +154,12 @@ pub(super) struct RegisteredRun {
 }
 
 impl Sessions {
-    pub(super) fn new(
-        app: App,
-        lease: Lease,
-        about: serde_json::Map<String, serde_json::Value>,
-    ) -> Arc<Self> {
+    pub(super) fn new(app: App, lease: Lease, about: Bytes, disabled: Arc<DisabledTasks>) -> Arc<Self> {
         let state = SessionState {
             session: SessionId::fresh(),
             valid_until: Instant::now(),
+            shown_runs: Bytes::new(),
+            listed: false,
             runs: HashMap::new(),
             peers: HashMap::new(),
             stuck: HashMap::new(),
@@ -159,6 +169,7 @@ impl Sessions {
             app,
             lease,
             about,
+            disabled,
             state: Mutex::new(state),
             alive: tokio::sync::Notify::new(),
             gone_count: watch::Sender::new(0),
@@ -185,22 +196,66 @@ impl Sessions {
     /// Opens a new session, which this process uses from then on.
     pub(super) async fn open(&self) -> Result<(), BackendError> {
         let session = SessionId::fresh();
+        let shown_runs = self.runs_to_show();
+        let commit = open_session(&session, self.lease.0, self.about.clone(), shown_runs.clone());
         let asked = Instant::now();
-        let now = self.app.backend().open_session(&session, self.lease.0, self.info()).await?;
-        self.app.clock().learn(asked, now);
-        let mut state = self.state();
-        state.session = session;
-        state.valid_until = asked + self.lease.0;
-        drop(state);
+        let (opened, now) = tokio::join!(self.commit(commit), self.app.backend().now());
+        if let Committed::Refused(facts) = opened? {
+            return Err(BackendError::Unavailable(format!("a new session has a record: {facts:?}").into()));
+        }
+        self.app.clock().learn(asked, now?);
+        self.replace_session(session, asked + self.lease.0, shown_runs);
+        self.list().await;
+        Ok(())
+    }
+
+    fn replace_session(&self, session: SessionId, valid_until: Instant, shown_runs: Bytes) {
+        {
+            let mut state = self.state();
+            state.session = session;
+            state.valid_until = valid_until;
+            state.shown_runs = shown_runs;
+            state.listed = false;
+        }
         self.alive.notify_waiters();
+    }
+
+    /// Adds the session to the index of sessions, if it is not there. The next renewal repeats it if it fails.
+    async fn list(&self) {
+        let unlisted = || {
+            let state = self.state();
+            (!state.listed).then(|| state.session.clone())
+        };
+        let Some(session) = unlisted() else { return };
+        let at = self.app.clock().now();
+        let update = IndexUpdate::Put { index: Index::Sessions, at, member: session.to_string() };
+        match self.app.backend().update_indexes(vec![update]).await {
+            Ok(()) => self.state().listed = true,
+            Err(error) => tracing::debug!(%error, "the session is not listed yet"),
+        }
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Committed, BackendError> {
+        let answer = self.app.backend().commit(vec![commit.into()]).await.pop();
+        answer.unwrap_or_else(|| Err(BackendError::Unavailable("the backend adapter gave no answer".into())))
+    }
+
+    /// Reads what people told all workers. Renewals repeat it.
+    pub(super) async fn read_control(&self) -> Result<(), BackendError> {
+        let records = self.app.backend().read(&[control_record()]).await?;
+        self.disabled.read(&records.into_iter().next().unwrap_or_default());
         Ok(())
     }
 
     /// Closes the session. Called when nothing runs under it any more.
     pub(super) async fn close(&self) {
         let session = self.state().session.clone();
-        if let Err(error) = self.app.backend().close_session(&session).await {
+        if let Err(error) = self.commit(close_session(&session)).await {
             tracing::debug!(%error, "the session was not closed; it expires by itself");
+        }
+        let update = IndexUpdate::Remove { index: Index::Sessions, member: session.to_string() };
+        if let Err(error) = self.app.backend().update_indexes(vec![update]).await {
+            tracing::debug!(%error, "the session is still listed; others remove it from the list");
         }
     }
 
@@ -266,7 +321,7 @@ impl Sessions {
         if deferred.is_empty() {
             return Ok(());
         }
-        let ids: Vec<_> = deferred.iter().map(|claim| claim.id.clone()).collect();
+        let ids: Vec<_> = deferred.iter().map(|claim| RecordId::from(&claim.id)).collect();
         let records = self.app.backend().read(&ids).await?;
         let standing = |(claim, facts): (&Claim, Facts)| {
             // The start may have been adopted, if only the reply was lost.
@@ -329,22 +384,21 @@ impl Sessions {
         peer.last_wanted = now;
     }
 
-    fn info(&self) -> Bytes {
-        let mut about = self.about.clone();
-        let running: Vec<_> = self
-            .state()
-            .runs
-            .values()
-            .filter(|r| r.claim.is_some())
-            .map(|r| r.id.to_string())
-            .take(1000)
-            .collect();
-        about.insert("running".to_owned(), running.into());
-        let stuck: Vec<_> = self.state().stuck.values().map(TaskId::to_string).take(1000).collect();
-        if !stuck.is_empty() {
-            about.insert("stuck".to_owned(), stuck.into());
-        }
-        crate::record::json(&about)
+    /// Describes the runs for display: their number, and the ids of some.
+    fn runs_to_show(&self) -> Bytes {
+        let state = self.state();
+        let ids = |all: &mut dyn Iterator<Item = &TaskId>| {
+            let mut ids: Vec<_> = all.map(TaskId::to_string).collect();
+            ids.sort_unstable();
+            ids
+        };
+        let mut running = ids(&mut state.runs.values().filter(|run| run.claim.is_some()).map(|run| &run.id));
+        let mut stuck = ids(&mut state.stuck.values());
+        drop(state);
+        let count = running.len();
+        running.truncate(SHOWN_RUNS);
+        stuck.truncate(SHOWN_RUNS);
+        crate::record::json(&serde_json::json!({ "count": count, "running": running, "stuck": stuck }))
     }
 
     /// Returns the runs in this process that still count.
@@ -361,21 +415,17 @@ impl Sessions {
     /// new starts wait for it.
     pub(super) async fn renew(&self, calls: &ServerCalls) -> Result<(), BackendError> {
         self.flush_hand_backs().await?;
-        let session = self.state().session.clone();
         let runs = self.runs();
-        let ids: Vec<_> = runs.iter().map(|(_, claim)| claim.id.clone()).collect();
-        let asked = Instant::now();
-        let renewed = self.app.backend().renew_session(&session, self.lease.0, self.info(), &ids).await?;
-        self.app.clock().learn(asked, renewed.now);
-        let mut records: HashMap<_, _> = runs.into_iter().map(|(run, _)| run).zip(renewed.records).collect();
-        if renewed.alive {
-            self.state().valid_until = asked + self.lease.0;
+        let tasks = runs.iter().map(|(_, claim)| RecordId::from(&claim.id));
+        let ids: Vec<_> = tasks.chain([control_record()]).collect();
+        let (alive, mut records) = self.renew_and_read(&ids).await?;
+        self.disabled.read(&records.pop().unwrap_or_default());
+        let mut records: HashMap<_, _> = runs.into_iter().map(|(run, _)| run).zip(records).collect();
+        if alive {
             self.alive.notify_waiters();
+            self.list().await;
         } else {
-            tracing::warn!(
-                running = records.len(),
-                "the session has expired: opening a new one and adopting what runs"
-            );
+            calls.emit_state(WorkerState::SessionExpired { running: records.len() });
             calls.answered(true);
             calls.outcomes_are_recorded(self.lease.check_interval()).await;
             self.open().await?;
@@ -384,11 +434,37 @@ impl Sessions {
             match records.remove(&run) {
                 Some(facts) => self.apply_record(&run, claim, facts).await?,
                 // Granted meanwhile, under the expired session.
-                None if !renewed.alive => self.apply_record(&run, claim, Facts::new()).await?,
+                None if !alive => self.apply_record(&run, claim, Facts::new()).await?,
                 None => {}
             }
         }
         Ok(())
+    }
+
+    /// Renews the lease, and reads these records, in one round trip: the three requests are sent at once, and none
+    /// depends on another. Returns `false` if the session is gone.
+    async fn renew_and_read(&self, ids: &[RecordId]) -> Result<(bool, Vec<Facts>), BackendError> {
+        let runs = self.runs_to_show();
+        let (session, changed) = {
+            let state = self.state();
+            (state.session.clone(), (state.shown_runs != runs).then(|| runs.clone()))
+        };
+        let backend = self.app.backend();
+        let asked = Instant::now();
+        let (renewed, records, now) = tokio::join!(
+            self.commit(renew_session(&session, self.lease.0, changed)),
+            backend.read(ids),
+            backend.now()
+        );
+        let alive = matches!(renewed?, Committed::Done { .. });
+        let records = records?;
+        self.app.clock().learn(asked, now?);
+        if alive {
+            let mut state = self.state();
+            state.valid_until = asked + self.lease.0;
+            state.shown_runs = runs;
+        }
+        Ok((alive, records))
     }
 
     /// Does what a record requires for a run in this process. The next renewal repeats what fails.
@@ -417,10 +493,9 @@ impl Sessions {
                 RenewalAction::TakenOver => break self.cancel(run, CancelReason::TakenOver),
                 RenewalAction::Commit(commit) => *commit,
             };
-            match self.app.backend().commit(vec![commit.into()]).await.pop().transpose()? {
-                Some(Committed::Refused(refused)) => facts = refused,
-                Some(Committed::Done) => break self.update_claim(run, &next),
-                None => return Err(BackendError::Unavailable("the backend adapter gave no answer".into())),
+            match self.commit(commit).await? {
+                Committed::Refused(refused) => facts = refused,
+                Committed::Done { .. } => break self.update_claim(run, &next),
             }
         }
         Ok(())
@@ -458,15 +533,16 @@ impl Sessions {
         if wanted.is_empty() {
             return Ok(());
         }
-        let answer = self.app.backend().alive(&wanted).await;
+        let ids: Vec<_> = wanted.iter().map(RecordId::from).collect();
+        let answer = self.app.backend().read(&ids).await;
         let now = Instant::now();
         let mut state = self.state();
         match answer {
-            Ok(alive) => {
+            Ok(records) => {
                 let mut found = false;
-                for (session, alive) in wanted.iter().zip(alive) {
+                for (session, facts) in wanted.iter().zip(records) {
                     let Some(peer) = state.peers.get_mut(session) else { continue };
-                    peer.gone_since = if alive { None } else { peer.gone_since.or(Some(now)) };
+                    peer.gone_since = if is_alive(&facts) { None } else { peer.gone_since.or(Some(now)) };
                     let gone =
                         peer.gone_since.is_some_and(|since| now >= since + self.lease.gone_confirmation());
                     found |= gone && !peer.gone;

@@ -1,10 +1,9 @@
 //! The end of a delivery: acknowledged, handed back, or left to the broker.
 
-use std::sync::atomic::Ordering;
-
 use super::{WorkerContext, server_calls::Unanswered};
 use crate::{
     broker::{Receipt, Settle, Settled},
+    event::{EventKind, EventTask},
     sign::Key,
     wire::Envelope,
 };
@@ -36,6 +35,8 @@ pub(super) struct ActiveDelivery {
     pub(super) receipt: Option<Box<dyn Receipt>>,
     /// Key that encrypts the outcome, if it is encrypted.
     pub(super) outcome_key: Option<Box<Key>>,
+    /// `true` after its run was cut off without an outcome.
+    pub(super) cut_off: bool,
 }
 
 impl WorkerContext {
@@ -46,10 +47,18 @@ impl WorkerContext {
             // A guard has taken its place. A run that goes on is unfinished all the same: the session must outlive it.
             None => settlement != Settlement::Leave,
         };
-        if !settled {
-            return;
+        if settled {
+            self.events.tally.settled();
         }
-        self.tally.settled.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Emits the return of a delivery. Called before it is settled: another worker may receive it at once.
+    pub(super) fn emit_if_handed_back(&self, settlement: Settlement, active: &ActiveDelivery) {
+        let ActiveDelivery { envelope, cut_off, .. } = active;
+        if *cut_off || settlement == Settlement::HandBack {
+            let (task, draining) = (EventTask::of(envelope), self.stages.is_draining());
+            self.emit(EventKind::HandedBack { task, cut_off: *cut_off, draining });
+        }
     }
 }
 

@@ -1,12 +1,17 @@
 //! The start of a run: one commit, and the decision after its refusal.
 
+use std::sync::Arc;
+
 use super::{Settlement, WorkerContext};
 use crate::{
     backend::{Commit, Committed},
+    client::names_of_task,
     clock::Timestamp,
+    event::{EventKind, EventTask},
     id::SessionId,
     record::{
-        Claim, Facts, Failure, FailureKind, StartDecision, StartRequest, Suspicion, decide_start, suspicion,
+        Claim, Facts, Failure, FailureKind, StartDecision, StartRequest, Suspicion, abandoned_start,
+        decide_start, suspicion,
     },
     wire::Envelope,
     worker::{exclusive, server_calls::Unanswered, session::RegisteredRun},
@@ -26,8 +31,8 @@ pub(super) enum StartReply {
 enum StartRefusal {
     /// The start was granted after all.
     Ours(Box<Claim>),
-    /// Commit this instead.
-    TakeOver(Box<(Commit, Claim)>),
+    /// Commit this instead. The worker is that of the run which it takes over, if that run was not handed back.
+    TakeOver(Box<(Commit, Claim)>, Option<Arc<str>>),
 }
 
 impl WorkerContext {
@@ -55,14 +60,20 @@ impl WorkerContext {
             alone,
         };
         let (mut commit, mut claim) = request.first(self.now());
+        let mut taken_from = None;
+        if envelope.source.is_some() {
+            // Another program sent it, and wrote no record.
+            commit.facts.extend(names_of_task(envelope));
+        }
         loop {
             match self.calls.commit(commit).await {
-                Ok(Committed::Done) => {}
+                Ok(Committed::Done { .. }) => {}
                 Ok(Committed::Refused(facts)) => {
                     match Box::pin(self.refused_start(envelope, &request, facts)).await {
                         Ok(StartRefusal::Ours(ours)) => claim = *ours,
-                        Ok(StartRefusal::TakeOver(next)) => {
+                        Ok(StartRefusal::TakeOver(next, from)) => {
                             (commit, claim) = *next;
+                            taken_from = from;
                             continue;
                         }
                         Err(reply) => return reply,
@@ -75,6 +86,9 @@ impl WorkerContext {
                 }
             }
             if registered.set_claim(&claim) {
+                if let Some(from) = &taken_from {
+                    self.emit(EventKind::TakenOver { task: EventTask::of(envelope), from });
+                }
                 return StartReply::Started(claim);
             }
             // The session of the request has expired meanwhile, so other workers may take the task over.
@@ -115,7 +129,10 @@ impl WorkerContext {
                 Suspicion::Suspect if !request.alone && envelope.generation < exclusive::EXCLUSIVE_TRIES => {
                     StartReply::Suspect
                 }
-                Suspicion::None | Suspicion::Suspect => return Ok(StartRefusal::TakeOver(next)),
+                Suspicion::None | Suspicion::Suspect => {
+                    let from = abandoned_start(&facts, envelope.attempt).map(|start| start.worker);
+                    return Ok(StartRefusal::TakeOver(next, from));
+                }
                 Suspicion::Lost => {
                     let error = "workers died while they ran this task alone";
                     let ended =

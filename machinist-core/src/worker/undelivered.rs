@@ -47,7 +47,7 @@ impl WorkerContext {
     async fn cannot_arrive(&self, queue: &QueueName, message: &Message, error: &PublishError) -> Settlement {
         let error = format!("it came due, and {error}");
         let app = &self.app.0;
-        match admit(&app.trust, &app.max_sizes, queue, message, self.now()) {
+        match admit(&app.trust, &app.rules, &app.max_sizes, queue, message, self.now()) {
             Admission::Accepted(envelope)
             | Admission::Undecryptable(envelope, _)
             | Admission::Rejected(envelope, ..) => self.end_unroutable(&envelope, &error).await,

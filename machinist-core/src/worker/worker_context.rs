@@ -1,14 +1,12 @@
-//! The parts of a worker that every step of a delivery shares: its session, its calls to the servers, its counters.
+//! The parts of a worker that every step of a delivery shares: its session, its calls to the servers, its
+//! events.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::Arc;
 
 use super::{
-    DeadLetterCounts, Drained, Stages, refusal_log::RefusalLog, server_calls::ServerCalls, session::Sessions,
+    Stages, admissions::Admissions, events::WorkerEvents, server_calls::ServerCalls, session::Sessions,
 };
-use crate::{app::App, clock::Timestamp};
+use crate::{app::App, clock::Timestamp, event::EventKind};
 
 /// State that a worker shares between deliveries, renewals and maintenance.
 pub(super) struct WorkerContext {
@@ -20,17 +18,8 @@ pub(super) struct WorkerContext {
     pub(super) sessions: Arc<Sessions>,
     pub(super) calls: Arc<ServerCalls>,
     pub(super) stages: Stages,
-    pub(super) tally: Tally,
-    pub(super) refusals: RefusalLog,
-    pub(super) dead_letter_counts: DeadLetterCounts,
-}
-
-/// Counts of deliveries, reported when the worker ends.
-#[derive(Debug, Default)]
-pub(super) struct Tally {
-    pub(super) arrived: AtomicU64,
-    pub(super) settled: AtomicU64,
-    pub(super) handed_back: AtomicU64,
+    pub(super) admissions: Admissions,
+    pub(super) events: Arc<WorkerEvents>,
 }
 
 impl WorkerContext {
@@ -39,14 +28,10 @@ impl WorkerContext {
         self.app.clock().now()
     }
 
-    /// Returns the counts of the work that the worker leaves behind when it ends.
-    pub(super) fn drained(&self) -> Drained {
-        let Tally { arrived, settled, handed_back } = &self.tally;
-        Drained {
-            handed_back: handed_back.load(Ordering::Relaxed),
-            refused: self.refusals.count(),
-            unfinished: arrived.load(Ordering::Relaxed).saturating_sub(settled.load(Ordering::Relaxed)),
-        }
+    /// Emits an event of this worker.
+    #[inline]
+    pub(super) fn emit(&self, kind: EventKind<'_>) {
+        self.events.emit(kind);
     }
 
     /// Completes when deliveries that have not started must go back to the broker.

@@ -5,8 +5,10 @@
 mod hostile;
 mod keys;
 mod recipe;
+mod scope;
 mod secrecy;
 mod sizes;
 mod support;
 mod time;
 mod unsigned;
+mod versions;

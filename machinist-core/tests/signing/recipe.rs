@@ -8,12 +8,16 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use machinist_conformance::producer;
 use machinist_core::{
+    App,
     broker::{HeaderValue, Message},
     sign::{Algorithm, Key, KeyState, Keyring},
 };
 use serde_json::{Value, json};
 
 use crate::support::{House, SOON};
+
+const NAMESPACE: &str = "machinist";
+const VHOST: &str = "/";
 
 fn docs() -> String {
     std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/signing.md")).unwrap()
@@ -64,6 +68,14 @@ fn ring(vectors: &[Value]) -> Keyring {
     Keyring::new(keys.map(one_signs)).unwrap()
 }
 
+/// An application in the namespace and the vhost of the vectors.
+async fn app(house: &House, vectors: &[Value]) -> App {
+    for vector in vectors {
+        assert_eq!((&vector["namespace"], &vector["vhost"]), (&json!(NAMESPACE), &json!(VHOST)));
+    }
+    house.builder().namespace(NAMESPACE).realm(VHOST).keyring(ring(vectors)).build().await.unwrap()
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -71,14 +83,14 @@ fn hex(bytes: &[u8]) -> String {
 #[tokio::test(start_paused = true)]
 async fn the_vectors_of_the_docs_hold_and_run() {
     let vectors = vectors();
-    assert_eq!(vectors.len(), 3);
+    assert_eq!(vectors.len(), 4);
     let house = House::new();
-    let app = house.app(ring(&vectors)).await;
+    let app = app(&house, &vectors).await;
     let _running = house.work(&app);
     for vector in &vectors {
         let message = message(vector);
         let signed_at = vector["signed_at"].as_i64().unwrap();
-        let found = hex(&producer::signing_input(&message, &key(vector), signed_at));
+        let found = hex(&producer::signing_input(&message, NAMESPACE, VHOST, &key(vector), signed_at));
         assert_eq!(found, vector["input"].as_str().unwrap(), "{}", vector["what"]);
         let id = message.id.clone().unwrap();
         house.publish("math", message).await;
@@ -114,7 +126,7 @@ async fn python_signs_what_a_worker_runs() {
     assert!(output.status.success());
     let signatures: Vec<String> = serde_json::from_slice(&output.stdout).unwrap();
     let house = House::new();
-    let app = house.app(ring(&vectors)).await;
+    let app = app(&house, &vectors).await;
     let _running = house.work(&app);
     for (vector, signature) in vectors.iter().zip(signatures) {
         let mut message = message(vector);

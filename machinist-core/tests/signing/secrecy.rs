@@ -57,7 +57,7 @@ fn message_says(message: &Message, text: &str) -> bool {
 }
 
 async fn facts_say(house: &House, id: &machinist_core::TaskId, text: &str) -> bool {
-    let facts = house.backend.read(std::slice::from_ref(id)).await.unwrap().remove(0);
+    let facts = house.backend.read(&[id.into()]).await.unwrap().remove(0);
     assert!(!facts.is_empty());
     facts.iter().any(|(_, value)| says(&String::from_utf8_lossy(value), text))
 }
@@ -146,7 +146,7 @@ async fn without_the_key_results_are_known_to_be_there_and_cannot_be_read() {
         );
     }
     // What is hidden is bound to its task: nobody passes it off as another's, signed or not.
-    let of = [told.id().clone(), failed.id().clone()];
+    let of = [told.id().into(), failed.id().into()];
     let facts = house.backend.read(&of).await.unwrap();
     let mut commit = machinist_core::backend::Commit::new(failed.id().clone());
     commit.drop = vec!["end".into()];

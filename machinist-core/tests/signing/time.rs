@@ -51,7 +51,7 @@ async fn a_message_that_was_slipped_into_a_record_is_not_sent() {
     let client = app.client();
     let victim = client.send(ADD.call((1, 1)).countdown(HOUR)).await.unwrap();
     let other = client.send(EVIL.call(("rm".to_owned(),)).countdown(HOUR)).await.unwrap();
-    let facts = house.backend.read(&[victim.id().clone(), other.id().clone()]).await.unwrap();
+    let facts = house.backend.read(&[victim.id().into(), other.id().into()]).await.unwrap();
     let message = |of: usize| String::from_utf8(facts[of].get("msg").unwrap().to_vec()).unwrap();
     let forged = message(0).replace(r#""kind":"add""#, r#""kind":"evil""#);
     for text in [message(1), forged] {

@@ -89,7 +89,7 @@ async fn a_result_that_no_worker_signed_is_not_believed() {
     let running = house.work(&app);
     assert_eq!(other.wait(SOON).await.unwrap(), 2);
     running.stop().await;
-    let facts = house.backend.read(std::slice::from_ref(other.id())).await.unwrap().pop().unwrap();
+    let facts = house.backend.read(&[other.id().into()]).await.unwrap().pop().unwrap();
     let end = facts.get("end").unwrap();
     let copied = app.client().send(ADD.call((4, 4))).await.unwrap();
     write(copied.id(), end.to_vec()).await;

@@ -3,9 +3,10 @@
 use super::{
     super::{
         claim::Claim,
-        facts::{Counters, EncodedResults, Facts, name},
-        fold::Attempts,
+        facts::{Counters, EncodedResults, Facts, Start, name},
+        fold::{Attempts, abandoned_start},
         follow_up::FollowUp,
+        park::{ParkDecision, decide_parking},
         poison::{Suspicion, suspicion},
         start::{StartDecision, StartRequest, decide_start},
         verdict::{Outcome, Verdict, decide},
@@ -33,7 +34,47 @@ impl Model {
                 HandlerStage::EndWithoutRun(EndReason::Expired, self.store.facts(Facts::new()));
             return;
         }
-        self.request_start(state, index);
+        self.ask_for_admission(state, index);
+    }
+
+    /// Parks the task if its start is refused and its record allows it, and requests the start otherwise.
+    fn ask_for_admission(&self, state: &mut ModelState, index: HandlerIndex) {
+        let message = index.get(state).message;
+        if !state.refused || state.workers[index.worker].draining {
+            return self.request_start(state, index);
+        }
+        let facts = self.store.facts_of(state.facts);
+        let gone = |start: &Start| self.is_gone(state, index, &start.session, &start.run);
+        let may_run = abandoned_start(&facts, message.attempt).is_some_and(|start| !gone(&start));
+        match decide_parking(&facts, message.attempt, message.generation, may_run) {
+            ParkDecision::Over(follow_up) => self.follow(state, index, follow_up),
+            ParkDecision::NewerGuard => index.settle(state, false),
+            ParkDecision::Proceed => self.request_start(state, index),
+            // Otherwise it waits in the process.
+            ParkDecision::Park(_) if message.generation < self.config.max_guards => {
+                index.get_mut(state).stage = HandlerStage::Park(GuardStep::None);
+            }
+            ParkDecision::Park(_) => {}
+        }
+    }
+
+    /// Returns `true` if a worker knows that a start does not run any more.
+    fn is_gone(&self, state: &ModelState, index: HandlerIndex, session: &SessionId, run: &RunId) -> bool {
+        let worker = &state.workers[index.worker];
+        let run = number_of(run.as_str());
+        let is_registered = match self.config.mutation {
+            Some(ModelMutation::RegisteredLate) => worker
+                .handlers
+                .iter()
+                .any(|h| h.run == Some(run) && !matches!(h.stage, HandlerStage::StartRequested(..))),
+            _ => worker.knows(run),
+        };
+        let session = number_of(session.as_str());
+        !is_registered
+            && (session == worker.session
+                // Between its two checks of a session a worker has renewed its own.
+                || (!state.is_alive(session) && !worker.unaware_of_loss)
+                || self.config.mutation == Some(ModelMutation::TakeOverUnchecked))
     }
 
     /// Requests a start, if the worker takes on work at all.
@@ -105,24 +146,7 @@ impl Model {
         facts: &Facts,
     ) {
         let request = self.start_request(state, index, session);
-        let worker = &state.workers[index.worker];
-        let registered = |run: u8| match self.config.mutation {
-            Some(ModelMutation::RegisteredLate) => worker
-                .handlers
-                .iter()
-                .any(|h| h.run == Some(run) && !matches!(h.stage, HandlerStage::StartRequested(..))),
-            _ => worker.knows(run),
-        };
-        let gone = |session: &SessionId, run: &RunId| {
-            if registered(number_of(run.as_str())) {
-                return false;
-            }
-            let session = number_of(session.as_str());
-            session == worker.session
-                // Between its two checks of a session a worker has renewed its own.
-                || (!state.is_alive(session) && !worker.unaware_of_loss)
-                || self.config.mutation == Some(ModelMutation::TakeOverUnchecked)
-        };
+        let gone = |session: &SessionId, run: &RunId| self.is_gone(state, index, session, run);
         let guarded = Attempts::of(facts).newest_guard(request.attempt) > request.generation;
         let decision = match self.config.mutation {
             Some(ModelMutation::GuardBeforeOwnStart) if guarded => StartDecision::NewerGuard,

@@ -3,7 +3,9 @@
 use super::{
     super::{
         claim::RenewalAction,
-        facts::Facts,
+        facts::{Facts, name},
+        fold::parked,
+        park::unpark,
         revoke::{RevokeDecision, RevokeMode, decide_revoke},
     },
     Model, ModelMutation, ModelStep, StepKind, TTL,
@@ -59,6 +61,7 @@ fn add_shared_steps(
         state.expired = true;
         add(None, "its expiry passes", StepKind::Fault, state);
     }
+    add_admission_steps(model, state, add);
     if let Some(mut state) = state.after(ModelFault::Revoke) {
         state.revoker = Some(state.facts);
         add(None, "a process that wants to revoke it reads its record", StepKind::Fault, state);
@@ -97,6 +100,47 @@ fn add_shared_steps(
         }
         add(None, action, StepKind::Fault, state);
     }
+}
+
+/// Adds the steps of a rule that refuses starts, and of a process that releases the parked task.
+fn add_admission_steps(
+    model: &Model,
+    state: &ModelState,
+    add: &mut impl FnMut(Option<usize>, &'static str, StepKind, ModelState),
+) {
+    if let Some(mut state) = state.after(ModelFault::Refuse) {
+        state.refused = true;
+        add(None, "a rule refuses starts", StepKind::Fault, state);
+    }
+    if state.refused {
+        add(None, "the rule allows starts", StepKind::Normal, ModelState { refused: false, ..state.clone() });
+    }
+    let facts = model.store.facts_of(state.facts);
+    if state.releaser.is_none()
+        && let Some(parked) = parked(&facts)
+        && let Some(mut state) = state.after(ModelFault::Release)
+    {
+        let token = facts.text(name::PARKED_MESSAGE).and_then(|token| token.parse().ok()).unwrap_or_default();
+        let guard = ModelMessage { attempt: parked.attempt, generation: parked.generation + 1, token };
+        state.releaser = Some((guard, false));
+        add(None, "a process that releases it reads its record", StepKind::Fault, state);
+    }
+    let Some((guard, published)) = state.releaser else { return };
+    if let Some(mut state) = state.after(ModelFault::Crash) {
+        state.releaser = None;
+        add(None, "the process that releases it crashes", StepKind::Fault, state);
+    }
+    let store_first = model.config.mutation == Some(ModelMutation::ReleaseStoredFirst);
+    let mut next = state.clone();
+    if published != store_first {
+        let commit = unpark(&model.id, guard.attempt, guard.generation);
+        model.commit(&mut next, &commit);
+    } else {
+        next.put(guard);
+    }
+    next.releaser = (!published).then_some((guard, true));
+    let action = if published != store_first { "records the release" } else { "publishes the released task" };
+    add(None, action, StepKind::Normal, next);
 }
 
 /// Adds the steps of one worker's process.

@@ -9,6 +9,7 @@
 
 mod decisions;
 mod environment;
+mod lease;
 mod search;
 mod state;
 mod steps;
@@ -89,6 +90,10 @@ enum ModelMutation {
     SuspectBesideOthers,
     /// A start does not record that it runs alone.
     AloneNotRecorded,
+    /// A parked delivery is acknowledged before its guard is published.
+    ParkAckedFirst,
+    /// A released guard is stored before it is published.
+    ReleaseStoredFirst,
 }
 
 /// Kind of a step, for the paths without faults.
@@ -311,10 +316,13 @@ fn check_newest(facts: &Facts, origin: &super::facts::RunOrigin) -> Result<(), S
     if newest <= origin.start && same { Ok(()) } else { Err("a stale run decided".to_owned()) }
 }
 
-use ModelFault::{Confirm, Crash, Deadline, Drop, Duplicate, Expire, Flush, Forget, Reply, Revoke, Shutdown};
+use ModelFault::{
+    Confirm, Crash, Deadline, Drop, Duplicate, Expire, Flush, Forget, Refuse, Release, Reply, Revoke,
+    Shutdown,
+};
 
 /// Searches, each with the faults that it combines.
-const CONFIGS: [ModelConfig; 17] = [
+const CONFIGS: [ModelConfig; 20] = [
     without_retry("crash, lost connection, expiry", 2, &[Crash, Drop, Expire], &[Reply]),
     without_retry("replies, expiry, duplicate", 2, &[Reply, Reply, Expire, Duplicate], &[Drop]),
     retried("retry: crash, lost connection, confirm", 1, &[Crash, Drop, Confirm], &[Expire]),
@@ -332,6 +340,9 @@ const CONFIGS: [ModelConfig; 17] = [
     guarded("suspects: guard, two crashes", 1, &[Crash, Crash], &[Expire]),
     without_retry("revoked: reply, expiry, lost connection", 2, &[Revoke, Reply, Expire, Drop], &[Crash]),
     without_retry("too late: crash, lost connection, expiry", 2, &[Deadline, Crash, Drop, Expire], &[Reply]),
+    guarded("parked: release, crash", 1, &[Refuse, Release, Crash], &[Drop]),
+    guarded("parked: release, duplicate, reply", 1, &[Refuse, Release, Duplicate, Reply], &[Expire]),
+    guarded("parked: lost record, expiry", 1, &[Refuse, Forget, Expire], &[Drop]),
 ];
 
 /// Searches that are too large for every day.
@@ -430,6 +441,8 @@ fn every_broken_rule_is_found() {
         (RenewedAfterOutcome, "retry: flush, expiry", "a fencing token fell"),
         (SuspectBesideOthers, "suspects: five crashes", "a suspect started in company"),
         (AloneNotRecorded, "suspects: five crashes", "a suspect started in company"),
+        (ParkAckedFirst, "parked: release, crash", "lost"),
+        (ReleaseStoredFirst, "parked: release, crash", "lost"),
         (EndUnchecked, "too late: crash, lost connection, expiry", "decided over a run"),
     ];
     let config_named =

@@ -29,9 +29,13 @@ pub(super) enum ModelFault {
     Revoke,
     /// The expiry of the task passes.
     Deadline,
+    /// A rule of admission begins to refuse starts.
+    Refuse,
+    /// A process releases the parked task.
+    Release,
 }
 
-pub(super) const FAULTS: usize = 11;
+pub(super) const FAULTS: usize = 13;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct ModelState {
@@ -42,6 +46,10 @@ pub(super) struct ModelState {
     pub(super) queue: Vec<ModelMessage>,
     pub(super) workers: [ModelWorker; 2],
     pub(super) expired: bool,
+    /// `true` while a rule of admission refuses starts.
+    pub(super) refused: bool,
+    /// Guard that a process publishes to release the parked task, and whether it is published.
+    pub(super) releaser: Option<(ModelMessage, bool)>,
     /// Record that a process has read in order to revoke the task.
     pub(super) revoker: Option<FactsId>,
     pub(super) faults_left: [u8; FAULTS],
@@ -145,6 +153,8 @@ pub(super) enum HandlerStage {
     /// A suspect that waits until nothing else runs in its process.
     Suspect,
     Guard(GuardStep),
+    /// Its start is refused, and it is parked.
+    Park(GuardStep),
     /// The process leaves it unsettled, and does nothing more about it.
     Abandoned,
 }
@@ -190,6 +200,8 @@ impl ModelState {
             queue: vec![ModelMessage { attempt: 1, generation: 0, token: 0 }],
             workers: [worker(0), worker(1)],
             expired: false,
+            refused: false,
+            releaser: None,
             revoker: None,
             faults_left,
             completion: Completion::Open,

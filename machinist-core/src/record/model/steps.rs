@@ -6,8 +6,9 @@ use std::rc::Rc;
 use super::{
     super::{
         claim::Claim,
-        facts::{Counters, Facts, Failure, name},
+        facts::{Counters, Facts, Failure, Parked, name},
         follow_up::{FollowUp, recorded_follow_up},
+        park::park,
         verdict::{CommitRefusal, explain_refusal, failure_without_run, follow_up_of, outcome_commit},
     },
     Model, ModelMutation, ModelStep, StepKind, TTL,
@@ -20,7 +21,7 @@ use super::{
 use crate::{
     backend::Commit,
     clock::Timestamp,
-    wire::{Codec, Envelope, FirstSigner},
+    wire::{Codec, Envelope, FirstSigner, Pairs},
 };
 
 /// Position of a handler in a state.
@@ -94,6 +95,7 @@ pub(super) fn add_handler_steps(
             }
         }
         HandlerStage::Guard(guard_step) => next.guard(guard_step),
+        HandlerStage::Park(park_step) => next.park(park_step),
         HandlerStage::StartRequested(pending, session) => next.commit_start(pending, session),
         HandlerStage::Run(guard_step) => next.run(&handler, guard_step, draining),
         HandlerStage::Record(outcome, claim) => next.record_outcome(outcome, &model.store.claim_of(claim)),
@@ -272,6 +274,45 @@ impl NextSteps<'_> {
         }
     }
 
+    /// Adds the next step of parking: publish the guard, store it with its reason, acknowledge.
+    fn park(&mut self, park_step: GuardStep) {
+        let index = self.index;
+        let message = index.get(self.state).message;
+        let guard = next_guard(message);
+        if self.model.config.mutation == Some(ModelMutation::ParkAckedFirst)
+            && index.get(self.state).receipt == ModelReceipt::Unsettled
+        {
+            return self.step("acks before it parks", StepKind::Normal, |_, state| {
+                index.get_mut(state).receipt = ModelReceipt::Lost;
+            });
+        }
+        match park_step {
+            GuardStep::None => self.publish(
+                "publishes a guard that parks it",
+                |_, state| state.put(guard),
+                |_, state| index.get_mut(state).stage = HandlerStage::Park(GuardStep::Published),
+            ),
+            GuardStep::Published => {
+                let parked = Parked {
+                    attempt: guard.attempt,
+                    generation: guard.generation,
+                    reason: "paused:a".to_owned(),
+                    since: Model::NOW,
+                    until: Model::NOW,
+                };
+                let token = guard.token.to_string().into();
+                let commit = park(&self.model.id, &parked, Some(token), Model::NOW);
+                // Refused: the task has ended.
+                self.commit("records that it is parked", Some(commit), |_, state, _| {
+                    index.get_mut(state).stage = HandlerStage::Park(GuardStep::Stored);
+                });
+            }
+            GuardStep::Stored => {
+                self.step("acks what is parked", StepKind::Normal, |_, state| index.settle(state, false));
+            }
+        }
+    }
+
     fn record_outcome(&mut self, outcome: OutcomeKind, claim: &Claim) {
         let index = self.index;
         let message = index.get(self.state).message;
@@ -423,10 +464,12 @@ fn envelope(message: ModelMessage) -> Envelope {
         counters: Counters::default(),
         token: message.token,
         first: FirstSigner::Nobody,
+        source: None,
         unknown_since: None,
         traceparent: None,
         tracestate: None,
         priority: None,
+        pairs: Pairs::default(),
         content_type: Codec::Json.content_type().to_owned(),
         body: bytes::Bytes::new(),
     }

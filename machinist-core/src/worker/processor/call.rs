@@ -1,9 +1,6 @@
 //! The run: the handler under its timeouts, the outcome of its end, and the verdict.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
@@ -13,11 +10,12 @@ use crate::{
     context::{RunInfo, TaskContext},
     error::TaskError,
     middleware::Next,
-    record::{Claim, Outcome, Verdict, decide},
+    record::{Claim, Outcome, decide},
     retry::RetryPolicy,
     trace::TraceContext,
     wire::{Body, Envelope},
     worker::{
+        outcome::EndedRun,
         run::{Call, RunEnd, RunningCall, Timeouts},
         session::{CancelReason, RegisteredRun},
     },
@@ -81,8 +79,8 @@ impl TaskProcessor {
             policy.aged(now.since(due.unwrap_or(active.envelope.issued).max(active.envelope.issued)));
         let verdict = decide(outcome, &policy, counters, now, rand::random())
             .with_errors_within(self.worker.app.0.max_sizes.errors);
-        log(&span, &verdict, started.elapsed());
-        self.worker.record_outcome(active, registered, verdict, &cx, due, now).await
+        let run = EndedRun { registered, cx: &cx, span: &span, took: started.elapsed(), due, ended_at: now };
+        self.worker.record_outcome(active, run, verdict).await
     }
 
     /// Calls the handler.
@@ -188,6 +186,7 @@ impl TaskProcessor {
             attempt: claim.attempt,
             token: claim.token,
             headers: body.map(|body| body.headers.clone()).unwrap_or_default(),
+            pairs: envelope.pairs.clone(),
             // A child token: a soft timeout cancels only the handler.
             cancel: registered.cancel.child_token(),
             state: Arc::clone(&self.state),
@@ -229,15 +228,5 @@ fn within(outcome: Outcome, limit: usize) -> Outcome {
             Outcome::Failed(TaskError::permanent(error))
         }
         outcome => outcome,
-    }
-}
-
-/// Logs one line for each run. Arguments and results are not logged: they belong to the user.
-fn log(span: &tracing::Span, verdict: &Verdict, took: Duration) {
-    let _entered = span.enter();
-    match verdict {
-        Verdict::Success(_) => tracing::debug!(?took, "SUCCESS"),
-        Verdict::Retry { due, error, .. } => tracing::warn!(?took, %due, error = error.message(), "RETRY"),
-        Verdict::Failure { kind, error } => tracing::error!(?took, %kind, error = error.message(), "FAILURE"),
     }
 }

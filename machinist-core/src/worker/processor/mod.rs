@@ -11,10 +11,7 @@ mod busy;
 mod call;
 mod slots;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use tokio::{sync::Semaphore, time::Instant};
@@ -25,11 +22,14 @@ use super::{
 };
 use crate::{
     broker::{Delivery, Receipt},
+    clock::Timestamp,
     context::StateMap,
+    event::{EventKind, EventTask},
     handler::DynHandler,
     id::TaskName,
     middleware::Middleware,
     security::{Admission, admit},
+    wire::Envelope,
 };
 
 /// A task that this worker runs.
@@ -58,9 +58,13 @@ impl TaskProcessor {
 
     /// Takes one delivery from its arrival to its settlement.
     pub(super) async fn process(self: Arc<Self>, delivery: Delivery) {
-        self.worker.tally.arrived.fetch_add(1, Ordering::Relaxed);
+        self.worker.events.tally.arrived();
         let (settlement, receipt) = match self.admit(delivery) {
-            Ok(mut active) => (Box::pin(self.work(&mut active)).await, active.receipt),
+            Ok(mut active) => {
+                let settlement = Box::pin(self.work(&mut active)).await;
+                self.worker.emit_if_handed_back(settlement, &active);
+                (settlement, active.receipt)
+            }
             Err((alternative, receipt)) => (alternative.await, Some(receipt)),
         };
         self.worker.settle(settlement, receipt).await;
@@ -74,10 +78,15 @@ impl TaskProcessor {
         let Delivery { queue, message, receipt, .. } = delivery;
         let app = &self.worker.app.0;
         let alternative: BoxFuture<'_, Settlement> =
-            match admit(&app.trust, &app.max_sizes, &queue, &message, self.worker.now()) {
+            match admit(&app.trust, &app.rules, &app.max_sizes, &queue, &message, self.worker.now()) {
                 Admission::Accepted(envelope) => {
                     let outcome_key = app.trust.outcome_key(&envelope).map(Box::new);
-                    return Ok(ActiveDelivery { envelope, receipt: Some(receipt), outcome_key });
+                    return Ok(ActiveDelivery {
+                        envelope,
+                        receipt: Some(receipt),
+                        outcome_key,
+                        cut_off: false,
+                    });
                 }
                 Admission::Undecryptable(envelope, error) => {
                     Box::pin(async move { self.worker.unreadable_task(&envelope, &error).await })
@@ -98,6 +107,7 @@ impl TaskProcessor {
     /// Takes an admitted delivery to its settlement.
     async fn work(&self, active: &mut ActiveDelivery) -> Settlement {
         let received_at = self.worker.now();
+        self.emit_received(&active.envelope, received_at);
         if let Some(settlement) = self.worker.check_time(&active.envelope).await {
             return settlement;
         }
@@ -107,6 +117,12 @@ impl TaskProcessor {
         let mut busy = BusyWaits::new(self.worker.max_hold.min(self.worker.sessions.busy_timeout()));
         let mut alone = false;
         loop {
+            if !self.worker.admissions.is_open()
+                && let Some(settlement) = Box::pin(self.worker.park_if_refused(&active.envelope)).await
+            {
+                return settlement;
+            }
+            let mut stopwatch = self.worker.events.stopwatch();
             let slot = if alone {
                 Box::pin(self.all_slots(&active.envelope)).await
             } else {
@@ -118,13 +134,22 @@ impl TaskProcessor {
             };
             let registered = self.worker.sessions.register(&active.envelope.id);
             let gone_before = self.worker.sessions.gone_count();
+            let slot_wait = stopwatch.lap();
             match self.worker.start(&active.envelope, &registered, received_at, alone).await {
                 StartReply::Settle(settlement) => return settlement,
-                StartReply::Started(claim) => match self.run(active, task, claim, &registered, slot).await {
-                    Some(settlement) => return settlement,
-                    // Another run holds the attempt now: treat the delivery as if it had just arrived.
-                    None => continue,
-                },
+                StartReply::Started(claim) => {
+                    self.worker.emit(EventKind::Started {
+                        task: EventTask::of(&active.envelope),
+                        start: claim.start,
+                        slot_wait,
+                        start_wait: stopwatch.lap(),
+                    });
+                    match self.run(active, task, claim, &registered, slot).await {
+                        Some(settlement) => return settlement,
+                        // Another run holds the attempt now: treat the delivery as if it had just arrived.
+                        None => continue,
+                    }
+                }
                 StartReply::Suspect => {
                     alone = true;
                     continue;
@@ -141,6 +166,14 @@ impl TaskProcessor {
                 None => return Box::pin(self.worker.become_guard(&active.envelope)).await,
             }
         }
+    }
+}
+
+impl TaskProcessor {
+    fn emit_received(&self, envelope: &Envelope, at: Timestamp) {
+        let due = envelope.eta.map_or(envelope.issued, |eta| eta.max(envelope.issued));
+        let (task, generation) = (EventTask::of(envelope), envelope.generation);
+        self.worker.emit(EventKind::Received { task, generation, broker_wait: at.since(due) });
     }
 }
 

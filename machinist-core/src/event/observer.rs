@@ -1,0 +1,88 @@
+//! The observers of an application, and the protection of everybody else from them.
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use super::{Event, Stopwatch};
+
+/// Receives the events of an application: see [`AppBuilder::observer`](crate::AppBuilder::observer).
+///
+/// It is called at once, on the thread on which something happened, and the task or worker goes on when it returns.
+/// Therefore it must not block: count, or put what it needs into a channel. It changes nothing: a panic is caught and
+/// logged, and the observer receives the next event. Every closure that takes an event is an observer.
+///
+/// # Examples
+/// ```
+/// use machinist_core::event::{Event, EventKind, Observer};
+/// use std::{collections::BTreeMap, sync::Mutex};
+///
+/// /// Counts the retries of each task name.
+/// #[derive(Default)]
+/// struct Retries(Mutex<BTreeMap<String, u64>>);
+///
+/// impl Observer for Retries {
+///     fn observe(&self, event: &Event<'_>) {
+///         if let EventKind::Retried { task, .. } = event.kind {
+///             let mut retries = self.0.lock().unwrap();
+///             *retries.entry(task.name.to_string()).or_default() += 1;
+///         }
+///     }
+/// }
+/// ```
+pub trait Observer: Send + Sync + 'static {
+    /// Receives one event. Must not block.
+    fn observe(&self, event: &Event<'_>);
+}
+
+impl<F: Fn(&Event<'_>) + Send + Sync + 'static> Observer for F {
+    fn observe(&self, event: &Event<'_>) {
+        self(event);
+    }
+}
+
+/// The observers of an application, in the order in which they were added.
+#[derive(Default)]
+pub(crate) struct Observers(Vec<Box<dyn Observer>>);
+
+impl Observers {
+    pub(crate) fn add(&mut self, observer: impl Observer) {
+        self.0.push(Box::new(observer));
+    }
+
+    /// Returns `true` if nobody observes. Then nothing has to be measured or prepared for an event.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Starts a stopwatch, if anybody observes.
+    pub(crate) fn stopwatch(&self) -> Stopwatch {
+        Stopwatch::started_if(!self.is_empty())
+    }
+
+    /// Passes an event to every observer.
+    #[inline]
+    pub(crate) fn notify(&self, event: &Event<'_>) {
+        for observer in &self.0 {
+            contain(observer.as_ref(), event);
+        }
+    }
+}
+
+/// Calls an observer, and keeps its panic from the task or worker that emitted the event.
+fn contain(observer: &dyn Observer, event: &Event<'_>) {
+    // Unwind safe: only the observer's own state may be left inconsistent.
+    if catch_unwind(AssertUnwindSafe(|| observer.observe(event))).is_err() {
+        tracing::error!(
+            event = event.name(),
+            "an observer panicked: it receives the next event all the same"
+        );
+    }
+}
+
+impl fmt::Debug for Observers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Observers").field(&self.0.len()).finish()
+    }
+}

@@ -1,0 +1,181 @@
+//! The client's side of parking: who waits and why, the release, and task names that are disabled for all workers.
+
+use std::time::Duration;
+
+use crate::{
+    admission::WaitReason,
+    backend::{BackendError, Commit, Committed, Index, IndexUpdate},
+    broker::{BrokerError, Publish, Target},
+    client::Client,
+    control::ControlError,
+    error::SendError,
+    id::{RecordId, TaskId, TaskName},
+    record::{Facts, Parked, control_record, disable, enable, name, parked, unpark},
+    wire::Envelope,
+};
+
+/// Number of index entries that are read at once.
+const PAGE_SIZE: usize = 100;
+/// Time between two released tasks after a name was enabled: at most a thousand each second.
+const RELEASE_PACE: Duration = Duration::from_millis(1);
+
+/// A task that waits because a rule of admission refuses its start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ParkedTask {
+    /// Task id.
+    pub id: TaskId,
+    /// How it is parked.
+    pub parked: Parked,
+}
+
+impl Client {
+    /// Lists tasks that wait for this reason, those that have waited longest first, at most `limit`. Tasks that were started
+    /// or have ended are left out and removed from the index.
+    ///
+    /// The list may lack tasks: it is written with best effort, and a task that is not listed comes back by itself.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn parked(&self, reason: &WaitReason, limit: usize) -> Result<Vec<ParkedTask>, BackendError> {
+        let index = Index::Parked(reason.text());
+        let mut found = Vec::new();
+        let mut after = None;
+        while found.len() < limit {
+            let page = self.app.backend().list(&index, after, PAGE_SIZE).await?;
+            for (id, facts) in self.listed(&page).await? {
+                match parked(&facts).filter(|parked| parked.reason == reason.as_str()) {
+                    Some(parked) => found.push(ParkedTask { id, parked }),
+                    None => self.unlist_parked(&index, &id).await?,
+                }
+            }
+            if page.len() < PAGE_SIZE {
+                break;
+            }
+            after = page.into_iter().last();
+        }
+        found.truncate(limit);
+        Ok(found)
+    }
+
+    /// Publishes the tasks that wait for this reason again, those that have waited longest first, at most one in each
+    /// `pace`, and returns their number. Call it after the reason was lifted: otherwise they are parked again.
+    ///
+    /// A task whose message is too large for its record, or cannot be verified here, is left out: it comes back by itself,
+    /// at most an hour after it was parked.
+    ///
+    /// # Errors
+    /// [`ControlError`] if the backend or the broker cannot be asked. What was released is released; asking again is fine.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves each task released or not; asking again is fine.
+    pub async fn release_parked(&self, reason: &WaitReason, pace: Duration) -> Result<usize, ControlError> {
+        let index = Index::Parked(reason.text());
+        let mut released = 0;
+        let mut after = None;
+        let mut next = tokio::time::Instant::now();
+        loop {
+            let page = self.app.backend().list(&index, after, PAGE_SIZE).await?;
+            for (id, facts) in self.listed(&page).await? {
+                if parked(&facts).is_none_or(|parked| parked.reason != reason.as_str()) {
+                    self.unlist_parked(&index, &id).await?;
+                    continue;
+                }
+                tokio::time::sleep_until(next).await;
+                next = tokio::time::Instant::now() + pace;
+                match self.release(&id, &facts).await {
+                    Ok(()) => released += 1,
+                    Err(error @ (ControlError::Backend(_) | ControlError::Broker(_))) => return Err(error),
+                    Err(error) => {
+                        tracing::warn!(%id, %error, "a parked task cannot be released: it comes back by itself");
+                        continue;
+                    }
+                }
+                self.unlist_parked(&index, &id).await?;
+            }
+            if page.len() < PAGE_SIZE {
+                return Ok(released);
+            }
+            after = page.into_iter().last();
+        }
+    }
+
+    /// Disables a task name for all workers: its tasks wait until the name is [enabled](Self::enable_task) again. Runs that
+    /// have begun go on. Workers know it within a second, and those that miss the wake-up with their next renewal.
+    ///
+    /// A backend that loses its data forgets that the name was disabled.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the name disabled or not.
+    pub async fn disable_task(&self, task: &TaskName) -> Result<(), BackendError> {
+        self.commit(disable(task, self.app.clock().now())).await.map(drop)
+    }
+
+    /// Enables a task name again, and releases the tasks that wait for it, at most a thousand each second. Returns their
+    /// number.
+    ///
+    /// # Errors
+    /// [`ControlError`]: the name may be enabled. Asking again is fine.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the name disabled or not, and each task released or not; asking again is fine.
+    pub async fn enable_task(&self, task: &TaskName) -> Result<usize, ControlError> {
+        self.commit(enable(task)).await?;
+        self.release_parked(&WaitReason::disabled(task), RELEASE_PACE).await
+    }
+
+    /// Returns the task names that are disabled for all workers.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn disabled_tasks(&self) -> Result<Vec<TaskName>, BackendError> {
+        let facts = self.read(control_record()).await?;
+        let named = |(fact, _): (&str, _)| TaskName::parse(fact.strip_prefix(name::DISABLED)?).ok();
+        Ok(facts.iter().filter_map(named).collect())
+    }
+
+    /// Reads the records of a page of an index of tasks.
+    async fn listed(
+        &self,
+        page: &[(crate::clock::Timestamp, String)],
+    ) -> Result<impl Iterator<Item = (TaskId, Facts)>, BackendError> {
+        let ids: Vec<_> = page.iter().filter_map(|(_, member)| TaskId::parse(member).ok()).collect();
+        let records: Vec<_> = ids.iter().map(RecordId::from).collect();
+        let facts = self.app.backend().read(&records).await?;
+        Ok(ids.into_iter().zip(facts))
+    }
+
+    /// Publishes the next guard of a parked task for an immediate start, and records it: the guard that comes back later
+    /// is then not needed. A process that dies in between leaves two copies, which the record makes harmless.
+    async fn release(&self, id: &TaskId, facts: &Facts) -> Result<(), ControlError> {
+        let guard: Envelope =
+            self.kept_envelope(id, facts, name::PARKED_MESSAGE)?.next_guard(self.app.clock().now());
+        let message =
+            self.app.message(&guard).map_err(|source| SendError::Publish { id: id.clone(), source })?;
+        let publish = Publish { target: Target::Queue(guard.queue.clone()), message, delay: Duration::ZERO };
+        for answer in self.app.broker().publish(vec![publish]).await {
+            answer.map_err(|source| match source {
+                source if source.is_certain() => SendError::Publish { id: id.clone(), source }.into(),
+                source => ControlError::Broker(BrokerError::Unavailable(source.into())),
+            })?;
+        }
+        let commit: Commit = unpark(id, guard.attempt, guard.generation);
+        // Refused: it has ended meanwhile.
+        let (Committed::Done { .. } | Committed::Refused(_)) = self.commit(commit).await?;
+        Ok(())
+    }
+
+    async fn unlist_parked(&self, index: &Index, id: &TaskId) -> Result<(), BackendError> {
+        let update = IndexUpdate::Remove { index: index.clone(), member: id.to_string() };
+        self.app.backend().update_indexes(vec![update]).await
+    }
+}

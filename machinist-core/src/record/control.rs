@@ -1,0 +1,29 @@
+//! The control record: what people told all workers at once.
+
+use super::facts::{json, name};
+use crate::{
+    backend::Commit,
+    clock::Timestamp,
+    id::{RecordId, RecordKind, TaskName},
+};
+
+/// Returns the record that all workers read with each renewal, and watch.
+pub(crate) fn control_record() -> RecordId {
+    RecordId::new(RecordKind::Control, "tasks")
+}
+
+/// Creates the commit that disables a task name for all workers.
+pub(crate) fn disable(task: &TaskName, now: Timestamp) -> Commit {
+    let mut commit = Commit::new(control_record());
+    commit.facts = vec![(name::disabled(task.as_str()), json(&now))];
+    commit.wake = true;
+    commit
+}
+
+/// Creates the commit that enables a task name again.
+pub(crate) fn enable(task: &TaskName) -> Commit {
+    let mut commit = Commit::new(control_record());
+    commit.drop = vec![name::disabled(task.as_str())];
+    commit.wake = true;
+    commit
+}

@@ -1,0 +1,113 @@
+//! Parked tasks: what their records say, and what a delivery that may not start does.
+//!
+//! A parked task is a guard in the broker: a copy of the message that comes back later. Everything else, the message in the
+//! record and the entry in an index, only makes it fast to release. So nothing is lost if any of that is missing.
+
+use bytes::Bytes;
+
+use super::{
+    facts::{Facts, Parked, json, name},
+    fold::{Attempts, parked},
+    follow_up::{FollowUp, recorded_follow_up},
+    retention::UNFINISHED_TTL,
+};
+use crate::{
+    backend::{Commit, Expiry},
+    clock::Timestamp,
+    id::TaskId,
+};
+
+/// Decision about a delivery whose start is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ParkDecision {
+    /// The attempt is over: do the recorded follow-up, then acknowledge.
+    Over(FollowUp),
+    /// A newer copy of the message is in the broker: this one is not needed.
+    NewerGuard,
+    /// The attempt has a start, or the task was revoked: what to do follows from the request of a start.
+    Proceed,
+    /// Park it. The earlier parking for the same reason, if there is one, says since when it waits.
+    Park(Option<Parked>),
+}
+
+/// Decides about a delivery of this attempt and guard generation whose start is refused. `may_run` is `true` if the newest
+/// start may still run somewhere.
+pub(crate) fn decide_parking(facts: &Facts, attempt: u32, generation: u32, may_run: bool) -> ParkDecision {
+    if Attempts::of(facts).newest_guard(attempt) > generation {
+        return ParkDecision::NewerGuard;
+    }
+    if let Some(follow_up) = recorded_follow_up(facts, attempt) {
+        return ParkDecision::Over(follow_up);
+    }
+    if may_run || facts.has(name::REVOKED) {
+        return ParkDecision::Proceed;
+    }
+    ParkDecision::Park(parked(facts).filter(|parked| parked.attempt == attempt))
+}
+
+/// Creates the commit that parks a task after its guard was confirmed. `message` is that guard, if it is small enough.
+pub(crate) fn park(id: &TaskId, parked: &Parked, message: Option<Bytes>, now: Timestamp) -> Commit {
+    let mut commit = Commit::new(id);
+    commit.unless = vec![name::END.into()];
+    commit.drop = vec![name::PARKED.into(), name::PARKED_MESSAGE.into()];
+    commit.facts = vec![
+        (name::guard(parked.attempt, parked.generation), "1".into()),
+        (name::PARKED.into(), json(parked)),
+    ];
+    commit.facts.extend(message.map(|message| (name::PARKED_MESSAGE.into(), message)));
+    // A task may be parked for longer than an unfinished record is kept: each time counts again.
+    commit.expiry = Expiry::After(parked.until.since(now) + UNFINISHED_TTL);
+    commit
+}
+
+/// Creates the commit that ends the parking of a task, after the guard of this generation was published for an immediate
+/// start: the guard that comes back later is not needed.
+pub(crate) fn unpark(id: &TaskId, attempt: u32, generation: u32) -> Commit {
+    let mut commit = Commit::new(id);
+    commit.unless = vec![name::END.into()];
+    commit.drop = vec![name::PARKED.into(), name::PARKED_MESSAGE.into()];
+    commit.facts = vec![(name::guard(attempt, generation), "1".into())];
+    commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
+    commit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_micros(1_000_000);
+
+    fn one(generation: u32) -> Parked {
+        Parked { attempt: 1, generation, reason: "disabled:a".to_owned(), since: NOW, until: NOW }
+    }
+
+    fn id() -> TaskId {
+        TaskId::parse("t").unwrap()
+    }
+
+    #[test]
+    fn only_the_newest_copy_is_parked_again() {
+        let mut facts = Facts::new();
+        assert_eq!(decide_parking(&facts, 1, 0, false), ParkDecision::Park(None));
+        assert!(park(&id(), &one(1), Some("{}".into()), NOW).apply(&mut facts));
+        assert_eq!(decide_parking(&facts, 1, 0, false), ParkDecision::NewerGuard);
+        assert_eq!(decide_parking(&facts, 1, 1, false), ParkDecision::Park(Some(one(1))));
+        assert!(park(&id(), &one(2), None, NOW).apply(&mut facts));
+        assert_eq!(parked(&facts), Some(one(2)));
+        assert!(!facts.has(name::PARKED_MESSAGE), "the message of an older guard");
+        assert!(unpark(&id(), 1, 3).apply(&mut facts));
+        assert_eq!((parked(&facts), decide_parking(&facts, 1, 2, false)), (None, ParkDecision::NewerGuard));
+        assert_eq!(decide_parking(&facts, 1, 3, false), ParkDecision::Park(None));
+    }
+
+    #[test]
+    fn what_runs_was_revoked_or_is_over_is_not_parked() {
+        let mut facts = Facts::new();
+        assert_eq!(decide_parking(&facts, 1, 0, true), ParkDecision::Proceed);
+        facts.put(name::REVOKED, "{}");
+        assert_eq!(decide_parking(&facts, 1, 0, false), ParkDecision::Proceed);
+        facts.put(name::END, r#"{"at":1,"state":"SUCCESS","results":[]}"#);
+        assert_eq!(decide_parking(&facts, 1, 0, false), ParkDecision::Over(FollowUp::Nothing));
+        assert!(!park(&id(), &one(1), None, NOW).apply(&mut facts), "the record of a task that has ended");
+    }
+}

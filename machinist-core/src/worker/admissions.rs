@@ -1,0 +1,88 @@
+//! Rules that decide if a task may start in this worker, among them the names that are disabled for all workers.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::{
+    admission::{AdmissionDecision, AdmissionRequest, AdmissionRule, WaitReason},
+    id::TaskName,
+    record::{Facts, name},
+};
+
+/// Rules of a worker, and the places for refused tasks in its process.
+#[derive(Debug)]
+pub(super) struct Admissions {
+    disabled: Arc<DisabledTasks>,
+    rules: Vec<Arc<dyn AdmissionRule>>,
+    places: Semaphore,
+}
+
+impl Admissions {
+    /// `look_ahead` is the number of deliveries that the worker holds in addition to those that run: half of them may
+    /// be refused ones.
+    pub(super) fn new(
+        disabled: Arc<DisabledTasks>,
+        rules: Vec<Arc<dyn AdmissionRule>>,
+        look_ahead: usize,
+    ) -> Self {
+        Self { disabled, rules, places: Semaphore::new(look_ahead / 2) }
+    }
+
+    /// Takes a place for a refused task, if one is free.
+    pub(super) fn place(&self) -> Option<SemaphorePermit<'_>> {
+        self.places.try_acquire().ok()
+    }
+
+    /// Returns `true` if nothing can refuse a task: the usual case, which costs no more than this.
+    pub(super) fn is_open(&self) -> bool {
+        self.rules.is_empty() && !self.disabled.any()
+    }
+
+    /// Asks the rules in their order. The first refusal counts.
+    pub(super) async fn decide(&self, request: &AdmissionRequest<'_>) -> AdmissionDecision {
+        if self.disabled.has(request.name) {
+            return AdmissionDecision::NotHere(WaitReason::disabled(request.name));
+        }
+        for rule in &self.rules {
+            match rule.admit(request).await {
+                AdmissionDecision::Now => {}
+                refused => return refused,
+            }
+        }
+        AdmissionDecision::Now
+    }
+}
+
+/// Names of tasks that are disabled for all workers, as this worker last read them.
+#[derive(Debug, Default)]
+pub(super) struct DisabledTasks {
+    any: AtomicBool,
+    names: RwLock<HashSet<TaskName>>,
+}
+
+impl DisabledTasks {
+    /// Replaces the names with those of the control record.
+    pub(super) fn read(&self, facts: &Facts) {
+        let named = |(fact, _): (&str, _)| TaskName::parse(fact.strip_prefix(name::DISABLED)?).ok();
+        let names: HashSet<_> = facts.iter().filter_map(named).collect();
+        let any = !names.is_empty();
+        *self.names.write().unwrap_or_else(PoisonError::into_inner) = names;
+        self.any.store(any, Ordering::Release);
+    }
+
+    /// Returns `true` if any name is disabled.
+    pub(super) fn any(&self) -> bool {
+        self.any.load(Ordering::Acquire)
+    }
+
+    pub(super) fn has(&self, task: &TaskName) -> bool {
+        self.any() && self.names.read().unwrap_or_else(PoisonError::into_inner).contains(task)
+    }
+}

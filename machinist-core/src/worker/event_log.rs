@@ -1,0 +1,135 @@
+//! The log of a worker's events. Refused messages are logged without letting their sender fill the log.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::Drained;
+use crate::{
+    event::{Event, EventKind, Observer, WorkerState},
+    id::QueueName,
+};
+
+/// Minimum time between two log lines about the same reason.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Logs events. For refused messages it writes at most one line per reason in each [`LOG_INTERVAL`].
+#[derive(Debug, Default)]
+pub(super) struct EventLog {
+    refusals: Mutex<Vec<LastLine>>,
+}
+
+/// The last log line about one reason.
+#[derive(Debug)]
+struct LastLine {
+    reason: &'static str,
+    at: Instant,
+    /// Number of refusals for this reason since the line.
+    suppressed: u64,
+}
+
+impl Observer for EventLog {
+    fn observe(&self, event: &Event<'_>) {
+        match event.kind {
+            // Arguments and results are not logged: they belong to the user.
+            EventKind::Ended { failure: None, run_time: Some(took), .. } => {
+                tracing::debug!(?took, "SUCCESS");
+            }
+            EventKind::Ended { failure: Some((kind, error)), run_time: Some(took), .. } => {
+                tracing::error!(?took, %kind, error = error.message(), "FAILURE");
+            }
+            EventKind::Retried { due, error, run_time: took, .. } => {
+                tracing::warn!(?took, %due, error = error.message(), "RETRY");
+            }
+            EventKind::Superseded { task } => {
+                tracing::warn!(id = %task.id, "another run has taken this task over: the outcome of this run does not count");
+            }
+            EventKind::Deferred { task: Some(task), error, remaining, .. } => {
+                tracing::warn!(id = %task.id, "{error}: offered again for {remaining:?}");
+            }
+            EventKind::Refused { queue, reason, error, .. } => self.log_refusal(queue, reason, error),
+            EventKind::WorkerStarted { queues } => {
+                tracing::info!(worker = event.worker, queues = ?queues, "ready");
+            }
+            EventKind::WorkerState { state } => log_state(state),
+            EventKind::WorkerEnded { handed_back, unfinished, refused, dead_letters } => {
+                let drained = Drained { handed_back, unfinished, refused };
+                tracing::info!(?drained, ?dead_letters, "stopped");
+            }
+            _ => {}
+        }
+    }
+}
+
+fn log_state(state: WorkerState<'_>) {
+    match state {
+        WorkerState::Draining { running } => tracing::info!(running, "draining"),
+        WorkerState::BackendAway => {
+            tracing::error!("the backend is away: taking no deliveries until it answers");
+        }
+        WorkerState::BackendBack => tracing::info!("the backend is back"),
+        WorkerState::SessionExpired { running } => {
+            tracing::warn!(running, "the session has expired: opening a new one and adopting what runs")
+        }
+        WorkerState::CutOff { running } => tracing::error!(
+            running,
+            "the backend and the broker are away, and the lease has expired: other workers may run the same tasks, so \
+             all runs are cancelled"
+        ),
+        WorkerState::Withdrawn { running, away } => tracing::error!(
+            running,
+            "the backend has been away for {away:?}: cancelling all runs, handing back all deliveries, and taking no \
+             more until it answers. Unrecorded outcomes are kept"
+        ),
+        WorkerState::Resubscribed { queues } => tracing::info!(queues = ?queues, "subscribed again"),
+    }
+}
+
+impl EventLog {
+    /// Logs a refused message, if a line about this reason is due.
+    fn log_refusal(&self, queue: &QueueName, reason: &'static str, error: &str) {
+        if let Some(suppressed) = self.due_line(reason, Instant::now()) {
+            tracing::warn!(%queue, reason, error, suppressed, "a message was refused and is a dead letter now");
+        }
+    }
+
+    /// Number of refusals since the last line, if another line is due.
+    fn due_line(&self, reason: &'static str, now: Instant) -> Option<u64> {
+        let mut lines = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        match lines.iter_mut().find(|line| line.reason == reason) {
+            Some(line) if now.saturating_duration_since(line.at) < LOG_INTERVAL => {
+                line.suppressed += 1;
+                None
+            }
+            Some(line) => {
+                line.at = now;
+                Some(std::mem::take(&mut line.suppressed))
+            }
+            None => {
+                lines.push(LastLine { reason, at: now, suppressed: 0 });
+                Some(0)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_is_one_line() {
+        let refusals = EventLog::default();
+        let due_line = |reason| refusals.due_line(reason, Instant::now());
+        assert_eq!(due_line("unsigned"), Some(0));
+        assert_eq!(due_line("stale"), Some(0));
+        for _ in 0..1000 {
+            assert_eq!(due_line("unsigned"), None);
+        }
+        tokio::time::advance(LOG_INTERVAL).await;
+        assert_eq!(due_line("unsigned"), Some(1000));
+    }
+}

@@ -1,0 +1,139 @@
+//! Parking of tasks whose start is refused: for seconds in the process, then as a guard in the broker.
+//!
+//! What is published and confirmed here is the guard. The message in the record and the entry in an index let the end of
+//! the reason release the task at once; without them it comes back by itself.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Settlement, WorkerContext, server_calls::Unpublished};
+use crate::{
+    admission::{AdmissionDecision, AdmissionRequest, WaitReason},
+    backend::{Index, IndexUpdate},
+    clock::Timestamp,
+    event::{EventKind, EventTask},
+    record::{ParkDecision, Parked, abandoned_start, decide_parking, park},
+    wire::{Envelope, message_to_fact},
+};
+
+/// Time for which a refused task waits in the process.
+const LOCAL_WAIT: Duration = Duration::from_secs(5);
+/// Interval at which a task that waits in the process asks again.
+const ASK_INTERVAL: Duration = Duration::from_millis(250);
+/// Delay of the first guard of a parked task; each further one stays away twice as long.
+const FIRST_PARK_DELAY: Duration = Duration::from_secs(15);
+/// Maximum delay of such a guard.
+const MAX_PARK_DELAY: Duration = Duration::from_secs(3600);
+
+/// Refusal of a start.
+struct Refusal {
+    reason: WaitReason,
+    /// Time before which no rule will allow it, if one is known.
+    not_before: Option<Timestamp>,
+}
+
+impl Refusal {
+    /// Returns the time until the rules are asked again in this process.
+    fn local_wait(&self, now: Timestamp) -> Duration {
+        self.not_before.map_or(ASK_INTERVAL, |at| at.since(now))
+    }
+
+    /// Returns the delay of the guard that parks the task.
+    fn park_delay(&self, generation: u32, now: Timestamp) -> Duration {
+        match self.not_before {
+            Some(at) => at.since(now).min(MAX_PARK_DELAY),
+            None => FIRST_PARK_DELAY.saturating_mul(1 << generation.min(8)).min(MAX_PARK_DELAY),
+        }
+    }
+}
+
+impl WorkerContext {
+    /// Asks the rules if a task may start. Returns `None` if it may, or if its record has to decide; otherwise the task
+    /// is parked.
+    pub(super) async fn park_if_refused(&self, envelope: &Envelope) -> Option<Settlement> {
+        let mut refusal = self.refusal(envelope).await?;
+        if let Some(_place) = self.admissions.place() {
+            let deadline = Instant::now() + LOCAL_WAIT;
+            loop {
+                let next = Instant::now() + refusal.local_wait(self.now());
+                if next > deadline {
+                    break;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep_until(next) => {}
+                    () = self.must_hand_back() => return Some(Settlement::HandBack),
+                }
+                refusal = self.refusal(envelope).await?;
+            }
+        }
+        self.park(envelope, &refusal).await
+    }
+
+    async fn refusal(&self, envelope: &Envelope) -> Option<Refusal> {
+        let request = AdmissionRequest {
+            id: &envelope.id,
+            name: &envelope.name,
+            queue: &envelope.queue,
+            attempt: envelope.attempt,
+            now: self.now(),
+        };
+        match self.admissions.decide(&request).await {
+            AdmissionDecision::Now => None,
+            AdmissionDecision::NotBefore(at, _) if at <= request.now => None,
+            AdmissionDecision::NotBefore(at, reason) => Some(Refusal { reason, not_before: Some(at) }),
+            AdmissionDecision::NotHere(reason) => Some(Refusal { reason, not_before: None }),
+        }
+    }
+
+    /// Parks a refused task as a guard, if its record allows it. Returns `None` if the record says otherwise: then the
+    /// start is requested as usual.
+    async fn park(&self, envelope: &Envelope, refusal: &Refusal) -> Option<Settlement> {
+        let facts = match self.calls.read(&envelope.id).await {
+            Ok(facts) => facts,
+            Err(unanswered) => return Some(unanswered.into()),
+        };
+        let start = abandoned_start(&facts, envelope.attempt);
+        let may_run = start.is_some_and(|start| !self.sessions.is_gone(&start.session, &start.run));
+        match decide_parking(&facts, envelope.attempt, envelope.generation, may_run) {
+            ParkDecision::Over(follow_up) => Some(self.follow(envelope, &follow_up).await),
+            ParkDecision::NewerGuard => Some(Settlement::Ack),
+            ParkDecision::Proceed => None,
+            ParkDecision::Park(earlier) => {
+                Some(self.settled_by(self.publish_parked(envelope, refusal, earlier).await).await)
+            }
+        }
+    }
+
+    /// Publishes the guard of a parked task, and then notes in its record and in an index that it waits.
+    async fn publish_parked(
+        &self,
+        envelope: &Envelope,
+        refusal: &Refusal,
+        earlier: Option<Parked>,
+    ) -> Result<(), Unpublished> {
+        let now = self.now();
+        let delay = refusal.park_delay(envelope.generation, now);
+        let guard = envelope.next_guard(now.plus(delay));
+        self.publish_later(&guard, delay).await?;
+        let reason = refusal.reason.as_str();
+        let earlier = earlier.filter(|earlier| earlier.reason == reason);
+        let parked = Parked {
+            attempt: guard.attempt,
+            generation: guard.generation,
+            reason: reason.to_owned(),
+            since: earlier.map_or(now, |earlier| earlier.since),
+            until: now.plus(delay),
+        };
+        let message = self.app.message(&guard).ok();
+        let message = message.and_then(|message| message_to_fact(&message, message.size()));
+        self.calls.commit(park(&guard.id, &parked, message, now)).await?;
+        self.emit(EventKind::Parked { task: EventTask::of(envelope), reason, until: parked.until });
+        let index = Index::Parked(refusal.reason.text());
+        let update = IndexUpdate::Put { index, at: parked.since, member: guard.id.to_string() };
+        if let Err(error) = self.app.backend().update_indexes(vec![update]).await {
+            tracing::debug!(%error, "a parked task is not listed: it comes back by itself");
+        }
+        Ok(())
+    }
+}
