@@ -179,7 +179,8 @@ pub struct Publish {
     pub target: Target,
     /// The message.
     pub message: Message,
-    /// Time for which the broker keeps the message before anybody can receive it. Never shorter; it may be longer.
+    /// Time for which the broker keeps the message before anybody can receive it. Never shorter, unless it is longer
+    /// than [`BrokerCapabilities::max_delay`]: then the broker keeps the message for that time. It may be longer.
     pub delay: Duration,
 }
 
@@ -378,6 +379,9 @@ pub struct BrokerCapabilities {
     pub shared: bool,
     /// [`Message::priority`] is honoured.
     pub priority: bool,
+    /// Longest delay that the broker keeps, at least one second; `None` if it keeps every delay. A worker publishes a
+    /// message again that comes out before its time, so tasks may wait for longer than this.
+    pub max_delay: Option<Duration>,
 }
 
 /// Message broker: moves opaque messages, at least once.

@@ -29,7 +29,7 @@ use crate::{
     connect,
     depth::DepthReader,
     error::{AmqpError, CLOSE_TIMEOUT},
-    ladder::LADDER_LEVELS,
+    ladder::{LADDER_LEVELS, MAX_DELAY},
     options::AmqpOptions,
     pending_publish::PendingPublish,
     publisher::Publisher,
@@ -183,7 +183,7 @@ impl Broker for AmqpBroker {
     }
 
     fn capabilities(&self) -> BrokerCapabilities {
-        BrokerCapabilities { durable: true, shared: true, priority: false }
+        BrokerCapabilities { durable: true, shared: true, priority: false, max_delay: Some(MAX_DELAY) }
     }
 
     async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {

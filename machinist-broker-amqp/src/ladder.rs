@@ -28,6 +28,9 @@ pub(crate) const MAX_DIGIT: u8 = (1 << DIGIT_BITS) - 1;
 /// Maximum delay of the ladder, in units: every digit is the maximum.
 pub(crate) const MAX_UNITS: u32 = (1 << (LADDER_LEVELS * DIGIT_BITS)) - 1;
 
+/// Maximum delay of the ladder: 49.7 days.
+pub(crate) const MAX_DELAY: Duration = DELAY_UNIT.saturating_mul(MAX_UNITS);
+
 /// Route of a message down the ladder, which is its delay in units: 1 up to [`MAX_UNITS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DelayRoute(u32);

@@ -36,7 +36,7 @@ use std::{
 };
 
 use clap::{Parser, error::ErrorKind};
-use machinist::WorkerBuilder;
+use machinist::{Connectors, WorkerBuilder};
 
 use args::{Cli, CliCommand, LogFormat};
 use exit::{CliError, Code};
@@ -52,8 +52,47 @@ type BuildWorker<'a> = Box<dyn FnOnce(WorkerBuilder) -> WorkerBuilder + 'a>;
 ///
 /// This function creates a Tokio runtime: call it from a `main` that is not async.
 pub fn run(tasks: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> ExitCode {
+    run_with(&Connectors::default(), tasks)
+}
+
+/// Runs the command of the command line as [`run`] does, with these connectors. With another connector, all commands
+/// accept the URLs of its schemes, in flags, variables and machinist.toml.
+///
+/// # Examples
+/// ```no_run
+/// use machinist::{
+///     Connector, Connectors,
+///     broker::Broker,
+///     connector::{ConnectRequest, ConnectorError},
+///     url::{Reach, Scheme},
+/// };
+/// use std::{process::ExitCode, sync::Arc};
+/// # use machinist::memory::MemoryBroker as ToyBroker;
+///
+/// #[derive(Debug)]
+/// struct Toy;
+///
+/// #[async_trait::async_trait]
+/// impl Connector for Toy {
+///     fn schemes(&self) -> Vec<Scheme> {
+///         vec![Scheme::broker("toy", Reach::Network { over_tls: None })]
+///     }
+///     async fn broker(&self, request: &ConnectRequest<'_>) -> Result<Arc<dyn Broker>, ConnectorError> {
+/// #       let _ = request;
+/// #       #[cfg(any())]
+///         return Ok(Arc::new(ToyBroker::connect(request.url.expose(), request.namespace).await?));
+/// #       Ok(Arc::new(ToyBroker::new()))
+///     }
+/// }
+///
+/// // `app worker --broker toy://host` runs tasks from there.
+/// fn main() -> ExitCode {
+///     machinist_cli::run_with(&Connectors::default().with(Toy), |worker| worker)
+/// }
+/// ```
+pub fn run_with(connectors: &Connectors, tasks: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> ExitCode {
     let ended = match parse(std::env::args_os()) {
-        Ok(cli) => start(cli, Box::new(tasks)),
+        Ok(cli) => start(cli, connectors, Box::new(tasks)),
         Err(ended) => ended,
     };
     let code = ended.unwrap_or_else(|failure| {
@@ -77,7 +116,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Cli, Result<Code, 
     })
 }
 
-fn start(cli: Cli, tasks: BuildWorker<'_>) -> Result<Code, CliError> {
+fn start(cli: Cli, connectors: &Connectors, tasks: BuildWorker<'_>) -> Result<Code, CliError> {
     // Errors inside of lapin are returned to us, and are reported once in our words.
     let level =
         if matches!(cli.command, CliCommand::Worker(_)) { "info,lapin=off" } else { "warn,lapin=off" };
@@ -86,7 +125,8 @@ fn start(cli: Cli, tasks: BuildWorker<'_>) -> Result<Code, CliError> {
     let runtime =
         runtime.map_err(|error| CliError::from_error(Code::Fault, &error).context("cannot start threads"))?;
     // The panic itself has been printed already.
-    let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(Box::pin(commands::run(cli, tasks)))));
+    let ended =
+        catch_unwind(AssertUnwindSafe(|| runtime.block_on(Box::pin(commands::run(cli, connectors, tasks)))));
     runtime.shutdown_timeout(Duration::from_secs(1));
     telemetry.finish();
     ended

@@ -86,6 +86,7 @@ macro_rules! broker_suite {
             a_delay_of_nothing_is_none
             delayed_messages_are_not_early_and_arrive
             delayed_messages_do_not_wait_for_each_other
+            the_longest_delay_is_told_and_kept
             a_delayed_message_survives_an_interruption
             a_consumer_survives_an_interruption
             publishing_works_after_an_interruption

@@ -209,7 +209,8 @@ impl Client {
                 .facts
                 .extend(message_to_fact(&message, size).map(|message| (name::MESSAGE.into(), message)));
         }
-        let publish = Publish { target: Target::Queue(queue), message, delay: keep_for(due.since(now)) };
+        let delay = keep_for(due.since(now), self.app.broker().as_ref());
+        let publish = Publish { target: Target::Queue(queue), message, delay };
         let Envelope { id, name, queue, eta, .. } = envelope;
         let sending = Sending { id, name, queue, eta, span };
         Ok(PreparedSignature { publish, facts, sending })

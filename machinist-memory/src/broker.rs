@@ -7,7 +7,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     lock,
-    queues::{MemoryQueues, NextDelivery},
+    queues::{MAX_DELAY, MemoryQueues, NextDelivery},
 };
 use machinist_adapter::{
     broker::{
@@ -77,7 +77,7 @@ impl Default for MemoryBroker {
 #[async_trait]
 impl Broker for MemoryBroker {
     fn capabilities(&self) -> BrokerCapabilities {
-        BrokerCapabilities { durable: false, shared: false, priority: true }
+        BrokerCapabilities { durable: false, shared: false, priority: true, max_delay: Some(MAX_DELAY) }
     }
 
     async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {

@@ -20,7 +20,7 @@ use machinist_adapter::{
 };
 
 /// Maximum delay that is applied: as good as forever. tokio's clock cannot represent much longer ones.
-const MAX_DELAY: Duration = Duration::from_secs(86400 * 365 * 30);
+pub(super) const MAX_DELAY: Duration = Duration::from_secs(86400 * 365 * 30);
 
 #[derive(Debug, Default)]
 pub(super) struct MemoryQueues {

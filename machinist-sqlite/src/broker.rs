@@ -78,7 +78,7 @@ impl Diagnose for SqliteBroker {
 #[async_trait]
 impl Broker for SqliteBroker {
     fn capabilities(&self) -> BrokerCapabilities {
-        BrokerCapabilities { durable: true, shared: true, priority: true }
+        BrokerCapabilities { durable: true, shared: true, priority: true, max_delay: None }
     }
 
     async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {

@@ -1,7 +1,7 @@
 //! Connections to the servers that the settings name, and the application over them.
 //!
-//! This is the one place that knows all adapters. A scheme whose adapter was not compiled in is an error that names
-//! the cargo feature.
+//! The schemes of the URLs choose the adapters: see [`connector`](crate::connector). A scheme of this crate whose adapter
+//! was not compiled in is an error that names the cargo feature.
 
 use std::{future::Future, sync::Arc};
 
@@ -11,12 +11,12 @@ use machinist_core::{
     broker::{Broker, BrokerError},
     error::BoxError,
 };
-use machinist_memory::{MemoryBackend, MemoryBroker};
 
 use crate::{
+    connector::{ConnectRequest, Connector, ConnectorError, TlsFiles},
     plaintext,
-    settings::{Overrides, Setting, Settings, SettingsError},
-    url::{Role, Scheme, ServerUrl},
+    settings::{Overrides, Setting, Settings, SettingsError, TlsSettings},
+    url::{Reach, Role, ServerUrl},
 };
 
 /// Error of connecting to the configured servers. Its texts hold no password.
@@ -75,6 +75,12 @@ pub enum ConnectError {
         /// Error of the file.
         source: BoxError,
     },
+    /// The backend is the same server as the broker, which cannot be used.
+    #[error("backend {url}: the same server is the broker, and cannot be used")]
+    AlsoBroker {
+        /// URL of the server.
+        url: ServerUrl,
+    },
 }
 
 /// Broker and backend, each connected or failed.
@@ -100,30 +106,31 @@ fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settin
 }
 
 impl Servers {
-    /// Connects to the configured broker and backend. One file that is both is opened once.
+    /// Connects to the configured broker and backend, with the connectors by which the settings were read. One server
+    /// that is both is opened once.
     ///
     /// # Cancel safety
     /// Safe: open connections are closed.
     pub async fn reach(settings: &Settings) -> Self {
-        let broker = &settings.broker.value;
-        let backend = &settings.backend.value;
-        if let (Some(one), Some(other)) = (broker.file(), backend.file())
-            && std::path::absolute(&one).ok() == std::path::absolute(&other).ok()
-        {
-            return match file::open(broker, Role::Broker, settings).await {
-                Ok(store) => store,
-                Err(error) => Self {
-                    broker: Err(error),
-                    backend: Err(ConnectError::File {
-                        url: backend.clone(),
-                        source: "the same file is the broker, and cannot be used".into(),
-                    }),
-                },
-            };
+        if settings.broker.value.is_same_server(&settings.backend.value) {
+            return Self::reach_both(settings).await;
         }
-        Self {
-            broker: reach_broker(&settings.broker, settings).await,
-            backend: reach_backend(&settings.backend, settings).await,
+        Self { broker: reach_broker(settings).await, backend: reach_backend(settings).await }
+    }
+
+    async fn reach_both(settings: &Settings) -> Self {
+        let setting = &settings.broker;
+        let reached = async {
+            let request = request(setting, settings)?;
+            let both = connector(setting, settings)?.both(&request).await;
+            both.map_err(|error| connector_error(error, Role::Broker, &setting.value))
+        };
+        match reached.await {
+            Ok((broker, backend)) => Self { broker: Ok(broker), backend: Ok(backend) },
+            Err(error) => {
+                let backend = ConnectError::AlsoBroker { url: settings.backend.value.clone() };
+                Self { broker: Err(error), backend: Err(backend) }
+            }
         }
     }
 
@@ -194,9 +201,9 @@ fn check_keys(settings: &Settings) -> Result<(), ConnectError> {
 
 /// Refuses to send a password without TLS to another host.
 fn check_plaintext(setting: &Setting<ServerUrl>, settings: &Settings) -> Result<(), SettingsError> {
-    let tls = match setting.value.scheme() {
-        Scheme::Amqp => "amqps://",
-        _ => "rediss://",
+    let tls = match setting.value.scheme().reach() {
+        Reach::Network { over_tls: Some(scheme) } => format!("{scheme}://"),
+        _ => "a connection without a password".to_owned(),
     };
     match plaintext::exposed_to(&setting.value).filter(|_| !settings.insecure_plaintext.value) {
         None => Ok(()),
@@ -211,149 +218,70 @@ fn check_plaintext(setting: &Setting<ServerUrl>, settings: &Settings) -> Result<
     }
 }
 
-/// Reads the TLS files, but only for a URL that uses TLS.
-#[cfg(any(feature = "amqp", feature = "redis"))]
-fn tls(url: &ServerUrl, settings: &Settings) -> Result<machinist_core::tls::Tls, SettingsError> {
-    use machinist_core::tls::Tls;
-
-    let files = &settings.tls;
+/// Returns the files of `[tls]`, but only for a URL that uses TLS.
+fn tls_files<'a>(url: &ServerUrl, files: &'a TlsSettings) -> Result<TlsFiles<'a>, SettingsError> {
     if !url.scheme().is_tls() {
-        return Ok(Tls::default());
+        return Ok(TlsFiles::default());
     }
+    let lacks = |file: &Setting<_>, problem: &str| Err(SettingsError::new(&file.origin, problem));
     let identity = match (&files.cert_file, &files.key_file) {
         (Some(certificate), Some(key)) => Some((&*certificate.value, &*key.value)),
         (None, None) => None,
-        (Some(file), None) => {
-            return Err(SettingsError::new(
-                &file.origin,
-                "tls.cert_file needs its private key: set tls.key_file",
-            ));
-        }
-        (None, Some(file)) => {
-            return Err(SettingsError::new(
-                &file.origin,
-                "tls.key_file needs its certificate: set tls.cert_file",
-            ));
-        }
+        (Some(file), None) => return lacks(file, "tls.cert_file needs its private key: set tls.key_file"),
+        (None, Some(file)) => return lacks(file, "tls.key_file needs its certificate: set tls.cert_file"),
     };
-    let read = Tls::read(files.ca_file.as_ref().map(|file| &*file.value), identity);
-    read.map_err(|error| {
-        let why = std::error::Error::source(&error).map(|why| format!(" ({why})")).unwrap_or_default();
-        SettingsError::new("tls", format!("{error}{why}"))
+    Ok(TlsFiles { ca: files.ca_file.as_ref().map(|file| &*file.value), identity })
+}
+
+/// Returns the request for a server, unless its URL would send a password in plain text.
+fn request<'a>(
+    setting: &'a Setting<ServerUrl>,
+    settings: &'a Settings,
+) -> Result<ConnectRequest<'a>, SettingsError> {
+    check_plaintext(setting, settings)?;
+    Ok(ConnectRequest {
+        url: &setting.value,
+        namespace: &settings.namespace.value,
+        topology: settings.topology.value,
+        tls_files: tls_files(&setting.value, &settings.tls)?,
     })
 }
 
-async fn reach_broker(
+/// Returns the connector of a server. Settings hold no URL without one.
+fn connector<'a>(
     setting: &Setting<ServerUrl>,
-    settings: &Settings,
-) -> Result<Arc<dyn Broker>, ConnectError> {
-    check_plaintext(setting, settings)?;
-    let url = &setting.value;
-    match url.scheme() {
-        Scheme::Amqp | Scheme::Amqps => amqp::reach(url, settings).await,
-        Scheme::Sqlite => file::open(url, Role::Broker, settings).await?.broker,
-        Scheme::Memory => Ok(Arc::new(MemoryBroker::new())),
-        _ => wrong_scheme(url, Role::Broker),
-    }
+    settings: &'a Settings,
+) -> Result<&'a dyn Connector, SettingsError> {
+    let unknown = || SettingsError::new(&setting.origin, format!("{} has an unknown scheme", setting.value));
+    settings.connectors.connector(&setting.value).ok_or_else(unknown)
 }
 
-async fn reach_backend(
-    setting: &Setting<ServerUrl>,
-    settings: &Settings,
-) -> Result<Arc<dyn Backend>, ConnectError> {
-    check_plaintext(setting, settings)?;
-    let url = &setting.value;
-    match url.scheme() {
-        Scheme::Sqlite => file::open(url, Role::Backend, settings).await?.backend,
-        Scheme::Memory => Ok(Arc::new(MemoryBackend::new())),
-        Scheme::Amqp | Scheme::Amqps => wrong_scheme(url, Role::Backend),
-        _ => redis::reach(url, settings).await,
-    }
+async fn reach_broker(settings: &Settings) -> Result<Arc<dyn Broker>, ConnectError> {
+    let setting = &settings.broker;
+    let request = request(setting, settings)?;
+    let broker = connector(setting, settings)?.broker(&request).await;
+    broker.map_err(|error| connector_error(error, Role::Broker, &setting.value))
 }
 
-/// Refuses a scheme that does not fit the role. Reading a URL has refused it before.
-fn wrong_scheme<T>(url: &ServerUrl, role: Role) -> Result<T, ConnectError> {
-    Err(SettingsError::new(role.as_str(), format!("{url} cannot be one")).into())
+async fn reach_backend(settings: &Settings) -> Result<Arc<dyn Backend>, ConnectError> {
+    let setting = &settings.backend;
+    let request = request(setting, settings)?;
+    let backend = connector(setting, settings)?.backend(&request).await;
+    backend.map_err(|error| connector_error(error, Role::Backend, &setting.value))
 }
 
-#[cfg(feature = "amqp")]
-mod amqp {
-    use super::*;
-    use machinist_broker_amqp::{AmqpBroker, AmqpOptions, TopologyMode};
-
-    pub(super) async fn reach(url: &ServerUrl, settings: &Settings) -> Result<Arc<dyn Broker>, ConnectError> {
-        let topology = match settings.topology.value {
-            crate::settings::Topology::Declare => TopologyMode::Declare,
-            crate::settings::Topology::Verify => TopologyMode::Verify,
-        };
-        let namespace = settings.namespace.value.clone();
-        let options = AmqpOptions { namespace, topology, tls: tls(url, settings)?, ..AmqpOptions::default() };
-        match AmqpBroker::connect(url.expose(), options).await {
-            Ok(broker) => Ok(Arc::new(broker)),
-            Err(source) => Err(ConnectError::Broker { url: url.clone(), source }),
+/// Adds the URL to the error of a connector.
+fn connector_error(error: ConnectorError, role: Role, url: &ServerUrl) -> ConnectError {
+    let url = url.clone();
+    match error {
+        ConnectorError::Broker(source) => ConnectError::Broker { url, source },
+        ConnectorError::Backend(source) => ConnectError::Backend { url, source },
+        ConnectorError::File(source) => ConnectError::File { url, source },
+        ConnectorError::Feature { feature } => ConnectError::Feature { url, role, feature },
+        ConnectorError::Setting { name, problem } => SettingsError::new(name, problem).into(),
+        ConnectorError::Role(role) => {
+            SettingsError::new(role.as_str(), format!("{url} cannot be one")).into()
         }
-    }
-}
-
-#[cfg(not(feature = "amqp"))]
-mod amqp {
-    use super::*;
-
-    pub(super) async fn reach(url: &ServerUrl, _: &Settings) -> Result<Arc<dyn Broker>, ConnectError> {
-        Err(ConnectError::Feature { url: url.clone(), role: Role::Broker, feature: "amqp" })
-    }
-}
-
-#[cfg(feature = "redis")]
-mod redis {
-    use super::*;
-    use machinist_backend_redis::{RedisBackend, RedisOptions};
-
-    pub(super) async fn reach(
-        url: &ServerUrl,
-        settings: &Settings,
-    ) -> Result<Arc<dyn Backend>, ConnectError> {
-        let prefix = settings.namespace.value.clone();
-        let options = RedisOptions { prefix, tls: tls(url, settings)?, ..RedisOptions::default() };
-        match RedisBackend::connect(url.expose(), options).await {
-            Ok(backend) => Ok(Arc::new(backend)),
-            Err(source) => Err(ConnectError::Backend { url: url.clone(), source }),
-        }
-    }
-}
-
-#[cfg(not(feature = "redis"))]
-mod redis {
-    use super::*;
-
-    pub(super) async fn reach(url: &ServerUrl, _: &Settings) -> Result<Arc<dyn Backend>, ConnectError> {
-        Err(ConnectError::Feature { url: url.clone(), role: Role::Backend, feature: "redis" })
-    }
-}
-
-#[cfg(feature = "sqlite")]
-mod file {
-    use super::*;
-    use machinist_sqlite::{SqliteOptions, SqliteStore};
-
-    pub(super) async fn open(url: &ServerUrl, _: Role, settings: &Settings) -> Result<Servers, ConnectError> {
-        let options =
-            SqliteOptions { namespace: settings.namespace.value.clone(), ..SqliteOptions::default() };
-        match SqliteStore::open(url.file().unwrap_or_default(), options).await {
-            Ok(store) => {
-                Ok(Servers { broker: Ok(Arc::new(store.broker())), backend: Ok(Arc::new(store.backend())) })
-            }
-            Err(error) => Err(ConnectError::File { url: url.clone(), source: error.into() }),
-        }
-    }
-}
-
-#[cfg(not(feature = "sqlite"))]
-mod file {
-    use super::*;
-
-    pub(super) async fn open(url: &ServerUrl, role: Role, _: &Settings) -> Result<Servers, ConnectError> {
-        Err(ConnectError::Feature { url: url.clone(), role, feature: "sqlite" })
     }
 }
 
@@ -419,7 +347,7 @@ mod tests {
         let url = format!("sqlite://{}", folder.path().display());
         let servers = Servers::reach(&settings(&url, &url)).await;
         assert!(matches!(servers.broker, Err(ConnectError::File { .. })));
-        assert!(matches!(servers.backend, Err(ConnectError::File { .. })));
+        assert!(matches!(servers.backend, Err(ConnectError::AlsoBroker { .. })));
     }
 
     /// A message that is carried from one namespace of a file to another, where the same key is trusted.

@@ -23,10 +23,7 @@ use machinist_core::{
 };
 use zeroize::Zeroizing;
 
-use crate::{
-    settings::{Setting, SettingOrigin, Settings, SettingsError},
-    url::Scheme,
-};
+use crate::settings::{Setting, SettingOrigin, Settings, SettingsError};
 
 /// Configured key, with its properties that may be shown.
 #[derive(Debug)]
@@ -88,8 +85,7 @@ impl Settings {
 
     /// Returns `true` if the broker is reached over a network and no key is configured to verify tasks.
     pub fn lacks_key(&self) -> bool {
-        let shared = matches!(self.broker.value.scheme(), Scheme::Amqp | Scheme::Amqps);
-        shared && self.key_file.is_none() && self.keys.is_empty()
+        self.broker.value.scheme().is_remote() && self.key_file.is_none() && self.keys.is_empty()
     }
 
     fn wrong_ring(&self, error: &KeyError) -> SettingsError {

@@ -32,12 +32,13 @@
 //!
 //! This crate re-exports [`machinist_core`] under the same names. It adds the adapters, by cargo feature (`amqp`,
 //! `redis`, `sqlite`, all on by default), and [`App::from_env`](AppExt::from_env), which chooses them by the settings:
-//! see [`settings`].
+//! see [`settings`]. Adapters from elsewhere are added as [`connector`]s.
 //!
 //! Tasks and results are signed. An SQLite file gets a key file next to it; over RabbitMQ a key has to be configured:
 //! see [`keys`].
 
 pub mod connect;
+pub mod connector;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
@@ -45,6 +46,7 @@ pub mod keys;
 mod plaintext;
 pub mod redact;
 pub mod settings;
+mod topology;
 pub mod url;
 
 #[doc(inline)]
@@ -53,6 +55,7 @@ pub use machinist_core::*;
 pub use machinist_memory as memory;
 
 pub use connect::{AppExt, ConnectError, Servers};
+pub use connector::{Connector, Connectors};
 
 /// Broker over AMQP 0.9.1 (RabbitMQ).
 #[cfg(feature = "amqp")]

@@ -4,21 +4,19 @@ use std::borrow::Cow;
 
 use crate::{
     redact,
-    url::{Scheme, ServerUrl},
+    url::{Reach, ServerUrl},
 };
 
 /// Returns the first host to which this URL would send its password in plain text; `None` without a password, with TLS,
 /// or without a network.
 pub(crate) fn exposed_to(url: &ServerUrl) -> Option<String> {
-    let plain =
-        matches!(url.scheme(), Scheme::Amqp | Scheme::Redis | Scheme::RedisSentinel | Scheme::RedisCluster);
+    let plain = matches!(url.scheme().reach(), Reach::Network { .. });
     // The redaction knows all passwords of a URL.
     let secret = matches!(redact::url(url.expose()), Cow::Owned(_));
     if !(plain && secret) {
         return None;
     }
-    let rest = url.expose().split_once("://").map_or("", |(_, rest)| rest);
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let authority = url.rest().split(['/', '?', '#']).next().unwrap_or_default();
     let hosts = authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts);
     hosts.split(',').map(host).find(|host| !is_loopback(host)).map(str::to_owned)
 }
@@ -46,7 +44,7 @@ mod tests {
 
     fn exposed(text: &str) -> Option<String> {
         let role = if text.to_lowercase().starts_with("amqp") { Role::Broker } else { Role::Backend };
-        exposed_to(&ServerUrl::parse(text, role).unwrap())
+        exposed_to(&crate::Connectors::default().url(text, role).unwrap())
     }
 
     #[test]

@@ -10,34 +10,6 @@ use std::{
 
 use crate::redact;
 
-/// Scheme of a URL: the kind of server and of connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Scheme {
-    /// `amqp://`, a RabbitMQ: broker.
-    Amqp,
-    /// `amqps://`, a RabbitMQ over TLS: broker.
-    Amqps,
-    /// `redis://`: backend.
-    Redis,
-    /// `rediss://`, a Redis over TLS: backend.
-    Rediss,
-    /// `redis+sentinel://`, a Redis found through its Sentinels: backend.
-    RedisSentinel,
-    /// `rediss+sentinel://`, the same over TLS: backend.
-    RedissSentinel,
-    /// `redis+cluster://`, a Redis Cluster: backend.
-    RedisCluster,
-    /// `rediss+cluster://`, a Redis Cluster over TLS: backend.
-    RedissCluster,
-    /// `redis+unix://`, a Redis behind a Unix socket: backend.
-    RedisUnix,
-    /// `sqlite://FILE`: broker and backend, in one file.
-    Sqlite,
-    /// `memory://`: broker and backend of one process, for tests.
-    Memory,
-}
-
 /// Role of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -48,24 +20,6 @@ pub enum Role {
 }
 
 impl Role {
-    /// Returns the schemes of the role, in the order in which they are listed.
-    pub const fn schemes(self) -> &'static [Scheme] {
-        match self {
-            Self::Broker => &[Scheme::Amqp, Scheme::Amqps, Scheme::Sqlite, Scheme::Memory],
-            Self::Backend => &[
-                Scheme::Redis,
-                Scheme::Rediss,
-                Scheme::RedisSentinel,
-                Scheme::RedissSentinel,
-                Scheme::RedisCluster,
-                Scheme::RedissCluster,
-                Scheme::RedisUnix,
-                Scheme::Sqlite,
-                Scheme::Memory,
-            ],
-        }
-    }
-
     /// Returns `broker` or `backend`.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -73,33 +27,96 @@ impl Role {
             Self::Backend => "backend",
         }
     }
-}
 
-impl Scheme {
-    /// Returns `true` if connections use TLS.
-    pub const fn is_tls(self) -> bool {
-        matches!(self, Self::Amqps | Self::Rediss | Self::RedissSentinel | Self::RedissCluster)
-    }
-
-    /// Returns the scheme as it is written before `://`.
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn other(self) -> Self {
         match self {
-            Self::Amqp => "amqp",
-            Self::Amqps => "amqps",
-            Self::Redis => "redis",
-            Self::Rediss => "rediss",
-            Self::RedisSentinel => "redis+sentinel",
-            Self::RedissSentinel => "rediss+sentinel",
-            Self::RedisCluster => "redis+cluster",
-            Self::RedissCluster => "rediss+cluster",
-            Self::RedisUnix => "redis+unix",
-            Self::Sqlite => "sqlite",
-            Self::Memory => "memory",
+            Self::Broker => Self::Backend,
+            Self::Backend => Self::Broker,
         }
     }
 }
 
-/// URL of a broker or a backend. `Display` and `Debug` print it without its password.
+/// Distance between this process and a server, which decides what has to be protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reach {
+    /// Inside this process: it is gone when the process ends.
+    Process,
+    /// File of this host, whose path is the rest of the URL. The key of a broker is next to it.
+    File,
+    /// Socket of this host.
+    Socket,
+    /// Network without TLS: a broker needs a key, and a password is sent to this host only.
+    Network {
+        /// Scheme of the same kind of server over TLS, if there is one.
+        over_tls: Option<&'static str>,
+    },
+    /// Network over TLS, with the certificates of `[tls]`: a broker needs a key.
+    Tls,
+}
+
+/// Scheme of a URL: the kind of server and of connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Scheme {
+    name: &'static str,
+    is_broker: bool,
+    is_backend: bool,
+    reach: Reach,
+}
+
+impl Scheme {
+    /// Creates the scheme of a broker. The name is what is written before `://`, in lower case.
+    pub const fn broker(name: &'static str, reach: Reach) -> Self {
+        Self { name, is_broker: true, is_backend: false, reach }
+    }
+
+    /// Creates the scheme of a backend.
+    pub const fn backend(name: &'static str, reach: Reach) -> Self {
+        Self { name, is_broker: false, is_backend: true, reach }
+    }
+
+    /// Creates the scheme of a server that can be broker and backend.
+    pub const fn both(name: &'static str, reach: Reach) -> Self {
+        Self { name, is_broker: true, is_backend: true, reach }
+    }
+
+    /// Returns the scheme as it is written before `://`.
+    pub const fn as_str(self) -> &'static str {
+        self.name
+    }
+
+    /// Returns the distance to its servers.
+    pub const fn reach(self) -> Reach {
+        self.reach
+    }
+
+    /// Returns `true` if its servers can have this role.
+    pub const fn fits(self, role: Role) -> bool {
+        match role {
+            Role::Broker => self.is_broker,
+            Role::Backend => self.is_backend,
+        }
+    }
+
+    /// Returns `true` if connections use TLS.
+    pub const fn is_tls(self) -> bool {
+        matches!(self.reach, Reach::Tls)
+    }
+
+    /// Returns `true` if its servers are reached over a network.
+    pub const fn is_remote(self) -> bool {
+        matches!(self.reach, Reach::Network { .. } | Reach::Tls)
+    }
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// URL of a broker or a backend, read by [`Connectors::url`](crate::Connectors::url). `Display` and `Debug` print it
+/// without its password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ServerUrl {
     scheme: Scheme,
@@ -107,40 +124,15 @@ pub struct ServerUrl {
 }
 
 impl ServerUrl {
-    /// Reads a URL, whose scheme has to fit the role. The rest is not checked here.
-    ///
-    /// # Errors
-    /// A sentence that names the schemes of the role, without the password.
-    pub fn parse(text: &str, role: Role) -> Result<Self, String> {
-        let shown = redact::url(text);
-        let known = || {
-            let list: Vec<String> = role.schemes().iter().map(|s| format!("{}://", s.as_str())).collect();
-            list.join(", ")
-        };
-        let Some((word, rest)) = text.split_once("://") else {
-            return Err(format!("\"{shown}\" is not a URL; a {} is one of {}", role.as_str(), known()));
-        };
-        let word = word.to_ascii_lowercase();
-        let Some(scheme) = role.schemes().iter().copied().find(|s| s.as_str() == word) else {
-            let other = match role {
-                Role::Broker => Role::Backend,
-                Role::Backend => Role::Broker,
-            };
-            let why = match other.schemes().iter().any(|s| s.as_str() == word) {
-                true => format!("is a {}, not a {}", other.as_str(), role.as_str()),
-                false => "has an unknown scheme".to_owned(),
-            };
-            return Err(format!("\"{shown}\" {why}; a {} is one of {}", role.as_str(), known()));
-        };
-        if scheme == Scheme::Sqlite && rest.is_empty() {
-            return Err("\"sqlite://\" names no file; write sqlite://machinist.db, or sqlite:///var/lib/app/machinist.db".into());
+    /// Creates a URL with this scheme.
+    pub(crate) fn new(scheme: Scheme, text: &str) -> Result<Self, String> {
+        let url = Self { scheme, text: text.to_owned() };
+        if scheme.reach() == Reach::File && url.rest().is_empty() {
+            return Err(format!(
+                "\"{scheme}://\" names no file; write {scheme}://machinist.db, or {scheme}:///var/lib/app/machinist.db"
+            ));
         }
-        Ok(Self { scheme, text: text.to_owned() })
-    }
-
-    /// Returns the URL of an SQLite file.
-    pub(crate) fn sqlite(file: &Path) -> Self {
-        Self { scheme: Scheme::Sqlite, text: format!("sqlite://{}", file.display()) }
+        Ok(url)
     }
 
     /// Returns the scheme.
@@ -153,19 +145,36 @@ impl ServerUrl {
         &self.text
     }
 
-    /// Returns the file of a `sqlite://` URL.
-    pub fn file(&self) -> Option<PathBuf> {
-        let rest = self.text.split_once("://").map(|(_, rest)| rest)?;
-        (self.scheme == Scheme::Sqlite).then(|| PathBuf::from(rest))
+    /// Returns what follows `://`, with the password.
+    pub(crate) fn rest(&self) -> &str {
+        self.text.split_once("://").map_or("", |(_, rest)| rest)
     }
 
-    /// Joins the relative path of a `sqlite://` URL to a folder; other URLs stay as they are.
+    /// Returns the file of a URL that names one: `sqlite://FILE`.
+    pub fn file(&self) -> Option<PathBuf> {
+        (self.scheme.reach() == Reach::File).then(|| PathBuf::from(self.rest()))
+    }
+
+    /// Joins the relative path of a file to a folder; other URLs stay as they are.
     #[must_use]
     pub(crate) fn relative_to(self, folder: &Path) -> Self {
         match self.file() {
-            Some(file) if file.is_relative() => Self::sqlite(&folder.join(file)),
+            Some(file) if file.is_relative() => {
+                let text = format!("{}://{}", self.scheme, folder.join(file).display());
+                Self { text, ..self }
+            }
             _ => self,
         }
+    }
+
+    /// Returns `true` if both name the same server, which can be broker and backend at once.
+    pub(crate) fn is_same_server(&self, other: &Self) -> bool {
+        let file = |url: &Self| url.file().and_then(|file| std::path::absolute(file).ok());
+        self.scheme == other.scheme
+            && match (file(self), file(other)) {
+                (Some(one), Some(other)) => one == other,
+                _ => self.text == other.text,
+            }
     }
 }
 
@@ -185,47 +194,30 @@ impl fmt::Debug for ServerUrl {
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_scheme_of_a_role_is_known() {
-        for role in [Role::Broker, Role::Backend] {
-            for scheme in role.schemes() {
-                let url = ServerUrl::parse(&format!("{}://x", scheme.as_str()), role).unwrap();
-                assert_eq!(url.scheme(), *scheme);
-            }
-        }
-        assert_eq!(ServerUrl::parse("AMQP://h", Role::Broker).unwrap().scheme(), Scheme::Amqp);
-    }
-
-    #[test]
-    fn what_does_not_fit_is_reported_without_the_password() {
-        let error = |text, role| ServerUrl::parse(text, role).unwrap_err();
-        assert_eq!(
-            error("kafka://u:geheim@h", Role::Broker),
-            "\"kafka://u:***@h\" has an unknown scheme; a broker is one of amqp://, amqps://, sqlite://, memory://"
-        );
-        assert!(
-            error("redis://:geheim@h", Role::Broker)
-                .starts_with("\"redis://:***@h\" is a backend, not a broker;")
-        );
-        assert!(
-            error("localhost", Role::Backend)
-                .starts_with("\"localhost\" is not a URL; a backend is one of redis://,")
-        );
-        assert!(error("sqlite://", Role::Backend).contains("names no file"));
+    fn url(text: &str) -> ServerUrl {
+        crate::Connectors::default().url(text, Role::Broker).unwrap()
     }
 
     #[test]
     fn a_file_may_be_relative_to_a_folder() {
-        let at =
-            |text: &str| ServerUrl::parse(text, Role::Broker).unwrap().relative_to(Path::new("/etc/app"));
+        let at = |text: &str| url(text).relative_to(Path::new("/etc/app"));
         assert_eq!(at("sqlite://m.db").file().unwrap(), Path::new("/etc/app/m.db"));
         assert_eq!(at("sqlite:///var/m.db").file().unwrap(), Path::new("/var/m.db"));
         assert_eq!(at("memory://").file(), None);
     }
 
     #[test]
+    fn one_server_may_be_named_in_two_ways() {
+        let here = std::env::current_dir().unwrap();
+        assert!(url("sqlite://m.db").is_same_server(&url(&format!("SQLite://{}/m.db", here.display()))));
+        assert!(!url("sqlite://m.db").is_same_server(&url("sqlite://n.db")));
+        assert!(url("memory://").is_same_server(&url("memory://")));
+        assert!(!url("memory://a").is_same_server(&url("memory://b")));
+    }
+
+    #[test]
     fn debug_hides_the_password() {
-        let url = ServerUrl::parse("amqp://u:geheim@h", Role::Broker).unwrap();
+        let url = url("amqp://u:geheim@h");
         assert_eq!(format!("{url:?} {url}"), "amqp://u:***@h amqp://u:***@h");
     }
 }

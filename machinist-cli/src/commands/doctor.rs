@@ -5,7 +5,7 @@ use machinist::{
     broker::{Broker, BrokerError},
     diagnose::{Diagnose, Finding, Level},
     settings::{Settings, Topology},
-    url::{Role, Scheme, ServerUrl},
+    url::{Reach, Role, ServerUrl},
 };
 use serde::Serialize;
 
@@ -63,8 +63,8 @@ pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, CliErro
     };
     let broker_url = &settings.broker.value;
     let backend_url = &settings.backend.value;
-    // One file that is both is checked once.
-    let one = broker_url.scheme() == Scheme::Sqlite && broker_url == backend_url;
+    // One server that is both is checked once.
+    let one = broker_url == backend_url && broker_url.scheme().reach() != Reach::Process;
     let name = if one { "broker and backend" } else { "broker" };
     let mut examined = vec![examine(Role::Broker, name, broker_url, broker).await];
     if let (Ok(broker), Topology::Verify) = (&servers.broker, settings.topology.value) {
@@ -125,10 +125,10 @@ async fn examine(
         }
     };
     let mut findings = server.diagnose().await;
-    if url.scheme() == Scheme::Memory {
+    if url.scheme().reach() == Reach::Process {
         findings.push(Finding::warning(
             "processes",
-            "memory:// is seen by one process only",
+            format!("{}:// is seen by one process only", url.scheme()),
             "use sqlite://machinist.db, which needs no server either",
         ));
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use machinist::{
+    Connectors,
     diagnose::Level,
     keys::ConfiguredKey,
     settings::{Overrides, Settings},
@@ -43,20 +44,25 @@ impl From<ConfiguredKey> for KeyRow {
     }
 }
 
-pub(super) fn run(command: KeysCommand, flags: Overrides, json: bool) -> Result<Code, CliError> {
+pub(super) fn run(
+    command: KeysCommand,
+    flags: Overrides,
+    connectors: &Connectors,
+    json: bool,
+) -> Result<Code, CliError> {
     match command {
-        KeysCommand::List { file } => list(&settings(file, flags)?, json),
-        KeysCommand::Check { file } => check(&settings(file, flags)?, json),
+        KeysCommand::List { file } => list(&settings(file, flags, connectors)?, json),
+        KeysCommand::Check { file } => check(&settings(file, flags, connectors)?, json),
     }
 }
 
 /// Returns the settings; if a key file is named, only that file.
-fn settings(file: Option<PathBuf>, flags: Overrides) -> Result<Settings, CliError> {
+fn settings(file: Option<PathBuf>, flags: Overrides, connectors: &Connectors) -> Result<Settings, CliError> {
     Ok(match file {
-        None => Settings::load(flags)?,
+        None => Settings::load_with(connectors, flags)?,
         Some(file) => {
             let flags = Overrides { key_file: Some(file), ..Overrides::default() };
-            Settings::resolve(flags, &|_| None, None)?
+            Settings::resolve_with(connectors, flags, &|_| None, None)?
         }
     })
 }

@@ -16,9 +16,9 @@ mod worker;
 
 use clap::CommandFactory;
 use machinist::{
-    App, AppExt, Servers,
+    App, AppExt, Connectors, Servers,
     settings::Settings,
-    url::{Role, Scheme},
+    url::{Reach, Role},
 };
 
 use crate::{
@@ -32,13 +32,14 @@ use crate::{
 ///
 /// # Errors
 /// [`CliError`] of the command.
-pub(crate) async fn run(cli: Cli, build: BuildWorker<'_>) -> Result<Code, CliError> {
+pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_>) -> Result<Code, CliError> {
     let worker = match &cli.command {
         CliCommand::Worker(worker) => Some(worker),
         _ => None,
     };
     let flags = cli.global.overrides(worker);
     let json = cli.global.json;
+    let settings = |flags| Settings::load_with(connectors, flags);
     match cli.command {
         CliCommand::Init(args) => init::run(&args, flags.config, json),
         CliCommand::Completions { shell } => {
@@ -48,17 +49,17 @@ pub(crate) async fn run(cli: Cli, build: BuildWorker<'_>) -> Result<Code, CliErr
             Ok(Code::Success)
         }
         CliCommand::Keygen(args) => keygen::run(&args, json),
-        CliCommand::Keys(args) => keys::run(args, flags, json),
-        CliCommand::Config => config::run(&Settings::load(flags)?, json),
-        CliCommand::Doctor => doctor::run(&Settings::load(flags)?, json).await,
-        CliCommand::Dead(args) => dead::run(args, &Settings::load(flags)?, json).await,
-        CliCommand::Queues(args) => queues::run(&args, &Settings::load(flags)?, json).await,
-        CliCommand::Revoke(args) => revoke::run(&args, &Settings::load(flags)?, json).await,
-        CliCommand::Retry(args) => retry::run(&args, &Settings::load(flags)?, json).await,
-        CliCommand::Scheduled(args) => scheduled::run(args, &Settings::load(flags)?, json).await,
-        CliCommand::Status(args) => status::run(args, &Settings::load(flags)?, json).await,
-        CliCommand::Send(args) => send::run(*args, &Settings::load(flags)?, json).await,
-        CliCommand::Worker(args) => worker::run(args, flags, build).await,
+        CliCommand::Keys(args) => keys::run(args, flags, connectors, json),
+        CliCommand::Config => config::run(&settings(flags)?, json),
+        CliCommand::Doctor => doctor::run(&settings(flags)?, json).await,
+        CliCommand::Dead(args) => dead::run(args, &settings(flags)?, json).await,
+        CliCommand::Queues(args) => queues::run(&args, &settings(flags)?, json).await,
+        CliCommand::Revoke(args) => revoke::run(&args, &settings(flags)?, json).await,
+        CliCommand::Retry(args) => retry::run(&args, &settings(flags)?, json).await,
+        CliCommand::Scheduled(args) => scheduled::run(args, &settings(flags)?, json).await,
+        CliCommand::Status(args) => status::run(args, &settings(flags)?, json).await,
+        CliCommand::Send(args) => send::run(*args, &settings(flags)?, json).await,
+        CliCommand::Worker(args) => worker::run(args, flags, connectors, build).await,
     }
 }
 
@@ -83,11 +84,12 @@ async fn connect_reader(settings: &Settings) -> Result<App, CliError> {
 
 fn check_outlives_process(settings: &Settings) -> Result<(), CliError> {
     for (role, setting) in [(Role::Broker, &settings.broker), (Role::Backend, &settings.backend)] {
-        if setting.value.scheme() == Scheme::Memory {
+        let scheme = setting.value.scheme();
+        if scheme.reach() == Reach::Process {
             let origin = &setting.origin;
             let role = role.as_str();
             let text = format!(
-                "{origin}: the {role} memory:// exists in one process only, and is gone when this one ends"
+                "{origin}: the {role} {scheme}:// exists in one process only, and is gone when this one ends"
             );
             return Err(CliError::new(Code::Configuration, text)
                 .remedy("use sqlite://machinist.db, which needs no server either"));

@@ -7,7 +7,7 @@ use std::{
 };
 
 use machinist::{
-    App, QueueName,
+    App, Connectors, QueueName,
     settings::{Overrides, Settings, SettingsError, TaskSettings},
     worker::{BuildError, Stages, TaskOptions, WorkerError},
 };
@@ -27,9 +27,10 @@ use crate::{
 pub(super) async fn run(
     args: WorkerArgs,
     flags: Overrides,
+    connectors: &Connectors,
     build: BuildWorker<'_>,
 ) -> Result<Code, CliError> {
-    let settings = &Settings::load(flags.clone())?;
+    let settings = &Settings::load_with(connectors, flags.clone())?;
     let groups = ProcessGroups::default();
     let mut commands = Vec::new();
     for (name, task) in &settings.tasks {
@@ -113,7 +114,7 @@ pub(super) async fn run(
                 }
                 never = &mut watched => match never {},
                 hung_up = hangup.next() => match hung_up {
-                    HangupMeaning::ReloadKeys => reload_keys(&app, &flags),
+                    HangupMeaning::ReloadKeys => reload_keys(&app, connectors, &flags),
                     HangupMeaning::TerminalGone => stages.advance(),
                 },
                 () = &mut told => break None,
@@ -132,8 +133,8 @@ pub(super) async fn run(
 }
 
 /// Reloads the configured keys. If one cannot be used, the keys in force stay.
-fn reload_keys(app: &App, flags: &Overrides) {
-    let ring = || -> Result<_, SettingsError> { Settings::load(flags.clone())?.keyring() };
+fn reload_keys(app: &App, connectors: &Connectors, flags: &Overrides) {
+    let ring = || -> Result<_, SettingsError> { Settings::load_with(connectors, flags.clone())?.keyring() };
     let report = match ring() {
         Ok(Some(ring)) => {
             let ids: Vec<String> = ring.keys().map(|key| key.id().to_string()).collect();

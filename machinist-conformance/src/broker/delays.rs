@@ -8,7 +8,10 @@ use tokio::time::Instant;
 use super::{
     BrokerHarness, consume, delayed, drain, expect_empty, fresh_queue, next, number_of, numbered, publish,
 };
-use crate::wait::{RECOVERY_TIMEOUT, within};
+use crate::{
+    service::say,
+    wait::{RECOVERY_TIMEOUT, within},
+};
 
 /// Zero is at once, on the same path as everything else.
 pub async fn a_delay_of_nothing_is_none(harness: &dyn BrokerHarness) {
@@ -44,6 +47,27 @@ pub async fn delayed_messages_are_not_early_and_arrive(harness: &dyn BrokerHarne
     assert_eq!(came, (0..delays.len()).collect::<Vec<_>>(), "each once");
     consumer.stop().await;
     expect_empty(harness, &queue).await;
+}
+
+/// The longest delay is kept, as far as a test can wait, and a longer one is as good as the longest: neither is refused,
+/// and neither comes out at once. The log says how long it is.
+pub async fn the_longest_delay_is_told_and_kept(harness: &dyn BrokerHarness) {
+    let broker = harness.connect().await;
+    let queue = fresh_queue();
+    let longest = broker.capabilities().max_delay;
+    let told = longest.map_or_else(|| "of any length".to_owned(), |longest| format!("up to {longest:?}"));
+    say(&format!("{}: keeps delays {told}", broker.location()));
+    let longest = longest.unwrap_or(Duration::MAX);
+    assert!(longest >= Duration::from_secs(1), "a shorter one costs too many publishes");
+    let mut consumer = consume(&*broker, &[&queue], 20).await;
+    let published = Instant::now();
+    let delays = [longest, longest.saturating_sub(Duration::from_millis(1)), Duration::MAX];
+    let batch = delays.iter().enumerate().map(|(number, delay)| delayed(&queue, numbered(number), *delay));
+    publish(&*broker, batch.collect()).await;
+    let kept = longest.min(Duration::from_secs(2)).saturating_sub(Duration::from_millis(1));
+    if let Ok(early) = tokio::time::timeout(kept, consumer.next()).await {
+        panic!("{early:?} came after {:?}", published.elapsed());
+    }
 }
 
 /// A message due in an hour does not hold up one that is due now.

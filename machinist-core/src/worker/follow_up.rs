@@ -71,7 +71,8 @@ impl WorkerContext {
         token: u64,
     ) -> Result<(), Unpublished> {
         let next = envelope.next_attempt(due, counters, token);
-        let published = self.publish_later(&next, keep_for(due.since(self.now())));
+        let delay = keep_for(due.since(self.now()), self.app.broker().as_ref());
+        let published = self.publish_later(&next, delay);
         tokio::join!(published, self.list_as_scheduled(envelope.id.clone(), due)).0
     }
 

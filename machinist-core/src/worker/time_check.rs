@@ -16,7 +16,8 @@ impl WorkerContext {
         let now = self.now();
         let early = envelope.eta.map_or(Duration::ZERO, |eta| eta.since(now));
         if early > NEARLY_DUE {
-            let published = Box::pin(self.publish_later(envelope, keep_for(early))).await;
+            let published =
+                Box::pin(self.publish_later(envelope, keep_for(early, self.app.broker().as_ref()))).await;
             return Some(Box::pin(self.settled_by(published)).await);
         }
         // Only if needed: even a sleep of zero waits for the timer's next millisecond.

@@ -5,7 +5,7 @@ use super::{
     table::{self, Definition},
     text,
 };
-use crate::redact;
+use crate::{redact, url::ServerUrl};
 
 /// Row of `machinist config`: a setting as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,8 +36,8 @@ impl Settings {
     /// out.
     pub fn entries(&self) -> Vec<SettingEntry> {
         let mut rows = vec![
-            table::BROKER.entry(&self.broker),
-            table::BACKEND.entry(&self.backend),
+            SettingEntry::new(table::BROKER.name, &self.broker, ServerUrl::to_string),
+            SettingEntry::new(table::BACKEND.name, &self.backend, ServerUrl::to_string),
             table::NAMESPACE.entry(&self.namespace),
             table::RESULTS_TTL.entry(&self.results_ttl),
         ];

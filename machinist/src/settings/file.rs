@@ -17,11 +17,14 @@ use machinist_core::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    Setting, SettingOrigin, SettingsError, TaskSettings, Topology,
+    Setting, SettingInfo, SettingOrigin, SettingsError, TaskSettings, Topology,
     table::{self, Definition},
     text, value,
 };
-use crate::url::ServerUrl;
+use crate::{
+    connector::Connectors,
+    url::{Role, ServerUrl},
+};
 
 /// Values of a file; `None` and empty collections for what it does not mention.
 #[derive(Debug, Default)]
@@ -94,15 +97,15 @@ const TASK_KEYS: [&str; 9] = [
 ];
 
 /// Reads the text of a file; relative paths in it start at the file's folder.
-pub(super) fn read(path: &Path, text: &str) -> Result<FileSettings, SettingsError> {
+pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<FileSettings, SettingsError> {
     let source = TomlText { path, text };
     let document = DeTable::parse(text)
         .map_err(|error| source.error(error.span().unwrap_or(0..0), error.message().to_owned()))?;
     let top = Section::top(source, document.get_ref())?;
     let old_sizes = top.section(OLD_SIZES, &table::keys_of_section(SIZES))?;
     Ok(FileSettings {
-        broker: top.setting(&table::BROKER)?,
-        backend: top.setting(&table::BACKEND)?,
+        broker: read_url(&top, &table::BROKER, Role::Broker, connectors)?,
+        backend: read_url(&top, &table::BACKEND, Role::Backend, connectors)?,
         namespace: top.setting(&table::NAMESPACE)?,
         results_ttl: top.setting(&table::RESULTS_TTL)?,
         freshness: top.setting(&table::FRESHNESS)?,
@@ -117,6 +120,16 @@ pub(super) fn read(path: &Path, text: &str) -> Result<FileSettings, SettingsErro
         keys: read_keys(&top)?,
         tasks: read_tasks(&top)?,
     })
+}
+
+fn read_url(
+    top: &Section<'_>,
+    info: &SettingInfo,
+    role: Role,
+    connectors: &Connectors,
+) -> Result<Option<Setting<ServerUrl>>, SettingsError> {
+    let folder = top.source.folder();
+    top.get(info.name, |v| Ok(connectors.url(value::string(v, "a URL")?, role)?.relative_to(folder)))
 }
 
 fn read_tls(top: &Section<'_>) -> Result<FileTls, SettingsError> {
@@ -387,13 +400,17 @@ mod tests {
     use super::*;
 
     fn error(text: &str) -> String {
-        read(Path::new("machinist.toml"), text).unwrap_err().to_string()
+        read_file("machinist.toml", text).unwrap_err().to_string()
+    }
+
+    fn read_file(path: &str, text: &str) -> Result<FileSettings, SettingsError> {
+        read(Path::new(path), text, &Connectors::default())
     }
 
     #[test]
     fn a_whole_file_is_read() {
-        let file = read(
-            Path::new("machinist.toml"),
+        let file = read_file(
+            "machinist.toml",
             r#"
 broker  = "amqp://guest:guest@localhost/%2f"
 backend = "redis://localhost"
@@ -445,7 +462,7 @@ command = ["true"]
         let text = "key_file = \"own.key\"\nallow_unsigned = true\n[[keys]]\nid = \"old\"\nfile = \"old.key\"\n\
                     state = \"verify\"\nnot_after = 2026-12-01T00:00:00Z\ntasks = [\"mail.*\"]\n\
                     [[keys]]\nid = \"gone\"\nstate = \"revoked\"\n";
-        let file = read(Path::new("conf/machinist.toml"), text).unwrap();
+        let file = read_file("conf/machinist.toml", text).unwrap();
         assert_eq!(file.key_file.unwrap().value, Path::new("conf/own.key"));
         let [old, gone] = &file.keys[..] else { panic!("{:?}", file.keys) };
         assert_eq!(old.origin.to_string(), "conf/machinist.toml:3");

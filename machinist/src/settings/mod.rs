@@ -52,7 +52,8 @@ use std::{
 
 use machinist_core::{Backoff, MaxSizes, QueueName, sign::KeyConfig};
 
-use crate::{redact, url::ServerUrl};
+pub use crate::topology::Topology;
+use crate::{connector::Connectors, redact, url::ServerUrl};
 pub use entries::SettingEntry;
 pub use table::{SettingDefault, SettingInfo, setting_infos, setting_of_flag};
 pub use text::{parse_backoff, parse_duration, show_duration};
@@ -142,26 +143,8 @@ pub struct Settings {
     pub tasks: BTreeMap<String, TaskSettings>,
     /// Place of the section `[limits]`, the old name of `[sizes]`, if the file has one.
     old_sizes: Option<SettingOrigin>,
-}
-
-/// Treatment of missing exchanges and queues of RabbitMQ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Topology {
-    /// They are created.
-    #[default]
-    Declare,
-    /// They are an error: for users without the permission to configure the broker.
-    Verify,
-}
-
-impl Topology {
-    /// Word for it in settings.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Declare => "declare",
-            Self::Verify => "verify",
-        }
-    }
+    /// Connectors by which the URLs were read.
+    pub(crate) connectors: Connectors,
 }
 
 /// `[tls]`: files in PEM.

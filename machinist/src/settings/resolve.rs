@@ -11,12 +11,15 @@ use std::{
 use machinist_core::QueueName;
 
 use super::{
-    FILE, Overrides, Setting, SettingDefault, SettingOrigin, Settings, SettingsError, SizeSettings,
-    TaskSettings, TlsSettings, WorkerSettings,
+    FILE, Overrides, Setting, SettingDefault, SettingInfo, SettingOrigin, Settings, SettingsError,
+    SizeSettings, TaskSettings, TlsSettings, WorkerSettings,
     file::{self, FileSettings, FileSizes},
     table::{self, Definition},
 };
-use crate::url::ServerUrl;
+use crate::{
+    connector::Connectors,
+    url::{Role, ServerUrl},
+};
 
 impl Settings {
     /// Reads the environment and the file.
@@ -24,10 +27,19 @@ impl Settings {
     /// # Errors
     /// [`SettingsError`] names the value that does not fit, and its place.
     pub fn load(flags: Overrides) -> Result<Self, SettingsError> {
+        Self::load_with(&Connectors::default(), flags)
+    }
+
+    /// Reads the environment and the file, with URLs of these connectors. The settings keep them, so whatever connects
+    /// by the settings uses them.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(connectors: &Connectors, flags: Overrides) -> Result<Self, SettingsError> {
         let env = |name: &str| std::env::var_os(name);
         let file = load_file(flags.config.as_deref(), &env)?;
         let file = file.as_ref().map(|(path, text)| (path.as_path(), text.as_str()));
-        let settings = Self::resolve(flags, &env, file)?;
+        let settings = Self::resolve_with(connectors, flags, &env, file)?;
         settings.warn_of_old_names();
         Ok(settings)
     }
@@ -41,14 +53,27 @@ impl Settings {
         env: &dyn Fn(&str) -> Option<OsString>,
         file: Option<(&Path, &str)>,
     ) -> Result<Self, SettingsError> {
+        Self::resolve_with(&Connectors::default(), flags, env, file)
+    }
+
+    /// Combines flags, variables and the text of a file, with URLs of these connectors.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn resolve_with(
+        connectors: &Connectors,
+        flags: Overrides,
+        env: &dyn Fn(&str) -> Option<OsString>,
+        file: Option<(&Path, &str)>,
+    ) -> Result<Self, SettingsError> {
         let path = file.map(|(path, _)| path.to_owned());
         let file = match file {
-            Some((path, text)) => file::read(path, text)?,
+            Some((path, text)) => file::read(path, text, connectors)?,
             None => FileSettings::default(),
         };
-        let layers = Layers { env };
-        let broker = layers.required(&table::BROKER, table::BROKER.flag(flags.broker)?, file.broker)?;
-        let backend = layers.required(&table::BACKEND, table::BACKEND.flag(flags.backend)?, file.backend)?;
+        let layers = Layers { env, connectors };
+        let broker = layers.url(&table::BROKER, Role::Broker, flags.broker, file.broker)?;
+        let backend = layers.url(&table::BACKEND, Role::Backend, flags.backend, file.backend)?;
         let namespace =
             layers.required(&table::NAMESPACE, table::NAMESPACE.flag(flags.namespace)?, file.namespace)?;
         let allow_unsigned = flags.allow_unsigned.then_some(true);
@@ -86,6 +111,7 @@ impl Settings {
             sizes: layers.sizes(file.sizes)?,
             old_sizes: file.old_sizes,
             tasks: file.tasks,
+            connectors: connectors.clone(),
         })
     }
 
@@ -124,9 +150,30 @@ fn load_file(
 /// The layers in their order: a flag, the variable, the file, the default.
 struct Layers<'a> {
     env: &'a dyn Fn(&str) -> Option<OsString>,
+    connectors: &'a Connectors,
 }
 
 impl Layers<'_> {
+    /// Returns the value of the first layer that has one.
+    fn first<T>(
+        &self,
+        info: &SettingInfo,
+        flag: Option<T>,
+        file: Option<Setting<T>>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<Setting<T>>, SettingsError> {
+        if let Some((name, value)) = info.flag.zip(flag) {
+            return Ok(Some(Setting::new(value, SettingOrigin::Flag(name))));
+        }
+        if let Some(name) = info.variable
+            && let Some(text) = variable(self.env, name)?
+        {
+            let value = parse(&text).map_err(|problem| SettingsError::new(name, problem))?;
+            return Ok(Some(Setting::new(value, SettingOrigin::Variable(name))));
+        }
+        Ok(file)
+    }
+
     /// Returns the value of the first layer that has one.
     fn optional<T>(
         &self,
@@ -134,16 +181,22 @@ impl Layers<'_> {
         flag: Option<T>,
         file: Option<Setting<T>>,
     ) -> Result<Option<Setting<T>>, SettingsError> {
-        if let Some((name, value)) = definition.info.flag.zip(flag) {
-            return Ok(Some(Setting::new(value, SettingOrigin::Flag(name))));
+        self.first(&definition.info, flag, file, definition.parse)
+    }
+
+    /// Returns the URL of the first layer that has one, else the default, read by the connectors.
+    fn url(
+        &self,
+        info: &SettingInfo,
+        role: Role,
+        flag: Option<String>,
+        file: Option<Setting<ServerUrl>>,
+    ) -> Result<Setting<ServerUrl>, SettingsError> {
+        let parse = |text: &str| self.connectors.url(text, role);
+        match self.first(info, info.flag_value(flag, parse)?, file, parse)? {
+            Some(setting) => Ok(setting),
+            None => Ok(Setting::new(info.default_value(parse)?, SettingOrigin::Default)),
         }
-        if let Some(name) = definition.info.variable
-            && let Some(text) = variable(self.env, name)?
-        {
-            let value = (definition.parse)(&text).map_err(|problem| SettingsError::new(name, problem))?;
-            return Ok(Some(Setting::new(value, SettingOrigin::Variable(name))));
-        }
-        Ok(file)
     }
 
     /// Returns the value of the first layer that has one, else the default.
@@ -171,21 +224,34 @@ impl Layers<'_> {
     }
 }
 
-impl<T> Definition<T> {
+impl SettingInfo {
     /// Reads the text of the setting's flag.
-    fn flag(&self, text: Option<String>) -> Result<Option<T>, SettingsError> {
-        let place = self.info.flag.unwrap_or(self.info.name);
-        let value = text.map(|text| (self.parse)(&text)).transpose();
-        value.map_err(|problem| SettingsError::new(place, problem))
+    fn flag_value<T>(
+        &self,
+        text: Option<String>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, SettingsError> {
+        let place = self.flag.unwrap_or(self.name);
+        text.map(|text| parse(&text)).transpose().map_err(|problem| SettingsError::new(place, problem))
     }
 
     /// Reads the default. A test reads that of every setting which needs one.
-    fn default(&self) -> Result<T, SettingsError> {
-        let value = match self.info.default {
-            SettingDefault::Value(text) => (self.parse)(text),
+    fn default_value<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, SettingsError> {
+        let value = match self.default {
+            SettingDefault::Value(text) => parse(text),
             SettingDefault::Described(_) | SettingDefault::Nothing => Err("has no default".to_owned()),
         };
-        value.map_err(|problem| SettingsError::new(self.info.name, problem))
+        value.map_err(|problem| SettingsError::new(self.name, problem))
+    }
+}
+
+impl<T> Definition<T> {
+    fn flag(&self, text: Option<String>) -> Result<Option<T>, SettingsError> {
+        self.info.flag_value(text, self.parse)
+    }
+
+    fn default(&self) -> Result<T, SettingsError> {
+        self.info.default_value(self.parse)
     }
 }
 

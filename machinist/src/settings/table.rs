@@ -12,7 +12,6 @@ use machinist_core::QueueName;
 use toml::de::DeValue;
 
 use super::{Topology, parse_duration, show_duration, text, value};
-use crate::url::{Role, ServerUrl};
 
 /// Description of one setting, for documentation and help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,8 +99,8 @@ pub(super) fn top_keys() -> Vec<&'static str> {
 }
 
 static TABLE: [&SettingInfo; 24] = [
-    &BROKER.info,
-    &BACKEND.info,
+    &BROKER,
+    &BACKEND,
     &NAMESPACE.info,
     &RESULTS_TTL.info,
     &FRESHNESS.info,
@@ -126,31 +125,23 @@ static TABLE: [&SettingInfo; 24] = [
     &CONFIG_FILE,
 ];
 
-pub(super) static BROKER: Definition<ServerUrl> = Definition {
-    info: SettingInfo {
-        name: "broker",
-        flag: Some("--broker"),
-        variable: Some("MACHINIST_BROKER"),
-        default: SettingDefault::Value("sqlite://machinist.db"),
-        meaning: "URL of the broker, which moves messages: amqp://, amqps://, sqlite://FILE",
-    },
-    parse: |text| ServerUrl::parse(text, Role::Broker),
-    read: |value, folder| read_url(value, Role::Broker, folder),
-    show: ServerUrl::to_string,
+/// Its value is read by the connectors.
+pub(super) static BROKER: SettingInfo = SettingInfo {
+    name: "broker",
+    flag: Some("--broker"),
+    variable: Some("MACHINIST_BROKER"),
+    default: SettingDefault::Value("sqlite://machinist.db"),
+    meaning: "URL of the broker, which moves messages: amqp://, amqps://, sqlite://FILE",
 };
 
-pub(super) static BACKEND: Definition<ServerUrl> = Definition {
-    info: SettingInfo {
-        name: "backend",
-        flag: Some("--backend"),
-        variable: Some("MACHINIST_BACKEND"),
-        default: SettingDefault::Value("sqlite://machinist.db"),
-        meaning: "URL of the backend, which stores states and results: redis://, rediss://, redis+sentinel://, \
-                  redis+cluster://, redis+unix://, sqlite://FILE",
-    },
-    parse: |text| ServerUrl::parse(text, Role::Backend),
-    read: |value, folder| read_url(value, Role::Backend, folder),
-    show: ServerUrl::to_string,
+/// Its value is read by the connectors.
+pub(super) static BACKEND: SettingInfo = SettingInfo {
+    name: "backend",
+    flag: Some("--backend"),
+    variable: Some("MACHINIST_BACKEND"),
+    default: SettingDefault::Value("sqlite://machinist.db"),
+    meaning: "URL of the backend, which stores states and results: redis://, rediss://, redis+sentinel://, \
+              redis+cluster://, redis+unix://, sqlite://FILE",
 };
 
 pub(super) static NAMESPACE: Definition<String> = Definition {
@@ -367,10 +358,6 @@ const fn size(name: &'static str, default: &'static str, meaning: &'static str) 
         read: |value, _| value::size(value),
         show: |bytes| text::show_size(*bytes),
     }
-}
-
-fn read_url(value: &DeValue<'_>, role: Role, folder: &Path) -> Result<ServerUrl, String> {
-    Ok(ServerUrl::parse(value::string(value, "a URL")?, role)?.relative_to(folder))
 }
 
 #[cfg(test)]

@@ -1,0 +1,29 @@
+//! Request for a connection: the URL, and the settings that hold for any server.
+
+use std::path::Path;
+
+use crate::{topology::Topology, url::ServerUrl};
+
+/// Request for a connection.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct ConnectRequest<'a> {
+    /// URL of the server; [`ServerUrl::expose`] returns it with its password.
+    pub url: &'a ServerUrl,
+    /// Prefix of all names on the server, which separates applications that share it.
+    pub namespace: &'a str,
+    /// Treatment of what is missing on the server.
+    pub topology: Topology,
+    /// Files of `[tls]`; empty for a scheme without TLS.
+    pub tls_files: TlsFiles<'a>,
+}
+
+/// Files of `[tls]`, in PEM.
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct TlsFiles<'a> {
+    /// Certificates to trust, instead of the system's.
+    pub ca: Option<&'a Path>,
+    /// Client certificate and its private key.
+    pub identity: Option<(&'a Path, &'a Path)>,
+}
