@@ -67,3 +67,8 @@ struct DocsOfTime;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/events.md")]
 struct DocsOfEvents;
+
+/// The examples of `docs/adapters.md` are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/adapters.md")]
+struct DocsOfAdapters;
