@@ -149,7 +149,7 @@ pub enum RecordKind {
     Lock,
     /// The mark of a workflow that was revoked.
     Revocation,
-    /// What people told all workers, such as the names of disabled tasks.
+    /// Orders of people to all workers, such as the names of disabled tasks.
     Control,
 }
 

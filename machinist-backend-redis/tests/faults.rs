@@ -226,7 +226,7 @@ async fn a_dropped_watch_ends_its_subscription() {
     let Some(namespace) = Namespace::fresh() else { return };
     let backend = namespace.connect(&namespace.url).await;
     let id = TaskId::fresh();
-    let channel = format!("{}:{{{id}}}", namespace.prefix);
+    let channel = format!("{}:task:{{{id}}}", namespace.prefix);
     let door = namespace.side_door().await;
     let listeners = async || {
         let mut ask = redis::cmd("PUBSUB");
@@ -339,7 +339,7 @@ async fn keys_of_another_program_are_refused_with_the_remedy() {
     let Some(namespace) = Namespace::fresh() else { return };
     let backend = namespace.connect(&namespace.url).await;
     let id = TaskId::fresh();
-    let key = format!("{}:{{{id}}}", namespace.prefix);
+    let key = format!("{}:task:{{{id}}}", namespace.prefix);
     redis::cmd("SET").arg(key).arg("x").exec_async(&mut namespace.side_door().await).await.unwrap();
     match commit(&backend, &id).await {
         Err(BackendError::Refused { reason }) => assert!(reason.contains("another namespace"), "{reason}"),
@@ -353,7 +353,7 @@ async fn a_key_of_another_program_harms_only_its_own_task() {
     let Some(namespace) = Namespace::fresh() else { return };
     let backend = namespace.connect(&namespace.url).await;
     let ids: Vec<TaskId> = (0..5).map(|_| TaskId::fresh()).collect();
-    let key = format!("{}:{{{}}}", namespace.prefix, ids[2]);
+    let key = format!("{}:task:{{{}}}", namespace.prefix, ids[2]);
     redis::cmd("SET").arg(key).arg("x").exec_async(&mut namespace.side_door().await).await.unwrap();
     let once = |id: &TaskId, value: &'static [u8]| Commit {
         unless: vec!["name".into()],

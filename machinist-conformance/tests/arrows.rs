@@ -18,6 +18,7 @@ use machinist_conformance::{
 };
 use machinist_core::{
     App, Backoff, Signature, State, TaskContext, TaskDef, TaskError, Worker,
+    admission::{AdmissionDecision, AdmissionRequest, AdmissionRule, WaitReason},
     backend::Backend,
     broker::{Broker, Message},
     id::{QueueName, TaskId},
@@ -82,6 +83,17 @@ impl Witness for Fate {
     }
 }
 
+/// Refuses every start.
+#[derive(Debug)]
+struct Refuses;
+
+#[async_trait]
+impl AdmissionRule for Refuses {
+    async fn admit(&self, _: &AdmissionRequest<'_>) -> AdmissionDecision {
+        AdmissionDecision::NotHere(WaitReason::new("test", "all"))
+    }
+}
+
 /// The servers, and what everybody has seen.
 struct House {
     broker: MemoryBroker,
@@ -106,6 +118,11 @@ impl House {
     }
 
     async fn start(&self, end: Option<(ArrowStep, Side)>) -> Process {
+        self.start_with(end, None).await
+    }
+
+    /// Starts a process, perhaps with a rule that refuses every start.
+    async fn start_with(&self, end: Option<(ArrowStep, Side)>, rule: Option<Refuses>) -> Process {
         let fate = Arc::new(Fate { end, ..Fate::default() });
         let witness: Arc<dyn Witness> = Arc::clone(&fate) as _;
         let broker: Arc<dyn Broker> = Arc::new(self.broker.connect());
@@ -113,13 +130,15 @@ impl House {
         let broker = Witnessed::new(Arc::clone(&witness), broker);
         let backend = Witnessed::new(Arc::clone(&witness), backend);
         let app = App::builder(Arc::new(broker), Arc::new(backend)).build().await.unwrap();
-        let worker = Worker::builder(&app)
+        let mut worker = Worker::builder(&app)
             .session_lease(LEASE)
             .middleware(WitnessedRuns(witness))
             .state(self.runs.clone())
-            .task(TASK, task)
-            .build()
-            .unwrap();
+            .task(TASK, task);
+        if let Some(rule) = rule {
+            worker = worker.admission(rule);
+        }
+        let worker = worker.build().unwrap();
         let stop = CancellationToken::new();
         let until = stop.clone().cancelled_owned();
         let worker = async move { worker.run_until(until).await.unwrap().is_clean() };
@@ -367,6 +386,48 @@ async fn at_every_step_of_a_guard_a_message_is_in_the_broker() {
         let so_far = [Receive, Start, PublishGuard, StoreGuard, Ack];
         assert_eq!(story.first, so_far[..=so_far.iter().position(|step| *step == at.0).unwrap()]);
         assert_eq!((story.runs, story.record.state), (vec![1, 1], TaskState::Success), "{at:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_every_step_of_parking_a_message_is_in_the_broker() {
+    for at in [(PublishGuard, Before), (PublishGuard, After), (StoreGuard, After), (Ack, After)] {
+        let house = House::new();
+        let app = house.app().await;
+        let sent = app.client().send(signature("succeeds")).await.unwrap();
+        let first = house.start_with(Some(at), Some(Refuses)).await.ends().await;
+        // The step before which it ended was not taken.
+        let steps = [Receive, PublishGuard, StoreGuard, Ack];
+        let taken = steps.iter().position(|step| *step == at.0).unwrap() + usize::from(at.1 == After);
+        assert_eq!(first, steps[..taken]);
+        let story = takes_over(&house, &app, sent.id(), first).await;
+        assert_eq!((story.runs, story.record.state), (vec![1], TaskState::Success), "{at:?}");
+        let guard_is_back = Duration::from_secs(17);
+        assert!(story.again <= guard_is_back, "nobody runs it, and it waited {:?}", story.again);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_every_step_of_a_release_a_message_is_in_the_broker() {
+    for at in [(PublishGuard, Before), (PublishGuard, After), (StoreGuard, After)] {
+        let house = House::new();
+        let app = house.app().await;
+        let sent = app.client().send(signature("succeeds")).await.unwrap();
+        let parks = house.start_with(Some((Ack, After)), Some(Refuses)).await.ends().await;
+        let fate = Arc::new(Fate { end: Some(at), ..Fate::default() });
+        let witness: Arc<dyn Witness> = Arc::clone(&fate) as _;
+        let broker: Arc<dyn Broker> = Arc::new(house.broker.connect());
+        let backend: Arc<dyn Backend> = Arc::new(house.backend.clone());
+        let broker = Witnessed::new(Arc::clone(&witness), broker);
+        let releaser = App::builder(Arc::new(broker), Arc::new(Witnessed::new(witness, backend)));
+        let releaser = releaser.build().await.unwrap().client();
+        let releasing = tokio::spawn(async move {
+            releaser.release_parked(&WaitReason::new("test", "all"), Duration::ZERO).await
+        });
+        within(HOUR, "the release to come to its end", fate.ended.cancelled()).await;
+        releasing.abort();
+        let story = takes_over(&house, &app, sent.id(), parks).await;
+        assert_eq!((story.runs, story.record.state), (vec![1], TaskState::Success), "{at:?}");
     }
 }
 

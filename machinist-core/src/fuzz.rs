@@ -16,7 +16,7 @@ use crate::{
         StartRequest, Suspicion, Verdict, decide_revoke, decide_start, failure_without_run, fold,
         json as fact, name, recorded_follow_up, suspicion, wake_session,
     },
-    security::{Admission, QueueRules, Trust, admit, encryption},
+    security::{Acceptance, QueueRules, Trust, accept, encryption},
     sign::{Algorithm, Key, KeyId, KeyState, Keyring, SigningScope, input::SigningInput},
     wire::{
         Codec, DeadMark, Envelope, FirstSigner, MaxSizes, Pairs, Profile, ProfileError, TaskMessage,
@@ -144,13 +144,13 @@ pub fn verify(data: &[u8]) {
     let (trust, message, envelope) = &signed[usize::from(bytes.byte().unwrap_or_default() % 4)];
     let message = bytes.change(message.clone());
     let queue = QueueName::parse("math").expect("a name");
-    match admit(trust, &QueueRules::default(), &MaxSizes::default(), &queue, &message, NOW) {
-        Admission::Accepted(opened)
-        | Admission::Rejected(opened, ..)
-        | Admission::Undecryptable(opened, _) => {
+    match accept(trust, &QueueRules::default(), &MaxSizes::default(), &queue, &message, NOW) {
+        Acceptance::Accepted(opened)
+        | Acceptance::Rejected(opened, ..)
+        | Acceptance::Undecryptable(opened, _) => {
             assert_eq!(opened, *envelope, "believed, and nobody signed it: {message:?}");
         }
-        Admission::Deferred(..) | Admission::Refused(..) => {}
+        Acceptance::Deferred(..) | Acceptance::Refused(..) => {}
     }
 }
 

@@ -25,7 +25,7 @@ const RELEASE_PACE: Duration = Duration::from_millis(1);
 pub struct ParkedTask {
     /// Task id.
     pub id: TaskId,
-    /// How it is parked.
+    /// Reason and times of its parking.
     pub parked: Parked,
 }
 

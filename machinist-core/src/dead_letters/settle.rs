@@ -21,7 +21,7 @@ use crate::{
         DeadReason, ErrorText, Facts, Failure, FailureKind, TaskState, failure_without_run, fold, is_alive,
         name, newest_start, recorded_follow_up,
     },
-    security::{Admission, admit},
+    security::{Acceptance, accept},
     wire::{DeadMark, Envelope, dead_id, message_to_fact},
 };
 
@@ -174,13 +174,13 @@ impl Client {
     ) -> Result<DeadLetterOutcome, ControlError> {
         let app = &self.app.0;
         let now = app.clock.now();
-        let envelope = match admit(&app.trust, &app.rules, &app.max_sizes, &letter.queue, message, now) {
+        let envelope = match accept(&app.trust, &app.rules, &app.max_sizes, &letter.queue, message, now) {
             // Who sends a stale task again vouches for it anew.
-            Admission::Accepted(envelope) | Admission::Rejected(envelope, DeadReason::Stale, _) => envelope,
-            Admission::Undecryptable(_, why) => return Ok(DeadLetterOutcome::Refused(why)),
-            Admission::Rejected(_, reason, why)
-            | Admission::Deferred(reason, why)
-            | Admission::Refused(reason, why) => {
+            Acceptance::Accepted(envelope) | Acceptance::Rejected(envelope, DeadReason::Stale, _) => envelope,
+            Acceptance::Undecryptable(_, why) => return Ok(DeadLetterOutcome::Refused(why)),
+            Acceptance::Rejected(_, reason, why)
+            | Acceptance::Deferred(reason, why)
+            | Acceptance::Refused(reason, why) => {
                 return Ok(DeadLetterOutcome::Refused(format!("{}: {why}", reason.as_str())));
             }
         };
@@ -264,10 +264,10 @@ impl Client {
         let at = app.clock.now();
         let lost = "it was delivered too often: its workers died before they could say what of";
         let (envelope, dead_id, reason, error) =
-            match admit(&app.trust, &app.rules, &app.max_sizes, queue, message, at) {
-                Admission::Accepted(envelope)
-                | Admission::Undecryptable(envelope, _)
-                | Admission::Rejected(envelope, ..) => {
+            match accept(&app.trust, &app.rules, &app.max_sizes, queue, message, at) {
+                Acceptance::Accepted(envelope)
+                | Acceptance::Undecryptable(envelope, _)
+                | Acceptance::Rejected(envelope, ..) => {
                     if app.trust.may_sign(&envelope.name, &envelope.queue, at).is_err() {
                         return Ok(false);
                     }
@@ -275,7 +275,7 @@ impl Client {
                     let dead_id = dead_id(&envelope.id, envelope.attempt);
                     (Some(envelope), dead_id, DeadReason::Lost, lost.to_owned())
                 }
-                Admission::Deferred(reason, why) | Admission::Refused(reason, why) => {
+                Acceptance::Deferred(reason, why) | Acceptance::Refused(reason, why) => {
                     (None, uuid::Uuid::new_v4().to_string(), reason, why)
                 }
             };

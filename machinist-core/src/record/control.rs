@@ -1,4 +1,4 @@
-//! The control record: what people told all workers at once.
+//! The control record: orders of people to all workers at once.
 
 use super::facts::{json, name};
 use crate::{

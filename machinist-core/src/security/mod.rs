@@ -1,22 +1,22 @@
-//! Verification, encryption, and the admission of a message.
+//! Verification, encryption, and the acceptance of a message.
 //!
 //! | module | content |
 //! |---|---|
 //! | `trust` | the key ring in use: signing, verifying, refusing |
 //! | `encryption` | encrypted bodies and outcomes |
 //! | `queue_rules` | queues with another format, or with tasks that run unsigned |
-//! | `admission` | the decision about a message before its body is parsed |
+//! | `acceptance` | the decision about a message before its body is parsed |
 //!
 //! Keys and algorithms are in [`sign`](crate::sign).
 
-mod admission;
+mod acceptance;
 pub(crate) mod encryption;
 mod queue_rules;
 mod trust;
 
 pub use queue_rules::QueueOptions;
 
-pub(crate) use admission::{Admission, admit, read_kept};
+pub(crate) use acceptance::{Acceptance, accept, read_kept};
 pub(crate) use encryption::{encrypt_outcome, is_encrypted};
 pub(crate) use queue_rules::QueueRules;
 pub(crate) use trust::{Trust, VerifyError};

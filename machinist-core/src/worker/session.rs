@@ -240,7 +240,7 @@ impl Sessions {
         answer.unwrap_or_else(|| Err(BackendError::Unavailable("the backend adapter gave no answer".into())))
     }
 
-    /// Reads what people told all workers. Renewals repeat it.
+    /// Reads the control record. Renewals repeat it.
     pub(super) async fn read_control(&self) -> Result<(), BackendError> {
         let records = self.app.backend().read(&[control_record()]).await?;
         self.disabled.read(&records.into_iter().next().unwrap_or_default());

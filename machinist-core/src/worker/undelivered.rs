@@ -12,7 +12,7 @@ use crate::{
     broker::{Delivery, Message, Publish, PublishError, Target},
     id::QueueName,
     record::{Failure, FailureKind},
-    security::{Admission, admit},
+    security::{Acceptance, accept},
     wire::Envelope,
     worker::server_calls::Unpublished,
 };
@@ -47,11 +47,11 @@ impl WorkerContext {
     async fn cannot_arrive(&self, queue: &QueueName, message: &Message, error: &PublishError) -> Settlement {
         let error = format!("it came due, and {error}");
         let app = &self.app.0;
-        match admit(&app.trust, &app.rules, &app.max_sizes, queue, message, self.now()) {
-            Admission::Accepted(envelope)
-            | Admission::Undecryptable(envelope, _)
-            | Admission::Rejected(envelope, ..) => self.end_unroutable(&envelope, &error).await,
-            Admission::Deferred(reason, error) | Admission::Refused(reason, error) => {
+        match accept(&app.trust, &app.rules, &app.max_sizes, queue, message, self.now()) {
+            Acceptance::Accepted(envelope)
+            | Acceptance::Undecryptable(envelope, _)
+            | Acceptance::Rejected(envelope, ..) => self.end_unroutable(&envelope, &error).await,
+            Acceptance::Deferred(reason, error) | Acceptance::Refused(reason, error) => {
                 self.dead_letter_unverified(queue, message, reason, &error).await
             }
         }

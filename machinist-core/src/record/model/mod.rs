@@ -342,7 +342,7 @@ const CONFIGS: [ModelConfig; 20] = [
     without_retry("too late: crash, lost connection, expiry", 2, &[Deadline, Crash, Drop, Expire], &[Reply]),
     guarded("parked: release, crash", 1, &[Refuse, Release, Crash], &[Drop]),
     guarded("parked: release, duplicate, reply", 1, &[Refuse, Release, Duplicate, Reply], &[Expire]),
-    guarded("parked: lost record, expiry", 1, &[Refuse, Forget, Expire], &[Drop]),
+    guarded("parked: lost record, release", 1, &[Refuse, Forget, Release], &[Drop]),
 ];
 
 /// Searches that are too large for every day.

@@ -1,6 +1,6 @@
 //! The pipeline of one delivery, from its arrival to its settlement.
 //!
-//! The guarantee is in the order: admit, start, run, decide, record, follow, settle. Recording is the commit point; the
+//! The guarantee is in the order: accept, start, run, decide, record, follow, settle. Recording is the commit point; the
 //! acknowledgement comes last, so a crash between any two steps repeats work from the message and never loses it.
 //!
 //! The decisions are in [`crate::record`]; the steps that need no handler are methods of [`WorkerContext`].
@@ -28,7 +28,7 @@ use crate::{
     handler::DynHandler,
     id::TaskName,
     middleware::Middleware,
-    security::{Admission, admit},
+    security::{Acceptance, accept},
     wire::Envelope,
 };
 
@@ -59,7 +59,7 @@ impl TaskProcessor {
     /// Takes one delivery from its arrival to its settlement.
     pub(super) async fn process(self: Arc<Self>, delivery: Delivery) {
         self.worker.events.tally.arrived();
-        let (settlement, receipt) = match self.admit(delivery) {
+        let (settlement, receipt) = match self.accept(delivery) {
             Ok(mut active) => {
                 let settlement = Box::pin(self.work(&mut active)).await;
                 self.worker.emit_if_handed_back(settlement, &active);
@@ -71,15 +71,15 @@ impl TaskProcessor {
     }
 
     /// Returns the verified delivery, or the alternative treatment of a delivery that is not run.
-    fn admit(
+    fn accept(
         &self,
         delivery: Delivery,
     ) -> Result<ActiveDelivery, (BoxFuture<'_, Settlement>, Box<dyn Receipt>)> {
         let Delivery { queue, message, receipt, .. } = delivery;
         let app = &self.worker.app.0;
         let alternative: BoxFuture<'_, Settlement> =
-            match admit(&app.trust, &app.rules, &app.max_sizes, &queue, &message, self.worker.now()) {
-                Admission::Accepted(envelope) => {
+            match accept(&app.trust, &app.rules, &app.max_sizes, &queue, &message, self.worker.now()) {
+                Acceptance::Accepted(envelope) => {
                     let outcome_key = app.trust.outcome_key(&envelope).map(Box::new);
                     return Ok(ActiveDelivery {
                         envelope,
@@ -88,23 +88,23 @@ impl TaskProcessor {
                         cut_off: false,
                     });
                 }
-                Admission::Undecryptable(envelope, error) => {
+                Acceptance::Undecryptable(envelope, error) => {
                     Box::pin(async move { self.worker.unreadable_task(&envelope, &error).await })
                 }
-                Admission::Rejected(envelope, reason, error) => {
+                Acceptance::Rejected(envelope, reason, error) => {
                     Box::pin(async move { self.worker.reject(&envelope, &message, reason, &error).await })
                 }
-                Admission::Deferred(reason, error) => {
+                Acceptance::Deferred(reason, error) => {
                     Box::pin(async move { self.worker.postpone(&queue, &message, reason, &error).await })
                 }
-                Admission::Refused(reason, error) => Box::pin(async move {
+                Acceptance::Refused(reason, error) => Box::pin(async move {
                     self.worker.dead_letter_unverified(&queue, &message, reason, &error).await
                 }),
             };
         Err((alternative, receipt))
     }
 
-    /// Takes an admitted delivery to its settlement.
+    /// Takes an accepted delivery to its settlement.
     async fn work(&self, active: &mut ActiveDelivery) -> Settlement {
         let received_at = self.worker.now();
         self.emit_received(&active.envelope, received_at);

@@ -1,4 +1,4 @@
-//! Admission of a delivery: the decision about a message before its body is parsed.
+//! Acceptance of a delivery: the decision about a message before its body is parsed.
 //!
 //! Everything here happens before the body is parsed and before anything is written. Only the headers that are
 //! ours are read, and they are flat and bounded.
@@ -17,7 +17,7 @@ use crate::{
 
 /// The decision about a message.
 #[derive(Debug)]
-pub(crate) enum Admission {
+pub(crate) enum Acceptance {
     /// A task for this queue, from a sender that may send it.
     Accepted(Envelope),
     /// Authentic, but it must not run: its record is read first, and then states the reason.
@@ -31,17 +31,17 @@ pub(crate) enum Admission {
 }
 
 /// Decides about a message that came from a queue.
-pub(crate) fn admit(
+pub(crate) fn accept(
     trust: &Trust,
     rules: &QueueRules,
     sizes: &MaxSizes,
     queue: &QueueName,
     message: &Message,
     now: Timestamp,
-) -> Admission {
+) -> Acceptance {
     if let Err(Oversize { part, size, max }) = sizes.check(message) {
         let error = format!("its {part}: {size} bytes, and the maximum here is {max}");
-        return Admission::Refused(DeadReason::TooLarge, error);
+        return Acceptance::Refused(DeadReason::TooLarge, error);
     }
     if let Some(profile) = rules.profile(queue) {
         return admit_foreign(profile, rules, sizes, queue, message, now);
@@ -53,33 +53,33 @@ pub(crate) fn admit(
     let unsigned = rules.allows_unsigned(queue, &envelope.name);
     let signed_message = match trust.verify(&mut envelope, message, unsigned) {
         Ok(signed_message) => signed_message,
-        Err(VerifyError::Untrusted(reason, error)) => return Admission::Refused(reason, error),
-        Err(VerifyError::UnknownKey(error)) => return Admission::Deferred(DeadReason::UnknownKey, error),
+        Err(VerifyError::Untrusted(reason, error)) => return Acceptance::Refused(reason, error),
+        Err(VerifyError::UnknownKey(error)) => return Acceptance::Deferred(DeadReason::UnknownKey, error),
     };
     if envelope.queue != *queue {
         let error = format!("it was sent to queue {:?}", envelope.queue);
-        return Admission::Refused(DeadReason::WrongQueue, error);
+        return Acceptance::Refused(DeadReason::WrongQueue, error);
     }
     if let Some((reason, error)) =
         signed_message.and_then(|signed_message| trust.rejection(&envelope, &signed_message, now))
     {
-        return Admission::Rejected(envelope, reason, error);
+        return Acceptance::Rejected(envelope, reason, error);
     }
     match trust.check_decryptable(&envelope) {
-        Ok(()) => Admission::Accepted(envelope),
-        Err(error @ DecryptError::NoKey(_)) => Admission::Undecryptable(envelope, error.to_string()),
+        Ok(()) => Acceptance::Accepted(envelope),
+        Err(error @ DecryptError::NoKey(_)) => Acceptance::Undecryptable(envelope, error.to_string()),
         Err(error @ DecryptError::Revoked(_)) => {
-            Admission::Rejected(envelope, DeadReason::RevokedKey, error.to_string())
+            Acceptance::Rejected(envelope, DeadReason::RevokedKey, error.to_string())
         }
-        Err(error) => Admission::Rejected(envelope, DeadReason::Undecodable, error.to_string()),
+        Err(error) => Acceptance::Rejected(envelope, DeadReason::Undecodable, error.to_string()),
     }
 }
 
-fn not_read(unreadable: Unreadable) -> Admission {
+fn not_read(unreadable: Unreadable) -> Acceptance {
     match unreadable {
-        Unreadable::Header(error) => Admission::Refused(DeadReason::Undecodable, error),
+        Unreadable::Header(error) => Acceptance::Refused(DeadReason::Undecodable, error),
         error @ (Unreadable::Version { .. } | Unreadable::Newer(_)) => {
-            Admission::Deferred(DeadReason::Undecodable, error.to_string())
+            Acceptance::Deferred(DeadReason::Undecodable, error.to_string())
         }
     }
 }
@@ -92,20 +92,20 @@ fn admit_foreign(
     queue: &QueueName,
     message: &Message,
     now: Timestamp,
-) -> Admission {
+) -> Acceptance {
     let envelope = match read_foreign(profile, queue, sizes, message, now) {
         Ok(envelope) => envelope,
         Err(unreadable) => return not_read(unreadable),
     };
     if envelope.queue != *queue {
         let error = format!("it was sent to queue {:?}", envelope.queue);
-        return Admission::Refused(DeadReason::WrongQueue, error);
+        return Acceptance::Refused(DeadReason::WrongQueue, error);
     }
     if !rules.allows_unsigned(queue, &envelope.name) {
         let error = format!("task {} is not among those that run unsigned from queue {queue}", envelope.name);
-        return Admission::Refused(DeadReason::NotAllowed, error);
+        return Acceptance::Refused(DeadReason::NotAllowed, error);
     }
-    Admission::Accepted(envelope)
+    Acceptance::Accepted(envelope)
 }
 
 /// Reads a message that a record holds, if it is authentic. It names its queue, in any format.
@@ -120,10 +120,10 @@ pub(crate) fn read_kept(
     let queue = queue.and_then(|name| QueueName::parse(name).ok());
     if let Some((queue, profile)) = queue.and_then(|queue| Some((queue.clone(), rules.profile(&queue)?))) {
         return match admit_foreign(profile, rules, sizes, &queue, message, now) {
-            Admission::Deferred(_, why) | Admission::Refused(_, why) | Admission::Rejected(_, _, why) => {
+            Acceptance::Deferred(_, why) | Acceptance::Refused(_, why) | Acceptance::Rejected(_, _, why) => {
                 Err(why)
             }
-            Admission::Accepted(envelope) | Admission::Undecryptable(envelope, _) => Ok(envelope),
+            Acceptance::Accepted(envelope) | Acceptance::Undecryptable(envelope, _) => Ok(envelope),
         };
     }
     let mut envelope = Envelope::read(message).map_err(|error| error.to_string())?;
@@ -196,18 +196,18 @@ mod tests {
             let trust = Trust::new(Some(Keyring::new([own, web]).unwrap()), false, None);
             let queue = QueueName::parse("math").unwrap();
             let rules = QueueRules::default();
-            let admitted =
-                |message: &Message| admit(&trust, &rules, &MaxSizes::default(), &queue, message, NOW);
+            let accepted =
+                |message: &Message| accept(&trust, &rules, &MaxSizes::default(), &queue, message, NOW);
             for signed in [full_envelope(), full_envelope_with_pairs()] {
                 let message = trust.signed_message(&signed, NOW);
-                assert!(matches!(admitted(&message), Admission::Accepted(envelope) if envelope == signed));
+                assert!(matches!(accepted(&message), Acceptance::Accepted(envelope) if envelope == signed));
                 let all = neighbours(&message);
                 assert!(all.len() > 3000, "{}", all.len());
                 for changed in &all {
-                    let admission = admitted(changed);
+                    let acceptance = accepted(changed);
                     assert!(
-                        matches!(admission, Admission::Refused(..) | Admission::Deferred(..)),
-                        "{changed:?} was admitted: {admission:?}"
+                        matches!(acceptance, Acceptance::Refused(..) | Acceptance::Deferred(..)),
+                        "{changed:?} was accepted: {acceptance:?}"
                     );
                 }
             }
