@@ -8,6 +8,7 @@ use machinist::{
     clock::Timestamp,
     settings::{Overrides, SettingInfo, parse_backoff, parse_duration, setting_of_flag},
     sign::{Algorithm, KeyId},
+    worker::Tag,
 };
 
 /// Distributed task queue over RabbitMQ and Redis, or one SQLite file.
@@ -89,6 +90,9 @@ impl GlobalArgs {
             tls_ca_file: self.tls_ca_file.clone(),
             tls_cert_file: self.tls_cert_file.clone(),
             tls_key_file: self.tls_key_file.clone(),
+            name: worker.and_then(|w| w.name.clone()),
+            tags: worker.map(|w| w.tags.clone()).unwrap_or_default(),
+            look_ahead: worker.and_then(|w| w.look_ahead).map(usize::from),
             queues: worker.map(|w| w.queues.clone()).unwrap_or_default(),
             concurrency: worker.and_then(|w| w.concurrency).map(usize::from),
             grace: worker.and_then(|w| w.grace),
@@ -190,13 +194,16 @@ pub(crate) struct WorkerArgs {
     concurrency: Option<u16>,
     #[arg(help = flag_help("--grace"), long, value_name = "DURATION", value_parser = parse_duration)]
     grace: Option<Duration>,
+    #[arg(help = flag_help("--look-ahead"), long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=10_000))]
+    look_ahead: Option<u16>,
+    #[arg(help = flag_help("--name"), long, value_name = "NAME")]
+    name: Option<String>,
+    #[arg(help = flag_help("--tag"), long = "tag", value_name = "TAG", value_parser = Tag::parse)]
+    tags: Vec<Tag>,
     /// Serve health checks at this address, over HTTP: /healthz succeeds while the broker confirms the subscription,
     /// /readyz while the worker takes tasks
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = health_address)]
     pub(crate) health: Option<SocketAddr>,
-    /// Name of the worker in records [default: host and process id]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) name: Option<String>,
     /// Also run the demo tasks: add, echo, sleep, fail
     #[arg(long)]
     pub(crate) demo: bool,
@@ -393,6 +400,16 @@ fn queue(text: &str) -> Result<QueueName, String> {
     QueueName::parse(text).map_err(|e| e.to_string())
 }
 
+/// Reads the address of the health checks. A bare port is refused: it would not say who may ask.
+fn health_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| match text.trim_start_matches(':').parse::<u16>() {
+        Ok(port) => format!(
+            "{text:?} has no address; write 127.0.0.1:{port}, or [::]:{port} to answer other hosts too"
+        ),
+        Err(_) => format!("{text:?} is not an address with its port; write one like 127.0.0.1:8080"),
+    })
+}
+
 fn id(text: &str) -> Result<TaskId, String> {
     TaskId::parse(text).map_err(|e| e.to_string())
 }
@@ -503,6 +520,25 @@ mod tests {
             assert_eq!(flags.broker.as_deref(), Some("b"));
             assert!(flags.allow_unsigned && flags.insecure_plaintext && flags.key_file.is_some());
         }
+    }
+
+    #[test]
+    fn options_of_a_worker_are_settings() {
+        let worker = |line: &str| {
+            let cli = Cli::try_parse_from(["machinist", "worker"].into_iter().chain(line.split(' ')))?;
+            let CliCommand::Worker(worker) = &cli.command else { panic!("{cli:?}") };
+            Ok::<_, clap::Error>(cli.global.overrides(Some(worker)))
+        };
+        let flags = worker("--name w --tag gpu --tag zone:eu --look-ahead 0").unwrap();
+        assert_eq!((flags.name.as_deref(), flags.look_ahead), (Some("w"), Some(0)));
+        assert_eq!(flags.tags, [Tag::parse("gpu").unwrap(), Tag::parse("zone:eu").unwrap()]);
+        let error = |line: &str| worker(line).unwrap_err().to_string();
+        assert!(error("--tag GPU").contains("is not a word like gpu or zone:eu"));
+        for port in ["8080", ":8080"] {
+            let error = error(&format!("--health {port}"));
+            assert!(error.contains("write 127.0.0.1:8080, or [::]:8080 to answer other hosts"), "{error}");
+        }
+        assert!(error("--health here").contains("is not an address with its port"));
     }
 
     #[test]

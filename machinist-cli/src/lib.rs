@@ -47,8 +47,8 @@ type BuildWorker<'a> = Box<dyn FnOnce(WorkerBuilder) -> WorkerBuilder + 'a>;
 
 /// Runs the command of the command line, and returns the exit code of the program.
 ///
-/// `tasks` adds the application's handlers, middleware and state to the worker that the command `worker` starts. Name,
-/// queues, concurrency and grace are set before it is called, from flags and settings.
+/// `tasks` adds the application's handlers, middleware and state to the worker that the command `worker` starts. All
+/// settings of the worker are applied before it is called, from flags, variables and machinist.toml.
 ///
 /// This function creates a Tokio runtime: call it from a `main` that is not async.
 pub fn run(tasks: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> ExitCode {

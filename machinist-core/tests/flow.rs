@@ -14,10 +14,11 @@ use std::{
 use machinist_core::{
     App, Arg, AsyncResult, Backoff, Codec, Middleware, Next, PublishHook, ResultError, Results, RetryPolicy,
     SendError, Signature, State, TaskContext, TaskDef, TaskError, TaskId, Worker, WorkerBuilder,
+    backend::Index,
     broker::{Broker, Message, Publish, Target},
-    id::QueueName,
+    id::{QueueName, SessionId},
     record::{FailureKind, TaskState},
-    worker::{BuildError, Drained, TaskOptions},
+    worker::{BuildError, Drained, Tag, TaskOptions},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 use tokio_util::sync::CancellationToken;
@@ -576,6 +577,57 @@ async fn a_worker_that_cannot_work_is_not_built() {
     assert!(matches!(build(base().queue("amq.x")), BuildError::Name(_)));
     assert!(matches!(build(base().concurrency(0)), BuildError::Zero("concurrency")));
     assert!(matches!(build(base().options("ad", TaskOptions::new())), BuildError::NoSuchTask(_)));
+    assert!(matches!(build(base().tags(["gpu", "Zone"])), BuildError::Tag(_)));
+    let many = (0..17).map(|number| format!("tag-{number}"));
+    assert!(matches!(build(base().tags(many)), BuildError::TooManyTags(17)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_session_of_a_worker_shows_its_tags() {
+    let house = house().await;
+    let tagged = worker(&house.app).tags(["zone:eu", "gpu", "gpu"]).build().unwrap();
+    assert_eq!(tagged.tags().iter().map(Tag::as_str).collect::<Vec<_>>(), ["gpu", "zone:eu"]);
+    let _running = Running::start(worker(&house.app).tags(["zone:eu", "gpu", "gpu"]));
+    let sent = house.app.client().send(ADD.call((2, 3))).await.unwrap();
+    assert_eq!(sent.wait(SOON).await.unwrap(), 5);
+    let backend = house.app.backend();
+    let (_, session) = backend.list(&Index::Sessions, None, 1).await.unwrap().remove(0);
+    let record = backend.read(&[SessionId::from(session.as_str()).into()]).await.unwrap().remove(0);
+    let about: serde_json::Value = record.read("about").unwrap();
+    assert_eq!(about["tags"], serde_json::json!(["gpu", "zone:eu"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn adjusted_options_go_before_those_of_the_code() {
+    let house = house().await;
+    let known = Arc::new(AtomicU32::new(0));
+    let counted = |known: &Arc<AtomicU32>| {
+        let known = Arc::clone(known);
+        move |options: Option<&mut TaskOptions>| match options {
+            Some(options) => {
+                known.fetch_add(1, Ordering::SeqCst);
+                *options = std::mem::take(options).retries(2);
+            }
+            None => drop(known.fetch_add(100, Ordering::SeqCst)),
+        }
+    };
+    let calls = Arc::new(AtomicU32::new(0));
+    let failing = Arc::clone(&calls);
+    let fails = move || {
+        failing.fetch_add(1, Ordering::SeqCst);
+        std::future::ready(Err::<(), _>(TaskError::new("no")))
+    };
+    const FAILS: TaskDef<(), ()> = TaskDef::new("fails");
+    let builder = Worker::builder(&house.app)
+        .adjust_options("fails", counted(&known))
+        .adjust_options("unknown", counted(&known))
+        .task(FAILS, fails)
+        .options("fails", TaskOptions::new().retries(7).backoff(Backoff::fixed(Duration::from_millis(1))));
+    let _running = Running::start(builder);
+    assert_eq!(known.load(Ordering::SeqCst), 101);
+    let sent = house.app.client().send(FAILS.call(())).await.unwrap();
+    assert!(sent.wait(SOON).await.is_err());
+    assert_eq!(calls.load(Ordering::SeqCst), 3);
 }
 
 #[tokio::test(start_paused = true)]

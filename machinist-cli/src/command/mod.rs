@@ -26,7 +26,7 @@ use std::{
 use machinist::{
     Arg, Backoff, Results, TaskContext, TaskError,
     handler::{DynHandler, HandlerFuture},
-    settings::{SettingsError, TaskSettings},
+    settings::{Setting, SettingsError, TaskSettings},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -59,15 +59,15 @@ impl CommandTask {
     /// A template names an argument that does not exist.
     pub(crate) fn new(
         name: &str,
+        command: &Setting<Vec<String>>,
         task: &TaskSettings,
         groups: &ProcessGroups,
     ) -> Result<Self, SettingsError> {
         let names = task.args.as_ref().map(|names| names.value.clone());
-        let wrong =
-            |problem| SettingsError::new(&task.command.origin, format!("tasks.{name}.command: {problem}"));
+        let wrong = |problem| SettingsError::new(&command.origin, format!("tasks.{name}.command: {problem}"));
         let parse = |text: &String| Template::parse(text, names.as_deref()).map_err(wrong);
         // INVARIANT: the settings refuse an empty command.
-        let (program, arguments) = task.command.value.split_first().expect("a command names a program");
+        let (program, arguments) = command.value.split_first().expect("a command names a program");
         if !parse(program)?.is_constant() {
             return Err(wrong("the program itself cannot come from an argument".to_owned()));
         }
@@ -242,7 +242,8 @@ mod tests {
             &|_| None,
             Some((Path::new("conf/machinist.toml"), toml)),
         )?;
-        CommandTask::new("t", &settings.tasks["t"], &ProcessGroups::default())
+        let task = &settings.tasks["t"];
+        CommandTask::new("t", task.command.as_ref().unwrap(), task, &ProcessGroups::default())
     }
 
     #[test]

@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn the_template_can_be_read() {
         let settings = read(TEMPLATE);
-        assert_eq!(settings.tasks["greet"].command.value.len(), 3);
+        assert_eq!(settings.tasks["greet"].command.as_ref().unwrap().value.len(), 3);
     }
 
     #[test]

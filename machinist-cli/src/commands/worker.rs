@@ -1,17 +1,18 @@
 //! `machinist worker`: runs tasks until a signal stops it.
 
 use std::{
+    convert::Infallible,
     future::pending,
     io::{IsTerminal, stderr},
-    pin::pin,
 };
 
 use machinist::{
-    App, Connectors, QueueName,
-    settings::{Overrides, Settings, SettingsError, TaskSettings},
-    worker::{BuildError, Stages, TaskOptions, WorkerError},
+    App, Connectors, QueueName, Worker, WorkerBuilder,
+    settings::{Overrides, Settings, SettingsError},
+    worker::{BuildError, Drained, Health, Stages, WorkerError},
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use super::connect;
 use crate::{
@@ -32,31 +33,60 @@ pub(super) async fn run(
 ) -> Result<Code, CliError> {
     let settings = &Settings::load_with(connectors, flags.clone())?;
     let groups = ProcessGroups::default();
-    let mut commands = Vec::new();
-    for (name, task) in &settings.tasks {
-        commands.push((name, CommandTask::new(name, task, &groups)?, options(task)));
-    }
+    let commands = command_tasks(settings, &groups)?;
     // Before any connection, so that health checks are answered from the start.
     let health_server = match args.health {
         Some(address) => Some(HealthServer::open(address).await?),
         None => None,
     };
     let app = connect(settings).await?;
-    let mut builder = machinist::Worker::builder(&app)
-        .concurrency(settings.worker.concurrency.value)
-        .grace(settings.worker.grace.value)
-        .consumer_timeout(settings.worker.consumer_timeout.value);
-    for queue in &settings.worker.queues.value {
-        builder = builder.queue(queue.as_str());
+    let builder = build(settings.configure(Worker::builder(&app)));
+    let worker = build_worker(builder, commands, args.demo)?;
+    note_unconsumed(settings, worker.queues());
+    if let Some(health_server) = &health_server {
+        let address = health_server.address();
+        output::note(&format!("machinist: health checks at http://{address}/healthz and /readyz"));
     }
-    if let Some(name) = args.name {
-        builder = builder.name(name);
+    // Before the worker is ready: from then on a signal must not end the process directly.
+    let process = WorkerProcess {
+        signals: StopSignals::new()?,
+        hangup: Hangup::new()?,
+        health_server,
+        ready_line: ready_line(&worker, settings),
+        reload_keys: &|| reload_keys(&app, connectors, &flags),
+    };
+    let ended = process.run(worker).await;
+    groups.kill_all();
+    app.broker().close().await;
+    match ended {
+        Some(ended) => finished(ended.map_err(cannot_start)?),
+        None => {
+            output::note("machinist: stopped at once; other workers run the running tasks again");
+            Ok(Code::HandedBack)
+        }
     }
-    builder = build(builder);
-    for (name, task, options) in commands {
-        builder = builder.task_dyn(name, task).options(name, options);
+}
+
+/// Returns the handlers of the command tasks. A task without a command belongs to an application.
+fn command_tasks<'a>(
+    settings: &'a Settings,
+    groups: &ProcessGroups,
+) -> Result<Vec<(&'a String, CommandTask)>, SettingsError> {
+    let commands =
+        settings.tasks.iter().filter_map(|(name, task)| Some((name, task.command.as_ref()?, task)));
+    commands.map(|(name, command, task)| Ok((name, CommandTask::new(name, command, task, groups)?))).collect()
+}
+
+/// Adds the command tasks, and the demo tasks if they are asked for.
+fn build_worker(
+    mut builder: WorkerBuilder,
+    commands: Vec<(&String, CommandTask)>,
+    demo: bool,
+) -> Result<Worker, CliError> {
+    for (name, task) in commands {
+        builder = builder.task_dyn(name, task);
     }
-    if args.demo {
+    if demo {
         builder = builder
             .task_dyn("add", demo::add)
             .task_dyn("echo", demo::echo)
@@ -69,66 +99,61 @@ pub(super) async fn run(
             "`machinist init` writes a machinist.toml with one; --demo adds the tasks add, echo, sleep and fail",
         ));
     }
-    note_unconsumed(settings, worker.queues());
-    // Before the worker is ready: from then on a signal must not end the process directly.
-    let mut signals = StopSignals::new()?;
-    let mut hangup = Hangup::new()?;
-    let stages = worker.stages();
-    let ready = worker.ready();
-    let line = ready_line(&worker, settings);
-    let health = worker.health();
-    let queues = worker.queues().to_vec();
-    if let Some(health_server) = &health_server {
-        output::note(&format!(
-            "machinist: health checks at http://{}/healthz and /readyz",
-            health_server.address()
-        ));
+    Ok(worker)
+}
+
+/// Process around a worker that runs: signals, health checks, the service manager.
+struct WorkerProcess<'a> {
+    signals: StopSignals,
+    hangup: Hangup,
+    health_server: Option<HealthServer>,
+    ready_line: String,
+    reload_keys: &'a (dyn Fn() + Sync),
+}
+
+impl WorkerProcess<'_> {
+    /// Runs the worker until it has ended. Returns `None` if the last signal ended all waiting.
+    async fn run(mut self, worker: Worker) -> Option<Result<Drained, WorkerError>> {
+        let (stages, health, ready) = (worker.stages(), worker.health(), worker.ready());
+        let queues = worker.queues().to_vec();
+        let beside = async {
+            let announced = announce(ready, self.ready_line);
+            let checked = answer_health_checks(self.health_server, &health, &queues);
+            let obeyed = self.hangup.obey(&stages, self.reload_keys);
+            tokio::join!(announced, checked, obeyed, systemd::watchdog(&health), tell_stopping(&stages)).0
+        };
+        let running = Box::pin(worker.run_until(pending()));
+        tokio::select! {
+            ended = running => Some(ended),
+            never = beside => match never {},
+            () = self.signals.pass_on(&stages) => None,
+        }
     }
-    let ended = {
-        let mut watched = pin!(async {
-            let health_server = async {
-                match health_server {
-                    Some(health_server) => health_server.serve(health.clone(), &queues).await,
-                    None => pending().await,
-                }
-            };
-            tokio::join!(health_server, systemd::watchdog(&health)).0
-        });
-        let mut draining = pin!(stages.draining());
-        let mut told_stopping = false;
-        let mut running = Box::pin(worker.run_until(pending()));
-        let told = signals.pass_on(&stages);
-        tokio::pin!(told);
-        let mut announced = false;
-        loop {
-            tokio::select! {
-                ended = &mut running => break Some(ended),
-                () = ready.cancelled(), if !announced => {
-                    announced = true;
-                    output::note(&line);
-                    systemd::ready(&line);
-                }
-                () = &mut draining, if !told_stopping => {
-                    told_stopping = true;
-                    systemd::stopping();
-                }
-                never = &mut watched => match never {},
-                hung_up = hangup.next() => match hung_up {
-                    HangupMeaning::ReloadKeys => reload_keys(&app, connectors, &flags),
-                    HangupMeaning::TerminalGone => stages.advance(),
-                },
-                () = &mut told => break None,
-            }
-        }
-    };
-    groups.kill_all();
-    app.broker().close().await;
-    match ended {
-        Some(ended) => finished(ended.map_err(cannot_start)?),
-        None => {
-            output::note("machinist: stopped at once; other workers run the running tasks again");
-            Ok(Code::HandedBack)
-        }
+}
+
+/// Reports once that the worker is ready.
+async fn announce(ready: CancellationToken, line: String) -> Infallible {
+    ready.cancelled().await;
+    output::note(&line);
+    systemd::ready(&line);
+    pending().await
+}
+
+/// Tells the service manager once that the worker stops.
+async fn tell_stopping(stages: &Stages) -> Infallible {
+    stages.draining().await;
+    systemd::stopping();
+    pending().await
+}
+
+async fn answer_health_checks(
+    health_server: Option<HealthServer>,
+    health: &Health,
+    queues: &[QueueName],
+) -> Infallible {
+    match health_server {
+        Some(health_server) => health_server.serve(health.clone(), queues).await,
+        None => pending().await,
     }
 }
 
@@ -149,29 +174,6 @@ fn reload_keys(app: &App, connectors: &Connectors, flags: &Overrides) {
     output::note(&format!("machinist: {report}"));
 }
 
-fn options(task: &TaskSettings) -> TaskOptions {
-    let mut options = TaskOptions::new();
-    if let Some(retries) = &task.retries {
-        options = options.retries(retries.value);
-    }
-    if let Some(backoff) = &task.backoff {
-        options = options.backoff(backoff.value.clone());
-    }
-    if let Some(timeout) = &task.timeout {
-        options = options.timeout(timeout.value);
-    }
-    if let Some(limit) = &task.soft_timeout {
-        options = options.soft_timeout(limit.value);
-    }
-    if let Some(limit) = &task.retry_for {
-        options = options.retry_for(limit.value);
-    }
-    if task.retry_timeouts.as_ref().is_some_and(|setting| setting.value) {
-        options = options.retry_timeouts();
-    }
-    options
-}
-
 fn cannot_build(error: &BuildError) -> CliError {
     let failure = CliError::from_error(Code::Configuration, error);
     match error {
@@ -189,7 +191,7 @@ fn cannot_start(error: WorkerError) -> CliError {
     }
 }
 
-fn finished(drained: machinist::worker::Drained) -> Result<Code, CliError> {
+fn finished(drained: Drained) -> Result<Code, CliError> {
     if drained.is_clean() {
         output::note("machinist: stopped; everything that had started has ended");
         return Ok(Code::Success);
@@ -201,7 +203,7 @@ fn finished(drained: machinist::worker::Drained) -> Result<Code, CliError> {
     Ok(Code::HandedBack)
 }
 
-fn ready_line(worker: &machinist::Worker, settings: &Settings) -> String {
+fn ready_line(worker: &Worker, settings: &Settings) -> String {
     let tasks: Vec<&str> = worker.tasks().into_iter().map(|name| name.as_str()).collect();
     let queues: Vec<&str> = worker.queues().iter().map(QueueName::as_str).collect();
     format!(
@@ -251,6 +253,16 @@ enum HangupMeaning {
 impl Hangup {
     fn new() -> Result<Self, CliError> {
         Ok(Self { signal: listen(SignalKind::hangup())?, on_terminal: stderr().is_terminal() })
+    }
+
+    /// Reloads the keys or advances the worker by one stage with each signal.
+    async fn obey(&mut self, stages: &Stages, reload_keys: &(dyn Fn() + Sync)) -> Infallible {
+        loop {
+            match self.next().await {
+                HangupMeaning::ReloadKeys => reload_keys(),
+                HangupMeaning::TerminalGone => stages.advance(),
+            }
+        }
     }
 
     async fn next(&mut self) -> HangupMeaning {

@@ -47,7 +47,8 @@ fn files_of_settings() {
         &["machinist.toml:2:17: worker.concurrency: expected a number"],
     );
     reports("broker = \"amqp://u:geheim@h", &["machinist.toml:1:"]);
-    reports("[tasks.x]\ntimeout = \"1s\"", &["machinist.toml:1:", "[tasks.x] has no command"]);
+    reports("[tasks.x]", &["machinist.toml:1:", "[tasks.x] is empty; write command ="]);
+    reports("[worker]\ntags = [\"GPU\"]", &["machinist.toml:2:8: worker.tags: tag \"GPU\"", "zone:eu"]);
     let mut folder = Folder::new();
     folder
         .run(&["queues", "--config", "nowhere.toml"])

@@ -21,3 +21,4 @@ mod time;
 #[cfg(feature = "otel")]
 mod traces;
 mod undelivered;
+mod worker_settings;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fmt,
+    fmt, mem,
     sync::Arc,
     time::Duration,
 };
@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Health, Stages, TaskOptions, Worker,
+    Health, InvalidTag, MAX_TAGS, Stages, Tag, TaskOptions, Worker,
     admissions::{Admissions, DisabledTasks},
     events::WorkerEvents,
     exclusive::ExclusiveSlots,
@@ -69,10 +69,19 @@ pub enum BuildError {
         /// Reason that the key cannot sign, and the remedy.
         why: String,
     },
+    /// A text is not allowed as a tag.
+    #[error(transparent)]
+    Tag(#[from] InvalidTag),
+    /// The worker has more tags than a listing shows.
+    #[error("a worker has at most {MAX_TAGS} tags, and these are {0}")]
+    TooManyTags(usize),
     /// A number that must not be zero is zero.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
 }
+
+/// Change of a task's options, if there is such a task.
+type AdjustOptions = Box<dyn FnOnce(Option<&mut TaskOptions>) + Send>;
 
 /// Builds a [`Worker`]. [`build`](Self::build) checks everything.
 #[must_use]
@@ -80,6 +89,7 @@ pub struct WorkerBuilder {
     app: App,
     name: Option<String>,
     queues: Vec<String>,
+    tags: Vec<String>,
     concurrency: usize,
     look_ahead: Option<usize>,
     grace: Duration,
@@ -87,6 +97,7 @@ pub struct WorkerBuilder {
     consumer_timeout: Duration,
     tasks: Vec<(String, Arc<dyn DynHandler>, Vec<Requirement>)>,
     options: Vec<(String, TaskOptions)>,
+    adjustments: Vec<(String, AdjustOptions)>,
     middleware: Vec<Arc<dyn Middleware>>,
     rules: Vec<Arc<dyn AdmissionRule>>,
     state: StateMap,
@@ -98,6 +109,7 @@ impl WorkerBuilder {
             app,
             name: None,
             queues: Vec::new(),
+            tags: Vec::new(),
             concurrency: 16,
             look_ahead: None,
             grace: DEFAULT_GRACE,
@@ -105,6 +117,7 @@ impl WorkerBuilder {
             consumer_timeout: CONSUMER_TIMEOUT,
             tasks: Vec::new(),
             options: Vec::new(),
+            adjustments: Vec::new(),
             middleware: Vec::new(),
             rules: Vec::new(),
             state: StateMap::default(),
@@ -120,6 +133,12 @@ impl WorkerBuilder {
     /// Adds a queue from which the worker takes tasks. Without any, it takes tasks from the application's default queue.
     pub fn queue(mut self, queue: impl Into<String>) -> Self {
         self.queues.push(queue.into());
+        self
+    }
+
+    /// Adds tags, at most 16 in all: words like `gpu` or `zone:eu` that are shown with the worker. See [`Tag`].
+    pub fn tags<T: Into<String>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
+        self.tags.extend(tags.into_iter().map(Into::into));
         self
     }
 
@@ -196,6 +215,17 @@ impl WorkerBuilder {
         self
     }
 
+    /// Changes the options of a task when the worker is built, after all [`options`](Self::options). For options from a
+    /// configuration, which apply whatever the code sets; `adjust` gets `None` if the task is not registered.
+    pub fn adjust_options(
+        mut self,
+        task: impl Into<String>,
+        adjust: impl FnOnce(Option<&mut TaskOptions>) + Send + 'static,
+    ) -> Self {
+        self.adjustments.push((task.into(), Box::new(adjust)));
+        self
+    }
+
     /// Adds a middleware around all handlers. It runs inside those that were added before.
     pub fn middleware(mut self, middleware: impl Middleware) -> Self {
         self.middleware.push(Arc::new(middleware));
@@ -213,11 +243,33 @@ impl WorkerBuilder {
         self
     }
 
+    /// Returns the registered tasks with their options.
+    fn registered_tasks(&mut self) -> Result<HashMap<TaskName, RegisteredTask>, BuildError> {
+        let mut tasks = HashMap::new();
+        for (name, handler, requires) in mem::take(&mut self.tasks) {
+            if let Some((_, missing)) = requires.iter().find(|(id, _)| !self.state.has(*id)) {
+                return Err(BuildError::MissingState { task: name, missing });
+            }
+            let registration = RegisteredTask { handler, options: TaskOptions::default() };
+            if tasks.insert(TaskName::parse(&name)?, registration).is_some() {
+                return Err(BuildError::Twice(name));
+            }
+        }
+        for (name, options) in mem::take(&mut self.options) {
+            let task = TaskName::parse(&name)?;
+            tasks.get_mut(&task).ok_or(BuildError::NoSuchTask(name))?.options = options;
+        }
+        for (name, adjust) in mem::take(&mut self.adjustments) {
+            adjust(tasks.get_mut(&TaskName::parse(&name)?).map(|task| &mut task.options));
+        }
+        Ok(tasks)
+    }
+
     /// Checks everything and builds the worker.
     ///
     /// # Errors
     /// [`BuildError`] names what is wrong.
-    pub fn build(self) -> Result<Worker, BuildError> {
+    pub fn build(mut self) -> Result<Worker, BuildError> {
         for (setting, number) in [
             ("concurrency", self.concurrency),
             ("session_lease", self.lease.millis()),
@@ -232,26 +284,14 @@ impl WorkerBuilder {
         if queues.is_empty() {
             queues.insert(self.app.default_queue().clone());
         }
-        let mut tasks = HashMap::new();
-        for (name, handler, requires) in self.tasks {
-            if let Some((_, missing)) = requires.iter().find(|(id, _)| !self.state.has(*id)) {
-                return Err(BuildError::MissingState { task: name, missing });
-            }
-            let registration = RegisteredTask { handler, options: TaskOptions::default() };
-            if tasks.insert(TaskName::parse(&name)?, registration).is_some() {
-                return Err(BuildError::Twice(name));
-            }
-        }
-        for (name, options) in self.options {
-            let task = TaskName::parse(&name)?;
-            tasks.get_mut(&task).ok_or(BuildError::NoSuchTask(name))?.options = options;
-        }
+        let tasks = self.registered_tasks()?;
         can_sign(&self.app, &tasks, &queues)?;
+        let tags = checked_tags(&self.tags)?;
         let look_ahead = self.look_ahead.unwrap_or_else(|| self.concurrency.max(16));
         let prefetch = u16::try_from(self.concurrency + look_ahead).unwrap_or(u16::MAX);
         let name: Arc<str> = self.name.unwrap_or_else(default_name).into();
         let queues: Vec<_> = queues.into_iter().collect();
-        let about = about(&name, &queues, self.concurrency, &self.app);
+        let about = about(&name, &queues, &tags, self.concurrency, &self.app);
         let stages = Stages::default();
         let slots = Arc::new(Semaphore::new(self.concurrency));
         let events = WorkerEvents::new(self.app.clone(), Arc::clone(&name));
@@ -276,7 +316,7 @@ impl WorkerBuilder {
             slots,
         });
         let ready = CancellationToken::new();
-        Ok(Worker { processor, queues, prefetch, grace: self.grace, stages, ready, health })
+        Ok(Worker { processor, queues, tags, prefetch, grace: self.grace, stages, ready, health })
     }
 }
 
@@ -297,13 +337,25 @@ fn can_sign(
     Ok(())
 }
 
+/// Returns the tags, sorted and each once.
+fn checked_tags(tags: &[String]) -> Result<Vec<Tag>, BuildError> {
+    let tags = tags.iter().map(|tag| Tag::parse(tag)).collect::<Result<BTreeSet<_>, _>>()?;
+    if tags.len() > MAX_TAGS {
+        Err(BuildError::TooManyTags(tags.len()))
+    } else {
+        Ok(tags.into_iter().collect())
+    }
+}
+
 /// Returns the description of the worker that is stored with its session.
-fn about(name: &str, queues: &[QueueName], concurrency: usize, app: &App) -> bytes::Bytes {
-    let queues: Vec<_> = queues.iter().map(ToString::to_string).collect();
+fn about(name: &str, queues: &[QueueName], tags: &[Tag], concurrency: usize, app: &App) -> bytes::Bytes {
+    let queues: Vec<_> = queues.iter().map(QueueName::as_str).collect();
+    let tags: Vec<_> = tags.iter().map(Tag::as_str).collect();
     crate::record::json(&serde_json::json!({
         "worker": name,
         "pid": std::process::id(),
         "queues": queues,
+        "tags": tags,
         "concurrency": concurrency,
         "since": app.clock().now(),
     }))

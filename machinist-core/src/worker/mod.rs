@@ -42,6 +42,7 @@ mod server_calls;
 mod session;
 mod settlement;
 mod start;
+mod tag;
 mod tally;
 mod time_check;
 mod undelivered;
@@ -56,6 +57,7 @@ pub use dead_letter_counts::DeadLetterCounts;
 pub use drain::{Drained, Stages};
 pub use health::Health;
 pub use options::{ErrorClass, ErrorClassifier, TaskOptions};
+pub use tag::{InvalidTag, MAX_TAGS, Tag};
 
 use crate::{
     app::App,
@@ -109,6 +111,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Worker {
     processor: Arc<TaskProcessor>,
     queues: Vec<QueueName>,
+    tags: Vec<Tag>,
     prefetch: u16,
     grace: Duration,
     stages: Stages,
@@ -152,6 +155,11 @@ impl Worker {
         &self.queues
     }
 
+    /// Tags of the worker, sorted. Its session shows them to other processes.
+    pub fn tags(&self) -> &[Tag] {
+        &self.tags
+    }
+
     /// Token that fires once the broker has confirmed the subscription: tasks run from then on.
     pub fn ready(&self) -> CancellationToken {
         self.ready.clone()
@@ -184,7 +192,7 @@ impl Worker {
     /// Dropped before its end, the worker stops like a killed process: nothing is lost, and unfinished tasks run again
     /// elsewhere when the session has expired.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<Drained, WorkerError> {
-        let Self { processor, queues, prefetch, grace, stages, ready, health } = self;
+        let Self { processor, queues, prefetch, grace, stages, ready, health, tags: _ } = self;
         let worker = Arc::clone(&processor.worker);
         worker.sessions.open().await?;
         worker.sessions.read_control().await?;

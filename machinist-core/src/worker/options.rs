@@ -91,9 +91,10 @@ impl TaskOptions {
         self
     }
 
-    /// Sets the wait before a retry.
+    /// Sets the wait before a retry, in place of a function that [`backoff_with`](Self::backoff_with) set.
     #[must_use]
     pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff_with = None;
         self.retry.get_or_insert_default().backoff = backoff;
         self
     }
@@ -137,8 +138,14 @@ impl TaskOptions {
 
     /// Also tries the task again when a time limit ended the run.
     #[must_use]
-    pub fn retry_timeouts(mut self) -> Self {
-        self.retry.get_or_insert_default().retry_timeouts = true;
+    pub fn retry_timeouts(self) -> Self {
+        self.retry_timeouts_if(true)
+    }
+
+    /// Sets whether the task is tried again when a time limit ended the run.
+    #[must_use]
+    pub fn retry_timeouts_if(mut self, retried: bool) -> Self {
+        self.retry.get_or_insert_default().retry_timeouts = retried;
         self
     }
 

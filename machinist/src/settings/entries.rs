@@ -58,13 +58,19 @@ impl Settings {
 }
 
 impl WorkerSettings {
-    fn entries(&self) -> [SettingEntry; 4] {
-        [
-            table::QUEUES.entry(&self.queues),
-            table::CONCURRENCY.entry(&self.concurrency),
-            table::GRACE.entry(&self.grace),
-            table::CONSUMER_TIMEOUT.entry(&self.consumer_timeout),
-        ]
+    /// Returns the rows. A name, tags and a look-ahead that nothing sets are left out.
+    fn entries(&self) -> impl Iterator<Item = SettingEntry> {
+        let tags = Some(&self.tags).filter(|tags| tags.origin != SettingOrigin::Default);
+        let rows = [
+            self.name.as_ref().map(|name| table::WORKER_NAME.entry(name)),
+            tags.map(|tags| table::TAGS.entry(tags)),
+            Some(table::QUEUES.entry(&self.queues)),
+            Some(table::CONCURRENCY.entry(&self.concurrency)),
+            self.look_ahead.as_ref().map(|number| table::LOOK_AHEAD.entry(number)),
+            Some(table::GRACE.entry(&self.grace)),
+            Some(table::CONSUMER_TIMEOUT.entry(&self.consumer_timeout)),
+        ];
+        rows.into_iter().flatten()
     }
 }
 
@@ -93,7 +99,7 @@ impl TaskSettings {
         }
         let key = |field: &str| format!("tasks.{name}.{field}");
         let rows = [
-            row(key("command"), Some(&self.command), |argv| redact::text(&argv.join(" ")).into_owned()),
+            row(key("command"), self.command.as_ref(), |argv| redact::text(&argv.join(" ")).into_owned()),
             row(key("args"), self.args.as_ref(), |names| names.join(", ")),
             row(key("queue"), self.queue.as_ref(), ToString::to_string),
             row(key("timeout"), self.timeout.as_ref(), |time| show_duration(*time)),

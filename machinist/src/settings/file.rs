@@ -13,6 +13,7 @@ use std::{
 use machinist_core::{
     QueueName,
     sign::{KeyConfig, KeyError, KeyId, KeyState, SecretText},
+    worker::Tag,
 };
 use toml::de::{DeTable, DeValue};
 
@@ -58,6 +59,9 @@ pub(super) struct FileTls {
 /// Values of `[worker]`.
 #[derive(Debug, Default)]
 pub(super) struct FileWorker {
+    pub(super) name: Option<Setting<String>>,
+    pub(super) tags: Option<Setting<Vec<Tag>>>,
+    pub(super) look_ahead: Option<Setting<usize>>,
     pub(super) queues: Option<Setting<Vec<QueueName>>>,
     pub(super) concurrency: Option<Setting<usize>>,
     pub(super) grace: Option<Setting<Duration>>,
@@ -83,7 +87,7 @@ const OLD_SIZES: &str = "limits";
 /// Keys of a key, under `[[keys]]`.
 const KEY_KEYS: [&str; 11] =
     ["id", "alg", "secret", "public", "file", "env", "state", "not_before", "not_after", "tasks", "queues"];
-/// Keys of a command task, under `[tasks.NAME]`.
+/// Keys of a task, under `[tasks.NAME]`.
 const TASK_KEYS: [&str; 9] = [
     "command",
     "args",
@@ -146,6 +150,9 @@ fn read_worker(top: &Section<'_>) -> Result<FileWorker, SettingsError> {
         return Ok(FileWorker::default());
     };
     Ok(FileWorker {
+        name: worker.setting(&table::WORKER_NAME)?,
+        tags: worker.setting(&table::TAGS)?,
+        look_ahead: worker.setting(&table::LOOK_AHEAD)?,
         queues: worker.setting(&table::QUEUES)?,
         concurrency: worker.setting(&table::CONCURRENCY)?,
         grace: worker.setting(&table::GRACE)?,
@@ -188,13 +195,21 @@ fn read_task(section: &Section<'_>) -> Result<TaskSettings, SettingsError> {
             list if list.is_empty() => Err("names no program; write [\"./program\", \"{0}\"]".to_owned()),
             list => Ok(list),
         })?;
-    let Some(command) = command else {
-        return Err(section.error("has no command; write command = [\"./program\", \"{0}\"]"));
-    };
+    if section.table.is_empty() {
+        let remedy =
+            "write command = [\"./program\", \"{0}\"], or options of a task in Rust, such as retries = 3";
+        return Err(section.error(&format!("is empty; {remedy}")));
+    }
+    let args = section.get("args", |v| match &command {
+        Some(_) => value::strings(v, "a list of names"),
+        None => {
+            Err("names arguments of a command, and there is none; add the command, or leave args out".into())
+        }
+    })?;
     Ok(TaskSettings {
-        origin: command.origin.clone(),
+        origin: command.as_ref().map_or_else(|| section.origin(), |command| command.origin.clone()),
         command,
-        args: section.get("args", |v| value::strings(v, "a list of names"))?,
+        args,
         queue: section.get("queue", |v| {
             QueueName::parse(value::string(v, "a queue name")?).map_err(|e| e.to_string())
         })?,
@@ -434,7 +449,7 @@ command = ["true"]
         .unwrap();
         assert_eq!(file.tasks.keys().collect::<Vec<_>>(), ["mail.send", "resize"]);
         let resize = &file.tasks["resize"];
-        assert_eq!(resize.command.value[1], "{src}");
+        assert_eq!(resize.command.as_ref().unwrap().value[1], "{src}");
         assert_eq!(resize.retries.as_ref().unwrap().value, 3);
         assert_eq!(resize.timeout.as_ref().unwrap().origin.to_string(), "machinist.toml:14");
         assert_eq!(file.worker.concurrency.unwrap().value, 4);
@@ -521,7 +536,18 @@ command = ["true"]
         assert!(error("[worker]\nqueues = [1]").contains("expected text in quotes, found the number 1"));
         assert!(error("[worker]\nconcurrency = 0").contains("0 is not a number of tasks to run at once"));
         assert!(error("[tasks.x]\ncommand = []").contains("names no program"));
-        assert!(error("\n[tasks.x]\nretries = 1").contains(":2:"));
+        assert!(
+            error("\n[tasks.x]").contains(":2:") && error("[tasks.x]").contains("is empty; write command")
+        );
+        assert!(
+            error("[tasks.x]\nargs = [\"a\"]").contains("2:8: tasks.x.args: names arguments of a command")
+        );
+        assert!(error("[worker]\ntags = \"gpu\"").contains("expected a list of tags, like [\"gpu\"]"));
+        assert!(
+            error("[worker]\ntags = [\"GPU\"]").contains("tag \"GPU\" is not a word like gpu or zone:eu")
+        );
+        assert!(error("[worker]\nlook_ahead = -1").contains("-1 is not a number of tasks to hold"));
+        assert!(error("[worker]\nname = \"\"").contains("cannot name a worker"));
     }
 
     #[test]

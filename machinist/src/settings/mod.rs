@@ -20,8 +20,11 @@
 //! | `tls.ca_file` | `--tls-ca-file` | `MACHINIST_TLS_CA_FILE` | the system's certificates | Certificates to trust on amqps:// and rediss://, in PEM |
 //! | `tls.cert_file` | `--tls-cert-file` | `MACHINIST_TLS_CERT_FILE` | none | Client certificate, for servers that ask for one, in PEM |
 //! | `tls.key_file` | `--tls-key-file` | `MACHINIST_TLS_KEY_FILE` | none | Private key of the client certificate, in PEM |
+//! | `worker.name` | `--name` | `MACHINIST_WORKER_NAME` | host and process id | Name of the worker in records and listings |
+//! | `worker.tags` | `--tag` | `MACHINIST_TAGS` | none | Word about the worker, like gpu or zone:eu, at most 16; the flag can be repeated, the variable separates tags by commas |
 //! | `worker.queues` | `--queue` | `MACHINIST_QUEUES` | default, and the queues of tasks in machinist.toml | Queue to consume; the flag can be repeated, the variable separates queues by commas |
 //! | `worker.concurrency` | `--concurrency` | `MACHINIST_CONCURRENCY` | `16` | Number of tasks to run at once, 1 to 10000 |
+//! | `worker.look_ahead` | `--look-ahead` | `MACHINIST_LOOK_AHEAD` | the concurrency, at least 16 | Number of tasks to hold in addition to those that run, 0 to 10000; 0 is right for slow tasks, which can then run elsewhere |
 //! | `worker.grace` | `--grace` | `MACHINIST_GRACE` | `20s` | Time that running tasks get to end when the worker is told to stop |
 //! | `worker.consumer_timeout` |  | `MACHINIST_CONSUMER_TIMEOUT` | `30m` | Time for which RabbitMQ lets a worker hold a delivery (its consumer_timeout), at least 1s |
 //! | `sizes.body` |  |  | `1MiB` | Maximum size of a message's body |
@@ -32,10 +35,11 @@
 //! | `sizes.errors` |  |  | `64KiB` | Maximum size of a task's error |
 //! | the file | `--config` | `MACHINIST_CONFIG` | machinist.toml in the current folder, if there is one | File of settings |
 //!
-//! The file also holds command tasks, `[tasks.NAME]`: see [`TaskSettings`]; for `[[keys]]` see
+//! The file also holds command tasks and options of other tasks, `[tasks.NAME]`: see [`TaskSettings`]; for `[[keys]]` see
 //! [`keys`](crate::keys). An empty variable counts as not set; other variables are ignored. The section `[limits]`,
 //! the old name of `[sizes]`, is still read in this version, with a warning.
 
+mod apply;
 mod entries;
 mod file;
 mod resolve;
@@ -50,7 +54,7 @@ use std::{
     time::Duration,
 };
 
-use machinist_core::{Backoff, MaxSizes, QueueName, sign::KeyConfig};
+use machinist_core::{Backoff, MaxSizes, QueueName, sign::KeyConfig, worker::Tag};
 
 pub use crate::topology::Topology;
 use crate::{connector::Connectors, redact, url::ServerUrl};
@@ -139,7 +143,7 @@ pub struct Settings {
     pub tls: TlsSettings,
     /// Settings of a worker.
     pub worker: WorkerSettings,
-    /// Command tasks, by name.
+    /// Command tasks, and options of Rust tasks, by name.
     pub tasks: BTreeMap<String, TaskSettings>,
     /// Place of the section `[limits]`, the old name of `[sizes]`, if the file has one.
     old_sizes: Option<SettingOrigin>,
@@ -194,22 +198,30 @@ impl SizeSettings {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct WorkerSettings {
+    /// Name of the worker; `None` for one of host name and process id.
+    pub name: Option<Setting<String>>,
+    /// Words that tell workers apart in listings.
+    pub tags: Setting<Vec<Tag>>,
     /// Queues to consume.
     pub queues: Setting<Vec<QueueName>>,
     /// Number of tasks to run at once; at least 1.
     pub concurrency: Setting<usize>,
+    /// Number of tasks to hold in addition to those that run; `None` for the worker's default.
+    pub look_ahead: Option<Setting<usize>>,
     /// Time that running tasks get to end when the worker is told to stop.
     pub grace: Setting<Duration>,
     /// Time for which the broker lets a worker hold a delivery; at least a second.
     pub consumer_timeout: Setting<Duration>,
 }
 
-/// `[tasks.NAME]`: a task whose handler is a program, in any language.
+/// `[tasks.NAME]`: a task whose handler is a program, in any language, or the options of a task whose handler is in an
+/// application.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TaskSettings {
-    /// Program and its arguments, in which `{name}` and `{0}` are replaced; at least the program.
-    pub command: Setting<Vec<String>>,
+    /// Program and its arguments, in which `{name}` and `{0}` are replaced; at least the program. `None` for the options
+    /// of a task that an application registers.
+    pub command: Option<Setting<Vec<String>>>,
     /// Names of the positional arguments; `None` accepts any arguments.
     pub args: Option<Setting<Vec<String>>>,
     /// Queue to which the task is sent.
@@ -265,6 +277,12 @@ pub struct Overrides {
     pub tls_key_file: Option<PathBuf>,
     /// `--queue`, any number of times.
     pub queues: Vec<QueueName>,
+    /// `--name`.
+    pub name: Option<String>,
+    /// `--tag`, any number of times.
+    pub tags: Vec<Tag>,
+    /// `--look-ahead`.
+    pub look_ahead: Option<usize>,
     /// `--concurrency`.
     pub concurrency: Option<usize>,
     /// `--grace`.

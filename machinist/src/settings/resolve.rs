@@ -8,13 +8,14 @@ use std::{
     sync::Once,
 };
 
-use machinist_core::QueueName;
+use machinist_core::{QueueName, worker::Tag};
 
 use super::{
     FILE, Overrides, Setting, SettingDefault, SettingInfo, SettingOrigin, Settings, SettingsError,
     SizeSettings, TaskSettings, TlsSettings, WorkerSettings,
     file::{self, FileSettings, FileSizes},
     table::{self, Definition},
+    text,
 };
 use crate::{
     connector::Connectors,
@@ -80,6 +81,7 @@ impl Settings {
         let insecure_plaintext = flags.insecure_plaintext.then_some(true);
         let key_file = layers.optional(&table::KEY_FILE, flags.key_file, file.key_file)?;
         let worker = file.worker;
+        let look_ahead = layers.optional(&table::LOOK_AHEAD, flags.look_ahead, worker.look_ahead)?;
         let queues = layers.optional(&table::QUEUES, none_if_empty(flags.queues), worker.queues)?;
         Ok(Self {
             file: path,
@@ -103,6 +105,13 @@ impl Settings {
                 key_file: layers.optional(&table::TLS_KEY_FILE, flags.tls_key_file, file.tls.key_file)?,
             },
             worker: WorkerSettings {
+                name: layers.optional(
+                    &table::WORKER_NAME,
+                    table::WORKER_NAME.flag(flags.name)?,
+                    worker.name,
+                )?,
+                tags: tags(&layers, flags.tags, worker.tags)?,
+                look_ahead,
                 queues: queues.unwrap_or_else(|| default_queues(&file.tasks)),
                 concurrency: layers.required(&table::CONCURRENCY, flags.concurrency, worker.concurrency)?,
                 grace: layers.required(&table::GRACE, flags.grace, worker.grace)?,
@@ -263,6 +272,17 @@ fn variable(env: &dyn Fn(&str) -> Option<OsString>, name: &str) -> Result<Option
     }
 }
 
+/// Returns the tags; those of the command line are counted here, because each flag holds one.
+fn tags(
+    layers: &Layers<'_>,
+    flags: Vec<Tag>,
+    file: Option<Setting<Vec<Tag>>>,
+) -> Result<Setting<Vec<Tag>>, SettingsError> {
+    let flags = text::few_tags(flags).map_err(|problem| SettingsError::new("--tag", problem))?;
+    let tags = layers.optional(&table::TAGS, none_if_empty(flags), file)?;
+    Ok(tags.unwrap_or_else(|| Setting::new(Vec::new(), SettingOrigin::Default)))
+}
+
 fn none_if_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
     (!list.is_empty()).then_some(list)
 }
@@ -290,7 +310,7 @@ fn default_queues(tasks: &BTreeMap<String, TaskSettings>) -> Setting<Vec<QueueNa
 
 #[cfg(test)]
 mod tests {
-    use super::{super::text, *};
+    use super::*;
     use crate::settings::SettingEntry;
     use machinist_core::MaxSizes;
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use machinist_core::QueueName;
+use machinist_core::{QueueName, worker::Tag};
 use toml::de::DeValue;
 
 use super::{Topology, parse_duration, show_duration, text, value};
@@ -98,7 +98,7 @@ pub(super) fn top_keys() -> Vec<&'static str> {
     keys
 }
 
-static TABLE: [&SettingInfo; 24] = [
+static TABLE: [&SettingInfo; 27] = [
     &BROKER,
     &BACKEND,
     &NAMESPACE.info,
@@ -112,8 +112,11 @@ static TABLE: [&SettingInfo; 24] = [
     &TLS_CA_FILE.info,
     &TLS_CERT_FILE.info,
     &TLS_KEY_FILE.info,
+    &WORKER_NAME.info,
+    &TAGS.info,
     &QUEUES.info,
     &CONCURRENCY.info,
+    &LOOK_AHEAD.info,
     &GRACE.info,
     &CONSUMER_TIMEOUT.info,
     &BODY_SIZE.info,
@@ -246,6 +249,47 @@ pub(super) static TLS_KEY_FILE: Definition<PathBuf> = path(SettingInfo {
     default: SettingDefault::Nothing,
     meaning: "Private key of the client certificate, in PEM",
 });
+
+pub(super) static WORKER_NAME: Definition<String> = Definition {
+    info: SettingInfo {
+        name: "worker.name",
+        flag: Some("--name"),
+        variable: Some("MACHINIST_WORKER_NAME"),
+        default: SettingDefault::Described("host and process id"),
+        meaning: "Name of the worker in records and listings",
+    },
+    parse: text::worker_name,
+    read: |value, _| text::worker_name(value::string(value, "a name")?),
+    show: String::clone,
+};
+
+pub(super) static TAGS: Definition<Vec<Tag>> = Definition {
+    info: SettingInfo {
+        name: "worker.tags",
+        flag: Some("--tag"),
+        variable: Some("MACHINIST_TAGS"),
+        default: SettingDefault::Nothing,
+        meaning: "Word about the worker, like gpu or zone:eu, at most 16; the flag can be repeated, the variable \
+                  separates tags by commas",
+    },
+    parse: text::tags,
+    read: |value, _| value::tags(value),
+    show: |tags| text::join(tags),
+};
+
+pub(super) static LOOK_AHEAD: Definition<usize> = Definition {
+    info: SettingInfo {
+        name: "worker.look_ahead",
+        flag: Some("--look-ahead"),
+        variable: Some("MACHINIST_LOOK_AHEAD"),
+        default: SettingDefault::Described("the concurrency, at least 16"),
+        meaning: "Number of tasks to hold in addition to those that run, 0 to 10000; 0 is right for slow tasks, which \
+                  can then run elsewhere",
+    },
+    parse: text::look_ahead,
+    read: |value, _| value::look_ahead(value),
+    show: usize::to_string,
+};
 
 pub(super) static QUEUES: Definition<Vec<QueueName>> = Definition {
     info: SettingInfo {

@@ -6,6 +6,7 @@ use jiff::{Span, SpanRelativeTo};
 use machinist_core::{
     Backoff, QueueName,
     sign::{KeyConfig, KeyState},
+    worker::{MAX_TAGS, Tag},
 };
 
 use super::Topology;
@@ -237,8 +238,43 @@ pub(super) fn wrong_concurrency(value: &dyn std::fmt::Display) -> String {
     format!("{value} is not a number of tasks to run at once; take one from 1 to 10000")
 }
 
-pub(super) fn join(names: &[QueueName]) -> String {
-    names.iter().map(QueueName::as_str).collect::<Vec<_>>().join(", ")
+/// Reads the name of a worker, which is shown in lists and in logs.
+pub(super) fn worker_name(text: &str) -> Result<String, String> {
+    if (1..=100).contains(&text.len()) && !text.chars().any(char::is_control) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{text:?} cannot name a worker; take 1 to 100 bytes without control characters"))
+    }
+}
+
+/// Reads tags with commas between them.
+pub(super) fn tags(text: &str) -> Result<Vec<Tag>, String> {
+    let tags: Result<_, _> = text.split(',').map(|tag| Tag::parse(tag.trim())).collect();
+    few_tags(tags.map_err(|error| error.to_string())?)
+}
+
+/// Refuses more tags than a worker may have.
+pub(super) fn few_tags(tags: Vec<Tag>) -> Result<Vec<Tag>, String> {
+    match tags.len() {
+        0..=MAX_TAGS => Ok(tags),
+        count => Err(format!("{count} tags are more than the {MAX_TAGS} of a worker; leave some out")),
+    }
+}
+
+/// Reads a number of tasks to hold in addition to those that run.
+pub(super) fn look_ahead(text: &str) -> Result<usize, String> {
+    text.trim().parse().ok().filter(|n| LOOK_AHEAD.contains(n)).ok_or_else(|| wrong_look_ahead(&text))
+}
+
+/// Allowed numbers of tasks to hold in addition to those that run.
+pub(super) const LOOK_AHEAD: std::ops::RangeInclusive<usize> = 0..=10_000;
+
+pub(super) fn wrong_look_ahead(value: &dyn std::fmt::Display) -> String {
+    format!("{value} is not a number of tasks to hold; take one from 0 to 10000")
+}
+
+pub(super) fn join(names: &[impl ToString]) -> String {
+    names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -276,6 +312,19 @@ mod tests {
         for wrong in ["fixed", "fixed:1s:2s", "linear", "exponential:1s:2s:3s", "fixed:20"] {
             assert!(parse_backoff(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_worker_has_a_short_name_and_few_tags() {
+        assert_eq!(worker_name("web 1").unwrap(), "web 1");
+        for wrong in ["", "a\nb", &"x".repeat(101)] {
+            assert!(worker_name(wrong).unwrap_err().contains("1 to 100 bytes"), "{wrong}");
+        }
+        assert_eq!(join(&tags("gpu, zone:eu").unwrap()), "gpu, zone:eu");
+        assert!(tags("gpu,").unwrap_err().contains("is not a word like gpu"));
+        assert!(tags(&["a"; 17].join(",")).unwrap_err().contains("17 tags are more than the 16"));
+        assert_eq!(look_ahead("0"), Ok(0));
+        assert!(look_ahead("10001").unwrap_err().contains("0 to 10000"));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use machinist_core::QueueName;
+use machinist_core::{QueueName, worker::Tag};
 use toml::de::DeValue;
 
 use super::text;
@@ -28,6 +28,20 @@ pub(super) fn queues(value: &DeValue<'_>) -> Result<Vec<QueueName>, String> {
         return Err("names no queue; leave it out for [\"default\"]".to_owned());
     }
     names.iter().map(|name| QueueName::parse(name).map_err(|e| e.to_string())).collect()
+}
+
+/// Reads a list of tags.
+pub(super) fn tags(value: &DeValue<'_>) -> Result<Vec<Tag>, String> {
+    let tags = strings(value, "a list of tags, like [\"gpu\"]")?;
+    let tags: Result<_, _> = tags.iter().map(|tag| Tag::parse(tag)).collect();
+    text::few_tags(tags.map_err(|error| error.to_string())?)
+}
+
+/// Reads a number of tasks to hold in addition to those that run.
+pub(super) fn look_ahead(value: &DeValue<'_>) -> Result<usize, String> {
+    let number = integer(value, "a number of tasks")?;
+    let fits = usize::try_from(number).ok().filter(|n| text::LOOK_AHEAD.contains(n));
+    fits.ok_or_else(|| text::wrong_look_ahead(&number))
 }
 
 /// Reads `true` or `false`.
