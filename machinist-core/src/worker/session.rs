@@ -117,8 +117,8 @@ struct SessionState {
     peers: HashMap<SessionId, PeerSession>,
     /// Runs that were cancelled and have not ended.
     stuck: HashMap<RunId, TaskId>,
-    /// Starts that ended without an outcome, or were perhaps never granted, and that could not be handed back to the
-    /// backend yet. None is added without a delivery in hand, and nothing is started before they are handed back.
+    /// Starts that ended without an outcome, were perhaps never granted, or were written back after their run had ended,
+    /// and that were not handed back to the backend yet. The next renewal does that.
     deferred_hand_backs: Vec<Claim>,
 }
 
@@ -495,17 +495,27 @@ impl Sessions {
             };
             match self.commit(commit).await? {
                 Committed::Refused(refused) => facts = refused,
-                Committed::Done { .. } => break self.update_claim(run, &next),
+                Committed::Done { .. } => {
+                    if !self.update_claim(run, &next) {
+                        // The run has ended meanwhile, and the record has lost that: nobody must wait for this start.
+                        self.defer_hand_back(next);
+                    }
+                    break;
+                }
             }
         }
         Ok(())
     }
 
-    fn update_claim(&self, run: &RunId, claim: &Claim) {
-        // Unless the run was released meanwhile.
-        if let Some(entry) = self.state().runs.get_mut(run).filter(|entry| entry.claim.is_some()) {
+    /// Replaces the claim of a run. Returns `false` if the run has ended, or its outcome is recorded.
+    fn update_claim(&self, run: &RunId, claim: &Claim) -> bool {
+        let mut state = self.state();
+        if let Some(entry) = state.runs.get_mut(run).filter(|entry| entry.claim.is_some()) {
             entry.claim = Some(claim.clone());
+            return true;
         }
+        // A run that was given up because it cannot be stopped goes on.
+        state.stuck.contains_key(run)
     }
 
     fn cancel(&self, run: &RunId, reason: CancelReason) {

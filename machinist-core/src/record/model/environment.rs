@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        claim::RenewalAction,
+        claim::{ClaimStatus, RenewalAction},
         facts::{Facts, name},
         fold::parked,
         park::unpark,
@@ -232,6 +232,19 @@ fn add_renewal_step(
 ) {
     let worker = &state.workers[number];
     match &worker.renewal {
+        // Before the renewal, as its owner does.
+        ModelRenewal::Idle if !worker.hand_backs.is_empty() => {
+            let claim = model.store.claim_of(worker.hand_backs[0]);
+            let mut next = state.clone();
+            if claim.standing(&model.store.facts_of(state.facts)) == ClaimStatus::Current {
+                model.commit(&mut next, &claim.hand_back());
+            }
+            if let Some(lost) = next.after(ModelFault::Reply) {
+                add("hands back a start that does not run, and the reply is lost", StepKind::Fault, lost);
+            }
+            next.workers[number].hand_backs.remove(0);
+            add("hands back a start that does not run", StepKind::Normal, next);
+        }
         ModelRenewal::Idle => {
             let mut next = state.clone();
             next.workers[number].unaware_of_loss = false;
@@ -281,7 +294,10 @@ fn add_renewal_step(
                 None => {
                     due.remove(0);
                     let claim = model.store.claim(claim);
-                    set_claim(&mut next.workers[number], run, claim);
+                    let is_running = set_claim(&mut next.workers[number], run, claim);
+                    if !is_running && model.config.mutation != Some(ModelMutation::WrittenBackAfterEnd) {
+                        next.workers[number].hand_backs.push(claim);
+                    }
                 }
                 Some(facts) => match renew_run(model, &mut next, number, run, &facts) {
                     RunRenewal::Commit(pending) => {
@@ -347,7 +363,7 @@ fn renew_run(model: &Model, state: &mut ModelState, number: usize, run: u8, fact
     let adoption_is_left_out = model.config.mutation == Some(ModelMutation::AdoptionNotRepeated)
         && !facts.is_empty()
         && state.workers[number].renewal == ModelRenewal::Idle
-        && claim.standing(facts) == super::super::claim::ClaimStatus::Current;
+        && claim.standing(facts) == ClaimStatus::Current;
     if adoption_is_left_out {
         return RunRenewal::Done;
     }
@@ -359,13 +375,11 @@ fn renew_run(model: &Model, state: &mut ModelState, number: usize, run: u8, fact
     }
 }
 
-/// Replaces the claim of a run.
-fn set_claim(worker: &mut ModelWorker, run: u8, claim: ClaimId) {
+/// Replaces the claim of a run. Returns `false` if the run has ended or its outcome is recorded.
+fn set_claim(worker: &mut ModelWorker, run: u8, claim: ClaimId) -> bool {
     let mut handlers = worker.handlers.iter_mut();
-    // The claim may have been released meanwhile.
-    if let Some(handler) = handlers.find(|handler| handler.run == Some(run) && handler.claim.is_some()) {
-        handler.claim = Some(claim);
-    }
+    let handler = handlers.find(|handler| handler.run == Some(run) && handler.claim.is_some());
+    handler.map(|handler| handler.claim = Some(claim)).is_some()
 }
 
 fn cancel(state: &mut ModelState, number: usize, run: u8, reason: ModelCancelReason) {

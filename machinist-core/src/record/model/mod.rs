@@ -90,6 +90,8 @@ enum ModelMutation {
     SuspectBesideOthers,
     /// A start does not record that it runs alone.
     AloneNotRecorded,
+    /// A start that a renewal has written back after the end of its run is not handed back.
+    WrittenBackAfterEnd,
     /// A parked delivery is acknowledged before its guard is published.
     ParkAckedFirst,
     /// A released guard is stored before it is published.
@@ -322,7 +324,7 @@ use ModelFault::{
 };
 
 /// Searches, each with the faults that it combines.
-const CONFIGS: [ModelConfig; 20] = [
+const CONFIGS: [ModelConfig; 21] = [
     without_retry("crash, lost connection, expiry", 2, &[Crash, Drop, Expire], &[Reply]),
     without_retry("replies, expiry, duplicate", 2, &[Reply, Reply, Expire, Duplicate], &[Drop]),
     retried("retry: crash, lost connection, confirm", 1, &[Crash, Drop, Confirm], &[Expire]),
@@ -340,6 +342,7 @@ const CONFIGS: [ModelConfig; 20] = [
     guarded("suspects: guard, two crashes", 1, &[Crash, Crash], &[Expire]),
     without_retry("revoked: reply, expiry, lost connection", 2, &[Revoke, Reply, Expire, Drop], &[Crash]),
     without_retry("too late: crash, lost connection, expiry", 2, &[Deadline, Crash, Drop, Expire], &[Reply]),
+    guarded("guards: lost record, expiry", 1, &[Forget, Expire], &[Reply]),
     guarded("parked: release, crash", 1, &[Refuse, Release, Crash], &[Drop]),
     guarded("parked: release, duplicate, reply", 1, &[Refuse, Release, Duplicate, Reply], &[Expire]),
     guarded("parked: lost record, release", 1, &[Refuse, Forget, Release], &[Drop]),
@@ -441,6 +444,7 @@ fn every_broken_rule_is_found() {
         (RenewedAfterOutcome, "retry: flush, expiry", "a fencing token fell"),
         (SuspectBesideOthers, "suspects: five crashes", "a suspect started in company"),
         (AloneNotRecorded, "suspects: five crashes", "a suspect started in company"),
+        (WrittenBackAfterEnd, "guards: lost record, expiry", "stuck"),
         (ParkAckedFirst, "parked: release, crash", "lost"),
         (ReleaseStoredFirst, "parked: release, crash", "lost"),
         (EndUnchecked, "too late: crash, lost connection, expiry", "decided over a run"),

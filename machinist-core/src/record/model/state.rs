@@ -87,6 +87,8 @@ pub(super) struct ModelWorker {
     pub(super) outdated_by_loss: bool,
     pub(super) draining: bool,
     pub(super) renewal: ModelRenewal,
+    /// Claims of starts that were written by renewals and do not run: they are handed back.
+    pub(super) hand_backs: Vec<ClaimId>,
     pub(super) handlers: Vec<ModelHandler>,
 }
 
@@ -254,6 +256,7 @@ impl ModelWorker {
             outdated_by_loss: false,
             draining: false,
             renewal: ModelRenewal::Idle,
+            hand_backs: Vec::new(),
             handlers: Vec::new(),
         }
     }

@@ -148,6 +148,9 @@ impl FactStore {
         for worker in state.workers.iter().filter(|worker| worker.up) {
             used.add_session(worker.session);
             used |= self.ids_of_renewal(&worker.renewal);
+            for claim in &worker.hand_backs {
+                used |= ids_of_claim(&self.claim_of(*claim));
+            }
             for handler in &worker.handlers {
                 if let Some(run) = handler.run {
                     used.add_run(run);
