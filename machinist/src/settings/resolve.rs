@@ -301,11 +301,13 @@ fn default_key_file(broker: &ServerUrl, no_keys: bool) -> Option<Setting<PathBuf
 }
 
 /// Returns `default` and the queues of the command tasks: a user who writes a task with a queue and starts
-/// `machinist worker` expects it to run.
+/// `machinist worker` expects it to run. The program does not know a task without a command, so the queue of such a task
+/// has to be named by the worker that does.
 fn default_queues(tasks: &BTreeMap<String, TaskSettings>) -> Setting<Vec<QueueName>> {
     // INVARIANT: "default" is an allowed queue name.
     let mut queues = vec![QueueName::parse("default").expect("a valid name")];
-    for queue in tasks.values().filter_map(|task| task.queue.as_ref()) {
+    let commands = tasks.values().filter(|task| task.command.is_some());
+    for queue in commands.filter_map(|task| task.queue.as_ref()) {
         if !queues.contains(&queue.value) {
             queues.push(queue.value.clone());
         }
@@ -458,7 +460,8 @@ mod tests {
 
     #[test]
     fn the_queues_of_tasks_are_consumed_unless_somebody_says_otherwise() {
-        let file = "[tasks.resize]\ncommand = [\"true\"]\nqueue = \"images\"\n";
+        let file =
+            "[tasks.resize]\ncommand = [\"true\"]\nqueue = \"images\"\n[tasks.report]\nqueue = \"reports\"";
         let settings = resolve(Overrides::default(), &[], file).unwrap();
         assert_eq!(text::join(&settings.worker.queues.value), "default, images");
         let settings = resolve(Overrides::default(), &[("MACHINIST_QUEUES", "a, b")], file).unwrap();
