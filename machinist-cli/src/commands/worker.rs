@@ -7,7 +7,7 @@ use std::{
 };
 
 use machinist::{
-    App, Connectors, QueueName, Worker, WorkerBuilder,
+    App, Connectors, QueueName, TaskName, Worker, WorkerBuilder,
     settings::{Overrides, Settings, SettingsError},
     worker::{BuildError, Drained, Health, Stages, WorkerError},
 };
@@ -42,7 +42,7 @@ pub(super) async fn run(
     let app = connect(settings).await?;
     let builder = build(settings.configure(Worker::builder(&app)));
     let worker = build_worker(builder, commands, args.demo)?;
-    note_unconsumed(settings, worker.queues());
+    note_unconsumed(settings, &worker);
     if let Some(health_server) = &health_server {
         let address = health_server.address();
         output::note(&format!("machinist: health checks at http://{address}/healthz and /readyz"));
@@ -215,10 +215,11 @@ fn ready_line(worker: &Worker, settings: &Settings) -> String {
     )
 }
 
-/// Notes command tasks whose queue this worker does not consume, which is often a mistake.
-fn note_unconsumed(settings: &Settings, queues: &[QueueName]) {
-    for (name, task) in &settings.tasks {
-        if let Some(queue) = task.queue.as_ref().filter(|queue| !queues.contains(&queue.value)) {
+/// Notes tasks of this worker whose queue it does not consume, which is often a mistake.
+fn note_unconsumed(settings: &Settings, worker: &Worker) {
+    let known: Vec<&str> = worker.tasks().into_iter().map(TaskName::as_str).collect();
+    for (name, task) in settings.tasks.iter().filter(|(name, _)| known.contains(&name.as_str())) {
+        if let Some(queue) = task.queue.as_ref().filter(|queue| !worker.queues().contains(&queue.value)) {
             output::note(&format!(
                 "machinist: {name} is sent to queue {} ({}), which this worker does not consume",
                 queue.value, queue.origin

@@ -22,7 +22,7 @@
 //! | `tls.key_file` | `--tls-key-file` | `MACHINIST_TLS_KEY_FILE` | none | Private key of the client certificate, in PEM |
 //! | `worker.name` | `--name` | `MACHINIST_WORKER_NAME` | host and process id | Name of the worker in records and listings |
 //! | `worker.tags` | `--tag` | `MACHINIST_TAGS` | none | Word about the worker, like gpu or zone:eu, at most 16; the flag can be repeated, the variable separates tags by commas |
-//! | `worker.queues` | `--queue` | `MACHINIST_QUEUES` | default, and the queues of tasks in machinist.toml | Queue to consume; the flag can be repeated, the variable separates queues by commas |
+//! | `worker.queues` | `--queue` | `MACHINIST_QUEUES` | default, and the queues of command tasks | Queue to consume; the flag can be repeated, the variable separates queues by commas |
 //! | `worker.concurrency` | `--concurrency` | `MACHINIST_CONCURRENCY` | `16` | Number of tasks to run at once, 1 to 10000 |
 //! | `worker.look_ahead` | `--look-ahead` | `MACHINIST_LOOK_AHEAD` | the concurrency, at least 16 | Number of tasks to hold in addition to those that run, 0 to 10000; 0 is right for slow tasks, which can then run elsewhere |
 //! | `worker.grace` | `--grace` | `MACHINIST_GRACE` | `20s` | Time that running tasks get to end when the worker is told to stop |
@@ -224,7 +224,8 @@ pub struct TaskSettings {
     pub command: Option<Setting<Vec<String>>>,
     /// Names of the positional arguments; `None` accepts any arguments.
     pub args: Option<Setting<Vec<String>>>,
-    /// Queue to which the task is sent.
+    /// Queue to which the program sends the task. Its worker consumes the queue of a command task unless other queues are
+    /// set; a worker that registers a task without a command has to name the queue.
     pub queue: Option<Setting<QueueName>>,
     /// Time after which a run is ended.
     pub timeout: Option<Setting<Duration>>,

@@ -13,7 +13,7 @@ use machinist_core::{QueueName, worker::Tag};
 use super::{
     FILE, Overrides, Setting, SettingDefault, SettingInfo, SettingOrigin, Settings, SettingsError,
     SizeSettings, TaskSettings, TlsSettings, WorkerSettings,
-    file::{self, FileSettings, FileSizes},
+    file::{self, FileSettings, FileSizes, FileWorker},
     table::{self, Definition},
     text,
 };
@@ -73,6 +73,7 @@ impl Settings {
             None => FileSettings::default(),
         };
         let layers = Layers { env, connectors };
+        let worker = layers.worker(&flags, file.worker, &file.tasks)?;
         let broker = layers.url(&table::BROKER, Role::Broker, flags.broker, file.broker)?;
         let backend = layers.url(&table::BACKEND, Role::Backend, flags.backend, file.backend)?;
         let namespace =
@@ -80,9 +81,6 @@ impl Settings {
         let allow_unsigned = flags.allow_unsigned.then_some(true);
         let insecure_plaintext = flags.insecure_plaintext.then_some(true);
         let key_file = layers.optional(&table::KEY_FILE, flags.key_file, file.key_file)?;
-        let worker = file.worker;
-        let look_ahead = layers.optional(&table::LOOK_AHEAD, flags.look_ahead, worker.look_ahead)?;
-        let queues = layers.optional(&table::QUEUES, none_if_empty(flags.queues), worker.queues)?;
         Ok(Self {
             file: path,
             backend,
@@ -104,19 +102,7 @@ impl Settings {
                 cert_file: layers.optional(&table::TLS_CERT_FILE, flags.tls_cert_file, file.tls.cert_file)?,
                 key_file: layers.optional(&table::TLS_KEY_FILE, flags.tls_key_file, file.tls.key_file)?,
             },
-            worker: WorkerSettings {
-                name: layers.optional(
-                    &table::WORKER_NAME,
-                    table::WORKER_NAME.flag(flags.name)?,
-                    worker.name,
-                )?,
-                tags: tags(&layers, flags.tags, worker.tags)?,
-                look_ahead,
-                queues: queues.unwrap_or_else(|| default_queues(&file.tasks)),
-                concurrency: layers.required(&table::CONCURRENCY, flags.concurrency, worker.concurrency)?,
-                grace: layers.required(&table::GRACE, flags.grace, worker.grace)?,
-                consumer_timeout: layers.required(&table::CONSUMER_TIMEOUT, None, worker.consumer_timeout)?,
-            },
+            worker,
             sizes: layers.sizes(file.sizes)?,
             old_sizes: file.old_sizes,
             tasks: file.tasks,
@@ -221,6 +207,36 @@ impl Layers<'_> {
         }
     }
 
+    fn worker(
+        &self,
+        flags: &Overrides,
+        file: FileWorker,
+        tasks: &BTreeMap<String, TaskSettings>,
+    ) -> Result<WorkerSettings, SettingsError> {
+        let name = table::WORKER_NAME.flag(flags.name.clone())?;
+        let queues = self.optional(&table::QUEUES, none_if_empty(flags.queues.clone()), file.queues)?;
+        Ok(WorkerSettings {
+            name: self.optional(&table::WORKER_NAME, name, file.name)?,
+            tags: self.tags(flags.tags.clone(), file.tags)?,
+            queues: queues.unwrap_or_else(|| default_queues(tasks)),
+            concurrency: self.required(&table::CONCURRENCY, flags.concurrency, file.concurrency)?,
+            look_ahead: self.optional(&table::LOOK_AHEAD, flags.look_ahead, file.look_ahead)?,
+            grace: self.required(&table::GRACE, flags.grace, file.grace)?,
+            consumer_timeout: self.required(&table::CONSUMER_TIMEOUT, None, file.consumer_timeout)?,
+        })
+    }
+
+    /// Returns the tags. Those of the command line are counted here, because each flag holds one.
+    fn tags(
+        &self,
+        flags: Vec<Tag>,
+        file: Option<Setting<Vec<Tag>>>,
+    ) -> Result<Setting<Vec<Tag>>, SettingsError> {
+        let flags = text::few_tags(flags).map_err(|problem| SettingsError::new("--tag", problem))?;
+        let tags = self.optional(&table::TAGS, none_if_empty(flags), file)?;
+        Ok(tags.unwrap_or_else(|| Setting::new(Vec::new(), SettingOrigin::Default)))
+    }
+
     fn sizes(&self, file: FileSizes) -> Result<SizeSettings, SettingsError> {
         Ok(SizeSettings {
             body: self.required(&table::BODY_SIZE, None, file.body)?,
@@ -272,17 +288,6 @@ fn variable(env: &dyn Fn(&str) -> Option<OsString>, name: &str) -> Result<Option
     }
 }
 
-/// Returns the tags; those of the command line are counted here, because each flag holds one.
-fn tags(
-    layers: &Layers<'_>,
-    flags: Vec<Tag>,
-    file: Option<Setting<Vec<Tag>>>,
-) -> Result<Setting<Vec<Tag>>, SettingsError> {
-    let flags = text::few_tags(flags).map_err(|problem| SettingsError::new("--tag", problem))?;
-    let tags = layers.optional(&table::TAGS, none_if_empty(flags), file)?;
-    Ok(tags.unwrap_or_else(|| Setting::new(Vec::new(), SettingOrigin::Default)))
-}
-
 fn none_if_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
     (!list.is_empty()).then_some(list)
 }
@@ -296,11 +301,13 @@ fn default_key_file(broker: &ServerUrl, no_keys: bool) -> Option<Setting<PathBuf
 }
 
 /// Returns `default` and the queues of the command tasks: a user who writes a task with a queue and starts
-/// `machinist worker` expects it to run.
+/// `machinist worker` expects it to run. The program does not know a task without a command, so the queue of such a task
+/// has to be named by the worker that does.
 fn default_queues(tasks: &BTreeMap<String, TaskSettings>) -> Setting<Vec<QueueName>> {
     // INVARIANT: "default" is an allowed queue name.
     let mut queues = vec![QueueName::parse("default").expect("a valid name")];
-    for queue in tasks.values().filter_map(|task| task.queue.as_ref()) {
+    let commands = tasks.values().filter(|task| task.command.is_some());
+    for queue in commands.filter_map(|task| task.queue.as_ref()) {
         if !queues.contains(&queue.value) {
             queues.push(queue.value.clone());
         }
@@ -453,7 +460,8 @@ mod tests {
 
     #[test]
     fn the_queues_of_tasks_are_consumed_unless_somebody_says_otherwise() {
-        let file = "[tasks.resize]\ncommand = [\"true\"]\nqueue = \"images\"\n";
+        let file =
+            "[tasks.resize]\ncommand = [\"true\"]\nqueue = \"images\"\n[tasks.report]\nqueue = \"reports\"";
         let settings = resolve(Overrides::default(), &[], file).unwrap();
         assert_eq!(text::join(&settings.worker.queues.value), "default, images");
         let settings = resolve(Overrides::default(), &[("MACHINIST_QUEUES", "a, b")], file).unwrap();

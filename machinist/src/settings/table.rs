@@ -296,7 +296,7 @@ pub(super) static QUEUES: Definition<Vec<QueueName>> = Definition {
         name: "worker.queues",
         flag: Some("--queue"),
         variable: Some("MACHINIST_QUEUES"),
-        default: SettingDefault::Described("default, and the queues of tasks in machinist.toml"),
+        default: SettingDefault::Described("default, and the queues of command tasks"),
         meaning: "Queue to consume; the flag can be repeated, the variable separates queues by commas",
     },
     parse: text::queues,
