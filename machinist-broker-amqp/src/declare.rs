@@ -94,7 +94,7 @@ impl DeclaredTopology {
             TopologyMode::Verify => {
                 let mut channel = self.channel.lock().await;
                 for exchange in [self.topology.task_exchange(), self.topology.dead_letter_exchange()] {
-                    check_exchange(connection, &mut channel, exchange).await?;
+                    find_exchange(connection, &mut channel, exchange).await?;
                 }
                 self.known().shared = true;
                 Ok(())
@@ -113,7 +113,7 @@ impl DeclaredTopology {
         }
         let mut channel = self.channel.lock().await;
         if self.mode == TopologyMode::Verify {
-            check_queue(connection, &mut channel, queue).await?;
+            find_queue(connection, &mut channel, queue).await?;
             self.known().queues.insert(queue.to_owned(), Instant::now());
             return Ok(());
         }
@@ -138,7 +138,7 @@ impl DeclaredTopology {
         let mut channel = self.channel.lock().await;
         match self.mode {
             TopologyMode::Declare => self.declare_shared(connection, &mut channel).await,
-            TopologyMode::Verify => check_queue(connection, &mut channel, &self.topology.undelivered()).await,
+            TopologyMode::Verify => find_queue(connection, &mut channel, &self.topology.undelivered()).await,
         }
     }
 
@@ -162,9 +162,9 @@ impl DeclaredTopology {
             }
             TopologyMode::Verify => {
                 for level in (0..=top_level).rev() {
-                    check_exchange(connection, &mut channel, self.topology.level_exchange(level)).await?;
+                    find_exchange(connection, &mut channel, self.topology.level_exchange(level)).await?;
                     for queue in self.topology.level_queues(level) {
-                        check_queue(connection, &mut channel, &queue).await?;
+                        find_queue(connection, &mut channel, &queue).await?;
                     }
                 }
             }
@@ -261,6 +261,8 @@ async fn declare(channel: &Channel, declaration: &Declaration) -> Result<(), Amq
             let declare = channel.queue_declare(short_string(name), QueueDeclareOptions::durable(), table);
             rpc("declaring a queue", declare).await.map(drop)
         }
+        Declaration::ExistingQueue { name } => check_queue(channel, name).await,
+        Declaration::ExistingExchange { name } => check_exchange(channel, name).await,
         Declaration::BindQueue { queue, exchange, key } => {
             let bind = channel.queue_bind(
                 short_string(queue),
@@ -284,29 +286,35 @@ async fn declare(channel: &Channel, declaration: &Declaration) -> Result<(), Amq
     }
 }
 
-async fn check_queue(
+async fn find_queue(
     connection: &AmqpConnection,
     slot: &mut Option<Channel>,
     name: &str,
 ) -> Result<(), DeclareError> {
     let channel = open_channel(connection, slot).await?;
-    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let declare = channel.queue_declare(short_string(name), options, FieldTable::default());
-    let checked = rpc("checking a queue", declare).await.map(drop);
-    checked.map_err(|error| check_error(format!("queue {name}"), error))
+    check_queue(channel, name).await.map_err(|error| check_error(format!("queue {name}"), error))
 }
 
-async fn check_exchange(
+async fn find_exchange(
     connection: &AmqpConnection,
     slot: &mut Option<Channel>,
     name: String,
 ) -> Result<(), DeclareError> {
     let channel = open_channel(connection, slot).await?;
+    check_exchange(channel, &name).await.map_err(|error| check_error(format!("exchange {name}"), error))
+}
+
+async fn check_queue(channel: &Channel, name: &str) -> Result<(), AmqpError> {
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let declare = channel.queue_declare(short_string(name), options, FieldTable::default());
+    rpc("checking a queue", declare).await.map(drop)
+}
+
+async fn check_exchange(channel: &Channel, name: &str) -> Result<(), AmqpError> {
     let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-    let kind = ExchangeKind::Direct;
-    let declare = channel.exchange_declare(short_string(&name), kind, options, FieldTable::default());
-    let checked = rpc("checking an exchange", declare).await;
-    checked.map_err(|error| check_error(format!("exchange {name}"), error))
+    let declare =
+        channel.exchange_declare(short_string(name), ExchangeKind::Direct, options, FieldTable::default());
+    rpc("checking an exchange", declare).await
 }
 
 /// Explains why the check for an existing object failed.
@@ -335,7 +343,8 @@ fn declare_error(declaration: &Declaration, error: AmqpError) -> DeclareError {
     };
     let object = match declaration {
         Declaration::Exchange { name, .. } => format!("exchange {name}"),
-        Declaration::Queue { name, .. } => format!("queue {name}"),
+        Declaration::Queue { name, .. } | Declaration::ExistingQueue { name } => format!("queue {name}"),
+        Declaration::ExistingExchange { name } => format!("exchange {name}"),
         Declaration::BindQueue { queue, exchange, .. } => {
             format!("the binding of queue {queue} to exchange {exchange}")
         }
@@ -344,6 +353,7 @@ fn declare_error(declaration: &Declaration, error: AmqpError) -> DeclareError {
         }
     };
     let reason = match reply.code {
+        404 => format!("{object} belongs to another program and does not exist: start that program first"),
         406 => argument_mismatch::explain(&object, reply.text),
         403 => format!(
             "this user may not declare {object} ({}); grant configure, write and read on it, or set topology to \

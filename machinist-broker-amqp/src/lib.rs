@@ -59,4 +59,4 @@ mod supervisor;
 mod topology;
 
 pub use broker::AmqpBroker;
-pub use options::{AmqpOptions, QueueType, TopologyMode};
+pub use options::{AmqpOptions, ExistingQueue, QueueType, TopologyMode};

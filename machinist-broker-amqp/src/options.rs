@@ -1,8 +1,8 @@
 //! Options of the adapter.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
-use machinist_adapter::{broker::BrokerError, tls::Tls};
+use machinist_adapter::{broker::BrokerError, id::QueueName, tls::Tls};
 
 /// Options of an [`AmqpBroker`](crate::AmqpBroker).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub struct AmqpOptions {
     pub queue_type: QueueType,
     /// Handling of exchanges and queues that do not exist. Default: [`TopologyMode::Declare`].
     pub topology: TopologyMode,
+    /// Queues that other programs declare, by the names under which tasks are sent to them. Default: none.
+    pub existing_queues: HashMap<QueueName, ExistingQueue>,
     /// Maximum time for which a publish is tried before its caller gets an error. Default: 30 s.
     pub publish_deadline: Duration,
     /// Maximum size of a message body, in bytes: `max_message_size` of the broker, whose default is 16 MiB from
@@ -33,6 +35,7 @@ impl Default for AmqpOptions {
             namespace: "machinist".to_owned(),
             queue_type: QueueType::default(),
             topology: TopologyMode::default(),
+            existing_queues: HashMap::new(),
             publish_deadline: Duration::from_secs(30),
             max_message_size: 16 * 1024 * 1024,
             connection_name: name.unwrap_or("machinist").to_owned(),
@@ -62,6 +65,47 @@ pub enum TopologyMode {
     Verify,
 }
 
+/// Queue that another program declares. It is taken as it stands: it is never declared, whatever its type and arguments.
+///
+/// A binding brings it the delayed messages of this namespace, and its dead letters are kept in `NAME.dead`, which is
+/// declared as for any other queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExistingQueue {
+    /// Name of the queue on the broker. The namespace is no part of it.
+    pub name: String,
+    /// Exchange to which messages for the queue are published; the empty text is the default exchange.
+    pub exchange: String,
+    /// Routing key under which the exchange sends messages to the queue.
+    pub routing_key: String,
+}
+
+impl ExistingQueue {
+    /// Names a queue that is reached by the default exchange.
+    pub fn new(name: impl Into<String>) -> Self {
+        let name = name.into();
+        Self { exchange: String::new(), routing_key: name.clone(), name }
+    }
+
+    /// Publishes messages for the queue to this exchange, under this routing key.
+    #[must_use]
+    pub fn through(mut self, exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
+        self.exchange = exchange.into();
+        self.routing_key = routing_key.into();
+        self
+    }
+
+    fn check(&self) -> Result<(), BrokerError> {
+        QueueName::parse(&self.name).map_err(|error| BrokerError::Configuration(error.to_string()))?;
+        if self.exchange.len().max(self.routing_key.len()) > 255 {
+            return Err(BrokerError::Configuration(format!(
+                "queue {}: its exchange or its routing key is longer than 255 bytes, the maximum of AMQP",
+                self.name
+            )));
+        }
+        Ok(())
+    }
+}
+
 impl AmqpOptions {
     /// Checks the values that the types allow and the broker does not.
     pub(crate) fn check(&self) -> Result<(), BrokerError> {
@@ -77,6 +121,7 @@ impl AmqpOptions {
                 "namespace \"amq\" is reserved for the broker; choose another name".to_owned(),
             ));
         }
+        self.existing_queues.values().try_for_each(ExistingQueue::check)?;
         if self.publish_deadline.is_zero() {
             return Err(BrokerError::Configuration(
                 "publish_deadline 0 would give up before it begins; use at least a second".to_owned(),

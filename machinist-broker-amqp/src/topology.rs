@@ -2,11 +2,13 @@
 //!
 //! `docs/topology.md` explains why each of them exists.
 
+use std::{collections::HashMap, sync::Arc};
+
 use machinist_adapter::{broker::Target, id::QueueName};
 
 use crate::{
     ladder::{self, DelayRoute},
-    options::{AmqpOptions, QueueType},
+    options::{AmqpOptions, ExistingQueue, QueueType},
 };
 
 /// Maximum number of returns of a message that kills its consumers, before the broker dead-letters it. High, because
@@ -29,6 +31,10 @@ pub(crate) enum Declaration {
     Exchange { name: String, kind: ExchangeType, alternate: Option<String> },
     /// A durable queue.
     Queue { name: String, arguments: Vec<(&'static str, ArgumentValue)> },
+    /// A queue of another program: only its existence is checked.
+    ExistingQueue { name: String },
+    /// An exchange of another program: only its existence is checked.
+    ExistingExchange { name: String },
     /// A binding: messages that `exchange` receives under `key` go to `queue`.
     BindQueue { queue: String, exchange: String, key: String },
     /// A binding: messages that `exchange` receives under `key` go on to exchange `to`.
@@ -60,11 +66,16 @@ pub(crate) struct MessageRoute {
 pub(crate) struct AmqpTopology {
     namespace: String,
     queue_type: QueueType,
+    existing: Arc<HashMap<QueueName, ExistingQueue>>,
 }
 
 impl AmqpTopology {
     pub(crate) fn new(options: &AmqpOptions) -> Self {
-        Self { namespace: options.namespace.clone(), queue_type: options.queue_type }
+        Self {
+            namespace: options.namespace.clone(),
+            queue_type: options.queue_type,
+            existing: Arc::new(options.existing_queues.clone()),
+        }
     }
 
     /// Name of a task queue on the broker: NAME in the default namespace and NAMESPACE:NAME in any other, so that two
@@ -73,7 +84,9 @@ impl AmqpTopology {
     /// # Errors
     /// The reason that the name cannot be that of a queue here.
     pub(crate) fn queue_name(&self, queue: &QueueName) -> Result<String, String> {
-        let name = if self.namespace == "machinist" {
+        let name = if let Some(existing) = self.existing.get(queue) {
+            existing.name.clone()
+        } else if self.namespace == "machinist" {
             queue.to_string()
         } else {
             format!("{}:{queue}", self.namespace)
@@ -102,6 +115,11 @@ impl AmqpTopology {
     pub(crate) fn route(&self, target: &Target, queue: &str, delay: Option<DelayRoute>) -> MessageRoute {
         let is_dead_letter = matches!(target, Target::DeadLetters(_));
         let Some(delay) = delay else {
+            if let Target::Queue(queue) = target
+                && let Some(ExistingQueue { exchange, routing_key, .. }) = self.existing.get(queue)
+            {
+                return MessageRoute { exchange: exchange.clone(), key: routing_key.clone() };
+            }
             let exchange = if is_dead_letter { self.dead_letter_exchange() } else { self.task_exchange() };
             return MessageRoute { exchange, key: queue.to_owned() };
         };
@@ -137,6 +155,9 @@ impl AmqpTopology {
     /// another kind of key.
     pub(crate) fn queue_of_due_message(&self, key: &str) -> Option<QueueName> {
         let queue = ladder::queue_of(key)?;
+        if let Some((name, _)) = self.existing.iter().find(|(_, existing)| existing.name == queue) {
+            return Some(name.clone());
+        }
         let own = match self.namespace.as_str() {
             "machinist" => queue,
             namespace => queue.strip_prefix(namespace)?.strip_prefix(':')?,
@@ -188,6 +209,20 @@ impl AmqpTopology {
             exchange,
             key,
         };
+        if let Some(existing) = self.existing.values().find(|existing| existing.name == name) {
+            let exchange = &existing.exchange;
+            let checked_exchange = Declaration::ExistingExchange { name: exchange.clone() };
+            return [
+                Declaration::Queue { name: dead.clone(), arguments: quorum(NO_DELIVERY_LIMIT) },
+                bind(&dead, self.dead_letter_exchange(), name.to_owned()),
+                bind(&dead, self.due_exchange(), ladder::pattern_due(&dead)),
+                Declaration::ExistingQueue { name: name.to_owned() },
+                bind(name, self.due_exchange(), ladder::pattern_due(name)),
+            ]
+            .into_iter()
+            .chain((!exchange.is_empty()).then_some(checked_exchange))
+            .collect();
+        }
         let arguments = match self.queue_type {
             QueueType::Quorum => {
                 let mut arguments = quorum(DELIVERY_LIMIT);
@@ -312,6 +347,28 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_of_another_program_keeps_its_name_and_is_never_declared() {
+        let tasks = ExistingQueue::new("machinery_tasks").through("machinery_exchange", "tasks");
+        let existing_queues = HashMap::from([(name("go"), tasks)]);
+        let options = AmqpOptions { namespace: "x".to_owned(), existing_queues, ..AmqpOptions::default() };
+        let topology = AmqpTopology::new(&options);
+        let queue = topology.queue_name(&name("go")).unwrap();
+        assert_eq!(queue, "machinery_tasks");
+        let route = |target, delay| topology.route(&target, &queue, DelayRoute::for_delay(delay));
+        let now = route(Target::Queue(name("go")), Duration::ZERO);
+        assert_eq!((now.exchange.as_str(), now.key.as_str()), ("machinery_exchange", "tasks"));
+        let dead = route(Target::DeadLetters(name("go")), Duration::ZERO);
+        assert_eq!((dead.exchange.as_str(), dead.key.as_str()), ("x.dead", "machinery_tasks"));
+        let later = route(Target::Queue(name("go")), Duration::from_secs(1));
+        assert_eq!(topology.queue_of_due_message(&later.key), Some(name("go")));
+        let declared: Vec<_> = topology.task_queue(&queue);
+        let declares = |wanted: &str| {
+            declared.iter().any(|d| matches!(d, Declaration::Queue { name, .. } if name == wanted))
+        };
+        assert!(declares("machinery_tasks.dead") && !declares("machinery_tasks"), "{declared:?}");
+    }
+
+    #[test]
     fn routes() {
         let topology = topology("machinist");
         let route = |target, delay| topology.route(&target, "mail", DelayRoute::for_delay(delay));
@@ -342,6 +399,9 @@ mod tests {
                         }
                     }
                     made.insert(('q', name.clone()));
+                }
+                Declaration::ExistingQueue { name } | Declaration::ExistingExchange { name } => {
+                    panic!("{name} is ours")
                 }
                 Declaration::BindQueue { queue, exchange, .. } => {
                     assert!(made.contains(&('q', queue.clone())) && made.contains(&('e', exchange.clone())));

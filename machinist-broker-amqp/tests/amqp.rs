@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use lapin::{
@@ -12,7 +12,7 @@ use lapin::{
     options::{ExchangeDeleteOptions, QueueBindOptions},
     types::{AMQPValue, FieldArray, FieldTable},
 };
-use machinist_broker_amqp::{AmqpBroker, AmqpOptions, QueueType, TopologyMode};
+use machinist_broker_amqp::{AmqpBroker, AmqpOptions, ExistingQueue, QueueType, TopologyMode};
 use machinist_conformance::{BrokerHarness as _, eventually, service_url, within};
 use machinist_core::{
     broker::{
@@ -485,6 +485,55 @@ async fn the_doctor_looks_into_the_broker() {
         }
         let version = findings.iter().find(|finding| finding.subject == "version").unwrap();
         assert!(version.found.starts_with("RabbitMQ "), "{version:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_of_another_program_is_used_as_it_stands() {
+    in_namespace(async |harness| {
+        let theirs = format!("{}-theirs", harness.namespace);
+        let go = queue("go");
+        let existing = ExistingQueue::new(&theirs).through("amq.direct", format!("{theirs}-key"));
+        let existing_queues = HashMap::from([(go.clone(), existing)]);
+        let broker = harness.broker(AmqpOptions { existing_queues, ..harness.options() }).await;
+        let missing = broker.consume(Consume { queues: vec![go.clone()], prefetch: 1 }).await.unwrap_err();
+        assert!(all_of(&missing).contains("belongs to another program and does not exist"), "{missing:?}");
+
+        let raw = Raw::connect(&harness.url).await;
+        // A classic queue with an argument that ours never have.
+        raw.declare(&theirs, &[("x-max-priority", AMQPValue::ShortShortInt(3))]).await;
+        let (from, key) = ("amq.direct", format!("{theirs}-key"));
+        let bind = QueueBindOptions::default();
+        let bound = raw.channel.queue_bind(
+            theirs.as_str().into(),
+            from.into(),
+            key.as_str().into(),
+            bind,
+            FieldTable::default(),
+        );
+        bound.await.unwrap();
+        let mut consumer = consume(&broker, &go).await;
+        raw.publish(from, &key, BasicProperties::default(), b"theirs").await;
+        let delivery = next(&mut *consumer).await;
+        assert_eq!((&delivery.queue, &delivery.message.body[..]), (&go, &b"theirs"[..]));
+        delivery.receipt.settle(Settle::Ack).await;
+        publish(&broker, to(&go, "ours")).await.unwrap();
+        let delayed = Publish { delay: Duration::from_millis(200), ..to(&go, "delayed") };
+        publish(&broker, delayed).await.unwrap();
+        for expected in ["ours", "delayed"] {
+            let delivery = next(&mut *consumer).await;
+            assert_eq!((&delivery.queue, &delivery.message.body[..]), (&go, expected.as_bytes()));
+            delivery.receipt.settle(Settle::Ack).await;
+        }
+        let letter = Publish { target: Target::DeadLetters(go.clone()), ..to(&go, "dead") };
+        publish(&broker, letter).await.unwrap();
+        let depth = broker.depth(std::slice::from_ref(&go)).await.unwrap().remove(0);
+        assert_eq!((depth.ready, depth.dead), (Some(0), Some(1)));
+        consumer.stop().await;
+        for leftover in [theirs.clone(), format!("{theirs}.dead")] {
+            raw.delete_queue(&leftover).await;
+        }
     })
     .await;
 }
