@@ -4,7 +4,7 @@
 //! The tables are in memory and have one lock. That makes a commit one step, and nothing is awaited under the lock.
 
 use std::{
-    collections::{BTreeMap, hash_map::RandomState},
+    collections::{BTreeMap, BTreeSet, hash_map::RandomState},
     hash::BuildHasher,
     ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -55,7 +55,7 @@ struct Tables {
     /// Expiry of each record that has one. Each row leaves together with the last fact of its record.
     expiries: BTreeMap<RecordId, Timestamp>,
     /// Entries of all indexes, in the order of `list`.
-    entries: BTreeMap<(String, Timestamp, String), ()>,
+    entries: BTreeSet<(String, Timestamp, String)>,
     /// Instant of each member of an index: it finds the entry that an update replaces.
     instants: BTreeMap<(String, String), Timestamp>,
 }
@@ -134,7 +134,7 @@ impl Tables {
         }
         if let Some(at) = at {
             self.instants.insert(key, at);
-            self.entries.insert((index, at, member), ());
+            self.entries.insert((index, at, member));
         }
     }
 
@@ -149,7 +149,7 @@ impl Tables {
             Some((at, member)) => Bound::Excluded((index.clone(), at, member)),
             None => Bound::Included((index.clone(), Timestamp::from_micros(i64::MIN), String::new())),
         };
-        let rows = self.entries.range((from, Bound::Unbounded)).map(|(row, ())| row);
+        let rows = self.entries.range((from, Bound::Unbounded));
         let rows = rows.take_while(|(other, ..)| *other == index).take(limit);
         rows.map(|(_, at, member)| (*at, member.clone())).collect()
     }
@@ -181,11 +181,6 @@ impl Signals {
 }
 
 impl ToyBackend {
-    /// Creates a backend without records.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
     fn tables(&self) -> MutexGuard<'_, Tables> {
         self.store.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,8 @@
 //! Wire profile of a program that publishes lines such as `resize,photo.jpg,200`: the name of a task and its
 //! arguments, separated by commas. The id of the task is the id of the message.
 
+use std::fmt::Display;
+
 use machinist_core::{Arg, Profile, ProfileError, TaskId, TaskMessage, TaskName, broker::Message};
 use serde_json::Value;
 
@@ -16,12 +18,12 @@ impl Profile for CsvProfile {
     }
 
     fn read(&self, message: &Message) -> Result<TaskMessage, ProfileError> {
-        let line = std::str::from_utf8(&message.body).map_err(malformed)?;
+        let line = std::str::from_utf8(&message.body).map_err(|error| malformed(&error))?;
         let (name, values) = parse(line);
         // `read` is pure: an id that is made up here would be another one at each delivery.
-        let id = message.id.as_deref().ok_or_else(|| malformed("the message has no id"))?;
-        let id = TaskId::parse(id).map_err(malformed)?;
-        let mut task = TaskMessage::new(id, TaskName::parse(name).map_err(malformed)?);
+        let id = message.id.as_deref().ok_or_else(|| malformed(&"the message has no id"))?;
+        let id = TaskId::parse(id).map_err(|error| malformed(&error))?;
+        let mut task = TaskMessage::new(id, TaskName::parse(name).map_err(|error| malformed(&error))?);
         task.args = values.into_iter().map(Arg::from_value).collect();
         task.priority = message.priority;
         Ok(task)
@@ -68,7 +70,7 @@ fn line(task: &TaskMessage) -> Result<String, ProfileError> {
     Ok(line)
 }
 
-fn malformed(error: impl ToString) -> ProfileError {
+fn malformed(error: &dyn Display) -> ProfileError {
     ProfileError::Malformed(error.to_string())
 }
 

@@ -20,7 +20,7 @@ impl BackendHarness for Harness {
 }
 
 async fn harness() -> Option<Harness> {
-    Some(Harness(ToyBackend::new()))
+    Some(Harness(ToyBackend::default()))
 }
 
 machinist_conformance::backend_suite!(harness);

@@ -31,7 +31,7 @@ async fn resize(State(runs): State<Arc<AtomicU32>>, file: String, width: i64) ->
 
 async fn application(broker: &MemoryBroker, queue: &QueueName) -> App {
     let options = QueueOptions::default().profile(CsvProfile).allow_unsigned(["resize"]);
-    let builder = App::builder(Arc::new(broker.connect()), Arc::new(ToyBackend::new()));
+    let builder = App::builder(Arc::new(broker.connect()), Arc::new(ToyBackend::default()));
     builder.queue(queue.clone(), options).build().await.unwrap()
 }
 
