@@ -313,6 +313,20 @@ async fn a_task_that_is_taken_over() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_worker_that_reconnects_is_seen() {
+    let house = House::new().await;
+    let _running = house.worker("w");
+    tokio::time::sleep(secs(30)).await;
+    house.broker.interrupt();
+    tokio::time::sleep(secs(30)).await;
+    let seen = house.seen.take();
+    assert_eq!(
+        seen,
+        ["w: worker_started 1 queue", "w: worker_state broker_away", "w: worker_state broker_back"]
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn progress_is_seen_while_a_task_runs() {
     let house = House::new().await;
     let _running = house.worker("w");

@@ -245,6 +245,10 @@ pub enum WorkerState<'a> {
     BackendAway,
     /// The backend answers again.
     BackendBack,
+    /// The connection that delivers messages was lost: the broker delivers again what was unsettled.
+    BrokerAway,
+    /// The connection that delivers messages is up again.
+    BrokerBack,
     /// The session has expired: the worker opens a new one and adopts its runs.
     #[non_exhaustive]
     SessionExpired {
@@ -355,6 +359,8 @@ impl WorkerState<'_> {
         Draining => "draining",
         BackendAway => "backend_away",
         BackendBack => "backend_back",
+        BrokerAway => "broker_away",
+        BrokerBack => "broker_back",
         SessionExpired => "session_expired",
         CutOff => "cut_off",
         Withdrawn => "withdrawn",

@@ -71,6 +71,8 @@ fn log_state(state: WorkerState<'_>) {
             tracing::error!("the backend is away: taking no deliveries until it answers");
         }
         WorkerState::BackendBack => tracing::info!("the backend is back"),
+        // The adapter logs it, with the error.
+        WorkerState::BrokerAway | WorkerState::BrokerBack => {}
         WorkerState::SessionExpired { running } => {
             tracing::warn!(running, "the session has expired: opening a new one and adopting what runs")
         }

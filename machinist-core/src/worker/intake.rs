@@ -116,11 +116,13 @@ impl Intake {
         let mut known_valid_until = sessions.valid_until();
         let mut disconnects_at_renewal = health.disconnects();
         let mut last_disconnects = disconnects_at_renewal;
+        let mut broker_away = false;
         loop {
             tokio::time::sleep(sessions.lease().check_interval()).await;
             let valid_until = sessions.valid_until();
             let disconnects = health.disconnects();
             let previous_disconnects = std::mem::replace(&mut last_disconnects, disconnects);
+            self.tell_of_connection(&mut broker_away, disconnects != previous_disconnects);
             if valid_until != known_valid_until {
                 // A connection lost since the last check may have been lost after the renewal.
                 known_valid_until = valid_until;
@@ -137,6 +139,18 @@ impl Intake {
                 disconnects_at_renewal = disconnects;
             }
         }
+    }
+
+    /// Emits that the connection to the broker was lost, or is up again. `lost` is `true` if it was lost since the last
+    /// check.
+    fn tell_of_connection(&self, broker_away: &mut bool, lost: bool) {
+        let was_away = std::mem::replace(broker_away, lost);
+        let state = match (was_away, lost) {
+            (false, true) => WorkerState::BrokerAway,
+            (true, false) => WorkerState::BrokerBack,
+            _ => return,
+        };
+        self.processor.worker.calls.emit_state(state);
     }
 
     /// Subscribes, and tries again until it succeeds.
