@@ -80,6 +80,7 @@ fn line(event: &Event<'_>) -> String {
         EventKind::WorkerState { state: WorkerState::Draining { running, .. }, .. } => {
             format!("draining {running}")
         }
+        EventKind::WorkerState { state, .. } => state.name().to_owned(),
         EventKind::WorkerEnded { handed_back, unfinished, refused, .. } => {
             format!("{handed_back} {unfinished} {refused}")
         }
