@@ -239,7 +239,8 @@ pub enum IndexUpdate {
 pub struct BackendCapabilities {
     /// Records survive the end of the process that wrote them.
     pub durable: bool,
-    /// Several processes can share it.
+    /// Several processes can share it. A worker then renews its session on a separate thread with its own runtime, so
+    /// that an adapter with connections keeps one for each runtime.
     pub shared: bool,
 }
 

@@ -1,7 +1,7 @@
 //! The suites that define what a broker and a backend of machinist are.
 //!
-//! The docs of the seams in `machinist-core` say what an adapter promises; each promise is one test here, and an
-//! adapter is one when they pass. [`broker_suite!`] and [`backend_suite!`] expand to one named `#[test]` per
+//! The docs of the seams in `machinist-adapter` say what an adapter promises, and `docs/adapters.md` shows how to keep it.
+//! Each promise is one test here, and an adapter is one when they pass. [`broker_suite!`] and [`backend_suite!`] expand to one named `#[test]` per
 //! promise, so that a failure names what was broken.
 //!
 //! ```no_run

@@ -73,8 +73,10 @@ pub trait Profile: fmt::Debug + Send + Sync + 'static {
     /// Writes a message that [`read`](Self::read) reads as this task: a new task, its next attempt, or a copy that comes
     /// back later.
     ///
-    /// `source` is the message that the task was read from, if there is one. What a [`TaskMessage`] has no place for is
-    /// best copied from it.
+    /// Core adds headers with the attempt, the guard generation, the times, the counters, the fencing token, the pairs and
+    /// the trace. Everything else of a task is lost unless the format holds it: arguments, retry policy, timeouts, headers
+    /// and priority. `source` is the message that the task was read from, if there is one. What a [`TaskMessage`] has no
+    /// place for is best copied from it.
     ///
     /// # Errors
     /// [`ProfileError::Inexpressible`]: the task is not sent, or ends without another attempt.
