@@ -45,12 +45,24 @@ pub(crate) struct TaskView {
     pub(crate) progress: Option<ProgressView>,
     /// Reason that its outcome cannot be shown.
     locked: Option<String>,
+    /// Parking of the task, while a rule of admission refuses its start.
+    parked: Option<ParkedView>,
     /// `true` if it was asked to end, and still runs.
     revoked: bool,
     /// Failed task that this one repeats.
     retry_of: Option<String>,
     /// Task that repeats this failed one.
     retried_as: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct ParkedView {
+    /// Reason, as `CODE:SUBJECT`.
+    reason: String,
+    /// Time since when it waits for this reason.
+    since: String,
+    /// Time at which its message comes back by itself.
+    until: String,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -163,6 +175,11 @@ impl From<&Record> for TaskView {
                 at: progress.at.to_string(),
             }),
             locked: record.locked.clone(),
+            parked: record.parked.as_ref().map(|parked| ParkedView {
+                reason: parked.reason.clone(),
+                since: parked.since.to_string(),
+                until: parked.until.to_string(),
+            }),
             revoked: record.revoked,
             retry_of: record.retry_of.as_ref().map(TaskId::to_string),
             retried_as: record.retried_as.as_ref().map(TaskId::to_string),
@@ -196,6 +213,7 @@ impl TaskView {
             log: String::new(),
             progress: None,
             locked: None,
+            parked: None,
             revoked: false,
             retry_of: None,
             retried_as: None,
@@ -240,6 +258,9 @@ impl TaskView {
         }
         if let Some(progress) = &self.progress {
             row("progress", &progress.bar());
+        }
+        if let Some(ParkedView { reason, since, until }) = &self.parked {
+            row("parked", &format!("{} since {since}, asks again at {until}", printable(reason)));
         }
         if self.revoked {
             row("revoked", "it was asked to end");
@@ -291,6 +312,9 @@ impl TaskView {
         }
         if let (TaskState::Started, Some(progress)) = (self.state, &self.progress) {
             let _ = write!(line, "  {}", progress.bar());
+        }
+        if let Some(parked) = &self.parked {
+            return line + "  parked: " + &printable(&parked.reason);
         }
         match (self.state, &self.eta) {
             (TaskState::Retry, Some(eta)) => line + "  next run " + eta,

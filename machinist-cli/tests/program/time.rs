@@ -144,3 +144,24 @@ fn progress_is_followed() {
     let progress = &folder.status(&id)["progress"];
     assert_eq!((&progress["total"], &progress["note"]), (&json!(1600), &json!("asleep")));
 }
+
+#[test]
+fn a_task_whose_name_is_disabled_says_why_it_waits() {
+    let folder = Folder::with("[tasks.greet]\ncommand = [\"echo\", \"hello\"]\n");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let client = runtime.block_on(async { folder.app().await.client() });
+    let greet = "greet".try_into().unwrap();
+    runtime.block_on(client.disable_task(&greet)).unwrap();
+    let worker = folder.worker(&[]);
+    let waits = folder.send(&["greet"]);
+    eventually("it is parked", || {
+        let status = folder.status(&waits);
+        (status["parked"]["reason"] == "disabled:greet" && status["state"] == "PENDING").then_some(())
+    });
+    let page = folder.run(&["status", &waits]).stdout;
+    assert!(page.contains("parked    disabled:greet since "), "{page}");
+    assert_eq!(runtime.block_on(client.enable_task(&greet)).unwrap(), 1);
+    folder.run(&["status", &waits, "--watch"]).ended(0);
+    assert!(folder.status(&waits)["parked"].is_null());
+    worker.stop().ended(0);
+}
