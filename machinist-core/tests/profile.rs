@@ -8,8 +8,8 @@ use std::{
 };
 
 use machinist_core::{
-    App, AppBuilder, Arg, DeadFilter, Profile, ProfileError, QueueOptions, Signature, State, TaskContext,
-    TaskDef, TaskError, TaskMessage, Worker,
+    App, AppBuilder, Arg, Backoff, DeadFilter, Profile, ProfileError, QueueOptions, Signature, State,
+    TaskContext, TaskDef, TaskError, TaskMessage, Worker,
     broker::{Broker, Consume, Delivery, HeaderValue, Message, Publish, Settle, Target},
     id::QueueName,
     record::TaskState,
@@ -103,7 +103,11 @@ impl House {
             .queue("foreign")
             .queue("default")
             .task(FLAKY, flaky)
-            .options("tiny.flaky", TaskOptions::new().retries(retries))
+            // Long enough for the test to stop the worker before the next attempt.
+            .options(
+                "tiny.flaky",
+                TaskOptions::new().retries(retries).backoff(Backoff::fixed(Duration::from_secs(10))),
+            )
             .state(Arc::clone(&self.seen))
             .build()
             .unwrap();
