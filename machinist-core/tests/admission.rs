@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod support;
+
 use std::{
     sync::{
         Arc, Mutex,
@@ -11,7 +13,7 @@ use std::{
 };
 
 use machinist_core::{
-    App, AsyncResult, RetryPolicy, State, TaskDef, TaskError, Worker,
+    App, AsyncResult, Client, RetryPolicy, State, TaskDef, TaskError, Worker,
     admission::{AdmissionDecision, AdmissionRequest, AdmissionRule, WaitReason},
     backend::{Backend, Commit, Index},
     broker::Broker,
@@ -22,8 +24,8 @@ use machinist_core::{
     worker::Drained,
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
+use support::Running;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 const WORK: TaskDef<(), ()> = TaskDef::new("work");
 const OTHER: TaskDef<(), ()> = TaskDef::new("other");
@@ -66,13 +68,13 @@ fn reason() -> WaitReason {
     WaitReason::new("gate", "work")
 }
 
-struct Running {
+/// A worker that counts its runs of `work`.
+struct Counting {
     runs: Runs,
-    stop: CancellationToken,
-    worker: tokio::task::JoinHandle<Drained>,
+    running: Running,
 }
 
-impl Running {
+impl Counting {
     fn start(app: &App, gate: Option<&Gate>) -> Self {
         let runs = Runs::default();
         let mut worker = Worker::builder(app)
@@ -84,10 +86,7 @@ impl Running {
         if let Some(gate) = gate {
             worker = worker.admission(gate.clone());
         }
-        let worker = worker.build().unwrap();
-        let stop = CancellationToken::new();
-        let stopped = stop.clone().cancelled_owned();
-        Self { runs, stop, worker: tokio::spawn(async move { worker.run_until(stopped).await.unwrap() }) }
+        Self { runs, running: Running::start(worker) }
     }
 
     fn runs(&self) -> u32 {
@@ -95,8 +94,7 @@ impl Running {
     }
 
     async fn stop(self) -> Drained {
-        self.stop.cancel();
-        self.worker.await.unwrap()
+        self.running.stop().await
     }
 }
 
@@ -142,30 +140,39 @@ impl Servers {
     }
 }
 
+/// A worker whose rule refuses `work`, and its servers.
+struct Refused {
+    servers: Servers,
+    client: Client,
+    gate: Gate,
+    running: Counting,
+}
+
+async fn refused() -> Refused {
+    let servers = servers().await;
+    let gate = Gate::closed();
+    let running = Counting::start(&servers.app, Some(&gate));
+    Refused { client: servers.app.client(), servers, gate, running }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_task_that_is_refused_for_seconds_waits_in_the_process_and_holds_up_nobody() {
-    let servers = servers().await;
-    let client = servers.app.client();
-    let gate = Gate::closed();
-    let running = Running::start(&servers.app, Some(&gate));
-    let refused = client.send(WORK.call(())).await.unwrap();
+    let Refused { servers, client, gate, running } = refused().await;
+    let task = client.send(WORK.call(())).await.unwrap();
     let other = client.send(OTHER.call(())).await.unwrap();
     other.wait(Duration::from_secs(1)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!((running.runs(), refused.state().await.unwrap()), (0, TaskState::Pending));
+    assert_eq!((running.runs(), task.state().await.unwrap()), (0, TaskState::Pending));
     gate.set(AdmissionDecision::Now);
-    refused.wait(Duration::from_secs(1)).await.unwrap();
+    task.wait(Duration::from_secs(1)).await.unwrap();
     assert_eq!(servers.parked.load(Ordering::SeqCst), 0, "it never left the process");
-    assert_eq!(refused.record().await.unwrap().attempt, 1);
+    assert_eq!(task.record().await.unwrap().attempt, 1);
     assert!(running.stop().await.is_clean());
 }
 
 #[tokio::test(start_paused = true)]
 async fn many_refused_tasks_do_not_fill_the_look_ahead() {
-    let servers = servers().await;
-    let client = servers.app.client();
-    let gate = Gate::closed();
-    let running = Running::start(&servers.app, Some(&gate));
+    let Refused { servers, client, gate, running } = refused().await;
     let mut refused = Vec::new();
     for _ in 0..50 {
         refused.push(client.send(WORK.call(())).await.unwrap());
@@ -187,10 +194,7 @@ async fn many_refused_tasks_do_not_fill_the_look_ahead() {
 
 #[tokio::test(start_paused = true)]
 async fn a_parked_task_says_why_and_is_released_at_once() {
-    let servers = servers().await;
-    let client = servers.app.client();
-    let gate = Gate::closed();
-    let running = Running::start(&servers.app, Some(&gate));
+    let Refused { servers, client, gate, running } = refused().await;
     let task = client.send(WORK.call(())).await.unwrap();
     servers.is_parked(&task).await;
     let record = task.record().await.unwrap();
@@ -218,10 +222,7 @@ async fn a_parked_task_says_why_and_is_released_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn the_guard_alone_suffices() {
-    let servers = servers().await;
-    let client = servers.app.client();
-    let gate = Gate::closed();
-    let running = Running::start(&servers.app, Some(&gate));
+    let Refused { servers, client, gate, running } = refused().await;
     let task = client.send(WORK.call(())).await.unwrap();
     servers.is_parked(&task).await;
     let forget = Commit { drop: vec!["pk".into(), "pm".into(), "g:1:1".into()], ..Commit::new(task.id()) };
@@ -242,7 +243,7 @@ async fn a_known_time_is_waited_for_and_spends_neither_attempt_nor_postponement(
         let gate = Gate::closed();
         let free = at(wait);
         gate.set(AdmissionDecision::NotBefore(free, reason()));
-        let running = Running::start(&servers.app, Some(&gate));
+        let running = Counting::start(&servers.app, Some(&gate));
         let policy = RetryPolicy { max_postponements: 0, ..RetryPolicy::new(0) };
         let task = client.send(WORK.call(()).retry_policy(policy)).await.unwrap();
         task.wait(4 * HOUR).await.unwrap();
@@ -259,10 +260,7 @@ async fn a_known_time_is_waited_for_and_spends_neither_attempt_nor_postponement(
 
 #[tokio::test(start_paused = true)]
 async fn what_was_revoked_or_has_expired_is_not_parked_any_longer() {
-    let servers = servers().await;
-    let client = servers.app.client();
-    let gate = Gate::closed();
-    let running = Running::start(&servers.app, Some(&gate));
+    let Refused { servers, client, running, .. } = refused().await;
     let revoked = client.send(WORK.call(())).await.unwrap();
     let late = client.send(WORK.call(()).expires_in(MINUTE)).await.unwrap();
     servers.is_parked(&revoked).await;
@@ -283,7 +281,7 @@ async fn a_disabled_name_waits_everywhere_until_it_is_enabled() {
     client.disable_task(&work).await.unwrap();
     assert_eq!(client.disabled_tasks().await.unwrap(), std::slice::from_ref(&work));
     // One worker that starts afterwards, and a second one.
-    let workers = [Running::start(&servers.app, None), Running::start(&servers.app, None)];
+    let workers = [Counting::start(&servers.app, None), Counting::start(&servers.app, None)];
     let mut tasks = Vec::new();
     for _ in 0..20 {
         tasks.push(client.send(WORK.call(())).await.unwrap());
@@ -305,7 +303,7 @@ async fn a_disabled_name_waits_everywhere_until_it_is_enabled() {
     servers.is_parked(&waits).await;
     client.enable_task(&work).await.unwrap();
     waits.wait(MINUTE).await.unwrap();
-    let runs: u32 = workers.iter().map(Running::runs).sum();
+    let runs: u32 = workers.iter().map(Counting::runs).sum();
     assert_eq!(runs, 21);
     for worker in workers {
         assert!(worker.stop().await.is_clean());
@@ -314,15 +312,12 @@ async fn a_disabled_name_waits_everywhere_until_it_is_enabled() {
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_stops_hands_back_what_waits_in_it() {
-    let servers = servers().await;
-    let client = servers.app.client();
-    let gate = Gate::closed();
-    let running = Running::start(&servers.app, Some(&gate));
+    let Refused { servers, client, running, .. } = refused().await;
     let task = client.send(WORK.call(())).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(running.stop().await.is_clean());
     assert_eq!(servers.ready().await, 1);
-    let open = Running::start(&servers.app, None);
+    let open = Counting::start(&servers.app, None);
     task.wait(Duration::from_secs(1)).await.unwrap();
     assert!(open.stop().await.is_clean());
 }

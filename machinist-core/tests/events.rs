@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod support;
+
 use std::{
     sync::{
         Arc, Mutex,
@@ -20,7 +22,7 @@ use machinist_core::{
     worker::Drained,
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
-use tokio_util::sync::CancellationToken;
+use support::Running;
 
 const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
 const FAIL: TaskDef<(), ()> = TaskDef::new("fail");
@@ -147,24 +149,6 @@ impl House {
 fn worker(app: &App, name: &str) -> WorkerBuilder {
     let builder = Worker::builder(app).name(name).concurrency(1).grace(secs(1));
     builder.task(ADD, add).task(FAIL, fail).task(SLEEP, sleep).task(REPORT, report)
-}
-
-struct Running {
-    stop: CancellationToken,
-    worker: tokio::task::JoinHandle<Drained>,
-}
-
-impl Running {
-    fn start(builder: WorkerBuilder) -> Self {
-        let (stop, worker) = (CancellationToken::new(), builder.build().unwrap());
-        let until = stop.clone().cancelled_owned();
-        Self { stop, worker: tokio::spawn(async move { worker.run_until(until).await.unwrap() }) }
-    }
-
-    async fn stop(self) -> Drained {
-        self.stop.cancel();
-        tokio::time::timeout(secs(30), self.worker).await.expect("it ends in time").unwrap()
-    }
 }
 
 #[tokio::test(start_paused = true)]

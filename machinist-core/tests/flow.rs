@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod support;
+
 use std::{
     collections::BTreeMap,
     sync::{
@@ -21,7 +23,7 @@ use machinist_core::{
     worker::{BuildError, Drained, Tag, TaskOptions},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
-use tokio_util::sync::CancellationToken;
+use support::Running;
 
 const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
 const FLAKY: TaskDef<(u32,), u32> = TaskDef::new("flaky");
@@ -53,28 +55,6 @@ async fn house() -> House {
     let broker = MemoryBroker::new();
     let app = App::builder(Arc::new(broker.clone()), Arc::new(MemoryBackend::new())).build().await.unwrap();
     House { broker, app }
-}
-
-/// A worker under way.
-struct Running {
-    stop: CancellationToken,
-    worker: tokio::task::JoinHandle<Drained>,
-}
-
-impl Running {
-    fn start(builder: WorkerBuilder) -> Self {
-        let (stop, worker) = (CancellationToken::new(), builder.build().unwrap());
-        let until = stop.clone().cancelled_owned();
-        Self { stop, worker: tokio::spawn(async move { worker.run_until(until).await.unwrap() }) }
-    }
-
-    async fn stop(self) -> Drained {
-        self.stop.cancel();
-        tokio::time::timeout(Duration::from_secs(30), self.worker)
-            .await
-            .expect("it ends within 28 s")
-            .unwrap()
-    }
 }
 
 fn worker(app: &App) -> WorkerBuilder {

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod support;
+
 use std::{
     sync::{
         Arc, Condvar, Mutex,
@@ -19,11 +21,11 @@ use machinist_core::{
     id::{RecordId, SessionId},
     record::{FailureKind, TaskState},
     wait_all, wait_any,
-    worker::{Drained, ErrorClass, TaskOptions},
+    worker::{ErrorClass, TaskOptions},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
+use support::Running;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
 const SLEEP: TaskDef<(u64,), ()> = TaskDef::new("sleep");
@@ -73,25 +75,6 @@ fn open(gate: &Gate) {
 
 async fn app() -> App {
     App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new())).build().await.unwrap()
-}
-
-/// A worker under way.
-struct Running {
-    stop: CancellationToken,
-    worker: tokio::task::JoinHandle<Drained>,
-}
-
-impl Running {
-    fn start(builder: WorkerBuilder) -> Self {
-        let (stop, worker) = (CancellationToken::new(), builder.build().unwrap());
-        let until = stop.clone().cancelled_owned();
-        Self { stop, worker: tokio::spawn(async move { worker.run_until(until).await.unwrap() }) }
-    }
-
-    async fn stop(self) -> Drained {
-        self.stop.cancel();
-        tokio::time::timeout(secs(30), self.worker).await.expect("it ends within 28 s").unwrap()
-    }
 }
 
 fn worker(app: &App) -> WorkerBuilder {
