@@ -60,8 +60,9 @@ if count > 1 then
   for f = 1, count do facts[2 * f - 1] = args[(f > optional and rest or names) + f] end
 end
 
-local refused
-if counts then refused = {} end
+-- What is returned: the refusals, or an entry for each record of a call that counts.
+local answer
+if counts then answer = {} end
 for k = 1, #keys do
   local key = keys[k]
   local fresh = new and call('EXISTS', key) == 0
@@ -108,11 +109,11 @@ for k = 1, #keys do
     if granted and drop > 0 then call('HDEL', key, unpack(args, drops + 1, drops + drop)) end
   end
   if not granted then
-    refused = refused or {}
-    if not counts then refused[#refused + 1] = k end
-    refused[#refused + 1] = call('HGETALL', key)
+    answer = answer or {}
+    if not counts then answer[#answer + 1] = k end
+    answer[#answer + 1] = call('HGETALL', key)
   else
-    if counts then refused[#refused + 1] = call('HLEN', key) end
+    if counts then answer[#answer + 1] = call('HLEN', key) end
     if not only_first or fresh then
       if expiry ~= '0' then call('PEXPIRE', key, after) end
     elseif not (there and there[guarded + 1]) then
@@ -123,4 +124,4 @@ for k = 1, #keys do
   end
   values = values + count
 end
-return refused or 1
+return answer or 1

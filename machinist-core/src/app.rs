@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
@@ -12,9 +13,10 @@ use crate::{
     event::{Event, EventKind, Observer, Observers},
     id::{QueueName, TaskName},
     middleware::PublishHook,
+    record::{FactName, name},
     security::{QueueOptions, QueueRules, Trust, is_encrypted},
     sign::{KeyError, Keyring, SigningScope},
-    wire::{Body, Codec, Envelope, MaxSizes, write_foreign},
+    wire::{Body, Codec, Envelope, MaxSizes, message_to_fact, write_foreign},
 };
 
 /// Interval at which a process asks the backend for its time.
@@ -132,6 +134,13 @@ impl App {
         write_foreign(profile, envelope, &app.max_sizes).map_err(|error| PublishError::Rejected {
             reason: format!("it cannot be written as {}: {error}", profile.name()),
         })
+    }
+
+    /// Returns the fact that stores the message of a task that ends without success. `None` if its format cannot express
+    /// it, or if it is too large to be kept: then only a dead letter holds it.
+    pub(crate) fn message_fact(&self, envelope: &Envelope) -> Option<(FactName, Bytes)> {
+        let message = self.message(envelope).ok()?;
+        Some((name::MESSAGE.into(), message_to_fact(&message, message.size())?))
     }
 
     /// The message of an envelope for a dead letter. What its format cannot express is kept in ours.

@@ -8,7 +8,7 @@ use crate::{
     app::App,
     args::Results,
     backend::{Commit, Expiry, Index, IndexUpdate},
-    broker::{Publish, PublishError, Target},
+    broker::{Message, Publish, PublishError, Target},
     clock::Timestamp,
     delay::keep_for,
     error::SendError,
@@ -198,10 +198,7 @@ impl Client {
             first: FirstSigner::Publisher,
             source: None,
         });
-        let message = self
-            .app
-            .message(&envelope)
-            .map_err(|source| SendError::Publish { id: envelope.id.clone(), source })?;
+        let message = self.message(&envelope)?;
         let size = app.max_sizes.check(&message).map_err(|oversize| too_large(&envelope.id, oversize))?;
         let mut facts = sender_facts(&envelope);
         if eta.is_some() {
@@ -214,6 +211,17 @@ impl Client {
         let Envelope { id, name, queue, eta, .. } = envelope;
         let sending = Sending { id, name, queue, eta, span };
         Ok(PreparedSignature { publish, facts, sending })
+    }
+
+    /// Returns the message of a task, in the format of its queue.
+    pub(crate) fn message(&self, envelope: &Envelope) -> Result<Message, SendError> {
+        self.app.message(envelope).map_err(|source| SendError::Publish { id: envelope.id.clone(), source })
+    }
+
+    /// Publishes one message.
+    pub(crate) async fn publish_one(&self, publish: Publish) -> Result<(), PublishError> {
+        // INVARIANT: one answer for one message.
+        self.app.broker().publish(vec![publish]).await.pop().expect("one answer")
     }
 
     /// Encodes the body of a signature, if it does not exceed the maximum sizes.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::{
     args::Results,
     backend::{BackendError, Commit, Committed, Index, IndexUpdate},
-    broker::{BrokerError, Publish, Target},
+    broker::{BrokerError, Publish, PublishError, Target},
     client::{Client, PreparedSignature, Sending, sender_facts},
     clock::Timestamp,
     error::SendError,
@@ -88,6 +88,13 @@ pub enum ControlError {
     Backend(#[from] BackendError),
 }
 
+impl ControlError {
+    /// Returns the error of a message that may or may not be in the broker.
+    pub(crate) fn unpublished(source: PublishError) -> Self {
+        Self::Broker(BrokerError::Unavailable(source.into()))
+    }
+}
+
 impl Client {
     /// Revokes a task: it does not start, or it is asked to end.
     ///
@@ -163,7 +170,7 @@ impl Client {
     async fn after_revoking(&self, id: &TaskId, running: Option<&SessionId>) {
         let done = match running.map(wake_session) {
             Some(wake) => self.commit(wake).await.map(drop),
-            None => self.unlist(id).await,
+            None => self.unlist(&Index::Scheduled, id).await,
         };
         if let Err(error) = done {
             tracing::debug!(%error, "a revocation takes its time");
@@ -185,13 +192,10 @@ impl Client {
         let mut after = None;
         while waiting.len() < limit {
             let page = backend.list(&Index::Scheduled, after, LIST_PAGE_SIZE).await?;
-            let known = page.iter().filter_map(|(_, member)| TaskId::parse(member).ok());
-            let ids: Vec<_> = known.collect();
-            let records: Vec<_> = ids.iter().map(RecordId::from).collect();
-            for (id, mut facts) in ids.iter().zip(backend.read(&records).await?) {
+            for (id, mut facts) in self.listed(&page).await? {
                 let locked =
-                    self.app.0.trust.decrypt_outcome(id, &mut facts).map(|locked| locked.to_string());
-                let record = fold(id, &facts).map(|record| Record { locked, ..record });
+                    self.app.0.trust.decrypt_outcome(&id, &mut facts).map(|locked| locked.to_string());
+                let record = fold(&id, &facts).map(|record| Record { locked, ..record });
                 match (record, waits(&facts)) {
                     (Some(record), Some(NextAttempt { due: Some(due), .. })) => {
                         waiting.push(Scheduled { due, record });
@@ -230,13 +234,10 @@ impl Client {
         }
         let envelope = self.kept_envelope(id, &facts, name::MESSAGE)?.at_once();
         let target = Target::Queue(envelope.queue.clone());
-        let message =
-            self.app.message(&envelope).map_err(|source| SendError::Publish { id: id.clone(), source })?;
-        let publish = Publish { target, message, delay: std::time::Duration::ZERO };
-        // INVARIANT: one answer for one message.
-        let answer = self.app.0.broker.publish(vec![publish]).await.pop().expect("one answer");
+        let publish = Publish { target, message: self.message(&envelope)?, delay: Duration::ZERO };
+        let answer = self.publish_one(publish).await;
         answer.map_err(|source| SendError::Publish { id: id.clone(), source })?;
-        if let Err(error) = self.unlist(id).await {
+        if let Err(error) = self.unlist(&Index::Scheduled, id).await {
             tracing::debug!(%error, "a task that was sent at once is still listed as scheduled");
         }
         Ok(())
@@ -282,11 +283,7 @@ impl Client {
         let mut record = sender_facts(&envelope);
         record.facts.push((name::RETRY_OF.into(), text(&of)));
         let target = Target::Queue(envelope.queue.clone());
-        let message = self
-            .app
-            .message(&envelope)
-            .map_err(|source| SendError::Publish { id: envelope.id.clone(), source })?;
-        let publish = Publish { target, message, delay: std::time::Duration::ZERO };
+        let publish = Publish { target, message: self.message(&envelope)?, delay: Duration::ZERO };
         let Envelope { id, name, queue, .. } = envelope;
         let sending = Sending { id, name, queue, eta: None, span: tracing::Span::none() };
         let prepared = PreparedSignature { publish, facts: record, sending };
@@ -326,8 +323,20 @@ impl Client {
         self.app.0.backend.commit(vec![commit.into()]).await.pop().expect("one answer")
     }
 
-    async fn unlist(&self, id: &TaskId) -> Result<(), BackendError> {
-        let update = IndexUpdate::Remove { index: Index::Scheduled, member: id.to_string() };
+    /// Reads the records of a page of an index of tasks.
+    pub(crate) async fn listed(
+        &self,
+        page: &[(Timestamp, String)],
+    ) -> Result<impl Iterator<Item = (TaskId, Facts)>, BackendError> {
+        let ids: Vec<_> = page.iter().filter_map(|(_, member)| TaskId::parse(member).ok()).collect();
+        let records: Vec<_> = ids.iter().map(RecordId::from).collect();
+        let facts = self.app.0.backend.read(&records).await?;
+        Ok(ids.into_iter().zip(facts))
+    }
+
+    /// Removes a task from an index.
+    pub(crate) async fn unlist(&self, index: &Index, id: &TaskId) -> Result<(), BackendError> {
+        let update = IndexUpdate::Remove { index: index.clone(), member: id.to_string() };
         self.app.0.backend.update_indexes(vec![update]).await
     }
 

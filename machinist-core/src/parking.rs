@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use crate::{
     admission::WaitReason,
-    backend::{BackendError, Commit, Committed, Index, IndexUpdate},
-    broker::{BrokerError, Publish, Target},
+    backend::{BackendError, Index},
+    broker::{Publish, Target},
     client::Client,
     control::ControlError,
     error::SendError,
-    id::{RecordId, TaskId, TaskName},
-    record::{Facts, Parked, control_record, disable, enable, name, parked, unpark},
-    wire::Envelope,
+    id::{TaskId, TaskName},
+    record::{Facts, Parked, control_record, disable, disabled_tasks, enable, name, parked, unpark},
 };
 
 /// Number of index entries that are read at once.
@@ -49,7 +48,7 @@ impl Client {
             for (id, facts) in self.listed(&page).await? {
                 match parked(&facts).filter(|parked| parked.reason == reason.as_str()) {
                     Some(parked) => found.push(ParkedTask { id, parked }),
-                    None => self.unlist_parked(&index, &id).await?,
+                    None => self.unlist(&index, &id).await?,
                 }
             }
             if page.len() < PAGE_SIZE {
@@ -81,7 +80,7 @@ impl Client {
             let page = self.app.backend().list(&index, after, PAGE_SIZE).await?;
             for (id, facts) in self.listed(&page).await? {
                 if parked(&facts).is_none_or(|parked| parked.reason != reason.as_str()) {
-                    self.unlist_parked(&index, &id).await?;
+                    self.unlist(&index, &id).await?;
                     continue;
                 }
                 tokio::time::sleep_until(next).await;
@@ -94,7 +93,7 @@ impl Client {
                         continue;
                     }
                 }
-                self.unlist_parked(&index, &id).await?;
+                self.unlist(&index, &id).await?;
             }
             if page.len() < PAGE_SIZE {
                 return Ok(released);
@@ -138,44 +137,22 @@ impl Client {
     /// # Cancel safety
     /// Safe.
     pub async fn disabled_tasks(&self) -> Result<Vec<TaskName>, BackendError> {
-        let facts = self.read(control_record()).await?;
-        let named = |(fact, _): (&str, _)| TaskName::parse(fact.strip_prefix(name::DISABLED)?).ok();
-        Ok(facts.iter().filter_map(named).collect())
-    }
-
-    /// Reads the records of a page of an index of tasks.
-    async fn listed(
-        &self,
-        page: &[(crate::clock::Timestamp, String)],
-    ) -> Result<impl Iterator<Item = (TaskId, Facts)>, BackendError> {
-        let ids: Vec<_> = page.iter().filter_map(|(_, member)| TaskId::parse(member).ok()).collect();
-        let records: Vec<_> = ids.iter().map(RecordId::from).collect();
-        let facts = self.app.backend().read(&records).await?;
-        Ok(ids.into_iter().zip(facts))
+        Ok(disabled_tasks(&self.read(control_record()).await?).collect())
     }
 
     /// Publishes the next guard of a parked task for an immediate start, and records it: the guard that comes back later
     /// is then not needed. A process that dies in between leaves two copies, which the record makes harmless.
     async fn release(&self, id: &TaskId, facts: &Facts) -> Result<(), ControlError> {
-        let guard: Envelope =
-            self.kept_envelope(id, facts, name::PARKED_MESSAGE)?.next_guard(self.app.clock().now());
-        let message =
-            self.app.message(&guard).map_err(|source| SendError::Publish { id: id.clone(), source })?;
-        let publish = Publish { target: Target::Queue(guard.queue.clone()), message, delay: Duration::ZERO };
-        for answer in self.app.broker().publish(vec![publish]).await {
-            answer.map_err(|source| match source {
-                source if source.is_certain() => SendError::Publish { id: id.clone(), source }.into(),
-                source => ControlError::Broker(BrokerError::Unavailable(source.into())),
-            })?;
-        }
-        let commit: Commit = unpark(id, guard.attempt, guard.generation);
+        let kept = self.kept_envelope(id, facts, name::PARKED_MESSAGE)?;
+        let guard = kept.next_guard(self.app.clock().now());
+        let target = Target::Queue(guard.queue.clone());
+        let publish = Publish { target, message: self.message(&guard)?, delay: Duration::ZERO };
+        self.publish_one(publish).await.map_err(|source| match source {
+            source if source.is_certain() => SendError::Publish { id: id.clone(), source }.into(),
+            source => ControlError::unpublished(source),
+        })?;
         // Refused: it has ended meanwhile.
-        let (Committed::Done { .. } | Committed::Refused(_)) = self.commit(commit).await?;
+        self.commit(unpark(id, guard.attempt, guard.generation)).await?;
         Ok(())
-    }
-
-    async fn unlist_parked(&self, index: &Index, id: &TaskId) -> Result<(), BackendError> {
-        let update = IndexUpdate::Remove { index: index.clone(), member: id.to_string() };
-        self.app.backend().update_indexes(vec![update]).await
     }
 }

@@ -19,10 +19,10 @@ use crate::{
     id::{QueueName, TaskId},
     record::{
         DeadReason, ErrorText, Facts, Failure, FailureKind, TaskState, failure_without_run, fold, is_alive,
-        name, newest_start, recorded_follow_up,
+        newest_start, recorded_follow_up,
     },
     security::{Acceptance, accept},
-    wire::{DeadMark, Envelope, dead_id, message_to_fact},
+    wire::{DeadMark, Envelope, dead_id},
 };
 
 /// Result of settling a dead letter.
@@ -282,11 +282,7 @@ impl Client {
         let error = ErrorText::from(error.as_str());
         let mark = DeadMark { dead_id, reason: reason.as_str().to_owned(), error, at };
         let NewDeadLetter { publish, entry } = NewDeadLetter::new(queue, message, mark);
-        for answer in self.app.broker().publish(vec![publish]).await {
-            answer.map_err(|source| {
-                ControlError::Broker(crate::broker::BrokerError::Unavailable(source.into()))
-            })?;
-        }
+        self.publish_one(publish).await.map_err(ControlError::unpublished)?;
         self.app.emit(EventKind::DeadLettered {
             queue,
             task: envelope.as_ref().map(EventTask::of),
@@ -318,9 +314,7 @@ impl Client {
             now,
             ttl,
         );
-        let message = self.app.message(envelope).ok();
-        let message = message.and_then(|message| message_to_fact(&message, message.size()));
-        commit.facts.extend(message.map(|message| (name::MESSAGE.into(), message)));
+        commit.facts.extend(self.app.message_fact(envelope));
         // Refused: it was started meanwhile, or has ended.
         let mut stopwatch = app.observers.stopwatch();
         if let Committed::Done { .. } = self.commit(self.signed_end(id, commit)?).await? {

@@ -1,6 +1,6 @@
 //! The control record: orders of people to all workers at once.
 
-use super::facts::{json, name};
+use super::facts::{Facts, json, name};
 use crate::{
     backend::Commit,
     clock::Timestamp,
@@ -10,6 +10,12 @@ use crate::{
 /// Returns the record that all workers read with each renewal, and watch.
 pub(crate) fn control_record() -> RecordId {
     RecordId::new(RecordKind::Control, "tasks")
+}
+
+/// Returns the task names that are disabled for all workers.
+pub(crate) fn disabled_tasks(control: &Facts) -> impl Iterator<Item = TaskName> {
+    let named = |(fact, _): (&str, _)| TaskName::parse(fact.strip_prefix(name::DISABLED)?).ok();
+    control.iter().filter_map(named)
 }
 
 /// Creates the commit that disables a task name for all workers.

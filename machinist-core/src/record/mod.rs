@@ -44,7 +44,7 @@ pub use fold::{Attempt, Record, TaskState, fold};
 pub use kind::FailureKind;
 
 pub(crate) use claim::{Claim, ClaimStatus, RenewalAction};
-pub(crate) use control::{control_record, disable, enable};
+pub(crate) use control::{control_record, disable, disabled_tasks, enable};
 pub(crate) use dead_reason::DeadReason;
 pub(crate) use facts::{Counters, EncodedResults, Failure, json, name};
 #[cfg(test)]

@@ -2,10 +2,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -13,7 +10,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::{
     admission::{AdmissionDecision, AdmissionRequest, AdmissionRule, WaitReason},
     id::TaskName,
-    record::{Facts, name},
+    record::{Facts, disabled_tasks},
 };
 
 /// Rules of a worker, and the places for refused tasks in its process.
@@ -62,27 +59,21 @@ impl Admissions {
 
 /// Names of tasks that are disabled for all workers, as this worker last read them.
 #[derive(Debug, Default)]
-pub(super) struct DisabledTasks {
-    any: AtomicBool,
-    names: RwLock<HashSet<TaskName>>,
-}
+pub(super) struct DisabledTasks(RwLock<HashSet<TaskName>>);
 
 impl DisabledTasks {
     /// Replaces the names with those of the control record.
     pub(super) fn read(&self, facts: &Facts) {
-        let named = |(fact, _): (&str, _)| TaskName::parse(fact.strip_prefix(name::DISABLED)?).ok();
-        let names: HashSet<_> = facts.iter().filter_map(named).collect();
-        let any = !names.is_empty();
-        *self.names.write().unwrap_or_else(PoisonError::into_inner) = names;
-        self.any.store(any, Ordering::Release);
+        let names = disabled_tasks(facts).collect();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = names;
     }
 
     /// Returns `true` if any name is disabled.
     pub(super) fn any(&self) -> bool {
-        self.any.load(Ordering::Acquire)
+        !self.0.read().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     pub(super) fn has(&self, task: &TaskName) -> bool {
-        self.any() && self.names.read().unwrap_or_else(PoisonError::into_inner).contains(task)
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(task)
     }
 }

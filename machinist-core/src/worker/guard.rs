@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{ActiveDelivery, Settlement, WorkerContext, server_calls::Unpublished};
 use crate::{
     backend::{Commit, Expiry},
-    broker::{Publish, Settle, Target},
+    broker::{Message, Publish, Settle, Target},
     record::{UNFINISHED_TTL, name},
     wire::Envelope,
 };
@@ -86,8 +86,18 @@ impl WorkerContext {
         envelope: &Envelope,
         delay: Duration,
     ) -> Result<(), Unpublished> {
-        let target = Target::Queue(envelope.queue.clone());
         let message = self.app.message(envelope).map_err(Unpublished::Never)?;
+        self.publish_message(envelope, message, delay).await
+    }
+
+    /// Publishes the message of an envelope to its queue, for delivery after `delay`.
+    pub(super) async fn publish_message(
+        &self,
+        envelope: &Envelope,
+        message: Message,
+        delay: Duration,
+    ) -> Result<(), Unpublished> {
+        let target = Target::Queue(envelope.queue.clone());
         self.calls.publish(&Publish { target, message, delay }).await
     }
 }

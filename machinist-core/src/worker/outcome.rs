@@ -4,8 +4,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-
 use super::{ActiveDelivery, Settlement, WorkerContext};
 use crate::{
     backend::{Commit, Committed, Expiry},
@@ -14,12 +12,12 @@ use crate::{
     context::TaskContext,
     event::{EventKind, EventTask},
     record::{
-        Claim, CommitRefusal, ErrorText, FactName, Facts, Failure, FailureKind, MIN_RESULTS_TTL, TaskState,
+        Claim, CommitRefusal, ErrorText, Facts, Failure, FailureKind, MIN_RESULTS_TTL, TaskState,
         UNFINISHED_TTL, Verdict, add_progress, explain_refusal, failure_without_run, follow_up_of, name,
         outcome_commit, recorded_follow_up,
     },
     security::encrypt_outcome,
-    wire::{Envelope, message_to_fact},
+    wire::Envelope,
     worker::{SETTLE_TIMEOUT, session::RegisteredRun},
 };
 
@@ -122,7 +120,7 @@ impl WorkerContext {
             add_progress(commit, progress);
         }
         match verdict {
-            Verdict::Failure { .. } => commit.facts.extend(self.message_fact(envelope)),
+            Verdict::Failure { .. } => commit.facts.extend(self.app.message_fact(envelope)),
             Verdict::Success(_) if due.is_some() => commit.drop.push(name::MESSAGE.into()),
             Verdict::Success(_) | Verdict::Retry { .. } => {}
         }
@@ -189,7 +187,7 @@ impl WorkerContext {
         let mut stopwatch = self.events.stopwatch();
         let Failure { kind, error, .. } = failure.clone();
         let mut commit = failure_without_run(&envelope.id, &facts, envelope.attempt, failure, now, ttl);
-        commit.facts.extend(self.message_fact(envelope));
+        commit.facts.extend(self.app.message_fact(envelope));
         let commit = self.app.0.trust.sign_end(commit);
         if due.is_some() || envelope.attempt > 1 {
             self.unlist_as_scheduled(envelope.id.clone()).await;
@@ -218,12 +216,6 @@ impl WorkerContext {
             return facts.read(name::ETA);
         }
         self.app.decode(envelope).ok().and_then(|body| body.first_eta)
-    }
-
-    /// Returns the fact that stores the message of a task that ends without success.
-    fn message_fact(&self, envelope: &Envelope) -> Option<(FactName, Bytes)> {
-        let message = self.app.message(envelope).ok()?;
-        Some((name::MESSAGE.into(), message_to_fact(&message, message.size())?))
     }
 
     /// Records that a delivery waits for a slot (state RECEIVED).

@@ -115,7 +115,9 @@ impl WorkerContext {
         let now = self.now();
         let delay = refusal.park_delay(envelope.generation, now);
         let guard = envelope.next_guard(now.plus(delay));
-        self.publish_later(&guard, delay).await?;
+        let message = self.app.message(&guard).map_err(Unpublished::Never)?;
+        let stored = message_to_fact(&message, message.size());
+        self.publish_message(&guard, message, delay).await?;
         let reason = refusal.reason.as_str();
         let earlier = earlier.filter(|earlier| earlier.reason == reason);
         let parked = Parked {
@@ -125,9 +127,7 @@ impl WorkerContext {
             since: earlier.map_or(now, |earlier| earlier.since),
             until: now.plus(delay),
         };
-        let message = self.app.message(&guard).ok();
-        let message = message.and_then(|message| message_to_fact(&message, message.size()));
-        self.calls.commit(park(&guard.id, &parked, message, now)).await?;
+        self.calls.commit(park(&guard.id, &parked, stored, now)).await?;
         self.emit(EventKind::Parked { task: EventTask::of(envelope), reason, until: parked.until });
         let index = Index::Parked(refusal.reason.text());
         let update = IndexUpdate::Put { index, at: parked.since, member: guard.id.to_string() };

@@ -170,21 +170,22 @@ impl RuntimeProbe {
 
 /// Forwards wake-ups to the renewals. Nothing depends on it: the next renewal reads the records anyway.
 async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
+    let watch = async |record: &RecordId| match sessions.backend().watch(record).await {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            tracing::debug!(%record, %error, "a change of this record will only be noticed at the next renewal");
+            None
+        }
+    };
     let mut watched: Option<(SessionId, Watch)> = None;
     let mut control: Option<Watch> = None;
     loop {
         let session = sessions.current();
         if watched.as_ref().is_none_or(|(watched, _)| *watched != session) {
-            watched = match sessions.backend().watch(&RecordId::from(&session)).await {
-                Ok(watch) => Some((session, watch)),
-                Err(error) => {
-                    tracing::debug!(%error, "a revoked task will only be noticed at the next renewal");
-                    None
-                }
-            };
+            watched = watch(&RecordId::from(&session)).await.map(|watch| (session, watch));
         }
         if control.is_none() {
-            control = sessions.backend().watch(&control_record()).await.ok();
+            control = watch(&control_record()).await;
         }
         let changed = async |watch: Option<&mut Watch>| match watch {
             Some(watch) => watch.changed().await,
