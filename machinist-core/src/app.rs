@@ -359,8 +359,7 @@ impl AppBuilder {
         let rules = QueueRules::new(self.queues).map_err(|(queue, why)| AppError::Queue { queue, why })?;
         let asked = Instant::now();
         let now = self.backend.now().await?;
-        let clock = Clock::starting_at(now);
-        clock.learn(asked, now);
+        let clock = Clock::learned(asked, now);
         if let Some(key) = self.keyring.as_ref().and_then(Keyring::signing_key) {
             key.believed_at(now).map_err(|unfit| AppError::Key(unfit.to_string()))?;
         }

@@ -156,7 +156,7 @@ impl Client {
     /// Checks a signature, and makes its message and its facts.
     fn prepare(&self, mut parts: SignatureParts) -> Result<PreparedSignature, SendError> {
         let app = &self.app.0;
-        let now = app.clock.now();
+        let now = app.clock.latest();
         let due = parts.when.at(now);
         let expires = parts.expires.map(|when| when.at(now));
         check(&parts, due.max(now), expires)?;

@@ -15,9 +15,11 @@ use super::{
     admissions::{Admissions, DisabledTasks},
     events::WorkerEvents,
     exclusive::ExclusiveSlots,
+    lease::Lease,
+    peers::Peers,
     processor::{RegisteredTask, TaskProcessor},
     server_calls::ServerCalls,
-    session::{Lease, Sessions},
+    session::Sessions,
     worker_context::WorkerContext,
 };
 use crate::{
@@ -296,10 +298,17 @@ impl WorkerBuilder {
         let slots = Arc::new(Semaphore::new(self.concurrency));
         let events = WorkerEvents::new(self.app.clone(), Arc::clone(&name));
         let disabled: Arc<DisabledTasks> = Arc::default();
+        let peers = Arc::new(Peers::new(self.lease));
         let worker = Arc::new(WorkerContext {
-            sessions: Sessions::new(self.app.clone(), self.lease, about, Arc::clone(&disabled)),
+            sessions: Sessions::new(
+                self.app.clone(),
+                self.lease,
+                about,
+                Arc::clone(&disabled),
+                Arc::clone(&peers),
+            ),
             admissions: Admissions::new(disabled, self.rules, look_ahead),
-            calls: ServerCalls::new(self.app.clone(), stages.clone(), Arc::clone(&events)),
+            calls: ServerCalls::new(self.app.clone(), stages.clone(), Arc::clone(&events), peers),
             app: self.app,
             name,
             max_hold: self.consumer_timeout / 2,

@@ -10,7 +10,8 @@
 //! | `refusal`, `undelivered` | messages that are not run here |
 //! | `guard` | copies that come back later |
 //! | `exclusive` | running a suspect alone in the process |
-//! | `session`, `renewal` | this worker's lease, and its knowledge of other leases |
+//! | `lease`, `session`, `renewal` | this worker's lease on what it runs |
+//! | `peers` | what this worker knows of other sessions |
 //! | `server_calls` | calls to backend and broker, repeated until they answer |
 //! | `maintenance` | undelivered messages and unlisted dead letters |
 //! | `progress` | the progress that handlers report |
@@ -29,10 +30,12 @@ mod follow_up;
 mod guard;
 mod health;
 mod intake;
+mod lease;
 mod maintenance;
 mod options;
 mod outcome;
 mod parking;
+mod peers;
 mod processor;
 mod progress;
 mod refusal;

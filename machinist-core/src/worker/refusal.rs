@@ -72,7 +72,7 @@ impl WorkerContext {
         let Some(start) = newest_start(facts, envelope.attempt) else { return false };
         let may_run = !self.sessions.is_gone(&start.session, &start.run);
         if may_run {
-            self.sessions.watch_session(&start.session);
+            self.sessions.peers.watch(&start.session);
         }
         may_run
     }

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Stages, events::WorkerEvents};
+use super::{Stages, events::WorkerEvents, peers::Peers};
 use crate::{
     app::App,
     backend::{BackendError, Commit, Committed},
@@ -68,6 +68,7 @@ pub(super) struct ServerCalls {
     app: App,
     stages: Stages,
     events: Arc<WorkerEvents>,
+    peers: Arc<Peers>,
     failures: AtomicU32,
     /// Time since which the backend has been away.
     away: watch::Sender<Option<Instant>>,
@@ -78,11 +79,12 @@ pub(super) struct ServerCalls {
 }
 
 impl ServerCalls {
-    pub(super) fn new(app: App, stages: Stages, events: Arc<WorkerEvents>) -> Arc<Self> {
+    pub(super) fn new(app: App, stages: Stages, events: Arc<WorkerEvents>, peers: Arc<Peers>) -> Arc<Self> {
         Arc::new(Self {
             app,
             stages,
             events,
+            peers,
             failures: AtomicU32::new(0),
             away: watch::Sender::new(None),
             given_up: watch::Sender::new(false),
@@ -103,6 +105,17 @@ impl ServerCalls {
     ) -> Result<Committed, Unanswered> {
         let commit = commit.into();
         self.until_answered("commit", Caller::Outcome, || self.try_commit(&commit)).await
+    }
+
+    /// Commits a takeover, and does not repeat it: after a failure the worker of that session comes first. Returns `None`
+    /// after a failure and a pause; the takeover may have been committed.
+    pub(super) async fn commit_takeover(&self, commit: Commit) -> Result<Option<Committed>, Unanswered> {
+        let commit = Arc::new(commit);
+        let answer = self.try_once("commit", 0, || self.try_commit(&commit)).await?;
+        if answer.is_none() {
+            self.until_the_next_try(Caller::Delivery, 0).await?;
+        }
+        Ok(answer)
     }
 
     async fn try_commit(&self, commit: &Arc<Commit>) -> Result<Committed, BackendError> {
@@ -129,24 +142,8 @@ impl ServerCalls {
         let mut tries = 0;
         let mut _unrecorded = None;
         loop {
-            let answer = tokio::select! {
-                biased;
-                answer = call() => answer,
-                () = self.stages.reached_leave() => return Err(Unanswered::Leaving),
-            };
-            match answer {
-                Ok(answer) => {
-                    self.answered(true);
-                    return Ok(answer);
-                }
-                Err(error) => {
-                    self.answered(false);
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        tries,
-                        "the backend did not {operation}; trying again"
-                    );
-                }
+            if let Some(answer) = self.try_once(operation, tries, &call).await? {
+                return Ok(answer);
             }
             if caller == Caller::Outcome && tries == 0 {
                 _unrecorded = Some(UnrecordedOutcome::of(&self.unrecorded_outcomes));
@@ -154,6 +151,32 @@ impl ServerCalls {
             // On the heap: nearly every first try is answered.
             Box::pin(self.until_the_next_try(caller, tries)).await?;
             tries += 1;
+        }
+    }
+
+    /// Makes one call. Returns `None` if it failed.
+    async fn try_once<T, F: Future<Output = Result<T, BackendError>>>(
+        &self,
+        operation: &'static str,
+        tries: u32,
+        call: impl Fn() -> F,
+    ) -> Result<Option<T>, Unanswered> {
+        let answer = tokio::select! {
+            biased;
+            answer = call() => answer,
+            () = self.stages.reached_leave() => return Err(Unanswered::Leaving),
+        };
+        self.answered(answer.is_ok());
+        match answer {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    tries,
+                    "the backend did not {operation}; trying again"
+                );
+                Ok(None)
+            }
         }
     }
 
@@ -256,6 +279,7 @@ impl ServerCalls {
             self.failures.store(0, Ordering::Relaxed);
             0
         } else {
+            self.peers.forget_checks();
             self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1)
         };
         let away = failures >= AWAY_AFTER_FAILURES;

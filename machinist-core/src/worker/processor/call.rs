@@ -77,7 +77,9 @@ impl TaskProcessor {
         });
         let policy =
             policy.aged(now.since(due.unwrap_or(active.envelope.issued).max(active.envelope.issued)));
-        let verdict = decide(outcome, &policy, counters, now, rand::random())
+        // A retry is due no earlier than its back-off asks for, whatever the uncertainty of this process's clock.
+        let latest = self.worker.app.clock().latest();
+        let verdict = decide(outcome, &policy, counters, latest, rand::random())
             .with_errors_within(self.worker.app.0.max_sizes.errors);
         let run = EndedRun { registered, cx: &cx, span: &span, took: started.elapsed(), due, ended_at: now };
         self.worker.record_outcome(active, run, verdict).await

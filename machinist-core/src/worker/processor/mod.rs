@@ -133,7 +133,7 @@ impl TaskProcessor {
                 Err(settlement) => return settlement,
             };
             let registered = self.worker.sessions.register(&active.envelope.id);
-            let gone_before = self.worker.sessions.gone_count();
+            let gone_before = self.worker.sessions.peers.gone_count();
             let slot_wait = stopwatch.lap();
             match self.worker.start(&active.envelope, &registered, received_at, alone).await {
                 StartReply::Settle(settlement) => return settlement,
@@ -160,7 +160,7 @@ impl TaskProcessor {
             match busy.next_wait(Instant::now()) {
                 Some(wait) => tokio::select! {
                     () = tokio::time::sleep(wait) => {}
-                    () = self.worker.sessions.gone_after(gone_before) => {}
+                    () = self.worker.sessions.peers.gone_after(gone_before) => {}
                     () = self.worker.must_hand_back() => return Settlement::HandBack,
                 },
                 None => return Box::pin(self.worker.become_guard(&active.envelope)).await,
