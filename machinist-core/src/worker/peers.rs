@@ -1,4 +1,4 @@
-//! What this worker knows of the sessions of other workers.
+//! Sessions of other workers, as this worker knows them.
 //!
 //! A task of another session is taken over only after two checks, some time apart, have found that session gone, and
 //! only if the backend answered every call of this worker in between. A backend that answers reads and refuses writes
