@@ -15,8 +15,8 @@ use crate::{
     event::{EventKind, EventTask},
     id::{QueueName, RecordId, SessionId, TaskId, TaskName},
     record::{
-        Facts, FailureKind, NextAttempt, Record, RevokeDecision, RevokeMode, TaskState, decide_revoke, fold,
-        name, next_attempt, wake_session,
+        Facts, FailureKind, MIN_RESULTS_TTL, NextAttempt, Record, RevokeDecision, RevokeMode, TaskState,
+        WaitingAttempt, decide_revoke, fold, name, next_attempt, waiting_attempt, wake_session,
     },
     result::AsyncResult,
     security::read_kept,
@@ -196,8 +196,8 @@ impl Client {
                 let locked =
                     self.app.0.trust.decrypt_outcome(&id, &mut facts).map(|locked| locked.to_string());
                 let record = fold(&id, &facts).map(|record| Record { locked, ..record });
-                match (record, waits(&facts)) {
-                    (Some(record), Some(NextAttempt { due: Some(due), .. })) => {
+                match (record, waiting_attempt(&facts)) {
+                    (Some(record), Some(WaitingAttempt { due, .. })) => {
                         waiting.push(Scheduled { due, record });
                     }
                     _ => over.push(IndexUpdate::Remove { index: Index::Scheduled, member: id.to_string() }),
@@ -221,18 +221,25 @@ impl Client {
     /// started or ended.
     ///
     /// # Errors
-    /// [`ControlError`]: only a delayed task that was not started can be sent at once, and only while its record
-    /// holds its message (256 KiB at most).
+    /// [`ControlError`]: only a task that waits for its time or for its next run can be run at once, and only while its
+    /// record holds its message (256 KiB at most; that of a retry if it waits for a minute or longer). A retry that is due
+    /// later than its record would be kept cannot be run at once.
     ///
     /// # Cancel safety
     /// A dropped future leaves the task sent or not; asking again is fine.
     pub async fn run_now(&self, id: &TaskId) -> Result<(), ControlError> {
         let facts = self.facts(id).await?;
-        if waits(&facts).is_none_or(|next| next.attempt > 1) {
-            let why = "only a delayed task that was not started yet can be run at once";
+        let Some(waiting) = waiting_attempt(&facts) else {
+            let why = "only a task that waits for its time or for its next run can be run at once";
+            return Err(self.wrong_state(id, &facts, why));
+        };
+        let wait = waiting.due.since(self.app.clock().now());
+        if waiting.retried.is_some() && wait > self.app.0.results_ttl.max(MIN_RESULTS_TTL) {
+            // The delayed message would find no record, and run the task once more.
+            let why = "its next run is due later than its record is kept after its end (results_ttl)";
             return Err(self.wrong_state(id, &facts, why));
         }
-        let envelope = self.kept_envelope(id, &facts, name::MESSAGE)?.at_once();
+        let envelope = self.waiting_envelope(id, &facts, &waiting)?.at_once();
         let target = Target::Queue(envelope.queue.clone());
         let publish = Publish { target, message: self.message(&envelope)?, delay: Duration::ZERO };
         let answer = self.publish_one(publish).await;
@@ -340,6 +347,22 @@ impl Client {
         self.app.0.backend.update_indexes(vec![update]).await
     }
 
+    /// Returns the message of the attempt that a task waits for, from its record.
+    pub(crate) fn waiting_envelope(
+        &self,
+        id: &TaskId,
+        facts: &Facts,
+        waiting: &WaitingAttempt,
+    ) -> Result<Envelope, ControlError> {
+        let kept = self.kept_envelope(id, facts, name::MESSAGE)?;
+        Ok(match waiting.retried {
+            None => kept,
+            Some((counters, token)) => {
+                Envelope { attempt: waiting.attempt - 1, ..kept }.next_attempt(waiting.due, counters, token)
+            }
+        })
+    }
+
     /// Returns the message that a record holds in this fact, if it is authentic and this application may sign it.
     pub(crate) fn kept_envelope(
         &self,
@@ -383,12 +406,6 @@ impl Client {
             None => ControlError::Unknown { id: id.clone() },
         }
     }
-}
-
-/// Returns the attempt that a scheduled task waits for.
-fn waits(facts: &Facts) -> Option<NextAttempt> {
-    let next = next_attempt(facts).ok().filter(|next| next.due.is_some())?;
-    (!facts.has(name::END) && !facts.has(name::REVOKED)).then_some(next)
 }
 
 fn ended_as_revoked(id: &TaskId, facts: &Facts) -> bool {

@@ -61,6 +61,12 @@ impl MemoryBroker {
         Ok(Box::new(MemoryConsumer { queues: Arc::clone(&self.queues), id, wake }))
     }
 
+    /// Loses all messages that wait for their time, and returns their number: as if an operator had deleted the queues in
+    /// which a broker holds them. For tests of code that uses a broker.
+    pub fn lose_delayed(&self) -> usize {
+        lock(&self.queues).lose_delayed()
+    }
+
     /// Has the effect of a lost connection on every connection: all unsettled messages go back to their queues, and
     /// settling them is [`Settled::Lost`]. Consumers survive. For tests of code that uses a broker.
     pub fn interrupt(&self) {

@@ -237,6 +237,11 @@ impl MemoryQueues {
         Settled::Done
     }
 
+    /// Removes all messages that are not due, and returns their number.
+    pub(super) fn lose_delayed(&mut self) -> usize {
+        self.by_name.values_mut().map(|queue| std::mem::take(&mut queue.delayed).len()).sum()
+    }
+
     /// Has the effect of a lost connection on all connections.
     pub(super) fn interrupt(&mut self) {
         self.interruptions += 1;

@@ -159,6 +159,15 @@ pub enum EventKind<'a> {
         /// Time at which the message comes back by itself.
         until: Timestamp,
     },
+    /// A delayed task that no worker has received long after its time is published again from its record: the broker has
+    /// lost its message.
+    #[non_exhaustive]
+    Overdue {
+        /// The task, with the attempt that waits.
+        task: EventTask<'a>,
+        /// Time at which the attempt was due.
+        due: Timestamp,
+    },
     /// The broker has confirmed a dead letter.
     #[non_exhaustive]
     DeadLettered {
@@ -304,6 +313,7 @@ impl<'a> EventKind<'a> {
         Refused => "refused",
         Deferred => "deferred",
         Parked => "parked",
+        Overdue => "overdue",
         DeadLettered => "dead_lettered",
         HandedBack => "handed_back",
         TakenOver => "taken_over",
@@ -342,6 +352,7 @@ impl<'a> EventKind<'a> {
             | Self::Ended { task, .. }
             | Self::FollowedUp { task, .. }
             | Self::Parked { task, .. }
+            | Self::Overdue { task, .. }
             | Self::HandedBack { task, .. }
             | Self::TakenOver { task, .. }
             | Self::Superseded { task }

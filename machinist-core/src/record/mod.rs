@@ -28,6 +28,7 @@ mod follow_up;
 mod kind;
 #[cfg(test)]
 mod model;
+mod overdue;
 mod park;
 mod poison;
 mod progress;
@@ -51,6 +52,9 @@ pub(crate) use facts::{Counters, EncodedResults, Failure, json, name};
 pub(crate) use fold::state_of;
 pub(crate) use fold::{abandoned_start, newest_start, parked};
 pub(crate) use follow_up::{FollowUp, recorded_follow_up};
+pub(crate) use overdue::{
+    KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, overdue_attempt, take_turn, waiting_attempt,
+};
 pub(crate) use park::{ParkDecision, decide_parking, park, unpark};
 pub(crate) use poison::{Suspicion, suspicion};
 pub(crate) use progress::{add_progress, progress_commit};

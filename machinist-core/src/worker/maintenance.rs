@@ -7,7 +7,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use super::WorkerContext;
+use super::{WorkerContext, overdue};
 use crate::{
     backend::{BackendError, Index, IndexUpdate},
     broker::{Consumer, SideQueue},
@@ -27,7 +27,12 @@ const UNDELIVERED_PREFETCH: u16 = 16;
 pub(super) async fn run(worker: Arc<WorkerContext>, queues: Vec<QueueName>) {
     let stages = worker.stages.clone();
     let work = async {
-        tokio::join!(undelivered(&worker), dead_letters(&worker, &queues), sessions(&worker));
+        tokio::join!(
+            undelivered(&worker),
+            dead_letters(&worker, &queues),
+            sessions(&worker),
+            overdue::publish_forever(&worker)
+        );
     };
     tokio::select! {
         () = work => {}

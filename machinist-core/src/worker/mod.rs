@@ -13,7 +13,7 @@
 //! | `lease`, `session`, `renewal` | this worker's lease on what it runs |
 //! | `peers` | what this worker knows of other sessions |
 //! | `server_calls` | calls to backend and broker, repeated until they answer |
-//! | `maintenance` | undelivered messages and unlisted dead letters |
+//! | `maintenance`, `overdue` | undelivered messages, unlisted dead letters, delayed tasks that the broker has lost |
 //! | `progress` | the progress that handlers report |
 //! | `drain` | the stages of shutdown |
 //! | `events`, `event_log`, `tally`, `dead_letter_counts` | events, and their first users |
@@ -34,6 +34,7 @@ mod lease;
 mod maintenance;
 mod options;
 mod outcome;
+mod overdue;
 mod parking;
 mod peers;
 mod processor;

@@ -12,7 +12,7 @@ use crate::{
     context::TaskContext,
     event::{EventKind, EventTask},
     record::{
-        Claim, CommitRefusal, ErrorText, Facts, Failure, FailureKind, MIN_RESULTS_TTL, TaskState,
+        Claim, CommitRefusal, ErrorText, Facts, Failure, FailureKind, KEPT_FROM, MIN_RESULTS_TTL, TaskState,
         UNFINISHED_TTL, Verdict, add_progress, explain_refusal, failure_without_run, follow_up_of, name,
         outcome_commit, recorded_follow_up,
     },
@@ -106,8 +106,8 @@ impl WorkerContext {
         run.span.in_scope(|| self.emit(event));
     }
 
-    /// Adds to the commit of a verdict the last progress report, and the message of a failed task, so that it can be sent
-    /// again.
+    /// Adds to the commit of a verdict the last progress report, and the message of a task that failed or waits long for
+    /// its next run, so that it can be sent again.
     fn add_progress_and_message(
         &self,
         commit: &mut Commit,
@@ -121,7 +121,13 @@ impl WorkerContext {
         }
         match verdict {
             Verdict::Failure { .. } => commit.facts.extend(self.app.message_fact(envelope)),
-            Verdict::Success(_) if due.is_some() => commit.drop.push(name::MESSAGE.into()),
+            Verdict::Success(_) if due.is_some() || envelope.attempt > 1 => {
+                commit.drop.push(name::MESSAGE.into());
+            }
+            // Kept since it was sent, if its sender asked for a time.
+            Verdict::Retry { due: next, .. } if due.is_none() && next.since(self.now()) >= KEPT_FROM => {
+                commit.facts.extend(self.app.message_fact(envelope));
+            }
             Verdict::Success(_) | Verdict::Retry { .. } => {}
         }
     }
