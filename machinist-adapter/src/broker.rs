@@ -256,7 +256,8 @@ pub struct Consume {
     /// The queues, in any order. The adapter declares them when this process first names them.
     pub queues: Vec<QueueName>,
     /// Maximum number of deliveries that may be unsettled at once: at least this many over all the queues together, and
-    /// at most this many per queue. At least 1.
+    /// at most this many per queue. At least 1. It is the first credit of the consumer
+    /// ([`Consumer::add_credit`]).
     pub prefetch: u16,
 }
 
@@ -345,6 +346,21 @@ pub trait Consumer: fmt::Debug + Send {
     /// # Cancel safety
     /// Safe: a dropped future loses no delivery.
     async fn next(&mut self) -> Option<Delivery>;
+
+    /// Lets the consumer hold `credit` more unsettled deliveries at once; with an adapter that subscribes to each queue
+    /// separately, `credit` more of each queue. Best effort: while the broker is away, the credit counts from the next
+    /// subscription.
+    ///
+    /// # Cancel safety
+    /// A dropped future adds the credit or not.
+    async fn add_credit(&mut self, credit: u16);
+
+    /// Takes all credit away: no delivery arrives until credit is added. Messages that the broker sent and `next` has not
+    /// returned are handed back. Deliveries that were returned can still be settled, and that does not give credit.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped early, some credit may remain.
+    async fn pause(&mut self);
 
     /// Ends the subscription: messages that the broker sent and `next` has not returned are handed back. Deliveries
     /// that were returned can still be settled.

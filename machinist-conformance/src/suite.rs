@@ -77,6 +77,7 @@ macro_rules! broker_suite {
             a_receipt_that_is_dropped_brings_the_message_again
             a_requeued_message_comes_again
             two_consumers_share_a_queue
+            credit_bounds_what_a_consumer_takes
             one_consumer_serves_several_queues
             prefetch_bounds_what_is_unsettled
             a_settlement_wakes_a_waiting_next

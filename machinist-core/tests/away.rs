@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod support;
+
 use std::{
     sync::{
         Arc, Condvar, Mutex,
@@ -28,6 +30,7 @@ use machinist_core::{
     worker::{Drained, Health},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
+use support::warm_up;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -298,6 +301,12 @@ impl Running {
         Self { view, tale, gate, health, stop, worker }
     }
 
+    /// Runs short tasks, so that the worker holds more deliveries than it has slots.
+    async fn warm_up(&self, house: &House) {
+        warm_up(&house.app.client(), || WORK.call(("quick".to_owned(),))).await;
+        self.tale.begun.store(0, Ordering::SeqCst);
+    }
+
     async fn stops(self) -> Drained {
         self.stop.cancel();
         tokio::time::timeout(secs(30), self.worker).await.expect("it ends within 28 s").unwrap()
@@ -349,6 +358,7 @@ async fn succeeds(task: &AsyncResult<String>) {
 async fn a_backend_that_is_away_for_minutes_costs_no_run_and_no_message() {
     let house = House::new().await;
     let worker = house.worker().await;
+    worker.warm_up(&house).await;
     let (a, b) = (house.send("listens").await, house.send("waits").await);
     until("both to run", async || worker.tale.begun() == 2).await;
     let waiting = house.send("quick").await;
@@ -370,6 +380,7 @@ async fn a_backend_that_is_away_for_minutes_costs_no_run_and_no_message() {
 async fn after_ten_minutes_what_runs_is_cancelled_and_what_is_held_goes_back() {
     let house = House::new().await;
     let worker = house.worker().await;
+    worker.warm_up(&house).await;
     let runs = house.send("listens").await;
     until("it to run", async || worker.tale.begun() == 1).await;
     let ends = house.send("waits").await;

@@ -185,6 +185,14 @@ impl Consumer for MemoryConsumer {
         }
     }
 
+    async fn add_credit(&mut self, credit: u16) {
+        lock(&self.queues).add_credit(self.id, credit);
+    }
+
+    async fn pause(&mut self) {
+        lock(&self.queues).pause(self.id);
+    }
+
     async fn stop(&mut self) {
         lock(&self.queues).unsubscribe(self.id);
     }

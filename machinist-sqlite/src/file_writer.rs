@@ -435,7 +435,7 @@ impl FileWriter {
         Ok(owner)
     }
 
-    /// Claims ready messages for every consumer that has capacity, up to its prefetch.
+    /// Claims ready messages for every consumer that has credit.
     fn claim_all(&mut self, effects: &mut TransactionEffects) -> rusqlite::Result<MessageClaims> {
         let mut claims = MessageClaims::default();
         let TransactionEffects { ready_queues, subscribed, unsubscribed, .. } = effects;
@@ -486,7 +486,7 @@ impl FileWriter {
             let refused = match consumer {
                 Some(consumer) => {
                     consumer.may_have_ready = claim.may_have_more;
-                    consumer.deliver(claim.messages, &registration)
+                    consumer.deliver(claim.messages, claim.capacity, &registration)
                 }
                 None => claim.messages,
             };

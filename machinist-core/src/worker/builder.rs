@@ -16,6 +16,7 @@ use super::{
     events::WorkerEvents,
     exclusive::ExclusiveSlots,
     lease::Lease,
+    look_ahead::LookAhead,
     peers::Peers,
     processor::{RegisteredTask, TaskProcessor},
     server_calls::ServerCalls,
@@ -151,8 +152,10 @@ impl WorkerBuilder {
     }
 
     /// Maximum number of deliveries that are held in addition to those that run, so that a free slot finds work. Unless
-    /// set, it is the number of handlers that run at once, but at least 16. 0 is right for queues of slow tasks: a task
-    /// that is held here cannot run elsewhere.
+    /// set, it is the number of handlers that run at once, but at least 16.
+    ///
+    /// The worker holds that many only while runs are short. As soon as a delivery has waited for 2 s for a slot, all
+    /// that wait go back to the broker, and the worker takes what it has slots for until its runs are short again.
     pub fn look_ahead(mut self, deliveries: usize) -> Self {
         self.look_ahead = Some(deliveries);
         self
@@ -290,7 +293,8 @@ impl WorkerBuilder {
         can_sign(&self.app, &tasks, &queues)?;
         let tags = checked_tags(&self.tags)?;
         let look_ahead = self.look_ahead.unwrap_or_else(|| self.concurrency.max(16));
-        let prefetch = u16::try_from(self.concurrency + look_ahead).unwrap_or(u16::MAX);
+        // The credit to begin with. The look-ahead is added when the runs are known to be short.
+        let prefetch = u16::try_from(self.concurrency).unwrap_or(u16::MAX);
         let name: Arc<str> = self.name.unwrap_or_else(default_name).into();
         let queues: Vec<_> = queues.into_iter().collect();
         let about = about(&name, &queues, &tags, self.concurrency, &self.app);
@@ -308,6 +312,7 @@ impl WorkerBuilder {
                 Arc::clone(&peers),
             ),
             admissions: Admissions::new(disabled, self.rules, look_ahead),
+            look_ahead: LookAhead::new(self.concurrency, look_ahead),
             calls: ServerCalls::new(self.app.clone(), stages.clone(), Arc::clone(&events), peers),
             app: self.app,
             name,

@@ -12,7 +12,9 @@ use tokio_util::{
 };
 
 use super::{
-    Health, maintenance,
+    Health,
+    look_ahead::CreditChange,
+    maintenance,
     processor::TaskProcessor,
     server_calls::{AWAY_TIMEOUT, pause},
 };
@@ -87,7 +89,7 @@ impl Intake {
             let maintenance = AbortOnDropHandle::new(tokio::spawn(maintenance));
             let health = consumer.health();
             tokio::select! {
-                () = self.take(consumer.as_mut()) => return,
+                () = self.take(consumer) => return,
                 () = calls.backend_is_away_for_long() => {}
                 never = self.cancel_when_cut_off(health) => match never {},
             }
@@ -106,6 +108,7 @@ impl Intake {
             calls.give_up(false);
             self.health.subscribing();
             *consumer = self.subscribe().await;
+            self.processor.worker.look_ahead.resubscribed();
             calls.emit_state(WorkerState::Resubscribed { queues: &self.subscription.queues });
         }
     }
@@ -189,14 +192,29 @@ impl Intake {
     }
 
     /// Takes deliveries and processes each in a separate task. Ends only when the broker was closed.
-    async fn take(&self, consumer: &mut dyn Consumer) {
+    async fn take(&self, consumer: &mut Box<dyn Consumer>) {
+        let look_ahead = &self.processor.worker.look_ahead;
+        let mut change = Box::pin(look_ahead.next_change());
         loop {
             // While the backend is away nothing is taken: deliveries stay unacknowledged, and prefetch bounds them.
             self.processor.worker.calls.backend_is_there().await;
-            let Some(delivery) = consumer.next().await else { return };
+            let delivery = tokio::select! {
+                biased;
+                change_now = &mut change => {
+                    match change_now {
+                        CreditChange::Add(more) => consumer.add_credit(more).await,
+                        CreditChange::Pause => consumer.pause().await,
+                    }
+                    look_ahead.made(change_now);
+                    change.set(look_ahead.next_change());
+                    continue;
+                }
+                delivery = consumer.next() => delivery,
+            };
+            let Some(delivery) = delivery else { return };
             let cut = self.cut.clone();
             // On the heap at once: a spawned future is moved several times.
-            let process = Box::pin(Arc::clone(&self.processor).process(delivery));
+            let process = Box::pin(Arc::clone(&self.processor).process(delivery, look_ahead.pauses()));
             self.tracker.spawn(async move {
                 tokio::select! {
                     // First: a slot that is free because its holder was cut off must not start the next delivery.

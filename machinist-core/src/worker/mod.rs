@@ -3,7 +3,7 @@
 //! | file | duty |
 //! |---|---|
 //! | `builder`, `options` | the parts of a worker, checked before it starts; options of one task |
-//! | `intake` | taking deliveries, and stopping during a long outage of the backend |
+//! | `intake`, `look_ahead` | taking deliveries, as many as help, and stopping during a long outage of the backend |
 //! | `processor` | the pipeline: one delivery from its arrival to its settlement |
 //! | `worker_context` | the parts that all steps of the pipeline share |
 //! | `time_check`, `start`, `run`, `outcome`, `follow_up`, `settlement` | the steps of the pipeline, in their order |
@@ -31,6 +31,7 @@ mod guard;
 mod health;
 mod intake;
 mod lease;
+mod look_ahead;
 mod maintenance;
 mod options;
 mod outcome;

@@ -50,10 +50,11 @@ impl Refusal {
 
 impl WorkerContext {
     /// Asks the rules if a task may start. Returns `None` if it may, or if its record has to decide; otherwise the task
-    /// is parked.
-    pub(super) async fn park_if_refused(&self, envelope: &Envelope) -> Option<Settlement> {
+    /// is parked. `pauses` is the number of pauses of the look-ahead at the delivery's arrival.
+    pub(super) async fn park_if_refused(&self, envelope: &Envelope, pauses: u64) -> Option<Settlement> {
         let mut refusal = self.refusal(envelope).await?;
         if let Some(_place) = self.admissions.place() {
+            let _aside = self.look_ahead.aside(pauses);
             let deadline = Instant::now() + LOCAL_WAIT;
             loop {
                 let next = Instant::now() + refusal.local_wait(self.now());

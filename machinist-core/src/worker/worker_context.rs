@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use super::{
-    Stages, admissions::Admissions, events::WorkerEvents, server_calls::ServerCalls, session::Sessions,
+    Stages, admissions::Admissions, events::WorkerEvents, look_ahead::LookAhead, server_calls::ServerCalls,
+    session::Sessions,
 };
 use crate::{app::App, clock::Timestamp, event::EventKind};
 
@@ -19,6 +20,7 @@ pub(super) struct WorkerContext {
     pub(super) calls: Arc<ServerCalls>,
     pub(super) stages: Stages,
     pub(super) admissions: Admissions,
+    pub(super) look_ahead: Arc<LookAhead>,
     pub(super) events: Arc<WorkerEvents>,
 }
 

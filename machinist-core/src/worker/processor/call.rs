@@ -2,10 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
 
-use super::{ActiveDelivery, RegisteredTask, Settlement, TaskProcessor};
+use super::{ActiveDelivery, RegisteredTask, Settlement, Slot, TaskProcessor};
 use crate::{
     context::{RunInfo, TaskContext},
     error::TaskError,
@@ -38,7 +37,7 @@ impl TaskProcessor {
         task: &RegisteredTask,
         claim: Claim,
         registered: &RegisteredRun,
-        slot: OwnedSemaphorePermit,
+        slot: Slot,
     ) -> Option<Settlement> {
         let started = tokio::time::Instant::now();
         let span = self.span(&active.envelope, &claim);

@@ -14,11 +14,15 @@ mod slots;
 use std::{collections::HashMap, sync::Arc};
 
 use futures_util::future::BoxFuture;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 use self::busy::BusyWaits;
 use super::{
-    ActiveDelivery, Settlement, TaskOptions, WorkerContext, exclusive::ExclusiveSlots, start::StartReply,
+    ActiveDelivery, Settlement, TaskOptions, WorkerContext, exclusive::ExclusiveSlots,
+    look_ahead::RunningSlot, start::StartReply,
 };
 use crate::{
     broker::{Delivery, Receipt},
@@ -36,6 +40,13 @@ use crate::{
 pub(super) struct RegisteredTask {
     pub(super) handler: Arc<dyn DynHandler>,
     pub(super) options: TaskOptions,
+}
+
+/// A slot in which one handler runs.
+#[derive(Debug)]
+pub(super) struct Slot {
+    _permit: OwnedSemaphorePermit,
+    _running: RunningSlot,
 }
 
 /// Takes deliveries through the protocol.
@@ -56,12 +67,13 @@ impl TaskProcessor {
         names
     }
 
-    /// Takes one delivery from its arrival to its settlement.
-    pub(super) async fn process(self: Arc<Self>, delivery: Delivery) {
+    /// Takes one delivery from its arrival to its settlement. `pauses` is the number of pauses of the look-ahead at its
+    /// arrival.
+    pub(super) async fn process(self: Arc<Self>, delivery: Delivery, pauses: u64) {
         self.worker.events.tally.arrived();
         let (settlement, receipt) = match self.accept(delivery) {
             Ok(mut active) => {
-                let settlement = Box::pin(self.work(&mut active)).await;
+                let settlement = Box::pin(self.work(&mut active, pauses)).await;
                 self.worker.emit_if_handed_back(settlement, &active);
                 (settlement, active.receipt)
             }
@@ -105,7 +117,7 @@ impl TaskProcessor {
     }
 
     /// Takes an accepted delivery to its settlement.
-    async fn work(&self, active: &mut ActiveDelivery) -> Settlement {
+    async fn work(&self, active: &mut ActiveDelivery, pauses: u64) -> Settlement {
         let received_at = self.worker.now();
         self.emit_received(&active.envelope, received_at);
         if let Some(settlement) = self.worker.check_time(&active.envelope).await {
@@ -118,15 +130,16 @@ impl TaskProcessor {
         let mut alone = false;
         loop {
             if !self.worker.admissions.is_open()
-                && let Some(settlement) = Box::pin(self.worker.park_if_refused(&active.envelope)).await
+                && let Some(settlement) =
+                    Box::pin(self.worker.park_if_refused(&active.envelope, pauses)).await
             {
                 return settlement;
             }
             let mut stopwatch = self.worker.events.stopwatch();
             let slot = if alone {
-                Box::pin(self.all_slots(&active.envelope)).await
+                Box::pin(self.all_slots(&active.envelope, pauses)).await
             } else {
-                self.slot(&active.envelope, received_at).await
+                self.slot(&active.envelope, received_at, pauses).await
             };
             let slot = match slot {
                 Ok(slot) => slot,
@@ -157,6 +170,7 @@ impl TaskProcessor {
                 StartReply::Busy => drop((slot, registered)),
             }
             alone = false;
+            let _aside = self.worker.look_ahead.aside(pauses);
             match busy.next_wait(Instant::now()) {
                 Some(wait) => tokio::select! {
                     () = tokio::time::sleep(wait) => {}
