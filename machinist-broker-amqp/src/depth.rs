@@ -51,7 +51,7 @@ impl DepthReader {
                 let consumers = found.consumer_count().into();
                 Ok(Some(DepthReading { ready, consumers }))
             }
-            Err(error) if error.server_error().is_some_and(|reply| reply.code == 404) => Ok(None),
+            Err(error) if error.server_error().is_some_and(|reply| reply.says_missing()) => Ok(None),
             Err(error) => Err(error),
         }
     }
