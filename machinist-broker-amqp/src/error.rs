@@ -83,6 +83,14 @@ impl AmqpError {
         matches!(self.cause, AmqpErrorCause::Timeout(_) | AmqpErrorCause::NoAnswer)
     }
 
+    /// Returns `true` if a channel could not be opened because of its id: all are in use, or the broker has closed a channel
+    /// of this id before, whose error lapin then reports for each later channel of the id.
+    pub(crate) fn is_of_channel_id(&self) -> bool {
+        let is_limit = |error: &lapin::Error| matches!(error.kind(), ErrorKind::ChannelsLimitReached);
+        let is_old = self.server_error().is_some_and(|reply| reply.closes_only_channel);
+        is_old || matches!(&self.cause, AmqpErrorCause::Lapin(error) if is_limit(error))
+    }
+
     /// Error reply of the broker, if it sent one.
     pub(crate) fn server_error(&self) -> Option<ServerError<'_>> {
         let AmqpErrorCause::Lapin(error) = &self.cause else { return None };
