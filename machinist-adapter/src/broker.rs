@@ -184,8 +184,8 @@ pub struct Publish {
     pub delay: Duration,
 }
 
-/// Error of a publish. Each of the three groups needs a different response: *certainly not queued* (change the message
-/// or the queue), *not sent* (try later), *unknown* (send the same id again, which is safe).
+/// Error of a publish. Each of the four groups needs a different response: *certainly not queued* (change the message
+/// or the queue), *not taken now* and *not sent* (try later), *unknown* (send the same id again, which is safe).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
@@ -203,11 +203,19 @@ pub enum PublishError {
         /// Maximum size that the broker accepts, in bytes.
         limit: usize,
     },
-    /// Certainly not queued: the broker refused it (negative confirm, queue at its limit, not permitted, a queue that
-    /// exists with other arguments).
+    /// Certainly not queued, and never will be in this form: the broker or the adapter refuses it (not permitted, a name
+    /// that is too long, a queue that exists with other arguments).
     #[error("the broker refused the message: {reason}")]
     Rejected {
         /// Answer of the broker, and the remedy if there is one.
+        reason: String,
+    },
+    /// Not taken now: the broker answered with a negative confirm (a queue at its limit, a queue without its majority of
+    /// nodes). It says nothing about the message: the same one may be taken later. Publishing it again is safe, and
+    /// needed if it must not be lost; in rare cases the broker had stored it before its queue failed.
+    #[error("the broker does not take the message now: {reason}")]
+    Nacked {
+        /// The queue, and what can be the cause.
         reason: String,
     },
     /// Not sent before the deadline: the broker accepts no messages now (memory or disk alarm).

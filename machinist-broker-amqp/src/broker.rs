@@ -27,7 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     address::Address,
     connect,
-    depth::DepthReader,
+    depth::{DepthReader, MissingQueues},
     error::{AmqpError, CLOSE_TIMEOUT},
     ladder::{LADDER_LEVELS, MAX_DELAY},
     options::AmqpOptions,
@@ -53,6 +53,7 @@ pub struct AmqpBroker {
     publish_deadline: Duration,
     pub(crate) publishing: Arc<SupervisedConnection>,
     consuming: OnceCell<Arc<SupervisedConnection>>,
+    pub(crate) missing: MissingQueues,
     /// Senders to the publishers. `None` once closed: the publishers end when every caller has a result.
     publishers: Mutex<Option<Vec<mpsc::UnboundedSender<PendingPublish>>>>,
     /// Number of calls of publish, each of which uses the other publisher of a queue's group.
@@ -119,6 +120,7 @@ impl AmqpBroker {
             publish_deadline,
             publishing,
             consuming: OnceCell::new(),
+            missing: MissingQueues::default(),
             publishers: Mutex::new(Some(publishers)),
             calls: AtomicUsize::new(0),
             tasks,
@@ -224,7 +226,8 @@ impl Broker for AmqpBroker {
 
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         let topology = &self.settings.topology;
-        let mut reader = DepthReader::new(self.consuming().await?.current_in_time().await?);
+        let mut reader =
+            DepthReader::new(&self.settings, &self.missing, self.consuming().await?.current_in_time().await?);
         let mut depths = Vec::with_capacity(queues.len());
         for queue in queues {
             let refused = |reason| BrokerError::Refused { reason };
@@ -262,6 +265,7 @@ impl Broker for AmqpBroker {
         self.ack_senders.close();
         // A delivery whose acknowledgement is not written by then comes again.
         let _ = timeout(CLOSE_TIMEOUT, self.ack_senders.wait()).await;
+        self.missing.close().await;
         if let Some(consuming) = self.consuming.get() {
             consuming.close().await;
         }

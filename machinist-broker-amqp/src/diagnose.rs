@@ -131,7 +131,7 @@ impl AmqpBroker {
 
     /// Counts the messages on the ladder, and those that came due for queues that are gone.
     async fn depths(&self, live: Arc<LiveConnection>) -> Vec<Finding> {
-        let mut reader = DepthReader::new(live);
+        let mut reader = DepthReader::new(&self.settings, &self.missing, live);
         let mut findings = Vec::new();
         let mut delayed = 0;
         let mut queues = 0;

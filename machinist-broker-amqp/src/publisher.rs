@@ -363,11 +363,14 @@ impl Publisher {
                     pause = pause.max(Some(NEW_QUEUE_RETRY_PAUSE));
                     again.push(pending);
                 }
-                PublishOutcome::Refused => pending.refuse(PublishError::Rejected {
-                    reason: format!(
-                        "negative confirm; queue {queue} is at a limit, or has lost its majority of nodes"
-                    ),
-                }),
+                PublishOutcome::Refused => {
+                    let delayed = pending.delay_route().map_or("", |_| ", or a queue of the delays,");
+                    pending.refuse(PublishError::Nacked {
+                        reason: format!(
+                            "negative confirm; queue {queue}{delayed} is at a limit, or has lost its majority of nodes"
+                        ),
+                    });
+                }
                 PublishOutcome::Returned
                     if self.settings.topology_mode == TopologyMode::Declare
                         && !pending.history.redeclared =>

@@ -409,7 +409,7 @@ impl QueueSubscription {
     fn consume_error(&self, live: &LiveConnection, error: AmqpError) -> DeclareError {
         let queue = &self.names.queue;
         match error.server_error() {
-            Some(reply) if reply.code == 404 => {
+            Some(reply) if reply.says_missing() => {
                 self.forget_queue(live);
                 DeclareError::Missing { name: format!("queue {queue}") }
             }

@@ -213,6 +213,13 @@ impl From<SendError> for CliError {
                         "it may or may not be queued; repeat the command with --id {id}, which runs the task only once"
                     )),
                 ),
+                PublishError::Nacked { .. } => (
+                    Code::Unreachable,
+                    Some(format!(
+                        "repeat the command later with --id {id}, which runs the task only once; a full queue needs more \
+                         workers, or a higher limit"
+                    )),
+                ),
                 PublishError::Unavailable(_) | PublishError::Blocked { .. } => {
                     (Code::Unreachable, Some(format!("it is not queued; send it again later; {DOCTOR_HINT}")))
                 }

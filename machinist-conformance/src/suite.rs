@@ -68,6 +68,7 @@ macro_rules! broker_suite {
             an_empty_batch_has_no_answers
             concurrent_publishers_get_their_own_answers
             only_what_is_queued_is_confirmed_when_a_queue_vanishes
+            a_full_queue_refuses_for_now_and_takes_more_later
             dead_letters_are_kept_beside_the_queue
             dead_letters_are_taken_and_handed_back
             depth_counts_and_consumes_nothing

@@ -54,8 +54,8 @@ impl App {
 impl Client {
     /// Sends a signature. `Ok` means that the broker has confirmed it: stored and in its queue.
     ///
-    /// Sending the same signature again (after [`PublishError::Unknown`], say) is safe: it keeps its id, and
-    /// runs once.
+    /// Sending the same signature again (after [`PublishError::Unknown`] or [`PublishError::Nacked`], say) is safe: it
+    /// keeps its id, and runs once. Until then the task is PENDING.
     ///
     /// # Errors
     /// [`SendError`]. After an error that is not [`SendError::is_unknown`] the task is certainly not queued.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     admission::WaitReason,
     backend::{BackendError, Index},
-    broker::{Publish, Target},
+    broker::{Publish, PublishError, Target},
     client::Client,
     control::ControlError,
     error::SendError,
@@ -148,8 +148,10 @@ impl Client {
         let target = Target::Queue(guard.queue.clone());
         let publish = Publish { target, message: self.message(&guard)?, delay: Duration::ZERO };
         self.publish_one(publish).await.map_err(|source| match source {
-            source if source.is_certain() => SendError::Publish { id: id.clone(), source }.into(),
-            source => ControlError::unpublished(source),
+            source @ (PublishError::Unavailable(_) | PublishError::Unknown(_)) => {
+                ControlError::unpublished(source)
+            }
+            source => SendError::Publish { id: id.clone(), source }.into(),
         })?;
         // Refused: it has ended meanwhile.
         self.commit(unpark(id, guard.attempt, guard.generation)).await?;

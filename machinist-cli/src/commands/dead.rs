@@ -189,7 +189,11 @@ async fn find(
     let client = app.client();
     // A process without keys must not decide about a task; workers update the index once a minute.
     let verifies = settings.allow_unsigned.value || settings.keyring()?.is_some();
-    for queue in if verifies { queues(app, which, settings).await? } else { BTreeSet::new() } {
+    let queues = if verifies { queues(app, which, settings).await? } else { BTreeSet::new() };
+    // Asked about all at once, because many of them may be gone.
+    let depths = app.broker().depth(&queues.into_iter().collect::<Vec<_>>()).await?;
+    let with_letters = depths.into_iter().filter(|depth| depth.dead.is_some_and(|dead| dead > 0));
+    for queue in with_letters.map(|depth| depth.queue) {
         let added = client.index_dead_letters(&queue).await?;
         if added > 0 {
             output::note(&format!(

@@ -17,7 +17,7 @@ use super::{Stages, events::WorkerEvents, peers::Peers};
 use crate::{
     app::App,
     backend::{BackendError, Commit, Committed},
-    broker::{Publish, PublishError},
+    broker::{Publish, PublishError, Target},
     event::{EventKind, WorkerState},
     id::{RecordId, TaskId},
     record::Facts,
@@ -27,6 +27,10 @@ use crate::{
 const AWAY_AFTER_FAILURES: u32 = 2;
 /// Duration of an outage of the backend after which deliveries go back to the broker.
 pub(super) const AWAY_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// Number of negative confirms after which a message for a queue is published with a delay.
+const NACKS_BEFORE_DELAY: u32 = 3;
+/// Maximum of that delay; half of it is the minimum.
+const NACKED_DELAY: Duration = Duration::from_secs(15);
 /// Minimum and maximum pause before the next try; the pause doubles with each try.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -188,9 +192,12 @@ impl ServerCalls {
         }
     }
 
-    /// Publishes a message, and waits for the broker without a limit.
+    /// Publishes a message that the worker owes, and waits for the broker without a limit. A negative confirm is *not
+    /// yet*: after a few of them a message for a queue goes the way of delayed ones (see [`delay_after_nacks`]).
     pub(super) async fn publish(&self, publish: &Publish) -> Result<(), Unpublished> {
         let mut tries = 0;
+        let mut nacks = 0;
+        let mut publish = publish.clone();
         loop {
             let mut answers = tokio::select! {
                 answers = self.app.broker().publish(vec![publish.clone()]) => answers,
@@ -200,6 +207,10 @@ impl ServerCalls {
                 Some(Ok(())) => return Ok(()),
                 Some(Err(error)) if error.is_certain() => return Err(Unpublished::Never(error)),
                 Some(Err(error)) => {
+                    if matches!(error, PublishError::Nacked { .. }) {
+                        nacks += 1;
+                        publish.delay = delay_after_nacks(&publish, nacks);
+                    }
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
                         tries,
@@ -321,6 +332,17 @@ impl<'a> UnrecordedOutcome<'a> {
 impl Drop for UnrecordedOutcome<'_> {
     fn drop(&mut self) {
         self.0.send_modify(|waiting| *waiting -= 1);
+    }
+}
+
+/// Returns the delay with which a message is published after this number of negative confirms.
+///
+/// A full queue stays full as long as its workers hold deliveries whose messages it does not take. So a message for it
+/// takes the way of delayed messages, its delivery is done, and the worker takes what fills the queue.
+fn delay_after_nacks(publish: &Publish, nacks: u32) -> Duration {
+    match publish.target {
+        Target::Queue(_) if nacks >= NACKS_BEFORE_DELAY => publish.delay.max(jittered(NACKED_DELAY)),
+        _ => publish.delay,
     }
 }
 
