@@ -81,7 +81,8 @@ impl FileReader {
     fn depth(&self, db: &Connection, queue: &QueueName, now: Timestamp) -> rusqlite::Result<QueueDepth> {
         let mut depth = QueueDepth { queue: queue.clone(), ready: None, consumers: None, dead: None };
         if let Some(id) = messages::find_queue(db, self.namespace, &Target::Queue(queue.clone()))? {
-            let subscribed = "SELECT coalesce(sum(count), 0) FROM subscriptions WHERE queue = ?1";
+            let subscribed =
+                "SELECT coalesce(sum(CAST(count AS INTEGER)), 0) FROM subscriptions WHERE queue = ?1";
             depth.ready = Some(count_ready(db, id)? + count_due(db, id, now)?);
             depth.consumers = Some(
                 db.prepare_cached(subscribed)?.query_row([id], |row| row.get::<_, i64>(0))?.unsigned_abs(),

@@ -540,6 +540,9 @@ impl FileWriter {
                     effects.ready_queues.extend(writer.subscribed_queues());
                 }
             }
+            if messages::release_orphans(&writer.context.db)? {
+                effects.ready_queues.extend(writer.subscribed_queues());
+            }
             own.map_or(Ok(true), |own| owners::raise_heartbeat(&writer.context.db, own))
         })?;
         if !registered {

@@ -187,7 +187,7 @@ impl FailureDetector {
         own: Option<i64>,
     ) -> rusqlite::Result<Vec<DeadOwner>> {
         let beats = db
-            .prepare_cached("SELECT id, beat FROM owners WHERE id IS NOT ?1")?
+            .prepare_cached("SELECT id, CAST(beat AS INTEGER) FROM owners WHERE id IS NOT ?1")?
             .query_map([own], |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect::<rusqlite::Result<Vec<(i64, i64)>>>()?;
         self.heartbeats.retain(|owner, _| beats.iter().any(|(known, _)| known == owner));

@@ -27,6 +27,9 @@ use crate::{
 const AWAY_AFTER_FAILURES: u32 = 2;
 /// Duration of an outage of the backend after which deliveries go back to the broker.
 pub(super) const AWAY_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// Number of tries for a record that cannot be used. The last is about a second after the first: a person has to remove
+/// what is there.
+const RECORD_TRIES: u32 = 4;
 /// Minimum and maximum pause before the next try; the pause doubles with each try.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -37,6 +40,8 @@ pub(super) enum Unanswered {
     Leaving,
     /// The backend has been away for so long that deliveries without an outcome go back.
     GivenUp,
+    /// The backend answers, and the record of this task cannot be used: another program wrote there.
+    BadRecord,
 }
 
 /// Party that waits for an answer.
@@ -138,6 +143,17 @@ impl ServerCalls {
                 Ok(answer) => {
                     self.answered(true);
                     return Ok(answer);
+                }
+                Err(error) if error.is_of_one_record() => {
+                    // The backend has answered: the other tasks go on.
+                    self.answered(true);
+                    if tries + 1 >= RECORD_TRIES {
+                        tracing::error!(
+                            error = &error as &dyn std::error::Error,
+                            "the backend did not {operation}"
+                        );
+                        return Err(Unanswered::BadRecord);
+                    }
                 }
                 Err(error) => {
                     self.answered(false);

@@ -6,7 +6,7 @@
 //! After an outage of the backend the owners of the tasks therefore come first.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -120,6 +120,8 @@ struct SessionState {
     /// Starts that ended without an outcome, were perhaps never granted, or were written back after their run had ended,
     /// and that were not handed back to the backend yet. The next renewal does that.
     deferred_hand_backs: Vec<Claim>,
+    /// Records that could not be read when they were last read.
+    unreadable: HashSet<RecordId>,
 }
 
 /// The session of a worker.
@@ -164,6 +166,7 @@ impl Sessions {
             peers: HashMap::new(),
             stuck: HashMap::new(),
             deferred_hand_backs: Vec::new(),
+            unreadable: HashSet::new(),
         };
         Arc::new(Self {
             app,
@@ -242,9 +245,33 @@ impl Sessions {
 
     /// Reads the control record. Renewals repeat it.
     pub(super) async fn read_control(&self) -> Result<(), BackendError> {
-        let records = self.app.backend().read(&[control_record()]).await?;
-        self.disabled.read(&records.into_iter().next().unwrap_or_default());
+        let records = self.app.backend().read_each(&[control_record()]).await?;
+        self.apply_control(records.into_iter().next());
         Ok(())
+    }
+
+    /// Applies the control record. One that cannot be read changes nothing.
+    fn apply_control(&self, record: Option<Result<Facts, BackendError>>) {
+        if let Some(facts) = self.readable(&control_record(), record.unwrap_or_else(|| Ok(Facts::new()))) {
+            self.disabled.read(&facts);
+        }
+    }
+
+    /// Returns the facts of a record. A record that cannot be read is said once, until it can be read again.
+    fn readable(&self, id: &RecordId, facts: Result<Facts, BackendError>) -> Option<Facts> {
+        let mut state = self.state();
+        match facts {
+            Ok(facts) => {
+                state.unreadable.remove(id);
+                Some(facts)
+            }
+            Err(error) => {
+                if state.unreadable.insert(id.clone()) {
+                    tracing::error!(%id, error = &error as &dyn std::error::Error, "a record cannot be read");
+                }
+                None
+            }
+        }
     }
 
     /// Closes the session. Called when nothing runs under it any more.
@@ -322,8 +349,10 @@ impl Sessions {
             return Ok(());
         }
         let ids: Vec<_> = deferred.iter().map(|claim| RecordId::from(&claim.id)).collect();
-        let records = self.app.backend().read(&ids).await?;
-        let standing = |(claim, facts): (&Claim, Facts)| {
+        let records = self.app.backend().read_each(&ids).await?;
+        let standing = |(claim, facts): (&Claim, Result<Facts, BackendError>)| {
+            // A start in a record that cannot be used makes nobody wait.
+            let facts = facts.ok()?;
             // The start may have been adopted, if only the reply was lost.
             let claim = claim.newer_claim(&facts).unwrap_or_else(|| claim.clone());
             (claim.standing(&facts) == ClaimStatus::Current).then(|| claim.hand_back().into())
@@ -419,7 +448,7 @@ impl Sessions {
         let tasks = runs.iter().map(|(_, claim)| RecordId::from(&claim.id));
         let ids: Vec<_> = tasks.chain([control_record()]).collect();
         let (alive, mut records) = self.renew_and_read(&ids).await?;
-        self.disabled.read(&records.pop().unwrap_or_default());
+        self.apply_control(records.pop());
         let mut records: HashMap<_, _> = runs.into_iter().map(|(run, _)| run).zip(records).collect();
         if alive {
             self.alive.notify_waiters();
@@ -431,19 +460,29 @@ impl Sessions {
             self.open().await?;
         }
         for (run, claim) in self.runs() {
-            match records.remove(&run) {
-                Some(facts) => self.apply_record(&run, claim, facts).await?,
+            let facts = match records.remove(&run) {
+                Some(facts) => self.readable(&RecordId::from(&claim.id), facts),
                 // Granted meanwhile, under the expired session.
-                None if !alive => self.apply_record(&run, claim, Facts::new()).await?,
-                None => {}
+                None if !alive => Some(Facts::new()),
+                None => None,
+            };
+            // Nobody can take over a run through a record that cannot be used, so the run goes on.
+            let Some(facts) = facts else { continue };
+            match self.apply_record(&run, claim, facts).await {
+                Err(error) if !error.is_of_one_record() => return Err(error),
+                _ => {}
             }
         }
         Ok(())
     }
 
     /// Renews the lease, and reads these records, in one round trip: the three requests are sent at once, and none
-    /// depends on another. Returns `false` if the session is gone.
-    async fn renew_and_read(&self, ids: &[RecordId]) -> Result<(bool, Vec<Facts>), BackendError> {
+    /// depends on another. Returns `false` if the session is gone. The lease is judged by its own answer only, and the
+    /// record of a session that cannot be used is a session that is gone.
+    async fn renew_and_read(
+        &self,
+        ids: &[RecordId],
+    ) -> Result<(bool, Vec<Result<Facts, BackendError>>), BackendError> {
         let runs = self.runs_to_show();
         let (session, changed) = {
             let state = self.state();
@@ -453,17 +492,25 @@ impl Sessions {
         let asked = Instant::now();
         let (renewed, records, now) = tokio::join!(
             self.commit(renew_session(&session, self.lease.0, changed)),
-            backend.read(ids),
+            backend.read_each(ids),
             backend.now()
         );
-        let alive = matches!(renewed?, Committed::Done { .. });
-        let records = records?;
-        self.app.clock().learn(asked, now?);
+        let alive = match renewed {
+            Ok(committed) => matches!(committed, Committed::Done { .. }),
+            Err(error) if error.is_of_one_record() => {
+                tracing::error!(%session, error = &error as &dyn std::error::Error, "the record of this worker's session \
+                    cannot be used; opening another session");
+                false
+            }
+            Err(error) => return Err(error),
+        };
         if alive {
             let mut state = self.state();
             state.valid_until = asked + self.lease.0;
             state.shown_runs = runs;
         }
+        let records = records?;
+        self.app.clock().learn(asked, now?);
         Ok((alive, records))
     }
 
@@ -544,7 +591,7 @@ impl Sessions {
             return Ok(());
         }
         let ids: Vec<_> = wanted.iter().map(RecordId::from).collect();
-        let answer = self.app.backend().read(&ids).await;
+        let answer = self.app.backend().read_each(&ids).await;
         let now = Instant::now();
         let mut state = self.state();
         match answer {
@@ -552,7 +599,8 @@ impl Sessions {
                 let mut found = false;
                 for (session, facts) in wanted.iter().zip(records) {
                     let Some(peer) = state.peers.get_mut(session) else { continue };
-                    peer.gone_since = if is_alive(&facts) { None } else { peer.gone_since.or(Some(now)) };
+                    let alive = facts.as_ref().is_ok_and(is_alive);
+                    peer.gone_since = if alive { None } else { peer.gone_since.or(Some(now)) };
                     let gone =
                         peer.gone_since.is_some_and(|since| now >= since + self.lease.gone_confirmation());
                     found |= gone && !peer.gone;
