@@ -128,7 +128,7 @@ impl<R> AsyncResult<R> {
             if let Ok(record) = &asked {
                 seen |= record.is_some();
                 gone_since =
-                    if record.is_none() && seen { gone_since.or(Some(Instant::now())) } else { None };
+                    if record.is_none() && seen { gone_since.or_else(|| Some(Instant::now())) } else { None };
             }
             match asked {
                 Ok(Some(record)) if record.state.is_final() => return Ok(record),
