@@ -113,10 +113,13 @@ impl Clock {
     ///
     /// The answer is assumed to be from the middle of the round trip. So the clock never makes an ETA start earlier by
     /// more than half of the round trip.
-    pub fn learn(&self, asked: Instant, answered: Timestamp) {
+    ///
+    /// Returns by how many microseconds the answer is later than this clock expected (negative: earlier).
+    pub fn learn(&self, asked: Instant, answered: Timestamp) -> i64 {
         let middle = asked + asked.elapsed() / 2;
         let since_origin = middle.saturating_duration_since(self.0.origin);
-        self.0.base.store(answered.minus(since_origin).0, Ordering::Relaxed);
+        let base = answered.minus(since_origin).0;
+        base.saturating_sub(self.0.base.swap(base, Ordering::Relaxed))
     }
 }
 
@@ -134,7 +137,7 @@ mod tests {
         let clock = Clock::starting_at(Timestamp::from_micros(1_000_000));
         tokio::time::advance(Duration::from_secs(2)).await;
         assert_eq!(clock.now(), Timestamp::from_micros(3_000_000));
-        clock.learn(Instant::now(), Timestamp::from_micros(50));
+        assert_eq!(clock.learn(Instant::now(), Timestamp::from_micros(50)), -2_999_950);
         assert_eq!(clock.now(), Timestamp::from_micros(50));
     }
 }

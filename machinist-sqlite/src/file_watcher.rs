@@ -105,6 +105,7 @@ impl FileWatcher {
         let changed = state.data_version.replace(data_version) != Some(data_version) || check_requested;
         let mut ready_queues = ReadyQueues::default();
         if changed {
+            self.clock.read(&self.db)?;
             self.notify_watchers(state)?;
             let subscribed = self.watches.subscribed_queues();
             state.next_due = if subscribed.is_empty() { None } else { messages::next_due(&self.db)? };

@@ -7,6 +7,7 @@ mod expiry;
 mod indexes;
 mod require;
 mod spoiled;
+mod stepped;
 mod watching;
 
 use std::{sync::Arc, time::Duration};
@@ -21,7 +22,7 @@ use machinist_core::{
 
 pub use self::{
     agreement::backend_agrees_with_memory, blocked::*, commits::*, expiry::*, indexes::*, require::*,
-    spoiled::*, watching::*,
+    spoiled::*, stepped::*, watching::*,
 };
 use crate::{
     eventually,

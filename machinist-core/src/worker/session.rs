@@ -206,7 +206,7 @@ impl Sessions {
         if let Committed::Refused(facts) = opened? {
             return Err(BackendError::Unavailable(format!("a new session has a record: {facts:?}").into()));
         }
-        self.app.clock().learn(asked, now?);
+        self.app.0.learn_time(asked, now?);
         self.replace_session(session, asked + self.lease.0, shown_runs);
         self.list().await;
         Ok(())
@@ -510,7 +510,7 @@ impl Sessions {
             state.shown_runs = runs;
         }
         let records = records?;
-        self.app.clock().learn(asked, now?);
+        self.app.0.learn_time(asked, now?);
         Ok((alive, records))
     }
 
