@@ -169,7 +169,10 @@ impl Clock {
     }
 
     /// Takes note of the time that the backend answered, when the request was sent at `asked` by the monotonic clock.
-    pub fn learn(&self, asked: Instant, answered: Timestamp) {
+    ///
+    /// Returns by how many microseconds the answer is later than this clock expected (negative: earlier); 0 if both can be
+    /// right.
+    pub fn learn(&self, asked: Instant, answered: Timestamp) -> i64 {
         let arrived = Instant::now();
         let answer = bounds(self.0.origin, asked, arrived, answered);
         let mut followed = self.0.followed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -179,6 +182,7 @@ impl Clock {
             self.0.earliest.store(answer.earliest, Ordering::Relaxed);
             self.0.latest.store(answer.latest, Ordering::Relaxed);
         }
+        if bounds.agree(answer) { 0 } else { answer.earliest.saturating_sub(bounds.earliest) }
     }
 }
 
@@ -205,7 +209,7 @@ mod tests {
         let clock = Clock::starting_at(Timestamp::from_micros(1_000_000));
         tokio::time::advance(Duration::from_secs(2)).await;
         assert_eq!(clock.now(), Timestamp::from_micros(3_000_000));
-        clock.learn(Instant::now(), Timestamp::from_micros(50));
+        assert_eq!(clock.learn(Instant::now(), Timestamp::from_micros(50)), -2_999_950);
         assert_eq!(clock.now(), Timestamp::from_micros(50));
         assert_eq!(clock.latest(), Timestamp::from_micros(50));
     }

@@ -49,3 +49,8 @@ pub const DEAD_REASON: &str = "machinist-dead-reason";
 pub const DEAD_ERROR: &str = "machinist-dead-error";
 /// Time at which the message became a dead letter, in microseconds since the Unix epoch.
 pub const DEAD_AT: &str = "machinist-dead-at";
+/// Description of what a broker could not read of a message that it stores; such a message is never run. Set by the
+/// broker adapter.
+pub const DAMAGED: &str = "machinist-damaged";
+/// The stored headers of a message with [`DAMAGED`], as they were found.
+pub const DAMAGED_HEADERS: &str = "machinist-damaged-headers";

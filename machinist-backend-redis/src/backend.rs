@@ -20,7 +20,7 @@ use crate::{
     commit_batcher::CommitBatcher,
     connect::{RedisAddress, RedisTimeouts, explain_tls},
     doctor,
-    error::backend_error,
+    error::{backend_error, key_error},
     keys::RedisKeys,
     link::{MAX_COMMANDS_PER_BATCH, RedisLinks},
     target::RedisTarget,
@@ -168,11 +168,20 @@ impl Backend for RedisBackend {
     }
 
     async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError> {
+        self.read_each(ids).await?.into_iter().collect()
+    }
+
+    async fn read_each(&self, ids: &[RecordId]) -> Result<Vec<Result<Facts, BackendError>>, BackendError> {
         let mut records = Vec::with_capacity(ids.len());
         for chunk in ids.chunks(MAX_COMMANDS_PER_BATCH) {
             let cmds = chunk.iter().map(|id| read(&self.keys, id)).collect();
-            for record in self.links.all(cmds).await? {
-                records.push(facts(record)?);
+            let answers = self.links.try_all(cmds).await.map_err(|e| backend_error(&e))?;
+            for (id, answer) in chunk.iter().zip(answers) {
+                records.push(match answer.map_err(|e| key_error(&e, &self.keys.record(id))) {
+                    Ok(record) => Ok(facts(record)?),
+                    Err(error) if error.is_of_one_record() => Err(error),
+                    Err(error) => return Err(error),
+                });
             }
         }
         Ok(records)
@@ -187,14 +196,20 @@ impl Backend for RedisBackend {
     }
 
     async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
+        let mut first_error = Ok(());
         for chunk in updates.chunks(MAX_COMMANDS_PER_BATCH) {
             let cmds = chunk.iter().map(|update| match update {
                 IndexUpdate::Put { index, at, member } => put(&self.keys.index(index), *at, member),
                 IndexUpdate::Remove { index, member } => remove(&self.keys.index(index), member),
             });
-            self.links.all(cmds.collect()).await?;
+            let answers = self.links.try_all(cmds.collect()).await.map_err(|e| backend_error(&e))?;
+            for (update, answer) in chunk.iter().zip(answers) {
+                let (IndexUpdate::Put { index, .. } | IndexUpdate::Remove { index, .. }) = update;
+                let done = answer.map(drop).map_err(|e| key_error(&e, &self.keys.index(index)));
+                first_error = first_error.and(done);
+            }
         }
-        Ok(())
+        first_error
     }
 
     async fn list(
@@ -215,7 +230,8 @@ impl Backend for RedisBackend {
                 None => cmd.arg("-inf"),
             };
             cmd.arg("+inf").arg("WITHSCORES").arg("LIMIT").arg(offset).arg(wanted);
-            let entries = scored(self.links.one(cmd).await?)?;
+            let answer = self.links.try_one(cmd).await.map_err(|e| key_error(&e, &key))?;
+            let entries = scored(answer)?;
             let last = entries.len() < wanted;
             offset += entries.len();
             let is_new = |(at, member): &(Timestamp, String)| {

@@ -7,7 +7,7 @@ use redis::RedisResult;
 
 use crate::{
     commit::{KeyedCommit, alike, answers, call},
-    error::{backend_error, is_of_one_key},
+    error::{is_of_one_key, key_error},
     link::RedisLinks,
 };
 
@@ -37,7 +37,9 @@ pub(crate) async fn make(
             }
             // The call ended at that record; what was made is made again, which changes nothing.
             Err(error) if kind.len() > 1 && is_of_one_key(&error) => apart.extend(kind),
-            Err(error) => kind.into_iter().for_each(|at| outcomes[at] = Some(Err(backend_error(&error)))),
+            Err(error) => {
+                kind.into_iter().for_each(|at| outcomes[at] = Some(Err(key_error(&error, &commits[at].key))));
+            }
         }
     }
     if !apart.is_empty() {
@@ -45,7 +47,7 @@ pub(crate) async fn make(
         for (at, answer) in iter::zip(apart, answered) {
             outcomes[at] = match answer {
                 Ok(value) => answers(&value, 1, commits[at].commit.count).pop(),
-                Err(error) => Some(Err(backend_error(&error))),
+                Err(error) => Some(Err(key_error(&error, &commits[at].key))),
             };
         }
     }

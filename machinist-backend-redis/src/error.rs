@@ -21,9 +21,7 @@ pub(crate) fn backend_error(error: &RedisError) -> BackendError {
     match code(error) {
         "NOAUTH" | "WRONGPASS" => refused("check user and password in the backend URL"),
         "NOPERM" => refused(PERMISSION),
-        "WRONGTYPE" => refused(
-            "another program uses keys of this name: choose another namespace, or another database in the URL",
-        ),
+        "WRONGTYPE" | "TOOLARGE" => key_error(error, ""),
         "MOVED" | "CROSSSLOT" => refused("this server belongs to a cluster: use a redis+cluster:// URL"),
         "OOM" => unavailable(error, "free memory or raise maxmemory on the server"),
         "MISCONF" => unavailable(error, "the server cannot write to its disk: see its log"),
@@ -31,7 +29,6 @@ pub(crate) fn backend_error(error: &RedisError) -> BackendError {
         "NOREPLICAS" => unavailable(error, "too few replicas are connected (min-replicas-to-write)"),
         "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "BUSY" | "NOSCRIPT" | "ASK"
         | "UNKILLABLE" => unavailable(error, ""),
-        "TOOLARGE" => BackendError::Refused { reason: said(error) },
         _ if said(error).contains("executing the script can't") => refused(PERMISSION),
         _ if said(error).contains("max number of clients reached") => {
             unavailable(error, "raise maxclients on the server")
@@ -45,6 +42,22 @@ pub(crate) fn backend_error(error: &RedisError) -> BackendError {
             }
             _ => unavailable(error, ""),
         },
+    }
+}
+
+/// Returns the backend error for this failure of a command about one key.
+pub(crate) fn key_error(error: &RedisError, key: &str) -> BackendError {
+    let named = if key.is_empty() { String::new() } else { format!("{key}: ") };
+    match code(error) {
+        "WRONGTYPE" => BackendError::Record {
+            reason: format!(
+                "{named}{}; another program wrote a key of this name: delete that key, or choose another namespace, or \
+                 another database in the URL",
+                said(error)
+            ),
+        },
+        "TOOLARGE" => BackendError::Record { reason: format!("{named}{}", said(error)) },
+        _ => backend_error(error),
     }
 }
 

@@ -87,12 +87,6 @@ impl RedisLinks {
         self.try_one(cmd).await.map_err(|e| backend_error(&e))
     }
 
-    /// Commands in one round trip; the first failure is everybody's.
-    pub(crate) async fn all(&self, cmds: Vec<Cmd>) -> Result<Vec<Value>, BackendError> {
-        let answers = self.try_all(cmds).await.map_err(|e| backend_error(&e))?;
-        answers.into_iter().map(|answer| answer.map_err(|e| backend_error(&e))).collect()
-    }
-
     /// Calls of the script in one round trip, each with its own outcome; `call` makes the one of that number.
     pub(crate) async fn scripts(
         &self,

@@ -138,6 +138,10 @@ macro_rules! backend_suite {
             a_commit_that_counts_tells_the_size_of_the_record
             records_of_different_kinds_are_apart
             a_worker_whose_runtime_is_blocked_keeps_its_session
+            a_record_that_cannot_be_used_harms_no_other
+            an_index_that_cannot_be_used_harms_no_other
+            a_worker_outlives_records_that_cannot_be_used
+            a_worker_whose_session_cannot_be_used_opens_another
             indexes_are_ordered_and_paged
             a_note_may_be_repeated_and_moves_its_member
             indexes_are_apart
@@ -179,6 +183,7 @@ mod tests {
             include_str!("backend/expiry.rs"),
             include_str!("backend/watching.rs"),
             include_str!("backend/require.rs"),
+            include_str!("backend/spoiled.rs"),
             include_str!("backend/indexes.rs"),
             include_str!("backend/agreement.rs"),
         ];

@@ -330,15 +330,22 @@ impl Client {
         self.app.0.backend.commit(vec![commit.into()]).await.pop().expect("one answer")
     }
 
-    /// Reads the records of a page of an index of tasks.
+    /// Reads the records of a page of an index of tasks. A record that cannot be read is left out, and said.
     pub(crate) async fn listed(
         &self,
         page: &[(Timestamp, String)],
     ) -> Result<impl Iterator<Item = (TaskId, Facts)>, BackendError> {
         let ids: Vec<_> = page.iter().filter_map(|(_, member)| TaskId::parse(member).ok()).collect();
         let records: Vec<_> = ids.iter().map(RecordId::from).collect();
-        let facts = self.app.0.backend.read(&records).await?;
-        Ok(ids.into_iter().zip(facts))
+        let facts = self.app.0.backend.read_each(&records).await?;
+        let readable = |(id, facts): (TaskId, Result<Facts, BackendError>)| match facts {
+            Ok(facts) => Some((id, facts)),
+            Err(error) => {
+                tracing::warn!(%id, %error, "a listed task has no readable record");
+                None
+            }
+        };
+        Ok(ids.into_iter().zip(facts).filter_map(readable))
     }
 
     /// Removes a task from an index.

@@ -594,7 +594,7 @@ async fn a_worker_whose_clock_is_wrong_learns_the_time_at_its_next_renewal() {
         // As if the process had been suspended, or its clock had jumped.
         let now = senders.clock().now();
         let shifted = if wrong.is_zero() { now.minus(HOUR) } else { now.plus(wrong) };
-        app.clock().learn(Instant::now(), shifted);
+        let _ = app.clock().learn(Instant::now(), shifted);
         let sent = Instant::now();
         let task = senders.client().send(ADD.call((1, 1)).countdown(secs(600))).await.unwrap();
         task.wait(HOUR).await.unwrap();

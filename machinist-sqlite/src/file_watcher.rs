@@ -105,6 +105,7 @@ impl FileWatcher {
         let changed = state.data_version.replace(data_version) != Some(data_version) || check_requested;
         let mut ready_queues = ReadyQueues::default();
         if changed {
+            self.clock.read(&self.db)?;
             self.notify_watchers(state)?;
             let subscribed = self.watches.subscribed_queues();
             state.next_due = if subscribed.is_empty() { None } else { messages::next_due(&self.db)? };
@@ -137,13 +138,17 @@ impl FileWatcher {
         let mut rows = statement.query(params![after])?;
         while let Some(row) = rows.next()? {
             state.last_wake_up = row.get(0)?;
-            let namespace: i64 = row.get(1)?;
-            let store_id: i64 = row.get(2)?;
-            if namespace == self.namespace
+            // A row that another program wrote must not keep the rest from being read.
+            if let (Ok(namespace), Ok(store_id), Ok(kind), Ok(name)) = (
+                row.get_ref(1)?.as_i64(),
+                row.get_ref(2)?.as_i64(),
+                row.get_ref(3)?.as_str(),
+                row.get_ref(4)?.as_str(),
+            ) && namespace == self.namespace
                 && store_id != self.store_id
-                && let Some(kind) = RecordKind::parse(row.get_ref(3)?.as_str()?)
+                && let Some(kind) = RecordKind::parse(kind)
             {
-                self.watches.notify(&RecordId::new(kind, row.get_ref(4)?.as_str()?));
+                self.watches.notify(&RecordId::new(kind, name));
             }
         }
         Ok(())

@@ -13,16 +13,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use machinist_adapter::{backend::Committed, broker::Settle, id::RecordId};
+use machinist_adapter::{backend::Committed, broker::Settle, clock::Timestamp, id::RecordId};
 use rusqlite::Connection;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::{
-    clock::HostClock,
+    clock::{CourseChange, HostClock},
     error::{StoreError, StoreErrorKind, kind_of},
     indexes,
     local_consumer::{ConsumerClaim, LocalConsumer},
     messages::{self, QueueIds},
+    own_sessions::{self, OwnSessions},
     owners::{self, FailureDetector, HEARTBEAT_INTERVAL, OwnerRegistration, RegisteredOwner},
     peer_writers::PeerWriters,
     records,
@@ -51,6 +52,7 @@ pub(crate) struct FileWriter {
     wake_sender: WakeSender,
     consumers: Vec<LocalConsumer>,
     registered_owner: Option<RegisteredOwner>,
+    own_sessions: OwnSessions,
     /// Settlements that failed. Without a retry this process would hold their messages for as long as it lives.
     failed_settlements: Vec<StoreChange>,
     failure_detector: FailureDetector,
@@ -68,6 +70,8 @@ pub(crate) struct WriteContext {
     /// Random id of the store. Its own wake-ups carry it.
     store_id: i64,
     clock: Arc<HostClock>,
+    /// Time of the current transaction, or of the last one.
+    now: Timestamp,
     queues: QueueIds,
 }
 
@@ -79,7 +83,8 @@ impl WriteContext {
         store_id: i64,
         clock: Arc<HostClock>,
     ) -> Self {
-        Self { db, path, namespace, store_id, clock, queues: QueueIds::default() }
+        let now = clock.now();
+        Self { db, path, namespace, store_id, clock, now, queues: QueueIds::default() }
     }
 
     fn run(&self, sql: &str) -> rusqlite::Result<()> {
@@ -94,6 +99,7 @@ struct TransactionEffects {
     ready_queues: Vec<i64>,
     subscribed: Vec<LocalConsumer>,
     unsubscribed: Vec<Arc<SqliteSubscription>>,
+    course_change: Option<CourseChange>,
 }
 
 /// Requests that are served in one transaction.
@@ -128,6 +134,7 @@ impl FileWriter {
             wake_sender,
             consumers: Vec::new(),
             registered_owner: None,
+            own_sessions: OwnSessions::default(),
             failed_settlements: Vec::new(),
             failure_detector: FailureDetector::default(),
             next_heartbeat: now,
@@ -237,8 +244,8 @@ impl FileWriter {
 
     /// Makes delayed messages ready whose time has come.
     fn promote_delayed(&self, effects: &mut TransactionEffects) -> rusqlite::Result<()> {
-        let WriteContext { db, clock, .. } = &self.context;
-        if messages::promote(db, clock.now(), MAX_ROWS_PER_MAINTENANCE)? {
+        let WriteContext { db, now, .. } = &self.context;
+        if messages::promote(db, *now, MAX_ROWS_PER_MAINTENANCE)? {
             effects.ready_queues.extend(self.subscribed_queues());
         }
         Ok(())
@@ -272,6 +279,7 @@ impl FileWriter {
         let had_owner = self.registered_owner.is_some();
         let mut effects = TransactionEffects::default();
         let result = self.context.run("BEGIN IMMEDIATE").and_then(|()| {
+            (self.context.now, effects.course_change) = self.context.clock.stamp(&self.context.db)?;
             let done = change(self, &mut effects)?;
             self.context.run("COMMIT")?;
             Ok(done)
@@ -294,6 +302,9 @@ impl FileWriter {
     }
 
     fn run_effects(&mut self, effects: TransactionEffects) {
+        if let Some(change) = effects.course_change {
+            change.report(&self.context.path);
+        }
         for id in &effects.changed_records {
             self.watches.notify(id);
         }
@@ -345,9 +356,8 @@ impl FileWriter {
         change: &StoreChange,
         effects: &mut TransactionEffects,
     ) -> rusqlite::Result<ChangeOutcome> {
-        let WriteContext { db, namespace, store_id, clock, queues, .. } = &mut self.context;
-        let namespace = *namespace;
-        let now = clock.now();
+        let WriteContext { db, namespace, store_id, now, queues, .. } = &mut self.context;
+        let (namespace, now) = (*namespace, *now);
         match change {
             StoreChange::Publish(publish) => {
                 let queue = queues.declare(db, namespace, &publish.target)?;
@@ -370,9 +380,13 @@ impl FileWriter {
             StoreChange::Unsubscribe(subscription) => self.unsubscribe(subscription, effects)?,
             StoreChange::Commit(commit) => {
                 let committed = records::commit(db, namespace, now, commit)?;
-                if commit.wake && matches!(committed, Committed::Done { .. }) {
-                    records::add_wake_up(db, namespace, *store_id, &commit.id)?;
-                    effects.changed_records.push(commit.id.clone());
+                if matches!(committed, Committed::Done { .. }) {
+                    let owner = self.registered_owner.as_ref().map(RegisteredOwner::id);
+                    self.own_sessions.note(db, namespace, owner, commit)?;
+                    if commit.wake {
+                        records::add_wake_up(db, namespace, *store_id, &commit.id)?;
+                        effects.changed_records.push(commit.id.clone());
+                    }
                 }
                 return Ok(ChangeOutcome::Committed(committed));
             }
@@ -424,11 +438,12 @@ impl FileWriter {
         if let Some(own) = &self.registered_owner {
             return Ok(own.id());
         }
-        let own = owners::register(&self.context.db, &self.context.path, self.context.clock.now())?;
+        let own = owners::register(&self.context.db, &self.context.path, self.context.now)?;
         let owner = own.id();
         for queue in self.subscribed_queues() {
             owners::count_subscriptions(&self.context.db, owner, queue, 1)?;
         }
+        self.own_sessions.bind(&self.context.db, self.context.namespace, owner)?;
         self.registered_owner = Some(own);
         // Dead owners are looked for at once, so that a restarted worker gets its messages back now.
         self.next_heartbeat = Instant::now();
@@ -515,8 +530,8 @@ impl FileWriter {
 
     fn sweep(&mut self) {
         let swept = self.transaction(|writer, _| {
-            let WriteContext { db, clock, .. } = &writer.context;
-            records::sweep(db, clock.now(), MAX_ROWS_PER_MAINTENANCE)
+            let WriteContext { db, now, .. } = &writer.context;
+            records::sweep(db, *now, MAX_ROWS_PER_MAINTENANCE)
         });
         let delay = if matches!(swept, Ok(true)) { SWEEP_CONTINUE_DELAY } else { SWEEP_INTERVAL };
         self.next_sweep = Instant::now() + delay;
@@ -536,9 +551,15 @@ impl FileWriter {
                     evidence = dead.evidence,
                     "a process is dead; its messages come back"
                 );
+                if dead.is_certainly_gone() {
+                    own_sessions::end(&writer.context.db, dead.owner)?;
+                }
                 if owners::remove(&writer.context.db, dead.owner)? {
                     effects.ready_queues.extend(writer.subscribed_queues());
                 }
+            }
+            if messages::release_orphans(&writer.context.db)? {
+                effects.ready_queues.extend(writer.subscribed_queues());
             }
             own.map_or(Ok(true), |own| owners::raise_heartbeat(&writer.context.db, own))
         })?;

@@ -24,7 +24,13 @@
 //! The messages that it had claimed come back. Each consuming process holds an operating-system lock on its file in
 //! `FILE-owners/`. The system releases the lock when the process ends, however it ends. The other consumers check the
 //! locks every two seconds, and a new consumer checks them at once. A process that is alive but stopped loses its
-//! messages after 12 to 14 seconds, because it no longer raises its heartbeat, a number, every two seconds.
+//! messages after 12 to 14 seconds, because it no longer raises its heartbeat, a number, every two seconds. A lock that is
+//! released also ends the worker's session: its tasks need not wait until the lease has expired.
+//!
+//! # Time
+//! The time of the file is that of the host's clock, and every process on the host sees the same. It never goes back: after
+//! the clock was set back, it runs at half speed until the clock has caught up. After the clock was set forward by more
+//! than five seconds, it follows a minute later, if the clock still shows that time.
 //!
 //! # Limits
 //! The file must be on a local disk, because the write-ahead log of SQLite does not work over network file systems. One
@@ -46,6 +52,7 @@ mod local_consumer;
 mod messages;
 mod open;
 mod options;
+mod own_sessions;
 mod owners;
 mod peer_writers;
 mod records;

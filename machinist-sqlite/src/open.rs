@@ -14,8 +14,10 @@ use machinist_adapter::{backend::BackendError, broker::BrokerError, error::BoxEr
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::{
+    clock::HostClock,
     error::{StoreErrorKind, kind_of},
     options::{SqliteOptions, Synchronous},
+    own_sessions,
     records::newest_wake_up,
 };
 
@@ -139,6 +141,7 @@ pub(crate) struct FileConnections {
     pub(crate) path: PathBuf,
     pub(crate) namespace: i64,
     pub(crate) last_wake_up: i64,
+    pub(crate) clock: HostClock,
     pub(crate) writer: Connection,
     pub(crate) reader: Connection,
     pub(crate) watcher: Connection,
@@ -240,13 +243,15 @@ fn connect_all(path: &Path, options: &SqliteOptions) -> Result<FileConnections, 
     writer.pragma_update(None, "wal_autocheckpoint", 4000)?;
     writer.pragma_update(None, "journal_size_limit", 64 << 20)?;
     let namespace = namespace_id(&writer, &options.namespace)?;
+    let clock = HostClock::open(&writer)?;
+    writer.execute_batch(own_sessions::SCHEMA)?;
     let reader = connect(path)?;
     let watcher = connect(path)?;
     for connection in [&reader, &watcher] {
         connection.pragma_update(None, "query_only", true)?;
     }
     let last_wake_up = newest_wake_up(&writer)?;
-    Ok(FileConnections { path: path.to_owned(), namespace, last_wake_up, writer, reader, watcher })
+    Ok(FileConnections { path: path.to_owned(), namespace, last_wake_up, clock, writer, reader, watcher })
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {

@@ -13,11 +13,10 @@ use std::{
     time::Duration,
 };
 
-use machinist_adapter::{clock::Timestamp, diagnose::Finding};
+use machinist_adapter::diagnose::Finding;
 use tokio::sync::oneshot;
 
 use crate::{
-    clock::HostClock,
     error::{StoreError, StoreErrorKind},
     file_reader::{FileReader, Query},
     file_watcher::FileWatcher,
@@ -40,7 +39,6 @@ pub(crate) struct StoreHandle {
     pub(crate) path: PathBuf,
     pub(crate) watches: Arc<WatchRegistry>,
     broker_closed: AtomicBool,
-    clock: Arc<HostClock>,
     synchronous: Synchronous,
     writer: mpsc::Sender<WriteRequest>,
     reader: mpsc::Sender<Query>,
@@ -54,7 +52,7 @@ impl StoreHandle {
         let namespace = opened.namespace;
         // Random, so that no store mistakes the wake-ups of another store for its own.
         let store_id = (RandomState::new().build_hasher().finish() >> 1).cast_signed();
-        let clock = Arc::new(HostClock::new());
+        let clock = Arc::new(opened.clock);
         let watches = Arc::new(WatchRegistry::default());
         let (writer, requests) = mpsc::channel();
         let (reader, queries) = mpsc::channel();
@@ -70,14 +68,13 @@ impl StoreHandle {
         };
         let file_reader =
             FileReader { db: opened.reader, path: path.clone(), namespace, clock: clock.clone(), queries };
-        let context = WriteContext::new(opened.writer, path.clone(), namespace, store_id, clock.clone());
+        let context = WriteContext::new(opened.writer, path.clone(), namespace, store_id, clock);
         let file_writer = FileWriter::new(context, watches.clone(), requests);
         // If a thread cannot be started, dropping the handle ends those that were.
         let handle = Self {
             path,
             watches,
             broker_closed: AtomicBool::new(false),
-            clock,
             synchronous: options.synchronous,
             writer,
             reader,
@@ -87,10 +84,6 @@ impl StoreHandle {
             .and_then(|()| start_thread("watch", || file_watcher.run()))
             .map_err(|source| OpenError::Io { path: handle.path.clone(), source: source.into() })?;
         Ok(handle)
-    }
-
-    pub(crate) fn now(&self) -> Timestamp {
-        self.clock.now()
     }
 
     /// Requests a change without waiting for its outcome.

@@ -97,7 +97,9 @@ impl Client {
         while found.len() < limit {
             let page = backend.list(&Index::DeadLetters, after, LIST_PAGE_SIZE).await?;
             let ids: Vec<RecordId> = page.iter().map(|(_, member)| index::record_of(member)).collect();
-            for ((at, member), facts) in page.iter().zip(backend.read(&ids).await?) {
+            for ((at, member), facts) in page.iter().zip(backend.read_each(&ids).await?) {
+                // The line alone tells something.
+                let facts = facts.unwrap_or_default();
                 found.extend(index::letter(*at, member, &facts).filter(|letter| which.fits(letter)));
             }
             if page.len() < LIST_PAGE_SIZE {

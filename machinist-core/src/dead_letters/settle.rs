@@ -326,7 +326,7 @@ impl Client {
 
     async fn somebody_runs(&self, facts: &Facts, attempt: u32) -> Result<bool, ControlError> {
         let Some(start) = newest_start(facts, attempt) else { return Ok(false) };
-        let records = self.app.0.backend.read(&[start.session.into()]).await?;
-        Ok(records.iter().any(is_alive))
+        let records = self.app.0.backend.read_each(&[start.session.into()]).await?;
+        Ok(records.iter().flatten().any(is_alive))
     }
 }

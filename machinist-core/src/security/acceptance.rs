@@ -39,6 +39,9 @@ pub(crate) fn accept(
     message: &Message,
     now: Timestamp,
 ) -> Acceptance {
+    if let Some(found) = message.headers.get(header::DAMAGED).and_then(HeaderValue::as_text) {
+        return Acceptance::Refused(DeadReason::Undecodable, found.to_owned());
+    }
     if let Err(Oversize { part, size, max }) = sizes.check(message) {
         let error = format!("its {part}: {size} bytes, and the maximum here is {max}");
         return Acceptance::Refused(DeadReason::TooLarge, error);

@@ -14,7 +14,7 @@ use crate::{
     id::{QueueName, TaskId},
     record::{Counters, DeadReason, ErrorText, Facts, Failure, FailureKind, FollowUp},
     wire::{DeadMark, Envelope, dead_id},
-    worker::server_calls::Unpublished,
+    worker::server_calls::{Unanswered, Unpublished},
 };
 
 /// Text in a dead letter in place of an error that is encrypted in the record.
@@ -53,10 +53,12 @@ impl WorkerContext {
             Err(Unpublished::Unanswered(unanswered)) => return unanswered.into(),
             Err(Unpublished::Never(error)) => return Box::pin(self.never_runs_again(envelope, &error)).await,
         }
-        if let Some(done) = follow_up.done(&envelope.id, envelope.attempt)
-            && let Err(unanswered) = self.calls.commit_outcome(done).await
-        {
-            return unanswered.into();
+        if let Some(done) = follow_up.done(&envelope.id, envelope.attempt) {
+            match self.calls.commit_outcome(done).await {
+                // Published, it needs no record: only the mark is missing.
+                Ok(_) | Err(Unanswered::BadRecord) => {}
+                Err(unanswered) => return unanswered.into(),
+            }
         }
         let (task, follow_up_wait) = (EventTask::of(envelope), stopwatch.lap());
         self.emit(EventKind::FollowedUp { task, follow_up_wait });

@@ -98,8 +98,8 @@ async fn unlist_sessions(
     let page = backend.list(&Index::Sessions, after, SESSIONS_PER_CHECK).await?;
     let ids: Vec<_> =
         page.iter().map(|(_, member)| RecordId::from(SessionId::from(member.as_str()))).collect();
-    let records = backend.read(&ids).await?;
-    let gone = page.iter().zip(records).filter(|(_, facts)| !is_alive(facts));
+    let records = backend.read_each(&ids).await?;
+    let gone = page.iter().zip(records).filter(|(_, facts)| !facts.as_ref().is_ok_and(is_alive));
     let remove = |member: &String| IndexUpdate::Remove { index: Index::Sessions, member: member.clone() };
     let updates: Vec<_> = gone.map(|((_, member), _)| remove(member)).collect();
     if !updates.is_empty() {

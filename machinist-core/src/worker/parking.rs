@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Settlement, WorkerContext, server_calls::Unpublished};
+use super::{
+    Settlement, WorkerContext,
+    server_calls::{Unanswered, Unpublished},
+};
 use crate::{
     admission::{AdmissionDecision, AdmissionRequest, WaitReason},
     backend::{Index, IndexUpdate},
@@ -128,7 +131,11 @@ impl WorkerContext {
             since: earlier.map_or(now, |earlier| earlier.since),
             until: now.plus(delay),
         };
-        self.calls.commit(park(&guard.id, &parked, stored, now)).await?;
+        match self.calls.commit(park(&guard.id, &parked, stored, now)).await {
+            // The guard is published, and decides again when it comes back.
+            Ok(_) | Err(Unanswered::BadRecord) => {}
+            Err(unanswered) => return Err(unanswered.into()),
+        }
         self.emit(EventKind::Parked { task: EventTask::of(envelope), reason, until: parked.until });
         let index = Index::Parked(refusal.reason.text());
         let update = IndexUpdate::Put { index, at: parked.since, member: guard.id.to_string() };

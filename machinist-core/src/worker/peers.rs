@@ -89,13 +89,15 @@ impl Peers {
             return Ok(());
         }
         let ids: Vec<_> = wanted.iter().map(RecordId::from).collect();
-        let records = backend.read(&ids).await.inspect_err(|_| self.forget_checks())?;
+        let records = backend.read_each(&ids).await.inspect_err(|_| self.forget_checks())?;
         let now = Instant::now();
         let mut sessions = self.sessions();
         let mut found = false;
         for (session, facts) in wanted.iter().zip(records) {
             let Some(peer) = sessions.get_mut(session) else { continue };
-            peer.gone_since = if is_alive(&facts) { None } else { peer.gone_since.or(Some(now)) };
+            // A record that cannot be used is no session. Its worker opens another.
+            let alive = facts.as_ref().is_ok_and(is_alive);
+            peer.gone_since = if alive { None } else { peer.gone_since.or(Some(now)) };
             let gone = peer.gone_since.is_some_and(|since| now >= since + self.lease.gone_confirmation());
             found |= gone && !peer.gone;
             peer.gone = gone;

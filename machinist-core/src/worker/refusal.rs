@@ -8,7 +8,7 @@ use crate::{
     event::{EventKind, EventTask},
     id::QueueName,
     record::{DeadReason, ErrorText, Facts, Failure, FailureKind, newest_start, recorded_follow_up},
-    wire::Envelope,
+    wire::{Envelope, dead_id},
     worker::server_calls::Unpublished,
 };
 
@@ -27,10 +27,11 @@ impl WorkerContext {
     /// Handles a task whose arguments no key here decrypts: it is offered again for an hour, then ended.
     pub(super) async fn unreadable_task(&self, envelope: &Envelope, error: &str) -> Settlement {
         // Readable or not, a task that arrives too early is published again with a delay.
-        if let Some(settlement) = self.check_time(envelope).await {
-            return settlement;
-        }
-        self.retry_unknown(envelope, Failure::rejected(DeadReason::UnknownKey, error)).await
+        let settlement = match self.check_time(envelope).await {
+            Some(settlement) => settlement,
+            None => self.retry_unknown(envelope, Failure::rejected(DeadReason::UnknownKey, error)).await,
+        };
+        self.set_aside_if_necessary(settlement, envelope).await
     }
 
     /// Offers a task again that other workers can run, or this worker later. After an hour it ends.
@@ -100,8 +101,25 @@ impl WorkerContext {
         }
     }
 
-    /// Ends an authentic task that must not be run, with the reason. Its record is read first.
+    /// Ends an authentic task that must not be run, with the reason. If its record cannot be used, its message becomes a
+    /// dead letter with the same reason.
     pub(super) async fn reject(
+        &self,
+        envelope: &Envelope,
+        message: &Message,
+        reason: DeadReason,
+        error: &str,
+    ) -> Settlement {
+        match self.reject_as_recorded(envelope, message, reason, error).await {
+            Settlement::SetAside => {
+                self.dead_letter_unverified(&envelope.queue, message, reason, error).await
+            }
+            settlement => settlement,
+        }
+    }
+
+    /// Ends an authentic task that must not be run. Its record is read first.
+    async fn reject_as_recorded(
         &self,
         envelope: &Envelope,
         message: &Message,
@@ -122,6 +140,39 @@ impl WorkerContext {
         match self.end_as_read(envelope, facts, Failure::rejected(reason, error)).await {
             Some(settlement) => settlement,
             None => self.postpone(&envelope.queue, message, reason, error).await,
+        }
+    }
+
+    /// Publishes the message of a task whose record cannot be used as a dead letter: what the backend cannot hold is in
+    /// the broker, and the task can be sent again from there.
+    pub(super) async fn set_aside(&self, envelope: &Envelope) -> Settlement {
+        let error = format!(
+            "the record of task {} cannot be used, so its state is unknown: it may have run. Remove what another program \
+             wrote there, then replay this letter to run the task again",
+            envelope.id
+        );
+        let task = Some(EventTask::of(envelope));
+        let dead_id = dead_id(&envelope.id, envelope.attempt);
+        let message = self.app.message_of_letter(envelope);
+        let reason = DeadReason::Undecodable;
+        match self
+            .dead_letter(&envelope.queue, task, &message, dead_id, reason, ErrorText::from(&*error))
+            .await
+        {
+            Ok(()) => Settlement::Ack,
+            Err(_) => Settlement::Leave,
+        }
+    }
+
+    /// Sets the message of an envelope aside if that is how its delivery ends.
+    pub(super) async fn set_aside_if_necessary(
+        &self,
+        settlement: Settlement,
+        envelope: &Envelope,
+    ) -> Settlement {
+        match settlement {
+            Settlement::SetAside => self.set_aside(envelope).await,
+            settlement => settlement,
         }
     }
 

@@ -31,6 +31,9 @@ pub(super) const AWAY_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 const NACKS_BEFORE_DELAY: u32 = 3;
 /// Maximum of that delay; half of it is the minimum.
 const NACKED_DELAY: Duration = Duration::from_secs(15);
+/// Number of tries for a record that cannot be used. The last is about a second after the first: a person has to remove
+/// what is there.
+const RECORD_TRIES: u32 = 4;
 /// Minimum and maximum pause before the next try; the pause doubles with each try.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -41,6 +44,8 @@ pub(super) enum Unanswered {
     Leaving,
     /// The backend has been away for so long that deliveries without an outcome go back.
     GivenUp,
+    /// The backend answers, and the record of this task cannot be used: another program wrote there.
+    BadRecord,
 }
 
 /// Party that waits for an answer.
@@ -64,6 +69,14 @@ impl From<Unanswered> for Unpublished {
     fn from(unanswered: Unanswered) -> Self {
         Self::Unanswered(unanswered)
     }
+}
+
+/// Answer to one call.
+enum Answer<T> {
+    Given(T),
+    /// The record cannot be used; the backend answers.
+    BadRecord(BackendError),
+    None,
 }
 
 /// Makes the calls of a worker to its servers, and tracks the outages of the backend.
@@ -115,11 +128,12 @@ impl ServerCalls {
     /// after a failure and a pause; the takeover may have been committed.
     pub(super) async fn commit_takeover(&self, commit: Commit) -> Result<Option<Committed>, Unanswered> {
         let commit = Arc::new(commit);
-        let answer = self.try_once("commit", 0, || self.try_commit(&commit)).await?;
-        if answer.is_none() {
-            self.until_the_next_try(Caller::Delivery, 0).await?;
+        if let Answer::Given(answer) = self.try_once("commit", 0, || self.try_commit(&commit)).await? {
+            return Ok(Some(answer));
         }
-        Ok(answer)
+        // The next request of a start tells a record that cannot be used.
+        self.until_the_next_try(Caller::Delivery, 0).await?;
+        Ok(None)
     }
 
     async fn try_commit(&self, commit: &Arc<Commit>) -> Result<Committed, BackendError> {
@@ -146,8 +160,14 @@ impl ServerCalls {
         let mut tries = 0;
         let mut _unrecorded = None;
         loop {
-            if let Some(answer) = self.try_once(operation, tries, &call).await? {
-                return Ok(answer);
+            match self.try_once(operation, tries, &call).await? {
+                Answer::Given(answer) => return Ok(answer),
+                Answer::BadRecord(error) if tries + 1 >= RECORD_TRIES => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "the backend did not {operation}");
+                    return Err(Unanswered::BadRecord);
+                }
+                Answer::BadRecord(_) | Answer::None => {}
             }
             if caller == Caller::Outcome && tries == 0 {
                 _unrecorded = Some(UnrecordedOutcome::of(&self.unrecorded_outcomes));
@@ -158,28 +178,36 @@ impl ServerCalls {
         }
     }
 
-    /// Makes one call. Returns `None` if it failed.
+    /// Makes one call.
     async fn try_once<T, F: Future<Output = Result<T, BackendError>>>(
         &self,
         operation: &'static str,
         tries: u32,
         call: impl Fn() -> F,
-    ) -> Result<Option<T>, Unanswered> {
+    ) -> Result<Answer<T>, Unanswered> {
         let answer = tokio::select! {
             biased;
             answer = call() => answer,
             () = self.stages.reached_leave() => return Err(Unanswered::Leaving),
         };
-        self.answered(answer.is_ok());
         match answer {
-            Ok(answer) => Ok(Some(answer)),
+            Ok(answer) => {
+                self.answered(true);
+                Ok(Answer::Given(answer))
+            }
+            Err(error) if error.is_of_one_record() => {
+                // The backend has answered: the other tasks go on.
+                self.answered(true);
+                Ok(Answer::BadRecord(error))
+            }
             Err(error) => {
+                self.answered(false);
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     tries,
                     "the backend did not {operation}; trying again"
                 );
-                Ok(None)
+                Ok(Answer::None)
             }
         }
     }

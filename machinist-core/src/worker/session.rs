@@ -5,7 +5,7 @@
 //! [`peers`](super::peers).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -68,7 +68,12 @@ struct SessionState {
     /// Starts that ended without an outcome, were perhaps never granted, or were written back after their run had ended,
     /// and that were not handed back to the backend yet. The next renewal does that.
     deferred_hand_backs: Vec<Claim>,
+    /// Records that could not be read when they were last read.
+    unreadable: HashSet<RecordId>,
 }
+
+/// Answers to a renewal: if the session is alive, and the records that were read with it.
+type RenewalAnswers = (Result<bool, BackendError>, Vec<Result<Facts, BackendError>>);
 
 /// The session of a worker.
 #[derive(Debug)]
@@ -118,6 +123,7 @@ impl Sessions {
             runs: HashMap::new(),
             stuck: HashMap::new(),
             deferred_hand_backs: Vec::new(),
+            unreadable: HashSet::new(),
         };
         Arc::new(Self {
             app,
@@ -157,7 +163,7 @@ impl Sessions {
         if let Committed::Refused(facts) = opened? {
             return Err(BackendError::Unavailable(format!("a new session has a record: {facts:?}").into()));
         }
-        self.app.clock().learn(asked, now?);
+        self.app.0.learn_time(asked, now?);
         self.replace_session(session, asked + self.lease.duration(), shown_runs);
         self.list().await;
         Ok(())
@@ -196,9 +202,33 @@ impl Sessions {
 
     /// Reads the control record. Renewals repeat it.
     pub(super) async fn read_control(&self) -> Result<(), BackendError> {
-        let records = self.app.backend().read(&[control_record()]).await?;
-        self.disabled.read(&records.into_iter().next().unwrap_or_default());
+        let records = self.app.backend().read_each(&[control_record()]).await?;
+        self.apply_control(records.into_iter().next());
         Ok(())
+    }
+
+    /// Applies the control record. One that cannot be read changes nothing.
+    fn apply_control(&self, record: Option<Result<Facts, BackendError>>) {
+        if let Some(facts) = self.readable(&control_record(), record.unwrap_or_else(|| Ok(Facts::new()))) {
+            self.disabled.read(&facts);
+        }
+    }
+
+    /// Returns the facts of a record. A record that cannot be read is said once, until it can be read again.
+    fn readable(&self, id: &RecordId, facts: Result<Facts, BackendError>) -> Option<Facts> {
+        let mut state = self.state();
+        match facts {
+            Ok(facts) => {
+                state.unreadable.remove(id);
+                Some(facts)
+            }
+            Err(error) => {
+                if state.unreadable.insert(id.clone()) {
+                    tracing::error!(%id, error = &error as &dyn std::error::Error, "a record cannot be read");
+                }
+                None
+            }
+        }
     }
 
     /// Closes the session. Called when nothing runs under it any more.
@@ -268,8 +298,10 @@ impl Sessions {
             return Ok(());
         }
         let ids: Vec<_> = deferred.iter().map(|claim| RecordId::from(&claim.id)).collect();
-        let records = self.app.backend().read(&ids).await?;
-        let standing = |(claim, facts): (&Claim, Facts)| {
+        let records = self.app.backend().read_each(&ids).await?;
+        let standing = |(claim, facts): (&Claim, Result<Facts, BackendError>)| {
+            // A start in a record that cannot be used makes nobody wait.
+            let facts = facts.ok()?;
             // The start may have been adopted, if only the reply was lost.
             let claim = claim.newer_claim(&facts).unwrap_or_else(|| claim.clone());
             (claim.standing(&facts) == ClaimStatus::Current).then(|| claim.hand_back().into())
@@ -354,7 +386,7 @@ impl Sessions {
         let tasks = runs.iter().map(|(_, claim)| RecordId::from(&claim.id));
         let ids: Vec<_> = tasks.chain([control_record()]).collect();
         let (renewed, mut records) = self.renew_and_read(&ids).await?;
-        self.disabled.read(&records.pop().unwrap_or_default());
+        self.apply_control(records.pop());
         let alive = match renewed {
             Ok(alive) => alive,
             Err(error) => {
@@ -373,11 +405,17 @@ impl Sessions {
             self.open().await?;
         }
         for (run, claim) in self.runs() {
-            match records.remove(&run) {
-                Some(facts) => self.apply_record(&run, claim, facts).await?,
+            let facts = match records.remove(&run) {
+                Some(facts) => self.readable(&RecordId::from(&claim.id), facts),
                 // Granted meanwhile, under the expired session.
-                None if !alive => self.apply_record(&run, claim, Facts::new()).await?,
-                None => {}
+                None if !alive => Some(Facts::new()),
+                None => None,
+            };
+            // Nobody can take over a run through a record that cannot be used, so the run goes on.
+            let Some(facts) = facts else { continue };
+            match self.apply_record(&run, claim, facts).await {
+                Err(error) if !error.is_of_one_record() => return Err(error),
+                _ => {}
             }
         }
         handed_back
@@ -385,8 +423,9 @@ impl Sessions {
 
     /// Cancels the runs that another worker has taken over, or that were revoked, when the backend answers reads and
     /// refuses writes. All other runs go on: their records name them.
-    fn cancel_lost_runs(&self, runs: &[(RunId, Claim)], records: &[Facts]) {
+    fn cancel_lost_runs(&self, runs: &[(RunId, Claim)], records: &[Result<Facts, BackendError>]) {
         for ((run, claim), facts) in runs.iter().zip(records) {
+            let Ok(facts) = facts else { continue };
             match claim.standing(facts) {
                 ClaimStatus::TakenOver | ClaimStatus::Over => self.cancel(run, CancelReason::TakenOver),
                 ClaimStatus::Current if facts.has(name::REVOKED) => self.cancel_revoked(run, facts),
@@ -396,11 +435,9 @@ impl Sessions {
     }
 
     /// Renews the lease, and reads these records, in one round trip: the three requests are sent at once, and none
-    /// depends on another. The first answer is `false` if the session is gone, and an error if only reads are answered.
-    async fn renew_and_read(
-        &self,
-        ids: &[RecordId],
-    ) -> Result<(Result<bool, BackendError>, Vec<Facts>), BackendError> {
+    /// depends on another. The first answer is `false` if the session is gone, and an error if only reads are answered. The
+    /// lease is judged by its own answer only, and the record of a session that cannot be used is a session that is gone.
+    async fn renew_and_read(&self, ids: &[RecordId]) -> Result<RenewalAnswers, BackendError> {
         let runs = self.runs_to_show();
         let (session, changed) = {
             let state = self.state();
@@ -410,23 +447,28 @@ impl Sessions {
         let asked = Instant::now();
         let (renewed, records, now) = tokio::join!(
             self.commit(renew_session(&session, self.lease.duration(), changed)),
-            backend.read(ids),
+            backend.read_each(ids),
             backend.now()
         );
-        let records = records?;
-        self.app.clock().learn(asked, now?);
-        let alive = renewed.map(|renewed| matches!(renewed, Committed::Done { .. }));
-        let mut state = self.state();
-        match alive {
-            Ok(true) => {
-                state.valid_until = asked + self.lease.duration();
-                state.shown_runs = runs;
-                state.runs_seen = None;
+        let alive = match renewed {
+            Err(error) if error.is_of_one_record() => {
+                tracing::error!(%session, error = &error as &dyn std::error::Error, "the record of this worker's session \
+                    cannot be used; opening another session");
+                Ok(false)
             }
-            Ok(false) => state.runs_seen = None,
-            Err(_) => state.runs_seen = Some(asked),
+            renewed => renewed.map(|renewed| matches!(renewed, Committed::Done { .. })),
+        };
+        if let Ok(true) = alive {
+            let mut state = self.state();
+            state.valid_until = asked + self.lease.duration();
+            state.shown_runs = runs;
+            state.runs_seen = None;
         }
-        drop(state);
+        let records = records?;
+        if alive.is_err() {
+            self.state().runs_seen = Some(asked);
+        }
+        self.app.0.learn_time(asked, now?);
         Ok((alive, records))
     }
 

@@ -17,6 +17,9 @@ pub(super) enum Settlement {
     HandBack,
     /// The end is unknown, or did not come in time: the delivery stays unsettled, and the broker delivers it again.
     Leave,
+    /// The record of the task cannot be used, so that nothing can be decided or recorded: the message becomes a dead
+    /// letter, from which the task can be sent again.
+    SetAside,
 }
 
 impl From<Unanswered> for Settlement {
@@ -24,6 +27,7 @@ impl From<Unanswered> for Settlement {
         match unanswered {
             Unanswered::Leaving => Self::Leave,
             Unanswered::GivenUp => Self::HandBack,
+            Unanswered::BadRecord => Self::SetAside,
         }
     }
 }
@@ -68,7 +72,8 @@ impl Settlement {
         let settle = match self {
             Self::Ack => Settle::Ack,
             Self::HandBack => Settle::Requeue,
-            Self::Leave => return false,
+            // Whoever sets a message aside acknowledges it then.
+            Self::Leave | Self::SetAside => return false,
         };
         if receipt.settle(settle).await == Settled::Lost {
             tracing::debug!(

@@ -50,7 +50,10 @@ impl WorkerContext {
         match accept(&app.trust, &app.rules, &app.max_sizes, queue, message, self.now()) {
             Acceptance::Accepted(envelope)
             | Acceptance::Undecryptable(envelope, _)
-            | Acceptance::Rejected(envelope, ..) => self.end_unroutable(&envelope, &error).await,
+            | Acceptance::Rejected(envelope, ..) => {
+                let settlement = self.end_unroutable(&envelope, &error).await;
+                self.set_aside_if_necessary(settlement, &envelope).await
+            }
             Acceptance::Deferred(reason, error) | Acceptance::Refused(reason, error) => {
                 self.dead_letter_unverified(queue, message, reason, &error).await
             }

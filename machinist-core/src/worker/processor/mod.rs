@@ -73,7 +73,14 @@ impl TaskProcessor {
         self.worker.events.tally.arrived();
         let (settlement, receipt) = match self.accept(delivery) {
             Ok(mut active) => {
-                let settlement = Box::pin(self.work(&mut active, pauses)).await;
+                let mut settlement = Box::pin(self.work(&mut active, pauses)).await;
+                if settlement == Settlement::SetAside {
+                    settlement = match active.receipt {
+                        Some(_) => Box::pin(self.worker.set_aside(&active.envelope)).await,
+                        // The guard that replaced this delivery comes back, and is set aside if nothing has changed.
+                        None => Settlement::Ack,
+                    };
+                }
                 self.worker.emit_if_handed_back(settlement, &active);
                 (settlement, active.receipt)
             }
