@@ -50,7 +50,7 @@ pub(crate) use facts::{Counters, EncodedResults, Failure, json, name};
 #[cfg(test)]
 pub(crate) use fold::state_of;
 pub(crate) use fold::{abandoned_start, newest_start, parked};
-pub(crate) use follow_up::{FollowUp, recorded_follow_up};
+pub(crate) use follow_up::{FollowUp, failure_of, recorded_follow_up};
 pub(crate) use park::{ParkDecision, decide_parking, park, unpark};
 pub(crate) use poison::{Suspicion, suspicion};
 pub(crate) use progress::{add_progress, progress_commit};

@@ -178,6 +178,8 @@ impl Intake {
         loop {
             // While the backend is away nothing is taken: deliveries stay unacknowledged, and prefetch bounds them.
             self.processor.worker.calls.backend_is_there().await;
+            // Nor while nothing can be signed: no outcome could be recorded.
+            self.processor.worker.app.0.trust.signs().await;
             let Some(delivery) = consumer.next().await else { return };
             let cut = self.cut.clone();
             // On the heap at once: a spawned future is moved several times.

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use super::{Settlement, WorkerContext};
+use super::{ActiveDelivery, Settlement, WorkerContext};
 use crate::{
     broker::{Message, Publish, Target},
+    dead_letters::NewDeadLetter,
     event::{EventKind, EventTask},
     id::QueueName,
-    record::{DeadReason, ErrorText, Facts, Failure, FailureKind, newest_start, recorded_follow_up},
+    record::{DeadReason, Facts, Failure, FailureKind, newest_start, recorded_follow_up},
+    security::{VerifyError, encryption::DecryptError},
     wire::Envelope,
     worker::server_calls::Unpublished,
 };
@@ -125,6 +127,35 @@ impl WorkerContext {
         }
     }
 
+    /// Checks a delivery again that has waited here while the key ring was replaced. Returns `None` if it may still run.
+    pub(super) async fn verify_again(&self, active: &mut ActiveDelivery) -> Option<Settlement> {
+        let ActiveDelivery { envelope, signature, verified_under, .. } = active;
+        let app = &self.app.0;
+        if !app.trust.can_sign() {
+            return Some(Settlement::HandBack);
+        }
+        *verified_under = app.trust.generation();
+        let signature = signature.as_ref();
+        let unsigned = app.rules.allows_unsigned(&envelope.queue, &envelope.name);
+        let (queue, message) = (&envelope.queue, || envelope.message_signed_as(signature));
+        match app.trust.verify_again(envelope, signature, unsigned) {
+            Ok(()) => {}
+            Err(VerifyError::Untrusted(reason, error)) => {
+                return Some(self.dead_letter_unverified(queue, &message(), reason, &error).await);
+            }
+            Err(VerifyError::UnknownKey(error)) => {
+                return Some(self.postpone(queue, &message(), DeadReason::UnknownKey, &error).await);
+            }
+        }
+        let rejected = signature.and_then(|signature| app.trust.not_allowed(envelope, signature));
+        let rejected = rejected.or_else(|| match app.trust.check_decryptable(envelope) {
+            Err(error @ DecryptError::Revoked(_)) => Some((DeadReason::RevokedKey, error.to_string())),
+            _ => None,
+        });
+        let (reason, error) = rejected?;
+        Some(self.reject(envelope, &message(), reason, &error).await)
+    }
+
     /// Dead-letters a message whose claims cannot be trusted: no record is written.
     pub(super) async fn dead_letter_unverified(
         &self,
@@ -134,8 +165,8 @@ impl WorkerContext {
         error: &str,
     ) -> Settlement {
         self.emit(EventKind::Refused { queue, task: None, reason: reason.as_str(), error });
-        let dead_id = uuid::Uuid::new_v4().to_string();
-        match self.dead_letter(queue, None, message, dead_id, reason, ErrorText::from(error)).await {
+        let letter = NewDeadLetter::refused(&self.app, queue, message, reason, error);
+        match self.dead_letter(None, letter, reason).await {
             Ok(()) => Settlement::Ack,
             Err(_) => Settlement::Leave,
         }

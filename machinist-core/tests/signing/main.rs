@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod again;
 mod hostile;
 mod keys;
 mod recipe;
+mod revoking;
 mod scope;
 mod secrecy;
 mod sizes;
