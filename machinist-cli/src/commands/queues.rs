@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use machinist::{App, QueueName, backend::Index, settings::Settings};
 use serde::Serialize;
 
-use super::connect_reader;
+use super::{connect_reader, refused};
 use crate::{
     args::QueuesArgs,
     exit::{CliError, Code},
@@ -46,6 +46,7 @@ pub(super) async fn run(args: &QueuesArgs, settings: &Settings, json: bool) -> R
         };
         output::table(&["queue", "ready", "consumers", "dead"], rows.map(cells))?;
     }
+    refused::note(&app).await?;
     app.broker().close().await;
     Ok(Code::Success)
 }

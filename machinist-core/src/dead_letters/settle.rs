@@ -6,24 +6,28 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use machinist_adapter::header;
+
 use super::{
     DeadLetter, index,
     scan::{DeadLetterScan, ScannedLetter},
 };
 use crate::{
-    broker::{Delivery, Message, Settle, Settled},
+    broker::{Delivery, Message, Publish, Settle, Settled, Target},
     client::Client,
     control::ControlError,
     id::{QueueName, TaskId},
     record::{DeadReason, TaskState, fold},
     security::open,
+    wire::without_mark,
 };
 
 /// Result of settling a dead letter.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum DeadLetterOutcome {
-    /// Its task was sent again, under this id, and the letter is gone.
+    /// Its task was sent again, under this id, and the letter is gone. It is the same id if the task has not ended, because
+    /// only its message was refused.
     Replayed(TaskId),
     /// The letter is gone.
     Purged,
@@ -199,8 +203,13 @@ impl Client {
         }
         let id = envelope.id.clone();
         let facts = self.read(&id).await?;
-        if let Some(record) = fold(&id, &facts).filter(|record| record.state != TaskState::Failure) {
-            return refused(format!("task {id} is {}: nothing failed", record.state));
+        match fold(&id, &facts).map(|record| record.state) {
+            None | Some(TaskState::Failure) => {}
+            // A worker refused its message, perhaps for a key that it has got since: the task has not ended.
+            Some(state) if !state.is_final() && !letter.is_of_task() => {
+                return self.return_message(letter, message, id).await;
+            }
+            Some(state) => return refused(format!("task {id} is {state}: nothing failed")),
         }
         if let Err(why) = self.app.may_publish(&envelope.name, &envelope.queue) {
             return refused(why);
@@ -209,6 +218,23 @@ impl Client {
             Ok(again) => Ok(DeadLetterOutcome::Replayed(again.id().clone())),
             Err(ControlError::NoMessage { why, .. }) => refused(why),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the message of a task that has not ended to its queue, unchanged: it is the same task.
+    async fn return_message(
+        &self,
+        letter: &DeadLetter,
+        message: &Message,
+        id: TaskId,
+    ) -> Result<DeadLetterOutcome, ControlError> {
+        let mut message = without_mark(message);
+        message.headers.remove(header::UNREAD_SINCE);
+        let target = Target::Queue(letter.queue.clone());
+        match self.publish_one(Publish { target, message, delay: Duration::ZERO }).await {
+            Ok(()) => Ok(DeadLetterOutcome::Replayed(id)),
+            Err(error) if error.is_certain() => Ok(DeadLetterOutcome::Refused(error.to_string())),
+            Err(error) => Err(ControlError::unpublished(error)),
         }
     }
 }

@@ -169,9 +169,8 @@ fn error_text(error: &ErrorText) -> String {
 /// Returns a message as a dead letter: everything it had, and its mark.
 pub(crate) fn dead_letter(message: &Message, mark: &DeadMark) -> Message {
     let DeadMark { dead_id, reason, error, at, signature } = mark;
-    let mut dead = message.clone();
     // What a message claims to be is not handed on under the signature of a mark.
-    dead.headers.retain(|name, _| !name.starts_with(MARK_HEADERS));
+    let mut dead = without_mark(message);
     dead.headers.insert(header::DEAD_ID.into(), dead_id.as_str().into());
     dead.headers.insert(header::DEAD_REASON.into(), reason.as_str().into());
     dead.headers.insert(header::DEAD_ERROR.into(), error_text(error).into());
@@ -180,4 +179,11 @@ pub(crate) fn dead_letter(message: &Message, mark: &DeadMark) -> Message {
         dead.headers.insert(header::DEAD_SIGNATURE.into(), signature.to_text().into());
     }
     dead
+}
+
+/// Returns the message of a dead letter.
+pub(crate) fn without_mark(letter: &Message) -> Message {
+    let mut message = letter.clone();
+    message.headers.retain(|name, _| !name.starts_with(MARK_HEADERS));
+    message
 }

@@ -27,7 +27,9 @@ pub use profile::{Profile, ProfileError, TaskMessage};
 pub use sizes::MaxSizes;
 
 pub(crate) use body::Body;
-pub(crate) use dead_letter::{DeadMark, Digest, MarkSignature, MarkedMessage, dead_id, dead_letter};
+pub(crate) use dead_letter::{
+    DeadMark, Digest, MarkSignature, MarkedMessage, dead_id, dead_letter, without_mark,
+};
 pub(crate) use envelope::{Envelope, FirstSigner, MessageSignature, Unreadable, attempt_of};
 pub(crate) use pairs::Pairs;
 pub(crate) use profile::{read_foreign, write_foreign};

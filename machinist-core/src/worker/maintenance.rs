@@ -27,7 +27,12 @@ const UNDELIVERED_PREFETCH: u16 = 16;
 pub(super) async fn run(worker: Arc<WorkerContext>, queues: Vec<QueueName>) {
     let stages = worker.stages.clone();
     let work = async {
-        tokio::join!(undelivered(&worker), dead_letters(&worker, &queues), sessions(&worker));
+        tokio::join!(
+            undelivered(&worker),
+            dead_letters(&worker, &queues),
+            sessions(&worker),
+            worker.refused.keep_adding(&worker.app)
+        );
     };
     tokio::select! {
         () = work => {}

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use machinist_adapter::header;
+
 use super::{ActiveDelivery, Settlement, WorkerContext};
 use crate::{
     broker::{Message, Publish, Target},
@@ -9,6 +11,7 @@ use crate::{
     event::{EventKind, EventTask},
     id::QueueName,
     record::{DeadReason, Facts, Failure, FailureKind, newest_start, recorded_follow_up},
+    refused::note_waiting,
     security::{VerifyError, encryption::DecryptError},
     wire::Envelope,
     worker::server_calls::Unpublished,
@@ -18,12 +21,14 @@ use crate::{
 const UNKNOWN_TASK_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Minimum and maximum wait before an unknown task is offered again.
 const UNKNOWN_TASK_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Wait before a message is offered again that no key here opens: a key comes by hand, and every copy costs the broker.
+const UNREAD_DELAY: Duration = Duration::from_secs(60);
 
 impl WorkerContext {
     /// Handles a task without a handler here: it is offered again for an hour, then ended.
     pub(super) async fn unknown_task(&self, envelope: &Envelope) -> Settlement {
         let error = format!("no worker of queue {} knows the task {}", envelope.queue, envelope.name);
-        self.retry_unknown(envelope, Failure::new(FailureKind::Unregistered, &*error)).await
+        self.retry_unknown(envelope, Failure::new(FailureKind::Unregistered, &*error), unknown_wait).await
     }
 
     /// Handles a task whose arguments no key here decrypts: it is offered again for an hour, then ended.
@@ -32,17 +37,27 @@ impl WorkerContext {
         if let Some(settlement) = self.check_time(envelope).await {
             return settlement;
         }
-        self.retry_unknown(envelope, Failure::rejected(DeadReason::UnknownKey, error)).await
+        let first = u64::from(envelope.unknown_since.is_none());
+        let now = self.now();
+        self.refused.add(&envelope.queue, DeadReason::UnknownKey, true, first, error, now);
+        let failure = Failure::rejected(DeadReason::UnknownKey, error);
+        self.retry_unknown(envelope, failure, |_| UNREAD_DELAY).await
     }
 
     /// Offers a task again that other workers can run, or this worker later. After an hour it ends.
-    async fn retry_unknown(&self, envelope: &Envelope, failure: Failure) -> Settlement {
+    async fn retry_unknown(
+        &self,
+        envelope: &Envelope,
+        failure: Failure,
+        wait: impl Fn(Duration) -> Duration,
+    ) -> Settlement {
         let facts = match self.unless_decided(envelope).await {
             Ok(facts) => facts,
             Err(settlement) => return settlement,
         };
         let now = self.now();
-        let since = envelope.unknown_since.unwrap_or(now);
+        // What lies in the future would be offered again for ever, whoever signed it.
+        let since = envelope.unknown_since.map_or(now, |since| since.min(now));
         let waited = now.since(since);
         if waited >= UNKNOWN_TASK_TIMEOUT {
             return match self.end_as_read(envelope, facts, failure).await {
@@ -54,9 +69,10 @@ impl WorkerContext {
         let remaining = UNKNOWN_TASK_TIMEOUT.saturating_sub(waited);
         let error = failure.error.chain.join(": ");
         let (queue, task) = (&envelope.queue, Some(EventTask::of(envelope)));
-        self.emit(EventKind::Deferred { queue, task, error: &error, remaining });
+        let reason = failure.reason().as_str();
+        self.emit(EventKind::Deferred { queue, task, reason, error: &error, remaining });
         let later = Envelope { unknown_since: Some(since), ..envelope.clone() };
-        self.settled_by(self.publish_later(&later, unknown_wait(waited)).await).await
+        self.settled_by(self.publish_later(&later, wait(waited)).await).await
     }
 
     /// Reads the record of a task that is not run here. If the attempt already has an outcome, its follow-up is
@@ -80,22 +96,52 @@ impl WorkerContext {
     }
 
     /// Handles a message that other workers may understand, or this worker later: it is offered again for an hour,
-    /// unchanged, then dead-lettered.
-    pub(super) async fn postpone(
+    /// unchanged, then dead-lettered. Beyond the bound of what may wait it is dead-lettered at once.
+    pub(super) async fn wait_for_reader(
         &self,
         queue: &QueueName,
         message: &Message,
         reason: DeadReason,
         error: &str,
     ) -> Settlement {
+        let now = self.now();
+        if !self.refused.may_wait(queue, message.size(), now, now.plus(UNREAD_DELAY)) {
+            let error = format!("{error}; and too many messages of queue {queue} wait already");
+            return self.dead_letter_unverified(queue, message, reason, &error).await;
+        }
+        let first = u64::from(!message.headers.contains_key(header::UNREAD_SINCE));
+        self.refused.add(queue, reason, true, first, error, now);
+        note_waiting(&self.app, queue, message, reason, error).await;
+        self.offer_again(queue, message, reason, error, |_| UNREAD_DELAY).await
+    }
+
+    /// Offers the message of a task again, unchanged, that may run elsewhere.
+    async fn postpone(
+        &self,
+        queue: &QueueName,
+        message: &Message,
+        reason: DeadReason,
+        error: &str,
+    ) -> Settlement {
+        self.offer_again(queue, message, reason, error, unknown_wait).await
+    }
+
+    async fn offer_again(
+        &self,
+        queue: &QueueName,
+        message: &Message,
+        reason: DeadReason,
+        error: &str,
+        wait: impl Fn(Duration) -> Duration,
+    ) -> Settlement {
         let (later, waited) = Envelope::still_unread(message, self.now());
         if waited >= UNKNOWN_TASK_TIMEOUT {
             return self.dead_letter_unverified(queue, message, reason, error).await;
         }
         let remaining = UNKNOWN_TASK_TIMEOUT.saturating_sub(waited);
-        self.emit(EventKind::Deferred { queue, task: None, error, remaining });
+        self.emit(EventKind::Deferred { queue, task: None, reason: reason.as_str(), error, remaining });
         let target = Target::Queue(queue.clone());
-        match self.calls.publish(&Publish { target, message: later, delay: unknown_wait(waited) }).await {
+        match self.calls.publish(&Publish { target, message: later, delay: wait(waited) }).await {
             Ok(()) => Settlement::Ack,
             Err(Unpublished::Unanswered(unanswered)) => unanswered.into(),
             Err(Unpublished::Never(_)) => self.dead_letter_unverified(queue, message, reason, error).await,
@@ -144,7 +190,7 @@ impl WorkerContext {
                 return Some(self.dead_letter_unverified(queue, &message(), reason, &error).await);
             }
             Err(VerifyError::UnknownKey(error)) => {
-                return Some(self.postpone(queue, &message(), DeadReason::UnknownKey, &error).await);
+                return Some(self.wait_for_reader(queue, &message(), DeadReason::UnknownKey, &error).await);
             }
         }
         let rejected = signature.and_then(|signature| app.trust.not_allowed(envelope, signature));
@@ -165,6 +211,7 @@ impl WorkerContext {
         error: &str,
     ) -> Settlement {
         self.emit(EventKind::Refused { queue, task: None, reason: reason.as_str(), error });
+        self.refused.add(queue, reason, false, 1, error, self.now());
         let letter = NewDeadLetter::refused(&self.app, queue, message, reason, error);
         match self.dead_letter(None, letter, reason).await {
             Ok(()) => Settlement::Ack,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{
     Stages, admissions::Admissions, events::WorkerEvents, server_calls::ServerCalls, session::Sessions,
 };
-use crate::{app::App, clock::Timestamp, event::EventKind};
+use crate::{app::App, clock::Timestamp, event::EventKind, refused::RefusedTally};
 
 /// State that a worker shares between deliveries, renewals and maintenance.
 pub(super) struct WorkerContext {
@@ -20,6 +20,7 @@ pub(super) struct WorkerContext {
     pub(super) stages: Stages,
     pub(super) admissions: Admissions,
     pub(super) events: Arc<WorkerEvents>,
+    pub(super) refused: RefusedTally,
 }
 
 impl WorkerContext {

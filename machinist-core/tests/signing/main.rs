@@ -6,6 +6,7 @@ mod again;
 mod hostile;
 mod keys;
 mod recipe;
+mod refused;
 mod revoking;
 mod scope;
 mod secrecy;

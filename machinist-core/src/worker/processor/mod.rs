@@ -102,7 +102,9 @@ impl TaskProcessor {
                     Box::pin(async move { self.worker.reject(&envelope, &message, reason, &error).await })
                 }
                 Acceptance::Deferred(reason, error) => {
-                    Box::pin(async move { self.worker.postpone(&queue, &message, reason, &error).await })
+                    Box::pin(
+                        async move { self.worker.wait_for_reader(&queue, &message, reason, &error).await },
+                    )
                 }
                 Acceptance::Refused(reason, error) => Box::pin(async move {
                     self.worker.dead_letter_unverified(&queue, &message, reason, &error).await
