@@ -204,8 +204,10 @@ pub enum Index {
     Queues,
     /// Tasks that wait for their time, by due time.
     Scheduled,
-    /// Dead letters, by the time at which they became one.
+    /// Dead letters of tasks, by the time at which they became one.
     DeadLetters,
+    /// Dead letters of messages that were not believed, by the time at which they became one.
+    Refused,
     /// Sessions of workers, by the time at which they were opened.
     Sessions,
     /// Tasks that wait for this reason, by the time at which they began to wait.
@@ -214,7 +216,8 @@ pub enum Index {
 
 impl Index {
     /// Every index that exists once.
-    pub const ALL: [Self; 4] = [Self::Queues, Self::Scheduled, Self::DeadLetters, Self::Sessions];
+    pub const ALL: [Self; 5] =
+        [Self::Queues, Self::Scheduled, Self::DeadLetters, Self::Refused, Self::Sessions];
 
     /// Returns the name under which the index is stored.
     pub fn name(&self) -> Cow<'static, str> {
@@ -222,6 +225,7 @@ impl Index {
             Self::Queues => "queues".into(),
             Self::Scheduled => "scheduled".into(),
             Self::DeadLetters => "dead".into(),
+            Self::Refused => "refused".into(),
             Self::Sessions => "sessions".into(),
             Self::Parked(reason) => format!("parked:{reason}").into(),
         }

@@ -109,7 +109,9 @@ impl App {
     /// rotation without a restart.
     ///
     /// # Errors
-    /// [`KeyError::NoneActive`] if this application signs and could not with that ring; the old one stays.
+    /// [`KeyError::NoneActive`] if this application signs and could not with that ring: the old one stays, but what the new
+    /// one revokes is revoked. If that is the key that signs, nothing is sent, and workers take no deliveries, until a ring
+    /// has another.
     pub fn replace_keyring(&self, keyring: impl Into<Keyring>) -> Result<(), KeyError> {
         self.0.trust.replace(keyring.into())
     }

@@ -143,7 +143,7 @@ impl Client {
     /// Publishes the next guard of a parked task for an immediate start, and records it: the guard that comes back later
     /// is then not needed. A process that dies in between leaves two copies, which the record makes harmless.
     async fn release(&self, id: &TaskId, facts: &Facts) -> Result<(), ControlError> {
-        let kept = self.kept_envelope(id, facts, name::PARKED_MESSAGE)?;
+        let kept = self.kept_envelope(id, facts, name::PARKED_MESSAGE, self.app.clock().now())?;
         let guard = kept.next_guard(self.app.clock().now());
         let target = Target::Queue(guard.queue.clone());
         let publish = Publish { target, message: self.message(&guard)?, delay: Duration::ZERO };

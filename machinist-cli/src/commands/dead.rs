@@ -8,7 +8,7 @@ use machinist::{
 };
 use serde::Serialize;
 
-use super::{connect, connect_reader};
+use super::{connect, connect_reader, refused};
 use crate::{
     args::{DeadCommand, DeadLetterActionArgs, DeadLetterSelection},
     exit::{CliError, Code},
@@ -84,6 +84,7 @@ pub(super) async fn run(command: DeadCommand, settings: &Settings, json: bool) -
             let app = connect_reader(settings).await?;
             let letters = find(&app, &which, settings, limit as usize).await?;
             list(&app, &letters, json)?;
+            refused::note(&app).await?;
             app.broker().close().await;
             Ok(Code::Success)
         }

@@ -7,6 +7,7 @@ mod init;
 mod keygen;
 mod keys;
 mod queues;
+mod refused;
 mod retry;
 mod revoke;
 mod scheduled;

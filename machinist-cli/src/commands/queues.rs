@@ -14,7 +14,7 @@ use machinist::{
 };
 use serde::Serialize;
 
-use super::connect_reader;
+use super::{connect_reader, refused};
 use crate::{
     args::QueuesArgs,
     exit::{CliError, Code},
@@ -62,6 +62,7 @@ pub(super) async fn run(args: &QueuesArgs, settings: &Settings, json: bool) -> R
         };
         output::table(&["queue", "ready", "consumers", "dead"], rows.map(cells))?;
     }
+    refused::note(&app).await?;
     app.broker().close().await;
     Ok(Code::Success)
 }

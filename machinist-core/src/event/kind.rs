@@ -144,7 +144,9 @@ pub enum EventKind<'a> {
         queue: &'a QueueName,
         /// The task, if the message is authentic.
         task: Option<EventTask<'a>>,
-        /// The reason, for people.
+        /// Reason that its dead letter would have.
+        reason: &'static str,
+        /// The error, for people.
         error: &'a str,
         /// Time for which the message is still offered again.
         remaining: Duration,

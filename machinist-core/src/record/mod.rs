@@ -51,7 +51,7 @@ pub(crate) use facts::{Counters, EncodedResults, Failure, json, name};
 #[cfg(test)]
 pub(crate) use fold::state_of;
 pub(crate) use fold::{abandoned_start, newest_start, parked};
-pub(crate) use follow_up::{FollowUp, recorded_follow_up};
+pub(crate) use follow_up::{FollowUp, failure_of, recorded_follow_up};
 pub(crate) use overdue::{
     KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, overdue_attempt, take_turn, waiting_attempt,
 };

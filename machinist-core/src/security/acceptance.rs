@@ -12,14 +12,14 @@ use crate::{
     record::DeadReason,
     security::encryption::DecryptError,
     security::{QueueRules, Trust, VerifyError},
-    wire::{Envelope, MaxSizes, Oversize, Profile, Unreadable, read_foreign},
+    wire::{Envelope, MaxSizes, MessageSignature, Oversize, Profile, Unreadable, read_foreign},
 };
 
 /// The decision about a message.
 #[derive(Debug)]
 pub(crate) enum Acceptance {
-    /// A task for this queue, from a sender that may send it.
-    Accepted(Envelope),
+    /// A task for this queue, from a sender that may send it, and its signature.
+    Accepted(Envelope, Option<MessageSignature>),
     /// Authentic, but it must not run: its record is read first, and then states the reason.
     Rejected(Envelope, DeadReason, String),
     /// Authentic, and encrypted with a key that is not in the ring: other workers may have it, or this one later.
@@ -64,12 +64,12 @@ pub(crate) fn accept(
         return Acceptance::Refused(DeadReason::WrongQueue, error);
     }
     if let Some((reason, error)) =
-        signed_message.and_then(|signed_message| trust.rejection(&envelope, &signed_message, now))
+        signed_message.as_ref().and_then(|signed_message| trust.rejection(&envelope, signed_message, now))
     {
         return Acceptance::Rejected(envelope, reason, error);
     }
     match trust.check_decryptable(&envelope) {
-        Ok(()) => Acceptance::Accepted(envelope),
+        Ok(()) => Acceptance::Accepted(envelope, signed_message),
         Err(error @ DecryptError::NoKey(_)) => Acceptance::Undecryptable(envelope, error.to_string()),
         Err(error @ DecryptError::Revoked(_)) => {
             Acceptance::Rejected(envelope, DeadReason::RevokedKey, error.to_string())
@@ -108,32 +108,36 @@ fn admit_foreign(
         let error = format!("task {} is not among those that run unsigned from queue {queue}", envelope.name);
         return Acceptance::Refused(DeadReason::NotAllowed, error);
     }
-    Acceptance::Accepted(envelope)
+    Acceptance::Accepted(envelope, None)
 }
 
-/// Reads a message that a record holds, if it is authentic. It names its queue, in any format.
-pub(crate) fn read_kept(
+/// Opens a message that was kept, in a record or among dead letters, with every check of a delivery, as of this instant:
+/// what no worker may run, nobody sends again. A message that cannot be decrypted here is opened all the same.
+///
+/// `queue` is the one it was kept for; a message of a record names it itself, in any format.
+///
+/// # Errors
+/// The reason against running it, and the error.
+pub(crate) fn open(
     trust: &Trust,
     rules: &QueueRules,
     sizes: &MaxSizes,
+    queue: Option<&QueueName>,
     message: &Message,
-    now: Timestamp,
-) -> Result<Envelope, String> {
-    let queue = message.headers.get(header::QUEUE).and_then(HeaderValue::as_text);
-    let queue = queue.and_then(|name| QueueName::parse(name).ok());
-    if let Some((queue, profile)) = queue.and_then(|queue| Some((queue.clone(), rules.profile(&queue)?))) {
-        return match admit_foreign(profile, rules, sizes, &queue, message, now) {
-            Acceptance::Deferred(_, why) | Acceptance::Refused(_, why) | Acceptance::Rejected(_, _, why) => {
-                Err(why)
-            }
-            Acceptance::Accepted(envelope) | Acceptance::Undecryptable(envelope, _) => Ok(envelope),
-        };
-    }
-    let mut envelope = Envelope::read(message).map_err(|error| error.to_string())?;
-    let unsigned = rules.allows_unsigned(&envelope.queue, &envelope.name);
-    match trust.verify(&mut envelope, message, unsigned) {
-        Ok(_) => Ok(envelope),
-        Err(VerifyError::Untrusted(_, why) | VerifyError::UnknownKey(why)) => Err(why),
+    at: Timestamp,
+) -> Result<Envelope, (DeadReason, String)> {
+    let named = || {
+        let name = message.headers.get(header::QUEUE).and_then(HeaderValue::as_text);
+        name.and_then(|name| QueueName::parse(name).ok())
+    };
+    let Some(queue) = queue.cloned().or_else(named) else {
+        return Err((DeadReason::Undecodable, format!("it has no queue in header `{}`", header::QUEUE)));
+    };
+    match accept(trust, rules, sizes, &queue, message, at) {
+        Acceptance::Accepted(envelope, _) | Acceptance::Undecryptable(envelope, _) => Ok(envelope),
+        Acceptance::Rejected(_, reason, error)
+        | Acceptance::Deferred(reason, error)
+        | Acceptance::Refused(reason, error) => Err((reason, error)),
     }
 }
 
@@ -203,7 +207,9 @@ mod tests {
                 |message: &Message| accept(&trust, &rules, &MaxSizes::default(), &queue, message, NOW);
             for signed in [full_envelope(), full_envelope_with_pairs()] {
                 let message = trust.signed_message(&signed, NOW);
-                assert!(matches!(accepted(&message), Acceptance::Accepted(envelope) if envelope == signed));
+                assert!(
+                    matches!(accepted(&message), Acceptance::Accepted(envelope, _) if envelope == signed)
+                );
                 let all = neighbours(&message);
                 assert!(all.len() > 3000, "{}", all.len());
                 for changed in &all {

@@ -239,6 +239,21 @@ impl Envelope {
         }
     }
 
+    /// The message that carries it with this signature, as it was received. Foreign headers are left out.
+    pub(crate) fn message_signed_as(&self, signed_message: Option<&MessageSignature>) -> Message {
+        let Some(signed_message) = signed_message else {
+            return self.source.as_deref().cloned().unwrap_or_else(|| self.message());
+        };
+        let mut message = self.message();
+        message.headers.insert(header::SIGNATURE.into(), signed_message.to_text().into());
+        if let FirstSigner::Key(first) = &self.first
+            && *first != signed_message.key
+        {
+            message.headers.insert(header::FIRST_KEY.into(), first.as_str().into());
+        }
+        message
+    }
+
     /// Reads the signature and the first signer of a message; `None` if it is not signed. They are trusted only
     /// once [`is_signed_by`](Self::is_signed_by) has said so.
     pub(crate) fn read_signature(
@@ -336,7 +351,8 @@ impl Envelope {
         Self { eta: None, ..self }
     }
 
-    /// Returns the same call as a new task.
+    /// Returns the same call as a new task. The first signer stays: who sends a task again does not vouch for it, so what
+    /// its first key may not send does not run under another one.
     pub(crate) fn into_new_task(self, id: TaskId, issued: Timestamp, trace: TraceContext) -> Self {
         Self {
             id,
@@ -350,11 +366,6 @@ impl Envelope {
             unknown_since: None,
             traceparent: Some(trace.parent),
             tracestate: trace.state,
-            // The key that sends it again vouches for it, unless no key ever did.
-            first: match self.first {
-                FirstSigner::Nobody => FirstSigner::Nobody,
-                FirstSigner::Publisher | FirstSigner::Key(_) => FirstSigner::Publisher,
-            },
             ..self
         }
     }

@@ -319,6 +319,7 @@ impl WorkerBuilder {
             max_hold: self.consumer_timeout / 2,
             stages: stages.clone(),
             events,
+            refused: crate::refused::RefusedTally::default(),
         });
         let health = Health::new(Arc::clone(&worker), stages.clone());
         let processor = Arc::new(TaskProcessor {

@@ -6,14 +6,14 @@
 use super::{Settlement, WorkerContext};
 use crate::{
     backend::{Index, IndexUpdate},
-    broker::{Message, PublishError},
+    broker::PublishError,
     clock::Timestamp,
     dead_letters::{NewDeadLetter, add_to_index},
     delay::keep_for,
     event::{EventKind, EventTask},
-    id::{QueueName, TaskId},
+    id::TaskId,
     record::{Counters, DeadReason, ErrorText, Facts, Failure, FailureKind, FollowUp},
-    wire::{DeadMark, Envelope, dead_id},
+    wire::{Envelope, dead_id},
     worker::server_calls::{Unanswered, Unpublished},
 };
 
@@ -37,6 +37,9 @@ impl WorkerContext {
                 self.publish_next(envelope, *due, *counters, *token).await
             }
             FollowUp::DeadLetter { attempt, failure } => {
+                if let Err(leaving) = self.calls.can_sign().await {
+                    return leaving.into();
+                }
                 let dead_id = dead_id(&envelope.id, *attempt);
                 let message = self.app.message_of_letter(envelope);
                 let reason = failure.reason();
@@ -45,7 +48,9 @@ impl WorkerContext {
                 let hidden = from_handler && self.app.0.trust.encrypts_outcomes(envelope);
                 let error = if hidden { ErrorText::from(ENCRYPTED_ERROR) } else { failure.error.clone() };
                 let task = Some(EventTask::of(envelope));
-                self.dead_letter(&envelope.queue, task, &message, dead_id, reason, error).await
+                let letter =
+                    NewDeadLetter::of_task(&self.app, &envelope.queue, &message, dead_id, reason, error);
+                self.dead_letter(task, letter, reason).await
             }
         };
         match published {
@@ -110,15 +115,12 @@ impl WorkerContext {
     /// Publishes a dead letter. A letter that can never be published is logged and dropped; its task ends all the same.
     pub(super) async fn dead_letter(
         &self,
-        queue: &QueueName,
         task: Option<EventTask<'_>>,
-        message: &Message,
-        dead_id: String,
+        letter: NewDeadLetter,
         reason: DeadReason,
-        error: ErrorText,
     ) -> Result<(), Unpublished> {
-        let mark = DeadMark { dead_id, reason: reason.as_str().to_owned(), error, at: self.now() };
-        let NewDeadLetter { publish, entry } = NewDeadLetter::new(queue, message, mark);
+        let NewDeadLetter { publish, entry } = letter;
+        let queue = publish.target.queue();
         match self.calls.publish(&publish).await {
             Ok(()) => self.emit(EventKind::DeadLettered {
                 queue,

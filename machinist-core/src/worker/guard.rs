@@ -91,6 +91,7 @@ impl WorkerContext {
         envelope: &Envelope,
         delay: Duration,
     ) -> Result<(), Unpublished> {
+        self.calls.can_sign().await?;
         let message = self.app.message(envelope).map_err(Unpublished::Never)?;
         self.publish_message(envelope, message, delay).await
     }

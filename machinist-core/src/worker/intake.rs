@@ -198,6 +198,8 @@ impl Intake {
         loop {
             // While the backend is away nothing is taken: deliveries stay unacknowledged, and prefetch bounds them.
             self.processor.worker.calls.backend_is_there().await;
+            // Nor while nothing can be signed: no outcome could be recorded.
+            self.processor.worker.app.0.trust.signs().await;
             let delivery = tokio::select! {
                 biased;
                 change_now = &mut change => {

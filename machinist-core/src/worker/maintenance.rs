@@ -5,7 +5,7 @@
 //! work that it is not allowed to do (because of a broker's permissions, for example) is logged once and left to other
 //! workers.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use super::{WorkerContext, overdue};
 use crate::{
@@ -31,7 +31,8 @@ pub(super) async fn run(worker: Arc<WorkerContext>, queues: Vec<QueueName>) {
             undelivered(&worker),
             dead_letters(&worker, &queues),
             sessions(&worker),
-            overdue::publish_forever(&worker)
+            overdue::publish_forever(&worker),
+            worker.refused.keep_adding(&worker.app)
         );
     };
     tokio::select! {
@@ -108,33 +109,19 @@ async fn unlist_sessions(
     Ok(page.into_iter().nth(SESSIONS_PER_CHECK - 1))
 }
 
-/// Adds unlisted dead letters to the index.
+/// Tends the dead letters of the queues.
 async fn dead_letters(worker: &WorkerContext, queues: &[QueueName]) {
     let client = worker.app.client();
-    let mut counted: HashMap<QueueName, u64> = HashMap::new();
     loop {
         tokio::time::sleep(MAINTENANCE_INTERVAL).await;
-        let depths = match worker.app.broker().depth(queues).await {
-            Ok(depths) => depths,
-            Err(error) => {
-                tracing::debug!(%error, "dead letters were not counted");
-                continue;
-            }
-        };
-        for depth in depths {
-            let count = depth.dead.unwrap_or_default();
-            // The index is read only if the number has changed.
-            if count == 0 || counted.get(&depth.queue) == Some(&count) {
-                continue;
-            }
-            match client.index_dead_letters(&depth.queue).await {
-                Ok(0) => drop(counted.insert(depth.queue, count)),
+        for queue in queues {
+            match client.tend_dead_letters(queue).await {
+                Ok(0) => {}
                 Ok(added) => {
-                    tracing::warn!(queue = %depth.queue, added, "dead letters were missing from the index");
-                    counted.insert(depth.queue, count);
+                    tracing::warn!(%queue, added, "dead letters were missing from the index, or had no mark");
                 }
                 Err(error) => {
-                    tracing::debug!(queue = %depth.queue, %error, "dead letters were not added to the index");
+                    tracing::debug!(%queue, %error, "dead letters were not added to the index");
                 }
             }
         }

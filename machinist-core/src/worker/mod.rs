@@ -229,6 +229,8 @@ impl Worker {
         tracker.close();
         drain::wait_through(&tracker, &stages, grace).await;
         let drained = worker.events.tally.drained();
+        // Best effort: the letters are in the broker.
+        let _in_time = tokio::time::timeout(SETTLE_TIMEOUT, worker.refused.flush(&worker.app)).await;
         renewals.end().await;
         if drained.unfinished == 0 {
             worker.sessions.close().await;

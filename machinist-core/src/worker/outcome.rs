@@ -45,6 +45,9 @@ impl WorkerContext {
         let mut stopwatch = self.events.stopwatch();
         let mut claim = registered.claim()?;
         let log = cx.take_log();
+        if let Err(leaving) = self.calls.can_sign().await {
+            return Some(leaving.into());
+        }
         loop {
             let mut commit = outcome_commit(&claim, &verdict, log.clone(), now, self.retention(due, now));
             self.add_progress_and_message(&mut commit, &verdict, &active.envelope, cx, due);
@@ -162,7 +165,10 @@ impl WorkerContext {
             // The delivery became a guard: its next generation goes straight to the queue.
             let guard = active.envelope.next_guard(self.now());
             let target = Target::Queue(guard.queue.clone());
-            let Ok(message) = self.app.message(&guard) else { return Settlement::Leave };
+            // Without a key it would be refused: the expiry of the session frees the task.
+            let Some(message) = self.app.message(&guard).ok().filter(|_| self.app.0.trust.can_sign()) else {
+                return Settlement::Leave;
+            };
             let publish = Publish { target, message, delay: Duration::ZERO };
             if self.app.broker().publish(vec![publish]).await.iter().any(Result::is_err) {
                 return Settlement::Leave;
@@ -187,6 +193,9 @@ impl WorkerContext {
         facts: Facts,
         failure: Failure,
     ) -> Option<Settlement> {
+        if let Err(leaving) = self.calls.can_sign().await {
+            return Some(leaving.into());
+        }
         let due = self.first_eta(envelope, &facts);
         let now = self.now();
         let ttl = self.retention(due, now);

@@ -119,6 +119,7 @@ impl WorkerContext {
         let now = self.now();
         let delay = refusal.park_delay(envelope.generation, now);
         let guard = envelope.next_guard(now.plus(delay));
+        self.calls.can_sign().await?;
         let message = self.app.message(&guard).map_err(Unpublished::Never)?;
         let stored = message_to_fact(&message, message.size());
         self.publish_message(&guard, message, delay).await?;

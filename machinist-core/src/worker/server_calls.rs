@@ -252,6 +252,20 @@ impl ServerCalls {
         }
     }
 
+    /// Waits until this application can sign what it has to sign. Only the revocation of its only key takes that away.
+    pub(super) async fn can_sign(&self) -> Result<(), Unanswered> {
+        if self.app.0.trust.can_sign() {
+            return Ok(());
+        }
+        tracing::error!(
+            "no key signs any more: waiting with what has to be signed until another key is active"
+        );
+        tokio::select! {
+            () = self.app.0.trust.signs() => Ok(()),
+            () = self.stages.reached_leave() => Err(Unanswered::Leaving),
+        }
+    }
+
     /// Completes as soon as the backend is not away.
     pub(super) async fn backend_is_there(&self) {
         if !self.is_backend_away() {

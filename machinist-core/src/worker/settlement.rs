@@ -5,7 +5,7 @@ use crate::{
     broker::{Receipt, Settle, Settled},
     event::{EventKind, EventTask},
     sign::Key,
-    wire::Envelope,
+    wire::{Envelope, MessageSignature},
 };
 
 /// End of a delivery.
@@ -35,6 +35,9 @@ impl From<Unanswered> for Settlement {
 /// A delivery that this worker processes.
 pub(super) struct ActiveDelivery {
     pub(super) envelope: Envelope,
+    pub(super) signature: Option<MessageSignature>,
+    /// Generation of the key ring under which it was verified.
+    pub(super) verified_under: u64,
     /// Settles the delivery; `None` after a guard has replaced it.
     pub(super) receipt: Option<Box<dyn Receipt>>,
     /// Key that encrypts the outcome, if it is encrypted.

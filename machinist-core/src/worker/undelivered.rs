@@ -48,7 +48,7 @@ impl WorkerContext {
         let error = format!("it came due, and {error}");
         let app = &self.app.0;
         match accept(&app.trust, &app.rules, &app.max_sizes, queue, message, self.now()) {
-            Acceptance::Accepted(envelope)
+            Acceptance::Accepted(envelope, _)
             | Acceptance::Undecryptable(envelope, _)
             | Acceptance::Rejected(envelope, ..) => {
                 let settlement = self.end_unroutable(&envelope, &error).await;

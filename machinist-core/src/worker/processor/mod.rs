@@ -96,12 +96,19 @@ impl TaskProcessor {
     ) -> Result<ActiveDelivery, (BoxFuture<'_, Settlement>, Box<dyn Receipt>)> {
         let Delivery { queue, message, receipt, .. } = delivery;
         let app = &self.worker.app.0;
+        if !app.trust.can_sign() {
+            return Err((Box::pin(async { Settlement::HandBack }), receipt));
+        }
+        // Before the ring is asked: a newer one is asked again.
+        let verified_under = app.trust.generation();
         let alternative: BoxFuture<'_, Settlement> =
             match accept(&app.trust, &app.rules, &app.max_sizes, &queue, &message, self.worker.now()) {
-                Acceptance::Accepted(envelope) => {
+                Acceptance::Accepted(envelope, signature) => {
                     let outcome_key = app.trust.outcome_key(&envelope).map(Box::new);
                     return Ok(ActiveDelivery {
                         envelope,
+                        signature,
+                        verified_under,
                         receipt: Some(receipt),
                         outcome_key,
                         cut_off: false,
@@ -114,7 +121,9 @@ impl TaskProcessor {
                     Box::pin(async move { self.worker.reject(&envelope, &message, reason, &error).await })
                 }
                 Acceptance::Deferred(reason, error) => {
-                    Box::pin(async move { self.worker.postpone(&queue, &message, reason, &error).await })
+                    Box::pin(
+                        async move { self.worker.wait_for_reader(&queue, &message, reason, &error).await },
+                    )
                 }
                 Acceptance::Refused(reason, error) => Box::pin(async move {
                     self.worker.dead_letter_unverified(&queue, &message, reason, &error).await
@@ -152,6 +161,11 @@ impl TaskProcessor {
                 Ok(slot) => slot,
                 Err(settlement) => return settlement,
             };
+            if active.verified_under != self.worker.app.0.trust.generation()
+                && let Some(settlement) = Box::pin(self.worker.verify_again(active)).await
+            {
+                return settlement;
+            }
             let registered = self.worker.sessions.register(&active.envelope.id);
             let gone_before = self.worker.sessions.peers.gone_count();
             let slot_wait = stopwatch.lap();
