@@ -13,11 +13,11 @@ use std::{
 
 use bytes::Bytes;
 use machinist_backend_redis::{RedisBackend, RedisOptions};
-use machinist_conformance::{Authority, Papers, eventually, service_url, within};
+use machinist_conformance::{Authority, Papers, Proxy, eventually, service_url, within};
 use machinist_core::{
     backend::{Backend, BackendError, Commit, Committed, Expiry, Index, IndexUpdate},
     diagnose::{Diagnose, Level},
-    id::{RecordId, TaskId},
+    id::{RecordId, SessionId, TaskId},
     tls::Tls,
 };
 
@@ -251,6 +251,94 @@ async fn sentinels_lead_to_the_new_master() {
     within(BOUND, "the wake-up after the failover", watch.changed()).await;
     assert!(format!("{:?}", replica.ask(&["ROLE"]).await).contains("master"));
     works(&backend).await;
+}
+
+/// A master, and a replica that is fed through a proxy, which can stall it.
+struct Replicated {
+    master: Server,
+    replica: Server,
+    feed: Proxy,
+}
+
+impl Replicated {
+    async fn start() -> Option<Self> {
+        let master = Server::start(&[])?;
+        master.ask(&["PING"]).await;
+        let (feed, through) = Proxy::before(&master.url()).await.unwrap();
+        let port = through.rsplit(':').next().unwrap().trim_end_matches('/').to_owned();
+        let replica = Server::start(&["--replicaof", "127.0.0.1", &port])?;
+        let both = Self { master, replica, feed };
+        assert!(eventually(BOUND, async || both.is_online().await).await);
+        Some(both)
+    }
+
+    async fn is_online(&self) -> bool {
+        format!("{:?}", self.master.ask(&["INFO", "replication"]).await).contains("state=online")
+    }
+
+    /// Kills the master, and makes the replica the master of those who connect to it.
+    async fn fail_over(self) -> Server {
+        drop(self.master);
+        self.replica.ask(&["REPLICAOF", "NO", "ONE"]).await;
+        self.replica
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_replicas_have_confirmed_survives_the_master() {
+    let Some(both) = Replicated::start().await else { return };
+    let backend = connect(&format!("{}?wait_replicas=1", both.master.url())).await;
+    works(&backend).await;
+    let feed = &both.feed;
+    let write_all = async || {
+        let commits = (0..300).map(|_| async {
+            let id = TaskId::fresh();
+            let answer = backend.commit(vec![write(&id).into()]).await.remove(0);
+            answer.is_ok().then_some(id)
+        });
+        futures_util::future::join_all(commits).await.into_iter().flatten().collect::<Vec<TaskId>>()
+    };
+    let mut acknowledged = write_all().await;
+    assert_eq!(acknowledged.len(), 300);
+    // The replica gets nothing more, and the master does not know that.
+    feed.stall();
+    acknowledged.extend(write_all().await);
+    let replica = both.fail_over().await;
+    let survivor = connect(&replica.url()).await;
+    let ids: Vec<RecordId> = acknowledged.iter().map(RecordId::from).collect();
+    let records = survivor.read(&ids).await.unwrap();
+    let lost = records.iter().filter(|facts| facts.is_empty()).count();
+    assert_eq!(lost, 0, "of {} acknowledged commits", ids.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_no_replica_confirms_is_not_answered_until_one_does() {
+    let Some(both) = Replicated::start().await else { return };
+    let backend = connect(&format!("{}?wait_replicas=1", both.master.url())).await;
+    let findings = backend.diagnose().await;
+    assert!(findings.iter().any(|f| f.subject == "replicas" && f.level == Level::Warning), "{findings:?}");
+    let id = TaskId::fresh();
+    let session = SessionId::fresh();
+    let lease = Commit {
+        facts: vec![("lease".into(), Bytes::from_static(b"1"))],
+        expiry: Expiry::After(BOUND),
+        ..Commit::new(&session)
+    };
+    both.feed.stall();
+    // Repeated, it changes nothing, and is not answered all the same: also on another connection.
+    let other = connect(&format!("{}?wait_replicas=1", both.master.url())).await;
+    for backend in [&backend, &backend, &other] {
+        let error = backend.commit(vec![write(&id).into()]).await.remove(0).unwrap_err();
+        assert!(matches!(error, BackendError::Unavailable(_)), "{error:?}");
+        assert!(chain(&error).contains("wait_replicas is 1"), "{}", chain(&error));
+    }
+    assert!(!backend.read(&[(&id).into()]).await.unwrap()[0].is_empty(), "the master has it");
+    // A lease does not wait: the worker's runs go on.
+    assert_eq!(backend.commit(vec![lease.into()]).await.remove(0).unwrap(), Committed::Done { count: None });
+    both.feed.pass();
+    let answered =
+        eventually(BOUND, async || backend.commit(vec![write(&id).into()]).await.remove(0).is_ok());
+    assert!(answered.await, "no answer although the replica is back");
 }
 
 #[tokio::test]

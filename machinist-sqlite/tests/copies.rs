@@ -1,6 +1,10 @@
 //! Copies of the file: of one that nobody uses, with the means of the operating system, and of one in use.
 
-#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::exit,
+    reason = "a panic is the report, and a test process ends like the program"
+)]
 
 use std::{
     fs,
