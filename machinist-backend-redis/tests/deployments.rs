@@ -16,6 +16,7 @@ use machinist_backend_redis::{RedisBackend, RedisOptions};
 use machinist_conformance::{Authority, Papers, Proxy, eventually, service_url, within};
 use machinist_core::{
     backend::{Backend, BackendError, Commit, Committed, Expiry, Index, IndexUpdate},
+    clock::Timestamp,
     diagnose::{Diagnose, Level},
     id::{RecordId, SessionId, TaskId},
     tls::Tls,
@@ -188,6 +189,52 @@ async fn a_full_server_is_unavailable_and_changes_nothing() {
     assert!(backend.read(&[id.into()]).await.unwrap()[0].is_empty());
     server.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
     writes(&backend).await.unwrap();
+}
+
+/// Otherwise nobody could make room: what fills the server can be removed.
+#[tokio::test]
+async fn a_full_server_lets_go_of_what_it_holds() {
+    let Some(server) = Server::start(&[]) else { return };
+    let backend = connect(&server.url()).await;
+    let ids: Vec<TaskId> = (0..4).map(|_| TaskId::fresh()).collect();
+    let held = |id: &TaskId| Commit {
+        facts: ["name", "queue", "dead"].map(|name| (name.into(), Bytes::from_static(b"1"))).into(),
+        ..Commit::new(id)
+    };
+    for answer in backend.commit(ids.iter().map(|id| held(id).into()).collect()).await {
+        answer.unwrap();
+    }
+    let member = || "m".to_owned();
+    let put = IndexUpdate::Put { index: Index::DeadLetters, at: Timestamp::from_micros(1), member: member() };
+    backend.update_indexes(vec![put]).await.unwrap();
+    server.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    server.ask(&["SCRIPT", "FLUSH"]).await;
+    let all = || vec!["name".into(), "queue".into(), "dead".into()];
+    let require = vec![("name".into(), Bytes::from_static(b"1"))];
+    let removals = [
+        Commit { drop: all(), ..Commit::new(&ids[0]) },
+        Commit { drop: all(), require, wake: true, count: true, ..Commit::new(&ids[1]) },
+        Commit { drop: all(), unless: vec!["end".into()], ..Commit::new(&ids[2]) },
+        Commit { expiry: Expiry::After(Duration::from_millis(1)), ..Commit::new(&ids[3]) },
+    ];
+    for removal in &removals {
+        let answer = backend.commit(vec![removal.clone().into()]).await.remove(0);
+        assert!(matches!(answer, Ok(Committed::Done { .. })), "{removal:?}: {answer:?}");
+    }
+    let gone = eventually(BOUND, async || {
+        let records: Vec<RecordId> = ids.iter().map(RecordId::from).collect();
+        backend.read(&records).await.unwrap().iter().all(machinist_core::record::Facts::is_empty)
+    });
+    assert!(gone.await, "something was not removed");
+    backend
+        .update_indexes(vec![IndexUpdate::Remove { index: Index::DeadLetters, member: member() }])
+        .await
+        .unwrap();
+    assert!(backend.list(&Index::DeadLetters, None, 10).await.unwrap().is_empty());
+    // Together with what cannot be written.
+    let mixed = backend.commit(vec![held(&ids[0]).into(), removals[1].clone().into()]).await;
+    assert!(matches!(mixed[0], Err(BackendError::Unavailable(_))), "{:?}", mixed[0]);
+    assert!(mixed[1].is_ok(), "{:?}", mixed[1]);
 }
 
 #[tokio::test]
