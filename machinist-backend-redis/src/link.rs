@@ -18,7 +18,7 @@ use redis::{Cmd, PushKind, RedisError, RedisResult, Value};
 use tokio::runtime::{Handle, Id};
 
 use crate::{
-    commit::SCRIPT,
+    commit::{SCRIPT, SESSION_SCRIPT},
     connect::{ConnectionSource, RedisAddress, RedisConnection, RedisTimeouts},
     error::{backend_error, not_replicated, script_is_unknown, spoils_connection},
 };
@@ -121,7 +121,7 @@ impl RedisLinks {
             if unknown.is_empty() {
                 break;
             }
-            self.load_script().await?;
+            self.load_scripts().await?;
             let repeated = self.try_confirmed(unknown.iter().map(|&i| call(i)).collect(), wait).await?;
             for (i, answer) in unknown.into_iter().zip(repeated) {
                 answers[i] = answer;
@@ -181,15 +181,18 @@ impl RedisLinks {
         answer
     }
 
-    async fn load_script(&self) -> RedisResult<()> {
+    async fn load_scripts(&self) -> RedisResult<()> {
         let link = self.link().await?;
         let mut wire = link.wire.clone();
-        let loaded = match &mut wire {
-            RedisConnection::Single(connection) => SCRIPT.load_async(connection).await,
-            RedisConnection::Cluster(connection, _) => SCRIPT.load_async(connection).await,
-        };
-        self.record_outcome(&link, loaded.as_ref().map(drop));
-        loaded.map(drop)
+        for script in [&SCRIPT, &SESSION_SCRIPT] {
+            let loaded = match &mut wire {
+                RedisConnection::Single(connection) => script.load_async(connection).await,
+                RedisConnection::Cluster(connection, _) => script.load_async(connection).await,
+            };
+            self.record_outcome(&link, loaded.as_ref().map(drop));
+            loaded?;
+        }
+        Ok(())
     }
 
     /// Throws a connection away that leads nowhere, or to a server that is no longer the master.

@@ -8,6 +8,7 @@ use std::{
     net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,12 +16,16 @@ use bytes::Bytes;
 use machinist_backend_redis::{RedisBackend, RedisOptions};
 use machinist_conformance::{Authority, Papers, Proxy, eventually, service_url, within};
 use machinist_core::{
+    App, State, TaskContext, TaskDef, TaskError, Worker,
     backend::{Backend, BackendError, Commit, Committed, Expiry, Index, IndexUpdate},
     clock::Timestamp,
     diagnose::{Diagnose, Level},
     id::{RecordId, SessionId, TaskId},
     tls::Tls,
 };
+
+use machinist_memory::MemoryBroker;
+use tokio::sync::Semaphore;
 
 const BOUND: Duration = Duration::from_secs(60);
 
@@ -235,6 +240,56 @@ async fn a_full_server_lets_go_of_what_it_holds() {
     let mixed = backend.commit(vec![held(&ids[0]).into(), removals[1].clone().into()]).await;
     assert!(matches!(mixed[0], Err(BackendError::Unavailable(_))), "{:?}", mixed[0]);
     assert!(mixed[1].is_ok(), "{:?}", mixed[1]);
+}
+
+const WAITS: TaskDef<(), ()> = TaskDef::new("waits");
+
+/// Handler that counts its runs, and waits for a permit. Cancelled, it fails.
+async fn waits(cx: TaskContext, State(gate): State<Arc<(Semaphore, Semaphore)>>) -> Result<(), TaskError> {
+    gate.0.add_permits(1);
+    tokio::select! {
+        _ = gate.1.acquire() => Ok(()),
+        () = cx.cancellation().cancelled() => Err("it was told to end")?,
+    }
+}
+
+/// The session of a worker goes on while the server is full, and with it what the worker runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_keeps_its_runs_while_the_server_is_full() {
+    let Some(server) = Server::start(&[]) else { return };
+    server.ask(&["PING"]).await;
+    let lease = Duration::from_secs(3);
+    let gate = Arc::new((Semaphore::new(0), Semaphore::new(0)));
+    let broker = MemoryBroker::new();
+    let backend = Arc::new(connect(&server.url()).await);
+    let app = App::builder(Arc::new(broker.clone()), backend.clone()).build().await.unwrap();
+    let worker = Worker::builder(&app).session_lease(lease).state(Arc::clone(&gate)).task(WAITS, waits);
+    let working = tokio::spawn(worker.build().unwrap().run_until(std::future::pending()));
+    let client = app.client();
+    let early = client.send(WAITS.call(())).await.unwrap();
+    drop(within(BOUND, "the run", gate.0.acquire()).await);
+    server.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    server.ask(&["SCRIPT", "FLUSH"]).await;
+    // What it shows of its runs changes meanwhile, and another worker opens its session.
+    let late = client.send(WAITS.call(())).await.unwrap();
+    let other = App::builder(Arc::new(broker.connect()), backend.clone()).build().await.unwrap();
+    let second = Worker::builder(&other).session_lease(lease).queue("other").task(WAITS, waits);
+    let second = second.state(Arc::clone(&gate)).build().unwrap();
+    let ready = second.ready();
+    let second = tokio::spawn(second.run_until(std::future::pending()));
+    within(BOUND, "the second worker", ready.cancelled()).await;
+    tokio::time::sleep(3 * lease).await;
+    let facts = backend.read(&[early.id().into()]).await.unwrap().remove(0);
+    assert!(facts.has("s:1:1") && !facts.has("s:1:2"), "nobody else has taken it: {facts:?}");
+    server.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    gate.1.close();
+    for task in [early, late] {
+        within(BOUND, "success", task.wait(BOUND)).await.unwrap();
+        assert_eq!(task.record().await.unwrap().attempt, 1);
+    }
+    assert_eq!(gate.0.available_permits(), 2, "each ran once");
+    working.abort();
+    second.abort();
 }
 
 #[tokio::test]
