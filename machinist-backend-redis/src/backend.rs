@@ -22,9 +22,12 @@ use crate::{
     doctor,
     error::{backend_error, key_error},
     keys::RedisKeys,
-    link::{MAX_COMMANDS_PER_BATCH, RedisLinks},
+    link::{MAX_COMMANDS_PER_BATCH, RedisLinks, ReplicaWait},
     target::RedisTarget,
 };
+
+/// Maximum time for which a commit waits for the replicas. Other commands of the connection wait as long.
+const MAX_REPLICA_WAIT: Duration = Duration::from_secs(1);
 
 /// Options of a connection beyond its URL.
 #[derive(Debug, Clone)]
@@ -76,7 +79,12 @@ impl RedisBackend {
     ///
     /// `rediss+sentinel` and `rediss+cluster` speak TLS. Sentinels with a separate login take
     /// `?sentinel_user=…&sentinel_password=…`. In user and password `@ / : # ?` are written as `%40 %2F %3A %23
-    /// %3F`. Certificates are checked against those of [`RedisOptions::tls`], and against the host's name.
+    /// %3F`.
+    ///
+    /// `?wait_replicas=N` (not for a cluster): a commit is answered after N replicas have confirmed it, and fails as
+    /// *unavailable* if they have not within a second. Then a failover to one of them loses nothing that was answered.
+    ///
+    /// Certificates are checked against those of [`RedisOptions::tls`], and against the host's name.
     ///
     /// # Errors
     /// [`BackendError::Configuration`] for a URL or prefix that cannot be used, [`BackendError::Refused`] for a
@@ -98,7 +106,12 @@ impl RedisBackend {
         }
         let place = RedisAddress::new(&parsed, tls);
         let patience = RedisTimeouts { connect: connect_timeout, response: response_timeout };
-        let links = Arc::new(RedisLinks::new(&place, patience, &keys.index(&Index::Sessions))?);
+        let wait = (parsed.wait_replicas > 0).then(|| ReplicaWait {
+            replicas: parsed.wait_replicas,
+            timeout: MAX_REPLICA_WAIT.min(response_timeout / 2),
+            channel: keys.replication(),
+        });
+        let links = Arc::new(RedisLinks::new(&place, patience, &keys.index(&Index::Sessions), wait)?);
         if let Err(error) = Box::pin(links.try_one(redis::cmd("TIME"))).await {
             return Err(match Box::pin(explain_tls(&place, &error, patience)).await {
                 Some(what) => BackendError::Refused { reason: format!("{} {what}", parsed.location) },

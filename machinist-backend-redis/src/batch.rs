@@ -2,7 +2,10 @@
 
 use std::iter;
 
-use machinist_adapter::backend::{BackendError, Committed};
+use machinist_adapter::{
+    backend::{BackendError, Committed},
+    id::RecordKind,
+};
 use redis::RedisResult;
 
 use crate::{
@@ -23,8 +26,11 @@ pub(crate) async fn make(
     };
     let mut outcomes: Vec<Option<Result<Committed, BackendError>>> = Vec::new();
     outcomes.resize_with(commits.len(), || None);
-    let answered =
-        links.scripts(kinds.len(), |kind| call(kinds[kind].iter().map(|&at| &commits[at]))).await?;
+    // A session that is lost with its server is opened again.
+    let replicated = commits.iter().any(|one| one.commit.id.kind() != RecordKind::Session);
+    let answered = links
+        .scripts(kinds.len(), replicated, |kind| call(kinds[kind].iter().map(|&at| &commits[at])))
+        .await?;
     let mut apart = Vec::new();
     for (kind, answer) in kinds.into_iter().zip(answered) {
         match answer {
@@ -43,7 +49,8 @@ pub(crate) async fn make(
         }
     }
     if !apart.is_empty() {
-        let answered = links.scripts(apart.len(), |n| call(iter::once(&commits[apart[n]]))).await?;
+        let answered =
+            links.scripts(apart.len(), replicated, |n| call(iter::once(&commits[apart[n]]))).await?;
         for (at, answer) in iter::zip(apart, answered) {
             outcomes[at] = match answer {
                 Ok(value) => answers(&value, 1, commits[at].commit.count).pop(),

@@ -27,6 +27,9 @@ pub(crate) fn backend_error(error: &RedisError) -> BackendError {
         "MISCONF" => unavailable(error, "the server cannot write to its disk: see its log"),
         "READONLY" => unavailable(error, "this is a replica: the backend URL must lead to the master"),
         "NOREPLICAS" => unavailable(error, "too few replicas are connected (min-replicas-to-write)"),
+        NOT_REPLICATED => {
+            unavailable(error, "look at the replicas (INFO replication), or lower wait_replicas in the URL")
+        }
         "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "BUSY" | "NOSCRIPT" | "ASK"
         | "UNKILLABLE" => unavailable(error, ""),
         _ if said(error).contains("executing the script can't") => refused(PERMISSION),
@@ -95,6 +98,15 @@ pub(crate) fn script_is_unknown(error: &RedisError) -> bool {
 /// Returns `true` if only one of many keys is at fault.
 pub(crate) fn is_of_one_key(error: &RedisError) -> bool {
     code(error) == "WRONGTYPE"
+}
+
+/// Code of [`not_replicated`].
+const NOT_REPLICATED: &str = "NOTREPLICATED";
+
+/// The failure of a commit that the server has made, and that too few replicas have confirmed.
+pub(crate) fn not_replicated(confirmed: i64, wanted: u32) -> RedisError {
+    let detail = format!("{confirmed} replicas have confirmed in time, and wait_replicas is {wanted}");
+    redis::make_extension_error(NOT_REPLICATED.to_owned(), Some(detail))
 }
 
 /// A failure that needs words of ours.

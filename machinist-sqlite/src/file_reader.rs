@@ -1,8 +1,12 @@
 //! The thread that reads the file. Every query sees a snapshot, so it waits for no writer.
 
 use std::{
+    convert::Infallible,
     path::PathBuf,
-    sync::{Arc, mpsc::Receiver},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender},
+    },
 };
 
 use machinist_adapter::{
@@ -45,6 +49,8 @@ pub(crate) struct FileReader {
     pub(crate) namespace: i64,
     pub(crate) clock: Arc<HostClock>,
     pub(crate) queries: Receiver<Query>,
+    /// Dropped after the connection, which tells the writer that this is closed.
+    pub(crate) _open: Sender<Infallible>,
 }
 
 impl FileReader {

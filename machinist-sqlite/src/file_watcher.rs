@@ -6,6 +6,7 @@
 //! message becomes due. While this process has no subscription and watches no record, the thread sleeps.
 
 use std::{
+    convert::Infallible,
     path::PathBuf,
     sync::{Arc, mpsc::Sender},
     time::{Duration, Instant},
@@ -50,6 +51,8 @@ pub(crate) struct FileWatcher {
     pub(crate) watches: Arc<WatchRegistry>,
     pub(crate) clock: Arc<HostClock>,
     pub(crate) writer: Sender<WriteRequest>,
+    /// Dropped after the connection, which tells the writer that this is closed.
+    pub(crate) _open: Sender<Infallible>,
 }
 
 /// State kept between two checks.

@@ -5,7 +5,7 @@
 //! by one, so that the error of one caller does not affect the others.
 
 use std::{
-    path::PathBuf,
+    convert::Infallible,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError},
@@ -13,16 +13,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use machinist_adapter::{backend::Committed, broker::Settle, clock::Timestamp, id::RecordId};
-use rusqlite::Connection;
+use machinist_adapter::{backend::Committed, broker::Settle, id::RecordId};
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::{
-    clock::{CourseChange, HostClock},
+    clock::CourseChange,
     error::{StoreError, StoreErrorKind, kind_of},
     indexes,
     local_consumer::{ConsumerClaim, LocalConsumer},
-    messages::{self, QueueIds},
+    messages,
     own_sessions::{self, OwnSessions},
     owners::{self, FailureDetector, HEARTBEAT_INTERVAL, OwnerRegistration, RegisteredOwner},
     peer_writers::PeerWriters,
@@ -30,6 +29,7 @@ use crate::{
     subscription::{ClaimedDelivery, SqliteSubscription},
     wake_up::WakeSender,
     watch_registry::WatchRegistry,
+    write_context::WriteContext,
     write_request::{ChangeOutcome, ChangeRequest, ReadyQueues, StoreChange, WriteRequest},
 };
 
@@ -43,11 +43,16 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// The same if the last deletion left expired rows.
 const SWEEP_CONTINUE_DELAY: Duration = Duration::from_millis(20);
 
+/// Maximum time for which the writer waits, at its end, for the other connections of the store.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// State of the writing thread.
 #[derive(Debug)]
 pub(crate) struct FileWriter {
     context: WriteContext,
     requests: Receiver<WriteRequest>,
+    /// Disconnected when the other connections of this store are closed.
+    other_connections: Receiver<Infallible>,
     watches: Arc<WatchRegistry>,
     wake_sender: WakeSender,
     consumers: Vec<LocalConsumer>,
@@ -59,37 +64,6 @@ pub(crate) struct FileWriter {
     next_heartbeat: Instant,
     next_sweep: Instant,
     peers: PeerWriters,
-}
-
-/// Connection and values that every change needs.
-#[derive(Debug)]
-pub(crate) struct WriteContext {
-    db: Connection,
-    path: PathBuf,
-    namespace: i64,
-    /// Random id of the store. Its own wake-ups carry it.
-    store_id: i64,
-    clock: Arc<HostClock>,
-    /// Time of the current transaction, or of the last one.
-    now: Timestamp,
-    queues: QueueIds,
-}
-
-impl WriteContext {
-    pub(crate) fn new(
-        db: Connection,
-        path: PathBuf,
-        namespace: i64,
-        store_id: i64,
-        clock: Arc<HostClock>,
-    ) -> Self {
-        let now = clock.now();
-        Self { db, path, namespace, store_id, clock, now, queues: QueueIds::default() }
-    }
-
-    fn run(&self, sql: &str) -> rusqlite::Result<()> {
-        self.db.prepare_cached(sql)?.execute([]).map(drop)
-    }
 }
 
 /// Consequences of a transaction, which take effect after its commit.
@@ -124,12 +98,14 @@ impl FileWriter {
         context: WriteContext,
         watches: Arc<WatchRegistry>,
         requests: Receiver<WriteRequest>,
+        other_connections: Receiver<Infallible>,
     ) -> Self {
         let now = Instant::now();
         let wake_sender = WakeSender::new(&context.path, context.store_id);
         Self {
             context,
             requests,
+            other_connections,
             watches,
             wake_sender,
             consumers: Vec::new(),
@@ -599,10 +575,12 @@ impl FileWriter {
 
     fn close(mut self, reply: Option<oneshot::Sender<()>>) {
         self.end_subscriptions();
-        // Best effort: without it the log is read at the next start.
-        let _ = self.context.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
-        let Self { context, requests, .. } = self;
-        drop(context);
+        // The thread that watches the file waits for this.
+        self.wake_sender.send(true);
+        let Self { context, requests, other_connections, .. } = self;
+        // Last: only the last connection to a file moves the log into it. Nothing is ever sent on this channel.
+        let _ = other_connections.recv_timeout(CLOSE_TIMEOUT);
+        context.close();
         // Callers that still wait are answered by the end of the channel.
         drop(requests);
         if let Some(reply) = reply {

@@ -32,12 +32,17 @@
 //! the clock was set back, it runs at half speed until the clock has caught up. After the clock was set forward by more
 //! than five seconds, it follows a minute later, if the clock still shows that time.
 //!
+//! # Copies
+//! While no process uses the file, it is one file that can be copied, unless the last process was killed: then its newest
+//! data is in `FILE-wal` until a process opens and closes the file. [`back_up`] copies a file in any state.
+//!
 //! # Limits
 //! The file must be on a local disk, because the write-ahead log of SQLite does not work over network file systems. One
 //! process writes at a time, so many writing processes share the throughput of one. A process that is stopped in the
 //! middle of a write, by a debugger for example, blocks the others until it continues or is killed. Their operations
 //! fail as *unavailable* after 20 s.
 
+mod back_up;
 mod backend;
 mod broker;
 mod clock;
@@ -61,8 +66,10 @@ mod store_handle;
 mod subscription;
 mod wake_up;
 mod watch_registry;
+mod write_context;
 mod write_request;
 
+pub use back_up::{BackUpError, back_up};
 pub use backend::SqliteBackend;
 pub use broker::SqliteBroker;
 pub use open::OpenError;

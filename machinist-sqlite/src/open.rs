@@ -189,27 +189,50 @@ fn inspect(path: &Path) -> Result<(), OpenError> {
             if !parent.is_dir() {
                 return Err(OpenError::NoDirectory { path: path.to_owned() });
             }
-            create(path, parent).map_err(|error| io_error(path, error))
+            create(path).map_err(|error| io_error(path, error))
         }
         Err(error) => Err(io_error(path, error)),
     }
 }
 
-/// Creates the file, readable for its owner only: arguments and results of tasks are private.
-fn create(path: &Path, parent: &Path) -> io::Result<()> {
+/// Creates the file, unless another process created it first.
+fn create(path: &Path) -> io::Result<()> {
+    match create_private(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        created => created.and_then(|()| sync_directory(path)),
+    }
+}
+
+/// Creates a new, empty file, readable for its owner only: arguments and results of tasks are private.
+pub(crate) fn create_private(path: &Path) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    match options.open(path) {
-        // Another process created it first.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-        created => created?.sync_all()?,
-    }
-    // Without this a power cut may lose the name of the file, and with it everything that was synced into the file.
+    options.open(path)?.sync_all()
+}
+
+/// Syncs the directory of a file. Without this a power cut may lose the name of the file, and with it everything that was
+/// synced into the file.
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
-    File::open(parent)?.sync_all()?;
+    if let Some(parent) = path.parent() {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        File::open(parent)?.sync_all()?;
+    }
     Ok(())
+}
+
+/// Opens a file that exists, through one connection. Returns `None` if there is none, or if it is empty. Blocks.
+pub(crate) fn open_existing(path: &Path) -> Result<Option<Connection>, OpenError> {
+    let _guard = OPEN_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = std::path::absolute(path).map_err(|error| io_error(path, error))?;
+    if fs::metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return Ok(None);
+    }
+    inspect(&path)?;
+    let db = connect(&path).map_err(|error| sqlite_error(&path, error))?;
+    Ok(holds_schema(&db, &path)?.then_some(db))
 }
 
 /// Error of one attempt to open the file.
