@@ -166,6 +166,11 @@ impl Envelope {
         (later, now.since(since))
     }
 
+    /// Returns the instant at which the first signer issued the call.
+    pub(crate) fn first_issued(&self) -> Timestamp {
+        self.pairs.first_issued().unwrap_or(self.issued)
+    }
+
     /// Returns the instant since which workers have not known the task, and for how long that is.
     pub(crate) fn unknown_for(&self, now: Timestamp) -> (Timestamp, Duration) {
         // What lies in the future would be offered again for ever, whoever signed it.
@@ -361,7 +366,13 @@ impl Envelope {
     /// Returns the same call as a new task. The first signer stays: who sends a task again does not vouch for it, so what
     /// its first key may not send does not run under another one.
     pub(crate) fn into_new_task(self, id: TaskId, issued: Timestamp, trace: TraceContext) -> Self {
+        // The first signer's key must have been valid then, and need not be valid now.
+        let pairs = match &self.first {
+            FirstSigner::Key(_) => self.pairs.with_first_issued(self.issued),
+            FirstSigner::Publisher | FirstSigner::Nobody => self.pairs,
+        };
         Self {
+            pairs,
             id,
             attempt: 1,
             generation: 0,
