@@ -293,6 +293,30 @@ async fn a_worker_keeps_its_runs_while_the_server_is_full() {
 }
 
 #[tokio::test]
+async fn a_full_server_can_be_emptied() {
+    let Some(server) = Server::start(&[]) else { return };
+    server.ask(&["PING"]).await;
+    let backend = connect(&server.url()).await;
+    let id = TaskId::fresh();
+    backend.commit(vec![write(&id).into()]).await.remove(0).unwrap();
+    let (index, member) = (Index::DeadLetters, id.to_string());
+    let put =
+        IndexUpdate::Put { index: index.clone(), at: backend.now().await.unwrap(), member: member.clone() };
+    backend.update_indexes(vec![put]).await.unwrap();
+    server.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    // The server has forgotten the script, as after its restart.
+    server.ask(&["SCRIPT", "FLUSH"]).await;
+    let backend = connect(&server.url()).await;
+    let update = IndexUpdate::Remove { index: index.clone(), member };
+    backend.update_indexes(vec![update]).await.unwrap();
+    let mut removal = Commit::new(id.clone());
+    removal.drop = write(&id).facts.into_iter().map(|(name, _)| name).collect();
+    backend.commit(vec![removal.into()]).await.remove(0).unwrap();
+    assert!(backend.read(&[id.into()]).await.unwrap()[0].is_empty());
+    assert!(backend.list(&index, None, 9).await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_demoted_master_is_unavailable_and_found_by_the_doctor() {
     let (Some(server), Some(other)) = (Server::start(&[]), Server::start(&[])) else { return };
     let backend = connect(&server.url()).await;

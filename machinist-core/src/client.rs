@@ -159,7 +159,7 @@ impl Client {
         let now = app.clock.latest();
         let due = parts.when.at(now);
         let expires = parts.expires.map(|when| when.at(now));
-        check(&parts, due.max(now), expires)?;
+        check(&parts, due.max(now), expires, now)?;
         let queue = match &parts.queue {
             Some(queue) => QueueName::parse(queue)?,
             None => app.default_queue.clone(),
@@ -245,7 +245,12 @@ impl Client {
 }
 
 /// Checks what a signature says about itself; `earliest` is when it may start.
-fn check(parts: &SignatureParts, earliest: Timestamp, expires: Option<Timestamp>) -> Result<(), SendError> {
+fn check(
+    parts: &SignatureParts,
+    earliest: Timestamp,
+    expires: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<(), SendError> {
     let invalid = |why: String| Err(SendError::Invalid(format!("task {}: {why}", parts.id)));
     if let Some(why) = &parts.unsendable {
         return invalid(why.clone());
@@ -254,6 +259,9 @@ fn check(parts: &SignatureParts, earliest: Timestamp, expires: Option<Timestamp>
         return invalid(
             "its id contains `!` or `+`, which mark ids that machinist derives from it".to_owned(),
         );
+    }
+    if earliest.since(now) > record::MAX_DELAY {
+        return invalid(format!("its ETA {earliest} is more than ten years away: send it later"));
     }
     if let Some(expires) = expires.filter(|expires| *expires <= earliest) {
         return invalid(format!("it expires at {expires}, before it may start at {earliest}"));

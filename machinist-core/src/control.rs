@@ -300,9 +300,15 @@ impl Client {
         open(&app.trust, &app.rules, &app.max_sizes, Some(&envelope.queue), &trial, now).map_err(
             |(reason, why)| refused(format!("sent again, it would be {}: {why}", reason.as_str())),
         )?;
-        let again = self.name_successor(&of, envelope.attempt, facts).await?;
+        let repetition = repetition_record(&of, envelope.attempt);
+        let noted = self.read(repetition.clone()).await?;
+        let again = self.name_successor(&of, &repetition, facts).await?;
         let known = self.read(&again).await?;
-        if known.has(name::END) || !matches!(next_attempt(&known), Ok(NextAttempt { attempt: 1, .. })) {
+        // It may have ended so long ago that its record is forgotten.
+        if noted.has(name::FOLLOWED)
+            || known.has(name::END)
+            || !matches!(next_attempt(&known), Ok(NextAttempt { attempt: 1, .. }))
+        {
             return Ok(AsyncResult::sent(self.app.clone(), again));
         }
         let envelope = renamed(again)?;
@@ -314,7 +320,12 @@ impl Client {
         let sending = Sending { id, name, queue, eta: None, span: tracing::Span::none() };
         let prepared = PreparedSignature { publish, facts: record, sending };
         // INVARIANT: one answer for one message.
-        Ok(self.publish(vec![Ok(prepared)]).await.pop().expect("one answer")?)
+        let sent = self.publish(vec![Ok(prepared)]).await.pop().expect("one answer")?;
+        let mut done = Commit::new(repetition);
+        done.facts = vec![(name::RETRIED_AS.into(), text(sent.id())), (name::FOLLOWED.into(), "1".into())];
+        done.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
+        self.commit(done).await?;
+        Ok(sent)
     }
 
     /// Records the id of the task that repeats an attempt of another, before it is sent. A concurrent or later request
@@ -322,7 +333,12 @@ impl Client {
     ///
     /// The id belongs to the task and its attempt, whatever copy of the message is sent again, and for longer than the
     /// record of the task is kept. That record names it too, for people.
-    async fn name_successor(&self, of: &TaskId, attempt: u32, facts: &Facts) -> Result<TaskId, ControlError> {
+    async fn name_successor(
+        &self,
+        of: &TaskId,
+        repetition: &RecordId,
+        facts: &Facts,
+    ) -> Result<TaskId, ControlError> {
         let named = |facts: &Facts| {
             let unreadable = || ControlError::NoMessage {
                 id: of.clone(),
@@ -334,7 +350,7 @@ impl Client {
             return named(facts);
         }
         let fresh = TaskId::fresh();
-        let mut commit = Commit::new(RecordId::new(RecordKind::DeadLetter, &dead_id(of, attempt)));
+        let mut commit = Commit::new(repetition.clone());
         commit.unless = vec![name::RETRIED_AS.into()];
         commit.facts = vec![(name::RETRIED_AS.into(), text(&fresh))];
         commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
@@ -453,6 +469,11 @@ impl Client {
             None => ControlError::Unknown { id: id.clone() },
         }
     }
+}
+
+/// Returns the record of the task that repeats an attempt of another: its id, and whether its message was confirmed.
+fn repetition_record(of: &TaskId, attempt: u32) -> RecordId {
+    RecordId::new(RecordKind::DeadLetter, &dead_id(of, attempt))
 }
 
 /// Returns the error of a task that was refused as stale. Its worker has signed its message again, so that the message

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use machinist::{
-    App, DeadFilter, DeadLetter, DeadLetterOutcome, QueueName,
+    App, ControlError, DeadFilter, DeadLetter, DeadLetterOutcome, QueueName,
     settings::{Settings, show_duration},
 };
 use serde::Serialize;
@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{connect, connect_reader, refused};
 use crate::{
     args::{DeadCommand, DeadLetterActionArgs, DeadLetterSelection},
-    exit::{CliError, Code},
+    exit::{CliError, Code, chain},
     output,
     view::printable,
 };
@@ -195,11 +195,18 @@ async fn find(
     let depths = app.broker().depth(&queues.into_iter().collect::<Vec<_>>()).await?;
     let with_letters = depths.into_iter().filter(|depth| depth.dead.is_some_and(|dead| dead > 0));
     for queue in with_letters.map(|depth| depth.queue) {
-        let added = client.index_dead_letters(&queue).await?;
-        if added > 0 {
-            output::note(&format!(
-                "machinist: {added} dead letters of queue {queue} were added to the index"
-            ));
+        match client.index_dead_letters(&queue).await {
+            Ok(0) => {}
+            Ok(added) => output::note(&format!(
+                "machinist: {added} dead letters of queue {queue} were added to the index, or had no mark and go back to \
+                 their queue"
+            )),
+            // A backend that is full must not keep anybody from purging what is listed.
+            Err(ControlError::Backend(error)) => output::note(&format!(
+                "machinist: the index of queue {queue} is not complete: {}",
+                chain(&error)
+            )),
+            Err(error) => return Err(error.into()),
         }
     }
     let now = app.clock().now();

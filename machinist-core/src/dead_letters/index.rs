@@ -104,7 +104,9 @@ pub(crate) async fn add_to_index(app: &App, letter: &DeadLetter) -> Result<(), B
         }
     }
     let Place { index, member } = place;
-    app.backend().update_indexes(vec![IndexUpdate::Put { index, at: letter.at, member }]).await
+    // Entries of messages that are not believed expire: what counts is when the entry was made.
+    let at = if letter.is_of_task() { letter.at } else { app.clock().now() };
+    app.backend().update_indexes(vec![IndexUpdate::Put { index, at, member }]).await
 }
 
 fn entry_of(letter: &DeadLetter) -> IndexEntry {
@@ -159,15 +161,27 @@ pub(super) async fn unlisted(app: &App, letters: Vec<DeadLetter>) -> Result<Vec<
     Ok(all.filter(|(letter, facts)| !is_listed(letter, facts)).map(|(letter, _)| letter).collect())
 }
 
-/// Returns the number of index entries of a queue. Reads the index page by page, and no record.
+/// Returns the number of index entries of a queue, and removes those that have expired. Reads the indexes page by page,
+/// and no record.
 pub(super) async fn count_listed(app: &App, queue: &QueueName) -> Result<u64, BackendError> {
     let of_queue = format!("{queue} ");
+    let expired = app.clock().now().minus(REFUSED_TTL);
     let mut count = 0;
     for index in [Index::DeadLetters, Index::Refused] {
         let mut after = None;
         loop {
             let page = app.backend().list(&index, after, PAGE_SIZE).await?;
-            count += page.iter().filter(|(_, member)| member.starts_with(&of_queue)).count() as u64;
+            let mut over = Vec::new();
+            for (at, member) in page.iter().filter(|(_, member)| member.starts_with(&of_queue)) {
+                if index == Index::Refused && *at < expired {
+                    over.push(IndexUpdate::Remove { index: index.clone(), member: member.clone() });
+                } else {
+                    count += 1;
+                }
+            }
+            if !over.is_empty() {
+                app.backend().update_indexes(over).await?;
+            }
             if page.len() < PAGE_SIZE {
                 break;
             }
@@ -198,8 +212,10 @@ pub(super) async fn list(
         };
         found.extend(older.buffer.pop_front());
     }
-    if !refused.over.is_empty() {
-        app.backend().update_indexes(refused.over).await?;
+    if !refused.over.is_empty()
+        && let Err(error) = app.backend().update_indexes(refused.over).await
+    {
+        tracing::debug!(%error, "expired entries of the index were not removed");
     }
     Ok(found)
 }

@@ -1,4 +1,4 @@
-//! Settling dead letters: replaying their tasks, purging them, indexing them.
+//! Settling dead letters: replaying their tasks, purging them.
 //!
 //! A letter leaves its queue only after its consequence is certain: the message of the task's successor is confirmed
 //! first. An interrupted replay is repeated safely: a successor is named once, and is one task however often
@@ -51,9 +51,10 @@ enum DeadLetterAction {
 impl Client {
     /// Sends the tasks of these dead letters again, each as a new task, at most one in each `pace`, and
     /// reports the result of each. A task is sent again once: if [`retry`](Self::retry) was called before, it is that
-    /// task.
+    /// task. A task that has not ended, because only its message was refused, stays the same task.
     ///
-    /// The message is opened and verified as a worker does it; one that no key vouches for is refused and stays.
+    /// A letter that no worker signed is refused and stays. So is one whose message no worker with these keys would have
+    /// run at the time of the letter.
     ///
     /// # Errors
     /// [`ControlError`] where broker or backend cannot be asked. What was said before is done, the rest is as it was;
@@ -204,11 +205,12 @@ impl Client {
         let id = envelope.id.clone();
         let facts = self.read(&id).await?;
         match fold(&id, &facts).map(|record| record.state) {
-            None | Some(TaskState::Failure) => {}
-            // A worker refused its message, perhaps for a key that it has got since: the task has not ended.
-            Some(state) if !state.is_final() && !letter.is_of_task() => {
+            Some(TaskState::Failure) => {}
+            // A worker refused its message, perhaps for a key that it has got since: nothing says that the task has ended.
+            state if !letter.is_of_task() && state.is_none_or(|state| !state.is_final()) => {
                 return self.return_message(letter, message, id).await;
             }
+            None => {}
             Some(state) => return refused(format!("task {id} is {state}: nothing failed")),
         }
         if let Err(why) = self.app.may_publish(&envelope.name, &envelope.queue) {

@@ -58,7 +58,7 @@ pub(crate) use overdue::{
 pub(crate) use park::{ParkDecision, decide_parking, park, unpark};
 pub(crate) use poison::{Suspicion, suspicion};
 pub(crate) use progress::{add_progress, progress_commit};
-pub(crate) use retention::{MIN_RESULTS_TTL, UNFINISHED_TTL};
+pub(crate) use retention::{MAX_DELAY, UNFINISHED_TTL, retention};
 pub(crate) use revoke::{NextAttempt, RevokeDecision, RevokeMode, decide_revoke, next_attempt};
 pub(crate) use session::{close_session, is_alive, open_session, renew_session, wake_session};
 pub(crate) use start::{StartDecision, StartRequest, decide_start};

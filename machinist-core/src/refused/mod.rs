@@ -83,6 +83,7 @@ pub(crate) fn remedy(reason: &str, waiting: bool) -> &'static str {
         ("unknown-key", _) => {
             "give the workers the key with `state = \"verify\"`, or the sender a key that the workers have"
         }
+        ("unregistered", _) => "run a worker of this queue that knows the task, or correct the name",
         ("undecodable", true) => "update the workers: a newer program sent it",
         ("bad-signature", _) => {
             "check that sender and workers have the same secret, namespace and vhost; otherwise somebody forges tasks"

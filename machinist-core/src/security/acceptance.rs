@@ -9,7 +9,7 @@ use crate::{
     broker::{HeaderValue, Message},
     clock::Timestamp,
     id::QueueName,
-    record::DeadReason,
+    record::{DeadReason, MAX_DELAY},
     security::encryption::DecryptError,
     security::{QueueRules, Trust, VerifyError},
     wire::{Envelope, MaxSizes, MessageSignature, Oversize, Profile, Unreadable, read_foreign},
@@ -68,6 +68,9 @@ pub(crate) fn accept(
     {
         return Acceptance::Rejected(envelope, reason, error);
     }
+    if let Some(error) = excessive(&envelope, now) {
+        return Acceptance::Rejected(envelope, DeadReason::Malformed, error);
+    }
     match trust.check_decryptable(&envelope) {
         Ok(()) => Acceptance::Accepted(envelope, signed_message),
         Err(error @ DecryptError::NoKey(_)) => Acceptance::Undecryptable(envelope, error.to_string()),
@@ -76,6 +79,12 @@ pub(crate) fn accept(
         }
         Err(error) => Acceptance::Rejected(envelope, DeadReason::Undecodable, error.to_string()),
     }
+}
+
+/// Returns the reason against a task that asks for more than any signer may ask for.
+fn excessive(envelope: &Envelope, now: Timestamp) -> Option<String> {
+    let eta = envelope.eta.filter(|eta| eta.since(now) > MAX_DELAY)?;
+    Some(format!("its ETA {eta} is more than ten years away"))
 }
 
 fn not_read(unreadable: Unreadable) -> Acceptance {
@@ -107,6 +116,9 @@ fn admit_foreign(
     if !rules.allows_unsigned(queue, &envelope.name) {
         let error = format!("task {} is not among those that run unsigned from queue {queue}", envelope.name);
         return Acceptance::Refused(DeadReason::NotAllowed, error);
+    }
+    if let Some(error) = excessive(&envelope, now) {
+        return Acceptance::Rejected(envelope, DeadReason::Malformed, error);
     }
     Acceptance::Accepted(envelope, None)
 }
@@ -143,10 +155,13 @@ pub(crate) fn open(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::{
         fuzz::{NOW, full_envelope, full_envelope_with_pairs},
         sign::{Algorithm, Key, KeyState, Keyring},
+        wire::FirstSigner,
     };
 
     /// Every bit of a text, flipped, as far as that leaves text.
@@ -193,6 +208,21 @@ mod tests {
             }
         }
         all
+    }
+
+    #[test]
+    fn a_signed_message_asks_for_ten_years_at_most() {
+        let trust = Trust::new(Some(Key::generate(Algorithm::HmacSha256, "k").unwrap().into()), false, None);
+        let accepted = |eta: Timestamp| {
+            let envelope = Envelope { eta: Some(eta), first: FirstSigner::Publisher, ..full_envelope() };
+            let message = trust.signed_message(&envelope, NOW);
+            let queue = &envelope.queue;
+            accept(&trust, &QueueRules::default(), &MaxSizes::default(), queue, &message, NOW)
+        };
+        assert!(matches!(accepted(NOW.plus(MAX_DELAY)), Acceptance::Accepted(..)));
+        for eta in [NOW.plus(MAX_DELAY + Duration::from_secs(1)), Timestamp::from_micros(i64::MAX)] {
+            assert!(matches!(accepted(eta), Acceptance::Rejected(_, DeadReason::Malformed, _)));
+        }
     }
 
     #[test]

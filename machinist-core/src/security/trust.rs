@@ -236,7 +236,7 @@ impl Trust {
     ) -> Result<(), VerifyError> {
         ring.trusted(&signed_message.key)?.believed_at(signed_message.signed_at)?;
         if let FirstSigner::Key(first) = &envelope.first {
-            ring.trusted(first)?.believed_at(envelope.issued)?;
+            ring.trusted(first)?.believed_at(envelope.first_issued())?;
         }
         Ok(())
     }

@@ -166,6 +166,18 @@ impl Envelope {
         (later, now.since(since))
     }
 
+    /// Returns the instant at which the first signer issued the call.
+    pub(crate) fn first_issued(&self) -> Timestamp {
+        self.pairs.first_issued().unwrap_or(self.issued)
+    }
+
+    /// Returns the instant since which workers have not known the task, and for how long that is.
+    pub(crate) fn unknown_for(&self, now: Timestamp) -> (Timestamp, Duration) {
+        // What lies in the future would be offered again for ever, whoever signed it.
+        let since = self.unknown_since.map_or(now, |since| since.min(now));
+        (since, now.since(since))
+    }
+
     /// Reads the body, if it has no more arguments and levels than these sizes say.
     pub(crate) fn decode(&self, sizes: &MaxSizes) -> Result<Body, BoxError> {
         let codec = Codec::of(&self.content_type)
@@ -354,7 +366,13 @@ impl Envelope {
     /// Returns the same call as a new task. The first signer stays: who sends a task again does not vouch for it, so what
     /// its first key may not send does not run under another one.
     pub(crate) fn into_new_task(self, id: TaskId, issued: Timestamp, trace: TraceContext) -> Self {
+        // The first signer's key must have been valid then, and need not be valid now.
+        let pairs = match &self.first {
+            FirstSigner::Key(_) => self.pairs.with_first_issued(self.issued),
+            FirstSigner::Publisher | FirstSigner::Nobody => self.pairs,
+        };
         Self {
+            pairs,
             id,
             attempt: 1,
             generation: 0,
@@ -516,6 +534,17 @@ mod tests {
         assert!(
             read(&|m| drop(m.headers.insert("machinist-version".into(), 3.into()))).contains("newer than 2")
         );
+    }
+
+    #[test]
+    fn nobody_extends_the_wait_for_a_worker_that_knows_the_task() {
+        let now = Timestamp::from_micros(1_000_000);
+        let since = |since: Option<i64>| {
+            Envelope { unknown_since: since.map(Timestamp::from_micros), ..envelope() }.unknown_for(now)
+        };
+        assert_eq!(since(None), (now, Duration::ZERO));
+        assert_eq!(since(Some(0)), (Timestamp::from_micros(0), Duration::from_secs(1)));
+        assert_eq!(since(Some(i64::MAX)), (now, Duration::ZERO));
     }
 
     fn with_pairs() -> Envelope {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Drained;
 use crate::{
-    event::{Event, EventKind, Observer, WorkerState},
+    event::{Event, EventKind, EventTask, Observer, WorkerState},
     id::QueueName,
     refused::remedy,
 };
@@ -49,11 +49,8 @@ impl Observer for EventLog {
             EventKind::Superseded { task } => {
                 tracing::warn!(id = %task.id, "another run has taken this task over: the outcome of this run does not count");
             }
-            EventKind::Deferred { task: Some(task), error, remaining, .. } => {
-                tracing::warn!(id = %task.id, "{error}: offered again for {remaining:?}");
-            }
-            EventKind::Deferred { queue, task: None, reason, error, remaining } => {
-                self.log_deferral(queue, reason, error, remaining);
+            EventKind::Deferred { queue, task, reason, error, remaining } => {
+                self.log_deferral(queue, task, reason, error, remaining);
             }
             EventKind::Refused { queue, reason, error, .. } => self.log_refusal(queue, reason, error),
             EventKind::WorkerStarted { queues } => {
@@ -103,16 +100,21 @@ impl EventLog {
         }
     }
 
-    /// Logs a message that waits for a worker that can read it, if a line about this reason is due.
-    fn log_deferral(&self, queue: &QueueName, reason: &'static str, error: &str, remaining: Duration) {
+    /// Logs a message that waits for a worker that can run or read it, if a line about this reason is due.
+    fn log_deferral(
+        &self,
+        queue: &QueueName,
+        task: Option<EventTask<'_>>,
+        reason: &'static str,
+        error: &str,
+        remaining: Duration,
+    ) {
         if let Some(suppressed) = due_line(&self.deferrals, reason, Instant::now()) {
+            let id = task.map(|task| tracing::field::display(task.id));
+            let remedy = remedy(reason, true);
             tracing::warn!(
-                %queue,
-                reason,
-                error,
-                suppressed,
-                remedy = remedy(reason, true),
-                "this worker cannot read a message: it is offered again for {remaining:?}, and is a dead letter then"
+                %queue, id, reason, error, suppressed, remedy,
+                "no worker here accepts a message: it is offered again for {remaining:?}, and is a dead letter then"
             );
         }
     }

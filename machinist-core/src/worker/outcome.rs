@@ -12,9 +12,9 @@ use crate::{
     context::TaskContext,
     event::{EventKind, EventTask},
     record::{
-        Claim, CommitRefusal, ErrorText, Facts, Failure, FailureKind, KEPT_FROM, MIN_RESULTS_TTL, TaskState,
-        UNFINISHED_TTL, Verdict, add_progress, explain_refusal, failure_without_run, follow_up_of, name,
-        outcome_commit, recorded_follow_up,
+        Claim, CommitRefusal, ErrorText, Facts, Failure, FailureKind, KEPT_FROM, TaskState, UNFINISHED_TTL,
+        Verdict, add_progress, explain_refusal, failure_without_run, follow_up_of, name, outcome_commit,
+        recorded_follow_up, retention,
     },
     security::encrypt_outcome,
     wire::Envelope,
@@ -251,7 +251,6 @@ impl WorkerContext {
     /// Returns the time for which the record of a task is kept after its end. The record of a delayed task that ended
     /// before it was due, because it was sent for an immediate run, is kept until its delayed message has arrived.
     fn retention(&self, due: Option<Timestamp>, now: Timestamp) -> Duration {
-        let early = due.map_or(Duration::ZERO, |due| due.since(now));
-        self.app.0.results_ttl.max(MIN_RESULTS_TTL) + early
+        retention(self.app.0.results_ttl, due, now)
     }
 }

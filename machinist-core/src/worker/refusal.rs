@@ -28,6 +28,7 @@ impl WorkerContext {
     /// Handles a task without a handler here: it is offered again for an hour, then ended.
     pub(super) async fn unknown_task(&self, envelope: &Envelope) -> Settlement {
         let error = format!("no worker of queue {} knows the task {}", envelope.queue, envelope.name);
+        self.count_waiting(envelope, DeadReason::Unregistered, &error);
         self.retry_unknown(envelope, Failure::new(FailureKind::Unregistered, &*error), unknown_wait).await
     }
 
@@ -37,14 +38,18 @@ impl WorkerContext {
         let settlement = match self.check_time(envelope).await {
             Some(settlement) => settlement,
             None => {
-                let first = u64::from(envelope.unknown_since.is_none());
-                let now = self.now();
-                self.refused.add(&envelope.queue, DeadReason::UnknownKey, true, first, error, now);
+                self.count_waiting(envelope, DeadReason::UnknownKey, error);
                 let failure = Failure::rejected(DeadReason::UnknownKey, error);
                 self.retry_unknown(envelope, failure, |_| UNREAD_DELAY).await
             }
         };
         self.set_aside_if_necessary(settlement, envelope).await
+    }
+
+    /// Counts a task that waits for another worker, when it begins to wait.
+    fn count_waiting(&self, envelope: &Envelope, reason: DeadReason, error: &str) {
+        let first = u64::from(envelope.unknown_since.is_none());
+        self.refused.add(&envelope.queue, reason, true, first, error, self.now());
     }
 
     /// Offers a task again that other workers can run, or this worker later. After an hour it ends.
@@ -59,9 +64,7 @@ impl WorkerContext {
             Err(settlement) => return settlement,
         };
         let now = self.now();
-        // What lies in the future would be offered again for ever, whoever signed it.
-        let since = envelope.unknown_since.map_or(now, |since| since.min(now));
-        let waited = now.since(since);
+        let (since, waited) = envelope.unknown_for(now);
         if waited >= UNKNOWN_TASK_TIMEOUT {
             return match self.end_as_read(envelope, facts, failure).await {
                 Some(settlement) => settlement,

@@ -142,3 +142,33 @@ async fn a_key_that_may_not_send_it_does_not_vouch_for_a_letter() {
     assert!(matches!(replay(&app).await[..], [DeadLetterOutcome::Refused(_)]));
     assert_eq!(letters[0].queue, queue("math"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_key_sent_in_its_time_can_be_sent_again_after_it() {
+    let house = House::new();
+    let (web, own) = (hmac("web"), hmac("own"));
+    let sender = house.app(web.clone()).await;
+    let until = sender.clock().now().plus(HOUR);
+    let app = house.app(Keyring::new([own.clone(), verify(&web).not_after(until)]).unwrap()).await;
+    let running = house.work(&app);
+    let failed = sender.client().send(machinist_core::Signature::new("add").arg("no number")).await.unwrap();
+    assert!(app.result(failed.id().clone()).wait(SOON).await.is_err());
+    house.dead("math", 1).await;
+    tokio::time::sleep(2 * HOUR).await;
+    let again = app.client().retry(failed.id()).await.unwrap();
+    let end = again.wait_record(SOON).await.unwrap();
+    assert_eq!(end.kind, Some(FailureKind::Malformed), "it ran: {end:?}");
+    let before = app.result(failed.id().clone()).record().await.unwrap();
+    assert!(end.sent_at > before.ended_at, "the new task was sent now");
+    // Once more, from the letter of the second.
+    house.dead("math", 2).await;
+    let third = app.client().retry(again.id()).await.unwrap();
+    assert_eq!(third.wait_record(SOON).await.unwrap().kind, Some(FailureKind::Malformed));
+    running.stop().await;
+    let revoked = house.app(Keyring::new([own, Key::revoked("web").unwrap()]).unwrap()).await;
+    let refused = revoked.client().retry(third.id()).await;
+    assert!(
+        matches!(&refused, Err(ControlError::NoMessage { why, .. }) if why.contains("revoked")),
+        "{refused:?}"
+    );
+}
