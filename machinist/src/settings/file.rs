@@ -331,9 +331,7 @@ command = ["true"]
         assert!(
             error("\n[tasks.x]").contains(":2:") && error("[tasks.x]").contains("is empty; write command")
         );
-        assert!(
-            error("[tasks.x]\nargs = [\"a\"]").contains("2:8: tasks.x.args: names arguments of a command")
-        );
+        assert!(error("[tasks.x]\nargs = [\"a\"]").contains("2:8: tasks.x.args: belongs to a command"));
         assert!(error("[worker]\ntags = \"gpu\"").contains("expected a list of tags, like [\"gpu\"]"));
         assert!(
             error("[worker]\ntags = [\"GPU\"]").contains("tag \"GPU\" is not a word like gpu or zone:eu")
