@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use machinist::{Arg, Results, TaskContext, TaskError, settings::parse_duration};
+use machinist::{Arg, Results, TaskContext, TaskError, args::WireArg, settings::parse_duration};
 use serde_json::Value;
 
 /// Adds any number of numbers.
@@ -54,19 +54,24 @@ fn sum(args: &[Arg]) -> Result<Value, String> {
         return whole.map(Value::from).ok_or_else(|| "the sum is larger than a 64-bit number".to_owned());
     }
     let number =
-        |arg: &Arg| arg.value.as_f64().ok_or_else(|| format!("add takes numbers, not {}", arg.value));
+        |arg: &Arg| number(&arg.value).ok_or_else(|| format!("add takes numbers, not {}", arg.value));
     args.iter().map(number).sum::<Result<f64, _>>().map(Value::from)
 }
 
 fn parse_sleep(args: &[Arg]) -> Result<Duration, String> {
     match args {
-        [arg] => match (&arg.value, arg.value.as_f64()) {
+        [arg] => match (&arg.value, number(&arg.value)) {
             (_, Some(seconds)) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
             (Value::String(text), None) => parse_duration(text),
             (other, None) => Err(format!("sleep takes seconds or a duration like \"200ms\", not {other}")),
         },
         _ => Err(format!("sleep takes one argument, not {}", args.len())),
     }
+}
+
+/// Returns a number, also one that is text because of its spelling.
+fn number(value: &Value) -> Option<f64> {
+    f64::from_wire(value.clone()).ok()
 }
 
 fn text(value: &Value) -> String {

@@ -2,22 +2,25 @@
 
 use serde_json::Value;
 
+use crate::spelling;
+
 /// Reads an argument without a name: JSON if it parses as JSON, else text; `@FILE` is the contents of a file, `@@` an
-/// `@` itself.
+/// `@` itself. A number that would arrive with another spelling is text.
 ///
 /// # Errors
-/// A sentence that names the file that could not be read.
+/// A sentence that names the file that could not be read, or the number in a JSON text that would arrive with another
+/// value.
 pub(crate) fn value(text: &str) -> Result<Value, String> {
     match text.strip_prefix('@') {
-        Some(rest) if rest.starts_with('@') => Ok(json_or_text(rest)),
+        Some(rest) if rest.starts_with('@') => json_or_text(rest),
         Some("") => Err("the argument \"@\" names no file; write @FILE, or @@ for an @ itself".to_owned()),
         Some(file) => match std::fs::read_to_string(file) {
-            Ok(contents) => Ok(json_or_text(&contents)),
+            Ok(contents) => json_or_text(&contents),
             Err(error) => Err(format!(
                 "the argument \"@{file}\" names a file that cannot be read: {error}; write @@ for an @ itself"
             )),
         },
-        None => Ok(json_or_text(text)),
+        None => json_or_text(text),
     }
 }
 
@@ -37,9 +40,15 @@ pub(crate) fn label(text: &str) -> Result<(&str, &str), String> {
     text.split_once('=').ok_or_else(|| format!("--label {text:?} has no value; write --label key=value"))
 }
 
-/// Reads JSON, else text. Deep nesting is text too: the parser refuses it before it uses up the stack.
-fn json_or_text(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|_| Value::from(text))
+fn json_or_text(text: &str) -> Result<Value, String> {
+    let value = spelling::json_or_text(text);
+    let is_changed_json = value.is_string() && text.trim_start().starts_with(['{', '[']);
+    match spelling::first_changed_number(text) {
+        Some(number) if is_changed_json && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() => {
+            Err(format!("the number {number} would arrive with another value; write it in quotes"))
+        }
+        _ => Ok(value),
+    }
 }
 
 #[cfg(test)]
@@ -65,6 +74,17 @@ mod tests {
         ] {
             assert_eq!(value(text).unwrap(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn numbers_arrive_as_they_are_written_or_are_refused() {
+        assert_eq!(value("1.10").unwrap(), json!("1.10"));
+        assert_eq!(value("[1.10, 2]").unwrap(), json!([1.1, 2]));
+        let error = value("{\"id\": 12345678901234567890123}").unwrap_err();
+        assert_eq!(
+            error,
+            "the number 12345678901234567890123 would arrive with another value; write it in quotes"
+        );
     }
 
     #[test]

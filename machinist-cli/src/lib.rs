@@ -21,9 +21,13 @@ mod command;
 mod commands;
 mod demo;
 mod exit;
+mod first_process;
 mod health;
 mod input;
+mod open_files;
 mod output;
+mod spelling;
+mod supervisor;
 mod systemd;
 mod telemetry;
 mod view;
@@ -31,6 +35,7 @@ mod view;
 use std::{
     ffi::OsString,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -50,7 +55,9 @@ type BuildWorker<'a> = Box<dyn FnOnce(WorkerBuilder) -> WorkerBuilder + 'a>;
 /// `tasks` adds the application's handlers, middleware and state to the worker that the command `worker` starts. All
 /// settings of the worker are applied before it is called, from flags, variables and machinist.toml.
 ///
-/// This function creates a Tokio runtime: call it from a `main` that is not async.
+/// This function creates a Tokio runtime: call it from a `main` that is not async, and call it first. The binary is
+/// started again for each run of a command task, and as process 1 of a container for its own command line; there this
+/// function does something else, and never calls `tasks` in the same process.
 pub fn run(tasks: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> ExitCode {
     run_with(&Connectors::default(), tasks)
 }
@@ -91,6 +98,9 @@ pub fn run(tasks: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> ExitCode {
 /// }
 /// ```
 pub fn run_with(connectors: &Connectors, tasks: impl FnOnce(WorkerBuilder) -> WorkerBuilder) -> ExitCode {
+    if let Some(ended) = supervisor::run_if_asked().or_else(first_process::run_if_first) {
+        return ended;
+    }
     let ended = match parse(std::env::args_os()) {
         Ok(cli) => start(cli, connectors, Box::new(tasks)),
         Err(ended) => ended,
@@ -100,6 +110,12 @@ pub fn run_with(connectors: &Connectors, tasks: impl FnOnce(WorkerBuilder) -> Wo
         failure.code
     });
     code.into()
+}
+
+/// Returns the path of this program, also after its file was replaced.
+fn executable() -> PathBuf {
+    let running = PathBuf::from("/proc/self/exe");
+    if cfg!(target_os = "linux") { running } else { std::env::current_exe().unwrap_or(running) }
 }
 
 /// Reads the command line. Prints what clap answers by itself: help, the version, or a usage error.

@@ -11,6 +11,8 @@ use machinist::{
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::spelling;
+
 /// Task as `status --json` and `send --wait --json` print it. Instants are RFC 3339 in UTC.
 #[derive(Debug, Serialize)]
 pub(crate) struct TaskView {
@@ -337,11 +339,11 @@ impl TaskView {
         }
     }
 
-    /// Returns the results, one per line, as they would be written as arguments: text without quotes, unless it parses as
-    /// JSON.
+    /// Returns the results, one per line, as they would be written as arguments: text without quotes, unless it would be
+    /// read as something else.
     fn values(&self) -> String {
         let show = |value: &Value| match value {
-            Value::String(text) if serde_json::from_str::<Value>(text).is_err() => text.clone(),
+            Value::String(text) if spelling::json_or_text(text).is_string() => text.clone(),
             other => other.to_string(),
         };
         printable(&self.results.iter().map(show).collect::<Vec<_>>().join("\n"))

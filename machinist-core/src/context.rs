@@ -17,6 +17,7 @@ use crate::{
     clock::Clock,
     id::{QueueName, TaskId, TaskName},
     record::Progress,
+    trace::TraceContext,
     wire::Pairs,
 };
 
@@ -90,6 +91,13 @@ impl TaskContext {
     /// Returns the value of one label.
     pub fn label(&self, key: &str) -> Option<&str> {
         self.labels().find_map(|(name, value)| (name == key).then_some(value))
+    }
+
+    /// Returns the W3C trace context for what this run starts, as `traceparent` and, if there is one, `tracestate`. Call
+    /// it within the handler.
+    pub fn trace_context(&self) -> (String, Option<String>) {
+        let TraceContext { parent, state } = TraceContext::current();
+        (parent, state)
     }
 
     /// Fires when this run should end: somebody revoked the task, its soft timeout is reached, the worker shuts down,

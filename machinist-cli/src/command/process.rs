@@ -1,37 +1,44 @@
-//! One run of a program, in a separate process group.
+//! One run of a program, under a supervisor.
 //!
-//! A run that ends early ends the whole group: a shell script's children do not outlive their task. The group is asked
-//! to end (TERM) and, three seconds later, forced to (KILL).
+//! A run that ends early ends everything that it has started: a shell script's children do not outlive their task. They
+//! are asked to end (TERM) and, three seconds later, forced to (KILL). The [supervisor](crate::supervisor) does that,
+//! also when this process is gone.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
-    convert::Infallible,
-    future::pending,
+    collections::{BTreeMap, VecDeque},
     io,
+    os::unix::{net::UnixStream, process::ExitStatusExt},
     pin::pin,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use nix::{
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, kill_process_group},
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
     process::{Child, Command},
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::{
+    executable,
+    supervisor::order::{ARGUMENT, KILL, Report, RunOrder, TERMINATE},
+};
+
 /// Maximum size of a run's standard output, in bytes.
 pub(crate) const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
-/// Time that a process group gets to end before it is killed.
-const KILL_DELAY: Duration = Duration::from_secs(3);
-/// Time between two checks that a process group has ended.
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Maximum time to wait for the rest of the output after a program has ended.
 const OUTPUT_GRACE: Duration = Duration::from_secs(2);
+/// Maximum time to wait for killed programs before this process ends.
+const KILL_GRACE: Duration = Duration::from_secs(5);
+/// Time between two checks that all killed programs have ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// Minimum time between two notes about a shortage.
+const NOTE_INTERVAL: Duration = Duration::from_secs(10);
 /// Number of lines of standard error that the error of a failed run repeats.
 const ERROR_LINES: usize = 10;
 /// Maximum length of a line of standard error, in bytes; longer lines are cut.
@@ -54,171 +61,229 @@ pub(crate) enum ProgramEnd {
     Finished(FinishedRun),
     /// It was cancelled, and all its processes have ended.
     Cancelled,
+    /// Its supervisor was killed, so its exit code is unknown.
+    Unsupervised,
 }
 
-/// Process groups that are alive, so that none outlives this process.
+/// Programs that run, so that none outlives this process.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct ProcessGroups(Arc<Mutex<BTreeSet<i32>>>);
+pub(crate) struct Programs {
+    /// Sockets of the supervisors, by their process ids.
+    running: Arc<Mutex<BTreeMap<u32, UnixStream>>>,
+    /// Time of the last note about a shortage.
+    noted: Arc<Mutex<Option<Instant>>>,
+}
 
-impl ProcessGroups {
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<i32>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl Programs {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, UnixStream>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Kills every group, because this process is about to exit.
-    pub(crate) fn kill_all(&self) {
-        for group in std::mem::take(&mut *self.lock()) {
-            signal(group, Signal::SIGKILL);
+    /// Logs that programs cannot be started, once in [`NOTE_INTERVAL`].
+    pub(crate) fn note_shortage(&self, error: &io::Error) {
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        if noted.is_none_or(|at| at.elapsed() >= NOTE_INTERVAL) {
+            *noted = Some(Instant::now());
+            tracing::warn!(%error, "programs cannot be started now, and their tasks wait: lower the concurrency, or raise the limit");
+        }
+    }
+
+    fn request(&self, supervisor: u32, request: u8) {
+        if let Some(control) = self.lock().get_mut(&supervisor) {
+            ask(control, request);
+        }
+    }
+
+    /// Kills every program, because this process is about to exit, and waits until they have ended.
+    ///
+    /// # Cancel safety
+    /// Safe: the programs are killed either way.
+    pub(crate) async fn kill_all(&self) {
+        for control in self.lock().values_mut() {
+            ask(control, KILL);
+        }
+        let ended = async {
+            while !self.lock().is_empty() {
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+        };
+        if tokio::time::timeout(KILL_GRACE, ended).await.is_err() {
+            tracing::warn!("programs were killed, and have not ended");
         }
     }
 }
 
-/// Live process group. If it is dropped alive, because its run was dropped, it is ended in the background.
-struct ProcessGroup {
-    leader: i32,
-    groups: ProcessGroups,
-    over: bool,
+/// Sends a request to a supervisor. One that has ended needs none.
+fn ask(control: &mut UnixStream, request: u8) {
+    let _ended = io::Write::write_all(control, &[request]);
 }
 
-impl ProcessGroup {
-    fn register(groups: &ProcessGroups, child: &Child) -> Self {
-        // INVARIANT: the child was just spawned and has not been waited for.
-        let leader = child.id().and_then(|id| i32::try_from(id).ok()).expect("a running child has an id");
-        groups.lock().insert(leader);
-        Self { leader, groups: groups.clone(), over: false }
+/// Supervisor that runs. If it is dropped alive, because its run was dropped, it ends its program in the background.
+struct RunSupervisor {
+    id: u32,
+    /// `None` after its end.
+    process: Option<Child>,
+    programs: Programs,
+}
+
+impl RunSupervisor {
+    fn start(program: &std::ffi::OsStr, programs: &Programs) -> io::Result<(Self, UnixStream)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let registered = ours.try_clone()?;
+        let mut command = Command::new(executable());
+        // The name of the program is for people who list processes.
+        command.arg(ARGUMENT).arg(program).stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        // One after the other, because each start needs some more files while it lasts.
+        let mut all = programs.lock();
+        let process = command.spawn()?;
+        // INVARIANT: the process was just spawned and has not been waited for.
+        let id = process.id().expect("a running process has an id");
+        all.insert(id, registered);
+        drop(all);
+        Ok((Self { id, process: Some(process), programs: programs.clone() }, ours))
     }
 
-    /// Kills the processes that the leader left running when it ended.
-    fn leader_ended(&mut self) {
-        signal(self.leader, Signal::SIGKILL);
-        self.groups.lock().remove(&self.leader);
-        self.over = true;
-    }
-
-    async fn end(mut self, child: &mut Child) -> io::Result<()> {
-        signal(self.leader, Signal::SIGTERM);
-        if tokio::time::timeout(KILL_DELAY, child.wait()).await.is_err() {
-            signal(self.leader, Signal::SIGKILL);
-            child.wait().await?;
+    /// Waits until it has ended.
+    async fn ended(&mut self) -> io::Result<()> {
+        if let Some(process) = &mut self.process {
+            process.wait().await?;
         }
-        self.leader_ended();
+        self.process = None;
+        self.programs.lock().remove(&self.id);
         Ok(())
     }
 }
 
-impl Drop for ProcessGroup {
+impl Drop for RunSupervisor {
     fn drop(&mut self) {
-        if self.over {
-            return;
-        }
-        let leader = self.leader;
-        let groups = self.groups.clone();
-        signal(leader, Signal::SIGTERM);
+        let Some(mut process) = self.process.take() else { return };
+        self.programs.request(self.id, TERMINATE);
+        let (id, programs) = (self.id, self.programs.clone());
         let finish = async move {
-            // Polled often, so that no other group that reuses the number is killed.
-            for _ in 0..KILL_DELAY.as_millis() / POLL_INTERVAL.as_millis() {
-                tokio::time::sleep(POLL_INTERVAL).await;
-                if killpg(Pid::from_raw(leader), None) == Err(nix::errno::Errno::ESRCH) {
-                    groups.lock().remove(&leader);
-                    return;
-                }
+            if let Err(error) = process.wait().await {
+                tracing::warn!(%error, "the end of a program cannot be awaited");
             }
-            signal(leader, Signal::SIGKILL);
-            groups.lock().remove(&leader);
+            programs.lock().remove(&id);
         };
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn(finish)),
-            Err(_) => signal(leader, Signal::SIGKILL),
+            // The closed socket ends the program too.
+            Err(_) => drop(self.programs.lock().remove(&id)),
         }
     }
 }
 
-/// Sends a signal to a process group; a group that has ended is no error.
-fn signal(group: i32, signal: Signal) {
-    if let Err(error) = killpg(Pid::from_raw(group), signal)
-        && error != nix::errno::Errno::ESRCH
-    {
-        tracing::warn!(group, %signal, %error, "the processes of a command could not be ended");
-    }
+/// Returns `true` for an error of a start that comes from a shortage on this host: too many open files or processes, or
+/// too little memory. It says nothing about the task.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|code| shortages.iter().any(|errno| errno.raw_os_error() == code))
 }
 
-/// Runs a program to its end. Writes `input` to its standard input, and passes each line of its standard error to `log`.
+/// Runs a program to its end, with `input` on its standard input, and passes each line of its standard error to `log`.
 ///
 /// # Errors
 /// The program could not be started.
 ///
 /// # Cancel safety
-/// Safe: if the future is dropped early, the whole process group is ended in the background.
+/// Safe: if the future is dropped early, everything that the run has started is ended in the background.
 pub(crate) async fn run(
-    mut command: Command,
-    input: Vec<u8>,
+    order: &RunOrder,
+    input: &[u8],
     log: impl FnMut(&str),
     cancel: &CancellationToken,
-    groups: &ProcessGroups,
+    programs: &Programs,
 ) -> io::Result<ProgramEnd> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let mut child = command.spawn()?;
-    let mut group = ProcessGroup::register(groups, &child);
-    // INVARIANT: all three are piped above, and taken once.
-    let mut stdin = child.stdin.take().expect("stdin is piped");
-    let stdout = child.stdout.take().expect("stdout is piped");
-    let stderr = child.stderr.take().expect("stderr is piped");
-    let leader = group.leader;
-    let feed = async move {
-        // A program need not read its input; a closed pipe is no failure.
-        if let Err(error) = stdin.write_all(&input).await {
-            tracing::debug!(%error, "the command did not read its arguments");
+    let (mut supervisor, control) = RunSupervisor::start(&order.program, programs)?;
+    control.set_nonblocking(true)?;
+    let (reports, mut requests) = tokio::net::UnixStream::from_std(control)?.into_split();
+    let mut reports = BufReader::new(reports).lines();
+    let mut line = serde_json::to_vec(&RunOrder { input_bytes: input.len(), ..order.clone() })?;
+    line.push(b'\n');
+    line.extend_from_slice(input);
+    // A supervisor that somebody ended does not read; the missing report tells it.
+    let _ended = requests.write_all(&line).await;
+    let group = match next_report(&mut reports).await? {
+        Some(Report::Started(id)) => Pid::from_raw(id),
+        Some(Report::Failed { errno, text }) => {
+            supervisor.ended().await?;
+            return Err(errno.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error));
         }
-        drop(stdin);
-        pending::<Infallible>().await
+        Some(Report::Ended { .. }) | None => None,
     };
-    let wait = async {
-        let status = child.wait().await;
-        group.leader_ended();
-        status
-    };
-    let mut output = Vec::new();
-    let mut last_lines = VecDeque::new();
-    let finished = {
-        let mut reads = pin!(async {
-            tokio::join!(read_output(stdout, leader, &mut output), read_log(stderr, log, &mut last_lines))
-        });
-        let mut wait = pin!(wait);
+    // INVARIANT: both are piped above, and taken once.
+    let process = supervisor.process.as_mut().expect("the supervisor runs");
+    let stdout = process.stdout.take().expect("stdout is piped");
+    let stderr = process.stderr.take().expect("stderr is piped");
+    let (mut output, mut last_lines) = (Vec::new(), VecDeque::new());
+    let mut end = {
+        let too_long = || programs.request(supervisor.id, KILL);
+        let reads = async {
+            tokio::join!(read_output(stdout, too_long, &mut output), read_log(stderr, log, &mut last_lines))
+        };
+        let mut reads = pin!(reads);
         let work = async {
             tokio::select! {
-                status = &mut wait => {
-                    // A process that left the group can keep the pipes open forever.
+                end = next_report(&mut reports) => {
+                    // A process that could not be ended can keep the pipes open forever.
                     let _elapsed = tokio::time::timeout(OUTPUT_GRACE, reads).await;
-                    status
+                    end
                 }
-                _ = &mut reads => wait.await,
+                _ = &mut reads => next_report(&mut reports).await,
             }
         };
         tokio::select! {
-            status = work => Some(status),
-            never = feed => match never {},
+            end = work => Some(end?),
             () = cancel.cancelled() => None,
         }
     };
-    let Some(status) = finished else {
-        if !group.over {
-            group.end(&mut child).await?;
+    let cancelled = end.is_none();
+    if cancelled {
+        programs.request(supervisor.id, TERMINATE);
+        end = Some(next_report(&mut reports).await?);
+    }
+    let Some(Some(Report::Ended { status, left })) = end else {
+        if let Some(group) = group {
+            // The next owner of the number could be somebody else, but only after all of this group have ended.
+            let _ended = kill_process_group(group, Signal::KILL);
         }
-        return Ok(ProgramEnd::Cancelled);
+        return Ok(ProgramEnd::Unsupervised);
     };
+    if left > 0 {
+        tracing::warn!(left, program = %order.program.display(), "processes of a program could not be ended");
+    }
+    supervisor.ended().await?;
+    if cancelled {
+        return Ok(ProgramEnd::Cancelled);
+    }
     let overflow = output.len() > MAX_OUTPUT_BYTES;
     let last_lines = Vec::from(last_lines).join("\n").trim().to_owned();
-    Ok(ProgramEnd::Finished(FinishedRun { status: status?, stdout: output, overflow, last_lines }))
+    let status = ExitStatusExt::from_raw(status);
+    Ok(ProgramEnd::Finished(FinishedRun { status, stdout: output, overflow, last_lines }))
 }
 
-/// Reads standard output to its end. If it is too long, kills the group.
-async fn read_output(from: impl AsyncRead + Unpin, group: i32, output: &mut Vec<u8>) {
+/// Returns the next report of a supervisor; `None` if it has ended.
+async fn next_report<R: AsyncRead + Unpin>(
+    reports: &mut tokio::io::Lines<BufReader<R>>,
+) -> io::Result<Option<Report>> {
+    match reports.next_line().await {
+        Ok(Some(line)) => Ok(Some(serde_json::from_str(&line)?)),
+        Ok(None) => Ok(None),
+        // It ended while it had something to read.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads standard output to its end. If it is too long, calls `too_long`, which ends the program.
+async fn read_output(from: impl AsyncRead + Unpin, too_long: impl FnOnce(), output: &mut Vec<u8>) {
     let read = from.take(MAX_OUTPUT_BYTES as u64 + 1).read_to_end(output).await;
     if let Err(error) = read {
         tracing::warn!(%error, "the output of a command cannot be read to its end");
     }
     if output.len() > MAX_OUTPUT_BYTES {
-        signal(group, Signal::SIGKILL);
+        too_long();
     }
 }
 
@@ -247,144 +312,5 @@ async fn read_log(mut from: impl AsyncRead + Unpin, mut log: impl FnMut(&str), l
     }
     if !line.is_empty() {
         take_line(&mut line);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sh(script: &str) -> Command {
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", script]);
-        command
-    }
-
-    async fn finish(script: &str, input: &[u8]) -> (FinishedRun, Vec<String>) {
-        let mut lines = Vec::new();
-        let never = CancellationToken::new();
-        let groups = ProcessGroups::default();
-        let run = run(sh(script), input.to_vec(), |line| lines.push(line.to_owned()), &never, &groups);
-        let ended = tokio::time::timeout(Duration::from_secs(20), run).await.expect("the run ends").unwrap();
-        match ended {
-            ProgramEnd::Finished(finished) => (finished, lines),
-            ProgramEnd::Cancelled => panic!("it was not cancelled"),
-        }
-    }
-
-    /// Returns `true` if a process exists and is not a zombie.
-    fn alive(id: i32) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-        stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
-    }
-
-    async fn gone(id: i32) {
-        let gone = async {
-            while alive(id) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), gone).await.expect("the process ends");
-    }
-
-    /// Waits until a script has written the id of its child to a file, and returns that id.
-    async fn child_of(folder: &std::path::Path) -> i32 {
-        let file = folder.join("child");
-        let read = async {
-            loop {
-                let id = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
-                match id {
-                    Some(id) => return id,
-                    None => tokio::time::sleep(Duration::from_millis(10)).await,
-                }
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), read).await.expect("the script starts")
-    }
-
-    #[tokio::test]
-    async fn input_output_and_log_are_carried() {
-        let (finished, lines) = finish("cat; echo one >&2; printf two >&2; exit 3", b"in").await;
-        assert_eq!(finished.stdout, b"in");
-        assert_eq!(finished.status.code(), Some(3));
-        assert_eq!(lines, ["one", "two"]);
-        assert_eq!(finished.last_lines, "one\ntwo");
-    }
-
-    #[tokio::test]
-    async fn a_program_need_not_read_its_input() {
-        let (finished, _) = finish("exit 0", &vec![b'x'; 4 << 20]).await;
-        assert!(finished.status.success());
-    }
-
-    #[tokio::test]
-    async fn too_much_output_ends_the_run() {
-        let (finished, _) = finish("yes", b"").await;
-        assert!(finished.overflow);
-        let (finished, _) = finish("yes | head -c 1048576", b"").await;
-        assert!(!finished.overflow && finished.status.success());
-    }
-
-    #[tokio::test]
-    async fn a_long_log_is_cut_and_its_end_is_kept() {
-        let (finished, lines) = finish("head -c 100000 /dev/zero | tr '\\0' x >&2; seq 100 >&2", b"").await;
-        assert_eq!(lines[0].len(), MAX_LINE_BYTES);
-        assert!(finished.last_lines.ends_with("99\n100"));
-        assert_eq!(finished.last_lines.lines().count(), ERROR_LINES);
-    }
-
-    #[tokio::test]
-    async fn what_a_command_leaves_running_ends_with_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let script = format!("sleep 1000 & echo $! > {}/child; echo done", folder.path().display());
-        let (finished, _) = finish(&script, b"").await;
-        assert_eq!(finished.stdout, b"done\n");
-        gone(child_of(folder.path()).await).await;
-    }
-
-    #[tokio::test]
-    async fn who_leaves_the_group_holds_up_nobody() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("child");
-        let file = file.display();
-        let script = format!(
-            "setsid sh -c 'echo $$ > {file}; exec sleep 1000' & until [ -s {file} ]; do sleep 0.01; done; echo done"
-        );
-        let (finished, _) = finish(&script, b"").await;
-        assert_eq!(finished.stdout, b"done\n");
-        let left = child_of(folder.path()).await;
-        assert!(alive(left));
-        nix::sys::signal::kill(Pid::from_raw(left), Signal::SIGKILL).unwrap();
-    }
-
-    #[tokio::test]
-    async fn cancellation_ends_the_whole_group_before_it_returns() {
-        let folder = tempfile::tempdir().unwrap();
-        let script = format!("sleep 1000 & echo $! > {}/child; wait", folder.path().display());
-        let cancel = CancellationToken::new();
-        let groups = ProcessGroups::default();
-        let (ended, child) = tokio::join!(run(sh(&script), Vec::new(), |_| {}, &cancel, &groups), async {
-            let child = child_of(folder.path()).await;
-            cancel.cancel();
-            child
-        });
-        assert!(matches!(ended.unwrap(), ProgramEnd::Cancelled));
-        gone(child).await;
-        assert!(groups.lock().is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_dropped_run_ends_its_group_even_if_it_ignores_the_request() {
-        let folder = tempfile::tempdir().unwrap();
-        let script =
-            format!("trap '' TERM; sleep 1000 & echo $! > {}/child; wait; wait", folder.path().display());
-        let never = CancellationToken::new();
-        let groups = ProcessGroups::default();
-        let run = run(sh(&script), Vec::new(), |_| {}, &never, &groups);
-        let child = tokio::select! {
-            _ = run => panic!("the run does not end by itself"),
-            child = child_of(folder.path()) => child,
-        };
-        gone(child).await;
     }
 }

@@ -1,21 +1,42 @@
 //! Templates of a command's arguments, and the task's arguments that fill them. Pure.
 //!
 //! Each template becomes exactly one argument, and no shell reads it, so no value can become a second argument or
-//! another command.
+//! another command. Nor can it become an option: a value at the beginning of an argument must not begin with a dash,
+//! unless it is a number, the argument stands after `--`, or the task allows it.
 
 use std::collections::BTreeMap;
 
 use machinist::Arg;
 use serde_json::Value;
 
+use crate::spelling;
+
 /// One argument of a command line, with placeholders.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Template(Vec<Part>);
+pub(crate) struct Template {
+    parts: Vec<Part>,
+    /// `true` if the values may make an option of the argument.
+    dash_values: bool,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     Text(String),
     Argument(usize),
+}
+
+/// Reads the templates of a command's arguments. `dash_values` allows values that begin with a dash everywhere.
+pub(crate) fn arguments(
+    texts: &[String],
+    names: Option<&[String]>,
+    dash_values: bool,
+) -> Result<Vec<Template>, String> {
+    let end_of_options = texts.iter().position(|text| text == "--").unwrap_or(texts.len());
+    let read = |(index, text): (usize, &String)| {
+        let template = Template::parse(text, names)?;
+        Ok(Template { dash_values: dash_values || index > end_of_options, ..template })
+    };
+    texts.iter().enumerate().map(read).collect()
 }
 
 impl Template {
@@ -51,18 +72,18 @@ impl Template {
         if !literal.is_empty() {
             parts.push(Part::Text(literal));
         }
-        Ok(Self(parts))
+        Ok(Self { parts, dash_values: false })
     }
 
     /// Returns `true` if the template has no placeholder.
     pub(crate) fn is_constant(&self) -> bool {
-        !self.0.iter().any(|part| matches!(part, Part::Argument(_)))
+        !self.parts.iter().any(|part| matches!(part, Part::Argument(_)))
     }
 
     /// Returns the text with the arguments filled in.
     pub(crate) fn fill(&self, arguments: &Arguments) -> Result<String, String> {
         let mut filled = String::new();
-        for part in &self.0 {
+        for part in &self.parts {
             match part {
                 Part::Text(text) => filled.push_str(text),
                 Part::Argument(at) => match arguments.values.get(*at) {
@@ -78,6 +99,15 @@ impl Template {
         }
         if filled.contains('\0') {
             return Err("an argument holds a NUL character, which no command line can carry".to_owned());
+        }
+        if filled.starts_with('-')
+            && !matches!(self.parts.first(), Some(Part::Text(_)))
+            && !self.dash_values
+            && !spelling::is_number(&filled)
+        {
+            return Err("a value that begins with a dash would be an option of the program; the worker's \
+                        machinist.toml allows it by \"--\" before the placeholder or by dash_values = true"
+                .to_owned());
         }
         Ok(filled)
     }
@@ -225,6 +255,29 @@ mod tests {
         let arguments = Arguments::bind(Vec::new(), None).unwrap();
         let missing = Template::parse("{0}", None).unwrap().fill(&arguments).unwrap_err();
         assert_eq!(missing, "argument 0 is missing: only 0 were sent");
+    }
+
+    #[test]
+    fn a_value_becomes_no_option() {
+        let fill = |texts: &[&str], dash_values, value: Value| {
+            let templates = arguments(&names(texts), None, dash_values).unwrap();
+            let values = Arguments { values: vec![value], named: BTreeMap::new() };
+            templates.iter().map(|template| template.fill(&values)).collect::<Result<Vec<_>, _>>()
+        };
+        let evil = || json!("--output=/etc/passwd");
+        let refused = fill(&["{0}"], false, evil()).unwrap_err();
+        assert!(refused.contains("would be an option") && refused.contains("dash_values"), "{refused}");
+        assert!(fill(&["{0}.png"], false, evil()).is_err());
+        assert!(fill(&["{0}", "--"], false, evil()).is_err(), "only what stands after the -- is safe");
+        assert!(fill(&["-n", "--", "{0}"], false, evil()).is_ok());
+        assert!(fill(&["--to={0}", "./{0}"], false, evil()).is_ok());
+        assert!(fill(&["{0}"], true, evil()).is_ok());
+        for number in [json!(-5), json!(-1.5), json!("-1.10"), json!("-0")] {
+            assert!(fill(&["{0}"], false, number).is_ok());
+        }
+        for text in ["-", "-1x", "-e", "-5 "] {
+            assert!(fill(&["{0}"], false, json!(text)).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -18,11 +18,11 @@ use super::connect;
 use crate::{
     BuildWorker,
     args::WorkerArgs,
-    command::{CommandTask, ProcessGroups},
+    command::{CommandTask, Host},
     demo,
     exit::{CliError, Code},
     health::HealthServer,
-    output, systemd,
+    open_files, output, systemd,
 };
 
 pub(super) async fn run(
@@ -31,15 +31,18 @@ pub(super) async fn run(
     connectors: &Connectors,
     build: BuildWorker<'_>,
 ) -> Result<Code, CliError> {
-    let settings = &Settings::load_with(connectors, flags.clone())?;
-    let groups = ProcessGroups::default();
-    let commands = command_tasks(settings, &groups)?;
+    let mut settings = Settings::load_with(connectors, flags.clone())?;
+    // Before any connection, so that a mistake in the file is reported at once.
+    command_tasks(&settings, &Host::new(&settings))?;
     // Before any connection, so that health checks are answered from the start.
     let health_server = match args.health {
         Some(address) => Some(HealthServer::open(address).await?),
         None => None,
     };
-    let app = connect(settings).await?;
+    let app = connect(&settings).await?;
+    let host = host(&mut settings)?;
+    let settings = &settings;
+    let commands = command_tasks(settings, &host)?;
     let builder = build(settings.configure(Worker::builder(&app)));
     let worker = build_worker(builder, commands, args.demo)?;
     note_unconsumed(settings, &worker);
@@ -56,7 +59,7 @@ pub(super) async fn run(
         reload_keys: &|| reload_keys(&app, connectors, &flags),
     };
     let ended = process.run(worker).await;
-    groups.kill_all();
+    host.programs.kill_all().await;
     app.broker().close().await;
     match ended {
         Some(ended) => finished(ended.map_err(cannot_start)?),
@@ -67,14 +70,40 @@ pub(super) async fn run(
     }
 }
 
+/// Returns what the command tasks share. If the limit of open files allows fewer programs than are to run at once, the
+/// concurrency becomes smaller.
+fn host(settings: &mut Settings) -> Result<Host, CliError> {
+    let mut host = Host::new(settings);
+    if settings.tasks.values().all(|task| task.command.is_none()) {
+        return Ok(host);
+    }
+    let concurrency = &mut settings.worker.concurrency;
+    let fit = open_files::fit(concurrency.value);
+    let (wanted, limit) = (concurrency.value, fit.limit);
+    let remedy = format!("raise the limit to {} (`ulimit -n`, LimitNOFILE of a unit)", fit.needed);
+    if fit.concurrency == 0 {
+        let text = format!("this process may open {limit} files, which is too few to run a single program");
+        return Err(CliError::new(Code::Configuration, text).remedy(remedy));
+    }
+    if fit.concurrency < wanted {
+        output::note(&format!(
+            "machinist: {} tasks run at once instead of {wanted} ({}), because this process may open {limit} files; {remedy}",
+            fit.concurrency, concurrency.origin
+        ));
+        concurrency.value = fit.concurrency;
+    }
+    host.open_files = fit.soft_before;
+    Ok(host)
+}
+
 /// Returns the handlers of the command tasks. A task without a command belongs to an application.
 fn command_tasks<'a>(
     settings: &'a Settings,
-    groups: &ProcessGroups,
+    host: &Host,
 ) -> Result<Vec<(&'a String, CommandTask)>, SettingsError> {
     let commands =
         settings.tasks.iter().filter_map(|(name, task)| Some((name, task.command.as_ref()?, task)));
-    commands.map(|(name, command, task)| Ok((name, CommandTask::new(name, command, task, groups)?))).collect()
+    commands.map(|(name, command, task)| Ok((name, CommandTask::new(name, command, task, host)?))).collect()
 }
 
 /// Adds the command tasks, and the demo tasks if they are asked for.

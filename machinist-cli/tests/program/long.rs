@@ -96,8 +96,9 @@ fn tasks_far_longer_than_the_consumer_timeout_run_once() {
         folder.run(&["status", id, "--watch"]).ended(0);
         assert_eq!((private.runs(id), &folder.status(id)["attempt"]), (1, &json!(1)));
     }
-    assert_eq!(private.consumers("steady"), consumers, "it had to subscribe again");
-    steady.stop().ended(0);
+    let consumers_at_the_end = private.consumers("steady");
+    let steady = steady.stop().ended(0);
+    assert_eq!(consumers_at_the_end, consumers, "it had to subscribe again: {steady:?}");
 
     eventually("it runs again", || (private.runs(&unlucky) == 2).then_some(()));
     folder.run(&["status", &unlucky, "--watch"]).ended(0);

@@ -125,10 +125,7 @@ impl Folder {
             .current_dir(self.path())
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -139,10 +136,20 @@ impl Folder {
 
     /// Starts the program without waiting.
     pub(crate) fn start(&self, arguments: &[&str]) -> Running {
-        let mut child = self.command(arguments).spawn().unwrap();
-        let stdout = lines(child.stdout.take().unwrap());
-        let stderr = lines(child.stderr.take().unwrap());
-        Running { child, stdout: Output::new(stdout), stderr: Output::new(stderr) }
+        Running::spawn(self.command(arguments))
+    }
+
+    /// Starts the program from a shell that changes its limits before.
+    pub(crate) fn start_limited(&self, limits: &str, arguments: &[&str]) -> Running {
+        let program = self.command(&[]);
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", &format!("{limits}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_machinist")])
+            .args(arguments)
+            .current_dir(self.path())
+            .env_clear()
+            .envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Running::spawn(shell)
     }
 
     /// Starts a worker and waits until it is ready.
@@ -185,8 +192,21 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    fn spawn(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let stdout = lines(child.stdout.take().unwrap());
+        let stderr = lines(child.stderr.take().unwrap());
+        Self { child, stdout: Output::new(stdout), stderr: Output::new(stderr) }
+    }
+
+    /// Returns the process id.
+    pub(crate) fn id(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+        kill(Pid::from_raw(self.id()), signal).unwrap();
     }
 
     /// Asks the program to end, and waits until it has.

@@ -87,6 +87,18 @@ fn values_that_fit_without_loss_are_read() {
 }
 
 #[test]
+fn a_number_whose_spelling_counts_is_read_as_a_number() {
+    assert_eq!(f64::from_wire(json!("1.10")), Ok(1.1));
+    assert_eq!(f32::from_wire(json!("1e2")), Ok(100.0));
+    assert_eq!(i64::from_wire(json!("1e3")), Ok(1000));
+    assert_eq!(u8::from_wire(json!("7")), Ok(7));
+    for text in ["", "x", " 1", "1 ", "0x1", "+1", "12345678901234567890123"] {
+        refused::<i64>(json!(text));
+    }
+    assert_eq!(String::from_wire(json!("1.10")), Ok("1.10".to_owned()));
+}
+
+#[test]
 fn values_that_do_not_fit_are_refused_with_a_reason() {
     assert_eq!(refused::<u8>(json!(256)), "expected uint8, got 256");
     assert_eq!(refused::<u64>(json!(-1)), "expected uint64, got -1");

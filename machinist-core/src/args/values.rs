@@ -1,5 +1,7 @@
 //! Types with a wire form, and how each is written and read.
 
+use std::borrow::Cow;
+
 use base64::{
     Engine,
     alphabet::STANDARD,
@@ -157,11 +159,22 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// Returns the number of a value. Text that is a JSON number is one too: `machinist send` and command tasks write a
+/// number as text if it would be spelled in another way otherwise, such as 1.10.
+fn number(value: &Value) -> Option<Cow<'_, Number>> {
+    match value {
+        Value::Number(number) => Some(Cow::Borrowed(number)),
+        // The parser allows white space around a number, which nobody writes as a number.
+        Value::String(text) if text.trim() == text => serde_json::from_str(text).ok().map(Cow::Owned),
+        _ => None,
+    }
+}
+
 /// Returns the whole number of a value. Languages that know only floats write 3 as 3.0: such a float is accepted as
 /// long as floats represent whole numbers exactly. A whole number that came as one never passes through a float.
 fn whole_number(value: &Value) -> Option<i128> {
     const MAX_EXACT: f64 = (1_u64 << 53) as f64;
-    let number = value.as_number()?;
+    let number = number(value)?;
     number.as_i128().or_else(|| {
         let float = number.as_f64()?;
         (float.fract() == 0.0 && float.abs() < MAX_EXACT).then_some(float as i128)
@@ -178,7 +191,7 @@ impl WireArg for f64 {
     }
 
     fn from_wire(value: Value) -> Result<Self, Misfit> {
-        value.as_f64().ok_or_else(|| Misfit::expected(Self::TYPE, &value))
+        number(&value).and_then(|n| n.as_f64()).ok_or_else(|| Misfit::expected(Self::TYPE, &value))
     }
 }
 
@@ -191,7 +204,8 @@ impl WireArg for f32 {
     }
 
     fn from_wire(value: Value) -> Result<Self, Misfit> {
-        let narrowed = value.as_f64().map(|wide| wide as Self).filter(|narrow| narrow.is_finite());
+        let wide = number(&value).and_then(|n| n.as_f64());
+        let narrowed = wide.map(|wide| wide as Self).filter(|narrow| narrow.is_finite());
         narrowed.ok_or_else(|| Misfit::expected(Self::TYPE, &value))
     }
 }

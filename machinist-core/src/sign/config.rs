@@ -82,7 +82,7 @@ impl KeyConfig {
         let id = self.id.as_ref().ok_or_else(|| missing("id"))?.as_str();
         let algorithm = self.alg.unwrap_or_default();
         match (&self.secret, &self.public, self.state) {
-            (Some(secret), _, _) => Key::with_secret(algorithm, id, &self.base64("secret", secret.text())?),
+            (Some(secret), _, _) => Key::with_secret(algorithm, id, &self.base64("secret", secret.expose())?),
             (None, Some(public), _) if self.alg.is_none_or(|alg| alg == Algorithm::Ed25519) => {
                 Key::with_public(id, &self.base64("public", public)?)
             }
@@ -310,7 +310,8 @@ impl SecretText {
         Self(Zeroizing::new(text))
     }
 
-    pub(super) fn text(&self) -> &str {
+    /// Returns the secret. Do not show it.
+    pub fn expose(&self) -> &str {
         &self.0
     }
 }

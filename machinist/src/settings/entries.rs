@@ -108,6 +108,13 @@ impl TaskSettings {
             row(key("retry_for"), self.retry_for.as_ref(), |time| show_duration(*time)),
             row(key("retries"), self.retries.as_ref(), u32::to_string),
             row(key("backoff"), self.backoff.as_ref(), text::show_backoff),
+            row(key("env"), self.env.as_ref(), |set| {
+                set.keys().map(|name| format!("{name}=***")).collect::<Vec<_>>().join(", ")
+            }),
+            row(key("env_pass"), self.env_pass.as_ref(), |names| names.join(", ")),
+            row(key("cwd"), self.cwd.as_ref(), |folder| folder.display().to_string()),
+            row(key("user"), self.user.as_ref(), String::clone),
+            row(key("dash_values"), self.dash_values.as_ref(), bool::to_string),
         ];
         rows.into_iter().flatten().collect()
     }

@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeMap,
-    ops::Range,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,12 +14,12 @@ use machinist_core::{
     sign::{KeyConfig, KeyError, KeyId, KeyState, SecretText},
     worker::Tag,
 };
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
 use super::{
     Setting, SettingInfo, SettingOrigin, SettingsError, TaskSettings, Topology,
-    table::{self, Definition},
-    text, value,
+    section::{OLD_SIZES, Section, TomlText},
+    table, tasks, value,
 };
 use crate::{
     connector::Connectors,
@@ -82,24 +81,9 @@ pub(super) struct FileSizes {
 const TLS: &str = "tls";
 const WORKER: &str = "worker";
 const SIZES: &str = "sizes";
-/// Old name of the section `[sizes]`, which this version still reads.
-const OLD_SIZES: &str = "limits";
 /// Keys of a key, under `[[keys]]`.
 const KEY_KEYS: [&str; 11] =
     ["id", "alg", "secret", "public", "file", "env", "state", "not_before", "not_after", "tasks", "queues"];
-/// Keys of a task, under `[tasks.NAME]`.
-const TASK_KEYS: [&str; 9] = [
-    "command",
-    "args",
-    "queue",
-    "timeout",
-    "soft_timeout",
-    "retries",
-    "retry_for",
-    "retry_timeouts",
-    "backoff",
-];
-
 /// Reads the text of a file; relative paths in it start at the file's folder.
 pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<FileSettings, SettingsError> {
     let source = TomlText { path, text };
@@ -122,7 +106,7 @@ pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<F
         old_sizes: old_sizes.as_ref().map(Section::origin),
         sizes: read_sizes(&top, old_sizes)?,
         keys: read_keys(&top)?,
-        tasks: read_tasks(&top)?,
+        tasks: tasks::read(&top)?,
     })
 }
 
@@ -184,47 +168,6 @@ fn read_keys(top: &Section<'_>) -> Result<Vec<Setting<KeyConfig>>, SettingsError
     sections.iter().map(|section| Ok(Setting::new(read_key(section)?, section.origin()))).collect()
 }
 
-fn read_tasks(top: &Section<'_>) -> Result<BTreeMap<String, TaskSettings>, SettingsError> {
-    let sections = top.sections("tasks", &TASK_KEYS)?;
-    sections.into_iter().map(|(name, section)| Ok((name, read_task(&section)?))).collect()
-}
-
-fn read_task(section: &Section<'_>) -> Result<TaskSettings, SettingsError> {
-    let command =
-        section.get("command", |v| match value::strings(v, "a list of the program and its arguments")? {
-            list if list.is_empty() => Err("names no program; write [\"./program\", \"{0}\"]".to_owned()),
-            list => Ok(list),
-        })?;
-    if section.table.is_empty() {
-        let remedy =
-            "write command = [\"./program\", \"{0}\"], or options of a task in Rust, such as retries = 3";
-        return Err(section.error(&format!("is empty; {remedy}")));
-    }
-    let args = section.get("args", |v| match &command {
-        Some(_) => value::strings(v, "a list of names"),
-        None => {
-            Err("names arguments of a command, and there is none; add the command, or leave args out".into())
-        }
-    })?;
-    Ok(TaskSettings {
-        origin: command.as_ref().map_or_else(|| section.origin(), |command| command.origin.clone()),
-        command,
-        args,
-        queue: section.get("queue", |v| {
-            QueueName::parse(value::string(v, "a queue name")?).map_err(|e| e.to_string())
-        })?,
-        timeout: section.get("timeout", value::positive_duration)?,
-        soft_timeout: section.get("soft_timeout", value::positive_duration)?,
-        retry_timeouts: section.get("retry_timeouts", value::boolean)?,
-        retry_for: section.get("retry_for", value::duration)?,
-        retries: section.get("retries", |v| {
-            let number = value::integer(v, "a number of retries")?;
-            u32::try_from(number).map_err(|_| format!("{number} is not a number of retries; take 0 or more"))
-        })?,
-        backoff: section.get("backoff", |v| text::parse_backoff(value::string(v, "a back-off")?))?,
-    })
-}
-
 /// Reads the syntax of a key. The key ring checks that its parts fit together.
 fn read_key(section: &Section<'_>) -> Result<KeyConfig, SettingsError> {
     let folder = section.source.folder();
@@ -257,157 +200,6 @@ fn read_key(section: &Section<'_>) -> Result<KeyConfig, SettingsError> {
     config.tasks = section.value("tasks", |v| value::strings(v, "a list like [\"mail.*\"]"))?;
     config.queues = section.value("queues", |v| value::strings(v, "a list like [\"mail\"]"))?;
     Ok(config)
-}
-
-/// The text of a file, in which a position is found.
-#[derive(Clone, Copy)]
-struct TomlText<'a> {
-    path: &'a Path,
-    text: &'a str,
-}
-
-impl<'a> TomlText<'a> {
-    fn folder(&self) -> &'a Path {
-        self.path.parent().unwrap_or_else(|| Path::new(""))
-    }
-
-    /// Line and column, both counted from 1, the column in characters.
-    fn position(&self, at: usize) -> (usize, usize) {
-        let before = self.text.get(..at).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
-    }
-
-    fn origin(&self, span: Range<usize>) -> SettingOrigin {
-        SettingOrigin::File { path: self.path.to_owned(), line: self.position(span.start).0 }
-    }
-
-    fn error(&self, span: Range<usize>, problem: impl Into<String>) -> SettingsError {
-        let (line, column) = self.position(span.start);
-        SettingsError::new(format_args!("{}:{line}:{column}", self.path.display()), problem)
-    }
-}
-
-/// A table of the file, all keys of which are known.
-struct Section<'a> {
-    source: TomlText<'a>,
-    /// `worker`, `tasks.resize`; empty for the top.
-    name: String,
-    span: Range<usize>,
-    table: &'a DeTable<'a>,
-}
-
-impl<'a> Section<'a> {
-    /// The whole document. It may have the old section, which no error proposes.
-    fn top(source: TomlText<'a>, table: &'a DeTable<'a>) -> Result<Self, SettingsError> {
-        let top = Self { source, name: String::new(), span: 0..0, table };
-        top.check_keys(&table::top_keys(), Some(OLD_SIZES))?;
-        Ok(top)
-    }
-
-    /// Refuses keys that are neither known nor the old one.
-    fn check_keys(&self, known: &[&str], old: Option<&str>) -> Result<(), SettingsError> {
-        for (spanned, _) in self.table.iter() {
-            let key: &str = spanned.get_ref();
-            if !known.contains(&key) && old != Some(key) {
-                let place = if self.name.is_empty() { String::new() } else { format!(" in [{}]", self.name) };
-                let problem = format!("unknown key \"{key}\"{place}; {}", nearest(key, known));
-                return Err(self.source.error(spanned.span(), problem));
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads a value of the table of settings.
-    fn setting<T>(&self, definition: &Definition<T>) -> Result<Option<Setting<T>>, SettingsError> {
-        self.get(definition.key(), |value| (definition.read)(value, self.source.folder()))
-    }
-
-    /// Reads a value, without its place.
-    fn value<T>(
-        &self,
-        key: &str,
-        read: impl FnOnce(&DeValue<'_>) -> Result<T, String>,
-    ) -> Result<Option<T>, SettingsError> {
-        Ok(self.get(key, read)?.map(|setting| setting.value))
-    }
-
-    fn get<T>(
-        &self,
-        key: &str,
-        read: impl FnOnce(&DeValue<'_>) -> Result<T, String>,
-    ) -> Result<Option<Setting<T>>, SettingsError> {
-        let Some(value) = self.table.get(key) else { return Ok(None) };
-        let origin = self.source.origin(value.span());
-        match read(value.get_ref()) {
-            Ok(value) => Ok(Some(Setting::new(value, origin))),
-            Err(problem) => Err(self.source.error(value.span(), format!("{}: {problem}", self.path(key)))),
-        }
-    }
-
-    /// Returns a table below this one.
-    fn section(&self, key: &str, known: &[&str]) -> Result<Option<Self>, SettingsError> {
-        let Some(value) = self.table.get(key) else { return Ok(None) };
-        self.below(key, value, known, "a table").map(Some)
-    }
-
-    /// Returns the tables of a list of them, `[[key]]`.
-    fn list(&self, key: &str, known: &[&str]) -> Result<Vec<Self>, SettingsError> {
-        let Some(value) = self.table.get(key) else { return Ok(Vec::new()) };
-        let expected = format!("tables, each under a line [[{}]]", self.path(key));
-        let list = value.get_ref().as_array().ok_or_else(|| self.wrong_type(key, value, &expected))?;
-        list.iter().map(|item| self.below(key, item, known, &expected)).collect()
-    }
-
-    /// Returns the tables below a table of this one, by name.
-    fn sections(&self, key: &str, known: &[&str]) -> Result<Vec<(String, Self)>, SettingsError> {
-        let names: Vec<&str> = match self.table.get(key).and_then(|v| v.get_ref().as_table()) {
-            Some(table) => table.keys().map(|k| k.get_ref().as_ref()).collect(),
-            None => Vec::new(),
-        };
-        let Some(all) = self.section(key, &names)? else { return Ok(Vec::new()) };
-        let each = |name: &&str| Ok(all.section(name, known)?.map(|section| ((*name).to_owned(), section)));
-        names.iter().filter_map(|name| each(name).transpose()).collect()
-    }
-
-    fn below(
-        &self,
-        key: &str,
-        value: &'a toml::Spanned<DeValue<'a>>,
-        known: &[&str],
-        expected: &str,
-    ) -> Result<Self, SettingsError> {
-        let table = value.get_ref().as_table().ok_or_else(|| self.wrong_type(key, value, expected))?;
-        let section = Self { source: self.source, name: self.path(key), span: value.span(), table };
-        section.check_keys(known, None)?;
-        Ok(section)
-    }
-
-    fn wrong_type(&self, key: &str, value: &toml::Spanned<DeValue<'_>>, expected: &str) -> SettingsError {
-        let problem = format!("{}: {}", self.path(key), value::wrong_type(value.get_ref(), expected));
-        self.source.error(value.span(), problem)
-    }
-
-    fn origin(&self) -> SettingOrigin {
-        self.source.origin(self.span.clone())
-    }
-
-    fn path(&self, key: &str) -> String {
-        if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
-    }
-
-    fn error(&self, problem: &str) -> SettingsError {
-        self.source.error(self.span.clone(), format!("[{}] {problem}", self.name))
-    }
-}
-
-/// Proposes the key that was probably meant, or lists all keys.
-fn nearest(key: &str, known: &[&str]) -> String {
-    let best = known.iter().map(|name| (strsim::damerau_levenshtein(key, name), name)).min();
-    match best {
-        Some((distance, name)) if distance <= 1 + key.len() / 4 => format!("did you mean \"{name}\"?"),
-        _ => format!("the keys here are {}", known.join(", ")),
-    }
 }
 
 #[cfg(test)]
@@ -468,7 +260,7 @@ command = ["true"]
         );
         assert_eq!(
             error("[tasks.x]\ncommand = [\"a\"]\nshell = true"),
-            "machinist.toml:3:1: unknown key \"shell\" in [tasks.x]; the keys here are command, args, queue, timeout, soft_timeout, retries, retry_for, retry_timeouts, backoff"
+            "machinist.toml:3:1: unknown key \"shell\" in [tasks.x]; the keys here are command, args, queue, timeout, soft_timeout, retries, retry_for, retry_timeouts, backoff, env, env_pass, cwd, user, dash_values"
         );
     }
 
@@ -539,9 +331,7 @@ command = ["true"]
         assert!(
             error("\n[tasks.x]").contains(":2:") && error("[tasks.x]").contains("is empty; write command")
         );
-        assert!(
-            error("[tasks.x]\nargs = [\"a\"]").contains("2:8: tasks.x.args: names arguments of a command")
-        );
+        assert!(error("[tasks.x]\nargs = [\"a\"]").contains("2:8: tasks.x.args: belongs to a command"));
         assert!(error("[worker]\ntags = \"gpu\"").contains("expected a list of tags, like [\"gpu\"]"));
         assert!(
             error("[worker]\ntags = [\"GPU\"]").contains("tag \"GPU\" is not a word like gpu or zone:eu")

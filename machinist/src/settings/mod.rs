@@ -43,7 +43,9 @@ mod apply;
 mod entries;
 mod file;
 mod resolve;
+mod section;
 mod table;
+mod tasks;
 mod text;
 mod value;
 
@@ -54,7 +56,11 @@ use std::{
     time::Duration,
 };
 
-use machinist_core::{Backoff, MaxSizes, QueueName, sign::KeyConfig, worker::Tag};
+use machinist_core::{
+    Backoff, MaxSizes, QueueName,
+    sign::{KeyConfig, SecretText},
+    worker::Tag,
+};
 
 pub use crate::topology::Topology;
 use crate::{connector::Connectors, redact, url::ServerUrl};
@@ -239,6 +245,18 @@ pub struct TaskSettings {
     pub retries: Option<Setting<u32>>,
     /// Time before each retry.
     pub backoff: Option<Setting<Backoff>>,
+    /// Variables that the program gets, by name.
+    pub env: Option<Setting<BTreeMap<String, SecretText>>>,
+    /// Names of further variables that the program inherits from the worker; one that ends with `*` stands for all that
+    /// begin so, but for none that configures machinist.
+    pub env_pass: Option<Setting<Vec<String>>>,
+    /// Working directory of the program; `None` for that of the worker.
+    pub cwd: Option<Setting<PathBuf>>,
+    /// User that runs the program, where the worker runs as root; `None` for that of the worker.
+    pub user: Option<Setting<String>>,
+    /// `true` if a value that fills the beginning of an argument may begin with a dash, so that the program can take it
+    /// for an option.
+    pub dash_values: Option<Setting<bool>>,
     /// Place of the task; relative paths of programs start at the file's folder.
     pub origin: SettingOrigin,
 }
