@@ -25,9 +25,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    address::Address,
     connect,
     depth::{DepthReader, MissingQueues},
+    endpoint::Addresses,
     error::{AmqpError, CLOSE_TIMEOUT},
     ladder::{LADDER_LEVELS, MAX_DELAY},
     options::AmqpOptions,
@@ -67,8 +67,9 @@ pub struct AmqpBroker {
 }
 
 impl AmqpBroker {
-    /// Connects to `amqp[s]://USER:PASSWORD@HOST:PORT/VHOST` in one attempt of at most 10 s. Afterwards the
-    /// connection heals itself. `amqps://HOST/VHOST?auth_mechanism=external` logs in as the user that the certificate of
+    /// Connects to `amqp[s]://USER:PASSWORD@HOST:PORT/VHOST` in one attempt of about 10 s. Afterwards the
+    /// connection heals itself. Several URLs, separated by commas, name the nodes of one cluster. Each address of each
+    /// name gets an equal share of the attempt, at least 2 s, and one that failed is tried last. `amqps://HOST/VHOST?auth_mechanism=external` logs in as the user that the certificate of
     /// [`AmqpOptions::tls`] names, which requires RabbitMQ's plugin `rabbitmq_auth_mechanism_ssl`.
     ///
     /// Must be called within a tokio runtime, which then runs the adapter's tasks. Each connection costs one thread.
@@ -84,15 +85,16 @@ impl AmqpBroker {
         let topology = AmqpTopology::new(&options);
         let publish_deadline = options.publish_deadline;
         let max_message_size = options.max_message_size;
-        let address = Address::parse(url)?;
-        if address.external() && options.tls.identity().is_none() {
+        let addresses = Addresses::parse(url)?;
+        let external = addresses.iter().find(|address| address.external());
+        if let Some(address) = external.filter(|_| options.tls.identity().is_none()) {
             return Err(BrokerError::Configuration(format!(
                 "broker {address} logs in by certificate (auth_mechanism=external), and there is none; name it and its \
                  key by cert_file and key_file under [tls]"
             )));
         }
         let settings = Arc::new(ConnectionSettings {
-            address,
+            addresses,
             tls: options.tls,
             connection_name: options.connection_name,
             topology,
@@ -102,8 +104,8 @@ impl AmqpBroker {
         let publishing = match Box::pin(SupervisedConnection::open(Arc::clone(&settings), "publishing")).await
         {
             Ok(publishing) => Arc::new(publishing),
-            Err(error) => {
-                return Err(Box::pin(connect::explain(error, &settings.address, &settings.tls)).await);
+            Err(failed) => {
+                return Err(Box::pin(connect::explain(failed, &settings.tls)).await);
             }
         };
         let tasks = TaskTracker::new();
@@ -140,9 +142,7 @@ impl AmqpBroker {
         };
         match self.consuming.get_or_try_init(open).await {
             Ok(consuming) => Ok(consuming),
-            Err(error) => {
-                Err(Box::pin(connect::explain(error, &self.settings.address, &self.settings.tls)).await)
-            }
+            Err(failed) => Err(Box::pin(connect::explain(failed, &self.settings.tls)).await),
         }
     }
 
@@ -181,7 +181,7 @@ impl AmqpBroker {
 #[async_trait]
 impl Broker for AmqpBroker {
     fn realm(&self) -> String {
-        self.settings.address.vhost().to_owned()
+        self.settings.addresses.vhost().to_owned()
     }
 
     fn capabilities(&self) -> BrokerCapabilities {
@@ -282,7 +282,7 @@ impl Drop for AmqpBroker {
 
 impl fmt::Debug for AmqpBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AmqpBroker").field("address", &self.settings.address).finish_non_exhaustive()
+        f.debug_struct("AmqpBroker").field("addresses", &self.settings.addresses).finish_non_exhaustive()
     }
 }
 

@@ -10,8 +10,8 @@ use lapin::{Channel, Connection, Event, options::BasicQosOptions};
 use machinist_adapter::tls::Tls;
 
 use crate::{
-    address::Address,
-    connect::{self, SocketHandle},
+    connect::{self, FailedConnect, OpenedConnection, SocketHandle},
+    endpoint::{Addresses, Endpoint},
     error::{AmqpError, CLOSE_TIMEOUT, error_chain, rpc, rpc_within},
 };
 
@@ -26,19 +26,26 @@ const CHANNEL_ID_TRIES: usize = 16;
 pub(crate) struct AmqpConnection {
     connection: Connection,
     socket: SocketHandle,
+    endpoint: Endpoint,
     /// Reason that the broker gave for taking no messages on this connection now.
     blocked: Mutex<Option<String>>,
 }
 
 impl AmqpConnection {
     /// Connects in one bounded attempt.
-    pub(crate) async fn open(address: &Address, tls: &Tls, name: &str) -> Result<Self, AmqpError> {
-        let opened = connect::connect(address, tls, name).await?;
-        Ok(Self { connection: opened.connection, socket: opened.socket, blocked: Mutex::default() })
+    pub(crate) async fn open(addresses: &Addresses, tls: &Tls, name: &str) -> Result<Self, FailedConnect> {
+        let OpenedConnection { connection, socket, endpoint } =
+            connect::connect(addresses, tls, name).await?;
+        Ok(Self { connection, socket, endpoint, blocked: Mutex::default() })
+    }
+
+    /// Endpoint of the node at the other end.
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     /// Opens a channel. lapin takes the next id each time, and an id whose channel the broker has closed is spoilt. A
-    /// connection whose ids are all spoilt is ended: whoever supervises it opens a new one.
+    /// connection is ended if only spoilt ids are left, and its supervisor opens a new one.
     pub(crate) async fn open_channel(&self) -> Result<Channel, AmqpError> {
         const OPERATION: &str = "opening a channel";
         for _ in 0..CHANNEL_ID_TRIES {

@@ -3,7 +3,7 @@
 //! The broker closes the channel on which a missing queue was asked for, and lapin can use the id of a channel that the
 //! broker has closed for no other: each such question costs the connection one of its ids (2047 with the settings of
 //! RabbitMQ). So the connection that consumes is asked for a name until it is missing once. From then on
-//! a connection of its own is asked, which is replaced when it has no id left.
+//! a separate connection is asked, which is replaced when it has no id left.
 
 use std::{
     collections::HashSet,
@@ -22,7 +22,7 @@ use crate::{
     supervisor::{ConnectionSettings, LiveConnection},
 };
 
-/// What a process knows about missing queues, and its connection to ask for them.
+/// Names of queues that were missing, and the connection on which they are asked for again.
 #[derive(Debug, Default)]
 pub(crate) struct MissingQueues {
     names: Mutex<HashSet<String>>,
@@ -70,7 +70,7 @@ impl MissingQueues {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks on the connection of its own, which is opened if there is none with a free channel.
+    /// Asks on the separate connection, which is opened if there is none with a free channel.
     async fn ask(
         &self,
         settings: &ConnectionSettings,
@@ -103,8 +103,8 @@ impl MissingQueues {
 impl Asking {
     async fn open(settings: &ConnectionSettings) -> Result<Self, AmqpError> {
         let name = format!("{} (asking)", settings.connection_name);
-        let connection = AmqpConnection::open(&settings.address, &settings.tls, &name);
-        Ok(Self { connection: Box::pin(connection).await?, channel: None })
+        let connection = Box::pin(AmqpConnection::open(&settings.addresses, &settings.tls, &name)).await;
+        Ok(Self { connection: connection.map_err(|failed| failed.error)?, channel: None })
     }
 }
 

@@ -33,7 +33,7 @@ const MANY_DELAYED_MESSAGES: u64 = 100_000;
 #[async_trait]
 impl Diagnose for AmqpBroker {
     fn location(&self) -> String {
-        self.settings.address.to_string()
+        self.settings.addresses.to_string()
     }
 
     async fn diagnose(&self) -> Vec<Finding> {
@@ -56,7 +56,7 @@ impl Diagnose for AmqpBroker {
         };
         let mut findings = vec![
             Finding::good("connection", format!("{} answers", self.location())),
-            self.version().await,
+            self.version(&live).await,
             heartbeat(&live),
         ];
         if let PublishAvailability::Blocked(reason) = self.publishing.availability() {
@@ -74,10 +74,10 @@ impl Diagnose for AmqpBroker {
 impl AmqpBroker {
     /// Reads the broker's version. The client library does not expose it, so the broker is asked on a separate
     /// connection, which goes no further.
-    async fn version(&self) -> Finding {
+    async fn version(&self, live: &LiveConnection) -> Finding {
         const SUBJECT: &str = "version";
         let asked = timeout(CONNECT_TIMEOUT, async {
-            let mut stream = connect::dial(&self.settings.address, &self.settings.tls).await?;
+            let mut stream = connect::dial(live.connection.endpoint(), &self.settings.tls).await?;
             stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
             stream.flush().await?;
             first_frame(&mut stream).await

@@ -1,9 +1,11 @@
 //! Failed operations on the broker, and their translation into errors of the broker seam.
 
-use std::{error::Error, fmt, future::Future, time::Duration};
+use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 
 use lapin::{ErrorKind, protocol::AMQPErrorKind};
 use machinist_adapter::broker::BrokerError;
+
+use crate::address::Address;
 
 /// Maximum time that the broker has to answer an operation. lapin itself would wait forever.
 pub(crate) const RPC_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,6 +62,12 @@ impl AmqpError {
     /// Error of an operation that the broker did not answer.
     pub(crate) fn no_answer(operation: impl Into<String>) -> Self {
         Self { operation: operation.into(), cause: AmqpErrorCause::NoAnswer }
+    }
+
+    /// Error of the look-up of a name.
+    pub(crate) fn lookup(address: &Address, error: std::io::Error) -> Self {
+        let error = ErrorKind::IOError(Arc::new(error));
+        Self::lapin(format!("looking up {} for {address}", address.host()), error.into())
     }
 
     /// Error of an operation that failed in lapin.

@@ -42,6 +42,7 @@ mod convert;
 mod declare;
 mod depth;
 mod diagnose;
+mod endpoint;
 mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

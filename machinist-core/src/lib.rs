@@ -37,7 +37,7 @@ pub mod worker;
 
 #[cfg(feature = "tls")]
 pub use machinist_adapter::tls;
-pub use machinist_adapter::{backend, broker, clock, diagnose, id};
+pub use machinist_adapter::{backend, broker, clock, diagnose, id, url_list};
 
 pub use app::{App, AppBuilder, AppError};
 pub use args::{Arg, Json, Rest, Results};

@@ -7,7 +7,7 @@
 //!
 //! | key | flag | variable | default | meaning |
 //! |---|---|---|---|---|
-//! | `broker` | `--broker` | `MACHINIST_BROKER` | `sqlite://machinist.db` | URL of the broker, which moves messages: amqp://, amqps://, sqlite://FILE |
+//! | `broker` | `--broker` | `MACHINIST_BROKER` | `sqlite://machinist.db` | URL of the broker, which moves messages: amqp://, amqps://, sqlite://FILE; several of a cluster's nodes, separated by commas, or as a list in the file |
 //! | `backend` | `--backend` | `MACHINIST_BACKEND` | `sqlite://machinist.db` | URL of the backend, which stores states and results: redis://, rediss://, redis+sentinel://, redis+cluster://, redis+unix://, sqlite://FILE |
 //! | `namespace` | `--namespace` | `MACHINIST_NAMESPACE` | `machinist` | Prefix of exchange, queues and keys, for applications that share servers |
 //! | `results_ttl` |  | `MACHINIST_RESULTS_TTL` | `1d` | Time for which a record is kept after its task has ended |

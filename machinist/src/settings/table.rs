@@ -134,7 +134,8 @@ pub(super) static BROKER: SettingInfo = SettingInfo {
     flag: Some("--broker"),
     variable: Some("MACHINIST_BROKER"),
     default: SettingDefault::Value("sqlite://machinist.db"),
-    meaning: "URL of the broker, which moves messages: amqp://, amqps://, sqlite://FILE",
+    meaning: "URL of the broker, which moves messages: amqp://, amqps://, sqlite://FILE; several of a cluster's nodes, \
+              separated by commas, or as a list in the file",
 };
 
 /// Its value is read by the connectors.
