@@ -15,8 +15,8 @@ use crate::{
     event::{EventKind, EventTask},
     id::{QueueName, RecordId, RecordKind, SessionId, TaskId, TaskName},
     record::{
-        DeadReason, Facts, FailureKind, MIN_RESULTS_TTL, NextAttempt, Record, RevokeDecision, RevokeMode,
-        TaskState, UNFINISHED_TTL, WaitingAttempt, decide_revoke, failure_of, fold, name, next_attempt,
+        DeadReason, Facts, FailureKind, NextAttempt, Record, RevokeDecision, RevokeMode, TaskState,
+        UNFINISHED_TTL, WaitingAttempt, decide_revoke, failure_of, fold, name, next_attempt, retention,
         waiting_attempt, wake_session,
     },
     result::AsyncResult,
@@ -234,8 +234,9 @@ impl Client {
             let why = "only a task that waits for its time or for its next run can be run at once";
             return Err(self.wrong_state(id, &facts, why));
         };
-        let wait = waiting.due.since(self.app.clock().now());
-        if waiting.retried.is_some() && wait > self.app.0.results_ttl.max(MIN_RESULTS_TTL) {
+        let now = self.app.clock().now();
+        if waiting.retried.is_some() && waiting.due.since(now) > retention(self.app.0.results_ttl, None, now)
+        {
             // The delayed message would find no record, and run the task once more.
             let why = "its next run is due later than its record is kept after its end (results_ttl)";
             return Err(self.wrong_state(id, &facts, why));
