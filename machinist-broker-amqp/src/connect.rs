@@ -103,7 +103,7 @@ pub(crate) async fn connect(
         failed.error.server_error().is_some_and(|_| !failed.error.is_transient())
             || tls.explain(&failed.error).is_some()
     };
-    let best = failed.iter().position(says_more).unwrap_or(failed.len().saturating_sub(1));
+    let best = failed.iter().position(says_more).unwrap_or_else(|| failed.len().saturating_sub(1));
     Err(failed.swap_remove(best))
 }
 

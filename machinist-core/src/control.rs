@@ -305,11 +305,10 @@ impl Client {
         let noted = self.read(repetition.clone()).await?;
         let again = self.name_successor(&of, &repetition, facts).await?;
         let known = self.read(&again).await?;
-        // It may have ended so long ago that its record is forgotten.
-        if noted.has(name::FOLLOWED)
-            || known.has(name::END)
-            || !matches!(next_attempt(&known), Ok(NextAttempt { attempt: 1, .. }))
-        {
+        // It was sent, and ended so long ago that its record is forgotten.
+        let forgotten = noted.has(name::FOLLOWED) && known.is_empty();
+        let waits = matches!(next_attempt(&known), Ok(NextAttempt { attempt: 1, .. }));
+        if forgotten || known.has(name::END) || !waits {
             return Ok(AsyncResult::sent(self.app.clone(), again));
         }
         let envelope = renamed(again)?;

@@ -91,13 +91,13 @@ async fn waits(State(gate): State<Gate>) -> Result<(), TaskError> {
 }
 
 /// A worker of tasks that wait, over a broker in this process.
-struct Waiting {
+struct WaitingTask {
     app: App,
     gate: Gate,
     worker: JoinHandle<()>,
 }
 
-impl Waiting {
+impl WaitingTask {
     async fn start(backend: Arc<dyn Backend>) -> Self {
         let broker = MemoryBroker::new();
         let app = App::builder(Arc::new(broker), backend).build().await.expect("an application");
@@ -117,7 +117,7 @@ pub async fn a_worker_outlives_records_that_cannot_be_used(harness: &dyn Backend
     if !harness.spoil_index(&Index::Sessions).await {
         return;
     }
-    let Waiting { app, gate, worker } = Waiting::start(backend).await;
+    let WaitingTask { app, gate, worker } = WaitingTask::start(backend).await;
     let client = app.client();
     let good = client.send(WAITS.call(()).untyped()).await.expect("it is sent");
     let bad = client.send(WAITS.call(()).untyped()).await.expect("it is sent");
@@ -152,7 +152,7 @@ pub async fn a_worker_whose_session_cannot_be_used_opens_another(harness: &dyn B
     if !harness.spoil(&RecordId::from(&TaskId::fresh())).await {
         return;
     }
-    let Waiting { app, gate, worker } = Waiting::start(Arc::clone(&backend)).await;
+    let WaitingTask { app, gate, worker } = WaitingTask::start(Arc::clone(&backend)).await;
     let sent = app.client().send(WAITS.call(()).untyped()).await.expect("it is sent");
     drop(within(ANSWER_TIMEOUT, "it to run", gate.begun.acquire()).await);
     let session = async |start: &str| {
