@@ -136,7 +136,7 @@ fn backend_code(error: &BackendError) -> Code {
     match error {
         BackendError::Unavailable(_) => Code::Unreachable,
         BackendError::Refused { .. } => Code::NotPermitted,
-        BackendError::Configuration(_) => Code::Configuration,
+        BackendError::Configuration(_) | BackendError::Record { .. } => Code::Configuration,
         _ => Code::Fault,
     }
 }
