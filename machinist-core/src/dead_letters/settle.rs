@@ -4,7 +4,7 @@
 //! first. An interrupted replay is repeated safely: a successor is named once, and is one task however often
 //! it is sent.
 
-use std::{collections::HashMap, time::Duration};
+use std::{borrow::Cow, collections::HashMap, time::Duration};
 
 use super::{
     DeadFilter, DeadLetter, NewDeadLetter, index,
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     backend::Committed,
-    broker::{Delivery, Message, Settle},
+    broker::{DeadLetterCause, Delivery, Message, Settle},
     client::Client,
     control::ControlError,
     event::{EventKind, EventTask},
@@ -236,7 +236,7 @@ impl Client {
                     scan.keep(delivery);
                     index::add_to_index(&self.app, &letter).await.map_err(ControlError::from)
                 }
-                None => match self.replace_bare_letter(queue, &delivery.message).await {
+                None => match self.replace_bare_letter(queue, &delivery).await {
                     Ok(true) => {
                         delivery.receipt.settle(Settle::Ack).await;
                         Ok(())
@@ -259,10 +259,15 @@ impl Client {
 
     /// Gives a letter that the broker moved its reason: it is published again, so that the bare one can go. `false` if that
     /// is left to a process that may sign the end of its task.
-    async fn replace_bare_letter(&self, queue: &QueueName, message: &Message) -> Result<bool, ControlError> {
+    async fn replace_bare_letter(
+        &self,
+        queue: &QueueName,
+        delivery: &Delivery,
+    ) -> Result<bool, ControlError> {
         let app = &self.app.0;
         let at = app.clock.now();
-        let lost = "it was delivered too often: its workers died before they could say what of";
+        let message = &delivery.message;
+        let lost = &*error_of(delivery.cause.as_ref());
         let (envelope, dead_id, reason, error) =
             match accept(&app.trust, &app.rules, &app.max_sizes, queue, message, at) {
                 Acceptance::Accepted(envelope)
@@ -329,4 +334,25 @@ impl Client {
         let records = self.app.0.backend.read(&[start.session.into()]).await?;
         Ok(records.iter().any(is_alive))
     }
+}
+
+/// Returns the error of a task whose message the broker dead-lettered by itself.
+fn error_of(cause: Option<&DeadLetterCause>) -> Cow<'static, str> {
+    Cow::Borrowed(match cause {
+        None | Some(DeadLetterCause::DeliveryLimit) => {
+            "it was delivered too often: its workers died before they could say what of"
+        }
+        Some(DeadLetterCause::QueueFull) => {
+            "it never ran: the broker dropped it from its full queue; remove max-length from the policies and arguments \
+             of the queue"
+        }
+        Some(DeadLetterCause::Expired) => {
+            "it never ran: the broker dropped it when its time in the queue was over; remove message-ttl from the policies \
+             and arguments of the queue"
+        }
+        Some(DeadLetterCause::Rejected) => "it was rejected by a consumer that is no worker of machinist",
+        Some(DeadLetterCause::Other(cause)) => {
+            return Cow::Owned(format!("the broker dead-lettered it ({cause})"));
+        }
+    })
 }
