@@ -19,7 +19,7 @@ use bytes::Bytes;
 
 use crate::{
     clock::Timestamp,
-    diagnose::Diagnose,
+    diagnose::{Diagnose, Finding},
     error::BoxError,
     header,
     id::{QueueName, TaskId, TaskName},
@@ -275,8 +275,23 @@ pub enum SideQueue {
     /// The dead letters of a task queue.
     DeadLetters(QueueName),
     /// Messages that came due for a queue that no longer exists, if a broker keeps such messages apart. A delivery
-    /// names the queue that the message was for.
+    /// names the queue that the message was for; if there is none, its cause says so.
     Undelivered,
+}
+
+/// Cause for which a broker moved a message from a task queue to its dead letters by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeadLetterCause {
+    /// It was delivered as often as the queue allows.
+    DeliveryLimit,
+    /// The queue was at its limit, and the broker dropped its oldest message.
+    QueueFull,
+    /// It waited for longer than the queue, or the message, allows.
+    Expired,
+    /// A consumer rejected it. Workers never do.
+    Rejected,
+    /// Another cause, in the words of the broker.
+    Other(String),
 }
 
 /// One message that was delivered to this process and is not yet settled.
@@ -289,6 +304,8 @@ pub struct Delivery {
     /// `true` if the broker may have delivered it before. It may be `true` for a first delivery, but is never `false`
     /// for a repeated one.
     pub redelivered: bool,
+    /// Cause for which the broker itself moved the message here, if it did and tells why.
+    pub cause: Option<DeadLetterCause>,
     /// Receipt that settles the delivery. If it is dropped unsettled, the message is delivered again (at the latest
     /// when this consumer stops or its connection ends).
     pub receipt: Box<dyn Receipt>,
@@ -478,6 +495,18 @@ pub trait Broker: Diagnose + fmt::Debug + Send + Sync + 'static {
     async fn prepare(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
         let _ = queues;
         Ok(())
+    }
+
+    /// Creates again what messages need and somebody deleted, such as the queues of delays, and returns what threatens
+    /// messages. Workers call it when they start and then once a minute. It does nothing unless it is implemented.
+    ///
+    /// # Errors
+    /// [`BrokerError`] if the broker cannot be asked, or refuses.
+    ///
+    /// # Cancel safety
+    /// A part may have been created; the next call creates the rest.
+    async fn maintain(&self) -> Result<Vec<Finding>, BrokerError> {
+        Ok(Vec::new())
     }
 
     /// Closes the connections after every published message is confirmed or its deadline has passed. Idempotent.

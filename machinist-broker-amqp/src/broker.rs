@@ -16,6 +16,7 @@ use machinist_adapter::{
         Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
         SideQueue,
     },
+    diagnose::Finding,
     id::QueueName,
 };
 use tokio::{
@@ -36,6 +37,7 @@ use crate::{
     subscription::{AmqpConsumer, SubscriptionContext, SubscriptionSource},
     supervisor::{ConnectionSettings, SupervisedConnection},
     topology::AmqpTopology,
+    upkeep::UpkeepState,
 };
 
 /// Number of groups of publishers. Each queue belongs to one group, so a slow queue holds up only its group.
@@ -54,6 +56,7 @@ pub struct AmqpBroker {
     pub(crate) publishing: Arc<SupervisedConnection>,
     consuming: OnceCell<Arc<SupervisedConnection>>,
     pub(crate) missing: MissingQueues,
+    pub(crate) upkeep: UpkeepState,
     /// Senders to the publishers. `None` once closed: the publishers end when every caller has a result.
     publishers: Mutex<Option<Vec<mpsc::UnboundedSender<PendingPublish>>>>,
     /// Number of calls of publish, each of which uses the other publisher of a queue's group.
@@ -99,6 +102,7 @@ impl AmqpBroker {
             connection_name: options.connection_name,
             topology,
             topology_mode: options.topology,
+            management_port: options.management_port,
         });
         // On the heap: the future that opens a connection takes many KB, which would be part of the caller's future.
         let publishing = match Box::pin(SupervisedConnection::open(Arc::clone(&settings), "publishing")).await
@@ -123,6 +127,7 @@ impl AmqpBroker {
             publishing,
             consuming: OnceCell::new(),
             missing: MissingQueues::default(),
+            upkeep: UpkeepState::default(),
             publishers: Mutex::new(Some(publishers)),
             calls: AtomicUsize::new(0),
             tasks,
@@ -254,6 +259,10 @@ impl Broker for AmqpBroker {
             live.declared.for_publish(&live.connection, &name).await?;
         }
         Ok(())
+    }
+
+    async fn maintain(&self) -> Result<Vec<Finding>, BrokerError> {
+        Box::pin(self.upkeep()).await
     }
 
     async fn close(&self) {

@@ -174,6 +174,18 @@ impl DeclaredTopology {
         Ok(())
     }
 
+    /// Declares the levels of the ladder from the lowest up to this one, whatever is known of them.
+    pub(crate) async fn make_ladder(&self, connection: &AmqpConnection, top: u8) -> Result<(), DeclareError> {
+        let mut channel = self.channel.lock().await;
+        self.declare_shared(connection, &mut channel).await?;
+        declare_all(connection, &mut channel, self.topology.ladder(top)).await
+    }
+
+    /// Highest level of the ladder that this connection knows to exist.
+    pub(crate) fn highest_level(&self) -> Option<u8> {
+        self.known().levels.checked_sub(1)
+    }
+
     /// Returns `true` if a queue was declared so recently that it may not work yet.
     pub(crate) fn is_new(&self, queue: &str) -> bool {
         let declared = || self.known().queues.get(queue).copied();

@@ -25,7 +25,7 @@ use lapin::{
     types::{FieldTable, ShortString},
 };
 use machinist_adapter::{
-    broker::{BrokerError, Consumer, Delivery, Message, SubscriptionHealth},
+    broker::{BrokerError, Consumer, DeadLetterCause, Delivery, Message, SubscriptionHealth},
     id::QueueName,
 };
 use tokio::{
@@ -40,13 +40,16 @@ use tokio_util::{
 use crate::{
     ack_sender::{AckSender, AmqpReceipt},
     backoff::ReconnectBackoff,
-    convert,
+    convert, death,
     declare::DeclareError,
     error::{AmqpError, CLOSE_TIMEOUT, RPC_TIMEOUT, error_chain, rpc, rpc_within},
     health::{AmqpSubscriptionHealth, MonitoredQueue, SubscriptionStatus},
     supervisor::{ConnectionSettings, LiveConnection, SupervisedConnection},
     topology::AmqpTopology,
 };
+
+/// Number of characters of a strange routing key that are shown.
+const MAX_SHOWN_KEY: usize = 80;
 
 /// Minimum lifetime of a subscription after which the next failure starts with short waits again.
 const STABLE_SUBSCRIPTION_AGE: Duration = Duration::from_secs(10);
@@ -107,6 +110,7 @@ struct IncomingDelivery {
     queue: QueueName,
     message: Message,
     redelivered: bool,
+    cause: Option<DeadLetterCause>,
     receipt: AmqpReceipt,
 }
 
@@ -194,6 +198,7 @@ impl Consumer for AmqpConsumer {
                 queue: delivery.queue,
                 message: delivery.message,
                 redelivered: delivery.redelivered,
+                cause: delivery.cause,
                 receipt: Box::new(delivery.receipt),
             });
         }
@@ -251,14 +256,11 @@ struct SubscribedChannel {
     /// Consumers of the queue: one for each credit that was given since the last pause.
     consumers: SelectAll<BoxStream<'static, FromBroker>>,
     consumer_tags: Vec<ShortString>,
-    /// ConsumerCredit that the consumers have.
+    /// Credit that the consumers have.
     credit: ConsumerCredit,
     credit_changes: watch::Receiver<ConsumerCredit>,
     /// Shared by the unsettled deliveries.
     unsettled: Arc<()>,
-    /// Receipts of messages for no queue of this namespace. They are kept: handed back, such a message would come again
-    /// at once.
-    foreign: Vec<AmqpReceipt>,
 }
 
 /// Item of a consumer's stream.
@@ -369,7 +371,6 @@ impl QueueSubscription {
             credit: ConsumerCredit { pauses, given: 0 },
             credit_changes,
             unsettled: Arc::new(()),
-            foreign: Vec::new(),
         };
         let added = self.follow_credit(&mut subscribed).await;
         added.map_err(|error| self.consume_error(&subscribed.live, error))?;
@@ -462,17 +463,22 @@ impl QueueSubscription {
             SubscriptionSource::Queue(queue) | SubscriptionSource::DeadLetters(queue) => Some(queue.clone()),
             SubscriptionSource::Undelivered => self.context.settings.topology.queue_of_due_message(key),
         };
-        let Some(queue) = queue else {
-            tracing::error!(
-                key,
-                queue = self.names.queue,
-                "a message for no queue of ours stays where it is"
-            );
-            subscribed.foreign.push(receipt);
-            return;
+        let names_none = queue.is_none();
+        // Nothing is sent to a queue of this name: the cause says that there is none.
+        let Some(queue) = queue.or_else(|| QueueName::parse("undelivered").ok()) else { return };
+        let cause = match (&self.source, &self.names.task_queue) {
+            _ if names_none => {
+                let key: String = key.chars().take(MAX_SHOWN_KEY).collect();
+                Some(DeadLetterCause::Other(format!(
+                    "its routing key {key:?} names no queue of this namespace"
+                )))
+            }
+            (SubscriptionSource::DeadLetters(_), Some(queue)) => death::cause(&delivery.properties, queue),
+            _ => None,
         };
         let incoming = IncomingDelivery {
             queue,
+            cause,
             message: convert::message(&delivery.properties, delivery.data),
             redelivered: delivery.redelivered,
             receipt,

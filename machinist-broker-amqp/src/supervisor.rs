@@ -40,6 +40,7 @@ pub(crate) struct ConnectionSettings {
     pub(crate) connection_name: String,
     pub(crate) topology: AmqpTopology,
     pub(crate) topology_mode: TopologyMode,
+    pub(crate) management_port: Option<u16>,
 }
 
 /// A supervised connection. Its last owner ends it.

@@ -346,6 +346,8 @@ async fn a_message_that_does_not_fit_is_refused_before_it_costs_anything() {
         let error = publish(&broker, to(&name, vec![0; 1001])).await.unwrap_err();
         assert!(matches!(error, PublishError::TooLarge { size: 1001, limit: 1000 }), "{error:?}");
         publish(&broker, to(&name, vec![0; 1000])).await.unwrap();
+        let letter = Publish { target: Target::DeadLetters(name.clone()), ..to(&name, vec![0; 1001]) };
+        publish(&broker, letter).await.expect("a dead letter of another client is kept at any size");
 
         let mut headers = to(&name, "x");
         headers.message.headers.insert("machinist-long".into(), HeaderValue::Text("x".repeat(200_000)));

@@ -173,7 +173,7 @@ impl Consumer for MemoryConsumer {
                 // There is no await from here on, so a dropped future has taken nothing.
                 NextDelivery::Delivery { tag, queue, message, redelivered } => {
                     let receipt = Box::new(MemoryReceipt { queues: Arc::clone(&self.queues), tag });
-                    return Some(Delivery { queue, message, redelivered, receipt });
+                    return Some(Delivery { queue, message, redelivered, cause: None, receipt });
                 }
                 NextDelivery::Ended => return None,
                 NextDelivery::Nothing(None) => self.wake.notified().await,

@@ -180,7 +180,13 @@ impl Consumer for SqliteConsumer {
             let receipt = self.receipt(id, delivery.pauses, delivery.registration);
             // If the registration has ended, the message was handed to another process.
             if !receipt.registration.has_ended() {
-                return Some(Delivery { queue, message, redelivered, receipt: Box::new(receipt) });
+                return Some(Delivery {
+                    queue,
+                    message,
+                    redelivered,
+                    cause: None,
+                    receipt: Box::new(receipt),
+                });
             }
         }
         None

@@ -290,6 +290,10 @@ impl Broker for RecordingBroker {
         self.broker.prepare(queues).await
     }
 
+    async fn maintain(&self) -> Result<Vec<Finding>, BrokerError> {
+        self.broker.maintain().await
+    }
+
     async fn close(&self) {
         self.broker.close().await;
     }

@@ -5,7 +5,7 @@
 //! publish can put a copy there too, of a task that waits or runs. So such a message proves nothing about its task. It
 //! goes back to its queue, where a worker verifies it and the record of its task decides.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use machinist_adapter::header;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     backend::{Commit, Committed, Expiry},
-    broker::{Delivery, HeaderValue, Message, Publish, Settle, Target},
+    broker::{DeadLetterCause, Delivery, HeaderValue, Message, Publish, Settle, Target},
     client::Client,
     clock::Timestamp,
     control::ControlError,
@@ -149,14 +149,14 @@ impl Client {
         scan: &mut DeadLetterScan,
     ) -> Result<bool, ControlError> {
         let (message, delay) = returned(&delivery.message);
+        let why = cause_of(delivery.cause.as_ref());
         let publish = Publish { target: Target::Queue(queue.clone()), message, delay };
         match self.publish_one(publish).await {
             Ok(()) => {
                 tracing::warn!(
                     %queue,
                     id = delivery.message.id.as_deref().unwrap_or_default(),
-                    "a message among the dead letters has no mark of a worker: the broker had delivered it too often, or \
-                     somebody put it there. It goes back to its queue in {delay:?}"
+                    "a message among the dead letters has no mark of a worker: {why}. It goes back to its queue in {delay:?}"
                 );
                 delivery.receipt.settle(Settle::Ack).await;
                 Ok(true)
@@ -197,6 +197,23 @@ fn returned(message: &Message) -> (Message, Duration) {
     message.headers.insert(header::RETURNS.into(), (returns + 1).into());
     let delay = FIRST_RETURN_DELAY.saturating_mul(1 << returns).min(MAX_RETURN_DELAY);
     (message, delay)
+}
+
+/// Returns why the broker moved a message to the dead letters, as the broker says it. Every process that can publish can
+/// say the same.
+fn cause_of(cause: Option<&DeadLetterCause>) -> Cow<'static, str> {
+    Cow::Borrowed(match cause {
+        None => "the broker does not say why, or somebody put it there",
+        Some(DeadLetterCause::DeliveryLimit) => "the broker had delivered it too often",
+        Some(DeadLetterCause::QueueFull) => {
+            "the broker dropped it from its full queue; remove max-length from the policies and arguments of the queue"
+        }
+        Some(DeadLetterCause::Expired) => {
+            "its time in the queue was over; remove message-ttl from the policies and arguments of the queue"
+        }
+        Some(DeadLetterCause::Rejected) => "a consumer rejected it that is no worker of machinist",
+        Some(DeadLetterCause::Other(cause)) => return Cow::Owned(format!("the broker says {cause}")),
+    })
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::{
     backend::{BackendError, Index, IndexUpdate},
     broker::{Consumer, SideQueue},
     clock::Timestamp,
+    diagnose::Finding,
     id::{QueueName, RecordId, SessionId},
     record::is_alive,
 };
@@ -28,9 +29,10 @@ pub(super) async fn run(worker: Arc<WorkerContext>, queues: Vec<QueueName>) {
     let stages = worker.stages.clone();
     let work = async {
         tokio::join!(
-            undelivered(&worker),
+            undelivered(&worker, &queues),
             dead_letters(&worker, &queues),
             sessions(&worker),
+            broker(&worker),
             overdue::publish_forever(&worker),
             worker.refused.keep_adding(&worker.app)
         );
@@ -42,13 +44,13 @@ pub(super) async fn run(worker: Arc<WorkerContext>, queues: Vec<QueueName>) {
 }
 
 /// Moves delayed messages that came due without a queue to that queue, or ends their tasks.
-async fn undelivered(worker: &Arc<WorkerContext>) {
+async fn undelivered(worker: &Arc<WorkerContext>, queues: &[QueueName]) {
     let mut logged = false;
     loop {
         match worker.app.broker().consume_side_queue(SideQueue::Undelivered, UNDELIVERED_PREFETCH).await {
             Ok(None) => return,
             Ok(Some(mut consumer)) => {
-                redirect_all(worker, consumer.as_mut()).await;
+                redirect_all(worker, consumer.as_mut(), queues).await;
                 // The consumer ends with the worker's connection to the broker, which is closed permanently.
                 return;
             }
@@ -68,12 +70,14 @@ async fn undelivered(worker: &Arc<WorkerContext>) {
     }
 }
 
-async fn redirect_all(worker: &Arc<WorkerContext>, consumer: &mut dyn Consumer) {
+async fn redirect_all(worker: &Arc<WorkerContext>, consumer: &mut dyn Consumer, queues: &[QueueName]) {
     // Messages in progress are delivered again if this function is dropped.
     let mut under_way = tokio::task::JoinSet::new();
     while let Some(delivery) = consumer.next().await {
         let worker = Arc::clone(worker);
-        under_way.spawn(async move { worker.redirect(delivery).await });
+        // A worker has at least one queue.
+        let own = queues.first().unwrap_or(&delivery.queue).clone();
+        under_way.spawn(async move { worker.redirect(delivery, &own).await });
         while under_way.try_join_next().is_some() {}
     }
 }
@@ -107,6 +111,25 @@ async fn unlist_sessions(
         backend.update_indexes(updates).await?;
     }
     Ok(page.into_iter().nth(SESSIONS_PER_CHECK - 1))
+}
+
+/// Has the broker keep what messages need, and logs what threatens them, each finding once as long as it lasts.
+async fn broker(worker: &WorkerContext) {
+    let mut logged: Vec<Finding> = Vec::new();
+    loop {
+        match worker.app.broker().maintain().await {
+            Ok(findings) => {
+                for Finding { subject, found, remedy, .. } in
+                    findings.iter().filter(|it| !logged.contains(it))
+                {
+                    tracing::warn!(subject, remedy, "tasks on the broker are in danger: {found}");
+                }
+                logged = findings;
+            }
+            Err(error) => tracing::debug!(%error, "the broker was not looked after"),
+        }
+        tokio::time::sleep(MAINTENANCE_INTERVAL).await;
+    }
 }
 
 /// Tends the dead letters of the queues.
