@@ -37,7 +37,7 @@ use crate::{
     subscription::{AmqpConsumer, SubscriptionContext, SubscriptionSource},
     supervisor::{ConnectionSettings, SupervisedConnection},
     topology::AmqpTopology,
-    upkeep::UpkeepState,
+    upkeep_state::UpkeepState,
 };
 
 /// Number of groups of publishers. Each queue belongs to one group, so a slow queue holds up only its group.

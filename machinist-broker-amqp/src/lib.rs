@@ -61,6 +61,7 @@ mod subscription;
 mod supervisor;
 mod topology;
 mod upkeep;
+mod upkeep_state;
 
 pub use broker::AmqpBroker;
 pub use options::{AmqpOptions, ExistingQueue, QueueType, TopologyMode};

@@ -3,10 +3,7 @@
 //! A queue of a level that somebody deleted holds up every delay that passes it, and nobody notices: senders publish to
 //! higher levels, and the broker keeps what it cannot hand down. So workers look, and make it again.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use machinist_adapter::{
     broker::BrokerError,
@@ -17,35 +14,11 @@ use tokio::time::Instant;
 
 use crate::{
     broker::AmqpBroker, depth::DepthReader, error::AmqpError, ladder, ladder::LADDER_LEVELS, management,
-    options::TopologyMode, supervisor::LiveConnection,
+    options::TopologyMode, supervisor::LiveConnection, upkeep_state::LadderReading,
 };
 
 /// Interval between two looks at the policies, which cost the broker more than the rest.
 const POLICY_INTERVAL: Duration = Duration::from_secs(15 * 60);
-
-/// Results of the last upkeep.
-#[derive(Debug, Default)]
-pub(crate) struct UpkeepState(Mutex<Found>);
-
-#[derive(Debug, Default)]
-struct Found {
-    /// Highest level of the ladder that exists; the outer `None` before the first look.
-    top: Option<Option<u8>>,
-    policies: Option<(Instant, Finding)>,
-}
-
-/// The ladder as it is on the broker.
-#[derive(Debug, Default)]
-pub(crate) struct LadderReading {
-    /// Highest level that exists; `None` if there is no ladder.
-    pub(crate) top: Option<u8>,
-    /// Number of messages that wait in it.
-    pub(crate) delayed: u64,
-    /// Number of its queues.
-    pub(crate) queues: usize,
-    /// Queues that are missing below the highest level.
-    pub(crate) missing: Vec<String>,
-}
 
 impl AmqpBroker {
     /// Makes missing queues of the ladder again, and reports them and the policies that threaten messages.
@@ -134,12 +107,6 @@ impl AmqpBroker {
             topology.is_own_queue(name, arguments["x-dead-letter-exchange"].as_str())
         };
         Some(management::policies(live.connection.endpoint(), port, is_ours).await)
-    }
-}
-
-impl UpkeepState {
-    fn found(&self) -> std::sync::MutexGuard<'_, Found> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,11 +9,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use lapin::types::AMQPValue;
 use machinist_broker_amqp::{AmqpOptions, ExistingQueue};
 use machinist_conformance::eventually;
-use machinist_core::{
-    App, DeadFilter, TaskDef,
-    id::QueueName,
-    record::TaskState,
-};
+use machinist_core::{App, DeadFilter, TaskDef, id::QueueName, record::TaskState};
 use machinist_memory::MemoryBackend;
 use support::{Harness, Raw, in_namespace};
 
