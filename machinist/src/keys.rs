@@ -19,7 +19,7 @@ use std::path::Path;
 use machinist_core::{
     clock::{self, Timestamp},
     diagnose::Finding,
-    sign::{Algorithm, Key, KeyConfig, KeyError, KeyState, Keyring},
+    sign::{Algorithm, Key, KeyConfig, KeyError, KeyState, Keyring, shown_path},
 };
 use zeroize::Zeroizing;
 
@@ -208,14 +208,21 @@ fn read(config: &KeyConfig, origin: &SettingOrigin) -> Result<ConfiguredKey, Set
         (Some(file), _) => Some(Key::read_text(file).map_err(|error| missing(origin, file, &error))?),
         (None, Some(name)) => {
             let text = std::env::var(name).map(Zeroizing::new);
-            Some(text.map_err(|_| SettingsError::new(origin, format!("the variable {name} holds no key")))?)
+            Some(text.map_err(|_| {
+                SettingsError::new(
+                    origin,
+                    format!("the variable {} holds no key", shown_path(Path::new(name))),
+                )
+            })?)
         }
         (None, None) => None,
     };
     let key = config.key(text.as_deref().map(String::as_str)).map_err(|error| {
         match (&config.file, &config.env) {
-            (Some(file), _) => SettingsError::new(origin, format!("key file {}: {error}", file.display())),
-            (None, Some(name)) => SettingsError::new(origin, format!("the variable {name}: {error}")),
+            (Some(file), _) => SettingsError::new(origin, format!("key file {}: {error}", shown_path(file))),
+            (None, Some(name)) => {
+                SettingsError::new(origin, format!("the variable {}: {error}", shown_path(Path::new(name))))
+            }
             (None, None) => failed(error),
         }
     })?;
@@ -244,7 +251,7 @@ fn missing(origin: &SettingOrigin, file: &Path, error: &KeyError) -> SettingsErr
     if file.exists() {
         return wrong(origin, error);
     }
-    let shown = file.display();
+    let shown = shown_path(file);
     SettingsError::new(origin, format!("{error}; `machinist keygen --out {shown}` makes one"))
 }
 
@@ -319,6 +326,24 @@ mod tests {
         );
         let error = conf.error("[[keys]]\nid = \"k\"\n");
         assert!(error.contains("machinist.toml:1: key k: `secret` is missing"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_in_a_wrong_field_is_not_repeated() {
+        let secret = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
+        let conf = Conf::new();
+        let path = conf.0.path().join("machinist.toml");
+        for field in ["id", "alg", "state", "file", "env", "not_before", "not_after", "tasks", "queues"] {
+            let toml = format!("[[keys]]\n{field} = \"{secret}\"");
+            let shown = match Settings::resolve(Overrides::default(), &|_| None, Some((&path, &toml))) {
+                Ok(settings) => settings.keyring().unwrap_err().to_string(),
+                Err(error) => error.to_string(),
+            };
+            assert!(!shown.contains(&secret[..40]), "{shown}");
+            assert!(shown.contains("machinist.toml:"), "{shown}");
+        }
+        let shown = conf.error(&format!("key_file = \"{secret}\""));
+        assert!(!shown.contains(&secret[..40]) && shown.contains("***"), "{shown}");
     }
 
     #[cfg(unix)]

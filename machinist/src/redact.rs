@@ -11,8 +11,26 @@ use machinist_core::url_list;
 /// Replacement of a password.
 const HIDDEN: &str = "***";
 
-/// Removes the secrets of a URL: the password before the `@`, and the value of every query parameter whose name
-/// suggests one (`password`, `sentinel_pass`, `secret`, `token`).
+/// Query parameters that hold no secret. All others are hidden, because a name says little: `auth`, `key`, `sig`.
+const PLAIN_PARAMETERS: [&str; 10] = [
+    "auth_mechanism",
+    "channel_max",
+    "connection_timeout",
+    "db",
+    "frame_max",
+    "heartbeat",
+    "protocol",
+    "sentinel_user",
+    "timeout",
+    "vhost",
+];
+/// Schemes whose URL is a path, without user and password.
+const PATHS: [&str; 3] = ["file", "memory", "sqlite"];
+/// Schemes whose URL is a path if it begins with a slash.
+const SOCKETS: [&str; 2] = ["redis+unix", "unix"];
+
+/// Removes the secrets of a URL: the password before the `@`, the fragment, and the value of every query parameter that
+/// is not known to hold none.
 ///
 /// The text need not be a valid URL; everything that could be a password is hidden.
 ///
@@ -48,8 +66,11 @@ fn one_url(text: &str) -> Cow<'_, str> {
         None => text.find(":/").map_or(0, |at| at + 2),
     };
     let (scheme, rest) = text.split_at(start);
-    let rest = hide_query(&hide_userinfo(rest));
-    if rest == text[start..] { Cow::Borrowed(text) } else { Cow::Owned(format!("{scheme}{rest}")) }
+    let name = scheme.trim_end_matches([':', '/']).to_ascii_lowercase();
+    let is_path =
+        PATHS.contains(&name.as_str()) || (SOCKETS.contains(&name.as_str()) && rest.starts_with('/'));
+    let shown = if is_path { hide_query(rest) } else { hide_query(&hide_userinfo(rest)) };
+    if shown == rest { Cow::Borrowed(text) } else { Cow::Owned(format!("{scheme}{shown}")) }
 }
 
 /// Removes the secrets of every URL in a text, for messages from elsewhere.
@@ -63,45 +84,84 @@ pub fn text(text: &str) -> Cow<'_, str> {
     if !text.contains("://") {
         return Cow::Borrowed(text);
     }
-    let boundary = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>');
-    Cow::Owned(
-        text.split_inclusive(boundary)
-            .map(|word| if word.contains("://") { url(word) } else { Cow::Borrowed(word) })
-            .collect(),
-    )
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let start = rest[..at]
+            .rfind(|c: char| !is_of_scheme(c))
+            .map_or(0, |before| before + rest[before..].chars().next().map_or(1, char::len_utf8));
+        shown.push_str(&rest[..start]);
+        let (this, after) = rest[start..].split_at(url_end(&rest[start..]));
+        shown.push_str(&url(this));
+        rest = after;
+    }
+    shown.push_str(rest);
+    Cow::Owned(shown)
 }
 
-/// Hides the password before the last `@`: a password may hold `/`, `?` and `@` without escapes.
+fn is_of_scheme(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "+-.".contains(c)
+}
+
+/// Returns the end of a URL at the beginning of a text. It ends at white space and quotes, but not within a password: up
+/// to the last `@` of the line, or the next URL, everything belongs to it.
+fn url_end(text: &str) -> usize {
+    let begin = text.find("://").map_or(0, |at| at + 3);
+    let limit = text[begin..].find("://").map_or(text.len(), |next| begin + next);
+    let limit = text[begin..limit].find('\n').map_or(limit, |newline| begin + newline);
+    let at = text[begin..limit].rfind('@').map_or(begin, |at| begin + at);
+    let boundary = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>');
+    text[at..].find(boundary).map_or(text.len(), |end| at + end)
+}
+
+/// Hides the password before the last `@`: a password may hold `/`, `?` and `@` without escapes. Without an `@`, what
+/// stands in the place of a port and is none is hidden: the host may be missing.
 fn hide_userinfo(rest: &str) -> Cow<'_, str> {
-    // A path has no authority, so no user.
-    if rest.starts_with('/') {
-        return Cow::Borrowed(rest);
+    if let Some(at) = rest.rfind('@') {
+        return match rest[..at].find(':') {
+            Some(colon) if colon + 1 < at => {
+                Cow::Owned(format!("{}:{HIDDEN}{}", &rest[..colon], &rest[at..]))
+            }
+            _ => Cow::Borrowed(rest),
+        };
     }
-    let Some(at) = rest.rfind('@') else { return Cow::Borrowed(rest) };
-    match rest[..at].find(':') {
-        Some(colon) if colon + 1 < at => Cow::Owned(format!("{}:{HIDDEN}{}", &rest[..colon], &rest[at..])),
-        _ => Cow::Borrowed(rest),
+    let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
+    let colon = authority.match_indices(':').find(|(at, _)| {
+        let after = &authority[at + 1..];
+        let port = &after[..after.find(',').unwrap_or(after.len())];
+        // The address between brackets has colons of its own.
+        let in_brackets = authority[..*at].rfind('[') > authority[..*at].rfind(']');
+        // An error can go on after the port: `amqp://h:5672: refused`.
+        let port = port.trim_end_matches([':', '.', ';', ')']);
+        !in_brackets && !port.is_empty() && !port.bytes().all(|byte| byte.is_ascii_digit())
+    });
+    match colon {
+        Some((at, _)) => Cow::Owned(format!("{}:{HIDDEN}", &rest[..at])),
+        None => Cow::Borrowed(rest),
     }
 }
 
 fn hide_query(rest: &str) -> String {
-    let Some(mark) = rest.find('?') else { return rest.to_owned() };
-    let (before, query) = rest.split_at(mark + 1);
-    let shown: String = query.split_inclusive(['&', ';', '#']).map(hide_pair).collect();
-    format!("{before}{shown}")
+    let Some(mark) = rest.find(['?', '#']) else { return rest.to_owned() };
+    let (before, after) = rest.split_at(mark);
+    let (query, fragment) = after.find('#').map_or((after, ""), |at| after.split_at(at));
+    let parameters = query.strip_prefix('?').unwrap_or_default();
+    let shown: String = parameters.split_inclusive(['&', ';']).map(hide_pair).collect();
+    let mark = if query.is_empty() { "" } else { "?" };
+    let fragment = if fragment.len() > 1 { format!("#{HIDDEN}") } else { fragment.to_owned() };
+    format!("{before}{mark}{shown}{fragment}")
 }
 
 fn hide_pair(pair: &str) -> Cow<'_, str> {
-    let Some((name, value)) = pair.split_once('=') else { return Cow::Borrowed(pair) };
-    let end = if value.ends_with(['&', ';', '#']) { &value[value.len() - 1..] } else { "" };
-    let is_secret = {
-        let name = name.to_ascii_lowercase();
-        ["pass", "pw", "secret", "token", "credential"].iter().any(|word| name.contains(word))
-    };
-    if is_secret && value.len() > end.len() {
-        Cow::Owned(format!("{name}={HIDDEN}{end}"))
-    } else {
-        Cow::Borrowed(pair)
+    let end = if pair.ends_with(['&', ';']) { &pair[pair.len() - 1..] } else { "" };
+    let bare = &pair[..pair.len() - end.len()];
+    match bare.split_once('=') {
+        // A secret without its name.
+        None if !bare.is_empty() => Cow::Owned(format!("{HIDDEN}{end}")),
+        Some((name, value)) if !value.is_empty() && !PLAIN_PARAMETERS.contains(&name) => {
+            Cow::Owned(format!("{name}={HIDDEN}{end}"))
+        }
+        _ => Cow::Borrowed(pair),
     }
 }
 
@@ -121,8 +181,18 @@ mod tests {
             ("user:geheim@host", "user:***@host"),
             ("http://user:geheim@host", "http://user:***@host"),
             ("redis://h/0?Password=geheim", "redis://h/0?Password=***"),
-            ("redis://h/0?a=1&sentinel_password=geheim;b=2", "redis://h/0?a=1&sentinel_password=***;b=2"),
-            ("amqps://h/?auth_token=geheim#x", "amqps://h/?auth_token=***#x"),
+            ("redis://h/0?db=1&sentinel_password=geheim;db=2", "redis://h/0?db=1&sentinel_password=***;db=2"),
+            ("amqps://h/?auth_token=geheim#x", "amqps://h/?auth_token=***#***"),
+            ("amqp://h/?auth=geheim", "amqp://h/?auth=***"),
+            ("amqp://h/?geheim", "amqp://h/?***"),
+            ("amqp://h/#geheim", "amqp://h/#***"),
+            ("redis:///:geheim@h/0", "redis:///:***@h/0"),
+            ("redis://:geheim@", "redis://:***@"),
+            ("amqp://user:geheim", "amqp://user:***"),
+            ("amqp://user:geheim/vhost", "amqp://user:***"),
+            ("amqp://user:a geheim@host", "amqp://user:***@host"),
+            ("amqp://user:a\"geheim@host", "amqp://user:***@host"),
+            ("sqlite://m.db?key=geheim", "sqlite://m.db?key=***"),
         ] {
             assert_eq!(url(given), shown);
             assert!(!url(given).contains("geheim"));
@@ -138,6 +208,10 @@ mod tests {
             "amqp://host:5672/%2f?heartbeat=10",
             "amqp://guest@host",
             "amqp://guest:@host",
+            "amqp://host:5672",
+            "amqp://[::1]:5672/%2f",
+            "redis+sentinel://a:1,b:2/m/0",
+            "amqp://h/?auth_mechanism=external",
             "",
         ] {
             assert_eq!(url(text), text);
@@ -151,5 +225,12 @@ mod tests {
             "tried amqp://a:***@h, then \"redis://:***@h\""
         );
         assert_eq!(text("no url: here@all"), "no url: here@all");
+        assert_eq!(text("at amqp://u:ge heim@h: refused"), "at amqp://u:***@h: refused");
+        assert_eq!(text("at 'amqp://u:ge'heim@h' and ü://x:y"), "at 'amqp://u:***@h' and ü://x:***");
+        assert_eq!(
+            text("broker amqp://h:5672: refused, not :// known"),
+            "broker amqp://h:5672: refused, not :// known"
+        );
+        assert_eq!(text("http://h:80/x, http://h:80."), "http://h:80/x, http://h:80.");
     }
 }

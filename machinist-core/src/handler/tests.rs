@@ -96,7 +96,7 @@ async fn arguments_that_do_not_fit_are_malformed() {
     assert_eq!(malformed(add(), json!([1])).await, "argument 2 (int64) is missing: the task was sent with 1");
     let text = malformed(add(), json!([1, 2, 3])).await;
     assert_eq!(text, "too many arguments: the handler takes 2, the task was sent with 3");
-    assert_eq!(malformed(add(), json!([1, "2"])).await, "argument 2: expected int64, got \"2\"");
+    assert_eq!(malformed(add(), json!([1, "two"])).await, "argument 2: expected int64, got \"two\"");
     let named = vec![Arg { name: "left".into(), kind: "string".into(), value: "x".into() }];
     let error = add().handler.call(cx(), named).await.unwrap_err();
     assert_eq!(error.to_string(), "argument 1 (\"left\"): expected int64, got \"x\"");

@@ -82,7 +82,17 @@ impl KeyConfig {
         let id = self.id.as_ref().ok_or_else(|| missing("id"))?.as_str();
         let algorithm = self.alg.unwrap_or_default();
         match (&self.secret, &self.public, self.state) {
-            (Some(secret), _, _) => Key::with_secret(algorithm, id, &self.base64("secret", secret.expose())?),
+            (Some(secret), _, _) => {
+                let secret = self.base64("secret", secret.expose())?;
+                let key = Key::with_secret(algorithm, id, &secret)?;
+                if secret.windows(2).all(|pair| pair[0] == pair[1]) {
+                    return Err(KeyError::Format(format!(
+                        "key {id}: its secret is one byte repeated, which anybody can guess; `machinist keygen` makes a \
+                         random one"
+                    )));
+                }
+                Ok(key)
+            }
             (None, Some(public), _) if self.alg.is_none_or(|alg| alg == Algorithm::Ed25519) => {
                 Key::with_public(id, &self.base64("public", public)?)
             }
@@ -151,7 +161,7 @@ impl KeyConfig {
         match text.parse::<jiff::Timestamp>() {
             Ok(instant) => Ok(Timestamp::from_micros(instant.as_microsecond())),
             Err(_) => Err(KeyError::Format(format!(
-                "key {}: `{field}` is {text:?}; it must be an RFC 3339 time such as \"2026-11-20T00:00:00Z\"",
+                "key {}: `{field}` must be an RFC 3339 time such as \"2026-11-20T00:00:00Z\"",
                 self.name()
             ))),
         }
@@ -169,9 +179,12 @@ impl Key {
     /// [`KeyError`]; its text never repeats the secret.
     pub fn from_toml(text: &str) -> Result<Self, KeyError> {
         let config: KeyConfig = toml::from_str(text).map_err(|error| {
-            // Only the message: the whole error would show the line, and the line may hold the secret.
+            // Only the line: the library's message and the line itself can hold the secret, also in a wrong field.
             let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-            KeyError::Format(format!("line {line} of the key's text: {}", error.message()))
+            KeyError::Format(format!(
+                "line {line} of the key's text is wrong: a key has id, alg, secret or public, state, not_before, \
+                 not_after, tasks and queues, with values in quotes, as `machinist keygen` writes them"
+            ))
         })?;
         if config.file.is_some() || config.env.is_some() {
             return Err(KeyError::Format(
@@ -199,7 +212,8 @@ impl Key {
         text
     }
 
-    /// Reads a key file. A file that anybody but its owner can read is refused.
+    /// Reads a key file. A file that anybody but its owner can read is refused, and so is one that belongs to neither this
+    /// user nor root.
     ///
     /// # Errors
     /// [`KeyError::File`] names the file and the remedy.
@@ -208,14 +222,15 @@ impl Key {
         Self::from_toml(&Self::read_text(path)?).map_err(in_file)
     }
 
-    /// Reads a key file's text, for [`KeyConfig::key`]. A file that anybody but its owner can read is refused.
+    /// Reads a key file's text, for [`KeyConfig::key`]. A file that anybody but its owner can read is refused, and so is
+    /// one that belongs to neither this user nor root.
     ///
     /// # Errors
     /// [`KeyError::File`].
     pub fn read_text(path: &Path) -> Result<Zeroizing<String>, KeyError> {
         let failed = |why: String| KeyError::File { path: path.to_owned(), why };
         let io = |error: std::io::Error| failed(error.to_string());
-        let file = File::open(path).map_err(io)?;
+        let file = open(path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
         if !metadata.is_file() {
             return Err(failed("it is not a file".to_owned()));
@@ -286,18 +301,65 @@ fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.sync_all()
 }
 
+/// Opens a file without waiting: a pipe would wait for its writer.
+fn open(path: &Path) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(
+        &mut options,
+        rustix::fs::OFlags::NONBLOCK.bits().cast_signed(),
+    );
+    options.open(path)
+}
+
 #[cfg(unix)]
 fn check_private(metadata: &std::fs::Metadata) -> Result<(), String> {
-    let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o7777;
-    if mode & 0o077 == 0 {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let mode = metadata.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(format!(
+            "users other than its owner can read or change it (mode {mode:04o}): run `chmod 600` on it"
+        ));
+    }
+    check_owner(metadata.uid(), rustix::process::geteuid().as_raw())
+}
+
+/// Checks that nobody but this user and root can change a file.
+#[cfg(unix)]
+fn check_owner(owner: u32, user: u32) -> Result<(), String> {
+    if owner == user || owner == 0 {
         return Ok(());
     }
-    Err(format!("users other than its owner can read or change it (mode {mode:04o}): run `chmod 600` on it"))
+    Err(format!("it belongs to user {owner}, who can change it: run `chown {user}` on it"))
 }
 
 #[cfg(not(unix))]
 fn check_private(_metadata: &std::fs::Metadata) -> Result<(), String> {
     Ok(())
+}
+
+/// Returns a path as an error shows it. A path that looks like a key is hidden: it may be one, in the wrong field.
+pub fn shown_path(path: &Path) -> String {
+    let text = path.display().to_string();
+    if looks_like_key(&text) { "***".to_owned() } else { text }
+}
+
+/// Returns `true` for text that may hold a key: several lines, base64 of 32 bytes or more, or a long word of letters of
+/// both cases and digits.
+fn looks_like_key(text: &str) -> bool {
+    let is_mixed = |word: &str| {
+        let has = |kind: fn(&char) -> bool| word.chars().any(|c| kind(&c));
+        word.len() >= 20
+            && has(char::is_ascii_lowercase)
+            && has(char::is_ascii_uppercase)
+            && has(char::is_ascii_digit)
+    };
+    let is_hex = |word: &str| word.len() >= 64 && word.chars().all(|c| c.is_ascii_hexdigit());
+    let mut words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "+=".contains(c)));
+    text.contains(char::is_control)
+        || BASE64.decode(text.trim()).is_ok_and(|bytes| bytes.len() >= 32)
+        || words.any(|word| is_mixed(word) || is_hex(word))
 }
 
 /// Text that is wiped from memory and never printed.
@@ -355,20 +417,74 @@ mod tests {
         let secret = BASE64.encode([7; 32]);
         assert_eq!(refused("alg = \"ed25519\""), "key (without id): `id` is missing");
         assert_eq!(refused("id = \"k\""), "key k: `secret` is missing");
-        assert!(refused("id = \"a b\"\nsecret = \"x\"").contains("key id \"a b\" is not allowed"));
-        assert!(refused("id = \"k\"\nalg = \"md5\"").contains("md5"));
+        for wrong in ["id = \"a b\"\nsecret = \"x\"", "secret = \"x\"\nid = \"k\"\nalg = \"md5\""] {
+            assert!(
+                refused(wrong).contains("of the key's text is wrong: a key has id, alg, secret"),
+                "{wrong}"
+            );
+        }
         for text in [
             format!("id = \"k\"\nsecret = \"{secret}"),
             format!("id = \"k\"\nsecret = {secret}"),
             format!("id = \"k\"\nsecret = \"{}!\"", &secret[1..]),
             format!("id = \"k\"\nsecret = \"{secret}\"\npublic = \"x\""),
             format!("id = \"k\"\nsecret = \"{secret}\"\nnot_after = \"soon\""),
+            format!("id = \"{secret}\""),
+            format!("id = \"k\"\nalg = \"{secret}\""),
+            format!("id = \"k\"\nstate = \"{secret}\""),
+            format!("id = \"k\"\nsecret = \"x\"\nnot_before = \"{secret}\""),
+            format!("id = \"k\"\n{} = \"x\"", secret.trim_end_matches('=')),
+            format!("id = \"k\"\ntasks = \"{secret}\""),
+            secret.clone(),
             format!("id = \"k\"\nalg = \"ed25519\"\nsecret = \"{}\"", BASE64.encode([7; 31])),
         ] {
             let error = refused(&text);
             assert!(!error.contains("BwcH"), "{error}");
         }
         assert!(refused("id = \"k\"\nsecret = \"Bwc=\"").contains("at least 32"));
+    }
+
+    #[test]
+    fn a_secret_that_anybody_guesses_is_refused() {
+        for byte in [0, 7] {
+            let text = format!("id = \"k\"\nsecret = \"{}\"", BASE64.encode([byte; 32]));
+            assert!(refused(&text).contains("one byte repeated"));
+        }
+    }
+
+    #[test]
+    fn a_path_that_looks_like_a_key_is_hidden() {
+        let secret = Key::generate(Algorithm::HmacSha256, "k").unwrap().secret_base64().unwrap();
+        for key in [secret.as_str(), &format!("id = 'k'\nsecret = '{}'", *secret), &"0f".repeat(32)] {
+            let error = Key::read(Path::new(key)).unwrap_err().to_string();
+            assert!(error.starts_with("key file ***: "), "{error}");
+        }
+        for path in ["machinist.key", "/run/secrets/app/machinist.key", "/srv/User1/Projects/2026-11/k.toml"]
+        {
+            assert_eq!(shown_path(Path::new(path)), path);
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_key_file_belongs_to_its_user_or_to_root() {
+        assert_eq!(check_owner(1000, 1000), Ok(()));
+        assert_eq!(check_owner(0, 1000), Ok(()));
+        for (owner, user) in [(1001, 1000), (1000, 0)] {
+            let error = check_owner(owner, user).unwrap_err();
+            assert!(error.contains(&format!("chown {user}")), "{error}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").args(["-m", "600"]).arg(&path).status().unwrap();
+        assert!(made.success());
+        let error = Key::read(&path).unwrap_err().to_string();
+        assert!(error.ends_with("it is not a file"), "{error}");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-pub use config::{KeyConfig, SecretText};
+pub use config::{KeyConfig, SecretText, shown_path};
 pub(crate) use hmac_sha256::sha256;
 pub(crate) use key::Pattern;
 pub use key::{Key, KeyState};
@@ -124,11 +124,11 @@ impl From<KeyId> for String {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
-    /// The name of a key is not allowed.
-    #[error("key id {0:?} is not allowed: it must be 1 to 64 letters, digits, `.`, `_` or `-`")]
+    /// The name of a key is not allowed. The text does not repeat it, because it may be a secret in the wrong field.
+    #[error("the key id is not allowed: it must be 1 to 64 letters, digits, `.`, `_` or `-`")]
     Id(String),
-    /// The algorithm is unknown.
-    #[error("algorithm {0:?} is unknown: it must be `hmac-sha256`, `ed25519` or `xchacha20-poly1305`")]
+    /// The algorithm is unknown. The text does not repeat it, because it may be a secret in the wrong field.
+    #[error("the algorithm is unknown: it must be `hmac-sha256`, `ed25519` or `xchacha20-poly1305`")]
     Algorithm(String),
     /// The text of a key cannot be read.
     #[error("{0}")]
@@ -150,7 +150,7 @@ pub enum KeyError {
         pattern: String,
     },
     /// A key file cannot be read or written.
-    #[error("key file {}: {why}", path.display())]
+    #[error("key file {}: {why}", config::shown_path(path))]
     File {
         /// The file.
         path: PathBuf,

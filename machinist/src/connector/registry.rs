@@ -46,15 +46,16 @@ impl Connectors {
     pub fn url(&self, text: &str, role: Role) -> Result<ServerUrl, String> {
         let refuse = |why: &str| {
             let known: Vec<String> = self.schemes(role).map(|scheme| format!("{scheme}://")).collect();
-            let (shown, role) = (redact::url(text), role.as_str());
-            Err(format!("\"{shown}\" {why}; a {role} is one of {}", known.join(", ")))
+            Err(format!("{why}; a {} is one of {}", role.as_str(), known.join(", ")))
         };
-        let Some((word, _)) = text.split_once("://") else { return refuse("is not a URL") };
+        let shown = redact::url(text);
+        // It could be a password alone, so it is not repeated.
+        let Some((word, _)) = text.split_once("://") else { return refuse("the text is not a URL") };
         let word = word.to_ascii_lowercase();
         match self.0.iter().find(|(scheme, _)| scheme.as_str() == word) {
-            None => refuse("has an unknown scheme"),
+            None => refuse(&format!("\"{shown}\" has an unknown scheme")),
             Some((scheme, _)) if !scheme.fits(role) => {
-                refuse(&format!("is a {}, not a {}", role.other().as_str(), role.as_str()))
+                refuse(&format!("\"{shown}\" is a {}, not a {}", role.other().as_str(), role.as_str()))
             }
             Some((scheme, connector)) => {
                 let parts = url_list::split(text);
@@ -146,7 +147,7 @@ mod tests {
         );
         assert!(
             error("localhost", Role::Backend)
-                .starts_with("\"localhost\" is not a URL; a backend is one of redis://,")
+                .starts_with("the text is not a URL; a backend is one of redis://,")
         );
         assert!(error("sqlite://", Role::Backend).contains("names no file"));
     }

@@ -194,20 +194,35 @@ fn read_key(section: &Section<'_>) -> Result<KeyConfig, SettingsError> {
         Some("active") => Ok(KeyState::Active),
         Some("verify") => Ok(KeyState::Verify),
         Some("revoked") => Ok(KeyState::Revoked),
-        _ => Err(value::wrong_type(v, "\"active\", \"verify\" or \"revoked\"")),
+        _ => Err("expected \"active\", \"verify\" or \"revoked\"".to_owned()),
     })?;
+    // No error repeats a value: each can be the secret, in the wrong field.
+    let text = |key: &str, expected: &str| {
+        section.value(key, |v| {
+            v.as_str().map(str::to_owned).ok_or_else(|| format!("expected {expected} in quotes"))
+        })
+    };
+    let instant = |key: &str| {
+        section.value(key, |v| {
+            value::instant(v)
+                .map_err(|_| "expected a time with its offset, like 2026-11-20T00:00:00Z".to_owned())
+        })
+    };
+    let list = |key: &str, expected: &str| {
+        section.value(key, |v| value::strings(v, expected).map_err(|_| format!("expected {expected}")))
+    };
     let mut config = KeyConfig::default();
     config.id = id;
     config.alg = alg;
     config.secret = secret;
-    config.public = section.value("public", |v| Ok(value::string(v, "base64")?.to_owned()))?;
-    config.file = section.value("file", |v| Ok(folder.join(value::string(v, "the name of a file")?)))?;
-    config.env = section.value("env", |v| Ok(value::string(v, "the name of a variable")?.to_owned()))?;
+    config.public = text("public", "base64")?;
+    config.file = text("file", "the name of a file")?.map(|file| folder.join(file));
+    config.env = text("env", "the name of a variable")?;
     config.state = state;
-    config.not_before = section.value("not_before", value::instant)?;
-    config.not_after = section.value("not_after", value::instant)?;
-    config.tasks = section.value("tasks", |v| value::strings(v, "a list like [\"mail.*\"]"))?;
-    config.queues = section.value("queues", |v| value::strings(v, "a list like [\"mail\"]"))?;
+    config.not_before = instant("not_before")?;
+    config.not_after = instant("not_after")?;
+    config.tasks = list("tasks", "a list like [\"mail.*\"]")?;
+    config.queues = list("queues", "a list like [\"mail\"]")?;
     Ok(config)
 }
 
@@ -302,13 +317,15 @@ command = ["true"]
                 .contains("2:1: unknown key \"idd\" in [keys]; did you mean \"id\"?")
         );
         assert!(
-            error("[[keys]]\nstate = \"on\"").contains(
-                "keys.state: expected \"active\", \"verify\" or \"revoked\", found the text \"on\""
-            )
+            error("[[keys]]\nstate = \"on\"")
+                .contains("keys.state: expected \"active\", \"verify\" or \"revoked\"")
         );
-        assert!(error("[[keys]]\nalg = \"md5\"").contains("keys.alg: algorithm \"md5\" is unknown"));
-        assert!(error("[[keys]]\nnot_after = \"soon\"").contains("keys.not_after: \"soon\" is not a time"));
-        assert!(error("[[keys]]\nnot_after = 2026-12-01").contains("is not a time with its offset"));
+        assert!(error("[[keys]]\nalg = \"md5\"").contains("keys.alg: the algorithm is unknown"));
+        assert!(
+            error("[[keys]]\nnot_after = \"soon\"")
+                .contains("keys.not_after: expected a time with its offset")
+        );
+        assert!(error("[[keys]]\nnot_after = 2026-12-01").contains("expected a time with its offset"));
         for text in
             ["secret = [\"geheim\"]", "secret = \"geheim", "secret = geheim", "secret = { a = \"geheim\" }"]
         {

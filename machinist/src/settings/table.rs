@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use machinist_core::{QueueName, worker::Tag};
+use machinist_core::{QueueName, sign::shown_path, worker::Tag};
 use toml::de::DeValue;
 
 use super::{Topology, parse_duration, show_duration, text, value};
@@ -381,7 +381,7 @@ const fn path(info: SettingInfo) -> Definition<PathBuf> {
         info,
         parse: |text| Ok(text.into()),
         read: |value, folder| Ok(folder.join(value::string(value, "the name of a file")?)),
-        show: |path| path.display().to_string(),
+        show: |path| shown_path(path),
     }
 }
 

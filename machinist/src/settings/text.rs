@@ -1,11 +1,11 @@
 //! Syntax of single values: durations, sizes, back-offs, lists of queues.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use jiff::{Span, SpanRelativeTo};
 use machinist_core::{
     Backoff, QueueName,
-    sign::{KeyConfig, KeyState},
+    sign::{KeyConfig, KeyState, shown_path},
     worker::{MAX_TAGS, Tag},
 };
 
@@ -195,8 +195,8 @@ pub(super) fn show_key(key: &KeyConfig) -> String {
         key.alg.map(|alg| alg.to_string()),
         key.secret.as_ref().map(|_| "secret ***".to_owned()),
         key.public.as_ref().map(|_| "public half".to_owned()),
-        key.file.as_ref().map(|file| format!("file {}", file.display())),
-        key.env.as_ref().map(|name| format!("variable {name}")),
+        key.file.as_ref().map(|file| format!("file {}", shown_path(file))),
+        key.env.as_ref().map(|name| format!("variable {}", shown_path(Path::new(name)))),
         state.map(str::to_owned),
         key.not_before.as_ref().map(|instant| format!("from {instant}")),
         key.not_after.as_ref().map(|instant| format!("until {instant}")),
