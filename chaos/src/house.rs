@@ -192,7 +192,12 @@ impl House {
 
     /// Writes what RabbitMQ says of itself beside the logs, into `rabbitmq.txt`.
     pub(crate) fn note_broker(&self) -> Result<()> {
-        let questions: [&[&str]; 4] = [
+        // The workers that dead-letter at least once: what they hold, and whom they wait for.
+        let dead_letter_workers = "[{P, erlang:process_info(P, [message_queue_len, current_function]), \
+                                   catch sys:get_state(P, 2000)} || {_, P, _, _} <- \
+                                   supervisor:which_children(rabbit_fifo_dlx_sup), is_pid(P)].";
+        let questions: [&[&str]; 5] = [
+            &["eval", dead_letter_workers],
             &["list_queues", "name", "messages_ready", "messages_unacknowledged", "consumers", "state"],
             &["list_consumers", "queue_name", "channel_pid", "ack_required", "prefetch_count", "active"],
             &["list_channels", "pid", "connection", "messages_unacknowledged", "consumer_count"],

@@ -171,7 +171,7 @@ fn word(error: Option<SendError>) -> (&'static str, bool) {
 
 fn word_of(error: &PublishError) -> (&'static str, bool) {
     match error {
-        PublishError::Unknown(_) => ("unknown", true),
+        PublishError::Unknown(_) | PublishError::Nacked { .. } => ("unknown", true),
         error if error.is_certain() => {
             tracing::warn!(error = error as &dyn std::error::Error, "rejected");
             ("rejected", false)

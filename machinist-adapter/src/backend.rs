@@ -143,9 +143,24 @@ pub enum BackendError {
         /// Answer of the backend, and the remedy.
         reason: String,
     },
+    /// One record or index cannot be used: what is stored there was not written by machinist, or the change is too large
+    /// for one record. Every other record can be used, and the backend answers. The text names the record and the
+    /// remedy.
+    #[error("one record cannot be used: {reason}")]
+    Record {
+        /// Name of the record as the server knows it, what is wrong with it, and the remedy.
+        reason: String,
+    },
     /// A setting of the adapter is wrong.
     #[error("{0}")]
     Configuration(String),
+}
+
+impl BackendError {
+    /// Returns `true` if the error belongs to one record, so that the same request for other records can succeed.
+    pub fn is_of_one_record(&self) -> bool {
+        matches!(self, Self::Record { .. })
+    }
 }
 
 /// Wake-ups for one record. They are level-triggered and may be missed, but spurious ones are rare.
@@ -189,8 +204,10 @@ pub enum Index {
     Queues,
     /// Tasks that wait for their time, by due time.
     Scheduled,
-    /// Dead letters, by the time at which they became one.
+    /// Dead letters of tasks, by the time at which they became one.
     DeadLetters,
+    /// Dead letters of messages that were not believed, by the time at which they became one.
+    Refused,
     /// Sessions of workers, by the time at which they were opened.
     Sessions,
     /// Tasks that wait for this reason, by the time at which they began to wait.
@@ -199,7 +216,8 @@ pub enum Index {
 
 impl Index {
     /// Every index that exists once.
-    pub const ALL: [Self; 4] = [Self::Queues, Self::Scheduled, Self::DeadLetters, Self::Sessions];
+    pub const ALL: [Self; 5] =
+        [Self::Queues, Self::Scheduled, Self::DeadLetters, Self::Refused, Self::Sessions];
 
     /// Returns the name under which the index is stored.
     pub fn name(&self) -> Cow<'static, str> {
@@ -207,6 +225,7 @@ impl Index {
             Self::Queues => "queues".into(),
             Self::Scheduled => "scheduled".into(),
             Self::DeadLetters => "dead".into(),
+            Self::Refused => "refused".into(),
             Self::Sessions => "sessions".into(),
             Self::Parked(reason) => format!("parked:{reason}").into(),
         }
@@ -263,7 +282,8 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// Commits are shared, so that a caller can keep one for a repetition without copying it.
     ///
     /// # Errors
-    /// [`BackendError`]; after an error, that change may or may not have been made, and may be repeated.
+    /// [`BackendError`]; after an error, that change may or may not have been made, and may be repeated. A record that
+    /// cannot be used ([`BackendError::Record`]) fails only its changes: those of other records are made.
     ///
     /// # Cancel safety
     /// Dropping the future leaves each change either made or not made.
@@ -272,11 +292,37 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// Reads these records, in their order; empty where there is none.
     ///
     /// # Errors
-    /// [`BackendError`].
+    /// [`BackendError`]; [`BackendError::Record`] if any of them cannot be read.
     ///
     /// # Cancel safety
     /// Safe: it changes nothing.
     async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError>;
+
+    /// Reads these records, in their order, each with its own answer: facts, empty where there is no record, or
+    /// [`BackendError::Record`] for a record that cannot be read. The provided method reads one by one only if one of them
+    /// cannot be read.
+    ///
+    /// # Errors
+    /// [`BackendError`] if the backend gave no answer; never [`BackendError::Record`].
+    ///
+    /// # Cancel safety
+    /// Safe: it changes nothing.
+    async fn read_each(&self, ids: &[RecordId]) -> Result<Vec<Result<Facts, BackendError>>, BackendError> {
+        match self.read(ids).await {
+            Ok(records) => return Ok(records.into_iter().map(Ok).collect()),
+            Err(error) if !error.is_of_one_record() => return Err(error),
+            Err(_) => {}
+        }
+        let mut records = Vec::with_capacity(ids.len());
+        for id in ids {
+            records.push(match self.read(std::slice::from_ref(id)).await {
+                Ok(mut facts) => Ok(facts.pop().unwrap_or_default()),
+                Err(error) if error.is_of_one_record() => Err(error),
+                Err(error) => return Err(error),
+            });
+        }
+        Ok(records)
+    }
 
     /// Starts watching one record.
     ///
@@ -296,7 +342,8 @@ pub trait Backend: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// Safe.
     async fn now(&self) -> Result<Timestamp, BackendError>;
 
-    /// Changes indexes. Best effort: the caller goes on if it fails.
+    /// Changes indexes. Best effort: the caller goes on if it fails. An index that cannot be changed does not keep the
+    /// others from being changed.
     ///
     /// # Errors
     /// [`BackendError`]; any part may have been done, and all of it may be repeated.

@@ -19,7 +19,7 @@ use bytes::Bytes;
 
 use crate::{
     clock::Timestamp,
-    diagnose::Diagnose,
+    diagnose::{Diagnose, Finding},
     error::BoxError,
     header,
     id::{QueueName, TaskId, TaskName},
@@ -184,8 +184,8 @@ pub struct Publish {
     pub delay: Duration,
 }
 
-/// Error of a publish. Each of the three groups needs a different response: *certainly not queued* (change the message
-/// or the queue), *not sent* (try later), *unknown* (send the same id again, which is safe).
+/// Error of a publish. Each of the four groups needs a different response: *certainly not queued* (change the message
+/// or the queue), *not taken now* and *not sent* (try later), *unknown* (send the same id again, which is safe).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
@@ -203,11 +203,19 @@ pub enum PublishError {
         /// Maximum size that the broker accepts, in bytes.
         limit: usize,
     },
-    /// Certainly not queued: the broker refused it (negative confirm, queue at its limit, not permitted, a queue that
-    /// exists with other arguments).
+    /// Certainly not queued, and never will be in this form: the broker or the adapter refuses it (not permitted, a name
+    /// that is too long, a queue that exists with other arguments).
     #[error("the broker refused the message: {reason}")]
     Rejected {
         /// Answer of the broker, and the remedy if there is one.
+        reason: String,
+    },
+    /// Not taken now: the broker answered with a negative confirm (a queue at its limit, a queue without its majority of
+    /// nodes). It says nothing about the message: the same one may be taken later. Publishing it again is safe, and
+    /// needed if it must not be lost; in rare cases the broker had stored it before its queue failed.
+    #[error("the broker does not take the message now: {reason}")]
+    Nacked {
+        /// The queue, and what can be the cause.
         reason: String,
     },
     /// Not sent before the deadline: the broker accepts no messages now (memory or disk alarm).
@@ -256,7 +264,8 @@ pub struct Consume {
     /// The queues, in any order. The adapter declares them when this process first names them.
     pub queues: Vec<QueueName>,
     /// Maximum number of deliveries that may be unsettled at once: at least this many over all the queues together, and
-    /// at most this many per queue. At least 1.
+    /// at most this many per queue. At least 1. It is the first credit of the consumer
+    /// ([`Consumer::add_credit`]).
     pub prefetch: u16,
 }
 
@@ -266,8 +275,23 @@ pub enum SideQueue {
     /// The dead letters of a task queue.
     DeadLetters(QueueName),
     /// Messages that came due for a queue that no longer exists, if a broker keeps such messages apart. A delivery
-    /// names the queue that the message was for.
+    /// names the queue that the message was for; if there is none, its cause says so.
     Undelivered,
+}
+
+/// Cause for which a broker moved a message from a task queue to its dead letters by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeadLetterCause {
+    /// It was delivered as often as the queue allows.
+    DeliveryLimit,
+    /// The queue was at its limit, and the broker dropped its oldest message.
+    QueueFull,
+    /// It waited for longer than the queue, or the message, allows.
+    Expired,
+    /// A consumer rejected it. Workers never do.
+    Rejected,
+    /// Another cause, in the words of the broker.
+    Other(String),
 }
 
 /// One message that was delivered to this process and is not yet settled.
@@ -280,6 +304,8 @@ pub struct Delivery {
     /// `true` if the broker may have delivered it before. It may be `true` for a first delivery, but is never `false`
     /// for a repeated one.
     pub redelivered: bool,
+    /// Cause for which the broker itself moved the message here, if it did and tells why.
+    pub cause: Option<DeadLetterCause>,
     /// Receipt that settles the delivery. If it is dropped unsettled, the message is delivered again (at the latest
     /// when this consumer stops or its connection ends).
     pub receipt: Box<dyn Receipt>,
@@ -345,6 +371,21 @@ pub trait Consumer: fmt::Debug + Send {
     /// # Cancel safety
     /// Safe: a dropped future loses no delivery.
     async fn next(&mut self) -> Option<Delivery>;
+
+    /// Lets the consumer hold `credit` more unsettled deliveries at once; with an adapter that subscribes to each queue
+    /// separately, `credit` more of each queue. Best effort: while the broker is away, the credit counts from the next
+    /// subscription.
+    ///
+    /// # Cancel safety
+    /// A dropped future adds the credit or not.
+    async fn add_credit(&mut self, credit: u16);
+
+    /// Takes all credit away: no delivery arrives until credit is added. Messages that the broker sent and `next` has not
+    /// returned are handed back. Deliveries that were returned can still be settled, and that does not give credit.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped early, some credit may remain.
+    async fn pause(&mut self);
 
     /// Ends the subscription: messages that the broker sent and `next` has not returned are handed back. Deliveries
     /// that were returned can still be settled.
@@ -454,6 +495,18 @@ pub trait Broker: Diagnose + fmt::Debug + Send + Sync + 'static {
     async fn prepare(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
         let _ = queues;
         Ok(())
+    }
+
+    /// Creates again what messages need and somebody deleted, such as the queues of delays, and returns what threatens
+    /// messages. Workers call it when they start and then once a minute. It does nothing unless it is implemented.
+    ///
+    /// # Errors
+    /// [`BrokerError`] if the broker cannot be asked, or refuses.
+    ///
+    /// # Cancel safety
+    /// A part may have been created; the next call creates the rest.
+    async fn maintain(&self) -> Result<Vec<Finding>, BrokerError> {
+        Ok(Vec::new())
     }
 
     /// Closes the connections after every published message is confirmed or its deadline has passed. Idempotent.

@@ -47,5 +47,15 @@ pub const DEAD_ID: &str = "machinist-dead-id";
 pub const DEAD_REASON: &str = "machinist-dead-reason";
 /// Error of a dead letter, as JSON.
 pub const DEAD_ERROR: &str = "machinist-dead-error";
+/// Signature of the worker that made the message a dead letter: `KEY SIGNATURE`.
+pub const DEAD_SIGNATURE: &str = "machinist-dead-signature";
+/// Number of times that workers have returned the message from the dead letters, to which a broker had moved it, to its
+/// queue. It is not signed, and affects nothing but the delay of the next return.
+pub const RETURNS: &str = "machinist-returns";
 /// Time at which the message became a dead letter, in microseconds since the Unix epoch.
 pub const DEAD_AT: &str = "machinist-dead-at";
+/// Description of what a broker could not read of a message that it stores; such a message is never run. Set by the
+/// broker adapter.
+pub const DAMAGED: &str = "machinist-damaged";
+/// The stored headers of a message with [`DAMAGED`], as they were found.
+pub const DAMAGED_HEADERS: &str = "machinist-damaged-headers";

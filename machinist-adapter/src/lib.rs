@@ -13,6 +13,7 @@
 //! | [`clock`] | backend time as one process knows it |
 //! | [`header`] | names of machinist's message headers |
 //! | [`error`] | errors as sources, and their text |
+//! | [`url_list`] | lists of URLs in one text |
 //! | `tls` | certificates and keys of TLS connections (feature `tls`) |
 //!
 //! The suites of `machinist-conformance` define what an adapter promises.
@@ -27,3 +28,4 @@ pub mod header;
 pub mod id;
 #[cfg(feature = "tls")]
 pub mod tls;
+pub mod url_list;

@@ -20,11 +20,14 @@ use crate::{
     commit_batcher::CommitBatcher,
     connect::{RedisAddress, RedisTimeouts, explain_tls},
     doctor,
-    error::backend_error,
+    error::{backend_error, key_error},
     keys::RedisKeys,
-    link::{MAX_COMMANDS_PER_BATCH, RedisLinks},
+    link::{MAX_COMMANDS_PER_BATCH, RedisLinks, ReplicaWait},
     target::RedisTarget,
 };
+
+/// Maximum time for which a commit waits for the replicas. Other commands of the connection wait as long.
+const MAX_REPLICA_WAIT: Duration = Duration::from_secs(1);
 
 /// Options of a connection beyond its URL.
 #[derive(Debug, Clone)]
@@ -76,7 +79,12 @@ impl RedisBackend {
     ///
     /// `rediss+sentinel` and `rediss+cluster` speak TLS. Sentinels with a separate login take
     /// `?sentinel_user=…&sentinel_password=…`. In user and password `@ / : # ?` are written as `%40 %2F %3A %23
-    /// %3F`. Certificates are checked against those of [`RedisOptions::tls`], and against the host's name.
+    /// %3F`.
+    ///
+    /// `?wait_replicas=N` (not for a cluster): a commit is answered after N replicas have confirmed it, and fails as
+    /// *unavailable* if they have not within a second. Then a failover to one of them loses nothing that was answered.
+    ///
+    /// Certificates are checked against those of [`RedisOptions::tls`], and against the host's name.
     ///
     /// # Errors
     /// [`BackendError::Configuration`] for a URL or prefix that cannot be used, [`BackendError::Refused`] for a
@@ -98,7 +106,12 @@ impl RedisBackend {
         }
         let place = RedisAddress::new(&parsed, tls);
         let patience = RedisTimeouts { connect: connect_timeout, response: response_timeout };
-        let links = Arc::new(RedisLinks::new(&place, patience, &keys.index(&Index::Sessions))?);
+        let wait = (parsed.wait_replicas > 0).then(|| ReplicaWait {
+            replicas: parsed.wait_replicas,
+            timeout: MAX_REPLICA_WAIT.min(response_timeout / 2),
+            channel: keys.replication(),
+        });
+        let links = Arc::new(RedisLinks::new(&place, patience, &keys.index(&Index::Sessions), wait)?);
         if let Err(error) = Box::pin(links.try_one(redis::cmd("TIME"))).await {
             return Err(match Box::pin(explain_tls(&place, &error, patience)).await {
                 Some(what) => BackendError::Refused { reason: format!("{} {what}", parsed.location) },
@@ -168,11 +181,20 @@ impl Backend for RedisBackend {
     }
 
     async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError> {
+        self.read_each(ids).await?.into_iter().collect()
+    }
+
+    async fn read_each(&self, ids: &[RecordId]) -> Result<Vec<Result<Facts, BackendError>>, BackendError> {
         let mut records = Vec::with_capacity(ids.len());
         for chunk in ids.chunks(MAX_COMMANDS_PER_BATCH) {
             let cmds = chunk.iter().map(|id| read(&self.keys, id)).collect();
-            for record in self.links.all(cmds).await? {
-                records.push(facts(record)?);
+            let answers = self.links.try_all(cmds).await.map_err(|e| backend_error(&e))?;
+            for (id, answer) in chunk.iter().zip(answers) {
+                records.push(match answer.map_err(|e| key_error(&e, &self.keys.record(id))) {
+                    Ok(record) => Ok(facts(record)?),
+                    Err(error) if error.is_of_one_record() => Err(error),
+                    Err(error) => return Err(error),
+                });
             }
         }
         Ok(records)
@@ -187,14 +209,20 @@ impl Backend for RedisBackend {
     }
 
     async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
+        let mut first_error = Ok(());
         for chunk in updates.chunks(MAX_COMMANDS_PER_BATCH) {
             let cmds = chunk.iter().map(|update| match update {
                 IndexUpdate::Put { index, at, member } => put(&self.keys.index(index), *at, member),
                 IndexUpdate::Remove { index, member } => remove(&self.keys.index(index), member),
             });
-            self.links.all(cmds.collect()).await?;
+            let answers = self.links.try_all(cmds.collect()).await.map_err(|e| backend_error(&e))?;
+            for (update, answer) in chunk.iter().zip(answers) {
+                let (IndexUpdate::Put { index, .. } | IndexUpdate::Remove { index, .. }) = update;
+                let done = answer.map(drop).map_err(|e| key_error(&e, &self.keys.index(index)));
+                first_error = first_error.and(done);
+            }
         }
-        Ok(())
+        first_error
     }
 
     async fn list(
@@ -215,7 +243,8 @@ impl Backend for RedisBackend {
                 None => cmd.arg("-inf"),
             };
             cmd.arg("+inf").arg("WITHSCORES").arg("LIMIT").arg(offset).arg(wanted);
-            let entries = scored(self.links.one(cmd).await?)?;
+            let answer = self.links.try_one(cmd).await.map_err(|e| key_error(&e, &key))?;
+            let entries = scored(answer)?;
             let last = entries.len() < wanted;
             offset += entries.len();
             let is_new = |(at, member): &(Timestamp, String)| {

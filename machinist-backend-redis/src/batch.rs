@@ -2,12 +2,15 @@
 
 use std::iter;
 
-use machinist_adapter::backend::{BackendError, Committed};
+use machinist_adapter::{
+    backend::{BackendError, Committed},
+    id::RecordKind,
+};
 use redis::RedisResult;
 
 use crate::{
     commit::{KeyedCommit, alike, answers, call},
-    error::{backend_error, is_of_one_key},
+    error::{is_of_one_key, key_error},
     link::RedisLinks,
 };
 
@@ -23,8 +26,11 @@ pub(crate) async fn make(
     };
     let mut outcomes: Vec<Option<Result<Committed, BackendError>>> = Vec::new();
     outcomes.resize_with(commits.len(), || None);
-    let answered =
-        links.scripts(kinds.len(), |kind| call(kinds[kind].iter().map(|&at| &commits[at]))).await?;
+    // A session that is lost with its server is opened again.
+    let replicated = commits.iter().any(|one| one.commit.id.kind() != RecordKind::Session);
+    let answered = links
+        .scripts(kinds.len(), replicated, |kind| call(kinds[kind].iter().map(|&at| &commits[at])))
+        .await?;
     let mut apart = Vec::new();
     for (kind, answer) in kinds.into_iter().zip(answered) {
         match answer {
@@ -37,15 +43,18 @@ pub(crate) async fn make(
             }
             // The call ended at that record; what was made is made again, which changes nothing.
             Err(error) if kind.len() > 1 && is_of_one_key(&error) => apart.extend(kind),
-            Err(error) => kind.into_iter().for_each(|at| outcomes[at] = Some(Err(backend_error(&error)))),
+            Err(error) => {
+                kind.into_iter().for_each(|at| outcomes[at] = Some(Err(key_error(&error, &commits[at].key))));
+            }
         }
     }
     if !apart.is_empty() {
-        let answered = links.scripts(apart.len(), |n| call(iter::once(&commits[apart[n]]))).await?;
+        let answered =
+            links.scripts(apart.len(), replicated, |n| call(iter::once(&commits[apart[n]]))).await?;
         for (at, answer) in iter::zip(apart, answered) {
             outcomes[at] = match answer {
                 Ok(value) => answers(&value, 1, commits[at].commit.count).pop(),
-                Err(error) => Some(Err(backend_error(&error))),
+                Err(error) => Some(Err(key_error(&error, &commits[at].key))),
             };
         }
     }

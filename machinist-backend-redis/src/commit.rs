@@ -14,6 +14,7 @@ use bytes::Bytes;
 use machinist_adapter::{
     backend::{BackendError, Commit, Committed, Expiry},
     facts::{FactName, Facts},
+    id::RecordKind,
 };
 use redis::{Cmd, Script, Value};
 
@@ -21,6 +22,16 @@ use crate::error::unexpected;
 
 /// Makes any commit.
 pub(crate) static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("commit.lua")));
+
+/// Makes a commit of a session, also on a server whose memory is full. A session is small, expires soon, and there is one
+/// for each worker: without it a worker that can still read would have to give up what it runs.
+pub(crate) static SESSION_SCRIPT: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!("#!lua flags=allow-oom\n", include_str!("commit.lua"))));
+
+/// Returns the script that makes this commit.
+fn script(commit: &Commit) -> &'static Script {
+    if commit.id.kind() == RecordKind::Session { &SESSION_SCRIPT } else { &SCRIPT }
+}
 
 /// A fact that is written together with the expiry of its record, if that had none: a record that holds it has one.
 const EXPIRY_FIELD: &str = "sent";
@@ -39,7 +50,7 @@ pub(crate) fn call<'a>(commits: impl ExactSizeIterator<Item = &'a KeyedCommit> +
     const NUMBERS: usize = 32;
     let Some(first) = commits.clone().next() else { return Cmd::new() };
     let plan = ScriptCall::of(&first.commit);
-    let hash = SCRIPT.get_hash();
+    let hash = script(&first.commit).get_hash();
     let said = plan.unless.len() + plan.facts.len() + 1 + plan.drop.len();
     let values = |one: &'a KeyedCommit| plan.facts.iter().map(|(_, from)| from.value(&one.commit));
     let bytes: usize =
@@ -106,7 +117,8 @@ fn does_the_same(one: &Commit, other: &Commit) -> bool {
     fn same_names(some: &[(FactName, Bytes)], others: &[(FactName, Bytes)]) -> bool {
         some.len() == others.len() && some.iter().zip(others).all(|(a, b)| a.0 == b.0)
     }
-    one.expiry == other.expiry
+    script(one).get_hash() == script(other).get_hash()
+        && one.expiry == other.expiry
         && one.wake == other.wake
         && one.count == other.count
         && one.require == other.require
@@ -278,7 +290,7 @@ fn milliseconds(after: Duration) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use machinist_adapter::id::TaskId;
+    use machinist_adapter::id::{SessionId, TaskId};
     use redis::Arg;
 
     use super::*;
@@ -358,6 +370,7 @@ mod tests {
             Commit { require: vec![fact("a", "1")], ..start("x") },
             Commit { require: vec![fact("a", "2")], ..start("x") },
             Commit { expiry: Expiry::Keep, ..start("x") },
+            Commit { id: SessionId::from("s").into(), ..start("x") },
             held("1"),
             Commit { drop: names(&["o"]), ..start("x") },
             Commit { facts: vec![fact("s:1:2", "x")], ..start("x") },
@@ -368,7 +381,7 @@ mod tests {
             start("z"),
         ];
         let expected: &[&[usize]] =
-            &[&[0, 2, 14], &[1], &[3], &[4], &[5], &[6], &[7, 10], &[8], &[9], &[11], &[12], &[13]];
+            &[&[0, 2, 15], &[1], &[3], &[4], &[5], &[6], &[7], &[8, 11], &[9], &[10], &[12], &[13], &[14]];
         assert_eq!(alike(&keyed(&commits)), expected);
     }
 

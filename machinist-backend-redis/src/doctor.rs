@@ -55,6 +55,7 @@ pub(crate) async fn examine(links: &RedisLinks, watches: &ChannelWatches, keys: 
         vec![Finding::good("connection", format!("answers; keys begin with {}:", keys.prefix()))];
     findings.push(version(&info));
     findings.push(role(&info));
+    findings.extend(links.replica_wait().map(|wait| replicas(&info, wait.replicas)));
     findings.push(eviction(policy.as_deref().or_else(|| info.get("maxmemory_policy").map(String::as_str))));
     findings.push(persistence(appendonly.as_deref(), appendfsync.as_deref(), save.as_deref(), &info));
     findings.push(permissions(links, watches, keys).await);
@@ -97,6 +98,25 @@ fn role(info: &HashMap<String, String>) -> Finding {
             "let the backend URL lead to the master, or use redis+sentinel://, which finds it",
         ),
         None => unknown("role", "INFO"),
+    }
+}
+
+/// Compares the connected replicas with the number that must confirm every commit.
+fn replicas(info: &HashMap<String, String>, wanted: u32) -> Finding {
+    let Some(connected) = info.get("connected_slaves").and_then(|count| count.parse::<u32>().ok()) else {
+        return unknown("replicas", "INFO");
+    };
+    let found = format!("{connected} connected, and wait_replicas is {wanted}");
+    if connected > wanted {
+        Finding::good("replicas", found)
+    } else if connected == wanted {
+        Finding::warning("replicas", found, "add one: without a spare, nothing is recorded while one is away")
+    } else {
+        Finding::error(
+            "replicas",
+            found,
+            "nothing is recorded: connect more replicas, or lower wait_replicas in the URL",
+        )
     }
 }
 
@@ -209,7 +229,7 @@ async fn try_commit(links: &RedisLinks, record: &str) -> RedisResult<()> {
     let once = Commit { unless: vec![name], wake: true, ..write.clone() };
     for commit in [write, required, erase.clone(), once, erase] {
         let keyed = KeyedCommit { key: record.to_owned(), commit: commit.into() };
-        for answer in links.scripts(1, |_| call(iter::once(&keyed))).await? {
+        for answer in links.scripts(1, false, |_| call(iter::once(&keyed))).await? {
             answer?;
         }
     }

@@ -21,17 +21,17 @@ pub(crate) fn backend_error(error: &RedisError) -> BackendError {
     match code(error) {
         "NOAUTH" | "WRONGPASS" => refused("check user and password in the backend URL"),
         "NOPERM" => refused(PERMISSION),
-        "WRONGTYPE" => refused(
-            "another program uses keys of this name: choose another namespace, or another database in the URL",
-        ),
+        "WRONGTYPE" | "TOOLARGE" => key_error(error, ""),
         "MOVED" | "CROSSSLOT" => refused("this server belongs to a cluster: use a redis+cluster:// URL"),
         "OOM" => unavailable(error, "free memory or raise maxmemory on the server"),
         "MISCONF" => unavailable(error, "the server cannot write to its disk: see its log"),
         "READONLY" => unavailable(error, "this is a replica: the backend URL must lead to the master"),
         "NOREPLICAS" => unavailable(error, "too few replicas are connected (min-replicas-to-write)"),
+        NOT_REPLICATED => {
+            unavailable(error, "look at the replicas (INFO replication), or lower wait_replicas in the URL")
+        }
         "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "BUSY" | "NOSCRIPT" | "ASK"
         | "UNKILLABLE" => unavailable(error, ""),
-        "TOOLARGE" => BackendError::Refused { reason: said(error) },
         _ if said(error).contains("executing the script can't") => refused(PERMISSION),
         _ if said(error).contains("max number of clients reached") => {
             unavailable(error, "raise maxclients on the server")
@@ -45,6 +45,22 @@ pub(crate) fn backend_error(error: &RedisError) -> BackendError {
             }
             _ => unavailable(error, ""),
         },
+    }
+}
+
+/// Returns the backend error for this failure of a command about one key.
+pub(crate) fn key_error(error: &RedisError, key: &str) -> BackendError {
+    let named = if key.is_empty() { String::new() } else { format!("{key}: ") };
+    match code(error) {
+        "WRONGTYPE" => BackendError::Record {
+            reason: format!(
+                "{named}{}; another program wrote a key of this name: delete that key, or choose another namespace, or \
+                 another database in the URL",
+                said(error)
+            ),
+        },
+        "TOOLARGE" => BackendError::Record { reason: format!("{named}{}", said(error)) },
+        _ => backend_error(error),
     }
 }
 
@@ -82,6 +98,15 @@ pub(crate) fn script_is_unknown(error: &RedisError) -> bool {
 /// Returns `true` if only one of many keys is at fault.
 pub(crate) fn is_of_one_key(error: &RedisError) -> bool {
     code(error) == "WRONGTYPE"
+}
+
+/// Code of [`not_replicated`].
+const NOT_REPLICATED: &str = "NOTREPLICATED";
+
+/// The failure of a commit that the server has made, and that too few replicas have confirmed.
+pub(crate) fn not_replicated(confirmed: i64, wanted: u32) -> RedisError {
+    let detail = format!("{confirmed} replicas have confirmed in time, and wait_replicas is {wanted}");
+    redis::make_extension_error(NOT_REPLICATED.to_owned(), Some(detail))
 }
 
 /// A failure that needs words of ours.

@@ -48,6 +48,11 @@ impl RedisKeys {
         format!("{}:index:{}", self.prefix, index.name())
     }
 
+    /// The channel of the message that marks a place in the stream to the replicas.
+    pub(crate) fn replication(&self) -> String {
+        format!("{}:replication", self.prefix)
+    }
+
     /// For trying out what this user may do.
     pub(crate) fn scratch(&self, unique: &str) -> String {
         self.tagged("doctor", unique)

@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use machinist_adapter::backend::BackendError;
@@ -18,9 +18,9 @@ use redis::{Cmd, PushKind, RedisError, RedisResult, Value};
 use tokio::runtime::{Handle, Id};
 
 use crate::{
-    commit::SCRIPT,
+    commit::{SCRIPT, SESSION_SCRIPT},
     connect::{ConnectionSource, RedisAddress, RedisConnection, RedisTimeouts},
-    error::{backend_error, script_is_unknown, spoils_connection},
+    error::{backend_error, not_replicated, script_is_unknown, spoils_connection},
 };
 
 /// Maximum number of commands in one batch, so that a batch cannot delay every caller.
@@ -40,6 +40,17 @@ pub(crate) struct RedisLinks {
     slots: Mutex<Vec<(Id, Arc<RuntimeLink>)>>,
     /// Counts lost connections; one that was opened before the last loss may be the one.
     disconnects: Arc<AtomicU64>,
+    wait: Option<ReplicaWait>,
+}
+
+/// Condition of an answer to a commit: so many replicas have confirmed it.
+#[derive(Debug, Clone)]
+pub(crate) struct ReplicaWait {
+    pub(crate) replicas: u32,
+    /// Time that the replicas have.
+    pub(crate) timeout: Duration,
+    /// Channel of the message that marks the place up to which they have to confirm.
+    pub(crate) channel: String,
 }
 
 /// The place of one runtime's connection.
@@ -61,6 +72,7 @@ impl RedisLinks {
         place: &RedisAddress,
         patience: RedisTimeouts,
         clock_key: &str,
+        wait: Option<ReplicaWait>,
     ) -> Result<Self, BackendError> {
         let disconnects = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&disconnects);
@@ -74,7 +86,7 @@ impl RedisLinks {
                 }
             }),
         )?;
-        Ok(Self { source, slots: Mutex::default(), disconnects })
+        Ok(Self { source, slots: Mutex::default(), disconnects, wait })
     }
 
     /// Returns `true` if one server answers everything, so that callers may share a batch.
@@ -87,19 +99,21 @@ impl RedisLinks {
         self.try_one(cmd).await.map_err(|e| backend_error(&e))
     }
 
-    /// Commands in one round trip; the first failure is everybody's.
-    pub(crate) async fn all(&self, cmds: Vec<Cmd>) -> Result<Vec<Value>, BackendError> {
-        let answers = self.try_all(cmds).await.map_err(|e| backend_error(&e))?;
-        answers.into_iter().map(|answer| answer.map_err(|e| backend_error(&e))).collect()
+    /// Returns what an answer to a commit waits for.
+    pub(crate) fn replica_wait(&self) -> Option<&ReplicaWait> {
+        self.wait.as_ref()
     }
 
-    /// Calls of the script in one round trip, each with its own outcome; `call` makes the one of that number.
+    /// Calls of the script in one round trip, each with its own outcome; `call` makes the one of that number. With
+    /// `replicated` they are answered after the replicas have confirmed them, if that is configured.
     pub(crate) async fn scripts(
         &self,
         count: usize,
+        replicated: bool,
         call: impl Fn(usize) -> Cmd + Send,
     ) -> RedisResult<Vec<RedisResult<Value>>> {
-        let mut answers = self.try_all((0..count).map(&call).collect()).await?;
+        let wait = self.wait.as_ref().filter(|_| replicated);
+        let mut answers = self.try_confirmed((0..count).map(&call).collect(), wait).await?;
         // Twice, because somebody may empty the script cache between loading and calling.
         for _ in 0..2 {
             let is_unknown = |answer: &RedisResult<Value>| answer.as_ref().is_err_and(script_is_unknown);
@@ -107,13 +121,37 @@ impl RedisLinks {
             if unknown.is_empty() {
                 break;
             }
-            self.load_script().await?;
-            let repeated = self.try_all(unknown.iter().map(|&i| call(i)).collect()).await?;
+            self.load_scripts().await?;
+            let repeated = self.try_confirmed(unknown.iter().map(|&i| call(i)).collect(), wait).await?;
             for (i, answer) in unknown.into_iter().zip(repeated) {
                 answers[i] = answer;
             }
         }
         Ok(answers)
+    }
+
+    /// Commands in one round trip, and then the confirmation of the replicas.
+    ///
+    /// All of it goes over one connection, because only its server can say so. A repeated commit changes nothing, so the
+    /// server would not wait for it: the message after it is replicated in any case, and replicas confirm in order.
+    async fn try_confirmed(
+        &self,
+        mut cmds: Vec<Cmd>,
+        wait: Option<&ReplicaWait>,
+    ) -> RedisResult<Vec<RedisResult<Value>>> {
+        let Some(ReplicaWait { replicas, timeout, channel }) = wait else { return self.try_all(cmds).await };
+        let (mut mark, mut confirm) = (redis::cmd("SPUBLISH"), redis::cmd("WAIT"));
+        mark.arg(channel).arg("");
+        confirm.arg(*replicas).arg(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        cmds.extend([mark, confirm]);
+        let mut answers = self.try_all(cmds).await?;
+        let confirmed = answers.pop().transpose()?;
+        answers.pop().transpose()?;
+        match confirmed {
+            Some(Value::Int(count)) if count >= i64::from(*replicas) => Ok(answers),
+            Some(Value::Int(count)) => Err(not_replicated(count, *replicas)),
+            _ => Err(not_replicated(0, *replicas)),
+        }
     }
 
     /// Commands in one round trip, each with its own outcome.
@@ -143,15 +181,18 @@ impl RedisLinks {
         answer
     }
 
-    async fn load_script(&self) -> RedisResult<()> {
+    async fn load_scripts(&self) -> RedisResult<()> {
         let link = self.link().await?;
         let mut wire = link.wire.clone();
-        let loaded = match &mut wire {
-            RedisConnection::Single(connection) => SCRIPT.load_async(connection).await,
-            RedisConnection::Cluster(connection, _) => SCRIPT.load_async(connection).await,
-        };
-        self.record_outcome(&link, loaded.as_ref().map(drop));
-        loaded.map(drop)
+        for script in [&SCRIPT, &SESSION_SCRIPT] {
+            let loaded = match &mut wire {
+                RedisConnection::Single(connection) => script.load_async(connection).await,
+                RedisConnection::Cluster(connection, _) => script.load_async(connection).await,
+            };
+            self.record_outcome(&link, loaded.as_ref().map(drop));
+            loaded?;
+        }
+        Ok(())
     }
 
     /// Throws a connection away that leads nowhere, or to a server that is no longer the master.

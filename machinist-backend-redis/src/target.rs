@@ -7,7 +7,7 @@
 //! | `redis+sentinel://[USER:PASSWORD@]HOST[:PORT],…/MASTER[/DB][?sentinel_user=…&sentinel_password=…]` | whatever server the sentinels call master |
 //! | `redis+cluster://[USER:PASSWORD@]HOST[:PORT],…` | a cluster, found through any of these nodes |
 //!
-//! `rediss+sentinel` and `rediss+cluster` speak TLS to everybody.
+//! All but a cluster take `wait_replicas=N`. `rediss+sentinel` and `rediss+cluster` speak TLS to everybody.
 
 use std::time::Duration;
 
@@ -47,23 +47,47 @@ pub(crate) struct ParsedUrl {
     pub(crate) target: RedisTarget,
     pub(crate) location: String,
     pub(crate) tls: bool,
+    /// Number of replicas that confirm a commit before it is answered.
+    pub(crate) wait_replicas: u32,
 }
 
 impl RedisTarget {
     /// Reads a URL. No error repeats it, since it may hold a password.
     pub(crate) fn parse(url: &str, patience: Duration) -> Result<ParsedUrl, BackendError> {
+        let (url, wait_replicas) = take_wait_replicas(url)?;
         let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong("has no scheme"))?;
-        match scheme {
-            "redis" | "rediss" => single(url, patience),
-            "unix" | "redis+unix" => unix(url, patience),
-            "redis+sentinel" | "rediss+sentinel" => sentinel(scheme, rest, patience),
-            "redis+cluster" | "rediss+cluster" => cluster(scheme, rest, patience),
+        let parsed = match scheme {
+            "redis" | "rediss" => single(&url, patience)?,
+            "unix" | "redis+unix" => unix(&url, patience)?,
+            "redis+sentinel" | "rediss+sentinel" => sentinel(scheme, rest, patience)?,
+            "redis+cluster" | "rediss+cluster" if wait_replicas > 0 => {
+                return Err(wrong(
+                    "has wait_replicas, which is not possible with a cluster; remove the option",
+                ));
+            }
+            "redis+cluster" | "rediss+cluster" => cluster(scheme, rest, patience)?,
             other => {
                 let shown: String = other.chars().take(30).collect();
-                Err(wrong(&format!("has the scheme {shown:?}, which is none of Redis")))
+                return Err(wrong(&format!("has the scheme {shown:?}, which is none of Redis")));
             }
-        }
+        };
+        Ok(ParsedUrl { wait_replicas, ..parsed })
     }
+}
+
+/// Takes the option that every URL may have out of its text, because the parsers of the client library do not know it.
+fn take_wait_replicas(url: &str) -> Result<(String, u32), BackendError> {
+    const NAME: &str = "wait_replicas";
+    let Some((before, query)) = url.split_once('?') else { return Ok((url.to_owned(), 0)) };
+    let value = |pair: &str| {
+        pair.split_once('=').filter(|(name, _)| *name == NAME).map(|(_, value)| value.to_owned())
+    };
+    let (own, rest): (Vec<&str>, Vec<&str>) = query.split('&').partition(|pair| value(pair).is_some());
+    let Some(text) = own.last().and_then(|pair| value(pair)) else { return Ok((url.to_owned(), 0)) };
+    let replicas = text.parse().ok().filter(|replicas| (1..=100).contains(replicas));
+    let replicas = replicas.ok_or_else(|| wrong("has a wait_replicas that is no number from 1 to 100"))?;
+    let rest = rest.join("&");
+    Ok((if rest.is_empty() { before.to_owned() } else { format!("{before}?{rest}") }, replicas))
 }
 
 /// Returns the TCP settings of every connection: small messages leave at once, and a lost peer is noticed even while
@@ -82,7 +106,8 @@ fn single(url: &str, patience: Duration) -> Result<ParsedUrl, BackendError> {
     known_options(&parsed, &[])?;
     let tls = parsed.scheme() == "rediss";
     let location = location(&parsed, &authority(&parsed));
-    Ok(ParsedUrl { target: RedisTarget::Single(Box::new(connection(parsed, patience)?)), location, tls })
+    let target = RedisTarget::Single(Box::new(connection(parsed, patience)?));
+    Ok(ParsedUrl { target, location, tls, wait_replicas: 0 })
 }
 
 fn unix(url: &str, patience: Duration) -> Result<ParsedUrl, BackendError> {
@@ -93,6 +118,7 @@ fn unix(url: &str, patience: Duration) -> Result<ParsedUrl, BackendError> {
         target: RedisTarget::Single(Box::new(connection(parsed, patience)?)),
         location,
         tls: false,
+        wait_replicas: 0,
     })
 }
 
@@ -118,7 +144,7 @@ fn sentinel(scheme: &str, rest: &str, patience: Duration) -> Result<ParsedUrl, B
     };
     let sentinels = nodes.iter().map(|node| node.addr().clone()).collect();
     let target = RedisTarget::Sentinel { sentinels, watchman, master: master.to_owned(), login, db };
-    Ok(ParsedUrl { target, location: several.location(scheme), tls: several.tls })
+    Ok(ParsedUrl { target, location: several.location(scheme), tls: several.tls, wait_replicas: 0 })
 }
 
 fn cluster(scheme: &str, rest: &str, patience: Duration) -> Result<ParsedUrl, BackendError> {
@@ -132,6 +158,7 @@ fn cluster(scheme: &str, rest: &str, patience: Duration) -> Result<ParsedUrl, Ba
         target: RedisTarget::Cluster(nodes),
         location: several.location(scheme),
         tls: several.tls,
+        wait_replicas: 0,
     })
 }
 
@@ -202,7 +229,7 @@ fn known_options(url: &Url, known: &[&str]) -> Result<(), BackendError> {
         None => Ok(()),
         Some((name, _)) => {
             let shown: String = name.chars().take(30).collect();
-            let list = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let list = [known, &["wait_replicas"]].concat().join(", ");
             Err(wrong(&format!("has the option {shown:?}; known for this scheme: {list}")))
         }
     }
@@ -273,6 +300,9 @@ mod tests {
             ("redis+sentinel://a/main/x", "no number"),
             ("redis+cluster://me:secret@a/3", "only database 0"),
             ("redis+cluster://me:secret@a,,b", "host"),
+            ("redis://me:secret@a?wait_replicas=0", "from 1 to 100"),
+            ("redis://me:secret@a?wait_replicas=secret", "from 1 to 100"),
+            ("redis+cluster://me:secret@a?wait_replicas=1", "not possible with a cluster"),
         ] {
             let error = match RedisTarget::parse(url, TIMEOUT) {
                 Ok(parsed) => panic!("{url} was taken for {}", parsed.location),
@@ -280,6 +310,20 @@ mod tests {
             };
             assert!(error.contains(why), "{url}: {error}");
             assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn any_url_but_that_of_a_cluster_may_wait_for_replicas() {
+        for (url, replicas) in [
+            ("redis://a", 0),
+            ("redis://a:7/0?wait_replicas=2", 2),
+            ("unix:///run/redis.sock?db=2&wait_replicas=1&user=me&pass=secret", 1),
+            ("redis+sentinel://a,b/main?sentinel_user=x&wait_replicas=3", 3),
+        ] {
+            let parsed = RedisTarget::parse(url, TIMEOUT).unwrap_or_else(|e| panic!("{url}: {e}"));
+            assert_eq!(parsed.wait_replicas, replicas, "{url}");
+            assert!(!parsed.location.contains("wait_replicas"));
         }
     }
 

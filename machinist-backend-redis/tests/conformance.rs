@@ -7,12 +7,25 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use common::Namespace;
 use machinist_conformance::{BackendHarness, Proxy};
-use machinist_core::backend::Backend;
+use machinist_core::{
+    backend::{Backend, Index},
+    id::RecordId,
+};
 
 struct Harness {
     namespace: Namespace,
     proxy: Proxy,
     through: String,
+}
+
+impl Harness {
+    /// Replaces a key by one of another type.
+    async fn overwrite(&self, name: &str) -> bool {
+        let key = format!("{}:{name}", self.namespace.prefix);
+        let mut door = self.namespace.side_door().await;
+        redis::cmd("SET").arg(key).arg("x").exec_async(&mut door).await.expect("SET");
+        true
+    }
 }
 
 #[async_trait]
@@ -24,6 +37,14 @@ impl BackendHarness for Harness {
     async fn interrupt(&self) -> bool {
         self.proxy.cut();
         true
+    }
+
+    async fn spoil(&self, id: &RecordId) -> bool {
+        self.overwrite(&format!("{}:{{{}}}", id.kind().as_str(), id.id())).await
+    }
+
+    async fn spoil_index(&self, index: &Index) -> bool {
+        self.overwrite(&format!("index:{}", index.name())).await
     }
 
     async fn clean_up(&self) {

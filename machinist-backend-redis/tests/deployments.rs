@@ -8,18 +8,24 @@ use std::{
     net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
 use machinist_backend_redis::{RedisBackend, RedisOptions};
-use machinist_conformance::{Authority, Papers, eventually, service_url, within};
+use machinist_conformance::{Authority, Papers, Proxy, eventually, service_url, within};
 use machinist_core::{
+    App, State, TaskContext, TaskDef, TaskError, Worker,
     backend::{Backend, BackendError, Commit, Committed, Expiry, Index, IndexUpdate},
+    clock::Timestamp,
     diagnose::{Diagnose, Level},
-    id::{RecordId, TaskId},
+    id::{RecordId, SessionId, TaskId},
     tls::Tls,
 };
+
+use machinist_memory::MemoryBroker;
+use tokio::sync::Semaphore;
 
 const BOUND: Duration = Duration::from_secs(60);
 
@@ -190,6 +196,126 @@ async fn a_full_server_is_unavailable_and_changes_nothing() {
     writes(&backend).await.unwrap();
 }
 
+/// Otherwise nobody could make room: what fills the server can be removed.
+#[tokio::test]
+async fn a_full_server_lets_go_of_what_it_holds() {
+    let Some(server) = Server::start(&[]) else { return };
+    let backend = connect(&server.url()).await;
+    let ids: Vec<TaskId> = (0..4).map(|_| TaskId::fresh()).collect();
+    let held = |id: &TaskId| Commit {
+        facts: ["name", "queue", "dead"].map(|name| (name.into(), Bytes::from_static(b"1"))).into(),
+        ..Commit::new(id)
+    };
+    for answer in backend.commit(ids.iter().map(|id| held(id).into()).collect()).await {
+        answer.unwrap();
+    }
+    let member = || "m".to_owned();
+    let put = IndexUpdate::Put { index: Index::DeadLetters, at: Timestamp::from_micros(1), member: member() };
+    backend.update_indexes(vec![put]).await.unwrap();
+    server.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    server.ask(&["SCRIPT", "FLUSH"]).await;
+    let all = || vec!["name".into(), "queue".into(), "dead".into()];
+    let require = vec![("name".into(), Bytes::from_static(b"1"))];
+    let removals = [
+        Commit { drop: all(), ..Commit::new(&ids[0]) },
+        Commit { drop: all(), require, wake: true, count: true, ..Commit::new(&ids[1]) },
+        Commit { drop: all(), unless: vec!["end".into()], ..Commit::new(&ids[2]) },
+        Commit { expiry: Expiry::After(Duration::from_millis(1)), ..Commit::new(&ids[3]) },
+    ];
+    for removal in &removals {
+        let answer = backend.commit(vec![removal.clone().into()]).await.remove(0);
+        assert!(matches!(answer, Ok(Committed::Done { .. })), "{removal:?}: {answer:?}");
+    }
+    let gone = eventually(BOUND, async || {
+        let records: Vec<RecordId> = ids.iter().map(RecordId::from).collect();
+        backend.read(&records).await.unwrap().iter().all(machinist_core::record::Facts::is_empty)
+    });
+    assert!(gone.await, "something was not removed");
+    backend
+        .update_indexes(vec![IndexUpdate::Remove { index: Index::DeadLetters, member: member() }])
+        .await
+        .unwrap();
+    assert!(backend.list(&Index::DeadLetters, None, 10).await.unwrap().is_empty());
+    // Together with what cannot be written.
+    let mixed = backend.commit(vec![held(&ids[0]).into(), removals[1].clone().into()]).await;
+    assert!(matches!(mixed[0], Err(BackendError::Unavailable(_))), "{:?}", mixed[0]);
+    assert!(mixed[1].is_ok(), "{:?}", mixed[1]);
+}
+
+const WAITS: TaskDef<(), ()> = TaskDef::new("waits");
+
+/// Handler that counts its runs, and waits for a permit. Cancelled, it fails.
+async fn waits(cx: TaskContext, State(gate): State<Arc<(Semaphore, Semaphore)>>) -> Result<(), TaskError> {
+    gate.0.add_permits(1);
+    tokio::select! {
+        _ = gate.1.acquire() => Ok(()),
+        () = cx.cancellation().cancelled() => Err("it was told to end")?,
+    }
+}
+
+/// The session of a worker goes on while the server is full, and with it what the worker runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_keeps_its_runs_while_the_server_is_full() {
+    let Some(server) = Server::start(&[]) else { return };
+    server.ask(&["PING"]).await;
+    let lease = Duration::from_secs(3);
+    let gate = Arc::new((Semaphore::new(0), Semaphore::new(0)));
+    let broker = MemoryBroker::new();
+    let backend = Arc::new(connect(&server.url()).await);
+    let app = App::builder(Arc::new(broker.clone()), backend.clone()).build().await.unwrap();
+    let worker = Worker::builder(&app).session_lease(lease).state(Arc::clone(&gate)).task(WAITS, waits);
+    let working = tokio::spawn(worker.build().unwrap().run_until(std::future::pending()));
+    let client = app.client();
+    let early = client.send(WAITS.call(())).await.unwrap();
+    drop(within(BOUND, "the run", gate.0.acquire()).await);
+    server.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    server.ask(&["SCRIPT", "FLUSH"]).await;
+    // What it shows of its runs changes meanwhile, and another worker opens its session.
+    let late = client.send(WAITS.call(())).await.unwrap();
+    let other = App::builder(Arc::new(broker.connect()), backend.clone()).build().await.unwrap();
+    let second = Worker::builder(&other).session_lease(lease).queue("other").task(WAITS, waits);
+    let second = second.state(Arc::clone(&gate)).build().unwrap();
+    let ready = second.ready();
+    let second = tokio::spawn(second.run_until(std::future::pending()));
+    within(BOUND, "the second worker", ready.cancelled()).await;
+    tokio::time::sleep(3 * lease).await;
+    let facts = backend.read(&[early.id().into()]).await.unwrap().remove(0);
+    assert!(facts.has("s:1:1") && !facts.has("s:1:2"), "nobody else has taken it: {facts:?}");
+    server.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    gate.1.close();
+    for task in [early, late] {
+        within(BOUND, "success", task.wait(BOUND)).await.unwrap();
+        assert_eq!(task.record().await.unwrap().attempt, 1);
+    }
+    assert_eq!(gate.0.available_permits(), 2, "each ran once");
+    working.abort();
+    second.abort();
+}
+
+#[tokio::test]
+async fn a_full_server_can_be_emptied() {
+    let Some(server) = Server::start(&[]) else { return };
+    server.ask(&["PING"]).await;
+    let backend = connect(&server.url()).await;
+    let id = TaskId::fresh();
+    backend.commit(vec![write(&id).into()]).await.remove(0).unwrap();
+    let (index, member) = (Index::DeadLetters, id.to_string());
+    let put =
+        IndexUpdate::Put { index: index.clone(), at: backend.now().await.unwrap(), member: member.clone() };
+    backend.update_indexes(vec![put]).await.unwrap();
+    server.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    // The server has forgotten the script, as after its restart.
+    server.ask(&["SCRIPT", "FLUSH"]).await;
+    let backend = connect(&server.url()).await;
+    let update = IndexUpdate::Remove { index: index.clone(), member };
+    backend.update_indexes(vec![update]).await.unwrap();
+    let mut removal = Commit::new(id.clone());
+    removal.drop = write(&id).facts.into_iter().map(|(name, _)| name).collect();
+    backend.commit(vec![removal.into()]).await.remove(0).unwrap();
+    assert!(backend.read(&[id.into()]).await.unwrap()[0].is_empty());
+    assert!(backend.list(&index, None, 9).await.unwrap().is_empty());
+}
+
 #[tokio::test]
 async fn a_demoted_master_is_unavailable_and_found_by_the_doctor() {
     let (Some(server), Some(other)) = (Server::start(&[]), Server::start(&[])) else { return };
@@ -251,6 +377,94 @@ async fn sentinels_lead_to_the_new_master() {
     within(BOUND, "the wake-up after the failover", watch.changed()).await;
     assert!(format!("{:?}", replica.ask(&["ROLE"]).await).contains("master"));
     works(&backend).await;
+}
+
+/// A master, and a replica that is fed through a proxy, which can stall it.
+struct Replicated {
+    master: Server,
+    replica: Server,
+    feed: Proxy,
+}
+
+impl Replicated {
+    async fn start() -> Option<Self> {
+        let master = Server::start(&[])?;
+        master.ask(&["PING"]).await;
+        let (feed, through) = Proxy::before(&master.url()).await.unwrap();
+        let port = through.rsplit(':').next().unwrap().trim_end_matches('/').to_owned();
+        let replica = Server::start(&["--replicaof", "127.0.0.1", &port])?;
+        let both = Self { master, replica, feed };
+        assert!(eventually(BOUND, async || both.is_online().await).await);
+        Some(both)
+    }
+
+    async fn is_online(&self) -> bool {
+        format!("{:?}", self.master.ask(&["INFO", "replication"]).await).contains("state=online")
+    }
+
+    /// Kills the master, and makes the replica the master of those who connect to it.
+    async fn fail_over(self) -> Server {
+        drop(self.master);
+        self.replica.ask(&["REPLICAOF", "NO", "ONE"]).await;
+        self.replica
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_replicas_have_confirmed_survives_the_master() {
+    let Some(both) = Replicated::start().await else { return };
+    let backend = connect(&format!("{}?wait_replicas=1", both.master.url())).await;
+    works(&backend).await;
+    let feed = &both.feed;
+    let write_all = async || {
+        let commits = (0..300).map(|_| async {
+            let id = TaskId::fresh();
+            let answer = backend.commit(vec![write(&id).into()]).await.remove(0);
+            answer.is_ok().then_some(id)
+        });
+        futures_util::future::join_all(commits).await.into_iter().flatten().collect::<Vec<TaskId>>()
+    };
+    let mut acknowledged = write_all().await;
+    assert_eq!(acknowledged.len(), 300);
+    // The replica gets nothing more, and the master does not know that.
+    feed.stall();
+    acknowledged.extend(write_all().await);
+    let replica = both.fail_over().await;
+    let survivor = connect(&replica.url()).await;
+    let ids: Vec<RecordId> = acknowledged.iter().map(RecordId::from).collect();
+    let records = survivor.read(&ids).await.unwrap();
+    let lost = records.iter().filter(|facts| facts.is_empty()).count();
+    assert_eq!(lost, 0, "of {} acknowledged commits", ids.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_no_replica_confirms_is_not_answered_until_one_does() {
+    let Some(both) = Replicated::start().await else { return };
+    let backend = connect(&format!("{}?wait_replicas=1", both.master.url())).await;
+    let findings = backend.diagnose().await;
+    assert!(findings.iter().any(|f| f.subject == "replicas" && f.level == Level::Warning), "{findings:?}");
+    let id = TaskId::fresh();
+    let session = SessionId::fresh();
+    let lease = Commit {
+        facts: vec![("lease".into(), Bytes::from_static(b"1"))],
+        expiry: Expiry::After(BOUND),
+        ..Commit::new(&session)
+    };
+    both.feed.stall();
+    // Repeated, it changes nothing, and is not answered all the same: also on another connection.
+    let other = connect(&format!("{}?wait_replicas=1", both.master.url())).await;
+    for backend in [&backend, &backend, &other] {
+        let error = backend.commit(vec![write(&id).into()]).await.remove(0).unwrap_err();
+        assert!(matches!(error, BackendError::Unavailable(_)), "{error:?}");
+        assert!(chain(&error).contains("wait_replicas is 1"), "{}", chain(&error));
+    }
+    assert!(!backend.read(&[(&id).into()]).await.unwrap()[0].is_empty(), "the master has it");
+    // A lease does not wait: the worker's runs go on.
+    assert_eq!(backend.commit(vec![lease.into()]).await.remove(0).unwrap(), Committed::Done { count: None });
+    both.feed.pass();
+    let answered =
+        eventually(BOUND, async || backend.commit(vec![write(&id).into()]).await.remove(0).is_ok());
+    assert!(answered.await, "no answer although the replica is back");
 }
 
 #[tokio::test]

@@ -83,7 +83,7 @@ async fn a_commit_too_large_for_a_script_is_refused_whole() {
     let drop = (0..9000).map(|n| n.to_string().into()).collect();
     let answer = backend.commit(vec![Commit { drop, ..write(&id) }.into()]).await.remove(0);
     match answer {
-        Err(BackendError::Refused { reason }) => assert!(reason.contains("fewer facts"), "{reason}"),
+        Err(BackendError::Record { reason }) => assert!(reason.contains("fewer facts"), "{reason}"),
         other => panic!("{other:?}"),
     }
     assert!(backend.read(&[id.into()]).await.unwrap()[0].is_empty());
@@ -335,15 +335,21 @@ async fn a_missing_right_is_refused_with_the_remedy() {
 }
 
 #[tokio::test]
-async fn keys_of_another_program_are_refused_with_the_remedy() {
+async fn a_key_of_another_program_is_named_with_the_remedy() {
     let Some(namespace) = Namespace::fresh() else { return };
     let backend = namespace.connect(&namespace.url).await;
     let id = TaskId::fresh();
     let key = format!("{}:task:{{{id}}}", namespace.prefix);
-    redis::cmd("SET").arg(key).arg("x").exec_async(&mut namespace.side_door().await).await.unwrap();
-    match commit(&backend, &id).await {
-        Err(BackendError::Refused { reason }) => assert!(reason.contains("another namespace"), "{reason}"),
-        other => panic!("{other:?}"),
+    redis::cmd("SET").arg(&key).arg("x").exec_async(&mut namespace.side_door().await).await.unwrap();
+    let committed = commit(&backend, &id).await.unwrap_err();
+    let read = backend.read(&[id.into()]).await.unwrap_err();
+    for error in [committed, read] {
+        match error {
+            BackendError::Record { reason } => {
+                assert!(reason.contains("another namespace") && reason.contains(&key), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
     }
     namespace.erase().await;
 }
@@ -372,7 +378,7 @@ async fn a_key_of_another_program_harms_only_its_own_task() {
         assert_eq!(outcomes.len(), ids.len());
         for (at, outcome) in outcomes.into_iter().enumerate() {
             match (at, outcome) {
-                (2, Err(BackendError::Refused { .. })) => {}
+                (2, Err(BackendError::Record { .. })) => {}
                 // What was made before the call ended there was made again in the first round.
                 (0, Ok(Committed::Refused(record))) => assert_eq!(record.get("name").unwrap(), "late"),
                 (1, Ok(Committed::Refused(record))) => assert_eq!(record.get("name").unwrap(), "early"),

@@ -16,6 +16,7 @@ use machinist_adapter::{
         Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
         SideQueue,
     },
+    diagnose::Finding,
     id::QueueName,
 };
 use tokio::{
@@ -25,9 +26,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    address::Address,
     connect,
-    depth::DepthReader,
+    depth::{DepthReader, MissingQueues},
+    endpoint::Addresses,
     error::{AmqpError, CLOSE_TIMEOUT},
     ladder::{LADDER_LEVELS, MAX_DELAY},
     options::AmqpOptions,
@@ -36,6 +37,7 @@ use crate::{
     subscription::{AmqpConsumer, SubscriptionContext, SubscriptionSource},
     supervisor::{ConnectionSettings, SupervisedConnection},
     topology::AmqpTopology,
+    upkeep_state::UpkeepState,
 };
 
 /// Number of groups of publishers. Each queue belongs to one group, so a slow queue holds up only its group.
@@ -53,6 +55,8 @@ pub struct AmqpBroker {
     publish_deadline: Duration,
     pub(crate) publishing: Arc<SupervisedConnection>,
     consuming: OnceCell<Arc<SupervisedConnection>>,
+    pub(crate) missing: MissingQueues,
+    pub(crate) upkeep: UpkeepState,
     /// Senders to the publishers. `None` once closed: the publishers end when every caller has a result.
     publishers: Mutex<Option<Vec<mpsc::UnboundedSender<PendingPublish>>>>,
     /// Number of calls of publish, each of which uses the other publisher of a queue's group.
@@ -66,8 +70,9 @@ pub struct AmqpBroker {
 }
 
 impl AmqpBroker {
-    /// Connects to `amqp[s]://USER:PASSWORD@HOST:PORT/VHOST` in one attempt of at most 10 s. Afterwards the
-    /// connection heals itself. `amqps://HOST/VHOST?auth_mechanism=external` logs in as the user that the certificate of
+    /// Connects to `amqp[s]://USER:PASSWORD@HOST:PORT/VHOST` in one attempt of about 10 s. Afterwards the
+    /// connection heals itself. Several URLs, separated by commas, name the nodes of one cluster. Each address of each
+    /// name gets an equal share of the attempt, at least 2 s, and one that failed is tried last. `amqps://HOST/VHOST?auth_mechanism=external` logs in as the user that the certificate of
     /// [`AmqpOptions::tls`] names, which requires RabbitMQ's plugin `rabbitmq_auth_mechanism_ssl`.
     ///
     /// Must be called within a tokio runtime, which then runs the adapter's tasks. Each connection costs one thread.
@@ -83,26 +88,28 @@ impl AmqpBroker {
         let topology = AmqpTopology::new(&options);
         let publish_deadline = options.publish_deadline;
         let max_message_size = options.max_message_size;
-        let address = Address::parse(url)?;
-        if address.external() && options.tls.identity().is_none() {
+        let addresses = Addresses::parse(url)?;
+        let external = addresses.iter().find(|address| address.external());
+        if let Some(address) = external.filter(|_| options.tls.identity().is_none()) {
             return Err(BrokerError::Configuration(format!(
                 "broker {address} logs in by certificate (auth_mechanism=external), and there is none; name it and its \
                  key by cert_file and key_file under [tls]"
             )));
         }
         let settings = Arc::new(ConnectionSettings {
-            address,
+            addresses,
             tls: options.tls,
             connection_name: options.connection_name,
             topology,
             topology_mode: options.topology,
+            management_port: options.management_port,
         });
         // On the heap: the future that opens a connection takes many KB, which would be part of the caller's future.
         let publishing = match Box::pin(SupervisedConnection::open(Arc::clone(&settings), "publishing")).await
         {
             Ok(publishing) => Arc::new(publishing),
-            Err(error) => {
-                return Err(Box::pin(connect::explain(error, &settings.address, &settings.tls)).await);
+            Err(failed) => {
+                return Err(Box::pin(connect::explain(failed, &settings.tls)).await);
             }
         };
         let tasks = TaskTracker::new();
@@ -119,6 +126,8 @@ impl AmqpBroker {
             publish_deadline,
             publishing,
             consuming: OnceCell::new(),
+            missing: MissingQueues::default(),
+            upkeep: UpkeepState::default(),
             publishers: Mutex::new(Some(publishers)),
             calls: AtomicUsize::new(0),
             tasks,
@@ -138,9 +147,7 @@ impl AmqpBroker {
         };
         match self.consuming.get_or_try_init(open).await {
             Ok(consuming) => Ok(consuming),
-            Err(error) => {
-                Err(Box::pin(connect::explain(error, &self.settings.address, &self.settings.tls)).await)
-            }
+            Err(failed) => Err(Box::pin(connect::explain(failed, &self.settings.tls)).await),
         }
     }
 
@@ -179,7 +186,7 @@ impl AmqpBroker {
 #[async_trait]
 impl Broker for AmqpBroker {
     fn realm(&self) -> String {
-        self.settings.address.vhost().to_owned()
+        self.settings.addresses.vhost().to_owned()
     }
 
     fn capabilities(&self) -> BrokerCapabilities {
@@ -224,7 +231,8 @@ impl Broker for AmqpBroker {
 
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         let topology = &self.settings.topology;
-        let mut reader = DepthReader::new(self.consuming().await?.current_in_time().await?);
+        let mut reader =
+            DepthReader::new(&self.settings, &self.missing, self.consuming().await?.current_in_time().await?);
         let mut depths = Vec::with_capacity(queues.len());
         for queue in queues {
             let refused = |reason| BrokerError::Refused { reason };
@@ -253,6 +261,10 @@ impl Broker for AmqpBroker {
         Ok(())
     }
 
+    async fn maintain(&self) -> Result<Vec<Finding>, BrokerError> {
+        Box::pin(self.upkeep()).await
+    }
+
     async fn close(&self) {
         self.closing.cancel();
         self.publishers.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -262,6 +274,7 @@ impl Broker for AmqpBroker {
         self.ack_senders.close();
         // A delivery whose acknowledgement is not written by then comes again.
         let _ = timeout(CLOSE_TIMEOUT, self.ack_senders.wait()).await;
+        self.missing.close().await;
         if let Some(consuming) = self.consuming.get() {
             consuming.close().await;
         }
@@ -278,7 +291,7 @@ impl Drop for AmqpBroker {
 
 impl fmt::Debug for AmqpBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AmqpBroker").field("address", &self.settings.address).finish_non_exhaustive()
+        f.debug_struct("AmqpBroker").field("addresses", &self.settings.addresses).finish_non_exhaustive()
     }
 }
 

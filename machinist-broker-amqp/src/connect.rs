@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    net::{Shutdown, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -20,12 +20,13 @@ use machinist_adapter::{
 
 use crate::{
     address::Address,
-    error::{AmqpError, CLOSE_TIMEOUT},
+    endpoint::{self, Addresses, Endpoint},
+    error::{AmqpError, CLOSE_TIMEOUT, error_chain},
     runtime::{BrokerStream, SanitizingRuntime},
     sanitize::SanitizedStream,
 };
 
-/// Maximum time of one attempt to connect: name lookup, TCP, TLS, login.
+/// Maximum time of a question to one address: TCP, TLS, and what is asked.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Second handle on the socket of a connection, which ends the connection without asking the peer.
@@ -60,26 +61,72 @@ impl fmt::Debug for SocketHandle {
 pub(crate) struct OpenedConnection {
     pub(crate) connection: Connection,
     pub(crate) socket: SocketHandle,
+    pub(crate) endpoint: Endpoint,
 }
 
-/// Opens a connection within [`CONNECT_TIMEOUT`], or fails.
+/// Failed attempt to connect, with the address whose error says most.
+#[derive(Debug)]
+pub(crate) struct FailedConnect {
+    pub(crate) error: AmqpError,
+    address: Address,
+    /// `None` if the name of the address could not be looked up.
+    peer: Option<SocketAddr>,
+}
+
+/// Opens a connection to the first address that works, or fails. Each gets its [share](endpoint::share) of the time.
 ///
 /// # Cancel safety
-/// If the future is dropped early, the attempt ends by itself within [`CONNECT_TIMEOUT`] or with its peer.
-pub(crate) async fn connect(address: &Address, tls: &Tls, name: &str) -> Result<OpenedConnection, AmqpError> {
+/// If the future is dropped early, the attempt ends by itself within the share of one address, or with its peer.
+pub(crate) async fn connect(
+    addresses: &Addresses,
+    tls: &Tls,
+    name: &str,
+) -> Result<OpenedConnection, FailedConnect> {
+    let (endpoints, errors) = addresses.resolve().await;
+    let share = endpoint::share(endpoints.len());
+    let mut failed: Vec<FailedConnect> = Vec::new();
+    for (address, error) in errors {
+        failed.push(FailedConnect { error, address, peer: None });
+    }
+    for endpoint in endpoints {
+        match open(&endpoint, tls, name, share).await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => {
+                addresses.failed(endpoint.peer);
+                tracing::debug!(peer = %endpoint.peer, error = %error_chain(&error), "an address of the broker failed");
+                failed.push(FailedConnect { error, address: endpoint.address, peer: Some(endpoint.peer) });
+            }
+        }
+    }
+    // A broker that answers with an error says more than one that does not answer.
+    let says_more = |failed: &FailedConnect| {
+        failed.error.server_error().is_some_and(|_| !failed.error.is_transient())
+            || tls.explain(&failed.error).is_some()
+    };
+    let best = failed.iter().position(says_more).unwrap_or_else(|| failed.len().saturating_sub(1));
+    Err(failed.swap_remove(best))
+}
+
+/// Opens a connection to one endpoint within `share`.
+async fn open(
+    endpoint: &Endpoint,
+    tls: &Tls,
+    name: &str,
+    share: Duration,
+) -> Result<OpenedConnection, AmqpError> {
     let socket = SocketHandle::default();
     let guard = ShutDownOnDrop(Some(socket.clone()));
     let properties = ConnectionProperties::default()
         .with_connection_name(name.into())
         .with_client_property("product".into(), "machinist".into())
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-    let operation = format!("connecting to {address}");
+    let operation = format!("connecting to {} at {}", endpoint.address, endpoint.peer);
     let runtime = SanitizingRuntime::current().map_err(|error| AmqpError::lapin(&operation, error))?;
     let tokio = lapin::runtime::default_runtime().map_err(|error| AmqpError::lapin(&operation, error))?;
-    let target = address.clone();
+    let target = endpoint.clone();
     let tls = tls.clone();
     let open = Connection::connector(
-        address.uri(),
+        endpoint.address.uri(),
         runtime,
         async move |_, _| {
             let dial = async {
@@ -87,10 +134,10 @@ pub(crate) async fn connect(address: &Address, tls: &Tls, name: &str) -> Result<
                 if let AsyncTcpStream::Plain(plain) = &stream {
                     socket.attach(duplicate(plain.get_ref())?);
                 }
-                with_tls(stream, &target, &tls).await
+                with_tls(stream, &target.address, &tls).await
             };
             // This runs on lapin's own thread and outlives the caller's future.
-            let dialled = tokio::time::timeout(CONNECT_TIMEOUT, dial).await;
+            let dialled = tokio::time::timeout(share, dial).await;
             dialled
                 .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
                 .map(|stream| AsyncTcpStream::Plain(SanitizedStream::new(stream)))
@@ -98,10 +145,13 @@ pub(crate) async fn connect(address: &Address, tls: &Tls, name: &str) -> Result<
         },
         properties,
     );
-    match tokio::time::timeout(CONNECT_TIMEOUT, open).await {
-        Ok(Ok(connection)) => Ok(OpenedConnection { connection, socket: guard.release() }),
+    match tokio::time::timeout(share, open).await {
+        Ok(Ok(connection)) => {
+            let endpoint = endpoint.clone();
+            Ok(OpenedConnection { connection, socket: guard.release(), endpoint })
+        }
         Ok(Err(error)) => Err(AmqpError::lapin(operation, error)),
-        Err(_) => Err(AmqpError::timeout(operation, CONNECT_TIMEOUT)),
+        Err(_) => Err(AmqpError::timeout(operation, share)),
     }
 }
 
@@ -123,14 +173,13 @@ impl Drop for ShutDownOnDrop {
 }
 
 /// Opens a stream to the broker and sends nothing on it but the TLS handshake.
-pub(crate) async fn dial(address: &Address, tls: &Tls) -> io::Result<BrokerStream> {
+pub(crate) async fn dial(endpoint: &Endpoint, tls: &Tls) -> io::Result<BrokerStream> {
     let runtime = lapin::runtime::default_runtime().map_err(io::Error::other)?;
-    with_tls(dial_plain(address, &runtime).await?, address, tls).await
+    with_tls(dial_plain(endpoint, &runtime).await?, &endpoint.address, tls).await
 }
 
-async fn dial_plain(address: &Address, runtime: &TokioRuntime) -> io::Result<BrokerStream> {
-    let addresses = runtime.to_socket_addrs((address.host().to_owned(), address.port()));
-    AsyncTcpStream::connect(runtime, addresses).await
+async fn dial_plain(endpoint: &Endpoint, runtime: &TokioRuntime) -> io::Result<BrokerStream> {
+    AsyncTcpStream::connect(runtime, runtime.to_socket_addrs(endpoint.peer)).await
 }
 
 async fn with_tls(stream: BrokerStream, address: &Address, tls: &Tls) -> io::Result<BrokerStream> {
@@ -157,18 +206,18 @@ async fn with_tls(stream: BrokerStream, address: &Address, tls: &Tls) -> io::Res
 
 /// Error with which the broker rejects our TLS handshake. In TLS 1.3 it sends the error after our side is done, and the
 /// error is lost if we have sent anything: so this function sends nothing.
-async fn handshake_error(address: &Address, tls: &Tls) -> Option<io::Error> {
-    let listen = async { dial(address, tls).await?.read(&mut [0]).await };
+async fn handshake_error(endpoint: &Endpoint, tls: &Tls) -> Option<io::Error> {
+    let listen = async { dial(endpoint, tls).await?.read(&mut [0]).await };
     tokio::time::timeout(CLOSE_TIMEOUT, listen).await.ok()?.err()
 }
 
 /// Returns `true` if the server speaks TLS on a port that we tried without it. Sends nothing but the handshake, and
 /// trusts no certificate.
-async fn speaks_tls(address: &Address) -> bool {
+async fn speaks_tls(endpoint: &Endpoint) -> bool {
     let tried = async {
         let runtime = lapin::runtime::default_runtime().map_err(io::Error::other)?;
         let nobody = RustlsConnector::from(tls::trusting_nobody()?);
-        dial_plain(address, &runtime).await?.into_rustls(&nobody, address.host()).await.map(drop)
+        dial_plain(endpoint, &runtime).await?.into_rustls(&nobody, endpoint.address.host()).await.map(drop)
     };
     match tokio::time::timeout(CONNECT_TIMEOUT, tried).await {
         Ok(Err(error)) => tls::is_spoken(&error),
@@ -188,7 +237,9 @@ fn duplicate(socket: &impl std::os::windows::io::AsSocket) -> io::Result<TcpStre
 }
 
 /// Explains to a user why a connection failed, with the remedy.
-pub(crate) async fn explain(error: AmqpError, address: &Address, tls: &Tls) -> BrokerError {
+pub(crate) async fn explain(failed: FailedConnect, tls: &Tls) -> BrokerError {
+    let FailedConnect { error, address, peer } = failed;
+    let endpoint = peer.map(|peer| Endpoint { address: address.clone(), peer });
     if let Some(what) = tls.explain(&error) {
         return BrokerError::Refused { reason: format!("{address} {what}") };
     }
@@ -197,13 +248,14 @@ pub(crate) async fn explain(error: AmqpError, address: &Address, tls: &Tls) -> B
         if error.is_timeout() {
             return BrokerError::Unavailable(Box::new(error));
         }
+        let Some(endpoint) = endpoint else { return BrokerError::Unavailable(Box::new(error)) };
         if address.tls()
             && let Some(what) =
-                Box::pin(handshake_error(address, tls)).await.and_then(|error| tls.explain(&error))
+                Box::pin(handshake_error(&endpoint, tls)).await.and_then(|error| tls.explain(&error))
         {
             return BrokerError::Refused { reason: format!("{address} {what}") };
         }
-        if !address.tls() && Box::pin(speaks_tls(address)).await {
+        if !address.tls() && Box::pin(speaks_tls(&endpoint)).await {
             let reason = format!("{address} speaks TLS on this port; use amqps://, or the port without TLS");
             return BrokerError::Refused { reason };
         }

@@ -10,33 +10,55 @@ use lapin::{Channel, Connection, Event, options::BasicQosOptions};
 use machinist_adapter::tls::Tls;
 
 use crate::{
-    address::Address,
-    connect::{self, SocketHandle},
-    error::{AmqpError, CLOSE_TIMEOUT, rpc, rpc_within},
+    connect::{self, FailedConnect, OpenedConnection, SocketHandle},
+    endpoint::{Addresses, Endpoint},
+    error::{AmqpError, CLOSE_TIMEOUT, error_chain, rpc, rpc_within},
 };
 
 /// Maximum time that the broker has to answer a probe.
 pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Number of channel ids that are tried in a row before a connection counts as spoilt.
+const CHANNEL_ID_TRIES: usize = 16;
 
 /// An open connection. It may have died since; [`probe`](Self::probe) tells.
 #[derive(Debug)]
 pub(crate) struct AmqpConnection {
     connection: Connection,
     socket: SocketHandle,
+    endpoint: Endpoint,
     /// Reason that the broker gave for taking no messages on this connection now.
     blocked: Mutex<Option<String>>,
 }
 
 impl AmqpConnection {
     /// Connects in one bounded attempt.
-    pub(crate) async fn open(address: &Address, tls: &Tls, name: &str) -> Result<Self, AmqpError> {
-        let opened = connect::connect(address, tls, name).await?;
-        Ok(Self { connection: opened.connection, socket: opened.socket, blocked: Mutex::default() })
+    pub(crate) async fn open(addresses: &Addresses, tls: &Tls, name: &str) -> Result<Self, FailedConnect> {
+        let OpenedConnection { connection, socket, endpoint } =
+            connect::connect(addresses, tls, name).await?;
+        Ok(Self { connection, socket, endpoint, blocked: Mutex::default() })
     }
 
-    /// Opens a channel.
+    /// Endpoint of the node at the other end.
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Opens a channel. lapin takes the next id each time, and an id whose channel the broker has closed is spoilt. A
+    /// connection is ended if only spoilt ids are left, and its supervisor opens a new one.
     pub(crate) async fn open_channel(&self) -> Result<Channel, AmqpError> {
-        rpc("opening a channel", self.connection.create_channel()).await
+        const OPERATION: &str = "opening a channel";
+        for _ in 0..CHANNEL_ID_TRIES {
+            match rpc(OPERATION, self.connection.create_channel()).await {
+                Err(error) if error.is_of_channel_id() => {
+                    tracing::debug!(error = %error_chain(&error), "a channel id is spoilt");
+                }
+                opened => return opened,
+            }
+        }
+        tracing::debug!("the broker has closed so many channels of a connection that it is replaced");
+        self.abort();
+        Err(AmqpError::connection_closed(OPERATION))
     }
 
     /// Events of the connection: blocked, unblocked, failed.
@@ -55,15 +77,15 @@ impl AmqpConnection {
         let question = async {
             let open = match channel.take().filter(|channel| channel.status().connected()) {
                 Some(open) => open,
-                None => self.connection.create_channel().await?,
+                None => self.open_channel().await?,
             };
-            open.basic_qos(1, BasicQosOptions::default()).await?;
+            let asked = open.basic_qos(1, BasicQosOptions::default()).await;
+            asked.map_err(|error| AmqpError::lapin(OPERATION, error))?;
             *channel = Some(open);
-            Ok::<_, lapin::Error>(())
+            Ok(())
         };
         match tokio::time::timeout(PROBE_TIMEOUT, question).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(AmqpError::lapin(OPERATION, error)),
+            Ok(asked) => asked,
             Err(_) if self.blocked().is_some() => Ok(()),
             Err(_) => Err(AmqpError::timeout(OPERATION, PROBE_TIMEOUT)),
         }

@@ -174,6 +174,18 @@ impl DeclaredTopology {
         Ok(())
     }
 
+    /// Declares the levels of the ladder from the lowest up to this one, whatever is known of them.
+    pub(crate) async fn make_ladder(&self, connection: &AmqpConnection, top: u8) -> Result<(), DeclareError> {
+        let mut channel = self.channel.lock().await;
+        self.declare_shared(connection, &mut channel).await?;
+        declare_all(connection, &mut channel, self.topology.ladder(top)).await
+    }
+
+    /// Highest level of the ladder that this connection knows to exist.
+    pub(crate) fn highest_level(&self) -> Option<u8> {
+        self.known().levels.checked_sub(1)
+    }
+
     /// Returns `true` if a queue was declared so recently that it may not work yet.
     pub(crate) fn is_new(&self, queue: &str) -> bool {
         let declared = || self.known().queues.get(queue).copied();
@@ -320,7 +332,7 @@ async fn check_exchange(channel: &Channel, name: &str) -> Result<(), AmqpError> 
 /// Explains why the check for an existing object failed.
 fn check_error(name: String, error: AmqpError) -> DeclareError {
     match error.server_error() {
-        Some(reply) if reply.code == 404 => DeclareError::Missing { name },
+        Some(reply) if reply.says_missing() => DeclareError::Missing { name },
         // RabbitMQ 4.2.6 and later require a permission even for a passive declaration.
         Some(reply) if reply.code == 403 => DeclareError::Refused {
             reason: format!(
@@ -328,8 +340,8 @@ fn check_error(name: String, error: AmqpError) -> DeclareError {
                 reply.text
             ),
         },
-        // Another node is taking the queue over, or the queue's node is down: it will be back.
-        Some(reply) if reply.closes_only_channel && reply.code != 405 => {
+        // A queue that another node is taking over (405), or whose node is down, will be back.
+        Some(reply) if reply.closes_only_channel && reply.code != 405 && !error.is_transient() => {
             DeclareError::Refused { reason: format!("{name}: {}", reply.text) }
         }
         _ => DeclareError::Failed(error),
@@ -338,7 +350,8 @@ fn check_error(name: String, error: AmqpError) -> DeclareError {
 
 /// Explains why a declaration failed.
 fn declare_error(declaration: &Declaration, error: AmqpError) -> DeclareError {
-    let Some(reply) = error.server_error().filter(|reply| reply.closes_only_channel) else {
+    let is_final = !error.is_transient();
+    let Some(reply) = error.server_error().filter(|reply| reply.closes_only_channel && is_final) else {
         return DeclareError::Failed(error);
     };
     let object = match declaration {

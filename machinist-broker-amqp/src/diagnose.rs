@@ -19,9 +19,9 @@ use crate::{
     connect::{self, CONNECT_TIMEOUT},
     depth::DepthReader,
     error::{error_chain, rpc},
-    ladder::LADDER_LEVELS,
     options::TopologyMode,
     supervisor::{LiveConnection, PublishAvailability},
+    upkeep::missing_levels,
 };
 
 /// Minimum version of RabbitMQ, as major and minor: the first whose quorum queues dead-letter at least once.
@@ -33,7 +33,7 @@ const MANY_DELAYED_MESSAGES: u64 = 100_000;
 #[async_trait]
 impl Diagnose for AmqpBroker {
     fn location(&self) -> String {
-        self.settings.address.to_string()
+        self.settings.addresses.to_string()
     }
 
     async fn diagnose(&self) -> Vec<Finding> {
@@ -56,7 +56,7 @@ impl Diagnose for AmqpBroker {
         };
         let mut findings = vec![
             Finding::good("connection", format!("{} answers", self.location())),
-            self.version().await,
+            self.version(&live).await,
             heartbeat(&live),
         ];
         if let PublishAvailability::Blocked(reason) = self.publishing.availability() {
@@ -66,6 +66,7 @@ impl Diagnose for AmqpBroker {
         if self.settings.topology_mode == TopologyMode::Declare {
             findings.push(self.declare_permission(&live).await);
         }
+        findings.extend(self.policies(&live).await);
         findings.extend(self.depths(live).await);
         findings
     }
@@ -74,10 +75,10 @@ impl Diagnose for AmqpBroker {
 impl AmqpBroker {
     /// Reads the broker's version. The client library does not expose it, so the broker is asked on a separate
     /// connection, which goes no further.
-    async fn version(&self) -> Finding {
+    async fn version(&self, live: &LiveConnection) -> Finding {
         const SUBJECT: &str = "version";
         let asked = timeout(CONNECT_TIMEOUT, async {
-            let mut stream = connect::dial(&self.settings.address, &self.settings.tls).await?;
+            let mut stream = connect::dial(live.connection.endpoint(), &self.settings.tls).await?;
             stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
             stream.flush().await?;
             first_frame(&mut stream).await
@@ -131,27 +132,20 @@ impl AmqpBroker {
 
     /// Counts the messages on the ladder, and those that came due for queues that are gone.
     async fn depths(&self, live: Arc<LiveConnection>) -> Vec<Finding> {
-        let mut reader = DepthReader::new(live);
         let mut findings = Vec::new();
-        let mut delayed = 0;
-        let mut queues = 0;
-        for queue in (0..LADDER_LEVELS).flat_map(|level| self.settings.topology.level_queues(level)) {
-            match reader.read(&queue).await {
-                Ok(Some(found)) => {
-                    delayed += found.ready;
-                    queues += 1;
-                }
-                // The levels are declared from the lowest up: there are no more.
-                Ok(None) => break,
-                Err(error) => return vec![Finding::warning("delays", error_chain(&error), "")],
-            }
-        }
-        let found = format!("{delayed} messages in {queues} queues");
-        findings.push(if delayed > MANY_DELAYED_MESSAGES {
+        let ladder = match self.read_ladder(&live).await {
+            Ok(ladder) => ladder,
+            Err(error) => return vec![Finding::warning("delays", error_chain(&error), "")],
+        };
+        let found = format!("{} messages in {} queues", ladder.delayed, ladder.queues);
+        findings.push(if !ladder.missing.is_empty() {
+            missing_levels(&ladder.missing)
+        } else if ladder.delayed > MANY_DELAYED_MESSAGES {
             Finding::warning("delays", found, "spread due times: a burst of 20,000 takes seconds to come due")
         } else {
             Finding::good("delays", found)
         });
+        let mut reader = DepthReader::new(&self.settings, &self.missing, live);
         match reader.read(&self.settings.topology.undelivered()).await {
             Ok(Some(found)) if found.ready > 0 => findings.push(Finding::warning(
                 "undelivered",

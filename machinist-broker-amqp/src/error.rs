@@ -1,9 +1,11 @@
 //! Failed operations on the broker, and their translation into errors of the broker seam.
 
-use std::{error::Error, fmt, future::Future, time::Duration};
+use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 
 use lapin::{ErrorKind, protocol::AMQPErrorKind};
 use machinist_adapter::broker::BrokerError;
+
+use crate::address::Address;
 
 /// Maximum time that the broker has to answer an operation. lapin itself would wait forever.
 pub(crate) const RPC_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,6 +45,14 @@ pub(crate) struct ServerError<'a> {
     pub(crate) closes_only_channel: bool,
 }
 
+impl ServerError<'_> {
+    /// Returns `true` if the named queue or exchange does not exist. RabbitMQ gives the same code for a queue that exists
+    /// and is out of reach: its node is down, its process is stopped, its leader did not answer in time.
+    pub(crate) fn says_missing(&self) -> bool {
+        self.code == 404 && self.text.contains("NOT_FOUND - no ")
+    }
+}
+
 impl AmqpError {
     /// Error of an operation that the broker did not answer within `waited`.
     pub(crate) fn timeout(operation: impl Into<String>, waited: Duration) -> Self {
@@ -52,6 +62,12 @@ impl AmqpError {
     /// Error of an operation that the broker did not answer.
     pub(crate) fn no_answer(operation: impl Into<String>) -> Self {
         Self { operation: operation.into(), cause: AmqpErrorCause::NoAnswer }
+    }
+
+    /// Error of the look-up of a name.
+    pub(crate) fn lookup(address: &Address, error: std::io::Error) -> Self {
+        let error = ErrorKind::IOError(Arc::new(error));
+        Self::lapin(format!("looking up {} for {address}", address.host()), error.into())
     }
 
     /// Error of an operation that failed in lapin.
@@ -75,6 +91,14 @@ impl AmqpError {
         matches!(self.cause, AmqpErrorCause::Timeout(_) | AmqpErrorCause::NoAnswer)
     }
 
+    /// Returns `true` if a channel could not be opened because of its id: all are in use, or the broker has closed a channel
+    /// of this id before, whose error lapin then reports for each later channel of the id.
+    pub(crate) fn is_of_channel_id(&self) -> bool {
+        let is_limit = |error: &lapin::Error| matches!(error.kind(), ErrorKind::ChannelsLimitReached);
+        let is_old = self.server_error().is_some_and(|reply| reply.closes_only_channel);
+        is_old || matches!(&self.cause, AmqpErrorCause::Lapin(error) if is_limit(error))
+    }
+
     /// Error reply of the broker, if it sent one.
     pub(crate) fn server_error(&self) -> Option<ServerError<'_>> {
         let AmqpErrorCause::Lapin(error) = &self.cause else { return None };
@@ -84,14 +108,17 @@ impl AmqpError {
     }
 
     /// Returns `true` if the broker has a temporary problem that says nothing about the operation. RabbitMQ answers
-    /// with an internal error when several processes declare a new quorum queue at once, and forces connections
-    /// to close when it stops.
+    /// with an internal error when several processes declare a new quorum queue at once, forces connections
+    /// to close when it stops, and does not find a queue whose node is down.
     pub(crate) fn is_transient(&self) -> bool {
         const CONNECTION_FORCED: u16 = 320;
         const RESOURCE_ERROR: u16 = 506;
         const INTERNAL_ERROR: u16 = 541;
+        const NOT_FOUND: u16 = 404;
         let transient = [CONNECTION_FORCED, RESOURCE_ERROR, INTERNAL_ERROR];
-        self.server_error().is_some_and(|error| transient.contains(&error.code))
+        self.server_error().is_some_and(|error| {
+            transient.contains(&error.code) || (error.code == NOT_FOUND && !error.says_missing())
+        })
     }
 
     /// Error of the broker seam, for an operation of which nothing more is known than that it failed.
@@ -170,6 +197,23 @@ mod tests {
     use lapin::protocol::{AMQPError, AMQPHardError, AMQPSoftError};
 
     use super::*;
+
+    #[test]
+    fn a_queue_whose_node_is_down_is_not_missing() {
+        let found = |text: &str| {
+            let error = AMQPError::new(AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND), text.into());
+            let error = AmqpError::lapin("asking", ErrorKind::ProtocolError(error).into());
+            (error.server_error().is_some_and(|reply| reply.says_missing()), error.is_transient())
+        };
+        assert_eq!(found("NOT_FOUND - no queue 'q' in vhost '/'"), (true, false));
+        assert_eq!(found("NOT_FOUND - no exchange 'e' in vhost '/'"), (true, false));
+        for text in [
+            "NOT_FOUND - home node 'a@b' of durable queue 'q' in vhost '/' is down or inaccessible",
+            "NOT_FOUND - failed to perform operation on queue 'q' in vhost '/' due to timeout",
+        ] {
+            assert_eq!(found(text), (false, true), "{text}");
+        }
+    }
 
     #[test]
     fn a_temporary_problem_of_the_broker_is_no_refusal() {

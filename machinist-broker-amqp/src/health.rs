@@ -32,6 +32,13 @@ pub(crate) struct MonitoredQueue {
     pub(crate) status: watch::Receiver<SubscriptionStatus>,
 }
 
+impl MonitoredQueue {
+    /// Returns `true` if the broker has confirmed the subscription.
+    pub(crate) fn is_up(&self) -> bool {
+        self.status.has_changed().is_ok() && matches!(*self.status.borrow(), SubscriptionStatus::Up(_))
+    }
+}
+
 /// Health of all subscriptions of one consumer.
 #[derive(Debug)]
 pub(crate) struct AmqpSubscriptionHealth {

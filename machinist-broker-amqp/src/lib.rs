@@ -39,15 +39,18 @@ mod broker;
 mod connect;
 mod connection;
 mod convert;
+mod death;
 mod declare;
 mod depth;
 mod diagnose;
+mod endpoint;
 mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
 mod health;
 mod ladder;
+mod management;
 mod options;
 mod pending_publish;
 mod publish_window;
@@ -57,6 +60,8 @@ mod sanitize;
 mod subscription;
 mod supervisor;
 mod topology;
+mod upkeep;
+mod upkeep_state;
 
 pub use broker::AmqpBroker;
 pub use options::{AmqpOptions, ExistingQueue, QueueType, TopologyMode};

@@ -21,6 +21,9 @@ pub struct AmqpOptions {
     /// Maximum size of a message body, in bytes: `max_message_size` of the broker, whose default is 16 MiB from
     /// RabbitMQ 4.0 on and 128 MiB before. Default: 16 MiB.
     pub max_message_size: usize,
+    /// Port of the management API on the broker's host, which alone tells the policies of queues. It is asked with the
+    /// login of the broker, and only without TLS. `None` asks nobody. Default: 15672.
+    pub management_port: Option<u16>,
     /// Name of the connections that the broker shows. Default: the program's file name.
     pub connection_name: String,
     /// Trusted certificates and own certificate on `amqps://`. Default: the system's, and none.
@@ -38,6 +41,7 @@ impl Default for AmqpOptions {
             existing_queues: HashMap::new(),
             publish_deadline: Duration::from_secs(30),
             max_message_size: 16 * 1024 * 1024,
+            management_port: Some(15672),
             connection_name: name.unwrap_or("machinist").to_owned(),
             tls: Tls::default(),
         }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use lapin::{BasicProperties, Channel, options::ConfirmSelectOptions};
-use machinist_adapter::broker::{Publish, PublishError};
+use machinist_adapter::broker::{Publish, PublishError, Target};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
@@ -325,7 +325,8 @@ impl Publisher {
         let queue = self.settings.topology.queue_name(publish.target.queue()).map_err(rejected)?;
         publish.message.check_depth()?;
         let size = publish.message.body.len();
-        if size > self.max_message_size {
+        // The broker has taken a dead letter before, in another queue, and tells if it is too large now.
+        if size > self.max_message_size && !matches!(publish.target, Target::DeadLetters(_)) {
             return Err(PublishError::TooLarge { size, limit: self.max_message_size });
         }
         let (properties, size) = convert::properties(&publish.message, self.next_id).map_err(rejected)?;
@@ -363,11 +364,14 @@ impl Publisher {
                     pause = pause.max(Some(NEW_QUEUE_RETRY_PAUSE));
                     again.push(pending);
                 }
-                PublishOutcome::Refused => pending.refuse(PublishError::Rejected {
-                    reason: format!(
-                        "negative confirm; queue {queue} is at a limit, or has lost its majority of nodes"
-                    ),
-                }),
+                PublishOutcome::Refused => {
+                    let delayed = pending.delay_route().map_or("", |_| ", or a queue of the delays,");
+                    pending.refuse(PublishError::Nacked {
+                        reason: format!(
+                            "negative confirm; queue {queue}{delayed} is at a limit, or has lost its majority of nodes"
+                        ),
+                    });
+                }
                 PublishOutcome::Returned
                     if self.settings.topology_mode == TopologyMode::Declare
                         && !pending.history.redeclared =>

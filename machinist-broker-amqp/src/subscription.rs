@@ -14,14 +14,18 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::{StreamExt as _, future::try_join_all};
+use futures_util::{
+    StreamExt as _,
+    future::{join_all, try_join_all},
+    stream::{BoxStream, SelectAll, once},
+};
 use lapin::{
     Channel,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
     types::{FieldTable, ShortString},
 };
 use machinist_adapter::{
-    broker::{BrokerError, Consumer, Delivery, Message, SubscriptionHealth},
+    broker::{BrokerError, Consumer, DeadLetterCause, Delivery, Message, SubscriptionHealth},
     id::QueueName,
 };
 use tokio::{
@@ -36,13 +40,16 @@ use tokio_util::{
 use crate::{
     ack_sender::{AckSender, AmqpReceipt},
     backoff::ReconnectBackoff,
-    convert,
+    convert, death,
     declare::DeclareError,
     error::{AmqpError, CLOSE_TIMEOUT, RPC_TIMEOUT, error_chain, rpc, rpc_within},
     health::{AmqpSubscriptionHealth, MonitoredQueue, SubscriptionStatus},
     supervisor::{ConnectionSettings, LiveConnection, SupervisedConnection},
     topology::AmqpTopology,
 };
+
+/// Number of characters of a strange routing key that are shown.
+const MAX_SHOWN_KEY: usize = 80;
 
 /// Minimum lifetime of a subscription after which the next failure starts with short waits again.
 const STABLE_SUBSCRIPTION_AGE: Duration = Duration::from_secs(10);
@@ -103,7 +110,16 @@ struct IncomingDelivery {
     queue: QueueName,
     message: Message,
     redelivered: bool,
+    cause: Option<DeadLetterCause>,
     receipt: AmqpReceipt,
+}
+
+/// Number of deliveries of a queue that a consumer may hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct ConsumerCredit {
+    /// Number of pauses so far. Deliveries from before the last pause use no credit.
+    pauses: u64,
+    given: u16,
 }
 
 /// The user's end of the subscriptions to one or more queues.
@@ -111,6 +127,9 @@ struct IncomingDelivery {
 pub(crate) struct AmqpConsumer {
     deliveries: mpsc::UnboundedReceiver<IncomingDelivery>,
     queues: Vec<MonitoredQueue>,
+    credit: watch::Sender<ConsumerCredit>,
+    /// Number of pauses that the subscription to each queue has seen.
+    pauses_seen: Vec<watch::Receiver<u64>>,
     disconnects: Arc<AtomicU64>,
     stop: CancellationToken,
     _stop_on_drop: DropGuard,
@@ -128,6 +147,8 @@ impl AmqpConsumer {
         let (delivery_sender, deliveries) = mpsc::unbounded_channel();
         let stop_on_drop = stop.clone().drop_guard();
         let disconnects = Arc::<AtomicU64>::default();
+        let credit = watch::Sender::new(ConsumerCredit { pauses: 0, given: prefetch.max(1) });
+        let mut pauses_seen = Vec::with_capacity(sources.len());
         let mut queues = Vec::with_capacity(sources.len());
         let mut confirms = Vec::with_capacity(sources.len());
         for source in sources {
@@ -137,11 +158,14 @@ impl AmqpConsumer {
             let not_yet = SubscriptionStatus::Down("it has not been made yet".to_owned());
             let (status_sender, status) = watch::channel(not_yet);
             queues.push(MonitoredQueue { name: names.queue.clone(), status });
+            let (seen_sender, seen) = watch::channel(0);
+            pauses_seen.push(seen);
             let subscription = QueueSubscription {
                 context: context.clone(),
                 source,
                 names,
-                prefetch: prefetch.max(1),
+                credit: credit.subscribe(),
+                pauses_seen: seen_sender,
                 deliveries: delivery_sender.clone(),
                 stop: stop.clone(),
                 status: status_sender,
@@ -152,7 +176,8 @@ impl AmqpConsumer {
                 confirmed.await.unwrap_or_else(|_| Err(AmqpError::closed().into_broker_error()))
             });
         }
-        let consumer = Self { deliveries, queues, disconnects, _stop_on_drop: stop_on_drop, stop };
+        let consumer =
+            Self { deliveries, queues, credit, pauses_seen, disconnects, _stop_on_drop: stop_on_drop, stop };
         match timeout(RPC_TIMEOUT * 2, try_join_all(confirms)).await {
             Ok(confirmed) => confirmed.map(|_| consumer),
             Err(_) => Err(AmqpError::timeout("subscribing", RPC_TIMEOUT * 2).into_broker_error()),
@@ -173,9 +198,28 @@ impl Consumer for AmqpConsumer {
                 queue: delivery.queue,
                 message: delivery.message,
                 redelivered: delivery.redelivered,
+                cause: delivery.cause,
                 receipt: Box::new(delivery.receipt),
             });
         }
+    }
+
+    async fn add_credit(&mut self, more: u16) {
+        self.credit.send_modify(|credit| credit.given = credit.given.saturating_add(more));
+    }
+
+    async fn pause(&mut self) {
+        self.credit.send_modify(|credit| {
+            *credit = ConsumerCredit { pauses: credit.pauses.saturating_add(1), given: 0 }
+        });
+        let pauses = self.credit.borrow().pauses;
+        let subscribed = self.queues.iter().zip(&mut self.pauses_seen).filter(|(queue, _)| queue.is_up());
+        // A subscription that ends meanwhile delivers nothing, and starts without credit.
+        let paused =
+            subscribed.map(|(_, seen)| async move { drop(seen.wait_for(move |seen| *seen >= pauses).await) });
+        let _ = timeout(RPC_TIMEOUT, join_all(paused)).await;
+        // Dropped receipts hand their messages back.
+        while self.deliveries.try_recv().is_ok() {}
     }
 
     async fn stop(&mut self) {
@@ -195,7 +239,8 @@ struct QueueSubscription {
     context: SubscriptionContext,
     source: SubscriptionSource,
     names: SourceNames,
-    prefetch: u16,
+    credit: watch::Receiver<ConsumerCredit>,
+    pauses_seen: watch::Sender<u64>,
     deliveries: mpsc::UnboundedSender<IncomingDelivery>,
     stop: CancellationToken,
     status: watch::Sender<SubscriptionStatus>,
@@ -208,12 +253,22 @@ struct SubscribedChannel {
     live: Arc<LiveConnection>,
     channel: Channel,
     acks: AckSender,
-    consumer: lapin::Consumer,
+    /// Consumers of the queue: one for each credit that was given since the last pause.
+    consumers: SelectAll<BoxStream<'static, FromBroker>>,
+    consumer_tags: Vec<ShortString>,
+    /// Credit that the consumers have.
+    credit: ConsumerCredit,
+    credit_changes: watch::Receiver<ConsumerCredit>,
     /// Shared by the unsettled deliveries.
     unsettled: Arc<()>,
-    /// Receipts of messages for no queue of this namespace. They are kept: handed back, such a message would come again
-    /// at once.
-    foreign: Vec<AmqpReceipt>,
+}
+
+/// Item of a consumer's stream.
+enum FromBroker {
+    Delivery(Box<lapin::message::Delivery>),
+    Failed(lapin::Error),
+    /// The consumer has ended.
+    Ended,
 }
 
 /// Reason that a subscribed channel is over.
@@ -303,24 +358,59 @@ impl QueueSubscription {
         let live = self.context.supervised.current().await.map_err(DeclareError::Failed)?;
         live.declared.for_subscription(&live.connection, self.names.task_queue.as_deref()).await?;
         let channel = live.connection.open_channel().await.map_err(DeclareError::Failed)?;
-        // Per consumer, not per channel: RabbitMQ denies global prefetch limits from 4.3 on.
-        let limit = channel.basic_qos(self.prefetch, BasicQosOptions::default());
-        rpc("limiting deliveries", limit).await.map_err(DeclareError::Failed)?;
-        let name = ShortString::try_new(self.names.queue.as_str()).unwrap_or_default();
-        let consume =
-            channel.basic_consume(name, "".into(), BasicConsumeOptions::default(), FieldTable::default());
-        let consumer = rpc("subscribing", consume).await.map_err(|error| self.consume_error(&live, error))?;
         let (acks, work) = AckSender::open(channel.clone(), self.context.close_ack_senders.clone());
         self.context.ack_senders.spawn(work);
-        let unsettled = Arc::new(());
-        Ok(SubscribedChannel { live, channel, acks, consumer, unsettled, foreign: Vec::new() })
+        let mut credit_changes = self.credit.clone();
+        let pauses = credit_changes.borrow_and_update().pauses;
+        let mut subscribed = SubscribedChannel {
+            live,
+            channel,
+            acks,
+            consumers: SelectAll::new(),
+            consumer_tags: Vec::new(),
+            credit: ConsumerCredit { pauses, given: 0 },
+            credit_changes,
+            unsettled: Arc::new(()),
+        };
+        let added = self.follow_credit(&mut subscribed).await;
+        added.map_err(|error| self.consume_error(&subscribed.live, error))?;
+        Ok(subscribed)
+    }
+
+    /// Gives the consumers of a channel the credit that they should have: after a pause none, and then one more consumer
+    /// for each addition. RabbitMQ limits the deliveries of each consumer separately (and denies limits of a whole channel
+    /// from 4.3 on), and a limit cannot be changed.
+    async fn follow_credit(&self, subscribed: &mut SubscribedChannel) -> Result<(), AmqpError> {
+        let wanted = *subscribed.credit_changes.borrow_and_update();
+        if wanted.pauses != subscribed.credit.pauses {
+            subscribed.cancel_consumers().await?;
+            subscribed.credit = ConsumerCredit { pauses: wanted.pauses, given: 0 };
+        }
+        let more = wanted.given.saturating_sub(subscribed.credit.given);
+        if more > 0 {
+            let limit = subscribed.channel.basic_qos(more, BasicQosOptions::default());
+            rpc("limiting deliveries", limit).await?;
+            let name = ShortString::try_new(self.names.queue.as_str()).unwrap_or_default();
+            let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+            let consume = subscribed.channel.basic_consume(name, "".into(), options, arguments);
+            let consumer = rpc("subscribing", consume).await?;
+            subscribed.consumer_tags.push(consumer.tag());
+            let items = consumer.map(|item| match item {
+                Ok(delivery) => FromBroker::Delivery(Box::new(delivery)),
+                Err(error) => FromBroker::Failed(error),
+            });
+            subscribed.consumers.push(items.chain(once(async { FromBroker::Ended })).boxed());
+            subscribed.credit.given = wanted.given;
+        }
+        self.pauses_seen.send_replace(wanted.pauses);
+        Ok(())
     }
 
     /// Explains why the broker refused the subscription.
     fn consume_error(&self, live: &LiveConnection, error: AmqpError) -> DeclareError {
         let queue = &self.names.queue;
         match error.server_error() {
-            Some(reply) if reply.code == 404 => {
+            Some(reply) if reply.says_missing() => {
                 self.forget_queue(live);
                 DeclareError::Missing { name: format!("queue {queue}") }
             }
@@ -339,17 +429,25 @@ impl QueueSubscription {
         let mut last_delivery = Instant::now();
         loop {
             tokio::select! {
-                item = subscribed.consumer.next() => match item {
-                    Some(Ok(delivery)) => {
+                Some(item) = subscribed.consumers.next() => match item {
+                    FromBroker::Delivery(delivery) => {
                         last_delivery = Instant::now();
-                        self.pass_on(subscribed, delivery);
+                        self.pass_on(subscribed, *delivery);
                     }
-                    Some(Err(error)) => return SubscriptionEnd::Failed(AmqpError::lapin("consuming", error)),
-                    None => return SubscriptionEnd::Cancelled,
+                    FromBroker::Failed(error) => {
+                        return SubscriptionEnd::Failed(AmqpError::lapin("consuming", error));
+                    }
+                    FromBroker::Ended => return SubscriptionEnd::Cancelled,
                 },
+                // The sender lives as long as the consumer, whose end cancels `stop`.
+                Ok(()) = subscribed.credit_changes.changed() => {
+                    if let Err(error) = self.follow_credit(subscribed).await {
+                        return SubscriptionEnd::Failed(error);
+                    }
+                }
                 () = sleep_until(last_delivery + IDLE_RENEWAL_PERIOD) => {
                     // While deliveries are unsettled, the prefetch limit may be the reason that none come.
-                    if Arc::strong_count(&subscribed.unsettled) == 1 {
+                    if subscribed.credit.given > 0 && Arc::strong_count(&subscribed.unsettled) == 1 {
                         return SubscriptionEnd::Idle;
                     }
                     last_delivery = Instant::now();
@@ -365,17 +463,22 @@ impl QueueSubscription {
             SubscriptionSource::Queue(queue) | SubscriptionSource::DeadLetters(queue) => Some(queue.clone()),
             SubscriptionSource::Undelivered => self.context.settings.topology.queue_of_due_message(key),
         };
-        let Some(queue) = queue else {
-            tracing::error!(
-                key,
-                queue = self.names.queue,
-                "a message for no queue of ours stays where it is"
-            );
-            subscribed.foreign.push(receipt);
-            return;
+        let names_none = queue.is_none();
+        // Nothing is sent to a queue of this name: the cause says that there is none.
+        let Some(queue) = queue.or_else(|| QueueName::parse("undelivered").ok()) else { return };
+        let cause = match (&self.source, &self.names.task_queue) {
+            _ if names_none => {
+                let key: String = key.chars().take(MAX_SHOWN_KEY).collect();
+                Some(DeadLetterCause::Other(format!(
+                    "its routing key {key:?} names no queue of this namespace"
+                )))
+            }
+            (SubscriptionSource::DeadLetters(_), Some(queue)) => death::cause(&delivery.properties, queue),
+            _ => None,
         };
         let incoming = IncomingDelivery {
             queue,
+            cause,
             message: convert::message(&delivery.properties, delivery.data),
             redelivered: delivery.redelivered,
             receipt,
@@ -386,29 +489,36 @@ impl QueueSubscription {
 
     /// Ends the subscription and hands back the deliveries that nobody has taken.
     async fn unsubscribe(self, mut subscribed: SubscribedChannel) {
-        const OPERATION: &str = "ending a subscription";
-        let channel = &subscribed.channel;
-        let cancel = channel.basic_cancel(subscribed.consumer.tag(), BasicCancelOptions::default());
-        let ended = async {
-            rpc_within(CLOSE_TIMEOUT, OPERATION, cancel).await?;
-            let rest = async {
-                while let Some(Ok(delivery)) = subscribed.consumer.next().await {
-                    drop(subscribed.acks.receipt(delivery.delivery_tag, &subscribed.unsettled));
-                }
-            };
-            // The cancel ends the stream.
-            timeout(CLOSE_TIMEOUT, rest).await.map_err(|_| AmqpError::timeout(OPERATION, CLOSE_TIMEOUT))
-        };
-        if let Err(error) = ended.await {
+        if let Err(error) = subscribed.cancel_consumers().await {
             let queue = &self.names.queue;
             tracing::debug!(queue, error = %error_chain(&error), "a subscription did not end by itself");
             // When the channel closes, the broker hands its deliveries back.
-            let close = channel.close(200, "abandoned".into());
-            if channel.status().connected()
+            let close = subscribed.channel.close(200, "abandoned".into());
+            if subscribed.channel.status().connected()
                 && rpc_within(CLOSE_TIMEOUT, "closing a channel", close).await.is_err()
             {
                 subscribed.live.connection.abort();
             }
         }
+    }
+}
+
+impl SubscribedChannel {
+    /// Ends all consumers, and hands back the deliveries that nobody has taken.
+    async fn cancel_consumers(&mut self) -> Result<(), AmqpError> {
+        const OPERATION: &str = "ending a subscription";
+        for tag in std::mem::take(&mut self.consumer_tags) {
+            let cancel = self.channel.basic_cancel(tag, BasicCancelOptions::default());
+            rpc_within(CLOSE_TIMEOUT, OPERATION, cancel).await?;
+        }
+        let rest = async {
+            while let Some(item) = self.consumers.next().await {
+                if let FromBroker::Delivery(delivery) = item {
+                    drop(self.acks.receipt(delivery.delivery_tag, &self.unsettled));
+                }
+            }
+        };
+        // The cancels end the streams.
+        timeout(CLOSE_TIMEOUT, rest).await.map_err(|_| AmqpError::timeout(OPERATION, CLOSE_TIMEOUT))
     }
 }

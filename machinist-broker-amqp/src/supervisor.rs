@@ -15,10 +15,11 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    address::Address,
     backoff::ReconnectBackoff,
+    connect::FailedConnect,
     connection::AmqpConnection,
     declare::DeclaredTopology,
+    endpoint::{Addresses, Endpoint},
     error::{AmqpError, RPC_TIMEOUT, error_chain},
     options::TopologyMode,
     topology::AmqpTopology,
@@ -34,11 +35,12 @@ const STABLE_CONNECTION_AGE: Duration = Duration::from_secs(10);
 /// Settings that all connections of one broker share.
 #[derive(Debug)]
 pub(crate) struct ConnectionSettings {
-    pub(crate) address: Address,
+    pub(crate) addresses: Addresses,
     pub(crate) tls: Tls,
     pub(crate) connection_name: String,
     pub(crate) topology: AmqpTopology,
     pub(crate) topology_mode: TopologyMode,
+    pub(crate) management_port: Option<u16>,
 }
 
 /// A supervised connection. Its last owner ends it.
@@ -68,9 +70,9 @@ pub(crate) struct LiveConnection {
 }
 
 impl LiveConnection {
-    async fn open(settings: &ConnectionSettings, role: &str) -> Result<Self, AmqpError> {
+    async fn open(settings: &ConnectionSettings, role: &str) -> Result<Self, FailedConnect> {
         let name = format!("{} ({role})", settings.connection_name);
-        let connection = AmqpConnection::open(&settings.address, &settings.tls, &name).await?;
+        let connection = AmqpConnection::open(&settings.addresses, &settings.tls, &name).await?;
         let declared = DeclaredTopology::new(settings.topology.clone(), settings.topology_mode);
         Ok(Self { connection, declared })
     }
@@ -84,7 +86,7 @@ impl SupervisedConnection {
     pub(crate) async fn open(
         settings: Arc<ConnectionSettings>,
         role: &'static str,
-    ) -> Result<Self, AmqpError> {
+    ) -> Result<Self, FailedConnect> {
         let live = Arc::new(LiveConnection::open(&settings, role).await?);
         let (state_sender, state) = watch::channel(SupervisedState::Up(Arc::clone(&live)));
         let probe_request = Arc::new(Notify::new());
@@ -193,7 +195,10 @@ impl Supervisor {
             let end = stop.run_until_cancelled(self.watch(&live.connection)).await;
             let Some(error) = end else { break self.close(&live.connection).await };
             live.connection.abort();
-            tracing::warn!(role = self.role, broker = %self.settings.address, error = %error_chain(&error), "lost the broker");
+            let Endpoint { address, peer } = live.connection.endpoint();
+            // Another node is tried first: this one may be up again only in a while.
+            self.settings.addresses.failed(*peer);
+            tracing::warn!(role = self.role, broker = %address, error = %error_chain(&error), "lost the broker");
             self.state.send_replace(SupervisedState::Down(error));
             if since.elapsed() > STABLE_CONNECTION_AGE {
                 backoff = ReconnectBackoff::new();
@@ -205,7 +210,7 @@ impl Supervisor {
                     break;
                 }
             }
-            tracing::info!(role = self.role, broker = %self.settings.address, "reached the broker again");
+            tracing::info!(role = self.role, broker = %live.connection.endpoint().address, "reached the broker again");
             self.state.send_replace(SupervisedState::Up(Arc::clone(&live)));
         }
     }
@@ -215,7 +220,7 @@ impl Supervisor {
             tokio::time::sleep(backoff.next()).await;
             match LiveConnection::open(&self.settings, self.role).await {
                 Ok(live) => return Arc::new(live),
-                Err(error) => {
+                Err(FailedConnect { error, .. }) => {
                     tracing::debug!(role = self.role, error = %error_chain(&error), "no connection yet");
                     self.state.send_replace(SupervisedState::Down(error));
                 }

@@ -131,6 +131,18 @@ impl AmqpTopology {
         MessageRoute { exchange: self.level_exchange(delay.top_level()), key }
     }
 
+    /// Returns `true` if a queue of this name, and with this dead-letter exchange, belongs to this namespace.
+    pub(crate) fn is_own_queue(&self, name: &str, dead_letter_exchange: Option<&str>) -> bool {
+        let prefixed = name
+            .strip_prefix(&self.namespace)
+            .is_some_and(|rest| rest.starts_with('.') || rest.starts_with(':'));
+        // Task queues of the default namespace have no prefix, and dead letters no argument.
+        let is_existing = |name: &str| self.existing.values().any(|existing| existing.name == name);
+        prefixed
+            || dead_letter_exchange == Some(self.dead_letter_exchange().as_str())
+            || is_existing(name.strip_suffix(".dead").unwrap_or(name))
+    }
+
     /// Name of the exchange that tasks are published to.
     pub(crate) fn task_exchange(&self) -> String {
         self.namespace.clone()
@@ -321,6 +333,14 @@ mod tests {
         }
         let key = topology("other").route(&Target::Queue(name("a")), "other:a", Some(delay)).key;
         assert_eq!(topology("third").queue_of_due_message(&key), None);
+    }
+
+    #[test]
+    fn own_queues_are_recognized() {
+        let own = |namespace: &str, name: &str, exchange| topology(namespace).is_own_queue(name, exchange);
+        assert!(own("x", "x:mail", None) && own("x", "x.delay.1.3", None) && own("x", "x:mail.dead", None));
+        assert!(!own("x", "xy:mail", None) && !own("x", "mail", None) && !own("x", "mail", Some("y.dead")));
+        assert!(own("machinist", "mail", Some("machinist.dead")) && !own("machinist", "mail", None));
     }
 
     #[test]

@@ -118,6 +118,9 @@ pub(crate) enum CliCommand {
     Scheduled(ScheduledArgs),
     /// List the queues and their numbers of messages
     Queues(QueuesArgs),
+    /// Copy the embedded file, also while processes use it
+    #[cfg(feature = "sqlite")]
+    Backup(BackupArgs),
     /// List, replay and purge dead letters
     #[command(subcommand)]
     Dead(DeadCommand),
@@ -143,6 +146,14 @@ pub(crate) struct QueuesArgs {
     /// permission (with topology = "verify": check them)
     #[arg(long)]
     pub(crate) declare: bool,
+}
+
+#[cfg(feature = "sqlite")]
+#[derive(Debug, Args)]
+pub(crate) struct BackupArgs {
+    /// File to write; an existing file is never overwritten
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -136,7 +136,7 @@ fn backend_code(error: &BackendError) -> Code {
     match error {
         BackendError::Unavailable(_) => Code::Unreachable,
         BackendError::Refused { .. } => Code::NotPermitted,
-        BackendError::Configuration(_) => Code::Configuration,
+        BackendError::Configuration(_) | BackendError::Record { .. } => Code::Configuration,
         _ => Code::Fault,
     }
 }
@@ -211,6 +211,13 @@ impl From<SendError> for CliError {
                     Code::Unreachable,
                     Some(format!(
                         "it may or may not be queued; repeat the command with --id {id}, which runs the task only once"
+                    )),
+                ),
+                PublishError::Nacked { .. } => (
+                    Code::Unreachable,
+                    Some(format!(
+                        "repeat the command later with --id {id}, which runs the task only once; a full queue needs more \
+                         workers, or a higher limit"
                     )),
                 ),
                 PublishError::Unavailable(_) | PublishError::Blocked { .. } => {

@@ -191,6 +191,12 @@ impl Consumer for WitnessedConsumer {
         self.witness.at(ArrowStep::Receive, Side::After).await;
         Some(delivery)
     }
+    async fn add_credit(&mut self, credit: u16) {
+        self.inner.add_credit(credit).await;
+    }
+    async fn pause(&mut self) {
+        self.inner.pause().await;
+    }
     async fn stop(&mut self) {
         self.inner.stop().await;
     }

@@ -68,6 +68,7 @@ macro_rules! broker_suite {
             an_empty_batch_has_no_answers
             concurrent_publishers_get_their_own_answers
             only_what_is_queued_is_confirmed_when_a_queue_vanishes
+            a_full_queue_refuses_for_now_and_takes_more_later
             dead_letters_are_kept_beside_the_queue
             dead_letters_are_taken_and_handed_back
             depth_counts_and_consumes_nothing
@@ -77,6 +78,7 @@ macro_rules! broker_suite {
             a_receipt_that_is_dropped_brings_the_message_again
             a_requeued_message_comes_again
             two_consumers_share_a_queue
+            credit_bounds_what_a_consumer_takes
             one_consumer_serves_several_queues
             prefetch_bounds_what_is_unsettled
             a_settlement_wakes_a_waiting_next
@@ -136,6 +138,10 @@ macro_rules! backend_suite {
             a_commit_that_counts_tells_the_size_of_the_record
             records_of_different_kinds_are_apart
             a_worker_whose_runtime_is_blocked_keeps_its_session
+            a_record_that_cannot_be_used_harms_no_other
+            an_index_that_cannot_be_used_harms_no_other
+            a_worker_outlives_records_that_cannot_be_used
+            a_worker_whose_session_cannot_be_used_opens_another
             indexes_are_ordered_and_paged
             a_note_may_be_repeated_and_moves_its_member
             indexes_are_apart
@@ -177,6 +183,7 @@ mod tests {
             include_str!("backend/expiry.rs"),
             include_str!("backend/watching.rs"),
             include_str!("backend/require.rs"),
+            include_str!("backend/spoiled.rs"),
             include_str!("backend/indexes.rs"),
             include_str!("backend/agreement.rs"),
         ];

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::{
     backend::{Backend, BackendError},
     broker::{Broker, Message, PublishError},
-    clock::Clock,
+    clock::{Clock, Timestamp},
     error::BoxError,
     event::{Event, EventKind, Observer, Observers},
     id::{QueueName, TaskName},
@@ -21,6 +21,8 @@ use crate::{
 
 /// Interval at which a process asks the backend for its time.
 const TIME_CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// Difference between the backend's answer and the expected time, in microseconds, that is logged as a jump.
+const TIME_JUMP_MICROS: u64 = 2_000_000;
 
 /// An application: a broker, a backend, and its defaults. Cheap to clone.
 ///
@@ -107,7 +109,9 @@ impl App {
     /// rotation without a restart.
     ///
     /// # Errors
-    /// [`KeyError::NoneActive`] if this application signs and could not with that ring; the old one stays.
+    /// [`KeyError::NoneActive`] if this application signs and could not with that ring: the old one stays, but what the new
+    /// one revokes is revoked. If that is the key that signs, nothing is sent, and workers take no deliveries, until a ring
+    /// has another.
     pub fn replace_keyring(&self, keyring: impl Into<Keyring>) -> Result<(), KeyError> {
         self.0.trust.replace(keyring.into())
     }
@@ -359,8 +363,7 @@ impl AppBuilder {
         let rules = QueueRules::new(self.queues).map_err(|(queue, why)| AppError::Queue { queue, why })?;
         let asked = Instant::now();
         let now = self.backend.now().await?;
-        let clock = Clock::starting_at(now);
-        clock.learn(asked, now);
+        let clock = Clock::learned(asked, now);
         if let Some(key) = self.keyring.as_ref().and_then(Keyring::signing_key) {
             key.believed_at(now).map_err(|unfit| AppError::Key(unfit.to_string()))?;
         }
@@ -402,6 +405,19 @@ impl AppBuilder {
     }
 }
 
+impl AppState {
+    /// Adopts the time that the backend answered, and logs a jump.
+    pub(crate) fn learn_time(&self, asked: Instant, answered: Timestamp) {
+        let later_by = self.clock.learn(asked, answered);
+        if later_by.unsigned_abs() > TIME_JUMP_MICROS {
+            tracing::warn!(
+                later_by_ms = later_by / 1000,
+                "backend time has jumped: its clock was set, a server with another clock took over, or this host slept"
+            );
+        }
+    }
+}
+
 /// Asks for backend time now and then, for as long as the application is there.
 async fn keep_time(app: std::sync::Weak<AppState>) {
     loop {
@@ -409,7 +425,7 @@ async fn keep_time(app: std::sync::Weak<AppState>) {
         let Some(app) = app.upgrade() else { return };
         let asked = Instant::now();
         match app.backend.now().await {
-            Ok(now) => app.clock.learn(asked, now),
+            Ok(now) => app.learn_time(asked, now),
             Err(error) => tracing::debug!(%error, "the backend did not tell the time; going on with ours"),
         }
     }

@@ -54,8 +54,8 @@ impl App {
 impl Client {
     /// Sends a signature. `Ok` means that the broker has confirmed it: stored and in its queue.
     ///
-    /// Sending the same signature again (after [`PublishError::Unknown`], say) is safe: it keeps its id, and
-    /// runs once.
+    /// Sending the same signature again (after [`PublishError::Unknown`] or [`PublishError::Nacked`], say) is safe: it
+    /// keeps its id, and runs once. Until then the task is PENDING.
     ///
     /// # Errors
     /// [`SendError`]. After an error that is not [`SendError::is_unknown`] the task is certainly not queued.
@@ -156,10 +156,10 @@ impl Client {
     /// Checks a signature, and makes its message and its facts.
     fn prepare(&self, mut parts: SignatureParts) -> Result<PreparedSignature, SendError> {
         let app = &self.app.0;
-        let now = app.clock.now();
+        let now = app.clock.latest();
         let due = parts.when.at(now);
         let expires = parts.expires.map(|when| when.at(now));
-        check(&parts, due.max(now), expires)?;
+        check(&parts, due.max(now), expires, now)?;
         let queue = match &parts.queue {
             Some(queue) => QueueName::parse(queue)?,
             None => app.default_queue.clone(),
@@ -245,7 +245,12 @@ impl Client {
 }
 
 /// Checks what a signature says about itself; `earliest` is when it may start.
-fn check(parts: &SignatureParts, earliest: Timestamp, expires: Option<Timestamp>) -> Result<(), SendError> {
+fn check(
+    parts: &SignatureParts,
+    earliest: Timestamp,
+    expires: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<(), SendError> {
     let invalid = |why: String| Err(SendError::Invalid(format!("task {}: {why}", parts.id)));
     if let Some(why) = &parts.unsendable {
         return invalid(why.clone());
@@ -254,6 +259,9 @@ fn check(parts: &SignatureParts, earliest: Timestamp, expires: Option<Timestamp>
         return invalid(
             "its id contains `!` or `+`, which mark ids that machinist derives from it".to_owned(),
         );
+    }
+    if earliest.since(now) > record::MAX_DELAY {
+        return invalid(format!("its ETA {earliest} is more than ten years away: send it later"));
     }
     if let Some(expires) = expires.filter(|expires| *expires <= earliest) {
         return invalid(format!("it expires at {expires}, before it may start at {earliest}"));

@@ -7,21 +7,22 @@ use bytes::Bytes;
 
 use crate::{
     args::Results,
-    backend::{BackendError, Commit, Committed, Index, IndexUpdate},
+    backend::{BackendError, Commit, Committed, Expiry, Index, IndexUpdate},
     broker::{BrokerError, Publish, PublishError, Target},
     client::{Client, PreparedSignature, Sending, sender_facts},
     clock::Timestamp,
     error::SendError,
     event::{EventKind, EventTask},
-    id::{QueueName, RecordId, SessionId, TaskId, TaskName},
+    id::{QueueName, RecordId, RecordKind, SessionId, TaskId, TaskName},
     record::{
-        Facts, FailureKind, NextAttempt, Record, RevokeDecision, RevokeMode, TaskState, decide_revoke, fold,
-        name, next_attempt, wake_session,
+        DeadReason, Facts, FailureKind, NextAttempt, Record, RevokeDecision, RevokeMode, TaskState,
+        UNFINISHED_TTL, WaitingAttempt, decide_revoke, failure_of, fold, name, next_attempt, retention,
+        waiting_attempt, wake_session,
     },
     result::AsyncResult,
-    security::read_kept,
+    security::open,
     trace::TraceContext,
-    wire::{Envelope, MAX_STORED_BYTES, message_from_fact},
+    wire::{Envelope, MAX_STORED_BYTES, dead_id, message_from_fact},
 };
 
 /// Number of index entries in one page.
@@ -196,8 +197,8 @@ impl Client {
                 let locked =
                     self.app.0.trust.decrypt_outcome(&id, &mut facts).map(|locked| locked.to_string());
                 let record = fold(&id, &facts).map(|record| Record { locked, ..record });
-                match (record, waits(&facts)) {
-                    (Some(record), Some(NextAttempt { due: Some(due), .. })) => {
+                match (record, waiting_attempt(&facts)) {
+                    (Some(record), Some(WaitingAttempt { due, .. })) => {
                         waiting.push(Scheduled { due, record });
                     }
                     _ => over.push(IndexUpdate::Remove { index: Index::Scheduled, member: id.to_string() }),
@@ -221,18 +222,26 @@ impl Client {
     /// started or ended.
     ///
     /// # Errors
-    /// [`ControlError`]: only a delayed task that was not started can be sent at once, and only while its record
-    /// holds its message (256 KiB at most).
+    /// [`ControlError`]: only a task that waits for its time or for its next run can be run at once, and only while its
+    /// record holds its message (256 KiB at most; that of a retry if it waits for a minute or longer). A retry that is due
+    /// later than its record would be kept cannot be run at once.
     ///
     /// # Cancel safety
     /// A dropped future leaves the task sent or not; asking again is fine.
     pub async fn run_now(&self, id: &TaskId) -> Result<(), ControlError> {
         let facts = self.facts(id).await?;
-        if waits(&facts).is_none_or(|next| next.attempt > 1) {
-            let why = "only a delayed task that was not started yet can be run at once";
+        let Some(waiting) = waiting_attempt(&facts) else {
+            let why = "only a task that waits for its time or for its next run can be run at once";
+            return Err(self.wrong_state(id, &facts, why));
+        };
+        let now = self.app.clock().now();
+        if waiting.retried.is_some() && waiting.due.since(now) > retention(self.app.0.results_ttl, None, now)
+        {
+            // The delayed message would find no record, and run the task once more.
+            let why = "its next run is due later than its record is kept after its end (results_ttl)";
             return Err(self.wrong_state(id, &facts, why));
         }
-        let envelope = self.kept_envelope(id, &facts, name::MESSAGE)?.at_once();
+        let envelope = self.waiting_envelope(id, &facts, &waiting)?.at_once();
         let target = Target::Queue(envelope.queue.clone());
         let publish = Publish { target, message: self.message(&envelope)?, delay: Duration::ZERO };
         let answer = self.publish_one(publish).await;
@@ -255,31 +264,54 @@ impl Client {
     /// A dropped future leaves the task sent or not; asking again is fine.
     pub async fn retry(&self, id: &TaskId) -> Result<AsyncResult<Results>, ControlError> {
         let facts = self.facts(id).await?;
-        if fold(id, &facts).is_none_or(|record| record.state != TaskState::Failure) {
+        let record = fold(id, &facts);
+        if record.as_ref().is_none_or(|record| record.state != TaskState::Failure) {
             return Err(self.wrong_state(id, &facts, "only a task in FAILURE can be sent again"));
         }
-        let envelope = self.kept_envelope(id, &facts, name::MESSAGE)?;
-        self.send_again(id.into(), envelope).await
+        let app = &self.app.0;
+        let now = app.clock.now();
+        // Who can write to the backend must not be able to name what is sent again.
+        app.trust.check_end(id, &facts).map_err(|why| ControlError::NoMessage { id: id.clone(), why })?;
+        if let Some(why) = stale(&facts) {
+            return Err(ControlError::NoMessage { id: id.clone(), why });
+        }
+        // As of its end: it was fresh when a worker ended it.
+        let ended = record.as_ref().and_then(|record| record.ended_at).unwrap_or(now).min(now);
+        let envelope = self.kept_envelope(id, &facts, name::MESSAGE, ended)?;
+        self.send_again(&facts, envelope).await
     }
 
-    /// Sends the call of an envelope as a new task, whose id is written into the record `named_at`. Until the new
-    /// task is known to have reached a worker, its message is published again: an interruption may have lost it.
+    /// Sends the call of an envelope as a new task; `facts` is the record of its task. Until the new task is known to have
+    /// reached a worker, its message is published again: an interruption may have lost it.
     pub(crate) async fn send_again(
         &self,
-        named_at: RecordId,
+        facts: &Facts,
         envelope: Envelope,
     ) -> Result<AsyncResult<Results>, ControlError> {
         let of = envelope.id.clone();
-        let again = self.name_successor(&of, named_at).await?;
+        let refused = |why: String| ControlError::NoMessage { id: of.clone(), why };
+        let now = self.app.clock().now();
+        let app = &self.app.0;
+        let renamed = |id: TaskId| {
+            let into_new_task = |old: Envelope| old.into_new_task(id, now, TraceContext::current());
+            app.trust.renamed(&envelope, into_new_task).map_err(|locked| refused(locked.to_string()))
+        };
+        // Before anything is written: a worker with these keys runs what is sent, or it is not sent.
+        let trial = self.message(&renamed(of.clone())?)?;
+        open(&app.trust, &app.rules, &app.max_sizes, Some(&envelope.queue), &trial, now).map_err(
+            |(reason, why)| refused(format!("sent again, it would be {}: {why}", reason.as_str())),
+        )?;
+        let repetition = repetition_record(&of, envelope.attempt);
+        let noted = self.read(repetition.clone()).await?;
+        let again = self.name_successor(&of, &repetition, facts).await?;
         let known = self.read(&again).await?;
-        if known.has(name::END) || !matches!(next_attempt(&known), Ok(NextAttempt { attempt: 1, .. })) {
+        // It was sent, and ended so long ago that its record is forgotten.
+        let forgotten = noted.has(name::FOLLOWED) && known.is_empty();
+        let waits = matches!(next_attempt(&known), Ok(NextAttempt { attempt: 1, .. }));
+        if forgotten || known.has(name::END) || !waits {
             return Ok(AsyncResult::sent(self.app.clone(), again));
         }
-        let now = self.app.clock().now();
-        let into_new_task = |old: Envelope| old.into_new_task(again, now, TraceContext::current());
-        let envelope = self.app.0.trust.renamed(&envelope, into_new_task);
-        let envelope =
-            envelope.map_err(|locked| ControlError::NoMessage { id: of.clone(), why: locked.to_string() })?;
+        let envelope = renamed(again)?;
         let mut record = sender_facts(&envelope);
         record.facts.push((name::RETRY_OF.into(), text(&of)));
         let target = Target::Queue(envelope.queue.clone());
@@ -288,23 +320,53 @@ impl Client {
         let sending = Sending { id, name, queue, eta: None, span: tracing::Span::none() };
         let prepared = PreparedSignature { publish, facts: record, sending };
         // INVARIANT: one answer for one message.
-        Ok(self.publish(vec![Ok(prepared)]).await.pop().expect("one answer")?)
+        let sent = self.publish(vec![Ok(prepared)]).await.pop().expect("one answer")?;
+        let mut done = Commit::new(repetition);
+        done.facts = vec![(name::RETRIED_AS.into(), text(sent.id())), (name::FOLLOWED.into(), "1".into())];
+        done.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
+        self.commit(done).await?;
+        Ok(sent)
     }
 
-    /// Records the id of the task that repeats another, before it is sent. A concurrent or later request sends
-    /// the same task.
-    async fn name_successor(&self, of: &TaskId, named_at: RecordId) -> Result<TaskId, ControlError> {
-        let named = |facts: &Facts| facts.text(name::RETRIED_AS).and_then(|text| TaskId::parse(&text).ok());
-        let fresh = TaskId::fresh();
-        let mut commit = Commit::new(named_at);
-        commit.unless = vec![name::RETRIED_AS.into()];
-        commit.facts = vec![(name::RETRIED_AS.into(), text(&fresh))];
-        match self.commit(commit).await? {
-            Committed::Done { .. } => Ok(fresh),
-            Committed::Refused(newer) => named(&newer).ok_or_else(|| ControlError::NoMessage {
+    /// Records the id of the task that repeats an attempt of another, before it is sent. A concurrent or later request
+    /// sends the same task.
+    ///
+    /// The id belongs to the task and its attempt, whatever copy of the message is sent again, and for longer than the
+    /// record of the task is kept. That record names it too, for people.
+    async fn name_successor(
+        &self,
+        of: &TaskId,
+        repetition: &RecordId,
+        facts: &Facts,
+    ) -> Result<TaskId, ControlError> {
+        let named = |facts: &Facts| {
+            let unreadable = || ControlError::NoMessage {
                 id: of.clone(),
                 why: "the name of the task that repeats it cannot be read".to_owned(),
-            }),
+            };
+            facts.text(name::RETRIED_AS).and_then(|text| TaskId::parse(&text).ok()).ok_or_else(unreadable)
+        };
+        if facts.has(name::RETRIED_AS) {
+            return named(facts);
+        }
+        let fresh = TaskId::fresh();
+        let mut commit = Commit::new(repetition.clone());
+        commit.unless = vec![name::RETRIED_AS.into()];
+        commit.facts = vec![(name::RETRIED_AS.into(), text(&fresh))];
+        commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
+        let successor = match self.commit(commit).await? {
+            Committed::Done { .. } => fresh,
+            Committed::Refused(newer) => named(&newer)?,
+        };
+        let Some(end) = facts.get(name::END) else { return Ok(successor) };
+        let mut commit = Commit::new(of);
+        commit.unless = vec![name::RETRIED_AS.into()];
+        // A record that was forgotten meanwhile is not made anew.
+        commit.require = vec![(name::END.into(), end.clone())];
+        commit.facts = vec![(name::RETRIED_AS.into(), text(&successor))];
+        match self.commit(commit).await? {
+            Committed::Refused(newer) if newer.has(name::RETRIED_AS) => named(&newer),
+            _ => Ok(successor),
         }
     }
 
@@ -323,15 +385,22 @@ impl Client {
         self.app.0.backend.commit(vec![commit.into()]).await.pop().expect("one answer")
     }
 
-    /// Reads the records of a page of an index of tasks.
+    /// Reads the records of a page of an index of tasks. A record that cannot be read is left out, and said.
     pub(crate) async fn listed(
         &self,
         page: &[(Timestamp, String)],
     ) -> Result<impl Iterator<Item = (TaskId, Facts)>, BackendError> {
         let ids: Vec<_> = page.iter().filter_map(|(_, member)| TaskId::parse(member).ok()).collect();
         let records: Vec<_> = ids.iter().map(RecordId::from).collect();
-        let facts = self.app.0.backend.read(&records).await?;
-        Ok(ids.into_iter().zip(facts))
+        let facts = self.app.0.backend.read_each(&records).await?;
+        let readable = |(id, facts): (TaskId, Result<Facts, BackendError>)| match facts {
+            Ok(facts) => Some((id, facts)),
+            Err(error) => {
+                tracing::warn!(%id, %error, "a listed task has no readable record");
+                None
+            }
+        };
+        Ok(ids.into_iter().zip(facts).filter_map(readable))
     }
 
     /// Removes a task from an index.
@@ -340,12 +409,30 @@ impl Client {
         self.app.0.backend.update_indexes(vec![update]).await
     }
 
-    /// Returns the message that a record holds in this fact, if it is authentic and this application may sign it.
+    /// Returns the message of the attempt that a task waits for, from its record.
+    pub(crate) fn waiting_envelope(
+        &self,
+        id: &TaskId,
+        facts: &Facts,
+        waiting: &WaitingAttempt,
+    ) -> Result<Envelope, ControlError> {
+        let kept = self.kept_envelope(id, facts, name::MESSAGE, self.app.clock().now())?;
+        Ok(match waiting.retried {
+            None => kept,
+            Some((counters, token)) => {
+                Envelope { attempt: waiting.attempt - 1, ..kept }.next_attempt(waiting.due, counters, token)
+            }
+        })
+    }
+
+    /// Returns the message that a record holds in this fact, if a worker would have run it at this instant, and this
+    /// application may sign it.
     pub(crate) fn kept_envelope(
         &self,
         id: &TaskId,
         facts: &Facts,
         fact: &str,
+        at: Timestamp,
     ) -> Result<Envelope, ControlError> {
         let no_message = |why: String| ControlError::NoMessage { id: id.clone(), why };
         let fact = facts.get(fact);
@@ -355,9 +442,8 @@ impl Client {
         let message =
             message_from_fact(fact).ok_or_else(|| no_message("what it holds cannot be read".to_owned()))?;
         let app = &self.app.0;
-        let now = app.clock.now();
-        let envelope =
-            read_kept(&app.trust, &app.rules, &app.max_sizes, &message, now).map_err(no_message)?;
+        let opened = open(&app.trust, &app.rules, &app.max_sizes, None, &message, at);
+        let envelope = opened.map_err(|(reason, why)| no_message(format!("{}: {why}", reason.as_str())))?;
         if envelope.id != *id {
             return Err(no_message(format!("what it holds is the message of task {}", envelope.id)));
         }
@@ -385,10 +471,16 @@ impl Client {
     }
 }
 
-/// Returns the attempt that a scheduled task waits for.
-fn waits(facts: &Facts) -> Option<NextAttempt> {
-    let next = next_attempt(facts).ok().filter(|next| next.due.is_some())?;
-    (!facts.has(name::END) && !facts.has(name::REVOKED)).then_some(next)
+/// Returns the record of the task that repeats an attempt of another: its id, and whether its message was confirmed.
+fn repetition_record(of: &TaskId, attempt: u32) -> RecordId {
+    RecordId::new(RecordKind::DeadLetter, &dead_id(of, attempt))
+}
+
+/// Returns the error of a task that was refused as stale. Its worker has signed its message again, so that the message
+/// itself is fresh.
+fn stale(facts: &Facts) -> Option<String> {
+    let failure = failure_of(facts).filter(|failure| failure.reason() == DeadReason::Stale)?;
+    Some(failure.error.chain.join(": "))
 }
 
 fn ended_as_revoked(id: &TaskId, facts: &Facts) -> bool {

@@ -52,10 +52,10 @@ pub enum SendError {
 }
 
 impl SendError {
-    /// Returns `true` if the task may have been queued, because the broker's confirmation is missing. Sending
+    /// Returns `true` if the task may have been queued, because the broker's confirmation is missing or negative. Sending
     /// the same signature again is safe: it keeps its id.
     pub fn is_unknown(&self) -> bool {
-        matches!(self, Self::Publish { source: PublishError::Unknown(_), .. })
+        matches!(self, Self::Publish { source: PublishError::Unknown(_) | PublishError::Nacked { .. }, .. })
     }
 }
 

@@ -145,7 +145,7 @@ pub fn verify(data: &[u8]) {
     let message = bytes.change(message.clone());
     let queue = QueueName::parse("math").expect("a name");
     match accept(trust, &QueueRules::default(), &MaxSizes::default(), &queue, &message, NOW) {
-        Acceptance::Accepted(opened)
+        Acceptance::Accepted(opened, _)
         | Acceptance::Rejected(opened, ..)
         | Acceptance::Undecryptable(opened, _) => {
             assert_eq!(opened, *envelope, "believed, and nobody signed it: {message:?}");

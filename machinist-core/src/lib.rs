@@ -23,6 +23,7 @@ pub mod handler;
 mod middleware;
 mod parking;
 pub mod record;
+mod refused;
 mod result;
 mod retry;
 mod security;
@@ -36,7 +37,7 @@ pub mod worker;
 
 #[cfg(feature = "tls")]
 pub use machinist_adapter::tls;
-pub use machinist_adapter::{backend, broker, clock, diagnose, id};
+pub use machinist_adapter::{backend, broker, clock, diagnose, id, url_list};
 
 pub use app::{App, AppBuilder, AppError};
 pub use args::{Arg, Json, Rest, Results};
@@ -50,6 +51,7 @@ pub use extract::State;
 pub use id::{QueueName, TaskId, TaskName};
 pub use middleware::{Middleware, Next, PublishHook};
 pub use parking::ParkedTask;
+pub use refused::RefusedMessages;
 pub use result::{AsyncResult, wait_all, wait_any};
 pub use retry::{Backoff, RetryPolicy};
 pub use security::QueueOptions;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     admission::WaitReason,
     backend::{BackendError, Index},
-    broker::{Publish, Target},
+    broker::{Publish, PublishError, Target},
     client::Client,
     control::ControlError,
     error::SendError,
@@ -143,13 +143,15 @@ impl Client {
     /// Publishes the next guard of a parked task for an immediate start, and records it: the guard that comes back later
     /// is then not needed. A process that dies in between leaves two copies, which the record makes harmless.
     async fn release(&self, id: &TaskId, facts: &Facts) -> Result<(), ControlError> {
-        let kept = self.kept_envelope(id, facts, name::PARKED_MESSAGE)?;
+        let kept = self.kept_envelope(id, facts, name::PARKED_MESSAGE, self.app.clock().now())?;
         let guard = kept.next_guard(self.app.clock().now());
         let target = Target::Queue(guard.queue.clone());
         let publish = Publish { target, message: self.message(&guard)?, delay: Duration::ZERO };
         self.publish_one(publish).await.map_err(|source| match source {
-            source if source.is_certain() => SendError::Publish { id: id.clone(), source }.into(),
-            source => ControlError::unpublished(source),
+            source @ (PublishError::Unavailable(_) | PublishError::Unknown(_)) => {
+                ControlError::unpublished(source)
+            }
+            source => SendError::Publish { id: id.clone(), source }.into(),
         })?;
         // Refused: it has ended meanwhile.
         self.commit(unpark(id, guard.attempt, guard.generation)).await?;

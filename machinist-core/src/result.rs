@@ -19,6 +19,9 @@ use crate::{
 
 /// Interval at which a waiter reads the record without a wake-up.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Time for which a record that was there must be gone before a waiter is told: a worker that runs the task writes a lost
+/// start back within its lease.
+const VANISHED_AFTER: Duration = Duration::from_secs(15);
 /// Maximum number of results that are awaited at the same time.
 const MAX_CONCURRENT_WAITS: usize = 512;
 
@@ -117,16 +120,28 @@ impl<R> AsyncResult<R> {
 
     async fn wait_until(&self, deadline: Instant, limit: Duration) -> Result<Record, ResultError> {
         let mut watch = None;
+        // Time at which a record that was there was first found gone.
+        let mut gone_since = None;
+        let mut seen = false;
         loop {
             let asked = self.look(&mut watch, deadline).await;
+            if let Ok(record) = &asked {
+                seen |= record.is_some();
+                gone_since =
+                    if record.is_none() && seen { gone_since.or_else(|| Some(Instant::now())) } else { None };
+            }
             match asked {
                 Ok(Some(record)) if record.state.is_final() => return Ok(record),
                 Ok(None) if !self.sent => return Err(ResultError::Unknown { id: self.id.clone() }),
+                Ok(None) if gone_since.is_some_and(|since| since.elapsed() >= VANISHED_AFTER) => {
+                    return Err(ResultError::Unknown { id: self.id.clone() });
+                }
                 Ok(_) if Instant::now() >= deadline => {
                     return Err(ResultError::Timeout { id: self.id.clone(), waited: limit });
                 }
                 // Facts are never overwritten, so waiting would change nothing.
                 Err(error @ ResultError::Forged { .. }) => return Err(error),
+                Err(ResultError::Backend(error)) if error.is_of_one_record() => return Err(error.into()),
                 Err(error) if Instant::now() >= deadline => return Err(error),
                 Ok(_) | Err(_) => {}
             }

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod support;
+
 use std::{
     sync::{
         Arc, Condvar, Mutex,
@@ -28,6 +30,7 @@ use machinist_core::{
     worker::{Drained, Health},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
+use support::warm_up;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +56,8 @@ fn queue() -> QueueName {
 #[derive(Debug, Clone, Default)]
 struct Tale {
     begun: Arc<AtomicU32>,
+    /// Time of the last beginning.
+    begun_at: Arc<Mutex<Option<Instant>>>,
     told: Arc<AtomicU32>,
     /// For those that listen.
     released: CancellationToken,
@@ -72,6 +77,7 @@ impl Tale {
 }
 
 async fn work(cx: TaskContext, State(tale): State<Tale>, how: String) -> Result<String, TaskError> {
+    *tale.begun_at.lock().unwrap() = Some(Instant::now());
     let begun = tale.begun.fetch_add(1, Ordering::SeqCst);
     match how.as_str() {
         // Once only: who runs it again finds the way free.
@@ -107,6 +113,10 @@ struct View {
     broker: MemoryBroker,
     backend: MemoryBackend,
     away: Arc<AtomicBool>,
+    /// `true` if the backend answers reads and refuses writes, as a Redis without memory does.
+    refuses_writes: Arc<AtomicBool>,
+    /// Time that a request for the time takes until the backend reads its clock.
+    slow_time: Arc<Mutex<Duration>>,
     /// What it did to the servers, and that it was done.
     done: Arc<Mutex<Vec<String>>>,
     /// The states of its worker, as an observer saw them.
@@ -115,8 +125,9 @@ struct View {
 
 impl View {
     fn of(broker: &MemoryBroker, backend: &MemoryBackend) -> Self {
-        let (away, done, states) = Default::default();
-        Self { broker: broker.connect(), backend: backend.clone(), away, done, states }
+        let (away, refuses_writes, slow_time, done, states) = Default::default();
+        let (broker, backend) = (broker.connect(), backend.clone());
+        Self { broker, backend, away, refuses_writes, slow_time, done, states }
     }
 
     fn lose_backend(&self, away: bool) {
@@ -126,6 +137,10 @@ impl View {
 
     fn note(&self, what: impl Into<String>) {
         self.done.lock().unwrap().push(what.into());
+    }
+
+    fn has_done(&self, what: &str) -> bool {
+        self.done.lock().unwrap().iter().any(|done| done == what)
     }
 
     /// When it did this for the first time since the backend was lost or found.
@@ -156,6 +171,21 @@ impl View {
     }
 }
 
+impl View {
+    fn refuse_writes(&self, refuse: bool) {
+        self.refuses_writes.store(refuse, Ordering::SeqCst);
+    }
+
+    fn writable(&self) -> Result<&MemoryBackend, BackendError> {
+        match self.there()? {
+            _ if self.refuses_writes.load(Ordering::SeqCst) => {
+                Err(BackendError::Unavailable("the test lets nothing be written".into()))
+            }
+            backend => Ok(backend),
+        }
+    }
+}
+
 #[async_trait]
 impl Diagnose for View {
     fn location(&self) -> String {
@@ -173,13 +203,13 @@ impl Backend for View {
     }
     async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>> {
         let names: Vec<_> = batch.iter().flat_map(|c| &c.facts).map(|(name, _)| name.to_string()).collect();
-        match self.there() {
+        match self.writable() {
             Ok(backend) => {
                 let answers = backend.commit(batch).await;
                 names.into_iter().for_each(|name| self.note(name));
                 answers
             }
-            Err(_) => batch.iter().map(|_| Err(self.there().unwrap_err())).collect(),
+            Err(_) => batch.iter().map(|_| Err(self.writable().unwrap_err())).collect(),
         }
     }
     async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError> {
@@ -189,10 +219,12 @@ impl Backend for View {
         self.there()?.watch(id).await
     }
     async fn now(&self) -> Result<Timestamp, BackendError> {
+        let slow = *self.slow_time.lock().unwrap();
+        tokio::time::sleep(slow).await;
         self.there()?.now().await
     }
     async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
-        self.there()?.update_indexes(updates).await
+        self.writable()?.update_indexes(updates).await
     }
     async fn list(
         &self,
@@ -269,6 +301,12 @@ impl Running {
         Self { view, tale, gate, health, stop, worker }
     }
 
+    /// Runs short tasks, so that the worker holds more deliveries than it has slots.
+    async fn warm_up(&self, house: &House) {
+        warm_up(&house.app.client(), || WORK.call(("quick".to_owned(),))).await;
+        self.tale.begun.store(0, Ordering::SeqCst);
+    }
+
     async fn stops(self) -> Drained {
         self.stop.cancel();
         tokio::time::timeout(secs(30), self.worker).await.expect("it ends within 28 s").unwrap()
@@ -320,6 +358,7 @@ async fn succeeds(task: &AsyncResult<String>) {
 async fn a_backend_that_is_away_for_minutes_costs_no_run_and_no_message() {
     let house = House::new().await;
     let worker = house.worker().await;
+    worker.warm_up(&house).await;
     let (a, b) = (house.send("listens").await, house.send("waits").await);
     until("both to run", async || worker.tale.begun() == 2).await;
     let waiting = house.send("quick").await;
@@ -341,6 +380,7 @@ async fn a_backend_that_is_away_for_minutes_costs_no_run_and_no_message() {
 async fn after_ten_minutes_what_runs_is_cancelled_and_what_is_held_goes_back() {
     let house = House::new().await;
     let worker = house.worker().await;
+    worker.warm_up(&house).await;
     let runs = house.send("listens").await;
     until("it to run", async || worker.tale.begun() == 1).await;
     let ends = house.send("waits").await;
@@ -536,5 +576,82 @@ async fn one_server_that_is_away_cancels_nothing() {
     worker.tale.released.cancel();
     succeeds(&runs).await;
     assert_eq!(worker.tale.begun(), 1);
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_only_reads_cancels_no_run_that_nobody_has_taken() {
+    let house = House::new().await;
+    let worker = house.worker().await;
+    let runs = house.send("listens").await;
+    until("it to run", async || worker.tale.begun() == 1).await;
+    worker.view.refuse_writes(true);
+    tokio::time::sleep(LEASE / 3).await;
+    house.broker.interrupt();
+    // Longer than the lease, and longer than deliveries are kept.
+    tokio::time::sleep(minutes(15)).await;
+    assert_eq!(worker.tale.told(), 0, "its record says that it is ours");
+    worker.tale.released.cancel();
+    tokio::time::sleep(minutes(1)).await;
+    worker.view.refuse_writes(false);
+    succeeds(&runs).await;
+    assert_eq!(worker.tale.begun(), 1);
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_revoked_while_the_backend_only_reads_is_told() {
+    let house = House::new().await;
+    let worker = house.worker().await;
+    let runs = house.send("listens").await;
+    until("it to run", async || worker.tale.begun() == 1).await;
+    worker.view.refuse_writes(true);
+    house.app.client().revoke(runs.id()).await.unwrap();
+    until("it to be told", async || worker.tale.told() == 1).await;
+    worker.view.refuse_writes(false);
+    runs.wait(HOUR).await.unwrap_err();
+    assert!(worker.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_a_backend_writes_again_the_owner_comes_before_those_who_saw_its_session_expire() {
+    let house = House::new().await;
+    let owner = house.worker().await;
+    let runs = house.send("listens").await;
+    until("it to run", async || owner.tale.begun() == 1).await;
+    let other = house.worker().await;
+    until("the other to hold the message", async || {
+        house.broker.interrupt();
+        other.view.has_done("s:1:1")
+    })
+    .await;
+    owner.view.refuse_writes(true);
+    other.view.refuse_writes(true);
+    tokio::time::sleep(minutes(1)).await;
+    other.view.refuse_writes(false);
+    tokio::time::sleep(secs(2)).await;
+    owner.view.refuse_writes(false);
+    tokio::time::sleep(minutes(2)).await;
+    assert_eq!((owner.tale.told(), other.tale.begun()), (0, 0), "it was taken from a worker that lives");
+    owner.tale.released.cancel();
+    succeeds(&runs).await;
+    assert!(owner.stops().await.is_clean());
+    assert!(other.stops().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_task_starts_early_however_slowly_the_backend_tells_the_time() {
+    let house = House::new().await;
+    let worker = house.worker().await;
+    *worker.view.slow_time.lock().unwrap() = Duration::from_millis(60);
+    // The worker follows the slow answers once the exact one is old.
+    tokio::time::sleep(minutes(1)).await;
+    let due = house.backend.now().await.unwrap().plus(secs(10));
+    let task = house.app.client().send(WORK.call(("quick".to_owned(),)).eta(due)).await.unwrap();
+    until("it to run", async || worker.tale.begun() == 1).await;
+    let begun = worker.tale.begun_at.lock().unwrap().unwrap();
+    succeeds(&task).await;
+    let truth = house.backend.now().await.unwrap().minus(begun.elapsed());
+    assert!(truth >= due, "started {:?} early", due.since(truth));
     assert!(worker.stops().await.is_clean());
 }

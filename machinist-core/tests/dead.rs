@@ -14,7 +14,7 @@ use machinist_core::{
     App, Client, DeadFilter, DeadLetter, DeadLetterOutcome, QueueName, State, TaskDef, TaskError, TaskId,
     Worker,
     broker::{Broker, HeaderValue, Message, Publish, Target},
-    record::{FailureKind, TaskState},
+    record::TaskState,
     sign::{Algorithm, Key},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
@@ -213,7 +213,7 @@ async fn a_task_that_was_named_and_never_published_is_published() {
 async fn a_letter_outlives_the_record_of_its_task() {
     let house = House::open(1).await;
     house.fail(0..1).await;
-    tokio::time::sleep(Duration::from_secs(3 * 24 * 3600)).await;
+    tokio::time::sleep(25 * 60 * SOON).await;
     let letters = house.letters().await;
     let again = successor(&house.replay(&letters).await);
     assert_eq!(house.app.result(again).typed::<u32>().wait(SOON).await.unwrap(), 0);
@@ -287,55 +287,142 @@ async fn replaying_keeps_its_pace() {
     assert!(began.elapsed() >= Duration::from_secs(30), "{:?}", began.elapsed());
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_worker_lists_what_a_broker_buried_by_itself() {
-    let house = House::open(1).await;
-    house.fail(0..1).await;
-    let (known, mut bare) = (house.letters().await, house.broker.dead_letters(&queue()).remove(0));
-    bare.headers.retain(|name, _| !name.starts_with("machinist-dead-"));
-    let publish = Publish { target: Target::DeadLetters(queue()), message: bare, delay: Duration::ZERO };
+/// Puts a message among the dead letters, as a broker does at the delivery limit of a queue, and as everybody can who may
+/// publish.
+async fn bury(house: &House, message: Message) {
+    let publish = Publish { target: Target::DeadLetters(queue()), message, delay: Duration::ZERO };
     house.broker.publish(vec![publish]).await.into_iter().for_each(Result::unwrap);
-    // The same task and attempt: the same letter, once more.
-    assert_eq!(house.lying().await, 2);
-    tokio::time::sleep(2 * SOON).await;
-    assert_eq!(house.broker.dead_letters(&queue()).len(), 2);
-    let listed = house.letters().await;
-    assert_eq!((listed.len(), &listed[0].dead_id), (1, &known[0].dead_id));
-    for letter in house.broker.dead_letters(&queue()) {
-        assert!(letter.headers.contains_key("machinist-dead-id"));
-    }
+}
+
+/// Takes a message out of the queue.
+async fn take_one(house: &House) -> Message {
+    let what = machinist_core::broker::Consume { queues: vec![queue()], prefetch: 1 };
+    let mut consumer = house.app.broker().consume(what).await.unwrap();
+    let delivery = consumer.next().await.unwrap();
+    delivery.receipt.settle(machinist_core::broker::Settle::Ack).await;
+    consumer.stop().await;
+    delivery.message
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_broker_buried_by_itself_is_listed_and_its_task_ends() {
+async fn what_a_broker_buried_by_itself_goes_back_and_runs() {
     let house = House::open(0).await;
     house.stop.cancel();
     tokio::time::sleep(SOON).await;
     let task = house.client.send(FAIL.call(7).queue("q")).await.unwrap();
-    // What RabbitMQ does at a queue's delivery limit: the bare message goes to the dead letters.
-    let mut consumer = house
-        .app
-        .broker()
-        .consume(machinist_core::broker::Consume { queues: vec![queue()], prefetch: 1 })
-        .await
-        .unwrap();
-    let delivery = consumer.next().await.unwrap();
-    let publish =
-        Publish { target: Target::DeadLetters(queue()), message: delivery.message, delay: Duration::ZERO };
-    house.broker.publish(vec![publish]).await.into_iter().for_each(Result::unwrap);
-    delivery.receipt.settle(machinist_core::broker::Settle::Ack).await;
-    consumer.stop().await;
-    assert_eq!(house.letters().await, []);
-    assert_eq!(house.client.index_dead_letters(&queue()).await.unwrap(), 1);
-    assert_eq!(house.client.index_dead_letters(&queue()).await.unwrap(), 0, "once");
-    let letters = house.letters().await;
-    assert_eq!((letters[0].reason.as_str(), letters[0].task.as_ref()), ("lost", Some(task.id())));
-    assert_eq!(house.lying().await, 1);
-    let record = task.record().await.unwrap();
-    assert_eq!((record.state, record.kind), (TaskState::Failure, Some(FailureKind::Lost)));
+    let message = take_one(&house).await;
+    bury(&house, message).await;
     let running = Worker::builder(&house.app).queue("q").task(FAIL, fail).state(Failures::default());
     let running = tokio::spawn(running.build().unwrap().run_until(std::future::pending()));
-    let again = successor(&house.replay(&letters).await);
-    assert_eq!(house.app.result(again).typed::<u32>().wait(SOON).await.unwrap(), 7);
+    assert_eq!(task.wait(5 * SOON).await.unwrap(), 7);
+    assert_eq!((house.lying().await, house.letters().await), (0, vec![]));
     running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_among_the_dead_letters_does_not_end_the_task() {
+    let house = House::open(0).await;
+    let late = house.client.send(FAIL.call(7).queue("q").countdown(60 * SOON)).await.unwrap();
+    // The record of a delayed task holds its message, and so does the broker, from which a stranger copies it.
+    let facts = house.app.backend().read(&[late.id().into()]).await.unwrap().remove(0);
+    let stored: serde_json::Value = serde_json::from_slice(facts.get("msg").unwrap()).unwrap();
+    let header = |value: &serde_json::Value| match value {
+        value if value.get("text").is_some() => HeaderValue::from(value["text"].as_str().unwrap()),
+        value => HeaderValue::from(value["int"].as_i64().unwrap()),
+    };
+    let text = |name: &str| stored[name].as_str().map(str::to_owned);
+    let headers = stored["headers"].as_object().unwrap().iter();
+    let copy = Message {
+        id: text("id"),
+        kind: text("kind"),
+        content_type: text("content_type"),
+        headers: headers.map(|(name, value)| (name.clone().into(), header(value))).collect(),
+        body: base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text("body").unwrap())
+            .unwrap()
+            .into(),
+        ..Message::default()
+    };
+    for _ in 0..5 {
+        bury(&house, copy.clone()).await;
+    }
+    tokio::time::sleep(30 * SOON).await;
+    assert_eq!((late.state().await.unwrap(), house.lying().await), (TaskState::Pending, 0));
+    assert_eq!(late.wait(60 * SOON).await.unwrap(), 7);
+    assert_eq!(house.failures.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_worker_buried_is_shown_and_not_believed() {
+    let house = House::open(1).await;
+    house.fail(0..1).await;
+    let letter = house.broker.dead_letters(&queue()).remove(0);
+    let unverified = |why: &'static str, message: Message| (why, message);
+    let with = |name: &'static str, value: &str| {
+        let mut message = letter.clone();
+        message.headers.insert(name.into(), value.into());
+        message
+    };
+    let mut unsigned = letter.clone();
+    unsigned.headers.remove("machinist-dead-signature");
+    let mut of_other = letter.clone();
+    of_other.body = [&letter.body[..], b" "].concat().into();
+    for (what, message) in [
+        unverified("another id", with("machinist-dead-id", "t!1")),
+        unverified("another reason", with("machinist-dead-reason", "lost")),
+        unverified("another error", with("machinist-dead-error", "made up")),
+        unverified("no signature", unsigned),
+        unverified("another message", of_other),
+    ] {
+        bury(&house, message).await;
+        house.client.index_dead_letters(&queue()).await.unwrap();
+        let which = DeadFilter { reason: Some("unverified".to_owned()), ..DeadFilter::default() };
+        let shown = house.client.dead_letters(&which, 9).await.unwrap();
+        assert_eq!(shown.len(), 1, "{what}: {shown:?}");
+        assert!(shown[0].dead_id.starts_with("unverified-"), "{what}");
+        let refused = one(&house.replay(&shown).await);
+        assert!(matches!(refused, DeadLetterOutcome::Refused(_)), "{what}: {refused:?}");
+        assert_eq!(house.purge(&shown).await, [DeadLetterOutcome::Purged], "{what}");
+        let left = house.letters().await;
+        assert_eq!((left.len(), left[0].reason.as_str(), house.lying().await), (1, "failed", 1), "{what}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_of_one_letter_are_one_task_even_after_its_records_are_forgotten() {
+    let house = House::open(1).await;
+    let ids = house.fail(0..1).await;
+    let letter = house.broker.dead_letters(&queue()).remove(0);
+    let letters = house.letters().await;
+    let again = successor(&house.replay(&letters).await);
+    house.app.result(again.clone()).typed::<u32>().wait(SOON).await.unwrap();
+    tokio::time::sleep(25 * 60 * SOON).await;
+    assert!(house.app.result(ids[0].clone()).record().await.is_err(), "it is forgotten");
+    for _ in 0..3 {
+        bury(&house, letter.clone()).await;
+        house.client.index_dead_letters(&queue()).await.unwrap();
+        assert_eq!(successor(&house.replay(&house.letters().await).await), again);
+        tokio::time::sleep(SOON).await;
+        assert!(house.app.result(again.clone()).record().await.is_err(), "it does not run again");
+    }
+    assert_eq!(house.lying().await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_letter_behind_thousands_is_found_and_the_others_stay() {
+    let house = House::open(2).await;
+    house.fail(0..1).await;
+    let first = house.broker.dead_letters(&queue()).remove(0);
+    for n in 0..3000i64 {
+        let mut other = first.clone();
+        other.headers.insert("machinist-dead-error".into(), format!("{n}").into());
+        bury(&house, other).await;
+    }
+    let last = house.client.send(FAIL.call(7).queue("q")).await.unwrap();
+    assert!(last.wait(SOON).await.is_err());
+    house.listed(2).await;
+    let letters = house.letters().await;
+    let wanted: Vec<_> = letters.into_iter().filter(|l| l.task.as_ref() == Some(last.id())).collect();
+    let again = successor(&house.replay(&wanted).await);
+    assert_eq!(house.app.result(again).typed::<u32>().wait(SOON).await.unwrap(), 7);
+    assert_eq!(house.lying().await, 3001);
 }

@@ -22,7 +22,7 @@ use machinist_core::{
     worker::Drained,
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
-use support::Running;
+use support::{Running, warm_up};
 
 const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
 const FAIL: TaskDef<(), ()> = TaskDef::new("fail");
@@ -251,11 +251,13 @@ async fn a_task_that_no_worker_knows() {
 async fn tasks_that_are_handed_back_when_the_worker_drains() {
     let house = House::new().await;
     let running = house.worker("w");
+    warm_up(&house.app.client(), || ADD.call((1, 1))).await;
+    house.seen.take();
     house.send(SLEEP.call((600,))).await;
     house.sees("started").await;
     house.send(ADD.call((1, 1))).await;
     house.sees("received 1.0").await;
-    // Longer than it takes to record that the second task waits.
+    // Longer than it takes to record that the second task waits, and shorter than it may wait.
     tokio::time::sleep(secs(1)).await;
     house.seen.take();
     assert_eq!(running.stop().await, Drained { handed_back: 1, unfinished: 0, refused: 0 });
@@ -338,14 +340,26 @@ async fn stages_are_measured() {
         })
     })
     .await;
-    let two = [house.send(SLEEP.call((3,))).await, house.send(SLEEP.call((3,))).await];
+    let two = async |seconds: u64| {
+        [house.send(SLEEP.call((seconds,))).await, house.send(SLEEP.call((seconds,))).await]
+    };
+    let slow = two(3).await;
     tokio::time::sleep(secs(7)).await;
     let _running = house.worker("w");
-    for task in &two {
+    for task in &slow {
         task.wait(HOUR).await.unwrap();
     }
-    // Both were received after seven seconds; the second waited for the run of the first.
-    assert_eq!(*stages.lock().unwrap(), [0, 0, 7, 0, 7, 3, 3, 3]);
+    // The first was received after seven seconds. The broker kept the second until the first had ended.
+    assert_eq!(*stages.lock().unwrap(), [0, 0, 7, 0, 3, 10, 0, 3]);
+    warm_up(&house.app.client(), || ADD.call((1, 1))).await;
+    stages.lock().unwrap().clear();
+    for task in &two(1).await {
+        task.wait(HOUR).await.unwrap();
+    }
+    // The worker held both, and the second waited for the run of the first.
+    let mut stages = stages.lock().unwrap().clone();
+    stages.sort_unstable();
+    assert_eq!(stages, [0, 0, 0, 0, 0, 1, 1, 1]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,9 +16,9 @@ use std::{
 use machinist_core::{
     App, Arg, AsyncResult, Backoff, Codec, Middleware, Next, PublishHook, ResultError, Results, RetryPolicy,
     SendError, Signature, State, TaskContext, TaskDef, TaskError, TaskId, Worker, WorkerBuilder,
-    backend::Index,
+    backend::{Commit, Index},
     broker::{Broker, Message, Publish, Target},
-    id::{QueueName, SessionId},
+    id::{QueueName, RecordId, SessionId},
     record::{FailureKind, TaskState},
     worker::{BuildError, Drained, Tag, TaskOptions},
 };
@@ -115,6 +115,28 @@ async fn unknown_and_not_ended_are_different_answers() {
     let waiting = house.app.client().send(ADD.call((1, 1))).await.unwrap();
     let timeout = waiting.wait(Duration::from_secs(3)).await;
     assert!(matches!(timeout, Err(ResultError::Timeout { .. })), "{timeout:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_is_told_of_a_record_that_was_there_and_is_gone() {
+    let house = house().await;
+    let sent = house.app.client().send(ADD.call((1, 1))).await.unwrap();
+    let waiting = tokio::spawn({
+        let sent = sent.clone();
+        async move { sent.wait(Duration::from_secs(365 * 24 * 3600)).await }
+    });
+    // The waiter has seen the record.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let backend = house.app.backend();
+    let id = RecordId::from(sent.id());
+    let facts = backend.read(std::slice::from_ref(&id)).await.unwrap().remove(0);
+    let drop = facts.iter().map(|(name, _)| name.to_owned().into()).collect();
+    let gone = Commit { drop, ..Commit::new(id) };
+    let lost_at = tokio::time::Instant::now();
+    backend.commit(vec![gone.into()]).await.remove(0).unwrap();
+    let told = waiting.await.unwrap();
+    assert!(matches!(told, Err(ResultError::Unknown { .. })), "{told:?}");
+    assert!(lost_at.elapsed() < SOON, "{:?}", lost_at.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -61,6 +61,12 @@ impl MemoryBroker {
         Ok(Box::new(MemoryConsumer { queues: Arc::clone(&self.queues), id, wake }))
     }
 
+    /// Loses all messages that wait for their time, and returns their number: as if an operator had deleted the queues in
+    /// which a broker holds them. For tests of code that uses a broker.
+    pub fn lose_delayed(&self) -> usize {
+        lock(&self.queues).lose_delayed()
+    }
+
     /// Has the effect of a lost connection on every connection: all unsettled messages go back to their queues, and
     /// settling them is [`Settled::Lost`]. Consumers survive. For tests of code that uses a broker.
     pub fn interrupt(&self) {
@@ -167,7 +173,7 @@ impl Consumer for MemoryConsumer {
                 // There is no await from here on, so a dropped future has taken nothing.
                 NextDelivery::Delivery { tag, queue, message, redelivered } => {
                     let receipt = Box::new(MemoryReceipt { queues: Arc::clone(&self.queues), tag });
-                    return Some(Delivery { queue, message, redelivered, receipt });
+                    return Some(Delivery { queue, message, redelivered, cause: None, receipt });
                 }
                 NextDelivery::Ended => return None,
                 NextDelivery::Nothing(None) => self.wake.notified().await,
@@ -177,6 +183,14 @@ impl Consumer for MemoryConsumer {
                 },
             }
         }
+    }
+
+    async fn add_credit(&mut self, credit: u16) {
+        lock(&self.queues).add_credit(self.id, credit);
+    }
+
+    async fn pause(&mut self) {
+        lock(&self.queues).pause(self.id);
     }
 
     async fn stop(&mut self) {

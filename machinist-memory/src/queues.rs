@@ -55,8 +55,11 @@ struct QueuedMessage {
 struct MemorySubscription {
     connection: u64,
     targets: Vec<Target>,
-    prefetch: u16,
+    credit: u16,
+    /// Number of unsettled deliveries that use credit.
     unsettled: u16,
+    /// Number of pauses so far. Deliveries from before the last pause use no credit.
+    pauses: u64,
     /// Position of the queue that is checked first, so that a full queue does not starve the others.
     next_target: usize,
     wake: Arc<Notify>,
@@ -66,6 +69,8 @@ struct MemorySubscription {
 struct UnsettledMessage {
     connection: u64,
     subscription: u64,
+    /// Number of pauses of the subscription at the time of the delivery.
+    pauses: u64,
     queue: Target,
     position: ReadyKey,
     message: Message,
@@ -131,13 +136,29 @@ impl MemoryQueues {
         let subscription = MemorySubscription {
             connection,
             targets,
-            prefetch,
+            credit: prefetch,
             unsettled: 0,
+            pauses: 0,
             next_target: 0,
             wake: Arc::clone(&wake),
         };
         self.subscriptions.insert(number, subscription);
         (number, wake)
+    }
+
+    pub(super) fn add_credit(&mut self, subscription: u64, credit: u16) {
+        if let Some(subscription) = self.subscriptions.get_mut(&subscription) {
+            subscription.credit = subscription.credit.saturating_add(credit);
+            subscription.wake.notify_one();
+        }
+    }
+
+    /// Takes the credit of a subscription away.
+    pub(super) fn pause(&mut self, subscription: u64) {
+        if let Some(subscription) = self.subscriptions.get_mut(&subscription) {
+            subscription.pauses += 1;
+            (subscription.credit, subscription.unsettled) = (0, 0);
+        }
     }
 
     /// Ends a subscription. Deliveries that it returned can still be settled.
@@ -187,7 +208,7 @@ impl MemoryQueues {
     pub(super) fn take(&mut self, id: u64, now: Instant) -> NextDelivery {
         let tag = self.next_number();
         let Some(subscription) = self.subscriptions.get_mut(&id) else { return NextDelivery::Ended };
-        if subscription.unsettled >= subscription.prefetch {
+        if subscription.unsettled >= subscription.credit {
             return NextDelivery::Nothing(None);
         }
         let targets = &subscription.targets;
@@ -205,6 +226,7 @@ impl MemoryQueues {
                 let unsettled_message = UnsettledMessage {
                     connection,
                     subscription: id,
+                    pauses: subscription.pauses,
                     queue: queue.clone(),
                     position,
                     message: queued.message,
@@ -221,7 +243,9 @@ impl MemoryQueues {
 
     pub(super) fn settle(&mut self, tag: u64, how: Settle) -> Settled {
         let Some(unsettled_message) = self.unsettled.remove(&tag) else { return Settled::Lost };
-        if let Some(subscription) = self.subscriptions.get_mut(&unsettled_message.subscription) {
+        if let Some(subscription) = self.subscriptions.get_mut(&unsettled_message.subscription)
+            && subscription.pauses == unsettled_message.pauses
+        {
             subscription.unsettled -= 1;
             subscription.wake.notify_one();
         }
@@ -235,6 +259,11 @@ impl MemoryQueues {
             self.wake(&unsettled_message.queue);
         }
         Settled::Done
+    }
+
+    /// Removes all messages that are not due, and returns their number.
+    pub(super) fn lose_delayed(&mut self) -> usize {
+        self.by_name.values_mut().map(|queue| std::mem::take(&mut queue.delayed).len()).sum()
     }
 
     /// Has the effect of a lost connection on all connections.

@@ -20,7 +20,8 @@ use crate::{
 
 /// Result backend in an SQLite file. Created by [`SqliteStore::backend`](crate::SqliteStore::backend).
 ///
-/// It stores records and indexes. Its time is the clock of the host, made monotonic within a process.
+/// It stores records and indexes. Its time is the clock of the host, which all processes on it share, and never goes back
+/// if that clock does.
 /// Expired records are invisible to every reader at once and are deleted in the background. Their pages in the file
 /// are reused; the file does not shrink.
 #[derive(Debug, Clone)]
@@ -82,7 +83,7 @@ impl Backend for SqliteBackend {
     }
 
     async fn now(&self) -> Result<Timestamp, BackendError> {
-        Ok(self.store.now())
+        Ok(self.store.query(Query::Now).await?)
     }
 
     async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {

@@ -146,22 +146,28 @@ struct SqliteConsumer {
 }
 
 impl SqliteConsumer {
-    fn receipt(&self, message: i64, registration: Arc<OwnerRegistration>) -> SqliteReceipt {
+    fn receipt(&self, message: i64, pauses: u64, registration: Arc<OwnerRegistration>) -> SqliteReceipt {
         SqliteReceipt {
             store: self.store.clone(),
             subscription: self.subscription.clone(),
             registration,
             message,
+            pauses,
             settled: false,
         }
     }
 
     /// Hands back the messages that have arrived and were not taken. Dropping their receipts does it.
     fn hand_back(&mut self) {
-        self.incoming.close();
         while let Ok(delivery) = self.incoming.try_recv() {
-            drop(self.receipt(delivery.message.id, delivery.registration));
+            drop(self.receipt(delivery.message.id, delivery.pauses, delivery.registration));
         }
+    }
+
+    /// Waits until the changes so far are applied, and messages are claimed for the credit that is there.
+    async fn apply_all(&self) {
+        // An empty change. If it is not applied, the file is closed or cannot be written.
+        let _ = self.store.apply_change(StoreChange::UpdateIndexes(Vec::new())).await;
     }
 }
 
@@ -171,22 +177,39 @@ impl Consumer for SqliteConsumer {
         while !self.stopped {
             let delivery = self.incoming.recv().await?;
             let ClaimedMessage { id, queue, redelivered, message } = delivery.message;
-            let receipt = self.receipt(id, delivery.registration);
+            let receipt = self.receipt(id, delivery.pauses, delivery.registration);
             // If the registration has ended, the message was handed to another process.
             if !receipt.registration.has_ended() {
-                return Some(Delivery { queue, message, redelivered, receipt: Box::new(receipt) });
+                return Some(Delivery {
+                    queue,
+                    message,
+                    redelivered,
+                    cause: None,
+                    receipt: Box::new(receipt),
+                });
             }
         }
         None
+    }
+
+    async fn add_credit(&mut self, credit: u16) {
+        self.subscription.add_credit(credit);
+        self.apply_all().await;
+    }
+
+    async fn pause(&mut self) {
+        self.subscription.pause();
+        self.hand_back();
+        self.apply_all().await;
     }
 
     async fn stop(&mut self) {
         if !std::mem::replace(&mut self.stopped, true) {
             // If the file cannot be written, this process holds these messages until it ends.
             let _ = self.store.apply_change(StoreChange::Unsubscribe(self.subscription.clone())).await;
+            self.incoming.close();
             self.hand_back();
-            // An empty change: when it is answered, the messages above are handed back.
-            let _ = self.store.apply_change(StoreChange::UpdateIndexes(Vec::new())).await;
+            self.apply_all().await;
         }
     }
 
@@ -233,6 +256,7 @@ impl Drop for SqliteConsumer {
     fn drop(&mut self) {
         // Fails only if the store is closed. It has handed back everything.
         let _ = self.store.send_change(StoreChange::Unsubscribe(self.subscription.clone()));
+        self.incoming.close();
         self.hand_back();
     }
 }
@@ -243,6 +267,8 @@ struct SqliteReceipt {
     subscription: Arc<SqliteSubscription>,
     registration: Arc<OwnerRegistration>,
     message: i64,
+    /// Number of pauses of the subscription before the delivery.
+    pauses: u64,
     settled: bool,
 }
 
@@ -251,7 +277,7 @@ impl SqliteReceipt {
         if std::mem::replace(&mut self.settled, true) {
             return Settled::Done;
         }
-        self.subscription.remove_unsettled();
+        self.subscription.settled(self.pauses);
         let settle =
             StoreChange::Settle { message: self.message, owner: self.registration.owner, settle: how };
         if self.registration.has_ended() || self.store.send_change(settle).is_err() {

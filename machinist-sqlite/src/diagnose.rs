@@ -1,16 +1,21 @@
 //! The diagnosis of a file from its own contents: its size, its mode, its integrity, its permissions.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use machinist_adapter::diagnose::Finding;
 use rusqlite::Connection;
+
+use crate::clock::Deviation;
 
 /// Maximum size of a file whose pages are checked, in bytes. The check reads the whole file while other queries wait;
 /// up to this size it takes a fraction of a second.
 const MAX_CHECKED_FILE_BYTES: u64 = 64 << 20;
 
+/// Difference between the time of the file and the host's clock that is worth a warning.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
+
 /// Examines the file through a reading connection.
-pub(crate) fn examine(db: &Connection, path: &Path) -> rusqlite::Result<Vec<Finding>> {
+pub(crate) fn examine(db: &Connection, path: &Path, deviation: Deviation) -> rusqlite::Result<Vec<Finding>> {
     let text = |sql: &str| db.query_row(sql, [], |row| row.get::<_, String>(0));
     let number = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0));
     let size = std::fs::metadata(path).map_or(0, |file| file.len());
@@ -33,6 +38,7 @@ pub(crate) fn examine(db: &Connection, path: &Path) -> rusqlite::Result<Vec<Find
             "stop all processes that use the file, then run `sqlite3 FILE 'PRAGMA journal_mode = WAL'`",
         ),
     });
+    findings.push(clock(deviation));
     findings.push(rights(path));
     findings.push(if size > MAX_CHECKED_FILE_BYTES {
         Finding::good(
@@ -50,6 +56,27 @@ pub(crate) fn examine(db: &Connection, path: &Path) -> rusqlite::Result<Vec<Find
         }
     });
     Ok(findings)
+}
+
+fn clock(deviation: Deviation) -> Finding {
+    match deviation {
+        Deviation::Ahead(by) if by >= CLOCK_TOLERANCE => Finding::warning(
+            "clock",
+            format!(
+                "the time of the file is {by:?} ahead of the host's clock, and runs at half speed until they agree"
+            ),
+            "check the host's clock; if that is right, stop all processes that use the file and run \
+             `sqlite3 FILE 'DELETE FROM clock'`",
+        ),
+        Deviation::Behind(by) if by >= CLOCK_TOLERANCE => Finding::warning(
+            "clock",
+            format!(
+                "the host's clock jumped {by:?} ahead of the time of the file, which follows within a minute"
+            ),
+            "check the host's clock",
+        ),
+        Deviation::Ahead(_) | Deviation::Behind(_) => Finding::good("clock", "the host's"),
+    }
 }
 
 #[cfg(unix)]

@@ -30,6 +30,9 @@ pub(crate) enum StoreErrorKind {
     ReadOnly,
     /// The file is damaged: the data read differs from the data written.
     Corrupt,
+    /// One row holds something that this crate did not write, or would become too large. Nothing was changed; every
+    /// other row can be used.
+    Row,
     /// The store was closed. Nothing was changed.
     Closed,
     /// Any other error, such as an input or output error. The change may or may not have been made.
@@ -53,6 +56,10 @@ impl StoreError {
             StoreErrorKind::Corrupt => format!(
                 "{path}: the file is damaged ({error}); stop all processes that use it, keep a copy, and recover \
                  it with `sqlite3 FILE .recover`"
+            ),
+            StoreErrorKind::Row => format!(
+                "{path}: {error}; another program changed or wrote this row, or it is too large: delete it with the \
+                 sqlite3 shell"
             ),
             StoreErrorKind::Closed => format!("{path}: the store was closed"),
             StoreErrorKind::Other => format!("{path}: {error}"),
@@ -78,9 +85,10 @@ pub(crate) fn kind_of(error: &rusqlite::Error) -> StoreErrorKind {
             StoreErrorKind::ReadOnly
         }
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreErrorKind::Corrupt,
+        Some(ErrorCode::TooBig) => StoreErrorKind::Row,
         Some(_) => StoreErrorKind::Other,
         // Not an error code of SQLite: a value in the file was not in the format that this crate writes.
-        None => StoreErrorKind::Corrupt,
+        None => StoreErrorKind::Row,
     }
 }
 
@@ -92,7 +100,7 @@ impl From<StoreError> for PublishError {
             | StoreErrorKind::ReadOnly
             | StoreErrorKind::Corrupt
             | StoreErrorKind::Closed => Self::Unavailable(error.into()),
-            StoreErrorKind::Other => Self::Unknown(error.into()),
+            StoreErrorKind::Row | StoreErrorKind::Other => Self::Unknown(error.into()),
         }
     }
 }
@@ -103,7 +111,7 @@ impl From<StoreError> for BrokerError {
             StoreErrorKind::Full | StoreErrorKind::ReadOnly | StoreErrorKind::Corrupt => {
                 Self::Refused { reason: error.to_string() }
             }
-            StoreErrorKind::Busy | StoreErrorKind::Closed | StoreErrorKind::Other => {
+            StoreErrorKind::Busy | StoreErrorKind::Row | StoreErrorKind::Closed | StoreErrorKind::Other => {
                 Self::Unavailable(error.into())
             }
         }
@@ -113,6 +121,7 @@ impl From<StoreError> for BrokerError {
 impl From<StoreError> for BackendError {
     fn from(error: StoreError) -> Self {
         match error.kind {
+            StoreErrorKind::Row => Self::Record { reason: error.to_string() },
             StoreErrorKind::Full | StoreErrorKind::ReadOnly | StoreErrorKind::Corrupt => {
                 Self::Refused { reason: error.to_string() }
             }

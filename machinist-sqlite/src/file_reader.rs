@@ -1,8 +1,12 @@
 //! The thread that reads the file. Every query sees a snapshot, so it waits for no writer.
 
 use std::{
+    convert::Infallible,
     path::PathBuf,
-    sync::{Arc, mpsc::Receiver},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender},
+    },
 };
 
 use machinist_adapter::{
@@ -23,6 +27,7 @@ type QueryReply<T> = oneshot::Sender<Result<T, StoreError>>;
 /// Query about the file, with the channel for its answer.
 #[derive(Debug)]
 pub(crate) enum Query {
+    Now(QueryReply<Timestamp>),
     Records(Vec<RecordId>, QueryReply<Vec<Facts>>),
     Depth(Vec<QueueName>, QueryReply<Vec<QueueDepth>>),
     List {
@@ -44,35 +49,44 @@ pub(crate) struct FileReader {
     pub(crate) namespace: i64,
     pub(crate) clock: Arc<HostClock>,
     pub(crate) queries: Receiver<Query>,
+    /// Dropped after the connection, which tells the writer that this is closed.
+    pub(crate) _open: Sender<Infallible>,
 }
 
 impl FileReader {
     /// Answers queries until the store is closed or dropped.
     pub(crate) fn run(self) {
         while let Ok(query) = self.queries.recv() {
-            let now = self.clock.now();
             match query {
-                Query::Records(ids, reply) => self.answer(reply, |db| {
+                Query::Now(reply) => self.answer(reply, |_, now| Ok(now)),
+                Query::Records(ids, reply) => self.answer(reply, |db, now| {
                     ids.iter().map(|id| records::read(db, self.namespace, now, id)).collect()
                 }),
-                Query::Depth(queues, reply) => {
-                    self.answer(reply, |db| queues.iter().map(|queue| self.depth(db, queue, now)).collect())
-                }
+                Query::Depth(queues, reply) => self
+                    .answer(reply, |db, now| queues.iter().map(|queue| self.depth(db, queue, now)).collect()),
                 Query::List { index, after, limit, reply } => {
-                    self.answer(reply, |db| indexes::list(db, self.namespace, &index, after.as_ref(), limit));
+                    self.answer(reply, |db, _| {
+                        indexes::list(db, self.namespace, &index, after.as_ref(), limit)
+                    });
                 }
-                Query::Diagnose(reply) => self.answer(reply, |db| diagnose::examine(db, &self.path)),
+                Query::Diagnose(reply) => {
+                    self.answer(reply, |db, _| diagnose::examine(db, &self.path, self.clock.deviation()))
+                }
                 Query::Stop => return,
             }
         }
     }
 
-    fn answer<T>(&self, reply: QueryReply<T>, ask: impl FnOnce(&Connection) -> rusqlite::Result<T>) {
+    fn answer<T>(
+        &self,
+        reply: QueryReply<T>,
+        ask: impl FnOnce(&Connection, Timestamp) -> rusqlite::Result<T>,
+    ) {
         // One snapshot for one query.
         let answer = self
             .db
             .unchecked_transaction()
-            .and_then(|snapshot| ask(&snapshot))
+            .and_then(|snapshot| ask(&snapshot, self.clock.read(&snapshot)?))
             .map_err(|error| StoreError::of(&self.path, &error));
         // The caller may have gone.
         let _ = reply.send(answer);
@@ -81,7 +95,8 @@ impl FileReader {
     fn depth(&self, db: &Connection, queue: &QueueName, now: Timestamp) -> rusqlite::Result<QueueDepth> {
         let mut depth = QueueDepth { queue: queue.clone(), ready: None, consumers: None, dead: None };
         if let Some(id) = messages::find_queue(db, self.namespace, &Target::Queue(queue.clone()))? {
-            let subscribed = "SELECT coalesce(sum(count), 0) FROM subscriptions WHERE queue = ?1";
+            let subscribed =
+                "SELECT coalesce(sum(CAST(count AS INTEGER)), 0) FROM subscriptions WHERE queue = ?1";
             depth.ready = Some(count_ready(db, id)? + count_due(db, id, now)?);
             depth.consumers = Some(
                 db.prepare_cached(subscribed)?.query_row([id], |row| row.get::<_, i64>(0))?.unsigned_abs(),

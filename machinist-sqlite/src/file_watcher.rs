@@ -6,6 +6,7 @@
 //! message becomes due. While this process has no subscription and watches no record, the thread sleeps.
 
 use std::{
+    convert::Infallible,
     path::PathBuf,
     sync::{Arc, mpsc::Sender},
     time::{Duration, Instant},
@@ -50,6 +51,8 @@ pub(crate) struct FileWatcher {
     pub(crate) watches: Arc<WatchRegistry>,
     pub(crate) clock: Arc<HostClock>,
     pub(crate) writer: Sender<WriteRequest>,
+    /// Dropped after the connection, which tells the writer that this is closed.
+    pub(crate) _open: Sender<Infallible>,
 }
 
 /// State kept between two checks.
@@ -105,6 +108,7 @@ impl FileWatcher {
         let changed = state.data_version.replace(data_version) != Some(data_version) || check_requested;
         let mut ready_queues = ReadyQueues::default();
         if changed {
+            self.clock.read(&self.db)?;
             self.notify_watchers(state)?;
             let subscribed = self.watches.subscribed_queues();
             state.next_due = if subscribed.is_empty() { None } else { messages::next_due(&self.db)? };
@@ -137,13 +141,17 @@ impl FileWatcher {
         let mut rows = statement.query(params![after])?;
         while let Some(row) = rows.next()? {
             state.last_wake_up = row.get(0)?;
-            let namespace: i64 = row.get(1)?;
-            let store_id: i64 = row.get(2)?;
-            if namespace == self.namespace
+            // A row that another program wrote must not keep the rest from being read.
+            if let (Ok(namespace), Ok(store_id), Ok(kind), Ok(name)) = (
+                row.get_ref(1)?.as_i64(),
+                row.get_ref(2)?.as_i64(),
+                row.get_ref(3)?.as_str(),
+                row.get_ref(4)?.as_str(),
+            ) && namespace == self.namespace
                 && store_id != self.store_id
-                && let Some(kind) = RecordKind::parse(row.get_ref(3)?.as_str()?)
+                && let Some(kind) = RecordKind::parse(kind)
             {
-                self.watches.notify(&RecordId::new(kind, row.get_ref(4)?.as_str()?));
+                self.watches.notify(&RecordId::new(kind, name));
             }
         }
         Ok(())

@@ -5,7 +5,7 @@
 //! by one, so that the error of one caller does not affect the others.
 
 use std::{
-    path::PathBuf,
+    convert::Infallible,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError},
@@ -14,21 +14,22 @@ use std::{
 };
 
 use machinist_adapter::{backend::Committed, broker::Settle, id::RecordId};
-use rusqlite::Connection;
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::{
-    clock::HostClock,
+    clock::CourseChange,
     error::{StoreError, StoreErrorKind, kind_of},
     indexes,
     local_consumer::{ConsumerClaim, LocalConsumer},
-    messages::{self, QueueIds},
+    messages,
+    own_sessions::{self, OwnSessions},
     owners::{self, FailureDetector, HEARTBEAT_INTERVAL, OwnerRegistration, RegisteredOwner},
     peer_writers::PeerWriters,
     records,
     subscription::{ClaimedDelivery, SqliteSubscription},
     wake_up::WakeSender,
     watch_registry::WatchRegistry,
+    write_context::WriteContext,
     write_request::{ChangeOutcome, ChangeRequest, ReadyQueues, StoreChange, WriteRequest},
 };
 
@@ -42,49 +43,27 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// The same if the last deletion left expired rows.
 const SWEEP_CONTINUE_DELAY: Duration = Duration::from_millis(20);
 
+/// Maximum time for which the writer waits, at its end, for the other connections of the store.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// State of the writing thread.
 #[derive(Debug)]
 pub(crate) struct FileWriter {
     context: WriteContext,
     requests: Receiver<WriteRequest>,
+    /// Disconnected when the other connections of this store are closed.
+    other_connections: Receiver<Infallible>,
     watches: Arc<WatchRegistry>,
     wake_sender: WakeSender,
     consumers: Vec<LocalConsumer>,
     registered_owner: Option<RegisteredOwner>,
+    own_sessions: OwnSessions,
     /// Settlements that failed. Without a retry this process would hold their messages for as long as it lives.
     failed_settlements: Vec<StoreChange>,
     failure_detector: FailureDetector,
     next_heartbeat: Instant,
     next_sweep: Instant,
     peers: PeerWriters,
-}
-
-/// Connection and values that every change needs.
-#[derive(Debug)]
-pub(crate) struct WriteContext {
-    db: Connection,
-    path: PathBuf,
-    namespace: i64,
-    /// Random id of the store. Its own wake-ups carry it.
-    store_id: i64,
-    clock: Arc<HostClock>,
-    queues: QueueIds,
-}
-
-impl WriteContext {
-    pub(crate) fn new(
-        db: Connection,
-        path: PathBuf,
-        namespace: i64,
-        store_id: i64,
-        clock: Arc<HostClock>,
-    ) -> Self {
-        Self { db, path, namespace, store_id, clock, queues: QueueIds::default() }
-    }
-
-    fn run(&self, sql: &str) -> rusqlite::Result<()> {
-        self.db.prepare_cached(sql)?.execute([]).map(drop)
-    }
 }
 
 /// Consequences of a transaction, which take effect after its commit.
@@ -94,6 +73,7 @@ struct TransactionEffects {
     ready_queues: Vec<i64>,
     subscribed: Vec<LocalConsumer>,
     unsubscribed: Vec<Arc<SqliteSubscription>>,
+    course_change: Option<CourseChange>,
 }
 
 /// Requests that are served in one transaction.
@@ -118,16 +98,19 @@ impl FileWriter {
         context: WriteContext,
         watches: Arc<WatchRegistry>,
         requests: Receiver<WriteRequest>,
+        other_connections: Receiver<Infallible>,
     ) -> Self {
         let now = Instant::now();
         let wake_sender = WakeSender::new(&context.path, context.store_id);
         Self {
             context,
             requests,
+            other_connections,
             watches,
             wake_sender,
             consumers: Vec::new(),
             registered_owner: None,
+            own_sessions: OwnSessions::default(),
             failed_settlements: Vec::new(),
             failure_detector: FailureDetector::default(),
             next_heartbeat: now,
@@ -237,8 +220,8 @@ impl FileWriter {
 
     /// Makes delayed messages ready whose time has come.
     fn promote_delayed(&self, effects: &mut TransactionEffects) -> rusqlite::Result<()> {
-        let WriteContext { db, clock, .. } = &self.context;
-        if messages::promote(db, clock.now(), MAX_ROWS_PER_MAINTENANCE)? {
+        let WriteContext { db, now, .. } = &self.context;
+        if messages::promote(db, *now, MAX_ROWS_PER_MAINTENANCE)? {
             effects.ready_queues.extend(self.subscribed_queues());
         }
         Ok(())
@@ -272,6 +255,7 @@ impl FileWriter {
         let had_owner = self.registered_owner.is_some();
         let mut effects = TransactionEffects::default();
         let result = self.context.run("BEGIN IMMEDIATE").and_then(|()| {
+            (self.context.now, effects.course_change) = self.context.clock.stamp(&self.context.db)?;
             let done = change(self, &mut effects)?;
             self.context.run("COMMIT")?;
             Ok(done)
@@ -294,6 +278,9 @@ impl FileWriter {
     }
 
     fn run_effects(&mut self, effects: TransactionEffects) {
+        if let Some(change) = effects.course_change {
+            change.report(&self.context.path);
+        }
         for id in &effects.changed_records {
             self.watches.notify(id);
         }
@@ -345,9 +332,8 @@ impl FileWriter {
         change: &StoreChange,
         effects: &mut TransactionEffects,
     ) -> rusqlite::Result<ChangeOutcome> {
-        let WriteContext { db, namespace, store_id, clock, queues, .. } = &mut self.context;
-        let namespace = *namespace;
-        let now = clock.now();
+        let WriteContext { db, namespace, store_id, now, queues, .. } = &mut self.context;
+        let (namespace, now) = (*namespace, *now);
         match change {
             StoreChange::Publish(publish) => {
                 let queue = queues.declare(db, namespace, &publish.target)?;
@@ -370,9 +356,13 @@ impl FileWriter {
             StoreChange::Unsubscribe(subscription) => self.unsubscribe(subscription, effects)?,
             StoreChange::Commit(commit) => {
                 let committed = records::commit(db, namespace, now, commit)?;
-                if commit.wake && matches!(committed, Committed::Done { .. }) {
-                    records::add_wake_up(db, namespace, *store_id, &commit.id)?;
-                    effects.changed_records.push(commit.id.clone());
+                if matches!(committed, Committed::Done { .. }) {
+                    let owner = self.registered_owner.as_ref().map(RegisteredOwner::id);
+                    self.own_sessions.note(db, namespace, owner, commit)?;
+                    if commit.wake {
+                        records::add_wake_up(db, namespace, *store_id, &commit.id)?;
+                        effects.changed_records.push(commit.id.clone());
+                    }
                 }
                 return Ok(ChangeOutcome::Committed(committed));
             }
@@ -424,18 +414,19 @@ impl FileWriter {
         if let Some(own) = &self.registered_owner {
             return Ok(own.id());
         }
-        let own = owners::register(&self.context.db, &self.context.path, self.context.clock.now())?;
+        let own = owners::register(&self.context.db, &self.context.path, self.context.now)?;
         let owner = own.id();
         for queue in self.subscribed_queues() {
             owners::count_subscriptions(&self.context.db, owner, queue, 1)?;
         }
+        self.own_sessions.bind(&self.context.db, self.context.namespace, owner)?;
         self.registered_owner = Some(own);
         // Dead owners are looked for at once, so that a restarted worker gets its messages back now.
         self.next_heartbeat = Instant::now();
         Ok(owner)
     }
 
-    /// Claims ready messages for every consumer that has capacity, up to its prefetch.
+    /// Claims ready messages for every consumer that has credit.
     fn claim_all(&mut self, effects: &mut TransactionEffects) -> rusqlite::Result<MessageClaims> {
         let mut claims = MessageClaims::default();
         let TransactionEffects { ready_queues, subscribed, unsubscribed, .. } = effects;
@@ -486,7 +477,7 @@ impl FileWriter {
             let refused = match consumer {
                 Some(consumer) => {
                     consumer.may_have_ready = claim.may_have_more;
-                    consumer.deliver(claim.messages, &registration)
+                    consumer.deliver(claim.messages, claim.capacity, &registration)
                 }
                 None => claim.messages,
             };
@@ -515,8 +506,8 @@ impl FileWriter {
 
     fn sweep(&mut self) {
         let swept = self.transaction(|writer, _| {
-            let WriteContext { db, clock, .. } = &writer.context;
-            records::sweep(db, clock.now(), MAX_ROWS_PER_MAINTENANCE)
+            let WriteContext { db, now, .. } = &writer.context;
+            records::sweep(db, *now, MAX_ROWS_PER_MAINTENANCE)
         });
         let delay = if matches!(swept, Ok(true)) { SWEEP_CONTINUE_DELAY } else { SWEEP_INTERVAL };
         self.next_sweep = Instant::now() + delay;
@@ -536,9 +527,15 @@ impl FileWriter {
                     evidence = dead.evidence,
                     "a process is dead; its messages come back"
                 );
+                if dead.is_certainly_gone() {
+                    own_sessions::end(&writer.context.db, dead.owner)?;
+                }
                 if owners::remove(&writer.context.db, dead.owner)? {
                     effects.ready_queues.extend(writer.subscribed_queues());
                 }
+            }
+            if messages::release_orphans(&writer.context.db)? {
+                effects.ready_queues.extend(writer.subscribed_queues());
             }
             own.map_or(Ok(true), |own| owners::raise_heartbeat(&writer.context.db, own))
         })?;
@@ -578,10 +575,12 @@ impl FileWriter {
 
     fn close(mut self, reply: Option<oneshot::Sender<()>>) {
         self.end_subscriptions();
-        // Best effort: without it the log is read at the next start.
-        let _ = self.context.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
-        let Self { context, requests, .. } = self;
-        drop(context);
+        // The thread that watches the file waits for this.
+        self.wake_sender.send(true);
+        let Self { context, requests, other_connections, .. } = self;
+        // Last: only the last connection to a file moves the log into it. Nothing is ever sent on this channel.
+        let _ = other_connections.recv_timeout(CLOSE_TIMEOUT);
+        context.close();
         // Callers that still wait are answered by the end of the channel.
         drop(requests);
         if let Some(reply) = reply {

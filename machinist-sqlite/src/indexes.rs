@@ -35,7 +35,9 @@ pub(crate) fn list(
         None => (None, None),
     };
     db.prepare_cached(
+        // What another program wrote here is no entry.
         "SELECT at, member FROM notes WHERE namespace = ?1 AND list = ?2 \
+         AND typeof(at) = 'integer' AND typeof(member) = 'text' \
          AND (?3 IS NULL OR (at, member) > (?3, ?4)) ORDER BY at, member LIMIT ?5",
     )?
     .query_map(

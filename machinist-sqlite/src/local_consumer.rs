@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{UnboundedSender, error::SendError};
 use crate::{
     messages::{self, ClaimedMessage},
     owners::OwnerRegistration,
-    subscription::{ClaimedDelivery, SqliteSubscription},
+    subscription::{Capacity, ClaimedDelivery, SqliteSubscription},
 };
 
 /// Consumer of this process.
@@ -30,6 +30,8 @@ pub(crate) struct LocalConsumer {
 pub(crate) struct ConsumerClaim {
     pub(crate) subscription: Arc<SqliteSubscription>,
     pub(crate) messages: Vec<ClaimedMessage>,
+    /// Capacity that the messages use.
+    pub(crate) capacity: Capacity,
     /// `true` if the queues may hold more messages.
     pub(crate) may_have_more: bool,
 }
@@ -49,7 +51,7 @@ impl LocalConsumer {
 
     /// Returns `true` if the consumer may receive at least one more message.
     pub(crate) fn has_capacity(&self) -> bool {
-        self.subscription.capacity() > 0
+        self.subscription.capacity().messages > 0
     }
 
     /// Returns `true` if the consumer is subscribed to any of `queues`.
@@ -64,7 +66,8 @@ impl LocalConsumer {
 
     /// Claims an equal share from each queue, then fills the remaining capacity from the queues that hold more.
     pub(crate) fn claim(&mut self, db: &Connection, owner: i64) -> rusqlite::Result<ConsumerClaim> {
-        let capacity = self.subscription.capacity();
+        let available = self.subscription.capacity();
+        let capacity = available.messages;
         let queue_count = self.queues.len().max(1);
         let share = capacity.div_ceil(queue_count);
         let mut messages = Vec::new();
@@ -74,7 +77,12 @@ impl LocalConsumer {
         }
         self.first_queue = (self.first_queue + 1) % queue_count;
         let may_have_more = messages.len() == capacity;
-        Ok(ConsumerClaim { subscription: self.subscription.clone(), messages, may_have_more })
+        Ok(ConsumerClaim {
+            subscription: self.subscription.clone(),
+            messages,
+            capacity: available,
+            may_have_more,
+        })
     }
 
     /// Claims at most `per_queue` messages from each queue, until `claimed` holds `capacity` messages.
@@ -98,16 +106,20 @@ impl LocalConsumer {
         Ok(())
     }
 
-    /// Passes messages to the consumer. Returns those that it could not take because it was dropped a moment ago.
+    /// Passes messages to the consumer. Returns those that it could not take because it was dropped or paused a moment ago.
     pub(crate) fn deliver(
         &mut self,
         messages: Vec<ClaimedMessage>,
+        capacity: Capacity,
         registration: &Arc<OwnerRegistration>,
     ) -> Vec<ClaimedMessage> {
-        self.subscription.add_unsettled(messages.len());
+        if !self.subscription.use_credit(messages.len(), capacity) {
+            return messages;
+        }
         let mut refused = Vec::new();
         for message in messages {
-            let delivery = ClaimedDelivery { message, registration: registration.clone() };
+            let pauses = capacity.pauses;
+            let delivery = ClaimedDelivery { message, pauses, registration: registration.clone() };
             if let Err(SendError(delivery)) = self.deliveries.send(delivery) {
                 refused.push(delivery.message);
             }

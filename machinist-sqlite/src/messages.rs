@@ -4,11 +4,15 @@ use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use machinist_adapter::{
-    broker::{Message, Publish, Settle, Target},
+    broker::{HeaderValue, Message, Publish, Settle, Target},
     clock::Timestamp,
+    header,
     id::QueueName,
 };
-use rusqlite::{Connection, OptionalExtension, Row, params, types::Type};
+use rusqlite::{
+    Connection, OptionalExtension, Row, params,
+    types::{FromSql, ValueRef},
+};
 
 use crate::codec::{decode_headers, encode_headers};
 
@@ -111,18 +115,19 @@ pub(crate) fn publish(
 pub(crate) fn promote(db: &Connection, now: Timestamp, limit: u32) -> rusqlite::Result<bool> {
     let promoted = db
         .prepare_cached(
+            // A time that is not a number would never come: SQLite sorts all text after all numbers.
             "UPDATE messages SET holder = 0 WHERE id IN \
-             (SELECT id FROM messages WHERE holder = -1 AND due <= ?1 ORDER BY due LIMIT ?2)",
+             (SELECT id FROM messages WHERE holder = -1 AND (due <= ?1 OR due >= '') ORDER BY due LIMIT ?2)",
         )?
         .execute(params![now.as_micros(), limit])?;
     Ok(promoted > 0)
 }
 
-/// Returns the due time of the next delayed message.
+/// Returns the due time of the next delayed message. A time that cannot be read has come.
 pub(crate) fn next_due(db: &Connection) -> rusqlite::Result<Option<Timestamp>> {
     let due = db
         .prepare_cached("SELECT due FROM messages WHERE holder = -1 ORDER BY due LIMIT 1")?
-        .query_row([], |row| row.get(0))
+        .query_row([], |row| Ok(row.get_ref(0)?.as_i64().unwrap_or(i64::MIN)))
         .optional()?;
     Ok(due.map(Timestamp::from_micros))
 }
@@ -147,9 +152,10 @@ pub(crate) fn claim(
     )?;
     let rows = statement.query_map(params![owner, queue, limit], |row| {
         let id = row.get(0)?;
-        let order = DeliveryOrder { rank: row.get(1)?, due: row.get(2)?, id };
-        let redelivered = row.get(3)?;
-        Ok((order, ClaimedMessage { id, queue: name.clone(), redelivered, message: message(row)? }))
+        let order =
+            DeliveryOrder { rank: row.get(1).unwrap_or_default(), due: row.get(2).unwrap_or_default(), id };
+        let redelivered = row.get(3).unwrap_or(true);
+        Ok((order, ClaimedMessage { id, queue: name.clone(), redelivered, message: message(id, row)? }))
     })?;
     let mut claimed = rows.collect::<rusqlite::Result<Vec<_>>>()?;
     // RETURNING guarantees no order.
@@ -157,22 +163,65 @@ pub(crate) fn claim(
     Ok(claimed.into_iter().map(|(_, claimed)| claimed).collect())
 }
 
-fn message(row: &Row<'_>) -> rusqlite::Result<Message> {
+/// Reads the message of a row. A row that another program wrote or changed must not stop its queue: it becomes a message
+/// that says what cannot be read, and that no worker runs.
+fn message(id: i64, row: &Row<'_>) -> rusqlite::Result<Message> {
+    let mut reader = ColumnReader { row, unreadable: Vec::new() };
     let mut message = Message {
-        id: row.get(4)?,
-        kind: row.get(5)?,
-        content_type: row.get(6)?,
-        timestamp: row.get::<_, Option<i64>>(7)?.map(Timestamp::from_micros),
-        priority: row.get(8)?,
-        app_id: row.get(9)?,
-        body: Bytes::copy_from_slice(row.get_ref(11)?.as_blob()?),
+        id: reader.value(4, "task"),
+        kind: reader.value(5, "kind"),
+        content_type: reader.value(6, "content_type"),
+        timestamp: reader.value::<i64>(7, "timestamp").map(Timestamp::from_micros),
+        priority: reader.value(8, "priority"),
+        app_id: reader.value(9, "app_id"),
         ..Message::default()
     };
-    if let Some(headers) = row.get_ref(10)?.as_blob_or_null()? {
-        decode_headers(headers, &mut message)
-            .map_err(|error| rusqlite::Error::FromSqlConversionFailure(10, Type::Blob, error.into()))?;
+    let headers = row.get_ref(10)?;
+    match headers {
+        ValueRef::Null => {}
+        ValueRef::Blob(encoded) if decode_headers(encoded, &mut message).is_ok() => {}
+        _ => reader.unreadable.push("headers"),
+    }
+    let body = row.get_ref(11)?;
+    if !matches!(body, ValueRef::Blob(_)) {
+        reader.unreadable.push("body");
+    }
+    message.body = raw_bytes(body);
+    let unreadable = reader.unreadable.join(", ");
+    if !unreadable.is_empty() {
+        let found = format!(
+            "row {id} of the table `messages` was not written by machinist: cannot read {unreadable}"
+        );
+        tracing::error!(message = id, task = message.id, "{found}; it becomes a dead letter");
+        message.headers.clear();
+        message.headers.insert(header::DAMAGED.into(), found.into());
+        message.headers.insert(header::DAMAGED_HEADERS.into(), HeaderValue::Bytes(raw_bytes(headers)));
     }
     Ok(message)
+}
+
+/// Reads the optional columns of a row, and notes those of another type.
+struct ColumnReader<'a> {
+    row: &'a Row<'a>,
+    unreadable: Vec<&'static str>,
+}
+
+impl ColumnReader<'_> {
+    fn value<T: FromSql>(&mut self, column: usize, name: &'static str) -> Option<T> {
+        self.row.get(column).unwrap_or_else(|_| {
+            self.unreadable.push(name);
+            None
+        })
+    }
+}
+
+fn raw_bytes(value: ValueRef<'_>) -> Bytes {
+    match value {
+        ValueRef::Blob(bytes) | ValueRef::Text(bytes) => Bytes::copy_from_slice(bytes),
+        ValueRef::Null => Bytes::new(),
+        ValueRef::Integer(number) => number.to_string().into(),
+        ValueRef::Real(number) => number.to_string().into(),
+    }
 }
 
 /// Settles a message if that owner still holds it. Otherwise another owner has it, and it stays unchanged. Returns
@@ -190,5 +239,15 @@ pub(crate) fn release(db: &Connection, owner: i64) -> rusqlite::Result<bool> {
     let released = db
         .prepare_cached("UPDATE messages SET holder = 0, redelivered = 1 WHERE holder = ?1 AND holder > 0")?
         .execute([owner])?;
+    Ok(released > 0)
+}
+
+/// Hands back the messages whose holder is no registered owner: nobody else would. Returns `true` if there were any.
+pub(crate) fn release_orphans(db: &Connection) -> rusqlite::Result<bool> {
+    let released = db
+        .prepare_cached(
+            "UPDATE messages SET holder = 0, redelivered = 1 WHERE holder > 0 AND holder NOT IN (SELECT id FROM owners)",
+        )?
+        .execute([])?;
     Ok(released > 0)
 }

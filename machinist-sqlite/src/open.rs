@@ -14,8 +14,10 @@ use machinist_adapter::{backend::BackendError, broker::BrokerError, error::BoxEr
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::{
+    clock::HostClock,
     error::{StoreErrorKind, kind_of},
     options::{SqliteOptions, Synchronous},
+    own_sessions,
     records::newest_wake_up,
 };
 
@@ -139,6 +141,7 @@ pub(crate) struct FileConnections {
     pub(crate) path: PathBuf,
     pub(crate) namespace: i64,
     pub(crate) last_wake_up: i64,
+    pub(crate) clock: HostClock,
     pub(crate) writer: Connection,
     pub(crate) reader: Connection,
     pub(crate) watcher: Connection,
@@ -186,27 +189,50 @@ fn inspect(path: &Path) -> Result<(), OpenError> {
             if !parent.is_dir() {
                 return Err(OpenError::NoDirectory { path: path.to_owned() });
             }
-            create(path, parent).map_err(|error| io_error(path, error))
+            create(path).map_err(|error| io_error(path, error))
         }
         Err(error) => Err(io_error(path, error)),
     }
 }
 
-/// Creates the file, readable for its owner only: arguments and results of tasks are private.
-fn create(path: &Path, parent: &Path) -> io::Result<()> {
+/// Creates the file, unless another process created it first.
+fn create(path: &Path) -> io::Result<()> {
+    match create_private(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        created => created.and_then(|()| sync_directory(path)),
+    }
+}
+
+/// Creates a new, empty file, readable for its owner only: arguments and results of tasks are private.
+pub(crate) fn create_private(path: &Path) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    match options.open(path) {
-        // Another process created it first.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-        created => created?.sync_all()?,
-    }
-    // Without this a power cut may lose the name of the file, and with it everything that was synced into the file.
+    options.open(path)?.sync_all()
+}
+
+/// Syncs the directory of a file. Without this a power cut may lose the name of the file, and with it everything that was
+/// synced into the file.
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
-    File::open(parent)?.sync_all()?;
+    if let Some(parent) = path.parent() {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        File::open(parent)?.sync_all()?;
+    }
     Ok(())
+}
+
+/// Opens a file that exists, through one connection. Returns `None` if there is none, or if it is empty. Blocks.
+pub(crate) fn open_existing(path: &Path) -> Result<Option<Connection>, OpenError> {
+    let _guard = OPEN_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = std::path::absolute(path).map_err(|error| io_error(path, error))?;
+    if fs::metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return Ok(None);
+    }
+    inspect(&path)?;
+    let db = connect(&path).map_err(|error| sqlite_error(&path, error))?;
+    Ok(holds_schema(&db, &path)?.then_some(db))
 }
 
 /// Error of one attempt to open the file.
@@ -240,13 +266,15 @@ fn connect_all(path: &Path, options: &SqliteOptions) -> Result<FileConnections, 
     writer.pragma_update(None, "wal_autocheckpoint", 4000)?;
     writer.pragma_update(None, "journal_size_limit", 64 << 20)?;
     let namespace = namespace_id(&writer, &options.namespace)?;
+    let clock = HostClock::open(&writer)?;
+    writer.execute_batch(own_sessions::SCHEMA)?;
     let reader = connect(path)?;
     let watcher = connect(path)?;
     for connection in [&reader, &watcher] {
         connection.pragma_update(None, "query_only", true)?;
     }
     let last_wake_up = newest_wake_up(&writer)?;
-    Ok(FileConnections { path: path.to_owned(), namespace, last_wake_up, writer, reader, watcher })
+    Ok(FileConnections { path: path.to_owned(), namespace, last_wake_up, clock, writer, reader, watcher })
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {

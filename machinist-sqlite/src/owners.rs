@@ -26,7 +26,7 @@ use std::{
 use machinist_adapter::clock::Timestamp;
 use rusqlite::{Connection, params};
 
-use crate::messages;
+use crate::{messages, own_sessions};
 
 /// Interval between two heartbeats of an owner, and between two of its checks of the others.
 pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
@@ -134,6 +134,7 @@ pub(crate) fn is_registered(db: &Connection, owner: i64) -> rusqlite::Result<boo
 /// Deletes an owner and hands back the messages that it held. Returns `true` if it held any.
 pub(crate) fn remove(db: &Connection, owner: i64) -> rusqlite::Result<bool> {
     let held = messages::release(db, owner)?;
+    own_sessions::forget(db, owner)?;
     db.prepare_cached("DELETE FROM subscriptions WHERE owner = ?1")?.execute([owner])?;
     db.prepare_cached("DELETE FROM owners WHERE id = ?1")?.execute([owner])?;
     Ok(held)
@@ -175,7 +176,14 @@ struct ObservedHeartbeat {
 pub(crate) struct DeadOwner {
     pub(crate) owner: i64,
     pub(crate) evidence: &'static str,
-    _lock: Option<OwnerLock>,
+    lock: Option<OwnerLock>,
+}
+
+impl DeadOwner {
+    /// Returns `true` if its process is certainly gone. A stale heartbeat may be that of a stopped process.
+    pub(crate) fn is_certainly_gone(&self) -> bool {
+        self.lock.is_some()
+    }
 }
 
 impl FailureDetector {
@@ -187,7 +195,7 @@ impl FailureDetector {
         own: Option<i64>,
     ) -> rusqlite::Result<Vec<DeadOwner>> {
         let beats = db
-            .prepare_cached("SELECT id, beat FROM owners WHERE id IS NOT ?1")?
+            .prepare_cached("SELECT id, CAST(beat AS INTEGER) FROM owners WHERE id IS NOT ?1")?
             .query_map([own], |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect::<rusqlite::Result<Vec<(i64, i64)>>>()?;
         self.heartbeats.retain(|owner, _| beats.iter().any(|(known, _)| known == owner));
@@ -195,10 +203,10 @@ impl FailureDetector {
         let check = |&(owner, beat): &(i64, i64)| {
             let path = directory.join(owner.to_string());
             if let Some(lock) = take_free_lock(path) {
-                return Some(DeadOwner { owner, evidence: "its lock is free", _lock: Some(lock) });
+                return Some(DeadOwner { owner, evidence: "its lock is free", lock: Some(lock) });
             }
             let evidence = "its heartbeat is stale";
-            self.is_stale(owner, beat).then_some(DeadOwner { owner, evidence, _lock: None })
+            self.is_stale(owner, beat).then_some(DeadOwner { owner, evidence, lock: None })
         };
         Ok(beats.iter().filter_map(check).collect())
     }

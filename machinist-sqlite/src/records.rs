@@ -8,7 +8,7 @@ use machinist_adapter::{
 };
 use rusqlite::{Connection, OptionalExtension, params, types::Type};
 
-use crate::codec::{decode_facts, encode_facts};
+use crate::codec::{MalformedValue, decode_facts, encode_facts};
 
 /// Contents of a row in `records`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -87,12 +87,13 @@ fn load(
             "SELECT id, expires, facts FROM records WHERE namespace = ?1 AND kind = ?2 AND name = ?3",
         )?
         .query_row(params![namespace, id.kind().as_str(), id.id()], |row| {
-            let expires = row.get::<_, Option<i64>>(1)?.map(Timestamp::from_micros);
+            let expires = row.get::<_, Option<i64>>(1).map_err(|_| unreadable(id, MalformedValue))?;
+            let expires = expires.map(Timestamp::from_micros);
             if expires.is_some_and(|expires| expires <= now) {
                 return Ok((row.get(0)?, RecordRow::default()));
             }
-            let facts = decode_facts(row.get_ref(2)?.as_blob()?)
-                .map_err(|error| rusqlite::Error::FromSqlConversionFailure(2, Type::Blob, error.into()))?;
+            let facts = row.get_ref(2)?.as_blob().map_err(|_| MalformedValue).and_then(decode_facts);
+            let facts = facts.map_err(|error| unreadable(id, error))?;
             Ok((row.get(0)?, RecordRow { facts, expires }))
         })
         .optional()?;
@@ -100,6 +101,12 @@ fn load(
         Some((row, record)) => (Some(row), record),
         None => (None, RecordRow::default()),
     })
+}
+
+/// Error of a row of `records` that names the record.
+fn unreadable(id: &RecordId, error: MalformedValue) -> rusqlite::Error {
+    let text = format!("the row of {id} in the table `records`: {error}");
+    rusqlite::Error::FromSqlConversionFailure(2, Type::Blob, text.into())
 }
 
 /// Adds a wake-up for watchers of a record in other processes.

@@ -1,5 +1,5 @@
 -- The file's tables, version 2. Instants are microseconds since the Unix epoch. Everything here is read by a person
--- with the sqlite3 shell as it stands; facts are text, headers are not.
+-- with the sqlite3 shell as it stands; facts are text, headers are not. The table `clock` is in clock.rs.
 
 CREATE TABLE namespaces (
   id   INTEGER PRIMARY KEY,

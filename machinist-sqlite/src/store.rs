@@ -14,7 +14,7 @@ use crate::{
 /// store: broker and backend then share their transactions, which halves the number of syncs.
 ///
 /// The threads of the store end when the store and everything created from it are dropped, or when it is
-/// [closed](Self::close).
+/// [closed](Self::close). The last drop blocks until the file is closed, which takes milliseconds.
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
     handle: Arc<StoreHandle>,
@@ -24,7 +24,8 @@ impl SqliteStore {
     /// Opens a file. Creates it, readable for its owner only, if it does not exist. Its directory must exist.
     ///
     /// Next to the file are its write-ahead log (`FILE-wal`, `FILE-shm`) and the locks of consuming processes
-    /// (`FILE-owners/`). A copy made while the file is in use is not a backup; `sqlite3 FILE ".backup COPY"` makes one.
+    /// (`FILE-owners/`). While no process uses the file, all data is in the file itself, unless the last process was killed.
+    /// A copy made while the file is in use is not a backup; [`back_up`](crate::back_up) makes one.
     ///
     /// # Errors
     /// Returns an [`OpenError`], which states the problem of the file and its remedy. The file is unchanged.
@@ -63,8 +64,7 @@ impl SqliteStore {
     }
 
     /// Completes the operations that were started before, hands back the messages that are held, and closes the file.
-    /// The last connection is closed up to a tenth of a second later. From then on, operations of the broker and the
-    /// backend fail as *unavailable*. Idempotent.
+    /// From then on, operations of the broker and the backend fail as *unavailable*. Idempotent.
     ///
     /// # Cancel safety
     /// Cancel safe. If the future is dropped, the threads of the store complete the work.

@@ -2,10 +2,11 @@
 
 use std::{
     collections::hash_map::RandomState,
+    convert::Infallible,
     hash::{BuildHasher, Hasher},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -13,23 +14,25 @@ use std::{
     time::Duration,
 };
 
-use machinist_adapter::{clock::Timestamp, diagnose::Finding};
+use machinist_adapter::diagnose::Finding;
 use tokio::sync::oneshot;
 
 use crate::{
-    clock::HostClock,
     error::{StoreError, StoreErrorKind},
     file_reader::{FileReader, Query},
     file_watcher::FileWatcher,
-    file_writer::{FileWriter, WriteContext},
+    file_writer::FileWriter,
     open::{self, OpenError},
     options::{SqliteOptions, Synchronous},
     watch_registry::WatchRegistry,
+    write_context::WriteContext,
     write_request::{ChangeOutcome, ChangeRequest, StoreChange, WriteRequest},
 };
 
 /// Maximum time that a caller waits for the file. It is longer than the writer waits for other processes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
+/// Maximum time for which the last user of a store blocks at its drop, until the file is closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of changes in one request. Requests of other callers can be served between the parts of a large
 /// batch.
 const MAX_CHANGES_PER_REQUEST: usize = 256;
@@ -40,10 +43,11 @@ pub(crate) struct StoreHandle {
     pub(crate) path: PathBuf,
     pub(crate) watches: Arc<WatchRegistry>,
     broker_closed: AtomicBool,
-    clock: Arc<HostClock>,
     synchronous: Synchronous,
     writer: mpsc::Sender<WriteRequest>,
     reader: mpsc::Sender<Query>,
+    /// Disconnected when the writer has closed the file. Nothing is ever sent on it.
+    closed: Mutex<mpsc::Receiver<Infallible>>,
 }
 
 impl StoreHandle {
@@ -54,10 +58,12 @@ impl StoreHandle {
         let namespace = opened.namespace;
         // Random, so that no store mistakes the wake-ups of another store for its own.
         let store_id = (RandomState::new().build_hasher().finish() >> 1).cast_signed();
-        let clock = Arc::new(HostClock::new());
+        let clock = Arc::new(opened.clock);
         let watches = Arc::new(WatchRegistry::default());
         let (writer, requests) = mpsc::channel();
         let (reader, queries) = mpsc::channel();
+        let (open, other_connections) = mpsc::channel();
+        let (closing, closed) = mpsc::channel();
         let file_watcher = FileWatcher {
             db: opened.watcher,
             path: path.clone(),
@@ -67,30 +73,38 @@ impl StoreHandle {
             watches: watches.clone(),
             clock: clock.clone(),
             writer: writer.clone(),
+            _open: open.clone(),
         };
-        let file_reader =
-            FileReader { db: opened.reader, path: path.clone(), namespace, clock: clock.clone(), queries };
-        let context = WriteContext::new(opened.writer, path.clone(), namespace, store_id, clock.clone());
-        let file_writer = FileWriter::new(context, watches.clone(), requests);
+        let file_reader = FileReader {
+            db: opened.reader,
+            path: path.clone(),
+            namespace,
+            clock: clock.clone(),
+            queries,
+            _open: open,
+        };
+        let context = WriteContext::new(opened.writer, path.clone(), namespace, store_id, clock);
+        let file_writer = FileWriter::new(context, watches.clone(), requests, other_connections);
         // If a thread cannot be started, dropping the handle ends those that were.
         let handle = Self {
             path,
             watches,
             broker_closed: AtomicBool::new(false),
-            clock,
             synchronous: options.synchronous,
             writer,
             reader,
+            closed: Mutex::new(closed),
         };
         start_thread("read", || file_reader.run())
-            .and_then(|()| start_thread("write", || file_writer.run()))
+            .and_then(|()| {
+                start_thread("write", move || {
+                    file_writer.run();
+                    drop::<mpsc::Sender<Infallible>>(closing);
+                })
+            })
             .and_then(|()| start_thread("watch", || file_watcher.run()))
             .map_err(|source| OpenError::Io { path: handle.path.clone(), source: source.into() })?;
         Ok(handle)
-    }
-
-    pub(crate) fn now(&self) -> Timestamp {
-        self.clock.now()
     }
 
     /// Requests a change without waiting for its outcome.
@@ -173,13 +187,13 @@ impl StoreHandle {
     pub(crate) async fn close(&self) {
         let (done, closed) = oneshot::channel();
         self.watches.close();
+        // Fails only if the reader has ended.
+        let _ = self.reader.send(Query::Stop);
         if self.writer.send(WriteRequest::Close(Some(done))).is_ok() {
             // The end of the writer completes this as well. A disk that does not answer must not block the caller
             // forever.
             let _ = self.await_answer(closed).await;
         }
-        // Fails only if the reader has ended.
-        let _ = self.reader.send(Query::Stop);
     }
 
     pub(crate) async fn diagnose(&self) -> Vec<Finding> {
@@ -207,8 +221,12 @@ impl StoreHandle {
 impl Drop for StoreHandle {
     fn drop(&mut self) {
         self.watches.close();
-        // Fails only if the writer has ended.
+        // Both fail only if the thread has ended.
+        let _ = self.reader.send(Query::Stop);
         let _ = self.writer.send(WriteRequest::Close(None));
+        // A process that ends right after this would leave a part of its data in the write-ahead log.
+        let closed = self.closed.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = closed.recv_timeout(CLOSE_TIMEOUT);
     }
 }
 

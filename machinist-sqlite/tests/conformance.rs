@@ -7,9 +7,9 @@ use std::{path::PathBuf, sync::Arc};
 use async_trait::async_trait;
 use machinist_conformance::{BackendHarness, BrokerHarness};
 use machinist_core::{
-    backend::Backend,
+    backend::{Backend, Index},
     broker::{Broker, Message},
-    id::QueueName,
+    id::{QueueName, RecordId},
 };
 use machinist_sqlite::{SqliteOptions, SqliteStore, Synchronous};
 use rusqlite::Connection;
@@ -83,6 +83,24 @@ impl BackendHarness for InFile {
 
     async fn interrupt(&self) -> bool {
         false
+    }
+
+    async fn spoil(&self, id: &RecordId) -> bool {
+        let db = Connection::open(&self.path).unwrap();
+        db.execute(
+            "INSERT INTO records (namespace, kind, name, facts) VALUES (1, ?1, ?2, 'x') \
+             ON CONFLICT DO UPDATE SET facts = 'x'",
+            [id.kind().as_str(), id.id()],
+        )
+        .unwrap();
+        true
+    }
+
+    async fn spoil_index(&self, index: &Index) -> bool {
+        let db = Connection::open(&self.path).unwrap();
+        let wrong = "INSERT INTO notes (namespace, list, member, at) VALUES (1, ?1, x'00', 'x')";
+        db.execute(wrong, [index.name()]).unwrap();
+        true
     }
 }
 

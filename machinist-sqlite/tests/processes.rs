@@ -17,7 +17,7 @@ use machinist_conformance::{eventually, within};
 use machinist_core::{
     backend::{Backend, Commit, Committed, Expiry},
     broker::{Broker, Consume, Consumer, Delivery, Message, Publish, Settle, Target},
-    id::{QueueName, TaskId},
+    id::{QueueName, SessionId, TaskId},
 };
 use machinist_sqlite::{SqliteOptions, SqliteStore};
 
@@ -25,6 +25,8 @@ use machinist_sqlite::{SqliteOptions, SqliteStore};
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Number of messages that each process sends.
 const MESSAGES_PER_PROCESS: usize = 300;
+/// Session of the second process.
+const SESSION: &str = "second";
 const ROLE_VARIABLE: &str = "MACHINIST_SQLITE_TEST_ROLE";
 const FILE_VARIABLE: &str = "MACHINIST_SQLITE_TEST_FILE";
 
@@ -46,6 +48,11 @@ fn second_process() {
 
 /// Takes messages, reports it, and holds them.
 async fn hold(store: &SqliteStore) {
+    // Before it consumes, as workers do.
+    let session = SessionId::from(SESSION);
+    let facts = vec![("lease".into(), Bytes::from_static(b"1"))];
+    let open = Commit { facts, expiry: Expiry::After(100 * TIMEOUT), ..Commit::new(&session) };
+    store.backend().commit(vec![open.into()]).await.remove(0).unwrap();
     let mut consumer = consume(store, 10).await;
     let mut held = Vec::new();
     for _ in 0..3 {
@@ -178,6 +185,12 @@ async fn messages_held_by_a_killed_process_come_back() {
     other.0.kill().unwrap();
     other.0.wait().unwrap();
     all_five_come_back(&mut *consumer).await;
+    let ended = eventually(TIMEOUT, async || !session_is_there(&store).await).await;
+    assert!(ended, "the session outlives its process until its lease expires");
+}
+
+async fn session_is_there(store: &SqliteStore) -> bool {
+    !store.backend().read(&[SessionId::from(SESSION).into()]).await.unwrap()[0].is_empty()
 }
 
 /// A sender that is killed in the middle of a write leaves every message that was confirmed to it.
@@ -232,6 +245,7 @@ async fn messages_held_by_a_stopped_process_come_back() {
     assert!(stopped_between_writes.await);
     let mut consumer = consume(&store, 10).await;
     all_five_come_back(&mut *consumer).await;
+    assert!(session_is_there(&store).await, "a stopped process may go on");
     other.signal("-CONT");
 }
 

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use machinist_core::url_list;
+
 use crate::{
     redact,
     url::{Reach, ServerUrl},
@@ -16,9 +18,13 @@ pub(crate) fn exposed_to(url: &ServerUrl) -> Option<String> {
     if !(plain && secret) {
         return None;
     }
-    let authority = url.rest().split(['/', '?', '#']).next().unwrap_or_default();
-    let hosts = authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts);
-    hosts.split(',').map(host).find(|host| !is_loopback(host)).map(str::to_owned)
+    let parts = url_list::split(url.expose());
+    let hosts = parts.iter().flat_map(|part| {
+        let rest = part.split_once("://").map_or("", |(_, rest)| rest);
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts).split(',').map(host)
+    });
+    hosts.into_iter().find(|host| !is_loopback(host)).map(str::to_owned)
 }
 
 /// Removes the port of `[::1]:5672`, `mq:5672` or `mq`.
@@ -52,6 +58,7 @@ mod tests {
         for (url, host) in [
             ("amqp://app:pw@mq/%2f", "mq"),
             ("AMQP://app:pw@mq:5672", "mq"),
+            ("amqp://app:pw@localhost/v,amqp://app:pw@mq/v", "mq"),
             ("amqp://app:pw@127.0.0.1.example.org/", "127.0.0.1.example.org"),
             ("amqp://app:p@w@10.0.0.7:5672/%2f", "10.0.0.7"),
             ("amqp://localhost:pw@mq", "mq"),

@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+use machinist_core::url_list;
+
 /// Replacement of a password.
 const HIDDEN: &str = "***";
 
@@ -39,6 +41,25 @@ const SOCKETS: [&str; 2] = ["redis+unix", "unix"];
 /// assert_eq!(url("redis+unix:///run/redis.sock?pass=s3cret&db=2"), "redis+unix:///run/redis.sock?pass=***&db=2");
 /// ```
 pub fn url(text: &str) -> Cow<'_, str> {
+    let parts = url_list::split(text);
+    // A part with a colon that begins no port, and without `@`, may be the front of a password with a comma in it.
+    if parts.len() > 1 && parts.iter().all(|part| part.contains('@') || !may_be_secret(part)) {
+        return match parts.iter().map(|part| one_url(part)).collect::<Vec<_>>() {
+            all if all.iter().all(|part| matches!(part, Cow::Borrowed(_))) => Cow::Borrowed(text),
+            all => Cow::Owned(all.join(",")),
+        };
+    }
+    one_url(text)
+}
+
+/// Returns `true` if what follows a colon is no port.
+fn may_be_secret(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    authority.rsplit_once(':').is_some_and(|(_, port)| !port.chars().all(|c| c.is_ascii_digit()))
+}
+
+fn one_url(text: &str) -> Cow<'_, str> {
     // `amqp:/user:password@host` and `user:password@host` are typing errors, and still hold a password.
     let start = match text.find("://") {
         Some(at) => at + 3,

@@ -12,7 +12,7 @@ use std::{
 };
 
 use machinist::{
-    App, AppExt, State, TaskDef, TaskError, TaskId, Worker,
+    App, AppExt, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
     clock::{set_host_wrong_by, wall},
     settings::{Overrides, Settings},
 };
@@ -27,12 +27,16 @@ const COUNTDOWN: Duration = Duration::from_secs(1);
 /// Lock for the host's clock, which belongs to the whole process.
 static TURN: Turn<()> = Turn::const_new(());
 
-/// Task that fails once, and records its runs by the monotonic clock.
+/// Task that fails once, and records its runs by the monotonic clock, with their fencing tokens.
 const TWICE: TaskDef<(), ()> = TaskDef::new("twice");
-type Runs = Arc<Mutex<Vec<Instant>>>;
+type Runs = Arc<Mutex<Vec<(Instant, u64)>>>;
 
-async fn twice(State(runs): State<Runs>, State(calls): State<Arc<AtomicU32>>) -> Result<(), TaskError> {
-    runs.lock().unwrap().push(Instant::now());
+async fn twice(
+    cx: TaskContext,
+    State(runs): State<Runs>,
+    State(calls): State<Arc<AtomicU32>>,
+) -> Result<(), TaskError> {
+    runs.lock().unwrap().push((Instant::now(), cx.fencing_token()));
     if calls.fetch_add(1, Ordering::SeqCst) == 0 { Err("the first run fails")? } else { Ok(()) }
 }
 
@@ -57,7 +61,9 @@ async fn delayed_and_retried(sender: &App, worker: &App, queue: &str) {
     {
         let runs = runs.lock().unwrap();
         assert_eq!(runs.len(), 2);
-        assert!(runs[0] - sent >= COUNTDOWN && runs[1] - runs[0] >= COUNTDOWN, "{:?}", runs[1] - sent);
+        let (first, second) = (runs[0], runs[1]);
+        assert!(first.0 - sent >= COUNTDOWN && second.0 - first.0 >= COUNTDOWN, "{:?}", second.0 - sent);
+        assert!(second.1 > first.1, "fencing tokens rise");
     }
     drop(stop);
     assert!(working.await.unwrap().unwrap().is_clean());
@@ -111,6 +117,27 @@ async fn on_one_host_its_clock_may_be_wrong() {
         let memory = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()));
         let memory = memory.build().await.unwrap();
         delayed_and_retried(&memory, &memory, "clocks").await;
+    }
+    set_wrong(0);
+}
+
+/// A sender that starts after the clock was set and a worker that started before see the same time.
+#[tokio::test]
+async fn the_clock_of_the_host_may_be_set_while_the_file_is_used() {
+    let _turn = TURN.lock().await;
+    for hours in [-1, 1] {
+        set_wrong(0);
+        let folder = tempfile::tempdir().unwrap();
+        let file = format!("sqlite://{}", folder.path().join("machinist.db").display());
+        let workers = connect(&file, &file, "clocks").await;
+        // Its time is stored.
+        workers.client().send(TWICE.call(()).queue("nobody")).await.unwrap();
+        set_wrong(hours);
+        let senders = connect(&file, &file, "clocks").await;
+        let (early, late) = (workers.clock().now(), senders.clock().now());
+        let apart = early.since(late).max(late.since(early));
+        assert!(apart < Duration::from_secs(30), "{apart:?} after a step by {hours} h");
+        delayed_and_retried(&senders, &workers, "clocks").await;
     }
     set_wrong(0);
 }

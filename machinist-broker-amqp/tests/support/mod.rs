@@ -4,7 +4,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     panic::{AssertUnwindSafe, resume_unwind},
     sync::{Arc, Mutex},
 };
@@ -15,11 +15,12 @@ use futures_util::FutureExt as _;
 use lapin::{
     BasicProperties, Channel, Connection, ConnectionProperties,
     options::{
-        BasicGetOptions, BasicPublishOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
+        BasicGetOptions, BasicPublishOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
+        QueueDeleteOptions,
     },
     types::{AMQPValue, FieldTable},
 };
-use machinist_broker_amqp::{AmqpBroker, AmqpOptions};
+use machinist_broker_amqp::{AmqpBroker, AmqpOptions, ExistingQueue};
 use machinist_conformance::{BrokerHarness, Proxy, service_url};
 use machinist_core::{
     broker::{
@@ -116,6 +117,13 @@ impl BrokerHarness for Harness {
         true
     }
 
+    async fn connect_with_limit(&self, queue: &QueueName, limit: u32) -> Option<Arc<dyn Broker>> {
+        let name = self.on_broker(queue);
+        Raw::connect(&self.url).await.declare(&name, &at_most(limit)).await;
+        let existing_queues = HashMap::from([(queue.clone(), ExistingQueue::new(name))]);
+        Some(Arc::new(self.broker(AmqpOptions { existing_queues, ..self.options() }).await))
+    }
+
     async fn clean_up(&self) {
         let queues: Vec<_> = self.queues.lock().unwrap().iter().cloned().collect();
         let raw = Raw::connect(&self.url).await;
@@ -125,6 +133,15 @@ impl BrokerHarness for Harness {
             raw.delete_queue(&format!("{name}.dead")).await;
         }
     }
+}
+
+/// Arguments of a queue that refuses messages while about this many wait.
+pub fn at_most(limit: u32) -> [(&'static str, AMQPValue); 3] {
+    [
+        ("x-queue-type", AMQPValue::LongString("quorum".into())),
+        ("x-max-length", AMQPValue::LongLongInt(limit.into())),
+        ("x-overflow", AMQPValue::LongString("reject-publish".into())),
+    ]
 }
 
 /// A client of the broker that is not machinist.
@@ -145,6 +162,18 @@ impl Raw {
             table.insert((*key).into(), value.clone());
         }
         self.channel.queue_declare(queue.into(), QueueDeclareOptions::durable(), table).await.unwrap();
+    }
+
+    pub async fn bind(&self, queue: &str, exchange: &str, key: &str) {
+        let options = QueueBindOptions::default();
+        let bind = self.channel.queue_bind(
+            queue.into(),
+            exchange.into(),
+            key.into(),
+            options,
+            FieldTable::default(),
+        );
+        bind.await.unwrap();
     }
 
     pub async fn delete_queue(&self, queue: &str) {
@@ -254,6 +283,15 @@ impl Broker for RecordingBroker {
 
     async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
         self.broker.depth(queues).await
+    }
+
+    async fn prepare(&self, queues: &[QueueName]) -> Result<(), BrokerError> {
+        self.remember(queues.iter());
+        self.broker.prepare(queues).await
+    }
+
+    async fn maintain(&self) -> Result<Vec<Finding>, BrokerError> {
+        self.broker.maintain().await
     }
 
     async fn close(&self) {

@@ -3,15 +3,15 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use machinist::{
-    App, DeadFilter, DeadLetter, DeadLetterOutcome, QueueName,
+    App, ControlError, DeadFilter, DeadLetter, DeadLetterOutcome, QueueName,
     settings::{Settings, show_duration},
 };
 use serde::Serialize;
 
-use super::{connect, connect_reader};
+use super::{connect, connect_reader, refused};
 use crate::{
     args::{DeadCommand, DeadLetterActionArgs, DeadLetterSelection},
-    exit::{CliError, Code},
+    exit::{CliError, Code, chain},
     output,
     view::printable,
 };
@@ -84,6 +84,7 @@ pub(super) async fn run(command: DeadCommand, settings: &Settings, json: bool) -
             let app = connect_reader(settings).await?;
             let letters = find(&app, &which, settings, limit as usize).await?;
             list(&app, &letters, json)?;
+            refused::note(&app).await?;
             app.broker().close().await;
             Ok(Code::Success)
         }
@@ -189,12 +190,23 @@ async fn find(
     let client = app.client();
     // A process without keys must not decide about a task; workers update the index once a minute.
     let verifies = settings.allow_unsigned.value || settings.keyring()?.is_some();
-    for queue in if verifies { queues(app, which, settings).await? } else { BTreeSet::new() } {
-        let added = client.index_dead_letters(&queue).await?;
-        if added > 0 {
-            output::note(&format!(
-                "machinist: {added} dead letters of queue {queue} were added to the index"
-            ));
+    let queues = if verifies { queues(app, which, settings).await? } else { BTreeSet::new() };
+    // Asked about all at once, because many of them may be gone.
+    let depths = app.broker().depth(&queues.into_iter().collect::<Vec<_>>()).await?;
+    let with_letters = depths.into_iter().filter(|depth| depth.dead.is_some_and(|dead| dead > 0));
+    for queue in with_letters.map(|depth| depth.queue) {
+        match client.index_dead_letters(&queue).await {
+            Ok(0) => {}
+            Ok(added) => output::note(&format!(
+                "machinist: {added} dead letters of queue {queue} were added to the index, or had no mark and go back to \
+                 their queue"
+            )),
+            // A backend that is full must not keep anybody from purging what is listed.
+            Err(ControlError::Backend(error)) => output::note(&format!(
+                "machinist: the index of queue {queue} is not complete: {}",
+                chain(&error)
+            )),
+            Err(error) => return Err(error.into()),
         }
     }
     let now = app.clock().now();

@@ -1,7 +1,8 @@
 //! `machinist doctor`: checks broker, backend and keys, and reports problems with their remedies.
 
 use machinist::{
-    Servers,
+    RefusedMessages, Servers,
+    backend::Backend,
     broker::{Broker, BrokerError},
     diagnose::{Diagnose, Finding, Level},
     settings::{Settings, Topology},
@@ -9,6 +10,7 @@ use machinist::{
 };
 use serde::Serialize;
 
+use super::refused;
 use crate::{
     exit::{CliError, Code, chain, connect_code},
     output,
@@ -73,6 +75,9 @@ pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, CliErro
     if !one {
         examined.push(examine(Role::Backend, "backend", backend_url, backend).await);
     }
+    if let Ok(backend) = &servers.backend {
+        examined.extend(refused_messages(backend.as_ref(), if one { name } else { "backend" }).await);
+    }
     examined.push(keys(settings));
     // An unreachable server goes before a wrong setting of the other.
     let codes = examined.iter().map(|server| server.code).filter(|code| *code != Code::Success);
@@ -82,6 +87,20 @@ pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, CliErro
         broker.close().await;
     }
     Ok(code)
+}
+
+/// Reports messages that workers did not accept lately. Returns `None` if there are none, or the backend cannot be asked,
+/// which is reported already.
+async fn refused_messages(backend: &dyn Backend, name: &'static str) -> Option<ServerReport> {
+    let now = backend.now().await.ok()?;
+    let counts = refused::lately(RefusedMessages::read(backend).await.ok()?, now);
+    let finding = |count: &RefusedMessages| {
+        let subject = format!("queue {}", count.queue);
+        Finding::warning(subject, refused::text(count), count.remedy())
+    };
+    let rows: Vec<_> =
+        counts.iter().map(|count| FindingRow::new(name, &backend.location(), finding(count))).collect();
+    (!rows.is_empty()).then_some(ServerReport { rows, code: Code::Success })
 }
 
 /// Checks that the queues exist, which this user may not create. Returns `None` if the broker cannot be reached, which is

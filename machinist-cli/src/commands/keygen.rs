@@ -43,6 +43,9 @@ pub(super) fn run(args: &KeygenArgs, json: bool) -> Result<Code, CliError> {
     output::line(&format!("  --key-file {file}"))?;
     output::line(&format!("  MACHINIST_KEY_FILE={file}"))?;
     output::line(&format!("  key_file = \"{file}\"    (in machinist.toml)"))?;
+    output::line(
+        "Make another key for each environment: a key of tests that production trusts runs tasks there.",
+    )?;
     if let Some(public) = public {
         output::line(
             "A process that verifies its signatures but does not sign needs this in machinist.toml, without the secret:",

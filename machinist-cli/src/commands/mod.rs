@@ -1,5 +1,7 @@
 //! The commands of the program, one file for each.
 
+#[cfg(feature = "sqlite")]
+mod backup;
 mod config;
 mod dead;
 mod doctor;
@@ -7,6 +9,7 @@ mod init;
 mod keygen;
 mod keys;
 mod queues;
+mod refused;
 mod retry;
 mod revoke;
 mod scheduled;
@@ -52,6 +55,8 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
         CliCommand::Keys(args) => keys::run(args, flags, connectors, json),
         CliCommand::Config => config::run(&settings(flags)?, json),
         CliCommand::Doctor => doctor::run(&settings(flags)?, json).await,
+        #[cfg(feature = "sqlite")]
+        CliCommand::Backup(args) => backup::run(&args, &settings(flags)?, json).await,
         CliCommand::Dead(args) => dead::run(args, &settings(flags)?, json).await,
         CliCommand::Queues(args) => queues::run(&args, &settings(flags)?, json).await,
         CliCommand::Revoke(args) => revoke::run(&args, &settings(flags)?, json).await,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use machinist::{
+    QueueName,
     record::{Record, TaskState},
     settings::Settings,
 };
@@ -12,7 +13,7 @@ use crate::{
     args::StatusArgs,
     exit::{CliError, Code},
     output,
-    view::TaskView,
+    view::{TaskView, printable},
 };
 
 /// Maximum time without a wake-up of the backend before the record is read again.
@@ -38,6 +39,15 @@ pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Re
         output::json(&TaskView::from(&record))?;
     } else {
         output::raw(&TaskView::from(&record).page())?;
+    }
+    let queue = record.queue.as_deref().filter(|_| !record.state.is_final());
+    if let Some(queue) = queue.and_then(|queue| QueueName::parse(queue).ok())
+        && let Some(reason) = app.client().waiting_reason(&record.id, &queue).await?
+    {
+        output::note(&format!(
+            "machinist: the workers of queue {queue} cannot read a message that claims to be this task, and it waits: {}",
+            printable(&reason)
+        ));
     }
     app.broker().close().await;
     Ok(code(record.state))

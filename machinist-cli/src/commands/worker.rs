@@ -186,7 +186,7 @@ async fn answer_health_checks(
     }
 }
 
-/// Reloads the configured keys. If one cannot be used, the keys in force stay.
+/// Reloads the configured keys. If they cannot be used, the keys in force stay, except those that are revoked.
 fn reload_keys(app: &App, connectors: &Connectors, flags: &Overrides) {
     let ring = || -> Result<_, SettingsError> { Settings::load_with(connectors, flags.clone())?.keyring() };
     let report = match ring() {
@@ -194,7 +194,10 @@ fn reload_keys(app: &App, connectors: &Connectors, flags: &Overrides) {
             let ids: Vec<String> = ring.keys().map(|key| key.id().to_string()).collect();
             match app.replace_keyring(ring) {
                 Ok(()) => format!("keys reloaded: {}", ids.join(", ")),
-                Err(error) => format!("keys unchanged: {error}"),
+                Err(error) => format!(
+                    "keys not replaced: {error}. What the new configuration revokes is revoked; if that is the key that \
+                     signs, no deliveries are taken until another is active"
+                ),
             }
         }
         Ok(None) => "keys unchanged: none is configured any more".to_owned(),

@@ -157,3 +157,37 @@ fn completions_exist_for_shells() {
         assert!(script.contains("status") && script.contains("broker"), "{shell}");
     }
 }
+
+#[test]
+fn the_file_is_one_file_and_a_backup_of_it_works_meanwhile() {
+    let folder = Folder::new();
+    let worker = folder.worker(&["--demo"]);
+    let done = folder.outcome(&["add", "2", "3"]);
+    let id = done["id"].as_str().unwrap();
+    let copied = folder.run(&["backup", "copy.db", "--json"]).ended(0).json();
+    assert!(copied["bytes"].as_u64().unwrap() > 0, "{copied}");
+    assert_eq!(copied["file"], "copy.db");
+    let of_copy = ["--broker", "sqlite://copy.db", "--backend", "sqlite://copy.db"];
+    let status = folder.run(&[&["status", id, "--json"][..], &of_copy].concat()).ended(0).json();
+    assert_eq!(status["results"], json!([5]));
+    folder.run(&["backup", "copy.db"]).ended(64).reports(&["copy.db: exists already", "name another file"]);
+    let elsewhere = ["--broker", "amqp://localhost", "--backend", "redis://localhost"];
+    folder.run(&[&["backup", "other.db"][..], &elsewhere].concat()).ended(78).reports(&["sqlite://FILE"]);
+
+    // Whoever ends last, the worker or a short command, leaves one file.
+    let one_file = |when: &str| {
+        let files: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let log = files.iter().any(|name| name.to_string_lossy().starts_with("machinist.db-wal"));
+        assert!(!log, "{when}: {files:?}");
+    };
+    worker.stop().ended(0);
+    one_file("after the worker");
+    for _ in 0..5 {
+        let sent = folder.run(&["send", "add", "1", "1"]).ended(0).stdout;
+        one_file("after a short command");
+        std::fs::copy(folder.path().join("machinist.db"), folder.path().join("plain.db")).unwrap();
+        let of_copy = ["--broker", "sqlite://plain.db", "--backend", "sqlite://plain.db"];
+        folder.run(&[&["status", sent.trim()][..], &of_copy].concat()).ended(2);
+    }
+}

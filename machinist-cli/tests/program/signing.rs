@@ -45,6 +45,25 @@ fn a_shared_broker_asks_for_a_key() {
     worker.stop().ended(0);
 }
 
+#[test]
+fn a_sender_with_another_key_is_seen_everywhere_at_once() {
+    let folder = Folder::with(TRACE);
+    let (own, other) = (folder.key("own.key", "own"), folder.key("other.key", "other"));
+    let mut worker = folder.worker(&["--key-file", &own]);
+    let id = folder.send(&["trace", "--key-file", &other]);
+    let line = worker.stderr.until("no worker here accepts a message");
+    assert!(line.contains("no key other") && line.contains("verify"), "{line}");
+    let words = ["unknown-key", "no key other"];
+    eventually("it is counted", || folder.run(&["queues"]).stderr.contains(words[0]).then_some(()));
+    for command in [&["queues"][..], &["dead", "list"]] {
+        folder.run(command).ended(0).reports(&words);
+    }
+    folder.run(&["status", &id]).ended(2).reports(&words);
+    let doctor = folder.run(&["doctor"]).stdout;
+    assert!(words.iter().all(|word| doctor.contains(word)), "{doctor}");
+    worker.stop().ended(0);
+}
+
 /// Starts a worker with one key, and sends with another one.
 fn never_runs(folder: &Folder, sender: &[&str], reason: &str) {
     folder.write("machinist.toml", TRACE);

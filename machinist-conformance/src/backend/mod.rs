@@ -6,6 +6,8 @@ mod commits;
 mod expiry;
 mod indexes;
 mod require;
+mod spoiled;
+mod stepped;
 mod watching;
 
 use std::{sync::Arc, time::Duration};
@@ -13,14 +15,14 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use machinist_core::{
-    backend::{Backend, Commit, Committed, Expiry},
+    backend::{Backend, Commit, Committed, Expiry, Index},
     id::{RecordId, TaskId},
     record::{FactName, Facts},
 };
 
 pub use self::{
     agreement::backend_agrees_with_memory, blocked::*, commits::*, expiry::*, indexes::*, require::*,
-    watching::*,
+    spoiled::*, stepped::*, watching::*,
 };
 use crate::{
     eventually,
@@ -40,6 +42,17 @@ pub trait BackendHarness: Send + Sync + 'static {
     /// ([`Proxy::cut`](crate::Proxy::cut)). `false` where there is nothing to cut; the promises about it are then
     /// not tested.
     async fn interrupt(&self) -> bool;
+
+    /// Writes something where this record is stored, or would be, that no backend writes: as another program would.
+    /// `false` where nothing else can be written there; the promises about it are then not tested.
+    async fn spoil(&self, _id: &RecordId) -> bool {
+        false
+    }
+
+    /// The same for an index.
+    async fn spoil_index(&self, _index: &Index) -> bool {
+        false
+    }
 
     /// Called at the end of each test, whatever became of it: delete what it left on the server.
     async fn clean_up(&self) {}

@@ -319,3 +319,32 @@ pub async fn larger_priorities_come_sooner(harness: &dyn BrokerHarness) {
     let place = |number: usize| came.iter().position(|n| *n == number);
     assert!(place(9) < place(0), "came in the order {came:?}");
 }
+
+/// A queue at its limit says *not now* and nothing worse, says it of no neighbour, and takes the same message later.
+pub async fn a_full_queue_refuses_for_now_and_takes_more_later(harness: &dyn BrokerHarness) {
+    const LIMIT: u32 = 3;
+    const MANY: usize = 100;
+    let (queue, neighbour) = (fresh_queue(), fresh_queue());
+    let Some(broker) = harness.connect_with_limit(&queue, LIMIT).await else { return };
+    let mut taken = 0;
+    let refusal = loop {
+        match try_publish(&*broker, vec![to_queue(&queue, numbered(taken))]).await.remove(0) {
+            Ok(()) => taken += 1,
+            Err(error) => break error,
+        }
+        assert!(taken < MANY, "a queue with a limit of {LIMIT} has taken {taken} messages");
+    };
+    assert!(matches!(refusal, PublishError::Nacked { .. }) && !refusal.is_certain(), "{refusal:?}");
+    let mut answers =
+        try_publish(&*broker, vec![to_queue(&neighbour, numbered(0)), to_queue(&queue, numbered(taken))])
+            .await;
+    assert!(matches!(answers.pop(), Some(Err(PublishError::Nacked { .. }))));
+    assert!(answers.pop().is_some_and(|answer| answer.is_ok()), "a full queue is not its neighbour's fault");
+    let mut consumer = consume(&*broker, &[&queue], 10).await;
+    assert_eq!(drain(&mut *consumer, taken).await, (0..taken).collect::<Vec<_>>());
+    let taken_later = crate::eventually(ANSWER_TIMEOUT, async || {
+        try_publish(&*broker, vec![to_queue(&queue, numbered(taken))]).await.remove(0).is_ok()
+    });
+    assert!(taken_later.await, "an empty queue takes no message");
+    assert_eq!(drain(&mut *consumer, 1).await, [taken]);
+}

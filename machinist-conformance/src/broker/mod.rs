@@ -47,6 +47,12 @@ pub trait BrokerHarness: Send + Sync + 'static {
         false
     }
 
+    /// A connection on which this queue takes only about `limit` messages that wait, and refuses more until some are
+    /// consumed. `None` where queues have no limit; what a full queue does is then not tested.
+    async fn connect_with_limit(&self, _queue: &QueueName, _limit: u32) -> Option<Arc<dyn Broker>> {
+        None
+    }
+
     /// Called at the end of each test, whatever became of it: delete what it left on the server.
     async fn clean_up(&self) {}
 }

@@ -132,6 +132,41 @@ pub async fn one_consumer_serves_several_queues(harness: &dyn BrokerHarness) {
     assert_eq!(came, [0, 0, 1, 1, 2, 2]);
 }
 
+/// A paused consumer takes nothing: what it was sent and has not returned goes to others. Credit lets it take as many as it
+/// says, whatever was unsettled before the pause; more credit adds to it.
+pub async fn credit_bounds_what_a_consumer_takes(harness: &dyn BrokerHarness) {
+    let (one, two) = (harness.connect().await, harness.connect().await);
+    let queue = fresh_queue();
+    publish_numbers(&*one, &queue, 6).await;
+    let mut consumer = consume(&*one, &[&queue], 4).await;
+    let held = next(&mut *consumer).await;
+    within(ANSWER_TIMEOUT, "a pause", consumer.pause()).await;
+    assert!(timeout(SILENCE, consumer.next()).await.is_err(), "it has no credit");
+    let mut other = consume(&*two, &[&queue], 10).await;
+    let mut taken = Vec::new();
+    for _ in 0..5 {
+        taken.push(next(&mut *other).await);
+    }
+    // Settled after the pause, it gives no credit.
+    assert_eq!(held.receipt.settle(Settle::Ack).await, Settled::Done);
+    other.stop().await;
+    drop(taken);
+    assert!(timeout(SILENCE, consumer.next()).await.is_err(), "it has no credit");
+
+    within(ANSWER_TIMEOUT, "credit", consumer.add_credit(1)).await;
+    let first = next(&mut *consumer).await;
+    assert!(timeout(SILENCE, consumer.next()).await.is_err(), "its credit is used");
+    within(ANSWER_TIMEOUT, "credit", consumer.add_credit(2)).await;
+    let (second, third) = (next(&mut *consumer).await, next(&mut *consumer).await);
+    assert!(timeout(SILENCE, consumer.next()).await.is_err(), "its credit is used");
+    for delivery in [first, second, third] {
+        assert_eq!(delivery.receipt.settle(Settle::Ack).await, Settled::Done);
+    }
+    drain(&mut *consumer, 2).await;
+    consumer.stop().await;
+    expect_empty(harness, &queue).await;
+}
+
 /// No more than `prefetch` messages of a queue are unsettled here; each settlement makes room for one.
 pub async fn prefetch_bounds_what_is_unsettled(harness: &dyn BrokerHarness) {
     let broker = harness.connect().await;

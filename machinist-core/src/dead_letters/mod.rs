@@ -3,36 +3,43 @@
 //! The broker keeps them in a side queue of their task queue. The backend has an index of them,
 //! so that listing and showing them takes nothing out of a queue. The index may lag; a reader that finds more letters in a
 //! queue adds the rest ([`Client::index_dead_letters`]).
+//!
+//! A worker signs what it says about a letter. A letter whose mark no trusted key signed is shown as `unverified`.
 
 mod index;
 mod new_letter;
 mod scan;
 mod settle;
+mod upkeep;
 
 use crate::{
+    app::App,
     backend::{BackendError, Index},
     client::Client,
     clock::Timestamp,
-    id::{QueueName, RecordId, TaskId, TaskName},
+    id::{QueueName, TaskId, TaskName},
     record::ErrorText,
+    wire::{DeadMark, Digest, MarkedMessage},
 };
 
 pub(crate) use index::add_to_index;
 pub(crate) use new_letter::NewDeadLetter;
 pub use settle::DeadLetterOutcome;
 
-/// Number of index entries in one page.
-const LIST_PAGE_SIZE: usize = 500;
+/// Reason of a letter whose mark is not believed.
+const UNVERIFIED: &str = "unverified";
 
 /// One dead letter, as far as it is known without taking it out of its queue.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct DeadLetter {
-    /// Id of the letter: `TASK!ATTEMPT` for a task, random for a message that could not be verified.
+    /// Id of the letter: `TASK!ATTEMPT` for a task; `refused-…` for a message that was not believed, and `unverified-…` for
+    /// a letter that is not believed, the same for the same message.
     pub dead_id: String,
     /// Task queue of the message.
     pub queue: QueueName,
-    /// Reason: one of the words of `docs/delivery.md`.
+    /// Reason: one of the words of `docs/delivery.md`. `unverified` if no trusted key signed what the letter says of itself:
+    /// its [error](Self::error) repeats the claims, and it is not replayed.
     pub reason: String,
     /// The error.
     pub error: ErrorText,
@@ -46,6 +53,61 @@ pub struct DeadLetter {
     pub attempt: Option<u32>,
     /// The message's size, in bytes of headers and body.
     pub size: usize,
+    /// `true` if a trusted key signed the mark, or the application has no keys.
+    verified: bool,
+    /// The mark as it is.
+    mark: DeadMark,
+    /// Digest of the message; none where only the index entry is left.
+    digest: Option<Digest>,
+    /// Index and member under which it was found.
+    listed_as: Option<(Index, String)>,
+}
+
+impl DeadLetter {
+    /// Describes a message among the dead letters of this queue.
+    pub(crate) fn new(
+        app: &App,
+        queue: &QueueName,
+        mark: DeadMark,
+        message: MarkedMessage,
+        size: usize,
+    ) -> Self {
+        let doubt = app.0.trust.check_mark(&mark, queue, &message).err();
+        let MarkedMessage { task, name, attempt, digest } = message;
+        let (dead_id, reason, error, at) = match &doubt {
+            None => (mark.dead_id.clone(), mark.reason.clone(), mark.error.clone(), mark.at),
+            Some(doubt) => (
+                format!("{UNVERIFIED}-{}", digest.short_text()),
+                UNVERIFIED.to_owned(),
+                ErrorText::new([
+                    doubt.clone(),
+                    format!("it claims the reason {:?}: {}", mark.reason, mark.error.chain.join(": ")),
+                ]),
+                mark.at.min(app.clock().now()),
+            ),
+        };
+        let (queue, digest, verified) = (queue.clone(), Some(digest), doubt.is_none());
+        Self {
+            dead_id,
+            queue,
+            reason,
+            error,
+            at,
+            task,
+            name,
+            attempt,
+            size,
+            verified,
+            mark,
+            digest,
+            listed_as: None,
+        }
+    }
+
+    /// Returns `true` if a worker made it of an authentic message. Every process that can publish can cause others.
+    fn is_of_task(&self) -> bool {
+        self.verified && self.dead_id.contains('!')
+    }
 }
 
 /// Filter of dead letters. A letter matches if it fits every field that is set.
@@ -91,21 +153,6 @@ impl Client {
         which: &DeadFilter,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, BackendError> {
-        let backend = &self.app.0.backend;
-        let mut found = Vec::new();
-        let mut after = None;
-        while found.len() < limit {
-            let page = backend.list(&Index::DeadLetters, after, LIST_PAGE_SIZE).await?;
-            let ids: Vec<RecordId> = page.iter().map(|(_, member)| index::record_of(member)).collect();
-            for ((at, member), facts) in page.iter().zip(backend.read(&ids).await?) {
-                found.extend(index::letter(*at, member, &facts).filter(|letter| which.fits(letter)));
-            }
-            if page.len() < LIST_PAGE_SIZE {
-                break;
-            }
-            after = page.into_iter().last();
-        }
-        found.truncate(limit);
-        Ok(found)
+        index::list(&self.app, which, limit).await
     }
 }

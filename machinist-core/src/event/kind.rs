@@ -144,7 +144,9 @@ pub enum EventKind<'a> {
         queue: &'a QueueName,
         /// The task, if the message is authentic.
         task: Option<EventTask<'a>>,
-        /// The reason, for people.
+        /// Reason that its dead letter would have.
+        reason: &'static str,
+        /// The error, for people.
         error: &'a str,
         /// Time for which the message is still offered again.
         remaining: Duration,
@@ -158,6 +160,15 @@ pub enum EventKind<'a> {
         reason: &'a str,
         /// Time at which the message comes back by itself.
         until: Timestamp,
+    },
+    /// A delayed task that no worker has received long after its time is published again from its record: the broker has
+    /// lost its message.
+    #[non_exhaustive]
+    Overdue {
+        /// The task, with the attempt that waits.
+        task: EventTask<'a>,
+        /// Time at which the attempt was due.
+        due: Timestamp,
     },
     /// The broker has confirmed a dead letter.
     #[non_exhaustive]
@@ -304,6 +315,7 @@ impl<'a> EventKind<'a> {
         Refused => "refused",
         Deferred => "deferred",
         Parked => "parked",
+        Overdue => "overdue",
         DeadLettered => "dead_lettered",
         HandedBack => "handed_back",
         TakenOver => "taken_over",
@@ -342,6 +354,7 @@ impl<'a> EventKind<'a> {
             | Self::Ended { task, .. }
             | Self::FollowedUp { task, .. }
             | Self::Parked { task, .. }
+            | Self::Overdue { task, .. }
             | Self::HandedBack { task, .. }
             | Self::TakenOver { task, .. }
             | Self::Superseded { task }

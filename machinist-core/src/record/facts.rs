@@ -66,6 +66,9 @@ pub(crate) mod name {
     /// Prefix of those names.
     pub(crate) const DISABLED: &str = "off:";
 
+    /// Holder of a lock, in a separate record.
+    pub(crate) const HOLDER: &str = "holder";
+
     /// Lease of a session, in a separate record.
     pub(crate) const LEASE: &str = "lease";
     /// Description of the worker, in the record of its session.

@@ -69,6 +69,14 @@ pub(crate) fn recorded_follow_up(facts: &Facts, attempt: u32) -> Option<FollowUp
     }))
 }
 
+/// Returns the failure with which a task has ended.
+pub(crate) fn failure_of(facts: &Facts) -> Option<Failure> {
+    match facts.read::<End>(name::END)?.verdict {
+        EndVerdict::Failure(failure) => Some(failure),
+        EndVerdict::Success { .. } => None,
+    }
+}
+
 /// Returns `true` if a task with this failure is kept as a dead letter. Revoked tasks were unwanted, and the cause of
 /// an upstream failure is another task.
 pub(super) const fn is_dead_lettered(kind: FailureKind) -> bool {

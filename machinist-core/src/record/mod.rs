@@ -28,6 +28,7 @@ mod follow_up;
 mod kind;
 #[cfg(test)]
 mod model;
+mod overdue;
 mod park;
 mod poison;
 mod progress;
@@ -50,11 +51,14 @@ pub(crate) use facts::{Counters, EncodedResults, Failure, json, name};
 #[cfg(test)]
 pub(crate) use fold::state_of;
 pub(crate) use fold::{abandoned_start, newest_start, parked};
-pub(crate) use follow_up::{FollowUp, recorded_follow_up};
+pub(crate) use follow_up::{FollowUp, failure_of, recorded_follow_up};
+pub(crate) use overdue::{
+    KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, overdue_attempt, take_turn, waiting_attempt,
+};
 pub(crate) use park::{ParkDecision, decide_parking, park, unpark};
 pub(crate) use poison::{Suspicion, suspicion};
 pub(crate) use progress::{add_progress, progress_commit};
-pub(crate) use retention::{MIN_RESULTS_TTL, UNFINISHED_TTL};
+pub(crate) use retention::{MAX_DELAY, UNFINISHED_TTL, retention};
 pub(crate) use revoke::{NextAttempt, RevokeDecision, RevokeMode, decide_revoke, next_attempt};
 pub(crate) use session::{close_session, is_alive, open_session, renew_session, wake_session};
 pub(crate) use start::{StartDecision, StartRequest, decide_start};

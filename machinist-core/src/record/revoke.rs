@@ -10,7 +10,7 @@ use super::{
     facts::{ErrorText, Facts, Failure, Retried, Revocation, Start, json, name},
     fold::{Attempts, TaskState},
     kind::FailureKind,
-    retention::MIN_RESULTS_TTL,
+    retention::retention,
     verdict::failure_without_run,
 };
 use crate::{
@@ -55,7 +55,7 @@ pub(crate) fn decide_revoke(
     let revoked = (name::REVOKED.into(), revocation.clone());
     match next_attempt(facts) {
         Ok(NextAttempt { attempt, due }) => {
-            let kept_for = due.map_or(ttl, |due| ttl.max(due.since(now) + MIN_RESULTS_TTL));
+            let kept_for = retention(ttl, due, now);
             let error = ErrorText::from("revoked");
             let mut commit = failure_without_run(
                 id,
@@ -167,7 +167,7 @@ mod tests {
         let mut facts = Facts::new();
         facts.put(name::ETA, json(&NOW.plus(TTL * 100)));
         let commit = revoke_now(&mut facts);
-        assert_eq!(commit.expiry, Expiry::After(TTL * 100 + MIN_RESULTS_TTL));
+        assert_eq!(commit.expiry, Expiry::After(TTL * 101));
         assert!(!request(1).first(NOW).0.apply(&mut facts));
     }
 
@@ -184,7 +184,7 @@ mod tests {
         };
         assert!(outcome_commit(&claim, &retry, String::new(), NOW, TTL).apply(&mut facts));
         let commit = revoke_now(&mut facts);
-        assert_eq!(commit.expiry, Expiry::After(TTL * 9 + MIN_RESULTS_TTL));
+        assert_eq!(commit.expiry, Expiry::After(TTL * 10));
         assert!(!request(2).first(NOW).0.apply(&mut facts));
     }
 

@@ -16,7 +16,7 @@ use super::{
     },
     fold::Attempts,
     follow_up::{FollowUp, is_dead_lettered, recorded_follow_up},
-    retention::{MIN_RESULTS_TTL, UNFINISHED_TTL},
+    retention::{MAX_DELAY, MIN_RESULTS_TTL, UNFINISHED_TTL},
 };
 use crate::{
     backend::{Commit, Expiry},
@@ -108,7 +108,9 @@ pub(crate) fn decide(
             .then(|| (delay, Counters { postponements: spent.postponements + 1, ..spent })),
     };
     match next {
-        Some((delay, counters)) => Verdict::Retry { due: now.plus(delay), counters, kind, error },
+        Some((delay, counters)) => {
+            Verdict::Retry { due: now.plus(delay.min(MAX_DELAY)), counters, kind, error }
+        }
         None => Verdict::Failure { kind, error },
     }
 }

@@ -9,17 +9,17 @@ use crate::{
     broker::{HeaderValue, Message},
     clock::Timestamp,
     id::QueueName,
-    record::DeadReason,
+    record::{DeadReason, MAX_DELAY},
     security::encryption::DecryptError,
     security::{QueueRules, Trust, VerifyError},
-    wire::{Envelope, MaxSizes, Oversize, Profile, Unreadable, read_foreign},
+    wire::{Envelope, MaxSizes, MessageSignature, Oversize, Profile, Unreadable, read_foreign},
 };
 
 /// The decision about a message.
 #[derive(Debug)]
 pub(crate) enum Acceptance {
-    /// A task for this queue, from a sender that may send it.
-    Accepted(Envelope),
+    /// A task for this queue, from a sender that may send it, and its signature.
+    Accepted(Envelope, Option<MessageSignature>),
     /// Authentic, but it must not run: its record is read first, and then states the reason.
     Rejected(Envelope, DeadReason, String),
     /// Authentic, and encrypted with a key that is not in the ring: other workers may have it, or this one later.
@@ -39,6 +39,9 @@ pub(crate) fn accept(
     message: &Message,
     now: Timestamp,
 ) -> Acceptance {
+    if let Some(found) = message.headers.get(header::DAMAGED).and_then(HeaderValue::as_text) {
+        return Acceptance::Refused(DeadReason::Undecodable, found.to_owned());
+    }
     if let Err(Oversize { part, size, max }) = sizes.check(message) {
         let error = format!("its {part}: {size} bytes, and the maximum here is {max}");
         return Acceptance::Refused(DeadReason::TooLarge, error);
@@ -61,18 +64,27 @@ pub(crate) fn accept(
         return Acceptance::Refused(DeadReason::WrongQueue, error);
     }
     if let Some((reason, error)) =
-        signed_message.and_then(|signed_message| trust.rejection(&envelope, &signed_message, now))
+        signed_message.as_ref().and_then(|signed_message| trust.rejection(&envelope, signed_message, now))
     {
         return Acceptance::Rejected(envelope, reason, error);
     }
+    if let Some(error) = excessive(&envelope, now) {
+        return Acceptance::Rejected(envelope, DeadReason::Malformed, error);
+    }
     match trust.check_decryptable(&envelope) {
-        Ok(()) => Acceptance::Accepted(envelope),
+        Ok(()) => Acceptance::Accepted(envelope, signed_message),
         Err(error @ DecryptError::NoKey(_)) => Acceptance::Undecryptable(envelope, error.to_string()),
         Err(error @ DecryptError::Revoked(_)) => {
             Acceptance::Rejected(envelope, DeadReason::RevokedKey, error.to_string())
         }
         Err(error) => Acceptance::Rejected(envelope, DeadReason::Undecodable, error.to_string()),
     }
+}
+
+/// Returns the reason against a task that asks for more than any signer may ask for.
+fn excessive(envelope: &Envelope, now: Timestamp) -> Option<String> {
+    let eta = envelope.eta.filter(|eta| eta.since(now) > MAX_DELAY)?;
+    Some(format!("its ETA {eta} is more than ten years away"))
 }
 
 fn not_read(unreadable: Unreadable) -> Acceptance {
@@ -105,41 +117,51 @@ fn admit_foreign(
         let error = format!("task {} is not among those that run unsigned from queue {queue}", envelope.name);
         return Acceptance::Refused(DeadReason::NotAllowed, error);
     }
-    Acceptance::Accepted(envelope)
+    if let Some(error) = excessive(&envelope, now) {
+        return Acceptance::Rejected(envelope, DeadReason::Malformed, error);
+    }
+    Acceptance::Accepted(envelope, None)
 }
 
-/// Reads a message that a record holds, if it is authentic. It names its queue, in any format.
-pub(crate) fn read_kept(
+/// Opens a message that was kept, in a record or among dead letters, with every check of a delivery, as of this instant:
+/// what no worker may run, nobody sends again. A message that cannot be decrypted here is opened all the same.
+///
+/// `queue` is the one it was kept for; a message of a record names it itself, in any format.
+///
+/// # Errors
+/// The reason against running it, and the error.
+pub(crate) fn open(
     trust: &Trust,
     rules: &QueueRules,
     sizes: &MaxSizes,
+    queue: Option<&QueueName>,
     message: &Message,
-    now: Timestamp,
-) -> Result<Envelope, String> {
-    let queue = message.headers.get(header::QUEUE).and_then(HeaderValue::as_text);
-    let queue = queue.and_then(|name| QueueName::parse(name).ok());
-    if let Some((queue, profile)) = queue.and_then(|queue| Some((queue.clone(), rules.profile(&queue)?))) {
-        return match admit_foreign(profile, rules, sizes, &queue, message, now) {
-            Acceptance::Deferred(_, why) | Acceptance::Refused(_, why) | Acceptance::Rejected(_, _, why) => {
-                Err(why)
-            }
-            Acceptance::Accepted(envelope) | Acceptance::Undecryptable(envelope, _) => Ok(envelope),
-        };
-    }
-    let mut envelope = Envelope::read(message).map_err(|error| error.to_string())?;
-    let unsigned = rules.allows_unsigned(&envelope.queue, &envelope.name);
-    match trust.verify(&mut envelope, message, unsigned) {
-        Ok(_) => Ok(envelope),
-        Err(VerifyError::Untrusted(_, why) | VerifyError::UnknownKey(why)) => Err(why),
+    at: Timestamp,
+) -> Result<Envelope, (DeadReason, String)> {
+    let named = || {
+        let name = message.headers.get(header::QUEUE).and_then(HeaderValue::as_text);
+        name.and_then(|name| QueueName::parse(name).ok())
+    };
+    let Some(queue) = queue.cloned().or_else(named) else {
+        return Err((DeadReason::Undecodable, format!("it has no queue in header `{}`", header::QUEUE)));
+    };
+    match accept(trust, rules, sizes, &queue, message, at) {
+        Acceptance::Accepted(envelope, _) | Acceptance::Undecryptable(envelope, _) => Ok(envelope),
+        Acceptance::Rejected(_, reason, error)
+        | Acceptance::Deferred(reason, error)
+        | Acceptance::Refused(reason, error) => Err((reason, error)),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::{
         fuzz::{NOW, full_envelope, full_envelope_with_pairs},
         sign::{Algorithm, Key, KeyState, Keyring},
+        wire::FirstSigner,
     };
 
     /// Every bit of a text, flipped, as far as that leaves text.
@@ -189,6 +211,21 @@ mod tests {
     }
 
     #[test]
+    fn a_signed_message_asks_for_ten_years_at_most() {
+        let trust = Trust::new(Some(Key::generate(Algorithm::HmacSha256, "k").unwrap().into()), false, None);
+        let accepted = |eta: Timestamp| {
+            let envelope = Envelope { eta: Some(eta), first: FirstSigner::Publisher, ..full_envelope() };
+            let message = trust.signed_message(&envelope, NOW);
+            let queue = &envelope.queue;
+            accept(&trust, &QueueRules::default(), &MaxSizes::default(), queue, &message, NOW)
+        };
+        assert!(matches!(accepted(NOW.plus(MAX_DELAY)), Acceptance::Accepted(..)));
+        for eta in [NOW.plus(MAX_DELAY + Duration::from_secs(1)), Timestamp::from_micros(i64::MAX)] {
+            assert!(matches!(accepted(eta), Acceptance::Rejected(_, DeadReason::Malformed, _)));
+        }
+    }
+
+    #[test]
     fn no_bit_of_a_message_can_be_flipped() {
         for algorithm in [Algorithm::HmacSha256, Algorithm::Ed25519] {
             let own = Key::generate(algorithm, "own").unwrap();
@@ -200,7 +237,9 @@ mod tests {
                 |message: &Message| accept(&trust, &rules, &MaxSizes::default(), &queue, message, NOW);
             for signed in [full_envelope(), full_envelope_with_pairs()] {
                 let message = trust.signed_message(&signed, NOW);
-                assert!(matches!(accepted(&message), Acceptance::Accepted(envelope) if envelope == signed));
+                assert!(
+                    matches!(accepted(&message), Acceptance::Accepted(envelope, _) if envelope == signed)
+                );
                 let all = neighbours(&message);
                 assert!(all.len() > 3000, "{}", all.len());
                 for changed in &all {

@@ -5,18 +5,20 @@
 //! | `trust` | the key ring in use: signing, verifying, refusing |
 //! | `encryption` | encrypted bodies and outcomes |
 //! | `queue_rules` | queues with another format, or with tasks that run unsigned |
+//! | `dead_mark` | the signatures of dead letters' marks |
 //! | `acceptance` | the decision about a message before its body is parsed |
 //!
 //! Keys and algorithms are in [`sign`](crate::sign).
 
 mod acceptance;
+mod dead_mark;
 pub(crate) mod encryption;
 mod queue_rules;
 mod trust;
 
 pub use queue_rules::QueueOptions;
 
-pub(crate) use acceptance::{Acceptance, accept, read_kept};
+pub(crate) use acceptance::{Acceptance, accept, open};
 pub(crate) use encryption::{encrypt_outcome, is_encrypted};
 pub(crate) use queue_rules::QueueRules;
 pub(crate) use trust::{Trust, VerifyError};

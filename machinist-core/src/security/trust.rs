@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, RwLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -11,6 +11,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use serde::Deserialize;
+use tokio::sync::watch;
 
 use crate::{
     backend::Commit,
@@ -30,12 +31,27 @@ const RESULT_VERSION: i64 = 1;
 /// The key ring, and the rules for using it.
 #[derive(Debug)]
 pub(crate) struct Trust {
-    /// None: nothing is signed and everything believed. Replaced as a whole, never changed.
-    ring: RwLock<Option<Arc<Keyring>>>,
+    in_use: watch::Sender<RingInUse>,
     allow_unsigned: bool,
     window: Option<Duration>,
     scope: SigningScope,
     told_of_unsigned: AtomicBool,
+}
+
+/// The ring in use.
+#[derive(Debug, Default)]
+struct RingInUse {
+    /// None: nothing is signed and everything believed. Replaced as a whole, never changed.
+    ring: Option<Arc<Keyring>>,
+    /// Number of rings before it.
+    generation: u64,
+}
+
+impl RingInUse {
+    /// Returns `true` unless what has to be signed cannot be.
+    fn can_sign(&self) -> bool {
+        self.ring.as_ref().is_none_or(|ring| ring.signing_key().is_some())
+    }
 }
 
 /// Error of a verification.
@@ -50,7 +66,7 @@ pub(crate) enum VerifyError {
 impl Trust {
     pub(crate) fn new(ring: Option<Keyring>, allow_unsigned: bool, window: Option<Duration>) -> Self {
         Self {
-            ring: RwLock::new(ring.map(Arc::new)),
+            in_use: watch::Sender::new(RingInUse { ring: ring.map(Arc::new), generation: 0 }),
             allow_unsigned,
             window,
             scope: SigningScope::default(),
@@ -63,18 +79,54 @@ impl Trust {
         Self { scope, ..self }
     }
 
-    fn ring(&self) -> Option<Arc<Keyring>> {
-        self.ring.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    pub(super) fn scope(&self) -> &SigningScope {
+        &self.scope
     }
 
-    /// Puts another ring in the place of this one.
+    pub(super) fn allows_unsigned(&self) -> bool {
+        self.allow_unsigned
+    }
+
+    pub(super) fn ring(&self) -> Option<Arc<Keyring>> {
+        self.in_use.borrow().ring.clone()
+    }
+
+    /// Puts another ring in the place of this one. One that cannot sign does not replace one that can, but what it revokes
+    /// is revoked.
     pub(crate) fn replace(&self, ring: Keyring) -> Result<(), KeyError> {
-        let signed = self.ring().is_some_and(|ring| ring.signing_key().is_some());
-        if signed && ring.signing_key().is_none() {
-            return Err(KeyError::NoneActive);
+        let before = self.ring();
+        let signed = before.as_deref().filter(|before| before.signing_key().is_some());
+        let Some(before) = signed.filter(|_| ring.signing_key().is_none()) else {
+            self.put(ring);
+            return Ok(());
+        };
+        self.put(before.with_revocations(&ring));
+        Err(KeyError::NoneActive)
+    }
+
+    fn put(&self, ring: Keyring) {
+        self.in_use.send_modify(|in_use| {
+            in_use.ring = Some(Arc::new(ring));
+            in_use.generation += 1;
+        });
+    }
+
+    /// Returns the number of times that the ring was replaced.
+    pub(crate) fn generation(&self) -> u64 {
+        self.in_use.borrow().generation
+    }
+
+    /// Returns `true` unless the only key that signed was revoked, and no other has taken its place.
+    pub(crate) fn can_sign(&self) -> bool {
+        self.in_use.borrow().can_sign()
+    }
+
+    /// Completes as soon as this application can sign what it has to sign.
+    pub(crate) async fn signs(&self) {
+        if !self.can_sign() {
+            // The sender lives in self, so waiting cannot fail.
+            drop(self.in_use.subscribe().wait_for(RingInUse::can_sign).await);
         }
-        *self.ring.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Arc::new(ring));
-        Ok(())
     }
 
     /// The envelope as it goes to the broker: its body encrypted, if this application encrypts.
@@ -171,11 +223,38 @@ impl Trust {
             let error = format!("the signature is not that of key {key} under this message: {doubt}");
             return Err(VerifyError::Untrusted(DeadReason::BadSignature, error));
         }
-        key.believed_at(signed_message.signed_at)?;
-        if let FirstSigner::Key(first) = &envelope.first {
-            ring.trusted(first)?.believed_at(envelope.issued)?;
-        }
+        self.check_keys(&ring, envelope, &signed_message)?;
         Ok(Some(signed_message))
+    }
+
+    /// Checks that the keys of a message are trusted: that of this message, and that of the task's first sender.
+    fn check_keys(
+        &self,
+        ring: &Keyring,
+        envelope: &Envelope,
+        signed_message: &MessageSignature,
+    ) -> Result<(), VerifyError> {
+        ring.trusted(&signed_message.key)?.believed_at(signed_message.signed_at)?;
+        if let FirstSigner::Key(first) = &envelope.first {
+            ring.trusted(first)?.believed_at(envelope.first_issued())?;
+        }
+        Ok(())
+    }
+
+    /// Checks a message again that was verified under an earlier ring, and has waited in this process since then.
+    /// `unsigned` is `true` if it may run without a signature.
+    pub(crate) fn verify_again(
+        &self,
+        envelope: &Envelope,
+        signed_message: Option<&MessageSignature>,
+        unsigned: bool,
+    ) -> Result<(), VerifyError> {
+        let Some(ring) = self.ring() else { return Ok(()) };
+        match signed_message {
+            Some(signed_message) => self.check_keys(&ring, envelope, signed_message),
+            None if unsigned => Ok(()),
+            None => self.unsigned().map(drop),
+        }
     }
 
     fn unsigned(&self) -> Result<Option<MessageSignature>, VerifyError> {
@@ -202,6 +281,15 @@ impl Trust {
                 return Some((DeadReason::Stale, error));
             }
         }
+        self.not_allowed(envelope, signed_message)
+    }
+
+    /// Returns the reason against running a verified task, if its keys may not send it.
+    pub(crate) fn not_allowed(
+        &self,
+        envelope: &Envelope,
+        signed_message: &MessageSignature,
+    ) -> Option<(DeadReason, String)> {
         let ring = self.ring()?;
         let first = match &envelope.first {
             FirstSigner::Key(first) => Some(first),

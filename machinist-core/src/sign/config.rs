@@ -459,7 +459,7 @@ mod tests {
             let error = Key::read(Path::new(key)).unwrap_err().to_string();
             assert!(error.starts_with("key file ***: "), "{error}");
         }
-        for path in ["machinist.key", "/run/secrets/app/machinist.key", "/home/User1/Projects/2026-11/k.toml"]
+        for path in ["machinist.key", "/run/secrets/app/machinist.key", "/srv/User1/Projects/2026-11/k.toml"]
         {
             assert_eq!(shown_path(Path::new(path)), path);
         }

@@ -1,11 +1,16 @@
 //! HMAC-SHA256 (RFC 2104): one secret signs and verifies.
 
 use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 /// Minimum size of a secret, in bytes. A shorter secret would be easier to guess than its MAC.
 pub(super) const MIN_SECRET_BYTES: usize = 32;
+
+/// Returns the SHA-256 of these bytes.
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
 
 #[derive(Clone)]
 pub(crate) struct HmacSecret {

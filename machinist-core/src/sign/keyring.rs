@@ -52,6 +52,18 @@ impl Keyring {
         self.keys.get(self.cipher.as_ref()?)
     }
 
+    /// Returns this ring with everything revoked that another ring revokes.
+    pub(crate) fn with_revocations(&self, other: &Self) -> Self {
+        let mut ring = self.clone();
+        for (id, key) in other.keys.iter().filter(|(_, key)| key.state() == KeyState::Revoked) {
+            ring.keys.insert(id.clone(), key.clone());
+            for active in [&mut ring.active, &mut ring.cipher] {
+                active.take_if(|active| active == id);
+            }
+        }
+        ring
+    }
+
     /// Returns the key of this name, unless it is revoked.
     pub(crate) fn trusted(&self, id: &KeyId) -> Result<&Key, KeyRejection> {
         match self.keys.get(id) {
@@ -86,8 +98,13 @@ impl Key {
     /// Checks that this key may sign this task for this queue. The same rule applies to tasks that are nested in a
     /// body.
     pub(crate) fn may(&self, task: &str, queue: &str) -> Result<(), KeyRejection> {
-        for (kind, name, list) in [("task", task, &self.tasks), ("queue", queue, &self.queues)] {
-            if let Some(list) = list
+        self.may_bury(Some(task), queue)
+    }
+
+    /// Checks that this key may sign the mark of a dead letter of this queue, which perhaps states no task name.
+    pub(crate) fn may_bury(&self, task: Option<&str>, queue: &str) -> Result<(), KeyRejection> {
+        for (kind, name, list) in [("task", task, &self.tasks), ("queue", Some(queue), &self.queues)] {
+            if let (Some(list), Some(name)) = (list, name)
                 && !list.iter().any(|pattern| pattern.fits(name))
             {
                 return Err(KeyRejection::NotAllowed(format!(

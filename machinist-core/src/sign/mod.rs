@@ -24,6 +24,7 @@ use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 pub use config::{KeyConfig, SecretText, shown_path};
+pub(crate) use hmac_sha256::sha256;
 pub(crate) use key::Pattern;
 pub use key::{Key, KeyState};
 pub(crate) use keyring::KeyRejection;

@@ -166,6 +166,18 @@ impl Envelope {
         (later, now.since(since))
     }
 
+    /// Returns the instant at which the first signer issued the call.
+    pub(crate) fn first_issued(&self) -> Timestamp {
+        self.pairs.first_issued().unwrap_or(self.issued)
+    }
+
+    /// Returns the instant since which workers have not known the task, and for how long that is.
+    pub(crate) fn unknown_for(&self, now: Timestamp) -> (Timestamp, Duration) {
+        // What lies in the future would be offered again for ever, whoever signed it.
+        let since = self.unknown_since.map_or(now, |since| since.min(now));
+        (since, now.since(since))
+    }
+
     /// Reads the body, if it has no more arguments and levels than these sizes say.
     pub(crate) fn decode(&self, sizes: &MaxSizes) -> Result<Body, BoxError> {
         let codec = Codec::of(&self.content_type)
@@ -237,6 +249,21 @@ impl Envelope {
         if first != key.id() {
             message.headers.insert(header::FIRST_KEY.into(), first.as_str().into());
         }
+    }
+
+    /// The message that carries it with this signature, as it was received. Foreign headers are left out.
+    pub(crate) fn message_signed_as(&self, signed_message: Option<&MessageSignature>) -> Message {
+        let Some(signed_message) = signed_message else {
+            return self.source.as_deref().cloned().unwrap_or_else(|| self.message());
+        };
+        let mut message = self.message();
+        message.headers.insert(header::SIGNATURE.into(), signed_message.to_text().into());
+        if let FirstSigner::Key(first) = &self.first
+            && *first != signed_message.key
+        {
+            message.headers.insert(header::FIRST_KEY.into(), first.as_str().into());
+        }
+        message
     }
 
     /// Reads the signature and the first signer of a message; `None` if it is not signed. They are trusted only
@@ -336,9 +363,16 @@ impl Envelope {
         Self { eta: None, ..self }
     }
 
-    /// Returns the same call as a new task.
+    /// Returns the same call as a new task. The first signer stays: who sends a task again does not vouch for it, so what
+    /// its first key may not send does not run under another one.
     pub(crate) fn into_new_task(self, id: TaskId, issued: Timestamp, trace: TraceContext) -> Self {
+        // The first signer's key must have been valid then, and need not be valid now.
+        let pairs = match &self.first {
+            FirstSigner::Key(_) => self.pairs.with_first_issued(self.issued),
+            FirstSigner::Publisher | FirstSigner::Nobody => self.pairs,
+        };
         Self {
+            pairs,
             id,
             attempt: 1,
             generation: 0,
@@ -350,11 +384,6 @@ impl Envelope {
             unknown_since: None,
             traceparent: Some(trace.parent),
             tracestate: trace.state,
-            // The key that sends it again vouches for it, unless no key ever did.
-            first: match self.first {
-                FirstSigner::Nobody => FirstSigner::Nobody,
-                FirstSigner::Publisher | FirstSigner::Key(_) => FirstSigner::Publisher,
-            },
             ..self
         }
     }
@@ -505,6 +534,17 @@ mod tests {
         assert!(
             read(&|m| drop(m.headers.insert("machinist-version".into(), 3.into()))).contains("newer than 2")
         );
+    }
+
+    #[test]
+    fn nobody_extends_the_wait_for_a_worker_that_knows_the_task() {
+        let now = Timestamp::from_micros(1_000_000);
+        let since = |since: Option<i64>| {
+            Envelope { unknown_since: since.map(Timestamp::from_micros), ..envelope() }.unknown_for(now)
+        };
+        assert_eq!(since(None), (now, Duration::ZERO));
+        assert_eq!(since(Some(0)), (Timestamp::from_micros(0), Duration::from_secs(1)));
+        assert_eq!(since(Some(i64::MAX)), (now, Duration::ZERO));
     }
 
     fn with_pairs() -> Envelope {

@@ -27,9 +27,11 @@ pub use profile::{Profile, ProfileError, TaskMessage};
 pub use sizes::MaxSizes;
 
 pub(crate) use body::Body;
-pub(crate) use dead_letter::{DeadMark, dead_id, dead_letter};
+pub(crate) use dead_letter::{
+    DeadMark, Digest, MarkSignature, MarkedMessage, dead_id, dead_letter, without_mark,
+};
 pub(crate) use envelope::{Envelope, FirstSigner, MessageSignature, Unreadable, attempt_of};
 pub(crate) use pairs::Pairs;
 pub(crate) use profile::{read_foreign, write_foreign};
 pub(crate) use sizes::Oversize;
-pub(crate) use stored_message::{MAX_STORED_BYTES, message_from_fact, message_to_fact};
+pub(crate) use stored_message::{MAX_STORED_BYTES, message_from_fact, message_to_fact, value_to_fact};

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::clock::Timestamp;
+
 /// Maximum number of pairs of a message.
 const MAX_PAIRS: usize = 64;
 /// Maximum length of a name, in bytes.
@@ -15,6 +17,9 @@ const MAX_VALUE: usize = 4096;
 
 /// Beginning of the name of each pair that is a label.
 const LABEL: &str = "label.";
+/// Name of the pair with the instant at which the first sender issued the call, in microseconds since the Unix epoch, of a
+/// task that repeats another.
+const FIRST_ISSUED: &str = "first.issued";
 /// Maximum number of labels of a task that is sent.
 const MAX_LABELS: usize = 8;
 /// Maximum length of the key of a label, in bytes.
@@ -97,6 +102,19 @@ impl Pairs {
             Ok((format!("{LABEL}{key}"), value))
         };
         labels.into_iter().map(pair).collect::<Result<_, String>>().map(Self)
+    }
+
+    /// Returns the instant at which the first sender issued the call, if the task repeats another.
+    pub(crate) fn first_issued(&self) -> Option<Timestamp> {
+        self.0.get(FIRST_ISSUED)?.parse().ok().map(Timestamp::from_micros)
+    }
+
+    /// Adds the instant at which the first sender issued the call, unless it is there already.
+    pub(crate) fn with_first_issued(mut self, at: Timestamp) -> Self {
+        if self.0.len() < MAX_PAIRS {
+            self.0.entry(FIRST_ISSUED.to_owned()).or_insert_with(|| at.as_micros().to_string());
+        }
+        self
     }
 
     /// Returns the labels by key.

@@ -84,6 +84,11 @@ impl StoredValue {
     }
 }
 
+/// The value of a header as a fact: the same bytes for the same value.
+pub(crate) fn value_to_fact(value: &HeaderValue) -> Bytes {
+    crate::record::json(&StoredValue::of(value))
+}
+
 fn decoded(text: &str) -> Option<Bytes> {
     STANDARD.decode(text).map(Bytes::from).ok()
 }

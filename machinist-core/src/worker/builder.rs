@@ -15,9 +15,12 @@ use super::{
     admissions::{Admissions, DisabledTasks},
     events::WorkerEvents,
     exclusive::ExclusiveSlots,
+    lease::Lease,
+    look_ahead::LookAhead,
+    peers::Peers,
     processor::{RegisteredTask, TaskProcessor},
     server_calls::ServerCalls,
-    session::{Lease, Sessions},
+    session::Sessions,
     worker_context::WorkerContext,
 };
 use crate::{
@@ -149,8 +152,10 @@ impl WorkerBuilder {
     }
 
     /// Maximum number of deliveries that are held in addition to those that run, so that a free slot finds work. Unless
-    /// set, it is the number of handlers that run at once, but at least 16. 0 is right for queues of slow tasks: a task
-    /// that is held here cannot run elsewhere.
+    /// set, it is the number of handlers that run at once, but at least 16.
+    ///
+    /// The worker holds that many only while runs are short. As soon as a delivery has waited for 2 s for a slot, all
+    /// that wait go back to the broker, and the worker takes what it has slots for until its runs are short again.
     pub fn look_ahead(mut self, deliveries: usize) -> Self {
         self.look_ahead = Some(deliveries);
         self
@@ -288,7 +293,8 @@ impl WorkerBuilder {
         can_sign(&self.app, &tasks, &queues)?;
         let tags = checked_tags(&self.tags)?;
         let look_ahead = self.look_ahead.unwrap_or_else(|| self.concurrency.max(16));
-        let prefetch = u16::try_from(self.concurrency + look_ahead).unwrap_or(u16::MAX);
+        // The credit to begin with. The look-ahead is added when the runs are known to be short.
+        let prefetch = u16::try_from(self.concurrency).unwrap_or(u16::MAX);
         let name: Arc<str> = self.name.unwrap_or_else(default_name).into();
         let queues: Vec<_> = queues.into_iter().collect();
         let about = about(&name, &queues, &tags, self.concurrency, &self.app);
@@ -296,15 +302,24 @@ impl WorkerBuilder {
         let slots = Arc::new(Semaphore::new(self.concurrency));
         let events = WorkerEvents::new(self.app.clone(), Arc::clone(&name));
         let disabled: Arc<DisabledTasks> = Arc::default();
+        let peers = Arc::new(Peers::new(self.lease));
         let worker = Arc::new(WorkerContext {
-            sessions: Sessions::new(self.app.clone(), self.lease, about, Arc::clone(&disabled)),
+            sessions: Sessions::new(
+                self.app.clone(),
+                self.lease,
+                about,
+                Arc::clone(&disabled),
+                Arc::clone(&peers),
+            ),
             admissions: Admissions::new(disabled, self.rules, look_ahead),
-            calls: ServerCalls::new(self.app.clone(), stages.clone(), Arc::clone(&events)),
+            look_ahead: LookAhead::new(self.concurrency, look_ahead),
+            calls: ServerCalls::new(self.app.clone(), stages.clone(), Arc::clone(&events), peers),
             app: self.app,
             name,
             max_hold: self.consumer_timeout / 2,
             stages: stages.clone(),
             events,
+            refused: crate::refused::RefusedTally::default(),
         });
         let health = Health::new(Arc::clone(&worker), stages.clone());
         let processor = Arc::new(TaskProcessor {

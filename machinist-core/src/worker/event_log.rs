@@ -9,17 +9,19 @@ use tokio::time::Instant;
 
 use super::Drained;
 use crate::{
-    event::{Event, EventKind, Observer, WorkerState},
+    event::{Event, EventKind, EventTask, Observer, WorkerState},
     id::QueueName,
+    refused::remedy,
 };
 
 /// Minimum time between two log lines about the same reason.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Logs events. For refused messages it writes at most one line per reason in each [`LOG_INTERVAL`].
+/// Logs events. For messages that are not accepted it writes at most one line per reason in each [`LOG_INTERVAL`].
 #[derive(Debug, Default)]
 pub(super) struct EventLog {
     refusals: Mutex<Vec<LastLine>>,
+    deferrals: Mutex<Vec<LastLine>>,
 }
 
 /// The last log line about one reason.
@@ -27,7 +29,7 @@ pub(super) struct EventLog {
 struct LastLine {
     reason: &'static str,
     at: Instant,
-    /// Number of refusals for this reason since the line.
+    /// Number of messages for this reason since the line.
     suppressed: u64,
 }
 
@@ -47,8 +49,8 @@ impl Observer for EventLog {
             EventKind::Superseded { task } => {
                 tracing::warn!(id = %task.id, "another run has taken this task over: the outcome of this run does not count");
             }
-            EventKind::Deferred { task: Some(task), error, remaining, .. } => {
-                tracing::warn!(id = %task.id, "{error}: offered again for {remaining:?}");
+            EventKind::Deferred { queue, task, reason, error, remaining } => {
+                self.log_deferral(queue, task, reason, error, remaining);
             }
             EventKind::Refused { queue, reason, error, .. } => self.log_refusal(queue, reason, error),
             EventKind::WorkerStarted { queues } => {
@@ -93,27 +95,46 @@ fn log_state(state: WorkerState<'_>) {
 impl EventLog {
     /// Logs a refused message, if a line about this reason is due.
     fn log_refusal(&self, queue: &QueueName, reason: &'static str, error: &str) {
-        if let Some(suppressed) = self.due_line(reason, Instant::now()) {
+        if let Some(suppressed) = due_line(&self.refusals, reason, Instant::now()) {
             tracing::warn!(%queue, reason, error, suppressed, "a message was refused and is a dead letter now");
         }
     }
 
-    /// Number of refusals since the last line, if another line is due.
-    fn due_line(&self, reason: &'static str, now: Instant) -> Option<u64> {
-        let mut lines = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        match lines.iter_mut().find(|line| line.reason == reason) {
-            Some(line) if now.saturating_duration_since(line.at) < LOG_INTERVAL => {
-                line.suppressed += 1;
-                None
-            }
-            Some(line) => {
-                line.at = now;
-                Some(std::mem::take(&mut line.suppressed))
-            }
-            None => {
-                lines.push(LastLine { reason, at: now, suppressed: 0 });
-                Some(0)
-            }
+    /// Logs a message that waits for a worker that can run or read it, if a line about this reason is due.
+    fn log_deferral(
+        &self,
+        queue: &QueueName,
+        task: Option<EventTask<'_>>,
+        reason: &'static str,
+        error: &str,
+        remaining: Duration,
+    ) {
+        if let Some(suppressed) = due_line(&self.deferrals, reason, Instant::now()) {
+            let id = task.map(|task| tracing::field::display(task.id));
+            let remedy = remedy(reason, true);
+            tracing::warn!(
+                %queue, id, reason, error, suppressed, remedy,
+                "no worker here accepts a message: it is offered again for {remaining:?}, and is a dead letter then"
+            );
+        }
+    }
+}
+
+/// Number of messages since the last line about this reason, if another line is due.
+fn due_line(lines: &Mutex<Vec<LastLine>>, reason: &'static str, now: Instant) -> Option<u64> {
+    let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+    match lines.iter_mut().find(|line| line.reason == reason) {
+        Some(line) if now.saturating_duration_since(line.at) < LOG_INTERVAL => {
+            line.suppressed += 1;
+            None
+        }
+        Some(line) => {
+            line.at = now;
+            Some(std::mem::take(&mut line.suppressed))
+        }
+        None => {
+            lines.push(LastLine { reason, at: now, suppressed: 0 });
+            Some(0)
         }
     }
 }
@@ -124,8 +145,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_is_one_line() {
-        let refusals = EventLog::default();
-        let due_line = |reason| refusals.due_line(reason, Instant::now());
+        let refusals = EventLog::default().refusals;
+        let due_line = |reason| due_line(&refusals, reason, Instant::now());
         assert_eq!(due_line("unsigned"), Some(0));
         assert_eq!(due_line("stale"), Some(0));
         for _ in 0..1000 {

@@ -6,15 +6,15 @@
 use super::{Settlement, WorkerContext};
 use crate::{
     backend::{Index, IndexUpdate},
-    broker::{Message, PublishError},
+    broker::PublishError,
     clock::Timestamp,
     dead_letters::{NewDeadLetter, add_to_index},
     delay::keep_for,
     event::{EventKind, EventTask},
-    id::{QueueName, TaskId},
+    id::TaskId,
     record::{Counters, DeadReason, ErrorText, Facts, Failure, FailureKind, FollowUp},
-    wire::{DeadMark, Envelope, dead_id},
-    worker::server_calls::Unpublished,
+    wire::{Envelope, dead_id},
+    worker::server_calls::{Unanswered, Unpublished},
 };
 
 /// Text in a dead letter in place of an error that is encrypted in the record.
@@ -37,6 +37,9 @@ impl WorkerContext {
                 self.publish_next(envelope, *due, *counters, *token).await
             }
             FollowUp::DeadLetter { attempt, failure } => {
+                if let Err(leaving) = self.calls.can_sign().await {
+                    return leaving.into();
+                }
                 let dead_id = dead_id(&envelope.id, *attempt);
                 let message = self.app.message_of_letter(envelope);
                 let reason = failure.reason();
@@ -45,7 +48,9 @@ impl WorkerContext {
                 let hidden = from_handler && self.app.0.trust.encrypts_outcomes(envelope);
                 let error = if hidden { ErrorText::from(ENCRYPTED_ERROR) } else { failure.error.clone() };
                 let task = Some(EventTask::of(envelope));
-                self.dead_letter(&envelope.queue, task, &message, dead_id, reason, error).await
+                let letter =
+                    NewDeadLetter::of_task(&self.app, &envelope.queue, &message, dead_id, reason, error);
+                self.dead_letter(task, letter, reason).await
             }
         };
         match published {
@@ -53,10 +58,12 @@ impl WorkerContext {
             Err(Unpublished::Unanswered(unanswered)) => return unanswered.into(),
             Err(Unpublished::Never(error)) => return Box::pin(self.never_runs_again(envelope, &error)).await,
         }
-        if let Some(done) = follow_up.done(&envelope.id, envelope.attempt)
-            && let Err(unanswered) = self.calls.commit_outcome(done).await
-        {
-            return unanswered.into();
+        if let Some(done) = follow_up.done(&envelope.id, envelope.attempt) {
+            match self.calls.commit_outcome(done).await {
+                // Published, it needs no record: only the mark is missing.
+                Ok(_) | Err(Unanswered::BadRecord) => {}
+                Err(unanswered) => return unanswered.into(),
+            }
         }
         let (task, follow_up_wait) = (EventTask::of(envelope), stopwatch.lap());
         self.emit(EventKind::FollowedUp { task, follow_up_wait });
@@ -108,15 +115,12 @@ impl WorkerContext {
     /// Publishes a dead letter. A letter that can never be published is logged and dropped; its task ends all the same.
     pub(super) async fn dead_letter(
         &self,
-        queue: &QueueName,
         task: Option<EventTask<'_>>,
-        message: &Message,
-        dead_id: String,
+        letter: NewDeadLetter,
         reason: DeadReason,
-        error: ErrorText,
     ) -> Result<(), Unpublished> {
-        let mark = DeadMark { dead_id, reason: reason.as_str().to_owned(), error, at: self.now() };
-        let NewDeadLetter { publish, entry } = NewDeadLetter::new(queue, message, mark);
+        let NewDeadLetter { publish, entry } = letter;
+        let queue = publish.target.queue();
         match self.calls.publish(&publish).await {
             Ok(()) => self.emit(EventKind::DeadLettered {
                 queue,

@@ -6,7 +6,10 @@
 
 use std::time::Duration;
 
-use super::{ActiveDelivery, Settlement, WorkerContext, server_calls::Unpublished};
+use super::{
+    ActiveDelivery, Settlement, WorkerContext,
+    server_calls::{Unanswered, Unpublished},
+};
 use crate::{
     backend::{Commit, Expiry},
     broker::{Message, Publish, Settle, Target},
@@ -32,12 +35,14 @@ impl WorkerContext {
     async fn publish_guard(&self, envelope: &Envelope, delay: Duration) -> Result<Envelope, Unpublished> {
         let guard = envelope.next_guard(self.now().plus(delay));
         self.publish_later(&guard, delay).await?;
-        // Only a confirmed guard may make older generations unnecessary.
+        // Only a confirmed guard may make older generations unnecessary. Without this mark nothing is lost.
         let mut commit = Commit::new(guard.id.clone());
         commit.facts = vec![(name::guard(guard.attempt, guard.generation), "1".into())];
         commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
-        self.calls.commit(commit).await?;
-        Ok(guard)
+        match self.calls.commit(commit).await {
+            Ok(_) | Err(Unanswered::BadRecord) => Ok(guard),
+            Err(unanswered) => Err(unanswered.into()),
+        }
     }
 
     /// Publishes a guard after half of the time for which the broker lets a delivery be held, and settles the delivery.
@@ -86,6 +91,7 @@ impl WorkerContext {
         envelope: &Envelope,
         delay: Duration,
     ) -> Result<(), Unpublished> {
+        self.calls.can_sign().await?;
         let message = self.app.message(envelope).map_err(Unpublished::Never)?;
         self.publish_message(envelope, message, delay).await
     }

@@ -12,7 +12,9 @@ use tokio_util::{
 };
 
 use super::{
-    Health, maintenance,
+    Health,
+    look_ahead::CreditChange,
+    maintenance,
     processor::TaskProcessor,
     server_calls::{AWAY_TIMEOUT, pause},
 };
@@ -87,7 +89,7 @@ impl Intake {
             let maintenance = AbortOnDropHandle::new(tokio::spawn(maintenance));
             let health = consumer.health();
             tokio::select! {
-                () = self.take(consumer.as_mut()) => return,
+                () = self.take(consumer) => return,
                 () = calls.backend_is_away_for_long() => {}
                 never = self.cancel_when_cut_off(health) => match never {},
             }
@@ -97,38 +99,41 @@ impl Intake {
             drop(maintenance);
             // Stopped first, or the broker would deliver the returned messages here again at once.
             consumer.stop().await;
-            self.processor.worker.sessions.cut_off_all();
             calls.give_up(true);
-            calls.backend_is_there().await;
+            tokio::select! {
+                () = calls.backend_is_there() => {}
+                never = self.cancel_when_not_held() => match never {},
+            }
             self.processor.worker.sessions.alive().await;
             calls.give_up(false);
             self.health.subscribing();
             *consumer = self.subscribe().await;
+            self.processor.worker.look_ahead.resubscribed();
             calls.emit_state(WorkerState::Resubscribed { queues: &self.subscription.queues });
         }
     }
 
     /// Cancels all runs when neither server protects them any more: the lease has expired, and the connection that held
     /// the messages was lost since the last renewal. Other workers may then run the tasks. One of the two alone is no
-    /// reason to cancel.
+    /// reason to cancel, nor is a backend that refuses writes and shows in its records that nobody has taken the runs.
     async fn cancel_when_cut_off(&self, health: Box<dyn SubscriptionHealth>) -> Infallible {
         let sessions = &self.processor.worker.sessions;
-        let mut known_valid_until = sessions.valid_until();
+        let mut known_held_until = sessions.held_until();
         let mut disconnects_at_renewal = health.disconnects();
         let mut last_disconnects = disconnects_at_renewal;
         let mut broker_away = false;
         loop {
             tokio::time::sleep(sessions.lease().check_interval()).await;
-            let valid_until = sessions.valid_until();
+            let held_until = sessions.held_until();
             let disconnects = health.disconnects();
             let previous_disconnects = std::mem::replace(&mut last_disconnects, disconnects);
             self.tell_of_connection(&mut broker_away, disconnects != previous_disconnects);
-            if valid_until != known_valid_until {
+            if held_until != known_held_until {
                 // A connection lost since the last check may have been lost after the renewal.
-                known_valid_until = valid_until;
+                known_held_until = held_until;
                 disconnects_at_renewal = previous_disconnects;
             } else if disconnects != disconnects_at_renewal
-                && Instant::now() >= valid_until
+                && Instant::now() >= held_until
                 && self.processor.worker.calls.is_backend_away()
             {
                 let running = sessions.running();
@@ -137,6 +142,19 @@ impl Intake {
                     sessions.cut_off_all();
                 }
                 disconnects_at_renewal = disconnects;
+            }
+        }
+    }
+
+    /// Cancels all runs, as soon as the backend does not even tell that they are still this worker's: their messages go
+    /// to other workers. Never completes.
+    async fn cancel_when_not_held(&self) -> Infallible {
+        let sessions = &self.processor.worker.sessions;
+        loop {
+            tokio::time::sleep_until(sessions.held_until()).await;
+            if Instant::now() >= sessions.held_until() {
+                sessions.cut_off_all();
+                tokio::time::sleep(sessions.lease().check_interval()).await;
             }
         }
     }
@@ -174,14 +192,31 @@ impl Intake {
     }
 
     /// Takes deliveries and processes each in a separate task. Ends only when the broker was closed.
-    async fn take(&self, consumer: &mut dyn Consumer) {
+    async fn take(&self, consumer: &mut Box<dyn Consumer>) {
+        let look_ahead = &self.processor.worker.look_ahead;
+        let mut change = Box::pin(look_ahead.next_change());
         loop {
             // While the backend is away nothing is taken: deliveries stay unacknowledged, and prefetch bounds them.
             self.processor.worker.calls.backend_is_there().await;
-            let Some(delivery) = consumer.next().await else { return };
+            // Nor while nothing can be signed: no outcome could be recorded.
+            self.processor.worker.app.0.trust.signs().await;
+            let delivery = tokio::select! {
+                biased;
+                change_now = &mut change => {
+                    match change_now {
+                        CreditChange::Add(more) => consumer.add_credit(more).await,
+                        CreditChange::Pause => consumer.pause().await,
+                    }
+                    look_ahead.made(change_now);
+                    change.set(look_ahead.next_change());
+                    continue;
+                }
+                delivery = consumer.next() => delivery,
+            };
+            let Some(delivery) = delivery else { return };
             let cut = self.cut.clone();
             // On the heap at once: a spawned future is moved several times.
-            let process = Box::pin(Arc::clone(&self.processor).process(delivery));
+            let process = Box::pin(Arc::clone(&self.processor).process(delivery, look_ahead.pauses()));
             self.tracker.spawn(async move {
                 tokio::select! {
                     // First: a slot that is free because its holder was cut off must not start the next delivery.

@@ -5,13 +5,14 @@
 //! work that it is not allowed to do (because of a broker's permissions, for example) is logged once and left to other
 //! workers.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use super::WorkerContext;
+use super::{WorkerContext, overdue};
 use crate::{
     backend::{BackendError, Index, IndexUpdate},
     broker::{Consumer, SideQueue},
     clock::Timestamp,
+    diagnose::Finding,
     id::{QueueName, RecordId, SessionId},
     record::is_alive,
 };
@@ -27,7 +28,14 @@ const UNDELIVERED_PREFETCH: u16 = 16;
 pub(super) async fn run(worker: Arc<WorkerContext>, queues: Vec<QueueName>) {
     let stages = worker.stages.clone();
     let work = async {
-        tokio::join!(undelivered(&worker), dead_letters(&worker, &queues), sessions(&worker));
+        tokio::join!(
+            undelivered(&worker, &queues),
+            dead_letters(&worker, &queues),
+            sessions(&worker),
+            broker(&worker),
+            overdue::publish_forever(&worker),
+            worker.refused.keep_adding(&worker.app)
+        );
     };
     tokio::select! {
         () = work => {}
@@ -36,13 +44,13 @@ pub(super) async fn run(worker: Arc<WorkerContext>, queues: Vec<QueueName>) {
 }
 
 /// Moves delayed messages that came due without a queue to that queue, or ends their tasks.
-async fn undelivered(worker: &Arc<WorkerContext>) {
+async fn undelivered(worker: &Arc<WorkerContext>, queues: &[QueueName]) {
     let mut logged = false;
     loop {
         match worker.app.broker().consume_side_queue(SideQueue::Undelivered, UNDELIVERED_PREFETCH).await {
             Ok(None) => return,
             Ok(Some(mut consumer)) => {
-                redirect_all(worker, consumer.as_mut()).await;
+                redirect_all(worker, consumer.as_mut(), queues).await;
                 // The consumer ends with the worker's connection to the broker, which is closed permanently.
                 return;
             }
@@ -62,12 +70,14 @@ async fn undelivered(worker: &Arc<WorkerContext>) {
     }
 }
 
-async fn redirect_all(worker: &Arc<WorkerContext>, consumer: &mut dyn Consumer) {
+async fn redirect_all(worker: &Arc<WorkerContext>, consumer: &mut dyn Consumer, queues: &[QueueName]) {
     // Messages in progress are delivered again if this function is dropped.
     let mut under_way = tokio::task::JoinSet::new();
     while let Some(delivery) = consumer.next().await {
         let worker = Arc::clone(worker);
-        under_way.spawn(async move { worker.redirect(delivery).await });
+        // A worker has at least one queue.
+        let own = queues.first().unwrap_or(&delivery.queue).clone();
+        under_way.spawn(async move { worker.redirect(delivery, &own).await });
         while under_way.try_join_next().is_some() {}
     }
 }
@@ -93,8 +103,8 @@ async fn unlist_sessions(
     let page = backend.list(&Index::Sessions, after, SESSIONS_PER_CHECK).await?;
     let ids: Vec<_> =
         page.iter().map(|(_, member)| RecordId::from(SessionId::from(member.as_str()))).collect();
-    let records = backend.read(&ids).await?;
-    let gone = page.iter().zip(records).filter(|(_, facts)| !is_alive(facts));
+    let records = backend.read_each(&ids).await?;
+    let gone = page.iter().zip(records).filter(|(_, facts)| !facts.as_ref().is_ok_and(is_alive));
     let remove = |member: &String| IndexUpdate::Remove { index: Index::Sessions, member: member.clone() };
     let updates: Vec<_> = gone.map(|((_, member), _)| remove(member)).collect();
     if !updates.is_empty() {
@@ -103,33 +113,38 @@ async fn unlist_sessions(
     Ok(page.into_iter().nth(SESSIONS_PER_CHECK - 1))
 }
 
-/// Adds unlisted dead letters to the index.
+/// Has the broker keep what messages need, and logs what threatens them, each finding once as long as it lasts.
+async fn broker(worker: &WorkerContext) {
+    let mut logged: Vec<Finding> = Vec::new();
+    loop {
+        match worker.app.broker().maintain().await {
+            Ok(findings) => {
+                for Finding { subject, found, remedy, .. } in
+                    findings.iter().filter(|it| !logged.contains(it))
+                {
+                    tracing::warn!(subject, remedy, "tasks on the broker are in danger: {found}");
+                }
+                logged = findings;
+            }
+            Err(error) => tracing::debug!(%error, "the broker was not looked after"),
+        }
+        tokio::time::sleep(MAINTENANCE_INTERVAL).await;
+    }
+}
+
+/// Tends the dead letters of the queues.
 async fn dead_letters(worker: &WorkerContext, queues: &[QueueName]) {
     let client = worker.app.client();
-    let mut counted: HashMap<QueueName, u64> = HashMap::new();
     loop {
         tokio::time::sleep(MAINTENANCE_INTERVAL).await;
-        let depths = match worker.app.broker().depth(queues).await {
-            Ok(depths) => depths,
-            Err(error) => {
-                tracing::debug!(%error, "dead letters were not counted");
-                continue;
-            }
-        };
-        for depth in depths {
-            let count = depth.dead.unwrap_or_default();
-            // The index is read only if the number has changed.
-            if count == 0 || counted.get(&depth.queue) == Some(&count) {
-                continue;
-            }
-            match client.index_dead_letters(&depth.queue).await {
-                Ok(0) => drop(counted.insert(depth.queue, count)),
+        for queue in queues {
+            match client.tend_dead_letters(queue).await {
+                Ok(0) => {}
                 Ok(added) => {
-                    tracing::warn!(queue = %depth.queue, added, "dead letters were missing from the index");
-                    counted.insert(depth.queue, count);
+                    tracing::warn!(%queue, added, "dead letters were missing from the index, or had no mark");
                 }
                 Err(error) => {
-                    tracing::debug!(queue = %depth.queue, %error, "dead letters were not added to the index");
+                    tracing::debug!(%queue, %error, "dead letters were not added to the index");
                 }
             }
         }

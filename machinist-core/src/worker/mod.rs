@@ -3,16 +3,17 @@
 //! | file | duty |
 //! |---|---|
 //! | `builder`, `options` | the parts of a worker, checked before it starts; options of one task |
-//! | `intake` | taking deliveries, and stopping during a long outage of the backend |
+//! | `intake`, `look_ahead` | taking deliveries, as many as help, and stopping during a long outage of the backend |
 //! | `processor` | the pipeline: one delivery from its arrival to its settlement |
 //! | `worker_context` | the parts that all steps of the pipeline share |
 //! | `time_check`, `start`, `run`, `outcome`, `follow_up`, `settlement` | the steps of the pipeline, in their order |
 //! | `refusal`, `undelivered` | messages that are not run here |
 //! | `guard` | copies that come back later |
 //! | `exclusive` | running a suspect alone in the process |
-//! | `session`, `renewal` | this worker's lease, and its knowledge of other leases |
+//! | `lease`, `session`, `renewal` | this worker's lease on what it runs |
+//! | `peers` | what this worker knows of other sessions |
 //! | `server_calls` | calls to backend and broker, repeated until they answer |
-//! | `maintenance` | undelivered messages and unlisted dead letters |
+//! | `maintenance`, `overdue` | undelivered messages, unlisted dead letters, delayed tasks that the broker has lost |
 //! | `progress` | the progress that handlers report |
 //! | `drain` | the stages of shutdown |
 //! | `events`, `event_log`, `tally`, `dead_letter_counts` | events, and their first users |
@@ -29,10 +30,14 @@ mod follow_up;
 mod guard;
 mod health;
 mod intake;
+mod lease;
+mod look_ahead;
 mod maintenance;
 mod options;
 mod outcome;
+mod overdue;
 mod parking;
+mod peers;
 mod processor;
 mod progress;
 mod refusal;
@@ -224,6 +229,8 @@ impl Worker {
         tracker.close();
         drain::wait_through(&tracker, &stages, grace).await;
         let drained = worker.events.tally.drained();
+        // Best effort: the letters are in the broker.
+        let _in_time = tokio::time::timeout(SETTLE_TIMEOUT, worker.refused.flush(&worker.app)).await;
         renewals.end().await;
         if drained.unfinished == 0 {
             worker.sessions.close().await;

@@ -12,9 +12,9 @@ use crate::{
     context::TaskContext,
     event::{EventKind, EventTask},
     record::{
-        Claim, CommitRefusal, ErrorText, Facts, Failure, FailureKind, MIN_RESULTS_TTL, TaskState,
-        UNFINISHED_TTL, Verdict, add_progress, explain_refusal, failure_without_run, follow_up_of, name,
-        outcome_commit, recorded_follow_up,
+        Claim, CommitRefusal, ErrorText, Facts, Failure, FailureKind, KEPT_FROM, TaskState, UNFINISHED_TTL,
+        Verdict, add_progress, explain_refusal, failure_without_run, follow_up_of, name, outcome_commit,
+        recorded_follow_up, retention,
     },
     security::encrypt_outcome,
     wire::Envelope,
@@ -45,6 +45,9 @@ impl WorkerContext {
         let mut stopwatch = self.events.stopwatch();
         let mut claim = registered.claim()?;
         let log = cx.take_log();
+        if let Err(leaving) = self.calls.can_sign().await {
+            return Some(leaving.into());
+        }
         loop {
             let mut commit = outcome_commit(&claim, &verdict, log.clone(), now, self.retention(due, now));
             self.add_progress_and_message(&mut commit, &verdict, &active.envelope, cx, due);
@@ -106,8 +109,8 @@ impl WorkerContext {
         run.span.in_scope(|| self.emit(event));
     }
 
-    /// Adds to the commit of a verdict the last progress report, and the message of a failed task, so that it can be sent
-    /// again.
+    /// Adds to the commit of a verdict the last progress report, and the message of a task that failed or waits long for
+    /// its next run, so that it can be sent again.
     fn add_progress_and_message(
         &self,
         commit: &mut Commit,
@@ -121,7 +124,13 @@ impl WorkerContext {
         }
         match verdict {
             Verdict::Failure { .. } => commit.facts.extend(self.app.message_fact(envelope)),
-            Verdict::Success(_) if due.is_some() => commit.drop.push(name::MESSAGE.into()),
+            Verdict::Success(_) if due.is_some() || envelope.attempt > 1 => {
+                commit.drop.push(name::MESSAGE.into());
+            }
+            // Kept since it was sent, if its sender asked for a time.
+            Verdict::Retry { due: next, .. } if due.is_none() && next.since(self.now()) >= KEPT_FROM => {
+                commit.facts.extend(self.app.message_fact(envelope));
+            }
             Verdict::Success(_) | Verdict::Retry { .. } => {}
         }
     }
@@ -156,7 +165,10 @@ impl WorkerContext {
             // The delivery became a guard: its next generation goes straight to the queue.
             let guard = active.envelope.next_guard(self.now());
             let target = Target::Queue(guard.queue.clone());
-            let Ok(message) = self.app.message(&guard) else { return Settlement::Leave };
+            // Without a key it would be refused: the expiry of the session frees the task.
+            let Some(message) = self.app.message(&guard).ok().filter(|_| self.app.0.trust.can_sign()) else {
+                return Settlement::Leave;
+            };
             let publish = Publish { target, message, delay: Duration::ZERO };
             if self.app.broker().publish(vec![publish]).await.iter().any(Result::is_err) {
                 return Settlement::Leave;
@@ -181,6 +193,9 @@ impl WorkerContext {
         facts: Facts,
         failure: Failure,
     ) -> Option<Settlement> {
+        if let Err(leaving) = self.calls.can_sign().await {
+            return Some(leaving.into());
+        }
         let due = self.first_eta(envelope, &facts);
         let now = self.now();
         let ttl = self.retention(due, now);
@@ -236,7 +251,6 @@ impl WorkerContext {
     /// Returns the time for which the record of a task is kept after its end. The record of a delayed task that ended
     /// before it was due, because it was sent for an immediate run, is kept until its delayed message has arrived.
     fn retention(&self, due: Option<Timestamp>, now: Timestamp) -> Duration {
-        let early = due.map_or(Duration::ZERO, |due| due.since(now));
-        self.app.0.results_ttl.max(MIN_RESULTS_TTL) + early
+        retention(self.app.0.results_ttl, due, now)
     }
 }

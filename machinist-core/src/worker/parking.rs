@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Settlement, WorkerContext, server_calls::Unpublished};
+use super::{
+    Settlement, WorkerContext,
+    server_calls::{Unanswered, Unpublished},
+};
 use crate::{
     admission::{AdmissionDecision, AdmissionRequest, WaitReason},
     backend::{Index, IndexUpdate},
@@ -50,10 +53,11 @@ impl Refusal {
 
 impl WorkerContext {
     /// Asks the rules if a task may start. Returns `None` if it may, or if its record has to decide; otherwise the task
-    /// is parked.
-    pub(super) async fn park_if_refused(&self, envelope: &Envelope) -> Option<Settlement> {
+    /// is parked. `pauses` is the number of pauses of the look-ahead at the delivery's arrival.
+    pub(super) async fn park_if_refused(&self, envelope: &Envelope, pauses: u64) -> Option<Settlement> {
         let mut refusal = self.refusal(envelope).await?;
         if let Some(_place) = self.admissions.place() {
+            let _aside = self.look_ahead.aside(pauses);
             let deadline = Instant::now() + LOCAL_WAIT;
             loop {
                 let next = Instant::now() + refusal.local_wait(self.now());
@@ -115,6 +119,7 @@ impl WorkerContext {
         let now = self.now();
         let delay = refusal.park_delay(envelope.generation, now);
         let guard = envelope.next_guard(now.plus(delay));
+        self.calls.can_sign().await?;
         let message = self.app.message(&guard).map_err(Unpublished::Never)?;
         let stored = message_to_fact(&message, message.size());
         self.publish_message(&guard, message, delay).await?;
@@ -127,7 +132,11 @@ impl WorkerContext {
             since: earlier.map_or(now, |earlier| earlier.since),
             until: now.plus(delay),
         };
-        self.calls.commit(park(&guard.id, &parked, stored, now)).await?;
+        match self.calls.commit(park(&guard.id, &parked, stored, now)).await {
+            // The guard is published, and decides again when it comes back.
+            Ok(_) | Err(Unanswered::BadRecord) => {}
+            Err(unanswered) => return Err(unanswered.into()),
+        }
         self.emit(EventKind::Parked { task: EventTask::of(envelope), reason, until: parked.until });
         let index = Index::Parked(refusal.reason.text());
         let update = IndexUpdate::Put { index, at: parked.since, member: guard.id.to_string() };

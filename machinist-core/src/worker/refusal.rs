@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
-use super::{Settlement, WorkerContext};
+use machinist_adapter::header;
+
+use super::{ActiveDelivery, Settlement, WorkerContext};
 use crate::{
     broker::{Message, Publish, Target},
+    dead_letters::NewDeadLetter,
     event::{EventKind, EventTask},
     id::QueueName,
     record::{DeadReason, ErrorText, Facts, Failure, FailureKind, newest_start, recorded_follow_up},
-    wire::Envelope,
+    refused::note_waiting,
+    security::{VerifyError, encryption::DecryptError},
+    wire::{Envelope, dead_id},
     worker::server_calls::Unpublished,
 };
 
@@ -16,32 +21,50 @@ use crate::{
 const UNKNOWN_TASK_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Minimum and maximum wait before an unknown task is offered again.
 const UNKNOWN_TASK_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Wait before a message is offered again that no key here opens: a key comes by hand, and every copy costs the broker.
+const UNREAD_DELAY: Duration = Duration::from_secs(60);
 
 impl WorkerContext {
     /// Handles a task without a handler here: it is offered again for an hour, then ended.
     pub(super) async fn unknown_task(&self, envelope: &Envelope) -> Settlement {
         let error = format!("no worker of queue {} knows the task {}", envelope.queue, envelope.name);
-        self.retry_unknown(envelope, Failure::new(FailureKind::Unregistered, &*error)).await
+        self.count_waiting(envelope, DeadReason::Unregistered, &error);
+        self.retry_unknown(envelope, Failure::new(FailureKind::Unregistered, &*error), unknown_wait).await
     }
 
     /// Handles a task whose arguments no key here decrypts: it is offered again for an hour, then ended.
     pub(super) async fn unreadable_task(&self, envelope: &Envelope, error: &str) -> Settlement {
         // Readable or not, a task that arrives too early is published again with a delay.
-        if let Some(settlement) = self.check_time(envelope).await {
-            return settlement;
-        }
-        self.retry_unknown(envelope, Failure::rejected(DeadReason::UnknownKey, error)).await
+        let settlement = match self.check_time(envelope).await {
+            Some(settlement) => settlement,
+            None => {
+                self.count_waiting(envelope, DeadReason::UnknownKey, error);
+                let failure = Failure::rejected(DeadReason::UnknownKey, error);
+                self.retry_unknown(envelope, failure, |_| UNREAD_DELAY).await
+            }
+        };
+        self.set_aside_if_necessary(settlement, envelope).await
+    }
+
+    /// Counts a task that waits for another worker, when it begins to wait.
+    fn count_waiting(&self, envelope: &Envelope, reason: DeadReason, error: &str) {
+        let first = u64::from(envelope.unknown_since.is_none());
+        self.refused.add(&envelope.queue, reason, true, first, error, self.now());
     }
 
     /// Offers a task again that other workers can run, or this worker later. After an hour it ends.
-    async fn retry_unknown(&self, envelope: &Envelope, failure: Failure) -> Settlement {
+    async fn retry_unknown(
+        &self,
+        envelope: &Envelope,
+        failure: Failure,
+        wait: impl Fn(Duration) -> Duration,
+    ) -> Settlement {
         let facts = match self.unless_decided(envelope).await {
             Ok(facts) => facts,
             Err(settlement) => return settlement,
         };
         let now = self.now();
-        let since = envelope.unknown_since.unwrap_or(now);
-        let waited = now.since(since);
+        let (since, waited) = envelope.unknown_for(now);
         if waited >= UNKNOWN_TASK_TIMEOUT {
             return match self.end_as_read(envelope, facts, failure).await {
                 Some(settlement) => settlement,
@@ -52,9 +75,10 @@ impl WorkerContext {
         let remaining = UNKNOWN_TASK_TIMEOUT.saturating_sub(waited);
         let error = failure.error.chain.join(": ");
         let (queue, task) = (&envelope.queue, Some(EventTask::of(envelope)));
-        self.emit(EventKind::Deferred { queue, task, error: &error, remaining });
+        let reason = failure.reason().as_str();
+        self.emit(EventKind::Deferred { queue, task, reason, error: &error, remaining });
         let later = Envelope { unknown_since: Some(since), ..envelope.clone() };
-        self.settled_by(self.publish_later(&later, unknown_wait(waited)).await).await
+        self.settled_by(self.publish_later(&later, wait(waited)).await).await
     }
 
     /// Reads the record of a task that is not run here. If the attempt already has an outcome, its follow-up is
@@ -72,36 +96,83 @@ impl WorkerContext {
         let Some(start) = newest_start(facts, envelope.attempt) else { return false };
         let may_run = !self.sessions.is_gone(&start.session, &start.run);
         if may_run {
-            self.sessions.watch_session(&start.session);
+            self.sessions.peers.watch(&start.session);
         }
         may_run
     }
 
     /// Handles a message that other workers may understand, or this worker later: it is offered again for an hour,
-    /// unchanged, then dead-lettered.
-    pub(super) async fn postpone(
+    /// unchanged, then dead-lettered. Beyond the bound of what may wait it is dead-lettered at once.
+    pub(super) async fn wait_for_reader(
         &self,
         queue: &QueueName,
         message: &Message,
         reason: DeadReason,
         error: &str,
     ) -> Settlement {
+        let now = self.now();
+        if !self.refused.may_wait(queue, message.size(), now, now.plus(UNREAD_DELAY)) {
+            let error = format!("{error}; and too many messages of queue {queue} wait already");
+            return self.dead_letter_unverified(queue, message, reason, &error).await;
+        }
+        let first = u64::from(!message.headers.contains_key(header::UNREAD_SINCE));
+        self.refused.add(queue, reason, true, first, error, now);
+        note_waiting(&self.app, queue, message, reason, error).await;
+        self.offer_again(queue, message, reason, error, |_| UNREAD_DELAY).await
+    }
+
+    /// Offers the message of a task again, unchanged, that may run elsewhere.
+    async fn postpone(
+        &self,
+        queue: &QueueName,
+        message: &Message,
+        reason: DeadReason,
+        error: &str,
+    ) -> Settlement {
+        self.offer_again(queue, message, reason, error, unknown_wait).await
+    }
+
+    async fn offer_again(
+        &self,
+        queue: &QueueName,
+        message: &Message,
+        reason: DeadReason,
+        error: &str,
+        wait: impl Fn(Duration) -> Duration,
+    ) -> Settlement {
         let (later, waited) = Envelope::still_unread(message, self.now());
         if waited >= UNKNOWN_TASK_TIMEOUT {
             return self.dead_letter_unverified(queue, message, reason, error).await;
         }
         let remaining = UNKNOWN_TASK_TIMEOUT.saturating_sub(waited);
-        self.emit(EventKind::Deferred { queue, task: None, error, remaining });
+        self.emit(EventKind::Deferred { queue, task: None, reason: reason.as_str(), error, remaining });
         let target = Target::Queue(queue.clone());
-        match self.calls.publish(&Publish { target, message: later, delay: unknown_wait(waited) }).await {
+        match self.calls.publish(&Publish { target, message: later, delay: wait(waited) }).await {
             Ok(()) => Settlement::Ack,
             Err(Unpublished::Unanswered(unanswered)) => unanswered.into(),
             Err(Unpublished::Never(_)) => self.dead_letter_unverified(queue, message, reason, error).await,
         }
     }
 
-    /// Ends an authentic task that must not be run, with the reason. Its record is read first.
+    /// Ends an authentic task that must not be run, with the reason. If its record cannot be used, its message becomes a
+    /// dead letter with the same reason.
     pub(super) async fn reject(
+        &self,
+        envelope: &Envelope,
+        message: &Message,
+        reason: DeadReason,
+        error: &str,
+    ) -> Settlement {
+        match self.reject_as_recorded(envelope, message, reason, error).await {
+            Settlement::SetAside => {
+                self.dead_letter_unverified(&envelope.queue, message, reason, error).await
+            }
+            settlement => settlement,
+        }
+    }
+
+    /// Ends an authentic task that must not be run. Its record is read first.
+    async fn reject_as_recorded(
         &self,
         envelope: &Envelope,
         message: &Message,
@@ -125,6 +196,66 @@ impl WorkerContext {
         }
     }
 
+    /// Publishes the message of a task whose record cannot be used as a dead letter: what the backend cannot hold is in
+    /// the broker, and the task can be sent again from there.
+    pub(super) async fn set_aside(&self, envelope: &Envelope) -> Settlement {
+        let error = format!(
+            "the record of task {} cannot be used, so its state is unknown: it may have run. Remove what another program \
+             wrote there, then replay this letter to run the task again",
+            envelope.id
+        );
+        let task = Some(EventTask::of(envelope));
+        let dead_id = dead_id(&envelope.id, envelope.attempt);
+        let message = self.app.message_of_letter(envelope);
+        let (reason, error) = (DeadReason::Undecodable, ErrorText::from(&*error));
+        let letter = NewDeadLetter::of_task(&self.app, &envelope.queue, &message, dead_id, reason, error);
+        match self.dead_letter(task, letter, reason).await {
+            Ok(()) => Settlement::Ack,
+            Err(_) => Settlement::Leave,
+        }
+    }
+
+    /// Sets the message of an envelope aside if that is how its delivery ends.
+    pub(super) async fn set_aside_if_necessary(
+        &self,
+        settlement: Settlement,
+        envelope: &Envelope,
+    ) -> Settlement {
+        match settlement {
+            Settlement::SetAside => self.set_aside(envelope).await,
+            settlement => settlement,
+        }
+    }
+
+    /// Checks a delivery again that has waited here while the key ring was replaced. Returns `None` if it may still run.
+    pub(super) async fn verify_again(&self, active: &mut ActiveDelivery) -> Option<Settlement> {
+        let ActiveDelivery { envelope, signature, verified_under, .. } = active;
+        let app = &self.app.0;
+        if !app.trust.can_sign() {
+            return Some(Settlement::HandBack);
+        }
+        *verified_under = app.trust.generation();
+        let signature = signature.as_ref();
+        let unsigned = app.rules.allows_unsigned(&envelope.queue, &envelope.name);
+        let (queue, message) = (&envelope.queue, || envelope.message_signed_as(signature));
+        match app.trust.verify_again(envelope, signature, unsigned) {
+            Ok(()) => {}
+            Err(VerifyError::Untrusted(reason, error)) => {
+                return Some(self.dead_letter_unverified(queue, &message(), reason, &error).await);
+            }
+            Err(VerifyError::UnknownKey(error)) => {
+                return Some(self.wait_for_reader(queue, &message(), DeadReason::UnknownKey, &error).await);
+            }
+        }
+        let rejected = signature.and_then(|signature| app.trust.not_allowed(envelope, signature));
+        let rejected = rejected.or_else(|| match app.trust.check_decryptable(envelope) {
+            Err(error @ DecryptError::Revoked(_)) => Some((DeadReason::RevokedKey, error.to_string())),
+            _ => None,
+        });
+        let (reason, error) = rejected?;
+        Some(self.reject(envelope, &message(), reason, &error).await)
+    }
+
     /// Dead-letters a message whose claims cannot be trusted: no record is written.
     pub(super) async fn dead_letter_unverified(
         &self,
@@ -134,8 +265,9 @@ impl WorkerContext {
         error: &str,
     ) -> Settlement {
         self.emit(EventKind::Refused { queue, task: None, reason: reason.as_str(), error });
-        let dead_id = uuid::Uuid::new_v4().to_string();
-        match self.dead_letter(queue, None, message, dead_id, reason, ErrorText::from(error)).await {
+        self.refused.add(queue, reason, false, 1, error, self.now());
+        let letter = NewDeadLetter::refused(&self.app, queue, message, reason, error);
+        match self.dead_letter(None, letter, reason).await {
             Ok(()) => Settlement::Ack,
             Err(_) => Settlement::Leave,
         }

@@ -118,7 +118,7 @@ async fn renew_until_stopped(worker: &WorkerContext, woken: &Notify, probe: &Run
     let checking = async {
         loop {
             tokio::time::sleep(lease.check_interval()).await;
-            if let Err(error) = sessions.check_peers().await {
+            if let Err(error) = sessions.peers.check(sessions.backend()).await {
                 tracing::debug!(%error, "could not check other sessions");
             }
         }

@@ -13,11 +13,11 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Stages, events::WorkerEvents};
+use super::{Stages, events::WorkerEvents, peers::Peers};
 use crate::{
     app::App,
     backend::{BackendError, Commit, Committed},
-    broker::{Publish, PublishError},
+    broker::{Publish, PublishError, Target},
     event::{EventKind, WorkerState},
     id::{RecordId, TaskId},
     record::Facts,
@@ -27,6 +27,13 @@ use crate::{
 const AWAY_AFTER_FAILURES: u32 = 2;
 /// Duration of an outage of the backend after which deliveries go back to the broker.
 pub(super) const AWAY_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// Number of negative confirms after which a message for a queue is published with a delay.
+const NACKS_BEFORE_DELAY: u32 = 3;
+/// Maximum of that delay; half of it is the minimum.
+const NACKED_DELAY: Duration = Duration::from_secs(15);
+/// Number of tries for a record that cannot be used. The last is about a second after the first: a person has to remove
+/// what is there.
+const RECORD_TRIES: u32 = 4;
 /// Minimum and maximum pause before the next try; the pause doubles with each try.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -37,6 +44,8 @@ pub(super) enum Unanswered {
     Leaving,
     /// The backend has been away for so long that deliveries without an outcome go back.
     GivenUp,
+    /// The backend answers, and the record of this task cannot be used: another program wrote there.
+    BadRecord,
 }
 
 /// Party that waits for an answer.
@@ -62,12 +71,21 @@ impl From<Unanswered> for Unpublished {
     }
 }
 
+/// Answer to one call.
+enum Answer<T> {
+    Given(T),
+    /// The record cannot be used; the backend answers.
+    BadRecord(BackendError),
+    None,
+}
+
 /// Makes the calls of a worker to its servers, and tracks the outages of the backend.
 #[derive(Debug)]
 pub(super) struct ServerCalls {
     app: App,
     stages: Stages,
     events: Arc<WorkerEvents>,
+    peers: Arc<Peers>,
     failures: AtomicU32,
     /// Time since which the backend has been away.
     away: watch::Sender<Option<Instant>>,
@@ -78,11 +96,12 @@ pub(super) struct ServerCalls {
 }
 
 impl ServerCalls {
-    pub(super) fn new(app: App, stages: Stages, events: Arc<WorkerEvents>) -> Arc<Self> {
+    pub(super) fn new(app: App, stages: Stages, events: Arc<WorkerEvents>, peers: Arc<Peers>) -> Arc<Self> {
         Arc::new(Self {
             app,
             stages,
             events,
+            peers,
             failures: AtomicU32::new(0),
             away: watch::Sender::new(None),
             given_up: watch::Sender::new(false),
@@ -103,6 +122,18 @@ impl ServerCalls {
     ) -> Result<Committed, Unanswered> {
         let commit = commit.into();
         self.until_answered("commit", Caller::Outcome, || self.try_commit(&commit)).await
+    }
+
+    /// Commits a takeover, and does not repeat it: after a failure the worker of that session comes first. Returns `None`
+    /// after a failure and a pause; the takeover may have been committed.
+    pub(super) async fn commit_takeover(&self, commit: Commit) -> Result<Option<Committed>, Unanswered> {
+        let commit = Arc::new(commit);
+        if let Answer::Given(answer) = self.try_once("commit", 0, || self.try_commit(&commit)).await? {
+            return Ok(Some(answer));
+        }
+        // The next request of a start tells a record that cannot be used.
+        self.until_the_next_try(Caller::Delivery, 0).await?;
+        Ok(None)
     }
 
     async fn try_commit(&self, commit: &Arc<Commit>) -> Result<Committed, BackendError> {
@@ -129,24 +160,14 @@ impl ServerCalls {
         let mut tries = 0;
         let mut _unrecorded = None;
         loop {
-            let answer = tokio::select! {
-                biased;
-                answer = call() => answer,
-                () = self.stages.reached_leave() => return Err(Unanswered::Leaving),
-            };
-            match answer {
-                Ok(answer) => {
-                    self.answered(true);
-                    return Ok(answer);
+            match self.try_once(operation, tries, &call).await? {
+                Answer::Given(answer) => return Ok(answer),
+                Answer::BadRecord(error) if tries + 1 >= RECORD_TRIES => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "the backend did not {operation}");
+                    return Err(Unanswered::BadRecord);
                 }
-                Err(error) => {
-                    self.answered(false);
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        tries,
-                        "the backend did not {operation}; trying again"
-                    );
-                }
+                Answer::BadRecord(_) | Answer::None => {}
             }
             if caller == Caller::Outcome && tries == 0 {
                 _unrecorded = Some(UnrecordedOutcome::of(&self.unrecorded_outcomes));
@@ -154,6 +175,40 @@ impl ServerCalls {
             // On the heap: nearly every first try is answered.
             Box::pin(self.until_the_next_try(caller, tries)).await?;
             tries += 1;
+        }
+    }
+
+    /// Makes one call.
+    async fn try_once<T, F: Future<Output = Result<T, BackendError>>>(
+        &self,
+        operation: &'static str,
+        tries: u32,
+        call: impl Fn() -> F,
+    ) -> Result<Answer<T>, Unanswered> {
+        let answer = tokio::select! {
+            biased;
+            answer = call() => answer,
+            () = self.stages.reached_leave() => return Err(Unanswered::Leaving),
+        };
+        match answer {
+            Ok(answer) => {
+                self.answered(true);
+                Ok(Answer::Given(answer))
+            }
+            Err(error) if error.is_of_one_record() => {
+                // The backend has answered: the other tasks go on.
+                self.answered(true);
+                Ok(Answer::BadRecord(error))
+            }
+            Err(error) => {
+                self.answered(false);
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    tries,
+                    "the backend did not {operation}; trying again"
+                );
+                Ok(Answer::None)
+            }
         }
     }
 
@@ -165,9 +220,12 @@ impl ServerCalls {
         }
     }
 
-    /// Publishes a message, and waits for the broker without a limit.
+    /// Publishes a message that the worker owes, and waits for the broker without a limit. A negative confirm is *not
+    /// yet*: after a few of them a message for a queue goes the way of delayed ones (see [`delay_after_nacks`]).
     pub(super) async fn publish(&self, publish: &Publish) -> Result<(), Unpublished> {
         let mut tries = 0;
+        let mut nacks = 0;
+        let mut publish = publish.clone();
         loop {
             let mut answers = tokio::select! {
                 answers = self.app.broker().publish(vec![publish.clone()]) => answers,
@@ -177,6 +235,10 @@ impl ServerCalls {
                 Some(Ok(())) => return Ok(()),
                 Some(Err(error)) if error.is_certain() => return Err(Unpublished::Never(error)),
                 Some(Err(error)) => {
+                    if matches!(error, PublishError::Nacked { .. }) {
+                        nacks += 1;
+                        publish.delay = delay_after_nacks(&publish, nacks);
+                    }
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
                         tries,
@@ -187,6 +249,20 @@ impl ServerCalls {
             }
             self.pause_or_leave(tries).await?;
             tries += 1;
+        }
+    }
+
+    /// Waits until this application can sign what it has to sign. Only the revocation of its only key takes that away.
+    pub(super) async fn can_sign(&self) -> Result<(), Unanswered> {
+        if self.app.0.trust.can_sign() {
+            return Ok(());
+        }
+        tracing::error!(
+            "no key signs any more: waiting with what has to be signed until another key is active"
+        );
+        tokio::select! {
+            () = self.app.0.trust.signs() => Ok(()),
+            () = self.stages.reached_leave() => Err(Unanswered::Leaving),
         }
     }
 
@@ -256,6 +332,7 @@ impl ServerCalls {
             self.failures.store(0, Ordering::Relaxed);
             0
         } else {
+            self.peers.forget_checks();
             self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1)
         };
         let away = failures >= AWAY_AFTER_FAILURES;
@@ -297,6 +374,17 @@ impl<'a> UnrecordedOutcome<'a> {
 impl Drop for UnrecordedOutcome<'_> {
     fn drop(&mut self) {
         self.0.send_modify(|waiting| *waiting -= 1);
+    }
+}
+
+/// Returns the delay with which a message is published after this number of negative confirms.
+///
+/// A full queue stays full as long as its workers hold deliveries whose messages it does not take. So a message for it
+/// takes the way of delayed messages, its delivery is done, and the worker takes what fills the queue.
+fn delay_after_nacks(publish: &Publish, nacks: u32) -> Duration {
+    match publish.target {
+        Target::Queue(_) if nacks >= NACKS_BEFORE_DELAY => publish.delay.max(jittered(NACKED_DELAY)),
+        _ => publish.delay,
     }
 }
 

@@ -1,76 +1,33 @@
-//! This process's lease on its runs, and its knowledge of the leases of other workers.
+//! This process's lease on its runs.
 //!
 //! Each worker has one session, not one lease per task. An expired session is never revived: a worker that finds
-//! its own session gone opens a new one and adopts its runs. A task of another session is taken over only after two
-//! checks, some time apart, have found that session gone, and only if the backend answered every request in between.
-//! After an outage of the backend the owners of the tasks therefore come first.
+//! its own session gone opens a new one and adopts its runs. What it knows of other sessions is in
+//! [`peers`](super::peers).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{admissions::DisabledTasks, server_calls::ServerCalls};
+use super::{admissions::DisabledTasks, lease::Lease, peers::Peers, server_calls::ServerCalls};
 use crate::{
     app::App,
     backend::{Backend, BackendError, Commit, Committed, Index, IndexUpdate},
     event::WorkerState,
     id::{RecordId, RunId, SessionId, TaskId},
     record::{
-        Claim, ClaimStatus, Facts, RenewalAction, close_session, control_record, is_alive, name,
-        open_session, renew_session,
+        Claim, ClaimStatus, Facts, RenewalAction, close_session, control_record, name, open_session,
+        renew_session,
     },
 };
 
 /// Maximum number of ids that a session shows of what its worker runs.
 const SHOWN_RUNS: usize = 20;
-
-/// The leases of a worker, as shares of one duration.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Lease(Duration);
-
-impl Lease {
-    pub(super) const DEFAULT: Self = Self(Duration::from_secs(15));
-
-    pub(super) const fn new(lease: Duration) -> Self {
-        Self(lease)
-    }
-
-    pub(super) fn millis(self) -> usize {
-        usize::try_from(self.0.as_millis()).unwrap_or(usize::MAX)
-    }
-
-    /// Interval between renewals of the session.
-    pub(super) fn renewal(self) -> Duration {
-        self.0 / 3
-    }
-
-    /// Interval between checks of other sessions.
-    pub(super) fn check_interval(self) -> Duration {
-        self.0 * 2 / 15
-    }
-
-    /// Minimum time between the two checks that find a session gone.
-    fn gone_confirmation(self) -> Duration {
-        self.0 / 3
-    }
-
-    /// Maximum time until an expired session is known to be gone: the wait for the first check, the time between the
-    /// two checks, the wait for the second, and one second for the answers.
-    fn detection_time(self) -> Duration {
-        self.check_interval() * 2 + self.gone_confirmation() + Duration::from_secs(1)
-    }
-
-    /// Time for which a session is checked after a start was last refused because that session holds the task.
-    fn interest(self) -> Duration {
-        self.0 * 4
-    }
-}
 
 /// Reason that a run is cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,33 +51,29 @@ struct ActiveRun {
     reason: Option<CancelReason>,
 }
 
-/// The session of another worker that holds a task delivered here.
-#[derive(Debug)]
-struct PeerSession {
-    /// Time at which a delivery last waited for this session.
-    last_wanted: Instant,
-    /// Time at which the session was first found gone, with no failure of the backend since.
-    gone_since: Option<Instant>,
-    gone: bool,
-}
-
 #[derive(Debug)]
 struct SessionState {
     session: SessionId,
     /// Time until which the session is certainly alive.
     valid_until: Instant,
+    /// Time at which the records last named this worker's runs, since the session could not be renewed.
+    runs_seen: Option<Instant>,
     /// Runs as the record of the session shows them.
     shown_runs: Bytes,
     /// `true` if the session is in the index of sessions.
     listed: bool,
     runs: HashMap<RunId, ActiveRun>,
-    peers: HashMap<SessionId, PeerSession>,
     /// Runs that were cancelled and have not ended.
     stuck: HashMap<RunId, TaskId>,
     /// Starts that ended without an outcome, were perhaps never granted, or were written back after their run had ended,
     /// and that were not handed back to the backend yet. The next renewal does that.
     deferred_hand_backs: Vec<Claim>,
+    /// Records that could not be read when they were last read.
+    unreadable: HashSet<RecordId>,
 }
+
+/// Answers to a renewal: if the session is alive, and the records that were read with it.
+type RenewalAnswers = (Result<bool, BackendError>, Vec<Result<Facts, BackendError>>);
 
 /// The session of a worker.
 #[derive(Debug)]
@@ -132,7 +85,7 @@ pub(super) struct Sessions {
     disabled: Arc<DisabledTasks>,
     state: Mutex<SessionState>,
     alive: tokio::sync::Notify,
-    gone_count: watch::Sender<u64>,
+    pub(super) peers: Arc<Peers>,
 }
 
 /// A run that was cancelled and has not ended; dropped when it finally ends.
@@ -154,16 +107,23 @@ pub(super) struct RegisteredRun {
 }
 
 impl Sessions {
-    pub(super) fn new(app: App, lease: Lease, about: Bytes, disabled: Arc<DisabledTasks>) -> Arc<Self> {
+    pub(super) fn new(
+        app: App,
+        lease: Lease,
+        about: Bytes,
+        disabled: Arc<DisabledTasks>,
+        peers: Arc<Peers>,
+    ) -> Arc<Self> {
         let state = SessionState {
             session: SessionId::fresh(),
             valid_until: Instant::now(),
+            runs_seen: None,
             shown_runs: Bytes::new(),
             listed: false,
             runs: HashMap::new(),
-            peers: HashMap::new(),
             stuck: HashMap::new(),
             deferred_hand_backs: Vec::new(),
+            unreadable: HashSet::new(),
         };
         Arc::new(Self {
             app,
@@ -172,7 +132,7 @@ impl Sessions {
             disabled,
             state: Mutex::new(state),
             alive: tokio::sync::Notify::new(),
-            gone_count: watch::Sender::new(0),
+            peers,
         })
     }
 
@@ -197,14 +157,14 @@ impl Sessions {
     pub(super) async fn open(&self) -> Result<(), BackendError> {
         let session = SessionId::fresh();
         let shown_runs = self.runs_to_show();
-        let commit = open_session(&session, self.lease.0, self.about.clone(), shown_runs.clone());
+        let commit = open_session(&session, self.lease.duration(), self.about.clone(), shown_runs.clone());
         let asked = Instant::now();
         let (opened, now) = tokio::join!(self.commit(commit), self.app.backend().now());
         if let Committed::Refused(facts) = opened? {
             return Err(BackendError::Unavailable(format!("a new session has a record: {facts:?}").into()));
         }
-        self.app.clock().learn(asked, now?);
-        self.replace_session(session, asked + self.lease.0, shown_runs);
+        self.app.0.learn_time(asked, now?);
+        self.replace_session(session, asked + self.lease.duration(), shown_runs);
         self.list().await;
         Ok(())
     }
@@ -242,9 +202,33 @@ impl Sessions {
 
     /// Reads the control record. Renewals repeat it.
     pub(super) async fn read_control(&self) -> Result<(), BackendError> {
-        let records = self.app.backend().read(&[control_record()]).await?;
-        self.disabled.read(&records.into_iter().next().unwrap_or_default());
+        let records = self.app.backend().read_each(&[control_record()]).await?;
+        self.apply_control(records.into_iter().next());
         Ok(())
+    }
+
+    /// Applies the control record. One that cannot be read changes nothing.
+    fn apply_control(&self, record: Option<Result<Facts, BackendError>>) {
+        if let Some(facts) = self.readable(&control_record(), record.unwrap_or_else(|| Ok(Facts::new()))) {
+            self.disabled.read(&facts);
+        }
+    }
+
+    /// Returns the facts of a record. A record that cannot be read is said once, until it can be read again.
+    fn readable(&self, id: &RecordId, facts: Result<Facts, BackendError>) -> Option<Facts> {
+        let mut state = self.state();
+        match facts {
+            Ok(facts) => {
+                state.unreadable.remove(id);
+                Some(facts)
+            }
+            Err(error) => {
+                if state.unreadable.insert(id.clone()) {
+                    tracing::error!(%id, error = &error as &dyn std::error::Error, "a record cannot be read");
+                }
+                None
+            }
+        }
     }
 
     /// Closes the session. Called when nothing runs under it any more.
@@ -279,23 +263,15 @@ impl Sessions {
     /// the task is gone: the rest of that session's lease, and then the checks. A delivery that leaves sooner and comes
     /// back much later starts over each time and never learns it.
     pub(super) fn busy_timeout(&self) -> Duration {
-        self.lease.0 + self.lease.detection_time()
+        self.lease.duration() + self.lease.detection_time()
     }
 
-    /// Number of times that a session was found gone. Read it before requesting a start.
-    pub(super) fn gone_count(&self) -> u64 {
-        *self.gone_count.borrow()
-    }
-
-    /// Completes when any session has been found gone since the count was `count_before`.
-    pub(super) async fn gone_after(&self, count_before: u64) {
-        // It cannot be closed: the sender is ours.
-        let _ = self.gone_count.subscribe().wait_for(|now| *now > count_before).await;
-    }
-
-    /// Time until which the session is certainly alive. It changes with every renewal.
-    pub(super) fn valid_until(&self) -> Instant {
-        self.state().valid_until
+    /// Time until which no other worker runs the tasks of this one: the session is alive, or the records have just named
+    /// this worker's runs. It changes with every renewal, and with every renewal that could only read.
+    pub(super) fn held_until(&self) -> Instant {
+        let state = self.state();
+        let seen = state.runs_seen.map(|seen| seen + self.lease.renewal());
+        seen.map_or(state.valid_until, |seen| seen.max(state.valid_until))
     }
 
     /// Cancels all runs, because this worker is cut off.
@@ -322,8 +298,10 @@ impl Sessions {
             return Ok(());
         }
         let ids: Vec<_> = deferred.iter().map(|claim| RecordId::from(&claim.id)).collect();
-        let records = self.app.backend().read(&ids).await?;
-        let standing = |(claim, facts): (&Claim, Facts)| {
+        let records = self.app.backend().read_each(&ids).await?;
+        let standing = |(claim, facts): (&Claim, Result<Facts, BackendError>)| {
+            // A start in a record that cannot be used makes nobody wait.
+            let facts = facts.ok()?;
             // The start may have been adopted, if only the reply was lost.
             let claim = claim.newer_claim(&facts).unwrap_or_else(|| claim.clone());
             (claim.standing(&facts) == ClaimStatus::Current).then(|| claim.hand_back().into())
@@ -369,19 +347,7 @@ impl Sessions {
             return false;
         }
         // A start under our own session whose run is not here has ended here without an outcome.
-        *session == state.session || state.peers.get(session).is_some_and(|peer| peer.gone)
-    }
-
-    /// Checks this session from now on, because a delivery waits for it.
-    pub(super) fn watch_session(&self, session: &SessionId) {
-        let now = Instant::now();
-        let mut state = self.state();
-        let peer = state.peers.entry(session.clone()).or_insert(PeerSession {
-            last_wanted: now,
-            gone_since: None,
-            gone: false,
-        });
-        peer.last_wanted = now;
+        *session == state.session || self.peers.is_gone(session)
     }
 
     /// Describes the runs for display: their number, and the ids of some.
@@ -414,12 +380,20 @@ impl Sessions {
     /// outcomes of runs that ended meanwhile are recorded first. Then the session is opened and adopts what still runs;
     /// new starts wait for it.
     pub(super) async fn renew(&self, calls: &ServerCalls) -> Result<(), BackendError> {
-        self.flush_hand_backs().await?;
+        // Its failure does not keep the worker from looking after what runs.
+        let handed_back = self.flush_hand_backs().await;
         let runs = self.runs();
         let tasks = runs.iter().map(|(_, claim)| RecordId::from(&claim.id));
         let ids: Vec<_> = tasks.chain([control_record()]).collect();
-        let (alive, mut records) = self.renew_and_read(&ids).await?;
-        self.disabled.read(&records.pop().unwrap_or_default());
+        let (renewed, mut records) = self.renew_and_read(&ids).await?;
+        self.apply_control(records.pop());
+        let alive = match renewed {
+            Ok(alive) => alive,
+            Err(error) => {
+                self.cancel_lost_runs(&runs, &records);
+                return Err(error);
+            }
+        };
         let mut records: HashMap<_, _> = runs.into_iter().map(|(run, _)| run).zip(records).collect();
         if alive {
             self.alive.notify_waiters();
@@ -431,19 +405,39 @@ impl Sessions {
             self.open().await?;
         }
         for (run, claim) in self.runs() {
-            match records.remove(&run) {
-                Some(facts) => self.apply_record(&run, claim, facts).await?,
+            let facts = match records.remove(&run) {
+                Some(facts) => self.readable(&RecordId::from(&claim.id), facts),
                 // Granted meanwhile, under the expired session.
-                None if !alive => self.apply_record(&run, claim, Facts::new()).await?,
-                None => {}
+                None if !alive => Some(Facts::new()),
+                None => None,
+            };
+            // Nobody can take over a run through a record that cannot be used, so the run goes on.
+            let Some(facts) = facts else { continue };
+            match self.apply_record(&run, claim, facts).await {
+                Err(error) if !error.is_of_one_record() => return Err(error),
+                _ => {}
             }
         }
-        Ok(())
+        handed_back
+    }
+
+    /// Cancels the runs that another worker has taken over, or that were revoked, when the backend answers reads and
+    /// refuses writes. All other runs go on: their records name them.
+    fn cancel_lost_runs(&self, runs: &[(RunId, Claim)], records: &[Result<Facts, BackendError>]) {
+        for ((run, claim), facts) in runs.iter().zip(records) {
+            let Ok(facts) = facts else { continue };
+            match claim.standing(facts) {
+                ClaimStatus::TakenOver | ClaimStatus::Over => self.cancel(run, CancelReason::TakenOver),
+                ClaimStatus::Current if facts.has(name::REVOKED) => self.cancel_revoked(run, facts),
+                ClaimStatus::Current | ClaimStatus::Forgotten => {}
+            }
+        }
     }
 
     /// Renews the lease, and reads these records, in one round trip: the three requests are sent at once, and none
-    /// depends on another. Returns `false` if the session is gone.
-    async fn renew_and_read(&self, ids: &[RecordId]) -> Result<(bool, Vec<Facts>), BackendError> {
+    /// depends on another. The first answer is `false` if the session is gone, and an error if only reads are answered. The
+    /// lease is judged by its own answer only, and the record of a session that cannot be used is a session that is gone.
+    async fn renew_and_read(&self, ids: &[RecordId]) -> Result<RenewalAnswers, BackendError> {
         let runs = self.runs_to_show();
         let (session, changed) = {
             let state = self.state();
@@ -452,18 +446,29 @@ impl Sessions {
         let backend = self.app.backend();
         let asked = Instant::now();
         let (renewed, records, now) = tokio::join!(
-            self.commit(renew_session(&session, self.lease.0, changed)),
-            backend.read(ids),
+            self.commit(renew_session(&session, self.lease.duration(), changed)),
+            backend.read_each(ids),
             backend.now()
         );
-        let alive = matches!(renewed?, Committed::Done { .. });
-        let records = records?;
-        self.app.clock().learn(asked, now?);
-        if alive {
+        let alive = match renewed {
+            Err(error) if error.is_of_one_record() => {
+                tracing::error!(%session, error = &error as &dyn std::error::Error, "the record of this worker's session \
+                    cannot be used; opening another session");
+                Ok(false)
+            }
+            renewed => renewed.map(|renewed| matches!(renewed, Committed::Done { .. })),
+        };
+        if let Ok(true) = alive {
             let mut state = self.state();
-            state.valid_until = asked + self.lease.0;
+            state.valid_until = asked + self.lease.duration();
             state.shown_runs = runs;
+            state.runs_seen = None;
         }
+        let records = records?;
+        if alive.is_err() {
+            self.state().runs_seen = Some(asked);
+        }
+        self.app.0.learn_time(asked, now?);
         Ok((alive, records))
     }
 
@@ -483,13 +488,7 @@ impl Sessions {
             }
             let (commit, next) = match claim.renewal_action(&facts, &session, self.app.clock().now()) {
                 RenewalAction::Nothing => break,
-                RenewalAction::Revoked => {
-                    self.cancel(run, CancelReason::Revoked);
-                    if facts.has(name::TERMINATED) {
-                        self.cut_off(run);
-                    }
-                    break;
-                }
+                RenewalAction::Revoked => break self.cancel_revoked(run, &facts),
                 RenewalAction::TakenOver => break self.cancel(run, CancelReason::TakenOver),
                 RenewalAction::Commit(commit) => *commit,
             };
@@ -518,6 +517,13 @@ impl Sessions {
         state.stuck.contains_key(run)
     }
 
+    fn cancel_revoked(&self, run: &RunId, facts: &Facts) {
+        self.cancel(run, CancelReason::Revoked);
+        if facts.has(name::TERMINATED) {
+            self.cut_off(run);
+        }
+    }
+
     fn cancel(&self, run: &RunId, reason: CancelReason) {
         if let Some(entry) = self.state().runs.get_mut(run) {
             entry.reason.get_or_insert(reason);
@@ -528,48 +534,6 @@ impl Sessions {
     fn cut_off(&self, run: &RunId) {
         if let Some(entry) = self.state().runs.get(run) {
             entry.cut_off.cancel();
-        }
-    }
-
-    /// Checks the sessions that deliveries wait for.
-    pub(super) async fn check_peers(&self) -> Result<(), BackendError> {
-        let wanted: Vec<SessionId> = {
-            let now = Instant::now();
-            let interest = self.lease.interest();
-            let mut state = self.state();
-            state.peers.retain(|_, peer| now < peer.last_wanted + interest);
-            state.peers.keys().cloned().collect()
-        };
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        let ids: Vec<_> = wanted.iter().map(RecordId::from).collect();
-        let answer = self.app.backend().read(&ids).await;
-        let now = Instant::now();
-        let mut state = self.state();
-        match answer {
-            Ok(records) => {
-                let mut found = false;
-                for (session, facts) in wanted.iter().zip(records) {
-                    let Some(peer) = state.peers.get_mut(session) else { continue };
-                    peer.gone_since = if is_alive(&facts) { None } else { peer.gone_since.or(Some(now)) };
-                    let gone =
-                        peer.gone_since.is_some_and(|since| now >= since + self.lease.gone_confirmation());
-                    found |= gone && !peer.gone;
-                    peer.gone = gone;
-                }
-                if found {
-                    self.gone_count.send_modify(|gone_count| *gone_count += 1);
-                }
-                Ok(())
-            }
-            Err(error) => {
-                for peer in state.peers.values_mut() {
-                    peer.gone_since = None;
-                    peer.gone = false;
-                }
-                Err(error)
-            }
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     broker::{Receipt, Settle, Settled},
     event::{EventKind, EventTask},
     sign::Key,
-    wire::Envelope,
+    wire::{Envelope, MessageSignature},
 };
 
 /// End of a delivery.
@@ -17,6 +17,9 @@ pub(super) enum Settlement {
     HandBack,
     /// The end is unknown, or did not come in time: the delivery stays unsettled, and the broker delivers it again.
     Leave,
+    /// The record of the task cannot be used, so that nothing can be decided or recorded: the message becomes a dead
+    /// letter, from which the task can be sent again.
+    SetAside,
 }
 
 impl From<Unanswered> for Settlement {
@@ -24,6 +27,7 @@ impl From<Unanswered> for Settlement {
         match unanswered {
             Unanswered::Leaving => Self::Leave,
             Unanswered::GivenUp => Self::HandBack,
+            Unanswered::BadRecord => Self::SetAside,
         }
     }
 }
@@ -31,6 +35,9 @@ impl From<Unanswered> for Settlement {
 /// A delivery that this worker processes.
 pub(super) struct ActiveDelivery {
     pub(super) envelope: Envelope,
+    pub(super) signature: Option<MessageSignature>,
+    /// Generation of the key ring under which it was verified.
+    pub(super) verified_under: u64,
     /// Settles the delivery; `None` after a guard has replaced it.
     pub(super) receipt: Option<Box<dyn Receipt>>,
     /// Key that encrypts the outcome, if it is encrypted.
@@ -68,7 +75,8 @@ impl Settlement {
         let settle = match self {
             Self::Ack => Settle::Ack,
             Self::HandBack => Settle::Requeue,
-            Self::Leave => return false,
+            // Whoever sets a message aside acknowledges it then.
+            Self::Leave | Self::SetAside => return false,
         };
         if receipt.settle(settle).await == Settled::Lost {
             tracing::debug!(

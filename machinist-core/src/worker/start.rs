@@ -65,19 +65,31 @@ impl WorkerContext {
             // Another program sent it, and wrote no record.
             commit.facts.extend(names_of_task(envelope));
         }
+        let mut taking_over = false;
         loop {
-            match self.calls.commit(commit).await {
-                Ok(Committed::Done { .. }) => {}
-                Ok(Committed::Refused(facts)) => {
+            let answer = if taking_over {
+                Box::pin(self.calls.commit_takeover(commit)).await
+            } else {
+                self.calls.commit(commit).await.map(Some)
+            };
+            match answer {
+                Ok(Some(Committed::Done { .. })) => {}
+                Ok(Some(Committed::Refused(facts))) => {
                     match Box::pin(self.refused_start(envelope, &request, facts)).await {
                         Ok(StartRefusal::Ours(ours)) => claim = *ours,
                         Ok(StartRefusal::TakeOver(next, from)) => {
                             (commit, claim) = *next;
-                            taken_from = from;
+                            (taken_from, taking_over) = (from, true);
                             continue;
                         }
                         Err(reply) => return reply,
                     }
+                }
+                Ok(None) => {
+                    // Decided again from the record as it is when the backend answers.
+                    (commit, claim) = request.first(self.now());
+                    (taken_from, taking_over) = (None, false);
+                    continue;
                 }
                 Err(unanswered) => {
                     // The start may have been granted, but this worker will not run it.
@@ -148,7 +160,7 @@ impl WorkerContext {
                 ended.map_or(StartReply::Busy, StartReply::Settle)
             }
             StartDecision::Busy(session) => {
-                self.sessions.watch_session(&session);
+                self.sessions.peers.watch(&session);
                 StartReply::Busy
             }
         })

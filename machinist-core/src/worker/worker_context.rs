@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use super::{
-    Stages, admissions::Admissions, events::WorkerEvents, server_calls::ServerCalls, session::Sessions,
+    Stages, admissions::Admissions, events::WorkerEvents, look_ahead::LookAhead, server_calls::ServerCalls,
+    session::Sessions,
 };
-use crate::{app::App, clock::Timestamp, event::EventKind};
+use crate::{app::App, clock::Timestamp, event::EventKind, refused::RefusedTally};
 
 /// State that a worker shares between deliveries, renewals and maintenance.
 pub(super) struct WorkerContext {
@@ -19,7 +20,9 @@ pub(super) struct WorkerContext {
     pub(super) calls: Arc<ServerCalls>,
     pub(super) stages: Stages,
     pub(super) admissions: Admissions,
+    pub(super) look_ahead: Arc<LookAhead>,
     pub(super) events: Arc<WorkerEvents>,
+    pub(super) refused: RefusedTally,
 }
 
 impl WorkerContext {

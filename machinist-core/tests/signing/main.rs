@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod again;
 mod hostile;
 mod keys;
 mod recipe;
+mod refused;
+mod revoking;
 mod scope;
 mod secrecy;
 mod sizes;

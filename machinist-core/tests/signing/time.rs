@@ -63,3 +63,29 @@ async fn a_message_that_was_slipped_into_a_record_is_not_sent() {
         assert!(matches!(refused, Err(ControlError::NoMessage { .. })), "{refused:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_revoked_task_is_kept_as_long_as_its_message_is_fresh() {
+    let house = House::new();
+    let day = 24 * HOUR;
+    let app = house.builder().keyring(hmac("k")).freshness(20 * HOUR).build().await.unwrap();
+    let late = app.client().send(ADD.call((1, 1)).countdown(3 * day)).await.unwrap();
+    assert_eq!(app.client().revoke(late.id()).await.unwrap(), Revoked::Ended);
+    // A copy of its message comes long after its due time, and is still fresh.
+    let facts = house.backend.read(&[late.id().into()]).await.unwrap().remove(0);
+    assert!(!facts.is_empty());
+    tokio::time::sleep(3 * day + 19 * HOUR).await;
+    let ended = late.record().await.unwrap();
+    assert_eq!(ended.kind, Some(FailureKind::Revoked));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_sends_a_task_for_the_next_century() {
+    let house = House::new();
+    let app = house.app(hmac("k")).await;
+    let refused = app.client().send(ADD.call((1, 1)).countdown(100 * 366 * 24 * HOUR)).await;
+    assert!(
+        matches!(&refused, Err(SendError::Invalid(why)) if why.contains("more than ten years away")),
+        "{refused:?}"
+    );
+}

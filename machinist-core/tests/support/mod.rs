@@ -1,10 +1,25 @@
 //! A worker under way, shared by the tests over the in-memory adapters.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
 use std::time::Duration;
 
 use machinist_core::{WorkerBuilder, worker::Drained};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+/// Sends short tasks one after the other, so that the only worker knows its runs to be short, and holds more deliveries than
+/// it has slots.
+pub(crate) async fn warm_up<R: machinist_core::args::FromResults>(
+    client: &machinist_core::Client,
+    short: impl Fn() -> machinist_core::Signature<R>,
+) {
+    for _ in 0..8 {
+        client.send(short()).await.unwrap().wait(Duration::from_secs(60)).await.unwrap();
+    }
+    // Changes are gathered for a moment.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+}
 
 /// Worker that runs in a separate task.
 pub(crate) struct Running {

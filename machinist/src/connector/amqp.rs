@@ -18,6 +18,10 @@ impl Connector for AmqpConnector {
         AMQP.to_vec()
     }
 
+    fn takes_list(&self) -> bool {
+        true
+    }
+
     async fn broker(&self, request: &ConnectRequest<'_>) -> Result<Arc<dyn Broker>, ConnectorError> {
         let options = AmqpOptions {
             namespace: request.namespace.to_owned(),

@@ -59,6 +59,11 @@ pub trait Connector: fmt::Debug + Send + Sync + 'static {
         Ok(())
     }
 
+    /// Returns `true` if one text may hold several of its URLs, separated by commas: the nodes of one server.
+    fn takes_list(&self) -> bool {
+        false
+    }
+
     /// Connects to the broker of a URL.
     ///
     /// # Errors

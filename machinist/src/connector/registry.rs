@@ -2,6 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
+use machinist_core::url_list;
+
 use super::Connector;
 use crate::{
     redact,
@@ -37,7 +39,7 @@ impl Connectors {
         self.0.iter().map(|(scheme, _)| *scheme).filter(move |scheme| scheme.fits(role))
     }
 
-    /// Reads a URL, whose scheme has to be known and to fit the role.
+    /// Reads a URL, or several of one scheme that commas separate. The scheme has to be known and to fit the role.
     ///
     /// # Errors
     /// A sentence that names the known schemes of the role, without the password.
@@ -56,9 +58,23 @@ impl Connectors {
                 refuse(&format!("\"{shown}\" is a {}, not a {}", role.other().as_str(), role.as_str()))
             }
             Some((scheme, connector)) => {
-                let url = ServerUrl::new(*scheme, text)?;
-                connector.check(&url).map_err(|why| format!("\"{url}\" {why}"))?;
-                Ok(url)
+                let parts = url_list::split(text);
+                if parts.len() > 1 && !connector.takes_list() {
+                    return refuse(&format!("holds several URLs, and {scheme}:// takes one"));
+                }
+                let is_other = |part: &&str| {
+                    !part.split_once("://").is_some_and(|(it, _)| it.eq_ignore_ascii_case(&word))
+                };
+                if parts.iter().any(is_other) {
+                    return refuse(
+                        "holds URLs with different schemes; name the nodes of one server with one scheme",
+                    );
+                }
+                for part in &parts {
+                    let part = ServerUrl::new(*scheme, part)?;
+                    connector.check(&part).map_err(|why| format!("\"{part}\" {why}"))?;
+                }
+                ServerUrl::new(*scheme, &parts.join(","))
             }
         }
     }
@@ -92,6 +108,17 @@ mod tests {
         fn check(&self, url: &ServerUrl) -> Result<(), String> {
             if url.rest().is_empty() { Err("names no host; write kafka://HOST".to_owned()) } else { Ok(()) }
         }
+    }
+
+    #[test]
+    fn a_list_names_the_nodes_of_one_server() {
+        let connectors = Connectors::default();
+        let url = |text: &str| connectors.url(text, Role::Broker).map(|url| url.to_string());
+        assert_eq!(url("amqp://a, amqp://b/").unwrap(), "amqp://a,amqp://b/");
+        assert_eq!(url("AMQP://u:x@a,amqp://u:y@b").unwrap(), "AMQP://u:***@a,amqp://u:***@b");
+        assert!(url("amqp://a,amqps://b").unwrap_err().contains("different schemes"));
+        assert!(url("sqlite://a,sqlite://b").unwrap_err().contains("takes one"));
+        assert!(connectors.url("redis://a,redis://b", Role::Backend).unwrap_err().contains("takes one"));
     }
 
     #[test]

@@ -117,7 +117,16 @@ fn read_url(
     connectors: &Connectors,
 ) -> Result<Option<Setting<ServerUrl>>, SettingsError> {
     let folder = top.source.folder();
-    top.get(info.name, |v| Ok(connectors.url(value::string(v, "a URL")?, role)?.relative_to(folder)))
+    top.get(info.name, |v| {
+        let urls = match role {
+            Role::Broker => value::urls(v)?,
+            Role::Backend => vec![value::string(v, "a URL")?.to_owned()],
+        };
+        for url in &urls {
+            connectors.url(url, role)?;
+        }
+        Ok(connectors.url(&urls.join(","), role)?.relative_to(folder))
+    })
 }
 
 fn read_tls(top: &Section<'_>) -> Result<FileTls, SettingsError> {
@@ -355,6 +364,14 @@ command = ["true"]
         );
         assert!(error("[worker]\nlook_ahead = -1").contains("-1 is not a number of tasks to hold"));
         assert!(error("[worker]\nname = \"\"").contains("cannot name a worker"));
+    }
+
+    #[test]
+    fn a_broker_may_be_a_list_of_nodes() {
+        let read = |text: &str| read_file("machinist.toml", text).unwrap().broker.unwrap().value.to_string();
+        assert_eq!(read("broker = [\"amqp://u:p@a\", \"amqp://u:p@b\"]"), "amqp://u:***@a,amqp://u:***@b");
+        assert!(error("broker = [\"amqp://a\", \"b\"]").contains("is not a URL"));
+        assert!(error("broker = []").contains("names no URL"));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //!
 //! | key | flag | variable | default | meaning |
 //! |---|---|---|---|---|
-//! | `broker` | `--broker` | `MACHINIST_BROKER` | `sqlite://machinist.db` | URL of the broker, which moves messages: amqp://, amqps://, sqlite://FILE |
+//! | `broker` | `--broker` | `MACHINIST_BROKER` | `sqlite://machinist.db` | URL of the broker, which moves messages: amqp://, amqps://, sqlite://FILE; several of a cluster's nodes, separated by commas, or as a list in the file |
 //! | `backend` | `--backend` | `MACHINIST_BACKEND` | `sqlite://machinist.db` | URL of the backend, which stores states and results: redis://, rediss://, redis+sentinel://, redis+cluster://, redis+unix://, sqlite://FILE |
 //! | `namespace` | `--namespace` | `MACHINIST_NAMESPACE` | `machinist` | Prefix of exchange, queues and keys, for applications that share servers |
 //! | `results_ttl` |  | `MACHINIST_RESULTS_TTL` | `1d` | Time for which a record is kept after its task has ended |
@@ -24,7 +24,7 @@
 //! | `worker.tags` | `--tag` | `MACHINIST_TAGS` | none | Word about the worker, like gpu or zone:eu, at most 16; the flag can be repeated, the variable separates tags by commas |
 //! | `worker.queues` | `--queue` | `MACHINIST_QUEUES` | default, and the queues of command tasks | Queue to consume; the flag can be repeated, the variable separates queues by commas |
 //! | `worker.concurrency` | `--concurrency` | `MACHINIST_CONCURRENCY` | `16` | Number of tasks to run at once, 1 to 10000 |
-//! | `worker.look_ahead` | `--look-ahead` | `MACHINIST_LOOK_AHEAD` | the concurrency, at least 16 | Number of tasks to hold in addition to those that run, 0 to 10000; 0 is right for slow tasks, which can then run elsewhere |
+//! | `worker.look_ahead` | `--look-ahead` | `MACHINIST_LOOK_AHEAD` | the concurrency, at least 16 | Maximum number of tasks to hold in addition to those that run, 0 to 10000. A worker holds them only while its tasks are short |
 //! | `worker.grace` | `--grace` | `MACHINIST_GRACE` | `20s` | Time that running tasks get to end when the worker is told to stop |
 //! | `worker.consumer_timeout` |  | `MACHINIST_CONSUMER_TIMEOUT` | `30m` | Time for which RabbitMQ lets a worker hold a delivery (its consumer_timeout), at least 1s |
 //! | `sizes.body` |  |  | `1MiB` | Maximum size of a message's body |
@@ -212,7 +212,7 @@ pub struct WorkerSettings {
     pub queues: Setting<Vec<QueueName>>,
     /// Number of tasks to run at once; at least 1.
     pub concurrency: Setting<usize>,
-    /// Number of tasks to hold in addition to those that run; `None` for the worker's default.
+    /// Maximum number of tasks to hold in addition to those that run; `None` for the worker's default.
     pub look_ahead: Option<Setting<usize>>,
     /// Time that running tasks get to end when the worker is told to stop.
     pub grace: Setting<Duration>,

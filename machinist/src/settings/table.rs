@@ -134,7 +134,8 @@ pub(super) static BROKER: SettingInfo = SettingInfo {
     flag: Some("--broker"),
     variable: Some("MACHINIST_BROKER"),
     default: SettingDefault::Value("sqlite://machinist.db"),
-    meaning: "URL of the broker, which moves messages: amqp://, amqps://, sqlite://FILE",
+    meaning: "URL of the broker, which moves messages: amqp://, amqps://, sqlite://FILE; several of a cluster's nodes, \
+              separated by commas, or as a list in the file",
 };
 
 /// Its value is read by the connectors.
@@ -283,8 +284,8 @@ pub(super) static LOOK_AHEAD: Definition<usize> = Definition {
         flag: Some("--look-ahead"),
         variable: Some("MACHINIST_LOOK_AHEAD"),
         default: SettingDefault::Described("the concurrency, at least 16"),
-        meaning: "Number of tasks to hold in addition to those that run, 0 to 10000; 0 is right for slow tasks, which \
-                  can then run elsewhere",
+        meaning: "Maximum number of tasks to hold in addition to those that run, 0 to 10000. A worker \
+                  holds them only while its tasks are short",
     },
     parse: text::look_ahead,
     read: |value, _| value::look_ahead(value),

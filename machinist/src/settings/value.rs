@@ -21,6 +21,17 @@ pub(super) fn strings(value: &DeValue<'_>, expected: &str) -> Result<Vec<String>
     list.iter().map(|item| string(item.get_ref(), "text").map(str::to_owned)).collect()
 }
 
+/// Reads a URL, or a list of the URLs of one server.
+pub(super) fn urls(value: &DeValue<'_>) -> Result<Vec<String>, String> {
+    match value {
+        DeValue::Array(_) => match strings(value, "a list of URLs")? {
+            urls if urls.is_empty() => Err("names no URL".to_owned()),
+            urls => Ok(urls),
+        },
+        value => Ok(vec![string(value, "a URL")?.to_owned()]),
+    }
+}
+
 /// Reads a list of queue names that is not empty.
 pub(super) fn queues(value: &DeValue<'_>) -> Result<Vec<QueueName>, String> {
     let names = strings(value, "a list of queue names, like [\"default\"]")?;

@@ -2,10 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
 
-use super::{ActiveDelivery, RegisteredTask, Settlement, TaskProcessor};
+use super::{ActiveDelivery, RegisteredTask, Settlement, Slot, TaskProcessor};
 use crate::{
     context::{RunInfo, TaskContext},
     error::TaskError,
@@ -38,7 +37,7 @@ impl TaskProcessor {
         task: &RegisteredTask,
         claim: Claim,
         registered: &RegisteredRun,
-        slot: OwnedSemaphorePermit,
+        slot: Slot,
     ) -> Option<Settlement> {
         let started = tokio::time::Instant::now();
         let span = self.span(&active.envelope, &claim);
@@ -77,7 +76,9 @@ impl TaskProcessor {
         });
         let policy =
             policy.aged(now.since(due.unwrap_or(active.envelope.issued).max(active.envelope.issued)));
-        let verdict = decide(outcome, &policy, counters, now, rand::random())
+        // A retry is due no earlier than its back-off asks for, whatever the uncertainty of this process's clock.
+        let latest = self.worker.app.clock().latest();
+        let verdict = decide(outcome, &policy, counters, latest, rand::random())
             .with_errors_within(self.worker.app.0.max_sizes.errors);
         let run = EndedRun { registered, cx: &cx, span: &span, took: started.elapsed(), due, ended_at: now };
         self.worker.record_outcome(active, run, verdict).await

@@ -14,11 +14,15 @@ mod slots;
 use std::{collections::HashMap, sync::Arc};
 
 use futures_util::future::BoxFuture;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 use self::busy::BusyWaits;
 use super::{
-    ActiveDelivery, Settlement, TaskOptions, WorkerContext, exclusive::ExclusiveSlots, start::StartReply,
+    ActiveDelivery, Settlement, TaskOptions, WorkerContext, exclusive::ExclusiveSlots,
+    look_ahead::RunningSlot, start::StartReply,
 };
 use crate::{
     broker::{Delivery, Receipt},
@@ -36,6 +40,13 @@ use crate::{
 pub(super) struct RegisteredTask {
     pub(super) handler: Arc<dyn DynHandler>,
     pub(super) options: TaskOptions,
+}
+
+/// A slot in which one handler runs.
+#[derive(Debug)]
+pub(super) struct Slot {
+    _permit: OwnedSemaphorePermit,
+    _running: RunningSlot,
 }
 
 /// Takes deliveries through the protocol.
@@ -56,12 +67,20 @@ impl TaskProcessor {
         names
     }
 
-    /// Takes one delivery from its arrival to its settlement.
-    pub(super) async fn process(self: Arc<Self>, delivery: Delivery) {
+    /// Takes one delivery from its arrival to its settlement. `pauses` is the number of pauses of the look-ahead at its
+    /// arrival.
+    pub(super) async fn process(self: Arc<Self>, delivery: Delivery, pauses: u64) {
         self.worker.events.tally.arrived();
         let (settlement, receipt) = match self.accept(delivery) {
             Ok(mut active) => {
-                let settlement = Box::pin(self.work(&mut active)).await;
+                let mut settlement = Box::pin(self.work(&mut active, pauses)).await;
+                if settlement == Settlement::SetAside {
+                    settlement = match active.receipt {
+                        Some(_) => Box::pin(self.worker.set_aside(&active.envelope)).await,
+                        // The guard that replaced this delivery comes back, and is set aside if nothing has changed.
+                        None => Settlement::Ack,
+                    };
+                }
                 self.worker.emit_if_handed_back(settlement, &active);
                 (settlement, active.receipt)
             }
@@ -77,12 +96,19 @@ impl TaskProcessor {
     ) -> Result<ActiveDelivery, (BoxFuture<'_, Settlement>, Box<dyn Receipt>)> {
         let Delivery { queue, message, receipt, .. } = delivery;
         let app = &self.worker.app.0;
+        if !app.trust.can_sign() {
+            return Err((Box::pin(async { Settlement::HandBack }), receipt));
+        }
+        // Before the ring is asked: a newer one is asked again.
+        let verified_under = app.trust.generation();
         let alternative: BoxFuture<'_, Settlement> =
             match accept(&app.trust, &app.rules, &app.max_sizes, &queue, &message, self.worker.now()) {
-                Acceptance::Accepted(envelope) => {
+                Acceptance::Accepted(envelope, signature) => {
                     let outcome_key = app.trust.outcome_key(&envelope).map(Box::new);
                     return Ok(ActiveDelivery {
                         envelope,
+                        signature,
+                        verified_under,
                         receipt: Some(receipt),
                         outcome_key,
                         cut_off: false,
@@ -95,7 +121,9 @@ impl TaskProcessor {
                     Box::pin(async move { self.worker.reject(&envelope, &message, reason, &error).await })
                 }
                 Acceptance::Deferred(reason, error) => {
-                    Box::pin(async move { self.worker.postpone(&queue, &message, reason, &error).await })
+                    Box::pin(
+                        async move { self.worker.wait_for_reader(&queue, &message, reason, &error).await },
+                    )
                 }
                 Acceptance::Refused(reason, error) => Box::pin(async move {
                     self.worker.dead_letter_unverified(&queue, &message, reason, &error).await
@@ -105,7 +133,7 @@ impl TaskProcessor {
     }
 
     /// Takes an accepted delivery to its settlement.
-    async fn work(&self, active: &mut ActiveDelivery) -> Settlement {
+    async fn work(&self, active: &mut ActiveDelivery, pauses: u64) -> Settlement {
         let received_at = self.worker.now();
         self.emit_received(&active.envelope, received_at);
         if let Some(settlement) = self.worker.check_time(&active.envelope).await {
@@ -118,22 +146,28 @@ impl TaskProcessor {
         let mut alone = false;
         loop {
             if !self.worker.admissions.is_open()
-                && let Some(settlement) = Box::pin(self.worker.park_if_refused(&active.envelope)).await
+                && let Some(settlement) =
+                    Box::pin(self.worker.park_if_refused(&active.envelope, pauses)).await
             {
                 return settlement;
             }
             let mut stopwatch = self.worker.events.stopwatch();
             let slot = if alone {
-                Box::pin(self.all_slots(&active.envelope)).await
+                Box::pin(self.all_slots(&active.envelope, pauses)).await
             } else {
-                self.slot(&active.envelope, received_at).await
+                self.slot(&active.envelope, received_at, pauses).await
             };
             let slot = match slot {
                 Ok(slot) => slot,
                 Err(settlement) => return settlement,
             };
+            if active.verified_under != self.worker.app.0.trust.generation()
+                && let Some(settlement) = Box::pin(self.worker.verify_again(active)).await
+            {
+                return settlement;
+            }
             let registered = self.worker.sessions.register(&active.envelope.id);
-            let gone_before = self.worker.sessions.gone_count();
+            let gone_before = self.worker.sessions.peers.gone_count();
             let slot_wait = stopwatch.lap();
             match self.worker.start(&active.envelope, &registered, received_at, alone).await {
                 StartReply::Settle(settlement) => return settlement,
@@ -157,10 +191,11 @@ impl TaskProcessor {
                 StartReply::Busy => drop((slot, registered)),
             }
             alone = false;
+            let _aside = self.worker.look_ahead.aside(pauses);
             match busy.next_wait(Instant::now()) {
                 Some(wait) => tokio::select! {
                     () = tokio::time::sleep(wait) => {}
-                    () = self.worker.sessions.gone_after(gone_before) => {}
+                    () = self.worker.sessions.peers.gone_after(gone_before) => {}
                     () = self.worker.must_hand_back() => return Settlement::HandBack,
                 },
                 None => return Box::pin(self.worker.become_guard(&active.envelope)).await,

@@ -1,10 +1,11 @@
 //! The wait for a slot: the bound on handlers that run at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Settlement, TaskProcessor};
+use super::{Settlement, Slot, TaskProcessor};
+use crate::worker::look_ahead::MAX_SLOT_WAIT;
 use crate::{clock::Timestamp, wire::Envelope};
 
 /// Wait for a slot after which the delivery is recorded as waiting (state RECEIVED).
@@ -16,38 +17,65 @@ impl TaskProcessor {
         &self,
         envelope: &Envelope,
         received_at: Timestamp,
-    ) -> Result<OwnedSemaphorePermit, Settlement> {
+        pauses: u64,
+    ) -> Result<Slot, Settlement> {
         if self.worker.stages.is_draining() {
             return Err(Settlement::HandBack);
         }
         // Most deliveries find a free slot, and need neither a timer nor listeners. They do not overtake those that
         // wait: a returned slot goes to the waiting deliveries first.
-        if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
-            return Ok(slot);
+        if let Ok(permit) = Arc::clone(&self.slots).try_acquire_owned() {
+            return Ok(self.taken(permit, pauses));
         }
+        Box::pin(self.wait_for_slot(envelope, received_at, pauses)).await
+    }
+
+    async fn wait_for_slot(
+        &self,
+        envelope: &Envelope,
+        received_at: Timestamp,
+        pauses: u64,
+    ) -> Result<Slot, Settlement> {
         let waiting = Arc::clone(&self.slots).acquire_owned();
         tokio::pin!(waiting);
+        let must_go_back = async {
+            tokio::select! {
+                () = self.worker.must_hand_back() => {}
+                () = self.worker.look_ahead.paused_after(pauses) => {}
+            }
+        };
+        let too_long = async {
+            tokio::time::sleep(MAX_SLOT_WAIT - RECEIVED_AFTER).await;
+            self.worker.look_ahead.waited_too_long(pauses);
+            std::future::pending::<Infallible>().await
+        };
+        tokio::pin!(must_go_back);
         let taken = tokio::select! {
             taken = &mut waiting => taken,
-            () = self.worker.must_hand_back() => return Err(Settlement::HandBack),
+            () = &mut must_go_back => return Err(Settlement::HandBack),
             () = tokio::time::sleep(RECEIVED_AFTER) => {
                 Box::pin(self.worker.record_received(envelope, received_at)).await?;
                 tokio::select! {
                     taken = &mut waiting => taken,
-                    () = self.worker.must_hand_back() => return Err(Settlement::HandBack),
+                    () = &mut must_go_back => return Err(Settlement::HandBack),
+                    never = too_long => match never {},
                     () = tokio::time::sleep(self.worker.max_hold) => return Err(Box::pin(self.worker.become_guard(envelope)).await),
                 }
             }
         };
         // The semaphore is never closed; if it were, no run could start any more.
-        taken.map_err(|_closed| Settlement::HandBack)
+        taken.map(|permit| self.taken(permit, pauses)).map_err(|_closed| Settlement::HandBack)
+    }
+
+    fn taken(&self, permit: OwnedSemaphorePermit, pauses: u64) -> Slot {
+        Slot { _permit: permit, _running: self.worker.look_ahead.running(pauses) }
     }
 
     /// Takes all slots for a suspect: any other run in this process would die with it.
-    pub(super) async fn all_slots(&self, envelope: &Envelope) -> Result<OwnedSemaphorePermit, Settlement> {
+    pub(super) async fn all_slots(&self, envelope: &Envelope, pauses: u64) -> Result<Slot, Settlement> {
         tokio::select! {
             taken = self.exclusive.all_slots() => match taken {
-                Some(taken) => Ok(taken),
+                Some(permit) => Ok(self.taken(permit, pauses)),
                 None => Err(self.worker.become_guard(envelope).await),
             },
             () = self.worker.must_hand_back() => Err(Settlement::HandBack),

@@ -1,0 +1,116 @@
+//! Upkeep of the broker: deleted queues of the delays are made again, and policies that drop messages are named.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use std::time::Duration;
+
+use machinist_broker_amqp::{AmqpOptions, TopologyMode};
+use machinist_conformance::within;
+use machinist_core::{
+    broker::{Broker, Consume, Message, Publish, Settle, Target},
+    diagnose::{Finding, Level},
+    id::QueueName,
+};
+use support::{Raw, in_namespace};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
+
+/// Maximum time of one step of a test.
+const STEP_TIMEOUT: Duration = Duration::from_secs(120);
+/// Delay that goes through queue 1 of level 2, and through queue 12 of level 1.
+const DELAY: Duration = Duration::from_millis(256 * 16 + 12 * 256);
+
+async fn of_subject(broker: &dyn Broker, subject: &str) -> Vec<Finding> {
+    let findings = within(STEP_TIMEOUT, "a diagnosis", broker.diagnose()).await;
+    findings.into_iter().filter(|finding| finding.subject == subject).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_queue_of_the_delays_is_named_and_made_again() {
+    in_namespace(async |harness| {
+        let broker = harness.broker(AmqpOptions { management_port: None, ..harness.options() }).await;
+        let queue = QueueName::parse("late").unwrap();
+        let publish =
+            Publish { target: Target::Queue(queue.clone()), message: Message::default(), delay: DELAY };
+        within(STEP_TIMEOUT, "a publish", broker.publish(vec![publish])).await.remove(0).unwrap();
+        let level = format!("{}.delay.1.12", harness.namespace);
+        Raw::connect(&harness.url).await.delete_queue(&level).await;
+
+        let told = of_subject(&broker, "delays").await;
+        assert!(told[0].level == Level::Error && told[0].found.contains(&level), "{told:?}");
+        let verifying =
+            AmqpOptions { topology: TopologyMode::Verify, management_port: None, ..harness.options() };
+        let verifying = harness.broker(verifying).await;
+        let told = within(STEP_TIMEOUT, "upkeep", verifying.maintain()).await.unwrap();
+        assert!(told[0].level == Level::Error && told[0].found.contains(&level), "{told:?}");
+
+        let told = within(STEP_TIMEOUT, "upkeep", broker.maintain()).await.unwrap();
+        assert!(told[0].found.contains(&level), "{told:?}");
+        assert_eq!(within(STEP_TIMEOUT, "upkeep", broker.maintain()).await.unwrap(), [], "it is there again");
+        assert_eq!(of_subject(&broker, "delays").await[0].level, Level::Good);
+        let what = Consume { queues: vec![queue], prefetch: 1 };
+        let mut consumer = within(STEP_TIMEOUT, "a subscription", broker.consume(what)).await.unwrap();
+        let delivery = within(STEP_TIMEOUT, "the delayed message", consumer.next()).await.unwrap();
+        delivery.receipt.settle(Settle::Ack).await;
+    })
+    .await;
+}
+
+/// Answers every question of HTTP with this JSON.
+async fn management_api(json: String) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            let request = String::from_utf8_lossy(&request[..length]).to_lowercase();
+            assert!(request.starts_with("get /api/queues/%2f?") && request.contains("authorization: basic "));
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", json.len());
+            stream.write_all(format!("{head}{json}").as_bytes()).await.unwrap();
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_that_drops_messages_is_named() {
+    in_namespace(async |harness| {
+        let json = format!(
+            r#"[{{"name":"{ns}:mail","policy":"all","operator_policy":null,"arguments":{{}},
+                 "effective_policy_definition":{{"max-length":10}}}},
+                {{"name":"other","policy":"all","operator_policy":null,"arguments":{{}},
+                 "effective_policy_definition":{{"expires":10}}}}]"#,
+            ns = harness.namespace
+        );
+        let port = management_api(json).await;
+        let broker = harness.broker(AmqpOptions { management_port: Some(port), ..harness.options() }).await;
+        let told = of_subject(&broker, "policies").await;
+        assert!(
+            told[0].level == Level::Error && told[0].found.contains("policy all sets max-length"),
+            "{told:?}"
+        );
+        assert!(!told[0].found.contains("expires"), "the queue of another program is none of ours: {told:?}");
+        assert_eq!(within(STEP_TIMEOUT, "upkeep", broker.maintain()).await.unwrap(), told);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_management_api_nobody_claims_to_know_the_policies() {
+    in_namespace(async |harness| {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let closed = listener.local_addr().unwrap().port();
+        drop(listener);
+        let broker = harness.broker(AmqpOptions { management_port: Some(closed), ..harness.options() }).await;
+        let told = of_subject(&broker, "policies").await;
+        assert_eq!(told[0].level, Level::Warning);
+        assert!(told[0].found.contains("not seen") && told[0].remedy.contains("expires"), "{told:?}");
+    })
+    .await;
+}

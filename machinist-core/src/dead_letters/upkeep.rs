@@ -1,0 +1,238 @@
+//! Upkeep of the dead letters of a queue: unlisted letters are listed, and messages that a broker moved there go back to
+//! their queue.
+//!
+//! A broker moves a message to the dead letters, without a mark, when it was delivered too often. Every process that can
+//! publish can put a copy there too, of a task that waits or runs. So such a message proves nothing about its task. It
+//! goes back to its queue, where a worker verifies it and the record of its task decides.
+
+use std::{borrow::Cow, time::Duration};
+
+use machinist_adapter::header;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    DeadLetter, index,
+    scan::{DeadLetterScan, ScannedLetter},
+};
+use crate::{
+    backend::{Commit, Committed, Expiry},
+    broker::{DeadLetterCause, Delivery, HeaderValue, Message, Publish, Settle, Target},
+    client::Client,
+    clock::Timestamp,
+    control::ControlError,
+    id::{QueueName, RecordId, RecordKind},
+    record::{Facts, json},
+};
+
+/// Number of letters that are looked up at once.
+const BATCH: usize = 100;
+/// Delay of the first return of a message to its queue; each further one takes twice as long.
+const FIRST_RETURN_DELAY: Duration = Duration::from_secs(15);
+/// Maximum delay of a return.
+const MAX_RETURN_DELAY: Duration = Duration::from_secs(3600);
+/// Time for which one process has the upkeep of a queue. A scan that takes longer is not the only one.
+const TURN: Duration = Duration::from_secs(600);
+/// A queue is scanned for at most one part of the time in so many.
+const SHARE: u32 = 10;
+
+impl Client {
+    /// Adds a queue's dead letters to the index that are missing there, and returns their number. A message that a broker
+    /// moved there, because it had been delivered too often, goes back to its queue after a while, and counts too.
+    ///
+    /// Takes nothing out of the queue if all letters are in the index. Of the letters of messages that are not believed,
+    /// only a limited number is listed.
+    ///
+    /// # Errors
+    /// [`ControlError`] where broker or backend cannot be asked.
+    ///
+    /// # Cancel safety
+    /// Safe: it may be repeated.
+    pub async fn index_dead_letters(&self, queue: &QueueName) -> Result<usize, ControlError> {
+        // In this order: what is listed after it was counted is no surplus.
+        let lying = self.count_lying(queue).await?;
+        if lying == 0 || lying <= index::count_listed(&self.app, queue).await? {
+            return Ok(0);
+        }
+        self.list_all(queue).await
+    }
+
+    /// Does the same for a worker: if the number of unlisted letters has grown since the last time, and no other
+    /// process is at it.
+    pub(crate) async fn tend_dead_letters(&self, queue: &QueueName) -> Result<usize, ControlError> {
+        let lying = self.count_lying(queue).await?;
+        if lying == 0 {
+            return Ok(0);
+        }
+        let surplus = lying.saturating_sub(index::count_listed(&self.app, queue).await?);
+        if surplus == 0 {
+            return Ok(0);
+        }
+        let lock = RecordId::new(RecordKind::Lock, &format!("dead {queue}"));
+        let known = self.read(lock.clone()).await?;
+        let began = self.app.clock().now();
+        let in_vain =
+            known.read(LAST_SCAN).is_some_and(|last: LastScan| surplus <= last.left || began < last.next);
+        if in_vain || !self.take_turn(&lock, &known).await? {
+            return Ok(0);
+        }
+        let added = self.list_all(queue).await?;
+        let now = self.app.clock().now();
+        let pause = now.since(began).saturating_mul(SHARE);
+        let last = LastScan { left: surplus.saturating_sub(added as u64), next: now.plus(pause) };
+        let mut done = Commit::new(lock);
+        done.drop = vec![TAKEN.into(), LAST_SCAN.into()];
+        done.facts = vec![(LAST_SCAN.into(), json(&last))];
+        done.expiry = Expiry::After(TURN.max(pause));
+        self.commit(done).await?;
+        Ok(added)
+    }
+
+    /// Takes the turn of a queue. Returns `false` if another process has it.
+    async fn take_turn(&self, lock: &RecordId, known: &Facts) -> Result<bool, ControlError> {
+        let mut take = Commit::new(lock.clone());
+        take.unless = vec![TAKEN.into()];
+        // Of two processes that have read the same, one comes first.
+        take.require =
+            known.get(LAST_SCAN).map(|last| (LAST_SCAN.into(), last.clone())).into_iter().collect();
+        take.facts = vec![(TAKEN.into(), json(&true))];
+        take.expiry = Expiry::After(TURN);
+        Ok(matches!(self.commit(take).await?, Committed::Done { .. }))
+    }
+
+    async fn count_lying(&self, queue: &QueueName) -> Result<u64, ControlError> {
+        let depths = self.app.broker().depth(std::slice::from_ref(queue)).await?;
+        Ok(depths.first().and_then(|depth| depth.dead).unwrap_or_default())
+    }
+
+    async fn list_all(&self, queue: &QueueName) -> Result<usize, ControlError> {
+        let Some(mut scan) = DeadLetterScan::begin(&self.app, queue).await? else { return Ok(0) };
+        let done = self.list_scanned(queue, &mut scan).await;
+        scan.end().await;
+        done
+    }
+
+    async fn list_scanned(
+        &self,
+        queue: &QueueName,
+        scan: &mut DeadLetterScan,
+    ) -> Result<usize, ControlError> {
+        let mut added = 0;
+        let mut batch = Vec::new();
+        while let Some(ScannedLetter { delivery, letter }) = scan.next().await {
+            match letter {
+                Some(letter) => {
+                    scan.keep(delivery);
+                    batch.push(letter);
+                    if batch.len() >= BATCH {
+                        added += self.list_batch(std::mem::take(&mut batch)).await?;
+                    }
+                }
+                None => added += usize::from(self.return_to_queue(queue, delivery, scan).await?),
+            }
+        }
+        Ok(added + self.list_batch(batch).await?)
+    }
+
+    async fn list_batch(&self, letters: Vec<DeadLetter>) -> Result<usize, ControlError> {
+        let unlisted = index::unlisted(&self.app, letters).await?;
+        for letter in &unlisted {
+            index::add_to_index(&self.app, letter).await?;
+        }
+        Ok(unlisted.len())
+    }
+
+    /// Returns a message to its queue, unchanged. Returns `false` if it stays, because that is not possible.
+    async fn return_to_queue(
+        &self,
+        queue: &QueueName,
+        delivery: Delivery,
+        scan: &mut DeadLetterScan,
+    ) -> Result<bool, ControlError> {
+        let (message, delay) = returned(&delivery.message);
+        let why = cause_of(delivery.cause.as_ref());
+        let publish = Publish { target: Target::Queue(queue.clone()), message, delay };
+        match self.publish_one(publish).await {
+            Ok(()) => {
+                tracing::warn!(
+                    %queue,
+                    id = delivery.message.id.as_deref().unwrap_or_default(),
+                    "a message among the dead letters has no mark of a worker: {why}. It goes back to its queue in {delay:?}"
+                );
+                delivery.receipt.settle(Settle::Ack).await;
+                Ok(true)
+            }
+            Err(error) if error.is_certain() => {
+                tracing::error!(%queue, %error, "a message among the dead letters cannot go back to its queue");
+                scan.keep(delivery);
+                Ok(false)
+            }
+            Err(error) => {
+                scan.keep(delivery);
+                Err(ControlError::unpublished(error))
+            }
+        }
+    }
+}
+
+/// Present while a process scans the letters of a queue.
+const TAKEN: &str = "taken";
+/// The last scan of a queue.
+const LAST_SCAN: &str = "last";
+
+/// Result of the last scan of a queue.
+#[derive(Debug, Serialize, Deserialize)]
+struct LastScan {
+    /// Number of letters that it left unlisted: there is no place for them.
+    left: u64,
+    /// Time before which there is no other.
+    next: Timestamp,
+}
+
+/// Returns a message as it goes back to its queue, and its delay. Whatever the message says of earlier returns only
+/// determines the delay, so that one that kills its workers kills few.
+fn returned(message: &Message) -> (Message, Duration) {
+    let returns =
+        message.headers.get(header::RETURNS).and_then(HeaderValue::as_int).unwrap_or(0).clamp(0, 30);
+    let mut message = message.clone();
+    message.headers.insert(header::RETURNS.into(), (returns + 1).into());
+    let delay = FIRST_RETURN_DELAY.saturating_mul(1 << returns).min(MAX_RETURN_DELAY);
+    (message, delay)
+}
+
+/// Returns why the broker moved a message to the dead letters, as the broker says it. Every process that can publish can
+/// say the same.
+fn cause_of(cause: Option<&DeadLetterCause>) -> Cow<'static, str> {
+    Cow::Borrowed(match cause {
+        None => "the broker does not say why, or somebody put it there",
+        Some(DeadLetterCause::DeliveryLimit) => "the broker had delivered it too often",
+        Some(DeadLetterCause::QueueFull) => {
+            "the broker dropped it from its full queue; remove max-length from the policies and arguments of the queue"
+        }
+        Some(DeadLetterCause::Expired) => {
+            "its time in the queue was over; remove message-ttl from the policies and arguments of the queue"
+        }
+        Some(DeadLetterCause::Rejected) => "a consumer rejected it that is no worker of machinist",
+        Some(DeadLetterCause::Other(cause)) => return Cow::Owned(format!("the broker says {cause}")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn returns_take_longer_and_longer_whatever_the_message_claims() {
+        let mut message = Message::default();
+        let mut secs = Vec::new();
+        for _ in 0..10 {
+            let (again, delay) = returned(&message);
+            secs.push(delay.as_secs());
+            message = again;
+        }
+        assert_eq!(secs, [15, 30, 60, 120, 240, 480, 960, 1920, 3600, 3600]);
+        for claim in [i64::MIN, i64::MAX] {
+            message.headers.insert(header::RETURNS.into(), claim.into());
+            assert!((FIRST_RETURN_DELAY..=MAX_RETURN_DELAY).contains(&returned(&message).1));
+        }
+    }
+}
