@@ -136,7 +136,11 @@ fn start(cli: Cli, connectors: &Connectors, tasks: BuildWorker<'_>) -> Result<Co
     // Errors inside of lapin are returned to us, and are reported once in our words.
     let level =
         if matches!(cli.command, CliCommand::Worker(_)) { "info,lapin=off" } else { "warn,lapin=off" };
-    let telemetry = Telemetry::start(cli.global.log.unwrap_or(LogFormat::Human), level)?;
+    let format = cli.global.log.unwrap_or(LogFormat::Human);
+    if format == LogFormat::Json {
+        output::use_json_notes();
+    }
+    let telemetry = Telemetry::start(format, level)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime =
         runtime.map_err(|error| CliError::from_error(Code::Fault, &error).context("cannot start threads"))?;

@@ -1,6 +1,9 @@
 //! Output of the program: results on standard output, everything else on standard error.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
@@ -52,18 +55,56 @@ pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) 
     line(&table.trim_fmt())
 }
 
+/// `true` if notes are lines of JSON, like the log that they share standard error with.
+static JSON_NOTES: AtomicBool = AtomicBool::new(false);
+
+/// Line of JSON on standard error, with the names that the log uses.
+#[derive(Serialize)]
+struct JsonNote<'a> {
+    timestamp: String,
+    level: &'static str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<&'a str>,
+    target: &'static str,
+}
+
+/// Makes notes, errors and panics lines of JSON from now on.
+pub(crate) fn use_json_notes() {
+    JSON_NOTES.store(true, Ordering::Relaxed);
+    std::panic::set_hook(Box::new(|panic| json_note("ERROR", &panic.to_string(), None)));
+}
+
 /// Prints a note on standard error.
 pub(crate) fn note(text: &str) {
-    // If standard error cannot be written, there is no other place for the note.
-    let _ = writeln!(io::stderr(), "{}", printable(text));
+    if JSON_NOTES.load(Ordering::Relaxed) {
+        json_note("INFO", text.strip_prefix("machinist: ").unwrap_or(text), None);
+    } else {
+        to_stderr(&printable(text));
+    }
 }
 
 /// Prints the error of a command and its remedy.
 pub(crate) fn failure(failure: &CliError) {
+    if JSON_NOTES.load(Ordering::Relaxed) {
+        return json_note("ERROR", &failure.text, failure.remedy.as_deref());
+    }
     note(&format!("machinist: {}", failure.text));
     if let Some(remedy) = &failure.remedy {
         note(&format!("  {remedy}"));
     }
+}
+
+fn json_note(level: &'static str, message: &str, remedy: Option<&str>) {
+    let timestamp = machinist::clock::wall().to_string();
+    let note = JsonNote { timestamp, level, message, remedy, target: "machinist" };
+    // INVARIANT: the note holds only texts.
+    to_stderr(&serde_json::to_string(&note).expect("plain data"));
+}
+
+fn to_stderr(line: &str) {
+    // If standard error cannot be written, there is no other place for the note.
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn write(bytes: &[u8]) -> Result<(), CliError> {

@@ -4,11 +4,12 @@
 //! by OTLP over http/protobuf when `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set; all
 //! standard `OTEL_*` variables hold. The exporter uses plain http, so that the program needs no second TLS library.
 
-use std::{env, fmt, io::IsTerminal};
+use std::{env, ffi::OsString, fmt, io::IsTerminal};
 
-use tracing::field::Field;
+use tracing::{Level, Metadata, field::Field};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
+    filter::{FilterExt, filter_fn},
     fmt::format::{Writer, debug_fn},
     layer::SubscriberExt,
     util::SubscriberInitExt,
@@ -38,7 +39,10 @@ impl Telemetry {
     pub(crate) fn start(format: LogFormat, level: &str) -> Result<Self, CliError> {
         let logs = logs(format, filter(level)?);
         #[cfg(feature = "otel")]
-        let provider = otel::provider()?;
+        let (provider, problem) = match otel::provider() {
+            Ok(provider) => (provider, None),
+            Err(problem) => (None, Some(problem)),
+        };
         #[cfg(feature = "otel")]
         let traces = provider.as_ref().map(otel::layer);
         #[cfg(not(feature = "otel"))]
@@ -46,6 +50,10 @@ impl Telemetry {
         let layers: Vec<BoxedLayer> = std::iter::once(logs).chain(traces).collect();
         if tracing_subscriber::registry().with(layers).try_init().is_err() {
             tracing::debug!("the application has set up its own logging, which is kept");
+        }
+        #[cfg(feature = "otel")]
+        if let Some(problem) = problem {
+            tracing::warn!("no traces are exported: {problem}");
         }
         Ok(Self {
             #[cfg(feature = "otel")]
@@ -76,14 +84,28 @@ fn filter(level: &str) -> Result<EnvFilter, CliError> {
 
 fn logs(format: LogFormat, filter: EnvFilter) -> BoxedLayer {
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let filter = filter.and(filter_fn(holds_no_secret));
     match format {
         LogFormat::Json => layer.json().flatten_event(true).with_filter(filter).boxed(),
         LogFormat::Human => layer
-            .with_ansi(std::io::stderr().is_terminal())
+            .with_ansi(is_coloured(std::io::stderr().is_terminal(), |name| env::var_os(name)))
             .fmt_fields(debug_fn(format_field))
             .with_filter(filter)
             .boxed(),
     }
+}
+
+/// Returns `true` if a terminal may get colours. `NO_COLOR` with any value forbids them, as on no-color.org, and so does a
+/// terminal that has none.
+fn is_coloured(is_terminal: bool, variable: impl Fn(&str) -> Option<OsString>) -> bool {
+    let forbidden = variable("NO_COLOR").is_some_and(|value| !value.is_empty());
+    is_terminal && !forbidden && variable("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Returns `false` for what lapin logs of each frame: the one that logs in holds the password.
+fn holds_no_secret(metadata: &Metadata<'_>) -> bool {
+    let from_lapin = metadata.target().split("::").next() == Some("lapin");
+    !(from_lapin && *metadata.level() == Level::TRACE)
 }
 
 /// Formats fields as text, without those that only traces need and that repeat others.
@@ -99,6 +121,8 @@ fn format_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) 
 #[cfg(feature = "otel")]
 mod otel {
     use super::*;
+    use crate::exit::chain;
+    use machinist::redact;
     use opentelemetry::trace::TracerProvider;
     use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
     use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
@@ -106,7 +130,8 @@ mod otel {
 
     const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 
-    pub(super) fn provider() -> Result<Option<SdkTracerProvider>, CliError> {
+    /// Returns the provider if a variable asks for one, or the reason that there can be none.
+    pub(super) fn provider() -> Result<Option<SdkTracerProvider>, String> {
         let set = |name: &str| env::var(name).ok().filter(|text| !text.is_empty());
         let Some((name, endpoint)) = ENDPOINTS.iter().find_map(|name| Some((name, set(name)?))) else {
             return Ok(None);
@@ -117,16 +142,15 @@ mod otel {
             return Ok(None);
         }
         if endpoint.starts_with("https:") {
-            return Err(CliError::new(
-                Code::Configuration,
-                format!("{name}: \"{endpoint}\" needs TLS, which this exporter does not support"),
-            )
-            .remedy("export to a collector on a trusted network over http, and let the collector forward the traces"));
+            return Err(format!(
+                "{name}: {} needs TLS, which this exporter does not support; export to a collector on a trusted \
+                 network over http, and let the collector forward the traces",
+                redact::url(&endpoint)
+            ));
         }
         // The exporter itself reads the endpoint and everything else from the variables.
         let exporter = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).build();
-        let exporter =
-            exporter.map_err(|error| CliError::from_error(Code::Configuration, &error).context(name))?;
+        let exporter = exporter.map_err(|error| format!("{name}: {}", redact::text(&chain(&error))))?;
         let mut resource = Resource::builder();
         if set("OTEL_SERVICE_NAME").is_none() {
             resource = resource.with_service_name("machinist");
@@ -145,5 +169,24 @@ mod otel {
             ["hyper", "hyper_util", "reqwest", "opentelemetry"].map(|target| (target, LevelFilter::OFF));
         let filter = Targets::new().with_default(LevelFilter::INFO).with_targets(quiet);
         tracing_opentelemetry::layer().with_tracer(provider.tracer("machinist")).with_filter(filter).boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_are_for_terminals_that_want_them() {
+        let coloured = |is_terminal, set: &[(&str, &str)]| {
+            is_coloured(is_terminal, |name| {
+                set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
+            })
+        };
+        assert!(coloured(true, &[]));
+        assert!(coloured(true, &[("NO_COLOR", ""), ("TERM", "xterm")]));
+        assert!(!coloured(false, &[]));
+        assert!(!coloured(true, &[("NO_COLOR", "1")]));
+        assert!(!coloured(true, &[("TERM", "dumb")]));
     }
 }

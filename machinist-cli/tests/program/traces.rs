@@ -109,5 +109,17 @@ fn a_collector_that_is_away_disturbs_nobody() {
     folder.set("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
     assert!(!folder.send(&["add", "1"]).is_empty());
     folder.set("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector");
-    folder.run(&["send", "add"]).ended(78).reports(&["OTEL_EXPORTER_OTLP_ENDPOINT", "TLS", "http"]);
+    folder.run(&["send", "add", "1"]).ended(0).reports(&["OTEL_EXPORTER_OTLP_ENDPOINT", "TLS", "http"]);
+}
+
+#[test]
+fn a_log_in_json_is_nothing_but_lines_of_json() {
+    let mut folder = Folder::new();
+    folder.set("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector");
+    let failed = folder.run(&["--log", "json", "status", "no-such-task"]).ended(3);
+    assert!(failed.stderr.lines().count() >= 2, "a warning and the error: {failed:?}");
+    for line in failed.stderr.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).expect(line);
+        assert!(line["level"].is_string() && line["message"].is_string(), "{line}");
+    }
 }
