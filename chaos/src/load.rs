@@ -12,6 +12,9 @@ use crate::ledger::Ledger;
 /// So long after they were sent orphans are due.
 pub(crate) const ORPHANS_DUE: Duration = Duration::from_secs(4);
 
+/// Countdown of late tasks.
+pub(crate) const LATE_DUE: Duration = Duration::from_secs(20);
+
 /// What a task is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Kind {
@@ -39,10 +42,12 @@ pub(crate) enum Kind {
     Deep,
     /// Delayed, for a queue that is gone when it comes due.
     Orphan,
+    /// Delayed by longer than it takes to delete the queues in which it waits.
+    Late,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Plain,
         Self::Slow,
         Self::Delayed,
@@ -55,6 +60,7 @@ impl Kind {
         Self::Garbage,
         Self::Deep,
         Self::Orphan,
+        Self::Late,
     ];
 
     pub(crate) fn as_str(self) -> &'static str {
@@ -71,6 +77,7 @@ impl Kind {
             Self::Garbage => "garbage",
             Self::Deep => "deep",
             Self::Orphan => "orphan",
+            Self::Late => "late",
         }
     }
 
@@ -111,6 +118,7 @@ impl Kind {
         match self {
             Self::Delayed => signature.countdown(Duration::from_millis(rand::random_range(300..4000))),
             Self::Orphan => signature.countdown(ORPHANS_DUE),
+            Self::Late => signature.countdown(LATE_DUE),
             Self::Flaky => signature.retries(5).backoff(Backoff::fixed(Duration::from_millis(400))),
             _ => signature,
         }

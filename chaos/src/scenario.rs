@@ -88,6 +88,7 @@ scenarios! {
     MixedPoison "mixed-poison" "tasks that end their process or take its memory, messages with deep headers or none of ours, all at once"
     DeepHeaders "deep-headers" "messages with headers as deep as a frame can hold among the tasks"
     QueueGone "queue-gone" "delayed tasks come due for a queue that is gone, among many whose queue is there"
+    DelaysDeleted "delays-deleted" "the queues in which delayed tasks wait are deleted"
     RedisAway "redis-away" "Redis is killed and stays away for 60 s while long tasks run"
     BusyKill "busy-kill" "a worker that runs 32 tasks is killed (SIGKILL): all run again elsewhere within 25 s"
 }
@@ -102,6 +103,7 @@ impl Scenario {
         Self::Arrows,
         Self::Oom,
         Self::MixedPoison,
+        Self::DelaysDeleted,
         Self::RedisAway,
     ];
 
@@ -291,6 +293,8 @@ impl Scenario {
             Self::Oom => special::oom(usual),
             Self::MixedPoison => Setup { poison: Some(Kind::Abort), ..special::oom(usual) },
             Self::BusyKill => special::busy(usual),
+            // Retries of a fraction of a second are not kept, and would be lost with the queues.
+            Self::DelaysDeleted => Setup { load: false, ..usual },
             _ => usual,
         }
     }
@@ -335,6 +339,7 @@ impl Scenario {
                 house.pass(Duration::from_secs(15)).await?;
             }
             Self::QueueGone => special::queue_gone(house).await?,
+            Self::DelaysDeleted => special::delays_deleted(house).await?,
             Self::RedisAway => special::redis_away(house).await?,
             Self::BusyKill => special::busy_kill(house).await?,
             Self::WorkerKill => {

@@ -14,13 +14,18 @@ use xtask::services::Server;
 
 use crate::{
     house::{GONE_QUEUE, House, QUEUE, Setup},
-    load::{Kind, ORPHANS_DUE},
+    load::{Kind, LATE_DUE, ORPHANS_DUE},
 };
 
 /// Address space, of which a worker uses little.
 const MEMORY_MIB: u64 = 8 * 1024;
 /// More than the 32 at which at-least-once dead-lettering stops.
 const ORPHANS: usize = 60;
+/// Number of delayed tasks whose queues are deleted.
+const LATE_TASKS: usize = 200;
+/// Levels and digits of the queues that hold delays, from 0 and from 1.
+const LAST_LEVEL: u8 = 6;
+const LAST_DIGIT: u8 = 15;
 const AWAY: Duration = Duration::from_secs(60);
 const LONG_TASKS: usize = 8;
 /// What the ledger is told when Redis has gone, and before it comes back.
@@ -58,6 +63,24 @@ pub(crate) async fn queue_gone(house: &House) -> Result<()> {
     connection.close(200, "done".into()).await?;
     // Until long after all of them were due, and many of the others.
     house.pass(Duration::from_secs(12)).await
+}
+
+/// Sends delayed tasks, and deletes all queues in which they wait. Workers publish them again from their records.
+pub(crate) async fn delays_deleted(house: &House) -> Result<()> {
+    let began = Instant::now();
+    house.send_now(Kind::Late, QUEUE, LATE_TASKS).await?;
+    let connection = lapin::Connection::connect(&house.direct.amqp, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    for (level, digit) in (0..=LAST_LEVEL).flat_map(|level| (1..=LAST_DIGIT).map(move |digit| (level, digit)))
+    {
+        let queue = format!("{}.delay.{level}.{digit}", house.direct.namespace);
+        channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
+    }
+    connection.close(200, "done".into()).await?;
+    let took = began.elapsed();
+    ensure!(took < LATE_DUE, "the queues were deleted after {took:?}, when messages had come due");
+    // A task counts as lost a minute after its time, and workers look each minute.
+    house.pass(LATE_DUE + Duration::from_secs(60 + 2 * 60)).await
 }
 
 /// Kills Redis for a minute while tasks run that take longer.
