@@ -48,7 +48,9 @@ async fn strangers_become_dead_letters_and_create_no_queue() {
             let named = harness.on_broker(&queue(&format!("evil.{number}")));
             let key = format!("0.0.0.0.0.0.1.{named}");
             for key in [key.as_str(), "strange"] {
-                raw.publish(&undelivered, key, BasicProperties::default(), b"x").await;
+                // Equal messages would share one place in the index.
+                let body = format!("{key} {number}");
+                raw.publish(&undelivered, key, BasicProperties::default(), body.as_bytes()).await;
             }
         }
 
@@ -68,8 +70,11 @@ async fn strangers_become_dead_letters_and_create_no_queue() {
                 let evil = depth(&format!("evil.{number}")).await;
                 assert_eq!((evil.ready, evil.dead), (None, None), "a stranger has created it");
             }
-            let letters = client.dead_letters(&DeadFilter::default(), usize::MAX).await.unwrap();
-            assert!(letters.iter().any(|letter| letter.error.message().contains("strange")), "{letters:?}");
+            let listed = eventually(STEP_TIMEOUT, async || {
+                let letters = client.dead_letters(&DeadFilter::default(), usize::MAX).await.unwrap();
+                letters.iter().any(|letter| letter.error.message().contains("strange"))
+            });
+            assert!(listed.await, "no letter says that a message named no queue");
             stop.cancel();
         };
         let (drained, ()) = tokio::join!(worker.run_until(stopped), test);

@@ -23,7 +23,7 @@ use machinist_core::{
     worker::{BuildError, Drained, Tag, TaskOptions},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
-use support::Running;
+use support::{Running, warm_up};
 
 const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
 const FLAKY: TaskDef<(u32,), u32> = TaskDef::new("flaky");
@@ -389,6 +389,7 @@ async fn waiting_for_a_slot_is_shown() {
     let house = house().await;
     let _running = Running::start(worker(&house.app).concurrency(1));
     let client = house.app.client();
+    warm_up(&client, || SLEEP.call((1,))).await;
     let first = client.send(SLEEP.call((10_000,))).await.unwrap();
     let second = client.send(SLEEP.call((1,))).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
