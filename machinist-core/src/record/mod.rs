@@ -38,6 +38,7 @@ mod session;
 mod start;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod verdict;
 
 pub use facts::{ErrorText, FactName, Facts, Parked, Progress};
@@ -52,9 +53,7 @@ pub(crate) use facts::{Counters, EncodedResults, Failure, json, name};
 pub(crate) use fold::state_of;
 pub(crate) use fold::{abandoned_start, newest_start, parked};
 pub(crate) use follow_up::{FollowUp, failure_of, recorded_follow_up};
-pub(crate) use overdue::{
-    KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, overdue_attempt, take_turn, waiting_attempt,
-};
+pub(crate) use overdue::{KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, overdue_attempt, waiting_attempt};
 pub(crate) use park::{ParkDecision, decide_parking, park, unpark};
 pub(crate) use poison::{Suspicion, suspicion};
 pub(crate) use progress::{add_progress, progress_commit};
@@ -62,6 +61,7 @@ pub(crate) use retention::{MAX_DELAY, UNFINISHED_TTL, retention};
 pub(crate) use revoke::{NextAttempt, RevokeDecision, RevokeMode, decide_revoke, next_attempt};
 pub(crate) use session::{close_session, is_alive, open_session, renew_session, wake_session};
 pub(crate) use start::{StartDecision, StartRequest, decide_start};
+pub(crate) use turn::take_turn;
 pub(crate) use verdict::{
     CommitRefusal, Outcome, Verdict, decide, explain_refusal, failure_without_run, follow_up_of,
     outcome_commit,

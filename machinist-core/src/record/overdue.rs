@@ -12,11 +12,7 @@ use super::{
     fold::{Attempts, parked},
     revoke::next_attempt,
 };
-use crate::{
-    backend::{Commit, Expiry},
-    clock::Timestamp,
-    id::{RecordId, RecordKind},
-};
+use crate::clock::Timestamp;
 
 /// Time after the due time of an attempt from which its message counts as lost, if no worker has seen it.
 pub(crate) const OVERDUE_AFTER: Duration = Duration::from_secs(60);
@@ -60,15 +56,6 @@ pub(crate) fn overdue_attempt(facts: &Facts, now: Timestamp) -> Option<WaitingAt
         || attempts.newest_guard(attempt) > 0
         || parked(facts).is_some_and(|parked| parked.attempt == attempt);
     (!seen && now.since(waiting.due) >= OVERDUE_AFTER).then_some(waiting)
-}
-
-/// Creates the commit by which one worker at a time looks for overdue tasks. It is refused while another holds the turn.
-pub(crate) fn take_turn(worker: &str, turn: Duration) -> Commit {
-    let mut commit = Commit::new(RecordId::new(RecordKind::Lock, "overdue"));
-    commit.unless = vec![name::HOLDER.into()];
-    commit.facts = vec![(name::HOLDER.into(), worker.to_owned().into())];
-    commit.expiry = Expiry::After(turn);
-    commit
 }
 
 #[cfg(test)]
@@ -138,12 +125,5 @@ mod tests {
         let mut first_only = facts;
         first_only.put(name::received(1), "{}");
         assert_eq!(overdue_attempt(&first_only, later(60)), Some(expected));
-    }
-
-    #[test]
-    fn one_worker_at_a_time_has_the_turn() {
-        let mut facts = Facts::new();
-        assert!(take_turn("a", OVERDUE_AFTER).apply(&mut facts));
-        assert!(!take_turn("b", OVERDUE_AFTER).apply(&mut facts));
     }
 }

@@ -113,22 +113,30 @@ async fn unlist_sessions(
     Ok(page.into_iter().nth(SESSIONS_PER_CHECK - 1))
 }
 
-/// Has the broker keep what messages need, and logs what threatens them, each finding once as long as it lasts.
+/// Looks after the broker: when the worker starts, and after that one worker at a time, because each look asks for a
+/// hundred queues.
 async fn broker(worker: &WorkerContext) {
-    let mut logged: Vec<Finding> = Vec::new();
+    let mut logged = Vec::new();
+    look_after_broker(worker, &mut logged).await;
     loop {
-        match worker.app.broker().maintain().await {
-            Ok(findings) => {
-                for Finding { subject, found, remedy, .. } in
-                    findings.iter().filter(|it| !logged.contains(it))
-                {
-                    tracing::warn!(subject, remedy, "tasks on the broker are in danger: {found}");
-                }
-                logged = findings;
-            }
-            Err(error) => tracing::debug!(%error, "the broker was not looked after"),
-        }
         tokio::time::sleep(MAINTENANCE_INTERVAL).await;
+        // Without a backend the broker is looked after all the same.
+        if worker.takes_turn("broker").await.unwrap_or(true) {
+            look_after_broker(worker, &mut logged).await;
+        }
+    }
+}
+
+/// Has the broker keep what messages need, and logs what threatens them, each finding once as long as it lasts.
+async fn look_after_broker(worker: &WorkerContext, logged: &mut Vec<Finding>) {
+    match worker.app.broker().maintain().await {
+        Ok(findings) => {
+            for Finding { subject, found, remedy, .. } in findings.iter().filter(|it| !logged.contains(it)) {
+                tracing::warn!(subject, remedy, "tasks on the broker are in danger: {found}");
+            }
+            *logged = findings;
+        }
+        Err(error) => tracing::debug!(%error, "the broker was not looked after"),
     }
 }
 

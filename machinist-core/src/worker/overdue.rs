@@ -8,20 +8,18 @@ use std::{collections::HashMap, time::Duration};
 
 use super::{WorkerContext, server_calls::jittered};
 use crate::{
-    backend::{BackendError, Committed, Index, IndexUpdate},
+    backend::{BackendError, Index, IndexUpdate},
     broker::{Publish, Target},
     clock::Timestamp,
     control::ControlError,
     event::{EventKind, EventTask},
     id::{QueueName, TaskId},
-    record::{Facts, OVERDUE_AFTER, WaitingAttempt, name, overdue_attempt, take_turn, waiting_attempt},
+    record::{Facts, OVERDUE_AFTER, WaitingAttempt, name, overdue_attempt, waiting_attempt},
     wire::Envelope,
 };
 
 /// Maximum interval between the looks of one worker.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
-/// Time for which no other worker looks.
-const TURN: Duration = Duration::from_secs(50);
 /// Time after which a task that was published again counts as overdue once more, less [`OVERDUE_AFTER`].
 const NEXT_LOOK: Duration = Duration::from_secs(9 * 60);
 /// The same for a task that may still wait in its queue.
@@ -52,10 +50,10 @@ pub(super) async fn publish_forever(worker: &WorkerContext) {
 }
 
 async fn look(worker: &WorkerContext) -> Result<(), BackendError> {
-    let client = worker.app.client();
-    if let Committed::Refused(_) = client.commit(take_turn(&worker.name, TURN)).await? {
+    if !worker.takes_turn("overdue").await? {
         return Ok(());
     }
+    let client = worker.app.client();
     let mut after = None;
     // Counted once: what this look publishes does not count.
     let mut ready = ReadyMessages::new();
