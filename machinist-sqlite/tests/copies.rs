@@ -6,36 +6,24 @@
     reason = "a panic is the report, and a test process ends like the program"
 )]
 
+mod support;
+
 use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
-use bytes::Bytes;
 use machinist_core::{
     backend::{Backend, Commit, Expiry},
-    broker::{Broker, Consume, Message, Publish, Settle, Target},
-    id::{QueueName, TaskId},
+    broker::{Broker, Consume, Settle},
+    id::TaskId,
 };
-use machinist_sqlite::{BackUpError, SqliteOptions, SqliteStore, back_up};
+use machinist_sqlite::{BackUpError, SqliteStore, back_up};
+use support::{message, open, queue};
 
 const ROLE_VARIABLE: &str = "MACHINIST_SQLITE_COPIES_ROLE";
 const FILE_VARIABLE: &str = "MACHINIST_SQLITE_COPIES_FILE";
-
-async fn open(path: &Path) -> SqliteStore {
-    SqliteStore::open(path, SqliteOptions::default()).await.unwrap()
-}
-
-fn queue() -> QueueName {
-    QueueName::parse("work").unwrap()
-}
-
-fn message(body: &str) -> Publish {
-    let message = Message { body: Bytes::copy_from_slice(body.as_bytes()), ..Message::default() };
-    Publish { target: Target::Queue(queue()), message, delay: Duration::ZERO }
-}
 
 /// Sends a message and writes a record of the same name.
 async fn send(store: &SqliteStore, name: &str) {

@@ -4,6 +4,8 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "in a test a panic is the report")]
 
+mod support;
+
 use std::{
     collections::BTreeSet,
     io::{BufRead, BufReader},
@@ -16,10 +18,11 @@ use bytes::Bytes;
 use machinist_conformance::{eventually, within};
 use machinist_core::{
     backend::{Backend, Commit, Committed, Expiry},
-    broker::{Broker, Consume, Consumer, Delivery, Message, Publish, Settle, Target},
-    id::{QueueName, SessionId, TaskId},
+    broker::{Broker, Consume, Consumer, Delivery, Settle},
+    id::{SessionId, TaskId},
 };
-use machinist_sqlite::{SqliteOptions, SqliteStore};
+use machinist_sqlite::SqliteStore;
+use support::{message, open, queue};
 
 /// Time limit for every wait.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -129,19 +132,6 @@ impl Drop for OtherProcess {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-async fn open(path: &Path) -> SqliteStore {
-    SqliteStore::open(path, SqliteOptions::default()).await.unwrap()
-}
-
-fn queue() -> QueueName {
-    QueueName::parse("work").unwrap()
-}
-
-fn message(body: &str) -> Publish {
-    let message = Message { body: Bytes::copy_from_slice(body.as_bytes()), ..Message::default() };
-    Publish { target: Target::Queue(queue()), message, delay: Duration::ZERO }
 }
 
 async fn consume(store: &SqliteStore, prefetch: u16) -> Box<dyn Consumer> {

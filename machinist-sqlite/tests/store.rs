@@ -3,39 +3,29 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
+mod support;
+
 use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use machinist_conformance::within;
 use machinist_core::{
     backend::{Backend, Commit, Committed, Index, IndexUpdate},
-    broker::{Broker, Consume, Consumer, Message, Publish, PublishError, Settle, Target},
+    broker::{Broker, Consume, Consumer, Publish, PublishError, Settle},
     clock::Timestamp,
     diagnose::{Diagnose, Level},
-    id::{QueueName, TaskId},
+    id::TaskId,
 };
 use machinist_sqlite::{SqliteOptions, SqliteStore};
 use rusqlite::Connection;
+use support::{message, open, queue};
 
 /// Time limit for every wait.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-async fn open(path: &Path) -> SqliteStore {
-    SqliteStore::open(path, SqliteOptions::default()).await.unwrap()
-}
-
 async fn open_as(path: &Path, namespace: &str) -> SqliteStore {
     let options = SqliteOptions { namespace: namespace.to_owned(), ..SqliteOptions::default() };
     SqliteStore::open(path, options).await.unwrap()
-}
-
-fn queue() -> QueueName {
-    QueueName::parse("work").unwrap()
-}
-
-fn message(body: &str) -> Publish {
-    let message = Message { body: Bytes::copy_from_slice(body.as_bytes()), ..Message::default() };
-    Publish { target: Target::Queue(queue()), message, delay: Duration::ZERO }
 }
 
 fn with_priority(body: &str, priority: u8) -> Publish {

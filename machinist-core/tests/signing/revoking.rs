@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use machinist_core::{
-    SendError, State, TaskDef, TaskError,
+    App, AsyncResult, SendError, State, TaskDef, TaskError,
     record::TaskState,
     sign::{Key, KeyError, KeyState, Keyring},
 };
 use tokio::sync::Semaphore;
 
 use crate::support::{ADD, House, Running, SOON, hmac};
+
+/// Number of short runs after which a worker knows its runs to be short.
+const WARM_UP: usize = 8;
 
 /// Ends when it is let go.
 const HOLD: TaskDef<(), u32> = TaskDef::new("hold");
@@ -30,6 +33,31 @@ fn ring<'a>(keys: impl IntoIterator<Item = &'a Key>) -> Keyring {
     Keyring::new(keys.into_iter().cloned()).unwrap()
 }
 
+/// A worker whose only slot is taken, and which holds a task that waits for it.
+struct OneWaits {
+    let_go: LetGo,
+    holds: AsyncResult<u32>,
+    waiting: AsyncResult<i64>,
+    _running: Running,
+}
+
+impl OneWaits {
+    async fn start(house: &House, app: &App, sender: &App) -> Self {
+        let let_go = LetGo(Arc::new(Semaphore::new(WARM_UP)));
+        let worker = house.worker(app).task(HOLD, hold).state(let_go.clone()).concurrency(1);
+        let running = Running::start(worker);
+        // After short runs a worker holds more than it has slots for.
+        for _ in 0..WARM_UP {
+            app.client().send(HOLD.call(())).await.unwrap().wait(SOON).await.unwrap();
+        }
+        let holds = app.client().send(HOLD.call(())).await.unwrap();
+        house.eventually(async || holds.state().await.unwrap() == TaskState::Started).await;
+        let waiting = sender.client().send(ADD.call((2, 3))).await.unwrap();
+        house.eventually(async || waiting.state().await.unwrap() == TaskState::Received).await;
+        Self { let_go, holds, waiting, _running: running }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_waits_in_a_worker_is_checked_again_before_it_starts() {
     let (stolen, own) = (hmac("stolen"), hmac("own"));
@@ -40,13 +68,7 @@ async fn what_waits_in_a_worker_is_checked_again_before_it_starts() {
         let house = House::new();
         let sender = house.app(ring([&stolen, &verify(&own)])).await;
         let app = house.app(ring([&own, &verify(&stolen)])).await;
-        let let_go = LetGo(Arc::new(Semaphore::new(0)));
-        let worker = house.worker(&app).task(HOLD, hold).state(let_go.clone()).concurrency(1);
-        let _running = Running::start(worker);
-        let holds = app.client().send(HOLD.call(())).await.unwrap();
-        house.eventually(async || holds.state().await.unwrap() == TaskState::Started).await;
-        let waiting = sender.client().send(ADD.call((2, 3))).await.unwrap();
-        house.eventually(async || waiting.state().await.unwrap() == TaskState::Received).await;
+        let OneWaits { let_go, holds, .. } = OneWaits::start(&house, &app, &sender).await;
 
         app.replace_keyring(newer).unwrap();
         let_go.0.add_permits(1);
@@ -62,13 +84,7 @@ async fn a_newer_ring_does_not_stop_what_it_trusts() {
     let (web, own) = (hmac("web"), hmac("own"));
     let sender = house.app(ring([&web, &verify(&own)])).await;
     let app = house.app(ring([&own, &verify(&web)])).await;
-    let let_go = LetGo(Arc::new(Semaphore::new(0)));
-    let worker = house.worker(&app).task(HOLD, hold).state(let_go.clone()).concurrency(1);
-    let _running = Running::start(worker);
-    let holds = app.client().send(HOLD.call(())).await.unwrap();
-    house.eventually(async || holds.state().await.unwrap() == TaskState::Started).await;
-    let waiting = sender.client().send(ADD.call((2, 3))).await.unwrap();
-    house.eventually(async || waiting.state().await.unwrap() == TaskState::Received).await;
+    let OneWaits { let_go, waiting, .. } = OneWaits::start(&house, &app, &sender).await;
     app.replace_keyring(ring([&own, &verify(&web), &Key::revoked("other").unwrap()])).unwrap();
     let_go.0.add_permits(1);
     assert_eq!(waiting.wait(SOON).await.unwrap(), 5);
