@@ -317,7 +317,8 @@ impl Client {
         let target = Target::Queue(envelope.queue.clone());
         let publish = Publish { target, message: self.message(&envelope)?, delay: Duration::ZERO };
         let Envelope { id, name, queue, .. } = envelope;
-        let sending = Sending { id, name, queue, eta: None, span: tracing::Span::none() };
+        let result = id.clone();
+        let sending = Sending { id, name, queue, eta: None, result, span: tracing::Span::none() };
         let prepared = PreparedSignature { publish, facts: record, sending };
         // INVARIANT: one answer for one message.
         let sent = self.publish(vec![Ok(prepared)]).await.pop().expect("one answer")?;

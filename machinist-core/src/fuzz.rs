@@ -271,6 +271,7 @@ fn started_over(id: &TaskId, facts: &Facts, attempt: u32) {
         received_at: NOW,
         token: 0,
         alone: false,
+        gathered: None,
     };
     let suspicion = suspicion(facts, attempt);
     for gone in [true, false] {

@@ -8,6 +8,7 @@ pub mod args;
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench;
+mod builtin;
 mod client;
 mod context;
 mod control;
@@ -34,6 +35,7 @@ mod task_error;
 mod trace;
 mod wire;
 pub mod worker;
+pub mod workflow;
 
 #[cfg(feature = "tls")]
 pub use machinist_adapter::tls;
@@ -59,6 +61,7 @@ pub use signature::Signature;
 pub use task::TaskDef;
 pub use wire::{Codec, MaxSizes, Profile, ProfileError, TaskMessage};
 pub use worker::{Worker, WorkerBuilder};
+pub use workflow::Workflow;
 
 /// The examples of `docs/time.md` are compiled.
 #[cfg(doctest)]

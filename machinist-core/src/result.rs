@@ -14,7 +14,7 @@ use crate::{
     args::{FromResults, Results},
     error::ResultError,
     id::{RecordId, TaskId},
-    record::{Record, TaskState, fold},
+    record::{Facts, Record, TaskState, fold},
 };
 
 /// Interval at which a waiter reads the record without a wake-up.
@@ -38,6 +38,19 @@ pub struct AsyncResult<R = Results> {
 }
 
 impl App {
+    /// Returns what facts say about a task, verified and decrypted.
+    pub(crate) fn record_of(&self, id: &TaskId, mut facts: Facts) -> Result<Option<Record>, ResultError> {
+        let trust = &self.0.trust;
+        trust.check_end(id, &facts).map_err(|reason| ResultError::Forged { id: id.clone(), reason })?;
+        let locked = trust.decrypt_outcome(id, &mut facts);
+        let mut record = fold(id, &facts);
+        if let (Some(record), Some(locked)) = (&mut record, locked) {
+            record.results = None;
+            record.locked = Some(locked.to_string());
+        }
+        Ok(record)
+    }
+
     /// Returns the result of a task that was sent earlier, perhaps by another process.
     pub fn result(&self, id: TaskId) -> AsyncResult {
         AsyncResult { app: self.clone(), id, sent: false, result: PhantomData }
@@ -175,21 +188,15 @@ impl<R> AsyncResult<R> {
         }
     }
 
+    /// Everything that is known about the task; `None` where there is no record.
+    pub(crate) async fn known_record(&self) -> Result<Option<Record>, ResultError> {
+        self.read().await
+    }
+
     async fn read(&self) -> Result<Option<Record>, ResultError> {
         let facts = self.app.backend().read(&[RecordId::from(&self.id)]).await?;
-        let Some(mut facts) = facts.into_iter().next() else { return Ok(None) };
-        self.app
-            .0
-            .trust
-            .check_end(&self.id, &facts)
-            .map_err(|reason| ResultError::Forged { id: self.id.clone(), reason })?;
-        let locked = self.app.0.trust.decrypt_outcome(&self.id, &mut facts);
-        let mut record = fold(&self.id, &facts);
-        if let (Some(record), Some(locked)) = (&mut record, locked) {
-            record.results = None;
-            record.locked = Some(locked.to_string());
-        }
-        Ok(record)
+        let Some(facts) = facts.into_iter().next() else { return Ok(None) };
+        self.app.record_of(&self.id, facts)
     }
 }
 

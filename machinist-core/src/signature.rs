@@ -12,6 +12,7 @@ use crate::{
     clock::Timestamp,
     id::TaskId,
     retry::{Backoff, RetryPolicy},
+    wire::Flow,
 };
 
 /// One invocation of a task; `R` is what its result will be read as.
@@ -50,6 +51,8 @@ pub(crate) struct SignatureParts {
     pub(crate) priority: Option<u8>,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) labels: BTreeMap<String, String>,
+    /// What follows it, if it begins a workflow.
+    pub(crate) flow: Option<Box<Flow>>,
     /// Reason that it cannot be sent: an argument without a form on the wire.
     pub(crate) unsendable: Option<String>,
 }
@@ -92,6 +95,7 @@ impl<R> Signature<R> {
             priority: None,
             headers: BTreeMap::new(),
             labels: BTreeMap::new(),
+            flow: None,
             unsendable: None,
         };
         Self { parts, result: PhantomData }

@@ -66,6 +66,11 @@ pub(crate) mod name {
     /// Prefix of those names.
     pub(crate) const DISABLED: &str = "off:";
 
+    /// Digest of the arguments that a join has given to the task that waited for it.
+    pub(crate) const GATHERED: &str = "ga";
+    /// Outline of a workflow, in the record of its root.
+    pub(crate) const OUTLINE: &str = "flow";
+
     /// Holder of a lock, in a separate record.
     pub(crate) const HOLDER: &str = "holder";
 

@@ -115,6 +115,7 @@ fn start_steps(point: &Point, attempt: u32) -> Vec<RecordStep> {
         received_at: NOW,
         token: 0,
         alone: false,
+        gathered: None,
     };
     let (commit, claim) = request.first(NOW);
     let mut steps = vec![RecordStep { event: "started", commit, begins: Some(claim), ends: None }];

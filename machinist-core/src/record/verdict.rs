@@ -254,13 +254,13 @@ fn is_own_outcome(facts: &Facts, claim: &Claim, verdict: &Verdict) -> bool {
 /// Returns the follow-up of a verdict once it is recorded.
 pub(crate) fn follow_up_of(verdict: &Verdict, claim: &Claim) -> FollowUp {
     match verdict {
-        Verdict::Success(_) => FollowUp::Nothing,
+        Verdict::Success(_) => FollowUp::Ended,
         Verdict::Retry { due, counters, .. } => {
             FollowUp::NextRun { due: *due, counters: *counters, token: claim.token }
         }
         Verdict::Failure { kind, error } if is_dead_lettered(*kind) => {
             FollowUp::DeadLetter { attempt: claim.attempt, failure: Failure::new(*kind, error.clone()) }
         }
-        Verdict::Failure { .. } => FollowUp::Nothing,
+        Verdict::Failure { .. } => FollowUp::Ended,
     }
 }

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::sizes::{MaxSizes, Oversize};
+use super::{
+    flow::Flow,
+    sizes::{MaxSizes, Oversize},
+};
 use crate::{args::Arg, clock::Timestamp, retry::RetryPolicy};
 
 /// The part of a signature that its sender writes once.
@@ -24,6 +27,9 @@ pub(crate) struct Body {
     pub(crate) first_eta: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) headers: BTreeMap<String, String>,
+    /// What follows the task, if it belongs to a workflow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) flow: Option<Box<Flow>>,
 }
 
 impl Body {

@@ -8,6 +8,7 @@
 //! | `worker_context` | the parts that all steps of the pipeline share |
 //! | `time_check`, `start`, `run`, `outcome`, `follow_up`, `settlement` | the steps of the pipeline, in their order |
 //! | `refusal`, `undelivered` | messages that are not run here |
+//! | `continuation`, `callback`, `revoked_roots` | workflows: what follows an end, and the tasks that wait for others |
 //! | `guard` | copies that come back later |
 //! | `exclusive` | running a suspect alone in the process |
 //! | `lease`, `session`, `renewal` | this worker's lease on what it runs |
@@ -21,6 +22,8 @@
 
 mod admissions;
 mod builder;
+mod callback;
+mod continuation;
 mod dead_letter_counts;
 mod drain;
 mod event_log;
@@ -42,6 +45,7 @@ mod processor;
 mod progress;
 mod refusal;
 mod renewal;
+mod revoked_roots;
 mod run;
 mod server_calls;
 mod session;

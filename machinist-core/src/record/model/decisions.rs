@@ -116,6 +116,7 @@ impl Model {
             received_at: Self::NOW,
             token: handler.message.token,
             alone: handler.alone && self.config.mutation != Some(ModelMutation::AloneNotRecorded),
+            gathered: None,
         }
     }
 
@@ -156,6 +157,7 @@ impl Model {
             StartDecision::AlreadyStarted(claim) => self.start_granted(state, index, claim),
             StartDecision::Over(follow_up) => self.follow(state, index, follow_up),
             StartDecision::NewerGuard => index.settle(state, false),
+            StartDecision::OtherArguments => unreachable!("the task waits for no join"),
             StartDecision::Revoked => {
                 index.get_mut(state).stage =
                     HandlerStage::EndWithoutRun(EndReason::Revoked, self.store.facts(facts.clone()));
@@ -220,7 +222,8 @@ impl Model {
 
     pub(super) fn follow(&self, state: &mut ModelState, index: HandlerIndex, follow_up: FollowUp) {
         let stage = match follow_up {
-            FollowUp::Nothing => HandlerStage::Ack,
+            // The task belongs to no workflow.
+            FollowUp::Nothing | FollowUp::Ended => HandlerStage::Ack,
             _ => HandlerStage::Publish(self.store.follow_up(follow_up)),
         };
         let handler = index.get_mut(state);

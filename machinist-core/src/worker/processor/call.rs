@@ -48,7 +48,10 @@ impl TaskProcessor {
         };
         let cx = self.context(&active.envelope, &claim, registered, decoded.as_ref().ok());
         let outcome = match decoded {
-            Ok(body) => {
+            Ok(mut body) => {
+                if let Some(gathered) = &active.gathered {
+                    body.args.extend_from_slice(&gathered.args);
+                }
                 let ended =
                     self.call(active, task, body, cx.clone(), registered).instrument(span.clone()).await;
                 // Slots bound the handlers that run at once; recording an outcome needs none.

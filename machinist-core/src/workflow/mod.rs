@@ -1,0 +1,199 @@
+//! Workflows: chains, groups, chords and graphs of tasks, sent as one thing.
+//!
+//! A workflow is sent as one message. Its task is run by every worker; what follows is in the message, step by step, as
+//! [`docs/workflows.md`](https://github.com/machinist-rs/machinist/blob/main/docs/workflows.md) explains. So a workflow is sent
+//! completely or not at all, and everything that can be done with a signature can be done with a workflow: a countdown, an
+//! expiry, a periodic schedule.
+
+mod plan;
+mod status;
+
+use std::{fmt, marker::PhantomData, time::Duration};
+
+use crate::{
+    args::{Arg, Results},
+    builtin::WORKFLOW_TASK,
+    clock::Timestamp,
+    id::TaskId,
+    signature::{Signature, SignatureParts},
+    wire::{Flow, Place},
+};
+
+pub use crate::wire::Policy;
+pub use plan::{StepPlan, WorkflowError};
+pub use status::{MemberCounts, StepStatus, WorkflowProgress, WorkflowStatus};
+
+pub(crate) use plan::Outline;
+
+/// Name of the step that ends a workflow which has several last steps.
+const RESULTS: &str = "results";
+
+/// Tasks that belong together, ready to be sent; `R` is what the result of the last one is read as.
+///
+/// A workflow keeps its root's id, so sending it again never makes a second one.
+#[must_use = "a workflow does nothing until it is sent"]
+pub struct Workflow<R = Results> {
+    pub(crate) root: SignatureParts,
+    pub(crate) outline: Outline,
+    /// Name of the step whose end is the end of the workflow.
+    last: String,
+    result: PhantomData<fn() -> R>,
+}
+
+impl Workflow {
+    /// Makes a workflow of these steps, in any order. Its result is that of the step that nothing follows; if there are
+    /// several, or if it is a group, the workflow ends when all of them have ended, without a result.
+    ///
+    /// # Errors
+    /// [`WorkflowError`] names the step and what is wrong with it: a name, an unknown step, a cycle, a bound.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::{Signature, workflow::{StepPlan, Workflow}};
+    ///
+    /// let workflow = Workflow::of_steps(vec![
+    ///     StepPlan::new("fetch", Signature::new("fetch").arg("https://example.org")),
+    ///     StepPlan::new("resize", Signature::new("resize").arg(640)).after(["fetch"]),
+    /// ])?;
+    /// # Ok::<(), machinist_core::workflow::WorkflowError>(())
+    /// ```
+    pub fn of_steps(mut steps: Vec<StepPlan>) -> Result<Self, WorkflowError> {
+        let compiled = plan::compile(&steps)?;
+        let tails: Vec<_> = compiled.outline.iter().filter(|step| step.is_last).collect();
+        if let [one] = tails.as_slice()
+            && one.members.is_none()
+        {
+            let last = one.name.clone();
+            return Ok(Self::compiled(compiled, last));
+        }
+        let last = free_name(&steps);
+        let after: Vec<String> = tails.iter().map(|step| step.name.clone()).collect();
+        let mut ending = StepPlan::new(&last, Signature::new(WORKFLOW_TASK)).after(after).immutable();
+        ending.signature.queue = steps.iter().find_map(|step| step.signature.queue.clone());
+        steps.push(ending);
+        Ok(Self::compiled(plan::compile(&steps)?, last))
+    }
+}
+
+/// Returns a name that no step has.
+fn free_name(steps: &[StepPlan]) -> String {
+    let taken = |name: &str| steps.iter().any(|step| step.name == name);
+    let numbered = (1..).map(|n| if n == 1 { RESULTS.to_owned() } else { format!("{RESULTS}{n}") });
+    // INVARIANT: there are more numbers than steps.
+    numbered.into_iter().find(|name| !taken(name)).expect("a free name")
+}
+
+impl<R> Workflow<R> {
+    fn compiled(compiled: plan::Compiled, last: String) -> Self {
+        let plan::Compiled { then, steps, outline } = compiled;
+        let mut root = Signature::<Results>::typed(WORKFLOW_TASK.to_owned(), Vec::<Arg>::new()).parts;
+        root.queue = steps.iter().find(|step| then.contains(&step.name)).map(|step| step.queue.clone());
+        root.queue = root.queue.filter(|queue| !queue.is_empty());
+        root.flow = Some(Box::new(Flow { then, steps, ..Flow::default() }));
+        let outline = Outline { name: None, steps: outline };
+        Self { root, outline, last, result: PhantomData }
+    }
+
+    /// Returns the root's id, made with the workflow.
+    pub fn id(&self) -> &TaskId {
+        &self.root.id
+    }
+
+    /// Gives the root an id of your choice. It must not contain `!` or `+`, and has at most 150 bytes.
+    pub fn with_id(mut self, id: TaskId) -> Self {
+        self.root.id = id;
+        self
+    }
+
+    /// Names the workflow, for people.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.outline.name = Some(name.into());
+        self
+    }
+
+    /// Begins it no earlier than a while after it is sent.
+    pub fn countdown(mut self, while_: Duration) -> Self {
+        self.root.when = crate::signature::When::In(while_);
+        self
+    }
+
+    /// Begins it no earlier than at an instant of backend time.
+    pub fn eta(mut self, instant: Timestamp) -> Self {
+        self.root.when = crate::signature::When::At(instant);
+        self
+    }
+
+    /// Never begins it later than a while after it is sent: its steps end in FAILURE/upstream instead.
+    pub fn expires_in(mut self, while_: Duration) -> Self {
+        self.root.expires = Some(crate::signature::When::In(while_));
+        self
+    }
+
+    /// Returns the id of the task whose end is the end of the workflow.
+    pub(crate) fn last_id(&self) -> TaskId {
+        Place::root(self.root.id.clone()).step(&self.last).id()
+    }
+
+    /// Reads the result as something else.
+    pub fn typed<T>(self) -> Workflow<T> {
+        Workflow { root: self.root, outline: self.outline, last: self.last, result: PhantomData }
+    }
+}
+
+/// What a [`Client`](crate::Client) can send: a [`Signature`] or a [`Workflow`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be sent: send a `Signature` or a `Workflow`",
+    label = "not a signature and not a workflow"
+)]
+pub trait Sendable {
+    /// What the result is read as.
+    type Output;
+
+    /// Takes it apart.
+    #[doc(hidden)]
+    fn into_parts(self) -> SendableParts;
+}
+
+/// A signature or a workflow, taken apart.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct SendableParts {
+    pub(crate) parts: SignatureParts,
+    pub(crate) outline: Option<Outline>,
+    /// Task whose end is the result, if it is not the task that is sent.
+    pub(crate) result: Option<TaskId>,
+}
+
+impl<R> Sendable for Signature<R> {
+    type Output = R;
+
+    fn into_parts(self) -> SendableParts {
+        SendableParts { parts: self.parts, outline: None, result: None }
+    }
+}
+
+impl<R> Sendable for Workflow<R> {
+    type Output = R;
+
+    fn into_parts(self) -> SendableParts {
+        let result = Some(self.last_id());
+        SendableParts { parts: self.root, outline: Some(self.outline), result }
+    }
+}
+
+impl<R> Clone for Workflow<R> {
+    fn clone(&self) -> Self {
+        let Self { root, outline, last, .. } = self;
+        Self { root: root.clone(), outline: outline.clone(), last: last.clone(), result: PhantomData }
+    }
+}
+
+/// Arguments are not printed: they belong to the user, and logs do not.
+impl<R> fmt::Debug for Workflow<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Workflow")
+            .field("id", &self.root.id)
+            .field("steps", &self.outline.steps.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,246 @@
+//! Workflows over the in-memory adapters: what follows what, with which arguments, and what a failure means.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use machinist_core::{
+    App, Arg, Signature, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
+    record::{FailureKind, TaskState},
+    workflow::{Policy, StepPlan, Workflow, WorkflowStatus},
+};
+use machinist_memory::{MemoryBackend, MemoryBroker};
+
+use support::Running;
+
+const INC: TaskDef<i64, i64> = TaskDef::new("inc");
+const SUM: TaskDef<Vec<i64>, i64> = TaskDef::new("sum");
+const FAIL: TaskDef<machinist_core::Rest<serde_json::Value>, i64> = TaskDef::new("fail");
+const NOTE: TaskDef<machinist_core::Rest<serde_json::Value>, ()> = TaskDef::new("note");
+const WAIT: Duration = Duration::from_secs(120);
+
+type Notes = Arc<Mutex<Vec<(String, Vec<serde_json::Value>)>>>;
+
+async fn inc(n: i64) -> Result<i64, TaskError> {
+    Ok(n + 1)
+}
+
+async fn sum(all: Vec<i64>) -> Result<i64, TaskError> {
+    Ok(all.iter().sum())
+}
+
+async fn fail(_: machinist_core::Rest<serde_json::Value>) -> Result<i64, TaskError> {
+    Err(TaskError::permanent("broken"))
+}
+
+async fn note(
+    cx: TaskContext,
+    State(notes): State<Notes>,
+    machinist_core::Rest(args): machinist_core::Rest<serde_json::Value>,
+) -> Result<(), TaskError> {
+    notes.lock().unwrap().push((cx.task_id().to_string(), args));
+    Ok(())
+}
+
+struct Setting {
+    app: App,
+    notes: Notes,
+    worker: Running,
+}
+
+impl Setting {
+    async fn new() -> Self {
+        let app = App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()))
+            .build()
+            .await
+            .unwrap();
+        let notes = Notes::default();
+        let builder = Worker::builder(&app)
+            .task(INC, inc)
+            .task(SUM, sum)
+            .task(FAIL, fail)
+            .task(NOTE, note)
+            .state(notes.clone());
+        Self { worker: Running::start(builder), app, notes }
+    }
+
+    /// Sends a workflow, and waits for the end of its last task.
+    async fn ended(&self, workflow: Workflow) -> WorkflowStatus {
+        let root = workflow.id().clone();
+        let result = self.app.client().send(workflow).await.unwrap();
+        result.wait_record(WAIT).await.unwrap();
+        self.status(&root).await
+    }
+
+    async fn status(&self, root: &TaskId) -> WorkflowStatus {
+        self.app.client().workflow(root).await.unwrap().expect("a workflow")
+    }
+}
+
+fn call(task: &str, args: impl IntoIterator<Item = i64>) -> Signature {
+    args.into_iter().fold(Signature::new(task), |signature, arg| signature.arg(arg))
+}
+
+fn each(args: impl IntoIterator<Item = i64>) -> Vec<Vec<Arg>> {
+    args.into_iter().map(|arg| vec![Arg::from_value(arg)]).collect()
+}
+
+fn step<'a>(status: &'a WorkflowStatus, name: &str) -> &'a machinist_core::workflow::StepStatus {
+    status.steps.iter().find(|step| step.name == name).unwrap()
+}
+
+fn value(status: &WorkflowStatus, name: &str) -> serde_json::Value {
+    step(status, name).results.as_ref().unwrap().0[0].value.clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chain_passes_results_on() {
+    let setting = Setting::new().await;
+    let workflow = Workflow::of_steps(vec![
+        StepPlan::new("a", call("inc", [1])),
+        StepPlan::new("b", call("inc", [])).after(["a"]),
+        StepPlan::new("c", call("inc", [])).after(["b"]),
+    ]);
+    let workflow = workflow.unwrap();
+    let root = workflow.id().clone();
+    let four: i64 =
+        setting.app.client().send(workflow.typed::<i64>()).await.unwrap().wait(WAIT).await.unwrap();
+    assert_eq!(four, 4);
+    let status = setting.status(&root).await;
+    assert_eq!((status.state, status.progress.done, status.progress.total), (TaskState::Success, 3, 3));
+    assert_eq!(step(&status, "b").id.as_str(), format!("{root}.b"));
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chord_gets_all_results_in_order() {
+    let setting = Setting::new().await;
+    let workflow = Workflow::of_steps(vec![
+        StepPlan::new("many", call("inc", [])).each(each(1..=10)),
+        StepPlan::new("total", call("sum", [])).after(["many"]),
+        StepPlan::new("list", call("note", [])).after(["many"]),
+    ]);
+    let status = setting.ended(workflow.unwrap()).await;
+    assert_eq!(status.state, TaskState::Success);
+    assert_eq!(value(&status, "total"), 65);
+    let many = step(&status, "many").members.unwrap();
+    assert_eq!((many.total, many.done, many.failed), (10, 10, 0));
+    assert_eq!(setting.notes.lock().unwrap()[0].1, [serde_json::json!([2, 3, 4, 5, 6, 7, 8, 9, 10, 11])]);
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_graph_joins_in_the_order_of_its_steps() {
+    let setting = Setting::new().await;
+    let workflow = Workflow::of_steps(vec![
+        StepPlan::new("end", call("note", [0])).after(["b", "many", "a"]),
+        StepPlan::new("a", call("inc", [1])),
+        StepPlan::new("b", call("inc", [])).after(["a"]),
+        StepPlan::new("many", call("inc", [])).each(each([7, 8])),
+        StepPlan::new("again", call("inc", [])).each(each([1, 2])).after(["end"]),
+        StepPlan::new("more", call("note", [])).each(each([5, 6])).after(["again"]),
+    ]);
+    let status = setting.ended(workflow.unwrap()).await;
+    assert_eq!(status.state, TaskState::Success, "{status:?}");
+    let notes = setting.notes.lock().unwrap();
+    assert_eq!(notes[0].1, [serde_json::json!(0), 3.into(), serde_json::json!([8, 9]), 2.into()]);
+    let mut more: Vec<_> =
+        notes[1..].iter().map(|(id, args)| (id.rsplit('.').next().unwrap(), args.clone())).collect();
+    more.sort_by_key(|(id, _)| *id);
+    assert_eq!(
+        more,
+        [("0", vec![5.into(), serde_json::json!([2, 3])]), ("1", vec![6.into(), serde_json::json!([2, 3])])]
+    );
+    drop(notes);
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_step_ends_what_follows_it_and_calls_back_once() {
+    let setting = Setting::new().await;
+    let workflow = Workflow::of_steps(vec![
+        StepPlan::new("many", call("inc", [])).each(each([1, 2])),
+        StepPlan::new("bad", call("fail", [])).after(["many"]).immutable().on_error(["tell"]),
+        StepPlan::new("never", call("inc", [1])).after(["bad"]),
+        StepPlan::new("group", call("inc", [])).each(each([1, 2])).after(["never"]),
+        StepPlan::new("last", call("sum", [])).after(["group"]),
+        StepPlan::new("tell", call("note", [9])),
+    ]);
+    let status = setting.ended(workflow.unwrap()).await;
+    assert_eq!(status.state, TaskState::Failure);
+    assert_eq!(step(&status, "bad").kind, Some(FailureKind::Error));
+    for name in ["never", "group", "last"] {
+        assert_eq!((name, step(&status, name).kind), (name, Some(FailureKind::Upstream)));
+        let error = step(&status, name).error.clone().unwrap();
+        assert!(error.contains(&format!("{}.bad", status.root)) && error.contains("broken"), "{error}");
+    }
+    assert_eq!((status.progress.done, status.progress.total), (7, 7));
+    // The callback has ended too, once.
+    let tell = setting.app.client().result(step(&status, "tell").id.clone());
+    tell.wait_record(WAIT).await.unwrap();
+    assert_eq!(
+        setting.notes.lock().unwrap()[..],
+        [(format!("{}.tell", status.root), vec!["broken".into(), 9.into()])]
+    );
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn policies_say_what_a_failed_member_means() {
+    let setting = Setting::new().await;
+    let members = |policy| {
+        vec![
+            StepPlan::new("good", call("inc", [])).each(each([1, 2])).on_failure(policy),
+            StepPlan::new("bad", call("fail", [])).each(each([1, 2])).on_failure(policy),
+            StepPlan::new("end", call("note", [])).after(["good", "bad"]),
+        ]
+    };
+    let state = async |policy| {
+        let status = setting.ended(Workflow::of_steps(members(policy)).unwrap()).await;
+        (status.state, setting.notes.lock().unwrap().pop().map(|(_, args)| args))
+    };
+    assert_eq!(state(Policy::Fail).await, (TaskState::Failure, None));
+    assert_eq!(state(Policy::CancelRest).await, (TaskState::Failure, None));
+    assert_eq!(state(Policy::Tolerate(1)).await, (TaskState::Failure, None));
+    let both = Some(vec![serde_json::json!([2, 3]), serde_json::json!([])]);
+    assert_eq!(state(Policy::Tolerate(2)).await, (TaskState::Success, both.clone()));
+    assert_eq!(state(Policy::ToleratePercent(100)).await, (TaskState::Success, both));
+    let (success, outcomes) = state(Policy::Collect).await;
+    let outcomes = outcomes.unwrap();
+    assert_eq!(success, TaskState::Success);
+    assert_eq!(outcomes[0][1]["results"], serde_json::json!([3]));
+    assert_eq!((&outcomes[1][0]["kind"], &outcomes[1][0]["error"]), (&"error".into(), &"broken".into()));
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_group_gives_an_empty_list() {
+    let setting = Setting::new().await;
+    let workflow = Workflow::of_steps(vec![
+        StepPlan::new("none", call("inc", [])).each(Vec::new()),
+        StepPlan::new("total", call("sum", [])).after(["none"]),
+    ]);
+    let status = setting.ended(workflow.unwrap()).await;
+    assert_eq!((status.state, value(&status, "total")), (TaskState::Success, 0.into()));
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_workflow_sent_twice_runs_once() {
+    let setting = Setting::new().await;
+    let workflow = Workflow::of_steps(vec![
+        StepPlan::new("many", call("note", [])).each(each([1, 2])),
+        StepPlan::new("end", call("note", [3])).after(["many"]).immutable(),
+    ]);
+    let workflow = workflow.unwrap();
+    setting.app.client().send(workflow.clone()).await.unwrap();
+    assert_eq!(setting.ended(workflow.clone()).await.state, TaskState::Success);
+    assert_eq!(setting.ended(workflow).await.state, TaskState::Success);
+    assert_eq!(setting.notes.lock().unwrap().len(), 3);
+    setting.worker.stop().await;
+}
