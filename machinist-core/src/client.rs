@@ -126,7 +126,9 @@ impl Client {
                             let member = id.to_string();
                             IndexUpdate::Put { index: Index::Scheduled, at, member }
                         }));
-                        Ok(AsyncResult::sent(self.app.clone(), result))
+                        let of_workflow = result != id;
+                        let result = AsyncResult::sent(self.app.clone(), result);
+                        Ok(if of_workflow { result.of_workflow(id) } else { result })
                     }
                     Some(Err(source)) => {
                         if source.is_certain() {

@@ -32,6 +32,8 @@ const MAX_CONCURRENT_WAITS: usize = 512;
 pub struct AsyncResult<R = Results> {
     app: App,
     id: TaskId,
+    /// Root of the workflow whose last task it is.
+    root: Option<TaskId>,
     /// This process has the broker's word that the task was sent, so a missing record means *pending*.
     sent: bool,
     result: PhantomData<fn() -> R>,
@@ -53,13 +55,24 @@ impl App {
 
     /// Returns the result of a task that was sent earlier, perhaps by another process.
     pub fn result(&self, id: TaskId) -> AsyncResult {
-        AsyncResult { app: self.clone(), id, sent: false, result: PhantomData }
+        AsyncResult { app: self.clone(), id, root: None, sent: false, result: PhantomData }
     }
 }
 
 impl<R> AsyncResult<R> {
     pub(crate) fn sent(app: App, id: TaskId) -> Self {
-        Self { app, id, sent: true, result: PhantomData }
+        Self { app, id, root: None, sent: true, result: PhantomData }
+    }
+
+    /// Names the workflow that the task ends.
+    pub(crate) fn of_workflow(self, root: TaskId) -> Self {
+        Self { root: Some(root), ..self }
+    }
+
+    /// Returns the root's id of the workflow that was sent; `None` if it was a single task, or if the result was opened by
+    /// its id. [`Client::workflow`](crate::Client::workflow) shows the whole.
+    pub fn workflow_id(&self) -> Option<&TaskId> {
+        self.root.as_ref()
     }
 
     /// The task's id.
@@ -69,7 +82,7 @@ impl<R> AsyncResult<R> {
 
     /// Reads the result as something else.
     pub fn typed<T>(self) -> AsyncResult<T> {
-        AsyncResult { app: self.app, id: self.id, sent: self.sent, result: PhantomData }
+        AsyncResult { app: self.app, id: self.id, root: self.root, sent: self.sent, result: PhantomData }
     }
 
     /// Reads the state of the task.
@@ -281,7 +294,13 @@ pub async fn wait_any<R: FromResults>(
 
 impl<R> Clone for AsyncResult<R> {
     fn clone(&self) -> Self {
-        Self { app: self.app.clone(), id: self.id.clone(), sent: self.sent, result: PhantomData }
+        Self {
+            app: self.app.clone(),
+            id: self.id.clone(),
+            root: self.root.clone(),
+            sent: self.sent,
+            result: PhantomData,
+        }
     }
 }
 

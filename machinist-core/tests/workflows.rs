@@ -5,7 +5,10 @@
 mod support;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,6 +25,7 @@ const INC: TaskDef<i64, i64> = TaskDef::new("inc");
 const SUM: TaskDef<Vec<i64>, i64> = TaskDef::new("sum");
 const FAIL: TaskDef<machinist_core::Rest<serde_json::Value>, i64> = TaskDef::new("fail");
 const NOTE: TaskDef<machinist_core::Rest<serde_json::Value>, ()> = TaskDef::new("note");
+const FLAKY: TaskDef<i64, i64> = TaskDef::new("flaky");
 const WAIT: Duration = Duration::from_secs(120);
 
 type Notes = Arc<Mutex<Vec<(String, Vec<serde_json::Value>)>>>;
@@ -38,6 +42,11 @@ async fn fail(_: machinist_core::Rest<serde_json::Value>) -> Result<i64, TaskErr
     Err(TaskError::permanent("broken"))
 }
 
+/// Fails until the switch is on.
+async fn flaky(State(on): State<Arc<AtomicBool>>, n: i64) -> Result<i64, TaskError> {
+    if on.load(Ordering::Relaxed) { Ok(n * 10) } else { Err(TaskError::permanent("off")) }
+}
+
 async fn note(
     cx: TaskContext,
     State(notes): State<Notes>,
@@ -50,6 +59,8 @@ async fn note(
 struct Setting {
     app: App,
     notes: Notes,
+    /// Lets `flaky` succeed.
+    on: Arc<AtomicBool>,
     worker: Running,
 }
 
@@ -60,13 +71,16 @@ impl Setting {
             .await
             .unwrap();
         let notes = Notes::default();
+        let on = Arc::<AtomicBool>::default();
         let builder = Worker::builder(&app)
             .task(INC, inc)
             .task(SUM, sum)
             .task(FAIL, fail)
             .task(NOTE, note)
+            .task(FLAKY, flaky)
+            .state(on.clone())
             .state(notes.clone());
-        Self { worker: Running::start(builder), app, notes }
+        Self { worker: Running::start(builder), app, notes, on }
     }
 
     /// Sends a workflow, and waits for the end of its last task.
@@ -147,7 +161,7 @@ async fn a_graph_joins_in_the_order_of_its_steps() {
     ]);
     let status = setting.ended(workflow.unwrap()).await;
     assert_eq!(status.state, TaskState::Success, "{status:?}");
-    let notes = setting.notes.lock().unwrap();
+    let notes = setting.notes.lock().unwrap().clone();
     assert_eq!(notes[0].1, [serde_json::json!(0), 3.into(), serde_json::json!([8, 9]), 2.into()]);
     let mut more: Vec<_> =
         notes[1..].iter().map(|(id, args)| (id.rsplit('.').next().unwrap(), args.clone())).collect();
@@ -156,7 +170,6 @@ async fn a_graph_joins_in_the_order_of_its_steps() {
         more,
         [("0", vec![5.into(), serde_json::json!([2, 3])]), ("1", vec![6.into(), serde_json::json!([2, 3])])]
     );
-    drop(notes);
     setting.worker.stop().await;
 }
 
@@ -242,5 +255,86 @@ async fn the_same_workflow_sent_twice_runs_once() {
     assert_eq!(setting.ended(workflow.clone()).await.state, TaskState::Success);
     assert_eq!(setting.ended(workflow).await.state, TaskState::Success);
     assert_eq!(setting.notes.lock().unwrap().len(), 3);
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_workflow_is_sent_again_and_runs_only_what_failed() {
+    let setting = Setting::new().await;
+    let workflow = Workflow::of_steps(vec![
+        StepPlan::new("first", call("inc", [1])),
+        StepPlan::new("seen", call("note", [])).after(["first"]),
+        StepPlan::new("good", call("inc", [])).each(each([3, 4])).on_failure(Policy::Collect),
+        StepPlan::new("bad", call("flaky", [])).after(["first"]),
+        StepPlan::new("end", call("note", [])).after(["bad", "first"]),
+        StepPlan::new("all", call("note", [])).after(["good"]),
+    ]);
+    let status = setting.ended(workflow.unwrap()).await;
+    assert_eq!(status.state, TaskState::Failure);
+    setting.on.store(true, Ordering::Relaxed);
+    let client = setting.app.client();
+    let result = client.retry_workflow(&status.root).await.unwrap();
+    let again = result.workflow_id().unwrap().clone();
+    assert_eq!(client.retry_workflow(&status.root).await.unwrap().workflow_id(), Some(&again), "once");
+    result.wait_record(WAIT).await.unwrap();
+    let failed = status.root;
+    let status = setting.status(&again).await;
+    assert_eq!((status.state, status.record.retry_of), (TaskState::Success, Some(failed)));
+    let notes = setting.notes.lock().unwrap().clone();
+    let ran = |step: &str| notes.iter().filter(|(id, _)| id.ends_with(step)).count();
+    assert_eq!((ran(".seen"), ran(".all"), ran(".end")), (1, 1, 1), "what succeeded is not run again");
+    assert_eq!(notes.iter().find(|(id, _)| id.ends_with(".end")).unwrap().1, [20, 2]);
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_held_failure_waits_for_its_retry() {
+    let setting = Setting::new().await;
+    let workflow = Workflow::of_steps(vec![
+        StepPlan::new("many", call("flaky", [])).each(each([1, 2])).on_failure(Policy::Hold),
+        StepPlan::new("end", call("note", [])).after(["many"]),
+    ]);
+    let workflow = workflow.unwrap();
+    let root = workflow.id().clone();
+    let client = setting.app.client();
+    let result = client.send(workflow).await.unwrap();
+    for index in 0..2 {
+        let member: TaskId = format!("{root}.many.{index}").try_into().unwrap();
+        // The member is known once its message is published.
+        while client.result(member.clone()).wait_record(WAIT).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    assert_eq!(setting.status(&root).await.state, TaskState::Started);
+    setting.on.store(true, Ordering::Relaxed);
+    for index in 0..2 {
+        let member: TaskId = format!("{root}.many.{index}").try_into().unwrap();
+        client.retry(&member).await.unwrap().wait_record(WAIT).await.unwrap();
+    }
+    result.wait_record(WAIT).await.unwrap();
+    assert_eq!(setting.notes.lock().unwrap()[0].1, [serde_json::json!([10, 20])]);
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revoked_workflow_starts_nothing_more() {
+    let setting = Setting::new().await;
+    let workflow = Workflow::of_steps(vec![
+        StepPlan::new("first", call("inc", [1])),
+        StepPlan::new("later", call("note", []).countdown(Duration::from_secs(3600))).after(["first"]),
+        StepPlan::new("end", call("note", [])).after(["later"]),
+    ]);
+    let workflow = workflow.unwrap();
+    let root = workflow.id().clone();
+    let client = setting.app.client();
+    let result = client.send(workflow).await.unwrap();
+    while setting.status(&root).await.steps[0].state != TaskState::Success {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    client.revoke_workflow(&root).await.unwrap();
+    let last = result.wait_record(2 * Duration::from_secs(3600)).await.unwrap();
+    assert_eq!(last.kind, Some(FailureKind::Upstream));
+    assert_eq!(setting.status(&root).await.steps[1].kind, Some(FailureKind::Revoked));
+    assert_eq!(setting.notes.lock().unwrap().len(), 0);
     setting.worker.stop().await;
 }

@@ -123,6 +123,12 @@ fn child(place: Place, mut step: Step, index: u32, args: &[Arg], results: &[Arg]
             step.task = WORKFLOW_TASK.to_owned();
             step.args = done;
             step.flow.awaits = Vec::new();
+            if !step.flow.steps.is_empty() && step.flow.joins.is_empty() {
+                // A member of several steps: its last one joins.
+                let joins = step.flow.steps.iter().flat_map(|step| &step.flow.joins);
+                let joins = joins.filter(|joining| joining.up > 0).cloned().collect();
+                step.flow = Flow { joins, ..Flow::default() };
+            }
             (step.countdown_ms, step.expires_ms) = (None, None);
         }
         None => {

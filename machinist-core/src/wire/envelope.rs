@@ -385,6 +385,12 @@ impl Envelope {
             FirstSigner::Key(_) => self.pairs.with_first_issued(self.issued),
             FirstSigner::Publisher | FirstSigner::Nobody => self.pairs,
         };
+        // The root of a workflow becomes another root. Any other task keeps its place: it can stand in for the one that
+        // failed.
+        let pairs = match pairs.place() {
+            Some(place) if place.is_root() => pairs.with_place(&Place::root(id.clone())),
+            _ => pairs,
+        };
         Self {
             pairs,
             id,

@@ -5,6 +5,7 @@
 //! completely or not at all, and everything that can be done with a signature can be done with a workflow: a countdown, an
 //! expiry, a periodic schedule.
 
+mod again;
 mod plan;
 mod status;
 

@@ -26,7 +26,7 @@ pub struct StepPlan {
     pub(super) after: Vec<String>,
     pub(super) each: Option<Vec<Vec<Arg>>>,
     /// Steps of each member after its first task.
-    pub(super) inner: Vec<StepPlan>,
+    pub(super) inner: Vec<Self>,
     pub(super) immutable: bool,
     pub(super) on_failure: Policy,
     pub(super) on_error: Vec<String>,

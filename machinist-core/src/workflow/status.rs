@@ -108,12 +108,12 @@ impl Client {
             let status = self.step_status(&place, step).await?;
             if !step.internal && !step.catches {
                 progress.total += status.members.map_or(1, |members| members.total);
-                progress.done +=
-                    status.members.map_or(u32::from(status.state.is_final()), |members| members.done);
+                let ended = u32::from(status.state.is_final());
+                progress.done += status.members.map_or(ended, |members| members.done);
             }
             steps.push((step.internal, status));
         }
-        let state = state(&record, steps.iter().map(|(_, step)| step));
+        let state = state(&record, &steps);
         let steps = steps.into_iter().filter(|(internal, _)| !internal).map(|(_, step)| step).collect();
         Ok(Some(WorkflowStatus {
             root: root.clone(),
@@ -271,15 +271,15 @@ impl Client {
     }
 }
 
-/// Returns the state of a workflow with these steps.
-fn state<'a>(root: &Record, steps: impl Iterator<Item = &'a StepStatus> + Clone) -> TaskState {
-    let mut last = steps.clone().filter(|step| step.is_last);
-    if last.clone().any(|step| step.state == TaskState::Failure) {
+/// Returns the state of a workflow with these steps, each with whether machinist has added it.
+fn state(root: &Record, steps: &[(bool, StepStatus)]) -> TaskState {
+    let mut last = steps.iter().filter(|(_, step)| step.is_last).map(|(_, step)| step.state);
+    if last.clone().any(|state| state == TaskState::Failure) {
         return TaskState::Failure;
     }
-    if last.all(|step| step.state == TaskState::Success) {
+    if last.all(|state| state == TaskState::Success) {
         return TaskState::Success;
     }
-    let begun = root.state.is_final() || steps.clone().any(|step| step.state != TaskState::Pending);
+    let begun = root.state.is_final() || steps.iter().any(|(_, step)| step.state != TaskState::Pending);
     if begun { TaskState::Started } else { root.state }
 }
