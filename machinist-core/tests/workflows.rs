@@ -15,7 +15,7 @@ use std::{
 use machinist_core::{
     App, Arg, Signature, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
     record::{FailureKind, TaskState},
-    workflow::{Policy, StepPlan, Workflow, WorkflowStatus},
+    workflow::{Outcome, Policy, StepPlan, Workflow, WorkflowStatus, chain, chord, graph, group},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 
@@ -23,6 +23,7 @@ use support::Running;
 
 const INC: TaskDef<i64, i64> = TaskDef::new("inc");
 const SUM: TaskDef<Vec<i64>, i64> = TaskDef::new("sum");
+const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
 const FAIL: TaskDef<machinist_core::Rest<serde_json::Value>, i64> = TaskDef::new("fail");
 const NOTE: TaskDef<machinist_core::Rest<serde_json::Value>, ()> = TaskDef::new("note");
 const FLAKY: TaskDef<i64, i64> = TaskDef::new("flaky");
@@ -75,6 +76,7 @@ impl Setting {
         let builder = Worker::builder(&app)
             .task(INC, inc)
             .task(SUM, sum)
+            .task(ADD, async |a: i64, b: i64| Ok::<_, TaskError>(a + b))
             .task(FAIL, fail)
             .task(NOTE, note)
             .task(FLAKY, flaky)
@@ -337,4 +339,99 @@ async fn a_revoked_workflow_starts_nothing_more() {
     assert_eq!(setting.status(&root).await.steps[1].kind, Some(FailureKind::Revoked));
     assert_eq!(setting.notes.lock().unwrap().len(), 0);
     setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn typed_workflows_return_what_their_last_tasks_return() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    let chained = chain(ADD.call((1, 2))).then(ADD.with((10,))).then(INC.with(()));
+    assert_eq!(client.send(chained).await.unwrap().wait(WAIT).await.unwrap(), 14);
+    let total = chord([1, 2, 3].map(|n| INC.call(n)), SUM.with(()));
+    assert_eq!(client.send(total).await.unwrap().wait(WAIT).await.unwrap(), 9);
+    let listed = group((0..3).map(|n| INC.call(n)).collect::<Vec<_>>());
+    assert_eq!(client.send(listed).await.unwrap().wait(WAIT).await.unwrap(), [1, 2, 3]);
+    let both = group((ADD.call((1, 2)), chain(INC.call(1)).then(INC.with(()))));
+    assert_eq!(client.send(both).await.unwrap().wait(WAIT).await.unwrap(), (3, 3));
+    let chains = group([1, 2].map(|n| chain(INC.call(n)).then(ADD.with((100,))))).then(SUM.with(()));
+    assert_eq!(client.send(chains).await.unwrap().wait(WAIT).await.unwrap(), 205);
+    let diamond = graph(|graph| {
+        let a = graph.task(INC.call(1));
+        let b = graph.task(INC.after(&a));
+        let c = graph.named("c", ADD.with((5,)).after(&a));
+        let many = graph.group([1, 2].map(|n| INC.call(n)));
+        let sum = graph.task(SUM.after(&many));
+        let both = graph.task(ADD.after((&b, &c)));
+        graph.task(ADD.after((&both, &sum)))
+    });
+    assert_eq!(client.send(diamond).await.unwrap().wait(WAIT).await.unwrap(), 3 + 7 + 5);
+    let outcomes = group([FAIL.call(vec![]), FAIL.call(vec![])]).collect();
+    let outcomes = client.send(outcomes).await.unwrap().wait(WAIT).await.unwrap();
+    assert!(
+        matches!(&outcomes[..], [Outcome::Failure { kind: FailureKind::Error, error, .. }, _] if error == "broken")
+    );
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn callbacks_follow_success_and_failure() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    let good = INC.call(1).on_success(NOTE.call(vec!["good".into()]).immutable());
+    assert_eq!(client.send(good).await.unwrap().wait(WAIT).await.unwrap(), 2);
+    let bad = FAIL.call(vec![]).on_error(NOTE.call(vec!["told".into()]));
+    client.send(bad).await.unwrap().wait(WAIT).await.unwrap_err();
+    let two = || setting.notes.lock().unwrap().len() == 2;
+    while !two() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mut notes: Vec<_> = setting.notes.lock().unwrap().iter().map(|(_, args)| args.clone()).collect();
+    notes.sort_by_key(Vec::len);
+    assert_eq!(notes, [vec!["good".into()], vec!["broken".into(), serde_json::Value::from("told")]]);
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chain_fails_in_its_group_as_a_member_does() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    let chains = [1, 2].map(|n| chain(INC.call(n)).then(FAIL.call(vec![]).immutable()).then(INC.with(())));
+    let outcomes = group(chains).collect();
+    let outcomes = client.send(outcomes).await.unwrap().wait(WAIT).await.unwrap();
+    for outcome in outcomes {
+        assert!(
+            matches!(outcome, Outcome::Failure { kind: FailureKind::Upstream, error, .. } if error.contains("broken"))
+        );
+    }
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_workflow_is_refused_with_the_step_and_the_remedy() {
+    let inc = || call("inc", [1]);
+    let refused = |steps| Workflow::of_steps(steps).unwrap_err().to_string();
+    for (steps, says) in [
+        (vec![], "at least one step"),
+        (vec![StepPlan::new("A", inc())], "small letters"),
+        (vec![StepPlan::new("a", inc()), StepPlan::new("a", inc())], "two steps have this name"),
+        (
+            vec![StepPlan::new("fetch", inc()), StepPlan::new("b", inc()).after(["fetsh"])],
+            "did you mean \"fetch\"?",
+        ),
+        (vec![StepPlan::new("a", inc()).after(["b"]), StepPlan::new("b", inc()).after(["a"])], "cycle"),
+        (vec![StepPlan::new("a", inc()).each(vec![vec![]; 10_001])], "at most 10000 members"),
+        (vec![StepPlan::new("a", inc()).on_failure(Policy::Hold)], "only a group has a policy"),
+        (
+            vec![StepPlan::new("a", inc().eta(machinist_core::clock::Timestamp::from_micros(1)))],
+            "give a duration",
+        ),
+        (vec![StepPlan::new("a", inc()).on_error(["a"])], "without `on_error`"),
+    ] {
+        assert!(refused(steps).contains(says), "{says}");
+    }
+    let app =
+        App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new())).build().await.unwrap();
+    let mixed = group([INC.call(1), INC.call(2).retries(3)]);
+    let error = app.client().send(mixed).await.unwrap_err().to_string();
+    assert!(error.contains("same task with the same options"), "{error}");
 }

@@ -6,13 +6,16 @@
 //! expiry, a periodic schedule.
 
 mod again;
+mod following;
+mod graph;
 mod plan;
 mod status;
+mod typed;
 
 use std::{fmt, marker::PhantomData, time::Duration};
 
 use crate::{
-    args::{Arg, Results},
+    args::Results,
     builtin::WORKFLOW_TASK,
     clock::Timestamp,
     id::TaskId,
@@ -21,8 +24,11 @@ use crate::{
 };
 
 pub use crate::wire::Policy;
+pub use following::{EndsWith, Following, Immutable, Listed, NextStep, TakesAfter};
+pub use graph::{After, Graph, GraphTask, Handle, Handles, graph};
 pub use plan::{StepPlan, WorkflowError};
 pub use status::{MemberCounts, StepStatus, WorkflowProgress, WorkflowStatus};
+pub use typed::{Group, Member, Members, Outcome, chain, chord, group};
 
 pub(crate) use plan::Outline;
 
@@ -35,9 +41,14 @@ const RESULTS: &str = "results";
 #[must_use = "a workflow does nothing until it is sent"]
 pub struct Workflow<R = Results> {
     pub(crate) root: SignatureParts,
-    pub(crate) outline: Outline,
-    /// Name of the step whose end is the end of the workflow.
-    last: String,
+    name: Option<String>,
+    steps: Vec<StepPlan>,
+    /// Names of the steps whose results are those of the workflow.
+    tails: Vec<String>,
+    /// `true` if a workflow with several last steps has no results.
+    untyped: bool,
+    /// Reason that it cannot be sent.
+    unsendable: Option<String>,
     result: PhantomData<fn() -> R>,
 }
 
@@ -58,41 +69,54 @@ impl Workflow {
     /// ])?;
     /// # Ok::<(), machinist_core::workflow::WorkflowError>(())
     /// ```
-    pub fn of_steps(mut steps: Vec<StepPlan>) -> Result<Self, WorkflowError> {
+    pub fn of_steps(steps: Vec<StepPlan>) -> Result<Self, WorkflowError> {
         let compiled = plan::compile(&steps)?;
-        let tails: Vec<_> = compiled.outline.iter().filter(|step| step.is_last).collect();
-        if let [one] = tails.as_slice()
-            && one.members.is_none()
-        {
-            let last = one.name.clone();
-            return Ok(Self::compiled(compiled, last));
-        }
-        let last = free_name(&steps);
-        let after: Vec<String> = tails.iter().map(|step| step.name.clone()).collect();
-        let mut ending = StepPlan::new(&last, Signature::new(WORKFLOW_TASK)).after(after).immutable();
-        ending.signature.queue = steps.iter().find_map(|step| step.signature.queue.clone());
-        steps.push(ending);
-        Ok(Self::compiled(plan::compile(&steps)?, last))
+        let last = compiled.outline.into_iter().filter(|step| step.is_last);
+        let tails = last.map(|step| step.name).collect();
+        Ok(Self { untyped: true, ..Self::of(steps, tails) })
     }
 }
 
 /// Returns a name that no step has.
 fn free_name(steps: &[StepPlan]) -> String {
     let taken = |name: &str| steps.iter().any(|step| step.name == name);
-    let numbered = (1..).map(|n| if n == 1 { RESULTS.to_owned() } else { format!("{RESULTS}{n}") });
+    let mut numbered = (1..).map(|n| if n == 1 { RESULTS.to_owned() } else { format!("{RESULTS}{n}") });
     // INVARIANT: there are more numbers than steps.
-    numbered.into_iter().find(|name| !taken(name)).expect("a free name")
+    numbered.find(|name| !taken(name)).expect("a free name")
 }
 
 impl<R> Workflow<R> {
-    fn compiled(compiled: plan::Compiled, last: String) -> Self {
-        let plan::Compiled { then, steps, outline } = compiled;
-        let mut root = Signature::<Results>::typed(WORKFLOW_TASK.to_owned(), Vec::<Arg>::new()).parts;
-        root.queue = steps.iter().find(|step| then.contains(&step.name)).map(|step| step.queue.clone());
-        root.queue = root.queue.filter(|queue| !queue.is_empty());
+    fn of(steps: Vec<StepPlan>, tails: Vec<String>) -> Self {
+        let root = Signature::<Results>::typed(WORKFLOW_TASK.to_owned(), Vec::new()).parts;
+        Self { root, name: None, steps, tails, untyped: false, unsendable: None, result: PhantomData }
+    }
+
+    /// Makes the message of the root, and the outline.
+    fn compiled(mut self) -> Result<(SignatureParts, Outline, TaskId), String> {
+        if let Some(why) = self.unsendable {
+            return Err(why);
+        }
+        let single = |name: &String| self.steps.iter().any(|step| step.name == *name && step.each.is_none());
+        let last = match self.tails.as_slice() {
+            [one] if single(one) => one.clone(),
+            several => {
+                let last = free_name(&self.steps);
+                let mut ending =
+                    StepPlan::new(&last, Signature::new(WORKFLOW_TASK)).after(several.iter().cloned());
+                ending.immutable = self.untyped;
+                ending.signature.queue = self.steps.iter().find_map(|step| step.signature.queue.clone());
+                self.steps.push(ending);
+                last
+            }
+        };
+        let plan::Compiled { then, steps, outline } =
+            plan::compile(&self.steps).map_err(|error| error.to_string())?;
+        let first = steps.iter().find(|step| then.contains(&step.name) && !step.queue.is_empty());
+        let mut root = self.root;
+        root.queue = root.queue.or_else(|| first.map(|step| step.queue.clone()));
+        let last = Place::root(root.id.clone()).step(&last).id();
         root.flow = Some(Box::new(Flow { then, steps, ..Flow::default() }));
-        let outline = Outline { name: None, steps: outline };
-        Self { root, outline, last, result: PhantomData }
+        Ok((root, Outline { name: self.name, steps: outline }, last))
     }
 
     /// Returns the root's id, made with the workflow.
@@ -108,7 +132,7 @@ impl<R> Workflow<R> {
 
     /// Names the workflow, for people.
     pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.outline.name = Some(name.into());
+        self.name = Some(name.into());
         self
     }
 
@@ -130,14 +154,10 @@ impl<R> Workflow<R> {
         self
     }
 
-    /// Returns the id of the task whose end is the end of the workflow.
-    pub(crate) fn last_id(&self) -> TaskId {
-        Place::root(self.root.id.clone()).step(&self.last).id()
-    }
-
     /// Reads the result as something else.
     pub fn typed<T>(self) -> Workflow<T> {
-        Workflow { root: self.root, outline: self.outline, last: self.last, result: PhantomData }
+        let Self { root, name, steps, tails, untyped, unsendable, .. } = self;
+        Workflow { root, name, steps, tails, untyped, unsendable, result: PhantomData }
     }
 }
 
@@ -177,15 +197,28 @@ impl<R> Sendable for Workflow<R> {
     type Output = R;
 
     fn into_parts(self) -> SendableParts {
-        let result = Some(self.last_id());
-        SendableParts { parts: self.root, outline: Some(self.outline), result }
+        let mut root = self.root.clone();
+        match self.compiled() {
+            Ok((parts, outline, last)) => SendableParts { parts, outline: Some(outline), result: Some(last) },
+            Err(why) => {
+                root.unsendable = Some(why);
+                SendableParts { parts: root, outline: None, result: None }
+            }
+        }
     }
 }
 
 impl<R> Clone for Workflow<R> {
     fn clone(&self) -> Self {
-        let Self { root, outline, last, .. } = self;
-        Self { root: root.clone(), outline: outline.clone(), last: last.clone(), result: PhantomData }
+        Self {
+            root: self.root.clone(),
+            name: self.name.clone(),
+            steps: self.steps.clone(),
+            tails: self.tails.clone(),
+            untyped: self.untyped,
+            unsendable: self.unsendable.clone(),
+            result: PhantomData,
+        }
     }
 }
 
@@ -194,7 +227,15 @@ impl<R> fmt::Debug for Workflow<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Workflow")
             .field("id", &self.root.id)
-            .field("steps", &self.outline.steps.len())
+            .field("steps", &self.steps.len())
             .finish_non_exhaustive()
+    }
+}
+
+impl<R> Sendable for Group<R> {
+    type Output = Vec<R>;
+
+    fn into_parts(self) -> SendableParts {
+        Workflow::from(self).into_parts()
     }
 }

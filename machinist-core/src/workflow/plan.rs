@@ -30,6 +30,8 @@ pub struct StepPlan {
     pub(super) immutable: bool,
     pub(super) on_failure: Policy,
     pub(super) on_error: Vec<String>,
+    /// `true` if it is an error callback of a typed workflow.
+    pub(super) catches: bool,
 }
 
 /// Error of steps that are no workflow.
@@ -87,6 +89,7 @@ impl StepPlan {
             immutable: false,
             on_failure: Policy::Fail,
             on_error: Vec::new(),
+            catches: false,
         }
     }
 
@@ -119,6 +122,18 @@ impl StepPlan {
     pub fn on_error<S: Into<String>>(mut self, steps: impl IntoIterator<Item = S>) -> Self {
         self.on_error.extend(steps.into_iter().map(Into::into));
         self
+    }
+
+    /// Returns `true` if another step is the same task with the same options; its arguments may differ if `any_args`.
+    pub(super) fn is_like(&self, other: &Self, any_args: bool) -> bool {
+        let plain = |plan: &Self| {
+            let mut step = template(plan)?;
+            if any_args {
+                step.args.clear();
+            }
+            Ok::<_, WorkflowError>((step, plan.after.clone()))
+        };
+        plain(self).is_ok_and(|own| plain(other).is_ok_and(|other| own == other))
     }
 
     /// Returns the name.
