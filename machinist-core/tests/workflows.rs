@@ -27,6 +27,9 @@ const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
 const FAIL: TaskDef<machinist_core::Rest<serde_json::Value>, i64> = TaskDef::new("fail");
 const NOTE: TaskDef<machinist_core::Rest<serde_json::Value>, ()> = TaskDef::new("note");
 const FLAKY: TaskDef<i64, i64> = TaskDef::new("flaky");
+/// The same task, as a caller may know it.
+const NOTE_ONE: TaskDef<i64, ()> = TaskDef::new("note");
+const SPAWN: TaskDef<i64, i64> = TaskDef::new("spawn");
 const WAIT: Duration = Duration::from_secs(120);
 
 type Notes = Arc<Mutex<Vec<(String, Vec<serde_json::Value>)>>>;
@@ -41,6 +44,13 @@ async fn sum(all: Vec<i64>) -> Result<i64, TaskError> {
 
 async fn fail(_: machinist_core::Rest<serde_json::Value>) -> Result<i64, TaskError> {
     Err(TaskError::permanent("broken"))
+}
+
+/// Spawns a note and a chain, and fails in its first attempt.
+async fn spawn(n: i64, cx: TaskContext) -> Result<i64, TaskError> {
+    cx.spawn(NOTE.call(vec![n.into()]))?;
+    cx.spawn(chain(INC.call(n)).then(NOTE_ONE.with(())))?;
+    if cx.attempt() == 1 { Err(TaskError::retry_in(Duration::from_millis(1))) } else { Ok(n) }
 }
 
 /// Fails until the switch is on.
@@ -80,6 +90,7 @@ impl Setting {
             .task(FAIL, fail)
             .task(NOTE, note)
             .task(FLAKY, flaky)
+            .task(SPAWN, spawn)
             .state(on.clone())
             .state(notes.clone());
         Self { worker: Running::start(builder), app, notes, on }
@@ -342,6 +353,23 @@ async fn a_revoked_workflow_starts_nothing_more() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_plain_task_spawns_too() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    let parent = client.send(SPAWN.call(7)).await.unwrap();
+    parent.wait(WAIT).await.unwrap();
+    while setting.notes.lock().unwrap().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let ids: Vec<String> = setting.notes.lock().unwrap().iter().map(|(id, _)| id.clone()).collect();
+    assert!(
+        ids.contains(&format!("{}+1", parent.id())) && ids.contains(&format!("{}+2.s1", parent.id())),
+        "{ids:?}"
+    );
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn typed_workflows_return_what_their_last_tasks_return() {
     let setting = Setting::new().await;
     let client = setting.app.client();
@@ -434,4 +462,26 @@ async fn what_is_no_workflow_is_refused_with_the_step_and_the_remedy() {
     let mixed = group([INC.call(1), INC.call(2).retries(3)]);
     let error = app.client().send(mixed).await.unwrap_err().to_string();
     assert!(error.contains("same task with the same options"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_handler_spawns_is_sent_once_if_it_succeeds() {
+    let setting = Setting::new().await;
+    let client = setting.app.client();
+    for workflow in [chain(SPAWN.call(7)), chain(SPAWN.call(7))] {
+        let root = workflow.id().clone();
+        client.send(workflow).await.unwrap().wait(WAIT).await.unwrap();
+        let spawned = |n: u32| TaskId::try_from(format!("{root}.s0+{n}")).unwrap();
+        while setting.notes.lock().unwrap().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(client.result(spawned(1)).state().await.unwrap(), TaskState::Success);
+        let status = setting.status(&spawned(2)).await;
+        assert_eq!(status.steps.len(), 2);
+        let mut notes = std::mem::take(&mut *setting.notes.lock().unwrap());
+        notes.sort_by_key(|(id, _)| id.clone());
+        let values: Vec<_> = notes.iter().map(|(_, args)| args[0].clone()).collect();
+        assert_eq!(values, [7, 8]);
+    }
+    setting.worker.stop().await;
 }

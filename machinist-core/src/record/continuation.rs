@@ -7,7 +7,7 @@ use crate::{
     args::Arg,
     builtin::WORKFLOW_TASK,
     id::{RecordId, RecordKind, TaskId},
-    wire::{Flow, Membership, Place, Policy, Step},
+    wire::{Flow, Membership, Outline, Place, Policy, Spawned, Step, spawned_id},
 };
 
 /// A task of a workflow that is published, or that ends without being published.
@@ -16,12 +16,19 @@ pub(crate) struct Child {
     pub(crate) place: Place,
     /// The step that it comes from. Its arguments and its flow are those of the child.
     pub(crate) step: Step,
+    /// Outline of the workflow that it begins.
+    pub(crate) outline: Option<Outline>,
 }
 
 impl Child {
     /// Returns the id of the task.
     pub(crate) fn id(&self) -> TaskId {
         self.place.id()
+    }
+
+    /// Returns `true` unless it is a single task that was spawned.
+    pub(crate) fn is_of_workflow(&self) -> bool {
+        !self.place.is_root() || !self.step.flow.is_empty()
     }
 }
 
@@ -53,6 +60,15 @@ pub(crate) fn join_record(waiting: &Place) -> RecordId {
 pub(crate) fn after_success(place: &Place, flow: &Flow, results: &[Arg]) -> Vec<Child> {
     let steps = flow.then.iter().filter_map(|name| flow.step(name));
     steps.flat_map(|step| tasks_of(place, flow, step, results)).collect()
+}
+
+/// Returns what the handler of a task has spawned. The ids are those of the task and a number.
+pub(crate) fn spawned_by(parent: &TaskId, spawned: Vec<Spawned>) -> Vec<Child> {
+    let child = |(number, Spawned { step, outline }): (usize, Spawned)| {
+        let place = Place::root(spawned_id(parent, number + 1));
+        Child { place, step, outline }
+    };
+    spawned.into_iter().enumerate().map(child).collect()
 }
 
 /// Returns the error callbacks of a failure with this text.
@@ -136,5 +152,5 @@ fn child(place: Place, mut step: Step, index: u32, args: &[Arg], results: &[Arg]
             step.args.extend_from_slice(results);
         }
     }
-    Child { place, step }
+    Child { place, step, outline: None }
 }

@@ -51,7 +51,7 @@ pub use kind::FailureKind;
 
 pub(crate) use claim::{Claim, ClaimStatus, RenewalAction};
 pub(crate) use continuation::{
-    Child, Joining, after_failure, after_success, join_record, joinings, never_after,
+    Child, Joining, after_failure, after_success, join_record, joinings, never_after, spawned_by,
 };
 pub(crate) use control::{control_record, disable, disabled_tasks, enable};
 pub(crate) use dead_reason::DeadReason;

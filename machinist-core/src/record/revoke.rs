@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(state_of(facts), TaskState::Failure);
         assert_eq!(
             recorded_follow_up(facts, 1),
-            Some(FollowUp::Ended),
+            Some(FollowUp::Ended { spawns: false }),
             "a revoked task is not a dead letter"
         );
         assert_eq!(

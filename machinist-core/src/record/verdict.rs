@@ -173,7 +173,10 @@ pub(crate) fn outcome_commit(
         Verdict::Failure { kind, error } => {
             let verdict = EndVerdict::Failure(Failure::new(*kind, error.clone()));
             commit.expiry = Expiry::After(ttl.max(MIN_RESULTS_TTL));
-            (name::END.into(), json(&End { origin: Some(origin), at: now, verdict, log }))
+            (
+                name::END.into(),
+                json(&End { origin: Some(origin), at: now, verdict, log, spawns: 0, spawned: Vec::new() }),
+            )
         }
     };
     commit.facts.push((fact, value));
@@ -204,8 +207,7 @@ pub(crate) fn failure_without_run(
     // Nothing can follow the largest number.
     commit.unless.extend(newest.checked_add(1).map(|next| name::start(attempt, next)));
     let verdict = EndVerdict::Failure(failure);
-    commit.facts =
-        vec![(name::END.into(), json(&End { origin: None, at: now, verdict, log: String::new() }))];
+    commit.facts = vec![(name::END.into(), json(&End::without_run(now, verdict)))];
     commit.expiry = Expiry::After(ttl.max(MIN_RESULTS_TTL));
     commit.wake = true;
     commit
@@ -254,13 +256,13 @@ fn is_own_outcome(facts: &Facts, claim: &Claim, verdict: &Verdict) -> bool {
 /// Returns the follow-up of a verdict once it is recorded.
 pub(crate) fn follow_up_of(verdict: &Verdict, claim: &Claim) -> FollowUp {
     match verdict {
-        Verdict::Success(_) => FollowUp::Ended,
+        Verdict::Success(results) => FollowUp::Ended { spawns: !results.spawned.is_empty() },
         Verdict::Retry { due, counters, .. } => {
             FollowUp::NextRun { due: *due, counters: *counters, token: claim.token }
         }
         Verdict::Failure { kind, error } if is_dead_lettered(*kind) => {
             FollowUp::DeadLetter { attempt: claim.attempt, failure: Failure::new(*kind, error.clone()) }
         }
-        Verdict::Failure { .. } => FollowUp::Ended,
+        Verdict::Failure { .. } => FollowUp::Ended { spawns: false },
     }
 }

@@ -11,6 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::Outline;
 use crate::{args::Arg, retry::RetryPolicy};
 
 /// Maximum number of members of a group.
@@ -96,6 +97,15 @@ pub(crate) struct Catch {
     pub(crate) up: u32,
     /// The step.
     pub(crate) step: Step,
+}
+
+/// A task or a workflow that a handler has spawned, as the end of its task records it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Spawned {
+    /// The task, or the task that begins the workflow.
+    pub(crate) step: Step,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) outline: Option<Outline>,
 }
 
 /// Place of a task's end in a join.
@@ -198,6 +208,18 @@ impl Step {
     /// Returns the number of tasks that the step is published as.
     pub(crate) fn count(&self) -> usize {
         self.each.as_ref().map_or(1, Vec::len)
+    }
+
+    /// Gives a queue to the step and to all steps that follow it, unless they name one.
+    pub(crate) fn fill_queue(&mut self, default: &str) {
+        let mut open = vec![self];
+        while let Some(step) = open.pop() {
+            if step.queue.is_empty() {
+                default.clone_into(&mut step.queue);
+            }
+            open.extend(&mut step.flow.steps);
+            open.extend(step.flow.catch.iter_mut().map(|catch| &mut catch.step));
+        }
     }
 
     pub(crate) fn countdown(&self) -> Option<Duration> {

@@ -9,6 +9,8 @@ use crate::id::TaskId;
 
 /// Maximum length of an id that is written out, in bytes. A longer one holds a hash of its path.
 const MAX_ID: usize = 200;
+/// Maximum length of the id of what is spawned, in bytes: it can be the root of a workflow.
+const MAX_SPAWNED_ID: usize = 150;
 
 /// Place of a task in a workflow.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,9 +55,7 @@ impl Place {
         let text = if full.len() <= MAX_ID {
             full
         } else {
-            let hash: String =
-                Sha256::digest(self.path.as_bytes())[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("{}.#{hash}", self.root)
+            format!("{}.#{}", self.root, short_hash(self.path.as_bytes()))
         };
         // INVARIANT: a root is an id without control characters, and a path adds few plain ones; the sender of a workflow
         // has checked that the root leaves room for a hash.
@@ -113,6 +113,26 @@ impl Place {
     }
 }
 
+/// Returns the id of a task or workflow that the handler of another task has spawned. Spawning in turn leads to longer ids, until
+/// they hold a hash.
+pub(crate) fn spawned_id(parent: &TaskId, number: usize) -> TaskId {
+    let full = format!("{parent}+{number}");
+    let text = if full.len() <= MAX_SPAWNED_ID {
+        full
+    } else {
+        let origin = parent.as_str().split('+').next().unwrap_or_default();
+        let origin =
+            &origin[..(0..=64.min(origin.len())).rev().find(|at| origin.is_char_boundary(*at)).unwrap_or(0)];
+        format!("{origin}+#{}", short_hash(full.as_bytes()))
+    };
+    // INVARIANT: part of an id, and a few plain characters.
+    TaskId::parse(&text).unwrap_or_else(|_| parent.clone())
+}
+
+fn short_hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Returns `true` if a text can be a part of a path: a name or a number.
 fn is_part(part: &str) -> bool {
     is_step_name(part)
@@ -166,6 +186,17 @@ mod tests {
         let path = vec!["a".repeat(40); 6].join(".");
         let (one, other) = (place(&path).id(), place(&path[1..]).id());
         assert!(one.as_str().starts_with("R.#") && one.as_str().len() < 40 && one != other);
+    }
+
+    #[test]
+    fn what_is_spawned_again_and_again_keeps_short_ids() {
+        let mut id: TaskId = "R".try_into().unwrap();
+        assert_eq!(spawned_id(&id, 1).as_str(), "R+1");
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..1000 {
+            id = spawned_id(&id, 2);
+            assert!(id.as_str().len() <= MAX_SPAWNED_ID && seen.insert(id.clone()), "{id}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::{
     record::{
         Child, DeadReason, End, EndVerdict, Facts, Failure, FailureKind, Joining, Member, UNFINISHED_TTL,
         after_failure, after_success, failure_without_run, join, joinings, may_be_decided, name, never_after,
-        retention, upstream_error, waiting_callback,
+        retention, spawned_by, upstream_error, waiting_callback,
     },
     security::encrypt_outcome,
     wire::{Body, Envelope, Flow, Pairs, Place, Policy, message_to_fact},
@@ -55,11 +55,17 @@ impl WorkerContext {
     pub(super) async fn continue_workflow(
         &self,
         envelope: &Envelope,
-        place: &Place,
+        place: Option<&Place>,
         end: Option<Bytes>,
     ) -> Result<(), Unpublished> {
         self.calls.can_sign().await?;
-        let recorded = self.recorded_end(envelope, end).await?;
+        let mut recorded = self.recorded_end(envelope, end).await?;
+        let spawned = spawned_by(&envelope.id, std::mem::take(&mut recorded.end.spawned));
+        let mut unsent = self.publish_children(envelope, spawned, recorded.end.at).await?;
+        let mut woken = BTreeSet::new();
+        let Some(place) = place else {
+            return self.end_unsent(envelope, unsent, &mut woken).await;
+        };
         let flow = match self.app.decode(envelope) {
             Ok(body) => body.flow.unwrap_or_default(),
             Err(error) if self.app.0.trust.check_decryptable(envelope).is_err() => {
@@ -70,24 +76,23 @@ impl WorkerContext {
         };
         let id = &envelope.id;
         let at = recorded.end.at;
-        let (failed, unsent) = match &recorded.end.verdict {
+        let failed = match &recorded.end.verdict {
             EndVerdict::Success { results } => {
                 let children = after_success(place, &flow, &results.0);
-                (false, self.publish_children(envelope, children, at).await?)
+                unsent.extend(self.publish_children(envelope, children, at).await?);
+                false
             }
             EndVerdict::Failure(failure) => {
-                let mut unsent = Vec::new();
                 if calls_back(failure.kind) {
                     let children = after_failure(place, &flow, &failure.error.chain.join(": "));
-                    unsent = self.publish_children(envelope, children, at).await?;
+                    unsent.extend(self.publish_children(envelope, children, at).await?);
                 }
                 let upstream = Failure::new(FailureKind::Upstream, &*upstream_error(id, failure));
                 let never = never_after(place, &flow).into_iter();
                 unsent.extend(never.map(|child| (child, upstream.clone())));
-                (true, unsent)
+                true
             }
         };
-        let mut woken = BTreeSet::new();
         self.end_unsent(envelope, unsent, &mut woken).await?;
         let own = Ended { place: place.clone(), flow: &flow, end: recorded.fact, failed };
         self.join(id, own, &mut woken).await?;
@@ -228,7 +233,10 @@ impl WorkerContext {
         })?;
         let mut facts = sender_facts(&envelope);
         let waits = envelope.pairs.awaits();
-        if waits || envelope.eta.is_some() {
+        if let Some(outline) = &child.outline {
+            facts.facts.push((name::OUTLINE.into(), crate::record::json(outline)));
+        }
+        if waits || envelope.eta.is_some() || child.outline.is_some() {
             let message = message_to_fact(&message, size);
             facts.facts.extend(message.map(|message| (name::MESSAGE.into(), message)));
         }
@@ -264,8 +272,10 @@ impl WorkerContext {
         }
         let mut pairs = Pairs::of_labels(step.labels.clone())
             .map_err(malformed)?
-            .with_place(&child.place)
             .with_first_issued(parent.first_issued());
+        if child.is_of_workflow() {
+            pairs = pairs.with_place(&child.place);
+        }
         if !step.flow.awaits.is_empty() {
             pairs = pairs.awaiting();
         }

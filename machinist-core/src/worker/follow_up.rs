@@ -37,7 +37,7 @@ impl WorkerContext {
     ) -> Settlement {
         match follow_up {
             FollowUp::Nothing => Settlement::Ack,
-            FollowUp::Ended if !envelope.pairs.are_of_workflow() => Settlement::Ack,
+            FollowUp::Ended { spawns: false } if !envelope.pairs.are_of_workflow() => Settlement::Ack,
             follow_up => Box::pin(self.publish_and_mark_done(envelope, follow_up, end)).await,
         }
     }
@@ -49,13 +49,17 @@ impl WorkerContext {
         end: Option<Bytes>,
     ) -> Settlement {
         let mut stopwatch = self.events.stopwatch();
-        if let (Some(place), FollowUp::Ended | FollowUp::DeadLetter { .. }) = (envelope.place(), follow_up)
-            && let Err(unpublished) = self.continue_workflow(envelope, &place, end).await
-        {
+        let place = envelope.place();
+        let goes_on = match follow_up {
+            FollowUp::Ended { spawns } => *spawns || place.is_some(),
+            FollowUp::DeadLetter { .. } => place.is_some(),
+            FollowUp::Nothing | FollowUp::NextRun { .. } => false,
+        };
+        if goes_on && let Err(unpublished) = self.continue_workflow(envelope, place.as_ref(), end).await {
             return self.settled_by::<()>(Err(unpublished)).await;
         }
         let published = match follow_up {
-            FollowUp::Nothing | FollowUp::Ended => Ok(()),
+            FollowUp::Nothing | FollowUp::Ended { .. } => Ok(()),
             FollowUp::NextRun { due, counters, token } => {
                 self.publish_next(envelope, *due, *counters, *token).await
             }

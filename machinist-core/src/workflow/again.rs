@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use super::plan::Outline;
 use crate::{
     args::Arg,
     client::Client,
@@ -14,7 +13,7 @@ use crate::{
     id::{RecordId, TaskId},
     record::{TaskState, name},
     result::AsyncResult,
-    wire::{Flow, Place, Step},
+    wire::{Flow, Outline, Place, Step},
 };
 
 /// Number of records that are read at once.

@@ -20,7 +20,7 @@ use crate::{
     clock::Timestamp,
     id::TaskId,
     signature::{Signature, SignatureParts},
-    wire::{Flow, Place},
+    wire::{Flow, Outline, Place, Spawned},
 };
 
 pub use crate::wire::Policy;
@@ -29,8 +29,6 @@ pub use graph::{After, Graph, GraphTask, Handle, Handles, graph};
 pub use plan::{StepPlan, WorkflowError};
 pub use status::{MemberCounts, StepStatus, WorkflowProgress, WorkflowStatus};
 pub use typed::{Group, Member, Members, Outcome, chain, chord, group};
-
-pub(crate) use plan::Outline;
 
 /// Name of the step that ends a workflow which has several last steps.
 const RESULTS: &str = "results";
@@ -183,6 +181,16 @@ pub struct SendableParts {
     pub(crate) outline: Option<Outline>,
     /// Task whose end is the result, if it is not the task that is sent.
     pub(crate) result: Option<TaskId>,
+}
+
+/// Makes what a handler spawns of what a client could send.
+pub(crate) fn spawned_of(sendable: SendableParts) -> Result<Spawned, String> {
+    let SendableParts { mut parts, outline, .. } = sendable;
+    let flow = parts.flow.take();
+    let mut step = plan::step_of(&parts).map_err(|error| error.why)?;
+    step.flow = flow.map(|flow| *flow).unwrap_or_default();
+    step.flow.check()?;
+    Ok(Spawned { step, outline })
 }
 
 impl<R> Sendable for Signature<R> {

@@ -5,13 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
-
 use crate::{
     args::Arg,
     builtin::WORKFLOW_TASK,
     signature::{Signature, SignatureParts, When},
-    wire::{Catch, Flow, MAX_MEMBERS, MAX_STEPS, Membership, Part, Policy, Step, is_step_name},
+    wire::{Catch, Flow, MAX_MEMBERS, MAX_STEPS, Membership, OutlineStep, Part, Policy, Step, is_step_name},
 };
 
 /// Suffix of the step that gathers the results for a group which waits for others.
@@ -42,38 +40,6 @@ pub struct WorkflowError {
     pub step: Option<String>,
     /// What is wrong, and the remedy.
     pub why: String,
-}
-
-/// A step as it is shown: kept in the record of the root.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct OutlineStep {
-    pub(crate) name: String,
-    pub(crate) task: String,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) after: Vec<String>,
-    /// Number of members, if the step is a group.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) members: Option<u32>,
-    /// Name of the last step of a member.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) last: Option<String>,
-    /// `true` if the step runs only when another has failed.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) catches: bool,
-    /// `true` for a step that machinist adds.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) internal: bool,
-    /// `true` if nothing follows it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) is_last: bool,
-}
-
-/// The steps of a workflow as they are shown.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Outline {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) name: Option<String>,
-    pub(crate) steps: Vec<OutlineStep>,
 }
 
 impl StepPlan {
@@ -564,6 +530,12 @@ fn template(plan: &StepPlan) -> Result<Step, WorkflowError> {
         done: BTreeMap::new(),
         flow,
     })
+}
+
+/// Makes a step of a signature that is spawned.
+pub(super) fn step_of(parts: &SignatureParts) -> Result<Step, WorkflowError> {
+    let plan = StepPlan { signature: parts.clone(), ..StepPlan::new(String::new(), Signature::new("")) };
+    template(&plan)
 }
 
 /// Returns the name that is most like another, if one is.

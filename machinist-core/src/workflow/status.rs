@@ -5,7 +5,6 @@
 
 use serde::Serialize;
 
-use super::plan::{Outline, OutlineStep};
 use crate::{
     args::Results,
     client::Client,
@@ -13,7 +12,7 @@ use crate::{
     error::ResultError,
     id::{RecordId, TaskId},
     record::{FailureKind, Record, TaskState, fold, name},
-    wire::Place,
+    wire::{Outline, OutlineStep, Place},
 };
 
 /// Number of records that are read at once.

@@ -223,7 +223,7 @@ impl Model {
     pub(super) fn follow(&self, state: &mut ModelState, index: HandlerIndex, follow_up: FollowUp) {
         let stage = match follow_up {
             // The task belongs to no workflow.
-            FollowUp::Nothing | FollowUp::Ended => HandlerStage::Ack,
+            FollowUp::Nothing | FollowUp::Ended { .. } => HandlerStage::Ack,
             _ => HandlerStage::Publish(self.store.follow_up(follow_up)),
         };
         let handler = index.get_mut(state);

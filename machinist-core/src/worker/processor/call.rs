@@ -57,7 +57,15 @@ impl TaskProcessor {
                 // Slots bound the handlers that run at once; recording an outcome needs none.
                 drop(slot);
                 match self.outcome(ended, registered) {
-                    Ok(outcome) => within(outcome, self.worker.app.0.max_sizes.results),
+                    Ok(Outcome::Returned(mut results)) => {
+                        results.spawned = cx.take_spawned();
+                        let default = self.worker.app.default_queue();
+                        for spawned in &mut results.spawned {
+                            spawned.step.fill_queue(default.as_str());
+                        }
+                        within(Outcome::Returned(results), self.worker.app.0.max_sizes.results)
+                    }
+                    Ok(outcome) => outcome,
                     Err(NoOutcome::TakenOver) => return self.worker.taken_over(active),
                     Err(NoOutcome::HandBack) => {
                         return Some(Box::pin(self.worker.hand_back(active, registered, &claim)).await);
@@ -195,6 +203,7 @@ impl TaskProcessor {
             cancel: registered.cancel.child_token(),
             state: Arc::clone(&self.state),
             log: Mutex::default(),
+            spawned: Mutex::default(),
             clock: self.worker.app.clock().clone(),
             progress: tokio::sync::watch::Sender::new(None),
         })
@@ -229,6 +238,11 @@ fn within(outcome: Outcome, limit: usize) -> Outcome {
             let error = format!(
                 "it returned more than {limit} bytes: store the data elsewhere, and return its location"
             );
+            Outcome::Failed(TaskError::permanent(error))
+        }
+        Outcome::Returned(results) if results.spawned_size() > limit => {
+            let error =
+                format!("it spawned tasks of more than {limit} bytes: spawn a task that sends the rest");
             Outcome::Failed(TaskError::permanent(error))
         }
         outcome => outcome,
