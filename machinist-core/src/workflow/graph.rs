@@ -70,7 +70,7 @@ impl Graph {
 
     /// Adds a group.
     pub fn group<R, M: Members<Group = Group<R>>>(&mut self, members: M) -> Handle<Vec<R>> {
-        self.workflow.absorb(members.into_group().into());
+        self.workflow.absorb(&Workflow::from(members.into_group()));
         self.newest()
     }
 
@@ -173,6 +173,7 @@ impl<A, R> TaskDef<A, R> {
 
 impl<A, R, G> Following<A, R, G> {
     /// Makes the task one that follows tasks of a graph, and takes their results after what it is given.
+    #[allow(clippy::needless_pass_by_value, reason = "one handle or a tuple of them is written as it is")]
     pub fn after<H: Handles>(self, tasks: H) -> After<Self, H::Results> {
         After { next: self, before: tasks.names(), results: PhantomData }
     }

@@ -120,7 +120,7 @@ impl<M: Member> Members for Vec<M> {
     type Group = Group<M::Output>;
 
     fn into_group(self) -> Self::Group {
-        Group(Workflow::of_members(self.into_iter().map(Member::into_workflow).collect()))
+        Group(Workflow::of_members(&self.into_iter().map(Member::into_workflow).collect::<Vec<_>>()))
     }
 }
 
@@ -146,7 +146,7 @@ macro_rules! tuples {
                 #[allow(non_snake_case)]
                 let ($($member,)*) = self;
                 let mut all = Workflow::empty();
-                $(all.absorb($member.into_workflow());)*
+                $(all.absorb(&$member.into_workflow());)*
                 all
             }
         }
@@ -337,7 +337,7 @@ impl<R> Workflow<R> {
     }
 
     /// Adds another workflow that runs beside this one. The results of both are those of the whole.
-    pub(super) fn absorb<T>(&mut self, other: Workflow<T>) {
+    pub(super) fn absorb<T>(&mut self, other: &Workflow<T>) {
         let first = self.steps.len();
         let renamed = |name: &String| match other.steps.iter().position(|step| step.name == *name) {
             Some(at) => format!("s{}", first + at),
@@ -365,7 +365,7 @@ impl<R> Workflow<R> {
 
 impl<R> Workflow<Vec<R>> {
     /// Makes a group of workflows that differ only in the arguments of their first tasks.
-    fn of_members(members: Vec<Workflow<R>>) -> Self {
+    fn of_members(members: &[Workflow<R>]) -> Self {
         let mut workflow = Self::empty();
         let each = members.iter().map(|member| member.steps.first().map(|step| step.signature.args.clone()));
         let each: Vec<Vec<Arg>> = each.map(Option::unwrap_or_default).collect();
