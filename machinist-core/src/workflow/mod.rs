@@ -8,6 +8,8 @@
 mod again;
 mod following;
 mod graph;
+#[cfg(test)]
+mod model;
 mod plan;
 mod status;
 mod typed;
