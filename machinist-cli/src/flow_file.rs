@@ -284,10 +284,13 @@ fn place_of(text: &str, step: &str, json: bool) -> Option<(usize, usize)> {
 
 #[cfg(test)]
 mod tests {
+    use machinist::settings::Overrides;
+
     use super::*;
 
     fn error(text: &str, json: bool) -> String {
-        parse("flow", text, json, &Settings::default()).expect_err(text).text
+        let settings = Settings::resolve(Overrides::default(), &|_| None, None).expect("defaults");
+        parse("flow", text, json, &settings).expect_err(text).text
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use machinist::{
     Results,
     record::{FailureKind, Record, TaskState},
-    workflow::{StepStatus, WorkflowStatus},
+    workflow_status::{MemberCounts, StepStatus, WorkflowStatus},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ struct StepView<'a> {
     error: Option<&'a str>,
     results: Vec<&'a Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    members: Option<machinist::workflow::MemberCounts>,
+    members: Option<MemberCounts>,
     /// `true` if it runs only when another step has failed.
     error_callback: bool,
 }

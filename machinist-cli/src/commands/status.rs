@@ -6,7 +6,7 @@ use machinist::{
     Client, QueueName, ResultError,
     record::{Record, TaskState},
     settings::Settings,
-    workflow::WorkflowStatus,
+    workflow_status::WorkflowStatus,
 };
 
 use super::connect_reader;
