@@ -153,16 +153,21 @@ impl Client {
         let publish = Publish { target: Target::Queue(queue.clone()), message, delay };
         match self.publish_one(publish).await {
             Ok(()) => {
-                tracing::warn!(
-                    %queue,
-                    id = delivery.message.id.as_deref().unwrap_or_default(),
-                    "a message among the dead letters has no mark of a worker: {why}. It goes back to its queue in {delay:?}"
-                );
+                if let Some(suppressed) = self.app.0.log_lines.due("returned", queue.as_str()) {
+                    tracing::warn!(
+                        %queue,
+                        id = delivery.message.id.as_deref().unwrap_or_default(),
+                        suppressed,
+                        "a message among the dead letters has no mark of a worker: {why}. It goes back to its queue in {delay:?}"
+                    );
+                }
                 delivery.receipt.settle(Settle::Ack).await;
                 Ok(true)
             }
             Err(error) if error.is_certain() => {
-                tracing::error!(%queue, %error, "a message among the dead letters cannot go back to its queue");
+                if let Some(suppressed) = self.app.0.log_lines.due("not returned", queue.as_str()) {
+                    tracing::error!(%queue, %error, suppressed, "a message among the dead letters cannot go back to its queue");
+                }
                 scan.keep(delivery);
                 Ok(false)
             }
