@@ -8,6 +8,7 @@ mod dead;
 mod health;
 mod keys;
 mod locked_down;
+mod logs;
 mod long;
 mod main_job;
 mod mixed;
