@@ -11,7 +11,7 @@ use machinist::{
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::spelling;
+use crate::{spelling, visible};
 
 /// Task as `status --json` and `send --wait --json` print it. Instants are RFC 3339 in UTC.
 #[derive(Debug, Serialize)]
@@ -47,6 +47,8 @@ pub(crate) struct TaskView {
     pub(crate) progress: Option<ProgressView>,
     /// Reason that its outcome cannot be shown.
     locked: Option<String>,
+    /// `true` if a key proves that a worker wrote the outcome, `None` before the end.
+    verified: Option<bool>,
     /// Parking of the task, while a rule of admission refuses its start.
     parked: Option<ParkedView>,
     /// `true` if it was asked to end, and still runs.
@@ -94,12 +96,14 @@ impl ProgressView {
             let _ = write!(bar, "{done}");
         }
         if !note.is_empty() {
-            let _ = write!(bar, "  {}", printable(note));
+            let _ = write!(bar, "  {}", visible::one_line(note));
         }
         bar
     }
 }
 
+/// Remark about an outcome that no key proves.
+const NOT_VERIFIED: &str = "no: without a key here, anybody who can write to the backend may have written it";
 /// Width of a progress bar, in characters.
 const BAR_WIDTH: usize = 20;
 
@@ -177,6 +181,7 @@ impl From<&Record> for TaskView {
                 at: progress.at.to_string(),
             }),
             locked: record.locked.clone(),
+            verified: None,
             parked: record.parked.as_ref().map(|parked| ParkedView {
                 reason: parked.reason.clone(),
                 since: parked.since.to_string(),
@@ -215,11 +220,17 @@ impl TaskView {
             log: String::new(),
             progress: None,
             locked: None,
+            verified: None,
             parked: None,
             revoked: false,
             retry_of: None,
             retried_as: None,
         }
+    }
+
+    /// Adds whether a key proves that a worker wrote the outcome, if there is one.
+    pub(crate) fn verified(self, verified: bool) -> Self {
+        Self { verified: self.state.is_final().then_some(verified), ..self }
     }
 
     /// Returns everything as a page for people.
@@ -232,8 +243,8 @@ impl TaskView {
                 put(&mut page, format_args!("{:<10}{line}", ""));
             }
         };
-        let optional = |value: &Option<String>| value.as_deref().map(printable);
-        row("id", &printable(&self.id));
+        let optional = |value: &Option<String>| value.as_deref().map(visible::one_line);
+        row("id", &visible::one_line(&self.id));
         for (label, value) in [("name", &self.name), ("queue", &self.queue)] {
             row(
                 label,
@@ -262,7 +273,7 @@ impl TaskView {
             row("progress", &progress.bar());
         }
         if let Some(ParkedView { reason, since, until }) = &self.parked {
-            row("parked", &format!("{} since {since}, asks again at {until}", printable(reason)));
+            row("parked", &format!("{} since {since}, asks again at {until}", visible::one_line(reason)));
         }
         if self.revoked {
             row("revoked", "it was asked to end");
@@ -273,32 +284,35 @@ impl TaskView {
             }
         }
         if let Some(locked) = &self.locked {
-            row("locked", locked);
+            row("locked", &visible::lines(locked));
         }
         if self.state == TaskState::Success && self.locked.is_none() {
             let values = self.values();
             row("results", if values.is_empty() { "-" } else { &values });
         }
         if let Some(error) = &self.error {
-            row("error", &printable(&error.chain.join("\ncaused by: ")));
+            row("error", &visible::lines(&error.chain.join("\ncaused by: ")));
+        }
+        if self.verified == Some(false) {
+            row("verified", NOT_VERIFIED);
         }
         row("trace", &optional(&self.trace_id).unwrap_or_else(|| "-".into()));
         for attempt in &self.history {
             let kind = attempt.kind;
-            let worker = printable(&attempt.worker);
+            let worker = visible::one_line(&attempt.worker);
             row(
                 "history",
                 &format!(
                     "attempt {} ended {} on {worker} ({kind}: {}), next run {}",
                     attempt.attempt,
                     attempt.ended_at,
-                    printable(&attempt.error.message),
+                    visible::one_line(&attempt.error.message),
                     attempt.next_run
                 ),
             );
         }
         if !self.log.is_empty() {
-            row("log", &printable(self.log.trim_end()));
+            row("log", &visible::lines(self.log.trim_end()));
         }
         page
     }
@@ -307,16 +321,16 @@ impl TaskView {
     pub(crate) fn line(&self) -> String {
         let mut line = format!("{:<8}  attempt {}", self.state, self.attempt);
         if let Some(worker) = &self.worker {
-            let _ = write!(line, "  {}", printable(worker));
+            let _ = write!(line, "  {}", visible::one_line(worker));
         }
         if let Some(error) = &self.error {
-            let _ = write!(line, "  {}", printable(&error.message));
+            let _ = write!(line, "  {}", visible::one_line(&error.message));
         }
         if let (TaskState::Started, Some(progress)) = (self.state, &self.progress) {
             let _ = write!(line, "  {}", progress.bar());
         }
         if let Some(parked) = &self.parked {
-            return line + "  parked: " + &printable(&parked.reason);
+            return line + "  parked: " + &visible::one_line(&parked.reason);
         }
         match (self.state, &self.eta) {
             (TaskState::Retry, Some(eta)) => line + "  next run " + eta,
@@ -332,7 +346,7 @@ impl TaskView {
             _ => {
                 let mut text = self.state_and_kind();
                 for cause in self.error.iter().flat_map(|error| &error.chain) {
-                    let _ = write!(text, ": {}", printable(cause));
+                    let _ = write!(text, ": {}", visible::lines(cause));
                 }
                 text
             }
@@ -346,7 +360,7 @@ impl TaskView {
             Value::String(text) if spelling::json_or_text(text).is_string() => text.clone(),
             other => other.to_string(),
         };
-        printable(&self.results.iter().map(show).collect::<Vec<_>>().join("\n"))
+        visible::lines(&self.results.iter().map(show).collect::<Vec<_>>().join("\n"))
     }
 
     fn state_and_kind(&self) -> String {
@@ -368,11 +382,6 @@ fn seconds(seconds: f64) -> String {
     let duration = std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default();
     // A record holds microseconds.
     show_duration(std::time::Duration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
-}
-
-/// Replaces control characters in a text from elsewhere: they would move the cursor or change the colours of a terminal.
-pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -416,7 +425,7 @@ started   2026-11-20T23:37:14.000000Z
 ended     2026-11-20T23:37:15.500000Z
 duration  1s 500ms
 error     too slow
-          caused by: disk\u{fffd}[31m
+          caused by: disk\\u{1b}[31m
 trace     -
 log       one
           two
@@ -456,7 +465,7 @@ log       one
 
     #[test]
     fn outcomes_are_short() {
-        assert_eq!(failed().outcome(), "FAILURE (timeout, -2): too slow: disk\u{fffd}[31m");
+        assert_eq!(failed().outcome(), "FAILURE (timeout, -2): too slow: disk\\u{1b}[31m");
         let done = TaskView {
             state: TaskState::Success,
             results: vec![5.into(), "x y".into(), "5".into()],

@@ -23,4 +23,5 @@ mod time;
 #[cfg(feature = "otel")]
 mod traces;
 mod undelivered;
+mod visible;
 mod worker_settings;
