@@ -1,6 +1,6 @@
 //! Views of a task's record: JSON for scripts, and a page for people. Pure.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
 use machinist::{
     QueueName, TaskId,
@@ -51,6 +51,8 @@ pub(crate) struct TaskView {
     verified: Option<bool>,
     /// Parking of the task, while a rule of admission refuses its start.
     parked: Option<ParkedView>,
+    /// Seconds since its due time, if that is long ago and no worker has received it.
+    overdue: Option<u64>,
     /// `true` if it was asked to end, and still runs.
     revoked: bool,
     /// Failed task that this one repeats.
@@ -102,6 +104,11 @@ impl ProgressView {
     }
 }
 
+/// Time after the due time from which a task is overdue.
+const OVERDUE_AFTER: Duration = Duration::from_secs(120);
+/// Remark about an overdue task.
+const NOT_RECEIVED: &str = "no worker has received it. It waits in its queue for a worker, or its message or the newest \
+                            part of its record is lost; workers publish a lost message again";
 /// Remark about an outcome that no key proves.
 const NOT_VERIFIED: &str = "no: without a key here, anybody who can write to the backend may have written it";
 /// Width of a progress bar, in characters.
@@ -187,6 +194,7 @@ impl From<&Record> for TaskView {
                 since: parked.since.to_string(),
                 until: parked.until.to_string(),
             }),
+            overdue: None,
             revoked: record.revoked,
             retry_of: record.retry_of.as_ref().map(TaskId::to_string),
             retried_as: record.retried_as.as_ref().map(TaskId::to_string),
@@ -222,6 +230,7 @@ impl TaskView {
             locked: None,
             verified: None,
             parked: None,
+            overdue: None,
             revoked: false,
             retry_of: None,
             retried_as: None,
@@ -231,6 +240,12 @@ impl TaskView {
     /// Adds whether a key proves that a worker wrote the outcome, if there is one.
     pub(crate) fn verified(self, verified: bool) -> Self {
         Self { verified: self.state.is_final().then_some(verified), ..self }
+    }
+
+    /// Adds whether the next run should have begun long ago.
+    pub(crate) fn at(self, record: &Record, now: Timestamp) -> Self {
+        let due = record.eta.filter(|_| record.parked.is_none());
+        Self { overdue: overdue(record.state, due, now), ..self }
     }
 
     /// Returns everything as a page for people.
@@ -268,6 +283,10 @@ impl TaskView {
             if let Some(value) = optional(value) {
                 row(label, &value);
             }
+        }
+        if let Some(seconds) = self.overdue {
+            let late = show_duration(Duration::from_secs(seconds));
+            row("overdue", &format!("by {late}: {NOT_RECEIVED}"));
         }
         if let Some(progress) = &self.progress {
             row("progress", &progress.bar());
@@ -371,6 +390,12 @@ impl TaskView {
     }
 }
 
+/// Returns the seconds since the due time of a task, if that is long ago and no worker has received it.
+fn overdue(state: TaskState, due: Option<Timestamp>, now: Timestamp) -> Option<u64> {
+    let late = now.since(due.filter(|_| matches!(state, TaskState::Pending | TaskState::Retry))?);
+    (late >= OVERDUE_AFTER).then_some(late.as_secs())
+}
+
 fn put(page: &mut String, line: std::fmt::Arguments<'_>) {
     // INVARIANT: writing to a String does not fail.
     let _ = write!(page, "{line}");
@@ -379,9 +404,9 @@ fn put(page: &mut String, line: std::fmt::Arguments<'_>) {
 }
 
 fn seconds(seconds: f64) -> String {
-    let duration = std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    let duration = Duration::try_from_secs_f64(seconds).unwrap_or_default();
     // A record holds microseconds.
-    show_duration(std::time::Duration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
+    show_duration(Duration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
 }
 
 #[cfg(test)]
@@ -461,6 +486,20 @@ log       one
         assert_eq!(json["kind"], "timeout");
         assert_eq!(json["error"]["chain"][0], "too slow");
         assert_eq!(json["results"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn a_task_that_nobody_receives_is_overdue_after_its_time() {
+        let due = Timestamp::from_micros(1_000_000_000);
+        let overdue = |state, due, late| {
+            overdue(state, due, Timestamp::from_micros(1_000_000_000).plus(Duration::from_secs(late)))
+        };
+        assert_eq!(overdue(TaskState::Pending, None, 500), None, "it was not delayed");
+        assert_eq!(overdue(TaskState::Pending, Some(due), 119), None);
+        assert_eq!(overdue(TaskState::Retry, Some(due), 120), Some(120));
+        assert_eq!(overdue(TaskState::Started, Some(due), 500), None);
+        let page = TaskView { overdue: Some(180), ..failed() }.page();
+        assert!(page.contains("\noverdue   by 3m: no worker has received it"), "{page}");
     }
 
     #[test]

@@ -23,7 +23,7 @@ const MAX_CHANGE_WAIT: Duration = Duration::from_secs(3600);
 pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect_reader(settings).await?;
     let verifies = verifies(settings)?;
-    let view = |record: &Record| TaskView::from(record).verified(verifies);
+    let view = |record: &Record| TaskView::from(record).verified(verifies).at(record, app.clock().now());
     let result = app.result(args.id);
     let mut record = result.record().await?;
     if args.watch {
