@@ -77,7 +77,7 @@ impl WorkerContext {
         self.emit(offer.deferred(&offer.error(), remaining));
         let published = self.publish_offer(&offer, now, wait(waited)).await;
         match (published, offer) {
-            // What nobody has verified is not held back for.
+            // Nobody has verified such a message, so no delivery is held for it.
             (Err(Unpublished::Never(_)), offer @ Offer::Message { .. }) => self.end_offer(offer).await,
             (published, _) => self.settled_by(published).await,
         }
@@ -293,7 +293,7 @@ impl WorkerContext {
 enum Offer<'a> {
     /// A task, which is signed again.
     Task { envelope: &'a Envelope, facts: Facts, failure: Failure },
-    /// A message that is not read here, or that only its first signature makes what it is. It stays as it is.
+    /// A message that is not read here, or that must keep its first signature. It is published unchanged.
     Message { queue: &'a QueueName, message: &'a Message, reason: DeadReason, error: &'a str },
 }
 

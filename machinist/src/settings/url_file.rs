@@ -1,5 +1,4 @@
-//! Files that hold the URL of a server: a password in the flags of a process is seen by every user of the host, and a
-//! variable by whatever the process starts.
+//! Files that hold the URL of a server. Every user of a host can read a password among the flags of a process.
 
 use std::{io, path::Path};
 
