@@ -10,7 +10,7 @@ use machinist::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::view::{TaskView, printable};
+use crate::{view::TaskView, visible::one_line};
 
 /// Step as `status --json` prints it.
 #[derive(Debug, Serialize)]
@@ -95,7 +95,7 @@ pub(crate) fn outcome(status: &WorkflowStatus) -> String {
         let failed = failed.or_else(|| status.steps.iter().find(|step| step.state == TaskState::Failure));
         return failed.map_or_else(
             || "FAILURE".to_owned(),
-            |step| format!("{}  {}", printable(&step.name), failure(step)),
+            |step| format!("{}  {}", one_line(&step.name), failure(step)),
         );
     }
     if status.state != TaskState::Success {
@@ -116,20 +116,20 @@ pub(crate) fn outcome(status: &WorkflowStatus) -> String {
 
 fn text(value: &Value) -> String {
     match value {
-        Value::String(text) => printable(text),
+        Value::String(text) => one_line(text),
         other => other.to_string(),
     }
 }
 
 fn failure(step: &StepStatus) -> String {
     let kind = step.kind.map(|kind| format!("/{kind}")).unwrap_or_default();
-    let error = step.error.as_deref().map(|error| format!("  {}", printable(error))).unwrap_or_default();
+    let error = step.error.as_deref().map(|error| format!("  {}", one_line(error))).unwrap_or_default();
     format!("{}{kind}{error}", step.state)
 }
 
 /// Returns the state of a workflow in one line.
 pub(crate) fn line(status: &WorkflowStatus) -> String {
-    let name = status.name.as_deref().map(|name| format!("  {}", printable(name))).unwrap_or_default();
+    let name = status.name.as_deref().map(|name| format!("  {}", one_line(name))).unwrap_or_default();
     let incomplete = if status.incomplete { "  not all of it is sent yet" } else { "" };
     let WorkflowStatus { state, progress, .. } = status;
     format!("workflow {}{name}  {state}  {}/{}{incomplete}", status.root, progress.done, progress.total)
@@ -139,7 +139,7 @@ pub(crate) fn line(status: &WorkflowStatus) -> String {
 pub(crate) fn page(status: &WorkflowStatus) -> String {
     let mut page = format!("{}\n", line(status));
     let width = status.steps.iter().map(|step| step.name.chars().count()).max().unwrap_or(0);
-    let task_width = status.steps.iter().map(|step| printable(&step.task).chars().count()).max().unwrap_or(0);
+    let task_width = status.steps.iter().map(|step| one_line(&step.task).chars().count()).max().unwrap_or(0);
     for step in &status.steps {
         let members =
             step.members.map(|members| format!("  {}/{}", members.done, members.total)).unwrap_or_default();
@@ -164,7 +164,7 @@ pub(crate) fn page(status: &WorkflowStatus) -> String {
             format!(
                 "  {:width$}  {:task_width$}  {:7}{members}{said}{after}",
                 step.name,
-                printable(&step.task),
+                one_line(&step.task),
                 step.state.as_str()
             )
             .trim_end()

@@ -22,6 +22,7 @@ mod flow;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod handler;
+mod log_lines;
 mod middleware;
 mod parking;
 pub mod record;
