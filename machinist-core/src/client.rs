@@ -154,7 +154,7 @@ impl Client {
     }
 
     /// Checks a signature, and makes its message and its facts.
-    fn prepare(&self, mut parts: SignatureParts) -> Result<PreparedSignature, SendError> {
+    pub(crate) fn prepare(&self, mut parts: SignatureParts) -> Result<PreparedSignature, SendError> {
         let app = &self.app.0;
         let now = app.clock.latest();
         let due = parts.when.at(now);

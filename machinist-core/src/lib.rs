@@ -22,6 +22,7 @@ pub mod fuzz;
 pub mod handler;
 mod middleware;
 mod parking;
+pub mod periodic;
 pub mod record;
 mod refused;
 mod result;

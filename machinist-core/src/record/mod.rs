@@ -61,7 +61,7 @@ pub(crate) use retention::{MAX_DELAY, UNFINISHED_TTL, retention};
 pub(crate) use revoke::{NextAttempt, RevokeDecision, RevokeMode, decide_revoke, next_attempt};
 pub(crate) use session::{close_session, is_alive, open_session, renew_session, wake_session};
 pub(crate) use start::{StartDecision, StartRequest, decide_start};
-pub(crate) use turn::take_turn;
+pub(crate) use turn::{end_turn, keep_turn, take_turn};
 pub(crate) use verdict::{
     CommitRefusal, Outcome, Verdict, decide, explain_refusal, failure_without_run, follow_up_of,
     outcome_commit,
