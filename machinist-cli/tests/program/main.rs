@@ -11,6 +11,7 @@ mod locked_down;
 mod long;
 mod main_job;
 mod mixed;
+mod periodic;
 mod programs;
 mod rotation;
 mod servers;

@@ -191,13 +191,7 @@ impl Client {
 
     /// Checks that there is a periodic task of this name.
     async fn known(&self, name: &str) -> Result<(), PeriodicError> {
-        if self.periodic_task(name).await?.is_some() {
-            return Ok(());
-        }
-        let names = self.periodic_names().await?;
-        let nearest = names.into_iter().min_by_key(|known| strsim::damerau_levenshtein(known, name));
-        let close = |known: &String| strsim::damerau_levenshtein(known, name) <= 1 + name.len() / 3;
-        Err(PeriodicError::Unknown { name: name.chars().take(100).collect(), nearest: nearest.filter(close) })
+        self.known_periodic_task(name).await.map(drop)
     }
 
     /// Replaces the order about a periodic task, and perhaps its cursor, by those that `next` makes of the present ones.

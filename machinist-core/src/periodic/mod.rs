@@ -146,8 +146,21 @@ impl Periodic {
         &self.plan.name
     }
 
-    /// Checks what the setters do not.
-    pub(crate) fn check(&self) -> Result<(), PeriodicError> {
+    /// Returns the schedule.
+    pub fn schedule(&self) -> &Schedule {
+        &self.plan.schedule
+    }
+
+    /// Returns the name of the task that is sent.
+    pub fn task_name(&self) -> &str {
+        &self.parts.name
+    }
+
+    /// Checks the policies. A worker and the backend do it themselves.
+    ///
+    /// # Errors
+    /// [`PeriodicError::Invalid`] for policies that contradict each other or exceed their maximum.
+    pub fn check(&self) -> Result<(), PeriodicError> {
         let policies = &self.plan.policies;
         let invalid = |why: String| Err(PeriodicError::Invalid { name: self.plan.name.clone(), why });
         if policies.jitter > policy::MAX_JITTER {

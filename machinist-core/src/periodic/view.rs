@@ -1,7 +1,7 @@
 //! What people see of periodic tasks: who owns them, when they tick next, how the last ticks ended.
 
 use super::{
-    Cursor, Own,
+    Cursor, Own, PeriodicError,
     due::Plan,
     fact, name,
     order::{Outline, periodic_record},
@@ -11,7 +11,7 @@ use super::{
     tick_id,
 };
 use crate::{
-    backend::{BackendError, Index},
+    backend::{Backend, BackendError, Index},
     client::Client,
     clock::Timestamp,
     id::{QueueName, RecordId, TaskId, TaskName},
@@ -85,6 +85,24 @@ impl PeriodicTask {
         std::iter::successors(plan.tick_after(after), next).take(count.min(MAX_UPCOMING)).collect()
     }
 
+    /// Returns the names of the periodic tasks that a worker wrote back, after the backend had lost them, and the times. An
+    /// order about one, such as a pause, ends the report.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn restored(backend: &dyn Backend) -> Result<Vec<(String, Timestamp)>, BackendError> {
+        let names = listed_names(backend).await?;
+        let ids: Vec<_> = names.iter().map(|name| periodic_record(name)).collect();
+        let records = backend.read_each(&ids).await?;
+        let restored = |(name, facts): (String, Result<Facts, BackendError>)| {
+            Some((name, fact(&facts.ok()?, name::RESTORED)?))
+        };
+        Ok(names.into_iter().zip(records).filter_map(restored).collect())
+    }
+
     fn plan(&self) -> Option<Plan> {
         let schedule = self.schedule.clone()?;
         Some(Plan { name: self.name.clone(), schedule, policies: self.policies.clone() })
@@ -116,20 +134,26 @@ impl Client {
         Ok(self.periodic_views(vec![name.to_owned()], usize::MAX).await?.pop())
     }
 
+    /// Returns one periodic task with its newest ticks.
+    ///
+    /// # Errors
+    /// [`PeriodicError::Unknown`], with the nearest name that exists; [`PeriodicError::Backend`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn known_periodic_task(&self, name: &str) -> Result<PeriodicTask, PeriodicError> {
+        if let Some(task) = self.periodic_task(name).await? {
+            return Ok(task);
+        }
+        let names = self.periodic_names().await?;
+        let nearest = names.into_iter().min_by_key(|known| strsim::damerau_levenshtein(known, name));
+        let close = |known: &String| strsim::damerau_levenshtein(known, name) <= 1 + name.len() / 3;
+        Err(PeriodicError::Unknown { name: name.chars().take(100).collect(), nearest: nearest.filter(close) })
+    }
+
     /// Returns the names in the index, sorted.
     pub(crate) async fn periodic_names(&self) -> Result<Vec<String>, BackendError> {
-        let mut names = Vec::new();
-        let mut after = None;
-        loop {
-            let page = self.app.backend().list(&Index::Periodic, after, PAGE_SIZE).await?;
-            names.extend(page.iter().map(|(_, name)| name.clone()));
-            if page.len() < PAGE_SIZE {
-                names.sort_unstable();
-                names.dedup();
-                return Ok(names);
-            }
-            after = page.into_iter().last();
-        }
+        listed_names(self.app.backend().as_ref()).await
     }
 
     async fn periodic_views(
@@ -209,5 +233,21 @@ impl Client {
             view.next = view.plan().and_then(|plan| plan.tick_after(after));
         }
         Some(view)
+    }
+}
+
+/// Returns the names in the index, sorted.
+async fn listed_names(backend: &dyn Backend) -> Result<Vec<String>, BackendError> {
+    let mut names = Vec::new();
+    let mut after = None;
+    loop {
+        let page = backend.list(&Index::Periodic, after, PAGE_SIZE).await?;
+        names.extend(page.iter().map(|(_, name)| name.clone()));
+        if page.len() < PAGE_SIZE {
+            names.sort_unstable();
+            names.dedup();
+            return Ok(names);
+        }
+        after = page.into_iter().last();
     }
 }
