@@ -196,9 +196,8 @@ impl From<PeriodicError> for CliError {
             PeriodicError::Backend(error) => error.into(),
             PeriodicError::Unknown { .. } => Self::from_error(Code::UnknownId, &error)
                 .remedy("`machinist periodic list` shows all; `machinist config` shows the backend and namespace in use"),
-            PeriodicError::Owned { .. } => {
-                Self::from_error(Code::Usage, &error).remedy("or take another name; a pause is possible for any")
-            }
+            PeriodicError::Owned { ref name, .. } => Self::from_error(Code::Usage, &error)
+                .remedy(format!("`machinist periodic pause {name}` stops its ticks without a change there")),
             PeriodicError::Untrusted { .. } => Self::from_error(Code::Configuration, &error)
                 .remedy("`machinist keys list` shows the configured keys"),
             PeriodicError::NotTriggered { .. } => Self::from_error(Code::NotFinished, &error),

@@ -66,6 +66,11 @@ pub use worker::{Worker, WorkerBuilder};
 #[doc = include_str!("../../docs/time.md")]
 struct DocsOfTime;
 
+/// The example of `docs/periodic.md` is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/periodic.md")]
+struct DocsOfPeriodicTasks;
+
 /// The example of `docs/events.md` is compiled.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/events.md")]

@@ -68,11 +68,11 @@ pub(crate) struct PeriodicAddArgs {
     #[arg(long, value_name = "TZ", conflicts_with = "every")]
     pub(crate) time_zone: Option<String>,
     /// Ticks that no worker sent within a minute: skip, once (send the newest) or all [default: once]
-    #[arg(long, value_name = "POLICY")]
+    #[arg(long, value_name = "POLICY", value_parser = Misfire::parse)]
     pub(crate) misfire: Option<Misfire>,
     /// A tick when the task of the last one has not ended: allow, skip, queue (send it afterwards) or cancel (revoke the
     /// last one) [default: allow]
-    #[arg(long, value_name = "POLICY")]
+    #[arg(long, value_name = "POLICY", value_parser = Overlap::parse)]
     pub(crate) overlap: Option<Overlap>,
     /// Send each tick up to this much later, by a hash of name and instant
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]

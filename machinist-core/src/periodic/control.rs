@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Cursor, Own, Periodic, PeriodicError, Swap, fact, name,
-    order::{Call, Order, periodic_record, wake},
+    order::{PeriodicOrder, TickCall, periodic_record, wake},
     schedule::Schedule,
     sealing::{sealed, signed_order, trusted_order},
     tick_id,
@@ -46,7 +46,7 @@ impl Client {
         let queue = Some(outline.queue.to_string());
         let trial = SignatureParts { id: tick_id(name, now), queue, ..periodic.parts.clone() };
         self.prepare(trial)?;
-        let call = Call::of(&periodic.parts);
+        let call = TickCall::of(&periodic.parts);
         self.change(name, Unbelieved::Replace, |facts, before| {
             if let Some(own) = attended(facts, before.as_ref(), now) {
                 return Err(owned(name, &own));
@@ -67,7 +67,7 @@ impl Client {
             let mut outline = outline.clone();
             outline.schedule = schedule.stored();
             let unchanged = previous.as_ref() == Some(&outline.schedule);
-            let mut order = Order::after(before, now);
+            let mut order = PeriodicOrder::after(before, now);
             (order.removed, order.definition) = (false, Some(sealed(&self.app, name, outline, call.clone())));
             let cursor: Option<Cursor> = fact(facts, name::CURSOR);
             let cursor = match cursor {
@@ -101,7 +101,7 @@ impl Client {
             if let Some(own) = attended(facts, before.as_ref(), now) {
                 return Err(owned(name, &own));
             }
-            let mut order = Order::after(before, now);
+            let mut order = PeriodicOrder::after(before, now);
             (order.removed, order.paused) = (true, None);
             Ok((order, None))
         })
@@ -112,7 +112,7 @@ impl Client {
         Ok(())
     }
 
-    /// Pauses a periodic task, whoever owns it: it does not tick until it is resumed, also after a restart of the workers.
+    /// Pauses a periodic task of any owner: it does not tick until it is resumed, also after a restart of the workers.
     ///
     /// # Errors
     /// [`PeriodicError::Unknown`], [`PeriodicError::Untrusted`].
@@ -123,7 +123,7 @@ impl Client {
         let now = self.app.clock().now();
         self.known(name).await?;
         self.change(name, Unbelieved::Refuse, |_, before| {
-            let mut order = Order::after(before, now);
+            let mut order = PeriodicOrder::after(before, now);
             order.paused = order.paused.or(Some(now));
             Ok((order, None))
         })
@@ -143,7 +143,7 @@ impl Client {
         let now = self.app.clock().now();
         self.known(name).await?;
         self.change(name, Unbelieved::Refuse, |facts, before| {
-            let mut order = Order::after(before, now);
+            let mut order = PeriodicOrder::after(before, now);
             let cursor: Option<Cursor> = fact(facts, name::CURSOR);
             let cursor = order.paused.take().and(cursor).map(|cursor| cursor.passed(now, &[]));
             Ok((order, cursor))
@@ -165,7 +165,7 @@ impl Client {
         let tick = self.app.clock().now();
         self.known(name).await?;
         self.change(name, Unbelieved::Refuse, |_, before| {
-            let mut order = Order::after(before, tick);
+            let mut order = PeriodicOrder::after(before, tick);
             order.trigger = Some(tick);
             Ok((order, None))
         })
@@ -199,7 +199,7 @@ impl Client {
         &self,
         name: &str,
         unbelieved: Unbelieved,
-        next: impl Fn(&Facts, Option<Order>) -> Result<(Order, Option<Cursor>), PeriodicError>,
+        next: impl Fn(&Facts, Option<PeriodicOrder>) -> Result<(PeriodicOrder, Option<Cursor>), PeriodicError>,
     ) -> Result<(), PeriodicError> {
         let mut facts = self.read(periodic_record(name)).await?;
         for _ in 0..MAX_TRIES {
@@ -216,7 +216,7 @@ impl Client {
         name: &str,
         facts: &Facts,
         unbelieved: Unbelieved,
-        next: impl Fn(&Facts, Option<Order>) -> Result<(Order, Option<Cursor>), PeriodicError>,
+        next: impl Fn(&Facts, Option<PeriodicOrder>) -> Result<(PeriodicOrder, Option<Cursor>), PeriodicError>,
     ) -> Result<Commit, PeriodicError> {
         let untrusted = |why: String| PeriodicError::Untrusted { name: name.to_owned(), why };
         let stored = facts.get(name::ORDER);
@@ -233,6 +233,8 @@ impl Client {
         };
         let (order, cursor) = next(facts, before)?;
         let signed = signed_order(&self.app, name, &order).map_err(untrusted)?;
+        // A key that may not send the task must not replace an order that workers believe.
+        trusted_order(&self.app, name, &signed, own).map_err(untrusted)?;
         let mut swap = Swap::new(name).replace(name::ORDER, stored, signed).say(name::RESTORED, None);
         if let Some(cursor) = cursor {
             swap = swap.cursor(facts.get(name::CURSOR), &cursor);
@@ -254,14 +256,14 @@ impl Client {
 /// Treatment of a present order that is not believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unbelieved {
-    /// An error: a new signature must not make it believed.
+    /// Refused: a new signature must not make it believed.
     Refuse,
-    /// It is replaced as a whole.
+    /// Replaced as a whole.
     Replace,
 }
 
 /// Returns the definition in a file or in code that a worker has, unless a live one has its name.
-fn attended(facts: &Facts, order: Option<&Order>, now: Timestamp) -> Option<Own> {
+fn attended(facts: &Facts, order: Option<&PeriodicOrder>, now: Timestamp) -> Option<Own> {
     let is_live = order.is_some_and(|order| order.live().is_some());
     fact(facts, name::OWN).filter(|own: &Own| !is_live && own.is_attended(now))
 }

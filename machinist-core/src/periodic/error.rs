@@ -26,7 +26,7 @@ pub enum PeriodicError {
         /// The contradiction, and the remedy.
         why: String,
     },
-    /// There is no periodic task of this name.
+    /// No periodic task has this name.
     #[error("there is no periodic task {name:?}{}", nearest.as_ref().map(|it| format!("; did you mean {it:?}?")).unwrap_or_default())]
     Unknown {
         /// The name.

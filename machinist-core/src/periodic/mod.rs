@@ -32,8 +32,8 @@ pub use policy::{Misfire, Overlap, Policies, Source};
 pub use schedule::{Schedule, ScheduleError};
 pub use view::{PeriodicTask, PeriodicTick, Triggered};
 
-pub(crate) use due::{MISSED_AFTER, Plan};
-pub(crate) use order::{Cursor, Order, Outline, Own, Swap, fact, name, periodic_record, wake_record};
+pub(crate) use due::Plan;
+pub(crate) use order::{Cursor, Outline, Own, PeriodicOrder, Swap, fact, name, periodic_record, wake_record};
 pub(crate) use sealing::trusted_order;
 pub(crate) use tick::tick_id;
 

@@ -1,4 +1,4 @@
-//! What the record of a periodic task holds: the order of a person, the cursor, and what workers say. Pure.
+//! The record of a periodic task: the order of a person, the cursor, and announcements of workers. Pure.
 //!
 //! | fact | says | written by |
 //! |---|---|---|
@@ -16,6 +16,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
+    due::MISSED_AFTER,
     policy::{Policies, Source},
     schedule::StoredSchedule,
 };
@@ -60,7 +61,7 @@ pub(crate) fn wake_record() -> RecordId {
 
 /// Call of a task, as far as its sender decides it before a tick.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Call {
+pub(crate) struct TickCall {
     #[serde(default)]
     args: Vec<Arg>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -79,7 +80,7 @@ pub(crate) struct Call {
     labels: BTreeMap<String, String>,
 }
 
-impl Call {
+impl TickCall {
     /// Returns what the ticks of a signature have in common.
     pub(crate) fn of(parts: &SignatureParts) -> Self {
         let expires = match parts.expires {
@@ -122,7 +123,7 @@ impl Call {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum StoredCall {
-    Call(Call),
+    Call(TickCall),
     Sealed {
         key: KeyId,
         /// Encrypted call, in base64.
@@ -130,7 +131,7 @@ pub(crate) enum StoredCall {
     },
 }
 
-/// What is known about a periodic task without its arguments.
+/// Definition of a periodic task without its arguments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Outline {
     pub(crate) task: TaskName,
@@ -141,7 +142,7 @@ pub(crate) struct Outline {
 
 /// Definition of a live periodic task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Definition {
+pub(crate) struct PeriodicDefinition {
     #[serde(flatten)]
     pub(crate) outline: Outline,
     #[serde(flatten)]
@@ -150,14 +151,14 @@ pub(crate) struct Definition {
 
 /// `order`: the will of a person about a periodic task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Order {
+pub(crate) struct PeriodicOrder {
     /// Rises with every order, also after the record was lost.
     pub(crate) generation: u64,
     /// Time at which it was signed.
     pub(crate) at: Timestamp,
     /// Definition; `None` for the pause of a task that a file or code defines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) definition: Option<Definition>,
+    pub(crate) definition: Option<PeriodicDefinition>,
     /// Time since when it is paused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) paused: Option<Timestamp>,
@@ -169,7 +170,7 @@ pub(crate) struct Order {
     pub(crate) trigger: Option<Timestamp>,
 }
 
-impl Order {
+impl PeriodicOrder {
     /// Creates the order that follows another; it says the same until it is changed.
     pub(crate) fn after(before: Option<Self>, now: Timestamp) -> Self {
         // Counted by time, so that an order is newer than one that was lost with the record.
@@ -187,8 +188,13 @@ impl Order {
         Self { generation, at: now, definition, paused, removed, trigger: None }
     }
 
+    /// Returns the instant of an extra tick that is still to be sent.
+    pub(crate) fn pending_trigger(&self, cursor: &Cursor, now: Timestamp) -> Option<Timestamp> {
+        self.trigger.filter(|tick| cursor.triggered < Some(*tick) && now.since(*tick) <= MISSED_AFTER)
+    }
+
     /// Returns the definition that is in force.
-    pub(crate) fn live(&self) -> Option<&Definition> {
+    pub(crate) fn live(&self) -> Option<&PeriodicDefinition> {
         self.definition.as_ref().filter(|_| !self.removed)
     }
 }
@@ -353,9 +359,9 @@ mod tests {
 
     #[test]
     fn the_generation_rises_although_the_record_was_lost() {
-        let first = Order::after(None, at(10));
-        let second = Order::after(Some(first.clone()), at(9));
+        let first = PeriodicOrder::after(None, at(10));
+        let second = PeriodicOrder::after(Some(first.clone()), at(9));
         assert!(second.generation > first.generation, "also when the clock goes back");
-        assert!(Order::after(None, at(11)).generation > second.generation);
+        assert!(PeriodicOrder::after(None, at(11)).generation > second.generation);
     }
 }

@@ -3,7 +3,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 
-use super::order::{Call, Definition, Order, Outline, StoredCall};
+use super::order::{Outline, PeriodicDefinition, PeriodicOrder, StoredCall, TickCall};
 use crate::{app::App, record::json, security::Statement};
 
 /// Kind of a signed order.
@@ -15,7 +15,7 @@ const CALL: &str = "machinist.periodic.call";
 ///
 /// # Errors
 /// The reason that it cannot be signed.
-pub(super) fn signed_order(app: &App, name: &str, order: &Order) -> Result<Bytes, String> {
+pub(super) fn signed_order(app: &App, name: &str, order: &PeriodicOrder) -> Result<Bytes, String> {
     app.0.trust.sign_statement(Statement { kind: ORDER, subject: name }, json(order))
 }
 
@@ -23,7 +23,7 @@ pub(super) fn signed_order(app: &App, name: &str, order: &Order) -> Result<Bytes
 ///
 /// # Errors
 /// A sentence for an order that this program cannot read.
-pub(crate) fn read_order(stored: &Bytes) -> Result<Order, String> {
+pub(crate) fn read_order(stored: &Bytes) -> Result<PeriodicOrder, String> {
     serde_json::from_slice(stored).map_err(|error| format!("its order cannot be read: {error}"))
 }
 
@@ -37,7 +37,7 @@ pub(crate) fn trusted_order(
     name: &str,
     stored: &Bytes,
     own: Option<&Outline>,
-) -> Result<Order, String> {
+) -> Result<PeriodicOrder, String> {
     let order = read_order(stored)?;
     let about = order.definition.as_ref().map(|definition| &definition.outline).or(own);
     let call = about.map(|outline| (&outline.task, &outline.queue));
@@ -47,21 +47,21 @@ pub(crate) fn trusted_order(
 }
 
 /// Makes a definition of an outline and a call, which is encrypted where the application encrypts.
-pub(super) fn sealed(app: &App, name: &str, outline: Outline, call: Call) -> Definition {
+pub(super) fn sealed(app: &App, name: &str, outline: Outline, call: TickCall) -> PeriodicDefinition {
     let statement = Statement { kind: CALL, subject: name };
     let call = match app.0.trust.encrypt_statement(statement, &json(&call)) {
         Some((key, text)) => StoredCall::Sealed { key, text: BASE64.encode(text) },
         None => StoredCall::Call(call),
     };
-    Definition { outline, call }
+    PeriodicDefinition { outline, call }
 }
 
-impl Definition {
+impl PeriodicDefinition {
     /// Returns the call, decrypted where it is encrypted.
     ///
     /// # Errors
     /// The reason that it cannot be decrypted.
-    pub(crate) fn open(&self, app: &App, name: &str) -> Result<Call, String> {
+    pub(crate) fn open(&self, app: &App, name: &str) -> Result<TickCall, String> {
         match &self.call {
             StoredCall::Call(call) => Ok(call.clone()),
             StoredCall::Sealed { key, text } => {

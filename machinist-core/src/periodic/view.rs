@@ -1,4 +1,4 @@
-//! What people see of periodic tasks: who owns them, when they tick next, how the last ticks ended.
+//! Views of periodic tasks for people: the owner, the next tick, the outcomes of the last ticks.
 
 use super::{
     Cursor, Own, PeriodicError,

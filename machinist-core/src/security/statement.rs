@@ -15,7 +15,7 @@ use crate::{
 /// Version of what is signed under a statement.
 const STATEMENT_VERSION: i64 = 1;
 
-/// What a statement is about. Both are under its signature.
+/// Subject of a statement. Both fields are under its signature.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Statement<'a> {
     /// Kind of statement. A signature of one kind is worthless for another.

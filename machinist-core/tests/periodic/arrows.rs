@@ -17,11 +17,11 @@ async fn dies_at(step: ArrowStep, side: Side, nth: u32) {
     let second = house.start("second").await;
     first.kill().await;
     // The turn of the first expires, and its runs are taken over.
-    sleep(MINUTE * 2).await;
+    sleep(MINUTE + SECOND * 10).await;
     let ran = house.ran();
     let ids: Vec<_> = ran.iter().map(|(id, _)| id.clone()).collect();
     let last = u32::try_from(ids.len()).unwrap();
-    assert!(last > 100, "{step:?} {side:?}: {ids:?}");
+    assert!(last > 60, "{step:?} {side:?}: {ids:?}");
     assert_eq!(ids, seconds("beat", 1..=last), "{step:?} {side:?}: a tick is lost");
     second.stop().await;
     // One that was published, and not passed, is published again.
@@ -93,22 +93,22 @@ async fn a_turn_is_given_up_at_the_end() {
 
 #[tokio::test(start_paused = true)]
 async fn a_day_of_the_change_to_summer_time() {
-    let house = House::starting_at("2026-03-28T00:00:00Z");
+    let house = House::starting_at("2026-03-29T00:00:00Z");
     house.client().await.add_periodic(&berlin("nightly", "30 2 * * *")).await.unwrap();
     let worker = house.start("w").await;
-    sleep(MINUTE * 60 * 72).await;
-    let expected = ["2026-03-28T01:30:00Z", "2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z"];
+    sleep(MINUTE * 60 * 26).await;
+    let expected = ["2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z"];
     assert_eq!(house.ran_once(), expected.map(|instant| format!("tick.nightly.{instant}")));
     worker.kill().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_day_of_the_change_to_winter_time() {
-    let house = House::starting_at("2026-10-24T00:00:00Z");
+    let house = House::starting_at("2026-10-25T00:00:00Z");
     house.client().await.add_periodic(&berlin("nightly", "30 2 * * *")).await.unwrap();
     let worker = house.start("w").await;
-    sleep(MINUTE * 60 * 72).await;
-    let expected = ["2026-10-24T00:30:00Z", "2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z"];
+    sleep(MINUTE * 60 * 26).await;
+    let expected = ["2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z"];
     assert_eq!(house.ran_once(), expected.map(|instant| format!("tick.nightly.{instant}")));
     worker.kill().await;
 }

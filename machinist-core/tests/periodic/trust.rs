@@ -141,7 +141,7 @@ async fn a_key_schedules_only_what_it_may_send() {
     let mailer = key("m").for_tasks(["mail.*"]).unwrap();
     let full = Keyring::new([key("a"), mailer.clone().with_state(KeyState::Verify)]).unwrap();
     let unrestricted = Keyring::from(key("m"));
-    let error = app(&house, &Keyring::from(mailer)).await.client();
+    let error = app(&house, &Keyring::from(mailer.clone())).await.client();
     let error = error.add_periodic(&every("beat", SECOND, Duration::ZERO)).await.unwrap_err();
     assert!(matches!(error, PeriodicError::Send(_)), "{error}");
     // A sender that does not keep to it is refused by the workers.
@@ -152,6 +152,11 @@ async fn a_key_schedules_only_what_it_may_send() {
     assert_eq!(house.ran_once(), Vec::<String>::new());
     let shown = app(&house, &full).await.client().periodic_task("beat").await.unwrap().unwrap();
     assert!(shown.problem.unwrap().contains("key m is not for the task"));
+    // Nor does it pause what it may not send: its order would take the place of one that is believed.
+    app(&house, &full).await.client().add_periodic(&every("beat", SECOND, Duration::ZERO)).await.unwrap();
+    let pausing = Keyring::new([key("a").with_state(KeyState::Verify), mailer]).unwrap();
+    let error = app(&house, &pausing).await.client().pause_periodic("beat").await.unwrap_err();
+    assert!(error.to_string().contains("key m is not for the task"), "{error}");
     worker.stop().await;
 }
 

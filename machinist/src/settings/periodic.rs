@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use machinist_core::{
     QueueName, Signature,
     clock::Timestamp,
-    periodic::{Periodic, Schedule},
+    periodic::{Misfire, Overlap, Periodic, Schedule},
 };
 use serde_json::Value;
 use toml::de::DeValue;
@@ -60,10 +60,13 @@ fn read_periodic(
     let schedule = read_schedule(section)?;
     let mut periodic = Periodic::new(name, schedule, signature)
         .map_err(|error| section.error(&format!("is refused: {error}")))?;
-    if let Some(misfire) = section.value("misfire", |v| value::string(v, "skip, once or all")?.parse())? {
+    if let Some(misfire) =
+        section.value("misfire", |v| Misfire::parse(value::string(v, "skip, once or all")?))?
+    {
         periodic = periodic.misfire(misfire);
     }
-    let overlap = section.value("overlap", |v| value::string(v, "allow, skip, queue or cancel")?.parse())?;
+    let overlap =
+        section.value("overlap", |v| Overlap::parse(value::string(v, "allow, skip, queue or cancel")?))?;
     if let Some(overlap) = overlap {
         periodic = periodic.overlap(overlap);
     }

@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::{
+    active::Active,
     ticking::{Ticked, Ticking},
     turns::Turns,
 };
@@ -17,10 +18,9 @@ use crate::{
     app::App,
     backend::{BackendError, Commit, Committed, Index, IndexUpdate},
     clock::Timestamp,
-    id::{QueueName, RecordId, TaskName},
+    id::RecordId,
     periodic::{
-        Cursor, MISSED_AFTER, Order, Outline, Own, Periodic, Plan, Swap, fact, name, periodic_record,
-        trusted_order,
+        Cursor, Outline, Own, Periodic, PeriodicOrder, Plan, Swap, fact, name, periodic_record, trusted_order,
     },
     record::{Facts, json},
     signature::SignatureParts,
@@ -43,26 +43,16 @@ struct Entry {
     /// Record as it was last read.
     facts: Facts,
     /// Newest order that was believed.
-    order: Option<(Bytes, Order)>,
+    order: Option<(Bytes, PeriodicOrder)>,
     /// Furthest cursor that was read.
     cursor: Option<Cursor>,
-    /// What this worker sends, while the orders allow it.
+    /// Definition in force, if this worker can send it.
     active: Option<Arc<Active>>,
     /// Time at which to look at it again.
     next: Option<Timestamp>,
     announced: Option<Instant>,
     /// Problem that was logged last.
     logged: Option<String>,
-}
-
-/// Definition in force.
-#[derive(Debug, Clone)]
-pub(super) struct Active {
-    pub(super) plan: Plan,
-    /// Signature of each tick, but for its id.
-    pub(super) parts: SignatureParts,
-    task: TaskName,
-    queue: QueueName,
 }
 
 impl Book {
@@ -350,10 +340,4 @@ impl Entry {
             self.logged = Some(problem.to_owned());
         }
     }
-}
-
-/// Returns the extra tick of an order that is still to be sent.
-pub(super) fn pending_trigger(order: Option<&Order>, cursor: &Cursor, now: Timestamp) -> Option<Timestamp> {
-    let tick = order?.trigger?;
-    (cursor.triggered < Some(tick) && now.since(tick) <= MISSED_AFTER).then_some(tick)
 }

@@ -8,10 +8,12 @@
 //!
 //! | file | duty |
 //! |---|---|
+//! | `active` | the definition that is in force |
 //! | `book` | what the worker knows of the periodic tasks, and what the backend has lost |
 //! | `turns` | the turns that the worker has |
 //! | `ticking` | the ticks of one periodic task: publish, then pass the cursor |
 
+mod active;
 mod book;
 mod ticking;
 mod turns;

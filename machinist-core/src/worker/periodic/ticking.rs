@@ -5,14 +5,14 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::book::{Active, pending_trigger};
+use super::active::Active;
 use crate::{
     args::Results,
     backend::Committed,
     clock::Timestamp,
     control::ControlError,
     error::{BoxError, SendError},
-    periodic::{Cursor, Order, Overlap, Swap, name, tick_id},
+    periodic::{Cursor, Overlap, PeriodicOrder, Swap, name, tick_id},
     record::{json, name as task_fact},
     result::AsyncResult,
     signature::SignatureParts,
@@ -31,7 +31,7 @@ pub(super) struct Ticking<'a> {
     pub(super) active: Arc<Active>,
     /// Time until which nobody else has the turn.
     pub(super) turn_end: Instant,
-    pub(super) order: Option<Order>,
+    pub(super) order: Option<PeriodicOrder>,
     /// Cursor as it is stored.
     pub(super) stored: Option<Bytes>,
     /// Cursor as this worker knows it: never before the stored one.
@@ -47,7 +47,7 @@ pub(super) struct Ticked {
     pub(super) problem: Option<String>,
 }
 
-/// What follows from the state of the last tick's task.
+/// Decision by the state of the last tick's task.
 enum OverlapStep {
     Send,
     LeaveOut,
@@ -66,7 +66,8 @@ impl Ticking<'_> {
 
     async fn try_send_due(&mut self) -> Result<Option<Timestamp>, BoxError> {
         let now = self.worker.now();
-        if let Some(tick) = pending_trigger(self.order.as_ref(), &self.cursor, now) {
+        let trigger = self.order.as_ref().and_then(|order| order.pending_trigger(&self.cursor, now));
+        if let Some(tick) = trigger {
             self.publish(&[tick]).await?;
             self.pass(self.cursor.triggered(tick)).await?;
         }
