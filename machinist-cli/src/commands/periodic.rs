@@ -245,7 +245,10 @@ fn list(tasks: &[PeriodicTask], json: bool) -> Result<(), CliError> {
             next(task),
             last.map_or_else(|| "-".to_owned(), |tick| tick.tick.to_string()),
             last.map_or_else(String::new, state),
-            task.source.to_string(),
+            match task.restored {
+                Some(_) => format!("{}, written back", task.source),
+                None => task.source.to_string(),
+            },
         ]
     };
     let head = ["name", "task", "schedule", "next", "last", "state", "source"];

@@ -114,7 +114,12 @@ async fn an_old_definition_that_is_written_back_does_not_come_to_life() {
     write(&house, "beat", &old).await;
     sleep(MINUTE).await;
     assert_eq!(house.ran_once().len(), paused);
+    // The mark of the removal is written back, so that a new worker does not follow the old one either.
+    let new = house.start_with("new", None, with(&ring), |worker| worker).await;
+    sleep(MINUTE).await;
+    assert_eq!(house.ran_once().len(), paused);
     worker.stop().await;
+    new.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -44,6 +44,8 @@ struct Entry {
     facts: Facts,
     /// Newest order that was believed.
     order: Option<(Bytes, PeriodicOrder)>,
+    /// `true` if the stored order is not believed. It may be newer, by a key that is not known here yet.
+    unbelieved: bool,
     /// Furthest cursor that was read.
     cursor: Option<Cursor>,
     /// Definition in force, if this worker can send it.
@@ -247,6 +249,7 @@ impl Entry {
         let order = facts.get(name::ORDER).cloned();
         self.facts = facts;
         let unbelieved = order.and_then(|stored| self.learn_order(worker, name, stored).err());
+        self.unbelieved = unbelieved.is_some();
         let active = match unbelieved {
             Some(why) => Err(format!("its order is not believed: {why}")),
             None => self.activate(worker, name),
@@ -317,11 +320,7 @@ impl Entry {
     fn restored(&self, name: &str, now: Timestamp) -> Option<Arc<Commit>> {
         let (known, order) = self.order.as_ref()?;
         let stored = self.facts.get(name::ORDER);
-        if stored == Some(known) || (stored.is_none() && order.removed) {
-            return None;
-        }
-        // An order that is not believed here may be newer, by a key that is not known here yet.
-        if stored.is_some() && self.active.is_none() {
+        if stored == Some(known) || self.unbelieved || (stored.is_none() && order.removed) {
             return None;
         }
         let mut swap = Swap::new(name).replace(name::ORDER, stored, known.clone());
@@ -329,6 +328,9 @@ impl Entry {
         if let Some(cursor) = &self.cursor {
             let stored = self.facts.get(name::CURSOR);
             swap = swap.cursor(stored, cursor);
+        }
+        if order.removed {
+            swap = swap.removed();
         }
         Some(Arc::new(swap.commit()))
     }
