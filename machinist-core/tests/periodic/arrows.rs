@@ -1,6 +1,6 @@
 //! Workers that die at each arrow of a tick: no tick is lost, and none is sent twice.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use machinist_conformance::arrows::{ArrowStep, Side};
 use tokio::time::sleep;
@@ -73,6 +73,27 @@ async fn ten_workers_that_die_in_turn_send_every_tick_once() {
     for worker in workers {
         worker.kill().await;
     }
+}
+
+/// While the broker takes no message, the cursor stays, and the ticks are sent afterwards.
+#[tokio::test(start_paused = true)]
+async fn no_tick_is_lost_while_the_broker_takes_no_message() {
+    let house = House::new();
+    let client = house.client().await;
+    client.add_periodic(&every("beat", SECOND, Duration::ZERO)).await.unwrap();
+    let worker = house.start("w").await;
+    sleep(SECOND * 5 + SECOND / 2).await;
+    house.closed.store(true, Ordering::SeqCst);
+    sleep(SECOND * 30).await;
+    assert_eq!(house.ran_once(), seconds("beat", 1..=5));
+    let shown = client.periodic_task("beat").await.unwrap().unwrap();
+    assert_eq!(shown.ticks.len(), 5, "no tick is passed that was not confirmed");
+    house.closed.store(false, Ordering::SeqCst);
+    sleep(SECOND * 5).await;
+    let ran = house.ran_once();
+    assert_eq!(ran, seconds("beat", 1..=u32::try_from(ran.len()).unwrap()));
+    assert!(ran.len() >= 38, "{ran:?}");
+    worker.stop().await;
 }
 
 /// A worker that stops gives its turn up, and another ticks at once.

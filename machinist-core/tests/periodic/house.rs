@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,10 +14,14 @@ use machinist_conformance::arrows::{ArrowStep, Side, Witness, Witnessed};
 use machinist_core::{
     App, AppBuilder, Client, Signature, State, TaskContext, TaskDef, TaskError, Worker, WorkerBuilder,
     backend::Backend,
-    broker::Broker,
+    broker::{
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
+        SideQueue,
+    },
     clock::Timestamp,
+    diagnose::{Diagnose, Finding},
     event::{Event, EventKind},
-    id::{RecordId, RecordKind},
+    id::{QueueName, RecordId, RecordKind},
     periodic::{Periodic, Schedule},
     record::Facts,
 };
@@ -71,6 +78,54 @@ pub(crate) struct House {
     pub(crate) runs: Runs,
     /// Number of times that each task was sent, by id.
     sent: Runs,
+    /// `true` while the broker takes no messages from workers.
+    pub(crate) closed: Arc<AtomicBool>,
+}
+
+/// Broker that takes no messages while it is closed.
+#[derive(Debug)]
+struct Closable {
+    broker: MemoryBroker,
+    closed: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Diagnose for Closable {
+    fn location(&self) -> String {
+        self.broker.location()
+    }
+    async fn diagnose(&self) -> Vec<Finding> {
+        self.broker.diagnose().await
+    }
+}
+
+#[async_trait]
+impl Broker for Closable {
+    fn capabilities(&self) -> BrokerCapabilities {
+        self.broker.capabilities()
+    }
+    async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {
+        if !self.closed.load(Ordering::SeqCst) {
+            return self.broker.publish(batch).await;
+        }
+        batch.iter().map(|_| Err(PublishError::Unavailable("closed".into()))).collect()
+    }
+    async fn consume(&self, what: Consume) -> Result<Box<dyn Consumer>, BrokerError> {
+        self.broker.consume(what).await
+    }
+    async fn consume_side_queue(
+        &self,
+        from: SideQueue,
+        prefetch: u16,
+    ) -> Result<Option<Box<dyn Consumer>>, BrokerError> {
+        self.broker.consume_side_queue(from, prefetch).await
+    }
+    async fn depth(&self, queues: &[QueueName]) -> Result<Vec<QueueDepth>, BrokerError> {
+        self.broker.depth(queues).await
+    }
+    async fn close(&self) {
+        self.broker.close().await;
+    }
 }
 
 /// A worker in a separate process.
@@ -88,7 +143,13 @@ impl House {
     /// Begins at this instant of backend time.
     pub(crate) fn starting_at(instant: &str) -> Self {
         let backend = MemoryBackend::starting_at(at(instant));
-        Self { broker: MemoryBroker::new(), backend, runs: Runs::default(), sent: Runs::default() }
+        Self {
+            broker: MemoryBroker::new(),
+            backend,
+            runs: Runs::default(),
+            sent: Runs::default(),
+            closed: Arc::default(),
+        }
     }
 
     pub(crate) fn builder(&self) -> AppBuilder {
@@ -114,7 +175,8 @@ impl House {
     ) -> Process {
         let fate = Arc::new(Fate { end, ..Fate::default() });
         let witness: Arc<dyn Witness> = Arc::clone(&fate) as _;
-        let broker: Arc<dyn Broker> = Arc::new(self.broker.connect());
+        let broker = self.broker.connect();
+        let broker: Arc<dyn Broker> = Arc::new(Closable { broker, closed: Arc::clone(&self.closed) });
         let backend: Arc<dyn Backend> = Arc::new(self.backend.clone());
         let broker = Witnessed::new(Arc::clone(&witness), broker);
         let backend = Witnessed::new(witness, backend);

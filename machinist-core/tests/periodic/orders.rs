@@ -191,6 +191,23 @@ async fn a_definition_in_code_ticks_and_says_whose_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_live_definition_keeps_its_name_until_it_is_removed() {
+    let house = House::new();
+    let client = house.client().await;
+    client.add_periodic(&every("beat", SECOND * 10, Duration::ZERO)).await.unwrap();
+    let code = every("beat", SECOND, Duration::ZERO);
+    let worker = house.start_with("w", None, |app| app, |worker| worker.periodic(code)).await;
+    sleep(SECOND * 35).await;
+    assert_eq!(house.ran_once(), [10, 20, 30].map(|second| seconds("beat", second..=second).remove(0)));
+    assert_eq!(client.periodic_task("beat").await.unwrap().unwrap().source, Source::Live);
+    client.remove_periodic("beat").await.unwrap();
+    sleep(SECOND * 10).await;
+    assert!(house.ran_once().len() >= 10, "the definition in code takes over");
+    assert_eq!(client.periodic_task("beat").await.unwrap().unwrap().source, Source::Code);
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_changed_schedule_is_followed_without_a_restart_and_the_same_one_loses_no_tick() {
     let house = House::new();
     let client = house.client().await;

@@ -53,6 +53,8 @@ struct Entry {
     /// Time at which to look at it again.
     next: Option<Timestamp>,
     announced: Option<Instant>,
+    /// `true` if it was logged that a live periodic task takes the place of this worker's definition.
+    shadowed: bool,
     /// Problem that was logged last.
     logged: Option<String>,
 }
@@ -286,13 +288,13 @@ impl Entry {
         let live = self.order.as_ref().and_then(|(_, order)| order.live());
         let active = match (live, &self.own) {
             (Some(live), own) => {
-                if own.is_some() {
-                    let shadowed = "a live periodic task has the name of one in this worker's file or code, which is not \
-                                    used; remove the live one, or rename the other";
-                    if self.logged.is_none() {
-                        tracing::warn!(name, "{shadowed}");
-                        self.logged = Some(shadowed.to_owned());
-                    }
+                if own.is_some() && !self.shadowed {
+                    self.shadowed = true;
+                    tracing::warn!(
+                        name,
+                        "a live periodic task has the name of one in this worker's file or code, which is not used; remove \
+                         the live one, or rename the other"
+                    );
                 }
                 let Outline { task, queue, schedule, policies } = live.outline.clone();
                 let schedule = schedule.read().map_err(|error| error.to_string())?;

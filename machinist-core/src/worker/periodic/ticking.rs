@@ -22,6 +22,8 @@ use machinist_adapter::error::chain;
 
 /// Maximum number of ticks that are published together.
 const MAX_BATCH: usize = 100;
+/// Wait before a periodic task that another worker has taken over is looked at again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval at which a tick that waits for the end of the last one looks for it.
 const QUEUE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -47,6 +49,11 @@ pub(super) struct Ticked {
     pub(super) problem: Option<String>,
 }
 
+/// Error of a worker whose turn is over, or that another worker was faster than.
+#[derive(Debug, thiserror::Error)]
+#[error("another worker has the turn")]
+struct Overtaken;
+
 /// Decision by the state of the last tick's task.
 enum OverlapStep {
     Send,
@@ -59,6 +66,10 @@ impl Ticking<'_> {
     pub(super) async fn send_due(mut self) -> Ticked {
         let (next, problem) = match self.try_send_due().await {
             Ok(next) => (next, None),
+            Err(error) if error.is::<Overtaken>() => {
+                tracing::debug!(name = self.active.plan.name, %error, "the ticks are left to another worker");
+                (Some(self.worker.now().plus(RETRY_INTERVAL)), None)
+            }
             Err(error) => (None, Some(chain(&*error).join(": "))),
         };
         Ticked { cursor: self.cursor, next, problem }
@@ -133,7 +144,7 @@ impl Ticking<'_> {
     /// Publishes ticks, each confirmed. Published again after a failure, they are the same tasks.
     async fn publish(&self, ticks: &[Timestamp]) -> Result<(), BoxError> {
         if Instant::now() >= self.turn_end {
-            return Err("its turn is over".into());
+            return Err(Overtaken.into());
         }
         let client = self.worker.app.client();
         let prepared = ticks.iter().map(|tick| {
@@ -161,7 +172,7 @@ impl Ticking<'_> {
                     self.cursor = cursor;
                     return Ok(());
                 }
-                Err("another worker has moved its cursor".into())
+                Err(Overtaken.into())
             }
         }
     }
