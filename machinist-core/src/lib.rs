@@ -20,6 +20,7 @@ pub mod extract;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod handler;
+mod log_lines;
 mod middleware;
 mod parking;
 pub mod periodic;
