@@ -37,7 +37,7 @@ pub(crate) const TICK: TaskDef<(u64,), ()> = TaskDef::new("tick");
 /// Number of runs of each task, by id.
 pub(crate) type Runs = Arc<Mutex<BTreeMap<String, u32>>>;
 
-async fn tick(cx: TaskContext, State(runs): State<Runs>, millis: u64) -> Result<(), TaskError> {
+pub(crate) async fn tick(cx: TaskContext, State(runs): State<Runs>, millis: u64) -> Result<(), TaskError> {
     *runs.lock().unwrap().entry(cx.task_id().to_string()).or_default() += 1;
     tokio::select! {
         () = tokio::time::sleep(Duration::from_millis(millis)) => Ok(()),

@@ -12,7 +12,7 @@ use machinist_core::{
 };
 use tokio::time::sleep;
 
-use crate::house::{House, MINUTE, SECOND, every};
+use crate::house::{House, MINUTE, SECOND, TICK, every, tick};
 
 fn key(id: &str) -> Key {
     Key::with_secret(Algorithm::HmacSha256, id, id.repeat(32).as_bytes()).unwrap()
@@ -138,6 +138,29 @@ async fn a_cursor_that_is_set_back_sends_nothing_again() {
     assert!(ran.len() >= before + 18, "it goes on");
     assert_eq!(house.sent_twice(), Vec::<String>::new());
     worker.stop().await;
+}
+
+/// Also when the record is lost, and the worker knows the order from before.
+#[tokio::test(start_paused = true)]
+async fn a_definition_ends_with_the_trust_in_its_key() {
+    let house = House::new();
+    let both = Keyring::new([key("a"), key("b").with_state(KeyState::Verify)]).unwrap();
+    let sender = Keyring::new([key("b"), key("a").with_state(KeyState::Verify)]).unwrap();
+    app(&house, &sender).await.client().add_periodic(&every("beat", SECOND, Duration::ZERO)).await.unwrap();
+    let working = app(&house, &both).await;
+    let runs = std::sync::Arc::clone(&house.runs);
+    let worker = machinist_core::Worker::builder(&working).state(runs).task(TICK, tick).build().unwrap();
+    let worker = tokio::spawn(async move { worker.run_until(std::future::pending()).await.map(drop) });
+    sleep(SECOND * 5).await;
+    assert!(house.ran_once().len() >= 4);
+    working.replace_keyring(Keyring::new([key("a"), Key::revoked("b").unwrap()]).unwrap()).unwrap();
+    sleep(SECOND * 2).await;
+    let ran = house.ran_once().len();
+    write(&house, "beat", &Facts::new()).await;
+    sleep(MINUTE).await;
+    assert_eq!(house.ran_once().len(), ran);
+    assert!(house.facts("beat").await.get("order").is_none(), "it is not written back");
+    worker.abort();
 }
 
 #[tokio::test(start_paused = true)]

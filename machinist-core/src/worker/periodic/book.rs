@@ -50,6 +50,8 @@ struct Entry {
     cursor: Option<Cursor>,
     /// Definition in force, if this worker can send it.
     active: Option<Arc<Active>>,
+    /// Order from which `active` was made; `None` for the definition of this worker's file or code.
+    active_order: Option<Bytes>,
     /// Time at which to look at it again.
     next: Option<Timestamp>,
     announced: Option<Instant>,
@@ -248,7 +250,9 @@ impl Entry {
         if let Some(stored) = stored {
             self.cursor = Some(stored.later(self.cursor.as_ref()));
         }
-        let order = facts.get(name::ORDER).cloned();
+        // One that is lost is believed no longer than one that is stored.
+        let known = || self.order.as_ref().map(|(known, _)| known);
+        let order = facts.get(name::ORDER).or_else(known).cloned();
         self.facts = facts;
         let unbelieved = order.and_then(|stored| self.learn_order(worker, name, stored).err());
         self.unbelieved = unbelieved.is_some();
@@ -262,7 +266,7 @@ impl Entry {
                     // What ticks from now on is looked at once.
                     self.next = Some(worker.now());
                 }
-                self.active = active.map(Arc::new);
+                self.active = active;
             }
             Err(problem) => {
                 self.active = None;
@@ -276,6 +280,9 @@ impl Entry {
         let own = self.own.as_ref().map(|(_, outline)| outline);
         // Checked each time: keys are revoked while the worker runs.
         let order = trusted_order(&worker.app, name, &stored, own)?;
+        let is_known =
+            |known: &Bytes| *known == stored || trusted_order(&worker.app, name, known, own).is_ok();
+        self.order.take_if(|(known, _)| !is_known(known));
         if self.order.as_ref().is_none_or(|(_, known)| order.generation > known.generation) {
             self.order = Some((stored, order));
             self.next = Some(worker.now());
@@ -284,8 +291,13 @@ impl Entry {
     }
 
     /// Returns the definition in force, if this worker can send it.
-    fn activate(&mut self, worker: &WorkerContext, name: &str) -> Result<Option<Active>, String> {
-        let live = self.order.as_ref().and_then(|(_, order)| order.live());
+    fn activate(&mut self, worker: &WorkerContext, name: &str) -> Result<Option<Arc<Active>>, String> {
+        let live = self.order.as_ref().filter(|(_, order)| order.live().is_some());
+        let from = live.map(|(stored, _)| stored.clone());
+        if let Some(active) = self.active.clone().filter(|_| self.active_order == from) {
+            return can_send(worker, &active).map(|()| Some(active));
+        }
+        let live = live.and_then(|(_, order)| order.live());
         let active = match (live, &self.own) {
             (Some(live), own) => {
                 if own.is_some() && !self.shadowed {
@@ -308,14 +320,12 @@ impl Entry {
             }
             (None, None) => return Ok(None),
         };
-        worker
-            .app
-            .may_publish(&active.task, &active.queue)
-            .map_err(|why| format!("this worker cannot send it: {why}"))?;
+        can_send(worker, &active)?;
         if self.cursor.is_none() && live.is_some() {
             self.cursor = Some(Cursor::starting(worker.now()));
         }
-        Ok(Some(active))
+        self.active_order = from;
+        Ok(Some(Arc::new(active)))
     }
 
     /// Returns the commit that writes back what the backend has lost, if it has.
@@ -344,4 +354,10 @@ impl Entry {
             self.logged = Some(problem.to_owned());
         }
     }
+}
+
+/// Checks that this worker can send the ticks.
+fn can_send(worker: &WorkerContext, active: &Active) -> Result<(), String> {
+    let allowed = worker.app.may_publish(&active.task, &active.queue);
+    allowed.map_err(|why| format!("this worker cannot send it: {why}"))
 }
