@@ -13,7 +13,7 @@ use super::{connect, connect_reader, send};
 use crate::{
     args::{ExpiryArg, PeriodicAddArgs, PeriodicCommand},
     exit::{CliError, Code},
-    input, output,
+    input, output, visible,
 };
 
 /// Tick as it is shown.
@@ -280,7 +280,7 @@ fn show(task: &PeriodicTask, json: bool) -> Result<(), CliError> {
     lines.extend(task.restored.map(|at| ("restored", format!("{at}: the backend had lost it"))));
     lines.extend(task.problem.clone().map(|problem| ("problem", problem)));
     for (label, value) in lines {
-        output::line(&crate::view::printable(&format!("{label:9} {value}")))?;
+        output::line(&format!("{label:9} {}", visible::one_line(&value)))?;
     }
     for tick in &task.ticks {
         output::line(&format!("tick      {}  {}  {}", tick.tick, state(tick), tick.id))?;

@@ -8,7 +8,7 @@ use super::{
     policy::{Policies, Source},
     schedule::Schedule,
     sealing::{read_order, trusted_order},
-    tick_id,
+    tick::{check_name, tick_id},
 };
 use crate::{
     backend::{Backend, BackendError, Index},
@@ -131,6 +131,9 @@ impl Client {
     /// # Cancel safety
     /// Safe.
     pub async fn periodic_task(&self, name: &str) -> Result<Option<PeriodicTask>, BackendError> {
+        if check_name(name).is_err() {
+            return Ok(None);
+        }
         Ok(self.periodic_views(vec![name.to_owned()], usize::MAX).await?.pop())
     }
 
@@ -242,7 +245,8 @@ async fn listed_names(backend: &dyn Backend) -> Result<Vec<String>, BackendError
     let mut after = None;
     loop {
         let page = backend.list(&Index::Periodic, after, PAGE_SIZE).await?;
-        names.extend(page.iter().map(|(_, name)| name.clone()));
+        // Others may write to the index: what cannot be a name is nothing of ours.
+        names.extend(page.iter().map(|(_, name)| name.clone()).filter(|name| check_name(name).is_ok()));
         if page.len() < PAGE_SIZE {
             names.sort_unstable();
             names.dedup();

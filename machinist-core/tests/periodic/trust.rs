@@ -163,6 +163,30 @@ async fn a_definition_ends_with_the_trust_in_its_key() {
     worker.abort();
 }
 
+/// Names from others that no periodic task can have, and facts that nobody can read.
+#[tokio::test(start_paused = true)]
+async fn garbage_in_the_backend_harms_no_periodic_task() {
+    let house = House::new();
+    let client = house.client().await;
+    client.add_periodic(&every("beat", SECOND, Duration::ZERO)).await.unwrap();
+    let garbage: Facts = [("order", "{"), ("cursor", "[1]"), ("own", "null"), ("restored", "x")]
+        .into_iter()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect();
+    let signed = house.facts("beat").await;
+    for name in ["x".repeat(5000), "a\nb".to_owned(), String::new(), "tick+1!".to_owned()] {
+        write(&house, &name, &signed).await;
+        assert_eq!(client.periodic_task(&name).await.unwrap(), None);
+    }
+    write(&house, "other", &garbage).await;
+    let worker = house.start("w").await;
+    sleep(SECOND * 10).await;
+    assert!(house.ran_once().len() >= 9);
+    assert!(client.pause_periodic("other").await.is_err());
+    assert_eq!(client.periodic_tasks().await.unwrap().len(), 1);
+    worker.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_key_schedules_only_what_it_may_send() {
     let house = House::new();

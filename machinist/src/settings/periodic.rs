@@ -278,7 +278,7 @@ every = "90s"
         let beat = "[periodic.beat]\ntask = \"tick\"\n";
         for (text, problem) in [
             ("[periodic.beat]\nevery = \"1s\"", "machinist.toml:1:1: [periodic.beat] names no task"),
-            (&format!("{beat}"), "has no schedule; write cron"),
+            (beat, "has no schedule; write cron"),
             (&format!("{beat}cron = \"@daily\"\nevery = \"1s\""), "has both cron and every"),
             (
                 &format!("{beat}cron = \"0 0 31 2 *\""),
