@@ -1,5 +1,7 @@
 //! Syntax of the command line: commands, arguments and flags. Nothing is done here.
 
+mod periodic;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
@@ -10,6 +12,8 @@ use machinist::{
     sign::{Algorithm, KeyId},
     worker::Tag,
 };
+
+pub(crate) use periodic::{PeriodicAddArgs, PeriodicCommand};
 
 /// Distributed task queue over RabbitMQ and Redis, or one SQLite file.
 #[derive(Debug, Parser)]
@@ -122,6 +126,9 @@ pub(crate) enum CliCommand {
     Retry(RetryArgs),
     /// List tasks that wait for their ETA or a retry, or run one now
     Scheduled(ScheduledArgs),
+    /// Add, list and control periodic tasks
+    #[command(subcommand)]
+    Periodic(PeriodicCommand),
     /// List the queues and their numbers of messages
     Queues(QueuesArgs),
     /// Copy the embedded file, also while processes use it
@@ -239,12 +246,8 @@ pub(crate) struct SendArgs {
     /// Send the workflow that this file describes: TOML, or JSON by its suffix; - reads JSON from standard input
     #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "args"], value_hint = ValueHint::FilePath)]
     pub(crate) flow: Option<PathBuf>,
-    /// Argument with a name; can be repeated
-    #[arg(long = "arg", value_name = "NAME=ARG")]
-    pub(crate) named: Vec<String>,
-    /// Queue [default: the task's queue in machinist.toml, else default]
-    #[arg(long, short, value_name = "NAME", value_parser = queue)]
-    pub(crate) queue: Option<QueueName>,
+    #[command(flatten)]
+    pub(crate) options: SendOptions,
     /// Wait until the task has ended, and print its result; --wait=20s waits at most 20 seconds
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, num_args = 0..=1, require_equals = true,
           default_missing_value = "8760h")]
@@ -255,6 +258,24 @@ pub(crate) struct SendArgs {
     /// Run it no earlier than at this instant (RFC 3339, with an offset)
     #[arg(long, value_name = "INSTANT", value_parser = instant)]
     pub(crate) eta: Option<Timestamp>,
+    /// Id of the task; two tasks with one id are one task
+    #[arg(long, value_name = "ID", value_parser = id, conflicts_with = "count")]
+    pub(crate) id: Option<TaskId>,
+    /// Number of times to send it
+    #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) count: u32,
+}
+
+/// Options of a task that is sent once, or at each tick of a schedule.
+#[derive(Debug, Args)]
+pub(crate) struct SendOptions {
+    /// Argument with a name; can be repeated
+    #[arg(long = "arg", value_name = "NAME=ARG")]
+    pub(crate) named: Vec<String>,
+    /// Queue [default: the task's queue in machinist.toml, else default]
+    #[arg(long, short, value_name = "NAME", value_parser = queue)]
+    pub(crate) queue: Option<QueueName>,
     /// Do not start it later than this: an instant (RFC 3339), or a time from now
     #[arg(long, value_name = "INSTANT|DURATION", value_parser = expiry)]
     pub(crate) expires: Option<ExpiryArg>,
@@ -282,13 +303,6 @@ pub(crate) struct SendArgs {
     /// Priority, 0 to 9: higher ones are delivered first if broker and queue support it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
     pub(crate) priority: Option<u8>,
-    /// Id of the task; two tasks with one id are one task
-    #[arg(long, value_name = "ID", value_parser = id, conflicts_with = "count")]
-    pub(crate) id: Option<TaskId>,
-    /// Number of times to send it
-    #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true,
-          value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) count: u32,
 }
 
 /// Time after which a task is not started any more.
@@ -529,6 +543,9 @@ mod tests {
             "revoke 1",
             "retry 1",
             "scheduled",
+            "periodic list",
+            "periodic pause x",
+            "periodic add x add --every 1s",
             "queues",
             "dead list",
             "dead show 1",
@@ -569,6 +586,34 @@ mod tests {
             assert!(error.contains("write 127.0.0.1:8080, or [::]:8080 to answer other hosts"), "{error}");
         }
         assert!(error("--health here").contains("is not an address with its port"));
+    }
+
+    #[test]
+    fn a_periodic_task_has_one_schedule_and_the_options_of_send() {
+        let add = |line: &str| {
+            let line = ["machinist", "periodic", "add"].into_iter().chain(line.split(' '));
+            match Cli::try_parse_from(line)?.command {
+                CliCommand::Periodic(PeriodicCommand::Add(add)) => Ok::<_, clap::Error>(*add),
+                other => panic!("{other:?}"),
+            }
+        };
+        let given = add("beat --every 1s add 2 -1 --retries 3 --queue q").unwrap();
+        assert_eq!((given.periodic.as_str(), given.task.as_str()), ("beat", "add"));
+        assert_eq!(
+            (&given.args[..], given.options.retries),
+            (&["2".to_owned(), "-1".to_owned()][..], Some(3))
+        );
+        assert!(given.refused.given().is_none());
+        for refused in ["--wait", "--wait=1s", "--count 2", "--id x", "--eta x", "--countdown 1s"] {
+            let given = add(&format!("beat --every 1s add {refused}")).unwrap();
+            assert!(refused.starts_with(given.refused.given().unwrap().0), "{refused}");
+        }
+        for wrong in ["beat add", "beat --every 1s --cron @daily add", "beat --every 1s --time-zone UTC add"]
+        {
+            assert!(add(wrong).is_err(), "{wrong}");
+        }
+        let error = add("beat --every 1s --misfire twice add").unwrap_err().to_string();
+        assert!(error.contains("write one of skip, once, all"), "{error}");
     }
 
     #[test]

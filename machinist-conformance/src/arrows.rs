@@ -60,6 +60,12 @@ steps! {
     Ack "ack"
     /// The delivery goes back to its queue.
     GiveBack "give-back"
+    /// The turn of a periodic task is taken or kept.
+    TakeTurn "take-turn"
+    /// A tick of a periodic task is published.
+    PublishTick "publish-tick"
+    /// The cursor of a periodic task is passed.
+    PassCursor "pass-cursor"
 }
 
 impl ArrowStep {
@@ -69,8 +75,14 @@ impl ArrowStep {
     }
 
     fn of_commit(commit: &Commit) -> Option<Self> {
-        if commit.id.kind() != RecordKind::Task {
-            return None;
+        match commit.id.kind() {
+            RecordKind::Task => {}
+            RecordKind::Lock if commit.id.id().starts_with("periodic.") => return Some(Self::TakeTurn),
+            RecordKind::Cursor => {
+                let passes = commit.facts.iter().any(|(name, _)| name == "cursor");
+                return passes.then_some(Self::PassCursor);
+            }
+            _ => return None,
         }
         commit.facts.iter().find_map(|(name, _)| match name.split(':').next()? {
             "s" => Some(Self::Start),
@@ -90,6 +102,9 @@ impl ArrowStep {
                 Some(Self::PublishGuard)
             }
             _ if number("machinist-attempt").is_some_and(|attempt| attempt > 1) => Some(Self::Follow),
+            _ if publish.message.id.as_ref().is_some_and(|id| id.starts_with("tick.")) => {
+                Some(Self::PublishTick)
+            }
             _ => None,
         }
     }

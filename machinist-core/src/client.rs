@@ -164,7 +164,7 @@ impl Client {
     }
 
     /// Checks a signature, and makes its message and its facts.
-    fn prepare(&self, sendable: SendableParts) -> Result<PreparedSignature, SendError> {
+    pub(crate) fn prepare(&self, sendable: SendableParts) -> Result<PreparedSignature, SendError> {
         let SendableParts { mut parts, outline, result } = sendable;
         let app = &self.app.0;
         let now = app.clock.latest();

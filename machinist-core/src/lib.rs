@@ -25,6 +25,7 @@ pub mod handler;
 mod log_lines;
 mod middleware;
 mod parking;
+pub mod periodic;
 pub mod record;
 mod refused;
 mod result;
@@ -70,6 +71,11 @@ pub use workflow::Workflow;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/time.md")]
 struct DocsOfTime;
+
+/// The example of `docs/periodic.md` is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/periodic.md")]
+struct DocsOfPeriodicTasks;
 
 /// The example of `docs/events.md` is compiled.
 #[cfg(doctest)]

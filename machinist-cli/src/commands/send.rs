@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{connect, status, verifies};
 use crate::{
-    args::{ExpiryArg, SendArgs},
+    args::{ExpiryArg, SendArgs, SendOptions},
     exit::{CliError, Code},
     input, output,
     view::TaskView,
@@ -29,7 +29,7 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     }
     // INVARIANT: required without a workflow.
     let name = args.name.clone().unwrap_or_default();
-    let queue = queue_of(&args, &name, settings);
+    let queue = queue_of(&name, &args.options, settings);
     // Before any connection, so that a wrong argument is reported at once.
     let signature = signature(&args, &name, queue.as_ref())?;
     let app = connect(settings).await?;
@@ -66,27 +66,15 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
 }
 
 /// Returns the queue of the command line, or of this task in machinist.toml.
-fn queue_of(args: &SendArgs, name: &str, settings: &Settings) -> Option<QueueName> {
-    let configured = || settings.tasks.get(name)?.queue.as_ref().map(|queue| queue.value.clone());
-    args.queue.clone().or_else(configured)
+pub(super) fn queue_of(task: &str, options: &SendOptions, settings: &Settings) -> Option<QueueName> {
+    let configured = || settings.tasks.get(task)?.queue.as_ref().map(|queue| queue.value.clone());
+    options.queue.clone().or_else(configured)
 }
 
 fn signature(args: &SendArgs, name: &str, queue: Option<&QueueName>) -> Result<Signature, CliError> {
-    let wrong = |text: String| CliError::new(Code::Usage, text);
     let mut signature = Signature::new(name);
     for text in &args.args {
-        signature = signature.arg(input::value(text).map_err(wrong)?);
-    }
-    for text in &args.named {
-        let (name, value) = input::named(text).map_err(wrong)?;
-        signature = signature.named_arg(name, value);
-    }
-    for text in &args.labels {
-        let (key, value) = input::label(text).map_err(wrong)?;
-        signature = signature.label(key, value);
-    }
-    if let Some(queue) = queue {
-        signature = signature.queue(queue.as_str());
+        signature = signature.arg(input::value(text).map_err(|text| CliError::new(Code::Usage, text))?);
     }
     if let Some(id) = &args.id {
         signature = signature.with_id(id.clone());
@@ -97,30 +85,51 @@ fn signature(args: &SendArgs, name: &str, queue: Option<&QueueName>) -> Result<S
     if let Some(eta) = args.eta {
         signature = signature.eta(eta);
     }
-    match args.expires {
+    with_options(signature, &args.options, queue)
+}
+
+/// Returns a signature with the options that hold for a task which is sent once and for a periodic one.
+pub(super) fn with_options(
+    mut signature: Signature,
+    options: &SendOptions,
+    queue: Option<&QueueName>,
+) -> Result<Signature, CliError> {
+    let wrong = |text: String| CliError::new(Code::Usage, text);
+    for text in &options.named {
+        let (name, value) = input::named(text).map_err(wrong)?;
+        signature = signature.named_arg(name, value);
+    }
+    for text in &options.labels {
+        let (key, value) = input::label(text).map_err(wrong)?;
+        signature = signature.label(key, value);
+    }
+    if let Some(queue) = queue {
+        signature = signature.queue(queue.as_str());
+    }
+    match options.expires {
         Some(ExpiryArg::At(instant)) => signature = signature.expires_at(instant),
         Some(ExpiryArg::In(duration)) => signature = signature.expires_in(duration),
         None => {}
     }
-    if let Some(retries) = args.retries {
+    if let Some(retries) = options.retries {
         signature = signature.retries(retries);
     }
-    if let Some(backoff) = &args.backoff {
+    if let Some(backoff) = &options.backoff {
         signature = signature.backoff(backoff.clone());
     }
-    if let Some(timeout) = args.timeout {
+    if let Some(timeout) = options.timeout {
         signature = signature.timeout(timeout);
     }
-    if let Some(limit) = args.soft_timeout {
+    if let Some(limit) = options.soft_timeout {
         signature = signature.soft_timeout(limit);
     }
-    if let Some(limit) = args.retry_for {
+    if let Some(limit) = options.retry_for {
         signature = signature.retry_for(limit);
     }
-    if args.retry_timeouts {
+    if options.retry_timeouts {
         signature = signature.retry_timeouts();
     }
-    if let Some(priority) = args.priority {
+    if let Some(priority) = options.priority {
         signature = signature.priority(priority);
     }
     Ok(signature)

@@ -12,6 +12,7 @@ mod logs;
 mod long;
 mod main_job;
 mod mixed;
+mod periodic;
 mod programs;
 mod rotation;
 mod servers;

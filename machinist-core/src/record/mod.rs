@@ -74,7 +74,7 @@ pub(crate) use revoke::{
 };
 pub(crate) use session::{close_session, is_alive, open_session, renew_session, wake_session};
 pub(crate) use start::{StartDecision, StartRequest, decide_start};
-pub(crate) use turn::take_turn;
+pub(crate) use turn::{end_turn, keep_turn, take_turn};
 pub(crate) use verdict::{
     CommitRefusal, RunOutcome, Verdict, decide, explain_refusal, failure_without_run, follow_up_of,
     outcome_commit,

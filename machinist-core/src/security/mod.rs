@@ -6,6 +6,7 @@
 //! | `encryption` | encrypted bodies and outcomes |
 //! | `queue_rules` | queues with another format, or with tasks that run unsigned |
 //! | `dead_mark` | the signatures of dead letters' marks |
+//! | `statement` | signed texts in the backend |
 //! | `acceptance` | the decision about a message before its body is parsed |
 //!
 //! Keys and algorithms are in [`sign`](crate::sign).
@@ -14,6 +15,7 @@ mod acceptance;
 mod dead_mark;
 pub(crate) mod encryption;
 mod queue_rules;
+mod statement;
 mod trust;
 
 pub use queue_rules::QueueOptions;
@@ -21,4 +23,5 @@ pub use queue_rules::QueueOptions;
 pub(crate) use acceptance::{Acceptance, accept, open};
 pub(crate) use encryption::{encrypt_outcome, is_encrypted};
 pub(crate) use queue_rules::QueueRules;
+pub(crate) use statement::Statement;
 pub(crate) use trust::{Trust, VerifyError};

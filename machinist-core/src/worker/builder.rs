@@ -34,6 +34,7 @@ use crate::{
     handler::{Binding, BlockingHandler, DynHandler, Handler},
     id::{QueueName, TaskName},
     middleware::Middleware,
+    periodic::{Periodic, PeriodicError},
     task::TaskDef,
 };
 
@@ -75,6 +76,12 @@ pub enum BuildError {
         /// Reason that the key cannot sign, and the remedy.
         why: String,
     },
+    /// A periodic task cannot be followed.
+    #[error(transparent)]
+    Periodic(#[from] PeriodicError),
+    /// Two periodic tasks have one name.
+    #[error("periodic task {0:?} is defined twice; rename one")]
+    PeriodicTwice(String),
     /// A text is not allowed as a tag.
     #[error(transparent)]
     Tag(#[from] InvalidTag),
@@ -106,6 +113,7 @@ pub struct WorkerBuilder {
     adjustments: Vec<(String, AdjustOptions)>,
     middleware: Vec<Arc<dyn Middleware>>,
     rules: Vec<Arc<dyn AdmissionRule>>,
+    periodic: Vec<Periodic>,
     state: StateMap,
 }
 
@@ -126,6 +134,7 @@ impl WorkerBuilder {
             adjustments: Vec::new(),
             middleware: Vec::new(),
             rules: Vec::new(),
+            periodic: Vec::new(),
             state: StateMap::default(),
         }
     }
@@ -217,6 +226,23 @@ impl WorkerBuilder {
         self
     }
 
+    /// Adds a periodic task. This worker, or another one with the same definition, sends its ticks; the queue and the workers
+    /// that run them are those of its signature.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::{Signature, WorkerBuilder, periodic::{Periodic, PeriodicError, Schedule}};
+    ///
+    /// fn with_nightly_report(worker: WorkerBuilder) -> Result<WorkerBuilder, PeriodicError> {
+    ///     let schedule = Schedule::cron("0 3 * * *")?.time_zone("Europe/Berlin")?;
+    ///     Ok(worker.periodic(Periodic::new("nightly", schedule, Signature::new("report"))?))
+    /// }
+    /// ```
+    pub fn periodic(mut self, periodic: Periodic) -> Self {
+        self.periodic.push(periodic);
+        self
+    }
+
     /// Sets the options of a registered task. They hold for everything that the task's signature does not set.
     pub fn options(mut self, task: impl Into<String>, options: TaskOptions) -> Self {
         self.options.push((task.into(), options));
@@ -297,6 +323,7 @@ impl WorkerBuilder {
         }
         let tasks = self.registered_tasks()?;
         can_sign(&self.app, &tasks, &queues)?;
+        check_periodic(&self.app, &self.periodic)?;
         let tags = checked_tags(&self.tags)?;
         let look_ahead = self.look_ahead.unwrap_or_else(|| self.concurrency.max(16));
         // The credit to begin with. The look-ahead is added when the runs are known to be short.
@@ -338,7 +365,8 @@ impl WorkerBuilder {
             slots,
         });
         let ready = CancellationToken::new();
-        Ok(Worker { processor, queues, tags, prefetch, grace: self.grace, stages, ready, health })
+        let periodic = self.periodic;
+        Ok(Worker { processor, queues, tags, prefetch, grace: self.grace, stages, ready, health, periodic })
     }
 }
 
@@ -353,6 +381,25 @@ fn can_sign(
         app.0.trust.may_sign(task, queue, app.clock().now()).map_err(|why| BuildError::Key {
             task: task.to_string(),
             queue: queue.clone(),
+            why,
+        })?;
+    }
+    Ok(())
+}
+
+/// Checks the periodic tasks, and that the application's key can sign their ticks.
+fn check_periodic(app: &App, periodic: &[Periodic]) -> Result<(), BuildError> {
+    let mut names = BTreeSet::new();
+    for one in periodic {
+        one.check()?;
+        let outline = one.outline(app)?;
+        if !names.insert(one.name()) {
+            return Err(BuildError::PeriodicTwice(one.name().to_owned()));
+        }
+        let queue = outline.queue;
+        app.may_publish(&outline.task, &queue).map_err(|why| BuildError::Key {
+            task: outline.task.to_string(),
+            queue,
             why,
         })?;
     }

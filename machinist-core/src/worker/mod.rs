@@ -15,6 +15,7 @@
 //! | `peers` | what this worker knows of other sessions |
 //! | `server_calls` | calls to backend and broker, repeated until they answer |
 //! | `maintenance`, `overdue` | undelivered messages, unlisted dead letters, delayed tasks that the broker has lost |
+//! | `periodic` | the ticks of periodic tasks |
 //! | `progress` | the progress that handlers report |
 //! | `drain` | the stages of shutdown |
 //! | `events`, `event_log`, `tally`, `dead_letter_counts` | events, and their first users |
@@ -42,6 +43,7 @@ mod outcome;
 mod overdue;
 mod parking;
 mod peers;
+mod periodic;
 mod processor;
 mod progress;
 mod refusal;
@@ -60,7 +62,10 @@ mod worker_context;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 pub use builder::{BuildError, WorkerBuilder};
 pub use dead_letter_counts::DeadLetterCounts;
@@ -75,6 +80,7 @@ use crate::{
     broker::{BrokerError, Consume},
     event::{EventKind, WorkerState},
     id::{QueueName, TaskName},
+    periodic::Periodic,
 };
 use intake::Intake;
 use processor::TaskProcessor;
@@ -127,6 +133,7 @@ pub struct Worker {
     stages: Stages,
     ready: CancellationToken,
     health: Health,
+    periodic: Vec<Periodic>,
 }
 
 /// Error of a worker that could not start.
@@ -202,7 +209,7 @@ impl Worker {
     /// Dropped before its end, the worker stops like a killed process: nothing is lost, and unfinished tasks run again
     /// elsewhere when the session has expired.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<Drained, WorkerError> {
-        let Self { processor, queues, prefetch, grace, stages, ready, health, tags: _ } = self;
+        let Self { processor, queues, prefetch, grace, stages, ready, health, periodic, tags: _ } = self;
         let worker = Arc::clone(&processor.worker);
         worker.sessions.open().await?;
         worker.sessions.read_control().await?;
@@ -220,6 +227,7 @@ impl Worker {
         let intake =
             Intake { processor: Arc::clone(&processor), subscription, health, tracker: tracker.clone(), cut };
         let intake = intake.start(consumer);
+        let ticking = AbortOnDropHandle::new(tokio::spawn(periodic::run(Arc::clone(&worker), periodic)));
         tokio::select! {
             () = intake.closed() => {}
             () = shutdown => stages.advance(),
@@ -231,6 +239,8 @@ impl Worker {
         if let Some(mut consumer) = intake.end().await {
             consumer.stop().await;
         }
+        // It ends when the worker drains. A turn that it could not give up expires.
+        let _in_time = tokio::time::timeout(SETTLE_TIMEOUT, ticking).await;
         tracker.close();
         drain::wait_through(&tracker, &stages, grace).await;
         let drained = worker.events.tally.drained();

@@ -37,13 +37,14 @@
 //! | `sizes.errors` |  |  | `64KiB` | Maximum size of a task's error |
 //! | the file | `--config` | `MACHINIST_CONFIG` | machinist.toml in the current folder, if there is one | File of settings |
 //!
-//! The file also holds command tasks and options of other tasks, `[tasks.NAME]`: see [`TaskSettings`]; for `[[keys]]` see
-//! [`keys`](crate::keys). An empty variable counts as not set; other variables are ignored. The section `[limits]`,
+//! The file also holds command tasks and options of other tasks, `[tasks.NAME]`: see [`TaskSettings`]; periodic tasks,
+//! `[periodic.NAME]`: see `docs/periodic.md`; for `[[keys]]` see [`keys`](crate::keys). An empty variable counts as not set; other variables are ignored. The section `[limits]`,
 //! the old name of `[sizes]`, is still read in this version, with a warning.
 
 mod apply;
 mod entries;
 mod file;
+mod periodic;
 mod resolve;
 mod section;
 mod table;
@@ -61,6 +62,7 @@ use std::{
 
 use machinist_core::{
     Backoff, MaxSizes, QueueName,
+    periodic::Periodic,
     sign::{KeyConfig, SecretText},
     worker::Tag,
 };
@@ -154,6 +156,8 @@ pub struct Settings {
     pub worker: WorkerSettings,
     /// Command tasks, and options of Rust tasks, by name.
     pub tasks: BTreeMap<String, TaskSettings>,
+    /// Periodic tasks, `[periodic.NAME]`, by name.
+    pub periodic: BTreeMap<String, Setting<Periodic>>,
     /// Place of the section `[limits]`, the old name of `[sizes]`, if the file has one.
     old_sizes: Option<SettingOrigin>,
     /// Connectors by which the URLs were read.

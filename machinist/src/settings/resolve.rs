@@ -111,6 +111,7 @@ impl Settings {
             sizes: layers.sizes(file.sizes)?,
             old_sizes: file.old_sizes,
             tasks: file.tasks,
+            periodic: file.periodic,
             connectors: connectors.clone(),
         })
     }
