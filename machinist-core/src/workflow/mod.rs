@@ -29,7 +29,7 @@ pub use crate::wire::Policy;
 pub use following::{EndsWith, Following, Immutable, Listed, NextStep, TakesAfter};
 pub use graph::{After, Graph, GraphTask, Handle, Handles, graph};
 pub use plan::{StepPlan, WorkflowError};
-pub use status::{MemberCounts, StepStatus, WorkflowProgress, WorkflowStatus};
+pub use status::{MemberCounts, StepStatus, TaskPlace, WorkflowProgress, WorkflowStatus};
 pub use typed::{Group, Member, Members, Outcome, chain, chord, group};
 
 /// Name of the step that ends a workflow which has several last steps.
@@ -145,6 +145,12 @@ impl<R> Workflow<R> {
     /// Begins it no earlier than at an instant of backend time.
     pub fn eta(mut self, instant: Timestamp) -> Self {
         self.root.when = crate::signature::When::At(instant);
+        self
+    }
+
+    /// Never begins it later than an instant of backend time: its steps end in FAILURE/upstream instead.
+    pub fn expires_at(mut self, instant: Timestamp) -> Self {
+        self.root.expires = Some(crate::signature::When::At(instant));
         self
     }
 
