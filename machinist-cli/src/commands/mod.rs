@@ -14,6 +14,7 @@ mod retry;
 mod revoke;
 mod scheduled;
 mod send;
+mod send_flow;
 mod status;
 mod worker;
 

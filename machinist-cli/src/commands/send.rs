@@ -24,12 +24,17 @@ struct SendOutput<'a> {
 }
 
 pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
-    let queue = queue_of(&args, settings);
+    if let Some(file) = args.flow.clone() {
+        return Box::pin(super::send_flow::run(args, &file, settings, json)).await;
+    }
+    // INVARIANT: required without a workflow.
+    let name = args.name.clone().unwrap_or_default();
+    let queue = queue_of(&args, &name, settings);
     // Before any connection, so that a wrong argument is reported at once.
-    let signature = signature(&args, queue.as_ref())?;
+    let signature = signature(&args, &name, queue.as_ref())?;
     let app = connect(settings).await?;
     let queue = queue.unwrap_or_else(|| app.default_queue().clone());
-    let mut printer = Printer { json, list: args.count > 1, printed: 0, name: args.name, queue };
+    let mut printer = Printer { json, list: args.count > 1, printed: 0, name, queue };
     printer.begin()?;
     let client = app.client();
     let done = match args.wait {
@@ -60,14 +65,14 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
 }
 
 /// Returns the queue of the command line, or of this task in machinist.toml.
-fn queue_of(args: &SendArgs, settings: &Settings) -> Option<QueueName> {
-    let configured = || settings.tasks.get(&args.name)?.queue.as_ref().map(|queue| queue.value.clone());
+fn queue_of(args: &SendArgs, name: &str, settings: &Settings) -> Option<QueueName> {
+    let configured = || settings.tasks.get(name)?.queue.as_ref().map(|queue| queue.value.clone());
     args.queue.clone().or_else(configured)
 }
 
-fn signature(args: &SendArgs, queue: Option<&QueueName>) -> Result<Signature, CliError> {
+fn signature(args: &SendArgs, name: &str, queue: Option<&QueueName>) -> Result<Signature, CliError> {
     let wrong = |text: String| CliError::new(Code::Usage, text);
-    let mut signature = Signature::new(&args.name);
+    let mut signature = Signature::new(name);
     for text in &args.args {
         signature = signature.arg(input::value(text).map_err(wrong)?);
     }

@@ -136,6 +136,17 @@ impl<R> Workflow<R> {
         self
     }
 
+    /// Returns the name for people.
+    pub fn shown_name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Never begins it later than an instant of backend time: its steps end in FAILURE/upstream instead.
+    pub fn expires_at(mut self, instant: Timestamp) -> Self {
+        self.root.expires = Some(crate::signature::When::At(instant));
+        self
+    }
+
     /// Begins it no earlier than a while after it is sent.
     pub fn countdown(mut self, while_: Duration) -> Self {
         self.root.when = crate::signature::When::In(while_);
