@@ -55,6 +55,8 @@ pub(crate) struct TaskView {
     retry_of: Option<String>,
     /// Task that repeats this failed one.
     retried_as: Option<String>,
+    /// Root of the workflow that it belongs to.
+    workflow: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -80,24 +82,22 @@ impl ProgressView {
     /// Returns the progress as text: `[######----] 60%  640 of 1000  resizing`.
     fn bar(&self) -> String {
         let Self { done, total, note, .. } = self;
-        let mut bar = String::new();
-        if *total > 0 {
-            let share = (u128::from(*done) * 100 / u128::from(*total)).min(100) as usize;
-            let filled = share * BAR_WIDTH / 100;
-            let _ = write!(
-                bar,
-                "[{}{}] {share}%  {done} of {total}",
-                "#".repeat(filled),
-                "-".repeat(BAR_WIDTH - filled)
-            );
-        } else {
-            let _ = write!(bar, "{done}");
-        }
+        let mut bar = bar(*done, *total);
         if !note.is_empty() {
             let _ = write!(bar, "  {}", printable(note));
         }
         bar
     }
+}
+
+/// Returns a progress bar; the number alone if the total is 0, which means unknown.
+pub(crate) fn bar(done: u64, total: u64) -> String {
+    if total == 0 {
+        return done.to_string();
+    }
+    let share = (u128::from(done) * 100 / u128::from(total)).min(100) as usize;
+    let filled = share * BAR_WIDTH / 100;
+    format!("[{}{}] {share}%  {done} of {total}", "#".repeat(filled), "-".repeat(BAR_WIDTH - filled))
 }
 
 /// Width of a progress bar, in characters.
@@ -185,6 +185,7 @@ impl From<&Record> for TaskView {
             revoked: record.revoked,
             retry_of: record.retry_of.as_ref().map(TaskId::to_string),
             retried_as: record.retried_as.as_ref().map(TaskId::to_string),
+            workflow: None,
         }
     }
 }
@@ -219,7 +220,14 @@ impl TaskView {
             revoked: false,
             retry_of: None,
             retried_as: None,
+            workflow: None,
         }
+    }
+
+    /// Names the root of the workflow that the task belongs to.
+    #[must_use]
+    pub(crate) fn of_workflow(self, workflow: Option<String>) -> Self {
+        Self { workflow, ..self }
     }
 
     /// Returns everything as a page for people.
@@ -234,6 +242,9 @@ impl TaskView {
         };
         let optional = |value: &Option<String>| value.as_deref().map(printable);
         row("id", &printable(&self.id));
+        if let Some(workflow) = optional(&self.workflow) {
+            row("workflow", &workflow);
+        }
         for (label, value) in [("name", &self.name), ("queue", &self.queue)] {
             row(
                 label,
@@ -342,11 +353,7 @@ impl TaskView {
     /// Returns the results, one per line, as they would be written as arguments: text without quotes, unless it would be
     /// read as something else.
     fn values(&self) -> String {
-        let show = |value: &Value| match value {
-            Value::String(text) if spelling::json_or_text(text).is_string() => text.clone(),
-            other => other.to_string(),
-        };
-        printable(&self.results.iter().map(show).collect::<Vec<_>>().join("\n"))
+        printable(&self.results.iter().map(as_argument).collect::<Vec<_>>().join("\n"))
     }
 
     fn state_and_kind(&self) -> String {
@@ -357,14 +364,22 @@ impl TaskView {
     }
 }
 
-fn put(page: &mut String, line: std::fmt::Arguments<'_>) {
+/// Returns a value as it would be written as an argument: text without quotes, unless it would be read as something else.
+pub(crate) fn as_argument(value: &Value) -> String {
+    match value {
+        Value::String(text) if spelling::json_or_text(text).is_string() => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+pub(crate) fn put(page: &mut String, line: std::fmt::Arguments<'_>) {
     // INVARIANT: writing to a String does not fail.
     let _ = write!(page, "{line}");
     page.truncate(page.trim_end_matches(' ').len());
     page.push('\n');
 }
 
-fn seconds(seconds: f64) -> String {
+pub(crate) fn seconds(seconds: f64) -> String {
     let duration = std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default();
     // A record holds microseconds.
     show_duration(std::time::Duration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))

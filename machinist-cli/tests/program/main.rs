@@ -23,3 +23,4 @@ mod time;
 mod traces;
 mod undelivered;
 mod worker_settings;
+mod workflows;

@@ -159,12 +159,6 @@ impl<R> Workflow<R> {
         self
     }
 
-    /// Never begins it later than an instant of backend time: its steps end in FAILURE/upstream instead.
-    pub fn expires_at(mut self, instant: Timestamp) -> Self {
-        self.root.expires = Some(crate::signature::When::At(instant));
-        self
-    }
-
     /// Never begins it later than a while after it is sent: its steps end in FAILURE/upstream instead.
     pub fn expires_in(mut self, while_: Duration) -> Self {
         self.root.expires = Some(crate::signature::When::In(while_));

@@ -239,8 +239,7 @@ impl Client {
                 let Some(record) = record else { continue };
                 begun |= record.state != TaskState::Pending;
                 counts.done += u32::from(record.state.is_final());
-                status.started_at =
-                    status.started_at.into_iter().chain(record.started_at).min();
+                status.started_at = status.started_at.into_iter().chain(record.started_at).min();
                 status.ended_at = status.ended_at.max(record.ended_at);
                 if record.state == TaskState::Failure {
                     counts.failed += 1;
