@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use machinist::{
     record::{FailureKind, Record, TaskState},
-    workflow::{MemberCounts, StepStatus, WorkflowProgress, WorkflowStatus},
+    workflow_status::{MemberCounts, StepStatus, WorkflowProgress, WorkflowStatus},
 };
 use serde::Serialize;
 use serde_json::{Value, json};

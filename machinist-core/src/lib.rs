@@ -17,6 +17,7 @@ mod delay;
 pub mod error;
 pub mod event;
 pub mod extract;
+mod flow;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
@@ -36,6 +37,7 @@ mod trace;
 mod wire;
 pub mod worker;
 pub mod workflow;
+pub mod workflow_status;
 
 #[cfg(feature = "tls")]
 pub use machinist_adapter::tls;

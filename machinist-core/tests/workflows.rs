@@ -15,7 +15,8 @@ use std::{
 use machinist_core::{
     App, Arg, Signature, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
     record::{FailureKind, TaskState},
-    workflow::{Outcome, Policy, StepPlan, Workflow, WorkflowStatus, chain, chord, graph, group},
+    workflow::{Outcome, Policy, StepPlan, Workflow, chain, chord, graph, group},
+    workflow_status::WorkflowStatus,
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 
@@ -117,7 +118,7 @@ fn each(args: impl IntoIterator<Item = i64>) -> Vec<Vec<Arg>> {
     args.into_iter().map(|arg| vec![Arg::from_value(arg)]).collect()
 }
 
-fn step<'a>(status: &'a WorkflowStatus, name: &str) -> &'a machinist_core::workflow::StepStatus {
+fn step<'a>(status: &'a WorkflowStatus, name: &str) -> &'a machinist_core::workflow_status::StepStatus {
     status.steps.iter().find(|step| step.name == name).unwrap()
 }
 
@@ -297,6 +298,23 @@ async fn a_failed_workflow_is_sent_again_and_runs_only_what_failed() {
     let ran = |step: &str| notes.iter().filter(|(id, _)| id.ends_with(step)).count();
     assert_eq!((ran(".seen"), ran(".all"), ran(".end")), (1, 1, 1), "what succeeded is not run again");
     assert_eq!(notes.iter().find(|(id, _)| id.ends_with(".end")).unwrap().1, [20, 2]);
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chain_that_is_sent_again_goes_on_after_what_succeeded() {
+    let setting = Setting::new().await;
+    let workflow = Workflow::of_steps(vec![
+        StepPlan::new("first", call("inc", [1])),
+        StepPlan::new("bad", call("flaky", [])).after(["first"]),
+        StepPlan::new("end", call("note", [])).after(["bad"]),
+    ]);
+    let failed = setting.ended(workflow.unwrap()).await;
+    assert_eq!(failed.state, TaskState::Failure);
+    setting.on.store(true, Ordering::Relaxed);
+    let result = setting.app.client().retry_workflow(&failed.root).await.unwrap();
+    result.wait_record(WAIT).await.unwrap();
+    assert_eq!(setting.notes.lock().unwrap()[0].1, [20]);
     setting.worker.stop().await;
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use machinist::{
     App, Client, TaskId,
     record::TaskState,
-    workflow::{TaskPlace, WorkflowStatus},
+    workflow_status::{TaskPlace, WorkflowStatus},
 };
 use serde::Serialize;
 

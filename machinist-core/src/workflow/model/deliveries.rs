@@ -16,10 +16,11 @@ use crate::{
     id::{RecordId, TaskId},
     record::{
         Child, Claim, CommitRefusal, EncodedResults, EndVerdict, EndedMember, ErrorText, Facts, Failure,
-        FailureKind, FollowUp, JoinDecision, Joining, Member, ParkDecision, StartDecision, StartRequest,
-        Verdict, after_failure, after_success, decide_join, decide_parking, decide_start, explain_refusal,
-        failure_without_run, gathered_fact, join, join_record, joinings, json, may_be_decided, name,
-        never_after, outcome_commit, recorded_follow_up, upstream_error, waiting_callback,
+        FailureKind, FollowUp, JoinDecision, JoinedMember, Joining, ParkDecision, StartDecision,
+        StartRequest, Verdict, after_failure, after_success, decide_join, decide_parking, decide_start,
+        explain_refusal, failure_without_run, gathered_fact, join, join_record, joinings, json,
+        may_be_decided, name, never_after, outcome_commit, recorded_follow_up, upstream_error,
+        waiting_callback,
     },
     workflow::Policy,
 };
@@ -87,7 +88,7 @@ impl Model {
                     (facts.get(name::END), self.record_names.get(u32::from(member)).task())
                 {
                     let joining = self.joining_of(&child, u32::from(index));
-                    let fact = json(&Member { id, end: String::from_utf8_lossy(end).into_owned() });
+                    let fact = json(&JoinedMember { id, end: String::from_utf8_lossy(end).into_owned() });
                     drop(self.commit(&mut next, &join(&joining, fact)));
                 }
                 let rest = found[1..].to_vec();
@@ -166,8 +167,10 @@ impl Model {
                         .expect("an end")
                         .1;
                     for joining in joinings(&child.place, &child.step.flow) {
-                        let fact =
-                            json(&Member { id: child.id(), end: String::from_utf8_lossy(&end).into_owned() });
+                        let fact = json(&JoinedMember {
+                            id: child.id(),
+                            end: String::from_utf8_lossy(&end).into_owned(),
+                        });
                         drop(self.commit(&mut next, &join(&joining, fact)));
                     }
                 }
@@ -472,7 +475,7 @@ impl Model {
     pub(super) fn join_all(&self, state: &mut State, ended: &Child, end: &Bytes, woken: &mut BTreeSet<u16>) {
         let verdict = EndedMember::of(ended.id(), end).expect("an end");
         for joining in joinings(&ended.place, &ended.step.flow) {
-            let fact = json(&Member { id: ended.id(), end: String::from_utf8_lossy(end).into_owned() });
+            let fact = json(&JoinedMember { id: ended.id(), end: String::from_utf8_lossy(end).into_owned() });
             let commit = join(&joining, fact);
             if self.mutated(Mutation::CountDecides) {
                 *state.joined.entry(self.record_no(&commit.id)).or_default() += 1;

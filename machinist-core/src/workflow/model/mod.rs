@@ -29,13 +29,13 @@ use crate::{
     args::Arg,
     backend::Commit,
     clock::Timestamp,
+    flow::{Flow, Step, StepPlace},
     id::{RecordId, TaskId},
     record::{
-        Child, Claim, EndedMember, FactName, Facts, JoinDecision, Member, decide_join, ended_members,
+        Child, Claim, EndedMember, FactName, Facts, JoinDecision, JoinedMember, decide_join, ended_members,
         failure_of, gathered_fact, join_record, name, never_after,
     },
     signature::Signature,
-    wire::{Flow, Place, Step},
 };
 
 const NOW: Timestamp = Timestamp::from_micros(1_000_000);
@@ -126,7 +126,7 @@ impl Model {
         let workflow = Workflow::of_steps((scene.steps)()).expect("a workflow").with_id(task("R"));
         let parts = workflow.into_parts().parts;
         let flow = *parts.flow.expect("a flow");
-        let place = Place::root(task("R"));
+        let place = StepPlace::root(task("R"));
         let step = Step { name: "root".to_owned(), task: parts.name, flow, ..Step::default() };
         let root = Child { place, step, outline: None };
         let mut model = Self {
@@ -235,10 +235,10 @@ impl Model {
         state.queue.insert(at, message);
     }
 
-    fn members(&self, state: &State, place: &Place) -> BTreeMap<u32, EndedMember> {
+    fn members(&self, state: &State, place: &StepPlace) -> BTreeMap<u32, EndedMember> {
         let facts = self.facts_of(state, self.record_no(&join_record(place)));
         ended_members(&facts, |_, fact| {
-            let member: Member = serde_json::from_slice(fact).ok()?;
+            let member: JoinedMember = serde_json::from_slice(fact).ok()?;
             EndedMember::of(member.id, member.end.as_bytes())
         })
     }
