@@ -146,7 +146,7 @@ async fn show_members(client: &Client, args: &StatusArgs, step: &str, json: bool
     Ok(Code::Success)
 }
 
-/// Part of a workflow that has no record of its own: a group, or a task that is not sent yet.
+/// Part of a workflow without a record: a group, or a task that is not sent yet.
 #[derive(Serialize)]
 struct PartView<'a> {
     workflow: &'a str,

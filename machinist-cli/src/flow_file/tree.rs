@@ -14,7 +14,7 @@ use crate::spelling;
 /// Maximum depth of values inside each other.
 const MAX_DEPTH: usize = 100;
 
-/// What is wrong in a file, and where.
+/// A problem of a file, and its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Problem {
     /// Offset in bytes.
@@ -150,7 +150,7 @@ fn json_node(text: &str, raw: &RawValue, depth: usize) -> Result<Node, Problem> 
             Tree::List(list.into_iter().map(node).collect::<Result<_, _>>()?)
         }
         Some(b'{') => {
-            let Pairs(pairs) = serde_json::from_str(json).map_err(wrong)?;
+            let OrderedEntries(pairs) = serde_json::from_str(json).map_err(wrong)?;
             let mut entries: Vec<Entry> = Vec::with_capacity(pairs.len());
             let mut seen = std::collections::BTreeSet::new();
             for (key, raw) in pairs {
@@ -204,25 +204,25 @@ fn too_deep(at: usize) -> Problem {
 }
 
 /// The pairs of a JSON object, in their order.
-struct Pairs<'a>(Vec<(String, &'a RawValue)>);
+struct OrderedEntries<'a>(Vec<(String, &'a RawValue)>);
 
-impl<'de> Deserialize<'de> for Pairs<'de> {
+impl<'de> Deserialize<'de> for OrderedEntries<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct InOrder;
 
         impl<'de> Visitor<'de> for InOrder {
-            type Value = Pairs<'de>;
+            type Value = OrderedEntries<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs<'de>, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<OrderedEntries<'de>, A::Error> {
                 let mut pairs = Vec::new();
                 while let Some(pair) = map.next_entry()? {
                     pairs.push(pair);
                 }
-                Ok(Pairs(pairs))
+                Ok(OrderedEntries(pairs))
             }
         }
 

@@ -318,3 +318,43 @@ fn a_workflow_on_standard_input_survives_the_end_of_its_worker() {
     });
     assert_eq!(done["results"], json!([3]));
 }
+
+/// Reads the blocks of `docs/workflows.md` that are marked as parts of its session: files by name, and the console.
+fn session() -> (Vec<(&'static str, &'static str)>, &'static str) {
+    let docs = include_str!("../../../docs/workflows.md");
+    let block = |rest: &'static str| {
+        let (_, inner) = rest.split_once("```").unwrap().1.split_once('\n').unwrap();
+        inner.split_once("```").unwrap().0
+    };
+    let files = docs.split("<!-- session: ").skip(1);
+    let files = files.map(|rest| (rest.split_once(" -->").unwrap().0, block(rest))).collect();
+    (files, block(docs.split_once("<!-- session -->").unwrap().1))
+}
+
+#[test]
+fn the_session_of_the_page_is_what_a_user_sees() {
+    let (files, console) = session();
+    let folder = Folder::new();
+    assert_eq!(files.len(), 2);
+    for (name, text) in files {
+        folder.write(name, text);
+    }
+    let mut worker = None;
+    let mut commands = 0;
+    for part in console.split("$ machinist ").skip(1) {
+        let (command, expected) = part.split_once('\n').unwrap();
+        let arguments: Vec<&str> = command.split_whitespace().collect();
+        commands += 1;
+        if arguments == ["worker", "&"] {
+            worker = Some(folder.worker(&[]));
+            continue;
+        }
+        let ran = folder.run(&arguments).ended(0);
+        let (shown, expected): (Vec<&str>, Vec<&str>) =
+            (ran.stdout.split_whitespace().collect(), expected.split_whitespace().collect());
+        let same = shown.len() == expected.len()
+            && shown.iter().zip(&expected).all(|(shown, expected)| *expected == "…" || shown == expected);
+        assert!(same, "{command}: {ran:?}");
+    }
+    assert!(worker.is_some() && commands == 3);
+}

@@ -55,7 +55,8 @@ async fn python_sends_workflows() {
     let house = House::new();
     let key = hmac("producer");
     let app = house.app(key.clone()).await;
-    let worker = house.worker(&app).task(SUM, async |all: Vec<i64>| Ok::<_, TaskError>(all.iter().sum()));
+    let worker =
+        house.worker(&app).task(SUM, async |all: Vec<i64>| Ok::<_, TaskError>(all.iter().sum::<i64>()));
     let _running = Running::start(worker);
     for (written, last, result) in [(&written[0], "second", 13), (&written[1], "total", 6)] {
         let message = producer::sign(message(written), &key);
