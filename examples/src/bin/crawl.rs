@@ -47,7 +47,7 @@ async fn report(
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let app = App::from_env().await?;
-    let (seen, mut reports) = tokio::sync::mpsc::unbounded_channel();
+    let (seen, mut reports) = tokio::sync::mpsc::unbounded_channel::<String>();
     let worker =
         Worker::builder(&app).state(seen).task(PAGE, page).task(SIZE, size).task(REPORT, report).build()?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

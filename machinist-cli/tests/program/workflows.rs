@@ -147,7 +147,7 @@ task = \"note\"
     folder.write("flow.toml", flow);
     let ran = folder.run(&["send", "--flow", "flow.toml", "--wait=60s"]).ended(1);
     assert!(ran.stdout.contains("FAILURE (error, -3): step bad: sh failed with exit code 1"), "{ran:?}");
-    assert_eq!(contents(&folder.path().join("noted")), "sh failed with exit code 1");
+    assert_eq!(contents(&folder.path().join("noted")), "sh failed with exit code 1: broken");
     let root = ran.stdout.lines().next().unwrap();
     let status = folder.run(&["status", root, "--json"]).ended(1).json();
     assert_eq!(
