@@ -116,13 +116,13 @@ pub(crate) enum CliCommand {
     Init(InitArgs),
     /// Run tasks from queues until a signal stops it
     Worker(WorkerArgs),
-    /// Send a task and print its id
+    /// Send a task or a workflow and print its id
     Send(Box<SendArgs>),
-    /// Show the state and the result of a task
+    /// Show the state and the result of a task or a workflow
     Status(StatusArgs),
-    /// Cancel a task
+    /// Cancel a task or a workflow
     Revoke(RevokeArgs),
-    /// Send a failed task again, as a new task
+    /// Send a failed task or workflow again, under a new id
     Retry(RetryArgs),
     /// List tasks that wait for their ETA or a retry, or run one now
     Scheduled(ScheduledArgs),
@@ -244,7 +244,7 @@ pub(crate) struct SendArgs {
     #[arg(value_name = "ARG", allow_negative_numbers = true)]
     pub(crate) args: Vec<String>,
     /// Send the workflow that this file describes: TOML, or JSON by its suffix; - reads JSON from standard input
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "args"], value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) flow: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) options: SendOptions,
@@ -323,16 +323,17 @@ pub(crate) struct StatusArgs {
     /// List the members of this group of a workflow
     #[arg(long, value_name = "STEP", conflicts_with = "watch")]
     pub(crate) members: Option<String>,
-    /// First member to list
-    #[arg(long, value_name = "INDEX", default_value_t = 0, hide_default_value = true, requires = "members")]
-    pub(crate) first: u32,
+    /// List the members after the one with this index
+    #[arg(long, value_name = "INDEX", requires = "members")]
+    pub(crate) after: Option<u32>,
     /// Maximum number of members to list
-    #[arg(long, value_name = "N", default_value_t = 100, requires = "members")]
-    pub(crate) limit: usize,
+    #[arg(long, value_name = "N", default_value_t = 100, requires = "members",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: u32,
 }
 
 /// A task that does not run ends at once, even if it waits for its ETA or a retry. A running task is asked to end, and
-/// is cut off five seconds later.
+/// is cut off five seconds later. Of a workflow, nothing more starts.
 #[derive(Debug, Args)]
 pub(crate) struct RevokeArgs {
     /// Id of the task

@@ -59,6 +59,8 @@ pub(crate) struct TaskView {
     retry_of: Option<String>,
     /// Task that repeats this failed one.
     retried_as: Option<String>,
+    /// Root of the workflow that it belongs to.
+    workflow: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -84,19 +86,7 @@ impl ProgressView {
     /// Returns the progress as text: `[######----] 60%  640 of 1000  resizing`.
     fn bar(&self) -> String {
         let Self { done, total, note, .. } = self;
-        let mut bar = String::new();
-        if *total > 0 {
-            let share = (u128::from(*done) * 100 / u128::from(*total)).min(100) as usize;
-            let filled = share * BAR_WIDTH / 100;
-            let _ = write!(
-                bar,
-                "[{}{}] {share}%  {done} of {total}",
-                "#".repeat(filled),
-                "-".repeat(BAR_WIDTH - filled)
-            );
-        } else {
-            let _ = write!(bar, "{done}");
-        }
+        let mut bar = bar(*done, *total);
         if !note.is_empty() {
             let _ = write!(bar, "  {}", visible::one_line(note));
         }
@@ -111,6 +101,17 @@ const NOT_RECEIVED: &str = "no worker has received it. It waits in its queue for
                             part of its record is lost; workers publish a lost message again";
 /// Remark about an outcome that no key proves.
 const NOT_VERIFIED: &str = "no: without a key here, anybody who can write to the backend may have written it";
+
+/// Returns a progress bar; the number alone if the total is 0, which means unknown.
+pub(crate) fn bar(done: u64, total: u64) -> String {
+    if total == 0 {
+        return done.to_string();
+    }
+    let share = (u128::from(done) * 100 / u128::from(total)).min(100) as usize;
+    let filled = share * BAR_WIDTH / 100;
+    format!("[{}{}] {share}%  {done} of {total}", "#".repeat(filled), "-".repeat(BAR_WIDTH - filled))
+}
+
 /// Width of a progress bar, in characters.
 const BAR_WIDTH: usize = 20;
 
@@ -198,6 +199,7 @@ impl From<&Record> for TaskView {
             revoked: record.revoked,
             retry_of: record.retry_of.as_ref().map(TaskId::to_string),
             retried_as: record.retried_as.as_ref().map(TaskId::to_string),
+            workflow: None,
         }
     }
 }
@@ -234,6 +236,7 @@ impl TaskView {
             revoked: false,
             retry_of: None,
             retried_as: None,
+            workflow: None,
         }
     }
 
@@ -248,6 +251,12 @@ impl TaskView {
         Self { overdue: overdue(record.state, due, now), ..self }
     }
 
+    /// Names the root of the workflow that the task belongs to.
+    #[must_use]
+    pub(crate) fn of_workflow(self, workflow: Option<String>) -> Self {
+        Self { workflow, ..self }
+    }
+
     /// Returns everything as a page for people.
     pub(crate) fn page(&self) -> String {
         let mut page = String::new();
@@ -260,6 +269,9 @@ impl TaskView {
         };
         let optional = |value: &Option<String>| value.as_deref().map(visible::one_line);
         row("id", &visible::one_line(&self.id));
+        if let Some(workflow) = optional(&self.workflow) {
+            row("workflow", &workflow);
+        }
         for (label, value) in [("name", &self.name), ("queue", &self.queue)] {
             row(
                 label,
@@ -375,11 +387,7 @@ impl TaskView {
     /// Returns the results, one per line, as they would be written as arguments: text without quotes, unless it would be
     /// read as something else.
     fn values(&self) -> String {
-        let show = |value: &Value| match value {
-            Value::String(text) if spelling::json_or_text(text).is_string() => text.clone(),
-            other => other.to_string(),
-        };
-        visible::lines(&self.results.iter().map(show).collect::<Vec<_>>().join("\n"))
+        visible::lines(&self.results.iter().map(as_argument).collect::<Vec<_>>().join("\n"))
     }
 
     fn state_and_kind(&self) -> String {
@@ -396,14 +404,22 @@ fn overdue(state: TaskState, due: Option<Timestamp>, now: Timestamp) -> Option<u
     (late >= OVERDUE_AFTER).then_some(late.as_secs())
 }
 
-fn put(page: &mut String, line: std::fmt::Arguments<'_>) {
+/// Returns a value as it would be written as an argument: text without quotes, unless it would be read as something else.
+pub(crate) fn as_argument(value: &Value) -> String {
+    match value {
+        Value::String(text) if spelling::json_or_text(text).is_string() => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+pub(crate) fn put(page: &mut String, line: std::fmt::Arguments<'_>) {
     // INVARIANT: writing to a String does not fail.
     let _ = write!(page, "{line}");
     page.truncate(page.trim_end_matches(' ').len());
     page.push('\n');
 }
 
-fn seconds(seconds: f64) -> String {
+pub(crate) fn seconds(seconds: f64) -> String {
     let duration = Duration::try_from_secs_f64(seconds).unwrap_or_default();
     // A record holds microseconds.
     show_duration(Duration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))

@@ -1,206 +1,357 @@
-//! Views of a workflow: JSON for scripts, and a tree for people. Pure.
+//! Views of a workflow: JSON for scripts, and a page with a tree for people. Pure.
 
 use std::fmt::Write;
 
 use machinist::{
-    Results,
     record::{FailureKind, Record, TaskState},
-    workflow_status::{MemberCounts, StepStatus, WorkflowStatus},
+    workflow_status::{MemberCounts, StepStatus, WorkflowProgress, WorkflowStatus},
 };
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{view::TaskView, visible::one_line};
+use crate::{
+    view::{TaskView, as_argument, bar, put, seconds},
+    visible::one_line,
+};
 
-/// Step as `status --json` prints it.
+/// Workflow as `status ROOT --json` and `send --flow --wait --json` print it: the fields of a task, and its steps.
 #[derive(Debug, Serialize)]
-struct StepView<'a> {
-    name: &'a str,
-    id: &'a str,
-    task: &'a str,
-    after: &'a [String],
-    state: TaskState,
+pub(crate) struct WorkflowView {
+    #[serde(flatten)]
+    task: Value,
+    /// Name that the file gives it.
+    workflow_name: Option<String>,
+    pub(crate) state: TaskState,
+    /// Kind of the first failure of a step that ran.
     kind: Option<FailureKind>,
-    error: Option<&'a str>,
-    results: Vec<&'a Value>,
+    code: Option<i32>,
+    error: Option<Value>,
+    /// Results of the last steps.
+    results: Vec<Value>,
+    started_at: Option<String>,
+    ended_at: Option<String>,
+    duration: Option<f64>,
+    progress: WorkflowProgress,
+    incomplete: bool,
+    steps: Vec<StepView>,
+}
+
+/// Step of a workflow.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct StepView {
+    name: String,
+    pub(crate) id: String,
+    task: String,
+    after: Vec<String>,
+    pub(crate) state: TaskState,
+    kind: Option<FailureKind>,
+    error: Option<String>,
+    results: Vec<Value>,
+    started_at: Option<String>,
+    ended_at: Option<String>,
+    duration: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     members: Option<MemberCounts>,
     /// `true` if it runs only when another step has failed.
     error_callback: bool,
 }
 
-/// A workflow as `status --json` and `send --flow --wait --json` print it: the fields of a task, and its steps.
-pub(crate) fn json(status: &WorkflowStatus) -> Value {
-    let mut view = serde_json::to_value(TaskView::from(&status.record)).unwrap_or_default();
-    let failed = status.steps.iter().find(|step| step.state == TaskState::Failure);
-    let kind = failed.filter(|_| status.state == TaskState::Failure).and_then(|step| step.kind);
-    let steps: Vec<StepView<'_>> = status.steps.iter().map(StepView::from).collect();
-    let ended_at = if status.state.is_final() { view["ended_at"].take() } else { Value::Null };
-    for (field, value) in [
-        ("workflow", json!(status.name)),
-        ("state", json!(status.state)),
-        ("kind", json!(kind)),
-        (
-            "code",
-            if status.state == TaskState::Success { json!(0) } else { json!(kind.map(FailureKind::code)) },
-        ),
-        ("ended_at", ended_at),
-        (
-            "results",
-            json!(last_results(status).into_iter().flat_map(|(_, values)| values).collect::<Vec<_>>()),
-        ),
-        ("progress", json!(status.progress)),
-        ("incomplete", json!(status.incomplete)),
-        ("steps", json!(steps)),
-    ] {
-        view[field] = value;
-    }
-    view
+/// Member of a group, with the fields of its task once it has a record.
+#[derive(Debug, Serialize)]
+pub(crate) struct MemberView {
+    pub(crate) index: u32,
+    #[serde(flatten)]
+    task: Value,
 }
 
-impl<'a> From<&'a StepStatus> for StepView<'a> {
-    fn from(step: &'a StepStatus) -> Self {
+impl MemberView {
+    pub(crate) fn new(index: u32, id: &machinist::TaskId, record: Option<&Record>) -> Self {
+        let pending = || json!({"id": id, "state": TaskState::Pending});
+        let task = record.and_then(|record| serde_json::to_value(TaskView::from(record)).ok());
+        Self { index, task: task.unwrap_or_else(pending) }
+    }
+
+    /// Returns the cells of its row for people.
+    pub(crate) fn cells(&self) -> Vec<String> {
+        let text = |key: &str| self.task[key].as_str().unwrap_or_default().to_owned();
+        let kind = self.task["kind"].as_str().map(|kind| format!(" ({kind})")).unwrap_or_default();
+        let outcome = match self.task["results"].as_array() {
+            Some(results) if !results.is_empty() => {
+                results.iter().map(as_argument).collect::<Vec<_>>().join("  ")
+            }
+            _ => self.task["error"]["message"].as_str().unwrap_or_default().to_owned(),
+        };
+        let outcome = outcome.lines().next().unwrap_or_default().to_owned();
+        vec![self.index.to_string(), text("state") + &kind, text("ended_at"), outcome]
+    }
+}
+
+impl From<&StepStatus> for StepView {
+    fn from(step: &StepStatus) -> Self {
+        let took = step.started_at.zip(step.ended_at);
         Self {
-            name: &step.name,
-            id: step.id.as_str(),
-            task: &step.task,
-            after: &step.after,
+            name: step.name.clone(),
+            id: step.id.to_string(),
+            task: step.task.clone(),
+            after: step.after.clone(),
             state: step.state,
             kind: step.kind,
-            error: step.error.as_deref(),
-            results: values(step.results.as_ref()),
+            error: step.error.clone(),
+            results: values(step),
+            started_at: step.started_at.map(|at| at.to_string()),
+            ended_at: step.ended_at.map(|at| at.to_string()),
+            duration: took.map(|(start, end)| end.since(start).as_secs_f64()),
             members: step.members,
             error_callback: step.is_error_callback,
         }
     }
 }
 
-fn values(results: Option<&Results>) -> Vec<&Value> {
-    results.iter().flat_map(|results| &results.0).map(|arg| &arg.value).collect()
+/// Returns the results of a single task.
+fn values(step: &StepStatus) -> Vec<Value> {
+    step.results.iter().flat_map(|results| &results.0).map(|arg| arg.value.clone()).collect()
 }
 
-/// Returns the results of the steps that nothing follows, by name.
-fn last_results(status: &WorkflowStatus) -> Vec<(&str, Vec<&Value>)> {
-    let last = status.steps.iter().filter(|step| step.is_last);
-    last.map(|step| (step.name.as_str(), values(step.results.as_ref()))).collect()
+/// Returns the steps that nothing follows, without error callbacks.
+pub(crate) fn tails(status: &WorkflowStatus) -> Vec<&StepStatus> {
+    let followed = |step: &StepStatus| status.steps.iter().any(|other| other.after.contains(&step.name));
+    status.steps.iter().filter(|step| !step.is_error_callback && !followed(step)).collect()
 }
 
-/// Returns what a workflow has come to: the results of its last step, by name where there are several, or the error of the step
-/// that failed.
-pub(crate) fn outcome(status: &WorkflowStatus) -> String {
-    if status.state == TaskState::Failure {
-        let first_cause =
-            |step: &&StepStatus| step.state == TaskState::Failure && step.kind != Some(FailureKind::Upstream);
-        let failed = status.steps.iter().find(first_cause);
-        let failed = failed.or_else(|| status.steps.iter().find(|step| step.state == TaskState::Failure));
-        return failed.map_or_else(
-            || "FAILURE".to_owned(),
-            |step| format!("{}  {}", one_line(&step.name), failure(step)),
-        );
-    }
-    if status.state != TaskState::Success {
-        return format!("{}  {} of {}", status.state, status.progress.done, status.progress.total);
-    }
-    let last = last_results(status);
-    let shown = |values: &[&Value]| values.iter().map(|value| text(value)).collect::<Vec<_>>().join("  ");
-    match last.as_slice() {
-        [(_, values)] => shown(values),
-        several => {
-            let lines = several
-                .iter()
-                .map(|(name, values)| format!("{name}  {}", shown(values)).trim_end().to_owned());
-            lines.collect::<Vec<_>>().join("\n")
-        }
+/// Results of the last steps of a workflow, by name. A single task has its results, a group the list of its members' results.
+pub(crate) type LastResults = Vec<(String, Vec<Value>)>;
+
+/// Returns one value for the results of a task, as the next step gets them in a list.
+pub(crate) fn one_value(mut results: Vec<Value>) -> Value {
+    match results.len() {
+        0 => Value::Null,
+        1 => results.remove(0),
+        _ => Value::Array(results),
     }
 }
 
-fn text(value: &Value) -> String {
-    match value {
-        Value::String(text) => one_line(text),
-        other => other.to_string(),
-    }
-}
-
-fn failure(step: &StepStatus) -> String {
-    let kind = step.kind.map(|kind| format!("/{kind}")).unwrap_or_default();
-    let error = step.error.as_deref().map(|error| format!("  {}", one_line(error))).unwrap_or_default();
-    format!("{}{kind}{error}", step.state)
-}
-
-/// Returns the state of a workflow in one line.
-pub(crate) fn line(status: &WorkflowStatus) -> String {
-    let name = status.name.as_deref().map(|name| format!("  {}", one_line(name))).unwrap_or_default();
-    let incomplete = if status.incomplete { "  not all of it is sent yet" } else { "" };
-    let WorkflowStatus { state, progress, .. } = status;
-    format!("workflow {}{name}  {state}  {}/{}{incomplete}", status.root, progress.done, progress.total)
-}
-
-/// Returns a page: one line for the workflow, and one for each step.
-pub(crate) fn page(status: &WorkflowStatus) -> String {
-    let mut page = format!("{}\n", line(status));
-    let width = status.steps.iter().map(|step| step.name.chars().count()).max().unwrap_or(0);
-    let task_width = status.steps.iter().map(|step| one_line(&step.task).chars().count()).max().unwrap_or(0);
-    for step in &status.steps {
-        let members =
-            step.members.map(|members| format!("  {}/{}", members.done, members.total)).unwrap_or_default();
-        let said = match step.state {
-            TaskState::Success => {
-                let values = values(step.results.as_ref());
-                let values: Vec<String> = values.into_iter().map(text).collect();
-                let shown = values.join("  ");
-                let short: String = shown.chars().take(60).collect();
-                let more = if short.len() < shown.len() { "…" } else { "" };
-                if short.is_empty() { String::new() } else { format!("  {short}{more}") }
+impl WorkflowView {
+    pub(crate) fn new(status: &WorkflowStatus, last: LastResults) -> Self {
+        let steps: Vec<StepView> = status.steps.iter().map(StepView::from).collect();
+        let failed = first_failure(&status.steps).filter(|_| status.state == TaskState::Failure);
+        let kind = failed.and_then(|step| step.kind);
+        let root = TaskView::from(&status.record);
+        let mut task = serde_json::to_value(&root).unwrap_or_default();
+        if let Value::Object(task) = &mut task {
+            for replaced in [
+                "state",
+                "kind",
+                "code",
+                "error",
+                "results",
+                "started_at",
+                "ended_at",
+                "duration",
+                "progress",
+            ] {
+                task.remove(replaced);
             }
-            TaskState::Failure => failure(step).trim_start_matches("FAILURE").to_owned(),
-            _ if step.is_error_callback => "  only after a failure".to_owned(),
-            _ => String::new(),
+        }
+        let started = status.steps.iter().filter_map(|step| step.started_at).min();
+        let ended =
+            status.steps.iter().filter_map(|step| step.ended_at).max().filter(|_| status.state.is_final());
+        let mut last = last;
+        let results = match last.len() {
+            _ if status.state != TaskState::Success => Vec::new(),
+            1 => last.remove(0).1,
+            _ => vec![Value::Object(
+                last.into_iter().map(|(name, values)| (name, one_value(values))).collect(),
+            )],
         };
-        let after =
-            if step.after.is_empty() { String::new() } else { format!("  after {}", step.after.join(", ")) };
-        let _ = writeln!(
-            page,
-            "{}",
-            format!(
-                "  {:width$}  {:task_width$}  {:7}{members}{said}{after}",
-                step.name,
-                one_line(&step.task),
-                step.state.as_str()
-            )
-            .trim_end()
-        );
-    }
-    page
-}
-
-/// Member of a group as `status --members` prints it.
-#[derive(Debug, Serialize)]
-pub(crate) struct MemberView {
-    index: u32,
-    id: String,
-    state: TaskState,
-    kind: Option<FailureKind>,
-    error: Option<String>,
-    results: Vec<Value>,
-}
-
-impl MemberView {
-    pub(crate) fn new(index: u32, id: &machinist::TaskId, record: Option<&Record>) -> Self {
         Self {
-            index,
-            id: id.to_string(),
-            state: record.map_or(TaskState::Pending, |record| record.state),
-            kind: record.and_then(|record| record.kind),
-            error: record.and_then(|record| Some(record.error.as_ref()?.message().to_owned())),
-            results: values(record.and_then(|record| record.results.as_ref())).into_iter().cloned().collect(),
+            task,
+            workflow_name: status.name.clone(),
+            state: status.state,
+            kind,
+            code: match status.state {
+                TaskState::Success => Some(0),
+                _ => kind.map(FailureKind::code),
+            },
+            error: failed
+                .and_then(|step| step.error.as_ref())
+                .map(|error| json!({"message": error, "chain": [error]})),
+            results,
+            started_at: started.map(|at| at.to_string()),
+            ended_at: ended.map(|at| at.to_string()),
+            duration: started.zip(ended).map(|(start, end)| end.since(start).as_secs_f64()),
+            progress: status.progress,
+            incomplete: status.incomplete,
+            steps,
         }
     }
 
-    /// Returns the cells of a row.
-    pub(crate) fn row(&self) -> Vec<String> {
-        let results: Vec<String> = self.results.iter().map(text).collect();
-        let kind = self.kind.map(|kind| kind.to_string()).unwrap_or_default();
-        let said = self.error.clone().unwrap_or_else(|| results.join("  "));
-        vec![self.index.to_string(), self.state.to_string(), kind, said, self.id.clone()]
+    /// Returns the workflow as a page for people.
+    pub(crate) fn page(&self) -> String {
+        let mut page = String::new();
+        let mut row =
+            |label: &str, value: &str| put(&mut page, format_args!("{label:<10}{}", one_line(value)));
+        row("workflow", self.task["id"].as_str().unwrap_or_default());
+        if let Some(name) = &self.workflow_name {
+            row("name", name);
+        }
+        let incomplete = if self.incomplete { ", not all of it is sent yet" } else { "" };
+        row("state", &format!("{}{incomplete}", self.state));
+        row("progress", &bar(self.progress.done.into(), self.progress.total.into()));
+        row("sent", self.task["sent_at"].as_str().unwrap_or("-"));
+        row("started", self.started_at.as_deref().unwrap_or("-"));
+        row("ended", self.ended_at.as_deref().unwrap_or("-"));
+        row("duration", &self.duration.map_or_else(|| "-".to_owned(), seconds));
+        for (label, key) in
+            [("eta", "eta"), ("expires", "expires_at"), ("repeats", "retry_of"), ("repeated", "retried_as")]
+        {
+            if let Some(value) = self.task[key].as_str() {
+                row(label, value);
+            }
+        }
+        page
+    }
+
+    /// Returns the rows of the tree for people: step, task, state, start, duration, note.
+    pub(crate) fn rows(&self) -> Vec<Vec<String>> {
+        let mut rows = Vec::new();
+        let top = self.steps.iter().enumerate().filter(|(_, step)| self.parent(step).is_none());
+        let mut open: Vec<(usize, usize)> = top.map(|(at, _)| (at, 0)).collect();
+        open.reverse();
+        while let Some((at, depth)) = open.pop() {
+            rows.push(self.steps[at].row(depth));
+            let below = self.steps.iter().enumerate().filter(|(_, step)| self.parent(step) == Some(at));
+            let mut below: Vec<(usize, usize)> = below.map(|(at, _)| (at, depth + 1)).collect();
+            below.reverse();
+            open.append(&mut below);
+        }
+        rows
+    }
+
+    /// Returns the index of the step under which a step is shown: the last one before it.
+    fn parent(&self, step: &StepView) -> Option<usize> {
+        let before = step.after.last()?;
+        self.steps.iter().position(|other| other.name == *before)
+    }
+
+    /// Returns the results, or the failure, for `send --wait`.
+    pub(crate) fn outcome(&self, last: &LastResults) -> String {
+        match self.state {
+            TaskState::Success => match last.as_slice() {
+                [(_, values)] => one_line(&values.iter().map(as_argument).collect::<Vec<_>>().join("\n")),
+                several => {
+                    let line = |(name, values): &(String, Vec<Value>)| {
+                        format!("{name}  {}", as_argument(&one_value(values.clone()))).trim_end().to_owned()
+                    };
+                    one_line(&several.iter().map(line).collect::<Vec<_>>().join("\n"))
+                }
+            },
+            TaskState::Failure => {
+                let mut text = self.state.to_string();
+                if let Some(step) = self.steps.iter().find(|step| failed_itself(step.state, step.kind)) {
+                    if let Some(kind) = step.kind {
+                        let _ = write!(text, " ({kind}, {})", kind.code());
+                    }
+                    let _ = write!(text, ": step {}", step.name);
+                    if let Some(error) = &step.error {
+                        let _ = write!(text, ": {}", one_line(error));
+                    }
+                }
+                text
+            }
+            state => format!("{state}  {} of {}", self.progress.done, self.progress.total),
+        }
+    }
+
+    /// Returns a line for each step that differs from an earlier view, for `--watch`.
+    pub(crate) fn changes(&self, earlier: Option<&Self>) -> Vec<String> {
+        let unchanged = |step: &StepView| match earlier {
+            None => step.state == TaskState::Pending,
+            Some(earlier) => earlier.steps.contains(step),
+        };
+        let line = |step: &StepView| {
+            let at = step.ended_at.as_ref().or(step.started_at.as_ref()).or(self.started_at.as_ref());
+            let WorkflowProgress { done, total, .. } = self.progress;
+            let note = step.note();
+            let at = at.map_or("-", String::as_str);
+            format!("{at}  {done}/{total}  {}  {}  {note}", step.name, step.state_and_kind())
+                .trim_end()
+                .to_owned()
+        };
+        self.steps.iter().filter(|step| !unchanged(step)).map(line).collect()
+    }
+}
+
+/// Returns `true` for a step that failed, and was not merely ended by the failure of another.
+fn failed_itself(state: TaskState, kind: Option<FailureKind>) -> bool {
+    state == TaskState::Failure && kind != Some(FailureKind::Upstream)
+}
+
+/// Returns the first step that failed itself; the first that failed at all if there is none.
+fn first_failure(steps: &[StepStatus]) -> Option<&StepStatus> {
+    let main = || steps.iter().filter(|step| !step.is_error_callback);
+    main()
+        .find(|step| failed_itself(step.state, step.kind))
+        .or_else(|| main().find(|step| step.state == TaskState::Failure))
+}
+
+impl StepView {
+    fn state_and_kind(&self) -> String {
+        match self.kind {
+            Some(kind) if self.state == TaskState::Failure => format!("{} ({kind})", self.state),
+            _ => self.state.to_string(),
+        }
+    }
+
+    /// Returns the numbers of a group, and the first line of an error.
+    fn note(&self) -> String {
+        let mut notes = Vec::new();
+        if let Some(MemberCounts { total, done, failed, .. }) = self.members {
+            let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
+            notes.push(format!("{done}/{total}{failed}"));
+        }
+        if let Some(line) = self.error.as_deref().and_then(|error| error.lines().next()) {
+            notes.push(one_line(line));
+        }
+        if self.error_callback && self.state == TaskState::Pending {
+            notes.push("only after a failure".to_owned());
+        }
+        if self.after.len() > 1 {
+            notes.push(format!("after {}", self.after.join(", ")));
+        }
+        notes.join("; ")
+    }
+
+    /// Returns the step as a page for people.
+    pub(crate) fn page(&self, root: &str) -> String {
+        let mut page = String::new();
+        let mut row =
+            |label: &str, value: &str| put(&mut page, format_args!("{label:<10}{}", one_line(value)));
+        row("id", &self.id);
+        row("workflow", root);
+        row("name", &self.task);
+        row("state", &self.state_and_kind());
+        if let Some(members) = self.members {
+            row("members", &bar(members.done.into(), members.total.into()));
+            row("failed", &members.failed.to_string());
+        }
+        for (label, value) in [("started", &self.started_at), ("ended", &self.ended_at)] {
+            row(label, value.as_deref().unwrap_or("-"));
+        }
+        if let Some(error) = &self.error {
+            row("error", error);
+        }
+        page
+    }
+
+    fn row(&self, depth: usize) -> Vec<String> {
+        let branch = if depth == 0 { String::new() } else { format!("{}└ ", "  ".repeat(depth - 1)) };
+        vec![
+            branch + &self.name,
+            self.task.clone(),
+            self.state_and_kind(),
+            self.started_at.clone().unwrap_or_else(|| "-".to_owned()),
+            self.duration.map_or_else(|| "-".to_owned(), seconds),
+            self.note(),
+        ]
     }
 }

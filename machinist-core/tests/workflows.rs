@@ -302,6 +302,23 @@ async fn a_failed_workflow_is_sent_again_and_runs_only_what_failed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_chain_that_is_sent_again_goes_on_after_what_succeeded() {
+    let setting = Setting::new().await;
+    let workflow = Workflow::of_steps(vec![
+        StepPlan::new("first", call("inc", [1])),
+        StepPlan::new("bad", call("flaky", [])).after(["first"]),
+        StepPlan::new("end", call("note", [])).after(["bad"]),
+    ]);
+    let failed = setting.ended(workflow.unwrap()).await;
+    assert_eq!(failed.state, TaskState::Failure);
+    setting.on.store(true, Ordering::Relaxed);
+    let result = setting.app.client().retry_workflow(&failed.root).await.unwrap();
+    result.wait_record(WAIT).await.unwrap();
+    assert_eq!(setting.notes.lock().unwrap()[0].1, [20]);
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_held_failure_waits_for_its_retry() {
     let setting = Setting::new().await;
     let workflow = Workflow::of_steps(vec![

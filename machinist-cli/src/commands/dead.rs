@@ -1,9 +1,12 @@
 //! `machinist dead`: lists, shows, replays and purges dead letters.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use machinist::{
-    App, ControlError, DeadFilter, DeadLetter, DeadLetterOutcome, QueueName,
+    App, ControlError, DeadFilter, DeadLetter, DeadLetterOutcome, QueueName, TaskId,
     settings::{Settings, show_duration},
 };
 use serde::Serialize;
@@ -26,6 +29,8 @@ struct DeadLetterRow<'a> {
     /// Error and its causes, outermost first.
     error: &'a [String],
     at: String,
+    /// Root of the workflow that the task belongs to.
+    workflow: Option<&'a str>,
     /// Size of headers and body, in bytes.
     size: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,7 +67,11 @@ impl DeadLetterResult {
     }
 }
 
-fn row(letter: &DeadLetter, outcome: Option<DeadLetterResult>) -> DeadLetterRow<'_> {
+fn row<'a>(
+    letter: &'a DeadLetter,
+    root: Option<&'a TaskId>,
+    outcome: Option<DeadLetterResult>,
+) -> DeadLetterRow<'a> {
     DeadLetterRow {
         dead_id: &letter.dead_id,
         queue: letter.queue.as_str(),
@@ -72,6 +81,7 @@ fn row(letter: &DeadLetter, outcome: Option<DeadLetterResult>) -> DeadLetterRow<
         attempt: letter.attempt,
         error: &letter.error.chain,
         at: letter.at.to_string(),
+        workflow: root.map(TaskId::as_str),
         size: letter.size,
         outcome,
     }
@@ -82,7 +92,8 @@ pub(super) async fn run(command: DeadCommand, settings: &Settings, json: bool) -
         DeadCommand::List { which, limit } => {
             let app = connect_reader(settings).await?;
             let letters = find(&app, &which, settings, limit as usize).await?;
-            list(&app, &letters, json)?;
+            let roots = roots(&app, &letters).await?;
+            list(&app, &letters, &roots, json)?;
             refused::note(&app).await?;
             app.broker().close().await;
             Ok(Code::Success)
@@ -92,7 +103,8 @@ pub(super) async fn run(command: DeadCommand, settings: &Settings, json: bool) -
             let which = DeadLetterSelection { ids: vec![id.clone()], ..DeadLetterSelection::default() };
             let found = find(&app, &which, settings, 1).await?;
             let Some(letter) = found.first() else { return Err(unknown(&[id])) };
-            show(letter, json)?;
+            let roots = roots(&app, std::slice::from_ref(letter)).await?;
+            show(letter, roots.into_iter().next().flatten().as_ref(), json)?;
             app.broker().close().await;
             Ok(Code::Success)
         }
@@ -164,8 +176,11 @@ async fn settle(
         }
     };
     if json {
+        let letters: Vec<DeadLetter> = rows.iter().map(|(letter, _)| letter.clone()).collect();
+        let roots = roots(&app, &letters).await?;
+        let rows = rows.iter_mut().zip(&roots);
         let rows: Vec<DeadLetterRow<'_>> =
-            rows.iter_mut().map(|(letter, outcome)| row(letter, Some(take(outcome)))).collect();
+            rows.map(|((letter, outcome), root)| row(letter, root.as_ref(), Some(take(outcome)))).collect();
         output::json(&rows)?;
     } else if letters.is_empty() {
         output::note("no dead letter matches");
@@ -231,12 +246,22 @@ async fn queues(
     super::queues::known(app, settings).await
 }
 
-fn list(app: &App, letters: &[DeadLetter], json: bool) -> Result<(), CliError> {
+/// Returns the root of each letter's workflow, if its task belongs to one.
+async fn roots(app: &App, letters: &[DeadLetter]) -> Result<Vec<Option<TaskId>>, CliError> {
+    let tasks: Vec<TaskId> = letters.iter().filter_map(|letter| letter.task.clone()).collect();
+    let places = app.client().workflows_of(&tasks).await?;
+    let roots: BTreeMap<TaskId, TaskId> =
+        tasks.into_iter().zip(places).filter_map(|(task, place)| Some((task, place?.root))).collect();
+    Ok(letters.iter().map(|letter| roots.get(letter.task.as_ref()?).cloned()).collect())
+}
+
+fn list(app: &App, letters: &[DeadLetter], roots: &[Option<TaskId>], json: bool) -> Result<(), CliError> {
     if json {
-        return output::json(&letters.iter().map(|letter| row(letter, None)).collect::<Vec<_>>());
+        let rows = letters.iter().zip(roots).map(|(letter, root)| row(letter, root.as_ref(), None));
+        return output::json(&rows.collect::<Vec<_>>());
     }
     let now = app.clock().now();
-    let cells = |letter: &DeadLetter| {
+    let cells = |(letter, root): (&DeadLetter, &Option<TaskId>)| {
         let age = Duration::from_secs(now.since(letter.at).as_secs());
         vec![
             letter.dead_id.clone(),
@@ -244,15 +269,19 @@ fn list(app: &App, letters: &[DeadLetter], json: bool) -> Result<(), CliError> {
             letter.name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
             letter.reason.clone(),
             show_duration(age),
+            root.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
             letter.error.message().lines().next().unwrap_or_default().to_owned(),
         ]
     };
-    output::table(&["id", "queue", "task", "reason", "age", "error"], letters.iter().map(cells))
+    output::table(
+        &["id", "queue", "task", "reason", "age", "workflow", "error"],
+        letters.iter().zip(roots).map(cells),
+    )
 }
 
-fn show(letter: &DeadLetter, json: bool) -> Result<(), CliError> {
+fn show(letter: &DeadLetter, root: Option<&TaskId>, json: bool) -> Result<(), CliError> {
     if json {
-        return output::json(&row(letter, None));
+        return output::json(&row(letter, root, None));
     }
     let optional = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let mut lines = vec![
@@ -262,6 +291,7 @@ fn show(letter: &DeadLetter, json: bool) -> Result<(), CliError> {
         ("since", letter.at.to_string()),
         ("task", optional(letter.task.as_ref().map(ToString::to_string))),
         ("name", optional(letter.name.as_ref().map(ToString::to_string))),
+        ("workflow", optional(root.map(ToString::to_string))),
         ("attempt", optional(letter.attempt.map(|attempt| attempt.to_string()))),
         ("size", format!("{} bytes", letter.size)),
     ];

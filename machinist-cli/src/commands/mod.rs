@@ -18,6 +18,7 @@ mod send;
 mod send_flow;
 mod status;
 mod worker;
+mod workflow;
 
 use clap::CommandFactory;
 use machinist::{

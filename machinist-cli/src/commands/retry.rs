@@ -1,9 +1,9 @@
-//! `machinist retry`: sends a failed task again, as a new task.
+//! `machinist retry`: sends a failed task or workflow again, under a new id.
 
 use machinist::settings::Settings;
 use serde::Serialize;
 
-use super::connect;
+use super::{connect, workflow};
 use crate::{
     args::RetryArgs,
     exit::{CliError, Code},
@@ -19,7 +19,7 @@ struct RetryOutput<'a> {
 pub(super) async fn run(args: &RetryArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect(settings).await?;
     let client = app.client();
-    let again = if client.workflow(&args.id).await?.is_some() {
+    let again = if workflow::is_root(&client, &args.id).await? {
         let last = client.retry_workflow(&args.id).await?;
         last.workflow_id().unwrap_or_else(|| last.id()).clone()
     } else {

@@ -1,9 +1,9 @@
-//! `machinist revoke`: cancels a task.
+//! `machinist revoke`: cancels a task or a workflow.
 
 use machinist::{Revoked, record::TaskState, settings::Settings};
 use serde::Serialize;
 
-use super::connect;
+use super::{connect, workflow};
 use crate::{
     args::RevokeArgs,
     exit::{CliError, Code},
@@ -31,12 +31,19 @@ struct RevokeOutput<'a> {
 pub(super) async fn run(args: &RevokeArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect(settings).await?;
     let client = app.client();
-    if client.workflow(&args.id).await?.is_some() {
+    if workflow::is_root(&client, &args.id).await? {
+        if args.terminate {
+            let text = format!("--terminate is for single tasks, and {} is a workflow", args.id);
+            let remedy = "revoke the workflow without it; `machinist status` names its running tasks";
+            return Err(CliError::new(Code::Usage, text).remedy(remedy));
+        }
         let (ended, asked) = client.revoke_workflow(&args.id).await?;
         if json {
             output::json(&RevokeWorkflowOutput { id: args.id.as_str(), ended, asked })?;
         } else {
-            output::line(&format!("revoked the workflow: {ended} tasks ended, {asked} were asked to end"))?;
+            output::line(&format!(
+                "revoked: nothing more of it starts; tasks that ended: {ended}; running tasks asked to end: {asked}"
+            ))?;
         }
         app.broker().close().await;
         return Ok(Code::Success);

@@ -6,17 +6,18 @@ use machinist::{ResultError, TaskId, Workflow, settings::Settings};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{connect, status};
+use super::{connect, status, workflow};
 use crate::{
     args::{ExpiryArg, SendArgs},
     exit::{CliError, Code},
-    flow_file, output, workflow_view,
+    flow_file, output,
+    workflow_view::WorkflowView,
 };
 
 #[derive(Serialize)]
 struct SendFlowOutput<'a> {
     id: &'a str,
-    workflow: Option<&'a str>,
+    workflow_name: Option<&'a str>,
 }
 
 pub(super) async fn run(
@@ -36,7 +37,7 @@ pub(super) async fn run(
     let code = match args.wait {
         None => {
             if json {
-                output::json(&SendFlowOutput { id: root.as_str(), workflow: name.as_deref() })?;
+                output::json(&SendFlowOutput { id: root.as_str(), workflow_name: name.as_deref() })?;
             } else {
                 output::line(root.as_str())?;
             }
@@ -49,7 +50,14 @@ pub(super) async fn run(
             let deadline = Instant::now() + limit;
             match result.wait_record(deadline.saturating_duration_since(Instant::now())).await {
                 Ok(_) | Err(ResultError::Timeout { .. }) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    // The workflow runs: its id must not be lost.
+                    if json {
+                        let output = SendFlowOutput { id: root.as_str(), workflow_name: name.as_deref() };
+                        output::json(&output)?;
+                    }
+                    return Err(error.into());
+                }
             }
             show_outcome(&client, &root, json).await?
         }
@@ -59,22 +67,26 @@ pub(super) async fn run(
 }
 
 async fn show_outcome(client: &machinist::Client, root: &TaskId, json: bool) -> Result<Code, CliError> {
-    let Some(workflow) = client.workflow(root).await? else {
-        return Err(ResultError::Unknown { id: root.clone() }.into());
-    };
+    let status = workflow::read(client, root).await?;
+    let last = workflow::last_results(client, &status).await?;
+    let view = WorkflowView::new(&status, last.clone());
     if json {
-        output::json(&workflow_view::json(&workflow))?;
+        output::json(&view)?;
     } else {
-        let outcome = workflow_view::outcome(&workflow);
+        let outcome = view.outcome(&last);
         if !outcome.is_empty() {
             output::line(&outcome)?;
         }
     }
-    Ok(status::code(workflow.state))
+    Ok(status::code(view.state))
 }
 
 /// Refuses options of a single task.
 fn refuse_what_does_not_fit(args: &SendArgs) -> Result<(), CliError> {
+    if let Some(name) = &args.name {
+        let text = format!("task {name:?} does not go with --flow, which sends the tasks of a file");
+        return Err(CliError::new(Code::Usage, text).remedy("leave it out, or leave --flow out"));
+    }
     let given = [
         ("--arg", !args.options.named.is_empty()),
         ("--queue", args.options.queue.is_some()),

@@ -3,44 +3,49 @@
 use std::time::Duration;
 
 use machinist::{
-    Client, QueueName, ResultError,
+    QueueName, ResultError,
     record::{Record, TaskState},
     settings::Settings,
-    workflow_status::WorkflowStatus,
 };
 
-use super::{connect_reader, verifies};
+use super::{connect_reader, verifies, workflow};
 use crate::{
     args::StatusArgs,
     exit::{CliError, Code},
     output,
     view::TaskView,
     visible,
-    workflow_view::{self, MemberView},
 };
 
-/// Interval at which a workflow is looked at.
-const WORKFLOW_INTERVAL: Duration = Duration::from_millis(500);
 /// Maximum time without a wake-up of the backend before the record is read again.
 const MAX_CHANGE_WAIT: Duration = Duration::from_secs(3600);
 
 pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect_reader(settings).await?;
     let verifies = verifies(settings)?;
-    let view = |record: &Record| TaskView::from(record).verified(verifies).at(record, app.clock().now());
-    if let Some(workflow) = app.client().workflow(&args.id).await? {
-        let code = show_workflow(&app.client(), &args, workflow, json).await?;
+    let place = workflow::place_of(&app.client(), &args.id).await?;
+    if place.as_ref().is_some_and(|place| place.path.is_none()) {
+        let code = workflow::show(&app, &args, json).await?;
         app.broker().close().await;
         return Ok(code);
     }
-    if args.members.is_some() {
-        let error = format!("{} is a task and no workflow: it has no members", args.id);
-        return Err(
-            CliError::new(Code::Usage, error).remedy("name the root's id, which `send --flow` prints")
-        );
+    if let Some(step) = &args.members {
+        let text = format!("--members {step:?} needs the id of a workflow's root, and {} is none", args.id);
+        return Err(CliError::new(Code::Usage, text).remedy("`machinist send --flow` prints the root's id"));
     }
-    let result = app.result(args.id);
-    let mut record = result.record().await?;
+    let result = app.result(args.id.clone());
+    let found = result.record().await;
+    if let (Err(ResultError::Unknown { .. }), Some(place)) = (&found, &place) {
+        let code = workflow::show_part(&app.client(), &args.id, place, json).await?;
+        app.broker().close().await;
+        return Ok(code);
+    }
+    let mut record = found?;
+    let root = place.map(|place| place.root.to_string());
+    let view = |record: &Record| {
+        let now = app.clock().now();
+        TaskView::from(record).verified(verifies).at(record, now).of_workflow(root.clone())
+    };
     if args.watch {
         show_change(&record, &view(&record), json)?;
         while !record.state.is_final() {
@@ -69,60 +74,6 @@ pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Re
     }
     app.broker().close().await;
     Ok(code(record.state))
-}
-
-/// Shows a workflow, or the members of one of its groups.
-async fn show_workflow(
-    client: &Client,
-    args: &StatusArgs,
-    mut workflow: WorkflowStatus,
-    json: bool,
-) -> Result<Code, CliError> {
-    if let Some(step) = &args.members {
-        let members = client.workflow_members(&args.id, step, args.first, args.limit).await?;
-        let views = (args.first..).zip(&members);
-        let views: Vec<_> =
-            views.map(|(index, (id, record))| MemberView::new(index, id, record.as_ref())).collect();
-        if json {
-            output::json(&views)?;
-        } else {
-            output::table(&["index", "state", "kind", "results", "id"], views.iter().map(MemberView::row))?;
-        }
-        return Ok(code(workflow.state));
-    }
-    if args.watch {
-        loop {
-            if json {
-                output::json(&workflow_view::json(&workflow))?;
-            } else {
-                output::line(&format!("{}  {}", machinist::clock::wall(), workflow_view::line(&workflow)))?;
-            }
-            if workflow.state.is_final() {
-                break;
-            }
-            workflow = changed(client, workflow).await?;
-        }
-        if !json {
-            output::raw(&format!("\n{}", workflow_view::page(&workflow)))?;
-        }
-    } else if json {
-        output::json(&workflow_view::json(&workflow))?;
-    } else {
-        output::raw(&workflow_view::page(&workflow))?;
-    }
-    Ok(code(workflow.state))
-}
-
-/// Waits for a change of a workflow, and returns it.
-async fn changed(client: &Client, before: WorkflowStatus) -> Result<WorkflowStatus, CliError> {
-    loop {
-        tokio::time::sleep(WORKFLOW_INTERVAL).await;
-        let unknown = || ResultError::Unknown { id: before.root.clone() };
-        let now = client.workflow(&before.root).await?.ok_or_else(unknown)?;
-        if now != before {
-            return Ok(now);
-        }
-    }
 }
 
 /// Returns the exit code for the state of a task.

@@ -26,3 +26,4 @@ mod traces;
 mod undelivered;
 mod visible;
 mod worker_settings;
+mod workflows;

@@ -122,24 +122,25 @@ fn tasks_of(scope: &StepPlace, flow: &Flow, step: &Step, results: &[Arg]) -> Vec
     let Some(each) = &step.each else {
         let mut step = step.clone();
         step.flow.steps = flow.reachable(&step.flow.then).into_iter().cloned().collect();
-        return vec![child(place, step, 0, &[], results)];
+        return vec![child(place, step, None, &[], results)];
     };
     let template = Step { each: None, ..step.clone() };
     let member = |(index, args): (usize, &Vec<Arg>)| {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
-        child(place.member(index), template.clone(), index, args, results)
+        child(place.member(index), template.clone(), Some(index), args, results)
     };
     each.iter().enumerate().map(member).collect()
 }
 
-fn child(place: StepPlace, mut step: Step, index: u32, args: &[Arg], results: &[Arg]) -> Child {
-    match std::mem::take(&mut step.done).remove(&index) {
+/// Makes a child of a step: the member with this index, or the task itself.
+fn child(place: StepPlace, mut step: Step, member: Option<u32>, args: &[Arg], results: &[Arg]) -> Child {
+    match std::mem::take(&mut step.done).remove(&member.unwrap_or(0)) {
         // It has succeeded in the workflow that this one repeats.
         Some(done) => {
             step.task = WORKFLOW_TASK.to_owned();
             step.args = done;
             step.flow.awaits = Vec::new();
-            if !step.flow.steps.is_empty() && step.flow.joins.is_empty() {
+            if member.is_some() && !step.flow.steps.is_empty() && step.flow.joins.is_empty() {
                 // A member of several steps: its last one joins.
                 let joins = step.flow.steps.iter().flat_map(|step| &step.flow.joins);
                 let joins = joins.filter(|joining| joining.up > 0).cloned().collect();

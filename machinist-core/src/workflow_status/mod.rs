@@ -3,4 +3,4 @@
 mod again;
 mod status;
 
-pub use status::{MemberCounts, StepStatus, WorkflowProgress, WorkflowStatus};
+pub use status::{MemberCounts, StepStatus, TaskPlace, WorkflowProgress, WorkflowStatus};

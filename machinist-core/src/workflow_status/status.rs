@@ -3,11 +3,14 @@
 //! Nothing is stored about a workflow as a whole except its outline. Its state is a function of the records of its tasks, so
 //! no two writers can disagree about it.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::Serialize;
 
 use crate::{
     args::Results,
     client::Client,
+    clock::Timestamp,
     control::{ControlError, Revoked},
     error::ResultError,
     flow::{Outline, OutlineStep, StepPlace},
@@ -59,6 +62,16 @@ pub struct MemberCounts {
     pub failed: u32,
 }
 
+/// Workflow that a task belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TaskPlace {
+    /// Id of the workflow's root.
+    pub root: TaskId,
+    /// Path of the task below the root, as its id has it: a step, `many.3` for a member. `None` for the root itself.
+    pub path: Option<String>,
+}
+
 /// State of a step.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -77,6 +90,10 @@ pub struct StepStatus {
     pub kind: Option<FailureKind>,
     /// Error of its failure.
     pub error: Option<String>,
+    /// Start of its last run; of a group, that of the first member.
+    pub started_at: Option<Timestamp>,
+    /// Its end; of a group that has ended, the end of the last member.
+    pub ended_at: Option<Timestamp>,
     /// Results of a single task.
     pub results: Option<Results>,
     /// Numbers of members, if it is a group.
@@ -150,6 +167,40 @@ impl Client {
         self.member_records(&StepPlace::root(root.clone()), group, first..end).await
     }
 
+    /// Returns the workflow of each of these tasks, if it belongs to one whose root still has its record. The ids tell; the
+    /// tasks themselves may have no record.
+    ///
+    /// # Errors
+    /// [`ResultError::Backend`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn workflows_of(&self, ids: &[TaskId]) -> Result<Vec<Option<TaskPlace>>, ResultError> {
+        let candidates: BTreeSet<TaskId> = ids.iter().flat_map(possible_roots).collect();
+        let candidates: Vec<TaskId> = candidates.into_iter().collect();
+        let mut outlines = BTreeMap::new();
+        for page in candidates.chunks(PAGE_SIZE) {
+            let names: Vec<RecordId> = page.iter().map(RecordId::from).collect();
+            for (id, facts) in page.iter().zip(self.app.backend().read_each(&names).await?) {
+                if let Some(outline) = facts.ok().and_then(|facts| facts.read::<Outline>(name::OUTLINE)) {
+                    outlines.insert(id.clone(), outline);
+                }
+            }
+        }
+        let place = |id: &TaskId| {
+            possible_roots(id).find_map(|root| {
+                let outline = outlines.get(&root)?;
+                let path = id.as_str()[root.as_str().len()..].strip_prefix('.').map(str::to_owned);
+                let first = path.as_deref().and_then(|path| path.split('.').next());
+                let is_part = first.is_none_or(|first| {
+                    first.starts_with('#') || outline.steps.iter().any(|step| step.name == first)
+                });
+                is_part.then_some(TaskPlace { root, path })
+            })
+        };
+        Ok(ids.iter().map(place).collect())
+    }
+
     async fn step_status(&self, root: &StepPlace, step: &OutlineStep) -> Result<StepStatus, ResultError> {
         let place = root.step(&step.name);
         let mut status = StepStatus {
@@ -160,6 +211,8 @@ impl Client {
             state: TaskState::Pending,
             kind: None,
             error: None,
+            started_at: None,
+            ended_at: None,
             results: None,
             members: None,
             is_error_callback: step.catches,
@@ -170,6 +223,8 @@ impl Client {
             if let Some(record) = self.result(id).known_record().await? {
                 status.state = record.state;
                 status.kind = record.kind;
+                status.started_at = record.started_at;
+                status.ended_at = record.ended_at;
                 status.error = record.error.map(|error| error.message().to_owned());
                 status.results = record.results;
             }
@@ -184,6 +239,8 @@ impl Client {
                 let Some(record) = record else { continue };
                 begun |= record.state != TaskState::Pending;
                 counts.done += u32::from(record.state.is_final());
+                status.started_at = status.started_at.into_iter().chain(record.started_at).min();
+                status.ended_at = status.ended_at.max(record.ended_at);
                 if record.state == TaskState::Failure {
                     counts.failed += 1;
                     status.kind = status.kind.or(record.kind);
@@ -198,6 +255,7 @@ impl Client {
             (false, _) if begun => TaskState::Started,
             (false, _) => TaskState::Pending,
         };
+        status.ended_at = status.ended_at.filter(|_| counts.done == total);
         status.members = Some(counts);
         Ok(status)
     }
@@ -268,6 +326,13 @@ impl Client {
         }
         Ok((ended, asked))
     }
+}
+
+/// Returns the ids that the root of a task's workflow can have, the longest first.
+fn possible_roots(id: &TaskId) -> impl Iterator<Item = TaskId> {
+    let text = id.as_str();
+    let shorter = text.rmatch_indices('.').filter_map(|(dot, _)| TaskId::parse(&text[..dot]).ok());
+    std::iter::once(id.clone()).chain(shorter)
 }
 
 /// Returns the state of a workflow with these steps, each with whether machinist has added it.

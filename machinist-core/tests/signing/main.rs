@@ -17,3 +17,4 @@ mod support;
 mod time;
 mod unsigned;
 mod versions;
+mod workflow_recipe;
