@@ -233,7 +233,7 @@ pub(crate) async fn judge(
     }
     for id in &dead {
         match book.0.get(id).and_then(|entry| entry.kind) {
-            Some(kind) if !kind.is_innocent() => {}
+            Some(kind) if kind.is_buried() => {}
             kind => tally.violations.push(format!("innocent dead letter {id} ({kind:?})")),
         }
     }
@@ -298,7 +298,7 @@ impl Tally {
             return;
         }
         self.judge_end(id, kind, entry, record, leniency);
-        if !kind.is_innocent() && !dead.contains(id) {
+        if kind.is_buried() && !dead.contains(id) {
             self.violations.push(format!("{id} ({}) is no dead letter", kind.as_str()));
         }
     }
@@ -334,7 +334,9 @@ impl Tally {
                 self.lost += 1;
             }
             self.violations.push(format!("not ended: {}", why()));
-        } else if state == TaskState::Success && entry.effects == 0 {
+        } else if kind == Kind::Never && (executed || outcome != Some(FailureKind::Upstream)) {
+            self.violations.push(format!("can only have ended because of another: {}", why()));
+        } else if state == TaskState::Success && entry.effects == 0 && kind != Kind::Root {
             self.violations.push(format!("success without effect: {}", why()));
         } else if kind.is_innocent() && state == TaskState::Failure {
             self.violations.push(format!("an innocent failed: {}", why()));

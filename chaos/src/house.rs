@@ -171,6 +171,11 @@ impl House {
         Ok(ids)
     }
 
+    /// Tells the ledger.
+    pub(crate) async fn say(&self, lines: &[String]) -> Result<()> {
+        self.notes.say(lines).await
+    }
+
     /// Goes on for a while.
     pub(crate) async fn pass(&self, time: Duration) -> Result<()> {
         let until = Instant::now() + time;
@@ -303,6 +308,8 @@ struct Roster {
     dismissed: Vec<u32>,
     /// Ended by themselves.
     crashed: Vec<String>,
+    /// All that have ended.
+    gone: Vec<u32>,
     closed: bool,
 }
 
@@ -315,6 +322,7 @@ impl Crew {
             hired: 0,
             dismissed: Vec::new(),
             crashed: Vec::new(),
+            gone: Vec::new(),
             closed: false,
         };
         let crew = Self(Arc::new(Mutex::new(roster)));
@@ -344,6 +352,11 @@ impl Crew {
         let mut roster = self.roster();
         roster.hire()?;
         Ok(roster.dir.join(format!("worker-{}.log", roster.hired)))
+    }
+
+    /// Workers that have ended, and were replaced.
+    pub(crate) fn gone(&self) -> Vec<u32> {
+        self.roster().gone.clone()
     }
 
     pub(crate) fn pids(&self) -> Vec<u32> {
@@ -415,6 +428,7 @@ impl Roster {
         for (at, worker) in self.workers.iter_mut().enumerate() {
             if let Some(status) = worker.ended()? {
                 gone.push(at);
+                self.gone.push(worker.pid());
                 if !self.dismissed.contains(&worker.pid()) {
                     self.crashed.push(format!("worker {} ended by itself: {status}", worker.pid()));
                 }
