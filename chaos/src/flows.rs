@@ -25,6 +25,9 @@ use crate::{
 const MEMBERS: usize = 10;
 /// How long one workflow is sent again while the broker is away.
 const SENT_WITHIN: Duration = Duration::from_secs(90);
+/// A callback whose members' records are lost waits for them for as long as results are kept. Here that is shorter than a
+/// scenario may take.
+pub(crate) const RESULTS_KEPT_S: u64 = 40;
 /// What a task does is in the argument that begins with this.
 const ROLE: &str = "step:";
 

@@ -95,6 +95,7 @@ scenarios! {
     FlowsKill "flows-kill" "workers that run workflows are killed (SIGKILL), one after the other"
     FlowsRabbit "flows-rabbit" "RabbitMQ is killed and started again while workflows run"
     FlowsRedis "flows-redis" "Redis is killed and started again while workflows run"
+    FlowsFlush "flows-flush" "FLUSHALL while workflows run: what waits for lost results fails, and nothing waits for ever"
     FlowsArrows "flows-arrows" "workers end themselves at every arrow that only workflows pass"
 }
 
@@ -111,6 +112,7 @@ impl Scenario {
         Self::DelaysDeleted,
         Self::RedisAway,
         Self::FlowsArrows,
+        Self::FlowsFlush,
     ];
 
     pub(crate) fn is_in_ci(self) -> bool {
@@ -263,6 +265,9 @@ async fn run(scenario: Scenario, size: Size, dir: &Path, endpoints: &Endpoints) 
     let book = Book::read(&ledger);
     let mut tally = check::judge(&book, &app, &house.direct, &mut finals, leniency).await?;
     violations.append(&mut tally.violations);
+    if scenario == Scenario::FlowsFlush {
+        say!("    {} steps ended as lost, or after one that did", tally.upstream);
+    }
     let (recovered, took) = (recovered.ok(), began.elapsed());
     Row { scenario, tally: &tally, recovered, drained, exit, cpu, rss, took }.print();
     app.broker().close().await;
@@ -310,6 +315,7 @@ impl Scenario {
             // Retries of a fraction of a second are not kept, and would be lost with the queues.
             Self::DelaysDeleted => Setup { load: false, ..usual },
             Self::FlowsKill | Self::FlowsRabbit | Self::FlowsRedis => flows::setup(usual),
+            Self::FlowsFlush => Setup { results_s: Some(flows::RESULTS_KEPT_S), ..flows::setup(usual) },
             Self::FlowsArrows => Setup { arrows: true, ..flows::setup(usual) },
             _ => usual,
         }
@@ -334,7 +340,7 @@ impl Scenario {
             _ => 0,
         };
         Leniency {
-            records_lost: matches!(self, Self::RedisFlush | Self::RedisRollback),
+            records_lost: matches!(self, Self::RedisFlush | Self::RedisRollback | Self::FlowsFlush),
             paused: self == Self::WorkerFreeze,
             duplicates,
             crashes: matches!(
@@ -387,6 +393,12 @@ impl Scenario {
                 flows::send(house, &app, house.size.flows()).await?;
                 house.pass(fault).await?;
                 tokio::task::block_in_place(|| house.services.start_again(Server::Redis, &house.interrupt))?;
+            }
+            Self::FlowsFlush => {
+                let app = flows::sender(house).await?;
+                flows::send(house, &app, house.size.flows()).await?;
+                redis(house, "FLUSHALL")?;
+                flows::send(house, &app, house.size.flows()).await?;
             }
             Self::FlowsArrows => {
                 let app = flows::sender(house).await?;
