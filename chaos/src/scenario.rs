@@ -396,9 +396,13 @@ impl Scenario {
             }
             Self::FlowsFlush => {
                 let app = flows::sender(house).await?;
-                flows::send(house, &app, house.size.flows()).await?;
-                redis(house, "FLUSHALL")?;
-                flows::send(house, &app, house.size.flows()).await?;
+                // Often, so that some find groups of which a part has ended.
+                for _ in 0..rounds {
+                    flows::send(house, &app, house.size.flows().div_ceil(2)).await?;
+                    house.pass(Duration::from_millis(200)).await?;
+                    redis(house, "FLUSHALL")?;
+                }
+                flows::send(house, &app, 1).await?;
             }
             Self::FlowsArrows => {
                 let app = flows::sender(house).await?;
