@@ -13,12 +13,13 @@ use crate::{
     delay::keep_for,
     error::SendError,
     event::{EventKind, EventTask},
+    flow::{Flow, StepPlace},
     id::{QueueName, TaskId, TaskName},
     record::{self, Counters, FactName, name},
     result::AsyncResult,
     signature::SignatureParts,
     trace::TraceContext,
-    wire::{Body, Envelope, FirstSigner, Flow, Oversize, Pairs, Place, message_to_fact},
+    wire::{Body, Envelope, FirstSigner, Oversize, Pairs, message_to_fact},
     workflow::{Sendable, SendableParts},
 };
 
@@ -189,7 +190,7 @@ impl Client {
         let pairs = match &mut parts.flow {
             Some(flow) => {
                 self.check_flow(&id, flow)?;
-                pairs.with_place(&Place::root(id.clone()))
+                pairs.with_place(&StepPlace::root(id.clone()))
             }
             None => pairs,
         };

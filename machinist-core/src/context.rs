@@ -16,10 +16,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock::Clock,
     error::SendError,
+    flow::Spawned,
     id::{QueueName, TaskId, TaskName},
     record::Progress,
     trace::TraceContext,
-    wire::{Pairs, Spawned},
+    wire::Pairs,
     workflow::{Sendable, spawned_of},
 };
 

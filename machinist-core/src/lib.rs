@@ -17,10 +17,12 @@ mod delay;
 pub mod error;
 pub mod event;
 pub mod extract;
+mod flow;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
 pub mod handler;
+mod log_lines;
 mod middleware;
 mod parking;
 pub mod record;
@@ -36,6 +38,7 @@ mod trace;
 mod wire;
 pub mod worker;
 pub mod workflow;
+pub mod workflow_status;
 
 #[cfg(feature = "tls")]
 pub use machinist_adapter::tls;

@@ -10,9 +10,9 @@ use serde_json::Value;
 use crate::{
     args::{Arg, Results},
     clock::Timestamp,
+    flow::Flow,
     id::TaskId,
     retry::{Backoff, RetryPolicy},
-    wire::Flow,
 };
 
 /// One invocation of a task; `R` is what its result will be read as.
@@ -51,7 +51,7 @@ pub(crate) struct SignatureParts {
     pub(crate) priority: Option<u8>,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) labels: BTreeMap<String, String>,
-    /// What follows it, if it begins a workflow.
+    /// Steps that follow it, if it begins a workflow.
     pub(crate) flow: Option<Box<Flow>>,
     /// Reason that it cannot be sent: an argument without a form on the wire.
     pub(crate) unsendable: Option<String>,

@@ -15,7 +15,8 @@ use std::{
 use machinist_core::{
     App, Arg, Signature, State, TaskContext, TaskDef, TaskError, TaskId, Worker,
     record::{FailureKind, TaskState},
-    workflow::{Outcome, Policy, StepPlan, Workflow, WorkflowStatus, chain, chord, graph, group},
+    workflow::{Outcome, Policy, StepPlan, Workflow, chain, chord, graph, group},
+    workflow_status::WorkflowStatus,
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 
@@ -117,7 +118,7 @@ fn each(args: impl IntoIterator<Item = i64>) -> Vec<Vec<Arg>> {
     args.into_iter().map(|arg| vec![Arg::from_value(arg)]).collect()
 }
 
-fn step<'a>(status: &'a WorkflowStatus, name: &str) -> &'a machinist_core::workflow::StepStatus {
+fn step<'a>(status: &'a WorkflowStatus, name: &str) -> &'a machinist_core::workflow_status::StepStatus {
     status.steps.iter().find(|step| step.name == name).unwrap()
 }
 

@@ -14,6 +14,7 @@ mod retry;
 mod revoke;
 mod scheduled;
 mod send;
+mod send_flow;
 mod status;
 mod worker;
 
@@ -85,6 +86,14 @@ async fn connect(settings: &Settings) -> Result<App, CliError> {
 async fn connect_reader(settings: &Settings) -> Result<App, CliError> {
     check_outlives_process(settings)?;
     Ok(Servers::reach(settings).await.reader(settings).await?)
+}
+
+/// Returns `true` if every outcome that is read is verified: there is a key, and none may be unsigned.
+///
+/// # Errors
+/// A configured key cannot be used.
+fn verifies(settings: &Settings) -> Result<bool, CliError> {
+    Ok(settings.keyring()?.is_some() && !settings.allow_unsigned.value)
 }
 
 fn check_outlives_process(settings: &Settings) -> Result<(), CliError> {

@@ -6,14 +6,14 @@
 use crate::{
     args::Arg,
     builtin::WORKFLOW_TASK,
+    flow::{Flow, Membership, Outline, Policy, Spawned, Step, StepPlace, spawned_id},
     id::{RecordId, RecordKind, TaskId},
-    wire::{Flow, Membership, Outline, Place, Policy, Spawned, Step, spawned_id},
 };
 
 /// A task of a workflow that is published, or that ends without being published.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Child {
-    pub(crate) place: Place,
+    pub(crate) place: StepPlace,
     /// The step that it comes from. Its arguments and its flow are those of the child.
     pub(crate) step: Step,
     /// Outline of the workflow that it begins.
@@ -35,8 +35,8 @@ impl Child {
 /// Membership of an ended task in a join.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Joining {
-    /// Place of the step that waits.
-    pub(crate) waiting: Place,
+    /// StepPlace of the step that waits.
+    pub(crate) waiting: StepPlace,
     /// Index of the task among the members.
     pub(crate) index: u32,
     /// Number of members.
@@ -52,12 +52,12 @@ impl Joining {
 }
 
 /// Returns the record of the join that the step at this place waits for.
-pub(crate) fn join_record(waiting: &Place) -> RecordId {
+pub(crate) fn join_record(waiting: &StepPlace) -> RecordId {
     RecordId::new(RecordKind::Join, waiting.id().as_str())
 }
 
 /// Returns the tasks that follow a success with these results, in the order in which they are published.
-pub(crate) fn after_success(place: &Place, flow: &Flow, results: &[Arg]) -> Vec<Child> {
+pub(crate) fn after_success(place: &StepPlace, flow: &Flow, results: &[Arg]) -> Vec<Child> {
     let steps = flow.then.iter().filter_map(|name| flow.step(name));
     steps.flat_map(|step| tasks_of(place, flow, step, results)).collect()
 }
@@ -65,14 +65,14 @@ pub(crate) fn after_success(place: &Place, flow: &Flow, results: &[Arg]) -> Vec<
 /// Returns what the handler of a task has spawned. The ids are those of the task and a number.
 pub(crate) fn spawned_by(parent: &TaskId, spawned: Vec<Spawned>) -> Vec<Child> {
     let child = |(number, Spawned { step, outline }): (usize, Spawned)| {
-        let place = Place::root(spawned_id(parent, number + 1));
+        let place = StepPlace::root(spawned_id(parent, number + 1));
         Child { place, step, outline }
     };
     spawned.into_iter().enumerate().map(child).collect()
 }
 
 /// Returns the error callbacks of a failure with this text.
-pub(crate) fn after_failure(place: &Place, flow: &Flow, error: &str) -> Vec<Child> {
+pub(crate) fn after_failure(place: &StepPlace, flow: &Flow, error: &str) -> Vec<Child> {
     let error = Arg { name: String::new(), kind: "string".to_owned(), value: error.into() };
     let children = flow.catch.iter().flat_map(|catch| {
         let scope = place.outer_scope(catch.up);
@@ -86,7 +86,7 @@ pub(crate) fn after_failure(place: &Place, flow: &Flow, error: &str) -> Vec<Chil
 }
 
 /// Returns the tasks that never run because this one has failed: all that can only follow it.
-pub(crate) fn never_after(place: &Place, flow: &Flow) -> Vec<Child> {
+pub(crate) fn never_after(place: &StepPlace, flow: &Flow) -> Vec<Child> {
     let mut never = Vec::new();
     for step in flow.reachable(&flow.then) {
         for child in tasks_of(place, flow, step, &[]) {
@@ -100,7 +100,7 @@ pub(crate) fn never_after(place: &Place, flow: &Flow) -> Vec<Child> {
 }
 
 /// Returns the joins that the end of a task belongs to.
-pub(crate) fn joinings(place: &Place, flow: &Flow) -> Vec<Joining> {
+pub(crate) fn joinings(place: &StepPlace, flow: &Flow) -> Vec<Joining> {
     let of = |membership: &Membership| {
         let Membership { to, up, first, size, policy } = membership;
         let member = up.checked_sub(1).and_then(|up| place.member_index(up)).unwrap_or(0);
@@ -115,7 +115,7 @@ pub(crate) fn joinings(place: &Place, flow: &Flow) -> Vec<Joining> {
 }
 
 /// Returns the tasks that a step is published as. `scope` is the place of any task in the scope, and `flow` holds its steps.
-fn tasks_of(scope: &Place, flow: &Flow, step: &Step, results: &[Arg]) -> Vec<Child> {
+fn tasks_of(scope: &StepPlace, flow: &Flow, step: &Step, results: &[Arg]) -> Vec<Child> {
     let place = scope.step(&step.name);
     // A callback gets its results from its join.
     let results = if step.immutable || !step.flow.awaits.is_empty() { &[] } else { results };
@@ -132,7 +132,7 @@ fn tasks_of(scope: &Place, flow: &Flow, step: &Step, results: &[Arg]) -> Vec<Chi
     each.iter().enumerate().map(member).collect()
 }
 
-fn child(place: Place, mut step: Step, index: u32, args: &[Arg], results: &[Arg]) -> Child {
+fn child(place: StepPlace, mut step: Step, index: u32, args: &[Arg], results: &[Arg]) -> Child {
     match std::mem::take(&mut step.done).remove(&index) {
         // It has succeeded in the workflow that this one repeats.
         Some(done) => {

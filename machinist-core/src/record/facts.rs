@@ -17,8 +17,8 @@ use super::{DeadReason, FailureKind};
 use crate::{
     args::Results,
     clock::Timestamp,
+    flow::Spawned,
     id::{RunId, SessionId},
-    wire::Spawned,
 };
 
 /// Size that most facts do not exceed, in bytes.
@@ -307,7 +307,7 @@ pub(crate) struct End {
     /// Number of tasks and workflows that the handler has spawned.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) spawns: usize,
-    /// What the handler has spawned. Encrypted where outcomes are, so that the number says that there is something.
+    /// Tasks and workflows that the handler has spawned. Encrypted where outcomes are, so that the number says that there is something.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) spawned: Vec<Spawned>,
 }
@@ -437,7 +437,7 @@ pub(crate) fn success(origin: &RunOrigin, at: Timestamp, results: &EncodedResult
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Step;
+    use crate::flow::Step;
 
     #[test]
     fn names_are_parsed_as_they_were_formatted() {

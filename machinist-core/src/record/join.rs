@@ -19,8 +19,8 @@ use super::{
 use crate::{
     args::Arg,
     backend::{Commit, Committed, Expiry},
+    flow::{JoinPart, Policy},
     id::TaskId,
-    wire::{Part, Policy},
 };
 
 /// Fact about the join itself.
@@ -30,7 +30,7 @@ const MEMBER: &str = "m:";
 
 /// `m:I`: a member that has ended. It is signed for its join and its index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Member {
+pub(crate) struct JoinedMember {
     /// The task that ended: the member, or a task that repeats it.
     pub(crate) id: TaskId,
     /// Its end, as its record holds it.
@@ -95,7 +95,7 @@ pub(crate) fn may_be_decided(joining: &Joining, failed: bool, answer: &Committed
 }
 
 /// Decides about the step that waits for these parts; `members` are those that have ended, by index.
-pub(crate) fn decide_join(parts: &[Part], members: &BTreeMap<u32, EndedMember>) -> JoinDecision {
+pub(crate) fn decide_join(parts: &[JoinPart], members: &BTreeMap<u32, EndedMember>) -> JoinDecision {
     let mut args = Vec::new();
     let mut missing = Vec::new();
     let mut first = 0u32;
@@ -128,7 +128,7 @@ pub(crate) fn decide_join(parts: &[Part], members: &BTreeMap<u32, EndedMember>) 
 }
 
 /// Returns the arguments that a part gives: the results of a single task, or one list for a group.
-fn part_args<'a>(part: &Part, members: impl Iterator<Item = &'a EndedMember>) -> Vec<Arg> {
+fn part_args<'a>(part: &JoinPart, members: impl Iterator<Item = &'a EndedMember>) -> Vec<Arg> {
     let collects = part.policy == Policy::Collect;
     if part.members.is_none() && !collects {
         return members.flat_map(|member| member.results().unwrap_or_default().to_vec()).collect();

@@ -61,7 +61,7 @@ pub(crate) use fold::state_of;
 pub(crate) use fold::{abandoned_start, newest_start, parked};
 pub(crate) use follow_up::{FollowUp, failure_of, recorded_follow_up};
 pub(crate) use join::{
-    EndedMember, JoinDecision, Member, decide_join, ended_members, extend_join, gathered_fact, join,
+    EndedMember, JoinDecision, JoinedMember, decide_join, ended_members, extend_join, gathered_fact, join,
     may_be_decided, upstream_error, waiting_callback,
 };
 pub(crate) use overdue::{KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, overdue_attempt, waiting_attempt};
@@ -76,6 +76,6 @@ pub(crate) use session::{close_session, is_alive, open_session, renew_session, w
 pub(crate) use start::{StartDecision, StartRequest, decide_start};
 pub(crate) use turn::take_turn;
 pub(crate) use verdict::{
-    CommitRefusal, Outcome, Verdict, decide, explain_refusal, failure_without_run, follow_up_of,
+    CommitRefusal, RunOutcome, Verdict, decide, explain_refusal, failure_without_run, follow_up_of,
     outcome_commit,
 };

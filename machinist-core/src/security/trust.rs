@@ -18,7 +18,7 @@ use crate::{
     broker::Message,
     clock::Timestamp,
     id::{QueueName, RecordId, TaskId, TaskName},
-    record::{DeadReason, Facts, Member, json, name},
+    record::{DeadReason, Facts, JoinedMember, json, name},
     security::encryption::{self, DecryptError},
     sign::{Key, KeyError, KeyId, KeyRejection, Keyring, SigningScope, input::SigningInput},
     wire::{Envelope, FirstSigner, MessageSignature, Unreadable},
@@ -345,7 +345,7 @@ impl Trust {
 
     /// Returns the fact by which a task with this end joins, signed for its join and its index. Without a key it is not
     /// signed, as all that is stored.
-    pub(crate) fn signed_member(&self, join: &RecordId, index: u32, member: &Member) -> Bytes {
+    pub(crate) fn signed_member(&self, join: &RecordId, index: u32, member: &JoinedMember) -> Bytes {
         let fact = json(member);
         let ring = self.ring();
         let Some(key) = ring.as_deref().and_then(Keyring::signing_key) else { return fact };
@@ -356,8 +356,13 @@ impl Trust {
     ///
     /// # Errors
     /// It cannot be read, or no trusted key has signed it for this join and this index.
-    pub(crate) fn check_member(&self, join: &RecordId, index: u32, fact: &Bytes) -> Result<Member, String> {
-        let member: Member = serde_json::from_slice(fact).map_err(|e| e.to_string())?;
+    pub(crate) fn check_member(
+        &self,
+        join: &RecordId,
+        index: u32,
+        fact: &Bytes,
+    ) -> Result<JoinedMember, String> {
+        let member: JoinedMember = serde_json::from_slice(fact).map_err(|e| e.to_string())?;
         let Some(ring) = self.ring() else { return Ok(member) };
         let Some(attestation) = Attestation::of(fact) else {
             let unsigned = "it carries no signature".to_owned();

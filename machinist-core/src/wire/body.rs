@@ -5,11 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{
-    flow::Flow,
-    sizes::{MaxSizes, Oversize},
-};
-use crate::{args::Arg, clock::Timestamp, retry::RetryPolicy};
+use super::sizes::{MaxSizes, Oversize};
+use crate::{args::Arg, clock::Timestamp, flow::Flow, retry::RetryPolicy};
 
 /// The part of a signature that its sender writes once.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -27,7 +24,7 @@ pub(crate) struct Body {
     pub(crate) first_eta: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) headers: BTreeMap<String, String>,
-    /// What follows the task, if it belongs to a workflow.
+    /// Steps that follow the task, if it belongs to a workflow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) flow: Option<Box<Flow>>,
 }

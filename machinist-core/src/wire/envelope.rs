@@ -10,11 +10,12 @@ use base64::{Engine, display::Base64Display, engine::general_purpose::STANDARD a
 use bytes::Bytes;
 use machinist_adapter::header;
 
-use super::{Body, Codec, MaxSizes, Oversize, Pairs, Place};
+use super::{Body, Codec, MaxSizes, Oversize, Pairs};
 use crate::{
     broker::{HeaderValue, Message},
     clock::Timestamp,
     error::BoxError,
+    flow::StepPlace,
     id::{QueueName, TaskId, TaskName},
     record::Counters,
     sign::{Key, KeyId, SigningScope, input::SigningInput},
@@ -169,7 +170,7 @@ impl Envelope {
     }
 
     /// Returns the place of the task in its workflow, if it belongs to one.
-    pub(crate) fn place(&self) -> Option<Place> {
+    pub(crate) fn place(&self) -> Option<StepPlace> {
         self.pairs.place()
     }
 
@@ -388,7 +389,7 @@ impl Envelope {
         // The root of a workflow becomes another root. Any other task keeps its place: it can stand in for the one that
         // failed.
         let pairs = match pairs.place() {
-            Some(place) if place.is_root() => pairs.with_place(&Place::root(id.clone())),
+            Some(place) if place.is_root() => pairs.with_place(&StepPlace::root(id.clone())),
             _ => pairs,
         };
         Self {
@@ -499,8 +500,8 @@ mod tests {
     use super::*;
     use crate::{
         args::Arg,
+        flow::{Catch, Flow, JoinPart, Membership, Policy, Step},
         retry::RetryPolicy,
-        wire::{Catch, Flow, Membership, Part, Policy, Step},
     };
 
     fn envelope() -> Envelope {
@@ -688,7 +689,7 @@ mod tests {
     /// A flow with something in every field.
     fn full_flow() -> Flow {
         let arg = || Arg { name: "n".to_owned(), kind: "int64".to_owned(), value: 1.into() };
-        let part = Part {
+        let part = JoinPart {
             step: "many".to_owned(),
             members: Some(2),
             last: Some("s1".to_owned()),

@@ -6,9 +6,6 @@
 //! | `pairs` | name/value pairs, which make a message one of version 2 |
 //! | `profile` | formats of other programs |
 //! | `body` | what the sender writes once |
-//! | `flow` | the part of a body that makes a task one of a workflow |
-//! | `outline` | the steps of a workflow as they are shown |
-//! | `place` | ids of the tasks of a workflow |
 //! | `codec` | a body as bytes |
 //! | `sizes` | maximum sizes, checked before anything is parsed |
 //! | `dead_letter` | the mark of a dead letter |
@@ -20,16 +17,12 @@ mod body;
 mod codec;
 mod dead_letter;
 mod envelope;
-mod flow;
-mod outline;
 mod pairs;
-mod place;
 mod profile;
 mod sizes;
 mod stored_message;
 
 pub use codec::Codec;
-pub use flow::Policy;
 pub use profile::{Profile, ProfileError, TaskMessage};
 pub use sizes::MaxSizes;
 
@@ -38,10 +31,7 @@ pub(crate) use dead_letter::{
     DeadMark, Digest, MarkSignature, MarkedMessage, dead_id, dead_letter, without_mark,
 };
 pub(crate) use envelope::{Envelope, FirstSigner, MessageSignature, Unreadable, attempt_of};
-pub(crate) use flow::{Catch, Flow, MAX_MEMBERS, MAX_STEPS, Membership, Part, Spawned, Step};
-pub(crate) use outline::{Outline, OutlineStep};
 pub(crate) use pairs::Pairs;
-pub(crate) use place::{Place, is_step_name, spawned_id};
 pub(crate) use profile::{read_foreign, write_foreign};
 pub(crate) use sizes::Oversize;
 pub(crate) use stored_message::{MAX_STORED_BYTES, message_from_fact, message_to_fact, value_to_fact};

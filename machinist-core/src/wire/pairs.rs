@@ -6,8 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Place;
-use crate::{clock::Timestamp, id::TaskId};
+use crate::{clock::Timestamp, flow::StepPlace, id::TaskId};
 
 /// Maximum number of pairs of a message.
 const MAX_PAIRS: usize = 64;
@@ -133,13 +132,13 @@ impl Pairs {
     }
 
     /// Returns the place of the task in its workflow.
-    pub(crate) fn place(&self) -> Option<Place> {
+    pub(crate) fn place(&self) -> Option<StepPlace> {
         let root = TaskId::parse(self.0.get(ROOT)?).ok()?;
-        Place::parse(root, self.0.get(PATH).map_or("", String::as_str))
+        StepPlace::parse(root, self.0.get(PATH).map_or("", String::as_str))
     }
 
     /// Adds the place of the task in its workflow.
-    pub(crate) fn with_place(mut self, place: &Place) -> Self {
+    pub(crate) fn with_place(mut self, place: &StepPlace) -> Self {
         self.0.insert(ROOT.to_owned(), place.root_id().to_string());
         if !place.is_root() {
             self.0.insert(PATH.to_owned(), place.path().to_owned());

@@ -9,19 +9,21 @@ use bytes::Bytes;
 
 use super::{
     Settlement, WorkerContext,
+    gathered::Gathered,
     server_calls::{Unanswered, Unpublished},
 };
 use crate::{
     args::Arg,
     backend::{Commit, Expiry},
     clock::Timestamp,
+    flow::{JoinPart, Policy, StepPlace},
     id::{RecordId, TaskId},
     record::{
-        EndedMember, FactName, Facts, Failure, FailureKind, JoinDecision, Joining, ParkDecision,
-        UNFINISHED_TTL, decide_join, decide_parking, ended_members, extend_join, failure_of, gathered_fact,
-        join_record, name,
+        EndedMember, Facts, Failure, FailureKind, JoinDecision, Joining, ParkDecision, UNFINISHED_TTL,
+        decide_join, decide_parking, ended_members, extend_join, failure_of, gathered_fact, join_record,
+        name, revoked_root,
     },
-    wire::{Envelope, Part, Place, Policy},
+    wire::Envelope,
 };
 
 /// Delay of the first further copy; each one stays away twice as long.
@@ -33,30 +35,21 @@ const PAGE_SIZE: usize = 500;
 /// Number of missing members that an error names.
 const NAMED_MEMBERS: usize = 10;
 
-/// What a decided join gives to the task that waited for it.
-#[derive(Debug, Clone)]
-pub(super) struct Gathered {
-    /// Arguments after the task's own.
-    pub(super) args: Vec<Arg>,
-    /// Fact that every start of the task has in common.
-    pub(super) fact: (FactName, Bytes),
-}
-
 /// The join that a task waits for.
 struct Awaited<'a> {
-    place: Place,
-    parts: &'a [Part],
+    place: StepPlace,
+    parts: &'a [JoinPart],
     record: RecordId,
 }
 
 /// A member of a join.
-struct Slot<'a> {
+struct MemberSlot<'a> {
     index: u32,
-    part: &'a Part,
+    part: &'a JoinPart,
     id: TaskId,
 }
 
-/// What the records of missing members say.
+/// State of missing members, by their records.
 #[derive(Default)]
 struct MemberRecords {
     /// Number of members that have joined now.
@@ -136,7 +129,7 @@ impl WorkerContext {
         missing: &[u32],
     ) -> Result<MemberRecords, Settlement> {
         let slots = awaited.slots(missing);
-        let size = awaited.parts.iter().map(Part::count).sum();
+        let size = awaited.parts.iter().map(JoinPart::count).sum();
         let mut records = MemberRecords::default();
         for page in slots.chunks(PAGE_SIZE) {
             let ids: Vec<RecordId> = page.iter().map(|slot| RecordId::from(&slot.id)).collect();
@@ -170,7 +163,7 @@ impl WorkerContext {
     /// `None` if it cannot be used.
     async fn counting_record(
         &self,
-        slot: &Slot<'_>,
+        slot: &MemberSlot<'_>,
         facts: Option<Facts>,
     ) -> Result<Option<(TaskId, Facts)>, Settlement> {
         let Some(facts) = facts else { return Ok(None) };
@@ -186,7 +179,7 @@ impl WorkerContext {
 
     /// Returns `true` unless the members of a part may not have been published yet: the task that publishes them has not
     /// ended, or has not been followed up.
-    async fn was_published(&self, awaited: &Awaited<'_>, part: &Part) -> Result<bool, Settlement> {
+    async fn was_published(&self, awaited: &Awaited<'_>, part: &JoinPart) -> Result<bool, Settlement> {
         let scope = awaited.place.scope();
         let sources = part.sources.iter().map(|name| scope.step(name).id());
         for id in sources.chain([scope.id()]) {
@@ -282,9 +275,26 @@ impl WorkerContext {
     }
 }
 
+impl WorkerContext {
+    /// Returns `true` if the workflow with this root was revoked.
+    pub(super) async fn is_root_revoked(&self, root: &TaskId) -> Result<bool, Unanswered> {
+        if let Some(revoked) = self.revoked_roots.known(root) {
+            return Ok(revoked);
+        }
+        let revoked = match self.calls.read_record(&revoked_root(root)).await {
+            Ok(facts) => facts.has(name::REVOKED),
+            // Somebody wrote there: nobody has revoked the workflow.
+            Err(Unanswered::BadRecord) => false,
+            Err(unanswered) => return Err(unanswered),
+        };
+        self.revoked_roots.learn(root, revoked);
+        Ok(revoked)
+    }
+}
+
 impl<'a> Awaited<'a> {
     /// Returns the members with these indexes.
-    fn slots(&self, indexes: &[u32]) -> Vec<Slot<'a>> {
+    fn slots(&self, indexes: &[u32]) -> Vec<MemberSlot<'a>> {
         let scope = self.place.scope();
         let mut slots = Vec::with_capacity(indexes.len());
         let mut wanted = indexes.iter().copied().peekable();
@@ -299,7 +309,7 @@ impl<'a> Awaited<'a> {
                         place = place.step(last);
                     }
                 }
-                slots.push(Slot { index, part, id: place.id() });
+                slots.push(MemberSlot { index, part, id: place.id() });
             }
             first = end;
         }

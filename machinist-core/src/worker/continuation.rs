@@ -20,14 +20,15 @@ use crate::{
     clock::Timestamp,
     delay::keep_for,
     event::{EventKind, EventTask},
+    flow::{Flow, Policy, StepPlace},
     id::{QueueName, TaskName},
     record::{
-        Child, DeadReason, End, EndVerdict, Facts, Failure, FailureKind, Joining, Member, UNFINISHED_TTL,
-        after_failure, after_success, failure_without_run, join, joinings, may_be_decided, name, never_after,
-        retention, spawned_by, upstream_error, waiting_callback,
+        Child, DeadReason, End, EndVerdict, Facts, Failure, FailureKind, JoinedMember, Joining,
+        UNFINISHED_TTL, after_failure, after_success, failure_without_run, join, joinings, may_be_decided,
+        name, never_after, retention, spawned_by, upstream_error, waiting_callback,
     },
     security::encrypt_outcome,
-    wire::{Body, Envelope, Flow, Pairs, Place, Policy, message_to_fact},
+    wire::{Body, Envelope, Pairs, message_to_fact},
 };
 
 /// Number of tasks that are published and confirmed together.
@@ -39,7 +40,7 @@ const FIRST_WAIT: Duration = Duration::from_secs(15);
 
 /// An ended task that joins.
 struct Ended<'a> {
-    place: Place,
+    place: StepPlace,
     flow: &'a Flow,
     /// The end as its record holds it.
     end: Bytes,
@@ -55,7 +56,7 @@ impl WorkerContext {
     pub(super) async fn continue_workflow(
         &self,
         envelope: &Envelope,
-        place: Option<&Place>,
+        place: Option<&StepPlace>,
         end: Option<Bytes>,
     ) -> Result<(), Unpublished> {
         self.calls.can_sign().await?;
@@ -308,7 +309,7 @@ impl WorkerContext {
         &self,
         parent: &Envelope,
         unsent: Vec<Unsent>,
-        woken: &mut BTreeSet<Place>,
+        woken: &mut BTreeSet<StepPlace>,
     ) -> Result<(), Unpublished> {
         let mut all = Vec::with_capacity(unsent.len());
         for (child, failure) in unsent {
@@ -337,7 +338,7 @@ impl WorkerContext {
         parent: &Envelope,
         child: &Child,
         failure: &Failure,
-    ) -> Result<BTreeSet<Place>, Unpublished> {
+    ) -> Result<BTreeSet<StepPlace>, Unpublished> {
         let mut woken = BTreeSet::new();
         if let Some(ended) = self.end_child(parent, child, failure).await? {
             self.join(&child.id(), ended, &mut woken).await?;
@@ -385,7 +386,7 @@ impl WorkerContext {
         &self,
         id: &crate::id::TaskId,
         ended: Ended<'_>,
-        woken: &mut BTreeSet<Place>,
+        woken: &mut BTreeSet<StepPlace>,
     ) -> Result<(), Unpublished> {
         for joining in joinings(&ended.place, ended.flow) {
             if ended.failed && joining.policy == Policy::Hold {
@@ -407,7 +408,7 @@ impl WorkerContext {
         failed: bool,
     ) -> Result<bool, Unanswered> {
         let record = joining.record();
-        let member = Member { id: id.clone(), end: String::from_utf8_lossy(end).into_owned() };
+        let member = JoinedMember { id: id.clone(), end: String::from_utf8_lossy(end).into_owned() };
         let member = self.app.0.trust.signed_member(&record, joining.index, &member);
         let answer = match self.calls.commit_outcome(join(joining, member)).await {
             Ok(answer) => answer,
@@ -422,7 +423,7 @@ impl WorkerContext {
 
     /// Publishes a task that waits for a join for an immediate look at the join. Without it, the task's guard comes back by
     /// itself.
-    async fn release_callback(&self, waiting: &Place) -> Result<(), Unpublished> {
+    async fn release_callback(&self, waiting: &StepPlace) -> Result<(), Unpublished> {
         let id = waiting.id();
         let facts = match self.calls.read(&id).await {
             Ok(facts) => facts,

@@ -8,7 +8,7 @@
 //! | `worker_context` | the parts that all steps of the pipeline share |
 //! | `time_check`, `start`, `run`, `outcome`, `follow_up`, `settlement` | the steps of the pipeline, in their order |
 //! | `refusal`, `undelivered` | messages that are not run here |
-//! | `continuation`, `callback`, `revoked_roots` | workflows: what follows an end, and the tasks that wait for others |
+//! | `continuation`, `callback`, `gathered`, `revoked_roots` | workflows: what follows an end, and the tasks that wait for others |
 //! | `guard` | copies that come back later |
 //! | `exclusive` | running a suspect alone in the process |
 //! | `lease`, `session`, `renewal` | this worker's lease on what it runs |
@@ -30,6 +30,7 @@ mod event_log;
 mod events;
 mod exclusive;
 mod follow_up;
+mod gathered;
 mod guard;
 mod health;
 mod intake;

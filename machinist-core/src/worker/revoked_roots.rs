@@ -1,7 +1,7 @@
 //! Workflows that were revoked, as far as this worker knows.
 //!
 //! Every start of a task of a workflow asks. The answer is kept for a moment, so that a group of ten thousand members does
-//! not read the same mark ten thousand times. A run that slips through is told by the revocation of its own task.
+//! not read the same mark ten thousand times. A run that slips through is told by the revocation of the task that runs.
 
 use std::{
     collections::HashMap,
@@ -11,11 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{WorkerContext, server_calls::Unanswered};
-use crate::{
-    id::TaskId,
-    record::{name, revoked_root},
-};
+use crate::id::TaskId;
 
 /// Time for which an answer is kept.
 const KEPT_FOR: Duration = Duration::from_secs(1);
@@ -27,12 +23,12 @@ const MAX_KEPT: usize = 4096;
 pub(super) struct RevokedRoots(Mutex<HashMap<TaskId, (Instant, bool)>>);
 
 impl RevokedRoots {
-    fn known(&self, root: &TaskId) -> Option<bool> {
+    pub(super) fn known(&self, root: &TaskId) -> Option<bool> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(root).filter(|(asked, _)| asked.elapsed() < KEPT_FOR).map(|(_, revoked)| *revoked)
     }
 
-    fn learn(&self, root: &TaskId, revoked: bool) {
+    pub(super) fn learn(&self, root: &TaskId, revoked: bool) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_KEPT {
             known.retain(|_, (asked, _)| asked.elapsed() < KEPT_FOR);
@@ -40,22 +36,5 @@ impl RevokedRoots {
         if known.len() < MAX_KEPT {
             known.insert(root.clone(), (Instant::now(), revoked));
         }
-    }
-}
-
-impl WorkerContext {
-    /// Returns `true` if the workflow with this root was revoked.
-    pub(super) async fn is_root_revoked(&self, root: &TaskId) -> Result<bool, Unanswered> {
-        if let Some(revoked) = self.revoked_roots.known(root) {
-            return Ok(revoked);
-        }
-        let revoked = match self.calls.read_record(&revoked_root(root)).await {
-            Ok(facts) => facts.has(name::REVOKED),
-            // Somebody wrote there: nobody has revoked the workflow.
-            Err(Unanswered::BadRecord) => false,
-            Err(unanswered) => return Err(unanswered),
-        };
-        self.revoked_roots.learn(root, revoked);
-        Ok(revoked)
     }
 }

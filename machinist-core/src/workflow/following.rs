@@ -1,4 +1,4 @@
-//! Which step may follow which, checked by the compiler.
+//! Steps that may follow each other, checked by the compiler.
 //!
 //! The results of a step are appended to the arguments that the next one is given. So the last arguments of a task must be
 //! of the types that the task before it returns, and the others must be given.
@@ -69,7 +69,7 @@ impl<R> Signature<R> {
     note = "a step is `TASK.with(…)`, which takes the results before it last, or `TASK.call(…).immutable()`"
 )]
 pub trait NextStep<P> {
-    /// What it returns.
+    /// Type of its results.
     type Output;
 
     /// Takes it apart.

@@ -6,7 +6,7 @@ use super::{
     Workflow,
     following::{Following, NextStep},
     plan::StepPlan,
-    typed::{Group, Members},
+    typed::{Group, GroupMembers},
 };
 use crate::{args::WireArg, signature::Signature, task::TaskDef};
 
@@ -69,7 +69,7 @@ impl Graph {
     }
 
     /// Adds a group.
-    pub fn group<R, M: Members<Group = Group<R>>>(&mut self, members: M) -> Handle<Vec<R>> {
+    pub fn group<R, M: GroupMembers<Group = Group<R>>>(&mut self, members: M) -> Handle<Vec<R>> {
         self.workflow.absorb(&Workflow::from(members.into_group()));
         self.newest()
     }
@@ -93,7 +93,7 @@ impl Graph {
     note = "add `TASK.call(…)`, `TASK.after(&handle)`, or `TASK.with(…).after(&handle)`"
 )]
 pub trait GraphTask {
-    /// What it returns.
+    /// Type of its results.
     type Output;
 
     /// Takes it apart.
@@ -123,7 +123,7 @@ impl<N: NextStep<P>, P> GraphTask for After<N, P> {
     label = "not a handle and not a tuple of handles"
 )]
 pub trait Handles {
-    /// What they return together.
+    /// Types of their results together.
     type Results;
 
     /// Returns their names.

@@ -5,13 +5,11 @@
 //! completely or not at all, and everything that can be done with a signature can be done with a workflow: a countdown, an
 //! expiry, a periodic schedule.
 
-mod again;
 mod following;
 mod graph;
 #[cfg(test)]
 mod model;
 mod plan;
-mod status;
 mod typed;
 
 use std::{fmt, marker::PhantomData, time::Duration};
@@ -20,17 +18,16 @@ use crate::{
     args::Results,
     builtin::WORKFLOW_TASK,
     clock::Timestamp,
+    flow::{Flow, Outline, Spawned, StepPlace},
     id::TaskId,
     signature::{Signature, SignatureParts},
-    wire::{Flow, Outline, Place, Spawned},
 };
 
-pub use crate::wire::Policy;
+pub use crate::flow::Policy;
 pub use following::{EndsWith, Following, Immutable, Listed, NextStep, TakesAfter};
 pub use graph::{After, Graph, GraphTask, Handle, Handles, graph};
 pub use plan::{StepPlan, WorkflowError};
-pub use status::{MemberCounts, StepStatus, WorkflowProgress, WorkflowStatus};
-pub use typed::{Group, Member, Members, Outcome, chain, chord, group};
+pub use typed::{Group, GroupMembers, Member, Outcome, chain, chord, group};
 
 /// Name of the step that ends a workflow which has several last steps.
 const RESULTS: &str = "results";
@@ -114,7 +111,7 @@ impl<R> Workflow<R> {
         let first = steps.iter().find(|step| then.contains(&step.name) && !step.queue.is_empty());
         let mut root = self.root;
         root.queue = root.queue.or_else(|| first.map(|step| step.queue.clone()));
-        let last = Place::root(root.id.clone()).step(&last).id();
+        let last = StepPlace::root(root.id.clone()).step(&last).id();
         root.flow = Some(Box::new(Flow { then, steps, ..Flow::default() }));
         Ok((root, Outline { name: self.name, steps: outline }, last))
     }
@@ -133,6 +130,17 @@ impl<R> Workflow<R> {
     /// Names the workflow, for people.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
+        self
+    }
+
+    /// Returns the name for people.
+    pub fn shown_name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Never begins it later than an instant of backend time: its steps end in FAILURE/upstream instead.
+    pub fn expires_at(mut self, instant: Timestamp) -> Self {
+        self.root.expires = Some(crate::signature::When::At(instant));
         self
     }
 
@@ -161,13 +169,13 @@ impl<R> Workflow<R> {
     }
 }
 
-/// What a [`Client`](crate::Client) can send: a [`Signature`] or a [`Workflow`].
+/// Something that a [`Client`](crate::Client) can send: a [`Signature`] or a [`Workflow`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be sent: send a `Signature` or a `Workflow`",
     label = "not a signature and not a workflow"
 )]
 pub trait Sendable {
-    /// What the result is read as.
+    /// Type as which the result is read.
     type Output;
 
     /// Takes it apart.

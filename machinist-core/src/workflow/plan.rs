@@ -8,8 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     args::Arg,
     builtin::WORKFLOW_TASK,
+    flow::{
+        Catch, Flow, JoinPart, MAX_MEMBERS, MAX_STEPS, Membership, OutlineStep, Policy, Step, is_step_name,
+    },
     signature::{Signature, SignatureParts, When},
-    wire::{Catch, Flow, MAX_MEMBERS, MAX_STEPS, Membership, OutlineStep, Part, Policy, Step, is_step_name},
 };
 
 /// Suffix of the step that gathers the results for a group which waits for others.
@@ -38,7 +40,7 @@ pub struct StepPlan {
 pub struct WorkflowError {
     /// The step, if one is the cause.
     pub step: Option<String>,
-    /// What is wrong, and the remedy.
+    /// The mistake, and the remedy.
     pub why: String,
 }
 
@@ -112,7 +114,7 @@ fn error(step: &str, why: impl Into<String>) -> WorkflowError {
     WorkflowError { step: Some(step.to_owned()), why: why.into() }
 }
 
-/// What comes of the steps of one scope.
+/// Steps of one scope as they are sent.
 pub(super) struct Compiled {
     /// Names of the steps that the scope's first task sends: those that wait before those that do not.
     pub(super) then: Vec<String>,
@@ -137,13 +139,13 @@ pub(super) fn compile(steps: &[StepPlan]) -> Result<Compiled, WorkflowError> {
         let mut step = template(plan)?;
         if !known.catches.contains(&at) {
             match known.kind(at) {
-                Start::Entry => first.push(plan.name.clone()),
-                Start::Follows(before) => {
+                StepStart::Entry => first.push(plan.name.clone()),
+                StepStart::Follows(before) => {
                     // INVARIANT: the order puts a step behind those before it.
                     let before = compiled[before].as_mut().expect("an earlier step");
                     before.flow.then.push(plan.name.clone());
                 }
-                Start::Waits => {
+                StepStart::Waits => {
                     let parts = known.parts(at);
                     let target = if plan.each.is_some() {
                         let gathering = gathering(plan, parts.clone());
@@ -173,7 +175,7 @@ pub(super) fn compile(steps: &[StepPlan]) -> Result<Compiled, WorkflowError> {
 }
 
 /// Way in which a step starts.
-enum Start {
+enum StepStart {
     /// It follows the scope's first task.
     Entry,
     /// It follows the step at this index.
@@ -269,7 +271,7 @@ impl<'a> Known<'a> {
             ));
         }
         for at in self.catches.iter().flat_map(|catch| self.behind(*catch)) {
-            if !matches!(self.kind(at), Start::Follows(_)) {
+            if !matches!(self.kind(at), StepStart::Follows(_)) {
                 let why = "a step behind one in `on_error` comes after exactly one step, which is no group";
                 return Err(error(&self.steps[at].name, why));
             }
@@ -327,19 +329,19 @@ impl<'a> Known<'a> {
         self.catches.iter().any(|catch| *catch == at || self.behind(*catch).contains(&at))
     }
 
-    fn kind(&self, at: usize) -> Start {
+    fn kind(&self, at: usize) -> StepStart {
         match self.before[at].as_slice() {
-            [] => Start::Entry,
-            [one] if self.steps[*one].each.is_none() => Start::Follows(*one),
-            _ => Start::Waits,
+            [] => StepStart::Entry,
+            [one] if self.steps[*one].each.is_none() => StepStart::Follows(*one),
+            _ => StepStart::Waits,
         }
     }
 
     /// Returns the parts of the join that a step waits for.
-    fn parts(&self, at: usize) -> Vec<Part> {
+    fn parts(&self, at: usize) -> Vec<JoinPart> {
         let part = |&before: &usize| {
             let plan = &self.steps[before];
-            Part {
+            JoinPart {
                 step: plan.name.clone(),
                 members: plan.each.as_ref().map(|each| u32::try_from(each.len()).unwrap_or(u32::MAX)),
                 last: plan.inner.last().map(|last| last.name.clone()),
@@ -355,15 +357,15 @@ impl<'a> Known<'a> {
         let mut sources = Vec::new();
         loop {
             match self.kind(at) {
-                Start::Follows(before) => {
+                StepStart::Follows(before) => {
                     sources.push(self.steps[before].name.clone());
                     at = before;
                 }
-                Start::Waits if self.steps[at].each.is_some() => {
+                StepStart::Waits if self.steps[at].each.is_some() => {
                     sources.push(format!("{}{GATHERS}", self.steps[at].name));
                     return sources;
                 }
-                Start::Waits | Start::Entry => return sources,
+                StepStart::Waits | StepStart::Entry => return sources,
             }
         }
     }
@@ -371,7 +373,7 @@ impl<'a> Known<'a> {
     fn outline(&self) -> Vec<OutlineStep> {
         let mut outline = Vec::with_capacity(self.steps.len());
         for (at, step) in self.steps.iter().enumerate() {
-            if step.each.is_some() && matches!(self.kind(at), Start::Waits) {
+            if step.each.is_some() && matches!(self.kind(at), StepStart::Waits) {
                 outline.push(OutlineStep {
                     name: format!("{}{GATHERS}", step.name),
                     task: WORKFLOW_TASK.to_owned(),
@@ -400,8 +402,8 @@ impl<'a> Known<'a> {
 }
 
 /// Adds the memberships of all parts to the steps that they come from.
-fn join_parts(known: &Known<'_>, at: usize, target: &str, parts: &[Part], compiled: &mut [Option<Step>]) {
-    let size = parts.iter().map(Part::count).sum();
+fn join_parts(known: &Known<'_>, at: usize, target: &str, parts: &[JoinPart], compiled: &mut [Option<Step>]) {
+    let size = parts.iter().map(JoinPart::count).sum();
     let mut first = 0;
     for (&before, part) in known.before[at].iter().zip(parts) {
         let membership = Membership {
@@ -428,7 +430,7 @@ fn end_of_member<'a>(step: &'a mut Step, last: Option<&str>) -> &'a mut Flow {
 }
 
 /// Returns the step that gathers the results for a group which waits.
-fn gathering(plan: &StepPlan, parts: Vec<Part>) -> Step {
+fn gathering(plan: &StepPlan, parts: Vec<JoinPart>) -> Step {
     Step {
         name: format!("{}{GATHERS}", plan.name),
         task: WORKFLOW_TASK.to_owned(),

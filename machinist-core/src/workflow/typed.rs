@@ -4,10 +4,10 @@ use super::{Workflow, following::NextStep, plan::StepPlan};
 use crate::{
     args::{Arg, FromResults, IntoResults, Misfit, Results, WireArg},
     builtin::WORKFLOW_TASK,
+    flow::Policy,
     id::TaskId,
     record::FailureKind,
     signature::Signature,
-    wire::Policy,
 };
 
 /// Begins a chain: tasks that run one after the other, each with the results of the one before it.
@@ -41,7 +41,7 @@ pub fn chain<R>(first: Signature<R>) -> Workflow<R> {
 /// let sums = group((0..10).map(|n| ADD.call((n, n))).collect::<Vec<_>>()); // results: Vec<i64>
 /// let both = group((ADD.call((1, 2)), GREET.call("Ada"))); // results: (i64, String)
 /// ```
-pub fn group<M: Members>(members: M) -> M::Group {
+pub fn group<M: GroupMembers>(members: M) -> M::Group {
     members.into_group()
 }
 
@@ -56,7 +56,7 @@ pub fn group<M: Members>(members: M) -> M::Group {
 ///
 /// let total = chord(["a.txt", "b.txt"].map(|file| COUNT.call(file)), SUM.with(()));
 /// ```
-pub fn chord<M: Members, N: NextStep<M::Output>>(members: M, callback: N) -> Workflow<N::Output> {
+pub fn chord<M: GroupMembers, N: NextStep<M::Output>>(members: M, callback: N) -> Workflow<N::Output> {
     members.into_group().into_workflow().then(callback)
 }
 
@@ -66,7 +66,7 @@ pub fn chord<M: Members, N: NextStep<M::Output>>(members: M, callback: N) -> Wor
     label = "not a member of a group"
 )]
 pub trait Member {
-    /// What it returns.
+    /// Type of its results.
     type Output;
 
     /// Makes it a workflow.
@@ -98,14 +98,14 @@ impl<R> Member for Group<R> {
     }
 }
 
-/// Members of a group.
+/// GroupMembers of a group.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the members of a group",
     label = "not a list and not a tuple of tasks or chains",
     note = "members are a `Vec` or an array of signatures or chains, or a tuple of up to eight of them"
 )]
-pub trait Members {
-    /// What the members return together.
+pub trait GroupMembers {
+    /// Types of their results together.
     type Output;
     /// The group.
     type Group: Member<Output = Self::Output>;
@@ -115,7 +115,7 @@ pub trait Members {
     fn into_group(self) -> Self::Group;
 }
 
-impl<M: Member> Members for Vec<M> {
+impl<M: Member> GroupMembers for Vec<M> {
     type Output = Vec<M::Output>;
     type Group = Group<M::Output>;
 
@@ -124,7 +124,7 @@ impl<M: Member> Members for Vec<M> {
     }
 }
 
-impl<M: Member, const N: usize> Members for [M; N] {
+impl<M: Member, const N: usize> GroupMembers for [M; N] {
     type Output = Vec<M::Output>;
     type Group = Group<M::Output>;
 
@@ -135,7 +135,7 @@ impl<M: Member, const N: usize> Members for [M; N] {
 
 macro_rules! tuples {
     ($($($member:ident)*;)*) => {$(
-        impl<$($member: Member),*> Members for ($($member,)*)
+        impl<$($member: Member),*> GroupMembers for ($($member,)*)
         where
             $($member::Output: WireArg,)*
         {
@@ -164,7 +164,7 @@ tuples! {
     M1 M2 M3 M4 M5 M6 M7 M8;
 }
 
-/// Members of the same kind that run side by side; `R` is what each returns.
+/// GroupMembers of the same kind that run side by side; `R` is what each returns.
 ///
 /// Unless a policy says otherwise, the group fails with its first member that fails.
 #[must_use = "a group does nothing until it is sent"]

@@ -9,7 +9,7 @@ use super::{
         park::{ParkDecision, decide_parking},
         poison::{Suspicion, suspicion},
         start::{StartDecision, StartRequest, decide_start},
-        verdict::{Outcome, Verdict, decide},
+        verdict::{RunOutcome, Verdict, decide},
     },
     Model, ModelMutation,
     state::{
@@ -236,9 +236,9 @@ impl Model {
     pub(super) fn verdict(&self, outcome: OutcomeKind, message: ModelMessage) -> Verdict {
         let spent = Counters { retries: message.attempt - 1, postponements: 0 };
         let outcome = match outcome {
-            OutcomeKind::Success => Outcome::Returned(EncodedResults::default()),
-            OutcomeKind::Failed => Outcome::Failed(TaskError::new("no")),
-            OutcomeKind::Revoked => Outcome::Revoked,
+            OutcomeKind::Success => RunOutcome::Returned(EncodedResults::default()),
+            OutcomeKind::Failed => RunOutcome::Failed(TaskError::new("no")),
+            OutcomeKind::Revoked => RunOutcome::Revoked,
         };
         decide(outcome, &self.policy, spent, Self::NOW, 0.0)
     }

@@ -1,4 +1,4 @@
-//! What the records of a workflow's tasks say about the whole.
+//! State of a workflow, by the records of its tasks.
 //!
 //! Nothing is stored about a workflow as a whole except its outline. Its state is a function of the records of its tasks, so
 //! no two writers can disagree about it.
@@ -10,9 +10,9 @@ use crate::{
     client::Client,
     control::{ControlError, Revoked},
     error::ResultError,
+    flow::{Outline, OutlineStep, StepPlace},
     id::{RecordId, TaskId},
     record::{FailureKind, Record, TaskState, fold, name},
-    wire::{Outline, OutlineStep, Place},
 };
 
 /// Number of records that are read at once.
@@ -100,7 +100,7 @@ impl Client {
         let Some(record) = fold(root, &facts) else { return Err(ResultError::Unknown { id: root.clone() }) };
         let Some(outline) = facts.read::<Outline>(name::OUTLINE) else { return Ok(None) };
         let incomplete = record.state == TaskState::Success && !facts.has(name::FOLLOWED);
-        let place = Place::root(root.clone());
+        let place = StepPlace::root(root.clone());
         let mut steps = Vec::with_capacity(outline.steps.len());
         let mut progress = WorkflowProgress::default();
         for step in &outline.steps {
@@ -144,13 +144,13 @@ impl Client {
         let outline = facts.read::<Outline>(name::OUTLINE).unwrap_or_default();
         let group = outline.steps.iter().find(|known| known.name == step);
         let Some((group, total)) = group.and_then(|group| Some((group, group.members?))) else {
-            return Err(ResultError::Unknown { id: Place::root(root.clone()).step(step).id() });
+            return Err(ResultError::Unknown { id: StepPlace::root(root.clone()).step(step).id() });
         };
         let end = u32::try_from(limit).map_or(total, |limit| total.min(first.saturating_add(limit)));
-        self.member_records(&Place::root(root.clone()), group, first..end).await
+        self.member_records(&StepPlace::root(root.clone()), group, first..end).await
     }
 
-    async fn step_status(&self, root: &Place, step: &OutlineStep) -> Result<StepStatus, ResultError> {
+    async fn step_status(&self, root: &StepPlace, step: &OutlineStep) -> Result<StepStatus, ResultError> {
         let place = root.step(&step.name);
         let mut status = StepStatus {
             name: step.name.clone(),
@@ -205,7 +205,7 @@ impl Client {
     /// Reads the records of the last tasks of members.
     async fn member_records(
         &self,
-        root: &Place,
+        root: &StepPlace,
         step: &OutlineStep,
         members: std::ops::Range<u32>,
     ) -> Result<Vec<(TaskId, Option<Record>)>, ResultError> {
@@ -244,7 +244,7 @@ impl Client {
         let outline =
             facts.read::<Outline>(name::OUTLINE).ok_or_else(|| ControlError::Unknown { id: root.clone() })?;
         self.commit(crate::record::revoke_root(root, self.app.clock().now(), self.app.0.results_ttl)).await?;
-        let place = Place::root(root.clone());
+        let place = StepPlace::root(root.clone());
         let mut ids = vec![root.clone()];
         for step in &outline.steps {
             let place = place.step(&step.name);

@@ -10,10 +10,10 @@ use crate::{
     client::Client,
     control::ControlError,
     error::ResultError,
+    flow::{Flow, Outline, Step, StepPlace},
     id::{RecordId, TaskId},
     record::{TaskState, name},
     result::AsyncResult,
-    wire::{Flow, Outline, Place, Step},
 };
 
 /// Number of records that are read at once.
@@ -44,7 +44,7 @@ impl Client {
         let refused = |why: String| ControlError::NoMessage { id: root.clone(), why };
         let mut body = self.app.decode(&kept).map_err(|error| refused(error.to_string()))?;
         let flow = body.flow.as_mut().ok_or_else(|| refused("it is no workflow".to_owned()))?;
-        self.note_done(&Place::root(root.clone()), flow).await?;
+        self.note_done(&StepPlace::root(root.clone()), flow).await?;
         let codec = self.app.0.codec;
         let bytes = codec.encode(&body).map_err(|error| refused(error.to_string()))?;
         let changed = self.app.0.trust.renamed(&kept, |old| crate::wire::Envelope {
@@ -56,13 +56,13 @@ impl Client {
         let again = self.send_again(&facts, changed).await?.id().clone();
         let outline: Outline = facts.read(name::OUTLINE).unwrap_or_default();
         let last = outline.steps.iter().find(|step| step.is_last);
-        let place = Place::root(again.clone());
+        let place = StepPlace::root(again.clone());
         let last = last.map_or_else(|| again.clone(), |last| place.step(&last.name).id());
         Ok(AsyncResult::sent(self.app.clone(), last).of_workflow(again))
     }
 
     /// Notes the results of all tasks in a scope that have succeeded.
-    async fn note_done(&self, root: &Place, flow: &mut Flow) -> Result<(), ControlError> {
+    async fn note_done(&self, root: &StepPlace, flow: &mut Flow) -> Result<(), ControlError> {
         for step in &mut flow.steps {
             let place = root.step(&step.name);
             let ids: Vec<TaskId> = match &step.each {
@@ -96,7 +96,7 @@ impl Client {
 }
 
 /// Returns the id of the task whose end is the end of a member.
-fn end_of_member(member: &Place, step: &Step) -> TaskId {
+fn end_of_member(member: &StepPlace, step: &Step) -> TaskId {
     let joins = |step: &&Step| step.flow.joins.iter().any(|joining| joining.up > 0);
     step.flow.steps.iter().find(joins).map_or_else(|| member.id(), |last| member.step(&last.name).id())
 }

@@ -12,14 +12,14 @@ const MAX_ID: usize = 200;
 /// Maximum length of the id of what is spawned, in bytes: it can be the root of a workflow.
 const MAX_SPAWNED_ID: usize = 150;
 
-/// Place of a task in a workflow.
+/// StepPlace of a task in a workflow.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Place {
+pub(crate) struct StepPlace {
     root: TaskId,
     path: String,
 }
 
-impl Place {
+impl StepPlace {
     /// Returns the place of the root.
     pub(crate) fn root(root: TaskId) -> Self {
         Self { root, path: String::new() }
@@ -152,8 +152,8 @@ pub(crate) fn is_step_name(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn place(path: &str) -> Place {
-        Place::parse("R".try_into().unwrap(), path).unwrap()
+    fn place(path: &str) -> StepPlace {
+        StepPlace::parse("R".try_into().unwrap(), path).unwrap()
     }
 
     #[test]
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn paths_are_names_and_numbers() {
         for bad in [".", "A", "a..b", "a.01", "a.+1", "a.b ", "a.-1", "é"] {
-            assert_eq!(Place::parse("R".try_into().unwrap(), bad), None, "{bad}");
+            assert_eq!(StepPlace::parse("R".try_into().unwrap(), bad), None, "{bad}");
         }
         assert!(
             is_step_name("a-1_x")

@@ -21,7 +21,7 @@ pub(crate) const MAX_STEPS: usize = 1_000;
 /// Maximum number of scopes inside each other: groups in members of groups.
 pub(crate) const MAX_SCOPES: usize = 8;
 
-/// What follows a task of a workflow.
+/// Steps that follow a task of a workflow, and the joins that it belongs to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Flow {
     /// Names of the steps that are sent when the task has succeeded, in this order.
@@ -35,7 +35,7 @@ pub(crate) struct Flow {
     pub(crate) joins: Vec<Membership>,
     /// Parts of the join that the task waits for; empty unless it is a callback.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) awaits: Vec<Part>,
+    pub(crate) awaits: Vec<JoinPart>,
     /// `true` if the task waits for its join and gets no results from it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) ignores_results: bool,
@@ -83,7 +83,7 @@ pub(crate) struct Step {
     /// task is 0.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) done: BTreeMap<u32, Vec<Arg>>,
-    /// What follows the task: within the scope, or within the member if the step is a group.
+    /// Steps that follow the task: within the scope, or within the member if the step is a group.
     #[serde(default, skip_serializing_if = "Flow::is_empty")]
     pub(crate) flow: Flow,
 }
@@ -108,7 +108,7 @@ pub(crate) struct Spawned {
     pub(crate) outline: Option<Outline>,
 }
 
-/// Place of a task's end in a join.
+/// StepPlace of a task's end in a join.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Membership {
     /// Name of the step that waits; of the group itself if nothing waits for it.
@@ -128,7 +128,7 @@ pub(crate) struct Membership {
 
 /// Members of a join that come from one step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Part {
+pub(crate) struct JoinPart {
     /// Name of the step.
     pub(crate) step: String,
     /// Number of members, if the step is a group.
@@ -197,7 +197,7 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-impl Part {
+impl JoinPart {
     /// Returns the number of members of the part.
     pub(crate) fn count(&self) -> u32 {
         self.members.unwrap_or(1)
