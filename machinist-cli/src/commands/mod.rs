@@ -10,12 +10,14 @@ mod keygen;
 mod keys;
 mod queues;
 mod refused;
+mod registered;
 mod retry;
 mod revoke;
 mod scheduled;
 mod send;
 mod status;
 mod worker;
+mod workers;
 
 use clap::CommandFactory;
 use machinist::{
@@ -59,6 +61,8 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
         CliCommand::Backup(args) => backup::run(&args, &settings(flags)?, json).await,
         CliCommand::Dead(args) => dead::run(args, &settings(flags)?, json).await,
         CliCommand::Queues(args) => queues::run(&args, &settings(flags)?, json).await,
+        CliCommand::Registered(args) => registered::run(args, &settings(flags)?, json).await,
+        CliCommand::Workers(args) => workers::run(args, &settings(flags)?, json).await,
         CliCommand::Revoke(args) => revoke::run(&args, &settings(flags)?, json).await,
         CliCommand::Retry(args) => retry::run(&args, &settings(flags)?, json).await,
         CliCommand::Scheduled(args) => scheduled::run(args, &settings(flags)?, json).await,

@@ -95,6 +95,11 @@ impl Key {
         if self.valid_at(instant) { Ok(()) } else { Err(KeyRejection::OutOfTime(self.id().clone(), instant)) }
     }
 
+    /// Returns `true` if the key is for all tasks of all queues.
+    pub(crate) fn is_for_everything(&self) -> bool {
+        self.tasks.is_none() && self.queues.is_none()
+    }
+
     /// Checks that this key may sign this task for this queue. The same rule applies to tasks that are nested in a
     /// body.
     pub(crate) fn may(&self, task: &str, queue: &str) -> Result<(), KeyRejection> {
