@@ -36,8 +36,12 @@ pub(crate) struct Cli {
 pub(crate) struct GlobalArgs {
     #[arg(long, help = flag_help("--broker"), global = true, value_name = "URL", value_hint = ValueHint::Url)]
     broker: Option<String>,
+    #[arg(long, help = flag_help("--broker-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    broker_file: Option<PathBuf>,
     #[arg(long, help = flag_help("--backend"), global = true, value_name = "URL", value_hint = ValueHint::Url)]
     backend: Option<String>,
+    #[arg(long, help = flag_help("--backend-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    backend_file: Option<PathBuf>,
     #[arg(long, help = flag_help("--config"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: Option<PathBuf>,
     #[arg(long, help = flag_help("--namespace"), global = true, value_name = "NAME")]
@@ -82,7 +86,9 @@ impl GlobalArgs {
         Overrides {
             config: self.config.clone(),
             broker: self.broker.clone(),
+            broker_file: self.broker_file.clone(),
             backend: self.backend.clone(),
+            backend_file: self.backend_file.clone(),
             namespace: self.namespace.clone(),
             key_file: self.key_file.clone(),
             allow_unsigned: self.allow_unsigned,

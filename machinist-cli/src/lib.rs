@@ -31,6 +31,7 @@ mod supervisor;
 mod systemd;
 mod telemetry;
 mod view;
+mod visible;
 
 use std::{
     ffi::OsString,

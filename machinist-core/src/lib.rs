@@ -21,6 +21,7 @@ mod fleet;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod handler;
+mod log_lines;
 mod middleware;
 mod parking;
 pub mod record;

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::refused;
 use crate::{
     exit::{CliError, Code, chain, connect_code},
-    output,
+    output, visible,
 };
 
 /// Finding as it is shown.
@@ -185,13 +185,14 @@ pub(super) fn print(rows: impl Iterator<Item = FindingRow>, json: bool) -> Resul
     let mut server = "";
     for row in rows {
         if row.server != server {
-            let head = format!("{}  {}", row.server, row.location);
+            let head = format!("{}  {}", row.server, visible::one_line(&row.location));
             output::line(&format!("{}{}", if server.is_empty() { "" } else { "\n" }, head.trim_end()))?;
             server = row.server;
         }
-        output::line(&format!("  {:<8} {}: {}", row.level, row.subject, row.found))?;
+        let found = visible::one_line(&format!("{}: {}", row.subject, row.found));
+        output::line(&format!("  {:<8} {found}", row.level))?;
         if !row.remedy.is_empty() {
-            output::line(&format!("           {}", row.remedy))?;
+            output::line(&format!("           {}", visible::one_line(&row.remedy)))?;
         }
     }
     Ok(())

@@ -91,6 +91,14 @@ async fn connect_reader(settings: &Settings) -> Result<App, CliError> {
     Ok(Servers::reach(settings).await.reader(settings).await?)
 }
 
+/// Returns `true` if every outcome that is read is verified: there is a key, and none may be unsigned.
+///
+/// # Errors
+/// A configured key cannot be used.
+fn verifies(settings: &Settings) -> Result<bool, CliError> {
+    Ok(settings.keyring()?.is_some() && !settings.allow_unsigned.value)
+}
+
 fn check_outlives_process(settings: &Settings) -> Result<(), CliError> {
     for (role, setting) in [(Role::Broker, &settings.broker), (Role::Backend, &settings.backend)] {
         let scheme = setting.value.scheme();

@@ -7,7 +7,7 @@ use machinist::{
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{connect, status};
+use super::{connect, status, verifies};
 use crate::{
     args::{ExpiryArg, SendArgs},
     exit::{CliError, Code},
@@ -31,7 +31,8 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     let signature = signature(&args, queue.as_ref())?;
     let app = connect(settings).await?;
     let queue = queue.unwrap_or_else(|| app.default_queue().clone());
-    let mut printer = Printer { json, list: args.count > 1, printed: 0, name: args.name, queue };
+    let verifies = verifies(settings)?;
+    let mut printer = Printer { json, list: args.count > 1, printed: 0, name: args.name, queue, verifies };
     printer.begin()?;
     let client = app.client();
     let done = match args.wait {
@@ -208,7 +209,12 @@ async fn wait_all(
     let mut waiting = waiting.into_iter();
     while let Some(result) = waiting.next() {
         match outcome(&result, deadline, printer).await {
-            Ok(view) => {
+            Ok(None) => {
+                codes.push(Code::UnknownId);
+                progress.suspend(|| printer.vanished(&result))?;
+                progress.inc(1);
+            }
+            Ok(Some(view)) => {
                 codes.push(status::code(view.state));
                 progress.suspend(|| printer.ended(&result, &view))?;
                 progress.inc(1);
@@ -223,19 +229,25 @@ async fn wait_all(
     }
     progress.finish_and_clear();
     // A failure is final, and goes before a task that has not ended.
-    let worst = [Code::Failed, Code::NotFinished].into_iter().find(|code| codes.contains(code));
+    let worst =
+        [Code::Failed, Code::UnknownId, Code::NotFinished].into_iter().find(|code| codes.contains(code));
     Ok(worst.unwrap_or(Code::Success))
 }
 
-/// Returns the outcome of a task, or its state when the time is over.
-async fn outcome(result: &AsyncResult, deadline: Instant, printer: &Printer) -> Result<TaskView, CliError> {
+/// Returns the outcome of a task, or its state when the time is over; `None` if its record was there and is gone.
+async fn outcome(
+    result: &AsyncResult,
+    deadline: Instant,
+    printer: &Printer,
+) -> Result<Option<TaskView>, CliError> {
     let record = match result.wait_record(deadline.saturating_duration_since(Instant::now())).await {
+        Err(ResultError::Unknown { .. }) => return Ok(None),
         Err(ResultError::Timeout { .. }) => result.record().await,
         ended => ended,
     };
     match record {
-        Ok(record) => Ok(TaskView::from(&record)),
-        Err(ResultError::Unknown { id }) => Ok(TaskView::pending(&id, &printer.name, &printer.queue)),
+        Ok(record) => Ok(Some(TaskView::from(&record).verified(printer.verifies))),
+        Err(ResultError::Unknown { id }) => Ok(Some(TaskView::pending(&id, &printer.name, &printer.queue))),
         Err(error) => Err(error.into()),
     }
 }
@@ -261,6 +273,8 @@ struct Printer {
     printed: usize,
     name: String,
     queue: QueueName,
+    /// `true` if a key here proves who wrote an outcome.
+    verifies: bool,
 }
 
 impl Printer {
@@ -281,6 +295,16 @@ impl Printer {
     /// Prints the id of a task that is not waited for any more, unless it was printed before.
     fn given_up(&mut self, result: &AsyncResult) -> Result<(), CliError> {
         if self.json || self.list { self.sent(result) } else { Ok(()) }
+    }
+
+    /// Reports a task whose record is gone.
+    fn vanished(&mut self, result: &AsyncResult) -> Result<(), CliError> {
+        self.given_up(result)?;
+        output::note(&format!(
+            "machinist: task {} is unknown: its record was there, and is gone. It has expired, or somebody deleted it",
+            result.id()
+        ));
+        Ok(())
     }
 
     /// Prints the id before the wait, so that a user who interrupts it has the id.
@@ -308,8 +332,7 @@ impl Printer {
         if !self.list {
             return output::json(value);
         }
-        let text = serde_json::to_string(value).map_err(|error| CliError::from_error(Code::Fault, &error))?;
-        output::raw(&text)
+        output::raw(&output::json_text(value)?)
     }
 
     fn end(&self) -> Result<(), CliError> {

@@ -8,12 +8,13 @@ use machinist::{
     settings::Settings,
 };
 
-use super::connect_reader;
+use super::{connect_reader, verifies};
 use crate::{
     args::StatusArgs,
     exit::{CliError, Code},
     output,
-    view::{TaskView, printable},
+    view::TaskView,
+    visible,
 };
 
 /// Maximum time without a wake-up of the backend before the record is read again.
@@ -21,24 +22,26 @@ const MAX_CHANGE_WAIT: Duration = Duration::from_secs(3600);
 
 pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect_reader(settings).await?;
+    let verifies = verifies(settings)?;
+    let view = |record: &Record| TaskView::from(record).verified(verifies).at(record, app.clock().now());
     let result = app.result(args.id);
     let mut record = result.record().await?;
     if args.watch {
-        show_change(&record, json)?;
+        show_change(&record, &view(&record), json)?;
         while !record.state.is_final() {
             let newer = result.changed(Some(&record), MAX_CHANGE_WAIT).await?;
             if newer != record {
-                show_change(&newer, json)?;
+                show_change(&newer, &view(&newer), json)?;
             }
             record = newer;
         }
         if !json {
-            output::raw(&format!("\n{}", TaskView::from(&record).page()))?;
+            output::raw(&format!("\n{}", view(&record).page()))?;
         }
     } else if json {
-        output::json(&TaskView::from(&record))?;
+        output::json(&view(&record))?;
     } else {
-        output::raw(&TaskView::from(&record).page())?;
+        output::raw(&view(&record).page())?;
     }
     let queue = record.queue.as_deref().filter(|_| !record.state.is_final());
     if let Some(queue) = queue.and_then(|queue| QueueName::parse(queue).ok())
@@ -46,7 +49,7 @@ pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Re
     {
         output::note(&format!(
             "machinist: the workers of queue {queue} cannot read a message that claims to be this task, and it waits: {}",
-            printable(&reason)
+            visible::one_line(&reason)
         ));
     }
     app.broker().close().await;
@@ -63,9 +66,8 @@ pub(super) fn code(state: TaskState) -> Code {
 }
 
 /// Prints a change in one line; in JSON one object per line.
-fn show_change(record: &Record, json: bool) -> Result<(), CliError> {
-    let view = TaskView::from(record);
-    if json { output::json(&view) } else { output::line(&format!("{}  {}", latest(record), view.line())) }
+fn show_change(record: &Record, view: &TaskView, json: bool) -> Result<(), CliError> {
+    if json { output::json(view) } else { output::line(&format!("{}  {}", latest(record), view.line())) }
 }
 
 /// Returns the newest instant of a record, at which it reached its state.

@@ -8,6 +8,7 @@ mod dead;
 mod health;
 mod keys;
 mod locked_down;
+mod logs;
 mod long;
 mod main_job;
 mod mixed;
@@ -22,4 +23,5 @@ mod time;
 #[cfg(feature = "otel")]
 mod traces;
 mod undelivered;
+mod visible;
 mod worker_settings;

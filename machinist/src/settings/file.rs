@@ -30,7 +30,9 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct FileSettings {
     pub(super) broker: Option<Setting<ServerUrl>>,
+    pub(super) broker_file: Option<Setting<PathBuf>>,
     pub(super) backend: Option<Setting<ServerUrl>>,
+    pub(super) backend_file: Option<Setting<PathBuf>>,
     pub(super) namespace: Option<Setting<String>>,
     pub(super) results_ttl: Option<Setting<Duration>>,
     pub(super) freshness: Option<Setting<Duration>>,
@@ -93,7 +95,9 @@ pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<F
     let old_sizes = top.section(OLD_SIZES, &table::keys_of_section(SIZES))?;
     Ok(FileSettings {
         broker: read_url(&top, &table::BROKER, Role::Broker, connectors)?,
+        broker_file: top.setting(&table::BROKER_FILE)?,
         backend: read_url(&top, &table::BACKEND, Role::Backend, connectors)?,
+        backend_file: top.setting(&table::BACKEND_FILE)?,
         namespace: top.setting(&table::NAMESPACE)?,
         results_ttl: top.setting(&table::RESULTS_TTL)?,
         freshness: top.setting(&table::FRESHNESS)?,

@@ -8,7 +8,9 @@
 //! | key | flag | variable | default | meaning |
 //! |---|---|---|---|---|
 //! | `broker` | `--broker` | `MACHINIST_BROKER` | `sqlite://machinist.db` | URL of the broker, which moves messages: amqp://, amqps://, sqlite://FILE; several of a cluster's nodes, separated by commas, or as a list in the file |
+//! | `broker_file` | `--broker-file` | `MACHINIST_BROKER_FILE` | none | File that holds the broker's URL, for a URL with a password: every user of a host can read the flags of a process |
 //! | `backend` | `--backend` | `MACHINIST_BACKEND` | `sqlite://machinist.db` | URL of the backend, which stores states and results: redis://, rediss://, redis+sentinel://, redis+cluster://, redis+unix://, sqlite://FILE |
+//! | `backend_file` | `--backend-file` | `MACHINIST_BACKEND_FILE` | none | File that holds the backend's URL, for a URL with a password |
 //! | `namespace` | `--namespace` | `MACHINIST_NAMESPACE` | `machinist` | Prefix of exchange, queues and keys, for applications that share servers |
 //! | `results_ttl` |  | `MACHINIST_RESULTS_TTL` | `1d` | Time for which a record is kept after its task has ended |
 //! | `freshness` |  |  | any age; old messages are recognized by their records | Maximum age of a message, counted from its signature or, if that is later, its ETA |
@@ -47,6 +49,7 @@ mod section;
 mod table;
 mod tasks;
 mod text;
+mod url_file;
 mod value;
 
 use std::{
@@ -278,8 +281,12 @@ pub struct Overrides {
     pub config: Option<PathBuf>,
     /// `--broker`.
     pub broker: Option<String>,
+    /// `--broker-file`.
+    pub broker_file: Option<PathBuf>,
     /// `--backend`.
     pub backend: Option<String>,
+    /// `--backend-file`.
+    pub backend_file: Option<PathBuf>,
     /// `--namespace`.
     pub namespace: Option<String>,
     /// `--key-file`.
