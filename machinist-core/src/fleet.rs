@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use tokio::time::Instant;
 
 use crate::{
@@ -50,6 +50,7 @@ pub struct WorkerInfo {
     /// Version of machinist.
     pub version: Option<String>,
     /// Time at which the worker was built.
+    #[serde(serialize_with = "rfc3339")]
     pub started_at: Timestamp,
     /// Queues from which it takes tasks.
     pub queues: Vec<String>,
@@ -105,6 +106,7 @@ pub struct OrderResult {
     /// Reason that it has not.
     pub reason: Option<String>,
     /// Time of the answer.
+    #[serde(serialize_with = "rfc3339_if_known")]
     pub at: Option<Timestamp>,
     /// Time from the order to the answer, as the sender saw it.
     #[serde(skip)]
@@ -152,6 +154,14 @@ struct Runs {
     state: PresenceState,
     health: Option<WorkerHealth>,
     reason: Option<String>,
+}
+
+fn rfc3339<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(at)
+}
+
+fn rfc3339_if_known<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    at.map(|at| at.to_string()).serialize(serializer)
 }
 
 /// Reads the description of a worker. `None` if the session is gone or describes nothing.

@@ -213,7 +213,7 @@ async fn selected(client: &Client, targets: &WorkerTargets) -> Result<Vec<Worker
     Ok(workers)
 }
 
-fn cannot_order(error: OrderError) -> CliError {
+pub(super) fn cannot_order(error: OrderError) -> CliError {
     match error {
         OrderError::Backend(error) => error.into(),
         error => CliError::from_error(Code::NotPermitted, &error)

@@ -127,3 +127,69 @@ fn may_command(key: &Key) -> Result<(), String> {
         key.id()
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sign::Algorithm;
+
+    fn order() -> Order {
+        Order {
+            id: "1".into(),
+            action: WorkerAction::Pause,
+            now: false,
+            target: "w".into(),
+            session: None,
+            issued: Timestamp::from_micros(1),
+            expires: Timestamp::from_micros(10),
+            key: None,
+            mac: None,
+        }
+    }
+
+    fn key(id: &str) -> Key {
+        Key::with_secret(Algorithm::HmacSha256, id, &[7; 32]).unwrap()
+    }
+
+    fn trust(key: Key) -> Trust {
+        Trust::new(Some(key.into()), false, None)
+    }
+
+    #[test]
+    fn a_signed_order_is_believed_and_nothing_in_it_can_be_changed() {
+        let trust = trust(key("k"));
+        let signed = trust.sign_order(order()).unwrap();
+        assert_eq!(trust.check_order(&signed, "w"), Ok(()));
+        assert!(trust.check_order(&signed, "v").is_err());
+        let later = Timestamp::from_micros(11);
+        for changed in [
+            Order { id: "2".into(), ..signed.clone() },
+            Order { action: WorkerAction::Resume, ..signed.clone() },
+            Order { now: true, ..signed.clone() },
+            Order { session: Some("s".into()), ..signed.clone() },
+            Order { issued: later, ..signed.clone() },
+            Order { expires: later, ..signed.clone() },
+            Order { mac: None, ..signed.clone() },
+        ] {
+            assert!(trust.check_order(&changed, "w").is_err(), "{changed:?}");
+        }
+        let moved = Order { target: "v".into(), ..signed };
+        assert!(trust.check_order(&moved, "v").is_err());
+    }
+
+    #[test]
+    fn an_unsigned_order_is_obeyed_only_where_that_is_allowed() {
+        assert!(trust(key("k")).check_order(&order(), "w").unwrap_err().contains("--allow-unsigned"));
+        let lenient = Trust::new(Some(key("k").into()), true, None);
+        assert_eq!(lenient.check_order(&order(), "w"), Ok(()));
+        assert_eq!(Trust::new(None, false, None).check_order(&order(), "w"), Ok(()));
+    }
+
+    #[test]
+    fn a_key_that_is_for_some_tasks_commands_nobody() {
+        let restricted = key("k").for_tasks(["add"]).unwrap();
+        assert!(trust(restricted.clone()).sign_order(order()).unwrap_err().contains("may not command"));
+        let signed = trust(key("k")).sign_order(order()).unwrap();
+        assert!(trust(restricted).check_order(&signed, "w").is_err());
+    }
+}

@@ -486,12 +486,13 @@ impl Sessions {
         let handed_back = self.flush_hand_backs().await;
         let runs = self.runs();
         let tasks = runs.iter().map(|(_, claim)| RecordId::from(&claim.id));
-        let ids: Vec<_> = tasks.chain([control_record(), name_record(&self.held_name())]).collect();
+        let ids: Vec<_> = tasks.chain([name_record(&self.held_name()), control_record()]).collect();
         let (renewed, mut records) = self.renew_and_read(&ids).await?;
-        if let Some(name) = ids.last() {
+        // Read after the orders: a worker that answers an order knows what was disabled before it.
+        self.apply_control(records.pop());
+        if let [.., name, _] = &*ids {
             self.apply_orders(name, records.pop());
         }
-        self.apply_control(records.pop());
         let alive = match renewed {
             Ok(alive) => alive,
             Err(error) => {
