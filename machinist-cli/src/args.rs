@@ -131,6 +131,10 @@ pub(crate) enum CliCommand {
     Periodic(PeriodicCommand),
     /// List the queues and their numbers of messages
     Queues(QueuesArgs),
+    /// List the live workers, or pause, resume, drain or ping them
+    Workers(WorkersArgs),
+    /// List the task names that live workers know, or disable one for all workers
+    Registered(RegisteredArgs),
     /// Copy the embedded file, also while processes use it
     #[cfg(feature = "sqlite")]
     Backup(BackupArgs),
@@ -159,6 +163,104 @@ pub(crate) struct QueuesArgs {
     /// permission (with topology = "verify": check them)
     #[arg(long)]
     pub(crate) declare: bool,
+}
+
+/// A worker that was killed is listed until its session has expired.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct WorkersArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<WorkersCommand>,
+    /// Only those that take tasks from this queue
+    #[arg(long, short, value_name = "NAME", value_parser = queue)]
+    pub(crate) queue: Option<QueueName>,
+    /// Only those that run this task
+    #[arg(long, value_name = "NAME", value_parser = TaskName::parse)]
+    pub(crate) task: Option<TaskName>,
+    /// Only those with this tag
+    #[arg(long, value_name = "TAG", value_parser = Tag::parse)]
+    pub(crate) tag: Option<Tag>,
+    /// Only those in this state
+    #[arg(long, value_name = "STATE", value_enum)]
+    pub(crate) state: Option<StateArg>,
+    /// Print the list again whenever it has changed, until a signal ends it
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+/// State of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StateArg {
+    /// It is about to subscribe
+    Starting,
+    /// It takes tasks
+    Awake,
+    /// It has unsubscribed
+    Asleep,
+    /// It stops when its running tasks have ended
+    Draining,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WorkersCommand {
+    /// Show one worker, and what it runs
+    Show {
+        /// Name of the worker
+        name: String,
+    },
+    /// Put workers to sleep: they start nothing until they are resumed, also after a restart
+    Pause(WorkerOrderArgs),
+    /// Wake workers up
+    Resume(WorkerTargets),
+    /// Let workers end: they take no more tasks, and stop when the running ones have ended
+    Drain(WorkerOrderArgs),
+    /// Measure how long workers take to answer
+    Ping(WorkerTargets),
+}
+
+/// Exits with 1 if a worker refused or did not answer within 20 s, with 3 if there is no such worker.
+#[derive(Debug, Args)]
+pub(crate) struct WorkerOrderArgs {
+    #[command(flatten)]
+    pub(crate) targets: WorkerTargets,
+    /// Hand the running tasks back at once, instead of letting them end
+    #[arg(long)]
+    pub(crate) now: bool,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct WorkerTargets {
+    /// Names of workers
+    #[arg(value_name = "NAME", required_unless_present_any = ["all", "with_tag"], conflicts_with_all = ["all", "with_tag"])]
+    pub(crate) names: Vec<String>,
+    /// All live workers
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// The workers with this tag
+    #[arg(long = "tag", id = "with_tag", value_name = "TAG", value_parser = Tag::parse, conflicts_with = "all")]
+    pub(crate) with_tag: Option<Tag>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RegisteredArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<RegisteredCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RegisteredCommand {
+    /// Disable a task name for all workers: its tasks wait, and nothing is lost
+    Disable {
+        /// Name of the task
+        #[arg(value_parser = TaskName::parse)]
+        name: TaskName,
+    },
+    /// Enable a task name again, and let its tasks run
+    Enable {
+        /// Name of the task
+        #[arg(value_parser = TaskName::parse)]
+        name: TaskName,
+    },
 }
 
 #[cfg(feature = "sqlite")]
@@ -300,6 +402,9 @@ pub(crate) struct SendOptions {
     /// Label: a short text that stays readable when arguments are encrypted; can be repeated
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub(crate) labels: Vec<String>,
+    /// Send it only if a live worker can run it; otherwise it ends in FAILURE/no_worker, code -201
+    #[arg(long)]
+    pub(crate) require_worker: bool,
     /// Priority, 0 to 9: higher ones are delivered first if broker and queue support it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
     pub(crate) priority: Option<u8>,
@@ -548,6 +653,9 @@ mod tests {
             "periodic pause x",
             "periodic add x add --every 1s",
             "queues",
+            "workers",
+            "workers pause --all",
+            "registered",
             "dead list",
             "dead show 1",
             "dead replay --all",

@@ -17,6 +17,7 @@ mod delay;
 pub mod error;
 pub mod event;
 pub mod extract;
+mod fleet;
 mod flow;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -54,13 +55,14 @@ pub use dead_letters::{DeadFilter, DeadLetter, DeadLetterOutcome};
 pub use error::{ResultError, SendError, TaskError};
 pub use event::Observer;
 pub use extract::State;
+pub use fleet::{OrderError, OrderResult, RegisteredName, WorkerFilter, WorkerInfo};
 pub use id::{QueueName, TaskId, TaskName};
 pub use middleware::{Middleware, Next, PublishHook};
 pub use parking::ParkedTask;
 pub use refused::RefusedMessages;
 pub use result::{AsyncResult, wait_all, wait_any};
 pub use retry::{Backoff, RetryPolicy};
-pub use security::QueueOptions;
+pub use security::{QueueOptions, WorkerAction};
 pub use signature::Signature;
 pub use task::TaskDef;
 pub use wire::{Codec, MaxSizes, Profile, ProfileError, TaskMessage};

@@ -11,6 +11,7 @@ mod keys;
 mod periodic;
 mod queues;
 mod refused;
+mod registered;
 mod retry;
 mod revoke;
 mod scheduled;
@@ -18,6 +19,7 @@ mod send;
 mod send_flow;
 mod status;
 mod worker;
+mod workers;
 mod workflow;
 
 use clap::CommandFactory;
@@ -63,6 +65,8 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
         CliCommand::Dead(args) => dead::run(args, &settings(flags)?, json).await,
         CliCommand::Periodic(command) => periodic::run(command, &settings(flags)?, json).await,
         CliCommand::Queues(args) => queues::run(&args, &settings(flags)?, json).await,
+        CliCommand::Registered(args) => registered::run(args, &settings(flags)?, json).await,
+        CliCommand::Workers(args) => workers::run(args, &settings(flags)?, json).await,
         CliCommand::Revoke(args) => revoke::run(&args, &settings(flags)?, json).await,
         CliCommand::Retry(args) => retry::run(&args, &settings(flags)?, json).await,
         CliCommand::Scheduled(args) => scheduled::run(args, &settings(flags)?, json).await,

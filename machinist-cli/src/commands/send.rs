@@ -1,7 +1,9 @@
 //! `machinist send`: sends a task, once or many times, and with `--wait` waits for its result.
 
 use indicatif::{ProgressBar, ProgressStyle};
-use machinist::{AsyncResult, Client, QueueName, ResultError, Signature, settings::Settings};
+use machinist::{
+    AsyncResult, Client, QueueName, ResultError, Signature, record::FailureKind, settings::Settings,
+};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -39,6 +41,7 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     printer.begin()?;
     let client = app.client();
     let done = match args.wait {
+        None if args.options.require_worker => send_to_workers(&client, signature, args.count, &mut printer).await,
         None => {
             send_all(&client, signature, args.count, |sent| printer.sent(&sent)).await.map(|()| Code::Success)
         }
@@ -129,6 +132,9 @@ pub(super) fn with_options(
     if options.retry_timeouts {
         signature = signature.retry_timeouts();
     }
+    if options.require_worker {
+        signature = signature.require_worker();
+    }
     if let Some(priority) = options.priority {
         signature = signature.priority(priority);
     }
@@ -177,6 +183,33 @@ async fn send_all(
     }
     progress.finish_and_clear();
     Ok(())
+}
+
+/// Sends a task that requires a worker. One that has ended without a worker is printed with its outcome.
+async fn send_to_workers(
+    client: &Client,
+    signature: Signature,
+    count: u32,
+    printer: &mut Printer,
+) -> Result<Code, CliError> {
+    let mut results = Vec::new();
+    let sent = send_all(client, signature, count, |sent| {
+        results.push(sent);
+        Ok(())
+    })
+    .await;
+    let mut code = Code::Success;
+    for result in &results {
+        match result.record().await {
+            Ok(record) if record.kind == Some(FailureKind::NoWorker) => {
+                printer.ended(result, &TaskView::from(&record))?;
+                code = Code::Failed;
+            }
+            // The task was sent: its id must not be lost.
+            _ => printer.sent(result)?,
+        }
+    }
+    sent.map(|()| code)
 }
 
 /// Waits for all tasks until the same instant; the worst outcome is the exit code.

@@ -98,6 +98,7 @@ fn refuse_what_does_not_fit(args: &SendArgs) -> Result<(), CliError> {
         ("--retry-timeouts", args.options.retry_timeouts),
         ("--label", !args.options.labels.is_empty()),
         ("--priority", args.options.priority.is_some()),
+        ("--require-worker", args.options.require_worker),
         ("--count", args.count > 1),
     ];
     let misfit = given.into_iter().find(|(_, given)| *given).map(|(option, _)| option);

@@ -5,6 +5,7 @@
 mod bad_input;
 mod command_tasks;
 mod dead;
+mod fleet;
 mod health;
 mod keys;
 mod locked_down;

@@ -115,6 +115,7 @@ impl TickCall {
             headers: self.headers,
             labels: self.labels,
             flow: None,
+            require_worker: false,
             unsendable: None,
         }
     }

@@ -139,7 +139,8 @@ impl WorkerBuilder {
         }
     }
 
-    /// Name of the worker in records and listings; `HOST-PID` unless set.
+    /// Name of the worker in records and listings; the host name unless set. A second live process
+    /// of one name is listed as `NAME#2`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
@@ -330,7 +331,7 @@ impl WorkerBuilder {
         let prefetch = u16::try_from(self.concurrency).unwrap_or(u16::MAX);
         let name: Arc<str> = self.name.unwrap_or_else(default_name).into();
         let queues: Vec<_> = queues.into_iter().collect();
-        let about = about(&name, &queues, &tags, self.concurrency, &self.app);
+        let about = about(&queues, &tags, &tasks, self.concurrency, &self.app);
         let stages = Stages::default();
         let slots = Arc::new(Semaphore::new(self.concurrency));
         let events = WorkerEvents::new(self.app.clone(), Arc::clone(&name));
@@ -340,6 +341,7 @@ impl WorkerBuilder {
             sessions: Sessions::new(
                 self.app.clone(),
                 self.lease,
+                Arc::clone(&name),
                 about,
                 Arc::clone(&disabled),
                 Arc::clone(&peers),
@@ -416,28 +418,47 @@ fn checked_tags(tags: &[String]) -> Result<Vec<Tag>, BuildError> {
     }
 }
 
-/// Returns the description of the worker that is stored with its session.
-fn about(name: &str, queues: &[QueueName], tags: &[Tag], concurrency: usize, app: &App) -> bytes::Bytes {
+/// Maximum number of task names that the description of a worker holds.
+const DESCRIBED_TASKS: usize = 500;
+
+/// Returns the description of the worker that is stored with its session, without its name.
+fn about(
+    queues: &[QueueName],
+    tags: &[Tag],
+    tasks: &HashMap<TaskName, RegisteredTask>,
+    concurrency: usize,
+    app: &App,
+) -> serde_json::Value {
     let queues: Vec<_> = queues.iter().map(QueueName::as_str).collect();
     let tags: Vec<_> = tags.iter().map(Tag::as_str).collect();
-    crate::record::json(&serde_json::json!({
-        "worker": name,
+    let mut names: Vec<_> = tasks.keys().map(TaskName::as_str).collect();
+    names.sort_unstable();
+    names.truncate(DESCRIBED_TASKS);
+    serde_json::json!({
+        "host": host_name(),
         "pid": std::process::id(),
+        "version": env!("CARGO_PKG_VERSION"),
         "queues": queues,
+        "tasks": names,
+        "more_tasks": tasks.len() - names.len(),
         "tags": tags,
         "concurrency": concurrency,
         "since": app.clock().now(),
-    }))
+    })
 }
 
-/// Returns `HOST-PID`, with `worker` in place of an unknown host name.
-fn default_name() -> String {
-    let host = std::fs::read_to_string("/etc/hostname")
+/// Returns the host name, if it is known.
+fn host_name() -> Option<String> {
+    std::fs::read_to_string("/etc/hostname")
         .ok()
         .or_else(|| std::env::var("HOSTNAME").ok())
         .map(|host| host.trim().to_owned())
-        .filter(|host| !host.is_empty());
-    format!("{}-{}", host.as_deref().unwrap_or("worker"), std::process::id())
+        .filter(|host| !host.is_empty())
+}
+
+/// Returns the host name, with `worker` in place of an unknown one.
+fn default_name() -> String {
+    host_name().unwrap_or_else(|| "worker".to_owned())
 }
 
 impl fmt::Debug for WorkerBuilder {

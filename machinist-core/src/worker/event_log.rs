@@ -72,6 +72,9 @@ fn log_state(state: WorkerState<'_>) {
             "the backend has been away for {away:?}: cancelling all runs, handing back all deliveries, and taking no \
              more until it answers. Unrecorded outcomes are kept"
         ),
+        WorkerState::Asleep { running } => {
+            tracing::info!(running, "asleep: taking no deliveries until the worker is resumed")
+        }
         WorkerState::Resubscribed { queues } => tracing::info!(queues = ?queues, "subscribed again"),
     }
 }

@@ -12,6 +12,7 @@
 //! | `guard` | copies that come back later |
 //! | `exclusive` | running a suspect alone in the process |
 //! | `lease`, `session`, `renewal` | this worker's lease on what it runs |
+//! | `presence`, `orders` | the state that the session shows, and the orders of people |
 //! | `peers` | what this worker knows of other sessions |
 //! | `server_calls` | calls to backend and broker, repeated until they answer |
 //! | `maintenance`, `overdue` | undelivered messages, unlisted dead letters, delayed tasks that the broker has lost |
@@ -39,11 +40,13 @@ mod lease;
 mod look_ahead;
 mod maintenance;
 mod options;
+mod orders;
 mod outcome;
 mod overdue;
 mod parking;
 mod peers;
 mod periodic;
+mod presence;
 mod processor;
 mod progress;
 mod refusal;
@@ -81,6 +84,7 @@ use crate::{
     event::{EventKind, WorkerState},
     id::{QueueName, TaskName},
     periodic::Periodic,
+    record::PresenceState,
 };
 use intake::Intake;
 use processor::TaskProcessor;
@@ -215,8 +219,15 @@ impl Worker {
         worker.sessions.read_control().await?;
         let renewals = Renewals::begin(&worker).map_err(WorkerError::Thread)?;
         let subscription = Consume { queues: queues.clone(), prefetch };
-        let consumer = worker.app.broker().consume(subscription.clone()).await?;
-        health.subscribed(consumer.health().into());
+        worker.apply_wanted_state();
+        let consumer = match worker.sessions.presence.must_sleep() {
+            true => None,
+            false => Some(worker.app.broker().consume(subscription.clone()).await?),
+        };
+        match &consumer {
+            Some(consumer) => health.subscribed(consumer.health().into()),
+            None => health.asleep(),
+        }
         remember_queues(&worker.app, &queues).await;
         worker.emit(EventKind::WorkerStarted { queues: &queues });
         ready.cancel();
@@ -234,6 +245,7 @@ impl Worker {
             () = stages.reached_drain() => {}
         }
         stages.drain();
+        worker.sessions.presence.show(PresenceState::Draining);
         let state = WorkerState::Draining { running: worker.sessions.running() };
         worker.emit(EventKind::WorkerState { state });
         if let Some(mut consumer) = intake.end().await {

@@ -22,7 +22,7 @@
 //! | `tls.ca_file` | `--tls-ca-file` | `MACHINIST_TLS_CA_FILE` | the system's certificates | Certificates to trust on amqps:// and rediss://, in PEM |
 //! | `tls.cert_file` | `--tls-cert-file` | `MACHINIST_TLS_CERT_FILE` | none | Client certificate, for servers that ask for one, in PEM |
 //! | `tls.key_file` | `--tls-key-file` | `MACHINIST_TLS_KEY_FILE` | none | Private key of the client certificate, in PEM |
-//! | `worker.name` | `--name` | `MACHINIST_WORKER_NAME` | host and process id | Name of the worker in records and listings |
+//! | `worker.name` | `--name` | `MACHINIST_WORKER_NAME` | host name | Name of the worker in records and listings |
 //! | `worker.tags` | `--tag` | `MACHINIST_TAGS` | none | Word about the worker, like gpu or zone:eu, at most 16; the flag can be repeated, the variable separates tags by commas |
 //! | `worker.queues` | `--queue` | `MACHINIST_QUEUES` | default, and the queues of command tasks | Queue to consume; the flag can be repeated, the variable separates queues by commas |
 //! | `worker.concurrency` | `--concurrency` | `MACHINIST_CONCURRENCY` | `16` | Number of tasks to run at once, 1 to 10000 |

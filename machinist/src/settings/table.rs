@@ -275,7 +275,7 @@ pub(super) static WORKER_NAME: Definition<String> = Definition {
         name: "worker.name",
         flag: Some("--name"),
         variable: Some("MACHINIST_WORKER_NAME"),
-        default: SettingDefault::Described("host and process id"),
+        default: SettingDefault::Described("host name"),
         meaning: "Name of the worker in records and listings",
     },
     parse: text::worker_name,
