@@ -13,23 +13,14 @@ use crate::support::{House, Running, SOON, hmac};
 
 const SUM: TaskDef<Vec<i64>, i64> = TaskDef::new("sum");
 
-/// Returns what the first Python program of the page prints; `None` if there is no Python.
-fn printed() -> Option<Value> {
+/// Returns what the first Python program of the page prints, or the reason that Python cannot be started.
+fn printed() -> std::io::Result<Value> {
     let docs = include_str!("../../../docs/wire-format.md");
     let (_, rest) = docs.split_once("```python\n").expect("the page has a program");
     let (program, _) = rest.split_once("```").expect("the program ends");
-    match Command::new("python3").args(["-c", program]).output() {
-        Ok(output) => {
-            assert!(output.status.success(), "{output:?}");
-            Some(serde_json::from_slice(&output.stdout).unwrap())
-        }
-        Err(error) => {
-            let required = std::env::var_os("MACHINIST_REQUIRE_SERVICES").is_some_and(|v| v == "1");
-            assert!(!required, "python3 is needed: {error}");
-            eprintln!("SKIPPED: python_sends_workflows: python3 cannot be started: {error}");
-            None
-        }
-    }
+    let output = Command::new("python3").args(["-c", program]).output()?;
+    assert!(output.status.success(), "{output:?}");
+    Ok(serde_json::from_slice(&output.stdout).unwrap())
 }
 
 fn message(written: &Value) -> Message {
@@ -51,7 +42,15 @@ fn message(written: &Value) -> Message {
 
 #[tokio::test(start_paused = true)]
 async fn python_sends_workflows() {
-    let Some(written) = printed() else { return };
+    let written = match printed() {
+        Ok(written) => written,
+        Err(error) => {
+            let required = std::env::var_os("MACHINIST_REQUIRE_SERVICES").is_some_and(|v| v == "1");
+            assert!(!required, "python3 is needed: {error}");
+            eprintln!("SKIPPED: python_sends_workflows: python3 cannot be started: {error}");
+            return;
+        }
+    };
     let house = House::new();
     let key = hmac("producer");
     let app = house.app(key.clone()).await;
