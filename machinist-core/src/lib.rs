@@ -34,6 +34,7 @@ mod signature;
 mod task;
 mod task_error;
 mod trace;
+mod why;
 mod wire;
 pub mod worker;
 
@@ -60,6 +61,7 @@ pub use retry::{Backoff, RetryPolicy};
 pub use security::{QueueOptions, WorkerAction};
 pub use signature::Signature;
 pub use task::TaskDef;
+pub use why::{Evidence, Why, WhyClass, WhyReason};
 pub use wire::{Codec, MaxSizes, Profile, ProfileError, TaskMessage};
 pub use worker::{Worker, WorkerBuilder};
 

@@ -16,6 +16,7 @@ mod revoke;
 mod scheduled;
 mod send;
 mod status;
+mod why;
 mod worker;
 mod workers;
 
@@ -62,6 +63,7 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
         CliCommand::Dead(args) => dead::run(args, &settings(flags)?, json).await,
         CliCommand::Queues(args) => queues::run(&args, &settings(flags)?, json).await,
         CliCommand::Registered(args) => registered::run(args, &settings(flags)?, json).await,
+        CliCommand::Why { id } => why::run(&id, &settings(flags)?, json).await,
         CliCommand::Workers(args) => workers::run(args, &settings(flags)?, json).await,
         CliCommand::Revoke(args) => revoke::run(&args, &settings(flags)?, json).await,
         CliCommand::Retry(args) => retry::run(&args, &settings(flags)?, json).await,
