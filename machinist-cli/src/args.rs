@@ -131,6 +131,12 @@ pub(crate) enum CliCommand {
     Periodic(PeriodicCommand),
     /// List the queues and their numbers of messages
     Queues(QueuesArgs),
+    /// Say why a task does not run, and what to do
+    Why {
+        /// Id of the task
+        #[arg(value_parser = id)]
+        id: TaskId,
+    },
     /// List the live workers, or pause, resume, drain or ping them
     Workers(WorkersArgs),
     /// List the task names that live workers know, or disable one for all workers
@@ -656,6 +662,7 @@ mod tests {
             "workers",
             "workers pause --all",
             "registered",
+            "why 1",
             "dead list",
             "dead show 1",
             "dead replay --all",

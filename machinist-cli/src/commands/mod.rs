@@ -18,6 +18,7 @@ mod scheduled;
 mod send;
 mod send_flow;
 mod status;
+mod why;
 mod worker;
 mod workers;
 mod workflow;
@@ -66,6 +67,7 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
         CliCommand::Periodic(command) => periodic::run(command, &settings(flags)?, json).await,
         CliCommand::Queues(args) => queues::run(&args, &settings(flags)?, json).await,
         CliCommand::Registered(args) => registered::run(args, &settings(flags)?, json).await,
+        CliCommand::Why { id } => why::run(&id, &settings(flags)?, json).await,
         CliCommand::Workers(args) => workers::run(args, &settings(flags)?, json).await,
         CliCommand::Revoke(args) => revoke::run(&args, &settings(flags)?, json).await,
         CliCommand::Retry(args) => retry::run(&args, &settings(flags)?, json).await,

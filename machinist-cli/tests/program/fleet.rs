@@ -47,6 +47,7 @@ fn a_paused_fleet_starts_nothing_until_it_is_resumed_also_after_a_restart() {
         (&json!("PENDING"), &json!(0))
     );
     assert!(!folder.path().join("ran").exists());
+    assert_eq!(folder.run(&["why", &id, "--json"]).json()["reason"], "paused");
 
     folder.run(&["workers", "resume", "two"]).ended(0);
     eventually("it runs", || (folder.status(&id)["state"] == "SUCCESS").then_some(()));
@@ -78,6 +79,9 @@ fn a_disabled_task_waits_and_spends_no_attempt() {
     let id = folder.send(&["mark"]);
     eventually("it is parked", || (!folder.status(&id)["parked"].is_null()).then_some(()));
     assert!(!folder.path().join("ran").exists());
+    let why = folder.run(&["why", &id, "--json"]).ended(0).json();
+    assert_eq!((&why["reason"], &why["class"]), (&json!("disabled"), &json!("act")));
+    folder.run(&["why", "nobody", "--json"]).ended(3);
     folder.run(&["registered", "enable", "mark"]).ended(0);
     eventually("it runs", || (folder.status(&id)["state"] == "SUCCESS").then_some(()));
     assert_eq!(folder.status(&id)["attempt"], 1);
