@@ -238,10 +238,14 @@ pub(crate) struct WorkerArgs {
 #[derive(Debug, Args)]
 pub(crate) struct SendArgs {
     /// Name of the task
-    pub(crate) name: String,
+    #[arg(required_unless_present = "flow")]
+    pub(crate) name: Option<String>,
     /// Arguments, in order
     #[arg(value_name = "ARG", allow_negative_numbers = true)]
     pub(crate) args: Vec<String>,
+    /// Send the workflow that this file describes: TOML, or JSON by its suffix; - reads JSON from standard input
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "args"], value_hint = ValueHint::FilePath)]
+    pub(crate) flow: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) options: SendOptions,
     /// Wait until the task has ended, and print its result; --wait=20s waits at most 20 seconds
@@ -310,12 +314,21 @@ pub(crate) enum ExpiryArg {
 
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
-    /// Id of the task
+    /// Id of the task, or of a workflow
     #[arg(value_parser = id)]
     pub(crate) id: TaskId,
-    /// Follow the task until it has ended, and print every change
+    /// Follow the task or workflow until it has ended, and print every change
     #[arg(long)]
     pub(crate) watch: bool,
+    /// List the members of this group of a workflow
+    #[arg(long, value_name = "STEP", conflicts_with = "watch")]
+    pub(crate) members: Option<String>,
+    /// First member to list
+    #[arg(long, value_name = "INDEX", default_value_t = 0, hide_default_value = true, requires = "members")]
+    pub(crate) first: u32,
+    /// Maximum number of members to list
+    #[arg(long, value_name = "N", default_value_t = 100, requires = "members")]
+    pub(crate) limit: usize,
 }
 
 /// A task that does not run ends at once, even if it waits for its ETA or a retry. A running task is asked to end, and
@@ -513,7 +526,7 @@ mod tests {
     #[test]
     fn a_name_after_wait_is_no_duration() {
         let given = send("--wait add 2 3").unwrap();
-        assert_eq!((given.name.as_str(), given.args.len()), ("add", 2));
+        assert_eq!((given.name.as_deref(), given.args.len()), (Some("add"), 2));
         assert!(given.wait.is_some());
         assert_eq!(send("add 2 3 --wait=20s").unwrap().wait, Some(Duration::from_secs(20)));
         assert_eq!(send("add 2 3").unwrap().wait, None);

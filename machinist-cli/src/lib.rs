@@ -22,6 +22,7 @@ mod commands;
 mod demo;
 mod exit;
 mod first_process;
+mod flow_file;
 mod health;
 mod input;
 mod open_files;
@@ -32,6 +33,7 @@ mod systemd;
 mod telemetry;
 mod view;
 mod visible;
+mod workflow_view;
 
 use std::{
     ffi::OsString,

@@ -10,7 +10,7 @@ use crate::{
     error::TaskError,
     id::TaskId,
     record::{
-        Claim, Counters, EncodedResults, Facts, Outcome, StartRequest, decide, decide_start, fold,
+        Claim, Counters, EncodedResults, Facts, RunOutcome, StartRequest, decide, decide_start, fold,
         outcome_commit,
     },
     retry::RetryPolicy,
@@ -106,7 +106,7 @@ pub fn attest_end() -> impl FnMut() {
     let claim = started().1;
     let policy = RetryPolicy::default();
     let trust = trust();
-    let ended = end(&claim, Outcome::Returned(EncodedResults::default()), &policy);
+    let ended = end(&claim, RunOutcome::Returned(EncodedResults::default()), &policy);
     move || drop(black_box(trust.sign_end(black_box(&ended).clone())))
 }
 
@@ -149,7 +149,7 @@ pub fn fail() -> impl FnMut() {
     let claim = started().1;
     let policy = RetryPolicy::new(3);
     move || {
-        let outcome = Outcome::Failed(TaskError::new("no answer"));
+        let outcome = RunOutcome::Failed(TaskError::new("no answer"));
         drop(black_box(end(&claim, outcome, &policy)));
     }
 }
@@ -158,10 +158,10 @@ pub fn fail() -> impl FnMut() {
 pub fn succeed() -> impl FnMut() {
     let claim = started().1;
     let policy = RetryPolicy::default();
-    move || drop(black_box(end(&claim, Outcome::Returned(EncodedResults::default()), &policy)))
+    move || drop(black_box(end(&claim, RunOutcome::Returned(EncodedResults::default()), &policy)))
 }
 
-fn end(claim: &Claim, outcome: Outcome, policy: &RetryPolicy) -> Commit {
+fn end(claim: &Claim, outcome: RunOutcome, policy: &RetryPolicy) -> Commit {
     let verdict = decide(outcome, policy, Counters::default(), NOW, 0.5);
     outcome_commit(claim, &verdict, String::new(), NOW, TTL)
 }
@@ -169,7 +169,7 @@ fn end(claim: &Claim, outcome: Outcome, policy: &RetryPolicy) -> Commit {
 /// A record of a task that ended as people see it.
 pub fn fold_ended() -> impl FnMut() {
     let (mut facts, claim) = started();
-    let ended = end(&claim, Outcome::Returned(EncodedResults::default()), &RetryPolicy::default());
+    let ended = end(&claim, RunOutcome::Returned(EncodedResults::default()), &RetryPolicy::default());
     assert!(ended.apply(&mut facts), "it is the holder's");
     move || drop(black_box(fold(&claim.id, black_box(&facts))))
 }

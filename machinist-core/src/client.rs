@@ -13,12 +13,14 @@ use crate::{
     delay::keep_for,
     error::SendError,
     event::{EventKind, EventTask},
+    flow::{Flow, StepPlace},
     id::{QueueName, TaskId, TaskName},
     record::{self, Counters, FactName, name},
     result::AsyncResult,
-    signature::{Signature, SignatureParts},
+    signature::SignatureParts,
     trace::TraceContext,
     wire::{Body, Envelope, FirstSigner, Oversize, Pairs, message_to_fact},
+    workflow::{Sendable, SendableParts},
 };
 
 /// Sends signatures. Cheap to clone; share one per process.
@@ -26,6 +28,9 @@ use crate::{
 pub struct Client {
     pub(crate) app: App,
 }
+
+/// Maximum length of the id of a workflow's root, in bytes: the ids of its tasks are longer.
+const MAX_ROOT_ID: usize = 150;
 
 /// A signature that can be sent: its message, and the facts that its sender writes.
 pub(crate) struct PreparedSignature {
@@ -40,6 +45,8 @@ pub(crate) struct Sending {
     pub(crate) name: TaskName,
     pub(crate) queue: QueueName,
     pub(crate) eta: Option<Timestamp>,
+    /// Task whose end is the result.
+    pub(crate) result: TaskId,
     /// Ends when it is dropped: after the confirm.
     pub(crate) span: tracing::Span,
 }
@@ -52,9 +59,10 @@ impl App {
 }
 
 impl Client {
-    /// Sends a signature. `Ok` means that the broker has confirmed it: stored and in its queue.
+    /// Sends a signature or a workflow. `Ok` means that the broker has confirmed it: stored and in its queue. The result of
+    /// a workflow is that of its last task.
     ///
-    /// Sending the same signature again (after [`PublishError::Unknown`] or [`PublishError::Nacked`], say) is safe: it
+    /// Sending the same one again (after [`PublishError::Unknown`] or [`PublishError::Nacked`], say) is safe: it
     /// keeps its id, and runs once. Until then the task is PENDING.
     ///
     /// # Errors
@@ -62,21 +70,21 @@ impl Client {
     ///
     /// # Cancel safety
     /// A dropped future leaves the task either queued or not; sending the signature again is safe.
-    pub async fn send<R>(&self, signature: Signature<R>) -> Result<AsyncResult<R>, SendError> {
-        let mut sent = self.send_all(vec![signature]).await;
+    pub async fn send<S: Sendable>(&self, what: S) -> Result<AsyncResult<S::Output>, SendError> {
+        let mut sent = self.send_all(vec![what]).await;
         // INVARIANT: one answer for each signature.
         sent.pop().expect("one answer")
     }
 
-    /// Sends many signatures at once, confirmed together: one answer for each, in their order.
+    /// Sends many signatures or workflows at once, confirmed together: one answer for each, in their order.
     ///
     /// # Errors
     /// One signature's error says nothing about its neighbours.
     ///
     /// # Cancel safety
     /// As [`send`](Self::send), for each of them.
-    pub async fn send_all<R>(&self, signatures: Vec<Signature<R>>) -> Vec<Result<AsyncResult<R>, SendError>> {
-        self.publish(signatures.into_iter().map(|signature| self.prepare(signature.parts)).collect()).await
+    pub async fn send_all<S: Sendable>(&self, all: Vec<S>) -> Vec<Result<AsyncResult<S::Output>, SendError>> {
+        self.publish(all.into_iter().map(|one| self.prepare(one.into_parts())).collect()).await
     }
 
     /// Publishes and records prepared signatures; one answer for each, in their order.
@@ -110,7 +118,7 @@ impl Client {
         let results = sending
             .into_iter()
             .map(|sending| {
-                let Sending { id, name, queue, eta, span: _span } = sending?;
+                let Sending { id, name, queue, eta, result, span: _span } = sending?;
                 match published.next() {
                     Some(Ok(())) => {
                         let task = EventTask::new(&id, &name, &queue, 1);
@@ -119,7 +127,9 @@ impl Client {
                             let member = id.to_string();
                             IndexUpdate::Put { index: Index::Scheduled, at, member }
                         }));
-                        Ok(AsyncResult::sent(self.app.clone(), id))
+                        let of_workflow = result != id;
+                        let result = AsyncResult::sent(self.app.clone(), result);
+                        Ok(if of_workflow { result.of_workflow(id) } else { result })
                     }
                     Some(Err(source)) => {
                         if source.is_certain() {
@@ -154,7 +164,8 @@ impl Client {
     }
 
     /// Checks a signature, and makes its message and its facts.
-    pub(crate) fn prepare(&self, mut parts: SignatureParts) -> Result<PreparedSignature, SendError> {
+    pub(crate) fn prepare(&self, sendable: SendableParts) -> Result<PreparedSignature, SendError> {
+        let SendableParts { mut parts, outline, result } = sendable;
         let app = &self.app.0;
         let now = app.clock.latest();
         let due = parts.when.at(now);
@@ -176,6 +187,13 @@ impl Client {
         let priority = parts.priority;
         let pairs = Pairs::of_labels(std::mem::take(&mut parts.labels))
             .map_err(|why| SendError::Invalid(format!("task {id}: {why}")))?;
+        let pairs = match &mut parts.flow {
+            Some(flow) => {
+                self.check_flow(&id, flow)?;
+                pairs.with_place(&StepPlace::root(id.clone()))
+            }
+            None => pairs,
+        };
         let body = self.encode_body(parts, eta)?;
         let envelope = app.trust.encrypt(Envelope {
             id,
@@ -201,7 +219,10 @@ impl Client {
         let message = self.message(&envelope)?;
         let size = app.max_sizes.check(&message).map_err(|oversize| too_large(&envelope.id, oversize))?;
         let mut facts = sender_facts(&envelope);
-        if eta.is_some() {
+        if let Some(outline) = outline {
+            facts.facts.push((name::OUTLINE.into(), record::json(&outline)));
+        }
+        if eta.is_some() || envelope.pairs.are_of_workflow() {
             facts
                 .facts
                 .extend(message_to_fact(&message, size).map(|message| (name::MESSAGE.into(), message)));
@@ -209,8 +230,40 @@ impl Client {
         let delay = keep_for(due.since(now), self.app.broker().as_ref());
         let publish = Publish { target: Target::Queue(queue), message, delay };
         let Envelope { id, name, queue, eta, .. } = envelope;
-        let sending = Sending { id, name, queue, eta, span };
+        let result = result.unwrap_or_else(|| id.clone());
+        let sending = Sending { id, name, queue, eta, result, span };
         Ok(PreparedSignature { publish, facts, sending })
+    }
+
+    /// Checks the steps of a workflow, and gives a queue to those that name none.
+    fn check_flow(&self, id: &TaskId, flow: &mut Flow) -> Result<(), SendError> {
+        let invalid = |why: String| SendError::Invalid(format!("workflow {id}: {why}"));
+        if id.as_str().len() > MAX_ROOT_ID {
+            return Err(invalid(format!(
+                "its id has {} bytes, and the maximum is {MAX_ROOT_ID}",
+                id.as_str().len()
+            )));
+        }
+        flow.check().map_err(invalid)?;
+        let mut open: Vec<&mut Flow> = vec![flow];
+        while let Some(flow) = open.pop() {
+            let catches = flow.catch.iter_mut().map(|catch| &mut catch.step);
+            for step in flow.steps.iter_mut().chain(catches) {
+                if step.queue.is_empty() {
+                    step.queue = self.app.default_queue().to_string();
+                }
+                let (task, queue) = (TaskName::parse(&step.task)?, QueueName::parse(&step.queue)?);
+                let refused = |why: String| SendError::Key {
+                    id: id.clone(),
+                    why: format!("step {:?}: {why}", step.name),
+                };
+                self.app.may_publish(&task, &queue).map_err(refused)?;
+                Pairs::of_labels(step.labels.clone())
+                    .map_err(|why| invalid(format!("step {:?}: {why}", step.name)))?;
+                open.push(&mut step.flow);
+            }
+        }
+        Ok(())
     }
 
     /// Returns the message of a task, in the format of its queue.
@@ -235,6 +288,7 @@ impl Client {
             soft_timeout_ms: parts.soft_timeout.map(millis),
             first_eta: eta,
             headers: parts.headers,
+            flow: parts.flow,
         };
         if let Some(oversize) = body.exceeded(&app.max_sizes) {
             return Err(too_large(&parts.id, oversize));

@@ -15,14 +15,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::Clock,
+    error::SendError,
+    flow::Spawned,
     id::{QueueName, TaskId, TaskName},
     record::Progress,
     trace::TraceContext,
     wire::Pairs,
+    workflow::{Sendable, spawned_of},
 };
 
 /// Maximum size of the log that one run leaves in its record, in bytes. The oldest lines are dropped first.
 pub(crate) const LOG_LIMIT: usize = 16 * 1024;
+/// Maximum number of tasks and workflows that one run spawns.
+const MAX_SPAWNED: usize = 1000;
 /// Maximum size of a progress note, in bytes. The rest is cut off.
 const NOTE_LIMIT: usize = 1024;
 
@@ -42,6 +47,8 @@ pub(crate) struct RunInfo {
     pub(crate) cancel: CancellationToken,
     pub(crate) state: Arc<StateMap>,
     pub(crate) log: Mutex<String>,
+    /// Tasks and workflows to be sent if the run succeeds.
+    pub(crate) spawned: Mutex<Vec<Spawned>>,
     pub(crate) clock: Clock,
     /// Progress that the handler reported last.
     pub(crate) progress: watch::Sender<Option<Progress>>,
@@ -132,6 +139,44 @@ impl TaskContext {
         self.0.progress.send_replace(Some(said));
     }
 
+    /// Sends a task or a workflow if and when the success of this task is recorded: never without it, and never twice, even
+    /// if the handler runs several times. Its id is this task's id, `+` and a number, in the order of the calls.
+    ///
+    /// At most 1000 in one run, and 1 MiB together. A start or an expiry is counted from the end of this task.
+    ///
+    /// # Errors
+    /// [`SendError::Invalid`] if it cannot be sent: what is wrong with it, or the limit.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::{TaskContext, TaskDef, TaskError};
+    ///
+    /// const PAGE: TaskDef<String, ()> = TaskDef::new("page");
+    ///
+    /// async fn crawl(links: Vec<String>, cx: TaskContext) -> Result<(), TaskError> {
+    ///     for link in links {
+    ///         cx.spawn(PAGE.call(link))?;
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn spawn<S: Sendable>(&self, what: S) -> Result<(), SendError> {
+        let spawned = spawned_of(what.into_parts()).map_err(SendError::Invalid)?;
+        let mut all = self.0.spawned.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MAX_SPAWNED {
+            return Err(SendError::Invalid(format!(
+                "a run spawns at most {MAX_SPAWNED} tasks: spawn a group"
+            )));
+        }
+        all.push(spawned);
+        Ok(())
+    }
+
+    /// Takes what the handler has spawned.
+    pub(crate) fn take_spawned(&self) -> Vec<Spawned> {
+        std::mem::take(&mut *self.0.spawned.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Returns the last reported progress, and every later one.
     pub(crate) fn watch_progress(&self) -> watch::Receiver<Option<Progress>> {
         self.0.progress.subscribe()
@@ -190,6 +235,7 @@ impl TaskContext {
             cancel: CancellationToken::new(),
             state: Arc::new(state),
             log: Mutex::default(),
+            spawned: Mutex::default(),
             clock: Clock::starting_at(crate::clock::Timestamp::from_micros(0)),
             progress: watch::Sender::new(None),
         })

@@ -22,7 +22,7 @@ use crate::{
     result::AsyncResult,
     security::open,
     trace::TraceContext,
-    wire::{Envelope, MAX_STORED_BYTES, dead_id, message_from_fact},
+    wire::{Envelope, MAX_STORED_BYTES, dead_id, message_from_fact, message_to_fact},
 };
 
 /// Number of index entries in one page.
@@ -316,8 +316,14 @@ impl Client {
         record.facts.push((name::RETRY_OF.into(), text(&of)));
         let target = Target::Queue(envelope.queue.clone());
         let publish = Publish { target, message: self.message(&envelope)?, delay: Duration::ZERO };
+        if let Some(outline) = facts.get(name::OUTLINE) {
+            record.facts.push((name::OUTLINE.into(), outline.clone()));
+            let message = message_to_fact(&publish.message, publish.message.size());
+            record.facts.extend(message.map(|message| (name::MESSAGE.into(), message)));
+        }
         let Envelope { id, name, queue, .. } = envelope;
-        let sending = Sending { id, name, queue, eta: None, span: tracing::Span::none() };
+        let result = id.clone();
+        let sending = Sending { id, name, queue, eta: None, result, span: tracing::Span::none() };
         let prepared = PreparedSignature { publish, facts: record, sending };
         // INVARIANT: one answer for one message.
         let sent = self.publish(vec![Ok(prepared)]).await.pop().expect("one answer")?;
@@ -463,7 +469,7 @@ impl Client {
         }
     }
 
-    fn wrong_state(&self, id: &TaskId, facts: &Facts, why: &'static str) -> ControlError {
+    pub(crate) fn wrong_state(&self, id: &TaskId, facts: &Facts, why: &'static str) -> ControlError {
         match fold(id, facts) {
             Some(record) => ControlError::State { id: id.clone(), state: record.state, why },
             None => ControlError::Unknown { id: id.clone() },

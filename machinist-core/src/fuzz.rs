@@ -271,6 +271,7 @@ fn started_over(id: &TaskId, facts: &Facts, attempt: u32) {
         received_at: NOW,
         token: 0,
         alone: false,
+        gathered: None,
     };
     let suspicion = suspicion(facts, attempt);
     for gone in [true, false] {
@@ -298,6 +299,7 @@ fn started_over(id: &TaskId, facts: &Facts, attempt: u32) {
             StartDecision::AlreadyStarted(claim) => {
                 drop(claim.renewal_action(facts, &SessionId::from("s2"), NOW))
             }
+            StartDecision::OtherArguments => unreachable!("it waits for no join"),
             StartDecision::Over(_) | StartDecision::NewerGuard | StartDecision::Busy(_) => {}
         }
     }

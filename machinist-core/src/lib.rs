@@ -8,6 +8,7 @@ pub mod args;
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench;
+mod builtin;
 mod client;
 mod context;
 mod control;
@@ -16,6 +17,7 @@ mod delay;
 pub mod error;
 pub mod event;
 pub mod extract;
+mod flow;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
@@ -36,6 +38,8 @@ mod task_error;
 mod trace;
 mod wire;
 pub mod worker;
+pub mod workflow;
+pub mod workflow_status;
 
 #[cfg(feature = "tls")]
 pub use machinist_adapter::tls;
@@ -61,6 +65,7 @@ pub use signature::Signature;
 pub use task::TaskDef;
 pub use wire::{Codec, MaxSizes, Profile, ProfileError, TaskMessage};
 pub use worker::{Worker, WorkerBuilder};
+pub use workflow::Workflow;
 
 /// The examples of `docs/time.md` are compiled.
 #[cfg(doctest)]

@@ -14,7 +14,7 @@ use crate::{
     args::{FromResults, Results},
     error::ResultError,
     id::{RecordId, TaskId},
-    record::{Record, TaskState, fold},
+    record::{Facts, Record, TaskState, fold},
 };
 
 /// Interval at which a waiter reads the record without a wake-up.
@@ -32,21 +32,47 @@ const MAX_CONCURRENT_WAITS: usize = 512;
 pub struct AsyncResult<R = Results> {
     app: App,
     id: TaskId,
+    /// Root of the workflow whose last task it is.
+    root: Option<TaskId>,
     /// This process has the broker's word that the task was sent, so a missing record means *pending*.
     sent: bool,
     result: PhantomData<fn() -> R>,
 }
 
 impl App {
+    /// Returns what facts say about a task, verified and decrypted.
+    pub(crate) fn record_of(&self, id: &TaskId, mut facts: Facts) -> Result<Option<Record>, ResultError> {
+        let trust = &self.0.trust;
+        trust.check_end(id, &facts).map_err(|reason| ResultError::Forged { id: id.clone(), reason })?;
+        let locked = trust.decrypt_outcome(id, &mut facts);
+        let mut record = fold(id, &facts);
+        if let (Some(record), Some(locked)) = (&mut record, locked) {
+            record.results = None;
+            record.locked = Some(locked.to_string());
+        }
+        Ok(record)
+    }
+
     /// Returns the result of a task that was sent earlier, perhaps by another process.
     pub fn result(&self, id: TaskId) -> AsyncResult {
-        AsyncResult { app: self.clone(), id, sent: false, result: PhantomData }
+        AsyncResult { app: self.clone(), id, root: None, sent: false, result: PhantomData }
     }
 }
 
 impl<R> AsyncResult<R> {
     pub(crate) fn sent(app: App, id: TaskId) -> Self {
-        Self { app, id, sent: true, result: PhantomData }
+        Self { app, id, root: None, sent: true, result: PhantomData }
+    }
+
+    /// Names the workflow that the task ends.
+    pub(crate) fn of_workflow(self, root: TaskId) -> Self {
+        Self { root: Some(root), ..self }
+    }
+
+    /// Returns the root's id of the workflow that was sent; `None` if it was a single task, or if the result was opened by
+    /// its id. [`Client::workflow`](crate::Client::workflow) shows the whole.
+    pub fn workflow_id(&self) -> Option<&TaskId> {
+        self.root.as_ref()
     }
 
     /// The task's id.
@@ -56,7 +82,7 @@ impl<R> AsyncResult<R> {
 
     /// Reads the result as something else.
     pub fn typed<T>(self) -> AsyncResult<T> {
-        AsyncResult { app: self.app, id: self.id, sent: self.sent, result: PhantomData }
+        AsyncResult { app: self.app, id: self.id, root: self.root, sent: self.sent, result: PhantomData }
     }
 
     /// Reads the state of the task.
@@ -175,21 +201,15 @@ impl<R> AsyncResult<R> {
         }
     }
 
+    /// Everything that is known about the task; `None` where there is no record.
+    pub(crate) async fn known_record(&self) -> Result<Option<Record>, ResultError> {
+        self.read().await
+    }
+
     async fn read(&self) -> Result<Option<Record>, ResultError> {
         let facts = self.app.backend().read(&[RecordId::from(&self.id)]).await?;
-        let Some(mut facts) = facts.into_iter().next() else { return Ok(None) };
-        self.app
-            .0
-            .trust
-            .check_end(&self.id, &facts)
-            .map_err(|reason| ResultError::Forged { id: self.id.clone(), reason })?;
-        let locked = self.app.0.trust.decrypt_outcome(&self.id, &mut facts);
-        let mut record = fold(&self.id, &facts);
-        if let (Some(record), Some(locked)) = (&mut record, locked) {
-            record.results = None;
-            record.locked = Some(locked.to_string());
-        }
-        Ok(record)
+        let Some(facts) = facts.into_iter().next() else { return Ok(None) };
+        self.app.record_of(&self.id, facts)
     }
 }
 
@@ -274,7 +294,13 @@ pub async fn wait_any<R: FromResults>(
 
 impl<R> Clone for AsyncResult<R> {
     fn clone(&self) -> Self {
-        Self { app: self.app.clone(), id: self.id.clone(), sent: self.sent, result: PhantomData }
+        Self {
+            app: self.app.clone(),
+            id: self.id.clone(),
+            root: self.root.clone(),
+            sent: self.sent,
+            result: PhantomData,
+        }
     }
 }
 

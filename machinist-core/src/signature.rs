@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::{
     args::{Arg, Results},
     clock::Timestamp,
+    flow::Flow,
     id::TaskId,
     retry::{Backoff, RetryPolicy},
 };
@@ -50,6 +51,8 @@ pub(crate) struct SignatureParts {
     pub(crate) priority: Option<u8>,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) labels: BTreeMap<String, String>,
+    /// Steps that follow it, if it begins a workflow.
+    pub(crate) flow: Option<Box<Flow>>,
     /// Reason that it cannot be sent: an argument without a form on the wire.
     pub(crate) unsendable: Option<String>,
 }
@@ -92,6 +95,7 @@ impl<R> Signature<R> {
             priority: None,
             headers: BTreeMap::new(),
             labels: BTreeMap::new(),
+            flow: None,
             unsendable: None,
         };
         Self { parts, result: PhantomData }

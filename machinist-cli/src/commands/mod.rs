@@ -15,6 +15,7 @@ mod retry;
 mod revoke;
 mod scheduled;
 mod send;
+mod send_flow;
 mod status;
 mod worker;
 

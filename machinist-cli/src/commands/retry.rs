@@ -18,11 +18,17 @@ struct RetryOutput<'a> {
 
 pub(super) async fn run(args: &RetryArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect(settings).await?;
-    let again = app.client().retry(&args.id).await?;
-    if json {
-        output::json(&RetryOutput { id: again.id().as_str(), retry_of: args.id.as_str() })?;
+    let client = app.client();
+    let again = if client.workflow(&args.id).await?.is_some() {
+        let last = client.retry_workflow(&args.id).await?;
+        last.workflow_id().unwrap_or_else(|| last.id()).clone()
     } else {
-        output::line(again.id().as_str())?;
+        client.retry(&args.id).await?.id().clone()
+    };
+    if json {
+        output::json(&RetryOutput { id: again.as_str(), retry_of: args.id.as_str() })?;
+    } else {
+        output::line(again.as_str())?;
     }
     app.broker().close().await;
     Ok(Code::Success)

@@ -11,6 +11,15 @@ use crate::{
 };
 
 #[derive(Serialize)]
+struct RevokeWorkflowOutput<'a> {
+    id: &'a str,
+    /// Number of tasks that have ended by it.
+    ended: u32,
+    /// Number of running tasks that were asked to end.
+    asked: u32,
+}
+
+#[derive(Serialize)]
 struct RevokeOutput<'a> {
     id: &'a str,
     /// `ended`: it will not run; `asked`: it runs, and was asked to end; `already`: it had ended.
@@ -22,6 +31,16 @@ struct RevokeOutput<'a> {
 pub(super) async fn run(args: &RevokeArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect(settings).await?;
     let client = app.client();
+    if client.workflow(&args.id).await?.is_some() {
+        let (ended, asked) = client.revoke_workflow(&args.id).await?;
+        if json {
+            output::json(&RevokeWorkflowOutput { id: args.id.as_str(), ended, asked })?;
+        } else {
+            output::line(&format!("revoked the workflow: {ended} tasks ended, {asked} were asked to end"))?;
+        }
+        app.broker().close().await;
+        return Ok(Code::Success);
+    }
     let answer =
         if args.terminate { client.terminate(&args.id).await? } else { client.revoke(&args.id).await? };
     let (revoked, state, text) = match answer {

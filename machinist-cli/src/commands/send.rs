@@ -24,13 +24,18 @@ struct SendOutput<'a> {
 }
 
 pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
-    let queue = queue_of(&args.name, &args.options, settings);
+    if let Some(file) = args.flow.clone() {
+        return Box::pin(super::send_flow::run(args, &file, settings, json)).await;
+    }
+    // INVARIANT: required without a workflow.
+    let name = args.name.clone().unwrap_or_default();
+    let queue = queue_of(&name, &args.options, settings);
     // Before any connection, so that a wrong argument is reported at once.
-    let signature = signature(&args, queue.as_ref())?;
+    let signature = signature(&args, &name, queue.as_ref())?;
     let app = connect(settings).await?;
     let queue = queue.unwrap_or_else(|| app.default_queue().clone());
     let verifies = verifies(settings)?;
-    let mut printer = Printer { json, list: args.count > 1, printed: 0, name: args.name, queue, verifies };
+    let mut printer = Printer { json, list: args.count > 1, printed: 0, name, queue, verifies };
     printer.begin()?;
     let client = app.client();
     let done = match args.wait {
@@ -66,8 +71,8 @@ pub(super) fn queue_of(task: &str, options: &SendOptions, settings: &Settings) -
     options.queue.clone().or_else(configured)
 }
 
-fn signature(args: &SendArgs, queue: Option<&QueueName>) -> Result<Signature, CliError> {
-    let mut signature = Signature::new(&args.name);
+fn signature(args: &SendArgs, name: &str, queue: Option<&QueueName>) -> Result<Signature, CliError> {
+    let mut signature = Signature::new(name);
     for text in &args.args {
         signature = signature.arg(input::value(text).map_err(|text| CliError::new(Code::Usage, text))?);
     }

@@ -16,6 +16,7 @@ use crate::{
     clock::Timestamp,
     record::Facts,
     signature::SignatureParts,
+    workflow::SendableParts,
 };
 
 /// Number of times that a change is tried while others change the same record.
@@ -45,7 +46,7 @@ impl Client {
         // A tick that could not be sent is refused now.
         let queue = Some(outline.queue.to_string());
         let trial = SignatureParts { id: tick_id(name, now), queue, ..periodic.parts.clone() };
-        self.prepare(trial)?;
+        self.prepare(SendableParts { parts: trial, outline: None, result: None })?;
         let call = TickCall::of(&periodic.parts);
         self.change(name, Unbelieved::Replace, |facts, before| {
             if let Some(own) = attended(facts, before.as_ref(), now) {

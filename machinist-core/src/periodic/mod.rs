@@ -85,6 +85,11 @@ impl Periodic {
         if let Some(why) = &parts.unsendable {
             return Err(invalid(why));
         }
+        if parts.flow.is_some() {
+            return Err(invalid(
+                "a periodic workflow is not supported; send the workflow from the task of each tick",
+            ));
+        }
         if parts.when != When::In(Duration::ZERO) {
             return Err(invalid(
                 "its task has an ETA or a countdown; the schedule says when it runs: leave it out",

@@ -115,6 +115,7 @@ impl TickCall {
             headers: self.headers,
             labels: self.labels,
             unsendable: None,
+            flow: None,
         }
     }
 }

@@ -17,6 +17,7 @@ use super::{DeadReason, FailureKind};
 use crate::{
     args::Results,
     clock::Timestamp,
+    flow::Spawned,
     id::{RunId, SessionId},
 };
 
@@ -65,6 +66,11 @@ pub(crate) mod name {
     }
     /// Prefix of those names.
     pub(crate) const DISABLED: &str = "off:";
+
+    /// Digest of the arguments that a join has given to the task that waited for it.
+    pub(crate) const GATHERED: &str = "ga";
+    /// Outline of a workflow, in the record of its root.
+    pub(crate) const OUTLINE: &str = "flow";
 
     /// Holder of a lock, in a separate record.
     pub(crate) const HOLDER: &str = "holder";
@@ -298,6 +304,24 @@ pub(crate) struct End {
     pub(crate) verdict: EndVerdict,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) log: String,
+    /// Number of tasks and workflows that the handler has spawned.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) spawns: usize,
+    /// Tasks and workflows that the handler has spawned. Encrypted where outcomes are, so that the number says that there is something.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) spawned: Vec<Spawned>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the form that serde asks for")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+impl End {
+    /// Creates the end of a task that was not run.
+    pub(crate) fn without_run(at: Timestamp, verdict: EndVerdict) -> Self {
+        Self { origin: None, at, verdict, log: String::new(), spawns: 0, spawned: Vec::new() }
+    }
 }
 
 /// Way in which the task ended.
@@ -350,19 +374,28 @@ fn known_reason<'de, D: Deserializer<'de>>(from: D) -> Result<Option<DeadReason>
     Ok(word.and_then(known))
 }
 
-/// Results as the JSON text that a record holds, encoded once: its size is checked before it is committed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct EncodedResults(Bytes);
+/// Results as the JSON text that a record holds, encoded once: its size is checked before it is committed. With them comes
+/// what the handler has spawned.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct EncodedResults {
+    text: Bytes,
+    pub(crate) spawned: Vec<Spawned>,
+}
 
 impl EncodedResults {
     /// Encodes the results of a run.
     pub(crate) fn of(results: &Results) -> Self {
-        Self(json(results))
+        Self { text: json(results), spawned: Vec::new() }
+    }
+
+    /// Size of what was spawned, in bytes.
+    pub(crate) fn spawned_size(&self) -> usize {
+        if self.spawned.is_empty() { 0 } else { json(&self.spawned).len() }
     }
 
     /// Size of the text, in bytes.
     pub(crate) fn size(&self) -> usize {
-        self.0.len()
+        self.text.len()
     }
 }
 
@@ -388,10 +421,14 @@ pub(crate) fn success(origin: &RunOrigin, at: Timestamp, results: &EncodedResult
     // The closing brace.
     text.pop();
     text.extend_from_slice(b",\"results\":");
-    text.extend_from_slice(&results.0);
+    text.extend_from_slice(&results.text);
     if !log.is_empty() {
         text.extend_from_slice(b",\"log\":");
         text.extend_from_slice(&json(log));
+    }
+    if !results.spawned.is_empty() {
+        text.extend_from_slice(format!(",\"spawns\":{},\"spawned\":", results.spawned.len()).as_bytes());
+        text.extend_from_slice(&json(&results.spawned));
     }
     text.push(b'}');
     Bytes::from(text)
@@ -400,6 +437,7 @@ pub(crate) fn success(origin: &RunOrigin, at: Timestamp, results: &EncodedResult
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::Step;
 
     #[test]
     fn names_are_parsed_as_they_were_formatted() {
@@ -430,6 +468,8 @@ mod tests {
             at: Timestamp::from_micros(5),
             verdict: EndVerdict::Success { results: Results::default() },
             log: String::new(),
+            spawns: 0,
+            spawned: Vec::new(),
         };
         let text = json(&end);
         assert_eq!(
@@ -460,8 +500,18 @@ mod tests {
             serde_json::from_str(r#"[{"name":"","type":"string","value":"x\ny"}]"#).unwrap();
         for log in ["", "a line\n\"quoted\""] {
             let verdict = EndVerdict::Success { results: results.clone() };
-            let end = End { origin: Some(origin.clone()), at, verdict, log: log.to_owned() };
-            assert_eq!(success(&origin, at, &EncodedResults::of(&results), log), json(&end));
+            for spawned in [vec![], vec![Spawned { step: Step::default(), outline: None }]] {
+                let end = End {
+                    origin: Some(origin.clone()),
+                    at,
+                    verdict: verdict.clone(),
+                    log: log.to_owned(),
+                    spawns: spawned.len(),
+                    spawned: spawned.clone(),
+                };
+                let encoded = EncodedResults { spawned, ..EncodedResults::of(&results) };
+                assert_eq!(success(&origin, at, &encoded, log), json(&end));
+            }
         }
     }
 }

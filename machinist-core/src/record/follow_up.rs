@@ -21,7 +21,13 @@ pub(crate) enum FollowUp {
     Nothing,
     /// Publish the next attempt, then record that in `f:M`.
     NextRun { due: Timestamp, counters: Counters, token: u64 },
-    /// Publish a dead letter, then record that in `f`.
+    /// The task has ended without a dead letter. What its handler has spawned is published, and a task of a workflow lets
+    /// it go on; then record that in `f`. Any other task is done: acknowledge.
+    Ended {
+        /// `true` if its handler has spawned something.
+        spawns: bool,
+    },
+    /// Publish a dead letter, and let the workflow go on if the task belongs to one; then record that in `f`.
     DeadLetter { attempt: u32, failure: Failure },
 }
 
@@ -31,7 +37,7 @@ impl FollowUp {
         let fact = match self {
             Self::Nothing => return None,
             Self::NextRun { .. } => name::followed(attempt),
-            Self::DeadLetter { .. } => name::FOLLOWED.into(),
+            Self::Ended { .. } | Self::DeadLetter { .. } => name::FOLLOWED.into(),
         };
         let mut commit = Commit::new(id.clone());
         commit.facts = vec![(fact, Bytes::from_static(b"1"))];
@@ -54,7 +60,8 @@ pub(crate) fn recorded_follow_up(facts: &Facts, attempt: u32) -> Option<FollowUp
                 let attempt = origin.map_or(attempt, |origin| origin.attempt);
                 FollowUp::DeadLetter { attempt, failure }
             }
-            _ => FollowUp::Nothing,
+            Ok(End { spawns, .. }) => FollowUp::Ended { spawns: spawns > 0 },
+            Err(_) => FollowUp::Ended { spawns: false },
         });
     }
     if !facts.has(&name::retried(attempt)) {

@@ -15,16 +15,20 @@
 //! | `verdict` | what follows from an outcome? | a verdict, its commit, its follow-up |
 //! | `revoke` | how can a task be prevented from running? | a commit, or the run to ask |
 //! | `progress` | how far has a run come? | a commit |
+//! | `continuation` | what follows an end in a workflow? | tasks to publish, tasks that never run, joins |
+//! | `join` | may a step run that waits for others? | a decision, a commit |
 //! | `park` | what does a delivery do that may not start? | a decision, a commit |
 //! | `control` | what holds for all workers? | a commit |
 //! | `session` | is a worker alive? | a commit, or a look at its record |
 
 mod claim;
+mod continuation;
 mod control;
 mod dead_reason;
 mod facts;
 mod fold;
 mod follow_up;
+mod join;
 mod kind;
 #[cfg(test)]
 mod model;
@@ -46,23 +50,32 @@ pub use fold::{Attempt, Record, TaskState, fold};
 pub use kind::FailureKind;
 
 pub(crate) use claim::{Claim, ClaimStatus, RenewalAction};
+pub(crate) use continuation::{
+    Child, Joining, after_failure, after_success, join_record, joinings, never_after, spawned_by,
+};
 pub(crate) use control::{control_record, disable, disabled_tasks, enable};
 pub(crate) use dead_reason::DeadReason;
-pub(crate) use facts::{Counters, EncodedResults, Failure, json, name};
+pub(crate) use facts::{Counters, EncodedResults, End, EndVerdict, Failure, json, name};
 #[cfg(test)]
 pub(crate) use fold::state_of;
 pub(crate) use fold::{abandoned_start, newest_start, parked};
 pub(crate) use follow_up::{FollowUp, failure_of, recorded_follow_up};
+pub(crate) use join::{
+    EndedMember, JoinDecision, JoinedMember, decide_join, ended_members, extend_join, gathered_fact, join,
+    may_be_decided, upstream_error, waiting_callback,
+};
 pub(crate) use overdue::{KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, overdue_attempt, waiting_attempt};
 pub(crate) use park::{ParkDecision, decide_parking, park, unpark};
 pub(crate) use poison::{Suspicion, suspicion};
 pub(crate) use progress::{add_progress, progress_commit};
 pub(crate) use retention::{MAX_DELAY, UNFINISHED_TTL, retention};
-pub(crate) use revoke::{NextAttempt, RevokeDecision, RevokeMode, decide_revoke, next_attempt};
+pub(crate) use revoke::{
+    NextAttempt, RevokeDecision, RevokeMode, decide_revoke, next_attempt, revoke_root, revoked_root,
+};
 pub(crate) use session::{close_session, is_alive, open_session, renew_session, wake_session};
 pub(crate) use start::{StartDecision, StartRequest, decide_start};
 pub(crate) use turn::{end_turn, keep_turn, take_turn};
 pub(crate) use verdict::{
-    CommitRefusal, Outcome, Verdict, decide, explain_refusal, failure_without_run, follow_up_of,
+    CommitRefusal, RunOutcome, Verdict, decide, explain_refusal, failure_without_run, follow_up_of,
     outcome_commit,
 };

@@ -107,7 +107,10 @@ mod tests {
         facts.put(name::REVOKED, "{}");
         assert_eq!(decide_parking(&facts, 1, 0, false), ParkDecision::Proceed);
         facts.put(name::END, r#"{"at":1,"state":"SUCCESS","results":[]}"#);
-        assert_eq!(decide_parking(&facts, 1, 0, false), ParkDecision::Over(FollowUp::Nothing));
+        assert_eq!(
+            decide_parking(&facts, 1, 0, false),
+            ParkDecision::Over(FollowUp::Ended { spawns: false })
+        );
         assert!(!park(&id(), &one(1), None, NOW).apply(&mut facts), "the record of a task that has ended");
     }
 }

@@ -10,13 +10,13 @@ use super::{
     facts::{ErrorText, Facts, Failure, Retried, Revocation, Start, json, name},
     fold::{Attempts, TaskState},
     kind::FailureKind,
-    retention::retention,
+    retention::{UNFINISHED_TTL, retention},
     verdict::failure_without_run,
 };
 use crate::{
     backend::{Commit, Expiry},
     clock::Timestamp,
-    id::{SessionId, TaskId},
+    id::{RecordId, RecordKind, SessionId, TaskId},
 };
 
 /// Decision about a revocation.
@@ -88,6 +88,20 @@ pub(crate) fn decide_revoke(
     }
 }
 
+/// Returns the record of the mark that a workflow was revoked. It holds nothing else: every start of a task of the workflow
+/// may read it.
+pub(crate) fn revoked_root(root: &TaskId) -> RecordId {
+    RecordId::new(RecordKind::Revocation, root.as_str())
+}
+
+/// Creates the commit that revokes a workflow.
+pub(crate) fn revoke_root(root: &TaskId, now: Timestamp, ttl: Duration) -> Commit {
+    let mut commit = Commit::new(revoked_root(root));
+    commit.facts = vec![(name::REVOKED.into(), json(&Revocation { at: now }))];
+    commit.expiry = Expiry::After(retention(ttl, None, now).max(UNFINISHED_TTL));
+    commit
+}
+
 /// Newest attempt of a task, if nobody runs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NextAttempt {
@@ -141,6 +155,7 @@ mod tests {
             received_at: NOW,
             token: 0,
             alone: false,
+            gathered: None,
         }
     }
 
@@ -152,7 +167,7 @@ mod tests {
         assert_eq!(state_of(facts), TaskState::Failure);
         assert_eq!(
             recorded_follow_up(facts, 1),
-            Some(FollowUp::Nothing),
+            Some(FollowUp::Ended { spawns: false }),
             "a revoked task is not a dead letter"
         );
         assert_eq!(

@@ -36,6 +36,8 @@ pub(crate) struct StartRequest {
     pub(crate) token: u64,
     /// `true` if the run is alone in its process, if the start is granted.
     pub(crate) alone: bool,
+    /// Fact that binds every start to the same arguments, if a join has given them.
+    pub(crate) gathered: Option<(FactName, Bytes)>,
 }
 
 /// Decision about a delivery.
@@ -47,6 +49,8 @@ pub(crate) enum StartDecision {
     Over(FollowUp),
     /// A newer guard of this very attempt is in the broker: this copy is not needed.
     NewerGuard,
+    /// The task was started before with other arguments from its join: it must not start with these.
+    OtherArguments,
     /// The task was revoked: end it.
     Revoked,
     /// A live session holds the attempt.
@@ -67,6 +71,7 @@ impl StartRequest {
             name::start(self.attempt, 1),
         ];
         commit.facts.clone_from(&claim.starts);
+        commit.equal_or_absent.extend(self.gathered.clone());
         commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
         (commit, claim)
     }
@@ -88,6 +93,7 @@ impl StartRequest {
             name::start_after(self.attempt, newest),
         ];
         commit.equal_or_absent = known_starts;
+        commit.equal_or_absent.extend(self.gathered.clone());
         commit.facts = claim.starts[claim.starts.len() - 1..].to_vec();
         commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
         (commit, claim)
@@ -152,6 +158,11 @@ pub(crate) fn decide_start(
     if let Some(follow_up) = follow_up {
         return StartDecision::Over(follow_up);
     }
+    let other_arguments =
+        |(fact, value): &(FactName, Bytes)| facts.get(fact).is_some_and(|known| known != value);
+    if request.gathered.as_ref().is_some_and(other_arguments) {
+        return StartDecision::OtherArguments;
+    }
     let Some((newest, holder)) = holder else {
         return if facts.has(name::REVOKED) {
             StartDecision::Revoked
@@ -185,6 +196,7 @@ mod tests {
             received_at: NOW,
             token: 0,
             alone: false,
+            gathered: None,
         }
     }
 

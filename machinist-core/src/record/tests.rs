@@ -115,6 +115,7 @@ fn start_steps(point: &Point, attempt: u32) -> Vec<RecordStep> {
         received_at: NOW,
         token: 0,
         alone: false,
+        gathered: None,
     };
     let (commit, claim) = request.first(NOW);
     let mut steps = vec![RecordStep { event: "started", commit, begins: Some(claim), ends: None }];
@@ -234,29 +235,33 @@ fn an_outcome_decides_what_follows() {
     let policy = RetryPolicy::new(2).backoff(Backoff::fixed(TTL));
     let verdict = |outcome, spent| decide(outcome, &policy, spent, NOW, 0.5);
     let spent = |retries, postponements| Counters { retries, postponements };
-    let failed = || Outcome::Failed(TaskError::new("no"));
+    let failed = || RunOutcome::Failed(TaskError::new("no"));
     let is_retry = |verdict: &Verdict, due: Timestamp, counters: Counters| matches!(verdict, Verdict::Retry { due: d, counters: c, .. } if *d == due && *c == counters);
     let is_failure = |verdict: &Verdict, kind: FailureKind| matches!(verdict, Verdict::Failure { kind: k, .. } if *k == kind);
 
     assert_eq!(
-        verdict(Outcome::Returned(EncodedResults::default()), spent(2, 0)),
+        verdict(RunOutcome::Returned(EncodedResults::default()), spent(2, 0)),
         Verdict::Success(EncodedResults::default())
     );
     assert!(is_retry(&verdict(failed(), spent(0, 7)), NOW.plus(TTL), spent(1, 7)));
     assert!(is_failure(&verdict(failed(), spent(2, 0)), FailureKind::Error));
     assert!(is_failure(
-        &verdict(Outcome::Failed(TaskError::permanent("no")), spent(0, 0)),
+        &verdict(RunOutcome::Failed(TaskError::permanent("no")), spent(0, 0)),
         FailureKind::Error
     ));
     assert!(is_failure(
-        &verdict(Outcome::Failed(TaskError::malformed("no")), spent(0, 0)),
+        &verdict(RunOutcome::Failed(TaskError::malformed("no")), spent(0, 0)),
         FailureKind::Malformed
     ));
-    assert!(is_failure(&verdict(Outcome::TimedOut(TTL), spent(0, 0)), FailureKind::Timeout));
-    assert!(is_failure(&verdict(Outcome::Revoked, spent(0, 0)), FailureKind::Revoked));
-    assert!(is_retry(&verdict(Outcome::Panicked("x".to_owned()), spent(1, 0)), NOW.plus(TTL), spent(2, 0)));
-    assert!(is_failure(&verdict(Outcome::Panicked("x".to_owned()), spent(2, 0)), FailureKind::Panic));
-    let later = || Outcome::Failed(TaskError::retry_in(TTL * 2));
+    assert!(is_failure(&verdict(RunOutcome::TimedOut(TTL), spent(0, 0)), FailureKind::Timeout));
+    assert!(is_failure(&verdict(RunOutcome::Revoked, spent(0, 0)), FailureKind::Revoked));
+    assert!(is_retry(
+        &verdict(RunOutcome::Panicked("x".to_owned()), spent(1, 0)),
+        NOW.plus(TTL),
+        spent(2, 0)
+    ));
+    assert!(is_failure(&verdict(RunOutcome::Panicked("x".to_owned()), spent(2, 0)), FailureKind::Panic));
+    let later = || RunOutcome::Failed(TaskError::retry_in(TTL * 2));
     assert!(is_retry(&verdict(later(), spent(2, 999)), NOW.plus(TTL * 2), spent(2, 1000)));
     assert!(is_failure(&verdict(later(), spent(0, 1000)), FailureKind::Error));
 }

@@ -29,9 +29,9 @@ use crate::{
 /// Number of attempts that keep their contents in a record.
 const DETAILED_ATTEMPTS: u32 = 20;
 
-/// Outcome of a run.
+/// RunOutcome of a run.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum RunOutcome {
     Returned(EncodedResults),
     Failed(TaskError),
     TimedOut(Duration),
@@ -61,26 +61,26 @@ impl Verdict {
 
 /// Decides what follows from an outcome. `chance` in 0 ≤ chance < 1 adds jitter to the delay of the next run.
 pub(crate) fn decide(
-    outcome: Outcome,
+    outcome: RunOutcome,
     policy: &RetryPolicy,
     spent: Counters,
     now: Timestamp,
     chance: f64,
 ) -> Verdict {
     let (kind, error, disposition) = match outcome {
-        Outcome::Returned(results) => return Verdict::Success(results),
-        Outcome::Failed(error) => {
+        RunOutcome::Returned(results) => return Verdict::Success(results),
+        RunOutcome::Failed(error) => {
             let kind = match error.disposition {
                 Disposition::Malformed => FailureKind::Malformed,
                 _ => FailureKind::Error,
             };
             (kind, ErrorText::new(error.chain()), error.disposition)
         }
-        Outcome::TimedOut(timeout) => {
+        RunOutcome::TimedOut(timeout) => {
             let error = ErrorText::from(&*format!("ran longer than its timeout of {timeout:?}"));
             (FailureKind::Timeout, error, timeout_disposition(policy))
         }
-        Outcome::GaveUp(timeout, error) => {
+        RunOutcome::GaveUp(timeout, error) => {
             let disposition = match error.disposition {
                 Disposition::Failed => timeout_disposition(policy),
                 requested => requested,
@@ -89,12 +89,12 @@ pub(crate) fn decide(
             let error = ErrorText::new([message].into_iter().chain(error.chain()));
             (FailureKind::Timeout, error, disposition)
         }
-        Outcome::Panicked(message) => (
+        RunOutcome::Panicked(message) => (
             FailureKind::Panic,
             ErrorText::from(&*format!("the handler panicked: {message}")),
             Disposition::Failed,
         ),
-        Outcome::Revoked => (FailureKind::Revoked, ErrorText::from("revoked"), Disposition::Permanent),
+        RunOutcome::Revoked => (FailureKind::Revoked, ErrorText::from("revoked"), Disposition::Permanent),
     };
     let next = match disposition {
         Disposition::Permanent | Disposition::Malformed => None,
@@ -173,7 +173,10 @@ pub(crate) fn outcome_commit(
         Verdict::Failure { kind, error } => {
             let verdict = EndVerdict::Failure(Failure::new(*kind, error.clone()));
             commit.expiry = Expiry::After(ttl.max(MIN_RESULTS_TTL));
-            (name::END.into(), json(&End { origin: Some(origin), at: now, verdict, log }))
+            (
+                name::END.into(),
+                json(&End { origin: Some(origin), at: now, verdict, log, spawns: 0, spawned: Vec::new() }),
+            )
         }
     };
     commit.facts.push((fact, value));
@@ -204,8 +207,7 @@ pub(crate) fn failure_without_run(
     // Nothing can follow the largest number.
     commit.unless.extend(newest.checked_add(1).map(|next| name::start(attempt, next)));
     let verdict = EndVerdict::Failure(failure);
-    commit.facts =
-        vec![(name::END.into(), json(&End { origin: None, at: now, verdict, log: String::new() }))];
+    commit.facts = vec![(name::END.into(), json(&End::without_run(now, verdict)))];
     commit.expiry = Expiry::After(ttl.max(MIN_RESULTS_TTL));
     commit.wake = true;
     commit
@@ -254,13 +256,13 @@ fn is_own_outcome(facts: &Facts, claim: &Claim, verdict: &Verdict) -> bool {
 /// Returns the follow-up of a verdict once it is recorded.
 pub(crate) fn follow_up_of(verdict: &Verdict, claim: &Claim) -> FollowUp {
     match verdict {
-        Verdict::Success(_) => FollowUp::Nothing,
+        Verdict::Success(results) => FollowUp::Ended { spawns: !results.spawned.is_empty() },
         Verdict::Retry { due, counters, .. } => {
             FollowUp::NextRun { due: *due, counters: *counters, token: claim.token }
         }
         Verdict::Failure { kind, error } if is_dead_lettered(*kind) => {
             FollowUp::DeadLetter { attempt: claim.attempt, failure: Failure::new(*kind, error.clone()) }
         }
-        Verdict::Failure { .. } => FollowUp::Nothing,
+        Verdict::Failure { .. } => FollowUp::Ended { spawns: false },
     }
 }

@@ -22,7 +22,7 @@ use crate::{
 /// Content type of an encrypted body. The content type of the plain body is part of the plaintext.
 const ENCRYPTED_CONTENT_TYPE: &str = "application/vnd.machinist.encrypted";
 /// Fields of an outcome that may contain arguments or results.
-const ENCRYPTED_FIELDS: [&str; 4] = ["results", "error", "log", "note"];
+const ENCRYPTED_FIELDS: [&str; 5] = ["results", "error", "log", "note", "spawned"];
 /// Field that holds their ciphertext.
 const CIPHERTEXT_FIELD: &str = "enc";
 

@@ -17,9 +17,8 @@ use crate::{
     backend::Commit,
     broker::Message,
     clock::Timestamp,
-    id::{QueueName, TaskId, TaskName},
-    record::DeadReason,
-    record::{Facts, name},
+    id::{QueueName, RecordId, TaskId, TaskName},
+    record::{DeadReason, Facts, JoinedMember, json, name},
     security::encryption::{self, DecryptError},
     sign::{Key, KeyError, KeyId, KeyRejection, Keyring, SigningScope, input::SigningInput},
     wire::{Envelope, FirstSigner, MessageSignature, Unreadable},
@@ -133,6 +132,15 @@ impl Trust {
     pub(crate) fn encrypt(&self, envelope: Envelope) -> Envelope {
         match self.ring().as_deref().and_then(Keyring::encrypting_key) {
             Some(key) => encryption::encrypted(envelope, key),
+            None => envelope,
+        }
+    }
+
+    /// The envelope of a task that follows another: its body encrypted if that of the other is, or if this application
+    /// encrypts.
+    pub(crate) fn encrypt_like(&self, other: &Envelope, envelope: Envelope) -> Envelope {
+        match self.outcome_key(other) {
+            Some(key) => encryption::encrypted(envelope, &key),
             None => envelope,
         }
     }
@@ -312,7 +320,7 @@ impl Trust {
         if let Some(key) = ring.signing_key()
             && let Some((_, end)) = commit.facts.iter_mut().find(|(fact, _)| fact == name::END)
             && let Some(id) = commit.id.task()
-            && let Some(signed_end) = signed_end(key, &self.scope, &id, end)
+            && let Some(signed_end) = signed_object(key, &self.scope, RESULT, id.as_str(), end)
         {
             *end = signed_end;
         }
@@ -327,18 +335,73 @@ impl Trust {
             return if self.allow_unsigned { Ok(()) } else { Err(unsigned) };
         };
         let key = ring.trusted(&attestation.key).map_err(|rejected| rejected.to_string())?;
-        let input = result_input(key, &self.scope, id, attestation.text);
+        let input = result_input(key, &self.scope, RESULT, id.as_str(), attestation.text);
         if !key.verify(&input, &attestation.signature) {
             let (key, doubt) = (attestation.key, self.scope.doubt());
             return Err(format!("the signature of its end is not that of key {key}: {doubt}"));
         }
-        #[derive(Deserialize)]
-        struct AttestedEnd {
-            at: Timestamp,
-        }
-        let ended: AttestedEnd = serde_json::from_slice(end).map_err(|e| e.to_string())?;
-        key.believed_at(ended.at).map_err(|rejected| rejected.to_string())
+        key.believed_at(ended_at(end)?).map_err(|rejected| rejected.to_string())
     }
+
+    /// Returns the fact by which a task with this end joins, signed for its join and its index. Without a key it is not
+    /// signed, as all that is stored.
+    pub(crate) fn signed_member(&self, join: &RecordId, index: u32, member: &JoinedMember) -> Bytes {
+        let fact = json(member);
+        let ring = self.ring();
+        let Some(key) = ring.as_deref().and_then(Keyring::signing_key) else { return fact };
+        signed_object(key, &self.scope, MEMBER, &member_name(join, index), &fact).unwrap_or(fact)
+    }
+
+    /// Reads the fact by which a task has joined.
+    ///
+    /// # Errors
+    /// It cannot be read, or no trusted key has signed it for this join and this index.
+    pub(crate) fn check_member(
+        &self,
+        join: &RecordId,
+        index: u32,
+        fact: &Bytes,
+    ) -> Result<JoinedMember, String> {
+        let member: JoinedMember = serde_json::from_slice(fact).map_err(|e| e.to_string())?;
+        let Some(ring) = self.ring() else { return Ok(member) };
+        let Some(attestation) = Attestation::of(fact) else {
+            let unsigned = "it carries no signature".to_owned();
+            return if self.allow_unsigned { Ok(member) } else { Err(unsigned) };
+        };
+        let key = ring.trusted(&attestation.key).map_err(|rejected| rejected.to_string())?;
+        let input = result_input(key, &self.scope, MEMBER, &member_name(join, index), attestation.text);
+        if !key.verify(&input, &attestation.signature) {
+            let (key, doubt) = (attestation.key, self.scope.doubt());
+            return Err(format!("its signature is not that of key {key}: {doubt}"));
+        }
+        key.believed_at(ended_at(member.end.as_bytes())?).map_err(|rejected| rejected.to_string())?;
+        Ok(member)
+    }
+
+    /// Returns the reason against publishing a task of a workflow: the key of this application or the first signer of the
+    /// workflow may not send it.
+    pub(crate) fn child_refusal(&self, envelope: &Envelope, now: Timestamp) -> Option<String> {
+        if let Err(why) = self.may_sign(&envelope.name, &envelope.queue, now) {
+            return Some(why);
+        }
+        let (Some(ring), FirstSigner::Key(first)) = (self.ring(), &envelope.first) else { return None };
+        let may = |key: &Key| key.may(envelope.name.as_str(), envelope.queue.as_str());
+        ring.trusted(first).and_then(may).err().map(|rejected| rejected.to_string())
+    }
+}
+
+/// Returns the instant that an end states.
+fn ended_at(end: &[u8]) -> Result<Timestamp, String> {
+    #[derive(Deserialize)]
+    struct AttestedEnd {
+        at: Timestamp,
+    }
+    serde_json::from_slice::<AttestedEnd>(end).map(|end| end.at).map_err(|e| e.to_string())
+}
+
+/// Returns the name of a member as it is signed.
+fn member_name(join: &RecordId, index: u32) -> String {
+    format!("{index} {}", join.id())
 }
 
 impl From<KeyRejection> for VerifyError {
@@ -379,21 +442,25 @@ impl<'a> Attestation<'a> {
     }
 }
 
-fn result_input(key: &Key, scope: &SigningScope, id: &TaskId, text: &[u8]) -> Vec<u8> {
-    SigningInput::new("machinist.result", text.len() + 256)
+/// Kinds of content that are signed in records.
+const RESULT: &str = "machinist.result";
+const MEMBER: &str = "machinist.member";
+
+fn result_input(key: &Key, scope: &SigningScope, subject: &str, id: &str, text: &[u8]) -> Vec<u8> {
+    SigningInput::new(subject, text.len() + 256)
         .number(RESULT_VERSION)
         .text(key.algorithm().as_str())
         .text(key.id().as_str())
         .text(&scope.namespace)
         .text(&scope.realm)
-        .text(id.as_str())
+        .text(id)
         .bytes(text)
         .finish()
 }
 
-/// Returns the end of a task with its signature.
-fn signed_end(key: &Key, scope: &SigningScope, id: &TaskId, end: &Bytes) -> Option<Bytes> {
-    attested(key, end, |text| result_input(key, scope, id, text))
+/// Returns the same JSON object with two more fields at its end: a key, and its signature for this installation.
+fn signed_object(key: &Key, scope: &SigningScope, subject: &str, id: &str, object: &Bytes) -> Option<Bytes> {
+    attested(key, object, |text| result_input(key, scope, subject, id, text))
 }
 
 /// Returns the same JSON object with two more fields at its end: the key, and its signature of the input that is made of

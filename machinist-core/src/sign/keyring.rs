@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use super::{Key, KeyError, KeyId, KeyState};
-use crate::clock::Timestamp;
+use crate::{builtin::WORKFLOW_TASK, clock::Timestamp};
 
 /// Keys of an application. Cheap enough to clone, and replaced as a whole.
 #[derive(Clone)]
@@ -95,10 +95,10 @@ impl Key {
         if self.valid_at(instant) { Ok(()) } else { Err(KeyRejection::OutOfTime(self.id().clone(), instant)) }
     }
 
-    /// Checks that this key may sign this task for this queue. The same rule applies to tasks that are nested in a
-    /// body.
+    /// Checks that this key may sign this task for this queue. Every key may sign workflows: each of their tasks is checked
+    /// when it is sent and when it is published.
     pub(crate) fn may(&self, task: &str, queue: &str) -> Result<(), KeyRejection> {
-        self.may_bury(Some(task), queue)
+        self.may_bury(Some(task).filter(|task| *task != WORKFLOW_TASK), queue)
     }
 
     /// Checks that this key may sign the mark of a dead letter of this queue, which perhaps states no task name.

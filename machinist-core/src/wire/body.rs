@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::sizes::{MaxSizes, Oversize};
-use crate::{args::Arg, clock::Timestamp, retry::RetryPolicy};
+use crate::{args::Arg, clock::Timestamp, flow::Flow, retry::RetryPolicy};
 
 /// The part of a signature that its sender writes once.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ pub(crate) struct Body {
     pub(crate) first_eta: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) headers: BTreeMap<String, String>,
+    /// Steps that follow the task, if it belongs to a workflow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) flow: Option<Box<Flow>>,
 }
 
 impl Body {

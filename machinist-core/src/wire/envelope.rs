@@ -15,6 +15,7 @@ use crate::{
     broker::{HeaderValue, Message},
     clock::Timestamp,
     error::BoxError,
+    flow::StepPlace,
     id::{QueueName, TaskId, TaskName},
     record::Counters,
     sign::{Key, KeyId, SigningScope, input::SigningInput},
@@ -25,8 +26,10 @@ use crate::{
 const PLAIN_VERSION: i64 = 1;
 /// The version of a message with pairs.
 const PAIRS_VERSION: i64 = 2;
+/// The version of a message that belongs to a workflow: a worker that does not know workflows must not run it.
+const WORKFLOW_VERSION: i64 = 3;
 /// The newest version that is read.
-const NEWEST_VERSION: i64 = PAIRS_VERSION;
+const NEWEST_VERSION: i64 = WORKFLOW_VERSION;
 
 /// One task's message: the headers read, the body not yet.
 #[derive(Debug, Clone, PartialEq)]
@@ -166,6 +169,11 @@ impl Envelope {
         (later, now.since(since))
     }
 
+    /// Returns the place of the task in its workflow, if it belongs to one.
+    pub(crate) fn place(&self) -> Option<StepPlace> {
+        self.pairs.place()
+    }
+
     /// Returns the instant at which the first signer issued the call.
     pub(crate) fn first_issued(&self) -> Timestamp {
         self.pairs.first_issued().unwrap_or(self.issued)
@@ -183,6 +191,9 @@ impl Envelope {
         let codec = Codec::of(&self.content_type)
             .ok_or_else(|| format!("no codec reads the content type {:?}", self.content_type))?;
         let body = codec.decode(&self.body)?;
+        if let Some(flow) = &body.flow {
+            flow.check()?;
+        }
         match body.exceeded(sizes) {
             Some(Oversize { part, size, max }) => {
                 Err(format!("it has {size} {part}, and the maximum here is {max}").into())
@@ -193,7 +204,11 @@ impl Envelope {
 
     /// Returns the version of its message: the oldest that says everything in it, so that old workers run what they can.
     fn version(&self) -> i64 {
-        if self.pairs.is_empty() { PLAIN_VERSION } else { PAIRS_VERSION }
+        match &self.pairs {
+            pairs if pairs.is_empty() => PLAIN_VERSION,
+            pairs if pairs.are_of_workflow() => WORKFLOW_VERSION,
+            _ => PAIRS_VERSION,
+        }
     }
 
     /// Returns the signing input: every field that a worker reads, as it reads it, in the order of `docs/signing.md`.
@@ -371,6 +386,12 @@ impl Envelope {
             FirstSigner::Key(_) => self.pairs.with_first_issued(self.issued),
             FirstSigner::Publisher | FirstSigner::Nobody => self.pairs,
         };
+        // The root of a workflow becomes another root. Any other task keeps its place: it can stand in for the one that
+        // failed.
+        let pairs = match pairs.place() {
+            Some(place) if place.is_root() => pairs.with_place(&StepPlace::root(id.clone())),
+            _ => pairs,
+        };
         Self {
             pairs,
             id,
@@ -438,13 +459,21 @@ impl HeaderReader<'_> {
         let refused = |what: String| Err(Unreadable::Header(what));
         match (version, self.text(header::PAIRS)?) {
             (PLAIN_VERSION, None) => Ok(Pairs::default()),
-            (PAIRS_VERSION, Some(text)) => Pairs::parse(&text)
-                .or_else(|what| refused(format!("header `{}` cannot be read: {what}", header::PAIRS))),
+            (PAIRS_VERSION | WORKFLOW_VERSION, Some(text)) => match Pairs::parse(&text) {
+                Ok(pairs) if pairs.are_of_workflow() && pairs.place().is_none() => {
+                    refused("its place in its workflow cannot be read".to_owned())
+                }
+                Ok(pairs) if pairs.are_of_workflow() == (version == WORKFLOW_VERSION) => Ok(pairs),
+                Ok(_) => refused(format!(
+                    "a message of a workflow is of version {WORKFLOW_VERSION}, and no other is: this one says {version}"
+                )),
+                Err(what) => refused(format!("header `{}` cannot be read: {what}", header::PAIRS)),
+            },
             (PLAIN_VERSION, Some(_)) => {
                 refused(format!("a message with header `{}` is of version {PAIRS_VERSION}", header::PAIRS))
             }
-            (PAIRS_VERSION, None) => refused(format!(
-                "a message of version {PAIRS_VERSION} has the header `{}`, and this one has not",
+            (PAIRS_VERSION | WORKFLOW_VERSION, None) => refused(format!(
+                "a message of version {version} has the header `{}`, and this one has not",
                 header::PAIRS
             )),
             _ => refused(format!("header `{}` is out of range: {version}", header::VERSION)),
@@ -469,7 +498,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{args::Arg, retry::RetryPolicy};
+    use crate::{
+        args::Arg,
+        flow::{Catch, Flow, JoinPart, Membership, Policy, Step},
+        retry::RetryPolicy,
+    };
 
     fn envelope() -> Envelope {
         let body = Body { args: vec![], ..Body::default() };
@@ -653,6 +686,48 @@ mod tests {
         );
     }
 
+    /// A flow with something in every field.
+    fn full_flow() -> Flow {
+        let arg = || Arg { name: "n".to_owned(), kind: "int64".to_owned(), value: 1.into() };
+        let part = JoinPart {
+            step: "many".to_owned(),
+            members: Some(2),
+            last: Some("s1".to_owned()),
+            policy: Policy::Tolerate(1),
+            sources: vec!["a".to_owned()],
+        };
+        let membership =
+            Membership { to: "total".to_owned(), up: 1, first: 3, size: 9, policy: Policy::Collect };
+        let step = |name: &str| Step {
+            name: name.to_owned(),
+            task: "add".to_owned(),
+            queue: "math".to_owned(),
+            args: vec![arg()],
+            retry: Some(RetryPolicy::new(3)),
+            timeout_ms: Some(5),
+            soft_timeout_ms: Some(4),
+            countdown_ms: Some(3),
+            expires_ms: Some(2),
+            priority: Some(9),
+            headers: [("k".to_owned(), "v".to_owned())].into(),
+            labels: [("k".to_owned(), "v".to_owned())].into(),
+            immutable: true,
+            each: Some(vec![vec![arg()], vec![]]),
+            done: [(1, vec![arg()])].into(),
+            flow: Flow::default(),
+        };
+        let mut flow = Flow {
+            then: vec!["many".to_owned()],
+            catch: vec![Catch { up: 1, step: step("tell") }],
+            joins: vec![membership],
+            awaits: vec![part],
+            ignores_results: true,
+            steps: vec![step("many")],
+        };
+        flow.steps[0].flow = flow.clone();
+        flow
+    }
+
     #[test]
     fn both_codecs_read_what_they_write_and_skip_what_they_do_not_know() {
         let body = Body {
@@ -662,6 +737,7 @@ mod tests {
             soft_timeout_ms: Some(4),
             first_eta: Some(Timestamp::from_micros(9)),
             headers: [("k".to_owned(), "v".to_owned())].into(),
+            flow: Some(Box::new(full_flow())),
         };
         for codec in [Codec::MessagePack, Codec::Json] {
             assert_eq!(codec.decode(&codec.encode(&body).unwrap()).unwrap(), body);

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::clock::Timestamp;
+use crate::{clock::Timestamp, flow::StepPlace, id::TaskId};
 
 /// Maximum number of pairs of a message.
 const MAX_PAIRS: usize = 64;
@@ -20,6 +20,15 @@ const LABEL: &str = "label.";
 /// Name of the pair with the instant at which the first sender issued the call, in microseconds since the Unix epoch, of a
 /// task that repeats another.
 const FIRST_ISSUED: &str = "first.issued";
+/// Name of the pair with the id of the workflow's root. Every message of a workflow has it.
+const ROOT: &str = "flow.root";
+/// Name of the pair with the path of the task in its workflow; the root has none.
+const PATH: &str = "flow.path";
+/// Name of the pair that says that the task waits for a join.
+const AWAITS: &str = "flow.awaits";
+/// Name of the pair with the instant, in microseconds since the Unix epoch, since which the join and the records of members
+/// have been missing.
+const LOST_SINCE: &str = "flow.lost";
 /// Maximum number of labels of a task that is sent.
 const MAX_LABELS: usize = 8;
 /// Maximum length of the key of a label, in bytes.
@@ -114,6 +123,51 @@ impl Pairs {
         if self.0.len() < MAX_PAIRS {
             self.0.entry(FIRST_ISSUED.to_owned()).or_insert_with(|| at.as_micros().to_string());
         }
+        self
+    }
+
+    /// Returns `true` if the message belongs to a workflow.
+    pub(crate) fn are_of_workflow(&self) -> bool {
+        self.0.contains_key(ROOT)
+    }
+
+    /// Returns the place of the task in its workflow.
+    pub(crate) fn place(&self) -> Option<StepPlace> {
+        let root = TaskId::parse(self.0.get(ROOT)?).ok()?;
+        StepPlace::parse(root, self.0.get(PATH).map_or("", String::as_str))
+    }
+
+    /// Adds the place of the task in its workflow.
+    pub(crate) fn with_place(mut self, place: &StepPlace) -> Self {
+        self.0.insert(ROOT.to_owned(), place.root_id().to_string());
+        if !place.is_root() {
+            self.0.insert(PATH.to_owned(), place.path().to_owned());
+        }
+        self
+    }
+
+    /// Returns `true` if the task waits for a join.
+    pub(crate) fn awaits(&self) -> bool {
+        self.0.contains_key(AWAITS)
+    }
+
+    /// Says that the task waits for a join.
+    pub(crate) fn awaiting(mut self) -> Self {
+        self.0.insert(AWAITS.to_owned(), "1".to_owned());
+        self
+    }
+
+    /// Returns the instant since which the join and the records of members have been missing.
+    pub(crate) fn lost_since(&self) -> Option<Timestamp> {
+        self.0.get(LOST_SINCE)?.parse().ok().map(Timestamp::from_micros)
+    }
+
+    /// Sets or removes the instant since which the join and the records of members have been missing.
+    pub(crate) fn with_lost_since(mut self, since: Option<Timestamp>) -> Self {
+        match since {
+            Some(since) => self.0.insert(LOST_SINCE.to_owned(), since.as_micros().to_string()),
+            None => self.0.remove(LOST_SINCE),
+        };
         self
     }
 

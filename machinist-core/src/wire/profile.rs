@@ -153,6 +153,7 @@ impl TaskMessage {
             soft_timeout_ms: self.soft_timeout.map(millis),
             first_eta: self.eta,
             headers: std::mem::take(&mut self.headers),
+            flow: None,
         }
     }
 }

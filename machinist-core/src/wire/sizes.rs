@@ -22,6 +22,9 @@ pub struct MaxSizes {
     pub depth: usize,
     /// Maximum size of results, in bytes of JSON. Default: 1 MiB. A task that returns more ends in FAILURE/error.
     pub results: usize,
+    /// Maximum size of the results that a step of a workflow gets from those before it, in bytes of JSON. Default: 16 MiB. A
+    /// step that would get more ends in FAILURE/malformed.
+    pub gathered: usize,
     /// Maximum size of the kept error and its causes, in bytes. Default: 64 KiB. The rest is cut off.
     pub errors: usize,
 }
@@ -45,6 +48,7 @@ impl Default for MaxSizes {
             args: 1024,
             depth: MAX_DEPTH,
             results: 1024 * 1024,
+            gathered: 16 * 1024 * 1024,
             errors: 64 * 1024,
         }
     }
@@ -90,6 +94,13 @@ impl MaxSizes {
     #[must_use]
     pub const fn results(mut self, bytes: usize) -> Self {
         self.results = bytes;
+        self
+    }
+
+    /// Sets the maximum size of what a step gets from those before it, in bytes.
+    #[must_use]
+    pub const fn gathered(mut self, bytes: usize) -> Self {
+        self.gathered = bytes;
         self
     }
 

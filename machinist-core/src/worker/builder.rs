@@ -19,6 +19,7 @@ use super::{
     look_ahead::LookAhead,
     peers::Peers,
     processor::{RegisteredTask, TaskProcessor},
+    revoked_roots::RevokedRoots,
     server_calls::ServerCalls,
     session::Sessions,
     worker_context::WorkerContext,
@@ -26,7 +27,9 @@ use super::{
 use crate::{
     admission::AdmissionRule,
     app::App,
-    context::StateMap,
+    args::{Arg, Results},
+    builtin::WORKFLOW_TASK,
+    context::{StateMap, TaskContext},
     extract::Requirement,
     handler::{Binding, BlockingHandler, DynHandler, Handler},
     id::{QueueName, TaskName},
@@ -286,6 +289,9 @@ impl WorkerBuilder {
                 return Err(BuildError::Twice(name));
             }
         }
+        let handler = Arc::new(async |_cx: TaskContext, args: Vec<Arg>| Ok(Results(args)));
+        let workflow = RegisteredTask { handler, options: TaskOptions::default() };
+        tasks.insert(TaskName::parse(WORKFLOW_TASK)?, workflow);
         for (name, options) in mem::take(&mut self.options) {
             let task = TaskName::parse(&name)?;
             tasks.get_mut(&task).ok_or(BuildError::NoSuchTask(name))?.options = options;
@@ -347,6 +353,7 @@ impl WorkerBuilder {
             stages: stages.clone(),
             events,
             refused: crate::refused::RefusedTally::default(),
+            revoked_roots: RevokedRoots::default(),
         });
         let health = Health::new(Arc::clone(&worker), stages.clone());
         let processor = Arc::new(TaskProcessor {

@@ -3,6 +3,8 @@
 //! The follow-up is published and confirmed before the record marks it as done, and the record is written before the
 //! delivery is acknowledged: the unacknowledged message is the outbox.
 
+use bytes::Bytes;
+
 use super::{Settlement, WorkerContext};
 use crate::{
     backend::{Index, IndexUpdate},
@@ -23,16 +25,41 @@ const ENCRYPTED_ERROR: &str = "encrypted: the task's record shows the error to h
 impl WorkerContext {
     /// Publishes the follow-up of a recorded outcome, then marks it as done in the record.
     pub(super) async fn follow(&self, envelope: &Envelope, follow_up: &FollowUp) -> Settlement {
+        self.follow_end(envelope, follow_up, None).await
+    }
+
+    /// The same. `end` is the recorded end of the task, if the caller knows it.
+    pub(super) async fn follow_end(
+        &self,
+        envelope: &Envelope,
+        follow_up: &FollowUp,
+        end: Option<Bytes>,
+    ) -> Settlement {
         match follow_up {
             FollowUp::Nothing => Settlement::Ack,
-            follow_up => Box::pin(self.publish_and_mark_done(envelope, follow_up)).await,
+            FollowUp::Ended { spawns: false } if !envelope.pairs.are_of_workflow() => Settlement::Ack,
+            follow_up => Box::pin(self.publish_and_mark_done(envelope, follow_up, end)).await,
         }
     }
 
-    async fn publish_and_mark_done(&self, envelope: &Envelope, follow_up: &FollowUp) -> Settlement {
+    async fn publish_and_mark_done(
+        &self,
+        envelope: &Envelope,
+        follow_up: &FollowUp,
+        end: Option<Bytes>,
+    ) -> Settlement {
         let mut stopwatch = self.events.stopwatch();
+        let place = envelope.place();
+        let goes_on = match follow_up {
+            FollowUp::Ended { spawns } => *spawns || place.is_some(),
+            FollowUp::DeadLetter { .. } => place.is_some(),
+            FollowUp::Nothing | FollowUp::NextRun { .. } => false,
+        };
+        if goes_on && let Err(unpublished) = self.continue_workflow(envelope, place.as_ref(), end).await {
+            return self.settled_by::<()>(Err(unpublished)).await;
+        }
         let published = match follow_up {
-            FollowUp::Nothing => Ok(()),
+            FollowUp::Nothing | FollowUp::Ended { .. } => Ok(()),
             FollowUp::NextRun { due, counters, token } => {
                 self.publish_next(envelope, *due, *counters, *token).await
             }

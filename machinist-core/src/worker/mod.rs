@@ -8,6 +8,7 @@
 //! | `worker_context` | the parts that all steps of the pipeline share |
 //! | `time_check`, `start`, `run`, `outcome`, `follow_up`, `settlement` | the steps of the pipeline, in their order |
 //! | `refusal`, `undelivered` | messages that are not run here |
+//! | `continuation`, `callback`, `gathered`, `revoked_roots` | workflows: what follows an end, and the tasks that wait for others |
 //! | `guard` | copies that come back later |
 //! | `exclusive` | running a suspect alone in the process |
 //! | `lease`, `session`, `renewal` | this worker's lease on what it runs |
@@ -22,12 +23,15 @@
 
 mod admissions;
 mod builder;
+mod callback;
+mod continuation;
 mod dead_letter_counts;
 mod drain;
 mod event_log;
 mod events;
 mod exclusive;
 mod follow_up;
+mod gathered;
 mod guard;
 mod health;
 mod intake;
@@ -44,6 +48,7 @@ mod processor;
 mod progress;
 mod refusal;
 mod renewal;
+mod revoked_roots;
 mod run;
 mod server_calls;
 mod session;

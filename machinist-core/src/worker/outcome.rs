@@ -48,6 +48,8 @@ impl WorkerContext {
         if let Err(leaving) = self.calls.can_sign().await {
             return Some(leaving.into());
         }
+        let of_workflow = active.envelope.pairs.are_of_workflow();
+        let mut end = None;
         loop {
             let mut commit = outcome_commit(&claim, &verdict, log.clone(), now, self.retention(due, now));
             self.add_progress_and_message(&mut commit, &verdict, &active.envelope, cx, due);
@@ -55,11 +57,15 @@ impl WorkerContext {
             let commit =
                 if let Some(key) = &active.outcome_key { encrypt_outcome(commit, key) } else { commit };
             let commit = self.app.0.trust.sign_end(commit);
+            if of_workflow {
+                end = commit.facts.iter().find(|(fact, _)| fact == name::END).map(|(_, end)| end.clone());
+            }
             let facts = match self.calls.commit_outcome(commit).await {
                 Ok(Committed::Done { .. }) => break,
                 Ok(Committed::Refused(facts)) => facts,
                 Err(unanswered) => return Some(unanswered.into()),
             };
+            end = None;
             match explain_refusal(&facts, &claim, &verdict) {
                 CommitRefusal::Recorded => break,
                 CommitRefusal::Over(follow_up) => {
@@ -77,7 +83,7 @@ impl WorkerContext {
         }
         registered.release();
         self.emit_outcome(active, &run, &verdict, stopwatch.lap());
-        Some(self.follow(&active.envelope, &follow_up_of(&verdict, &claim)).await)
+        Some(self.follow_end(&active.envelope, &follow_up_of(&verdict, &claim), end).await)
     }
 
     /// Emits the recorded outcome of a run, within the span of the run.

@@ -24,7 +24,7 @@ use crate::{
     context::TaskContext,
     error::TaskError,
     middleware::Next,
-    record::{EncodedResults, Outcome},
+    record::{EncodedResults, RunOutcome},
     trace::TraceContext,
 };
 
@@ -44,7 +44,7 @@ pub(super) struct Timeouts {
 #[derive(Debug)]
 pub(super) enum RunEnd {
     /// The handler has ended, or its time limit is over.
-    Itself(Outcome),
+    Itself(RunOutcome),
     /// The handler was cut off and no longer runs.
     CutOff,
     /// The handler does not react and cannot be stopped: it continues without the worker.
@@ -129,7 +129,7 @@ impl RunningCall<'_> {
             token.cancel();
             match after_cancellation(&mut running, stages).await {
                 Some(Ok(Ok(results))) => {
-                    return RunEnd::Itself(Outcome::Returned(EncodedResults::of(&results)));
+                    return RunEnd::Itself(RunOutcome::Returned(EncodedResults::of(&results)));
                 }
                 Some(_) => return RunEnd::Itself(timed_out(timeouts)),
                 None => {}
@@ -157,17 +157,17 @@ fn outcome(
     ended: Result<Result<Results, TaskError>, Box<dyn Any + Send>>,
     soft_limit_reached: bool,
     timeouts: Timeouts,
-) -> Outcome {
+) -> RunOutcome {
     match (ended, timeouts.soft) {
-        (Ok(Ok(results)), _) => Outcome::Returned(EncodedResults::of(&results)),
-        (Ok(Err(error)), Some(soft)) if soft_limit_reached => Outcome::GaveUp(soft, error),
-        (Ok(Err(error)), _) => Outcome::Failed(error),
-        (Err(panic), _) => Outcome::Panicked(panic_text(panic.as_ref())),
+        (Ok(Ok(results)), _) => RunOutcome::Returned(EncodedResults::of(&results)),
+        (Ok(Err(error)), Some(soft)) if soft_limit_reached => RunOutcome::GaveUp(soft, error),
+        (Ok(Err(error)), _) => RunOutcome::Failed(error),
+        (Err(panic), _) => RunOutcome::Panicked(panic_text(panic.as_ref())),
     }
 }
 
-fn timed_out(timeouts: Timeouts) -> Outcome {
-    Outcome::TimedOut(timeouts.hard.unwrap_or_default())
+fn timed_out(timeouts: Timeouts) -> RunOutcome {
+    RunOutcome::TimedOut(timeouts.hard.unwrap_or_default())
 }
 
 async fn limit(limit: Option<Duration>) {

@@ -143,7 +143,19 @@ impl ServerCalls {
 
     /// Reads one record, unless the backend is away for so long that the delivery must go back.
     pub(super) async fn read(&self, id: &TaskId) -> Result<Facts, Unanswered> {
-        let record = [RecordId::from(id)];
+        self.read_record(&RecordId::from(id)).await
+    }
+
+    /// Reads records, each with its own answer: `None` for one that cannot be read.
+    pub(super) async fn read_each(&self, ids: &[RecordId]) -> Result<Vec<Option<Facts>>, Unanswered> {
+        let read = || async { self.app.backend().read_each(ids).await };
+        let answers = self.until_answered("read", Caller::Delivery, read).await?;
+        Ok(answers.into_iter().map(Result::ok).collect())
+    }
+
+    /// Reads a record of any kind.
+    pub(super) async fn read_record(&self, id: &RecordId) -> Result<Facts, Unanswered> {
+        let record = [id.clone()];
         self.until_answered("read", Caller::Delivery, || async {
             let mut facts = self.app.backend().read(&record).await?;
             Ok(facts.pop().unwrap_or_default())

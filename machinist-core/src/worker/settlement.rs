@@ -1,6 +1,6 @@
 //! The end of a delivery: acknowledged, handed back, or left to the broker.
 
-use super::{WorkerContext, server_calls::Unanswered};
+use super::{WorkerContext, gathered::Gathered, server_calls::Unanswered};
 use crate::{
     broker::{Receipt, Settle, Settled},
     event::{EventKind, EventTask},
@@ -42,6 +42,8 @@ pub(super) struct ActiveDelivery {
     pub(super) receipt: Option<Box<dyn Receipt>>,
     /// Key that encrypts the outcome, if it is encrypted.
     pub(super) outcome_key: Option<Box<Key>>,
+    /// Results of the join that the task has waited for.
+    pub(super) gathered: Option<Gathered>,
     /// `true` after its run was cut off without an outcome.
     pub(super) cut_off: bool,
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Settlement, WorkerContext};
+use super::{ActiveDelivery, Settlement, WorkerContext};
 use crate::{
     backend::{Commit, Committed},
     client::names_of_task,
@@ -39,11 +39,12 @@ impl WorkerContext {
     /// Requests the start, and decides what to do if it is refused.
     pub(super) async fn start(
         &self,
-        envelope: &Envelope,
+        active: &ActiveDelivery,
         registered: &RegisteredRun,
         received_at: Timestamp,
         alone: bool,
     ) -> StartReply {
+        let envelope = &active.envelope;
         let session = match self.session().await {
             Ok(session) => session,
             Err(unanswered) => return StartReply::Settle(unanswered.into()),
@@ -58,6 +59,7 @@ impl WorkerContext {
             received_at,
             token: envelope.token,
             alone,
+            gathered: active.gathered.as_ref().map(|gathered| gathered.fact.clone()),
         };
         let (mut commit, mut claim) = request.first(self.now());
         let mut taken_from = None;
@@ -153,6 +155,11 @@ impl WorkerContext {
                 }
             },
             StartDecision::Over(follow_up) => StartReply::Settle(self.follow(envelope, &follow_up).await),
+            StartDecision::OtherArguments => {
+                let error = "the backend has lost the results that it was started with, and now has others";
+                let failure = Failure::new(FailureKind::Lost, error);
+                StartReply::Settle(Box::pin(self.end_waiting(envelope, failure)).await)
+            }
             StartDecision::NewerGuard => StartReply::Settle(Settlement::Ack),
             StartDecision::Revoked => {
                 let ended =

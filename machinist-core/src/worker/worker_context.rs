@@ -4,8 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Stages, admissions::Admissions, events::WorkerEvents, look_ahead::LookAhead, server_calls::ServerCalls,
-    session::Sessions,
+    Stages, admissions::Admissions, events::WorkerEvents, look_ahead::LookAhead, revoked_roots::RevokedRoots,
+    server_calls::ServerCalls, session::Sessions,
 };
 use crate::{
     app::App,
@@ -33,6 +33,7 @@ pub(super) struct WorkerContext {
     pub(super) look_ahead: Arc<LookAhead>,
     pub(super) events: Arc<WorkerEvents>,
     pub(super) refused: RefusedTally,
+    pub(super) revoked_roots: RevokedRoots,
 }
 
 impl WorkerContext {

@@ -9,7 +9,7 @@ use super::{
         park::{ParkDecision, decide_parking},
         poison::{Suspicion, suspicion},
         start::{StartDecision, StartRequest, decide_start},
-        verdict::{Outcome, Verdict, decide},
+        verdict::{RunOutcome, Verdict, decide},
     },
     Model, ModelMutation,
     state::{
@@ -116,6 +116,7 @@ impl Model {
             received_at: Self::NOW,
             token: handler.message.token,
             alone: handler.alone && self.config.mutation != Some(ModelMutation::AloneNotRecorded),
+            gathered: None,
         }
     }
 
@@ -156,6 +157,7 @@ impl Model {
             StartDecision::AlreadyStarted(claim) => self.start_granted(state, index, claim),
             StartDecision::Over(follow_up) => self.follow(state, index, follow_up),
             StartDecision::NewerGuard => index.settle(state, false),
+            StartDecision::OtherArguments => unreachable!("the task waits for no join"),
             StartDecision::Revoked => {
                 index.get_mut(state).stage =
                     HandlerStage::EndWithoutRun(EndReason::Revoked, self.store.facts(facts.clone()));
@@ -220,7 +222,8 @@ impl Model {
 
     pub(super) fn follow(&self, state: &mut ModelState, index: HandlerIndex, follow_up: FollowUp) {
         let stage = match follow_up {
-            FollowUp::Nothing => HandlerStage::Ack,
+            // The task belongs to no workflow.
+            FollowUp::Nothing | FollowUp::Ended { .. } => HandlerStage::Ack,
             _ => HandlerStage::Publish(self.store.follow_up(follow_up)),
         };
         let handler = index.get_mut(state);
@@ -233,9 +236,9 @@ impl Model {
     pub(super) fn verdict(&self, outcome: OutcomeKind, message: ModelMessage) -> Verdict {
         let spent = Counters { retries: message.attempt - 1, postponements: 0 };
         let outcome = match outcome {
-            OutcomeKind::Success => Outcome::Returned(EncodedResults::default()),
-            OutcomeKind::Failed => Outcome::Failed(TaskError::new("no")),
-            OutcomeKind::Revoked => Outcome::Revoked,
+            OutcomeKind::Success => RunOutcome::Returned(EncodedResults::default()),
+            OutcomeKind::Failed => RunOutcome::Failed(TaskError::new("no")),
+            OutcomeKind::Revoked => RunOutcome::Revoked,
         };
         decide(outcome, &self.policy, spent, Self::NOW, 0.0)
     }

@@ -194,8 +194,8 @@ impl Model {
             && state.completion != Completion::Done
             && let Some(end) = after.read::<End>(name::END)
         {
-            let is_dead_lettered =
-                super::follow_up::recorded_follow_up(&after, 1) != Some(super::follow_up::FollowUp::Nothing);
+            let follow_up = super::follow_up::recorded_follow_up(&after, 1);
+            let is_dead_lettered = matches!(follow_up, Some(super::follow_up::FollowUp::DeadLetter { .. }));
             let failed = matches!(end.verdict, EndVerdict::Failure(_));
             state.completion =
                 if failed && is_dead_lettered { Completion::DeadLetterDue } else { Completion::Done };

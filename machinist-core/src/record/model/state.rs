@@ -168,7 +168,7 @@ pub(super) enum GuardStep {
     Stored,
 }
 
-/// Outcome of a handler.
+/// RunOutcome of a handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum OutcomeKind {
     Success,

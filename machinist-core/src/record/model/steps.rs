@@ -408,7 +408,7 @@ impl NextSteps<'_> {
         }
         let stage = if mark_first { HandlerStage::Ack } else { HandlerStage::Mark(id) };
         let publish = |_: &Model, state: &mut ModelState| match follow_up {
-            FollowUp::Nothing => {}
+            FollowUp::Nothing | FollowUp::Ended { .. } => {}
             FollowUp::NextRun { due, counters, token } => {
                 let next = next_attempt(index.get(state).message, *due, *counters, *token);
                 state.put(next);

@@ -17,6 +17,7 @@ use crate::{
     result::AsyncResult,
     signature::SignatureParts,
     worker::WorkerContext,
+    workflow::SendableParts,
 };
 use machinist_adapter::error::chain;
 
@@ -149,7 +150,8 @@ impl Ticking<'_> {
         let client = self.worker.app.client();
         let prepared = ticks.iter().map(|tick| {
             let id = tick_id(&self.active.plan.name, *tick);
-            client.prepare(SignatureParts { id, ..self.active.parts.clone() })
+            let parts = SignatureParts { id, ..self.active.parts.clone() };
+            client.prepare(SendableParts { parts, outline: None, result: None })
         });
         let sent: Vec<Result<AsyncResult<Results>, SendError>> = client.publish(prepared.collect()).await;
         sent.into_iter().collect::<Result<Vec<_>, _>>()?;

@@ -9,7 +9,7 @@ use crate::{
     context::{RunInfo, TaskContext},
     error::TaskError,
     middleware::Next,
-    record::{Claim, Outcome, decide},
+    record::{Claim, RunOutcome, decide},
     retry::RetryPolicy,
     trace::TraceContext,
     wire::{Body, Envelope},
@@ -48,13 +48,24 @@ impl TaskProcessor {
         };
         let cx = self.context(&active.envelope, &claim, registered, decoded.as_ref().ok());
         let outcome = match decoded {
-            Ok(body) => {
+            Ok(mut body) => {
+                if let Some(gathered) = &active.gathered {
+                    body.args.extend_from_slice(&gathered.args);
+                }
                 let ended =
                     self.call(active, task, body, cx.clone(), registered).instrument(span.clone()).await;
                 // Slots bound the handlers that run at once; recording an outcome needs none.
                 drop(slot);
                 match self.outcome(ended, registered) {
-                    Ok(outcome) => within(outcome, self.worker.app.0.max_sizes.results),
+                    Ok(RunOutcome::Returned(mut results)) => {
+                        results.spawned = cx.take_spawned();
+                        let default = self.worker.app.default_queue();
+                        for spawned in &mut results.spawned {
+                            spawned.step.fill_queue(default.as_str());
+                        }
+                        within(RunOutcome::Returned(results), self.worker.app.0.max_sizes.results)
+                    }
+                    Ok(outcome) => outcome,
                     Err(NoOutcome::TakenOver) => return self.worker.taken_over(active),
                     Err(NoOutcome::HandBack) => {
                         return Some(Box::pin(self.worker.hand_back(active, registered, &claim)).await);
@@ -62,16 +73,16 @@ impl TaskProcessor {
                     Err(NoOutcome::Unstoppable) => return Some(Settlement::Leave),
                 }
             }
-            Err(error) => Outcome::Failed(TaskError::malformed(error)),
+            Err(error) => RunOutcome::Failed(TaskError::malformed(error)),
         };
         let outcome = match outcome {
-            Outcome::Failed(error) => Outcome::Failed(task.options.classified(error)),
+            RunOutcome::Failed(error) => RunOutcome::Failed(task.options.classified(error)),
             outcome => outcome,
         };
         let now = self.worker.now();
         let counters = active.envelope.counters;
         let policy = policy.unwrap_or_else(|| match outcome {
-            Outcome::Returned(_) => RetryPolicy::default(),
+            RunOutcome::Returned(_) => RetryPolicy::default(),
             _ => task.options.policy_after(counters.retries),
         });
         let policy =
@@ -156,16 +167,16 @@ impl TaskProcessor {
     }
 
     /// Returns the outcome of a run's end, or the reason that it has none.
-    fn outcome(&self, ended: RunEnd, registered: &RegisteredRun) -> Result<Outcome, NoOutcome> {
+    fn outcome(&self, ended: RunEnd, registered: &RegisteredRun) -> Result<RunOutcome, NoOutcome> {
         let cancelled = registered.cancel.is_cancelled();
         match (ended, registered.cancel_reason()) {
             // The effect has happened: a success counts even if the run was cancelled.
-            (RunEnd::Itself(outcome @ Outcome::Returned(_)), _) => Ok(outcome),
+            (RunEnd::Itself(outcome @ RunOutcome::Returned(_)), _) => Ok(outcome),
             (RunEnd::Unstoppable, None | Some(CancelReason::CutOff)) => Err(NoOutcome::Unstoppable),
-            (RunEnd::Itself(outcome @ Outcome::TimedOut(_)), Some(CancelReason::CutOff)) => Ok(outcome),
+            (RunEnd::Itself(outcome @ RunOutcome::TimedOut(_)), Some(CancelReason::CutOff)) => Ok(outcome),
             (_, Some(CancelReason::CutOff)) => Err(NoOutcome::HandBack),
             (_, Some(CancelReason::TakenOver)) => Err(NoOutcome::TakenOver),
-            (_, Some(CancelReason::Revoked)) => Ok(Outcome::Revoked),
+            (_, Some(CancelReason::Revoked)) => Ok(RunOutcome::Revoked),
             // Cancelled by the shutdown, the run ended without an outcome.
             (_, None) if cancelled => Err(NoOutcome::HandBack),
             (RunEnd::Itself(outcome), None) => Ok(outcome),
@@ -192,6 +203,7 @@ impl TaskProcessor {
             cancel: registered.cancel.child_token(),
             state: Arc::clone(&self.state),
             log: Mutex::default(),
+            spawned: Mutex::default(),
             clock: self.worker.app.clock().clone(),
             progress: tokio::sync::watch::Sender::new(None),
         })
@@ -220,13 +232,18 @@ impl TaskProcessor {
 }
 
 /// Replaces a result that is too large to be stored by a failure.
-fn within(outcome: Outcome, limit: usize) -> Outcome {
+fn within(outcome: RunOutcome, limit: usize) -> RunOutcome {
     match outcome {
-        Outcome::Returned(results) if results.size() > limit => {
+        RunOutcome::Returned(results) if results.size() > limit => {
             let error = format!(
                 "it returned more than {limit} bytes: store the data elsewhere, and return its location"
             );
-            Outcome::Failed(TaskError::permanent(error))
+            RunOutcome::Failed(TaskError::permanent(error))
+        }
+        RunOutcome::Returned(results) if results.spawned_size() > limit => {
+            let error =
+                format!("it spawned tasks of more than {limit} bytes: spawn a task that sends the rest");
+            RunOutcome::Failed(TaskError::permanent(error))
         }
         outcome => outcome,
     }

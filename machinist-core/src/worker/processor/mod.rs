@@ -32,6 +32,7 @@ use crate::{
     handler::DynHandler,
     id::TaskName,
     middleware::Middleware,
+    record::{Failure, FailureKind},
     security::{Acceptance, accept},
     wire::Envelope,
 };
@@ -112,6 +113,7 @@ impl TaskProcessor {
                         receipt: Some(receipt),
                         outcome_key,
                         cut_off: false,
+                        gathered: None,
                     });
                 }
                 Acceptance::Undecryptable(envelope, error) => {
@@ -142,6 +144,22 @@ impl TaskProcessor {
         let Some(task) = self.tasks.get(&active.envelope.name) else {
             return Box::pin(self.worker.unknown_task(&active.envelope)).await;
         };
+        if let Some(place) = active.envelope.place() {
+            match self.worker.is_root_revoked(place.root_id()).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    let revoked = Failure::new(FailureKind::Revoked, "its workflow was revoked");
+                    return Box::pin(self.worker.end_waiting(&active.envelope, revoked)).await;
+                }
+                Err(unanswered) => return unanswered.into(),
+            }
+        }
+        if active.envelope.pairs.awaits() {
+            match Box::pin(self.worker.gather(&active.envelope)).await {
+                Ok(gathered) => active.gathered = gathered,
+                Err(settlement) => return settlement,
+            }
+        }
         let mut busy = BusyWaits::new(self.worker.max_hold.min(self.worker.sessions.busy_timeout()));
         let mut alone = false;
         loop {
@@ -169,7 +187,7 @@ impl TaskProcessor {
             let registered = self.worker.sessions.register(&active.envelope.id);
             let gone_before = self.worker.sessions.peers.gone_count();
             let slot_wait = stopwatch.lap();
-            match self.worker.start(&active.envelope, &registered, received_at, alone).await {
+            match self.worker.start(active, &registered, received_at, alone).await {
                 StartReply::Settle(settlement) => return settlement,
                 StartReply::Started(claim) => {
                     self.worker.emit(EventKind::Started {

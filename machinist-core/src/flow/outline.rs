@@ -1,0 +1,37 @@
+//! The outline of a workflow: its steps as they are shown.
+//!
+//! It is stored in the record of the root. Nothing is decided by it.
+
+use serde::{Deserialize, Serialize};
+
+/// A step as it is shown: kept in the record of the root.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct OutlineStep {
+    pub(crate) name: String,
+    pub(crate) task: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) after: Vec<String>,
+    /// Number of members, if the step is a group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) members: Option<u32>,
+    /// Name of the last step of a member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last: Option<String>,
+    /// `true` if the step runs only when another has failed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) catches: bool,
+    /// `true` for a step that machinist adds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) internal: bool,
+    /// `true` if nothing follows it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_last: bool,
+}
+
+/// The steps of a workflow as they are shown.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Outline {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    pub(crate) steps: Vec<OutlineStep>,
+}

@@ -1,0 +1,291 @@
+//! The workflow part of a body: what follows a task, and which joins it belongs to.
+//!
+//! A workflow has no coordinator. Each message carries the steps that can still follow its own task, so the message that
+//! a worker holds is the outbox of everything that its task sets in motion. Steps refer to each other by name within
+//! their scope: the workflow itself, or one member of a group.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::Outline;
+use crate::{args::Arg, retry::RetryPolicy};
+
+/// Maximum number of members of a group.
+pub(crate) const MAX_MEMBERS: usize = 10_000;
+/// Maximum number of steps in one message, all scopes together.
+pub(crate) const MAX_STEPS: usize = 1_000;
+/// Maximum number of scopes inside each other: groups in members of groups.
+pub(crate) const MAX_SCOPES: usize = 8;
+
+/// Steps that follow a task of a workflow, and the joins that it belongs to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Flow {
+    /// Names of the steps that are sent when the task has succeeded, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) then: Vec<String>,
+    /// Steps that are sent when the task has failed for good.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) catch: Vec<Catch>,
+    /// Joins that the task's end belongs to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) joins: Vec<Membership>,
+    /// Parts of the join that the task waits for; empty unless it is a callback.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) awaits: Vec<JoinPart>,
+    /// `true` if the task waits for its join and gets no results from it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) ignores_results: bool,
+    /// The steps of the scope that can still follow.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) steps: Vec<Step>,
+}
+
+/// A task that is not sent yet, or a group of them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Step {
+    /// Name within the scope.
+    pub(crate) name: String,
+    /// Name of the task.
+    pub(crate) task: String,
+    /// Queue of the task. The sender fills it in, because the default queue of a worker may be another.
+    pub(crate) queue: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) args: Vec<Arg>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) retry: Option<RetryPolicy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) timeout_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) soft_timeout_ms: Option<u64>,
+    /// Time from the end of what the step follows to its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) countdown_ms: Option<u64>,
+    /// Time from the end of what the step follows to its expiry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) expires_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) priority: Option<u8>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) headers: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) labels: BTreeMap<String, String>,
+    /// `true` if the step gets no results.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) immutable: bool,
+    /// Makes the step a group: one member for each list of arguments, which come after `args`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) each: Option<Vec<Vec<Arg>>>,
+    /// Results of members that have succeeded already, by index: in a workflow that repeats another. The index of a single
+    /// task is 0.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) done: BTreeMap<u32, Vec<Arg>>,
+    /// Steps that follow the task: within the scope, or within the member if the step is a group.
+    #[serde(default, skip_serializing_if = "Flow::is_empty")]
+    pub(crate) flow: Flow,
+}
+
+/// An error callback: a step that is sent when a task has failed for good. It gets the error's text before its own
+/// arguments.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Catch {
+    /// Number of scopes between the task and the step.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) up: u32,
+    /// The step.
+    pub(crate) step: Step,
+}
+
+/// A task or a workflow that a handler has spawned, as the end of its task records it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Spawned {
+    /// The task, or the task that begins the workflow.
+    pub(crate) step: Step,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) outline: Option<Outline>,
+}
+
+/// StepPlace of a task's end in a join.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Membership {
+    /// Name of the step that waits; of the group itself if nothing waits for it.
+    pub(crate) to: String,
+    /// Number of scopes between the task and that step.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) up: u32,
+    /// Index of the first member of the part.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) first: u32,
+    /// Number of members of the join.
+    pub(crate) size: u32,
+    /// Policy of the part.
+    #[serde(default, skip_serializing_if = "Policy::is_default")]
+    pub(crate) policy: Policy,
+}
+
+/// Members of a join that come from one step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct JoinPart {
+    /// Name of the step.
+    pub(crate) step: String,
+    /// Number of members, if the step is a group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) members: Option<u32>,
+    /// Name of the last step of a member, if a member has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last: Option<String>,
+    /// Policy for failures.
+    #[serde(default, skip_serializing_if = "Policy::is_default")]
+    pub(crate) policy: Policy,
+    /// Names of the steps before that step, the nearest first. The end of the first sends it; without any, the scope's first
+    /// task does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) sources: Vec<String>,
+}
+
+/// Consequence of a member's failure for the step that waits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Policy {
+    /// The step that waits ends in FAILURE/upstream at the first failure.
+    #[default]
+    Fail,
+    /// The same, and the other members are revoked.
+    CancelRest,
+    /// The step runs when all members have ended, and gets all outcomes.
+    Collect,
+    /// The step runs when all members have ended, unless more than this number have failed. It gets the results of those
+    /// that succeeded.
+    Tolerate(u32),
+    /// The same with a percentage of the members.
+    ToleratePercent(u8),
+    /// A failed member does not count as ended: the step waits until a retry of it has succeeded.
+    Hold,
+}
+
+impl Policy {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "the form that serde asks for")]
+    fn is_default(&self) -> bool {
+        *self == Self::Fail
+    }
+
+    /// Returns the number of failures that the step bears; `None` if it does not depend on their number.
+    pub(crate) fn tolerated(self, members: u32) -> Option<u32> {
+        match self {
+            Self::Fail | Self::CancelRest => Some(0),
+            Self::Collect | Self::Hold => None,
+            Self::Tolerate(number) => Some(number),
+            Self::ToleratePercent(percent) => {
+                let share = u64::from(members) * u64::from(percent.min(100)) / 100;
+                Some(u32::try_from(share).unwrap_or(u32::MAX))
+            }
+        }
+    }
+
+    /// Returns `true` if the first failure decides.
+    pub(crate) fn fails_at_once(self) -> bool {
+        matches!(self, Self::Fail | Self::CancelRest)
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the form that serde asks for")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+impl JoinPart {
+    /// Returns the number of members of the part.
+    pub(crate) fn count(&self) -> u32 {
+        self.members.unwrap_or(1)
+    }
+}
+
+impl Step {
+    /// Returns the number of tasks that the step is published as.
+    pub(crate) fn count(&self) -> usize {
+        self.each.as_ref().map_or(1, Vec::len)
+    }
+
+    /// Gives a queue to the step and to all steps that follow it, unless they name one.
+    pub(crate) fn fill_queue(&mut self, default: &str) {
+        let mut open = vec![self];
+        while let Some(step) = open.pop() {
+            if step.queue.is_empty() {
+                default.clone_into(&mut step.queue);
+            }
+            open.extend(&mut step.flow.steps);
+            open.extend(step.flow.catch.iter_mut().map(|catch| &mut catch.step));
+        }
+    }
+
+    pub(crate) fn countdown(&self) -> Option<Duration> {
+        self.countdown_ms.map(Duration::from_millis)
+    }
+
+    pub(crate) fn expires_in(&self) -> Option<Duration> {
+        self.expires_ms.map(Duration::from_millis)
+    }
+}
+
+impl Flow {
+    /// Returns `true` if nothing follows and nobody waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Returns the step of this name.
+    pub(crate) fn step(&self, name: &str) -> Option<&Step> {
+        self.steps.iter().find(|step| step.name == name)
+    }
+
+    /// Returns the steps that can follow these: those that they name, those that those name, and so on.
+    pub(crate) fn reachable<'a>(&'a self, from: impl IntoIterator<Item = &'a String>) -> Vec<&'a Step> {
+        let by_name: BTreeMap<&str, &Step> =
+            self.steps.iter().map(|step| (step.name.as_str(), step)).collect();
+        let mut open: Vec<&str> = from.into_iter().map(String::as_str).collect();
+        let mut found = BTreeSet::new();
+        while let Some(name) = open.pop() {
+            let Some(step) = by_name.get(name) else { continue };
+            // What a group names lies in the scope of its members.
+            if found.insert(name) && step.each.is_none() {
+                open.extend(step.flow.then.iter().map(String::as_str));
+            }
+        }
+        self.steps.iter().filter(|step| found.contains(step.name.as_str())).collect()
+    }
+
+    /// Checks what a stranger may have written: the number of steps and members, the depth of scopes.
+    ///
+    /// # Errors
+    /// The bound that is exceeded, and the remedy.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let mut open: Vec<(&Self, usize)> = vec![(self, 1)];
+        let mut steps = 0;
+        while let Some((flow, scopes)) = open.pop() {
+            steps += flow.steps.len();
+            if steps > MAX_STEPS {
+                return Err(format!(
+                    "the workflow has more than {MAX_STEPS} steps: let a task send the rest of them"
+                ));
+            }
+            if scopes > MAX_SCOPES {
+                return Err(format!("more than {MAX_SCOPES} groups are inside each other"));
+            }
+            for step in flow.steps.iter().chain(flow.catch.iter().map(|catch| &catch.step)) {
+                if step.count() > MAX_MEMBERS {
+                    return Err(format!(
+                        "step {:?} has {} members, and the maximum is {MAX_MEMBERS}: let a task send the members",
+                        step.name,
+                        step.count()
+                    ));
+                }
+                open.push((&step.flow, scopes + usize::from(step.each.is_some())));
+            }
+        }
+        Ok(())
+    }
+}

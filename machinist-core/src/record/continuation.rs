@@ -1,0 +1,156 @@
+//! Continuation of a workflow: the tasks that follow an end, those that never will, and the joins it belongs to.
+//!
+//! Everything here is a function of the message of the ended task and of its recorded end. Two workers that continue the
+//! same workflow publish the same tasks with the same arguments.
+
+use crate::{
+    args::Arg,
+    builtin::WORKFLOW_TASK,
+    flow::{Flow, Membership, Outline, Policy, Spawned, Step, StepPlace, spawned_id},
+    id::{RecordId, RecordKind, TaskId},
+};
+
+/// A task of a workflow that is published, or that ends without being published.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Child {
+    pub(crate) place: StepPlace,
+    /// The step that it comes from. Its arguments and its flow are those of the child.
+    pub(crate) step: Step,
+    /// Outline of the workflow that it begins.
+    pub(crate) outline: Option<Outline>,
+}
+
+impl Child {
+    /// Returns the id of the task.
+    pub(crate) fn id(&self) -> TaskId {
+        self.place.id()
+    }
+
+    /// Returns `true` unless it is a single task that was spawned.
+    pub(crate) fn is_of_workflow(&self) -> bool {
+        !self.place.is_root() || !self.step.flow.is_empty()
+    }
+}
+
+/// Membership of an ended task in a join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Joining {
+    /// StepPlace of the step that waits.
+    pub(crate) waiting: StepPlace,
+    /// Index of the task among the members.
+    pub(crate) index: u32,
+    /// Number of members.
+    pub(crate) size: u32,
+    pub(crate) policy: Policy,
+}
+
+impl Joining {
+    /// Returns the record of the join.
+    pub(crate) fn record(&self) -> RecordId {
+        join_record(&self.waiting)
+    }
+}
+
+/// Returns the record of the join that the step at this place waits for.
+pub(crate) fn join_record(waiting: &StepPlace) -> RecordId {
+    RecordId::new(RecordKind::Join, waiting.id().as_str())
+}
+
+/// Returns the tasks that follow a success with these results, in the order in which they are published.
+pub(crate) fn after_success(place: &StepPlace, flow: &Flow, results: &[Arg]) -> Vec<Child> {
+    let steps = flow.then.iter().filter_map(|name| flow.step(name));
+    steps.flat_map(|step| tasks_of(place, flow, step, results)).collect()
+}
+
+/// Returns what the handler of a task has spawned. The ids are those of the task and a number.
+pub(crate) fn spawned_by(parent: &TaskId, spawned: Vec<Spawned>) -> Vec<Child> {
+    let child = |(number, Spawned { step, outline }): (usize, Spawned)| {
+        let place = StepPlace::root(spawned_id(parent, number + 1));
+        Child { place, step, outline }
+    };
+    spawned.into_iter().enumerate().map(child).collect()
+}
+
+/// Returns the error callbacks of a failure with this text.
+pub(crate) fn after_failure(place: &StepPlace, flow: &Flow, error: &str) -> Vec<Child> {
+    let error = Arg { name: String::new(), kind: "string".to_owned(), value: error.into() };
+    let children = flow.catch.iter().flat_map(|catch| {
+        let scope = place.outer_scope(catch.up);
+        let mut step = catch.step.clone();
+        if !step.immutable {
+            step.args.insert(0, error.clone());
+        }
+        tasks_of(&scope, &step.flow.clone(), &step, &[])
+    });
+    children.collect()
+}
+
+/// Returns the tasks that never run because this one has failed: all that can only follow it.
+pub(crate) fn never_after(place: &StepPlace, flow: &Flow) -> Vec<Child> {
+    let mut never = Vec::new();
+    for step in flow.reachable(&flow.then) {
+        for child in tasks_of(place, flow, step, &[]) {
+            if step.each.is_some() {
+                never.extend(never_after(&child.place, &child.step.flow));
+            }
+            never.push(child);
+        }
+    }
+    never
+}
+
+/// Returns the joins that the end of a task belongs to.
+pub(crate) fn joinings(place: &StepPlace, flow: &Flow) -> Vec<Joining> {
+    let of = |membership: &Membership| {
+        let Membership { to, up, first, size, policy } = membership;
+        let member = up.checked_sub(1).and_then(|up| place.member_index(up)).unwrap_or(0);
+        Joining {
+            waiting: place.outer_scope(*up).step(to),
+            index: first.saturating_add(member),
+            size: *size,
+            policy: *policy,
+        }
+    };
+    flow.joins.iter().map(of).collect()
+}
+
+/// Returns the tasks that a step is published as. `scope` is the place of any task in the scope, and `flow` holds its steps.
+fn tasks_of(scope: &StepPlace, flow: &Flow, step: &Step, results: &[Arg]) -> Vec<Child> {
+    let place = scope.step(&step.name);
+    // A callback gets its results from its join.
+    let results = if step.immutable || !step.flow.awaits.is_empty() { &[] } else { results };
+    let Some(each) = &step.each else {
+        let mut step = step.clone();
+        step.flow.steps = flow.reachable(&step.flow.then).into_iter().cloned().collect();
+        return vec![child(place, step, 0, &[], results)];
+    };
+    let template = Step { each: None, ..step.clone() };
+    let member = |(index, args): (usize, &Vec<Arg>)| {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        child(place.member(index), template.clone(), index, args, results)
+    };
+    each.iter().enumerate().map(member).collect()
+}
+
+fn child(place: StepPlace, mut step: Step, index: u32, args: &[Arg], results: &[Arg]) -> Child {
+    match std::mem::take(&mut step.done).remove(&index) {
+        // It has succeeded in the workflow that this one repeats.
+        Some(done) => {
+            step.task = WORKFLOW_TASK.to_owned();
+            step.args = done;
+            step.flow.awaits = Vec::new();
+            if !step.flow.steps.is_empty() && step.flow.joins.is_empty() {
+                // A member of several steps: its last one joins.
+                let joins = step.flow.steps.iter().flat_map(|step| &step.flow.joins);
+                let joins = joins.filter(|joining| joining.up > 0).cloned().collect();
+                step.flow = Flow { joins, ..Flow::default() };
+            }
+            (step.countdown_ms, step.expires_ms) = (None, None);
+        }
+        None => {
+            step.args.extend_from_slice(args);
+            step.args.extend_from_slice(results);
+        }
+    }
+    Child { place, step, outline: None }
+}

@@ -1,0 +1,326 @@
+//! Tasks that wait for a join: they look at it whenever a copy of their message arrives, and start when it is decided.
+//!
+//! The truth that such a task is owed is in the broker: its message comes back until the join is decided. The backend only
+//! makes it fast. Members whose end is recorded and not in the join are joined here, so a lost join is made again.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+
+use super::{
+    Settlement, WorkerContext,
+    gathered::Gathered,
+    server_calls::{Unanswered, Unpublished},
+};
+use crate::{
+    args::Arg,
+    backend::{Commit, Expiry},
+    clock::Timestamp,
+    flow::{JoinPart, Policy, StepPlace},
+    id::{RecordId, TaskId},
+    record::{
+        EndedMember, Facts, Failure, FailureKind, JoinDecision, Joining, ParkDecision, UNFINISHED_TTL,
+        decide_join, decide_parking, ended_members, extend_join, failure_of, gathered_fact, join_record,
+        name, revoked_root,
+    },
+    wire::Envelope,
+};
+
+/// Delay of the first further copy; each one stays away twice as long.
+const FIRST_DELAY: Duration = Duration::from_secs(15);
+/// Maximum delay of a copy.
+const MAX_DELAY: Duration = Duration::from_secs(3600);
+/// Number of records of members that are read at once.
+const PAGE_SIZE: usize = 500;
+/// Number of missing members that an error names.
+const NAMED_MEMBERS: usize = 10;
+
+/// The join that a task waits for.
+struct Awaited<'a> {
+    place: StepPlace,
+    parts: &'a [JoinPart],
+    record: RecordId,
+}
+
+/// A member of a join.
+struct MemberSlot<'a> {
+    index: u32,
+    part: &'a JoinPart,
+    id: TaskId,
+}
+
+/// State of missing members, by their records.
+#[derive(Default)]
+struct MemberRecords {
+    /// Number of members that have joined now.
+    joined: usize,
+    /// Members whose data is lost: they were published, and there is no record.
+    lost: Vec<TaskId>,
+}
+
+impl WorkerContext {
+    /// Looks at the join that a task waits for. Returns the arguments that it gives; `None` if the run has to say what is
+    /// wrong with the message. The error is the settlement of a delivery that does not start now.
+    pub(super) async fn gather(&self, envelope: &Envelope) -> Result<Option<Gathered>, Settlement> {
+        let Ok(body) = self.app.decode(envelope) else { return Ok(None) };
+        let (Some(flow), Some(place)) = (&body.flow, envelope.place()) else { return Ok(None) };
+        let awaited = Awaited { record: join_record(&place), place, parts: &flow.awaits };
+        let mut looked_at_members = false;
+        loop {
+            let members = self.members(&awaited).await?;
+            match decide_join(awaited.parts, &members) {
+                JoinDecision::Run(_) if flow.ignores_results => {
+                    return Ok(Some(Gathered { args: Vec::new(), fact: gathered_fact(&[]) }));
+                }
+                JoinDecision::Run(args) => {
+                    return self.within_bounds(envelope, args).await.map(Some);
+                }
+                JoinDecision::Upstream(error) => {
+                    let failure = Failure::new(FailureKind::Upstream, &*error);
+                    return Err(self.end_waiting(envelope, failure).await);
+                }
+                JoinDecision::Undecided(missing) => {
+                    let records = if looked_at_members {
+                        MemberRecords::default()
+                    } else {
+                        self.join_missing(&awaited, &missing).await?
+                    };
+                    looked_at_members = true;
+                    if records.joined == 0 {
+                        return Err(self.wait_on(envelope, &awaited, &records.lost).await);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns the members that have joined, verified and decrypted.
+    async fn members(&self, awaited: &Awaited<'_>) -> Result<BTreeMap<u32, EndedMember>, Settlement> {
+        let facts = match self.calls.read_record(&awaited.record).await {
+            Ok(facts) => facts,
+            // As if it were lost: the records of the members say the same.
+            Err(Unanswered::BadRecord) => Facts::new(),
+            Err(unanswered) => return Err(unanswered.into()),
+        };
+        let trust = &self.app.0.trust;
+        Ok(ended_members(&facts, |index, fact| match trust.check_member(&awaited.record, index, fact) {
+            Ok(member) => self.ended(&member.id, member.end.into()),
+            Err(why) => {
+                tracing::error!(join = %awaited.record, index, why, "a member of a join is not authentic and counts as missing");
+                None
+            }
+        }))
+    }
+
+    /// Reads an end that was verified; `None` if it cannot be read here.
+    fn ended(&self, id: &TaskId, end: Bytes) -> Option<EndedMember> {
+        let mut facts: Facts = [(name::END.into(), end)].into_iter().collect();
+        if let Some(locked) = self.app.0.trust.decrypt_outcome(id, &mut facts) {
+            tracing::warn!(%id, %locked, "the end of a member cannot be decrypted here");
+            return None;
+        }
+        EndedMember::of(id.clone(), facts.get(name::END)?)
+    }
+
+    /// Lets members join that have ended and are not in the join: their worker died before, or the join was lost.
+    async fn join_missing(
+        &self,
+        awaited: &Awaited<'_>,
+        missing: &[u32],
+    ) -> Result<MemberRecords, Settlement> {
+        let slots = awaited.slots(missing);
+        let size = awaited.parts.iter().map(JoinPart::count).sum();
+        let mut records = MemberRecords::default();
+        for page in slots.chunks(PAGE_SIZE) {
+            let ids: Vec<RecordId> = page.iter().map(|slot| RecordId::from(&slot.id)).collect();
+            for (slot, facts) in page.iter().zip(self.calls.read_each(&ids).await?) {
+                let Some((id, facts)) = self.counting_record(slot, facts).await? else { continue };
+                let Some(end) = facts.get(name::END) else {
+                    if facts.is_empty() && self.was_published(awaited, slot.part).await? {
+                        records.lost.push(id);
+                    }
+                    continue;
+                };
+                let failed = failure_of(&facts).is_some();
+                let authentic = self.app.0.trust.check_end(&id, &facts).is_ok();
+                if !authentic || (failed && slot.part.policy == Policy::Hold) {
+                    continue;
+                }
+                let joining = Joining {
+                    waiting: awaited.place.clone(),
+                    index: slot.index,
+                    size,
+                    policy: slot.part.policy,
+                };
+                self.commit_join(&id, &joining, end, failed).await?;
+                records.joined += 1;
+            }
+        }
+        Ok(records)
+    }
+
+    /// Returns the record that counts for a member: its own, or that of the task that repeats it where a failure is held.
+    /// `None` if it cannot be used.
+    async fn counting_record(
+        &self,
+        slot: &MemberSlot<'_>,
+        facts: Option<Facts>,
+    ) -> Result<Option<(TaskId, Facts)>, Settlement> {
+        let Some(facts) = facts else { return Ok(None) };
+        if slot.part.policy == Policy::Hold
+            && failure_of(&facts).is_some()
+            && let Some(again) = facts.text(name::RETRIED_AS).and_then(|id| TaskId::parse(&id).ok())
+        {
+            let repeated = self.calls.read(&again).await?;
+            return Ok((!repeated.is_empty()).then_some((again, repeated)));
+        }
+        Ok(Some((slot.id.clone(), facts)))
+    }
+
+    /// Returns `true` unless the members of a part may not have been published yet: the task that publishes them has not
+    /// ended, or has not been followed up.
+    async fn was_published(&self, awaited: &Awaited<'_>, part: &JoinPart) -> Result<bool, Settlement> {
+        let scope = awaited.place.scope();
+        let sources = part.sources.iter().map(|name| scope.step(name).id());
+        for id in sources.chain([scope.id()]) {
+            let facts = self.calls.read(&id).await?;
+            if !facts.is_empty() {
+                return Ok(facts.has(name::END) && facts.has(name::FOLLOWED));
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns what a join gives, unless it is too much.
+    async fn within_bounds(&self, envelope: &Envelope, args: Vec<Arg>) -> Result<Gathered, Settlement> {
+        let max = self.app.0.max_sizes.gathered;
+        let size: usize = args.iter().map(|arg| crate::record::json(arg).len()).sum();
+        if size > max {
+            let error = format!(
+                "the results that it waits for have {size} bytes, and the maximum is {max}: let the members store their \
+                 data elsewhere, and return its location"
+            );
+            return Err(self.end_waiting(envelope, Failure::new(FailureKind::Malformed, &*error)).await);
+        }
+        Ok(Gathered { fact: gathered_fact(&args), args })
+    }
+
+    /// Ends a task that waits, if its record does not say otherwise.
+    pub(super) async fn end_waiting(&self, envelope: &Envelope, failure: Failure) -> Settlement {
+        let facts = match self.unless_decided(envelope).await {
+            Ok(facts) => facts,
+            Err(settlement) => return settlement,
+        };
+        match self.end_as_read(envelope, facts, failure).await {
+            Some(settlement) => settlement,
+            // It runs elsewhere: this copy comes back and looks again.
+            None => self.become_guard(envelope).await,
+        }
+    }
+
+    /// Publishes a copy that looks again later, and settles the delivery.
+    async fn wait_on(&self, envelope: &Envelope, awaited: &Awaited<'_>, lost: &[TaskId]) -> Settlement {
+        let facts = match self.calls.read(&envelope.id).await {
+            Ok(facts) => facts,
+            Err(unanswered) => return unanswered.into(),
+        };
+        match decide_parking(&facts, envelope.attempt, envelope.generation, false) {
+            ParkDecision::Over(follow_up) => return self.follow(envelope, &follow_up).await,
+            ParkDecision::NewerGuard => return Settlement::Ack,
+            // Revoked.
+            ParkDecision::Proceed => {
+                let failure = Failure::new(FailureKind::Revoked, "revoked");
+                return match self.end_as_read(envelope, facts, failure).await {
+                    Some(settlement) => settlement,
+                    None => self.become_guard(envelope).await,
+                };
+            }
+            ParkDecision::Park(_) => {}
+        }
+        let now = self.now();
+        let since = (!lost.is_empty()).then(|| envelope.pairs.lost_since().unwrap_or(now));
+        if since.is_some_and(|since| now.since(since) >= self.app.0.results_ttl) {
+            let failure = Failure::new(FailureKind::Lost, &*lost_error(lost));
+            return match self.end_as_read(envelope, facts, failure).await {
+                Some(settlement) => settlement,
+                None => self.become_guard(envelope).await,
+            };
+        }
+        self.settled_by(self.publish_waiting(envelope, awaited, since).await).await
+    }
+
+    async fn publish_waiting(
+        &self,
+        envelope: &Envelope,
+        awaited: &Awaited<'_>,
+        lost_since: Option<Timestamp>,
+    ) -> Result<(), Unpublished> {
+        let delay = FIRST_DELAY.saturating_mul(1 << envelope.generation.min(8)).min(MAX_DELAY);
+        let mut guard = envelope.next_guard(self.now().plus(delay));
+        guard.pairs = guard.pairs.with_lost_since(lost_since);
+        self.publish_later(&guard, delay).await?;
+        let mut mark = Commit::new(guard.id.clone());
+        mark.unless = vec![name::END.into()];
+        mark.facts = vec![(name::guard(guard.attempt, guard.generation), "1".into())];
+        // A task may wait for longer than an unfinished record is kept: each time counts again.
+        mark.expiry = Expiry::After(delay + UNFINISHED_TTL);
+        for commit in [mark, extend_join(awaited.record.clone())] {
+            match self.calls.commit(commit).await {
+                // The copy is published, and decides again when it comes back.
+                Ok(_) | Err(Unanswered::BadRecord) => {}
+                Err(unanswered) => return Err(unanswered.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl WorkerContext {
+    /// Returns `true` if the workflow with this root was revoked.
+    pub(super) async fn is_root_revoked(&self, root: &TaskId) -> Result<bool, Unanswered> {
+        if let Some(revoked) = self.revoked_roots.known(root) {
+            return Ok(revoked);
+        }
+        let revoked = match self.calls.read_record(&revoked_root(root)).await {
+            Ok(facts) => facts.has(name::REVOKED),
+            // Somebody wrote there: nobody has revoked the workflow.
+            Err(Unanswered::BadRecord) => false,
+            Err(unanswered) => return Err(unanswered),
+        };
+        self.revoked_roots.learn(root, revoked);
+        Ok(revoked)
+    }
+}
+
+impl<'a> Awaited<'a> {
+    /// Returns the members with these indexes.
+    fn slots(&self, indexes: &[u32]) -> Vec<MemberSlot<'a>> {
+        let scope = self.place.scope();
+        let mut slots = Vec::with_capacity(indexes.len());
+        let mut wanted = indexes.iter().copied().peekable();
+        let mut first = 0u32;
+        for part in self.parts {
+            let end = first.saturating_add(part.count());
+            while let Some(index) = wanted.next_if(|index| *index < end) {
+                let mut place = scope.step(&part.step);
+                if part.members.is_some() {
+                    place = place.member(index - first);
+                    if let Some(last) = &part.last {
+                        place = place.step(last);
+                    }
+                }
+                slots.push(MemberSlot { index, part, id: place.id() });
+            }
+            first = end;
+        }
+        slots
+    }
+}
+
+/// Returns the error of a task whose members are lost.
+fn lost_error(lost: &[TaskId]) -> String {
+    let named: Vec<&str> = lost.iter().take(NAMED_MEMBERS).map(TaskId::as_str).collect();
+    let more = lost.len().saturating_sub(NAMED_MEMBERS);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("the backend has lost the results of tasks that it waits for: {}{more}", named.join(", "))
+}

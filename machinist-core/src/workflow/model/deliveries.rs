@@ -1,0 +1,559 @@
+//! Steps of a delivery, in the order of `worker/callback.rs` and `worker/continuation.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+use super::Fault;
+use super::{
+    LAST_GUARD, Model, Mutation, NOW, TTL, Transition,
+    state::{Act, Delivery, Message, Stage, State},
+    task,
+};
+use crate::{
+    args::{Arg, Results},
+    backend::Commit,
+    id::{RecordId, TaskId},
+    record::{
+        Child, Claim, CommitRefusal, EncodedResults, EndVerdict, EndedMember, ErrorText, Facts, Failure,
+        FailureKind, FollowUp, JoinDecision, JoinedMember, Joining, ParkDecision, StartDecision,
+        StartRequest, Verdict, after_failure, after_success, decide_join, decide_parking, decide_start,
+        explain_refusal, failure_without_run, gathered_fact, join, join_record, joinings, json,
+        may_be_decided, name, never_after, outcome_commit, recorded_follow_up, upstream_error,
+        waiting_callback,
+    },
+    workflow::Policy,
+};
+
+pub(super) fn guard_after(message: Message) -> Message {
+    Message { generation: message.generation.saturating_add(1).min(LAST_GUARD), ..message }
+}
+
+impl Model {
+    pub(super) fn delivery_steps(
+        &self,
+        state: &State,
+        worker: usize,
+        delivery: &Delivery,
+        steps: &mut Vec<Transition>,
+    ) {
+        let child = self.child_of(delivery.message.child);
+        let record = self.task_record(&child);
+        let mut next = state.clone();
+        let says = |what: &str| format!("worker {worker}, {}: {what}", child.id());
+        let set = |next: &mut State, stage: Stage| {
+            next.workers[worker].delivery.as_mut().expect("a delivery").stage = stage;
+        };
+        match &delivery.stage {
+            Stage::Open => {
+                let waits = !child.step.flow.awaits.is_empty() && !self.mutated(Mutation::StartUndecided);
+                set(&mut next, if waits { Stage::Look(false) } else { Stage::Start(None) });
+                self.push(steps, says("opens"), false, next);
+            }
+            Stage::Look(looked) => {
+                let members = self.members(state, &child.place);
+                let mut decision = decide_join(&child.step.flow.awaits, &members);
+                let joined =
+                    state.joined.get(&self.record_no(&join_record(&child.place))).copied().unwrap_or(0);
+                if self.mutated(Mutation::CountDecides)
+                    && usize::from(joined) >= Self::member_ids(&child).len()
+                    && matches!(decision, JoinDecision::Undecided(_))
+                {
+                    decision = JoinDecision::Run(Vec::new());
+                }
+                let stage = match decision {
+                    JoinDecision::Run(args) => Stage::Start(Some(self.args_no(args))),
+                    JoinDecision::Upstream(_) => Stage::End(FailureKind::Upstream),
+                    JoinDecision::Undecided(_) if *looked || self.mutated(Mutation::MembersNotAsked) => {
+                        Stage::Wait
+                    }
+                    JoinDecision::Undecided(missing) => {
+                        let ended = |(index, id): &(u32, TaskId)| {
+                            let record = self.record_no(&RecordId::from(id));
+                            let ended = self.facts_of(state, record).has(name::END);
+                            (missing.contains(index) && ended)
+                                .then(|| (u8::try_from(*index).expect("few members"), record))
+                        };
+                        let found: Vec<_> = Self::member_ids(&child).iter().filter_map(ended).collect();
+                        if found.is_empty() { Stage::Wait } else { Stage::Rejoin(found) }
+                    }
+                };
+                set(&mut next, stage);
+                self.push(steps, says("looks at its join"), false, next);
+            }
+            Stage::Rejoin(found) => {
+                let (index, member) = found[0];
+                let facts = self.facts_of(state, member);
+                if let (Some(end), Some(id)) =
+                    (facts.get(name::END), self.record_names.get(u32::from(member)).task())
+                {
+                    let joining = self.joining_of(&child, u32::from(index));
+                    let fact = json(&JoinedMember { id, end: String::from_utf8_lossy(end).into_owned() });
+                    drop(self.commit(&mut next, &join(&joining, fact)));
+                }
+                let rest = found[1..].to_vec();
+                set(&mut next, if rest.is_empty() { Stage::Look(true) } else { Stage::Rejoin(rest) });
+                self.push(steps, says("lets a member join"), false, next);
+            }
+            Stage::Wait => {
+                let facts = self.facts_of(state, record);
+                let stage = match decide_parking(&facts, 1, u32::from(delivery.message.generation), false) {
+                    ParkDecision::Over(follow_up) => self.follow_stage(state, &child, &follow_up, None),
+                    ParkDecision::NewerGuard => Stage::Ack,
+                    ParkDecision::Proceed => Stage::End(FailureKind::Revoked),
+                    ParkDecision::Park(_) if self.mutated(Mutation::NoGuard) => Stage::Ack,
+                    ParkDecision::Park(_) if self.mutated(Mutation::GuardStoredFirst) => Stage::StoreGuard,
+                    ParkDecision::Park(_) => Stage::PublishGuard,
+                };
+                let parks = stage == Stage::PublishGuard;
+                set(&mut next, stage);
+                self.push(steps, says("reads its record"), false, next);
+                if parks && self.has_lost_members(state, &child) {
+                    let mut next = state.clone();
+                    set(&mut next, Stage::End(FailureKind::Lost));
+                    self.push(steps, says("has waited long enough for lost members"), false, next);
+                }
+            }
+            Stage::PublishGuard => {
+                Self::put(&mut next, guard_after(delivery.message));
+                let stored_first = self.mutated(Mutation::GuardStoredFirst);
+                set(&mut next, if stored_first { Stage::Ack } else { Stage::StoreGuard });
+                self.push(steps, says("publishes a copy"), false, next);
+            }
+            Stage::StoreGuard => {
+                self.store_guard(&mut next, &child, guard_after(delivery.message).generation);
+                let stored_first = self.mutated(Mutation::GuardStoredFirst);
+                set(&mut next, if stored_first { Stage::PublishGuard } else { Stage::Ack });
+                self.push(steps, says("notes the copy"), false, next);
+            }
+            Stage::End(kind) => {
+                let facts = self.facts_of(state, record);
+                let stage = match recorded_follow_up(&facts, 1) {
+                    Some(follow_up) => self.follow_stage(state, &child, &follow_up, None),
+                    None => {
+                        let failure = Failure::new(*kind, "no");
+                        let commit = failure_without_run(&child.id(), &facts, 1, failure, NOW, TTL);
+                        match self.commit(&mut next, &commit) {
+                            Ok(facts) => {
+                                let follow_up = recorded_follow_up(&facts, 1).expect("an end");
+                                self.follow_stage(&next, &child, &follow_up, None)
+                            }
+                            Err(_) => Stage::Open,
+                        }
+                    }
+                };
+                set(&mut next, stage);
+                self.push(steps, says("ends without a run"), false, next);
+            }
+            Stage::Start(gathered) => self.start_steps(state, worker, delivery, *gathered, steps),
+            Stage::Run(claim, gathered) => {
+                set(&mut next, Stage::Record(*claim, true, *gathered));
+                self.push(steps, says("returns"), false, next);
+                let fails = state.faults_left[Fault::Fail as usize] > 0 && !child.place.is_root();
+                if fails {
+                    let mut next = state.clone();
+                    next.faults_left[Fault::Fail as usize] -= 1;
+                    set(&mut next, Stage::Record(*claim, false, *gathered));
+                    self.push(steps, says("fails"), true, next);
+                }
+            }
+            Stage::Record(claim, success, _) => {
+                let claim = self.claims.borrow()[*claim as usize].clone();
+                let verdict = self.verdict(&child, &claim, *success);
+                if self.mutated(Mutation::JoinBeforeRecord) {
+                    let end = outcome_commit(&claim, &verdict, String::new(), NOW, TTL)
+                        .facts
+                        .pop()
+                        .expect("an end")
+                        .1;
+                    for joining in joinings(&child.place, &child.step.flow) {
+                        let fact = json(&JoinedMember {
+                            id: child.id(),
+                            end: String::from_utf8_lossy(&end).into_owned(),
+                        });
+                        drop(self.commit(&mut next, &join(&joining, fact)));
+                    }
+                }
+                let commit = outcome_commit(&claim, &verdict, String::new(), NOW, TTL);
+                let memory =
+                    commit.facts.iter().find(|(fact, _)| fact == name::END).map(|(_, end)| end.clone());
+                let memory = memory.filter(|_| self.mutated(Mutation::ArgsFromMemory));
+                let stage = match self.commit(&mut next, &commit) {
+                    Ok(facts) => {
+                        let follow_up = recorded_follow_up(&facts, 1).expect("an end");
+                        self.follow_stage(&next, &child, &follow_up, memory)
+                    }
+                    Err(facts) => match explain_refusal(&facts, &claim, &verdict) {
+                        CommitRefusal::Recorded => {
+                            let follow_up = recorded_follow_up(&facts, 1).expect("an end");
+                            self.follow_stage(&next, &child, &follow_up, memory)
+                        }
+                        CommitRefusal::Over(follow_up) => {
+                            self.follow_stage(&next, &child, &follow_up, memory)
+                        }
+                        _ => Stage::Open,
+                    },
+                };
+                if self.mutated(Mutation::JoinBeforeRecord) {
+                    // A process may die between the two.
+                    let mut between = next.clone();
+                    between.records.insert(record, state.records.get(&record).copied().unwrap_or(0));
+                    set(&mut between, delivery.stage.clone());
+                    if between != *state {
+                        self.push(steps, says("joins"), false, between);
+                        return;
+                    }
+                }
+                set(&mut next, stage);
+                self.push(steps, says("records its outcome"), false, next);
+            }
+            Stage::Follow(acts, at, woken) => {
+                self.act(state, worker, delivery, (*acts, *at), woken, steps);
+            }
+            Stage::NoteCopy(generation, woken) => {
+                let waiting = self.record_names.get(u32::from(woken[0])).task().expect("a task");
+                let mut mark = Commit::new(waiting);
+                mark.unless = vec![name::END.into()];
+                mark.facts = vec![(name::guard(1, u32::from(*generation)), "1".into())];
+                drop(self.commit(&mut next, &mark));
+                let rest = woken[1..].to_vec();
+                set(&mut next, self.release_stage(&rest));
+                self.push(steps, says("notes the copy of a task that waited"), false, next);
+            }
+            Stage::Mark => {
+                let done = FollowUp::Ended { spawns: false }.done(&child.id(), 1).expect("a mark");
+                drop(self.commit(&mut next, &done));
+                set(&mut next, Stage::Ack);
+                self.push(steps, says("marks its follow-up as done"), false, next);
+            }
+            Stage::Ack => {
+                next.workers[worker].delivery = None;
+                self.push(steps, says("acknowledges"), false, next);
+            }
+        }
+    }
+
+    pub(super) fn start_steps(
+        &self,
+        state: &State,
+        worker: usize,
+        delivery: &Delivery,
+        gathered: Option<u32>,
+        steps: &mut Vec<Transition>,
+    ) {
+        let child = self.child_of(delivery.message.child);
+        let record = self.task_record(&child);
+        let facts = self.facts_of(state, record);
+        let session = state.workers[worker].session;
+        if state.alive & (1 << session) == 0 {
+            // It opens another session first.
+            let mut next = state.clone();
+            next.workers[worker].session = next.next_session;
+            next.alive |= 1 << next.next_session;
+            next.next_session += 1;
+            return self.push(steps, format!("worker {worker} opens a session"), false, next);
+        }
+        let starts = facts.iter().filter(|(fact, _)| fact.starts_with("s:")).count();
+        let gathered_fact = gathered.map(|args| gathered_fact(&self.args.borrow()[args as usize]));
+        let request = StartRequest {
+            id: child.id(),
+            attempt: 1,
+            generation: u32::from(delivery.message.generation),
+            run: format!("{session}-{starts}").as_str().into(),
+            session: session.to_string().as_str().into(),
+            worker: "w".into(),
+            received_at: NOW,
+            token: 0,
+            alone: false,
+            gathered: gathered_fact.filter(|_| !self.mutated(Mutation::ArgumentsUnchecked)),
+        };
+        let mut next = state.clone();
+        let (mut commit, mut claim) = request.first(NOW);
+        let own = session.to_string();
+        let gone = |of: &crate::id::SessionId, _: &crate::id::RunId| {
+            let number: u16 = of.as_str().parse().expect("a number");
+            // A process knows what it runs itself.
+            state.alive & (1 << number) == 0 || of.as_str() == own
+        };
+        let stage = loop {
+            match self.commit(&mut next, &commit) {
+                Ok(_) => break None,
+                Err(facts) => match decide_start(&facts, &request, gone, NOW) {
+                    StartDecision::AlreadyStarted(_) => break Some(Stage::Ack),
+                    StartDecision::Over(follow_up) => {
+                        break Some(self.follow_stage(state, &child, &follow_up, None));
+                    }
+                    StartDecision::NewerGuard => break Some(Stage::Ack),
+                    StartDecision::OtherArguments => break Some(Stage::End(FailureKind::Lost)),
+                    StartDecision::Revoked => break Some(Stage::End(FailureKind::Revoked)),
+                    // It waits; what it waits for is another step.
+                    StartDecision::Busy(_) => return,
+                    StartDecision::TakeOver(take_over) => (commit, claim) = *take_over,
+                },
+            }
+        };
+        let granted = stage.is_none();
+        let stage = stage.unwrap_or_else(|| {
+            let mut claims = self.claims.borrow_mut();
+            let known = claims.iter().position(|known| *known == claim);
+            let number = known.unwrap_or_else(|| {
+                claims.push(claim);
+                claims.len() - 1
+            });
+            Stage::Run(u32::try_from(number).expect("few claims"), gathered)
+        });
+        if granted {
+            self.check_start(&mut next, &child, record, gathered);
+        }
+        next.workers[worker].delivery.as_mut().expect("a delivery").stage = stage;
+        self.push(steps, format!("worker {worker} requests a start of {}", child.id()), false, next);
+    }
+
+    /// Checks what must hold when a task starts.
+    pub(super) fn check_start(&self, state: &mut State, child: &Child, record: u16, gathered: Option<u32>) {
+        let awaits = &child.step.flow.awaits;
+        if awaits.is_empty() || state.lost {
+            if let (Some(gathered), true) = (gathered, state.lost) {
+                let before = state.started.insert(record, gathered);
+                let facts = self.facts_of(state, record);
+                let again = facts.iter().filter(|(fact, _)| fact.starts_with("s:")).count() > 1;
+                if before.is_some_and(|before| before != gathered) && again {
+                    self.say("started with other arguments than before".to_owned());
+                }
+            }
+            return;
+        }
+        let truth: BTreeMap<u32, EndedMember> = Self::member_ids(child)
+            .into_iter()
+            .filter_map(|(index, id)| {
+                let facts = self.facts_of(state, self.record_no(&RecordId::from(&id)));
+                Some((index, EndedMember::of(id, facts.get(name::END)?)?))
+            })
+            .collect();
+        match (decide_join(awaits, &truth), gathered) {
+            (JoinDecision::Run(args), Some(gathered)) => {
+                if args != self.args.borrow()[gathered as usize] {
+                    self.say("started with arguments that are not recorded".to_owned());
+                }
+                if state.started.insert(record, gathered).is_some_and(|before| before != gathered) {
+                    self.say("started with other arguments than before".to_owned());
+                }
+            }
+            _ => self.say("started before its join was decided".to_owned()),
+        }
+    }
+
+    pub(super) fn joining_of(&self, child: &Child, index: u32) -> Joining {
+        let size = u32::try_from(Self::member_ids(child).len()).expect("few members");
+        Joining { waiting: child.place.clone(), index, size, policy: Policy::Collect }
+    }
+
+    pub(super) fn has_lost_members(&self, state: &State, child: &Child) -> bool {
+        let members = self.members(state, &child.place);
+        let root = self.facts_of(state, self.record_no(&RecordId::from(&task("R"))));
+        let lost = |(index, id): &(u32, TaskId)| {
+            !members.contains_key(index)
+                && self.facts_of(state, self.record_no(&RecordId::from(id))).is_empty()
+        };
+        let published = root.is_empty() || (root.has(name::END) && root.has(name::FOLLOWED));
+        published && Self::member_ids(child).iter().any(lost)
+    }
+
+    pub(super) fn verdict(&self, child: &Child, claim: &Claim, success: bool) -> Verdict {
+        if !success {
+            return Verdict::Failure { kind: FailureKind::Error, error: ErrorText::from("broken") };
+        }
+        // Each run returns something else.
+        let value = format!("{} by {}", child.step.name, claim.run.as_str());
+        let arg = Arg { name: String::new(), kind: "string".to_owned(), value: value.into() };
+        Verdict::Success(EncodedResults::of(&Results(vec![arg])))
+    }
+
+    /// Returns the stage after an end: the list of what has to be done.
+    pub(super) fn follow_stage(
+        &self,
+        state: &State,
+        child: &Child,
+        follow_up: &FollowUp,
+        memory: Option<Bytes>,
+    ) -> Stage {
+        if *follow_up == FollowUp::Nothing {
+            return Stage::Ack;
+        }
+        let facts = self.facts_of(state, self.task_record(child));
+        let Some(end) = memory.or_else(|| facts.get(name::END).cloned()) else { return Stage::Open };
+        let flow = &child.step.flow;
+        let verdict = EndedMember::of(child.id(), &end).expect("an end").verdict;
+        let mut acts = Vec::new();
+        let publish = |children: Vec<Child>, acts: &mut Vec<Act>| {
+            let (waiting, others): (Vec<_>, Vec<_>) =
+                children.into_iter().partition(|child| !child.step.flow.awaits.is_empty());
+            acts.extend(waiting.into_iter().chain(others).map(|child| Act::Publish(self.child(child))));
+        };
+        match verdict {
+            EndVerdict::Success { results } => {
+                publish(after_success(&child.place, flow, &results.0), &mut acts)
+            }
+            EndVerdict::Failure(failure) => {
+                if !matches!(failure.kind, FailureKind::Revoked | FailureKind::Upstream) {
+                    publish(after_failure(&child.place, flow, failure.error.message()), &mut acts);
+                }
+                let error = upstream_error(&child.id(), &failure);
+                for never in never_after(&child.place, flow) {
+                    let never = self.child(never);
+                    if !self.mutated(Mutation::UpstreamLeftOut) {
+                        acts.extend([Act::EndChild(never, error.clone()), Act::JoinChild(never)]);
+                    }
+                }
+            }
+        }
+        if !self.mutated(Mutation::JoinBeforeRecord) {
+            acts.push(Act::JoinOwn(end));
+        }
+        Stage::Follow(self.acts.number(acts), 0, Vec::new())
+    }
+
+    pub(super) fn act(
+        &self,
+        state: &State,
+        worker: usize,
+        delivery: &Delivery,
+        (acts, at): (u32, u8),
+        woken: &[u16],
+        steps: &mut Vec<Transition>,
+    ) {
+        let child = self.child_of(delivery.message.child);
+        let mut next = state.clone();
+        let mut woken: BTreeSet<u16> = woken.iter().copied().collect();
+        if at == 0 && self.mutated(Mutation::AckBeforeFollow) && !delivery.settled {
+            next.workers[worker].delivery.as_mut().expect("a delivery").settled = true;
+            return self.push(steps, "acknowledges too early", false, next);
+        }
+        let list = self.acts.get(acts);
+        let Some(act) = list.get(usize::from(at)) else {
+            return self.release(state, worker, woken.into_iter().collect(), steps);
+        };
+        let what = match act {
+            Act::Publish(number) => {
+                let published = self.child_of(*number);
+                self.check_publish(state, &child, &published);
+                Self::put(&mut next, Message { child: *number, generation: 0 });
+                let mut sent = Commit::new(published.id());
+                sent.facts = vec![(name::SENT.into(), json(&NOW))];
+                if !published.step.flow.awaits.is_empty() {
+                    // The number of the child stands for its message.
+                    sent.facts.push((name::MESSAGE.into(), number.to_string().into()));
+                }
+                drop(self.commit(&mut next, &sent));
+                format!("publishes {}", published.id())
+            }
+            Act::EndChild(number, error) => {
+                let ended = self.child_of(*number);
+                let failure = Failure::new(FailureKind::Upstream, error.as_str());
+                let commit = failure_without_run(&ended.id(), &Facts::new(), 1, failure, NOW, TTL);
+                drop(self.commit(&mut next, &commit));
+                format!("ends {}", ended.id())
+            }
+            Act::JoinChild(number) => {
+                let ended = self.child_of(*number);
+                let facts = self.facts_of(state, self.task_record(&ended));
+                if let Some(end) = facts.get(name::END).cloned() {
+                    self.join_all(&mut next, &ended, &end, &mut woken);
+                }
+                format!("lets {} join", ended.id())
+            }
+            Act::JoinOwn(end) => {
+                self.join_all(&mut next, &child, end, &mut woken);
+                "joins".to_owned()
+            }
+        };
+        let stage = Stage::Follow(acts, at + 1, woken.into_iter().collect());
+        next.workers[worker].delivery.as_mut().expect("a delivery").stage = stage;
+        self.push(steps, format!("worker {worker}, {}: {what}", child.id()), false, next);
+    }
+
+    pub(super) fn join_all(&self, state: &mut State, ended: &Child, end: &Bytes, woken: &mut BTreeSet<u16>) {
+        let verdict = EndedMember::of(ended.id(), end).expect("an end");
+        for joining in joinings(&ended.place, &ended.step.flow) {
+            let fact = json(&JoinedMember { id: ended.id(), end: String::from_utf8_lossy(end).into_owned() });
+            let commit = join(&joining, fact);
+            if self.mutated(Mutation::CountDecides) {
+                *state.joined.entry(self.record_no(&commit.id)).or_default() += 1;
+            }
+            if let Ok(facts) = self.commit(state, &commit)
+                && may_be_decided(&joining, verdict.failed(), &commit.done(&facts))
+            {
+                woken.insert(self.record_no(&RecordId::from(&joining.waiting.id())));
+            }
+        }
+    }
+
+    pub(super) fn release_stage(&self, woken: &[u16]) -> Stage {
+        if woken.is_empty() {
+            Stage::Mark
+        } else {
+            Stage::Follow(self.acts.number(Vec::new()), 1, woken.to_vec())
+        }
+    }
+
+    /// Publishes a copy of the task that waits at the front of the list, if it still waits.
+    pub(super) fn release(&self, state: &State, worker: usize, woken: Vec<u16>, steps: &mut Vec<Transition>) {
+        let mut next = state.clone();
+        let Some(first) = woken.first() else {
+            next.workers[worker].delivery.as_mut().expect("a delivery").stage = Stage::Mark;
+            return self.push(steps, "has nobody to wake", false, next);
+        };
+        let facts = self.facts_of(state, *first);
+        let waiting = waiting_callback(&facts).zip(facts.text(name::MESSAGE));
+        let stage = match waiting {
+            Some((generation, child)) => {
+                let generation = u8::try_from(generation + 1).expect("few generations");
+                let child = child.parse().expect("a number");
+                Self::put(&mut next, Message { child, generation });
+                Stage::NoteCopy(generation, woken)
+            }
+            None => self.release_stage(&woken[1..]),
+        };
+        next.workers[worker].delivery.as_mut().expect("a delivery").stage = stage;
+        self.push(steps, format!("worker {worker} wakes a task that waits"), false, next);
+    }
+
+    pub(super) fn store_guard(&self, state: &mut State, child: &Child, generation: u8) {
+        let mut mark = Commit::new(child.id());
+        mark.unless = vec![name::END.into()];
+        mark.facts = vec![(name::guard(1, u32::from(generation)), "1".into())];
+        drop(self.commit(state, &mark));
+    }
+
+    /// Checks what must hold when a task is published.
+    pub(super) fn check_publish(&self, state: &State, parent: &Child, published: &Child) {
+        if state.lost {
+            return;
+        }
+        if !self.facts_of(state, self.task_record(parent)).has(name::END) {
+            self.say(format!(
+                "{} is published before the end of {} is recorded",
+                published.id(),
+                parent.id()
+            ));
+        }
+        let children = self.children.borrow();
+        let in_broker = |message: &Message| {
+            let other = &children[usize::from(message.child)];
+            other.place == published.place && **other != *published
+        };
+        let held =
+            state.workers.iter().filter_map(|worker| worker.delivery.as_ref()).map(|held| &held.message);
+        if state.queue.iter().chain(held).any(in_broker) {
+            self.say(format!("{} is published with other arguments", published.id()));
+        }
+        let facts = self.facts_of(state, self.task_record(parent));
+        let recorded = facts.get(name::END).and_then(|end| EndedMember::of(parent.id(), end));
+        if let Some(EndedMember { verdict: EndVerdict::Success { results }, .. }) = recorded {
+            let right = after_success(&parent.place, &parent.step.flow, &results.0);
+            if !right.contains(published) {
+                self.say(format!("{} is published with arguments that are not recorded", published.id()));
+            }
+        }
+    }
+}

@@ -1,0 +1,524 @@
+//! Search over workflows: small graphs, two workers, every interleaving of their steps and faults.
+//!
+//! The decisions are the production functions: what follows an end, the joins, the decision about a task that waits, starts
+//! and outcomes. The steps are in the order of `worker/continuation.rs` and `worker/callback.rs`. What one task's delivery
+//! does beyond that (renewals, hand-backs, replies that are lost) is searched in `record/model`. Small scenes are searched
+//! exhaustively; larger ones by random walks, whose seeds are printed.
+//!
+//! `MACHINIST_MODEL=large cargo test -p machinist-core --lib workflow::model -- --nocapture` searches further.
+
+mod deliveries;
+mod search;
+mod state;
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use self::{
+    search::{search, walk},
+    state::{Act, Delivery, Message, Numbered, Stage, State, WorkerState},
+};
+use super::{Sendable, StepPlan, Workflow};
+use crate::{
+    args::Arg,
+    backend::Commit,
+    clock::Timestamp,
+    flow::{Flow, Step, StepPlace},
+    id::{RecordId, TaskId},
+    record::{
+        Child, Claim, EndedMember, FactName, Facts, JoinDecision, JoinedMember, decide_join, ended_members,
+        failure_of, gathered_fact, join_record, name, never_after,
+    },
+    signature::Signature,
+};
+
+const NOW: Timestamp = Timestamp::from_micros(1_000_000);
+const TTL: Duration = Duration::from_secs(3600);
+/// Generation from which on a copy of a task that waits comes only when its join can be decided.
+const LAST_GUARD: u8 = 2;
+
+/// Fault, which occurs as often as a scene lists it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// A worker dies. Its delivery goes back to the queue, and its session is known to be gone.
+    Crash,
+    /// A worker's broker connection is lost: its delivery goes back, and the worker goes on with it.
+    Drop,
+    /// The session of a living worker expires: others take its task over.
+    Expire,
+    /// A message arrives twice.
+    Duplicate,
+    /// The backend loses the record of a join.
+    LoseJoin,
+    /// The backend loses the record of a task that has been followed up.
+    LoseRecord,
+    /// A handler fails for good.
+    Fail,
+}
+
+const FAULTS: usize = 7;
+
+/// Rule that is broken on purpose: the search must find what the rule prevents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mutation {
+    /// A member joins with what its handler returned, before that is recorded.
+    JoinBeforeRecord,
+    /// A delivery is acknowledged before the workflow has gone on.
+    AckBeforeFollow,
+    /// A task that waits is acknowledged without a further copy.
+    NoGuard,
+    /// A copy of a task that waits is noted before it is published.
+    GuardStoredFirst,
+    /// What follows gets what the handler returned, and not what is recorded.
+    ArgsFromMemory,
+    /// Tasks that never run are not ended.
+    UpstreamLeftOut,
+    /// A task that waits starts without a look at its join.
+    StartUndecided,
+    /// A start does not check that it has the arguments of the start before it.
+    ArgumentsUnchecked,
+    /// The look at a join does not look at the records of missing members.
+    MembersNotAsked,
+    /// A join counts each commit, and the number decides.
+    CountDecides,
+}
+
+/// One search.
+#[derive(Debug, Clone)]
+struct Scene {
+    name: &'static str,
+    steps: fn() -> Vec<StepPlan>,
+    workers: usize,
+    faults: &'static [Fault],
+    mutation: Option<Mutation>,
+}
+
+struct Model {
+    scene: Scene,
+    root: Message,
+    /// Children by number. Two that differ are two numbers, even at one place.
+    children: RefCell<Vec<Rc<Child>>>,
+    record_names: Numbered<RecordId>,
+    facts: Numbered<Facts>,
+    claims: RefCell<Vec<Claim>>,
+    args: RefCell<Vec<Vec<Arg>>>,
+    acts: Numbered<Vec<Act>>,
+    /// Records of the tasks that must end.
+    expected: Vec<u16>,
+    violation: RefCell<Option<String>>,
+}
+
+struct Transition {
+    action: String,
+    is_fault: bool,
+    state: State,
+    violation: Option<String>,
+}
+
+impl Model {
+    fn new(scene: Scene) -> Self {
+        let workflow = Workflow::of_steps((scene.steps)()).expect("a workflow").with_id(task("R"));
+        let parts = workflow.into_parts().parts;
+        let flow = *parts.flow.expect("a flow");
+        let place = StepPlace::root(task("R"));
+        let step = Step { name: "root".to_owned(), task: parts.name, flow, ..Step::default() };
+        let root = Child { place, step, outline: None };
+        let mut model = Self {
+            scene,
+            root: Message { child: 0, generation: 0 },
+            children: RefCell::default(),
+            record_names: Numbered::new(),
+            facts: Numbered::new(),
+            claims: RefCell::default(),
+            args: RefCell::default(),
+            acts: Numbered::new(),
+            expected: Vec::new(),
+            violation: RefCell::default(),
+        };
+        model.facts.number(Facts::new());
+        let all = never_after(&root.place, &root.step.flow);
+        model.root.child = model.child(root.clone());
+        model.expected =
+            all.iter().chain([&root]).map(|child| model.record_no(&RecordId::from(&child.id()))).collect();
+        model
+    }
+
+    fn initial(&self) -> State {
+        let mut faults_left = [0; FAULTS];
+        for fault in self.scene.faults {
+            faults_left[*fault as usize] += 1;
+        }
+        let worker = |session| WorkerState { session, delivery: None };
+        let workers = u8::try_from(self.scene.workers).expect("few workers");
+        State {
+            records: BTreeMap::new(),
+            queue: vec![self.root],
+            workers: (0..workers).map(worker).collect(),
+            alive: (1 << workers) - 1,
+            next_session: workers,
+            faults_left,
+            lost: false,
+            lost_record: false,
+            started: BTreeMap::new(),
+            joined: BTreeMap::new(),
+        }
+    }
+
+    fn mutated(&self, mutation: Mutation) -> bool {
+        self.scene.mutation == Some(mutation)
+    }
+
+    fn child(&self, child: Child) -> u16 {
+        let mut children = self.children.borrow_mut();
+        let known = children.iter().position(|known| **known == child);
+        let number = known.unwrap_or_else(|| {
+            children.push(Rc::new(child));
+            children.len() - 1
+        });
+        u16::try_from(number).expect("few children")
+    }
+
+    fn child_of(&self, number: u16) -> Rc<Child> {
+        Rc::clone(&self.children.borrow()[usize::from(number)])
+    }
+
+    fn record_no(&self, record: &RecordId) -> u16 {
+        u16::try_from(self.record_names.number(record.clone())).expect("few records")
+    }
+
+    fn task_record(&self, child: &Child) -> u16 {
+        self.record_no(&RecordId::from(&child.id()))
+    }
+
+    fn facts_of(&self, state: &State, record: u16) -> Rc<Facts> {
+        self.facts.get(state.records.get(&record).copied().unwrap_or(0))
+    }
+
+    fn args_no(&self, args: Vec<Arg>) -> u32 {
+        let mut all = self.args.borrow_mut();
+        let known = all.iter().position(|known| *known == args);
+        let number = known.unwrap_or_else(|| {
+            all.push(args);
+            all.len() - 1
+        });
+        u32::try_from(number).expect("few arguments")
+    }
+
+    fn say(&self, violation: String) {
+        self.violation.borrow_mut().get_or_insert(violation);
+    }
+
+    /// Commits as a backend does. Returns the record if it is refused.
+    fn commit(&self, state: &mut State, commit: &Commit) -> Result<Rc<Facts>, Rc<Facts>> {
+        let record = self.record_no(&commit.id);
+        let before = self.facts_of(state, record);
+        let mut after = Facts::clone(&before);
+        if !commit.apply(&mut after) {
+            return Err(before);
+        }
+        if before.has(name::END) && before.get(name::END) != after.get(name::END) {
+            self.say("an end was rewritten".to_owned());
+        }
+        let after_no = self.facts.number(after);
+        state.records.insert(record, after_no);
+        Ok(self.facts.get(after_no))
+    }
+
+    fn put(state: &mut State, message: Message) {
+        let at = state.queue.partition_point(|other| *other <= message);
+        state.queue.insert(at, message);
+    }
+
+    fn members(&self, state: &State, place: &StepPlace) -> BTreeMap<u32, EndedMember> {
+        let facts = self.facts_of(state, self.record_no(&join_record(place)));
+        ended_members(&facts, |_, fact| {
+            let member: JoinedMember = serde_json::from_slice(fact).ok()?;
+            EndedMember::of(member.id, member.end.as_bytes())
+        })
+    }
+
+    /// Returns the places of the members of the join that a task waits for, by index.
+    fn member_ids(child: &Child) -> Vec<(u32, TaskId)> {
+        let scope = child.place.scope();
+        let mut ids = Vec::new();
+        for part in &child.step.flow.awaits {
+            let place = scope.step(&part.step);
+            for member in 0..part.count() {
+                let place = if part.members.is_some() { place.member(member) } else { place.clone() };
+                ids.push((u32::try_from(ids.len()).expect("few members"), place.id()));
+            }
+        }
+        ids
+    }
+
+    /// Returns `true` if the join of a task that waits can be decided from what is recorded, or never will be.
+    fn can_be_decided(&self, state: &State, child: &Child) -> bool {
+        let members = self.members(state, &child.place);
+        let undecided = |index: &u32, id: &TaskId| -> bool {
+            !members.contains_key(index)
+                && !self.facts_of(state, self.record_no(&RecordId::from(id))).has(name::END)
+        };
+        let all_ended = Self::member_ids(child).iter().all(|(index, id)| !undecided(index, id));
+        all_ended
+            || state.lost
+            || !matches!(decide_join(&child.step.flow.awaits, &members), JoinDecision::Undecided(_))
+    }
+
+    fn is_done(&self, state: &State) -> bool {
+        let ended = |record: &u16| self.facts_of(state, *record).has(name::END);
+        self.expected.iter().all(ended)
+    }
+
+    /// Returns all steps that are possible in a state.
+    fn steps(&self, state: &State) -> Vec<Transition> {
+        let mut steps = Vec::new();
+        for worker in 0..state.workers.len() {
+            match &state.workers[worker].delivery {
+                Some(delivery) => self.delivery_steps(state, worker, delivery, &mut steps),
+                None => self.receive_steps(state, worker, &mut steps),
+            }
+        }
+        self.fault_steps(state, &mut steps);
+        steps
+    }
+
+    fn push(&self, steps: &mut Vec<Transition>, action: impl Into<String>, is_fault: bool, state: State) {
+        let violation = self.violation.borrow_mut().take();
+        steps.push(Transition { action: action.into(), is_fault, state, violation });
+    }
+
+    fn receive_steps(&self, state: &State, worker: usize, steps: &mut Vec<Transition>) {
+        // Workers without a delivery are alike.
+        if state.workers[..worker].iter().any(|other| other.delivery.is_none()) {
+            return;
+        }
+        let distinct: BTreeSet<Message> = state.queue.iter().copied().collect();
+        for message in distinct {
+            let child = self.child_of(message.child);
+            let waits = !child.step.flow.awaits.is_empty();
+            if waits && message.generation >= LAST_GUARD && !self.can_be_decided(state, &child) {
+                continue;
+            }
+            let mut next = state.clone();
+            let at = next.queue.iter().position(|other| *other == message).expect("a message");
+            next.queue.remove(at);
+            next.workers[worker].delivery = Some(Delivery { message, settled: false, stage: Stage::Open });
+            self.push(
+                steps,
+                format!("worker {worker} receives {} ({})", child.id(), message.generation),
+                false,
+                next,
+            );
+        }
+    }
+
+    fn fault_steps(&self, state: &State, steps: &mut Vec<Transition>) {
+        let with = |fault: Fault| {
+            let mut next = state.clone();
+            let left = &mut next.faults_left[fault as usize];
+            *left = left.checked_sub(1)?;
+            Some(next)
+        };
+        for worker in 0..state.workers.len() {
+            let Some(delivery) = &state.workers[worker].delivery else { continue };
+            if let Some(mut next) = with(Fault::Crash) {
+                next.alive &= !(1 << next.workers[worker].session);
+                next.workers[worker] = WorkerState { session: next.next_session, delivery: None };
+                next.alive |= 1 << next.next_session;
+                next.next_session += 1;
+                if !delivery.settled {
+                    Self::put(&mut next, delivery.message);
+                }
+                self.push(steps, format!("worker {worker} dies"), true, next);
+            }
+            if !delivery.settled
+                && let Some(mut next) = with(Fault::Drop)
+            {
+                next.workers[worker].delivery.as_mut().expect("a delivery").settled = true;
+                Self::put(&mut next, delivery.message);
+                self.push(steps, format!("worker {worker} loses its connection"), true, next);
+            }
+            if state.alive & (1 << state.workers[worker].session) != 0
+                && let Some(mut next) = with(Fault::Expire)
+            {
+                next.alive &= !(1 << next.workers[worker].session);
+                self.push(steps, format!("the session of worker {worker} expires"), true, next);
+            }
+        }
+        if let Some(next) = with(Fault::Duplicate) {
+            for message in state.queue.iter().collect::<BTreeSet<_>>() {
+                let mut next = next.clone();
+                Self::put(&mut next, *message);
+                self.push(steps, "a message arrives twice", true, next);
+            }
+        }
+        for (record, facts) in &state.records {
+            let is_join = self.record_names.get(u32::from(*record)).task().is_none();
+            let fault = if is_join { Fault::LoseJoin } else { Fault::LoseRecord };
+            if *facts == 0 || (!is_join && !self.facts.get(*facts).has(name::FOLLOWED)) {
+                continue;
+            }
+            if let Some(mut next) = with(fault) {
+                next.records.insert(*record, 0);
+                next.lost = true;
+                next.lost_record |= !is_join;
+                self.push(steps, "a record is lost", true, next);
+            }
+        }
+    }
+
+    /// Returns the invariant that a state violates, if any.
+    fn violation(&self, state: &State) -> Option<String> {
+        let held =
+            state.workers.iter().any(|worker| worker.delivery.as_ref().is_some_and(|held| !held.settled));
+        if state.queue.is_empty() && !held && !self.is_done(state) && !state.lost_record {
+            let busy = state.workers.iter().any(|worker| worker.delivery.is_some());
+            return (!busy).then(|| "lost: no message, and the workflow has not ended".to_owned());
+        }
+        None
+    }
+}
+
+fn task(id: &str) -> TaskId {
+    id.try_into().expect("an id")
+}
+
+fn inc() -> Signature {
+    Signature::new("inc")
+}
+
+/// Two members, and a task that waits for them.
+fn chord() -> Vec<StepPlan> {
+    vec![StepPlan::new("m", inc()).each(vec![vec![], vec![]]), StepPlan::new("cb", inc()).after(["m"])]
+}
+
+/// Two members, a task that waits for them, its successor, and an error callback.
+fn chord_with_successor() -> Vec<StepPlan> {
+    vec![
+        StepPlan::new("m", inc()).each(vec![vec![], vec![]]).on_error(["e"]),
+        StepPlan::new("cb", inc()).after(["m"]).on_error(["e"]),
+        StepPlan::new("s", inc()).after(["cb"]),
+        StepPlan::new("e", inc()),
+    ]
+}
+
+fn chain() -> Vec<StepPlan> {
+    vec![
+        StepPlan::new("a", inc()).on_error(["e"]),
+        StepPlan::new("b", inc()).after(["a"]),
+        StepPlan::new("e", inc()),
+    ]
+}
+
+/// A diamond with a group behind it, and a task that waits for the group.
+fn graph() -> Vec<StepPlan> {
+    vec![
+        StepPlan::new("a", inc()),
+        StepPlan::new("b", inc()).after(["a"]),
+        StepPlan::new("c", inc()).after(["a"]),
+        StepPlan::new("d", inc()).after(["b", "c"]),
+        StepPlan::new("m", inc()).each(vec![vec![], vec![]]).after(["d"]),
+        StepPlan::new("cb", inc()).after(["m", "a"]),
+        StepPlan::new("s", inc()).after(["cb"]),
+    ]
+}
+
+use Fault::{Crash, Drop, Duplicate, Expire, Fail, LoseJoin, LoseRecord};
+
+const SCENES: [Scene; 8] = [
+    scene("chain: crash, expiry", chain, 2, &[Crash, Expire]),
+    scene("chain: failure, crash, duplicate", chain, 2, &[Fail, Crash, Duplicate]),
+    scene("chord, one worker: crash, duplicate", chord, 1, &[Crash, Duplicate]),
+    scene("chord, one worker: lost join, crash", chord, 1, &[LoseJoin, Crash]),
+    scene("chord, one worker: lost join, lost record", chord, 1, &[LoseJoin, LoseRecord]),
+    scene("chord, one worker: failure, crash", chord_with_successor, 1, &[Fail, Crash]),
+    scene("chord, one worker: two failures, drop", chord_with_successor, 1, &[Fail, Fail, Drop]),
+    scene("chord: expiry", chord, 2, &[Expire]),
+];
+
+/// Scene with two million states, in which one broken rule is found.
+const LOST_AND_AGAIN: Scene =
+    scene("chord, one worker: lost, again, crash", chord, 1, &[LoseJoin, LoseRecord, Duplicate, Crash]);
+
+/// Scenes that are too large for all states.
+const WALKS: [Scene; 4] = [
+    scene("walk: chord", chord_with_successor, 2, &[Crash, Crash, Drop, Expire, Duplicate]),
+    scene("walk: chord, failures", chord_with_successor, 2, &[Fail, Fail, Crash, Drop, Expire, Duplicate]),
+    scene("walk: graph", graph, 2, &[Crash, Crash, Drop, Expire, Duplicate, Fail]),
+    scene("walk: graph, lost data", graph, 2, &[Crash, LoseJoin, Drop, Expire]),
+];
+
+const fn scene(
+    name: &'static str,
+    steps: fn() -> Vec<StepPlan>,
+    workers: usize,
+    faults: &'static [Fault],
+) -> Scene {
+    Scene { name, steps, workers, faults, mutation: None }
+}
+
+fn large() -> bool {
+    std::env::var("MACHINIST_MODEL").is_ok_and(|size| size == "large")
+}
+
+#[test]
+fn every_workflow_ends_and_nothing_starts_undecided() {
+    for scene in SCENES.into_iter().chain([LOST_AND_AGAIN].into_iter().filter(|_| large())) {
+        let (name, started) = (scene.name, std::time::Instant::now());
+        let report = search(&Model::new(scene));
+        println!("{name}: {} states, {:.1?}", report.states, started.elapsed());
+        assert!(report.violation.is_none(), "{name}: {}", report.violation.unwrap_or_default());
+    }
+}
+
+#[test]
+fn random_walks_find_nothing_either() {
+    let steps = if large() { 10_000_000 } else { 250_000 };
+    for scene in WALKS {
+        let (name, seed) = (scene.name, rand::random());
+        let walked = walk(&Model::new(scene), seed, steps)
+            .unwrap_or_else(|found| panic!("{name}, seed {seed}: {found}"));
+        println!("{name}: seed {seed}, {walked} steps");
+    }
+}
+
+#[test]
+fn every_broken_rule_of_workflows_is_found() {
+    use Mutation::*;
+    let mutations = [
+        (JoinBeforeRecord, "chord: expiry", "started"),
+        (AckBeforeFollow, "chord, one worker: crash, duplicate", "lost"),
+        (NoGuard, "chord, one worker: lost join, crash", "lost"),
+        (GuardStoredFirst, "chord, one worker: lost join, crash", "lost"),
+        (ArgsFromMemory, "chain: crash, expiry", "R."),
+        (UpstreamLeftOut, "chain: failure, crash, duplicate", "lost"),
+        (StartUndecided, "chord: expiry", "started before"),
+        (ArgumentsUnchecked, "chord, one worker: lost, again, crash", "started with other"),
+        (MembersNotAsked, "chord, one worker: lost join, crash", "stuck"),
+        (CountDecides, "chord, one worker: crash, duplicate", "started before"),
+    ];
+    for (mutation, name, expected) in mutations {
+        let scene =
+            SCENES.into_iter().chain([LOST_AND_AGAIN]).find(|scene| scene.name == name).expect("a scene");
+        let report = search(&Model::new(Scene { mutation: Some(mutation), ..scene }));
+        let violation = report.violation.unwrap_or_default();
+        let found = violation.lines().next().unwrap_or("nothing");
+        println!("{mutation:?}: {found} ({} states)", report.states);
+        assert!(found.starts_with(expected), "{mutation:?} in {name}: {found}");
+    }
+}
+
+/// Facts that a task which waits is started with.
+#[test]
+fn a_digest_is_that_of_its_arguments() {
+    let arg = |value: i64| Arg { name: String::new(), kind: "int64".to_owned(), value: value.into() };
+    let (one, other): ((FactName, Bytes), _) = (gathered_fact(&[arg(1)]), gathered_fact(&[arg(2)]));
+    assert!(one.0 == other.0 && one.1 != other.1 && one == gathered_fact(&[arg(1)]));
+    assert!(failure_of(&Facts::new()).is_none() && Flow::default().is_empty());
+}

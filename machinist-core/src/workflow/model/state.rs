@@ -1,0 +1,115 @@
+//! State of the search over workflows: what broker, backend and workers hold, as small plain values.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
+    rc::Rc,
+};
+
+use bytes::Bytes;
+
+use super::FAULTS;
+use crate::record::FailureKind;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Message {
+    pub(super) child: u16,
+    pub(super) generation: u8,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct State {
+    /// Records by number, each with the number of its facts.
+    pub(super) records: BTreeMap<u16, u32>,
+    pub(super) queue: Vec<Message>,
+    pub(super) workers: Vec<WorkerState>,
+    /// Sessions that are alive.
+    pub(super) alive: u16,
+    pub(super) next_session: u8,
+    pub(super) faults_left: [u8; FAULTS],
+    /// Data was lost, so that what was promised about arguments may end in FAILURE/lost.
+    pub(super) lost: bool,
+    /// The record of a task was lost, so that nobody knows of its end.
+    pub(super) lost_record: bool,
+    /// Arguments with which each task that waits was started.
+    pub(super) started: BTreeMap<u16, u32>,
+    /// Number of commits that a join has seen; for one mutation.
+    pub(super) joined: BTreeMap<u16, u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct WorkerState {
+    pub(super) session: u8,
+    pub(super) delivery: Option<Delivery>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Delivery {
+    pub(super) message: Message,
+    pub(super) settled: bool,
+    pub(super) stage: Stage,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Stage {
+    Open,
+    /// Looks at its join; `true` after it has looked at the members' records.
+    Look(bool),
+    /// Lets members join that have ended.
+    Rejoin(Vec<(u8, u16)>),
+    Wait,
+    PublishGuard,
+    StoreGuard,
+    /// Ends without a run.
+    End(FailureKind),
+    /// Requests a start, with these gathered arguments.
+    Start(Option<u32>),
+    Run(u32, Option<u32>),
+    Record(u32, bool, Option<u32>),
+    /// Does the act at this position of this list; these records wake.
+    Follow(u32, u8, Vec<u16>),
+    /// Notes the copy that it has published for the record at the front.
+    NoteCopy(u8, Vec<u16>),
+    Mark,
+    Ack,
+}
+
+/// What is done after an end, in this order.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Act {
+    Publish(u16),
+    EndChild(u16, String),
+    JoinChild(u16),
+    /// The task itself joins, with this end.
+    JoinOwn(Bytes),
+}
+
+/// Values that states refer to by number.
+#[derive(Debug)]
+pub(super) struct Numbered<T> {
+    pub(super) values: RefCell<Vec<Rc<T>>>,
+    pub(super) numbers: RefCell<HashMap<Rc<T>, u32>>,
+}
+
+impl<T: Eq + Hash> Numbered<T> {
+    pub(super) fn new() -> Self {
+        Self { values: RefCell::default(), numbers: RefCell::default() }
+    }
+
+    pub(super) fn number(&self, value: T) -> u32 {
+        if let Some(number) = self.numbers.borrow().get(&value) {
+            return *number;
+        }
+        let value = Rc::new(value);
+        let mut values = self.values.borrow_mut();
+        let number = u32::try_from(values.len()).expect("fewer than 2^32 values");
+        values.push(Rc::clone(&value));
+        self.numbers.borrow_mut().insert(value, number);
+        number
+    }
+
+    pub(super) fn get(&self, number: u32) -> Rc<T> {
+        Rc::clone(&self.values.borrow()[number as usize])
+    }
+}

@@ -1,0 +1,110 @@
+//! A workflow that failed, sent again: what has succeeded is not run again.
+//!
+//! The workflow gets a new root and so new ids. A step that succeeded is sent with its recorded results, which its new task
+//! returns at once; so joins and arguments are filled as they were.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    args::Arg,
+    client::Client,
+    control::ControlError,
+    error::ResultError,
+    flow::{Flow, Outline, Step, StepPlace},
+    id::{RecordId, TaskId},
+    record::{TaskState, name},
+    result::AsyncResult,
+};
+
+/// Number of records that are read at once.
+const PAGE_SIZE: usize = 500;
+
+impl Client {
+    /// Sends a workflow that failed again, as a new workflow, and returns the result of its last task. Steps that have succeeded are
+    /// not run again: their recorded results are used. Of a member with several steps, all are run again unless the last
+    /// has succeeded. The records of both roots name each other.
+    ///
+    /// A workflow is sent again once: asked a second time, this returns the result of the first time.
+    ///
+    /// # Errors
+    /// [`ControlError`]: only a workflow in FAILURE can be sent again, and only while the record of its root holds its
+    /// message (256 KiB at most).
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the workflow sent or not; asking again is fine.
+    pub async fn retry_workflow(&self, root: &TaskId) -> Result<AsyncResult, ControlError> {
+        let facts = self.read(root).await?;
+        let status = self.workflow(root).await.map_err(|error| unusable(root, error))?;
+        if status.is_none_or(|status| status.state != TaskState::Failure) {
+            let why = "only a workflow in FAILURE can be sent again";
+            return Err(self.wrong_state(root, &facts, why));
+        }
+        let sent = facts.read(name::SENT).unwrap_or_else(|| self.app.clock().now());
+        let kept = self.kept_envelope(root, &facts, name::MESSAGE, sent)?;
+        let refused = |why: String| ControlError::NoMessage { id: root.clone(), why };
+        let mut body = self.app.decode(&kept).map_err(|error| refused(error.to_string()))?;
+        let flow = body.flow.as_mut().ok_or_else(|| refused("it is no workflow".to_owned()))?;
+        self.note_done(&StepPlace::root(root.clone()), flow).await?;
+        let codec = self.app.0.codec;
+        let bytes = codec.encode(&body).map_err(|error| refused(error.to_string()))?;
+        let changed = self.app.0.trust.renamed(&kept, |old| crate::wire::Envelope {
+            content_type: codec.content_type().to_owned(),
+            body: bytes,
+            ..old
+        });
+        let changed = changed.map_err(|locked| refused(locked.to_string()))?;
+        let again = self.send_again(&facts, changed).await?.id().clone();
+        let outline: Outline = facts.read(name::OUTLINE).unwrap_or_default();
+        let last = outline.steps.iter().find(|step| step.is_last);
+        let place = StepPlace::root(again.clone());
+        let last = last.map_or_else(|| again.clone(), |last| place.step(&last.name).id());
+        Ok(AsyncResult::sent(self.app.clone(), last).of_workflow(again))
+    }
+
+    /// Notes the results of all tasks in a scope that have succeeded.
+    async fn note_done(&self, root: &StepPlace, flow: &mut Flow) -> Result<(), ControlError> {
+        for step in &mut flow.steps {
+            let place = root.step(&step.name);
+            let ids: Vec<TaskId> = match &step.each {
+                None => vec![place.id()],
+                Some(each) => {
+                    let members = (0..each.len()).filter_map(|index| u32::try_from(index).ok());
+                    members.map(|index| end_of_member(&place.member(index), step)).collect()
+                }
+            };
+            step.done = self.results_by_index(&ids).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns the results of those tasks that have succeeded, by their index in the list.
+    async fn results_by_index(&self, ids: &[TaskId]) -> Result<BTreeMap<u32, Vec<Arg>>, ControlError> {
+        let mut done = BTreeMap::new();
+        let mut index = 0;
+        for page in ids.chunks(PAGE_SIZE) {
+            let names: Vec<RecordId> = page.iter().map(RecordId::from).collect();
+            for (id, facts) in page.iter().zip(self.app.backend().read_each(&names).await?) {
+                let record = facts.ok().and_then(|facts| self.app.record_of(id, facts).ok().flatten());
+                if let Some(results) = record.and_then(|record| record.results) {
+                    done.insert(index, results.0);
+                }
+                index += 1;
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// Returns the id of the task whose end is the end of a member.
+fn end_of_member(member: &StepPlace, step: &Step) -> TaskId {
+    let joins = |step: &&Step| step.flow.joins.iter().any(|joining| joining.up > 0);
+    step.flow.steps.iter().find(joins).map_or_else(|| member.id(), |last| member.step(&last.name).id())
+}
+
+fn unusable(root: &TaskId, error: ResultError) -> ControlError {
+    match error {
+        ResultError::Backend(error) => error.into(),
+        ResultError::Unknown { id } => ControlError::Unknown { id },
+        other => ControlError::NoMessage { id: root.clone(), why: other.to_string() },
+    }
+}
