@@ -33,7 +33,9 @@ pub use schedule::{Schedule, ScheduleError};
 pub use view::{PeriodicTask, PeriodicTick, Triggered};
 
 pub(crate) use due::Plan;
-pub(crate) use order::{Cursor, Outline, Own, PeriodicOrder, Swap, fact, name, periodic_record, wake_record};
+pub(crate) use order::{
+    Cursor, Own, PeriodicOrder, PeriodicOutline, Swap, fact, name, periodic_record, wake_record,
+};
 pub(crate) use sealing::trusted_order;
 pub(crate) use tick::tick_id;
 
@@ -186,7 +188,7 @@ impl Periodic {
     }
 
     /// Returns what the record says about it, if it has a task name and a queue that are allowed.
-    pub(crate) fn outline(&self, app: &App) -> Result<Outline, PeriodicError> {
+    pub(crate) fn outline(&self, app: &App) -> Result<PeriodicOutline, PeriodicError> {
         let invalid = |error: crate::id::InvalidName| PeriodicError::Invalid {
             name: self.plan.name.clone(),
             why: error.to_string(),
@@ -195,7 +197,7 @@ impl Periodic {
             Some(queue) => QueueName::parse(queue).map_err(invalid)?,
             None => app.default_queue().clone(),
         };
-        Ok(Outline {
+        Ok(PeriodicOutline {
             task: TaskName::parse(&self.parts.name).map_err(invalid)?,
             queue,
             schedule: self.plan.schedule.stored(),
