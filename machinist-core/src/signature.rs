@@ -50,7 +50,7 @@ pub(crate) struct SignatureParts {
     pub(crate) priority: Option<u8>,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) labels: BTreeMap<String, String>,
-    /// It is sent only if a live worker can run it.
+    /// The task is sent only if a live worker can run it.
     pub(crate) require_worker: bool,
     /// Reason that it cannot be sent: an argument without a form on the wire.
     pub(crate) unsendable: Option<String>,
