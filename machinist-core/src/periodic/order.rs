@@ -117,7 +117,6 @@ impl TickCall {
             flow: None,
             require_worker: false,
             unsendable: None,
-            flow: None,
         }
     }
 }
