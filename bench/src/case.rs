@@ -31,6 +31,18 @@ pub(crate) enum Shape {
         store: Store,
     },
     Lone,
+    /// Chains, one after the other.
+    Chains {
+        length: usize,
+    },
+    /// Groups of this many members, each with a callback that is one of the tasks.
+    Groups {
+        members: usize,
+    },
+    /// Chords, one after the other: how long after its last member does each callback start?
+    ChordsLone {
+        members: usize,
+    },
     Idle {
         store: Store,
         seconds: u64,
@@ -53,7 +65,7 @@ const fn case(name: &'static str, title: &'static str, shape: Shape, tasks: usiz
 }
 
 /// The most important first.
-pub(crate) const CASES: [Case; 16] = [
+pub(crate) const CASES: [Case; 21] = [
     case(
         "drain-256",
         "drain a full queue, concurrency 256",
@@ -116,6 +128,31 @@ pub(crate) const CASES: [Case; 16] = [
             "SQLite, `synchronous=NORMAL`: send and drain at once",
             Shape::Both { store: Store::File { full: false } },
             20_000,
+        )
+    },
+    Case {
+        systems: ALONE,
+        ..case("chain-10", "chains of 10, one after the other", Shape::Chains { length: 10 }, 1_000)
+    },
+    Case {
+        systems: ALONE,
+        ..case("group-100", "groups of 100 with a callback", Shape::Groups { members: 100 }, 10_100)
+    },
+    Case {
+        systems: ALONE,
+        ..case("group-10000", "a group of 10,000 with a callback", Shape::Groups { members: 10_000 }, 10_001)
+    },
+    Case {
+        systems: ALONE,
+        ..case("single-10000", "10,000 single tasks, for the groups", Shape::Both { store: NETWORK }, 10_000)
+    },
+    Case {
+        systems: ALONE,
+        ..case(
+            "chord-lone",
+            "chords of 10: last member to callback",
+            Shape::ChordsLone { members: 10 },
+            2_200,
         )
     },
     Case { systems: ALONE, ..case("idle", "idle worker", Shape::Idle { store: NETWORK, seconds: 10 }, 1) },

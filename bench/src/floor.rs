@@ -73,6 +73,9 @@ pub(crate) async fn play(order: &Order) -> Result<Told> {
         Duty::SendEach { callers } => floor.send_each(order, callers).await,
         Duty::Lone => floor.lone(order, redis).await,
         Duty::Idle { .. } => bail!("an idle floor is nothing"),
+        Duty::Chains { .. } | Duty::Groups { .. } | Duty::ChordsLone { .. } => {
+            bail!("the floor has no workflows")
+        }
     }
 }
 

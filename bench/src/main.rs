@@ -8,6 +8,7 @@ mod case;
 mod compare;
 mod delays;
 mod floor;
+mod flows;
 mod meter;
 mod order;
 mod part;

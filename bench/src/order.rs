@@ -50,6 +50,12 @@ pub(crate) enum Duty {
     SendEach { callers: usize },
     /// Sends one and waits until it sees the SUCCESS, then the next.
     Lone,
+    /// Sends chains of so many tasks, each when the one before it has ended.
+    Chains { length: usize },
+    /// Sends groups of so many members, each with a callback.
+    Groups { members: usize },
+    /// Sends chords of so many members, each when the one before it has ended.
+    ChordsLone { members: usize },
     /// Subscribes and gets nothing to do.
     Idle { seconds: u64 },
 }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use futures_util::future::try_join_all;
 use machinist::{
-    App, Client, Signature, State, TaskDef, TaskError, Worker,
+    App, Client, Rest, Signature, State, TaskDef, TaskError, Worker,
     amqp::{AmqpBroker, AmqpOptions},
     redis::{RedisBackend, RedisOptions},
     sign::{Algorithm, Key, Keyring},
@@ -16,10 +16,12 @@ use machinist::{
 };
 
 use crate::{
+    flows::{self, Gaps},
     order::{Duty, Order, Servers, System, Told},
     part::{self, Count},
 };
 
+const CALLBACK: TaskDef<Rest<serde_json::Value>, ()> = TaskDef::new("callback");
 const NOOP: TaskDef<String, ()> = TaskDef::new("noop");
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -28,12 +30,21 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Shop {
     count: Count,
     sleep: Duration,
+    gaps: Gaps,
 }
 
 async fn noop(State(shop): State<Shop>, _payload: String) -> Result<(), TaskError> {
     if !shop.sleep.is_zero() {
         tokio::time::sleep(shop.sleep).await;
     }
+    shop.gaps.member();
+    shop.count.one();
+    Ok(())
+}
+
+/// Follows a group, with its results.
+async fn callback(State(shop): State<Shop>, _: Rest<serde_json::Value>) -> Result<(), TaskError> {
+    shop.gaps.callback();
     shop.count.one();
     Ok(())
 }
@@ -48,6 +59,9 @@ pub(crate) async fn play(order: &Order) -> Result<Told> {
         Duty::SendAll { batch } => send_all(&app.client(), order, batch).await,
         Duty::SendEach { callers } => send_each(&app.client(), order, callers).await,
         Duty::Lone => lone(&app.client(), order).await,
+        Duty::Chains { length } => flows::chains(&app.client(), order, length).await,
+        Duty::Groups { members } => flows::groups(&app.client(), order, members).await,
+        Duty::ChordsLone { members } => flows::chords_lone(&app.client(), order, members).await,
     }?;
     app.broker().close().await;
     Ok(told)
@@ -88,21 +102,22 @@ fn keys(system: System) -> Result<Vec<Key>> {
 
 fn worker(app: &App, order: &Order, concurrency: usize, shop: Shop) -> Result<Worker> {
     let builder = Worker::builder(app).name("bench").queue(&order.queue).concurrency(concurrency);
-    Ok(builder.state(shop).task(NOOP, noop).build()?)
+    Ok(builder.state(shop).task(NOOP, noop).task(CALLBACK, callback).build()?)
 }
 
 async fn work(app: &App, order: &Order, concurrency: usize, sleep: Duration) -> Result<Told> {
-    let count = Count::to(order.tasks);
-    let worker = worker(app, order, concurrency, Shop { count: count.clone(), sleep })?;
+    let (count, gaps) = (Count::to(order.tasks), Gaps::default());
+    let worker = worker(app, order, concurrency, Shop { count: count.clone(), sleep, gaps: gaps.clone() })?;
     let watch = part::begin().await?;
     let (drained, samples) = part::sampled(watch, order, &count, worker.run_until(count.all())).await?;
     drained?;
-    watch.told(count.took(), Vec::new(), samples)
+    watch.told(count.took(), gaps.all_us(), samples)
 }
 
 async fn idle(app: &App, order: &Order, long: Duration) -> Result<Told> {
     let count = Count::to(usize::MAX);
-    let worker = worker(app, order, 16, Shop { count: count.clone(), sleep: Duration::ZERO })?;
+    let worker =
+        worker(app, order, 16, Shop { count: count.clone(), sleep: Duration::ZERO, gaps: Gaps::default() })?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let ready = worker.ready();
     let running = tokio::spawn(worker.run_until(async { drop(stopped.await) }));

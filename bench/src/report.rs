@@ -75,8 +75,10 @@ fn markdown(machine: &Machine, rounds: u32, quick: bool, runs: &[Run]) -> Result
     writeln!(text, "|---|---|---|---|---|")?;
     let measured: Vec<Measured<'_>> =
         CASES.iter().map(|case| Measured::of(case, runs)).filter(|m| !m.ours.is_empty()).collect();
-    let is_rate =
-        |m: &&Measured<'_>| !matches!(m.case.shape, Shape::Lone | Shape::Idle { .. }) && m.signed.is_empty();
+    let is_rate = |m: &&Measured<'_>| {
+        !matches!(m.case.shape, Shape::Lone | Shape::Idle { .. } | Shape::ChordsLone { .. })
+            && m.signed.is_empty()
+    };
     for m in measured.iter().filter(is_rate) {
         let (floor, ours) = (spread(&m.floor, rate, 0), spread(&m.ours, rate, 0));
         let ratio = ratios(&m.floor, &m.ours, rate);
@@ -119,6 +121,7 @@ fn markdown(machine: &Machine, rounds: u32, quick: bool, runs: &[Run]) -> Result
             writeln!(text, "| {name} | {floor} | {ours} | {} |", ratios(&m.floor, &m.ours, latency))?;
         }
     }
+    text.push_str(&workflows(runs)?);
     writeln!(text, "\nProcessor time in µs per task, floor → machinist, and the most memory in MiB:\n")?;
     writeln!(
         text,
@@ -147,6 +150,47 @@ fn markdown(machine: &Machine, rounds: u32, quick: bool, runs: &[Run]) -> Result
         writeln!(text, "\n{}: {} % of a core", m.case.title, spread(&m.ours, share, 2))?;
     }
     Ok(text)
+}
+
+/// What workflows cost against single tasks of the same run; nothing if that was not measured.
+fn workflows(runs: &[Run]) -> Result<String> {
+    let of = |case: &str| -> Vec<&Run> {
+        runs.iter().filter(|run| run.case == case && run.system == System::Machinist.name()).collect()
+    };
+    let time = |run: &Run| run.seconds / run.tasks as f64;
+    let cpu = |run: &Run| {
+        let worker = run.worker.map_or(f64::NAN, |share| share.cpu_us);
+        let servers = run.rabbitmq_cpu_us.unwrap_or(f64::NAN) + run.redis_cpu_us.unwrap_or(f64::NAN);
+        (worker + servers) / run.tasks as f64
+    };
+    let mut rows = Vec::new();
+    let mut row = |what: &str, base: &str, case: &str, value: &dyn Fn(&Run) -> f64| {
+        let (base, runs) = (of(base), of(case));
+        if !base.is_empty() && !runs.is_empty() {
+            rows.push(format!("| {what} | {} |", ratios(&base, &runs, value)));
+        }
+    };
+    row("`chain-10` / `lone`: time per task", "lone", "chain-10", &time);
+    row(
+        "`group-100` / `single-10000`: worker's and servers' processor time",
+        "single-10000",
+        "group-100",
+        &cpu,
+    );
+    row("`group-10000` / `single-10000`: the same", "single-10000", "group-10000", &cpu);
+    row("`group-10000` / `group-100`: time per task", "group-100", "group-10000", &time);
+    let p50 = |run: &Run| run.latency_us.map_or(f64::NAN, |all| all[0] / 1e3);
+    let chords = of("chord-lone");
+    if !chords.is_empty() {
+        rows.push(format!(
+            "| `chord-lone`: callback's start after the last member, p50, ms | {} |",
+            spread(&chords, p50, 1)
+        ));
+    }
+    if rows.is_empty() {
+        return Ok(String::new());
+    }
+    Ok(format!("\n| workflows | |\n|---|---|\n{}\n", rows.join("\n")))
 }
 
 /// The runs of one case, round by round.

@@ -45,7 +45,7 @@ pub(crate) struct Run {
     pub(crate) sender: Option<Share>,
     pub(crate) rabbitmq_cpu_us: Option<f64>,
     pub(crate) redis_cpu_us: Option<f64>,
-    /// p50, p90, p99 of lone tasks.
+    /// p50, p90, p99 of lone tasks, or of the starts of callbacks.
     pub(crate) latency_us: Option<[f64; 3]>,
 }
 
@@ -141,6 +141,11 @@ impl<'a> Bench<'a> {
             Shape::SendAll => (None, Some(send_all), network),
             Shape::SendEach { callers } => (None, Some(Duty::SendEach { callers }), network),
             Shape::Lone => (Some(work(16, 0, true)), Some(Duty::Lone), network),
+            Shape::Chains { length } => (Some(work(16, 0, true)), Some(Duty::Chains { length }), network),
+            Shape::Groups { members } => (Some(work(256, 0, false)), Some(Duty::Groups { members }), network),
+            Shape::ChordsLone { members } => {
+                (Some(work(16, 0, true)), Some(Duty::ChordsLone { members }), network)
+            }
             Shape::Both { store } => {
                 let servers = if let Store::File { full } = store { file(full) } else { network };
                 (Some(work(256, 0, false)), Some(send_all), servers)
@@ -186,7 +191,8 @@ impl<'a> Bench<'a> {
             case.shape,
             Shape::Both { store: Store::File { .. } } | Shape::Idle { store: Store::File { .. }, .. }
         );
-        let latencies = sender.as_ref().map(|told| told.latencies_us.clone()).unwrap_or_default();
+        let latencies = |told: &Option<Told>| told.as_ref().map(|told| told.latencies_us.clone());
+        let latencies = latencies(&sender).filter(|all| !all.is_empty()).or_else(|| latencies(&worker));
         Ok(Run {
             case: case.name,
             system: system.name(),
@@ -196,7 +202,7 @@ impl<'a> Bench<'a> {
             sender: sender.as_ref().map(Share::from),
             rabbitmq_cpu_us: on_network.then_some(rabbitmq),
             redis_cpu_us: on_network.then_some(redis),
-            latency_us: percentiles(latencies),
+            latency_us: percentiles(latencies.unwrap_or_default()),
         })
     }
 

@@ -25,6 +25,18 @@ pub(crate) const ARROWS: [(ArrowStep, Side); 13] = [
     (ArrowStep::Ack, Side::After),
 ];
 
+/// Every further arrow that workflows pass.
+pub(crate) const FLOW_ARROWS: [(ArrowStep, Side); 8] = [
+    (ArrowStep::Continue, Side::Before),
+    (ArrowStep::Continue, Side::After),
+    (ArrowStep::Never, Side::Before),
+    (ArrowStep::Never, Side::After),
+    (ArrowStep::Join, Side::Before),
+    (ArrowStep::Join, Side::After),
+    (ArrowStep::PublishGuard, Side::After),
+    (ArrowStep::StoreGuard, Side::After),
+];
+
 /// Where the order is.
 pub(crate) fn file(dir: &Path) -> PathBuf {
     dir.join("arrow")

@@ -73,6 +73,8 @@ pub(crate) struct Tally {
     pub(crate) duplicated: usize,
     pub(crate) unexpected: usize,
     pub(crate) dead: usize,
+    /// Steps that the backend's loss has ended.
+    pub(crate) upstream: usize,
     pub(crate) violations: Vec<String>,
 }
 
@@ -121,10 +123,13 @@ impl Book {
     }
 }
 
+/// How a task has ended.
+type Final = (TaskState, Option<FailureKind>);
+
 /// The final states that were ever seen. A later look that contradicts one is a violation.
 #[derive(Debug, Default)]
 pub(crate) struct Finals {
-    seen: HashMap<TaskId, (TaskState, Option<FailureKind>)>,
+    seen: HashMap<TaskId, Final>,
     pub(crate) contradictions: Vec<String>,
 }
 
@@ -168,7 +173,8 @@ pub(crate) async fn drain(
         house.interrupt.check()?;
         let book = Book::read(&house.read_ledger()?);
         let open = finals.look(app.backend().as_ref(), &book.acknowledged()).await?;
-        let waiting = open.iter().filter(|id| !by_effects || book.owes_effect(id)).count();
+        let waiting = open.iter().filter(|id| !by_effects || book.owes(id, finals.seen.contains_key(id)));
+        let waiting = waiting.count();
         if (waiting == 0 && book.orphans() <= brought(app, &book).await?) || began.elapsed() > limit {
             return Ok(began.elapsed());
         }
@@ -192,10 +198,15 @@ impl Book {
         self.0.values().filter(is_orphan).count() as u64
     }
 
-    fn owes_effect(&self, id: &TaskId) -> bool {
-        self.0
-            .get(id.as_str())
-            .is_some_and(|entry| entry.effects == 0 && entry.kind.is_some_and(Kind::is_innocent))
+    /// Whether a task owes its effect or, if it never runs, its end. The end of a root may be lost before anybody looks.
+    fn owes(&self, id: &TaskId, seen: bool) -> bool {
+        let Some(entry) = self.0.get(id.as_str()) else { return false };
+        match entry.kind {
+            Some(Kind::Root) | None => false,
+            Some(Kind::Never) => !seen,
+            Some(Kind::Step) => entry.effects == 0 && !seen,
+            Some(kind) => entry.effects == 0 && kind.is_innocent(),
+        }
     }
 }
 
@@ -228,12 +239,15 @@ pub(crate) async fn judge(
         if entry.kind == Some(Kind::Orphan) {
             tally.add_orphan(id, entry, brought.contains(id));
         } else {
-            tally.add(id, entry, records.get(id), &dead, leniency);
+            let seen = id.parse().ok().and_then(|id: TaskId| finals.seen.get(&id).copied());
+            tally.add(id, entry, records.get(id), seen, &dead, leniency);
         }
     }
     for id in &dead {
         match book.0.get(id).and_then(|entry| entry.kind) {
-            Some(kind) if !kind.is_innocent() => {}
+            Some(kind) if kind.is_buried() => {}
+            // One that waits for what the backend has lost fails in the end.
+            Some(Kind::Step | Kind::Never) if leniency.records_lost => {}
             kind => tally.violations.push(format!("innocent dead letter {id} ({kind:?})")),
         }
     }
@@ -260,6 +274,7 @@ impl Tally {
         id: &str,
         entry: &Entry,
         record: Option<&Record>,
+        seen: Option<Final>,
         dead: &BTreeSet<String>,
         leniency: Leniency,
     ) {
@@ -297,8 +312,8 @@ impl Tally {
             }
             return;
         }
-        self.judge_end(id, kind, entry, record, leniency);
-        if !kind.is_innocent() && !dead.contains(id) {
+        self.judge_end(id, kind, entry, record, seen, leniency);
+        if kind.is_buried() && !dead.contains(id) {
             self.violations.push(format!("{id} ({}) is no dead letter", kind.as_str()));
         }
     }
@@ -309,8 +324,14 @@ impl Tally {
         kind: Kind,
         entry: &Entry,
         record: Option<&Record>,
+        seen: Option<Final>,
         leniency: Leniency,
     ) {
+        let lost = |(_, kind): Final| match kind {
+            Some(FailureKind::Upstream) => true,
+            Some(FailureKind::Lost) => leniency.records_lost,
+            _ => false,
+        };
         let state = record.map_or(TaskState::Pending, |record| record.state);
         let outcome = record.and_then(|record| record.kind);
         let executed = !entry.starts.is_empty();
@@ -323,7 +344,13 @@ impl Tally {
             )
         };
         let done = if leniency.records_lost {
-            if kind.is_innocent() { entry.effects > 0 } else { executed }
+            match kind {
+                Kind::Root => true,
+                Kind::Step => entry.effects > 0 || seen.is_some_and(lost),
+                Kind::Never => seen.is_some_and(lost),
+                kind if kind.is_innocent() => entry.effects > 0,
+                _ => executed,
+            }
         } else {
             state.is_final()
         };
@@ -334,8 +361,12 @@ impl Tally {
                 self.lost += 1;
             }
             self.violations.push(format!("not ended: {}", why()));
-        } else if state == TaskState::Success && entry.effects == 0 {
+        } else if kind == Kind::Never && (executed || !seen.is_some_and(lost)) {
+            self.violations.push(format!("can only have ended because of another: {}", why()));
+        } else if state == TaskState::Success && entry.effects == 0 && kind != Kind::Root {
             self.violations.push(format!("success without effect: {}", why()));
+        } else if kind == Kind::Step && leniency.records_lost && seen.is_some_and(lost) {
+            self.upstream += 1;
         } else if kind.is_innocent() && state == TaskState::Failure {
             self.violations.push(format!("an innocent failed: {}", why()));
         } else if !kind.is_innocent() && state == TaskState::Success {

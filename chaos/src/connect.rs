@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
 use machinist::{
-    App,
+    App, AppBuilder,
     amqp::{AmqpBroker, AmqpOptions},
     backend::Backend,
     broker::Broker,
@@ -21,12 +21,15 @@ pub(crate) struct Servers {
     pub(crate) redis: String,
     #[arg(long)]
     pub(crate) namespace: String,
+    /// How long records are kept, if not as by default.
+    #[arg(long)]
+    pub(crate) results_s: Option<u64>,
 }
 
 impl Servers {
     pub(crate) async fn app(&self, publish_deadline: Duration) -> Result<App> {
         let (broker, backend) = self.connect(publish_deadline).await?;
-        Ok(App::builder(broker, backend).allow_unsigned().build().await?)
+        Ok(self.kept(App::builder(broker, backend)).allow_unsigned().build().await?)
     }
 
     /// The same, with a witness before broker and backend.
@@ -38,7 +41,14 @@ impl Servers {
         let (broker, backend) = self.connect(publish_deadline).await?;
         let broker = Witnessed::new(Arc::clone(witness), broker);
         let backend = Witnessed::new(Arc::clone(witness), backend);
-        Ok(App::builder(Arc::new(broker), Arc::new(backend)).allow_unsigned().build().await?)
+        Ok(self.kept(App::builder(Arc::new(broker), Arc::new(backend))).allow_unsigned().build().await?)
+    }
+
+    fn kept(&self, builder: AppBuilder) -> AppBuilder {
+        match self.results_s {
+            Some(seconds) => builder.results_ttl(Duration::from_secs(seconds)),
+            None => builder,
+        }
     }
 
     async fn connect(&self, publish_deadline: Duration) -> Result<(Arc<dyn Broker>, Arc<dyn Backend>)> {

@@ -46,6 +46,8 @@ pub(crate) struct Setup {
     pub(crate) lease: Duration,
     /// How much address space a worker may have.
     pub(crate) memory_mib: Option<u64>,
+    /// How long records are kept, if not as by default.
+    pub(crate) results_s: Option<u64>,
     /// Whether tasks are sent all the time.
     pub(crate) load: bool,
     /// What is sent besides.
@@ -61,6 +63,7 @@ impl Setup {
             concurrency: CONCURRENCY,
             lease: size.lease(),
             memory_mib: None,
+            results_s: None,
             load: true,
             poison: None,
             arrows: false,
@@ -106,9 +109,14 @@ impl House {
         let (amqp, amqp_url) = Proxy::before(&endpoints.amqp_url).await?;
         let (redis, redis_url) = Proxy::before(&endpoints.redis_url).await?;
         let namespace = format!("{name}-{:x}", rand::random::<u32>());
-        let through = Servers { amqp: amqp_url, redis: redis_url, namespace: namespace.clone() };
-        let direct =
-            Servers { amqp: endpoints.amqp_url.clone(), redis: endpoints.redis_url.clone(), namespace };
+        let results_s = setup.results_s;
+        let through = Servers { amqp: amqp_url, redis: redis_url, namespace: namespace.clone(), results_s };
+        let direct = Servers {
+            amqp: endpoints.amqp_url.clone(),
+            redis: endpoints.redis_url.clone(),
+            namespace,
+            results_s,
+        };
         let crew = Crew::hire(worker_args(&through, &dir, setup), setup.workers, dir.clone())?;
         let mut house = Self {
             services,
@@ -169,6 +177,11 @@ impl House {
         self.notes.say(&lines(&|id| format!("ok {id}"))).await?;
         app.broker().close().await;
         Ok(ids)
+    }
+
+    /// Tells the ledger.
+    pub(crate) async fn say(&self, lines: &[String]) -> Result<()> {
+        self.notes.say(lines).await
     }
 
     /// Goes on for a while.
@@ -265,11 +278,12 @@ impl House {
 }
 
 fn common_args(servers: &Servers, dir: &Path) -> Vec<String> {
-    let Servers { amqp, redis, namespace } = servers;
+    let Servers { amqp, redis, namespace, results_s } = servers;
     let dir = dir.display().to_string();
     [("--amqp", amqp), ("--redis", redis), ("--namespace", namespace), ("--dir", &dir)]
         .into_iter()
         .flat_map(|(name, value)| [name.to_owned(), value.clone()])
+        .chain(results_s.iter().flat_map(|seconds| ["--results-s".to_owned(), seconds.to_string()]))
         .collect()
 }
 
@@ -303,6 +317,8 @@ struct Roster {
     dismissed: Vec<u32>,
     /// Ended by themselves.
     crashed: Vec<String>,
+    /// All that have ended.
+    gone: Vec<u32>,
     closed: bool,
 }
 
@@ -315,6 +331,7 @@ impl Crew {
             hired: 0,
             dismissed: Vec::new(),
             crashed: Vec::new(),
+            gone: Vec::new(),
             closed: false,
         };
         let crew = Self(Arc::new(Mutex::new(roster)));
@@ -344,6 +361,11 @@ impl Crew {
         let mut roster = self.roster();
         roster.hire()?;
         Ok(roster.dir.join(format!("worker-{}.log", roster.hired)))
+    }
+
+    /// Workers that have ended, and were replaced.
+    pub(crate) fn gone(&self) -> Vec<u32> {
+        self.roster().gone.clone()
     }
 
     pub(crate) fn pids(&self) -> Vec<u32> {
@@ -415,6 +437,7 @@ impl Roster {
         for (at, worker) in self.workers.iter_mut().enumerate() {
             if let Some(status) = worker.ended()? {
                 gone.push(at);
+                self.gone.push(worker.pid());
                 if !self.dismissed.contains(&worker.pid()) {
                     self.crashed.push(format!("worker {} ended by itself: {status}", worker.pid()));
                 }

@@ -44,10 +44,16 @@ pub(crate) enum Kind {
     Orphan,
     /// Delayed by longer than it takes to delete the queues in which it waits.
     Late,
+    /// The root of a workflow, which no handler sees.
+    Root,
+    /// A step of a workflow.
+    Step,
+    /// A step that never runs, because one before it fails.
+    Never,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Plain,
         Self::Slow,
         Self::Delayed,
@@ -61,6 +67,9 @@ impl Kind {
         Self::Deep,
         Self::Orphan,
         Self::Late,
+        Self::Root,
+        Self::Step,
+        Self::Never,
     ];
 
     pub(crate) fn as_str(self) -> &'static str {
@@ -78,6 +87,9 @@ impl Kind {
             Self::Deep => "deep",
             Self::Orphan => "orphan",
             Self::Late => "late",
+            Self::Root => "root",
+            Self::Step => "step",
+            Self::Never => "never",
         }
     }
 
@@ -87,7 +99,12 @@ impl Kind {
 
     /// Whether it has to succeed.
     pub(crate) fn is_innocent(self) -> bool {
-        !matches!(self, Self::Failing | Self::Orphan) && !self.is_deadly() && self.is_task()
+        !matches!(self, Self::Failing | Self::Orphan | Self::Never) && !self.is_deadly() && self.is_task()
+    }
+
+    /// Whether it becomes a dead letter.
+    pub(crate) fn is_buried(self) -> bool {
+        !self.is_innocent() && self != Self::Never
     }
 
     /// Whether it ends the process that runs it.

@@ -15,6 +15,7 @@ mod arrow;
 mod check;
 mod connect;
 mod deep;
+mod flows;
 mod house;
 mod ledger;
 mod load;

@@ -13,8 +13,9 @@ use xtask::{
 };
 
 use crate::{
-    arrow::ARROWS,
+    arrow::{ARROWS, FLOW_ARROWS},
     check::{self, Book, Finals, Leniency, Tally},
+    flows,
     house::{CONCURRENCY, House, OTHER_QUEUE, Setup, WORKERS},
     load::Kind,
     size::Size,
@@ -91,6 +92,11 @@ scenarios! {
     DelaysDeleted "delays-deleted" "the queues in which delayed tasks wait are deleted"
     RedisAway "redis-away" "Redis is killed and stays away for 60 s while long tasks run"
     BusyKill "busy-kill" "a worker that runs 32 tasks is killed (SIGKILL): all run again elsewhere within 25 s"
+    FlowsKill "flows-kill" "workers that run workflows are killed (SIGKILL), one after the other"
+    FlowsRabbit "flows-rabbit" "RabbitMQ is killed and started again while workflows run"
+    FlowsRedis "flows-redis" "Redis is killed and started again while workflows run"
+    FlowsFlush "flows-flush" "FLUSHALL while workflows run: what waits for lost results fails, and nothing waits for ever"
+    FlowsArrows "flows-arrows" "workers end themselves at every arrow that only workflows pass"
 }
 
 impl Scenario {
@@ -105,6 +111,8 @@ impl Scenario {
         Self::MixedPoison,
         Self::DelaysDeleted,
         Self::RedisAway,
+        Self::FlowsArrows,
+        Self::FlowsFlush,
     ];
 
     pub(crate) fn is_in_ci(self) -> bool {
@@ -251,9 +259,15 @@ async fn run(scenario: Scenario, size: Size, dir: &Path, endpoints: &Endpoints) 
     if scenario == Scenario::RedisAway {
         violations.extend(special::judge_redis_away(&ledger, cpu));
     }
+    if scenario.kills_workers_in_flows() {
+        violations.extend(flows::judge_repeated(&ledger, &house.crew.gone()));
+    }
     let book = Book::read(&ledger);
     let mut tally = check::judge(&book, &app, &house.direct, &mut finals, leniency).await?;
     violations.append(&mut tally.violations);
+    if scenario == Scenario::FlowsFlush {
+        say!("    {} steps ended as lost, or after one that did", tally.upstream);
+    }
     let (recovered, took) = (recovered.ok(), began.elapsed());
     Row { scenario, tally: &tally, recovered, drained, exit, cpu, rss, took }.print();
     app.broker().close().await;
@@ -283,6 +297,11 @@ fn check_usage(before: &Usages, after: &Usages, more_mib: u64, violations: &mut 
 }
 
 impl Scenario {
+    /// Whether the only fault is the end of workers that run workflows, so that each repetition has a dead worker.
+    fn kills_workers_in_flows(self) -> bool {
+        matches!(self, Self::FlowsKill | Self::FlowsArrows)
+    }
+
     fn setup(self, size: Size) -> Setup {
         let usual = Setup::of(size);
         match self {
@@ -295,6 +314,9 @@ impl Scenario {
             Self::BusyKill => special::busy(usual),
             // Retries of a fraction of a second are not kept, and would be lost with the queues.
             Self::DelaysDeleted => Setup { load: false, ..usual },
+            Self::FlowsKill | Self::FlowsRabbit | Self::FlowsRedis => flows::setup(usual),
+            Self::FlowsFlush => Setup { results_s: Some(flows::RESULTS_KEPT_S), ..flows::setup(usual) },
+            Self::FlowsArrows => Setup { arrows: true, ..flows::setup(usual) },
             _ => usual,
         }
     }
@@ -305,21 +327,26 @@ impl Scenario {
         // What runs twice is what ran when its worker died, or when its delivery went to another while its session was
         // lost: never more than all that workers can run at once.
         let duplicates = match self {
-            Self::WorkerKill => dismissed * CONCURRENCY,
-            Self::Poison | Self::Oom | Self::MixedPoison | Self::Arrows => crashed.len() * CONCURRENCY,
+            Self::WorkerKill | Self::FlowsKill => dismissed * CONCURRENCY,
+            Self::Poison | Self::Oom | Self::MixedPoison | Self::Arrows | Self::FlowsArrows => {
+                crashed.len() * CONCURRENCY
+            }
             Self::WorkerFreeze => CONCURRENCY,
             // Deliveries come again, and where the host was too busy to renew a session of 3 s, they run again.
             Self::RabbitKill | Self::RabbitStop | Self::RabbitFreeze | Self::RabbitListeners => EVERYTHING,
-            Self::RabbitClose | Self::AmqpReset => EVERYTHING,
+            Self::RabbitClose | Self::AmqpReset | Self::FlowsRabbit => EVERYTHING,
             Self::AmqpStallOld | Self::AmqpBlackHole | Self::AckTimeout | Self::BothGone => EVERYTHING,
             // A delivery stays where it is: nobody else can have run it.
             _ => 0,
         };
         Leniency {
-            records_lost: matches!(self, Self::RedisFlush | Self::RedisRollback),
+            records_lost: matches!(self, Self::RedisFlush | Self::RedisRollback | Self::FlowsFlush),
             paused: self == Self::WorkerFreeze,
             duplicates,
-            crashes: matches!(self, Self::Poison | Self::Oom | Self::MixedPoison | Self::Arrows),
+            crashes: matches!(
+                self,
+                Self::Poison | Self::Oom | Self::MixedPoison | Self::Arrows | Self::FlowsArrows
+            ),
         }
     }
 
@@ -342,6 +369,49 @@ impl Scenario {
             Self::DelaysDeleted => special::delays_deleted(house).await?,
             Self::RedisAway => special::redis_away(house).await?,
             Self::BusyKill => special::busy_kill(house).await?,
+            Self::FlowsKill => {
+                let app = flows::sender(house).await?;
+                for _ in 0..rounds {
+                    flows::send(house, &app, house.size.flows()).await?;
+                    house.crew.dismiss_oldest(Signal::SIGKILL);
+                    house.pass(Duration::from_millis(1500)).await?;
+                }
+            }
+            Self::FlowsRabbit => {
+                let app = flows::sender(house).await?;
+                flows::send(house, &app, house.size.flows()).await?;
+                tokio::task::block_in_place(|| house.services.kill(Server::RabbitMq))?;
+                tokio::task::block_in_place(|| {
+                    house.services.start_again(Server::RabbitMq, &house.interrupt)
+                })?;
+                flows::send(house, &app, house.size.flows()).await?;
+            }
+            Self::FlowsRedis => {
+                let app = flows::sender(house).await?;
+                flows::send(house, &app, house.size.flows()).await?;
+                tokio::task::block_in_place(|| house.services.kill(Server::Redis))?;
+                flows::send(house, &app, house.size.flows()).await?;
+                house.pass(fault).await?;
+                tokio::task::block_in_place(|| house.services.start_again(Server::Redis, &house.interrupt))?;
+            }
+            Self::FlowsFlush => {
+                let app = flows::sender(house).await?;
+                // Often, so that some find groups of which a part has ended.
+                for _ in 0..rounds {
+                    flows::send(house, &app, house.size.flows().div_ceil(2)).await?;
+                    house.pass(Duration::from_millis(200)).await?;
+                    redis(house, "FLUSHALL")?;
+                }
+                flows::send(house, &app, 1).await?;
+            }
+            Self::FlowsArrows => {
+                let app = flows::sender(house).await?;
+                for arrow in FLOW_ARROWS {
+                    flows::send(house, &app, house.size.flows()).await?;
+                    house.end_one_at(arrow).await?;
+                    house.pass(house.size.lease()).await?;
+                }
+            }
             Self::WorkerKill => {
                 for _ in 0..rounds {
                     house.crew.dismiss_oldest(Signal::SIGKILL);

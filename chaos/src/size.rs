@@ -53,6 +53,14 @@ impl Size {
         }
     }
 
+    /// How many workflows of each shape are sent in one go.
+    pub(crate) fn flows(self) -> usize {
+        match self {
+            Self::Smoke => 8,
+            Self::Nightly => 60,
+        }
+    }
+
     /// Tasks a second, of each sender. At 80 tasks of this mix a second all workers together would be busy: what waits
     /// when a fault is over is then what the fault has held up, and no more.
     pub(crate) fn rate(self) -> usize {

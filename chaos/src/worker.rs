@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     arrow::{self, Executor},
     connect::Servers,
+    flows,
     ledger::Ledger,
     load,
 };
@@ -52,7 +53,8 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
         .concurrency(args.concurrency)
         .session_lease(Duration::from_millis(args.lease_ms))
         .state(ledger)
-        .task(load::DO, load::run);
+        .task(load::DO, load::run)
+        .task(flows::STEP, flows::run);
     if args.arrows {
         builder = builder.middleware(WitnessedRuns(witness));
     }

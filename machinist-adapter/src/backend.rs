@@ -210,14 +210,16 @@ pub enum Index {
     Refused,
     /// Sessions of workers, by the time at which they were opened.
     Sessions,
+    /// Names of periodic tasks, by the time at which they were added or announced.
+    Periodic,
     /// Tasks that wait for this reason, by the time at which they began to wait.
     Parked(Arc<str>),
 }
 
 impl Index {
     /// Every index that exists once.
-    pub const ALL: [Self; 5] =
-        [Self::Queues, Self::Scheduled, Self::DeadLetters, Self::Refused, Self::Sessions];
+    pub const ALL: [Self; 6] =
+        [Self::Queues, Self::Scheduled, Self::DeadLetters, Self::Refused, Self::Sessions, Self::Periodic];
 
     /// Returns the name under which the index is stored.
     pub fn name(&self) -> Cow<'static, str> {
@@ -227,6 +229,7 @@ impl Index {
             Self::DeadLetters => "dead".into(),
             Self::Refused => "refused".into(),
             Self::Sessions => "sessions".into(),
+            Self::Periodic => "periodic".into(),
             Self::Parked(reason) => format!("parked:{reason}").into(),
         }
     }

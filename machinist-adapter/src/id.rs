@@ -151,11 +151,13 @@ pub enum RecordKind {
     Revocation,
     /// Orders of people to all workers, such as the names of disabled tasks.
     Control,
+    /// The name of a worker: who holds it, and what people want of it.
+    Worker,
 }
 
 impl RecordKind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Task,
         Self::DeadLetter,
         Self::Session,
@@ -164,6 +166,7 @@ impl RecordKind {
         Self::Lock,
         Self::Revocation,
         Self::Control,
+        Self::Worker,
     ];
 
     /// Returns the kind that is stored under this word.
@@ -182,6 +185,7 @@ impl RecordKind {
             Self::Lock => "lock",
             Self::Revocation => "revocation",
             Self::Control => "control",
+            Self::Worker => "worker",
         }
     }
 }

@@ -41,6 +41,9 @@ pub struct RedisOptions {
     /// Certificates of TLS connections: the trusted ones and the client's. Default: the system's, and
     /// none.
     pub tls: Tls,
+    /// `true` if only addresses of this host are dialled, also where sentinels or a cluster name others: for a login that
+    /// must not leave this host without TLS. Default: `false`.
+    pub loopback_only: bool,
 }
 
 impl Default for RedisOptions {
@@ -50,6 +53,7 @@ impl Default for RedisOptions {
             response_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(3),
             tls: Tls::default(),
+            loopback_only: false,
         }
     }
 }
@@ -93,7 +97,7 @@ impl RedisBackend {
     /// # Cancel safety
     /// Safe.
     pub async fn connect(url: &str, options: RedisOptions) -> Result<Self, BackendError> {
-        let RedisOptions { prefix, response_timeout, connect_timeout, tls } = options;
+        let RedisOptions { prefix, response_timeout, connect_timeout, tls, loopback_only } = options;
         let keys = RedisKeys::new(&prefix)?;
         for (name, value) in [("response_timeout", response_timeout), ("connect_timeout", connect_timeout)] {
             if value.is_zero() {
@@ -104,7 +108,7 @@ impl RedisBackend {
         if parsed.tls {
             install_provider();
         }
-        let place = RedisAddress::new(&parsed, tls);
+        let place = RedisAddress::new(&parsed, tls, loopback_only);
         let patience = RedisTimeouts { connect: connect_timeout, response: response_timeout };
         let wait = (parsed.wait_replicas > 0).then(|| ReplicaWait {
             replicas: parsed.wait_replicas,

@@ -15,20 +15,22 @@ use machinist_adapter::{
 };
 use redis::{
     Arg, AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
-    IntoConnectionInfo as _, ProtocolVersion, PushInfo, RedisError, RedisResult, TlsCertificates, TlsMode,
-    Value,
+    IntoConnectionInfo as _, PushInfo, RedisError, RedisResult, TlsCertificates, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     cluster::{ClusterClient, ClusterClientBuilder},
     cluster_async::ClusterConnection,
     cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, Slot, SlotAddr},
-    sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
-use tokio::sync::Mutex;
 
 use crate::{
     error::backend_error,
+    resolver::LoopbackResolver,
+    sentinel::{SentinelSettings, Sentinels},
     target::{ParsedUrl, RedisTarget, tcp},
 };
+
+/// Maximum time to connect to a sentinel, and for its answer: there are others.
+const SENTINEL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Handler of push messages and of disconnects.
 pub(crate) type OnPush = Arc<dyn Fn(PushInfo) + Send + Sync>;
@@ -47,11 +49,21 @@ pub(crate) struct RedisAddress {
     /// `true` for a TLS connection.
     pub(crate) encrypted: bool,
     pub(crate) tls: Tls,
+    /// `true` if no address of another host is dialled.
+    pub(crate) loopback_only: bool,
 }
 
 impl RedisAddress {
-    pub(crate) fn new(parsed: &ParsedUrl, tls: Tls) -> Self {
-        Self { target: parsed.target.clone(), encrypted: parsed.tls, tls }
+    pub(crate) fn new(parsed: &ParsedUrl, tls: Tls, loopback_only: bool) -> Self {
+        Self { target: parsed.target.clone(), encrypted: parsed.tls, tls, loopback_only }
+    }
+
+    /// Returns the settings of a connection to any of the servers.
+    fn settings(&self, patience: RedisTimeouts) -> AsyncConnectionConfig {
+        let settings = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(patience.connect))
+            .set_response_timeout(Some(patience.response));
+        if self.loopback_only { settings.set_dns_resolver(LoopbackResolver::default()) } else { settings }
     }
 
     /// Returns the configured certificates, if they differ from the system's and no client certificate.
@@ -76,15 +88,15 @@ pub(crate) struct ConnectionSource {
 
 enum Pool {
     Single(deadpool_redis::Pool),
-    Sentinel(managed::Pool<Sentinels>),
-    Cluster(managed::Pool<Nodes>),
+    Sentinel(managed::Pool<Masters>),
+    Cluster(managed::Pool<Nodes>, Option<LoopbackResolver>),
 }
 
 /// A connection: cheap to clone, clones share it, commands in flight share round trips.
 #[derive(Clone)]
 pub(crate) enum RedisConnection {
     Single(MultiplexedConnection),
-    Cluster(ClusterConnection, Slot),
+    Cluster(ClusterConnection, Slot, Option<LoopbackResolver>),
 }
 
 impl ConnectionSource {
@@ -98,15 +110,24 @@ impl ConnectionSource {
         let certificates = place.certificates();
         let pool = match &place.target {
             RedisTarget::Single(server) => {
-                let settings = settings(patience, on_push);
+                let settings = place.settings(patience).set_push_sender(pushes(on_push));
                 let server = with_certificates((**server).clone(), certificates.as_ref())?;
                 let manager = deadpool_redis::Manager::new_with_config(server, settings)
                     .map_err(|e| backend_error(&e))?;
                 Pool::Single(build(managed::Pool::builder(manager), patience.connect)?)
             }
-            RedisTarget::Sentinel { .. } => {
-                let client = Mutex::new(sentinels(place, patience).map_err(|e| backend_error(&e))?);
-                let manager = Sentinels { client, settings: settings(patience, on_push) };
+            RedisTarget::Sentinel(sentinels) => {
+                let quick = RedisTimeouts {
+                    connect: patience.connect.min(SENTINEL_TIMEOUT),
+                    response: patience.response.min(SENTINEL_TIMEOUT),
+                };
+                let settings = SentinelSettings {
+                    sentinel: place.settings(quick),
+                    master: place.settings(patience).set_push_sender(pushes(on_push)),
+                    encrypted: place.encrypted,
+                    certificates,
+                };
+                let manager = Masters { sentinels: (**sentinels).clone(), settings };
                 Pool::Sentinel(build(managed::Pool::builder(manager), 3 * patience.connect)?)
             }
             RedisTarget::Cluster(nodes) => {
@@ -115,12 +136,17 @@ impl ConnectionSource {
                     .response_timeout(patience.response)
                     .tcp_settings(tcp(patience.response))
                     .push_sender(pushes(on_push));
+                let resolver = place.loopback_only.then(LoopbackResolver::default);
+                let builder = match &resolver {
+                    Some(resolver) => builder.async_dns_resolver(resolver.clone()),
+                    None => builder,
+                };
                 let builder = match certificates {
                     Some(certificates) => builder.certs(certificates),
                     None => builder,
                 };
                 let manager = Nodes(builder.build().map_err(|e| backend_error(&e))?);
-                Pool::Cluster(build(managed::Pool::builder(manager), 3 * patience.connect)?)
+                Pool::Cluster(build(managed::Pool::builder(manager), 3 * patience.connect)?, resolver)
             }
         };
         Ok(Self { pool, clock: Slot::for_key(clock_key) })
@@ -135,15 +161,16 @@ impl ConnectionSource {
             Pool::Sentinel(pool) => {
                 RedisConnection::Single(managed::Object::take(pool.get().await.map_err(flat)?))
             }
-            Pool::Cluster(pool) => {
-                RedisConnection::Cluster(managed::Object::take(pool.get().await.map_err(flat)?), self.clock)
+            Pool::Cluster(pool, resolver) => {
+                let connection = pool.get().await.map_err(|error| explain(resolver.as_ref(), flat(error)))?;
+                RedisConnection::Cluster(managed::Object::take(connection), self.clock, resolver.clone())
             }
         })
     }
 
     /// Returns `true` for a cluster. Such a connection reconnects to its nodes by itself.
     pub(crate) fn is_cluster(&self) -> bool {
-        matches!(self.pool, Pool::Cluster(_))
+        matches!(self.pool, Pool::Cluster(..))
     }
 }
 
@@ -152,14 +179,15 @@ impl RedisConnection {
     pub(crate) async fn one(&mut self, cmd: Cmd) -> RedisResult<Value> {
         match self {
             Self::Single(connection) => cmd.query_async(connection).await,
-            Self::Cluster(connection, clock) => {
-                let route = if is_keyless(&cmd) {
+            Self::Cluster(connection, clock, resolver) => {
+                let answer = if is_keyless(&cmd) {
                     let route = Route::with_slot(*clock, SlotAddr::Master);
-                    RoutingInfo::SingleNode(SingleNodeRoutingInfo::SpecificNode(route))
+                    let route = RoutingInfo::SingleNode(SingleNodeRoutingInfo::SpecificNode(route));
+                    connection.route_command(cmd, route).await.and_then(Value::extract_error)
                 } else {
-                    return cmd.query_async(connection).await;
+                    cmd.query_async(connection).await
                 };
-                connection.route_command(cmd, route).await?.extract_error()
+                answer.map_err(|error| explain(resolver.as_ref(), error))
             }
         }
     }
@@ -190,7 +218,7 @@ impl RedisConnection {
     pub(crate) async fn subscribe(&mut self, channel: &str) -> RedisResult<()> {
         match self {
             Self::Single(connection) => redis::cmd("SSUBSCRIBE").arg(channel).exec_async(connection).await,
-            Self::Cluster(connection, _) => connection.ssubscribe(channel).await,
+            Self::Cluster(connection, ..) => connection.ssubscribe(channel).await,
         }
     }
 
@@ -198,8 +226,16 @@ impl RedisConnection {
     pub(crate) async fn unsubscribe(&mut self, channel: &str) -> RedisResult<()> {
         match self {
             Self::Single(connection) => redis::cmd("SUNSUBSCRIBE").arg(channel).exec_async(connection).await,
-            Self::Cluster(connection, _) => connection.sunsubscribe(channel).await,
+            Self::Cluster(connection, ..) => connection.sunsubscribe(channel).await,
         }
+    }
+}
+
+/// Returns the refusal of an address, if that is the cause of this error.
+fn explain(resolver: Option<&LoopbackResolver>, error: RedisError) -> RedisError {
+    match resolver {
+        Some(resolver) => resolver.explain(error),
+        None => error,
     }
 }
 
@@ -217,51 +253,18 @@ fn with_certificates(
     Ok(client.get_connection_info().clone())
 }
 
-fn sentinels(place: &RedisAddress, patience: RedisTimeouts) -> RedisResult<SentinelClient> {
-    let RedisTarget::Sentinel { sentinels, watchman, master, login, db } = &place.target else {
-        return Err(std::io::Error::other("no sentinels").into());
-    };
-    let mut builder =
-        SentinelClientBuilder::new(sentinels.iter().cloned(), master, SentinelServerType::Master)?
-            .set_client_to_redis_db(*db)
-            .set_client_to_redis_protocol(ProtocolVersion::RESP3)
-            .set_client_to_redis_tcp_settings(tcp(patience.response))
-            .set_client_to_sentinel_tcp_settings(tcp(patience.response));
-    if let Some(user) = &login.user {
-        builder = builder.set_client_to_redis_username(user);
-    }
-    if let Some(password) = &login.password {
-        builder = builder.set_client_to_redis_password(password);
-    }
-    if let Some(user) = &watchman.user {
-        builder = builder.set_client_to_sentinel_username(user);
-    }
-    if let Some(password) = &watchman.password {
-        builder = builder.set_client_to_sentinel_password(password);
-    }
-    if place.encrypted {
-        builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
-    }
-    if let Some(certificates) = place.certificates() {
-        builder = builder
-            .set_client_to_redis_certificates(certificates.clone())
-            .set_client_to_sentinel_certificates(certificates);
-    }
-    builder.build()
+/// Asks the sentinels for the master, for every connection.
+struct Masters {
+    sentinels: Sentinels,
+    settings: SentinelSettings,
 }
 
-/// Asks the sentinels for the master, and checks with it, for every connection.
-struct Sentinels {
-    client: Mutex<SentinelClient>,
-    settings: AsyncConnectionConfig,
-}
-
-impl managed::Manager for Sentinels {
+impl managed::Manager for Masters {
     type Type = MultiplexedConnection;
     type Error = RedisError;
 
     async fn create(&self) -> RedisResult<MultiplexedConnection> {
-        self.client.lock().await.get_async_connection_with_config(&self.settings).await
+        self.sentinels.connect(&self.settings).await
     }
 
     async fn recycle(&self, _: &mut MultiplexedConnection, _: &Metrics) -> RecycleResult<RedisError> {
@@ -302,13 +305,6 @@ where
     builder
         .build()
         .map_err(|e| BackendError::Configuration(format!("the connection pool cannot be made: {e}")))
-}
-
-fn settings(patience: RedisTimeouts, on_push: OnPush) -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(patience.connect))
-        .set_response_timeout(Some(patience.response))
-        .set_push_sender(pushes(on_push))
 }
 
 fn pushes(
@@ -356,10 +352,7 @@ pub(crate) async fn explain_tls(
     install_provider();
     // Without the login, which is not for whoever answers there.
     let client = Client::open(otherwise.into_connection_info().ok()?).ok()?;
-    let settings = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(patience.connect))
-        .set_response_timeout(Some(patience.response));
-    let answer = client.get_multiplexed_async_connection_with_config(&settings).await;
+    let answer = client.get_multiplexed_async_connection_with_config(&place.settings(patience)).await;
     match (place.encrypted, answer) {
         (true, Ok(_)) => Some(PLAIN.to_owned()),
         (true, Err(error)) if error.code().is_some() => Some(PLAIN.to_owned()),

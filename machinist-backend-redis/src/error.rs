@@ -4,6 +4,8 @@
 //! lost connection, a server that loads, fails over or is full. It is also every failure after which the command
 //! may have been executed. *Refused* is what only a person can cure, so it names the remedy.
 
+use std::net::SocketAddr;
+
 use machinist_adapter::backend::BackendError;
 use redis::{ErrorKind, RedisError, Value};
 
@@ -23,6 +25,9 @@ pub(crate) fn backend_error(error: &RedisError) -> BackendError {
         "NOPERM" => refused(PERMISSION),
         "WRONGTYPE" | "TOOLARGE" => key_error(error, ""),
         "MOVED" | "CROSSSLOT" => refused("this server belongs to a cluster: use a redis+cluster:// URL"),
+        NOT_LOOPBACK => refused(
+            "use rediss://, rediss+sentinel:// or rediss+cluster://, or, on a trusted network, insecure_plaintext = true",
+        ),
         "OOM" => unavailable(error, "free memory or raise maxmemory on the server"),
         "MISCONF" => unavailable(error, "the server cannot write to its disk: see its log"),
         "READONLY" => unavailable(error, "this is a replica: the backend URL must lead to the master"),
@@ -107,6 +112,15 @@ const NOT_REPLICATED: &str = "NOTREPLICATED";
 pub(crate) fn not_replicated(confirmed: i64, wanted: u32) -> RedisError {
     let detail = format!("{confirmed} replicas have confirmed in time, and wait_replicas is {wanted}");
     redis::make_extension_error(NOT_REPLICATED.to_owned(), Some(detail))
+}
+
+/// Code of [`not_loopback`].
+const NOT_LOOPBACK: &str = "PLAINTEXT";
+
+/// The failure of a connection that would send a password to another host without TLS.
+pub(crate) fn not_loopback(host: &str, address: SocketAddr) -> RedisError {
+    let detail = format!("the password would go to {host} ({address}) without TLS");
+    redis::make_extension_error(NOT_LOOPBACK.to_owned(), Some(detail))
 }
 
 /// A failure that needs words of ours.

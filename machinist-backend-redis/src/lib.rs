@@ -21,6 +21,8 @@ mod doctor;
 mod error;
 mod keys;
 mod link;
+mod resolver;
+mod sentinel;
 mod target;
 
 pub use backend::{RedisBackend, RedisOptions};

@@ -187,7 +187,7 @@ impl RedisLinks {
         for script in [&SCRIPT, &SESSION_SCRIPT] {
             let loaded = match &mut wire {
                 RedisConnection::Single(connection) => script.load_async(connection).await,
-                RedisConnection::Cluster(connection, _) => script.load_async(connection).await,
+                RedisConnection::Cluster(connection, ..) => script.load_async(connection).await,
             };
             self.record_outcome(&link, loaded.as_ref().map(drop));
             loaded?;

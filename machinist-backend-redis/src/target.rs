@@ -13,10 +13,12 @@ use std::time::Duration;
 
 use machinist_adapter::backend::BackendError;
 use redis::{
-    ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
+    ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
 use url::Url;
+
+use crate::sentinel::Sentinels;
 
 /// Idle time after which keepalive probes begin.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
@@ -25,21 +27,8 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(crate) enum RedisTarget {
     Single(Box<ConnectionInfo>),
-    Sentinel {
-        sentinels: Vec<ConnectionAddr>,
-        watchman: RedisLogin,
-        master: String,
-        login: RedisLogin,
-        db: i64,
-    },
+    Sentinel(Box<Sentinels>),
     Cluster(Vec<ConnectionInfo>),
-}
-
-/// Login to a server.
-#[derive(Clone, Default)]
-pub(crate) struct RedisLogin {
-    pub(crate) user: Option<String>,
-    pub(crate) password: Option<String>,
 }
 
 /// A target, and its name for people: the URL without password.
@@ -134,16 +123,19 @@ fn sentinel(scheme: &str, rest: &str, patience: Duration) -> Result<ParsedUrl, B
     };
     let option =
         |name: &str| several.first.query_pairs().find(|(n, _)| n == name).map(|(_, v)| v.into_owned());
-    let watchman = RedisLogin { user: option("sentinel_user"), password: option("sentinel_password") };
+    let mut watchman = RedisConnectionInfo::default();
+    if let Some(user) = option("sentinel_user") {
+        watchman = watchman.set_username(user);
+    }
+    if let Some(password) = option("sentinel_password") {
+        watchman = watchman.set_password(password);
+    }
     let nodes = several.nodes(patience)?;
     // INVARIANT: splitting gives at least one host.
-    let known = nodes.first().ok_or_else(|| wrong("has no host"))?.redis_settings();
-    let login = RedisLogin {
-        user: known.username().map(str::to_owned),
-        password: known.password().map(str::to_owned),
-    };
-    let sentinels = nodes.iter().map(|node| node.addr().clone()).collect();
-    let target = RedisTarget::Sentinel { sentinels, watchman, master: master.to_owned(), login, db };
+    let login = nodes.first().ok_or_else(|| wrong("has no host"))?.redis_settings().clone().set_db(db);
+    let sentinels = nodes.into_iter().map(|node| node.set_redis_settings(watchman.clone())).collect();
+    let sentinels = Sentinels { sentinels, master: master.to_owned(), login, tcp: tcp(patience) };
+    let target = RedisTarget::Sentinel(Box::new(sentinels));
     Ok(ParsedUrl { target, location: several.location(scheme), tls: several.tls, wait_replicas: 0 })
 }
 

@@ -60,7 +60,15 @@ impl Server {
 
     /// A command to this server, once it answers.
     async fn ask(&self, words: &[&str]) -> redis::Value {
-        let client = redis::Client::open(self.url()).unwrap();
+        self.ask_at(&self.url(), words).await
+    }
+
+    async fn ask_as(&self, password: &str, words: &[&str]) -> redis::Value {
+        self.ask_at(&format!("redis://:{password}@127.0.0.1:{}", self.port), words).await
+    }
+
+    async fn ask_at(&self, url: &str, words: &[&str]) -> redis::Value {
+        let client = redis::Client::open(url).unwrap();
         let mut answer = None;
         let up = eventually(BOUND, async || {
             let Ok(mut door) = client.get_multiplexed_async_connection().await else { return false };
@@ -377,6 +385,65 @@ async fn sentinels_lead_to_the_new_master() {
     within(BOUND, "the wake-up after the failover", watch.changed()).await;
     assert!(format!("{:?}", replica.ask(&["ROLE"]).await).contains("master"));
     works(&backend).await;
+}
+
+/// An address of no host (RFC 5737).
+const ELSEWHERE: &str = "192.0.2.7";
+
+async fn connect_here(url: &str) -> Result<RedisBackend, BackendError> {
+    let options = RedisOptions { loopback_only: true, ..RedisOptions::default() };
+    within(BOUND, "an answer", RedisBackend::connect(url, options)).await
+}
+
+#[tokio::test]
+async fn a_password_does_not_go_where_sentinels_point() {
+    let Some(master) = Server::start(&["--requirepass", "secret"]) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let config = dir.path().join("sentinel.conf");
+    let settings = [
+        format!("port {port}"),
+        "bind 127.0.0.1".to_owned(),
+        format!("dir {}", dir.path().display()),
+        format!("sentinel monitor elsewhere {ELSEWHERE} 6379 1"),
+        format!("sentinel monitor here 127.0.0.1 {} 1", master.port),
+    ];
+    std::fs::write(&config, settings.join("\n")).unwrap();
+    let mut sentinel = Command::new("redis-server");
+    sentinel.arg(&config).arg("--sentinel").stdout(Stdio::null());
+    let sentinel = Server { process: sentinel.spawn().unwrap(), port, dir };
+    sentinel.ask(&["PING"]).await;
+    let url = |master: &str| format!("redis+sentinel://:secret@127.0.0.1:{port}/{master}");
+    let error = connect_here(&url("elsewhere")).await.unwrap_err();
+    assert!(matches!(error, BackendError::Refused { .. }), "{error}");
+    let error = error.to_string();
+    assert!(error.contains(ELSEWHERE) && error.contains("rediss+sentinel://"), "{error}");
+    assert!(!error.contains("secret"), "{error}");
+    works(&connect_here(&url("here")).await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_password_does_not_go_where_a_cluster_points() {
+    let cluster = ["--cluster-enabled", "yes", "--requirepass", "secret"];
+    let start =
+        |announced: &str| Server::start(&[&cluster[..], &["--cluster-announce-ip", announced]].concat());
+    for (announced, works_here) in [("127.0.0.1", true), (ELSEWHERE, false)] {
+        let Some(node) = start(announced) else { return };
+        let url = format!("redis+cluster://:secret@127.0.0.1:{}", node.port);
+        node.ask_as("secret", &["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await;
+        let ok =
+            async || format!("{:?}", node.ask_as("secret", &["CLUSTER", "INFO"]).await).contains("state:ok");
+        assert!(eventually(BOUND, ok).await);
+        match connect_here(&url).await {
+            Ok(backend) => {
+                assert!(works_here);
+                works(&backend).await;
+            }
+            Err(error) => {
+                assert!(!works_here && error.to_string().contains(ELSEWHERE), "{error:?}");
+            }
+        }
+    }
 }
 
 /// A master, and a replica that is fed through a proxy, which can stall it.

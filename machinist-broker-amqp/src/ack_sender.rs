@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ack_frames::{AckFrame, SettledTags},
+    connection::close_channel,
     error::RPC_TIMEOUT,
 };
 
@@ -67,11 +68,23 @@ impl fmt::Debug for AckSender {
     }
 }
 
+/// Sends settlements until there are no more, and closes the channel.
 async fn send_settlements(
     channel: Arc<Channel>,
-    mut settlements: mpsc::UnboundedReceiver<(u64, Settle)>,
+    settlements: mpsc::UnboundedReceiver<(u64, Settle)>,
     close: CancellationToken,
 ) {
+    if send_until_closed(&channel, settlements, close).await {
+        close_channel(&channel).await;
+    }
+}
+
+/// Returns `false` if the channel is lost.
+async fn send_until_closed(
+    channel: &Channel,
+    mut settlements: mpsc::UnboundedReceiver<(u64, Settle)>,
+    close: CancellationToken,
+) -> bool {
     let mut settled = SettledTags::default();
     let mut batch = Vec::with_capacity(MAX_SETTLEMENTS_PER_BATCH);
     loop {
@@ -85,20 +98,20 @@ async fn send_settlements(
             }
         };
         if taken == 0 {
-            return;
+            return true;
         }
         let frames = settled.settle(&batch);
         batch.clear();
-        let writing = frames.into_iter().map(|frame| write(&channel, frame));
+        let writing = frames.into_iter().map(|frame| write(channel, frame));
         match timeout(RPC_TIMEOUT, join_all(writing)).await {
             Ok(written) => {
                 if let Some(error) = written.into_iter().find_map(Result::err) {
                     tracing::debug!(%error, "a settlement was lost with its channel; its message comes again");
-                    return;
+                    return false;
                 }
             }
             // The supervisor's probe ends such a connection; its messages come again.
-            Err(_) => return,
+            Err(_) => return false,
         }
     }
 }

@@ -88,7 +88,7 @@ impl AmqpBroker {
         let topology = AmqpTopology::new(&options);
         let publish_deadline = options.publish_deadline;
         let max_message_size = options.max_message_size;
-        let addresses = Addresses::parse(url)?;
+        let addresses = Addresses::parse(url, options.loopback_only)?;
         let external = addresses.iter().find(|address| address.external());
         if let Some(address) = external.filter(|_| options.tls.identity().is_none()) {
             return Err(BrokerError::Configuration(format!(

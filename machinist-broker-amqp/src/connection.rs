@@ -31,6 +31,19 @@ pub(crate) struct AmqpConnection {
     blocked: Mutex<Option<String>>,
 }
 
+/// Closes a channel that nothing uses any more, and waits until the broker has.
+///
+/// lapin closes a channel by itself when its last handle is dropped, but nobody can wait for that, and a connection that
+/// is closed meanwhile fails.
+pub(crate) async fn close_channel(channel: &Channel) {
+    if channel.status().connected()
+        && let Err(error) =
+            rpc_within(CLOSE_TIMEOUT, "closing a channel", channel.close(200, "OK".into())).await
+    {
+        tracing::debug!(error = %error_chain(&error), "a channel did not close by itself");
+    }
+}
+
 impl AmqpConnection {
     /// Connects in one bounded attempt.
     pub(crate) async fn open(addresses: &Addresses, tls: &Tls, name: &str) -> Result<Self, FailedConnect> {

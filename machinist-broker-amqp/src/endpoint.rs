@@ -27,6 +27,7 @@ const MIN_SHARE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Addresses {
     all: Vec<Address>,
+    loopback_only: bool,
     /// Time of the last failure at each endpoint.
     failures: Mutex<HashMap<SocketAddr, Instant>>,
 }
@@ -39,8 +40,9 @@ pub(crate) struct Endpoint {
 }
 
 impl Addresses {
-    /// Reads one URL, or several that commas separate: the nodes of a cluster, all with the same vhost.
-    pub(crate) fn parse(text: &str) -> Result<Self, BrokerError> {
+    /// Reads one URL, or several that commas separate: the nodes of a cluster, all with the same vhost. With
+    /// `loopback_only` no address of another host is an endpoint.
+    pub(crate) fn parse(text: &str, loopback_only: bool) -> Result<Self, BrokerError> {
         let all: Vec<Address> =
             url_list::split(text).into_iter().map(Address::parse).collect::<Result<_, _>>()?;
         if let Some(other) = all.iter().find(|address| address.vhost() != all[0].vhost()) {
@@ -49,7 +51,7 @@ impl Addresses {
                 all[0]
             )));
         }
-        Ok(Self { all, failures: Mutex::default() })
+        Ok(Self { all, loopback_only, failures: Mutex::default() })
     }
 
     /// The vhost, which all addresses share.
@@ -71,7 +73,9 @@ impl Addresses {
             match tokio::time::timeout(ATTEMPT_TIME, found).await {
                 Ok(Ok(peers)) => {
                     for peer in peers {
-                        if !endpoints.iter().any(|known| known.peer == peer) {
+                        if self.loopback_only && !peer.ip().to_canonical().is_loopback() {
+                            errors.push((address.clone(), AmqpError::not_loopback(address, peer)));
+                        } else if !endpoints.iter().any(|known| known.peer == peer) {
                             endpoints.push(Endpoint { address: address.clone(), peer });
                         }
                     }
@@ -144,10 +148,29 @@ mod tests {
 
     #[test]
     fn a_list_names_the_nodes_of_one_cluster() {
-        let list = Addresses::parse("amqp://u:secret@a/v,amqp://u:secret@b:1/v").unwrap();
+        let list = Addresses::parse("amqp://u:secret@a/v,amqp://u:secret@b:1/v", false).unwrap();
         assert_eq!(list.to_string(), "amqp://u@a:5672/v,amqp://u@b:1/v");
         assert_eq!(list.vhost(), "v");
-        let error = Addresses::parse("amqp://a/v,amqp://u:secret@b/w").unwrap_err().to_string();
+        let error = Addresses::parse("amqp://a/v,amqp://u:secret@b/w", false).unwrap_err().to_string();
         assert!(error.contains("another vhost") && !error.contains("secret"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_login_that_must_stay_here_has_no_endpoint_elsewhere() {
+        let list = "amqp://u:secret@127.0.0.1/v,amqp://u:secret@192.0.2.7/v";
+        let resolved = async |loopback_only| {
+            let (endpoints, errors) = Addresses::parse(list, loopback_only).unwrap().resolve().await;
+            let peers: Vec<String> = endpoints.iter().map(|endpoint| endpoint.peer.to_string()).collect();
+            (peers, errors)
+        };
+        let (peers, errors) = resolved(true).await;
+        assert_eq!(peers, ["127.0.0.1:5672"]);
+        let error = crate::error::error_chain(&errors[0].1);
+        assert!(
+            error.contains("192.0.2.7") && error.contains("amqps://") && !error.contains("secret"),
+            "{error}"
+        );
+        let (peers, errors) = resolved(false).await;
+        assert_eq!((peers.len(), errors.len()), (2, 0));
     }
 }

@@ -1,6 +1,6 @@
 //! Failed operations on the broker, and their translation into errors of the broker seam.
 
-use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
+use std::{error::Error, fmt, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use lapin::{ErrorKind, protocol::AMQPErrorKind};
 use machinist_adapter::broker::BrokerError;
@@ -68,6 +68,14 @@ impl AmqpError {
     pub(crate) fn lookup(address: &Address, error: std::io::Error) -> Self {
         let error = ErrorKind::IOError(Arc::new(error));
         Self::lapin(format!("looking up {} for {address}", address.host()), error.into())
+    }
+
+    /// Error of an address that is not of this host, while the login must stay here.
+    pub(crate) fn not_loopback(address: &Address, peer: SocketAddr) -> Self {
+        let refused = "the password would go there without TLS; use amqps://, or, on a trusted network, \
+                       insecure_plaintext = true";
+        let error = std::io::Error::new(std::io::ErrorKind::PermissionDenied, refused);
+        Self::lapin(format!("connecting to {address} at {peer}"), ErrorKind::IOError(Arc::new(error)).into())
     }
 
     /// Error of an operation that failed in lapin.

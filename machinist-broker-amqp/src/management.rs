@@ -20,6 +20,8 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// Number of queues that a finding names.
 const NAMED_QUEUES: usize = 3;
 const SUBJECT: &str = "policies";
+/// Column of what all policies together set on a queue.
+const DEFINITION: &str = "effective_policy_definition";
 
 /// Keys of a policy that make the broker drop messages or delete queues.
 const THREATS: [(&str, &str); 4] = [
@@ -40,7 +42,7 @@ pub(crate) async fn policies(
     if endpoint.address.tls() {
         return Finding::warning(SUBJECT, "not seen: the management API is asked without TLS only", by_hand);
     }
-    match timeout(ANSWER_TIMEOUT, queues(endpoint, port)).await {
+    match timeout(ANSWER_TIMEOUT, queues_with_policies(endpoint, port, &is_ours)).await {
         Ok(Ok(queues)) => judge(&queues, is_ours),
         Ok(Err(error)) => {
             let found = format!("not seen: the management API on port {port} does not tell ({error})");
@@ -53,16 +55,42 @@ pub(crate) async fn policies(
     }
 }
 
-/// Reads the queues of the vhost with their policies.
-async fn queues(endpoint: &Endpoint, port: u16) -> Result<Vec<Value>, String> {
+/// Reads the queues of the vhost with the definitions of their policies.
+async fn queues_with_policies(
+    endpoint: &Endpoint,
+    port: u16,
+    is_ours: impl Fn(&str, &Value) -> bool,
+) -> Result<Vec<Value>, String> {
+    let is_complete = |queues: &[Value]| {
+        let mut ours = queues.iter().filter(|queue| is_ours(name(queue), &queue["arguments"]));
+        ours.all(|queue| !queue[DEFINITION].is_null())
+    };
+    // RabbitMQ before 4.0 has the definitions among its statistics only, which cost it more.
+    for statistics in [false, true] {
+        let queues = queues(endpoint, port, statistics).await?;
+        if is_complete(&queues) {
+            return Ok(queues);
+        }
+    }
+    Err("it does not show what the policies set; its statistics may be disabled".to_owned())
+}
+
+/// Returns the name of a queue, which every answer has.
+fn name(queue: &Value) -> &str {
+    queue["name"].as_str().unwrap_or_default()
+}
+
+/// Reads the queues of the vhost.
+async fn queues(endpoint: &Endpoint, port: u16, statistics: bool) -> Result<Vec<Value>, String> {
     let user = endpoint.address.uri().authority.userinfo;
     let stream = TcpStream::connect(SocketAddr::new(endpoint.peer.ip(), port)).await;
     let stream = stream.map_err(|error| error.to_string())?;
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     let vhost: String = endpoint.address.vhost().bytes().map(|byte| format!("%{byte:02X}")).collect();
-    let columns = "name,policy,operator_policy,effective_policy_definition,arguments";
-    let request = Request::get(format!("/api/queues/{vhost}?columns={columns}&disable_stats=true"))
+    let columns = format!("name,policy,operator_policy,{DEFINITION},arguments");
+    let disable = if statistics { "" } else { "&disable_stats=true" };
+    let request = Request::get(format!("/api/queues/{vhost}?columns={columns}{disable}"))
         .header(header::HOST, endpoint.address.host())
         .header(
             header::AUTHORIZATION,
@@ -94,7 +122,7 @@ fn judge(queues: &[Value], is_ours: impl Fn(&str, &Value) -> bool) -> Finding {
     let mut threats: BTreeMap<(String, &str, &str), Vec<&str>> = BTreeMap::new();
     let mut ours = 0;
     for queue in queues {
-        let Some(name) = queue["name"].as_str() else { continue };
+        let name = name(queue);
         if !is_ours(name, &queue["arguments"]) {
             continue;
         }
@@ -103,7 +131,7 @@ fn judge(queues: &[Value], is_ours: impl Fn(&str, &Value) -> bool) -> Finding {
         let policy =
             policies.into_iter().flatten().filter(|name| !name.is_empty()).collect::<Vec<_>>().join(", ");
         for (key, meaning) in THREATS {
-            if !queue["effective_policy_definition"][key].is_null() {
+            if !queue[DEFINITION][key].is_null() {
                 threats.entry((policy.clone(), key, meaning)).or_default().push(name);
             }
         }

@@ -28,6 +28,9 @@ pub struct AmqpOptions {
     pub connection_name: String,
     /// Trusted certificates and own certificate on `amqps://`. Default: the system's, and none.
     pub tls: Tls,
+    /// `true` if only addresses of this host are dialled, whatever a name leads to: for a login that must not leave this
+    /// host without TLS. Default: `false`.
+    pub loopback_only: bool,
 }
 
 impl Default for AmqpOptions {
@@ -44,6 +47,7 @@ impl Default for AmqpOptions {
             management_port: Some(15672),
             connection_name: name.unwrap_or("machinist").to_owned(),
             tls: Tls::default(),
+            loopback_only: false,
         }
     }
 }

@@ -19,6 +19,7 @@ use tokio::{
 
 use crate::{
     backoff::ReconnectBackoff,
+    connection::close_channel,
     convert,
     declare::{self, DeclareError},
     error::{AmqpError, error_chain, rpc},
@@ -147,6 +148,9 @@ impl Publisher {
             if let Some(pause) = self.conclude(&channel, routed, outcomes) {
                 tokio::time::sleep(pause).await;
             }
+        }
+        if let Some(channel) = self.channel {
+            close_channel(&channel.channel).await;
         }
     }
 

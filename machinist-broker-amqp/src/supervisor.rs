@@ -17,7 +17,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::{
     backoff::ReconnectBackoff,
     connect::FailedConnect,
-    connection::AmqpConnection,
+    connection::{AmqpConnection, close_channel},
     declare::DeclaredTopology,
     endpoint::{Addresses, Endpoint},
     error::{AmqpError, RPC_TIMEOUT, error_chain},
@@ -192,8 +192,14 @@ impl Supervisor {
         loop {
             let since = Instant::now();
             let stop = self.stop.clone();
-            let end = stop.run_until_cancelled(self.watch(&live.connection)).await;
-            let Some(error) = end else { break self.close(&live.connection).await };
+            let mut probe_channel = None;
+            let end = stop.run_until_cancelled(self.watch(&live.connection, &mut probe_channel)).await;
+            let Some(error) = end else {
+                if let Some(channel) = probe_channel {
+                    close_channel(&channel).await;
+                }
+                break self.close(&live.connection).await;
+            };
             live.connection.abort();
             let Endpoint { address, peer } = live.connection.endpoint();
             // Another node is tried first: this one may be up again only in a while.
@@ -229,9 +235,10 @@ impl Supervisor {
     }
 
     /// Returns the reason when the connection is dead.
-    async fn watch(&self, connection: &AmqpConnection) -> AmqpError {
+    ///
+    /// `probe_channel` keeps the channel of the probes.
+    async fn watch(&self, connection: &AmqpConnection, probe_channel: &mut Option<Channel>) -> AmqpError {
         let mut events = std::pin::pin!(connection.events());
-        let mut probe_channel: Option<Channel> = None;
         loop {
             let probe_is_due = tokio::select! {
                 event = events.next() => match event {
@@ -254,7 +261,7 @@ impl Supervisor {
             };
             // A blocked connection does not answer: the broker has stopped reading from it.
             if probe_is_due && connection.blocked().is_none() {
-                if let Err(error) = connection.probe(&mut probe_channel).await {
+                if let Err(error) = connection.probe(probe_channel).await {
                     return error;
                 }
             } else if probe_is_due && !connection.is_connected() {

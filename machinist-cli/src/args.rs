@@ -1,5 +1,7 @@
 //! Syntax of the command line: commands, arguments and flags. Nothing is done here.
 
+mod periodic;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
@@ -10,6 +12,8 @@ use machinist::{
     sign::{Algorithm, KeyId},
     worker::Tag,
 };
+
+pub(crate) use periodic::{PeriodicAddArgs, PeriodicCommand};
 
 /// Distributed task queue over RabbitMQ and Redis, or one SQLite file.
 #[derive(Debug, Parser)]
@@ -36,8 +40,12 @@ pub(crate) struct Cli {
 pub(crate) struct GlobalArgs {
     #[arg(long, help = flag_help("--broker"), global = true, value_name = "URL", value_hint = ValueHint::Url)]
     broker: Option<String>,
+    #[arg(long, help = flag_help("--broker-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    broker_file: Option<PathBuf>,
     #[arg(long, help = flag_help("--backend"), global = true, value_name = "URL", value_hint = ValueHint::Url)]
     backend: Option<String>,
+    #[arg(long, help = flag_help("--backend-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    backend_file: Option<PathBuf>,
     #[arg(long, help = flag_help("--config"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: Option<PathBuf>,
     #[arg(long, help = flag_help("--namespace"), global = true, value_name = "NAME")]
@@ -82,7 +90,9 @@ impl GlobalArgs {
         Overrides {
             config: self.config.clone(),
             broker: self.broker.clone(),
+            broker_file: self.broker_file.clone(),
             backend: self.backend.clone(),
+            backend_file: self.backend_file.clone(),
             namespace: self.namespace.clone(),
             key_file: self.key_file.clone(),
             allow_unsigned: self.allow_unsigned,
@@ -116,8 +126,21 @@ pub(crate) enum CliCommand {
     Retry(RetryArgs),
     /// List tasks that wait for their ETA or a retry, or run one now
     Scheduled(ScheduledArgs),
+    /// Add, list and control periodic tasks
+    #[command(subcommand)]
+    Periodic(PeriodicCommand),
     /// List the queues and their numbers of messages
     Queues(QueuesArgs),
+    /// Say why a task does not run, and what to do
+    Why {
+        /// Id of the task
+        #[arg(value_parser = id)]
+        id: TaskId,
+    },
+    /// List the live workers, or pause, resume, drain or ping them
+    Workers(WorkersArgs),
+    /// List the task names that live workers know, or disable one for all workers
+    Registered(RegisteredArgs),
     /// Copy the embedded file, also while processes use it
     #[cfg(feature = "sqlite")]
     Backup(BackupArgs),
@@ -146,6 +169,104 @@ pub(crate) struct QueuesArgs {
     /// permission (with topology = "verify": check them)
     #[arg(long)]
     pub(crate) declare: bool,
+}
+
+/// A worker that was killed is listed until its session has expired.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct WorkersArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<WorkersCommand>,
+    /// Only those that take tasks from this queue
+    #[arg(long, short, value_name = "NAME", value_parser = queue)]
+    pub(crate) queue: Option<QueueName>,
+    /// Only those that run this task
+    #[arg(long, value_name = "NAME", value_parser = TaskName::parse)]
+    pub(crate) task: Option<TaskName>,
+    /// Only those with this tag
+    #[arg(long, value_name = "TAG", value_parser = Tag::parse)]
+    pub(crate) tag: Option<Tag>,
+    /// Only those in this state
+    #[arg(long, value_name = "STATE", value_enum)]
+    pub(crate) state: Option<StateArg>,
+    /// Print the list again whenever it has changed, until a signal ends it
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+/// State of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StateArg {
+    /// It is about to subscribe
+    Starting,
+    /// It takes tasks
+    Awake,
+    /// It has unsubscribed
+    Asleep,
+    /// It stops when its running tasks have ended
+    Draining,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WorkersCommand {
+    /// Show one worker, and what it runs
+    Show {
+        /// Name of the worker
+        name: String,
+    },
+    /// Put workers to sleep: they start nothing until they are resumed, also after a restart
+    Pause(WorkerOrderArgs),
+    /// Wake workers up
+    Resume(WorkerTargets),
+    /// Let workers end: they take no more tasks, and stop when the running ones have ended
+    Drain(WorkerOrderArgs),
+    /// Measure how long workers take to answer
+    Ping(WorkerTargets),
+}
+
+/// Exits with 1 if a worker refused or did not answer within 20 s, with 3 if there is no such worker.
+#[derive(Debug, Args)]
+pub(crate) struct WorkerOrderArgs {
+    #[command(flatten)]
+    pub(crate) targets: WorkerTargets,
+    /// Hand the running tasks back at once, instead of letting them end
+    #[arg(long)]
+    pub(crate) now: bool,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct WorkerTargets {
+    /// Names of workers
+    #[arg(value_name = "NAME", required_unless_present_any = ["all", "with_tag"], conflicts_with_all = ["all", "with_tag"])]
+    pub(crate) names: Vec<String>,
+    /// All live workers
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// The workers with this tag
+    #[arg(long = "tag", id = "with_tag", value_name = "TAG", value_parser = Tag::parse, conflicts_with = "all")]
+    pub(crate) with_tag: Option<Tag>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RegisteredArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<RegisteredCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RegisteredCommand {
+    /// Disable a task name for all workers: its tasks wait, and nothing is lost
+    Disable {
+        /// Name of the task
+        #[arg(value_parser = TaskName::parse)]
+        name: TaskName,
+    },
+    /// Enable a task name again, and let its tasks run
+    Enable {
+        /// Name of the task
+        #[arg(value_parser = TaskName::parse)]
+        name: TaskName,
+    },
 }
 
 #[cfg(feature = "sqlite")]
@@ -233,12 +354,8 @@ pub(crate) struct SendArgs {
     /// Send the workflow that this file describes: TOML, or JSON by its suffix; - reads JSON from standard input
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) flow: Option<PathBuf>,
-    /// Argument with a name; can be repeated
-    #[arg(long = "arg", value_name = "NAME=ARG")]
-    pub(crate) named: Vec<String>,
-    /// Queue [default: the task's queue in machinist.toml, else default]
-    #[arg(long, short, value_name = "NAME", value_parser = queue)]
-    pub(crate) queue: Option<QueueName>,
+    #[command(flatten)]
+    pub(crate) options: SendOptions,
     /// Wait until the task has ended, and print its result; --wait=20s waits at most 20 seconds
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, num_args = 0..=1, require_equals = true,
           default_missing_value = "8760h")]
@@ -249,6 +366,24 @@ pub(crate) struct SendArgs {
     /// Run it no earlier than at this instant (RFC 3339, with an offset)
     #[arg(long, value_name = "INSTANT", value_parser = instant)]
     pub(crate) eta: Option<Timestamp>,
+    /// Id of the task; two tasks with one id are one task
+    #[arg(long, value_name = "ID", value_parser = id, conflicts_with = "count")]
+    pub(crate) id: Option<TaskId>,
+    /// Number of times to send it
+    #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) count: u32,
+}
+
+/// Options of a task that is sent once, or at each tick of a schedule.
+#[derive(Debug, Args)]
+pub(crate) struct SendOptions {
+    /// Argument with a name; can be repeated
+    #[arg(long = "arg", value_name = "NAME=ARG")]
+    pub(crate) named: Vec<String>,
+    /// Queue [default: the task's queue in machinist.toml, else default]
+    #[arg(long, short, value_name = "NAME", value_parser = queue)]
+    pub(crate) queue: Option<QueueName>,
     /// Do not start it later than this: an instant (RFC 3339), or a time from now
     #[arg(long, value_name = "INSTANT|DURATION", value_parser = expiry)]
     pub(crate) expires: Option<ExpiryArg>,
@@ -273,16 +408,12 @@ pub(crate) struct SendArgs {
     /// Label: a short text that stays readable when arguments are encrypted; can be repeated
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub(crate) labels: Vec<String>,
+    /// Send it only if a live worker can run it; otherwise it ends in FAILURE/no_worker, code -201
+    #[arg(long)]
+    pub(crate) require_worker: bool,
     /// Priority, 0 to 9: higher ones are delivered first if broker and queue support it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
     pub(crate) priority: Option<u8>,
-    /// Id of the task; two tasks with one id are one task
-    #[arg(long, value_name = "ID", value_parser = id, conflicts_with = "count")]
-    pub(crate) id: Option<TaskId>,
-    /// Number of times to send it
-    #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true,
-          value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) count: u32,
 }
 
 /// Time after which a task is not started any more.
@@ -524,7 +655,14 @@ mod tests {
             "revoke 1",
             "retry 1",
             "scheduled",
+            "periodic list",
+            "periodic pause x",
+            "periodic add x add --every 1s",
             "queues",
+            "workers",
+            "workers pause --all",
+            "registered",
+            "why 1",
             "dead list",
             "dead show 1",
             "dead replay --all",
@@ -564,6 +702,34 @@ mod tests {
             assert!(error.contains("write 127.0.0.1:8080, or [::]:8080 to answer other hosts"), "{error}");
         }
         assert!(error("--health here").contains("is not an address with its port"));
+    }
+
+    #[test]
+    fn a_periodic_task_has_one_schedule_and_the_options_of_send() {
+        let add = |line: &str| {
+            let line = ["machinist", "periodic", "add"].into_iter().chain(line.split(' '));
+            match Cli::try_parse_from(line)?.command {
+                CliCommand::Periodic(PeriodicCommand::Add(add)) => Ok::<_, clap::Error>(*add),
+                other => panic!("{other:?}"),
+            }
+        };
+        let given = add("beat --every 1s add 2 -1 --retries 3 --queue q").unwrap();
+        assert_eq!((given.periodic.as_str(), given.task.as_str()), ("beat", "add"));
+        assert_eq!(
+            (&given.args[..], given.options.retries),
+            (&["2".to_owned(), "-1".to_owned()][..], Some(3))
+        );
+        assert!(given.refused.given().is_none());
+        for refused in ["--wait", "--wait=1s", "--count 2", "--id x", "--eta x", "--countdown 1s"] {
+            let given = add(&format!("beat --every 1s add {refused}")).unwrap();
+            assert!(refused.starts_with(given.refused.given().unwrap().0), "{refused}");
+        }
+        for wrong in ["beat add", "beat --every 1s --cron @daily add", "beat --every 1s --time-zone UTC add"]
+        {
+            assert!(add(wrong).is_err(), "{wrong}");
+        }
+        let error = add("beat --every 1s --misfire twice add").unwrap_err().to_string();
+        assert!(error.contains("write one of skip, once, all"), "{error}");
     }
 
     #[test]

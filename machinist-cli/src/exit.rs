@@ -6,6 +6,7 @@ use machinist::{
     ConnectError, ControlError, ResultError, SendError, TaskId,
     backend::BackendError,
     broker::{BrokerError, PublishError},
+    periodic::PeriodicError,
     redact,
     settings::SettingsError,
 };
@@ -188,6 +189,24 @@ impl From<ControlError> for CliError {
     }
 }
 
+impl From<PeriodicError> for CliError {
+    fn from(error: PeriodicError) -> Self {
+        match error {
+            PeriodicError::Send(error) => error.into(),
+            PeriodicError::Backend(error) => error.into(),
+            PeriodicError::Unknown { .. } => Self::from_error(Code::UnknownId, &error)
+                .remedy("`machinist periodic list` shows all; `machinist config` shows the backend and namespace in use"),
+            PeriodicError::Owned { ref name, .. } => Self::from_error(Code::Usage, &error)
+                .remedy(format!("`machinist periodic pause {name}` stops its ticks without a change there")),
+            PeriodicError::Untrusted { .. } => Self::from_error(Code::Configuration, &error)
+                .remedy("`machinist keys list` shows the configured keys"),
+            PeriodicError::NotTriggered { .. } => Self::from_error(Code::NotFinished, &error),
+            PeriodicError::Contended { .. } => Self::from_error(Code::Unreachable, &error),
+            _ => Self::from_error(Code::Usage, &error),
+        }
+    }
+}
+
 /// Returns the error for a task without a record.
 pub(crate) fn unknown(id: &TaskId) -> CliError {
     CliError::new(
@@ -203,6 +222,7 @@ impl From<SendError> for CliError {
         let (code, remedy) = match &error {
             SendError::Name(_) | SendError::Invalid(_) => (Code::Usage, None),
             SendError::TooLarge { .. } => (Code::Usage, None),
+            SendError::Workers { .. } => (Code::Unreachable, Some(DOCTOR_HINT.to_owned())),
             SendError::Key { .. } => {
                 (Code::Configuration, Some("`machinist keys check` shows details".to_owned()))
             }

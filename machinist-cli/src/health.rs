@@ -3,8 +3,20 @@
 //! `/healthz` answers 200 while the broker confirms the worker's subscription and answers on its connection, `/readyz`
 //! while the worker takes tasks; else 503, with the problems in the body. Each request checks the servers themselves, but
 //! a report less than a second old is used again.
+//!
+//! Clients that say nothing cannot keep others from an answer: a connection without a request is closed after two seconds,
+//! and the oldest one makes room when there are too many.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use http_body_util::Full;
 use hyper::{
@@ -18,15 +30,19 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use machinist::{QueueName, worker::Health};
 use serde::Serialize;
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{Mutex, Semaphore},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::Mutex,
+    task::{AbortHandle, JoinSet},
     time::Instant,
 };
 
 use crate::exit::{CliError, Code};
 
-/// Maximum number of requests that are answered at the same time.
+/// Maximum number of open connections.
 const MAX_CONNECTIONS: usize = 32;
+/// Maximum time until a connection has sent the head of its request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum time of a connection: the request, the check of the servers (up to 6 s) and the answer.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
 /// Maximum age of a report that answers a further request.
@@ -91,38 +107,82 @@ impl HealthServer {
         let queues = queues.iter().map(ToString::to_string).collect();
         let service =
             Arc::new(HealthService { health, queues, alive: Mutex::default(), ready: Mutex::default() });
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let mut connections = tokio::task::JoinSet::new();
+        let mut connections = Connections::default();
         loop {
-            // INVARIANT: the semaphore is never closed.
-            let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is open");
             match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    let service = Arc::clone(&service);
-                    connections.spawn(async move {
-                        let _in_time =
-                            tokio::time::timeout(CONNECTION_TIMEOUT, serve_connection(stream, service)).await;
-                        drop(permit);
-                    });
-                }
+                Ok((stream, _)) => connections.serve(stream, Arc::clone(&service)),
                 Err(error) => {
                     tracing::warn!(%error, "the health checks cannot accept a connection");
                     tokio::time::sleep(REPORT_MAX_AGE).await;
                 }
             }
-            while connections.try_join_next().is_some() {}
         }
     }
 }
 
-async fn serve_connection(stream: TcpStream, service: Arc<HealthService>) {
+/// Open connections, the oldest first.
+#[derive(Debug, Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    open: VecDeque<Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    task: AbortHandle,
+    /// `true` once the head of its request is here.
+    has_asked: Arc<AtomicBool>,
+}
+
+impl Connections {
+    /// Serves a new connection, and closes another one if there are too many.
+    fn serve(
+        &mut self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        service: Arc<HealthService>,
+    ) {
+        while self.tasks.try_join_next().is_some() {}
+        self.open.retain(|connection| !connection.task.is_finished());
+        if self.open.len() >= MAX_CONNECTIONS {
+            let asked = self.open.iter().map(|connection| connection.has_asked.load(Ordering::Relaxed));
+            if let Some(surplus) = self.open.remove(surplus(asked)) {
+                surplus.task.abort();
+            }
+        }
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let answering = serve_connection(stream, service, Arc::clone(&has_asked));
+        let task = self.tasks.spawn(async move {
+            if tokio::time::timeout(CONNECTION_TIMEOUT, answering).await.is_err() {
+                tracing::debug!("a health check was not answered in time");
+            }
+        });
+        self.open.push_back(Connection { task, has_asked });
+    }
+}
+
+/// Returns the connection to close when there are too many: the oldest that has asked nothing, else the oldest.
+fn surplus(has_asked: impl IntoIterator<Item = bool>) -> usize {
+    has_asked.into_iter().position(|asked| !asked).unwrap_or(0)
+}
+
+/// Returns the rules of a connection: one request, whose head comes in time.
+fn http() -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).keep_alive(false).header_read_timeout(HEAD_TIMEOUT);
+    http
+}
+
+async fn serve_connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    service: Arc<HealthService>,
+    has_asked: Arc<AtomicBool>,
+) {
     let answer = service_fn(|request: Request<Incoming>| {
+        has_asked.store(true, Ordering::Relaxed);
         let service = Arc::clone(&service);
         async move { Ok::<_, Infallible>(service.answer(&request).await) }
     });
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).keep_alive(false);
-    if let Err(error) = http.serve_connection(TokioIo::new(stream), answer).await {
+    if let Err(error) = http().serve_connection(TokioIo::new(stream), answer).await {
         tracing::debug!(%error, "a health check was not answered");
     }
 }
@@ -186,4 +246,32 @@ fn respond(code: StatusCode, content_type: &'static str, body: Vec<u8>) -> Respo
     headers.insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, hyper::header::HeaderValue::from_static("no-store"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    #[test]
+    fn the_oldest_connection_without_a_request_makes_room() {
+        assert_eq!(surplus([true, false, false]), 1);
+        assert_eq!(surplus([true, true]), 0);
+        assert_eq!(surplus([false]), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_head_of_a_request_comes_in_time() {
+        for beginning in ["", "GET /healthz HTTP/1.1\r\nHost: wor"] {
+            let (mut client, server) = tokio::io::duplex(1024);
+            client.write_all(beginning.as_bytes()).await.expect("room");
+            let begun = Instant::now();
+            let answer = service_fn(async |_| Ok::<_, Infallible>(plain(StatusCode::OK, "well")));
+            let ended = http().serve_connection(TokioIo::new(server), answer).await;
+            assert!(ended.is_err_and(|error| error.is_timeout()), "{beginning:?}");
+            // The clock of the test moves by the timeouts alone.
+            assert_eq!(begun.elapsed().as_secs(), HEAD_TIMEOUT.as_secs());
+        }
+    }
 }

@@ -32,6 +32,7 @@ mod supervisor;
 mod systemd;
 mod telemetry;
 mod view;
+mod visible;
 mod workflow_view;
 
 use std::{

@@ -10,15 +10,15 @@ use serde::Serialize;
 
 use crate::{
     exit::{CliError, Code},
-    view::printable,
+    visible,
 };
 
-/// Prints a line of the result.
+/// Prints a line of the result, with its hidden characters made visible.
 ///
 /// # Errors
 /// Standard output cannot be written.
 pub(crate) fn line(text: &str) -> Result<(), CliError> {
-    write(format!("{text}\n").as_bytes())
+    write(format!("{}\n", visible::lines(text)).as_bytes())
 }
 
 /// Prints text without changes.
@@ -34,8 +34,16 @@ pub(crate) fn raw(text: &str) -> Result<(), CliError> {
 /// # Errors
 /// Standard output cannot be written.
 pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<(), CliError> {
+    raw(&(json_text(value)? + "\n"))
+}
+
+/// Returns a value as JSON without hidden characters.
+///
+/// # Errors
+/// The value cannot be JSON.
+pub(crate) fn json_text<T: Serialize + ?Sized>(value: &T) -> Result<String, CliError> {
     let text = serde_json::to_string(value).map_err(|error| CliError::from_error(Code::Fault, &error))?;
-    line(&text)
+    Ok(visible::json(&text))
 }
 
 /// Prints rows under a header.
@@ -47,7 +55,7 @@ pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) 
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(head.iter().map(|name| name.to_uppercase()));
     for row in rows {
-        table.add_row(row.iter().map(|cell| printable(cell)));
+        table.add_row(row.iter().map(|cell| visible::one_line(cell)));
     }
     table.column_iter_mut().for_each(|column| {
         column.set_padding((0, 2));
@@ -80,7 +88,7 @@ pub(crate) fn note(text: &str) {
     if JSON_NOTES.load(Ordering::Relaxed) {
         json_note("INFO", text.strip_prefix("machinist: ").unwrap_or(text), None);
     } else {
-        to_stderr(&printable(text));
+        to_stderr(&visible::lines(text));
     }
 }
 
@@ -99,7 +107,7 @@ fn json_note(level: &'static str, message: &str, remedy: Option<&str>) {
     let timestamp = machinist::clock::wall().to_string();
     let note = JsonNote { timestamp, level, message, remedy, target: "machinist" };
     // INVARIANT: the note holds only texts.
-    to_stderr(&serde_json::to_string(&note).expect("plain data"));
+    to_stderr(&visible::json(&serde_json::to_string(&note).expect("plain data")));
 }
 
 fn to_stderr(line: &str) {

@@ -1,6 +1,6 @@
 //! Views of a task's record: JSON for scripts, and a page for people. Pure.
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
 use machinist::{
     QueueName, TaskId,
@@ -11,7 +11,7 @@ use machinist::{
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::spelling;
+use crate::{spelling, visible};
 
 /// Task as `status --json` and `send --wait --json` print it. Instants are RFC 3339 in UTC.
 #[derive(Debug, Serialize)]
@@ -47,8 +47,12 @@ pub(crate) struct TaskView {
     pub(crate) progress: Option<ProgressView>,
     /// Reason that its outcome cannot be shown.
     locked: Option<String>,
+    /// `true` if a key proves that a worker wrote the outcome, `None` before the end.
+    verified: Option<bool>,
     /// Parking of the task, while a rule of admission refuses its start.
     parked: Option<ParkedView>,
+    /// Seconds since its due time, if that is long ago and no worker has received it.
+    overdue: Option<u64>,
     /// `true` if it was asked to end, and still runs.
     revoked: bool,
     /// Failed task that this one repeats.
@@ -84,11 +88,19 @@ impl ProgressView {
         let Self { done, total, note, .. } = self;
         let mut bar = bar(*done, *total);
         if !note.is_empty() {
-            let _ = write!(bar, "  {}", printable(note));
+            let _ = write!(bar, "  {}", visible::one_line(note));
         }
         bar
     }
 }
+
+/// Time after the due time from which a task is overdue.
+const OVERDUE_AFTER: Duration = Duration::from_secs(120);
+/// Remark about an overdue task.
+const NOT_RECEIVED: &str = "no worker has received it. It waits in its queue for a worker, or its message or the newest \
+                            part of its record is lost; workers publish a lost message again";
+/// Remark about an outcome that no key proves.
+const NOT_VERIFIED: &str = "no: without a key here, anybody who can write to the backend may have written it";
 
 /// Returns a progress bar; the number alone if the total is 0, which means unknown.
 pub(crate) fn bar(done: u64, total: u64) -> String {
@@ -177,11 +189,13 @@ impl From<&Record> for TaskView {
                 at: progress.at.to_string(),
             }),
             locked: record.locked.clone(),
+            verified: None,
             parked: record.parked.as_ref().map(|parked| ParkedView {
                 reason: parked.reason.clone(),
                 since: parked.since.to_string(),
                 until: parked.until.to_string(),
             }),
+            overdue: None,
             revoked: record.revoked,
             retry_of: record.retry_of.as_ref().map(TaskId::to_string),
             retried_as: record.retried_as.as_ref().map(TaskId::to_string),
@@ -216,12 +230,25 @@ impl TaskView {
             log: String::new(),
             progress: None,
             locked: None,
+            verified: None,
             parked: None,
+            overdue: None,
             revoked: false,
             retry_of: None,
             retried_as: None,
             workflow: None,
         }
+    }
+
+    /// Adds whether a key proves that a worker wrote the outcome, if there is one.
+    pub(crate) fn verified(self, verified: bool) -> Self {
+        Self { verified: self.state.is_final().then_some(verified), ..self }
+    }
+
+    /// Adds whether the next run should have begun long ago.
+    pub(crate) fn at(self, record: &Record, now: Timestamp) -> Self {
+        let due = record.eta.filter(|_| record.parked.is_none());
+        Self { overdue: overdue(record.state, due, now), ..self }
     }
 
     /// Names the root of the workflow that the task belongs to.
@@ -240,8 +267,8 @@ impl TaskView {
                 put(&mut page, format_args!("{:<10}{line}", ""));
             }
         };
-        let optional = |value: &Option<String>| value.as_deref().map(printable);
-        row("id", &printable(&self.id));
+        let optional = |value: &Option<String>| value.as_deref().map(visible::one_line);
+        row("id", &visible::one_line(&self.id));
         if let Some(workflow) = optional(&self.workflow) {
             row("workflow", &workflow);
         }
@@ -269,11 +296,15 @@ impl TaskView {
                 row(label, &value);
             }
         }
+        if let Some(seconds) = self.overdue {
+            let late = show_duration(Duration::from_secs(seconds));
+            row("overdue", &format!("by {late}: {NOT_RECEIVED}"));
+        }
         if let Some(progress) = &self.progress {
             row("progress", &progress.bar());
         }
         if let Some(ParkedView { reason, since, until }) = &self.parked {
-            row("parked", &format!("{} since {since}, asks again at {until}", printable(reason)));
+            row("parked", &format!("{} since {since}, asks again at {until}", visible::one_line(reason)));
         }
         if self.revoked {
             row("revoked", "it was asked to end");
@@ -284,32 +315,35 @@ impl TaskView {
             }
         }
         if let Some(locked) = &self.locked {
-            row("locked", locked);
+            row("locked", &visible::lines(locked));
         }
         if self.state == TaskState::Success && self.locked.is_none() {
             let values = self.values();
             row("results", if values.is_empty() { "-" } else { &values });
         }
         if let Some(error) = &self.error {
-            row("error", &printable(&error.chain.join("\ncaused by: ")));
+            row("error", &visible::lines(&error.chain.join("\ncaused by: ")));
+        }
+        if self.verified == Some(false) {
+            row("verified", NOT_VERIFIED);
         }
         row("trace", &optional(&self.trace_id).unwrap_or_else(|| "-".into()));
         for attempt in &self.history {
             let kind = attempt.kind;
-            let worker = printable(&attempt.worker);
+            let worker = visible::one_line(&attempt.worker);
             row(
                 "history",
                 &format!(
                     "attempt {} ended {} on {worker} ({kind}: {}), next run {}",
                     attempt.attempt,
                     attempt.ended_at,
-                    printable(&attempt.error.message),
+                    visible::one_line(&attempt.error.message),
                     attempt.next_run
                 ),
             );
         }
         if !self.log.is_empty() {
-            row("log", &printable(self.log.trim_end()));
+            row("log", &visible::lines(self.log.trim_end()));
         }
         page
     }
@@ -318,16 +352,16 @@ impl TaskView {
     pub(crate) fn line(&self) -> String {
         let mut line = format!("{:<8}  attempt {}", self.state, self.attempt);
         if let Some(worker) = &self.worker {
-            let _ = write!(line, "  {}", printable(worker));
+            let _ = write!(line, "  {}", visible::one_line(worker));
         }
         if let Some(error) = &self.error {
-            let _ = write!(line, "  {}", printable(&error.message));
+            let _ = write!(line, "  {}", visible::one_line(&error.message));
         }
         if let (TaskState::Started, Some(progress)) = (self.state, &self.progress) {
             let _ = write!(line, "  {}", progress.bar());
         }
         if let Some(parked) = &self.parked {
-            return line + "  parked: " + &printable(&parked.reason);
+            return line + "  parked: " + &visible::one_line(&parked.reason);
         }
         match (self.state, &self.eta) {
             (TaskState::Retry, Some(eta)) => line + "  next run " + eta,
@@ -343,7 +377,7 @@ impl TaskView {
             _ => {
                 let mut text = self.state_and_kind();
                 for cause in self.error.iter().flat_map(|error| &error.chain) {
-                    let _ = write!(text, ": {}", printable(cause));
+                    let _ = write!(text, ": {}", visible::lines(cause));
                 }
                 text
             }
@@ -353,7 +387,7 @@ impl TaskView {
     /// Returns the results, one per line, as they would be written as arguments: text without quotes, unless it would be
     /// read as something else.
     fn values(&self) -> String {
-        printable(&self.results.iter().map(as_argument).collect::<Vec<_>>().join("\n"))
+        visible::lines(&self.results.iter().map(as_argument).collect::<Vec<_>>().join("\n"))
     }
 
     fn state_and_kind(&self) -> String {
@@ -362,6 +396,12 @@ impl TaskView {
             _ => self.state.to_string(),
         }
     }
+}
+
+/// Returns the seconds since the due time of a task, if that is long ago and no worker has received it.
+fn overdue(state: TaskState, due: Option<Timestamp>, now: Timestamp) -> Option<u64> {
+    let late = now.since(due.filter(|_| matches!(state, TaskState::Pending | TaskState::Retry))?);
+    (late >= OVERDUE_AFTER).then_some(late.as_secs())
 }
 
 /// Returns a value as it would be written as an argument: text without quotes, unless it would be read as something else.
@@ -380,14 +420,9 @@ pub(crate) fn put(page: &mut String, line: std::fmt::Arguments<'_>) {
 }
 
 pub(crate) fn seconds(seconds: f64) -> String {
-    let duration = std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    let duration = Duration::try_from_secs_f64(seconds).unwrap_or_default();
     // A record holds microseconds.
-    show_duration(std::time::Duration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
-}
-
-/// Replaces control characters in a text from elsewhere: they would move the cursor or change the colours of a terminal.
-pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+    show_duration(Duration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)))
 }
 
 #[cfg(test)]
@@ -431,7 +466,7 @@ started   2026-11-20T23:37:14.000000Z
 ended     2026-11-20T23:37:15.500000Z
 duration  1s 500ms
 error     too slow
-          caused by: disk\u{fffd}[31m
+          caused by: disk\\u{1b}[31m
 trace     -
 log       one
           two
@@ -470,8 +505,22 @@ log       one
     }
 
     #[test]
+    fn a_task_that_nobody_receives_is_overdue_after_its_time() {
+        let due = Timestamp::from_micros(1_000_000_000);
+        let overdue = |state, due, late| {
+            overdue(state, due, Timestamp::from_micros(1_000_000_000).plus(Duration::from_secs(late)))
+        };
+        assert_eq!(overdue(TaskState::Pending, None, 500), None, "it was not delayed");
+        assert_eq!(overdue(TaskState::Pending, Some(due), 119), None);
+        assert_eq!(overdue(TaskState::Retry, Some(due), 120), Some(120));
+        assert_eq!(overdue(TaskState::Started, Some(due), 500), None);
+        let page = TaskView { overdue: Some(180), ..failed() }.page();
+        assert!(page.contains("\noverdue   by 3m: no worker has received it"), "{page}");
+    }
+
+    #[test]
     fn outcomes_are_short() {
-        assert_eq!(failed().outcome(), "FAILURE (timeout, -2): too slow: disk\u{fffd}[31m");
+        assert_eq!(failed().outcome(), "FAILURE (timeout, -2): too slow: disk\\u{1b}[31m");
         let done = TaskView {
             state: TaskState::Success,
             results: vec![5.into(), "x y".into(), "5".into()],

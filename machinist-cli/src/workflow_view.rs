@@ -9,7 +9,10 @@ use machinist::{
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::view::{TaskView, as_argument, bar, printable, put, seconds};
+use crate::{
+    view::{TaskView, as_argument, bar, put, seconds},
+    visible::one_line,
+};
 
 /// Workflow as `status ROOT --json` and `send --flow --wait --json` print it: the fields of a task, and its steps.
 #[derive(Debug, Serialize)]
@@ -186,7 +189,7 @@ impl WorkflowView {
     pub(crate) fn page(&self) -> String {
         let mut page = String::new();
         let mut row =
-            |label: &str, value: &str| put(&mut page, format_args!("{label:<10}{}", printable(value)));
+            |label: &str, value: &str| put(&mut page, format_args!("{label:<10}{}", one_line(value)));
         row("workflow", self.task["id"].as_str().unwrap_or_default());
         if let Some(name) = &self.workflow_name {
             row("name", name);
@@ -234,12 +237,12 @@ impl WorkflowView {
     pub(crate) fn outcome(&self, last: &LastResults) -> String {
         match self.state {
             TaskState::Success => match last.as_slice() {
-                [(_, values)] => printable(&values.iter().map(as_argument).collect::<Vec<_>>().join("\n")),
+                [(_, values)] => one_line(&values.iter().map(as_argument).collect::<Vec<_>>().join("\n")),
                 several => {
                     let line = |(name, values): &(String, Vec<Value>)| {
                         format!("{name}  {}", as_argument(&one_value(values.clone()))).trim_end().to_owned()
                     };
-                    printable(&several.iter().map(line).collect::<Vec<_>>().join("\n"))
+                    one_line(&several.iter().map(line).collect::<Vec<_>>().join("\n"))
                 }
             },
             TaskState::Failure => {
@@ -250,7 +253,7 @@ impl WorkflowView {
                     }
                     let _ = write!(text, ": step {}", step.name);
                     if let Some(error) = &step.error {
-                        let _ = write!(text, ": {}", printable(error));
+                        let _ = write!(text, ": {}", one_line(error));
                     }
                 }
                 text
@@ -307,7 +310,7 @@ impl StepView {
             notes.push(format!("{done}/{total}{failed}"));
         }
         if let Some(line) = self.error.as_deref().and_then(|error| error.lines().next()) {
-            notes.push(printable(line));
+            notes.push(one_line(line));
         }
         if self.error_callback && self.state == TaskState::Pending {
             notes.push("only after a failure".to_owned());
@@ -322,7 +325,7 @@ impl StepView {
     pub(crate) fn page(&self, root: &str) -> String {
         let mut page = String::new();
         let mut row =
-            |label: &str, value: &str| put(&mut page, format_args!("{label:<10}{}", printable(value)));
+            |label: &str, value: &str| put(&mut page, format_args!("{label:<10}{}", one_line(value)));
         row("id", &self.id);
         row("workflow", root);
         row("name", &self.task);

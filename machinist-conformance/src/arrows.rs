@@ -46,6 +46,12 @@ steps! {
     Run "run"
     /// `o:M` or `end` is committed.
     Record "record"
+    /// The first message of a task that follows another in its workflow, or that a handler has spawned, is published.
+    Continue "continue"
+    /// `end` of a task that never runs, because another one of its workflow has failed, is committed.
+    Never "never"
+    /// `m:I` is committed to a join.
+    Join "join"
     /// The next run or the dead letter is published.
     Follow "follow"
     /// `f:M` or `f` is committed.
@@ -60,6 +66,12 @@ steps! {
     Ack "ack"
     /// The delivery goes back to its queue.
     GiveBack "give-back"
+    /// The turn of a periodic task is taken or kept.
+    TakeTurn "take-turn"
+    /// A tick of a periodic task is published.
+    PublishTick "publish-tick"
+    /// The cursor of a periodic task is passed.
+    PassCursor "pass-cursor"
 }
 
 impl ArrowStep {
@@ -69,8 +81,20 @@ impl ArrowStep {
     }
 
     fn of_commit(commit: &Commit) -> Option<Self> {
-        if commit.id.kind() != RecordKind::Task {
-            return None;
+        let has = |wanted: &str| commit.facts.iter().any(|(name, _)| &**name == wanted);
+        match commit.id.kind() {
+            RecordKind::Task => {}
+            RecordKind::Lock if commit.id.id().starts_with("periodic.") => return Some(Self::TakeTurn),
+            RecordKind::Cursor => return has("cursor").then_some(Self::PassCursor),
+            RecordKind::Join => {
+                let is_member = commit.facts.iter().any(|(name, _)| name.starts_with("m:"));
+                return is_member.then_some(Self::Join);
+            }
+            _ => return None,
+        }
+        // Only the end of a task without a message names the task.
+        if has("end") && has("name") {
+            return Some(Self::Never);
         }
         commit.facts.iter().find_map(|(name, _)| match name.split(':').next()? {
             "s" => Some(Self::Start),
@@ -90,9 +114,18 @@ impl ArrowStep {
                 Some(Self::PublishGuard)
             }
             _ if number("machinist-attempt").is_some_and(|attempt| attempt > 1) => Some(Self::Follow),
+            _ if publish.message.id.as_ref().is_some_and(|id| id.starts_with("tick.")) => {
+                Some(Self::PublishTick)
+            }
+            _ if publish.message.id.as_deref().is_some_and(is_of_another) => Some(Self::Continue),
             _ => None,
         }
     }
+}
+
+/// Returns `true` if the id is that of a task that follows from another one, unless a sender has chosen such an id.
+fn is_of_another(id: &str) -> bool {
+    id.contains(['.', '+'])
 }
 
 /// On which side of a step.
@@ -151,6 +184,14 @@ impl Broker for Witnessed<dyn Broker> {
     }
     async fn publish(&self, batch: Vec<Publish>) -> Vec<Result<(), PublishError>> {
         let steps: Vec<_> = batch.iter().map(ArrowStep::of_publish).collect();
+        if batch.len() > 1 && steps.iter().any(Option::is_some) {
+            // One after the other, so that a process can end between two.
+            let mut answers = Vec::with_capacity(batch.len());
+            for publish in batch {
+                answers.extend(Broker::publish(self, vec![publish]).await);
+            }
+            return answers;
+        }
         self.at(&steps, Side::Before).await;
         let answers = self.inner.publish(batch).await;
         let done = steps.iter().zip(&answers).map(|(step, answer)| step.filter(|_| answer.is_ok()));

@@ -12,6 +12,7 @@ use crate::{
     error::BoxError,
     event::{Event, EventKind, Observer, Observers},
     id::{QueueName, TaskName},
+    log_lines::LogLines,
     middleware::PublishHook,
     record::{FactName, name},
     security::{QueueOptions, QueueRules, Trust, is_encrypted},
@@ -57,6 +58,7 @@ pub(crate) struct AppState {
     pub(crate) max_sizes: MaxSizes,
     pub(crate) trust: Trust,
     pub(crate) rules: QueueRules,
+    pub(crate) log_lines: LogLines,
 }
 
 impl std::fmt::Debug for AppState {
@@ -383,6 +385,7 @@ impl AppBuilder {
             max_sizes: self.max_sizes,
             trust: Trust::new(self.keyring, self.allow_unsigned, self.freshness).within(scope),
             rules,
+            log_lines: LogLines::default(),
         });
         tokio::spawn(keep_time(Arc::downgrade(&shared)));
         Ok(App(shared))

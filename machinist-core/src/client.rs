@@ -1,6 +1,6 @@
 //! Sending signatures, so that *Ok* means what it says: the broker has them.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 
@@ -15,7 +15,7 @@ use crate::{
     event::{EventKind, EventTask},
     flow::{Flow, StepPlace},
     id::{QueueName, TaskId, TaskName},
-    record::{self, Counters, FactName, name},
+    record::{self, Counters, FactName, Facts, Failure, FailureKind, name},
     result::AsyncResult,
     signature::SignatureParts,
     trace::TraceContext,
@@ -84,7 +84,51 @@ impl Client {
     /// # Cancel safety
     /// As [`send`](Self::send), for each of them.
     pub async fn send_all<S: Sendable>(&self, all: Vec<S>) -> Vec<Result<AsyncResult<S::Output>, SendError>> {
-        self.publish(all.into_iter().map(|one| self.prepare(one.into_parts())).collect()).await
+        let all: Vec<_> = all.into_iter().map(Sendable::into_parts).collect();
+        let required: Vec<_> = all.iter().map(|one| one.parts.require_worker).collect();
+        let mut prepared: Vec<_> = all.into_iter().map(|one| self.prepare(one)).collect();
+        if !required.contains(&true) {
+            return self.publish(prepared).await;
+        }
+        // Those without a worker leave the batch, so that the answers of the others keep their places.
+        let mut unsent = BTreeMap::new();
+        for (place, slot) in prepared.iter_mut().enumerate().filter(|(place, _)| required[*place]) {
+            let Ok(task) = slot else { continue };
+            let ended = Box::pin(self.end_without_worker(task)).await;
+            if let Some(answer) = ended.transpose() {
+                unsent.insert(place, answer);
+            }
+        }
+        let kept = prepared.into_iter().enumerate().filter(|(place, _)| !unsent.contains_key(place));
+        let kept = kept.map(|(_, task)| task).collect();
+        let mut sent = self.publish(kept).await.into_iter();
+        let answer = |place| match unsent.remove(&place) {
+            Some(Ok(id)) => Some(Ok(AsyncResult::sent(self.app.clone(), id))),
+            Some(Err(error)) => Some(Err(error)),
+            None => sent.next(),
+        };
+        (0..required.len()).filter_map(answer).collect()
+    }
+
+    /// Ends a task that is not sent, because no live worker consumes its queue and knows its name. Returns its id, or
+    /// `None` if there is such a worker.
+    async fn end_without_worker(&self, task: &PreparedSignature) -> Result<Option<TaskId>, SendError> {
+        let Sending { id, name, queue, .. } = &task.sending;
+        let failed = |source| SendError::Workers { id: id.clone(), source };
+        if self.has_worker(queue, name).await.map_err(failed)? {
+            return Ok(None);
+        }
+        let app = &self.app.0;
+        let why = format!(
+            "no live worker takes tasks from queue {queue} and knows the task {name}; it was not sent"
+        );
+        let failure = Failure::new(FailureKind::NoWorker, &*why);
+        let facts = Facts::new();
+        let mut commit =
+            record::failure_without_run(id, &facts, 1, failure, app.clock.now(), app.results_ttl);
+        commit.facts.extend(task.facts.facts.iter().cloned());
+        self.commit(app.trust.sign_end(commit)).await.map_err(failed)?;
+        Ok(Some(id.clone()))
     }
 
     /// Publishes and records prepared signatures; one answer for each, in their order.
@@ -164,7 +208,7 @@ impl Client {
     }
 
     /// Checks a signature, and makes its message and its facts.
-    fn prepare(&self, sendable: SendableParts) -> Result<PreparedSignature, SendError> {
+    pub(crate) fn prepare(&self, sendable: SendableParts) -> Result<PreparedSignature, SendError> {
         let SendableParts { mut parts, outline, result } = sendable;
         let app = &self.app.0;
         let now = app.clock.latest();

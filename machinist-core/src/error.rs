@@ -41,6 +41,14 @@ pub enum SendError {
         /// The reason, and the remedy.
         why: String,
     },
+    /// It requires a live worker, and the backend could not be asked for one. It was not sent.
+    #[error("task {id} requires a live worker, and the backend could not be asked for one; it was not sent")]
+    Workers {
+        /// The task.
+        id: crate::id::TaskId,
+        /// The backend's error.
+        source: crate::backend::BackendError,
+    },
     /// The broker did not take it; the [`PublishError`] says whether sending again is safe, or pointless.
     #[error("task {id} was not sent")]
     Publish {

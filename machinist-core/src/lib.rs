@@ -17,13 +17,16 @@ mod delay;
 pub mod error;
 pub mod event;
 pub mod extract;
+mod fleet;
 mod flow;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
 pub mod handler;
+mod log_lines;
 mod middleware;
 mod parking;
+pub mod periodic;
 pub mod record;
 mod refused;
 mod result;
@@ -34,6 +37,7 @@ mod signature;
 mod task;
 mod task_error;
 mod trace;
+mod why;
 mod wire;
 pub mod worker;
 pub mod workflow;
@@ -52,15 +56,17 @@ pub use dead_letters::{DeadFilter, DeadLetter, DeadLetterOutcome};
 pub use error::{ResultError, SendError, TaskError};
 pub use event::Observer;
 pub use extract::State;
+pub use fleet::{OrderError, OrderResult, RegisteredName, WorkerFilter, WorkerInfo};
 pub use id::{QueueName, TaskId, TaskName};
 pub use middleware::{Middleware, Next, PublishHook};
 pub use parking::ParkedTask;
 pub use refused::RefusedMessages;
 pub use result::{AsyncResult, wait_all, wait_any};
 pub use retry::{Backoff, RetryPolicy};
-pub use security::QueueOptions;
+pub use security::{QueueOptions, WorkerAction};
 pub use signature::Signature;
 pub use task::TaskDef;
+pub use why::{Evidence, Why, WhyClass, WhyReason};
 pub use wire::{Codec, MaxSizes, Profile, ProfileError, TaskMessage};
 pub use worker::{Worker, WorkerBuilder};
 pub use workflow::Workflow;
@@ -69,6 +75,11 @@ pub use workflow::Workflow;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/time.md")]
 struct DocsOfTime;
+
+/// The example of `docs/periodic.md` is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/periodic.md")]
+struct DocsOfPeriodicTasks;
 
 /// The example of `docs/events.md` is compiled.
 #[cfg(doctest)]

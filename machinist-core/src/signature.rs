@@ -53,6 +53,8 @@ pub(crate) struct SignatureParts {
     pub(crate) labels: BTreeMap<String, String>,
     /// Steps that follow it, if it begins a workflow.
     pub(crate) flow: Option<Box<Flow>>,
+    /// It is sent only if a live worker can run it.
+    pub(crate) require_worker: bool,
     /// Reason that it cannot be sent: an argument without a form on the wire.
     pub(crate) unsendable: Option<String>,
 }
@@ -96,6 +98,7 @@ impl<R> Signature<R> {
             headers: BTreeMap::new(),
             labels: BTreeMap::new(),
             flow: None,
+            require_worker: false,
             unsendable: None,
         };
         Self { parts, result: PhantomData }
@@ -230,6 +233,13 @@ impl<R> Signature<R> {
     /// earlier version leaves it to newer ones.
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.parts.labels.insert(key.into(), value.into());
+        self
+    }
+
+    /// Sends it only if a live worker consumes its queue and knows its task. Otherwise nothing is sent, and the task ends in
+    /// FAILURE/no_worker. A paused worker counts, a draining one does not.
+    pub fn require_worker(mut self) -> Self {
+        self.parts.require_worker = true;
         self
     }
 

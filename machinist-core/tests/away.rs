@@ -54,7 +54,7 @@ fn queue() -> QueueName {
 
 /// What handlers did, and when they may end.
 #[derive(Debug, Clone, Default)]
-struct Tale {
+struct TaskProbe {
     begun: Arc<AtomicU32>,
     /// Time of the last beginning.
     begun_at: Arc<Mutex<Option<Instant>>>,
@@ -65,7 +65,7 @@ struct Tale {
     may_end: CancellationToken,
 }
 
-impl Tale {
+impl TaskProbe {
     fn begun(&self) -> u32 {
         self.begun.load(Ordering::SeqCst)
     }
@@ -76,19 +76,19 @@ impl Tale {
     }
 }
 
-async fn work(cx: TaskContext, State(tale): State<Tale>, how: String) -> Result<String, TaskError> {
-    *tale.begun_at.lock().unwrap() = Some(Instant::now());
-    let begun = tale.begun.fetch_add(1, Ordering::SeqCst);
+async fn work(cx: TaskContext, State(probe): State<TaskProbe>, how: String) -> Result<String, TaskError> {
+    *probe.begun_at.lock().unwrap() = Some(Instant::now());
+    let begun = probe.begun.fetch_add(1, Ordering::SeqCst);
     match how.as_str() {
         // Once only: who runs it again finds the way free.
         "listens" if begun == 0 => tokio::select! {
             () = cx.cancellation().cancelled() => {
-                tale.told.fetch_add(1, Ordering::SeqCst);
+                probe.told.fetch_add(1, Ordering::SeqCst);
                 Err("told to end")?
             }
-            () = tale.released.cancelled() => {}
+            () = probe.released.cancelled() => {}
         },
-        "waits" => tale.may_end.cancelled().await,
+        "waits" => probe.may_end.cancelled().await,
         _ => {}
     }
     Ok(how)
@@ -98,8 +98,8 @@ async fn work(cx: TaskContext, State(tale): State<Tale>, how: String) -> Result<
 #[derive(Debug, Clone, Default)]
 struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
-fn blocks(State(gate): State<Gate>, State(tale): State<Tale>) -> Result<(), TaskError> {
-    tale.begun.fetch_add(1, Ordering::SeqCst);
+fn blocks(State(gate): State<Gate>, State(probe): State<TaskProbe>) -> Result<(), TaskError> {
+    probe.begun.fetch_add(1, Ordering::SeqCst);
     let (open, opened) = &*gate.0;
     drop(opened.wait_while(open.lock().unwrap(), |open| !*open).unwrap());
     Ok(())
@@ -267,7 +267,7 @@ impl Broker for View {
 
 struct Running {
     view: View,
-    tale: Tale,
+    probe: TaskProbe,
     gate: Gate,
     health: Health,
     stop: CancellationToken,
@@ -285,11 +285,11 @@ impl Running {
             }
         });
         let app = observed.build().await.unwrap();
-        let (tale, gate) = (Tale::default(), Gate::default());
+        let (probe, gate) = (TaskProbe::default(), Gate::default());
         let worker = Worker::builder(&app)
             .concurrency(2)
             .session_lease(LEASE)
-            .state(tale.clone())
+            .state(probe.clone())
             .state(gate.clone())
             .task(WORK, work)
             .task_blocking(BLOCKS, blocks)
@@ -298,13 +298,13 @@ impl Running {
         let (stop, health) = (CancellationToken::new(), worker.health());
         let until = stop.clone().cancelled_owned();
         let worker = tokio::spawn(async move { worker.run_until(until).await.unwrap() });
-        Self { view, tale, gate, health, stop, worker }
+        Self { view, probe, gate, health, stop, worker }
     }
 
     /// Runs short tasks, so that the worker holds more deliveries than it has slots.
-    async fn warm_up(&self, house: &House) {
-        warm_up(&house.app.client(), || WORK.call(("quick".to_owned(),))).await;
-        self.tale.begun.store(0, Ordering::SeqCst);
+    async fn warm_up(&self, harness: &Harness) {
+        warm_up(&harness.app.client(), || WORK.call(("quick".to_owned(),))).await;
+        self.probe.begun.store(0, Ordering::SeqCst);
     }
 
     async fn stops(self) -> Drained {
@@ -313,13 +313,13 @@ impl Running {
     }
 }
 
-struct House {
+struct Harness {
     broker: MemoryBroker,
     backend: MemoryBackend,
     app: App,
 }
 
-impl House {
+impl Harness {
     async fn new() -> Self {
         let (broker, backend) = (MemoryBroker::new(), MemoryBackend::new());
         let app = App::builder(Arc::new(broker.connect()), Arc::new(backend.clone())).build().await.unwrap();
@@ -356,56 +356,60 @@ async fn succeeds(task: &AsyncResult<String>) {
 
 #[tokio::test(start_paused = true)]
 async fn a_backend_that_is_away_for_minutes_costs_no_run_and_no_message() {
-    let house = House::new().await;
-    let worker = house.worker().await;
-    worker.warm_up(&house).await;
-    let (a, b) = (house.send("listens").await, house.send("waits").await);
-    until("both to run", async || worker.tale.begun() == 2).await;
-    let waiting = house.send("quick").await;
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    worker.warm_up(&harness).await;
+    let (a, b) = (harness.send("listens").await, harness.send("waits").await);
+    until("both to run", async || worker.probe.begun() == 2).await;
+    let waiting = harness.send("quick").await;
     worker.view.lose_backend(true);
     tokio::time::sleep(minutes(9)).await;
-    assert_eq!((worker.tale.told(), worker.tale.begun()), (0, 2), "cancelled, or started without a backend");
-    assert_eq!(house.queue().await, (0, 1), "what is held is kept");
+    assert_eq!(
+        (worker.probe.told(), worker.probe.begun()),
+        (0, 2),
+        "cancelled, or started without a backend"
+    );
+    assert_eq!(harness.queue().await, (0, 1), "what is held is kept");
     worker.view.lose_backend(false);
-    worker.tale.released.cancel();
-    worker.tale.may_end.cancel();
+    worker.probe.released.cancel();
+    worker.probe.may_end.cancel();
     for task in [&a, &b, &waiting] {
         succeeds(task).await;
     }
-    assert_eq!(worker.tale.begun(), 3, "something ran twice");
+    assert_eq!(worker.probe.begun(), 3, "something ran twice");
     assert!(worker.stops().await.is_clean());
 }
 
 #[tokio::test(start_paused = true)]
 async fn after_ten_minutes_what_runs_is_cancelled_and_what_is_held_goes_back() {
-    let house = House::new().await;
-    let worker = house.worker().await;
-    worker.warm_up(&house).await;
-    let runs = house.send("listens").await;
-    until("it to run", async || worker.tale.begun() == 1).await;
-    let ends = house.send("waits").await;
-    until("both to run", async || worker.tale.begun() == 2).await;
-    let waits = [house.send("quick").await, house.send("quick").await];
-    until("all to be held", async || house.queue().await.0 == 0).await;
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    worker.warm_up(&harness).await;
+    let runs = harness.send("listens").await;
+    until("it to run", async || worker.probe.begun() == 1).await;
+    let ends = harness.send("waits").await;
+    until("both to run", async || worker.probe.begun() == 2).await;
+    let waits = [harness.send("quick").await, harness.send("quick").await];
+    until("all to be held", async || harness.queue().await.0 == 0).await;
     worker.view.lose_backend(true);
     tokio::time::sleep(minutes(1)).await;
     // Its outcome is known here alone from now on.
-    worker.tale.may_end.cancel();
+    worker.probe.may_end.cancel();
     tokio::time::sleep(minutes(8)).await;
-    assert_eq!(house.queue().await, (0, 1));
-    until("the queue to be left", async || house.queue().await.1 == 0).await;
-    until("what is held to be handed back", async || house.queue().await.0 == 3).await;
+    assert_eq!(harness.queue().await, (0, 1));
+    until("the queue to be left", async || harness.queue().await.1 == 0).await;
+    until("what is held to be handed back", async || harness.queue().await.0 == 3).await;
     assert!(worker.health.troubles().await.is_empty(), "ended, it would lose what it knows");
     assert!(worker.health.obstacles().await.iter().any(|o| o.contains("handed back")));
     tokio::time::sleep(HOUR).await;
-    assert_eq!(house.queue().await, (3, 0), "it stays away as long as the backend");
-    assert!(!house.facts(&ends).await.has("end"));
+    assert_eq!(harness.queue().await, (3, 0), "it stays away as long as the backend");
+    assert!(!harness.facts(&ends).await.has("end"));
     worker.view.lose_backend(false);
     for task in [&runs, &ends, &waits[0], &waits[1]] {
         succeeds(task).await;
     }
     // The one that was cancelled ran twice.
-    assert_eq!(worker.tale.begun(), 5, "an outcome was lost, and its task ran again");
+    assert_eq!(worker.probe.begun(), 5, "an outcome was lost, and its task ran again");
     assert!(worker.view.place("end") < worker.view.place("lease"), "outcomes come first");
     assert!(worker.view.place("lease") < worker.view.place("subscription"));
     worker
@@ -418,83 +422,83 @@ async fn after_ten_minutes_what_runs_is_cancelled_and_what_is_held_goes_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_run_that_was_cancelled_then_is_given_back_when_the_backend_is_there() {
-    let house = House::new().await;
-    let worker = house.worker().await;
-    let runs = house.send("listens").await;
-    until("it to run", async || worker.tale.begun() == 1).await;
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    let runs = harness.send("listens").await;
+    until("it to run", async || worker.probe.begun() == 1).await;
     worker.view.lose_backend(true);
-    until("it to be cancelled", async || worker.tale.told() == 1).await;
-    until("its message to be there", async || house.queue().await == (1, 0)).await;
-    assert!(!house.facts(&runs).await.has("r:1:1"), "there was nobody to tell");
+    until("it to be cancelled", async || worker.probe.told() == 1).await;
+    until("its message to be there", async || harness.queue().await == (1, 0)).await;
+    assert!(!harness.facts(&runs).await.has("r:1:1"), "there was nobody to tell");
     worker.view.lose_backend(false);
     succeeds(&runs).await;
-    assert!(house.facts(&runs).await.has("r:1:1"), "it counts against the task that it was cancelled");
+    assert!(harness.facts(&runs).await.has("r:1:1"), "it counts against the task that it was cancelled");
     assert!(worker.view.place("r:1:1") < worker.view.place("lease"));
-    assert_eq!(worker.tale.begun(), 2);
+    assert_eq!(worker.probe.begun(), 2);
     let drained = worker.stops().await;
     assert!(drained.is_clean(), "{drained:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_has_the_backend_takes_over_what_another_gave_up() {
-    let house = House::new().await;
-    let cut_off = house.worker().await;
-    let runs = house.send("listens").await;
-    until("it to run", async || cut_off.tale.begun() == 1).await;
+    let harness = Harness::new().await;
+    let cut_off = harness.worker().await;
+    let runs = harness.send("listens").await;
+    until("it to run", async || cut_off.probe.begun() == 1).await;
     cut_off.view.lose_backend(true);
-    let other = house.worker().await;
+    let other = harness.worker().await;
     tokio::time::sleep(minutes(9)).await;
-    assert_eq!(other.tale.begun(), 0, "it runs, and its message is held");
+    assert_eq!(other.probe.begun(), 0, "it runs, and its message is held");
     // Its session has expired, and two looks find that.
-    other.tale.released.cancel();
+    other.probe.released.cancel();
     succeeds(&runs).await;
-    assert_eq!((cut_off.tale.told(), other.tale.begun()), (1, 1));
-    let facts = house.facts(&runs).await;
+    assert_eq!((cut_off.probe.told(), other.probe.begun()), (1, 1));
+    let facts = harness.facts(&runs).await;
     assert!(facts.has("s:1:2") && !facts.has("r:1:1"), "{facts:?}");
     cut_off.view.lose_backend(false);
-    until("it to subscribe again", async || house.queue().await.1 == 2).await;
+    until("it to subscribe again", async || harness.queue().await.1 == 2).await;
     let state = runs.record().await.unwrap().state;
     assert_eq!(state, TaskState::Success);
-    assert!(!house.facts(&runs).await.has("r:1:1"), "it has ended, and there is nothing to give back");
+    assert!(!harness.facts(&runs).await.has("r:1:1"), "it has ended, and there is nothing to give back");
     assert!(cut_off.stops().await.is_clean());
     assert!(other.stops().await.is_clean());
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_stopped_is_not_given_to_others_while_it_runs() {
-    let house = House::new().await;
-    let worker = house.worker().await;
-    let blocks = house.app.client().send(BLOCKS.call(())).await.unwrap();
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    let blocks = harness.app.client().send(BLOCKS.call(())).await.unwrap();
     // Blocking threads stop paused time from running by itself.
-    while worker.tale.begun() == 0 {
+    while worker.probe.begun() == 0 {
         tokio::time::advance(Duration::from_millis(1)).await;
     }
     worker.view.lose_backend(true);
-    while house.queue().await.1 > 0 {
+    while harness.queue().await.1 > 0 {
         tokio::time::advance(secs(1)).await;
     }
     for _ in 0..100 {
         tokio::time::advance(secs(1)).await;
     }
-    assert_eq!(house.queue().await.0, 0, "it would run beside itself");
+    assert_eq!(harness.queue().await.0, 0, "it would run beside itself");
     worker.view.lose_backend(false);
     *worker.gate.0.0.lock().unwrap() = true;
     worker.gate.0.1.notify_all();
     blocks.wait(HOUR).await.unwrap();
-    assert_eq!(worker.tale.begun(), 1);
+    assert_eq!(worker.probe.begun(), 1);
     assert!(worker.stops().await.is_clean());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_run_that_outlives_its_worker_behind_a_guard_is_unfinished_and_keeps_the_session() {
-    let house = House::new().await;
-    let worker = house.worker().await;
-    let blocks = house.app.client().send(BLOCKS.call(())).await.unwrap();
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    let blocks = harness.app.client().send(BLOCKS.call(())).await.unwrap();
     // Blocking threads stop paused time from running by itself.
-    while worker.tale.begun() == 0 {
+    while worker.probe.begun() == 0 {
         tokio::time::advance(Duration::from_millis(1)).await;
     }
-    while !house.facts(&blocks).await.has("g:1:1") {
+    while !harness.facts(&blocks).await.has("g:1:1") {
         tokio::time::advance(secs(1)).await;
     }
     let gate = worker.gate.clone();
@@ -506,7 +510,7 @@ async fn a_run_that_outlives_its_worker_behind_a_guard_is_unfinished_and_keeps_t
             () = tokio::time::advance(Duration::from_millis(100)) => {}
         }
     };
-    let sessions = house.backend.list(&Index::Sessions, None, 10).await.unwrap();
+    let sessions = harness.backend.list(&Index::Sessions, None, 10).await.unwrap();
     // First: a runtime does not end before its blocking threads.
     *gate.0.0.lock().unwrap() = true;
     gate.0.1.notify_all();
@@ -516,36 +520,36 @@ async fn a_run_that_outlives_its_worker_behind_a_guard_is_unfinished_and_keeps_t
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_has_given_up_still_stops_in_time() {
-    let house = House::new().await;
-    let worker = house.worker().await;
-    let runs = house.send("listens").await;
-    until("it to run", async || worker.tale.begun() == 1).await;
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    let runs = harness.send("listens").await;
+    until("it to run", async || worker.probe.begun() == 1).await;
     worker.view.lose_backend(true);
-    until("its message to be there", async || house.queue().await == (1, 0)).await;
+    until("its message to be there", async || harness.queue().await == (1, 0)).await;
     let drained = worker.stops().await;
     assert_eq!((drained.handed_back, drained.unfinished), (0, 0), "it left nothing");
-    let other = house.worker().await;
-    other.tale.begun.store(1, Ordering::SeqCst);
+    let other = harness.worker().await;
+    other.probe.begun.store(1, Ordering::SeqCst);
     succeeds(&runs).await;
     assert!(other.stops().await.is_clean());
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_both_servers_what_runs_is_cancelled_when_the_lease_is_over() {
-    let house = House::new().await;
-    let worker = house.worker().await;
-    let runs = house.send("listens").await;
-    until("it to run", async || worker.tale.begun() == 1).await;
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    let runs = harness.send("listens").await;
+    until("it to run", async || worker.probe.begun() == 1).await;
     worker.view.lose_backend(true);
     tokio::time::sleep(LEASE / 3).await;
     let lost = Instant::now();
-    house.broker.interrupt();
-    until("it to be cancelled", async || worker.tale.told() == 1).await;
+    harness.broker.interrupt();
+    until("it to be cancelled", async || worker.probe.told() == 1).await;
     assert!(lost.elapsed() < minutes(1), "others may have run it for long");
-    assert_eq!(house.queue().await.1, 1, "it waits for both");
+    assert_eq!(harness.queue().await.1, 1, "it waits for both");
     worker.view.lose_backend(false);
     succeeds(&runs).await;
-    assert_eq!(worker.tale.begun(), 2);
+    assert_eq!(worker.probe.begun(), 2);
     let states = ["backend_away", "broker_away", "broker_back", "cut_off", "session_expired", "backend_back"];
     worker.view.has_seen(states).await;
     assert!(worker.stops().await.is_clean());
@@ -553,13 +557,13 @@ async fn without_both_servers_what_runs_is_cancelled_when_the_lease_is_over() {
 
 #[tokio::test(start_paused = true)]
 async fn one_server_that_is_away_cancels_nothing() {
-    let house = House::new().await;
-    let worker = house.worker().await;
-    let runs = house.send("listens").await;
-    until("it to run", async || worker.tale.begun() == 1).await;
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    let runs = harness.send("listens").await;
+    until("it to run", async || worker.probe.begun() == 1).await;
     // The broker alone, again and again; then the backend alone, longer than the lease.
     for _ in 0..10 {
-        house.broker.interrupt();
+        harness.broker.interrupt();
         tokio::time::sleep(LEASE).await;
     }
     worker.view.lose_backend(true);
@@ -567,47 +571,47 @@ async fn one_server_that_is_away_cancels_nothing() {
     worker.view.lose_backend(false);
     // And one after the other: in between somebody vouched for what runs.
     tokio::time::sleep(LEASE).await;
-    house.broker.interrupt();
+    harness.broker.interrupt();
     tokio::time::sleep(LEASE).await;
     worker.view.lose_backend(true);
     tokio::time::sleep(minutes(5)).await;
     worker.view.lose_backend(false);
-    assert_eq!(worker.tale.told(), 0);
-    worker.tale.released.cancel();
+    assert_eq!(worker.probe.told(), 0);
+    worker.probe.released.cancel();
     succeeds(&runs).await;
-    assert_eq!(worker.tale.begun(), 1);
+    assert_eq!(worker.probe.begun(), 1);
     assert!(worker.stops().await.is_clean());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_backend_that_only_reads_cancels_no_run_that_nobody_has_taken() {
-    let house = House::new().await;
-    let worker = house.worker().await;
-    let runs = house.send("listens").await;
-    until("it to run", async || worker.tale.begun() == 1).await;
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    let runs = harness.send("listens").await;
+    until("it to run", async || worker.probe.begun() == 1).await;
     worker.view.refuse_writes(true);
     tokio::time::sleep(LEASE / 3).await;
-    house.broker.interrupt();
+    harness.broker.interrupt();
     // Longer than the lease, and longer than deliveries are kept.
     tokio::time::sleep(minutes(15)).await;
-    assert_eq!(worker.tale.told(), 0, "its record says that it is ours");
-    worker.tale.released.cancel();
+    assert_eq!(worker.probe.told(), 0, "its record says that it is ours");
+    worker.probe.released.cancel();
     tokio::time::sleep(minutes(1)).await;
     worker.view.refuse_writes(false);
     succeeds(&runs).await;
-    assert_eq!(worker.tale.begun(), 1);
+    assert_eq!(worker.probe.begun(), 1);
     assert!(worker.stops().await.is_clean());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_run_that_is_revoked_while_the_backend_only_reads_is_told() {
-    let house = House::new().await;
-    let worker = house.worker().await;
-    let runs = house.send("listens").await;
-    until("it to run", async || worker.tale.begun() == 1).await;
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
+    let runs = harness.send("listens").await;
+    until("it to run", async || worker.probe.begun() == 1).await;
     worker.view.refuse_writes(true);
-    house.app.client().revoke(runs.id()).await.unwrap();
-    until("it to be told", async || worker.tale.told() == 1).await;
+    harness.app.client().revoke(runs.id()).await.unwrap();
+    until("it to be told", async || worker.probe.told() == 1).await;
     worker.view.refuse_writes(false);
     runs.wait(HOUR).await.unwrap_err();
     assert!(worker.stops().await.is_clean());
@@ -615,13 +619,13 @@ async fn a_run_that_is_revoked_while_the_backend_only_reads_is_told() {
 
 #[tokio::test(start_paused = true)]
 async fn when_a_backend_writes_again_the_owner_comes_before_those_who_saw_its_session_expire() {
-    let house = House::new().await;
-    let owner = house.worker().await;
-    let runs = house.send("listens").await;
-    until("it to run", async || owner.tale.begun() == 1).await;
-    let other = house.worker().await;
+    let harness = Harness::new().await;
+    let owner = harness.worker().await;
+    let runs = harness.send("listens").await;
+    until("it to run", async || owner.probe.begun() == 1).await;
+    let other = harness.worker().await;
     until("the other to hold the message", async || {
-        house.broker.interrupt();
+        harness.broker.interrupt();
         other.view.has_done("s:1:1")
     })
     .await;
@@ -632,8 +636,8 @@ async fn when_a_backend_writes_again_the_owner_comes_before_those_who_saw_its_se
     tokio::time::sleep(secs(2)).await;
     owner.view.refuse_writes(false);
     tokio::time::sleep(minutes(2)).await;
-    assert_eq!((owner.tale.told(), other.tale.begun()), (0, 0), "it was taken from a worker that lives");
-    owner.tale.released.cancel();
+    assert_eq!((owner.probe.told(), other.probe.begun()), (0, 0), "it was taken from a worker that lives");
+    owner.probe.released.cancel();
     succeeds(&runs).await;
     assert!(owner.stops().await.is_clean());
     assert!(other.stops().await.is_clean());
@@ -641,17 +645,17 @@ async fn when_a_backend_writes_again_the_owner_comes_before_those_who_saw_its_se
 
 #[tokio::test(start_paused = true)]
 async fn no_task_starts_early_however_slowly_the_backend_tells_the_time() {
-    let house = House::new().await;
-    let worker = house.worker().await;
+    let harness = Harness::new().await;
+    let worker = harness.worker().await;
     *worker.view.slow_time.lock().unwrap() = Duration::from_millis(60);
     // The worker follows the slow answers once the exact one is old.
     tokio::time::sleep(minutes(1)).await;
-    let due = house.backend.now().await.unwrap().plus(secs(10));
-    let task = house.app.client().send(WORK.call(("quick".to_owned(),)).eta(due)).await.unwrap();
-    until("it to run", async || worker.tale.begun() == 1).await;
-    let begun = worker.tale.begun_at.lock().unwrap().unwrap();
+    let due = harness.backend.now().await.unwrap().plus(secs(10));
+    let task = harness.app.client().send(WORK.call(("quick".to_owned(),)).eta(due)).await.unwrap();
+    until("it to run", async || worker.probe.begun() == 1).await;
+    let begun = worker.probe.begun_at.lock().unwrap().unwrap();
     succeeds(&task).await;
-    let truth = house.backend.now().await.unwrap().minus(begun.elapsed());
+    let truth = harness.backend.now().await.unwrap().minus(begun.elapsed());
     assert!(truth >= due, "started {:?} early", due.since(truth));
     assert!(worker.stops().await.is_clean());
 }

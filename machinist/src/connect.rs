@@ -244,6 +244,7 @@ fn request<'a>(
         namespace: &settings.namespace.value,
         topology: settings.topology.value,
         tls_files: tls_files(&setting.value, &settings.tls)?,
+        loopback_only: plaintext::is_plain_login(&setting.value) && !settings.insecure_plaintext.value,
     })
 }
 

@@ -12,10 +12,7 @@ use crate::{
 /// Returns the first host to which this URL would send its password in plain text; `None` without a password, with TLS,
 /// or without a network.
 pub(crate) fn exposed_to(url: &ServerUrl) -> Option<String> {
-    let plain = matches!(url.scheme().reach(), Reach::Network { .. });
-    // The redaction knows all passwords of a URL.
-    let secret = matches!(redact::url(url.expose()), Cow::Owned(_));
-    if !(plain && secret) {
+    if !is_plain_login(url) {
         return None;
     }
     let parts = url_list::split(url.expose());
@@ -25,6 +22,13 @@ pub(crate) fn exposed_to(url: &ServerUrl) -> Option<String> {
         authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts).split(',').map(host)
     });
     hosts.into_iter().find(|host| !is_loopback(host)).map(str::to_owned)
+}
+
+/// Returns `true` if this URL sends a password over a network without TLS, be it that of this host.
+pub(crate) fn is_plain_login(url: &ServerUrl) -> bool {
+    let plain = matches!(url.scheme().reach(), Reach::Network { .. });
+    // The redaction knows all passwords of a URL.
+    plain && matches!(redact::url(url.expose()), Cow::Owned(_))
 }
 
 /// Removes the port of `[::1]:5672`, `mq:5672` or `mq`.

@@ -31,14 +31,14 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
     let clippy =
         ["clippy", "--workspace", "--all-targets", "--all-features", "--locked", "--", "-D", "warnings"];
     let doc = ["doc", "--workspace", "--no-deps", "--all-features", "--locked"];
-    let deny = ["deny", "--all-features", "check", "bans", "licenses", "sources"];
+    let deny = ["deny", "--all-features", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"];
 
     report.step("fmt", || cargo(&["fmt", "--all", "--check"], None));
     report.step("tidy", || tidy::run(workspace));
     if has_cargo_deny() {
         report.step("deny", || cargo(&deny, None));
     } else {
-        report.line("deny", "not run: cargo-deny is not installed", None);
+        report.line("deny", "not run: cargo-deny is not installed (cargo install cargo-deny --locked)", None);
     }
     report.step("clippy", || cargo(&clippy, None));
     report.step("doc", || cargo(&doc, Some("-D warnings")));

@@ -15,8 +15,7 @@ use super::{connect, connect_reader, refused};
 use crate::{
     args::{DeadCommand, DeadLetterActionArgs, DeadLetterSelection},
     exit::{CliError, Code, chain},
-    output,
-    view::printable,
+    output, visible,
 };
 
 #[derive(Serialize)]
@@ -64,7 +63,7 @@ impl DeadLetterResult {
     fn text(&self) -> String {
         let detail = self.as_task.as_deref().map(|id| format!(" as {id}"));
         let detail = detail.or_else(|| self.why.as_deref().map(|why| format!(": {why}")));
-        format!("{}{}", self.done, printable(&detail.unwrap_or_default()))
+        format!("{}{}", self.done, visible::one_line(&detail.unwrap_or_default()))
     }
 }
 
@@ -151,7 +150,7 @@ async fn settle(
         }
         if !json {
             // The action goes on even if its result cannot be printed.
-            let _ = output::line(&format!("{}  {}", printable(&letter.dead_id), outcome.text()));
+            let _ = output::line(&format!("{}  {}", visible::one_line(&letter.dead_id), outcome.text()));
         }
         rows.push((letter.clone(), outcome));
     };
@@ -302,7 +301,7 @@ fn show(letter: &DeadLetter, root: Option<&TaskId>, json: bool) -> Result<(), Cl
         label = "";
     }
     for (label, text) in lines {
-        output::line(format!("{label:<10}{}", printable(&text)).trim_end())?;
+        output::line(format!("{label:<10}{}", visible::one_line(&text)).trim_end())?;
     }
     Ok(())
 }

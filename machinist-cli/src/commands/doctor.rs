@@ -4,7 +4,9 @@ use machinist::{
     RefusedMessages, Servers,
     backend::Backend,
     broker::{Broker, BrokerError},
+    clock::Timestamp,
     diagnose::{Diagnose, Finding, Level},
+    periodic::PeriodicTask,
     settings::{Settings, Topology},
     url::{Reach, Role, ServerUrl},
 };
@@ -13,7 +15,7 @@ use serde::Serialize;
 use super::refused;
 use crate::{
     exit::{CliError, Code, chain, connect_code},
-    output,
+    output, visible,
 };
 
 /// Finding as it is shown.
@@ -76,7 +78,9 @@ pub(super) async fn run(settings: &Settings, json: bool) -> Result<Code, CliErro
         examined.push(examine(Role::Backend, "backend", backend_url, backend).await);
     }
     if let Ok(backend) = &servers.backend {
-        examined.extend(refused_messages(backend.as_ref(), if one { name } else { "backend" }).await);
+        let name = if one { name } else { "backend" };
+        examined.extend(refused_messages(backend.as_ref(), name).await);
+        examined.extend(restored(backend.as_ref(), name).await);
     }
     examined.push(keys(settings));
     // An unreachable server goes before a wrong setting of the other.
@@ -100,6 +104,21 @@ async fn refused_messages(backend: &dyn Backend, name: &'static str) -> Option<S
     };
     let rows: Vec<_> =
         counts.iter().map(|count| FindingRow::new(name, &backend.location(), finding(count))).collect();
+    (!rows.is_empty()).then_some(ServerReport { rows, code: Code::Success })
+}
+
+/// Reports periodic tasks that the backend has lost, and that workers wrote back. Returns `None` if there are none, or the
+/// backend cannot be asked, which is reported already.
+async fn restored(backend: &dyn Backend, name: &'static str) -> Option<ServerReport> {
+    let restored = PeriodicTask::restored(backend).await.ok()?;
+    let finding = |(task, at): &(String, Timestamp)| {
+        let found = format!("the backend had lost it; a worker wrote it back at {at}");
+        let remedy =
+            format!("find out what else was lost; `machinist periodic resume {task}` ends this report");
+        Finding::warning(format!("periodic task {task}"), found, remedy)
+    };
+    let rows: Vec<_> =
+        restored.iter().map(|one| FindingRow::new(name, &backend.location(), finding(one))).collect();
     (!rows.is_empty()).then_some(ServerReport { rows, code: Code::Success })
 }
 
@@ -185,13 +204,14 @@ pub(super) fn print(rows: impl Iterator<Item = FindingRow>, json: bool) -> Resul
     let mut server = "";
     for row in rows {
         if row.server != server {
-            let head = format!("{}  {}", row.server, row.location);
+            let head = format!("{}  {}", row.server, visible::one_line(&row.location));
             output::line(&format!("{}{}", if server.is_empty() { "" } else { "\n" }, head.trim_end()))?;
             server = row.server;
         }
-        output::line(&format!("  {:<8} {}: {}", row.level, row.subject, row.found))?;
+        let found = visible::one_line(&format!("{}: {}", row.subject, row.found));
+        output::line(&format!("  {:<8} {found}", row.level))?;
         if !row.remedy.is_empty() {
-            output::line(&format!("           {}", row.remedy))?;
+            output::line(&format!("           {}", visible::one_line(&row.remedy)))?;
         }
     }
     Ok(())

@@ -8,15 +8,19 @@ mod doctor;
 mod init;
 mod keygen;
 mod keys;
+mod periodic;
 mod queues;
 mod refused;
+mod registered;
 mod retry;
 mod revoke;
 mod scheduled;
 mod send;
 mod send_flow;
 mod status;
+mod why;
 mod worker;
+mod workers;
 mod workflow;
 
 use clap::CommandFactory;
@@ -60,7 +64,11 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
         #[cfg(feature = "sqlite")]
         CliCommand::Backup(args) => backup::run(&args, &settings(flags)?, json).await,
         CliCommand::Dead(args) => dead::run(args, &settings(flags)?, json).await,
+        CliCommand::Periodic(command) => periodic::run(command, &settings(flags)?, json).await,
         CliCommand::Queues(args) => queues::run(&args, &settings(flags)?, json).await,
+        CliCommand::Registered(args) => registered::run(args, &settings(flags)?, json).await,
+        CliCommand::Why { id } => why::run(&id, &settings(flags)?, json).await,
+        CliCommand::Workers(args) => workers::run(args, &settings(flags)?, json).await,
         CliCommand::Revoke(args) => revoke::run(&args, &settings(flags)?, json).await,
         CliCommand::Retry(args) => retry::run(&args, &settings(flags)?, json).await,
         CliCommand::Scheduled(args) => scheduled::run(args, &settings(flags)?, json).await,
@@ -87,6 +95,14 @@ async fn connect(settings: &Settings) -> Result<App, CliError> {
 async fn connect_reader(settings: &Settings) -> Result<App, CliError> {
     check_outlives_process(settings)?;
     Ok(Servers::reach(settings).await.reader(settings).await?)
+}
+
+/// Returns `true` if every outcome that is read is verified: there is a key, and none may be unsigned.
+///
+/// # Errors
+/// A configured key cannot be used.
+fn verifies(settings: &Settings) -> Result<bool, CliError> {
+    Ok(settings.keyring()?.is_some() && !settings.allow_unsigned.value)
 }
 
 fn check_outlives_process(settings: &Settings) -> Result<(), CliError> {

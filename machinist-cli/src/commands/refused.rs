@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use machinist::{App, RefusedMessages, clock::Timestamp};
 
-use crate::{exit::CliError, output, view::printable};
+use crate::{exit::CliError, output, visible};
 
 /// Time for which a dead letter is news.
 const REFUSED_NEWS: Duration = Duration::from_secs(24 * 3600);
@@ -33,6 +33,6 @@ pub(super) fn text(count: &RefusedMessages) -> String {
     let what = if *waiting { "offered again for an hour" } else { "dead letters" };
     format!(
         "{reason}: messages that no worker accepts, {what}: {count}, the last at {last}: {}",
-        printable(error)
+        visible::one_line(error)
     )
 }

@@ -1,13 +1,15 @@
 //! `machinist send`: sends a task, once or many times, and with `--wait` waits for its result.
 
 use indicatif::{ProgressBar, ProgressStyle};
-use machinist::{AsyncResult, Client, QueueName, ResultError, Signature, settings::Settings};
+use machinist::{
+    AsyncResult, Client, QueueName, ResultError, Signature, record::FailureKind, settings::Settings,
+};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{connect, status};
+use super::{connect, status, verifies};
 use crate::{
-    args::{ExpiryArg, SendArgs},
+    args::{ExpiryArg, SendArgs, SendOptions},
     exit::{CliError, Code},
     input, output,
     view::TaskView,
@@ -29,15 +31,17 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     }
     // INVARIANT: required without a workflow.
     let name = args.name.clone().unwrap_or_default();
-    let queue = queue_of(&args, &name, settings);
+    let queue = queue_of(&name, &args.options, settings);
     // Before any connection, so that a wrong argument is reported at once.
     let signature = signature(&args, &name, queue.as_ref())?;
     let app = connect(settings).await?;
     let queue = queue.unwrap_or_else(|| app.default_queue().clone());
-    let mut printer = Printer { json, list: args.count > 1, printed: 0, name, queue };
+    let verifies = verifies(settings)?;
+    let mut printer = Printer { json, list: args.count > 1, printed: 0, name, queue, verifies };
     printer.begin()?;
     let client = app.client();
     let done = match args.wait {
+        None if args.options.require_worker => send_to_workers(&client, signature, args.count, &mut printer).await,
         None => {
             send_all(&client, signature, args.count, |sent| printer.sent(&sent)).await.map(|()| Code::Success)
         }
@@ -65,27 +69,15 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
 }
 
 /// Returns the queue of the command line, or of this task in machinist.toml.
-fn queue_of(args: &SendArgs, name: &str, settings: &Settings) -> Option<QueueName> {
-    let configured = || settings.tasks.get(name)?.queue.as_ref().map(|queue| queue.value.clone());
-    args.queue.clone().or_else(configured)
+pub(super) fn queue_of(task: &str, options: &SendOptions, settings: &Settings) -> Option<QueueName> {
+    let configured = || settings.tasks.get(task)?.queue.as_ref().map(|queue| queue.value.clone());
+    options.queue.clone().or_else(configured)
 }
 
 fn signature(args: &SendArgs, name: &str, queue: Option<&QueueName>) -> Result<Signature, CliError> {
-    let wrong = |text: String| CliError::new(Code::Usage, text);
     let mut signature = Signature::new(name);
     for text in &args.args {
-        signature = signature.arg(input::value(text).map_err(wrong)?);
-    }
-    for text in &args.named {
-        let (name, value) = input::named(text).map_err(wrong)?;
-        signature = signature.named_arg(name, value);
-    }
-    for text in &args.labels {
-        let (key, value) = input::label(text).map_err(wrong)?;
-        signature = signature.label(key, value);
-    }
-    if let Some(queue) = queue {
-        signature = signature.queue(queue.as_str());
+        signature = signature.arg(input::value(text).map_err(|text| CliError::new(Code::Usage, text))?);
     }
     if let Some(id) = &args.id {
         signature = signature.with_id(id.clone());
@@ -96,30 +88,54 @@ fn signature(args: &SendArgs, name: &str, queue: Option<&QueueName>) -> Result<S
     if let Some(eta) = args.eta {
         signature = signature.eta(eta);
     }
-    match args.expires {
+    with_options(signature, &args.options, queue)
+}
+
+/// Returns a signature with the options that hold for a task which is sent once and for a periodic one.
+pub(super) fn with_options(
+    mut signature: Signature,
+    options: &SendOptions,
+    queue: Option<&QueueName>,
+) -> Result<Signature, CliError> {
+    let wrong = |text: String| CliError::new(Code::Usage, text);
+    for text in &options.named {
+        let (name, value) = input::named(text).map_err(wrong)?;
+        signature = signature.named_arg(name, value);
+    }
+    for text in &options.labels {
+        let (key, value) = input::label(text).map_err(wrong)?;
+        signature = signature.label(key, value);
+    }
+    if let Some(queue) = queue {
+        signature = signature.queue(queue.as_str());
+    }
+    match options.expires {
         Some(ExpiryArg::At(instant)) => signature = signature.expires_at(instant),
         Some(ExpiryArg::In(duration)) => signature = signature.expires_in(duration),
         None => {}
     }
-    if let Some(retries) = args.retries {
+    if let Some(retries) = options.retries {
         signature = signature.retries(retries);
     }
-    if let Some(backoff) = &args.backoff {
+    if let Some(backoff) = &options.backoff {
         signature = signature.backoff(backoff.clone());
     }
-    if let Some(timeout) = args.timeout {
+    if let Some(timeout) = options.timeout {
         signature = signature.timeout(timeout);
     }
-    if let Some(limit) = args.soft_timeout {
+    if let Some(limit) = options.soft_timeout {
         signature = signature.soft_timeout(limit);
     }
-    if let Some(limit) = args.retry_for {
+    if let Some(limit) = options.retry_for {
         signature = signature.retry_for(limit);
     }
-    if args.retry_timeouts {
+    if options.retry_timeouts {
         signature = signature.retry_timeouts();
     }
-    if let Some(priority) = args.priority {
+    if options.require_worker {
+        signature = signature.require_worker();
+    }
+    if let Some(priority) = options.priority {
         signature = signature.priority(priority);
     }
     Ok(signature)
@@ -169,6 +185,33 @@ async fn send_all(
     Ok(())
 }
 
+/// Sends a task that requires a worker. One that has ended without a worker is printed with its outcome.
+async fn send_to_workers(
+    client: &Client,
+    signature: Signature,
+    count: u32,
+    printer: &mut Printer,
+) -> Result<Code, CliError> {
+    let mut results = Vec::new();
+    let sent = send_all(client, signature, count, |sent| {
+        results.push(sent);
+        Ok(())
+    })
+    .await;
+    let mut code = Code::Success;
+    for result in &results {
+        match result.record().await {
+            Ok(record) if record.kind == Some(FailureKind::NoWorker) => {
+                printer.ended(result, &TaskView::from(&record))?;
+                code = Code::Failed;
+            }
+            // The task was sent: its id must not be lost.
+            _ => printer.sent(result)?,
+        }
+    }
+    sent.map(|()| code)
+}
+
 /// Waits for all tasks until the same instant; the worst outcome is the exit code.
 async fn wait_all(
     waiting: Vec<AsyncResult>,
@@ -180,7 +223,12 @@ async fn wait_all(
     let mut waiting = waiting.into_iter();
     while let Some(result) = waiting.next() {
         match outcome(&result, deadline, printer).await {
-            Ok(view) => {
+            Ok(None) => {
+                codes.push(Code::UnknownId);
+                progress.suspend(|| printer.vanished(&result))?;
+                progress.inc(1);
+            }
+            Ok(Some(view)) => {
                 codes.push(status::code(view.state));
                 progress.suspend(|| printer.ended(&result, &view))?;
                 progress.inc(1);
@@ -195,19 +243,25 @@ async fn wait_all(
     }
     progress.finish_and_clear();
     // A failure is final, and goes before a task that has not ended.
-    let worst = [Code::Failed, Code::NotFinished].into_iter().find(|code| codes.contains(code));
+    let worst =
+        [Code::Failed, Code::UnknownId, Code::NotFinished].into_iter().find(|code| codes.contains(code));
     Ok(worst.unwrap_or(Code::Success))
 }
 
-/// Returns the outcome of a task, or its state when the time is over.
-async fn outcome(result: &AsyncResult, deadline: Instant, printer: &Printer) -> Result<TaskView, CliError> {
+/// Returns the outcome of a task, or its state when the time is over; `None` if its record was there and is gone.
+async fn outcome(
+    result: &AsyncResult,
+    deadline: Instant,
+    printer: &Printer,
+) -> Result<Option<TaskView>, CliError> {
     let record = match result.wait_record(deadline.saturating_duration_since(Instant::now())).await {
+        Err(ResultError::Unknown { .. }) => return Ok(None),
         Err(ResultError::Timeout { .. }) => result.record().await,
         ended => ended,
     };
     match record {
-        Ok(record) => Ok(TaskView::from(&record)),
-        Err(ResultError::Unknown { id }) => Ok(TaskView::pending(&id, &printer.name, &printer.queue)),
+        Ok(record) => Ok(Some(TaskView::from(&record).verified(printer.verifies))),
+        Err(ResultError::Unknown { id }) => Ok(Some(TaskView::pending(&id, &printer.name, &printer.queue))),
         Err(error) => Err(error.into()),
     }
 }
@@ -233,6 +287,8 @@ struct Printer {
     printed: usize,
     name: String,
     queue: QueueName,
+    /// `true` if a key here proves who wrote an outcome.
+    verifies: bool,
 }
 
 impl Printer {
@@ -253,6 +309,16 @@ impl Printer {
     /// Prints the id of a task that is not waited for any more, unless it was printed before.
     fn given_up(&mut self, result: &AsyncResult) -> Result<(), CliError> {
         if self.json || self.list { self.sent(result) } else { Ok(()) }
+    }
+
+    /// Reports a task whose record is gone.
+    fn vanished(&mut self, result: &AsyncResult) -> Result<(), CliError> {
+        self.given_up(result)?;
+        output::note(&format!(
+            "machinist: task {} is unknown: its record was there, and is gone. It has expired, or somebody deleted it",
+            result.id()
+        ));
+        Ok(())
     }
 
     /// Prints the id before the wait, so that a user who interrupts it has the id.
@@ -280,8 +346,7 @@ impl Printer {
         if !self.list {
             return output::json(value);
         }
-        let text = serde_json::to_string(value).map_err(|error| CliError::from_error(Code::Fault, &error))?;
-        output::raw(&text)
+        output::raw(&output::json_text(value)?)
     }
 
     fn end(&self) -> Result<(), CliError> {

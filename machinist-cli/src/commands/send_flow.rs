@@ -88,16 +88,17 @@ fn refuse_what_does_not_fit(args: &SendArgs) -> Result<(), CliError> {
         return Err(CliError::new(Code::Usage, text).remedy("leave it out, or leave --flow out"));
     }
     let given = [
-        ("--arg", !args.named.is_empty()),
-        ("--queue", args.queue.is_some()),
-        ("--retries", args.retries.is_some()),
-        ("--backoff", args.backoff.is_some()),
-        ("--timeout", args.timeout.is_some()),
-        ("--soft-timeout", args.soft_timeout.is_some()),
-        ("--retry-for", args.retry_for.is_some()),
-        ("--retry-timeouts", args.retry_timeouts),
-        ("--label", !args.labels.is_empty()),
-        ("--priority", args.priority.is_some()),
+        ("--arg", !args.options.named.is_empty()),
+        ("--queue", args.options.queue.is_some()),
+        ("--retries", args.options.retries.is_some()),
+        ("--backoff", args.options.backoff.is_some()),
+        ("--timeout", args.options.timeout.is_some()),
+        ("--soft-timeout", args.options.soft_timeout.is_some()),
+        ("--retry-for", args.options.retry_for.is_some()),
+        ("--retry-timeouts", args.options.retry_timeouts),
+        ("--label", !args.options.labels.is_empty()),
+        ("--priority", args.options.priority.is_some()),
+        ("--require-worker", args.options.require_worker),
         ("--count", args.count > 1),
     ];
     let misfit = given.into_iter().find(|(_, given)| *given).map(|(option, _)| option);
@@ -117,7 +118,7 @@ fn with_options(mut workflow: Workflow, args: &SendArgs) -> Result<Workflow, Cli
     if let Some(eta) = args.eta {
         workflow = workflow.eta(eta);
     }
-    match args.expires {
+    match args.options.expires {
         Some(ExpiryArg::In(duration)) => workflow = workflow.expires_in(duration),
         Some(ExpiryArg::At(instant)) => workflow = workflow.expires_at(instant),
         None => {}

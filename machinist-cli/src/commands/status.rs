@@ -8,12 +8,13 @@ use machinist::{
     settings::Settings,
 };
 
-use super::{connect_reader, workflow};
+use super::{connect_reader, verifies, workflow};
 use crate::{
     args::StatusArgs,
     exit::{CliError, Code},
     output,
-    view::{TaskView, printable},
+    view::TaskView,
+    visible,
 };
 
 /// Maximum time without a wake-up of the backend before the record is read again.
@@ -21,6 +22,7 @@ const MAX_CHANGE_WAIT: Duration = Duration::from_secs(3600);
 
 pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect_reader(settings).await?;
+    let verifies = verifies(settings)?;
     let place = workflow::place_of(&app.client(), &args.id).await?;
     if place.as_ref().is_some_and(|place| place.path.is_none()) {
         let code = workflow::show(&app, &args, json).await?;
@@ -40,7 +42,10 @@ pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Re
     }
     let mut record = found?;
     let root = place.map(|place| place.root.to_string());
-    let view = |record: &Record| TaskView::from(record).of_workflow(root.clone());
+    let view = |record: &Record| {
+        let now = app.clock().now();
+        TaskView::from(record).verified(verifies).at(record, now).of_workflow(root.clone())
+    };
     if args.watch {
         show_change(&record, &view(&record), json)?;
         while !record.state.is_final() {
@@ -64,7 +69,7 @@ pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Re
     {
         output::note(&format!(
             "machinist: the workers of queue {queue} cannot read a message that claims to be this task, and it waits: {}",
-            printable(&reason)
+            visible::one_line(&reason)
         ));
     }
     app.broker().close().await;

@@ -84,6 +84,31 @@ fn a_worker_tells_how_it_is() {
 }
 
 #[test]
+fn silent_connections_keep_nobody_from_an_answer() {
+    let folder = Folder::new();
+    let (worker, health) = HealthClient::start(&folder, &[]);
+    let silent = |beginning: &str| {
+        let mut stream = TcpStream::connect(&health.0).unwrap();
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+        stream.write_all(beginning.as_bytes()).unwrap();
+        stream
+    };
+    let mut open: Vec<_> =
+        (0..300).map(|n| silent(if n % 2 == 0 { "" } else { "GET /healthz HTTP" })).collect();
+    assert_eq!(health.get("/healthz").0, 200);
+    // The oldest are closed, and so are the others in the end.
+    for stream in &mut open {
+        let mut rest = Vec::new();
+        match stream.read_to_end(&mut rest) {
+            Ok(_) => {}
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+        }
+    }
+    assert_eq!(health.get("/readyz").0, 200);
+    worker.stop().ended(0);
+}
+
+#[test]
 fn an_address_that_cannot_be_served_is_reported() {
     let folder = Folder::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -5,12 +5,15 @@
 mod bad_input;
 mod command_tasks;
 mod dead;
+mod fleet;
 mod health;
 mod keys;
 mod locked_down;
+mod logs;
 mod long;
 mod main_job;
 mod mixed;
+mod periodic;
 mod programs;
 mod rotation;
 mod servers;
@@ -22,5 +25,6 @@ mod time;
 #[cfg(feature = "otel")]
 mod traces;
 mod undelivered;
+mod visible;
 mod worker_settings;
 mod workflows;

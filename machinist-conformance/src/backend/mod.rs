@@ -5,6 +5,7 @@ mod blocked;
 mod commits;
 mod expiry;
 mod indexes;
+mod periodic;
 mod require;
 mod spoiled;
 mod stepped;
@@ -21,8 +22,8 @@ use machinist_core::{
 };
 
 pub use self::{
-    agreement::backend_agrees_with_memory, blocked::*, commits::*, expiry::*, indexes::*, require::*,
-    spoiled::*, stepped::*, watching::*,
+    agreement::backend_agrees_with_memory, blocked::*, commits::*, expiry::*, indexes::*, periodic::*,
+    require::*, spoiled::*, stepped::*, watching::*,
 };
 use crate::{
     eventually,

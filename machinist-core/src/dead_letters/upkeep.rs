@@ -20,8 +20,8 @@ use crate::{
     client::Client,
     clock::Timestamp,
     control::ControlError,
-    id::{QueueName, RecordId, RecordKind},
-    record::{Facts, json},
+    id::QueueName,
+    record::{json, name, take_turn},
 };
 
 /// Number of letters that are looked up at once.
@@ -58,7 +58,11 @@ impl Client {
 
     /// Does the same for a worker: if the number of unlisted letters has grown since the last time, and no other
     /// process is at it.
-    pub(crate) async fn tend_dead_letters(&self, queue: &QueueName) -> Result<usize, ControlError> {
+    pub(crate) async fn tend_dead_letters(
+        &self,
+        queue: &QueueName,
+        worker: &str,
+    ) -> Result<usize, ControlError> {
         let lying = self.count_lying(queue).await?;
         if lying == 0 {
             return Ok(0);
@@ -67,36 +71,27 @@ impl Client {
         if surplus == 0 {
             return Ok(0);
         }
-        let lock = RecordId::new(RecordKind::Lock, &format!("dead {queue}"));
-        let known = self.read(lock.clone()).await?;
+        let mut take = take_turn(&format!("dead {queue}"), worker, TURN);
+        let turn = take.id.clone();
+        let known = self.read(turn.clone()).await?;
         let began = self.app.clock().now();
         let in_vain =
             known.read(LAST_SCAN).is_some_and(|last: LastScan| surplus <= last.left || began < last.next);
-        if in_vain || !self.take_turn(&lock, &known).await? {
+        // Of two workers that have read the same, one comes first.
+        take.require.extend(known.get(LAST_SCAN).map(|last| (LAST_SCAN.into(), last.clone())));
+        if in_vain || !matches!(self.commit(take).await?, Committed::Done { .. }) {
             return Ok(0);
         }
         let added = self.list_all(queue).await?;
         let now = self.app.clock().now();
         let pause = now.since(began).saturating_mul(SHARE);
         let last = LastScan { left: surplus.saturating_sub(added as u64), next: now.plus(pause) };
-        let mut done = Commit::new(lock);
-        done.drop = vec![TAKEN.into(), LAST_SCAN.into()];
+        let mut done = Commit::new(turn);
+        done.drop = vec![name::HOLDER.into(), LAST_SCAN.into()];
         done.facts = vec![(LAST_SCAN.into(), json(&last))];
         done.expiry = Expiry::After(TURN.max(pause));
         self.commit(done).await?;
         Ok(added)
-    }
-
-    /// Takes the turn of a queue. Returns `false` if another process has it.
-    async fn take_turn(&self, lock: &RecordId, known: &Facts) -> Result<bool, ControlError> {
-        let mut take = Commit::new(lock.clone());
-        take.unless = vec![TAKEN.into()];
-        // Of two processes that have read the same, one comes first.
-        take.require =
-            known.get(LAST_SCAN).map(|last| (LAST_SCAN.into(), last.clone())).into_iter().collect();
-        take.facts = vec![(TAKEN.into(), json(&true))];
-        take.expiry = Expiry::After(TURN);
-        Ok(matches!(self.commit(take).await?, Committed::Done { .. }))
     }
 
     async fn count_lying(&self, queue: &QueueName) -> Result<u64, ControlError> {
@@ -153,16 +148,21 @@ impl Client {
         let publish = Publish { target: Target::Queue(queue.clone()), message, delay };
         match self.publish_one(publish).await {
             Ok(()) => {
-                tracing::warn!(
-                    %queue,
-                    id = delivery.message.id.as_deref().unwrap_or_default(),
-                    "a message among the dead letters has no mark of a worker: {why}. It goes back to its queue in {delay:?}"
-                );
+                if let Some(suppressed) = self.app.0.log_lines.due("returned", queue.as_str()) {
+                    tracing::warn!(
+                        %queue,
+                        id = delivery.message.id.as_deref().unwrap_or_default(),
+                        suppressed,
+                        "a message among the dead letters has no mark of a worker: {why}. It goes back to its queue in {delay:?}"
+                    );
+                }
                 delivery.receipt.settle(Settle::Ack).await;
                 Ok(true)
             }
             Err(error) if error.is_certain() => {
-                tracing::error!(%queue, %error, "a message among the dead letters cannot go back to its queue");
+                if let Some(suppressed) = self.app.0.log_lines.due("not returned", queue.as_str()) {
+                    tracing::error!(%queue, %error, suppressed, "a message among the dead letters cannot go back to its queue");
+                }
                 scan.keep(delivery);
                 Ok(false)
             }
@@ -174,8 +174,6 @@ impl Client {
     }
 }
 
-/// Present while a process scans the letters of a queue.
-const TAKEN: &str = "taken";
 /// The last scan of a queue.
 const LAST_SCAN: &str = "last";
 

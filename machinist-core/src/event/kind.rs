@@ -280,7 +280,13 @@ pub enum WorkerState<'a> {
         /// Time for which the backend has been away.
         away: Duration,
     },
-    /// The worker has subscribed again, after it had withdrawn.
+    /// People have paused the worker: it has unsubscribed, and starts nothing until it is resumed.
+    #[non_exhaustive]
+    Asleep {
+        /// Number of handlers that run.
+        running: usize,
+    },
+    /// The worker has subscribed again, after it had withdrawn or was asleep.
     #[non_exhaustive]
     Resubscribed {
         /// Queues from which the worker takes tasks.
@@ -377,6 +383,7 @@ impl WorkerState<'_> {
         SessionExpired => "session_expired",
         CutOff => "cut_off",
         Withdrawn => "withdrawn",
+        Asleep => "asleep",
         Resubscribed => "resubscribed",
     }
 }

@@ -75,6 +75,13 @@ pub(crate) mod name {
     /// Holder of a lock, in a separate record.
     pub(crate) const HOLDER: &str = "holder";
 
+    /// State that people want a worker to be in, in the record of its name.
+    pub(crate) const WANTED: &str = "wanted";
+    /// Prefix of the names of orders to a worker, in the record of its name.
+    pub(crate) const ORDER: &str = "order:";
+    /// Prefix of the names of answers to orders, in the record of the worker's name.
+    pub(crate) const ANSWER: &str = "answer:";
+
     /// Lease of a session, in a separate record.
     pub(crate) const LEASE: &str = "lease";
     /// Description of the worker, in the record of its session.

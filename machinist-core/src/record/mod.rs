@@ -20,6 +20,7 @@
 //! | `park` | what does a delivery do that may not start? | a decision, a commit |
 //! | `control` | what holds for all workers? | a commit |
 //! | `session` | is a worker alive? | a commit, or a look at its record |
+//! | `worker_name` | who holds a worker's name, and what do people want of it? | a commit |
 
 mod claim;
 mod continuation;
@@ -35,6 +36,7 @@ mod model;
 mod overdue;
 mod park;
 mod poison;
+mod presence;
 mod progress;
 mod retention;
 mod revoke;
@@ -44,10 +46,12 @@ mod start;
 mod tests;
 mod turn;
 mod verdict;
+mod worker_name;
 
 pub use facts::{ErrorText, FactName, Facts, Parked, Progress};
 pub use fold::{Attempt, Record, TaskState, fold};
 pub use kind::FailureKind;
+pub use presence::{PresenceState, WorkerHealth};
 
 pub(crate) use claim::{Claim, ClaimStatus, RenewalAction};
 pub(crate) use continuation::{
@@ -67,15 +71,22 @@ pub(crate) use join::{
 pub(crate) use overdue::{KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, overdue_attempt, waiting_attempt};
 pub(crate) use park::{ParkDecision, decide_parking, park, unpark};
 pub(crate) use poison::{Suspicion, suspicion};
+pub(crate) use presence::OrderAnswer;
 pub(crate) use progress::{add_progress, progress_commit};
 pub(crate) use retention::{MAX_DELAY, UNFINISHED_TTL, retention};
 pub(crate) use revoke::{
     NextAttempt, RevokeDecision, RevokeMode, decide_revoke, next_attempt, revoke_root, revoked_root,
 };
-pub(crate) use session::{close_session, is_alive, open_session, renew_session, wake_session};
+pub(crate) use session::{
+    close_session, is_alive, open_session, rename_session, renew_session, wake_session,
+};
 pub(crate) use start::{StartDecision, StartRequest, decide_start};
-pub(crate) use turn::take_turn;
+pub(crate) use turn::{end_turn, keep_turn, take_turn};
 pub(crate) use verdict::{
     CommitRefusal, RunOutcome, Verdict, decide, explain_refusal, failure_without_run, follow_up_of,
     outcome_commit,
+};
+pub(crate) use worker_name::{
+    answer_of, answer_order, claim_name, give_order, holder_of, keep_name, name_record, numbered_name,
+    orders, withdraw_order,
 };

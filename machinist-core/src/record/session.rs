@@ -37,6 +37,15 @@ pub(crate) fn renew_session(session: &SessionId, lease: Duration, runs: Option<B
     commit
 }
 
+/// Creates the commit that replaces the description of a session's worker. It is refused if the session is gone.
+pub(crate) fn rename_session(session: &SessionId, about: Bytes) -> Commit {
+    let mut commit = Commit::new(session);
+    commit.require = vec![(name::LEASE.into(), HELD)];
+    commit.drop = vec![name::ABOUT.into()];
+    commit.facts = vec![(name::ABOUT.into(), about)];
+    commit
+}
+
 /// Creates the commit that ends a session at once.
 pub(crate) fn close_session(session: &SessionId) -> Commit {
     let mut commit = Commit::new(session);

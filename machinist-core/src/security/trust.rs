@@ -424,15 +424,15 @@ const SIGNED_BY: &str = ",\"by\":\"";
 const SIGNATURE: &str = "\",\"mac\":\"";
 
 /// The signature of an end, taken apart.
-struct Attestation<'a> {
+pub(super) struct Attestation<'a> {
     /// All that comes before it: what is signed.
-    text: &'a [u8],
-    key: KeyId,
-    signature: Vec<u8>,
+    pub(super) text: &'a [u8],
+    pub(super) key: KeyId,
+    pub(super) signature: Vec<u8>,
 }
 
 impl<'a> Attestation<'a> {
-    fn of(end: &'a Bytes) -> Option<Self> {
+    pub(super) fn of(end: &'a Bytes) -> Option<Self> {
         let whole = std::str::from_utf8(end).ok()?.strip_suffix("\"}")?;
         let (text, tail) = whole.rsplit_once(SIGNED_BY)?;
         let (key, signature) = tail.split_once(SIGNATURE)?;
@@ -458,10 +458,16 @@ fn result_input(key: &Key, scope: &SigningScope, subject: &str, id: &str, text: 
         .finish()
 }
 
-/// The same JSON object with two fields more at its end.
+/// Returns an object of a record with its signature.
 fn signed_object(key: &Key, scope: &SigningScope, subject: &str, id: &str, object: &Bytes) -> Option<Bytes> {
+    attested(key, object, |text| result_input(key, scope, subject, id, text))
+}
+
+/// Returns the same JSON object with two more fields at its end: the key, and its signature of the input that is made of
+/// the text before them. Returns `None` if the key cannot sign.
+pub(super) fn attested(key: &Key, object: &Bytes, input: impl FnOnce(&[u8]) -> Vec<u8>) -> Option<Bytes> {
     let text = object.strip_suffix(b"}")?;
-    let signature = BASE64.encode(key.sign(&result_input(key, scope, subject, id, text))?);
+    let signature = BASE64.encode(key.sign(&input(text))?);
     let parts = [text, SIGNED_BY.as_bytes(), key.id().as_str().as_bytes(), SIGNATURE.as_bytes()];
     Some([&parts.concat()[..], signature.as_bytes(), b"\"}"].concat().into())
 }

@@ -95,6 +95,11 @@ impl Key {
         if self.valid_at(instant) { Ok(()) } else { Err(KeyRejection::OutOfTime(self.id().clone(), instant)) }
     }
 
+    /// Returns `true` if the key is for all tasks of all queues.
+    pub(crate) fn is_for_everything(&self) -> bool {
+        self.tasks.is_none() && self.queues.is_none()
+    }
+
     /// Checks that this key may sign this task for this queue. Every key may sign workflows: each of their tasks is checked
     /// when it is sent and when it is published.
     pub(crate) fn may(&self, task: &str, queue: &str) -> Result<(), KeyRejection> {

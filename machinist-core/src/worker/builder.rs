@@ -34,6 +34,7 @@ use crate::{
     handler::{Binding, BlockingHandler, DynHandler, Handler},
     id::{QueueName, TaskName},
     middleware::Middleware,
+    periodic::{Periodic, PeriodicError},
     task::TaskDef,
 };
 
@@ -75,6 +76,12 @@ pub enum BuildError {
         /// Reason that the key cannot sign, and the remedy.
         why: String,
     },
+    /// A periodic task cannot be followed.
+    #[error(transparent)]
+    Periodic(#[from] PeriodicError),
+    /// Two periodic tasks have one name.
+    #[error("periodic task {0:?} is defined twice; rename one")]
+    PeriodicTwice(String),
     /// A text is not allowed as a tag.
     #[error(transparent)]
     Tag(#[from] InvalidTag),
@@ -106,6 +113,7 @@ pub struct WorkerBuilder {
     adjustments: Vec<(String, AdjustOptions)>,
     middleware: Vec<Arc<dyn Middleware>>,
     rules: Vec<Arc<dyn AdmissionRule>>,
+    periodic: Vec<Periodic>,
     state: StateMap,
 }
 
@@ -126,11 +134,13 @@ impl WorkerBuilder {
             adjustments: Vec::new(),
             middleware: Vec::new(),
             rules: Vec::new(),
+            periodic: Vec::new(),
             state: StateMap::default(),
         }
     }
 
-    /// Name of the worker in records and listings; `HOST-PID` unless set.
+    /// Name of the worker in records and listings; the host name unless set. A second live process
+    /// of one name is listed as `NAME#2`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
@@ -217,6 +227,23 @@ impl WorkerBuilder {
         self
     }
 
+    /// Adds a periodic task. This worker, or another one with the same definition, sends its ticks; the queue and the workers
+    /// that run them are those of its signature.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::{Signature, WorkerBuilder, periodic::{Periodic, PeriodicError, Schedule}};
+    ///
+    /// fn with_nightly_report(worker: WorkerBuilder) -> Result<WorkerBuilder, PeriodicError> {
+    ///     let schedule = Schedule::cron("0 3 * * *")?.time_zone("Europe/Berlin")?;
+    ///     Ok(worker.periodic(Periodic::new("nightly", schedule, Signature::new("report"))?))
+    /// }
+    /// ```
+    pub fn periodic(mut self, periodic: Periodic) -> Self {
+        self.periodic.push(periodic);
+        self
+    }
+
     /// Sets the options of a registered task. They hold for everything that the task's signature does not set.
     pub fn options(mut self, task: impl Into<String>, options: TaskOptions) -> Self {
         self.options.push((task.into(), options));
@@ -297,13 +324,14 @@ impl WorkerBuilder {
         }
         let tasks = self.registered_tasks()?;
         can_sign(&self.app, &tasks, &queues)?;
+        check_periodic(&self.app, &self.periodic)?;
         let tags = checked_tags(&self.tags)?;
         let look_ahead = self.look_ahead.unwrap_or_else(|| self.concurrency.max(16));
         // The credit to begin with. The look-ahead is added when the runs are known to be short.
         let prefetch = u16::try_from(self.concurrency).unwrap_or(u16::MAX);
         let name: Arc<str> = self.name.unwrap_or_else(default_name).into();
         let queues: Vec<_> = queues.into_iter().collect();
-        let about = about(&name, &queues, &tags, self.concurrency, &self.app);
+        let about = about(&queues, &tags, &tasks, self.concurrency, &self.app);
         let stages = Stages::default();
         let slots = Arc::new(Semaphore::new(self.concurrency));
         let events = WorkerEvents::new(self.app.clone(), Arc::clone(&name));
@@ -313,6 +341,7 @@ impl WorkerBuilder {
             sessions: Sessions::new(
                 self.app.clone(),
                 self.lease,
+                Arc::clone(&name),
                 about,
                 Arc::clone(&disabled),
                 Arc::clone(&peers),
@@ -338,7 +367,8 @@ impl WorkerBuilder {
             slots,
         });
         let ready = CancellationToken::new();
-        Ok(Worker { processor, queues, tags, prefetch, grace: self.grace, stages, ready, health })
+        let periodic = self.periodic;
+        Ok(Worker { processor, queues, tags, prefetch, grace: self.grace, stages, ready, health, periodic })
     }
 }
 
@@ -359,6 +389,25 @@ fn can_sign(
     Ok(())
 }
 
+/// Checks the periodic tasks, and that the application's key can sign their ticks.
+fn check_periodic(app: &App, periodic: &[Periodic]) -> Result<(), BuildError> {
+    let mut names = BTreeSet::new();
+    for one in periodic {
+        one.check()?;
+        let outline = one.outline(app)?;
+        if !names.insert(one.name()) {
+            return Err(BuildError::PeriodicTwice(one.name().to_owned()));
+        }
+        let queue = outline.queue;
+        app.may_publish(&outline.task, &queue).map_err(|why| BuildError::Key {
+            task: outline.task.to_string(),
+            queue,
+            why,
+        })?;
+    }
+    Ok(())
+}
+
 /// Returns the tags, sorted and each once.
 fn checked_tags(tags: &[String]) -> Result<Vec<Tag>, BuildError> {
     let tags = tags.iter().map(|tag| Tag::parse(tag)).collect::<Result<BTreeSet<_>, _>>()?;
@@ -369,28 +418,47 @@ fn checked_tags(tags: &[String]) -> Result<Vec<Tag>, BuildError> {
     }
 }
 
-/// Returns the description of the worker that is stored with its session.
-fn about(name: &str, queues: &[QueueName], tags: &[Tag], concurrency: usize, app: &App) -> bytes::Bytes {
+/// Maximum number of task names that the description of a worker holds.
+const DESCRIBED_TASKS: usize = 500;
+
+/// Returns the description of the worker that is stored with its session, without its name.
+fn about(
+    queues: &[QueueName],
+    tags: &[Tag],
+    tasks: &HashMap<TaskName, RegisteredTask>,
+    concurrency: usize,
+    app: &App,
+) -> serde_json::Value {
     let queues: Vec<_> = queues.iter().map(QueueName::as_str).collect();
     let tags: Vec<_> = tags.iter().map(Tag::as_str).collect();
-    crate::record::json(&serde_json::json!({
-        "worker": name,
+    let mut names: Vec<_> = tasks.keys().map(TaskName::as_str).collect();
+    names.sort_unstable();
+    names.truncate(DESCRIBED_TASKS);
+    serde_json::json!({
+        "host": host_name(),
         "pid": std::process::id(),
+        "version": env!("CARGO_PKG_VERSION"),
         "queues": queues,
+        "tasks": names,
+        "more_tasks": tasks.len() - names.len(),
         "tags": tags,
         "concurrency": concurrency,
         "since": app.clock().now(),
-    }))
+    })
 }
 
-/// Returns `HOST-PID`, with `worker` in place of an unknown host name.
-fn default_name() -> String {
-    let host = std::fs::read_to_string("/etc/hostname")
+/// Returns the host name, if it is known.
+fn host_name() -> Option<String> {
+    std::fs::read_to_string("/etc/hostname")
         .ok()
         .or_else(|| std::env::var("HOSTNAME").ok())
         .map(|host| host.trim().to_owned())
-        .filter(|host| !host.is_empty());
-    format!("{}-{}", host.as_deref().unwrap_or("worker"), std::process::id())
+        .filter(|host| !host.is_empty())
+}
+
+/// Returns the host name, with `worker` in place of an unknown one.
+fn default_name() -> String {
+    host_name().unwrap_or_else(|| "worker".to_owned())
 }
 
 impl fmt::Debug for WorkerBuilder {

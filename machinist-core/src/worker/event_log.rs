@@ -1,36 +1,20 @@
 //! The log of a worker's events. Refused messages are logged without letting their sender fill the log.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
-
-use tokio::time::Instant;
+use std::time::Duration;
 
 use super::Drained;
 use crate::{
     event::{Event, EventKind, EventTask, Observer, WorkerState},
     id::QueueName,
+    log_lines::LogLines,
     refused::remedy,
 };
 
-/// Minimum time between two log lines about the same reason.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Logs events. For messages that are not accepted it writes at most one line per reason in each [`LOG_INTERVAL`].
+/// Logs events.
 #[derive(Debug, Default)]
 pub(super) struct EventLog {
-    refusals: Mutex<Vec<LastLine>>,
-    deferrals: Mutex<Vec<LastLine>>,
-}
-
-/// The last log line about one reason.
-#[derive(Debug)]
-struct LastLine {
-    reason: &'static str,
-    at: Instant,
-    /// Number of messages for this reason since the line.
-    suppressed: u64,
+    refusals: LogLines,
+    deferrals: LogLines,
 }
 
 impl Observer for EventLog {
@@ -88,19 +72,23 @@ fn log_state(state: WorkerState<'_>) {
             "the backend has been away for {away:?}: cancelling all runs, handing back all deliveries, and taking no \
              more until it answers. Unrecorded outcomes are kept"
         ),
+        WorkerState::Asleep { running } => {
+            tracing::info!(running, "asleep: taking no deliveries until the worker is resumed")
+        }
         WorkerState::Resubscribed { queues } => tracing::info!(queues = ?queues, "subscribed again"),
     }
 }
 
 impl EventLog {
-    /// Logs a refused message, if a line about this reason is due.
+    /// Logs a refused message, if a line about this reason and queue is due.
     fn log_refusal(&self, queue: &QueueName, reason: &'static str, error: &str) {
-        if let Some(suppressed) = due_line(&self.refusals, reason, Instant::now()) {
+        if let Some(suppressed) = self.refusals.due(reason, queue.as_str()) {
             tracing::warn!(%queue, reason, error, suppressed, "a message was refused and is a dead letter now");
         }
     }
 
-    /// Logs a message that waits for a worker that can run or read it, if a line about this reason is due.
+    /// Logs a message that waits for a worker that can run or read it, if a line about this reason and task is due, or
+    /// about this reason and queue if the message was not read.
     fn log_deferral(
         &self,
         queue: &QueueName,
@@ -109,7 +97,8 @@ impl EventLog {
         error: &str,
         remaining: Duration,
     ) {
-        if let Some(suppressed) = due_line(&self.deferrals, reason, Instant::now()) {
+        let name = task.map_or(queue.as_str(), |task| task.name.as_str());
+        if let Some(suppressed) = self.deferrals.due(reason, name) {
             let id = task.map(|task| tracing::field::display(task.id));
             let remedy = remedy(reason, true);
             tracing::warn!(
@@ -117,42 +106,5 @@ impl EventLog {
                 "no worker here accepts a message: it is offered again for {remaining:?}, and is a dead letter then"
             );
         }
-    }
-}
-
-/// Number of messages since the last line about this reason, if another line is due.
-fn due_line(lines: &Mutex<Vec<LastLine>>, reason: &'static str, now: Instant) -> Option<u64> {
-    let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
-    match lines.iter_mut().find(|line| line.reason == reason) {
-        Some(line) if now.saturating_duration_since(line.at) < LOG_INTERVAL => {
-            line.suppressed += 1;
-            None
-        }
-        Some(line) => {
-            line.at = now;
-            Some(std::mem::take(&mut line.suppressed))
-        }
-        None => {
-            lines.push(LastLine { reason, at: now, suppressed: 0 });
-            Some(0)
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_flood_is_one_line() {
-        let refusals = EventLog::default().refusals;
-        let due_line = |reason| due_line(&refusals, reason, Instant::now());
-        assert_eq!(due_line("unsigned"), Some(0));
-        assert_eq!(due_line("stale"), Some(0));
-        for _ in 0..1000 {
-            assert_eq!(due_line("unsigned"), None);
-        }
-        tokio::time::advance(LOG_INTERVAL).await;
-        assert_eq!(due_line("unsigned"), Some(1000));
     }
 }

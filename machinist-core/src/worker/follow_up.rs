@@ -157,11 +157,14 @@ impl WorkerContext {
                 error: &entry.error,
             }),
             Err(Unpublished::Never(error)) => {
-                tracing::error!(
-                    dead_id = entry.dead_id,
-                    %error,
-                    "a dead letter cannot be published and is dropped; its record stays"
-                );
+                if let Some(suppressed) = self.app.0.log_lines.due("dead letter", queue.as_str()) {
+                    tracing::error!(
+                        dead_id = entry.dead_id,
+                        %error,
+                        suppressed,
+                        "a dead letter cannot be published and is dropped; its record stays"
+                    );
+                }
                 return Ok(());
             }
             Err(leaving) => return Err(leaving),

@@ -57,7 +57,10 @@ impl WorkerContext {
                 }
             }
             Err(unpublished) => {
-                tracing::warn!(?unpublished, id = %active.envelope.id, "no guard was published; the broker may deliver the task again");
+                let queue = &active.envelope.queue;
+                if let Some(suppressed) = self.app.0.log_lines.due("guard", queue.as_str()) {
+                    tracing::warn!(?unpublished, id = %active.envelope.id, suppressed, "no guard was published; the broker may deliver the task again");
+                }
             }
         }
     }
@@ -70,7 +73,9 @@ impl WorkerContext {
             Ok(_) => Settlement::Ack,
             Err(Unpublished::Unanswered(unanswered)) => unanswered.into(),
             Err(Unpublished::Never(error)) => {
-                tracing::error!(%error, "a copy of a message cannot be published; trying again in {UNPUBLISHABLE_PAUSE:?}");
+                if let Some(suppressed) = self.app.0.log_lines.due("copy", &error.to_string()) {
+                    tracing::error!(%error, suppressed, "a copy of a message cannot be published; trying again in {UNPUBLISHABLE_PAUSE:?}");
+                }
                 tokio::select! {
                     () = tokio::time::sleep(UNPUBLISHABLE_PAUSE) => {}
                     () = self.stages.reached_drain() => {}

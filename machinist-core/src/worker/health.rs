@@ -32,6 +32,8 @@ enum SubscriptionState {
     Made(Arc<dyn SubscriptionHealth>),
     /// The worker has unsubscribed, because the backend is away.
     Withdrawn,
+    /// The worker has unsubscribed, because people want it to sleep.
+    Asleep,
 }
 
 impl Health {
@@ -47,6 +49,11 @@ impl Health {
     /// Sets the state: unsubscribed because the backend is away.
     pub(super) fn withdrawn(&self) {
         *self.subscription() = SubscriptionState::Withdrawn;
+    }
+
+    /// Sets the state: unsubscribed because people want the worker to sleep.
+    pub(super) fn asleep(&self) {
+        *self.subscription() = SubscriptionState::Asleep;
     }
 
     /// Sets the state: about to subscribe again.
@@ -71,7 +78,7 @@ impl Health {
         }
         let health = match &*self.subscription() {
             SubscriptionState::NotYet => return vec!["broker: the worker has not subscribed yet".to_owned()],
-            SubscriptionState::Withdrawn => return Vec::new(),
+            SubscriptionState::Withdrawn | SubscriptionState::Asleep => return Vec::new(),
             SubscriptionState::Made(health) => Arc::clone(health),
         };
         match tokio::time::timeout(PROBE_TIMEOUT + Duration::from_secs(1), health.check()).await {
@@ -94,6 +101,9 @@ impl Health {
                 "worker: it has handed back its deliveries, because the backend was away for a long time"
                     .to_owned(),
             );
+        }
+        if matches!(*self.subscription(), SubscriptionState::Asleep) {
+            wrong.push("worker: it is asleep until `machinist workers resume` wakes it".to_owned());
         }
         if self.stages.is_draining() {
             wrong.push("worker: it drains, and stops when its running tasks have ended".to_owned());

@@ -23,6 +23,7 @@ use machinist_adapter::error::chain;
 use crate::{
     broker::{Consume, Consumer, SubscriptionHealth},
     event::WorkerState,
+    record::PresenceState,
 };
 
 /// Takes deliveries and passes them to the processor.
@@ -38,7 +39,7 @@ pub(super) struct Intake {
 /// A running intake. It runs in a separate task: otherwise the thread that waits for the worker's end might be woken for
 /// each delivery. It ends when this value is dropped.
 pub(super) struct RunningIntake {
-    task: AbortOnDropHandle<Box<dyn Consumer>>,
+    task: AbortOnDropHandle<Option<Box<dyn Consumer>>>,
     stop: CancellationToken,
     closed: CancellationToken,
 }
@@ -53,7 +54,7 @@ impl RunningIntake {
     pub(super) async fn end(self) -> Option<Box<dyn Consumer>> {
         self.stop.cancel();
         match self.task.await.map_err(JoinError::try_into_panic) {
-            Ok(consumer) => Some(consumer),
+            Ok(consumer) => consumer,
             Err(Ok(panic)) => resume_unwind(panic),
             Err(Err(_cancelled)) => None,
         }
@@ -61,8 +62,8 @@ impl RunningIntake {
 }
 
 impl Intake {
-    /// Starts to take deliveries.
-    pub(super) fn start(self, mut consumer: Box<dyn Consumer>) -> RunningIntake {
+    /// Starts to take deliveries, or to sleep if there is no subscription.
+    pub(super) fn start(self, mut consumer: Option<Box<dyn Consumer>>) -> RunningIntake {
         let stop = CancellationToken::new();
         let closed = CancellationToken::new();
         let stopped = stop.clone();
@@ -80,36 +81,77 @@ impl Intake {
     }
 
     /// Takes deliveries forever, from one subscription after another. Ends only when the broker was closed.
-    async fn run(&self, consumer: &mut Box<dyn Consumer>) {
-        let calls = &self.processor.worker.calls;
+    async fn run(&self, consumer: &mut Option<Box<dyn Consumer>>) {
+        let worker = &self.processor.worker;
         loop {
-            self.health.subscribed(consumer.health().into());
-            let maintenance =
-                maintenance::run(Arc::clone(&self.processor.worker), self.subscription.queues.clone());
-            let maintenance = AbortOnDropHandle::new(tokio::spawn(maintenance));
-            let health = consumer.health();
-            tokio::select! {
-                () = self.take(consumer) => return,
-                () = calls.backend_is_away_for_long() => {}
-                never = self.cancel_when_cut_off(health) => match never {},
+            match consumer {
+                None => self.sleep(None).await,
+                Some(consumer) => {
+                    self.health.subscribed(consumer.health().into());
+                    worker.sessions.presence.show(PresenceState::Awake);
+                    let maintenance = maintenance::run(Arc::clone(worker), self.subscription.queues.clone());
+                    let maintenance = AbortOnDropHandle::new(tokio::spawn(maintenance));
+                    let health = consumer.health();
+                    let withdraws = tokio::select! {
+                        biased;
+                        () = worker.sessions.presence.sleep_is(true) => false,
+                        () = self.take(consumer) => return,
+                        () = worker.calls.backend_is_away_for_long() => true,
+                        never = self.cancel_when_cut_off(health) => match never {},
+                    };
+                    drop(maintenance);
+                    match withdraws {
+                        true => self.withdraw(consumer).await,
+                        false => self.sleep(Some(consumer)).await,
+                    }
+                }
             }
-            let running = self.processor.worker.sessions.running();
-            calls.emit_state(WorkerState::Withdrawn { running, away: AWAY_TIMEOUT });
-            self.health.withdrawn();
-            drop(maintenance);
-            // Stopped first, or the broker would deliver the returned messages here again at once.
-            consumer.stop().await;
-            calls.give_up(true);
-            tokio::select! {
-                () = calls.backend_is_there() => {}
-                never = self.cancel_when_not_held() => match never {},
-            }
-            self.processor.worker.sessions.alive().await;
-            calls.give_up(false);
+            worker.sessions.alive().await;
+            worker.calls.give_up(false);
             self.health.subscribing();
-            *consumer = self.subscribe().await;
-            self.processor.worker.look_ahead.resubscribed();
-            calls.emit_state(WorkerState::Resubscribed { queues: &self.subscription.queues });
+            *consumer = Some(self.subscribe().await);
+            worker.look_ahead.resubscribed();
+            worker.calls.emit_state(WorkerState::Resubscribed { queues: &self.subscription.queues });
+        }
+    }
+
+    /// Unsubscribes because the backend is away for long, and waits until it answers.
+    async fn withdraw(&self, consumer: &mut Box<dyn Consumer>) {
+        let worker = &self.processor.worker;
+        let running = worker.sessions.running();
+        worker.calls.emit_state(WorkerState::Withdrawn { running, away: AWAY_TIMEOUT });
+        self.health.withdrawn();
+        worker.sessions.presence.show(PresenceState::Asleep);
+        // Stopped first, or the broker would deliver the returned messages here again at once.
+        consumer.stop().await;
+        worker.calls.give_up(true);
+        tokio::select! {
+            () = worker.calls.backend_is_there() => {}
+            never = self.cancel_when_not_held() => match never {},
+        }
+    }
+
+    /// Unsubscribes because people want the worker to sleep, and waits until they do not. What runs goes on.
+    async fn sleep(&self, consumer: Option<&mut Box<dyn Consumer>>) {
+        let worker = &self.processor.worker;
+        let health = consumer.as_ref().map(|consumer| consumer.health());
+        self.health.asleep();
+        // Stopped first, or the broker would deliver the returned messages here again at once.
+        if let Some(consumer) = consumer {
+            consumer.stop().await;
+        }
+        worker.calls.give_up(true);
+        worker.calls.emit_state(WorkerState::Asleep { running: worker.sessions.running() });
+        worker.sessions.presence.show(PresenceState::Asleep);
+        let cut_off = async {
+            match health {
+                Some(health) => self.cancel_when_cut_off(health).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = worker.sessions.presence.sleep_is(false) => {}
+            never = cut_off => match never {},
         }
     }
 
@@ -168,6 +210,7 @@ impl Intake {
             (true, false) => WorkerState::BrokerBack,
             _ => return,
         };
+        self.processor.worker.sessions.presence.set_broker_away(lost);
         self.processor.worker.calls.emit_state(state);
     }
 

@@ -146,7 +146,7 @@ async fn dead_letters(worker: &WorkerContext, queues: &[QueueName]) {
     loop {
         tokio::time::sleep(MAINTENANCE_INTERVAL).await;
         for queue in queues {
-            match client.tend_dead_letters(queue).await {
+            match client.tend_dead_letters(queue, &worker.name).await {
                 Ok(0) => {}
                 Ok(added) => {
                     tracing::warn!(%queue, added, "dead letters were missing from the index, or had no mark");

@@ -12,9 +12,11 @@
 //! | `guard` | copies that come back later |
 //! | `exclusive` | running a suspect alone in the process |
 //! | `lease`, `session`, `renewal` | this worker's lease on what it runs |
+//! | `presence`, `orders` | the state that the session shows, and the orders of people |
 //! | `peers` | what this worker knows of other sessions |
 //! | `server_calls` | calls to backend and broker, repeated until they answer |
 //! | `maintenance`, `overdue` | undelivered messages, unlisted dead letters, delayed tasks that the broker has lost |
+//! | `periodic` | the ticks of periodic tasks |
 //! | `progress` | the progress that handlers report |
 //! | `drain` | the stages of shutdown |
 //! | `events`, `event_log`, `tally`, `dead_letter_counts` | events, and their first users |
@@ -38,10 +40,13 @@ mod lease;
 mod look_ahead;
 mod maintenance;
 mod options;
+mod orders;
 mod outcome;
 mod overdue;
 mod parking;
 mod peers;
+mod periodic;
+mod presence;
 mod processor;
 mod progress;
 mod refusal;
@@ -60,7 +65,10 @@ mod worker_context;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 pub use builder::{BuildError, WorkerBuilder};
 pub use dead_letter_counts::DeadLetterCounts;
@@ -75,6 +83,8 @@ use crate::{
     broker::{BrokerError, Consume},
     event::{EventKind, WorkerState},
     id::{QueueName, TaskName},
+    periodic::Periodic,
+    record::PresenceState,
 };
 use intake::Intake;
 use processor::TaskProcessor;
@@ -127,6 +137,7 @@ pub struct Worker {
     stages: Stages,
     ready: CancellationToken,
     health: Health,
+    periodic: Vec<Periodic>,
 }
 
 /// Error of a worker that could not start.
@@ -202,14 +213,21 @@ impl Worker {
     /// Dropped before its end, the worker stops like a killed process: nothing is lost, and unfinished tasks run again
     /// elsewhere when the session has expired.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<Drained, WorkerError> {
-        let Self { processor, queues, prefetch, grace, stages, ready, health, tags: _ } = self;
+        let Self { processor, queues, prefetch, grace, stages, ready, health, periodic, tags: _ } = self;
         let worker = Arc::clone(&processor.worker);
         worker.sessions.open().await?;
         worker.sessions.read_control().await?;
         let renewals = Renewals::begin(&worker).map_err(WorkerError::Thread)?;
         let subscription = Consume { queues: queues.clone(), prefetch };
-        let consumer = worker.app.broker().consume(subscription.clone()).await?;
-        health.subscribed(consumer.health().into());
+        worker.apply_wanted_state();
+        let consumer = match worker.sessions.presence.must_sleep() {
+            true => None,
+            false => Some(worker.app.broker().consume(subscription.clone()).await?),
+        };
+        match &consumer {
+            Some(consumer) => health.subscribed(consumer.health().into()),
+            None => health.asleep(),
+        }
         remember_queues(&worker.app, &queues).await;
         worker.emit(EventKind::WorkerStarted { queues: &queues });
         ready.cancel();
@@ -220,17 +238,21 @@ impl Worker {
         let intake =
             Intake { processor: Arc::clone(&processor), subscription, health, tracker: tracker.clone(), cut };
         let intake = intake.start(consumer);
+        let ticking = AbortOnDropHandle::new(tokio::spawn(periodic::run(Arc::clone(&worker), periodic)));
         tokio::select! {
             () = intake.closed() => {}
             () = shutdown => stages.advance(),
             () = stages.reached_drain() => {}
         }
         stages.drain();
+        worker.sessions.presence.show(PresenceState::Draining);
         let state = WorkerState::Draining { running: worker.sessions.running() };
         worker.emit(EventKind::WorkerState { state });
         if let Some(mut consumer) = intake.end().await {
             consumer.stop().await;
         }
+        // It ends when the worker drains. A turn that it could not give up expires.
+        let _in_time = tokio::time::timeout(SETTLE_TIMEOUT, ticking).await;
         tracker.close();
         drain::wait_through(&tracker, &stages, grace).await;
         let drained = worker.events.tally.drained();

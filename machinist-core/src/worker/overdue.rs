@@ -142,7 +142,9 @@ fn kept(worker: &WorkerContext, id: &TaskId, facts: &Facts, waiting: &WaitingAtt
     match worker.app.client().waiting_envelope(id, facts, waiting) {
         Ok(envelope) => Some(OverdueTask { id: id.clone(), envelope, due: waiting.due }),
         Err(error @ ControlError::NoMessage { .. }) => {
-            tracing::warn!(%id, due = %waiting.due, %error, "an overdue task cannot be published again");
+            if let Some(suppressed) = worker.app.0.log_lines.due("overdue", "") {
+                tracing::warn!(%id, due = %waiting.due, %error, suppressed, "an overdue task cannot be published again");
+            }
             None
         }
         Err(error) => {
@@ -168,12 +170,17 @@ async fn publish(worker: &WorkerContext, tasks: Vec<OverdueTask>) {
     for (OverdueTask { id, envelope, due }, answer) in tasks.iter().zip(answers) {
         match answer {
             Ok(()) => {
-                tracing::warn!(
-                    %id,
-                    %due,
-                    attempt = envelope.attempt,
-                    "no worker has received a delayed task, and its queue is empty: it is published again"
-                );
+                let queue = &envelope.queue;
+                if let Some(suppressed) = worker.app.0.log_lines.due("published again", queue.as_str()) {
+                    tracing::warn!(
+                        %id,
+                        %due,
+                        attempt = envelope.attempt,
+                        %queue,
+                        suppressed,
+                        "no worker has received a delayed task, and its queue is empty: it is published again"
+                    );
+                }
                 worker.emit(EventKind::Overdue { task: EventTask::of(envelope), due: *due });
             }
             Err(error) => tracing::debug!(%id, %error, "an overdue task was not published again"),

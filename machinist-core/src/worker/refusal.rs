@@ -1,12 +1,13 @@
 //! Refusals: tasks without a handler in this worker, and messages that are not understood, not trusted or not allowed.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use machinist_adapter::header;
 
 use super::{ActiveDelivery, Settlement, WorkerContext};
 use crate::{
     broker::{Message, Publish, Target},
+    clock::Timestamp,
     dead_letters::NewDeadLetter,
     event::{EventKind, EventTask},
     id::QueueName,
@@ -52,33 +53,69 @@ impl WorkerContext {
         self.refused.add(&envelope.queue, reason, true, first, error, self.now());
     }
 
-    /// Offers a task again that other workers can run, or this worker later. After an hour it ends.
+    /// Offers a task again that is not run here, unless its attempt already has an outcome.
     async fn retry_unknown(
         &self,
         envelope: &Envelope,
         failure: Failure,
         wait: impl Fn(Duration) -> Duration,
     ) -> Settlement {
-        let facts = match self.unless_decided(envelope).await {
-            Ok(facts) => facts,
-            Err(settlement) => return settlement,
-        };
-        let now = self.now();
-        let (since, waited) = envelope.unknown_for(now);
-        if waited >= UNKNOWN_TASK_TIMEOUT {
-            return match self.end_as_read(envelope, facts, failure).await {
-                Some(settlement) => settlement,
-                // A worker that knows the task runs it; a guard comes back to check.
-                None => self.become_guard(envelope).await,
-            };
+        match self.unless_decided(envelope).await {
+            Ok(facts) => self.offer_again(Offer::Task { envelope, facts, failure }, wait).await,
+            Err(settlement) => settlement,
         }
+    }
+
+    /// Offers something again that other workers may accept, or this worker later. After an hour it ends.
+    async fn offer_again(&self, offer: Offer<'_>, wait: impl Fn(Duration) -> Duration) -> Settlement {
+        let now = self.now();
+        let waited = offer.waited(now);
         let remaining = UNKNOWN_TASK_TIMEOUT.saturating_sub(waited);
-        let error = failure.error.chain.join(": ");
-        let (queue, task) = (&envelope.queue, Some(EventTask::of(envelope)));
-        let reason = failure.reason().as_str();
-        self.emit(EventKind::Deferred { queue, task, reason, error: &error, remaining });
-        let later = Envelope { unknown_since: Some(since), ..envelope.clone() };
-        self.settled_by(self.publish_later(&later, wait(waited)).await).await
+        if remaining.is_zero() {
+            return self.end_offer(offer).await;
+        }
+        self.emit(offer.deferred(&offer.error(), remaining));
+        let published = self.publish_offer(&offer, now, wait(waited)).await;
+        match (published, offer) {
+            // Nobody has verified such a message, so no delivery is held for it.
+            (Err(Unpublished::Never(_)), offer @ Offer::Message { .. }) => self.end_offer(offer).await,
+            (published, _) => self.settled_by(published).await,
+        }
+    }
+
+    async fn publish_offer(
+        &self,
+        offer: &Offer<'_>,
+        now: Timestamp,
+        delay: Duration,
+    ) -> Result<(), Unpublished> {
+        match offer {
+            Offer::Task { envelope, .. } => {
+                let (since, _) = envelope.unknown_for(now);
+                let later = Envelope { unknown_since: Some(since), ..(*envelope).clone() };
+                self.publish_later(&later, delay).await
+            }
+            Offer::Message { queue, message, .. } => {
+                let (message, _) = Envelope::still_unread(message, now);
+                self.calls.publish(&Publish { target: Target::Queue((*queue).clone()), message, delay }).await
+            }
+        }
+    }
+
+    /// Ends what nobody has accepted: a task in FAILURE, another message as a dead letter.
+    async fn end_offer(&self, offer: Offer<'_>) -> Settlement {
+        match offer {
+            Offer::Task { envelope, facts, failure } => {
+                match self.end_as_read(envelope, facts, failure).await {
+                    Some(settlement) => settlement,
+                    // A worker that knows the task runs it; a guard comes back to check.
+                    None => self.become_guard(envelope).await,
+                }
+            }
+            Offer::Message { queue, message, reason, error } => {
+                self.dead_letter_unverified(queue, message, reason, error).await
+            }
+        }
     }
 
     /// Reads the record of a task that is not run here. If the attempt already has an outcome, its follow-up is
@@ -118,7 +155,7 @@ impl WorkerContext {
         let first = u64::from(!message.headers.contains_key(header::UNREAD_SINCE));
         self.refused.add(queue, reason, true, first, error, now);
         note_waiting(&self.app, queue, message, reason, error).await;
-        self.offer_again(queue, message, reason, error, |_| UNREAD_DELAY).await
+        self.offer_again(Offer::Message { queue, message, reason, error }, |_| UNREAD_DELAY).await
     }
 
     /// Offers the message of a task again, unchanged, that may run elsewhere.
@@ -129,29 +166,7 @@ impl WorkerContext {
         reason: DeadReason,
         error: &str,
     ) -> Settlement {
-        self.offer_again(queue, message, reason, error, unknown_wait).await
-    }
-
-    async fn offer_again(
-        &self,
-        queue: &QueueName,
-        message: &Message,
-        reason: DeadReason,
-        error: &str,
-        wait: impl Fn(Duration) -> Duration,
-    ) -> Settlement {
-        let (later, waited) = Envelope::still_unread(message, self.now());
-        if waited >= UNKNOWN_TASK_TIMEOUT {
-            return self.dead_letter_unverified(queue, message, reason, error).await;
-        }
-        let remaining = UNKNOWN_TASK_TIMEOUT.saturating_sub(waited);
-        self.emit(EventKind::Deferred { queue, task: None, reason: reason.as_str(), error, remaining });
-        let target = Target::Queue(queue.clone());
-        match self.calls.publish(&Publish { target, message: later, delay: wait(waited) }).await {
-            Ok(()) => Settlement::Ack,
-            Err(Unpublished::Unanswered(unanswered)) => unanswered.into(),
-            Err(Unpublished::Never(_)) => self.dead_letter_unverified(queue, message, reason, error).await,
-        }
+        self.offer_again(Offer::Message { queue, message, reason, error }, unknown_wait).await
     }
 
     /// Ends an authentic task that must not be run, with the reason. If its record cannot be used, its message becomes a
@@ -271,6 +286,41 @@ impl WorkerContext {
             Ok(()) => Settlement::Ack,
             Err(_) => Settlement::Leave,
         }
+    }
+}
+
+/// Something that this worker does not run, and that is offered again.
+enum Offer<'a> {
+    /// A task, which is signed again.
+    Task { envelope: &'a Envelope, facts: Facts, failure: Failure },
+    /// A message that is not read here, or that must keep its first signature. It is published unchanged.
+    Message { queue: &'a QueueName, message: &'a Message, reason: DeadReason, error: &'a str },
+}
+
+impl Offer<'_> {
+    /// Returns the time since it was first offered again.
+    fn waited(&self, now: Timestamp) -> Duration {
+        match self {
+            Self::Task { envelope, .. } => envelope.unknown_for(now).1,
+            Self::Message { message, .. } => Envelope::still_unread(message, now).1,
+        }
+    }
+
+    fn error(&self) -> Cow<'_, str> {
+        match self {
+            Self::Task { failure, .. } => failure.error.chain.join(": ").into(),
+            Self::Message { error, .. } => (*error).into(),
+        }
+    }
+
+    fn deferred<'e>(&'e self, error: &'e str, remaining: Duration) -> EventKind<'e> {
+        let (queue, task, reason) = match self {
+            Self::Task { envelope, failure, .. } => {
+                (&envelope.queue, Some(EventTask::of(envelope)), failure.reason())
+            }
+            Self::Message { queue, reason, .. } => (*queue, None, *reason),
+        };
+        EventKind::Deferred { queue, task, reason: reason.as_str(), error, remaining }
     }
 }
 

@@ -19,7 +19,7 @@ use super::{WorkerContext, server_calls::jittered, session::Sessions};
 use crate::{
     backend::Watch,
     id::{RecordId, SessionId},
-    record::control_record,
+    record::{control_record, name_record},
 };
 
 /// Time that a worker waits after a wake-up before it renews, so that several wake-ups are answered together.
@@ -42,7 +42,7 @@ impl Renewals {
     pub(super) fn begin(worker: &Arc<WorkerContext>) -> std::io::Result<Self> {
         let stop = CancellationToken::new();
         let ended = CancellationToken::new();
-        let woken = Arc::new(Notify::new());
+        let woken = Arc::clone(&worker.sessions.presence.woken);
         let probe = RuntimeProbe::new();
         let renewing = {
             let worker = Arc::clone(worker);
@@ -113,6 +113,9 @@ async fn renew_until_stopped(worker: &WorkerContext, woken: &Notify, probe: &Run
                 tokio::time::sleep(jittered(lease.renewal() / 5)).await;
             }
             worker.calls.answered(true);
+            if let Err(error) = worker.obey_orders().await {
+                tracing::debug!(%error, "an order was not answered; the next renewal tries again");
+            }
         }
     };
     let checking = async {
@@ -178,11 +181,16 @@ async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
         }
     };
     let mut watched: Option<(SessionId, Watch)> = None;
+    let mut named: Option<(Arc<str>, Watch)> = None;
     let mut control: Option<Watch> = None;
     loop {
         let session = sessions.current();
         if watched.as_ref().is_none_or(|(watched, _)| *watched != session) {
             watched = watch(&RecordId::from(&session)).await.map(|watch| (session, watch));
+        }
+        let name = sessions.held_name();
+        if named.as_ref().is_none_or(|(watched, _)| *watched != name) {
+            named = watch(&name_record(&name)).await.map(|watch| (name, watch));
         }
         if control.is_none() {
             control = watch(&control_record()).await;
@@ -193,6 +201,7 @@ async fn forward_wake_ups(sessions: Arc<Sessions>, woken: Arc<Notify>) {
         };
         tokio::select! {
             () = changed(watched.as_mut().map(|(_, watch)| watch)) => woken.notify_one(),
+            () = changed(named.as_mut().map(|(_, watch)| watch)) => woken.notify_one(),
             () = changed(control.as_mut()) => woken.notify_one(),
             () = tokio::time::sleep(sessions.lease().renewal()) => {}
         }

@@ -175,8 +175,10 @@ impl ServerCalls {
             match self.try_once(operation, tries, &call).await? {
                 Answer::Given(answer) => return Ok(answer),
                 Answer::BadRecord(error) if tries + 1 >= RECORD_TRIES => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::error!(error, "the backend did not {operation}");
+                    if let Some(suppressed) = self.app.0.log_lines.due("record", operation) {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::error!(error, suppressed, "the backend did not {operation}");
+                    }
                     return Err(Unanswered::BadRecord);
                 }
                 Answer::BadRecord(_) | Answer::None => {}
@@ -214,11 +216,15 @@ impl ServerCalls {
             }
             Err(error) => {
                 self.answered(false);
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    tries,
-                    "the backend did not {operation}; trying again"
-                );
+                let name = format!("{operation}: {error}");
+                if let Some(suppressed) = self.app.0.log_lines.due("backend", &name) {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        tries,
+                        suppressed,
+                        "the backend did not {operation}; trying again"
+                    );
+                }
                 Ok(Answer::None)
             }
         }
@@ -251,11 +257,15 @@ impl ServerCalls {
                         nacks += 1;
                         publish.delay = delay_after_nacks(&publish, nacks);
                     }
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        tries,
-                        "the broker did not accept a message; trying again"
-                    );
+                    let name = format!("{}: {error}", publish.target.queue());
+                    if let Some(suppressed) = self.app.0.log_lines.due("publish", &name) {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            tries,
+                            suppressed,
+                            "the broker did not accept a message; trying again"
+                        );
+                    }
                 }
                 None => tracing::error!("the broker adapter gave no answer; trying again"),
             }

@@ -14,20 +14,25 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{admissions::DisabledTasks, lease::Lease, peers::Peers, server_calls::ServerCalls};
+use super::{
+    admissions::DisabledTasks, lease::Lease, peers::Peers, presence::Presence, server_calls::ServerCalls,
+};
 use crate::{
     app::App,
     backend::{Backend, BackendError, Commit, Committed, Index, IndexUpdate},
     event::WorkerState,
     id::{RecordId, RunId, SessionId, TaskId},
     record::{
-        Claim, ClaimStatus, Facts, RenewalAction, close_session, control_record, name, open_session,
+        Claim, ClaimStatus, Facts, RenewalAction, WorkerHealth, claim_name, close_session, control_record,
+        holder_of, is_alive, keep_name, name, name_record, numbered_name, open_session, rename_session,
         renew_session,
     },
 };
 
 /// Maximum number of ids that a session shows of what its worker runs.
 const SHOWN_RUNS: usize = 20;
+/// Interval at which the name of the worker is kept from being forgotten.
+const KEEP_NAME_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 
 /// Reason that a run is cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +59,12 @@ struct ActiveRun {
 #[derive(Debug)]
 struct SessionState {
     session: SessionId,
+    /// Name that the session holds: that of the worker, perhaps with a number.
+    held_name: Arc<str>,
+    /// Time at which the name was last kept from being forgotten.
+    name_kept: Instant,
+    /// Record of the name, as it was last read.
+    orders: Facts,
     /// Time until which the session is certainly alive.
     valid_until: Instant,
     /// Time at which the records last named this worker's runs, since the session could not be renewed.
@@ -80,8 +91,12 @@ type RenewalAnswers = (Result<bool, BackendError>, Vec<Result<Facts, BackendErro
 pub(super) struct Sessions {
     app: App,
     lease: Lease,
-    /// Description of the worker that is stored with its session, without its runs.
-    about: Bytes,
+    /// Name that the worker was given.
+    name: Arc<str>,
+    /// Description of the worker that is stored with its session, without its name and its runs.
+    about: serde_json::Value,
+    /// State of the worker, as its session shows it, and the state that people want.
+    pub(super) presence: Presence,
     disabled: Arc<DisabledTasks>,
     state: Mutex<SessionState>,
     alive: tokio::sync::Notify,
@@ -110,12 +125,16 @@ impl Sessions {
     pub(super) fn new(
         app: App,
         lease: Lease,
-        about: Bytes,
+        name: Arc<str>,
+        about: serde_json::Value,
         disabled: Arc<DisabledTasks>,
         peers: Arc<Peers>,
     ) -> Arc<Self> {
         let state = SessionState {
             session: SessionId::fresh(),
+            held_name: Arc::clone(&name),
+            name_kept: Instant::now(),
+            orders: Facts::new(),
             valid_until: Instant::now(),
             runs_seen: None,
             shown_runs: Bytes::new(),
@@ -128,7 +147,9 @@ impl Sessions {
         Arc::new(Self {
             app,
             lease,
+            name,
             about,
+            presence: Presence::default(),
             disabled,
             state: Mutex::new(state),
             alive: tokio::sync::Notify::new(),
@@ -157,15 +178,78 @@ impl Sessions {
     pub(super) async fn open(&self) -> Result<(), BackendError> {
         let session = SessionId::fresh();
         let shown_runs = self.runs_to_show();
-        let commit = open_session(&session, self.lease.duration(), self.about.clone(), shown_runs.clone());
+        let held_name = self.held_name();
+        let about = self.about_as(&held_name);
+        let commit = open_session(&session, self.lease.duration(), about, shown_runs.clone());
         let asked = Instant::now();
         let (opened, now) = tokio::join!(self.commit(commit), self.app.backend().now());
         if let Committed::Refused(facts) = opened? {
             return Err(BackendError::Unavailable(format!("a new session has a record: {facts:?}").into()));
         }
         self.app.0.learn_time(asked, now?);
+        let taken = self.take_name(&session).await?;
+        if *taken != *held_name {
+            self.commit(rename_session(&session, self.about_as(&taken))).await?;
+            if *taken != *self.name {
+                tracing::warn!(name = &*self.name, shown_as = &*taken, "another live worker has this name");
+            }
+            self.state().held_name = taken;
+        }
         self.replace_session(session, asked + self.lease.duration(), shown_runs);
         self.list().await;
+        Ok(())
+    }
+
+    /// Returns the name that the session holds: that of the worker, with a number if another live worker has it.
+    pub(super) fn held_name(&self) -> Arc<str> {
+        Arc::clone(&self.state().held_name)
+    }
+
+    /// Returns the description of the worker under this name.
+    fn about_as(&self, name: &str) -> Bytes {
+        let mut about = self.about.clone();
+        about["worker"] = name.into();
+        crate::record::json(&about)
+    }
+
+    /// Takes the lowest name that no other live session holds. A session that dies in between holds nothing: the names
+    /// of sessions that are gone are free.
+    async fn take_name(&self, session: &SessionId) -> Result<Arc<str>, BackendError> {
+        let own = self.current();
+        let backend = self.app.backend();
+        let mut number = 1;
+        loop {
+            let name = numbered_name(&self.name, number);
+            let facts = backend.read(&[name_record(&name)]).await?.pop().unwrap_or_default();
+            let holder = holder_of(&facts);
+            if let Some(holder) = holder.as_ref().filter(|holder| **holder != own && *holder != session) {
+                let alive = backend.read(&[RecordId::from(holder)]).await?.iter().any(is_alive);
+                if alive {
+                    number += 1;
+                    continue;
+                }
+            }
+            if let Committed::Done { .. } = self.commit(claim_name(&name, session, holder.as_ref())).await? {
+                return Ok(name.into());
+            }
+        }
+    }
+
+    /// Returns the record of the worker's name, as the last renewal read it.
+    pub(super) fn orders(&self) -> Facts {
+        self.state().orders.clone()
+    }
+
+    /// Keeps the name from being forgotten while the worker lives. It is repeated after a day.
+    async fn keep_name(&self) -> Result<(), BackendError> {
+        let name = {
+            let state = self.state();
+            (state.name_kept.elapsed() > KEEP_NAME_INTERVAL).then(|| Arc::clone(&state.held_name))
+        };
+        if let Some(name) = name {
+            self.commit(keep_name(&name)).await?;
+            self.state().name_kept = Instant::now();
+        }
         Ok(())
     }
 
@@ -202,8 +286,10 @@ impl Sessions {
 
     /// Reads the control record. Renewals repeat it.
     pub(super) async fn read_control(&self) -> Result<(), BackendError> {
-        let records = self.app.backend().read_each(&[control_record()]).await?;
-        self.apply_control(records.into_iter().next());
+        let name = name_record(&self.held_name());
+        let mut records = self.app.backend().read_each(&[control_record(), name.clone()]).await?;
+        self.apply_orders(&name, records.pop());
+        self.apply_control(records.pop());
         Ok(())
     }
 
@@ -211,6 +297,13 @@ impl Sessions {
     fn apply_control(&self, record: Option<Result<Facts, BackendError>>) {
         if let Some(facts) = self.readable(&control_record(), record.unwrap_or_else(|| Ok(Facts::new()))) {
             self.disabled.read(&facts);
+        }
+    }
+
+    /// Keeps the record of the worker's name, for the orders in it.
+    fn apply_orders(&self, name: &RecordId, record: Option<Result<Facts, BackendError>>) {
+        if let Some(facts) = self.readable(name, record.unwrap_or_else(|| Ok(Facts::new()))) {
+            self.state().orders = facts;
         }
     }
 
@@ -362,9 +455,18 @@ impl Sessions {
         let mut stuck = ids(&mut state.stuck.values());
         drop(state);
         let count = running.len();
+        let can_sign = self.app.0.trust.can_sign();
+        let (health, reason) = WorkerHealth::judge(self.presence.broker_is_away(), can_sign, stuck.len());
         running.truncate(SHOWN_RUNS);
         stuck.truncate(SHOWN_RUNS);
-        crate::record::json(&serde_json::json!({ "count": count, "running": running, "stuck": stuck }))
+        crate::record::json(&serde_json::json!({
+            "count": count,
+            "running": running,
+            "stuck": stuck,
+            "state": self.presence.state(),
+            "health": health,
+            "reason": reason,
+        }))
     }
 
     /// Returns the runs in this process that still count.
@@ -384,9 +486,13 @@ impl Sessions {
         let handed_back = self.flush_hand_backs().await;
         let runs = self.runs();
         let tasks = runs.iter().map(|(_, claim)| RecordId::from(&claim.id));
-        let ids: Vec<_> = tasks.chain([control_record()]).collect();
+        let ids: Vec<_> = tasks.chain([name_record(&self.held_name()), control_record()]).collect();
         let (renewed, mut records) = self.renew_and_read(&ids).await?;
+        // Read after the orders: a worker that answers an order knows what was disabled before it.
         self.apply_control(records.pop());
+        if let [.., name, _] = &*ids {
+            self.apply_orders(name, records.pop());
+        }
         let alive = match renewed {
             Ok(alive) => alive,
             Err(error) => {
@@ -398,6 +504,7 @@ impl Sessions {
         if alive {
             self.alive.notify_waiters();
             self.list().await;
+            self.keep_name().await?;
         } else {
             calls.emit_state(WorkerState::SessionExpired { running: records.len() });
             calls.answered(true);

@@ -61,7 +61,9 @@ impl WorkerContext {
         let target = Target::Queue(queue.clone());
         match self.calls.publish(&Publish { target, message, delay: Duration::ZERO }).await {
             Ok(()) => {
-                tracing::warn!(%queue, "a delayed message came due while its queue did not exist; the queue exists again");
+                if let Some(suppressed) = self.app.0.log_lines.due("undelivered", queue.as_str()) {
+                    tracing::warn!(%queue, suppressed, "a delayed message came due while its queue did not exist; the queue exists again");
+                }
                 Settlement::Ack
             }
             Err(Unpublished::Unanswered(unanswered)) => unanswered.into(),
@@ -70,7 +72,9 @@ impl WorkerContext {
                 self.set_aside_if_necessary(settlement, envelope).await
             }
             Err(Unpublished::Never(error)) => {
-                tracing::error!(%queue, %error, "a delayed message that came due cannot be published to its queue");
+                if let Some(suppressed) = self.app.0.log_lines.due("undeliverable", queue.as_str()) {
+                    tracing::error!(%queue, %error, suppressed, "a delayed message that came due cannot be published to its queue");
+                }
                 self.hand_back_later().await
             }
         }

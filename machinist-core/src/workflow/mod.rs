@@ -203,11 +203,17 @@ pub(crate) fn spawned_of(sendable: SendableParts) -> Result<Spawned, String> {
     Ok(Spawned { step, outline })
 }
 
+impl From<SignatureParts> for SendableParts {
+    fn from(parts: SignatureParts) -> Self {
+        Self { parts, outline: None, result: None }
+    }
+}
+
 impl<R> Sendable for Signature<R> {
     type Output = R;
 
     fn into_parts(self) -> SendableParts {
-        SendableParts { parts: self.parts, outline: None, result: None }
+        self.parts.into()
     }
 }
 

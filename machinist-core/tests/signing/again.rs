@@ -9,7 +9,7 @@ use machinist_core::{
     sign::{Key, KeyState, Keyring},
 };
 
-use crate::support::{ADD, EVIL, HOUR, House, SOON, hmac, queue};
+use crate::support::{ADD, EVIL, HOUR, Harness, SOON, hmac, queue};
 
 fn verify(key: &Key) -> Key {
     key.clone().with_state(KeyState::Verify)
@@ -33,21 +33,21 @@ fn replayed(outcomes: &[DeadLetterOutcome]) -> TaskId {
 
 #[tokio::test(start_paused = true)]
 async fn what_an_allow_list_refused_stays_refused() {
-    let house = House::new();
+    let harness = Harness::new();
     let (mailer, own, operator) = (hmac("mailer"), hmac("own"), hmac("operator"));
     let keys = [verify(&own), verify(&operator)];
-    let sender = house.app(Keyring::new(keys.into_iter().chain([mailer.clone()])).unwrap()).await;
+    let sender = harness.app(Keyring::new(keys.into_iter().chain([mailer.clone()])).unwrap()).await;
     let limited = verify(&mailer).for_tasks(["add"]).unwrap();
     let ring = Keyring::new([own.clone(), verify(&operator), limited.clone()]).unwrap();
-    let app = house.app(ring).await;
+    let app = harness.app(ring).await;
     let evil = sender.client().send(EVIL.call((String::new(),))).await.unwrap();
     let late = sender.client().send(EVIL.call((String::new(),)).countdown(HOUR)).await.unwrap();
-    let _running = house.work(&app);
+    let _running = harness.work(&app);
     assert!(matches!(evil.wait(SOON).await, Err(ResultError::Failed { kind: FailureKind::Rejected, .. })));
-    house.dead("math", 1).await;
+    harness.dead("math", 1).await;
 
     // Who knows the list refuses.
-    let strict = house.app(Keyring::new([operator.clone(), verify(&own), limited]).unwrap()).await;
+    let strict = harness.app(Keyring::new([operator.clone(), verify(&own), limited]).unwrap()).await;
     for refused in
         [strict.client().retry(evil.id()).await.map(drop), strict.client().run_now(late.id()).await]
     {
@@ -61,24 +61,24 @@ async fn what_an_allow_list_refused_stays_refused() {
     );
 
     // Who does not know it sends again, and the first signer stays: the worker refuses.
-    let lax = house.app(Keyring::new([operator, verify(&own), verify(&mailer)]).unwrap()).await;
+    let lax = harness.app(Keyring::new([operator, verify(&own), verify(&mailer)]).unwrap()).await;
     let again = lax.client().retry(evil.id()).await.unwrap();
     assert!(matches!(again.wait(SOON).await, Err(ResultError::Failed { kind: FailureKind::Rejected, .. })));
     assert_eq!(replayed(&replay(&lax).await[..1]), *again.id(), "one task");
     lax.client().run_now(late.id()).await.unwrap();
     assert!(late.wait(SOON).await.is_err());
-    assert_eq!(house.ran.evil.load(Ordering::SeqCst), 0);
+    assert_eq!(harness.ran.evil.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stale_message_stays_stale_and_a_fresh_one_does_not_become_it() {
-    let house = House::new();
+    let harness = Harness::new();
     let key = hmac("k");
-    let app = house.builder().keyring(key).freshness(Duration::from_secs(600)).build().await.unwrap();
+    let app = harness.builder().keyring(key).freshness(Duration::from_secs(600)).build().await.unwrap();
     let old = app.client().send(ADD.call((1, 1))).await.unwrap();
     tokio::time::sleep(HOUR).await;
-    let running = house.work(&app);
-    assert_eq!(house.dead("math", 1).await, ["stale"]);
+    let running = harness.work(&app);
+    assert_eq!(harness.dead("math", 1).await, ["stale"]);
     let outcomes = replay(&app).await;
     assert!(
         matches!(&outcomes[..], [DeadLetterOutcome::Refused(why)] if why.starts_with("stale")),
@@ -93,9 +93,9 @@ async fn a_stale_message_stays_stale_and_a_fresh_one_does_not_become_it() {
 
     let malformed = machinist_core::Signature::new("add").arg("no number");
     let failed = app.client().send(malformed).await.unwrap();
-    let running = house.work(&app);
+    let running = harness.work(&app);
     assert!(failed.wait(SOON).await.is_err());
-    house.dead("math", 2).await;
+    harness.dead("math", 2).await;
     running.stop().await;
     tokio::time::sleep(HOUR).await;
     let again = app.client().retry(failed.id()).await.unwrap();
@@ -103,18 +103,18 @@ async fn a_stale_message_stays_stale_and_a_fresh_one_does_not_become_it() {
     assert_eq!(letters.len(), 2);
     let outcomes = replay(&app).await;
     assert_eq!(outcomes[1], DeadLetterOutcome::Replayed(again.id().clone()), "{outcomes:?}");
-    assert_eq!(house.added(), 0);
+    assert_eq!(harness.added(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_end_that_no_worker_signed_is_no_reason_to_send_again() {
-    let house = House::new();
-    let app = house.app(hmac("k")).await;
+    let harness = Harness::new();
+    let app = harness.app(hmac("k")).await;
     let late = app.client().send(ADD.call((1, 1)).countdown(HOUR)).await.unwrap();
     let mut commit = Commit::new(late.id().clone());
     let end = r#"{"at":5,"state":"FAILURE","kind":"error","error":["made up"]}"#;
     commit.facts = vec![("end".into(), end.into())];
-    house.backend.commit(vec![commit.into()]).await.pop().unwrap().unwrap();
+    harness.backend.commit(vec![commit.into()]).await.pop().unwrap().unwrap();
     let refused = app.client().retry(late.id()).await;
     assert!(
         matches!(&refused, Err(ControlError::NoMessage { why, .. }) if why.contains("no signature")),
@@ -124,17 +124,17 @@ async fn an_end_that_no_worker_signed_is_no_reason_to_send_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_key_that_may_not_send_it_does_not_vouch_for_a_letter() {
-    let house = House::new();
+    let harness = Harness::new();
     let (web, own) = (hmac("web"), hmac("own"));
     let limited = verify(&web).for_tasks(["other"]).unwrap();
-    let app = house.app(Keyring::new([own, limited]).unwrap()).await;
+    let app = harness.app(Keyring::new([own, limited]).unwrap()).await;
     // Another installation's worker with the key of a sender here buries what it likes.
-    let elsewhere = house.app(web).await;
+    let elsewhere = harness.app(web).await;
     let malformed = machinist_core::Signature::new("add").arg("no number");
     let failed = elsewhere.client().send(malformed).await.unwrap();
-    let running = house.work(&elsewhere);
+    let running = harness.work(&elsewhere);
     assert!(failed.wait(SOON).await.is_err());
-    assert_eq!(house.dead("math", 1).await, ["malformed"]);
+    assert_eq!(harness.dead("math", 1).await, ["malformed"]);
     running.stop().await;
     let letters = app.client().dead_letters(&DeadFilter::default(), 9).await.unwrap();
     assert_eq!(letters[0].reason, "unverified");
@@ -145,15 +145,15 @@ async fn a_key_that_may_not_send_it_does_not_vouch_for_a_letter() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_key_sent_in_its_time_can_be_sent_again_after_it() {
-    let house = House::new();
+    let harness = Harness::new();
     let (web, own) = (hmac("web"), hmac("own"));
-    let sender = house.app(web.clone()).await;
+    let sender = harness.app(web.clone()).await;
     let until = sender.clock().now().plus(HOUR);
-    let app = house.app(Keyring::new([own.clone(), verify(&web).not_after(until)]).unwrap()).await;
-    let running = house.work(&app);
+    let app = harness.app(Keyring::new([own.clone(), verify(&web).not_after(until)]).unwrap()).await;
+    let running = harness.work(&app);
     let failed = sender.client().send(machinist_core::Signature::new("add").arg("no number")).await.unwrap();
     assert!(app.result(failed.id().clone()).wait(SOON).await.is_err());
-    house.dead("math", 1).await;
+    harness.dead("math", 1).await;
     tokio::time::sleep(2 * HOUR).await;
     let again = app.client().retry(failed.id()).await.unwrap();
     let end = again.wait_record(SOON).await.unwrap();
@@ -161,11 +161,11 @@ async fn what_a_key_sent_in_its_time_can_be_sent_again_after_it() {
     let before = app.result(failed.id().clone()).record().await.unwrap();
     assert!(end.sent_at > before.ended_at, "the new task was sent now");
     // Once more, from the letter of the second.
-    house.dead("math", 2).await;
+    harness.dead("math", 2).await;
     let third = app.client().retry(again.id()).await.unwrap();
     assert_eq!(third.wait_record(SOON).await.unwrap().kind, Some(FailureKind::Malformed));
     running.stop().await;
-    let revoked = house.app(Keyring::new([own, Key::revoked("web").unwrap()]).unwrap()).await;
+    let revoked = harness.app(Keyring::new([own, Key::revoked("web").unwrap()]).unwrap()).await;
     let refused = revoked.client().retry(third.id()).await;
     assert!(
         matches!(&refused, Err(ControlError::NoMessage { why, .. }) if why.contains("revoked")),

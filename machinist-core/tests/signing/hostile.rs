@@ -6,34 +6,34 @@ use std::sync::atomic::Ordering;
 use machinist_conformance::{header, without};
 use machinist_core::broker::Message;
 
-use crate::support::{ADD, HOUR, House, SOON, hmac, queue};
+use crate::support::{ADD, HOUR, Harness, SOON, hmac, queue};
 
 #[tokio::test(start_paused = true)]
 async fn a_replay_of_an_ended_task_does_nothing() {
-    let house = House::new();
-    let app = house.app(hmac("k")).await;
+    let harness = Harness::new();
+    let app = harness.app(hmac("k")).await;
     let sum = app.client().send(ADD.call((2, 3))).await.unwrap();
-    let message = house.take("math").await;
-    let _running = house.work(&app);
+    let message = harness.take("math").await;
+    let _running = harness.work(&app);
     for _ in 0..20 {
-        house.publish("math", message.clone()).await;
+        harness.publish("math", message.clone()).await;
     }
     assert_eq!(sum.wait(SOON).await.unwrap(), 5);
     for _ in 0..20 {
-        house.publish("math", message.clone()).await;
+        harness.publish("math", message.clone()).await;
     }
-    house.settle().await;
-    assert_eq!((house.added(), house.broker.dead_letters(&queue("math")).len()), (1, 0));
+    harness.settle().await;
+    assert_eq!((harness.added(), harness.broker.dead_letters(&queue("math")).len()), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn nothing_that_decides_can_be_changed_or_taken_away() {
-    let house = House::new();
-    let app = house.app(hmac("k")).await;
+    let harness = Harness::new();
+    let app = harness.app(hmac("k")).await;
     let late = ADD.call((2, 3)).queue("stolen").countdown(HOUR).expires_in(24 * HOUR).priority(3);
     app.client().send(late).await.unwrap();
-    let message = house.take("stolen").await;
-    let worker = house.worker(&app).queue("stolen").queue("math");
+    let message = harness.take("stolen").await;
+    let worker = harness.worker(&app).queue("stolen").queue("math");
     let _running = crate::support::Running::start(worker);
     let seal = message.headers["machinist-signature"].as_text().unwrap();
     let [key, at, signature] = seal.split(' ').collect::<Vec<_>>()[..] else { panic!("{seal}") };
@@ -66,16 +66,16 @@ async fn nothing_that_decides_can_be_changed_or_taken_away() {
     ];
     let count = hostile.len();
     for hostile in hostile {
-        house.publish("stolen", hostile).await;
+        harness.publish("stolen", hostile).await;
     }
-    assert_eq!(house.dead("stolen", count).await, vec!["bad-signature"; count]);
+    assert_eq!(harness.dead("stolen", count).await, vec!["bad-signature"; count]);
     // Signed, but for another queue; and with that changed too.
-    house.publish("math", message.clone()).await;
-    house.publish("math", header(message.clone(), "machinist-queue", "math")).await;
-    assert_eq!(house.dead("math", 2).await, ["wrong-queue", "bad-signature"]);
-    assert_eq!((house.added(), house.ran.evil.load(Ordering::SeqCst)), (0, 0));
+    harness.publish("math", message.clone()).await;
+    harness.publish("math", header(message.clone(), "machinist-queue", "math")).await;
+    assert_eq!(harness.dead("math", 2).await, ["wrong-queue", "bad-signature"]);
+    assert_eq!((harness.added(), harness.ran.evil.load(Ordering::SeqCst)), (0, 0));
     // The message itself is untouched by all of that.
-    house.publish("stolen", message.clone()).await;
+    harness.publish("stolen", message.clone()).await;
     let id = message.id.clone().unwrap();
     let sum = app.result(id.try_into().unwrap()).typed::<i64>();
     assert_eq!(sum.wait(2 * HOUR).await.unwrap(), 5);

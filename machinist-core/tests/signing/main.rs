@@ -8,6 +8,8 @@ mod keys;
 mod recipe;
 mod refused;
 mod revoking;
+#[path = "../support/mod.rs"]
+mod running;
 mod scope;
 mod secrecy;
 mod sizes;

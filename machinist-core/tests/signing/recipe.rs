@@ -14,7 +14,7 @@ use machinist_core::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{House, SOON};
+use crate::support::{Harness, SOON};
 
 const NAMESPACE: &str = "machinist";
 const VHOST: &str = "/";
@@ -69,11 +69,11 @@ fn ring(vectors: &[Value]) -> Keyring {
 }
 
 /// An application in the namespace and the vhost of the vectors.
-async fn app(house: &House, vectors: &[Value]) -> App {
+async fn app(harness: &Harness, vectors: &[Value]) -> App {
     for vector in vectors {
         assert_eq!((&vector["namespace"], &vector["vhost"]), (&json!(NAMESPACE), &json!(VHOST)));
     }
-    house.builder().namespace(NAMESPACE).realm(VHOST).keyring(ring(vectors)).build().await.unwrap()
+    harness.builder().namespace(NAMESPACE).realm(VHOST).keyring(ring(vectors)).build().await.unwrap()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -84,18 +84,18 @@ fn hex(bytes: &[u8]) -> String {
 async fn the_vectors_of_the_docs_hold_and_run() {
     let vectors = vectors();
     assert_eq!(vectors.len(), 4);
-    let house = House::new();
-    let app = app(&house, &vectors).await;
-    let _running = house.work(&app);
+    let harness = Harness::new();
+    let app = app(&harness, &vectors).await;
+    let _running = harness.work(&app);
     for vector in &vectors {
         let message = message(vector);
         let signed_at = vector["signed_at"].as_i64().unwrap();
         let found = hex(&producer::signing_input(&message, NAMESPACE, VHOST, &key(vector), signed_at));
         assert_eq!(found, vector["input"].as_str().unwrap(), "{}", vector["what"]);
         let id = message.id.clone().unwrap();
-        house.publish("math", message).await;
+        harness.publish("math", message).await;
         let result = app.result(id.try_into().unwrap()).typed::<i64>();
-        house.eventually(async || result.state().await.is_ok_and(|s| s.is_final())).await;
+        harness.eventually(async || result.state().await.is_ok_and(|s| s.is_final())).await;
         assert_eq!(result.wait(SOON).await.unwrap(), 5, "{}", vector["what"]);
     }
 }
@@ -125,16 +125,16 @@ async fn python_signs_what_a_worker_runs() {
     let output = python.wait_with_output().unwrap();
     assert!(output.status.success());
     let signatures: Vec<String> = serde_json::from_slice(&output.stdout).unwrap();
-    let house = House::new();
-    let app = app(&house, &vectors).await;
-    let _running = house.work(&app);
+    let harness = Harness::new();
+    let app = app(&harness, &vectors).await;
+    let _running = harness.work(&app);
     for (vector, signature) in vectors.iter().zip(signatures) {
         let mut message = message(vector);
         message.headers.insert("machinist-signature".into(), signature.into());
         let id = message.id.clone().unwrap();
-        house.publish("math", message).await;
+        harness.publish("math", message).await;
         let result = app.result(id.try_into().unwrap()).typed::<i64>();
-        house.eventually(async || result.state().await.is_ok_and(|s| s.is_final())).await;
+        harness.eventually(async || result.state().await.is_ok_and(|s| s.is_final())).await;
         assert_eq!(result.wait(SOON).await.unwrap(), 5);
     }
 }

@@ -14,7 +14,7 @@ use machinist_core::{
     sign::Keyring,
 };
 
-use crate::support::{ADD, HOUR, House, SOON, hmac, queue};
+use crate::support::{ADD, HOUR, Harness, SOON, hmac, queue};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -30,7 +30,7 @@ fn unsigned(n: usize) -> Message {
 
 #[tokio::test(start_paused = true)]
 async fn a_message_of_an_unknown_key_is_seen_at_once_and_costs_little() {
-    let house = House::new();
+    let harness = Harness::new();
     let offered: Arc<Mutex<u32>> = Arc::default();
     let seen = Arc::clone(&offered);
     let observer = move |event: &Event<'_>| {
@@ -39,12 +39,12 @@ async fn a_message_of_an_unknown_key_is_seen_at_once_and_costs_little() {
             *seen.lock().unwrap() += 1;
         }
     };
-    let app = house.builder().keyring(hmac("own")).observer(observer).build().await.unwrap();
-    let _running = house.work(&app);
-    let sender = house.app(hmac("new")).await;
+    let app = harness.builder().keyring(hmac("own")).observer(observer).build().await.unwrap();
+    let _running = harness.work(&app);
+    let sender = harness.app(hmac("new")).await;
     let sum = sender.client().send(ADD.call((2, 3))).await.unwrap();
     let begins = tokio::time::Instant::now();
-    house.eventually(async || !app.client().refused_messages().await.unwrap().is_empty()).await;
+    harness.eventually(async || !app.client().refused_messages().await.unwrap().is_empty()).await;
     assert!(begins.elapsed() < SOON);
     let refused = app.client().refused_messages().await.unwrap();
     assert_eq!((refused[0].reason.as_str(), refused[0].waiting, refused[0].count), ("unknown-key", true, 1));
@@ -56,9 +56,9 @@ async fn a_message_of_an_unknown_key_is_seen_at_once_and_costs_little() {
 
     tokio::time::sleep_until(begins + Duration::from_secs(59)).await;
     assert_eq!(*offered.lock().unwrap(), 1, "once in the first minute");
-    assert_eq!(house.dead("math", 1).await, ["unknown-key"]);
+    assert_eq!(harness.dead("math", 1).await, ["unknown-key"]);
     assert!(*offered.lock().unwrap() <= 61);
-    house.settle().await;
+    harness.settle().await;
     let refused = app.client().refused_messages().await.unwrap();
     let counts: Vec<_> = refused.iter().map(|r| (r.reason.as_str(), r.waiting, r.count)).collect();
     assert_eq!(counts, [("unknown-key", false, 1), ("unknown-key", true, 1)]);
@@ -69,21 +69,21 @@ async fn a_message_of_an_unknown_key_is_seen_at_once_and_costs_little() {
 
 #[tokio::test(start_paused = true)]
 async fn what_waits_for_a_key_is_bounded_and_nothing_of_it_is_lost() {
-    let house = House::new();
+    let harness = Harness::new();
     let (own, new) = (hmac("own"), hmac("new"));
-    let sender = house.app(new.clone()).await;
+    let sender = harness.app(new.clone()).await;
     let numbers: Vec<Signature> = (0..1100i64).map(|n| ADD.call((n, 0)).untyped()).collect();
     for sent in sender.client().send_all(numbers).await {
         sent.unwrap();
     }
-    let app = house.app(own.clone()).await;
-    let _running = house.work(&app);
-    assert_eq!(house.dead("math", 100).await, vec!["unknown-key"; 100]);
-    house.settle().await;
-    assert_eq!(house.broker.dead_letters(&queue("math")).len(), 100, "the others wait");
+    let app = harness.app(own.clone()).await;
+    let _running = harness.work(&app);
+    assert_eq!(harness.dead("math", 100).await, vec!["unknown-key"; 100]);
+    harness.settle().await;
+    assert_eq!(harness.broker.dead_letters(&queue("math")).len(), 100, "the others wait");
     app.replace_keyring(Keyring::new([own, new.with_state(machinist_core::sign::KeyState::Verify)]).unwrap())
         .unwrap();
-    house.eventually(async || house.added() == 1000).await;
+    harness.eventually(async || harness.added() == 1000).await;
     let which = DeadFilter { reason: Some("unknown-key".to_owned()), ..DeadFilter::default() };
     let letters = app.client().dead_letters(&which, usize::MAX).await.unwrap();
     let mut replayed = 0;
@@ -93,20 +93,20 @@ async fn what_waits_for_a_key_is_bounded_and_nothing_of_it_is_lost() {
     };
     app.client().replay_dead_letters(&letters, Duration::ZERO, tell).await.unwrap();
     assert!(replayed >= 90, "{replayed}: some share a place in the index, and are found later");
-    house.eventually(async || house.added() == 1000 + replayed).await;
+    harness.eventually(async || harness.added() == 1000 + replayed).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn refused_messages_are_counted_and_their_entries_expire() {
-    let house = House::new();
-    let app = house.app(hmac("k")).await;
-    let running = house.work(&app);
+    let harness = Harness::new();
+    let app = harness.app(hmac("k")).await;
+    let running = harness.work(&app);
     for n in 0..500 {
-        house.publish("math", unsigned(n)).await;
+        harness.publish("math", unsigned(n)).await;
         // The same message again is the same letter.
-        house.publish("math", unsigned(0)).await;
+        harness.publish("math", unsigned(0)).await;
     }
-    assert_eq!(house.dead("math", 1000).await, vec!["unsigned"; 1000]);
+    assert_eq!(harness.dead("math", 1000).await, vec!["unsigned"; 1000]);
     running.stop().await;
     let refused = app.client().refused_messages().await.unwrap();
     assert_eq!((refused.len(), refused[0].count, refused[0].waiting), (1, 1000, false));
@@ -116,10 +116,10 @@ async fn refused_messages_are_counted_and_their_entries_expire() {
         "{}: one for each message, unless two share a place",
         letters.len()
     );
-    assert!(house.backend.list(&Index::DeadLetters, None, 9).await.unwrap().is_empty());
+    assert!(harness.backend.list(&Index::DeadLetters, None, 9).await.unwrap().is_empty());
     tokio::time::sleep(8 * DAY).await;
     assert!(app.client().dead_letters(&DeadFilter::default(), 9).await.unwrap().is_empty());
-    assert!(house.backend.list(&Index::Refused, None, 9).await.unwrap().is_empty(), "a reader tidies up");
+    assert!(harness.backend.list(&Index::Refused, None, 9).await.unwrap().is_empty(), "a reader tidies up");
     tokio::time::sleep(40 * DAY).await;
     assert!(app.client().refused_messages().await.unwrap().is_empty());
 }

@@ -3,7 +3,7 @@
 use machinist_core::{Json, MaxSizes, SendError, State, TaskDef, TaskError, Worker, record};
 use serde_json::{Value, json};
 
-use crate::support::{House, Running, SOON, hmac};
+use crate::support::{Harness, Running, SOON, hmac};
 
 const TAKE: TaskDef<(Json<Value>,), ()> = TaskDef::new("take");
 const GIVE: TaskDef<(), String> = TaskDef::new("give");
@@ -31,10 +31,10 @@ fn tight() -> MaxSizes {
 
 #[tokio::test(start_paused = true)]
 async fn every_limit_holds_at_both_ends() {
-    let house = House::new();
+    let harness = Harness::new();
     let key = hmac("k");
-    let wide = house.app(key.clone()).await;
-    let app = house.builder().keyring(key).max_sizes(tight()).build().await.unwrap();
+    let wide = harness.app(key.clone()).await;
+    let app = harness.builder().keyring(key).max_sizes(tight()).build().await.unwrap();
     let worker =
         Worker::builder(&app).queue("math").task(TAKE, take).task(GIVE, give).task(FAIL, fail).state(());
     let _running = Running::start(worker);
@@ -54,10 +54,15 @@ async fn every_limit_holds_at_both_ends() {
     for signature in [large().untyped(), deep().untyped(), many()] {
         wide.client().send(signature).await.unwrap();
     }
-    assert_eq!(house.dead("math", 3).await, ["too-large", "malformed", "malformed"]);
+    assert_eq!(harness.dead("math", 3).await, ["too-large", "malformed", "malformed"]);
     // Headers are the sender's library's, not the sender's: only a limit below what every message has shows it.
-    let narrow =
-        house.builder().keyring(hmac("k")).max_sizes(MaxSizes::default().headers(100)).build().await.unwrap();
+    let narrow = harness
+        .builder()
+        .keyring(hmac("k"))
+        .max_sizes(MaxSizes::default().headers(100))
+        .build()
+        .await
+        .unwrap();
     match narrow.client().send(GIVE.call(())).await {
         Err(SendError::TooLarge { what, limit, .. }) => assert_eq!((what, limit), ("headers", 100)),
         other => panic!("headers: {other:?}"),
@@ -65,7 +70,7 @@ async fn every_limit_holds_at_both_ends() {
     let worker = Worker::builder(&narrow).queue("narrow").task(GIVE, give);
     let _narrow = Running::start(worker);
     let unread = wide.client().send(GIVE.call(()).queue("narrow")).await.unwrap();
-    assert_eq!(house.dead("narrow", 1).await, ["too-large"]);
+    assert_eq!(harness.dead("narrow", 1).await, ["too-large"]);
     assert_eq!(unread.state().await.unwrap(), record::TaskState::Pending);
     let too_much = app.client().send(GIVE.call(())).await.unwrap().wait_record(SOON).await.unwrap();
     assert_eq!(too_much.state, record::TaskState::Failure);

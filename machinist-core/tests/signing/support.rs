@@ -13,10 +13,10 @@ use machinist_core::{
     broker::{Broker, Consume, Message, Publish, Settle, Target},
     id::QueueName,
     sign::{Algorithm, Key, Keyring},
-    worker::Drained,
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
-use tokio_util::sync::CancellationToken;
+
+pub(crate) use crate::running::Running;
 
 pub(crate) const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");
 /// Fails once, then succeeds.
@@ -60,13 +60,13 @@ pub(crate) fn queue(name: &str) -> QueueName {
     QueueName::parse(name).unwrap()
 }
 
-pub(crate) struct House {
+pub(crate) struct Harness {
     pub(crate) broker: MemoryBroker,
     pub(crate) backend: Arc<MemoryBackend>,
     pub(crate) ran: Ran,
 }
 
-impl House {
+impl Harness {
     pub(crate) fn new() -> Self {
         Self { broker: MemoryBroker::new(), backend: Arc::new(MemoryBackend::new()), ran: Ran::default() }
     }
@@ -137,24 +137,5 @@ impl House {
 
     pub(crate) fn added(&self) -> usize {
         self.ran.added.lock().unwrap().len()
-    }
-}
-
-/// A worker under way.
-pub(crate) struct Running {
-    stop: CancellationToken,
-    worker: tokio::task::JoinHandle<Drained>,
-}
-
-impl Running {
-    pub(crate) fn start(builder: WorkerBuilder) -> Self {
-        let (stop, worker) = (CancellationToken::new(), builder.build().unwrap());
-        let until = stop.clone().cancelled_owned();
-        Self { stop, worker: tokio::spawn(async move { worker.run_until(until).await.unwrap() }) }
-    }
-
-    pub(crate) async fn stop(self) -> Drained {
-        self.stop.cancel();
-        tokio::time::timeout(SOON, self.worker).await.expect("it ends within 28 s").unwrap()
     }
 }

@@ -16,42 +16,42 @@ use machinist_core::{
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 
-use crate::support::{ADD, FLAKY, House, Running, SOON, hmac};
+use crate::support::{ADD, FLAKY, Harness, Running, SOON, hmac};
 
 #[tokio::test(start_paused = true)]
 async fn with_keys_the_unsigned_is_refused_unless_allowed() {
-    let house = House::new();
-    let stranger = house.builder().build().await.unwrap();
-    let strict = house.app(hmac("k")).await;
-    let running = house.work(&strict);
+    let harness = Harness::new();
+    let stranger = harness.builder().build().await.unwrap();
+    let strict = harness.app(hmac("k")).await;
+    let running = harness.work(&strict);
     let refused = stranger.client().send(ADD.call((1, 1))).await.unwrap();
-    assert_eq!(house.dead("math", 1).await, ["unsigned"]);
-    assert_eq!((house.added(), refused.state().await.unwrap()), (0, TaskState::Pending));
+    assert_eq!(harness.dead("math", 1).await, ["unsigned"]);
+    assert_eq!((harness.added(), refused.state().await.unwrap()), (0, TaskState::Pending));
     assert_eq!(running.stop().await.refused, 1);
-    let lenient = house.builder().keyring(hmac("k")).allow_unsigned().build().await.unwrap();
-    let _running = house.work(&lenient);
+    let lenient = harness.builder().keyring(hmac("k")).allow_unsigned().build().await.unwrap();
+    let _running = harness.work(&lenient);
     let allowed = stranger.client().send(ADD.call((1, 1))).await.unwrap();
     assert_eq!(allowed.wait(SOON).await.unwrap(), 2);
     // What is signed is still verified.
-    let forged = house.app(hmac("k")).await;
+    let forged = harness.app(hmac("k")).await;
     forged.client().send(ADD.call((1, 1))).await.unwrap();
-    assert_eq!(house.dead("math", 2).await[1], "bad-signature");
+    assert_eq!(harness.dead("math", 2).await[1], "bad-signature");
 }
 
 #[tokio::test(start_paused = true)]
 async fn letting_a_task_pass_does_not_make_it_look_trusted() {
-    let house = House::new();
+    let harness = Harness::new();
     let key = hmac("k");
-    let stranger = house.builder().build().await.unwrap();
-    let lenient = house.builder().keyring(key.clone()).allow_unsigned().build().await.unwrap();
+    let stranger = harness.builder().build().await.unwrap();
+    let lenient = harness.builder().keyring(key.clone()).allow_unsigned().build().await.unwrap();
     let backoff = machinist_core::Backoff::fixed(SOON);
     let flaky = stranger.client().send(FLAKY.call(()).retries(3).backoff(backoff)).await.unwrap();
-    let running = house.work(&lenient);
-    house.eventually(async || flaky.state().await.unwrap() == TaskState::Retry).await;
+    let running = harness.work(&lenient);
+    harness.eventually(async || flaky.state().await.unwrap() == TaskState::Retry).await;
     running.stop().await;
-    let strict = house.app(key).await;
-    let _running = house.work(&strict);
-    assert_eq!(house.dead("math", 1).await, ["unsigned"]);
+    let strict = harness.app(key).await;
+    let _running = harness.work(&strict);
+    assert_eq!(harness.dead("math", 1).await, ["unsigned"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -71,25 +71,25 @@ async fn a_shared_broker_asks_for_a_key() {
 
 #[tokio::test(start_paused = true)]
 async fn a_result_that_no_worker_signed_is_not_believed() {
-    let house = House::new();
-    let app = house.app(hmac("k")).await;
+    let harness = Harness::new();
+    let app = harness.app(hmac("k")).await;
     let sum = app.client().send(ADD.call((2, 3))).await.unwrap();
     let other = app.client().send(ADD.call((1, 1))).await.unwrap();
     let write = async |id: &machinist_core::TaskId, end: Vec<u8>| {
         let mut commit = Commit::new(id.clone());
         commit.facts = vec![("end".into(), end.into())];
         commit.expiry = Expiry::After(SOON);
-        house.backend.commit(vec![commit.into()]).await.pop().unwrap().unwrap();
+        harness.backend.commit(vec![commit.into()]).await.pop().unwrap().unwrap();
     };
     let forged = br#"{"at":5,"state":"SUCCESS","results":[{"type":"int64","value":666}]}"#;
     write(sum.id(), forged.to_vec()).await;
     let refused = sum.wait(SOON).await;
     assert!(matches!(refused, Err(ResultError::Forged { .. })), "{refused:?}");
     // The end of another task, copied.
-    let running = house.work(&app);
+    let running = harness.work(&app);
     assert_eq!(other.wait(SOON).await.unwrap(), 2);
     running.stop().await;
-    let facts = house.backend.read(&[other.id().into()]).await.unwrap().pop().unwrap();
+    let facts = harness.backend.read(&[other.id().into()]).await.unwrap().pop().unwrap();
     let end = facts.get("end").unwrap();
     let copied = app.client().send(ADD.call((4, 4))).await.unwrap();
     write(copied.id(), end.to_vec()).await;
@@ -110,19 +110,19 @@ async fn what_is_too_large_is_an_error_to_its_sender_and_a_dead_letter_where_it_
     const FILL: TaskDef<u32, String> = TaskDef::new("fill");
     let echo = async |text: String| -> Result<String, TaskError> { Ok(text) };
     let fill = async |size: u32| -> Result<String, TaskError> { Ok("x".repeat(size as usize)) };
-    let house = House::new();
+    let harness = Harness::new();
     let key = hmac("k");
     let sizes = MaxSizes::default().body(1000).headers(2000).args(3).results(100);
-    let small = house.builder().keyring(key.clone()).max_sizes(sizes).build().await.unwrap();
-    let large = house.app(key).await;
-    let _running = Running::start(house.worker(&small).task(ECHO, echo).task(FILL, fill));
+    let small = harness.builder().keyring(key.clone()).max_sizes(sizes).build().await.unwrap();
+    let large = harness.app(key).await;
+    let _running = Running::start(harness.worker(&small).task(ECHO, echo).task(FILL, fill));
     let sent = small.client().send(ECHO.call("x".repeat(1000))).await;
     assert!(matches!(sent, Err(SendError::TooLarge { what: "body", limit: 1000, .. })), "{sent:?}");
     let many = (0..4).fold(Signature::new("add"), |signature, n| signature.arg(i64::from(n)));
     let sent = small.client().send(many).await;
     assert!(matches!(sent, Err(SendError::TooLarge { what: "arguments", size: 4, .. })), "{sent:?}");
     let sent = large.client().send(ECHO.call("x".repeat(1000))).await.unwrap();
-    assert_eq!(house.dead("math", 1).await, ["too-large"]);
+    assert_eq!(harness.dead("math", 1).await, ["too-large"]);
     assert_eq!(sent.state().await.unwrap(), TaskState::Pending);
     let many = (0..4).fold(Signature::new("add"), |signature, n| signature.arg(i64::from(n)));
     let many = large.client().send(many).await.unwrap();

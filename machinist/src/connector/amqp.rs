@@ -30,6 +30,7 @@ impl Connector for AmqpConnector {
                 Topology::Verify => TopologyMode::Verify,
             },
             tls: request.tls()?,
+            loopback_only: request.loopback_only,
             ..AmqpOptions::default()
         };
         Ok(Arc::new(AmqpBroker::connect(request.url.expose(), options).await?))

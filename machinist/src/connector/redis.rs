@@ -22,6 +22,7 @@ impl Connector for RedisConnector {
         let options = RedisOptions {
             prefix: request.namespace.to_owned(),
             tls: request.tls()?,
+            loopback_only: request.loopback_only,
             ..RedisOptions::default()
         };
         Ok(Arc::new(RedisBackend::connect(request.url.expose(), options).await?))

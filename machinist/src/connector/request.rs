@@ -16,6 +16,9 @@ pub struct ConnectRequest<'a> {
     pub topology: Topology,
     /// Files of `[tls]`; empty for a scheme without TLS.
     pub tls_files: TlsFiles<'a>,
+    /// `true` if the login must not leave this host: the URL has a password and no TLS. The URL names no other host then,
+    /// but a server can, as a Sentinel does. The connector dials no address of another host.
+    pub loopback_only: bool,
 }
 
 /// Files of `[tls]`, in PEM.

@@ -8,7 +8,7 @@ use machinist_core::{
 use super::{Settings, TaskSettings};
 
 impl Settings {
-    /// Applies `[worker]` and the options of `[tasks.NAME]` to a worker. The options of a task go before those that the
+    /// Applies `[worker]`, the options of `[tasks.NAME]` and the periodic tasks of `[periodic.NAME]` to a worker. The options of a task go before those that the
     /// code sets, and after those of its signature. Options of a task that is not registered are logged as a warning,
     /// unless they belong to a command task.
     ///
@@ -52,6 +52,9 @@ impl Settings {
             .consumer_timeout(worker.consumer_timeout.value);
         for (name, task) in &self.tasks {
             builder = task.adjust(builder, name);
+        }
+        for periodic in self.periodic.values() {
+            builder = builder.periodic(periodic.value.clone());
         }
         builder
     }

@@ -1,5 +1,7 @@
 //! Settings as text: the rows of `machinist config`.
 
+use machinist_core::periodic::Periodic;
+
 use super::{
     Setting, SettingOrigin, Settings, SizeSettings, TaskSettings, WorkerSettings, show_duration,
     table::{self, Definition},
@@ -53,6 +55,10 @@ impl Settings {
         rows.extend(self.worker.entries());
         rows.extend(self.sizes.entries());
         rows.extend(self.tasks.iter().flat_map(|(name, task)| task.entries(name)));
+        rows.extend(self.periodic.iter().map(|(name, periodic)| {
+            let show = |one: &Periodic| format!("{}: {}", one.schedule(), one.task_name());
+            SettingEntry::new(format!("periodic.{name}"), periodic, show)
+        }));
         rows
     }
 }

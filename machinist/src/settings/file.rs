@@ -11,13 +11,14 @@ use std::{
 
 use machinist_core::{
     QueueName,
+    periodic::Periodic,
     sign::{KeyConfig, KeyError, KeyId, KeyState, SecretText},
     worker::Tag,
 };
 use toml::de::DeTable;
 
 use super::{
-    Setting, SettingInfo, SettingOrigin, SettingsError, TaskSettings, Topology,
+    Setting, SettingInfo, SettingOrigin, SettingsError, TaskSettings, Topology, periodic,
     section::{OLD_SIZES, Section, TomlText},
     table, tasks, value,
 };
@@ -30,7 +31,9 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct FileSettings {
     pub(super) broker: Option<Setting<ServerUrl>>,
+    pub(super) broker_file: Option<Setting<PathBuf>>,
     pub(super) backend: Option<Setting<ServerUrl>>,
+    pub(super) backend_file: Option<Setting<PathBuf>>,
     pub(super) namespace: Option<Setting<String>>,
     pub(super) results_ttl: Option<Setting<Duration>>,
     pub(super) freshness: Option<Setting<Duration>>,
@@ -45,6 +48,7 @@ pub(super) struct FileSettings {
     /// Place of the section `[limits]`, the old name of `[sizes]`.
     pub(super) old_sizes: Option<SettingOrigin>,
     pub(super) tasks: BTreeMap<String, TaskSettings>,
+    pub(super) periodic: BTreeMap<String, Setting<Periodic>>,
 }
 
 /// Values of `[tls]`.
@@ -90,10 +94,13 @@ pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<F
     let document = DeTable::parse(text)
         .map_err(|error| source.error(error.span().unwrap_or(0..0), error.message().to_owned()))?;
     let top = Section::top(source, document.get_ref())?;
+    let tasks = tasks::read(&top)?;
     let old_sizes = top.section(OLD_SIZES, &table::keys_of_section(SIZES))?;
     Ok(FileSettings {
         broker: read_url(&top, &table::BROKER, Role::Broker, connectors)?,
+        broker_file: top.setting(&table::BROKER_FILE)?,
         backend: read_url(&top, &table::BACKEND, Role::Backend, connectors)?,
+        backend_file: top.setting(&table::BACKEND_FILE)?,
         namespace: top.setting(&table::NAMESPACE)?,
         results_ttl: top.setting(&table::RESULTS_TTL)?,
         freshness: top.setting(&table::FRESHNESS)?,
@@ -106,7 +113,8 @@ pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<F
         old_sizes: old_sizes.as_ref().map(Section::origin),
         sizes: read_sizes(&top, old_sizes)?,
         keys: read_keys(&top)?,
-        tasks: tasks::read(&top)?,
+        periodic: periodic::read(&top, &tasks)?,
+        tasks,
     })
 }
 

@@ -8,7 +8,9 @@
 //! | key | flag | variable | default | meaning |
 //! |---|---|---|---|---|
 //! | `broker` | `--broker` | `MACHINIST_BROKER` | `sqlite://machinist.db` | URL of the broker, which moves messages: amqp://, amqps://, sqlite://FILE; several of a cluster's nodes, separated by commas, or as a list in the file |
+//! | `broker_file` | `--broker-file` | `MACHINIST_BROKER_FILE` | none | File that holds the broker's URL, for a URL with a password: every user of a host can read the flags of a process |
 //! | `backend` | `--backend` | `MACHINIST_BACKEND` | `sqlite://machinist.db` | URL of the backend, which stores states and results: redis://, rediss://, redis+sentinel://, redis+cluster://, redis+unix://, sqlite://FILE |
+//! | `backend_file` | `--backend-file` | `MACHINIST_BACKEND_FILE` | none | File that holds the backend's URL, for a URL with a password |
 //! | `namespace` | `--namespace` | `MACHINIST_NAMESPACE` | `machinist` | Prefix of exchange, queues and keys, for applications that share servers |
 //! | `results_ttl` |  | `MACHINIST_RESULTS_TTL` | `1d` | Time for which a record is kept after its task has ended |
 //! | `freshness` |  |  | any age; old messages are recognized by their records | Maximum age of a message, counted from its signature or, if that is later, its ETA |
@@ -20,7 +22,7 @@
 //! | `tls.ca_file` | `--tls-ca-file` | `MACHINIST_TLS_CA_FILE` | the system's certificates | Certificates to trust on amqps:// and rediss://, in PEM |
 //! | `tls.cert_file` | `--tls-cert-file` | `MACHINIST_TLS_CERT_FILE` | none | Client certificate, for servers that ask for one, in PEM |
 //! | `tls.key_file` | `--tls-key-file` | `MACHINIST_TLS_KEY_FILE` | none | Private key of the client certificate, in PEM |
-//! | `worker.name` | `--name` | `MACHINIST_WORKER_NAME` | host and process id | Name of the worker in records and listings |
+//! | `worker.name` | `--name` | `MACHINIST_WORKER_NAME` | host name | Name of the worker in records and listings |
 //! | `worker.tags` | `--tag` | `MACHINIST_TAGS` | none | Word about the worker, like gpu or zone:eu, at most 16; the flag can be repeated, the variable separates tags by commas |
 //! | `worker.queues` | `--queue` | `MACHINIST_QUEUES` | default, and the queues of command tasks | Queue to consume; the flag can be repeated, the variable separates queues by commas |
 //! | `worker.concurrency` | `--concurrency` | `MACHINIST_CONCURRENCY` | `16` | Number of tasks to run at once, 1 to 10000 |
@@ -35,18 +37,20 @@
 //! | `sizes.errors` |  |  | `64KiB` | Maximum size of a task's error |
 //! | the file | `--config` | `MACHINIST_CONFIG` | machinist.toml in the current folder, if there is one | File of settings |
 //!
-//! The file also holds command tasks and options of other tasks, `[tasks.NAME]`: see [`TaskSettings`]; for `[[keys]]` see
-//! [`keys`](crate::keys). An empty variable counts as not set; other variables are ignored. The section `[limits]`,
+//! The file also holds command tasks and options of other tasks, `[tasks.NAME]`: see [`TaskSettings`]; periodic tasks,
+//! `[periodic.NAME]`: see `docs/periodic.md`; for `[[keys]]` see [`keys`](crate::keys). An empty variable counts as not set; other variables are ignored. The section `[limits]`,
 //! the old name of `[sizes]`, is still read in this version, with a warning.
 
 mod apply;
 mod entries;
 mod file;
+mod periodic;
 mod resolve;
 mod section;
 mod table;
 mod tasks;
 mod text;
+mod url_file;
 mod value;
 
 use std::{
@@ -58,6 +62,7 @@ use std::{
 
 use machinist_core::{
     Backoff, MaxSizes, QueueName,
+    periodic::Periodic,
     sign::{KeyConfig, SecretText},
     worker::Tag,
 };
@@ -151,6 +156,8 @@ pub struct Settings {
     pub worker: WorkerSettings,
     /// Command tasks, and options of Rust tasks, by name.
     pub tasks: BTreeMap<String, TaskSettings>,
+    /// Periodic tasks, `[periodic.NAME]`, by name.
+    pub periodic: BTreeMap<String, Setting<Periodic>>,
     /// Place of the section `[limits]`, the old name of `[sizes]`, if the file has one.
     old_sizes: Option<SettingOrigin>,
     /// Connectors by which the URLs were read.
@@ -278,8 +285,12 @@ pub struct Overrides {
     pub config: Option<PathBuf>,
     /// `--broker`.
     pub broker: Option<String>,
+    /// `--broker-file`.
+    pub broker_file: Option<PathBuf>,
     /// `--backend`.
     pub backend: Option<String>,
+    /// `--backend-file`.
+    pub backend_file: Option<PathBuf>,
     /// `--namespace`.
     pub namespace: Option<String>,
     /// `--key-file`.

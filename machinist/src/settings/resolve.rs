@@ -15,7 +15,7 @@ use super::{
     SizeSettings, TaskSettings, TlsSettings, WorkerSettings,
     file::{self, FileSettings, FileSizes, FileWorker},
     table::{self, Definition},
-    text,
+    text, url_file,
 };
 use crate::{
     connector::Connectors,
@@ -45,7 +45,8 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Combines flags, variables and the text of a file. Reads nothing else than what `env` reads.
+    /// Combines flags, variables and the text of a file. Reads nothing else than what `env` reads, and files that hold a
+    /// URL.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -75,7 +76,11 @@ impl Settings {
         let layers = Layers { env, connectors };
         let worker = layers.worker(&flags, file.worker, &file.tasks)?;
         let broker = layers.url(&table::BROKER, Role::Broker, flags.broker, file.broker)?;
+        let broker_file = layers.optional(&table::BROKER_FILE, flags.broker_file, file.broker_file)?;
+        let broker = layers.server(&table::BROKER, Role::Broker, broker, broker_file)?;
         let backend = layers.url(&table::BACKEND, Role::Backend, flags.backend, file.backend)?;
+        let backend_file = layers.optional(&table::BACKEND_FILE, flags.backend_file, file.backend_file)?;
+        let backend = layers.server(&table::BACKEND, Role::Backend, backend, backend_file)?;
         let namespace =
             layers.required(&table::NAMESPACE, table::NAMESPACE.flag(flags.namespace)?, file.namespace)?;
         let allow_unsigned = flags.allow_unsigned.then_some(true);
@@ -106,6 +111,7 @@ impl Settings {
             sizes: layers.sizes(file.sizes)?,
             old_sizes: file.old_sizes,
             tasks: file.tasks,
+            periodic: file.periodic,
             connectors: connectors.clone(),
         })
     }
@@ -179,18 +185,48 @@ impl Layers<'_> {
         self.first(&definition.info, flag, file, definition.parse)
     }
 
-    /// Returns the URL of the first layer that has one, else the default, read by the connectors.
+    /// Returns the URL of the first layer that has one, read by the connectors.
     fn url(
         &self,
         info: &SettingInfo,
         role: Role,
         flag: Option<String>,
         file: Option<Setting<ServerUrl>>,
+    ) -> Result<Option<Setting<ServerUrl>>, SettingsError> {
+        let parse = |text: &str| self.connectors.url(text, role);
+        self.first(info, info.flag_value(flag, parse)?, file, parse)
+    }
+
+    /// Returns the URL of a server: as it is, or from the file that holds it, whichever the earlier layer names; else the
+    /// default.
+    fn server(
+        &self,
+        info: &SettingInfo,
+        role: Role,
+        url: Option<Setting<ServerUrl>>,
+        file: Option<Setting<PathBuf>>,
     ) -> Result<Setting<ServerUrl>, SettingsError> {
         let parse = |text: &str| self.connectors.url(text, role);
-        match self.first(info, info.flag_value(flag, parse)?, file, parse)? {
-            Some(setting) => Ok(setting),
-            None => Ok(Setting::new(info.default_value(parse)?, SettingOrigin::Default)),
+        match (url, file) {
+            (None, None) => Ok(Setting::new(info.default_value(parse)?, SettingOrigin::Default)),
+            (Some(url), Some(file)) if layer(&url.origin) == layer(&file.origin) => {
+                let problem = format!("{} sets the {} too; leave one of them out", url.origin, role.as_str());
+                Err(SettingsError::new(&file.origin, problem))
+            }
+            (Some(url), file)
+                if file.as_ref().is_none_or(|file| layer(&url.origin) < layer(&file.origin)) =>
+            {
+                Ok(url)
+            }
+            (_, Some(Setting { value: path, origin, .. })) => {
+                let place = origin.to_string();
+                let text =
+                    url_file::read(&path).map_err(|error| SettingsError::unreadable(&place, &path, error))?;
+                let url = parse(&text)
+                    .map_err(|problem| SettingsError::new(place, format!("{}: {problem}", path.display())))?;
+                Ok(Setting::new(url, origin))
+            }
+            (Some(url), None) => Ok(url),
         }
     }
 
@@ -285,6 +321,16 @@ fn variable(env: &dyn Fn(&str) -> Option<OsString>, name: &str) -> Result<Option
         None => Ok(None),
         Some(Ok(text)) => Ok(Some(text)),
         Some(Err(_)) => Err(SettingsError::new(name, "is not UTF-8")),
+    }
+}
+
+/// Returns the position of a layer, from 0.
+fn layer(origin: &SettingOrigin) -> u8 {
+    match origin {
+        SettingOrigin::Flag(_) => 0,
+        SettingOrigin::Variable(_) => 1,
+        SettingOrigin::File { .. } => 2,
+        SettingOrigin::Default => 3,
     }
 }
 

@@ -94,13 +94,15 @@ pub(super) fn top_keys() -> Vec<&'static str> {
     let heads = setting_infos().filter(|info| !info.name.is_empty());
     let mut keys: Vec<_> = heads.filter_map(|info| info.name.split('.').next()).collect();
     keys.dedup();
-    keys.push("tasks");
+    keys.extend(["tasks", "periodic"]);
     keys
 }
 
-static TABLE: [&SettingInfo; 27] = [
+static TABLE: [&SettingInfo; 29] = [
     &BROKER,
+    &BROKER_FILE.info,
     &BACKEND,
+    &BACKEND_FILE.info,
     &NAMESPACE.info,
     &RESULTS_TTL.info,
     &FRESHNESS.info,
@@ -147,6 +149,23 @@ pub(super) static BACKEND: SettingInfo = SettingInfo {
     meaning: "URL of the backend, which stores states and results: redis://, rediss://, redis+sentinel://, \
               redis+cluster://, redis+unix://, sqlite://FILE",
 };
+
+pub(super) static BROKER_FILE: Definition<PathBuf> = path(SettingInfo {
+    name: "broker_file",
+    flag: Some("--broker-file"),
+    variable: Some("MACHINIST_BROKER_FILE"),
+    default: SettingDefault::Nothing,
+    meaning: "File that holds the broker's URL, for a URL with a password: every user of a host can read the flags of a \
+              process",
+});
+
+pub(super) static BACKEND_FILE: Definition<PathBuf> = path(SettingInfo {
+    name: "backend_file",
+    flag: Some("--backend-file"),
+    variable: Some("MACHINIST_BACKEND_FILE"),
+    default: SettingDefault::Nothing,
+    meaning: "File that holds the backend's URL, for a URL with a password",
+});
 
 pub(super) static NAMESPACE: Definition<String> = Definition {
     info: SettingInfo {
@@ -256,7 +275,7 @@ pub(super) static WORKER_NAME: Definition<String> = Definition {
         name: "worker.name",
         flag: Some("--name"),
         variable: Some("MACHINIST_WORKER_NAME"),
-        default: SettingDefault::Described("host and process id"),
+        default: SettingDefault::Described("host name"),
         meaning: "Name of the worker in records and listings",
     },
     parse: text::worker_name,

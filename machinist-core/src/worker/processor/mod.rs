@@ -184,6 +184,9 @@ impl TaskProcessor {
             {
                 return settlement;
             }
+            if self.worker.sessions.presence.must_sleep() {
+                return Settlement::HandBack;
+            }
             let registered = self.worker.sessions.register(&active.envelope.id);
             let gone_before = self.worker.sessions.peers.gone_count();
             let slot_wait = stopwatch.lap();

@@ -1,0 +1,312 @@
+//! `machinist periodic`: adds, lists and controls periodic tasks.
+
+use machinist::{
+    Client, Signature,
+    clock::Timestamp,
+    periodic::{Misfire, Overlap, Periodic, PeriodicError, PeriodicTask, PeriodicTick, Schedule, Source},
+    record::TaskState,
+    settings::{Settings, show_duration},
+};
+use serde::Serialize;
+
+use super::{connect, connect_reader, send};
+use crate::{
+    args::{ExpiryArg, PeriodicAddArgs, PeriodicCommand},
+    exit::{CliError, Code},
+    input, output, visible,
+};
+
+/// Tick as it is shown.
+#[derive(Serialize)]
+struct TickRow {
+    tick: String,
+    id: String,
+    /// `None` if its record has expired.
+    state: Option<TaskState>,
+}
+
+impl From<&PeriodicTick> for TickRow {
+    fn from(tick: &PeriodicTick) -> Self {
+        Self { tick: tick.tick.to_string(), id: tick.id.to_string(), state: tick.state }
+    }
+}
+
+/// Periodic task as `list` shows it.
+#[derive(Serialize)]
+struct PeriodicRow {
+    name: String,
+    task: String,
+    queue: String,
+    cron: Option<String>,
+    every: Option<String>,
+    time_zone: Option<String>,
+    next: Option<String>,
+    last: Option<TickRow>,
+    paused: bool,
+    source: Source,
+    /// Worker whose file or code has it.
+    worker: Option<String>,
+    /// Time at which a worker wrote it back, after the backend had lost it.
+    restored_at: Option<String>,
+    /// Reason that it does not tick.
+    problem: Option<String>,
+}
+
+/// Periodic task as `show` shows it.
+#[derive(Serialize)]
+struct PeriodicPage {
+    #[serde(flatten)]
+    row: PeriodicRow,
+    misfire: Misfire,
+    overlap: Overlap,
+    jitter: String,
+    from: Option<String>,
+    until: Option<String>,
+    catch_up: String,
+    generation: u64,
+    paused_at: Option<String>,
+    ticks: Vec<TickRow>,
+}
+
+impl From<&PeriodicTask> for PeriodicRow {
+    fn from(task: &PeriodicTask) -> Self {
+        let schedule = task.schedule.as_ref();
+        Self {
+            name: task.name.clone(),
+            task: task.task.to_string(),
+            queue: task.queue.to_string(),
+            cron: schedule.and_then(Schedule::cron_text).map(str::to_owned),
+            every: schedule.and_then(Schedule::interval).map(show_duration),
+            time_zone: schedule.and_then(Schedule::time_zone_name).map(str::to_owned),
+            next: text(task.next),
+            last: task.ticks.first().map(TickRow::from),
+            paused: task.paused.is_some(),
+            source: task.source,
+            worker: task.worker.clone(),
+            restored_at: text(task.restored),
+            problem: task.problem.clone(),
+        }
+    }
+}
+
+impl From<&PeriodicTask> for PeriodicPage {
+    fn from(task: &PeriodicTask) -> Self {
+        let policies = &task.policies;
+        Self {
+            row: task.into(),
+            misfire: policies.misfire,
+            overlap: policies.overlap,
+            jitter: show_duration(policies.jitter),
+            from: text(policies.from),
+            until: text(policies.until),
+            catch_up: show_duration(policies.catch_up),
+            generation: task.generation,
+            paused_at: text(task.paused),
+            ticks: task.ticks.iter().map(TickRow::from).collect(),
+        }
+    }
+}
+
+fn text(instant: Option<Timestamp>) -> Option<String> {
+    instant.map(|instant| instant.to_string())
+}
+
+pub(super) async fn run(command: PeriodicCommand, settings: &Settings, json: bool) -> Result<Code, CliError> {
+    // Before any connection, so that a wrong argument is reported at once.
+    let added = match &command {
+        PeriodicCommand::Add(args) => Some(definition(args, settings)?),
+        _ => None,
+    };
+    let reads =
+        matches!(command, PeriodicCommand::List | PeriodicCommand::Show(_) | PeriodicCommand::Next(_));
+    let app = if reads { connect_reader(settings).await? } else { connect(settings).await? };
+    let client = app.client();
+    let done = match command {
+        PeriodicCommand::Add(_) => match added {
+            Some(added) => added_page(&client.add_periodic(&added).await?, json),
+            None => Ok(()),
+        },
+        PeriodicCommand::Remove(args) => {
+            client.remove_periodic(&args.name).await?;
+            changed(&client, &args.name, "removed", json).await
+        }
+        PeriodicCommand::Pause(args) => {
+            client.pause_periodic(&args.name).await?;
+            changed(&client, &args.name, "paused", json).await
+        }
+        PeriodicCommand::Resume(args) => {
+            client.resume_periodic(&args.name).await?;
+            changed(&client, &args.name, "resumed", json).await
+        }
+        PeriodicCommand::Trigger(args) => {
+            let sent = client.trigger_periodic(&args.name).await?;
+            if json {
+                let tick = sent.tick.to_string();
+                output::json(&serde_json::json!({ "id": sent.id.as_str(), "tick": tick }))
+            } else {
+                output::line(sent.id.as_str())
+            }
+        }
+        PeriodicCommand::List => list(&client.periodic_tasks().await?, json),
+        PeriodicCommand::Show(args) => show(&known(&client, &args.name).await?, json),
+        PeriodicCommand::Next(args) => {
+            let task = known(&client, &args.name).await?;
+            let next = task.upcoming(app.clock().now(), usize::from(args.count));
+            let next: Vec<_> = next.iter().map(Timestamp::to_string).collect();
+            if json { output::json(&next) } else { next.iter().try_for_each(|tick| output::line(tick)) }
+        }
+    };
+    app.broker().close().await;
+    done.map(|()| Code::Success)
+}
+
+async fn known(client: &Client, name: &str) -> Result<PeriodicTask, CliError> {
+    Ok(client.known_periodic_task(name).await?)
+}
+
+/// Returns the definition of the command line.
+fn definition(args: &PeriodicAddArgs, settings: &Settings) -> Result<Periodic, CliError> {
+    let usage = |text: String| CliError::new(Code::Usage, text);
+    if let Some((option, why)) = args.refused.given() {
+        return Err(usage(format!("{option} cannot be given for a periodic task: {why}")));
+    }
+    if let Some(ExpiryArg::At(_)) = args.options.expires {
+        return Err(usage("--expires needs a time from each tick for a periodic task, like 10m".to_owned()));
+    }
+    let schedule = match (&args.when.cron, args.when.every) {
+        (Some(cron), _) => Schedule::cron(cron),
+        (None, every) => Schedule::every(every.unwrap_or_default()),
+    };
+    let schedule = match &args.time_zone {
+        Some(zone) => schedule.and_then(|schedule| schedule.time_zone(zone)),
+        None => schedule,
+    };
+    let mut signature = Signature::new(&args.task);
+    for text in &args.args {
+        signature = signature.arg(input::value(text).map_err(usage)?);
+    }
+    let queue = send::queue_of(&args.task, &args.options, settings);
+    let signature = send::with_options(signature, &args.options, queue.as_ref())?;
+    let schedule = schedule.map_err(PeriodicError::from)?;
+    let mut periodic = Periodic::new(&args.periodic, schedule, signature)?;
+    if let Some(misfire) = args.misfire {
+        periodic = periodic.misfire(misfire);
+    }
+    if let Some(overlap) = args.overlap {
+        periodic = periodic.overlap(overlap);
+    }
+    if let Some(jitter) = args.jitter {
+        periodic = periodic.jitter(jitter);
+    }
+    if let Some(from) = args.from {
+        periodic = periodic.from(from);
+    }
+    if let Some(until) = args.until {
+        periodic = periodic.until(until);
+    }
+    if let Some(age) = args.catch_up {
+        periodic = periodic.catch_up(age);
+    }
+    periodic.check()?;
+    Ok(periodic)
+}
+
+fn added_page(task: &PeriodicTask, json: bool) -> Result<(), CliError> {
+    if json {
+        return output::json(&PeriodicPage::from(task));
+    }
+    match task.next {
+        Some(next) => output::line(&format!("{} ticks next at {next}", task.name)),
+        None if task.paused.is_some() => output::line(&format!("{} is paused", task.name)),
+        None => output::line(&format!("{} has no more ticks", task.name)),
+    }
+}
+
+async fn changed(client: &Client, name: &str, change: &str, json: bool) -> Result<(), CliError> {
+    if !json {
+        return output::line(&format!("{name} is {change}"));
+    }
+    match client.periodic_task(name).await? {
+        Some(task) => output::json(&PeriodicPage::from(&task)),
+        None => output::json(&serde_json::json!({ "name": name, "removed": true })),
+    }
+}
+
+fn list(tasks: &[PeriodicTask], json: bool) -> Result<(), CliError> {
+    if json {
+        return output::json(&tasks.iter().map(PeriodicRow::from).collect::<Vec<_>>());
+    }
+    let row = |task: &PeriodicTask| {
+        let last = task.ticks.first();
+        vec![
+            task.name.clone(),
+            task.task.to_string(),
+            schedule(task),
+            next(task),
+            last.map_or_else(|| "-".to_owned(), |tick| tick.tick.to_string()),
+            last.map_or_else(String::new, state),
+            match task.restored {
+                Some(_) => format!("{}, written back", task.source),
+                None => task.source.to_string(),
+            },
+        ]
+    };
+    let head = ["name", "task", "schedule", "next", "last", "state", "source"];
+    output::table(&head, tasks.iter().map(row))
+}
+
+fn show(task: &PeriodicTask, json: bool) -> Result<(), CliError> {
+    if json {
+        return output::json(&PeriodicPage::from(task));
+    }
+    let policies = &task.policies;
+    let owner = match &task.worker {
+        Some(worker) => format!("{} of worker {worker}", task.source),
+        None => task.source.to_string(),
+    };
+    let mut lines = vec![
+        ("name", task.name.clone()),
+        ("task", task.task.to_string()),
+        ("queue", task.queue.to_string()),
+        ("schedule", schedule(task)),
+        ("next", next(task)),
+        ("source", owner),
+        ("misfire", format!("{}, up to {} late", policies.misfire, show_duration(policies.catch_up))),
+        ("overlap", policies.overlap.to_string()),
+        ("jitter", show_duration(policies.jitter)),
+    ];
+    lines.extend(policies.from.map(|from| ("from", from.to_string())));
+    lines.extend(policies.until.map(|until| ("until", until.to_string())));
+    lines.extend(task.restored.map(|at| ("restored", format!("{at}: the backend had lost it"))));
+    lines.extend(task.problem.clone().map(|problem| ("problem", problem)));
+    for (label, value) in lines {
+        output::line(&format!("{label:9} {}", visible::one_line(&value)))?;
+    }
+    for tick in &task.ticks {
+        output::line(&format!("tick      {}  {}  {}", tick.tick, state(tick), tick.id))?;
+    }
+    Ok(())
+}
+
+fn schedule(task: &PeriodicTask) -> String {
+    task.schedule.as_ref().map_or_else(
+        || "unreadable".to_owned(),
+        |schedule| match schedule.interval() {
+            Some(interval) => format!("every {}", show_duration(interval)),
+            None => schedule.to_string(),
+        },
+    )
+}
+
+fn next(task: &PeriodicTask) -> String {
+    match (task.next, task.paused) {
+        _ if task.problem.is_some() => "see `periodic show`".to_owned(),
+        (_, Some(since)) => format!("paused since {since}"),
+        (Some(next), None) => next.to_string(),
+        (None, None) => "never".to_owned(),
+    }
+}
+
+fn state(tick: &PeriodicTick) -> String {
+    tick.state.map_or_else(|| "forgotten".to_owned(), |state| state.to_string())
+}

@@ -1,0 +1,79 @@
+//! `machinist registered`: lists the task names that live workers know, and disables or enables one for all workers.
+
+use machinist::{Client, RegisteredName, WorkerAction, WorkerFilter, settings::Settings};
+use serde::Serialize;
+
+use super::{connect, connect_reader, workers::cannot_order};
+use crate::{
+    args::{RegisteredArgs, RegisteredCommand},
+    exit::{CliError, Code},
+    output,
+};
+
+#[derive(Serialize)]
+struct RegisteredRow {
+    /// Workers do not tell the arguments of their tasks yet.
+    args: Option<Vec<String>>,
+    results: Option<Vec<String>>,
+    #[serde(flatten)]
+    task: RegisteredName,
+}
+
+pub(super) async fn run(args: RegisteredArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+    match args.command {
+        None => {
+            let app = connect_reader(settings).await?;
+            let tasks = app.client().registered_tasks().await?;
+            if json {
+                let row = |task| RegisteredRow { args: None, results: None, task };
+                output::json(&tasks.into_iter().map(row).collect::<Vec<_>>())?;
+            } else {
+                let list = |names: std::collections::BTreeSet<String>| Vec::from_iter(names).join(", ");
+                let row = |task: RegisteredName| {
+                    let enabled = if task.enabled { "yes" } else { "no" }.to_owned();
+                    vec![task.name, enabled, list(task.queues), list(task.workers)]
+                };
+                output::table(&["task", "enabled", "queues", "workers"], tasks.into_iter().map(row))?;
+            }
+            app.broker().close().await;
+        }
+        Some(RegisteredCommand::Disable { name }) => {
+            // The question to the workers is signed.
+            let app = connect(settings).await?;
+            let client = app.client();
+            client.disable_task(&name).await?;
+            let unaware = unaware(&client).await?;
+            let answer =
+                serde_json::json!({ "name": name.as_str(), "enabled": false, "unconfirmed": unaware });
+            say(json, &answer, "its tasks wait")?;
+            if !unaware.is_empty() {
+                output::note(&format!(
+                    "machinist: these workers did not confirm it, and may start such tasks until their next renewal: {}",
+                    unaware.join(", ")
+                ));
+            }
+            app.broker().close().await;
+        }
+        Some(RegisteredCommand::Enable { name }) => {
+            // The tasks that wait are signed again.
+            let app = connect(settings).await?;
+            let released = app.client().enable_task(&name).await?;
+            let answer = serde_json::json!({ "name": name.as_str(), "enabled": true, "released": released });
+            say(json, &answer, &format!("tasks that waited and run now: {released}"))?;
+            app.broker().close().await;
+        }
+    }
+    Ok(Code::Success)
+}
+
+/// Returns the live workers that did not confirm that they have read what is disabled: a worker that answers has.
+async fn unaware(client: &Client) -> Result<Vec<String>, CliError> {
+    let workers = client.workers(&WorkerFilter::new()).await?;
+    let (_, results) =
+        client.order_workers(&workers, WorkerAction::Ping, false).await.map_err(cannot_order)?;
+    Ok(results.into_iter().filter(|result| !result.done).map(|result| result.worker).collect())
+}
+
+fn say(json: bool, answer: &serde_json::Value, text: &str) -> Result<(), CliError> {
+    if json { output::json(answer) } else { output::line(text) }
+}

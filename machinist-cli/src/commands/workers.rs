@@ -1,0 +1,222 @@
+//! `machinist workers`: lists the live workers, and gives them orders.
+
+use std::time::Duration;
+
+use machinist::{
+    Client, OrderError, OrderResult, WorkerAction, WorkerFilter, WorkerInfo, record::PresenceState,
+    settings::Settings,
+};
+use serde::Serialize;
+
+use super::{connect, connect_reader};
+use crate::{
+    args::{StateArg, WorkerTargets, WorkersArgs, WorkersCommand},
+    exit::{CliError, Code},
+    output,
+};
+
+/// Interval at which `--watch` looks for changes.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum number of names that an error lists.
+const LISTED_NAMES: usize = 10;
+
+/// A worker and what it runs.
+#[derive(Serialize)]
+struct WorkerDetails<'a> {
+    #[serde(flatten)]
+    worker: &'a WorkerInfo,
+    runs: Vec<Run<'a>>,
+}
+
+#[derive(Serialize)]
+struct Run<'a> {
+    id: &'a str,
+}
+
+/// Answers to an order.
+#[derive(Serialize)]
+struct Ordered<'a> {
+    id: &'a str,
+    results: Vec<AnswerRow<'a>>,
+}
+
+#[derive(Serialize)]
+struct AnswerRow<'a> {
+    #[serde(flatten)]
+    result: &'a OrderResult,
+    /// Time to the answer.
+    took_ms: u128,
+}
+
+pub(super) async fn run(args: WorkersArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+    match args.command {
+        None => list(&args, settings, json).await,
+        Some(WorkersCommand::Show { name }) => show(name, settings, json).await,
+        Some(WorkersCommand::Pause(order)) => {
+            give(&order.targets, WorkerAction::Pause, order.now, settings, json).await
+        }
+        Some(WorkersCommand::Resume(targets)) => {
+            give(&targets, WorkerAction::Resume, false, settings, json).await
+        }
+        Some(WorkersCommand::Drain(order)) => {
+            give(&order.targets, WorkerAction::Drain, order.now, settings, json).await
+        }
+        Some(WorkersCommand::Ping(targets)) => {
+            give(&targets, WorkerAction::Ping, false, settings, json).await
+        }
+    }
+}
+
+async fn list(args: &WorkersArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+    let app = connect_reader(settings).await?;
+    let client = app.client();
+    let mut filter = WorkerFilter::new();
+    filter.queue.clone_from(&args.queue);
+    filter.task.clone_from(&args.task);
+    filter.tag = args.tag.as_ref().map(ToString::to_string);
+    filter.state = args.state.map(|state| match state {
+        StateArg::Starting => PresenceState::Starting,
+        StateArg::Awake => PresenceState::Awake,
+        StateArg::Asleep => PresenceState::Asleep,
+        StateArg::Draining => PresenceState::Draining,
+    });
+    let mut shown = None;
+    loop {
+        let workers = client.workers(&filter).await?;
+        if shown.as_ref() != Some(&workers) {
+            print(&workers, json)?;
+            shown = Some(workers);
+        }
+        if !args.watch {
+            break;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(WATCH_INTERVAL) => {}
+            _ = tokio::signal::ctrl_c() => break,
+        }
+    }
+    app.broker().close().await;
+    Ok(Code::Success)
+}
+
+fn print(workers: &[WorkerInfo], json: bool) -> Result<(), CliError> {
+    if json {
+        return output::json(workers);
+    }
+    let row = |worker: &WorkerInfo| {
+        vec![
+            worker.name.clone(),
+            worker.state.as_str().to_owned(),
+            health(worker),
+            format!("{}/{}", worker.running, worker.concurrency),
+            worker.queues.join(", "),
+            worker.tags.join(", "),
+            worker.host.clone().unwrap_or_else(|| "-".to_owned()),
+            worker.pid.to_string(),
+        ]
+    };
+    output::table(
+        &["worker", "state", "health", "running", "queues", "tags", "host", "pid"],
+        workers.iter().map(row),
+    )
+}
+
+fn health(worker: &WorkerInfo) -> String {
+    let health = worker.health.as_str();
+    worker.health_reason.as_ref().map_or_else(|| health.to_owned(), |reason| format!("{health}: {reason}"))
+}
+
+async fn show(name: String, settings: &Settings, json: bool) -> Result<Code, CliError> {
+    let app = connect_reader(settings).await?;
+    let targets = WorkerTargets { names: vec![name], ..WorkerTargets::default() };
+    let workers = selected(&app.client(), &targets).await?;
+    for worker in &workers {
+        if json {
+            let runs = worker.runs.iter().map(|id| Run { id }).collect();
+            output::json(&WorkerDetails { worker, runs })?;
+            continue;
+        }
+        let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        for (label, value) in [
+            ("name", worker.name.clone()),
+            ("incarnation", worker.incarnation.clone()),
+            ("state", worker.state.as_str().to_owned()),
+            ("health", health(worker)),
+            ("host", text(&worker.host)),
+            ("pid", worker.pid.to_string()),
+            ("version", text(&worker.version)),
+            ("started", worker.started_at.to_string()),
+            ("queues", worker.queues.join(", ")),
+            ("tasks", worker.tasks.join(", ")),
+            ("tags", worker.tags.join(", ")),
+            ("running", format!("{} of {}", worker.running, worker.concurrency)),
+            ("runs", worker.runs.join(", ")),
+        ] {
+            output::line(format!("{label:<13}{value}").trim_end())?;
+        }
+    }
+    app.broker().close().await;
+    Ok(Code::Success)
+}
+
+/// Gives an order, and prints the answers.
+async fn give(
+    targets: &WorkerTargets,
+    action: WorkerAction,
+    now: bool,
+    settings: &Settings,
+    json: bool,
+) -> Result<Code, CliError> {
+    let app = connect(settings).await?;
+    let client = app.client();
+    let workers = selected(&client, targets).await?;
+    let (id, results) = client.order_workers(&workers, action, now).await.map_err(cannot_order)?;
+    if json {
+        let row = |result| AnswerRow { result, took_ms: result.took.as_millis() };
+        output::json(&Ordered { id: &id, results: results.iter().map(row).collect() })?;
+    } else {
+        let row = |result: &OrderResult| {
+            let done = if result.done { "done" } else { "not done" }.to_owned();
+            let took = format!("{} ms", result.took.as_millis());
+            vec![result.worker.clone(), done, took, result.reason.clone().unwrap_or_default()]
+        };
+        output::table(&["worker", action.as_str(), "after", "reason"], results.iter().map(row))?;
+    }
+    app.broker().close().await;
+    Ok(if results.iter().all(|result| result.done) { Code::Success } else { Code::Failed })
+}
+
+/// Returns the live workers that are meant.
+async fn selected(client: &Client, targets: &WorkerTargets) -> Result<Vec<WorkerInfo>, CliError> {
+    let mut workers = client.workers(&WorkerFilter::new()).await?;
+    let live: Vec<_> = workers.iter().take(LISTED_NAMES).map(|worker| worker.name.clone()).collect();
+    let remedy = || match live.is_empty() {
+        true => "no worker is live; `machinist worker` starts one".to_owned(),
+        false => format!("live workers: {}", live.join(", ")),
+    };
+    if let Some(name) = targets.names.iter().find(|name| workers.iter().all(|worker| worker.name != **name)) {
+        let text = format!("no live worker is called {name:?}");
+        return Err(CliError::new(Code::UnknownId, text).remedy(remedy()));
+    }
+    workers.retain(|worker| {
+        targets.all
+            || targets.names.contains(&worker.name)
+            || targets.with_tag.as_ref().is_some_and(|tag| worker.tags.iter().any(|has| has == tag.as_str()))
+    });
+    if workers.is_empty() {
+        let text = targets.with_tag.as_ref().map_or_else(
+            || "no worker is live".to_owned(),
+            |tag| format!("no live worker has the tag {tag}"),
+        );
+        return Err(CliError::new(Code::UnknownId, text).remedy(remedy()));
+    }
+    Ok(workers)
+}
+
+pub(super) fn cannot_order(error: OrderError) -> CliError {
+    match error {
+        OrderError::Backend(error) => error.into(),
+        error => CliError::from_error(Code::NotPermitted, &error)
+            .remedy("give the order where an unrestricted key signs"),
+    }
+}

@@ -1,0 +1,103 @@
+//! The fleet: workers are listed, paused, resumed and drained by name, and a disabled task waits.
+
+use serde_json::{Value, json};
+
+use crate::support::{Folder, eventually};
+
+const TASKS: &str = "[tasks.mark]\ncommand = [\"touch\", \"ran\"]\n";
+
+fn workers(folder: &Folder) -> Vec<Value> {
+    folder.run(&["workers", "--json"]).ended(0).json().as_array().unwrap().clone()
+}
+
+fn states(folder: &Folder) -> Vec<(String, String)> {
+    let text = |worker: &Value, field: &str| worker[field].as_str().unwrap().to_owned();
+    workers(folder).iter().map(|worker| (text(worker, "name"), text(worker, "state"))).collect()
+}
+
+fn listed(folder: &Folder, wanted: &[(&str, &str)]) {
+    let wanted: Vec<_> =
+        wanted.iter().map(|(name, state)| ((*name).to_owned(), (*state).to_owned())).collect();
+    eventually("the workers are in these states", || (states(folder) == wanted).then_some(()));
+}
+
+#[test]
+fn a_paused_fleet_starts_nothing_until_it_is_resumed_also_after_a_restart() {
+    let folder = Folder::with(TASKS);
+    let one = folder.worker(&["--name", "one", "--tag", "gpu"]);
+    let _two = folder.worker(&["--name", "two"]);
+    listed(&folder, &[("one", "awake"), ("two", "awake")]);
+    let gpu = folder.run(&["workers", "--tag", "gpu", "--json"]).json();
+    assert_eq!(
+        (&gpu[0]["name"], &gpu[0]["queues"], &gpu[1]),
+        (&json!("one"), &json!(["default"]), &json!(null))
+    );
+    assert_eq!(gpu[0]["tasks"], json!(["mark"]));
+
+    let paused = folder.run(&["workers", "pause", "--all", "--json"]).ended(0).json();
+    assert!(paused["results"].as_array().unwrap().iter().all(|result| result["done"] == true), "{paused}");
+    assert_eq!(states(&folder), [("one".into(), "asleep".into()), ("two".into(), "asleep".into())]);
+    let id = folder.send(&["mark"]);
+    one.stop().ended(0);
+    let _one = folder.worker(&["--name", "one"]);
+    listed(&folder, &[("one", "asleep"), ("two", "asleep")]);
+    folder.run(&["workers", "ping", "--all"]).ended(0);
+    assert_eq!(
+        (&folder.status(&id)["state"], &folder.status(&id)["attempt"]),
+        (&json!("PENDING"), &json!(0))
+    );
+    assert!(!folder.path().join("ran").exists());
+    assert_eq!(folder.run(&["why", &id, "--json"]).json()["reason"], "paused");
+
+    folder.run(&["workers", "resume", "two"]).ended(0);
+    eventually("it runs", || (folder.status(&id)["state"] == "SUCCESS").then_some(()));
+    assert_eq!((&folder.status(&id)["attempt"], &folder.status(&id)["worker"]), (&json!(1), &json!("two")));
+    listed(&folder, &[("one", "asleep"), ("two", "awake")]);
+}
+
+#[test]
+fn the_second_live_process_of_a_name_is_told_apart_and_drained_alone() {
+    let folder = Folder::with(TASKS);
+    let _first = folder.worker(&["--name", "same"]);
+    let second = folder.worker(&["--name", "same"]);
+    listed(&folder, &[("same", "awake"), ("same#2", "awake")]);
+    folder.run(&["workers", "drain", "same#2"]).ended(0);
+    second.end().ended(0);
+    listed(&folder, &[("same", "awake")]);
+    folder.run(&["workers", "pause", "other"]).ended(3).reports(&["other", "live workers: same"]);
+    folder.run(&["workers", "pause"]).ended(64);
+}
+
+#[test]
+fn a_disabled_task_waits_and_spends_no_attempt() {
+    let folder = Folder::with(TASKS);
+    let _worker = folder.worker(&["--name", "one"]);
+    listed(&folder, &[("one", "awake")]);
+    let disabled = folder.run(&["registered", "disable", "mark", "--json"]).ended(0).json();
+    assert_eq!(disabled["unconfirmed"], json!([]));
+    assert_eq!(folder.run(&["registered", "--json"]).json()[0]["enabled"], false);
+    let id = folder.send(&["mark"]);
+    eventually("it is parked", || (!folder.status(&id)["parked"].is_null()).then_some(()));
+    assert!(!folder.path().join("ran").exists());
+    let why = folder.run(&["why", &id, "--json"]).ended(0).json();
+    assert_eq!((&why["reason"], &why["class"]), (&json!("disabled"), &json!("act")));
+    folder.run(&["why", "nobody", "--json"]).ended(3);
+    folder.run(&["registered", "enable", "mark"]).ended(0);
+    eventually("it runs", || (folder.status(&id)["state"] == "SUCCESS").then_some(()));
+    assert_eq!(folder.status(&id)["attempt"], 1);
+}
+
+#[test]
+fn a_task_that_requires_a_worker_is_sent_only_if_there_is_one() {
+    let folder = Folder::with(TASKS);
+    let _worker = folder.worker(&["--name", "one"]);
+    listed(&folder, &[("one", "awake")]);
+    let none =
+        folder.run(&["send", "mark", "--queue", "nowhere", "--require-worker", "--json"]).ended(1).json();
+    assert_eq!((&none["kind"], &none["code"]), (&json!("no_worker"), &json!(-201)));
+    assert_eq!(folder.status(none["id"].as_str().unwrap())["state"], "FAILURE");
+    let queues = folder.run(&["queues", "--json"]).json();
+    assert!(queues.as_array().unwrap().iter().all(|queue| queue["queue"] != "nowhere"), "{queues}");
+    let sent = folder.run(&["send", "mark", "--require-worker", "--wait"]).ended(0);
+    assert!(sent.stderr.is_empty(), "{sent:?}");
+}

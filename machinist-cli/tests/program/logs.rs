@@ -1,0 +1,37 @@
+//! The log of a worker: nothing that is in order is an error, and nobody fills it.
+
+use crate::{
+    servers::servers,
+    support::{Folder, eventually},
+};
+
+#[test]
+fn an_ordinary_stop_logs_no_error() {
+    let Some(mut folder) = servers("an_ordinary_stop_logs_no_error") else { return };
+    // With the lines of the AMQP library, which the program hides by default.
+    folder.set("RUST_LOG", "info");
+    let worker = folder.worker(&["--demo"]);
+    folder.run(&["send", "add", "1", "2", "--count", "30", "--wait=60s"]).ended(0);
+    let ran = worker.stop().ended(0).reports(&["stopped"]);
+    let stopping = ran.stderr.split_once("stopping").unwrap().1;
+    for level in ["ERROR", "WARN"] {
+        assert!(!stopping.contains(level), "{stopping}");
+    }
+}
+
+#[test]
+fn many_tasks_that_nobody_knows_are_one_line_for_each_name() {
+    let folder = Folder::with("[tasks.known]\ncommand = [\"true\"]\n");
+    let worker = folder.worker(&[]);
+    for name in ["nobody-a", "nobody-b"] {
+        folder.run(&["send", name, "--count", "50"]).ended(0);
+    }
+    eventually("all wait", || {
+        folder.run(&["queues"]).ended(0).stderr.contains("offered again for an hour: 100").then_some(())
+    });
+    let ran = worker.stop().ended(0);
+    for name in ["nobody-a", "nobody-b"] {
+        let lines = ran.stderr.lines().filter(|line| line.contains("offered again") && line.contains(name));
+        assert_eq!(lines.count(), 1, "{ran:?}");
+    }
+}

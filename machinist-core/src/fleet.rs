@@ -1,0 +1,353 @@
+//! The client's side of the fleet: who works, and orders to those who do.
+//!
+//! The registry is the sessions of the workers: a worker whose session is gone is not listed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize, Serializer};
+use tokio::time::Instant;
+
+use crate::{
+    backend::{BackendError, Index},
+    client::Client,
+    clock::Timestamp,
+    id::{QueueName, RecordId, SessionId, TaskId, TaskName},
+    record::{
+        Facts, OrderAnswer, PresenceState, WorkerHealth, answer_of, give_order, is_alive, json, name,
+        name_record, withdraw_order,
+    },
+    security::{Order, WorkerAction},
+};
+
+/// Number of sessions that are read at once.
+const PAGE_SIZE: usize = 200;
+/// Time after which an order is not obeyed any more, and its answer is not awaited.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Interval at which answers are looked for.
+const ANSWER_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A live worker, as its session describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct WorkerInfo {
+    /// Name, unique among live workers.
+    pub name: String,
+    /// Id of the session: it tells processes of one name apart.
+    pub incarnation: String,
+    /// State.
+    pub state: PresenceState,
+    /// Health.
+    pub health: WorkerHealth,
+    /// Reason that the health is not green.
+    pub health_reason: Option<String>,
+    /// Host name.
+    pub host: Option<String>,
+    /// Process id.
+    pub pid: u32,
+    /// Version of machinist.
+    pub version: Option<String>,
+    /// Time at which the worker was built.
+    #[serde(serialize_with = "rfc3339")]
+    pub started_at: Timestamp,
+    /// Queues from which it takes tasks.
+    pub queues: Vec<String>,
+    /// Names of the tasks that it runs, at most 500.
+    pub tasks: Vec<String>,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// Maximum number of handlers that run at once.
+    pub concurrency: u32,
+    /// Number of handlers that run, as of the last renewal.
+    pub running: u32,
+    /// Ids of at most 20 running tasks.
+    #[serde(skip)]
+    pub runs: Vec<String>,
+}
+
+/// A task name that live workers know, or that is disabled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct RegisteredName {
+    /// Task name.
+    pub name: String,
+    /// Queues of the workers that know it.
+    pub queues: BTreeSet<String>,
+    /// Names of the workers that know it.
+    pub workers: BTreeSet<String>,
+    /// `false` if the name is disabled for all workers: its tasks wait.
+    pub enabled: bool,
+}
+
+/// Selection of workers: those that match all criteria.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct WorkerFilter {
+    /// Only those that take tasks from this queue.
+    pub queue: Option<QueueName>,
+    /// Only those that run this task.
+    pub task: Option<TaskName>,
+    /// Only those with this tag.
+    pub tag: Option<String>,
+    /// Only those in this state.
+    pub state: Option<PresenceState>,
+}
+
+/// Result of an order to one worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct OrderResult {
+    /// Name of the worker.
+    pub worker: String,
+    /// `true` if the worker has obeyed.
+    pub done: bool,
+    /// Reason that it has not.
+    pub reason: Option<String>,
+    /// Time of the answer.
+    #[serde(serialize_with = "rfc3339_if_known")]
+    pub at: Option<Timestamp>,
+    /// Time from the order to the answer, as the sender saw it.
+    #[serde(skip)]
+    pub took: Duration,
+}
+
+/// Error of an order to workers.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OrderError {
+    /// The order cannot be signed by a key that may command workers.
+    #[error("the order cannot be signed: {0}")]
+    Key(String),
+    /// The backend could not be asked.
+    #[error("the backend could not be asked")]
+    Backend(#[from] BackendError),
+}
+
+/// Description of a worker, in the record of its session.
+#[derive(Deserialize)]
+struct About {
+    worker: String,
+    host: Option<String>,
+    pid: u32,
+    version: Option<String>,
+    since: Timestamp,
+    #[serde(default)]
+    queues: Vec<String>,
+    #[serde(default)]
+    tasks: Vec<String>,
+    #[serde(default)]
+    tags: Vec<String>,
+    #[serde(default)]
+    concurrency: u32,
+}
+
+/// What a worker does, in the record of its session.
+#[derive(Deserialize, Default)]
+struct Runs {
+    #[serde(default)]
+    count: u32,
+    #[serde(default)]
+    running: Vec<String>,
+    #[serde(default)]
+    state: PresenceState,
+    health: Option<WorkerHealth>,
+    reason: Option<String>,
+}
+
+fn rfc3339<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(at)
+}
+
+fn rfc3339_if_known<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    at.map(|at| at.to_string()).serialize(serializer)
+}
+
+/// Reads the description of a worker. `None` if the session is gone or describes nothing.
+fn worker_info(session: &str, facts: &Facts) -> Option<WorkerInfo> {
+    let about: About = serde_json::from_slice(facts.get(name::ABOUT).filter(|_| is_alive(facts))?).ok()?;
+    let runs: Runs =
+        facts.get(name::RUNS).and_then(|runs| serde_json::from_slice(runs).ok()).unwrap_or_default();
+    Some(WorkerInfo {
+        name: about.worker,
+        incarnation: session.to_owned(),
+        state: runs.state,
+        health: runs.health.unwrap_or(WorkerHealth::Green),
+        health_reason: runs.reason,
+        host: about.host,
+        pid: about.pid,
+        version: about.version,
+        started_at: about.since,
+        queues: about.queues,
+        tasks: about.tasks,
+        tags: about.tags,
+        concurrency: about.concurrency,
+        running: runs.count,
+        runs: runs.running,
+    })
+}
+
+impl WorkerFilter {
+    /// Creates a filter that every worker matches.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn fits(&self, worker: &WorkerInfo) -> bool {
+        let Self { queue, task, tag, state } = self;
+        queue.as_ref().is_none_or(|queue| worker.queues.iter().any(|name| name == queue.as_str()))
+            && task.as_ref().is_none_or(|task| worker.tasks.iter().any(|name| name == task.as_str()))
+            && tag.as_ref().is_none_or(|tag| worker.tags.contains(tag))
+            && state.is_none_or(|state| worker.state == state)
+    }
+}
+
+impl Client {
+    /// Lists the live workers that match, by name. A worker that was killed is listed until its session has expired.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn workers(&self, filter: &WorkerFilter) -> Result<Vec<WorkerInfo>, BackendError> {
+        let backend = self.app.backend();
+        let mut workers = Vec::new();
+        let mut after = None;
+        loop {
+            let page = backend.list(&Index::Sessions, after, PAGE_SIZE).await?;
+            let ids: Vec<_> =
+                page.iter().map(|(_, session)| RecordId::from(&SessionId::from(&**session))).collect();
+            for (id, facts) in ids.iter().zip(backend.read_each(&ids).await?) {
+                match facts {
+                    Ok(facts) => workers.extend(worker_info(id.id(), &facts)),
+                    Err(error) => tracing::warn!(%id, %error, "a worker is left out"),
+                }
+            }
+            if page.len() < PAGE_SIZE {
+                break;
+            }
+            after = page.into_iter().last();
+        }
+        workers.retain(|worker| filter.fits(worker));
+        workers.sort_by(|a, b| (&a.name, &a.incarnation).cmp(&(&b.name, &b.incarnation)));
+        Ok(workers)
+    }
+
+    /// Returns `true` if a live worker that does not drain takes tasks from this queue and knows this task.
+    pub(crate) async fn has_worker(&self, queue: &QueueName, task: &TaskName) -> Result<bool, BackendError> {
+        let filter =
+            WorkerFilter { queue: Some(queue.clone()), task: Some(task.clone()), ..WorkerFilter::new() };
+        let workers = self.workers(&filter).await?;
+        Ok(workers.iter().any(|worker| worker.state != PresenceState::Draining))
+    }
+
+    /// Lists the task names that live workers know, and those that are disabled, by name.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn registered_tasks(&self) -> Result<Vec<RegisteredName>, BackendError> {
+        let everyone = WorkerFilter::new();
+        let (workers, disabled) = tokio::try_join!(self.workers(&everyone), self.disabled_tasks())?;
+        let disabled: BTreeSet<String> = disabled.iter().map(ToString::to_string).collect();
+        let mut names: BTreeMap<&str, RegisteredName> = BTreeMap::new();
+        let known = |name: &str| RegisteredName {
+            name: name.to_owned(),
+            queues: BTreeSet::new(),
+            workers: BTreeSet::new(),
+            enabled: !disabled.contains(name),
+        };
+        for name in &disabled {
+            names.insert(name, known(name));
+        }
+        for worker in &workers {
+            for name in &worker.tasks {
+                let entry = names.entry(name).or_insert_with(|| known(name));
+                entry.queues.extend(worker.queues.iter().cloned());
+                entry.workers.insert(worker.name.clone());
+            }
+        }
+        Ok(names.into_values().collect())
+    }
+
+    /// Gives an order to these workers, and waits at most 20 s for their answers. Returns the id of the order, and one
+    /// result for each worker.
+    ///
+    /// A pause or a resumption is what is wanted of the name from then on, also if the worker dies before it answers. With
+    /// `now`, running tasks are handed back instead of being awaited.
+    ///
+    /// # Errors
+    /// [`OrderError`]; after [`OrderError::Backend`] any part of it may have been ordered.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves each worker ordered or not.
+    pub async fn order_workers(
+        &self,
+        workers: &[WorkerInfo],
+        action: WorkerAction,
+        now: bool,
+    ) -> Result<(String, Vec<OrderResult>), OrderError> {
+        let id = TaskId::fresh().to_string();
+        let issued = self.app.clock().now();
+        let mut commits = Vec::new();
+        for worker in workers {
+            let order = Order {
+                id: id.clone(),
+                action,
+                now,
+                target: worker.name.clone(),
+                session: (!action.is_lasting()).then(|| worker.incarnation.clone()),
+                issued,
+                expires: issued.plus(ORDER_TIMEOUT),
+                key: None,
+                mac: None,
+            };
+            let signed = json(&self.app.0.trust.sign_order(order).map_err(OrderError::Key)?);
+            commits.push(give_order(&worker.name, &id, &signed, action.is_lasting()).into());
+        }
+        let ordered = Instant::now();
+        for answer in self.app.backend().commit(commits).await {
+            answer?;
+        }
+        let results = self.answers(workers, &id, ordered).await?;
+        for unanswered in results.iter().filter(|result| result.at.is_none()) {
+            self.commit(withdraw_order(&unanswered.worker, &id)).await?;
+        }
+        Ok((id, results))
+    }
+
+    /// Waits for the answers to an order.
+    async fn answers(
+        &self,
+        workers: &[WorkerInfo],
+        id: &str,
+        ordered: Instant,
+    ) -> Result<Vec<OrderResult>, BackendError> {
+        let none = |worker: &WorkerInfo| OrderResult {
+            worker: worker.name.clone(),
+            done: false,
+            reason: Some(format!("no answer within {ORDER_TIMEOUT:?}")),
+            at: None,
+            took: ORDER_TIMEOUT,
+        };
+        let mut results: Vec<_> = workers.iter().map(none).collect();
+        while ordered.elapsed() < ORDER_TIMEOUT && results.iter().any(|result| result.at.is_none()) {
+            tokio::time::sleep(ANSWER_INTERVAL).await;
+            let mut waiting: Vec<_> = results.iter_mut().filter(|result| result.at.is_none()).collect();
+            let records: Vec<_> = waiting.iter().map(|result| name_record(&result.worker)).collect();
+            for (result, facts) in waiting.iter_mut().zip(self.app.backend().read_each(&records).await?) {
+                let Ok(facts) = facts else { continue };
+                let answer = answer_of(&facts, id).and_then(|answer| serde_json::from_slice(answer).ok());
+                if let Some(OrderAnswer { done, reason, at }) = answer {
+                    (result.done, result.reason, result.at) = (done, reason, Some(at));
+                    result.took = ordered.elapsed();
+                }
+            }
+        }
+        Ok(results)
+    }
+}

@@ -1,0 +1,111 @@
+//! Statements: texts in the backend that are believed only with a signature, such as the orders about periodic tasks.
+
+use bytes::Bytes;
+
+use super::{
+    Trust,
+    trust::{Attestation, attested},
+};
+use crate::{
+    clock::Timestamp,
+    id::{QueueName, TaskName},
+    sign::{Key, KeyError, KeyId, Keyring, SigningScope, input::SigningInput},
+};
+
+/// Version of what is signed under a statement.
+const STATEMENT_VERSION: i64 = 1;
+
+/// Subject of a statement. Both fields are under its signature.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Statement<'a> {
+    /// Kind of statement. A signature of one kind is worthless for another.
+    pub(crate) kind: &'static str,
+    /// Name of the thing that it is about.
+    pub(crate) subject: &'a str,
+}
+
+impl Statement<'_> {
+    fn input(self, key: &Key, scope: &SigningScope, text: &[u8]) -> Vec<u8> {
+        SigningInput::new(self.kind, text.len() + 256)
+            .number(STATEMENT_VERSION)
+            .text(key.algorithm().as_str())
+            .text(key.id().as_str())
+            .text(&scope.namespace)
+            .text(&scope.realm)
+            .text(self.subject)
+            .bytes(text)
+            .finish()
+    }
+}
+
+impl Trust {
+    /// Signs a statement, a JSON object, if this application has keys.
+    ///
+    /// # Errors
+    /// The reason that it cannot be signed.
+    pub(crate) fn sign_statement(&self, statement: Statement<'_>, text: Bytes) -> Result<Bytes, String> {
+        let Some(ring) = self.ring() else { return Ok(text) };
+        let Some(key) = ring.signing_key() else { return Err(KeyError::NoneActive.to_string()) };
+        let signed = attested(key, &text, |text| statement.input(key, self.scope(), text));
+        signed.ok_or_else(|| format!("key {} cannot sign", key.id()))
+    }
+
+    /// Checks that a trusted key signed a statement at this instant, and, if the statement leads to the call of a task, that
+    /// the key may sign that. Where unsigned tasks are allowed, unsigned statements are too.
+    ///
+    /// # Errors
+    /// The reason against it.
+    pub(crate) fn check_statement(
+        &self,
+        statement: Statement<'_>,
+        stored: &Bytes,
+        at: Timestamp,
+        call: Option<(&TaskName, &QueueName)>,
+    ) -> Result<(), String> {
+        let Some(ring) = self.ring() else { return Ok(()) };
+        let Some(attestation) = Attestation::of(stored) else {
+            let unsigned = "it carries no signature".to_owned();
+            return if self.allows_unsigned() { Ok(()) } else { Err(unsigned) };
+        };
+        let key = ring.trusted(&attestation.key).map_err(|rejected| rejected.to_string())?;
+        if !key.verify(&statement.input(key, self.scope(), attestation.text), &attestation.signature) {
+            let (key, doubt) = (key.id(), self.scope().doubt());
+            return Err(format!("its signature is not that of key {key}: {doubt}"));
+        }
+        key.believed_at(at).map_err(|rejected| rejected.to_string())?;
+        match call {
+            Some((task, queue)) => {
+                key.may(task.as_str(), queue.as_str()).map_err(|rejected| rejected.to_string())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Encrypts a text that belongs to a statement, if this application encrypts. Returns the key's name and the result.
+    pub(crate) fn encrypt_statement(
+        &self,
+        statement: Statement<'_>,
+        text: &[u8],
+    ) -> Option<(KeyId, Vec<u8>)> {
+        let ring = self.ring()?;
+        let key = ring.encrypting_key()?;
+        Some((key.id().clone(), key.encrypt(&statement.input(key, self.scope(), b""), text)?))
+    }
+
+    /// Decrypts the result of [`encrypt_statement`](Self::encrypt_statement).
+    ///
+    /// # Errors
+    /// The reason that it cannot be decrypted.
+    pub(crate) fn decrypt_statement(
+        &self,
+        statement: Statement<'_>,
+        key: &KeyId,
+        sealed: &[u8],
+    ) -> Result<Vec<u8>, String> {
+        let ring = self.ring();
+        let key = ring.as_deref().map(|ring: &Keyring| ring.trusted(key));
+        let key = key.ok_or("it is encrypted, and there are no keys here")?.map_err(|e| e.to_string())?;
+        let text = key.decrypt(&statement.input(key, self.scope(), b""), sealed);
+        text.ok_or_else(|| format!("key {} cannot decrypt it: {}", key.id(), self.scope().doubt()))
+    }
+}
