@@ -7,6 +7,7 @@ use machinist::{
     backend::BackendError,
     broker::{BrokerError, PublishError},
     periodic::PeriodicError,
+    record::TaskState,
     redact,
     settings::SettingsError,
 };
@@ -31,6 +32,17 @@ pub(crate) enum Code {
     HandedBack = 75,
     NotPermitted = 77,
     Configuration = 78,
+}
+
+impl Code {
+    /// Returns the exit code for the state of a task or a workflow.
+    pub(crate) fn of_state(state: TaskState) -> Self {
+        match state {
+            TaskState::Success => Self::Success,
+            TaskState::Failure => Self::Failed,
+            _ => Self::NotFinished,
+        }
+    }
 }
 
 impl From<Code> for ExitCode {

@@ -7,7 +7,7 @@ use machinist::{
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{connect, status, verifies};
+use super::{connect, verifies};
 use crate::{
     args::{ExpiryArg, SendArgs, SendOptions},
     exit::{CliError, Code},
@@ -41,7 +41,9 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     printer.begin()?;
     let client = app.client();
     let done = match args.wait {
-        None if args.options.require_worker => send_to_workers(&client, signature, args.count, &mut printer).await,
+        None if args.options.require_worker => {
+            send_to_workers(&client, signature, args.count, &mut printer).await
+        }
         None => {
             send_all(&client, signature, args.count, |sent| printer.sent(&sent)).await.map(|()| Code::Success)
         }
@@ -229,7 +231,7 @@ async fn wait_all(
                 progress.inc(1);
             }
             Ok(Some(view)) => {
-                codes.push(status::code(view.state));
+                codes.push(Code::of_state(view.state));
                 progress.suspend(|| printer.ended(&result, &view))?;
                 progress.inc(1);
             }

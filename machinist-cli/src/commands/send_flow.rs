@@ -6,7 +6,7 @@ use machinist::{ResultError, TaskId, Workflow, settings::Settings};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{connect, status, workflow};
+use super::{connect, workflow};
 use crate::{
     args::{ExpiryArg, SendArgs},
     exit::{CliError, Code},
@@ -78,7 +78,7 @@ async fn show_outcome(client: &machinist::Client, root: &TaskId, json: bool) -> 
             output::line(&outcome)?;
         }
     }
-    Ok(status::code(view.state))
+    Ok(Code::of_state(view.state))
 }
 
 /// Refuses options of a single task.

@@ -2,11 +2,7 @@
 
 use std::time::Duration;
 
-use machinist::{
-    QueueName, ResultError,
-    record::{Record, TaskState},
-    settings::Settings,
-};
+use machinist::{QueueName, ResultError, record::Record, settings::Settings};
 
 use super::{connect_reader, verifies, workflow};
 use crate::{
@@ -73,16 +69,7 @@ pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Re
         ));
     }
     app.broker().close().await;
-    Ok(code(record.state))
-}
-
-/// Returns the exit code for the state of a task.
-pub(super) fn code(state: TaskState) -> Code {
-    match state {
-        TaskState::Success => Code::Success,
-        TaskState::Failure => Code::Failed,
-        _ => Code::NotFinished,
-    }
+    Ok(Code::of_state(record.state))
 }
 
 /// Prints a change in one line; in JSON one object per line.

@@ -9,7 +9,6 @@ use machinist::{
 };
 use serde::Serialize;
 
-use super::status;
 use crate::{
     args::StatusArgs,
     exit::{CliError, Code, unknown},
@@ -111,7 +110,7 @@ pub(super) async fn show(app: &App, args: &StatusArgs, json: bool) -> Result<Cod
         output::line("")?;
         output::table(&TREE, view.rows())?;
     }
-    Ok(status::code(view.state))
+    Ok(Code::of_state(view.state))
 }
 
 async fn view(client: &Client, root: &TaskId) -> Result<WorkflowView, CliError> {
@@ -169,5 +168,5 @@ pub(super) async fn show_part(
     } else {
         output::raw(&view.page(place.root.as_str()))?;
     }
-    Ok(status::code(view.state))
+    Ok(Code::of_state(view.state))
 }
