@@ -30,6 +30,8 @@ const NOTE: TaskDef<machinist_core::Rest<serde_json::Value>, ()> = TaskDef::new(
 const FLAKY: TaskDef<i64, i64> = TaskDef::new("flaky");
 /// The same task, as a caller may know it.
 const NOTE_ONE: TaskDef<i64, ()> = TaskDef::new("note");
+/// Fails for 0, and else waits until it is cancelled.
+const WAITS: TaskDef<i64, i64> = TaskDef::new("waits");
 const SPAWN: TaskDef<i64, i64> = TaskDef::new("spawn");
 const WAIT: Duration = Duration::from_secs(120);
 
@@ -52,6 +54,14 @@ async fn spawn(n: i64, cx: TaskContext) -> Result<i64, TaskError> {
     cx.spawn(NOTE.call(vec![n.into()]))?;
     cx.spawn(chain(INC.call(n)).then(NOTE_ONE.with(())))?;
     if cx.attempt() == 1 { Err(TaskError::retry_in(Duration::from_millis(1))) } else { Ok(n) }
+}
+
+async fn waits(n: i64, cx: TaskContext) -> Result<i64, TaskError> {
+    if n == 0 {
+        return Err(TaskError::permanent("zero"));
+    }
+    cx.cancellation().cancelled().await;
+    Err(TaskError::permanent("cancelled"))
 }
 
 /// Fails until the switch is on.
@@ -92,6 +102,7 @@ impl Setting {
             .task(NOTE, note)
             .task(FLAKY, flaky)
             .task(SPAWN, spawn)
+            .task(WAITS, waits)
             .state(on.clone())
             .state(notes.clone());
         Self { worker: Running::start(builder), app, notes, on }
@@ -500,6 +511,24 @@ async fn what_a_handler_spawns_is_sent_once_if_it_succeeds() {
         notes.sort_by_key(|(id, _)| id.clone());
         let values: Vec<_> = notes.iter().map(|(_, args)| args[0].clone()).collect();
         assert_eq!(values, [7, 8]);
+    }
+    setting.worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_other_members_are_revoked_where_the_policy_says_so() {
+    let setting = Setting::new().await;
+    let workflow = Workflow::of_steps(vec![
+        StepPlan::new("many", call("waits", [])).each(each([1, 0, 2])).on_failure(Policy::CancelRest),
+        StepPlan::new("end", call("note", [])).after(["many"]),
+    ]);
+    let status = setting.ended(workflow.unwrap()).await;
+    assert_eq!(step(&status, "end").kind, Some(FailureKind::Upstream));
+    let client = setting.app.client();
+    for member in [0, 2] {
+        let id: TaskId = format!("{}.many.{member}", status.root).try_into().unwrap();
+        let record = client.result(id).wait_record(WAIT).await.unwrap();
+        assert_eq!(record.kind, Some(FailureKind::Revoked));
     }
     setting.worker.stop().await;
 }

@@ -11,8 +11,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::Outline;
-use crate::{args::Arg, retry::RetryPolicy};
+use super::{Outline, StepPlace};
+use crate::{args::Arg, id::TaskId, retry::RetryPolicy};
 
 /// Maximum number of members of a group.
 pub(crate) const MAX_MEMBERS: usize = 10_000;
@@ -201,6 +201,18 @@ impl JoinPart {
     /// Returns the number of members of the part.
     pub(crate) fn count(&self) -> u32 {
         self.members.unwrap_or(1)
+    }
+
+    /// Returns the ids of its members, and of their last tasks, for a step at this place that waits for it.
+    pub(crate) fn tasks(&self, waiting: &StepPlace) -> Vec<TaskId> {
+        let step = waiting.scope().step(&self.step);
+        let Some(members) = self.members else { return vec![step.id()] };
+        let member = |index| {
+            let member = step.member(index);
+            let last = self.last.as_ref().map(|last| member.step(last).id());
+            std::iter::once(member.id()).chain(last)
+        };
+        (0..members).flat_map(member).collect()
     }
 }
 

@@ -88,6 +88,7 @@ impl WorkerContext {
                     let children = after_failure(place, &flow, &failure.error.chain.join(": "));
                     unsent.extend(self.publish_children(envelope, children, at).await?);
                 }
+                self.cancel_rest(place, &flow).await;
                 let upstream = Failure::new(FailureKind::Upstream, &*upstream_error(id, failure));
                 let never = never_after(place, &flow).into_iter();
                 unsent.extend(never.map(|child| (child, upstream.clone())));
@@ -101,6 +102,21 @@ impl WorkerContext {
             self.release_callback(&waiting).await?;
         }
         Ok(())
+    }
+
+    /// Revokes the members that a task has waited for, where its policy says so. Best effort: a member that is missed runs
+    /// for nothing.
+    async fn cancel_rest(&self, place: &StepPlace, flow: &Flow) {
+        let client = self.app.client();
+        for part in flow.awaits.iter().filter(|part| part.policy == Policy::CancelRest) {
+            let ids = part.tasks(place);
+            for window in ids.chunks(CONCURRENT_COMMITS) {
+                let revoked = window.iter().map(|id| client.revoke(id));
+                for error in join_all(revoked).await.into_iter().filter_map(Result::err) {
+                    tracing::debug!(%error, "a member of a group that has failed was not revoked");
+                }
+            }
+        }
     }
 
     /// Returns the end of a task as its record holds it, verified and decrypted.

@@ -58,12 +58,12 @@ pub struct After<N, P> {
 
 impl Graph {
     /// Adds a task: a signature that follows nothing, or a task [after](TaskDef::after) others.
-    pub fn task<T: GraphTask>(&mut self, task: T) -> Handle<T::Output> {
+    pub fn task<T: GraphTask>(&mut self, task: T) -> Handle<T::Returns> {
         self.add(|name| task.into_step(name))
     }
 
     /// Adds a task with a name of your choice, which is part of its id: `[a-z][a-z0-9_-]{0,39}`.
-    pub fn named<T: GraphTask>(&mut self, name: impl Into<String>, task: T) -> Handle<T::Output> {
+    pub fn named<T: GraphTask>(&mut self, name: impl Into<String>, task: T) -> Handle<T::Returns> {
         let name = name.into();
         self.add(|_| task.into_step(name))
     }
@@ -94,7 +94,7 @@ impl Graph {
 )]
 pub trait GraphTask {
     /// Type of its results.
-    type Output;
+    type Returns;
 
     /// Takes it apart.
     #[doc(hidden)]
@@ -102,7 +102,7 @@ pub trait GraphTask {
 }
 
 impl<R> GraphTask for Signature<R> {
-    type Output = R;
+    type Returns = R;
 
     fn into_step(self, name: String) -> StepPlan {
         StepPlan::new(name, self)
@@ -110,7 +110,7 @@ impl<R> GraphTask for Signature<R> {
 }
 
 impl<N: NextStep<P>, P> GraphTask for After<N, P> {
-    type Output = N::Output;
+    type Returns = N::Returns;
 
     fn into_step(self, name: String) -> StepPlan {
         self.next.into_step(name).after(self.before)
@@ -124,7 +124,7 @@ impl<N: NextStep<P>, P> GraphTask for After<N, P> {
 )]
 pub trait Handles {
     /// Types of their results together.
-    type Results;
+    type Passed;
 
     /// Returns their names.
     #[doc(hidden)]
@@ -132,7 +132,7 @@ pub trait Handles {
 }
 
 impl<R> Handles for &Handle<R> {
-    type Results = R;
+    type Passed = R;
 
     fn names(&self) -> Vec<String> {
         vec![self.name.clone()]
@@ -142,7 +142,7 @@ impl<R> Handles for &Handle<R> {
 macro_rules! tuples {
     ($($($result:ident)*;)*) => {$(
         impl<$($result: WireArg),*> Handles for ($(&Handle<$result>,)*) {
-            type Results = ($($result,)*);
+            type Passed = ($($result,)*);
 
             fn names(&self) -> Vec<String> {
                 #[allow(non_snake_case)]
@@ -166,7 +166,7 @@ tuples! {
 
 impl<A, R> TaskDef<A, R> {
     /// Makes the task one that follows tasks of a graph, and takes their results in this order and nothing else.
-    pub fn after<H: Handles>(self, tasks: H) -> After<Following<A, R, ()>, H::Results> {
+    pub fn after<H: Handles>(self, tasks: H) -> After<Following<A, R, ()>, H::Passed> {
         self.with(()).after(tasks)
     }
 }
@@ -174,7 +174,7 @@ impl<A, R> TaskDef<A, R> {
 impl<A, R, G> Following<A, R, G> {
     /// Makes the task one that follows tasks of a graph, and takes their results after what it is given.
     #[allow(clippy::needless_pass_by_value, reason = "one handle or a tuple of them is written as it is")]
-    pub fn after<H: Handles>(self, tasks: H) -> After<Self, H::Results> {
+    pub fn after<H: Handles>(self, tasks: H) -> After<Self, H::Passed> {
         After { next: self, before: tasks.names(), results: PhantomData }
     }
 }

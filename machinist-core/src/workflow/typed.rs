@@ -56,7 +56,7 @@ pub fn group<M: GroupMembers>(members: M) -> M::Group {
 ///
 /// let total = chord(["a.txt", "b.txt"].map(|file| COUNT.call(file)), SUM.with(()));
 /// ```
-pub fn chord<M: GroupMembers, N: NextStep<M::Output>>(members: M, callback: N) -> Workflow<N::Output> {
+pub fn chord<M: GroupMembers, N: NextStep<M::Returns>>(members: M, callback: N) -> Workflow<N::Returns> {
     members.into_group().into_workflow().then(callback)
 }
 
@@ -67,15 +67,15 @@ pub fn chord<M: GroupMembers, N: NextStep<M::Output>>(members: M, callback: N) -
 )]
 pub trait Member {
     /// Type of its results.
-    type Output;
+    type Returns;
 
     /// Makes it a workflow.
     #[doc(hidden)]
-    fn into_workflow(self) -> Workflow<Self::Output>;
+    fn into_workflow(self) -> Workflow<Self::Returns>;
 }
 
 impl<R> Member for Signature<R> {
-    type Output = R;
+    type Returns = R;
 
     fn into_workflow(self) -> Workflow<R> {
         chain(self)
@@ -83,7 +83,7 @@ impl<R> Member for Signature<R> {
 }
 
 impl<R> Member for Workflow<R> {
-    type Output = R;
+    type Returns = R;
 
     fn into_workflow(self) -> Self {
         self
@@ -91,7 +91,7 @@ impl<R> Member for Workflow<R> {
 }
 
 impl<R> Member for Group<R> {
-    type Output = Vec<R>;
+    type Returns = Vec<R>;
 
     fn into_workflow(self) -> Workflow<Vec<R>> {
         self.0
@@ -106,9 +106,9 @@ impl<R> Member for Group<R> {
 )]
 pub trait GroupMembers {
     /// Types of their results together.
-    type Output;
+    type Returns;
     /// The group.
-    type Group: Member<Output = Self::Output>;
+    type Group: Member<Returns = Self::Returns>;
 
     /// Makes the group.
     #[doc(hidden)]
@@ -116,8 +116,8 @@ pub trait GroupMembers {
 }
 
 impl<M: Member> GroupMembers for Vec<M> {
-    type Output = Vec<M::Output>;
-    type Group = Group<M::Output>;
+    type Returns = Vec<M::Returns>;
+    type Group = Group<M::Returns>;
 
     fn into_group(self) -> Self::Group {
         Group(Workflow::of_members(&self.into_iter().map(Member::into_workflow).collect::<Vec<_>>()))
@@ -125,8 +125,8 @@ impl<M: Member> GroupMembers for Vec<M> {
 }
 
 impl<M: Member, const N: usize> GroupMembers for [M; N] {
-    type Output = Vec<M::Output>;
-    type Group = Group<M::Output>;
+    type Returns = Vec<M::Returns>;
+    type Group = Group<M::Returns>;
 
     fn into_group(self) -> Self::Group {
         Vec::from(self).into_group()
@@ -137,10 +137,10 @@ macro_rules! tuples {
     ($($($member:ident)*;)*) => {$(
         impl<$($member: Member),*> GroupMembers for ($($member,)*)
         where
-            $($member::Output: WireArg,)*
+            $($member::Returns: WireArg,)*
         {
-            type Output = ($($member::Output,)*);
-            type Group = Workflow<Self::Output>;
+            type Returns = ($($member::Returns,)*);
+            type Group = Workflow<Self::Returns>;
 
             fn into_group(self) -> Self::Group {
                 #[allow(non_snake_case)]
@@ -173,7 +173,7 @@ pub struct Group<R>(Workflow<Vec<R>>);
 
 impl<R> Group<R> {
     /// Lets a task follow that gets the results of all members as one list.
-    pub fn then<N: NextStep<Vec<R>>>(self, next: N) -> Workflow<N::Output> {
+    pub fn then<N: NextStep<Vec<R>>>(self, next: N) -> Workflow<N::Returns> {
         self.0.then(next)
     }
 
@@ -310,7 +310,7 @@ impl<R> Workflow<R> {
     }
 
     /// Lets a task follow: it gets the results so far after the arguments that it is given.
-    pub fn then<N: NextStep<R>>(mut self, next: N) -> Workflow<N::Output> {
+    pub fn then<N: NextStep<R>>(mut self, next: N) -> Workflow<N::Returns> {
         let after = std::mem::take(&mut self.tails);
         self.push(|name| next.into_step(name).after(after));
         self.typed()

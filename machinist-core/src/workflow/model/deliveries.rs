@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use super::Fault;
+use super::FlowFault;
 use super::{
-    LAST_GUARD, Model, Mutation, NOW, TTL, Transition,
-    state::{Act, Delivery, Message, Stage, State},
+    FlowModel, FlowMutation, FlowStep, LAST_GUARD, NOW, TTL,
+    state::{FlowAct, FlowDelivery, FlowMessage, FlowStage, FlowState},
     task,
 };
 use crate::{
@@ -25,47 +25,47 @@ use crate::{
     workflow::Policy,
 };
 
-pub(super) fn guard_after(message: Message) -> Message {
-    Message { generation: message.generation.saturating_add(1).min(LAST_GUARD), ..message }
+pub(super) fn guard_after(message: FlowMessage) -> FlowMessage {
+    FlowMessage { generation: message.generation.saturating_add(1).min(LAST_GUARD), ..message }
 }
 
-impl Model {
+impl FlowModel {
     pub(super) fn delivery_steps(
         &self,
-        state: &State,
+        state: &FlowState,
         worker: usize,
-        delivery: &Delivery,
-        steps: &mut Vec<Transition>,
+        delivery: &FlowDelivery,
+        steps: &mut Vec<FlowStep>,
     ) {
         let child = self.child_of(delivery.message.child);
         let record = self.task_record(&child);
         let mut next = state.clone();
         let says = |what: &str| format!("worker {worker}, {}: {what}", child.id());
-        let set = |next: &mut State, stage: Stage| {
+        let set = |next: &mut FlowState, stage: FlowStage| {
             next.workers[worker].delivery.as_mut().expect("a delivery").stage = stage;
         };
         match &delivery.stage {
-            Stage::Open => {
-                let waits = !child.step.flow.awaits.is_empty() && !self.mutated(Mutation::StartUndecided);
-                set(&mut next, if waits { Stage::Look(false) } else { Stage::Start(None) });
+            FlowStage::Open => {
+                let waits = !child.step.flow.awaits.is_empty() && !self.mutated(FlowMutation::StartUndecided);
+                set(&mut next, if waits { FlowStage::Look(false) } else { FlowStage::Start(None) });
                 self.push(steps, says("opens"), false, next);
             }
-            Stage::Look(looked) => {
+            FlowStage::Look(looked) => {
                 let members = self.members(state, &child.place);
                 let mut decision = decide_join(&child.step.flow.awaits, &members);
                 let joined =
                     state.joined.get(&self.record_no(&join_record(&child.place))).copied().unwrap_or(0);
-                if self.mutated(Mutation::CountDecides)
+                if self.mutated(FlowMutation::CountDecides)
                     && usize::from(joined) >= Self::member_ids(&child).len()
                     && matches!(decision, JoinDecision::Undecided(_))
                 {
                     decision = JoinDecision::Run(Vec::new());
                 }
                 let stage = match decision {
-                    JoinDecision::Run(args) => Stage::Start(Some(self.args_no(args))),
-                    JoinDecision::Upstream(_) => Stage::End(FailureKind::Upstream),
-                    JoinDecision::Undecided(_) if *looked || self.mutated(Mutation::MembersNotAsked) => {
-                        Stage::Wait
+                    JoinDecision::Run(args) => FlowStage::Start(Some(self.args_no(args))),
+                    JoinDecision::Upstream(_) => FlowStage::End(FailureKind::Upstream),
+                    JoinDecision::Undecided(_) if *looked || self.mutated(FlowMutation::MembersNotAsked) => {
+                        FlowStage::Wait
                     }
                     JoinDecision::Undecided(missing) => {
                         let ended = |(index, id): &(u32, TaskId)| {
@@ -75,13 +75,13 @@ impl Model {
                                 .then(|| (u8::try_from(*index).expect("few members"), record))
                         };
                         let found: Vec<_> = Self::member_ids(&child).iter().filter_map(ended).collect();
-                        if found.is_empty() { Stage::Wait } else { Stage::Rejoin(found) }
+                        if found.is_empty() { FlowStage::Wait } else { FlowStage::Rejoin(found) }
                     }
                 };
                 set(&mut next, stage);
                 self.push(steps, says("looks at its join"), false, next);
             }
-            Stage::Rejoin(found) => {
+            FlowStage::Rejoin(found) => {
                 let (index, member) = found[0];
                 let facts = self.facts_of(state, member);
                 if let (Some(end), Some(id)) =
@@ -92,41 +92,43 @@ impl Model {
                     drop(self.commit(&mut next, &join(&joining, fact)));
                 }
                 let rest = found[1..].to_vec();
-                set(&mut next, if rest.is_empty() { Stage::Look(true) } else { Stage::Rejoin(rest) });
+                set(&mut next, if rest.is_empty() { FlowStage::Look(true) } else { FlowStage::Rejoin(rest) });
                 self.push(steps, says("lets a member join"), false, next);
             }
-            Stage::Wait => {
+            FlowStage::Wait => {
                 let facts = self.facts_of(state, record);
                 let stage = match decide_parking(&facts, 1, u32::from(delivery.message.generation), false) {
                     ParkDecision::Over(follow_up) => self.follow_stage(state, &child, &follow_up, None),
-                    ParkDecision::NewerGuard => Stage::Ack,
-                    ParkDecision::Proceed => Stage::End(FailureKind::Revoked),
-                    ParkDecision::Park(_) if self.mutated(Mutation::NoGuard) => Stage::Ack,
-                    ParkDecision::Park(_) if self.mutated(Mutation::GuardStoredFirst) => Stage::StoreGuard,
-                    ParkDecision::Park(_) => Stage::PublishGuard,
+                    ParkDecision::NewerGuard => FlowStage::Ack,
+                    ParkDecision::Proceed => FlowStage::End(FailureKind::Revoked),
+                    ParkDecision::Park(_) if self.mutated(FlowMutation::NoGuard) => FlowStage::Ack,
+                    ParkDecision::Park(_) if self.mutated(FlowMutation::GuardStoredFirst) => {
+                        FlowStage::StoreGuard
+                    }
+                    ParkDecision::Park(_) => FlowStage::PublishGuard,
                 };
-                let parks = stage == Stage::PublishGuard;
+                let parks = stage == FlowStage::PublishGuard;
                 set(&mut next, stage);
                 self.push(steps, says("reads its record"), false, next);
                 if parks && self.has_lost_members(state, &child) {
                     let mut next = state.clone();
-                    set(&mut next, Stage::End(FailureKind::Lost));
+                    set(&mut next, FlowStage::End(FailureKind::Lost));
                     self.push(steps, says("has waited long enough for lost members"), false, next);
                 }
             }
-            Stage::PublishGuard => {
+            FlowStage::PublishGuard => {
                 Self::put(&mut next, guard_after(delivery.message));
-                let stored_first = self.mutated(Mutation::GuardStoredFirst);
-                set(&mut next, if stored_first { Stage::Ack } else { Stage::StoreGuard });
+                let stored_first = self.mutated(FlowMutation::GuardStoredFirst);
+                set(&mut next, if stored_first { FlowStage::Ack } else { FlowStage::StoreGuard });
                 self.push(steps, says("publishes a copy"), false, next);
             }
-            Stage::StoreGuard => {
+            FlowStage::StoreGuard => {
                 self.store_guard(&mut next, &child, guard_after(delivery.message).generation);
-                let stored_first = self.mutated(Mutation::GuardStoredFirst);
-                set(&mut next, if stored_first { Stage::PublishGuard } else { Stage::Ack });
+                let stored_first = self.mutated(FlowMutation::GuardStoredFirst);
+                set(&mut next, if stored_first { FlowStage::PublishGuard } else { FlowStage::Ack });
                 self.push(steps, says("notes the copy"), false, next);
             }
-            Stage::End(kind) => {
+            FlowStage::End(kind) => {
                 let facts = self.facts_of(state, record);
                 let stage = match recorded_follow_up(&facts, 1) {
                     Some(follow_up) => self.follow_stage(state, &child, &follow_up, None),
@@ -138,29 +140,29 @@ impl Model {
                                 let follow_up = recorded_follow_up(&facts, 1).expect("an end");
                                 self.follow_stage(&next, &child, &follow_up, None)
                             }
-                            Err(_) => Stage::Open,
+                            Err(_) => FlowStage::Open,
                         }
                     }
                 };
                 set(&mut next, stage);
                 self.push(steps, says("ends without a run"), false, next);
             }
-            Stage::Start(gathered) => self.start_steps(state, worker, delivery, *gathered, steps),
-            Stage::Run(claim, gathered) => {
-                set(&mut next, Stage::Record(*claim, true, *gathered));
+            FlowStage::Start(gathered) => self.start_steps(state, worker, delivery, *gathered, steps),
+            FlowStage::Run(claim, gathered) => {
+                set(&mut next, FlowStage::Record(*claim, true, *gathered));
                 self.push(steps, says("returns"), false, next);
-                let fails = state.faults_left[Fault::Fail as usize] > 0 && !child.place.is_root();
+                let fails = state.faults_left[FlowFault::Fail as usize] > 0 && !child.place.is_root();
                 if fails {
                     let mut next = state.clone();
-                    next.faults_left[Fault::Fail as usize] -= 1;
-                    set(&mut next, Stage::Record(*claim, false, *gathered));
+                    next.faults_left[FlowFault::Fail as usize] -= 1;
+                    set(&mut next, FlowStage::Record(*claim, false, *gathered));
                     self.push(steps, says("fails"), true, next);
                 }
             }
-            Stage::Record(claim, success, _) => {
+            FlowStage::Record(claim, success, _) => {
                 let claim = self.claims.borrow()[*claim as usize].clone();
                 let verdict = self.verdict(&child, &claim, *success);
-                if self.mutated(Mutation::JoinBeforeRecord) {
+                if self.mutated(FlowMutation::JoinBeforeRecord) {
                     let end = outcome_commit(&claim, &verdict, String::new(), NOW, TTL)
                         .facts
                         .pop()
@@ -177,7 +179,7 @@ impl Model {
                 let commit = outcome_commit(&claim, &verdict, String::new(), NOW, TTL);
                 let memory =
                     commit.facts.iter().find(|(fact, _)| fact == name::END).map(|(_, end)| end.clone());
-                let memory = memory.filter(|_| self.mutated(Mutation::ArgsFromMemory));
+                let memory = memory.filter(|_| self.mutated(FlowMutation::ArgsFromMemory));
                 let stage = match self.commit(&mut next, &commit) {
                     Ok(facts) => {
                         let follow_up = recorded_follow_up(&facts, 1).expect("an end");
@@ -191,10 +193,10 @@ impl Model {
                         CommitRefusal::Over(follow_up) => {
                             self.follow_stage(&next, &child, &follow_up, memory)
                         }
-                        _ => Stage::Open,
+                        _ => FlowStage::Open,
                     },
                 };
-                if self.mutated(Mutation::JoinBeforeRecord) {
+                if self.mutated(FlowMutation::JoinBeforeRecord) {
                     // A process may die between the two.
                     let mut between = next.clone();
                     between.records.insert(record, state.records.get(&record).copied().unwrap_or(0));
@@ -207,10 +209,10 @@ impl Model {
                 set(&mut next, stage);
                 self.push(steps, says("records its outcome"), false, next);
             }
-            Stage::Follow(acts, at, woken) => {
+            FlowStage::Follow(acts, at, woken) => {
                 self.act(state, worker, delivery, (*acts, *at), woken, steps);
             }
-            Stage::NoteCopy(generation, woken) => {
+            FlowStage::NoteCopy(generation, woken) => {
                 let waiting = self.record_names.get(u32::from(woken[0])).task().expect("a task");
                 let mut mark = Commit::new(waiting);
                 mark.unless = vec![name::END.into()];
@@ -220,13 +222,13 @@ impl Model {
                 set(&mut next, self.release_stage(&rest));
                 self.push(steps, says("notes the copy of a task that waited"), false, next);
             }
-            Stage::Mark => {
+            FlowStage::Mark => {
                 let done = FollowUp::Ended { spawns: false }.done(&child.id(), 1).expect("a mark");
                 drop(self.commit(&mut next, &done));
-                set(&mut next, Stage::Ack);
+                set(&mut next, FlowStage::Ack);
                 self.push(steps, says("marks its follow-up as done"), false, next);
             }
-            Stage::Ack => {
+            FlowStage::Ack => {
                 next.workers[worker].delivery = None;
                 self.push(steps, says("acknowledges"), false, next);
             }
@@ -235,11 +237,11 @@ impl Model {
 
     pub(super) fn start_steps(
         &self,
-        state: &State,
+        state: &FlowState,
         worker: usize,
-        delivery: &Delivery,
+        delivery: &FlowDelivery,
         gathered: Option<u32>,
-        steps: &mut Vec<Transition>,
+        steps: &mut Vec<FlowStep>,
     ) {
         let child = self.child_of(delivery.message.child);
         let record = self.task_record(&child);
@@ -265,7 +267,7 @@ impl Model {
             received_at: NOW,
             token: 0,
             alone: false,
-            gathered: gathered_fact.filter(|_| !self.mutated(Mutation::ArgumentsUnchecked)),
+            gathered: gathered_fact.filter(|_| !self.mutated(FlowMutation::ArgumentsUnchecked)),
         };
         let mut next = state.clone();
         let (mut commit, mut claim) = request.first(NOW);
@@ -279,13 +281,13 @@ impl Model {
             match self.commit(&mut next, &commit) {
                 Ok(_) => break None,
                 Err(facts) => match decide_start(&facts, &request, gone, NOW) {
-                    StartDecision::AlreadyStarted(_) => break Some(Stage::Ack),
+                    StartDecision::AlreadyStarted(_) => break Some(FlowStage::Ack),
                     StartDecision::Over(follow_up) => {
                         break Some(self.follow_stage(state, &child, &follow_up, None));
                     }
-                    StartDecision::NewerGuard => break Some(Stage::Ack),
-                    StartDecision::OtherArguments => break Some(Stage::End(FailureKind::Lost)),
-                    StartDecision::Revoked => break Some(Stage::End(FailureKind::Revoked)),
+                    StartDecision::NewerGuard => break Some(FlowStage::Ack),
+                    StartDecision::OtherArguments => break Some(FlowStage::End(FailureKind::Lost)),
+                    StartDecision::Revoked => break Some(FlowStage::End(FailureKind::Revoked)),
                     // It waits; what it waits for is another step.
                     StartDecision::Busy(_) => return,
                     StartDecision::TakeOver(take_over) => (commit, claim) = *take_over,
@@ -300,7 +302,7 @@ impl Model {
                 claims.push(claim);
                 claims.len() - 1
             });
-            Stage::Run(u32::try_from(number).expect("few claims"), gathered)
+            FlowStage::Run(u32::try_from(number).expect("few claims"), gathered)
         });
         if granted {
             self.check_start(&mut next, &child, record, gathered);
@@ -310,7 +312,13 @@ impl Model {
     }
 
     /// Checks what must hold when a task starts.
-    pub(super) fn check_start(&self, state: &mut State, child: &Child, record: u16, gathered: Option<u32>) {
+    pub(super) fn check_start(
+        &self,
+        state: &mut FlowState,
+        child: &Child,
+        record: u16,
+        gathered: Option<u32>,
+    ) {
         let awaits = &child.step.flow.awaits;
         if awaits.is_empty() || state.lost {
             if let (Some(gathered), true) = (gathered, state.lost) {
@@ -348,7 +356,7 @@ impl Model {
         Joining { waiting: child.place.clone(), index, size, policy: Policy::Collect }
     }
 
-    pub(super) fn has_lost_members(&self, state: &State, child: &Child) -> bool {
+    pub(super) fn has_lost_members(&self, state: &FlowState, child: &Child) -> bool {
         let members = self.members(state, &child.place);
         let root = self.facts_of(state, self.record_no(&RecordId::from(&task("R"))));
         let lost = |(index, id): &(u32, TaskId)| {
@@ -372,23 +380,23 @@ impl Model {
     /// Returns the stage after an end: the list of what has to be done.
     pub(super) fn follow_stage(
         &self,
-        state: &State,
+        state: &FlowState,
         child: &Child,
         follow_up: &FollowUp,
         memory: Option<Bytes>,
-    ) -> Stage {
+    ) -> FlowStage {
         if *follow_up == FollowUp::Nothing {
-            return Stage::Ack;
+            return FlowStage::Ack;
         }
         let facts = self.facts_of(state, self.task_record(child));
-        let Some(end) = memory.or_else(|| facts.get(name::END).cloned()) else { return Stage::Open };
+        let Some(end) = memory.or_else(|| facts.get(name::END).cloned()) else { return FlowStage::Open };
         let flow = &child.step.flow;
         let verdict = EndedMember::of(child.id(), &end).expect("an end").verdict;
         let mut acts = Vec::new();
-        let publish = |children: Vec<Child>, acts: &mut Vec<Act>| {
+        let publish = |children: Vec<Child>, acts: &mut Vec<FlowAct>| {
             let (waiting, others): (Vec<_>, Vec<_>) =
                 children.into_iter().partition(|child| !child.step.flow.awaits.is_empty());
-            acts.extend(waiting.into_iter().chain(others).map(|child| Act::Publish(self.child(child))));
+            acts.extend(waiting.into_iter().chain(others).map(|child| FlowAct::Publish(self.child(child))));
         };
         match verdict {
             EndVerdict::Success { results } => {
@@ -401,31 +409,31 @@ impl Model {
                 let error = upstream_error(&child.id(), &failure);
                 for never in never_after(&child.place, flow) {
                     let never = self.child(never);
-                    if !self.mutated(Mutation::UpstreamLeftOut) {
-                        acts.extend([Act::EndChild(never, error.clone()), Act::JoinChild(never)]);
+                    if !self.mutated(FlowMutation::UpstreamLeftOut) {
+                        acts.extend([FlowAct::EndChild(never, error.clone()), FlowAct::JoinChild(never)]);
                     }
                 }
             }
         }
-        if !self.mutated(Mutation::JoinBeforeRecord) {
-            acts.push(Act::JoinOwn(end));
+        if !self.mutated(FlowMutation::JoinBeforeRecord) {
+            acts.push(FlowAct::JoinOwn(end));
         }
-        Stage::Follow(self.acts.number(acts), 0, Vec::new())
+        FlowStage::Follow(self.acts.number(acts), 0, Vec::new())
     }
 
     pub(super) fn act(
         &self,
-        state: &State,
+        state: &FlowState,
         worker: usize,
-        delivery: &Delivery,
+        delivery: &FlowDelivery,
         (acts, at): (u32, u8),
         woken: &[u16],
-        steps: &mut Vec<Transition>,
+        steps: &mut Vec<FlowStep>,
     ) {
         let child = self.child_of(delivery.message.child);
         let mut next = state.clone();
         let mut woken: BTreeSet<u16> = woken.iter().copied().collect();
-        if at == 0 && self.mutated(Mutation::AckBeforeFollow) && !delivery.settled {
+        if at == 0 && self.mutated(FlowMutation::AckBeforeFollow) && !delivery.settled {
             next.workers[worker].delivery.as_mut().expect("a delivery").settled = true;
             return self.push(steps, "acknowledges too early", false, next);
         }
@@ -434,10 +442,10 @@ impl Model {
             return self.release(state, worker, woken.into_iter().collect(), steps);
         };
         let what = match act {
-            Act::Publish(number) => {
+            FlowAct::Publish(number) => {
                 let published = self.child_of(*number);
                 self.check_publish(state, &child, &published);
-                Self::put(&mut next, Message { child: *number, generation: 0 });
+                Self::put(&mut next, FlowMessage { child: *number, generation: 0 });
                 let mut sent = Commit::new(published.id());
                 sent.facts = vec![(name::SENT.into(), json(&NOW))];
                 if !published.step.flow.awaits.is_empty() {
@@ -447,14 +455,14 @@ impl Model {
                 drop(self.commit(&mut next, &sent));
                 format!("publishes {}", published.id())
             }
-            Act::EndChild(number, error) => {
+            FlowAct::EndChild(number, error) => {
                 let ended = self.child_of(*number);
                 let failure = Failure::new(FailureKind::Upstream, error.as_str());
                 let commit = failure_without_run(&ended.id(), &Facts::new(), 1, failure, NOW, TTL);
                 drop(self.commit(&mut next, &commit));
                 format!("ends {}", ended.id())
             }
-            Act::JoinChild(number) => {
+            FlowAct::JoinChild(number) => {
                 let ended = self.child_of(*number);
                 let facts = self.facts_of(state, self.task_record(&ended));
                 if let Some(end) = facts.get(name::END).cloned() {
@@ -462,22 +470,28 @@ impl Model {
                 }
                 format!("lets {} join", ended.id())
             }
-            Act::JoinOwn(end) => {
+            FlowAct::JoinOwn(end) => {
                 self.join_all(&mut next, &child, end, &mut woken);
                 "joins".to_owned()
             }
         };
-        let stage = Stage::Follow(acts, at + 1, woken.into_iter().collect());
+        let stage = FlowStage::Follow(acts, at + 1, woken.into_iter().collect());
         next.workers[worker].delivery.as_mut().expect("a delivery").stage = stage;
         self.push(steps, format!("worker {worker}, {}: {what}", child.id()), false, next);
     }
 
-    pub(super) fn join_all(&self, state: &mut State, ended: &Child, end: &Bytes, woken: &mut BTreeSet<u16>) {
+    pub(super) fn join_all(
+        &self,
+        state: &mut FlowState,
+        ended: &Child,
+        end: &Bytes,
+        woken: &mut BTreeSet<u16>,
+    ) {
         let verdict = EndedMember::of(ended.id(), end).expect("an end");
         for joining in joinings(&ended.place, &ended.step.flow) {
             let fact = json(&JoinedMember { id: ended.id(), end: String::from_utf8_lossy(end).into_owned() });
             let commit = join(&joining, fact);
-            if self.mutated(Mutation::CountDecides) {
+            if self.mutated(FlowMutation::CountDecides) {
                 *state.joined.entry(self.record_no(&commit.id)).or_default() += 1;
             }
             if let Ok(facts) = self.commit(state, &commit)
@@ -488,19 +502,25 @@ impl Model {
         }
     }
 
-    pub(super) fn release_stage(&self, woken: &[u16]) -> Stage {
+    pub(super) fn release_stage(&self, woken: &[u16]) -> FlowStage {
         if woken.is_empty() {
-            Stage::Mark
+            FlowStage::Mark
         } else {
-            Stage::Follow(self.acts.number(Vec::new()), 1, woken.to_vec())
+            FlowStage::Follow(self.acts.number(Vec::new()), 1, woken.to_vec())
         }
     }
 
     /// Publishes a copy of the task that waits at the front of the list, if it still waits.
-    pub(super) fn release(&self, state: &State, worker: usize, woken: Vec<u16>, steps: &mut Vec<Transition>) {
+    pub(super) fn release(
+        &self,
+        state: &FlowState,
+        worker: usize,
+        woken: Vec<u16>,
+        steps: &mut Vec<FlowStep>,
+    ) {
         let mut next = state.clone();
         let Some(first) = woken.first() else {
-            next.workers[worker].delivery.as_mut().expect("a delivery").stage = Stage::Mark;
+            next.workers[worker].delivery.as_mut().expect("a delivery").stage = FlowStage::Mark;
             return self.push(steps, "has nobody to wake", false, next);
         };
         let facts = self.facts_of(state, *first);
@@ -509,8 +529,8 @@ impl Model {
             Some((generation, child)) => {
                 let generation = u8::try_from(generation + 1).expect("few generations");
                 let child = child.parse().expect("a number");
-                Self::put(&mut next, Message { child, generation });
-                Stage::NoteCopy(generation, woken)
+                Self::put(&mut next, FlowMessage { child, generation });
+                FlowStage::NoteCopy(generation, woken)
             }
             None => self.release_stage(&woken[1..]),
         };
@@ -518,7 +538,7 @@ impl Model {
         self.push(steps, format!("worker {worker} wakes a task that waits"), false, next);
     }
 
-    pub(super) fn store_guard(&self, state: &mut State, child: &Child, generation: u8) {
+    pub(super) fn store_guard(&self, state: &mut FlowState, child: &Child, generation: u8) {
         let mut mark = Commit::new(child.id());
         mark.unless = vec![name::END.into()];
         mark.facts = vec![(name::guard(1, u32::from(generation)), "1".into())];
@@ -526,7 +546,7 @@ impl Model {
     }
 
     /// Checks what must hold when a task is published.
-    pub(super) fn check_publish(&self, state: &State, parent: &Child, published: &Child) {
+    pub(super) fn check_publish(&self, state: &FlowState, parent: &Child, published: &Child) {
         if state.lost {
             return;
         }
@@ -538,7 +558,7 @@ impl Model {
             ));
         }
         let children = self.children.borrow();
-        let in_broker = |message: &Message| {
+        let in_broker = |message: &FlowMessage| {
             let other = &children[usize::from(message.child)];
             other.place == published.place && **other != *published
         };

@@ -22,7 +22,7 @@ use bytes::Bytes;
 
 use self::{
     search::{search, walk},
-    state::{Act, Delivery, Message, Numbered, Stage, State, WorkerState},
+    state::{FlowAct, FlowDelivery, FlowMessage, FlowStage, FlowState, FlowWorker, NumberedValues},
 };
 use super::{Sendable, StepPlan, Workflow};
 use crate::{
@@ -43,9 +43,9 @@ const TTL: Duration = Duration::from_secs(3600);
 /// Generation from which on a copy of a task that waits comes only when its join can be decided.
 const LAST_GUARD: u8 = 2;
 
-/// Fault, which occurs as often as a scene lists it.
+/// FlowFault, which occurs as often as a scene lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
+enum FlowFault {
     /// A worker dies. Its delivery goes back to the queue, and its session is known to be gone.
     Crash,
     /// A worker's broker connection is lost: its delivery goes back, and the worker goes on with it.
@@ -66,7 +66,7 @@ const FAULTS: usize = 7;
 
 /// Rule that is broken on purpose: the search must find what the rule prevents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mutation {
+enum FlowMutation {
     /// A member joins with what its handler returned, before that is recorded.
     JoinBeforeRecord,
     /// A delivery is acknowledged before the workflow has gone on.
@@ -91,38 +91,38 @@ enum Mutation {
 
 /// One search.
 #[derive(Debug, Clone)]
-struct Scene {
+struct FlowScene {
     name: &'static str,
     steps: fn() -> Vec<StepPlan>,
     workers: usize,
-    faults: &'static [Fault],
-    mutation: Option<Mutation>,
+    faults: &'static [FlowFault],
+    mutation: Option<FlowMutation>,
 }
 
-struct Model {
-    scene: Scene,
-    root: Message,
+struct FlowModel {
+    scene: FlowScene,
+    root: FlowMessage,
     /// Children by number. Two that differ are two numbers, even at one place.
     children: RefCell<Vec<Rc<Child>>>,
-    record_names: Numbered<RecordId>,
-    facts: Numbered<Facts>,
+    record_names: NumberedValues<RecordId>,
+    facts: NumberedValues<Facts>,
     claims: RefCell<Vec<Claim>>,
     args: RefCell<Vec<Vec<Arg>>>,
-    acts: Numbered<Vec<Act>>,
+    acts: NumberedValues<Vec<FlowAct>>,
     /// Records of the tasks that must end.
     expected: Vec<u16>,
     violation: RefCell<Option<String>>,
 }
 
-struct Transition {
+struct FlowStep {
     action: String,
     is_fault: bool,
-    state: State,
+    state: FlowState,
     violation: Option<String>,
 }
 
-impl Model {
-    fn new(scene: Scene) -> Self {
+impl FlowModel {
+    fn new(scene: FlowScene) -> Self {
         let workflow = Workflow::of_steps((scene.steps)()).expect("a workflow").with_id(task("R"));
         let parts = workflow.into_parts().parts;
         let flow = *parts.flow.expect("a flow");
@@ -131,13 +131,13 @@ impl Model {
         let root = Child { place, step, outline: None };
         let mut model = Self {
             scene,
-            root: Message { child: 0, generation: 0 },
+            root: FlowMessage { child: 0, generation: 0 },
             children: RefCell::default(),
-            record_names: Numbered::new(),
-            facts: Numbered::new(),
+            record_names: NumberedValues::new(),
+            facts: NumberedValues::new(),
             claims: RefCell::default(),
             args: RefCell::default(),
-            acts: Numbered::new(),
+            acts: NumberedValues::new(),
             expected: Vec::new(),
             violation: RefCell::default(),
         };
@@ -149,14 +149,14 @@ impl Model {
         model
     }
 
-    fn initial(&self) -> State {
+    fn initial(&self) -> FlowState {
         let mut faults_left = [0; FAULTS];
         for fault in self.scene.faults {
             faults_left[*fault as usize] += 1;
         }
-        let worker = |session| WorkerState { session, delivery: None };
+        let worker = |session| FlowWorker { session, delivery: None };
         let workers = u8::try_from(self.scene.workers).expect("few workers");
-        State {
+        FlowState {
             records: BTreeMap::new(),
             queue: vec![self.root],
             workers: (0..workers).map(worker).collect(),
@@ -170,7 +170,7 @@ impl Model {
         }
     }
 
-    fn mutated(&self, mutation: Mutation) -> bool {
+    fn mutated(&self, mutation: FlowMutation) -> bool {
         self.scene.mutation == Some(mutation)
     }
 
@@ -196,7 +196,7 @@ impl Model {
         self.record_no(&RecordId::from(&child.id()))
     }
 
-    fn facts_of(&self, state: &State, record: u16) -> Rc<Facts> {
+    fn facts_of(&self, state: &FlowState, record: u16) -> Rc<Facts> {
         self.facts.get(state.records.get(&record).copied().unwrap_or(0))
     }
 
@@ -215,7 +215,7 @@ impl Model {
     }
 
     /// Commits as a backend does. Returns the record if it is refused.
-    fn commit(&self, state: &mut State, commit: &Commit) -> Result<Rc<Facts>, Rc<Facts>> {
+    fn commit(&self, state: &mut FlowState, commit: &Commit) -> Result<Rc<Facts>, Rc<Facts>> {
         let record = self.record_no(&commit.id);
         let before = self.facts_of(state, record);
         let mut after = Facts::clone(&before);
@@ -230,12 +230,12 @@ impl Model {
         Ok(self.facts.get(after_no))
     }
 
-    fn put(state: &mut State, message: Message) {
+    fn put(state: &mut FlowState, message: FlowMessage) {
         let at = state.queue.partition_point(|other| *other <= message);
         state.queue.insert(at, message);
     }
 
-    fn members(&self, state: &State, place: &StepPlace) -> BTreeMap<u32, EndedMember> {
+    fn members(&self, state: &FlowState, place: &StepPlace) -> BTreeMap<u32, EndedMember> {
         let facts = self.facts_of(state, self.record_no(&join_record(place)));
         ended_members(&facts, |_, fact| {
             let member: JoinedMember = serde_json::from_slice(fact).ok()?;
@@ -258,7 +258,7 @@ impl Model {
     }
 
     /// Returns `true` if the join of a task that waits can be decided from what is recorded, or never will be.
-    fn can_be_decided(&self, state: &State, child: &Child) -> bool {
+    fn can_be_decided(&self, state: &FlowState, child: &Child) -> bool {
         let members = self.members(state, &child.place);
         let undecided = |index: &u32, id: &TaskId| -> bool {
             !members.contains_key(index)
@@ -270,13 +270,13 @@ impl Model {
             || !matches!(decide_join(&child.step.flow.awaits, &members), JoinDecision::Undecided(_))
     }
 
-    fn is_done(&self, state: &State) -> bool {
+    fn is_done(&self, state: &FlowState) -> bool {
         let ended = |record: &u16| self.facts_of(state, *record).has(name::END);
         self.expected.iter().all(ended)
     }
 
     /// Returns all steps that are possible in a state.
-    fn steps(&self, state: &State) -> Vec<Transition> {
+    fn steps(&self, state: &FlowState) -> Vec<FlowStep> {
         let mut steps = Vec::new();
         for worker in 0..state.workers.len() {
             match &state.workers[worker].delivery {
@@ -288,17 +288,17 @@ impl Model {
         steps
     }
 
-    fn push(&self, steps: &mut Vec<Transition>, action: impl Into<String>, is_fault: bool, state: State) {
+    fn push(&self, steps: &mut Vec<FlowStep>, action: impl Into<String>, is_fault: bool, state: FlowState) {
         let violation = self.violation.borrow_mut().take();
-        steps.push(Transition { action: action.into(), is_fault, state, violation });
+        steps.push(FlowStep { action: action.into(), is_fault, state, violation });
     }
 
-    fn receive_steps(&self, state: &State, worker: usize, steps: &mut Vec<Transition>) {
+    fn receive_steps(&self, state: &FlowState, worker: usize, steps: &mut Vec<FlowStep>) {
         // Workers without a delivery are alike.
         if state.workers[..worker].iter().any(|other| other.delivery.is_none()) {
             return;
         }
-        let distinct: BTreeSet<Message> = state.queue.iter().copied().collect();
+        let distinct: BTreeSet<FlowMessage> = state.queue.iter().copied().collect();
         for message in distinct {
             let child = self.child_of(message.child);
             let waits = !child.step.flow.awaits.is_empty();
@@ -308,7 +308,8 @@ impl Model {
             let mut next = state.clone();
             let at = next.queue.iter().position(|other| *other == message).expect("a message");
             next.queue.remove(at);
-            next.workers[worker].delivery = Some(Delivery { message, settled: false, stage: Stage::Open });
+            next.workers[worker].delivery =
+                Some(FlowDelivery { message, settled: false, stage: FlowStage::Open });
             self.push(
                 steps,
                 format!("worker {worker} receives {} ({})", child.id(), message.generation),
@@ -318,8 +319,8 @@ impl Model {
         }
     }
 
-    fn fault_steps(&self, state: &State, steps: &mut Vec<Transition>) {
-        let with = |fault: Fault| {
+    fn fault_steps(&self, state: &FlowState, steps: &mut Vec<FlowStep>) {
+        let with = |fault: FlowFault| {
             let mut next = state.clone();
             let left = &mut next.faults_left[fault as usize];
             *left = left.checked_sub(1)?;
@@ -327,9 +328,9 @@ impl Model {
         };
         for worker in 0..state.workers.len() {
             let Some(delivery) = &state.workers[worker].delivery else { continue };
-            if let Some(mut next) = with(Fault::Crash) {
+            if let Some(mut next) = with(FlowFault::Crash) {
                 next.alive &= !(1 << next.workers[worker].session);
-                next.workers[worker] = WorkerState { session: next.next_session, delivery: None };
+                next.workers[worker] = FlowWorker { session: next.next_session, delivery: None };
                 next.alive |= 1 << next.next_session;
                 next.next_session += 1;
                 if !delivery.settled {
@@ -338,20 +339,20 @@ impl Model {
                 self.push(steps, format!("worker {worker} dies"), true, next);
             }
             if !delivery.settled
-                && let Some(mut next) = with(Fault::Drop)
+                && let Some(mut next) = with(FlowFault::Drop)
             {
                 next.workers[worker].delivery.as_mut().expect("a delivery").settled = true;
                 Self::put(&mut next, delivery.message);
                 self.push(steps, format!("worker {worker} loses its connection"), true, next);
             }
             if state.alive & (1 << state.workers[worker].session) != 0
-                && let Some(mut next) = with(Fault::Expire)
+                && let Some(mut next) = with(FlowFault::Expire)
             {
                 next.alive &= !(1 << next.workers[worker].session);
                 self.push(steps, format!("the session of worker {worker} expires"), true, next);
             }
         }
-        if let Some(next) = with(Fault::Duplicate) {
+        if let Some(next) = with(FlowFault::Duplicate) {
             for message in state.queue.iter().collect::<BTreeSet<_>>() {
                 let mut next = next.clone();
                 Self::put(&mut next, *message);
@@ -360,7 +361,7 @@ impl Model {
         }
         for (record, facts) in &state.records {
             let is_join = self.record_names.get(u32::from(*record)).task().is_none();
-            let fault = if is_join { Fault::LoseJoin } else { Fault::LoseRecord };
+            let fault = if is_join { FlowFault::LoseJoin } else { FlowFault::LoseRecord };
             if *facts == 0 || (!is_join && !self.facts.get(*facts).has(name::FOLLOWED)) {
                 continue;
             }
@@ -374,7 +375,7 @@ impl Model {
     }
 
     /// Returns the invariant that a state violates, if any.
-    fn violation(&self, state: &State) -> Option<String> {
+    fn violation(&self, state: &FlowState) -> Option<String> {
         let held =
             state.workers.iter().any(|worker| worker.delivery.as_ref().is_some_and(|held| !held.settled));
         if state.queue.is_empty() && !held && !self.is_done(state) && !state.lost_record {
@@ -434,9 +435,9 @@ fn graph() -> Vec<StepPlan> {
     ]
 }
 
-use Fault::{Crash, Drop, Duplicate, Expire, Fail, LoseJoin, LoseRecord};
+use FlowFault::{Crash, Drop, Duplicate, Expire, Fail, LoseJoin, LoseRecord};
 
-const SCENES: [Scene; 9] = [
+const SCENES: [FlowScene; 9] = [
     scene("chain: crash, expiry", chain, 2, &[Crash, Expire]),
     scene("chain: failure, crash, duplicate", chain, 2, &[Fail, Crash, Duplicate]),
     scene("chord, one worker: crash, duplicate", chord, 1, &[Crash, Duplicate]),
@@ -449,7 +450,7 @@ const SCENES: [Scene; 9] = [
 ];
 
 /// Scenes that are too large for all states.
-const WALKS: [Scene; 4] = [
+const WALKS: [FlowScene; 4] = [
     scene("walk: chord", chord_with_successor, 2, &[Crash, Crash, Drop, Expire, Duplicate]),
     scene("walk: chord, failures", chord_with_successor, 2, &[Fail, Fail, Crash, Drop, Expire, Duplicate]),
     scene("walk: graph", graph, 2, &[Crash, Crash, Drop, Expire, Duplicate, Fail]),
@@ -460,9 +461,9 @@ const fn scene(
     name: &'static str,
     steps: fn() -> Vec<StepPlan>,
     workers: usize,
-    faults: &'static [Fault],
-) -> Scene {
-    Scene { name, steps, workers, faults, mutation: None }
+    faults: &'static [FlowFault],
+) -> FlowScene {
+    FlowScene { name, steps, workers, faults, mutation: None }
 }
 
 fn large() -> bool {
@@ -473,7 +474,7 @@ fn large() -> bool {
 fn every_workflow_ends_and_nothing_starts_undecided() {
     for scene in SCENES {
         let (name, started) = (scene.name, std::time::Instant::now());
-        let report = search(&Model::new(scene));
+        let report = search(&FlowModel::new(scene));
         println!("{name}: {} states, {:.1?}", report.states, started.elapsed());
         assert!(report.violation.is_none(), "{name}: {}", report.violation.unwrap_or_default());
     }
@@ -484,7 +485,7 @@ fn random_walks_find_nothing_either() {
     let steps = if large() { 10_000_000 } else { 250_000 };
     for scene in WALKS {
         let (name, seed) = (scene.name, rand::random());
-        let walked = walk(&Model::new(scene), seed, steps)
+        let walked = walk(&FlowModel::new(scene), seed, steps)
             .unwrap_or_else(|found| panic!("{name}, seed {seed}: {found}"));
         println!("{name}: seed {seed}, {walked} steps");
     }
@@ -492,7 +493,7 @@ fn random_walks_find_nothing_either() {
 
 #[test]
 fn every_broken_rule_of_workflows_is_found() {
-    use Mutation::*;
+    use FlowMutation::*;
     let mutations = [
         (JoinBeforeRecord, "chord: expiry", "started"),
         (AckBeforeFollow, "chord, one worker: crash, duplicate", "lost"),
@@ -507,7 +508,7 @@ fn every_broken_rule_of_workflows_is_found() {
     ];
     for (mutation, name, expected) in mutations {
         let scene = SCENES.into_iter().find(|scene| scene.name == name).expect("a scene");
-        let report = search(&Model::new(Scene { mutation: Some(mutation), ..scene }));
+        let report = search(&FlowModel::new(FlowScene { mutation: Some(mutation), ..scene }));
         let violation = report.violation.unwrap_or_default();
         let found = violation.lines().next().unwrap_or("nothing");
         println!("{mutation:?}: {found} ({} states)", report.states);

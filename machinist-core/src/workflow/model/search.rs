@@ -7,19 +7,19 @@ use std::{
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use super::{Model, Transition, state::State};
+use super::{FlowModel, FlowStep, state::FlowState};
 
 /// Result of a search.
-pub(super) struct Report {
+pub(super) struct FlowReport {
     pub(super) states: usize,
     pub(super) violation: Option<String>,
 }
 
 /// Searches all states breadth first. Reports a violation with the shortest trace to it, and states from which no path
 /// without faults leads to an end.
-pub(super) fn search(model: &Model) -> Report {
+pub(super) fn search(model: &FlowModel) -> FlowReport {
     let initial = Rc::new(model.initial());
-    let mut numbers: HashMap<Rc<State>, u32> = [(Rc::clone(&initial), 0)].into();
+    let mut numbers: HashMap<Rc<FlowState>, u32> = [(Rc::clone(&initial), 0)].into();
     let mut states = vec![initial];
     let mut from: Vec<(u32, String)> = vec![(0, String::new())];
     let mut back: Vec<Vec<u32>> = vec![Vec::new()];
@@ -27,12 +27,12 @@ pub(super) fn search(model: &Model) -> Report {
     while at < states.len() {
         let state = Rc::clone(&states[at]);
         let number = u32::try_from(at).expect("fewer than 2^32 states");
-        for Transition { action, is_fault, state: next, violation } in model.steps(&state) {
+        for FlowStep { action, is_fault, state: next, violation } in model.steps(&state) {
             let violation = violation.or_else(|| model.violation(&next));
             if let Some(violation) = violation {
                 let trace = trace(&from, number);
                 let violation = format!("{violation}\n  {trace}\n  {action}");
-                return Report { states: states.len(), violation: Some(violation) };
+                return FlowReport { states: states.len(), violation: Some(violation) };
             }
             let to = numbers.get(&next).copied().unwrap_or_else(|| {
                 let to = u32::try_from(states.len()).expect("fewer than 2^32 states");
@@ -64,7 +64,7 @@ pub(super) fn search(model: &Model) -> Report {
         let trace = trace(&from, u32::try_from(at).expect("a state"));
         format!("stuck: no path without faults leads to an end\n  {trace}")
     });
-    Report { states: states.len(), violation }
+    FlowReport { states: states.len(), violation }
 }
 
 pub(super) fn trace(from: &[(u32, String)], mut at: u32) -> String {
@@ -79,7 +79,7 @@ pub(super) fn trace(from: &[(u32, String)], mut at: u32) -> String {
 }
 
 /// Walks at random: faults are rare, and each walk goes on until the workflow has ended. Returns the number of steps.
-pub(super) fn walk(model: &Model, seed: u64, at_least: usize) -> Result<usize, String> {
+pub(super) fn walk(model: &FlowModel, seed: u64, at_least: usize) -> Result<usize, String> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut all = 0;
     while all < at_least {
@@ -93,7 +93,7 @@ pub(super) fn walk(model: &Model, seed: u64, at_least: usize) -> Result<usize, S
             if steps.is_empty() || actions.len() > 5_000 {
                 break;
             }
-            let Transition { action, state: next, violation, .. } =
+            let FlowStep { action, state: next, violation, .. } =
                 steps.swap_remove(random.random_range(0..steps.len()));
             actions.push(action);
             if let Some(violation) = violation.or_else(|| model.violation(&next)) {

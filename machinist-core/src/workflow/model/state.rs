@@ -1,4 +1,4 @@
-//! State of the search over workflows: what broker, backend and workers hold, as small plain values.
+//! FlowState of the search over workflows: what broker, backend and workers hold, as small plain values.
 
 use std::{
     cell::RefCell,
@@ -13,24 +13,24 @@ use super::FAULTS;
 use crate::record::FailureKind;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Message {
+pub(super) struct FlowMessage {
     pub(super) child: u16,
     pub(super) generation: u8,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct State {
+pub(super) struct FlowState {
     /// Records by number, each with the number of its facts.
     pub(super) records: BTreeMap<u16, u32>,
-    pub(super) queue: Vec<Message>,
-    pub(super) workers: Vec<WorkerState>,
+    pub(super) queue: Vec<FlowMessage>,
+    pub(super) workers: Vec<FlowWorker>,
     /// Sessions that are alive.
     pub(super) alive: u16,
     pub(super) next_session: u8,
     pub(super) faults_left: [u8; FAULTS],
     /// Data was lost, so that what was promised about arguments may end in FAILURE/lost.
     pub(super) lost: bool,
-    /// The record of a task was lost, so that nobody knows of its end.
+    /// The record of a task was lost: nobody knows of its end.
     pub(super) lost_record: bool,
     /// Arguments with which each task that waits was started.
     pub(super) started: BTreeMap<u16, u32>,
@@ -39,20 +39,20 @@ pub(super) struct State {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct WorkerState {
+pub(super) struct FlowWorker {
     pub(super) session: u8,
-    pub(super) delivery: Option<Delivery>,
+    pub(super) delivery: Option<FlowDelivery>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Delivery {
-    pub(super) message: Message,
+pub(super) struct FlowDelivery {
+    pub(super) message: FlowMessage,
     pub(super) settled: bool,
-    pub(super) stage: Stage,
+    pub(super) stage: FlowStage,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Stage {
+pub(super) enum FlowStage {
     Open,
     /// Looks at its join; `true` after it has looked at the members' records.
     Look(bool),
@@ -77,7 +77,7 @@ pub(super) enum Stage {
 
 /// What is done after an end, in this order.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Act {
+pub(super) enum FlowAct {
     Publish(u16),
     EndChild(u16, String),
     JoinChild(u16),
@@ -87,12 +87,12 @@ pub(super) enum Act {
 
 /// Values that states refer to by number.
 #[derive(Debug)]
-pub(super) struct Numbered<T> {
+pub(super) struct NumberedValues<T> {
     pub(super) values: RefCell<Vec<Rc<T>>>,
     pub(super) numbers: RefCell<HashMap<Rc<T>, u32>>,
 }
 
-impl<T: Eq + Hash> Numbered<T> {
+impl<T: Eq + Hash> NumberedValues<T> {
     pub(super) fn new() -> Self {
         Self { values: RefCell::default(), numbers: RefCell::default() }
     }
