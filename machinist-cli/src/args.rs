@@ -197,7 +197,7 @@ pub(crate) struct WorkersArgs {
 /// State of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StateArg {
-    /// It is about to subscribe
+    /// Before its subscription
     Starting,
     /// It takes tasks
     Awake,

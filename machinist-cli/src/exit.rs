@@ -36,7 +36,7 @@ pub(crate) enum Code {
 
 impl Code {
     /// Returns the exit code for the state of a task or a workflow.
-    pub(crate) fn of_state(state: TaskState) -> Self {
+    pub(crate) fn of(state: TaskState) -> Self {
         match state {
             TaskState::Success => Self::Success,
             TaskState::Failure => Self::Failed,

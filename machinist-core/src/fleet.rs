@@ -19,7 +19,7 @@ use crate::{
         Facts, OrderAnswer, PresenceState, WorkerHealth, answer_of, give_order, is_alive, json, name,
         name_record, withdraw_order,
     },
-    security::{Order, WorkerAction},
+    security::{WorkerAction, WorkerOrder},
 };
 
 /// Number of sessions that are read at once.
@@ -143,7 +143,7 @@ struct About {
     concurrency: u32,
 }
 
-/// What a worker does, in the record of its session.
+/// Work of a worker, in the record of its session.
 #[derive(Deserialize, Default)]
 struct Runs {
     #[serde(default)]
@@ -295,7 +295,7 @@ impl Client {
         let issued = self.app.clock().now();
         let mut commits = Vec::new();
         for worker in workers {
-            let order = Order {
+            let order = WorkerOrder {
                 id: id.clone(),
                 action,
                 now,

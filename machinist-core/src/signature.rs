@@ -53,7 +53,7 @@ pub(crate) struct SignatureParts {
     pub(crate) labels: BTreeMap<String, String>,
     /// Steps that follow it, if it begins a workflow.
     pub(crate) flow: Option<Box<Flow>>,
-    /// It is sent only if a live worker can run it.
+    /// The task is sent only if a live worker can run it.
     pub(crate) require_worker: bool,
     /// Reason that it cannot be sent: an argument without a form on the wire.
     pub(crate) unsendable: Option<String>,

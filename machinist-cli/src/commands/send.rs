@@ -231,7 +231,7 @@ async fn wait_all(
                 progress.inc(1);
             }
             Ok(Some(view)) => {
-                codes.push(Code::of_state(view.state));
+                codes.push(Code::of(view.state));
                 progress.suspend(|| printer.ended(&result, &view))?;
                 progress.inc(1);
             }

@@ -78,7 +78,7 @@ async fn show_outcome(client: &machinist::Client, root: &TaskId, json: bool) -> 
             output::line(&outcome)?;
         }
     }
-    Ok(Code::of_state(view.state))
+    Ok(Code::of(view.state))
 }
 
 /// Refuses options of a single task.

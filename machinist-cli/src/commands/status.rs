@@ -69,7 +69,7 @@ pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Re
         ));
     }
     app.broker().close().await;
-    Ok(Code::of_state(record.state))
+    Ok(Code::of(record.state))
 }
 
 /// Prints a change in one line; in JSON one object per line.

@@ -110,7 +110,7 @@ pub(super) async fn show(app: &App, args: &StatusArgs, json: bool) -> Result<Cod
         output::line("")?;
         output::table(&TREE, view.rows())?;
     }
-    Ok(Code::of_state(view.state))
+    Ok(Code::of(view.state))
 }
 
 async fn view(client: &Client, root: &TaskId) -> Result<WorkflowView, CliError> {
@@ -168,5 +168,5 @@ pub(super) async fn show_part(
     } else {
         output::raw(&view.page(place.root.as_str()))?;
     }
-    Ok(Code::of_state(view.state))
+    Ok(Code::of(view.state))
 }

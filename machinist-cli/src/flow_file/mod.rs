@@ -14,7 +14,7 @@ use machinist::{
 use serde_json::Value;
 
 use crate::exit::{CliError, Code};
-use tree::{KeyNode, Node, Problem, Tree};
+use tree::{Node, Problem, Tree, TreeEntry};
 
 /// Maximum size of a file, in bytes.
 const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
@@ -114,7 +114,7 @@ fn workflow(
 }
 
 fn step(
-    entry: &KeyNode,
+    entry: &TreeEntry,
     names: &[&str],
     queue_of: &dyn Fn(&str) -> Option<String>,
 ) -> Result<StepPlan, Problem> {
@@ -124,7 +124,7 @@ fn step(
 }
 
 fn read_step(
-    entry: &KeyNode,
+    entry: &TreeEntry,
     names: &[&str],
     queue_of: &dyn Fn(&str) -> Option<String>,
 ) -> Result<StepPlan, Problem> {
@@ -264,11 +264,11 @@ fn policy(text: &str) -> Result<Policy, String> {
     })
 }
 
-fn find<'a>(entries: &'a [KeyNode], key: &str) -> Option<&'a KeyNode> {
+fn find<'a>(entries: &'a [TreeEntry], key: &str) -> Option<&'a TreeEntry> {
     entries.iter().find(|entry| entry.key == key)
 }
 
-fn check_keys(entries: &[KeyNode], known: &[&str], all: &str) -> Result<(), Problem> {
+fn check_keys(entries: &[TreeEntry], known: &[&str], all: &str) -> Result<(), Problem> {
     let Some(unknown) = entries.iter().find(|entry| !known.contains(&entry.key.as_str())) else {
         return Ok(());
     };
@@ -291,7 +291,7 @@ fn expected(node: &Node, expected: &str) -> Problem {
     Problem::new(node.at, format!("expected {expected}, and it is {}", node.kind()))
 }
 
-fn table<'a>(node: &'a Node, what: &str) -> Result<&'a [KeyNode], Problem> {
+fn table<'a>(node: &'a Node, what: &str) -> Result<&'a [TreeEntry], Problem> {
     match &node.tree {
         Tree::Table(entries) => Ok(entries),
         _ => Err(expected(node, what)),

@@ -40,12 +40,12 @@ pub(super) enum Tree {
     /// Text, a number, a truth value or null.
     Single(Value),
     List(Vec<Node>),
-    Table(Vec<KeyNode>),
+    Table(Vec<TreeEntry>),
 }
 
 /// A key with its value.
 #[derive(Debug)]
-pub(super) struct KeyNode {
+pub(super) struct TreeEntry {
     pub(super) key: String,
     pub(super) at: usize,
     pub(super) node: Node,
@@ -90,7 +90,7 @@ pub(super) fn toml(text: &str) -> Result<Node, Problem> {
 fn toml_table(table: &DeTable<'_>, depth: usize) -> Result<Tree, Problem> {
     let entry = |(key, value): (&toml::Spanned<_>, &toml::Spanned<DeValue<'_>>)| {
         let name: &std::borrow::Cow<'_, str> = key.get_ref();
-        Ok(KeyNode { key: name.to_string(), at: key.span().start, node: toml_node(value, depth + 1)? })
+        Ok(TreeEntry { key: name.to_string(), at: key.span().start, node: toml_node(value, depth + 1)? })
     };
     let mut entries = table.iter().map(entry).collect::<Result<Vec<_>, Problem>>()?;
     entries.sort_by_key(|entry| entry.at);
@@ -151,7 +151,7 @@ fn json_node(text: &str, raw: &RawValue, depth: usize) -> Result<Node, Problem> 
         }
         Some(b'{') => {
             let OrderedEntries(pairs) = serde_json::from_str(json).map_err(wrong)?;
-            let mut entries: Vec<KeyNode> = Vec::with_capacity(pairs.len());
+            let mut entries: Vec<TreeEntry> = Vec::with_capacity(pairs.len());
             let mut seen = std::collections::BTreeSet::new();
             for (key, raw) in pairs {
                 let node = json_node(text, raw, depth + 1)?;
@@ -159,7 +159,7 @@ fn json_node(text: &str, raw: &RawValue, depth: usize) -> Result<Node, Problem> 
                 if !seen.insert(key.clone()) {
                     return Err(Problem::new(at, format!("the key {key:?} is given twice")));
                 }
-                entries.push(KeyNode { key, at, node });
+                entries.push(TreeEntry { key, at, node });
             }
             Tree::Table(entries)
         }

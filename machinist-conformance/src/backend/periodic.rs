@@ -25,9 +25,9 @@ const TICK: TaskDef<(), ()> = TaskDef::new("tick");
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Number of runs of each tick, by id.
-type Runs = Arc<Mutex<BTreeMap<String, u32>>>;
+type TickRuns = Arc<Mutex<BTreeMap<String, u32>>>;
 
-async fn tick(cx: TaskContext, State(runs): State<Runs>) -> Result<(), TaskError> {
+async fn tick(cx: TaskContext, State(runs): State<TickRuns>) -> Result<(), TaskError> {
     *runs.lock().expect("no panic").entry(cx.task_id().to_string()).or_default() += 1;
     Ok(())
 }
@@ -35,7 +35,7 @@ async fn tick(cx: TaskContext, State(runs): State<Runs>) -> Result<(), TaskError
 /// The ticks of a periodic task are run once each and in a row, although the worker that has the turn dies. An order of
 /// another connection reaches the workers.
 pub async fn periodic_tasks_tick_once_and_pass_to_another_worker(harness: &dyn BackendHarness) {
-    let (broker, runs) = (MemoryBroker::new(), Runs::default());
+    let (broker, runs) = (MemoryBroker::new(), TickRuns::default());
     let client = connect(&broker, harness.connect().await).await.client();
     let first = start("first", &broker, harness, &runs).await;
     client.add_periodic(&each_second("beat")).await.expect("it is added");
@@ -70,7 +70,7 @@ pub async fn periodic_tasks_tick_once_and_pass_to_another_worker(harness: &dyn B
 
 /// A live periodic task whose record is lost is written back by a worker that knows it, with its pause.
 pub async fn a_lost_periodic_task_is_written_back(harness: &dyn BackendHarness) {
-    let (broker, runs) = (MemoryBroker::new(), Runs::default());
+    let (broker, runs) = (MemoryBroker::new(), TickRuns::default());
     let backend = harness.connect().await;
     let client = connect(&broker, Arc::clone(&backend)).await.client();
     client.add_periodic(&each_second("beat")).await.expect("it is added");
@@ -102,7 +102,7 @@ async fn start(
     name: &str,
     broker: &MemoryBroker,
     harness: &dyn BackendHarness,
-    runs: &Runs,
+    runs: &TickRuns,
 ) -> AbortOnDropHandle<()> {
     let app = connect(broker, harness.connect().await).await;
     let worker = Worker::builder(&app).name(name).session_lease(3 * SECOND).state(Arc::clone(runs));

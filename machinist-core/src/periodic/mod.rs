@@ -33,7 +33,9 @@ pub use schedule::{Schedule, ScheduleError};
 pub use view::{PeriodicTask, PeriodicTick, Triggered};
 
 pub(crate) use due::Plan;
-pub(crate) use order::{Cursor, Outline, Own, PeriodicOrder, Swap, fact, name, periodic_record, wake_record};
+pub(crate) use order::{
+    Cursor, Own, PeriodicOrder, PeriodicOutline, Swap, fact, name, periodic_record, wake_record,
+};
 pub(crate) use sealing::trusted_order;
 pub(crate) use tick::tick_id;
 
@@ -84,6 +86,11 @@ impl Periodic {
         let invalid = |why: &str| PeriodicError::Invalid { name: name.clone(), why: why.to_owned() };
         if let Some(why) = &parts.unsendable {
             return Err(invalid(why));
+        }
+        if parts.flow.is_some() {
+            return Err(invalid(
+                "a periodic workflow is not supported; send the workflow from the task of each tick",
+            ));
         }
         if parts.when != When::In(Duration::ZERO) {
             return Err(invalid(
@@ -181,7 +188,7 @@ impl Periodic {
     }
 
     /// Returns what the record says about it, if it has a task name and a queue that are allowed.
-    pub(crate) fn outline(&self, app: &App) -> Result<Outline, PeriodicError> {
+    pub(crate) fn outline(&self, app: &App) -> Result<PeriodicOutline, PeriodicError> {
         let invalid = |error: crate::id::InvalidName| PeriodicError::Invalid {
             name: self.plan.name.clone(),
             why: error.to_string(),
@@ -190,7 +197,7 @@ impl Periodic {
             Some(queue) => QueueName::parse(queue).map_err(invalid)?,
             None => app.default_queue().clone(),
         };
-        Ok(Outline {
+        Ok(PeriodicOutline {
             task: TaskName::parse(&self.parts.name).map_err(invalid)?,
             queue,
             schedule: self.plan.schedule.stored(),

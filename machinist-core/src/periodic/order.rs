@@ -135,7 +135,7 @@ pub(crate) enum StoredCall {
 
 /// Definition of a periodic task without its arguments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Outline {
+pub(crate) struct PeriodicOutline {
     pub(crate) task: TaskName,
     pub(crate) queue: QueueName,
     pub(crate) schedule: StoredSchedule,
@@ -146,7 +146,7 @@ pub(crate) struct Outline {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PeriodicDefinition {
     #[serde(flatten)]
-    pub(crate) outline: Outline,
+    pub(crate) outline: PeriodicOutline,
     #[serde(flatten)]
     pub(crate) call: StoredCall,
 }
@@ -248,7 +248,7 @@ pub(crate) struct Own {
     pub(crate) worker: String,
     pub(crate) at: Timestamp,
     #[serde(flatten)]
-    pub(crate) outline: Outline,
+    pub(crate) outline: PeriodicOutline,
 }
 
 impl Own {

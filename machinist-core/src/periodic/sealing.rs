@@ -3,7 +3,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 
-use super::order::{Outline, PeriodicDefinition, PeriodicOrder, StoredCall, TickCall};
+use super::order::{PeriodicDefinition, PeriodicOrder, PeriodicOutline, StoredCall, TickCall};
 use crate::{app::App, record::json, security::Statement};
 
 /// Kind of a signed order.
@@ -36,7 +36,7 @@ pub(crate) fn trusted_order(
     app: &App,
     name: &str,
     stored: &Bytes,
-    own: Option<&Outline>,
+    own: Option<&PeriodicOutline>,
 ) -> Result<PeriodicOrder, String> {
     let order = read_order(stored)?;
     let about = order.definition.as_ref().map(|definition| &definition.outline).or(own);
@@ -47,7 +47,7 @@ pub(crate) fn trusted_order(
 }
 
 /// Makes a definition of an outline and a call, which is encrypted where the application encrypts.
-pub(super) fn sealed(app: &App, name: &str, outline: Outline, call: TickCall) -> PeriodicDefinition {
+pub(super) fn sealed(app: &App, name: &str, outline: PeriodicOutline, call: TickCall) -> PeriodicDefinition {
     let statement = Statement { kind: CALL, subject: name };
     let call = match app.0.trust.encrypt_statement(statement, &json(&call)) {
         Some((key, text)) => StoredCall::Sealed { key, text: BASE64.encode(text) },

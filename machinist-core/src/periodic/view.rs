@@ -4,7 +4,7 @@ use super::{
     Cursor, Own, PeriodicError,
     due::Plan,
     fact, name,
-    order::{Outline, periodic_record},
+    order::{PeriodicOutline, periodic_record},
     policy::{Policies, Source},
     schedule::Schedule,
     sealing::{read_order, trusted_order},
@@ -193,7 +193,7 @@ impl Client {
         let stored = facts.get(name::ORDER);
         let order = stored.and_then(|stored| read_order(stored).ok());
         let live = order.as_ref().and_then(|order| order.live());
-        let (outline, source, worker): (Outline, _, _) = match (live, &own) {
+        let (outline, source, worker): (PeriodicOutline, _, _) = match (live, &own) {
             (Some(live), _) => (live.outline.clone(), Source::Live, None),
             (None, Some(own)) => (own.outline.clone(), own.source, Some(own.worker.clone())),
             (None, None) => return None,

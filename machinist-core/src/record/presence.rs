@@ -1,4 +1,4 @@
-//! What a worker tells about itself: its state, its health, and its answers to orders.
+//! Description that a worker gives of itself: its state, its health, and its answers to orders.
 
 use serde::{Deserialize, Serialize};
 

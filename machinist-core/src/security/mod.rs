@@ -25,7 +25,7 @@ pub use queue_rules::QueueOptions;
 
 pub(crate) use acceptance::{Acceptance, accept, open};
 pub(crate) use encryption::{encrypt_outcome, is_encrypted};
-pub(crate) use order::Order;
+pub(crate) use order::WorkerOrder;
 pub(crate) use queue_rules::QueueRules;
 pub(crate) use statement::Statement;
 pub(crate) use trust::{Trust, VerifyError};

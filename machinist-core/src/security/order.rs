@@ -12,7 +12,7 @@ use crate::{
 /// Version of what is signed under an order.
 const ORDER_VERSION: i64 = 1;
 
-/// What a worker is ordered to do.
+/// Action that a worker is ordered to take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -46,7 +46,7 @@ impl WorkerAction {
 
 /// An order to one worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Order {
+pub(crate) struct WorkerOrder {
     pub(crate) id: String,
     pub(crate) action: WorkerAction,
     /// Running tasks are handed back instead of being awaited.
@@ -68,7 +68,7 @@ impl Trust {
     ///
     /// # Errors
     /// The key that signs here may not command workers.
-    pub(crate) fn sign_order(&self, mut order: Order) -> Result<Order, String> {
+    pub(crate) fn sign_order(&self, mut order: WorkerOrder) -> Result<WorkerOrder, String> {
         let Some(ring) = self.ring() else { return Ok(order) };
         let Some(key) = ring.signing_key() else { return Err("no configured key signs".to_owned()) };
         may_command(key)?;
@@ -79,7 +79,7 @@ impl Trust {
     }
 
     /// Checks that an order is for this worker, and that a key signed it that may. Its expiry is not checked.
-    pub(crate) fn check_order(&self, order: &Order, worker: &str) -> Result<(), String> {
+    pub(crate) fn check_order(&self, order: &WorkerOrder, worker: &str) -> Result<(), String> {
         if order.target != worker {
             return Err(format!("the order is for worker {:?}", order.target));
         }
@@ -99,7 +99,7 @@ impl Trust {
         key.believed_at(order.issued).map_err(|rejected| rejected.to_string())
     }
 
-    fn order_input(&self, key: &Key, order: &Order) -> Vec<u8> {
+    fn order_input(&self, key: &Key, order: &WorkerOrder) -> Vec<u8> {
         SigningInput::new("machinist.order", 512)
             .number(ORDER_VERSION)
             .text(key.algorithm().as_str())
@@ -133,8 +133,8 @@ mod tests {
     use super::*;
     use crate::sign::Algorithm;
 
-    fn order() -> Order {
-        Order {
+    fn order() -> WorkerOrder {
+        WorkerOrder {
             id: "1".into(),
             action: WorkerAction::Pause,
             now: false,
@@ -163,17 +163,17 @@ mod tests {
         assert!(trust.check_order(&signed, "v").is_err());
         let later = Timestamp::from_micros(11);
         for changed in [
-            Order { id: "2".into(), ..signed.clone() },
-            Order { action: WorkerAction::Resume, ..signed.clone() },
-            Order { now: true, ..signed.clone() },
-            Order { session: Some("s".into()), ..signed.clone() },
-            Order { issued: later, ..signed.clone() },
-            Order { expires: later, ..signed.clone() },
-            Order { mac: None, ..signed.clone() },
+            WorkerOrder { id: "2".into(), ..signed.clone() },
+            WorkerOrder { action: WorkerAction::Resume, ..signed.clone() },
+            WorkerOrder { now: true, ..signed.clone() },
+            WorkerOrder { session: Some("s".into()), ..signed.clone() },
+            WorkerOrder { issued: later, ..signed.clone() },
+            WorkerOrder { expires: later, ..signed.clone() },
+            WorkerOrder { mac: None, ..signed.clone() },
         ] {
             assert!(trust.check_order(&changed, "w").is_err(), "{changed:?}");
         }
-        let moved = Order { target: "v".into(), ..signed };
+        let moved = WorkerOrder { target: "v".into(), ..signed };
         assert!(trust.check_order(&moved, "v").is_err());
     }
 

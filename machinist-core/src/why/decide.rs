@@ -13,7 +13,7 @@ use crate::{
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum WhyReason {
-    /// There is no record of it.
+    /// The task has no record.
     UnknownId,
     /// It has ended.
     Ended,
@@ -41,14 +41,14 @@ pub enum WhyReason {
     Queued,
 }
 
-/// What a reason asks of people.
+/// Need for people to act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum WhyClass {
     /// Nothing: it goes on by itself, or is over.
     Wait,
-    /// To do something: otherwise it stays so.
+    /// People have to act: otherwise nothing changes.
     Act,
 }
 
@@ -84,7 +84,7 @@ impl WhyReason {
     }
 }
 
-/// What the stores say about a task that is looked for.
+/// Content of the stores about a task.
 pub(super) struct Situation<'a> {
     pub(super) record: &'a Record,
     /// Workers that are live.

@@ -17,19 +17,19 @@ pub struct Why {
     pub id: String,
     /// Reason that decides.
     pub reason: WhyReason,
-    /// What it asks of people.
+    /// Class of the reason.
     pub class: WhyClass,
     /// The reason in one sentence.
     pub sentence: String,
-    /// What to do.
+    /// Advice to people.
     pub advice: String,
     /// Every other reason that holds.
     pub also: Vec<WhyReason>,
-    /// What the stores say.
+    /// Content of the stores.
     pub evidence: Evidence,
 }
 
-/// What the stores say about a task.
+/// Content of the stores about a task.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Evidence {

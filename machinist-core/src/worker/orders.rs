@@ -9,23 +9,23 @@ use crate::{
     backend::{BackendError, Committed},
     clock::Timestamp,
     record::{OrderAnswer, PresenceState, answer_order, json, name, orders},
-    security::{Order, WorkerAction},
+    security::{WorkerAction, WorkerOrder},
 };
 
 /// Decision about an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OrderDecision {
-    /// It is done.
+    /// The order is done.
     Done,
-    /// It is done as soon as the worker is in the state that is wanted.
+    /// The order is done as soon as the worker is in the state that is wanted.
     NotYet,
-    /// It is refused, for this reason.
+    /// The order is refused, for this reason.
     Refused(&'static str),
 }
 
 /// Decides about an order that a trusted key has signed for this worker.
 fn decide(
-    order: &Order,
+    order: &WorkerOrder,
     session: &str,
     state: PresenceState,
     must_sleep: bool,
@@ -56,7 +56,7 @@ impl WorkerContext {
     /// Applies the state that people want, as the record of the worker's name was last read.
     pub(super) fn apply_wanted_state(&self) {
         let Some(wanted) = self.sessions.orders().get(name::WANTED).cloned() else { return };
-        let order: Order = match serde_json::from_slice(&wanted) {
+        let order: WorkerOrder = match serde_json::from_slice(&wanted) {
             Ok(order) => order,
             Err(error) => {
                 return tracing::warn!(%error, "the state that is wanted of this worker is unreadable");
@@ -97,8 +97,8 @@ impl WorkerContext {
     }
 
     /// Returns the decision about a stored order, or the reason that it is not believed.
-    fn answer_to(&self, stored: &[u8], worker: &str) -> Result<(OrderDecision, Order), String> {
-        let order: Order =
+    fn answer_to(&self, stored: &[u8], worker: &str) -> Result<(OrderDecision, WorkerOrder), String> {
+        let order: WorkerOrder =
             serde_json::from_slice(stored).map_err(|error| format!("it is unreadable: {error}"))?;
         self.app.0.trust.check_order(&order, worker)?;
         let session = self.sessions.current();
@@ -112,8 +112,8 @@ impl WorkerContext {
 mod tests {
     use super::*;
 
-    fn order(action: WorkerAction) -> Order {
-        Order {
+    fn order(action: WorkerAction) -> WorkerOrder {
+        WorkerOrder {
             id: "1".into(),
             action,
             now: false,
@@ -140,8 +140,9 @@ mod tests {
     #[test]
     fn an_expired_order_and_one_to_another_process_are_refused() {
         let mut drain = order(WorkerAction::Drain);
-        let at =
-            |order: &Order, now| decide(order, "s", PresenceState::Awake, false, Timestamp::from_micros(now));
+        let at = |order: &WorkerOrder, now| {
+            decide(order, "s", PresenceState::Awake, false, Timestamp::from_micros(now))
+        };
         assert_eq!(at(&drain, 10), OrderDecision::Done);
         assert!(matches!(at(&drain, 11), OrderDecision::Refused(_)));
         drain.session = Some("t".into());

@@ -9,7 +9,7 @@ use machinist_core::{
 };
 use serde_json::Value;
 
-use crate::support::{House, Running, SOON, hmac};
+use crate::support::{Harness, Running, SOON, hmac};
 
 const SUM: TaskDef<Vec<i64>, i64> = TaskDef::new("sum");
 
@@ -51,18 +51,18 @@ async fn python_sends_workflows() {
             return;
         }
     };
-    let house = House::new();
+    let harness = Harness::new();
     let key = hmac("producer");
-    let app = house.app(key.clone()).await;
+    let app = harness.app(key.clone()).await;
     let worker =
-        house.worker(&app).task(SUM, async |all: Vec<i64>| Ok::<_, TaskError>(all.iter().sum::<i64>()));
+        harness.worker(&app).task(SUM, async |all: Vec<i64>| Ok::<_, TaskError>(all.iter().sum::<i64>()));
     let _running = Running::start(worker);
     for (written, last, result) in [(&written[0], "second", 13), (&written[1], "total", 6)] {
         let message = producer::sign(message(written), &key);
         let id = format!("{}.{last}", message.id.as_deref().unwrap());
-        house.publish("math", message).await;
+        harness.publish("math", message).await;
         let task = app.result(id.try_into().unwrap()).typed::<i64>();
-        house.eventually(async || task.state().await.is_ok_and(|state| state.is_final())).await;
+        harness.eventually(async || task.state().await.is_ok_and(|state| state.is_final())).await;
         assert_eq!(task.wait(SOON).await.unwrap(), result, "{last}");
     }
 }

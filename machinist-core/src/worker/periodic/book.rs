@@ -20,7 +20,8 @@ use crate::{
     clock::Timestamp,
     id::RecordId,
     periodic::{
-        Cursor, Outline, Own, Periodic, PeriodicOrder, Plan, Swap, fact, name, periodic_record, trusted_order,
+        Cursor, Own, Periodic, PeriodicOrder, PeriodicOutline, Plan, Swap, fact, name, periodic_record,
+        trusted_order,
     },
     record::{Facts, json},
     signature::SignatureParts,
@@ -39,7 +40,7 @@ pub(super) struct Book(BTreeMap<Arc<str>, Entry>);
 #[derive(Default)]
 struct Entry {
     /// Definition of this worker's file or code.
-    own: Option<(Periodic, Outline)>,
+    own: Option<(Periodic, PeriodicOutline)>,
     /// Record as it was last read.
     facts: Facts,
     /// Newest order that was believed.
@@ -308,13 +309,13 @@ impl Entry {
                          the live one, or rename the other"
                     );
                 }
-                let Outline { task, queue, schedule, policies } = live.outline.clone();
+                let PeriodicOutline { task, queue, schedule, policies } = live.outline.clone();
                 let schedule = schedule.read().map_err(|error| error.to_string())?;
                 let parts = live.open(&worker.app, name)?.into_parts(&task, &queue);
                 Active { plan: Plan { name: name.to_owned(), schedule, policies }, parts, task, queue }
             }
             (None, Some((own, outline))) => {
-                let Outline { task, queue, .. } = outline.clone();
+                let PeriodicOutline { task, queue, .. } = outline.clone();
                 let parts = SignatureParts { queue: Some(queue.to_string()), ..own.parts.clone() };
                 Active { plan: own.plan.clone(), parts, task, queue }
             }
