@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     view::{TaskView, as_argument, bar, put, seconds},
-    visible::one_line,
+    visible::{lines, one_line},
 };
 
 /// Workflow as `status ROOT --json` and `send --flow --wait --json` print it: the fields of a task, and its steps.
@@ -237,12 +237,13 @@ impl WorkflowView {
     pub(crate) fn outcome(&self, last: &LastResults) -> String {
         match self.state {
             TaskState::Success => match last.as_slice() {
-                [(_, values)] => one_line(&values.iter().map(as_argument).collect::<Vec<_>>().join("\n")),
+                [(_, values)] => lines(&values.iter().map(as_argument).collect::<Vec<_>>().join("\n")),
                 several => {
                     let line = |(name, values): &(String, Vec<Value>)| {
-                        format!("{name}  {}", as_argument(&one_value(values.clone()))).trim_end().to_owned()
+                        let value = as_argument(&one_value(values.clone()));
+                        one_line(format!("{name}  {value}").trim_end())
                     };
-                    one_line(&several.iter().map(line).collect::<Vec<_>>().join("\n"))
+                    several.iter().map(line).collect::<Vec<_>>().join("\n")
                 }
             },
             TaskState::Failure => {

@@ -152,7 +152,7 @@ task = \"note\"
     let status = folder.run(&["status", root, "--json"]).ended(1).json();
     assert_eq!(
         (&status["state"], &status["kind"], &status["code"]),
-        (&json!("FAILURE"), &json!("error"), &json!(-1))
+        (&json!("FAILURE"), &json!("error"), &json!(-3))
     );
     assert_eq!(step(&status, "never")["kind"], "upstream");
     assert_eq!(status["progress"], json!({"done": 2, "total": 2}));
