@@ -70,7 +70,7 @@ impl Client {
     ///
     /// # Cancel safety
     /// A dropped future leaves the task either queued or not; sending the signature again is safe.
-    pub async fn send<S: Sendable>(&self, what: S) -> Result<AsyncResult<S::Returns>, SendError> {
+    pub async fn send<S: Sendable>(&self, what: S) -> Result<AsyncResult<S::ResultType>, SendError> {
         let mut sent = self.send_all(vec![what]).await;
         // INVARIANT: one answer for each signature.
         sent.pop().expect("one answer")
@@ -86,7 +86,7 @@ impl Client {
     pub async fn send_all<S: Sendable>(
         &self,
         all: Vec<S>,
-    ) -> Vec<Result<AsyncResult<S::Returns>, SendError>> {
+    ) -> Vec<Result<AsyncResult<S::ResultType>, SendError>> {
         let all: Vec<_> = all.into_iter().map(Sendable::into_parts).collect();
         let required: Vec<_> = all.iter().map(|one| one.parts.require_worker).collect();
         let mut prepared: Vec<_> = all.into_iter().map(|one| self.prepare(one)).collect();

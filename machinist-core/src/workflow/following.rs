@@ -70,7 +70,7 @@ impl<R> Signature<R> {
 )]
 pub trait NextStep<P> {
     /// Type of its results.
-    type Returns;
+    type ResultType;
 
     /// Takes it apart.
     #[doc(hidden)]
@@ -81,7 +81,7 @@ impl<P, A, R, G> NextStep<P> for Following<A, R, G>
 where
     A: TakesAfter<P, G>,
 {
-    type Returns = R;
+    type ResultType = R;
 
     fn into_step(self, name: String) -> StepPlan {
         StepPlan::new(name, with_args(self.signature, A::into_given(self.given)))
@@ -90,7 +90,7 @@ where
 
 #[diagnostic::do_not_recommend]
 impl<P, R> NextStep<P> for Immutable<R> {
-    type Returns = R;
+    type ResultType = R;
 
     fn into_step(self, name: String) -> StepPlan {
         StepPlan::new(name, self.0).immutable()

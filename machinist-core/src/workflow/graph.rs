@@ -58,12 +58,12 @@ pub struct After<N, P> {
 
 impl Graph {
     /// Adds a task: a signature that follows nothing, or a task [after](TaskDef::after) others.
-    pub fn task<T: GraphTask>(&mut self, task: T) -> Handle<T::Returns> {
+    pub fn task<T: GraphTask>(&mut self, task: T) -> Handle<T::ResultType> {
         self.add(|name| task.into_step(name))
     }
 
     /// Adds a task with a name of your choice, which is part of its id: `[a-z][a-z0-9_-]{0,39}`.
-    pub fn named<T: GraphTask>(&mut self, name: impl Into<String>, task: T) -> Handle<T::Returns> {
+    pub fn named<T: GraphTask>(&mut self, name: impl Into<String>, task: T) -> Handle<T::ResultType> {
         let name = name.into();
         self.add(|_| task.into_step(name))
     }
@@ -94,7 +94,7 @@ impl Graph {
 )]
 pub trait GraphTask {
     /// Type of its results.
-    type Returns;
+    type ResultType;
 
     /// Takes it apart.
     #[doc(hidden)]
@@ -102,7 +102,7 @@ pub trait GraphTask {
 }
 
 impl<R> GraphTask for Signature<R> {
-    type Returns = R;
+    type ResultType = R;
 
     fn into_step(self, name: String) -> StepPlan {
         StepPlan::new(name, self)
@@ -110,7 +110,7 @@ impl<R> GraphTask for Signature<R> {
 }
 
 impl<N: NextStep<P>, P> GraphTask for After<N, P> {
-    type Returns = N::Returns;
+    type ResultType = N::ResultType;
 
     fn into_step(self, name: String) -> StepPlan {
         self.next.into_step(name).after(self.before)

@@ -176,7 +176,7 @@ impl<R> Workflow<R> {
 )]
 pub trait Sendable {
     /// Type as which the result is read.
-    type Returns;
+    type ResultType;
 
     /// Takes it apart.
     #[doc(hidden)]
@@ -210,7 +210,7 @@ impl From<SignatureParts> for SendableParts {
 }
 
 impl<R> Sendable for Signature<R> {
-    type Returns = R;
+    type ResultType = R;
 
     fn into_parts(self) -> SendableParts {
         self.parts.into()
@@ -218,7 +218,7 @@ impl<R> Sendable for Signature<R> {
 }
 
 impl<R> Sendable for Workflow<R> {
-    type Returns = R;
+    type ResultType = R;
 
     fn into_parts(self) -> SendableParts {
         let mut root = self.root.clone();
@@ -257,7 +257,7 @@ impl<R> fmt::Debug for Workflow<R> {
 }
 
 impl<R> Sendable for Group<R> {
-    type Returns = Vec<R>;
+    type ResultType = Vec<R>;
 
     fn into_parts(self) -> SendableParts {
         Workflow::from(self).into_parts()

@@ -56,7 +56,10 @@ pub fn group<M: GroupMembers>(members: M) -> M::Group {
 ///
 /// let total = chord(["a.txt", "b.txt"].map(|file| COUNT.call(file)), SUM.with(()));
 /// ```
-pub fn chord<M: GroupMembers, N: NextStep<M::Returns>>(members: M, callback: N) -> Workflow<N::Returns> {
+pub fn chord<M: GroupMembers, N: NextStep<M::ResultType>>(
+    members: M,
+    callback: N,
+) -> Workflow<N::ResultType> {
     members.into_group().into_workflow().then(callback)
 }
 
@@ -67,15 +70,15 @@ pub fn chord<M: GroupMembers, N: NextStep<M::Returns>>(members: M, callback: N) 
 )]
 pub trait Member {
     /// Type of its results.
-    type Returns;
+    type ResultType;
 
     /// Makes it a workflow.
     #[doc(hidden)]
-    fn into_workflow(self) -> Workflow<Self::Returns>;
+    fn into_workflow(self) -> Workflow<Self::ResultType>;
 }
 
 impl<R> Member for Signature<R> {
-    type Returns = R;
+    type ResultType = R;
 
     fn into_workflow(self) -> Workflow<R> {
         chain(self)
@@ -83,7 +86,7 @@ impl<R> Member for Signature<R> {
 }
 
 impl<R> Member for Workflow<R> {
-    type Returns = R;
+    type ResultType = R;
 
     fn into_workflow(self) -> Self {
         self
@@ -91,7 +94,7 @@ impl<R> Member for Workflow<R> {
 }
 
 impl<R> Member for Group<R> {
-    type Returns = Vec<R>;
+    type ResultType = Vec<R>;
 
     fn into_workflow(self) -> Workflow<Vec<R>> {
         self.0
@@ -106,9 +109,9 @@ impl<R> Member for Group<R> {
 )]
 pub trait GroupMembers {
     /// Types of their results together.
-    type Returns;
+    type ResultType;
     /// The group.
-    type Group: Member<Returns = Self::Returns>;
+    type Group: Member<ResultType = Self::ResultType>;
 
     /// Makes the group.
     #[doc(hidden)]
@@ -116,8 +119,8 @@ pub trait GroupMembers {
 }
 
 impl<M: Member> GroupMembers for Vec<M> {
-    type Returns = Vec<M::Returns>;
-    type Group = Group<M::Returns>;
+    type ResultType = Vec<M::ResultType>;
+    type Group = Group<M::ResultType>;
 
     fn into_group(self) -> Self::Group {
         Group(Workflow::of_members(&self.into_iter().map(Member::into_workflow).collect::<Vec<_>>()))
@@ -125,8 +128,8 @@ impl<M: Member> GroupMembers for Vec<M> {
 }
 
 impl<M: Member, const N: usize> GroupMembers for [M; N] {
-    type Returns = Vec<M::Returns>;
-    type Group = Group<M::Returns>;
+    type ResultType = Vec<M::ResultType>;
+    type Group = Group<M::ResultType>;
 
     fn into_group(self) -> Self::Group {
         Vec::from(self).into_group()
@@ -137,10 +140,10 @@ macro_rules! tuples {
     ($($($member:ident)*;)*) => {$(
         impl<$($member: Member),*> GroupMembers for ($($member,)*)
         where
-            $($member::Returns: WireArg,)*
+            $($member::ResultType: WireArg,)*
         {
-            type Returns = ($($member::Returns,)*);
-            type Group = Workflow<Self::Returns>;
+            type ResultType = ($($member::ResultType,)*);
+            type Group = Workflow<Self::ResultType>;
 
             fn into_group(self) -> Self::Group {
                 #[allow(non_snake_case)]
@@ -173,7 +176,7 @@ pub struct Group<R>(Workflow<Vec<R>>);
 
 impl<R> Group<R> {
     /// Lets a task follow that gets the results of all members as one list.
-    pub fn then<N: NextStep<Vec<R>>>(self, next: N) -> Workflow<N::Returns> {
+    pub fn then<N: NextStep<Vec<R>>>(self, next: N) -> Workflow<N::ResultType> {
         self.0.then(next)
     }
 
@@ -310,7 +313,7 @@ impl<R> Workflow<R> {
     }
 
     /// Lets a task follow: it gets the results so far after the arguments that it is given.
-    pub fn then<N: NextStep<R>>(mut self, next: N) -> Workflow<N::Returns> {
+    pub fn then<N: NextStep<R>>(mut self, next: N) -> Workflow<N::ResultType> {
         let after = std::mem::take(&mut self.tails);
         self.push(|name| next.into_step(name).after(after));
         self.typed()

@@ -22,7 +22,7 @@ use bytes::Bytes;
 
 use self::{
     search::{search, walk},
-    state::{FlowAct, FlowDelivery, FlowMessage, FlowStage, FlowState, FlowWorker, NumberedValues},
+    state::{FlowAct, FlowDelivery, FlowMessage, FlowStage, FlowState, FlowWorker, Interned},
 };
 use super::{Sendable, StepPlan, Workflow};
 use crate::{
@@ -75,7 +75,7 @@ enum FlowMutation {
     NoGuard,
     /// A copy of a task that waits is noted before it is published.
     GuardStoredFirst,
-    /// What follows gets what the handler returned, and not what is recorded.
+    /// Tasks that follow get what the handler returned, and not what is recorded.
     ArgsFromMemory,
     /// Tasks that never run are not ended.
     UpstreamLeftOut,
@@ -104,11 +104,11 @@ struct FlowModel {
     root: FlowMessage,
     /// Children by number. Two that differ are two numbers, even at one place.
     children: RefCell<Vec<Rc<Child>>>,
-    record_names: NumberedValues<RecordId>,
-    facts: NumberedValues<Facts>,
+    record_names: Interned<RecordId>,
+    facts: Interned<Facts>,
     claims: RefCell<Vec<Claim>>,
     args: RefCell<Vec<Vec<Arg>>>,
-    acts: NumberedValues<Vec<FlowAct>>,
+    acts: Interned<Vec<FlowAct>>,
     /// Records of the tasks that must end.
     expected: Vec<u16>,
     violation: RefCell<Option<String>>,
@@ -133,11 +133,11 @@ impl FlowModel {
             scene,
             root: FlowMessage { child: 0, generation: 0 },
             children: RefCell::default(),
-            record_names: NumberedValues::new(),
-            facts: NumberedValues::new(),
+            record_names: Interned::new(),
+            facts: Interned::new(),
             claims: RefCell::default(),
             args: RefCell::default(),
-            acts: NumberedValues::new(),
+            acts: Interned::new(),
             expected: Vec::new(),
             violation: RefCell::default(),
         };

@@ -30,7 +30,7 @@ pub(super) struct FlowState {
     pub(super) faults_left: [u8; FAULTS],
     /// Data was lost, so that what was promised about arguments may end in FAILURE/lost.
     pub(super) lost: bool,
-    /// The record of a task was lost: nobody knows of its end.
+    /// The backend has lost the record of a task, and with it the end.
     pub(super) lost_record: bool,
     /// Arguments with which each task that waits was started.
     pub(super) started: BTreeMap<u16, u32>,
@@ -75,7 +75,7 @@ pub(super) enum FlowStage {
     Ack,
 }
 
-/// What is done after an end, in this order.
+/// Work after an end, in this order.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum FlowAct {
     Publish(u16),
@@ -87,12 +87,12 @@ pub(super) enum FlowAct {
 
 /// Values that states refer to by number.
 #[derive(Debug)]
-pub(super) struct NumberedValues<T> {
+pub(super) struct Interned<T> {
     pub(super) values: RefCell<Vec<Rc<T>>>,
     pub(super) numbers: RefCell<HashMap<Rc<T>, u32>>,
 }
 
-impl<T: Eq + Hash> NumberedValues<T> {
+impl<T: Eq + Hash> Interned<T> {
     pub(super) fn new() -> Self {
         Self { values: RefCell::default(), numbers: RefCell::default() }
     }
