@@ -121,6 +121,7 @@ fn starting() -> StartRequest {
         received_at: NOW,
         token: 0,
         alone: false,
+        gathered: None,
     }
 }
 
