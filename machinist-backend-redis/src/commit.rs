@@ -23,14 +23,17 @@ use crate::error::unexpected;
 /// Makes any commit.
 pub(crate) static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("commit.lua")));
 
-/// Makes a commit of a session, also on a server whose memory is full. A session is small, expires soon, and there is one
-/// for each worker: without it a worker that can still read would have to give up what it runs.
+/// Makes a commit of a session or of a worker's name, also on a server whose memory is full. Both are small, and there is one
+/// for each worker: without them a worker that can still read would have to give up what it runs.
 pub(crate) static SESSION_SCRIPT: LazyLock<Script> =
     LazyLock::new(|| Script::new(concat!("#!lua flags=allow-oom\n", include_str!("commit.lua"))));
 
 /// Returns the script that makes this commit.
 fn script(commit: &Commit) -> &'static Script {
-    if commit.id.kind() == RecordKind::Session { &SESSION_SCRIPT } else { &SCRIPT }
+    match commit.id.kind() {
+        RecordKind::Session | RecordKind::Worker => &SESSION_SCRIPT,
+        _ => &SCRIPT,
+    }
 }
 
 /// A fact that is written together with the expiry of its record, if that had none: a record that holds it has one.

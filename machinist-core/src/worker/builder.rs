@@ -431,7 +431,8 @@ fn about(
 ) -> serde_json::Value {
     let queues: Vec<_> = queues.iter().map(QueueName::as_str).collect();
     let tags: Vec<_> = tags.iter().map(Tag::as_str).collect();
-    let mut names: Vec<_> = tasks.keys().map(TaskName::as_str).collect();
+    let mut names: Vec<_> =
+        tasks.keys().map(TaskName::as_str).filter(|name| *name != WORKFLOW_TASK).collect();
     names.sort_unstable();
     names.truncate(DESCRIBED_TASKS);
     serde_json::json!({

@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     broker::{Delivery, Receipt},
+    builtin::WORKFLOW_TASK,
     clock::Timestamp,
     context::StateMap,
     event::{EventKind, EventTask},
@@ -61,9 +62,11 @@ pub(super) struct TaskProcessor {
 }
 
 impl TaskProcessor {
-    /// Names of the tasks that this worker runs, sorted.
+    /// Names of the tasks that this worker runs, sorted. The task that begins a workflow, which every worker runs, is left
+    /// out.
     pub(super) fn task_names(&self) -> Vec<&TaskName> {
-        let mut names: Vec<&TaskName> = self.tasks.keys().collect();
+        let mut names: Vec<&TaskName> =
+            self.tasks.keys().filter(|name| name.as_str() != WORKFLOW_TASK).collect();
         names.sort_unstable();
         names
     }
