@@ -565,7 +565,7 @@ mod tests {
             "header `machinist-attempt` is out of range: -1"
         );
         assert!(
-            read(&|m| drop(m.headers.insert("machinist-version".into(), 3.into()))).contains("newer than 2")
+            read(&|m| drop(m.headers.insert("machinist-version".into(), 4.into()))).contains("newer than 3")
         );
     }
 
