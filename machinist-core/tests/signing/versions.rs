@@ -59,7 +59,7 @@ async fn a_message_of_a_newer_version_waits_for_a_newer_worker() {
     let sent = app.client().send(ADD.call((1, 2)).label("team", "search")).await.unwrap();
     let todays = harness.take("math").await;
     let mut tomorrows = todays.clone();
-    tomorrows.headers.insert("machinist-version".into(), 3.into());
+    tomorrows.headers.insert("machinist-version".into(), 4.into());
     tomorrows.headers.insert("machinist-tomorrow".into(), "x".into());
     harness.publish("math", tomorrows.clone()).await;
     let running = harness.work(&app);
@@ -82,7 +82,7 @@ async fn a_message_of_a_newer_version_is_buried_after_an_hour() {
     let app = harness.app(hmac("k")).await;
     app.client().send(ADD.call((1, 2))).await.unwrap();
     let mut message = harness.take("math").await;
-    message.headers.insert("machinist-version".into(), 3.into());
+    message.headers.insert("machinist-version".into(), 4.into());
     harness.publish("math", message).await;
     let _running = harness.work(&app);
     assert_eq!(harness.dead("math", 1).await, ["undecodable"]);
