@@ -43,8 +43,8 @@ fn a_paused_fleet_starts_nothing_until_it_is_resumed_also_after_a_restart() {
     listed(&folder, &[("one", "asleep"), ("two", "asleep")]);
     folder.run(&["workers", "ping", "--all"]).ended(0);
     assert_eq!(
-        (&folder.status(&id)["state"], &folder.status(&id)["attempt"]),
-        (&json!("PENDING"), &json!(0))
+        (&folder.status(&id)["state"], &folder.status(&id)["started_at"]),
+        (&json!("PENDING"), &json!(null))
     );
     assert!(!folder.path().join("ran").exists());
     assert_eq!(folder.run(&["why", &id, "--json"]).json()["reason"], "paused");
