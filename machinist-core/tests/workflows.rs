@@ -121,6 +121,11 @@ impl Setting {
     }
 }
 
+/// Waits until a condition holds, within a bound.
+async fn until(holds: impl AsyncFnMut() -> bool) {
+    assert!(machinist_conformance::eventually(WAIT, holds).await, "it does not come about within {WAIT:?}");
+}
+
 fn call(task: &str, args: impl IntoIterator<Item = i64>) -> Signature {
     args.into_iter().fold(Signature::new(task), |signature, arg| signature.arg(arg))
 }
@@ -343,9 +348,7 @@ async fn a_held_failure_waits_for_its_retry() {
     for index in 0..2 {
         let member: TaskId = format!("{root}.many.{index}").try_into().unwrap();
         // The member is known once its message is published.
-        while client.result(member.clone()).wait_record(WAIT).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until(async || client.result(member.clone()).wait_record(WAIT).await.is_ok()).await;
     }
     assert_eq!(setting.status(&root).await.state, TaskState::Started);
     setting.on.store(true, Ordering::Relaxed);
@@ -370,9 +373,7 @@ async fn a_revoked_workflow_starts_nothing_more() {
     let root = workflow.id().clone();
     let client = setting.app.client();
     let result = client.send(workflow).await.unwrap();
-    while setting.status(&root).await.steps[0].state != TaskState::Success {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until(async || setting.status(&root).await.steps[0].state == TaskState::Success).await;
     client.revoke_workflow(&root).await.unwrap();
     let last = result.wait_record(2 * Duration::from_secs(3600)).await.unwrap();
     assert_eq!(last.kind, Some(FailureKind::Upstream));
@@ -387,9 +388,7 @@ async fn a_plain_task_spawns_too() {
     let client = setting.app.client();
     let parent = client.send(SPAWN.call(7)).await.unwrap();
     parent.wait(WAIT).await.unwrap();
-    while setting.notes.lock().unwrap().len() < 2 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until(async || setting.notes.lock().unwrap().len() >= 2).await;
     let ids: Vec<String> = setting.notes.lock().unwrap().iter().map(|(id, _)| id.clone()).collect();
     assert!(
         ids.contains(&format!("{}+1", parent.id())) && ids.contains(&format!("{}+2.s1", parent.id())),
@@ -438,10 +437,7 @@ async fn callbacks_follow_success_and_failure() {
     assert_eq!(client.send(good).await.unwrap().wait(WAIT).await.unwrap(), 2);
     let bad = FAIL.call(vec![]).on_error(NOTE.call(vec!["told".into()]));
     client.send(bad).await.unwrap().wait(WAIT).await.unwrap_err();
-    let two = || setting.notes.lock().unwrap().len() == 2;
-    while !two() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until(async || setting.notes.lock().unwrap().len() == 2).await;
     let mut notes: Vec<_> = setting.notes.lock().unwrap().iter().map(|(_, args)| args.clone()).collect();
     notes.sort_by_key(Vec::len);
     assert_eq!(notes, [vec!["good".into()], vec!["broken".into(), serde_json::Value::from("told")]]);
@@ -501,9 +497,7 @@ async fn what_a_handler_spawns_is_sent_once_if_it_succeeds() {
         let root = workflow.id().clone();
         client.send(workflow).await.unwrap().wait(WAIT).await.unwrap();
         let spawned = |n: u32| TaskId::try_from(format!("{root}.s0+{n}")).unwrap();
-        while setting.notes.lock().unwrap().len() < 2 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until(async || setting.notes.lock().unwrap().len() >= 2).await;
         assert_eq!(client.result(spawned(1)).state().await.unwrap(), TaskState::Success);
         let status = setting.status(&spawned(2)).await;
         assert_eq!(status.steps.len(), 2);
