@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `trust` | the key ring in use: signing, verifying, refusing |
 //! | `encryption` | encrypted bodies and outcomes |
+//! | `member` | the signatures of members of joins |
 //! | `queue_rules` | queues with another format, or with tasks that run unsigned |
 //! | `order` | orders to workers, and their signatures |
 //! | `dead_mark` | the signatures of dead letters' marks |
@@ -15,6 +16,7 @@
 mod acceptance;
 mod dead_mark;
 pub(crate) mod encryption;
+mod member;
 mod order;
 mod queue_rules;
 mod statement;

@@ -17,8 +17,8 @@ use crate::{
     backend::Commit,
     broker::Message,
     clock::Timestamp,
-    id::{QueueName, RecordId, TaskId, TaskName},
-    record::{DeadReason, Facts, JoinedMember, json, name},
+    id::{QueueName, TaskId, TaskName},
+    record::{DeadReason, Facts, name},
     security::encryption::{self, DecryptError},
     sign::{Key, KeyError, KeyId, KeyRejection, Keyring, SigningScope, input::SigningInput},
     wire::{Envelope, FirstSigner, MessageSignature, Unreadable},
@@ -320,7 +320,7 @@ impl Trust {
         if let Some(key) = ring.signing_key()
             && let Some((_, end)) = commit.facts.iter_mut().find(|(fact, _)| fact == name::END)
             && let Some(id) = commit.id.task()
-            && let Some(signed_end) = signed_object(key, &self.scope, RESULT, id.as_str(), end)
+            && let Some(signed_end) = attested(key, end, |text| result_input(key, &self.scope, &id, text))
         {
             *end = signed_end;
         }
@@ -335,47 +335,12 @@ impl Trust {
             return if self.allow_unsigned { Ok(()) } else { Err(unsigned) };
         };
         let key = ring.trusted(&attestation.key).map_err(|rejected| rejected.to_string())?;
-        let input = result_input(key, &self.scope, RESULT, id.as_str(), attestation.text);
+        let input = result_input(key, &self.scope, id, attestation.text);
         if !key.verify(&input, &attestation.signature) {
             let (key, doubt) = (attestation.key, self.scope.doubt());
             return Err(format!("the signature of its end is not that of key {key}: {doubt}"));
         }
         key.believed_at(ended_at(end)?).map_err(|rejected| rejected.to_string())
-    }
-
-    /// Returns the fact by which a task with this end joins, signed for its join and its index. Without a key it is not
-    /// signed, as all that is stored.
-    pub(crate) fn signed_member(&self, join: &RecordId, index: u32, member: &JoinedMember) -> Bytes {
-        let fact = json(member);
-        let ring = self.ring();
-        let Some(key) = ring.as_deref().and_then(Keyring::signing_key) else { return fact };
-        signed_object(key, &self.scope, MEMBER, &member_name(join, index), &fact).unwrap_or(fact)
-    }
-
-    /// Reads the fact by which a task has joined.
-    ///
-    /// # Errors
-    /// It cannot be read, or no trusted key has signed it for this join and this index.
-    pub(crate) fn check_member(
-        &self,
-        join: &RecordId,
-        index: u32,
-        fact: &Bytes,
-    ) -> Result<JoinedMember, String> {
-        let member: JoinedMember = serde_json::from_slice(fact).map_err(|e| e.to_string())?;
-        let Some(ring) = self.ring() else { return Ok(member) };
-        let Some(attestation) = Attestation::of(fact) else {
-            let unsigned = "it carries no signature".to_owned();
-            return if self.allow_unsigned { Ok(member) } else { Err(unsigned) };
-        };
-        let key = ring.trusted(&attestation.key).map_err(|rejected| rejected.to_string())?;
-        let input = result_input(key, &self.scope, MEMBER, &member_name(join, index), attestation.text);
-        if !key.verify(&input, &attestation.signature) {
-            let (key, doubt) = (attestation.key, self.scope.doubt());
-            return Err(format!("its signature is not that of key {key}: {doubt}"));
-        }
-        key.believed_at(ended_at(member.end.as_bytes())?).map_err(|rejected| rejected.to_string())?;
-        Ok(member)
     }
 
     /// Returns the reason against publishing a task of a workflow: the key of this application or the first signer of the
@@ -391,17 +356,12 @@ impl Trust {
 }
 
 /// Returns the instant that an end states.
-fn ended_at(end: &[u8]) -> Result<Timestamp, String> {
+pub(super) fn ended_at(end: &[u8]) -> Result<Timestamp, String> {
     #[derive(Deserialize)]
     struct AttestedEnd {
         at: Timestamp,
     }
     serde_json::from_slice::<AttestedEnd>(end).map(|end| end.at).map_err(|e| e.to_string())
-}
-
-/// Returns the name of a member as it is signed.
-fn member_name(join: &RecordId, index: u32) -> String {
-    format!("{index} {}", join.id())
 }
 
 impl From<KeyRejection> for VerifyError {
@@ -442,25 +402,19 @@ impl<'a> Attestation<'a> {
     }
 }
 
-/// Kinds of content that are signed in records.
+/// Kind of content that is signed as the end of a task.
 const RESULT: &str = "machinist.result";
-const MEMBER: &str = "machinist.member";
 
-fn result_input(key: &Key, scope: &SigningScope, subject: &str, id: &str, text: &[u8]) -> Vec<u8> {
-    SigningInput::new(subject, text.len() + 256)
+fn result_input(key: &Key, scope: &SigningScope, id: &TaskId, text: &[u8]) -> Vec<u8> {
+    SigningInput::new(RESULT, text.len() + 256)
         .number(RESULT_VERSION)
         .text(key.algorithm().as_str())
         .text(key.id().as_str())
         .text(&scope.namespace)
         .text(&scope.realm)
-        .text(id)
+        .text(id.as_str())
         .bytes(text)
         .finish()
-}
-
-/// Returns an object of a record with its signature.
-fn signed_object(key: &Key, scope: &SigningScope, subject: &str, id: &str, object: &Bytes) -> Option<Bytes> {
-    attested(key, object, |text| result_input(key, scope, subject, id, text))
 }
 
 /// Returns the same JSON object with two more fields at its end: the key, and its signature of the input that is made of

@@ -3,13 +3,14 @@
 //! The truth that such a task is owed is in the broker: its message comes back until the join is decided. The backend only
 //! makes it fast. Members whose end is recorded and not in the join are joined here, so a lost join is made again.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
 use super::{
     Settlement, WorkerContext,
     gathered::Gathered,
+    parking::park_delay,
     server_calls::{Unanswered, Unpublished},
 };
 use crate::{
@@ -26,10 +27,6 @@ use crate::{
     wire::Envelope,
 };
 
-/// Delay of the first further copy; each one stays away twice as long.
-const FIRST_DELAY: Duration = Duration::from_secs(15);
-/// Maximum delay of a copy.
-const MAX_DELAY: Duration = Duration::from_secs(3600);
 /// Number of records of members that are read at once.
 const PAGE_SIZE: usize = 500;
 /// Number of missing members that an error names.
@@ -211,11 +208,7 @@ impl WorkerContext {
             Ok(facts) => facts,
             Err(settlement) => return settlement,
         };
-        match self.end_as_read(envelope, facts, failure).await {
-            Some(settlement) => settlement,
-            // It runs elsewhere: this copy comes back and looks again.
-            None => self.become_guard(envelope).await,
-        }
+        self.end_or_guard(envelope, facts, failure).await
     }
 
     /// Publishes a copy that looks again later, and settles the delivery.
@@ -230,10 +223,7 @@ impl WorkerContext {
             // Revoked.
             ParkDecision::Proceed => {
                 let failure = Failure::new(FailureKind::Revoked, "revoked");
-                return match self.end_as_read(envelope, facts, failure).await {
-                    Some(settlement) => settlement,
-                    None => self.become_guard(envelope).await,
-                };
+                return self.end_or_guard(envelope, facts, failure).await;
             }
             ParkDecision::Park(_) => {}
         }
@@ -241,10 +231,7 @@ impl WorkerContext {
         let since = (!lost.is_empty()).then(|| envelope.pairs.lost_since().unwrap_or(now));
         if since.is_some_and(|since| now.since(since) >= self.app.0.results_ttl) {
             let failure = Failure::new(FailureKind::Lost, &*lost_error(lost));
-            return match self.end_as_read(envelope, facts, failure).await {
-                Some(settlement) => settlement,
-                None => self.become_guard(envelope).await,
-            };
+            return self.end_or_guard(envelope, facts, failure).await;
         }
         self.settled_by(self.publish_waiting(envelope, awaited, since).await).await
     }
@@ -255,7 +242,7 @@ impl WorkerContext {
         awaited: &Awaited<'_>,
         lost_since: Option<Timestamp>,
     ) -> Result<(), Unpublished> {
-        let delay = FIRST_DELAY.saturating_mul(1 << envelope.generation.min(8)).min(MAX_DELAY);
+        let delay = park_delay(envelope.generation);
         let mut guard = envelope.next_guard(self.now().plus(delay));
         guard.pairs = guard.pairs.with_lost_since(lost_since);
         self.publish_later(&guard, delay).await?;

@@ -14,7 +14,7 @@ use super::{
     server_calls::{Unanswered, Unpublished},
 };
 use crate::{
-    backend::{Commit, Committed, Expiry, Index, IndexUpdate},
+    backend::{Commit, Committed, Index, IndexUpdate},
     broker::{Publish, PublishError, Target},
     client::sender_facts,
     clock::Timestamp,
@@ -24,8 +24,8 @@ use crate::{
     id::{QueueName, TaskName},
     record::{
         Child, DeadReason, End, EndVerdict, Facts, Failure, FailureKind, JoinedMember, Joining,
-        UNFINISHED_TTL, after_failure, after_success, failure_without_run, join, joinings, may_be_decided,
-        name, never_after, retention, spawned_by, upstream_error, waiting_callback,
+        after_failure, after_success, failure_without_run, join, joinings, may_be_decided, name, never_after,
+        retention, spawned_by, unpark, upstream_error, waiting_callback,
     },
     security::encrypt_outcome,
     wire::{Body, Envelope, Pairs, message_to_fact},
@@ -458,11 +458,7 @@ impl WorkerContext {
         };
         let copy = Envelope { generation, ..kept }.next_guard(self.now());
         self.publish_later(&copy, Duration::ZERO).await?;
-        let mut mark = Commit::new(id);
-        mark.unless = vec![name::END.into()];
-        mark.facts = vec![(name::guard(copy.attempt, copy.generation), "1".into())];
-        mark.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
-        match self.calls.commit(mark).await {
+        match self.calls.commit(unpark(&id, copy.attempt, copy.generation)).await {
             // Without the mark two copies come, and the record makes one of them harmless.
             Ok(_) | Err(Unanswered::BadRecord) => Ok(()),
             Err(unanswered) => Err(unanswered.into()),

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     backend::{Commit, Expiry},
     broker::{Message, Publish, Settle, Target},
-    record::{UNFINISHED_TTL, name},
+    record::{Facts, Failure, UNFINISHED_TTL, name},
     wire::Envelope,
 };
 
@@ -88,6 +88,20 @@ impl WorkerContext {
     /// Replaces a delivery that would be held for too long by a guard.
     pub(super) async fn become_guard(&self, envelope: &Envelope) -> Settlement {
         self.settled_by(self.publish_guard(envelope, guard_delay(envelope.generation)).await).await
+    }
+
+    /// Ends a task that is not run, if its record is still as read. If a run has it, the delivery becomes a guard, which
+    /// looks again.
+    pub(super) async fn end_or_guard(
+        &self,
+        envelope: &Envelope,
+        facts: Facts,
+        failure: Failure,
+    ) -> Settlement {
+        match self.end_as_read(envelope, facts, failure).await {
+            Some(settlement) => settlement,
+            None => self.become_guard(envelope).await,
+        }
     }
 
     /// Publishes an envelope to its queue, for delivery after `delay`.

@@ -29,6 +29,11 @@ const FIRST_PARK_DELAY: Duration = Duration::from_secs(15);
 /// Maximum delay of such a guard.
 const MAX_PARK_DELAY: Duration = Duration::from_secs(3600);
 
+/// Returns the delay of a copy that waits for something whose time is not known. `generation` is that of the copy before.
+pub(super) fn park_delay(generation: u32) -> Duration {
+    FIRST_PARK_DELAY.saturating_mul(1 << generation.min(8)).min(MAX_PARK_DELAY)
+}
+
 /// Refusal of a start.
 struct Refusal {
     reason: WaitReason,
@@ -46,7 +51,7 @@ impl Refusal {
     fn park_delay(&self, generation: u32, now: Timestamp) -> Duration {
         match self.not_before {
             Some(at) => at.since(now).min(MAX_PARK_DELAY),
-            None => FIRST_PARK_DELAY.saturating_mul(1 << generation.min(8)).min(MAX_PARK_DELAY),
+            None => park_delay(generation),
         }
     }
 }

@@ -105,13 +105,7 @@ impl WorkerContext {
     /// Ends what nobody has accepted: a task in FAILURE, another message as a dead letter.
     async fn end_offer(&self, offer: Offer<'_>) -> Settlement {
         match offer {
-            Offer::Task { envelope, facts, failure } => {
-                match self.end_as_read(envelope, facts, failure).await {
-                    Some(settlement) => settlement,
-                    // A worker that knows the task runs it; a guard comes back to check.
-                    None => self.become_guard(envelope).await,
-                }
-            }
+            Offer::Task { envelope, facts, failure } => self.end_or_guard(envelope, facts, failure).await,
             Offer::Message { queue, message, reason, error } => {
                 self.dead_letter_unverified(queue, message, reason, error).await
             }
