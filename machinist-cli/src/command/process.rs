@@ -26,7 +26,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     executable,
-    supervisor::order::{ARGUMENT, KILL, Report, RunOrder, TERMINATE},
+    supervisor::{
+        self,
+        order::{ARGUMENT, KILL, Report, RunOrder, TERMINATE},
+    },
 };
 
 /// Maximum size of a run's standard output, in bytes.
@@ -144,6 +147,14 @@ impl RunSupervisor {
         Ok((Self { id, process: Some(process), programs: programs.clone() }, ours))
     }
 
+    /// Ends what its run has started, after it was killed itself. Returns the number of processes that could not be ended.
+    async fn end_orphans(&self) -> usize {
+        match i32::try_from(self.id).ok().and_then(Pid::from_raw) {
+            Some(id) => supervisor::end_orphans(id).await,
+            None => 0,
+        }
+    }
+
     /// Waits until it has ended.
     async fn ended(&mut self) -> io::Result<()> {
         if let Some(process) = &mut self.process {
@@ -248,11 +259,10 @@ pub(crate) async fn run(
             // The next owner of the number could be somebody else, but only after all of this group have ended.
             let _ended = kill_process_group(group, Signal::KILL);
         }
+        note_left(order, supervisor.end_orphans().await);
         return Ok(ProgramEnd::Unsupervised);
     };
-    if left > 0 {
-        tracing::warn!(left, program = %order.program.display(), "processes of a program could not be ended");
-    }
+    note_left(order, left);
     supervisor.ended().await?;
     if cancelled {
         return Ok(ProgramEnd::Cancelled);
@@ -261,6 +271,13 @@ pub(crate) async fn run(
     let last_lines = Vec::from(last_lines).join("\n").trim().to_owned();
     let status = ExitStatusExt::from_raw(status);
     Ok(ProgramEnd::Finished(FinishedRun { status, stdout: output, overflow, last_lines }))
+}
+
+/// Logs that processes of a program could not be ended.
+fn note_left(order: &RunOrder, left: usize) {
+    if left > 0 {
+        tracing::warn!(left, program = %order.program.display(), "processes of a program could not be ended");
+    }
 }
 
 /// Returns the next report of a supervisor; `None` if it has ended.

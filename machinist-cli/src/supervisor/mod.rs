@@ -69,6 +69,7 @@ fn run() -> io::Result<()> {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
         signal_hook::flag::register(signal.as_raw(), Arc::new(AtomicBool::new(false)))?;
     }
+    lead_session();
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut from_worker = BufReader::new(control.try_clone()?);
     let mut line = String::new();
@@ -98,6 +99,36 @@ fn run() -> io::Result<()> {
     let (status, left) = supervise(program, &events);
     let _gone = report(&control, &Report::Ended { status, left });
     Ok(())
+}
+
+/// Makes this process the leader of a session, so that the worker finds the processes of the run by its id, also if this
+/// process is killed before it reports the program.
+///
+/// A process that leads a group cannot start a session. The worker starts this one as a leader, because a signal from
+/// the terminal would end it before its handlers are in place; so it joins the group of the worker for a moment.
+fn lead_session() {
+    let group = rustix::process::getppid().and_then(tree::group);
+    // Without a session, the worker ends the group of the program, once it knows it.
+    let _not_possible = group.map(|group| {
+        rustix::process::setpgid(None, Some(group))?;
+        rustix::process::setsid()
+    });
+}
+
+/// Ends the processes of a run whose supervisor was killed, and returns how many could not be ended. The supervisor has
+/// not been reaped, so no other session can have its id.
+///
+/// # Cancel safety
+/// Safe: some processes may be left.
+pub(crate) async fn end_orphans(supervisor: Pid) -> usize {
+    let give_up = Instant::now() + GIVE_UP;
+    loop {
+        let left = tree::kill_session(supervisor);
+        if left == 0 || give_up < Instant::now() {
+            return left;
+        }
+        tokio::time::sleep(KILL_INTERVAL).await;
+    }
 }
 
 /// Starts the program, and a thread that writes its input.

@@ -1,4 +1,4 @@
-//! Processes below this one, and signals to all of them.
+//! Processes below this one or of a session, and signals to all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,25 +26,57 @@ pub(super) fn kill() {
 /// Returns the processes below this one, from `/proc`; none where there is no `/proc`.
 pub(super) fn descendants() -> Vec<Pid> {
     let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    for id in entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
-        // A process that has just ended has no file any more.
-        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-        if let Some(parent) = parent(&stat) {
-            children.entry(parent).or_default().push(id);
-        }
+    for (id, place) in running() {
+        children.entry(place.parent).or_default().push(id);
     }
     below(getpid().as_raw_nonzero().get(), &children).into_iter().filter_map(Pid::from_raw).collect()
 }
 
-/// Returns the parent of a process from its `/proc/ID/stat`; `None` for one that has ended and waits to be reaped.
-fn parent(stat: &str) -> Option<i32> {
+/// Kills all processes of a session. Returns how many there were; none where there is no `/proc`.
+pub(super) fn kill_session(session: Pid) -> usize {
+    let members = running().into_iter().filter(|(_, place)| Pid::from_raw(place.session) == Some(session));
+    let members: Vec<Pid> = members.filter_map(|(id, _)| Pid::from_raw(id)).collect();
+    for process in &members {
+        let _gone = kill_process(*process, Signal::KILL);
+    }
+    members.len()
+}
+
+/// Returns the process group of a process; `None` where there is no `/proc`, or where the group is not of this container.
+pub(super) fn group(process: Pid) -> Option<Pid> {
+    Pid::from_raw(place(process.as_raw_nonzero().get())?.group)
+}
+
+/// Place of a process among the others. An id is 0 if it is not of this container, or of the kernel.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    parent: i32,
+    group: i32,
+    session: i32,
+}
+
+/// Returns all processes that have not ended, from `/proc`.
+fn running() -> Vec<(i32, Place)> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    ids.filter_map(|id| Some((id, place(id)?))).collect()
+}
+
+/// Returns the place of a process; `None` for one that has ended.
+fn place(id: i32) -> Option<Place> {
+    // A process that has just ended has no file any more.
+    parse(&std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?)
+}
+
+/// Reads a `/proc/ID/stat`; `None` for a process that has ended and waits to be reaped.
+fn parse(stat: &str) -> Option<Place> {
     // The name of the program stands in parentheses, and may itself contain them.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     if matches!(fields.next()?, "Z" | "X") {
         return None;
     }
-    fields.next()?.parse().ok()
+    let mut next = || fields.next()?.parse().ok();
+    Some(Place { parent: next()?, group: next()?, session: next()? })
 }
 
 /// Returns everything below a process, in any order.
@@ -64,11 +96,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_names_its_parent() {
-        assert_eq!(parent("12 (sh) S 7 12 12 0"), Some(7));
-        assert_eq!(parent("12 (a) b) (c) R 7 12 12 0"), Some(7));
-        assert_eq!(parent("12 (sh) Z 7 12 12 0"), None);
-        assert_eq!(parent(""), None);
+    fn a_process_has_a_place() {
+        assert_eq!(parse("12 (sh) S 7 12 11 0"), Some(Place { parent: 7, group: 12, session: 11 }));
+        assert_eq!(parse("12 (a) b) (c) R 7 12 11 0"), Some(Place { parent: 7, group: 12, session: 11 }));
+        assert_eq!(parse("12 (sh) Z 7 12 11 0"), None);
+        assert_eq!(parse(""), None);
     }
 
     #[test]

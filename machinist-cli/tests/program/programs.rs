@@ -73,14 +73,20 @@ fn a_program_does_not_outlive_its_worker() {
 
 #[test]
 fn a_killed_supervisor_fails_its_run_and_leaves_no_program() {
-    let folder = Folder::with("[tasks.run]\ncommand = [\"sh\", \"-c\", \"echo $$ > leader; sleep 1000\"]\n");
+    // The background job leads a process group.
+    let folder = Folder::with(
+        "[tasks.run]\ncommand = [\"sh\", \"-mc\", \"sleep 1000 & echo $! > child; echo $$ > leader; sleep 1000\"]\n",
+    );
     let worker = folder.worker(&[]);
     let id = folder.send(&["run"]);
     let leader = contents(&folder.path().join("leader"));
+    let child = contents(&folder.path().join("child"));
     kill(pid(&parent(&leader)), Signal::SIGKILL).unwrap();
     gone(&leader);
+    gone(&child);
     let ended = folder.run(&["status", &id, "--watch"]);
-    assert!(ended.ended(1).stdout.contains("sh was killed together with its supervisor"));
+    let shown = ended.ended(1).stdout;
+    assert!(shown.contains("sh was killed together with its supervisor"), "{shown}");
     worker.stop().ended(0);
 }
 
