@@ -13,11 +13,12 @@ use crate::{
     event::{Event, EventKind, Observer, Observers},
     id::{QueueName, TaskName},
     log_lines::LogLines,
-    middleware::PublishHook,
+    middleware::{Middleware, PublishHook},
     record::{FactName, name},
     security::{QueueOptions, QueueRules, Trust, is_encrypted},
     sign::{KeyError, Keyring, SigningScope},
     wire::{Body, Codec, Envelope, MaxSizes, message_to_fact, write_foreign},
+    worker::{WorkerBuilder, WorkerDefaults},
 };
 
 /// Interval at which a process asks the backend for its time.
@@ -55,6 +56,9 @@ pub(crate) struct AppState {
     pub(crate) codec: Codec,
     pub(crate) hooks: Vec<Arc<dyn PublishHook>>,
     pub(crate) observers: Observers,
+    /// Middleware of every worker.
+    pub(crate) middleware: Vec<Arc<dyn Middleware>>,
+    pub(crate) worker_defaults: Option<WorkerDefaults>,
     pub(crate) max_sizes: MaxSizes,
     pub(crate) trust: Trust,
     pub(crate) rules: QueueRules,
@@ -82,6 +86,8 @@ impl App {
             codec: Codec::default(),
             hooks: Vec::new(),
             observers: Observers::default(),
+            middleware: Vec::new(),
+            worker_defaults: None,
             max_sizes: MaxSizes::default(),
             keyring: None,
             allow_unsigned: false,
@@ -197,6 +203,8 @@ pub struct AppBuilder {
     codec: Codec,
     hooks: Vec<Arc<dyn PublishHook>>,
     observers: Observers,
+    middleware: Vec<Arc<dyn Middleware>>,
+    worker_defaults: Option<WorkerDefaults>,
     max_sizes: MaxSizes,
     keyring: Option<Keyring>,
     allow_unsigned: bool,
@@ -276,6 +284,22 @@ impl AppBuilder {
     /// Calls `hook` with every signature before it is sent. See [`PublishHook`].
     pub fn on_publish(mut self, hook: impl PublishHook) -> Self {
         self.hooks.push(Arc::new(hook));
+        self
+    }
+
+    /// Adds a middleware around the handlers of all workers of this application. It runs outside those that a worker adds.
+    pub fn middleware(mut self, middleware: impl Middleware) -> Self {
+        self.middleware.push(Arc::new(middleware));
+        self
+    }
+
+    /// Sets the defaults of the workers of this application: `set` is applied to a new builder, and a worker takes over from
+    /// it what its own builder does not set. Queues, tags and periodic tasks are added to the worker's own.
+    pub fn worker_defaults(
+        mut self,
+        set: impl Fn(WorkerBuilder) -> WorkerBuilder + Send + Sync + 'static,
+    ) -> Self {
+        self.worker_defaults = Some(WorkerDefaults::new(set));
         self
     }
 
@@ -382,6 +406,8 @@ impl AppBuilder {
             codec: self.codec,
             hooks: self.hooks,
             observers: self.observers,
+            middleware: self.middleware,
+            worker_defaults: self.worker_defaults,
             max_sizes: self.max_sizes,
             trust: Trust::new(self.keyring, self.allow_unsigned, self.freshness).within(scope),
             rules,

@@ -41,6 +41,7 @@ pub(crate) struct RunInfo {
     pub(crate) name: TaskName,
     pub(crate) queue: QueueName,
     pub(crate) attempt: u32,
+    pub(crate) postponements: u32,
     pub(crate) token: u64,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) pairs: Pairs,
@@ -77,6 +78,11 @@ impl TaskContext {
     /// Returns the attempt: the number of this counted run, from 1.
     pub fn attempt(&self) -> u32 {
         self.0.attempt
+    }
+
+    /// Returns how often the task has been postponed ([`TaskError::retry_in`](crate::TaskError::retry_in)) so far.
+    pub fn postponements(&self) -> u32 {
+        self.0.postponements
     }
 
     /// A number that grows with every start of this task. A store that remembers the greatest token it has seen
@@ -182,6 +188,11 @@ impl TaskContext {
         self.0.progress.subscribe()
     }
 
+    /// Returns what this run has logged: for tests of handlers.
+    pub fn logged(&self) -> String {
+        self.0.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(crate) fn take_log(&self) -> String {
         std::mem::take(&mut *self.0.log.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -215,6 +226,14 @@ impl StateMap {
         self.0.get(&TypeId::of::<T>())?.downcast_ref::<T>().cloned()
     }
 
+    /// Returns these values, with those of `base` for the types that are missing.
+    pub(crate) fn over(mut self, base: Self) -> Self {
+        for (id, value) in base.0 {
+            self.0.entry(id).or_insert(value);
+        }
+        self
+    }
+
     pub(crate) fn has(&self, id: TypeId) -> bool {
         self.0.contains_key(&id)
     }
@@ -229,6 +248,7 @@ impl TaskContext {
             name: "test".try_into().unwrap(),
             queue: "default".try_into().unwrap(),
             attempt: 1,
+            postponements: 0,
             token: 1,
             headers: BTreeMap::new(),
             pairs: Pairs::default(),

@@ -104,7 +104,7 @@ impl FromContext for TaskContext {
 /// `Via` tells the three ways apart for the compiler; `Before<Tail>` is the list of argument types `Tail` with this
 /// parameter's in front, if it takes one.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot travel as a task argument: wrap it in `Json<{Self}>`",
+    message = "`{Self}` cannot travel as a task argument: wrap it in `Json<{Self}>`, or derive `WireArg` for it",
     label = "a handler with a parameter that is no argument and no extractor",
     note = "the parameters of a handler are `TaskContext`, `State<T>` and other `FromContext` types, and the task's \
             arguments: `bool`, integers, floats, `String`, `Vec` and `Option` of these, `Json<T>`, `Rest<T>`",

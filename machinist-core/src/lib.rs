@@ -11,8 +11,10 @@ pub mod bench;
 mod builtin;
 mod client;
 mod context;
+mod context_builder;
 mod control;
 mod dead_letters;
+mod definition;
 mod delay;
 pub mod error;
 pub mod event;
@@ -23,8 +25,10 @@ mod flow;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod handler;
+mod instant;
 mod log_lines;
 mod middleware;
+mod panics;
 mod parking;
 pub mod periodic;
 pub mod record;
@@ -51,6 +55,7 @@ pub use app::{App, AppBuilder, AppError};
 pub use args::{Arg, Json, Rest, Results};
 pub use client::Client;
 pub use context::TaskContext;
+pub use context_builder::TaskContextBuilder;
 pub use control::{ControlError, Revoked, Scheduled};
 pub use dead_letters::{DeadFilter, DeadLetter, DeadLetterOutcome};
 pub use error::{ResultError, SendError, TaskError};
@@ -58,6 +63,7 @@ pub use event::Observer;
 pub use extract::State;
 pub use fleet::{OrderError, OrderResult, RegisteredName, WorkerFilter, WorkerInfo};
 pub use id::{QueueName, TaskId, TaskName};
+pub use instant::IntoInstant;
 pub use middleware::{Middleware, Next, PublishHook};
 pub use parking::ParkedTask;
 pub use refused::RefusedMessages;
@@ -90,3 +96,8 @@ struct DocsOfEvents;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/adapters.md")]
 struct DocsOfAdapters;
+
+/// The example of `docs/options.md` is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/options.md")]
+struct DocsOfOptions;

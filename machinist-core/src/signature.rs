@@ -10,8 +10,10 @@ use serde_json::Value;
 use crate::{
     args::{Arg, Results},
     clock::Timestamp,
+    definition::DefinedOptions,
     flow::Flow,
     id::TaskId,
+    instant::IntoInstant,
     retry::{Backoff, RetryPolicy},
 };
 
@@ -46,6 +48,8 @@ pub(crate) struct SignatureParts {
     pub(crate) when: When,
     pub(crate) expires: Option<When>,
     pub(crate) retry: Option<RetryPolicy>,
+    /// Policy of the definition, for the parts that `retry` does not set.
+    pub(crate) defined_retry: Option<RetryPolicy>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) soft_timeout: Option<Duration>,
     pub(crate) priority: Option<u8>,
@@ -92,6 +96,7 @@ impl<R> Signature<R> {
             when: When::In(Duration::ZERO),
             expires: None,
             retry: None,
+            defined_retry: None,
             timeout: None,
             soft_timeout: None,
             priority: None,
@@ -102,6 +107,21 @@ impl<R> Signature<R> {
             unsendable: None,
         };
         Self { parts, result: PhantomData }
+    }
+
+    /// Takes over the options of the definition that a sender uses.
+    pub(crate) fn defined(mut self, options: &DefinedOptions) -> Self {
+        self.parts.queue = options.queue.map(str::to_owned);
+        self.parts.priority = options.priority;
+        self.parts.expires = options.expires_in.map(When::In);
+        self.parts.defined_retry = options.retry_policy();
+        self
+    }
+
+    /// Returns the retry policy of this call. It begins as that of the definition.
+    fn retry(&mut self) -> &mut RetryPolicy {
+        let defined = &self.parts.defined_retry;
+        self.parts.retry.get_or_insert_with(|| defined.clone().unwrap_or_default())
     }
 
     /// A signature that sending will refuse, and why.
@@ -152,9 +172,22 @@ impl<R> Signature<R> {
         self
     }
 
-    /// Runs it no earlier than at an instant of backend time.
-    pub fn eta(mut self, instant: Timestamp) -> Self {
-        self.parts.when = When::At(instant);
+    /// Runs it no earlier than at an instant of backend time. Text that is not an instant is reported when the signature is
+    /// sent. See [`IntoInstant`].
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::Signature;
+    /// use std::time::{Duration, SystemTime};
+    ///
+    /// let signature = Signature::new("report").eta("2026-12-01T03:00:00+01:00");
+    /// let signature = Signature::new("report").eta(SystemTime::now() + Duration::from_secs(3600));
+    /// ```
+    pub fn eta(mut self, instant: impl IntoInstant) -> Self {
+        match instant.into_instant() {
+            Ok(instant) => self.parts.when = When::At(instant),
+            Err(why) => self.parts.unsendable = Some(format!("its ETA: {why}")),
+        }
         self
     }
 
@@ -164,21 +197,24 @@ impl<R> Signature<R> {
         self
     }
 
-    /// Never starts it later than an instant of backend time: FAILURE/expired instead.
-    pub fn expires_at(mut self, instant: Timestamp) -> Self {
-        self.parts.expires = Some(When::At(instant));
+    /// Never starts it later than an instant of backend time: FAILURE/expired instead. See [`IntoInstant`].
+    pub fn expires_at(mut self, instant: impl IntoInstant) -> Self {
+        match instant.into_instant() {
+            Ok(instant) => self.parts.expires = Some(When::At(instant)),
+            Err(why) => self.parts.unsendable = Some(format!("its expiry: {why}")),
+        }
         self
     }
 
     /// Tries it again up to so many times when it fails, instead of as its worker would.
     pub fn retries(mut self, max_retries: u32) -> Self {
-        self.parts.retry.get_or_insert_default().max_retries = max_retries;
+        self.retry().max_retries = max_retries;
         self
     }
 
     /// Waits so before a retry, instead of as its worker would.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
-        self.parts.retry.get_or_insert_default().backoff = backoff;
+        self.retry().backoff = backoff;
         self
     }
 
@@ -191,13 +227,13 @@ impl<R> Signature<R> {
     /// Tries it again when it fails, however often, but begins no retry later than `limit` after it was due (its
     /// ETA, or when it was sent).
     pub fn retry_for(mut self, limit: Duration) -> Self {
-        self.parts.retry.get_or_insert_default().bound_by_time(limit);
+        self.retry().bound_by_time(limit);
         self
     }
 
     /// Tries it again, too, when a run was ended by a time limit.
     pub fn retry_timeouts(mut self) -> Self {
-        self.parts.retry.get_or_insert_default().retry_timeouts = true;
+        self.retry().retry_timeouts = true;
         self
     }
 

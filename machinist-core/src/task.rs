@@ -1,9 +1,11 @@
 //! The typed name of a task: what producer and worker share.
 
-use std::{fmt, marker::PhantomData};
+use std::{fmt, marker::PhantomData, time::Duration};
 
 use crate::{
     args::{ArgList, FromResults, IntoArgs, IntoResults},
+    definition::DefinedOptions,
+    retry::Backoff,
     signature::Signature,
 };
 
@@ -33,15 +35,31 @@ use crate::{
 /// let signature = SUM.call(vec![1, 2, 3]);
 /// let signature = CLEAN_UP.call(());
 /// ```
+///
+/// A definition can also hold options. The sender uses the queue, the priority and the expiry; the worker uses the retry
+/// policy and the time limits. A call and the settings of a worker override them: see `docs/options.md`.
+/// ```
+/// use machinist_core::{Backoff, TaskDef};
+/// use std::time::Duration;
+///
+/// pub const MAIL: TaskDef<String, ()> = TaskDef::new("send_mail")
+///     .queue("mail")
+///     .retries(5)
+///     .backoff(Backoff::fixed(Duration::from_secs(30)))
+///     .timeout(Duration::from_secs(60));
+///
+/// let signature = MAIL.call("ada@example.org").queue("urgent_mail");
+/// ```
 pub struct TaskDef<A, R> {
     name: &'static str,
+    options: DefinedOptions,
     types: PhantomData<fn(A) -> R>,
 }
 
 impl<A: ArgList, R: IntoResults + FromResults> TaskDef<A, R> {
     /// The task `name`. The name is checked when the task is registered or sent.
     pub const fn new(name: &'static str) -> Self {
-        Self { name, types: PhantomData }
+        Self { name, options: DefinedOptions::NONE, types: PhantomData }
     }
 }
 
@@ -51,6 +69,81 @@ impl<A, R> TaskDef<A, R> {
         self.name
     }
 
+    /// Sends the task to this queue instead of the application's default queue. A worker that registers the task consumes
+    /// the queue, unless its queues are set.
+    pub const fn queue(mut self, queue: &'static str) -> Self {
+        self.options.queue = Some(queue);
+        self
+    }
+
+    /// Tries the task again up to so many times when it fails.
+    pub const fn retries(mut self, max_retries: u32) -> Self {
+        self.options = self.options.retries(max_retries);
+        self
+    }
+
+    /// Sets the wait before a retry.
+    ///
+    /// # Panics
+    /// If it is a list, which [`backoff_list`](Self::backoff_list) takes. In a `const` that is an error of the compiler.
+    pub const fn backoff(mut self, backoff: Backoff) -> Self {
+        self.options = self.options.backoff(backoff);
+        self
+    }
+
+    /// Sets the waits before the first retry, the second, and so on; the last one holds for every later retry.
+    pub const fn backoff_list(mut self, waits: &'static [Duration]) -> Self {
+        self.options = self.options.backoff_list(waits);
+        self
+    }
+
+    /// Begins no retry later than `limit` after the task was due. Without [`retries`](Self::retries) only the time bounds
+    /// the retries.
+    pub const fn retry_for(mut self, limit: Duration) -> Self {
+        self.options = self.options.retry_for(limit);
+        self
+    }
+
+    /// Also tries the task again when a time limit ended the run.
+    pub const fn retry_timeouts(mut self) -> Self {
+        self.options = self.options.retry_timeouts();
+        self
+    }
+
+    /// Sets the maximum number of postponements ([`TaskError::retry_in`](crate::TaskError::retry_in)).
+    pub const fn max_postponements(mut self, postponements: u32) -> Self {
+        self.options = self.options.postponements(postponements);
+        self
+    }
+
+    /// Ends a run that takes longer than this.
+    pub const fn timeout(mut self, limit: Duration) -> Self {
+        self.options.timeout = Some(limit);
+        self
+    }
+
+    /// Fires the cancellation token of a run that takes longer than this, so that its handler can end by itself.
+    pub const fn soft_timeout(mut self, limit: Duration) -> Self {
+        self.options.soft_timeout = Some(limit);
+        self
+    }
+
+    /// Sets the priority, 0 to 9; a task of a larger one is delivered sooner where broker and queue can.
+    pub const fn priority(mut self, priority: u8) -> Self {
+        self.options.priority = Some(priority);
+        self
+    }
+
+    /// Never starts the task later than so long after it is sent: FAILURE/expired instead.
+    pub const fn expires_in(mut self, while_: Duration) -> Self {
+        self.options.expires_in = Some(while_);
+        self
+    }
+
+    pub(crate) const fn options(&self) -> &DefinedOptions {
+        &self.options
+    }
+
     /// An invocation with these arguments, ready to be sent: a tuple for a tuple, one value for one type; `&str`
     /// will do for a `String`, and a `Vec` for [`Rest`](crate::Rest).
     ///
@@ -58,7 +151,7 @@ impl<A, R> TaskDef<A, R> {
     /// serialize) is reported when the signature is sent.
     pub fn call(self, args: impl IntoArgs<A>) -> Signature<R> {
         match args.into_args() {
-            Ok(args) => Signature::typed(self.name.to_owned(), args),
+            Ok(args) => Signature::typed(self.name.to_owned(), args).defined(&self.options),
             Err(misfit) => Signature::unsendable(self.name.to_owned(), misfit.to_string()),
         }
     }

@@ -7,10 +7,13 @@ use std::{fmt, time::Duration};
 
 use machinist_adapter::error::{BoxError, chain};
 
+use crate::worker::{ErrorClass, TaskFailure};
+
 /// A handler's *no*: the attempt failed, and what should follow from that.
 ///
 /// Any error turns into one with `?`, and then counts as an ordinary failure: it is tried again as the retry
-/// policy says. [`permanent`](Self::permanent) and [`retry_in`](Self::retry_in) say something else.
+/// policy says. [`permanent`](Self::permanent) and [`retry_in`](Self::retry_in) say something else, and so does your error
+/// type if it implements [`TaskFailure`].
 ///
 /// `TaskError` is not a [`std::error::Error`] itself; that is what allows the conversion from every type that is.
 ///
@@ -60,6 +63,20 @@ impl TaskError {
         Self { disposition: Disposition::Permanent, error: error.into() }
     }
 
+    /// A failure whose consequence its type says. See [`TaskFailure`].
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::{TaskError, worker::TaskFailure};
+    ///
+    /// fn failed<E: std::error::Error + TaskFailure + Send + Sync + 'static>(error: E) -> Result<(), TaskError> {
+    ///     Err(error).map_err(TaskError::of)
+    /// }
+    /// ```
+    pub fn of<E: TaskFailure + Into<BoxError>>(error: E) -> Self {
+        Self { disposition: error.class().disposition(), error: error.into() }
+    }
+
     /// Not now: run the task again after `delay`.
     ///
     /// This spends none of the retries; a separate cap on postponements
@@ -78,6 +95,17 @@ impl TaskError {
     #[must_use]
     pub fn because(self, error: impl Into<BoxError>) -> Self {
         Self { error: error.into(), ..self }
+    }
+
+    /// Returns what follows from it, as far as the handler has said: for tests of handlers. A classifier of the task decides
+    /// over [`ErrorClass::Retry`].
+    pub fn class(&self) -> ErrorClass {
+        match self.disposition {
+            Disposition::Failed => ErrorClass::Retry,
+            Disposition::Permanent | Disposition::Malformed => ErrorClass::Permanent,
+            Disposition::RetryAfter(delay) => ErrorClass::RetryAfter(delay),
+            Disposition::RetryIn(delay) => ErrorClass::Postpone(delay),
+        }
     }
 
     /// The error that was given, if it is an `E`.

@@ -97,10 +97,11 @@ fn check(programs: &BTreeMap<String, Vec<String>>) -> Checked {
 }
 
 fn manifest<'a>(core: &Path, programs: impl Iterator<Item = &'a String>) -> String {
+    let macros = core.join("../machinist-macros");
     let mut manifest = format!(
         "[workspace]\n\n\
          [package]\nname = \"compile-fail\"\nversion = \"0.0.0\"\nedition = \"2024\"\npublish = false\n\n\
-         [dependencies]\nmachinist-core = {{ path = {core:?} }}\n\
+         [dependencies]\nmachinist-core = {{ path = {core:?} }}\nmachinist-macros = {{ path = {macros:?} }}\n\
          serde = {{ version = \"1\", features = [\"derive\"] }}\n"
     );
     for name in programs {

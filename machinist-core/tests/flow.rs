@@ -199,6 +199,8 @@ async fn permanent_failures_and_panics_are_told_apart() {
     assert_eq!(kinds.0, (FailureKind::Error, "no such user".to_owned()));
     assert_eq!(kinds.1, (FailureKind::Panic, "the handler panicked: ouch".to_owned()));
     assert_eq!(a.record().await.unwrap().attempt, 1);
+    let chain = b.record().await.unwrap().error.unwrap().chain;
+    assert!(chain[1].starts_with("at ") && chain[1].contains("flow.rs:"), "{chain:?}");
 }
 
 async fn failed<R: machinist_core::args::FromResults + std::fmt::Debug>(

@@ -7,7 +7,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     lock,
-    queues::{MAX_DELAY, MemoryQueues, NextDelivery},
+    queues::{HeldMessage, MAX_DELAY, MemoryQueues, NextDelivery},
 };
 use machinist_adapter::{
     broker::{
@@ -47,6 +47,12 @@ impl MemoryBroker {
     /// Returns the dead letters of a queue, oldest first. Consumes nothing.
     pub fn dead_letters(&self, queue: &QueueName) -> Vec<Message> {
         lock(&self.queues).dead_letters(queue)
+    }
+
+    /// Returns the messages of all queues, in no order, with what they wait for. Consumes nothing. For tests of code that
+    /// uses a broker.
+    pub fn held(&self) -> Vec<HeldMessage> {
+        lock(&self.queues).held()
     }
 
     fn subscribe(&self, targets: Vec<Target>, prefetch: u16) -> Result<Box<dyn Consumer>, BrokerError> {

@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use backend::MemoryBackend;
 pub use broker::MemoryBroker;
+pub use queues::{HeldMessage, MessagePlace};
 
 /// Locks a mutex. Every change under these locks is complete before anything in it can panic, so a poisoned state is
 /// consistent.

@@ -35,6 +35,30 @@ pub(super) struct MemoryQueues {
     interruptions: u64,
 }
 
+/// A message that a queue holds.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct HeldMessage {
+    /// The queue.
+    pub queue: QueueName,
+    /// The message.
+    pub message: Message,
+    /// Reason that it is still there.
+    pub place: MessagePlace,
+}
+
+/// Reason that a message is still in its queue: it waits for this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MessagePlace {
+    /// A consumer.
+    Ready,
+    /// This instant.
+    Delayed(Instant),
+    /// The consumer that has it, to settle it.
+    Unsettled,
+}
+
 /// Position of a message in its queue: by priority, then by arrival.
 type ReadyKey = (Reverse<u8>, u64);
 
@@ -178,6 +202,24 @@ impl MemoryQueues {
     pub(super) fn dead_letters(&self, queue: &QueueName) -> Vec<Message> {
         let dead = self.by_name.get(&Target::DeadLetters(queue.clone()));
         dead.into_iter().flat_map(|dead| dead.ready.values()).map(|queued| queued.message.clone()).collect()
+    }
+
+    /// Returns the messages of all task queues.
+    pub(super) fn held(&self) -> Vec<HeldMessage> {
+        let held = |queue: &Target, message: &Message, place| HeldMessage {
+            queue: queue.queue().clone(),
+            message: message.clone(),
+            place,
+        };
+        let mut all = Vec::new();
+        for (target, queue) in self.by_name.iter().filter(|(target, _)| matches!(target, Target::Queue(_))) {
+            all.extend(queue.ready.values().map(|queued| held(target, &queued.message, MessagePlace::Ready)));
+            let delayed = queue.delayed.iter();
+            all.extend(delayed.map(|((due, _), message)| held(target, message, MessagePlace::Delayed(*due))));
+        }
+        let unsettled = self.unsettled.values().filter(|one| matches!(one.queue, Target::Queue(_)));
+        all.extend(unsettled.map(|one| held(&one.queue, &one.message, MessagePlace::Unsettled)));
+        all
     }
 
     pub(super) fn publish(&mut self, publish: Publish, now: Instant) {

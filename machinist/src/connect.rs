@@ -142,8 +142,25 @@ impl Servers {
     /// # Cancel safety
     /// Safe: open connections are closed.
     pub async fn app(self, settings: &Settings) -> Result<App, ConnectError> {
+        self.app_with(settings, |app| app).await
+    }
+
+    /// Builds an application as [`app`](Self::app) does, after `adjust` has changed its builder: hooks, codec, middleware,
+    /// observers.
+    ///
+    /// # Errors
+    /// As [`app`](Self::app).
+    ///
+    /// # Cancel safety
+    /// Safe: open connections are closed.
+    pub async fn app_with(
+        self,
+        settings: &Settings,
+        adjust: impl FnOnce(AppBuilder) -> AppBuilder,
+    ) -> Result<App, ConnectError> {
         check_keys(settings)?;
-        let mut app = builder(self.broker?, self.backend?, settings);
+        let app = builder(self.broker?, self.backend?, settings).worker_defaults(settings.worker_defaults());
+        let mut app = adjust(app);
         if let Some(keyring) = settings.signing_keyring()? {
             app = app.keyring(keyring);
         }
@@ -191,7 +208,7 @@ fn build_error(error: AppError, settings: &Settings) -> ConnectError {
 }
 
 /// Checks the keys, before anything is connected.
-fn check_keys(settings: &Settings) -> Result<(), ConnectError> {
+pub(crate) fn check_keys(settings: &Settings) -> Result<(), ConnectError> {
     if settings.lacks_key() && !settings.allow_unsigned.value {
         return Err(ConnectError::NoKey { url: settings.broker.value.clone() });
     }
@@ -287,6 +304,10 @@ fn connector_error(error: ConnectorError, role: Role, url: &ServerUrl) -> Connec
 }
 
 /// Constructors of an [`App`] from settings.
+///
+/// Its workers take over `[worker]`, `[tasks.NAME]` and `[periodic.NAME]`, and the variables `MACHINIST_QUEUES`,
+/// `MACHINIST_CONCURRENCY`, `MACHINIST_GRACE` and so on, for what their builders do not set. Queues are added to those of the
+/// builder.
 pub trait AppExt: Sized {
     /// Builds an application from the `MACHINIST_*` variables and `machinist.toml`, by default over the file
     /// `machinist.db` in the current folder: see [`settings`](crate::settings).
@@ -306,6 +327,40 @@ pub trait AppExt: Sized {
     /// # Cancel safety
     /// Safe: open connections are closed.
     fn from_settings(settings: &Settings) -> impl Future<Output = Result<Self, ConnectError>> + Send;
+
+    /// Builds an application as [`from_env`](Self::from_env) does, after `adjust` has changed its builder: hooks, codec,
+    /// middleware, observers.
+    ///
+    /// # Errors
+    /// As [`from_env`](Self::from_env).
+    ///
+    /// # Cancel safety
+    /// Safe: open connections are closed.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # async fn example() -> Result<(), machinist::ConnectError> {
+    /// use machinist::{Codec, prelude::*};
+    ///
+    /// let app = App::from_env_with(|app| app.codec(Codec::Json)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn from_env_with(
+        adjust: impl FnOnce(AppBuilder) -> AppBuilder + Send,
+    ) -> impl Future<Output = Result<Self, ConnectError>> + Send;
+
+    /// Builds an application as [`from_settings`](Self::from_settings) does, after `adjust` has changed its builder.
+    ///
+    /// # Errors
+    /// As [`from_settings`](Self::from_settings).
+    ///
+    /// # Cancel safety
+    /// Safe: open connections are closed.
+    fn from_settings_with(
+        settings: &Settings,
+        adjust: impl FnOnce(AppBuilder) -> AppBuilder + Send,
+    ) -> impl Future<Output = Result<Self, ConnectError>> + Send;
 }
 
 impl AppExt for App {
@@ -314,8 +369,21 @@ impl AppExt for App {
     }
 
     async fn from_settings(settings: &Settings) -> Result<Self, ConnectError> {
+        Self::from_settings_with(settings, |app| app).await
+    }
+
+    async fn from_env_with(
+        adjust: impl FnOnce(AppBuilder) -> AppBuilder + Send,
+    ) -> Result<Self, ConnectError> {
+        Self::from_settings_with(&Settings::load(Overrides::default())?, adjust).await
+    }
+
+    async fn from_settings_with(
+        settings: &Settings,
+        adjust: impl FnOnce(AppBuilder) -> AppBuilder + Send,
+    ) -> Result<Self, ConnectError> {
         check_keys(settings)?;
-        Servers::reach(settings).await.app(settings).await
+        Servers::reach(settings).await.app_with(settings, adjust).await
     }
 }
 

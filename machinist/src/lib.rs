@@ -31,7 +31,7 @@
 //! ```
 //!
 //! This crate re-exports [`machinist_core`] under the same names. It adds the adapters, by cargo feature (`amqp`,
-//! `redis`, `sqlite`, all on by default), and [`App::from_env`](AppExt::from_env), which chooses them by the settings:
+//! `redis`, `sqlite`, all on by default), the macros (feature `macros`, on by default), and [`App::from_env`](AppExt::from_env), which chooses them by the settings:
 //! see [`settings`]. Adapters from elsewhere are added as [`connector`]s.
 //!
 //! Tasks and results are signed. An SQLite file gets a key file next to it; over RabbitMQ a key has to be configured:
@@ -43,6 +43,7 @@ pub mod connector;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod keys;
+mod lazy;
 mod plaintext;
 pub mod redact;
 pub mod settings;
@@ -54,8 +55,12 @@ pub use machinist_core::*;
 /// Broker and backend inside one process.
 pub use machinist_memory as memory;
 
+#[cfg(feature = "macros")]
+pub use machinist_macros::{TaskFailure, WireArg, task};
+
 pub use connect::{AppExt, ConnectError, Servers};
 pub use connector::{Connector, Connectors};
+pub use lazy::{LazyApp, LazySendError, NotConnected};
 
 /// Broker over AMQP 0.9.1 (RabbitMQ).
 #[cfg(feature = "amqp")]
@@ -78,6 +83,8 @@ pub mod sqlite {
 /// Names that most programs need: `use machinist::prelude::*`.
 pub mod prelude {
     pub use crate::AppExt;
+    #[cfg(feature = "macros")]
+    pub use crate::WireArg;
     pub use machinist_core::{
         App, AsyncResult, Client, Json, Rest, Results, Signature, State, TaskContext, TaskDef, TaskError,
         Worker,

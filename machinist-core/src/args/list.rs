@@ -24,7 +24,7 @@ pub struct Rest<T>(pub Vec<T>);
 /// Arguments that a [`TaskDef`](crate::TaskDef) may declare: `()`, one [`WireArg`] type, or a tuple of up to eight; the
 /// last may be [`Rest`].
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot be a task argument: wrap your own types in `Json<T>`",
+    message = "`{Self}` cannot be a task argument: wrap your own types in `Json<T>`, or derive `WireArg` for them",
     label = "not the arguments of a task",
     note = "a task takes `()`, one argument type, or a tuple of up to eight; `Rest<T>` may only be the last",
     note = "argument types are `bool`, integers, floats, `String`, `Vec` and `Option` of these, and `Json<T>` for any serde type"
@@ -33,7 +33,7 @@ pub trait ArgList {}
 
 /// Last element of an argument list: one argument, or [`Rest`].
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot be a task argument: wrap it in `Json<{Self}>`",
+    message = "`{Self}` cannot be a task argument: wrap it in `Json<{Self}>`, or derive `WireArg` for it",
     label = "not an argument type"
 )]
 pub trait LastArg: Sized {

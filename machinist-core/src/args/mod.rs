@@ -17,6 +17,11 @@ pub use results::{FromResults, IntoResults};
 pub use values::Json;
 pub use wire::{Misfit, WireArg};
 
+/// Value on the wire, which derived implementations name. An alias, not a re-export: the compiler would no longer write
+/// `String` for a string if the variants of the enum had a path in this crate.
+#[doc(hidden)]
+pub type WireValue = Value;
+
 /// One argument, or one result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Arg {

@@ -5,7 +5,7 @@ use super::{Arg, Misfit, Results, WireArg};
 /// Return value of a task: `()`, one [`WireArg`] type, a tuple of up to eight (several results), or [`Results`]
 /// unchanged.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot be the result of a task: wrap your own types in `Json<T>`",
+    message = "`{Self}` cannot be the result of a task: wrap your own types in `Json<T>`, or derive `WireArg` for them",
     label = "not a result of a task",
     note = "a task returns `()`, one `WireArg` type, a tuple of up to eight, or `Results`"
 )]
@@ -22,7 +22,7 @@ pub trait IntoResults {
 /// `()` accepts any results. Every other type needs the exact number of results, except that an `Option` at the end may
 /// be missing.
 #[diagnostic::on_unimplemented(
-    message = "the results of a task cannot be read as `{Self}`: wrap your own types in `Json<T>`",
+    message = "the results of a task cannot be read as `{Self}`: wrap your own types in `Json<T>`, or derive `WireArg` for them",
     label = "not a result of a task"
 )]
 pub trait FromResults: Sized {

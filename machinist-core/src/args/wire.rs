@@ -37,7 +37,7 @@ const MAX_SHOWN_CHARS: usize = 80;
 /// let signature = GREET.call(UserId(7));
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot be a task argument: wrap it in `Json<{Self}>`",
+    message = "`{Self}` cannot be a task argument: wrap it in `Json<{Self}>`, or derive `WireArg` for it",
     label = "not an argument type",
     note = "argument types are `bool`, integers, floats, `String`, `Vec` and `Option` of these, and `Json<T>` for any serde type"
 )]

@@ -33,6 +33,7 @@
 //! | [`Rest<T>`](crate::Rest) | all remaining arguments |
 //! | [`TaskContext`] | the run: id, attempt, fencing token, cancellation, log |
 //! | [`State<T>`](crate::State) | a shared value of the worker |
+//! | your own type with `#[derive(machinist::WireArg)]` | the next argument, as serde writes it |
 //! | your own type | from [`FromContext`](crate::extract::FromContext) or [`WireArg`](crate::args::WireArg) |
 //!
 //! Values are moved in, not copied. References cannot be parameters, because the run outlives the delivery's buffer:
@@ -79,16 +80,34 @@ mod function;
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use crate::{
-    args::{Arg, IntoResults, Results},
+    args::{Arg, IntoResults, LastArg, Results},
     context::TaskContext,
+    definition::DefinedOptions,
     error::TaskError,
     extract::{Incoming, Requirement},
+    panics::located,
     task::TaskDef,
 };
 
 // Plumbing of the bounds of [`Handler`]: the compiler names it, users do not.
 #[doc(hidden)]
 pub use function::{Flatten, Function, HandlerCall, HandlerResult, Parameters, Returns, Takes};
+
+/// Refuses a parameter of a function with `#[task]` that is neither an argument nor an extractor.
+#[doc(hidden)]
+pub const fn argument_of_task<T: ArgumentOfTask>() {}
+
+/// A parameter that `#[task]` takes for an argument. Never implemented by hand.
+#[doc(hidden)]
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no argument of a task: derive `WireArg` for it, wrap it in `Json<{Self}>`, or mark the \
+               parameter with `#[extract]` if the worker fills it",
+    label = "neither an argument nor marked with `#[extract]`"
+)]
+pub trait ArgumentOfTask {}
+
+#[diagnostic::do_not_recommend]
+impl<T: LastArg> ArgumentOfTask for T {}
 
 /// Future of a handler's outcome.
 pub type HandlerFuture = Pin<Box<dyn Future<Output = Result<Results, TaskError>> + Send + 'static>>;
@@ -201,7 +220,7 @@ where
                 let parameters = P::take(&cx, Incoming::new(args))?;
                 drop(cx);
                 let span = tracing::Span::current();
-                let run = move || span.in_scope(|| recorded(function.call(parameters)));
+                let run = move || span.in_scope(|| located(|| recorded(function.call(parameters))));
                 match tokio::task::spawn_blocking(run).await {
                     Ok(outcome) => outcome,
                     // The handler's panic resumes here, so that the worker sees it as it does for any other handler.
@@ -239,6 +258,8 @@ pub struct Binding {
     pub handler: Arc<dyn DynHandler>,
     /// Shared values that the handler requires.
     pub requires: Vec<Requirement>,
+    /// Options of the definition.
+    pub(crate) options: DefinedOptions,
 }
 
 impl Binding {
@@ -247,7 +268,7 @@ impl Binding {
     where
         H: Handler<Via, A, R>,
     {
-        Self { name: def.name(), handler: handler.erase(), requires: H::requires() }
+        Self { name: def.name(), handler: handler.erase(), requires: H::requires(), options: *def.options() }
     }
 
     /// Binds a function that blocks its thread to a task definition.
@@ -259,7 +280,12 @@ impl Binding {
     where
         H: BlockingHandler<Via, A, R>,
     {
-        Self { name: def.name(), handler: handler.erase_blocking(), requires: H::requires() }
+        Self {
+            name: def.name(),
+            handler: handler.erase_blocking(),
+            requires: H::requires(),
+            options: *def.options(),
+        }
     }
 }
 

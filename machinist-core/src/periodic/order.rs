@@ -109,6 +109,7 @@ impl TickCall {
             when: When::In(Duration::ZERO),
             expires: self.expires.map(When::In),
             retry: self.retry,
+            defined_retry: None,
             timeout: self.timeout,
             soft_timeout: self.soft_timeout,
             priority: self.priority,

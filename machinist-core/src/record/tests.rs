@@ -255,12 +255,8 @@ fn an_outcome_decides_what_follows() {
     ));
     assert!(is_failure(&verdict(RunOutcome::TimedOut(TTL), spent(0, 0)), FailureKind::Timeout));
     assert!(is_failure(&verdict(RunOutcome::Revoked, spent(0, 0)), FailureKind::Revoked));
-    assert!(is_retry(
-        &verdict(RunOutcome::Panicked("x".to_owned()), spent(1, 0)),
-        NOW.plus(TTL),
-        spent(2, 0)
-    ));
-    assert!(is_failure(&verdict(RunOutcome::Panicked("x".to_owned()), spent(2, 0)), FailureKind::Panic));
+    assert!(is_retry(&verdict(RunOutcome::Panicked("x".into()), spent(1, 0)), NOW.plus(TTL), spent(2, 0)));
+    assert!(is_failure(&verdict(RunOutcome::Panicked("x".into()), spent(2, 0)), FailureKind::Panic));
     let later = || RunOutcome::Failed(TaskError::retry_in(TTL * 2));
     assert!(is_retry(&verdict(later(), spent(2, 999)), NOW.plus(TTL * 2), spent(2, 1000)));
     assert!(is_failure(&verdict(later(), spent(0, 1000)), FailureKind::Error));

@@ -22,6 +22,7 @@ use crate::{
     backend::{Commit, Expiry},
     clock::Timestamp,
     id::TaskId,
+    panics::PanicText,
     retry::RetryPolicy,
     task_error::{Disposition, TaskError},
 };
@@ -37,7 +38,7 @@ pub(crate) enum RunOutcome {
     TimedOut(Duration),
     /// Its soft timeout told it to end, and it ended with an error.
     GaveUp(Duration, TaskError),
-    Panicked(String),
+    Panicked(PanicText),
     Revoked,
 }
 
@@ -89,11 +90,10 @@ pub(crate) fn decide(
             let error = ErrorText::new([message].into_iter().chain(error.chain()));
             (FailureKind::Timeout, error, disposition)
         }
-        RunOutcome::Panicked(message) => (
-            FailureKind::Panic,
-            ErrorText::from(&*format!("the handler panicked: {message}")),
-            Disposition::Failed,
-        ),
+        RunOutcome::Panicked(PanicText { message, details }) => {
+            let message = format!("the handler panicked: {message}");
+            (FailureKind::Panic, ErrorText::new([message].into_iter().chain(details)), Disposition::Failed)
+        }
         RunOutcome::Revoked => (FailureKind::Revoked, ErrorText::from("revoked"), Disposition::Permanent),
     };
     let next = match disposition {

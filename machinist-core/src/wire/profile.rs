@@ -13,6 +13,7 @@ use crate::{
     args::Arg,
     broker::{HeaderValue, Headers, Message},
     clock::Timestamp,
+    error::BoxError,
     id::{QueueName, TaskId, TaskName},
     retry::RetryPolicy,
 };
@@ -142,6 +143,29 @@ impl TaskMessage {
             priority: None,
             headers: BTreeMap::new(),
         }
+    }
+
+    /// Reads a message of machinist's own format, without verifying its signature: for tests and tools, never for a
+    /// decision.
+    ///
+    /// # Errors
+    /// [`ProfileError::Malformed`] if it cannot be read, or if it is encrypted.
+    pub fn read(message: &Message) -> Result<Self, ProfileError> {
+        let malformed = |error: BoxError| ProfileError::Malformed(error.to_string());
+        let envelope = Envelope::read(message).map_err(|error| malformed(error.into()))?;
+        let body = envelope.decode(&MaxSizes::default()).map_err(malformed)?;
+        Ok(Self {
+            attempt: envelope.attempt,
+            eta: envelope.eta,
+            expires: envelope.expires,
+            priority: envelope.priority,
+            timeout: body.timeout(),
+            soft_timeout: body.soft_timeout(),
+            args: body.args,
+            retry: body.retry,
+            headers: body.headers,
+            ..Self::new(envelope.id, envelope.name)
+        })
     }
 
     fn body(&mut self) -> Body {

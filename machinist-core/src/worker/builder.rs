@@ -11,8 +11,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Health, InvalidTag, MAX_TAGS, Stages, Tag, TaskOptions, Worker,
+    ErrorClassifier, Health, InvalidTag, MAX_TAGS, Stages, Tag, TaskOptions, Worker,
     admissions::{Admissions, DisabledTasks},
+    defaults::WorkerDefaults,
     events::WorkerEvents,
     exclusive::ExclusiveSlots,
     lease::Lease,
@@ -22,6 +23,7 @@ use super::{
     revoked_roots::RevokedRoots,
     server_calls::ServerCalls,
     session::Sessions,
+    task_failure::{ClassOfType, FailureTypes, TaskFailure, class_of},
     worker_context::WorkerContext,
 };
 use crate::{
@@ -34,6 +36,7 @@ use crate::{
     handler::{Binding, BlockingHandler, DynHandler, Handler},
     id::{QueueName, TaskName},
     middleware::Middleware,
+    panics::note_places,
     periodic::{Periodic, PeriodicError},
     task::TaskDef,
 };
@@ -93,46 +96,61 @@ pub enum BuildError {
     Zero(&'static str),
 }
 
+/// Task before its registration.
+pub(super) struct NewTask {
+    name: String,
+    handler: Arc<dyn DynHandler>,
+    requires: Vec<Requirement>,
+    options: TaskOptions,
+}
+
 /// Change of a task's options, if there is such a task.
-type AdjustOptions = Box<dyn FnOnce(Option<&mut TaskOptions>) + Send>;
+pub(super) type AdjustOptions = Box<dyn FnOnce(Option<&mut TaskOptions>) + Send>;
 
 /// Builds a [`Worker`]. [`build`](Self::build) checks everything.
 #[must_use]
 pub struct WorkerBuilder {
-    app: App,
-    name: Option<String>,
-    queues: Vec<String>,
-    tags: Vec<String>,
-    concurrency: usize,
-    look_ahead: Option<usize>,
-    grace: Duration,
-    lease: Lease,
-    consumer_timeout: Duration,
-    tasks: Vec<(String, Arc<dyn DynHandler>, Vec<Requirement>)>,
-    options: Vec<(String, TaskOptions)>,
-    adjustments: Vec<(String, AdjustOptions)>,
-    middleware: Vec<Arc<dyn Middleware>>,
-    rules: Vec<Arc<dyn AdmissionRule>>,
-    periodic: Vec<Periodic>,
-    state: StateMap,
+    pub(super) app: App,
+    pub(super) defaults: Option<WorkerDefaults>,
+    pub(super) name: Option<String>,
+    pub(super) queues: Vec<String>,
+    pub(super) tags: Vec<String>,
+    pub(super) concurrency: Option<usize>,
+    pub(super) look_ahead: Option<usize>,
+    pub(super) grace: Option<Duration>,
+    pub(super) lease: Option<Lease>,
+    pub(super) consumer_timeout: Option<Duration>,
+    pub(super) tasks: Vec<NewTask>,
+    /// Queues of task definitions and command tasks, consumed if `queues` is empty.
+    pub(super) task_queues: Vec<String>,
+    pub(super) options: Vec<(String, TaskOptions)>,
+    pub(super) adjustments: Vec<(String, AdjustOptions)>,
+    pub(super) middleware: Vec<Arc<dyn Middleware>>,
+    pub(super) failures: Vec<ClassOfType>,
+    pub(super) rules: Vec<Arc<dyn AdmissionRule>>,
+    pub(super) periodic: Vec<Periodic>,
+    pub(super) state: StateMap,
 }
 
 impl WorkerBuilder {
     pub(super) fn new(app: App) -> Self {
         Self {
+            defaults: app.0.worker_defaults.clone(),
+            middleware: app.0.middleware.clone(),
             app,
             name: None,
             queues: Vec::new(),
             tags: Vec::new(),
-            concurrency: 16,
+            concurrency: None,
             look_ahead: None,
-            grace: DEFAULT_GRACE,
-            lease: Lease::DEFAULT,
-            consumer_timeout: CONSUMER_TIMEOUT,
+            grace: None,
+            lease: None,
+            consumer_timeout: None,
             tasks: Vec::new(),
+            task_queues: Vec::new(),
             options: Vec::new(),
             adjustments: Vec::new(),
-            middleware: Vec::new(),
+            failures: Vec::new(),
             rules: Vec::new(),
             periodic: Vec::new(),
             state: StateMap::default(),
@@ -146,9 +164,16 @@ impl WorkerBuilder {
         self
     }
 
-    /// Adds a queue from which the worker takes tasks. Without any, it takes tasks from the application's default queue.
+    /// Adds a queue from which the worker takes tasks. Without any, it takes tasks from the application's default queue and
+    /// from the queues that the definitions of its tasks name.
     pub fn queue(mut self, queue: impl Into<String>) -> Self {
         self.queues.push(queue.into());
+        self
+    }
+
+    /// Adds a queue that the worker consumes unless [`queue`](Self::queue) names one: the queue of a task.
+    pub fn queue_of_task(mut self, queue: impl Into<String>) -> Self {
+        self.task_queues.push(queue.into());
         self
     }
 
@@ -160,7 +185,7 @@ impl WorkerBuilder {
 
     /// Maximum number of handlers that run at once; 16 unless set.
     pub fn concurrency(mut self, handlers: usize) -> Self {
-        self.concurrency = handlers;
+        self.concurrency = Some(handlers);
         self
     }
 
@@ -176,14 +201,14 @@ impl WorkerBuilder {
 
     /// Time for which running handlers may continue when the worker is told to stop; 20 s unless set.
     pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = grace;
+        self.grace = Some(grace);
         self
     }
 
     /// Time for which this worker counts as alive without renewing its session; 15 s unless set. Other workers take over
     /// its tasks about one and a half times this duration after its death.
     pub fn session_lease(mut self, lease: Duration) -> Self {
-        self.lease = Lease::new(lease);
+        self.lease = Some(Lease::new(lease));
         self
     }
 
@@ -191,7 +216,7 @@ impl WorkerBuilder {
     /// unless set, which is RabbitMQ's default. After half of it a copy of the message that comes back later replaces
     /// the delivery, so a task may run for days.
     pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
-        self.consumer_timeout = timeout;
+        self.consumer_timeout = Some(timeout);
         self
     }
 
@@ -212,13 +237,20 @@ impl WorkerBuilder {
     }
 
     /// Registers a handler that was bound to its task elsewhere.
-    pub fn bind(self, binding: Binding) -> Self {
-        self.register(binding.name.to_owned(), binding.handler, binding.requires)
+    pub fn bind(mut self, binding: Binding) -> Self {
+        let Binding { name, handler, requires, options } = binding;
+        self.task_queues.extend(options.queue.map(str::to_owned));
+        self.register(NewTask { name: name.to_owned(), handler, requires, options: options.task_options() })
     }
 
     /// Registers a handler whose arguments are not known to the compiler.
     pub fn task_dyn(self, name: impl Into<String>, handler: impl DynHandler) -> Self {
-        self.register(name.into(), Arc::new(handler), Vec::new())
+        self.register(NewTask {
+            name: name.into(),
+            handler: Arc::new(handler),
+            requires: Vec::new(),
+            options: TaskOptions::default(),
+        })
     }
 
     /// Adds a rule of admission. A task starts only when no rule refuses it; until then it is parked.
@@ -244,7 +276,8 @@ impl WorkerBuilder {
         self
     }
 
-    /// Sets the options of a registered task. They hold for everything that the task's signature does not set.
+    /// Sets the options of a registered task. They hold for everything that the task's signature does not set, and go before
+    /// those of the task's definition.
     pub fn options(mut self, task: impl Into<String>, options: TaskOptions) -> Self {
         self.options.push((task.into(), options));
         self
@@ -261,6 +294,13 @@ impl WorkerBuilder {
         self
     }
 
+    /// Asks errors of type `E` what follows from them: see [`TaskFailure`]. The error may have become a cause of another one.
+    /// A consequence that the handler itself chose goes before it, and so does a classifier of the task.
+    pub fn failure<E: TaskFailure + std::error::Error + 'static>(mut self) -> Self {
+        self.failures.push(class_of::<E>);
+        self
+    }
+
     /// Adds a middleware around all handlers. It runs inside those that were added before.
     pub fn middleware(mut self, middleware: impl Middleware) -> Self {
         self.middleware.push(Arc::new(middleware));
@@ -273,19 +313,19 @@ impl WorkerBuilder {
         self
     }
 
-    fn register(mut self, name: String, handler: Arc<dyn DynHandler>, requires: Vec<Requirement>) -> Self {
-        self.tasks.push((name, handler, requires));
+    fn register(mut self, task: NewTask) -> Self {
+        self.tasks.push(task);
         self
     }
 
     /// Returns the registered tasks with their options.
     fn registered_tasks(&mut self) -> Result<HashMap<TaskName, RegisteredTask>, BuildError> {
         let mut tasks = HashMap::new();
-        for (name, handler, requires) in mem::take(&mut self.tasks) {
+        for NewTask { name, handler, requires, options } in mem::take(&mut self.tasks) {
             if let Some((_, missing)) = requires.iter().find(|(id, _)| !self.state.has(*id)) {
                 return Err(BuildError::MissingState { task: name, missing });
             }
-            let registration = RegisteredTask { handler, options: TaskOptions::default() };
+            let registration = RegisteredTask { handler, options };
             if tasks.insert(TaskName::parse(&name)?, registration).is_some() {
                 return Err(BuildError::Twice(name));
             }
@@ -295,10 +335,17 @@ impl WorkerBuilder {
         tasks.insert(TaskName::parse(WORKFLOW_TASK)?, workflow);
         for (name, options) in mem::take(&mut self.options) {
             let task = TaskName::parse(&name)?;
-            tasks.get_mut(&task).ok_or(BuildError::NoSuchTask(name))?.options = options;
+            let registered = tasks.get_mut(&task).ok_or(BuildError::NoSuchTask(name))?;
+            registered.options = options.over(mem::take(&mut registered.options));
         }
         for (name, adjust) in mem::take(&mut self.adjustments) {
             adjust(tasks.get_mut(&TaskName::parse(&name)?).map(|task| &mut task.options));
+        }
+        if !self.failures.is_empty() {
+            let types: Arc<dyn ErrorClassifier> = Arc::new(FailureTypes(mem::take(&mut self.failures)));
+            for task in tasks.values_mut() {
+                task.options.classify.get_or_insert_with(|| Arc::clone(&types));
+            }
         }
         Ok(tasks)
     }
@@ -307,51 +354,59 @@ impl WorkerBuilder {
     ///
     /// # Errors
     /// [`BuildError`] names what is wrong.
-    pub fn build(mut self) -> Result<Worker, BuildError> {
+    pub fn build(self) -> Result<Worker, BuildError> {
+        note_places();
+        let mut this = self.over_defaults();
+        let concurrency = this.concurrency.unwrap_or(16);
+        let lease = this.lease.unwrap_or(Lease::DEFAULT);
+        let consumer_timeout = this.consumer_timeout.unwrap_or(CONSUMER_TIMEOUT);
         for (setting, number) in [
-            ("concurrency", self.concurrency),
-            ("session_lease", self.lease.millis()),
-            ("consumer_timeout", usize::try_from(self.consumer_timeout.as_millis()).unwrap_or(usize::MAX)),
+            ("concurrency", concurrency),
+            ("session_lease", lease.millis()),
+            ("consumer_timeout", usize::try_from(consumer_timeout.as_millis()).unwrap_or(usize::MAX)),
         ] {
             if number == 0 {
                 return Err(BuildError::Zero(setting));
             }
         }
         let mut queues =
-            self.queues.iter().map(|q| QueueName::parse(q)).collect::<Result<BTreeSet<_>, _>>()?;
+            this.queues.iter().map(|q| QueueName::parse(q)).collect::<Result<BTreeSet<_>, _>>()?;
         if queues.is_empty() {
-            queues.insert(self.app.default_queue().clone());
+            queues.insert(this.app.default_queue().clone());
+            for queue in &this.task_queues {
+                queues.insert(QueueName::parse(queue)?);
+            }
         }
-        let tasks = self.registered_tasks()?;
-        can_sign(&self.app, &tasks, &queues)?;
-        check_periodic(&self.app, &self.periodic)?;
-        let tags = checked_tags(&self.tags)?;
-        let look_ahead = self.look_ahead.unwrap_or_else(|| self.concurrency.max(16));
+        let tasks = this.registered_tasks()?;
+        can_sign(&this.app, &tasks, &queues)?;
+        check_periodic(&this.app, &this.periodic)?;
+        let tags = checked_tags(&this.tags)?;
+        let look_ahead = this.look_ahead.unwrap_or_else(|| concurrency.max(16));
         // The credit to begin with. The look-ahead is added when the runs are known to be short.
-        let prefetch = u16::try_from(self.concurrency).unwrap_or(u16::MAX);
-        let name: Arc<str> = self.name.unwrap_or_else(default_name).into();
+        let prefetch = u16::try_from(concurrency).unwrap_or(u16::MAX);
+        let name: Arc<str> = this.name.unwrap_or_else(default_name).into();
         let queues: Vec<_> = queues.into_iter().collect();
-        let about = about(&queues, &tags, &tasks, self.concurrency, &self.app);
+        let about = about(&queues, &tags, &tasks, concurrency, &this.app);
         let stages = Stages::default();
-        let slots = Arc::new(Semaphore::new(self.concurrency));
-        let events = WorkerEvents::new(self.app.clone(), Arc::clone(&name));
+        let slots = Arc::new(Semaphore::new(concurrency));
+        let events = WorkerEvents::new(this.app.clone(), Arc::clone(&name));
         let disabled: Arc<DisabledTasks> = Arc::default();
-        let peers = Arc::new(Peers::new(self.lease));
+        let peers = Arc::new(Peers::new(lease));
         let worker = Arc::new(WorkerContext {
             sessions: Sessions::new(
-                self.app.clone(),
-                self.lease,
+                this.app.clone(),
+                lease,
                 Arc::clone(&name),
                 about,
                 Arc::clone(&disabled),
                 Arc::clone(&peers),
             ),
-            admissions: Admissions::new(disabled, self.rules, look_ahead),
-            look_ahead: LookAhead::new(self.concurrency, look_ahead),
-            calls: ServerCalls::new(self.app.clone(), stages.clone(), Arc::clone(&events), peers),
-            app: self.app,
+            admissions: Admissions::new(disabled, this.rules, look_ahead),
+            look_ahead: LookAhead::new(concurrency, look_ahead),
+            calls: ServerCalls::new(this.app.clone(), stages.clone(), Arc::clone(&events), peers),
+            app: this.app,
             name,
-            max_hold: self.consumer_timeout / 2,
+            max_hold: consumer_timeout / 2,
             stages: stages.clone(),
             events,
             refused: crate::refused::RefusedTally::default(),
@@ -361,14 +416,24 @@ impl WorkerBuilder {
         let processor = Arc::new(TaskProcessor {
             worker,
             tasks,
-            middleware: self.middleware.into(),
-            state: Arc::new(self.state),
-            exclusive: ExclusiveSlots::new(Arc::clone(&slots), self.concurrency),
+            middleware: this.middleware.into(),
+            state: Arc::new(this.state),
+            exclusive: ExclusiveSlots::new(Arc::clone(&slots), concurrency),
             slots,
         });
         let ready = CancellationToken::new();
-        let periodic = self.periodic;
-        Ok(Worker { processor, queues, tags, prefetch, grace: self.grace, stages, ready, health, periodic })
+        let periodic = this.periodic;
+        Ok(Worker {
+            processor,
+            queues,
+            tags,
+            prefetch,
+            grace: this.grace.unwrap_or(DEFAULT_GRACE),
+            stages,
+            ready,
+            health,
+            periodic,
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | file | duty |
 //! |---|---|
-//! | `builder`, `options` | the parts of a worker, checked before it starts; options of one task |
+//! | `builder`, `defaults`, `options`, `task_failure` | the parts of a worker, checked before it starts; defaults of its application; options of one task; errors that say what follows |
 //! | `intake`, `look_ahead` | taking deliveries, as many as help, and stopping during a long outage of the backend |
 //! | `processor` | the pipeline: one delivery from its arrival to its settlement |
 //! | `worker_context` | the parts that all steps of the pipeline share |
@@ -27,6 +27,7 @@ mod builder;
 mod callback;
 mod continuation;
 mod dead_letter_counts;
+mod defaults;
 mod drain;
 mod event_log;
 mod events;
@@ -59,6 +60,7 @@ mod settlement;
 mod start;
 mod tag;
 mod tally;
+mod task_failure;
 mod time_check;
 mod undelivered;
 mod worker_context;
@@ -72,10 +74,12 @@ use tokio_util::{
 
 pub use builder::{BuildError, WorkerBuilder};
 pub use dead_letter_counts::DeadLetterCounts;
+pub(crate) use defaults::WorkerDefaults;
 pub use drain::{Drained, Stages};
 pub use health::Health;
 pub use options::{ErrorClass, ErrorClassifier, TaskOptions};
 pub use tag::{InvalidTag, MAX_TAGS, Tag};
+pub use task_failure::TaskFailure;
 
 use crate::{
     app::App,

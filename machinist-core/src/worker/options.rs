@@ -39,6 +39,17 @@ pub enum ErrorClass {
     Permanent,
 }
 
+impl ErrorClass {
+    pub(crate) const fn disposition(self) -> Disposition {
+        match self {
+            Self::Retry => Disposition::Failed,
+            Self::RetryAfter(delay) => Disposition::RetryAfter(delay),
+            Self::Postpone(delay) => Disposition::RetryIn(delay),
+            Self::Permanent => Disposition::Permanent,
+        }
+    }
+}
+
 /// Decides which errors are worth another run. Every function from an error to an [`ErrorClass`] is a classifier.
 ///
 /// It is called for errors whose consequence the handler did not decide itself. The class must depend on the error
@@ -175,6 +186,15 @@ impl TaskOptions {
         self
     }
 
+    /// Returns these options, with those of `base` for what they do not set. A retry policy is taken as a whole.
+    #[must_use]
+    pub(super) fn over(mut self, base: Self) -> Self {
+        self.retry = self.retry.or(base.retry);
+        self.timeout = self.timeout.or(base.timeout);
+        self.soft_timeout = self.soft_timeout.or(base.soft_timeout);
+        self
+    }
+
     /// Returns the retry policy of a failed task whose signature has none, after this number of retries.
     pub(super) fn policy_after(&self, retries: u32) -> RetryPolicy {
         let policy = self.retry.clone().unwrap_or_default();
@@ -190,13 +210,7 @@ impl TaskOptions {
         let (Disposition::Failed, Some(classify)) = (error.disposition, &self.classify) else { return error };
         let class =
             catch_panic("the error classifier", || classify.classify(&error)).unwrap_or(ErrorClass::Retry);
-        let disposition = match class {
-            ErrorClass::Retry => Disposition::Failed,
-            ErrorClass::RetryAfter(delay) => Disposition::RetryAfter(delay),
-            ErrorClass::Postpone(delay) => Disposition::RetryIn(delay),
-            ErrorClass::Permanent => Disposition::Permanent,
-        };
-        TaskError { disposition, ..error }
+        TaskError { disposition: class.disposition(), ..error }
     }
 }
 

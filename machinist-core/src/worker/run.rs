@@ -24,6 +24,7 @@ use crate::{
     context::TaskContext,
     error::TaskError,
     middleware::Next,
+    panics::PanicText,
     record::{EncodedResults, RunOutcome},
     trace::TraceContext,
 };
@@ -162,7 +163,7 @@ fn outcome(
         (Ok(Ok(results)), _) => RunOutcome::Returned(EncodedResults::of(&results)),
         (Ok(Err(error)), Some(soft)) if soft_limit_reached => RunOutcome::GaveUp(soft, error),
         (Ok(Err(error)), _) => RunOutcome::Failed(error),
-        (Err(panic), _) => RunOutcome::Panicked(panic_text(panic.as_ref())),
+        (Err(panic), _) => RunOutcome::Panicked(PanicText::of(panic.as_ref())),
     }
 }
 
@@ -223,9 +224,4 @@ async fn after_cancellation(
         () = tokio::time::sleep(CANCEL_GRACE) => None,
         () = stages.reached_leave() => None,
     }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
 }

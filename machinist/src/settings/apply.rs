@@ -1,11 +1,14 @@
 //! Settings of a worker and of its tasks, applied to the builder of a worker.
 
+use std::collections::BTreeMap;
+
 use machinist_core::{
     WorkerBuilder,
+    periodic::Periodic,
     worker::{Tag, TaskOptions},
 };
 
-use super::{Settings, TaskSettings};
+use super::{Setting, SettingOrigin, Settings, TaskSettings, WorkerSettings};
 
 impl Settings {
     /// Applies `[worker]`, the options of `[tasks.NAME]` and the periodic tasks of `[periodic.NAME]` to a worker. The options of a task go before those that the
@@ -29,28 +32,63 @@ impl Settings {
     /// // [worker] concurrency = 4, [tasks.add] retries = 5, and so on
     /// let settings = Settings::load(Overrides::default())?;
     /// let app = App::from_settings(&settings).await?;
+    /// let worker = Worker::builder(&app).task(ADD, add).build()?;
+    /// // The same, with settings that are not those of the application:
     /// let worker = settings.configure(Worker::builder(&app)).task(ADD, add).build()?;
     /// # drop(worker);
     /// # Ok(())
     /// # }
     /// ```
-    pub fn configure(&self, mut builder: WorkerBuilder) -> WorkerBuilder {
-        let worker = &self.worker;
+    ///
+    /// A worker of an application that was built from settings needs this only for other settings than those: it takes
+    /// over its application's (see [`AppExt`](crate::AppExt)), which this replaces.
+    pub fn configure(&self, builder: WorkerBuilder) -> WorkerBuilder {
+        let settings = WorkerPart { worker: &self.worker, tasks: &self.tasks, periodic: &self.periodic };
+        let builder = settings.apply(builder.without_defaults());
+        match self.worker.queues.origin {
+            SettingOrigin::Default => {
+                let queues = self.worker.queues.value.iter();
+                queues.fold(builder, |builder, queue| builder.queue_of_task(queue.as_str()))
+            }
+            _ => builder,
+        }
+    }
+
+    /// Returns the function that gives these settings to the workers of an application. Queues that nothing sets are left
+    /// to the worker: those of command tasks belong to the program.
+    pub(crate) fn worker_defaults(&self) -> impl Fn(WorkerBuilder) -> WorkerBuilder + Send + Sync + 'static {
+        let (worker, tasks, periodic) = (self.worker.clone(), self.tasks.clone(), self.periodic.clone());
+        move |builder| WorkerPart { worker: &worker, tasks: &tasks, periodic: &periodic }.apply(builder)
+    }
+}
+
+/// The settings of a worker.
+struct WorkerPart<'a> {
+    worker: &'a WorkerSettings,
+    tasks: &'a BTreeMap<String, TaskSettings>,
+    periodic: &'a BTreeMap<String, Setting<Periodic>>,
+}
+
+impl WorkerPart<'_> {
+    fn apply(&self, mut builder: WorkerBuilder) -> WorkerBuilder {
+        let worker = self.worker;
         if let Some(name) = &worker.name {
             builder = builder.name(&name.value);
         }
         if let Some(look_ahead) = &worker.look_ahead {
             builder = builder.look_ahead(look_ahead.value);
         }
-        for queue in &worker.queues.value {
-            builder = builder.queue(queue.as_str());
+        if worker.queues.origin != SettingOrigin::Default {
+            for queue in &worker.queues.value {
+                builder = builder.queue(queue.as_str());
+            }
         }
         builder = builder
             .tags(worker.tags.value.iter().map(Tag::as_str))
             .concurrency(worker.concurrency.value)
             .grace(worker.grace.value)
             .consumer_timeout(worker.consumer_timeout.value);
-        for (name, task) in &self.tasks {
+        for (name, task) in self.tasks {
             builder = task.adjust(builder, name);
         }
         for periodic in self.periodic.values() {

@@ -18,7 +18,9 @@ use machinist_core::{
 use toml::de::DeTable;
 
 use super::{
-    Setting, SettingInfo, SettingOrigin, SettingsError, TaskSettings, Topology, periodic,
+    Setting, SettingInfo, SettingOrigin, SettingsError, TaskSettings, Topology,
+    app_section::{APP, AppSection},
+    periodic,
     section::{OLD_SIZES, Section, TomlText},
     table, tasks, value,
 };
@@ -49,6 +51,7 @@ pub(super) struct FileSettings {
     pub(super) old_sizes: Option<SettingOrigin>,
     pub(super) tasks: BTreeMap<String, TaskSettings>,
     pub(super) periodic: BTreeMap<String, Setting<Periodic>>,
+    pub(super) app: Option<AppSection>,
 }
 
 /// Values of `[tls]`.
@@ -114,6 +117,7 @@ pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<F
         sizes: read_sizes(&top, old_sizes)?,
         keys: read_keys(&top)?,
         periodic: periodic::read(&top, &tasks)?,
+        app: top.has_table(APP)?.then(|| AppSection::new(path, text)),
         tasks,
     })
 }

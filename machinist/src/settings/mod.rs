@@ -24,7 +24,7 @@
 //! | `tls.key_file` | `--tls-key-file` | `MACHINIST_TLS_KEY_FILE` | none | Private key of the client certificate, in PEM |
 //! | `worker.name` | `--name` | `MACHINIST_WORKER_NAME` | host name | Name of the worker in records and listings |
 //! | `worker.tags` | `--tag` | `MACHINIST_TAGS` | none | Word about the worker, like gpu or zone:eu, at most 16; the flag can be repeated, the variable separates tags by commas |
-//! | `worker.queues` | `--queue` | `MACHINIST_QUEUES` | default, and the queues of command tasks | Queue to consume; the flag can be repeated, the variable separates queues by commas |
+//! | `worker.queues` | `--queue` | `MACHINIST_QUEUES` | default, and the queues of command tasks and task definitions | Queue to consume; the flag can be repeated, the variable separates queues by commas |
 //! | `worker.concurrency` | `--concurrency` | `MACHINIST_CONCURRENCY` | `16` | Number of tasks to run at once, 1 to 10000 |
 //! | `worker.look_ahead` | `--look-ahead` | `MACHINIST_LOOK_AHEAD` | the concurrency, at least 16 | Maximum number of tasks to hold in addition to those that run, 0 to 10000. A worker holds them only while its tasks are short |
 //! | `worker.grace` | `--grace` | `MACHINIST_GRACE` | `20s` | Time that running tasks get to end when the worker is told to stop |
@@ -37,10 +37,13 @@
 //! | `sizes.errors` |  |  | `64KiB` | Maximum size of a task's error |
 //! | the file | `--config` | `MACHINIST_CONFIG` | machinist.toml in the current folder, if there is one | File of settings |
 //!
+//! An application reads its own section `[app]` with [`Settings::app_section`].
+//!
 //! The file also holds command tasks and options of other tasks, `[tasks.NAME]`: see [`TaskSettings`]; periodic tasks,
 //! `[periodic.NAME]`: see `docs/periodic.md`; for `[[keys]]` see [`keys`](crate::keys). An empty variable counts as not set; other variables are ignored. The section `[limits]`,
 //! the old name of `[sizes]`, is still read in this version, with a warning.
 
+mod app_section;
 mod apply;
 mod entries;
 mod file;
@@ -160,6 +163,8 @@ pub struct Settings {
     pub periodic: BTreeMap<String, Setting<Periodic>>,
     /// Place of the section `[limits]`, the old name of `[sizes]`, if the file has one.
     old_sizes: Option<SettingOrigin>,
+    /// The section of the application, if the file has one.
+    app: Option<app_section::AppSection>,
     /// Connectors by which the URLs were read.
     pub(crate) connectors: Connectors,
 }

@@ -105,6 +105,15 @@ impl<'a> Section<'a> {
         self.below(key, value, known, "a table").map(Some)
     }
 
+    /// Returns `true` if there is a table with this name, whose keys are not checked.
+    pub(super) fn has_table(&self, key: &str) -> Result<bool, SettingsError> {
+        match self.table.get(key) {
+            None => Ok(false),
+            Some(value) if value.get_ref().as_table().is_some() => Ok(true),
+            Some(value) => Err(self.wrong_type(key, value, "a table")),
+        }
+    }
+
     /// Returns the tables of a list of them, `[[key]]`.
     pub(super) fn list(&self, key: &str, known: &[&str]) -> Result<Vec<Self>, SettingsError> {
         let Some(value) = self.table.get(key) else { return Ok(Vec::new()) };

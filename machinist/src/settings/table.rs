@@ -11,7 +11,7 @@ use std::{
 use machinist_core::{QueueName, sign::shown_path, worker::Tag};
 use toml::de::DeValue;
 
-use super::{Topology, parse_duration, show_duration, text, value};
+use super::{Topology, app_section::APP, parse_duration, show_duration, text, value};
 
 /// Description of one setting, for documentation and help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub(super) fn top_keys() -> Vec<&'static str> {
     let heads = setting_infos().filter(|info| !info.name.is_empty());
     let mut keys: Vec<_> = heads.filter_map(|info| info.name.split('.').next()).collect();
     keys.dedup();
-    keys.extend(["tasks", "periodic"]);
+    keys.extend(["tasks", "periodic", APP]);
     keys
 }
 
@@ -316,7 +316,7 @@ pub(super) static QUEUES: Definition<Vec<QueueName>> = Definition {
         name: "worker.queues",
         flag: Some("--queue"),
         variable: Some("MACHINIST_QUEUES"),
-        default: SettingDefault::Described("default, and the queues of command tasks"),
+        default: SettingDefault::Described("default, and the queues of command tasks and task definitions"),
         meaning: "Queue to consume; the flag can be repeated, the variable separates queues by commas",
     },
     parse: text::queues,

@@ -18,13 +18,14 @@ const SEAMS: &str = "machinist-adapter";
 const CORE: &str = "machinist-core";
 
 /// Crates of the workspace that a crate may depend on. One that is not listed may depend on all.
-const MAY_KNOW: [(&str, &[&str]); 9] = [
+const MAY_KNOW: [(&str, &[&str]); 10] = [
     (SEAMS, &[]),
     (CORE, &[SEAMS]),
     ("machinist-broker-amqp", &[SEAMS]),
     ("machinist-backend-redis", &[SEAMS]),
     ("machinist-sqlite", &[SEAMS]),
     ("machinist-memory", &[SEAMS]),
+    ("machinist-macros", &[]),
     ("machinist-conformance", &[SEAMS, CORE, "machinist-memory"]),
     (
         "machinist",
@@ -34,6 +35,7 @@ const MAY_KNOW: [(&str, &[&str]); 9] = [
             "machinist-broker-amqp",
             "machinist-backend-redis",
             "machinist-sqlite",
+            "machinist-macros",
             "machinist-memory",
         ],
     ),

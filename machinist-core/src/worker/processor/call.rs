@@ -196,6 +196,7 @@ impl TaskProcessor {
             name: envelope.name.clone(),
             queue: envelope.queue.clone(),
             attempt: claim.attempt,
+            postponements: envelope.counters.postponements,
             token: claim.token,
             headers: body.map(|body| body.headers.clone()).unwrap_or_default(),
             pairs: envelope.pairs.clone(),
