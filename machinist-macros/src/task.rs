@@ -46,7 +46,10 @@ pub(super) fn expand(attributes: TaskAttributes, mut function: ItemFn) -> Result
     let checks = arguments.iter().map(
         |argument| quote_spanned!(argument.span()=> #machinist::handler::argument_of_task::<#argument>();),
     );
-    let result = quote_spanned!(returned.span()=> <#returned as #machinist::handler::HandlerResult>::Value);
+    let result = match continued(returned) {
+        Some(result) => quote!(#result),
+        None => quote_spanned!(returned.span()=> <#returned as #machinist::handler::HandlerResult>::Value),
+    };
     let docs = format!("Definition of the task `{}`.", name.value());
     Ok(quote! {
         #function
@@ -58,6 +61,22 @@ pub(super) fn expand(attributes: TaskAttributes, mut function: ItemFn) -> Result
             #machinist::TaskDef::new(#name)#(#calls)*
         };
     })
+}
+
+/// Returns `T` of `Result<Continue<T>, E>`: the result of a task that another one may replace.
+fn continued(returned: &Type) -> Option<&Type> {
+    first_argument(returned, "Result").and_then(|value| first_argument(value, "Continue"))
+}
+
+/// Returns the first generic argument of a type with this name.
+fn first_argument<'a>(ty: &'a Type, name: &str) -> Option<&'a Type> {
+    let Type::Path(path) = ty else { return None };
+    let last = path.path.segments.last().filter(|last| last.ident == name)?;
+    let PathArguments::AngleBracketed(generics) = &last.arguments else { return None };
+    match generics.args.first()? {
+        GenericArgument::Type(ty) => Some(ty),
+        _ => None,
+    }
 }
 
 /// Returns the types of the parameters that are arguments. Takes the marks of the others away.

@@ -84,9 +84,9 @@ impl EnqueuedPattern {
         self.check(format!("queue = {queue:?}"), move |one| one.queue.as_str() == queue)
     }
 
-    /// Fits tasks that are due after this time, to the millisecond; zero for those that can run now.
+    /// Fits tasks that are due after this time, to the second; zero for those that can run now.
     pub fn due(self, due: Duration) -> Self {
-        let tolerance = Duration::from_millis(1);
+        let tolerance = Duration::from_secs(1);
         self.check(format!("due = {due:?}"), move |one| one.due.abs_diff(due) < tolerance)
     }
 

@@ -48,6 +48,15 @@ fn clean_up() -> std::io::Result<()> {
     Ok(())
 }
 
+/// A task that a workflow may replace.
+#[task(crate = machinist_core)]
+async fn grow(n: i64, cx: TaskContext) -> Result<machinist_core::Continue<i64>, TaskError> {
+    match n {
+        0 => Ok(cx.continue_with(GROW.call(1))?),
+        n => Ok(machinist_core::Continue::value(n)),
+    }
+}
+
 // Names of the prelude and of the crates may mean something else here.
 mod hygiene {
     #![allow(dead_code, non_camel_case_types)]
@@ -84,8 +93,9 @@ fn main() {
     let _: TaskDef<(String, Options, Vec<Option<Pair<String>>>), Options> = RESIZE;
     let _: TaskDef<(), ()> = SWEEP;
     let _: TaskDef<u8, u8> = hygiene::MOVE;
+    let _: TaskDef<i64, i64> = GROW;
     let _ = (MailError::NoSuchAddress { name: String::new() }, MailError::Busy, MailError::Inner(Inner));
     let _ = |worker: WorkerBuilder| {
-        worker.task(RESIZE, resize).task_blocking(SWEEP, clean_up).task(hygiene::MOVE, hygiene::r#move)
+        worker.task(RESIZE, resize).task_blocking(SWEEP, clean_up).task(GROW, grow).task(hygiene::MOVE, hygiene::r#move)
     };
 }
