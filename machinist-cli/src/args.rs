@@ -1,7 +1,9 @@
 //! Syntax of the command line: commands, arguments and flags. Nothing is done here.
 
+mod bulk;
 mod dead;
 mod periodic;
+mod queues;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -17,11 +19,13 @@ use machinist::{
     worker::Tag,
 };
 
+pub(crate) use bulk::{BulkArgs, BulkState};
 pub(crate) use dead::{DeadCommand, DeadLetterActionArgs, DeadLetterSelection};
 pub(crate) use periodic::{PeriodicAddArgs, PeriodicCommand};
+pub(crate) use queues::{QueuesArgs, QueuesCommand};
 pub(crate) use task::{ExpiryArg, RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs};
 
-use value::{health_address, id, queue};
+use value::{concurrency, health_address, id, look_ahead, queue};
 
 /// Distributed task queue over RabbitMQ and Redis, or one SQLite file.
 #[derive(Debug, Parser)]
@@ -29,8 +33,13 @@ use value::{health_address, id, queue};
     name = "machinist",
     version,
     max_term_width = 100,
-    after_help = "Settings: flags go before MACHINIST_* variables, variables before machinist.toml, the file before \
-                  the default, which is the file machinist.db in the current folder.\n\
+    after_help = "Examples:\n  \
+                  machinist init && machinist worker              run the tasks of machinist.toml\n  \
+                  machinist send resize cat.png 640 --wait        send a task and print its result\n  \
+                  machinist status ID                             show its state, arguments and error\n\n\
+                  Settings: `machinist COMMAND -h` lists the usual ones, --help all. Flags go before \
+                  MACHINIST_* variables, variables before machinist.toml, the file before the default, which is the file \
+                  machinist.db in the current folder.\n\
                   Exit codes: 0 success, 1 the task failed, 2 not finished, 3 unknown id, 64 usage, 69 broker or \
                   backend cannot be reached, 70 bug in this program, 75 running tasks were handed back, \
                   77 not permitted, 78 configuration."
@@ -48,30 +57,30 @@ pub(crate) struct Cli {
 pub(crate) struct GlobalArgs {
     #[arg(long, help = flag_help("--broker"), global = true, value_name = "URL", value_hint = ValueHint::Url)]
     broker: Option<String>,
-    #[arg(long, help = flag_help("--broker-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--broker-file"), global = true, hide_short_help = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     broker_file: Option<PathBuf>,
     #[arg(long, help = flag_help("--backend"), global = true, value_name = "URL", value_hint = ValueHint::Url)]
     backend: Option<String>,
-    #[arg(long, help = flag_help("--backend-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--backend-file"), global = true, hide_short_help = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     backend_file: Option<PathBuf>,
     #[arg(long, help = flag_help("--config"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: Option<PathBuf>,
     #[arg(long, help = flag_help("--namespace"), global = true, value_name = "NAME")]
     namespace: Option<String>,
-    /// Print JSON
+    /// Print JSON, errors too
     #[arg(long, global = true)]
     pub(crate) json: bool,
     #[arg(long, help = flag_help("--key-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     key_file: Option<PathBuf>,
-    #[arg(long, help = flag_help("--allow-unsigned"), global = true)]
+    #[arg(long, help = flag_help("--allow-unsigned"), global = true, hide_short_help = true)]
     allow_unsigned: bool,
-    #[arg(long, help = flag_help("--insecure-plaintext"), global = true)]
+    #[arg(long, help = flag_help("--insecure-plaintext"), global = true, hide_short_help = true)]
     insecure_plaintext: bool,
-    #[arg(long, help = flag_help("--tls-ca-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--tls-ca-file"), global = true, hide_short_help = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     tls_ca_file: Option<PathBuf>,
-    #[arg(long, help = flag_help("--tls-cert-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--tls-cert-file"), global = true, hide_short_help = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     tls_cert_file: Option<PathBuf>,
-    #[arg(long, help = flag_help("--tls-key-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--tls-key-file"), global = true, hide_short_help = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     tls_key_file: Option<PathBuf>,
     /// Format of the log: text, or one JSON object per line; MACHINIST_LOG or RUST_LOG sets the log level
     #[arg(long, global = true, value_name = "FORMAT", value_enum)]
@@ -128,16 +137,16 @@ pub(crate) enum CliCommand {
     Send(Box<SendArgs>),
     /// Show the state and the result of a task or a workflow
     Status(StatusArgs),
-    /// Cancel a task or a workflow
+    /// Cancel a task or a workflow, or many tasks
     Revoke(RevokeArgs),
-    /// Send a failed task or workflow again, under a new id
+    /// Send a failed task or workflow again, under a new id, or many tasks
     Retry(RetryArgs),
     /// List tasks that wait for their ETA or a retry, or run one now
     Scheduled(ScheduledArgs),
     /// Add, list and control periodic tasks
     #[command(subcommand)]
     Periodic(PeriodicCommand),
-    /// List the queues and their numbers of messages
+    /// List the queues and their numbers of messages, or purge or delete one
     Queues(QueuesArgs),
     /// Say why a task does not run, and what to do
     Why {
@@ -169,14 +178,6 @@ pub(crate) enum CliCommand {
         /// Name of the shell
         shell: clap_complete::Shell,
     },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct QueuesArgs {
-    /// First create the queues of `worker.queues` with their exchanges and delay queues, for users without the
-    /// permission (with topology = "verify": check them)
-    #[arg(long)]
-    pub(crate) declare: bool,
 }
 
 /// A worker that was killed is listed until its session has expired.
@@ -330,11 +331,11 @@ pub(crate) enum KeysCommand {
 pub(crate) struct WorkerArgs {
     #[arg(help = flag_help("--queue"), long = "queue", short, value_name = "NAME", value_parser = queue)]
     queues: Vec<QueueName>,
-    #[arg(help = flag_help("--concurrency"), long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    #[arg(help = flag_help("--concurrency"), long, short, value_name = "N", value_parser = concurrency)]
     concurrency: Option<u16>,
     #[arg(help = flag_help("--grace"), long, value_name = "DURATION", value_parser = parse_duration)]
     grace: Option<Duration>,
-    #[arg(help = flag_help("--look-ahead"), long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=10_000))]
+    #[arg(help = flag_help("--look-ahead"), long, value_name = "N", value_parser = look_ahead)]
     look_ahead: Option<u16>,
     #[arg(help = flag_help("--name"), long, value_name = "NAME")]
     name: Option<String>,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use machinist::{QueueName, TaskName, settings::parse_duration};
 
-use super::value::queue;
+use super::value::{queue, reason};
 
 /// Dead letters are messages that no worker will run. Each queue keeps its own, with their reasons. Listing and showing
 /// them does not remove them.
@@ -18,6 +18,9 @@ pub(crate) enum DeadCommand {
         /// Maximum number to list
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
+        /// Also list the arguments
+        #[arg(long)]
+        args: bool,
     },
     /// Show everything about one dead letter, without removing it from its queue
     Show {
@@ -40,7 +43,7 @@ pub(crate) struct DeadLetterSelection {
     #[arg(long, short, value_name = "NAME", value_parser = queue)]
     pub(crate) queue: Option<QueueName>,
     /// Only those with this reason: failed, lost, expired, unsigned, ...
-    #[arg(long, value_name = "WORD")]
+    #[arg(long, value_name = "WORD", value_parser = reason)]
     pub(crate) reason: Option<String>,
     /// Only those of this task
     #[arg(long, value_name = "NAME", value_parser = TaskName::parse)]

@@ -9,11 +9,19 @@ use machinist::{
     settings::{parse_backoff, parse_duration},
 };
 
+use super::bulk::BulkArgs;
 use super::value::{expiry, id, instant, queue, timeout};
 
 /// Each ARG is JSON if it parses as JSON, else text: 2 is a number, cat.png and '"2"' are text. @FILE is the contents
 /// of a file, @@ is an @ itself.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  machinist send resize cat.png 640 --wait=20s    the arguments are text and a number
+  machinist send mail anna@example.org --countdown 1h --retries 3
+  machinist send import @data.json --arg dry_run=true
+  machinist send --flow report.toml --wait
+
+Exit codes: 0 sent, or succeeded with --wait; 1 it failed; 2 it has not ended yet; 64 usage; 69 not sent.")]
 pub(crate) struct SendArgs {
     /// Name of the task
     #[arg(required_unless_present = "flow")]
@@ -116,10 +124,17 @@ pub(crate) struct StatusArgs {
 /// A task that does not run ends at once, even if it waits for its ETA or a retry. A running task is asked to end, and
 /// is cut off five seconds later. Of a workflow, nothing more starts.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  machinist revoke 01a1fe04-80aa-75a5-afdf-e10168fdf7b8
+  machinist revoke --queue mail --older-than 1h --dry-run
+
+Exit codes: 0 done, 1 one of many was refused, 3 unknown id, 64 usage.")]
 pub(crate) struct RevokeArgs {
     /// Id of the task
-    #[arg(value_parser = id)]
-    pub(crate) id: TaskId,
+    #[arg(value_parser = id, required_unless_present = "selection", conflicts_with = "selection")]
+    pub(crate) id: Option<TaskId>,
+    #[command(flatten)]
+    pub(crate) bulk: BulkArgs,
     /// Cut a run off at once, as at its hard timeout, without asking it to end
     #[arg(long)]
     pub(crate) terminate: bool,
@@ -128,10 +143,21 @@ pub(crate) struct RevokeArgs {
 /// The records of both tasks name each other. A failed task is sent again only once: a second call prints the id of the
 /// first.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  machinist retry 01a1fe04-80aa-75a5-afdf-e10168fdf7b8 --arg width=640
+  machinist retry --error \"connection refused\" --rate 10 --yes
+
+Exit codes: 0 done, 1 one of many was refused, 3 unknown id, 64 usage.")]
 pub(crate) struct RetryArgs {
-    /// Id of the failed task
-    #[arg(value_parser = id)]
-    pub(crate) id: TaskId,
+    /// Id of the failed task; one that waits for its next run runs now
+    #[arg(value_parser = id, required_unless_present = "selection", conflicts_with = "selection")]
+    pub(crate) id: Option<TaskId>,
+    /// Change an argument, by its name or its position, counted from 0: the call is sent as a new task that your key
+    /// signs. VALUE is read like an ARG of `send`; can be repeated
+    #[arg(long = "arg", value_name = "NAME=VALUE", conflicts_with = "selection")]
+    pub(crate) changed: Vec<String>,
+    #[command(flatten)]
+    pub(crate) bulk: BulkArgs,
 }
 
 #[derive(Debug, Args)]

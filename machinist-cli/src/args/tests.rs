@@ -135,6 +135,25 @@ fn a_periodic_task_has_one_schedule_and_the_options_of_send() {
 }
 
 #[test]
+fn many_tasks_are_selected_by_criteria_or_one_by_its_id() {
+    let parse = |line: &str| Cli::try_parse_from(["machinist"].into_iter().chain(line.split(' ')));
+    for command in ["revoke", "retry"] {
+        for fine in
+            ["t-1", "--queue mail --state retry --error timeout --older-than 1h --yes", "--name x --dry-run"]
+        {
+            parse(&format!("{command} {fine}")).unwrap_or_else(|error| panic!("{command} {fine}: {error}"));
+        }
+        for wrong in
+            ["", "t-1 --queue mail", "--yes", "--dry-run", "--queue mail --count 0", "--state started"]
+        {
+            assert!(parse(format!("{command} {wrong}").trim_end()).is_err(), "{command} {wrong}");
+        }
+    }
+    assert!(parse("retry t-1 --arg width=640").is_ok());
+    assert!(parse("retry --queue mail --arg width=640").is_err());
+}
+
+#[test]
 fn instants_need_an_offset() {
     assert_eq!(instant("2026-11-20T23:37:14Z"), instant("2026-11-21T00:37:14+01:00"));
     assert!(instant("2026-11-20T23:37:14").is_err());

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use machinist::{QueueName, TaskId, clock::Timestamp, settings::parse_duration};
+use machinist::{DeadLetter, QueueName, TaskId, clock::Timestamp, nearest, settings::parse_duration};
 
 use super::task::ExpiryArg;
 
@@ -18,6 +18,39 @@ pub(super) fn health_address(text: &str) -> Result<SocketAddr, String> {
         ),
         Err(_) => format!("{text:?} is not an address with its port; write one like 127.0.0.1:8080"),
     })
+}
+
+/// Reads a number that has to be between two others.
+fn number(text: &str, least: u16, most: u16, example: u16) -> Result<u16, String> {
+    let number = text.trim().parse().ok().filter(|number| (least..=most).contains(number));
+    number.ok_or_else(|| format!("{text:?} is not a number from {least} to {most}; write one like {example}"))
+}
+
+/// Reads a number that is not 0.
+pub(super) fn positive(text: &str) -> Result<u32, String> {
+    let number = text.trim().parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| format!("{text:?} is not a number from 1; write one like 10"))
+}
+
+pub(super) fn concurrency(text: &str) -> Result<u16, String> {
+    number(text, 1, 10_000, 16)
+}
+
+pub(super) fn look_ahead(text: &str) -> Result<u16, String> {
+    number(text, 0, 10_000, 16)
+}
+
+/// Reads the reason of a dead letter.
+pub(super) fn reason(text: &str) -> Result<String, String> {
+    let known: Vec<_> = DeadLetter::reasons().collect();
+    if known.contains(&text) {
+        return Ok(text.to_owned());
+    }
+    let remedy = match nearest(text, known.iter().copied()) {
+        Some(meant) => format!("did you mean {meant}?"),
+        None => format!("write one of {}", known.join(", ")),
+    };
+    Err(format!("{text:?} is no reason of a dead letter; {remedy}"))
 }
 
 pub(super) fn id(text: &str) -> Result<TaskId, String> {

@@ -212,6 +212,7 @@ impl TaskProcessor {
     fn span(&self, envelope: &Envelope, claim: &Claim) -> tracing::Span {
         let span = tracing::info_span!(
             "task",
+            worker = %self.worker.name,
             id = %envelope.id,
             name = %envelope.name,
             queue = %envelope.queue,
