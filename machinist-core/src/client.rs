@@ -403,7 +403,7 @@ fn send_span(id: &TaskId, name: &TaskName, queue: &QueueName) -> tracing::Span {
     tracing::info_span!(
         "send",
         %id,
-        %name,
+        task = %name,
         %queue,
         otel.name = %format_args!("send {name}"),
         otel.kind = "producer",

@@ -35,7 +35,7 @@ fn each_run_is_one_line_with_its_worker_task_and_outcome() {
             .collect();
         assert_eq!(of_task.len(), 1, "{ran:?}");
         let (line, span) = (of_task[0], &of_task[0]["span"]);
-        assert_eq!((&line["outcome"], &span["name"]), (&outcome.into(), &name.into()), "{line}");
+        assert_eq!((&line["outcome"], &span["task"]), (&outcome.into(), &name.into()), "{line}");
         assert_eq!((&span["queue"], &span["worker"]), (&"default".into(), &"one".into()), "{line}");
         assert!(span["attempt"] == 1 && line["duration_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{line}");
     }

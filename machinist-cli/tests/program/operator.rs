@@ -113,7 +113,7 @@ fn errors_are_json_where_the_output_is() {
         "{usage}"
     );
     assert!(usage["remedy"].as_str().unwrap().contains("--help"), "{usage}");
-    assert_eq!(error(&["--json"], 64)["error"], "the command line names no command");
+    assert!(error(&["--json"], 64)["error"].as_str().unwrap().contains("requires a subcommand"));
     folder.write("machinist.toml", "brokr = 1");
     assert!(error(&["queues", "--json"], 78)["error"].as_str().unwrap().contains("did you mean"));
 }

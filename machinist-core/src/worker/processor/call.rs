@@ -214,7 +214,8 @@ impl TaskProcessor {
             "task",
             worker = %self.worker.name,
             id = %envelope.id,
-            name = %envelope.name,
+            // Not `name`: the log in JSON calls the span itself so.
+            task = %envelope.name,
             queue = %envelope.queue,
             attempt = claim.attempt,
             otel.name = %format_args!("process {}", envelope.name),
