@@ -61,6 +61,8 @@ pub(crate) struct TaskView {
     retry_of: Option<String>,
     /// Task that repeats this failed one.
     retried_as: Option<String>,
+    /// Task whose end counts in the place of this one.
+    continued_by: Option<String>,
     /// Root of the workflow that it belongs to.
     workflow: Option<String>,
 }
@@ -202,6 +204,7 @@ impl From<&Record> for TaskView {
             revoked: record.revoked,
             retry_of: record.retry_of.as_ref().map(TaskId::to_string),
             retried_as: record.retried_as.as_ref().map(TaskId::to_string),
+            continued_by: record.continued_by.as_ref().map(TaskId::to_string),
             workflow: None,
         }
     }
@@ -240,6 +243,7 @@ impl TaskView {
             revoked: false,
             retry_of: None,
             retried_as: None,
+            continued_by: None,
             workflow: None,
         }
     }
@@ -331,7 +335,9 @@ impl TaskView {
         if self.revoked {
             row("revoked", "it was asked to end");
         }
-        for (label, value) in [("repeats", &self.retry_of), ("repeated", &self.retried_as)] {
+        let others =
+            [("repeats", &self.retry_of), ("repeated", &self.retried_as), ("continued", &self.continued_by)];
+        for (label, value) in others {
             if let Some(value) = optional(value) {
                 row(label, &value);
             }

@@ -16,8 +16,8 @@ use crate::{
     id::{QueueName, RecordId, RecordKind, SessionId, TaskId, TaskName},
     record::{
         DeadReason, Facts, FailureKind, NextAttempt, Record, RevokeDecision, RevokeMode, TaskState,
-        UNFINISHED_TTL, WaitingAttempt, decide_revoke, failure_of, fold, name, next_attempt, retention,
-        waiting_attempt, wake_session,
+        UNFINISHED_TTL, WaitingAttempt, continued_by_record, decide_revoke, failure_of, fold, name,
+        next_attempt, retention, waiting_attempt, wake_session,
     },
     result::AsyncResult,
     security::open,
@@ -136,7 +136,12 @@ impl Client {
             let (commit, running) = match decide_revoke(id, &facts, manner, app.clock.now(), app.results_ttl)
             {
                 RevokeDecision::Ended(_) if ended_as_revoked(id, &facts) => return Ok(Revoked::Ended),
-                RevokeDecision::Ended(state) => return Ok(Revoked::Already(state)),
+                RevokeDecision::Ended(state) => {
+                    return match continued_by_record(&facts) {
+                        Some(last) => Box::pin(self.revoke_replacement(&last)).await,
+                        None => Ok(Revoked::Already(state)),
+                    };
+                }
                 RevokeDecision::EndNow(commit) => (commit, None),
                 RevokeDecision::AskRun(commit, session) => (commit, Some(session)),
             };

@@ -150,7 +150,7 @@ impl TaskProcessor {
         };
         active.keeps_args = task.options.keep_args == Some(true);
         if let Some(place) = active.envelope.place() {
-            match self.worker.is_root_revoked(place.root_id()).await {
+            match self.worker.is_workflow_revoked(&active.envelope, &place).await {
                 Ok(false) => {}
                 Ok(true) => {
                     let revoked = Failure::new(FailureKind::Revoked, "its workflow was revoked");
