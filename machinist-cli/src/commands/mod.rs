@@ -2,6 +2,7 @@
 
 #[cfg(feature = "sqlite")]
 mod backup;
+mod bulk;
 mod config;
 mod dead;
 mod doctor;
@@ -9,7 +10,9 @@ mod init;
 mod keygen;
 mod keys;
 mod periodic;
+mod question;
 mod queues;
+mod receivers;
 mod refused;
 mod registered;
 mod retry;
@@ -65,7 +68,7 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
         CliCommand::Backup(args) => backup::run(&args, &settings(flags)?, json).await,
         CliCommand::Dead(args) => dead::run(args, &settings(flags)?, json).await,
         CliCommand::Periodic(command) => periodic::run(command, &settings(flags)?, json).await,
-        CliCommand::Queues(args) => queues::run(&args, &settings(flags)?, json).await,
+        CliCommand::Queues(args) => queues::run(args, &settings(flags)?, json).await,
         CliCommand::Registered(args) => registered::run(args, &settings(flags)?, json).await,
         CliCommand::Why { id } => why::run(&id, &settings(flags)?, json).await,
         CliCommand::Workers(args) => workers::run(args, &settings(flags)?, json).await,

@@ -45,6 +45,9 @@ pub(crate) mod name {
     /// The message, stored so that it can be sent again: by the sender for delayed tasks, by the worker for failed
     /// ones.
     pub(crate) const MESSAGE: &str = "msg";
+    /// The message of a task whose worker keeps its arguments for people. Nothing is decided by it, and nothing is sent
+    /// from it.
+    pub(crate) const KEPT_ARGS: &str = "kept";
     /// Id of the failed task that this one repeats.
     pub(crate) const RETRY_OF: &str = "retry_of";
     /// Id of the task that repeats this failed one.
