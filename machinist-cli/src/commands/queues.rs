@@ -33,6 +33,7 @@ struct QueueRow {
     ready: Option<u64>,
     consumers: Option<u64>,
     dead: Option<u64>,
+    paused: bool,
 }
 
 pub(super) async fn run(args: &QueuesArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
@@ -46,7 +47,9 @@ pub(super) async fn run(args: &QueuesArgs, settings: &Settings, json: bool) -> R
     let depths = app.broker().depth(&names.into_iter().collect::<Vec<_>>()).await?;
     listed.retain(|queue, _| !configured.contains(queue));
     forget(&app, &vanished(&depths, &listed, app.clock().now())).await;
+    let paused = app.client().paused_queues().await?;
     let rows = depths.into_iter().map(|depth| QueueRow {
+        paused: paused.contains(&depth.queue),
         queue: depth.queue.to_string(),
         ready: depth.ready,
         consumers: depth.consumers,
@@ -58,9 +61,10 @@ pub(super) async fn run(args: &QueuesArgs, settings: &Settings, json: bool) -> R
         let number = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), |count| count.to_string());
         let cells = |row: QueueRow| {
             let ready = if row.ready.is_none() { "not declared".to_owned() } else { number(row.ready) };
-            vec![row.queue, ready, number(row.consumers), number(row.dead)]
+            let paused = if row.paused { "yes" } else { "no" }.to_owned();
+            vec![row.queue, ready, number(row.consumers), number(row.dead), paused]
         };
-        output::table(&["queue", "ready", "consumers", "dead"], rows.map(cells))?;
+        output::table(&["queue", "ready", "consumers", "dead", "paused"], rows.map(cells))?;
     }
     refused::note(&app).await?;
     app.broker().close().await;

@@ -57,7 +57,9 @@ pub(crate) use claim::{Claim, ClaimStatus, RenewalAction};
 pub(crate) use continuation::{
     Child, Joining, after_failure, after_success, join_record, joinings, never_after, spawned_by,
 };
-pub(crate) use control::{control_record, disable, disabled_tasks, enable};
+pub(crate) use control::{
+    Newest, Switch, control_record, keep_note, newest, note_record, set_switch, switches,
+};
 pub(crate) use dead_reason::DeadReason;
 pub(crate) use facts::{Counters, EncodedResults, End, EndVerdict, Failure, json, name};
 #[cfg(test)]
@@ -87,6 +89,6 @@ pub(crate) use verdict::{
     outcome_commit,
 };
 pub(crate) use worker_name::{
-    answer_of, answer_order, claim_name, give_order, holder_of, keep_name, name_record, numbered_name,
-    orders, withdraw_order,
+    answer_of, answer_order, claim_name, give_lasting_order, give_order, holder_of, keep_name, name_record,
+    numbered_name, orders, restore_wanted, withdraw_order,
 };

@@ -79,16 +79,8 @@ pub(crate) struct OrderAnswer {
     pub(crate) done: bool,
     pub(crate) reason: Option<String>,
     pub(crate) at: Timestamp,
-}
-
-impl OrderAnswer {
-    pub(crate) fn done(at: Timestamp) -> Self {
-        Self { done: true, reason: None, at }
-    }
-
-    pub(crate) fn refused(why: &str, at: Timestamp) -> Self {
-        Self { done: false, reason: Some(why.to_owned()), at }
-    }
+    /// Session that answers.
+    pub(crate) session: String,
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ impl Observer for EventLog {
             }
             EventKind::WorkerState { state } => log_state(state),
             EventKind::WorkerEnded { handed_back, unfinished, refused, dead_letters } => {
-                let drained = Drained { handed_back, unfinished, refused };
+                let drained = Drained { handed_back, unfinished, refused, restart_exit_code: None };
                 tracing::info!(?drained, ?dead_letters, "stopped");
             }
             _ => {}

@@ -16,12 +16,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     admissions::DisabledTasks, lease::Lease, peers::Peers, presence::Presence, server_calls::ServerCalls,
+    switches::Switches,
 };
 use crate::{
     app::App,
     backend::{Backend, BackendError, Commit, Committed, Index, IndexUpdate},
     event::WorkerState,
-    id::{RecordId, RunId, SessionId, TaskId},
+    id::{QueueName, RecordId, RunId, SessionId, TaskId},
     record::{
         Claim, ClaimStatus, Facts, RenewalAction, WorkerHealth, claim_name, close_session, control_record,
         holder_of, is_alive, keep_name, name, name_record, numbered_name, open_session, rename_session,
@@ -69,6 +70,12 @@ struct SessionState {
     valid_until: Instant,
     /// Time at which the records last named this worker's runs, since the session could not be renewed.
     runs_seen: Option<Instant>,
+    /// Description of the worker that is stored with its session, without its name and its runs.
+    about: serde_json::Value,
+    /// `true` if the description has changed since it was stored.
+    about_changed: bool,
+    /// Commits that write back the switches that the backend has lost.
+    lost_switches: Vec<Commit>,
     /// Runs as the record of the session shows them.
     shown_runs: Bytes,
     /// `true` if the session is in the index of sessions.
@@ -93,11 +100,10 @@ pub(super) struct Sessions {
     lease: Lease,
     /// Name that the worker was given.
     name: Arc<str>,
-    /// Description of the worker that is stored with its session, without its name and its runs.
-    about: serde_json::Value,
     /// State of the worker, as its session shows it, and the state that people want.
     pub(super) presence: Presence,
     disabled: Arc<DisabledTasks>,
+    pub(super) switches: Switches,
     state: Mutex<SessionState>,
     alive: tokio::sync::Notify,
     pub(super) peers: Arc<Peers>,
@@ -135,6 +141,9 @@ impl Sessions {
             held_name: Arc::clone(&name),
             name_kept: Instant::now(),
             orders: Facts::new(),
+            about,
+            about_changed: false,
+            lost_switches: Vec::new(),
             valid_until: Instant::now(),
             runs_seen: None,
             shown_runs: Bytes::new(),
@@ -148,9 +157,9 @@ impl Sessions {
             app,
             lease,
             name,
-            about,
             presence: Presence::default(),
             disabled,
+            switches: Switches::default(),
             state: Mutex::new(state),
             alive: tokio::sync::Notify::new(),
             peers,
@@ -207,9 +216,38 @@ impl Sessions {
 
     /// Returns the description of the worker under this name.
     fn about_as(&self, name: &str) -> Bytes {
-        let mut about = self.about.clone();
+        let mut about = self.state().about.clone();
         about["worker"] = name.into();
         crate::record::json(&about)
+    }
+
+    /// Changes what the session says about the worker, and lets it be seen soon.
+    pub(super) fn describe(&self, queues: &[QueueName], concurrency: usize) {
+        let mut state = self.state();
+        state.about["queues"] = queues.iter().map(QueueName::as_str).collect::<Vec<_>>().into();
+        state.about["concurrency"] = concurrency.into();
+        state.about_changed = true;
+        drop(state);
+        self.presence.woken.notify_one();
+    }
+
+    /// Stores the description of the worker, if it has changed.
+    async fn store_description(&self) -> Result<(), BackendError> {
+        let session = {
+            let mut state = self.state();
+            std::mem::take(&mut state.about_changed).then(|| state.session.clone())
+        };
+        let Some(session) = session else { return Ok(()) };
+        let stored = self.commit(rename_session(&session, self.about_as(&self.held_name()))).await;
+        if stored.is_err() {
+            self.state().about_changed = true;
+        }
+        stored.map(drop)
+    }
+
+    /// Returns the commits that write back the switches that the backend has lost.
+    pub(super) fn take_lost_switches(&self) -> Vec<Commit> {
+        std::mem::take(&mut self.state().lost_switches)
     }
 
     /// Takes the lowest name that no other live session holds. A session that dies in between holds nothing: the names
@@ -296,7 +334,9 @@ impl Sessions {
     /// Applies the control record. One that cannot be read changes nothing.
     fn apply_control(&self, record: Option<Result<Facts, BackendError>>) {
         if let Some(facts) = self.readable(&control_record(), record.unwrap_or_else(|| Ok(Facts::new()))) {
-            self.disabled.read(&facts);
+            let lost = self.switches.read(&facts, &self.app.0.trust);
+            self.disabled.replace(self.switches.disabled_tasks());
+            self.state().lost_switches = lost;
         }
     }
 
@@ -505,6 +545,7 @@ impl Sessions {
             self.alive.notify_waiters();
             self.list().await;
             self.keep_name().await?;
+            self.store_description().await?;
         } else {
             calls.emit_state(WorkerState::SessionExpired { running: records.len() });
             calls.answered(true);

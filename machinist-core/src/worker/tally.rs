@@ -30,7 +30,8 @@ impl Tally {
         let [arrived, settled, handed_back, refused] =
             [&self.arrived, &self.settled, &self.handed_back, &self.refused]
                 .map(|count| count.load(Ordering::Relaxed));
-        Drained { handed_back, unfinished: arrived.saturating_sub(settled), refused }
+        let unfinished = arrived.saturating_sub(settled);
+        Drained { handed_back, unfinished, refused, restart_exit_code: None }
     }
 }
 

@@ -42,6 +42,9 @@ impl Settings {
         if let Some(look_ahead) = &worker.look_ahead {
             builder = builder.look_ahead(look_ahead.value);
         }
+        if let Some(code) = &worker.restart_exit_code {
+            builder = builder.restart_exit_code(code.value);
+        }
         for queue in &worker.queues.value {
             builder = builder.queue(queue.as_str());
         }

@@ -75,6 +75,7 @@ impl WorkerSettings {
             self.look_ahead.as_ref().map(|number| table::LOOK_AHEAD.entry(number)),
             Some(table::GRACE.entry(&self.grace)),
             Some(table::CONSUMER_TIMEOUT.entry(&self.consumer_timeout)),
+            self.restart_exit_code.as_ref().map(|code| table::RESTART_EXIT_CODE.entry(code)),
         ];
         rows.into_iter().flatten()
     }

@@ -29,6 +29,7 @@
 //! | `worker.look_ahead` | `--look-ahead` | `MACHINIST_LOOK_AHEAD` | the concurrency, at least 16 | Maximum number of tasks to hold in addition to those that run, 0 to 10000. A worker holds them only while its tasks are short |
 //! | `worker.grace` | `--grace` | `MACHINIST_GRACE` | `20s` | Time that running tasks get to end when the worker is told to stop |
 //! | `worker.consumer_timeout` |  | `MACHINIST_CONSUMER_TIMEOUT` | `30m` | Time for which RabbitMQ lets a worker hold a delivery (its consumer_timeout), at least 1s |
+//! | `worker.restart_exit_code` |  | `MACHINIST_RESTART_EXIT_CODE` |  | Exit code at which the supervisor of the worker starts it again, 1 to 255; without it `workers restart` is refused |
 //! | `sizes.body` |  |  | `1MiB` | Maximum size of a message's body |
 //! | `sizes.headers` |  |  | `16KiB` | Maximum size of a message's headers |
 //! | `sizes.args` |  |  | `1024` | Maximum number of arguments |
@@ -225,6 +226,8 @@ pub struct WorkerSettings {
     pub grace: Setting<Duration>,
     /// Time for which the broker lets a worker hold a delivery; at least a second.
     pub consumer_timeout: Setting<Duration>,
+    /// Exit code at which the supervisor of the worker starts it again.
+    pub restart_exit_code: Option<Setting<u8>>,
 }
 
 /// `[tasks.NAME]`: a task whose handler is a program, in any language, or the options of a task whose handler is in an

@@ -259,6 +259,7 @@ impl Layers<'_> {
             look_ahead: self.optional(&table::LOOK_AHEAD, flags.look_ahead, file.look_ahead)?,
             grace: self.required(&table::GRACE, flags.grace, file.grace)?,
             consumer_timeout: self.required(&table::CONSUMER_TIMEOUT, None, file.consumer_timeout)?,
+            restart_exit_code: self.optional(&table::RESTART_EXIT_CODE, None, file.restart_exit_code)?,
         })
     }
 
