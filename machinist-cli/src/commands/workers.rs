@@ -157,6 +157,10 @@ async fn show(name: String, settings: &Settings, json: bool) -> Result<Code, Cli
             ("tasks", worker.tasks.join(", ")),
             ("tags", worker.tags.join(", ")),
             ("running", format!("{} of {}", worker.running, worker.concurrency)),
+            ("processed", worker.processed.to_string()),
+            ("failed", worker.failed.to_string()),
+            ("retried", worker.retried.to_string()),
+            ("memory", worker.memory.map_or_else(|| "-".to_owned(), |bytes| format!("{} MiB", bytes >> 20))),
             ("runs", worker.runs.join(", ")),
         ] {
             output::line(format!("{label:<13}{value}").trim_end())?;

@@ -16,7 +16,7 @@ use crate::{
     client::Client,
     clock::Timestamp,
     id::{QueueName, RecordId, SessionId, TaskName},
-    record::{Facts, PresenceState, WorkerHealth, is_alive, name},
+    record::{Facts, PresenceState, WorkCounts, WorkerHealth, is_alive, name},
 };
 
 /// Number of sessions that are read at once.
@@ -55,6 +55,14 @@ pub struct WorkerInfo {
     pub concurrency: u32,
     /// Number of handlers that run, as of the last renewal.
     pub running: u32,
+    /// Number of tasks that have ended there since the worker has started, as of the last renewal.
+    pub processed: u64,
+    /// Number of those that have ended in FAILURE.
+    pub failed: u64,
+    /// Number of attempts that have ended in RETRY there.
+    pub retried: u64,
+    /// Resident memory of the process in bytes, where its system tells it, to about an eighth.
+    pub memory: Option<u64>,
     /// Ids of at most 20 running tasks.
     #[serde(skip)]
     pub runs: Vec<String>,
@@ -115,6 +123,9 @@ struct Runs {
     running: Vec<String>,
     #[serde(default)]
     state: PresenceState,
+    #[serde(default)]
+    counts: WorkCounts,
+    memory: Option<u64>,
     health: Option<WorkerHealth>,
     reason: Option<String>,
 }
@@ -143,6 +154,10 @@ fn worker_info(session: &str, facts: &Facts) -> Option<WorkerInfo> {
         tags: about.tags,
         concurrency: about.concurrency,
         running: runs.count,
+        processed: runs.counts.processed,
+        failed: runs.counts.failed,
+        retried: runs.counts.retried,
+        memory: runs.memory,
         runs: runs.running,
     })
 }

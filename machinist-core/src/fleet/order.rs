@@ -52,7 +52,7 @@ pub struct OrderResult {
 pub struct OrderReport {
     /// Id of the order.
     pub id: String,
-    /// What was ordered, as a word.
+    /// Action that was ordered, as a word.
     pub action: &'static str,
     /// `true` if running tasks were to be handed back.
     pub now: bool,

@@ -7,7 +7,7 @@ use super::order::{PeriodicDefinition, PeriodicOrder, PeriodicOutline, StoredCal
 use crate::{
     app::App,
     record::json,
-    security::{Authority, Statement},
+    security::{Consequence, Statement},
 };
 
 /// Kind of a signed order.
@@ -44,9 +44,10 @@ pub(crate) fn trusted_order(
 ) -> Result<PeriodicOrder, String> {
     let order = read_order(stored)?;
     let about = order.definition.as_ref().map(|definition| &definition.outline).or(own);
-    let authority = about.map_or(Authority::State, |outline| Authority::Call(&outline.task, &outline.queue));
+    let consequence =
+        about.map_or(Consequence::State, |outline| Consequence::Call(&outline.task, &outline.queue));
     let statement = Statement { kind: ORDER, subject: name };
-    app.0.trust.check_statement(statement, stored, order.at, authority)?;
+    app.0.trust.check_statement(statement, stored, order.at, consequence)?;
     Ok(order)
 }
 

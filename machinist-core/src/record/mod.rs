@@ -73,7 +73,7 @@ pub(crate) use join::{
 pub(crate) use overdue::{KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, overdue_attempt, waiting_attempt};
 pub(crate) use park::{ParkDecision, decide_parking, park, unpark};
 pub(crate) use poison::{Suspicion, suspicion};
-pub(crate) use presence::OrderAnswer;
+pub(crate) use presence::{OrderAnswer, WorkCounts, memory_to_show};
 pub(crate) use progress::{add_progress, progress_commit};
 pub(crate) use retention::{MAX_DELAY, UNFINISHED_TTL, retention};
 pub(crate) use revoke::{

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{
     Trust,
-    statement::{Authority, Statement},
+    statement::{Consequence, Statement},
     trust::ended_at,
 };
 use crate::{
@@ -36,7 +36,7 @@ impl Trust {
     ) -> Result<JoinedMember, String> {
         let member: JoinedMember = serde_json::from_slice(fact).map_err(|error| error.to_string())?;
         let statement = Statement { kind: KIND, subject: &subject(join, index) };
-        self.check_statement(statement, fact, ended_at(member.end.as_bytes())?, Authority::State)?;
+        self.check_statement(statement, fact, ended_at(member.end.as_bytes())?, Consequence::State)?;
         Ok(member)
     }
 }

@@ -29,5 +29,5 @@ pub(crate) use acceptance::{Acceptance, accept, open};
 pub(crate) use encryption::{encrypt_outcome, is_encrypted};
 pub(crate) use order::{OrderNote, SwitchSetting, WorkerOrder, next_number};
 pub(crate) use queue_rules::QueueRules;
-pub(crate) use statement::{Authority, Statement};
+pub(crate) use statement::{Consequence, Statement};
 pub(crate) use trust::{Trust, VerifyError};

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Statement, Trust,
-    statement::{Authority, signed_by},
+    statement::{Consequence, signed_by},
 };
 use crate::{clock::Timestamp, id::QueueName, record::json};
 
@@ -134,7 +134,7 @@ impl Trust {
     pub(crate) fn read_order(&self, target: &str, stored: &Bytes) -> Result<WorkerOrder, String> {
         let order: WorkerOrder = read(stored)?;
         let statement = Statement { kind: ORDER, subject: target };
-        self.check_statement(statement, stored, order.issued, Authority::Command)?;
+        self.check_statement(statement, stored, order.issued, Consequence::Command)?;
         Ok(order)
     }
 
@@ -152,7 +152,12 @@ impl Trust {
     /// The reason that it is not believed.
     pub(crate) fn read_note(&self, id: &str, stored: &Bytes) -> Result<(OrderNote, Option<String>), String> {
         let note: OrderNote = read(stored)?;
-        self.check_statement(Statement { kind: NOTE, subject: id }, stored, note.issued, Authority::Command)?;
+        self.check_statement(
+            Statement { kind: NOTE, subject: id },
+            stored,
+            note.issued,
+            Consequence::Command,
+        )?;
         Ok((note, signed_by(stored)))
     }
 
@@ -170,7 +175,7 @@ impl Trust {
     /// The reason against it.
     pub(crate) fn read_switch(&self, subject: &str, stored: &Bytes) -> Result<SwitchSetting, String> {
         let setting: SwitchSetting = read(stored)?;
-        self.check_statement(Statement { kind: SWITCH, subject }, stored, setting.at, Authority::Command)?;
+        self.check_statement(Statement { kind: SWITCH, subject }, stored, setting.at, Consequence::Command)?;
         Ok(setting)
     }
 }

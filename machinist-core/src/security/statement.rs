@@ -26,7 +26,7 @@ pub(crate) struct Statement<'a> {
 
 /// Consequence of a statement, which its key has to be allowed.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Authority<'a> {
+pub(crate) enum Consequence<'a> {
     /// It only states something.
     State,
     /// It leads to the call of this task in this queue.
@@ -35,7 +35,7 @@ pub(crate) enum Authority<'a> {
     Command,
 }
 
-impl Authority<'_> {
+impl Consequence<'_> {
     fn check(self, key: &Key) -> Result<(), String> {
         match self {
             Self::State => Ok(()),
@@ -89,7 +89,7 @@ impl Trust {
         at: Timestamp,
     ) -> Result<Bytes, String> {
         if let Some(key) = self.ring().as_deref().and_then(Keyring::signing_key) {
-            Authority::Command.check(key)?;
+            Consequence::Command.check(key)?;
             key.believed_at(at).map_err(|rejected| rejected.to_string())?;
         }
         self.sign_statement(statement, text)
@@ -105,12 +105,12 @@ impl Trust {
         statement: Statement<'_>,
         stored: &Bytes,
         at: Timestamp,
-        authority: Authority<'_>,
+        consequence: Consequence<'_>,
     ) -> Result<(), String> {
         let Some(ring) = self.ring() else { return Ok(()) };
         let Some(attestation) = Attestation::of(stored) else {
-            let unsigned = match authority {
-                Authority::Command => {
+            let unsigned = match consequence {
+                Consequence::Command => {
                     "it is not signed; configure a key where it is given, or start the worker with --allow-unsigned"
                 }
                 _ => "it carries no signature",
@@ -123,7 +123,7 @@ impl Trust {
             return Err(format!("its signature is not that of key {key}: {doubt}"));
         }
         key.believed_at(at).map_err(|rejected| rejected.to_string())?;
-        authority.check(key)
+        consequence.check(key)
     }
 
     /// Encrypts a text that belongs to a statement, if this application encrypts. Returns the key's name and the result.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Health, InvalidTag, MAX_TAGS, Stages, Tag, TaskOptions, Worker,
     admissions::{Admissions, DisabledTasks},
-    capacity::Capacity,
+    capacity::SlotPool,
     events::WorkerEvents,
     exclusive::ExclusiveSlots,
     lease::Lease,
@@ -351,7 +351,7 @@ impl WorkerBuilder {
         let queues: Vec<_> = queues.into_iter().collect();
         let about = about(&queues, &tags, &tasks, self.concurrency, &self.app);
         let stages = Stages::default();
-        let capacity = Capacity::new(self.concurrency);
+        let capacity = SlotPool::new(self.concurrency);
         let orders =
             OrderBook::new(self.restart_exit_code, self.set_log_level, tasks.keys().cloned().collect());
         let events = WorkerEvents::new(self.app.clone(), Arc::clone(&name));
@@ -364,6 +364,7 @@ impl WorkerBuilder {
                 Arc::clone(&name),
                 about,
                 Arc::clone(&disabled),
+                Arc::clone(&events),
                 Arc::clone(&peers),
             ),
             admissions: Admissions::new(disabled, self.rules, look_ahead),

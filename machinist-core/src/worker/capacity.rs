@@ -6,13 +6,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 /// Slots of a worker.
 #[derive(Debug)]
-pub(super) struct Capacity {
+pub(super) struct SlotPool {
     slots: Arc<Semaphore>,
-    state: Mutex<CapacityState>,
+    state: Mutex<SlotPoolState>,
 }
 
 #[derive(Debug)]
-struct CapacityState {
+struct SlotPoolState {
     /// Number of slots.
     limit: usize,
     /// Number of slots in use beyond the limit: they are not given out again.
@@ -25,23 +25,23 @@ struct CapacityState {
 #[derive(Debug)]
 pub(super) struct SlotPermit {
     permit: OwnedSemaphorePermit,
-    capacity: Arc<Capacity>,
+    capacity: Arc<SlotPool>,
 }
 
 /// Claim of a suspect to all slots. Their number does not change meanwhile.
 #[derive(Debug)]
 pub(super) struct ExclusiveClaim {
-    capacity: Arc<Capacity>,
+    capacity: Arc<SlotPool>,
     slots: usize,
 }
 
-impl Capacity {
+impl SlotPool {
     pub(super) fn new(limit: usize) -> Arc<Self> {
-        let state = CapacityState { limit, surplus: 0, exclusive: 0 };
+        let state = SlotPoolState { limit, surplus: 0, exclusive: 0 };
         Arc::new(Self { slots: Arc::new(Semaphore::new(limit)), state: Mutex::new(state) })
     }
 
-    fn state(&self) -> MutexGuard<'_, CapacityState> {
+    fn state(&self) -> MutexGuard<'_, SlotPoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn slots_beyond_a_smaller_limit_vanish_when_they_are_free() {
-        let capacity = Capacity::new(3);
+        let capacity = SlotPool::new(3);
         let [a, b] = [capacity.try_take().unwrap(), capacity.try_take().unwrap()];
         capacity.set_limit(1).unwrap();
         assert!(capacity.try_take().is_err());
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_larger_limit_first_keeps_the_slots_that_were_to_vanish() {
-        let capacity = Capacity::new(2);
+        let capacity = SlotPool::new(2);
         let held = [capacity.try_take().unwrap(), capacity.try_take().unwrap()];
         capacity.set_limit(1).unwrap();
         capacity.set_limit(3).unwrap();
@@ -156,7 +156,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_number_does_not_change_while_a_suspect_runs_alone() {
-        let capacity = Capacity::new(2);
+        let capacity = SlotPool::new(2);
         let claim = capacity.claim_all().unwrap();
         let all = claim.take().await.unwrap();
         assert!(capacity.set_limit(3).is_err() && capacity.try_take().is_err());

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::capacity::{Capacity, ExclusiveClaim, SlotPermit};
+use super::capacity::{ExclusiveClaim, SlotPermit, SlotPool};
 
 /// Maximum time that a suspect waits for the process to become empty.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -22,13 +22,13 @@ pub(super) const EXCLUSIVE_TRIES: u32 = 10;
 /// All slots of the process, taken at once by a suspect.
 #[derive(Debug)]
 pub(super) struct ExclusiveSlots {
-    capacity: Arc<Capacity>,
+    capacity: Arc<SlotPool>,
     closed_until: Mutex<Instant>,
 }
 
 impl ExclusiveSlots {
     /// Wraps the slots of a process.
-    pub(super) fn new(capacity: Arc<Capacity>) -> Self {
+    pub(super) fn new(capacity: Arc<SlotPool>) -> Self {
         Self { capacity, closed_until: Mutex::new(Instant::now()) }
     }
 
@@ -54,7 +54,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_waits_for_an_empty_process_only_for_a_limited_time() {
-        let capacity = Capacity::new(2);
+        let capacity = SlotPool::new(2);
         let exclusive = ExclusiveSlots::new(Arc::clone(&capacity));
         drop(exclusive.all_slots().await.expect("nothing runs"));
         let running = capacity.try_take().unwrap();

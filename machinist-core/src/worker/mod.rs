@@ -21,6 +21,7 @@
 //! | `progress` | the progress that handlers report |
 //! | `drain` | the stages of shutdown |
 //! | `events`, `event_log`, `tally`, `dead_letter_counts` | events, and their first users |
+//! | `memory` | the memory that the session shows |
 //! | `health` | checks for operators |
 
 mod admissions;
@@ -41,6 +42,7 @@ mod intake;
 mod lease;
 mod look_ahead;
 mod maintenance;
+mod memory;
 mod options;
 mod orders;
 mod outcome;
@@ -76,7 +78,7 @@ use tokio_util::{
 pub use builder::{BuildError, WorkerBuilder};
 pub use dead_letter_counts::DeadLetterCounts;
 pub use drain::{Drained, Stages};
-pub use health::Health;
+pub use health::{Health, HealthReport};
 pub use options::{ErrorClass, ErrorClassifier, TaskOptions};
 pub use tag::{InvalidTag, MAX_TAGS, Tag};
 

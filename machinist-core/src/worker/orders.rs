@@ -30,7 +30,7 @@ const MAX_CONCURRENCY: u32 = 10_000;
 /// Function that sets the log level of the program.
 pub(super) type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
-/// What a worker knows of the orders to it, and what it can do when it is ordered to.
+/// Orders that a worker knows, and the means to obey them.
 pub(super) struct OrderBook {
     /// Exit code at which a supervisor starts the program again.
     restart_exit_code: Option<u8>,

@@ -16,7 +16,7 @@ use crate::{id::QueueName, record::PresenceState};
 #[derive(Debug, Default)]
 pub(super) struct Presence {
     state: watch::Sender<PresenceState>,
-    wanted: watch::Sender<Wanted>,
+    wanted: watch::Sender<WantedSubscription>,
     /// Queues to which the worker is subscribed.
     subscribed: watch::Sender<BTreeSet<QueueName>>,
     broker_away: AtomicBool,
@@ -24,9 +24,9 @@ pub(super) struct Presence {
     pub(super) woken: Arc<Notify>,
 }
 
-/// What people want of a worker.
+/// Subscription that people want a worker to have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Wanted {
+struct WantedSubscription {
     /// `true` if the worker has to sleep.
     sleep: bool,
     /// Queues of the worker.
@@ -35,7 +35,7 @@ struct Wanted {
     paused: BTreeSet<QueueName>,
 }
 
-impl Wanted {
+impl WantedSubscription {
     /// Returns the queues to which the worker has to be subscribed.
     fn subscription(&self) -> BTreeSet<QueueName> {
         if self.sleep { BTreeSet::new() } else { self.queues.difference(&self.paused).cloned().collect() }
@@ -82,12 +82,17 @@ impl Presence {
         self.want(|wanted| wanted.paused = paused);
     }
 
-    fn want(&self, change: impl FnOnce(&mut Wanted)) -> bool {
+    fn want(&self, change: impl FnOnce(&mut WantedSubscription)) -> bool {
         self.wanted.send_if_modified(|wanted| {
             let before = wanted.clone();
             change(wanted);
             *wanted != before
         })
+    }
+
+    /// Returns `true` if people want the worker to sleep.
+    pub(super) fn must_sleep(&self) -> bool {
+        self.wanted.borrow().sleep
     }
 
     /// Returns `true` if a task of this queue may start.

@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admissions::DisabledTasks, lease::Lease, peers::Peers, presence::Presence, server_calls::ServerCalls,
-    switches::Switches,
+    admissions::DisabledTasks, events::WorkerEvents, lease::Lease, memory::resident_bytes, peers::Peers,
+    presence::Presence, server_calls::ServerCalls, switches::Switches,
 };
 use crate::{
     app::App,
@@ -25,8 +25,8 @@ use crate::{
     id::{QueueName, RecordId, RunId, SessionId, TaskId},
     record::{
         Claim, ClaimStatus, Facts, RenewalAction, WorkerHealth, claim_name, close_session, control_record,
-        holder_of, is_alive, keep_name, name, name_record, numbered_name, open_session, rename_session,
-        renew_session,
+        holder_of, is_alive, keep_name, memory_to_show, name, name_record, numbered_name, open_session,
+        rename_session, renew_session,
     },
 };
 
@@ -76,6 +76,8 @@ struct SessionState {
     about_changed: bool,
     /// Commits that write back the switches that the backend has lost.
     lost_switches: Vec<Commit>,
+    /// Memory as the record of the session shows it.
+    shown_memory: Option<u64>,
     /// Runs as the record of the session shows them.
     shown_runs: Bytes,
     /// `true` if the session is in the index of sessions.
@@ -103,6 +105,7 @@ pub(super) struct Sessions {
     /// State of the worker, as its session shows it, and the state that people want.
     pub(super) presence: Presence,
     disabled: Arc<DisabledTasks>,
+    events: Arc<WorkerEvents>,
     pub(super) switches: Switches,
     state: Mutex<SessionState>,
     alive: tokio::sync::Notify,
@@ -134,6 +137,7 @@ impl Sessions {
         name: Arc<str>,
         about: serde_json::Value,
         disabled: Arc<DisabledTasks>,
+        events: Arc<WorkerEvents>,
         peers: Arc<Peers>,
     ) -> Arc<Self> {
         let state = SessionState {
@@ -146,6 +150,7 @@ impl Sessions {
             lost_switches: Vec::new(),
             valid_until: Instant::now(),
             runs_seen: None,
+            shown_memory: None,
             shown_runs: Bytes::new(),
             listed: false,
             runs: HashMap::new(),
@@ -159,6 +164,7 @@ impl Sessions {
             name,
             presence: Presence::default(),
             disabled,
+            events,
             switches: Switches::default(),
             state: Mutex::new(state),
             alive: tokio::sync::Notify::new(),
@@ -483,9 +489,13 @@ impl Sessions {
         *session == state.session || self.peers.is_gone(session)
     }
 
-    /// Describes the runs for display: their number, and the ids of some.
+    /// Describes the work for display: its counts, the number of runs, and the ids of some.
     fn runs_to_show(&self) -> Bytes {
-        let state = self.state();
+        let used = resident_bytes();
+        let counts = self.events.tally.counts();
+        let mut state = self.state();
+        state.shown_memory = memory_to_show(state.shown_memory, used);
+        let memory = state.shown_memory;
         let ids = |all: &mut dyn Iterator<Item = &TaskId>| {
             let mut ids: Vec<_> = all.map(TaskId::to_string).collect();
             ids.sort_unstable();
@@ -506,7 +516,15 @@ impl Sessions {
             "state": self.presence.state(),
             "health": health,
             "reason": reason,
+            "counts": counts,
+            "memory": memory,
         }))
+    }
+
+    /// Judges the health of the worker.
+    pub(super) fn health(&self) -> (WorkerHealth, Option<String>) {
+        let stuck = self.state().stuck.len();
+        WorkerHealth::judge(self.presence.broker_is_away(), self.app.0.trust.can_sign(), stuck)
     }
 
     /// Returns the runs in this process that still count.

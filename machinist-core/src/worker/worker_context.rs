@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{
-    Stages, admissions::Admissions, capacity::Capacity, events::WorkerEvents, look_ahead::LookAhead,
+    Stages, admissions::Admissions, capacity::SlotPool, events::WorkerEvents, look_ahead::LookAhead,
     orders::OrderBook, revoked_roots::RevokedRoots, server_calls::ServerCalls, session::Sessions,
 };
 use crate::{
@@ -32,7 +32,7 @@ pub(super) struct WorkerContext {
     pub(super) calls: Arc<ServerCalls>,
     pub(super) stages: Stages,
     pub(super) admissions: Admissions,
-    pub(super) capacity: Arc<Capacity>,
+    pub(super) capacity: Arc<SlotPool>,
     pub(super) orders: OrderBook,
     pub(super) look_ahead: Arc<LookAhead>,
     pub(super) events: Arc<WorkerEvents>,
