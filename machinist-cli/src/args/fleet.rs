@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand, ValueEnum};
 use machinist::{QueueName, TaskName, worker::Tag};
 
-use super::queue;
+use super::value::queue;
 
 /// A worker that was killed is listed until its session has expired.
 #[derive(Debug, Args)]
@@ -85,23 +85,6 @@ pub(crate) struct WorkerSetArgs {
     /// Log level, like debug, or machinist=debug,warn
     #[arg(long, value_name = "LEVEL", group = "change")]
     pub(crate) log_level: Option<String>,
-}
-
-/// Exits with 1 if a worker refused or did not answer within 20 s. A worker that starts later obeys too.
-#[derive(Debug, Subcommand)]
-pub(crate) enum QueuesCommand {
-    /// Let no worker take tasks from this queue until it is resumed; running ones go on
-    Pause {
-        /// Name of the queue
-        #[arg(value_parser = queue)]
-        name: QueueName,
-    },
-    /// Let workers take tasks from this queue again
-    Resume {
-        /// Name of the queue
-        #[arg(value_parser = queue)]
-        name: QueueName,
-    },
 }
 
 /// Exits with 1 if a worker refused or did not answer within 20 s, with 3 if there is no such worker.

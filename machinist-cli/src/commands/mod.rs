@@ -2,6 +2,7 @@
 
 #[cfg(feature = "sqlite")]
 mod backup;
+mod bulk;
 mod config;
 mod dead;
 mod doctor;
@@ -9,8 +10,10 @@ mod init;
 mod keygen;
 mod keys;
 mod periodic;
+mod question;
 mod queue_pause;
 mod queues;
+mod receivers;
 mod refused;
 mod registered;
 mod retry;
@@ -33,7 +36,7 @@ use machinist::{
 
 use crate::{
     BuildWorker,
-    args::{Cli, CliCommand, QueuesArgs},
+    args::{Cli, CliCommand},
     exit::{CliError, Code, Exit},
     output,
 };
@@ -67,10 +70,7 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
         CliCommand::Backup(args) => backup::run(&args, &settings(flags)?, json).await,
         CliCommand::Dead(args) => dead::run(args, &settings(flags)?, json).await,
         CliCommand::Periodic(command) => periodic::run(command, &settings(flags)?, json).await,
-        CliCommand::Queues(QueuesArgs { command: Some(command), .. }) => {
-            queue_pause::run(command, &settings(flags)?, json).await
-        }
-        CliCommand::Queues(args) => queues::run(&args, &settings(flags)?, json).await,
+        CliCommand::Queues(args) => queues::run(args, &settings(flags)?, json).await,
         CliCommand::Registered(args) => registered::run(args, &settings(flags)?, json).await,
         CliCommand::Why { id } => why::run(&id, &settings(flags)?, json).await,
         CliCommand::Workers(args) => workers::run(args, &settings(flags)?, json).await,

@@ -16,7 +16,6 @@ use super::{
     look_ahead::CreditChange,
     maintenance,
     processor::TaskProcessor,
-    remember_queues,
     server_calls::{AWAY_TIMEOUT, pause},
 };
 use machinist_adapter::error::chain;
@@ -124,7 +123,7 @@ impl Intake {
             *consumer = Some(self.subscribe(&queues).await);
             worker.look_ahead.resubscribed();
             let subscribed: Vec<_> = queues.iter().cloned().collect();
-            remember_queues(&worker.app, &subscribed).await;
+            worker.app.list_queues_of_worker(&subscribed).await;
             worker.calls.emit_state(WorkerState::Resubscribed { queues: &subscribed });
             // Of the queues that are the worker's now.
             maintenance = Some(self.maintain());

@@ -20,6 +20,7 @@ pub struct TaskOptions {
     pub(super) soft_timeout: Option<Duration>,
     pub(super) classify: Option<Arc<dyn ErrorClassifier>>,
     pub(super) backoff_with: Option<BackoffFunction>,
+    pub(super) keep_args: Option<bool>,
 }
 
 /// Function from the number of retries so far to the wait before the next run.
@@ -74,6 +75,7 @@ impl fmt::Debug for TaskOptions {
             .field("soft_timeout", &self.soft_timeout)
             .field("classify", &self.classify.is_some())
             .field("backoff_with", &self.backoff_with.is_some())
+            .field("keep_args", &self.keep_args)
             .finish()
     }
 }
@@ -172,6 +174,18 @@ impl TaskOptions {
     #[must_use]
     pub fn soft_timeout(mut self, limit: Duration) -> Self {
         self.soft_timeout = Some(limit);
+        self
+    }
+
+    /// Sets whether the records of this task keep its arguments, so that people see them: `machinist status`,
+    /// [`Client::arguments`](crate::Client::arguments). Default: what [`WorkerBuilder::keep_args`] says.
+    ///
+    /// The records of delayed and failed tasks keep them anyhow. Encrypted arguments stay encrypted.
+    ///
+    /// [`WorkerBuilder::keep_args`]: crate::WorkerBuilder::keep_args
+    #[must_use]
+    pub fn keep_args(mut self, kept: bool) -> Self {
+        self.keep_args = Some(kept);
         self
     }
 

@@ -4,19 +4,13 @@
 //! wake-up, or has started after the order, obeys it too. A process that dies before its answer leaves the order for the
 //! next process of its name, or for its expiry.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
-use bytes::Bytes;
-
-use super::WorkerContext;
+use super::{WorkerContext, order_book::WantedState};
 use crate::{
     backend::{BackendError, Commit, Committed},
     clock::Timestamp,
-    id::{QueueName, TaskName},
+    id::QueueName,
     record::{Newest, OrderAnswer, PresenceState, answer_order, json, name, newest, orders, restore_wanted},
     security::{WorkerAction, WorkerChange, WorkerOrder},
 };
@@ -26,65 +20,6 @@ use machinist_adapter::error::chain;
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum number of slots that an order can give a worker.
 const MAX_CONCURRENCY: u32 = 10_000;
-
-/// Function that sets the log level of the program.
-pub(super) type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
-
-/// Orders that a worker knows, and the means to obey them.
-pub(super) struct OrderBook {
-    /// Exit code at which a supervisor starts the program again.
-    restart_exit_code: Option<u8>,
-    set_log_level: Option<SetLogLevel>,
-    /// Names of the tasks of the worker.
-    tasks: Vec<TaskName>,
-    memory: Mutex<OrderMemory>,
-}
-
-#[derive(Default)]
-struct OrderMemory {
-    /// Newest state that is wanted, with the name of which it is wanted.
-    wanted: Option<WantedState>,
-    /// State that is wanted as it was stored, and is not believed. It was logged.
-    doubted: Bytes,
-    /// Number and answer of the newest change of options.
-    changed: Option<(i64, Result<(), String>)>,
-    /// `true` if the process ends in order to be started again.
-    restarts: bool,
-}
-
-#[derive(Clone)]
-struct WantedState {
-    worker: Arc<str>,
-    number: i64,
-    stored: Bytes,
-}
-
-impl OrderBook {
-    pub(super) fn new(
-        restart_exit_code: Option<u8>,
-        set_log_level: Option<SetLogLevel>,
-        tasks: Vec<TaskName>,
-    ) -> Self {
-        Self { restart_exit_code, set_log_level, tasks, memory: Mutex::default() }
-    }
-
-    fn memory(&self) -> MutexGuard<'_, OrderMemory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the exit code of a process that was ordered to restart.
-    pub(super) fn restart(&self) -> Option<u8> {
-        self.restart_exit_code.filter(|_| self.memory().restarts)
-    }
-}
-
-impl fmt::Debug for OrderBook {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OrderBook")
-            .field("restart_exit_code", &self.restart_exit_code)
-            .finish_non_exhaustive()
-    }
-}
 
 /// Decision about an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{
     Stages, admissions::Admissions, capacity::SlotPool, events::WorkerEvents, look_ahead::LookAhead,
-    orders::OrderBook, revoked_roots::RevokedRoots, server_calls::ServerCalls, session::Sessions,
+    order_book::OrderBook, revoked_roots::RevokedRoots, server_calls::ServerCalls, session::Sessions,
 };
 use crate::{
     app::App,
