@@ -118,6 +118,10 @@ mod tests {
             tags: Vec::new(),
             concurrency: 1,
             running: 0,
+            processed: 0,
+            failed: 0,
+            retried: 0,
+            memory: None,
             runs: Vec::new(),
         }
     }
