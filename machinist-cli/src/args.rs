@@ -23,7 +23,8 @@ pub(crate) use bulk::{BulkArgs, BulkState};
 pub(crate) use dead::{DeadCommand, DeadLetterActionArgs, DeadLetterSelection};
 pub(crate) use periodic::{PeriodicAddArgs, PeriodicCommand};
 pub(crate) use queues::{QueuesArgs, QueuesCommand};
-pub(crate) use task::{ExpiryArg, RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs};
+pub(crate) use task::{RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs};
+pub(crate) use value::ExpiryArg;
 
 use value::{concurrency, health_address, id, look_ahead, queue};
 
