@@ -25,7 +25,8 @@ pub(crate) use dead::{DeadCommand, DeadLetterActionArgs, DeadLetterSelection};
 pub(crate) use fleet::{StateArg, WorkerSetArgs, WorkerTargets, WorkersArgs, WorkersCommand};
 pub(crate) use periodic::{PeriodicAddArgs, PeriodicCommand};
 pub(crate) use queues::{QueuesArgs, QueuesCommand};
-pub(crate) use task::{ExpiryArg, RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs};
+pub(crate) use task::{RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs};
+pub(crate) use value::ExpiryArg;
 
 use value::{concurrency, health_address, id, look_ahead, queue};
 

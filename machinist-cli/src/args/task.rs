@@ -10,7 +10,7 @@ use machinist::{
 };
 
 use super::bulk::BulkArgs;
-use super::value::{expiry, id, instant, queue, timeout};
+use super::value::{ExpiryArg, expiry, id, instant, queue, timeout};
 
 /// Each ARG is JSON if it parses as JSON, else text: 2 is a number, cat.png and '"2"' are text. @FILE is the contents
 /// of a file, @@ is an @ itself.
@@ -92,13 +92,6 @@ pub(crate) struct SendOptions {
     /// Priority, 0 to 9: higher ones are delivered first if broker and queue support it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
     pub(crate) priority: Option<u8>,
-}
-
-/// Time after which a task is not started any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ExpiryArg {
-    At(Timestamp),
-    In(Duration),
 }
 
 #[derive(Debug, Args)]

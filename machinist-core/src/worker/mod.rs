@@ -234,7 +234,8 @@ impl Worker {
             Some(consumer) => health.subscribed(consumer.health().into()),
             None => health.asleep(),
         }
-        worker.app.list_queues_of_worker(&queues).await;
+        let named: Vec<_> = queues.iter().collect();
+        crate::queue_list::list_queues(worker.app.backend().as_ref(), worker.app.clock().now(), &named).await;
         worker.emit(EventKind::WorkerStarted { queues: &queues });
         ready.cancel();
         let tracker = TaskTracker::new();
