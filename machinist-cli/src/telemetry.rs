@@ -4,7 +4,7 @@
 //! by OTLP over http/protobuf when `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set; all
 //! standard `OTEL_*` variables hold. The exporter uses plain http, so that the program needs no second TLS library.
 
-use std::{env, ffi::OsString, fmt, io::IsTerminal};
+use std::{env, fmt, io::IsTerminal, sync::OnceLock};
 
 use tracing::{Level, Metadata, field::Field};
 use tracing_subscriber::{
@@ -12,12 +12,14 @@ use tracing_subscriber::{
     filter::{FilterExt, filter_fn},
     fmt::format::{Writer, debug_fn},
     layer::SubscriberExt,
+    reload,
     util::SubscriberInitExt,
 };
 
 use crate::{
     args::LogFormat,
     exit::{CliError, Code},
+    people::is_coloured,
 };
 
 /// Telemetry that has to be flushed before the program ends.
@@ -29,6 +31,23 @@ pub(crate) struct Telemetry {
 }
 
 type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// Filter of the logs in use.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Sets the log level of the running program: a level, or directives as in `MACHINIST_LOG`.
+///
+/// # Errors
+/// The text is no log level, or the application has set up its own logging.
+pub(crate) fn set_level(text: &str) -> Result<(), String> {
+    let own = || "the application has set up its own logging".to_owned();
+    let filter = EnvFilter::try_new(text).map_err(|error| format!("{text:?} is not a log level: {error}"))?;
+    if text.split(',').any(|directive| !directive.contains('=') && directive.trim().parse::<Level>().is_err())
+    {
+        return Err(format!("{text:?} is not a log level; write one like debug, or machinist=debug,warn"));
+    }
+    FILTER.get().ok_or_else(own)?.reload(filter).map_err(|_| own())
+}
 
 impl Telemetry {
     /// Starts logging, and tracing if a variable asks for it. `level` is the log level if no variable sets it. Call it
@@ -83,23 +102,19 @@ fn filter(level: &str) -> Result<EnvFilter, CliError> {
 }
 
 fn logs(format: LogFormat, filter: EnvFilter) -> BoxedLayer {
+    let (filter, handle) = reload::Layer::new(filter);
+    // Set once: a program starts its logging once.
+    let _again = FILTER.set(handle);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let filter = filter.and(filter_fn(holds_no_secret));
     match format {
-        LogFormat::Json => layer.json().flatten_event(true).with_filter(filter).boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).with_span_list(false).with_filter(filter).boxed(),
         LogFormat::Human => layer
             .with_ansi(is_coloured(std::io::stderr().is_terminal(), |name| env::var_os(name)))
             .fmt_fields(debug_fn(format_field))
             .with_filter(filter)
             .boxed(),
     }
-}
-
-/// Returns `true` if a terminal may get colours. `NO_COLOR` with any value forbids them, as on no-color.org, and so does a
-/// terminal that has none.
-fn is_coloured(is_terminal: bool, variable: impl Fn(&str) -> Option<OsString>) -> bool {
-    let forbidden = variable("NO_COLOR").is_some_and(|value| !value.is_empty());
-    is_terminal && !forbidden && variable("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Returns `false` for what lapin logs of each frame: the one that logs in holds the password.
@@ -169,24 +184,5 @@ mod otel {
             ["hyper", "hyper_util", "reqwest", "opentelemetry"].map(|target| (target, LevelFilter::OFF));
         let filter = Targets::new().with_default(LevelFilter::INFO).with_targets(quiet);
         tracing_opentelemetry::layer().with_tracer(provider.tracer("machinist")).with_filter(filter).boxed()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn colours_are_for_terminals_that_want_them() {
-        let coloured = |is_terminal, set: &[(&str, &str)]| {
-            is_coloured(is_terminal, |name| {
-                set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
-            })
-        };
-        assert!(coloured(true, &[]));
-        assert!(coloured(true, &[("NO_COLOR", ""), ("TERM", "xterm")]));
-        assert!(!coloured(false, &[]));
-        assert!(!coloured(true, &[("NO_COLOR", "1")]));
-        assert!(!coloured(true, &[("TERM", "dumb")]));
     }
 }

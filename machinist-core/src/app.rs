@@ -1,6 +1,6 @@
 //! The application: broker, backend, clock, keys and defaults, shared by senders and workers.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{any::Any, collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -14,11 +14,11 @@ use crate::{
     id::{QueueName, TaskName},
     log_lines::LogLines,
     middleware::{Middleware, PublishHook},
+    queue_list::ListedQueues,
     record::{FactName, name},
     security::{QueueOptions, QueueRules, Trust, is_encrypted},
     sign::{KeyError, Keyring, SigningScope},
     wire::{Body, Codec, Envelope, MaxSizes, message_to_fact, write_foreign},
-    worker::{WorkerBuilder, WorkerDefaults},
 };
 
 /// Interval at which a process asks the backend for its time.
@@ -58,11 +58,13 @@ pub(crate) struct AppState {
     pub(crate) observers: Observers,
     /// Middleware of every worker.
     pub(crate) middleware: Vec<Arc<dyn Middleware>>,
-    pub(crate) worker_defaults: Option<WorkerDefaults>,
+    /// Defaults of the workers, whose type belongs to the worker.
+    pub(crate) worker_defaults: Option<Arc<dyn Any + Send + Sync>>,
     pub(crate) max_sizes: MaxSizes,
     pub(crate) trust: Trust,
     pub(crate) rules: QueueRules,
     pub(crate) log_lines: LogLines,
+    pub(crate) listed_queues: ListedQueues,
 }
 
 impl std::fmt::Debug for AppState {
@@ -204,7 +206,7 @@ pub struct AppBuilder {
     hooks: Vec<Arc<dyn PublishHook>>,
     observers: Observers,
     middleware: Vec<Arc<dyn Middleware>>,
-    worker_defaults: Option<WorkerDefaults>,
+    pub(crate) worker_defaults: Option<Arc<dyn Any + Send + Sync>>,
     max_sizes: MaxSizes,
     keyring: Option<Keyring>,
     allow_unsigned: bool,
@@ -290,16 +292,6 @@ impl AppBuilder {
     /// Adds a middleware around the handlers of all workers of this application. It runs outside those that a worker adds.
     pub fn middleware(mut self, middleware: impl Middleware) -> Self {
         self.middleware.push(Arc::new(middleware));
-        self
-    }
-
-    /// Sets the defaults of the workers of this application: `set` is applied to a new builder, and a worker takes over from
-    /// it what its own builder does not set. Queues, tags and periodic tasks are added to the worker's own.
-    pub fn worker_defaults(
-        mut self,
-        set: impl Fn(WorkerBuilder) -> WorkerBuilder + Send + Sync + 'static,
-    ) -> Self {
-        self.worker_defaults = Some(WorkerDefaults::new(set));
         self
     }
 
@@ -412,6 +404,7 @@ impl AppBuilder {
             trust: Trust::new(self.keyring, self.allow_unsigned, self.freshness).within(scope),
             rules,
             log_lines: LogLines::default(),
+            listed_queues: ListedQueues::default(),
         });
         tokio::spawn(keep_time(Arc::downgrade(&shared)));
         Ok(App(shared))

@@ -4,10 +4,7 @@
 
 use std::time::Duration;
 
-use crate::{
-    retry::{Backoff, RetryPolicy},
-    worker::TaskOptions,
-};
+use crate::retry::{Backoff, RetryPolicy};
 
 /// Options of a definition; `None` for what it does not set.
 #[derive(Debug, Clone, Copy)]
@@ -119,21 +116,6 @@ impl DefinedOptions {
             }
         }
         Some(policy)
-    }
-
-    /// Returns the options with which a worker registers the task.
-    pub(crate) fn task_options(&self) -> TaskOptions {
-        let mut options = TaskOptions::new();
-        if let Some(policy) = self.retry_policy() {
-            options = options.retry_policy(policy);
-        }
-        if let Some(limit) = self.timeout {
-            options = options.timeout(limit);
-        }
-        if let Some(limit) = self.soft_timeout {
-            options = options.soft_timeout(limit);
-        }
-        options
     }
 }
 

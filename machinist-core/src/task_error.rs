@@ -7,7 +7,7 @@ use std::{fmt, time::Duration};
 
 use machinist_adapter::error::{BoxError, chain};
 
-use crate::worker::{ErrorClass, TaskFailure};
+use crate::consequence::{Disposition, ErrorClass, TaskFailure};
 
 /// A handler's *no*: the attempt failed, and what should follow from that.
 ///
@@ -35,21 +35,6 @@ use crate::worker::{ErrorClass, TaskFailure};
 pub struct TaskError {
     pub(crate) disposition: Disposition,
     pub(crate) error: BoxError,
-}
-
-/// Consequence that a handler asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Disposition {
-    /// Retry as the retry policy says.
-    Failed,
-    /// Not again.
-    Permanent,
-    /// Retry after this time instead of the policy's, if a retry is left.
-    RetryAfter(Duration),
-    /// Again after this while, whatever the retry policy says.
-    RetryIn(Duration),
-    /// The arguments do not fit the handler.
-    Malformed,
 }
 
 impl TaskError {

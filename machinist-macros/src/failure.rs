@@ -6,8 +6,8 @@ use syn::{Attribute, Data, DeriveInput, Error, Fields, LitStr, Result, spanned::
 
 use crate::{duration, wire_arg::machinist_path};
 
-/// Consequence that an attribute names.
-enum Consequence {
+/// Meaning of an attribute of an error.
+enum ErrorAttribute {
     Class(TokenStream),
     /// Consequence of the only field.
     Transparent,
@@ -18,8 +18,8 @@ pub(super) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     let class = quote!(#machinist::worker::ErrorClass);
     let of_type = match consequence(&input.attrs, &class)? {
         None => quote!(#class::Retry),
-        Some(Consequence::Class(of_type)) => of_type,
-        Some(Consequence::Transparent) => {
+        Some(ErrorAttribute::Class(of_type)) => of_type,
+        Some(ErrorAttribute::Transparent) => {
             return Err(Error::new(input.ident.span(), "`transparent` belongs to a variant with one field"));
         }
     };
@@ -30,8 +30,8 @@ pub(super) fn expand(input: &DeriveInput) -> Result<TokenStream> {
                 let ident = &variant.ident;
                 Ok(match consequence(&variant.attrs, &class)? {
                     None => quote!(Self::#ident { .. } => #of_type),
-                    Some(Consequence::Class(own)) => quote!(Self::#ident { .. } => #own),
-                    Some(Consequence::Transparent) => {
+                    Some(ErrorAttribute::Class(own)) => quote!(Self::#ident { .. } => #own),
+                    Some(ErrorAttribute::Transparent) => {
                         let field = only_field(&variant.fields)?;
                         quote!(Self::#ident { #field: inner } => #machinist::worker::TaskFailure::class(inner))
                     }
@@ -58,7 +58,7 @@ pub(super) fn expand(input: &DeriveInput) -> Result<TokenStream> {
 }
 
 /// Reads `#[task_error(…)]`.
-fn consequence(attributes: &[Attribute], class: &TokenStream) -> Result<Option<Consequence>> {
+fn consequence(attributes: &[Attribute], class: &TokenStream) -> Result<Option<ErrorAttribute>> {
     let mut found = None;
     for attribute in attributes.iter().filter(|attribute| attribute.path().is_ident("task_error")) {
         attribute.parse_nested_meta(|meta| {
@@ -67,17 +67,17 @@ fn consequence(attributes: &[Attribute], class: &TokenStream) -> Result<Option<C
             }
             let duration = || duration::literal(&meta.value()?.parse::<LitStr>()?);
             found = Some(if meta.path.is_ident("permanent") {
-                Consequence::Class(quote!(#class::Permanent))
+                ErrorAttribute::Class(quote!(#class::Permanent))
             } else if meta.path.is_ident("retry") {
-                Consequence::Class(quote!(#class::Retry))
+                ErrorAttribute::Class(quote!(#class::Retry))
             } else if meta.path.is_ident("transparent") {
-                Consequence::Transparent
+                ErrorAttribute::Transparent
             } else if meta.path.is_ident("retry_after") {
                 let wait = duration()?;
-                Consequence::Class(quote!(#class::RetryAfter(#wait)))
+                ErrorAttribute::Class(quote!(#class::RetryAfter(#wait)))
             } else if meta.path.is_ident("retry_in") {
                 let wait = duration()?;
-                Consequence::Class(quote!(#class::Postpone(#wait)))
+                ErrorAttribute::Class(quote!(#class::Postpone(#wait)))
             } else {
                 return Err(meta.error(
                     "expected `permanent`, `retry`, `retry_after = \"30s\"`, `retry_in = \"30s\"` or `transparent`",

@@ -1,7 +1,7 @@
 //! An application in memory whose worker runs when the test says so.
 
 use std::{
-    fmt, mem,
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -9,11 +9,7 @@ use std::{
 use machinist_conformance::arrows::{ArrowStep, Side, Witness, Witnessed, WitnessedRuns};
 use machinist_core::{
     App, AppBuilder, AsyncResult, Client, QueueName, TaskId, TaskMessage, Worker, WorkerBuilder,
-    backend::Backend,
-    broker::Broker,
-    event::{Event, EventKind},
-    record::Record,
-    workflow::Sendable,
+    backend::Backend, broker::Broker, event::Event, record::Record, workflow::Sendable,
 };
 use machinist_memory::{HeldMessage, MemoryBackend, MemoryBroker, MessagePlace};
 use tokio::{sync::Notify, time::Instant};
@@ -23,7 +19,8 @@ use crate::{
     clock,
     crash::Fate,
     enqueued::{Enqueued, EnqueuedPattern},
-    run::{RunResult, TaskRun},
+    run::TaskRun,
+    seen::Seen,
 };
 
 /// Time for which tasks may run in one drain, unless set.
@@ -52,13 +49,6 @@ pub struct TestApp {
     adjust: Adjust,
     patience: Duration,
     crash: Mutex<Option<(ArrowStep, Side)>>,
-}
-
-/// Events that the observer of a worker has seen.
-#[derive(Default)]
-struct Seen {
-    runs: Mutex<Vec<TaskRun>>,
-    changed: Notify,
 }
 
 impl TestApp {
@@ -299,8 +289,7 @@ impl TestApp {
             }
         }
         connection.close().await;
-        let runs = mem::take(&mut *seen.runs.lock().unwrap_or_else(PoisonError::into_inner));
-        (runs, queues)
+        (seen.take_runs(), queues)
     }
 
     /// Completes when no message of these queues is due or held by a worker.
@@ -341,33 +330,6 @@ struct EndOnDrop(Arc<Fate>);
 impl Drop for EndOnDrop {
     fn drop(&mut self) {
         self.0.kill();
-    }
-}
-
-impl Seen {
-    fn see(&self, event: &Event<'_>) {
-        let (task, end) = match event.kind {
-            EventKind::Ended { task, failure: None, .. } => (task, RunResult::Success),
-            EventKind::Ended { task, failure: Some((kind, error)), .. } => {
-                (task, RunResult::Failure { kind, error: error.clone() })
-            }
-            EventKind::Retried { task, due, kind, error, .. } => {
-                (task, RunResult::Retry { after: due.since(event.at()), kind, error: error.clone() })
-            }
-            _ => {
-                self.changed.notify_one();
-                return;
-            }
-        };
-        let run = TaskRun {
-            id: task.id.clone(),
-            name: task.name.clone(),
-            queue: task.queue.clone(),
-            attempt: task.attempt,
-            end,
-        };
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner).push(run);
-        self.changed.notify_one();
     }
 }
 

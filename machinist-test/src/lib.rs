@@ -35,6 +35,7 @@ mod clock;
 mod crash;
 mod enqueued;
 mod run;
+mod seen;
 
 pub use app::TestApp;
 pub use enqueued::{Enqueued, EnqueuedPattern};

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "sqlite")]
 mod backup;
+mod bulk;
 mod config;
 mod dead;
 mod doctor;
@@ -9,7 +10,10 @@ mod init;
 mod keygen;
 mod keys;
 mod periodic;
+mod question;
+mod queue_pause;
 mod queues;
+mod receivers;
 mod refused;
 mod registered;
 mod retry;
@@ -33,7 +37,7 @@ use machinist::{
 use crate::{
     BuildWorker,
     args::{Cli, CliCommand},
-    exit::{CliError, Code},
+    exit::{CliError, Code, Exit},
     output,
 };
 
@@ -41,7 +45,7 @@ use crate::{
 ///
 /// # Errors
 /// [`CliError`] of the command.
-pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_>) -> Result<Code, CliError> {
+pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_>) -> Result<Exit, CliError> {
     let worker = match &cli.command {
         CliCommand::Worker(worker) => Some(worker),
         _ => None,
@@ -49,7 +53,8 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
     let flags = cli.global.overrides(worker);
     let json = cli.global.json;
     let settings = |flags| Settings::load_with(connectors, flags);
-    match cli.command {
+    let code = match cli.command {
+        CliCommand::Worker(args) => return worker::run(args, flags, connectors, build).await,
         CliCommand::Init(args) => init::run(&args, flags.config, json),
         CliCommand::Completions { shell } => {
             let mut script = Vec::new();
@@ -65,7 +70,7 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
         CliCommand::Backup(args) => backup::run(&args, &settings(flags)?, json).await,
         CliCommand::Dead(args) => dead::run(args, &settings(flags)?, json).await,
         CliCommand::Periodic(command) => periodic::run(command, &settings(flags)?, json).await,
-        CliCommand::Queues(args) => queues::run(&args, &settings(flags)?, json).await,
+        CliCommand::Queues(args) => queues::run(args, &settings(flags)?, json).await,
         CliCommand::Registered(args) => registered::run(args, &settings(flags)?, json).await,
         CliCommand::Why { id } => why::run(&id, &settings(flags)?, json).await,
         CliCommand::Workers(args) => workers::run(args, &settings(flags)?, json).await,
@@ -74,8 +79,8 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
         CliCommand::Scheduled(args) => scheduled::run(args, &settings(flags)?, json).await,
         CliCommand::Status(args) => status::run(args, &settings(flags)?, json).await,
         CliCommand::Send(args) => send::run(*args, &settings(flags)?, json).await,
-        CliCommand::Worker(args) => worker::run(args, flags, connectors, build).await,
-    }
+    };
+    code.map(Exit::Code)
 }
 
 /// Connects to the configured servers, for a command that sends or works.

@@ -13,6 +13,8 @@ mod logs;
 mod long;
 mod main_job;
 mod mixed;
+mod operator;
+mod orders;
 mod periodic;
 mod programs;
 mod rotation;

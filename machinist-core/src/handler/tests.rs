@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     args::{Json, Rest},
+    consequence::Disposition,
     context::StateMap,
     extract::{FromContext, State},
-    task_error::Disposition,
 };
 
 const ADD: TaskDef<(i64, i64), i64> = TaskDef::new("add");

@@ -45,6 +45,9 @@ pub(crate) mod name {
     /// The message, stored so that it can be sent again: by the sender for delayed tasks, by the worker for failed
     /// ones.
     pub(crate) const MESSAGE: &str = "msg";
+    /// The message of a task whose worker keeps its arguments for people. Nothing is decided by it, and nothing is sent
+    /// from it.
+    pub(crate) const KEPT_ARGS: &str = "kept";
     /// Id of the failed task that this one repeats.
     pub(crate) const RETRY_OF: &str = "retry_of";
     /// Id of the task that repeats this failed one.
@@ -60,12 +63,10 @@ pub(crate) mod name {
     /// Guard of a task that waits, so that it can be published before it comes back by itself.
     pub(crate) const PARKED_MESSAGE: &str = "pm";
 
-    /// Returns the name of the fact that a task name is disabled, in the control record.
-    pub(crate) fn disabled(task: &str) -> FactName {
-        format!("{DISABLED}{task}").into()
-    }
-    /// Prefix of those names.
+    /// Prefix of the names of facts that say if a task name is disabled, in the control record.
     pub(crate) const DISABLED: &str = "off:";
+    /// Prefix of the names of facts that say if a queue is paused, in the control record.
+    pub(crate) const PAUSED: &str = "queue:";
 
     /// Digest of the arguments that a join has given to the task that waited for it.
     pub(crate) const GATHERED: &str = "ga";

@@ -21,10 +21,11 @@ use super::{
 use crate::{
     backend::{Commit, Expiry},
     clock::Timestamp,
+    consequence::Disposition,
     id::TaskId,
     panics::PanicText,
     retry::RetryPolicy,
-    task_error::{Disposition, TaskError},
+    task_error::TaskError,
 };
 
 /// Number of attempts that keep their contents in a record.

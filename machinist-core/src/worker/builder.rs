@@ -1,107 +1,34 @@
-//! The parts of a worker, checked before it starts.
+//! The parts of a worker, as the code sets them.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    fmt, mem,
-    sync::Arc,
-    time::Duration,
-};
-
-use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    ErrorClassifier, Health, InvalidTag, MAX_TAGS, Stages, Tag, TaskOptions, Worker,
-    admissions::{Admissions, DisabledTasks},
-    defaults::WorkerDefaults,
-    events::WorkerEvents,
-    exclusive::ExclusiveSlots,
+    TaskOptions,
     lease::Lease,
-    look_ahead::LookAhead,
-    peers::Peers,
-    processor::{RegisteredTask, TaskProcessor},
-    revoked_roots::RevokedRoots,
-    server_calls::ServerCalls,
-    session::Sessions,
-    task_failure::{ClassOfType, FailureTypes, TaskFailure, class_of},
-    worker_context::WorkerContext,
+    order_book::SetLogLevel,
+    task_failure::{ClassOfType, class_of},
 };
 use crate::{
     admission::AdmissionRule,
     app::App,
-    args::{Arg, Results},
-    builtin::WORKFLOW_TASK,
-    context::{StateMap, TaskContext},
+    consequence::TaskFailure,
+    context::StateMap,
     extract::Requirement,
     handler::{Binding, BlockingHandler, DynHandler, Handler},
-    id::{QueueName, TaskName},
     middleware::Middleware,
-    panics::note_places,
-    periodic::{Periodic, PeriodicError},
+    periodic::Periodic,
     task::TaskDef,
 };
 
-/// RabbitMQ's default `consumer_timeout`.
-const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-/// Default time for which running handlers may continue when the worker is told to stop.
-const DEFAULT_GRACE: Duration = Duration::from_secs(20);
-
-/// Error of a worker that cannot be built.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BuildError {
-    /// A queue or task name is not allowed.
-    #[error(transparent)]
-    Name(#[from] crate::id::InvalidName),
-    /// Two handlers were registered for one name.
-    #[error("task {0:?} is registered twice")]
-    Twice(String),
-    /// Options were given for a task that was not registered.
-    #[error("options were given for task {0:?}, which is not registered")]
-    NoSuchTask(String),
-    /// A handler asks for a `State<T>` that was not registered: add `.state(value)` to the builder.
-    #[error("task {task:?} takes State<{missing}>, which was not registered: add .state(…) of that type")]
-    MissingState {
-        /// The task.
-        task: String,
-        /// The type of the missing value.
-        missing: &'static str,
-    },
-    /// The application's key cannot sign what this worker would publish again: retries, guards.
-    #[error(
-        "a worker signs the retries of its tasks, but it cannot sign those of {task:?} in queue {queue}: {why}"
-    )]
-    Key {
-        /// The task.
-        task: String,
-        /// The queue.
-        queue: QueueName,
-        /// Reason that the key cannot sign, and the remedy.
-        why: String,
-    },
-    /// A periodic task cannot be followed.
-    #[error(transparent)]
-    Periodic(#[from] PeriodicError),
-    /// Two periodic tasks have one name.
-    #[error("periodic task {0:?} is defined twice; rename one")]
-    PeriodicTwice(String),
-    /// A text is not allowed as a tag.
-    #[error(transparent)]
-    Tag(#[from] InvalidTag),
-    /// The worker has more tags than a listing shows.
-    #[error("a worker has at most {MAX_TAGS} tags, and these are {0}")]
-    TooManyTags(usize),
-    /// A number that must not be zero is zero.
-    #[error("{0} must be at least 1")]
-    Zero(&'static str),
-}
+/// Function that sets the defaults of a worker.
+pub(super) type WorkerDefaults = Arc<dyn Fn(WorkerBuilder) -> WorkerBuilder + Send + Sync>;
 
 /// Task before its registration.
 pub(super) struct NewTask {
-    name: String,
-    handler: Arc<dyn DynHandler>,
-    requires: Vec<Requirement>,
-    options: TaskOptions,
+    pub(super) name: String,
+    pub(super) handler: Arc<dyn DynHandler>,
+    pub(super) requires: Vec<Requirement>,
+    pub(super) options: TaskOptions,
 }
 
 /// Change of a task's options, if there is such a task.
@@ -111,15 +38,19 @@ pub(super) type AdjustOptions = Box<dyn FnOnce(Option<&mut TaskOptions>) + Send>
 #[must_use]
 pub struct WorkerBuilder {
     pub(super) app: App,
+    /// Defaults of the application.
     pub(super) defaults: Option<WorkerDefaults>,
     pub(super) name: Option<String>,
     pub(super) queues: Vec<String>,
     pub(super) tags: Vec<String>,
     pub(super) concurrency: Option<usize>,
     pub(super) look_ahead: Option<usize>,
+    pub(super) keep_args: Option<bool>,
     pub(super) grace: Option<Duration>,
     pub(super) lease: Option<Lease>,
     pub(super) consumer_timeout: Option<Duration>,
+    pub(super) restart_exit_code: Option<u8>,
+    pub(super) set_log_level: Option<SetLogLevel>,
     pub(super) tasks: Vec<NewTask>,
     /// Queues of task definitions and command tasks, consumed if `queues` is empty.
     pub(super) task_queues: Vec<String>,
@@ -135,7 +66,12 @@ pub struct WorkerBuilder {
 impl WorkerBuilder {
     pub(super) fn new(app: App) -> Self {
         Self {
-            defaults: app.0.worker_defaults.clone(),
+            defaults: app
+                .0
+                .worker_defaults
+                .as_deref()
+                .and_then(|set| set.downcast_ref::<WorkerDefaults>())
+                .cloned(),
             middleware: app.0.middleware.clone(),
             app,
             name: None,
@@ -143,9 +79,12 @@ impl WorkerBuilder {
             tags: Vec::new(),
             concurrency: None,
             look_ahead: None,
+            keep_args: None,
             grace: None,
             lease: None,
             consumer_timeout: None,
+            restart_exit_code: None,
+            set_log_level: None,
             tasks: Vec::new(),
             task_queues: Vec::new(),
             options: Vec::new(),
@@ -199,6 +138,13 @@ impl WorkerBuilder {
         self
     }
 
+    /// Sets whether the records of tasks keep their arguments for people, where the
+    /// [options](TaskOptions::keep_args) of a task do not say. Default: `false`.
+    pub fn keep_args(mut self, kept: bool) -> Self {
+        self.keep_args = Some(kept);
+        self
+    }
+
     /// Time for which running handlers may continue when the worker is told to stop; 20 s unless set.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = Some(grace);
@@ -217,6 +163,21 @@ impl WorkerBuilder {
     /// the delivery, so a task may run for days.
     pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
         self.consumer_timeout = Some(timeout);
+        self
+    }
+
+    /// Exit code with which the program ends so that its supervisor starts it again. Unless it is set, orders to restart are
+    /// refused. A worker that was ordered to restart returns it in [`Drained`](super::Drained), and the program has to exit
+    /// with it.
+    pub fn restart_exit_code(mut self, code: u8) -> Self {
+        self.restart_exit_code = Some(code);
+        self
+    }
+
+    /// Sets the function by which an order changes the log level of the program. Unless it is set, such orders are refused.
+    /// Its error is the answer to the order.
+    pub fn set_log_level(mut self, set: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static) -> Self {
+        self.set_log_level = Some(Arc::new(set));
         self
     }
 
@@ -240,7 +201,12 @@ impl WorkerBuilder {
     pub fn bind(mut self, binding: Binding) -> Self {
         let Binding { name, handler, requires, options } = binding;
         self.task_queues.extend(options.queue.map(str::to_owned));
-        self.register(NewTask { name: name.to_owned(), handler, requires, options: options.task_options() })
+        self.register(NewTask {
+            name: name.to_owned(),
+            handler,
+            requires,
+            options: TaskOptions::defined(&options),
+        })
     }
 
     /// Registers a handler whose arguments are not known to the compiler.
@@ -317,214 +283,6 @@ impl WorkerBuilder {
         self.tasks.push(task);
         self
     }
-
-    /// Returns the registered tasks with their options.
-    fn registered_tasks(&mut self) -> Result<HashMap<TaskName, RegisteredTask>, BuildError> {
-        let mut tasks = HashMap::new();
-        for NewTask { name, handler, requires, options } in mem::take(&mut self.tasks) {
-            if let Some((_, missing)) = requires.iter().find(|(id, _)| !self.state.has(*id)) {
-                return Err(BuildError::MissingState { task: name, missing });
-            }
-            let registration = RegisteredTask { handler, options };
-            if tasks.insert(TaskName::parse(&name)?, registration).is_some() {
-                return Err(BuildError::Twice(name));
-            }
-        }
-        let handler = Arc::new(async |_cx: TaskContext, args: Vec<Arg>| Ok(Results(args)));
-        let workflow = RegisteredTask { handler, options: TaskOptions::default() };
-        tasks.insert(TaskName::parse(WORKFLOW_TASK)?, workflow);
-        for (name, options) in mem::take(&mut self.options) {
-            let task = TaskName::parse(&name)?;
-            let registered = tasks.get_mut(&task).ok_or(BuildError::NoSuchTask(name))?;
-            registered.options = options.over(mem::take(&mut registered.options));
-        }
-        for (name, adjust) in mem::take(&mut self.adjustments) {
-            adjust(tasks.get_mut(&TaskName::parse(&name)?).map(|task| &mut task.options));
-        }
-        if !self.failures.is_empty() {
-            let types: Arc<dyn ErrorClassifier> = Arc::new(FailureTypes(mem::take(&mut self.failures)));
-            for task in tasks.values_mut() {
-                task.options.classify.get_or_insert_with(|| Arc::clone(&types));
-            }
-        }
-        Ok(tasks)
-    }
-
-    /// Checks everything and builds the worker.
-    ///
-    /// # Errors
-    /// [`BuildError`] names what is wrong.
-    pub fn build(self) -> Result<Worker, BuildError> {
-        note_places();
-        let mut this = self.over_defaults();
-        let concurrency = this.concurrency.unwrap_or(16);
-        let lease = this.lease.unwrap_or(Lease::DEFAULT);
-        let consumer_timeout = this.consumer_timeout.unwrap_or(CONSUMER_TIMEOUT);
-        for (setting, number) in [
-            ("concurrency", concurrency),
-            ("session_lease", lease.millis()),
-            ("consumer_timeout", usize::try_from(consumer_timeout.as_millis()).unwrap_or(usize::MAX)),
-        ] {
-            if number == 0 {
-                return Err(BuildError::Zero(setting));
-            }
-        }
-        let mut queues =
-            this.queues.iter().map(|q| QueueName::parse(q)).collect::<Result<BTreeSet<_>, _>>()?;
-        if queues.is_empty() {
-            queues.insert(this.app.default_queue().clone());
-            for queue in &this.task_queues {
-                queues.insert(QueueName::parse(queue)?);
-            }
-        }
-        let tasks = this.registered_tasks()?;
-        can_sign(&this.app, &tasks, &queues)?;
-        check_periodic(&this.app, &this.periodic)?;
-        let tags = checked_tags(&this.tags)?;
-        let look_ahead = this.look_ahead.unwrap_or_else(|| concurrency.max(16));
-        // The credit to begin with. The look-ahead is added when the runs are known to be short.
-        let prefetch = u16::try_from(concurrency).unwrap_or(u16::MAX);
-        let name: Arc<str> = this.name.unwrap_or_else(default_name).into();
-        let queues: Vec<_> = queues.into_iter().collect();
-        let about = about(&queues, &tags, &tasks, concurrency, &this.app);
-        let stages = Stages::default();
-        let slots = Arc::new(Semaphore::new(concurrency));
-        let events = WorkerEvents::new(this.app.clone(), Arc::clone(&name));
-        let disabled: Arc<DisabledTasks> = Arc::default();
-        let peers = Arc::new(Peers::new(lease));
-        let worker = Arc::new(WorkerContext {
-            sessions: Sessions::new(
-                this.app.clone(),
-                lease,
-                Arc::clone(&name),
-                about,
-                Arc::clone(&disabled),
-                Arc::clone(&peers),
-            ),
-            admissions: Admissions::new(disabled, this.rules, look_ahead),
-            look_ahead: LookAhead::new(concurrency, look_ahead),
-            calls: ServerCalls::new(this.app.clone(), stages.clone(), Arc::clone(&events), peers),
-            app: this.app,
-            name,
-            max_hold: consumer_timeout / 2,
-            stages: stages.clone(),
-            events,
-            refused: crate::refused::RefusedTally::default(),
-            revoked_roots: RevokedRoots::default(),
-        });
-        let health = Health::new(Arc::clone(&worker), stages.clone());
-        let processor = Arc::new(TaskProcessor {
-            worker,
-            tasks,
-            middleware: this.middleware.into(),
-            state: Arc::new(this.state),
-            exclusive: ExclusiveSlots::new(Arc::clone(&slots), concurrency),
-            slots,
-        });
-        let ready = CancellationToken::new();
-        let periodic = this.periodic;
-        Ok(Worker {
-            processor,
-            queues,
-            tags,
-            prefetch,
-            grace: this.grace.unwrap_or(DEFAULT_GRACE),
-            stages,
-            ready,
-            health,
-            periodic,
-        })
-    }
-}
-
-/// Checks that the application's key can sign every task in every queue. A message that is published again is signed
-/// again, and a worker that cannot sign it would lose it.
-fn can_sign(
-    app: &App,
-    tasks: &HashMap<TaskName, RegisteredTask>,
-    queues: &BTreeSet<QueueName>,
-) -> Result<(), BuildError> {
-    for (task, queue) in tasks.keys().flat_map(|task| queues.iter().map(move |queue| (task, queue))) {
-        app.0.trust.may_sign(task, queue, app.clock().now()).map_err(|why| BuildError::Key {
-            task: task.to_string(),
-            queue: queue.clone(),
-            why,
-        })?;
-    }
-    Ok(())
-}
-
-/// Checks the periodic tasks, and that the application's key can sign their ticks.
-fn check_periodic(app: &App, periodic: &[Periodic]) -> Result<(), BuildError> {
-    let mut names = BTreeSet::new();
-    for one in periodic {
-        one.check()?;
-        let outline = one.outline(app)?;
-        if !names.insert(one.name()) {
-            return Err(BuildError::PeriodicTwice(one.name().to_owned()));
-        }
-        let queue = outline.queue;
-        app.may_publish(&outline.task, &queue).map_err(|why| BuildError::Key {
-            task: outline.task.to_string(),
-            queue,
-            why,
-        })?;
-    }
-    Ok(())
-}
-
-/// Returns the tags, sorted and each once.
-fn checked_tags(tags: &[String]) -> Result<Vec<Tag>, BuildError> {
-    let tags = tags.iter().map(|tag| Tag::parse(tag)).collect::<Result<BTreeSet<_>, _>>()?;
-    if tags.len() > MAX_TAGS {
-        Err(BuildError::TooManyTags(tags.len()))
-    } else {
-        Ok(tags.into_iter().collect())
-    }
-}
-
-/// Maximum number of task names that the description of a worker holds.
-const DESCRIBED_TASKS: usize = 500;
-
-/// Returns the description of the worker that is stored with its session, without its name.
-fn about(
-    queues: &[QueueName],
-    tags: &[Tag],
-    tasks: &HashMap<TaskName, RegisteredTask>,
-    concurrency: usize,
-    app: &App,
-) -> serde_json::Value {
-    let queues: Vec<_> = queues.iter().map(QueueName::as_str).collect();
-    let tags: Vec<_> = tags.iter().map(Tag::as_str).collect();
-    let mut names: Vec<_> =
-        tasks.keys().map(TaskName::as_str).filter(|name| *name != WORKFLOW_TASK).collect();
-    names.sort_unstable();
-    names.truncate(DESCRIBED_TASKS);
-    serde_json::json!({
-        "host": host_name(),
-        "pid": std::process::id(),
-        "version": env!("CARGO_PKG_VERSION"),
-        "queues": queues,
-        "tasks": names,
-        "more_tasks": tasks.len() - names.len(),
-        "tags": tags,
-        "concurrency": concurrency,
-        "since": app.clock().now(),
-    })
-}
-
-/// Returns the host name, if it is known.
-fn host_name() -> Option<String> {
-    std::fs::read_to_string("/etc/hostname")
-        .ok()
-        .or_else(|| std::env::var("HOSTNAME").ok())
-        .map(|host| host.trim().to_owned())
-        .filter(|host| !host.is_empty())
-}
-
-/// Returns the host name, with `worker` in place of an unknown one.
-fn default_name() -> String {
-    host_name().unwrap_or_else(|| "worker".to_owned())
 }
 
 impl fmt::Debug for WorkerBuilder {

@@ -52,13 +52,13 @@ type Unsent = (Child, Failure);
 
 impl WorkerContext {
     /// Lets the workflow of an ended task go on. `end` is the end as this worker has recorded it; without it, the record is
-    /// read.
+    /// read. Returns `true` if anything could follow the task: then its record tells others that all of it is published.
     pub(super) async fn continue_workflow(
         &self,
         envelope: &Envelope,
         place: Option<&StepPlace>,
         end: Option<Bytes>,
-    ) -> Result<(), Unpublished> {
+    ) -> Result<bool, Unpublished> {
         self.calls.can_sign().await?;
         let mut recorded = self.recorded_end(envelope, end).await?;
         let flow = match place.map(|_| self.app.decode(envelope)) {
@@ -78,8 +78,10 @@ impl WorkerContext {
         let mut woken = BTreeSet::new();
         let (Some(place), Some(flow), None) = (place, flow, &recorded.end.continued_by) else {
             self.end_unsent(envelope, unsent, &mut woken).await?;
-            return self.release_callbacks(woken).await;
+            self.release_callbacks(woken).await?;
+            return Ok(true);
         };
+        let leads_on = recorded.end.spawns > 0 || !flow.then.is_empty() || flow.replaces.is_some();
         let failed = match &recorded.end.verdict {
             EndVerdict::Success { results } => {
                 let children = after_success(place, &flow, &results.0);
@@ -101,7 +103,8 @@ impl WorkerContext {
         self.end_unsent(envelope, unsent, &mut woken).await?;
         let own = Ended { place: place.clone(), flow: &flow, end: recorded.fact, failed };
         self.join(id, own, &mut woken).await?;
-        self.release_callbacks(woken).await
+        self.release_callbacks(woken).await?;
+        Ok(leads_on)
     }
 
     async fn release_callbacks(&self, woken: BTreeSet<StepPlace>) -> Result<(), Unpublished> {

@@ -1,22 +1,20 @@
 //! Defaults that an application gives its workers: what a builder takes over where the code sets nothing.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
-use super::WorkerBuilder;
+use super::builder::{WorkerBuilder, WorkerDefaults};
+use crate::app::AppBuilder;
 
-/// Function that sets the defaults of a worker.
-#[derive(Clone)]
-pub(crate) struct WorkerDefaults(Arc<dyn Fn(WorkerBuilder) -> WorkerBuilder + Send + Sync>);
-
-impl WorkerDefaults {
-    pub(crate) fn new(set: impl Fn(WorkerBuilder) -> WorkerBuilder + Send + Sync + 'static) -> Self {
-        Self(Arc::new(set))
-    }
-}
-
-impl fmt::Debug for WorkerDefaults {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("WorkerDefaults")
+impl AppBuilder {
+    /// Sets the defaults of the workers of this application: `set` is applied to a new builder, and a worker takes over from
+    /// it what its own builder does not set. Queues, tags and periodic tasks are added to the worker's own.
+    pub fn worker_defaults(
+        mut self,
+        set: impl Fn(WorkerBuilder) -> WorkerBuilder + Send + Sync + 'static,
+    ) -> Self {
+        let set: WorkerDefaults = Arc::new(set);
+        self.worker_defaults = Some(Arc::new(set));
+        self
     }
 }
 
@@ -32,7 +30,7 @@ impl WorkerBuilder {
     /// are kept.
     pub(super) fn over_defaults(mut self) -> Self {
         let Some(defaults) = self.defaults.take() else { return self };
-        let base = (defaults.0)(Self::new(self.app.clone()).without_defaults());
+        let base = defaults(Self::new(self.app.clone()).without_defaults());
         Self {
             app: self.app,
             defaults: None,
@@ -42,9 +40,12 @@ impl WorkerBuilder {
             tags: joined(base.tags, self.tags),
             concurrency: self.concurrency.or(base.concurrency),
             look_ahead: self.look_ahead.or(base.look_ahead),
+            keep_args: self.keep_args.or(base.keep_args),
             grace: self.grace.or(base.grace),
             lease: self.lease.or(base.lease),
             consumer_timeout: self.consumer_timeout.or(base.consumer_timeout),
+            restart_exit_code: self.restart_exit_code.or(base.restart_exit_code),
+            set_log_level: self.set_log_level.or(base.set_log_level),
             tasks: joined(base.tasks, self.tasks),
             options: joined(base.options, self.options),
             adjustments: joined(base.adjustments, self.adjustments),

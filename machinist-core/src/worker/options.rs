@@ -8,8 +8,10 @@ use std::{
 };
 
 use crate::{
+    consequence::{Disposition, ErrorClass},
+    definition::DefinedOptions,
     retry::{Backoff, RetryPolicy},
-    task_error::{Disposition, TaskError},
+    task_error::TaskError,
 };
 
 /// Options of a task. They hold for everything that the task's signature does not set.
@@ -20,35 +22,11 @@ pub struct TaskOptions {
     pub(super) soft_timeout: Option<Duration>,
     pub(super) classify: Option<Arc<dyn ErrorClassifier>>,
     pub(super) backoff_with: Option<BackoffFunction>,
+    pub(super) keep_args: Option<bool>,
 }
 
 /// Function from the number of retries so far to the wait before the next run.
 type BackoffFunction = Arc<dyn Fn(u32) -> Duration + Send + Sync>;
-
-/// Consequence of an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ErrorClass {
-    /// The task is tried again according to the retry policy.
-    Retry,
-    /// The task is tried again if a retry is left, after this duration instead of the policy's.
-    RetryAfter(Duration),
-    /// The task is tried again after this duration, without using up a retry, as with [`TaskError::retry_in`].
-    Postpone(Duration),
-    /// The task is never tried again.
-    Permanent,
-}
-
-impl ErrorClass {
-    pub(crate) const fn disposition(self) -> Disposition {
-        match self {
-            Self::Retry => Disposition::Failed,
-            Self::RetryAfter(delay) => Disposition::RetryAfter(delay),
-            Self::Postpone(delay) => Disposition::RetryIn(delay),
-            Self::Permanent => Disposition::Permanent,
-        }
-    }
-}
 
 /// Decides which errors are worth another run. Every function from an error to an [`ErrorClass`] is a classifier.
 ///
@@ -85,6 +63,7 @@ impl fmt::Debug for TaskOptions {
             .field("soft_timeout", &self.soft_timeout)
             .field("classify", &self.classify.is_some())
             .field("backoff_with", &self.backoff_with.is_some())
+            .field("keep_args", &self.keep_args)
             .finish()
     }
 }
@@ -93,6 +72,16 @@ impl TaskOptions {
     /// Creates options without retries and without time limits.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Returns the options that a definition sets.
+    pub(super) fn defined(definition: &DefinedOptions) -> Self {
+        Self {
+            retry: definition.retry_policy(),
+            timeout: definition.timeout,
+            soft_timeout: definition.soft_timeout,
+            ..Self::default()
+        }
     }
 
     /// Tries the task again up to `max_retries` times when it fails.
@@ -186,12 +175,25 @@ impl TaskOptions {
         self
     }
 
+    /// Sets whether the records of this task keep its arguments, so that people see them: `machinist status`,
+    /// [`Client::arguments`](crate::Client::arguments). Default: what [`WorkerBuilder::keep_args`] says.
+    ///
+    /// The records of delayed and failed tasks keep them anyhow. Encrypted arguments stay encrypted.
+    ///
+    /// [`WorkerBuilder::keep_args`]: crate::WorkerBuilder::keep_args
+    #[must_use]
+    pub fn keep_args(mut self, kept: bool) -> Self {
+        self.keep_args = Some(kept);
+        self
+    }
+
     /// Returns these options, with those of `base` for what they do not set. A retry policy is taken as a whole.
     #[must_use]
     pub(super) fn over(mut self, base: Self) -> Self {
         self.retry = self.retry.or(base.retry);
         self.timeout = self.timeout.or(base.timeout);
         self.soft_timeout = self.soft_timeout.or(base.soft_timeout);
+        self.keep_args = self.keep_args.or(base.keep_args);
         self
     }
 

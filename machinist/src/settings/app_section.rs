@@ -8,10 +8,7 @@ use std::{
 use serde::{Deserialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
-use super::{Settings, SettingsError, section::TomlText};
-
-/// Name of the section.
-pub(super) const APP: &str = "app";
+use super::{Settings, SettingsError, section::TomlText, table::APP};
 
 /// Text of the file that holds the section.
 #[derive(Clone)]

@@ -73,8 +73,10 @@ impl WorkerSettings {
             Some(table::QUEUES.entry(&self.queues)),
             Some(table::CONCURRENCY.entry(&self.concurrency)),
             self.look_ahead.as_ref().map(|number| table::LOOK_AHEAD.entry(number)),
+            self.keep_args.as_ref().map(|kept| table::KEEP_ARGS.entry(kept)),
             Some(table::GRACE.entry(&self.grace)),
             Some(table::CONSUMER_TIMEOUT.entry(&self.consumer_timeout)),
+            self.restart_exit_code.as_ref().map(|code| table::RESTART_EXIT_CODE.entry(code)),
         ];
         rows.into_iter().flatten()
     }
@@ -121,6 +123,8 @@ impl TaskSettings {
             row(key("cwd"), self.cwd.as_ref(), |folder| folder.display().to_string()),
             row(key("user"), self.user.as_ref(), String::clone),
             row(key("dash_values"), self.dash_values.as_ref(), bool::to_string),
+            row(key("keep_args"), self.keep_args.as_ref(), bool::to_string),
+            row(key("hide_args"), self.hide_args.as_ref(), bool::to_string),
         ];
         rows.into_iter().flatten().collect()
     }

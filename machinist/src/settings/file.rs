@@ -19,10 +19,11 @@ use toml::de::DeTable;
 
 use super::{
     Setting, SettingInfo, SettingOrigin, SettingsError, TaskSettings, Topology,
-    app_section::{APP, AppSection},
+    app_section::AppSection,
     periodic,
     section::{OLD_SIZES, Section, TomlText},
-    table, tasks, value,
+    table::{self, APP},
+    tasks, value,
 };
 use crate::{
     connector::Connectors,
@@ -68,10 +69,12 @@ pub(super) struct FileWorker {
     pub(super) name: Option<Setting<String>>,
     pub(super) tags: Option<Setting<Vec<Tag>>>,
     pub(super) look_ahead: Option<Setting<usize>>,
+    pub(super) keep_args: Option<Setting<bool>>,
     pub(super) queues: Option<Setting<Vec<QueueName>>>,
     pub(super) concurrency: Option<Setting<usize>>,
     pub(super) grace: Option<Setting<Duration>>,
     pub(super) consumer_timeout: Option<Setting<Duration>>,
+    pub(super) restart_exit_code: Option<Setting<u8>>,
 }
 
 /// Values of `[sizes]`.
@@ -89,8 +92,20 @@ const TLS: &str = "tls";
 const WORKER: &str = "worker";
 const SIZES: &str = "sizes";
 /// Keys of a key, under `[[keys]]`.
-const KEY_KEYS: [&str; 11] =
-    ["id", "alg", "secret", "public", "file", "env", "state", "not_before", "not_after", "tasks", "queues"];
+const KEY_KEYS: [&str; 12] = [
+    "id",
+    "alg",
+    "secret",
+    "public",
+    "file",
+    "env",
+    "state",
+    "not_before",
+    "not_after",
+    "tasks",
+    "queues",
+    "control",
+];
 /// Reads the text of a file; relative paths in it start at the file's folder.
 pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<FileSettings, SettingsError> {
     let source = TomlText { path, text };
@@ -158,10 +173,12 @@ fn read_worker(top: &Section<'_>) -> Result<FileWorker, SettingsError> {
         name: worker.setting(&table::WORKER_NAME)?,
         tags: worker.setting(&table::TAGS)?,
         look_ahead: worker.setting(&table::LOOK_AHEAD)?,
+        keep_args: worker.setting(&table::KEEP_ARGS)?,
         queues: worker.setting(&table::QUEUES)?,
         concurrency: worker.setting(&table::CONCURRENCY)?,
         grace: worker.setting(&table::GRACE)?,
         consumer_timeout: worker.setting(&table::CONSUMER_TIMEOUT)?,
+        restart_exit_code: worker.setting(&table::RESTART_EXIT_CODE)?,
     })
 }
 
@@ -235,6 +252,8 @@ fn read_key(section: &Section<'_>) -> Result<KeyConfig, SettingsError> {
     config.not_after = instant("not_after")?;
     config.tasks = list("tasks", "a list like [\"mail.*\"]")?;
     config.queues = list("queues", "a list like [\"mail\"]")?;
+    config.control =
+        section.value("control", |v| value::boolean(v).map_err(|_| "expected true or false".to_owned()))?;
     Ok(config)
 }
 
@@ -296,7 +315,7 @@ command = ["true"]
         );
         assert_eq!(
             error("[tasks.x]\ncommand = [\"a\"]\nshell = true"),
-            "machinist.toml:3:1: unknown key \"shell\" in [tasks.x]; the keys here are command, args, queue, timeout, soft_timeout, retries, retry_for, retry_timeouts, backoff, env, env_pass, cwd, user, dash_values"
+            "machinist.toml:3:1: unknown key \"shell\" in [tasks.x]; the keys here are command, args, queue, timeout, soft_timeout, retries, retry_for, retry_timeouts, backoff, env, env_pass, cwd, user, dash_values, keep_args, hide_args"
         );
     }
 

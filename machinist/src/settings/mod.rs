@@ -27,8 +27,10 @@
 //! | `worker.queues` | `--queue` | `MACHINIST_QUEUES` | default, and the queues of command tasks and task definitions | Queue to consume; the flag can be repeated, the variable separates queues by commas |
 //! | `worker.concurrency` | `--concurrency` | `MACHINIST_CONCURRENCY` | `16` | Number of tasks to run at once, 1 to 10000 |
 //! | `worker.look_ahead` | `--look-ahead` | `MACHINIST_LOOK_AHEAD` | the concurrency, at least 16 | Maximum number of tasks to hold in addition to those that run, 0 to 10000. A worker holds them only while its tasks are short |
+//! | `worker.keep_args` |  | `MACHINIST_KEEP_ARGS` | `false` | Keep the arguments of every task in its record, for people. Delayed and failed tasks always keep them |
 //! | `worker.grace` | `--grace` | `MACHINIST_GRACE` | `20s` | Time that running tasks get to end when the worker is told to stop |
 //! | `worker.consumer_timeout` |  | `MACHINIST_CONSUMER_TIMEOUT` | `30m` | Time for which RabbitMQ lets a worker hold a delivery (its consumer_timeout), at least 1s |
+//! | `worker.restart_exit_code` |  | `MACHINIST_RESTART_EXIT_CODE` |  | Exit code at which the supervisor of the worker starts it again, 1 to 255; without it `workers restart` is refused |
 //! | `sizes.body` |  |  | `1MiB` | Maximum size of a message's body |
 //! | `sizes.headers` |  |  | `16KiB` | Maximum size of a message's headers |
 //! | `sizes.args` |  |  | `1024` | Maximum number of arguments |
@@ -226,10 +228,14 @@ pub struct WorkerSettings {
     pub concurrency: Setting<usize>,
     /// Maximum number of tasks to hold in addition to those that run; `None` for the worker's default.
     pub look_ahead: Option<Setting<usize>>,
+    /// `true` if the record of every task keeps its arguments; `None` for `false`.
+    pub keep_args: Option<Setting<bool>>,
     /// Time that running tasks get to end when the worker is told to stop.
     pub grace: Setting<Duration>,
     /// Time for which the broker lets a worker hold a delivery; at least a second.
     pub consumer_timeout: Setting<Duration>,
+    /// Exit code at which the supervisor of the worker starts it again.
+    pub restart_exit_code: Option<Setting<u8>>,
 }
 
 /// `[tasks.NAME]`: a task whose handler is a program, in any language, or the options of a task whose handler is in an
@@ -269,6 +275,11 @@ pub struct TaskSettings {
     /// `true` if a value that fills the beginning of an argument may begin with a dash, so that the program can take it
     /// for an option.
     pub dash_values: Option<Setting<bool>>,
+    /// `true` if the records of the task keep its arguments, `false` if only those of delayed and failed tasks do. `None`
+    /// for the setting of the worker.
+    pub keep_args: Option<Setting<bool>>,
+    /// `true` if the program does not show the arguments of the task.
+    pub hide_args: Option<Setting<bool>>,
     /// Place of the task; relative paths of programs start at the file's folder.
     pub origin: SettingOrigin,
 }

@@ -258,8 +258,10 @@ impl Layers<'_> {
             queues: queues.unwrap_or_else(|| default_queues(tasks)),
             concurrency: self.required(&table::CONCURRENCY, flags.concurrency, file.concurrency)?,
             look_ahead: self.optional(&table::LOOK_AHEAD, flags.look_ahead, file.look_ahead)?,
+            keep_args: self.optional(&table::KEEP_ARGS, None, file.keep_args)?,
             grace: self.required(&table::GRACE, flags.grace, file.grace)?,
             consumer_timeout: self.required(&table::CONSUMER_TIMEOUT, None, file.consumer_timeout)?,
+            restart_exit_code: self.optional(&table::RESTART_EXIT_CODE, None, file.restart_exit_code)?,
         })
     }
 

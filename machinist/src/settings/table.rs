@@ -11,7 +11,7 @@ use std::{
 use machinist_core::{QueueName, sign::shown_path, worker::Tag};
 use toml::de::DeValue;
 
-use super::{Topology, app_section::APP, parse_duration, show_duration, text, value};
+use super::{Topology, parse_duration, show_duration, text, value};
 
 /// Description of one setting, for documentation and help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +83,9 @@ pub fn setting_of_flag(flag: &str) -> Option<&'static SettingInfo> {
     setting_infos().find(|info| info.flag == Some(flag))
 }
 
+/// Section of the application.
+pub(super) const APP: &str = "app";
+
 /// Returns the keys of a section, `worker`, in the order in which they are listed.
 pub(super) fn keys_of_section(section: &str) -> Vec<&'static str> {
     let key = |info: &SettingInfo| info.name.strip_prefix(section)?.strip_prefix('.');
@@ -98,7 +101,7 @@ pub(super) fn top_keys() -> Vec<&'static str> {
     keys
 }
 
-static TABLE: [&SettingInfo; 29] = [
+static TABLE: [&SettingInfo; 31] = [
     &BROKER,
     &BROKER_FILE.info,
     &BACKEND,
@@ -119,8 +122,10 @@ static TABLE: [&SettingInfo; 29] = [
     &QUEUES.info,
     &CONCURRENCY.info,
     &LOOK_AHEAD.info,
+    &KEEP_ARGS.info,
     &GRACE.info,
     &CONSUMER_TIMEOUT.info,
+    &RESTART_EXIT_CODE.info,
     &BODY_SIZE.info,
     &HEADERS_SIZE.info,
     &ARGUMENT_COUNT.info,
@@ -311,6 +316,14 @@ pub(super) static LOOK_AHEAD: Definition<usize> = Definition {
     show: usize::to_string,
 };
 
+pub(super) static KEEP_ARGS: Definition<bool> = switch(SettingInfo {
+    name: "worker.keep_args",
+    flag: None,
+    variable: Some("MACHINIST_KEEP_ARGS"),
+    default: SettingDefault::Value("false"),
+    meaning: "Keep the arguments of every task in its record, for people. Delayed and failed tasks always keep them",
+});
+
 pub(super) static QUEUES: Definition<Vec<QueueName>> = Definition {
     info: SettingInfo {
         name: "worker.queues",
@@ -335,6 +348,20 @@ pub(super) static CONCURRENCY: Definition<usize> = Definition {
     parse: text::concurrency,
     read: |value, _| value::concurrency(value),
     show: usize::to_string,
+};
+
+pub(super) static RESTART_EXIT_CODE: Definition<u8> = Definition {
+    info: SettingInfo {
+        name: "worker.restart_exit_code",
+        flag: None,
+        variable: Some("MACHINIST_RESTART_EXIT_CODE"),
+        default: SettingDefault::Nothing,
+        meaning: "Exit code at which the supervisor of the worker starts it again, 1 to 255; without it \
+                  `workers restart` is refused",
+    },
+    parse: text::exit_code,
+    read: |value, _| value::exit_code(value),
+    show: u8::to_string,
 };
 
 pub(super) static GRACE: Definition<Duration> = duration(SettingInfo {

@@ -8,7 +8,7 @@ use toml::de::DeValue;
 use super::{SettingsError, TaskSettings, section::Section, text, value};
 
 /// Keys of a task, under `[tasks.NAME]`.
-const TASK_KEYS: [&str; 14] = [
+const TASK_KEYS: [&str; 16] = [
     "command",
     "args",
     "queue",
@@ -23,6 +23,8 @@ const TASK_KEYS: [&str; 14] = [
     "cwd",
     "user",
     "dash_values",
+    "keep_args",
+    "hide_args",
 ];
 
 /// Reads all tasks of a file, by name.
@@ -73,6 +75,8 @@ fn read_task(section: &Section<'_>) -> Result<TaskSettings, SettingsError> {
         cwd: section.get("cwd", |v| Ok(folder.join(value::string(v, "the name of a folder")?)))?,
         user: section.get("user", |v| Ok(value::string(v, "the name of a user")?.to_owned()))?,
         dash_values: section.get("dash_values", value::boolean)?,
+        keep_args: section.get("keep_args", value::boolean)?,
+        hide_args: section.get("hide_args", value::boolean)?,
     })
 }
 

@@ -214,8 +214,10 @@ impl TaskProcessor {
     fn span(&self, envelope: &Envelope, claim: &Claim) -> tracing::Span {
         let span = tracing::info_span!(
             "task",
+            worker = %self.worker.name,
             id = %envelope.id,
-            name = %envelope.name,
+            // Not `name`: the log in JSON calls the span itself so.
+            task = %envelope.name,
             queue = %envelope.queue,
             attempt = claim.attempt,
             otel.name = %format_args!("process {}", envelope.name),

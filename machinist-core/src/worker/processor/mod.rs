@@ -14,15 +14,15 @@ mod slots;
 use std::{collections::HashMap, sync::Arc};
 
 use futures_util::future::BoxFuture;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use tokio::time::Instant;
 
 use self::busy::BusyWaits;
 use super::{
-    ActiveDelivery, Settlement, TaskOptions, WorkerContext, exclusive::ExclusiveSlots,
-    look_ahead::RunningSlot, start::StartReply,
+    ActiveDelivery, Settlement, TaskOptions, WorkerContext,
+    capacity::{ExclusiveClaim, SlotPermit},
+    exclusive::ExclusiveSlots,
+    look_ahead::RunningSlot,
+    start::StartReply,
 };
 use crate::{
     broker::{Delivery, Receipt},
@@ -47,7 +47,8 @@ pub(super) struct RegisteredTask {
 /// A slot in which one handler runs.
 #[derive(Debug)]
 pub(super) struct Slot {
-    _permit: OwnedSemaphorePermit,
+    _permit: SlotPermit,
+    _alone: Option<ExclusiveClaim>,
     _running: RunningSlot,
 }
 
@@ -57,7 +58,6 @@ pub(super) struct TaskProcessor {
     pub(super) tasks: HashMap<TaskName, RegisteredTask>,
     pub(super) middleware: Arc<[Arc<dyn Middleware>]>,
     pub(super) state: Arc<StateMap>,
-    pub(super) slots: Arc<Semaphore>,
     pub(super) exclusive: ExclusiveSlots,
 }
 
@@ -117,6 +117,7 @@ impl TaskProcessor {
                         outcome_key,
                         cut_off: false,
                         gathered: None,
+                        keeps_args: false,
                     });
                 }
                 Acceptance::Undecryptable(envelope, error) => {
@@ -147,6 +148,7 @@ impl TaskProcessor {
         let Some(task) = self.tasks.get(&active.envelope.name) else {
             return Box::pin(self.worker.unknown_task(&active.envelope)).await;
         };
+        active.keeps_args = task.options.keep_args == Some(true);
         if let Some(place) = active.envelope.place() {
             match self.worker.is_workflow_revoked(&active.envelope, &place).await {
                 Ok(false) => {}
@@ -187,7 +189,7 @@ impl TaskProcessor {
             {
                 return settlement;
             }
-            if self.worker.sessions.presence.must_sleep() {
+            if !self.worker.sessions.presence.may_start_from(&active.envelope.queue) {
                 return Settlement::HandBack;
             }
             let registered = self.worker.sessions.register(&active.envelope.id);

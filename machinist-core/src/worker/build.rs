@@ -1,0 +1,251 @@
+//! Checks of the parts of a worker, before it starts.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    mem,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    BuildError, ErrorClassifier, Health, MAX_TAGS, Stages, Tag, TaskOptions, Worker,
+    admissions::{Admissions, DisabledTasks},
+    builder::{NewTask, WorkerBuilder},
+    capacity::SlotPool,
+    events::WorkerEvents,
+    exclusive::ExclusiveSlots,
+    lease::Lease,
+    look_ahead::LookAhead,
+    order_book::OrderBook,
+    peers::Peers,
+    processor::{RegisteredTask, TaskProcessor},
+    revoked_roots::RevokedRoots,
+    server_calls::ServerCalls,
+    session::Sessions,
+    task_failure::FailureTypes,
+    worker_context::WorkerContext,
+};
+use crate::{
+    app::App,
+    args::{Arg, Results},
+    builtin::WORKFLOW_TASK,
+    context::TaskContext,
+    id::{QueueName, TaskName},
+    panics::note_places,
+    periodic::Periodic,
+};
+
+/// RabbitMQ's default `consumer_timeout`.
+const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// Default time for which running handlers may continue when the worker is told to stop.
+const DEFAULT_GRACE: Duration = Duration::from_secs(20);
+
+impl WorkerBuilder {
+    /// Returns the registered tasks with their options.
+    fn registered_tasks(&mut self) -> Result<HashMap<TaskName, RegisteredTask>, BuildError> {
+        let mut tasks = HashMap::new();
+        for NewTask { name, handler, requires, options } in mem::take(&mut self.tasks) {
+            if let Some((_, missing)) = requires.iter().find(|(id, _)| !self.state.has(*id)) {
+                return Err(BuildError::MissingState { task: name, missing });
+            }
+            let registration = RegisteredTask { handler, options };
+            if tasks.insert(TaskName::parse(&name)?, registration).is_some() {
+                return Err(BuildError::Twice(name));
+            }
+        }
+        let handler = Arc::new(async |_cx: TaskContext, args: Vec<Arg>| Ok(Results(args)));
+        let workflow = RegisteredTask { handler, options: TaskOptions::default() };
+        tasks.insert(TaskName::parse(WORKFLOW_TASK)?, workflow);
+        for (name, options) in mem::take(&mut self.options) {
+            let task = TaskName::parse(&name)?;
+            let registered = tasks.get_mut(&task).ok_or(BuildError::NoSuchTask(name))?;
+            registered.options = options.over(mem::take(&mut registered.options));
+        }
+        for (name, adjust) in mem::take(&mut self.adjustments) {
+            adjust(tasks.get_mut(&TaskName::parse(&name)?).map(|task| &mut task.options));
+        }
+        if !self.failures.is_empty() {
+            let types: Arc<dyn ErrorClassifier> = Arc::new(FailureTypes(mem::take(&mut self.failures)));
+            for task in tasks.values_mut() {
+                task.options.classify.get_or_insert_with(|| Arc::clone(&types));
+            }
+        }
+        Ok(tasks)
+    }
+
+    /// Checks everything and builds the worker.
+    ///
+    /// # Errors
+    /// [`BuildError`] names what is wrong.
+    pub fn build(self) -> Result<Worker, BuildError> {
+        note_places();
+        let mut this = self.over_defaults();
+        let concurrency = this.concurrency.unwrap_or(16);
+        let lease = this.lease.unwrap_or(Lease::DEFAULT);
+        let consumer_timeout = this.consumer_timeout.unwrap_or(CONSUMER_TIMEOUT);
+        for (setting, number) in [
+            ("concurrency", concurrency),
+            ("session_lease", lease.millis()),
+            ("consumer_timeout", usize::try_from(consumer_timeout.as_millis()).unwrap_or(usize::MAX)),
+        ] {
+            if number == 0 {
+                return Err(BuildError::Zero(setting));
+            }
+        }
+        let mut queues =
+            this.queues.iter().map(|q| QueueName::parse(q)).collect::<Result<BTreeSet<_>, _>>()?;
+        if queues.is_empty() {
+            queues.insert(this.app.default_queue().clone());
+            for queue in &this.task_queues {
+                queues.insert(QueueName::parse(queue)?);
+            }
+        }
+        let mut tasks = this.registered_tasks()?;
+        let keep_args = this.keep_args.unwrap_or(false);
+        for task in tasks.values_mut() {
+            task.options.keep_args.get_or_insert(keep_args);
+        }
+        can_sign(&this.app, &tasks, &queues)?;
+        check_periodic(&this.app, &this.periodic)?;
+        let tags = checked_tags(&this.tags)?;
+        let look_ahead = this.look_ahead.unwrap_or_else(|| concurrency.max(16));
+        let name: Arc<str> = this.name.unwrap_or_else(default_name).into();
+        let queues: Vec<_> = queues.into_iter().collect();
+        let about = about(&queues, &tags, &tasks, concurrency, &this.app);
+        let stages = Stages::default();
+        let capacity = SlotPool::new(concurrency);
+        let orders =
+            OrderBook::new(this.restart_exit_code, this.set_log_level, tasks.keys().cloned().collect());
+        let events = WorkerEvents::new(this.app.clone(), Arc::clone(&name));
+        let disabled: Arc<DisabledTasks> = Arc::default();
+        let peers = Arc::new(Peers::new(lease));
+        let worker = Arc::new(WorkerContext {
+            sessions: Sessions::new(
+                this.app.clone(),
+                lease,
+                Arc::clone(&name),
+                about,
+                Arc::clone(&disabled),
+                Arc::clone(&events),
+                Arc::clone(&peers),
+            ),
+            admissions: Admissions::new(disabled, this.rules, look_ahead),
+            capacity: Arc::clone(&capacity),
+            orders,
+            look_ahead: LookAhead::new(concurrency, look_ahead),
+            calls: ServerCalls::new(this.app.clone(), stages.clone(), Arc::clone(&events), peers),
+            app: this.app,
+            name,
+            max_hold: consumer_timeout / 2,
+            stages: stages.clone(),
+            events,
+            refused: crate::refused::RefusedTally::default(),
+            revoked_roots: RevokedRoots::default(),
+        });
+        worker.sessions.presence.want_queues(queues.iter().cloned());
+        let health = Health::new(Arc::clone(&worker), stages.clone());
+        let processor = Arc::new(TaskProcessor {
+            worker,
+            tasks,
+            middleware: this.middleware.into(),
+            state: Arc::new(this.state),
+            exclusive: ExclusiveSlots::new(capacity),
+        });
+        let ready = CancellationToken::new();
+        let periodic = this.periodic;
+        let grace = this.grace.unwrap_or(DEFAULT_GRACE);
+        Ok(Worker { processor, queues, tags, grace, stages, ready, health, periodic })
+    }
+}
+
+/// Checks that the application's key can sign every task in every queue. A message that is published again is signed
+/// again, and a worker that cannot sign it would lose it.
+fn can_sign(
+    app: &App,
+    tasks: &HashMap<TaskName, RegisteredTask>,
+    queues: &BTreeSet<QueueName>,
+) -> Result<(), BuildError> {
+    for (task, queue) in tasks.keys().flat_map(|task| queues.iter().map(move |queue| (task, queue))) {
+        app.0.trust.may_sign(task, queue, app.clock().now()).map_err(|why| BuildError::Key {
+            task: task.to_string(),
+            queue: queue.clone(),
+            why,
+        })?;
+    }
+    Ok(())
+}
+
+/// Checks the periodic tasks, and that the application's key can sign their ticks.
+fn check_periodic(app: &App, periodic: &[Periodic]) -> Result<(), BuildError> {
+    let mut names = BTreeSet::new();
+    for one in periodic {
+        one.check()?;
+        let outline = one.outline(app)?;
+        if !names.insert(one.name()) {
+            return Err(BuildError::PeriodicTwice(one.name().to_owned()));
+        }
+        let queue = outline.queue;
+        app.may_publish(&outline.task, &queue).map_err(|why| BuildError::Key {
+            task: outline.task.to_string(),
+            queue,
+            why,
+        })?;
+    }
+    Ok(())
+}
+
+/// Returns the tags, sorted and each once.
+fn checked_tags(tags: &[String]) -> Result<Vec<Tag>, BuildError> {
+    let tags = tags.iter().map(|tag| Tag::parse(tag)).collect::<Result<BTreeSet<_>, _>>()?;
+    if tags.len() > MAX_TAGS {
+        Err(BuildError::TooManyTags(tags.len()))
+    } else {
+        Ok(tags.into_iter().collect())
+    }
+}
+
+/// Maximum number of task names that the description of a worker holds.
+const DESCRIBED_TASKS: usize = 500;
+
+/// Returns the description of the worker that is stored with its session, without its name.
+fn about(
+    queues: &[QueueName],
+    tags: &[Tag],
+    tasks: &HashMap<TaskName, RegisteredTask>,
+    concurrency: usize,
+    app: &App,
+) -> serde_json::Value {
+    let queues: Vec<_> = queues.iter().map(QueueName::as_str).collect();
+    let tags: Vec<_> = tags.iter().map(Tag::as_str).collect();
+    let mut names: Vec<_> =
+        tasks.keys().map(TaskName::as_str).filter(|name| *name != WORKFLOW_TASK).collect();
+    names.sort_unstable();
+    names.truncate(DESCRIBED_TASKS);
+    serde_json::json!({
+        "host": host_name(),
+        "pid": std::process::id(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "queues": queues,
+        "tasks": names,
+        "more_tasks": tasks.len() - names.len(),
+        "tags": tags,
+        "concurrency": concurrency,
+        "since": app.clock().now(),
+    })
+}
+
+/// Returns the host name, if it is known.
+fn host_name() -> Option<String> {
+    std::fs::read_to_string("/etc/hostname")
+        .ok()
+        .or_else(|| std::env::var("HOSTNAME").ok())
+        .map(|host| host.trim().to_owned())
+        .filter(|host| !host.is_empty())
+}
+
+/// Returns the host name, with `worker` in place of an unknown one.
+fn default_name() -> String {
+    host_name().unwrap_or_else(|| "worker".to_owned())
+}
