@@ -123,7 +123,7 @@ impl Intake {
             *consumer = Some(self.subscribe(&queues).await);
             worker.look_ahead.resubscribed();
             let subscribed: Vec<_> = queues.iter().cloned().collect();
-            worker.app.list_queues_of_worker(&subscribed).await;
+            worker.list_queues(&subscribed).await;
             worker.calls.emit_state(WorkerState::Resubscribed { queues: &subscribed });
             // Of the queues that are the worker's now.
             maintenance = Some(self.maintain());

@@ -234,8 +234,7 @@ impl Worker {
             Some(consumer) => health.subscribed(consumer.health().into()),
             None => health.asleep(),
         }
-        let named: Vec<_> = queues.iter().collect();
-        crate::queue_list::list_queues(worker.app.backend().as_ref(), worker.app.clock().now(), &named).await;
+        worker.list_queues(&queues).await;
         worker.emit(EventKind::WorkerStarted { queues: &queues });
         ready.cancel();
         let tracker = TaskTracker::new();

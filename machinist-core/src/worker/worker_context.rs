@@ -14,6 +14,7 @@ use crate::{
     clock::Timestamp,
     event::EventKind,
     id::QueueName,
+    queue_list::list_queues,
     record::take_turn,
     refused::RefusedTally,
 };
@@ -57,6 +58,12 @@ impl WorkerContext {
     pub(super) fn subscription(&self, queues: &BTreeSet<QueueName>) -> Consume {
         let prefetch = u16::try_from(self.capacity.limit()).unwrap_or(u16::MAX);
         Consume { queues: queues.iter().cloned().collect(), prefetch }
+    }
+
+    /// Lists the queues that the worker consumes in the backend. Best effort: they are listed again when it subscribes.
+    pub(super) async fn list_queues(&self, queues: &[QueueName]) {
+        let named: Vec<_> = queues.iter().collect();
+        list_queues(self.app.backend().as_ref(), self.now(), &named).await;
     }
 
     /// Takes the turn of work that one worker does for all. Returns `false` if another worker has it.
