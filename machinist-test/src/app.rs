@@ -262,7 +262,9 @@ impl TestApp {
         let seen = Arc::new(Seen::default());
         let observer = Arc::clone(&seen);
         let app = built((self.adjust)(builder).observer(move |event: &Event<'_>| observer.see(event))).await;
-        let builder = (self.worker)(Worker::builder(&app)).middleware(WitnessedRuns(witness()));
+        // A copy in place of a held delivery would look as if nothing ran any more.
+        let builder = Worker::builder(&app).consumer_timeout(self.patience.saturating_mul(4));
+        let builder = (self.worker)(builder).middleware(WitnessedRuns(witness()));
         let worker = match builder.build() {
             Ok(worker) => worker,
             Err(error) => panic!("the worker cannot be built: {error}"),

@@ -135,10 +135,9 @@ async fn a_task_that_does_not_end_is_an_error_of_the_test() {
     let hangs = || std::future::pending::<Result<(), TaskError>>();
     let app = TestApp::new(move |worker| worker.task(HANGS, hangs)).await.patience(Duration::from_secs(60));
     app.send(HANGS.call(())).await;
-    let drained = tokio::task::LocalSet::new()
-        .run_until(tokio::task::spawn_local(async move { app.drain().await }))
-        .await;
-    let text = text(drained.unwrap_err().into_panic());
+    let drain = async move { tokio::task::spawn_local(async move { app.drain().await }).await };
+    let ended = tokio::task::LocalSet::new().run_until(drain).await;
+    let text = text(ended.unwrap_err().into_panic());
     assert!(text.starts_with("tasks still run after 60s: "), "{text}");
 }
 
