@@ -1,18 +1,23 @@
 //! Syntax of the command line: commands, arguments and flags. Nothing is done here.
 
+mod limits;
 mod periodic;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use machinist::{
-    Backoff, QueueName, TaskId, TaskName,
+    Backoff, OnConflict, QueueName, TaskId, TaskName, UniqueUntil,
     clock::Timestamp,
-    settings::{Overrides, SettingInfo, parse_backoff, parse_duration, setting_of_flag},
+    settings::{
+        Overrides, SettingInfo, parse_backoff, parse_duration, parse_on_conflict, parse_unique_until,
+        setting_of_flag,
+    },
     sign::{Algorithm, KeyId},
     worker::Tag,
 };
 
+pub(crate) use limits::{LimitKeyArgs, LimitsCommand};
 pub(crate) use periodic::{PeriodicAddArgs, PeriodicCommand};
 
 /// Distributed task queue over RabbitMQ and Redis, or one SQLite file.
@@ -141,6 +146,9 @@ pub(crate) enum CliCommand {
     Workers(WorkersArgs),
     /// List the task names that live workers know, or disable one for all workers
     Registered(RegisteredArgs),
+    /// List the limits of tasks and queues, or set one for all workers
+    #[command(subcommand)]
+    Limits(LimitsCommand),
     /// Copy the embedded file, also while processes use it
     #[cfg(feature = "sqlite")]
     Backup(BackupArgs),
@@ -354,6 +362,18 @@ pub(crate) struct SendArgs {
     /// Send the workflow that this file describes: TOML, or JSON by its suffix; - reads JSON from standard input
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) flow: Option<PathBuf>,
+    /// Send it only if no other task of its name has this key
+    #[arg(long, value_name = "KEY", conflicts_with = "flow")]
+    pub(crate) unique: Option<String>,
+    /// Keep the key until the task starts, until it ends, or for a duration: start, end (default) or 10m
+    #[arg(long, value_name = "WHEN", value_parser = parse_unique_until, conflicts_with = "flow")]
+    pub(crate) unique_until: Option<UniqueUntil>,
+    /// If another task has the key: print its id (existing, default; drop), fail (refuse), or replace it
+    #[arg(long, value_name = "ACTION", value_parser = parse_on_conflict, conflicts_with = "flow")]
+    pub(crate) on_conflict: Option<OnConflict>,
+    /// Key of its limits, in place of the one that workers make of its arguments
+    #[arg(long, value_name = "KEY", conflicts_with = "flow")]
+    pub(crate) limit_key: Option<String>,
     #[command(flatten)]
     pub(crate) options: SendOptions,
     /// Wait until the task has ended, and print its result; --wait=20s waits at most 20 seconds

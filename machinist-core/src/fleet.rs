@@ -15,6 +15,7 @@ use crate::{
     client::Client,
     clock::Timestamp,
     id::{QueueName, RecordId, SessionId, TaskId, TaskName},
+    limit::Limit,
     record::{
         Facts, OrderAnswer, PresenceState, WorkerHealth, answer_of, give_order, is_alive, json, name,
         name_record, withdraw_order,
@@ -58,6 +59,8 @@ pub struct WorkerInfo {
     pub tasks: Vec<String>,
     /// Tags.
     pub tags: Vec<String>,
+    /// Limits of its code and its configuration, by their targets.
+    pub limits: BTreeMap<String, Limit>,
     /// Maximum number of handlers that run at once.
     pub concurrency: u32,
     /// Number of handlers that run, as of the last renewal.
@@ -140,6 +143,8 @@ struct About {
     #[serde(default)]
     tags: Vec<String>,
     #[serde(default)]
+    limits: BTreeMap<String, serde_json::Value>,
+    #[serde(default)]
     concurrency: u32,
 }
 
@@ -182,10 +187,16 @@ fn worker_info(session: &str, facts: &Facts) -> Option<WorkerInfo> {
         queues: about.queues,
         tasks: about.tasks,
         tags: about.tags,
+        limits: about.limits.into_iter().filter_map(known_limit).collect(),
         concurrency: about.concurrency,
         running: runs.count,
         runs: runs.running,
     })
+}
+
+/// Reads a limit of a worker. One that this version does not know is left out.
+fn known_limit((target, limit): (String, serde_json::Value)) -> Option<(String, Limit)> {
+    Some((target, serde_json::from_value(limit).ok()?))
 }
 
 impl WorkerFilter {

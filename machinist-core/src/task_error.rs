@@ -45,6 +45,8 @@ pub(crate) enum Disposition {
     RetryAfter(Duration),
     /// Again after this while, whatever the retry policy says.
     RetryIn(Duration),
+    /// As `RetryIn`, and the tasks that share the limit start no earlier either.
+    RateLimited(Duration),
     /// The arguments do not fit the handler.
     Malformed,
 }
@@ -67,6 +69,16 @@ impl TaskError {
     #[doc(alias = "ErrRetryTaskLater")]
     pub fn retry_in(delay: Duration) -> Self {
         Self { disposition: Disposition::RetryIn(delay), error: "the task asked to be run later".into() }
+    }
+
+    /// Not now, and none of the tasks that share the rate limit: a service asked for a pause, as HTTP 429 with `Retry-After`
+    /// does. The task runs again after `delay`, as with [`retry_in`](Self::retry_in), and no task of the same limit and key
+    /// starts before that. Without a rate limit it is the same as `retry_in`.
+    pub fn rate_limited(delay: Duration) -> Self {
+        Self {
+            disposition: Disposition::RateLimited(delay),
+            error: "the rate limit of a service was reached".into(),
+        }
     }
 
     /// The arguments do not fit the handler: FAILURE/malformed, never tried again.

@@ -59,7 +59,7 @@ pub(crate) use continuation::{
 };
 pub(crate) use control::{control_record, disable, disabled_tasks, enable};
 pub(crate) use dead_reason::DeadReason;
-pub(crate) use facts::{Counters, EncodedResults, End, EndVerdict, Failure, json, name};
+pub(crate) use facts::{Counters, EncodedResults, End, EndVerdict, Failure, ReservedStart, json, name};
 #[cfg(test)]
 pub(crate) use fold::state_of;
 pub(crate) use fold::{abandoned_start, newest_start, parked};

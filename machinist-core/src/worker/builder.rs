@@ -1,7 +1,7 @@
 //! The parts of a worker, checked before it starts.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt, mem,
     sync::Arc,
     time::Duration,
@@ -16,6 +16,7 @@ use super::{
     events::WorkerEvents,
     exclusive::ExclusiveSlots,
     lease::Lease,
+    limits::Limits,
     look_ahead::LookAhead,
     peers::Peers,
     processor::{RegisteredTask, TaskProcessor},
@@ -33,6 +34,7 @@ use crate::{
     extract::Requirement,
     handler::{Binding, BlockingHandler, DynHandler, Handler},
     id::{QueueName, TaskName},
+    limit::{Limit, LimitTarget},
     middleware::Middleware,
     periodic::{Periodic, PeriodicError},
     task::TaskDef,
@@ -88,6 +90,14 @@ pub enum BuildError {
     /// The worker has more tags than a listing shows.
     #[error("a worker has at most {MAX_TAGS} tags, and these are {0}")]
     TooManyTags(usize),
+    /// A limit contradicts itself.
+    #[error("the limit of {target} is wrong: {why}")]
+    Limit {
+        /// The task or the queue.
+        target: LimitTarget,
+        /// The contradiction and the remedy.
+        why: String,
+    },
     /// A number that must not be zero is zero.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
@@ -113,6 +123,7 @@ pub struct WorkerBuilder {
     adjustments: Vec<(String, AdjustOptions)>,
     middleware: Vec<Arc<dyn Middleware>>,
     rules: Vec<Arc<dyn AdmissionRule>>,
+    queue_limits: Vec<(String, Limit)>,
     periodic: Vec<Periodic>,
     state: StateMap,
 }
@@ -134,6 +145,7 @@ impl WorkerBuilder {
             adjustments: Vec::new(),
             middleware: Vec::new(),
             rules: Vec::new(),
+            queue_limits: Vec::new(),
             periodic: Vec::new(),
             state: StateMap::default(),
         }
@@ -224,6 +236,13 @@ impl WorkerBuilder {
     /// Adds a rule of admission. A task starts only when no rule refuses it; until then it is parked.
     pub fn admission(mut self, rule: impl AdmissionRule) -> Self {
         self.rules.push(Arc::new(rule));
+        self
+    }
+
+    /// Limits the starts and runs of a queue's tasks in all workers together, in addition to the limits of each task. A
+    /// limit that was set live wins over this one.
+    pub fn limit_queue(mut self, queue: impl Into<String>, limit: Limit) -> Self {
+        self.queue_limits.push((queue.into(), limit));
         self
     }
 
@@ -326,12 +345,13 @@ impl WorkerBuilder {
         can_sign(&self.app, &tasks, &queues)?;
         check_periodic(&self.app, &self.periodic)?;
         let tags = checked_tags(&self.tags)?;
+        let limits = Arc::new(Limits::new(checked_limits(&tasks, mem::take(&mut self.queue_limits))?));
         let look_ahead = self.look_ahead.unwrap_or_else(|| self.concurrency.max(16));
         // The credit to begin with. The look-ahead is added when the runs are known to be short.
         let prefetch = u16::try_from(self.concurrency).unwrap_or(u16::MAX);
         let name: Arc<str> = self.name.unwrap_or_else(default_name).into();
         let queues: Vec<_> = queues.into_iter().collect();
-        let about = about(&queues, &tags, &tasks, self.concurrency, &self.app);
+        let about = about(&queues, &tags, &tasks, self.concurrency, &limits, &self.app);
         let stages = Stages::default();
         let slots = Arc::new(Semaphore::new(self.concurrency));
         let events = WorkerEvents::new(self.app.clone(), Arc::clone(&name));
@@ -344,9 +364,11 @@ impl WorkerBuilder {
                 Arc::clone(&name),
                 about,
                 Arc::clone(&disabled),
+                Arc::clone(&limits),
                 Arc::clone(&peers),
             ),
             admissions: Admissions::new(disabled, self.rules, look_ahead),
+            limits,
             look_ahead: LookAhead::new(self.concurrency, look_ahead),
             calls: ServerCalls::new(self.app.clone(), stages.clone(), Arc::clone(&events), peers),
             app: self.app,
@@ -408,6 +430,30 @@ fn check_periodic(app: &App, periodic: &[Periodic]) -> Result<(), BuildError> {
     Ok(())
 }
 
+/// Returns the limits of the tasks and queues.
+fn checked_limits(
+    tasks: &HashMap<TaskName, RegisteredTask>,
+    queues: Vec<(String, Limit)>,
+) -> Result<HashMap<LimitTarget, Arc<Limit>>, BuildError> {
+    let of_tasks = tasks
+        .iter()
+        .filter_map(|(name, task)| Some((LimitTarget::Task(name.clone()), task.options.limit.clone()?)));
+    let of_queues = queues.into_iter().map(|(name, limit)| -> Result<_, BuildError> {
+        Ok((LimitTarget::Queue(QueueName::parse(&name)?), limit))
+    });
+    let mut limits = HashMap::new();
+    for limit in of_tasks.map(Ok).chain(of_queues) {
+        let (target, limit) = limit?;
+        if let Err(why) = limit.check() {
+            return Err(BuildError::Limit { target, why });
+        }
+        if !limit.is_empty() {
+            limits.insert(target, Arc::new(limit));
+        }
+    }
+    Ok(limits)
+}
+
 /// Returns the tags, sorted and each once.
 fn checked_tags(tags: &[String]) -> Result<Vec<Tag>, BuildError> {
     let tags = tags.iter().map(|tag| Tag::parse(tag)).collect::<Result<BTreeSet<_>, _>>()?;
@@ -427,6 +473,7 @@ fn about(
     tags: &[Tag],
     tasks: &HashMap<TaskName, RegisteredTask>,
     concurrency: usize,
+    limits: &Limits,
     app: &App,
 ) -> serde_json::Value {
     let queues: Vec<_> = queues.iter().map(QueueName::as_str).collect();
@@ -444,6 +491,7 @@ fn about(
         "more_tasks": tasks.len() - names.len(),
         "tags": tags,
         "concurrency": concurrency,
+        "limits": limits.own().map(|(target, limit)| (target.to_string(), limit)).collect::<BTreeMap<_, _>>(),
         "since": app.clock().now(),
     })
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::{
+    limit::Limit,
     retry::{Backoff, RetryPolicy},
     task_error::{Disposition, TaskError},
 };
@@ -20,6 +21,7 @@ pub struct TaskOptions {
     pub(super) soft_timeout: Option<Duration>,
     pub(super) classify: Option<Arc<dyn ErrorClassifier>>,
     pub(super) backoff_with: Option<BackoffFunction>,
+    pub(super) limit: Option<Limit>,
 }
 
 /// Function from the number of retries so far to the wait before the next run.
@@ -35,6 +37,8 @@ pub enum ErrorClass {
     RetryAfter(Duration),
     /// The task is tried again after this duration, without using up a retry, as with [`TaskError::retry_in`].
     Postpone(Duration),
+    /// The task is postponed, and the tasks that share its rate limit too, as with [`TaskError::rate_limited`].
+    RateLimited(Duration),
     /// The task is never tried again.
     Permanent,
 }
@@ -74,6 +78,7 @@ impl fmt::Debug for TaskOptions {
             .field("soft_timeout", &self.soft_timeout)
             .field("classify", &self.classify.is_some())
             .field("backoff_with", &self.backoff_with.is_some())
+            .field("limit", &self.limit)
             .finish()
     }
 }
@@ -156,6 +161,13 @@ impl TaskOptions {
         self
     }
 
+    /// Limits the starts and runs of the task in all workers together. A limit that was set live wins over this one.
+    #[must_use]
+    pub fn limit(mut self, limit: Limit) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
     /// Ends a run that takes longer than this: FAILURE/timeout, or another run where the retry policy
     /// [says so](RetryPolicy::retry_timeouts).
     ///
@@ -194,6 +206,7 @@ impl TaskOptions {
             ErrorClass::Retry => Disposition::Failed,
             ErrorClass::RetryAfter(delay) => Disposition::RetryAfter(delay),
             ErrorClass::Postpone(delay) => Disposition::RetryIn(delay),
+            ErrorClass::RateLimited(delay) => Disposition::RateLimited(delay),
             ErrorClass::Permanent => Disposition::Permanent,
         };
         TaskError { disposition, ..error }

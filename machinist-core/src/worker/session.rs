@@ -15,13 +15,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admissions::DisabledTasks, lease::Lease, peers::Peers, presence::Presence, server_calls::ServerCalls,
+    admissions::DisabledTasks, lease::Lease, limits::Limits, peers::Peers, places::HeldPlaces,
+    presence::Presence, server_calls::ServerCalls,
 };
 use crate::{
     app::App,
     backend::{Backend, BackendError, Commit, Committed, Index, IndexUpdate},
     event::WorkerState,
     id::{RecordId, RunId, SessionId, TaskId},
+    limit::live_limits,
     record::{
         Claim, ClaimStatus, Facts, RenewalAction, WorkerHealth, claim_name, close_session, control_record,
         holder_of, is_alive, keep_name, name, name_record, numbered_name, open_session, rename_session,
@@ -98,6 +100,9 @@ pub(super) struct Sessions {
     /// State of the worker, as its session shows it, and the state that people want.
     pub(super) presence: Presence,
     disabled: Arc<DisabledTasks>,
+    limits: Arc<Limits>,
+    /// Places that runs hold under limits of concurrency.
+    pub(super) places: HeldPlaces,
     state: Mutex<SessionState>,
     alive: tokio::sync::Notify,
     pub(super) peers: Arc<Peers>,
@@ -128,6 +133,7 @@ impl Sessions {
         name: Arc<str>,
         about: serde_json::Value,
         disabled: Arc<DisabledTasks>,
+        limits: Arc<Limits>,
         peers: Arc<Peers>,
     ) -> Arc<Self> {
         let state = SessionState {
@@ -151,6 +157,8 @@ impl Sessions {
             about,
             presence: Presence::default(),
             disabled,
+            limits,
+            places: HeldPlaces::default(),
             state: Mutex::new(state),
             alive: tokio::sync::Notify::new(),
             peers,
@@ -279,7 +287,7 @@ impl Sessions {
         }
     }
 
-    async fn commit(&self, commit: Commit) -> Result<Committed, BackendError> {
+    pub(super) async fn commit(&self, commit: Commit) -> Result<Committed, BackendError> {
         let answer = self.app.backend().commit(vec![commit.into()]).await.pop();
         answer.unwrap_or_else(|| Err(BackendError::Unavailable("the backend adapter gave no answer".into())))
     }
@@ -297,6 +305,7 @@ impl Sessions {
     fn apply_control(&self, record: Option<Result<Facts, BackendError>>) {
         if let Some(facts) = self.readable(&control_record(), record.unwrap_or_else(|| Ok(Facts::new()))) {
             self.disabled.read(&facts);
+            self.limits.set_live(live_limits(&facts, &self.app.0.trust, self.app.clock().now()));
         }
     }
 
@@ -443,6 +452,17 @@ impl Sessions {
         *session == state.session || self.peers.is_gone(session)
     }
 
+    /// Returns `true` if a run was cancelled, has not ended, and cannot be stopped.
+    pub(super) fn is_stuck(&self, run: &RunId) -> bool {
+        self.state().stuck.contains_key(run)
+    }
+
+    /// Returns `true` if a run of this process has ended.
+    pub(super) fn has_ended(&self, run: &RunId) -> bool {
+        let state = self.state();
+        !state.runs.contains_key(run) && !state.stuck.contains_key(run)
+    }
+
     /// Describes the runs for display: their number, and the ids of some.
     fn runs_to_show(&self) -> Bytes {
         let state = self.state();
@@ -511,6 +531,8 @@ impl Sessions {
             calls.outcomes_are_recorded(self.lease.check_interval()).await;
             self.open().await?;
         }
+        // Before the runs are adopted: one whose place is taken does not go on.
+        self.keep_places().await?;
         for (run, claim) in self.runs() {
             let facts = match records.remove(&run) {
                 Some(facts) => self.readable(&RecordId::from(&claim.id), facts),
@@ -631,7 +653,7 @@ impl Sessions {
         }
     }
 
-    fn cancel(&self, run: &RunId, reason: CancelReason) {
+    pub(super) fn cancel(&self, run: &RunId, reason: CancelReason) {
         if let Some(entry) = self.state().runs.get_mut(run) {
             entry.reason.get_or_insert(reason);
             entry.cancel.cancel();

@@ -4,8 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Stages, admissions::Admissions, events::WorkerEvents, look_ahead::LookAhead, revoked_roots::RevokedRoots,
-    server_calls::ServerCalls, session::Sessions,
+    Stages, admissions::Admissions, events::WorkerEvents, limits::Limits, look_ahead::LookAhead,
+    revoked_roots::RevokedRoots, server_calls::ServerCalls, session::Sessions,
 };
 use crate::{
     app::App,
@@ -30,6 +30,7 @@ pub(super) struct WorkerContext {
     pub(super) calls: Arc<ServerCalls>,
     pub(super) stages: Stages,
     pub(super) admissions: Admissions,
+    pub(super) limits: Arc<Limits>,
     pub(super) look_ahead: Arc<LookAhead>,
     pub(super) events: Arc<WorkerEvents>,
     pub(super) refused: RefusedTally,

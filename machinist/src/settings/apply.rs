@@ -8,7 +8,7 @@ use machinist_core::{
 use super::{Settings, TaskSettings};
 
 impl Settings {
-    /// Applies `[worker]`, the options of `[tasks.NAME]` and the periodic tasks of `[periodic.NAME]` to a worker. The options of a task go before those that the
+    /// Applies `[worker]`, the options of `[tasks.NAME]`, the limits of `[queues.NAME]` and the periodic tasks of `[periodic.NAME]` to a worker. The options of a task go before those that the
     /// code sets, and after those of its signature. Options of a task that is not registered are logged as a warning,
     /// unless they belong to a command task.
     ///
@@ -53,6 +53,9 @@ impl Settings {
         for (name, task) in &self.tasks {
             builder = task.adjust(builder, name);
         }
+        for (queue, limit) in &self.queue_limits {
+            builder = builder.limit_queue(queue.as_str(), limit.value.clone());
+        }
         for periodic in self.periodic.values() {
             builder = builder.periodic(periodic.value.clone());
         }
@@ -82,6 +85,9 @@ impl TaskSettings {
         }
         if let Some(retried) = &self.retry_timeouts {
             options = options.retry_timeouts_if(retried.value);
+        }
+        if let Some(limit) = &self.limit {
+            options = options.limit(limit.value.clone());
         }
         options
     }

@@ -11,6 +11,7 @@ use std::{
 
 use machinist_core::{
     QueueName,
+    limit::Limit,
     periodic::Periodic,
     sign::{KeyConfig, KeyError, KeyId, KeyState, SecretText},
     worker::Tag,
@@ -18,7 +19,7 @@ use machinist_core::{
 use toml::de::DeTable;
 
 use super::{
-    Setting, SettingInfo, SettingOrigin, SettingsError, TaskSettings, Topology, periodic,
+    Setting, SettingInfo, SettingOrigin, SettingsError, TaskSettings, Topology, limits, periodic,
     section::{OLD_SIZES, Section, TomlText},
     table, tasks, value,
 };
@@ -49,6 +50,7 @@ pub(super) struct FileSettings {
     pub(super) old_sizes: Option<SettingOrigin>,
     pub(super) tasks: BTreeMap<String, TaskSettings>,
     pub(super) periodic: BTreeMap<String, Setting<Periodic>>,
+    pub(super) queue_limits: BTreeMap<QueueName, Setting<Limit>>,
 }
 
 /// Values of `[tls]`.
@@ -114,6 +116,7 @@ pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<F
         sizes: read_sizes(&top, old_sizes)?,
         keys: read_keys(&top)?,
         periodic: periodic::read(&top, &tasks)?,
+        queue_limits: limits::read_queues(&top)?,
         tasks,
     })
 }

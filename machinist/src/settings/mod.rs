@@ -44,6 +44,7 @@
 mod apply;
 mod entries;
 mod file;
+mod limits;
 mod periodic;
 mod resolve;
 mod section;
@@ -61,7 +62,8 @@ use std::{
 };
 
 use machinist_core::{
-    Backoff, MaxSizes, QueueName,
+    Backoff, MaxSizes, QueueName, Unique,
+    limit::Limit,
     periodic::Periodic,
     sign::{KeyConfig, SecretText},
     worker::Tag,
@@ -70,6 +72,7 @@ use machinist_core::{
 pub use crate::topology::Topology;
 use crate::{connector::Connectors, redact, url::ServerUrl};
 pub use entries::SettingEntry;
+pub use limits::{parse_on_conflict, parse_unique_until};
 pub use table::{SettingDefault, SettingInfo, setting_infos, setting_of_flag};
 pub use text::{parse_backoff, parse_duration, show_duration};
 
@@ -158,6 +161,8 @@ pub struct Settings {
     pub tasks: BTreeMap<String, TaskSettings>,
     /// Periodic tasks, `[periodic.NAME]`, by name.
     pub periodic: BTreeMap<String, Setting<Periodic>>,
+    /// Limits of queues, `[queues.NAME]`.
+    pub queue_limits: BTreeMap<QueueName, Setting<Limit>>,
     /// Place of the section `[limits]`, the old name of `[sizes]`, if the file has one.
     old_sizes: Option<SettingOrigin>,
     /// Connectors by which the URLs were read.
@@ -264,6 +269,10 @@ pub struct TaskSettings {
     /// `true` if a value that fills the beginning of an argument may begin with a dash, so that the program can take it
     /// for an option.
     pub dash_values: Option<Setting<bool>>,
+    /// Limit of its starts and runs in all workers together.
+    pub limit: Option<Setting<Limit>>,
+    /// Rule by which the program `machinist send` allows one task for each key.
+    pub unique: Option<Setting<Unique>>,
     /// Place of the task; relative paths of programs start at the file's folder.
     pub origin: SettingOrigin,
 }

@@ -112,6 +112,7 @@ impl Settings {
             old_sizes: file.old_sizes,
             tasks: file.tasks,
             periodic: file.periodic,
+            queue_limits: file.queue_limits,
             connectors: connectors.clone(),
         })
     }

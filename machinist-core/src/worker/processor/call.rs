@@ -11,6 +11,7 @@ use crate::{
     middleware::Next,
     record::{Claim, RunOutcome, decide},
     retry::RetryPolicy,
+    task_error::Disposition,
     trace::TraceContext,
     wire::{Body, Envelope},
     worker::{
@@ -79,6 +80,11 @@ impl TaskProcessor {
             RunOutcome::Failed(error) => RunOutcome::Failed(task.options.classified(error)),
             outcome => outcome,
         };
+        if let RunOutcome::Failed(TaskError { disposition: Disposition::RateLimited(delay), .. }) = &outcome
+            && !self.worker.limits.is_open()
+        {
+            Box::pin(self.worker.push_back(&active.envelope, *delay)).await;
+        }
         let now = self.worker.now();
         let counters = active.envelope.counters;
         let policy = policy.unwrap_or_else(|| match outcome {
