@@ -136,14 +136,17 @@ pub(crate) const CASES: [Case; 21] = [
     },
     Case {
         systems: ALONE,
+        payload: 40,
         ..case("group-100", "groups of 100 with a callback", Shape::Groups { members: 100 }, 10_100)
     },
     Case {
         systems: ALONE,
+        payload: 40,
         ..case("group-10000", "a group of 10,000 with a callback", Shape::Groups { members: 10_000 }, 10_001)
     },
     Case {
         systems: ALONE,
+        payload: 40,
         ..case("single-10000", "10,000 single tasks, for the groups", Shape::Both { store: NETWORK }, 10_000)
     },
     Case {

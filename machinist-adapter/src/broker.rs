@@ -411,6 +411,41 @@ pub struct QueueDepth {
     pub dead: Option<u64>,
 }
 
+/// Result of the deletion of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum QueueDeletion {
+    /// The queue and the queue of its dead letters are gone, or were not there.
+    Deleted,
+    /// There are messages. The queue stays.
+    NotEmpty {
+        /// Messages in the queue.
+        ready: u64,
+        /// Messages among its dead letters.
+        dead: u64,
+    },
+    /// Somebody consumes the queue. It stays.
+    Consumed {
+        /// Number of consumers.
+        consumers: u64,
+    },
+}
+
+impl QueueDeletion {
+    /// Decides from the depth of a queue whether it may be deleted: [`Deleted`](Self::Deleted) if so.
+    pub fn decide(depth: &QueueDepth) -> Self {
+        let (consumers, ready) = (depth.consumers.unwrap_or(0), depth.ready.unwrap_or(0));
+        let dead = depth.dead.unwrap_or(0);
+        if consumers > 0 {
+            Self::Consumed { consumers }
+        } else if ready > 0 || dead > 0 {
+            Self::NotEmpty { ready, dead }
+        } else {
+            Self::Deleted
+        }
+    }
+}
+
 /// Capabilities of a broker adapter beyond the minimum. The conformance suite prints them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BrokerCapabilities {
@@ -507,6 +542,24 @@ pub trait Broker: Diagnose + fmt::Debug + Send + Sync + 'static {
     /// A part may have been created; the next call creates the rest.
     async fn maintain(&self) -> Result<Vec<Finding>, BrokerError> {
         Ok(Vec::new())
+    }
+
+    /// Deletes a task queue and the queue of its dead letters, if both are empty and nobody consumes them. No message is
+    /// lost by it: one that is published meanwhile keeps the queue, or its publisher is told that there is none. A
+    /// delivery that somebody holds without a subscription may count as gone: callers make sure that no worker is left.
+    /// Delayed messages are no reason against it; those that come due for a deleted queue are
+    /// [undelivered](SideQueue::Undelivered), where a broker keeps such messages apart.
+    ///
+    /// The provided method only looks: it is right for a broker whose empty queues cost nothing and need not go.
+    ///
+    /// # Errors
+    /// [`BrokerError`] if the broker cannot be asked, or refuses.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves each of the two queues there or not; asking again is fine.
+    async fn delete_queue(&self, queue: &QueueName) -> Result<QueueDeletion, BrokerError> {
+        let depth = self.depth(std::slice::from_ref(queue)).await?.pop();
+        Ok(depth.map_or(QueueDeletion::Deleted, |depth| QueueDeletion::decide(&depth)))
     }
 
     /// Closes the connections after every published message is confirmed or its deadline has passed. Idempotent.

@@ -13,8 +13,8 @@ use std::{
 use async_trait::async_trait;
 use machinist_adapter::{
     broker::{
-        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDepth,
-        SideQueue,
+        Broker, BrokerCapabilities, BrokerError, Consume, Consumer, Publish, PublishError, QueueDeletion,
+        QueueDepth, SideQueue,
     },
     diagnose::Finding,
     id::QueueName,
@@ -248,6 +248,10 @@ impl Broker for AmqpBroker {
             });
         }
         Ok(depths)
+    }
+
+    async fn delete_queue(&self, queue: &QueueName) -> Result<QueueDeletion, BrokerError> {
+        Box::pin(self.delete_if_empty(queue)).await
     }
 
     async fn prepare(&self, queues: &[QueueName]) -> Result<(), BrokerError> {

@@ -41,6 +41,7 @@ mod connection;
 mod convert;
 mod death;
 mod declare;
+mod delete;
 mod depth;
 mod diagnose;
 mod endpoint;

@@ -148,6 +148,11 @@ impl AmqpTopology {
         self.namespace.clone()
     }
 
+    /// Returns `true` if a queue belongs to another program.
+    pub(crate) fn is_existing(&self, queue: &QueueName) -> bool {
+        self.existing.contains_key(queue)
+    }
+
     /// Name of the exchange of dead letters.
     pub(crate) fn dead_letter_exchange(&self) -> String {
         format!("{}.dead", self.namespace)

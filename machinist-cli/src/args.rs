@@ -1,24 +1,33 @@
 //! Syntax of the command line: commands, arguments and flags. Nothing is done here.
 
+mod bulk;
+mod dead;
 mod limits;
 mod periodic;
+mod queues;
+mod task;
+#[cfg(test)]
+mod tests;
+mod value;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use machinist::{
-    Backoff, OnConflict, QueueName, TaskId, TaskName, UniqueUntil,
-    clock::Timestamp,
-    settings::{
-        Overrides, SettingInfo, parse_backoff, parse_duration, parse_on_conflict, parse_unique_until,
-        setting_of_flag,
-    },
+    QueueName, TaskId, TaskName,
+    settings::{Overrides, SettingInfo, parse_duration, setting_of_flag},
     sign::{Algorithm, KeyId},
     worker::Tag,
 };
 
+pub(crate) use bulk::{BulkArgs, BulkState};
+pub(crate) use dead::{DeadCommand, DeadLetterActionArgs, DeadLetterSelection};
 pub(crate) use limits::{LimitKeyArgs, LimitsCommand};
 pub(crate) use periodic::{PeriodicAddArgs, PeriodicCommand};
+pub(crate) use queues::{QueuesArgs, QueuesCommand};
+pub(crate) use task::{ExpiryArg, RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs};
+
+use value::{concurrency, health_address, id, look_ahead, queue};
 
 /// Distributed task queue over RabbitMQ and Redis, or one SQLite file.
 #[derive(Debug, Parser)]
@@ -26,8 +35,13 @@ pub(crate) use periodic::{PeriodicAddArgs, PeriodicCommand};
     name = "machinist",
     version,
     max_term_width = 100,
-    after_help = "Settings: flags go before MACHINIST_* variables, variables before machinist.toml, the file before \
-                  the default, which is the file machinist.db in the current folder.\n\
+    after_help = "Examples:\n  \
+                  machinist init && machinist worker              run the tasks of machinist.toml\n  \
+                  machinist send resize cat.png 640 --wait        send a task and print its result\n  \
+                  machinist status ID                             show its state, arguments and error\n\n\
+                  Settings: `machinist COMMAND -h` lists the usual ones, --help all. Flags go before \
+                  MACHINIST_* variables, variables before machinist.toml, the file before the default, which is the file \
+                  machinist.db in the current folder.\n\
                   Exit codes: 0 success, 1 the task failed, 2 not finished, 3 unknown id, 64 usage, 69 broker or \
                   backend cannot be reached, 70 bug in this program, 75 running tasks were handed back, \
                   77 not permitted, 78 configuration."
@@ -45,30 +59,30 @@ pub(crate) struct Cli {
 pub(crate) struct GlobalArgs {
     #[arg(long, help = flag_help("--broker"), global = true, value_name = "URL", value_hint = ValueHint::Url)]
     broker: Option<String>,
-    #[arg(long, help = flag_help("--broker-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--broker-file"), global = true, hide_short_help = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     broker_file: Option<PathBuf>,
     #[arg(long, help = flag_help("--backend"), global = true, value_name = "URL", value_hint = ValueHint::Url)]
     backend: Option<String>,
-    #[arg(long, help = flag_help("--backend-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--backend-file"), global = true, hide_short_help = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     backend_file: Option<PathBuf>,
     #[arg(long, help = flag_help("--config"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     config: Option<PathBuf>,
     #[arg(long, help = flag_help("--namespace"), global = true, value_name = "NAME")]
     namespace: Option<String>,
-    /// Print JSON
+    /// Print JSON, errors too
     #[arg(long, global = true)]
     pub(crate) json: bool,
     #[arg(long, help = flag_help("--key-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     key_file: Option<PathBuf>,
-    #[arg(long, help = flag_help("--allow-unsigned"), global = true)]
+    #[arg(long, help = flag_help("--allow-unsigned"), global = true, hide_short_help = true)]
     allow_unsigned: bool,
-    #[arg(long, help = flag_help("--insecure-plaintext"), global = true)]
+    #[arg(long, help = flag_help("--insecure-plaintext"), global = true, hide_short_help = true)]
     insecure_plaintext: bool,
-    #[arg(long, help = flag_help("--tls-ca-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--tls-ca-file"), global = true, hide_short_help = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     tls_ca_file: Option<PathBuf>,
-    #[arg(long, help = flag_help("--tls-cert-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--tls-cert-file"), global = true, hide_short_help = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     tls_cert_file: Option<PathBuf>,
-    #[arg(long, help = flag_help("--tls-key-file"), global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help = flag_help("--tls-key-file"), global = true, hide_short_help = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     tls_key_file: Option<PathBuf>,
     /// Format of the log: text, or one JSON object per line; MACHINIST_LOG or RUST_LOG sets the log level
     #[arg(long, global = true, value_name = "FORMAT", value_enum)]
@@ -125,16 +139,16 @@ pub(crate) enum CliCommand {
     Send(Box<SendArgs>),
     /// Show the state and the result of a task or a workflow
     Status(StatusArgs),
-    /// Cancel a task or a workflow
+    /// Cancel a task or a workflow, or many tasks
     Revoke(RevokeArgs),
-    /// Send a failed task or workflow again, under a new id
+    /// Send a failed task or workflow again, under a new id, or many tasks
     Retry(RetryArgs),
     /// List tasks that wait for their ETA or a retry, or run one now
     Scheduled(ScheduledArgs),
     /// Add, list and control periodic tasks
     #[command(subcommand)]
     Periodic(PeriodicCommand),
-    /// List the queues and their numbers of messages
+    /// List the queues and their numbers of messages, or purge or delete one
     Queues(QueuesArgs),
     /// Say why a task does not run, and what to do
     Why {
@@ -169,14 +183,6 @@ pub(crate) enum CliCommand {
         /// Name of the shell
         shell: clap_complete::Shell,
     },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct QueuesArgs {
-    /// First create the queues of `worker.queues` with their exchanges and delay queues, for users without the
-    /// permission (with topology = "verify": check them)
-    #[arg(long)]
-    pub(crate) declare: bool,
 }
 
 /// A worker that was killed is listed until its session has expired.
@@ -330,11 +336,11 @@ pub(crate) enum KeysCommand {
 pub(crate) struct WorkerArgs {
     #[arg(help = flag_help("--queue"), long = "queue", short, value_name = "NAME", value_parser = queue)]
     queues: Vec<QueueName>,
-    #[arg(help = flag_help("--concurrency"), long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    #[arg(help = flag_help("--concurrency"), long, short, value_name = "N", value_parser = concurrency)]
     concurrency: Option<u16>,
     #[arg(help = flag_help("--grace"), long, value_name = "DURATION", value_parser = parse_duration)]
     grace: Option<Duration>,
-    #[arg(help = flag_help("--look-ahead"), long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=10_000))]
+    #[arg(help = flag_help("--look-ahead"), long, value_name = "N", value_parser = look_ahead)]
     look_ahead: Option<u16>,
     #[arg(help = flag_help("--name"), long, value_name = "NAME")]
     name: Option<String>,
@@ -347,426 +353,4 @@ pub(crate) struct WorkerArgs {
     /// Also run the demo tasks: add, echo, sleep, fail
     #[arg(long)]
     pub(crate) demo: bool,
-}
-
-/// Each ARG is JSON if it parses as JSON, else text: 2 is a number, cat.png and '"2"' are text. @FILE is the contents
-/// of a file, @@ is an @ itself.
-#[derive(Debug, Args)]
-pub(crate) struct SendArgs {
-    /// Name of the task
-    #[arg(required_unless_present = "flow")]
-    pub(crate) name: Option<String>,
-    /// Arguments, in order
-    #[arg(value_name = "ARG", allow_negative_numbers = true)]
-    pub(crate) args: Vec<String>,
-    /// Send the workflow that this file describes: TOML, or JSON by its suffix; - reads JSON from standard input
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) flow: Option<PathBuf>,
-    /// Send it only if no other task of its name has this key
-    #[arg(long, value_name = "KEY", conflicts_with = "flow")]
-    pub(crate) unique: Option<String>,
-    /// Keep the key until the task starts, until it ends, or for a duration: start, end (default) or 10m
-    #[arg(long, value_name = "WHEN", value_parser = parse_unique_until, conflicts_with = "flow")]
-    pub(crate) unique_until: Option<UniqueUntil>,
-    /// If another task has the key: print its id (existing, default; drop), fail (refuse), or replace it
-    #[arg(long, value_name = "ACTION", value_parser = parse_on_conflict, conflicts_with = "flow")]
-    pub(crate) on_conflict: Option<OnConflict>,
-    /// Key of its limits, in place of the one that workers make of its arguments
-    #[arg(long, value_name = "KEY", conflicts_with = "flow")]
-    pub(crate) limit_key: Option<String>,
-    #[command(flatten)]
-    pub(crate) options: SendOptions,
-    /// Wait until the task has ended, and print its result; --wait=20s waits at most 20 seconds
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, num_args = 0..=1, require_equals = true,
-          default_missing_value = "8760h")]
-    pub(crate) wait: Option<Duration>,
-    /// Run it no earlier than after this time
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, conflicts_with = "eta")]
-    pub(crate) countdown: Option<Duration>,
-    /// Run it no earlier than at this instant (RFC 3339, with an offset)
-    #[arg(long, value_name = "INSTANT", value_parser = instant)]
-    pub(crate) eta: Option<Timestamp>,
-    /// Id of the task; two tasks with one id are one task
-    #[arg(long, value_name = "ID", value_parser = id, conflicts_with = "count")]
-    pub(crate) id: Option<TaskId>,
-    /// Number of times to send it
-    #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true,
-          value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) count: u32,
-}
-
-/// Options of a task that is sent once, or at each tick of a schedule.
-#[derive(Debug, Args)]
-pub(crate) struct SendOptions {
-    /// Argument with a name; can be repeated
-    #[arg(long = "arg", value_name = "NAME=ARG")]
-    pub(crate) named: Vec<String>,
-    /// Queue [default: the task's queue in machinist.toml, else default]
-    #[arg(long, short, value_name = "NAME", value_parser = queue)]
-    pub(crate) queue: Option<QueueName>,
-    /// Do not start it later than this: an instant (RFC 3339), or a time from now
-    #[arg(long, value_name = "INSTANT|DURATION", value_parser = expiry)]
-    pub(crate) expires: Option<ExpiryArg>,
-    /// Maximum number of retries when it fails
-    #[arg(long, value_name = "N")]
-    pub(crate) retries: Option<u32>,
-    /// Time before each retry: fixed:200ms, exponential, fibonacci, exponential:1s:10m
-    #[arg(long, value_name = "BACKOFF", value_parser = parse_backoff)]
-    pub(crate) backoff: Option<Backoff>,
-    /// End a run that takes longer than this (hard timeout)
-    #[arg(long, value_name = "DURATION", value_parser = timeout)]
-    pub(crate) timeout: Option<Duration>,
-    /// Ask a run that takes longer than this to end (soft timeout)
-    #[arg(long, value_name = "DURATION", value_parser = timeout)]
-    pub(crate) soft_timeout: Option<Duration>,
-    /// Retry it when it fails, but start no retry later than this after it was due
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    pub(crate) retry_for: Option<Duration>,
-    /// Also retry a run that a timeout ended
-    #[arg(long)]
-    pub(crate) retry_timeouts: bool,
-    /// Label: a short text that stays readable when arguments are encrypted; can be repeated
-    #[arg(long = "label", value_name = "KEY=VALUE")]
-    pub(crate) labels: Vec<String>,
-    /// Send it only if a live worker can run it; otherwise it ends in FAILURE/no_worker, code -201
-    #[arg(long)]
-    pub(crate) require_worker: bool,
-    /// Priority, 0 to 9: higher ones are delivered first if broker and queue support it
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
-    pub(crate) priority: Option<u8>,
-}
-
-/// Time after which a task is not started any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ExpiryArg {
-    At(Timestamp),
-    In(Duration),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct StatusArgs {
-    /// Id of the task, or of a workflow
-    #[arg(value_parser = id)]
-    pub(crate) id: TaskId,
-    /// Follow the task or workflow until it has ended, and print every change
-    #[arg(long)]
-    pub(crate) watch: bool,
-    /// List the members of this group of a workflow
-    #[arg(long, value_name = "STEP", conflicts_with = "watch")]
-    pub(crate) members: Option<String>,
-    /// List the members after the one with this index
-    #[arg(long, value_name = "INDEX", requires = "members")]
-    pub(crate) after: Option<u32>,
-    /// Maximum number of members to list
-    #[arg(long, value_name = "N", default_value_t = 100, requires = "members",
-          value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) limit: u32,
-}
-
-/// A task that does not run ends at once, even if it waits for its ETA or a retry. A running task is asked to end, and
-/// is cut off five seconds later. Of a workflow, nothing more starts.
-#[derive(Debug, Args)]
-pub(crate) struct RevokeArgs {
-    /// Id of the task
-    #[arg(value_parser = id)]
-    pub(crate) id: TaskId,
-    /// Cut a run off at once, as at its hard timeout, without asking it to end
-    #[arg(long)]
-    pub(crate) terminate: bool,
-}
-
-/// The records of both tasks name each other. A failed task is sent again only once: a second call prints the id of the
-/// first.
-#[derive(Debug, Args)]
-pub(crate) struct RetryArgs {
-    /// Id of the failed task
-    #[arg(value_parser = id)]
-    pub(crate) id: TaskId,
-}
-
-/// Dead letters are messages that no worker will run. Each queue keeps its own, with their reasons. Listing and showing
-/// them does not remove them.
-#[derive(Debug, Subcommand)]
-pub(crate) enum DeadCommand {
-    /// List dead letters, the oldest first
-    List {
-        #[command(flatten)]
-        which: DeadLetterSelection,
-        /// Maximum number to list
-        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
-        limit: u32,
-    },
-    /// Show everything about one dead letter, without removing it from its queue
-    Show {
-        /// Id of the dead letter, as `dead list` shows it
-        id: String,
-    },
-    /// Send the tasks of dead letters again, each as a new task, after verifying each message as a worker does
-    Replay(DeadLetterActionArgs),
-    /// Delete dead letters
-    Purge(DeadLetterActionArgs),
-}
-
-/// Selection of dead letters: those that match all given criteria.
-#[derive(Debug, Clone, Default, Args)]
-pub(crate) struct DeadLetterSelection {
-    /// Ids of dead letters, as `dead list` shows them
-    #[arg(value_name = "ID")]
-    pub(crate) ids: Vec<String>,
-    /// Only those of this queue
-    #[arg(long, short, value_name = "NAME", value_parser = queue)]
-    pub(crate) queue: Option<QueueName>,
-    /// Only those with this reason: failed, lost, expired, unsigned, ...
-    #[arg(long, value_name = "WORD")]
-    pub(crate) reason: Option<String>,
-    /// Only those of this task
-    #[arg(long, value_name = "NAME", value_parser = TaskName::parse)]
-    pub(crate) task: Option<TaskName>,
-    /// Only those that have been dead for at least this time
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    pub(crate) older_than: Option<Duration>,
-    /// Only those that have been dead for less than this time
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    pub(crate) newer_than: Option<Duration>,
-}
-
-impl DeadLetterSelection {
-    /// Returns `true` if no criterion is given.
-    pub(crate) fn is_everything(&self) -> bool {
-        let Self { ids, queue, reason, task, older_than, newer_than } = self;
-        ids.is_empty()
-            && queue.is_none()
-            && reason.is_none()
-            && task.is_none()
-            && older_than.is_none()
-            && newer_than.is_none()
-    }
-}
-
-/// Exits with 1 if any dead letter was refused.
-#[derive(Debug, Args)]
-pub(crate) struct DeadLetterActionArgs {
-    #[command(flatten)]
-    pub(crate) which: DeadLetterSelection,
-    /// Select all dead letters
-    #[arg(long)]
-    pub(crate) all: bool,
-    /// Only print which would be selected
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    /// Maximum number, the oldest first
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) count: Option<u32>,
-    /// Maximum number per second
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub(crate) rate: Option<u32>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ScheduledArgs {
-    /// Maximum number to list, the earliest first
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) limit: u32,
-    /// Run this task as soon as a worker is free, instead of listing
-    #[arg(long, value_name = "ID", value_parser = id)]
-    pub(crate) now: Option<TaskId>,
-}
-
-fn queue(text: &str) -> Result<QueueName, String> {
-    QueueName::parse(text).map_err(|e| e.to_string())
-}
-
-/// Reads the address of the health checks. A bare port is refused: it would not say who may ask.
-fn health_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| match text.trim_start_matches(':').parse::<u16>() {
-        Ok(port) => format!(
-            "{text:?} has no address; write 127.0.0.1:{port}, or [::]:{port} to answer other hosts too"
-        ),
-        Err(_) => format!("{text:?} is not an address with its port; write one like 127.0.0.1:8080"),
-    })
-}
-
-fn id(text: &str) -> Result<TaskId, String> {
-    TaskId::parse(text).map_err(|e| e.to_string())
-}
-
-fn timeout(text: &str) -> Result<Duration, String> {
-    match parse_duration(text)? {
-        Duration::ZERO => Err("0s would end every run at once; leave it out for no timeout".to_owned()),
-        timeout => Ok(timeout),
-    }
-}
-
-fn instant(text: &str) -> Result<Timestamp, String> {
-    let parsed: Result<jiff::Timestamp, _> = text.trim().parse();
-    let parsed = parsed.map_err(|_| {
-        format!("{text:?} is not an instant with its offset; write one like 2026-11-20T23:37:14Z or 2026-11-20T23:37:14+01:00")
-    })?;
-    Ok(Timestamp::from_micros(parsed.as_microsecond()))
-}
-
-fn expiry(text: &str) -> Result<ExpiryArg, String> {
-    match (instant(text), parse_duration(text)) {
-        (Ok(at), _) => Ok(ExpiryArg::At(at)),
-        (_, Ok(in_)) => Ok(ExpiryArg::In(in_)),
-        _ => Err(format!("{text:?} is neither an instant like 2026-11-20T23:37:14Z nor a duration like 20s")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-    use machinist::settings::setting_infos;
-
-    fn send(line: &str) -> Result<SendArgs, clap::Error> {
-        match Cli::try_parse_from(["machinist", "send"].into_iter().chain(line.split(' ')))?.command {
-            CliCommand::Send(send) => Ok(*send),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_definitions_hold() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn every_flag_that_is_a_setting_is_accepted_and_has_its_help() {
-        let mut command = Cli::command();
-        let worker = command.find_subcommand("worker").unwrap();
-        let flags: Vec<_> = command.get_arguments().chain(worker.get_arguments()).collect();
-        for info in setting_infos().filter(|info| info.flag.is_some()) {
-            let name = info.flag.unwrap().strip_prefix("--");
-            let flag = flags.iter().find(|flag| flag.get_long() == name);
-            let help = flag.unwrap_or_else(|| panic!("{info:?}")).get_help().unwrap().to_string();
-            assert_eq!(help, info.help());
-        }
-        assert!(flags.iter().all(|flag| flag.get_help().is_some_and(|help| !help.to_string().is_empty())));
-        command.build();
-    }
-
-    #[test]
-    fn a_negative_number_is_an_argument() {
-        assert_eq!(send("add 2 -1").unwrap().args, ["2", "-1"]);
-        assert_eq!(send("add -1.5 -2").unwrap().args, ["-1.5", "-2"]);
-        assert_eq!(send("add --queue q -1").unwrap().args, ["-1"]);
-        assert_eq!(send("add -- -x").unwrap().args, ["-x"]);
-        assert!(send("add -x").is_err());
-    }
-
-    #[test]
-    fn a_name_after_wait_is_no_duration() {
-        let given = send("--wait add 2 3").unwrap();
-        assert_eq!((given.name.as_deref(), given.args.len()), (Some("add"), 2));
-        assert!(given.wait.is_some());
-        assert_eq!(send("add 2 3 --wait=20s").unwrap().wait, Some(Duration::from_secs(20)));
-        assert_eq!(send("add 2 3").unwrap().wait, None);
-        assert!(send("add --wait=soon").unwrap_err().to_string().contains("is not a duration"));
-    }
-
-    #[test]
-    fn settings_are_accepted_after_every_command() {
-        for command in [
-            "init",
-            "worker",
-            "send add",
-            "status 1",
-            "revoke 1",
-            "retry 1",
-            "scheduled",
-            "periodic list",
-            "periodic pause x",
-            "periodic add x add --every 1s",
-            "queues",
-            "workers",
-            "workers pause --all",
-            "registered",
-            "why 1",
-            "dead list",
-            "dead show 1",
-            "dead replay --all",
-            "dead purge --all",
-            "keygen",
-            "keys list",
-            "doctor",
-            "config",
-            "completions bash",
-        ] {
-            let line = format!(
-                "machinist {command} --broker b --backend c --config f --namespace n --json --allow-unsigned \
-                 --insecure-plaintext --key-file k"
-            );
-            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
-            assert!(cli.global.json);
-            let flags = cli.global.overrides(None);
-            assert_eq!(flags.broker.as_deref(), Some("b"));
-            assert!(flags.allow_unsigned && flags.insecure_plaintext && flags.key_file.is_some());
-        }
-    }
-
-    #[test]
-    fn options_of_a_worker_are_settings() {
-        let worker = |line: &str| {
-            let cli = Cli::try_parse_from(["machinist", "worker"].into_iter().chain(line.split(' ')))?;
-            let CliCommand::Worker(worker) = &cli.command else { panic!("{cli:?}") };
-            Ok::<_, clap::Error>(cli.global.overrides(Some(worker)))
-        };
-        let flags = worker("--name w --tag gpu --tag zone:eu --look-ahead 0").unwrap();
-        assert_eq!((flags.name.as_deref(), flags.look_ahead), (Some("w"), Some(0)));
-        assert_eq!(flags.tags, [Tag::parse("gpu").unwrap(), Tag::parse("zone:eu").unwrap()]);
-        let error = |line: &str| worker(line).unwrap_err().to_string();
-        assert!(error("--tag GPU").contains("is not a word like gpu or zone:eu"));
-        for port in ["8080", ":8080"] {
-            let error = error(&format!("--health {port}"));
-            assert!(error.contains("write 127.0.0.1:8080, or [::]:8080 to answer other hosts"), "{error}");
-        }
-        assert!(error("--health here").contains("is not an address with its port"));
-    }
-
-    #[test]
-    fn a_periodic_task_has_one_schedule_and_the_options_of_send() {
-        let add = |line: &str| {
-            let line = ["machinist", "periodic", "add"].into_iter().chain(line.split(' '));
-            match Cli::try_parse_from(line)?.command {
-                CliCommand::Periodic(PeriodicCommand::Add(add)) => Ok::<_, clap::Error>(*add),
-                other => panic!("{other:?}"),
-            }
-        };
-        let given = add("beat --every 1s add 2 -1 --retries 3 --queue q").unwrap();
-        assert_eq!((given.periodic.as_str(), given.task.as_str()), ("beat", "add"));
-        assert_eq!(
-            (&given.args[..], given.options.retries),
-            (&["2".to_owned(), "-1".to_owned()][..], Some(3))
-        );
-        assert!(given.refused.given().is_none());
-        for refused in ["--wait", "--wait=1s", "--count 2", "--id x", "--eta x", "--countdown 1s"] {
-            let given = add(&format!("beat --every 1s add {refused}")).unwrap();
-            assert!(refused.starts_with(given.refused.given().unwrap().0), "{refused}");
-        }
-        for wrong in ["beat add", "beat --every 1s --cron @daily add", "beat --every 1s --time-zone UTC add"]
-        {
-            assert!(add(wrong).is_err(), "{wrong}");
-        }
-        let error = add("beat --every 1s --misfire twice add").unwrap_err().to_string();
-        assert!(error.contains("write one of skip, once, all"), "{error}");
-    }
-
-    #[test]
-    fn instants_need_an_offset() {
-        assert_eq!(instant("2026-11-20T23:37:14Z"), instant("2026-11-21T00:37:14+01:00"));
-        assert!(instant("2026-11-20T23:37:14").is_err());
-        assert_eq!(expiry("10s"), Ok(ExpiryArg::In(Duration::from_secs(10))));
-        assert!(matches!(expiry("2026-11-20T23:37:14Z"), Ok(ExpiryArg::At(_))));
-        assert!(expiry("later").is_err());
-    }
-
-    #[test]
-    fn what_contradicts_itself_is_refused() {
-        assert!(send("add --countdown 1s --eta 2026-11-20T23:37:14Z").is_err());
-        assert!(send("add --id x --count 2").is_err());
-        assert!(send("add --priority 10").is_err());
-        assert!(send("add --count 0").is_err());
-        assert!(send("add --queue x.dead").is_err());
-    }
 }

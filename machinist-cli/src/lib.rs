@@ -17,6 +17,7 @@
 //! ```
 
 mod args;
+mod args_view;
 mod command;
 mod commands;
 mod demo;
@@ -27,6 +28,7 @@ mod health;
 mod input;
 mod open_files;
 mod output;
+mod people;
 mod spelling;
 mod supervisor;
 mod systemd;
@@ -104,6 +106,9 @@ pub fn run_with(connectors: &Connectors, tasks: impl FnOnce(WorkerBuilder) -> Wo
     if let Some(ended) = supervisor::run_if_asked().or_else(first_process::run_if_first) {
         return ended;
     }
+    if asks_for_json(std::env::args_os()) {
+        output::use_json_errors();
+    }
     let ended = match parse(std::env::args_os()) {
         Ok(cli) => start(cli, connectors, Box::new(tasks)),
         Err(ended) => ended,
@@ -127,12 +132,31 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Cli, Result<Code, 
         let text = error.render().to_string();
         match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => output::raw(&text).map(|()| Code::Success),
+            _ if asks_for_json(std::env::args_os()) => Err(usage_error(&text)),
             _ => {
                 output::note(machinist::redact::text(&text).trim_end());
                 Ok(Code::Usage)
             }
         }
     })
+}
+
+/// Returns `true` if a command line asks for JSON. A command line with an error is not parsed otherwise.
+fn asks_for_json(arguments: impl Iterator<Item = OsString>) -> bool {
+    arguments.skip(1).take_while(|argument| argument != "--").any(|argument| argument == "--json")
+}
+
+/// Returns the error of a command line from the text that clap prints.
+fn usage_error(text: &str) -> CliError {
+    let mut paragraphs = text.trim().split("\n\n");
+    let first = paragraphs.next().and_then(|first| first.strip_prefix("error: "));
+    let error = first.map_or_else(
+        || "the command line names no command".to_owned(),
+        |first| first.split_whitespace().collect::<Vec<_>>().join(" "),
+    );
+    let tip = paragraphs.find_map(|part| part.trim().strip_prefix("tip: ").map(str::to_owned));
+    let remedy = tip.unwrap_or_else(|| "`machinist COMMAND --help` shows the syntax of a command".to_owned());
+    CliError::new(Code::Usage, error).remedy(remedy)
 }
 
 fn start(cli: Cli, connectors: &Connectors, tasks: BuildWorker<'_>) -> Result<Code, CliError> {

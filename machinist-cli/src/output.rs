@@ -46,7 +46,34 @@ pub(crate) fn json_text<T: Serialize + ?Sized>(value: &T) -> Result<String, CliE
     Ok(visible::json(&text))
 }
 
-/// Prints rows under a header.
+/// Minimum width of a last column that is shortened, in characters.
+const MIN_LAST_COLUMN: usize = 12;
+
+/// Returns the width of the terminal at standard output; `None` if there is no terminal.
+fn terminal_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|width| *width > 0)
+}
+
+/// Shortens the cells of the last column so that no row is wider than this. It holds the longest and least needed text.
+/// The others are names and ids that people copy.
+fn fit(head: &[&str], rows: &mut [Vec<String>], width: usize) {
+    let chars = |text: &str| text.chars().count();
+    let column = |at: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(at)).map(|cell| chars(cell));
+        cells.chain([chars(head[at])]).max().unwrap_or(0)
+    };
+    let Some(last) = head.len().checked_sub(1) else { return };
+    let before: usize = (0..last).map(|at| column(at) + 2).sum();
+    let room = width.saturating_sub(before).max(MIN_LAST_COLUMN);
+    for cell in rows.iter_mut().filter_map(|row| row.get_mut(last)) {
+        if chars(cell) > room {
+            *cell = cell.chars().take(room - 1).chain(['…']).collect();
+        }
+    }
+}
+
+/// Prints rows under a header. On a terminal, a last column that does not fit is shortened.
 ///
 /// # Errors
 /// Standard output cannot be written.
@@ -54,8 +81,13 @@ pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) 
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(head.iter().map(|name| name.to_uppercase()));
+    let one_line = |row: Vec<String>| row.iter().map(|cell| visible::one_line(cell)).collect();
+    let mut rows: Vec<Vec<String>> = rows.into_iter().map(one_line).collect();
+    if let Some(width) = terminal_width() {
+        fit(head, &mut rows, width);
+    }
     for row in rows {
-        table.add_row(row.iter().map(|cell| visible::one_line(cell)));
+        table.add_row(row);
     }
     table.column_iter_mut().for_each(|column| {
         column.set_padding((0, 2));
@@ -65,6 +97,17 @@ pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) 
 
 /// `true` if notes are lines of JSON, like the log that they share standard error with.
 static JSON_NOTES: AtomicBool = AtomicBool::new(false);
+
+/// `true` if errors of commands are JSON, because the command line asks for JSON.
+static JSON_ERRORS: AtomicBool = AtomicBool::new(false);
+
+/// Error of a command as JSON.
+#[derive(Serialize)]
+struct JsonError<'a> {
+    error: &'a str,
+    /// Advice to people; `None` if there is none.
+    remedy: Option<&'a str>,
+}
 
 /// Line of JSON on standard error, with the names that the log uses.
 #[derive(Serialize)]
@@ -83,6 +126,11 @@ pub(crate) fn use_json_notes() {
     std::panic::set_hook(Box::new(|panic| json_note("ERROR", &panic.to_string(), None)));
 }
 
+/// Makes errors of commands JSON objects from now on.
+pub(crate) fn use_json_errors() {
+    JSON_ERRORS.store(true, Ordering::Relaxed);
+}
+
 /// Prints a note on standard error.
 pub(crate) fn note(text: &str) {
     if JSON_NOTES.load(Ordering::Relaxed) {
@@ -94,6 +142,11 @@ pub(crate) fn note(text: &str) {
 
 /// Prints the error of a command and its remedy.
 pub(crate) fn failure(failure: &CliError) {
+    if JSON_ERRORS.load(Ordering::Relaxed) {
+        let error = JsonError { error: &failure.text, remedy: failure.remedy.as_deref() };
+        // INVARIANT: the error holds only texts.
+        return to_stderr(&visible::json(&serde_json::to_string(&error).expect("plain data")));
+    }
     if JSON_NOTES.load(Ordering::Relaxed) {
         return json_note("ERROR", &failure.text, failure.remedy.as_deref());
     }
@@ -123,5 +176,25 @@ fn write(bytes: &[u8]) -> Result<(), CliError> {
         done => done.map_err(|error| {
             CliError::from_error(Code::Fault, &error).context("standard output cannot be written")
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_column_gives_way_and_the_others_stay() {
+        let row = |id: &str, error: &str| vec![id.to_owned(), error.to_owned()];
+        let long = "a very long error that does not fit";
+        let mut rows = vec![row("t-1", long), row("t-22", "short")];
+        fit(&["id", "error"], &mut rows, 26);
+        assert_eq!(rows, [row("t-1", "a very long error t…"), row("t-22", "short")]);
+        let mut rows = vec![row("a-long-id-that-people-copy", long)];
+        fit(&["id", "error"], &mut rows, 10);
+        assert_eq!(rows, [row("a-long-id-that-people-copy", "a very long…")]);
+        let mut rows = vec![row("t-1", long)];
+        fit(&["id", "error"], &mut rows, 200);
+        assert_eq!(rows, [row("t-1", long)]);
     }
 }

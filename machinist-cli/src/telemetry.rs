@@ -4,7 +4,7 @@
 //! by OTLP over http/protobuf when `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set; all
 //! standard `OTEL_*` variables hold. The exporter uses plain http, so that the program needs no second TLS library.
 
-use std::{env, ffi::OsString, fmt, io::IsTerminal};
+use std::{env, fmt, io::IsTerminal};
 
 use tracing::{Level, Metadata, field::Field};
 use tracing_subscriber::{
@@ -18,6 +18,7 @@ use tracing_subscriber::{
 use crate::{
     args::LogFormat,
     exit::{CliError, Code},
+    people::is_coloured,
 };
 
 /// Telemetry that has to be flushed before the program ends.
@@ -86,20 +87,13 @@ fn logs(format: LogFormat, filter: EnvFilter) -> BoxedLayer {
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let filter = filter.and(filter_fn(holds_no_secret));
     match format {
-        LogFormat::Json => layer.json().flatten_event(true).with_filter(filter).boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).with_span_list(false).with_filter(filter).boxed(),
         LogFormat::Human => layer
             .with_ansi(is_coloured(std::io::stderr().is_terminal(), |name| env::var_os(name)))
             .fmt_fields(debug_fn(format_field))
             .with_filter(filter)
             .boxed(),
     }
-}
-
-/// Returns `true` if a terminal may get colours. `NO_COLOR` with any value forbids them, as on no-color.org, and so does a
-/// terminal that has none.
-fn is_coloured(is_terminal: bool, variable: impl Fn(&str) -> Option<OsString>) -> bool {
-    let forbidden = variable("NO_COLOR").is_some_and(|value| !value.is_empty());
-    is_terminal && !forbidden && variable("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Returns `false` for what lapin logs of each frame: the one that logs in holds the password.
@@ -169,24 +163,5 @@ mod otel {
             ["hyper", "hyper_util", "reqwest", "opentelemetry"].map(|target| (target, LevelFilter::OFF));
         let filter = Targets::new().with_default(LevelFilter::INFO).with_targets(quiet);
         tracing_opentelemetry::layer().with_tracer(provider.tracer("machinist")).with_filter(filter).boxed()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn colours_are_for_terminals_that_want_them() {
-        let coloured = |is_terminal, set: &[(&str, &str)]| {
-            is_coloured(is_terminal, |name| {
-                set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
-            })
-        };
-        assert!(coloured(true, &[]));
-        assert!(coloured(true, &[("NO_COLOR", ""), ("TERM", "xterm")]));
-        assert!(!coloured(false, &[]));
-        assert!(!coloured(true, &[("NO_COLOR", "1")]));
-        assert!(!coloured(true, &[("TERM", "dumb")]));
     }
 }

@@ -11,7 +11,7 @@ use machinist::{
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{spelling, visible};
+use crate::{args_view::ArgsView, people::People, spelling, visible};
 
 /// Task as `status --json` and `send --wait --json` print it. Instants are RFC 3339 in UTC.
 #[derive(Debug, Serialize)]
@@ -36,6 +36,8 @@ pub(crate) struct TaskView {
     expires_at: Option<String>,
     /// Duration of the last run, in seconds.
     duration: Option<f64>,
+    #[serde(flatten)]
+    args: ArgsView,
     results: Vec<Value>,
     error: Option<ErrorView>,
     trace_id: Option<String>,
@@ -59,6 +61,8 @@ pub(crate) struct TaskView {
     retry_of: Option<String>,
     /// Task that repeats this failed one.
     retried_as: Option<String>,
+    /// Task whose end counts in the place of this one.
+    continued_by: Option<String>,
     /// Root of the workflow that it belongs to.
     workflow: Option<String>,
 }
@@ -177,6 +181,7 @@ impl From<&Record> for TaskView {
             eta: instant(record.eta),
             expires_at: instant(record.expires_at),
             duration: took,
+            args: ArgsView::default(),
             results: record.results.iter().flat_map(|r| &r.0).map(|arg| arg.value.clone()).collect(),
             error: record.error.as_ref().map(Into::into),
             trace_id: record.trace_id().map(str::to_owned),
@@ -199,6 +204,7 @@ impl From<&Record> for TaskView {
             revoked: record.revoked,
             retry_of: record.retry_of.as_ref().map(TaskId::to_string),
             retried_as: record.retried_as.as_ref().map(TaskId::to_string),
+            continued_by: record.continued_by.as_ref().map(TaskId::to_string),
             workflow: None,
         }
     }
@@ -223,6 +229,7 @@ impl TaskView {
             eta: None,
             expires_at: None,
             duration: None,
+            args: ArgsView::default(),
             results: Vec::new(),
             error: None,
             trace_id: None,
@@ -236,6 +243,7 @@ impl TaskView {
             revoked: false,
             retry_of: None,
             retried_as: None,
+            continued_by: None,
             workflow: None,
         }
     }
@@ -251,14 +259,20 @@ impl TaskView {
         Self { overdue: overdue(record.state, due, now), ..self }
     }
 
+    /// Adds the arguments of the task.
+    #[must_use]
+    pub(crate) fn with_args(self, args: ArgsView) -> Self {
+        Self { args, ..self }
+    }
+
     /// Names the root of the workflow that the task belongs to.
     #[must_use]
     pub(crate) fn of_workflow(self, workflow: Option<String>) -> Self {
         Self { workflow, ..self }
     }
 
-    /// Returns everything as a page for people.
-    pub(crate) fn page(&self) -> String {
+    /// Returns everything as a page for people, as these people read it.
+    pub(crate) fn page(&self, people: &People) -> String {
         let mut page = String::new();
         let mut row = |label: &str, value: &str| {
             let mut lines = value.lines();
@@ -279,37 +293,51 @@ impl TaskView {
                     .unwrap_or_else(|| "unknown: the sender's part of the record is missing".into()),
             );
         }
-        row("state", &self.state_and_kind());
+        if let Some(args) = self.args.text() {
+            row("args", &args);
+        }
+        row("state", &people.state(self.state, &self.state_and_kind()));
         row("attempt", &self.attempt.to_string());
+        row("worker", &optional(&self.worker).unwrap_or_else(|| "-".into()));
         for (label, value) in [
-            ("worker", &self.worker),
             ("sent", &self.sent_at),
             ("received", &self.received_at),
             ("started", &self.started_at),
             ("ended", &self.ended_at),
         ] {
-            row(label, &optional(value).unwrap_or_else(|| "-".into()));
+            row(label, &value.as_deref().map_or_else(|| "-".into(), |at| people.time(at)));
         }
         row("duration", &self.duration.map_or_else(|| "-".to_owned(), seconds));
         for (label, value) in [("eta", &self.eta), ("expires", &self.expires_at)] {
-            if let Some(value) = optional(value) {
-                row(label, &value);
+            if let Some(at) = value {
+                row(label, &people.time(at));
             }
         }
         if let Some(seconds) = self.overdue {
             let late = show_duration(Duration::from_secs(seconds));
             row("overdue", &format!("by {late}: {NOT_RECEIVED}"));
         }
-        if let Some(progress) = &self.progress {
+        // The last report of a task that has succeeded says nothing any more.
+        if let Some(progress) = self.progress.as_ref().filter(|_| self.state != TaskState::Success) {
             row("progress", &progress.bar());
         }
         if let Some(ParkedView { reason, since, until }) = &self.parked {
-            row("parked", &format!("{} since {since}, asks again at {until}", visible::one_line(reason)));
+            row(
+                "parked",
+                &format!(
+                    "{} since {}, asks again at {}",
+                    visible::one_line(reason),
+                    people.time(since),
+                    people.time(until)
+                ),
+            );
         }
         if self.revoked {
             row("revoked", "it was asked to end");
         }
-        for (label, value) in [("repeats", &self.retry_of), ("repeated", &self.retried_as)] {
+        let others =
+            [("repeats", &self.retry_of), ("repeated", &self.retried_as), ("continued", &self.continued_by)];
+        for (label, value) in others {
             if let Some(value) = optional(value) {
                 row(label, &value);
             }
@@ -336,9 +364,9 @@ impl TaskView {
                 &format!(
                     "attempt {} ended {} on {worker} ({kind}: {}), next run {}",
                     attempt.attempt,
-                    attempt.ended_at,
+                    people.time(&attempt.ended_at),
                     visible::one_line(&attempt.error.message),
-                    attempt.next_run
+                    people.time(&attempt.next_run)
                 ),
             );
         }
@@ -349,8 +377,9 @@ impl TaskView {
     }
 
     /// Returns the current state in one line, for `--watch`.
-    pub(crate) fn line(&self) -> String {
-        let mut line = format!("{:<8}  attempt {}", self.state, self.attempt);
+    pub(crate) fn line(&self, people: &People) -> String {
+        let state = people.state(self.state, &format!("{:<8}", self.state));
+        let mut line = format!("{state}  attempt {}", self.attempt);
         if let Some(worker) = &self.worker {
             let _ = write!(line, "  {}", visible::one_line(worker));
         }
@@ -364,8 +393,8 @@ impl TaskView {
             return line + "  parked: " + &visible::one_line(&parked.reason);
         }
         match (self.state, &self.eta) {
-            (TaskState::Retry, Some(eta)) => line + "  next run " + eta,
-            (TaskState::Pending, Some(eta)) => line + "  not before " + eta,
+            (TaskState::Retry, Some(eta)) => line + "  next run " + &people.time(eta),
+            (TaskState::Pending, Some(eta)) => line + "  not before " + &people.time(eta),
             _ => line,
         }
     }
@@ -428,6 +457,7 @@ pub(crate) fn seconds(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jiff::tz::TimeZone;
     use machinist::record::ErrorText;
 
     fn failed() -> TaskView {
@@ -452,7 +482,7 @@ mod tests {
     #[test]
     fn people_see_everything() {
         assert_eq!(
-            failed().page(),
+            failed().page(&People::plain(TimeZone::UTC)),
             "\
 id        t-1
 name      resize
@@ -462,8 +492,8 @@ attempt   1
 worker    host-1
 sent      -
 received  -
-started   2026-11-20T23:37:14.000000Z
-ended     2026-11-20T23:37:15.500000Z
+started   2026-11-20 23:37:14.000 UTC
+ended     2026-11-20 23:37:15.500 UTC
 duration  1s 500ms
 error     too slow
           caused by: disk\\u{1b}[31m
@@ -514,7 +544,7 @@ log       one
         assert_eq!(overdue(TaskState::Pending, Some(due), 119), None);
         assert_eq!(overdue(TaskState::Retry, Some(due), 120), Some(120));
         assert_eq!(overdue(TaskState::Started, Some(due), 500), None);
-        let page = TaskView { overdue: Some(180), ..failed() }.page();
+        let page = TaskView { overdue: Some(180), ..failed() }.page(&People::plain(TimeZone::UTC));
         assert!(page.contains("\noverdue   by 3m: no worker has received it"), "{page}");
     }
 

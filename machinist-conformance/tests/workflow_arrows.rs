@@ -73,6 +73,16 @@ async fn spawn(cx: TaskContext, State(runs): State<Runs>, n: i64) -> Result<i64,
     Ok(n)
 }
 
+/// Is replaced by two members and a callback.
+async fn replaced(
+    cx: TaskContext,
+    State(runs): State<Runs>,
+    n: i64,
+) -> Result<machinist_core::Continue<i64>, TaskError> {
+    noted(&runs, &cx, vec![n.into()]);
+    Ok(cx.continue_with(chord([INC.call(n), INC.call(n)], SUM.with(())))?)
+}
+
 /// Sees what a process does, and ends it at one of the arrows.
 #[derive(Debug, Default)]
 struct Fate {
@@ -144,6 +154,7 @@ impl House {
             .task(TaskDef::<Rest<Value>, ()>::new("note"), note)
             .task(TaskDef::<Rest<Value>, i64>::new("fail"), fail)
             .task(TaskDef::<i64, i64>::new("spawn"), spawn)
+            .task(TaskDef::<i64, i64>::new("replaced"), replaced)
             .build()
             .unwrap();
         let stop = CancellationToken::new();
@@ -333,4 +344,19 @@ async fn what_a_handler_spawns_is_sent_wherever_its_worker_dies() {
     assert_eq!(calm.runs["flow.a+2.s1"], [[Value::from(2)]]);
     // The spawn is recorded before the first of these, and all are between two arrows.
     assert_eq!(passed(&arrows, Continue), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_replaces_a_member_joins_wherever_its_worker_dies() {
+    let workflow = of_steps(vec![
+        StepPlan::new("many", call("replaced", [])).each(each([1, 2])),
+        StepPlan::new("total", call("sum", [])).after(["many"]),
+        StepPlan::new("end", call("note", [])).after(["total"]),
+    ]);
+    let ids = ["", ".many.0", ".many.0+1.s0.1", ".many.0+1.s1", ".many.1", ".many.1+1.s1", ".total", ".end"];
+    let (calm, arrows) = sweep(workflow, &ids).await;
+    assert!(calm.ends.values().all(|end| *end == SUCCESS), "{calm:?}");
+    assert_eq!(calm.runs["flow.end"], [[Value::from(4 + 6)]]);
+    // Two members of each of the two workflows, and what ends in the place of the two members.
+    assert_eq!(passed(&arrows, Join), 6);
 }

@@ -14,6 +14,7 @@ use crate::{
     id::{QueueName, TaskName},
     log_lines::LogLines,
     middleware::PublishHook,
+    queue_list::ListedQueues,
     record::{FactName, name},
     security::{QueueOptions, QueueRules, Trust, is_encrypted},
     sign::{KeyError, Keyring, SigningScope},
@@ -59,6 +60,7 @@ pub(crate) struct AppState {
     pub(crate) trust: Trust,
     pub(crate) rules: QueueRules,
     pub(crate) log_lines: LogLines,
+    pub(crate) listed_queues: ListedQueues,
 }
 
 impl std::fmt::Debug for AppState {
@@ -386,6 +388,7 @@ impl AppBuilder {
             trust: Trust::new(self.keyring, self.allow_unsigned, self.freshness).within(scope),
             rules,
             log_lines: LogLines::default(),
+            listed_queues: ListedQueues::default(),
         });
         tokio::spawn(keep_time(Arc::downgrade(&shared)));
         Ok(App(shared))

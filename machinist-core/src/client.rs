@@ -17,6 +17,7 @@ use crate::{
     id::{QueueName, TaskId, TaskName},
     record::{self, Counters, FactName, Facts, Failure, FailureKind, name},
     result::AsyncResult,
+    sent_name::check_sent_name,
     signature::SignatureParts,
     trace::TraceContext,
     unique::{ClaimAnswer, UniqueClaim},
@@ -171,7 +172,10 @@ impl Client {
             .collect();
         let mut stopwatch = app.observers.stopwatch();
         let publish = async { (app.broker.publish(batch).await, stopwatch.lap()) };
-        let ((published, confirm_wait), recorded) = tokio::join!(publish, app.backend.commit(facts));
+        let queues: Vec<_> =
+            sending.iter().filter_map(|sending| Some(&sending.as_ref().ok()?.queue)).collect();
+        let ((published, confirm_wait), recorded, ()) =
+            tokio::join!(publish, app.backend.commit(facts), self.app.list_queues(queues.into_iter()));
         // The order of the two does not matter, and a record that could not be written does not undo a
         // confirmed message: to its sender a missing record reads as pending.
         if let Some(error) = recorded.iter().find_map(|written| written.as_ref().err()) {
@@ -244,6 +248,7 @@ impl Client {
             hook.before_publish(&parts.id, &parts.name, &mut parts.headers);
         }
         let name = TaskName::parse(&parts.name)?;
+        self.check_names(&name, &queue)?;
         let span = send_span(&parts.id, &name, &queue);
         let trace = span.in_scope(TraceContext::current);
         self.app.may_publish(&name, &queue).map_err(|why| SendError::Key { id: parts.id.clone(), why })?;
@@ -301,6 +306,15 @@ impl Client {
         Ok(PreparedSignature { publish, facts, sending, unique })
     }
 
+    /// Checks the names under which a task is sent. A queue of another program has the names of that program.
+    fn check_names(&self, task: &TaskName, queue: &QueueName) -> Result<(), SendError> {
+        if self.app.0.rules.profile(queue).is_some() {
+            return Ok(());
+        }
+        check_sent_name("task", task.as_str()).map_err(SendError::Invalid)?;
+        check_sent_name("queue", queue.as_str()).map_err(SendError::Invalid)
+    }
+
     /// Checks the steps of a workflow, and gives a queue to those that name none.
     fn check_flow(&self, id: &TaskId, flow: &mut Flow) -> Result<(), SendError> {
         let invalid = |why: String| SendError::Invalid(format!("workflow {id}: {why}"));
@@ -319,6 +333,7 @@ impl Client {
                     step.queue = self.app.default_queue().to_string();
                 }
                 let (task, queue) = (TaskName::parse(&step.task)?, QueueName::parse(&step.queue)?);
+                self.check_names(&task, &queue)?;
                 let refused = |why: String| SendError::Key {
                     id: id.clone(),
                     why: format!("step {:?}: {why}", step.name),
@@ -411,7 +426,7 @@ fn send_span(id: &TaskId, name: &TaskName, queue: &QueueName) -> tracing::Span {
     tracing::info_span!(
         "send",
         %id,
-        %name,
+        task = %name,
         %queue,
         otel.name = %format_args!("send {name}"),
         otel.kind = "producer",

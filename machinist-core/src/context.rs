@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::Clock,
+    continue_with::Continue,
     error::SendError,
     flow::Spawned,
     id::{QueueName, TaskId, TaskName},
@@ -161,12 +162,52 @@ impl TaskContext {
     /// }
     /// ```
     pub fn spawn<S: Sendable>(&self, what: S) -> Result<(), SendError> {
+        self.add_spawned(spawned_of(what.into_parts()).map_err(SendError::Invalid)?)
+    }
+
+    /// Replaces the task by another task or a workflow, if and when the success of this task is recorded: what follows this
+    /// task follows the end of that workflow, with its results, and so does what waits for this task's result. The handler
+    /// returns the value that it gets from here.
+    ///
+    /// The place of the task in a workflow passes on: its successors, its error callbacks, its place in a group.
+    ///
+    /// # Errors
+    /// [`SendError::Invalid`] if it cannot be sent: what is wrong with it, the limit of [`spawn`](Self::spawn), or that the
+    /// handler has already named what replaces it.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::{Continue, TaskContext, TaskDef, TaskError, workflow::chord};
+    ///
+    /// const COUNT: TaskDef<String, i64> = TaskDef::new("count");
+    /// const COUNT_PAGE: TaskDef<String, i64> = TaskDef::new("count_page");
+    /// const SUM: TaskDef<Vec<i64>, i64> = TaskDef::new("sum");
+    ///
+    /// async fn count(book: String, cx: TaskContext) -> Result<Continue<i64>, TaskError> {
+    ///     let pages: Vec<&str> = book.split('\x0c').collect();
+    ///     match pages.as_slice() {
+    ///         [page] => Ok(Continue::value(page.len() as i64)),
+    ///         pages => Ok(cx.continue_with(chord(pages.iter().map(|page| COUNT_PAGE.call(*page)), SUM.with(())))?),
+    ///     }
+    /// }
+    /// ```
+    pub fn continue_with<S: Sendable>(&self, what: S) -> Result<Continue<S::ResultType>, SendError> {
         let spawned = spawned_of(what.into_parts()).map_err(SendError::Invalid)?;
+        self.add_spawned(Spawned { replaces: true, ..spawned })?;
+        Ok(Continue::replaced())
+    }
+
+    fn add_spawned(&self, spawned: Spawned) -> Result<(), SendError> {
         let mut all = self.0.spawned.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= MAX_SPAWNED {
             return Err(SendError::Invalid(format!(
                 "a run spawns at most {MAX_SPAWNED} tasks: spawn a group"
             )));
+        }
+        if spawned.replaces && all.iter().any(|other| other.replaces) {
+            return Err(SendError::Invalid(
+                "a task is replaced once: make one workflow of what is to follow".to_owned(),
+            ));
         }
         all.push(spawned);
         Ok(())

@@ -16,11 +16,12 @@ use crate::{
     id::{QueueName, RecordId, RecordKind, SessionId, TaskId, TaskName},
     record::{
         DeadReason, Facts, FailureKind, NextAttempt, Record, RevokeDecision, RevokeMode, TaskState,
-        UNFINISHED_TTL, WaitingAttempt, decide_revoke, failure_of, fold, name, next_attempt, retention,
-        waiting_attempt, wake_session,
+        UNFINISHED_TTL, WaitingAttempt, continued_by_record, decide_revoke, failure_of, fold, name,
+        next_attempt, retention, waiting_attempt, wake_session,
     },
     result::AsyncResult,
     security::open,
+    signature::Signature,
     trace::TraceContext,
     wire::{Envelope, MAX_STORED_BYTES, dead_id, message_from_fact, message_to_fact},
 };
@@ -135,7 +136,12 @@ impl Client {
             let (commit, running) = match decide_revoke(id, &facts, manner, app.clock.now(), app.results_ttl)
             {
                 RevokeDecision::Ended(_) if ended_as_revoked(id, &facts) => return Ok(Revoked::Ended),
-                RevokeDecision::Ended(state) => return Ok(Revoked::Already(state)),
+                RevokeDecision::Ended(state) => {
+                    return match continued_by_record(&facts) {
+                        Some(last) => Box::pin(self.revoke_replacement(&last)).await,
+                        None => Ok(Revoked::Already(state)),
+                    };
+                }
                 RevokeDecision::EndNow(commit) => (commit, None),
                 RevokeDecision::AskRun(commit, session) => (commit, Some(session)),
             };
@@ -165,6 +171,12 @@ impl Client {
             let (kind, error) = (FailureKind::Revoked, "revoked".into());
             self.app.emit(EventKind::ended_without_run(task, kind, &error, record_wait));
         }
+    }
+
+    /// Reports the end of a task by a purge, and removes it from the schedule; `facts` is its record before.
+    pub(crate) async fn ended_by_purge(&self, id: &TaskId, facts: &Facts) {
+        self.emit_revoked(id, facts, false, Duration::ZERO);
+        self.after_revoking(id, None).await;
     }
 
     /// Wakes the worker, or removes the task from the schedule. Both are best effort.
@@ -279,6 +291,28 @@ impl Client {
         let ended = record.as_ref().and_then(|record| record.ended_at).unwrap_or(now).min(now);
         let envelope = self.kept_envelope(id, &facts, name::MESSAGE, ended)?;
         self.send_again(&facts, envelope).await
+    }
+
+    /// Returns the call of a task as a new signature, with another id, so that it can be changed and sent as a new task.
+    /// Its first sender does not vouch for it any more: this application signs it.
+    ///
+    /// # Errors
+    /// [`ControlError`]: the record has to hold the message (256 KiB at most), no worker may find a fault with it, and it
+    /// must not belong to a workflow.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn call_of(&self, id: &TaskId) -> Result<Signature, ControlError> {
+        let refused = |why: String| ControlError::NoMessage { id: id.clone(), why };
+        let facts = self.facts(id).await?;
+        let now = self.app.clock().now();
+        let ended = fold(id, &facts).and_then(|record| record.ended_at).unwrap_or(now).min(now);
+        let envelope = self.kept_envelope(id, &facts, name::MESSAGE, ended)?;
+        if envelope.pairs.are_of_workflow() {
+            return Err(refused("it belongs to a workflow, which is sent again as a whole".to_owned()));
+        }
+        let body = self.app.decode(&envelope).map_err(|error| refused(error.to_string()))?;
+        Ok(Signature::of_call(&envelope, body))
     }
 
     /// Sends the call of an envelope as a new task; `facts` is the record of its task. Until the new task is known to have

@@ -55,6 +55,20 @@ impl App {
         Ok(record)
     }
 
+    /// Returns the record of the task that counts in the place of this one: it is STARTED until that has ended.
+    pub(crate) async fn counting_record(&self, mut record: Record) -> Result<Record, ResultError> {
+        while let Some(next) = record.continued_by.clone() {
+            match self.result(next).known_record().await? {
+                Some(next) if next.state.is_final() => record = next,
+                _ => {
+                    (record.state, record.ended_at, record.results) = (TaskState::Started, None, None);
+                    return Ok(record);
+                }
+            }
+        }
+        Ok(record)
+    }
+
     /// Returns the result of a task that was sent earlier, perhaps by another process.
     pub fn result(&self, id: TaskId) -> AsyncResult {
         AsyncResult { app: self.clone(), id, root: None, sent: false, duplicate: false, result: PhantomData }
@@ -151,7 +165,7 @@ impl<R> AsyncResult<R> {
         }
     }
 
-    /// The record in its final state.
+    /// The record in its final state. Of a task that a workflow has replaced, that of the workflow's last task.
     ///
     /// # Errors
     /// [`ResultError::Timeout`], [`ResultError::Unknown`], [`ResultError::Forged`], [`ResultError::Backend`] if the backend cannot be
@@ -163,7 +177,16 @@ impl<R> AsyncResult<R> {
         self.wait_until(Instant::now() + limit, limit).await
     }
 
+    /// Waits for the end of the task, and of the tasks that continue it.
     async fn wait_until(&self, deadline: Instant, limit: Duration) -> Result<Record, ResultError> {
+        let mut record = self.wait_for_end(deadline, limit).await?;
+        while let Some(next) = record.continued_by.take() {
+            record = Self::sent(self.app.clone(), next).wait_for_end(deadline, limit).await?;
+        }
+        Ok(record)
+    }
+
+    async fn wait_for_end(&self, deadline: Instant, limit: Duration) -> Result<Record, ResultError> {
         let mut watch = None;
         // Time at which a record that was there was first found gone.
         let mut gone_since = None;
@@ -217,6 +240,14 @@ impl<R> AsyncResult<R> {
             Err(_) => Err(ResultError::Backend(crate::backend::BackendError::Unavailable(
                 "it did not answer in time".into(),
             ))),
+        }
+    }
+
+    /// Everything that is known about the task, or about the task that counts in its place; `None` where there is no record.
+    pub(crate) async fn counting_record(&self) -> Result<Option<Record>, ResultError> {
+        match self.read().await? {
+            Some(record) => Ok(Some(self.app.counting_record(record).await?)),
+            None => Ok(None),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::{
     id::TaskId,
     retry::{Backoff, RetryPolicy},
     unique::Unique,
+    wire::{Body, Envelope},
 };
 
 /// One invocation of a task; `R` is what its result will be read as.
@@ -85,7 +86,57 @@ impl Signature {
     }
 }
 
+impl Signature {
+    /// Creates a signature of the call of another task.
+    pub(crate) fn of_call(envelope: &Envelope, body: Body) -> Self {
+        let (timeout, soft_timeout) = (body.timeout(), body.soft_timeout());
+        let mut signature = Self::typed(envelope.name.to_string(), body.args);
+        let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+        signature.parts = SignatureParts {
+            queue: Some(envelope.queue.to_string()),
+            retry: body.retry,
+            timeout,
+            soft_timeout,
+            priority: envelope.priority,
+            headers: body.headers,
+            labels: envelope.pairs.labels().map(owned).collect(),
+            limit_key: body.limit_key,
+            ..signature.parts
+        };
+        signature
+    }
+}
+
 impl<R> Signature<R> {
+    /// Replaces an argument: the one of this name, or the one at this position, counted from 0.
+    ///
+    /// # Errors
+    /// There is no such argument: the names and the number of those that there are.
+    pub fn replace_arg(mut self, which: &str, value: impl Into<Value>) -> Result<Self, String> {
+        let args = &mut self.parts.args;
+        let position = which.parse::<usize>().ok();
+        let by_position = || args.iter().filter(|arg| arg.name.is_empty()).count();
+        let found = match args.iter().position(|arg| arg.name == which && !which.is_empty()) {
+            Some(found) => Some(found),
+            None => position.and_then(|position| {
+                let mut unnamed = args.iter().enumerate().filter(|(_, arg)| arg.name.is_empty());
+                unnamed.nth(position).map(|(found, _)| found)
+            }),
+        };
+        let Some(found) = found else {
+            let names: Vec<_> =
+                args.iter().filter(|arg| !arg.name.is_empty()).map(|arg| arg.name.as_str()).collect();
+            let named = if names.is_empty() { "none with a name".to_owned() } else { names.join(", ") };
+            return Err(format!(
+                "there is no argument {which:?}; the task has {} by position, counted from 0, and {named}",
+                by_position()
+            ));
+        };
+        let name = std::mem::take(&mut args[found].name);
+        args[found] = Arg { name, ..Arg::from_value(value) };
+        Ok(self)
+    }
+
     pub(crate) fn typed(name: String, args: Vec<Arg>) -> Self {
         let parts = SignatureParts {
             id: TaskId::fresh(),

@@ -9,7 +9,7 @@ use machinist::{
     settings::parse_duration,
 };
 
-use super::{SendOptions, instant};
+use super::{SendOptions, value::instant};
 
 /// Periodic tasks are sent by the workers at the instants of a schedule. Live ones are in the backend; others are in
 /// machinist.toml, `[periodic.NAME]`, or in the code of an application, and are changed there.

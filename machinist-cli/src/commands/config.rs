@@ -3,6 +3,7 @@
 use machinist::settings::Settings;
 use serde::Serialize;
 
+use super::worker;
 use crate::{
     exit::{CliError, Code},
     output,
@@ -16,6 +17,7 @@ struct ConfigRow {
 }
 
 pub(super) fn run(settings: &Settings, json: bool) -> Result<Code, CliError> {
+    worker::check(settings)?;
     let entries = settings.entries().into_iter();
     let rows = entries.map(|entry| ConfigRow {
         key: entry.key,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use machinist::{
-    App, ControlError, DeadFilter, DeadLetter, DeadLetterOutcome, QueueName, TaskId,
+    App, ControlError, DeadFilter, DeadLetter, DeadLetterOutcome, QueueName, TaskId, TaskName,
     settings::{Settings, show_duration},
 };
 use serde::Serialize;
@@ -14,8 +14,11 @@ use serde::Serialize;
 use super::{connect, connect_reader, refused};
 use crate::{
     args::{DeadCommand, DeadLetterActionArgs, DeadLetterSelection},
+    args_view::{ArgsView, arguments},
     exit::{CliError, Code, chain},
-    output, visible,
+    output,
+    people::People,
+    visible,
 };
 
 #[derive(Serialize)]
@@ -33,6 +36,8 @@ struct DeadLetterRow<'a> {
     workflow: Option<&'a str>,
     /// Size of headers and body, in bytes.
     size: usize,
+    #[serde(flatten)]
+    args: Option<ArgsView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<DeadLetterResult>,
 }
@@ -70,6 +75,7 @@ impl DeadLetterResult {
 fn row<'a>(
     letter: &'a DeadLetter,
     root: Option<&'a TaskId>,
+    args: Option<ArgsView>,
     outcome: Option<DeadLetterResult>,
 ) -> DeadLetterRow<'a> {
     DeadLetterRow {
@@ -83,17 +89,19 @@ fn row<'a>(
         at: letter.at.to_string(),
         workflow: root.map(TaskId::as_str),
         size: letter.size,
+        args,
         outcome,
     }
 }
 
 pub(super) async fn run(command: DeadCommand, settings: &Settings, json: bool) -> Result<Code, CliError> {
     match command {
-        DeadCommand::List { which, limit } => {
+        DeadCommand::List { which, limit, args } => {
             let app = connect_reader(settings).await?;
             let letters = find(&app, &which, settings, limit as usize).await?;
             let roots = roots(&app, &letters).await?;
-            list(&app, &letters, &roots, json)?;
+            let args = if args { Some(args_of(&app, settings, &letters).await?) } else { None };
+            list(&app, &letters, &roots, args, json)?;
             refused::note(&app).await?;
             app.broker().close().await;
             Ok(Code::Success)
@@ -104,7 +112,8 @@ pub(super) async fn run(command: DeadCommand, settings: &Settings, json: bool) -
             let found = find(&app, &which, settings, 1).await?;
             let Some(letter) = found.first() else { return Err(unknown(&[id])) };
             let roots = roots(&app, std::slice::from_ref(letter)).await?;
-            show(letter, roots.into_iter().next().flatten().as_ref(), json)?;
+            let args = args_of(&app, settings, std::slice::from_ref(letter)).await?.pop().unwrap_or_default();
+            show(letter, roots.into_iter().next().flatten().as_ref(), args, json)?;
             app.broker().close().await;
             Ok(Code::Success)
         }
@@ -179,8 +188,9 @@ async fn settle(
         let letters: Vec<DeadLetter> = rows.iter().map(|(letter, _)| letter.clone()).collect();
         let roots = roots(&app, &letters).await?;
         let rows = rows.iter_mut().zip(&roots);
-        let rows: Vec<DeadLetterRow<'_>> =
-            rows.map(|((letter, outcome), root)| row(letter, root.as_ref(), Some(take(outcome)))).collect();
+        let rows: Vec<DeadLetterRow<'_>> = rows
+            .map(|((letter, outcome), root)| row(letter, root.as_ref(), None, Some(take(outcome))))
+            .collect();
         output::json(&rows)?;
     } else if letters.is_empty() {
         output::note("no dead letter matches");
@@ -255,15 +265,39 @@ async fn roots(app: &App, letters: &[DeadLetter]) -> Result<Vec<Option<TaskId>>,
     Ok(letters.iter().map(|letter| roots.get(letter.task.as_ref()?).cloned()).collect())
 }
 
-fn list(app: &App, letters: &[DeadLetter], roots: &[Option<TaskId>], json: bool) -> Result<(), CliError> {
+/// Returns the arguments of each letter's task, from the record of the task: the letter itself stays in its queue.
+async fn args_of(app: &App, settings: &Settings, letters: &[DeadLetter]) -> Result<Vec<ArgsView>, CliError> {
+    fn believed(letter: &DeadLetter) -> Option<(TaskId, Option<&str>)> {
+        let id = letter.task.clone().filter(|id| letter.dead_id.starts_with(&format!("{id}!")))?;
+        Some((id, letter.name.as_ref().map(TaskName::as_str)))
+    }
+    let asked: Vec<_> = letters.iter().filter_map(believed).collect();
+    let mut known = arguments(app, settings, &asked).await?.into_iter();
+    let view = |letter| match believed(letter) {
+        Some(_) => known.next().unwrap_or_default(),
+        None => ArgsView::hidden("its message is not believed"),
+    };
+    Ok(letters.iter().map(view).collect())
+}
+
+fn list(
+    app: &App,
+    letters: &[DeadLetter],
+    roots: &[Option<TaskId>],
+    args: Option<Vec<ArgsView>>,
+    json: bool,
+) -> Result<(), CliError> {
+    let with_args = args.is_some();
+    let mut args = args.unwrap_or_default().into_iter();
     if json {
-        let rows = letters.iter().zip(roots).map(|(letter, root)| row(letter, root.as_ref(), None));
+        let rows =
+            letters.iter().zip(roots).map(|(letter, root)| row(letter, root.as_ref(), args.next(), None));
         return output::json(&rows.collect::<Vec<_>>());
     }
     let now = app.clock().now();
     let cells = |(letter, root): (&DeadLetter, &Option<TaskId>)| {
         let age = Duration::from_secs(now.since(letter.at).as_secs());
-        vec![
+        let mut cells = vec![
             letter.dead_id.clone(),
             letter.queue.to_string(),
             letter.name.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
@@ -271,29 +305,33 @@ fn list(app: &App, letters: &[DeadLetter], roots: &[Option<TaskId>], json: bool)
             show_duration(age),
             root.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
             letter.error.message().lines().next().unwrap_or_default().to_owned(),
-        ]
+        ];
+        cells.extend(args.next().map(|args| args.cell()));
+        cells
     };
-    output::table(
-        &["id", "queue", "task", "reason", "age", "workflow", "error"],
-        letters.iter().zip(roots).map(cells),
-    )
+    let mut head = vec!["id", "queue", "task", "reason", "age", "workflow", "error"];
+    if with_args {
+        head.push("args");
+    }
+    output::table(&head, letters.iter().zip(roots).map(cells))
 }
 
-fn show(letter: &DeadLetter, root: Option<&TaskId>, json: bool) -> Result<(), CliError> {
+fn show(letter: &DeadLetter, root: Option<&TaskId>, args: ArgsView, json: bool) -> Result<(), CliError> {
     if json {
-        return output::json(&row(letter, root, None));
+        return output::json(&row(letter, root, Some(args), None));
     }
     let optional = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let mut lines = vec![
         ("id", letter.dead_id.clone()),
         ("queue", letter.queue.to_string()),
         ("reason", letter.reason.clone()),
-        ("since", letter.at.to_string()),
+        ("since", People::at_output().time(&letter.at.to_string())),
         ("task", optional(letter.task.as_ref().map(ToString::to_string))),
         ("name", optional(letter.name.as_ref().map(ToString::to_string))),
         ("workflow", optional(root.map(ToString::to_string))),
         ("attempt", optional(letter.attempt.map(|attempt| attempt.to_string()))),
         ("size", format!("{} bytes", letter.size)),
+        ("args", args.text().unwrap_or_default()),
     ];
     let mut label = "error";
     for cause in &letter.error.chain {

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "sqlite")]
 mod backup;
+mod bulk;
 mod config;
 mod dead;
 mod doctor;
@@ -10,7 +11,9 @@ mod keygen;
 mod keys;
 mod limits;
 mod periodic;
+mod question;
 mod queues;
+mod receivers;
 mod refused;
 mod registered;
 mod retry;
@@ -67,7 +70,7 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
         CliCommand::Dead(args) => dead::run(args, &settings(flags)?, json).await,
         CliCommand::Limits(command) => limits::run(command, &settings(flags)?, json).await,
         CliCommand::Periodic(command) => periodic::run(command, &settings(flags)?, json).await,
-        CliCommand::Queues(args) => queues::run(&args, &settings(flags)?, json).await,
+        CliCommand::Queues(args) => queues::run(args, &settings(flags)?, json).await,
         CliCommand::Registered(args) => registered::run(args, &settings(flags)?, json).await,
         CliCommand::Why { id } => why::run(&id, &settings(flags)?, json).await,
         CliCommand::Workers(args) => workers::run(args, &settings(flags)?, json).await,

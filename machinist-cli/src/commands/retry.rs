@@ -1,13 +1,16 @@
 //! `machinist retry`: sends a failed task or workflow again, under a new id.
 
-use machinist::settings::Settings;
+use machinist::{Client, ControlError, TaskId, record::TaskState, settings::Settings};
 use serde::Serialize;
 
-use super::{connect, workflow};
+use super::{
+    bulk::{self, BulkChange},
+    connect, workflow,
+};
 use crate::{
     args::RetryArgs,
     exit::{CliError, Code},
-    output,
+    input, output,
 };
 
 #[derive(Serialize)]
@@ -16,17 +19,41 @@ struct RetryOutput<'a> {
     retry_of: &'a str,
 }
 
+/// Sends the call of a task with other arguments, as a new task.
+async fn send_changed(client: &Client, id: &TaskId, changed: &[String]) -> Result<TaskId, CliError> {
+    let wrong = |text: String| CliError::new(Code::Usage, text);
+    let mut call = client.call_of(id).await?;
+    for text in changed {
+        let (which, value) = input::named(text).map_err(wrong)?;
+        call = call.replace_arg(&which, value).map_err(wrong)?;
+    }
+    Ok(client.send(call).await?.id().clone())
+}
+
 pub(super) async fn run(args: &RetryArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+    let Some(id) = &args.id else {
+        return bulk::run(BulkChange::Retry, &args.bulk, settings, json).await;
+    };
     let app = connect(settings).await?;
     let client = app.client();
-    let again = if workflow::is_root(&client, &args.id).await? {
-        let last = client.retry_workflow(&args.id).await?;
+    let again = if !args.changed.is_empty() {
+        send_changed(&client, id, &args.changed).await?
+    } else if workflow::is_root(&client, id).await? {
+        let last = client.retry_workflow(id).await?;
         last.workflow_id().unwrap_or_else(|| last.id()).clone()
     } else {
-        client.retry(&args.id).await?.id().clone()
+        match client.retry(id).await {
+            Ok(again) => again.id().clone(),
+            Err(ControlError::State { state: TaskState::Retry, .. }) => {
+                client.run_now(id).await?;
+                output::note("machinist: it waited for its next run, and runs as soon as a worker is free");
+                id.clone()
+            }
+            Err(error) => return Err(error.into()),
+        }
     };
     if json {
-        output::json(&RetryOutput { id: again.as_str(), retry_of: args.id.as_str() })?;
+        output::json(&RetryOutput { id: again.as_str(), retry_of: id.as_str() })?;
     } else {
         output::line(again.as_str())?;
     }

@@ -3,7 +3,10 @@
 use machinist::{Revoked, record::TaskState, settings::Settings};
 use serde::Serialize;
 
-use super::{connect, workflow};
+use super::{
+    bulk::{self, BulkChange},
+    connect, workflow,
+};
 use crate::{
     args::RevokeArgs,
     exit::{CliError, Code},
@@ -29,17 +32,20 @@ struct RevokeOutput<'a> {
 }
 
 pub(super) async fn run(args: &RevokeArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
+    let Some(id) = &args.id else {
+        return bulk::run(BulkChange::Revoke { terminate: args.terminate }, &args.bulk, settings, json).await;
+    };
     let app = connect(settings).await?;
     let client = app.client();
-    if workflow::is_root(&client, &args.id).await? {
+    if workflow::is_root(&client, id).await? {
         if args.terminate {
-            let text = format!("--terminate is for single tasks, and {} is a workflow", args.id);
+            let text = format!("--terminate is for single tasks, and {} is a workflow", id);
             let remedy = "revoke the workflow without it; `machinist status` names its running tasks";
             return Err(CliError::new(Code::Usage, text).remedy(remedy));
         }
-        let (ended, asked) = client.revoke_workflow(&args.id).await?;
+        let (ended, asked) = client.revoke_workflow(id).await?;
         if json {
-            output::json(&RevokeWorkflowOutput { id: args.id.as_str(), ended, asked })?;
+            output::json(&RevokeWorkflowOutput { id: id.as_str(), ended, asked })?;
         } else {
             output::line(&format!(
                 "revoked: nothing more of it starts; tasks that ended: {ended}; running tasks asked to end: {asked}"
@@ -48,8 +54,7 @@ pub(super) async fn run(args: &RevokeArgs, settings: &Settings, json: bool) -> R
         app.broker().close().await;
         return Ok(Code::Success);
     }
-    let answer =
-        if args.terminate { client.terminate(&args.id).await? } else { client.revoke(&args.id).await? };
+    let answer = if args.terminate { client.terminate(id).await? } else { client.revoke(id).await? };
     let (revoked, state, text) = match answer {
         Revoked::Ended => ("ended", TaskState::Failure, "revoked: it will not run".to_owned()),
         Revoked::Asked if args.terminate => {
@@ -59,7 +64,7 @@ pub(super) async fn run(args: &RevokeArgs, settings: &Settings, json: bool) -> R
         Revoked::Already(state) => ("already", state, format!("it had ended already: {state}")),
     };
     if json {
-        output::json(&RevokeOutput { id: args.id.as_str(), revoked, state })?;
+        output::json(&RevokeOutput { id: id.as_str(), revoked, state })?;
     } else {
         output::line(&text)?;
     }

@@ -13,6 +13,7 @@ use crate::{
     args::ScheduledArgs,
     exit::{CliError, Code},
     output,
+    people::People,
 };
 
 #[derive(Serialize)]
@@ -65,6 +66,7 @@ pub(super) async fn run(args: ScheduledArgs, settings: &Settings, json: bool) ->
             };
             output::json(&waiting.into_iter().map(row).collect::<Vec<_>>())?;
         } else {
+            let people = People::at_output();
             let row = |task: machinist::Scheduled| {
                 let text = |name: Option<String>| name.unwrap_or_else(|| "-".to_owned());
                 let left = Duration::from_secs(task.due.since(now).as_secs());
@@ -73,7 +75,7 @@ pub(super) async fn run(args: ScheduledArgs, settings: &Settings, json: bool) ->
                     task.record.id.to_string(),
                     text(task.record.name),
                     text(task.record.queue),
-                    task.due.to_string(),
+                    people.time(&task.due.to_string()),
                     show_duration(left),
                     why,
                 ]

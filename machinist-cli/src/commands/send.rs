@@ -2,12 +2,13 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use machinist::{
-    AsyncResult, Client, QueueName, ResultError, Signature, Unique, record::FailureKind, settings::Settings,
+    AsyncResult, Client, QueueName, ResultError, Signature, TaskName, Unique, record::FailureKind,
+    settings::Settings,
 };
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{connect, verifies};
+use super::{connect, receivers, verifies};
 use crate::{
     args::{ExpiryArg, SendArgs, SendOptions},
     exit::{CliError, Code},
@@ -49,12 +50,17 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     let mut printer = Printer { json, list: args.count > 1, printed: 0, name, queue, verifies };
     printer.begin()?;
     let client = app.client();
+    let receiver = (printer.queue.clone(), TaskName::parse(&printer.name).ok());
     let done = match args.wait {
         None if args.options.require_worker => {
             send_to_workers(&client, signature, args.count, &mut printer).await
         }
         None => {
-            send_all(&client, signature, args.count, |sent| printer.sent(&sent)).await.map(|()| Code::Success)
+            let sent = send_all(&client, signature, args.count, |sent| printer.sent(&sent)).await;
+            if sent.is_ok() {
+                receivers::note(&client, &receiver.0, receiver.1.as_ref()).await;
+            }
+            sent.map(|()| Code::Success)
         }
         Some(limit) => {
             let deadline = Instant::now() + limit;
@@ -65,7 +71,10 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
                 Ok(())
             });
             match sent.await {
-                Ok(()) => wait_all(waiting, deadline, &mut printer).await,
+                Ok(()) => {
+                    receivers::note(&client, &receiver.0, receiver.1.as_ref()).await;
+                    wait_all(waiting, deadline, &mut printer).await
+                }
                 Err(failure) => {
                     // The sent tasks run: their ids must not be lost.
                     waiting.iter().try_for_each(|sent| printer.given_up(sent))?;

@@ -7,8 +7,10 @@ use machinist::{QueueName, ResultError, record::Record, settings::Settings};
 use super::{connect_reader, verifies, workflow};
 use crate::{
     args::StatusArgs,
+    args_view::arguments,
     exit::{CliError, Code},
     output,
+    people::People,
     view::TaskView,
     visible,
 };
@@ -42,6 +44,11 @@ pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Re
         let now = app.clock().now();
         TaskView::from(record).verified(verifies).at(record, now).of_workflow(root.clone())
     };
+    let with_args = async |record: &Record| {
+        let asked = [(record.id.clone(), record.name.as_deref())];
+        let args = arguments(&app, settings, &asked).await?.pop().unwrap_or_default();
+        Ok::<_, CliError>(view(record).with_args(args))
+    };
     if args.watch {
         show_change(&record, &view(&record), json)?;
         while !record.state.is_final() {
@@ -52,12 +59,12 @@ pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Re
             record = newer;
         }
         if !json {
-            output::raw(&format!("\n{}", view(&record).page()))?;
+            output::raw(&format!("\n{}", with_args(&record).await?.page(&People::at_output())))?;
         }
     } else if json {
-        output::json(&view(&record))?;
+        output::json(&with_args(&record).await?)?;
     } else {
-        output::raw(&view(&record).page())?;
+        output::raw(&with_args(&record).await?.page(&People::at_output()))?;
     }
     let queue = record.queue.as_deref().filter(|_| !record.state.is_final());
     if let Some(queue) = queue.and_then(|queue| QueueName::parse(queue).ok())
@@ -74,16 +81,22 @@ pub(super) async fn run(args: StatusArgs, settings: &Settings, json: bool) -> Re
 
 /// Prints a change in one line; in JSON one object per line.
 fn show_change(record: &Record, view: &TaskView, json: bool) -> Result<(), CliError> {
-    if json { output::json(view) } else { output::line(&format!("{}  {}", latest(record), view.line())) }
+    if json {
+        return output::json(view);
+    }
+    let people = People::at_output();
+    output::raw(&format!("{}  {}\n", people.time(&latest(record)), view.line(&people)))
 }
 
-/// Returns the newest instant of a record, at which it reached its state.
+/// Returns the newest instant of a record: that of its last change.
 fn latest(record: &Record) -> String {
     let instants = [record.sent_at, record.received_at, record.started_at, record.ended_at];
     let of_history = record.history.last().map(|attempt| attempt.ended_at);
+    let of_progress = record.progress.as_ref().map(|progress| progress.at);
+    let of_parking = record.parked.as_ref().map(|parked| parked.since);
     instants
         .into_iter()
-        .chain([of_history])
+        .chain([of_history, of_progress, of_parking])
         .flatten()
         .max()
         .map_or_else(|| "-".to_owned(), |at| at.to_string())

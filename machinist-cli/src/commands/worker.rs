@@ -96,6 +96,14 @@ fn host(settings: &mut Settings) -> Result<Host, CliError> {
     Ok(host)
 }
 
+/// Checks what a worker would refuse before it connects: the command tasks.
+///
+/// # Errors
+/// The task, its place and the problem.
+pub(super) fn check(settings: &Settings) -> Result<(), SettingsError> {
+    command_tasks(settings, &Host::new(settings)).map(drop)
+}
+
 /// Returns the handlers of the command tasks. A task without a command belongs to an application.
 fn command_tasks<'a>(
     settings: &'a Settings,

@@ -2,45 +2,25 @@
 //!
 //! Every error names the file, the line, the column, the step and the remedy.
 
+mod node;
+mod step;
 mod tree;
 
 use std::{io::Read, path::Path};
 
 use machinist::{
-    Arg, QueueName, Signature, TaskName,
-    settings::{Settings, parse_backoff, parse_duration},
-    workflow::{Policy, StepPlan, Workflow, WorkflowError},
+    settings::Settings,
+    workflow::{Workflow, WorkflowError},
 };
-use serde_json::Value;
 
 use crate::exit::{CliError, Code};
-use tree::{Node, Problem, Tree, TreeEntry};
+use node::{check_keys, find, string, table};
+use step::step;
+use tree::Problem;
 
 /// Maximum size of a file, in bytes.
 const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
 const FILE_KEYS: [&str; 2] = ["name", "steps"];
-const STEP_KEYS: [&str; 20] = [
-    "task",
-    "args",
-    "named",
-    "each",
-    "after",
-    "on_failure",
-    "immutable",
-    "on_error",
-    "queue",
-    "retries",
-    "retry_for",
-    "retry_timeouts",
-    "timeout",
-    "soft_timeout",
-    "backoff",
-    "priority",
-    "headers",
-    "labels",
-    "countdown",
-    "expires",
-];
 
 /// Reads a workflow from a file: JSON if its name ends in `.json`, else TOML; `-` is JSON on standard input. A step without a
 /// queue gets the one of its task in the settings.
@@ -113,225 +93,6 @@ fn workflow(
     }
 }
 
-fn step(
-    entry: &TreeEntry,
-    names: &[&str],
-    queue_of: &dyn Fn(&str) -> Option<String>,
-) -> Result<StepPlan, Problem> {
-    let name = &entry.key;
-    let in_step = |problem: Problem| Problem { why: format!("step \"{name}\": {}", problem.why), ..problem };
-    read_step(entry, names, queue_of).map_err(in_step)
-}
-
-fn read_step(
-    entry: &TreeEntry,
-    names: &[&str],
-    queue_of: &dyn Fn(&str) -> Option<String>,
-) -> Result<StepPlan, Problem> {
-    let keys = table(&entry.node, "a table with a task, like { task = \"resize\" }")?;
-    check_keys(keys, &STEP_KEYS, "a step has ")?;
-    let node = |key: &str| find(keys, key).map(|entry| &entry.node);
-    let task = node("task").ok_or_else(|| Problem::new(entry.at, "it has no task; write task = \"…\""))?;
-    let task = parsed(task, "task", |text| TaskName::parse(text).map_err(|e| e.to_string()))?;
-    let mut signature = Signature::new(task.to_string());
-    for value in node("args").map(|args| list(args, "args", "[\"a\", 2]")).transpose()?.unwrap_or_default() {
-        signature = signature.arg(value.value());
-    }
-    for named in node("named")
-        .map(|named| table(named, "a table, like { width = 640 }"))
-        .transpose()?
-        .unwrap_or_default()
-    {
-        signature = signature.named_arg(&named.key, named.node.value());
-    }
-    signature = options(signature, &node)?;
-    if find(keys, "queue").is_none()
-        && let Some(queue) = queue_of(task.as_str())
-    {
-        signature = signature.queue(queue);
-    }
-    let mut plan = StepPlan::new(&entry.key, signature);
-    if let Some(each) = node("each") {
-        plan = plan.each(members(each)?);
-    }
-    if let Some(after) = node("after") {
-        plan = plan.after(references(after, "after", names)?);
-    }
-    if let Some(caught) = node("on_error") {
-        plan = plan.on_error(references(caught, "on_error", names)?);
-    }
-    if let Some(on_failure) = node("on_failure") {
-        plan = plan.on_failure(parsed(on_failure, "on_failure", policy)?);
-    }
-    if node("immutable").map(|immutable| truth(immutable, "immutable")).transpose()? == Some(true) {
-        plan = plan.immutable();
-    }
-    Ok(plan)
-}
-
-/// Adds the options that `send` has too.
-fn options<'a>(
-    mut signature: Signature,
-    node: &impl Fn(&str) -> Option<&'a Node>,
-) -> Result<Signature, Problem> {
-    let duration = |key: &str| node(key).map(|given| parsed(given, key, parse_duration)).transpose();
-    if let Some(queue) = node("queue") {
-        let queue = parsed(queue, "queue", |text| QueueName::parse(text).map_err(|e| e.to_string()))?;
-        signature = signature.queue(queue.as_str());
-    }
-    if let Some(retries) = node("retries") {
-        signature = signature.retries(number(retries, "retries", u32::MAX)?);
-    }
-    if let Some(limit) = duration("retry_for")? {
-        signature = signature.retry_for(limit);
-    }
-    if node("retry_timeouts").map(|given| truth(given, "retry_timeouts")).transpose()? == Some(true) {
-        signature = signature.retry_timeouts();
-    }
-    for key in ["timeout", "soft_timeout"] {
-        let Some(limit) = duration(key)? else { continue };
-        if limit.is_zero() {
-            let at = node(key).map_or(0, |node| node.at);
-            let why = format!("{key}: 0s would end every run at once; leave it out for no timeout");
-            return Err(Problem::new(at, why));
-        }
-        signature = if key == "timeout" { signature.timeout(limit) } else { signature.soft_timeout(limit) };
-    }
-    if let Some(backoff) = node("backoff") {
-        signature = signature.backoff(parsed(backoff, "backoff", parse_backoff)?);
-    }
-    if let Some(priority) = node("priority") {
-        let priority = number(priority, "priority", 9)?;
-        signature = signature.priority(u8::try_from(priority).unwrap_or(u8::MAX));
-    }
-    if let Some(headers) = node("headers") {
-        for header in table(headers, "a table of texts, like { tenant = \"a\" }")? {
-            signature = signature.header(&header.key, string(&header.node, "headers")?);
-        }
-    }
-    if let Some(labels) = node("labels") {
-        for label in table(labels, "a table of texts, like { team = \"a\" }")? {
-            signature = signature.label(&label.key, string(&label.node, "labels")?);
-        }
-    }
-    if let Some(countdown) = duration("countdown")? {
-        signature = signature.countdown(countdown);
-    }
-    if let Some(expires) = duration("expires")? {
-        signature = signature.expires_in(expires);
-    }
-    Ok(signature)
-}
-
-fn members(each: &Node) -> Result<Vec<Vec<Arg>>, Problem> {
-    let member = |member: &Node| {
-        let args = list(member, "each", "[[\"a\"], [\"b\"]]: one list of arguments for each member")?;
-        Ok(args.iter().map(|arg| Arg::from_value(arg.value())).collect())
-    };
-    list(each, "each", "[[\"a\"], [\"b\"]]")?.iter().map(member).collect()
-}
-
-/// Reads the names of other steps.
-fn references(node: &Node, key: &str, names: &[&str]) -> Result<Vec<String>, Problem> {
-    let reference = |item: &Node| {
-        let name = string(item, key)?;
-        if names.contains(&name) {
-            return Ok(name.to_owned());
-        }
-        let why = format!("{key}: there is no step \"{name}\"; {}", nearest(name, names, "the steps are "));
-        Err(Problem::new(item.at, why))
-    };
-    list(node, key, "[\"first\", \"second\"]")?.iter().map(reference).collect()
-}
-
-fn policy(text: &str) -> Result<Policy, String> {
-    let number = |text: &str| text.parse::<u32>().ok();
-    let known = match text {
-        "fail" => Some(Policy::Fail),
-        "cancel_rest" => Some(Policy::CancelRest),
-        "collect" => Some(Policy::Collect),
-        "hold" => Some(Policy::Hold),
-        _ => text.strip_prefix("tolerate:").and_then(|tolerated| match tolerated.strip_suffix('%') {
-            Some(percent) => number(percent)
-                .filter(|n| *n <= 100)
-                .and_then(|n| u8::try_from(n).ok())
-                .map(Policy::ToleratePercent),
-            None => number(tolerated).map(Policy::Tolerate),
-        }),
-    };
-    known.ok_or_else(|| {
-        format!("\"{text}\" is no policy; write fail, cancel_rest, collect, tolerate:2, tolerate:10% or hold")
-    })
-}
-
-fn find<'a>(entries: &'a [TreeEntry], key: &str) -> Option<&'a TreeEntry> {
-    entries.iter().find(|entry| entry.key == key)
-}
-
-fn check_keys(entries: &[TreeEntry], known: &[&str], all: &str) -> Result<(), Problem> {
-    let Some(unknown) = entries.iter().find(|entry| !known.contains(&entry.key.as_str())) else {
-        return Ok(());
-    };
-    let all = if all.is_empty() { "the keys here are " } else { all };
-    let why = format!("unknown key \"{}\"; {}", unknown.key, nearest(&unknown.key, known, all));
-    Err(Problem::new(unknown.at, why))
-}
-
-/// Proposes the word that was probably meant, or lists all.
-fn nearest(word: &str, known: &[&str], all: &str) -> String {
-    let best = known.iter().map(|name| (strsim::damerau_levenshtein(word, name), name)).min();
-    match best {
-        Some((distance, name)) if distance <= 1 + word.len() / 4 => format!("did you mean \"{name}\"?"),
-        _ if known.len() > STEP_KEYS.len() => format!("there are {} others", known.len()),
-        _ => format!("{all}{}", known.join(", ")),
-    }
-}
-
-fn expected(node: &Node, expected: &str) -> Problem {
-    Problem::new(node.at, format!("expected {expected}, and it is {}", node.kind()))
-}
-
-fn table<'a>(node: &'a Node, what: &str) -> Result<&'a [TreeEntry], Problem> {
-    match &node.tree {
-        Tree::Table(entries) => Ok(entries),
-        _ => Err(expected(node, what)),
-    }
-}
-
-fn list<'a>(node: &'a Node, key: &str, example: &str) -> Result<&'a [Node], Problem> {
-    match &node.tree {
-        Tree::List(list) => Ok(list),
-        _ => Err(expected(node, &format!("a list for {key}, like {example}"))),
-    }
-}
-
-fn string<'a>(node: &'a Node, key: &str) -> Result<&'a str, Problem> {
-    match &node.tree {
-        Tree::Single(Value::String(text)) => Ok(text),
-        _ => Err(expected(node, &format!("text in quotes for {key}"))),
-    }
-}
-
-fn truth(node: &Node, key: &str) -> Result<bool, Problem> {
-    match &node.tree {
-        Tree::Single(Value::Bool(truth)) => Ok(*truth),
-        _ => Err(expected(node, &format!("true or false for {key}"))),
-    }
-}
-
-fn number(node: &Node, key: &str, max: u32) -> Result<u32, Problem> {
-    let Tree::Single(Value::Number(number)) = &node.tree else {
-        return Err(expected(node, &format!("a number for {key}")));
-    };
-    let fitting = number.as_u64().and_then(|number| u32::try_from(number).ok()).filter(|n| *n <= max);
-    fitting.ok_or_else(|| Problem::new(node.at, format!("{key}: {number} is not in 0 to {max}")))
-}
-
-/// Reads a text with a function whose error is a sentence.
-fn parsed<T>(node: &Node, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<T, Problem> {
-    read(string(node, key)?).map_err(|why| Problem::new(node.at, format!("{key}: {why}")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -376,23 +137,6 @@ mod tests {
         let json =
             r#"{"steps": {"a": {"task": "t", "each": [[1], [null]]}, "b": {"task": "t", "after": ["a"]}}}"#;
         assert_eq!(workflow(json, true, &|_| None).unwrap().shown_name(), None);
-    }
-
-    #[test]
-    fn policies_are_words() {
-        for (text, known) in [
-            ("fail", Policy::Fail),
-            ("cancel_rest", Policy::CancelRest),
-            ("collect", Policy::Collect),
-            ("hold", Policy::Hold),
-            ("tolerate:3", Policy::Tolerate(3)),
-            ("tolerate:100%", Policy::ToleratePercent(100)),
-        ] {
-            assert_eq!(policy(text), Ok(known));
-        }
-        for wrong in ["", "tolerate", "tolerate:", "tolerate:-1", "tolerate:101%", "tolerate:1%%", "Fail"] {
-            assert!(policy(wrong).unwrap_err().contains("write fail, cancel_rest"), "{wrong}");
-        }
     }
 
     #[test]

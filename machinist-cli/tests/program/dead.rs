@@ -50,7 +50,9 @@ fn the_life_of_dead_letters(folder: &Folder) {
     assert!(table.starts_with("ID ") && table.contains(dead_id) && table.contains("failed"), "{table}");
     let shown = folder.run(&["dead", "show", dead_id]).ended(0).stdout;
     assert!(shown.contains(&format!("task      {}", failed[0])), "{shown}");
-    assert_eq!(folder.run(&["dead", "show", dead_id, "--json"]).ended(0).json(), *first);
+    let with_args = &list(folder, &["--task", "exists", "--args"])[0];
+    assert_eq!(folder.run(&["dead", "show", dead_id, "--json"]).ended(0).json(), *with_args);
+    assert_eq!((&with_args["args"], &with_args["error"]), (&json!(["there"]), &first["error"]));
     folder.run(&["dead", "show", "nobody"]).ended(3);
 
     folder.run(&["dead", "replay"]).ended(64).reports(&["every dead letter", "--all"]);

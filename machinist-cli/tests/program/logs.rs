@@ -20,6 +20,30 @@ fn an_ordinary_stop_logs_no_error() {
 }
 
 #[test]
+fn each_run_is_one_line_with_its_worker_task_and_outcome() {
+    let folder = Folder::with("[tasks.fine]\ncommand = [\"true\"]\n[tasks.bad]\ncommand = [\"false\"]\n");
+    let worker = folder.worker(&["--log", "json", "--name", "one"]);
+    let fine = folder.outcome(&["fine"]);
+    let bad = folder.outcome(&["bad"]);
+    let ran = worker.stop().ended(0);
+    let lines: Vec<serde_json::Value> =
+        ran.stderr.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    for (task, name, outcome) in [(&fine, "fine", "SUCCESS"), (&bad, "bad", "FAILURE")] {
+        let of_task: Vec<_> = lines
+            .iter()
+            .filter(|line| line["span"]["id"] == task["id"] && !line["outcome"].is_null())
+            .collect();
+        assert_eq!(of_task.len(), 1, "{ran:?}");
+        let (line, span) = (of_task[0], &of_task[0]["span"]);
+        assert_eq!((&line["outcome"], &span["task"]), (&outcome.into(), &name.into()), "{line}");
+        assert_eq!((&span["queue"], &span["worker"]), (&"default".into(), &"one".into()), "{line}");
+        assert!(span["attempt"] == 1 && line["duration_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{line}");
+    }
+    let stopped = lines.iter().find(|line| line["message"] == "stopped").unwrap();
+    assert_eq!(stopped["worker"], "one");
+}
+
+#[test]
 fn many_tasks_that_nobody_knows_are_one_line_for_each_name() {
     let folder = Folder::with("[tasks.known]\ncommand = [\"true\"]\n");
     let worker = folder.worker(&[]);

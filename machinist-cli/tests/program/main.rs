@@ -13,6 +13,7 @@ mod logs;
 mod long;
 mod main_job;
 mod mixed;
+mod operator;
 mod periodic;
 mod programs;
 mod rotation;

@@ -18,7 +18,7 @@ use crate::{
     client::Client,
     clock::Timestamp,
     id::{QueueName, TaskId, TaskName},
-    record::ErrorText,
+    record::{DeadReason, ErrorText},
     wire::{DeadMark, Digest, MarkedMessage},
 };
 
@@ -102,6 +102,11 @@ impl DeadLetter {
             digest,
             listed_as: None,
         }
+    }
+
+    /// Returns the words for the reasons of dead letters.
+    pub fn reasons() -> impl Iterator<Item = &'static str> {
+        DeadReason::ALL.into_iter().map(DeadReason::as_str).chain([UNVERIFIED])
     }
 
     /// Returns `true` if a worker made it of an authentic message. Every process that can publish can cause others.

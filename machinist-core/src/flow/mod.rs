@@ -15,5 +15,5 @@ mod step;
 pub use step::Policy;
 
 pub(crate) use outline::{Outline, OutlineStep};
-pub(crate) use place::{StepPlace, is_step_name, spawned_id};
-pub(crate) use step::{Catch, Flow, JoinPart, MAX_MEMBERS, MAX_STEPS, Membership, Spawned, Step};
+pub(crate) use place::{StepPlace, is_step_name, spawned_id, spawned_root};
+pub(crate) use step::{Catch, Flow, JoinPart, MAX_MEMBERS, MAX_STEPS, Membership, Replaced, Spawned, Step};

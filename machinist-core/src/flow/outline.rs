@@ -35,3 +35,10 @@ pub(crate) struct Outline {
     pub(crate) name: Option<String>,
     pub(crate) steps: Vec<OutlineStep>,
 }
+
+impl Outline {
+    /// Returns the name of the step whose end is that of the workflow, if it is one task.
+    pub(crate) fn last(&self) -> Option<&str> {
+        self.steps.iter().find(|step| step.is_last).map(|step| step.name.as_str())
+    }
+}

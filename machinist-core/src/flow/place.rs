@@ -129,6 +129,13 @@ pub(crate) fn spawned_id(parent: &TaskId, number: usize) -> TaskId {
     TaskId::parse(&text).unwrap_or_else(|_| parent.clone())
 }
 
+/// Returns the root of what was spawned, from the id of its last task.
+pub(crate) fn spawned_root(last: &TaskId) -> TaskId {
+    let text = last.as_str();
+    let end = text.rfind('+').and_then(|plus| Some(plus + text[plus..].find('.')?));
+    end.and_then(|end| TaskId::parse(&text[..end]).ok()).unwrap_or_else(|| last.clone())
+}
+
 fn short_hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes)[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -197,6 +204,15 @@ mod tests {
             id = spawned_id(&id, 2);
             assert!(id.as_str().len() <= MAX_SPAWNED_ID && seen.insert(id.clone()), "{id}");
         }
+    }
+
+    #[test]
+    fn the_root_of_what_was_spawned_follows_from_its_last_task() {
+        let root = |id: &str| spawned_root(&id.try_into().unwrap()).to_string();
+        assert_eq!(root("R.s1+1"), "R.s1+1");
+        assert_eq!(root("R.s1+1.last"), "R.s1+1");
+        assert_eq!(root("R.s1+1.s0+2.last"), "R.s1+1.s0+2");
+        assert_eq!(root("R+#0123.last"), "R+#0123");
     }
 
     #[test]

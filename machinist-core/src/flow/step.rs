@@ -42,6 +42,20 @@ pub(crate) struct Flow {
     /// The steps of the scope that can still follow.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) steps: Vec<Step>,
+    /// Task that the workflow of this one replaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) replaces: Option<Box<Replaced>>,
+}
+
+/// A task whose handler has handed its place to a workflow, and what follows the end of that workflow's last task. The other
+/// tasks of that workflow hold only its error callbacks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Replaced {
+    root: TaskId,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    path: String,
+    #[serde(default, skip_serializing_if = "Flow::is_empty")]
+    pub(crate) flow: Flow,
 }
 
 /// A task that is not sent yet, or a group of them.
@@ -106,6 +120,9 @@ pub(crate) struct Spawned {
     pub(crate) step: Step,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) outline: Option<Outline>,
+    /// `true` if it replaces the task that has spawned it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) replaces: bool,
 }
 
 /// StepPlace of a task's end in a join.
@@ -216,6 +233,36 @@ impl JoinPart {
     }
 }
 
+impl Replaced {
+    pub(crate) fn new(place: &StepPlace, flow: Flow) -> Self {
+        Self { root: place.root_id().clone(), path: place.path().to_owned(), flow }
+    }
+
+    /// Returns the place of the task.
+    pub(crate) fn place(&self) -> StepPlace {
+        // A worker has written it. Nothing waits at the place of a root.
+        StepPlace::parse(self.root.clone(), &self.path).unwrap_or_else(|| StepPlace::root(self.root.clone()))
+    }
+
+    /// Returns the id of the root of its workflow.
+    pub(crate) fn root(&self) -> &TaskId {
+        &self.root
+    }
+
+    /// Returns what the tasks before the last one of the workflow hold: the error callbacks.
+    pub(crate) fn callbacks(&self) -> Self {
+        Self { flow: self.flow.callbacks(), ..self.clone() }
+    }
+}
+
+impl Spawned {
+    /// Returns the place of the task whose end is the end of all that was spawned.
+    pub(crate) fn last(&self, root: &StepPlace) -> StepPlace {
+        let last = self.outline.as_ref().and_then(Outline::last);
+        last.map_or_else(|| root.clone(), |last| root.step(last))
+    }
+}
+
 impl Step {
     /// Returns the number of tasks that the step is published as.
     pub(crate) fn count(&self) -> usize {
@@ -270,6 +317,16 @@ impl Flow {
         self.steps.iter().filter(|step| found.contains(step.name.as_str())).collect()
     }
 
+    /// Returns the tasks that the workflow of this task replaces, the nearest first.
+    pub(crate) fn replaced(&self) -> impl Iterator<Item = &Replaced> {
+        std::iter::successors(self.replaces.as_deref(), |replaced| replaced.flow.replaces.as_deref())
+    }
+
+    fn callbacks(&self) -> Self {
+        let replaces = self.replaces.as_deref().map(|replaced| Box::new(replaced.callbacks()));
+        Self { catch: self.catch.clone(), replaces, ..Self::default() }
+    }
+
     /// Checks what a stranger may have written: the number of steps and members, the depth of scopes.
     ///
     /// # Errors
@@ -287,6 +344,7 @@ impl Flow {
             if scopes > MAX_SCOPES {
                 return Err(format!("more than {MAX_SCOPES} groups are inside each other"));
             }
+            open.extend(flow.replaces.as_deref().map(|replaced| (&replaced.flow, scopes)));
             for step in flow.steps.iter().chain(flow.catch.iter().map(|catch| &catch.step)) {
                 if step.count() > MAX_MEMBERS {
                     return Err(format!(

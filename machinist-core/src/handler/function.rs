@@ -4,7 +4,9 @@
 //! one parameter that does not fit instead of rejecting the function as a whole.
 
 use crate::{
+    args::{IntoResults, Misfit, Results},
     context::TaskContext,
+    continue_with::Continue,
     error::TaskError,
     extract::{Incoming, Parameter, Requirement},
 };
@@ -132,14 +134,32 @@ impl<A> Takes<A> for (A,) {}
     label = "this handler does not match its TaskDef"
 )]
 pub trait Returns<R> {
-    /// Returns the value itself.
-    fn returned(self) -> R;
+    /// Converts it to what the record holds.
+    ///
+    /// # Errors
+    /// A value has no form on the wire.
+    fn recorded(self) -> Result<Results, Misfit>
+    where
+        R: IntoResults;
 }
 
 #[diagnostic::do_not_recommend]
 impl<R> Returns<R> for R {
-    fn returned(self) -> R {
-        self
+    fn recorded(self) -> Result<Results, Misfit>
+    where
+        R: IntoResults,
+    {
+        self.into_results()
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<R> Returns<R> for Continue<R> {
+    fn recorded(self) -> Result<Results, Misfit>
+    where
+        R: IntoResults,
+    {
+        self.into_value().map_or_else(|| Ok(Results::default()), IntoResults::into_results)
     }
 }
 

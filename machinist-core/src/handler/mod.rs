@@ -47,7 +47,8 @@
 //! # Results and errors
 //!
 //! A handler returns `Result<R, E>`. `R` is declared by the task definition: `()`, one value, or a tuple, each element
-//! of which is one result. `E` is [`TaskError`] or any error that converts into it: every `std::error::Error + Send +
+//! of which is one result. A handler that returns [`Continue<R>`](crate::Continue) returns the value, or is replaced by a
+//! workflow. `E` is [`TaskError`] or any error that converts into it: every `std::error::Error + Send +
 //! Sync`, `anyhow::Error`, a `String`.
 //!
 //! | outcome of the handler | consequence |
@@ -227,7 +228,7 @@ where
     O::Value: Returns<R>,
     R: IntoResults,
 {
-    outcome.outcome()?.returned().into_results().map_err(TaskError::permanent)
+    outcome.outcome()?.recorded().map_err(TaskError::permanent)
 }
 
 /// A task and its local handler, without their types.

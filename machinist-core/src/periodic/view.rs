@@ -149,9 +149,8 @@ impl Client {
             return Ok(task);
         }
         let names = self.periodic_names().await?;
-        let nearest = names.into_iter().min_by_key(|known| strsim::damerau_levenshtein(known, name));
-        let close = |known: &String| strsim::damerau_levenshtein(known, name) <= 1 + name.len() / 3;
-        Err(PeriodicError::Unknown { name: name.chars().take(100).collect(), nearest: nearest.filter(close) })
+        let nearest = crate::nearest(name, names.iter().map(String::as_str)).map(str::to_owned);
+        Err(PeriodicError::Unknown { name: name.chars().take(100).collect(), nearest })
     }
 
     /// Returns the names in the index, sorted.

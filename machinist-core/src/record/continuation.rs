@@ -3,10 +3,11 @@
 //! Everything here is a function of the message of the ended task and of its recorded end. Two workers that continue the
 //! same workflow publish the same tasks with the same arguments.
 
+use super::facts::{End, Facts, name};
 use crate::{
     args::Arg,
     builtin::WORKFLOW_TASK,
-    flow::{Flow, Membership, Outline, Policy, Spawned, Step, StepPlace, spawned_id},
+    flow::{Flow, Membership, Outline, Policy, Replaced, Spawned, Step, StepPlace, spawned_id},
     id::{RecordId, RecordKind, TaskId},
 };
 
@@ -59,21 +60,73 @@ pub(crate) fn join_record(waiting: &StepPlace) -> RecordId {
 /// Returns the tasks that follow a success with these results, in the order in which they are published.
 pub(crate) fn after_success(place: &StepPlace, flow: &Flow, results: &[Arg]) -> Vec<Child> {
     let steps = flow.then.iter().filter_map(|name| flow.step(name));
-    steps.flat_map(|step| tasks_of(place, flow, step, results)).collect()
+    let mut children: Vec<Child> = steps.flat_map(|step| tasks_of(place, flow, step, results)).collect();
+    if let Some(replaced) = &flow.replaces {
+        children.extend(after_success(&replaced.place(), &replaced.flow, results));
+    }
+    children
 }
 
-/// Returns what the handler of a task has spawned. The ids are those of the task and a number.
-pub(crate) fn spawned_by(parent: &TaskId, spawned: Vec<Spawned>) -> Vec<Child> {
-    let child = |(number, Spawned { step, outline }): (usize, Spawned)| {
-        let place = StepPlace::root(spawned_id(parent, number + 1));
-        Child { place, step, outline }
+/// Returns what the handler of a task has spawned. The ids are those of the task and a number. `place` and `flow` are those
+/// of the task: they pass to what replaces it.
+pub(crate) fn spawned_by(
+    parent: &TaskId,
+    spawned: Vec<Spawned>,
+    place: Option<&StepPlace>,
+    flow: Option<&Flow>,
+) -> Vec<Child> {
+    let child = |(number, mut spawned): (usize, Spawned)| {
+        let root = spawned_place(parent, number);
+        if spawned.replaces {
+            let place = place.cloned().unwrap_or_else(|| StepPlace::root(parent.clone()));
+            pass_on(&place, flow.cloned().unwrap_or_default(), &mut spawned);
+        }
+        Child { place: root, step: spawned.step, outline: spawned.outline }
     };
     spawned.into_iter().enumerate().map(child).collect()
 }
 
+/// Returns the id of the task that ends in the place of this one, if its handler has spawned what replaces it.
+pub(crate) fn continued_by(parent: &TaskId, spawned: &[Spawned]) -> Option<TaskId> {
+    let number = spawned.iter().position(|spawned| spawned.replaces)?;
+    Some(spawned[number].last(&spawned_place(parent, number)).id())
+}
+
+/// Returns the id of the task whose end counts in the place of this one, by its record.
+pub(crate) fn continued_by_record(facts: &Facts) -> Option<TaskId> {
+    facts.read::<End>(name::END)?.continued_by
+}
+
+fn spawned_place(parent: &TaskId, number: usize) -> StepPlace {
+    StepPlace::root(spawned_id(parent, number + 1))
+}
+
+/// Passes what follows a task on to the workflow that replaces it: its last task gets everything, the others the error
+/// callbacks.
+fn pass_on(place: &StepPlace, flow: Flow, spawned: &mut Spawned) {
+    let flow = Flow { awaits: Vec::new(), ignores_results: false, ..flow };
+    let nothing_else = Flow { replaces: None, ..flow.clone() }.is_empty();
+    let replaced = match flow.replaces.clone() {
+        // A task that replaces itself again and again keeps a message of the same size.
+        Some(replaced) if nothing_else => *replaced,
+        _ => Replaced::new(place, flow),
+    };
+    let callbacks = replaced.callbacks();
+    let last = spawned.outline.as_ref().and_then(Outline::last).map(str::to_owned);
+    let mut open = vec![(true, &mut spawned.step)];
+    while let Some((in_first_scope, step)) = open.pop() {
+        let is_last = in_first_scope && last.as_deref().is_none_or(|last| last == step.name);
+        let passed_on = if is_last { &replaced } else { &callbacks };
+        step.flow.replaces = Some(Box::new(passed_on.clone()));
+        // The root names the steps of the first scope, and a group those of its members.
+        let in_first_scope = in_first_scope && step.each.is_none();
+        open.extend(step.flow.steps.iter_mut().map(|step| (in_first_scope, step)));
+    }
+}
+
 /// Returns the error callbacks of a failure with this text.
-pub(crate) fn after_failure(place: &StepPlace, flow: &Flow, error: &str) -> Vec<Child> {
-    let error = Arg { name: String::new(), kind: "string".to_owned(), value: error.into() };
+pub(crate) fn after_failure(place: &StepPlace, flow: &Flow, text: &str) -> Vec<Child> {
+    let error = Arg { name: String::new(), kind: "string".to_owned(), value: text.into() };
     let children = flow.catch.iter().flat_map(|catch| {
         let scope = place.outer_scope(catch.up);
         let mut step = catch.step.clone();
@@ -82,21 +135,32 @@ pub(crate) fn after_failure(place: &StepPlace, flow: &Flow, error: &str) -> Vec<
         }
         tasks_of(&scope, &step.flow.clone(), &step, &[])
     });
-    children.collect()
+    let mut children: Vec<Child> = children.collect();
+    if let Some(replaced) = &flow.replaces {
+        children.extend(after_failure(&replaced.place(), &replaced.flow, text));
+    }
+    children
 }
 
 /// Returns the tasks that never run because this one has failed: all that can only follow it.
 pub(crate) fn never_after(place: &StepPlace, flow: &Flow) -> Vec<Child> {
-    let mut never = Vec::new();
+    let mut never = after_replaced(flow);
     for step in flow.reachable(&flow.then) {
         for child in tasks_of(place, flow, step, &[]) {
             if step.each.is_some() {
                 never.extend(never_after(&child.place, &child.step.flow));
+            } else {
+                never.extend(after_replaced(&child.step.flow));
             }
             never.push(child);
         }
     }
     never
+}
+
+/// Returns the tasks that can only follow the task that was replaced.
+fn after_replaced(flow: &Flow) -> Vec<Child> {
+    flow.replaces.as_ref().map(|replaced| never_after(&replaced.place(), &replaced.flow)).unwrap_or_default()
 }
 
 /// Returns the joins that the end of a task belongs to.
@@ -111,7 +175,11 @@ pub(crate) fn joinings(place: &StepPlace, flow: &Flow) -> Vec<Joining> {
             policy: *policy,
         }
     };
-    flow.joins.iter().map(of).collect()
+    let mut all: Vec<Joining> = flow.joins.iter().map(of).collect();
+    if let Some(replaced) = &flow.replaces {
+        all.extend(joinings(&replaced.place(), &replaced.flow));
+    }
+    all
 }
 
 /// Returns the tasks that a step is published as. `scope` is the place of any task in the scope, and `flow` holds its steps.

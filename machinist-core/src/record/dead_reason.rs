@@ -23,9 +23,30 @@ pub(crate) enum DeadReason {
     Lost,
     Expired,
     Unroutable,
+    Purged,
 }
 
 impl DeadReason {
+    /// Every reason.
+    pub(crate) const ALL: [Self; 16] = [
+        Self::Unsigned,
+        Self::UnknownKey,
+        Self::BadSignature,
+        Self::RevokedKey,
+        Self::Stale,
+        Self::NotAllowed,
+        Self::TooLarge,
+        Self::Undecodable,
+        Self::WrongQueue,
+        Self::Unregistered,
+        Self::Malformed,
+        Self::Failed,
+        Self::Lost,
+        Self::Expired,
+        Self::Unroutable,
+        Self::Purged,
+    ];
+
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Unsigned => "unsigned",
@@ -43,6 +64,7 @@ impl DeadReason {
             Self::Lost => "lost",
             Self::Expired => "expired",
             Self::Unroutable => "unroutable",
+            Self::Purged => "purged",
         }
     }
 
@@ -66,23 +88,7 @@ mod tests {
 
     #[test]
     fn reasons_are_stored_as_their_words() {
-        for reason in [
-            DeadReason::Unsigned,
-            DeadReason::UnknownKey,
-            DeadReason::BadSignature,
-            DeadReason::RevokedKey,
-            DeadReason::Stale,
-            DeadReason::NotAllowed,
-            DeadReason::TooLarge,
-            DeadReason::Undecodable,
-            DeadReason::WrongQueue,
-            DeadReason::Unregistered,
-            DeadReason::Malformed,
-            DeadReason::Failed,
-            DeadReason::Lost,
-            DeadReason::Expired,
-            DeadReason::Unroutable,
-        ] {
+        for reason in DeadReason::ALL {
             assert_eq!(serde_json::to_string(&reason).unwrap(), format!("\"{}\"", reason.as_str()));
         }
     }

@@ -18,7 +18,7 @@ use crate::{
     args::Results,
     clock::Timestamp,
     flow::Spawned,
-    id::{RunId, SessionId},
+    id::{RunId, SessionId, TaskId},
 };
 
 /// Size that most facts do not exceed, in bytes.
@@ -45,6 +45,9 @@ pub(crate) mod name {
     /// The message, stored so that it can be sent again: by the sender for delayed tasks, by the worker for failed
     /// ones.
     pub(crate) const MESSAGE: &str = "msg";
+    /// The message of a task whose worker keeps its arguments for people. Nothing is decided by it, and nothing is sent
+    /// from it.
+    pub(crate) const KEPT_ARGS: &str = "kept";
     /// Id of the failed task that this one repeats.
     pub(crate) const RETRY_OF: &str = "retry_of";
     /// Id of the task that repeats this failed one.
@@ -332,6 +335,9 @@ pub(crate) struct End {
     /// Tasks and workflows that the handler has spawned. Encrypted where outcomes are, so that the number says that there is something.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) spawned: Vec<Spawned>,
+    /// Task whose end counts in the place of this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) continued_by: Option<TaskId>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "the form that serde asks for")]
@@ -342,7 +348,15 @@ fn is_zero(number: &usize) -> bool {
 impl End {
     /// Creates the end of a task that was not run.
     pub(crate) fn without_run(at: Timestamp, verdict: EndVerdict) -> Self {
-        Self { origin: None, at, verdict, log: String::new(), spawns: 0, spawned: Vec::new() }
+        Self {
+            origin: None,
+            at,
+            verdict,
+            log: String::new(),
+            spawns: 0,
+            spawned: Vec::new(),
+            continued_by: None,
+        }
     }
 }
 
@@ -402,12 +416,14 @@ fn known_reason<'de, D: Deserializer<'de>>(from: D) -> Result<Option<DeadReason>
 pub(crate) struct EncodedResults {
     text: Bytes,
     pub(crate) spawned: Vec<Spawned>,
+    /// Task whose end counts in the place of this one.
+    pub(crate) continued_by: Option<TaskId>,
 }
 
 impl EncodedResults {
     /// Encodes the results of a run.
     pub(crate) fn of(results: &Results) -> Self {
-        Self { text: json(results), spawned: Vec::new() }
+        Self { text: json(results), spawned: Vec::new(), continued_by: None }
     }
 
     /// Size of what was spawned, in bytes.
@@ -452,6 +468,10 @@ pub(crate) fn success(origin: &RunOrigin, at: Timestamp, results: &EncodedResult
         text.extend_from_slice(format!(",\"spawns\":{},\"spawned\":", results.spawned.len()).as_bytes());
         text.extend_from_slice(&json(&results.spawned));
     }
+    if let Some(continued_by) = &results.continued_by {
+        text.extend_from_slice(b",\"continued_by\":");
+        text.extend_from_slice(&json(continued_by));
+    }
     text.push(b'}');
     Bytes::from(text)
 }
@@ -459,7 +479,7 @@ pub(crate) fn success(origin: &RunOrigin, at: Timestamp, results: &EncodedResult
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::Step;
+    use crate::{flow::Step, record::continued_by};
 
     #[test]
     fn names_are_parsed_as_they_were_formatted() {
@@ -492,6 +512,7 @@ mod tests {
             log: String::new(),
             spawns: 0,
             spawned: Vec::new(),
+            continued_by: None,
         };
         let text = json(&end);
         assert_eq!(
@@ -522,7 +543,9 @@ mod tests {
             serde_json::from_str(r#"[{"name":"","type":"string","value":"x\ny"}]"#).unwrap();
         for log in ["", "a line\n\"quoted\""] {
             let verdict = EndVerdict::Success { results: results.clone() };
-            for spawned in [vec![], vec![Spawned { step: Step::default(), outline: None }]] {
+            let replacement = Spawned { step: Step::default(), outline: None, replaces: true };
+            for spawned in [vec![], vec![replacement]] {
+                let continued_by = continued_by(&"R".try_into().unwrap(), &spawned);
                 let end = End {
                     origin: Some(origin.clone()),
                     at,
@@ -530,8 +553,9 @@ mod tests {
                     log: log.to_owned(),
                     spawns: spawned.len(),
                     spawned: spawned.clone(),
+                    continued_by: continued_by.clone(),
                 };
-                let encoded = EncodedResults { spawned, ..EncodedResults::of(&results) };
+                let encoded = EncodedResults { spawned, continued_by, ..EncodedResults::of(&results) };
                 assert_eq!(success(&origin, at, &encoded, log), json(&end));
             }
         }

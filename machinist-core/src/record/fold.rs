@@ -109,6 +109,9 @@ pub struct Record {
     pub retry_of: Option<TaskId>,
     /// Task that repeats this failed one.
     pub retried_as: Option<TaskId>,
+    /// Task whose end counts in the place of this one, which has succeeded: its handler has returned
+    /// [`Continue`](crate::Continue) with a workflow.
+    pub continued_by: Option<TaskId>,
     /// Earlier attempts, oldest first.
     pub history: Vec<Attempt>,
 }
@@ -175,6 +178,7 @@ pub fn fold(id: &TaskId, facts: &Facts) -> Option<Record> {
         parked: parked(facts),
         retry_of: task_id(facts, name::RETRY_OF),
         retried_as: task_id(facts, name::RETRIED_AS),
+        continued_by: None,
     };
     if let Some(end) = end {
         apply_end(&mut record, end);
@@ -190,6 +194,7 @@ fn task_id(facts: &Facts, name: &str) -> Option<TaskId> {
 fn apply_end(record: &mut Record, end: End) {
     record.ended_at = Some(end.at);
     record.log = end.log;
+    record.continued_by = end.continued_by;
     if let Some(origin) = end.origin {
         record.attempt = origin.attempt;
         record.worker = Some(origin.worker.to_string());

@@ -55,7 +55,8 @@ pub use presence::{PresenceState, WorkerHealth};
 
 pub(crate) use claim::{Claim, ClaimStatus, RenewalAction};
 pub(crate) use continuation::{
-    Child, Joining, after_failure, after_success, join_record, joinings, never_after, spawned_by,
+    Child, Joining, after_failure, after_success, continued_by, continued_by_record, join_record, joinings,
+    never_after, spawned_by,
 };
 pub(crate) use control::{control_record, disable, disabled_tasks, enable};
 pub(crate) use dead_reason::DeadReason;

@@ -176,7 +176,15 @@ pub(crate) fn outcome_commit(
             commit.expiry = Expiry::After(ttl.max(MIN_RESULTS_TTL));
             (
                 name::END.into(),
-                json(&End { origin: Some(origin), at: now, verdict, log, spawns: 0, spawned: Vec::new() }),
+                json(&End {
+                    origin: Some(origin),
+                    at: now,
+                    verdict,
+                    log,
+                    spawns: 0,
+                    spawned: Vec::new(),
+                    continued_by: None,
+                }),
             )
         }
     };

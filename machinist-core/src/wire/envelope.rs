@@ -500,7 +500,7 @@ mod tests {
     use super::*;
     use crate::{
         args::Arg,
-        flow::{Catch, Flow, JoinPart, Membership, Policy, Step},
+        flow::{Catch, Flow, JoinPart, Membership, Policy, Replaced, Step, StepPlace},
         retry::RetryPolicy,
     };
 
@@ -723,8 +723,11 @@ mod tests {
             awaits: vec![part],
             ignores_results: true,
             steps: vec![step("many")],
+            replaces: None,
         };
         flow.steps[0].flow = flow.clone();
+        let replaced = StepPlace::parse("R".try_into().unwrap(), "many.3").unwrap();
+        flow.replaces = Some(Box::new(Replaced::new(&replaced, flow.clone())));
         flow
     }
 

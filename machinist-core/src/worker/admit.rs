@@ -21,7 +21,7 @@ use crate::{
     builtin::WORKFLOW_TASK,
     clock::Timestamp,
     id::{RecordId, RunId},
-    limit::{AppliedLimit, bucket::push_back, hashed_key, stored_key},
+    limit::{AppliedLimit, bucket::push_back, hashed_key, places::places, stored_key},
     record::{Facts, ReservedStart, parked},
     security::is_encrypted,
     wire::{Body, Envelope},
@@ -50,6 +50,8 @@ pub(super) struct LimitState {
 #[derive(Debug)]
 struct PlaceWait {
     record: RecordId,
+    /// Number of places.
+    max: u32,
     watch: Option<Watch>,
     poll: Duration,
     gone_before: u64,
@@ -90,7 +92,7 @@ impl WorkerContext {
                 PlaceReply::SameTask => return Ok(Admitted::Undecided),
                 PlaceReply::Full => {
                     self.return_places(&registered.run).await;
-                    state.wait_for_place(record, self.sessions.peers.gone_count());
+                    state.wait_for_place(record, max, self.sessions.peers.gone_count());
                     return Ok(Admitted::No(
                         Refusal::new(limit.places_reason(), None).within(MAX_PLACE_DELAY),
                     ));
@@ -176,7 +178,21 @@ impl WorkerContext {
         }
         let parked = self.park(envelope, refusal).await;
         state.undecided = parked.is_none();
+        if parked.is_some()
+            && let Some(wait) = &state.wait
+        {
+            self.release_if_free(wait).await;
+        }
         parked
+    }
+
+    /// Releases a parked task if a place is free. A place that was freed between the refusal of a task and its parking has
+    /// found nobody to release.
+    async fn release_if_free(&self, wait: &PlaceWait) {
+        let Ok(facts) = self.calls.read_record(&wait.record).await else { return };
+        if places(&facts).count() < wait.max as usize {
+            self.release_for(&wait.record).await;
+        }
     }
 
     /// Keeps all tasks that share the rate limits of a task from starting before `delay` is over. What fails is only said:
@@ -230,10 +246,10 @@ impl WorkerContext {
 }
 
 impl LimitState {
-    fn wait_for_place(&mut self, record: RecordId, gone_before: u64) {
+    fn wait_for_place(&mut self, record: RecordId, max: u32, gone_before: u64) {
         match &mut self.wait {
             Some(wait) if wait.record == record => wait.gone_before = gone_before,
-            _ => self.wait = Some(PlaceWait { record, watch: None, poll: PLACE_POLLS.0, gone_before }),
+            _ => self.wait = Some(PlaceWait { record, max, watch: None, poll: PLACE_POLLS.0, gone_before }),
         }
     }
 

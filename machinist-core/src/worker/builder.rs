@@ -115,6 +115,7 @@ pub struct WorkerBuilder {
     tags: Vec<String>,
     concurrency: usize,
     look_ahead: Option<usize>,
+    keep_args: bool,
     grace: Duration,
     lease: Lease,
     consumer_timeout: Duration,
@@ -137,6 +138,7 @@ impl WorkerBuilder {
             tags: Vec::new(),
             concurrency: 16,
             look_ahead: None,
+            keep_args: false,
             grace: DEFAULT_GRACE,
             lease: Lease::DEFAULT,
             consumer_timeout: CONSUMER_TIMEOUT,
@@ -183,6 +185,13 @@ impl WorkerBuilder {
     /// that wait go back to the broker, and the worker takes what it has slots for until its runs are short again.
     pub fn look_ahead(mut self, deliveries: usize) -> Self {
         self.look_ahead = Some(deliveries);
+        self
+    }
+
+    /// Sets whether the records of tasks keep their arguments for people, where the
+    /// [options](TaskOptions::keep_args) of a task do not say. Default: `false`.
+    pub fn keep_args(mut self, kept: bool) -> Self {
+        self.keep_args = kept;
         self
     }
 
@@ -341,7 +350,10 @@ impl WorkerBuilder {
         if queues.is_empty() {
             queues.insert(self.app.default_queue().clone());
         }
-        let tasks = self.registered_tasks()?;
+        let mut tasks = self.registered_tasks()?;
+        for task in tasks.values_mut() {
+            task.options.keep_args.get_or_insert(self.keep_args);
+        }
         can_sign(&self.app, &tasks, &queues)?;
         check_periodic(&self.app, &self.periodic)?;
         let tags = checked_tags(&self.tags)?;

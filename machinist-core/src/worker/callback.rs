@@ -17,12 +17,12 @@ use crate::{
     args::Arg,
     backend::{Commit, Expiry},
     clock::Timestamp,
-    flow::{JoinPart, Policy, StepPlace},
+    flow::{JoinPart, Policy, StepPlace, spawned_root},
     id::{RecordId, TaskId},
     record::{
         EndedMember, Facts, Failure, FailureKind, JoinDecision, Joining, ParkDecision, UNFINISHED_TTL,
-        decide_join, decide_parking, ended_members, extend_join, failure_of, gathered_fact, join_record,
-        name, revoked_root,
+        continued_by_record, decide_join, decide_parking, ended_members, extend_join, failure_of,
+        gathered_fact, join_record, name, revoked_root,
     },
     wire::Envelope,
 };
@@ -156,14 +156,27 @@ impl WorkerContext {
         Ok(records)
     }
 
-    /// Returns the record that counts for a member: its own, or that of the task that repeats it where a failure is held.
+    /// Returns the record that counts for a member: its own, that of the task that has replaced it, or that of the task that
+    /// repeats it where a failure is held.
     /// `None` if it cannot be used.
     async fn counting_record(
         &self,
         slot: &MemberSlot<'_>,
         facts: Option<Facts>,
     ) -> Result<Option<(TaskId, Facts)>, Settlement> {
-        let Some(facts) = facts else { return Ok(None) };
+        let Some(mut facts) = facts else { return Ok(None) };
+        let mut id = slot.id.clone();
+        // Each task has a longer id than the one before, or a hash: this ends.
+        while let Some(next) = continued_by_record(&facts) {
+            let followed = facts.has(name::FOLLOWED);
+            let root = self.calls.read(&spawned_root(&next)).await?;
+            facts = self.calls.read(&next).await?;
+            if facts.is_empty() && !(root.is_empty() && followed) {
+                // What replaces the member is under way.
+                return Ok(None);
+            }
+            id = next;
+        }
         if slot.part.policy == Policy::Hold
             && failure_of(&facts).is_some()
             && let Some(again) = facts.text(name::RETRIED_AS).and_then(|id| TaskId::parse(&id).ok())
@@ -171,7 +184,7 @@ impl WorkerContext {
             let repeated = self.calls.read(&again).await?;
             return Ok((!repeated.is_empty()).then_some((again, repeated)));
         }
-        Ok(Some((slot.id.clone(), facts)))
+        Ok(Some((id, facts)))
     }
 
     /// Returns `true` unless the members of a part may not have been published yet: the task that publishes them has not
@@ -263,8 +276,26 @@ impl WorkerContext {
 }
 
 impl WorkerContext {
-    /// Returns `true` if the workflow with this root was revoked.
-    pub(super) async fn is_root_revoked(&self, root: &TaskId) -> Result<bool, Unanswered> {
+    /// Returns `true` if the workflow of a task was revoked, or one in which it replaces a task.
+    pub(super) async fn is_workflow_revoked(
+        &self,
+        envelope: &Envelope,
+        place: &StepPlace,
+    ) -> Result<bool, Unanswered> {
+        if self.is_root_revoked(place.root_id()).await? {
+            return Ok(true);
+        }
+        // What begins later in a workflow that replaces a task is found by the revocation itself.
+        let flow = place.is_root().then(|| self.app.decode(envelope).ok()?.flow).flatten();
+        for replaced in flow.iter().flat_map(|flow| flow.replaced()) {
+            if self.is_root_revoked(replaced.root()).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn is_root_revoked(&self, root: &TaskId) -> Result<bool, Unanswered> {
         if let Some(revoked) = self.revoked_roots.known(root) {
             return Ok(revoked);
         }

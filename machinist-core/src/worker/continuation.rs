@@ -52,31 +52,36 @@ type Unsent = (Child, Failure);
 
 impl WorkerContext {
     /// Lets the workflow of an ended task go on. `end` is the end as this worker has recorded it; without it, the record is
-    /// read.
+    /// read. Returns `true` if anything could follow the task: then its record tells others that all of it is published.
     pub(super) async fn continue_workflow(
         &self,
         envelope: &Envelope,
         place: Option<&StepPlace>,
         end: Option<Bytes>,
-    ) -> Result<(), Unpublished> {
+    ) -> Result<bool, Unpublished> {
         self.calls.can_sign().await?;
         let mut recorded = self.recorded_end(envelope, end).await?;
-        let spawned = spawned_by(&envelope.id, std::mem::take(&mut recorded.end.spawned));
-        let mut unsent = self.publish_children(envelope, spawned, recorded.end.at).await?;
-        let mut woken = BTreeSet::new();
-        let Some(place) = place else {
-            return self.end_unsent(envelope, unsent, &mut woken).await;
-        };
-        let flow = match self.app.decode(envelope) {
-            Ok(body) => body.flow.unwrap_or_default(),
-            Err(error) if self.app.0.trust.check_decryptable(envelope).is_err() => {
+        let flow = match place.map(|_| self.app.decode(envelope)) {
+            None => None,
+            Some(Ok(body)) => Some(body.flow.unwrap_or_default()),
+            Some(Err(error)) if self.app.0.trust.check_decryptable(envelope).is_err() => {
                 return Err(Unpublished::Never(PublishError::Rejected { reason: error.to_string() }));
             }
             // What follows it cannot be read either. The steps that wait for it look at its record.
-            Err(_) => return Ok(()),
+            Some(Err(_)) => None,
         };
         let id = &envelope.id;
         let at = recorded.end.at;
+        let spawned = std::mem::take(&mut recorded.end.spawned);
+        let spawned = spawned_by(id, spawned, place, flow.as_deref());
+        let mut unsent = self.publish_children(envelope, spawned, at).await?;
+        let mut woken = BTreeSet::new();
+        let (Some(place), Some(flow), None) = (place, flow, &recorded.end.continued_by) else {
+            self.end_unsent(envelope, unsent, &mut woken).await?;
+            self.release_callbacks(woken).await?;
+            return Ok(true);
+        };
+        let leads_on = recorded.end.spawns > 0 || !flow.then.is_empty() || flow.replaces.is_some();
         let failed = match &recorded.end.verdict {
             EndVerdict::Success { results } => {
                 let children = after_success(place, &flow, &results.0);
@@ -98,6 +103,11 @@ impl WorkerContext {
         self.end_unsent(envelope, unsent, &mut woken).await?;
         let own = Ended { place: place.clone(), flow: &flow, end: recorded.fact, failed };
         self.join(id, own, &mut woken).await?;
+        self.release_callbacks(woken).await?;
+        Ok(leads_on)
+    }
+
+    async fn release_callbacks(&self, woken: BTreeSet<StepPlace>) -> Result<(), Unpublished> {
         for waiting in woken {
             self.release_callback(&waiting).await?;
         }

@@ -21,69 +21,93 @@ impl Observer for EventLog {
     fn observe(&self, event: &Event<'_>) {
         match event.kind {
             // Arguments and results are not logged: they belong to the user.
+            // One line for each run, in the span of the run, which names worker, task, id, queue and attempt.
             EventKind::Ended { failure: None, run_time: Some(took), .. } => {
-                tracing::debug!(?took, "SUCCESS");
+                tracing::info!(outcome = "SUCCESS", duration_ms = millis(took), "ended");
             }
             EventKind::Ended { failure: Some((kind, error)), run_time: Some(took), .. } => {
-                tracing::error!(?took, %kind, error = error.message(), "FAILURE");
+                let error = error.message();
+                tracing::error!(outcome = "FAILURE", duration_ms = millis(took), %kind, error, "ended");
             }
-            EventKind::Retried { due, error, run_time: took, .. } => {
-                tracing::warn!(?took, %due, error = error.message(), "RETRY");
+            EventKind::Retried { due, kind, error, run_time: took, .. } => {
+                let error = error.message();
+                tracing::warn!(outcome = "RETRY", duration_ms = millis(took), %kind, %due, error, "ended");
             }
             EventKind::Superseded { task } => {
                 tracing::warn!(id = %task.id, "another run has taken this task over: the outcome of this run does not count");
             }
             EventKind::Deferred { queue, task, reason, error, remaining } => {
-                self.log_deferral(queue, task, reason, error, remaining);
+                self.log_deferral(event.worker, queue, task, reason, error, remaining);
             }
-            EventKind::Refused { queue, reason, error, .. } => self.log_refusal(queue, reason, error),
+            EventKind::Refused { queue, reason, error, .. } => {
+                self.log_refusal(event.worker, queue, reason, error)
+            }
             EventKind::WorkerStarted { queues } => {
                 tracing::info!(worker = event.worker, queues = ?queues, "ready");
             }
-            EventKind::WorkerState { state } => log_state(state),
+            EventKind::WorkerState { state } => log_state(event.worker.unwrap_or_default(), state),
             EventKind::WorkerEnded { handed_back, unfinished, refused, dead_letters } => {
                 let drained = Drained { handed_back, unfinished, refused };
-                tracing::info!(?drained, ?dead_letters, "stopped");
+                tracing::info!(worker = event.worker, ?drained, ?dead_letters, "stopped");
             }
             _ => {}
         }
     }
 }
 
-fn log_state(state: WorkerState<'_>) {
+/// Returns a duration in milliseconds, to the microsecond.
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// Returns a duration in whole minutes, or in seconds below two minutes.
+fn round(duration: Duration) -> String {
+    match duration.as_secs_f64().round() {
+        seconds if seconds < 120.0 => format!("{seconds} seconds"),
+        seconds => format!("{} minutes", (seconds / 60.0).round()),
+    }
+}
+
+fn log_state(worker: &str, state: WorkerState<'_>) {
     match state {
-        WorkerState::Draining { running } => tracing::info!(running, "draining"),
+        WorkerState::Draining { running } => tracing::info!(worker, running, "draining"),
         WorkerState::BackendAway => {
-            tracing::error!("the backend is away: taking no deliveries until it answers");
+            tracing::error!(worker, "the backend is away: taking no deliveries until it answers");
         }
-        WorkerState::BackendBack => tracing::info!("the backend is back"),
+        WorkerState::BackendBack => tracing::info!(worker, "the backend is back"),
         // The adapter logs it, with the error.
         WorkerState::BrokerAway | WorkerState::BrokerBack => {}
         WorkerState::SessionExpired { running } => {
-            tracing::warn!(running, "the session has expired: opening a new one and adopting what runs")
+            tracing::warn!(
+                worker,
+                running,
+                "the session has expired: opening a new one and adopting what runs"
+            )
         }
         WorkerState::CutOff { running } => tracing::error!(
+            worker,
             running,
             "the backend and the broker are away, and the lease has expired: other workers may run the same tasks, so \
              all runs are cancelled"
         ),
         WorkerState::Withdrawn { running, away } => tracing::error!(
+            worker,
             running,
             "the backend has been away for {away:?}: cancelling all runs, handing back all deliveries, and taking no \
              more until it answers. Unrecorded outcomes are kept"
         ),
         WorkerState::Asleep { running } => {
-            tracing::info!(running, "asleep: taking no deliveries until the worker is resumed")
+            tracing::info!(worker, running, "asleep: taking no deliveries until the worker is resumed")
         }
-        WorkerState::Resubscribed { queues } => tracing::info!(queues = ?queues, "subscribed again"),
+        WorkerState::Resubscribed { queues } => tracing::info!(worker, queues = ?queues, "subscribed again"),
     }
 }
 
 impl EventLog {
     /// Logs a refused message, if a line about this reason and queue is due.
-    fn log_refusal(&self, queue: &QueueName, reason: &'static str, error: &str) {
+    fn log_refusal(&self, worker: Option<&str>, queue: &QueueName, reason: &'static str, error: &str) {
         if let Some(suppressed) = self.refusals.due(reason, queue.as_str()) {
-            tracing::warn!(%queue, reason, error, suppressed, "a message was refused and is a dead letter now");
+            tracing::warn!(worker, %queue, reason, error, suppressed, "a message was refused and is a dead letter now");
         }
     }
 
@@ -91,6 +115,7 @@ impl EventLog {
     /// about this reason and queue if the message was not read.
     fn log_deferral(
         &self,
+        worker: Option<&str>,
         queue: &QueueName,
         task: Option<EventTask<'_>>,
         reason: &'static str,
@@ -102,9 +127,22 @@ impl EventLog {
             let id = task.map(|task| tracing::field::display(task.id));
             let remedy = remedy(reason, true);
             tracing::warn!(
-                %queue, id, reason, error, suppressed, remedy,
-                "no worker here accepts a message: it is offered again for {remaining:?}, and is a dead letter then"
+                worker, %queue, id, reason, error, suppressed, remedy,
+                "no worker here accepts a message: it is offered again for {}, and is a dead letter then",
+                round(remaining)
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_round() {
+        assert_eq!(round(Duration::from_millis(3_599_871)), "60 minutes");
+        assert_eq!(round(Duration::from_millis(119_400)), "119 seconds");
+        assert!((millis(Duration::from_nanos(12_345_678)) - 12.346).abs() < 1e-9);
     }
 }

@@ -55,8 +55,12 @@ impl WorkerContext {
             FollowUp::DeadLetter { .. } => place.is_some(),
             FollowUp::Nothing | FollowUp::NextRun { .. } => false,
         };
-        if goes_on && let Err(unpublished) = self.continue_workflow(envelope, place.as_ref(), end).await {
-            return self.settled_by::<()>(Err(unpublished)).await;
+        let mut only_joined = false;
+        if goes_on {
+            match self.continue_workflow(envelope, place.as_ref(), end).await {
+                Ok(leads_on) => only_joined = !leads_on && matches!(follow_up, FollowUp::Ended { .. }),
+                Err(unpublished) => return self.settled_by::<()>(Err(unpublished)).await,
+            }
         }
         let published = match follow_up {
             FollowUp::Nothing | FollowUp::Ended { .. } => Ok(()),
@@ -85,7 +89,9 @@ impl WorkerContext {
             Err(Unpublished::Unanswered(unanswered)) => return unanswered.into(),
             Err(Unpublished::Never(error)) => return Box::pin(self.never_runs_again(envelope, &error)).await,
         }
-        if let Some(done) = follow_up.done(&envelope.id, envelope.attempt) {
+        // Joining again is harmless, and nobody asks whether it was done.
+        let done = follow_up.done(&envelope.id, envelope.attempt).filter(|_| !only_joined);
+        if let Some(done) = done {
             match self.calls.commit_outcome(done).await {
                 // Published, it needs no record: only the mark is missing.
                 Ok(_) | Err(Unanswered::BadRecord) => {}

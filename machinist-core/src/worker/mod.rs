@@ -84,7 +84,7 @@ pub use tag::{InvalidTag, MAX_TAGS, Tag};
 
 use crate::{
     app::App,
-    backend::{BackendError, Index, IndexUpdate},
+    backend::BackendError,
     broker::{BrokerError, Consume},
     event::{EventKind, WorkerState},
     id::{QueueName, TaskName},
@@ -233,7 +233,7 @@ impl Worker {
             Some(consumer) => health.subscribed(consumer.health().into()),
             None => health.asleep(),
         }
-        remember_queues(&worker.app, &queues).await;
+        worker.app.list_queues_of_worker(&queues).await;
         worker.emit(EventKind::WorkerStarted { queues: &queues });
         ready.cancel();
         let tracker = TaskTracker::new();
@@ -271,15 +271,6 @@ impl Worker {
         let dead_letters = &worker.events.dead_letter_counts.by_reason();
         worker.emit(EventKind::WorkerEnded { handed_back, unfinished, refused, dead_letters });
         Ok(drained)
-    }
-}
-
-/// Lists the queues in the backend for `machinist queues`: AMQP cannot list queues.
-async fn remember_queues(app: &App, queues: &[QueueName]) {
-    let at = app.clock().now();
-    let update = |queue: &QueueName| IndexUpdate::Put { index: Index::Queues, at, member: queue.to_string() };
-    if let Err(error) = app.backend().update_indexes(queues.iter().map(update).collect()).await {
-        tracing::debug!(%error, "the queues could not be listed in the backend");
     }
 }
 

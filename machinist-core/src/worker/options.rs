@@ -22,6 +22,7 @@ pub struct TaskOptions {
     pub(super) classify: Option<Arc<dyn ErrorClassifier>>,
     pub(super) backoff_with: Option<BackoffFunction>,
     pub(super) limit: Option<Limit>,
+    pub(super) keep_args: Option<bool>,
 }
 
 /// Function from the number of retries so far to the wait before the next run.
@@ -79,6 +80,7 @@ impl fmt::Debug for TaskOptions {
             .field("classify", &self.classify.is_some())
             .field("backoff_with", &self.backoff_with.is_some())
             .field("limit", &self.limit)
+            .field("keep_args", &self.keep_args)
             .finish()
     }
 }
@@ -184,6 +186,18 @@ impl TaskOptions {
     #[must_use]
     pub fn soft_timeout(mut self, limit: Duration) -> Self {
         self.soft_timeout = Some(limit);
+        self
+    }
+
+    /// Sets whether the records of this task keep its arguments, so that people see them: `machinist status`,
+    /// [`Client::arguments`](crate::Client::arguments). Default: what [`WorkerBuilder::keep_args`] says.
+    ///
+    /// The records of delayed and failed tasks keep them anyhow. Encrypted arguments stay encrypted.
+    ///
+    /// [`WorkerBuilder::keep_args`]: crate::WorkerBuilder::keep_args
+    #[must_use]
+    pub fn keep_args(mut self, kept: bool) -> Self {
+        self.keep_args = Some(kept);
         self
     }
 

@@ -144,11 +144,16 @@ impl WorkerContext {
     /// by the next renewal.
     pub(super) async fn free_places(&self, run: &RunId) {
         for place in self.return_places(run).await {
-            let subject = place.record.id().strip_prefix("run/").unwrap_or_default();
-            let reason = WaitReason::new("max_running", subject);
-            if let Err(error) = self.app.client().release_one(&reason).await {
-                tracing::debug!(%error, %reason, "no parked task was released; they come back by themselves");
-            }
+            self.release_for(&place.record).await;
+        }
+    }
+
+    /// Lets the task that has been parked longest for a place of this limit come back at once.
+    pub(super) async fn release_for(&self, record: &RecordId) {
+        let subject = record.id().strip_prefix("run/").unwrap_or_default();
+        let reason = WaitReason::new("max_running", subject);
+        if let Err(error) = self.app.client().release_one(&reason).await {
+            tracing::debug!(%error, %reason, "no parked task was released; they come back by themselves");
         }
     }
 }

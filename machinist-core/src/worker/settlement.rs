@@ -44,6 +44,8 @@ pub(super) struct ActiveDelivery {
     pub(super) outcome_key: Option<Box<Key>>,
     /// Results of the join that the task has waited for.
     pub(super) gathered: Option<Gathered>,
+    /// `true` if its record keeps its arguments for people.
+    pub(super) keeps_args: bool,
     /// `true` after its run was cut off without an outcome.
     pub(super) cut_off: bool,
 }

@@ -11,7 +11,7 @@ use crate::{
     id::SessionId,
     record::{
         Claim, Facts, Failure, FailureKind, StartDecision, StartRequest, Suspicion, abandoned_start,
-        decide_start, suspicion,
+        decide_start, name, suspicion,
     },
     wire::Envelope,
     worker::{exclusive, server_calls::Unanswered, session::RegisteredRun},
@@ -66,6 +66,10 @@ impl WorkerContext {
         if envelope.source.is_some() {
             // Another program sent it, and wrote no record.
             commit.facts.extend(names_of_task(envelope));
+        }
+        if active.keeps_args {
+            let kept = self.app.message_fact(envelope).map(|(_, message)| (name::KEPT_ARGS.into(), message));
+            commit.facts.extend(kept);
         }
         let mut taking_over = false;
         loop {

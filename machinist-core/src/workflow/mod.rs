@@ -200,7 +200,7 @@ pub(crate) fn spawned_of(sendable: SendableParts) -> Result<Spawned, String> {
     let mut step = plan::step_of(&parts).map_err(|error| error.why)?;
     step.flow = flow.map(|flow| *flow).unwrap_or_default();
     step.flow.check()?;
-    Ok(Spawned { step, outline })
+    Ok(Spawned { step, outline, replaces: false })
 }
 
 impl From<SignatureParts> for SendableParts {

@@ -216,7 +216,7 @@ impl<'a> Known<'a> {
         }
         let find = |step: &StepPlan, name: &String| {
             by_name.get(name.as_str()).copied().ok_or_else(|| {
-                let nearest = nearest(name, steps.iter().map(|step| step.name.as_str()));
+                let nearest = crate::nearest(name, steps.iter().map(|step| step.name.as_str()));
                 let hint = nearest.map(|name| format!("; did you mean {name:?}?")).unwrap_or_default();
                 error(&step.name, format!("there is no step {name:?}{hint}"))
             })
@@ -538,10 +538,4 @@ fn template(plan: &StepPlan) -> Result<Step, WorkflowError> {
 pub(super) fn step_of(parts: &SignatureParts) -> Result<Step, WorkflowError> {
     let plan = StepPlan { signature: parts.clone(), ..StepPlan::new(String::new(), Signature::new("")) };
     template(&plan)
-}
-
-/// Returns the name that is most like another, if one is.
-fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let shared = |other: &str| name.chars().zip(other.chars()).take_while(|(a, b)| a == b).count();
-    names.filter(|other| shared(other) >= 2 && *other != name).max_by_key(|other| shared(other))
 }

@@ -85,8 +85,10 @@ impl Client {
             let names: Vec<RecordId> = page.iter().map(RecordId::from).collect();
             for (id, facts) in page.iter().zip(self.app.backend().read_each(&names).await?) {
                 let record = facts.ok().and_then(|facts| self.app.record_of(id, facts).ok().flatten());
-                if let Some(results) = record.and_then(|record| record.results) {
-                    done.insert(index, results.0);
+                if let Some(record) = record {
+                    let counting = self.app.counting_record(record).await;
+                    let results = counting.map_err(|error| unusable(id, error))?.results;
+                    done.extend(results.map(|results| (index, results.0)));
                 }
                 index += 1;
             }

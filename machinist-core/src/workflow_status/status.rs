@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures_util::future::join_all;
 use serde::Serialize;
 
 use crate::{
@@ -13,13 +14,15 @@ use crate::{
     clock::Timestamp,
     control::{ControlError, Revoked},
     error::ResultError,
-    flow::{Outline, OutlineStep, StepPlace},
+    flow::{Outline, OutlineStep, StepPlace, spawned_root},
     id::{RecordId, TaskId},
     record::{FailureKind, Record, TaskState, fold, name},
 };
 
 /// Number of records that are read at once.
 const PAGE_SIZE: usize = 500;
+/// Number of tasks that are revoked at the same time.
+const CONCURRENT_REVOCATIONS: usize = 64;
 
 /// State of a workflow.
 #[derive(Debug, Clone, PartialEq)]
@@ -220,7 +223,7 @@ impl Client {
         };
         let Some(total) = step.members else {
             let id = status.id.clone();
-            if let Some(record) = self.result(id).known_record().await? {
+            if let Some(record) = self.result(id).counting_record().await? {
                 status.state = record.state;
                 status.kind = record.kind;
                 status.started_at = record.started_at;
@@ -280,6 +283,10 @@ impl Client {
             for (id, facts) in page.iter().zip(self.app.backend().read_each(&names).await?) {
                 // A record that cannot be read is shown as one that is not there.
                 let record = facts.ok().and_then(|facts| self.app.record_of(id, facts).ok().flatten());
+                let record = match record {
+                    Some(record) => Some(self.app.counting_record(record).await?),
+                    None => None,
+                };
                 records.push((id.clone(), record));
             }
         }
@@ -301,7 +308,7 @@ impl Client {
         let facts = self.read(root).await?;
         let outline =
             facts.read::<Outline>(name::OUTLINE).ok_or_else(|| ControlError::Unknown { id: root.clone() })?;
-        self.commit(crate::record::revoke_root(root, self.app.clock().now(), self.app.0.results_ttl)).await?;
+        self.mark_revoked(root).await?;
         let place = StepPlace::root(root.clone());
         let mut ids = vec![root.clone()];
         for step in &outline.steps {
@@ -315,16 +322,42 @@ impl Client {
             }
         }
         let (mut ended, mut asked) = (0, 0);
-        for id in ids {
-            match self.revoke(&id).await {
-                Ok(Revoked::Ended) => ended += 1,
-                Ok(Revoked::Asked) => asked += 1,
-                // Not sent yet, or over.
-                Ok(Revoked::Already(_)) | Err(ControlError::Unknown { .. }) => {}
-                Err(error) => return Err(error),
+        for window in ids.chunks(CONCURRENT_REVOCATIONS) {
+            for revoked in join_all(window.iter().map(|id| self.revoke(id))).await {
+                match revoked {
+                    Ok(Revoked::Ended) => ended += 1,
+                    Ok(Revoked::Asked) => asked += 1,
+                    // Not sent yet, or over.
+                    Ok(Revoked::Already(_)) | Err(ControlError::Unknown { .. }) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok((ended, asked))
+    }
+
+    /// Revokes what replaces a task that has ended; `last` is the task that ends in its place.
+    pub(crate) async fn revoke_replacement(&self, last: &TaskId) -> Result<Revoked, ControlError> {
+        let root = spawned_root(last);
+        // It need not be sent yet: the mark holds for what comes later.
+        self.mark_revoked(&root).await?;
+        let revoked = match self.revoke_workflow(&root).await {
+            Err(ControlError::Unknown { .. }) => self.revoke(&root).await,
+            Ok((0, 0)) => Ok(Revoked::Already(TaskState::Success)),
+            Ok((_, 0)) => Ok(Revoked::Ended),
+            Ok(_) => Ok(Revoked::Asked),
+            Err(error) => Err(error),
+        };
+        match revoked {
+            Err(ControlError::Unknown { .. }) => Ok(Revoked::Ended),
+            other => other,
+        }
+    }
+
+    async fn mark_revoked(&self, root: &TaskId) -> Result<(), ControlError> {
+        let now = self.app.clock().now();
+        self.commit(crate::record::revoke_root(root, now, self.app.0.results_ttl)).await?;
+        Ok(())
     }
 }
 

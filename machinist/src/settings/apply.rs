@@ -42,6 +42,9 @@ impl Settings {
         if let Some(look_ahead) = &worker.look_ahead {
             builder = builder.look_ahead(look_ahead.value);
         }
+        if let Some(kept) = &worker.keep_args {
+            builder = builder.keep_args(kept.value);
+        }
         for queue in &worker.queues.value {
             builder = builder.queue(queue.as_str());
         }
@@ -82,6 +85,9 @@ impl TaskSettings {
         // After the number of retries, which it makes unlimited if there is none.
         if let Some(limit) = &self.retry_for {
             options = options.retry_for(limit.value);
+        }
+        if let Some(kept) = &self.keep_args {
+            options = options.keep_args(kept.value);
         }
         if let Some(retried) = &self.retry_timeouts {
             options = options.retry_timeouts_if(retried.value);

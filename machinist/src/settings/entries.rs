@@ -76,6 +76,7 @@ impl WorkerSettings {
             Some(table::QUEUES.entry(&self.queues)),
             Some(table::CONCURRENCY.entry(&self.concurrency)),
             self.look_ahead.as_ref().map(|number| table::LOOK_AHEAD.entry(number)),
+            self.keep_args.as_ref().map(|kept| table::KEEP_ARGS.entry(kept)),
             Some(table::GRACE.entry(&self.grace)),
             Some(table::CONSUMER_TIMEOUT.entry(&self.consumer_timeout)),
         ];
@@ -126,6 +127,8 @@ impl TaskSettings {
             row(key("dash_values"), self.dash_values.as_ref(), bool::to_string),
             row(key("limit"), self.limit.as_ref(), ToString::to_string),
             row(key("unique"), self.unique.as_ref(), ToString::to_string),
+            row(key("keep_args"), self.keep_args.as_ref(), bool::to_string),
+            row(key("hide_args"), self.hide_args.as_ref(), bool::to_string),
         ];
         rows.into_iter().flatten().collect()
     }

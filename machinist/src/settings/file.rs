@@ -67,6 +67,7 @@ pub(super) struct FileWorker {
     pub(super) name: Option<Setting<String>>,
     pub(super) tags: Option<Setting<Vec<Tag>>>,
     pub(super) look_ahead: Option<Setting<usize>>,
+    pub(super) keep_args: Option<Setting<bool>>,
     pub(super) queues: Option<Setting<Vec<QueueName>>>,
     pub(super) concurrency: Option<Setting<usize>>,
     pub(super) grace: Option<Setting<Duration>>,
@@ -157,6 +158,7 @@ fn read_worker(top: &Section<'_>) -> Result<FileWorker, SettingsError> {
         name: worker.setting(&table::WORKER_NAME)?,
         tags: worker.setting(&table::TAGS)?,
         look_ahead: worker.setting(&table::LOOK_AHEAD)?,
+        keep_args: worker.setting(&table::KEEP_ARGS)?,
         queues: worker.setting(&table::QUEUES)?,
         concurrency: worker.setting(&table::CONCURRENCY)?,
         grace: worker.setting(&table::GRACE)?,
@@ -295,7 +297,7 @@ command = ["true"]
         );
         assert_eq!(
             error("[tasks.x]\ncommand = [\"a\"]\nshell = true"),
-            "machinist.toml:3:1: unknown key \"shell\" in [tasks.x]; the keys here are command, args, queue, timeout, soft_timeout, retries, retry_for, retry_timeouts, backoff, env, env_pass, cwd, user, dash_values"
+            "machinist.toml:3:1: unknown key \"shell\" in [tasks.x]; the keys here are command, args, queue, timeout, soft_timeout, retries, retry_for, retry_timeouts, backoff, env, env_pass, cwd, user, dash_values, keep_args, hide_args"
         );
     }
 

@@ -27,6 +27,7 @@
 //! | `worker.queues` | `--queue` | `MACHINIST_QUEUES` | default, and the queues of command tasks | Queue to consume; the flag can be repeated, the variable separates queues by commas |
 //! | `worker.concurrency` | `--concurrency` | `MACHINIST_CONCURRENCY` | `16` | Number of tasks to run at once, 1 to 10000 |
 //! | `worker.look_ahead` | `--look-ahead` | `MACHINIST_LOOK_AHEAD` | the concurrency, at least 16 | Maximum number of tasks to hold in addition to those that run, 0 to 10000. A worker holds them only while its tasks are short |
+//! | `worker.keep_args` |  | `MACHINIST_KEEP_ARGS` | `false` | Keep the arguments of every task in its record, for people. Delayed and failed tasks always keep them |
 //! | `worker.grace` | `--grace` | `MACHINIST_GRACE` | `20s` | Time that running tasks get to end when the worker is told to stop |
 //! | `worker.consumer_timeout` |  | `MACHINIST_CONSUMER_TIMEOUT` | `30m` | Time for which RabbitMQ lets a worker hold a delivery (its consumer_timeout), at least 1s |
 //! | `sizes.body` |  |  | `1MiB` | Maximum size of a message's body |
@@ -226,6 +227,8 @@ pub struct WorkerSettings {
     pub concurrency: Setting<usize>,
     /// Maximum number of tasks to hold in addition to those that run; `None` for the worker's default.
     pub look_ahead: Option<Setting<usize>>,
+    /// `true` if the record of every task keeps its arguments; `None` for `false`.
+    pub keep_args: Option<Setting<bool>>,
     /// Time that running tasks get to end when the worker is told to stop.
     pub grace: Setting<Duration>,
     /// Time for which the broker lets a worker hold a delivery; at least a second.
@@ -273,6 +276,11 @@ pub struct TaskSettings {
     pub limit: Option<Setting<Limit>>,
     /// Rule by which the program `machinist send` allows one task for each key.
     pub unique: Option<Setting<Unique>>,
+    /// `true` if the records of the task keep its arguments, `false` if only those of delayed and failed tasks do. `None`
+    /// for the setting of the worker.
+    pub keep_args: Option<Setting<bool>>,
+    /// `true` if the program does not show the arguments of the task.
+    pub hide_args: Option<Setting<bool>>,
     /// Place of the task; relative paths of programs start at the file's folder.
     pub origin: SettingOrigin,
 }

@@ -258,6 +258,7 @@ impl Layers<'_> {
             queues: queues.unwrap_or_else(|| default_queues(tasks)),
             concurrency: self.required(&table::CONCURRENCY, flags.concurrency, file.concurrency)?,
             look_ahead: self.optional(&table::LOOK_AHEAD, flags.look_ahead, file.look_ahead)?,
+            keep_args: self.optional(&table::KEEP_ARGS, None, file.keep_args)?,
             grace: self.required(&table::GRACE, flags.grace, file.grace)?,
             consumer_timeout: self.required(&table::CONSUMER_TIMEOUT, None, file.consumer_timeout)?,
         })

@@ -65,7 +65,7 @@ impl<'a> Section<'a> {
             let key: &str = spanned.get_ref();
             if !known.contains(&key) && old != Some(key) {
                 let place = if self.name.is_empty() { String::new() } else { format!(" in [{}]", self.name) };
-                let problem = format!("unknown key \"{key}\"{place}; {}", nearest(key, known));
+                let problem = format!("unknown key \"{key}\"{place}; {}", proposal(key, known));
                 return Err(self.source.error(spanned.span(), problem));
             }
         }
@@ -156,10 +156,9 @@ impl<'a> Section<'a> {
 }
 
 /// Proposes the key that was probably meant, or lists all keys.
-fn nearest(key: &str, known: &[&str]) -> String {
-    let best = known.iter().map(|name| (strsim::damerau_levenshtein(key, name), name)).min();
-    match best {
-        Some((distance, name)) if distance <= 1 + key.len() / 4 => format!("did you mean \"{name}\"?"),
-        _ => format!("the keys here are {}", known.join(", ")),
+fn proposal(key: &str, known: &[&str]) -> String {
+    match machinist_core::nearest(key, known.iter().copied()) {
+        Some(name) => format!("did you mean \"{name}\"?"),
+        None => format!("the keys here are {}", known.join(", ")),
     }
 }

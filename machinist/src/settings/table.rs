@@ -98,7 +98,7 @@ pub(super) fn top_keys() -> Vec<&'static str> {
     keys
 }
 
-static TABLE: [&SettingInfo; 29] = [
+static TABLE: [&SettingInfo; 30] = [
     &BROKER,
     &BROKER_FILE.info,
     &BACKEND,
@@ -119,6 +119,7 @@ static TABLE: [&SettingInfo; 29] = [
     &QUEUES.info,
     &CONCURRENCY.info,
     &LOOK_AHEAD.info,
+    &KEEP_ARGS.info,
     &GRACE.info,
     &CONSUMER_TIMEOUT.info,
     &BODY_SIZE.info,
@@ -310,6 +311,14 @@ pub(super) static LOOK_AHEAD: Definition<usize> = Definition {
     read: |value, _| value::look_ahead(value),
     show: usize::to_string,
 };
+
+pub(super) static KEEP_ARGS: Definition<bool> = switch(SettingInfo {
+    name: "worker.keep_args",
+    flag: None,
+    variable: Some("MACHINIST_KEEP_ARGS"),
+    default: SettingDefault::Value("false"),
+    meaning: "Keep the arguments of every task in its record, for people. Delayed and failed tasks always keep them",
+});
 
 pub(super) static QUEUES: Definition<Vec<QueueName>> = Definition {
     info: SettingInfo {

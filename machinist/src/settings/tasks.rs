@@ -8,7 +8,7 @@ use toml::de::DeValue;
 use super::{SettingsError, TaskSettings, limits, section::Section, text, value};
 
 /// Keys of a task, under `[tasks.NAME]`, without those of its limit and its uniqueness.
-const TASK_KEYS: [&str; 14] = [
+const TASK_KEYS: [&str; 16] = [
     "command",
     "args",
     "queue",
@@ -23,6 +23,8 @@ const TASK_KEYS: [&str; 14] = [
     "cwd",
     "user",
     "dash_values",
+    "keep_args",
+    "hide_args",
 ];
 
 /// Reads all tasks of a file, by name.
@@ -76,6 +78,8 @@ fn read_task(section: &Section<'_>) -> Result<TaskSettings, SettingsError> {
         dash_values: section.get("dash_values", value::boolean)?,
         limit: limits::read_limit(section)?,
         unique: limits::read_unique(section)?,
+        keep_args: section.get("keep_args", value::boolean)?,
+        hide_args: section.get("hide_args", value::boolean)?,
     })
 }
 

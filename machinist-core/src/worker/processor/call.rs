@@ -9,7 +9,7 @@ use crate::{
     context::{RunInfo, TaskContext},
     error::TaskError,
     middleware::Next,
-    record::{Claim, RunOutcome, decide},
+    record::{Claim, RunOutcome, continued_by, decide},
     retry::RetryPolicy,
     task_error::Disposition,
     trace::TraceContext,
@@ -64,6 +64,7 @@ impl TaskProcessor {
                         for spawned in &mut results.spawned {
                             spawned.step.fill_queue(default.as_str());
                         }
+                        results.continued_by = continued_by(&active.envelope.id, &results.spawned);
                         within(RunOutcome::Returned(results), self.worker.app.0.max_sizes.results)
                     }
                     Ok(outcome) => outcome,
@@ -218,8 +219,10 @@ impl TaskProcessor {
     fn span(&self, envelope: &Envelope, claim: &Claim) -> tracing::Span {
         let span = tracing::info_span!(
             "task",
+            worker = %self.worker.name,
             id = %envelope.id,
-            name = %envelope.name,
+            // Not `name`: the log in JSON calls the span itself so.
+            task = %envelope.name,
             queue = %envelope.queue,
             attempt = claim.attempt,
             otel.name = %format_args!("process {}", envelope.name),

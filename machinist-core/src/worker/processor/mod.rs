@@ -120,6 +120,7 @@ impl TaskProcessor {
                         outcome_key,
                         cut_off: false,
                         gathered: None,
+                        keeps_args: false,
                     });
                 }
                 Acceptance::Undecryptable(envelope, error) => {
@@ -150,8 +151,9 @@ impl TaskProcessor {
         let Some(task) = self.tasks.get(&active.envelope.name) else {
             return Box::pin(self.worker.unknown_task(&active.envelope)).await;
         };
+        active.keeps_args = task.options.keep_args == Some(true);
         if let Some(place) = active.envelope.place() {
-            match self.worker.is_root_revoked(place.root_id()).await {
+            match self.worker.is_workflow_revoked(&active.envelope, &place).await {
                 Ok(false) => {}
                 Ok(true) => {
                     let revoked = Failure::new(FailureKind::Revoked, "its workflow was revoked");

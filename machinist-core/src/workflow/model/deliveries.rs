@@ -6,23 +6,24 @@ use bytes::Bytes;
 
 use super::FlowFault;
 use super::{
-    FlowModel, FlowMutation, FlowStep, LAST_GUARD, NOW, TTL,
+    FlowModel, FlowMutation, FlowStep, LAST_GUARD, NOW, SWAP, TTL, inc,
     state::{FlowAct, FlowDelivery, FlowMessage, FlowStage, FlowState},
     task,
 };
 use crate::{
     args::{Arg, Results},
     backend::Commit,
+    flow::{Spawned, spawned_root},
     id::{RecordId, TaskId},
     record::{
-        Child, Claim, CommitRefusal, EncodedResults, EndVerdict, EndedMember, ErrorText, Facts, Failure,
+        Child, Claim, CommitRefusal, EncodedResults, End, EndVerdict, EndedMember, ErrorText, Facts, Failure,
         FailureKind, FollowUp, JoinDecision, JoinedMember, Joining, ParkDecision, StartDecision,
-        StartRequest, Verdict, after_failure, after_success, decide_join, decide_parking, decide_start,
-        explain_refusal, failure_without_run, gathered_fact, join, join_record, joinings, json,
-        may_be_decided, name, never_after, outcome_commit, recorded_follow_up, upstream_error,
+        StartRequest, Verdict, after_failure, after_success, continued_by, decide_join, decide_parking,
+        decide_start, explain_refusal, failure_without_run, gathered_fact, join, join_record, joinings, json,
+        may_be_decided, name, never_after, outcome_commit, recorded_follow_up, spawned_by, upstream_error,
         waiting_callback,
     },
-    workflow::Policy,
+    workflow::{Policy, Sendable, StepPlan, Workflow, spawned_of},
 };
 
 pub(super) fn guard_after(message: FlowMessage) -> FlowMessage {
@@ -69,10 +70,9 @@ impl FlowModel {
                     }
                     JoinDecision::Undecided(missing) => {
                         let ended = |(index, id): &(u32, TaskId)| {
-                            let record = self.record_no(&RecordId::from(id));
-                            let ended = self.facts_of(state, record).has(name::END);
-                            (missing.contains(index) && ended)
-                                .then(|| (u8::try_from(*index).expect("few members"), record))
+                            let (id, _) = self.counting_end(state, id).filter(|_| missing.contains(index))?;
+                            let record = self.record_no(&RecordId::from(&id));
+                            Some((u8::try_from(*index).expect("few members"), record))
                         };
                         let found: Vec<_> = Self::member_ids(&child).iter().filter_map(ended).collect();
                         if found.is_empty() { FlowStage::Wait } else { FlowStage::Rejoin(found) }
@@ -334,8 +334,8 @@ impl FlowModel {
         let truth: BTreeMap<u32, EndedMember> = Self::member_ids(child)
             .into_iter()
             .filter_map(|(index, id)| {
-                let facts = self.facts_of(state, self.record_no(&RecordId::from(&id)));
-                Some((index, EndedMember::of(id, facts.get(name::END)?)?))
+                let (id, end) = self.counting_end(state, &id)?;
+                Some((index, EndedMember::of(id, &end)?))
             })
             .collect();
         match (decide_join(awaits, &truth), gathered) {
@@ -359,9 +359,13 @@ impl FlowModel {
     pub(super) fn has_lost_members(&self, state: &FlowState, child: &Child) -> bool {
         let members = self.members(state, &child.place);
         let root = self.facts_of(state, self.record_no(&RecordId::from(&task("R"))));
+        let is_empty = |id: &TaskId| self.facts_of(state, self.record_no(&RecordId::from(id))).is_empty();
         let lost = |(index, id): &(u32, TaskId)| {
             !members.contains_key(index)
-                && self.facts_of(state, self.record_no(&RecordId::from(id))).is_empty()
+                && match self.continuation(state, id) {
+                    None => is_empty(id),
+                    Some((followed, last)) => followed && is_empty(&spawned_root(&last)) && is_empty(&last),
+                }
         };
         let published = root.is_empty() || (root.has(name::END) && root.has(name::FOLLOWED));
         published && Self::member_ids(child).iter().any(lost)
@@ -374,7 +378,18 @@ impl FlowModel {
         // Each run returns something else.
         let value = format!("{} by {}", child.step.name, claim.run.as_str());
         let arg = Arg { name: String::new(), kind: "string".to_owned(), value: value.into() };
-        Verdict::Success(EncodedResults::of(&Results(vec![arg])))
+        if child.step.task != SWAP {
+            return Verdict::Success(EncodedResults::of(&Results(vec![arg])));
+        }
+        let mut first = inc();
+        first.parts.args = vec![arg];
+        let steps = vec![StepPlan::new("x", first), StepPlan::new("y", inc()).after(["x"])];
+        let chain = Workflow::of_steps(steps).expect("a workflow").into_parts();
+        let spawned = vec![Spawned { replaces: true, ..spawned_of(chain).expect("a workflow") }];
+        let mut results = EncodedResults::default();
+        results.continued_by = continued_by(&child.id(), &spawned);
+        results.spawned = spawned;
+        Verdict::Success(results)
     }
 
     /// Returns the stage after an end: the list of what has to be done.
@@ -398,6 +413,11 @@ impl FlowModel {
                 children.into_iter().partition(|child| !child.step.flow.awaits.is_empty());
             acts.extend(waiting.into_iter().chain(others).map(|child| FlowAct::Publish(self.child(child))));
         };
+        let recorded: End = serde_json::from_slice(&end).expect("an end");
+        publish(spawned_by(&child.id(), recorded.spawned, Some(&child.place), Some(flow)), &mut acts);
+        if recorded.continued_by.is_some() {
+            return FlowStage::Follow(self.acts.number(acts), 0, Vec::new());
+        }
         match verdict {
             EndVerdict::Success { results } => {
                 publish(after_success(&child.place, flow, &results.0), &mut acts)
@@ -570,7 +590,10 @@ impl FlowModel {
         let facts = self.facts_of(state, self.task_record(parent));
         let recorded = facts.get(name::END).and_then(|end| EndedMember::of(parent.id(), end));
         if let Some(EndedMember { verdict: EndVerdict::Success { results }, .. }) = recorded {
-            let right = after_success(&parent.place, &parent.step.flow, &results.0);
+            let flow = &parent.step.flow;
+            let spawned = facts.read::<End>(name::END).map(|end| end.spawned).unwrap_or_default();
+            let mut right = spawned_by(&parent.id(), spawned, Some(&parent.place), Some(flow));
+            right.extend(after_success(&parent.place, flow, &results.0));
             if !right.contains(published) {
                 self.say(format!("{} is published with arguments that are not recorded", published.id()));
             }
