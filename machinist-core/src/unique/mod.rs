@@ -35,7 +35,7 @@ pub enum UniqueUntil {
     Start,
     /// Until the task ends.
     End,
-    /// For this long after the task was sent, whatever becomes of it.
+    /// For this long after the task was sent, also after its end.
     For(Duration),
 }
 

@@ -43,7 +43,7 @@ pub(crate) enum ClaimAnswer {
 }
 
 impl Client {
-    /// Returns the key of a signature that is to be unique.
+    /// Returns the key of a unique signature.
     pub(crate) fn unique_claim(&self, parts: &SignatureParts, waits: Duration) -> Option<UniqueClaim> {
         let rule = parts.unique.clone()?;
         let key = match (&rule.key, &rule.template) {

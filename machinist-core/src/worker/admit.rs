@@ -253,7 +253,7 @@ impl LimitState {
         }
     }
 
-    /// Returns the time until the task asks again; `None` if nobody knows when that helps.
+    /// Returns the time until the task asks again; `None` if that time is not known.
     fn next_wait(&mut self, refusal: &Refusal, now: Timestamp) -> Option<Duration> {
         if let Some(at) = refusal.not_before {
             // A clock that is behind must not ask in a loop.
