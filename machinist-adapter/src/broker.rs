@@ -417,14 +417,14 @@ pub struct QueueDepth {
 pub enum QueueDeletion {
     /// The queue and the queue of its dead letters are gone, or were not there.
     Deleted,
-    /// There are messages. The queue stays.
+    /// Not deleted, because there are messages.
     NotEmpty {
         /// Messages in the queue.
         ready: u64,
         /// Messages among its dead letters.
         dead: u64,
     },
-    /// Somebody consumes the queue. It stays.
+    /// Not deleted, because somebody consumes the queue.
     Consumed {
         /// Number of consumers.
         consumers: u64,

@@ -2,6 +2,7 @@
 
 mod bulk;
 mod dead;
+mod fleet;
 mod limits;
 mod periodic;
 mod queues;
@@ -22,10 +23,12 @@ use machinist::{
 
 pub(crate) use bulk::{BulkArgs, BulkState};
 pub(crate) use dead::{DeadCommand, DeadLetterActionArgs, DeadLetterSelection};
+pub(crate) use fleet::{StateArg, WorkerSetArgs, WorkerTargets, WorkersArgs, WorkersCommand};
 pub(crate) use limits::{LimitKeyArgs, LimitsCommand};
 pub(crate) use periodic::{PeriodicAddArgs, PeriodicCommand};
 pub(crate) use queues::{QueuesArgs, QueuesCommand};
-pub(crate) use task::{ExpiryArg, RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs};
+pub(crate) use task::{RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs};
+pub(crate) use value::ExpiryArg;
 
 use value::{concurrency, health_address, id, look_ahead, queue};
 
@@ -148,7 +151,7 @@ pub(crate) enum CliCommand {
     /// Add, list and control periodic tasks
     #[command(subcommand)]
     Periodic(PeriodicCommand),
-    /// List the queues and their numbers of messages, or purge or delete one
+    /// List the queues and their numbers of messages, or pause, resume, purge or delete one
     Queues(QueuesArgs),
     /// Say why a task does not run, and what to do
     Why {
@@ -156,7 +159,7 @@ pub(crate) enum CliCommand {
         #[arg(value_parser = id)]
         id: TaskId,
     },
-    /// List the live workers, or pause, resume, drain or ping them
+    /// List the live workers, or give them orders
     Workers(WorkersArgs),
     /// List the task names that live workers know, or disable one for all workers
     Registered(RegisteredArgs),
@@ -183,82 +186,6 @@ pub(crate) enum CliCommand {
         /// Name of the shell
         shell: clap_complete::Shell,
     },
-}
-
-/// A worker that was killed is listed until its session has expired.
-#[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
-pub(crate) struct WorkersArgs {
-    #[command(subcommand)]
-    pub(crate) command: Option<WorkersCommand>,
-    /// Only those that take tasks from this queue
-    #[arg(long, short, value_name = "NAME", value_parser = queue)]
-    pub(crate) queue: Option<QueueName>,
-    /// Only those that run this task
-    #[arg(long, value_name = "NAME", value_parser = TaskName::parse)]
-    pub(crate) task: Option<TaskName>,
-    /// Only those with this tag
-    #[arg(long, value_name = "TAG", value_parser = Tag::parse)]
-    pub(crate) tag: Option<Tag>,
-    /// Only those in this state
-    #[arg(long, value_name = "STATE", value_enum)]
-    pub(crate) state: Option<StateArg>,
-    /// Print the list again whenever it has changed, until a signal ends it
-    #[arg(long)]
-    pub(crate) watch: bool,
-}
-
-/// State of a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum StateArg {
-    /// Before its subscription
-    Starting,
-    /// It takes tasks
-    Awake,
-    /// It has unsubscribed
-    Asleep,
-    /// It stops when its running tasks have ended
-    Draining,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum WorkersCommand {
-    /// Show one worker, and what it runs
-    Show {
-        /// Name of the worker
-        name: String,
-    },
-    /// Put workers to sleep: they start nothing until they are resumed, also after a restart
-    Pause(WorkerOrderArgs),
-    /// Wake workers up
-    Resume(WorkerTargets),
-    /// Let workers end: they take no more tasks, and stop when the running ones have ended
-    Drain(WorkerOrderArgs),
-    /// Measure how long workers take to answer
-    Ping(WorkerTargets),
-}
-
-/// Exits with 1 if a worker refused or did not answer within 20 s, with 3 if there is no such worker.
-#[derive(Debug, Args)]
-pub(crate) struct WorkerOrderArgs {
-    #[command(flatten)]
-    pub(crate) targets: WorkerTargets,
-    /// Hand the running tasks back at once, instead of letting them end
-    #[arg(long)]
-    pub(crate) now: bool,
-}
-
-#[derive(Debug, Clone, Default, Args)]
-pub(crate) struct WorkerTargets {
-    /// Names of workers
-    #[arg(value_name = "NAME", required_unless_present_any = ["all", "with_tag"], conflicts_with_all = ["all", "with_tag"])]
-    pub(crate) names: Vec<String>,
-    /// All live workers
-    #[arg(long)]
-    pub(crate) all: bool,
-    /// The workers with this tag
-    #[arg(long = "tag", id = "with_tag", value_name = "TAG", value_parser = Tag::parse, conflicts_with = "all")]
-    pub(crate) with_tag: Option<Tag>,
 }
 
 #[derive(Debug, Args)]

@@ -4,7 +4,7 @@ use machinist::{App, KnownArgs, TaskId, settings::Settings};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::{exit::CliError, view::as_argument, visible};
+use crate::{exit::CliError, spelling::as_argument, visible};
 
 /// Maximum length of the arguments in a row of a table, in characters.
 const ROW_CHARS: usize = 60;
@@ -27,7 +27,7 @@ impl ArgsView {
     }
 
     /// Returns the arguments as they would be written on a command line, or the reason that they are not shown. `None` if
-    /// nobody asked for them.
+    /// they were not read.
     pub(crate) fn text(&self) -> Option<String> {
         let Some(args) = &self.args else {
             return self.args_hidden.as_deref().map(|why| format!("not shown: {}", visible::one_line(why)));

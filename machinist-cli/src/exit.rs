@@ -34,6 +34,29 @@ pub(crate) enum Code {
     Configuration = 78,
 }
 
+/// Exit code of the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Code(Code),
+    /// The exit code at which the supervisor of a worker starts it again.
+    Restart(u8),
+}
+
+impl From<Code> for Exit {
+    fn from(code: Code) -> Self {
+        Self::Code(code)
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Code(code) => code.into(),
+            Exit::Restart(code) => code.into(),
+        }
+    }
+}
+
 impl Code {
     /// Returns the exit code for the state of a task or a workflow.
     pub(crate) fn of(state: TaskState) -> Self {

@@ -1,7 +1,8 @@
 //! `worker --health ADDR`: health checks over HTTP, for service managers and load balancers.
 //!
 //! `/healthz` answers 200 while the broker confirms the worker's subscription and answers on its connection, `/readyz`
-//! while the worker takes tasks; else 503, with the problems in the body. Each request checks the servers themselves, but
+//! while the worker takes tasks; else 503, with the problems in the body. `/health` tells the colour, its reason and the
+//! state of the worker, and answers 200 unless the colour is red. Each request checks the servers themselves, but
 //! a report less than a second old is used again.
 //!
 //! Clients that say nothing cannot keep others from an answer: a connection without a request is closed after two seconds,
@@ -27,7 +28,11 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use machinist::{QueueName, worker::Health};
+use machinist::{
+    QueueName,
+    record::WorkerHealth,
+    worker::{Health, HealthReport as WorkerReport},
+};
 use serde::Serialize;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -57,7 +62,7 @@ pub(crate) struct HealthServer {
 
 /// Body of an answer.
 #[derive(Debug, Clone, Serialize)]
-struct HealthReport {
+struct ProbeReport {
     /// `ok` or `failing`.
     status: &'static str,
     /// Problems, each with the server that has it in front.
@@ -68,10 +73,22 @@ struct HealthReport {
     running: usize,
 }
 
+/// Body of an answer to `/health`.
+#[derive(Debug, Serialize)]
+struct ColorReport<'a> {
+    #[serde(flatten)]
+    report: WorkerReport,
+    worker: &'a str,
+    queues: &'a [String],
+    /// Number of running tasks.
+    running: usize,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum HealthCheck {
     Alive,
     Ready,
+    Color,
 }
 
 /// Answers to health checks. Each check has one cached result, so that many requests make one probe.
@@ -81,6 +98,7 @@ struct HealthService {
     queues: Vec<String>,
     alive: Mutex<Option<(Instant, Vec<String>)>>,
     ready: Mutex<Option<(Instant, Vec<String>)>>,
+    report: Mutex<Option<(Instant, WorkerReport)>>,
 }
 
 impl HealthServer {
@@ -105,8 +123,13 @@ impl HealthServer {
     /// Answers requests until it is dropped.
     pub(crate) async fn serve(self, health: Health, queues: &[QueueName]) -> Infallible {
         let queues = queues.iter().map(ToString::to_string).collect();
-        let service =
-            Arc::new(HealthService { health, queues, alive: Mutex::default(), ready: Mutex::default() });
+        let service = Arc::new(HealthService {
+            health,
+            queues,
+            alive: Mutex::default(),
+            ready: Mutex::default(),
+            report: Mutex::default(),
+        });
         let mut connections = Connections::default();
         loop {
             match self.listener.accept().await {
@@ -192,19 +215,23 @@ impl HealthService {
         let check = match request.uri().path() {
             "/healthz" => HealthCheck::Alive,
             "/readyz" => HealthCheck::Ready,
-            _ => return plain(StatusCode::NOT_FOUND, "not found: use /healthz or /readyz\n"),
+            "/health" => HealthCheck::Color,
+            _ => return plain(StatusCode::NOT_FOUND, "not found: use /healthz, /readyz or /health\n"),
         };
         if request.method() != Method::GET && request.method() != Method::HEAD {
             let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "method not allowed: use GET or HEAD\n");
             refused.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
             return refused;
         }
+        if check == HealthCheck::Color {
+            return self.color().await;
+        }
         let wrong = self.ask(check).await;
         let (code, status) = match wrong.is_empty() {
             true => (StatusCode::OK, "ok"),
             false => (StatusCode::SERVICE_UNAVAILABLE, "failing"),
         };
-        let answer = HealthReport {
+        let answer = ProbeReport {
             status,
             wrong,
             worker: self.health.worker().to_owned(),
@@ -214,6 +241,29 @@ impl HealthService {
         // INVARIANT: the report holds only texts and numbers.
         let body = serde_json::to_vec(&answer).expect("plain data");
         respond(code, "application/json", body)
+    }
+
+    /// Answers with the colour of the worker and all that belongs to it.
+    async fn color(&self) -> Response<Full<Bytes>> {
+        let mut last = self.report.lock().await;
+        let report = match &*last {
+            Some((at, report)) if at.elapsed() < REPORT_MAX_AGE => report.clone(),
+            _ => {
+                let mut report = self.health.report().await;
+                let texts = report.detail.iter_mut().chain(report.reason.as_mut());
+                texts.for_each(|text| *text = machinist::redact::text(text).into_owned());
+                *last = Some((Instant::now(), report.clone()));
+                report
+            }
+        };
+        let code = match report.color {
+            WorkerHealth::Red => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::OK,
+        };
+        let worker = self.health.worker();
+        let answer = ColorReport { report, worker, queues: &self.queues, running: self.health.running() };
+        // INVARIANT: the report holds only texts and numbers.
+        respond(code, "application/json", serde_json::to_vec(&answer).expect("plain data"))
     }
 
     async fn ask(&self, check: HealthCheck) -> Vec<String> {
@@ -226,7 +276,7 @@ impl HealthService {
         }
         let wrong = match check {
             HealthCheck::Alive => self.health.troubles().await,
-            HealthCheck::Ready => self.health.obstacles().await,
+            HealthCheck::Ready | HealthCheck::Color => self.health.obstacles().await,
         };
         let wrong: Vec<String> =
             wrong.iter().map(|text| machinist::redact::text(text).into_owned()).collect();

@@ -49,7 +49,7 @@ use clap::{Parser, error::ErrorKind};
 use machinist::{Connectors, WorkerBuilder};
 
 use args::{Cli, CliCommand, LogFormat};
-use exit::{CliError, Code};
+use exit::{CliError, Code, Exit};
 use telemetry::Telemetry;
 
 /// Function that adds an application's tasks to a worker.
@@ -111,13 +111,13 @@ pub fn run_with(connectors: &Connectors, tasks: impl FnOnce(WorkerBuilder) -> Wo
     }
     let ended = match parse(std::env::args_os()) {
         Ok(cli) => start(cli, connectors, Box::new(tasks)),
-        Err(ended) => ended,
+        Err(ended) => ended.map(Exit::Code),
     };
-    let code = ended.unwrap_or_else(|failure| {
+    let exit = ended.unwrap_or_else(|failure| {
         output::failure(&failure);
-        failure.code
+        failure.code.into()
     });
-    code.into()
+    exit.into()
 }
 
 /// Returns the path of this program, also after its file was replaced.
@@ -159,7 +159,7 @@ fn usage_error(text: &str) -> CliError {
     CliError::new(Code::Usage, error).remedy(remedy)
 }
 
-fn start(cli: Cli, connectors: &Connectors, tasks: BuildWorker<'_>) -> Result<Code, CliError> {
+fn start(cli: Cli, connectors: &Connectors, tasks: BuildWorker<'_>) -> Result<Exit, CliError> {
     // Errors inside of lapin are returned to us, and are reported once in our words.
     let level =
         if matches!(cli.command, CliCommand::Worker(_)) { "info,lapin=off" } else { "warn,lapin=off" };

@@ -16,6 +16,14 @@ pub(crate) fn json_or_text(text: &str) -> Value {
     }
 }
 
+/// Returns a value as it would be written as an argument: text without quotes, unless it would be read as something else.
+pub(crate) fn as_argument(value: &Value) -> String {
+    match value {
+        Value::String(text) if json_or_text(text).is_string() => text.clone(),
+        other => other.to_string(),
+    }
+}
+
 /// Returns `true` for text that is a JSON number.
 pub(crate) fn is_number(text: &str) -> bool {
     text.starts_with(|c: char| c == '-' || c.is_ascii_digit())

@@ -4,7 +4,7 @@
 //! by OTLP over http/protobuf when `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set; all
 //! standard `OTEL_*` variables hold. The exporter uses plain http, so that the program needs no second TLS library.
 
-use std::{env, fmt, io::IsTerminal};
+use std::{env, fmt, io::IsTerminal, sync::OnceLock};
 
 use tracing::{Level, Metadata, field::Field};
 use tracing_subscriber::{
@@ -12,6 +12,7 @@ use tracing_subscriber::{
     filter::{FilterExt, filter_fn},
     fmt::format::{Writer, debug_fn},
     layer::SubscriberExt,
+    reload,
     util::SubscriberInitExt,
 };
 
@@ -30,6 +31,23 @@ pub(crate) struct Telemetry {
 }
 
 type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// Filter of the logs in use.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Sets the log level of the running program: a level, or directives as in `MACHINIST_LOG`.
+///
+/// # Errors
+/// The text is no log level, or the application has set up its own logging.
+pub(crate) fn set_level(text: &str) -> Result<(), String> {
+    let own = || "the application has set up its own logging".to_owned();
+    let filter = EnvFilter::try_new(text).map_err(|error| format!("{text:?} is not a log level: {error}"))?;
+    if text.split(',').any(|directive| !directive.contains('=') && directive.trim().parse::<Level>().is_err())
+    {
+        return Err(format!("{text:?} is not a log level; write one like debug, or machinist=debug,warn"));
+    }
+    FILTER.get().ok_or_else(own)?.reload(filter).map_err(|_| own())
+}
 
 impl Telemetry {
     /// Starts logging, and tracing if a variable asks for it. `level` is the log level if no variable sets it. Call it
@@ -84,6 +102,9 @@ fn filter(level: &str) -> Result<EnvFilter, CliError> {
 }
 
 fn logs(format: LogFormat, filter: EnvFilter) -> BoxedLayer {
+    let (filter, handle) = reload::Layer::new(filter);
+    // Set once: a program starts its logging once.
+    let _again = FILTER.set(handle);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let filter = filter.and(filter_fn(holds_no_secret));
     match format {

@@ -11,7 +11,7 @@ use machinist::{
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{args_view::ArgsView, people::People, spelling, visible};
+use crate::{args_view::ArgsView, people::People, spelling::as_argument, visible};
 
 /// Task as `status --json` and `send --wait --json` print it. Instants are RFC 3339 in UTC.
 #[derive(Debug, Serialize)]
@@ -431,14 +431,6 @@ impl TaskView {
 fn overdue(state: TaskState, due: Option<Timestamp>, now: Timestamp) -> Option<u64> {
     let late = now.since(due.filter(|_| matches!(state, TaskState::Pending | TaskState::Retry))?);
     (late >= OVERDUE_AFTER).then_some(late.as_secs())
-}
-
-/// Returns a value as it would be written as an argument: text without quotes, unless it would be read as something else.
-pub(crate) fn as_argument(value: &Value) -> String {
-    match value {
-        Value::String(text) if spelling::json_or_text(text).is_string() => text.clone(),
-        other => other.to_string(),
-    }
 }
 
 pub(crate) fn put(page: &mut String, line: std::fmt::Arguments<'_>) {

@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    view::{TaskView, as_argument, bar, put, seconds},
+    spelling::as_argument,
+    view::{TaskView, bar, put, seconds},
     visible::{lines, one_line},
 };
 

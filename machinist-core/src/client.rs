@@ -174,8 +174,11 @@ impl Client {
         let publish = async { (app.broker.publish(batch).await, stopwatch.lap()) };
         let queues: Vec<_> =
             sending.iter().filter_map(|sending| Some(&sending.as_ref().ok()?.queue)).collect();
-        let ((published, confirm_wait), recorded, ()) =
-            tokio::join!(publish, app.backend.commit(facts), self.app.list_queues(queues.into_iter()));
+        let ((published, confirm_wait), recorded, ()) = tokio::join!(
+            publish,
+            app.backend.commit(facts),
+            app.listed_queues.list(app.backend.as_ref(), app.clock.now(), queues.into_iter())
+        );
         // The order of the two does not matter, and a record that could not be written does not undo a
         // confirmed message: to its sender a missing record reads as pending.
         if let Some(error) = recorded.iter().find_map(|written| written.as_ref().err()) {

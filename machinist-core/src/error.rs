@@ -49,7 +49,7 @@ pub enum SendError {
         /// The backend's error.
         source: crate::backend::BackendError,
     },
-    /// It is unique, and another task has its key. It was not sent.
+    /// Another task has the key of this unique task, which was not sent.
     #[error("task {id} was not sent: task {of} has its unique key")]
     Duplicate {
         /// The task.
@@ -57,7 +57,7 @@ pub enum SendError {
         /// The task that has the key.
         of: crate::id::TaskId,
     },
-    /// It is unique, and the backend could not be asked for its key. It was not sent.
+    /// The backend could not be asked for the key of this unique task, which was not sent.
     #[error("task {id} is unique, and the backend could not be asked for its key; it was not sent")]
     Unique {
         /// The task.

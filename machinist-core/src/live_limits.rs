@@ -157,7 +157,7 @@ impl Client {
             }
         }
         let control = self.read(control_record()).await.map_err(ResultError::Backend)?;
-        for (target, limit) in live_limits(&control, &self.app.0.trust, self.app.clock().now()) {
+        for (target, limit) in live_limits(&control, &self.app.0.trust) {
             known.insert(target, vec![(Limit::clone(&limit), LIVE.to_owned())]);
         }
         Ok(known)

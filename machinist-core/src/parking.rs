@@ -1,4 +1,4 @@
-//! The client's side of parking: who waits and why, the release, and task names that are disabled for all workers.
+//! The client's side of parking: who waits and why, and the release.
 
 use std::time::Duration;
 
@@ -9,14 +9,12 @@ use crate::{
     client::Client,
     control::ControlError,
     error::SendError,
-    id::{TaskId, TaskName},
-    record::{Facts, Parked, control_record, disable, disabled_tasks, enable, name, parked, unpark},
+    id::TaskId,
+    record::{Facts, Parked, name, parked, unpark},
 };
 
 /// Number of index entries that are read at once.
 const PAGE_SIZE: usize = 100;
-/// Time between two released tasks after a name was enabled: at most a thousand each second.
-const RELEASE_PACE: Duration = Duration::from_millis(1);
 
 /// A task that waits because a rule of admission refuses its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,44 +120,6 @@ impl Client {
                 return Ok(true);
             }
         }
-    }
-
-    /// Disables a task name for all workers: its tasks wait until the name is [enabled](Self::enable_task) again. Runs that
-    /// have begun go on. Workers know it within a second, and those that miss the wake-up with their next renewal.
-    ///
-    /// A backend that loses its data forgets that the name was disabled.
-    ///
-    /// # Errors
-    /// [`BackendError`].
-    ///
-    /// # Cancel safety
-    /// A dropped future leaves the name disabled or not.
-    pub async fn disable_task(&self, task: &TaskName) -> Result<(), BackendError> {
-        self.commit(disable(task, self.app.clock().now())).await.map(drop)
-    }
-
-    /// Enables a task name again, and releases the tasks that wait for it, at most a thousand each second. Returns their
-    /// number.
-    ///
-    /// # Errors
-    /// [`ControlError`]: the name may be enabled. Asking again is fine.
-    ///
-    /// # Cancel safety
-    /// A dropped future leaves the name disabled or not, and each task released or not; asking again is fine.
-    pub async fn enable_task(&self, task: &TaskName) -> Result<usize, ControlError> {
-        self.commit(enable(task)).await?;
-        self.release_parked(&WaitReason::disabled(task), RELEASE_PACE).await
-    }
-
-    /// Returns the task names that are disabled for all workers.
-    ///
-    /// # Errors
-    /// [`BackendError`].
-    ///
-    /// # Cancel safety
-    /// Safe.
-    pub async fn disabled_tasks(&self) -> Result<Vec<TaskName>, BackendError> {
-        Ok(disabled_tasks(&self.read(control_record()).await?).collect())
     }
 
     /// Publishes the next guard of a parked task for an immediate start, and records it: the guard that comes back later

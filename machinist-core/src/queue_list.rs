@@ -1,5 +1,5 @@
-//! The list of queues in the backend. Brokers cannot always list queues, so whoever names one adds it: workers when they
-//! start, senders when they send.
+//! The list of queues in the backend, for brokers that cannot list their own. Workers add their queues when they start, and
+//! senders add those that they name.
 
 use std::{
     collections::HashMap,
@@ -10,8 +10,8 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    app::App,
-    backend::{BackendError, Index, IndexUpdate},
+    backend::{Backend, Index, IndexUpdate},
+    clock::Timestamp,
     id::QueueName,
 };
 
@@ -44,6 +44,19 @@ impl ListedQueues {
         unlisted
     }
 
+    /// Lists the queues of a batch that is being sent, unless this process has done so. Best effort: the messages count.
+    pub(crate) async fn list<'q>(
+        &self,
+        backend: &dyn Backend,
+        now: Timestamp,
+        queues: impl Iterator<Item = &'q QueueName>,
+    ) {
+        let unlisted = self.unlisted(queues);
+        if !unlisted.is_empty() && !list_queues(backend, now, &unlisted).await {
+            self.forget(&unlisted);
+        }
+    }
+
     fn forget(&self, queues: &[&QueueName]) {
         let mut listed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for queue in queues {
@@ -52,32 +65,15 @@ impl ListedQueues {
     }
 }
 
-impl App {
-    /// Lists the queues of a batch that is being sent, unless this process has done so. Best effort: the messages count.
-    pub(crate) async fn list_queues<'a>(&self, queues: impl Iterator<Item = &'a QueueName>) {
-        let unlisted = self.0.listed_queues.unlisted(queues);
-        if unlisted.is_empty() {
-            return;
-        }
-        if let Err(error) = self.put_queues(&unlisted).await {
-            tracing::debug!(%error, "a queue was not listed in the backend");
-            self.0.listed_queues.forget(&unlisted);
-        }
+/// Lists queues in the backend. Returns `false` if that was not possible.
+pub(crate) async fn list_queues(backend: &dyn Backend, at: Timestamp, queues: &[&QueueName]) -> bool {
+    let update =
+        |queue: &&QueueName| IndexUpdate::Put { index: Index::Queues, at, member: queue.to_string() };
+    let listed = backend.update_indexes(queues.iter().map(update).collect()).await;
+    if let Err(error) = &listed {
+        tracing::debug!(%error, "queues were not listed in the backend");
     }
-
-    /// Lists the queues of a worker.
-    pub(crate) async fn list_queues_of_worker(&self, queues: &[QueueName]) {
-        if let Err(error) = self.put_queues(&queues.iter().collect::<Vec<_>>()).await {
-            tracing::debug!(%error, "the queues could not be listed in the backend");
-        }
-    }
-
-    async fn put_queues(&self, queues: &[&QueueName]) -> Result<(), BackendError> {
-        let at = self.clock().now();
-        let update =
-            |queue: &&QueueName| IndexUpdate::Put { index: Index::Queues, at, member: queue.to_string() };
-        self.backend().update_indexes(queues.iter().map(update).collect()).await
-    }
+    listed.is_ok()
 }
 
 #[cfg(test)]

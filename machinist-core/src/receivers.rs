@@ -119,6 +119,10 @@ mod tests {
             limits: Default::default(),
             concurrency: 1,
             running: 0,
+            processed: 0,
+            failed: 0,
+            retried: 0,
+            memory: None,
             runs: Vec::new(),
         }
     }

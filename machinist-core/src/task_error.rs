@@ -45,7 +45,7 @@ pub(crate) enum Disposition {
     RetryAfter(Duration),
     /// Again after this while, whatever the retry policy says.
     RetryIn(Duration),
-    /// As `RetryIn`, and the tasks that share the limit start no earlier either.
+    /// Like `RetryIn`; the tasks that share the limit start no earlier either.
     RateLimited(Duration),
     /// The arguments do not fit the handler.
     Malformed,

@@ -260,7 +260,10 @@ async fn tasks_that_are_handed_back_when_the_worker_drains() {
     // Longer than it takes to record that the second task waits, and shorter than it may wait.
     tokio::time::sleep(secs(1)).await;
     house.seen.take();
-    assert_eq!(running.stop().await, Drained { handed_back: 1, unfinished: 0, refused: 0 });
+    assert_eq!(
+        running.stop().await,
+        Drained { handed_back: 1, unfinished: 0, refused: 0, restart_exit_code: None }
+    );
     assert_eq!(
         house.seen.take(),
         [

@@ -424,7 +424,10 @@ async fn what_does_not_end_in_time_is_handed_back_and_runs_elsewhere_at_once() {
     while long.state().await.unwrap() != TaskState::Started {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!(running.stop().await, Drained { handed_back: 1, unfinished: 0, refused: 0 });
+    assert_eq!(
+        running.stop().await,
+        Drained { handed_back: 1, unfinished: 0, refused: 0, restart_exit_code: None }
+    );
     assert_eq!(long.state().await.unwrap(), TaskState::Pending);
     let quick = async |_ms: u64| Ok::<_, TaskError>(());
     let _next = Running::start(Worker::builder(&house.app).name("w2").task(SLEEP, quick));

@@ -39,4 +39,16 @@ pub(crate) enum QueuesCommand {
         #[arg(value_parser = queue)]
         name: QueueName,
     },
+    /// Let no worker take tasks from this queue until it is resumed; running ones go on
+    Pause {
+        /// Name of the queue
+        #[arg(value_parser = queue)]
+        name: QueueName,
+    },
+    /// Let workers take tasks from this queue again
+    Resume {
+        /// Name of the queue
+        #[arg(value_parser = queue)]
+        name: QueueName,
+    },
 }

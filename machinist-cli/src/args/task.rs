@@ -10,7 +10,7 @@ use machinist::{
 };
 
 use super::bulk::BulkArgs;
-use super::value::{expiry, id, instant, queue, timeout};
+use super::value::{ExpiryArg, expiry, id, instant, queue, timeout};
 
 /// Each ARG is JSON if it parses as JSON, else text: 2 is a number, cat.png and '"2"' are text. @FILE is the contents
 /// of a file, @@ is an @ itself.
@@ -38,7 +38,7 @@ pub(crate) struct SendArgs {
     /// Keep the key until the task starts, until it ends, or for a duration: start, end (default) or 10m
     #[arg(long, value_name = "WHEN", value_parser = parse_unique_until, conflicts_with = "flow")]
     pub(crate) unique_until: Option<UniqueUntil>,
-    /// If another task has the key: print its id (existing, default; drop), fail (refuse), or replace it
+    /// Action if another task has the key: print its id (existing, default; drop), fail (refuse), or replace it
     #[arg(long, value_name = "ACTION", value_parser = parse_on_conflict, conflicts_with = "flow")]
     pub(crate) on_conflict: Option<OnConflict>,
     /// Key of its limits, in place of the one that workers make of its arguments
@@ -104,13 +104,6 @@ pub(crate) struct SendOptions {
     /// Priority, 0 to 9: higher ones are delivered first if broker and queue support it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
     pub(crate) priority: Option<u8>,
-}
-
-/// Time after which a task is not started any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ExpiryArg {
-    At(Timestamp),
-    In(Duration),
 }
 
 #[derive(Debug, Args)]

@@ -4,7 +4,12 @@ use std::{net::SocketAddr, time::Duration};
 
 use machinist::{DeadLetter, QueueName, TaskId, clock::Timestamp, nearest, settings::parse_duration};
 
-use super::task::ExpiryArg;
+/// Time after which a task is not started any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExpiryArg {
+    At(Timestamp),
+    In(Duration),
+}
 
 pub(super) fn queue(text: &str) -> Result<QueueName, String> {
     QueueName::parse(text).map_err(|e| e.to_string())

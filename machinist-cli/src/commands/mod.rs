@@ -12,6 +12,7 @@ mod keys;
 mod limits;
 mod periodic;
 mod question;
+mod queue_pause;
 mod queues;
 mod receivers;
 mod refused;
@@ -37,7 +38,7 @@ use machinist::{
 use crate::{
     BuildWorker,
     args::{Cli, CliCommand},
-    exit::{CliError, Code},
+    exit::{CliError, Code, Exit},
     output,
 };
 
@@ -45,7 +46,7 @@ use crate::{
 ///
 /// # Errors
 /// [`CliError`] of the command.
-pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_>) -> Result<Code, CliError> {
+pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_>) -> Result<Exit, CliError> {
     let worker = match &cli.command {
         CliCommand::Worker(worker) => Some(worker),
         _ => None,
@@ -53,7 +54,8 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
     let flags = cli.global.overrides(worker);
     let json = cli.global.json;
     let settings = |flags| Settings::load_with(connectors, flags);
-    match cli.command {
+    let code = match cli.command {
+        CliCommand::Worker(args) => return worker::run(args, flags, connectors, build).await,
         CliCommand::Init(args) => init::run(&args, flags.config, json),
         CliCommand::Completions { shell } => {
             let mut script = Vec::new();
@@ -79,8 +81,8 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
         CliCommand::Scheduled(args) => scheduled::run(args, &settings(flags)?, json).await,
         CliCommand::Status(args) => status::run(args, &settings(flags)?, json).await,
         CliCommand::Send(args) => send::run(*args, &settings(flags)?, json).await,
-        CliCommand::Worker(args) => worker::run(args, flags, connectors, build).await,
-    }
+    };
+    code.map(Exit::Code)
 }
 
 /// Connects to the configured servers, for a command that sends or works.

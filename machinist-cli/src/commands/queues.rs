@@ -16,7 +16,7 @@ use machinist::{
 };
 use serde::Serialize;
 
-use super::{connect, connect_reader, question, refused};
+use super::{connect, connect_reader, question, queue_pause, refused};
 use crate::{
     args::{QueuesArgs, QueuesCommand},
     exit::{CliError, Code},
@@ -35,6 +35,7 @@ struct QueueRow {
     ready: Option<u64>,
     consumers: Option<u64>,
     dead: Option<u64>,
+    paused: bool,
 }
 
 pub(super) async fn run(args: QueuesArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
@@ -43,6 +44,8 @@ pub(super) async fn run(args: QueuesArgs, settings: &Settings, json: bool) -> Re
             let mode = if dead_letter { PurgeMode::DeadLetter } else { PurgeMode::End };
             purge(&name, mode, yes, settings, json).await
         }
+        Some(QueuesCommand::Pause { name }) => queue_pause::run(&name, true, settings, json).await,
+        Some(QueuesCommand::Resume { name }) => queue_pause::run(&name, false, settings, json).await,
         Some(QueuesCommand::Delete { name }) => delete(&name, settings, json).await,
         None => list(args.declare, settings, json).await,
     }
@@ -59,7 +62,9 @@ async fn list(declare: bool, settings: &Settings, json: bool) -> Result<Code, Cl
     let depths = app.broker().depth(&names.into_iter().collect::<Vec<_>>()).await?;
     listed.retain(|queue, _| !configured.contains(queue));
     forget(&app, &vanished(&depths, &listed, app.clock().now())).await;
+    let paused = app.client().paused_queues().await?;
     let rows = depths.into_iter().map(|depth| QueueRow {
+        paused: paused.contains(&depth.queue),
         queue: depth.queue.to_string(),
         ready: depth.ready,
         consumers: depth.consumers,
@@ -71,9 +76,10 @@ async fn list(declare: bool, settings: &Settings, json: bool) -> Result<Code, Cl
         let number = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), |count| count.to_string());
         let cells = |row: QueueRow| {
             let ready = if row.ready.is_none() { "not declared".to_owned() } else { number(row.ready) };
-            vec![row.queue, ready, number(row.consumers), number(row.dead)]
+            let paused = if row.paused { "yes" } else { "no" }.to_owned();
+            vec![row.queue, ready, number(row.consumers), number(row.dead), paused]
         };
-        output::table(&["queue", "ready", "consumers", "dead"], rows.map(cells))?;
+        output::table(&["queue", "ready", "consumers", "dead", "paused"], rows.map(cells))?;
     }
     refused::note(&app).await?;
     app.broker().close().await;

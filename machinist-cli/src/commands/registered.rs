@@ -41,7 +41,7 @@ pub(super) async fn run(args: RegisteredArgs, settings: &Settings, json: bool) -
             // The question to the workers is signed.
             let app = connect(settings).await?;
             let client = app.client();
-            client.disable_task(&name).await?;
+            client.disable_task(&name).await.map_err(cannot_order)?;
             let unaware = unaware(&client).await?;
             let answer =
                 serde_json::json!({ "name": name.as_str(), "enabled": false, "unconfirmed": unaware });
@@ -57,7 +57,7 @@ pub(super) async fn run(args: RegisteredArgs, settings: &Settings, json: bool) -
         Some(RegisteredCommand::Enable { name }) => {
             // The tasks that wait are signed again.
             let app = connect(settings).await?;
-            let released = app.client().enable_task(&name).await?;
+            let released = app.client().enable_task(&name).await.map_err(cannot_order)?;
             let answer = serde_json::json!({ "name": name.as_str(), "enabled": true, "released": released });
             say(json, &answer, &format!("tasks that waited and run now: {released}"))?;
             app.broker().close().await;

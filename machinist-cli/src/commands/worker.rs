@@ -20,9 +20,9 @@ use crate::{
     args::WorkerArgs,
     command::{CommandTask, Host},
     demo,
-    exit::{CliError, Code},
+    exit::{CliError, Code, Exit},
     health::HealthServer,
-    open_files, output, systemd,
+    open_files, output, systemd, telemetry,
 };
 
 pub(super) async fn run(
@@ -30,7 +30,7 @@ pub(super) async fn run(
     flags: Overrides,
     connectors: &Connectors,
     build: BuildWorker<'_>,
-) -> Result<Code, CliError> {
+) -> Result<Exit, CliError> {
     let mut settings = Settings::load_with(connectors, flags.clone())?;
     // Before any connection, so that a mistake in the file is reported at once.
     command_tasks(&settings, &Host::new(&settings))?;
@@ -43,7 +43,7 @@ pub(super) async fn run(
     let host = host(&mut settings)?;
     let settings = &settings;
     let commands = command_tasks(settings, &host)?;
-    let builder = build(settings.configure(Worker::builder(&app)));
+    let builder = build(settings.configure(Worker::builder(&app)).set_log_level(telemetry::set_level));
     let worker = build_worker(builder, commands, args.demo)?;
     note_unconsumed(settings, &worker);
     if let Some(health_server) = &health_server {
@@ -65,7 +65,7 @@ pub(super) async fn run(
         Some(ended) => finished(ended.map_err(cannot_start)?),
         None => {
             output::note("machinist: stopped at once; other workers run the running tasks again");
-            Ok(Code::HandedBack)
+            Ok(Code::HandedBack.into())
         }
     }
 }
@@ -231,16 +231,20 @@ fn cannot_start(error: WorkerError) -> CliError {
     }
 }
 
-fn finished(drained: Drained) -> Result<Code, CliError> {
+fn finished(drained: Drained) -> Result<Exit, CliError> {
+    if let Some(code) = drained.restart_exit_code {
+        output::note(&format!("machinist: stopped with exit code {code}, so that it is started again"));
+        return Ok(Exit::Restart(code));
+    }
     if drained.is_clean() {
         output::note("machinist: stopped; everything that had started has ended");
-        return Ok(Code::Success);
+        return Ok(Code::Success.into());
     }
     let count = drained.handed_back + drained.unfinished;
     output::note(&format!(
         "machinist: stopped; {count} running tasks were handed back, and other workers run them again"
     ));
-    Ok(Code::HandedBack)
+    Ok(Code::HandedBack.into())
 }
 
 fn ready_line(worker: &Worker, settings: &Settings) -> String {

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use machinist::{
-    Client, OrderError, OrderResult, WorkerAction, WorkerFilter, WorkerInfo, record::PresenceState,
-    settings::Settings,
+    App, Client, OrderError, OrderResult, WorkerAction, WorkerChange, WorkerFilter, WorkerInfo,
+    record::PresenceState, settings::Settings,
 };
 use serde::Serialize;
 
 use super::{connect, connect_reader};
 use crate::{
-    args::{StateArg, WorkerTargets, WorkersArgs, WorkersCommand},
+    args::{StateArg, WorkerSetArgs, WorkerTargets, WorkersArgs, WorkersCommand},
     exit::{CliError, Code},
     output,
 };
@@ -61,6 +61,13 @@ pub(super) async fn run(args: WorkersArgs, settings: &Settings, json: bool) -> R
         Some(WorkersCommand::Drain(order)) => {
             give(&order.targets, WorkerAction::Drain, order.now, settings, json).await
         }
+        Some(WorkersCommand::Restart(order)) => {
+            give(&order.targets, WorkerAction::Restart, order.now, settings, json).await
+        }
+        Some(WorkersCommand::Set(set)) => {
+            give(&set.targets, WorkerAction::Set(change(&set)), false, settings, json).await
+        }
+        Some(WorkersCommand::Order { id }) => order(&id, settings, json).await,
         Some(WorkersCommand::Ping(targets)) => {
             give(&targets, WorkerAction::Ping, false, settings, json).await
         }
@@ -150,6 +157,10 @@ async fn show(name: String, settings: &Settings, json: bool) -> Result<Code, Cli
             ("tasks", worker.tasks.join(", ")),
             ("tags", worker.tags.join(", ")),
             ("running", format!("{} of {}", worker.running, worker.concurrency)),
+            ("processed", worker.processed.to_string()),
+            ("failed", worker.failed.to_string()),
+            ("retried", worker.retried.to_string()),
+            ("memory", worker.memory.map_or_else(|| "-".to_owned(), |bytes| format!("{} MiB", bytes >> 20))),
             ("runs", worker.runs.join(", ")),
         ] {
             output::line(format!("{label:<13}{value}").trim_end())?;
@@ -170,20 +181,68 @@ async fn give(
     let app = connect(settings).await?;
     let client = app.client();
     let workers = selected(&client, targets).await?;
+    let word = action.as_str();
     let (id, results) = client.order_workers(&workers, action, now).await.map_err(cannot_order)?;
+    answered(&app, word, &id, &results, json).await
+}
+
+/// Prints the answers to an order. Fails if a worker has refused or has not answered.
+pub(super) async fn answered(
+    app: &App,
+    action: &str,
+    id: &str,
+    results: &[OrderResult],
+    json: bool,
+) -> Result<Code, CliError> {
     if json {
         let row = |result| AnswerRow { result, took_ms: result.took.as_millis() };
-        output::json(&Ordered { id: &id, results: results.iter().map(row).collect() })?;
+        output::json(&Ordered { id, results: results.iter().map(row).collect() })?;
     } else {
         let row = |result: &OrderResult| {
             let done = if result.done { "done" } else { "not done" }.to_owned();
             let took = format!("{} ms", result.took.as_millis());
             vec![result.worker.clone(), done, took, result.reason.clone().unwrap_or_default()]
         };
-        output::table(&["worker", action.as_str(), "after", "reason"], results.iter().map(row))?;
+        output::table(&["worker", action, "after", "reason"], results.iter().map(row))?;
     }
     app.broker().close().await;
     Ok(if results.iter().all(|result| result.done) { Code::Success } else { Code::Failed })
+}
+
+/// Returns the change that the options ask for.
+fn change(set: &WorkerSetArgs) -> WorkerChange {
+    let mut change = WorkerChange::default();
+    change.concurrency = set.concurrency;
+    change.add_queues.clone_from(&set.add_queue);
+    change.drop_queues.clone_from(&set.drop_queue);
+    change.log_level.clone_from(&set.log_level);
+    change
+}
+
+/// Shows an order and its answers.
+async fn order(id: &str, settings: &Settings, json: bool) -> Result<Code, CliError> {
+    // Its note is signed.
+    let app = connect(settings).await?;
+    let Some(report) = app.client().order(id).await? else {
+        let text = format!("there is no order {id:?} of the last day");
+        return Err(CliError::new(Code::UnknownId, text).remedy(
+            "`--json` prints the id of each order; a note that no trusted key has signed is not shown",
+        ));
+    };
+    if json {
+        output::json(&report)?;
+    } else {
+        let by = report.by.as_ref().map_or_else(|| "nobody".to_owned(), |key| format!("key {key}"));
+        output::line(&format!("{} at {}, signed by {by}", report.action, report.at))?;
+        let row = |result: &OrderResult| {
+            let done = if result.done { "done" } else { "not done" }.to_owned();
+            let at = result.at.map_or_else(|| "-".to_owned(), |at| at.to_string());
+            vec![result.worker.clone(), done, at, result.reason.clone().unwrap_or_default()]
+        };
+        output::table(&["worker", report.action, "at", "reason"], report.results.iter().map(row))?;
+    }
+    app.broker().close().await;
+    Ok(Code::Success)
 }
 
 /// Returns the live workers that are meant.
@@ -216,6 +275,8 @@ async fn selected(client: &Client, targets: &WorkerTargets) -> Result<Vec<Worker
 pub(super) fn cannot_order(error: OrderError) -> CliError {
     match error {
         OrderError::Backend(error) => error.into(),
+        OrderError::Release(error) => error.into(),
+        error @ OrderError::Contended(_) => CliError::from_error(Code::Failed, &error),
         error => CliError::from_error(Code::NotPermitted, &error)
             .remedy("give the order where an unrestricted key signs"),
     }

@@ -53,6 +53,11 @@ fn a_paused_fleet_starts_nothing_until_it_is_resumed_also_after_a_restart() {
     eventually("it runs", || (folder.status(&id)["state"] == "SUCCESS").then_some(()));
     assert_eq!((&folder.status(&id)["attempt"], &folder.status(&id)["worker"]), (&json!(1), &json!("two")));
     listed(&folder, &[("one", "asleep"), ("two", "awake")]);
+    eventually("the work is counted", || {
+        let two = workers(&folder).pop()?;
+        let counts = [&two["processed"], &two["failed"], &two["retried"]];
+        (counts == [&json!(1), &json!(0), &json!(0)] && two["memory"].as_u64()? > 0).then_some(())
+    });
 }
 
 #[test]

@@ -68,6 +68,10 @@ fn a_worker_tells_how_it_is() {
         let well = json!({"status": "ok", "wrong": [], "worker": "w1", "queues": ["a"], "running": 0});
         assert_eq!((code, answer), (200, well));
     }
+    let (code, answer) = health.ask("/health");
+    let well = json!({"color": "green", "reason": null, "state": "awake", "detail": [], "worker": "w1", "queues": ["a"],
+        "running": 0});
+    assert_eq!((code, answer), (200, well));
     assert_eq!(health.get("/").0, 404);
     assert_eq!(health.send("POST /healthz HTTP/1.1\r\nHost: worker\r\nContent-Length: 0\r\n\r\n").0, 405);
     assert_eq!(health.send("HEAD /healthz HTTP/1.1\r\nHost: worker\r\n\r\n"), (200, String::new()));
@@ -79,6 +83,7 @@ fn a_worker_tells_how_it_is() {
     assert!(health.until("/readyz", 503)[0].contains("it drains"));
     let (code, answer) = health.ask("/healthz");
     assert_eq!((code, &answer["running"]), (200, &json!(1)));
+    eventually("its state is told", || (health.ask("/health").1["state"] == "draining").then_some(()));
     folder.run(&["revoke", &running, "--terminate"]).ended(0);
     worker.end().ended(0);
 }

@@ -14,6 +14,7 @@ mod long;
 mod main_job;
 mod mixed;
 mod operator;
+mod orders;
 mod periodic;
 mod programs;
 mod rotation;

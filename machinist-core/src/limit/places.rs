@@ -26,7 +26,7 @@ pub(crate) struct Holder {
 
 /// A place that a run holds, or perhaps holds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Place {
+pub(crate) struct RunPlace {
     pub(crate) record: RecordId,
     pub(crate) number: u32,
     pub(crate) holder: Holder,
@@ -36,9 +36,9 @@ pub(crate) struct Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PlaceDecision {
     /// The run holds this place already; only the reply was lost.
-    Held(Place),
+    Held(RunPlace),
     /// Commit this: then the run holds the place.
-    Take(Box<Commit>, Place),
+    Take(Box<Commit>, RunPlace),
     /// Another run of the same attempt holds a place, and may run: the record of the task decides.
     SameTask,
     /// Every place is held. These sessions hold them.
@@ -55,7 +55,7 @@ pub(crate) fn decide_place(
     gone: impl Fn(&SessionId, &RunId) -> bool,
     chance: u32,
 ) -> PlaceDecision {
-    let place = |number| Place { record: record.clone(), number, holder: holder.clone() };
+    let place = |number| RunPlace { record: record.clone(), number, holder: holder.clone() };
     let held: Vec<(u32, Option<Holder>)> = places(facts).collect();
     if let Some((number, _)) =
         held.iter().find(|(_, held)| held.as_ref().is_some_and(|h| h.run == holder.run))
@@ -91,7 +91,7 @@ pub(crate) fn decide_place(
 }
 
 /// Returns the decision to write a place, in the place of what the record holds there.
-fn replace(facts: &Facts, place: Place) -> PlaceDecision {
+fn replace(facts: &Facts, place: RunPlace) -> PlaceDecision {
     let name = fact_of(place.number);
     let mut commit = Commit::new(place.record.clone());
     match facts.get(&name) {
@@ -106,7 +106,7 @@ fn replace(facts: &Facts, place: Place) -> PlaceDecision {
     PlaceDecision::Take(Box::new(commit), place)
 }
 
-impl Place {
+impl RunPlace {
     /// Creates the commit that frees the place, and wakes those who wait for it. It is refused if another run holds the
     /// place.
     pub(crate) fn free(&self) -> Commit {
@@ -181,7 +181,7 @@ mod tests {
         decide_place(facts, &record(), max, holder, gone, 0)
     }
 
-    fn take(facts: &mut Facts, max: u32, holder: &Holder, gone: &[&str]) -> Option<Place> {
+    fn take(facts: &mut Facts, max: u32, holder: &Holder, gone: &[&str]) -> Option<RunPlace> {
         match decide(facts, max, holder, gone) {
             PlaceDecision::Take(commit, place) => commit.apply(facts).then_some(place),
             _ => None,

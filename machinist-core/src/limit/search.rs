@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use super::places::{Holder, Place, PlaceDecision, decide_place};
+use super::places::{Holder, PlaceDecision, RunPlace, decide_place};
 use crate::{
     backend::Commit,
     id::{RecordId, RecordKind},
@@ -15,7 +15,7 @@ use crate::{
 
 /// Sessions of the two workers: each may expire once, and its worker then opens the next.
 const SESSIONS: [[&str; 2]; 2] = [["a1", "a2"], ["b1", "b2"]];
-/// Worker of each run.
+/// WorkerLife of each run.
 const WORKERS: [usize; 3] = [0, 0, 1];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -23,16 +23,16 @@ enum Phase {
     /// Decides from the record as it knows it.
     Deciding(Facts),
     /// Its commit is on its way, or its reply was lost and it is sent again.
-    Taking(Commit, Place),
-    Running(Place),
+    Taking(Commit, RunPlace),
+    Running(RunPlace),
     /// The commit that frees its place is sent, perhaps more than once.
-    Freeing(Place),
+    Freeing(RunPlace),
     /// It waits for a place, has ended, or was superseded.
     Over,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-struct Worker {
+struct WorkerLife {
     dead: bool,
     /// The first session has expired.
     expired: bool,
@@ -45,7 +45,7 @@ struct Scene {
     max: u32,
     record: Facts,
     runs: [Phase; 3],
-    workers: [Worker; 2],
+    workers: [WorkerLife; 2],
 }
 
 impl Scene {
@@ -60,7 +60,7 @@ impl Scene {
 
     fn is_alive(&self, session: &str) -> bool {
         let of = usize::from(session.starts_with('b'));
-        let Worker { dead, expired, .. } = self.workers[of];
+        let WorkerLife { dead, expired, .. } = self.workers[of];
         if session == SESSIONS[of][0] { !dead && !expired } else { !dead }
     }
 
@@ -83,7 +83,7 @@ impl Scene {
         let mut next: Vec<_> =
             (0..3).filter(|run| !self.workers[WORKERS[*run]].dead).flat_map(|run| self.step(run)).collect();
         for (worker, state) in self.workers.iter().enumerate() {
-            let mut change = |change: fn(&mut Worker)| {
+            let mut change = |change: fn(&mut WorkerLife)| {
                 let mut scene = self.clone();
                 change(&mut scene.workers[worker]);
                 next.push(scene);
@@ -157,7 +157,7 @@ impl Scene {
     }
 
     /// The run moves its place into the new session of its worker; the reply may be lost.
-    fn adoptions(&self, run: usize, place: &Place, session: &str) -> Vec<Self> {
+    fn adoptions(&self, run: usize, place: &RunPlace, session: &str) -> Vec<Self> {
         let (commit, adopted) = place.adopt(&session.into());
         let mut scene = self.clone();
         if commit.apply(&mut scene.record) || adopted.is_of_run(&self.record) {

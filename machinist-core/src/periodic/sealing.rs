@@ -4,7 +4,11 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 
 use super::order::{PeriodicDefinition, PeriodicOrder, PeriodicOutline, StoredCall, TickCall};
-use crate::{app::App, record::json, security::Statement};
+use crate::{
+    app::App,
+    record::json,
+    security::{Consequence, Statement},
+};
 
 /// Kind of a signed order.
 const ORDER: &str = "machinist.periodic";
@@ -40,9 +44,10 @@ pub(crate) fn trusted_order(
 ) -> Result<PeriodicOrder, String> {
     let order = read_order(stored)?;
     let about = order.definition.as_ref().map(|definition| &definition.outline).or(own);
-    let call = about.map(|outline| (&outline.task, &outline.queue));
+    let consequence =
+        about.map_or(Consequence::State, |outline| Consequence::Call(&outline.task, &outline.queue));
     let statement = Statement { kind: ORDER, subject: name };
-    app.0.trust.check_statement(statement, stored, order.at, call)?;
+    app.0.trust.check_statement(statement, stored, order.at, consequence)?;
     Ok(order)
 }
 

@@ -63,12 +63,10 @@ pub(crate) mod name {
     /// Guard of a task that waits, so that it can be published before it comes back by itself.
     pub(crate) const PARKED_MESSAGE: &str = "pm";
 
-    /// Returns the name of the fact that a task name is disabled, in the control record.
-    pub(crate) fn disabled(task: &str) -> FactName {
-        format!("{DISABLED}{task}").into()
-    }
-    /// Prefix of those names.
+    /// Prefix of the names of facts that say if a task name is disabled, in the control record.
     pub(crate) const DISABLED: &str = "off:";
+    /// Prefix of the names of facts that say if a queue is paused, in the control record.
+    pub(crate) const PAUSED: &str = "queue:";
 
     /// Start of the names of limits that people have set, in the control record.
     pub(crate) const LIMIT: &str = "lim:";

@@ -58,7 +58,9 @@ pub(crate) use continuation::{
     Child, Joining, after_failure, after_success, continued_by, continued_by_record, join_record, joinings,
     never_after, spawned_by,
 };
-pub(crate) use control::{control_record, disable, disabled_tasks, enable};
+pub(crate) use control::{
+    Newest, Switch, control_record, keep_note, newest, note_record, set_switch, switches,
+};
 pub(crate) use dead_reason::DeadReason;
 pub(crate) use facts::{Counters, EncodedResults, End, EndVerdict, Failure, ReservedStart, json, name};
 #[cfg(test)]
@@ -72,7 +74,7 @@ pub(crate) use join::{
 pub(crate) use overdue::{KEPT_FROM, OVERDUE_AFTER, WaitingAttempt, overdue_attempt, waiting_attempt};
 pub(crate) use park::{ParkDecision, decide_parking, park, unpark};
 pub(crate) use poison::{Suspicion, suspicion};
-pub(crate) use presence::OrderAnswer;
+pub(crate) use presence::{OrderAnswer, WorkCounts, memory_to_show};
 pub(crate) use progress::{add_progress, progress_commit};
 pub(crate) use retention::{MAX_DELAY, UNFINISHED_TTL, retention};
 pub(crate) use revoke::{
@@ -88,6 +90,6 @@ pub(crate) use verdict::{
     outcome_commit,
 };
 pub(crate) use worker_name::{
-    answer_of, answer_order, claim_name, give_order, holder_of, keep_name, name_record, numbered_name,
-    orders, withdraw_order,
+    answer_of, answer_order, claim_name, give_lasting_order, give_order, holder_of, keep_name, name_record,
+    numbered_name, orders, restore_wanted, withdraw_order,
 };

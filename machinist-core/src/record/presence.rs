@@ -73,27 +73,49 @@ impl WorkerHealth {
     }
 }
 
+/// Counts of the work of a worker since it has started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct WorkCounts {
+    /// Number of tasks that have ended here.
+    pub(crate) processed: u64,
+    /// Number of those that have ended in FAILURE.
+    pub(crate) failed: u64,
+    /// Number of attempts that have ended in RETRY here.
+    pub(crate) retried: u64,
+}
+
+/// Returns the memory that a session shows, after it has shown this much. Small changes are not shown: an idle worker would
+/// write its session again and again.
+pub(crate) fn memory_to_show(shown: Option<u64>, used: Option<u64>) -> Option<u64> {
+    match (shown, used) {
+        (Some(shown), Some(used)) if used.abs_diff(shown) <= shown / 8 => Some(shown),
+        (_, used) => used,
+    }
+}
+
 /// Answer of a worker to an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OrderAnswer {
     pub(crate) done: bool,
     pub(crate) reason: Option<String>,
     pub(crate) at: Timestamp,
-}
-
-impl OrderAnswer {
-    pub(crate) fn done(at: Timestamp) -> Self {
-        Self { done: true, reason: None, at }
-    }
-
-    pub(crate) fn refused(why: &str, at: Timestamp) -> Self {
-        Self { done: false, reason: Some(why.to_owned()), at }
-    }
+    /// Session that answers.
+    pub(crate) session: String,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn small_changes_of_the_memory_are_not_shown() {
+        assert_eq!(memory_to_show(None, Some(80)), Some(80));
+        assert_eq!(memory_to_show(Some(80), Some(90)), Some(80));
+        assert_eq!(memory_to_show(Some(80), Some(70)), Some(80));
+        assert_eq!(memory_to_show(Some(80), Some(91)), Some(91));
+        assert_eq!(memory_to_show(Some(80), None), None);
+    }
 
     #[test]
     fn the_gravest_trouble_decides() {

@@ -57,17 +57,41 @@ pub(crate) fn keep_name(worker: &str) -> Commit {
     commit
 }
 
-/// Creates the commit that gives an order to a worker. A `lasting` order is also the state that is wanted from now on.
-pub(crate) fn give_order(worker: &str, id: &str, order: &Bytes, lasting: bool) -> Commit {
+/// Creates the commit that gives an order to a worker.
+pub(crate) fn give_order(worker: &str, id: &str, order: &Bytes) -> Commit {
     let mut commit = Commit::new(name_record(worker));
     commit.facts = vec![(format!("{}{id}", name::ORDER).into(), order.clone())];
-    if lasting {
-        commit.drop = vec![name::WANTED.into()];
-        commit.facts.push((name::WANTED.into(), order.clone()));
-    }
     commit.expiry = Expiry::After(NAME_TTL);
     commit.wake = true;
     commit
+}
+
+/// Creates the commit that gives an order to a worker that is also what is wanted of its name from now on. It is refused if
+/// something else is wanted than `before`.
+pub(crate) fn give_lasting_order(worker: &str, id: &str, order: &Bytes, before: Option<&Bytes>) -> Commit {
+    let mut commit = give_order(worker, id, order);
+    replace(&mut commit, name::WANTED.into(), order, before);
+    commit
+}
+
+/// Creates the commit that writes back what is wanted of a name. It is refused if something else is wanted than `before`.
+pub(crate) fn restore_wanted(worker: &str, order: &Bytes, before: Option<&Bytes>) -> Commit {
+    let mut commit = Commit::new(name_record(worker));
+    replace(&mut commit, name::WANTED.into(), order, before);
+    commit.expiry = Expiry::After(NAME_TTL);
+    commit
+}
+
+/// Lets a commit replace a fact, which must have the value `before`, or be absent.
+pub(super) fn replace(commit: &mut Commit, fact: FactName, value: &Bytes, before: Option<&Bytes>) {
+    match before {
+        Some(before) => {
+            commit.require.push((fact.clone(), before.clone()));
+            commit.drop.push(fact.clone());
+        }
+        None => commit.unless.push(fact.clone()),
+    }
+    commit.facts.push((fact, value.clone()));
 }
 
 /// Creates the commit that takes an order back that nobody has answered. What is wanted stays.
@@ -124,13 +148,18 @@ mod tests {
     fn an_order_is_answered_once_and_what_is_wanted_stays() {
         let mut facts = Facts::new();
         let order = Bytes::from_static(b"pause");
-        assert!(give_order("w", "1", &order, true).apply(&mut facts));
+        assert!(give_lasting_order("w", "1", &order, None).apply(&mut facts));
+        assert!(!give_lasting_order("w", "2", &order, None).apply(&mut facts), "another was first");
         assert_eq!(orders(&facts), [("1".to_owned(), order.clone())]);
         let answer = answer_order("w", &facts, "1", &order, "done".into());
         assert!(answer.apply(&mut facts) && !answer.apply(&mut facts));
         assert!(orders(&facts).is_empty());
         assert_eq!(answer_of(&facts, "1"), Some(&"done".into()));
         assert_eq!(facts.get(name::WANTED), Some(&order));
+        let later = Bytes::from_static(b"resume");
+        assert!(!restore_wanted("w", &later, Some(&later)).apply(&mut facts));
+        assert!(restore_wanted("w", &later, Some(&order)).apply(&mut facts));
+        assert_eq!(facts.get(name::WANTED), Some(&later));
     }
 
     #[test]
@@ -138,7 +167,7 @@ mod tests {
         let mut facts = Facts::new();
         for id in (10..60).map(|id| id.to_string()) {
             let order = Bytes::from_static(b"ping");
-            assert!(give_order("w", &id, &order, false).apply(&mut facts));
+            assert!(give_order("w", &id, &order).apply(&mut facts));
             assert!(answer_order("w", &facts, &id, &order, "done".into()).apply(&mut facts));
         }
         assert_eq!(facts.len(), KEPT_ANSWERS);

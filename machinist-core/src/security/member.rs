@@ -2,7 +2,11 @@
 
 use bytes::Bytes;
 
-use super::{Trust, statement::Statement, trust::ended_at};
+use super::{
+    Trust,
+    statement::{Consequence, Statement},
+    trust::ended_at,
+};
 use crate::{
     id::RecordId,
     record::{JoinedMember, json},
@@ -32,7 +36,7 @@ impl Trust {
     ) -> Result<JoinedMember, String> {
         let member: JoinedMember = serde_json::from_slice(fact).map_err(|error| error.to_string())?;
         let statement = Statement { kind: KIND, subject: &subject(join, index) };
-        self.check_statement(statement, fact, ended_at(member.end.as_bytes())?, None)?;
+        self.check_statement(statement, fact, ended_at(member.end.as_bytes())?, Consequence::State)?;
         Ok(member)
     }
 }

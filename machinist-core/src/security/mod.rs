@@ -22,12 +22,12 @@ mod queue_rules;
 mod statement;
 mod trust;
 
-pub use order::WorkerAction;
+pub use order::{WorkerAction, WorkerChange};
 pub use queue_rules::QueueOptions;
 
 pub(crate) use acceptance::{Acceptance, accept, open};
 pub(crate) use encryption::{encrypt_outcome, is_encrypted};
-pub(crate) use order::WorkerOrder;
+pub(crate) use order::{OrderNote, SwitchSetting, WorkerOrder, next_number};
 pub(crate) use queue_rules::QueueRules;
-pub(crate) use statement::Statement;
+pub(crate) use statement::{Consequence, Statement};
 pub(crate) use trust::{Trust, VerifyError};

@@ -24,6 +24,34 @@ pub(crate) struct Statement<'a> {
     pub(crate) subject: &'a str,
 }
 
+/// Consequence of a statement, which its key has to be allowed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Consequence<'a> {
+    /// It only states something.
+    State,
+    /// It leads to the call of this task in this queue.
+    Call(&'a TaskName, &'a QueueName),
+    /// It commands workers.
+    Command,
+}
+
+impl Consequence<'_> {
+    fn check(self, key: &Key) -> Result<(), String> {
+        match self {
+            Self::State => Ok(()),
+            Self::Call(task, queue) => {
+                key.may(task.as_str(), queue.as_str()).map_err(|rejected| rejected.to_string())
+            }
+            Self::Command => key.may_command().map_err(|rejected| rejected.to_string()),
+        }
+    }
+}
+
+/// Returns the name of the key under a statement, whether it is believed or not.
+pub(super) fn signed_by(stored: &Bytes) -> Option<String> {
+    Attestation::of(stored).map(|attestation| attestation.key.to_string())
+}
+
 impl Statement<'_> {
     fn input(self, key: &Key, scope: &SigningScope, text: &[u8]) -> Vec<u8> {
         SigningInput::new(self.kind, text.len() + 256)
@@ -50,8 +78,25 @@ impl Trust {
         signed.ok_or_else(|| format!("key {} cannot sign", key.id()))
     }
 
-    /// Checks that a trusted key signed a statement at this instant, and, if the statement leads to the call of a task, that
-    /// the key may sign that. Where unsigned tasks are allowed, unsigned statements are too.
+    /// Signs a statement that commands workers, if this application has keys.
+    ///
+    /// # Errors
+    /// The reason that it cannot be signed: the key may not command, or is not valid at this instant.
+    pub(crate) fn sign_command(
+        &self,
+        statement: Statement<'_>,
+        text: Bytes,
+        at: Timestamp,
+    ) -> Result<Bytes, String> {
+        if let Some(key) = self.ring().as_deref().and_then(Keyring::signing_key) {
+            Consequence::Command.check(key)?;
+            key.believed_at(at).map_err(|rejected| rejected.to_string())?;
+        }
+        self.sign_statement(statement, text)
+    }
+
+    /// Checks that a trusted key signed a statement at this instant, and that the key is allowed its consequence. Where
+    /// unsigned tasks are allowed, unsigned statements are too.
     ///
     /// # Errors
     /// The reason against it.
@@ -60,12 +105,17 @@ impl Trust {
         statement: Statement<'_>,
         stored: &Bytes,
         at: Timestamp,
-        call: Option<(&TaskName, &QueueName)>,
+        consequence: Consequence<'_>,
     ) -> Result<(), String> {
         let Some(ring) = self.ring() else { return Ok(()) };
         let Some(attestation) = Attestation::of(stored) else {
-            let unsigned = "it carries no signature".to_owned();
-            return if self.allows_unsigned() { Ok(()) } else { Err(unsigned) };
+            let unsigned = match consequence {
+                Consequence::Command => {
+                    "it is not signed; configure a key where it is given, or start the worker with --allow-unsigned"
+                }
+                _ => "it carries no signature",
+            };
+            return if self.allows_unsigned() { Ok(()) } else { Err(unsigned.to_owned()) };
         };
         let key = ring.trusted(&attestation.key).map_err(|rejected| rejected.to_string())?;
         if !key.verify(&statement.input(key, self.scope(), attestation.text), &attestation.signature) {
@@ -73,12 +123,7 @@ impl Trust {
             return Err(format!("its signature is not that of key {key}: {doubt}"));
         }
         key.believed_at(at).map_err(|rejected| rejected.to_string())?;
-        match call {
-            Some((task, queue)) => {
-                key.may(task.as_str(), queue.as_str()).map_err(|rejected| rejected.to_string())
-            }
-            None => Ok(()),
-        }
+        consequence.check(key)
     }
 
     /// Encrypts a text that belongs to a statement, if this application encrypts. Returns the key's name and the result.

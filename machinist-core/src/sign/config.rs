@@ -54,6 +54,8 @@ pub struct KeyConfig {
     pub tasks: Option<Vec<String>>,
     /// Queues that it may sign for, in the same form. All queues by default.
     pub queues: Option<Vec<String>>,
+    /// `false` if it may not command workers.
+    pub control: Option<bool>,
 }
 
 impl KeyConfig {
@@ -131,11 +133,12 @@ impl KeyConfig {
         let is_restricted = self.not_before.is_some()
             || self.not_after.is_some()
             || self.tasks.is_some()
-            || self.queues.is_some();
+            || self.queues.is_some()
+            || self.control.is_some();
         if is_restricted && key.encrypts() {
             return Err(KeyError::Format(format!(
-                "key {}: `not_before`, `not_after`, `tasks` and `queues` restrict signing, and this key encrypts: \
-                 only its `state` can be set",
+                "key {}: `not_before`, `not_after`, `tasks`, `queues` and `control` restrict signing, and this key \
+                 encrypts: only its `state` can be set",
                 self.name()
             )));
         }
@@ -153,6 +156,9 @@ impl KeyConfig {
         }
         if let Some(patterns) = &self.queues {
             key = key.for_queues(patterns.iter().cloned())?;
+        }
+        if let Some(control) = self.control {
+            key = key.for_control(control);
         }
         Ok(key)
     }
@@ -183,7 +189,7 @@ impl Key {
             let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
             KeyError::Format(format!(
                 "line {line} of the key's text is wrong: a key has id, alg, secret or public, state, not_before, \
-                 not_after, tasks and queues, with values in quotes, as `machinist keygen` writes them"
+                 not_after, tasks, queues and control, with values in quotes, as `machinist keygen` writes them"
             ))
         })?;
         if config.file.is_some() || config.env.is_some() {

@@ -52,6 +52,8 @@ pub struct Key {
     pub(super) state: KeyState,
     pub(super) tasks: Option<Vec<Pattern>>,
     pub(super) queues: Option<Vec<Pattern>>,
+    /// `false` if the key may not command workers.
+    pub(super) control: bool,
 }
 
 impl Key {
@@ -120,7 +122,17 @@ impl Key {
     }
 
     fn unrestricted(id: KeyId, algorithm: Algorithm, material: Material, state: KeyState) -> Self {
-        Self { id, material, algorithm, not_before: None, not_after: None, state, tasks: None, queues: None }
+        Self {
+            id,
+            material,
+            algorithm,
+            not_before: None,
+            not_after: None,
+            state,
+            tasks: None,
+            queues: None,
+            control: true,
+        }
     }
 
     /// Returns the same key in another state. A key that cannot sign (a public half) stays at [`KeyState::Verify`] if
@@ -172,6 +184,14 @@ impl Key {
     ) -> Result<Self, KeyError> {
         self.queues = Some(self.patterns(patterns)?);
         Ok(self)
+    }
+
+    /// Sets whether the key may command workers: pause them, disable tasks, and so on. Every key may that is not restricted
+    /// to tasks or queues, unless this is `false`.
+    #[must_use]
+    pub fn for_control(mut self, control: bool) -> Self {
+        self.control = control;
+        self
     }
 
     fn patterns<S: Into<String>>(
@@ -286,6 +306,7 @@ impl fmt::Debug for Key {
             .field("not_after", &self.not_after)
             .field("tasks", &self.tasks)
             .field("queues", &self.queues)
+            .field("control", &self.control)
             .finish_non_exhaustive()
     }
 }

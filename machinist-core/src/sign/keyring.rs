@@ -95,9 +95,17 @@ impl Key {
         if self.valid_at(instant) { Ok(()) } else { Err(KeyRejection::OutOfTime(self.id().clone(), instant)) }
     }
 
-    /// Returns `true` if the key is for all tasks of all queues.
-    pub(crate) fn is_for_everything(&self) -> bool {
-        self.tasks.is_none() && self.queues.is_none()
+    /// Checks that the key may command workers. One that is for some tasks or queues must not stop the others.
+    pub(crate) fn may_command(&self) -> Result<(), KeyRejection> {
+        let why = match (self.control, &self.tasks, &self.queues) {
+            (false, ..) => "has `control = false`",
+            (true, None, None) => return Ok(()),
+            _ => "has `tasks` or `queues`",
+        };
+        Err(KeyRejection::NotAllowed(format!(
+            "key {} {why}, so it may not command workers; use a key without that restriction",
+            self.id()
+        )))
     }
 
     /// Checks that this key may sign this task for this queue. Every key may sign workflows: each of their tasks is checked

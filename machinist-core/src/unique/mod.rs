@@ -1,6 +1,6 @@
 //! Unique tasks: one task for each key, until it starts, until it ends, or for a period. The pure part.
 //!
-//! A claim names the task that has the key, in a record of its own. It is valid while that task is: nothing has to remove
+//! A claim names the task that has the key, in a separate record. It is valid while that task is: nothing has to remove
 //! it. A claim without the mark that its task was sent, some time after it was made, is that of a sender that died.
 
 mod sending;

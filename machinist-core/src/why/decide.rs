@@ -33,7 +33,7 @@ pub enum WhyReason {
     NoConsumer,
     /// No live worker of its queue knows its name.
     UnknownTask,
-    /// Every worker that could run it is asleep.
+    /// Its queue is paused for all workers, or every worker that could run it is asleep.
     Paused,
     /// Every worker that could run it has no free slot.
     Busy,
@@ -90,12 +90,13 @@ pub(super) struct Situation<'a> {
     /// Workers that are live.
     pub(super) workers: &'a [WorkerInfo],
     pub(super) disabled: bool,
+    pub(super) queue_paused: bool,
     pub(super) now: Timestamp,
 }
 
 /// Returns the reasons that hold, the decisive one first; at least one.
 pub(super) fn reasons(situation: &Situation<'_>) -> Vec<WhyReason> {
-    let Situation { record, workers, disabled, now } = situation;
+    let Situation { record, workers, disabled, queue_paused, now } = situation;
     match record.state {
         TaskState::Success | TaskState::Failure => return vec![WhyReason::Ended],
         TaskState::Started => {
@@ -115,7 +116,10 @@ pub(super) fn reasons(situation: &Situation<'_>) -> Vec<WhyReason> {
     if record.parked.as_ref().is_some_and(|parked| !parked.reason.starts_with("disabled:")) {
         found.push(WhyReason::Limited);
     }
-    found.extend(lack_of_workers(record, workers));
+    if *queue_paused {
+        found.push(WhyReason::Paused);
+    }
+    found.extend(lack_of_workers(record, workers).filter(|lack| !found.contains(lack)));
     if found.is_empty() {
         found.push(WhyReason::Queued);
     }
@@ -186,12 +190,16 @@ mod tests {
             limits: Default::default(),
             concurrency: 2,
             running: 0,
+            processed: 0,
+            failed: 0,
+            retried: 0,
+            memory: None,
             runs: Vec::new(),
         }
     }
 
     fn of(record: &Record, workers: &[WorkerInfo], disabled: bool) -> Vec<WhyReason> {
-        reasons(&Situation { record, workers, disabled, now: NOW })
+        reasons(&Situation { record, workers, disabled, queue_paused: false, now: NOW })
     }
 
     #[test]
@@ -220,6 +228,13 @@ mod tests {
         let found = of(&later, &asleep, true);
         assert_eq!(found, [WhyReason::Delayed, WhyReason::Disabled, WhyReason::Paused]);
         assert_eq!(WhyReason::Disabled.class(), WhyClass::Act);
+        let awake = [worker(PresenceState::Awake)];
+        for workers in [&awake, &asleep] {
+            let record = record(None);
+            let situation =
+                Situation { record: &record, workers, disabled: false, queue_paused: true, now: NOW };
+            assert_eq!(reasons(&situation), [WhyReason::Paused], "the queue is paused");
+        }
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub struct Evidence {
     pub due: Option<String>,
     /// Reason of its parking.
     pub parked: Option<String>,
+    /// `true` if its queue is paused for all workers.
+    pub queue_paused: bool,
     /// Number of live workers that take tasks from its queue.
     pub consumers: usize,
 }
@@ -66,13 +68,14 @@ impl Client {
             Err(error) => return Err(error),
         };
         let workers = self.workers(&WorkerFilter::new()).await?;
-        let disabled = self.disabled_tasks().await?;
+        let (disabled, paused) = tokio::try_join!(self.disabled_tasks(), self.paused_queues())?;
+        let queue_paused = paused.iter().any(|name| record.queue.as_deref() == Some(name.as_str()));
         let disabled = disabled.iter().any(|name| record.name.as_deref() == Some(name.as_str()));
         let now = self.app.clock().now();
-        let found = reasons(&Situation { record: &record, workers: &workers, disabled, now });
+        let found = reasons(&Situation { record: &record, workers: &workers, disabled, queue_paused, now });
         let consumes = |queues: &[String]| queues.iter().any(|name| record.queue.as_ref() == Some(name));
         let consumers = workers.iter().filter(|worker| consumes(&worker.queues)).count();
-        Ok(answer(id, &found, Evidence { consumers, ..evidence(&record) }))
+        Ok(answer(id, &found, Evidence { consumers, queue_paused, ..evidence(&record) }))
     }
 }
 
@@ -84,6 +87,7 @@ fn evidence(record: &Record) -> Evidence {
         worker: record.worker.clone(),
         due: record.eta.map(|eta| eta.to_string()),
         parked: record.parked.as_ref().map(|parked| parked.reason.clone()),
+        queue_paused: false,
         consumers: 0,
     }
 }
@@ -107,6 +111,7 @@ fn answer(id: &TaskId, found: &[WhyReason], evidence: Evidence) -> Why {
         WhyReason::Limited => format!("a rule refuses its start: {}", text(&evidence.parked)),
         WhyReason::NoConsumer => format!("no live worker takes tasks from queue {queue}"),
         WhyReason::UnknownTask => format!("no live worker of queue {queue} knows the task {task}"),
+        WhyReason::Paused if evidence.queue_paused => format!("queue {queue} is paused for all workers"),
         WhyReason::Paused => format!("every worker of queue {queue} that knows the task {task} is asleep"),
         WhyReason::Busy => format!("no worker of queue {queue} that knows the task {task} has a free slot"),
         WhyReason::Queued => format!("it waits for its turn in queue {queue}"),
@@ -116,7 +121,12 @@ fn answer(id: &TaskId, found: &[WhyReason], evidence: Evidence) -> Why {
         reason,
         class: reason.class(),
         sentence,
-        advice: reason.advice().to_owned(),
+        advice: match reason {
+            WhyReason::Paused if evidence.queue_paused => {
+                format!("`machinist queues resume {queue}` lets workers take from it")
+            }
+            reason => reason.advice().to_owned(),
+        },
         also: found.iter().skip(1).copied().collect(),
         evidence,
     }

@@ -10,7 +10,6 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::{
     admission::{AdmissionDecision, AdmissionRequest, AdmissionRule, WaitReason},
     id::TaskName,
-    record::{Facts, disabled_tasks},
 };
 
 /// Rules of a worker, and the places for refused tasks in its process.
@@ -62,9 +61,8 @@ impl Admissions {
 pub(super) struct DisabledTasks(RwLock<HashSet<TaskName>>);
 
 impl DisabledTasks {
-    /// Replaces the names with those of the control record.
-    pub(super) fn read(&self, facts: &Facts) {
-        let names = disabled_tasks(facts).collect();
+    /// Replaces the names.
+    pub(super) fn replace(&self, names: HashSet<TaskName>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = names;
     }
 

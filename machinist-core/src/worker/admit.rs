@@ -34,7 +34,7 @@ const PLACE_POLLS: (Duration, Duration) = (Duration::from_millis(100), Duration:
 /// Maximum delay of a guard that waits for a place.
 const MAX_PLACE_DELAY: Duration = Duration::from_secs(30);
 
-/// What a delivery knows about its limits.
+/// Knowledge of a delivery about its limits.
 #[derive(Debug, Default)]
 pub(super) struct LimitState {
     reserved: Vec<ReservedStart>,

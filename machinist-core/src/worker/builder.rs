@@ -7,17 +7,18 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Health, InvalidTag, MAX_TAGS, Stages, Tag, TaskOptions, Worker,
     admissions::{Admissions, DisabledTasks},
+    capacity::SlotPool,
     events::WorkerEvents,
     exclusive::ExclusiveSlots,
     lease::Lease,
     limits::Limits,
     look_ahead::LookAhead,
+    order_book::{OrderBook, SetLogLevel},
     peers::Peers,
     processor::{RegisteredTask, TaskProcessor},
     revoked_roots::RevokedRoots,
@@ -119,6 +120,8 @@ pub struct WorkerBuilder {
     grace: Duration,
     lease: Lease,
     consumer_timeout: Duration,
+    restart_exit_code: Option<u8>,
+    set_log_level: Option<SetLogLevel>,
     tasks: Vec<(String, Arc<dyn DynHandler>, Vec<Requirement>)>,
     options: Vec<(String, TaskOptions)>,
     adjustments: Vec<(String, AdjustOptions)>,
@@ -142,6 +145,8 @@ impl WorkerBuilder {
             grace: DEFAULT_GRACE,
             lease: Lease::DEFAULT,
             consumer_timeout: CONSUMER_TIMEOUT,
+            restart_exit_code: None,
+            set_log_level: None,
             tasks: Vec::new(),
             options: Vec::new(),
             adjustments: Vec::new(),
@@ -213,6 +218,21 @@ impl WorkerBuilder {
     /// the delivery, so a task may run for days.
     pub fn consumer_timeout(mut self, timeout: Duration) -> Self {
         self.consumer_timeout = timeout;
+        self
+    }
+
+    /// Exit code with which the program ends so that its supervisor starts it again. Unless it is set, orders to restart are
+    /// refused. A worker that was ordered to restart returns it in [`Drained`](super::Drained), and the program has to exit
+    /// with it.
+    pub fn restart_exit_code(mut self, code: u8) -> Self {
+        self.restart_exit_code = Some(code);
+        self
+    }
+
+    /// Sets the function by which an order changes the log level of the program. Unless it is set, such orders are refused.
+    /// Its error is the answer to the order.
+    pub fn set_log_level(mut self, set: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static) -> Self {
+        self.set_log_level = Some(Arc::new(set));
         self
     }
 
@@ -359,28 +379,30 @@ impl WorkerBuilder {
         let tags = checked_tags(&self.tags)?;
         let limits = Arc::new(Limits::new(checked_limits(&tasks, mem::take(&mut self.queue_limits))?));
         let look_ahead = self.look_ahead.unwrap_or_else(|| self.concurrency.max(16));
-        // The credit to begin with. The look-ahead is added when the runs are known to be short.
-        let prefetch = u16::try_from(self.concurrency).unwrap_or(u16::MAX);
         let name: Arc<str> = self.name.unwrap_or_else(default_name).into();
         let queues: Vec<_> = queues.into_iter().collect();
         let about = about(&queues, &tags, &tasks, self.concurrency, &limits, &self.app);
         let stages = Stages::default();
-        let slots = Arc::new(Semaphore::new(self.concurrency));
+        let capacity = SlotPool::new(self.concurrency);
+        let orders =
+            OrderBook::new(self.restart_exit_code, self.set_log_level, tasks.keys().cloned().collect());
         let events = WorkerEvents::new(self.app.clone(), Arc::clone(&name));
         let disabled: Arc<DisabledTasks> = Arc::default();
         let peers = Arc::new(Peers::new(self.lease));
         let worker = Arc::new(WorkerContext {
             sessions: Sessions::new(
                 self.app.clone(),
-                self.lease,
                 Arc::clone(&name),
                 about,
                 Arc::clone(&disabled),
                 Arc::clone(&limits),
+                Arc::clone(&events),
                 Arc::clone(&peers),
             ),
             admissions: Admissions::new(disabled, self.rules, look_ahead),
             limits,
+            capacity: Arc::clone(&capacity),
+            orders,
             look_ahead: LookAhead::new(self.concurrency, look_ahead),
             calls: ServerCalls::new(self.app.clone(), stages.clone(), Arc::clone(&events), peers),
             app: self.app,
@@ -391,18 +413,18 @@ impl WorkerBuilder {
             refused: crate::refused::RefusedTally::default(),
             revoked_roots: RevokedRoots::default(),
         });
+        worker.sessions.presence.want_queues(queues.iter().cloned());
         let health = Health::new(Arc::clone(&worker), stages.clone());
         let processor = Arc::new(TaskProcessor {
             worker,
             tasks,
             middleware: self.middleware.into(),
             state: Arc::new(self.state),
-            exclusive: ExclusiveSlots::new(Arc::clone(&slots), self.concurrency),
-            slots,
+            exclusive: ExclusiveSlots::new(capacity),
         });
         let ready = CancellationToken::new();
         let periodic = self.periodic;
-        Ok(Worker { processor, queues, tags, prefetch, grace: self.grace, stages, ready, health, periodic })
+        Ok(Worker { processor, queues, tags, grace: self.grace, stages, ready, health, periodic })
     }
 }
 

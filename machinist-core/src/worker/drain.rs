@@ -73,6 +73,9 @@ pub struct Drained {
     pub unfinished: u64,
     /// Number of messages that were refused (unsigned, unreadable, too large, not allowed) and are dead letters now.
     pub refused: u64,
+    /// Exit code with which the process has to end so that its supervisor starts it again, if the worker was ordered to
+    /// restart.
+    pub restart_exit_code: Option<u8>,
 }
 
 impl Drained {

@@ -47,7 +47,7 @@ impl Observer for EventLog {
             }
             EventKind::WorkerState { state } => log_state(event.worker.unwrap_or_default(), state),
             EventKind::WorkerEnded { handed_back, unfinished, refused, dead_letters } => {
-                let drained = Drained { handed_back, unfinished, refused };
+                let drained = Drained { handed_back, unfinished, refused, restart_exit_code: None };
                 tracing::info!(worker = event.worker, ?drained, ?dead_letters, "stopped");
             }
             _ => {}

@@ -6,10 +6,15 @@ use std::{
     time::Duration,
 };
 
+use serde::Serialize;
+
 use super::{Stages, WorkerContext};
 use machinist_adapter::error::chain;
 
-use crate::broker::SubscriptionHealth;
+use crate::{
+    broker::SubscriptionHealth,
+    record::{PresenceState, WorkerHealth},
+};
 
 /// Time that a server has to answer a check.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,6 +25,20 @@ pub struct Health {
     worker: Arc<WorkerContext>,
     stages: Stages,
     subscription: Arc<Mutex<SubscriptionState>>,
+}
+
+/// Health of a worker, for people and programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct HealthReport {
+    /// Green, yellow or red.
+    pub color: WorkerHealth,
+    /// Reason that it is not green.
+    pub reason: Option<String>,
+    /// State of the worker.
+    pub state: PresenceState,
+    /// Every reason that the worker takes no tasks, with the part that has it in front.
+    pub detail: Vec<String>,
 }
 
 /// State of a worker's subscription to its queues.
@@ -103,7 +122,11 @@ impl Health {
             );
         }
         if matches!(*self.subscription(), SubscriptionState::Asleep) {
-            wrong.push("worker: it is asleep until `machinist workers resume` wakes it".to_owned());
+            let wake = match self.worker.sessions.presence.must_sleep() {
+                true => "worker: it is asleep until `machinist workers resume` wakes it",
+                false => "worker: all its queues are paused until `machinist queues resume` resumes one",
+            };
+            wrong.push(wake.to_owned());
         }
         if self.stages.is_draining() {
             wrong.push("worker: it drains, and stops when its running tasks have ended".to_owned());
@@ -120,6 +143,28 @@ impl Health {
             Ok(Err(error)) => Err(format!("backend: {}", chain(&error).join(": "))),
             Err(_) => Err(format!("backend: no answer within {PROBE_TIMEOUT:?}")),
         }
+    }
+
+    /// Returns the health of the worker as its session shows it, with its problems in detail. The servers are asked, as by
+    /// [`obstacles`](Self::obstacles).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn report(&self) -> HealthReport {
+        let detail = self.obstacles().await;
+        let sessions = &self.worker.sessions;
+        let (mut color, mut reason) = sessions.health();
+        if color == WorkerHealth::Green
+            && let Some(first) = Self::trouble_of(&detail)
+        {
+            (color, reason) = (WorkerHealth::Yellow, Some(first.clone()));
+        }
+        HealthReport { color, reason, state: sessions.presence.state(), detail }
+    }
+
+    /// Returns the first problem of a server. That people have put the worker to sleep, or that it drains, is none.
+    fn trouble_of(detail: &[String]) -> Option<&String> {
+        detail.iter().find(|problem| problem.starts_with("broker:") || problem.starts_with("backend:"))
     }
 
     /// Name of the worker.

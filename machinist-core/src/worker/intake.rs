@@ -3,7 +3,7 @@
 //! A worker without a backend keeps its deliveries for ten minutes: most outages are shorter, and its handlers continue.
 //! After that it hands the messages to other workers, which may be able to reach the backend.
 
-use std::{convert::Infallible, panic::resume_unwind, sync::Arc};
+use std::{collections::BTreeSet, convert::Infallible, panic::resume_unwind, sync::Arc};
 
 use tokio::{task::JoinError, time::Instant};
 use tokio_util::{
@@ -21,15 +21,15 @@ use super::{
 use machinist_adapter::error::chain;
 
 use crate::{
-    broker::{Consume, Consumer, SubscriptionHealth},
+    broker::{Consumer, SubscriptionHealth},
     event::WorkerState,
+    id::QueueName,
     record::PresenceState,
 };
 
 /// Takes deliveries and passes them to the processor.
 pub(super) struct Intake {
     pub(super) processor: Arc<TaskProcessor>,
-    pub(super) subscription: Consume,
     pub(super) health: Health,
     pub(super) tracker: TaskTracker,
     /// Ends all deliveries in progress at once.
@@ -62,8 +62,12 @@ impl RunningIntake {
 }
 
 impl Intake {
-    /// Starts to take deliveries, or to sleep if there is no subscription.
-    pub(super) fn start(self, mut consumer: Option<Box<dyn Consumer>>) -> RunningIntake {
+    /// Starts to take deliveries from a subscription to these queues, or to sleep if there is none.
+    pub(super) fn start(
+        self,
+        mut consumer: Option<Box<dyn Consumer>>,
+        queues: BTreeSet<QueueName>,
+    ) -> RunningIntake {
         let stop = CancellationToken::new();
         let closed = CancellationToken::new();
         let stopped = stop.clone();
@@ -73,7 +77,7 @@ impl Intake {
             tokio::select! {
                 biased;
                 () = stopped.cancelled() => {}
-                () = self.run(&mut consumer) => {}
+                () = self.run(&mut consumer, queues) => {}
             }
             consumer
         });
@@ -81,38 +85,56 @@ impl Intake {
     }
 
     /// Takes deliveries forever, from one subscription after another. Ends only when the broker was closed.
-    async fn run(&self, consumer: &mut Option<Box<dyn Consumer>>) {
+    async fn run(&self, consumer: &mut Option<Box<dyn Consumer>>, mut queues: BTreeSet<QueueName>) {
         let worker = &self.processor.worker;
+        let presence = &worker.sessions.presence;
+        let mut maintenance = Some(self.maintain());
         loop {
             match consumer {
                 None => self.sleep(None).await,
                 Some(consumer) => {
                     self.health.subscribed(consumer.health().into());
-                    worker.sessions.presence.show(PresenceState::Awake);
-                    let maintenance = maintenance::run(Arc::clone(worker), self.subscription.queues.clone());
-                    let maintenance = AbortOnDropHandle::new(tokio::spawn(maintenance));
+                    presence.set_subscribed(queues.clone());
+                    presence.show(PresenceState::Awake);
                     let health = consumer.health();
                     let withdraws = tokio::select! {
                         biased;
-                        () = worker.sessions.presence.sleep_is(true) => false,
+                        () = presence.wants_other_than(&queues) => false,
                         () = self.take(consumer) => return,
                         () = worker.calls.backend_is_away_for_long() => true,
                         never = self.cancel_when_cut_off(health) => match never {},
                     };
-                    drop(maintenance);
-                    match withdraws {
-                        true => self.withdraw(consumer).await,
-                        false => self.sleep(Some(consumer)).await,
+                    if withdraws {
+                        drop(maintenance.take());
+                        self.withdraw(consumer).await;
+                    } else {
+                        self.sleep(Some(consumer)).await;
                     }
                 }
+            }
+            queues = presence.subscription();
+            while queues.is_empty() {
+                self.sleep(None).await;
+                queues = presence.subscription();
             }
             worker.sessions.alive().await;
             worker.calls.give_up(false);
             self.health.subscribing();
-            *consumer = Some(self.subscribe().await);
+            *consumer = Some(self.subscribe(&queues).await);
             worker.look_ahead.resubscribed();
-            worker.calls.emit_state(WorkerState::Resubscribed { queues: &self.subscription.queues });
+            let subscribed: Vec<_> = queues.iter().cloned().collect();
+            worker.list_queues(&subscribed).await;
+            worker.calls.emit_state(WorkerState::Resubscribed { queues: &subscribed });
+            // Of the queues that are the worker's now.
+            maintenance = Some(self.maintain());
         }
+    }
+
+    /// Starts the maintenance, which goes on while the worker sleeps. It ends when the returned value is dropped.
+    fn maintain(&self) -> AbortOnDropHandle<()> {
+        let worker = Arc::clone(&self.processor.worker);
+        let queues = worker.sessions.presence.queues();
+        AbortOnDropHandle::new(tokio::spawn(maintenance::run(worker, queues)))
     }
 
     /// Unsubscribes because the backend is away for long, and waits until it answers.
@@ -131,9 +153,11 @@ impl Intake {
         }
     }
 
-    /// Unsubscribes because people want the worker to sleep, and waits until they do not. What runs goes on.
+    /// Unsubscribes because people want the worker to sleep or to take tasks from other queues, and waits while they want it
+    /// to take tasks from none. What runs goes on.
     async fn sleep(&self, consumer: Option<&mut Box<dyn Consumer>>) {
         let worker = &self.processor.worker;
+        let presence = &worker.sessions.presence;
         let health = consumer.as_ref().map(|consumer| consumer.health());
         self.health.asleep();
         // Stopped first, or the broker would deliver the returned messages here again at once.
@@ -141,16 +165,21 @@ impl Intake {
             consumer.stop().await;
         }
         worker.calls.give_up(true);
+        if !presence.subscription().is_empty() {
+            return;
+        }
         worker.calls.emit_state(WorkerState::Asleep { running: worker.sessions.running() });
-        worker.sessions.presence.show(PresenceState::Asleep);
+        presence.show(PresenceState::Asleep);
+        presence.set_subscribed(BTreeSet::new());
         let cut_off = async {
             match health {
                 Some(health) => self.cancel_when_cut_off(health).await,
                 None => std::future::pending().await,
             }
         };
+        let nothing = BTreeSet::new();
         tokio::select! {
-            () = worker.sessions.presence.sleep_is(false) => {}
+            () = presence.wants_other_than(&nothing) => {}
             never = cut_off => match never {},
         }
     }
@@ -215,10 +244,11 @@ impl Intake {
     }
 
     /// Subscribes, and tries again until it succeeds.
-    async fn subscribe(&self) -> Box<dyn Consumer> {
+    async fn subscribe(&self, queues: &BTreeSet<QueueName>) -> Box<dyn Consumer> {
+        let worker = &self.processor.worker;
         let mut tries = 0;
         loop {
-            match self.processor.worker.app.broker().consume(self.subscription.clone()).await {
+            match worker.app.broker().consume(worker.subscription(queues)).await {
                 Ok(consumer) => return consumer,
                 Err(error) => {
                     let error = chain(&error).join(": ");

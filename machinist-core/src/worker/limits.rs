@@ -45,12 +45,12 @@ pub(super) struct Limits {
 struct Bucket {
     /// Number of tasks in this process that want a start now.
     waiting: AtomicU32,
-    pool: tokio::sync::Mutex<Pool>,
+    pool: tokio::sync::Mutex<StartPool>,
 }
 
 /// Starts that this worker has reserved.
 #[derive(Debug, Default)]
-struct Pool {
+struct StartPool {
     terms: Option<Terms>,
     starts: Option<Starts>,
     /// Number of starts of the next reservation.
@@ -146,10 +146,14 @@ impl Limits {
         clock: &Clock,
     ) -> Result<NextStart, Unanswered> {
         let bucket = self.bucket(id);
-        let waiting = Waiting::of(&bucket);
+        let waiting = AskingTask::of(&bucket);
         let mut pool = bucket.pool.lock().await;
         if pool.terms != Some(terms) {
-            *pool = Pool { terms: Some(terms), known: std::mem::take(&mut pool.known), ..Pool::default() };
+            *pool = StartPool {
+                terms: Some(terms),
+                known: std::mem::take(&mut pool.known),
+                ..StartPool::default()
+            };
         }
         if let Some(at) = pool.starts.as_mut().and_then(|starts| starts.take(clock.now(), LAPSED_AFTER)) {
             return Ok(NextStart::Reserved(at));
@@ -183,7 +187,7 @@ impl Limits {
     }
 }
 
-impl Pool {
+impl StartPool {
     /// Returns the number of starts to reserve without tasks for them: more, the more often this worker reserves.
     fn next_block(&mut self, terms: Terms) -> u32 {
         let often = self.reserved_at.is_some_and(|at| at.elapsed() < LAPSED_AFTER);
@@ -193,9 +197,9 @@ impl Pool {
 }
 
 /// A task that wants a start, counted until it has one.
-struct Waiting<'a>(&'a Bucket);
+struct AskingTask<'a>(&'a Bucket);
 
-impl<'a> Waiting<'a> {
+impl<'a> AskingTask<'a> {
     fn of(bucket: &'a Bucket) -> Self {
         bucket.waiting.fetch_add(1, Ordering::Relaxed);
         Self(bucket)
@@ -206,7 +210,7 @@ impl<'a> Waiting<'a> {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for AskingTask<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }

@@ -165,6 +165,15 @@ impl LookAhead {
         self.pauses.send_replace(state.pauses);
     }
 
+    /// Changes the number of handlers that run at once. With fewer, deliveries that wait for a slot go back.
+    pub(super) fn set_concurrency(&self, concurrency: usize) {
+        let mut state = self.state();
+        state.must_pause |= concurrency < state.concurrency;
+        state.concurrency = concurrency;
+        drop(state);
+        self.changed.notify_one();
+    }
+
     /// Waits for a change to the credit. The caller makes it, and then calls [`made`](Self::made).
     ///
     /// # Cancel safety

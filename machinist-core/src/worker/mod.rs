@@ -14,7 +14,8 @@
 //! | `guard` | copies that come back later |
 //! | `exclusive` | running a suspect alone in the process |
 //! | `lease`, `session`, `renewal` | this worker's lease on what it runs |
-//! | `presence`, `orders` | the state that the session shows, and the orders of people |
+//! | `presence`, `orders`, `order_book`, `switches` | the state that the session shows, and the orders of people |
+//! | `capacity` | the slots for handlers that run at once |
 //! | `peers` | what this worker knows of other sessions |
 //! | `server_calls` | calls to backend and broker, repeated until they answer |
 //! | `maintenance`, `overdue` | undelivered messages, unlisted dead letters, delayed tasks that the broker has lost |
@@ -22,12 +23,14 @@
 //! | `progress` | the progress that handlers report |
 //! | `drain` | the stages of shutdown |
 //! | `events`, `event_log`, `tally`, `dead_letter_counts` | events, and their first users |
+//! | `memory` | the memory that the session shows |
 //! | `health` | checks for operators |
 
 mod admissions;
 mod admit;
 mod builder;
 mod callback;
+mod capacity;
 mod continuation;
 mod dead_letter_counts;
 mod drain;
@@ -43,7 +46,9 @@ mod lease;
 mod limits;
 mod look_ahead;
 mod maintenance;
+mod memory;
 mod options;
+mod order_book;
 mod orders;
 mod outcome;
 mod overdue;
@@ -62,6 +67,7 @@ mod server_calls;
 mod session;
 mod settlement;
 mod start;
+mod switches;
 mod tag;
 mod tally;
 mod time_check;
@@ -78,14 +84,14 @@ use tokio_util::{
 pub use builder::{BuildError, WorkerBuilder};
 pub use dead_letter_counts::DeadLetterCounts;
 pub use drain::{Drained, Stages};
-pub use health::Health;
+pub use health::{Health, HealthReport};
 pub use options::{ErrorClass, ErrorClassifier, TaskOptions};
 pub use tag::{InvalidTag, MAX_TAGS, Tag};
 
 use crate::{
     app::App,
     backend::BackendError,
-    broker::{BrokerError, Consume},
+    broker::BrokerError,
     event::{EventKind, WorkerState},
     id::{QueueName, TaskName},
     periodic::Periodic,
@@ -137,7 +143,6 @@ pub struct Worker {
     processor: Arc<TaskProcessor>,
     queues: Vec<QueueName>,
     tags: Vec<Tag>,
-    prefetch: u16,
     grace: Duration,
     stages: Stages,
     ready: CancellationToken,
@@ -218,31 +223,31 @@ impl Worker {
     /// Dropped before its end, the worker stops like a killed process: nothing is lost, and unfinished tasks run again
     /// elsewhere when the session has expired.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<Drained, WorkerError> {
-        let Self { processor, queues, prefetch, grace, stages, ready, health, periodic, tags: _ } = self;
+        let Self { processor, queues, grace, stages, ready, health, periodic, tags: _ } = self;
         let worker = Arc::clone(&processor.worker);
         worker.sessions.open().await?;
         worker.sessions.read_control().await?;
         let renewals = Renewals::begin(&worker).map_err(WorkerError::Thread)?;
-        let subscription = Consume { queues: queues.clone(), prefetch };
-        worker.apply_wanted_state();
-        let consumer = match worker.sessions.presence.must_sleep() {
+        // What is to be written back is read again.
+        let _again = worker.apply_wanted_state();
+        let subscribed = worker.sessions.presence.subscription();
+        let consumer = match subscribed.is_empty() {
             true => None,
-            false => Some(worker.app.broker().consume(subscription.clone()).await?),
+            false => Some(worker.app.broker().consume(worker.subscription(&subscribed)).await?),
         };
         match &consumer {
             Some(consumer) => health.subscribed(consumer.health().into()),
             None => health.asleep(),
         }
-        worker.app.list_queues_of_worker(&queues).await;
+        worker.list_queues(&queues).await;
         worker.emit(EventKind::WorkerStarted { queues: &queues });
         ready.cancel();
         let tracker = TaskTracker::new();
         // Dropped before its end, this future must not leave handlers behind that run without a session.
         let cut = CancellationToken::new();
         let _cut_on_drop = cut.clone().drop_guard();
-        let intake =
-            Intake { processor: Arc::clone(&processor), subscription, health, tracker: tracker.clone(), cut };
-        let intake = intake.start(consumer);
+        let intake = Intake { processor: Arc::clone(&processor), health, tracker: tracker.clone(), cut };
+        let intake = intake.start(consumer, subscribed);
         let ticking = AbortOnDropHandle::new(tokio::spawn(periodic::run(Arc::clone(&worker), periodic)));
         tokio::select! {
             () = intake.closed() => {}
@@ -260,14 +265,14 @@ impl Worker {
         let _in_time = tokio::time::timeout(SETTLE_TIMEOUT, ticking).await;
         tracker.close();
         drain::wait_through(&tracker, &stages, grace).await;
-        let drained = worker.events.tally.drained();
+        let drained = Drained { restart_exit_code: worker.orders.restart(), ..worker.events.tally.drained() };
         // Best effort: the letters are in the broker.
         let _in_time = tokio::time::timeout(SETTLE_TIMEOUT, worker.refused.flush(&worker.app)).await;
         renewals.end().await;
         if drained.unfinished == 0 {
             worker.sessions.close().await;
         }
-        let Drained { handed_back, unfinished, refused } = drained;
+        let Drained { handed_back, unfinished, refused, .. } = drained;
         let dead_letters = &worker.events.dead_letter_counts.by_reason();
         worker.emit(EventKind::WorkerEnded { handed_back, unfinished, refused, dead_letters });
         Ok(drained)

@@ -4,89 +4,179 @@
 //! wake-up, or has started after the order, obeys it too. A process that dies before its answer leaves the order for the
 //! next process of its name, or for its expiry.
 
-use super::WorkerContext;
+use std::time::Duration;
+
+use super::{WorkerContext, order_book::WantedState};
 use crate::{
-    backend::{BackendError, Committed},
+    backend::{BackendError, Commit, Committed},
     clock::Timestamp,
-    record::{OrderAnswer, PresenceState, answer_order, json, name, orders},
-    security::{WorkerAction, WorkerOrder},
+    id::QueueName,
+    record::{Newest, OrderAnswer, PresenceState, answer_order, json, name, newest, orders, restore_wanted},
+    security::{WorkerAction, WorkerChange, WorkerOrder},
 };
+use machinist_adapter::error::chain;
+
+/// Time in which the broker has to prepare a queue that a worker is ordered to take.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum number of slots that an order can give a worker.
+const MAX_CONCURRENCY: u32 = 10_000;
 
 /// Decision about an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OrderDecision {
     /// The order is done.
     Done,
+    /// The options have to be changed.
+    Change,
     /// The order is done as soon as the worker is in the state that is wanted.
     NotYet,
     /// The order is refused, for this reason.
     Refused(&'static str),
 }
 
-/// Decides about an order that a trusted key has signed for this worker.
-fn decide(
-    order: &WorkerOrder,
-    session: &str,
+/// State of the worker that is ordered.
+#[derive(Debug, Clone, Copy)]
+struct Standing<'a> {
+    session: &'a str,
     state: PresenceState,
-    must_sleep: bool,
+    /// Number of the order whose state is wanted.
+    wanted: Option<i64>,
+    /// `true` if the subscription is the one that is wanted.
+    settled: bool,
+    /// `true` if a supervisor starts the program again.
+    restartable: bool,
     now: Timestamp,
-) -> OrderDecision {
-    if order.expires < now {
+}
+
+/// Decides about an order that a trusted key has signed for this worker.
+fn decide(order: &WorkerOrder, worker: &Standing<'_>) -> OrderDecision {
+    if order.expires < worker.now {
         return OrderDecision::Refused("the order has expired");
     }
-    if order.session.as_deref().is_some_and(|ordered| ordered != session) {
+    if order.session.as_deref().is_some_and(|ordered| ordered != worker.session) {
         return OrderDecision::Refused("the process that was to obey has gone; this is another of its name");
     }
-    if order.action.is_lasting() && (order.action == WorkerAction::Pause) != must_sleep {
+    if order.action.is_lasting() && worker.wanted.is_some_and(|wanted| order.number < wanted) {
         return OrderDecision::Refused("a later order wants another state");
     }
-    match (order.action, state) {
-        (WorkerAction::Pause, PresenceState::Asleep) | (WorkerAction::Resume, PresenceState::Awake) => {
-            OrderDecision::Done
-        }
-        (WorkerAction::Pause | WorkerAction::Resume, PresenceState::Draining) => {
+    let drains = worker.state == PresenceState::Draining;
+    match order.action {
+        WorkerAction::Pause | WorkerAction::Resume if drains => {
             OrderDecision::Refused("it drains; the next process of its name obeys")
         }
-        (WorkerAction::Pause | WorkerAction::Resume, _) => OrderDecision::NotYet,
-        (WorkerAction::Drain | WorkerAction::Ping, _) => OrderDecision::Done,
+        WorkerAction::Set(_) if drains => OrderDecision::Refused("it drains"),
+        WorkerAction::Pause | WorkerAction::Resume | WorkerAction::Settle if !worker.settled && !drains => {
+            OrderDecision::NotYet
+        }
+        WorkerAction::Restart if !worker.restartable => OrderDecision::Refused(
+            "no exit code tells its supervisor to start it again; set restart_exit_code in [worker]",
+        ),
+        WorkerAction::Set(_) => OrderDecision::Change,
+        _ => OrderDecision::Done,
     }
 }
 
+/// Returns the queues of a worker after a change.
+fn changed_queues(mut queues: Vec<QueueName>, change: &WorkerChange) -> Result<Vec<QueueName>, String> {
+    for queue in &change.add_queues {
+        let queue = QueueName::parse(queue.as_str()).map_err(|error| error.to_string())?;
+        if !queues.contains(&queue) {
+            queues.push(queue);
+        }
+    }
+    for queue in &change.drop_queues {
+        let Some(place) = queues.iter().position(|own| own == queue) else {
+            return Err(format!("it takes no tasks from queue {queue}"));
+        };
+        queues.remove(place);
+    }
+    if queues.is_empty() {
+        return Err("it would take tasks from no queue; pause it instead".to_owned());
+    }
+    Ok(queues)
+}
+
 impl WorkerContext {
-    /// Applies the state that people want, as the record of the worker's name was last read.
-    pub(super) fn apply_wanted_state(&self) {
-        let Some(wanted) = self.sessions.orders().get(name::WANTED).cloned() else { return };
-        let order: WorkerOrder = match serde_json::from_slice(&wanted) {
+    /// Applies what people want, as it was last read. Returns the commit that writes the wanted state back, where the
+    /// backend has lost it or shows an earlier one.
+    pub(super) fn apply_wanted_state(&self) -> Option<Commit> {
+        self.sessions.presence.want_paused(self.sessions.switches.paused_queues());
+        let (worker, facts) = (self.sessions.held_name(), self.sessions.orders());
+        let read = facts.get(name::WANTED);
+        let mut memory = self.orders.memory();
+        // What is wanted of another name says nothing.
+        let known = memory.wanted.clone().filter(|known| known.worker == worker);
+        if memory.wanted.is_some() && known.is_none() {
+            memory.wanted = None;
+            self.sessions.presence.want_sleep(false);
+        }
+        if known.as_ref().is_some_and(|known| read == Some(&known.stored)) {
+            return None;
+        }
+        let order = match read.map(|stored| self.app.0.trust.read_order(&worker, stored)).transpose() {
             Ok(order) => order,
-            Err(error) => {
-                return tracing::warn!(%error, "the state that is wanted of this worker is unreadable");
+            Err(why) => {
+                let doubted = read.cloned().unwrap_or_default();
+                if memory.doubted != doubted {
+                    tracing::warn!(why, "the state that is wanted of this worker is not obeyed");
+                    memory.doubted = doubted;
+                }
+                return None;
             }
         };
-        if let Err(why) = self.app.0.trust.check_order(&order, &self.sessions.held_name()) {
-            return tracing::warn!(why, "the state that is wanted of this worker is not obeyed");
-        }
-        let sleep = order.action == WorkerAction::Pause;
-        if self.sessions.presence.want_sleep(sleep) && sleep && order.now {
-            self.sessions.cut_off_all();
+        let numbers = (known.as_ref().map(|known| known.number), order.as_ref().map(|order| order.number));
+        match (newest(numbers.0, numbers.1), order, known) {
+            (Newest::Read, Some(order), _) => {
+                let stored = read.cloned().unwrap_or_default();
+                memory.wanted = Some(WantedState { worker, number: order.number, stored });
+                drop(memory);
+                let sleep = order.action == WorkerAction::Pause;
+                if self.sessions.presence.want_sleep(sleep) && sleep && order.now {
+                    self.sessions.cut_off_all();
+                }
+                None
+            }
+            (Newest::Known, _, Some(known)) => Some(restore_wanted(&worker, &known.stored, read)),
+            _ => None,
         }
     }
 
-    /// Obeys and answers the orders that were last read.
+    /// Obeys and answers the orders that were last read, the earliest first.
     pub(super) async fn obey_orders(&self) -> Result<(), BackendError> {
-        self.apply_wanted_state();
+        let lost = self.apply_wanted_state().into_iter().chain(self.sessions.take_lost_switches());
+        for commit in lost {
+            // Refused: another process has written it.
+            self.app.client().commit(commit).await?;
+        }
         let facts = self.sessions.orders();
         let worker = self.sessions.held_name();
-        for (id, stored) in orders(&facts) {
-            let (answer, order) = match self.answer_to(&stored, &worker) {
-                Ok((OrderDecision::NotYet, _)) => continue,
-                Ok((OrderDecision::Done, order)) => (OrderAnswer::done(self.now()), Some(order)),
-                Ok((OrderDecision::Refused(why), _)) => (OrderAnswer::refused(why, self.now()), None),
-                Err(why) => (OrderAnswer::refused(&why, self.now()), None),
+        let mut read: Vec<_> = orders(&facts)
+            .into_iter()
+            .map(|(id, stored)| (self.app.0.trust.read_order(&worker, &stored), id, stored))
+            .collect();
+        read.sort_by_key(|(order, ..)| order.as_ref().map_or(i64::MIN, |order| order.number));
+        for (order, id, stored) in read {
+            let answer = match &order {
+                Err(why) => Err(why.clone()),
+                Ok(order) => match self.decide(order) {
+                    OrderDecision::NotYet => continue,
+                    OrderDecision::Done => Ok(()),
+                    OrderDecision::Change => self.change(order).await,
+                    OrderDecision::Refused(why) => Err(why.to_owned()),
+                },
             };
+            let done = answer.is_ok();
+            let session = self.sessions.current().to_string();
+            let answer = OrderAnswer { done, reason: answer.err(), at: self.now(), session };
             let commit = answer_order(&worker, &facts, &id, &stored, json(&answer));
             // Refused: it was answered, or taken back.
             let answered = matches!(self.app.client().commit(commit).await?, Committed::Done { .. });
-            if let Some(order) = order.filter(|order| answered && order.action == WorkerAction::Drain) {
+            if let Ok(order) = order
+                && done
+                && answered
+                && matches!(order.action, WorkerAction::Drain | WorkerAction::Restart)
+            {
+                self.orders.memory().restarts |= order.action == WorkerAction::Restart;
                 self.stages.drain();
                 if order.now {
                     self.stages.advance();
@@ -96,15 +186,73 @@ impl WorkerContext {
         Ok(())
     }
 
-    /// Returns the decision about a stored order, or the reason that it is not believed.
-    fn answer_to(&self, stored: &[u8], worker: &str) -> Result<(OrderDecision, WorkerOrder), String> {
-        let order: WorkerOrder =
-            serde_json::from_slice(stored).map_err(|error| format!("it is unreadable: {error}"))?;
-        self.app.0.trust.check_order(&order, worker)?;
+    fn decide(&self, order: &WorkerOrder) -> OrderDecision {
         let session = self.sessions.current();
         let presence = &self.sessions.presence;
-        let decision = decide(&order, session.as_str(), presence.state(), presence.must_sleep(), self.now());
-        Ok((decision, order))
+        decide(
+            order,
+            &Standing {
+                session: session.as_str(),
+                state: presence.state(),
+                wanted: self.orders.memory().wanted.as_ref().map(|wanted| wanted.number),
+                settled: presence.is_settled(),
+                restartable: self.orders.restart_exit_code.is_some(),
+                now: self.now(),
+            },
+        )
+    }
+
+    /// Changes the options of this process, once for each order, and not after a later order has changed them.
+    async fn change(&self, order: &WorkerOrder) -> Result<(), String> {
+        let WorkerAction::Set(change) = &order.action else { return Ok(()) };
+        match self.orders.memory().changed.clone() {
+            Some((number, answer)) if number == order.number => return answer,
+            Some((number, _)) if number > order.number => {
+                return Err("a later order has changed its options".to_owned());
+            }
+            _ => {}
+        }
+        let answer = self.try_change(change).await;
+        self.orders.memory().changed = Some((order.number, answer.clone()));
+        answer
+    }
+
+    /// Changes the options. An error has changed nothing.
+    async fn try_change(&self, change: &WorkerChange) -> Result<(), String> {
+        let presence = &self.sessions.presence;
+        if let Some(concurrency) = change.concurrency
+            && !(1..=MAX_CONCURRENCY).contains(&concurrency)
+        {
+            return Err(format!("concurrency {concurrency} is not a number from 1 to {MAX_CONCURRENCY}"));
+        }
+        let before = presence.queues();
+        let queues = changed_queues(before.clone(), change)?;
+        let new: Vec<_> = queues.iter().filter(|queue| !before.contains(queue)).cloned().collect();
+        for (queue, task) in
+            new.iter().flat_map(|queue| self.orders.tasks.iter().map(move |task| (queue, task)))
+        {
+            self.app.0.trust.may_sign(task, queue, self.now())?;
+        }
+        if !new.is_empty() {
+            // A queue that cannot be subscribed to would keep the worker from all others.
+            match tokio::time::timeout(PREPARE_TIMEOUT, self.app.broker().prepare(&new)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(format!("the broker: {}", chain(&error).join(": "))),
+                Err(_) => return Err(format!("the broker: no answer within {PREPARE_TIMEOUT:?}")),
+            }
+        }
+        if let Some(level) = &change.log_level {
+            let unable = || Err("this program does not let its log level be set".to_owned());
+            self.orders.set_log_level.as_ref().map_or_else(unable, |set| set(level))?;
+        }
+        if let Some(concurrency) = change.concurrency {
+            let slots = usize::try_from(concurrency).unwrap_or(usize::MAX);
+            self.capacity.set_limit(slots)?;
+            self.look_ahead.set_concurrency(slots);
+        }
+        presence.want_queues(queues.iter().cloned());
+        self.sessions.describe(&queues, self.capacity.limit());
+        Ok(())
     }
 }
 
@@ -117,31 +265,40 @@ mod tests {
             id: "1".into(),
             action,
             now: false,
-            target: "w".into(),
             session: None,
+            number: 5,
             issued: Timestamp::from_micros(1),
             expires: Timestamp::from_micros(10),
-            key: None,
-            mac: None,
+        }
+    }
+
+    fn standing(state: PresenceState) -> Standing<'static> {
+        Standing {
+            session: "s",
+            state,
+            wanted: Some(5),
+            settled: true,
+            restartable: true,
+            now: Timestamp::from_micros(5),
         }
     }
 
     #[test]
     fn an_order_is_done_when_the_worker_is_in_the_state_that_is_wanted() {
-        let now = Timestamp::from_micros(5);
         let pause = order(WorkerAction::Pause);
-        let at = |state, must_sleep| decide(&pause, "s", state, must_sleep, now);
-        assert_eq!(at(PresenceState::Awake, true), OrderDecision::NotYet);
-        assert_eq!(at(PresenceState::Asleep, true), OrderDecision::Done);
-        assert!(matches!(at(PresenceState::Awake, false), OrderDecision::Refused(_)));
-        assert!(matches!(at(PresenceState::Draining, true), OrderDecision::Refused(_)));
+        let awake = standing(PresenceState::Awake);
+        let asleep = standing(PresenceState::Asleep);
+        assert_eq!(decide(&pause, &Standing { settled: false, ..awake }), OrderDecision::NotYet);
+        assert_eq!(decide(&pause, &asleep), OrderDecision::Done);
+        assert!(matches!(decide(&pause, &Standing { wanted: Some(6), ..asleep }), OrderDecision::Refused(_)));
+        assert!(matches!(decide(&pause, &standing(PresenceState::Draining)), OrderDecision::Refused(_)));
     }
 
     #[test]
     fn an_expired_order_and_one_to_another_process_are_refused() {
         let mut drain = order(WorkerAction::Drain);
         let at = |order: &WorkerOrder, now| {
-            decide(order, "s", PresenceState::Awake, false, Timestamp::from_micros(now))
+            decide(order, &Standing { now: Timestamp::from_micros(now), ..standing(PresenceState::Awake) })
         };
         assert_eq!(at(&drain, 10), OrderDecision::Done);
         assert!(matches!(at(&drain, 11), OrderDecision::Refused(_)));
@@ -149,5 +306,31 @@ mod tests {
         assert!(matches!(at(&drain, 5), OrderDecision::Refused(_)));
         drain.session = Some("s".into());
         assert_eq!(at(&drain, 5), OrderDecision::Done);
+    }
+
+    #[test]
+    fn a_restart_is_refused_where_nobody_would_start_the_program_again() {
+        let restart = order(WorkerAction::Restart);
+        let worker = standing(PresenceState::Awake);
+        assert_eq!(decide(&restart, &worker), OrderDecision::Done);
+        let OrderDecision::Refused(why) = decide(&restart, &Standing { restartable: false, ..worker }) else {
+            panic!("it is refused")
+        };
+        assert!(why.contains("restart_exit_code"));
+    }
+
+    #[test]
+    fn queues_are_added_and_dropped_and_one_is_left() {
+        let queue = |name: &str| QueueName::parse(name).unwrap();
+        let own = vec![queue("a"), queue("b")];
+        let change = |add: &[&str], drop: &[&str]| {
+            let names = |names: &[&str]| names.iter().map(|name| queue(name)).collect::<Vec<_>>();
+            let change =
+                WorkerChange { add_queues: names(add), drop_queues: names(drop), ..WorkerChange::default() };
+            changed_queues(own.clone(), &change)
+        };
+        assert_eq!(change(&["c", "a"], &["b"]), Ok(vec![queue("a"), queue("c")]));
+        assert!(change(&[], &["a", "b"]).unwrap_err().contains("no queue"));
+        assert!(change(&[], &["c"]).unwrap_err().contains("queue c"));
     }
 }

@@ -17,27 +17,27 @@ use crate::{
     admission::WaitReason,
     backend::{BackendError, Committed},
     id::{RecordId, RunId, SessionId},
-    limit::places::{Holder, Place, PlaceDecision, decide_place},
+    limit::places::{Holder, PlaceDecision, RunPlace, decide_place},
     record::Facts,
     wire::Envelope,
 };
 
 /// Places that runs of this worker hold, or perhaps hold.
 #[derive(Debug, Default)]
-pub(super) struct HeldPlaces(Mutex<HashMap<RunId, Vec<Place>>>);
+pub(super) struct HeldPlaces(Mutex<HashMap<RunId, Vec<RunPlace>>>);
 
 impl HeldPlaces {
-    fn all(&self) -> MutexGuard<'_, HashMap<RunId, Vec<Place>>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<RunId, Vec<RunPlace>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes a place, before it is requested.
-    fn note(&self, place: &Place) {
+    fn note(&self, place: &RunPlace) {
         self.all().entry(place.holder.run.clone()).or_default().push(place.clone());
     }
 
     /// Forgets a place that is certainly not held.
-    fn forget(&self, place: &Place) {
+    fn forget(&self, place: &RunPlace) {
         let mut all = self.all();
         let Some(of_run) = all.get_mut(&place.holder.run) else { return };
         of_run.retain(|held| held != place);
@@ -47,7 +47,7 @@ impl HeldPlaces {
     }
 
     /// Replaces a place by the same one under another session.
-    fn replace(&self, place: &Place, by: Place) {
+    fn replace(&self, place: &RunPlace, by: RunPlace) {
         if let Some(of_run) = self.all().get_mut(&place.holder.run)
             && let Some(held) = of_run.iter_mut().find(|held| *held == place)
         {
@@ -55,12 +55,12 @@ impl HeldPlaces {
         }
     }
 
-    fn of_run(&self, run: &RunId) -> Vec<Place> {
+    fn of_run(&self, run: &RunId) -> Vec<RunPlace> {
         self.all().get(run).cloned().unwrap_or_default()
     }
 
     /// Returns the places, with those first whose runs have ended.
-    fn with_ended(&self, has_ended: impl Fn(&RunId) -> bool) -> (Vec<Place>, Vec<Place>) {
+    fn with_ended(&self, has_ended: impl Fn(&RunId) -> bool) -> (Vec<RunPlace>, Vec<RunPlace>) {
         let all = self.all();
         all.values().flatten().cloned().partition(|place| has_ended(&place.holder.run))
     }
@@ -123,7 +123,7 @@ impl WorkerContext {
 
     /// Frees the places of a run that did not start. Tasks that wait in a process are woken, and no parked task is released:
     /// it would find the same limit that stopped this one.
-    pub(super) async fn return_places(&self, run: &RunId) -> Vec<Place> {
+    pub(super) async fn return_places(&self, run: &RunId) -> Vec<RunPlace> {
         if self.sessions.is_stuck(run) {
             // It runs on: its places are free when it has ended.
             return Vec::new();
@@ -160,7 +160,7 @@ impl WorkerContext {
 
 impl Sessions {
     /// Frees a place. Another holder keeps it.
-    async fn free_place(&self, place: &Place) -> Result<(), BackendError> {
+    async fn free_place(&self, place: &RunPlace) -> Result<(), BackendError> {
         self.commit(place.free()).await?;
         self.places.forget(place);
         Ok(())

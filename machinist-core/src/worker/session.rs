@@ -15,19 +15,19 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admissions::DisabledTasks, lease::Lease, limits::Limits, peers::Peers, places::HeldPlaces,
-    presence::Presence, server_calls::ServerCalls,
+    admissions::DisabledTasks, events::WorkerEvents, lease::Lease, limits::Limits, memory::resident_bytes,
+    peers::Peers, places::HeldPlaces, presence::Presence, server_calls::ServerCalls, switches::Switches,
 };
 use crate::{
     app::App,
     backend::{Backend, BackendError, Commit, Committed, Index, IndexUpdate},
     event::WorkerState,
-    id::{RecordId, RunId, SessionId, TaskId},
+    id::{QueueName, RecordId, RunId, SessionId, TaskId},
     limit::live_limits,
     record::{
         Claim, ClaimStatus, Facts, RenewalAction, WorkerHealth, claim_name, close_session, control_record,
-        holder_of, is_alive, keep_name, name, name_record, numbered_name, open_session, rename_session,
-        renew_session,
+        holder_of, is_alive, keep_name, memory_to_show, name, name_record, numbered_name, open_session,
+        rename_session, renew_session,
     },
 };
 
@@ -71,6 +71,14 @@ struct SessionState {
     valid_until: Instant,
     /// Time at which the records last named this worker's runs, since the session could not be renewed.
     runs_seen: Option<Instant>,
+    /// Description of the worker that is stored with its session, without its name and its runs.
+    about: serde_json::Value,
+    /// `true` if the description has changed since it was stored.
+    about_changed: bool,
+    /// Commits that write back the switches that the backend has lost.
+    lost_switches: Vec<Commit>,
+    /// Memory as the record of the session shows it.
+    shown_memory: Option<u64>,
     /// Runs as the record of the session shows them.
     shown_runs: Bytes,
     /// `true` if the session is in the index of sessions.
@@ -95,14 +103,14 @@ pub(super) struct Sessions {
     lease: Lease,
     /// Name that the worker was given.
     name: Arc<str>,
-    /// Description of the worker that is stored with its session, without its name and its runs.
-    about: serde_json::Value,
     /// State of the worker, as its session shows it, and the state that people want.
     pub(super) presence: Presence,
     disabled: Arc<DisabledTasks>,
     limits: Arc<Limits>,
     /// Places that runs hold under limits of concurrency.
     pub(super) places: HeldPlaces,
+    events: Arc<WorkerEvents>,
+    pub(super) switches: Switches,
     state: Mutex<SessionState>,
     alive: tokio::sync::Notify,
     pub(super) peers: Arc<Peers>,
@@ -129,11 +137,11 @@ pub(super) struct RegisteredRun {
 impl Sessions {
     pub(super) fn new(
         app: App,
-        lease: Lease,
         name: Arc<str>,
         about: serde_json::Value,
         disabled: Arc<DisabledTasks>,
         limits: Arc<Limits>,
+        events: Arc<WorkerEvents>,
         peers: Arc<Peers>,
     ) -> Arc<Self> {
         let state = SessionState {
@@ -141,8 +149,12 @@ impl Sessions {
             held_name: Arc::clone(&name),
             name_kept: Instant::now(),
             orders: Facts::new(),
+            about,
+            about_changed: false,
+            lost_switches: Vec::new(),
             valid_until: Instant::now(),
             runs_seen: None,
+            shown_memory: None,
             shown_runs: Bytes::new(),
             listed: false,
             runs: HashMap::new(),
@@ -152,13 +164,14 @@ impl Sessions {
         };
         Arc::new(Self {
             app,
-            lease,
+            lease: peers.lease(),
             name,
-            about,
             presence: Presence::default(),
             disabled,
             limits,
             places: HeldPlaces::default(),
+            events,
+            switches: Switches::default(),
             state: Mutex::new(state),
             alive: tokio::sync::Notify::new(),
             peers,
@@ -215,9 +228,38 @@ impl Sessions {
 
     /// Returns the description of the worker under this name.
     fn about_as(&self, name: &str) -> Bytes {
-        let mut about = self.about.clone();
+        let mut about = self.state().about.clone();
         about["worker"] = name.into();
         crate::record::json(&about)
+    }
+
+    /// Changes what the session says about the worker, and lets it be seen soon.
+    pub(super) fn describe(&self, queues: &[QueueName], concurrency: usize) {
+        let mut state = self.state();
+        state.about["queues"] = queues.iter().map(QueueName::as_str).collect::<Vec<_>>().into();
+        state.about["concurrency"] = concurrency.into();
+        state.about_changed = true;
+        drop(state);
+        self.presence.woken.notify_one();
+    }
+
+    /// Stores the description of the worker, if it has changed.
+    async fn store_description(&self) -> Result<(), BackendError> {
+        let session = {
+            let mut state = self.state();
+            std::mem::take(&mut state.about_changed).then(|| state.session.clone())
+        };
+        let Some(session) = session else { return Ok(()) };
+        let stored = self.commit(rename_session(&session, self.about_as(&self.held_name()))).await;
+        if stored.is_err() {
+            self.state().about_changed = true;
+        }
+        stored.map(drop)
+    }
+
+    /// Returns the commits that write back the switches that the backend has lost.
+    pub(super) fn take_lost_switches(&self) -> Vec<Commit> {
+        std::mem::take(&mut self.state().lost_switches)
     }
 
     /// Takes the lowest name that no other live session holds. A session that dies in between holds nothing: the names
@@ -304,8 +346,10 @@ impl Sessions {
     /// Applies the control record. One that cannot be read changes nothing.
     fn apply_control(&self, record: Option<Result<Facts, BackendError>>) {
         if let Some(facts) = self.readable(&control_record(), record.unwrap_or_else(|| Ok(Facts::new()))) {
-            self.disabled.read(&facts);
-            self.limits.set_live(live_limits(&facts, &self.app.0.trust, self.app.clock().now()));
+            let lost = self.switches.read(&facts, &self.app.0.trust);
+            self.disabled.replace(self.switches.disabled_tasks());
+            self.limits.set_live(live_limits(&facts, &self.app.0.trust));
+            self.state().lost_switches = lost;
         }
     }
 
@@ -463,9 +507,13 @@ impl Sessions {
         !state.runs.contains_key(run) && !state.stuck.contains_key(run)
     }
 
-    /// Describes the runs for display: their number, and the ids of some.
+    /// Describes the work for display: its counts, the number of runs, and the ids of some.
     fn runs_to_show(&self) -> Bytes {
-        let state = self.state();
+        let used = resident_bytes();
+        let counts = self.events.tally.counts();
+        let mut state = self.state();
+        state.shown_memory = memory_to_show(state.shown_memory, used);
+        let memory = state.shown_memory;
         let ids = |all: &mut dyn Iterator<Item = &TaskId>| {
             let mut ids: Vec<_> = all.map(TaskId::to_string).collect();
             ids.sort_unstable();
@@ -486,7 +534,15 @@ impl Sessions {
             "state": self.presence.state(),
             "health": health,
             "reason": reason,
+            "counts": counts,
+            "memory": memory,
         }))
+    }
+
+    /// Judges the health of the worker.
+    pub(super) fn health(&self) -> (WorkerHealth, Option<String>) {
+        let stuck = self.state().stuck.len();
+        WorkerHealth::judge(self.presence.broker_is_away(), self.app.0.trust.can_sign(), stuck)
     }
 
     /// Returns the runs in this process that still count.
@@ -525,6 +581,7 @@ impl Sessions {
             self.alive.notify_waiters();
             self.list().await;
             self.keep_name().await?;
+            self.store_description().await?;
         } else {
             calls.emit_state(WorkerState::SessionExpired { running: records.len() });
             calls.answered(true);

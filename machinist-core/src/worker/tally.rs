@@ -1,9 +1,12 @@
-//! Counts of the work of a worker, reported when it ends.
+//! Counts of the work of a worker, shown by its session and reported when it ends.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Drained;
-use crate::event::{Event, EventKind, Observer};
+use crate::{
+    event::{Event, EventKind, Observer},
+    record::{TaskState, WorkCounts},
+};
 
 /// Counts of deliveries, of runs that were handed back and of refused messages.
 #[derive(Debug, Default)]
@@ -12,6 +15,9 @@ pub(super) struct Tally {
     settled: AtomicU64,
     handed_back: AtomicU64,
     refused: AtomicU64,
+    processed: AtomicU64,
+    failed: AtomicU64,
+    retried: AtomicU64,
 }
 
 impl Tally {
@@ -25,12 +31,20 @@ impl Tally {
         add_one(&self.settled);
     }
 
+    /// Returns the counts of what the worker has done so far.
+    pub(super) fn counts(&self) -> WorkCounts {
+        let [processed, failed, retried] =
+            [&self.processed, &self.failed, &self.retried].map(|count| count.load(Ordering::Relaxed));
+        WorkCounts { processed, failed, retried }
+    }
+
     /// Returns the counts of the work that the worker leaves behind when it ends.
     pub(super) fn drained(&self) -> Drained {
         let [arrived, settled, handed_back, refused] =
             [&self.arrived, &self.settled, &self.handed_back, &self.refused]
                 .map(|count| count.load(Ordering::Relaxed));
-        Drained { handed_back, unfinished: arrived.saturating_sub(settled), refused }
+        let unfinished = arrived.saturating_sub(settled);
+        Drained { handed_back, unfinished, refused, restart_exit_code: None }
     }
 }
 
@@ -39,6 +53,13 @@ impl Observer for Tally {
         match event.kind {
             EventKind::HandedBack { cut_off: true, draining: true, .. } => add_one(&self.handed_back),
             EventKind::Refused { .. } => add_one(&self.refused),
+            EventKind::Retried { .. } => add_one(&self.retried),
+            EventKind::Ended { state, .. } => {
+                add_one(&self.processed);
+                if state == TaskState::Failure {
+                    add_one(&self.failed);
+                }
+            }
             _ => {}
         }
     }

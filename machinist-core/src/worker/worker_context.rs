@@ -1,17 +1,21 @@
 //! The parts of a worker that every step of a delivery shares: its session, its calls to the servers, its
 //! events.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{
-    Stages, admissions::Admissions, events::WorkerEvents, limits::Limits, look_ahead::LookAhead,
-    revoked_roots::RevokedRoots, server_calls::ServerCalls, session::Sessions,
+    Stages, admissions::Admissions, capacity::SlotPool, events::WorkerEvents, limits::Limits,
+    look_ahead::LookAhead, order_book::OrderBook, revoked_roots::RevokedRoots, server_calls::ServerCalls,
+    session::Sessions,
 };
 use crate::{
     app::App,
     backend::{BackendError, Committed},
+    broker::Consume,
     clock::Timestamp,
     event::EventKind,
+    id::QueueName,
+    queue_list::list_queues,
     record::take_turn,
     refused::RefusedTally,
 };
@@ -31,6 +35,8 @@ pub(super) struct WorkerContext {
     pub(super) stages: Stages,
     pub(super) admissions: Admissions,
     pub(super) limits: Arc<Limits>,
+    pub(super) capacity: Arc<SlotPool>,
+    pub(super) orders: OrderBook,
     pub(super) look_ahead: Arc<LookAhead>,
     pub(super) events: Arc<WorkerEvents>,
     pub(super) refused: RefusedTally,
@@ -47,6 +53,19 @@ impl WorkerContext {
     #[inline]
     pub(super) fn emit(&self, kind: EventKind<'_>) {
         self.events.emit(kind);
+    }
+
+    /// Returns the subscription to these queues, with credit for what can run at once. The look-ahead is added when the runs
+    /// are known to be short.
+    pub(super) fn subscription(&self, queues: &BTreeSet<QueueName>) -> Consume {
+        let prefetch = u16::try_from(self.capacity.limit()).unwrap_or(u16::MAX);
+        Consume { queues: queues.iter().cloned().collect(), prefetch }
+    }
+
+    /// Lists the queues that the worker consumes in the backend. Best effort: they are listed again when it subscribes.
+    pub(super) async fn list_queues(&self, queues: &[QueueName]) {
+        let named: Vec<_> = queues.iter().collect();
+        list_queues(self.app.backend().as_ref(), self.now(), &named).await;
     }
 
     /// Takes the turn of work that one worker does for all. Returns `false` if another worker has it.

@@ -42,6 +42,9 @@ impl Settings {
         if let Some(look_ahead) = &worker.look_ahead {
             builder = builder.look_ahead(look_ahead.value);
         }
+        if let Some(code) = &worker.restart_exit_code {
+            builder = builder.restart_exit_code(code.value);
+        }
         if let Some(kept) = &worker.keep_args {
             builder = builder.keep_args(kept.value);
         }

@@ -79,6 +79,7 @@ impl WorkerSettings {
             self.keep_args.as_ref().map(|kept| table::KEEP_ARGS.entry(kept)),
             Some(table::GRACE.entry(&self.grace)),
             Some(table::CONSUMER_TIMEOUT.entry(&self.consumer_timeout)),
+            self.restart_exit_code.as_ref().map(|code| table::RESTART_EXIT_CODE.entry(code)),
         ];
         rows.into_iter().flatten()
     }

@@ -72,6 +72,7 @@ pub(super) struct FileWorker {
     pub(super) concurrency: Option<Setting<usize>>,
     pub(super) grace: Option<Setting<Duration>>,
     pub(super) consumer_timeout: Option<Setting<Duration>>,
+    pub(super) restart_exit_code: Option<Setting<u8>>,
 }
 
 /// Values of `[sizes]`.
@@ -89,8 +90,20 @@ const TLS: &str = "tls";
 const WORKER: &str = "worker";
 const SIZES: &str = "sizes";
 /// Keys of a key, under `[[keys]]`.
-const KEY_KEYS: [&str; 11] =
-    ["id", "alg", "secret", "public", "file", "env", "state", "not_before", "not_after", "tasks", "queues"];
+const KEY_KEYS: [&str; 12] = [
+    "id",
+    "alg",
+    "secret",
+    "public",
+    "file",
+    "env",
+    "state",
+    "not_before",
+    "not_after",
+    "tasks",
+    "queues",
+    "control",
+];
 /// Reads the text of a file; relative paths in it start at the file's folder.
 pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<FileSettings, SettingsError> {
     let source = TomlText { path, text };
@@ -163,6 +176,7 @@ fn read_worker(top: &Section<'_>) -> Result<FileWorker, SettingsError> {
         concurrency: worker.setting(&table::CONCURRENCY)?,
         grace: worker.setting(&table::GRACE)?,
         consumer_timeout: worker.setting(&table::CONSUMER_TIMEOUT)?,
+        restart_exit_code: worker.setting(&table::RESTART_EXIT_CODE)?,
     })
 }
 
@@ -236,6 +250,8 @@ fn read_key(section: &Section<'_>) -> Result<KeyConfig, SettingsError> {
     config.not_after = instant("not_after")?;
     config.tasks = list("tasks", "a list like [\"mail.*\"]")?;
     config.queues = list("queues", "a list like [\"mail\"]")?;
+    config.control =
+        section.value("control", |v| value::boolean(v).map_err(|_| "expected true or false".to_owned()))?;
     Ok(config)
 }
 

@@ -261,6 +261,7 @@ impl Layers<'_> {
             keep_args: self.optional(&table::KEEP_ARGS, None, file.keep_args)?,
             grace: self.required(&table::GRACE, flags.grace, file.grace)?,
             consumer_timeout: self.required(&table::CONSUMER_TIMEOUT, None, file.consumer_timeout)?,
+            restart_exit_code: self.optional(&table::RESTART_EXIT_CODE, None, file.restart_exit_code)?,
         })
     }
 

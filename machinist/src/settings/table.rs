@@ -98,7 +98,7 @@ pub(super) fn top_keys() -> Vec<&'static str> {
     keys
 }
 
-static TABLE: [&SettingInfo; 30] = [
+static TABLE: [&SettingInfo; 31] = [
     &BROKER,
     &BROKER_FILE.info,
     &BACKEND,
@@ -122,6 +122,7 @@ static TABLE: [&SettingInfo; 30] = [
     &KEEP_ARGS.info,
     &GRACE.info,
     &CONSUMER_TIMEOUT.info,
+    &RESTART_EXIT_CODE.info,
     &BODY_SIZE.info,
     &HEADERS_SIZE.info,
     &ARGUMENT_COUNT.info,
@@ -344,6 +345,20 @@ pub(super) static CONCURRENCY: Definition<usize> = Definition {
     parse: text::concurrency,
     read: |value, _| value::concurrency(value),
     show: usize::to_string,
+};
+
+pub(super) static RESTART_EXIT_CODE: Definition<u8> = Definition {
+    info: SettingInfo {
+        name: "worker.restart_exit_code",
+        flag: None,
+        variable: Some("MACHINIST_RESTART_EXIT_CODE"),
+        default: SettingDefault::Nothing,
+        meaning: "Exit code at which the supervisor of the worker starts it again, 1 to 255; without it \
+                  `workers restart` is refused",
+    },
+    parse: text::exit_code,
+    read: |value, _| value::exit_code(value),
+    show: u8::to_string,
 };
 
 pub(super) static GRACE: Definition<Duration> = duration(SettingInfo {

@@ -273,6 +273,15 @@ pub(super) fn wrong_look_ahead(value: &dyn std::fmt::Display) -> String {
     format!("{value} is not a number of tasks to hold; take one from 0 to 10000")
 }
 
+/// Reads an exit code that is not that of a success.
+pub(super) fn exit_code(text: &str) -> Result<u8, String> {
+    text.trim().parse().ok().filter(|code| *code > 0).ok_or_else(|| wrong_exit_code(&text))
+}
+
+pub(super) fn wrong_exit_code(value: &dyn std::fmt::Display) -> String {
+    format!("{value} is not an exit code of a failure; take one from 1 to 255")
+}
+
 pub(super) fn join(names: &[impl ToString]) -> String {
     names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
@@ -324,6 +333,8 @@ mod tests {
         assert!(tags("gpu,").unwrap_err().contains("is not a word like gpu"));
         assert!(tags(&["a"; 17].join(",")).unwrap_err().contains("17 tags are more than the 16"));
         assert_eq!(look_ahead("0"), Ok(0));
+        assert_eq!(exit_code("75"), Ok(75));
+        assert!(exit_code("0").is_err() && exit_code("256").unwrap_err().contains("1 to 255"));
         assert!(look_ahead("10001").unwrap_err().contains("0 to 10000"));
     }
 

@@ -55,6 +55,12 @@ pub(super) fn look_ahead(value: &DeValue<'_>) -> Result<usize, String> {
     fits.ok_or_else(|| text::wrong_look_ahead(&number))
 }
 
+/// Reads an exit code that is not that of a success.
+pub(super) fn exit_code(value: &DeValue<'_>) -> Result<u8, String> {
+    let number = integer(value, "an exit code")?;
+    u8::try_from(number).ok().filter(|code| *code > 0).ok_or_else(|| text::wrong_exit_code(&number))
+}
+
 /// Reads `true` or `false`.
 pub(super) fn boolean(value: &DeValue<'_>) -> Result<bool, String> {
     value.as_bool().ok_or_else(|| wrong_type(value, "true or false"))

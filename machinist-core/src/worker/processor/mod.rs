@@ -14,15 +14,13 @@ mod slots;
 use std::{collections::HashMap, sync::Arc};
 
 use futures_util::future::BoxFuture;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use tokio::time::Instant;
 
 use self::busy::BusyWaits;
 use super::{
     ActiveDelivery, Settlement, TaskOptions, WorkerContext,
     admit::{Admitted, LimitState},
+    capacity::{ExclusiveClaim, SlotPermit},
     exclusive::ExclusiveSlots,
     look_ahead::RunningSlot,
     start::StartReply,
@@ -50,7 +48,8 @@ pub(super) struct RegisteredTask {
 /// A slot in which one handler runs.
 #[derive(Debug)]
 pub(super) struct Slot {
-    _permit: OwnedSemaphorePermit,
+    _permit: SlotPermit,
+    _alone: Option<ExclusiveClaim>,
     _running: RunningSlot,
 }
 
@@ -60,7 +59,6 @@ pub(super) struct TaskProcessor {
     pub(super) tasks: HashMap<TaskName, RegisteredTask>,
     pub(super) middleware: Arc<[Arc<dyn Middleware>]>,
     pub(super) state: Arc<StateMap>,
-    pub(super) slots: Arc<Semaphore>,
     pub(super) exclusive: ExclusiveSlots,
 }
 
@@ -193,7 +191,7 @@ impl TaskProcessor {
             {
                 return settlement;
             }
-            if self.worker.sessions.presence.must_sleep() {
+            if !self.worker.sessions.presence.may_start_from(&active.envelope.queue) {
                 return Settlement::HandBack;
             }
             let registered = self.worker.sessions.register(&active.envelope.id);

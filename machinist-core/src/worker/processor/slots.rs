@@ -2,10 +2,11 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use tokio::sync::OwnedSemaphorePermit;
-
 use super::{Settlement, Slot, TaskProcessor};
-use crate::worker::look_ahead::MAX_SLOT_WAIT;
+use crate::worker::{
+    capacity::{ExclusiveClaim, SlotPermit},
+    look_ahead::MAX_SLOT_WAIT,
+};
 use crate::{clock::Timestamp, wire::Envelope};
 
 /// Wait for a slot after which the delivery is recorded as waiting (state RECEIVED).
@@ -24,8 +25,8 @@ impl TaskProcessor {
         }
         // Most deliveries find a free slot, and need neither a timer nor listeners. They do not overtake those that
         // wait: a returned slot goes to the waiting deliveries first.
-        if let Ok(permit) = Arc::clone(&self.slots).try_acquire_owned() {
-            return Ok(self.taken(permit, pauses));
+        if let Ok(permit) = self.worker.capacity.try_take() {
+            return Ok(self.taken(permit, None, pauses));
         }
         Box::pin(self.wait_for_slot(envelope, received_at, pauses)).await
     }
@@ -36,7 +37,7 @@ impl TaskProcessor {
         received_at: Timestamp,
         pauses: u64,
     ) -> Result<Slot, Settlement> {
-        let waiting = Arc::clone(&self.slots).acquire_owned();
+        let waiting = Arc::clone(&self.worker.capacity).take();
         tokio::pin!(waiting);
         let must_go_back = async {
             tokio::select! {
@@ -64,18 +65,18 @@ impl TaskProcessor {
             }
         };
         // The semaphore is never closed; if it were, no run could start any more.
-        taken.map(|permit| self.taken(permit, pauses)).map_err(|_closed| Settlement::HandBack)
+        taken.map(|permit| self.taken(permit, None, pauses)).ok_or(Settlement::HandBack)
     }
 
-    fn taken(&self, permit: OwnedSemaphorePermit, pauses: u64) -> Slot {
-        Slot { _permit: permit, _running: self.worker.look_ahead.running(pauses) }
+    fn taken(&self, permit: SlotPermit, alone: Option<ExclusiveClaim>, pauses: u64) -> Slot {
+        Slot { _permit: permit, _alone: alone, _running: self.worker.look_ahead.running(pauses) }
     }
 
     /// Takes all slots for a suspect: any other run in this process would die with it.
     pub(super) async fn all_slots(&self, envelope: &Envelope, pauses: u64) -> Result<Slot, Settlement> {
         tokio::select! {
             taken = self.exclusive.all_slots() => match taken {
-                Some(permit) => Ok(self.taken(permit, pauses)),
+                Some((permit, claim)) => Ok(self.taken(permit, Some(claim), pauses)),
                 None => Err(self.worker.become_guard(envelope).await),
             },
             () = self.worker.must_hand_back() => Err(Settlement::HandBack),

@@ -474,18 +474,19 @@ const SCENES: [FlowScene; 13] = [
     scene("chord, one worker: failure, crash", chord_with_successor, 1, &[Fail, Crash]),
     scene("chord, one worker: two failures, drop", chord_with_successor, 1, &[Fail, Fail, Drop]),
     scene("chord: expiry", chord, 2, &[Expire]),
-    scene("replaced step: crash, expiry", replaced_step, 2, &[Crash, Expire]),
-    scene("replaced member: crash, duplicate", replaced_member, 1, &[Crash, Duplicate]),
-    scene("replaced member: lost join, crash", replaced_member, 1, &[LoseJoin, Crash]),
-    scene("replaced member: failure, crash", replaced_member, 1, &[Fail, Crash]),
+    scene("replaced step: crash", replaced_step, 1, &[Crash]),
+    scene("replaced member: duplicate", replaced_member, 1, &[Duplicate]),
+    scene("replaced member: lost join", replaced_member, 1, &[LoseJoin]),
+    scene("replaced member: failure", replaced_member, 1, &[Fail]),
     scene("one member: lost, again, crash", chord_of_one, 1, &[LoseJoin, LoseRecord, Duplicate, Crash]),
 ];
 
 /// Scenes that are too large for all states.
-const WALKS: [FlowScene; 4] = [
+const WALKS: [FlowScene; 5] = [
     scene("walk: chord", chord_with_successor, 2, &[Crash, Crash, Drop, Expire, Duplicate]),
     scene("walk: chord, failures", chord_with_successor, 2, &[Fail, Fail, Crash, Drop, Expire, Duplicate]),
     scene("walk: graph", graph, 2, &[Crash, Crash, Drop, Expire, Duplicate, Fail]),
+    scene("walk: replaced member", replaced_member, 2, &[Crash, Drop, Expire, Duplicate, LoseJoin, Fail]),
     scene("walk: graph, lost data", graph, 2, &[Crash, LoseJoin, Drop, Expire]),
 ];
 

@@ -2,33 +2,26 @@
 //!
 //! The registry is the sessions of the workers: a worker whose session is gone is not listed.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+mod order;
+mod switch;
+
+pub use order::{OrderError, OrderReport, OrderResult};
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize, Serializer};
-use tokio::time::Instant;
 
 use crate::{
     backend::{BackendError, Index},
     client::Client,
     clock::Timestamp,
-    id::{QueueName, RecordId, SessionId, TaskId, TaskName},
+    id::{QueueName, RecordId, SessionId, TaskName},
     limit::Limit,
-    record::{
-        Facts, OrderAnswer, PresenceState, WorkerHealth, answer_of, give_order, is_alive, json, name,
-        name_record, withdraw_order,
-    },
-    security::{WorkerAction, WorkerOrder},
+    record::{Facts, PresenceState, WorkCounts, WorkerHealth, is_alive, name},
 };
 
 /// Number of sessions that are read at once.
 const PAGE_SIZE: usize = 200;
-/// Time after which an order is not obeyed any more, and its answer is not awaited.
-const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
-/// Interval at which answers are looked for.
-const ANSWER_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A live worker, as its session describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -65,6 +58,14 @@ pub struct WorkerInfo {
     pub concurrency: u32,
     /// Number of handlers that run, as of the last renewal.
     pub running: u32,
+    /// Number of tasks that have ended there since the worker has started, as of the last renewal.
+    pub processed: u64,
+    /// Number of those that have ended in FAILURE.
+    pub failed: u64,
+    /// Number of attempts that have ended in RETRY there.
+    pub retried: u64,
+    /// Resident memory of the process in bytes, where its system tells it, to about an eighth.
+    pub memory: Option<u64>,
     /// Ids of at most 20 running tasks.
     #[serde(skip)]
     pub runs: Vec<String>,
@@ -98,36 +99,6 @@ pub struct WorkerFilter {
     pub state: Option<PresenceState>,
 }
 
-/// Result of an order to one worker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct OrderResult {
-    /// Name of the worker.
-    pub worker: String,
-    /// `true` if the worker has obeyed.
-    pub done: bool,
-    /// Reason that it has not.
-    pub reason: Option<String>,
-    /// Time of the answer.
-    #[serde(serialize_with = "rfc3339_if_known")]
-    pub at: Option<Timestamp>,
-    /// Time from the order to the answer, as the sender saw it.
-    #[serde(skip)]
-    pub took: Duration,
-}
-
-/// Error of an order to workers.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OrderError {
-    /// The order cannot be signed by a key that may command workers.
-    #[error("the order cannot be signed: {0}")]
-    Key(String),
-    /// The backend could not be asked.
-    #[error("the backend could not be asked")]
-    Backend(#[from] BackendError),
-}
-
 /// Description of a worker, in the record of its session.
 #[derive(Deserialize)]
 struct About {
@@ -157,16 +128,15 @@ struct Runs {
     running: Vec<String>,
     #[serde(default)]
     state: PresenceState,
+    #[serde(default)]
+    counts: WorkCounts,
+    memory: Option<u64>,
     health: Option<WorkerHealth>,
     reason: Option<String>,
 }
 
 fn rfc3339<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(at)
-}
-
-fn rfc3339_if_known<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
-    at.map(|at| at.to_string()).serialize(serializer)
 }
 
 /// Reads the description of a worker. `None` if the session is gone or describes nothing.
@@ -190,6 +160,10 @@ fn worker_info(session: &str, facts: &Facts) -> Option<WorkerInfo> {
         limits: about.limits.into_iter().filter_map(known_limit).collect(),
         concurrency: about.concurrency,
         running: runs.count,
+        processed: runs.counts.processed,
+        failed: runs.counts.failed,
+        retried: runs.counts.retried,
+        memory: runs.memory,
         runs: runs.running,
     })
 }
@@ -283,82 +257,5 @@ impl Client {
             }
         }
         Ok(names.into_values().collect())
-    }
-
-    /// Gives an order to these workers, and waits at most 20 s for their answers. Returns the id of the order, and one
-    /// result for each worker.
-    ///
-    /// A pause or a resumption is what is wanted of the name from then on, also if the worker dies before it answers. With
-    /// `now`, running tasks are handed back instead of being awaited.
-    ///
-    /// # Errors
-    /// [`OrderError`]; after [`OrderError::Backend`] any part of it may have been ordered.
-    ///
-    /// # Cancel safety
-    /// A dropped future leaves each worker ordered or not.
-    pub async fn order_workers(
-        &self,
-        workers: &[WorkerInfo],
-        action: WorkerAction,
-        now: bool,
-    ) -> Result<(String, Vec<OrderResult>), OrderError> {
-        let id = TaskId::fresh().to_string();
-        let issued = self.app.clock().now();
-        let mut commits = Vec::new();
-        for worker in workers {
-            let order = WorkerOrder {
-                id: id.clone(),
-                action,
-                now,
-                target: worker.name.clone(),
-                session: (!action.is_lasting()).then(|| worker.incarnation.clone()),
-                issued,
-                expires: issued.plus(ORDER_TIMEOUT),
-                key: None,
-                mac: None,
-            };
-            let signed = json(&self.app.0.trust.sign_order(order).map_err(OrderError::Key)?);
-            commits.push(give_order(&worker.name, &id, &signed, action.is_lasting()).into());
-        }
-        let ordered = Instant::now();
-        for answer in self.app.backend().commit(commits).await {
-            answer?;
-        }
-        let results = self.answers(workers, &id, ordered).await?;
-        for unanswered in results.iter().filter(|result| result.at.is_none()) {
-            self.commit(withdraw_order(&unanswered.worker, &id)).await?;
-        }
-        Ok((id, results))
-    }
-
-    /// Waits for the answers to an order.
-    async fn answers(
-        &self,
-        workers: &[WorkerInfo],
-        id: &str,
-        ordered: Instant,
-    ) -> Result<Vec<OrderResult>, BackendError> {
-        let none = |worker: &WorkerInfo| OrderResult {
-            worker: worker.name.clone(),
-            done: false,
-            reason: Some(format!("no answer within {ORDER_TIMEOUT:?}")),
-            at: None,
-            took: ORDER_TIMEOUT,
-        };
-        let mut results: Vec<_> = workers.iter().map(none).collect();
-        while ordered.elapsed() < ORDER_TIMEOUT && results.iter().any(|result| result.at.is_none()) {
-            tokio::time::sleep(ANSWER_INTERVAL).await;
-            let mut waiting: Vec<_> = results.iter_mut().filter(|result| result.at.is_none()).collect();
-            let records: Vec<_> = waiting.iter().map(|result| name_record(&result.worker)).collect();
-            for (result, facts) in waiting.iter_mut().zip(self.app.backend().read_each(&records).await?) {
-                let Ok(facts) = facts else { continue };
-                let answer = answer_of(&facts, id).and_then(|answer| serde_json::from_slice(answer).ok());
-                if let Some(OrderAnswer { done, reason, at }) = answer {
-                    (result.done, result.reason, result.at) = (done, reason, Some(at));
-                    result.took = ordered.elapsed();
-                }
-            }
-        }
-        Ok(results)
     }
 }

@@ -1,0 +1,71 @@
+//! The orders that a worker knows: the newest ones count, whatever the backend shows.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+
+use crate::id::TaskName;
+
+/// Function that sets the log level of the program.
+pub(super) type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// Orders that a worker knows, and the means to obey them.
+pub(super) struct OrderBook {
+    /// Exit code at which a supervisor starts the program again.
+    pub(super) restart_exit_code: Option<u8>,
+    pub(super) set_log_level: Option<SetLogLevel>,
+    /// Names of the tasks of the worker.
+    pub(super) tasks: Vec<TaskName>,
+    memory: Mutex<OrderMemory>,
+}
+
+/// Orders that count, and those that were obeyed.
+#[derive(Default)]
+pub(super) struct OrderMemory {
+    /// Newest state that is wanted, with the name of which it is wanted.
+    pub(super) wanted: Option<WantedState>,
+    /// State that is wanted as it was stored, and is not believed. It was logged.
+    pub(super) doubted: Bytes,
+    /// Number and answer of the newest change of options.
+    pub(super) changed: Option<(i64, Result<(), String>)>,
+    /// `true` if the process ends in order to be started again.
+    pub(super) restarts: bool,
+}
+
+/// State that is wanted of a name.
+#[derive(Clone)]
+pub(super) struct WantedState {
+    pub(super) worker: Arc<str>,
+    pub(super) number: i64,
+    pub(super) stored: Bytes,
+}
+
+impl OrderBook {
+    pub(super) fn new(
+        restart_exit_code: Option<u8>,
+        set_log_level: Option<SetLogLevel>,
+        tasks: Vec<TaskName>,
+    ) -> Self {
+        Self { restart_exit_code, set_log_level, tasks, memory: Mutex::default() }
+    }
+
+    pub(super) fn memory(&self) -> MutexGuard<'_, OrderMemory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the exit code of a process that was ordered to restart.
+    pub(super) fn restart(&self) -> Option<u8> {
+        self.restart_exit_code.filter(|_| self.memory().restarts)
+    }
+}
+
+impl fmt::Debug for OrderBook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OrderBook")
+            .field("restart_exit_code", &self.restart_exit_code)
+            .finish_non_exhaustive()
+    }
+}
