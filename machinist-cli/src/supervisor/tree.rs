@@ -49,34 +49,34 @@ pub(super) fn group(process: Pid) -> Option<Pid> {
 
 /// Place of a process among the others. An id is 0 if it is not of this container, or of the kernel.
 #[derive(Debug, PartialEq, Eq)]
-struct Place {
+struct ProcessPlace {
     parent: i32,
     group: i32,
     session: i32,
 }
 
 /// Returns all processes that have not ended, from `/proc`.
-fn running() -> Vec<(i32, Place)> {
+fn running() -> Vec<(i32, ProcessPlace)> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     ids.filter_map(|id| Some((id, place(id)?))).collect()
 }
 
 /// Returns the place of a process; `None` for one that has ended.
-fn place(id: i32) -> Option<Place> {
+fn place(id: i32) -> Option<ProcessPlace> {
     // A process that has just ended has no file any more.
     parse(&std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?)
 }
 
 /// Reads a `/proc/ID/stat`; `None` for a process that has ended and waits to be reaped.
-fn parse(stat: &str) -> Option<Place> {
+fn parse(stat: &str) -> Option<ProcessPlace> {
     // The name of the program stands in parentheses, and may itself contain them.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     if matches!(fields.next()?, "Z" | "X") {
         return None;
     }
     let mut next = || fields.next()?.parse().ok();
-    Some(Place { parent: next()?, group: next()?, session: next()? })
+    Some(ProcessPlace { parent: next()?, group: next()?, session: next()? })
 }
 
 /// Returns everything below a process, in any order.
@@ -97,8 +97,11 @@ mod tests {
 
     #[test]
     fn a_process_has_a_place() {
-        assert_eq!(parse("12 (sh) S 7 12 11 0"), Some(Place { parent: 7, group: 12, session: 11 }));
-        assert_eq!(parse("12 (a) b) (c) R 7 12 11 0"), Some(Place { parent: 7, group: 12, session: 11 }));
+        assert_eq!(parse("12 (sh) S 7 12 11 0"), Some(ProcessPlace { parent: 7, group: 12, session: 11 }));
+        assert_eq!(
+            parse("12 (a) b) (c) R 7 12 11 0"),
+            Some(ProcessPlace { parent: 7, group: 12, session: 11 })
+        );
         assert_eq!(parse("12 (sh) Z 7 12 11 0"), None);
         assert_eq!(parse(""), None);
     }
