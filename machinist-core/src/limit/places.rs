@@ -57,10 +57,11 @@ pub(crate) fn decide_place(
 ) -> PlaceDecision {
     let place = |number| RunPlace { record: record.clone(), number, holder: holder.clone() };
     let held: Vec<(u32, Option<Holder>)> = places(facts).collect();
-    if let Some((number, _)) =
-        held.iter().find(|(_, held)| held.as_ref().is_some_and(|h| h.run == holder.run))
-    {
-        return PlaceDecision::Held(place(*number));
+    let of_run = |held: &Option<Holder>| held.as_ref().is_some_and(|held| held.run == holder.run);
+    if let Some((number, held)) = held.iter().find(|(_, held)| of_run(held)) {
+        // Taken under a session that this worker has lost: others may take it, until it is moved.
+        let moves = held.as_ref().is_some_and(|held| held.session != holder.session);
+        return if moves { replace(facts, place(*number)) } else { PlaceDecision::Held(place(*number)) };
     }
     let is_free = |held: &Option<Holder>| held.as_ref().is_none_or(|held| gone(&held.session, &held.run));
     // A place of this task is taken over if its run has certainly ended: the attempt has, or its session.
@@ -234,6 +235,17 @@ mod tests {
         assert!(take(&mut facts, 1, &holder("b", "2", "s3"), &["s1"]).is_none(), "s2 lives");
         let mut lost = Facts::new();
         assert!(adopted.is_lost(&lost) && adopted.restore().apply(&mut lost) && adopted.is_of_run(&lost));
+    }
+
+    #[test]
+    fn a_place_whose_reply_was_lost_with_its_session_is_moved_before_the_run_starts() {
+        let mut facts = Facts::new();
+        let run = holder("a", "1", "s1");
+        assert!(take(&mut facts, 1, &run, &[]).is_some());
+        assert!(matches!(decide(&facts, 1, &run, &[]), PlaceDecision::Held(_)));
+        let moved = take(&mut facts, 1, &holder("a", "1", "s2"), &[]).unwrap();
+        assert!(take(&mut facts, 1, &holder("b", "2", "s3"), &["s1"]).is_none(), "s2 lives");
+        assert!(moved.free().apply(&mut facts));
     }
 
     #[test]
