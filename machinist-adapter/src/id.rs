@@ -153,11 +153,15 @@ pub enum RecordKind {
     Control,
     /// The name of a worker: who holds it, and what people want of it.
     Worker,
+    /// A limit: the time of its next free start, or the places of what runs under it.
+    Limit,
+    /// The claim of a task to a unique key.
+    Unique,
 }
 
 impl RecordKind {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Task,
         Self::DeadLetter,
         Self::Session,
@@ -167,6 +171,8 @@ impl RecordKind {
         Self::Revocation,
         Self::Control,
         Self::Worker,
+        Self::Limit,
+        Self::Unique,
     ];
 
     /// Returns the kind that is stored under this word.
@@ -186,6 +192,8 @@ impl RecordKind {
             Self::Revocation => "revocation",
             Self::Control => "control",
             Self::Worker => "worker",
+            Self::Limit => "limit",
+            Self::Unique => "unique",
         }
     }
 }

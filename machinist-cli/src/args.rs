@@ -3,6 +3,7 @@
 mod bulk;
 mod dead;
 mod fleet;
+mod limits;
 mod periodic;
 mod queues;
 mod task;
@@ -23,6 +24,7 @@ use machinist::{
 pub(crate) use bulk::{BulkArgs, BulkState};
 pub(crate) use dead::{DeadCommand, DeadLetterActionArgs, DeadLetterSelection};
 pub(crate) use fleet::{StateArg, WorkerSetArgs, WorkerTargets, WorkersArgs, WorkersCommand};
+pub(crate) use limits::{LimitKeyArgs, LimitsCommand};
 pub(crate) use periodic::{PeriodicAddArgs, PeriodicCommand};
 pub(crate) use queues::{QueuesArgs, QueuesCommand};
 pub(crate) use task::{RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs};
@@ -161,6 +163,9 @@ pub(crate) enum CliCommand {
     Workers(WorkersArgs),
     /// List the task names that live workers know, or disable one for all workers
     Registered(RegisteredArgs),
+    /// List the limits of tasks and queues, or set one for all workers
+    #[command(subcommand)]
+    Limits(LimitsCommand),
     /// Copy the embedded file, also while processes use it
     #[cfg(feature = "sqlite")]
     Backup(BackupArgs),

@@ -257,7 +257,12 @@ impl From<SendError> for CliError {
         let (code, remedy) = match &error {
             SendError::Name(_) | SendError::Invalid(_) => (Code::Usage, None),
             SendError::TooLarge { .. } => (Code::Usage, None),
-            SendError::Workers { .. } => (Code::Unreachable, Some(DOCTOR_HINT.to_owned())),
+            SendError::Duplicate { of, .. } => {
+                (Code::Failed, Some(format!("`machinist status {of}` shows the task that has the key")))
+            }
+            SendError::Workers { .. } | SendError::Unique { .. } => {
+                (Code::Unreachable, Some(DOCTOR_HINT.to_owned()))
+            }
             SendError::Key { .. } => {
                 (Code::Configuration, Some("`machinist keys check` shows details".to_owned()))
             }

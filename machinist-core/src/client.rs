@@ -20,6 +20,7 @@ use crate::{
     sent_name::check_sent_name,
     signature::SignatureParts,
     trace::TraceContext,
+    unique::{ClaimAnswer, UniqueClaim},
     wire::{Body, Envelope, FirstSigner, Oversize, Pairs, message_to_fact},
     workflow::{Sendable, SendableParts},
 };
@@ -38,6 +39,8 @@ pub(crate) struct PreparedSignature {
     pub(crate) publish: Publish,
     pub(crate) facts: Commit,
     pub(crate) sending: Sending,
+    /// Key that the task has to claim before it is sent.
+    pub(crate) unique: Option<UniqueClaim>,
 }
 
 /// A task on its way to the broker.
@@ -91,27 +94,42 @@ impl Client {
         let all: Vec<_> = all.into_iter().map(Sendable::into_parts).collect();
         let required: Vec<_> = all.iter().map(|one| one.parts.require_worker).collect();
         let mut prepared: Vec<_> = all.into_iter().map(|one| self.prepare(one)).collect();
-        if !required.contains(&true) {
+        let is_unique =
+            |task: &Result<PreparedSignature, _>| task.as_ref().is_ok_and(|task| task.unique.is_some());
+        if !required.contains(&true) && !prepared.iter().any(is_unique) {
             return self.publish(prepared).await;
         }
-        // Those without a worker leave the batch, so that the answers of the others keep their places.
+        // Those that are not sent leave the batch, so that the answers of the others keep their places.
         let mut unsent = BTreeMap::new();
-        for (place, slot) in prepared.iter_mut().enumerate().filter(|(place, _)| required[*place]) {
+        let mut claims = BTreeMap::new();
+        for (place, slot) in prepared.iter_mut().enumerate() {
             let Ok(task) = slot else { continue };
-            let ended = Box::pin(self.end_without_worker(task)).await;
-            if let Some(answer) = ended.transpose() {
-                unsent.insert(place, answer);
+            if required[place] {
+                let ended = Box::pin(self.end_without_worker(task)).await;
+                if let Some(answer) = ended.transpose() {
+                    unsent.insert(place, answer.map(|id| AsyncResult::sent(self.app.clone(), id)));
+                    continue;
+                }
+            }
+            let Some(unique) = task.unique.take() else { continue };
+            match Box::pin(self.claim(task, &unique)).await {
+                Ok(ClaimAnswer::Send(claim)) => drop(claims.insert(place, (unique, claim))),
+                Ok(ClaimAnswer::Existing(id)) => {
+                    unsent.insert(place, Ok(AsyncResult::existing(self.app.clone(), id)));
+                }
+                Err(error) => drop(unsent.insert(place, Err(error))),
             }
         }
         let kept = prepared.into_iter().enumerate().filter(|(place, _)| !unsent.contains_key(place));
         let kept = kept.map(|(_, task)| task).collect();
         let mut sent = self.publish(kept).await.into_iter();
-        let answer = |place| match unsent.remove(&place) {
-            Some(Ok(id)) => Some(Ok(AsyncResult::sent(self.app.clone(), id))),
-            Some(Err(error)) => Some(Err(error)),
-            None => sent.next(),
-        };
-        (0..required.len()).filter_map(answer).collect()
+        let answer = |place| unsent.remove(&place).or_else(|| sent.next());
+        let answers: Vec<_> = (0..required.len()).filter_map(answer).collect();
+        for (place, (unique, claim)) in &claims {
+            let Some(answer) = answers.get(*place) else { continue };
+            self.note_sent(unique, claim, answer.as_ref().map(drop)).await;
+        }
+        answers
     }
 
     /// Ends a task that is not sent, because no live worker consumes its queue and knows its name. Returns its id, or
@@ -238,6 +256,7 @@ impl Client {
         let trace = span.in_scope(TraceContext::current);
         self.app.may_publish(&name, &queue).map_err(|why| SendError::Key { id: parts.id.clone(), why })?;
         let eta = (due > now).then_some(due);
+        let unique = self.unique_claim(&parts, due.since(now));
         let id = parts.id.clone();
         let priority = parts.priority;
         let pairs = Pairs::of_labels(std::mem::take(&mut parts.labels))
@@ -287,7 +306,7 @@ impl Client {
         let Envelope { id, name, queue, eta, .. } = envelope;
         let result = result.unwrap_or_else(|| id.clone());
         let sending = Sending { id, name, queue, eta, result, span };
-        Ok(PreparedSignature { publish, facts, sending })
+        Ok(PreparedSignature { publish, facts, sending, unique })
     }
 
     /// Checks the names under which a task is sent. A queue of another program has the names of that program.
@@ -354,6 +373,7 @@ impl Client {
             first_eta: eta,
             headers: parts.headers,
             flow: parts.flow,
+            limit_key: parts.limit_key,
         };
         if let Some(oversize) = body.exceeded(&app.max_sizes) {
             return Err(too_large(&parts.id, oversize));
@@ -373,6 +393,9 @@ fn check(
     let invalid = |why: String| Err(SendError::Invalid(format!("task {}: {why}", parts.id)));
     if let Some(why) = &parts.unsendable {
         return invalid(why.clone());
+    }
+    if parts.unique.is_some() && parts.flow.is_some() {
+        return invalid("a workflow cannot be unique; make one of its tasks unique in your code".to_owned());
     }
     if parts.id.as_str().contains(['!', '+']) {
         return invalid(

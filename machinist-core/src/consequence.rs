@@ -13,6 +13,9 @@ pub enum ErrorClass {
     /// The task is tried again after this duration, without using up a retry, as with
     /// [`TaskError::retry_in`](crate::TaskError::retry_in).
     Postpone(Duration),
+    /// The task is postponed, and the tasks that share its rate limit too, as with
+    /// [`TaskError::rate_limited`](crate::TaskError::rate_limited).
+    RateLimited(Duration),
     /// The task is never tried again.
     Permanent,
 }
@@ -23,6 +26,7 @@ impl ErrorClass {
             Self::Retry => Disposition::Failed,
             Self::RetryAfter(delay) => Disposition::RetryAfter(delay),
             Self::Postpone(delay) => Disposition::RetryIn(delay),
+            Self::RateLimited(delay) => Disposition::RateLimited(delay),
             Self::Permanent => Disposition::Permanent,
         }
     }
@@ -39,6 +43,8 @@ pub(crate) enum Disposition {
     RetryAfter(Duration),
     /// Again after this while, whatever the retry policy says.
     RetryIn(Duration),
+    /// Like `RetryIn`; the tasks that share the limit start no earlier either.
+    RateLimited(Duration),
     /// The arguments do not fit the handler.
     Malformed,
 }

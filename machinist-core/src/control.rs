@@ -358,7 +358,7 @@ impl Client {
         let Envelope { id, name, queue, .. } = envelope;
         let result = id.clone();
         let sending = Sending { id, name, queue, eta: None, result, span: tracing::Span::none() };
-        let prepared = PreparedSignature { publish, facts: record, sending };
+        let prepared = PreparedSignature { publish, facts: record, sending, unique: None };
         // INVARIANT: one answer for one message.
         let sent = self.publish(vec![Ok(prepared)]).await.pop().expect("one answer")?;
         let mut done = Commit::new(repetition);

@@ -49,6 +49,22 @@ pub enum SendError {
         /// The backend's error.
         source: crate::backend::BackendError,
     },
+    /// Another task has the key of this unique task, which was not sent.
+    #[error("task {id} was not sent: task {of} has its unique key")]
+    Duplicate {
+        /// The task.
+        id: crate::id::TaskId,
+        /// The task that has the key.
+        of: crate::id::TaskId,
+    },
+    /// The backend could not be asked for the key of this unique task, which was not sent.
+    #[error("task {id} is unique, and the backend could not be asked for its key; it was not sent")]
+    Unique {
+        /// The task.
+        id: crate::id::TaskId,
+        /// The backend's error.
+        source: crate::backend::BackendError,
+    },
     /// The broker did not take it; the [`PublishError`] says whether sending again is safe, or pointless.
     #[error("task {id} was not sent")]
     Publish {

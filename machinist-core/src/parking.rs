@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     admission::WaitReason,
-    backend::{BackendError, Index},
+    backend::{BackendError, Index, IndexUpdate},
     broker::{Publish, PublishError, Target},
     client::Client,
     control::ControlError,
@@ -97,6 +97,28 @@ impl Client {
                 return Ok(released);
             }
             after = page.into_iter().last();
+        }
+    }
+
+    /// Publishes the task that has waited longest for this reason again, and returns `false` if none waits.
+    pub(crate) async fn release_one(&self, reason: &WaitReason) -> Result<bool, ControlError> {
+        let index = Index::Parked(reason.text());
+        loop {
+            let page = self.app.backend().list(&index, None, 1).await?;
+            let Some((_, member)) = page.first() else { return Ok(false) };
+            let Some((id, facts)) = self.listed(&page).await?.next() else {
+                // Its record cannot be read: it comes back by itself.
+                let update = IndexUpdate::Remove { index: index.clone(), member: member.clone() };
+                self.app.backend().update_indexes(vec![update]).await?;
+                continue;
+            };
+            // Taken out first: of two that free a place, one releases it.
+            self.unlist(&index, &id).await?;
+            if parked(&facts).is_some_and(|parked| parked.reason == reason.as_str())
+                && self.release(&id, &facts).await.is_ok()
+            {
+                return Ok(true);
+            }
         }
     }
 

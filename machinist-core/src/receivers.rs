@@ -116,6 +116,7 @@ mod tests {
             queues: owned(queues),
             tasks: owned(tasks),
             tags: Vec::new(),
+            limits: Default::default(),
             concurrency: 1,
             running: 0,
             processed: 0,

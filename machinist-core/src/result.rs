@@ -36,6 +36,8 @@ pub struct AsyncResult<R = Results> {
     root: Option<TaskId>,
     /// This process has the broker's word that the task was sent, so a missing record means *pending*.
     sent: bool,
+    /// Another task has the unique key of the one that was to be sent.
+    duplicate: bool,
     result: PhantomData<fn() -> R>,
 }
 
@@ -69,13 +71,23 @@ impl App {
 
     /// Returns the result of a task that was sent earlier, perhaps by another process.
     pub fn result(&self, id: TaskId) -> AsyncResult {
-        AsyncResult { app: self.clone(), id, root: None, sent: false, result: PhantomData }
+        AsyncResult { app: self.clone(), id, root: None, sent: false, duplicate: false, result: PhantomData }
     }
 }
 
 impl<R> AsyncResult<R> {
     pub(crate) fn sent(app: App, id: TaskId) -> Self {
-        Self { app, id, root: None, sent: true, result: PhantomData }
+        Self { app, id, root: None, sent: true, duplicate: false, result: PhantomData }
+    }
+
+    /// The result of a task that has the unique key of another, which was not sent.
+    pub(crate) fn existing(app: App, id: TaskId) -> Self {
+        Self { duplicate: true, ..Self::sent(app, id) }
+    }
+
+    /// Returns `true` if nothing was sent, because this task has the unique key of the signature.
+    pub fn is_duplicate(&self) -> bool {
+        self.duplicate
     }
 
     /// Names the workflow that the task ends.
@@ -96,7 +108,14 @@ impl<R> AsyncResult<R> {
 
     /// Reads the result as something else.
     pub fn typed<T>(self) -> AsyncResult<T> {
-        AsyncResult { app: self.app, id: self.id, root: self.root, sent: self.sent, result: PhantomData }
+        AsyncResult {
+            app: self.app,
+            id: self.id,
+            root: self.root,
+            sent: self.sent,
+            duplicate: self.duplicate,
+            result: PhantomData,
+        }
     }
 
     /// Reads the state of the task.
@@ -330,6 +349,7 @@ impl<R> Clone for AsyncResult<R> {
             id: self.id.clone(),
             root: self.root.clone(),
             sent: self.sent,
+            duplicate: self.duplicate,
             result: PhantomData,
         }
     }

@@ -15,6 +15,7 @@ use crate::{
     id::TaskId,
     instant::IntoInstant,
     retry::{Backoff, RetryPolicy},
+    unique::Unique,
     wire::{Body, Envelope},
 };
 
@@ -58,6 +59,8 @@ pub(crate) struct SignatureParts {
     pub(crate) labels: BTreeMap<String, String>,
     /// Steps that follow it, if it begins a workflow.
     pub(crate) flow: Option<Box<Flow>>,
+    pub(crate) limit_key: Option<String>,
+    pub(crate) unique: Option<Unique>,
     /// The task is sent only if a live worker can run it.
     pub(crate) require_worker: bool,
     /// Reason that it cannot be sent: an argument without a form on the wire.
@@ -101,6 +104,7 @@ impl Signature {
             priority: envelope.priority,
             headers: body.headers,
             labels: envelope.pairs.labels().map(owned).collect(),
+            limit_key: body.limit_key,
             ..signature.parts
         };
         signature
@@ -153,6 +157,8 @@ impl<R> Signature<R> {
             headers: BTreeMap::new(),
             labels: BTreeMap::new(),
             flow: None,
+            limit_key: None,
+            unique: None,
             require_worker: false,
             unsendable: None,
         };
@@ -319,6 +325,19 @@ impl<R> Signature<R> {
     /// earlier version leaves it to newer ones.
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.parts.labels.insert(key.into(), value.into());
+        self
+    }
+
+    /// Sets the key of its [limits](crate::limit), in place of the one that workers make of its arguments: tasks with one key
+    /// share a limit that has keys.
+    pub fn limit_key(mut self, key: impl Into<String>) -> Self {
+        self.parts.limit_key = Some(key.into());
+        self
+    }
+
+    /// Sends it only if no other task has its key, as the rule says. A workflow cannot be unique.
+    pub fn unique(mut self, rule: Unique) -> Self {
+        self.parts.unique = Some(rule);
         self
     }
 

@@ -71,6 +71,16 @@ impl TaskError {
         Self { disposition: Disposition::RetryIn(delay), error: "the task asked to be run later".into() }
     }
 
+    /// Not now, and none of the tasks that share the rate limit: a service asked for a pause, as HTTP 429 with `Retry-After`
+    /// does. The task runs again after `delay`, as with [`retry_in`](Self::retry_in), and no task of the same limit and key
+    /// starts before that. Without a rate limit it is the same as `retry_in`.
+    pub fn rate_limited(delay: Duration) -> Self {
+        Self {
+            disposition: Disposition::RateLimited(delay),
+            error: "the rate limit of a service was reached".into(),
+        }
+    }
+
     /// The arguments do not fit the handler: FAILURE/malformed, never tried again.
     pub fn malformed(error: impl Into<BoxError>) -> Self {
         Self { disposition: Disposition::Malformed, error: error.into() }
@@ -90,6 +100,7 @@ impl TaskError {
             Disposition::Permanent | Disposition::Malformed => ErrorClass::Permanent,
             Disposition::RetryAfter(delay) => ErrorClass::RetryAfter(delay),
             Disposition::RetryIn(delay) => ErrorClass::Postpone(delay),
+            Disposition::RateLimited(delay) => ErrorClass::RateLimited(delay),
         }
     }
 

@@ -4,9 +4,9 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueHint};
 use machinist::{
-    Backoff, QueueName, TaskId,
+    Backoff, OnConflict, QueueName, TaskId, UniqueUntil,
     clock::Timestamp,
-    settings::{parse_backoff, parse_duration},
+    settings::{parse_backoff, parse_duration, parse_on_conflict, parse_unique_until},
 };
 
 use super::bulk::BulkArgs;
@@ -32,6 +32,18 @@ pub(crate) struct SendArgs {
     /// Send the workflow that this file describes: TOML, or JSON by its suffix; - reads JSON from standard input
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) flow: Option<PathBuf>,
+    /// Send it only if no other task of its name has this key
+    #[arg(long, value_name = "KEY", conflicts_with = "flow")]
+    pub(crate) unique: Option<String>,
+    /// Keep the key until the task starts, until it ends, or for a duration: start, end (default) or 10m
+    #[arg(long, value_name = "WHEN", value_parser = parse_unique_until, conflicts_with = "flow")]
+    pub(crate) unique_until: Option<UniqueUntil>,
+    /// Action if another task has the key: print its id (existing, default; drop), fail (refuse), or replace it
+    #[arg(long, value_name = "ACTION", value_parser = parse_on_conflict, conflicts_with = "flow")]
+    pub(crate) on_conflict: Option<OnConflict>,
+    /// Key of its limits, in place of the one that workers make of its arguments
+    #[arg(long, value_name = "KEY", conflicts_with = "flow")]
+    pub(crate) limit_key: Option<String>,
     #[command(flatten)]
     pub(crate) options: SendOptions,
     /// Wait until the task has ended, and print its result; --wait=20s waits at most 20 seconds

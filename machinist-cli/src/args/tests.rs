@@ -68,6 +68,8 @@ fn settings_are_accepted_after_every_command() {
         "workers",
         "workers pause --all",
         "registered",
+        "limits list",
+        "limits reset task:a",
         "why 1",
         "dead list",
         "dead show 1",

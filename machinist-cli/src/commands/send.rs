@@ -2,7 +2,8 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use machinist::{
-    AsyncResult, Client, QueueName, ResultError, Signature, TaskName, record::FailureKind, settings::Settings,
+    AsyncResult, Client, QueueName, ResultError, Signature, TaskName, Unique, record::FailureKind,
+    settings::Settings,
 };
 use serde::Serialize;
 use tokio::time::Instant;
@@ -23,6 +24,9 @@ const MAX_BATCH_TASKS: usize = 500;
 struct SendOutput<'a> {
     id: &'a str,
     queue: &'a str,
+    /// `true` if nothing was sent, because this task has the unique key.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    duplicate: bool,
 }
 
 pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
@@ -33,7 +37,13 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     let name = args.name.clone().unwrap_or_default();
     let queue = queue_of(&name, &args.options, settings);
     // Before any connection, so that a wrong argument is reported at once.
-    let signature = signature(&args, &name, queue.as_ref())?;
+    let mut signature = signature(&args, &name, queue.as_ref())?;
+    if let Some(rule) = unique(&args, &name, settings)? {
+        signature = signature.unique(rule);
+    }
+    if let Some(key) = &args.limit_key {
+        signature = signature.limit_key(key);
+    }
     let app = connect(settings).await?;
     let queue = queue.unwrap_or_else(|| app.default_queue().clone());
     let verifies = verifies(settings)?;
@@ -99,6 +109,30 @@ fn signature(args: &SendArgs, name: &str, queue: Option<&QueueName>) -> Result<S
         signature = signature.eta(eta);
     }
     with_options(signature, &args.options, queue)
+}
+
+/// Returns the rule by which a task is unique: that of the command line, or that of this task in machinist.toml.
+fn unique(args: &SendArgs, task: &str, settings: &Settings) -> Result<Option<Unique>, CliError> {
+    let configured = || settings.tasks.get(task)?.unique.as_ref().map(|unique| unique.value.clone());
+    let rule = match &args.unique {
+        Some(key) => Some(configured().unwrap_or_default().key(key)),
+        None => configured(),
+    };
+    let Some(mut rule) = rule else {
+        if args.unique_until.is_some() || args.on_conflict.is_some() {
+            let text = "--unique-until and --on-conflict are for unique tasks; add --unique KEY, or unique = true in \
+                        machinist.toml";
+            return Err(CliError::new(Code::Usage, text));
+        }
+        return Ok(None);
+    };
+    if let Some(until) = args.unique_until {
+        rule = rule.until(until);
+    }
+    if let Some(consequence) = args.on_conflict {
+        rule = rule.on_conflict(consequence);
+    }
+    Ok(Some(rule))
 }
 
 /// Returns a signature with the options that hold for a task which is sent once and for a periodic one.
@@ -310,7 +344,7 @@ impl Printer {
         let id = result.id().as_str();
         if self.json {
             let queue = self.queue.to_string();
-            self.object(&SendOutput { id, queue: &queue })
+            self.object(&SendOutput { id, queue: &queue, duplicate: result.is_duplicate() })
         } else {
             output::line(id)
         }

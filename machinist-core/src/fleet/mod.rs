@@ -16,6 +16,7 @@ use crate::{
     client::Client,
     clock::Timestamp,
     id::{QueueName, RecordId, SessionId, TaskName},
+    limit::Limit,
     record::{Facts, PresenceState, WorkCounts, WorkerHealth, is_alive, name},
 };
 
@@ -51,6 +52,8 @@ pub struct WorkerInfo {
     pub tasks: Vec<String>,
     /// Tags.
     pub tags: Vec<String>,
+    /// Limits of its code and its configuration, by their targets.
+    pub limits: BTreeMap<String, Limit>,
     /// Maximum number of handlers that run at once.
     pub concurrency: u32,
     /// Number of handlers that run, as of the last renewal.
@@ -111,6 +114,8 @@ struct About {
     #[serde(default)]
     tags: Vec<String>,
     #[serde(default)]
+    limits: BTreeMap<String, serde_json::Value>,
+    #[serde(default)]
     concurrency: u32,
 }
 
@@ -152,6 +157,7 @@ fn worker_info(session: &str, facts: &Facts) -> Option<WorkerInfo> {
         queues: about.queues,
         tasks: about.tasks,
         tags: about.tags,
+        limits: about.limits.into_iter().filter_map(known_limit).collect(),
         concurrency: about.concurrency,
         running: runs.count,
         processed: runs.counts.processed,
@@ -160,6 +166,11 @@ fn worker_info(session: &str, facts: &Facts) -> Option<WorkerInfo> {
         memory: runs.memory,
         runs: runs.running,
     })
+}
+
+/// Reads a limit of a worker. One that this version does not know is left out.
+fn known_limit((target, limit): (String, serde_json::Value)) -> Option<(String, Limit)> {
+    Some((target, serde_json::from_value(limit).ok()?))
 }
 
 impl WorkerFilter {

@@ -116,6 +116,8 @@ impl TickCall {
             headers: self.headers,
             labels: self.labels,
             flow: None,
+            limit_key: None,
+            unique: None,
             require_worker: false,
             unsendable: None,
         }

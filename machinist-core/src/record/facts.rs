@@ -68,6 +68,9 @@ pub(crate) mod name {
     /// Prefix of the names of facts that say if a queue is paused, in the control record.
     pub(crate) const PAUSED: &str = "queue:";
 
+    /// Start of the names of limits that people have set, in the control record.
+    pub(crate) const LIMIT: &str = "lim:";
+
     /// Digest of the arguments that a join has given to the task that waited for it.
     pub(crate) const GATHERED: &str = "ga";
     /// Outline of a workflow, in the record of its root.
@@ -218,6 +221,18 @@ pub struct Parked {
     pub since: Timestamp,
     /// Time at which its message comes back by itself.
     pub until: Timestamp,
+    /// Starts that are reserved for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) reserved: Vec<ReservedStart>,
+}
+
+/// A start that is reserved for a task whose rate is limited.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReservedStart {
+    /// Bucket of the reservation: the id of its record.
+    pub(crate) bucket: String,
+    /// Time of the start.
+    pub(crate) at: Timestamp,
 }
 
 /// `rv`: the task was revoked. `rt`: its run is cut off without waiting for it to end.

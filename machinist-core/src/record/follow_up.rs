@@ -84,8 +84,11 @@ pub(crate) fn failure_of(facts: &Facts) -> Option<Failure> {
     }
 }
 
-/// Returns `true` if a task with this failure is kept as a dead letter. Revoked tasks were unwanted, and the cause of
-/// an upstream failure is another task.
+/// Returns `true` if a task with this failure is kept as a dead letter. Revoked, duplicate and replaced tasks were
+/// unwanted, and the cause of an upstream failure is another task.
 pub(super) const fn is_dead_lettered(kind: FailureKind) -> bool {
-    !matches!(kind, FailureKind::Revoked | FailureKind::Upstream)
+    !matches!(
+        kind,
+        FailureKind::Revoked | FailureKind::Upstream | FailureKind::Duplicate | FailureKind::Replaced
+    )
 }

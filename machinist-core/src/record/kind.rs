@@ -25,6 +25,10 @@ pub enum FailureKind {
     Malformed,
     /// Authentic, but stale or not allowed to call this task here.
     Rejected,
+    /// Not sent, or not run, because another task has its unique key.
+    Duplicate,
+    /// Replaced by a later task with the same unique key before it started.
+    Replaced,
     /// Unknown to every worker of the queue.
     Unregistered,
     /// Sent on the condition of a live worker when there was none.
@@ -37,7 +41,7 @@ pub enum FailureKind {
 
 impl FailureKind {
     /// Every kind, from the least serious.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Revoked,
         Self::Timeout,
         Self::Error,
@@ -46,6 +50,8 @@ impl FailureKind {
         Self::Upstream,
         Self::Malformed,
         Self::Rejected,
+        Self::Duplicate,
+        Self::Replaced,
         Self::Unregistered,
         Self::NoWorker,
         Self::Unroutable,
@@ -63,6 +69,8 @@ impl FailureKind {
             Self::Upstream => -7,
             Self::Malformed => -8,
             Self::Rejected => -9,
+            Self::Duplicate => -10,
+            Self::Replaced => -11,
             Self::Unregistered => -200,
             Self::NoWorker => -201,
             Self::Unroutable => -202,
@@ -81,6 +89,8 @@ impl FailureKind {
             Self::Upstream => "upstream",
             Self::Malformed => "malformed",
             Self::Rejected => "rejected",
+            Self::Duplicate => "duplicate",
+            Self::Replaced => "replaced",
             Self::Unregistered => "unregistered",
             Self::NoWorker => "no_worker",
             Self::Unroutable => "unroutable",

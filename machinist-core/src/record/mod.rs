@@ -62,7 +62,7 @@ pub(crate) use control::{
     Newest, Switch, control_record, keep_note, newest, note_record, set_switch, switches,
 };
 pub(crate) use dead_reason::DeadReason;
-pub(crate) use facts::{Counters, EncodedResults, End, EndVerdict, Failure, json, name};
+pub(crate) use facts::{Counters, EncodedResults, End, EndVerdict, Failure, ReservedStart, json, name};
 #[cfg(test)]
 pub(crate) use fold::state_of;
 pub(crate) use fold::{abandoned_start, newest_start, parked};

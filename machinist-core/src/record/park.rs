@@ -78,7 +78,14 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_micros(1_000_000);
 
     fn one(generation: u32) -> Parked {
-        Parked { attempt: 1, generation, reason: "disabled:a".to_owned(), since: NOW, until: NOW }
+        Parked {
+            attempt: 1,
+            generation,
+            reason: "disabled:a".to_owned(),
+            since: NOW,
+            until: NOW,
+            reserved: Vec::new(),
+        }
     }
 
     fn id() -> TaskId {

@@ -105,7 +105,8 @@ pub(crate) fn decide(
         Disposition::RetryAfter(delay) => policy
             .grants(spent.retries, delay)
             .then(|| (delay, Counters { retries: spent.retries + 1, ..spent })),
-        Disposition::RetryIn(delay) => (spent.postponements < policy.max_postponements)
+        Disposition::RetryIn(delay) | Disposition::RateLimited(delay) => (spent.postponements
+            < policy.max_postponements)
             .then(|| (delay, Counters { postponements: spent.postponements + 1, ..spent })),
     };
     match next {

@@ -150,6 +150,14 @@ impl Trust {
         self.ring().is_some_and(|ring| ring.encrypting_key().is_some())
     }
 
+    /// Returns a hash of a text that only holders of the signing key can compute; `None` without a key that signs.
+    pub(crate) fn keyed_hash(&self, kind: &'static str, text: &str) -> Option<Vec<u8>> {
+        let ring = self.ring()?;
+        let key = ring.signing_key()?;
+        let scope = self.scope();
+        key.sign(&SigningInput::new(kind, 256).text(&scope.namespace).text(&scope.realm).text(text).finish())
+    }
+
     /// Another envelope with the body of this one, which, if it is encrypted, is bound to the names of this one, and
     /// stays encrypted.
     pub(crate) fn renamed(

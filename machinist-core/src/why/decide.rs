@@ -187,6 +187,7 @@ mod tests {
             queues: vec!["math".into()],
             tasks: vec!["add".into()],
             tags: Vec::new(),
+            limits: Default::default(),
             concurrency: 2,
             running: 0,
             processed: 0,

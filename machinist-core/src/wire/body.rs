@@ -27,6 +27,9 @@ pub(crate) struct Body {
     /// Steps that follow the task, if it belongs to a workflow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) flow: Option<Box<Flow>>,
+    /// Key of the task's limits, if its sender has chosen it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) limit_key: Option<String>,
 }
 
 impl Body {

@@ -741,6 +741,7 @@ mod tests {
             first_eta: Some(Timestamp::from_micros(9)),
             headers: [("k".to_owned(), "v".to_owned())].into(),
             flow: Some(Box::new(full_flow())),
+            limit_key: Some("key".to_owned()),
         };
         for codec in [Codec::MessagePack, Codec::Json] {
             assert_eq!(codec.decode(&codec.encode(&body).unwrap()).unwrap(), body);

@@ -178,6 +178,7 @@ impl TaskMessage {
             first_eta: self.eta,
             headers: std::mem::take(&mut self.headers),
             flow: None,
+            limit_key: None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Checks of the parts of a worker, before it starts.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     mem,
     sync::Arc,
     time::Duration,
@@ -17,6 +17,7 @@ use super::{
     events::WorkerEvents,
     exclusive::ExclusiveSlots,
     lease::Lease,
+    limits::Limits,
     look_ahead::LookAhead,
     order_book::OrderBook,
     peers::Peers,
@@ -33,6 +34,7 @@ use crate::{
     builtin::WORKFLOW_TASK,
     context::TaskContext,
     id::{QueueName, TaskName},
+    limit::{Limit, LimitTarget},
     panics::note_places,
     periodic::Periodic,
 };
@@ -110,10 +112,12 @@ impl WorkerBuilder {
         can_sign(&this.app, &tasks, &queues)?;
         check_periodic(&this.app, &this.periodic)?;
         let tags = checked_tags(&this.tags)?;
+        let queue_limits = mem::take(&mut this.queue_limits);
+        let limits = Arc::new(Limits::new(checked_limits(&tasks, queue_limits)?));
         let look_ahead = this.look_ahead.unwrap_or_else(|| concurrency.max(16));
         let name: Arc<str> = this.name.unwrap_or_else(default_name).into();
         let queues: Vec<_> = queues.into_iter().collect();
-        let about = about(&queues, &tags, &tasks, concurrency, &this.app);
+        let about = about(&queues, &tags, &tasks, concurrency, &limits, &this.app);
         let stages = Stages::default();
         let capacity = SlotPool::new(concurrency);
         let orders =
@@ -124,14 +128,15 @@ impl WorkerBuilder {
         let worker = Arc::new(WorkerContext {
             sessions: Sessions::new(
                 this.app.clone(),
-                lease,
                 Arc::clone(&name),
                 about,
                 Arc::clone(&disabled),
+                Arc::clone(&limits),
                 Arc::clone(&events),
                 Arc::clone(&peers),
             ),
             admissions: Admissions::new(disabled, this.rules, look_ahead),
+            limits,
             capacity: Arc::clone(&capacity),
             orders,
             look_ahead: LookAhead::new(concurrency, look_ahead),
@@ -196,6 +201,30 @@ fn check_periodic(app: &App, periodic: &[Periodic]) -> Result<(), BuildError> {
     Ok(())
 }
 
+/// Returns the limits of the tasks and queues.
+fn checked_limits(
+    tasks: &HashMap<TaskName, RegisteredTask>,
+    queues: Vec<(String, Limit)>,
+) -> Result<HashMap<LimitTarget, Arc<Limit>>, BuildError> {
+    let of_tasks = tasks
+        .iter()
+        .filter_map(|(name, task)| Some((LimitTarget::Task(name.clone()), task.options.limit.clone()?)));
+    let of_queues = queues.into_iter().map(|(name, limit)| -> Result<_, BuildError> {
+        Ok((LimitTarget::Queue(QueueName::parse(&name)?), limit))
+    });
+    let mut limits = HashMap::new();
+    for limit in of_tasks.map(Ok).chain(of_queues) {
+        let (target, limit) = limit?;
+        if let Err(why) = limit.check() {
+            return Err(BuildError::Limit { target, why });
+        }
+        if !limit.is_empty() {
+            limits.insert(target, Arc::new(limit));
+        }
+    }
+    Ok(limits)
+}
+
 /// Returns the tags, sorted and each once.
 fn checked_tags(tags: &[String]) -> Result<Vec<Tag>, BuildError> {
     let tags = tags.iter().map(|tag| Tag::parse(tag)).collect::<Result<BTreeSet<_>, _>>()?;
@@ -215,6 +244,7 @@ fn about(
     tags: &[Tag],
     tasks: &HashMap<TaskName, RegisteredTask>,
     concurrency: usize,
+    limits: &Limits,
     app: &App,
 ) -> serde_json::Value {
     let queues: Vec<_> = queues.iter().map(QueueName::as_str).collect();
@@ -232,6 +262,7 @@ fn about(
         "more_tasks": tasks.len() - names.len(),
         "tags": tags,
         "concurrency": concurrency,
+        "limits": limits.own().map(|(target, limit)| (target.to_string(), limit)).collect::<BTreeMap<_, _>>(),
         "since": app.clock().now(),
     })
 }

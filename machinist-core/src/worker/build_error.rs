@@ -1,7 +1,7 @@
 //! Reasons that a worker cannot be built.
 
 use super::{InvalidTag, MAX_TAGS};
-use crate::{id::QueueName, periodic::PeriodicError};
+use crate::{id::QueueName, limit::LimitTarget, periodic::PeriodicError};
 
 /// Error of a worker that cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +48,14 @@ pub enum BuildError {
     /// The worker has more tags than a listing shows.
     #[error("a worker has at most {MAX_TAGS} tags, and these are {0}")]
     TooManyTags(usize),
+    /// A limit contradicts itself.
+    #[error("the limit of {target} is wrong: {why}")]
+    Limit {
+        /// The task or the queue.
+        target: LimitTarget,
+        /// The contradiction and the remedy.
+        why: String,
+    },
     /// A number that must not be zero is zero.
     #[error("{0} must be at least 1")]
     Zero(&'static str),

@@ -15,6 +15,7 @@ use crate::{
     context::StateMap,
     extract::Requirement,
     handler::{Binding, BlockingHandler, DynHandler, Handler},
+    limit::Limit,
     middleware::Middleware,
     periodic::Periodic,
     task::TaskDef,
@@ -59,6 +60,7 @@ pub struct WorkerBuilder {
     pub(super) middleware: Vec<Arc<dyn Middleware>>,
     pub(super) failures: Vec<ClassOfType>,
     pub(super) rules: Vec<Arc<dyn AdmissionRule>>,
+    pub(super) queue_limits: Vec<(String, Limit)>,
     pub(super) periodic: Vec<Periodic>,
     pub(super) state: StateMap,
 }
@@ -91,6 +93,7 @@ impl WorkerBuilder {
             adjustments: Vec::new(),
             failures: Vec::new(),
             rules: Vec::new(),
+            queue_limits: Vec::new(),
             periodic: Vec::new(),
             state: StateMap::default(),
         }
@@ -222,6 +225,13 @@ impl WorkerBuilder {
     /// Adds a rule of admission. A task starts only when no rule refuses it; until then it is parked.
     pub fn admission(mut self, rule: impl AdmissionRule) -> Self {
         self.rules.push(Arc::new(rule));
+        self
+    }
+
+    /// Limits the starts and runs of a queue's tasks in all workers together, in addition to the limits of each task. A
+    /// limit that was set live wins over this one.
+    pub fn limit_queue(mut self, queue: impl Into<String>, limit: Limit) -> Self {
+        self.queue_limits.push((queue.into(), limit));
         self
     }
 

@@ -291,6 +291,7 @@ impl WorkerContext {
             first_eta: eta,
             headers: step.headers.clone(),
             flow: (!step.flow.is_empty()).then(|| Box::new(step.flow.clone())),
+            limit_key: None,
         };
         if let Some(oversize) = body.exceeded(&app.max_sizes) {
             let error =
@@ -493,5 +494,8 @@ struct Prepared {
 /// Returns `true` if a failure of this kind is told to error callbacks. Somebody wanted a revoked task to end, and the cause of an
 /// upstream failure has called back already.
 fn calls_back(kind: FailureKind) -> bool {
-    !matches!(kind, FailureKind::Revoked | FailureKind::Upstream)
+    !matches!(
+        kind,
+        FailureKind::Revoked | FailureKind::Upstream | FailureKind::Duplicate | FailureKind::Replaced
+    )
 }

@@ -53,6 +53,7 @@ impl WorkerBuilder {
             middleware: self.middleware,
             failures: joined(base.failures, self.failures),
             rules: joined(base.rules, self.rules),
+            queue_limits: joined(base.queue_limits, self.queue_limits),
             periodic: joined(base.periodic, self.periodic),
             state: self.state.over(base.state),
         }

@@ -10,6 +10,8 @@
 //! | `time_check`, `start`, `run`, `outcome`, `follow_up`, `settlement` | the steps of the pipeline, in their order |
 //! | `refusal`, `undelivered` | messages that are not run here |
 //! | `continuation`, `callback`, `gathered`, `revoked_roots` | workflows: what follows an end, and the tasks that wait for others |
+//! | `admissions`, `parking` | rules that refuse a start, and the wait of refused tasks |
+//! | `admit`, `limits`, `places` | limits of rate and concurrency |
 //! | `guard` | copies that come back later |
 //! | `exclusive` | running a suspect alone in the process |
 //! | `lease`, `session`, `renewal` | this worker's lease on what it runs |
@@ -26,6 +28,7 @@
 //! | `health` | checks for operators |
 
 mod admissions;
+mod admit;
 mod build;
 mod build_error;
 mod builder;
@@ -44,6 +47,7 @@ mod guard;
 mod health;
 mod intake;
 mod lease;
+mod limits;
 mod look_ahead;
 mod maintenance;
 mod memory;
@@ -55,6 +59,7 @@ mod overdue;
 mod parking;
 mod peers;
 mod periodic;
+mod places;
 mod presence;
 mod processor;
 mod progress;

@@ -10,6 +10,7 @@ use std::{
 use crate::{
     consequence::{Disposition, ErrorClass},
     definition::DefinedOptions,
+    limit::Limit,
     retry::{Backoff, RetryPolicy},
     task_error::TaskError,
 };
@@ -22,6 +23,7 @@ pub struct TaskOptions {
     pub(super) soft_timeout: Option<Duration>,
     pub(super) classify: Option<Arc<dyn ErrorClassifier>>,
     pub(super) backoff_with: Option<BackoffFunction>,
+    pub(super) limit: Option<Limit>,
     pub(super) keep_args: Option<bool>,
 }
 
@@ -63,6 +65,7 @@ impl fmt::Debug for TaskOptions {
             .field("soft_timeout", &self.soft_timeout)
             .field("classify", &self.classify.is_some())
             .field("backoff_with", &self.backoff_with.is_some())
+            .field("limit", &self.limit)
             .field("keep_args", &self.keep_args)
             .finish()
     }
@@ -156,6 +159,13 @@ impl TaskOptions {
         self
     }
 
+    /// Limits the starts and runs of the task in all workers together. A limit that was set live wins over this one.
+    #[must_use]
+    pub fn limit(mut self, limit: Limit) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
     /// Ends a run that takes longer than this: FAILURE/timeout, or another run where the retry policy
     /// [says so](RetryPolicy::retry_timeouts).
     ///
@@ -194,6 +204,7 @@ impl TaskOptions {
         self.timeout = self.timeout.or(base.timeout);
         self.soft_timeout = self.soft_timeout.or(base.soft_timeout);
         self.keep_args = self.keep_args.or(base.keep_args);
+        self.limit = self.limit.or(base.limit);
         self
     }
 

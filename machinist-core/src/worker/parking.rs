@@ -16,12 +16,12 @@ use crate::{
     backend::{Index, IndexUpdate},
     clock::Timestamp,
     event::{EventKind, EventTask},
-    record::{ParkDecision, Parked, abandoned_start, decide_parking, park},
+    record::{ParkDecision, Parked, ReservedStart, abandoned_start, decide_parking, park},
     wire::{Envelope, message_to_fact},
 };
 
 /// Time for which a refused task waits in the process.
-const LOCAL_WAIT: Duration = Duration::from_secs(5);
+pub(super) const LOCAL_WAIT: Duration = Duration::from_secs(5);
 /// Interval at which a task that waits in the process asks again.
 const ASK_INTERVAL: Duration = Duration::from_millis(250);
 /// Delay of the first guard of a parked task; each further one stays away twice as long.
@@ -35,13 +35,32 @@ pub(super) fn park_delay(generation: u32) -> Duration {
 }
 
 /// Refusal of a start.
-struct Refusal {
+#[derive(Debug)]
+pub(super) struct Refusal {
     reason: WaitReason,
     /// Time before which no rule will allow it, if one is known.
-    not_before: Option<Timestamp>,
+    pub(super) not_before: Option<Timestamp>,
+    /// Maximum delay of the guard.
+    max_delay: Duration,
+    /// Starts that are reserved for the task.
+    reserved: Vec<ReservedStart>,
 }
 
 impl Refusal {
+    pub(super) fn new(reason: WaitReason, not_before: Option<Timestamp>) -> Self {
+        Self { reason, not_before, max_delay: MAX_PARK_DELAY, reserved: Vec::new() }
+    }
+
+    /// Lets the guard come back after `delay` at the latest.
+    pub(super) fn within(self, delay: Duration) -> Self {
+        Self { max_delay: delay, ..self }
+    }
+
+    /// Keeps these starts for the task.
+    pub(super) fn with_reserved(self, reserved: Vec<ReservedStart>) -> Self {
+        Self { reserved, ..self }
+    }
+
     /// Returns the time until the rules are asked again in this process.
     fn local_wait(&self, now: Timestamp) -> Duration {
         self.not_before.map_or(ASK_INTERVAL, |at| at.since(now))
@@ -50,8 +69,8 @@ impl Refusal {
     /// Returns the delay of the guard that parks the task.
     fn park_delay(&self, generation: u32, now: Timestamp) -> Duration {
         match self.not_before {
-            Some(at) => at.since(now).min(MAX_PARK_DELAY),
-            None => park_delay(generation),
+            Some(at) => at.since(now).min(self.max_delay),
+            None => park_delay(generation).min(self.max_delay),
         }
     }
 }
@@ -90,14 +109,14 @@ impl WorkerContext {
         match self.admissions.decide(&request).await {
             AdmissionDecision::Now => None,
             AdmissionDecision::NotBefore(at, _) if at <= request.now => None,
-            AdmissionDecision::NotBefore(at, reason) => Some(Refusal { reason, not_before: Some(at) }),
-            AdmissionDecision::NotHere(reason) => Some(Refusal { reason, not_before: None }),
+            AdmissionDecision::NotBefore(at, reason) => Some(Refusal::new(reason, Some(at))),
+            AdmissionDecision::NotHere(reason) => Some(Refusal::new(reason, None)),
         }
     }
 
     /// Parks a refused task as a guard, if its record allows it. Returns `None` if the record says otherwise: then the
     /// start is requested as usual.
-    async fn park(&self, envelope: &Envelope, refusal: &Refusal) -> Option<Settlement> {
+    pub(super) async fn park(&self, envelope: &Envelope, refusal: &Refusal) -> Option<Settlement> {
         let facts = match self.calls.read(&envelope.id).await {
             Ok(facts) => facts,
             Err(unanswered) => return Some(unanswered.into()),
@@ -136,6 +155,7 @@ impl WorkerContext {
             reason: reason.to_owned(),
             since: earlier.map_or(now, |earlier| earlier.since),
             until: now.plus(delay),
+            reserved: refusal.reserved.clone(),
         };
         match self.calls.commit(park(&guard.id, &parked, stored, now)).await {
             // The guard is published, and decides again when it comes back.

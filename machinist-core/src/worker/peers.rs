@@ -37,6 +37,10 @@ pub(super) struct Peers {
 }
 
 impl Peers {
+    pub(super) fn lease(&self) -> Lease {
+        self.lease
+    }
+
     pub(super) fn new(lease: Lease) -> Self {
         Self { lease, sessions: Mutex::default(), gone_count: watch::Sender::new(0) }
     }

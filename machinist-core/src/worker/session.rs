@@ -15,14 +15,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admissions::DisabledTasks, events::WorkerEvents, lease::Lease, memory::resident_bytes, peers::Peers,
-    presence::Presence, server_calls::ServerCalls, switches::Switches,
+    admissions::DisabledTasks, events::WorkerEvents, lease::Lease, limits::Limits, memory::resident_bytes,
+    peers::Peers, places::HeldPlaces, presence::Presence, server_calls::ServerCalls, switches::Switches,
 };
 use crate::{
     app::App,
     backend::{Backend, BackendError, Commit, Committed, Index, IndexUpdate},
     event::WorkerState,
     id::{QueueName, RecordId, RunId, SessionId, TaskId},
+    limit::live_limits,
     record::{
         Claim, ClaimStatus, Facts, RenewalAction, WorkerHealth, claim_name, close_session, control_record,
         holder_of, is_alive, keep_name, memory_to_show, name, name_record, numbered_name, open_session,
@@ -105,6 +106,9 @@ pub(super) struct Sessions {
     /// State of the worker, as its session shows it, and the state that people want.
     pub(super) presence: Presence,
     disabled: Arc<DisabledTasks>,
+    limits: Arc<Limits>,
+    /// Places that runs hold under limits of concurrency.
+    pub(super) places: HeldPlaces,
     events: Arc<WorkerEvents>,
     pub(super) switches: Switches,
     state: Mutex<SessionState>,
@@ -133,10 +137,10 @@ pub(super) struct RegisteredRun {
 impl Sessions {
     pub(super) fn new(
         app: App,
-        lease: Lease,
         name: Arc<str>,
         about: serde_json::Value,
         disabled: Arc<DisabledTasks>,
+        limits: Arc<Limits>,
         events: Arc<WorkerEvents>,
         peers: Arc<Peers>,
     ) -> Arc<Self> {
@@ -160,10 +164,12 @@ impl Sessions {
         };
         Arc::new(Self {
             app,
-            lease,
+            lease: peers.lease(),
             name,
             presence: Presence::default(),
             disabled,
+            limits,
+            places: HeldPlaces::default(),
             events,
             switches: Switches::default(),
             state: Mutex::new(state),
@@ -323,7 +329,7 @@ impl Sessions {
         }
     }
 
-    async fn commit(&self, commit: Commit) -> Result<Committed, BackendError> {
+    pub(super) async fn commit(&self, commit: Commit) -> Result<Committed, BackendError> {
         let answer = self.app.backend().commit(vec![commit.into()]).await.pop();
         answer.unwrap_or_else(|| Err(BackendError::Unavailable("the backend adapter gave no answer".into())))
     }
@@ -342,6 +348,7 @@ impl Sessions {
         if let Some(facts) = self.readable(&control_record(), record.unwrap_or_else(|| Ok(Facts::new()))) {
             let lost = self.switches.read(&facts, &self.app.0.trust);
             self.disabled.replace(self.switches.disabled_tasks());
+            self.limits.set_live(live_limits(&facts, &self.app.0.trust));
             self.state().lost_switches = lost;
         }
     }
@@ -489,6 +496,17 @@ impl Sessions {
         *session == state.session || self.peers.is_gone(session)
     }
 
+    /// Returns `true` if a run was cancelled, has not ended, and cannot be stopped.
+    pub(super) fn is_stuck(&self, run: &RunId) -> bool {
+        self.state().stuck.contains_key(run)
+    }
+
+    /// Returns `true` if a run of this process has ended.
+    pub(super) fn has_ended(&self, run: &RunId) -> bool {
+        let state = self.state();
+        !state.runs.contains_key(run) && !state.stuck.contains_key(run)
+    }
+
     /// Describes the work for display: its counts, the number of runs, and the ids of some.
     fn runs_to_show(&self) -> Bytes {
         let used = resident_bytes();
@@ -570,6 +588,8 @@ impl Sessions {
             calls.outcomes_are_recorded(self.lease.check_interval()).await;
             self.open().await?;
         }
+        // Before the runs are adopted: one whose place is taken does not go on.
+        self.keep_places().await?;
         for (run, claim) in self.runs() {
             let facts = match records.remove(&run) {
                 Some(facts) => self.readable(&RecordId::from(&claim.id), facts),
@@ -690,7 +710,7 @@ impl Sessions {
         }
     }
 
-    fn cancel(&self, run: &RunId, reason: CancelReason) {
+    pub(super) fn cancel(&self, run: &RunId, reason: CancelReason) {
         if let Some(entry) = self.state().runs.get_mut(run) {
             entry.reason.get_or_insert(reason);
             entry.cancel.cancel();

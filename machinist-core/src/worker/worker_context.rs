@@ -4,8 +4,9 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{
-    Stages, admissions::Admissions, capacity::SlotPool, events::WorkerEvents, look_ahead::LookAhead,
-    order_book::OrderBook, revoked_roots::RevokedRoots, server_calls::ServerCalls, session::Sessions,
+    Stages, admissions::Admissions, capacity::SlotPool, events::WorkerEvents, limits::Limits,
+    look_ahead::LookAhead, order_book::OrderBook, revoked_roots::RevokedRoots, server_calls::ServerCalls,
+    session::Sessions,
 };
 use crate::{
     app::App,
@@ -33,6 +34,7 @@ pub(super) struct WorkerContext {
     pub(super) calls: Arc<ServerCalls>,
     pub(super) stages: Stages,
     pub(super) admissions: Admissions,
+    pub(super) limits: Arc<Limits>,
     pub(super) capacity: Arc<SlotPool>,
     pub(super) orders: OrderBook,
     pub(super) look_ahead: Arc<LookAhead>,

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use machinist_core::{
-    WorkerBuilder,
+    QueueName, WorkerBuilder,
+    limit::Limit,
     periodic::Periodic,
     worker::{Tag, TaskOptions},
 };
@@ -11,7 +12,7 @@ use machinist_core::{
 use super::{Setting, SettingOrigin, Settings, TaskSettings, WorkerSettings};
 
 impl Settings {
-    /// Applies `[worker]`, the options of `[tasks.NAME]` and the periodic tasks of `[periodic.NAME]` to a worker. The options of a task go before those that the
+    /// Applies `[worker]`, the options of `[tasks.NAME]`, the limits of `[queues.NAME]` and the periodic tasks of `[periodic.NAME]` to a worker. The options of a task go before those that the
     /// code sets, and after those of its signature. Options of a task that is not registered are logged as a warning,
     /// unless they belong to a command task.
     ///
@@ -43,7 +44,12 @@ impl Settings {
     /// A worker of an application that was built from settings needs this only for other settings than those: it takes
     /// over its application's (see [`AppExt`](crate::AppExt)), which this replaces.
     pub fn configure(&self, builder: WorkerBuilder) -> WorkerBuilder {
-        let settings = WorkerPart { worker: &self.worker, tasks: &self.tasks, periodic: &self.periodic };
+        let settings = WorkerPart {
+            worker: &self.worker,
+            tasks: &self.tasks,
+            queue_limits: &self.queue_limits,
+            periodic: &self.periodic,
+        };
         let builder = settings.apply(builder.without_defaults());
         match self.worker.queues.origin {
             SettingOrigin::Default => {
@@ -58,7 +64,11 @@ impl Settings {
     /// to the worker: those of command tasks belong to the program.
     pub(crate) fn worker_defaults(&self) -> impl Fn(WorkerBuilder) -> WorkerBuilder + Send + Sync + 'static {
         let (worker, tasks, periodic) = (self.worker.clone(), self.tasks.clone(), self.periodic.clone());
-        move |builder| WorkerPart { worker: &worker, tasks: &tasks, periodic: &periodic }.apply(builder)
+        let queue_limits = self.queue_limits.clone();
+        move |builder| {
+            WorkerPart { worker: &worker, tasks: &tasks, queue_limits: &queue_limits, periodic: &periodic }
+                .apply(builder)
+        }
     }
 }
 
@@ -66,6 +76,7 @@ impl Settings {
 struct WorkerPart<'a> {
     worker: &'a WorkerSettings,
     tasks: &'a BTreeMap<String, TaskSettings>,
+    queue_limits: &'a BTreeMap<QueueName, Setting<Limit>>,
     periodic: &'a BTreeMap<String, Setting<Periodic>>,
 }
 
@@ -96,6 +107,9 @@ impl WorkerPart<'_> {
             .consumer_timeout(worker.consumer_timeout.value);
         for (name, task) in self.tasks {
             builder = task.adjust(builder, name);
+        }
+        for (queue, limit) in self.queue_limits {
+            builder = builder.limit_queue(queue.as_str(), limit.value.clone());
         }
         for periodic in self.periodic.values() {
             builder = builder.periodic(periodic.value.clone());
@@ -129,6 +143,9 @@ impl TaskSettings {
         }
         if let Some(retried) = &self.retry_timeouts {
             options = options.retry_timeouts_if(retried.value);
+        }
+        if let Some(limit) = &self.limit {
+            options = options.limit(limit.value.clone());
         }
         options
     }

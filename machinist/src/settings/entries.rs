@@ -59,6 +59,9 @@ impl Settings {
             let show = |one: &Periodic| format!("{}: {}", one.schedule(), one.task_name());
             SettingEntry::new(format!("periodic.{name}"), periodic, show)
         }));
+        rows.extend(self.queue_limits.iter().map(|(queue, limit)| {
+            SettingEntry::new(format!("queues.{queue}.limit"), limit, ToString::to_string)
+        }));
         rows
     }
 }
@@ -123,6 +126,8 @@ impl TaskSettings {
             row(key("cwd"), self.cwd.as_ref(), |folder| folder.display().to_string()),
             row(key("user"), self.user.as_ref(), String::clone),
             row(key("dash_values"), self.dash_values.as_ref(), bool::to_string),
+            row(key("limit"), self.limit.as_ref(), ToString::to_string),
+            row(key("unique"), self.unique.as_ref(), ToString::to_string),
             row(key("keep_args"), self.keep_args.as_ref(), bool::to_string),
             row(key("hide_args"), self.hide_args.as_ref(), bool::to_string),
         ];

@@ -11,6 +11,7 @@ use std::{
 
 use machinist_core::{
     QueueName,
+    limit::Limit,
     periodic::Periodic,
     sign::{KeyConfig, KeyError, KeyId, KeyState, SecretText},
     worker::Tag,
@@ -20,7 +21,7 @@ use toml::de::DeTable;
 use super::{
     Setting, SettingInfo, SettingOrigin, SettingsError, TaskSettings, Topology,
     app_section::AppSection,
-    periodic,
+    limits, periodic,
     section::{OLD_SIZES, Section, TomlText},
     table::{self, APP},
     tasks, value,
@@ -53,6 +54,7 @@ pub(super) struct FileSettings {
     pub(super) tasks: BTreeMap<String, TaskSettings>,
     pub(super) periodic: BTreeMap<String, Setting<Periodic>>,
     pub(super) app: Option<AppSection>,
+    pub(super) queue_limits: BTreeMap<QueueName, Setting<Limit>>,
 }
 
 /// Values of `[tls]`.
@@ -133,6 +135,7 @@ pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<F
         keys: read_keys(&top)?,
         periodic: periodic::read(&top, &tasks)?,
         app: top.has_table(APP)?.then(|| AppSection::new(path, text)),
+        queue_limits: limits::read_queues(&top)?,
         tasks,
     })
 }

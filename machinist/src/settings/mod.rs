@@ -49,6 +49,7 @@ mod app_section;
 mod apply;
 mod entries;
 mod file;
+mod limits;
 mod periodic;
 mod resolve;
 mod section;
@@ -66,7 +67,8 @@ use std::{
 };
 
 use machinist_core::{
-    Backoff, MaxSizes, QueueName,
+    Backoff, MaxSizes, QueueName, Unique,
+    limit::Limit,
     periodic::Periodic,
     sign::{KeyConfig, SecretText},
     worker::Tag,
@@ -75,6 +77,7 @@ use machinist_core::{
 pub use crate::topology::Topology;
 use crate::{connector::Connectors, redact, url::ServerUrl};
 pub use entries::SettingEntry;
+pub use limits::{parse_on_conflict, parse_unique_until};
 pub use table::{SettingDefault, SettingInfo, setting_infos, setting_of_flag};
 pub use text::{parse_backoff, parse_duration, show_duration};
 
@@ -163,6 +166,8 @@ pub struct Settings {
     pub tasks: BTreeMap<String, TaskSettings>,
     /// Periodic tasks, `[periodic.NAME]`, by name.
     pub periodic: BTreeMap<String, Setting<Periodic>>,
+    /// Limits of queues, `[queues.NAME]`.
+    pub queue_limits: BTreeMap<QueueName, Setting<Limit>>,
     /// Place of the section `[limits]`, the old name of `[sizes]`, if the file has one.
     old_sizes: Option<SettingOrigin>,
     /// The section of the application, if the file has one.
@@ -275,6 +280,10 @@ pub struct TaskSettings {
     /// `true` if a value that fills the beginning of an argument may begin with a dash, so that the program can take it
     /// for an option.
     pub dash_values: Option<Setting<bool>>,
+    /// Limit of its starts and runs in all workers together.
+    pub limit: Option<Setting<Limit>>,
+    /// Rule by which the program `machinist send` allows one task for each key.
+    pub unique: Option<Setting<Unique>>,
     /// `true` if the records of the task keep its arguments, `false` if only those of delayed and failed tasks do. `None`
     /// for the setting of the worker.
     pub keep_args: Option<Setting<bool>>,

@@ -113,6 +113,7 @@ impl Settings {
             tasks: file.tasks,
             periodic: file.periodic,
             app: file.app,
+            queue_limits: file.queue_limits,
             connectors: connectors.clone(),
         })
     }

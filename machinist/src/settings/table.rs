@@ -97,7 +97,7 @@ pub(super) fn top_keys() -> Vec<&'static str> {
     let heads = setting_infos().filter(|info| !info.name.is_empty());
     let mut keys: Vec<_> = heads.filter_map(|info| info.name.split('.').next()).collect();
     keys.dedup();
-    keys.extend(["tasks", "periodic", APP]);
+    keys.extend(["tasks", "queues", "periodic", APP]);
     keys
 }
 

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use machinist_core::{QueueName, sign::SecretText};
 use toml::de::DeValue;
 
-use super::{SettingsError, TaskSettings, section::Section, text, value};
+use super::{SettingsError, TaskSettings, limits, section::Section, text, value};
 
-/// Keys of a task, under `[tasks.NAME]`.
+/// Keys of a task, under `[tasks.NAME]`, without those of its limit and its uniqueness.
 const TASK_KEYS: [&str; 16] = [
     "command",
     "args",
@@ -29,7 +29,8 @@ const TASK_KEYS: [&str; 16] = [
 
 /// Reads all tasks of a file, by name.
 pub(super) fn read(top: &Section<'_>) -> Result<BTreeMap<String, TaskSettings>, SettingsError> {
-    let sections = top.sections("tasks", &TASK_KEYS)?;
+    let keys = [&TASK_KEYS[..], &limits::LIMIT_KEYS, &limits::UNIQUE_KEYS].concat();
+    let sections = top.sections("tasks", &keys)?;
     sections.into_iter().map(|(name, section)| Ok((name, read_task(&section)?))).collect()
 }
 
@@ -75,6 +76,8 @@ fn read_task(section: &Section<'_>) -> Result<TaskSettings, SettingsError> {
         cwd: section.get("cwd", |v| Ok(folder.join(value::string(v, "the name of a folder")?)))?,
         user: section.get("user", |v| Ok(value::string(v, "the name of a user")?.to_owned()))?,
         dash_values: section.get("dash_values", value::boolean)?,
+        limit: limits::read_limit(section)?,
+        unique: limits::read_unique(section)?,
         keep_args: section.get("keep_args", value::boolean)?,
         hide_args: section.get("hide_args", value::boolean)?,
     })

@@ -299,6 +299,7 @@ impl NextSteps<'_> {
                     reason: "paused:a".to_owned(),
                     since: Model::NOW,
                     until: Model::NOW,
+                    reserved: Vec::new(),
                 };
                 let token = guard.token.to_string().into();
                 let commit = park(&self.model.id, &parked, Some(token), Model::NOW);

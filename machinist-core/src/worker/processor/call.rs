@@ -6,6 +6,7 @@ use tracing::Instrument;
 
 use super::{ActiveDelivery, RegisteredTask, Settlement, Slot, TaskProcessor};
 use crate::{
+    consequence::Disposition,
     context::{RunInfo, TaskContext},
     error::TaskError,
     middleware::Next,
@@ -80,6 +81,11 @@ impl TaskProcessor {
             RunOutcome::Failed(error) => RunOutcome::Failed(task.options.classified(error)),
             outcome => outcome,
         };
+        if let RunOutcome::Failed(TaskError { disposition: Disposition::RateLimited(delay), .. }) = &outcome
+            && !self.worker.limits.is_open()
+        {
+            Box::pin(self.worker.push_back(&active.envelope, *delay)).await;
+        }
         let now = self.worker.now();
         let counters = active.envelope.counters;
         let policy = policy.unwrap_or_else(|| match outcome {

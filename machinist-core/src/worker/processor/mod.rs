@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use self::busy::BusyWaits;
 use super::{
     ActiveDelivery, Settlement, TaskOptions, WorkerContext,
+    admit::{Admitted, LimitState},
     capacity::{ExclusiveClaim, SlotPermit},
     exclusive::ExclusiveSlots,
     look_ahead::RunningSlot,
@@ -167,6 +168,7 @@ impl TaskProcessor {
         }
         let mut busy = BusyWaits::new(self.worker.max_hold.min(self.worker.sessions.busy_timeout()));
         let mut alone = false;
+        let mut limited = None;
         loop {
             if !self.worker.admissions.is_open()
                 && let Some(settlement) =
@@ -194,9 +196,39 @@ impl TaskProcessor {
             }
             let registered = self.worker.sessions.register(&active.envelope.id);
             let gone_before = self.worker.sessions.peers.gone_count();
+            let mut undecided = false;
+            if !self.worker.limits.is_open() {
+                let state = limited.get_or_insert_with(Box::<LimitState>::default);
+                match Box::pin(self.worker.admit(&active.envelope, &registered, state)).await {
+                    Ok(Admitted::Yes) => {}
+                    Ok(Admitted::Undecided) => undecided = true,
+                    Ok(Admitted::No(refusal)) => {
+                        drop((slot, registered));
+                        let waited =
+                            Box::pin(self.worker.wait_for_limit(&active.envelope, &refusal, state, pauses))
+                                .await;
+                        match waited {
+                            Some(settlement) => return settlement,
+                            None => continue,
+                        }
+                    }
+                    Err(unanswered) => {
+                        self.worker.free_places(&registered.run).await;
+                        return unanswered.into();
+                    }
+                }
+            }
             let slot_wait = stopwatch.lap();
-            match self.worker.start(active, &registered, received_at, alone).await {
+            let reply = self.worker.start(active, &registered, received_at, alone).await;
+            if limited.is_some() && !matches!(reply, StartReply::Started(_)) {
+                Box::pin(self.worker.free_places(&registered.run)).await;
+            }
+            match reply {
                 StartReply::Settle(settlement) => return settlement,
+                StartReply::Started(claim) if undecided => {
+                    // The run that held the place has just ended: the next delivery takes a place.
+                    return Box::pin(self.worker.hand_back(active, &registered, &claim)).await;
+                }
                 StartReply::Started(claim) => {
                     self.worker.emit(EventKind::Started {
                         task: EventTask::of(&active.envelope),
@@ -204,7 +236,11 @@ impl TaskProcessor {
                         slot_wait,
                         start_wait: stopwatch.lap(),
                     });
-                    match self.run(active, task, claim, &registered, slot).await {
+                    let ended = self.run(active, task, claim, &registered, slot).await;
+                    if limited.is_some() {
+                        Box::pin(self.worker.free_places(&registered.run)).await;
+                    }
+                    match ended {
                         Some(settlement) => return settlement,
                         // Another run holds the attempt now: treat the delivery as if it had just arrived.
                         None => continue,

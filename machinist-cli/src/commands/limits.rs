@@ -1,0 +1,139 @@
+//! `machinist limits`: lists the limits of tasks and queues, and sets or resets one for all workers.
+
+use machinist::{
+    LimitInfo,
+    limit::{Limit, LimitTarget},
+    settings::Settings,
+};
+use serde::Serialize;
+
+use super::{connect, connect_reader};
+use crate::{
+    args::{LimitKeyArgs, LimitsCommand},
+    exit::{CliError, Code},
+    output,
+};
+
+/// A limit, with the tasks that run under it.
+#[derive(Serialize)]
+struct ShownLimit {
+    #[serde(flatten)]
+    limit: LimitInfo,
+    tasks: Vec<String>,
+}
+
+pub(super) async fn run(command: LimitsCommand, settings: &Settings, json: bool) -> Result<Code, CliError> {
+    match command {
+        LimitsCommand::List => {
+            let app = connect_reader(settings).await?;
+            let limits = app.client().limits().await?;
+            if json {
+                output::json(&limits)?
+            } else {
+                print(&limits)?
+            }
+            if limits.iter().any(|limit| limit.differs) {
+                output::note(
+                    "machinist: workers have different limits for one target: each counts by its own numbers; make them \
+                     the same, or set one live (`machinist limits set`)",
+                );
+            }
+            app.broker().close().await;
+        }
+        LimitsCommand::Show(LimitKeyArgs { target, key }) => {
+            let app = connect_reader(settings).await?;
+            let client = app.client();
+            let limits = client.limit(&target, key.as_deref()).await?;
+            let tasks = client.runs_under_limit(&target, key.as_deref()).await?;
+            let tasks: Vec<_> = tasks.iter().map(ToString::to_string).collect();
+            app.broker().close().await;
+            if limits.is_empty() {
+                return Err(CliError::new(
+                    Code::Usage,
+                    format!("no live worker has a limit of {target}, and none is set"),
+                )
+                .remedy("`machinist limits list` lists those in force"));
+            }
+            if json {
+                let shown = |limit| ShownLimit { limit, tasks: tasks.clone() };
+                output::json(&limits.into_iter().map(shown).collect::<Vec<_>>())?;
+            } else {
+                print(&limits)?;
+                tasks.iter().try_for_each(|task| output::line(&format!("running: {task}")))?;
+            }
+        }
+        LimitsCommand::Set { target, options } => {
+            let limit = limit_of(&options)?;
+            // It is signed.
+            let app = connect(settings).await?;
+            app.client().set_limit(&target, &limit).await?;
+            app.broker().close().await;
+            say(json, &target, &serde_json::json!({ "limit": limit }), &format!("{target}: {limit}"))?;
+            if limit.is_paused() {
+                output::note("machinist: a limit of zero pauses these tasks until it is reset or raised");
+            }
+        }
+        LimitsCommand::Reset(LimitKeyArgs { target, key }) => {
+            // The tasks that wait are signed again.
+            let app = connect(settings).await?;
+            let released = app.client().reset_limit(&target, key.as_deref()).await?;
+            app.broker().close().await;
+            let text = format!("{target}: tasks that waited and run now: {released}");
+            say(json, &target, &serde_json::json!({ "released": released }), &text)?;
+        }
+    }
+    Ok(Code::Success)
+}
+
+/// Reads the options of a limit.
+fn limit_of(options: &[String]) -> Result<Limit, CliError> {
+    let wrong = |text: String| CliError::new(Code::Usage, text);
+    let mut limit = Limit::new();
+    for option in options {
+        let (name, value) = option
+            .split_once('=')
+            .ok_or_else(|| wrong(format!("{option:?} is no KEY=VALUE; write rate=5/s")))?;
+        limit.set(name, value).map_err(wrong)?;
+    }
+    limit.check().map_err(wrong)?;
+    Ok(limit)
+}
+
+fn say(json: bool, target: &LimitTarget, more: &serde_json::Value, text: &str) -> Result<(), CliError> {
+    if !json {
+        return output::line(text);
+    }
+    let mut answer = more.clone();
+    answer["target"] = target.to_string().into();
+    output::json(&answer)
+}
+
+fn print(limits: &[LimitInfo]) -> Result<(), CliError> {
+    let number = |number: Option<usize>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+    let row = |limit: &LimitInfo| {
+        let next = limit.next_at.map_or_else(|| "-".to_owned(), |at| at.to_string());
+        vec![
+            limit.target.clone(),
+            limit.limit.to_string(),
+            number(limit.running),
+            number(limit.waiting),
+            next,
+            limit.source.clone(),
+        ]
+    };
+    output::table(&["target", "limit", "running", "waiting", "next", "source"], limits.iter().map(row))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_a_limit_are_read_and_wrong_ones_are_told() {
+        let limit = |text: &str| limit_of(&text.split(' ').map(str::to_owned).collect::<Vec<_>>());
+        assert_eq!(limit("rate=5/s burst=10").unwrap().to_string(), "rate=5/s burst=10");
+        for wrong in ["rate", "rate=x", "speed=1", "burst=1"] {
+            assert_eq!(limit(wrong).unwrap_err().code, Code::Usage, "{wrong}");
+        }
+    }
+}

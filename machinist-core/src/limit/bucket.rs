@@ -1,0 +1,323 @@
+//! The rate of a limit: reservations of starts in backend time (GCRA), as changes of one record. Pure.
+//!
+//! The record holds one fact, the time up to which starts are reserved. A reservation moves it on and thereby gets the
+//! times of its starts, which may lie in the future: a task that has to wait knows until when. A worker that dies with a
+//! reservation leaves those starts unused.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    backend::{Commit, Expiry},
+    clock::Timestamp,
+    id::RecordId,
+    record::{Facts, json},
+};
+
+/// Fact of the time up to which starts are reserved.
+const RESERVED: &str = "at";
+/// Time ahead for which starts are reserved. Tasks that would have to wait longer ask again later.
+pub(crate) const HORIZON: Duration = Duration::from_secs(3600);
+/// Value of the starts that one worker reserves at once without a task for each.
+const BLOCK: Duration = Duration::from_millis(100);
+/// Time for which a bucket is kept after its last reserved start.
+const KEPT: Duration = Duration::from_secs(60);
+
+/// Numbers of a rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Terms {
+    /// Time between two starts of cost 1.
+    pub(crate) interval: Duration,
+    /// Number of starts for which one task counts.
+    pub(crate) cost: u64,
+    /// Number of starts that may come at once. At least the cost.
+    pub(crate) burst: u64,
+}
+
+impl Terms {
+    /// Time between two tasks.
+    fn step(self) -> i64 {
+        micros(self.interval).saturating_mul(i64::try_from(self.cost).unwrap_or(i64::MAX)).max(1)
+    }
+
+    /// Time that a burst is worth.
+    fn tolerance(self) -> i64 {
+        micros(self.interval).saturating_mul(i64::try_from(self.burst).unwrap_or(i64::MAX))
+    }
+
+    /// Maximum number of starts that a worker reserves without tasks for them.
+    pub(crate) fn block(self) -> u32 {
+        u32::try_from(micros(BLOCK) / self.step()).unwrap_or(u32::MAX).max(1)
+    }
+}
+
+/// `at`: the time up to which starts are reserved, and who moved it there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Reserved {
+    at: Timestamp,
+    /// Random text of the reservation, by which it is recognised if its reply is lost.
+    by: String,
+}
+
+/// Starts that were reserved together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Starts {
+    /// Time of the first one, perhaps in the past.
+    first: i64,
+    step: i64,
+    left: u32,
+    /// Time of the reservation: no start is earlier.
+    since: i64,
+}
+
+impl Starts {
+    /// Takes the next start. Starts whose time is over by more than `late` have lapsed.
+    pub(crate) fn take(&mut self, now: Timestamp, late: Duration) -> Option<Timestamp> {
+        while self.left > 0 {
+            let at = self.first.max(self.since);
+            self.left -= 1;
+            self.first = self.first.saturating_add(self.step);
+            if at.saturating_add(micros(late)) >= now.as_micros() {
+                return Some(Timestamp::from_micros(at));
+            }
+        }
+        None
+    }
+
+    /// Returns `true` if no start is left.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.left == 0
+    }
+}
+
+/// Decision about a reservation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ReserveDecision {
+    /// The reservation is made already; only the reply was lost.
+    Made,
+    /// Commit this: then these starts are reserved.
+    Commit(Box<Commit>, Starts),
+    /// Starts are reserved as far ahead as is allowed. The next is not before this time.
+    Full(Timestamp),
+}
+
+/// Decides how to reserve `number` starts, given the record of the bucket. `by` is a random text for this reservation.
+pub(crate) fn reserve(
+    facts: &Facts,
+    bucket: &RecordId,
+    terms: Terms,
+    number: u32,
+    by: &str,
+    now: Timestamp,
+) -> ReserveDecision {
+    let known = facts.read::<Reserved>(RESERVED);
+    if known.as_ref().is_some_and(|known| known.by == by) {
+        return ReserveDecision::Made;
+    }
+    let now_micros = now.as_micros();
+    let furthest = now_micros.saturating_add(micros(HORIZON)).saturating_add(terms.tolerance());
+    let reserved = known.map_or(now_micros, |known| known.at.as_micros());
+    // Further ahead than anybody reserves: the backend's clock was set back.
+    let slack = terms.step().saturating_mul(i64::from(u32::MAX)).min(micros(HORIZON));
+    let reserved = if reserved > furthest.saturating_add(slack) { now_micros } else { reserved };
+    let from = reserved.max(now_micros);
+    let step = terms.step();
+    let first = from.saturating_add(step).saturating_sub(terms.tolerance());
+    if first > now_micros.saturating_add(micros(HORIZON)) {
+        return ReserveDecision::Full(Timestamp::from_micros(first));
+    }
+    // Never further ahead than the horizon.
+    let fit = (now_micros + micros(HORIZON) - first) / step + 1;
+    let left = number.min(u32::try_from(fit).unwrap_or(u32::MAX)).max(1);
+    let until = from.saturating_add(step.saturating_mul(i64::from(left)));
+    let commit = moved(facts, bucket, until, by, now);
+    ReserveDecision::Commit(Box::new(commit), Starts { first, step, left, since: now_micros })
+}
+
+/// Decides how to keep a whole bucket from starts before `until`; `None` if it is kept that long already.
+pub(crate) fn push_back(
+    facts: &Facts,
+    bucket: &RecordId,
+    terms: Terms,
+    until: Timestamp,
+    by: &str,
+    now: Timestamp,
+) -> Option<Commit> {
+    let reserved = facts.read::<Reserved>(RESERVED).map_or(0, |known| known.at.as_micros());
+    // The first start after it is at `until`.
+    let until = until.as_micros().saturating_add(terms.tolerance()).saturating_sub(terms.step());
+    (reserved < until).then(|| moved(facts, bucket, until, by, now))
+}
+
+/// Creates the commit that moves the time of a bucket, if its record is as read.
+fn moved(facts: &Facts, bucket: &RecordId, until: i64, by: &str, now: Timestamp) -> Commit {
+    let until = Timestamp::from_micros(until);
+    let mut commit = Commit::new(bucket.clone());
+    match facts.get(RESERVED) {
+        Some(known) => {
+            commit.require = vec![(RESERVED.into(), known.clone())];
+            commit.drop = vec![RESERVED.into()];
+        }
+        None => commit.unless = vec![RESERVED.into()],
+    }
+    let value: Bytes = json(&Reserved { at: until, by: by.to_owned() });
+    commit.facts = vec![(RESERVED.into(), value)];
+    commit.expiry = Expiry::After(until.since(now) + KEPT);
+    commit
+}
+
+/// Creates the commit that forgets the reservations of a bucket.
+pub(crate) fn reset(bucket: &RecordId) -> Commit {
+    let mut commit = Commit::new(bucket.clone());
+    commit.drop = vec![RESERVED.into()];
+    commit
+}
+
+/// Returns the time of the next free start of a bucket, for display.
+pub(crate) fn next_start(facts: &Facts, terms: Terms, now: Timestamp) -> Timestamp {
+    let reserved = facts.read::<Reserved>(RESERVED).map_or(0, |known| known.at.as_micros());
+    let next = reserved.max(now.as_micros()).saturating_add(terms.step()).saturating_sub(terms.tolerance());
+    Timestamp::from_micros(next.max(now.as_micros()))
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::RecordKind;
+
+    const NOW: Timestamp = Timestamp::from_micros(1_000_000_000);
+
+    fn bucket() -> RecordId {
+        RecordId::new(RecordKind::Limit, "rate/task:t")
+    }
+
+    fn terms(per_second: u32, burst: u64, cost: u64) -> Terms {
+        Terms { interval: Duration::from_secs(1) / per_second, cost, burst: burst.max(cost) }
+    }
+
+    /// Reserves starts, and returns their times in milliseconds from [`NOW`].
+    fn starts(facts: &mut Facts, terms: Terms, number: u32, now: Timestamp) -> Vec<i64> {
+        let ReserveDecision::Commit(commit, mut starts) = reserve(facts, &bucket(), terms, number, "x", now)
+        else {
+            panic!("the bucket is full")
+        };
+        assert!(commit.apply(facts));
+        let mut by_another = serde_json::from_slice::<Reserved>(facts.get(RESERVED).unwrap()).unwrap();
+        by_another.by = "y".into();
+        facts.remove(RESERVED);
+        facts.put(RESERVED, json(&by_another));
+        std::iter::from_fn(|| starts.take(now, Duration::ZERO))
+            .map(|at| (at.as_micros() - NOW.as_micros()) / 1000)
+            .collect()
+    }
+
+    #[test]
+    fn starts_keep_their_distance() {
+        let mut facts = Facts::new();
+        let five = terms(5, 1, 1);
+        assert_eq!(starts(&mut facts, five, 3, NOW), [0, 200, 400]);
+        assert_eq!(starts(&mut facts, five, 2, NOW), [600, 800]);
+        let later = NOW.plus(Duration::from_secs(9));
+        assert_eq!(starts(&mut facts, five, 2, later), [9000, 9200], "what was not used is not saved");
+    }
+
+    #[test]
+    fn a_burst_starts_at_once_and_fills_up_again() {
+        let mut facts = Facts::new();
+        let five = terms(5, 3, 1);
+        assert_eq!(starts(&mut facts, five, 5, NOW), [0, 0, 0, 200, 400]);
+        let later = NOW.plus(Duration::from_secs(9));
+        assert_eq!(starts(&mut facts, five, 4, later), [9000, 9000, 9000, 9200]);
+    }
+
+    #[test]
+    fn a_task_counts_for_its_cost() {
+        let mut facts = Facts::new();
+        assert_eq!(starts(&mut facts, terms(10, 4, 2), 4, NOW), [0, 0, 200, 400]);
+        let mut facts = Facts::new();
+        let dear = terms(10, 1, 5);
+        assert_eq!(starts(&mut facts, dear, 3, NOW), [0, 500, 1000], "more than the burst");
+    }
+
+    #[test]
+    fn no_window_has_more_starts_than_the_rate_and_the_burst() {
+        let five = terms(5, 3, 1);
+        let mut facts = Facts::new();
+        let mut all = Vec::new();
+        for step in 0..200 {
+            let now = NOW.plus(Duration::from_millis(step * 137 % 5000));
+            all.extend(starts(&mut facts, five, 1 + u32::try_from(step % 3).unwrap(), now));
+        }
+        all.sort_unstable();
+        for window in all.windows(9) {
+            assert!(window[8] - window[0] >= 1000, "nine starts in {window:?}");
+        }
+    }
+
+    #[test]
+    fn one_of_two_reservations_at_once_is_refused_and_a_lost_reply_is_recognised() {
+        let mut facts = Facts::new();
+        let five = terms(5, 1, 1);
+        let reserved = |facts: &Facts, by| match reserve(facts, &bucket(), five, 1, by, NOW) {
+            ReserveDecision::Commit(commit, _) => commit,
+            other => panic!("{other:?}"),
+        };
+        let (one, two) = (reserved(&facts, "one"), reserved(&facts, "two"));
+        assert!(one.apply(&mut facts) && !two.apply(&mut facts) && !one.apply(&mut facts));
+        assert_eq!(reserve(&facts, &bucket(), five, 1, "one", NOW), ReserveDecision::Made);
+        let two = reserved(&facts, "two");
+        assert!(two.apply(&mut facts));
+    }
+
+    #[test]
+    fn reservations_have_a_horizon_and_a_clock_that_was_set_back_does_not_block() {
+        let mut facts = Facts::new();
+        let slow = Terms { interval: HORIZON, cost: 1, burst: 1 };
+        assert_eq!(starts(&mut facts, slow, 5, NOW).len(), 2, "now, and in an hour");
+        assert!(
+            matches!(reserve(&facts, &bucket(), slow, 1, "x", NOW), ReserveDecision::Full(at) if at == NOW.plus(2 * HORIZON))
+        );
+        let five = terms(5, 1, 1);
+        let before = Timestamp::from_micros(NOW.as_micros() - 900_000_000);
+        let mut facts = Facts::new();
+        facts.put(RESERVED, json(&Reserved { at: before.plus(4 * HORIZON), by: "y".into() }));
+        assert!(
+            matches!(reserve(&facts, &bucket(), five, 1, "x", before), ReserveDecision::Commit(_, starts) if starts.first == before.as_micros())
+        );
+    }
+
+    #[test]
+    fn starts_that_are_late_lapse() {
+        let mut facts = Facts::new();
+        let ReserveDecision::Commit(commit, mut starts) =
+            reserve(&facts, &bucket(), terms(100, 1, 1), 10, "x", NOW)
+        else {
+            panic!("reserve")
+        };
+        assert!(commit.apply(&mut facts));
+        let later = NOW.plus(Duration::from_millis(55));
+        assert_eq!(starts.take(later, Duration::from_millis(10)), Some(NOW.plus(Duration::from_millis(50))));
+        assert_eq!(starts.take(NOW.plus(Duration::from_secs(1)), Duration::from_millis(10)), None);
+        assert!(starts.is_empty());
+    }
+
+    #[test]
+    fn a_bucket_is_pushed_back_as_a_whole() {
+        let mut facts = Facts::new();
+        let five = terms(5, 3, 1);
+        let until = NOW.plus(Duration::from_secs(30));
+        let pushed = push_back(&facts, &bucket(), five, until, "p", NOW).unwrap();
+        assert!(pushed.apply(&mut facts));
+        assert_eq!(push_back(&facts, &bucket(), five, until, "p", NOW), None);
+        assert_eq!(next_start(&facts, five, NOW), until);
+        assert_eq!(starts(&mut facts, five, 2, NOW), [30_000, 30_200], "and no burst then");
+        assert!(reset(&bucket()).apply(&mut facts));
+        assert_eq!(next_start(&facts, five, NOW), NOW);
+    }
+}

@@ -1,0 +1,104 @@
+//! Limits of a task or a queue: how many starts per period, and how many runs at once, for the whole cluster.
+//!
+//! This module holds the definition and the pure part: which limits a task has, and under which key. The state of each
+//! limit is a record ([`bucket`], [`places`]); workers change it by compare-and-swap.
+
+pub(crate) mod bucket;
+mod definition;
+mod key;
+mod live;
+pub(crate) mod places;
+mod rate;
+#[cfg(test)]
+mod search;
+
+use std::sync::Arc;
+
+pub use definition::{Limit, MAX_RUNNING};
+pub use key::LimitKey;
+pub use rate::Rate;
+
+pub(crate) use key::{hashed_key, stored_key};
+pub(crate) use live::{live_limits, remove_limit, set_limit};
+
+use crate::{
+    admission::WaitReason,
+    id::{QueueName, RecordId, RecordKind, TaskName},
+};
+
+/// Thing that a limit belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LimitTarget {
+    /// All tasks of this name.
+    Task(TaskName),
+    /// All tasks of this queue.
+    Queue(QueueName),
+}
+
+impl LimitTarget {
+    /// Reads `task:NAME` or `queue:NAME`.
+    ///
+    /// # Errors
+    /// The text is neither, in words for people.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("task", name)) => TaskName::parse(name).map(Self::Task).map_err(|error| error.to_string()),
+            Some(("queue", name)) => {
+                QueueName::parse(name).map(Self::Queue).map_err(|error| error.to_string())
+            }
+            _ => Err(format!("{text:?} is no target of a limit; write task:NAME or queue:NAME")),
+        }
+    }
+}
+
+impl std::fmt::Display for LimitTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Task(name) => write!(f, "task:{name}"),
+            Self::Queue(name) => write!(f, "queue:{name}"),
+        }
+    }
+}
+
+/// A limit as it applies to one task: its definition, and the records that hold its state under the key of the task.
+#[derive(Debug, Clone)]
+pub(crate) struct AppliedLimit {
+    pub(crate) limit: Arc<Limit>,
+    /// Target and key: `task:call`, `task:call:customer-7`.
+    pub(crate) subject: String,
+}
+
+impl AppliedLimit {
+    pub(crate) fn new(target: &LimitTarget, limit: Arc<Limit>, key: Option<&str>) -> Self {
+        let subject = match key {
+            Some(key) => format!("{target}:{key}"),
+            None => target.to_string(),
+        };
+        Self { limit, subject }
+    }
+
+    /// Record of the next free start.
+    pub(crate) fn bucket(&self) -> RecordId {
+        RecordId::new(RecordKind::Limit, &format!("rate/{}", self.subject))
+    }
+
+    /// Record of the places of what runs.
+    pub(crate) fn places(&self) -> RecordId {
+        RecordId::new(RecordKind::Limit, &format!("run/{}", self.subject))
+    }
+
+    /// Reason of tasks that wait for their start.
+    pub(crate) fn rate_reason(&self) -> WaitReason {
+        WaitReason::new("rate", &self.subject)
+    }
+
+    /// Reason of tasks that wait for a limit of zero to be raised.
+    pub(crate) fn paused_reason(&self) -> WaitReason {
+        if self.limit.max_running == Some(0) { self.places_reason() } else { self.rate_reason() }
+    }
+
+    /// Reason of tasks that wait for a place.
+    pub(crate) fn places_reason(&self) -> WaitReason {
+        WaitReason::new("max_running", &self.subject)
+    }
+}

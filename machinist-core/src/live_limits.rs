@@ -1,0 +1,227 @@
+//! The client's side of limits: which are in force, and those that people set, change and reset while workers run.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::Serialize;
+
+use crate::{
+    admission::WaitReason,
+    backend::{BackendError, Committed},
+    client::Client,
+    clock::Timestamp,
+    control::ControlError,
+    error::{ResultError, SendError},
+    fleet::WorkerFilter,
+    id::TaskId,
+    limit::{
+        AppliedLimit, Limit, LimitTarget,
+        bucket::{next_start, reset},
+        live_limits,
+        places::places,
+        remove_limit, set_limit, stored_key,
+    },
+    record::control_record,
+};
+
+/// Maximum number of waiting tasks that are counted.
+const COUNTED: usize = 1000;
+/// Time between two tasks that are released after a reset: at most a thousand each second.
+const RELEASE_PACE: Duration = Duration::from_millis(1);
+/// Source of a limit that a person has set.
+const LIVE: &str = "live";
+
+/// A limit in force, and its state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct LimitInfo {
+    /// Target, `task:NAME` or `queue:NAME`.
+    pub target: String,
+    /// Definition.
+    #[serde(flatten)]
+    pub limit: Limit,
+    /// Key whose state is shown; `None` if the limit has no keys, or none was asked for.
+    pub key: Option<String>,
+    /// Number of runs that hold places; `None` for a limit with keys if no key was asked for.
+    pub running: Option<usize>,
+    /// Number of parked tasks, at most 1000. Tasks that wait in a process for a few seconds are not counted.
+    pub waiting: Option<usize>,
+    /// Time of the next free start.
+    #[serde(serialize_with = "instant")]
+    pub next_at: Option<Timestamp>,
+    /// `live` if a person has set it, otherwise the workers that have it in their code or configuration.
+    pub source: String,
+    /// `true` if other workers have another definition for this target. A live limit wins over all of them.
+    pub differs: bool,
+}
+
+fn instant<S: serde::Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    at.map(|at| at.to_string()).serialize(serializer)
+}
+
+impl Client {
+    /// Lists the limits that live workers have and those that were set live.
+    ///
+    /// # Errors
+    /// [`ResultError`] if the backend cannot be asked.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn limits(&self) -> Result<Vec<LimitInfo>, ResultError> {
+        let mut found = Vec::new();
+        for (target, definitions) in self.known_limits().await? {
+            let differs = definitions.len() > 1;
+            for (limit, source) in definitions {
+                found.push(self.limit_info(&target, limit, source, differs, None).await?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Shows the limits of one target under a key.
+    ///
+    /// # Errors
+    /// As [`limits`](Self::limits).
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn limit(
+        &self,
+        target: &LimitTarget,
+        key: Option<&str>,
+    ) -> Result<Vec<LimitInfo>, ResultError> {
+        let mut found = Vec::new();
+        let definitions = self.known_limits().await?.remove(target).unwrap_or_default();
+        let differs = definitions.len() > 1;
+        for (limit, source) in definitions {
+            found.push(self.limit_info(target, limit, source, differs, key).await?);
+        }
+        Ok(found)
+    }
+
+    /// Sets a limit for all workers, in place of what their code and configuration say. Workers know it within a second, and
+    /// those that miss the wake-up with their next renewal. What runs goes on, and tasks that already know the time of their
+    /// start keep it.
+    ///
+    /// The limit is signed. A backend that loses its data forgets it.
+    ///
+    /// # Errors
+    /// [`ControlError`]: the limit contradicts itself, cannot be signed, or cannot be stored.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the limit set or not.
+    pub async fn set_limit(&self, target: &LimitTarget, limit: &Limit) -> Result<(), ControlError> {
+        let wrong = |why: String| SendError::Invalid(format!("the limit of {target}: {why}"));
+        limit.check().map_err(wrong)?;
+        let mut known = self.read(control_record()).await?;
+        loop {
+            let now = self.app.clock().now();
+            let commit = set_limit(target, limit, &known, &self.app.0.trust, now).map_err(wrong)?;
+            match self.commit(commit).await? {
+                Committed::Done { .. } => return Ok(()),
+                Committed::Refused(newer) => known = newer,
+            }
+        }
+    }
+
+    /// Removes a limit that was set live, so that those of the workers hold again; forgets the starts that are reserved
+    /// under it; and releases its parked tasks, at most a thousand each second. Of a limit with keys, that is done for the
+    /// given key. Returns the number of released tasks.
+    ///
+    /// # Errors
+    /// [`ControlError`]. Asking again is fine.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves the limit removed or not, and each task released or not.
+    pub async fn reset_limit(&self, target: &LimitTarget, key: Option<&str>) -> Result<usize, ControlError> {
+        self.commit(remove_limit(target)).await?;
+        let applied = applied(target, Limit::new(), key);
+        self.commit(reset(&applied.bucket())).await?;
+        let mut released = 0;
+        for reason in [applied.rate_reason(), applied.places_reason()] {
+            released += self.release_parked(&reason, RELEASE_PACE).await?;
+        }
+        Ok(released)
+    }
+
+    /// Returns every definition of each limit, with its source: the live one alone if there is one.
+    async fn known_limits(&self) -> Result<BTreeMap<LimitTarget, Vec<(Limit, String)>>, ResultError> {
+        let mut known: BTreeMap<LimitTarget, Vec<(Limit, String)>> = BTreeMap::new();
+        for worker in self.workers(&WorkerFilter::new()).await? {
+            for (target, limit) in worker.limits {
+                let Ok(target) = LimitTarget::parse(&target) else { continue };
+                let definitions = known.entry(target).or_default();
+                match definitions.iter_mut().find(|(known, _)| *known == limit) {
+                    Some((_, source)) => source.push_str(&format!(", {}", worker.name)),
+                    None => definitions.push((limit, worker.name.clone())),
+                }
+            }
+        }
+        let control = self.read(control_record()).await.map_err(ResultError::Backend)?;
+        for (target, limit) in live_limits(&control, &self.app.0.trust) {
+            known.insert(target, vec![(Limit::clone(&limit), LIVE.to_owned())]);
+        }
+        Ok(known)
+    }
+
+    async fn limit_info(
+        &self,
+        target: &LimitTarget,
+        limit: Limit,
+        source: String,
+        differs: bool,
+        key: Option<&str>,
+    ) -> Result<LimitInfo, ResultError> {
+        let mut info = LimitInfo {
+            target: target.to_string(),
+            limit: limit.clone(),
+            key: key.map(str::to_owned),
+            running: None,
+            waiting: None,
+            next_at: None,
+            source,
+            differs,
+        };
+        if limit.key.is_some() && key.is_none() {
+            return Ok(info);
+        }
+        let applied = applied(target, limit, key);
+        let records = [applied.bucket(), applied.places()];
+        let records = self.app.backend().read(&records).await.map_err(ResultError::Backend)?;
+        let [bucket, held] = &*records else { return Ok(info) };
+        let now = self.app.clock().now();
+        info.next_at = applied.limit.terms().map(|terms| next_start(bucket, terms, now));
+        info.running = applied.limit.max_running.map(|_| places(held).count());
+        let mut waiting = 0;
+        for reason in [applied.rate_reason(), applied.places_reason()] {
+            waiting += self.waiting(&reason).await.map_err(ResultError::Backend)?;
+        }
+        info.waiting = Some(waiting.min(COUNTED));
+        Ok(info)
+    }
+
+    async fn waiting(&self, reason: &WaitReason) -> Result<usize, BackendError> {
+        Ok(self.parked(reason, COUNTED).await?.len())
+    }
+
+    /// Returns the tasks that run under a limit now, under this key.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn runs_under_limit(
+        &self,
+        target: &LimitTarget,
+        key: Option<&str>,
+    ) -> Result<Vec<TaskId>, BackendError> {
+        let facts = self.read(applied(target, Limit::new(), key).places()).await?;
+        let mut tasks: Vec<_> = places(&facts).filter_map(|(_, holder)| Some(holder?.task)).collect();
+        tasks.sort_unstable();
+        Ok(tasks)
+    }
+}
+
+fn applied(target: &LimitTarget, limit: Limit, key: Option<&str>) -> AppliedLimit {
+    AppliedLimit::new(target, limit.into(), key.map(stored_key).as_deref())
+}

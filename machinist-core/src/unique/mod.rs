@@ -1,0 +1,347 @@
+//! Unique tasks: one task for each key, until it starts, until it ends, or for a period. The pure part.
+//!
+//! A claim names the task that has the key, in a separate record. It is valid while that task is: nothing has to remove
+//! it. A claim without the mark that its task was sent, some time after it was made, is that of a sender that died.
+
+mod sending;
+
+use std::{fmt, time::Duration};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+pub(crate) use sending::{ClaimAnswer, UniqueClaim};
+
+use crate::{
+    backend::{Commit, Expiry},
+    clock::Timestamp,
+    id::{RecordId, TaskId},
+    limit::LimitKey,
+    record::{Facts, NextAttempt, UNFINISHED_TTL, json, name, next_attempt},
+};
+
+/// Fact of the claim.
+const CLAIM: &str = "claim";
+/// Fact which says that the task of the claim was sent.
+const SENT: &str = "sent";
+/// Time after which a task that has a claim and was not sent will not be sent any more.
+const SENT_WITHIN: Duration = Duration::from_secs(30);
+
+/// End of the time for which a key allows one task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UniqueUntil {
+    /// Until the task starts for the first time.
+    Start,
+    /// Until the task ends.
+    End,
+    /// For this long after the task was sent, also after its end.
+    For(Duration),
+}
+
+/// Consequence of a key that another task has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnConflict {
+    /// The other task is returned, and nothing is sent.
+    Existing,
+    /// Sending fails with [`SendError::Duplicate`](crate::SendError::Duplicate).
+    Refuse,
+    /// The other task ends in FAILURE/replaced, and this one is sent. If the other one has started and still has the key,
+    /// sending fails as with `Refuse`.
+    Replace,
+    /// Nothing is sent: a throttle.
+    Drop,
+}
+
+/// Rule that allows one task for each key.
+///
+/// # Examples
+/// ```
+/// use machinist_core::{OnConflict, Signature, Unique, UniqueUntil};
+/// use std::time::Duration;
+///
+/// // One report for each customer at a time.
+/// let report = Signature::new("report").arg("customer-7").unique(Unique::new().key("customer-7"));
+/// // The last change counts: an index is built 5 s after it.
+/// let index = Signature::new("index").arg("page-1").countdown(Duration::from_secs(5))
+///     .unique(Unique::new().until(UniqueUntil::Start).on_conflict(OnConflict::Replace));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unique {
+    pub(crate) key: Option<String>,
+    pub(crate) template: Option<LimitKey>,
+    pub(crate) until: UniqueUntil,
+    pub(crate) on_conflict: OnConflict,
+}
+
+impl Default for Unique {
+    fn default() -> Self {
+        Self { key: None, template: None, until: UniqueUntil::End, on_conflict: OnConflict::Existing }
+    }
+}
+
+impl Unique {
+    /// Creates the rule that there is one unfinished task of this name with these arguments, and that sending another
+    /// returns it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the key, in place of the arguments. Keys belong to a task name.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Makes the key of arguments and headers, such as `{0}`, in place of all arguments.
+    #[must_use]
+    pub fn by(mut self, template: LimitKey) -> Self {
+        self.template = Some(template);
+        self
+    }
+
+    /// Sets the time for which the key allows one task.
+    #[must_use]
+    pub fn until(mut self, until: UniqueUntil) -> Self {
+        self.until = until;
+        self
+    }
+
+    /// Sets the consequence of a key that another task has.
+    #[must_use]
+    pub fn on_conflict(mut self, consequence: OnConflict) -> Self {
+        self.on_conflict = consequence;
+        self
+    }
+}
+
+impl fmt::Display for Unique {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.key, &self.template) {
+            (Some(key), _) => f.write_str(key)?,
+            (None, Some(template)) => template.fmt(f)?,
+            (None, None) => f.write_str("all arguments")?,
+        }
+        match self.until {
+            UniqueUntil::Start => f.write_str(" until its start")?,
+            UniqueUntil::End => f.write_str(" until its end")?,
+            UniqueUntil::For(period) => write!(f, " for {period:?}")?,
+        }
+        let consequence = match self.on_conflict {
+            OnConflict::Existing => "existing",
+            OnConflict::Refuse => "refuse",
+            OnConflict::Replace => "replace",
+            OnConflict::Drop => "drop",
+        };
+        write!(f, ", on conflict {consequence}")
+    }
+}
+
+/// `claim`: the task that has the key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Claimed {
+    task: TaskId,
+    at: Timestamp,
+    until: UniqueUntil,
+}
+
+/// Decision about a key.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum ClaimDecision {
+    /// The task has the key already: only the reply was lost, or it is sent again.
+    Ours,
+    /// Nobody has the key: commit this.
+    Claim(Commit),
+    /// Another task has the key.
+    Held(TaskId),
+    /// The sender of another task has died before it sent it, as far as anybody can tell: end that task, if it has not
+    /// started, and decide again.
+    End(TaskId),
+}
+
+/// Decides about a key, given its record and the record of the task that has it.
+pub(crate) fn decide_claim(
+    facts: &Facts,
+    holder: &Facts,
+    record: &RecordId,
+    task: &TaskId,
+    until: UniqueUntil,
+    now: Timestamp,
+) -> ClaimDecision {
+    let known = facts.read::<Claimed>(CLAIM);
+    let Some(known) = known else { return ClaimDecision::Claim(claim(facts, record, task, until, now)) };
+    if known.task == *task {
+        return ClaimDecision::Ours;
+    }
+    let over = match known.until {
+        UniqueUntil::For(period) => known.at.plus(period) <= now,
+        UniqueUntil::Start => holder.has(name::END) || has_started(holder),
+        UniqueUntil::End => holder.has(name::END),
+    };
+    if over {
+        return ClaimDecision::Claim(claim(facts, record, task, until, now));
+    }
+    let is_new = known.at.plus(SENT_WITHIN) > now;
+    // The record of a task that was sent is there until long after its end.
+    if is_new || (facts.has(SENT) && !holder.is_empty()) || has_started(holder) {
+        return ClaimDecision::Held(known.task);
+    }
+    if holder.has(name::END) {
+        return ClaimDecision::Claim(claim(facts, record, task, until, now));
+    }
+    ClaimDecision::End(known.task)
+}
+
+/// Returns the task that has a key, if any has.
+pub(crate) fn claimed_by(facts: &Facts) -> Option<TaskId> {
+    facts.read::<Claimed>(CLAIM).map(|claimed| claimed.task)
+}
+
+/// Returns `true` if a run of a task has started.
+fn has_started(facts: &Facts) -> bool {
+    !matches!(next_attempt(facts), Ok(NextAttempt { attempt: 1, .. })) || facts.has(&name::start(1, 1))
+}
+
+fn claim(facts: &Facts, record: &RecordId, task: &TaskId, until: UniqueUntil, now: Timestamp) -> Commit {
+    let mut commit = Commit::new(record.clone());
+    match facts.get(CLAIM) {
+        Some(value) => {
+            commit.require = vec![(CLAIM.into(), value.clone())];
+            commit.drop = vec![CLAIM.into(), SENT.into()];
+        }
+        None => commit.unless = vec![CLAIM.into()],
+    }
+    commit.facts = vec![(CLAIM.into(), json(&Claimed { task: task.clone(), at: now, until }))];
+    commit.expiry = Expiry::After(match until {
+        UniqueUntil::For(period) => period,
+        UniqueUntil::Start | UniqueUntil::End => UNFINISHED_TTL,
+    });
+    commit
+}
+
+/// Creates the commit which says that the task of a claim was sent; `kept` is the time for which it waits.
+pub(crate) fn mark_sent(record: &RecordId, claim: &Bytes, kept: Option<Duration>) -> Commit {
+    let mut commit = Commit::new(record.clone());
+    commit.require = vec![(CLAIM.into(), claim.clone())];
+    commit.facts = vec![(SENT.into(), "1".into())];
+    commit.expiry = kept.map_or(Expiry::Keep, |kept| Expiry::After(kept + UNFINISHED_TTL));
+    commit
+}
+
+/// Creates the commit that gives a key back, because its task was certainly not sent.
+pub(crate) fn give_back(record: &RecordId, claim: &Bytes) -> Commit {
+    let mut commit = Commit::new(record.clone());
+    commit.require = vec![(CLAIM.into(), claim.clone())];
+    commit.drop = vec![CLAIM.into(), SENT.into()];
+    commit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::RecordKind;
+
+    const NOW: Timestamp = Timestamp::from_micros(1_000_000_000);
+
+    fn record() -> RecordId {
+        RecordId::new(RecordKind::Unique, "t:k")
+    }
+
+    fn id(text: &str) -> TaskId {
+        text.try_into().unwrap()
+    }
+
+    fn later(secs: u64) -> Timestamp {
+        NOW.plus(Duration::from_secs(secs))
+    }
+
+    fn claimed(until: UniqueUntil, sent: bool) -> Facts {
+        let mut facts = Facts::new();
+        let decision = decide_claim(&facts, &Facts::new(), &record(), &id("a"), until, NOW);
+        let ClaimDecision::Claim(commit) = decision else { panic!("{decision:?}") };
+        assert!(commit.apply(&mut facts) && !commit.apply(&mut facts));
+        if sent {
+            let value = facts.get(CLAIM).unwrap().clone();
+            assert!(mark_sent(&record(), &value, None).apply(&mut facts));
+        }
+        facts
+    }
+
+    fn decide(facts: &Facts, holder: &Facts, now: Timestamp) -> ClaimDecision {
+        decide_claim(facts, holder, &record(), &id("b"), UniqueUntil::End, now)
+    }
+
+    fn pending() -> Facts {
+        let mut facts = Facts::new();
+        facts.put(name::SENT, json(&NOW));
+        facts
+    }
+
+    fn is_free(decision: &ClaimDecision) -> bool {
+        matches!(decision, ClaimDecision::Claim(_))
+    }
+
+    #[test]
+    fn a_key_is_held_until_its_task_starts_or_ends_or_its_time_is_over() {
+        let held = ClaimDecision::Held(id("a"));
+        let (mut started, mut ended) = (pending(), pending());
+        started.put(
+            name::start(1, 1),
+            r#"{"run":"r","session":"s","worker":"w","token":1,"received_at":1,"started_at":1}"#,
+        );
+        ended.put(name::END, "{}");
+        let end = claimed(UniqueUntil::End, true);
+        assert_eq!(decide(&end, &pending(), later(1000)), held);
+        assert_eq!(decide(&end, &started, later(1000)), held);
+        assert!(is_free(&decide(&end, &ended, later(1))));
+        let start = claimed(UniqueUntil::Start, true);
+        assert_eq!(decide(&start, &pending(), later(1000)), held);
+        assert!(is_free(&decide(&start, &started, later(1))));
+        let minute = claimed(UniqueUntil::For(Duration::from_secs(60)), true);
+        assert_eq!(decide(&minute, &ended, later(59)), held);
+        assert!(is_free(&decide(&minute, &pending(), later(60))));
+    }
+
+    #[test]
+    fn the_claim_of_a_sender_that_died_is_taken_over_after_its_task_was_ended() {
+        let facts = claimed(UniqueUntil::End, false);
+        assert_eq!(decide(&facts, &Facts::new(), later(29)), ClaimDecision::Held(id("a")));
+        assert_eq!(decide(&facts, &Facts::new(), later(30)), ClaimDecision::End(id("a")));
+        assert_eq!(decide(&facts, &pending(), later(30)), ClaimDecision::End(id("a")));
+        let mut started = pending();
+        started.put(
+            name::start(1, 1),
+            r#"{"run":"r","session":"s","worker":"w","token":1,"received_at":1,"started_at":1}"#,
+        );
+        assert_eq!(
+            decide(&facts, &started, later(30)),
+            ClaimDecision::Held(id("a")),
+            "it was sent after all"
+        );
+        let sent = claimed(UniqueUntil::End, true);
+        assert_eq!(
+            decide(&sent, &Facts::new(), later(30)),
+            ClaimDecision::End(id("a")),
+            "its record was lost"
+        );
+    }
+
+    #[test]
+    fn one_of_two_takes_a_key_over_and_a_lost_reply_is_recognised() {
+        let mut facts = claimed(UniqueUntil::End, true);
+        let mut ended = pending();
+        ended.put(name::END, "{}");
+        let [b, c] = ["b", "c"].map(|task| {
+            let decision = decide_claim(&facts, &ended, &record(), &id(task), UniqueUntil::End, later(1));
+            let ClaimDecision::Claim(commit) = decision else { panic!("{decision:?}") };
+            commit
+        });
+        assert!(b.apply(&mut facts) && !c.apply(&mut facts) && !b.apply(&mut facts));
+        assert!(!facts.has(SENT), "the mark belongs to the claim before");
+        assert_eq!(decide(&facts, &Facts::new(), later(2)), ClaimDecision::Ours);
+        let value = facts.get(CLAIM).unwrap().clone();
+        assert!(give_back(&record(), &value).apply(&mut facts) && facts.is_empty());
+    }
+}

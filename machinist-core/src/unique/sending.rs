@@ -1,0 +1,189 @@
+//! The sender's side of unique tasks: claims, conflicts, and what follows the confirm.
+//!
+//! The order is: claim the key, write the record, publish, mark the claim as sent. A sender that dies after the claim leaves
+//! a key that the next sender takes over after 30 s: it first ends the task of that claim, so that a message that exists
+//! after all does not run.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{
+    CLAIM, ClaimDecision, OnConflict, Unique, UniqueUntil, claimed_by, decide_claim, give_back, mark_sent,
+};
+use crate::{
+    backend::{BackendError, Committed},
+    client::{Client, PreparedSignature},
+    control::ControlError,
+    error::SendError,
+    id::{RecordId, RecordKind, TaskId},
+    limit::{hashed_key, stored_key},
+    record::{Facts, Failure, FailureKind, failure_without_run, name, next_attempt, retention},
+    signature::SignatureParts,
+};
+
+/// Number of tries to take a key that changes meanwhile.
+const TRIES: usize = 16;
+
+/// Key of a task that is sent, and its rule.
+#[derive(Debug, Clone)]
+pub(crate) struct UniqueClaim {
+    record: RecordId,
+    rule: Unique,
+    /// Time for which the task waits before it may start.
+    waits: Duration,
+}
+
+/// Answer to a claim.
+pub(crate) enum ClaimAnswer {
+    /// The task has the key: send it. The value of the claim.
+    Send(Bytes),
+    /// Another task has the key, and nothing is sent.
+    Existing(TaskId),
+}
+
+impl Client {
+    /// Returns the key of a unique signature.
+    pub(crate) fn unique_claim(&self, parts: &SignatureParts, waits: Duration) -> Option<UniqueClaim> {
+        let rule = parts.unique.clone()?;
+        let key = match (&rule.key, &rule.template) {
+            (Some(key), _) => key.clone(),
+            (None, Some(template)) => template.of(&parts.args, &parts.headers),
+            // INVARIANT: arguments are JSON values.
+            (None, None) => serde_json::to_string(&parts.args).expect("arguments are JSON"),
+        };
+        let trust = &self.app.0.trust;
+        let hidden = trust.encrypts().then(|| trust.keyed_hash("machinist.unique", &key)).flatten();
+        let stored = hidden.map_or_else(|| stored_key(&key), |hash| hashed_key(&hash));
+        let record = RecordId::new(RecordKind::Unique, &format!("{}:{stored}", parts.name));
+        Some(UniqueClaim { record, rule, waits })
+    }
+
+    /// Claims the key of a task, and writes the record of the task. Only then may it be sent.
+    pub(crate) async fn claim(
+        &self,
+        task: &PreparedSignature,
+        unique: &UniqueClaim,
+    ) -> Result<ClaimAnswer, SendError> {
+        let id = &task.sending.id;
+        let failed = |source: BackendError| SendError::Unique { id: id.clone(), source };
+        let mut facts = Facts::new();
+        for _ in 0..TRIES {
+            let holder = match claimed_by(&facts).filter(|holder| holder != id) {
+                Some(holder) => self.read(holder).await.map_err(failed)?,
+                None => Facts::new(),
+            };
+            let now = self.app.clock().now();
+            let until = unique.rule.until;
+            let commit = match decide_claim(&facts, &holder, &unique.record, id, until, now) {
+                ClaimDecision::Ours => {
+                    self.commit(task.facts.clone()).await.map_err(failed)?;
+                    return Ok(ClaimAnswer::Send(facts.get(CLAIM).cloned().unwrap_or_default()));
+                }
+                ClaimDecision::Claim(commit) => commit,
+                ClaimDecision::End(other) => {
+                    self.end_claimed(&other, holder, FailureKind::Duplicate)
+                        .await
+                        .map_err(|e| self.unclaimed(id, e))?;
+                    facts = self.read(unique.record.clone()).await.map_err(failed)?;
+                    continue;
+                }
+                ClaimDecision::Held(other) => match unique.rule.on_conflict {
+                    OnConflict::Existing | OnConflict::Drop => return Ok(ClaimAnswer::Existing(other)),
+                    OnConflict::Refuse => return Err(SendError::Duplicate { id: id.clone(), of: other }),
+                    OnConflict::Replace => {
+                        let ended = self.end_claimed(&other, holder, FailureKind::Replaced).await;
+                        if !ended.map_err(|error| self.unclaimed(id, error))? {
+                            let holder = self.read(&other).await.map_err(failed)?;
+                            if matches!(
+                                decide_claim(&facts, &holder, &unique.record, id, until, now),
+                                ClaimDecision::Held(_)
+                            ) {
+                                return Err(SendError::Duplicate { id: id.clone(), of: other });
+                            }
+                        }
+                        let known = facts.clone();
+                        facts = self.read(unique.record.clone()).await.map_err(failed)?;
+                        if facts.get(CLAIM) != known.get(CLAIM) {
+                            continue;
+                        }
+                        // Its task has ended, but a claim for a period outlives that.
+                        super::claim(&facts, &unique.record, id, until, now)
+                    }
+                },
+            };
+            let value = commit.facts.iter().find(|(fact, _)| fact == CLAIM).map(|(_, value)| value.clone());
+            match self.commit(commit).await.map_err(failed)? {
+                Committed::Refused(newer) => facts = newer,
+                Committed::Done { .. } => {
+                    self.commit(task.facts.clone()).await.map_err(failed)?;
+                    return Ok(ClaimAnswer::Send(value.unwrap_or_default()));
+                }
+            }
+        }
+        Err(failed(BackendError::Unavailable("other senders take the key again and again".into())))
+    }
+
+    fn unclaimed(&self, id: &TaskId, error: ControlError) -> SendError {
+        match error {
+            ControlError::Backend(source) => SendError::Unique { id: id.clone(), source },
+            ControlError::Send(error) => error,
+            other => {
+                SendError::Invalid(format!("task {id}: the task that has its key cannot be ended: {other}"))
+            }
+        }
+    }
+
+    /// Ends a task that has a key, if it has not started. Returns `false` if it has.
+    async fn end_claimed(
+        &self,
+        id: &TaskId,
+        mut facts: Facts,
+        kind: FailureKind,
+    ) -> Result<bool, ControlError> {
+        loop {
+            if facts.has(name::END) {
+                return Ok(true);
+            }
+            let Ok(next) = next_attempt(&facts) else { return Ok(false) };
+            if next.attempt > 1 {
+                return Ok(false);
+            }
+            let now = self.app.clock().now();
+            let error = match kind {
+                FailureKind::Replaced => "a later task with the same unique key replaced it",
+                _ => "another task has its unique key",
+            };
+            let kept = retention(self.app.0.results_ttl, next.due, now);
+            let commit = failure_without_run(id, &facts, 1, Failure::new(kind, error), now, kept);
+            match self.commit(self.signed_end(id, commit)?).await? {
+                Committed::Done { .. } => {
+                    if next.due.is_some()
+                        && let Err(error) = self.unlist(&crate::backend::Index::Scheduled, id).await
+                    {
+                        tracing::debug!(%error, "a task that was replaced is still listed as scheduled");
+                    }
+                    return Ok(true);
+                }
+                Committed::Refused(newer) => facts = newer,
+            }
+        }
+    }
+
+    /// Notes on a claim what became of its task. What fails is only said: an unmarked claim is taken over after a while.
+    pub(crate) async fn note_sent(&self, unique: &UniqueClaim, claim: &Bytes, sent: Result<(), &SendError>) {
+        let commit = match sent {
+            Ok(()) => {
+                let for_a_period = matches!(unique.rule.until, UniqueUntil::For(_));
+                let kept = (!for_a_period).then_some(unique.waits);
+                mark_sent(&unique.record, claim, kept)
+            }
+            // It may be in its queue.
+            Err(error) if error.is_unknown() => return,
+            Err(_) => give_back(&unique.record, claim),
+        };
+        if let Err(error) = self.commit(commit).await {
+            tracing::warn!(%error, key = %unique.record, "the claim of a unique task was not marked");
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The check of a task's limits before its start, and the wait of a task that they refuse.
+//!
+//! Only limited tasks come here. A place is taken first and a start is reserved then, so that no start is reserved for a
+//! task that cannot run for lack of a place. A reserved start in the future is the time at which the task comes back.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    Settlement, WorkerContext,
+    limits::NextStart,
+    parking::{LOCAL_WAIT, Refusal},
+    places::PlaceReply,
+    server_calls::Unanswered,
+    session::RegisteredRun,
+};
+use crate::{
+    admission::WaitReason,
+    backend::{Committed, Watch},
+    builtin::WORKFLOW_TASK,
+    clock::Timestamp,
+    id::{RecordId, RunId},
+    limit::{AppliedLimit, bucket::push_back, hashed_key, places::places, stored_key},
+    record::{Facts, ReservedStart, parked},
+    security::is_encrypted,
+    wire::{Body, Envelope},
+};
+
+/// Time by which a start may be later than it was reserved for. One that is later is reserved again.
+const LATE: Duration = Duration::from_millis(500);
+/// Waits before a task that waits for a place asks again, if nothing wakes it before.
+const PLACE_POLLS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// Maximum delay of a guard that waits for a place.
+const MAX_PLACE_DELAY: Duration = Duration::from_secs(30);
+
+/// Knowledge of a delivery about its limits.
+#[derive(Debug, Default)]
+pub(super) struct LimitState {
+    reserved: Vec<ReservedStart>,
+    /// `true` if the reservations of its record are known.
+    record_read: bool,
+    /// `true` if the record of the task decides, and not its limits.
+    undecided: bool,
+    wait: Option<PlaceWait>,
+    deadline: Option<Instant>,
+}
+
+/// The wait for a place of one limit.
+#[derive(Debug)]
+struct PlaceWait {
+    record: RecordId,
+    /// Number of places.
+    max: u32,
+    watch: Option<Watch>,
+    poll: Duration,
+    gone_before: u64,
+}
+
+/// Answer to the request of a limited task.
+pub(super) enum Admitted {
+    /// It may start.
+    Yes,
+    /// Its record has to decide: a start is only granted by mistake, and handed back.
+    Undecided,
+    /// It may not start now.
+    No(Refusal),
+}
+
+impl WorkerContext {
+    /// Takes what the limits of a task require for its start.
+    ///
+    /// A process that dies here leaves places that its session frees, and starts that nobody uses.
+    pub(super) async fn admit(
+        &self,
+        envelope: &Envelope,
+        registered: &RegisteredRun,
+        state: &mut LimitState,
+    ) -> Result<Admitted, Unanswered> {
+        if std::mem::take(&mut state.undecided) {
+            return Ok(Admitted::Undecided);
+        }
+        let limits = self.limits_of(envelope);
+        if let Some(paused) = limits.iter().find(|limit| limit.limit.is_paused()) {
+            return Ok(Admitted::No(Refusal::new(paused.paused_reason(), None)));
+        }
+        for limit in &limits {
+            let Some(max) = limit.limit.max_running else { continue };
+            let record = limit.places();
+            match self.take_place(envelope, registered, &record, max).await? {
+                PlaceReply::Held => {}
+                PlaceReply::SameTask => return Ok(Admitted::Undecided),
+                PlaceReply::Full => {
+                    self.return_places(&registered.run).await;
+                    state.wait_for_place(record, max, self.sessions.peers.gone_count());
+                    return Ok(Admitted::No(
+                        Refusal::new(limit.places_reason(), None).within(MAX_PLACE_DELAY),
+                    ));
+                }
+            }
+        }
+        state.wait = None;
+        match self.reserve_starts(envelope, &limits, state).await? {
+            None => Ok(Admitted::Yes),
+            Some((at, reason)) => {
+                self.return_places(&registered.run).await;
+                let refusal = Refusal::new(reason, Some(at)).with_reserved(state.reserved.clone());
+                Ok(Admitted::No(refusal))
+            }
+        }
+    }
+
+    /// Reserves the starts that a task has not reserved yet. Returns the time before which it may not start, if there is
+    /// one, and the reason.
+    async fn reserve_starts(
+        &self,
+        envelope: &Envelope,
+        limits: &[AppliedLimit],
+        state: &mut LimitState,
+    ) -> Result<Option<(Timestamp, WaitReason)>, Unanswered> {
+        let rates: Vec<_> = limits.iter().filter_map(|limit| Some((limit, limit.limit.terms()?))).collect();
+        if rates.is_empty() {
+            return Ok(None);
+        }
+        if envelope.generation > 0 && !state.record_read {
+            let facts = self.calls.read(&envelope.id).await?;
+            let same = |parked: &crate::record::Parked| {
+                (parked.attempt, parked.generation) == (envelope.attempt, envelope.generation)
+            };
+            state.reserved = parked(&facts).filter(same).map(|parked| parked.reserved).unwrap_or_default();
+        }
+        state.record_read = true;
+        let latest = state.reserved.iter().map(|start| start.at).max();
+        if latest.is_some_and(|at| at.plus(LATE) < self.now()) {
+            state.reserved.clear();
+        }
+        let mut latest: Option<(Timestamp, WaitReason)> = None;
+        for (limit, terms) in rates {
+            let bucket = limit.bucket();
+            let known = state.reserved.iter().find(|start| start.bucket == bucket.id()).map(|start| start.at);
+            let at = match known {
+                Some(at) => at,
+                None => match self.limits.next_start(&bucket, terms, &self.calls, self.app.clock()).await? {
+                    NextStart::Reserved(at) => {
+                        state.reserved.push(ReservedStart { bucket: bucket.id().to_owned(), at });
+                        at
+                    }
+                    NextStart::NotBefore(at) => at,
+                },
+            };
+            if at > self.now() && latest.as_ref().is_none_or(|(latest, _)| at > *latest) {
+                latest = Some((at, limit.rate_reason()));
+            }
+        }
+        Ok(latest)
+    }
+
+    /// Waits until a refused task may ask again. Returns its settlement if it waits elsewhere.
+    pub(super) async fn wait_for_limit(
+        &self,
+        envelope: &Envelope,
+        refusal: &Refusal,
+        state: &mut LimitState,
+        pauses: u64,
+    ) -> Option<Settlement> {
+        let deadline = *state.deadline.get_or_insert_with(|| Instant::now() + LOCAL_WAIT);
+        if let Some(_place) = self.admissions.place()
+            && let Some(wait) = state.next_wait(refusal, self.now())
+            && Instant::now() + wait <= deadline
+        {
+            let _aside = self.look_ahead.aside(pauses);
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = state.woken(self) => {}
+                () = self.must_hand_back() => return Some(Settlement::HandBack),
+            }
+            return None;
+        }
+        let parked = self.park(envelope, refusal).await;
+        state.undecided = parked.is_none();
+        if parked.is_some()
+            && let Some(wait) = &state.wait
+        {
+            self.release_if_free(wait).await;
+        }
+        parked
+    }
+
+    /// Releases a parked task if a place is free. A place that was freed between the refusal of a task and its parking has
+    /// found nobody to release.
+    async fn release_if_free(&self, wait: &PlaceWait) {
+        let Ok(facts) = self.calls.read_record(&wait.record).await else { return };
+        if places(&facts).count() < wait.max as usize {
+            self.release_for(&wait.record).await;
+        }
+    }
+
+    /// Keeps all tasks that share the rate limits of a task from starting before `delay` is over. What fails is only said:
+    /// the task itself waits in any case.
+    pub(super) async fn push_back(&self, envelope: &Envelope, delay: Duration) {
+        let now = self.now();
+        for limit in self.limits_of(envelope) {
+            let Some(terms) = limit.limit.terms() else { continue };
+            let bucket = limit.bucket();
+            let by = RunId::fresh();
+            let mut facts = Facts::new();
+            while let Some(commit) = push_back(&facts, &bucket, terms, now.plus(delay), by.as_str(), now) {
+                match self.calls.commit(commit).await {
+                    Ok(Committed::Done { .. }) => break,
+                    Ok(Committed::Refused(newer)) => facts = newer,
+                    Err(unanswered) => {
+                        tracing::warn!(?unanswered, bucket = %bucket, "a rate limit was not pushed back");
+                        break;
+                    }
+                }
+            }
+            self.limits.forget(&bucket);
+        }
+    }
+
+    /// Returns the limits of a task, under its keys. The body is decoded only if a limit has a key.
+    fn limits_of(&self, envelope: &Envelope) -> Vec<AppliedLimit> {
+        if envelope.name.as_str() == WORKFLOW_TASK {
+            return Vec::new();
+        }
+        let mut body: Option<Option<Body>> = None;
+        let applied = |(target, limit): (_, Arc<crate::limit::Limit>)| {
+            let key = limit.key.as_ref().map(|key| {
+                let body = body.get_or_insert_with(|| self.app.decode(envelope).ok()).as_ref();
+                // A task that cannot be decoded fails as malformed when it starts.
+                let key = body
+                    .map(|body| body.limit_key.clone().unwrap_or_else(|| key.of(&body.args, &body.headers)));
+                self.stored_key(envelope, &key.unwrap_or_default())
+            });
+            AppliedLimit::new(&target, limit, key.as_deref())
+        };
+        self.limits.of(&envelope.name, &envelope.queue).into_iter().map(applied).collect()
+    }
+
+    /// Returns a key as the backend may see it: the key of an encrypted task only as a keyed hash.
+    fn stored_key(&self, envelope: &Envelope, key: &str) -> String {
+        let hidden =
+            is_encrypted(envelope).then(|| self.app.0.trust.keyed_hash("machinist.limit", key)).flatten();
+        hidden.map_or_else(|| stored_key(key), |hash| hashed_key(&hash))
+    }
+}
+
+impl LimitState {
+    fn wait_for_place(&mut self, record: RecordId, max: u32, gone_before: u64) {
+        match &mut self.wait {
+            Some(wait) if wait.record == record => wait.gone_before = gone_before,
+            _ => self.wait = Some(PlaceWait { record, max, watch: None, poll: PLACE_POLLS.0, gone_before }),
+        }
+    }
+
+    /// Returns the time until the task asks again; `None` if that time is not known.
+    fn next_wait(&mut self, refusal: &Refusal, now: Timestamp) -> Option<Duration> {
+        if let Some(at) = refusal.not_before {
+            // A clock that is behind must not ask in a loop.
+            return Some(at.since(now).max(Duration::from_millis(1)));
+        }
+        let wait = self.wait.as_mut()?;
+        let poll = wait.poll;
+        wait.poll = (poll * 2).min(PLACE_POLLS.1);
+        Some(poll)
+    }
+
+    /// Completes when a place may be free. It is never certain: the wait is bounded.
+    async fn woken(&mut self, worker: &WorkerContext) {
+        let Some(wait) = &mut self.wait else { return std::future::pending().await };
+        if wait.watch.is_none() {
+            wait.watch = worker.app.backend().watch(&wait.record).await.ok();
+        }
+        let freed = async {
+            match &mut wait.watch {
+                Some(watch) => watch.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = freed => {}
+            () = worker.sessions.peers.gone_after(wait.gone_before) => {}
+        }
+    }
+}

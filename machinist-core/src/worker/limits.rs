@@ -1,0 +1,217 @@
+//! The limits that hold for the tasks of a worker, and its reservations of starts.
+//!
+//! A limit that people have set live wins over that of the code or the configuration of this worker.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::server_calls::{ServerCalls, Unanswered};
+use crate::{
+    backend::Committed,
+    clock::{Clock, Timestamp},
+    id::{QueueName, RecordId, RunId, TaskName},
+    limit::{
+        Limit, LimitTarget,
+        bucket::{ReserveDecision, Starts, Terms, reserve},
+    },
+    record::Facts,
+};
+
+/// Time after which a start that was reserved without a task for it lapses.
+const LAPSED_AFTER: Duration = Duration::from_millis(100);
+/// Number of buckets in memory from which on those that nobody uses are dropped.
+const MANY_BUCKETS: usize = 4096;
+
+/// Limits of a worker.
+#[derive(Debug, Default)]
+pub(super) struct Limits {
+    own: HashMap<LimitTarget, Arc<Limit>>,
+    live: RwLock<HashMap<LimitTarget, Arc<Limit>>>,
+    /// `true` if there is any limit.
+    any: AtomicBool,
+    buckets: Mutex<HashMap<RecordId, Arc<Bucket>>>,
+}
+
+/// A rate that this worker reserves starts of.
+#[derive(Debug, Default)]
+struct Bucket {
+    /// Number of tasks in this process that want a start now.
+    waiting: AtomicU32,
+    pool: tokio::sync::Mutex<StartPool>,
+}
+
+/// Starts that this worker has reserved.
+#[derive(Debug, Default)]
+struct StartPool {
+    terms: Option<Terms>,
+    starts: Option<Starts>,
+    /// Number of starts of the next reservation.
+    block: u32,
+    reserved_at: Option<Instant>,
+    /// Record of the bucket, as it was last known.
+    known: Facts,
+}
+
+/// Answer to a request for a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NextStart {
+    /// This start is reserved.
+    Reserved(Timestamp),
+    /// None is reserved, and none would be before this time.
+    NotBefore(Timestamp),
+}
+
+impl Limits {
+    pub(super) fn new(own: HashMap<LimitTarget, Arc<Limit>>) -> Self {
+        for (target, limit) in &own {
+            if limit.is_paused() {
+                tracing::warn!(%target, %limit, "a limit of zero pauses these tasks: they wait until it is raised");
+            }
+        }
+        Self { any: (!own.is_empty()).into(), own, ..Self::default() }
+    }
+
+    /// Replaces the limits that people have set live.
+    pub(super) fn set_live(&self, live: HashMap<LimitTarget, Arc<Limit>>) {
+        self.any.store(!self.own.is_empty() || !live.is_empty(), Ordering::Relaxed);
+        let mut known = self.live.write().unwrap_or_else(PoisonError::into_inner);
+        if *known != live {
+            for (target, limit) in live.iter().filter(|(target, limit)| known.get(target) != Some(limit)) {
+                tracing::info!(%target, %limit, "a limit was set live");
+            }
+            *known = live;
+        }
+    }
+
+    /// Returns `true` if no task is limited: the usual case, which costs no more than this.
+    pub(super) fn is_open(&self) -> bool {
+        !self.any.load(Ordering::Relaxed)
+    }
+
+    /// Returns the limits of a task, that of its name first.
+    pub(super) fn of(&self, task: &TaskName, queue: &QueueName) -> Vec<(LimitTarget, Arc<Limit>)> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        let found = |target: LimitTarget| {
+            let limit = live.get(&target).or_else(|| self.own.get(&target))?;
+            (!limit.is_empty()).then(|| (target, Arc::clone(limit)))
+        };
+        [LimitTarget::Task(task.clone()), LimitTarget::Queue(queue.clone())]
+            .into_iter()
+            .filter_map(found)
+            .collect()
+    }
+
+    /// The limits of the code and the configuration of this worker.
+    pub(super) fn own(&self) -> impl Iterator<Item = (&LimitTarget, &Limit)> {
+        self.own.iter().map(|(target, limit)| (target, &**limit))
+    }
+
+    fn buckets(&self) -> MutexGuard<'_, HashMap<RecordId, Arc<Bucket>>> {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bucket(&self, id: &RecordId) -> Arc<Bucket> {
+        let mut buckets = self.buckets();
+        if buckets.len() >= MANY_BUCKETS {
+            buckets.retain(|_, bucket| Arc::strong_count(bucket) > 1);
+        }
+        Arc::clone(buckets.entry(id.clone()).or_default())
+    }
+
+    /// Forgets what is reserved and known of a bucket, because it was pushed back.
+    pub(super) fn forget(&self, id: &RecordId) {
+        self.buckets().remove(id);
+    }
+
+    /// Reserves a start for a task.
+    ///
+    /// Tasks of this process get their starts in the order in which they ask. The first of them reserves for all that wait,
+    /// and at full speed a block worth at most 100 ms, so that the record of a bucket is not written for each start.
+    ///
+    /// # Cancel safety
+    /// A dropped future may leave starts reserved that nobody uses.
+    pub(super) async fn next_start(
+        &self,
+        id: &RecordId,
+        terms: Terms,
+        calls: &ServerCalls,
+        clock: &Clock,
+    ) -> Result<NextStart, Unanswered> {
+        let bucket = self.bucket(id);
+        let waiting = AskingTask::of(&bucket);
+        let mut pool = bucket.pool.lock().await;
+        if pool.terms != Some(terms) {
+            *pool = StartPool {
+                terms: Some(terms),
+                known: std::mem::take(&mut pool.known),
+                ..StartPool::default()
+            };
+        }
+        if let Some(at) = pool.starts.as_mut().and_then(|starts| starts.take(clock.now(), LAPSED_AFTER)) {
+            return Ok(NextStart::Reserved(at));
+        }
+        let number = waiting.number().max(pool.next_block(terms));
+        let by = RunId::fresh();
+        let mut attempted = None;
+        let mut starts = loop {
+            match reserve(&pool.known, id, terms, number, by.as_str(), clock.now()) {
+                ReserveDecision::Full(at) => return Ok(NextStart::NotBefore(at)),
+                // INVARIANT: nothing is made that was not attempted.
+                ReserveDecision::Made => break attempted.expect("an attempt"),
+                ReserveDecision::Commit(commit, starts) => {
+                    attempted = Some(starts);
+                    let written = commit.facts.iter().cloned().collect();
+                    match calls.commit(*commit).await? {
+                        Committed::Done { .. } => {
+                            pool.known = written;
+                            break starts;
+                        }
+                        Committed::Refused(facts) => pool.known = facts,
+                    }
+                }
+            }
+        };
+        // Its own start never lapses here: whoever takes it checks if it is late.
+        let first = starts.take(clock.now(), Duration::MAX);
+        pool.starts = (!starts.is_empty()).then_some(starts);
+        pool.reserved_at = Some(Instant::now());
+        Ok(NextStart::Reserved(first.unwrap_or_else(|| clock.now())))
+    }
+}
+
+impl StartPool {
+    /// Returns the number of starts to reserve without tasks for them: more, the more often this worker reserves.
+    fn next_block(&mut self, terms: Terms) -> u32 {
+        let often = self.reserved_at.is_some_and(|at| at.elapsed() < LAPSED_AFTER);
+        self.block = if often { self.block.saturating_mul(2).clamp(1, terms.block()) } else { 1 };
+        self.block
+    }
+}
+
+/// A task that wants a start, counted until it has one.
+struct AskingTask<'a>(&'a Bucket);
+
+impl<'a> AskingTask<'a> {
+    fn of(bucket: &'a Bucket) -> Self {
+        bucket.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(bucket)
+    }
+
+    fn number(&self) -> u32 {
+        self.0.waiting.load(Ordering::Relaxed).max(1)
+    }
+}
+
+impl Drop for AskingTask<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}

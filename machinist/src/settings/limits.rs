@@ -1,0 +1,156 @@
+//! Limits and uniqueness of `[tasks.NAME]` and `[queues.NAME]` of `machinist.toml`.
+
+use std::collections::BTreeMap;
+
+use machinist_core::{
+    OnConflict, QueueName, Unique, UniqueUntil,
+    limit::{Limit, LimitKey},
+};
+use toml::de::DeValue;
+
+use super::{Setting, SettingsError, section::Section, text::parse_duration, value};
+
+/// Keys of a limit.
+pub(super) const LIMIT_KEYS: [&str; 5] = ["rate", "burst", "cost", "max_running", "limit_key"];
+/// Keys of uniqueness.
+pub(super) const UNIQUE_KEYS: [&str; 3] = ["unique", "unique_until", "on_conflict"];
+
+/// Reads the limits of `[queues.NAME]`, by queue.
+pub(super) fn read_queues(top: &Section<'_>) -> Result<BTreeMap<QueueName, Setting<Limit>>, SettingsError> {
+    let mut limits = BTreeMap::new();
+    for (name, section) in top.sections("queues", &LIMIT_KEYS)? {
+        let queue =
+            QueueName::parse(&name).map_err(|error| section.error(&format!("names no queue: {error}")))?;
+        if let Some(limit) = read_limit(&section)? {
+            limits.insert(queue, limit);
+        }
+    }
+    Ok(limits)
+}
+
+/// Reads the limit of a task or a queue.
+pub(super) fn read_limit(section: &Section<'_>) -> Result<Option<Setting<Limit>>, SettingsError> {
+    let mut limit = Limit::new();
+    let mut origin = None;
+    for key in LIMIT_KEYS {
+        let set = section.get(key, |v| limit.set(key, &option(key, v)?))?;
+        origin = origin.or_else(|| set.map(|set| set.origin));
+    }
+    let Some(origin) = origin else { return Ok(None) };
+    limit.check().map_err(|why| section.error(&format!("has a wrong limit: {why}")))?;
+    Ok(Some(Setting::new(limit, origin)))
+}
+
+/// Reads an option of a limit as text.
+fn option(key: &str, value: &DeValue<'_>) -> Result<String, String> {
+    match key {
+        "rate" => value::string(value, "a rate, like \"5/s\"").map(str::to_owned),
+        "limit_key" => value::string(value, "a key, like \"{0}\"").map(str::to_owned),
+        _ => value::integer(value, "a number").map(|number| number.to_string()),
+    }
+}
+
+/// Reads the uniqueness of a task.
+pub(super) fn read_unique(section: &Section<'_>) -> Result<Option<Setting<Unique>>, SettingsError> {
+    let unique = section.get("unique", |v| match v {
+        DeValue::Boolean(true) => Ok(Some(Unique::new())),
+        DeValue::Boolean(false) => Ok(None),
+        DeValue::String(text) => Ok(Some(Unique::new().by(LimitKey::template(text)?))),
+        other => Err(value::wrong_type(other, "true, or a key like \"{0}\" in quotes")),
+    })?;
+    let until = section
+        .value("unique_until", |v| parse_unique_until(value::string(v, "start, end or a duration")?))?;
+    let conflict = section.value("on_conflict", |v| parse_on_conflict(value::string(v, "a consequence")?))?;
+    let Some(Setting { value: Some(mut unique), origin }) = unique else {
+        for key in ["unique_until", "on_conflict"] {
+            section.get::<()>(key, |_| {
+                Err(format!("needs unique = true, or a key; add it, or leave {key} out"))
+            })?;
+        }
+        return Ok(None);
+    };
+    if let Some(until) = until {
+        unique = unique.until(until);
+    }
+    if let Some(conflict) = conflict {
+        unique = unique.on_conflict(conflict);
+    }
+    Ok(Some(Setting::new(unique, origin)))
+}
+
+/// Reads the end of uniqueness: `start`, `end` or a duration.
+///
+/// # Errors
+/// The text is none of them.
+pub fn parse_unique_until(text: &str) -> Result<UniqueUntil, String> {
+    match text {
+        "start" => Ok(UniqueUntil::Start),
+        "end" => Ok(UniqueUntil::End),
+        text => match parse_duration(text) {
+            Ok(period) if !period.is_zero() => Ok(UniqueUntil::For(period)),
+            _ => Err(format!("{text:?} is neither start nor end nor a duration such as 10m")),
+        },
+    }
+}
+
+/// Reads the consequence of a conflict: `existing`, `refuse`, `replace` or `drop`.
+///
+/// # Errors
+/// The text is none of them.
+pub fn parse_on_conflict(text: &str) -> Result<OnConflict, String> {
+    match text {
+        "existing" => Ok(OnConflict::Existing),
+        "refuse" => Ok(OnConflict::Refuse),
+        "replace" => Ok(OnConflict::Replace),
+        "drop" => Ok(OnConflict::Drop),
+        text => Err(format!("{text:?} is no consequence; write existing, refuse, replace or drop")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{connector::Connectors, settings::file};
+
+    fn error(text: &str) -> String {
+        file::read(Path::new("machinist.toml"), text, &Connectors::default()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn limits_and_uniqueness_are_read() {
+        let text = "[tasks.a]\nrate = \"5/s\"\nburst = 10\nmax_running = 1\nlimit_key = \"{0}\"\nunique = \"{1}\"\n\
+                    unique_until = \"10m\"\non_conflict = \"drop\"\n[tasks.b]\nunique = true\n[queues.q]\nmax_running = 3";
+        let file = file::read(Path::new("machinist.toml"), text, &Connectors::default()).unwrap();
+        let limit = &file.tasks["a"].limit.as_ref().unwrap().value;
+        assert_eq!(limit.to_string(), "rate=5/s burst=10 max_running=1 limit_key={0}");
+        let unique = &file.tasks["a"].unique.as_ref().unwrap().value;
+        let expected = Unique::new()
+            .by(LimitKey::template("{1}").unwrap())
+            .until(UniqueUntil::For(std::time::Duration::from_secs(600)))
+            .on_conflict(OnConflict::Drop);
+        assert_eq!(*unique, expected);
+        assert_eq!(file.tasks["b"].unique.as_ref().unwrap().value, Unique::new());
+        let queue = QueueName::parse("q").unwrap();
+        assert_eq!(file.queue_limits[&queue].value, Limit::new().max_running(3));
+    }
+
+    #[test]
+    fn wrong_limits_are_reported_with_their_place() {
+        for (text, problem) in [
+            ("[tasks.a]\nrate = 5", "2:8: tasks.a.rate: "),
+            ("[tasks.a]\nrate = \"5\"", "is no rate"),
+            ("[tasks.a]\nburst = 5", "burst needs a rate"),
+            ("[tasks.a]\nmax_running = -1", "max_running"),
+            ("[tasks.a]\nmax_running = 1\nlimit_key = \"all\"", "has no placeholder"),
+            ("[tasks.a]\nunique_until = \"start\"", "needs unique = true"),
+            ("[tasks.a]\nunique = 1", "tasks.a.unique"),
+            ("[tasks.a]\nunique = true\non_conflict = \"x\"", "is no consequence"),
+            ("[queues.\"amq.q\"]\nrate = \"5/s\"", "names no queue"),
+        ] {
+            let error = error(text);
+            assert!(error.contains(problem), "{error}");
+        }
+    }
+}
