@@ -196,8 +196,8 @@ impl PlaceSearch {
 
     /// Adds every state that follows one.
     fn next(&mut self, scene: Scene, next: &mut Vec<Scene>) {
-        for run in 0..RUNS {
-            if !scene.workers[WORKERS[run]].dead {
+        for (run, worker) in WORKERS.into_iter().enumerate() {
+            if !scene.workers[worker].dead {
                 self.step(scene, run, next);
             }
         }
