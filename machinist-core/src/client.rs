@@ -1,5 +1,7 @@
 //! Sending signatures, so that *Ok* means what it says: the broker has them.
 
+mod unique_key;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
@@ -20,10 +22,11 @@ use crate::{
     sent_name::check_sent_name,
     signature::SignatureParts,
     trace::TraceContext,
-    unique::{ClaimAnswer, UniqueClaim},
     wire::{Body, Envelope, FirstSigner, Oversize, Pairs, message_to_fact},
     workflow::{Sendable, SendableParts},
 };
+
+use unique_key::{ClaimAnswer, UniqueClaim};
 
 /// Sends signatures. Cheap to clone; share one per process.
 #[derive(Debug, Clone)]

@@ -124,13 +124,13 @@ impl Scene {
 
 /// Decision of a run that asks for a place, by numbers.
 #[derive(Debug, Clone, Copy)]
-enum Answer {
+enum PlaceAnswer {
     Take { commit: u16, place: u16 },
     Held(u16),
     AskAgain,
 }
 
-struct Search {
+struct PlaceSearch {
     max: u32,
     /// Number of workers whose sessions may expire.
     expiring: usize,
@@ -140,10 +140,10 @@ struct Search {
     /// Results of commits, by record and commit.
     applied: HashMap<(u16, u16), (bool, u16)>,
     /// Decisions, by record, run, session, and sessions that are known to be gone.
-    answers: HashMap<(u16, usize, &'static str, [bool; 4]), Answer>,
+    answers: HashMap<(u16, usize, &'static str, [bool; 4]), PlaceAnswer>,
 }
 
-impl Search {
+impl PlaceSearch {
     fn new(max: u32, expiring: usize) -> Self {
         Self {
             max,
@@ -167,7 +167,7 @@ impl Search {
         result
     }
 
-    fn answer(&mut self, known: u16, run: usize, session: &'static str, gone: [bool; 4]) -> Answer {
+    fn answer(&mut self, known: u16, run: usize, session: &'static str, gone: [bool; 4]) -> PlaceAnswer {
         let question = (known, run, session, gone);
         if let Some(answer) = self.answers.get(&question) {
             return *answer;
@@ -185,10 +185,10 @@ impl Search {
         };
         let answer = match decide_place(self.records.get(known), &record, self.max, &holder, is_gone, 0) {
             PlaceDecision::Take(commit, place) => {
-                Answer::Take { commit: self.commits.number(&commit), place: self.places.number(&place) }
+                PlaceAnswer::Take { commit: self.commits.number(&commit), place: self.places.number(&place) }
             }
-            PlaceDecision::Held(place) => Answer::Held(self.places.number(&place)),
-            PlaceDecision::Full(_) | PlaceDecision::SameTask => Answer::AskAgain,
+            PlaceDecision::Held(place) => PlaceAnswer::Held(self.places.number(&place)),
+            PlaceDecision::Full(_) | PlaceDecision::SameTask => PlaceAnswer::AskAgain,
         };
         self.answers.insert(question, answer);
         answer
@@ -196,8 +196,8 @@ impl Search {
 
     /// Adds every state that follows one.
     fn next(&mut self, scene: Scene, next: &mut Vec<Scene>) {
-        for run in 0..RUNS {
-            if !scene.workers[WORKERS[run]].dead {
+        for (run, worker) in WORKERS.into_iter().enumerate() {
+            if !scene.workers[worker].dead {
                 self.step(scene, run, next);
             }
         }
@@ -212,9 +212,11 @@ impl Search {
                 let gone = [0, 1, 2, 3].map(|of| !scene.is_alive(SESSIONS.as_flattened()[of]));
                 for knows in [gone, [false; 4]] {
                     next.push(match self.answer(known, run, session, knows) {
-                        Answer::Take { commit, place } => scene.with(run, Phase::Taking { commit, place }),
-                        Answer::Held(place) => scene.with(run, Phase::Running(place)),
-                        Answer::AskAgain => scene.with(run, Phase::Deciding(scene.record)),
+                        PlaceAnswer::Take { commit, place } => {
+                            scene.with(run, Phase::Taking { commit, place })
+                        }
+                        PlaceAnswer::Held(place) => scene.with(run, Phase::Running(place)),
+                        PlaceAnswer::AskAgain => scene.with(run, Phase::Deciding(scene.record)),
                     });
                 }
             }
@@ -277,7 +279,7 @@ impl Search {
 
 /// Visits every state, and returns their number and how often every place was in use.
 fn search(max: u32, expiring: usize) -> (usize, usize) {
-    let mut search = Search::new(max, expiring);
+    let mut search = PlaceSearch::new(max, expiring);
     let record = search.records.number(&Facts::new());
     let start = Scene { record, runs: [Phase::Deciding(record); RUNS], workers: Default::default() };
     let mut seen = HashSet::from([start]);

@@ -11,7 +11,7 @@
 //! | `refusal`, `undelivered` | messages that are not run here |
 //! | `continuation`, `callback`, `gathered`, `revoked_roots` | workflows: what follows an end, and the tasks that wait for others |
 //! | `admissions`, `parking` | rules that refuse a start, and the wait of refused tasks |
-//! | `admit`, `limits`, `places` | limits of rate and concurrency |
+//! | `admit`, `limits`, `places`, `held_places` | limits of rate and concurrency |
 //! | `guard` | copies that come back later |
 //! | `exclusive` | running a suspect alone in the process |
 //! | `lease`, `session`, `renewal` | this worker's lease on what it runs |
@@ -45,6 +45,7 @@ mod follow_up;
 mod gathered;
 mod guard;
 mod health;
+mod held_places;
 mod intake;
 mod lease;
 mod limits;

@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admissions::DisabledTasks, events::WorkerEvents, lease::Lease, limits::Limits, memory::resident_bytes,
-    peers::Peers, places::HeldPlaces, presence::Presence, server_calls::ServerCalls, switches::Switches,
+    admissions::DisabledTasks, events::WorkerEvents, held_places::HeldPlaces, lease::Lease, limits::Limits,
+    memory::resident_bytes, peers::Peers, presence::Presence, server_calls::ServerCalls, switches::Switches,
 };
 use crate::{
     app::App,

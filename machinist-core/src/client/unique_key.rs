@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{
-    CLAIM, ClaimDecision, OnConflict, Unique, UniqueUntil, claimed_by, decide_claim, give_back, mark_sent,
-};
+use super::{Client, PreparedSignature};
 use crate::{
     backend::{BackendError, Committed},
-    client::{Client, PreparedSignature},
-    control::ControlError,
     error::SendError,
     id::{RecordId, RecordKind, TaskId},
     limit::{hashed_key, stored_key},
     record::{Facts, Failure, FailureKind, failure_without_run, name, next_attempt, retention},
     signature::SignatureParts,
+    unique::{
+        CLAIM, ClaimDecision, OnConflict, Unique, UniqueUntil, claim, claimed_by, decide_claim, give_back,
+        mark_sent,
+    },
 };
 
 /// Number of tries to take a key that changes meanwhile.
@@ -82,9 +82,7 @@ impl Client {
                 }
                 ClaimDecision::Claim(commit) => commit,
                 ClaimDecision::End(other) => {
-                    self.end_claimed(&other, holder, FailureKind::Duplicate)
-                        .await
-                        .map_err(|e| self.unclaimed(id, e))?;
+                    self.end_claimed(&other, holder, FailureKind::Duplicate, id).await?;
                     facts = self.read(unique.record.clone()).await.map_err(failed)?;
                     continue;
                 }
@@ -92,8 +90,7 @@ impl Client {
                     OnConflict::Existing | OnConflict::Drop => return Ok(ClaimAnswer::Existing(other)),
                     OnConflict::Refuse => return Err(SendError::Duplicate { id: id.clone(), of: other }),
                     OnConflict::Replace => {
-                        let ended = self.end_claimed(&other, holder, FailureKind::Replaced).await;
-                        if !ended.map_err(|error| self.unclaimed(id, error))? {
+                        if !self.end_claimed(&other, holder, FailureKind::Replaced, id).await? {
                             let holder = self.read(&other).await.map_err(failed)?;
                             if matches!(
                                 decide_claim(&facts, &holder, &unique.record, id, until, now),
@@ -108,7 +105,7 @@ impl Client {
                             continue;
                         }
                         // Its task has ended, but a claim for a period outlives that.
-                        super::claim(&facts, &unique.record, id, until, now)
+                        claim(&facts, &unique.record, id, until, now)
                     }
                 },
             };
@@ -124,23 +121,14 @@ impl Client {
         Err(failed(BackendError::Unavailable("other senders take the key again and again".into())))
     }
 
-    fn unclaimed(&self, id: &TaskId, error: ControlError) -> SendError {
-        match error {
-            ControlError::Backend(source) => SendError::Unique { id: id.clone(), source },
-            ControlError::Send(error) => error,
-            other => {
-                SendError::Invalid(format!("task {id}: the task that has its key cannot be ended: {other}"))
-            }
-        }
-    }
-
-    /// Ends a task that has a key, if it has not started. Returns `false` if it has.
+    /// Ends a task that has the key of the task `sender_of`, if it has not started. Returns `false` if it has.
     async fn end_claimed(
         &self,
         id: &TaskId,
         mut facts: Facts,
         kind: FailureKind,
-    ) -> Result<bool, ControlError> {
+        sender_of: &TaskId,
+    ) -> Result<bool, SendError> {
         loop {
             if facts.has(name::END) {
                 return Ok(true);
@@ -156,7 +144,13 @@ impl Client {
             };
             let kept = retention(self.app.0.results_ttl, next.due, now);
             let commit = failure_without_run(id, &facts, 1, Failure::new(kind, error), now, kept);
-            match self.commit(self.signed_end(id, commit)?).await? {
+            let signed = self.signed_end(id, commit).map_err(|error| {
+                SendError::Invalid(format!(
+                    "task {sender_of}: the task that has its key cannot be ended: {error}"
+                ))
+            })?;
+            let failed = |source| SendError::Unique { id: sender_of.clone(), source };
+            match self.commit(signed).await.map_err(failed)? {
                 Committed::Done { .. } => {
                     if next.due.is_some()
                         && let Err(error) = self.unlist(&crate::backend::Index::Scheduled, id).await

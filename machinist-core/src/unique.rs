@@ -3,14 +3,10 @@
 //! A claim names the task that has the key, in a separate record. It is valid while that task is: nothing has to remove
 //! it. A claim without the mark that its task was sent, some time after it was made, is that of a sender that died.
 
-mod sending;
-
 use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-
-pub(crate) use sending::{ClaimAnswer, UniqueClaim};
 
 use crate::{
     backend::{Commit, Expiry},
@@ -21,7 +17,7 @@ use crate::{
 };
 
 /// Fact of the claim.
-const CLAIM: &str = "claim";
+pub(crate) const CLAIM: &str = "claim";
 /// Fact which says that the task of the claim was sent.
 const SENT: &str = "sent";
 /// Time after which a task that has a claim and was not sent will not be sent any more.
@@ -204,7 +200,14 @@ fn has_started(facts: &Facts) -> bool {
     !matches!(next_attempt(facts), Ok(NextAttempt { attempt: 1, .. })) || facts.has(&name::start(1, 1))
 }
 
-fn claim(facts: &Facts, record: &RecordId, task: &TaskId, until: UniqueUntil, now: Timestamp) -> Commit {
+/// Creates the commit that claims a key.
+pub(crate) fn claim(
+    facts: &Facts,
+    record: &RecordId,
+    task: &TaskId,
+    until: UniqueUntil,
+    now: Timestamp,
+) -> Commit {
     let mut commit = Commit::new(record.clone());
     match facts.get(CLAIM) {
         Some(value) => {
