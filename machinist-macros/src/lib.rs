@@ -20,13 +20,15 @@ use syn::{DeriveInput, ItemFn, parse_macro_input};
 /// `expires_in`. Their values are constant expressions; a duration can also be text, such as `"30s"` or `"1h 30m"`.
 ///
 /// # Examples
-/// ```ignore
+/// ```text
 /// #[machinist::task(queue = "mail", retries = 5, timeout = "1m")]
 /// async fn send_mail(to: String, State(mailer): State<Mailer>) -> Result<(), TaskError> { … }
 ///
 /// let worker = Worker::builder(&app).state(mailer).task(SEND_MAIL, send_mail).build()?;
 /// app.client().send(SEND_MAIL.call("ada@example.org")).await?;
 /// ```
+///
+/// `machinist/tests/macros.rs` has examples that run.
 #[proc_macro_attribute]
 pub fn task(options: TokenStream, function: TokenStream) -> TokenStream {
     let options = parse_macro_input!(options as options::TaskAttributes);

@@ -1,7 +1,7 @@
 //! Limits of a task or a queue: how many starts per period, and how many runs at once, for the whole cluster.
 //!
 //! This module holds the definition and the pure part: which limits a task has, and under which key. The state of each
-//! limit is a record ([`bucket`], [`places`]); workers change it by compare-and-swap.
+//! limit is a record (`bucket`, `places`); workers change it by compare-and-swap.
 
 pub(crate) mod bucket;
 mod definition;

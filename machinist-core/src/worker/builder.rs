@@ -35,7 +35,7 @@ pub(super) struct NewTask {
 /// Change of a task's options, if there is such a task.
 pub(super) type AdjustOptions = Box<dyn FnOnce(Option<&mut TaskOptions>) + Send>;
 
-/// Builds a [`Worker`]. [`build`](Self::build) checks everything.
+/// Builds a [`Worker`](super::Worker). [`build`](Self::build) checks everything.
 #[must_use]
 pub struct WorkerBuilder {
     pub(super) app: App,
@@ -119,7 +119,7 @@ impl WorkerBuilder {
         self
     }
 
-    /// Adds tags, at most 16 in all: words like `gpu` or `zone:eu` that are shown with the worker. See [`Tag`].
+    /// Adds tags, at most 16 in all: words like `gpu` or `zone:eu` that are shown with the worker. See [`Tag`](super::Tag).
     pub fn tags<T: Into<String>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
         self.tags.extend(tags.into_iter().map(Into::into));
         self
