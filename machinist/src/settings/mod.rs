@@ -30,7 +30,7 @@
 //! | `worker.keep_args` |  | `MACHINIST_KEEP_ARGS` | `false` | Keep the arguments of every task in its record, for people. Delayed and failed tasks always keep them |
 //! | `worker.grace` | `--grace` | `MACHINIST_GRACE` | `20s` | Time that running tasks get to end when the worker is told to stop |
 //! | `worker.consumer_timeout` |  | `MACHINIST_CONSUMER_TIMEOUT` | `30m` | Time for which RabbitMQ lets a worker hold a delivery (its consumer_timeout), at least 1s |
-//! | `worker.restart_exit_code` |  | `MACHINIST_RESTART_EXIT_CODE` |  | Exit code at which the supervisor of the worker starts it again, 1 to 255; without it `workers restart` is refused |
+//! | `worker.restart_exit_code` |  | `MACHINIST_RESTART_EXIT_CODE` | none | Exit code at which the supervisor of the worker starts it again, 1 to 255; without it `workers restart` is refused |
 //! | `sizes.body` |  |  | `1MiB` | Maximum size of a message's body |
 //! | `sizes.headers` |  |  | `16KiB` | Maximum size of a message's headers |
 //! | `sizes.args` |  |  | `1024` | Maximum number of arguments |
