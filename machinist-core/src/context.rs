@@ -193,7 +193,10 @@ impl TaskContext {
     ///     let pages: Vec<&str> = book.split('\x0c').collect();
     ///     match pages.as_slice() {
     ///         [page] => Ok(Continue::value(page.len() as i64)),
-    ///         pages => Ok(cx.continue_with(chord(pages.iter().map(|page| COUNT_PAGE.call(*page)), SUM.with(())))?),
+    ///         pages => {
+    ///             let counts: Vec<_> = pages.iter().map(|page| COUNT_PAGE.call(*page)).collect();
+    ///             Ok(cx.continue_with(chord(counts, SUM.with(())))?)
+    ///         }
     ///     }
     /// }
     /// ```

@@ -251,7 +251,7 @@ async fn a_panic_of_a_blocking_function_resumes_in_its_run() {
     }
     let run = tokio::spawn(Binding::blocking(TASK, task).handler.call(cx(), vec![]));
     let panic = run.await.unwrap_err().into_panic();
-    assert_eq!(panic.downcast_ref::<&str>(), Some(&"oh"));
+    assert_eq!(crate::panics::PanicText::of(panic.as_ref()).message, "oh");
 }
 
 #[tokio::test]
