@@ -8,15 +8,13 @@
 
 use std::process::ExitCode;
 
-use machinist::LazyApp;
-use machinist_cli::Program;
 use machinist_example_shop::{routes, tasks};
 
 fn main() -> ExitCode {
-    Program::new()
+    machinist_cli::Program::new()
         .command("serve", "Serve the shop at 127.0.0.1:3000", async |settings, _arguments| {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-            Ok(axum::serve(listener, routes(LazyApp::from_settings(settings)?)).await?)
+            Ok(axum::serve(listener, routes(machinist::LazyApp::from_settings(settings)?)).await?)
         })
         .run(async |worker| Ok(tasks::with_tasks(worker, tasks::Charges::default())))
 }

@@ -20,10 +20,6 @@ async fn shop() -> (TestApp, Charges) {
     (TestApp::new(move |worker| tasks::with_tasks(worker, Arc::clone(&shared))).await, charges)
 }
 
-fn order() -> Order {
-    Order { email: "ada@example.org".into(), cents: vec![5, 7] }
-}
-
 async fn ask(app: &TestApp, request: Request<String>) -> (StatusCode, String) {
     let answer = routes(LazyApp::from(app.app().clone())).oneshot(request.map(Body::from)).await.unwrap();
     let status = answer.status();
@@ -65,8 +61,9 @@ async fn an_unknown_order_is_not_found() {
 
 #[tokio::test]
 async fn a_total_is_a_sum() {
-    let cx = TaskContext::builder().build();
-    assert_eq!(run_one(TOTAL, tasks::total, order(), cx).await.unwrap(), 12);
+    let order = Order { email: "ada@example.org".into(), cents: vec![5, 7] };
+    let total = run_one(TOTAL, tasks::total, order, TaskContext::builder().build()).await;
+    assert_eq!(total.unwrap(), 12);
 }
 
 #[tokio::test(start_paused = true)]
@@ -117,6 +114,5 @@ async fn a_report_can_be_ordered_for_next_month() {
     let (app, _) = shop().await;
     app.send(REPORT.call(4).countdown(MONTH)).await;
     assert_enqueued!(app, name = "report", due = MONTH);
-    assert!(app.drain().await.is_empty());
     assert!(app.travel(MONTH).await[0].is_success());
 }

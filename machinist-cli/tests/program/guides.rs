@@ -15,6 +15,9 @@ const PAGES: [(&str, &str); 3] = [
     ("delays", include_str!("../../../docs/book/delays.md")),
 ];
 
+/// Length of a task id that machinist created.
+const ID_LENGTH: usize = 36;
+
 /// Part of a page that a reader types or saves.
 #[derive(Debug)]
 enum Step<'a> {
@@ -98,8 +101,7 @@ fn compare<'a>(
 
 /// Returns `true` if a printed line is the expected one. Its blanks may be more or fewer.
 fn fits(want: &str, line: &str, ids: &HashMap<&str, String>) -> bool {
-    let known = |word| if is_id(word) { ids.get(word).map_or("…", String::as_str) } else { word };
-    let want = want.split_whitespace().map(known).collect::<Vec<_>>().join(" ");
+    let want = want.split_whitespace().map(|word| known(word, ids)).collect::<Vec<_>>().join(" ");
     let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut rest = line.as_str();
     let parts: Vec<_> = want.split('…').collect();
@@ -113,6 +115,14 @@ fn fits(want: &str, line: &str, ids: &HashMap<&str, String>) -> bool {
     rest.ends_with(last)
 }
 
+/// Puts the printed id in the place of that on the page. The id of a dead letter begins with that of its task.
+fn known(word: &str, ids: &HashMap<&str, String>) -> String {
+    match word.split_at_checked(ID_LENGTH) {
+        Some((id, rest)) if is_id(id) => format!("{}{rest}", ids.get(id).map_or("…", String::as_str)),
+        _ => word.to_owned(),
+    }
+}
+
 fn remember<'a>(want: &'a str, line: &str, ids: &mut HashMap<&'a str, String>) {
     if let Some(shown) = want.split_whitespace().find(|word| is_id(word)) {
         ids.entry(shown).or_insert_with(|| id_in(line).to_owned());
@@ -124,7 +134,7 @@ fn id_in(line: &str) -> &str {
 }
 
 fn is_id(word: &str) -> bool {
-    word.len() == 36 && word.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
+    word.len() == ID_LENGTH && word.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
 }
 
 fn steps(text: &str) -> Vec<Step<'_>> {
