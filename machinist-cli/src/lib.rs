@@ -40,6 +40,7 @@ mod open_files;
 mod output;
 mod people;
 mod program;
+mod set_up;
 mod spelling;
 mod supervisor;
 mod systemd;
@@ -54,7 +55,8 @@ use machinist::WorkerBuilder;
 
 use exit::{CliError, Code};
 
-pub use program::{Program, SetUpError};
+pub use program::Program;
+pub use set_up::SetUpError;
 
 /// Runs the command of the command line, and returns the exit code of the program.
 ///

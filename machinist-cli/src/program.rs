@@ -1,13 +1,10 @@
 //! The program of an application: the commands of machinist with its tasks, hooks, connectors and own commands.
 
 use std::{
-    error::Error,
     ffi::OsString,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::Pin,
     process::ExitCode,
-    sync::OnceLock,
     time::Duration,
 };
 
@@ -18,33 +15,14 @@ use crate::{
     args::{Cli, CliCommand, GlobalArgs, LogFormat},
     asks_for_json, commands,
     exit::{CliError, Code, Exit},
-    first_process, output, supervisor,
+    first_process, output,
+    set_up::{BuildWorker, ChangeApp, Running, SetUpError, set_change_app},
+    supervisor,
     telemetry::Telemetry,
     usage_error,
 };
 
-/// Error of a set-up or of an own command: any error, by `?`.
-pub type SetUpError = Box<dyn Error + Send + Sync>;
-
-type Running<'a, T> = Pin<Box<dyn Future<Output = Result<T, SetUpError>> + 'a>>;
-
-/// Function that adds an application's tasks to a worker.
-pub(crate) type BuildWorker<'a> = Box<dyn FnOnce(WorkerBuilder) -> Running<'a, WorkerBuilder> + 'a>;
-
 type RunCommand = Box<dyn FnOnce(Settings, Vec<String>) -> Running<'static, ()>>;
-
-type ChangeApp = Box<dyn Fn(AppBuilder) -> AppBuilder + Send + Sync>;
-
-/// Change to each application that a command connects. There is one program in a process.
-static CHANGE_APP: OnceLock<ChangeApp> = OnceLock::new();
-
-/// Applies the changes of [`Program::app`].
-pub(crate) fn change_app(app: AppBuilder) -> AppBuilder {
-    match CHANGE_APP.get() {
-        Some(change) => change(app),
-        None => app,
-    }
-}
 
 /// A program with the commands of machinist, for an application that needs more than [`run`](crate::run).
 ///
@@ -185,7 +163,7 @@ impl Program {
         }
         let Self { connectors, change_app, commands } = self;
         if let Some(change) = change_app {
-            CHANGE_APP.get_or_init(|| change);
+            set_change_app(change);
         }
         let ended = match parse(std::env::args_os(), &commands) {
             Ok(Parsed::Machinist(cli)) => {
@@ -248,7 +226,11 @@ const OWN_ARGUMENTS: &str = "ARG";
 fn command(own: &[OwnCommand]) -> clap::Command {
     own.iter().fold(Cli::command(), |cli, OwnCommand { name, about, .. }| {
         assert!(cli.find_subcommand(name).is_none(), "machinist has a command {name} already");
-        let arguments = clap::Arg::new(OWN_ARGUMENTS).num_args(0..).trailing_var_arg(true).help("Arguments");
+        let arguments = clap::Arg::new(OWN_ARGUMENTS)
+            .num_args(0..)
+            .trailing_var_arg(true)
+            .allow_hyphen_values(true)
+            .help("Arguments of this command");
         // Own commands come first in the help.
         cli.subcommand(clap::Command::new(*name).about(*about).arg(arguments).display_order(0))
     })
@@ -300,4 +282,50 @@ fn start(
     telemetry.finish();
     ended
         .unwrap_or_else(|_| Err(CliError::new(Code::Fault, "this is a bug in the program; please report it")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn serve() -> Vec<OwnCommand> {
+        Program::new().command("serve", "Serve the pages", async |_, _| Ok(())).commands
+    }
+
+    fn read_line(line: &str) -> Result<Parsed, clap::Error> {
+        read(line.split(' ').map(OsString::from), &serve())
+    }
+
+    #[test]
+    fn an_own_command_gets_its_arguments_and_the_flags_of_all_commands() {
+        for line in ["app --broker b serve 8080 -v", "app serve --broker b 8080 -v"] {
+            let Ok(Parsed::Own { global, name, arguments }) = read_line(line) else { panic!("{line}") };
+            assert_eq!(global.overrides(None).broker.as_deref(), Some("b"), "{line}");
+            assert_eq!(
+                (name.as_str(), arguments),
+                ("serve", vec!["8080".to_owned(), "-v".to_owned()]),
+                "{line}"
+            );
+        }
+        assert!(
+            matches!(read_line("app serve --port 8080"), Ok(Parsed::Own { arguments, .. }) if arguments.len() == 2)
+        );
+    }
+
+    #[test]
+    fn the_other_commands_stay_and_the_help_names_all() {
+        assert!(matches!(read_line("app doctor"), Ok(Parsed::Machinist(_))));
+        let help = read_line("app --help").err().unwrap().to_string();
+        assert!(
+            help.contains("serve") && help.contains("Serve the pages") && help.contains("worker"),
+            "{help}"
+        );
+    }
+
+    #[test]
+    fn a_name_of_machinist_is_taken() {
+        let program = Program::new().command("worker", "Mine", async |_, _| Ok(()));
+        let panic = catch_unwind(AssertUnwindSafe(|| command(&program.commands))).err().unwrap();
+        assert_eq!(*panic.downcast::<String>().unwrap(), "machinist has a command worker already");
+    }
 }

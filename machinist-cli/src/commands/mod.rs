@@ -41,7 +41,7 @@ use crate::{
     args::{Cli, CliCommand},
     exit::{CliError, Code, Exit},
     output,
-    program::{BuildWorker, change_app},
+    set_up::{BuildWorker, change_app},
 };
 
 /// Runs the command of the command line.

@@ -22,7 +22,7 @@ use crate::{
     exit::{CliError, Code, Exit},
     health::HealthServer,
     open_files, output,
-    program::BuildWorker,
+    set_up::BuildWorker,
     systemd, telemetry,
 };
 
