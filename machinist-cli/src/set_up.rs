@@ -1,4 +1,4 @@
-//! What an application adds to the commands: its tasks, and changes to the application that they connect.
+//! Additions of an application to the commands: its tasks, and a change to the application that they connect.
 
 use std::{error::Error, pin::Pin, sync::OnceLock};
 
