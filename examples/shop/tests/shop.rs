@@ -6,7 +6,7 @@ use axum::{
     body::{Body, to_bytes},
     http::{Request, StatusCode},
 };
-use machinist::{LazyApp, prelude::*, worker::ErrorClass};
+use machinist::{LazyApp, prelude::*};
 use machinist_example_shop::{
     routes,
     tasks::{self, CHARGE, Charges, Order, REPORT, SEND_MAIL, TOTAL},
@@ -62,8 +62,7 @@ async fn an_unknown_order_is_not_found() {
 #[tokio::test]
 async fn a_total_is_a_sum() {
     let order = Order { email: "ada@example.org".into(), cents: vec![5, 7] };
-    let total = run_one(TOTAL, tasks::total, order, TaskContext::builder().build()).await;
-    assert_eq!(total.unwrap(), 12);
+    assert_eq!(run_one(TOTAL, tasks::total, order, TaskContext::builder().build()).await.unwrap(), 12);
 }
 
 #[tokio::test(start_paused = true)]
@@ -74,11 +73,12 @@ async fn a_refused_card_is_not_tried_again() {
     assert!(runs.len() == 1 && runs[0].is_failure());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_busy_bank_is_asked_again_half_a_minute_later() {
-    let cx = TaskContext::builder().state(Charges::default()).build();
-    let error = run_one(CHARGE, tasks::charge, 1, cx).await.unwrap_err();
-    assert_eq!(error.class(), ErrorClass::Postpone(Duration::from_secs(30)));
+    let (app, _) = shop().await;
+    app.send(CHARGE.call(1)).await;
+    assert!(app.drain().await[0].is_retry());
+    assert_enqueued!(app, name = "charge", due = Duration::from_secs(30));
 }
 
 #[tokio::test(start_paused = true)]
