@@ -6,11 +6,9 @@
 //! curl -d '{"email": "ada@example.org", "cents": [5, 7]}' -H 'content-type: application/json' localhost:3000/orders
 //! ```
 
-use std::process::ExitCode;
-
 use machinist_example_shop::{routes, tasks};
 
-fn main() -> ExitCode {
+fn main() -> std::process::ExitCode {
     machinist_cli::Program::new()
         .command("serve", "Serve the shop at 127.0.0.1:3000", async |settings, _arguments| {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;

@@ -1,5 +1,7 @@
 //! Tests of the shop: requests, tasks, retries, and a worker that dies. None of them needs a server or waits.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{sync::Arc, time::Duration};
 
 use axum::{
