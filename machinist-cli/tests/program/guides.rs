@@ -48,7 +48,7 @@ fn follow(page: &str, steps: &[Step<'_>]) {
                 fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
             }
             Step::Command { line, output } => {
-                println!("{page}: $ {line}");
+                eprintln!("{page}: $ {line}");
                 let command =
                     ids.iter().fold((*line).to_owned(), |line, (shown, id)| line.replace(shown, id));
                 match command.strip_suffix(" &") {
