@@ -33,6 +33,9 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
     let doc = ["doc", "--workspace", "--no-deps", "--all-features", "--locked"];
     let deny = ["deny", "--all-features", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"];
 
+    // Scenarios mostly wait: two at once take little more than half of the time.
+    let chaos_args = ["--ci", "--lanes", "2"].map(str::to_owned);
+
     report.step("fmt", || cargo(&["fmt", "--all", "--check"], None));
     report.step("tidy", || tidy::run(workspace));
     if has_cargo_deny() {
@@ -52,7 +55,7 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
     }
     report.step("features", || each_feature(workspace, &|args| cargo(args, None)));
     report.step("test", || test::run(workspace, interrupt, None, &[]));
-    report.step("chaos", || chaos::run(workspace, interrupt, None, &["--ci".to_owned()]));
+    report.step("chaos", || chaos::run(workspace, interrupt, None, &chaos_args));
 
     say!("\n{}\n{:<9} {}", report.lines.join("\n"), "all", display(began.elapsed()));
     interrupt.check()?;

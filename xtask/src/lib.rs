@@ -90,7 +90,7 @@ enum Task {
         /// RabbitMQ of this major version instead of the machine's, as with `services`.
         #[arg(long, value_enum, value_name = "MAJOR")]
         rabbitmq: Option<Major>,
-        /// Handed on to `machinist-chaos`: names of scenarios, `--ci`, `--all`, `--size smoke|nightly`, `--list`.
+        /// Handed on to `machinist-chaos`: names of scenarios, `--ci`, `--all`, `--lanes N`, `--size smoke|nightly`, `--list`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
     },
