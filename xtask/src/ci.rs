@@ -13,7 +13,7 @@ use crate::{
     chaos,
     command::{self, Workspace, display},
     interrupt::Interrupt,
-    test, tidy,
+    msrv, test, tidy,
 };
 
 /// Runs all steps; whether all passed.
@@ -45,6 +45,14 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
     }
     report.step("clippy", || cargo(&clippy, None));
     report.step("doc", || cargo(&doc, Some("-D warnings")));
+    match msrv::toolchain(workspace)? {
+        msrv::Toolchain::Installed(name) => report.step("msrv", || msrv::check(workspace, interrupt, &name)),
+        msrv::Toolchain::Missing(name) => {
+            let remedy =
+                format!("NOT CHECKED: Rust {name} is not installed (rustup toolchain install {name})");
+            report.line("msrv", &remedy, None);
+        }
+    }
     report.step("features", || each_feature(workspace, &|args| cargo(args, None)));
     report.step("test", || test::run(workspace, interrupt, None, &[]));
     report.step("chaos", || chaos::run(workspace, interrupt, None, &chaos_args));
