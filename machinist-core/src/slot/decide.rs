@@ -55,6 +55,9 @@ pub(crate) struct Candidate<'a> {
     pub(crate) worker: &'a str,
     /// Slots that the process does not want for now. It hands them back.
     pub(crate) unwanted: &'a BTreeSet<u32>,
+    /// Slots that the process was about to hand back, with their epochs. It never runs them with these epochs again: the
+    /// commit that frees them may still arrive.
+    pub(crate) given_up: &'a BTreeMap<u32, u64>,
     /// Greatest epoch that the process has seen.
     pub(crate) greatest_epoch: u64,
 }
@@ -235,7 +238,10 @@ fn step(
     }
     commit.require.push(own);
     let (count, share) = (held.len(), share(standing, candidate));
-    let unwanted = held.keys().rev().find(|number| candidate.unwanted.contains(number));
+    let is_unwanted = |(number, epoch): &(&u32, &u64)| {
+        candidate.unwanted.contains(number) || candidate.given_up.get(number) == Some(epoch)
+    };
+    let unwanted = held.iter().rev().find(is_unwanted).map(|(number, _)| number);
     let excess = held.keys().next_back().filter(|_| count > share);
     if let Some(number) = unwanted.or(excess).copied() {
         let free = SlotState { epoch: held.get(&number).copied().unwrap_or(0), holder: None };
@@ -336,13 +342,14 @@ mod tests {
         let (record, layout, session) = (record(), layout(slots), SessionId::from(session));
         let mut handed_back = 0;
         for _ in 0..100 {
-            let unwanted = BTreeSet::new();
+            let (unwanted, given_up) = (BTreeSet::new(), BTreeMap::new());
             let candidate = Candidate {
                 record: &record,
                 layout: &layout,
                 session: &session,
                 worker: session.as_str(),
                 unwanted: &unwanted,
+                given_up: &given_up,
                 greatest_epoch: 0,
             };
             let gone = |session: &SessionId| gone.contains(&session.as_str());

@@ -172,6 +172,7 @@ impl RoleBuilder {
             leave: leave.clone(),
             runs: BTreeMap::new(),
             resting: BTreeMap::new(),
+            given_up: BTreeMap::new(),
             former: HashSet::new(),
             session: None,
             greatest_epoch: 0,
@@ -257,6 +258,8 @@ struct Keeper {
     runs: BTreeMap<u32, SlotRun>,
     /// Slots whose run has ended by itself, with the time at which they may be taken again.
     resting: BTreeMap<u32, Instant>,
+    /// Slots that were handed back, or perhaps were, with their epochs.
+    given_up: BTreeMap<u32, u64>,
     session: Option<SessionId>,
     /// Sessions of this process that are gone. What ran under them has ended.
     former: HashSet<SessionId>,
@@ -358,9 +361,10 @@ impl Keeper {
         self.greatest_epoch = self.greatest_epoch.max(greatest_epoch);
         watched.iter().for_each(|session| self.worker.sessions.peers.watch(session));
         self.cut_off(|slot, run| held.get(&slot) != Some(&run.epoch)).await;
-        for (slot, epoch) in held {
-            if !self.runs.contains_key(&slot) && !self.resting.contains_key(&slot) {
-                self.start(slot, epoch, session);
+        for (slot, epoch) in &held {
+            let is_given_up = self.given_up.get(slot) == Some(epoch) || self.resting.contains_key(slot);
+            if !self.runs.contains_key(slot) && !is_given_up {
+                self.start(*slot, *epoch, session);
             }
         }
         self.tell(&facts);
@@ -376,6 +380,8 @@ impl Keeper {
             SlotStep::Nothing | SlotStep::OtherLayout => return Ok(AfterLook::Wait),
             SlotStep::Commit(commit) => commit,
             SlotStep::HandBack(slot, commit) => {
+                // From now on it is not run with this epoch again: a commit that is not answered may still arrive.
+                self.given_up.extend(held.get(&slot).map(|epoch| (slot, *epoch)));
                 self.end_gently(|number| number == slot).await;
                 commit
             }
@@ -401,6 +407,7 @@ impl Keeper {
             session,
             worker: &name,
             unwanted: &unwanted,
+            given_up: &self.given_up,
             greatest_epoch: self.greatest_epoch,
         };
         let gone =
