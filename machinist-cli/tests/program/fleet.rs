@@ -72,6 +72,7 @@ fn the_second_live_process_of_a_name_is_told_apart_and_drained_alone() {
     second.end().ended(0);
     listed(&folder, &[("same", "awake")]);
     folder.run(&["workers", "pause", "other"]).ended(3).reports(&["other", "live workers: same"]);
+    folder.run(&["workers", "pause", "sme"]).ended(3).reports(&["did you mean same?"]);
     folder.run(&["workers", "pause"]).ended(64);
 }
 
