@@ -338,7 +338,7 @@ impl SlotSearch {
 }
 
 /// Maximum number of states that a search of a build visits, those with the shortest histories first.
-const MAX_STATES: usize = 60_000;
+const MAX_STATES: usize = 30_000;
 
 /// Visits the states, and returns their number.
 fn search(processes: usize, slots: usize, expiring: usize, leaving: usize, late: bool) -> usize {
