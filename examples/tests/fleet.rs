@@ -1,5 +1,7 @@
 //! Tests of the examples of leaders and shards, from outside.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::process::Command;
 
 fn lines_of(program: &str) -> String {
