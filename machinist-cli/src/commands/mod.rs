@@ -11,6 +11,8 @@ mod init;
 mod keygen;
 mod keys;
 mod limits;
+#[cfg(feature = "man")]
+mod man;
 mod periodic;
 mod question;
 mod queue_pause;
@@ -37,10 +39,10 @@ use machinist::{
 };
 
 use crate::{
-    BuildWorker,
     args::{Cli, CliCommand},
     exit::{CliError, Code, Exit},
     output,
+    set_up::{BuildWorker, change_app},
 };
 
 /// Runs the command of the command line.
@@ -64,6 +66,8 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
             output::raw(&String::from_utf8_lossy(&script))?;
             Ok(Code::Success)
         }
+        #[cfg(feature = "man")]
+        CliCommand::Man { folder } => man::run(&folder),
         CliCommand::Keygen(args) => keygen::run(&args, json),
         CliCommand::Keys(args) => keys::run(args, flags, connectors, json),
         CliCommand::Config => config::run(&settings(flags)?, json),
@@ -94,7 +98,7 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
 /// the command ends.
 async fn connect(settings: &Settings) -> Result<App, CliError> {
     check_outlives_process(settings)?;
-    Ok(App::from_settings(settings).await?)
+    Ok(App::from_settings_with(settings, change_app).await?)
 }
 
 /// Connects to the configured servers, for a command that only reads and needs no key.
