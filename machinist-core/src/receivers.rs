@@ -124,6 +124,7 @@ mod tests {
             retried: 0,
             memory: None,
             runs: Vec::new(),
+            roles: Vec::new(),
         }
     }
 

@@ -6,6 +6,7 @@ mod bulk;
 mod config;
 mod dead;
 mod doctor;
+mod fleet;
 mod init;
 mod keygen;
 mod keys;
@@ -77,6 +78,7 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
         CliCommand::Limits(command) => limits::run(command, &settings(flags)?, json).await,
         CliCommand::Periodic(command) => periodic::run(command, &settings(flags)?, json).await,
         CliCommand::Queues(args) => queues::run(args, &settings(flags)?, json).await,
+        CliCommand::Fleet => fleet::run(&settings(flags)?, json).await,
         CliCommand::Registered(args) => registered::run(args, &settings(flags)?, json).await,
         CliCommand::Why { id } => why::run(&id, &settings(flags)?, json).await,
         CliCommand::Workers(args) => workers::run(args, &settings(flags)?, json).await,

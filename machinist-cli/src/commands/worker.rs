@@ -231,6 +231,7 @@ fn cannot_start(error: WorkerError) -> CliError {
     match error {
         WorkerError::Backend(error) => CliError::from(error).context(context),
         WorkerError::Broker(error) => CliError::from(error).context(context),
+        error @ WorkerError::Role(_) => CliError::from_error(Code::Configuration, &error),
         error => CliError::from_error(Code::Fault, &error),
     }
 }

@@ -3,9 +3,11 @@
 //! The registry is the sessions of the workers: a worker whose session is gone is not listed.
 
 mod order;
+mod role;
 mod switch;
 
 pub use order::{OrderError, OrderReport, OrderResult};
+pub use role::{FleetRoles, LeaderInfo, ShardInfo};
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -69,6 +71,9 @@ pub struct WorkerInfo {
     /// Ids of at most 20 running tasks.
     #[serde(skip)]
     pub runs: Vec<String>,
+    /// Roles in which it takes part: `leader/NAME` and `shards/SET`.
+    #[serde(skip)]
+    pub roles: Vec<String>,
 }
 
 /// A task name that live workers know, or that is disabled.
@@ -117,6 +122,8 @@ struct About {
     limits: BTreeMap<String, serde_json::Value>,
     #[serde(default)]
     concurrency: u32,
+    #[serde(default)]
+    roles: Vec<String>,
 }
 
 /// Work of a worker, in the record of its session.
@@ -165,6 +172,7 @@ fn worker_info(session: &str, facts: &Facts) -> Option<WorkerInfo> {
         retried: runs.counts.retried,
         memory: runs.memory,
         runs: runs.running,
+        roles: about.roles,
     })
 }
 

@@ -195,6 +195,7 @@ mod tests {
             retried: 0,
             memory: None,
             runs: Vec::new(),
+            roles: Vec::new(),
         }
     }
 

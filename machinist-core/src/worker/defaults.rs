@@ -45,6 +45,8 @@ impl WorkerBuilder {
             lease: self.lease.or(base.lease),
             consumer_timeout: self.consumer_timeout.or(base.consumer_timeout),
             restart_exit_code: self.restart_exit_code.or(base.restart_exit_code),
+            max_tasks: self.max_tasks.or(base.max_tasks),
+            max_memory: self.max_memory.or(base.max_memory),
             set_log_level: self.set_log_level.or(base.set_log_level),
             tasks: joined(base.tasks, self.tasks),
             options: joined(base.options, self.options),
@@ -55,6 +57,7 @@ impl WorkerBuilder {
             rules: joined(base.rules, self.rules),
             queue_limits: joined(base.queue_limits, self.queue_limits),
             periodic: joined(base.periodic, self.periodic),
+            roles: joined(base.roles, self.roles),
             state: self.state.over(base.state),
         }
     }

@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{
     Stages, admissions::Admissions, capacity::SlotPool, events::WorkerEvents, limits::Limits,
-    look_ahead::LookAhead, order_book::OrderBook, revoked_roots::RevokedRoots, server_calls::ServerCalls,
-    session::Sessions,
+    look_ahead::LookAhead, order_book::OrderBook, recycling::Recycling, revoked_roots::RevokedRoots,
+    roles::Roles, server_calls::ServerCalls, session::Sessions,
 };
 use crate::{
     app::App,
@@ -41,6 +41,8 @@ pub(super) struct WorkerContext {
     pub(super) events: Arc<WorkerEvents>,
     pub(super) refused: RefusedTally,
     pub(super) revoked_roots: RevokedRoots,
+    pub(super) roles: Roles,
+    pub(super) recycling: Recycling,
 }
 
 impl WorkerContext {
