@@ -26,6 +26,7 @@ mod first_process;
 mod flow_file;
 mod health;
 mod input;
+mod metrics;
 mod open_files;
 mod output;
 mod people;
@@ -168,13 +169,21 @@ fn start(cli: Cli, connectors: &Connectors, tasks: BuildWorker<'_>) -> Result<Ex
         output::use_json_notes();
     }
     let telemetry = Telemetry::start(format, level)?;
+    let metrics = match &cli.command {
+        CliCommand::Worker(worker) => metrics::start(worker.health.is_some()),
+        _ => None,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime =
         runtime.map_err(|error| CliError::from_error(Code::Fault, &error).context("cannot start threads"))?;
     // The panic itself has been printed already.
-    let ended =
-        catch_unwind(AssertUnwindSafe(|| runtime.block_on(Box::pin(commands::run(cli, connectors, tasks)))));
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        runtime.block_on(Box::pin(commands::run(cli, connectors, tasks, metrics.clone())))
+    }));
     runtime.shutdown_timeout(Duration::from_secs(1));
+    if let Some(metrics) = &metrics {
+        metrics::finish(metrics);
+    }
     telemetry.finish();
     ended
         .unwrap_or_else(|_| Err(CliError::new(Code::Fault, "this is a bug in the program; please report it")))
