@@ -54,7 +54,7 @@ pub(super) fn time_spent(situation: &TaskSituation) -> Vec<TimeSpent> {
     ];
     let part = |(on, from, to): (String, Timestamp, Timestamp)| {
         let spent = to.since(from);
-        (!spent.is_zero()).then(|| TimeSpent { on, seconds: spent.as_secs_f64() })
+        (!spent.is_zero()).then_some(TimeSpent { on, seconds: spent.as_secs_f64() })
     };
     parts.into_iter().filter_map(part).collect()
 }
