@@ -186,6 +186,14 @@ pub(crate) enum CliCommand {
         /// Name of the shell
         shell: clap_complete::Shell,
     },
+    /// Write a manual page for each command into a folder
+    #[cfg(feature = "man")]
+    #[command(hide = true)]
+    Man {
+        /// Folder to write into, which is created
+        #[arg(value_hint = ValueHint::DirPath)]
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,8 @@ mod init;
 mod keygen;
 mod keys;
 mod limits;
+#[cfg(feature = "man")]
+mod man;
 mod periodic;
 mod question;
 mod queue_pause;
@@ -39,10 +41,10 @@ use machinist::{
 use machinist_metrics::Metrics;
 
 use crate::{
-    BuildWorker,
     args::{Cli, CliCommand},
     exit::{CliError, Code, Exit},
     output,
+    set_up::{BuildWorker, change_app},
 };
 
 /// Runs the command of the command line.
@@ -71,6 +73,8 @@ pub(crate) async fn run(
             output::raw(&String::from_utf8_lossy(&script))?;
             Ok(Code::Success)
         }
+        #[cfg(feature = "man")]
+        CliCommand::Man { folder } => man::run(&folder),
         CliCommand::Keygen(args) => keygen::run(&args, json),
         CliCommand::Keys(args) => keys::run(args, flags, connectors, json),
         CliCommand::Config => config::run(&settings(flags)?, json),
@@ -101,7 +105,7 @@ pub(crate) async fn run(
 /// the command ends.
 async fn connect(settings: &Settings) -> Result<App, CliError> {
     check_outlives_process(settings)?;
-    Ok(App::from_settings(settings).await?)
+    Ok(App::from_settings_with(settings, change_app).await?)
 }
 
 /// Connects to the configured servers, for a worker with metrics.
@@ -112,7 +116,7 @@ async fn connect_measured(settings: &Settings, metrics: &Metrics) -> Result<App,
     check_outlives_process(settings)?;
     let mut servers = Servers::reach(settings).await;
     servers.backend = servers.backend.map(|backend| metrics.timed(backend));
-    Ok(servers.app_with(settings, |app| app.observer(metrics.clone())).await?)
+    Ok(servers.app_with(settings, |app| change_app(app.observer(metrics.clone()))).await?)
 }
 
 /// Connects to the configured servers, for a command that only reads and needs no key.

@@ -17,14 +17,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{connect, connect_measured};
 use crate::{
-    BuildWorker,
     args::WorkerArgs,
     command::{CommandTask, Host},
     demo,
     exit::{CliError, Code, Exit},
     health::HealthServer,
     metrics::MetricsPage,
-    open_files, output, systemd, telemetry,
+    open_files, output,
+    set_up::BuildWorker,
+    systemd, telemetry,
 };
 
 pub(super) async fn run(
@@ -52,7 +53,10 @@ pub(super) async fn run(
     let host = host(&mut settings)?;
     let settings = &settings;
     let commands = command_tasks(settings, &host)?;
-    let builder = build(settings.configure(Worker::builder(&app)).set_log_level(telemetry::set_level));
+    let builder = settings.configure(Worker::builder(&app)).set_log_level(telemetry::set_level);
+    let builder = build(builder).await.map_err(|error| {
+        CliError::from_error(Code::Unreachable, &*error).context("the application cannot set up its tasks")
+    })?;
     let worker = build_worker(builder, commands, args.demo)?;
     note_unconsumed(settings, &worker);
     if let Some(metrics) = &metrics {
