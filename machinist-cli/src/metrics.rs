@@ -1,6 +1,6 @@
 //! Metrics of a worker: `/metrics` beside the health checks, and export by OTLP when a variable asks for it.
 //!
-//! The exporter uses plain http and a runtime of its own, like that of the traces.
+//! The exporter uses plain http and a separate runtime, like that of the traces.
 
 use std::{fs, path::Path};
 
@@ -29,7 +29,7 @@ pub(crate) enum MetricsAnswer {
 }
 
 impl MetricsPage {
-    /// Reads the token, if there is to be one.
+    /// Reads the token, if a file is named.
     ///
     /// # Errors
     /// The file cannot be read, or holds no token.

@@ -147,7 +147,7 @@ impl App {
     /// # Cancel safety
     /// Events of a batch that was being published may be lost.
     pub async fn flush_events(&self) {
-        self.0.published_events.flush(&self.0).await;
+        self.0.published_events.flush(self.0.backend.as_ref(), &self.0.clock).await;
     }
 
     /// The message that carries an envelope, in the format of its queue.
@@ -430,7 +430,10 @@ impl AppBuilder {
             listed_queues: ListedQueues::default(),
         });
         tokio::spawn(keep_time(Arc::downgrade(&shared)));
-        EventPublisher::start(&shared);
+        if shared.published_events.is_on() {
+            let publisher = Arc::clone(&shared.published_events);
+            tokio::spawn(publish_events(Arc::downgrade(&shared), publisher));
+        }
         Ok(App(shared))
     }
 
@@ -460,6 +463,17 @@ impl AppState {
                 later_by_ms = later_by / 1000,
                 "backend time has jumped: its clock was set, a server with another clock took over, or this host slept"
             );
+        }
+    }
+}
+
+/// Publishes events for as long as the application is there, which does not live because of a wait for events.
+async fn publish_events(app: std::sync::Weak<AppState>, publisher: Arc<EventPublisher>) {
+    loop {
+        let gathered = publisher.gathered().await;
+        let Some(app) = app.upgrade() else { return };
+        if gathered {
+            publisher.flush(app.backend.as_ref(), &app.clock).await;
         }
     }
 }

@@ -20,6 +20,7 @@ mod definition;
 mod delay;
 pub mod error;
 pub mod event;
+mod event_reader;
 pub mod event_stream;
 pub mod extract;
 mod fleet;
@@ -77,6 +78,7 @@ pub use control::{ControlError, Revoked, Scheduled};
 pub use dead_letters::{DeadFilter, DeadLetter, DeadLetterOutcome};
 pub use error::{ResultError, SendError, TaskError};
 pub use event::Observer;
+pub use event_reader::{EventFilter, EventStream};
 pub use extract::State;
 pub use fleet::{
     FleetRoles, LeaderInfo, OrderError, OrderReport, OrderResult, RegisteredName, ShardInfo, WorkerFilter,

@@ -7,10 +7,10 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use machinist_core::{
-    App, TaskDef, TaskError, Worker,
+    App, EventFilter, EventStream, TaskDef, TaskError, Worker,
     backend::{Backend, Index},
     broker::Broker,
-    event_stream::{EventFilter, EventStream, PublishedEvents, StreamedEvent},
+    event_stream::{PublishedEvents, StreamedEvent},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 use support::Running;

@@ -2,11 +2,7 @@
 
 use std::time::Duration;
 
-use machinist::{
-    backend::BackendError,
-    event_stream::{EventFilter, StreamedEvent},
-    settings::Settings,
-};
+use machinist::{EventFilter, backend::BackendError, event_stream::StreamedEvent, settings::Settings};
 
 use super::connect_reader;
 use crate::{

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     fmt, mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -12,9 +12,8 @@ use tokio::sync::Notify;
 
 use super::{KEPT_FOR, StreamedEvent};
 use crate::{
-    app::AppState,
     backend::{Backend, BackendError, Commit, Committed, Expiry, Index, IndexUpdate},
-    clock::Timestamp,
+    clock::{Clock, Timestamp},
     event::{Event, EventKind},
     id::{RecordId, RecordKind, RunId},
     record::json,
@@ -29,7 +28,7 @@ const MAX_WAITING: usize = 4000;
 /// Maximum number of events of one batch.
 const MAX_BATCH: usize = 1000;
 /// Fact of a batch.
-pub(super) const BATCH: &str = "batch";
+pub(crate) const BATCH: &str = "batch";
 
 /// Events that a process publishes for readers elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -38,7 +37,7 @@ pub enum PublishedEvents {
     /// None.
     #[default]
     Off,
-    /// What goes wrong: failures, retries, refusals, dead letters, takeovers, and the states of workers.
+    /// Failures, retries, refusals, dead letters, takeovers, and the states of workers.
     Failures,
     /// All.
     All,
@@ -88,11 +87,11 @@ impl fmt::Display for PublishedEvents {
 
 /// Events that were published together.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct EventBatch {
-    pub(super) events: Vec<StreamedEvent>,
+pub(crate) struct EventBatch {
+    pub(crate) events: Vec<StreamedEvent>,
     /// Number of events that were dropped before these.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub(super) dropped: u64,
+    pub(crate) dropped: u64,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "the form that serde asks for")]
@@ -130,13 +129,13 @@ fn member(process: &RunId, number: u64) -> String {
 }
 
 /// Returns the process and the number of a batch.
-pub(super) fn parse_member(member: &str) -> Option<(&str, u64)> {
+pub(crate) fn parse_member(member: &str) -> Option<(&str, u64)> {
     let (process, number) = member.rsplit_once(' ')?;
     Some((process, number.parse().ok()?))
 }
 
 /// Returns the record of a batch.
-pub(super) fn batch_record(member: &str) -> RecordId {
+pub(crate) fn batch_record(member: &str) -> RecordId {
     RecordId::new(RecordKind::Control, &format!("events {member}"))
 }
 
@@ -155,7 +154,7 @@ impl EventPublisher {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes an event, if it is to be published. Never waits for a server.
+    /// Notes an event, if it must be published. Never waits for a server.
     #[inline]
     pub(crate) fn note(&self, event: &Event<'_>) {
         if self.which.include(&event.kind) {
@@ -175,15 +174,22 @@ impl EventPublisher {
         self.gathered.notify_one();
     }
 
-    /// Publishes for as long as the application is there.
-    pub(crate) fn start(app: &Arc<AppState>) {
-        if app.published_events.which != PublishedEvents::Off {
-            tokio::spawn(publish_forever(Arc::downgrade(app), Arc::clone(&app.published_events)));
+    /// Returns `true` if it publishes anything.
+    pub(crate) fn is_on(&self) -> bool {
+        self.which != PublishedEvents::Off
+    }
+
+    /// Waits until events are gathered, and for a moment more. Returns `false` if there are none after a few seconds.
+    pub(crate) async fn gathered(&self) -> bool {
+        let gathered = tokio::time::timeout(LOOK_FOR_APP, self.gathered.notified()).await.is_ok();
+        if gathered {
+            tokio::time::sleep(GATHER_TIME).await;
         }
+        gathered
     }
 
     /// Publishes what waits.
-    pub(crate) async fn flush(&self, app: &AppState) {
+    pub(crate) async fn flush(&self, backend: &dyn Backend, clock: &Clock) {
         let mut published = self.published.lock().await;
         loop {
             let batch = self.next_batch();
@@ -192,7 +198,7 @@ impl EventPublisher {
             }
             let count = batch.events.len() as u64 + batch.dropped;
             published.last += 1;
-            if let Err(error) = self.publish(app, &mut published, &batch).await {
+            if let Err(error) = self.publish(backend, clock.now(), &mut published, &batch).await {
                 tracing::debug!(%error, count, "events were not published");
                 // Readers see the number of the batch that is missing; the next batch tells how many events it had.
                 self.waiting().dropped += count;
@@ -212,12 +218,12 @@ impl EventPublisher {
 
     async fn publish(
         &self,
-        app: &AppState,
+        backend: &dyn Backend,
+        now: Timestamp,
         published: &mut PublishedBatches,
         batch: &EventBatch,
     ) -> Result<(), BackendError> {
-        let backend: &dyn Backend = app.backend.as_ref();
-        let (now, number) = (app.clock.now(), published.last);
+        let number = published.last;
         let member_of = |number| member(&self.process, number);
         let mut commit = Commit::new(batch_record(&member_of(number)));
         commit.facts = vec![(BATCH.into(), json(batch))];
@@ -244,19 +250,5 @@ impl EventPublisher {
 impl fmt::Debug for EventPublisher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EventPublisher").field("which", &self.which).finish_non_exhaustive()
-    }
-}
-
-async fn publish_forever(app: Weak<AppState>, publisher: Arc<EventPublisher>) {
-    loop {
-        // The application must not live because of this wait.
-        let gathered = tokio::time::timeout(LOOK_FOR_APP, publisher.gathered.notified()).await.is_ok();
-        if gathered {
-            tokio::time::sleep(GATHER_TIME).await;
-        }
-        let Some(app) = app.upgrade() else { return };
-        if gathered {
-            publisher.flush(&app).await;
-        }
     }
 }

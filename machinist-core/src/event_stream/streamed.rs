@@ -68,7 +68,7 @@ impl StreamedEvent {
     }
 
     /// Creates the event that tells of missing ones.
-    pub(super) fn gap(at: String, worker: Option<String>, missing: u64) -> Self {
+    pub(crate) fn gap(at: String, worker: Option<String>, missing: u64) -> Self {
         Self { at, event: "gap".to_owned(), worker, missing: Some(missing), ..Self::default() }
     }
 

@@ -86,7 +86,7 @@ pub struct Evidence {
     pub ready: Option<u64>,
     /// Names of tasks that the workers of its queue run, as of their last renewal.
     pub running: Vec<String>,
-    /// Where its time went, if it was started.
+    /// Parts of its time, if it was started.
     pub time_spent: Vec<TimeSpent>,
 }
 

@@ -13,7 +13,7 @@ use crate::{clock::Timestamp, record::Record};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct TimeSpent {
-    /// What the time was spent on: `delay` (asked for), `attempts` (earlier ones and their back-off), `queue`, the reason of
+    /// Name of the part: `delay` (asked for), `attempts` (earlier ones and their back-off), `queue`, the reason of
     /// a parking such as `rate:task:call`, `slot` or `run`.
     pub on: String,
     /// The time in seconds.

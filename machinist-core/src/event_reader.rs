@@ -5,15 +5,12 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    KEPT_FOR, StreamedEvent,
-    publisher::{BATCH, EventBatch, batch_record, parse_member},
-};
 use crate::{
     app::App,
     backend::{BackendError, Index, IndexUpdate},
     client::Client,
     clock::Timestamp,
+    event_stream::{BATCH, EventBatch, KEPT_FOR, StreamedEvent, batch_record, parse_member},
     id::{QueueName, RecordId, TaskName},
 };
 
