@@ -54,6 +54,9 @@ impl WorkerBuilder {
             failures: joined(base.failures, self.failures),
             rules: joined(base.rules, self.rules),
             queue_limits: joined(base.queue_limits, self.queue_limits),
+            weights: joined(base.weights, self.weights),
+            queue_concurrency: joined(base.queue_concurrency, self.queue_concurrency),
+            strict_order: self.strict_order.or(base.strict_order),
             periodic: joined(base.periodic, self.periodic),
             state: self.state.over(base.state),
         }
