@@ -27,6 +27,8 @@ pub enum WhyReason {
     Retry,
     /// Its name is disabled for all workers.
     Disabled,
+    /// A worker that failed its name again and again has left it to others.
+    CircuitOpen,
     /// Another rule of admission refuses its start.
     Limited,
     /// No live worker takes tasks from its queue.
@@ -74,6 +76,7 @@ impl WhyReason {
             }
             Self::Delayed | Self::Retry => "wait, or run it at once: `machinist scheduled --now ID`",
             Self::Disabled => "`machinist registered enable NAME` lets its tasks run",
+            Self::CircuitOpen => "see why its name fails: `machinist dead list`, and the logs of the workers",
             Self::Limited => "wait: it starts when no rule refuses it any more",
             Self::NoConsumer => "start a worker with `machinist worker --queue QUEUE`",
             Self::UnknownTask => "start a worker of this queue that knows the task, or check its name",
@@ -113,8 +116,10 @@ pub(super) fn reasons(situation: &Situation<'_>) -> Vec<WhyReason> {
     if *disabled {
         found.push(WhyReason::Disabled);
     }
-    if record.parked.as_ref().is_some_and(|parked| !parked.reason.starts_with("disabled:")) {
-        found.push(WhyReason::Limited);
+    match record.parked.as_ref().and_then(|parked| parked.reason.split(':').next()) {
+        None | Some("disabled") => {}
+        Some("circuit") => found.push(WhyReason::CircuitOpen),
+        Some(_) => found.push(WhyReason::Limited),
     }
     if *queue_paused {
         found.push(WhyReason::Paused);
@@ -194,6 +199,7 @@ mod tests {
             failed: 0,
             retried: 0,
             memory: None,
+            open_circuits: Vec::new(),
             runs: Vec::new(),
         }
     }

@@ -108,6 +108,11 @@ fn answer(id: &TaskId, found: &[WhyReason], evidence: Evidence) -> Why {
         WhyReason::Delayed => format!("its time is {due}"),
         WhyReason::Retry => format!("its next run is due at {due}"),
         WhyReason::Disabled => format!("the task {task} is disabled for all workers"),
+        WhyReason::CircuitOpen => {
+            format!(
+                "a worker failed the task {task} again and again, and left this one to others for a while"
+            )
+        }
         WhyReason::Limited => format!("a rule refuses its start: {}", text(&evidence.parked)),
         WhyReason::NoConsumer => format!("no live worker takes tasks from queue {queue}"),
         WhyReason::UnknownTask => format!("no live worker of queue {queue} knows the task {task}"),
