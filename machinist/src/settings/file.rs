@@ -11,7 +11,6 @@ use std::{
 
 use machinist_core::{
     QueueName,
-    limit::Limit,
     periodic::Periodic,
     sign::{KeyConfig, KeyError, KeyId, KeyState, SecretText},
     worker::Tag,
@@ -54,7 +53,7 @@ pub(super) struct FileSettings {
     pub(super) tasks: BTreeMap<String, TaskSettings>,
     pub(super) periodic: BTreeMap<String, Setting<Periodic>>,
     pub(super) app: Option<AppSection>,
-    pub(super) queue_limits: BTreeMap<QueueName, Setting<Limit>>,
+    pub(super) queues: limits::FileQueues,
 }
 
 /// Values of `[tls]`.
@@ -73,6 +72,8 @@ pub(super) struct FileWorker {
     pub(super) look_ahead: Option<Setting<usize>>,
     pub(super) keep_args: Option<Setting<bool>>,
     pub(super) queues: Option<Setting<Vec<QueueName>>>,
+    pub(super) weights: Option<Setting<BTreeMap<QueueName, u32>>>,
+    pub(super) strict: Option<Setting<bool>>,
     pub(super) concurrency: Option<Setting<usize>>,
     pub(super) grace: Option<Setting<Duration>>,
     pub(super) consumer_timeout: Option<Setting<Duration>>,
@@ -135,7 +136,7 @@ pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<F
         keys: read_keys(&top)?,
         periodic: periodic::read(&top, &tasks)?,
         app: top.has_table(APP)?.then(|| AppSection::new(path, text)),
-        queue_limits: limits::read_queues(&top)?,
+        queues: limits::read_queues(&top)?,
         tasks,
     })
 }
@@ -178,6 +179,8 @@ fn read_worker(top: &Section<'_>) -> Result<FileWorker, SettingsError> {
         look_ahead: worker.setting(&table::LOOK_AHEAD)?,
         keep_args: worker.setting(&table::KEEP_ARGS)?,
         queues: worker.setting(&table::QUEUES)?,
+        weights: worker.get("queues", value::queue_weights)?.filter(|weights| !weights.value.is_empty()),
+        strict: worker.setting(&table::STRICT)?,
         concurrency: worker.setting(&table::CONCURRENCY)?,
         grace: worker.setting(&table::GRACE)?,
         consumer_timeout: worker.setting(&table::CONSUMER_TIMEOUT)?,
