@@ -1,9 +1,9 @@
 //! Opening of one connection within a bounded time, with a handle that is certain to end it.
 
 use std::{
-    fmt, io,
-    net::{Shutdown, SocketAddr, TcpStream},
-    sync::{Arc, Mutex, PoisonError},
+    io,
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,38 +24,11 @@ use crate::{
     error::{AmqpError, CLOSE_TIMEOUT, error_chain},
     runtime::{BrokerStream, SanitizingRuntime},
     sanitize::SanitizedStream,
+    socket::SocketHandle,
 };
 
 /// Maximum time of a question to one address: TCP, TLS, and what is asked.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Second handle on the socket of a connection, which ends the connection without asking the peer.
-///
-/// lapin closes a connection by talking to the broker. With a peer that no longer answers, its thread and its
-/// socket would stay forever, one pair for each attempt. This handle shuts the socket down, and then everything
-/// that waits on it fails at once.
-#[derive(Clone, Default)]
-pub(crate) struct SocketHandle(Arc<Mutex<Option<TcpStream>>>);
-
-impl SocketHandle {
-    fn attach(&self, socket: TcpStream) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
-    }
-
-    /// Ends the connection.
-    pub(crate) fn shut_down(&self) {
-        if let Some(socket) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // It fails only if the socket is already closed.
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-impl fmt::Debug for SocketHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SocketHandle")
-    }
-}
 
 /// Connection as lapin opened it, with the handle that ends it.
 pub(crate) struct OpenedConnection {
@@ -125,6 +98,7 @@ async fn open(
     let tokio = lapin::runtime::default_runtime().map_err(|error| AmqpError::lapin(&operation, error))?;
     let target = endpoint.clone();
     let tls = tls.clone();
+    let end = socket.clone();
     let open = Connection::connector(
         endpoint.address.uri(),
         runtime,
@@ -140,7 +114,7 @@ async fn open(
             let dialled = tokio::time::timeout(share, dial).await;
             dialled
                 .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
-                .map(|stream| AsyncTcpStream::Plain(SanitizedStream::new(stream)))
+                .map(|stream| AsyncTcpStream::Plain(SanitizedStream::new(stream, end.clone())))
                 .map_err(|error| ErrorKind::IOError(Arc::new(error)).into())
         },
         properties,

@@ -10,13 +10,17 @@ use lapin::{Channel, Connection, Event, options::BasicQosOptions};
 use machinist_adapter::tls::Tls;
 
 use crate::{
-    connect::{self, FailedConnect, OpenedConnection, SocketHandle},
+    connect::{self, FailedConnect, OpenedConnection},
     endpoint::{Addresses, Endpoint},
     error::{AmqpError, CLOSE_TIMEOUT, error_chain, rpc, rpc_within},
+    socket::SocketHandle,
 };
 
 /// Maximum time that the broker has to answer a probe.
 pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Interval of the looks at a connection that is about to be closed.
+const CLOSED_POLL: Duration = Duration::from_millis(1);
 
 /// Number of channel ids that are tried in a row before a connection counts as spoilt.
 const CHANNEL_ID_TRIES: usize = 16;
@@ -111,7 +115,15 @@ impl AmqpConnection {
 
     /// Says good-bye to the broker, then ends the connection in any case.
     pub(crate) async fn close(&self) -> Result<(), AmqpError> {
-        let close = self.connection.close(200, "OK".into());
+        self.socket.hold_back_end();
+        let close = async {
+            self.connection.close(200, "OK".into()).await?;
+            // The answer of the broker resolves the future above, and lapin processes it a moment later.
+            while !self.connection.status().closed() && !self.connection.status().errored() {
+                tokio::time::sleep(CLOSED_POLL).await;
+            }
+            Ok(())
+        };
         let closed = rpc_within(CLOSE_TIMEOUT, "closing the connection", close).await;
         self.abort();
         closed

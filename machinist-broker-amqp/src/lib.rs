@@ -58,6 +58,7 @@ mod publish_window;
 mod publisher;
 mod runtime;
 mod sanitize;
+mod socket;
 mod subscription;
 mod supervisor;
 mod topology;

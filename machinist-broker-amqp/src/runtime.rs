@@ -14,7 +14,7 @@ use async_rs::{
 use futures_util::{AsyncRead, AsyncWrite, Stream};
 use lapin::AsyncTcpStream;
 
-use crate::sanitize::SanitizedStream;
+use crate::{sanitize::SanitizedStream, socket::SocketHandle};
 
 /// Stream to a broker, plain or encrypted.
 pub(crate) type BrokerStream = AsyncTcpStream<<TokioRuntime as Reactor>::TcpStream>;
@@ -82,6 +82,9 @@ impl Reactor for SanitizingRuntime {
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
-        async move { Ok(SanitizedStream::new(AsyncTcpStream::Plain(connecting.await?))) }
+        async move {
+            let stream = AsyncTcpStream::Plain(connecting.await?);
+            Ok(SanitizedStream::new(stream, SocketHandle::default()))
+        }
     }
 }

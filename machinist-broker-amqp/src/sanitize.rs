@@ -17,6 +17,8 @@ use std::{
 use futures_util::{AsyncRead, AsyncWrite};
 use machinist_adapter::broker::MAX_HEADER_DEPTH;
 
+use crate::socket::SocketHandle;
+
 /// Maximum size of a frame, in bytes. Brokers agree on 128 KiB unless they are configured otherwise.
 const MAX_FRAME_BYTES: usize = 16 * 1024 * 1024;
 
@@ -45,11 +47,12 @@ pub(crate) struct SanitizedStream<S> {
     delivered: usize,
     /// Number of leading bytes that are sanitized.
     sanitized: usize,
+    socket: SocketHandle,
 }
 
 impl<S> SanitizedStream<S> {
-    pub(crate) fn new(inner: S) -> Self {
-        Self { inner, bytes: Vec::new(), delivered: 0, sanitized: 0 }
+    pub(crate) fn new(inner: S, socket: SocketHandle) -> Self {
+        Self { inner, bytes: Vec::new(), delivered: 0, sanitized: 0, socket }
     }
 
     /// Sanitizes the complete frames among the bytes.
@@ -87,8 +90,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for SanitizedStream<S> {
             let read = Pin::new(&mut this.inner).poll_read(cx, &mut this.bytes[held..]);
             let count = if let Poll::Ready(Ok(count)) = read { count } else { 0 };
             this.bytes.truncate(held + count);
-            if ready!(read)? == 0 {
-                return Poll::Ready(Ok(0));
+            let read = ready!(read);
+            if !matches!(read, Ok(1..)) {
+                ready!(this.socket.poll_end(cx));
+                return Poll::Ready(read);
             }
             this.sanitize_frames()?;
         }
@@ -299,10 +304,26 @@ mod tests {
     }
 
     fn through(bytes: &[u8], at_once: usize) -> io::Result<Vec<u8>> {
-        let mut sanitized = SanitizedStream::new(Slow(Source::new(bytes.to_vec()), at_once));
+        let mut sanitized =
+            SanitizedStream::new(Slow(Source::new(bytes.to_vec()), at_once), SocketHandle::default());
         let mut out = Vec::new();
         futures_util::FutureExt::now_or_never(sanitized.read_to_end(&mut out)).unwrap()?;
         Ok(out)
+    }
+
+    #[tokio::test]
+    async fn the_end_is_held_back_while_a_connection_closes() {
+        let socket = SocketHandle::default();
+        let answer = frame(METHOD_FRAME, &[0, 10, 0, 51]);
+        let mut stream = SanitizedStream::new(Source::new(answer.clone()), socket.clone());
+        socket.hold_back_end();
+        let mut out = Vec::new();
+        let early = futures_util::FutureExt::now_or_never(stream.read_to_end(&mut out));
+        assert!(early.is_none(), "{early:?}");
+        let both = async { tokio::join!(stream.read_to_end(&mut out), async { socket.shut_down() }).0 };
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(10), both).await;
+        ended.expect("the reader is woken").unwrap();
+        assert_eq!(out, answer);
     }
 
     fn content_header(flags: u16, values: &[u8]) -> Vec<u8> {
