@@ -114,7 +114,8 @@ fn signature(args: &SendArgs, name: &str, queue: Option<&QueueName>) -> Result<S
 /// Returns the rule by which a task is unique: that of the command line, or that of this task in machinist.toml.
 fn unique(args: &SendArgs, task: &str, settings: &Settings) -> Result<Option<Unique>, CliError> {
     let configured = || settings.tasks.get(task)?.unique.as_ref().map(|unique| unique.value.clone());
-    let longest = |wait: Duration| args.debounce_max.unwrap_or(wait.saturating_mul(DEBOUNCE_MAX_WAITS));
+    let longest =
+        |wait: Duration| args.debounce_max.unwrap_or_else(|| wait.saturating_mul(DEBOUNCE_MAX_WAITS));
     let timed = match (args.debounce, args.throttle) {
         (Some(wait), _) => Some(Unique::debounce(wait, longest(wait))),
         (None, Some(period)) => Some(Unique::throttle(period)),

@@ -11,7 +11,7 @@ use super::{
     tree::{Node, Problem, TreeEntry},
 };
 
-const STEP_KEYS: [&str; 20] = [
+const STEP_KEYS: [&str; 22] = [
     "task",
     "args",
     "named",

@@ -100,8 +100,8 @@ pub(super) fn read_unique(section: &Section<'_>) -> Result<Option<Setting<Unique
     }
     let timed = match (debounce, throttle) {
         (Some(wait), _) => {
-            let longest =
-                longest.map_or(wait.value.saturating_mul(DEBOUNCE_MAX_WAITS), |longest| longest.value);
+            let longest = longest
+                .map_or_else(|| wait.value.saturating_mul(DEBOUNCE_MAX_WAITS), |longest| longest.value);
             Some(Setting::new(Unique::debounce(wait.value, longest), wait.origin))
         }
         (None, Some(period)) => Some(Setting::new(Unique::throttle(period.value), period.origin)),
@@ -217,7 +217,10 @@ mod tests {
             ("[worker]\nqueues = { low = \"1\" }", "worker.queues: low: "),
             ("[worker]\nqueues = {}", "names no queue"),
             ("[queues.q]\nmax_depth = -1", "queues.q.max_depth: -1 tasks cannot wait"),
-            ("[queues.q]\nconcurrency = 0", "queues.q.concurrency: 0 tasks cannot run at once"),
+            (
+                "[queues.q]\nconcurrency = 0",
+                "queues.q.concurrency: 0 is not a number of tasks to run at once",
+            ),
             ("[tasks.t]\nconcurrency = -1", "tasks.t.concurrency"),
         ] {
             let error = error(text);

@@ -101,7 +101,7 @@ pub(super) fn top_keys() -> Vec<&'static str> {
     keys
 }
 
-static TABLE: [&SettingInfo; 31] = [
+static TABLE: [&SettingInfo; 32] = [
     &BROKER,
     &BROKER_FILE.info,
     &BACKEND,

@@ -64,14 +64,6 @@ pub(super) fn queue_weights(value: &DeValue<'_>) -> Result<BTreeMap<QueueName, u
     table.iter().map(weight).collect()
 }
 
-/// Reads a number of tasks that run at once.
-pub(super) fn concurrency(value: &DeValue<'_>) -> Result<usize, String> {
-    let number = integer(value, "a number of tasks that run at once")?;
-    usize::try_from(number).ok().filter(|number| *number > 0).ok_or_else(|| {
-        format!("{number} tasks cannot run at once; take 1 or more, or max_running = 0 to pause them")
-    })
-}
-
 /// Reads a list of tags.
 pub(super) fn tags(value: &DeValue<'_>) -> Result<Vec<Tag>, String> {
     let tags = strings(value, "a list of tags, like [\"gpu\"]")?;
