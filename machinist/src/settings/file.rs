@@ -321,7 +321,7 @@ command = ["true"]
         );
         assert_eq!(
             error("[tasks.x]\ncommand = [\"a\"]\nshell = true"),
-            "machinist.toml:3:1: unknown key \"shell\" in [tasks.x]; the keys here are command, args, queue, timeout, soft_timeout, retries, retry_for, retry_timeouts, backoff, env, env_pass, cwd, user, dash_values, keep_args, hide_args, rate, burst, cost, max_running, limit_key, unique, unique_until, on_conflict"
+            "machinist.toml:3:1: unknown key \"shell\" in [tasks.x]; the keys here are command, args, queue, timeout, soft_timeout, retries, retry_for, retry_timeouts, backoff, env, env_pass, cwd, user, dash_values, keep_args, hide_args, concurrency, circuit, circuit_pause, rate, burst, cost, max_running, limit_key, unique, unique_until, on_conflict, debounce, debounce_max, throttle"
         );
     }
 
