@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use lapin::{ConnectionProperties, options::BasicGetOptions};
+use lapin::options::BasicGetOptions;
 use machinist::{
     App, TaskId,
     backend::Backend,
@@ -377,7 +377,7 @@ impl Tally {
 
 /// The ids of all messages in these queues, read past the adapter. They stay where they are.
 async fn lying_in(servers: &Servers, queues: &[String]) -> Result<BTreeSet<String>> {
-    let connection = lapin::Connection::connect(&servers.amqp, ConnectionProperties::default()).await?;
+    let connection = servers.raw_amqp().await?;
     let channel = connection.create_channel().await?;
     let mut found = BTreeSet::new();
     for queue in queues {

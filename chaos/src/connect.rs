@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
+use lapin::{Connection, ConnectionProperties};
 use machinist::{
     App, AppBuilder,
     amqp::{AmqpBroker, AmqpOptions},
@@ -27,6 +28,12 @@ pub(crate) struct Servers {
 }
 
 impl Servers {
+    /// A connection past the adapter, to the first node of a cluster.
+    pub(crate) async fn raw_amqp(&self) -> Result<Connection> {
+        let url = self.amqp.split(',').next().unwrap_or_default();
+        Ok(Connection::connect(url, ConnectionProperties::default()).await?)
+    }
+
     pub(crate) async fn app(&self, publish_deadline: Duration) -> Result<App> {
         let (broker, backend) = self.connect(publish_deadline).await?;
         Ok(self.kept(App::builder(broker, backend)).allow_unsigned().build().await?)

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use lapin::{
-    BasicProperties, ConnectionProperties,
+    BasicProperties,
     options::{BasicPublishOptions, ConfirmSelectOptions},
     types::{AMQPValue, FieldTable},
 };
@@ -19,7 +19,7 @@ const LEVEL: usize = 1 + 1 + 1 + 4;
 
 /// Publishes it past the adapter, which would not, and waits until it lies in a queue.
 pub(crate) async fn publish(servers: &Servers, queue: &str, id: &str) -> Result<()> {
-    let connection = lapin::Connection::connect(&servers.amqp, ConnectionProperties::default()).await?;
+    let connection = servers.raw_amqp().await?;
     let channel = connection.create_channel().await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
     let frame = usize::try_from(connection.configuration().frame_max())?;

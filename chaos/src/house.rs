@@ -106,7 +106,10 @@ impl House {
         let path = dir.display().to_string();
         let serving = Process::start(&["ledger".into(), "--dir".into(), path], &dir.join("ledger.log"))?;
         let notes = Ledger::of(&dir).await?;
-        let (amqp, amqp_url) = Proxy::before(&endpoints.amqp_url).await?;
+        // A proxy stands before one node; of a cluster everybody gets all URLs.
+        let urls: Vec<&str> = endpoints.amqp_url.split(',').collect();
+        let (amqp, proxied) = Proxy::before(urls[0]).await?;
+        let amqp_url = if urls.len() == 1 { proxied } else { endpoints.amqp_url.clone() };
         let (redis, redis_url) = Proxy::before(&endpoints.redis_url).await?;
         let namespace = format!("{name}-{:x}", rand::random::<u32>());
         let results_s = setup.results_s;

@@ -13,6 +13,7 @@ macro_rules! say {
 
 mod arrow;
 mod check;
+mod cluster;
 mod connect;
 mod deep;
 mod flows;
@@ -30,6 +31,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use tokio::runtime::Runtime;
 
 use crate::{scenario::Scenario, size::Size};
 
@@ -53,6 +55,9 @@ struct Cli {
     /// How long and how much.
     #[arg(long, value_enum, default_value_t = Size::Smoke)]
     size: Size,
+    /// How many scenarios run at once, each with its own servers.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    lanes: usize,
     /// Where servers, logs and ledgers are.
     #[arg(long, value_name = "DIR", default_value = "target/chaos")]
     dir: PathBuf,
@@ -72,13 +77,22 @@ enum Part {
     Sender(sender::SenderArgs),
 }
 
+impl Part {
+    async fn run(self) -> Result<u8> {
+        match self {
+            Self::Ledger { dir } => ledger::serve(&dir).await.map(|()| 0),
+            Self::Worker(args) => worker::run(args).await,
+            Self::Sender(args) => sender::run(args).await,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("MACHINIST_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,lapin=off,machinist_core::app=off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    let done =
-        tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| runtime.block_on(run(cli)));
+    let done = run(cli);
     match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -89,14 +103,9 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(cli: Cli) -> Result<u8> {
+fn run(cli: Cli) -> Result<u8> {
     match cli.part {
-        Some(Part::Ledger { dir }) => {
-            ledger::serve(&dir).await?;
-            Ok(0)
-        }
-        Some(Part::Worker(args)) => worker::run(args).await,
-        Some(Part::Sender(args)) => sender::run(args).await,
+        Some(part) => Runtime::new()?.block_on(part.run()),
         None if cli.list => {
             for scenario in Scenario::ALL {
                 let ci = if scenario.is_in_ci() { "ci" } else { "" };
@@ -113,7 +122,7 @@ async fn run(cli: Cli) -> Result<u8> {
                 !chosen.is_empty(),
                 "name a scenario, or --ci, or --all; --list tells which there are"
             );
-            Ok(u8::from(!scenario::run_all(&chosen, cli.size, &cli.dir).await?))
+            Ok(u8::from(!scenario::run_all(&chosen, cli.size, cli.lanes, &cli.dir)?))
         }
     }
 }

@@ -1,12 +1,16 @@
 //! The scenarios: which fault, while load goes on.
 
 use std::{
+    panic::resume_unwind,
     path::Path,
+    sync::{Mutex, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
+use tokio::runtime::Runtime;
 use xtask::{
     interrupt::Interrupt,
     services::{Endpoints, Server, Services},
@@ -15,7 +19,7 @@ use xtask::{
 use crate::{
     arrow::{ARROWS, FLOW_ARROWS},
     check::{self, Book, Finals, Leniency, Tally},
-    flows,
+    cluster, flows,
     house::{CONCURRENCY, House, OTHER_QUEUE, Setup, WORKERS},
     load::Kind,
     size::Size,
@@ -64,6 +68,7 @@ scenarios! {
     RabbitStop "rabbit-stop" "RabbitMQ's application is stopped and started (stop_app, start_app)"
     RabbitFreeze "rabbit-freeze" "RabbitMQ is stopped by SIGSTOP: it neither answers nor closes"
     RabbitListeners "rabbit-listeners" "RabbitMQ closes all connections and takes no new ones"
+    ClusterKill "cluster-kill" "nodes of a RabbitMQ cluster of three are killed, one after the other, and started again"
     RabbitMemory "rabbit-memory" "RabbitMQ's memory alarm: publishers are blocked"
     RedisKill "redis-kill" "Redis is killed and started again"
     RedisPause "redis-pause" "CLIENT PAUSE: Redis answers nobody"
@@ -111,6 +116,7 @@ impl Scenario {
         Self::MixedPoison,
         Self::DelaysDeleted,
         Self::RedisAway,
+        Self::ClusterKill,
         Self::FlowsArrows,
         Self::FlowsFlush,
     ];
@@ -120,49 +126,100 @@ impl Scenario {
     }
 }
 
-/// Runs scenarios one after the other; whether every invariant held.
-pub(crate) async fn run_all(scenarios: &[Scenario], size: Size, dir: &Path) -> Result<bool> {
+/// Runs scenarios, as many at once as there are lanes; whether every invariant held. Each lane has its own servers.
+pub(crate) fn run_all(scenarios: &[Scenario], size: Size, lanes: usize, dir: &Path) -> Result<bool> {
     std::fs::create_dir_all(dir)?;
     let interrupt = Interrupt::listen()?;
-    let at = dir.join("servers");
-    let up = tokio::task::block_in_place(|| Services::at(&at)?.up(&interrupt))?;
-    say!("{}", up.report());
     say!("size {}; ledgers and logs in {}", size.name(), dir.display());
     let began = Instant::now();
-    let mut failed = Vec::new();
     say!("{}", Row::HEAD);
-    for scenario in scenarios {
-        let ran = run(*scenario, size, dir, &up.endpoints).await;
-        match ran {
-            Ok(violations) if violations.is_empty() => {}
-            Ok(violations) => {
-                failed.push(scenario.name());
-                for violation in violations.iter().take(12) {
-                    say!("    {violation}");
-                }
-                if violations.len() > 12 {
-                    say!("    and {} more", violations.len() - 12);
-                }
-            }
-            Err(error) => {
-                failed.push(scenario.name());
-                say!("| {} | {error:#}", scenario.name());
-            }
-        }
-        if interrupt.heard() {
-            break;
-        }
-        restore(&Services::at(&at)?, &interrupt)?;
-    }
-    tokio::task::block_in_place(|| Services::at(&at)?.down())?;
-    interrupt.check()?;
+    let waiting = Mutex::new(scenarios.iter().copied());
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    // A thread and a runtime for each, because a scenario blocks while it starts and kills its servers.
+    let ran: Vec<Result<Vec<&str>>> = thread::scope(|scope| {
+        let (next, interrupt) = (&next, &interrupt);
+        let lane = |number| {
+            scope.spawn(move || Runtime::new()?.block_on(run_lane(number, next, size, dir, interrupt)))
+        };
+        let lanes: Vec<_> = (1..=lanes.clamp(1, scenarios.len())).map(lane).collect();
+        lanes.into_iter().map(|lane| lane.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    });
     let took = began.elapsed().as_secs();
+    // Errors come after all lanes, so that each has ended its servers.
+    let failed = ran.into_iter().collect::<Result<Vec<_>>>()?.concat();
+    interrupt.check()?;
     if failed.is_empty() {
         say!("every invariant held, {} scenarios in {took} s", scenarios.len());
     } else {
         say!("{} of {} scenarios failed in {took} s: {}", failed.len(), scenarios.len(), failed.join(", "));
     }
     Ok(failed.is_empty())
+}
+
+/// Runs one scenario after the other while there is a next one; names of those that failed.
+async fn run_lane(
+    number: usize,
+    next: &(dyn Fn() -> Option<Scenario> + Sync),
+    size: Size,
+    dir: &Path,
+    interrupt: &Interrupt,
+) -> Result<Vec<&'static str>> {
+    let services = Services::at(&dir.join(format!("servers-{number}")))?;
+    let up = tokio::task::block_in_place(|| services.up(interrupt))?;
+    say!("{}", up.report());
+    let mut failed = Vec::new();
+    let mut restored = Ok(());
+    while restored.is_ok()
+        && !interrupt.heard()
+        && let Some(scenario) = next()
+    {
+        if let Err(told) = run_told(scenario, size, dir, &services, &up.endpoints).await {
+            failed.push(scenario.name());
+            say!("{told}");
+        }
+        restored = restore(&services, interrupt);
+    }
+    tokio::task::block_in_place(|| services.down())?;
+    restored.map(|()| failed)
+}
+
+/// Runs one, and prints its row.
+///
+/// # Errors
+/// What it violated, in lines for a person.
+async fn run_told(
+    scenario: Scenario,
+    size: Size,
+    dir: &Path,
+    services: &Services,
+    endpoints: &Endpoints,
+) -> Result<(), String> {
+    let ran = if scenario == Scenario::ClusterKill {
+        run_in_cluster(scenario, size, dir).await
+    } else {
+        run(scenario, size, dir, services.clone(), endpoints).await
+    };
+    match ran {
+        Ok(violations) if violations.is_empty() => Ok(()),
+        Ok(violations) => {
+            let mut told = vec![format!("    {} failed:", scenario.name())];
+            told.extend(violations.iter().take(12).map(|violation| format!("    {violation}")));
+            if violations.len() > 12 {
+                told.push(format!("    and {} more", violations.len() - 12));
+            }
+            Err(told.join("\n"))
+        }
+        Err(error) => Err(format!("| {} | {error:#}", scenario.name())),
+    }
+}
+
+/// Runs one with a cluster instead of the servers of the lane.
+async fn run_in_cluster(scenario: Scenario, size: Size, dir: &Path) -> Result<Vec<String>> {
+    let interrupt = Interrupt::listen()?;
+    let (services, endpoints) = tokio::task::block_in_place(|| cluster::form(dir, &interrupt))?;
+    let ran = run(scenario, size, dir, services.clone(), &endpoints).await;
+    tokio::task::block_in_place(|| services.down())?;
+    ran
 }
 
 /// Whatever a scenario has left undone, because it failed in the middle.
@@ -213,9 +270,14 @@ fn seconds(ms: u64) -> f64 {
 }
 
 /// Runs one; what was violated.
-async fn run(scenario: Scenario, size: Size, dir: &Path, endpoints: &Endpoints) -> Result<Vec<String>> {
+async fn run(
+    scenario: Scenario,
+    size: Size,
+    dir: &Path,
+    services: Services,
+    endpoints: &Endpoints,
+) -> Result<Vec<String>> {
     let began = Instant::now();
-    let services = Services::at(&dir.join("servers"))?;
     let setup = scenario.setup(size);
     let mut house = House::open(services, endpoints, scenario.name(), size, dir, setup).await?;
     house.pass(size.calm()).await?;
@@ -335,6 +397,8 @@ impl Scenario {
             // Deliveries come again, and where the host was too busy to renew a session of 3 s, they run again.
             Self::RabbitKill | Self::RabbitStop | Self::RabbitFreeze | Self::RabbitListeners => EVERYTHING,
             Self::RabbitClose | Self::AmqpReset | Self::FlowsRabbit => EVERYTHING,
+            // Each end of a node takes the connections to it.
+            Self::ClusterKill => EVERYTHING * house.size.rounds() as usize,
             Self::AmqpStallOld | Self::AmqpBlackHole | Self::AckTimeout | Self::BothGone => EVERYTHING,
             // A delivery stays where it is: nobody else can have run it.
             _ => 0,
@@ -366,6 +430,7 @@ impl Scenario {
                 house.pass(Duration::from_secs(15)).await?;
             }
             Self::QueueGone => special::queue_gone(house).await?,
+            Self::ClusterKill => cluster::kill_nodes(house).await?,
             Self::DelaysDeleted => special::delays_deleted(house).await?,
             Self::RedisAway => special::redis_away(house).await?,
             Self::BusyKill => special::busy_kill(house).await?,

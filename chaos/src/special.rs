@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use lapin::{ConnectionProperties, options::QueueDeleteOptions};
+use lapin::options::QueueDeleteOptions;
 use machinist::TaskId;
 use nix::sys::signal::Signal;
 use xtask::services::Server;
@@ -54,7 +54,7 @@ pub(crate) async fn queue_gone(house: &House) -> Result<()> {
     let began = Instant::now();
     house.send_now(Kind::Orphan, GONE_QUEUE, ORPHANS).await?;
     // Not by rabbitmqctl: on a busy machine that takes seconds to start, and what is due by then goes with the queue.
-    let connection = lapin::Connection::connect(&house.direct.amqp, ConnectionProperties::default()).await?;
+    let connection = house.direct.raw_amqp().await?;
     let queue = format!("{}:{GONE_QUEUE}", house.direct.namespace);
     let channel = connection.create_channel().await?;
     channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await?;
@@ -69,7 +69,7 @@ pub(crate) async fn queue_gone(house: &House) -> Result<()> {
 pub(crate) async fn delays_deleted(house: &House) -> Result<()> {
     let began = Instant::now();
     house.send_now(Kind::Late, QUEUE, LATE_TASKS).await?;
-    let connection = lapin::Connection::connect(&house.direct.amqp, ConnectionProperties::default()).await?;
+    let connection = house.direct.raw_amqp().await?;
     let channel = connection.create_channel().await?;
     for (level, digit) in (0..=LAST_LEVEL).flat_map(|level| (1..=LAST_DIGIT).map(move |digit| (level, digit)))
     {

@@ -145,6 +145,7 @@ impl AmqpBroker {
         } else {
             Finding::good("delays", found)
         });
+        findings.extend(self.stuck_delays(&live, ladder.top).await);
         let mut reader = DepthReader::new(&self.settings, &self.missing, live);
         match reader.read(&self.settings.topology.undelivered()).await {
             Ok(Some(found)) if found.ready > 0 => findings.push(Finding::warning(

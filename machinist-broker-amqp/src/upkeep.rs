@@ -1,4 +1,5 @@
-//! Upkeep of what messages need on the broker: the queues of the delays are there, and no policy drops messages.
+//! Upkeep of what messages need on the broker: the queues of the delays are there and let messages through, and no policy
+//! drops any.
 //!
 //! A queue of a level that somebody deleted holds up every delay that passes it, and nobody notices: senders publish to
 //! higher levels, and the broker keeps what it cannot hand down. So workers look, and make it again.
@@ -13,15 +14,16 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::{
-    broker::AmqpBroker, depth::DepthReader, error::AmqpError, ladder, ladder::LADDER_LEVELS, management,
-    options::TopologyMode, supervisor::LiveConnection, upkeep_state::LadderReading,
+    broker::AmqpBroker, depth::DepthReader, error::AmqpError, ladder, ladder::LADDER_LEVELS,
+    options::TopologyMode, policies, stuck_delays, supervisor::LiveConnection, upkeep_state::LadderReading,
 };
 
-/// Interval between two looks at the policies, which cost the broker more than the rest.
-const POLICY_INTERVAL: Duration = Duration::from_secs(15 * 60);
+/// Interval between two questions to the management API, which cost the broker more than the rest.
+const MANAGEMENT_INTERVAL: Duration = Duration::from_secs(15 * 60);
 
 impl AmqpBroker {
-    /// Makes missing queues of the ladder again, and reports them and the policies that threaten messages.
+    /// Makes missing queues of the ladder again, and reports them, policies that threaten messages, and queues of the ladder
+    /// that let nothing through.
     pub(crate) async fn upkeep(&self) -> Result<Vec<Finding>, BrokerError> {
         let live = self.consuming().await?.current_in_time().await?;
         let mut findings = Vec::new();
@@ -44,8 +46,7 @@ impl AmqpBroker {
                 TopologyMode::Verify => missing_levels(&ladder.missing),
             });
         }
-        let policies = self.policies_in_a_while(&live).await;
-        findings.extend(policies.filter(|finding| finding.level == Level::Error));
+        findings.extend(self.threats_in_a_while(&live, ladder.top).await);
         Ok(findings)
     }
 
@@ -87,16 +88,17 @@ impl AmqpBroker {
         Ok(reading)
     }
 
-    async fn policies_in_a_while(&self, live: &LiveConnection) -> Option<Finding> {
-        let known = self.upkeep.found().policies.clone();
-        if let Some((at, finding)) = known
-            && at.elapsed() < POLICY_INTERVAL
+    /// Reports what the management API said last, and asks it in intervals.
+    async fn threats_in_a_while(&self, live: &LiveConnection, top: Option<u8>) -> Vec<Finding> {
+        if let Some((at, findings)) = &self.upkeep.found().threats
+            && at.elapsed() < MANAGEMENT_INTERVAL
         {
-            return Some(finding);
+            return findings.clone();
         }
-        let finding = self.policies(live).await?;
-        self.upkeep.found().policies = Some((Instant::now(), finding.clone()));
-        Some(finding)
+        let policies = self.policies(live).await.filter(|finding| finding.level == Level::Error);
+        let findings: Vec<Finding> = policies.into_iter().chain(self.stuck_delays(live, top).await).collect();
+        self.upkeep.found().threats = Some((Instant::now(), findings.clone()));
+        findings
     }
 
     /// Reports the policies that match our queues; `None` if the management API is not to be asked.
@@ -106,7 +108,18 @@ impl AmqpBroker {
         let is_ours = |name: &str, arguments: &Value| {
             topology.is_own_queue(name, arguments["x-dead-letter-exchange"].as_str())
         };
-        Some(management::policies(live.connection.endpoint(), port, is_ours).await)
+        Some(policies::of_queues(live.connection.endpoint(), port, is_ours).await)
+    }
+
+    /// Reports the queues of the ladder that let nothing through; `None` if there is none, or nobody can tell.
+    pub(crate) async fn stuck_delays(&self, live: &LiveConnection, top: Option<u8>) -> Option<Finding> {
+        let port = self.settings.management_port?;
+        let topology = &self.settings.topology;
+        let levels = top.map_or(0, |top| top + 1);
+        let queues = (0..levels).flat_map(|level| (1..=ladder::MAX_DIGIT).map(move |digit| (level, digit)));
+        let holds = queues
+            .map(|(level, digit)| (topology.level_queue(level, digit), ladder::hold_millis(level, digit)));
+        stuck_delays::look(live.connection.endpoint(), port, &holds.collect()).await
     }
 }
 

@@ -13,8 +13,8 @@ pub(crate) struct UpkeepState(Mutex<UpkeepResults>);
 pub(crate) struct UpkeepResults {
     /// Highest level of the ladder that exists; the outer `None` before the first look.
     pub(crate) top: Option<Option<u8>>,
-    /// Finding about the policies, and when it was made.
-    pub(crate) policies: Option<(Instant, Finding)>,
+    /// Findings of the management API, and when they were made.
+    pub(crate) threats: Option<(Instant, Vec<Finding>)>,
 }
 
 /// The ladder as it is on the broker.

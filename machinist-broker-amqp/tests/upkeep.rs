@@ -111,6 +111,29 @@ async fn a_policy_that_drops_messages_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_of_the_delays_that_lets_nothing_through_is_named() {
+    in_namespace(async |harness| {
+        let queue = |digit: u8, due: u8| {
+            let ns = &harness.namespace;
+            format!(r#"{{"name":"{ns}.delay.0.{digit}","messages_ready":0,"messages_dlx":{due}}}"#)
+        };
+        let json = format!("[{},{}]", queue(1, 0), queue(2, 3));
+        let port = management_api(json.clone(), json).await;
+        let broker = harness.broker(AmqpOptions { management_port: Some(port), ..harness.options() }).await;
+        let target = Target::Queue(QueueName::parse("late").unwrap());
+        let publish = Publish { target, message: Message::default(), delay: DELAY };
+        within(STEP_TIMEOUT, "a publish", broker.publish(vec![publish])).await.remove(0).unwrap();
+        let told = of_subject(&broker, "delays").await;
+        let stuck = format!("{}.delay.0.2 holds 3 messages whose time is over", harness.namespace);
+        assert!(told.iter().any(|finding| finding.found.starts_with(&stuck)), "{told:?}");
+        assert!(!told.iter().any(|finding| finding.found.contains("delay.0.1")), "{told:?}");
+        let told = within(STEP_TIMEOUT, "upkeep", broker.maintain()).await.unwrap();
+        assert!(told.iter().any(|finding| finding.found.starts_with(&stuck)), "{told:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_management_api_nobody_claims_to_know_the_policies() {
     in_namespace(async |harness| {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

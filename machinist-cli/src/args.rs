@@ -161,6 +161,8 @@ pub(crate) enum CliCommand {
     },
     /// List the live workers, or give them orders
     Workers(WorkersArgs),
+    /// List the leaders and the shards of live workers, and who holds them
+    Fleet,
     /// List the task names that live workers know, or disable one for all workers
     Registered(RegisteredArgs),
     /// List the limits of tasks and queues, or set one for all workers
@@ -185,6 +187,14 @@ pub(crate) enum CliCommand {
     Completions {
         /// Name of the shell
         shell: clap_complete::Shell,
+    },
+    /// Write a manual page for each command into a folder
+    #[cfg(feature = "man")]
+    #[command(hide = true)]
+    Man {
+        /// Folder to write into, which is created
+        #[arg(value_hint = ValueHint::DirPath)]
+        folder: PathBuf,
     },
 }
 

@@ -147,6 +147,7 @@ macro_rules! backend_suite {
             indexes_are_apart
             periodic_tasks_tick_once_and_pass_to_another_worker
             a_lost_periodic_task_is_written_back
+            shards_are_spread_and_pass_on
             the_backend_works_after_an_interruption
             what_was_committed_outlives_the_connection
             backend_agrees_with_memory
@@ -188,6 +189,7 @@ mod tests {
             include_str!("backend/spoiled.rs"),
             include_str!("backend/indexes.rs"),
             include_str!("backend/periodic.rs"),
+            include_str!("backend/roles.rs"),
             include_str!("backend/agreement.rs"),
         ];
         let promises = sources.iter().flat_map(|source| source.split("\npub async fn ").skip(1));

@@ -35,6 +35,8 @@ mod live_limits;
 mod log_lines;
 mod middleware;
 mod nearest;
+#[cfg(test)]
+mod numbered;
 mod panics;
 mod parking;
 pub mod periodic;
@@ -50,6 +52,7 @@ mod security;
 mod sent_name;
 pub mod sign;
 mod signature;
+pub mod slot;
 mod task;
 mod task_error;
 mod trace;
@@ -75,7 +78,10 @@ pub use dead_letters::{DeadFilter, DeadLetter, DeadLetterOutcome};
 pub use error::{ResultError, SendError, TaskError};
 pub use event::Observer;
 pub use extract::State;
-pub use fleet::{OrderError, OrderReport, OrderResult, RegisteredName, WorkerFilter, WorkerInfo};
+pub use fleet::{
+    FleetRoles, LeaderInfo, OrderError, OrderReport, OrderResult, RegisteredName, ShardInfo, WorkerFilter,
+    WorkerInfo,
+};
 pub use id::{QueueName, TaskId, TaskName};
 pub use instant::IntoInstant;
 pub use known_args::KnownArgs;
@@ -102,6 +108,11 @@ pub use workflow::Workflow;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/time.md")]
 struct DocsOfTime;
+
+/// The example of `docs/fleet.md` is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/fleet.md")]
+struct DocsOfFleet;
 
 /// The example of `docs/periodic.md` is compiled.
 #[cfg(doctest)]

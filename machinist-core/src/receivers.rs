@@ -125,6 +125,7 @@ mod tests {
             memory: None,
             open_circuits: Vec::new(),
             runs: Vec::new(),
+            roles: Vec::new(),
         }
     }
 

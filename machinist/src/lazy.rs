@@ -43,7 +43,7 @@ const WAITS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 #[derive(Debug, Clone)]
 pub struct LazyApp {
     state: watch::Receiver<FirstConnection>,
-    _connecting: Arc<Connecting>,
+    _connecting: Option<Arc<Connecting>>,
     patience: Duration,
 }
 
@@ -99,6 +99,14 @@ pub enum LazySendError {
     Send(#[from] SendError),
 }
 
+impl From<App> for LazyApp {
+    /// Takes an application that is connected, such as that of a test.
+    fn from(app: App) -> Self {
+        let (_, state) = watch::channel(FirstConnection::Connected(app));
+        Self { state, _connecting: None, patience: PATIENCE }
+    }
+}
+
 impl LazyApp {
     /// Begins to connect to the servers that the `MACHINIST_*` variables and `machinist.toml` name. Call it within a Tokio
     /// runtime.
@@ -133,7 +141,7 @@ impl LazyApp {
         });
         Ok(Self {
             state: observed,
-            _connecting: Arc::new(Connecting(connecting.abort_handle())),
+            _connecting: Some(Arc::new(Connecting(connecting.abort_handle()))),
             patience: PATIENCE,
         })
     }

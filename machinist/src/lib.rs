@@ -30,12 +30,30 @@
 //! # }
 //! ```
 //!
-//! This crate re-exports [`machinist_core`] under the same names. It adds the adapters, by cargo feature (`amqp`,
-//! `redis`, `sqlite`, all on by default), the macros (feature `macros`, on by default), and [`App::from_env`](AppExt::from_env), which chooses them by the settings:
-//! see [`settings`]. Adapters from elsewhere are added as [`connector`]s.
+//! This crate re-exports [`machinist_core`] under the same names. It adds the adapters, the macros, and
+//! [`App::from_env`](AppExt::from_env), which chooses the adapters by the settings: see [`settings`]. Adapters from
+//! elsewhere are added as [`connector`]s.
+//!
+//! # Features
+//!
+//! | feature | default | adds |
+//! |---|---|---|
+//! | `amqp` | yes | the broker over RabbitMQ, module `amqp` |
+//! | `redis` | yes | the backend over Redis, module `redis` |
+//! | `sqlite` | yes | broker and backend in one file, module `sqlite`; compiles SQLite, which is C |
+//! | `macros` | yes | `#[machinist::task]`, `WireArg` and `TaskFailure` |
+//! | `otel` | no | spans of tasks join the trace of their sender |
+//! | `tls` | no | certificates of `[tls]`, for connectors of other crates; `amqp` and `redis` include it |
+//!
+//! The default runs without a server, and on servers without a change. An application over RabbitMQ and Redis that does not
+//! want SQLite takes `default-features = false, features = ["amqp", "redis", "macros"]`.
+//!
+//! # Keys
 //!
 //! Tasks and results are signed. An SQLite file gets a key file next to it; over RabbitMQ a key has to be configured:
 //! see [`keys`].
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod connect;
 pub mod connector;

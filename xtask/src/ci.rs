@@ -13,7 +13,7 @@ use crate::{
     chaos,
     command::{self, Workspace, display},
     interrupt::Interrupt,
-    test, tidy,
+    msrv, test, tidy,
 };
 
 /// Runs all steps; whether all passed.
@@ -33,6 +33,9 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
     let doc = ["doc", "--workspace", "--no-deps", "--all-features", "--locked"];
     let deny = ["deny", "--all-features", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"];
 
+    // Scenarios mostly wait: two at once take little more than half of the time.
+    let chaos_args = ["--ci", "--lanes", "2"].map(str::to_owned);
+
     report.step("fmt", || cargo(&["fmt", "--all", "--check"], None));
     report.step("tidy", || tidy::run(workspace));
     if has_cargo_deny() {
@@ -42,9 +45,17 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
     }
     report.step("clippy", || cargo(&clippy, None));
     report.step("doc", || cargo(&doc, Some("-D warnings")));
+    match msrv::toolchain(workspace)? {
+        msrv::Toolchain::Installed(name) => report.step("msrv", || msrv::check(workspace, interrupt, &name)),
+        msrv::Toolchain::Missing(name) => {
+            let remedy =
+                format!("NOT CHECKED: Rust {name} is not installed (rustup toolchain install {name})");
+            report.line("msrv", &remedy, None);
+        }
+    }
     report.step("features", || each_feature(workspace, &|args| cargo(args, None)));
     report.step("test", || test::run(workspace, interrupt, None, &[]));
-    report.step("chaos", || chaos::run(workspace, interrupt, None, &["--ci".to_owned()]));
+    report.step("chaos", || chaos::run(workspace, interrupt, None, &chaos_args));
 
     say!("\n{}\n{:<9} {}", report.lines.join("\n"), "all", display(began.elapsed()));
     interrupt.check()?;

@@ -19,6 +19,8 @@ mod chaos;
 mod ci;
 mod command;
 pub mod interrupt;
+mod msrv;
+mod package;
 pub mod services;
 mod test;
 mod tidy;
@@ -75,12 +77,20 @@ enum Task {
     Ci,
     /// The house rules that no compiler checks.
     Tidy,
+    /// Packs and compiles every published crate as crates.io would get it, in some minutes; uploads nothing.
+    Package,
+    /// Manual pages of the program, one for each command.
+    Man {
+        /// Folder to write into [default: target/man].
+        #[arg(value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
     /// Real workers and senders under faults, with a ledger that tells whether anything was lost.
     Chaos {
         /// RabbitMQ of this major version instead of the machine's, as with `services`.
         #[arg(long, value_enum, value_name = "MAJOR")]
         rabbitmq: Option<Major>,
-        /// Handed on to `machinist-chaos`: names of scenarios, `--ci`, `--all`, `--size smoke|nightly`, `--list`.
+        /// Handed on to `machinist-chaos`: names of scenarios, `--ci`, `--all`, `--lanes N`, `--size smoke|nightly`, `--list`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<String>,
     },
@@ -141,6 +151,10 @@ fn run(cli: Cli) -> Result<bool> {
         Task::Bench { args } => bench::run(&workspace, &interrupt, &args),
         Task::Ci => ci::run(&workspace, &interrupt),
         Task::Tidy => tidy::run(&workspace),
+        Task::Package => package::run(&workspace, &interrupt),
+        Task::Man { dir } => {
+            package::man(&workspace, &interrupt, &dir.unwrap_or_else(|| workspace.target_dir().join("man")))
+        }
         Task::Chaos { rabbitmq, args } => chaos::run(&workspace, &interrupt, rabbitmq, &args),
     }
 }

@@ -4,6 +4,7 @@
 //! servers side by side, and no server of the machine is ever touched. No root is needed to run them, nor does it
 //! harm. Linux only: processes are recognised by `/proc`.
 
+mod cluster;
 mod control;
 mod install;
 mod ports;
@@ -38,11 +39,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const MARKER: &str = "machinist-services";
 
 /// The servers of one directory, running or not.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Services {
     dir: PathBuf,
     release: Release,
     tls: Option<Papers>,
+    /// Of the RabbitMQ in its cluster. Those after the first have no Redis and no port mapper.
+    number: u8,
 }
 
 /// PEM files of a server that speaks TLS, on a port of its own beside the plain one. It lets in only who shows a
@@ -110,7 +113,7 @@ impl Services {
     pub fn at(dir: &Path) -> Result<Self> {
         // Absolute, because the servers start in directories of their own.
         let dir = std::path::absolute(dir).with_context(|| format!("--dir {} is no path", dir.display()))?;
-        Ok(Self { dir, release: Release::of_environment(), tls: None })
+        Ok(Self { dir, release: Release::of_environment(), tls: None, number: 1 })
     }
 
     /// Their RabbitMQ is this one, from its next start on.
@@ -240,7 +243,15 @@ impl Services {
 
     fn start_rabbitmq(&self, ports: &Ports, data: Data) -> Result<Process> {
         let pid_file = self.pid_file("rabbitmq");
-        rabbitmq::start(&self.release, &self.dir, ports, self.tls.as_ref(), data, &pid_file)
+        rabbitmq::start(&self.release, &self.dir, &self.node(), ports, self.tls.as_ref(), data, &pid_file)
+    }
+
+    /// Name of the RabbitMQ.
+    fn node(&self) -> String {
+        match self.number {
+            1 => "machinist@localhost".to_owned(),
+            number => format!("machinist-{number}@localhost"),
+        }
     }
 
     fn await_answer<T>(
@@ -270,6 +281,7 @@ impl Services {
     /// Ends and forgets every recorded process; the names of those that ran.
     fn end_all(&self) -> Result<Vec<&'static str>> {
         let mut ended = Vec::new();
+        self.end_peers()?;
         for (name, pid_file) in self.pid_files() {
             if let Some(process) = Process::recorded(&pid_file)? {
                 if process.end().with_context(|| format!("cannot end {name}"))? {
@@ -283,8 +295,9 @@ impl Services {
     }
 
     /// In the order in which they end: epmd last, RabbitMQ takes leave of it.
-    fn pid_files(&self) -> [(&'static str, PathBuf); 3] {
-        ["redis", "rabbitmq", "epmd"].map(|name| (name, self.pid_file(name)))
+    fn pid_files(&self) -> Vec<(&'static str, PathBuf)> {
+        let names: &[&str] = if self.number == 1 { &["redis", "rabbitmq", "epmd"] } else { &["rabbitmq"] };
+        names.iter().map(|name| (*name, self.pid_file(name))).collect()
     }
 
     fn pid_file(&self, name: &str) -> PathBuf {

@@ -3,9 +3,10 @@
 //! The servers are private ones, ended on every way out. Those that run already, started by `services up` or named
 //! by both URLs in the environment, are used and left alone.
 
+mod lanes;
+
 use std::{
     env,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -14,7 +15,7 @@ use anyhow::{Result, ensure};
 use crate::{
     command::{self, Workspace, display},
     interrupt::Interrupt,
-    services::{Major, Release, Services},
+    services::{Endpoints, Major, Release, Services},
 };
 
 const AMQP_URL: &str = "MACHINIST_TEST_AMQP_URL";
@@ -27,19 +28,19 @@ pub(crate) fn run(
     rabbitmq: Option<Major>,
     args: &[String],
 ) -> Result<bool> {
-    let mut cargo = workspace.cargo(cargo_args(args));
     if let (Ok(amqp_url), Ok(redis_url)) = (env::var(AMQP_URL), env::var(REDIS_URL)) {
         ensure!(rabbitmq.is_none(), "--rabbitmq starts a server, and {AMQP_URL} names one: unset it");
         say!("using the servers of {AMQP_URL} and {REDIS_URL}");
-        return cargo_test(cargo, interrupt, &amqp_url, &redis_url, "servers of the environment");
+        let at = At { amqp_url, redis_url, release: None, told: "servers of the environment".to_owned() };
+        return cargo_test(workspace, interrupt, args, &at);
     }
     let release = Release::provide(rabbitmq, workspace, interrupt)?;
-    release.tell(&mut cargo);
-    let services = Services::at(&workspace.services_dir())?.with_release(release);
+    let services = Services::at(&workspace.services_dir())?.with_release(release.clone());
     let up = services.up(interrupt)?;
     say!("{}", up.report());
-    let servers = &up.endpoints;
-    let passed = cargo_test(cargo, interrupt, &servers.amqp_url, &servers.redis_url, &servers.summary());
+    let Endpoints { amqp_url, redis_url, .. } = up.endpoints.clone();
+    let at = At { amqp_url, redis_url, release: Some(release), told: up.endpoints.summary() };
+    let passed = cargo_test(workspace, interrupt, args, &at);
     // Before the verdict is looked at: they end on failure and on Ctrl-C too. What somebody else started stays.
     let ended = if up.started_in.is_some() { services.down() } else { Ok(()) };
     let passed = passed?;
@@ -47,26 +48,46 @@ pub(crate) fn run(
     Ok(passed)
 }
 
-fn cargo_test(
-    mut cargo: Command,
-    interrupt: &Interrupt,
-    amqp_url: &str,
-    redis_url: &str,
-    servers: &str,
-) -> Result<bool> {
+/// Where the servers are.
+struct At {
+    amqp_url: String,
+    redis_url: String,
+    release: Option<Release>,
+    /// For a person.
+    told: String,
+}
+
+fn cargo_test(workspace: &Workspace, interrupt: &Interrupt, args: &[String], at: &At) -> Result<bool> {
     let began = Instant::now();
-    cargo.env(AMQP_URL, amqp_url).env(REDIS_URL, redis_url).env("MACHINIST_REQUIRE_SERVICES", "1");
+    let cargo = |more: &[&str]| {
+        let mut cargo = workspace.cargo(cargo_args(args));
+        cargo
+            .env(AMQP_URL, &at.amqp_url)
+            .env(REDIS_URL, &at.redis_url)
+            .env("MACHINIST_REQUIRE_SERVICES", "1");
+        if let Some(release) = &at.release {
+            release.tell(&mut cargo);
+        }
+        cargo.args(more);
+        cargo
+    };
     let mut tally = Tally::default();
-    let status = command::run_lines(&mut cargo, interrupt, |line| {
+    let each = |line: &str| {
         say!("{line}");
         tally.read(line);
-    })?;
-    say!("\n{}", tally.summary(began.elapsed(), servers));
+    };
+    let passed = if args.is_empty() {
+        lanes::run(workspace, interrupt, &cargo, each)?
+    } else {
+        // A choice of tests goes to cargo as it is.
+        command::run_lines(&mut cargo(&[]), interrupt, each)?.success()
+    };
+    say!("\n{}", tally.summary(began.elapsed(), &at.told));
     interrupt.check()?;
-    if !status.success() && tally.failed == 0 {
-        say!("but cargo test failed ({status}): see above");
+    if !passed && tally.failed == 0 {
+        say!("but cargo test failed: see above");
     }
-    Ok(status.success())
+    Ok(passed)
 }
 
 /// Doctests included: cargo runs them with the rest.

@@ -3,6 +3,7 @@
 //! A finding says where, what, and the remedy. The rules read text, not syntax trees: they are meant to catch a
 //! slip, not to withstand somebody who wants to break them.
 
+mod book;
 mod circles;
 mod crates;
 mod examples;
@@ -10,6 +11,7 @@ mod files;
 mod markdown;
 mod names;
 mod openings;
+mod packages;
 mod product;
 mod prose;
 mod rust;
@@ -56,7 +58,8 @@ pub(crate) fn run(workspace: &Workspace) -> Result<bool> {
     findings.extend(files.iter().filter_map(examples::check));
     findings.extend(circles::check(&files));
     findings.extend(markdown::check(&files));
-    findings.extend(files.iter().filter_map(crates::check_manifest));
+    findings.extend(packages::check(workspace.root(), &files));
+    findings.extend(book::check(&files));
     findings.extend(crates::check_graph(workspace)?);
     findings.sort();
     for finding in &findings {

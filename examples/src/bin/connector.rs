@@ -21,6 +21,7 @@ use machinist::{
     sqlite::{SqliteOptions, SqliteStore},
     url::{Reach, Scheme},
 };
+use machinist_cli::Program;
 
 const SHOUT: TaskDef<String, String> = TaskDef::new("shout");
 
@@ -55,5 +56,5 @@ impl Connector for Notebook {
 
 fn main() -> ExitCode {
     let connectors = Connectors::default().with(Notebook);
-    machinist_cli::run_with(&connectors, |worker| worker.task(SHOUT, shout))
+    Program::new().connectors(connectors).run(async |worker| Ok(worker.task(SHOUT, shout)))
 }

@@ -6,10 +6,13 @@ mod bulk;
 mod config;
 mod dead;
 mod doctor;
+mod fleet;
 mod init;
 mod keygen;
 mod keys;
 mod limits;
+#[cfg(feature = "man")]
+mod man;
 mod periodic;
 mod question;
 mod queue_pause;
@@ -36,10 +39,10 @@ use machinist::{
 };
 
 use crate::{
-    BuildWorker,
     args::{Cli, CliCommand},
     exit::{CliError, Code, Exit},
     output,
+    set_up::{BuildWorker, change_app},
 };
 
 /// Runs the command of the command line.
@@ -63,6 +66,8 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
             output::raw(&String::from_utf8_lossy(&script))?;
             Ok(Code::Success)
         }
+        #[cfg(feature = "man")]
+        CliCommand::Man { folder } => man::run(&folder),
         CliCommand::Keygen(args) => keygen::run(&args, json),
         CliCommand::Keys(args) => keys::run(args, flags, connectors, json),
         CliCommand::Config => config::run(&settings(flags)?, json),
@@ -73,6 +78,7 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
         CliCommand::Limits(command) => limits::run(command, &settings(flags)?, json).await,
         CliCommand::Periodic(command) => periodic::run(command, &settings(flags)?, json).await,
         CliCommand::Queues(args) => queues::run(args, &settings(flags)?, json).await,
+        CliCommand::Fleet => fleet::run(&settings(flags)?, json).await,
         CliCommand::Registered(args) => registered::run(args, &settings(flags)?, json).await,
         CliCommand::Why { id } => why::run(&id, &settings(flags)?, json).await,
         CliCommand::Workers(args) => workers::run(args, &settings(flags)?, json).await,
@@ -92,7 +98,7 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
 /// the command ends.
 async fn connect(settings: &Settings) -> Result<App, CliError> {
     check_outlives_process(settings)?;
-    Ok(App::from_settings(settings).await?)
+    Ok(App::from_settings_with(settings, change_app).await?)
 }
 
 /// Connects to the configured servers, for a command that only reads and needs no key.

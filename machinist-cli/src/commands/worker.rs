@@ -16,13 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::connect;
 use crate::{
-    BuildWorker,
     args::WorkerArgs,
     command::{CommandTask, Host},
     demo,
     exit::{CliError, Code, Exit},
     health::HealthServer,
-    open_files, output, systemd, telemetry,
+    open_files, output,
+    set_up::BuildWorker,
+    systemd, telemetry,
 };
 
 pub(super) async fn run(
@@ -43,7 +44,10 @@ pub(super) async fn run(
     let host = host(&mut settings)?;
     let settings = &settings;
     let commands = command_tasks(settings, &host)?;
-    let builder = build(settings.configure(Worker::builder(&app)).set_log_level(telemetry::set_level));
+    let builder = settings.configure(Worker::builder(&app)).set_log_level(telemetry::set_level);
+    let builder = build(builder).await.map_err(|error| {
+        CliError::from_error(Code::Unreachable, &*error).context("the application cannot set up its tasks")
+    })?;
     let worker = build_worker(builder, commands, args.demo)?;
     note_unconsumed(settings, &worker);
     if let Some(health_server) = &health_server {
@@ -227,6 +231,7 @@ fn cannot_start(error: WorkerError) -> CliError {
     match error {
         WorkerError::Backend(error) => CliError::from(error).context(context),
         WorkerError::Broker(error) => CliError::from(error).context(context),
+        error @ WorkerError::Role(_) => CliError::from_error(Code::Configuration, &error),
         error => CliError::from_error(Code::Fault, &error),
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use machinist::{
-    App, Client, OrderError, OrderResult, WorkerAction, WorkerChange, WorkerFilter, WorkerInfo,
+    App, Client, OrderError, OrderResult, WorkerAction, WorkerChange, WorkerFilter, WorkerInfo, nearest,
     record::PresenceState, settings::Settings,
 };
 use serde::Serialize;
@@ -256,7 +256,9 @@ async fn selected(client: &Client, targets: &WorkerTargets) -> Result<Vec<Worker
     };
     if let Some(name) = targets.names.iter().find(|name| workers.iter().all(|worker| worker.name != **name)) {
         let text = format!("no live worker is called {name:?}");
-        return Err(CliError::new(Code::UnknownId, text).remedy(remedy()));
+        let known = workers.iter().map(|worker| &*worker.name);
+        let remedy = nearest(name, known).map_or_else(remedy, |meant| format!("did you mean {meant}?"));
+        return Err(CliError::new(Code::UnknownId, text).remedy(remedy));
     }
     workers.retain(|worker| {
         targets.all

@@ -33,6 +33,8 @@ fn a_paused_fleet_starts_nothing_until_it_is_resumed_also_after_a_restart() {
         (&json!("one"), &json!(["default"]), &json!(null))
     );
     assert_eq!(gpu[0]["tasks"], json!(["mark"]));
+    let roles = folder.run(&["fleet", "--json"]).ended(0).json();
+    assert_eq!(roles, json!({ "leaders": [], "shards": [] }), "command tasks have no roles");
 
     let paused = folder.run(&["workers", "pause", "--all", "--json"]).ended(0).json();
     assert!(paused["results"].as_array().unwrap().iter().all(|result| result["done"] == true), "{paused}");
@@ -70,6 +72,7 @@ fn the_second_live_process_of_a_name_is_told_apart_and_drained_alone() {
     second.end().ended(0);
     listed(&folder, &[("same", "awake")]);
     folder.run(&["workers", "pause", "other"]).ended(3).reports(&["other", "live workers: same"]);
+    folder.run(&["workers", "pause", "sme"]).ended(3).reports(&["did you mean same?"]);
     folder.run(&["workers", "pause"]).ended(64);
 }
 

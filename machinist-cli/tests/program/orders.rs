@@ -35,6 +35,17 @@ fn a_worker_restarts_only_where_an_exit_code_is_configured() {
 }
 
 #[test]
+fn a_worker_that_has_done_enough_ends_to_be_started_again() {
+    let folder = Folder::with(&format!("{TASKS}[worker]\nmax_tasks = 1\n"));
+    folder.run(&["worker"]).ended(78).reports(&["max_tasks", "restart_exit_code"]);
+    let folder = Folder::with(&format!("{TASKS}[worker]\nmax_tasks = 1\nrestart_exit_code = 42\n"));
+    let worker = folder.worker(&["--name", "one"]);
+    let id = folder.send(&["mark"]);
+    worker.end().ended(42);
+    assert_eq!(folder.status(&id)["state"], "SUCCESS");
+}
+
+#[test]
 fn options_of_a_running_worker_are_changed_until_it_ends() {
     let folder = Folder::with(TASKS);
     let _worker = folder.worker(&["--name", "one", "--concurrency", "2"]);

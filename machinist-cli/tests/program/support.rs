@@ -152,6 +152,15 @@ impl Folder {
         Running::spawn(shell)
     }
 
+    /// Starts a line of a shell.
+    pub(crate) fn start_shell(&self, line: &str) -> Running {
+        let program = self.command(&[]);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", line]).current_dir(self.path()).env_clear();
+        shell.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Running::spawn(shell)
+    }
+
     /// Starts a worker and waits until it is ready.
     pub(crate) fn worker(&self, arguments: &[&str]) -> Running {
         let mut worker = self.start(&[&["worker"], arguments].concat());

@@ -7,6 +7,7 @@ mod expiry;
 mod indexes;
 mod periodic;
 mod require;
+mod roles;
 mod spoiled;
 mod stepped;
 mod watching;
@@ -23,7 +24,7 @@ use machinist_core::{
 
 pub use self::{
     agreement::backend_agrees_with_memory, blocked::*, commits::*, expiry::*, indexes::*, periodic::*,
-    require::*, spoiled::*, stepped::*, watching::*,
+    require::*, roles::*, spoiled::*, stepped::*, watching::*,
 };
 use crate::{
     eventually,

@@ -3,9 +3,11 @@
 //! The registry is the sessions of the workers: a worker whose session is gone is not listed.
 
 mod order;
+mod role;
 mod switch;
 
 pub use order::{OrderError, OrderReport, OrderResult};
+pub use role::{FleetRoles, LeaderInfo, ShardInfo};
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -71,6 +73,9 @@ pub struct WorkerInfo {
     /// Ids of at most 20 running tasks.
     #[serde(skip)]
     pub runs: Vec<String>,
+    /// Roles in which it takes part: `leader/NAME` and `shards/SET`.
+    #[serde(skip)]
+    pub roles: Vec<String>,
 }
 
 /// A task name that live workers know, or that is disabled.
@@ -121,6 +126,8 @@ struct About {
     concurrency: u32,
     #[serde(default)]
     open_circuits: Vec<String>,
+    #[serde(default)]
+    roles: Vec<String>,
 }
 
 /// Work of a worker, in the record of its session.
@@ -170,6 +177,7 @@ fn worker_info(session: &str, facts: &Facts) -> Option<WorkerInfo> {
         retried: runs.counts.retried,
         memory: runs.memory,
         runs: runs.running,
+        roles: about.roles,
     })
 }
 

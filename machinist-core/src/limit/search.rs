@@ -4,15 +4,13 @@
 //! The search visits every state that some order of the steps of three runs of two workers reaches, and checks that no more
 //! runs than places run in sessions that live. Records, commits and places are numbered, so that a state is a few numbers.
 
-use std::{
-    collections::{HashMap, HashSet},
-    hash::Hash,
-};
+use std::collections::{HashMap, HashSet};
 
 use super::places::{Holder, PlaceDecision, RunPlace, decide_place};
 use crate::{
     backend::Commit,
     id::{RecordId, RecordKind, SessionId},
+    numbered::Numbered,
     record::Facts,
 };
 
@@ -22,33 +20,6 @@ const RUNS: usize = 3;
 const SESSIONS: [[&str; 2]; 2] = [["a1", "a2"], ["b1", "b2"]];
 /// Worker of each run.
 const WORKERS: [usize; RUNS] = [0, 0, 1];
-
-/// Values with numbers.
-#[derive(Debug)]
-struct Numbered<T> {
-    values: Vec<T>,
-    numbers: HashMap<T, u16>,
-}
-
-impl<T: Clone + Eq + Hash> Numbered<T> {
-    fn new() -> Self {
-        Self { values: Vec::new(), numbers: HashMap::new() }
-    }
-
-    fn number(&mut self, value: &T) -> u16 {
-        if let Some(number) = self.numbers.get(value) {
-            return *number;
-        }
-        let number = u16::try_from(self.values.len()).unwrap();
-        self.values.push(value.clone());
-        self.numbers.insert(value.clone(), number);
-        number
-    }
-
-    fn get(&self, number: u16) -> &T {
-        &self.values[usize::from(number)]
-    }
-}
 
 /// A run, by the numbers of what it knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

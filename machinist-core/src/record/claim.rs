@@ -167,6 +167,6 @@ pub(crate) enum RenewalAction {
 
 /// Returns a fencing token that rises with every start, even if the record was lost or the backend's clock was set
 /// back.
-pub(super) fn fencing_token(greatest_token: u64, now: Timestamp) -> u64 {
+pub(crate) fn fencing_token(greatest_token: u64, now: Timestamp) -> u64 {
     u64::try_from(now.as_micros()).unwrap_or(0).max(greatest_token.saturating_add(1))
 }

@@ -53,7 +53,7 @@ pub use fold::{Attempt, Record, TaskState, fold};
 pub use kind::FailureKind;
 pub use presence::{PresenceState, WorkerHealth};
 
-pub(crate) use claim::{Claim, ClaimStatus, RenewalAction};
+pub(crate) use claim::{Claim, ClaimStatus, RenewalAction, fencing_token};
 pub(crate) use continuation::{
     Child, Joining, after_failure, after_success, continued_by, continued_by_record, join_record, joinings,
     never_after, spawned_by,

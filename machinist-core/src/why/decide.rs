@@ -201,6 +201,7 @@ mod tests {
             memory: None,
             open_circuits: Vec::new(),
             runs: Vec::new(),
+            roles: Vec::new(),
         }
     }
 

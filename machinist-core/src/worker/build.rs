@@ -23,7 +23,9 @@ use super::{
     order_book::OrderBook,
     peers::Peers,
     processor::{RegisteredTask, TaskProcessor},
+    recycling::Recycling,
     revoked_roots::RevokedRoots,
+    roles::Roles,
     server_calls::ServerCalls,
     session::Sessions,
     slot_order::SlotShares,
@@ -101,11 +103,18 @@ impl WorkerBuilder {
         let consumer_timeout = this.consumer_timeout.unwrap_or(CONSUMER_TIMEOUT);
         for (setting, number) in [
             ("concurrency", concurrency),
+            ("max_tasks", this.max_tasks.unwrap_or(1)),
+            ("max_memory", this.max_memory.unwrap_or(1)),
             ("session_lease", lease.millis()),
             ("consumer_timeout", usize::try_from(consumer_timeout.as_millis()).unwrap_or(usize::MAX)),
         ] {
             if number == 0 {
                 return Err(BuildError::Zero(setting));
+            }
+        }
+        for (setting, bound) in [("max_tasks", this.max_tasks), ("max_memory", this.max_memory)] {
+            if bound.is_some() && this.restart_exit_code.is_none() {
+                return Err(BuildError::NobodyRestarts(setting));
             }
         }
         let mut queues =
@@ -163,6 +172,8 @@ impl WorkerBuilder {
             events,
             refused: crate::refused::RefusedTally::default(),
             revoked_roots: RevokedRoots::default(),
+            roles: Roles::default(),
+            recycling: Recycling { max_tasks: this.max_tasks, max_memory: this.max_memory },
         });
         worker.sessions.presence.want_queues(queues.iter().cloned());
         let health = Health::new(Arc::clone(&worker), stages.clone());
@@ -174,9 +185,9 @@ impl WorkerBuilder {
             exclusive: ExclusiveSlots::new(capacity),
         });
         let ready = CancellationToken::new();
-        let periodic = this.periodic;
+        let (periodic, roles) = (this.periodic, this.roles);
         let grace = this.grace.unwrap_or(DEFAULT_GRACE);
-        Ok(Worker { processor, queues, tags, grace, stages, ready, health, periodic })
+        Ok(Worker { processor, queues, tags, grace, stages, ready, health, periodic, roles })
     }
 }
 

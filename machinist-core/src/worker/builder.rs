@@ -3,7 +3,8 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    TaskOptions,
+    Fleet, RunningRole, TaskOptions,
+    fleet::TakePart,
     lease::Lease,
     order_book::SetLogLevel,
     task_failure::{ClassOfType, class_of},
@@ -18,6 +19,7 @@ use crate::{
     limit::Limit,
     middleware::Middleware,
     periodic::Periodic,
+    slot::RoleError,
     task::TaskDef,
 };
 
@@ -53,6 +55,8 @@ pub struct WorkerBuilder {
     pub(super) lease: Option<Lease>,
     pub(super) consumer_timeout: Option<Duration>,
     pub(super) restart_exit_code: Option<u8>,
+    pub(super) max_tasks: Option<usize>,
+    pub(super) max_memory: Option<usize>,
     pub(super) set_log_level: Option<SetLogLevel>,
     pub(super) tasks: Vec<NewTask>,
     /// Queues of task definitions and command tasks, consumed if `queues` is empty.
@@ -69,6 +73,7 @@ pub struct WorkerBuilder {
     pub(super) queue_concurrency: Vec<(String, usize)>,
     pub(super) strict_order: Option<bool>,
     pub(super) periodic: Vec<Periodic>,
+    pub(super) roles: Vec<TakePart>,
     pub(super) state: StateMap,
 }
 
@@ -93,6 +98,8 @@ impl WorkerBuilder {
             lease: None,
             consumer_timeout: None,
             restart_exit_code: None,
+            max_tasks: None,
+            max_memory: None,
             set_log_level: None,
             tasks: Vec::new(),
             task_queues: Vec::new(),
@@ -105,6 +112,7 @@ impl WorkerBuilder {
             queue_concurrency: Vec::new(),
             strict_order: None,
             periodic: Vec::new(),
+            roles: Vec::new(),
             state: StateMap::default(),
         }
     }
@@ -184,6 +192,21 @@ impl WorkerBuilder {
     /// with it.
     pub fn restart_exit_code(mut self, code: u8) -> Self {
         self.restart_exit_code = Some(code);
+        self
+    }
+
+    /// Number of ended tasks after which the worker drains and ends with its [exit code](Self::restart_exit_code), so that it
+    /// is started again. It is looked at with each renewal of the session (a third of the lease), so a few more can end.
+    pub fn max_tasks(mut self, tasks: usize) -> Self {
+        self.max_tasks = Some(tasks);
+        self
+    }
+
+    /// Resident memory of the process in bytes at which the worker drains and ends with its
+    /// [exit code](Self::restart_exit_code), so that it is started again. It is looked at with each renewal of the session,
+    /// where the system tells it (Linux).
+    pub fn max_memory(mut self, bytes: usize) -> Self {
+        self.max_memory = Some(bytes);
         self
     }
 
@@ -321,6 +344,24 @@ impl WorkerBuilder {
     /// ```
     pub fn periodic(mut self, periodic: Periodic) -> Self {
         self.periodic.push(periodic);
+        self
+    }
+
+    /// Adds a role in which the worker takes part from its start to its end: a leader or shards. See [`Fleet`].
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::WorkerBuilder;
+    ///
+    /// fn with_billing(worker: WorkerBuilder) -> WorkerBuilder {
+    ///     worker.role(|fleet| fleet.leader("billing").run(|slot| async move { slot.lost().await }))
+    /// }
+    /// ```
+    pub fn role(
+        mut self,
+        take_part: impl FnOnce(&Fleet) -> Result<RunningRole, RoleError> + Send + 'static,
+    ) -> Self {
+        self.roles.push(Box::new(take_part));
         self
     }
 

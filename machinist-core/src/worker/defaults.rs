@@ -45,6 +45,8 @@ impl WorkerBuilder {
             lease: self.lease.or(base.lease),
             consumer_timeout: self.consumer_timeout.or(base.consumer_timeout),
             restart_exit_code: self.restart_exit_code.or(base.restart_exit_code),
+            max_tasks: self.max_tasks.or(base.max_tasks),
+            max_memory: self.max_memory.or(base.max_memory),
             set_log_level: self.set_log_level.or(base.set_log_level),
             tasks: joined(base.tasks, self.tasks),
             options: joined(base.options, self.options),
@@ -58,6 +60,7 @@ impl WorkerBuilder {
             queue_concurrency: joined(base.queue_concurrency, self.queue_concurrency),
             strict_order: self.strict_order.or(base.strict_order),
             periodic: joined(base.periodic, self.periodic),
+            roles: joined(base.roles, self.roles),
             state: self.state.over(base.state),
         }
     }

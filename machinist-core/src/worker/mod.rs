@@ -18,10 +18,12 @@
 //! | `lease`, `session`, `renewal` | this worker's lease on what it runs |
 //! | `presence`, `orders`, `order_book`, `switches` | the state that the session shows, and the orders of people |
 //! | `capacity`, `slot_order`, `queue_consumers` | the slots for handlers that run at once; the queues that get them first, each with a separate subscription |
+//! | `recycling` | the end of a worker that has done enough |
 //! | `peers` | what this worker knows of other sessions |
 //! | `server_calls` | calls to backend and broker, repeated until they answer |
 //! | `maintenance`, `overdue` | undelivered messages, unlisted dead letters, delayed tasks that the broker has lost |
 //! | `periodic` | the ticks of periodic tasks |
+//! | `fleet`, `roles` | leaders and shards: roles that workers share |
 //! | `progress` | the progress that handlers report |
 //! | `drain` | the stages of shutdown |
 //! | `events`, `event_log`, `tally`, `dead_letter_counts` | events, and their first users |
@@ -43,6 +45,7 @@ mod drain;
 mod event_log;
 mod events;
 mod exclusive;
+mod fleet;
 mod follow_up;
 mod gathered;
 mod guard;
@@ -67,9 +70,11 @@ mod presence;
 mod processor;
 mod progress;
 mod queue_consumers;
+mod recycling;
 mod refusal;
 mod renewal;
 mod revoked_roots;
+mod roles;
 mod run;
 mod server_calls;
 mod session;
@@ -96,6 +101,7 @@ pub use build_error::BuildError;
 pub use builder::WorkerBuilder;
 pub use dead_letter_counts::DeadLetterCounts;
 pub use drain::{Drained, Stages};
+pub use fleet::{Fleet, HeldSlot, RoleBuilder, RunningRole};
 pub use health::{Health, HealthReport};
 pub use options::{ErrorClassifier, TaskOptions};
 pub use tag::{InvalidTag, MAX_TAGS, Tag};
@@ -108,7 +114,9 @@ use crate::{
     id::{QueueName, TaskName},
     periodic::Periodic,
     record::PresenceState,
+    slot::RoleError,
 };
+use fleet::TakePart;
 use intake::Intake;
 use processor::TaskProcessor;
 use renewal::Renewals;
@@ -160,6 +168,7 @@ pub struct Worker {
     ready: CancellationToken,
     health: Health,
     periodic: Vec<Periodic>,
+    roles: Vec<TakePart>,
 }
 
 /// Error of a worker that could not start.
@@ -172,6 +181,9 @@ pub enum WorkerError {
     /// The system could not start the thread that renews the session.
     #[error("the worker could not start the thread that renews its session")]
     Thread(#[source] std::io::Error),
+    /// A role cannot be taken part in.
+    #[error("the worker could not take part in a role")]
+    Role(#[from] RoleError),
     /// The broker did not confirm the subscription.
     #[error("the worker could not subscribe to its queues")]
     Broker(#[from] BrokerError),
@@ -213,6 +225,12 @@ impl Worker {
         self.health.clone()
     }
 
+    /// Returns a handle with which this worker takes part in roles: leaders and shards. The roles begin when the worker runs,
+    /// and end when it drains.
+    pub fn fleet(&self) -> Fleet {
+        Fleet::new(Arc::clone(&self.processor.worker))
+    }
+
     /// Stages of the worker's shutdown, which other code may advance (on a second signal).
     pub fn stages(&self) -> Stages {
         self.stages.clone()
@@ -235,8 +253,11 @@ impl Worker {
     /// Dropped before its end, the worker stops like a killed process: nothing is lost, and unfinished tasks run again
     /// elsewhere when the session has expired.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<Drained, WorkerError> {
-        let Self { processor, queues, grace, stages, ready, health, periodic, tags: _ } = self;
+        let Self { processor, queues, grace, stages, ready, health, periodic, roles, tags: _ } = self;
         let worker = Arc::clone(&processor.worker);
+        let roles_over = worker.roles.over_on_drop();
+        let fleet = Fleet::new(Arc::clone(&worker));
+        let roles = roles.into_iter().map(|take_part| take_part(&fleet)).collect::<Result<Vec<_>, _>>()?;
         worker.sessions.open().await?;
         worker.sessions.read_control().await?;
         let renewals = Renewals::begin(&worker).map_err(WorkerError::Thread)?;
@@ -277,12 +298,15 @@ impl Worker {
         // It ends when the worker drains. A turn that it could not give up expires.
         let _in_time = tokio::time::timeout(SETTLE_TIMEOUT, ticking).await;
         tracker.close();
-        drain::wait_through(&tracker, &stages, grace).await;
+        let roles_left = tokio::time::timeout(CANCEL_TIMEOUT + SETTLE_TIMEOUT, worker.roles.left());
+        let ((), roles_left) = tokio::join!(drain::wait_through(&tracker, &stages, grace), roles_left);
+        drop((roles, roles_over));
         let drained = Drained { restart_exit_code: worker.orders.restart(), ..worker.events.tally.drained() };
         // Best effort: the letters are in the broker.
         let _in_time = tokio::time::timeout(SETTLE_TIMEOUT, worker.refused.flush(&worker.app)).await;
         renewals.end().await;
-        if drained.unfinished == 0 {
+        // What still runs for a slot is protected until the session expires.
+        if drained.unfinished == 0 && roles_left.is_ok() {
             worker.sessions.close().await;
         }
         let Drained { handed_back, unfinished, refused, .. } = drained;

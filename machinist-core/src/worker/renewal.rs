@@ -116,6 +116,7 @@ async fn renew_until_stopped(worker: &WorkerContext, woken: &Notify, probe: &Run
             if let Err(error) = worker.obey_orders().await {
                 tracing::debug!(%error, "an order was not answered; the next renewal tries again");
             }
+            worker.recycle_if_due();
         }
     };
     let checking = async {

@@ -252,6 +252,15 @@ impl Sessions {
         self.presence.woken.notify_one();
     }
 
+    /// Changes what the session says about the roles in which the worker takes part, and lets it be seen soon.
+    pub(super) fn describe_roles(&self, roles: &[String]) {
+        let mut state = self.state();
+        state.about["roles"] = roles.into();
+        state.about_changed = true;
+        drop(state);
+        self.presence.woken.notify_one();
+    }
+
     /// Stores the description of the worker, if it has changed.
     async fn store_description(&self) -> Result<(), BackendError> {
         let session = {
@@ -411,6 +420,29 @@ impl Sessions {
                 }
             }
             notified.await;
+        }
+    }
+
+    /// Completes when this session is no longer certainly alive.
+    pub(super) async fn lost(&self, session: &SessionId) {
+        loop {
+            let notified = self.alive.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            let valid_until = {
+                let state = self.state();
+                if state.session != *session {
+                    return;
+                }
+                state.valid_until
+            };
+            if Instant::now() >= valid_until {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(valid_until) => {}
+                () = notified => {}
+            }
         }
     }
 

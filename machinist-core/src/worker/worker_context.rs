@@ -13,7 +13,9 @@ use super::{
     look_ahead::LookAhead,
     order_book::OrderBook,
     queue_consumers::{QueueConsumer, QueueConsumers},
+    recycling::Recycling,
     revoked_roots::RevokedRoots,
+    roles::Roles,
     server_calls::ServerCalls,
     session::Sessions,
 };
@@ -51,6 +53,8 @@ pub(super) struct WorkerContext {
     pub(super) events: Arc<WorkerEvents>,
     pub(super) refused: RefusedTally,
     pub(super) revoked_roots: RevokedRoots,
+    pub(super) roles: Roles,
+    pub(super) recycling: Recycling,
 }
 
 impl WorkerContext {

@@ -3,7 +3,7 @@
 //! A [`Connector`] declares its schemes and connects to a broker, a backend, or both. [`Connectors`] holds them;
 //! its default has those of this crate. With another connector, `machinist.toml`, `MACHINIST_BROKER` and
 //! `--broker` accept its URLs, and the program works with your servers
-//! ([`machinist_cli::run_with`](https://docs.rs/machinist-cli)).
+//! ([`machinist_cli::Program`](https://docs.rs/machinist-cli)).
 //!
 //! The only setting of a connector is its URL, which may have a query. The password before the `@`, and query
 //! parameters whose names suggest a secret, are never shown: see [`redact`](crate::redact).

@@ -100,6 +100,12 @@ impl WorkerPart<'_> {
         if let Some(code) = &worker.restart_exit_code {
             builder = builder.restart_exit_code(code.value);
         }
+        if let Some(tasks) = &worker.max_tasks {
+            builder = builder.max_tasks(tasks.value);
+        }
+        if let Some(bytes) = &worker.max_memory {
+            builder = builder.max_memory(bytes.value);
+        }
         if let Some(kept) = &worker.keep_args {
             builder = builder.keep_args(kept.value);
         }

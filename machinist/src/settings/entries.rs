@@ -97,6 +97,8 @@ impl WorkerSettings {
             Some(table::GRACE.entry(&self.grace)),
             Some(table::CONSUMER_TIMEOUT.entry(&self.consumer_timeout)),
             self.restart_exit_code.as_ref().map(|code| table::RESTART_EXIT_CODE.entry(code)),
+            self.max_tasks.as_ref().map(|number| table::MAX_TASKS.entry(number)),
+            self.max_memory.as_ref().map(|bytes| table::MAX_MEMORY.entry(bytes)),
         ];
         rows.into_iter().flatten()
     }

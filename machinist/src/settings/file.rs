@@ -78,6 +78,8 @@ pub(super) struct FileWorker {
     pub(super) grace: Option<Setting<Duration>>,
     pub(super) consumer_timeout: Option<Setting<Duration>>,
     pub(super) restart_exit_code: Option<Setting<u8>>,
+    pub(super) max_tasks: Option<Setting<usize>>,
+    pub(super) max_memory: Option<Setting<usize>>,
 }
 
 /// Values of `[sizes]`.
@@ -185,6 +187,8 @@ fn read_worker(top: &Section<'_>) -> Result<FileWorker, SettingsError> {
         grace: worker.setting(&table::GRACE)?,
         consumer_timeout: worker.setting(&table::CONSUMER_TIMEOUT)?,
         restart_exit_code: worker.setting(&table::RESTART_EXIT_CODE)?,
+        max_tasks: worker.setting(&table::MAX_TASKS)?,
+        max_memory: worker.setting(&table::MAX_MEMORY)?,
     })
 }
 

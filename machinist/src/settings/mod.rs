@@ -32,6 +32,8 @@
 //! | `worker.grace` | `--grace` | `MACHINIST_GRACE` | `20s` | Time that running tasks get to end when the worker is told to stop |
 //! | `worker.consumer_timeout` |  | `MACHINIST_CONSUMER_TIMEOUT` | `30m` | Time for which RabbitMQ lets a worker hold a delivery (its consumer_timeout), at least 1s |
 //! | `worker.restart_exit_code` |  | `MACHINIST_RESTART_EXIT_CODE` | none | Exit code at which the supervisor of the worker starts it again, 1 to 255; without it `workers restart` is refused |
+//! | `worker.max_tasks` |  | `MACHINIST_MAX_TASKS` | none | Number of ended tasks after which the worker ends with `restart_exit_code`, to be started again |
+//! | `worker.max_memory` |  | `MACHINIST_MAX_MEMORY` | none | Memory of the process, like 512MiB, at which the worker ends with `restart_exit_code`, to be started again |
 //! | `sizes.body` |  |  | `1MiB` | Maximum size of a message's body |
 //! | `sizes.headers` |  |  | `16KiB` | Maximum size of a message's headers |
 //! | `sizes.args` |  |  | `1024` | Maximum number of arguments |
@@ -250,6 +252,10 @@ pub struct WorkerSettings {
     pub consumer_timeout: Setting<Duration>,
     /// Exit code at which the supervisor of the worker starts it again.
     pub restart_exit_code: Option<Setting<u8>>,
+    /// Number of ended tasks after which the worker ends, to be started again.
+    pub max_tasks: Option<Setting<usize>>,
+    /// Memory of the process in bytes at which the worker ends, to be started again.
+    pub max_memory: Option<Setting<usize>>,
 }
 
 /// `[tasks.NAME]`: a task whose handler is a program, in any language, or the options of a task whose handler is in an

@@ -267,6 +267,8 @@ impl Layers<'_> {
             grace: self.required(&table::GRACE, flags.grace, file.grace)?,
             consumer_timeout: self.required(&table::CONSUMER_TIMEOUT, None, file.consumer_timeout)?,
             restart_exit_code: self.optional(&table::RESTART_EXIT_CODE, None, file.restart_exit_code)?,
+            max_tasks: self.optional(&table::MAX_TASKS, None, file.max_tasks)?,
+            max_memory: self.optional(&table::MAX_MEMORY, None, file.max_memory)?,
         })
     }
 

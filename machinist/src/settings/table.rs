@@ -101,7 +101,7 @@ pub(super) fn top_keys() -> Vec<&'static str> {
     keys
 }
 
-static TABLE: [&SettingInfo; 32] = [
+static TABLE: [&SettingInfo; 34] = [
     &BROKER,
     &BROKER_FILE.info,
     &BACKEND,
@@ -127,6 +127,8 @@ static TABLE: [&SettingInfo; 32] = [
     &GRACE.info,
     &CONSUMER_TIMEOUT.info,
     &RESTART_EXIT_CODE.info,
+    &MAX_TASKS.info,
+    &MAX_MEMORY.info,
     &BODY_SIZE.info,
     &HEADERS_SIZE.info,
     &ARGUMENT_COUNT.info,
@@ -372,6 +374,33 @@ pub(super) static RESTART_EXIT_CODE: Definition<u8> = Definition {
     parse: text::exit_code,
     read: |value, _| value::exit_code(value),
     show: u8::to_string,
+};
+
+pub(super) static MAX_TASKS: Definition<usize> = Definition {
+    info: SettingInfo {
+        name: "worker.max_tasks",
+        flag: None,
+        variable: Some("MACHINIST_MAX_TASKS"),
+        default: SettingDefault::Nothing,
+        meaning: "Number of ended tasks after which the worker ends with `restart_exit_code`, to be started again",
+    },
+    parse: |text| text::allows_tasks(text::parse_count(text)?),
+    read: |value, _| value::count(value),
+    show: usize::to_string,
+};
+
+pub(super) static MAX_MEMORY: Definition<usize> = Definition {
+    info: SettingInfo {
+        name: "worker.max_memory",
+        flag: None,
+        variable: Some("MACHINIST_MAX_MEMORY"),
+        default: SettingDefault::Nothing,
+        meaning: "Memory of the process, like 512MiB, at which the worker ends with `restart_exit_code`, to be \
+                  started again",
+    },
+    parse: |text| text::allows_tasks(text::parse_size(text)?),
+    read: |value, _| value::size(value),
+    show: |bytes| text::show_size(*bytes),
 };
 
 pub(super) static GRACE: Definition<Duration> = duration(SettingInfo {

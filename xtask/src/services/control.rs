@@ -100,7 +100,7 @@ impl Services {
     /// # Errors
     /// The tool failed; what it said is in the text.
     pub fn rabbitmqctl(&self, args: &[&str]) -> Result<String> {
-        let mut command = rabbitmq::ctl(&self.release, &self.dir, &Ports::read(&self.dir)?);
+        let mut command = rabbitmq::ctl(&self.release, &self.dir, &self.node(), &Ports::read(&self.dir)?);
         let output = command.args(args).stdin(Stdio::null()).output().context("cannot run rabbitmqctl")?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let errors = String::from_utf8_lossy(&output.stderr);

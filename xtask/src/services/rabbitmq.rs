@@ -33,10 +33,14 @@ pub(super) fn start_epmd(release: &Release, dir: &Path, ports: &Ports, pid_file:
     Process::start(&mut command, &dir.join("epmd.log"), pid_file)
 }
 
+/// File in the home of a server with the secret by which its tools, and other nodes, are let in.
+pub(super) const SECRET: &str = ".erlang.cookie";
+
 /// Starts the server; it answers after some seconds.
 pub(super) fn start(
     release: &Release,
     dir: &Path,
+    node: &str,
     ports: &Ports,
     tls: Option<&Papers>,
     data: Data,
@@ -54,13 +58,13 @@ pub(super) fn start(
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("LANG", "C.UTF-8");
     command
         .current_dir(&home)
-        // The Erlang cookie lies there.
+        // The secret lies there.
         .env("HOME", &home)
         // The start script replaces itself by the server, whose pid is then ours to know.
         .env("RUNNING_UNDER_SYSTEMD", "true")
         .env("ERL_EPMD_PORT", ports.epmd.to_string())
         .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-        .env("RABBITMQ_NODENAME", "machinist@localhost")
+        .env("RABBITMQ_NODENAME", node)
         .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
         .env("RABBITMQ_NODE_PORT", ports.amqp.to_string())
         .env("RABBITMQ_DIST_PORT", ports.distribution.to_string())
@@ -90,7 +94,7 @@ fn with_tls(ports: &Ports, papers: &Papers) -> String {
 }
 
 /// Rabbitmq's own tool, for the server of `dir`.
-pub(super) fn ctl(release: &Release, dir: &Path, ports: &Ports) -> Command {
+pub(super) fn ctl(release: &Release, dir: &Path, node: &str, ports: &Ports) -> Command {
     let mut command = release.command(install::RABBITMQCTL);
     command
         .env_clear()
@@ -98,7 +102,7 @@ pub(super) fn ctl(release: &Release, dir: &Path, ports: &Ports) -> Command {
         .env("LANG", "C.UTF-8")
         .env("HOME", dir.join("rabbitmq"))
         .env("ERL_EPMD_PORT", ports.epmd.to_string())
-        .env("RABBITMQ_NODENAME", "machinist@localhost")
+        .env("RABBITMQ_NODENAME", node)
         .env("RABBITMQ_CONF_ENV_FILE", dir.join("rabbitmq").join("rabbitmq-env.conf"));
     command
 }

@@ -1,4 +1,4 @@
-//! Who may depend on whom, and what a crate must say about itself.
+//! Who may depend on whom.
 //!
 //! The core knows no adapter, and an adapter knows only the seams: the crate `machinist-adapter`, or the core of a
 //! workspace without it. What only tests depend on is not looked at. Each outside library has one owner, and one TLS
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use super::{Finding, files::TextFile};
+use super::Finding;
 use crate::command::{self, Workspace};
 
 /// Crate of the seams between the core and the adapters.
@@ -54,23 +54,12 @@ const OWNED: [(&str, &str); 4] = [
 /// own may use all of them.
 const OUTSIDERS: [&str; 3] = ["machinist-bench", "machinist-chaos", "machinist-examples"];
 
+/// What a sender over RabbitMQ and Redis compiles, as `docs/book/deploying.md` advises it.
+const SENDER: [&str; 6] =
+    ["tree", "--package", "machinist", "--no-default-features", "--features", "amqp,redis,macros"];
+
 /// TLS providers and stacks beside ring.
 const OTHER_TLS: [&str; 4] = ["aws-lc-rs", "aws-lc-sys", "openssl", "native-tls"];
-
-/// A crate that can be published has a description.
-pub(super) fn check_manifest(file: &TextFile) -> Option<Finding> {
-    if !file.path.ends_with("Cargo.toml") {
-        return None;
-    }
-    let has = |start: &str| file.text.lines().any(|line| line.starts_with(start));
-    let complete = !has("[package]") || has("publish = false") || has("description = \"");
-    (!complete).then(|| Finding {
-        path: file.path.clone(),
-        line: 1,
-        what: "a public crate without a description".to_owned(),
-        remedy: "add `description = \"…\"`, one sentence: what it is",
-    })
-}
 
 /// Asks cargo what is linked into what.
 pub(super) fn check_graph(workspace: &Workspace) -> Result<Vec<Finding>> {
@@ -81,6 +70,9 @@ pub(super) fn check_graph(workspace: &Workspace) -> Result<Vec<Finding>> {
     // Not deduplicated: a crate that was shown before would be shown without its dependencies.
     let mut findings = check_edges(&tree(&["--depth", "1", "--prefix", "depth", "--no-dedupe"])?);
     findings.extend(check_tls(&tree(&["--prefix", "none"])?));
+    let mut sender = workspace.cargo(SENDER);
+    sender.args(["--locked", "--edges", "normal,build", "--prefix", "none"]);
+    findings.extend(check_sender(&command::output(&mut sender)?));
     Ok(findings)
 }
 
@@ -133,6 +125,17 @@ fn check_tls(tree: &str) -> Option<Finding> {
         line: 0,
         what: format!("{other} is linked beside ring"),
         remedy: "switch off the feature that brings it; `cargo tree -i` with its name shows the way",
+    })
+}
+
+/// A sender over servers does not compile SQLite.
+fn check_sender(tree: &str) -> Option<Finding> {
+    let sqlite = tree.lines().map(package).find(|package| package.contains("sqlite"))?;
+    Some(Finding {
+        path: "machinist/Cargo.toml".to_owned(),
+        line: 0,
+        what: format!("{sqlite} is compiled for a sender over RabbitMQ and Redis"),
+        remedy: "make it part of the feature `sqlite` alone",
     })
 }
 
@@ -193,11 +196,9 @@ mod tests {
     }
 
     #[test]
-    fn a_public_crate_needs_a_description() {
-        let manifest = |text: &str| TextFile { path: "x/Cargo.toml".to_owned(), text: text.to_owned() };
-        assert!(check_manifest(&manifest("[package]\nname = \"x\"\n")).is_some());
-        assert!(check_manifest(&manifest("[package]\npublish = false\n")).is_none());
-        assert!(check_manifest(&manifest("[package]\ndescription = \"X.\"\n")).is_none());
-        assert!(check_manifest(&manifest("[workspace]\n")).is_none());
+    fn sqlite_in_a_sender_is_found() {
+        assert!(check_sender("machinist v0.1.0 (dir)\nlapin v4.12.3\n").is_none());
+        let finding = check_sender("machinist v0.1.0 (dir)\nlibsqlite3-sys v0.35.0\n").unwrap();
+        assert_eq!(finding.what, "libsqlite3-sys is compiled for a sender over RabbitMQ and Redis");
     }
 }
