@@ -212,14 +212,23 @@ pub enum Index {
     Sessions,
     /// Names of periodic tasks, by the time at which they were added or announced.
     Periodic,
+    /// Batches of events, by the time at which they were published.
+    Events,
     /// Tasks that wait for this reason, by the time at which they began to wait.
     Parked(Arc<str>),
 }
 
 impl Index {
     /// Every index that exists once.
-    pub const ALL: [Self; 6] =
-        [Self::Queues, Self::Scheduled, Self::DeadLetters, Self::Refused, Self::Sessions, Self::Periodic];
+    pub const ALL: [Self; 7] = [
+        Self::Queues,
+        Self::Scheduled,
+        Self::DeadLetters,
+        Self::Refused,
+        Self::Sessions,
+        Self::Periodic,
+        Self::Events,
+    ];
 
     /// Returns the name under which the index is stored.
     pub fn name(&self) -> Cow<'static, str> {
@@ -230,6 +239,7 @@ impl Index {
             Self::Refused => "refused".into(),
             Self::Sessions => "sessions".into(),
             Self::Periodic => "periodic".into(),
+            Self::Events => "events".into(),
             Self::Parked(reason) => format!("parked:{reason}").into(),
         }
     }

@@ -2,6 +2,7 @@
 
 mod bulk;
 mod dead;
+mod events;
 mod fleet;
 mod limits;
 mod periodic;
@@ -15,7 +16,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use machinist::{
-    QueueName, TaskId, TaskName,
+    QueueName, TaskName,
     settings::{Overrides, SettingInfo, parse_duration, setting_of_flag},
     sign::{Algorithm, KeyId},
     worker::Tag,
@@ -23,14 +24,15 @@ use machinist::{
 
 pub(crate) use bulk::{BulkArgs, BulkState};
 pub(crate) use dead::{DeadCommand, DeadLetterActionArgs, DeadLetterSelection};
+pub(crate) use events::EventsArgs;
 pub(crate) use fleet::{StateArg, WorkerSetArgs, WorkerTargets, WorkersArgs, WorkersCommand};
 pub(crate) use limits::{LimitKeyArgs, LimitsCommand};
 pub(crate) use periodic::{PeriodicAddArgs, PeriodicCommand};
 pub(crate) use queues::{QueuesArgs, QueuesCommand};
-pub(crate) use task::{RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs};
+pub(crate) use task::{RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs, WhyArgs};
 pub(crate) use value::ExpiryArg;
 
-use value::{concurrency, health_address, id, look_ahead, queue};
+use value::{concurrency, health_address, look_ahead, queue};
 
 /// Distributed task queue over RabbitMQ and Redis, or one SQLite file.
 #[derive(Debug, Parser)]
@@ -153,12 +155,10 @@ pub(crate) enum CliCommand {
     Periodic(PeriodicCommand),
     /// List the queues and their numbers of messages, or pause, resume, purge or delete one
     Queues(QueuesArgs),
-    /// Say why a task does not run, and what to do
-    Why {
-        /// Id of the task
-        #[arg(value_parser = id)]
-        id: TaskId,
-    },
+    /// Say why a task or a queue stands still, and what to do
+    Why(WhyArgs),
+    /// Print what happens to tasks and workers everywhere, as it happens
+    Events(EventsArgs),
     /// List the live workers, or give them orders
     Workers(WorkersArgs),
     /// List the leaders and the shards of live workers, and who holds them
@@ -284,7 +284,7 @@ pub(crate) struct WorkerArgs {
     #[arg(help = flag_help("--tag"), long = "tag", value_name = "TAG", value_parser = Tag::parse)]
     tags: Vec<Tag>,
     /// Serve health checks at this address, over HTTP: /healthz succeeds while the broker confirms the subscription,
-    /// /readyz while the worker takes tasks
+    /// /readyz while the worker takes tasks, and /metrics shows the metrics for Prometheus
     #[arg(long, value_name = "IP:PORT", value_parser = health_address)]
     pub(crate) health: Option<SocketAddr>,
     /// Also run the demo tasks: add, echo, sleep, fail

@@ -3,7 +3,8 @@
 //! `/healthz` answers 200 while the broker confirms the worker's subscription and answers on its connection, `/readyz`
 //! while the worker takes tasks; else 503, with the problems in the body. `/health` tells the colour, its reason and the
 //! state of the worker, and answers 200 unless the colour is red. Each request checks the servers themselves, but
-//! a report less than a second old is used again.
+//! a report less than a second old is used again. `/metrics` shows the metrics of the process to those who have the token, if
+//! there is one.
 //!
 //! Clients that say nothing cannot keep others from an answer: a connection without a request is closed after two seconds,
 //! and the oldest one makes room when there are too many.
@@ -23,7 +24,7 @@ use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE},
+    header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE},
     server::conn::http1,
     service::service_fn,
 };
@@ -42,7 +43,10 @@ use tokio::{
     time::Instant,
 };
 
-use crate::exit::{CliError, Code};
+use crate::{
+    exit::{CliError, Code},
+    metrics::{MetricsAnswer, MetricsPage},
+};
 
 /// Maximum number of open connections.
 const MAX_CONNECTIONS: usize = 32;
@@ -96,6 +100,7 @@ enum HealthCheck {
 struct HealthService {
     health: Health,
     queues: Vec<String>,
+    metrics: Option<MetricsPage>,
     alive: Mutex<Option<(Instant, Vec<String>)>>,
     ready: Mutex<Option<(Instant, Vec<String>)>>,
     report: Mutex<Option<(Instant, WorkerReport)>>,
@@ -121,11 +126,17 @@ impl HealthServer {
     }
 
     /// Answers requests until it is dropped.
-    pub(crate) async fn serve(self, health: Health, queues: &[QueueName]) -> Infallible {
+    pub(crate) async fn serve(
+        self,
+        health: Health,
+        queues: &[QueueName],
+        metrics: Option<MetricsPage>,
+    ) -> Infallible {
         let queues = queues.iter().map(ToString::to_string).collect();
         let service = Arc::new(HealthService {
             health,
             queues,
+            metrics,
             alive: Mutex::default(),
             ready: Mutex::default(),
             report: Mutex::default(),
@@ -213,16 +224,23 @@ async fn serve_connection(
 impl HealthService {
     async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let check = match request.uri().path() {
-            "/healthz" => HealthCheck::Alive,
-            "/readyz" => HealthCheck::Ready,
-            "/health" => HealthCheck::Color,
-            _ => return plain(StatusCode::NOT_FOUND, "not found: use /healthz, /readyz or /health\n"),
+            "/healthz" => Some(HealthCheck::Alive),
+            "/readyz" => Some(HealthCheck::Ready),
+            "/health" => Some(HealthCheck::Color),
+            "/metrics" => None,
+            _ => {
+                return plain(
+                    StatusCode::NOT_FOUND,
+                    "not found: use /healthz, /readyz, /health or /metrics\n",
+                );
+            }
         };
         if request.method() != Method::GET && request.method() != Method::HEAD {
             let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "method not allowed: use GET or HEAD\n");
             refused.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
             return refused;
         }
+        let Some(check) = check else { return self.show_metrics(request) };
         if check == HealthCheck::Color {
             return self.color().await;
         }
@@ -241,6 +259,21 @@ impl HealthService {
         // INVARIANT: the report holds only texts and numbers.
         let body = serde_json::to_vec(&answer).expect("plain data");
         respond(code, "application/json", body)
+    }
+
+    fn show_metrics(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let Some(page) = &self.metrics else { return plain(StatusCode::NOT_FOUND, "there are no metrics\n") };
+        match page.answer(request.headers().get(AUTHORIZATION).map(|value| value.as_bytes())) {
+            MetricsAnswer::Text(text) => {
+                respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text.into_bytes())
+            }
+            MetricsAnswer::Unauthorized => {
+                let mut refused = plain(StatusCode::UNAUTHORIZED, "a bearer token is required\n");
+                let scheme = hyper::header::HeaderValue::from_static("Bearer");
+                refused.headers_mut().insert(WWW_AUTHENTICATE, scheme);
+                refused
+            }
+        }
     }
 
     /// Answers with the colour of the worker and all that belongs to it.

@@ -23,7 +23,7 @@
 //! | feature | default | adds |
 //! |---|---|---|
 //! | `amqp`, `redis`, `sqlite` | yes | the adapters |
-//! | `otel` | yes | export of traces by OTLP |
+//! | `otel` | yes | export of traces and metrics by OTLP |
 //! | `man` | no | a hidden command that writes manual pages, for packages of distributions |
 
 mod args;
@@ -36,6 +36,7 @@ mod first_process;
 mod flow_file;
 mod health;
 mod input;
+mod metrics;
 mod open_files;
 mod output;
 mod people;

@@ -10,12 +10,13 @@ use std::{
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, error::ErrorKind};
 use machinist::{AppBuilder, Connectors, WorkerBuilder, settings::Settings};
+use machinist_metrics::Metrics;
 
 use crate::{
     args::{Cli, CliCommand, GlobalArgs, LogFormat},
     asks_for_json, commands,
     exit::{CliError, Code, Exit},
-    first_process, output,
+    first_process, metrics, output,
     set_up::{BuildWorker, ChangeApp, Running, SetUpError, set_change_app},
     supervisor,
     telemetry::Telemetry,
@@ -167,13 +168,20 @@ impl Program {
         }
         let ended = match parse(std::env::args_os(), &commands) {
             Ok(Parsed::Machinist(cli)) => {
-                let is_worker = matches!(cli.command, CliCommand::Worker(_));
+                let worker = match &cli.command {
+                    CliCommand::Worker(worker) => Some(worker),
+                    _ => None,
+                };
+                let (is_worker, is_served) = (worker.is_some(), worker.map(|worker| worker.health.is_some()));
                 let tasks: BuildWorker<'_> = Box::new(|worker| Box::pin(tasks(worker)));
-                start(cli.global.log, is_worker, commands::run(*cli, &connectors, tasks))
+                start(cli.global.log, is_worker, || {
+                    let metrics = is_served.and_then(metrics::start);
+                    (commands::run(*cli, &connectors, tasks, metrics.clone()), metrics)
+                })
             }
             Ok(Parsed::Own { global, name, arguments }) => {
                 let log = global.log;
-                start(log, true, run_own(*global, &connectors, commands, name, arguments))
+                start(log, true, || (run_own(*global, &connectors, commands, name, arguments), None))
             }
             Err(ended) => ended.map(Exit::Code),
         };
@@ -260,11 +268,11 @@ async fn run_own(
     Err(CliError::new(Code::Fault, format!("the command {name} is not there")))
 }
 
-/// Runs a command in a runtime, with its log.
-fn start(
+/// Runs a command in a runtime, with its log and its metrics.
+fn start<Command: Future<Output = Result<Exit, CliError>>>(
     log: Option<LogFormat>,
     is_service: bool,
-    command: impl Future<Output = Result<Exit, CliError>>,
+    command: impl FnOnce() -> (Command, Option<Metrics>),
 ) -> Result<Exit, CliError> {
     // Errors inside of lapin are returned to us, and are reported once in our words.
     let level = if is_service { "info,lapin=off" } else { "warn,lapin=off" };
@@ -273,12 +281,16 @@ fn start(
         output::use_json_notes();
     }
     let telemetry = Telemetry::start(format, level)?;
+    let (command, metrics) = command();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime =
         runtime.map_err(|error| CliError::from_error(Code::Fault, &error).context("cannot start threads"))?;
     // The panic itself has been printed already.
     let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(Box::pin(command))));
     runtime.shutdown_timeout(Duration::from_secs(1));
+    if let Some(metrics) = &metrics {
+        metrics::finish(metrics);
+    }
     telemetry.finish();
     ended
         .unwrap_or_else(|_| Err(CliError::new(Code::Fault, "this is a bug in the program; please report it")))

@@ -2,7 +2,7 @@
 //!
 //! Logs go to standard error, as text or JSON; `MACHINIST_LOG` (else `RUST_LOG`) sets the log level. Traces are exported
 //! by OTLP over http/protobuf when `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set; all
-//! standard `OTEL_*` variables hold. The exporter uses plain http, so that the program needs no second TLS library.
+//! standard `OTEL_*` variables hold. Metrics of a worker are exported in the same way ([`crate::metrics`]). The exporter uses plain http, so that the program needs no second TLS library.
 
 use std::{env, fmt, io::IsTerminal, sync::OnceLock};
 
@@ -134,48 +134,64 @@ fn format_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) 
 }
 
 #[cfg(feature = "otel")]
-mod otel {
+pub(crate) mod otel {
     use super::*;
     use crate::exit::chain;
     use machinist::redact;
     use opentelemetry::trace::TracerProvider;
-    use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
-    use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+    use opentelemetry_otlp::{MetricExporter, Protocol, SpanExporter, WithExportConfig};
+    use opentelemetry_sdk::{Resource, metrics::PeriodicReader, trace::SdkTracerProvider};
     use tracing_subscriber::filter::{LevelFilter, Targets};
 
-    const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
-
-    /// Returns the provider if a variable asks for one, or the reason that there can be none.
-    pub(super) fn provider() -> Result<Option<SdkTracerProvider>, String> {
+    /// Returns the variable that names an endpoint for this signal and its value, unless the variables turn the signal off.
+    ///
+    /// # Errors
+    /// The endpoint cannot be used.
+    fn endpoint(signal: &str) -> Result<Option<(String, String)>, String> {
         let set = |name: &str| env::var(name).ok().filter(|text| !text.is_empty());
-        let Some((name, endpoint)) = ENDPOINTS.iter().find_map(|name| Some((name, set(name)?))) else {
-            return Ok(None);
-        };
-        if set("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true"))
-            || set("OTEL_TRACES_EXPORTER").is_some_and(|text| text == "none")
-        {
-            return Ok(None);
-        }
+        let names =
+            [format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT"), "OTEL_EXPORTER_OTLP_ENDPOINT".to_owned()];
+        let named = names.into_iter().find_map(|name| set(&name).map(|value| (name, value)));
+        let is_off = set("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true"))
+            || set(&format!("OTEL_{signal}_EXPORTER")).is_some_and(|text| text == "none");
+        let Some((name, endpoint)) = named.filter(|_| !is_off) else { return Ok(None) };
         if endpoint.starts_with("https:") {
             return Err(format!(
                 "{name}: {} needs TLS, which this exporter does not support; export to a collector on a trusted \
-                 network over http, and let the collector forward the traces",
-                redact::url(&endpoint)
+                 network over http, and let the collector forward the {}",
+                redact::url(&endpoint),
+                signal.to_lowercase()
             ));
         }
+        Ok(Some((name, endpoint)))
+    }
+
+    fn resource() -> Resource {
+        let mut resource = Resource::builder();
+        if env::var("OTEL_SERVICE_NAME").is_ok_and(|name| !name.is_empty()) {
+            return resource.build();
+        }
+        resource = resource.with_service_name("machinist");
+        resource.build()
+    }
+
+    /// Returns the provider if a variable asks for one, or the reason that there can be none.
+    pub(super) fn provider() -> Result<Option<SdkTracerProvider>, String> {
+        let Some((name, _)) = endpoint("TRACES")? else { return Ok(None) };
         // The exporter itself reads the endpoint and everything else from the variables.
         let exporter = SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).build();
         let exporter = exporter.map_err(|error| format!("{name}: {}", redact::text(&chain(&error))))?;
-        let mut resource = Resource::builder();
-        if set("OTEL_SERVICE_NAME").is_none() {
-            resource = resource.with_service_name("machinist");
-        }
-        Ok(Some(
-            SdkTracerProvider::builder()
-                .with_batch_exporter(exporter)
-                .with_resource(resource.build())
-                .build(),
-        ))
+        let provider = SdkTracerProvider::builder().with_batch_exporter(exporter);
+        Ok(Some(provider.with_resource(resource()).build()))
+    }
+
+    /// Returns the reader that exports metrics if a variable asks for one, and what it exports about this process; or the
+    /// reason that there can be none.
+    pub(crate) fn metrics_reader() -> Result<Option<(PeriodicReader<MetricExporter>, Resource)>, String> {
+        let Some((name, _)) = endpoint("METRICS")? else { return Ok(None) };
+        let exporter = MetricExporter::builder().with_http().with_protocol(Protocol::HttpBinary).build();
+        let exporter = exporter.map_err(|error| format!("{name}: {}", redact::text(&chain(&error))))?;
+        Ok(Some((PeriodicReader::builder(exporter).build(), resource())))
     }
 
     pub(super) fn layer(provider: &SdkTracerProvider) -> BoxedLayer {

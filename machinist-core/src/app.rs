@@ -11,6 +11,7 @@ use crate::{
     clock::{Clock, Timestamp},
     error::BoxError,
     event::{Event, EventKind, Observer, Observers},
+    event_stream::{EventPublisher, PublishedEvents},
     id::{QueueName, TaskName},
     log_lines::LogLines,
     middleware::{Middleware, PublishHook},
@@ -57,6 +58,7 @@ pub(crate) struct AppState {
     pub(crate) codec: Codec,
     pub(crate) hooks: Vec<Arc<dyn PublishHook>>,
     pub(crate) observers: Observers,
+    pub(crate) published_events: Arc<EventPublisher>,
     /// Middleware of every worker.
     pub(crate) middleware: Vec<Arc<dyn Middleware>>,
     /// Defaults of the workers, whose type belongs to the worker.
@@ -90,6 +92,7 @@ impl App {
             codec: Codec::default(),
             hooks: Vec::new(),
             observers: Observers::default(),
+            published_events: PublishedEvents::Off,
             middleware: Vec::new(),
             worker_defaults: None,
             max_sizes: MaxSizes::default(),
@@ -136,7 +139,18 @@ impl App {
 
     /// Emits an event of a sender.
     pub(crate) fn emit(&self, kind: EventKind<'_>) {
-        self.0.observers.notify(&Event::new(kind, None, &self.0.clock));
+        let event = Event::new(kind, None, &self.0.clock);
+        self.0.published_events.note(&event);
+        self.0.observers.notify(&event);
+    }
+
+    /// Publishes the events that are still gathered ([`AppBuilder::events`]). Workers call it when they end. A process that
+    /// only sends need not, unless it ends at once and its last events matter.
+    ///
+    /// # Cancel safety
+    /// Events of a batch that was being published may be lost.
+    pub async fn flush_events(&self) {
+        self.0.published_events.flush(&self.0).await;
     }
 
     /// The message that carries an envelope, in the format of its queue.
@@ -208,6 +222,7 @@ pub struct AppBuilder {
     codec: Codec,
     hooks: Vec<Arc<dyn PublishHook>>,
     observers: Observers,
+    published_events: PublishedEvents,
     middleware: Vec<Arc<dyn Middleware>>,
     pub(crate) worker_defaults: Option<Arc<dyn Any + Send + Sync>>,
     max_sizes: MaxSizes,
@@ -322,6 +337,13 @@ impl AppBuilder {
         self
     }
 
+    /// Sets the events that this process publishes for readers in other processes ([`Client::events`](crate::Client::events)).
+    /// Default: none. Observers receive all events in any case.
+    pub fn events(mut self, which: PublishedEvents) -> Self {
+        self.published_events = which;
+        self
+    }
+
     /// The keys that sign and verify tasks and results. With them, what is not signed by one of them is refused.
     pub fn keyring(mut self, keyring: impl Into<Keyring>) -> Self {
         self.keyring = Some(keyring.into());
@@ -412,6 +434,7 @@ impl AppBuilder {
             codec: self.codec,
             hooks: self.hooks,
             observers: self.observers,
+            published_events: Arc::new(EventPublisher::new(self.published_events)),
             middleware: self.middleware,
             worker_defaults: self.worker_defaults,
             max_sizes: self.max_sizes,
@@ -422,6 +445,7 @@ impl AppBuilder {
             depths: QueueDepths::new(self.max_depths),
         });
         tokio::spawn(keep_time(Arc::downgrade(&shared)));
+        EventPublisher::start(&shared);
         Ok(App(shared))
     }
 

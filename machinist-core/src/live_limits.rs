@@ -144,7 +144,9 @@ impl Client {
     }
 
     /// Returns every definition of each limit, with its source: the live one alone if there is one.
-    async fn known_limits(&self) -> Result<BTreeMap<LimitTarget, Vec<(Limit, String)>>, ResultError> {
+    pub(crate) async fn known_limits(
+        &self,
+    ) -> Result<BTreeMap<LimitTarget, Vec<(Limit, String)>>, ResultError> {
         let mut known: BTreeMap<LimitTarget, Vec<(Limit, String)>> = BTreeMap::new();
         for worker in self.workers(&WorkerFilter::new()).await? {
             for (target, limit) in worker.limits {

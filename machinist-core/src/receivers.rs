@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Number of task names that a worker describes at most. One with so many may know others.
-const MAX_DESCRIBED_TASKS: usize = 500;
+pub(crate) const MAX_DESCRIBED_TASKS: usize = 500;
 
 /// Lack of a worker that could run a task.
 #[derive(Debug, Clone, PartialEq, Eq)]

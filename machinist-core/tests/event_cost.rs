@@ -10,7 +10,9 @@ use std::{
     time::Duration,
 };
 
-use machinist_core::{App, AppBuilder, TaskDef, TaskError, Worker, event::Event};
+use machinist_core::{
+    App, AppBuilder, TaskDef, TaskError, Worker, event::Event, event_stream::PublishedEvents,
+};
 use machinist_memory::{MemoryBackend, MemoryBroker};
 
 #[global_allocator]
@@ -58,4 +60,7 @@ async fn events_allocate_nothing() {
     // Sent, received, started, ended; and the start of the worker.
     assert_eq!(seen.load(Ordering::Relaxed), 4 * TASKS as u64 + 1);
     assert_eq!(observed, unobserved);
+    // Failures are published, and there are none. The start of the worker is published in the meantime.
+    let published = allocations(|builder| builder.events(PublishedEvents::Failures)).await;
+    assert!(published < unobserved + TASKS as u64 / 2, "{published} instead of {unobserved}");
 }

@@ -98,7 +98,8 @@ fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settin
     let app = App::builder(broker, backend)
         .namespace(&*settings.namespace.value)
         .results_ttl(settings.results_ttl.value)
-        .max_sizes(settings.sizes.max_sizes());
+        .max_sizes(settings.sizes.max_sizes())
+        .events(settings.events.value);
     let depths = settings.max_depths.iter();
     let app = depths.fold(app, |app, (queue, most)| app.max_depth(queue.clone(), most.value));
     match &settings.freshness {

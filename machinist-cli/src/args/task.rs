@@ -139,6 +139,19 @@ pub(crate) struct StatusArgs {
     pub(crate) limit: u32,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  machinist why 01a1fe04-80aa-75a5-afdf-e10168fdf7b8
+  machinist why --queue mail")]
+pub(crate) struct WhyArgs {
+    /// Id of the task
+    #[arg(value_parser = id, required_unless_present = "queue")]
+    pub(crate) id: Option<TaskId>,
+    /// Say what is in the way of the tasks of this queue
+    #[arg(long, value_name = "NAME", value_parser = queue, conflicts_with = "id")]
+    pub(crate) queue: Option<QueueName>,
+}
+
 /// A task that does not run ends at once, even if it waits for its ETA or a retry. A running task is asked to end, and
 /// is cut off five seconds later. Of a workflow, nothing more starts.
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod bulk;
 mod config;
 mod dead;
 mod doctor;
+mod events;
 mod fleet;
 mod init;
 mod keygen;
@@ -38,6 +39,8 @@ use machinist::{
     url::{Reach, Role},
 };
 
+use machinist_metrics::Metrics;
+
 use crate::{
     args::{Cli, CliCommand},
     exit::{CliError, Code, Exit},
@@ -49,7 +52,12 @@ use crate::{
 ///
 /// # Errors
 /// [`CliError`] of the command.
-pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_>) -> Result<Exit, CliError> {
+pub(crate) async fn run(
+    cli: Cli,
+    connectors: &Connectors,
+    build: BuildWorker<'_>,
+    metrics: Option<Metrics>,
+) -> Result<Exit, CliError> {
     let worker = match &cli.command {
         CliCommand::Worker(worker) => Some(worker),
         _ => None,
@@ -58,7 +66,7 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
     let json = cli.global.json;
     let settings = |flags| Settings::load_with(connectors, flags);
     let code = match cli.command {
-        CliCommand::Worker(args) => return worker::run(args, flags, connectors, build).await,
+        CliCommand::Worker(args) => return worker::run(args, flags, connectors, build, metrics).await,
         CliCommand::Init(args) => init::run(&args, flags.config, json),
         CliCommand::Completions { shell } => {
             let mut script = Vec::new();
@@ -75,12 +83,13 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
         #[cfg(feature = "sqlite")]
         CliCommand::Backup(args) => backup::run(&args, &settings(flags)?, json).await,
         CliCommand::Dead(args) => dead::run(args, &settings(flags)?, json).await,
+        CliCommand::Events(args) => events::run(args, &settings(flags)?, json).await,
         CliCommand::Limits(command) => limits::run(command, &settings(flags)?, json).await,
         CliCommand::Periodic(command) => periodic::run(command, &settings(flags)?, json).await,
         CliCommand::Queues(args) => queues::run(args, &settings(flags)?, json).await,
         CliCommand::Fleet => fleet::run(&settings(flags)?, json).await,
         CliCommand::Registered(args) => registered::run(args, &settings(flags)?, json).await,
-        CliCommand::Why { id } => why::run(&id, &settings(flags)?, json).await,
+        CliCommand::Why(args) => why::run(&args, &settings(flags)?, json).await,
         CliCommand::Workers(args) => workers::run(args, &settings(flags)?, json).await,
         CliCommand::Revoke(args) => revoke::run(&args, &settings(flags)?, json).await,
         CliCommand::Retry(args) => retry::run(&args, &settings(flags)?, json).await,
@@ -99,6 +108,17 @@ pub(crate) async fn run(cli: Cli, connectors: &Connectors, build: BuildWorker<'_
 async fn connect(settings: &Settings) -> Result<App, CliError> {
     check_outlives_process(settings)?;
     Ok(App::from_settings_with(settings, change_app).await?)
+}
+
+/// Connects to the configured servers, for a worker with metrics.
+///
+/// # Errors
+/// As [`connect`].
+async fn connect_measured(settings: &Settings, metrics: &Metrics) -> Result<App, CliError> {
+    check_outlives_process(settings)?;
+    let mut servers = Servers::reach(settings).await;
+    servers.backend = servers.backend.map(|backend| metrics.timed(backend));
+    Ok(servers.app_with(settings, |app| change_app(app.observer(metrics.clone()))).await?)
 }
 
 /// Connects to the configured servers, for a command that only reads and needs no key.

@@ -11,16 +11,18 @@ use machinist::{
     settings::{Overrides, Settings, SettingsError},
     worker::{BuildError, Drained, Health, Stages, WorkerError},
 };
+use machinist_metrics::Metrics;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::connect;
+use super::{connect, connect_measured};
 use crate::{
     args::WorkerArgs,
     command::{CommandTask, Host},
     demo,
     exit::{CliError, Code, Exit},
     health::HealthServer,
+    metrics::MetricsPage,
     open_files, output,
     set_up::BuildWorker,
     systemd, telemetry,
@@ -31,6 +33,7 @@ pub(super) async fn run(
     flags: Overrides,
     connectors: &Connectors,
     build: BuildWorker<'_>,
+    metrics: Option<Metrics>,
 ) -> Result<Exit, CliError> {
     let mut settings = Settings::load_with(connectors, flags.clone())?;
     // Before any connection, so that a mistake in the file is reported at once.
@@ -40,7 +43,13 @@ pub(super) async fn run(
         Some(address) => Some(HealthServer::open(address).await?),
         None => None,
     };
-    let app = connect(&settings).await?;
+    let token_file = settings.worker.metrics_token_file.as_ref().map(|file| file.value.as_path());
+    let served = metrics.clone().filter(|_| health_server.is_some());
+    let page = served.map(|metrics| MetricsPage::open(metrics, token_file)).transpose()?;
+    let app = match &metrics {
+        Some(metrics) => connect_measured(&settings, metrics).await?,
+        None => connect(&settings).await?,
+    };
     let host = host(&mut settings)?;
     let settings = &settings;
     let commands = command_tasks(settings, &host)?;
@@ -50,15 +59,20 @@ pub(super) async fn run(
     })?;
     let worker = build_worker(builder, commands, args.demo)?;
     note_unconsumed(settings, &worker);
+    if let Some(metrics) = &metrics {
+        metrics.attach(worker.health());
+    }
     if let Some(health_server) = &health_server {
         let address = health_server.address();
-        output::note(&format!("machinist: health checks at http://{address}/healthz and /readyz"));
+        output::note(&format!(
+            "machinist: health checks at http://{address}/healthz and /readyz, metrics at /metrics"
+        ));
     }
     // Before the worker is ready: from then on a signal must not end the process directly.
     let process = WorkerProcess {
         signals: StopSignals::new()?,
         hangup: Hangup::new()?,
-        health_server,
+        health_server: health_server.map(|server| (server, page)),
         ready_line: ready_line(&worker, settings),
         reload_keys: &|| reload_keys(&app, connectors, &flags),
     };
@@ -147,7 +161,7 @@ fn build_worker(
 struct WorkerProcess<'a> {
     signals: StopSignals,
     hangup: Hangup,
-    health_server: Option<HealthServer>,
+    health_server: Option<(HealthServer, Option<MetricsPage>)>,
     ready_line: String,
     reload_keys: &'a (dyn Fn() + Sync),
 }
@@ -188,12 +202,12 @@ async fn tell_stopping(stages: &Stages) -> Infallible {
 }
 
 async fn answer_health_checks(
-    health_server: Option<HealthServer>,
+    health_server: Option<(HealthServer, Option<MetricsPage>)>,
     health: &Health,
     queues: &[QueueName],
 ) -> Infallible {
     match health_server {
-        Some(health_server) => health_server.serve(health.clone(), queues).await,
+        Some((health_server, page)) => health_server.serve(health.clone(), queues, page).await,
         None => pending().await,
     }
 }

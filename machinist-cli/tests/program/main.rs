@@ -14,6 +14,7 @@ mod logs;
 mod long;
 mod main_job;
 mod mixed;
+mod observe;
 mod operator;
 mod orders;
 mod packaging;

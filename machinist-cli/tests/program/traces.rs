@@ -1,13 +1,14 @@
-//! One trace over two processes, as a collector receives it.
+//! One trace over two processes and the metrics of a worker, as a collector receives them.
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     sync::{Arc, Mutex},
 };
 
 use opentelemetry_proto::tonic::{
-    collector::trace::v1::ExportTraceServiceRequest,
+    collector::{metrics::v1::ExportMetricsServiceRequest, trace::v1::ExportTraceServiceRequest},
     common::v1::any_value::Value,
     trace::v1::{Span, span::SpanKind},
 };
@@ -15,25 +16,27 @@ use prost::Message;
 
 use crate::support::{Folder, eventually};
 
-/// Receiver of OTLP over http/protobuf that stores every span.
+/// Receiver of OTLP over http/protobuf that stores every span, and the names of the metrics.
 struct Collector {
     url: String,
     spans: Arc<Mutex<Vec<Span>>>,
+    metrics: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Collector {
     fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let spans = Arc::new(Mutex::new(Vec::new()));
-        let all = Arc::clone(&spans);
+        let (spans, metrics) =
+            (Arc::<Mutex<Vec<Span>>>::default(), Arc::<Mutex<BTreeSet<String>>>::default());
+        let all = (Arc::clone(&spans), Arc::clone(&metrics));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let all = Arc::clone(&all);
-                std::thread::spawn(move || receive(stream.unwrap(), &all));
+                let (spans, metrics) = all.clone();
+                std::thread::spawn(move || receive(stream.unwrap(), &spans, &metrics));
             }
         });
-        Self { url, spans }
+        Self { url, spans, metrics }
     }
 
     fn named(&self, name: &str) -> Vec<Span> {
@@ -42,7 +45,7 @@ impl Collector {
 }
 
 /// Reads requests from one connection until it is closed.
-fn receive(stream: TcpStream, spans: &Mutex<Vec<Span>>) {
+fn receive(stream: TcpStream, spans: &Mutex<Vec<Span>>, metrics: &Mutex<BTreeSet<String>>) {
     let mut from = BufReader::new(stream);
     loop {
         let mut head = Vec::new();
@@ -52,13 +55,21 @@ fn receive(stream: TcpStream, spans: &Mutex<Vec<Span>>) {
         }
         let length = head.iter().find_map(|line| line.strip_prefix("content-length:"));
         let Some(length) = length.map(|text| text.trim().parse().unwrap()) else { return };
-        assert!(head[0].starts_with("post /v1/traces "), "{head:?}");
+        let is_of_metrics = head[0].starts_with("post /v1/metrics ");
+        assert!(is_of_metrics || head[0].starts_with("post /v1/traces "), "{head:?}");
         assert!(head.iter().any(|line| line.trim() == "content-type: application/x-protobuf"), "{head:?}");
         let mut body = vec![0; length];
         from.read_exact(&mut body).unwrap();
-        let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
-        let received = request.resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
-        spans.lock().unwrap().extend(received);
+        if is_of_metrics {
+            let request = ExportMetricsServiceRequest::decode(&body[..]).unwrap();
+            let scopes = request.resource_metrics.into_iter().flat_map(|resource| resource.scope_metrics);
+            metrics.lock().unwrap().extend(scopes.flat_map(|scope| scope.metrics).map(|metric| metric.name));
+        } else {
+            let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
+            let received =
+                request.resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
+            spans.lock().unwrap().extend(received);
+        }
         from.get_mut().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
     }
 }
@@ -82,6 +93,11 @@ fn one_trace_over_two_processes_and_a_retry() {
     let task = folder.outcome(&["later"]);
     assert_eq!(task["attempt"], 2, "{task}");
     worker.stop().ended(0);
+    let exported = eventually("the metrics arrive", || {
+        let exported = collector.metrics.lock().unwrap().clone();
+        exported.contains("machinist.task.ended").then_some(exported)
+    });
+    assert!(exported.contains("machinist.task.wait.duration"), "{exported:?}");
 
     let (sent, runs) = eventually("the spans arrive", || {
         let sent = collector.named("send later");

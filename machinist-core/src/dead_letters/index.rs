@@ -16,7 +16,7 @@ use crate::{
     id::{QueueName, RecordId, RecordKind, TaskId, TaskName},
     record::{ErrorText, Facts, json, name},
     sign::sha256,
-    wire::{DeadMark, Digest, MarkSignature, MarkedMessage},
+    wire::{DeadMark, Digest, MarkSignature, MarkedMessage, dead_id},
 };
 
 /// Number of index entries in one page.
@@ -218,6 +218,39 @@ pub(super) async fn list(
         tracing::debug!(%error, "expired entries of the index were not removed");
     }
     Ok(found)
+}
+
+/// Returns the dead letter of a task. Of a task that has not ended, it also searches the letters that came after `since`,
+/// one page of each index: the broker or another process may have made one.
+pub(crate) async fn letter_of(
+    app: &App,
+    queue: &QueueName,
+    task: &TaskId,
+    attempt: u32,
+    since: Timestamp,
+    ended: bool,
+) -> Result<Option<DeadLetter>, BackendError> {
+    let member = format!("{queue} {}", dead_id(task, attempt));
+    let facts = app.backend().read(&[record_of(&member)]).await?.pop().unwrap_or_default();
+    if !facts.is_empty() {
+        return Ok(listed_letter(app, &Index::DeadLetters, since, &member, &facts));
+    }
+    if ended {
+        return Ok(None);
+    }
+    for index in [Index::Refused, Index::DeadLetters] {
+        let page = app.backend().list(&index, Some((since, String::new())), PAGE_SIZE).await?;
+        let of_queue = format!("{queue} ");
+        let page: Vec<_> = page.into_iter().filter(|(_, member)| member.starts_with(&of_queue)).collect();
+        let ids: Vec<RecordId> = page.iter().map(|(_, member)| record_of(member)).collect();
+        for ((at, member), facts) in page.iter().zip(app.backend().read_each(&ids).await?) {
+            let letter = listed_letter(app, &index, *at, member, &facts.unwrap_or_default());
+            if let Some(letter) = letter.filter(|letter| letter.task.as_ref() == Some(task)) {
+                return Ok(Some(letter));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The letters of an index, in order, page by page.

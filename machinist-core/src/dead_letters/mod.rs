@@ -22,7 +22,7 @@ use crate::{
     wire::{DeadMark, Digest, MarkedMessage},
 };
 
-pub(crate) use index::add_to_index;
+pub(crate) use index::{add_to_index, letter_of};
 pub(crate) use new_letter::NewDeadLetter;
 pub use settle::DeadLetterOutcome;
 

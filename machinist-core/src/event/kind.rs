@@ -221,12 +221,29 @@ pub enum EventKind<'a> {
     WorkerStarted {
         /// Queues from which the worker takes tasks.
         queues: &'a [QueueName],
+        /// Names of the tasks that the worker runs.
+        tasks: &'a [TaskName],
     },
     /// A worker's ability to take or run tasks has changed.
     #[non_exhaustive]
     WorkerState {
         /// The new state.
         state: WorkerState<'a>,
+    },
+    /// The worker that measures for all has looked at a queue, for observers that
+    /// [ask for it](super::Observer::measures_queues).
+    #[non_exhaustive]
+    QueueMeasured {
+        /// The queue.
+        queue: &'a QueueName,
+        /// Number of messages that wait for a worker.
+        ready: u64,
+        /// Number of dead letters.
+        dead: u64,
+        /// Number of live workers that take tasks from the queue.
+        consumers: u64,
+        /// Time for which the oldest ready message waits at most; zero for an empty queue.
+        oldest_age: Duration,
     },
     /// A worker has stopped.
     #[non_exhaustive]
@@ -329,6 +346,7 @@ impl<'a> EventKind<'a> {
         Revoked => "revoked",
         WorkerStarted => "worker_started",
         WorkerState => "worker_state",
+        QueueMeasured => "queue_measured",
         WorkerEnded => "worker_ended",
     }
 
@@ -368,7 +386,10 @@ impl<'a> EventKind<'a> {
             Self::Refused { task, .. } | Self::Deferred { task, .. } | Self::DeadLettered { task, .. } => {
                 task
             }
-            Self::WorkerStarted { .. } | Self::WorkerState { .. } | Self::WorkerEnded { .. } => None,
+            Self::WorkerStarted { .. }
+            | Self::WorkerState { .. }
+            | Self::QueueMeasured { .. }
+            | Self::WorkerEnded { .. } => None,
         }
     }
 }

@@ -34,6 +34,12 @@ use super::{Event, Stopwatch};
 pub trait Observer: Send + Sync + 'static {
     /// Receives one event. Must not block.
     fn observe(&self, event: &Event<'_>);
+
+    /// Returns `true` if this observer wants [`EventKind::QueueMeasured`](super::EventKind::QueueMeasured): then the workers of
+    /// the application take part in measuring the queues. It is asked once.
+    fn measures_queues(&self) -> bool {
+        false
+    }
 }
 
 impl<F: Fn(&Event<'_>) + Send + Sync + 'static> Observer for F {
@@ -44,16 +50,25 @@ impl<F: Fn(&Event<'_>) + Send + Sync + 'static> Observer for F {
 
 /// The observers of an application, in the order in which they were added.
 #[derive(Default)]
-pub(crate) struct Observers(Vec<Box<dyn Observer>>);
+pub(crate) struct Observers {
+    all: Vec<Box<dyn Observer>>,
+    measure_queues: bool,
+}
 
 impl Observers {
     pub(crate) fn add(&mut self, observer: impl Observer) {
-        self.0.push(Box::new(observer));
+        self.measure_queues |= observer.measures_queues();
+        self.all.push(Box::new(observer));
+    }
+
+    /// Returns `true` if an observer wants to know of the queues.
+    pub(crate) const fn measure_queues(&self) -> bool {
+        self.measure_queues
     }
 
     /// Returns `true` if nobody observes. Then nothing has to be measured or prepared for an event.
     pub(crate) const fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all.is_empty()
     }
 
     /// Starts a stopwatch, if anybody observes.
@@ -64,7 +79,7 @@ impl Observers {
     /// Passes an event to every observer.
     #[inline]
     pub(crate) fn notify(&self, event: &Event<'_>) {
-        for observer in &self.0 {
+        for observer in &self.all {
             contain(observer.as_ref(), event);
         }
     }
@@ -83,6 +98,6 @@ fn contain(observer: &dyn Observer, event: &Event<'_>) {
 
 impl fmt::Debug for Observers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Observers").field(&self.0.len()).finish()
+        f.debug_tuple("Observers").field(&self.all.len()).finish()
     }
 }

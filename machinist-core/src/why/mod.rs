@@ -1,20 +1,37 @@
-//! The answer to "why does it not run?": asks the stores, and lets a pure function decide.
+//! The answer to "why does it not run?": asks the stores, and lets pure functions decide and speak.
 
+mod answer;
+mod code;
 mod decide;
+mod gather;
+mod situation;
+mod spent;
+#[cfg(test)]
+mod tests;
 
 use serde::Serialize;
 
-pub use decide::{WhyClass, WhyReason};
+pub use code::{WhyClass, WhyReason};
+pub use spent::TimeSpent;
 
-use crate::{client::Client, error::ResultError, fleet::WorkerFilter, id::TaskId, record::Record};
-use decide::{Situation, reasons};
+use crate::{
+    backend::BackendError,
+    client::Client,
+    error::ResultError,
+    id::{QueueName, TaskId},
+};
+use answer::Words;
 
-/// Answer to the question why a task does not run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// Answer to the question why a task or a queue stands still.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Why {
-    /// The task.
-    pub id: String,
+    /// The task, if the question was about one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The queue, if the question was about one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue: Option<String>,
     /// Reason that decides.
     pub reason: WhyReason,
     /// Class of the reason.
@@ -29,8 +46,8 @@ pub struct Why {
     pub evidence: Evidence,
 }
 
-/// Content of the stores about a task.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+/// Content of the stores about a task or a queue, as far as the answer rests on it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Evidence {
     /// State in its record.
@@ -39,100 +56,113 @@ pub struct Evidence {
     pub task: Option<String>,
     /// Queue.
     pub queue: Option<String>,
+    /// Newest attempt.
+    pub attempt: Option<u32>,
     /// Worker that ran it last.
     pub worker: Option<String>,
+    /// Time of its last start, or of sending if it was never started.
+    pub since: Option<String>,
     /// Time before which it does not start.
     pub due: Option<String>,
     /// Reason of its parking.
     pub parked: Option<String>,
+    /// Source of the limit that holds it back: `live`, or the workers that have it in their code or configuration.
+    pub limit_source: Option<String>,
+    /// Error of its end, or of its last attempt.
+    pub error: Option<String>,
+    /// Id of its dead letter.
+    pub dead_letter: Option<String>,
+    /// Number of the workflow's tasks that have ended.
+    pub steps_done: Option<u32>,
+    /// Number of the workflow's tasks.
+    pub steps_total: Option<u32>,
+    /// Names of the steps that it waits for.
+    pub missing: Vec<String>,
     /// `true` if its queue is paused for all workers.
     pub queue_paused: bool,
     /// Number of live workers that take tasks from its queue.
     pub consumers: usize,
+    /// Number of messages that wait in its queue.
+    pub ready: Option<u64>,
+    /// Names of tasks that the workers of its queue run, as of their last renewal.
+    pub running: Vec<String>,
+    /// Where its time went, if it was started.
+    pub time_spent: Vec<TimeSpent>,
+}
+
+impl Why {
+    /// Creates the answer about a task or a queue that cannot be looked at, because the broker or the backend is away.
+    /// `problem` is the error in one line.
+    pub fn away(id: Option<&TaskId>, queue: Option<&QueueName>, backend: bool, problem: &str) -> Self {
+        let reason = if backend { WhyReason::BackendAway } else { WhyReason::BrokerAway };
+        Self::new(id, queue, &[reason], answer::away(reason, problem), Evidence::default())
+    }
+
+    fn new(
+        id: Option<&TaskId>,
+        queue: Option<&QueueName>,
+        found: &[WhyReason],
+        words: Words,
+        evidence: Evidence,
+    ) -> Self {
+        let reason = found.first().copied().unwrap_or(WhyReason::Queued);
+        Self {
+            id: id.map(TaskId::to_string),
+            queue: queue.map(QueueName::to_string),
+            reason,
+            class: reason.class(),
+            sentence: words.sentence,
+            advice: words.advice,
+            also: found.iter().skip(1).copied().collect(),
+            evidence,
+        }
+    }
+
+    fn of_task(situation: &situation::TaskSituation) -> Self {
+        let found = decide::of_task(situation);
+        let words = answer::of_task(found.first().copied().unwrap_or(WhyReason::Queued), situation);
+        Self::new(Some(&situation.id), None, &found, words, answer::evidence_of_task(situation))
+    }
+
+    fn of_queue(situation: &situation::QueueSituation) -> Self {
+        let found = decide::of_queue(situation);
+        let words = answer::of_queue(found.first().copied().unwrap_or(WhyReason::Queued), situation);
+        Self::new(None, Some(&situation.name), &found, words, answer::evidence_of_queue(situation))
+    }
 }
 
 impl Client {
-    /// Says why a task does not run, or what it does.
+    /// Says why a task does not run, or what it does. A server that is away is an answer too.
     ///
     /// # Errors
-    /// [`ResultError`] if the backend cannot be asked.
+    /// [`ResultError`]: the backend refuses, or nobody trusted wrote the outcome of the task.
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn why(&self, id: &TaskId) -> Result<Why, ResultError> {
-        let record = match self.result(id.clone()).record().await {
-            Ok(record) => record,
-            Err(ResultError::Unknown { .. }) => {
-                return Ok(answer(id, &[WhyReason::UnknownId], Evidence::default()));
+        match gather::task(self, id).await {
+            Ok(situation) => Ok(Why::of_task(&situation)),
+            Err(ResultError::Backend(error @ BackendError::Unavailable(_))) => {
+                Ok(Why::away(Some(id), None, true, &gather::in_words(&error)))
             }
-            Err(error) => return Err(error),
-        };
-        let workers = self.workers(&WorkerFilter::new()).await?;
-        let (disabled, paused) = tokio::try_join!(self.disabled_tasks(), self.paused_queues())?;
-        let queue_paused = paused.iter().any(|name| record.queue.as_deref() == Some(name.as_str()));
-        let disabled = disabled.iter().any(|name| record.name.as_deref() == Some(name.as_str()));
-        let now = self.app.clock().now();
-        let found = reasons(&Situation { record: &record, workers: &workers, disabled, queue_paused, now });
-        let consumes = |queues: &[String]| queues.iter().any(|name| record.queue.as_ref() == Some(name));
-        let consumers = workers.iter().filter(|worker| consumes(&worker.queues)).count();
-        Ok(answer(id, &found, Evidence { consumers, queue_paused, ..evidence(&record) }))
-    }
-}
-
-fn evidence(record: &Record) -> Evidence {
-    Evidence {
-        state: Some(record.state.to_string()),
-        task: record.name.clone(),
-        queue: record.queue.clone(),
-        worker: record.worker.clone(),
-        due: record.eta.map(|eta| eta.to_string()),
-        parked: record.parked.as_ref().map(|parked| parked.reason.clone()),
-        queue_paused: false,
-        consumers: 0,
-    }
-}
-
-fn answer(id: &TaskId, found: &[WhyReason], evidence: Evidence) -> Why {
-    let reason = found.first().copied().unwrap_or(WhyReason::Queued);
-    let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".to_owned());
-    let (task, queue, worker) = (text(&evidence.task), text(&evidence.queue), text(&evidence.worker));
-    let due = text(&evidence.due);
-    let sentence = match reason {
-        WhyReason::UnknownId => {
-            "there is no record: it was never sent, its record has expired, or it is in another backend"
-                .to_owned()
+            Err(error) => Err(error),
         }
-        WhyReason::Ended => format!("it has ended in {}", text(&evidence.state)),
-        WhyReason::Running => format!("worker {worker} runs it"),
-        WhyReason::WorkerGone => format!("worker {worker} ran it and is not live any more"),
-        WhyReason::Delayed => format!("its time is {due}"),
-        WhyReason::Retry => format!("its next run is due at {due}"),
-        WhyReason::Disabled => format!("the task {task} is disabled for all workers"),
-        WhyReason::CircuitOpen => {
-            format!(
-                "a worker failed the task {task} again and again, and left this one to others for a while"
-            )
-        }
-        WhyReason::Limited => format!("a rule refuses its start: {}", text(&evidence.parked)),
-        WhyReason::NoConsumer => format!("no live worker takes tasks from queue {queue}"),
-        WhyReason::UnknownTask => format!("no live worker of queue {queue} knows the task {task}"),
-        WhyReason::Paused if evidence.queue_paused => format!("queue {queue} is paused for all workers"),
-        WhyReason::Paused => format!("every worker of queue {queue} that knows the task {task} is asleep"),
-        WhyReason::Busy => format!("no worker of queue {queue} that knows the task {task} has a free slot"),
-        WhyReason::Queued => format!("it waits for its turn in queue {queue}"),
-    };
-    Why {
-        id: id.to_string(),
-        reason,
-        class: reason.class(),
-        sentence,
-        advice: match reason {
-            WhyReason::Paused if evidence.queue_paused => {
-                format!("`machinist queues resume {queue}` lets workers take from it")
+    }
+
+    /// Says why the tasks of a queue do not run, if something is in their way.
+    ///
+    /// # Errors
+    /// [`BackendError`] if the backend refuses.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn why_queue(&self, queue: &QueueName) -> Result<Why, BackendError> {
+        match gather::queue(self, queue.clone()).await {
+            Ok(situation) => Ok(Why::of_queue(&situation)),
+            Err(error @ BackendError::Unavailable(_)) => {
+                Ok(Why::away(None, Some(queue), true, &gather::in_words(&error)))
             }
-            reason => reason.advice().to_owned(),
-        },
-        also: found.iter().skip(1).copied().collect(),
-        evidence,
+            Err(error) => Err(error),
+        }
     }
 }

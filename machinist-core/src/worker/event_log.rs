@@ -42,7 +42,7 @@ impl Observer for EventLog {
             EventKind::Refused { queue, reason, error, .. } => {
                 self.log_refusal(event.worker, queue, reason, error)
             }
-            EventKind::WorkerStarted { queues } => {
+            EventKind::WorkerStarted { queues, .. } => {
                 tracing::info!(worker = event.worker, queues = ?queues, "ready");
             }
             EventKind::WorkerState { state } => log_state(event.worker.unwrap_or_default(), state),

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{DeadLetterCounts, event_log::EventLog, tally::Tally};
+use super::{DeadLetterCounts, event_log::EventLog, last_taken::LastTaken, tally::Tally};
 use crate::{
     app::App,
     event::{Event, EventKind, Observer, Stopwatch},
@@ -15,12 +15,13 @@ pub(super) struct WorkerEvents {
     log: EventLog,
     pub(super) tally: Tally,
     pub(super) dead_letter_counts: DeadLetterCounts,
+    pub(super) last_taken: LastTaken,
 }
 
 impl WorkerEvents {
     pub(super) fn new(app: App, worker: Arc<str>) -> Arc<Self> {
-        let (log, tally, dead_letter_counts) = Default::default();
-        Arc::new(Self { app, worker, log, tally, dead_letter_counts })
+        let (log, tally, dead_letter_counts, last_taken) = Default::default();
+        Arc::new(Self { app, worker, log, tally, dead_letter_counts, last_taken })
     }
 
     /// Passes an event to the log, the counts and the observers of the application.
@@ -32,6 +33,10 @@ impl WorkerEvents {
         self.log.observe(&event);
         self.tally.observe(&event);
         self.dead_letter_counts.observe(&event);
+        if self.app.0.observers.measure_queues() {
+            self.last_taken.observe(&event);
+        }
+        self.app.0.published_events.note(&event);
         self.app.0.observers.notify(&event);
     }
 

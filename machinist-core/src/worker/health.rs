@@ -172,6 +172,11 @@ impl Health {
         &self.worker.name
     }
 
+    /// Number of handlers that may run at once.
+    pub fn slots(&self) -> usize {
+        self.worker.capacity.limit()
+    }
+
     /// Number of handlers that run.
     pub fn running(&self) -> usize {
         self.worker.sessions.running()

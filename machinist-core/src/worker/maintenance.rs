@@ -7,7 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{WorkerContext, overdue};
+use super::{WorkerContext, measurement, overdue};
 use crate::{
     backend::{BackendError, Index, IndexUpdate},
     broker::{Consumer, SideQueue},
@@ -34,6 +34,7 @@ pub(super) async fn run(worker: Arc<WorkerContext>, queues: Vec<QueueName>) {
             sessions(&worker),
             broker(&worker),
             overdue::publish_forever(&worker),
+            measurement::measure_forever(&worker),
             worker.refused.keep_adding(&worker.app)
         );
     };

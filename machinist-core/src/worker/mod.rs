@@ -22,6 +22,7 @@
 //! | `peers` | what this worker knows of other sessions |
 //! | `server_calls` | calls to backend and broker, repeated until they answer |
 //! | `maintenance`, `overdue` | undelivered messages, unlisted dead letters, delayed tasks that the broker has lost |
+//! | `measurement`, `last_taken` | depth and age of the queues, for observers |
 //! | `periodic` | the ticks of periodic tasks |
 //! | `fleet`, `roles` | leaders and shards: roles that workers share |
 //! | `progress` | the progress that handlers report |
@@ -52,10 +53,12 @@ mod guard;
 mod health;
 mod held_places;
 mod intake;
+mod last_taken;
 mod lease;
 mod limits;
 mod look_ahead;
 mod maintenance;
+mod measurement;
 mod memory;
 mod options;
 mod order_book;
@@ -274,7 +277,8 @@ impl Worker {
         }
         worker.list_queues(&queues).await;
         worker.warn_of_other_limits().await;
-        worker.emit(EventKind::WorkerStarted { queues: &queues });
+        let tasks: Vec<TaskName> = processor.task_names().into_iter().cloned().collect();
+        worker.emit(EventKind::WorkerStarted { queues: &queues, tasks: &tasks });
         ready.cancel();
         let tracker = TaskTracker::new();
         // Dropped before its end, this future must not leave handlers behind that run without a session.
@@ -312,6 +316,8 @@ impl Worker {
         let Drained { handed_back, unfinished, refused, .. } = drained;
         let dead_letters = &worker.events.dead_letter_counts.by_reason();
         worker.emit(EventKind::WorkerEnded { handed_back, unfinished, refused, dead_letters });
+        // Best effort: events are notifications.
+        let _in_time = tokio::time::timeout(SETTLE_TIMEOUT, worker.app.flush_events()).await;
         Ok(drained)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! It is an order to restart that the worker gives to itself: running tasks end, and nothing is lost.
 
-use super::{WorkerContext, memory::resident_bytes};
+use super::memory::resident_bytes;
 
 /// Bounds at which a worker ends.
 #[derive(Debug, Clone, Copy, Default)]
@@ -14,7 +14,11 @@ pub(super) struct Recycling {
 }
 
 impl Recycling {
-    /// Returns the reason to end, if a bound is reached.
+    /// Returns the reason to end now, if a bound is reached. `processed` is the number of tasks that have ended here.
+    pub(super) fn due(self, processed: u64) -> Option<String> {
+        self.reason(processed, self.max_memory.and_then(|_| resident_bytes()))
+    }
+
     fn reason(self, processed: u64, memory: Option<u64>) -> Option<String> {
         let reached = |value: u64, bound: usize| usize::try_from(value).map_or(true, |value| value >= bound);
         if let Some(bound) = self.max_tasks.filter(|bound| reached(processed, *bound)) {
@@ -22,19 +26,6 @@ impl Recycling {
         }
         let (memory, bound) = (memory?, self.max_memory?);
         reached(memory, bound).then(|| format!("it uses {memory} bytes of memory, and max_memory is {bound}"))
-    }
-}
-
-impl WorkerContext {
-    /// Drains the worker if it has done enough or uses too much memory, so that it is started again.
-    pub(super) fn recycle_if_due(&self) {
-        let memory = self.recycling.max_memory.and_then(|_| resident_bytes());
-        let Some(why) = self.recycling.reason(self.events.tally.counts().processed, memory) else { return };
-        if !self.stages.is_draining() {
-            tracing::info!(why, "this worker ends, to be started again");
-            self.orders.memory().restarts = true;
-            self.stages.drain();
-        }
     }
 }
 

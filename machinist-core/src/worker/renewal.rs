@@ -116,7 +116,13 @@ async fn renew_until_stopped(worker: &WorkerContext, woken: &Notify, probe: &Run
             if let Err(error) = worker.obey_orders().await {
                 tracing::debug!(%error, "an order was not answered; the next renewal tries again");
             }
-            worker.recycle_if_due();
+            if let Some(why) = worker.recycling.due(worker.events.tally.counts().processed)
+                && !worker.stages.is_draining()
+            {
+                tracing::info!(why, "this worker ends, to be started again");
+                worker.orders.memory().restarts = true;
+                worker.stages.drain();
+            }
         }
     };
     let checking = async {

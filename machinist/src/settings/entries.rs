@@ -51,6 +51,7 @@ impl Settings {
         rows.push(table::ALLOW_UNSIGNED.entry(&self.allow_unsigned));
         rows.push(table::INSECURE_PLAINTEXT.entry(&self.insecure_plaintext));
         rows.push(table::TOPOLOGY.entry(&self.topology));
+        rows.push(table::EVENTS.entry(&self.events));
         rows.extend(self.tls.ca_file.iter().map(|file| table::TLS_CA_FILE.entry(file)));
         rows.extend(self.tls.cert_file.iter().map(|file| table::TLS_CERT_FILE.entry(file)));
         rows.extend(self.tls.key_file.iter().map(|file| table::TLS_KEY_FILE.entry(file)));
@@ -99,6 +100,7 @@ impl WorkerSettings {
             self.restart_exit_code.as_ref().map(|code| table::RESTART_EXIT_CODE.entry(code)),
             self.max_tasks.as_ref().map(|number| table::MAX_TASKS.entry(number)),
             self.max_memory.as_ref().map(|bytes| table::MAX_MEMORY.entry(bytes)),
+            self.metrics_token_file.as_ref().map(|file| table::METRICS_TOKEN_FILE.entry(file)),
         ];
         rows.into_iter().flatten()
     }

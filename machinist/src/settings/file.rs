@@ -11,6 +11,7 @@ use std::{
 
 use machinist_core::{
     QueueName,
+    event_stream::PublishedEvents,
     periodic::Periodic,
     sign::{KeyConfig, KeyError, KeyId, KeyState, SecretText},
     worker::Tag,
@@ -45,6 +46,7 @@ pub(super) struct FileSettings {
     pub(super) allow_unsigned: Option<Setting<bool>>,
     pub(super) insecure_plaintext: Option<Setting<bool>>,
     pub(super) topology: Option<Setting<Topology>>,
+    pub(super) events: Option<Setting<PublishedEvents>>,
     pub(super) tls: FileTls,
     pub(super) worker: FileWorker,
     pub(super) sizes: FileSizes,
@@ -80,6 +82,7 @@ pub(super) struct FileWorker {
     pub(super) restart_exit_code: Option<Setting<u8>>,
     pub(super) max_tasks: Option<Setting<usize>>,
     pub(super) max_memory: Option<Setting<usize>>,
+    pub(super) metrics_token_file: Option<Setting<PathBuf>>,
 }
 
 /// Values of `[sizes]`.
@@ -131,6 +134,7 @@ pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<F
         allow_unsigned: top.setting(&table::ALLOW_UNSIGNED)?,
         insecure_plaintext: top.setting(&table::INSECURE_PLAINTEXT)?,
         topology: top.setting(&table::TOPOLOGY)?,
+        events: top.setting(&table::EVENTS)?,
         tls: read_tls(&top)?,
         worker: read_worker(&top)?,
         old_sizes: old_sizes.as_ref().map(Section::origin),
@@ -189,6 +193,7 @@ fn read_worker(top: &Section<'_>) -> Result<FileWorker, SettingsError> {
         restart_exit_code: worker.setting(&table::RESTART_EXIT_CODE)?,
         max_tasks: worker.setting(&table::MAX_TASKS)?,
         max_memory: worker.setting(&table::MAX_MEMORY)?,
+        metrics_token_file: worker.setting(&table::METRICS_TOKEN_FILE)?,
     })
 }
 

@@ -19,6 +19,7 @@
 //! | `allow_unsigned` | `--allow-unsigned` | `MACHINIST_ALLOW_UNSIGNED` | `false` | Need no key and run unsigned tasks: anyone who can publish to a queue can then run every task of its workers |
 //! | `insecure_plaintext` | `--insecure-plaintext` | `MACHINIST_INSECURE_PLAINTEXT` | `false` | Send passwords to other hosts without TLS |
 //! | `topology` |  | `MACHINIST_TOPOLOGY` | `declare` | declare creates missing exchanges and queues of RabbitMQ; verify only checks them |
+//! | `events` |  | `MACHINIST_EVENTS` | `failures` | Events that processes publish for `machinist events`: all, failures or off |
 //! | `tls.ca_file` | `--tls-ca-file` | `MACHINIST_TLS_CA_FILE` | the system's certificates | Certificates to trust on amqps:// and rediss://, in PEM |
 //! | `tls.cert_file` | `--tls-cert-file` | `MACHINIST_TLS_CERT_FILE` | none | Client certificate, for servers that ask for one, in PEM |
 //! | `tls.key_file` | `--tls-key-file` | `MACHINIST_TLS_KEY_FILE` | none | Private key of the client certificate, in PEM |
@@ -34,6 +35,7 @@
 //! | `worker.restart_exit_code` |  | `MACHINIST_RESTART_EXIT_CODE` | none | Exit code at which the supervisor of the worker starts it again, 1 to 255; without it `workers restart` is refused |
 //! | `worker.max_tasks` |  | `MACHINIST_MAX_TASKS` | none | Number of ended tasks after which the worker ends with `restart_exit_code`, to be started again |
 //! | `worker.max_memory` |  | `MACHINIST_MAX_MEMORY` | none | Memory of the process, like 512MiB, at which the worker ends with `restart_exit_code`, to be started again |
+//! | `worker.metrics_token_file` |  | `MACHINIST_METRICS_TOKEN_FILE` | none | File with the bearer token that `/metrics` requires; without it everybody who reaches the address may read |
 //! | `sizes.body` |  |  | `1MiB` | Maximum size of a message's body |
 //! | `sizes.headers` |  |  | `16KiB` | Maximum size of a message's headers |
 //! | `sizes.args` |  |  | `1024` | Maximum number of arguments |
@@ -71,6 +73,7 @@ use std::{
 
 use machinist_core::{
     Backoff, MaxSizes, QueueName, Unique,
+    event_stream::PublishedEvents,
     limit::Limit,
     periodic::Periodic,
     sign::{KeyConfig, SecretText},
@@ -161,6 +164,8 @@ pub struct Settings {
     pub insecure_plaintext: Setting<bool>,
     /// Treatment of missing exchanges and queues of RabbitMQ.
     pub topology: Setting<Topology>,
+    /// Events that this process publishes for readers in other processes.
+    pub events: Setting<PublishedEvents>,
     /// Certificates for `amqps://` and `rediss://`.
     pub tls: TlsSettings,
     /// Settings of a worker.
@@ -256,6 +261,8 @@ pub struct WorkerSettings {
     pub max_tasks: Option<Setting<usize>>,
     /// Memory of the process in bytes at which the worker ends, to be started again.
     pub max_memory: Option<Setting<usize>>,
+    /// File with the bearer token that readers of the metrics have to show.
+    pub metrics_token_file: Option<Setting<PathBuf>>,
 }
 
 /// `[tasks.NAME]`: a task whose handler is a program, in any language, or the options of a task whose handler is in an

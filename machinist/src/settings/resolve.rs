@@ -102,6 +102,7 @@ impl Settings {
                 file.insecure_plaintext,
             )?,
             topology: layers.required(&table::TOPOLOGY, None, file.topology)?,
+            events: layers.required(&table::EVENTS, None, file.events)?,
             tls: TlsSettings {
                 ca_file: layers.optional(&table::TLS_CA_FILE, flags.tls_ca_file, file.tls.ca_file)?,
                 cert_file: layers.optional(&table::TLS_CERT_FILE, flags.tls_cert_file, file.tls.cert_file)?,
@@ -269,6 +270,7 @@ impl Layers<'_> {
             restart_exit_code: self.optional(&table::RESTART_EXIT_CODE, None, file.restart_exit_code)?,
             max_tasks: self.optional(&table::MAX_TASKS, None, file.max_tasks)?,
             max_memory: self.optional(&table::MAX_MEMORY, None, file.max_memory)?,
+            metrics_token_file: self.optional(&table::METRICS_TOKEN_FILE, None, file.metrics_token_file)?,
         })
     }
 
@@ -418,6 +420,7 @@ mod tests {
                 "allow_unsigned=false (default)",
                 "insecure_plaintext=false (default)",
                 "topology=declare (default)",
+                "events=failures (default)",
                 "worker.queues=default (default)",
                 "worker.concurrency=9 (flag --concurrency)",
                 "worker.grace=1m (MACHINIST_GRACE)",

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use machinist_core::{QueueName, sign::shown_path, worker::Tag};
+use machinist_core::{QueueName, event_stream::PublishedEvents, sign::shown_path, worker::Tag};
 use toml::de::DeValue;
 
 use super::{Topology, parse_duration, show_duration, text, value};
@@ -101,7 +101,7 @@ pub(super) fn top_keys() -> Vec<&'static str> {
     keys
 }
 
-static TABLE: [&SettingInfo; 34] = [
+static TABLE: [&SettingInfo; 36] = [
     &BROKER,
     &BROKER_FILE.info,
     &BACKEND,
@@ -114,6 +114,7 @@ static TABLE: [&SettingInfo; 34] = [
     &ALLOW_UNSIGNED.info,
     &INSECURE_PLAINTEXT.info,
     &TOPOLOGY.info,
+    &EVENTS.info,
     &TLS_CA_FILE.info,
     &TLS_CERT_FILE.info,
     &TLS_KEY_FILE.info,
@@ -129,6 +130,7 @@ static TABLE: [&SettingInfo; 34] = [
     &RESTART_EXIT_CODE.info,
     &MAX_TASKS.info,
     &MAX_MEMORY.info,
+    &METRICS_TOKEN_FILE.info,
     &BODY_SIZE.info,
     &HEADERS_SIZE.info,
     &ARGUMENT_COUNT.info,
@@ -252,6 +254,19 @@ pub(super) static TOPOLOGY: Definition<Topology> = Definition {
     parse: text::topology,
     read: |value, _| text::topology(value::string(value, "declare or verify")?),
     show: |topology| topology.as_str().to_owned(),
+};
+
+pub(super) static EVENTS: Definition<PublishedEvents> = Definition {
+    info: SettingInfo {
+        name: "events",
+        flag: None,
+        variable: Some("MACHINIST_EVENTS"),
+        default: SettingDefault::Value("failures"),
+        meaning: "Events that processes publish for `machinist events`: all, failures or off",
+    },
+    parse: text::events,
+    read: |value, _| text::events(value::string(value, "all, failures or off")?),
+    show: PublishedEvents::to_string,
 };
 
 pub(super) static TLS_CA_FILE: Definition<PathBuf> = path(SettingInfo {
@@ -402,6 +417,13 @@ pub(super) static MAX_MEMORY: Definition<usize> = Definition {
     read: |value, _| value::size(value),
     show: |bytes| text::show_size(*bytes),
 };
+pub(super) static METRICS_TOKEN_FILE: Definition<PathBuf> = path(SettingInfo {
+    name: "worker.metrics_token_file",
+    flag: None,
+    variable: Some("MACHINIST_METRICS_TOKEN_FILE"),
+    default: SettingDefault::Nothing,
+    meaning: "File with the bearer token that `/metrics` requires; without it everybody who reaches the address may read",
+});
 
 pub(super) static GRACE: Definition<Duration> = duration(SettingInfo {
     name: "worker.grace",

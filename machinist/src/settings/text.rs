@@ -5,6 +5,7 @@ use std::{path::Path, time::Duration};
 use jiff::{Span, SpanRelativeTo};
 use machinist_core::{
     Backoff, QueueName,
+    event_stream::PublishedEvents,
     sign::{KeyConfig, KeyState, shown_path},
     worker::{MAX_TAGS, Tag},
 };
@@ -162,6 +163,14 @@ pub(super) fn namespace(text: &str) -> Result<String, String> {
     } else {
         Err(format!("{text:?} cannot be a namespace; take 1 to 40 letters, digits, - or _"))
     }
+}
+
+/// Reads `all`, `failures` or `off`.
+pub(super) fn events(text: &str) -> Result<PublishedEvents, String> {
+    PublishedEvents::ALL
+        .into_iter()
+        .find(|which| which.as_str() == text.trim())
+        .ok_or_else(|| format!("{text:?} is not a choice of events; write all, failures or off"))
 }
 
 /// Reads `declare` or `verify`.

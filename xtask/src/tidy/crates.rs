@@ -18,7 +18,7 @@ const SEAMS: &str = "machinist-adapter";
 const CORE: &str = "machinist-core";
 
 /// Crates of the workspace that a crate may depend on. One that is not listed may depend on all.
-const MAY_KNOW: [(&str, &[&str]); 10] = [
+const MAY_KNOW: [(&str, &[&str]); 11] = [
     (SEAMS, &[]),
     (CORE, &[SEAMS]),
     ("machinist-broker-amqp", &[SEAMS]),
@@ -26,6 +26,7 @@ const MAY_KNOW: [(&str, &[&str]); 10] = [
     ("machinist-sqlite", &[SEAMS]),
     ("machinist-memory", &[SEAMS]),
     ("machinist-macros", &[]),
+    ("machinist-metrics", &[CORE]),
     ("machinist-conformance", &[SEAMS, CORE, "machinist-memory"]),
     (
         "machinist",

@@ -1,0 +1,113 @@
+//! What operators see: why a task or a queue stands still, events, metrics.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+};
+
+use serde_json::{Value, json};
+
+use crate::support::{Folder, WAIT_TIMEOUT, eventually};
+
+const TASKS: &str = "[tasks.fails]\ncommand = [\"sh\", \"-c\", \"echo boom >&2; exit 3\"]\n\
+                     [tasks.slow]\ncommand = [\"sleep\", \"{0}\"]\n";
+
+/// Returns the answer about a task, once its reason is this one.
+fn why(folder: &Folder, id: &str, reason: &str) -> Value {
+    eventually(reason, || {
+        let why = folder.run(&["why", id, "--json"]).json();
+        (why["reason"] == reason && why["id"] == id).then_some(why)
+    })
+}
+
+#[test]
+fn why_follows_a_task_through_its_life() {
+    let folder = Folder::with(TASKS);
+    let task = folder.send(&["slow", "0"]);
+    assert_eq!(why(&folder, &task, "no-consumer")["class"], "act");
+    let late = folder.send(&["slow", "0", "--countdown", "1h"]);
+    assert_eq!(why(&folder, &late, "delayed")["also"], json!(["no-consumer"]));
+    let queue = folder.run(&["why", "--queue", "default", "--json"]).ended(0).json();
+    assert_eq!((&queue["reason"], &queue["queue"]), (&json!("no-consumer"), &json!("default")));
+    let meant = folder.run(&["why", "--queue", "defualt"]).ended(3).stdout;
+    assert!(meant.starts_with("unknown-id (act): there is no queue defualt"), "{meant}");
+    assert!(meant.contains("did you mean default?"), "{meant}");
+
+    let _worker = folder.worker(&["--concurrency", "1", "--name", "one"]);
+    let ended = why(&folder, &task, "ended");
+    assert!(ended["sentence"].as_str().unwrap().contains("its run took"), "{ended}");
+    let strange = folder.send(&["slwo", "0"]);
+    let unknown = why(&folder, &strange, "unknown-task");
+    assert!(unknown["sentence"].as_str().unwrap().contains("did you mean slow?"), "{unknown}");
+    let long = folder.send(&["slow", "60"]);
+    assert!(why(&folder, &long, "running")["sentence"].as_str().unwrap().contains("worker one runs"));
+    let waits = folder.send(&["slow", "0"]);
+    assert_eq!(why(&folder, &waits, "busy")["class"], "wait");
+    folder.run(&["revoke", &long]).ended(0);
+    why(&folder, &waits, "ended");
+    folder.run(&["why"]).ended(64);
+    folder.run(&["why", &task, "--queue", "default"]).ended(64);
+}
+
+#[test]
+fn a_server_that_is_away_is_the_answer() {
+    let folder = Folder::new();
+    let servers = ["--broker", "amqp://127.0.0.1:1", "--backend", "redis://127.0.0.1:1", "--allow-unsigned"];
+    let away = folder.run(&[&["why", "some-task", "--json"], &servers[..]].concat()).ended(69).json();
+    assert_eq!((&away["reason"], &away["class"]), (&json!("broker-away"), &json!("broken")));
+    assert!(away["sentence"].as_str().unwrap().contains("127.0.0.1:1"), "{away}");
+}
+
+#[test]
+fn events_of_other_processes_come_as_lines() {
+    let folder = Folder::with(TASKS);
+    let reader = folder.start(&["events", "--json", "--task", "fails", "--state", "failure", "--limit", "1"]);
+    let _worker = folder.worker(&["--name", "one"]);
+    // A reader sees what is published after it has begun.
+    let ended = eventually("an event", || {
+        folder.outcome(&["fails"]);
+        let late = folder.run(&["events", "--json", "--since", "1m", "--limit", "1", "--task", "fails"]);
+        Some(late.ended(0).json())
+    });
+    assert_eq!(
+        (&ended["event"], &ended["state"], &ended["worker"]),
+        (&json!("ended"), &json!("FAILURE"), &json!("one"))
+    );
+    let live = reader.end().ended(0).json();
+    assert_eq!((&live["task"], &live["kind"]), (&json!("fails"), &json!("error")));
+    folder.run(&["events", "--limit", "0"]).ended(64);
+}
+
+fn get(address: &str, authorization: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: worker\r\n{authorization}\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    (code, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+}
+
+#[test]
+fn metrics_are_served_to_those_who_have_the_token() {
+    let folder = Folder::with(&format!("{TASKS}[worker]\nmetrics_token_file = \"token\"\n"));
+    folder.run(&["worker", "--health", "127.0.0.1:0"]).ended(78).reports(&["worker.metrics_token_file"]);
+    folder.write("token", "s3cret\n");
+    let mut worker = folder.start(&["worker", "--health", "127.0.0.1:0"]);
+    let line = worker.stderr.until("/metrics");
+    let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap().to_owned();
+    worker.stderr.until("is ready");
+    folder.outcome(&["fails"]);
+    folder.send(&["nobody-knows-it"]);
+    assert_eq!(get(&address, "").0, 401);
+    assert_eq!(get(&address, "Authorization: Bearer wrong\r\n").0, 401);
+    let text = eventually("the end is counted", || {
+        let (code, text) = get(&address, "Authorization: Bearer s3cret\r\n");
+        assert_eq!(code, 200);
+        let ended =
+            "machinist_task_ended_total{kind=\"error\",queue=\"default\",state=\"FAILURE\",task=\"fails\"} 1";
+        (text.contains(ended) && text.contains("machinist_queue_messages{")).then_some(text)
+    });
+    assert!(!text.contains("nobody-knows-it"), "{text}");
+    worker.stop().ended(0);
+}
