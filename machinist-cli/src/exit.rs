@@ -257,6 +257,10 @@ impl From<SendError> for CliError {
         let (code, remedy) = match &error {
             SendError::Name(_) | SendError::Invalid(_) => (Code::Usage, None),
             SendError::TooLarge { .. } => (Code::Usage, None),
+            SendError::QueueFull { queue, .. } => (
+                Code::Unreachable,
+                Some(format!("wait, or start more workers; `machinist queues` shows the depth of {queue}")),
+            ),
             SendError::Duplicate { of, .. } => {
                 (Code::Failed, Some(format!("`machinist status {of}` shows the task that has the key")))
             }

@@ -15,6 +15,7 @@ use crate::{
     id::{QueueName, TaskName},
     log_lines::LogLines,
     middleware::{Middleware, PublishHook},
+    queue_depths::QueueDepths,
     queue_list::ListedQueues,
     record::{FactName, name},
     security::{QueueOptions, QueueRules, Trust, is_encrypted},
@@ -67,6 +68,7 @@ pub(crate) struct AppState {
     pub(crate) rules: QueueRules,
     pub(crate) log_lines: LogLines,
     pub(crate) listed_queues: ListedQueues,
+    pub(crate) depths: QueueDepths,
 }
 
 impl std::fmt::Debug for AppState {
@@ -100,6 +102,7 @@ impl App {
             namespace: String::new(),
             realm: None,
             queues: HashMap::new(),
+            max_depths: HashMap::new(),
         }
     }
 
@@ -229,6 +232,7 @@ pub struct AppBuilder {
     namespace: String,
     realm: Option<String>,
     queues: HashMap<QueueName, QueueOptions>,
+    max_depths: HashMap<QueueName, u64>,
 }
 
 /// Error of [`AppBuilder::build`].
@@ -367,6 +371,16 @@ impl AppBuilder {
         self
     }
 
+    /// Bounds the tasks that wait in a queue: sending another fails with [`SendError::QueueFull`](crate::SendError::QueueFull),
+    /// and [`Client::send_within`](crate::Client::send_within) waits. Retries and other messages of workers are never refused,
+    /// and delayed tasks do not count before their time.
+    ///
+    /// Each sender asks the broker for the depth once a second, so several of them may exceed it by what they send in a second.
+    pub fn max_depth(mut self, queue: QueueName, tasks: u64) -> Self {
+        self.max_depths.insert(queue, tasks);
+        self
+    }
+
     /// Sets the namespace that is under every signature. Default: empty. All senders, workers and readers of an
     /// installation have the same one.
     ///
@@ -428,6 +442,7 @@ impl AppBuilder {
             rules,
             log_lines: LogLines::default(),
             listed_queues: ListedQueues::default(),
+            depths: QueueDepths::new(self.max_depths),
         });
         tokio::spawn(keep_time(Arc::downgrade(&shared)));
         if shared.published_events.is_on() {

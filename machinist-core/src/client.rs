@@ -1,5 +1,6 @@
 //! Sending signatures, so that *Ok* means what it says: the broker has them.
 
+mod send_within;
 mod unique_key;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -17,6 +18,7 @@ use crate::{
     event::{EventKind, EventTask},
     flow::{Flow, StepPlace},
     id::{QueueName, TaskId, TaskName},
+    limit::MAX_BURST,
     record::{self, Counters, FactName, Facts, Failure, FailureKind, name},
     result::AsyncResult,
     sent_name::check_sent_name,
@@ -96,7 +98,17 @@ impl Client {
     ) -> Vec<Result<AsyncResult<S::ResultType>, SendError>> {
         let all: Vec<_> = all.into_iter().map(Sendable::into_parts).collect();
         let required: Vec<_> = all.iter().map(|one| one.parts.require_worker).collect();
-        let mut prepared: Vec<_> = all.into_iter().map(|one| self.prepare(one)).collect();
+        let mut prepared = Vec::with_capacity(all.len());
+        for mut one in all {
+            let debounced = match one.parts.unique {
+                Some(_) => Box::pin(self.debounce(&mut one.parts)).await,
+                None => Ok(()),
+            };
+            prepared.push(debounced.and_then(|()| self.prepare(one)));
+        }
+        if !self.app.0.depths.is_empty() {
+            Box::pin(self.refuse_for_full_queues(&mut prepared)).await;
+        }
         let is_unique =
             |task: &Result<PreparedSignature, _>| task.as_ref().is_ok_and(|task| task.unique.is_some());
         if !required.contains(&true) && !prepared.iter().any(is_unique) {
@@ -133,6 +145,18 @@ impl Client {
             self.note_sent(unique, claim, answer.as_ref().map(drop)).await;
         }
         answers
+    }
+
+    /// Refuses the tasks whose queues are full.
+    async fn refuse_for_full_queues(&self, prepared: &mut [Result<PreparedSignature, SendError>]) {
+        for slot in prepared {
+            let Ok(task) = slot else { continue };
+            let Sending { id, queue, .. } = &task.sending;
+            if let Err(full) = self.app.0.depths.count(self.app.broker().as_ref(), queue).await {
+                let (id, queue) = (id.clone(), queue.clone());
+                *slot = Err(SendError::QueueFull { id, queue, depth: full.depth, most: full.most });
+            }
+        }
     }
 
     /// Ends a task that is not sent, because no live worker consumes its queue and knows its name. Returns its id, or
@@ -377,6 +401,7 @@ impl Client {
             headers: parts.headers,
             flow: parts.flow,
             limit_key: parts.limit_key,
+            limit_cost: parts.limit_cost,
         };
         if let Some(oversize) = body.exceeded(&app.max_sizes) {
             return Err(too_large(&parts.id, oversize));
@@ -413,6 +438,9 @@ fn check(
     }
     if let Some(priority) = parts.priority.filter(|priority| *priority > 9) {
         return invalid(format!("priority {priority} is not in 0 to 9"));
+    }
+    if let Some(cost) = parts.limit_cost.filter(|cost| !(1..=MAX_BURST).contains(cost)) {
+        return invalid(format!("limit_cost {cost} is not in 1 to {MAX_BURST}"));
     }
     match (parts.soft_timeout, parts.timeout) {
         (Some(soft), Some(hard)) if soft >= hard => {

@@ -49,6 +49,18 @@ pub enum SendError {
         /// The backend's error.
         source: crate::backend::BackendError,
     },
+    /// Its queue has as many tasks as it may have ([`AppBuilder::max_depth`](crate::AppBuilder::max_depth)). It was not sent.
+    #[error("task {id} was not sent: queue {queue} has {depth} tasks that wait, and {most} is its maximum")]
+    QueueFull {
+        /// The task.
+        id: crate::id::TaskId,
+        /// The queue.
+        queue: crate::id::QueueName,
+        /// Number of tasks that wait.
+        depth: u64,
+        /// Maximum of that number.
+        most: u64,
+    },
     /// Another task has the key of this unique task, which was not sent.
     #[error("task {id} was not sent: task {of} has its unique key")]
     Duplicate {

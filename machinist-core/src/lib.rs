@@ -43,6 +43,7 @@ mod panics;
 mod parking;
 pub mod periodic;
 mod purge;
+mod queue_depths;
 mod queue_list;
 mod receivers;
 pub mod record;

@@ -191,7 +191,7 @@ impl Client {
         let records = self.app.backend().read(&records).await.map_err(ResultError::Backend)?;
         let [bucket, held] = &*records else { return Ok(info) };
         let now = self.app.clock().now();
-        info.next_at = applied.limit.terms().map(|terms| next_start(bucket, terms, now));
+        info.next_at = applied.terms().map(|terms| next_start(bucket, terms, now));
         info.running = applied.limit.max_running.map(|_| places(held).count());
         let mut waiting = 0;
         for reason in [applied.rate_reason(), applied.places_reason()] {

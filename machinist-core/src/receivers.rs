@@ -123,6 +123,7 @@ mod tests {
             failed: 0,
             retried: 0,
             memory: None,
+            open_circuits: Vec::new(),
             runs: Vec::new(),
             roles: Vec::new(),
         }

@@ -60,6 +60,7 @@ pub(crate) struct SignatureParts {
     /// Steps that follow it, if it begins a workflow.
     pub(crate) flow: Option<Box<Flow>>,
     pub(crate) limit_key: Option<String>,
+    pub(crate) limit_cost: Option<u32>,
     pub(crate) unique: Option<Unique>,
     /// The task is sent only if a live worker can run it.
     pub(crate) require_worker: bool,
@@ -105,6 +106,7 @@ impl Signature {
             headers: body.headers,
             labels: envelope.pairs.labels().map(owned).collect(),
             limit_key: body.limit_key,
+            limit_cost: body.limit_cost,
             ..signature.parts
         };
         signature
@@ -158,6 +160,7 @@ impl<R> Signature<R> {
             labels: BTreeMap::new(),
             flow: None,
             limit_key: None,
+            limit_cost: None,
             unique: None,
             require_worker: false,
             unsendable: None,
@@ -332,6 +335,13 @@ impl<R> Signature<R> {
     /// share a limit that has keys.
     pub fn limit_key(mut self, key: impl Into<String>) -> Self {
         self.parts.limit_key = Some(key.into());
+        self
+    }
+
+    /// Sets the number of starts for which it counts in its [limits](crate::limit) of rate, 1 to 1,000,000, in place of the
+    /// cost that the limit has for all tasks.
+    pub fn limit_cost(mut self, starts: u32) -> Self {
+        self.parts.limit_cost = Some(starts);
         self
     }
 

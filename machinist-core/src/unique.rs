@@ -54,14 +54,16 @@ pub enum OnConflict {
 ///
 /// # Examples
 /// ```
-/// use machinist_core::{OnConflict, Signature, Unique, UniqueUntil};
+/// use machinist_core::{Signature, Unique};
 /// use std::time::Duration;
 ///
 /// // One report for each customer at a time.
 /// let report = Signature::new("report").arg("customer-7").unique(Unique::new().key("customer-7"));
-/// // The last change counts: an index is built 5 s after it.
-/// let index = Signature::new("index").arg("page-1").countdown(Duration::from_secs(5))
-///     .unique(Unique::new().until(UniqueUntil::Start).on_conflict(OnConflict::Replace));
+/// // The last change counts: an index is built 5 s after it, and at most a minute after the first one.
+/// let index = Signature::new("index").arg("page-1")
+///     .unique(Unique::debounce(Duration::from_secs(5), Duration::from_secs(60)).key("page-1"));
+/// // At most one reminder in an hour.
+/// let reminder = Signature::new("remind").arg("anna").unique(Unique::throttle(Duration::from_secs(3600)));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unique {
@@ -69,11 +71,27 @@ pub struct Unique {
     pub(crate) template: Option<LimitKey>,
     pub(crate) until: UniqueUntil,
     pub(crate) on_conflict: OnConflict,
+    pub(crate) debounce: Option<Debounce>,
+}
+
+/// Times of a debounce.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Debounce {
+    /// Time from the last task of a key to its start.
+    pub(crate) wait: Duration,
+    /// Maximum time from the first one that it replaces to its start.
+    pub(crate) longest: Duration,
 }
 
 impl Default for Unique {
     fn default() -> Self {
-        Self { key: None, template: None, until: UniqueUntil::End, on_conflict: OnConflict::Existing }
+        Self {
+            key: None,
+            template: None,
+            until: UniqueUntil::End,
+            on_conflict: OnConflict::Existing,
+            debounce: None,
+        }
     }
 }
 
@@ -84,10 +102,36 @@ impl Unique {
         Self::default()
     }
 
+    /// Creates the rule of a debounce: each task replaces the one before that has not started, with its arguments, and starts
+    /// `wait` after it was sent. A series of tasks ends `longest` after its first one: the task that waits then starts, and the
+    /// next one begins another series.
+    ///
+    /// The task itself has no countdown and no ETA.
+    pub fn debounce(wait: Duration, longest: Duration) -> Self {
+        Self {
+            until: UniqueUntil::Start,
+            on_conflict: OnConflict::Replace,
+            debounce: Some(Debounce { wait, longest }),
+            ..Self::default()
+        }
+    }
+
+    /// Creates the rule of a throttle: for `period` after a task was sent, others with its key are not sent.
+    pub fn throttle(period: Duration) -> Self {
+        Self { until: UniqueUntil::For(period), on_conflict: OnConflict::Drop, ..Self::default() }
+    }
+
     /// Sets the key, in place of the arguments. Keys belong to a task name.
     #[must_use]
     pub fn key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(key.into());
+        self
+    }
+
+    /// Takes over the key of another rule.
+    #[must_use]
+    pub fn keyed_as(mut self, other: Self) -> Self {
+        (self.key, self.template) = (other.key, other.template);
         self
     }
 
@@ -120,6 +164,9 @@ impl fmt::Display for Unique {
             (None, Some(template)) => template.fmt(f)?,
             (None, None) => f.write_str("all arguments")?,
         }
+        if let Some(Debounce { wait, longest }) = self.debounce {
+            return write!(f, ", debounced by {wait:?}, at most {longest:?}");
+        }
         match self.until {
             UniqueUntil::Start => f.write_str(" until its start")?,
             UniqueUntil::End => f.write_str(" until its end")?,
@@ -141,6 +188,18 @@ struct Claimed {
     task: TaskId,
     at: Timestamp,
     until: UniqueUntil,
+    /// End of a series of tasks that replace each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    latest: Option<Timestamp>,
+}
+
+/// A task that asks for a key.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Claimant<'a> {
+    pub(crate) task: &'a TaskId,
+    pub(crate) until: UniqueUntil,
+    /// Maximum time from the first task of a series to the start of its last one.
+    pub(crate) longest: Option<Duration>,
 }
 
 /// Decision about a key.
@@ -162,22 +221,23 @@ pub(crate) fn decide_claim(
     facts: &Facts,
     holder: &Facts,
     record: &RecordId,
-    task: &TaskId,
-    until: UniqueUntil,
+    claimant: Claimant<'_>,
     now: Timestamp,
 ) -> ClaimDecision {
     let known = facts.read::<Claimed>(CLAIM);
-    let Some(known) = known else { return ClaimDecision::Claim(claim(facts, record, task, until, now)) };
-    if known.task == *task {
+    let Some(known) = known else { return ClaimDecision::Claim(claim(facts, record, claimant, now)) };
+    if known.task == *claimant.task {
         return ClaimDecision::Ours;
     }
-    let over = match known.until {
-        UniqueUntil::For(period) => known.at.plus(period) <= now,
-        UniqueUntil::Start => holder.has(name::END) || has_started(holder),
-        UniqueUntil::End => holder.has(name::END),
-    };
+    // After the end of its series the task that waits starts, and is not replaced any more.
+    let over = known.latest.is_some_and(|latest| latest <= now)
+        || match known.until {
+            UniqueUntil::For(period) => known.at.plus(period) <= now,
+            UniqueUntil::Start => holder.has(name::END) || has_started(holder),
+            UniqueUntil::End => holder.has(name::END),
+        };
     if over {
-        return ClaimDecision::Claim(claim(facts, record, task, until, now));
+        return ClaimDecision::Claim(claim(facts, record, claimant, now));
     }
     let is_new = known.at.plus(SENT_WITHIN) > now;
     // The record of a task that was sent is there until long after its end.
@@ -185,7 +245,7 @@ pub(crate) fn decide_claim(
         return ClaimDecision::Held(known.task);
     }
     if holder.has(name::END) {
-        return ClaimDecision::Claim(claim(facts, record, task, until, now));
+        return ClaimDecision::Claim(claim(facts, record, claimant, now));
     }
     ClaimDecision::End(known.task)
 }
@@ -195,19 +255,26 @@ pub(crate) fn claimed_by(facts: &Facts) -> Option<TaskId> {
     facts.read::<Claimed>(CLAIM).map(|claimed| claimed.task)
 }
 
+/// Creates the commit by which a task takes the key of one that it has replaced. The series of a debounce goes on.
+pub(crate) fn replace(facts: &Facts, record: &RecordId, claimant: Claimant<'_>, now: Timestamp) -> Commit {
+    let latest = series_end(facts, now);
+    let longest = latest.map_or(claimant.longest, |latest| Some(latest.since(now)));
+    claim(facts, record, Claimant { longest, ..claimant }, now)
+}
+
+/// Returns the time at which the series ends whose last task has a key, if it has not ended.
+pub(crate) fn series_end(facts: &Facts, now: Timestamp) -> Option<Timestamp> {
+    facts.read::<Claimed>(CLAIM)?.latest.filter(|latest| *latest > now)
+}
+
 /// Returns `true` if a run of a task has started.
 fn has_started(facts: &Facts) -> bool {
     !matches!(next_attempt(facts), Ok(NextAttempt { attempt: 1, .. })) || facts.has(&name::start(1, 1))
 }
 
 /// Creates the commit that claims a key.
-pub(crate) fn claim(
-    facts: &Facts,
-    record: &RecordId,
-    task: &TaskId,
-    until: UniqueUntil,
-    now: Timestamp,
-) -> Commit {
+pub(crate) fn claim(facts: &Facts, record: &RecordId, claimant: Claimant<'_>, now: Timestamp) -> Commit {
+    let Claimant { task, until, longest } = claimant;
     let mut commit = Commit::new(record.clone());
     match facts.get(CLAIM) {
         Some(value) => {
@@ -216,7 +283,15 @@ pub(crate) fn claim(
         }
         None => commit.unless = vec![CLAIM.into()],
     }
-    commit.facts = vec![(CLAIM.into(), json(&Claimed { task: task.clone(), at: now, until }))];
+    commit.facts = vec![(
+        CLAIM.into(),
+        json(&Claimed {
+            task: task.clone(),
+            at: now,
+            until,
+            latest: longest.map(|longest| now.plus(longest)),
+        }),
+    )];
     commit.expiry = Expiry::After(match until {
         UniqueUntil::For(period) => period,
         UniqueUntil::Start | UniqueUntil::End => UNFINISHED_TTL,
@@ -256,13 +331,17 @@ mod tests {
         text.try_into().unwrap()
     }
 
+    fn of(task: &TaskId, until: UniqueUntil) -> Claimant<'_> {
+        Claimant { task, until, longest: None }
+    }
+
     fn later(secs: u64) -> Timestamp {
         NOW.plus(Duration::from_secs(secs))
     }
 
     fn claimed(until: UniqueUntil, sent: bool) -> Facts {
         let mut facts = Facts::new();
-        let decision = decide_claim(&facts, &Facts::new(), &record(), &id("a"), until, NOW);
+        let decision = decide_claim(&facts, &Facts::new(), &record(), of(&id("a"), until), NOW);
         let ClaimDecision::Claim(commit) = decision else { panic!("{decision:?}") };
         assert!(commit.apply(&mut facts) && !commit.apply(&mut facts));
         if sent {
@@ -273,7 +352,7 @@ mod tests {
     }
 
     fn decide(facts: &Facts, holder: &Facts, now: Timestamp) -> ClaimDecision {
-        decide_claim(facts, holder, &record(), &id("b"), UniqueUntil::End, now)
+        decide_claim(facts, holder, &record(), of(&id("b"), UniqueUntil::End), now)
     }
 
     fn pending() -> Facts {
@@ -332,12 +411,36 @@ mod tests {
     }
 
     #[test]
+    fn a_series_of_tasks_that_replace_each_other_ends() {
+        let until = UniqueUntil::Start;
+        let longest = Some(Duration::from_secs(60));
+        let mut facts = Facts::new();
+        let tasks = [id("a"), id("b"), id("c")];
+        let by = |task| Claimant { task, until, longest };
+        let first = decide_claim(&facts, &Facts::new(), &record(), by(&tasks[0]), NOW);
+        let ClaimDecision::Claim(commit) = first else { panic!("{first:?}") };
+        assert!(commit.apply(&mut facts));
+        let second = decide_claim(&facts, &pending(), &record(), by(&tasks[1]), later(20));
+        assert_eq!(second, ClaimDecision::Held(id("a")));
+        assert!(replace(&facts, &record(), by(&tasks[1]), later(20)).apply(&mut facts));
+        let value = facts.get(CLAIM).unwrap().clone();
+        assert!(mark_sent(&record(), &value, None).apply(&mut facts));
+        assert_eq!(series_end(&facts, later(20)), Some(later(60)), "it began with the first one");
+        let third = |at| decide_claim(&facts, &pending(), &record(), by(&tasks[2]), later(at));
+        assert_eq!(third(59), ClaimDecision::Held(id("b")));
+        let ClaimDecision::Claim(commit) = third(60) else { panic!("the second one starts") };
+        let mut next = facts.clone();
+        assert!(commit.apply(&mut next));
+        assert_eq!((series_end(&next, later(60)), claimed_by(&next)), (Some(later(120)), Some(id("c"))));
+    }
+
+    #[test]
     fn one_of_two_takes_a_key_over_and_a_lost_reply_is_recognised() {
         let mut facts = claimed(UniqueUntil::End, true);
         let mut ended = pending();
         ended.put(name::END, "{}");
         let [b, c] = ["b", "c"].map(|task| {
-            let decision = decide_claim(&facts, &ended, &record(), &id(task), UniqueUntil::End, later(1));
+            let decision = decide_claim(&facts, &ended, &record(), of(&id(task), UniqueUntil::End), later(1));
             let ClaimDecision::Claim(commit) = decision else { panic!("{decision:?}") };
             commit
         });

@@ -206,6 +206,30 @@ async fn each_key_has_its_own_rate_and_a_task_may_count_for_several() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sender_chooses_for_how_many_starts_its_task_counts() {
+    let servers = servers().await;
+    let worker = servers.worker(&rate("10/s"));
+    let client = servers.app.client();
+    let mut tasks = Vec::new();
+    for cost in [20, 1, 30, 1] {
+        let signature = CALL.call(("a".to_owned(), 0)).limit_cost(cost);
+        tasks.push(client.send(signature).await.unwrap());
+        // They ask in this order.
+        sleep(Duration::from_millis(300)).await;
+    }
+    let mut starts = Vec::new();
+    for task in &tasks {
+        starts.push(started_at(task).await);
+    }
+    let apart: Vec<_> = starts.windows(2).map(|pair| pair[1].since(pair[0]).as_millis()).collect();
+    // Each one starts at once, and the next one when it is paid for.
+    assert!(apart.iter().zip([2000, 100, 3000]).all(|(apart, least)| *apart + 5 >= least), "{apart:?}");
+    let wrong = client.send(CALL.call(("a".to_owned(), 0)).limit_cost(0)).await.unwrap_err();
+    assert!(wrong.to_string().contains("limit_cost 0 is not in 1 to 1000000"), "{wrong}");
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_of_the_sender_goes_before_that_of_the_arguments() {
     let servers = servers().await;
     let worker = servers.worker(&by_key(Limit::new().max_running(1)));
@@ -386,6 +410,49 @@ async fn a_service_that_asks_for_a_pause_gets_it_from_all_tasks_of_the_limit() {
     assert!(servers.seen.of("second").1[0] - asked >= Duration::from_millis(29_990));
     assert!(servers.seen.of("first").1[1] - asked >= Duration::from_millis(29_990));
     assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn tasks_that_know_their_start_already_wait_for_the_service_too_and_keep_their_order() {
+    let servers = servers().await;
+    let worker = || {
+        let builder = Worker::builder(&servers.app)
+            .concurrency(4)
+            .state(servers.seen.clone())
+            .task(CALL, busy_service)
+            .options("call", TaskOptions::new().limit(rate("2/s")));
+        Running::start(builder)
+    };
+    let workers = [worker(), worker()];
+    let mut tasks = Vec::new();
+    for number in 0..20 {
+        tasks.push(servers.send(&format!("t{number}"), 0).await);
+    }
+    let first = servers.send("first", 0).await;
+    for number in 0..20 {
+        tasks.push(servers.send(&format!("u{number}"), 0).await);
+    }
+    for task in tasks.iter().chain([&first]) {
+        task.wait(HOUR).await.unwrap();
+    }
+    let asked = servers.seen.of("first").1[0];
+    let mut after: Vec<Instant> = ["t", "u"]
+        .into_iter()
+        .flat_map(|kind| (0..20).map(move |number| format!("{kind}{number}")))
+        .flat_map(|key| servers.seen.of(&key).1)
+        .filter(|start| *start > asked)
+        .collect();
+    after.sort_unstable();
+    assert!(after.len() >= 15, "the tasks behind it had reserved their starts: {}", after.len());
+    // What another worker knows is at most 100 ms old, and a start is at most 500 ms late.
+    let early = after.iter().filter(|start| **start - asked < Duration::from_secs(29)).count();
+    assert!(early <= 1, "{early} of them did not wait");
+    assert!(after[early] - asked >= Duration::from_millis(29_990));
+    let last = *after.last().unwrap() - after[early];
+    assert!(last < Duration::from_secs(15), "they keep the distances that they had: {last:?}");
+    for worker in workers {
+        assert!(worker.stop().await.is_clean());
+    }
 }
 
 #[tokio::test]

@@ -7,26 +7,30 @@ mod support;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use async_trait::async_trait;
 use machinist_core::{
     App, Client, DeadFilter, OnConflict, SendError, Signature, State, TaskDef, TaskError, Unique,
     UniqueUntil, Worker,
-    backend::{Backend, Commit},
+    backend::{Backend, BackendCapabilities, BackendError, Commit, Committed, Index, IndexUpdate, Watch},
     broker::Broker,
+    clock::Timestamp,
+    diagnose::{Diagnose, Finding},
     id::{RecordId, RecordKind},
-    record::{FailureKind, TaskState},
+    record::{Facts, FailureKind, TaskState},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 use support::Running;
-use tokio::time::sleep;
+use tokio::{sync::Notify, time::sleep};
 
 /// Runs for so many milliseconds.
 const WORK: TaskDef<u64, ()> = TaskDef::new("work");
 const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
 
 type Runs = Arc<AtomicU32>;
 
@@ -219,4 +223,155 @@ async fn the_same_signature_sent_again_is_the_same_task() {
     let first = house.client().send(signature.clone()).await.unwrap();
     let again = house.client().send(signature).await.unwrap();
     assert_eq!((first.id(), again.is_duplicate()), (again.id(), false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_task_of_a_debounce_counts_and_a_series_ends() {
+    let house = House::new().await;
+    let (client, worker) = (house.client(), house.worker());
+    let secs = Duration::from_secs;
+    let debounced = |millis| unique(millis, Unique::debounce(secs(5), secs(12)).key("page"));
+    let mut all = Vec::new();
+    for millis in 1..=9 {
+        all.push(client.send(debounced(millis)).await.unwrap());
+        sleep(secs(2)).await;
+    }
+    for task in &all {
+        // One that was replaced ends in an error.
+        let _outcome = task.wait(HOUR).await;
+    }
+    let mut ran = Vec::new();
+    for (number, task) in all.iter().enumerate() {
+        let record = task.record().await.unwrap();
+        match record.state {
+            TaskState::Success => ran.push((number, record.started_at.unwrap())),
+            _ => assert_eq!(record.kind, Some(FailureKind::Replaced)),
+        }
+    }
+    // Sent at 0 s, 2 s, and so on: the first series ends at 12 s, the second one 5 s after the last task.
+    assert_eq!(ran.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [5, 8]);
+    assert!(ran[1].1.since(ran[0].1) >= Duration::from_millis(8900), "{ran:?}");
+    assert_eq!((house.runs(), house.ready().await), (2, 0));
+    let wrong = client.send(debounced(1).countdown(secs(1))).await.unwrap_err();
+    assert!(wrong.to_string().contains("leave the countdown"), "{wrong}");
+    let wrong = client.send(unique(1, Unique::debounce(secs(5), secs(1)))).await.unwrap_err();
+    assert!(wrong.to_string().contains("below its wait"), "{wrong}");
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_throttle_drops_what_comes_too_early() {
+    let house = House::new().await;
+    let client = house.client();
+    let throttled = || unique(1, Unique::throttle(MINUTE));
+    let first = client.send(throttled()).await.unwrap();
+    sleep(Duration::from_secs(59)).await;
+    assert_eq!(client.send(throttled()).await.unwrap().id(), first.id());
+    sleep(Duration::from_secs(2)).await;
+    assert!(!client.send(throttled()).await.unwrap().is_duplicate());
+}
+
+/// A backend whose process dies at a call: before it or after it.
+#[derive(Debug)]
+struct Dying {
+    backend: MemoryBackend,
+    calls: AtomicUsize,
+    dies_at: (usize, bool),
+    died: Arc<Notify>,
+}
+
+impl Dying {
+    async fn call<T>(&self, call: impl Future<Output = T> + Send) -> T {
+        let number = self.calls.fetch_add(1, Ordering::SeqCst);
+        if (number, true) == self.dies_at || number > self.dies_at.0 {
+            self.die().await;
+        }
+        let answer = call.await;
+        if (number, false) == self.dies_at {
+            self.die().await;
+        }
+        answer
+    }
+
+    async fn die(&self) {
+        self.died.notify_one();
+        std::future::pending().await
+    }
+}
+
+#[async_trait]
+impl Diagnose for Dying {
+    fn location(&self) -> String {
+        self.backend.location()
+    }
+
+    async fn diagnose(&self) -> Vec<Finding> {
+        self.backend.diagnose().await
+    }
+}
+
+#[async_trait]
+impl Backend for Dying {
+    fn capabilities(&self) -> BackendCapabilities {
+        self.backend.capabilities()
+    }
+
+    async fn commit(&self, batch: Vec<Arc<Commit>>) -> Vec<Result<Committed, BackendError>> {
+        self.call(self.backend.commit(batch)).await
+    }
+
+    async fn read(&self, ids: &[RecordId]) -> Result<Vec<Facts>, BackendError> {
+        self.call(self.backend.read(ids)).await
+    }
+
+    async fn watch(&self, id: &RecordId) -> Result<Watch, BackendError> {
+        self.backend.watch(id).await
+    }
+
+    async fn now(&self) -> Result<Timestamp, BackendError> {
+        self.backend.now().await
+    }
+
+    async fn update_indexes(&self, updates: Vec<IndexUpdate>) -> Result<(), BackendError> {
+        self.backend.update_indexes(updates).await
+    }
+
+    async fn list(
+        &self,
+        index: &Index,
+        after: Option<(Timestamp, String)>,
+        limit: usize,
+    ) -> Result<Vec<(Timestamp, String)>, BackendError> {
+        self.backend.list(index, after, limit).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sender_that_dies_at_any_step_leaves_one_task_for_the_next() {
+    let rule = || unique(1, Unique::new().key("k"));
+    let mut steps = 0;
+    for dies_at in (0..).flat_map(|number| [(number, true), (number, false)]) {
+        let house = House::new().await;
+        let died = Arc::new(Notify::new());
+        let (backend, calls) = (MemoryBackend::clone(&house.backend), AtomicUsize::new(0));
+        let dying = Dying { backend, calls, dies_at, died: Arc::clone(&died) };
+        let app = App::builder(house.broker.clone(), Arc::new(dying)).build().await.unwrap();
+        let client = app.client();
+        let sent = tokio::select! {
+            sent = client.send(rule()) => Some(sent.unwrap()),
+            () = died.notified() => None,
+        };
+        sleep(Duration::from_secs(31)).await;
+        let second = house.client().send(rule()).await.unwrap();
+        let worker = house.worker();
+        second.wait(HOUR).await.unwrap();
+        sleep(MINUTE).await;
+        assert_eq!((house.runs(), house.ready().await), (1, 0), "died at {dies_at:?}");
+        assert!(worker.stop().await.is_clean());
+        if sent.is_some() {
+            break;
+        }
+        steps += 1;
+    }
+    assert!(steps >= 6, "{steps} steps");
 }

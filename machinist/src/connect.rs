@@ -100,6 +100,8 @@ fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settin
         .results_ttl(settings.results_ttl.value)
         .max_sizes(settings.sizes.max_sizes())
         .events(settings.events.value);
+    let depths = settings.max_depths.iter();
+    let app = depths.fold(app, |app, (queue, most)| app.max_depth(queue.clone(), most.value));
     match &settings.freshness {
         Some(window) => app.freshness(window.value),
         None => app,

@@ -41,9 +41,16 @@ pub(crate) struct SendArgs {
     /// Action if another task has the key: print its id (existing, default; drop), fail (refuse), or replace it
     #[arg(long, value_name = "ACTION", value_parser = parse_on_conflict, conflicts_with = "flow")]
     pub(crate) on_conflict: Option<OnConflict>,
-    /// Key of its limits, in place of the one that workers make of its arguments
-    #[arg(long, value_name = "KEY", conflicts_with = "flow")]
-    pub(crate) limit_key: Option<String>,
+    /// Debounce: start it after this time, unless another task with its key replaces it before
+    #[arg(long, value_name = "DURATION", value_parser = timeout,
+          conflicts_with_all = ["flow", "unique_until", "on_conflict", "throttle", "countdown", "eta"])]
+    pub(crate) debounce: Option<Duration>,
+    /// Maximum time from the first task of a debounce to the start of the last one [default: 10 times the debounce]
+    #[arg(long, value_name = "DURATION", value_parser = timeout, requires = "debounce")]
+    pub(crate) debounce_max: Option<Duration>,
+    /// Throttle: do not send it if another task with its key was sent within this time
+    #[arg(long, value_name = "DURATION", value_parser = timeout, conflicts_with_all = ["flow", "unique_until", "on_conflict"])]
+    pub(crate) throttle: Option<Duration>,
     #[command(flatten)]
     pub(crate) options: SendOptions,
     /// Wait until the task has ended, and print its result; --wait=20s waits at most 20 seconds
@@ -101,6 +108,12 @@ pub(crate) struct SendOptions {
     /// Send it only if a live worker can run it; otherwise it ends in FAILURE/no_worker, code -201
     #[arg(long)]
     pub(crate) require_worker: bool,
+    /// Key of its limits, in place of the one that workers make of its arguments
+    #[arg(long, value_name = "KEY")]
+    pub(crate) limit_key: Option<String>,
+    /// Number of starts for which it counts in its rate limits
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) limit_cost: Option<u32>,
     /// Priority, 0 to 9: higher ones are delivered first if broker and queue support it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
     pub(crate) priority: Option<u8>,

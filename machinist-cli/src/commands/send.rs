@@ -1,9 +1,12 @@
 //! `machinist send`: sends a task, once or many times, and with `--wait` waits for its result.
 
+use std::time::Duration;
+
 use indicatif::{ProgressBar, ProgressStyle};
 use machinist::{
-    AsyncResult, Client, QueueName, ResultError, Signature, TaskName, Unique, record::FailureKind,
-    settings::Settings,
+    AsyncResult, Client, QueueName, ResultError, Signature, TaskName, Unique,
+    record::FailureKind,
+    settings::{DEBOUNCE_MAX_WAITS, Settings},
 };
 use serde::Serialize;
 use tokio::time::Instant;
@@ -40,9 +43,6 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     let mut signature = signature(&args, &name, queue.as_ref())?;
     if let Some(rule) = unique(&args, &name, settings)? {
         signature = signature.unique(rule);
-    }
-    if let Some(key) = &args.limit_key {
-        signature = signature.limit_key(key);
     }
     let app = connect(settings).await?;
     let queue = queue.unwrap_or_else(|| app.default_queue().clone());
@@ -114,9 +114,20 @@ fn signature(args: &SendArgs, name: &str, queue: Option<&QueueName>) -> Result<S
 /// Returns the rule by which a task is unique: that of the command line, or that of this task in machinist.toml.
 fn unique(args: &SendArgs, task: &str, settings: &Settings) -> Result<Option<Unique>, CliError> {
     let configured = || settings.tasks.get(task)?.unique.as_ref().map(|unique| unique.value.clone());
-    let rule = match &args.unique {
-        Some(key) => Some(configured().unwrap_or_default().key(key)),
+    let longest =
+        |wait: Duration| args.debounce_max.unwrap_or_else(|| wait.saturating_mul(DEBOUNCE_MAX_WAITS));
+    let timed = match (args.debounce, args.throttle) {
+        (Some(wait), _) => Some(Unique::debounce(wait, longest(wait))),
+        (None, Some(period)) => Some(Unique::throttle(period)),
+        (None, None) => None,
+    };
+    let configured = match timed {
+        Some(timed) => Some(timed.keyed_as(configured().unwrap_or_default())),
         None => configured(),
+    };
+    let rule = match &args.unique {
+        Some(key) => Some(configured.unwrap_or_default().key(key)),
+        None => configured,
     };
     let Some(mut rule) = rule else {
         if args.unique_until.is_some() || args.on_conflict.is_some() {
@@ -178,6 +189,12 @@ pub(super) fn with_options(
     }
     if options.require_worker {
         signature = signature.require_worker();
+    }
+    if let Some(key) = &options.limit_key {
+        signature = signature.limit_key(key);
+    }
+    if let Some(cost) = options.limit_cost {
+        signature = signature.limit_cost(cost);
     }
     if let Some(priority) = options.priority {
         signature = signature.priority(priority);

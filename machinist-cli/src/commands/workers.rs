@@ -156,6 +156,7 @@ async fn show(name: String, settings: &Settings, json: bool) -> Result<Code, Cli
             ("queues", worker.queues.join(", ")),
             ("tasks", worker.tasks.join(", ")),
             ("tags", worker.tags.join(", ")),
+            ("circuits", worker.open_circuits.join(", ")),
             ("running", format!("{} of {}", worker.running, worker.concurrency)),
             ("processed", worker.processed.to_string()),
             ("failed", worker.failed.to_string()),

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::tree::{Node, Problem, Tree, TreeEntry};
 
 /// Maximum number of words that an error lists.
-const MAX_LISTED: usize = 20;
+const MAX_LISTED: usize = 25;
 
 pub(super) fn find<'a>(entries: &'a [TreeEntry], key: &str) -> Option<&'a TreeEntry> {
     entries.iter().find(|entry| entry.key == key)

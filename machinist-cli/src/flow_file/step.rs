@@ -11,7 +11,7 @@ use super::{
     tree::{Node, Problem, TreeEntry},
 };
 
-const STEP_KEYS: [&str; 20] = [
+const STEP_KEYS: [&str; 22] = [
     "task",
     "args",
     "named",
@@ -28,6 +28,8 @@ const STEP_KEYS: [&str; 20] = [
     "soft_timeout",
     "backoff",
     "priority",
+    "limit_key",
+    "limit_cost",
     "headers",
     "labels",
     "countdown",
@@ -124,6 +126,12 @@ fn options<'a>(
     if let Some(priority) = node("priority") {
         let priority = number(priority, "priority", 9)?;
         signature = signature.priority(u8::try_from(priority).unwrap_or(u8::MAX));
+    }
+    if let Some(key) = node("limit_key") {
+        signature = signature.limit_key(string(key, "limit_key")?);
+    }
+    if let Some(cost) = node("limit_cost") {
+        signature = signature.limit_cost(number(cost, "limit_cost", 1_000_000)?);
     }
     if let Some(headers) = node("headers") {
         for header in table(headers, "a table of texts, like { tenant = \"a\" }")? {

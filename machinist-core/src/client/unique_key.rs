@@ -15,10 +15,10 @@ use crate::{
     id::{RecordId, RecordKind, TaskId},
     limit::{hashed_key, stored_key},
     record::{Facts, Failure, FailureKind, failure_without_run, name, next_attempt, retention},
-    signature::SignatureParts,
+    signature::{SignatureParts, When},
     unique::{
-        CLAIM, ClaimDecision, OnConflict, Unique, UniqueUntil, claim, claimed_by, decide_claim, give_back,
-        mark_sent,
+        CLAIM, ClaimDecision, Claimant, Debounce, OnConflict, Unique, UniqueUntil, claimed_by, decide_claim,
+        give_back, mark_sent, replace, series_end,
     },
 };
 
@@ -59,6 +59,33 @@ impl Client {
         Some(UniqueClaim { record, rule, waits })
     }
 
+    /// Sets the times at which debounced signatures start: after their wait, and no later than the series ends in which they
+    /// replace others. A series that ends or begins at this moment makes a task start a little earlier, and loses nothing.
+    pub(super) async fn debounce(&self, parts: &mut SignatureParts) -> Result<(), SendError> {
+        let Some(Debounce { wait, longest }) = parts.unique.as_ref().and_then(|unique| unique.debounce)
+        else {
+            return Ok(());
+        };
+        let invalid = |why: &str| Err(SendError::Invalid(format!("task {}: {why}", parts.id)));
+        if parts.when != When::In(Duration::ZERO) {
+            return invalid(
+                "it is debounced, which decides when it starts: leave the countdown or the ETA out",
+            );
+        }
+        if longest < wait {
+            return invalid(&format!(
+                "the longest wait of its debounce, {longest:?}, is below its wait, {wait:?}"
+            ));
+        }
+        let Some(unique) = self.unique_claim(parts, Duration::ZERO) else { return Ok(()) };
+        let failed = |source: BackendError| SendError::Unique { id: parts.id.clone(), source };
+        let facts = self.read(unique.record).await.map_err(failed)?;
+        let now = self.app.clock().now();
+        let due = now.plus(wait);
+        parts.when = When::At(series_end(&facts, now).map_or(due, |end| due.min(end)));
+        Ok(())
+    }
+
     /// Claims the key of a task, and writes the record of the task. Only then may it be sent.
     pub(crate) async fn claim(
         &self,
@@ -74,8 +101,12 @@ impl Client {
                 None => Facts::new(),
             };
             let now = self.app.clock().now();
-            let until = unique.rule.until;
-            let commit = match decide_claim(&facts, &holder, &unique.record, id, until, now) {
+            let claimant = Claimant {
+                task: id,
+                until: unique.rule.until,
+                longest: unique.rule.debounce.map(|debounce| debounce.longest),
+            };
+            let commit = match decide_claim(&facts, &holder, &unique.record, claimant, now) {
                 ClaimDecision::Ours => {
                     self.commit(task.facts.clone()).await.map_err(failed)?;
                     return Ok(ClaimAnswer::Send(facts.get(CLAIM).cloned().unwrap_or_default()));
@@ -93,7 +124,7 @@ impl Client {
                         if !self.end_claimed(&other, holder, FailureKind::Replaced, id).await? {
                             let holder = self.read(&other).await.map_err(failed)?;
                             if matches!(
-                                decide_claim(&facts, &holder, &unique.record, id, until, now),
+                                decide_claim(&facts, &holder, &unique.record, claimant, now),
                                 ClaimDecision::Held(_)
                             ) {
                                 return Err(SendError::Duplicate { id: id.clone(), of: other });
@@ -105,7 +136,7 @@ impl Client {
                             continue;
                         }
                         // Its task has ended, but a claim for a period outlives that.
-                        claim(&facts, &unique.record, id, until, now)
+                        replace(&facts, &unique.record, claimant, now)
                     }
                 },
             };

@@ -60,6 +60,8 @@ pub struct WorkerInfo {
     pub concurrency: u32,
     /// Number of handlers that run, as of the last renewal.
     pub running: u32,
+    /// Tasks that it does not take for a while, because it failed them again and again.
+    pub open_circuits: Vec<String>,
     /// Number of tasks that have ended there since the worker has started, as of the last renewal.
     pub processed: u64,
     /// Number of those that have ended in FAILURE.
@@ -123,6 +125,8 @@ struct About {
     #[serde(default)]
     concurrency: u32,
     #[serde(default)]
+    open_circuits: Vec<String>,
+    #[serde(default)]
     roles: Vec<String>,
 }
 
@@ -166,6 +170,7 @@ fn worker_info(session: &str, facts: &Facts) -> Option<WorkerInfo> {
         tags: about.tags,
         limits: about.limits.into_iter().filter_map(known_limit).collect(),
         concurrency: about.concurrency,
+        open_circuits: about.open_circuits,
         running: runs.count,
         processed: runs.counts.processed,
         failed: runs.counts.failed,

@@ -83,6 +83,12 @@ pub(crate) struct Step {
     pub(crate) expires_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) priority: Option<u8>,
+    /// Key of the task's limits, if its sender has chosen it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) limit_key: Option<String>,
+    /// Number of starts for which the task counts in its limits, if its sender has chosen it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) limit_cost: Option<u32>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) headers: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

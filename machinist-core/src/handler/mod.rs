@@ -76,9 +76,10 @@
 //! Binding::blocking(COUNT_LINES, count_lines);
 //! ```
 
+mod batch;
 mod function;
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc};
+use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use crate::{
     args::{Arg, IntoResults, LastArg, Results},
@@ -89,6 +90,8 @@ use crate::{
     panics::located,
     task::TaskDef,
 };
+
+pub use batch::BatchHandler;
 
 // Plumbing of the bounds of [`Handler`]: the compiler names it, users do not.
 #[doc(hidden)]
@@ -261,6 +264,8 @@ pub struct Binding {
     pub requires: Vec<Requirement>,
     /// Options of the definition.
     pub(crate) options: DefinedOptions,
+    /// Maximum number of tasks in a call, if the handler takes many at once.
+    pub(crate) batch: Option<usize>,
 }
 
 impl Binding {
@@ -269,7 +274,28 @@ impl Binding {
     where
         H: Handler<Via, A, R>,
     {
-        Self { name: def.name(), handler: handler.erase(), requires: H::requires(), options: *def.options() }
+        Self {
+            name: def.name(),
+            handler: handler.erase(),
+            requires: H::requires(),
+            options: *def.options(),
+            batch: None,
+        }
+    }
+
+    /// Binds an `async fn` that takes many tasks at once to a task definition: see
+    /// [`WorkerBuilder::task_batch`](crate::WorkerBuilder::task_batch).
+    pub fn batch<A, R, Via, H>(def: TaskDef<A, R>, max: usize, within: Duration, handler: H) -> Self
+    where
+        H: BatchHandler<Via, A, R>,
+    {
+        Self {
+            name: def.name(),
+            handler: handler.erase_batch(max, within),
+            requires: H::requires(),
+            options: *def.options(),
+            batch: Some(max),
+        }
     }
 
     /// Binds a function that blocks its thread to a task definition.
@@ -286,6 +312,7 @@ impl Binding {
             handler: handler.erase_blocking(),
             requires: H::requires(),
             options: *def.options(),
+            batch: None,
         }
     }
 }

@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -24,6 +23,8 @@ pub(crate) const HORIZON: Duration = Duration::from_secs(3600);
 const BLOCK: Duration = Duration::from_millis(100);
 /// Time for which a bucket is kept after its last reserved start.
 const KEPT: Duration = Duration::from_secs(60);
+/// Maximum time by which a bucket is pushed back.
+pub(crate) const MAX_PUSH: Duration = Duration::from_secs(24 * 3600);
 
 /// Numbers of a rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -59,6 +60,17 @@ struct Reserved {
     at: Timestamp,
     /// Random text of the reservation, by which it is recognised if its reply is lost.
     by: String,
+    /// Time by which starts that were reserved earlier have been pushed back, in microseconds, since the record was made.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    shift: i64,
+    /// Time before which nothing starts, because the bucket was pushed back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pushed: Option<Timestamp>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 /// Starts that were reserved together.
@@ -70,6 +82,8 @@ pub(crate) struct Starts {
     left: u32,
     /// Time of the reservation: no start is earlier.
     since: i64,
+    /// Time by which the bucket had been pushed back then.
+    pub(crate) shift: i64,
 }
 
 impl Starts {
@@ -118,9 +132,12 @@ pub(crate) fn reserve(
     }
     let now_micros = now.as_micros();
     let furthest = now_micros.saturating_add(micros(HORIZON)).saturating_add(terms.tolerance());
-    let reserved = known.map_or(now_micros, |known| known.at.as_micros());
+    let reserved = known.as_ref().map_or(now_micros, |known| known.at.as_micros());
+    let (shift, pushed) = known.map_or((0, None), |known| (known.shift, known.pushed));
+    let pushed = pushed.filter(|pushed| *pushed > now);
     // Further ahead than anybody reserves: the backend's clock was set back.
     let slack = terms.step().saturating_mul(i64::from(u32::MAX)).min(micros(HORIZON));
+    let slack = slack + pushed.map_or(0, |_| micros(MAX_PUSH));
     let reserved = if reserved > furthest.saturating_add(slack) { now_micros } else { reserved };
     let from = reserved.max(now_micros);
     let step = terms.step();
@@ -132,11 +149,13 @@ pub(crate) fn reserve(
     let fit = (now_micros + micros(HORIZON) - first) / step + 1;
     let left = number.min(u32::try_from(fit).unwrap_or(u32::MAX)).max(1);
     let until = from.saturating_add(step.saturating_mul(i64::from(left)));
-    let commit = moved(facts, bucket, until, by, now);
-    ReserveDecision::Commit(Box::new(commit), Starts { first, step, left, since: now_micros })
+    let moved = Reserved { at: Timestamp::from_micros(until), by: by.to_owned(), shift, pushed };
+    let starts = Starts { first, step, left, since: now_micros, shift };
+    ReserveDecision::Commit(Box::new(replaced(facts, bucket, &moved, now)), starts)
 }
 
-/// Decides how to keep a whole bucket from starts before `until`; `None` if it is kept that long already.
+/// Decides how to keep a whole bucket from starts before `until`; `None` if it is kept that long already. Starts that are
+/// reserved are pushed back by the same time, so that they keep their order and their distances.
 pub(crate) fn push_back(
     facts: &Facts,
     bucket: &RecordId,
@@ -145,15 +164,39 @@ pub(crate) fn push_back(
     by: &str,
     now: Timestamp,
 ) -> Option<Commit> {
-    let reserved = facts.read::<Reserved>(RESERVED).map_or(0, |known| known.at.as_micros());
-    // The first start after it is at `until`.
-    let until = until.as_micros().saturating_add(terms.tolerance()).saturating_sub(terms.step());
-    (reserved < until).then(|| moved(facts, bucket, until, by, now))
+    let known = facts.read::<Reserved>(RESERVED);
+    if known.as_ref().is_some_and(|known| known.by == by) {
+        return None;
+    }
+    let until = until.min(now.plus(MAX_PUSH)).as_micros();
+    let now_micros = now.as_micros();
+    let (reserved, shift, pushed) = known.map_or((0, 0, 0), |known| {
+        (known.at.as_micros(), known.shift, known.pushed.map_or(0, Timestamp::as_micros))
+    });
+    // Several tasks are told the same at once: each pushes only by what is missing.
+    let more = until - pushed.max(now_micros);
+    if more <= 0 {
+        return None;
+    }
+    // The first start after it is at `until`, and no burst.
+    let first = until.saturating_add(terms.tolerance()).saturating_sub(terms.step());
+    let at = reserved.max(now_micros).saturating_add(more).max(first);
+    let moved = Reserved {
+        at: Timestamp::from_micros(at),
+        by: by.to_owned(),
+        shift: shift.saturating_add(more),
+        pushed: Some(Timestamp::from_micros(until)),
+    };
+    Some(replaced(facts, bucket, &moved, now))
 }
 
-/// Creates the commit that moves the time of a bucket, if its record is as read.
-fn moved(facts: &Facts, bucket: &RecordId, until: i64, by: &str, now: Timestamp) -> Commit {
-    let until = Timestamp::from_micros(until);
+/// Returns the time by which a bucket has been pushed back, in microseconds.
+pub(crate) fn shift(facts: &Facts) -> i64 {
+    facts.read::<Reserved>(RESERVED).map_or(0, |known| known.shift)
+}
+
+/// Creates the commit that replaces what is known of a bucket, if its record is as read.
+fn replaced(facts: &Facts, bucket: &RecordId, by: &Reserved, now: Timestamp) -> Commit {
     let mut commit = Commit::new(bucket.clone());
     match facts.get(RESERVED) {
         Some(known) => {
@@ -162,9 +205,8 @@ fn moved(facts: &Facts, bucket: &RecordId, until: i64, by: &str, now: Timestamp)
         }
         None => commit.unless = vec![RESERVED.into()],
     }
-    let value: Bytes = json(&Reserved { at: until, by: by.to_owned() });
-    commit.facts = vec![(RESERVED.into(), value)];
-    commit.expiry = Expiry::After(until.since(now) + KEPT);
+    commit.facts = vec![(RESERVED.into(), json(by))];
+    commit.expiry = Expiry::After(by.at.since(now) + KEPT);
     commit
 }
 
@@ -286,7 +328,8 @@ mod tests {
         let five = terms(5, 1, 1);
         let before = Timestamp::from_micros(NOW.as_micros() - 900_000_000);
         let mut facts = Facts::new();
-        facts.put(RESERVED, json(&Reserved { at: before.plus(4 * HORIZON), by: "y".into() }));
+        let ahead = Reserved { at: before.plus(4 * HORIZON), by: "y".into(), shift: 0, pushed: None };
+        facts.put(RESERVED, json(&ahead));
         assert!(
             matches!(reserve(&facts, &bucket(), five, 1, "x", before), ReserveDecision::Commit(_, starts) if starts.first == before.as_micros())
         );
@@ -319,5 +362,34 @@ mod tests {
         assert_eq!(starts(&mut facts, five, 2, NOW), [30_000, 30_200], "and no burst then");
         assert!(reset(&bucket()).apply(&mut facts));
         assert_eq!(next_start(&facts, five, NOW), NOW);
+    }
+
+    #[test]
+    fn reserved_starts_are_pushed_back_with_their_bucket_once_for_all_who_ask() {
+        let mut facts = Facts::new();
+        let five = terms(5, 1, 1);
+        assert_eq!(starts(&mut facts, five, 3, NOW), [0, 200, 400]);
+        let until = NOW.plus(Duration::from_secs(30));
+        let asked = NOW.plus(Duration::from_millis(100));
+        for by in ["p", "q"] {
+            if let Some(commit) = push_back(&facts, &bucket(), five, until, by, asked) {
+                assert!(commit.apply(&mut facts) && by == "p");
+            }
+        }
+        assert_eq!(shift(&facts), 29_900_000);
+        assert_eq!(starts(&mut facts, five, 1, NOW), [30_500], "behind those at 30.1 s and 30.3 s");
+        let longer = NOW.plus(Duration::from_secs(40));
+        let pushed = push_back(&facts, &bucket(), five, longer, "r", asked).unwrap();
+        assert!(pushed.apply(&mut facts));
+        assert_eq!(shift(&facts), 39_900_000);
+    }
+
+    #[test]
+    fn a_bucket_is_pushed_back_by_a_day_at_most_and_that_is_no_wrong_clock() {
+        let mut facts = Facts::new();
+        let five = terms(5, 1, 1);
+        let pushed = push_back(&facts, &bucket(), five, NOW.plus(100 * MAX_PUSH), "p", NOW).unwrap();
+        assert!(pushed.apply(&mut facts));
+        assert_eq!(reserve(&facts, &bucket(), five, 1, "x", NOW), ReserveDecision::Full(NOW.plus(MAX_PUSH)));
     }
 }

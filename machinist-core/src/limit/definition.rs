@@ -9,7 +9,7 @@ use super::{bucket::Terms, key::LimitKey, rate::Rate};
 /// Maximum of `max_running`: one record holds the places.
 pub const MAX_RUNNING: u32 = 1000;
 /// Maximum of `burst` and `cost`.
-const MAX_BURST: u32 = 1_000_000;
+pub(crate) const MAX_BURST: u32 = 1_000_000;
 
 /// Limit of a task or of a queue, for all workers together.
 ///
@@ -142,10 +142,11 @@ impl Limit {
         Ok(())
     }
 
-    /// Returns the numbers of the rate; `None` if there is no rate, or it is zero.
-    pub(crate) fn terms(&self) -> Option<Terms> {
+    /// Returns the numbers of the rate for a task that counts for `cost` starts, or for as many as all tasks of the limit;
+    /// `None` if there is no rate, or it is zero.
+    pub(crate) fn terms(&self, cost: Option<u32>) -> Option<Terms> {
         let rate = self.rate.filter(|rate| rate.starts > 0)?;
-        let cost = u64::from(self.cost.unwrap_or(1));
+        let cost = u64::from(cost.or(self.cost).unwrap_or(1).clamp(1, MAX_BURST));
         let nanos = rate.period.as_nanos() / u128::from(rate.starts);
         Some(Terms {
             interval: Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)),
@@ -201,7 +202,7 @@ mod tests {
         assert!(Limit::new().max_running(0).is_paused());
         assert!(Limit::new().rate(Rate::parse("0/s").unwrap()).is_paused());
         assert!(!Limit::new().max_running(1).is_paused());
-        assert!(Limit::new().rate(Rate::parse("0/s").unwrap()).terms().is_none());
+        assert!(Limit::new().rate(Rate::parse("0/s").unwrap()).terms(None).is_none());
     }
 
     #[test]
@@ -215,6 +216,9 @@ mod tests {
         let text = serde_json::to_string(&limit).unwrap();
         assert_eq!(text, r#"{"rate":"100/m","burst":10,"max_running":2,"limit_key":"{0}"}"#);
         assert_eq!(serde_json::from_str::<Limit>(&text).unwrap(), limit);
-        assert_eq!(limit.terms().unwrap().interval, Duration::from_millis(600));
+        let terms = limit.terms(None).unwrap();
+        assert_eq!((terms.interval, terms.cost, terms.burst), (Duration::from_millis(600), 1, 10));
+        let dear = limit.terms(Some(25)).unwrap();
+        assert_eq!((dear.cost, dear.burst), (25, 25), "it would never start within a burst of 10");
     }
 }

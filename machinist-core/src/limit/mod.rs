@@ -14,10 +14,12 @@ mod search;
 
 use std::sync::Arc;
 
+pub(crate) use definition::MAX_BURST;
 pub use definition::{Limit, MAX_RUNNING};
 pub use key::LimitKey;
 pub use rate::Rate;
 
+use bucket::Terms;
 pub(crate) use key::{hashed_key, stored_key};
 pub(crate) use live::{live_limits, remove_limit, set_limit};
 
@@ -66,6 +68,8 @@ pub(crate) struct AppliedLimit {
     pub(crate) limit: Arc<Limit>,
     /// Target and key: `task:call`, `task:call:customer-7`.
     pub(crate) subject: String,
+    /// Number of starts for which the task counts, if its sender has chosen it.
+    cost: Option<u32>,
 }
 
 impl AppliedLimit {
@@ -74,7 +78,22 @@ impl AppliedLimit {
             Some(key) => format!("{target}:{key}"),
             None => target.to_string(),
         };
-        Self { limit, subject }
+        Self { limit, subject, cost: None }
+    }
+
+    /// Lets the task count for as many starts as its sender has chosen.
+    pub(crate) fn counting(self, cost: Option<u32>) -> Self {
+        Self { cost, ..self }
+    }
+
+    /// Returns `true` if the sender of the task has chosen for how many starts it counts.
+    pub(crate) const fn has_own_cost(&self) -> bool {
+        self.cost.is_some()
+    }
+
+    /// Returns the numbers of the rate for this task.
+    pub(crate) fn terms(&self) -> Option<Terms> {
+        self.limit.terms(self.cost)
     }
 
     /// Record of the next free start.

@@ -74,6 +74,10 @@ pub(crate) struct TickCall {
     expires: Option<Duration>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     priority: Option<u8>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limit_key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limit_cost: Option<u32>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     headers: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -94,6 +98,8 @@ impl TickCall {
             soft_timeout: parts.soft_timeout,
             expires,
             priority: parts.priority,
+            limit_key: parts.limit_key.clone(),
+            limit_cost: parts.limit_cost,
             headers: parts.headers.clone(),
             labels: parts.labels.clone(),
         }
@@ -116,7 +122,8 @@ impl TickCall {
             headers: self.headers,
             labels: self.labels,
             flow: None,
-            limit_key: None,
+            limit_key: self.limit_key,
+            limit_cost: self.limit_cost,
             unique: None,
             require_worker: false,
             unsendable: None,

@@ -233,6 +233,9 @@ pub(crate) struct ReservedStart {
     pub(crate) bucket: String,
     /// Time of the start.
     pub(crate) at: Timestamp,
+    /// Time by which the bucket had been pushed back then, in microseconds.
+    #[serde(default)]
+    pub(crate) shift: i64,
 }
 
 /// `rv`: the task was revoked. `rt`: its run is cut off without waiting for it to end.

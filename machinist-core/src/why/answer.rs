@@ -97,6 +97,12 @@ pub(super) fn of_task(reason: WhyReason, situation: &TaskSituation) -> Words {
             format!("the task {task} is disabled for all workers"),
             format!("`machinist registered enable {task}` lets its tasks run"),
         ),
+        WhyReason::CircuitOpen => Words::new(
+            format!(
+                "a worker failed the task {task} again and again, and has left this one to others for a while"
+            ),
+            "wait; `machinist workers show` names the worker (circuits), and its log tells why it fails",
+        ),
         WhyReason::Limited => of_limited(situation, record),
         reason => match &situation.queue {
             Some(queue) => of_queue_for(reason, queue, Some(task), record.state == TaskState::Received),

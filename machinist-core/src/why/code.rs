@@ -69,6 +69,8 @@ reasons! {
     Overdue => "overdue", Wait;
     /// Its name is disabled for all workers.
     Disabled => "disabled", Act;
+    /// A worker that failed its name again and again has left it to others.
+    CircuitOpen => "circuit-open", Wait;
     /// A limit, or another rule of admission, refuses its start.
     Limited => "limited", Wait;
     /// No live worker takes tasks from its queue.

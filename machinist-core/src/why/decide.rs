@@ -79,8 +79,10 @@ fn of_waiting(situation: &TaskSituation, record: &Record) -> Vec<WhyReason> {
     if situation.disabled {
         found.push(WhyReason::Disabled);
     }
-    if record.parked.as_ref().is_some_and(|parked| !parked.reason.starts_with("disabled:")) {
-        found.push(WhyReason::Limited);
+    match record.parked.as_ref().and_then(|parked| parked.reason.split(':').next()) {
+        None | Some("disabled") => {}
+        Some("circuit") => found.push(WhyReason::CircuitOpen),
+        Some(_) => found.push(WhyReason::Limited),
     }
     with_queue(situation, record, found)
 }

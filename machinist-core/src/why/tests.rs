@@ -56,6 +56,7 @@ fn worker(state: PresenceState) -> WorkerInfo {
         failed: 0,
         retried: 0,
         memory: None,
+        open_circuits: Vec::new(),
         runs: Vec::new(),
         roles: Vec::new(),
     }
@@ -335,6 +336,9 @@ fn what_holds_a_start_back_is_told() {
         limited.limit_source = Some(source.to_owned());
         says(&Why::of_task(&limited), WhyReason::Limited, &[], &["it has waited 1m 30s", words]);
     }
+    let refused = Record { parked: Some(parked("circuit:add")), ..record() };
+    let words = ["a worker failed the task add again and again", "machinist workers show"];
+    says(&Why::of_task(&situation(refused, awake())), WhyReason::CircuitOpen, &[], &words);
     let mut paused = situation(record(), awake());
     if let Some(queue) = &mut paused.queue {
         queue.paused = true;

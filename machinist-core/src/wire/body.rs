@@ -30,6 +30,9 @@ pub(crate) struct Body {
     /// Key of the task's limits, if its sender has chosen it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) limit_key: Option<String>,
+    /// Number of starts for which the task counts in its limits, if its sender has chosen it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) limit_cost: Option<u32>,
 }
 
 impl Body {

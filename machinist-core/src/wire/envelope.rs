@@ -709,6 +709,8 @@ mod tests {
             countdown_ms: Some(3),
             expires_ms: Some(2),
             priority: Some(9),
+            limit_key: Some("key".to_owned()),
+            limit_cost: Some(2),
             headers: [("k".to_owned(), "v".to_owned())].into(),
             labels: [("k".to_owned(), "v".to_owned())].into(),
             immutable: true,
@@ -742,6 +744,7 @@ mod tests {
             headers: [("k".to_owned(), "v".to_owned())].into(),
             flow: Some(Box::new(full_flow())),
             limit_key: Some("key".to_owned()),
+            limit_cost: Some(2),
         };
         for codec in [Codec::MessagePack, Codec::Json] {
             assert_eq!(codec.decode(&codec.encode(&body).unwrap()).unwrap(), body);

@@ -179,6 +179,7 @@ impl TaskMessage {
             headers: std::mem::take(&mut self.headers),
             flow: None,
             limit_key: None,
+            limit_cost: None,
         }
     }
 }

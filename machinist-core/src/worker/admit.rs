@@ -20,8 +20,15 @@ use crate::{
     backend::{Committed, Watch},
     builtin::WORKFLOW_TASK,
     clock::Timestamp,
+    fleet::WorkerFilter,
     id::{RecordId, RunId},
-    limit::{AppliedLimit, bucket::push_back, hashed_key, places::places, stored_key},
+    limit::{
+        AppliedLimit, Limit,
+        bucket::{Terms, push_back},
+        hashed_key,
+        places::places,
+        stored_key,
+    },
     record::{Facts, ReservedStart, parked},
     security::is_encrypted,
     wire::{Body, Envelope},
@@ -31,6 +38,8 @@ use crate::{
 const LATE: Duration = Duration::from_millis(500);
 /// Waits before a task that waits for a place asks again, if nothing wakes it before.
 const PLACE_POLLS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// Maximum time for which a worker that starts asks for the limits of others.
+const COMPARED_WITHIN: Duration = Duration::from_secs(5);
 /// Maximum delay of a guard that waits for a place.
 const MAX_PLACE_DELAY: Duration = Duration::from_secs(30);
 
@@ -118,7 +127,7 @@ impl WorkerContext {
         limits: &[AppliedLimit],
         state: &mut LimitState,
     ) -> Result<Option<(Timestamp, WaitReason)>, Unanswered> {
-        let rates: Vec<_> = limits.iter().filter_map(|limit| Some((limit, limit.limit.terms()?))).collect();
+        let rates: Vec<_> = limits.iter().filter_map(|limit| Some((limit, limit.terms()?))).collect();
         if rates.is_empty() {
             return Ok(None);
         }
@@ -130,6 +139,15 @@ impl WorkerContext {
             state.reserved = parked(&facts).filter(same).map(|parked| parked.reserved).unwrap_or_default();
         }
         state.record_read = true;
+        for start in &mut state.reserved {
+            let Some((limit, _)) = rates.iter().find(|(limit, _)| limit.bucket().id() == start.bucket) else {
+                continue;
+            };
+            let shift = self.limits.shift(&limit.bucket(), &self.calls).await?;
+            let more = u64::try_from(shift.saturating_sub(start.shift)).unwrap_or(0);
+            start.at = start.at.plus(Duration::from_micros(more));
+            start.shift = shift;
+        }
         let latest = state.reserved.iter().map(|start| start.at).max();
         if latest.is_some_and(|at| at.plus(LATE) < self.now()) {
             state.reserved.clear();
@@ -140,9 +158,9 @@ impl WorkerContext {
             let known = state.reserved.iter().find(|start| start.bucket == bucket.id()).map(|start| start.at);
             let at = match known {
                 Some(at) => at,
-                None => match self.limits.next_start(&bucket, terms, &self.calls, self.app.clock()).await? {
-                    NextStart::Reserved(at) => {
-                        state.reserved.push(ReservedStart { bucket: bucket.id().to_owned(), at });
+                None => match self.next_start(limit, terms).await? {
+                    NextStart::Reserved(at, shift) => {
+                        state.reserved.push(ReservedStart { bucket: bucket.id().to_owned(), at, shift });
                         at
                     }
                     NextStart::NotBefore(at) => at,
@@ -153,6 +171,15 @@ impl WorkerContext {
             }
         }
         Ok(latest)
+    }
+
+    async fn next_start(&self, limit: &AppliedLimit, terms: Terms) -> Result<NextStart, Unanswered> {
+        let (bucket, clock) = (limit.bucket(), self.app.clock());
+        if limit.has_own_cost() {
+            self.limits.start_at_cost(&bucket, terms, &self.calls, clock).await
+        } else {
+            self.limits.next_start(&bucket, terms, &self.calls, clock).await
+        }
     }
 
     /// Waits until a refused task may ask again. Returns its settlement if it waits elsewhere.
@@ -200,7 +227,7 @@ impl WorkerContext {
     pub(super) async fn push_back(&self, envelope: &Envelope, delay: Duration) {
         let now = self.now();
         for limit in self.limits_of(envelope) {
-            let Some(terms) = limit.limit.terms() else { continue };
+            let Some(terms) = limit.terms() else { continue };
             let bucket = limit.bucket();
             let by = RunId::fresh();
             let mut facts = Facts::new();
@@ -218,21 +245,43 @@ impl WorkerContext {
         }
     }
 
-    /// Returns the limits of a task, under its keys. The body is decoded only if a limit has a key.
+    /// Warns if live workers have other limits for what this worker limits: each counts with its own numbers.
+    pub(super) async fn warn_of_other_limits(&self) {
+        if self.limits.own().next().is_none() {
+            return;
+        }
+        let (client, all) = (self.app.client(), WorkerFilter::new());
+        let workers = match tokio::time::timeout(COMPARED_WITHIN, client.workers(&all)).await {
+            Ok(Ok(workers)) => workers,
+            Ok(Err(error)) => return tracing::debug!(%error, "the limits of other workers are not known"),
+            Err(_late) => return,
+        };
+        for (target, other, worker) in self.limits.differing(&workers) {
+            tracing::warn!(
+                %target, %other, worker = worker.name,
+                "another worker has another limit: each counts with its own numbers; make them the same, or set one live"
+            );
+        }
+    }
+
+    /// Returns the limits of a task, under its keys. The body is decoded only if a limit has a key or a rate.
     fn limits_of(&self, envelope: &Envelope) -> Vec<AppliedLimit> {
         if envelope.name.as_str() == WORKFLOW_TASK {
             return Vec::new();
         }
         let mut body: Option<Option<Body>> = None;
-        let applied = |(target, limit): (_, Arc<crate::limit::Limit>)| {
+        let applied = |(target, limit): (_, Arc<Limit>)| {
+            if limit.key.is_none() && limit.rate.is_none() {
+                return AppliedLimit::new(&target, limit, None);
+            }
+            // A task that cannot be decoded fails as malformed when it starts.
+            let body = body.get_or_insert_with(|| self.app.decode(envelope).ok()).as_ref();
             let key = limit.key.as_ref().map(|key| {
-                let body = body.get_or_insert_with(|| self.app.decode(envelope).ok()).as_ref();
-                // A task that cannot be decoded fails as malformed when it starts.
                 let key = body
                     .map(|body| body.limit_key.clone().unwrap_or_else(|| key.of(&body.args, &body.headers)));
                 self.stored_key(envelope, &key.unwrap_or_default())
             });
-            AppliedLimit::new(&target, limit, key.as_deref())
+            AppliedLimit::new(&target, limit, key.as_deref()).counting(body.and_then(|body| body.limit_cost))
         };
         self.limits.of(&envelope.name, &envelope.queue).into_iter().map(applied).collect()
     }

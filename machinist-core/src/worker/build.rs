@@ -14,6 +14,7 @@ use super::{
     admissions::{Admissions, DisabledTasks},
     builder::{NewTask, WorkerBuilder},
     capacity::SlotPool,
+    circuits::Circuits,
     events::WorkerEvents,
     exclusive::ExclusiveSlots,
     lease::Lease,
@@ -27,6 +28,7 @@ use super::{
     roles::Roles,
     server_calls::ServerCalls,
     session::Sessions,
+    slot_order::SlotShares,
     task_failure::FailureTypes,
     worker_context::WorkerContext,
 };
@@ -48,9 +50,19 @@ const DEFAULT_GRACE: Duration = Duration::from_secs(20);
 
 impl WorkerBuilder {
     /// Returns the registered tasks with their options.
-    fn registered_tasks(&mut self) -> Result<HashMap<TaskName, RegisteredTask>, BuildError> {
+    fn registered_tasks(
+        &mut self,
+        concurrency: usize,
+    ) -> Result<HashMap<TaskName, RegisteredTask>, BuildError> {
         let mut tasks = HashMap::new();
-        for NewTask { name, handler, requires, options } in mem::take(&mut self.tasks) {
+        for NewTask { name, handler, requires, options, batch } in mem::take(&mut self.tasks) {
+            match batch {
+                Some(0) => return Err(BuildError::Zero("the size of a batch")),
+                Some(max) if max > concurrency => {
+                    return Err(BuildError::Batch { task: name, max, concurrency });
+                }
+                _ => {}
+            }
             if let Some((_, missing)) = requires.iter().find(|(id, _)| !self.state.has(*id)) {
                 return Err(BuildError::MissingState { task: name, missing });
             }
@@ -113,7 +125,7 @@ impl WorkerBuilder {
                 queues.insert(QueueName::parse(queue)?);
             }
         }
-        let mut tasks = this.registered_tasks()?;
+        let mut tasks = this.registered_tasks(concurrency)?;
         let keep_args = this.keep_args.unwrap_or(false);
         for task in tasks.values_mut() {
             task.options.keep_args.get_or_insert(keep_args);
@@ -124,11 +136,13 @@ impl WorkerBuilder {
         let queue_limits = mem::take(&mut this.queue_limits);
         let limits = Arc::new(Limits::new(checked_limits(&tasks, queue_limits)?));
         let look_ahead = this.look_ahead.unwrap_or_else(|| concurrency.max(16));
+        let capacity = SlotPool::new(concurrency, slot_shares(&this, &tasks)?);
+        // Where queues have an order, each has a separate credit, and what waits does so on purpose.
+        let held = if capacity.is_ordered() { 0 } else { look_ahead };
         let name: Arc<str> = this.name.unwrap_or_else(default_name).into();
         let queues: Vec<_> = queues.into_iter().collect();
         let about = about(&queues, &tags, &tasks, concurrency, &limits, &this.app);
         let stages = Stages::default();
-        let capacity = SlotPool::new(concurrency);
         let orders =
             OrderBook::new(this.restart_exit_code, this.set_log_level, tasks.keys().cloned().collect());
         let events = WorkerEvents::new(this.app.clone(), Arc::clone(&name));
@@ -147,8 +161,9 @@ impl WorkerBuilder {
             admissions: Admissions::new(disabled, this.rules, look_ahead),
             limits,
             capacity: Arc::clone(&capacity),
+            circuits: Circuits::default(),
             orders,
-            look_ahead: LookAhead::new(concurrency, look_ahead),
+            look_ahead: LookAhead::new(concurrency, held),
             calls: ServerCalls::new(this.app.clone(), stages.clone(), Arc::clone(&events), peers),
             app: this.app,
             name,
@@ -234,6 +249,34 @@ fn checked_limits(
         }
     }
     Ok(limits)
+}
+
+/// Returns the shares of queues and tasks in the slots.
+fn slot_shares(
+    worker: &WorkerBuilder,
+    tasks: &HashMap<TaskName, RegisteredTask>,
+) -> Result<SlotShares, BuildError> {
+    let mut shares = SlotShares { strict: worker.strict_order.unwrap_or(false), ..SlotShares::default() };
+    for (name, weight) in &worker.weights {
+        if *weight == 0 {
+            return Err(BuildError::Zero("the weight of a queue"));
+        }
+        shares.queues.entry(QueueName::parse(name)?).or_default().weight = *weight;
+    }
+    for (name, most) in &worker.queue_concurrency {
+        if *most == 0 {
+            return Err(BuildError::Zero("the concurrency of a queue"));
+        }
+        shares.queues.entry(QueueName::parse(name)?).or_default().concurrency = Some(*most);
+    }
+    for (name, task) in tasks {
+        let Some(most) = task.options.concurrency else { continue };
+        if most == 0 {
+            return Err(BuildError::Zero("the concurrency of a task"));
+        }
+        shares.tasks.insert(name.clone(), most);
+    }
+    Ok(shares)
 }
 
 /// Returns the tags, sorted and each once.

@@ -56,6 +56,19 @@ pub enum BuildError {
         /// The contradiction and the remedy.
         why: String,
     },
+    /// A batch holds more tasks than run at once.
+    #[error(
+        "a batch of task {task:?} has up to {max} tasks, and {concurrency} run at once: raise the concurrency to {max}, or make \
+         the batch smaller"
+    )]
+    Batch {
+        /// The task.
+        task: String,
+        /// Maximum number of tasks in a batch.
+        max: usize,
+        /// Number of tasks that run at once.
+        concurrency: usize,
+    },
     /// The worker would end at a bound, and nothing tells its supervisor to start it again.
     #[error("{0} ends the worker, so that its supervisor starts it again: set restart_exit_code too")]
     NobodyRestarts(&'static str),

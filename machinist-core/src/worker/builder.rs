@@ -15,7 +15,7 @@ use crate::{
     consequence::TaskFailure,
     context::StateMap,
     extract::Requirement,
-    handler::{Binding, BlockingHandler, DynHandler, Handler},
+    handler::{BatchHandler, Binding, BlockingHandler, DynHandler, Handler},
     limit::Limit,
     middleware::Middleware,
     periodic::Periodic,
@@ -32,6 +32,8 @@ pub(super) struct NewTask {
     pub(super) handler: Arc<dyn DynHandler>,
     pub(super) requires: Vec<Requirement>,
     pub(super) options: TaskOptions,
+    /// Maximum number of tasks in a call, if the handler takes many at once.
+    pub(super) batch: Option<usize>,
 }
 
 /// Change of a task's options, if there is such a task.
@@ -65,6 +67,11 @@ pub struct WorkerBuilder {
     pub(super) failures: Vec<ClassOfType>,
     pub(super) rules: Vec<Arc<dyn AdmissionRule>>,
     pub(super) queue_limits: Vec<(String, Limit)>,
+    /// Weights of queues.
+    pub(super) weights: Vec<(String, u32)>,
+    /// Maximum numbers of runs at once in this worker, by queue.
+    pub(super) queue_concurrency: Vec<(String, usize)>,
+    pub(super) strict_order: Option<bool>,
     pub(super) periodic: Vec<Periodic>,
     pub(super) roles: Vec<TakePart>,
     pub(super) state: StateMap,
@@ -101,6 +108,9 @@ impl WorkerBuilder {
             failures: Vec::new(),
             rules: Vec::new(),
             queue_limits: Vec::new(),
+            weights: Vec::new(),
+            queue_concurrency: Vec::new(),
+            strict_order: None,
             periodic: Vec::new(),
             roles: Vec::new(),
             state: StateMap::default(),
@@ -223,15 +233,52 @@ impl WorkerBuilder {
         self.bind(Binding::blocking(def, handler))
     }
 
+    /// Registers an `async fn` that runs many tasks of one name in one call: at most `max` of them, and those that have come
+    /// `within` this time after the first one. It takes a list of tuples, each with the parameters of one task, and returns one
+    /// result for each, in their order.
+    ///
+    /// Every task has its own record, retries, limits and acknowledgement. While it waits for others, it holds a slot, so the
+    /// concurrency must be at least `max`. When the run of one task is cancelled, the call goes on for the others.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::{TaskContext, TaskDef, TaskError, WorkerBuilder};
+    /// use std::time::Duration;
+    ///
+    /// const SAVE: TaskDef<(String, i64), ()> = TaskDef::new("save");
+    ///
+    /// async fn save(rows: Vec<(TaskContext, String, i64)>) -> Vec<Result<(), TaskError>> {
+    ///     // One statement inserts all rows.
+    ///     rows.iter().map(|(_cx, name, _)| if name.is_empty() { Err("no name".into()) } else { Ok(()) }).collect()
+    /// }
+    ///
+    /// fn with_save(worker: WorkerBuilder) -> WorkerBuilder {
+    ///     worker.concurrency(100).task_batch(SAVE, 100, Duration::from_millis(50), save)
+    /// }
+    /// ```
+    pub fn task_batch<A, R, Via, H>(
+        self,
+        def: TaskDef<A, R>,
+        max: usize,
+        within: Duration,
+        handler: H,
+    ) -> Self
+    where
+        H: BatchHandler<Via, A, R>,
+    {
+        self.bind(Binding::batch(def, max, within, handler))
+    }
+
     /// Registers a handler that was bound to its task elsewhere.
     pub fn bind(mut self, binding: Binding) -> Self {
-        let Binding { name, handler, requires, options } = binding;
+        let Binding { name, handler, requires, options, batch } = binding;
         self.task_queues.extend(options.queue.map(str::to_owned));
         self.register(NewTask {
             name: name.to_owned(),
             handler,
             requires,
             options: TaskOptions::defined(&options),
+            batch,
         })
     }
 
@@ -242,6 +289,7 @@ impl WorkerBuilder {
             handler: Arc::new(handler),
             requires: Vec::new(),
             options: TaskOptions::default(),
+            batch: None,
         })
     }
 
@@ -255,6 +303,30 @@ impl WorkerBuilder {
     /// limit that was set live wins over this one.
     pub fn limit_queue(mut self, queue: impl Into<String>, limit: Limit) -> Self {
         self.queue_limits.push((queue.into(), limit));
+        self
+    }
+
+    /// Sets the weight of a queue that this worker consumes; 1 unless set. While the tasks of several queues wait, a queue of
+    /// weight 6 gets six slots for each one that a queue of weight 1 gets.
+    ///
+    /// Weights order what this worker starts. They do not stop what runs: long tasks of one queue can still take all slots,
+    /// unless [`queue_concurrency`](Self::queue_concurrency) keeps them from it.
+    pub fn queue_weight(mut self, queue: impl Into<String>, weight: u32) -> Self {
+        self.weights.push((queue.into(), weight));
+        self
+    }
+
+    /// Sets whether the tasks of a queue start only while no queue of a larger weight has tasks that wait. Default: `false`.
+    /// A queue of a small weight may then wait for long.
+    pub fn strict_order(mut self, strict: bool) -> Self {
+        self.strict_order = Some(strict);
+        self
+    }
+
+    /// Sets the maximum number of tasks of a queue that run at once in this worker, so that a slow queue cannot take the slots
+    /// of a quick one. [`limit_queue`](Self::limit_queue) limits a queue in all workers together.
+    pub fn queue_concurrency(mut self, queue: impl Into<String>, handlers: usize) -> Self {
+        self.queue_concurrency.push((queue.into(), handlers));
         self
     }
 

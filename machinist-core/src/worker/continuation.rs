@@ -291,7 +291,8 @@ impl WorkerContext {
             first_eta: eta,
             headers: step.headers.clone(),
             flow: (!step.flow.is_empty()).then(|| Box::new(step.flow.clone())),
-            limit_key: None,
+            limit_key: step.limit_key.clone(),
+            limit_cost: step.limit_cost,
         };
         if let Some(oversize) = body.exceeded(&app.max_sizes) {
             let error =

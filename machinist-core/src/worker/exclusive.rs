@@ -51,10 +51,11 @@ impl ExclusiveSlots {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::slot_order::SlotShares;
 
     #[tokio::test(start_paused = true)]
     async fn it_waits_for_an_empty_process_only_for_a_limited_time() {
-        let capacity = SlotPool::new(2);
+        let capacity = SlotPool::new(2, SlotShares::default());
         let exclusive = ExclusiveSlots::new(Arc::clone(&capacity));
         drop(exclusive.all_slots().await.expect("nothing runs"));
         let running = capacity.try_take().unwrap();

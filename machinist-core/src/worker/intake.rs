@@ -248,7 +248,7 @@ impl Intake {
         let worker = &self.processor.worker;
         let mut tries = 0;
         loop {
-            match worker.app.broker().consume(worker.subscription(queues)).await {
+            match worker.consume(queues).await {
                 Ok(consumer) => return consumer,
                 Err(error) => {
                     let error = chain(&error).join(": ");

@@ -17,10 +17,11 @@ use super::server_calls::{ServerCalls, Unanswered};
 use crate::{
     backend::Committed,
     clock::{Clock, Timestamp},
+    fleet::WorkerInfo,
     id::{QueueName, RecordId, RunId, TaskName},
     limit::{
         Limit, LimitTarget,
-        bucket::{ReserveDecision, Starts, Terms, reserve},
+        bucket::{ReserveDecision, Starts, Terms, reserve, shift},
     },
     record::Facts,
 };
@@ -56,15 +57,16 @@ struct StartPool {
     /// Number of starts of the next reservation.
     block: u32,
     reserved_at: Option<Instant>,
-    /// Record of the bucket, as it was last known.
+    /// Record of the bucket, as it was last known, and when.
     known: Facts,
+    known_at: Option<Instant>,
 }
 
 /// Answer to a request for a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NextStart {
-    /// This start is reserved.
-    Reserved(Timestamp),
+    /// This start is reserved, in a bucket that had been pushed back by so many microseconds.
+    Reserved(Timestamp, i64),
     /// None is reserved, and none would be before this time.
     NotBefore(Timestamp),
 }
@@ -114,6 +116,24 @@ impl Limits {
         self.own.iter().map(|(target, limit)| (target, &**limit))
     }
 
+    /// Returns the targets for which these workers have other limits, each with the worker. A live limit wins over all.
+    pub(super) fn differing<'a>(
+        &'a self,
+        workers: &'a [WorkerInfo],
+    ) -> Vec<(&'a LimitTarget, &'a Limit, &'a WorkerInfo)> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        let mut found = Vec::new();
+        for worker in workers {
+            for (target, own) in self.own.iter().filter(|(target, _)| !live.contains_key(target)) {
+                let other = worker.limits.iter().find(|(name, _)| **name == target.to_string());
+                if let Some((_, other)) = other.filter(|(_, other)| *other != &**own) {
+                    found.push((target, other, worker));
+                }
+            }
+        }
+        found
+    }
+
     fn buckets(&self) -> MutexGuard<'_, HashMap<RecordId, Arc<Bucket>>> {
         self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -155,39 +175,92 @@ impl Limits {
                 ..StartPool::default()
             };
         }
-        if let Some(at) = pool.starts.as_mut().and_then(|starts| starts.take(clock.now(), LAPSED_AFTER)) {
-            return Ok(NextStart::Reserved(at));
+        if let Some(starts) = &mut pool.starts
+            && let Some(at) = starts.take(clock.now(), LAPSED_AFTER)
+        {
+            return Ok(NextStart::Reserved(at, starts.shift));
         }
         let number = waiting.number().max(pool.next_block(terms));
-        let by = RunId::fresh();
-        let mut attempted = None;
-        let mut starts = loop {
-            match reserve(&pool.known, id, terms, number, by.as_str(), clock.now()) {
-                ReserveDecision::Full(at) => return Ok(NextStart::NotBefore(at)),
-                // INVARIANT: nothing is made that was not attempted.
-                ReserveDecision::Made => break attempted.expect("an attempt"),
-                ReserveDecision::Commit(commit, starts) => {
-                    attempted = Some(starts);
-                    let written = commit.facts.iter().cloned().collect();
-                    match calls.commit(*commit).await? {
-                        Committed::Done { .. } => {
-                            pool.known = written;
-                            break starts;
-                        }
-                        Committed::Refused(facts) => pool.known = facts,
-                    }
-                }
-            }
+        let mut starts = match pool.reserve(id, terms, number, calls, clock).await? {
+            Ok(starts) => starts,
+            Err(not_before) => return Ok(NextStart::NotBefore(not_before)),
         };
         // Its own start never lapses here: whoever takes it checks if it is late.
         let first = starts.take(clock.now(), Duration::MAX);
+        let shift = starts.shift;
         pool.starts = (!starts.is_empty()).then_some(starts);
         pool.reserved_at = Some(Instant::now());
-        Ok(NextStart::Reserved(first.unwrap_or_else(|| clock.now())))
+        Ok(NextStart::Reserved(first.unwrap_or_else(|| clock.now()), shift))
+    }
+
+    /// Reserves a start for a task whose sender has chosen its cost. The starts that are reserved for other tasks stay.
+    ///
+    /// # Cancel safety
+    /// As [`next_start`](Self::next_start).
+    pub(super) async fn start_at_cost(
+        &self,
+        id: &RecordId,
+        terms: Terms,
+        calls: &ServerCalls,
+        clock: &Clock,
+    ) -> Result<NextStart, Unanswered> {
+        let bucket = self.bucket(id);
+        let mut pool = bucket.pool.lock().await;
+        Ok(match pool.reserve(id, terms, 1, calls, clock).await? {
+            Ok(mut starts) => {
+                let at = starts.take(clock.now(), Duration::MAX);
+                NextStart::Reserved(at.unwrap_or_else(|| clock.now()), starts.shift)
+            }
+            Err(not_before) => NextStart::NotBefore(not_before),
+        })
+    }
+
+    /// Returns the time by which a bucket has been pushed back, in microseconds, as it was at most 100 ms ago.
+    pub(super) async fn shift(&self, id: &RecordId, calls: &ServerCalls) -> Result<i64, Unanswered> {
+        let bucket = self.bucket(id);
+        let mut pool = bucket.pool.lock().await;
+        if pool.known_at.is_none_or(|at| at.elapsed() >= LAPSED_AFTER) {
+            pool.known = calls.read_record(id).await?;
+            pool.known_at = Some(Instant::now());
+        }
+        Ok(shift(&pool.known))
     }
 }
 
 impl StartPool {
+    /// Reserves starts. Returns the time of the next one if as many are reserved as may be.
+    async fn reserve(
+        &mut self,
+        id: &RecordId,
+        terms: Terms,
+        number: u32,
+        calls: &ServerCalls,
+        clock: &Clock,
+    ) -> Result<Result<Starts, Timestamp>, Unanswered> {
+        let by = RunId::fresh();
+        let mut attempted = None;
+        loop {
+            match reserve(&self.known, id, terms, number, by.as_str(), clock.now()) {
+                ReserveDecision::Full(at) => return Ok(Err(at)),
+                // INVARIANT: nothing is made that was not attempted.
+                ReserveDecision::Made => return Ok(Ok(attempted.expect("an attempt"))),
+                ReserveDecision::Commit(commit, starts) => {
+                    attempted = Some(starts);
+                    let written = commit.facts.iter().cloned().collect();
+                    let committed = calls.commit(*commit).await?;
+                    self.known_at = Some(Instant::now());
+                    match committed {
+                        Committed::Done { .. } => {
+                            self.known = written;
+                            return Ok(Ok(starts));
+                        }
+                        Committed::Refused(facts) => self.known = facts,
+                    }
+                }
+            }
+        }
+    }
+
     /// Returns the number of starts to reserve without tasks for them: more, the more often this worker reserves.
     fn next_block(&mut self, terms: Terms) -> u32 {
         let often = self.reserved_at.is_some_and(|at| at.elapsed() < LAPSED_AFTER);
@@ -213,5 +286,23 @@ impl<'a> AskingTask<'a> {
 impl Drop for AskingTask<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::RecordKind;
+
+    #[test]
+    fn a_million_keys_take_a_bounded_number_of_buckets() {
+        let limits = Limits::new(HashMap::new());
+        let id = |number: usize| RecordId::new(RecordKind::Limit, &format!("rate/task:t:{number}"));
+        let in_use: Vec<_> = (0..10).map(|number| limits.bucket(&id(number))).collect();
+        for number in 0..1_000_000 {
+            drop(limits.bucket(&id(number)));
+            assert!(limits.buckets().len() <= MANY_BUCKETS + 1);
+        }
+        assert!((0..10).all(|number| Arc::ptr_eq(&limits.bucket(&id(number)), &in_use[number])));
     }
 }

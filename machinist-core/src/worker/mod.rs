@@ -12,12 +12,13 @@
 //! | `continuation`, `callback`, `gathered`, `revoked_roots` | workflows: what follows an end, and the tasks that wait for others |
 //! | `admissions`, `parking` | rules that refuse a start, and the wait of refused tasks |
 //! | `admit`, `limits`, `places`, `held_places` | limits of rate and concurrency |
+//! | `circuits` | tasks that this worker fails again and again |
 //! | `guard` | copies that come back later |
 //! | `exclusive` | running a suspect alone in the process |
 //! | `lease`, `session`, `renewal` | this worker's lease on what it runs |
 //! | `presence`, `orders`, `order_book`, `switches` | the state that the session shows, and the orders of people |
+//! | `capacity`, `slot_order`, `queue_consumers` | the slots for handlers that run at once; the queues that get them first, each with a separate subscription |
 //! | `recycling` | the end of a worker that has done enough |
-//! | `capacity` | the slots for handlers that run at once |
 //! | `peers` | what this worker knows of other sessions |
 //! | `server_calls` | calls to backend and broker, repeated until they answer |
 //! | `maintenance`, `overdue` | undelivered messages, unlisted dead letters, delayed tasks that the broker has lost |
@@ -37,6 +38,7 @@ mod build_error;
 mod builder;
 mod callback;
 mod capacity;
+mod circuits;
 mod continuation;
 mod dead_letter_counts;
 mod defaults;
@@ -70,6 +72,7 @@ mod places;
 mod presence;
 mod processor;
 mod progress;
+mod queue_consumers;
 mod recycling;
 mod refusal;
 mod renewal;
@@ -79,6 +82,7 @@ mod run;
 mod server_calls;
 mod session;
 mod settlement;
+mod slot_order;
 mod start;
 mod switches;
 mod tag;
@@ -265,13 +269,14 @@ impl Worker {
         let subscribed = worker.sessions.presence.subscription();
         let consumer = match subscribed.is_empty() {
             true => None,
-            false => Some(worker.app.broker().consume(worker.subscription(&subscribed)).await?),
+            false => Some(worker.consume(&subscribed).await?),
         };
         match &consumer {
             Some(consumer) => health.subscribed(consumer.health().into()),
             None => health.asleep(),
         }
         worker.list_queues(&queues).await;
+        worker.warn_of_other_limits().await;
         let tasks: Vec<TaskName> = processor.task_names().into_iter().cloned().collect();
         worker.emit(EventKind::WorkerStarted { queues: &queues, tasks: &tasks });
         ready.cancel();

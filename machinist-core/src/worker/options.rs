@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use super::circuits::CircuitBreaker;
 use crate::{
     consequence::{Disposition, ErrorClass},
     definition::DefinedOptions,
@@ -25,6 +26,8 @@ pub struct TaskOptions {
     pub(super) backoff_with: Option<BackoffFunction>,
     pub(super) limit: Option<Limit>,
     pub(super) keep_args: Option<bool>,
+    pub(super) concurrency: Option<usize>,
+    pub(super) circuit: Option<CircuitBreaker>,
 }
 
 /// Function from the number of retries so far to the wait before the next run.
@@ -67,6 +70,8 @@ impl fmt::Debug for TaskOptions {
             .field("backoff_with", &self.backoff_with.is_some())
             .field("limit", &self.limit)
             .field("keep_args", &self.keep_args)
+            .field("concurrency", &self.concurrency)
+            .field("circuit", &self.circuit)
             .finish()
     }
 }
@@ -166,6 +171,25 @@ impl TaskOptions {
         self
     }
 
+    /// Sets the maximum number of runs of the task at once in one worker. [`limit`](Self::limit) limits it in all workers
+    /// together.
+    #[must_use]
+    pub fn concurrency(mut self, handlers: usize) -> Self {
+        self.concurrency = Some(handlers);
+        self
+    }
+
+    /// Lets a worker that fails the task `failures` times in a row leave it to others for a `pause`. Then it tries one run, and
+    /// the pause doubles, up to 16 times its length, until a run succeeds. 0 failures: never.
+    ///
+    /// Errors, panics and timeouts count; postponements and arguments that do not fit do not. Every worker counts its own
+    /// runs. Tasks that it refuses are parked, and come back after 15 s or later, here or elsewhere.
+    #[must_use]
+    pub fn circuit(mut self, failures: u32, pause: Duration) -> Self {
+        self.circuit = Some(CircuitBreaker { failures, pause });
+        self
+    }
+
     /// Ends a run that takes longer than this: FAILURE/timeout, or another run where the retry policy
     /// [says so](RetryPolicy::retry_timeouts).
     ///
@@ -205,6 +229,8 @@ impl TaskOptions {
         self.soft_timeout = self.soft_timeout.or(base.soft_timeout);
         self.keep_args = self.keep_args.or(base.keep_args);
         self.limit = self.limit.or(base.limit);
+        self.concurrency = self.concurrency.or(base.concurrency);
+        self.circuit = self.circuit.or(base.circuit);
         self
     }
 

@@ -248,6 +248,7 @@ impl WorkerContext {
         if let Some(concurrency) = change.concurrency {
             let slots = usize::try_from(concurrency).unwrap_or(usize::MAX);
             self.capacity.set_limit(slots)?;
+            self.capacity.give();
             self.look_ahead.set_concurrency(slots);
         }
         presence.want_queues(queues.iter().cloned());

@@ -243,6 +243,15 @@ impl Sessions {
         self.presence.woken.notify_one();
     }
 
+    /// Shows the tasks that the worker does not take, because it fails them again and again.
+    pub(super) fn show_open_circuits(&self, tasks: Vec<String>) {
+        let mut state = self.state();
+        state.about["open_circuits"] = tasks.into();
+        state.about_changed = true;
+        drop(state);
+        self.presence.woken.notify_one();
+    }
+
     /// Changes what the session says about the roles in which the worker takes part, and lets it be seen soon.
     pub(super) fn describe_roles(&self, roles: &[String]) {
         let mut state = self.state();

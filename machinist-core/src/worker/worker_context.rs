@@ -4,14 +4,25 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{
-    Stages, admissions::Admissions, capacity::SlotPool, events::WorkerEvents, limits::Limits,
-    look_ahead::LookAhead, order_book::OrderBook, recycling::Recycling, revoked_roots::RevokedRoots,
-    roles::Roles, server_calls::ServerCalls, session::Sessions,
+    Stages,
+    admissions::Admissions,
+    capacity::SlotPool,
+    circuits::Circuits,
+    events::WorkerEvents,
+    limits::Limits,
+    look_ahead::LookAhead,
+    order_book::OrderBook,
+    queue_consumers::{QueueConsumer, QueueConsumers},
+    recycling::Recycling,
+    revoked_roots::RevokedRoots,
+    roles::Roles,
+    server_calls::ServerCalls,
+    session::Sessions,
 };
 use crate::{
     app::App,
     backend::{BackendError, Committed},
-    broker::Consume,
+    broker::{BrokerError, Consume, Consumer},
     clock::Timestamp,
     event::EventKind,
     id::QueueName,
@@ -36,6 +47,7 @@ pub(super) struct WorkerContext {
     pub(super) admissions: Admissions,
     pub(super) limits: Arc<Limits>,
     pub(super) capacity: Arc<SlotPool>,
+    pub(super) circuits: Circuits,
     pub(super) orders: OrderBook,
     pub(super) look_ahead: Arc<LookAhead>,
     pub(super) events: Arc<WorkerEvents>,
@@ -57,11 +69,27 @@ impl WorkerContext {
         self.events.emit(kind);
     }
 
-    /// Returns the subscription to these queues, with credit for what can run at once. The look-ahead is added when the runs
-    /// are known to be short.
-    pub(super) fn subscription(&self, queues: &BTreeSet<QueueName>) -> Consume {
+    /// Subscribes to these queues, with credit for what can run at once. The look-ahead is added when the runs are known to
+    /// be short. Where the queues have an order, each has a separate subscription, so that some of its tasks are there to
+    /// choose from.
+    pub(super) async fn consume(
+        &self,
+        queues: &BTreeSet<QueueName>,
+    ) -> Result<Box<dyn Consumer>, BrokerError> {
         let prefetch = u16::try_from(self.capacity.limit()).unwrap_or(u16::MAX);
-        Consume { queues: queues.iter().cloned().collect(), prefetch }
+        let broker = self.app.broker();
+        if !self.capacity.is_ordered() {
+            return broker.consume(Consume { queues: queues.iter().cloned().collect(), prefetch }).await;
+        }
+        let mut consumers = Vec::new();
+        for queue in queues {
+            let slots = self.capacity.most_of(queue).and_then(|most| u16::try_from(most).ok());
+            let most = QueueConsumer::credit_of(slots.unwrap_or(u16::MAX));
+            let first = QueueConsumer::credit_of(prefetch).min(most);
+            let consume = Consume { queues: vec![queue.clone()], prefetch: first };
+            consumers.push(QueueConsumer::new(broker.consume(consume).await?, most, first));
+        }
+        Ok(Box::new(QueueConsumers::new(consumers)))
     }
 
     /// Lists the queues that the worker consumes in the backend. Best effort: they are listed again when it subscribes.

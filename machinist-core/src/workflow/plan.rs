@@ -525,6 +525,8 @@ fn template(plan: &StepPlan) -> Result<Step, WorkflowError> {
         countdown_ms,
         expires_ms,
         priority: parts.priority,
+        limit_key: parts.limit_key.clone(),
+        limit_cost: parts.limit_cost,
         headers: parts.headers.clone(),
         labels: parts.labels.clone(),
         immutable: plan.immutable,

@@ -48,6 +48,7 @@ impl Settings {
             worker: &self.worker,
             tasks: &self.tasks,
             queue_limits: &self.queue_limits,
+            queue_concurrency: &self.queue_concurrency,
             periodic: &self.periodic,
         };
         let builder = settings.apply(builder.without_defaults());
@@ -64,10 +65,16 @@ impl Settings {
     /// to the worker: those of command tasks belong to the program.
     pub(crate) fn worker_defaults(&self) -> impl Fn(WorkerBuilder) -> WorkerBuilder + Send + Sync + 'static {
         let (worker, tasks, periodic) = (self.worker.clone(), self.tasks.clone(), self.periodic.clone());
-        let queue_limits = self.queue_limits.clone();
+        let (queue_limits, queue_concurrency) = (self.queue_limits.clone(), self.queue_concurrency.clone());
         move |builder| {
-            WorkerPart { worker: &worker, tasks: &tasks, queue_limits: &queue_limits, periodic: &periodic }
-                .apply(builder)
+            let part = WorkerPart {
+                worker: &worker,
+                tasks: &tasks,
+                queue_limits: &queue_limits,
+                queue_concurrency: &queue_concurrency,
+                periodic: &periodic,
+            };
+            part.apply(builder)
         }
     }
 }
@@ -77,6 +84,7 @@ struct WorkerPart<'a> {
     worker: &'a WorkerSettings,
     tasks: &'a BTreeMap<String, TaskSettings>,
     queue_limits: &'a BTreeMap<QueueName, Setting<Limit>>,
+    queue_concurrency: &'a BTreeMap<QueueName, Setting<usize>>,
     periodic: &'a BTreeMap<String, Setting<Periodic>>,
 }
 
@@ -117,6 +125,15 @@ impl WorkerPart<'_> {
         for (queue, limit) in self.queue_limits {
             builder = builder.limit_queue(queue.as_str(), limit.value.clone());
         }
+        for (queue, weight) in worker.weights.iter().flat_map(|weights| &weights.value) {
+            builder = builder.queue_weight(queue.as_str(), *weight);
+        }
+        if let Some(strict) = &worker.strict {
+            builder = builder.strict_order(strict.value);
+        }
+        for (queue, most) in self.queue_concurrency {
+            builder = builder.queue_concurrency(queue.as_str(), most.value);
+        }
         for periodic in self.periodic.values() {
             builder = builder.periodic(periodic.value.clone());
         }
@@ -149,6 +166,13 @@ impl TaskSettings {
         }
         if let Some(retried) = &self.retry_timeouts {
             options = options.retry_timeouts_if(retried.value);
+        }
+        if let Some(circuit) = &self.circuit {
+            let (failures, pause) = circuit.value;
+            options = options.circuit(failures, pause);
+        }
+        if let Some(most) = &self.concurrency {
+            options = options.concurrency(most.value);
         }
         if let Some(limit) = &self.limit {
             options = options.limit(limit.value.clone());

@@ -1,6 +1,8 @@
 //! Settings as text: the rows of `machinist config`.
 
-use machinist_core::periodic::Periodic;
+use std::collections::BTreeMap;
+
+use machinist_core::{QueueName, periodic::Periodic};
 
 use super::{
     Setting, SettingOrigin, Settings, SizeSettings, TaskSettings, WorkerSettings, show_duration,
@@ -63,8 +65,19 @@ impl Settings {
         rows.extend(self.queue_limits.iter().map(|(queue, limit)| {
             SettingEntry::new(format!("queues.{queue}.limit"), limit, ToString::to_string)
         }));
+        rows.extend(self.queue_concurrency.iter().map(|(queue, most)| {
+            SettingEntry::new(format!("queues.{queue}.concurrency"), most, usize::to_string)
+        }));
+        rows.extend(self.max_depths.iter().map(|(queue, most)| {
+            SettingEntry::new(format!("queues.{queue}.max_depth"), most, u64::to_string)
+        }));
         rows
     }
+}
+
+fn show_weights(weights: &BTreeMap<QueueName, u32>) -> String {
+    let shown: Vec<_> = weights.iter().map(|(queue, weight)| format!("{queue} = {weight}")).collect();
+    shown.join(", ")
 }
 
 impl WorkerSettings {
@@ -75,6 +88,10 @@ impl WorkerSettings {
             self.name.as_ref().map(|name| table::WORKER_NAME.entry(name)),
             tags.map(|tags| table::TAGS.entry(tags)),
             Some(table::QUEUES.entry(&self.queues)),
+            self.weights
+                .as_ref()
+                .map(|weights| SettingEntry::new("worker.queues.weights".to_owned(), weights, show_weights)),
+            self.strict.as_ref().map(|strict| table::STRICT.entry(strict)),
             Some(table::CONCURRENCY.entry(&self.concurrency)),
             self.look_ahead.as_ref().map(|number| table::LOOK_AHEAD.entry(number)),
             self.keep_args.as_ref().map(|kept| table::KEEP_ARGS.entry(kept)),
@@ -131,6 +148,10 @@ impl TaskSettings {
             row(key("user"), self.user.as_ref(), String::clone),
             row(key("dash_values"), self.dash_values.as_ref(), bool::to_string),
             row(key("limit"), self.limit.as_ref(), ToString::to_string),
+            row(key("circuit"), self.circuit.as_ref(), |(failures, pause)| {
+                format!("{failures} failures, {}", show_duration(*pause))
+            }),
+            row(key("concurrency"), self.concurrency.as_ref(), usize::to_string),
             row(key("unique"), self.unique.as_ref(), ToString::to_string),
             row(key("keep_args"), self.keep_args.as_ref(), bool::to_string),
             row(key("hide_args"), self.hide_args.as_ref(), bool::to_string),

@@ -12,7 +12,6 @@ use std::{
 use machinist_core::{
     QueueName,
     event_stream::PublishedEvents,
-    limit::Limit,
     periodic::Periodic,
     sign::{KeyConfig, KeyError, KeyId, KeyState, SecretText},
     worker::Tag,
@@ -56,7 +55,7 @@ pub(super) struct FileSettings {
     pub(super) tasks: BTreeMap<String, TaskSettings>,
     pub(super) periodic: BTreeMap<String, Setting<Periodic>>,
     pub(super) app: Option<AppSection>,
-    pub(super) queue_limits: BTreeMap<QueueName, Setting<Limit>>,
+    pub(super) queues: limits::FileQueues,
 }
 
 /// Values of `[tls]`.
@@ -75,6 +74,8 @@ pub(super) struct FileWorker {
     pub(super) look_ahead: Option<Setting<usize>>,
     pub(super) keep_args: Option<Setting<bool>>,
     pub(super) queues: Option<Setting<Vec<QueueName>>>,
+    pub(super) weights: Option<Setting<BTreeMap<QueueName, u32>>>,
+    pub(super) strict: Option<Setting<bool>>,
     pub(super) concurrency: Option<Setting<usize>>,
     pub(super) grace: Option<Setting<Duration>>,
     pub(super) consumer_timeout: Option<Setting<Duration>>,
@@ -141,7 +142,7 @@ pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<F
         keys: read_keys(&top)?,
         periodic: periodic::read(&top, &tasks)?,
         app: top.has_table(APP)?.then(|| AppSection::new(path, text)),
-        queue_limits: limits::read_queues(&top)?,
+        queues: limits::read_queues(&top)?,
         tasks,
     })
 }
@@ -184,6 +185,8 @@ fn read_worker(top: &Section<'_>) -> Result<FileWorker, SettingsError> {
         look_ahead: worker.setting(&table::LOOK_AHEAD)?,
         keep_args: worker.setting(&table::KEEP_ARGS)?,
         queues: worker.setting(&table::QUEUES)?,
+        weights: worker.get("queues", value::queue_weights)?.filter(|weights| !weights.value.is_empty()),
+        strict: worker.setting(&table::STRICT)?,
         concurrency: worker.setting(&table::CONCURRENCY)?,
         grace: worker.setting(&table::GRACE)?,
         consumer_timeout: worker.setting(&table::CONSUMER_TIMEOUT)?,
@@ -327,7 +330,7 @@ command = ["true"]
         );
         assert_eq!(
             error("[tasks.x]\ncommand = [\"a\"]\nshell = true"),
-            "machinist.toml:3:1: unknown key \"shell\" in [tasks.x]; the keys here are command, args, queue, timeout, soft_timeout, retries, retry_for, retry_timeouts, backoff, env, env_pass, cwd, user, dash_values, keep_args, hide_args, rate, burst, cost, max_running, limit_key, unique, unique_until, on_conflict"
+            "machinist.toml:3:1: unknown key \"shell\" in [tasks.x]; the keys here are command, args, queue, timeout, soft_timeout, retries, retry_for, retry_timeouts, backoff, env, env_pass, cwd, user, dash_values, keep_args, hide_args, concurrency, circuit, circuit_pause, rate, burst, cost, max_running, limit_key, unique, unique_until, on_conflict, debounce, debounce_max, throttle"
         );
     }
 

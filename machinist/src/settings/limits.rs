@@ -13,19 +13,44 @@ use super::{Setting, SettingsError, section::Section, text::parse_duration, valu
 /// Keys of a limit.
 pub(super) const LIMIT_KEYS: [&str; 5] = ["rate", "burst", "cost", "max_running", "limit_key"];
 /// Keys of uniqueness.
-pub(super) const UNIQUE_KEYS: [&str; 3] = ["unique", "unique_until", "on_conflict"];
+pub(super) const UNIQUE_KEYS: [&str; 6] =
+    ["unique", "unique_until", "on_conflict", "debounce", "debounce_max", "throttle"];
+/// Number of waits of a debounce that its longest wait is unless it is set.
+pub const DEBOUNCE_MAX_WAITS: u32 = 10;
 
-/// Reads the limits of `[queues.NAME]`, by queue.
-pub(super) fn read_queues(top: &Section<'_>) -> Result<BTreeMap<QueueName, Setting<Limit>>, SettingsError> {
-    let mut limits = BTreeMap::new();
-    for (name, section) in top.sections("queues", &LIMIT_KEYS)? {
+/// Values of `[queues.NAME]`, by queue.
+#[derive(Debug, Default)]
+pub(super) struct FileQueues {
+    pub(super) limits: BTreeMap<QueueName, Setting<Limit>>,
+    pub(super) concurrency: BTreeMap<QueueName, Setting<usize>>,
+    pub(super) max_depth: BTreeMap<QueueName, Setting<u64>>,
+}
+
+/// Reads `[queues.NAME]`, by queue.
+pub(super) fn read_queues(top: &Section<'_>) -> Result<FileQueues, SettingsError> {
+    let mut queues = FileQueues::default();
+    for (name, section) in
+        top.sections("queues", &[&LIMIT_KEYS[..], &["concurrency", "max_depth"]].concat())?
+    {
         let queue =
             QueueName::parse(&name).map_err(|error| section.error(&format!("names no queue: {error}")))?;
+        if let Some(most) = section.get("concurrency", value::concurrency)? {
+            queues.concurrency.insert(queue.clone(), most);
+        }
+        if let Some(most) = section.get("max_depth", max_depth)? {
+            queues.max_depth.insert(queue.clone(), most);
+        }
         if let Some(limit) = read_limit(&section)? {
-            limits.insert(queue, limit);
+            queues.limits.insert(queue, limit);
         }
     }
-    Ok(limits)
+    Ok(queues)
+}
+
+/// Reads a number of tasks that may wait.
+fn max_depth(value: &DeValue<'_>) -> Result<u64, String> {
+    let number = value::integer(value, "a number of tasks")?;
+    u64::try_from(number).map_err(|_| format!("{number} tasks cannot wait; take 0 or more"))
 }
 
 /// Reads the limit of a task or a queue.
@@ -61,6 +86,38 @@ pub(super) fn read_unique(section: &Section<'_>) -> Result<Option<Setting<Unique
     let until = section
         .value("unique_until", |v| parse_unique_until(value::string(v, "start, end or a duration")?))?;
     let conflict = section.value("on_conflict", |v| parse_on_conflict(value::string(v, "a consequence")?))?;
+    let debounce = section.get("debounce", value::positive_duration)?;
+    let longest = section.get("debounce_max", value::positive_duration)?;
+    let throttle = section.get("throttle", value::positive_duration)?;
+    if longest.is_some() && debounce.is_none() {
+        section.get::<()>("debounce_max", |_| {
+            Err("needs debounce; add it, or leave debounce_max out".to_owned())
+        })?;
+    }
+    if debounce.is_some() && throttle.is_some() {
+        section
+            .get::<()>("throttle", |_| Err("does not go with debounce; leave one of them out".to_owned()))?;
+    }
+    let timed = match (debounce, throttle) {
+        (Some(wait), _) => {
+            let longest = longest
+                .map_or_else(|| wait.value.saturating_mul(DEBOUNCE_MAX_WAITS), |longest| longest.value);
+            Some(Setting::new(Unique::debounce(wait.value, longest), wait.origin))
+        }
+        (None, Some(period)) => Some(Setting::new(Unique::throttle(period.value), period.origin)),
+        (None, None) => None,
+    };
+    if let Some(mut timed) = timed {
+        for key in ["unique_until", "on_conflict"] {
+            section.get::<()>(key, |_| {
+                Err(format!("does not go with debounce or throttle, which imply it; leave {key} out"))
+            })?;
+        }
+        if let Some(Setting { value: Some(unique), .. }) = unique {
+            timed.value = timed.value.keyed_as(unique);
+        }
+        return Ok(Some(timed));
+    }
     let Some(Setting { value: Some(mut unique), origin }) = unique else {
         for key in ["unique_until", "on_conflict"] {
             section.get::<()>(key, |_| {
@@ -132,8 +189,43 @@ mod tests {
             .on_conflict(OnConflict::Drop);
         assert_eq!(*unique, expected);
         assert_eq!(file.tasks["b"].unique.as_ref().unwrap().value, Unique::new());
+        let text = "[tasks.c]\nunique = \"{0}\"\ndebounce = \"5s\"\n[tasks.d]\nthrottle = \"1m\"";
+        let timed = file::read(Path::new("machinist.toml"), text, &Connectors::default()).unwrap();
+        let secs = std::time::Duration::from_secs;
+        let debounce = Unique::debounce(secs(5), secs(50)).by(LimitKey::template("{0}").unwrap());
+        assert_eq!(timed.tasks["c"].unique.as_ref().unwrap().value, debounce);
+        assert_eq!(timed.tasks["d"].unique.as_ref().unwrap().value, Unique::throttle(secs(60)));
         let queue = QueueName::parse("q").unwrap();
-        assert_eq!(file.queue_limits[&queue].value, Limit::new().max_running(3));
+        assert_eq!(file.queues.limits[&queue].value, Limit::new().max_running(3));
+    }
+
+    #[test]
+    fn weights_and_numbers_of_runs_in_a_worker_are_read() {
+        let text = "[worker]\nqueues = { critical = 6, low = 1 }\nstrict = true\n[tasks.a]\nconcurrency = 2\n\
+                    [queues.slow]\nconcurrency = 3\nmax_depth = 1000";
+        let file = file::read(Path::new("machinist.toml"), text, &Connectors::default()).unwrap();
+        let queue = |name: &str| QueueName::parse(name).unwrap();
+        assert_eq!(file.worker.queues.unwrap().value, [queue("critical"), queue("low")]);
+        let weights = file.worker.weights.unwrap().value;
+        assert_eq!((weights[&queue("critical")], weights[&queue("low")]), (6, 1));
+        assert!(file.worker.strict.unwrap().value);
+        assert_eq!(file.tasks["a"].concurrency.as_ref().unwrap().value, 2);
+        assert_eq!(file.queues.concurrency[&queue("slow")].value, 3);
+        assert_eq!(file.queues.max_depth[&queue("slow")].value, 1000);
+        for (text, problem) in [
+            ("[worker]\nqueues = { low = 0 }", "worker.queues: low: 0 is no weight"),
+            ("[worker]\nqueues = { low = \"1\" }", "worker.queues: low: "),
+            ("[worker]\nqueues = {}", "names no queue"),
+            ("[queues.q]\nmax_depth = -1", "queues.q.max_depth: -1 tasks cannot wait"),
+            (
+                "[queues.q]\nconcurrency = 0",
+                "queues.q.concurrency: 0 is not a number of tasks to run at once",
+            ),
+            ("[tasks.t]\nconcurrency = -1", "tasks.t.concurrency"),
+        ] {
+            let error = error(text);
+            assert!(error.contains(problem), "{error}");
+        }
     }
 
     #[test]
@@ -146,6 +238,10 @@ mod tests {
             ("[tasks.a]\nmax_running = 1\nlimit_key = \"all\"", "has no placeholder"),
             ("[tasks.a]\nunique_until = \"start\"", "needs unique = true"),
             ("[tasks.a]\nunique = 1", "tasks.a.unique"),
+            ("[tasks.a]\ndebounce = \"5s\"\non_conflict = \"drop\"", "does not go with debounce or throttle"),
+            ("[tasks.a]\ndebounce = \"5s\"\nthrottle = \"5s\"", "leave one of them out"),
+            ("[tasks.a]\ndebounce_max = \"5s\"", "needs debounce"),
+            ("[tasks.a]\nthrottle = \"0s\"", "throttle"),
             ("[tasks.a]\nunique = true\non_conflict = \"x\"", "is no consequence"),
             ("[queues.\"amq.q\"]\nrate = \"5/s\"", "names no queue"),
         ] {

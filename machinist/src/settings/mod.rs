@@ -25,7 +25,8 @@
 //! | `tls.key_file` | `--tls-key-file` | `MACHINIST_TLS_KEY_FILE` | none | Private key of the client certificate, in PEM |
 //! | `worker.name` | `--name` | `MACHINIST_WORKER_NAME` | host name | Name of the worker in records and listings |
 //! | `worker.tags` | `--tag` | `MACHINIST_TAGS` | none | Word about the worker, like gpu or zone:eu, at most 16; the flag can be repeated, the variable separates tags by commas |
-//! | `worker.queues` | `--queue` | `MACHINIST_QUEUES` | default, and the queues of command tasks and task definitions | Queue to consume; the flag can be repeated, the variable separates queues by commas |
+//! | `worker.queues` | `--queue` | `MACHINIST_QUEUES` | default, and the queues of command tasks and task definitions | Queue to consume; the flag can be repeated, the variable separates queues by commas, and the file may give weights |
+//! | `worker.strict` |  |  | `false` | Start the tasks of a queue only while no queue of a larger weight has tasks that wait |
 //! | `worker.concurrency` | `--concurrency` | `MACHINIST_CONCURRENCY` | `16` | Number of tasks to run at once, 1 to 10000 |
 //! | `worker.look_ahead` | `--look-ahead` | `MACHINIST_LOOK_AHEAD` | the concurrency, at least 16 | Maximum number of tasks to hold in addition to those that run, 0 to 10000. A worker holds them only while its tasks are short |
 //! | `worker.keep_args` |  | `MACHINIST_KEEP_ARGS` | `false` | Keep the arguments of every task in its record, for people. Delayed and failed tasks always keep them |
@@ -82,7 +83,7 @@ use machinist_core::{
 pub use crate::topology::Topology;
 use crate::{connector::Connectors, redact, url::ServerUrl};
 pub use entries::SettingEntry;
-pub use limits::{parse_on_conflict, parse_unique_until};
+pub use limits::{DEBOUNCE_MAX_WAITS, parse_on_conflict, parse_unique_until};
 pub use table::{SettingDefault, SettingInfo, setting_infos, setting_of_flag};
 pub use text::{parse_backoff, parse_duration, show_duration};
 
@@ -175,6 +176,10 @@ pub struct Settings {
     pub periodic: BTreeMap<String, Setting<Periodic>>,
     /// Limits of queues, `[queues.NAME]`.
     pub queue_limits: BTreeMap<QueueName, Setting<Limit>>,
+    /// Maximum numbers of tasks of queues that run at once in one worker, `[queues.NAME]`.
+    pub queue_concurrency: BTreeMap<QueueName, Setting<usize>>,
+    /// Maximum numbers of tasks that wait in queues, `[queues.NAME]`: senders refuse more.
+    pub max_depths: BTreeMap<QueueName, Setting<u64>>,
     /// Place of the section `[limits]`, the old name of `[sizes]`, if the file has one.
     old_sizes: Option<SettingOrigin>,
     /// The section of the application, if the file has one.
@@ -236,6 +241,10 @@ pub struct WorkerSettings {
     pub tags: Setting<Vec<Tag>>,
     /// Queues to consume.
     pub queues: Setting<Vec<QueueName>>,
+    /// Weights of the queues, by which they get slots.
+    pub weights: Option<Setting<BTreeMap<QueueName, u32>>>,
+    /// `true` if the tasks of a queue start only while no queue of a larger weight has tasks that wait; `None` for `false`.
+    pub strict: Option<Setting<bool>>,
     /// Number of tasks to run at once; at least 1.
     pub concurrency: Setting<usize>,
     /// Maximum number of tasks to hold in addition to those that run; `None` for the worker's default.
@@ -295,6 +304,10 @@ pub struct TaskSettings {
     pub dash_values: Option<Setting<bool>>,
     /// Limit of its starts and runs in all workers together.
     pub limit: Option<Setting<Limit>>,
+    /// Number of failures in a row after which a worker leaves the task to others, and for how long.
+    pub circuit: Option<Setting<(u32, Duration)>>,
+    /// Maximum number of its runs at once in one worker.
+    pub concurrency: Option<Setting<usize>>,
     /// Rule by which the program `machinist send` allows one task for each key.
     pub unique: Option<Setting<Unique>>,
     /// `true` if the records of the task keep its arguments, `false` if only those of delayed and failed tasks do. `None`

@@ -114,7 +114,9 @@ impl Settings {
             tasks: file.tasks,
             periodic: file.periodic,
             app: file.app,
-            queue_limits: file.queue_limits,
+            queue_limits: file.queues.limits,
+            queue_concurrency: file.queues.concurrency,
+            max_depths: file.queues.max_depth,
             connectors: connectors.clone(),
         })
     }
@@ -258,6 +260,8 @@ impl Layers<'_> {
             name: self.optional(&table::WORKER_NAME, name, file.name)?,
             tags: self.tags(flags.tags.clone(), file.tags)?,
             queues: queues.unwrap_or_else(|| default_queues(tasks)),
+            weights: file.weights,
+            strict: self.optional(&table::STRICT, None, file.strict)?,
             concurrency: self.required(&table::CONCURRENCY, flags.concurrency, file.concurrency)?,
             look_ahead: self.optional(&table::LOOK_AHEAD, flags.look_ahead, file.look_ahead)?,
             keep_args: self.optional(&table::KEEP_ARGS, None, file.keep_args)?,

@@ -101,7 +101,7 @@ pub(super) fn top_keys() -> Vec<&'static str> {
     keys
 }
 
-static TABLE: [&SettingInfo; 35] = [
+static TABLE: [&SettingInfo; 36] = [
     &BROKER,
     &BROKER_FILE.info,
     &BACKEND,
@@ -121,6 +121,7 @@ static TABLE: [&SettingInfo; 35] = [
     &WORKER_NAME.info,
     &TAGS.info,
     &QUEUES.info,
+    &STRICT.info,
     &CONCURRENCY.info,
     &LOOK_AHEAD.info,
     &KEEP_ARGS.info,
@@ -347,12 +348,21 @@ pub(super) static QUEUES: Definition<Vec<QueueName>> = Definition {
         flag: Some("--queue"),
         variable: Some("MACHINIST_QUEUES"),
         default: SettingDefault::Described("default, and the queues of command tasks and task definitions"),
-        meaning: "Queue to consume; the flag can be repeated, the variable separates queues by commas",
+        meaning: "Queue to consume; the flag can be repeated, the variable separates queues by commas, and the \
+                  file may give weights",
     },
     parse: text::queues,
     read: |value, _| value::queues(value),
     show: |names| text::join(names),
 };
+
+pub(super) static STRICT: Definition<bool> = switch(SettingInfo {
+    name: "worker.strict",
+    flag: None,
+    variable: None,
+    default: SettingDefault::Value("false"),
+    meaning: "Start the tasks of a queue only while no queue of a larger weight has tasks that wait",
+});
 
 pub(super) static CONCURRENCY: Definition<usize> = Definition {
     info: SettingInfo {

@@ -1,14 +1,14 @@
 //! `[tasks.NAME]` of `machinist.toml`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use machinist_core::{QueueName, sign::SecretText};
 use toml::de::DeValue;
 
-use super::{SettingsError, TaskSettings, limits, section::Section, text, value};
+use super::{Setting, SettingsError, TaskSettings, limits, section::Section, text, value};
 
 /// Keys of a task, under `[tasks.NAME]`, without those of its limit and its uniqueness.
-const TASK_KEYS: [&str; 16] = [
+const TASK_KEYS: [&str; 19] = [
     "command",
     "args",
     "queue",
@@ -25,7 +25,13 @@ const TASK_KEYS: [&str; 16] = [
     "dash_values",
     "keep_args",
     "hide_args",
+    "concurrency",
+    "circuit",
+    "circuit_pause",
 ];
+
+/// Pause of a worker that fails a task again and again, unless one is set.
+const DEFAULT_CIRCUIT_PAUSE: Duration = Duration::from_secs(60);
 
 /// Reads all tasks of a file, by name.
 pub(super) fn read(top: &Section<'_>) -> Result<BTreeMap<String, TaskSettings>, SettingsError> {
@@ -76,11 +82,32 @@ fn read_task(section: &Section<'_>) -> Result<TaskSettings, SettingsError> {
         cwd: section.get("cwd", |v| Ok(folder.join(value::string(v, "the name of a folder")?)))?,
         user: section.get("user", |v| Ok(value::string(v, "the name of a user")?.to_owned()))?,
         dash_values: section.get("dash_values", value::boolean)?,
+        circuit: read_circuit(section)?,
         limit: limits::read_limit(section)?,
         unique: limits::read_unique(section)?,
+        concurrency: section.get("concurrency", value::concurrency)?,
         keep_args: section.get("keep_args", value::boolean)?,
         hide_args: section.get("hide_args", value::boolean)?,
     })
+}
+
+/// Reads the number of failures in a row, and the pause after them.
+fn read_circuit(section: &Section<'_>) -> Result<Option<Setting<(u32, Duration)>>, SettingsError> {
+    let pause = section.value("circuit_pause", value::positive_duration)?;
+    let circuit = section.get("circuit", |v| {
+        let number = value::integer(v, "a number of failures")?;
+        u32::try_from(number).map_err(|_| format!("{number} is not a number of failures; take 0 or more"))
+    })?;
+    match (circuit, pause) {
+        (Some(circuit), pause) => {
+            let pause = pause.unwrap_or(DEFAULT_CIRCUIT_PAUSE);
+            Ok(Some(Setting::new((circuit.value, pause), circuit.origin)))
+        }
+        (None, Some(_)) => section
+            .get::<()>("circuit_pause", |_| Err("needs circuit, a number of failures; add it".to_owned()))
+            .map(|_| None),
+        (None, None) => Ok(None),
+    }
 }
 
 /// Reads the variables that a task sets. Their values may be secrets, so no error repeats one.
@@ -135,6 +162,8 @@ mod tests {
     #[test]
     fn wrong_surroundings_are_reported_and_no_value_is_shown() {
         for (options, problem) in [
+            ("circuit = -1", "tasks.t.circuit: -1 is not a number of failures"),
+            ("circuit_pause = \"1m\"", "needs circuit"),
             ("env = \"geheim\"", "tasks.t.env: expected a table of variables"),
             ("env = { A = [\"geheim\"] }", "A: expected text in quotes"),
             ("env = { \"A=B\" = \"geheim\" }", "cannot be a variable"),

@@ -2,13 +2,16 @@
 //!
 //! No sentence quotes a password; the place of the value is added by the caller.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
 use machinist_core::{QueueName, worker::Tag};
 use toml::de::DeValue;
 
 use super::text;
 use crate::redact;
+
+/// Weights that a queue may have.
+const WEIGHTS: RangeInclusive<u32> = 1..=1000;
 
 /// Reads text; `expected` is a noun phrase for the error.
 pub(super) fn string<'v>(value: &'v DeValue<'_>, expected: &str) -> Result<&'v str, String> {
@@ -34,11 +37,31 @@ pub(super) fn urls(value: &DeValue<'_>) -> Result<Vec<String>, String> {
 
 /// Reads a list of queue names that is not empty.
 pub(super) fn queues(value: &DeValue<'_>) -> Result<Vec<QueueName>, String> {
-    let names = strings(value, "a list of queue names, like [\"default\"]")?;
+    let expected =
+        "a list of queue names, like [\"default\"], or their weights, like { default = 3, low = 1 }";
+    let names = match value.as_table() {
+        Some(table) => table.keys().map(|name| name.get_ref().to_string()).collect(),
+        None => strings(value, expected)?,
+    };
     if names.is_empty() {
         return Err("names no queue; leave it out for [\"default\"]".to_owned());
     }
     names.iter().map(|name| QueueName::parse(name).map_err(|e| e.to_string())).collect()
+}
+
+/// Reads the weights of queues; none from a list of their names.
+pub(super) fn queue_weights(value: &DeValue<'_>) -> Result<BTreeMap<QueueName, u32>, String> {
+    let Some(table) = value.as_table() else { return Ok(BTreeMap::new()) };
+    let weight = |(name, value): (&toml::Spanned<_>, &toml::Spanned<DeValue<'_>>)| {
+        let name: &std::borrow::Cow<'_, str> = name.get_ref();
+        let queue = QueueName::parse(name).map_err(|error| error.to_string())?;
+        let number = integer(value.get_ref(), "a weight").map_err(|why| format!("{name}: {why}"))?;
+        let weight = u32::try_from(number).ok().filter(|weight| WEIGHTS.contains(weight));
+        weight.map(|weight| (queue, weight)).ok_or_else(|| {
+            format!("{name}: {number} is no weight; take {} to {}", WEIGHTS.start(), WEIGHTS.end())
+        })
+    };
+    table.iter().map(weight).collect()
 }
 
 /// Reads a list of tags.

@@ -86,6 +86,12 @@ impl TaskProcessor {
         {
             Box::pin(self.worker.push_back(&active.envelope, *delay)).await;
         }
+        if let Some(breaker) = task.options.circuit.filter(|breaker| breaker.failures > 0)
+            && let Some(failed) = counts_as_failure(&outcome)
+            && let Some(open) = self.worker.circuits.ended(&active.envelope.name, failed, breaker, started)
+        {
+            self.worker.sessions.show_open_circuits(open);
+        }
         let now = self.worker.now();
         let counters = active.envelope.counters;
         let policy = policy.unwrap_or_else(|| match outcome {
@@ -238,6 +244,19 @@ impl TaskProcessor {
             TraceContext { parent: parent.clone(), state: envelope.tracestate.clone() }.adopt(&span);
         }
         span
+    }
+}
+
+/// Returns whether a run has failed or succeeded; `None` if it says nothing about this worker.
+fn counts_as_failure(outcome: &RunOutcome) -> Option<bool> {
+    match outcome {
+        RunOutcome::Returned(_) => Some(false),
+        RunOutcome::Failed(error) => match error.disposition {
+            Disposition::Failed | Disposition::Permanent | Disposition::RetryAfter(_) => Some(true),
+            Disposition::RetryIn(_) | Disposition::RateLimited(_) | Disposition::Malformed => None,
+        },
+        RunOutcome::TimedOut(_) | RunOutcome::GaveUp(..) | RunOutcome::Panicked(_) => Some(true),
+        RunOutcome::Revoked => None,
     }
 }
 

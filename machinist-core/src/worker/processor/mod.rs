@@ -176,6 +176,11 @@ impl TaskProcessor {
             {
                 return settlement;
             }
+            if task.options.circuit.is_some()
+                && let Some(settlement) = Box::pin(self.worker.park_if_open(&active.envelope)).await
+            {
+                return settlement;
+            }
             let mut stopwatch = self.worker.events.stopwatch();
             let slot = if alone {
                 Box::pin(self.all_slots(&active.envelope, pauses)).await
