@@ -10,7 +10,7 @@ fn a_delayed_task_whose_queue_is_gone_arrives_or_ends() {
         return;
     };
     let send = |private: &Private, queue: &str| {
-        let id = private.folder.send(&["add", "2", "3", "--queue", queue, "--countdown", "8s"]);
+        let id = private.folder.send(&["add", "2", "3", "--queue", queue, "--countdown", "20s"]);
         private.services.rabbitmqctl(&["delete_queue", queue]).unwrap();
         id
     };
@@ -30,7 +30,7 @@ fn a_delayed_task_whose_queue_is_gone_arrives_or_ends() {
     worker.stop().ended(0);
 
     // If workers only check the queues, the task ends with the reason.
-    let gone = private.folder.send(&["add", "2", "3", "--queue", "gone", "--countdown", "10s"]);
+    let gone = private.folder.send(&["add", "2", "3", "--queue", "gone", "--countdown", "20s"]);
     private.folder.set("MACHINIST_TOPOLOGY", "verify");
     let worker = private.folder.worker(&["--demo"]);
     private.services.rabbitmqctl(&["delete_queue", "gone"]).unwrap();
