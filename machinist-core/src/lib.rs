@@ -50,6 +50,7 @@ pub mod record;
 mod refused;
 mod result;
 mod retry;
+mod rfc3339;
 mod security;
 mod sent_name;
 pub mod sign;

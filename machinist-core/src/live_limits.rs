@@ -21,6 +21,7 @@ use crate::{
         remove_limit, set_limit, stored_key,
     },
     record::control_record,
+    rfc3339,
 };
 
 /// Maximum number of waiting tasks that are counted.
@@ -46,16 +47,12 @@ pub struct LimitInfo {
     /// Number of parked tasks, at most 1000. Tasks that wait in a process for a few seconds are not counted.
     pub waiting: Option<usize>,
     /// Time of the next free start.
-    #[serde(serialize_with = "instant")]
+    #[serde(serialize_with = "rfc3339::if_known")]
     pub next_at: Option<Timestamp>,
     /// `live` if a person has set it, otherwise the workers that have it in their code or configuration.
     pub source: String,
     /// `true` if other workers have another definition for this target. A live limit wins over all of them.
     pub differs: bool,
-}
-
-fn instant<S: serde::Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
-    at.map(|at| at.to_string()).serialize(serializer)
 }
 
 impl Client {

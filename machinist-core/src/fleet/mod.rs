@@ -11,7 +11,7 @@ pub use role::{FleetRoles, LeaderInfo, ShardInfo};
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     backend::{BackendError, Index},
@@ -20,6 +20,7 @@ use crate::{
     id::{QueueName, RecordId, SessionId, TaskName},
     limit::Limit,
     record::{Facts, PresenceState, WorkCounts, WorkerHealth, is_alive, name},
+    rfc3339,
 };
 
 /// Number of sessions that are read at once.
@@ -46,7 +47,7 @@ pub struct WorkerInfo {
     /// Version of machinist.
     pub version: Option<String>,
     /// Time at which the worker was built.
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339::instant")]
     pub started_at: Timestamp,
     /// Queues from which it takes tasks.
     pub queues: Vec<String>,
@@ -144,10 +145,6 @@ struct Runs {
     memory: Option<u64>,
     health: Option<WorkerHealth>,
     reason: Option<String>,
-}
-
-fn rfc3339<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(at)
 }
 
 /// Reads the description of a worker. `None` if the session is gone or describes nothing.

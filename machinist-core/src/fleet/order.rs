@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{WorkerInfo, rfc3339};
+use super::WorkerInfo;
 use crate::{
     backend::{BackendError, Committed},
     client::Client,
@@ -16,6 +16,7 @@ use crate::{
         Facts, OrderAnswer, answer_of, give_lasting_order, give_order, keep_note, name, name_record,
         note_record, withdraw_order,
     },
+    rfc3339,
     security::{OrderNote, WorkerAction, WorkerOrder, next_number},
 };
 
@@ -37,7 +38,7 @@ pub struct OrderResult {
     /// Reason that it has not.
     pub reason: Option<String>,
     /// Time of the answer.
-    #[serde(serialize_with = "rfc3339_if_known")]
+    #[serde(serialize_with = "rfc3339::if_known")]
     pub at: Option<Timestamp>,
     /// Id of the session that has answered.
     pub incarnation: Option<String>,
@@ -59,7 +60,7 @@ pub struct OrderReport {
     /// Name of the key that has signed the order.
     pub by: Option<String>,
     /// Time of the order.
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339::instant")]
     pub at: Timestamp,
     /// Answers, one for each worker that was ordered.
     pub results: Vec<OrderResult>,
@@ -81,10 +82,6 @@ pub enum OrderError {
     /// The switch is set, and the tasks that wait could not be released.
     #[error("the tasks that wait could not be released")]
     Release(#[from] ControlError),
-}
-
-fn rfc3339_if_known<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
-    at.map(|at| at.to_string()).serialize(serializer)
 }
 
 impl OrderResult {

@@ -9,7 +9,8 @@ use crate::{
     backend::BackendError,
     client::Client,
     clock::Timestamp,
-    slot::{RoleKind, RoleName, SlotInfo, rfc3339, view},
+    rfc3339,
+    slot::{RoleKind, RoleName, SlotInfo, view},
 };
 
 /// Roles in which live workers take part, and who holds their slots.
@@ -33,7 +34,7 @@ pub struct LeaderInfo {
     /// Epoch of the last leader.
     pub epoch: u64,
     /// Time since which it leads.
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339::if_known")]
     pub since: Option<Timestamp>,
 }
 

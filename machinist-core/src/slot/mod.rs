@@ -17,6 +17,7 @@ pub(crate) use decide::{Candidate, SlotDecision, SlotStep, decide, leave, view};
 use crate::{
     clock::Timestamp,
     id::{RecordId, RecordKind},
+    rfc3339,
 };
 
 /// Maximum number of slots of a set.
@@ -67,18 +68,8 @@ pub struct SlotInfo {
     /// Epoch of the last holder; 0 if nobody has held it.
     pub epoch: u64,
     /// Time since which it is held.
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339::if_known")]
     pub since: Option<Timestamp>,
-}
-
-pub(crate) fn rfc3339<S: serde::Serializer>(
-    at: &Option<Timestamp>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    match at {
-        Some(at) => serializer.collect_str(at),
-        None => serializer.serialize_none(),
-    }
 }
 
 impl RoleName {
