@@ -14,10 +14,11 @@ use super::{
     places::PlaceReply,
     server_calls::Unanswered,
     session::RegisteredRun,
+    wake_up::WakeUp,
 };
 use crate::{
     admission::WaitReason,
-    backend::{Committed, Watch},
+    backend::Committed,
     builtin::WORKFLOW_TASK,
     clock::Timestamp,
     fleet::WorkerFilter,
@@ -58,10 +59,10 @@ pub(super) struct LimitState {
 /// The wait for a place of one limit.
 #[derive(Debug)]
 struct PlaceWait {
-    record: RecordId,
+    /// Of the record that holds the places.
+    wake_up: WakeUp,
     /// Number of places.
     max: u32,
-    watch: Option<Watch>,
     poll: Duration,
     gone_before: u64,
 }
@@ -216,9 +217,9 @@ impl WorkerContext {
     /// Releases a parked task if a place is free. A place that was freed between the refusal of a task and its parking has
     /// found nobody to release.
     async fn release_if_free(&self, wait: &PlaceWait) {
-        let Ok(facts) = self.calls.read_record(&wait.record).await else { return };
+        let Ok(facts) = self.calls.read_record(&wait.wake_up.record).await else { return };
         if places(&facts).count() < wait.max as usize {
-            self.release_for(&wait.record).await;
+            self.release_for(&wait.wake_up.record).await;
         }
     }
 
@@ -297,8 +298,11 @@ impl WorkerContext {
 impl LimitState {
     fn wait_for_place(&mut self, record: RecordId, max: u32, gone_before: u64) {
         match &mut self.wait {
-            Some(wait) if wait.record == record => wait.gone_before = gone_before,
-            _ => self.wait = Some(PlaceWait { record, max, watch: None, poll: PLACE_POLLS.0, gone_before }),
+            Some(wait) if wait.wake_up.record == record => wait.gone_before = gone_before,
+            _ => {
+                let wake_up = WakeUp::new(record);
+                self.wait = Some(PlaceWait { wake_up, max, poll: PLACE_POLLS.0, gone_before });
+            }
         }
     }
 
@@ -317,17 +321,9 @@ impl LimitState {
     /// Completes when a place may be free. It is never certain: the wait is bounded.
     async fn woken(&mut self, worker: &WorkerContext) {
         let Some(wait) = &mut self.wait else { return std::future::pending().await };
-        if wait.watch.is_none() {
-            wait.watch = worker.app.backend().watch(&wait.record).await.ok();
-        }
-        let freed = async {
-            match &mut wait.watch {
-                Some(watch) => watch.changed().await,
-                None => std::future::pending().await,
-            }
-        };
+        wait.wake_up.open(worker.app.backend().as_ref()).await;
         tokio::select! {
-            () = freed => {}
+            () = wait.wake_up.changed() => {}
             () = worker.sessions.peers.gone_after(wait.gone_before) => {}
         }
     }

@@ -18,9 +18,9 @@ use tokio_util::{
     task::AbortOnDropHandle,
 };
 
-use super::{CANCEL_TIMEOUT, WorkerContext, server_calls::jittered};
+use super::{CANCEL_TIMEOUT, WorkerContext, server_calls::jittered, wake_up::WakeUp};
 use crate::{
-    backend::{BackendError, Commit, Committed, Watch},
+    backend::{BackendError, Commit, Committed},
     id::{RecordId, SessionId},
     record::Facts,
     slot::{
@@ -300,7 +300,8 @@ impl Keeper {
     async fn hold(&mut self) {
         let (leave, worker) = (self.leave.clone(), Arc::clone(&self.worker));
         let mut leaves = std::pin::pin!(Self::leaves(&leave, &worker));
-        let (mut facts, mut watch) = (None, None);
+        let mut wake_up = WakeUp::new(self.record.clone());
+        let mut facts = None;
         loop {
             let session = tokio::select! {
                 biased;
@@ -309,9 +310,7 @@ impl Keeper {
             };
             self.enter(&session).await;
             let gone_count = worker.sessions.peers.gone_count();
-            if watch.is_none() {
-                watch = worker.app.backend().watch(&self.record).await.ok();
-            }
+            wake_up.open(worker.app.backend().as_ref()).await;
             let wait = match self.look(&session, facts.take()).await {
                 Ok(AfterLook::Again(refused)) => {
                     facts = refused;
@@ -325,7 +324,7 @@ impl Keeper {
             };
             tokio::select! {
                 () = &mut leaves => return,
-                () = changed(&mut watch) => {}
+                () = wake_up.changed() => {}
                 () = self.run_ended.notified() => {}
                 () = worker.sessions.peers.gone_after(gone_count) => {}
                 () = tokio::time::sleep(wait) => {}
@@ -556,13 +555,6 @@ struct NotifyOnDrop(Arc<Notify>);
 impl Drop for NotifyOnDrop {
     fn drop(&mut self) {
         self.0.notify_one();
-    }
-}
-
-async fn changed(watch: &mut Option<Watch>) {
-    match watch {
-        Some(watch) => watch.changed().await,
-        None => std::future::pending().await,
     }
 }
 

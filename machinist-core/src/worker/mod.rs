@@ -21,6 +21,7 @@
 //! | `recycling` | the end of a worker that has done enough |
 //! | `peers` | what this worker knows of other sessions |
 //! | `server_calls` | calls to backend and broker, repeated until they answer |
+//! | `wake_up` | wake-ups for a record that the worker also looks at in intervals |
 //! | `maintenance`, `overdue` | undelivered messages, unlisted dead letters, delayed tasks that the broker has lost |
 //! | `measurement`, `last_taken` | depth and age of the queues, for observers |
 //! | `periodic` | the ticks of periodic tasks |
@@ -90,6 +91,7 @@ mod tally;
 mod task_failure;
 mod time_check;
 mod undelivered;
+mod wake_up;
 mod worker_context;
 
 use std::{fmt, sync::Arc, time::Duration};

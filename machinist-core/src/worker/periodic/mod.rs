@@ -23,9 +23,9 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use self::{book::Book, turns::Turns};
-use super::{WorkerContext, server_calls::jittered};
+use super::{WorkerContext, server_calls::jittered, wake_up::WakeUp};
 use crate::{
-    backend::{BackendError, Watch},
+    backend::BackendError,
     periodic::{Periodic, wake_record},
 };
 
@@ -60,12 +60,10 @@ struct Ticker {
 
 impl Ticker {
     async fn tick_forever(&mut self, worker: &WorkerContext) {
-        let mut watch: Option<Watch> = None;
+        let mut wake_up = WakeUp::new(wake_record());
         let mut refresh_interval = jittered(REFRESH_INTERVAL);
         loop {
-            if watch.is_none() {
-                watch = worker.app.backend().watch(&wake_record()).await.ok();
-            }
+            wake_up.open(worker.app.backend().as_ref()).await;
             let wait = match self.round(worker, refresh_interval).await {
                 Ok(wait) => wait,
                 Err(error) => {
@@ -73,14 +71,8 @@ impl Ticker {
                     jittered(RETRY_INTERVAL)
                 }
             };
-            let woken = async {
-                match &mut watch {
-                    Some(watch) => watch.changed().await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
-                () = woken => self.refreshed = None,
+                () = wake_up.changed() => self.refreshed = None,
                 () = tokio::time::sleep(wait) => {}
             }
             if self.refreshed.is_none() {
