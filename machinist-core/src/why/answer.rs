@@ -233,7 +233,7 @@ fn of_limited(situation: &TaskSituation, record: &Record) -> Words {
     )
 }
 
-/// Returns the answer for a reason that lies in the queue. `holds`: a worker has received the task.
+/// Returns the answer for a reason that concerns the queue. `holds`: a worker has received the task.
 fn of_queue_for(reason: WhyReason, queue: &QueueSituation, task: Option<&str>, holds: bool) -> Words {
     let name = &queue.name;
     let knowing = task.map(|task| format!(" that knows the task {task}")).unwrap_or_default();

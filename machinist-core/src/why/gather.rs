@@ -1,5 +1,7 @@
 //! Collection of what the stores say about a task or a queue. Decides nothing.
 
+use machinist_adapter::error::chain;
+
 use super::situation::{Letter, QueueSituation, TaskSituation, WorkflowPart};
 use crate::{
     backend::{BackendError, Index},
@@ -84,7 +86,9 @@ pub(super) async fn queue(client: &Client, name: QueueName) -> Result<QueueSitua
     let absent = QueueDepth { queue: name.clone(), ready: None, consumers: None, dead: None };
     let mut situation = QueueSituation {
         paused: paused.contains(&name),
-        depth: depth.map(|mut depths| depths.pop().unwrap_or(absent)).map_err(|error| in_words(&error)),
+        depth: depth
+            .map(|mut depths| depths.pop().unwrap_or(absent))
+            .map_err(|error| chain(&error).join(": ")),
         known: known.into_iter().map(|(_, name)| name).collect(),
         unread: unread.map(|of| (format!("{}: {}", of.reason, of.error), of.count)),
         name,
@@ -93,17 +97,6 @@ pub(super) async fn queue(client: &Client, name: QueueName) -> Result<QueueSitua
     };
     situation.running = running(client, &situation).await?;
     Ok(situation)
-}
-
-/// Returns an error and its causes in one line.
-pub(super) fn in_words(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
 }
 
 /// Returns the names of the tasks that the workers of a queue run.

@@ -9,6 +9,7 @@ mod spent;
 #[cfg(test)]
 mod tests;
 
+use machinist_adapter::error::chain;
 use serde::Serialize;
 
 pub use code::{WhyClass, WhyReason};
@@ -143,7 +144,7 @@ impl Client {
         match gather::task(self, id).await {
             Ok(situation) => Ok(Why::of_task(&situation)),
             Err(ResultError::Backend(error @ BackendError::Unavailable(_))) => {
-                Ok(Why::away(Some(id), None, true, &gather::in_words(&error)))
+                Ok(Why::away(Some(id), None, true, &chain(&error).join(": ")))
             }
             Err(error) => Err(error),
         }
@@ -160,7 +161,7 @@ impl Client {
         match gather::queue(self, queue.clone()).await {
             Ok(situation) => Ok(Why::of_queue(&situation)),
             Err(error @ BackendError::Unavailable(_)) => {
-                Ok(Why::away(None, Some(queue), true, &gather::in_words(&error)))
+                Ok(Why::away(None, Some(queue), true, &chain(&error).join(": ")))
             }
             Err(error) => Err(error),
         }
