@@ -92,8 +92,7 @@ fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("MACHINIST_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,lapin=off,machinist_core::app=off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    let done = run(cli);
-    match done {
+    match run(cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             use std::io::Write as _;

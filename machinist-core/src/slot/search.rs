@@ -26,7 +26,7 @@ const SESSIONS: [[&str; 2]; PROCESSES] = [["a1", "a2"], ["b1", "b2"], ["c1", "c2
 
 /// Next step of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Stage {
+enum ProcessStage {
     /// It decides from a record as it was once.
     Deciding(u16),
     /// Its commit is on its way.
@@ -36,7 +36,7 @@ enum Stage {
 /// A process, by the numbers of what it knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Process {
-    stage: Stage,
+    stage: ProcessStage,
     /// Epoch of what runs for each slot; 0 if nothing runs.
     runs: [u64; SLOTS],
     /// Epochs with which slots were handed back, or perhaps were.
@@ -55,7 +55,7 @@ struct Process {
 
 /// A process that has read the empty record.
 const NEW: Process = Process {
-    stage: Stage::Deciding(0),
+    stage: ProcessStage::Deciding(0),
     runs: [0; SLOTS],
     given_up: [0; SLOTS],
     greatest_epoch: 0,
@@ -85,7 +85,7 @@ impl SlotScene {
         !dead && if session == SESSIONS[of][0] { !expired } else { reopened }
     }
 
-    fn with(mut self, process: usize, stage: Stage) -> Self {
+    fn with(mut self, process: usize, stage: ProcessStage) -> Self {
         self.processes[process].stage = stage;
         self
     }
@@ -181,7 +181,7 @@ impl SlotSearch {
             self.step(scene, process, next);
             let mut died = scene;
             let late = match scene.processes[process].stage {
-                Stage::Committing(commit) if self.late => Some(commit),
+                ProcessStage::Committing(commit) if self.late => Some(commit),
                 _ => late,
             };
             // Nothing else of a dead process matters.
@@ -215,33 +215,33 @@ impl SlotSearch {
         let one = scene.processes[process];
         let session = scene.session(process);
         match one.stage {
-            Stage::Committing(commit) => {
+            ProcessStage::Committing(commit) => {
                 let record = self.apply(scene.record, commit).1;
                 let after = SlotScene { record, ..scene };
                 // Answered, or the reply was lost: it reads the record again.
-                next.push(after.with(process, Stage::Deciding(after.record)));
+                next.push(after.with(process, ProcessStage::Deciding(after.record)));
                 if self.late && one.late.is_none() {
-                    let mut waits_no_longer = scene.with(process, Stage::Deciding(scene.record));
+                    let mut waits_no_longer = scene.with(process, ProcessStage::Deciding(scene.record));
                     waits_no_longer.processes[process].late = Some(commit);
                     next.push(waits_no_longer);
                 }
             }
-            Stage::Deciding(_) if one.expired && !one.reopened => {}
-            Stage::Deciding(known) if one.leaving => {
+            ProcessStage::Deciding(_) if one.expired && !one.reopened => {}
+            ProcessStage::Deciding(known) if one.leaving => {
                 let left = leave(self.records.get(known), &self.record, &session.into());
                 match left {
                     Some(commit) => {
                         let commit = self.commits.number(&commit);
-                        next.push(scene.with(process, Stage::Committing(commit)));
+                        next.push(scene.with(process, ProcessStage::Committing(commit)));
                     }
                     // It reads the record again before it has left.
                     None if known != scene.record => {
-                        next.push(scene.with(process, Stage::Deciding(scene.record)));
+                        next.push(scene.with(process, ProcessStage::Deciding(scene.record)));
                     }
                     None => {}
                 }
             }
-            Stage::Deciding(known) => {
+            ProcessStage::Deciding(known) => {
                 // A process learns at some time that a session is gone: from then on, and never before.
                 let sessions = SESSIONS.as_flattened();
                 let gone = std::array::from_fn(|of| {
@@ -277,17 +277,17 @@ impl SlotSearch {
         match decision.step {
             SlotStep::Commit(commit) => {
                 let commit = self.commits.number(&commit);
-                next.push(after.with(process, Stage::Committing(commit)));
+                next.push(after.with(process, ProcessStage::Committing(commit)));
             }
             SlotStep::HandBack(slot, commit) => {
                 let one = &mut after.processes[process];
                 one.runs[slot as usize] = 0;
                 one.given_up[slot as usize] = decision.held.get(&slot).copied().unwrap_or(0);
                 let commit = self.commits.number(&commit);
-                next.push(after.with(process, Stage::Committing(commit)));
+                next.push(after.with(process, ProcessStage::Committing(commit)));
             }
             SlotStep::Nothing | SlotStep::OtherLayout => {
-                next.push(after.with(process, Stage::Deciding(scene.record)));
+                next.push(after.with(process, ProcessStage::Deciding(scene.record)));
             }
         }
     }
@@ -344,7 +344,7 @@ const MAX_STATES: usize = 30_000;
 fn search(processes: usize, slots: usize, expiring: usize, leaving: usize, late: bool) -> usize {
     let mut search = SlotSearch::new(processes, slots, expiring, leaving, late);
     let record = search.records.number(&Facts::new());
-    assert_eq!(Stage::Deciding(record), NEW.stage);
+    assert_eq!(ProcessStage::Deciding(record), NEW.stage);
     let start = SlotScene { record, processes: [NEW; PROCESSES], last: [0; SLOTS] };
     let mut seen = HashSet::from([start]);
     let (mut open, mut next) = (VecDeque::from([start]), Vec::new());

@@ -59,7 +59,7 @@ pub(super) struct LimitState {
 /// The wait for a place of one limit.
 #[derive(Debug)]
 struct PlaceWait {
-    /// Of the record that holds the places.
+    /// Wake-ups for the record that holds the places.
     wake_up: WakeUp,
     /// Number of places.
     max: u32,

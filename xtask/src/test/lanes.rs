@@ -145,12 +145,10 @@ fn as_cargo_runs_it(program: &TestProgram, libraries: &OsStr, cargo: &dyn Fn(&[&
             None => command.env_remove(name),
         };
     }
-    let package = program.package_dir.file_name().unwrap_or_default();
     command
         .current_dir(&program.package_dir)
         .env("CARGO", like.get_program())
         .env("CARGO_MANIFEST_DIR", &program.package_dir)
-        .env("CARGO_PKG_NAME", package)
         .env("LD_LIBRARY_PATH", libraries);
     command
 }
