@@ -1,25 +1,22 @@
 //! What the continuous integration checks, in the order in which a mistake costs least to find.
-//!
-//! Every step runs even after one has failed, so that one push shows everything there is to mend.
 
-use std::{
-    env, fs,
-    time::{Duration, Instant},
-};
+use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::{
     chaos,
-    command::{self, Workspace, display},
+    command::{self, Workspace},
+    deny,
     interrupt::Interrupt,
-    msrv, test, tidy,
+    msrv,
+    report::Report,
+    test, tidy,
 };
 
 /// Runs all steps; whether all passed.
 pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> {
-    let began = Instant::now();
-    let mut report = Report { interrupt, lines: Vec::new(), passed: true };
+    let mut report = Report::new(interrupt);
     let cargo = |args: &[&str], rustdocflags: Option<&str>| {
         let mut cargo = workspace.cargo(args);
         if let Some(flags) = rustdocflags {
@@ -31,17 +28,17 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
     let clippy =
         ["clippy", "--workspace", "--all-targets", "--all-features", "--locked", "--", "-D", "warnings"];
     let doc = ["doc", "--workspace", "--no-deps", "--all-features", "--locked"];
-    let deny = ["deny", "--all-features", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"];
 
     // Scenarios mostly wait: two at once take little more than half of the time.
     let chaos_args = ["--ci", "--lanes", "2"].map(str::to_owned);
 
     report.step("fmt", || cargo(&["fmt", "--all", "--check"], None));
     report.step("tidy", || tidy::run(workspace));
-    if has_cargo_deny() {
-        report.step("deny", || cargo(&deny, None));
-    } else {
-        report.line("deny", "not run: cargo-deny is not installed (cargo install cargo-deny --locked)", None);
+    match deny::installed(workspace) {
+        Some(program) => report.step("deny", || deny::run(workspace, interrupt, &program)),
+        None => {
+            report.line("deny", "not run: `cargo xtask nightly deny` installs cargo-deny, and runs it", None)
+        }
     }
     report.step("clippy", || cargo(&clippy, None));
     report.step("doc", || cargo(&doc, Some("-D warnings")));
@@ -56,37 +53,7 @@ pub(crate) fn run(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
     report.step("features", || each_feature(workspace, &|args| cargo(args, None)));
     report.step("test", || test::run(workspace, interrupt, None, &[]));
     report.step("chaos", || chaos::run(workspace, interrupt, None, &chaos_args));
-
-    say!("\n{}\n{:<9} {}", report.lines.join("\n"), "all", display(began.elapsed()));
-    interrupt.check()?;
-    Ok(report.passed)
-}
-
-#[derive(Debug)]
-struct Report<'a> {
-    interrupt: &'a Interrupt,
-    lines: Vec<String>,
-    passed: bool,
-}
-
-impl Report<'_> {
-    fn step(&mut self, name: &str, check: impl FnOnce() -> Result<bool>) {
-        let began = Instant::now();
-        let verdict = match self.interrupt.check().and_then(|()| check()) {
-            Ok(true) => "ok".to_owned(),
-            Ok(false) => "FAILED".to_owned(),
-            Err(error) => format!("FAILED: {error:#}"),
-        };
-        self.passed &= verdict == "ok";
-        self.line(name, &verdict, Some(began.elapsed()));
-    }
-
-    /// Said at once, for whoever watches, and again at the end, for whoever reads a log from below.
-    fn line(&mut self, name: &str, verdict: &str, took: Option<Duration>) {
-        let line = format!("{name:<9} {:<12} {verdict}", took.map(display).unwrap_or_default());
-        say!("== {line}");
-        self.lines.push(line);
-    }
+    report.finish()
 }
 
 /// The product crate alone with none of its features and with each by itself: what a user who wants only one
@@ -116,11 +83,6 @@ fn features(manifest: &str) -> Vec<&str> {
         .collect()
 }
 
-fn has_cargo_deny() -> bool {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).any(|dir| dir.join("cargo-deny").is_file())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,15 +92,5 @@ mod tests {
         let manifest = "[package]\nname = \"x\"\n\n[features]\ndefault = [\"amqp\"]\n# why = [\"not\"]\n\
                         amqp = [\"dep:a\"]\nredis = []\n\n[dependencies]\nserde = [\"no\"]\n";
         assert_eq!(features(manifest), ["amqp", "redis"]);
-    }
-
-    #[test]
-    fn a_failed_step_fails_the_report_and_the_next_still_runs() {
-        let interrupt = Interrupt::listen().unwrap();
-        let mut report = Report { interrupt: &interrupt, lines: Vec::new(), passed: true };
-        report.step("one", || Ok(false));
-        report.step("two", || Ok(true));
-        assert!(!report.passed);
-        assert_eq!(report.lines.len(), 2);
     }
 }

@@ -18,9 +18,12 @@ mod bench;
 mod chaos;
 mod ci;
 mod command;
+mod deny;
 pub mod interrupt;
 mod msrv;
+mod nightly;
 mod package;
+mod report;
 pub mod services;
 mod test;
 mod tidy;
@@ -75,6 +78,12 @@ enum Task {
     },
     /// Everything the continuous integration checks: formatting, house rules, lints, docs, features, tests, faults.
     Ci,
+    /// What takes too long for the continuous integration; results go into docs/reliability.md.
+    Nightly {
+        /// The steps to run [default: all of them].
+        #[arg(value_enum, value_name = "STEP")]
+        steps: Vec<nightly::Step>,
+    },
     /// The house rules that no compiler checks.
     Tidy,
     /// Packs and compiles every published crate as crates.io would get it, in some minutes; uploads nothing.
@@ -150,6 +159,7 @@ fn run(cli: Cli) -> Result<bool> {
         Task::Test { rabbitmq, args } => test::run(&workspace, &interrupt, rabbitmq, &args),
         Task::Bench { args } => bench::run(&workspace, &interrupt, &args),
         Task::Ci => ci::run(&workspace, &interrupt),
+        Task::Nightly { steps } => nightly::run(&workspace, &interrupt, &steps),
         Task::Tidy => tidy::run(&workspace),
         Task::Package => package::run(&workspace, &interrupt),
         Task::Man { dir } => {
