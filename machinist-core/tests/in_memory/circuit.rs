@@ -1,0 +1,122 @@
+//! Circuit breakers: a worker that fails a task again and again leaves it to others.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::support::Running;
+use machinist_core::{
+    App, Backoff, State, TaskDef, TaskError, WhyReason, Worker, WorkerBuilder, WorkerFilter,
+    worker::TaskOptions,
+};
+use machinist_memory::{MemoryBackend, MemoryBroker};
+use tokio::time::sleep;
+
+const CONVERT: TaskDef<(), ()> = TaskDef::new("convert");
+const OTHER: TaskDef<(), ()> = TaskDef::new("other");
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A machine on which the task runs or fails.
+#[derive(Debug, Clone, Default)]
+struct Machine {
+    broken: Arc<AtomicBool>,
+    runs: Arc<AtomicU32>,
+}
+
+async fn convert(State(machine): State<Machine>) -> Result<(), TaskError> {
+    machine.runs.fetch_add(1, Ordering::SeqCst);
+    sleep(Duration::from_millis(50)).await;
+    match machine.broken.load(Ordering::SeqCst) {
+        true => Err("the disk is full".into()),
+        false => Ok(()),
+    }
+}
+
+async fn other() -> Result<(), TaskError> {
+    Ok(())
+}
+
+fn builder(app: &App, name: &str, machine: &Machine) -> WorkerBuilder {
+    let options = TaskOptions::new()
+        .retries(100)
+        .backoff(Backoff::fixed(Duration::from_millis(100)))
+        .circuit(3, MINUTE);
+    Worker::builder(app)
+        .name(name)
+        .concurrency(1)
+        .state(machine.clone())
+        .task(CONVERT, convert)
+        .task(OTHER, other)
+        .options("convert", options)
+}
+
+async fn app() -> App {
+    App::builder(Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new())).build().await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_worker_leaves_a_task_to_the_others() {
+    let app = app().await;
+    let client = app.client();
+    let (broken, sound) = (Machine::default(), Machine::default());
+    broken.broken.store(true, Ordering::SeqCst);
+    let workers = [builder(&app, "good", &sound), builder(&app, "bad", &broken)].map(Running::start);
+    let signatures = (0..40).map(|_| CONVERT.call(())).collect();
+    let tasks: Vec<_> = client.send_all(signatures).await.into_iter().map(Result::unwrap).collect();
+    for task in &tasks {
+        task.wait(HOUR).await.unwrap();
+    }
+    let failed = broken.runs.load(Ordering::SeqCst);
+    assert!((3..=8).contains(&failed), "three in a row, and one after each pause: {failed}");
+    assert_eq!(sound.runs.load(Ordering::SeqCst), 40);
+    for worker in workers {
+        assert!(worker.stop().await.is_clean());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_says_which_tasks_it_does_not_take() {
+    let app = app().await;
+    let client = app.client();
+    let machine = Machine::default();
+    machine.broken.store(true, Ordering::SeqCst);
+    let worker = Running::start(builder(&app, "bad", &machine));
+    let task = client.send(CONVERT.call(())).await.unwrap();
+    while task.record().await.unwrap().parked.is_none() {
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(machine.runs.load(Ordering::SeqCst), 3);
+    let why = client.why(task.id()).await.unwrap();
+    assert_eq!(why.reason, WhyReason::CircuitOpen, "{why:?}");
+    client.send(OTHER.call(())).await.unwrap().wait(MINUTE).await.unwrap();
+    // The next renewal shows it.
+    sleep(Duration::from_secs(10)).await;
+    let workers = client.workers(&WorkerFilter::new()).await.unwrap();
+    assert_eq!(workers[0].open_circuits, ["convert"]);
+    client.revoke(task.id()).await.unwrap();
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_is_repaired_takes_the_task_again() {
+    let app = app().await;
+    let client = app.client();
+    let machine = Machine::default();
+    machine.broken.store(true, Ordering::SeqCst);
+    let worker = Running::start(builder(&app, "only", &machine));
+    let task = client.send(CONVERT.call(())).await.unwrap();
+    while task.record().await.unwrap().parked.is_none() {
+        sleep(Duration::from_millis(100)).await;
+    }
+    machine.broken.store(false, Ordering::SeqCst);
+    task.wait(HOUR).await.unwrap();
+    client.send(CONVERT.call(())).await.unwrap().wait(Duration::from_secs(1)).await.unwrap();
+    sleep(Duration::from_secs(10)).await;
+    assert!(client.workers(&WorkerFilter::new()).await.unwrap()[0].open_circuits.is_empty());
+    assert!(worker.stop().await.is_clean());
+}

@@ -1,0 +1,486 @@
+//! Limits of rate and concurrency: what they let start, for all workers together, and what happens when a worker dies.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use crate::support::Running;
+use machinist_core::{
+    App, AsyncResult, State, TaskDef, TaskError, Worker, WorkerBuilder,
+    backend::{Backend, Commit},
+    broker::Broker,
+    clock::Timestamp,
+    id::{RecordId, RecordKind},
+    limit::{Limit, LimitKey, LimitTarget, Rate},
+    record::TaskState,
+    worker::TaskOptions,
+};
+use machinist_memory::{MemoryBackend, MemoryBroker};
+use tokio::time::{Instant, sleep};
+
+/// Runs for so many milliseconds under a key.
+const CALL: TaskDef<(String, u64), ()> = TaskDef::new("call");
+const OTHER: TaskDef<(), ()> = TaskDef::new("other");
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What runs, and what ran at once, by key.
+#[derive(Debug, Clone, Default)]
+struct Seen(Arc<Mutex<HashMap<String, OfKey>>>);
+
+#[derive(Debug, Clone, Default)]
+struct OfKey {
+    running: usize,
+    most: usize,
+    starts: Vec<Instant>,
+}
+
+impl Seen {
+    fn begin(&self, key: &str) {
+        let mut seen = self.0.lock().unwrap();
+        let of_key = seen.entry(key.to_owned()).or_default();
+        of_key.running += 1;
+        of_key.most = of_key.most.max(of_key.running);
+        of_key.starts.push(Instant::now());
+    }
+
+    fn end(&self, key: &str) {
+        self.0.lock().unwrap().get_mut(key).unwrap().running -= 1;
+    }
+
+    /// The most runs at once, and the starts.
+    fn of(&self, key: &str) -> (usize, Vec<Instant>) {
+        let OfKey { most, starts, .. } = self.0.lock().unwrap().get(key).cloned().unwrap_or_default();
+        (most, starts)
+    }
+}
+
+async fn call(key: String, millis: u64, State(seen): State<Seen>) -> Result<(), TaskError> {
+    seen.begin(&key);
+    sleep(Duration::from_millis(millis)).await;
+    seen.end(&key);
+    Ok(())
+}
+
+async fn nothing() -> Result<(), TaskError> {
+    Ok(())
+}
+
+struct Servers {
+    app: App,
+    broker: Arc<MemoryBroker>,
+    backend: Arc<MemoryBackend>,
+    seen: Seen,
+}
+
+async fn servers() -> Servers {
+    let (broker, backend) = (Arc::new(MemoryBroker::new()), Arc::new(MemoryBackend::new()));
+    let app = App::builder(broker.clone(), backend.clone()).build().await.unwrap();
+    Servers { app, broker, backend, seen: Seen::default() }
+}
+
+impl Servers {
+    fn builder(&self, limit: Limit) -> WorkerBuilder {
+        Worker::builder(&self.app)
+            .concurrency(4)
+            .state(self.seen.clone())
+            .task(CALL, call)
+            .task(OTHER, nothing)
+            .options("call", TaskOptions::new().limit(limit))
+    }
+
+    fn worker(&self, limit: &Limit) -> Running {
+        Running::start(self.builder(limit.clone()))
+    }
+
+    async fn send(&self, key: &str, millis: u64) -> AsyncResult<()> {
+        self.app.client().send(CALL.call((key.to_owned(), millis))).await.unwrap()
+    }
+
+    async fn ready(&self) -> u64 {
+        let queue = self.app.default_queue().clone();
+        self.broker.depth(&[queue]).await.unwrap()[0].ready.unwrap_or_default()
+    }
+}
+
+fn rate(text: &str) -> Limit {
+    Limit::new().rate(Rate::parse(text).unwrap())
+}
+
+fn by_key(limit: Limit) -> Limit {
+    limit.key(LimitKey::template("{0}").unwrap())
+}
+
+async fn started_at(task: &AsyncResult<()>) -> Timestamp {
+    task.wait(2 * HOUR).await.unwrap();
+    let record = task.record().await.unwrap();
+    assert_eq!((record.attempt, record.history.len()), (1, 0), "a wait spends no attempt");
+    record.started_at.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_share_a_rate_and_other_tasks_pass() {
+    let servers = servers().await;
+    let workers = [servers.worker(&rate("5/s")), servers.worker(&rate("5/s"))];
+    let mut tasks = Vec::new();
+    for _ in 0..60 {
+        tasks.push(servers.send("a", 0).await);
+    }
+    let other = servers.app.client().send(OTHER.call(())).await.unwrap();
+    other.wait(Duration::from_secs(2)).await.unwrap();
+    let mut starts = Vec::new();
+    for task in &tasks {
+        starts.push(started_at(task).await);
+    }
+    let sent_order = starts.clone();
+    starts.sort_unstable();
+    for window in starts.windows(7) {
+        assert!(window[6].since(window[0]) >= Duration::from_millis(995), "seven starts in one second");
+    }
+    let whole = starts[59].since(starts[0]);
+    assert!(whole >= Duration::from_millis(11_795) && whole < Duration::from_secs(14), "{whole:?}");
+    // Those that wait start in the order of their arrival, up to what two workers take at once.
+    for (place, start) in sent_order.iter().enumerate() {
+        let rank = starts.binary_search(start).unwrap_or_else(|rank| rank);
+        assert!(rank.abs_diff(place) <= 16, "the task sent at {place} was number {rank}");
+    }
+    sleep(HOUR).await;
+    assert_eq!(servers.ready().await, 0);
+    for worker in workers {
+        assert!(worker.stop().await.is_clean());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_high_rate_is_used_and_never_exceeded() {
+    let servers = servers().await;
+    let workers = [servers.worker(&rate("200/s").burst(10)), servers.worker(&rate("200/s").burst(10))];
+    let mut tasks = Vec::new();
+    for _ in 0..1000 {
+        tasks.push(servers.send("a", 0).await);
+    }
+    for task in &tasks {
+        task.wait(HOUR).await.unwrap();
+    }
+    let (_, mut starts) = servers.seen.of("a");
+    starts.sort_unstable();
+    assert_eq!(starts.len(), 1000);
+    let whole = starts[999] - starts[0];
+    assert!(whole < Duration::from_millis(5500), "at least 90 % of it is used: {whole:?}");
+    // In a second: the rate, the burst, and a block of each worker.
+    let most = 200 + 10 + 2 * 20 + 1;
+    for window in starts.windows(most) {
+        assert!(window[most - 1] - window[0] >= Duration::from_secs(1));
+    }
+    for worker in workers {
+        assert!(worker.stop().await.is_clean());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_key_has_its_own_rate_and_a_task_may_count_for_several() {
+    let servers = servers().await;
+    let worker = servers.worker(&by_key(rate("10/s").cost(5).burst(5)));
+    let mut tasks = Vec::new();
+    for key in ["a", "b", "a", "b", "a", "b"] {
+        tasks.push(servers.send(key, 0).await);
+    }
+    for task in &tasks {
+        task.wait(MINUTE).await.unwrap();
+    }
+    for key in ["a", "b"] {
+        let (_, starts) = servers.seen.of(key);
+        assert!(
+            starts[1] - starts[0] >= Duration::from_millis(495)
+                && starts[2] - starts[1] >= Duration::from_millis(495)
+        );
+        assert!(starts[2] - starts[0] < Duration::from_secs(3), "{key} does not wait for the other key");
+    }
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sender_chooses_for_how_many_starts_its_task_counts() {
+    let servers = servers().await;
+    let worker = servers.worker(&rate("10/s"));
+    let client = servers.app.client();
+    let mut tasks = Vec::new();
+    for cost in [20, 1, 30, 1] {
+        let signature = CALL.call(("a".to_owned(), 0)).limit_cost(cost);
+        tasks.push(client.send(signature).await.unwrap());
+        // They ask in this order.
+        sleep(Duration::from_millis(300)).await;
+    }
+    let mut starts = Vec::new();
+    for task in &tasks {
+        starts.push(started_at(task).await);
+    }
+    let apart: Vec<_> = starts.windows(2).map(|pair| pair[1].since(pair[0]).as_millis()).collect();
+    // Each one starts at once, and the next one when it is paid for.
+    assert!(apart.iter().zip([2000, 100, 3000]).all(|(apart, least)| *apart + 5 >= least), "{apart:?}");
+    let wrong = client.send(CALL.call(("a".to_owned(), 0)).limit_cost(0)).await.unwrap_err();
+    assert!(wrong.to_string().contains("limit_cost 0 is not in 1 to 1000000"), "{wrong}");
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_of_the_sender_goes_before_that_of_the_arguments() {
+    let servers = servers().await;
+    let worker = servers.worker(&by_key(Limit::new().max_running(1)));
+    let mut tasks = Vec::new();
+    for key in ["a", "b", "c"] {
+        let signature = CALL.call((key.to_owned(), 1000)).limit_key("shared");
+        tasks.push(servers.app.client().send(signature).await.unwrap());
+    }
+    for task in &tasks {
+        task.wait(MINUTE).await.unwrap();
+    }
+    let mut starts: Vec<_> = ["a", "b", "c"].into_iter().flat_map(|key| servers.seen.of(key).1).collect();
+    starts.sort_unstable();
+    assert!(starts.windows(2).all(|pair| pair[1] - pair[0] >= Duration::from_secs(1)), "{starts:?}");
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_run_at_once_than_allowed_for_each_key() {
+    let servers = servers().await;
+    let limit = by_key(Limit::new().max_running(2));
+    let workers = [servers.worker(&limit), servers.worker(&limit), servers.worker(&limit)];
+    let mut tasks = Vec::new();
+    for n in 0..60 {
+        tasks.push(servers.send(["a", "b", "c"][n % 3], 700).await);
+    }
+    for task in &tasks {
+        started_at(task).await;
+    }
+    for key in ["a", "b", "c"] {
+        let (most, mut starts) = servers.seen.of(key);
+        starts.sort_unstable();
+        assert_eq!((most, starts.len()), (2, 20), "{key}");
+        let whole = starts[19] - starts[0];
+        assert!(whole < MINUTE, "{key} was idle while work waited: {whole:?}");
+    }
+    sleep(2 * HOUR).await;
+    assert_eq!(servers.ready().await, 0);
+    for worker in workers {
+        assert!(worker.stop().await.is_clean());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_freed_place_lets_a_parked_task_start_at_once() {
+    let servers = servers().await;
+    let worker = servers.worker(&Limit::new().max_running(1));
+    let long = servers.send("long", 40_000).await;
+    while long.state().await.unwrap() != TaskState::Started {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let waits = servers.send("waits", 0).await;
+    waits_for(&waits, "max_running:task:call").await;
+    let why = servers.app.client().why(waits.id()).await.unwrap();
+    assert_eq!(why.reason, machinist_core::WhyReason::Limited);
+    long.wait(MINUTE).await.unwrap();
+    let freed = Instant::now();
+    waits.wait(HOUR).await.unwrap();
+    assert!(freed.elapsed() < Duration::from_secs(1), "{:?}", freed.elapsed());
+    assert!(worker.stop().await.is_clean());
+}
+
+/// Returns when a task is parked for this reason.
+async fn waits_for(task: &AsyncResult<()>, reason: &str) {
+    for _ in 0..1000 {
+        if task.record().await.is_ok_and(|record| record.parked.is_some_and(|parked| parked.reason == reason))
+        {
+            return;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{} is not parked for {reason}", task.id());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_place_of_a_dead_worker_is_free_when_its_tasks_are_taken_over_and_not_before() {
+    let servers = servers().await;
+    let limit = Limit::new().max_running(1);
+    let dead = servers.worker(&limit);
+    let lost = servers.send("lost", 3_600_000).await;
+    while lost.state().await.unwrap() != TaskState::Started {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let died = Instant::now();
+    dead.worker.abort();
+    let live = servers.worker(&limit);
+    let next = servers.send("next", 0).await;
+    let second = servers.app.client();
+    next.wait(3 * MINUTE).await.unwrap();
+    let (_, starts) = servers.seen.of("next");
+    let waited = starts[0] - died;
+    assert!(waited > Duration::from_secs(5) && waited < Duration::from_secs(75), "{waited:?}");
+    second.revoke(lost.id()).await.unwrap();
+    assert!(live.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn places_and_reservations_that_the_backend_has_lost_are_forgotten_and_nothing_is_stuck() {
+    let servers = servers().await;
+    let limit = by_key(rate("1/s").max_running(1));
+    let worker = servers.worker(&limit);
+    let mut tasks = Vec::new();
+    for _ in 0..20 {
+        tasks.push(servers.send("a", 300).await);
+    }
+    tasks[0].wait(MINUTE).await.unwrap();
+    for id in ["rate/task:call:a", "run/task:call:a"] {
+        let id = RecordId::new(RecordKind::Limit, id);
+        let facts = servers.backend.read(std::slice::from_ref(&id)).await.unwrap().pop().unwrap();
+        let drop = facts.iter().map(|(name, _)| name.to_owned().into()).collect();
+        servers.backend.commit(vec![Commit { drop, ..Commit::new(id) }.into()]).await;
+    }
+    for task in &tasks {
+        task.wait(HOUR).await.unwrap();
+    }
+    assert_eq!(servers.seen.of("a").1.len(), 20);
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_of_zero_pauses_and_says_so() {
+    let servers = servers().await;
+    let paused = servers.worker(&Limit::new().max_running(0));
+    let task = servers.send("a", 0).await;
+    waits_for(&task, "max_running:task:call").await;
+    assert!(paused.stop().await.is_clean());
+    let open = servers.worker(&Limit::new());
+    task.wait(2 * HOUR).await.unwrap();
+    assert!(open.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_has_a_limit_for_all_its_tasks() {
+    let servers = servers().await;
+    let builder = servers.builder(Limit::new()).limit_queue("default", rate("1/s"));
+    let worker = Running::start(builder);
+    let client = servers.app.client();
+    let mut others = Vec::new();
+    for _ in 0..3 {
+        others.push(client.send(OTHER.call(())).await.unwrap());
+    }
+    let call = servers.send("a", 0).await;
+    let mut starts = vec![started_at(&call).await];
+    for other in &others {
+        starts.push(started_at(other).await);
+    }
+    starts.sort_unstable();
+    assert!(starts.windows(2).all(|pair| pair[1].since(pair[0]) >= Duration::from_millis(995)), "{starts:?}");
+    assert!(worker.stop().await.is_clean());
+}
+
+/// Asks for a pause the first time.
+async fn busy_service(key: String, _millis: u64, State(seen): State<Seen>) -> Result<(), TaskError> {
+    seen.begin(&key);
+    if seen.of("first").1.len() == 1 && key == "first" {
+        return Err(TaskError::rate_limited(Duration::from_secs(30)));
+    }
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_asks_for_a_pause_gets_it_from_all_tasks_of_the_limit() {
+    let servers = servers().await;
+    let worker = Worker::builder(&servers.app)
+        .state(servers.seen.clone())
+        .task(CALL, busy_service)
+        .options("call", TaskOptions::new().limit(rate("10/s")));
+    let worker = Running::start(worker);
+    let first = servers.send("first", 0).await;
+    while servers.seen.of("first").1.is_empty() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    sleep(Duration::from_millis(200)).await;
+    let asked = servers.seen.of("first").1[0];
+    let second = servers.send("second", 0).await;
+    second.wait(HOUR).await.unwrap();
+    first.wait(HOUR).await.unwrap();
+    assert!(servers.seen.of("second").1[0] - asked >= Duration::from_millis(29_990));
+    assert!(servers.seen.of("first").1[1] - asked >= Duration::from_millis(29_990));
+    assert!(worker.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn tasks_that_know_their_start_already_wait_for_the_service_too_and_keep_their_order() {
+    let servers = servers().await;
+    let worker = || {
+        let builder = Worker::builder(&servers.app)
+            .concurrency(4)
+            .state(servers.seen.clone())
+            .task(CALL, busy_service)
+            .options("call", TaskOptions::new().limit(rate("2/s")));
+        Running::start(builder)
+    };
+    let workers = [worker(), worker()];
+    let mut tasks = Vec::new();
+    for number in 0..20 {
+        tasks.push(servers.send(&format!("t{number}"), 0).await);
+    }
+    let first = servers.send("first", 0).await;
+    for number in 0..20 {
+        tasks.push(servers.send(&format!("u{number}"), 0).await);
+    }
+    for task in tasks.iter().chain([&first]) {
+        task.wait(HOUR).await.unwrap();
+    }
+    let asked = servers.seen.of("first").1[0];
+    let mut after: Vec<Instant> = ["t", "u"]
+        .into_iter()
+        .flat_map(|kind| (0..20).map(move |number| format!("{kind}{number}")))
+        .flat_map(|key| servers.seen.of(&key).1)
+        .filter(|start| *start > asked)
+        .collect();
+    after.sort_unstable();
+    assert!(after.len() >= 15, "the tasks behind it had reserved their starts: {}", after.len());
+    // What another worker knows is at most 100 ms old, and a start is at most 500 ms late.
+    let early = after.iter().filter(|start| **start - asked < Duration::from_secs(29)).count();
+    assert!(early <= 1, "{early} of them did not wait");
+    assert!(after[early] - asked >= Duration::from_millis(29_990));
+    let last = *after.last().unwrap() - after[early];
+    assert!(last < Duration::from_secs(15), "they keep the distances that they had: {last:?}");
+    for worker in workers {
+        assert!(worker.stop().await.is_clean());
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_limit_is_told_before_the_worker_starts() {
+    let servers = servers().await;
+    let error = servers.builder(Limit::new().burst(3)).build().unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "the limit of task:call is wrong: burst needs a rate, such as rate = \"5/s\"; add it, or leave burst out"
+    );
+    let error =
+        servers.builder(Limit::new()).limit_queue("q", Limit::new().max_running(5000)).build().unwrap_err();
+    assert!(error.to_string().contains("queue:q"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_is_set_and_reset_while_workers_run() {
+    let servers = servers().await;
+    let worker = servers.worker(&Limit::new().max_running(3));
+    let client = servers.app.client();
+    let target = LimitTarget::parse("task:call").unwrap();
+    client.set_limit(&target, &Limit::new().max_running(0)).await.unwrap();
+    // Workers hear of it within a second.
+    sleep(Duration::from_secs(1)).await;
+    let task = servers.send("a", 0).await;
+    waits_for(&task, "max_running:task:call").await;
+    let known = client.limits().await.unwrap();
+    assert_eq!((known.len(), known[0].source.as_str(), known[0].waiting), (1, "live", Some(1)));
+    assert_eq!(client.reset_limit(&target, None).await.unwrap(), 1);
+    task.wait(MINUTE).await.unwrap();
+    let known = client.limit(&target, None).await.unwrap();
+    assert_eq!((known[0].limit.to_string().as_str(), known[0].running), ("max_running=3", Some(0)));
+    assert!(client.set_limit(&target, &Limit::new().burst(1)).await.is_err());
+    assert!(worker.stop().await.is_clean());
+}

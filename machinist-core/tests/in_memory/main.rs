@@ -1,0 +1,33 @@
+//! Workers and clients over the in-memory adapters, most of them under paused time.
+//!
+//! One program, because each one is linked with everything that the core depends on.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod admission;
+mod away;
+mod batch;
+mod circuit;
+mod continue_with;
+mod dead;
+mod definition;
+mod delays;
+mod event_stream;
+mod events;
+mod fleet;
+mod flow;
+mod limits;
+mod look_ahead;
+mod orders;
+mod overdue;
+mod periodic;
+mod profile;
+mod queue_order;
+mod send_within;
+mod signing;
+mod support;
+mod time;
+mod unique;
+mod why;
+mod workflow_keys;
+mod workflows;

@@ -1,0 +1,7 @@
+//! Periodic tasks over the in-memory adapters and under paused time: ticks, orders, policies, and workers that die.
+
+mod arrows;
+mod house;
+mod orders;
+mod policies;
+mod trust;

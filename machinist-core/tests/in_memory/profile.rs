@@ -1,0 +1,327 @@
+//! A queue whose messages have the format of another program: consumed, retried, sent to and replayed in that format.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use machinist_core::{
+    App, AppBuilder, Arg, Backoff, DeadFilter, Profile, ProfileError, QueueOptions, Signature, State,
+    TaskContext, TaskDef, TaskError, TaskMessage, Worker,
+    broker::{Broker, Consume, Delivery, HeaderValue, Message, Publish, Settle, Target},
+    id::QueueName,
+    record::TaskState,
+    sign::{Algorithm, Key, Keyring},
+    worker::TaskOptions,
+};
+use machinist_memory::{MemoryBackend, MemoryBroker};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// The whole profile of a format that a program in another language might have: `{"task", "uuid", "positional"}`.
+#[derive(Debug)]
+struct Tiny;
+
+impl Profile for Tiny {
+    fn name(&self) -> &str {
+        "tiny"
+    }
+
+    fn read(&self, message: &Message) -> Result<TaskMessage, ProfileError> {
+        let wrong = |what: &str| ProfileError::Malformed(what.to_owned());
+        if message.headers.get("tiny").is_some_and(|version| version.as_int() > Some(1)) {
+            return Err(ProfileError::Newer("a newer tiny".to_owned()));
+        }
+        let body: Value = serde_json::from_slice(&message.body).map_err(|e| wrong(&e.to_string()))?;
+        let text = |field: &str| body[field].as_str().ok_or_else(|| wrong(field));
+        let id = text("uuid")?.try_into().map_err(|_| wrong("uuid"))?;
+        let name = text("task")?.try_into().map_err(|_| wrong("task"))?;
+        let mut task = TaskMessage::new(id, name);
+        let args = body["positional"].as_array().ok_or_else(|| wrong("positional"))?;
+        task.args = args.iter().cloned().map(Arg::from_value).collect();
+        Ok(task)
+    }
+
+    fn write(&self, task: &TaskMessage, source: Option<&Message>) -> Result<Message, ProfileError> {
+        if task.args.iter().any(|arg| !arg.name.is_empty()) {
+            return Err(ProfileError::Inexpressible("tiny has no named arguments".to_owned()));
+        }
+        let mut message = source.cloned().unwrap_or_default();
+        let mut body =
+            source.map_or_else(|| json!({}), |source| serde_json::from_slice(&source.body).unwrap());
+        body["uuid"] = task.id.as_str().into();
+        body["task"] = task.name.as_str().into();
+        body["positional"] = task.args.iter().map(|arg| arg.value.clone()).collect();
+        message.body = serde_json::to_vec(&body).unwrap().into();
+        Ok(message)
+    }
+}
+
+/// What the handler saw: attempt, fencing token, argument.
+type Seen = Arc<Mutex<Vec<(u32, u64, i64)>>>;
+
+const FLAKY: TaskDef<(i64,), i64> = TaskDef::new("tiny.flaky");
+
+async fn flaky(State(seen): State<Seen>, cx: TaskContext, number: i64) -> Result<i64, TaskError> {
+    seen.lock().unwrap().push((cx.attempt(), cx.fencing_token(), number));
+    if number < 0 || cx.attempt() == 1 { Err("the first time")? } else { Ok(2 * number) }
+}
+
+fn foreign() -> QueueName {
+    "foreign".try_into().unwrap()
+}
+
+struct House {
+    broker: MemoryBroker,
+    backend: Arc<MemoryBackend>,
+    seen: Seen,
+}
+
+impl House {
+    fn new() -> Self {
+        Self { broker: MemoryBroker::new(), backend: Arc::new(MemoryBackend::new()), seen: Seen::default() }
+    }
+
+    /// An application with a key, to whose queue `foreign` another program publishes.
+    fn builder(&self, key: impl Into<Keyring>) -> AppBuilder {
+        App::builder(Arc::new(self.broker.clone()), Arc::clone(&self.backend) as _).keyring(key)
+    }
+
+    async fn app(&self) -> App {
+        let key = Key::generate(Algorithm::HmacSha256, "k").unwrap();
+        let options = QueueOptions::default().profile(Tiny).allow_unsigned(["tiny.*"]);
+        self.builder(key).queue(foreign(), options).build().await.unwrap()
+    }
+
+    fn work(&self, app: &App, retries: u32) -> CancellationToken {
+        let stop = CancellationToken::new();
+        let worker = Worker::builder(app)
+            .queue("foreign")
+            .queue("default")
+            .task(FLAKY, flaky)
+            // Long enough for the test to stop the worker before the next attempt.
+            .options(
+                "tiny.flaky",
+                TaskOptions::new().retries(retries).backoff(Backoff::fixed(Duration::from_secs(10))),
+            )
+            .state(Arc::clone(&self.seen))
+            .build()
+            .unwrap();
+        let until = stop.clone().cancelled_owned();
+        tokio::spawn(async move { worker.run_until(until).await.unwrap() });
+        stop
+    }
+
+    async fn publish(&self, message: Message) {
+        let publish = Publish { target: Target::Queue(foreign()), message, delay: Duration::ZERO };
+        self.broker.publish(vec![publish]).await.remove(0).unwrap();
+    }
+
+    async fn take(&self) -> Message {
+        let what = Consume { queues: vec![foreign()], prefetch: 1 };
+        let mut consumer = self.broker.consume(what).await.unwrap();
+        let Delivery { message, receipt, .. } =
+            tokio::time::timeout(Duration::from_secs(7200), consumer.next()).await.unwrap().unwrap();
+        receipt.settle(Settle::Ack).await;
+        consumer.stop().await;
+        message
+    }
+
+    async fn dead(&self, count: usize) -> Vec<Message> {
+        for _ in 0..7200 {
+            let letters = self.broker.dead_letters(&foreign());
+            if letters.len() >= count {
+                return letters;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        panic!("there are not so many dead letters")
+    }
+}
+
+fn tiny(id: &str, task: &str, number: i64) -> Message {
+    let body = json!({"uuid": id, "task": task, "positional": [number], "extra": {"kept": true}});
+    let mut message = Message { body: body.to_string().into(), ..Message::default() };
+    message.correlation_id = Some("theirs".to_owned());
+    message.headers.insert("theirs".into(), HeaderValue::List(vec![HeaderValue::Null]));
+    message
+}
+
+fn body(message: &Message) -> Value {
+    serde_json::from_slice(&message.body).unwrap()
+}
+
+fn reason(letter: &Message) -> &str {
+    letter.headers["machinist-dead-reason"].as_text().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_message_runs_is_retried_in_its_format_and_succeeds() {
+    let house = House::new();
+    let app = house.app().await;
+    house.publish(tiny("t-1", "tiny.flaky", 21)).await;
+    let stop = house.work(&app, 3);
+    let result = app.client().result("t-1".try_into().unwrap()).typed::<i64>();
+    while house.seen.lock().unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    stop.cancel();
+    // The next attempt, as any program finds it in the queue.
+    let retry = house.take().await;
+    assert_eq!(body(&retry), body(&tiny("t-1", "tiny.flaky", 21)), "with what a task has no place for");
+    assert_eq!(retry.correlation_id.as_deref(), Some("theirs"));
+    assert_eq!(retry.headers["theirs"], HeaderValue::List(vec![HeaderValue::Null]));
+    assert_eq!(retry.headers["machinist-attempt"].as_int(), Some(2));
+    assert_eq!(retry.headers["machinist-retries"].as_int(), Some(1));
+    assert!(retry.headers["machinist-token"].as_int() > Some(0));
+    assert!(!retry.headers.contains_key("machinist-signature"), "nobody vouches for it");
+
+    house.publish(retry).await;
+    house.work(&app, 3);
+    assert_eq!(result.wait(SOON).await.unwrap(), 42);
+    let record = result.record().await.unwrap();
+    assert_eq!((record.state, record.name.as_deref()), (TaskState::Success, Some("tiny.flaky")));
+    let seen = house.seen.lock().unwrap().clone();
+    let attempts: Vec<_> = seen.iter().map(|(attempt, _, number)| (*attempt, *number)).collect();
+    assert_eq!(attempts, [(1, 21), (2, 21)]);
+    assert!(seen[0].1 < seen[1].1, "the fencing token grows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_is_sent_to_a_foreign_queue_in_its_format_and_comes_back() {
+    let house = House::new();
+    let app = house.app().await;
+    let call = FLAKY.call((4,)).queue("foreign");
+    let sent = app.client().send(call).await.unwrap();
+    let message = house.take().await;
+    let expected = json!({"uuid": sent.id().as_str(), "task": "tiny.flaky", "positional": [4]});
+    assert_eq!(body(&message), expected);
+    assert!(!message.headers.contains_key("machinist-signature"));
+    house.publish(message).await;
+    house.work(&app, 3);
+    assert_eq!(sent.wait(SOON).await.unwrap(), 8);
+
+    let named = Signature::new("tiny.flaky").named_arg("x", 1).queue("foreign");
+    let refused = app.client().send(named).await.unwrap_err();
+    assert!(!refused.is_unknown());
+    let refused = format!("{:?}", refused);
+    assert!(refused.contains("cannot be written as tiny: tiny has no named arguments"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_listed_tasks_of_the_right_format_and_queue_run() {
+    let house = House::new();
+    let app = house.app().await;
+    house.work(&app, 0);
+    let unlisted = tiny("t-1", "evil", 1);
+    let mut elsewhere = tiny("t-2", "tiny.flaky", 1);
+    elsewhere.headers.insert("machinist-queue".into(), "other".into());
+    let garbage = Message { body: "{".into(), ..Message::default() };
+    for (count, (message, why)) in
+        [(unlisted, "not-allowed"), (elsewhere, "wrong-queue"), (garbage, "undecodable")]
+            .into_iter()
+            .enumerate()
+    {
+        house.publish(message).await;
+        let letters = house.dead(count + 1).await;
+        assert_eq!(reason(letters.last().unwrap()), why);
+    }
+    assert!(house.seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_foreign_message_waits_for_a_newer_worker() {
+    let house = House::new();
+    let app = house.app().await;
+    house.work(&app, 0);
+    let mut newer = tiny("t-1", "tiny.flaky", 1);
+    newer.headers.insert("tiny".into(), 2.into());
+    house.publish(newer).await;
+    tokio::time::sleep(Duration::from_secs(1800)).await;
+    assert!(house.broker.dead_letters(&foreign()).is_empty());
+    assert_eq!(reason(&house.dead(1).await[0]), "undecodable");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_foreign_task_is_replayed_and_sent_again_in_its_format() {
+    let house = House::new();
+    let app = house.app().await;
+    let stop = house.work(&app, 0);
+    house.publish(tiny("t-1", "tiny.flaky", -1)).await;
+    let letters = house.dead(1).await;
+    assert_eq!(reason(&letters[0]), "failed");
+    assert_eq!(body(&letters[0])["extra"]["kept"], true);
+    stop.cancel();
+    tokio::time::sleep(SOON).await;
+
+    let again = app.client().retry(&"t-1".try_into().unwrap()).await.unwrap();
+    let message = house.take().await;
+    assert_eq!(body(&message)["uuid"], again.id().as_str());
+    assert_eq!(
+        (&body(&message)["positional"], &body(&message)["extra"]["kept"]),
+        (&json!([-1]), &json!(true))
+    );
+    assert!(!message.headers.contains_key("machinist-attempt"), "a new task begins with attempt 1");
+
+    let filter = DeadFilter { queue: Some(foreign()), ..DeadFilter::default() };
+    let letters = app.client().dead_letters(&filter, 10).await.unwrap();
+    assert_eq!(letters[0].task.as_ref().map(|id| id.as_str()), Some("t-1"), "it is listed by its id");
+    assert_eq!(letters[0].name.as_ref().map(|name| name.as_str()), Some("tiny.flaky"));
+    let mut outcomes = Vec::new();
+    app.client()
+        .replay_dead_letters(&letters, Duration::ZERO, |_, outcome| outcomes.push(outcome))
+        .await
+        .unwrap();
+    assert_eq!(outcomes, [machinist_core::DeadLetterOutcome::Replayed(again.id().clone())]);
+    assert_eq!(
+        body(&house.take().await)["uuid"],
+        again.id().as_str(),
+        "the same successor, in the same format"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_may_let_some_tasks_of_our_format_run_unsigned() {
+    let house = House::new();
+    let options = || QueueOptions::default().allow_unsigned(["tiny.flaky"]);
+    let key = Key::generate(Algorithm::HmacSha256, "k").unwrap();
+    let app = house.builder(key).queue(foreign(), options()).build().await.unwrap();
+    let stranger = App::builder(Arc::new(house.broker.clone()), Arc::clone(&house.backend) as _);
+    let stranger = stranger.build().await.unwrap();
+    house.work(&app, 3);
+    let other = Signature::new("evil").queue("foreign");
+    stranger.client().send(other).await.unwrap();
+    assert_eq!(reason(&house.dead(1).await[0]), "unsigned");
+    let elsewhere = stranger.client().send(FLAKY.call((1,))).await.unwrap();
+    let sent = stranger.client().send(FLAKY.call((2,)).queue("foreign")).await.unwrap();
+    let result = app.client().result(sent.id().clone()).typed::<i64>();
+    assert_eq!(result.wait(SOON).await.unwrap(), 4, "its retry runs unsigned too");
+    assert_eq!(elsewhere.state().await.unwrap(), TaskState::Pending, "the list is for one queue");
+}
+
+#[tokio::test]
+async fn options_that_contradict_each_other_are_errors_at_the_start() {
+    let house = House::new();
+    for (options, says) in [
+        (QueueOptions::default().profile(Tiny), "list the tasks"),
+        (QueueOptions::default().profile(Tiny).allow_unsigned::<&str>([]), "is empty"),
+        (QueueOptions::default().allow_unsigned(["*.mail"]), "may have a `*` only at its end"),
+    ] {
+        let key = Key::generate(Algorithm::HmacSha256, "k").unwrap();
+        let error = house.builder(key).queue(foreign(), options).build().await.unwrap_err().to_string();
+        assert!(error.starts_with("queue foreign: ") && error.contains(says), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_to_be_encrypted_is_not_sent_to_a_queue_that_cannot_hide_it() {
+    let house = House::new();
+    let keys = [Algorithm::HmacSha256, Algorithm::XChaCha20Poly1305]
+        .map(|algorithm| Key::generate(algorithm, algorithm.as_str()).unwrap());
+    let options = QueueOptions::default().profile(Tiny).allow_unsigned(["*"]);
+    let app = house.builder(Keyring::new(keys).unwrap()).queue(foreign(), options).build().await.unwrap();
+    let refused = app.client().send(FLAKY.call((1,)).queue("foreign")).await.unwrap_err().to_string();
+    assert!(refused.contains("the format tiny, which cannot be encrypted"), "{refused}");
+}
