@@ -1,12 +1,9 @@
 //! The delivery limit: the broker itself dead-letters a message that comes back a thousand times, and it goes back to its
 //! queue, because everybody who can publish can put a copy among the dead letters.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod support;
-
 use std::{sync::Arc, time::Duration};
 
+use crate::support::{Harness, Raw, in_namespace};
 use lapin::options::{BasicGetOptions, BasicRejectOptions};
 use machinist_conformance::{eventually, within};
 use machinist_core::{
@@ -16,7 +13,6 @@ use machinist_core::{
     record::TaskState,
 };
 use machinist_memory::MemoryBackend;
-use support::{Harness, Raw, in_namespace};
 
 /// Maximum time of the test.
 const TEST_TIMEOUT: Duration = Duration::from_secs(300);

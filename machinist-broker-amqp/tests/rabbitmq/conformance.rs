@@ -1,9 +1,7 @@
 //! Conformance of the adapter to the broker seam.
 
-mod support;
-
+use crate::support::{AMQP_URL, Harness};
 use machinist_conformance::service_url;
-use support::{AMQP_URL, Harness};
 
 async fn harness() -> Option<Harness> {
     // One namespace for all tests and every run: the delay ladder is declared once.

@@ -1,12 +1,9 @@
 //! Signed dead letters on a real broker: what it adds to a message does not spoil the mark, and a letter behind more letters
 //! than a scan holds is found.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod support;
-
 use std::{sync::Arc, time::Duration};
 
+use crate::support::{Harness, in_namespace};
 use machinist_conformance::{eventually, within};
 use machinist_core::{
     App, DeadFilter, DeadLetterOutcome, TaskDef, TaskError, Worker,
@@ -15,7 +12,6 @@ use machinist_core::{
     sign::{Algorithm, Key},
 };
 use machinist_memory::MemoryBackend;
-use support::{Harness, in_namespace};
 
 /// Maximum time of the test.
 const TEST_TIMEOUT: Duration = Duration::from_secs(300);

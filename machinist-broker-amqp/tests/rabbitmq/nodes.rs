@@ -1,11 +1,8 @@
 //! Several addresses of one broker: one that does not answer keeps nobody from the others.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{AMQP_URL, Raw, in_namespace};
 use machinist_broker_amqp::{AmqpBroker, AmqpOptions};
 use machinist_conformance::{Proxy, eventually, service_url, within};
 use machinist_core::{
@@ -13,7 +10,6 @@ use machinist_core::{
     diagnose::Diagnose as _,
     id::QueueName,
 };
-use support::{AMQP_URL, in_namespace};
 use tokio::net::TcpListener;
 
 /// Maximum time of one step of a test.
@@ -72,7 +68,7 @@ async fn a_node_that_falls_silent_is_left_for_another() {
         within(STEP_TIMEOUT, "a delivery by the other node", consumer.next()).await.unwrap();
         broker.close().await;
         drop((first, second));
-        let raw = support::Raw::connect(&harness.url).await;
+        let raw = Raw::connect(&harness.url).await;
         raw.delete_queue(&harness.on_broker(&queue)).await;
         raw.delete_queue(&format!("{}.dead", harness.on_broker(&queue))).await;
     })

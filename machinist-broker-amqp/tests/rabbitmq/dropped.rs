@@ -1,17 +1,13 @@
 //! Messages that the broker drops because of arguments or policies of a queue: they go back to it, and no task ends.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod support;
-
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use crate::support::{Harness, Raw, in_namespace};
 use lapin::types::AMQPValue;
 use machinist_broker_amqp::{AmqpOptions, ExistingQueue};
 use machinist_conformance::eventually;
 use machinist_core::{App, DeadFilter, TaskDef, id::QueueName, record::TaskState};
 use machinist_memory::MemoryBackend;
-use support::{Harness, Raw, in_namespace};
 
 /// Maximum time of one step of a test.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);

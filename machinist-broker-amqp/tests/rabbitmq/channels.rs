@@ -1,18 +1,14 @@
 //! Channels that the broker closes: a question for something that is missing costs nothing that lasts.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod support;
-
 use std::{collections::HashMap, time::Duration};
 
+use crate::support::{Raw, in_namespace};
 use machinist_broker_amqp::{AmqpOptions, ExistingQueue};
 use machinist_conformance::within;
 use machinist_core::{
     broker::{Broker, Consume, Message, Publish, Target},
     id::QueueName,
 };
-use support::{Raw, in_namespace};
 
 /// Maximum time of one step of a test.
 const STEP_TIMEOUT: Duration = Duration::from_secs(120);

@@ -1,11 +1,8 @@
 //! Tests of behavior that only this adapter can get wrong: one for each peculiarity of lapin and RabbitMQ.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod support;
-
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use crate::support::{AMQP_URL, Raw, in_namespace};
 use bytes::Bytes;
 use lapin::{
     BasicProperties,
@@ -22,7 +19,6 @@ use machinist_core::{
     diagnose::Level,
     id::QueueName,
 };
-use support::{AMQP_URL, Raw, in_namespace};
 use tokio::net::TcpListener;
 
 /// Maximum time of one step of a test.

@@ -1,14 +1,11 @@
 //! Messages that came due for a queue that is gone: strangers among them create nothing, and stop nothing.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod support;
-
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use crate::support::{Raw, in_namespace};
 use lapin::BasicProperties;
 use machinist_conformance::{eventually, within};
 use machinist_core::{
@@ -18,7 +15,6 @@ use machinist_core::{
     sign::{Algorithm, Key, Keyring},
 };
 use machinist_memory::MemoryBackend;
-use support::{Raw, in_namespace};
 use tokio_util::sync::CancellationToken;
 
 /// Maximum time of one step of a test.

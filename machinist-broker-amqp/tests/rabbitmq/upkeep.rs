@@ -1,11 +1,8 @@
 //! Upkeep of the broker: deleted queues of the delays are made again, and policies that drop messages are named.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{Raw, in_namespace};
 use machinist_broker_amqp::{AmqpOptions, TopologyMode};
 use machinist_conformance::within;
 use machinist_core::{
@@ -13,7 +10,6 @@ use machinist_core::{
     diagnose::{Finding, Level},
     id::QueueName,
 };
-use support::{Raw, in_namespace};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,

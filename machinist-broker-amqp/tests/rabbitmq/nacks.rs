@@ -1,11 +1,8 @@
 //! Negative confirms: what a worker owes waits until the broker takes it, and ends no task.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod support;
-
 use std::{sync::Arc, time::Duration};
 
+use crate::support::{Harness, Raw, at_most, in_namespace};
 use machinist_broker_amqp::{AmqpOptions, TopologyMode};
 use machinist_conformance::{BrokerHarness as _, eventually, within};
 use machinist_core::{
@@ -15,7 +12,6 @@ use machinist_core::{
     record::TaskState,
 };
 use machinist_memory::MemoryBackend;
-use support::{Harness, Raw, at_most, in_namespace};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
