@@ -115,6 +115,34 @@ text_id!(
     queue_text
 );
 
+text_id!(
+    /// Queues of a worker: the name of one, or the beginning of names and a `*` for all queues that are called so.
+    ///
+    /// `tenant-*` stands for `tenant-a` and `tenant-b`, `*` for every queue.
+    QueuePattern,
+    "queue",
+    pattern_text
+);
+
+impl QueuePattern {
+    /// Returns the queue, if the pattern is the name of one.
+    pub fn queue(&self) -> Option<QueueName> {
+        (!self.is_prefix()).then(|| QueueName(Arc::clone(&self.0)))
+    }
+
+    /// Returns `true` if the pattern stands for all queues whose names begin so.
+    pub fn is_prefix(&self) -> bool {
+        self.0.ends_with('*')
+    }
+}
+
+impl From<QueueName> for QueuePattern {
+    fn from(queue: QueueName) -> Self {
+        // A queue can be called `jobs*`. Among the queues of a worker, that stands for all that begin so, this one too.
+        Self(queue.0)
+    }
+}
+
 impl TaskId {
     /// Creates a new id (UUID version 7, so that ids sort by creation time).
     pub fn fresh() -> Self {
@@ -324,6 +352,14 @@ fn queue_text(text: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+fn pattern_text(text: &str) -> Result<(), &'static str> {
+    let Some(beginning) = text.strip_suffix('*') else { return queue_text(text) };
+    if beginning.contains('*') {
+        return Err("has a `*` before its end; write the beginning of names and one `*`");
+    }
+    if beginning.is_empty() { Ok(()) } else { short_text(beginning) }
+}
+
 /// Shortens a text for an error message, which must not repeat a megabyte that somebody passed as a name.
 fn shorten(text: &str) -> String {
     match text.char_indices().nth(60) {
@@ -351,6 +387,18 @@ mod tests {
         assert!(QueueName::parse("c#.2*").is_ok());
         let long = QueueName::parse(&"q".repeat(100_000)).unwrap_err().to_string();
         assert!(long.len() < 200, "{long}");
+    }
+
+    #[test]
+    fn a_pattern_is_a_name_or_the_beginning_of_names() {
+        let pattern = |text: &str| QueuePattern::parse(text).unwrap();
+        assert_eq!(pattern("mail").queue().unwrap().as_str(), "mail");
+        for prefix in ["mail*", "tenant.*", "*"] {
+            assert!(pattern(prefix).is_prefix() && pattern(prefix).queue().is_none(), "{prefix}");
+        }
+        for wrong in ["", "amq.direct", "a*b*", "**", "#.mail"] {
+            assert!(QueuePattern::parse(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use machinist::{
-    QueueName, TaskName,
+    QueuePattern, TaskName,
     settings::{Overrides, SettingInfo, parse_duration, setting_of_flag},
     sign::{Algorithm, KeyId},
     worker::Tag,
@@ -32,7 +32,7 @@ pub(crate) use queues::{QueuesArgs, QueuesCommand};
 pub(crate) use task::{RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs, WhyArgs};
 pub(crate) use value::ExpiryArg;
 
-use value::{concurrency, health_address, look_ahead, queue};
+use value::{concurrency, health_address, look_ahead, queues};
 
 /// Distributed task queue over RabbitMQ and Redis, or one SQLite file.
 #[derive(Debug, Parser)]
@@ -268,11 +268,12 @@ pub(crate) enum KeysCommand {
 }
 
 /// The first SIGINT or SIGTERM lets running tasks continue for the time of --grace, the second hands them back at
-/// once, the third cuts them off, the fourth exits. SIGHUP reloads the keys.
+/// once, the third cuts them off, the fourth exits. SIGHUP reloads
+/// machinist.toml.
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArgs {
-    #[arg(help = flag_help("--queue"), long = "queue", short, value_name = "NAME", value_parser = queue)]
-    queues: Vec<QueueName>,
+    #[arg(help = flag_help("--queue"), long = "queue", short, value_name = "NAME", value_parser = queues)]
+    queues: Vec<QueuePattern>,
     #[arg(help = flag_help("--concurrency"), long, short, value_name = "N", value_parser = concurrency)]
     concurrency: Option<u16>,
     #[arg(help = flag_help("--grace"), long, value_name = "DURATION", value_parser = parse_duration)]

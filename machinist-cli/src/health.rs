@@ -30,7 +30,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use machinist::{
-    QueueName,
+    QueuePattern,
     record::WorkerHealth,
     worker::{Health, HealthReport as WorkerReport},
 };
@@ -129,7 +129,7 @@ impl HealthServer {
     pub(crate) async fn serve(
         self,
         health: Health,
-        queues: &[QueueName],
+        queues: &[QueuePattern],
         metrics: Option<MetricsPage>,
     ) -> Infallible {
         let queues = queues.iter().map(ToString::to_string).collect();

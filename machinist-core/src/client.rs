@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 
 use crate::{
+    affinity::completed,
     app::App,
     args::Results,
     backend::{Commit, Expiry, Index, IndexUpdate},
@@ -270,10 +271,7 @@ impl Client {
         let due = parts.when.at(now);
         let expires = parts.expires.map(|when| when.at(now));
         check(&parts, due.max(now), expires, now)?;
-        let queue = match &parts.queue {
-            Some(queue) => QueueName::parse(queue)?,
-            None => app.default_queue.clone(),
-        };
+        let queue = parts.queue_name(&app.default_queue)?;
         for hook in &app.hooks {
             hook.before_publish(&parts.id, &parts.name, &mut parts.headers);
         }
@@ -359,9 +357,7 @@ impl Client {
         while let Some(flow) = open.pop() {
             let catches = flow.catch.iter_mut().map(|catch| &mut catch.step);
             for step in flow.steps.iter_mut().chain(catches) {
-                if step.queue.is_empty() {
-                    step.queue = self.app.default_queue().to_string();
-                }
+                step.queue = completed(&step.queue, self.app.default_queue().as_str());
                 let (task, queue) = (TaskName::parse(&step.task)?, QueueName::parse(&step.queue)?);
                 self.check_names(&task, &queue)?;
                 let refused = |why: String| SendError::Key {

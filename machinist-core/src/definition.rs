@@ -10,6 +10,7 @@ use crate::retry::{Backoff, RetryPolicy};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DefinedOptions {
     pub(crate) queue: Option<&'static str>,
+    pub(crate) requires: &'static [&'static str],
     pub(crate) priority: Option<u8>,
     pub(crate) expires_in: Option<Duration>,
     pub(crate) timeout: Option<Duration>,
@@ -33,6 +34,7 @@ enum DefinedBackoff {
 impl DefinedOptions {
     pub(crate) const NONE: Self = Self {
         queue: None,
+        requires: &[],
         priority: None,
         expires_in: None,
         timeout: None,

@@ -3,6 +3,7 @@
 //! This crate knows no network: brokers and backends are behind two seams, [`broker`] and [`backend`].
 
 pub mod admission;
+mod affinity;
 mod app;
 pub mod args;
 #[cfg(feature = "bench")]
@@ -56,6 +57,7 @@ mod sent_name;
 pub mod sign;
 mod signature;
 pub mod slot;
+mod tag;
 mod task;
 mod task_error;
 mod trace;
@@ -70,6 +72,7 @@ pub mod workflow_status;
 pub use machinist_adapter::tls;
 pub use machinist_adapter::{backend, broker, clock, diagnose, id, url_list};
 
+pub use affinity::base_queue;
 pub use app::{App, AppBuilder, AppError};
 pub use args::{Arg, Json, Rest, Results};
 pub use client::Client;
@@ -86,7 +89,7 @@ pub use fleet::{
     FleetRoles, LeaderInfo, OrderError, OrderReport, OrderResult, RegisteredName, ShardInfo, WorkerFilter,
     WorkerInfo,
 };
-pub use id::{QueueName, TaskId, TaskName};
+pub use id::{QueueName, QueuePattern, TaskId, TaskName};
 pub use instant::IntoInstant;
 pub use known_args::KnownArgs;
 pub use listed_tasks::{TaskFilter, TaskList, TaskPage};

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{broker::Broker, id::QueueName};
+use crate::{affinity::base_queue, broker::Broker, id::QueueName};
 
 /// Time for which a depth is believed.
 const BELIEVED_FOR: Duration = Duration::from_secs(1);
@@ -54,7 +54,8 @@ impl QueueDepths {
     /// Counts one message that is about to be sent to a queue. A broker that cannot be asked refuses nothing: the publish
     /// tells what is wrong with it.
     pub(crate) async fn count(&self, broker: &dyn Broker, queue: &QueueName) -> Result<(), QueueIsFull> {
-        let Some(most) = self.most.get(queue).copied() else { return Ok(()) };
+        let of_base = || self.most.get(&base_queue(queue)?);
+        let Some(most) = self.most.get(queue).or_else(of_base).copied() else { return Ok(()) };
         let is_new = |known: &KnownDepth| known.at.elapsed() < BELIEVED_FOR;
         if !self.known().get(queue).is_some_and(is_new) {
             let depths = match broker.depth(std::slice::from_ref(queue)).await {

@@ -15,8 +15,9 @@ use crate::{
     id::QueueName,
 };
 
-/// Time after which a sender lists a queue again. A reader forgets queues that have not existed for a day.
-const LIST_AGAIN_AFTER: Duration = Duration::from_secs(3600);
+/// Time after which a sender lists a queue again: workers may follow it, and the backend may have lost its data. A reader
+/// forgets queues that have not existed for a day.
+const LIST_AGAIN_AFTER: Duration = Duration::from_secs(300);
 /// Maximum number of queues that a sender remembers. It lists more of them more often.
 const MAX_REMEMBERED: usize = 1000;
 
@@ -81,7 +82,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_queue_is_listed_once_an_hour() {
+    async fn a_queue_is_listed_once_in_a_while() {
         let queue = |name: &str| QueueName::parse(name).unwrap();
         let (a, b) = (queue("a"), queue("b"));
         let listed = ListedQueues::default();

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
+    affinity::TagQueue,
     backend::BackendError,
     broker::BrokerError,
     client::Client,
@@ -25,6 +26,13 @@ pub enum NoReceiver {
         nearest: Option<String>,
         /// Queues of the workers that know the task.
         task_is_in: BTreeSet<String>,
+    },
+    /// No worker of the queue has the tags that the task requires.
+    NoTag {
+        /// Queue of the workers that lack them.
+        queue: String,
+        /// Tags that the task requires.
+        tags: Vec<String>,
     },
     /// Workers consume the queue, and none of them knows the task.
     UnknownTask {
@@ -71,7 +79,7 @@ impl Client {
 }
 
 fn consumes(worker: &WorkerInfo, queue: &QueueName) -> bool {
-    worker.queues.iter().any(|name| name == queue.as_str())
+    worker.takes_from(queue)
 }
 
 /// Decides from the descriptions of all live workers. A worker that drains takes no more tasks; one that sleeps takes them
@@ -84,6 +92,10 @@ fn lack(queue: &QueueName, task: &TaskName, workers: &[WorkerInfo]) -> Option<No
     let consumers: Vec<_> = live.iter().filter(|worker| consumes(worker, queue)).collect();
     let task_is_in = || live.iter().filter(knows).flat_map(|worker| worker.queues.iter().cloned()).collect();
     if consumers.is_empty() {
+        if let Some(required) = TagQueue::of(queue.as_str()) {
+            let tags = required.tags.iter().map(|tag| (*tag).to_owned()).collect();
+            return Some(NoReceiver::NoTag { queue: required.base.to_owned(), tags });
+        }
         let queues = live.iter().flat_map(|worker| &worker.queues).map(String::as_str);
         let nearest = nearest(queue.as_str(), queues).map(str::to_owned);
         return Some(NoReceiver::NoConsumer { nearest, task_is_in: task_is_in() });
@@ -113,6 +125,9 @@ mod tests {
             pid: 1,
             version: None,
             started_at: Timestamp::from_micros(0),
+            patterns: Vec::new(),
+            asleep: None,
+            wakes: false,
             queues: owned(queues),
             tasks: owned(tasks),
             tags: Vec::new(),

@@ -3,18 +3,25 @@
 //! It names the task, its arguments and everything about when and how it should run. It holds no handler and no
 //! connection, so producers need neither.
 
-use std::{collections::BTreeMap, fmt, marker::PhantomData, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    marker::PhantomData,
+    time::Duration,
+};
 
 use serde_json::Value;
 
 use crate::{
+    affinity::{completed, requiring},
     args::{Arg, Results},
     clock::Timestamp,
     definition::DefinedOptions,
     flow::Flow,
-    id::TaskId,
+    id::{InvalidName, QueueName, TaskId},
     instant::IntoInstant,
     retry::{Backoff, RetryPolicy},
+    tag::{MAX_TAGS, Tag},
     unique::Unique,
     wire::{Body, Envelope},
 };
@@ -47,6 +54,8 @@ pub(crate) struct SignatureParts {
     pub(crate) name: String,
     pub(crate) args: Vec<Arg>,
     pub(crate) queue: Option<String>,
+    /// Tags that a worker must have.
+    pub(crate) requires: BTreeSet<Tag>,
     pub(crate) when: When,
     pub(crate) expires: Option<When>,
     pub(crate) retry: Option<RetryPolicy>,
@@ -66,6 +75,20 @@ pub(crate) struct SignatureParts {
     pub(crate) require_worker: bool,
     /// Reason that it cannot be sent: an argument without a form on the wire.
     pub(crate) unsendable: Option<String>,
+}
+
+impl SignatureParts {
+    /// Returns the name of its queue, with the tags that it requires; without a queue, that of the default is still to be
+    /// added.
+    pub(crate) fn queue_text(&self) -> String {
+        let queue = self.queue.as_deref().unwrap_or_default();
+        requiring(queue, self.requires.iter().map(Tag::as_str))
+    }
+
+    /// Returns the queue to which it is sent.
+    pub(crate) fn queue_name(&self, default: &QueueName) -> Result<QueueName, InvalidName> {
+        QueueName::parse(&completed(&self.queue_text(), default.as_str()))
+    }
 }
 
 /// An instant, or a while from the moment of sending.
@@ -149,6 +172,7 @@ impl<R> Signature<R> {
             name,
             args,
             queue: None,
+            requires: BTreeSet::new(),
             when: When::In(Duration::ZERO),
             expires: None,
             retry: None,
@@ -171,6 +195,7 @@ impl<R> Signature<R> {
     /// Takes over the options of the definition that a sender uses.
     pub(crate) fn defined(mut self, options: &DefinedOptions) -> Self {
         self.parts.queue = options.queue.map(str::to_owned);
+        self = self.requires(options.requires.iter().copied());
         self.parts.priority = options.priority;
         self.parts.expires = options.expires_in.map(When::In);
         self.parts.defined_retry = options.retry_policy();
@@ -223,6 +248,34 @@ impl<R> Signature<R> {
     pub fn queue(mut self, queue: impl Into<String>) -> Self {
         self.parts.queue = Some(queue.into());
         self
+    }
+
+    /// Lets only workers with all these tags run it, in place of those of the definition. It goes to a separate queue:
+    /// with the queue `render` and the tags `gpu` and `zone:eu`, to `render+gpu+zone:eu`. A worker of `render` with the
+    /// tags consumes that queue within 10 s of its first use. Without such a worker, the task waits.
+    pub fn requires<T: Into<String>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
+        self.parts.requires.clear();
+        for tag in tags {
+            match Tag::parse(&tag.into()) {
+                Ok(tag) => drop(self.parts.requires.insert(tag)),
+                Err(wrong) => self.parts.unsendable = Some(wrong.to_string()),
+            }
+        }
+        let number = self.parts.requires.len();
+        if number > MAX_TAGS {
+            let why = format!("it requires {number} tags, and a worker has at most {MAX_TAGS}");
+            self.parts.unsendable = Some(why);
+        }
+        self
+    }
+
+    /// Returns the queue to which it is sent, with the tags that it requires, where `default` is the application's default
+    /// queue.
+    ///
+    /// # Errors
+    /// [`InvalidName`]: no queue can be called so.
+    pub fn queue_name(&self, default: &QueueName) -> Result<QueueName, InvalidName> {
+        self.parts.queue_name(default)
     }
 
     /// Runs it no earlier than a while after it is sent.

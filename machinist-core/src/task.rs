@@ -76,6 +76,12 @@ impl<A, R> TaskDef<A, R> {
         self
     }
 
+    /// Lets only workers with all these tags run the task. See [`Signature::requires`].
+    pub const fn requires(mut self, tags: &'static [&'static str]) -> Self {
+        self.options.requires = tags;
+        self
+    }
+
     /// Tries the task again up to so many times when it fails.
     pub const fn retries(mut self, max_retries: u32) -> Self {
         self.options = self.options.retries(max_retries);

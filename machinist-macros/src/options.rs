@@ -13,11 +13,12 @@ use crate::duration;
 /// Options whose value is a duration.
 const DURATIONS: [&str; 4] = ["retry_for", "timeout", "soft_timeout", "expires_in"];
 /// Options with another value.
-const VALUES: [&str; 6] = ["queue", "retries", "backoff", "backoff_list", "max_postponements", "priority"];
+const VALUES: [&str; 7] =
+    ["queue", "requires", "retries", "backoff", "backoff_list", "max_postponements", "priority"];
 /// Option without a value.
 const RETRY_TIMEOUTS: &str = "retry_timeouts";
 /// All that may be written.
-const ALL: &str = "name, def, crate, queue, retries, backoff, backoff_list, retry_for, retry_timeouts, \
+const ALL: &str = "name, def, crate, queue, requires, retries, backoff, backoff_list, retry_for, retry_timeouts, \
                    max_postponements, timeout, soft_timeout, priority, expires_in";
 
 /// Attributes of a task.

@@ -8,8 +8,8 @@ use std::{
 
 use machinist_conformance::arrows::{ArrowStep, Side, Witness, Witnessed, WitnessedRuns};
 use machinist_core::{
-    App, AppBuilder, AsyncResult, Client, QueueName, TaskId, TaskMessage, Worker, WorkerBuilder,
-    backend::Backend, broker::Broker, event::Event, record::Record, workflow::Sendable,
+    App, AppBuilder, AsyncResult, Client, QueueName, QueuePattern, TaskId, TaskMessage, Worker,
+    WorkerBuilder, backend::Backend, broker::Broker, event::Event, record::Record, workflow::Sendable,
 };
 use machinist_memory::{HeldMessage, MemoryBackend, MemoryBroker, MessagePlace};
 use tokio::{sync::Notify, time::Instant};
@@ -269,7 +269,7 @@ impl TestApp {
             Ok(worker) => worker,
             Err(error) => panic!("the worker cannot be built: {error}"),
         };
-        let queues = worker.queues().to_vec();
+        let queues: Vec<_> = worker.queues().iter().filter_map(QueuePattern::queue).collect();
         let _ended_with_this_future = EndOnDrop(Arc::clone(&fate));
         let stop = CancellationToken::new();
         let working = tokio::spawn(worker.run_until(stop.clone().cancelled_owned()));

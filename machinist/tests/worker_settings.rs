@@ -13,7 +13,7 @@ use std::{
 };
 
 use machinist::{
-    AppBuilder, Arg, Backoff, Codec, Middleware, Next, PublishHook, QueueName, TaskId,
+    AppBuilder, Arg, Backoff, Codec, Middleware, Next, PublishHook, QueuePattern, TaskId,
     prelude::*,
     settings::{Overrides, Settings},
     worker::{Tag, TaskOptions},
@@ -67,7 +67,7 @@ async fn a_worker_is_what_its_settings_say() {
 
 /// Names of the queues that a worker consumes.
 fn queues(worker: &Worker) -> Vec<&str> {
-    worker.queues().iter().map(QueueName::as_str).collect()
+    worker.queues().iter().map(QueuePattern::as_str).collect()
 }
 
 #[tokio::test]

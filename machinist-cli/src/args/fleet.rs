@@ -1,9 +1,9 @@
 //! Syntax of the commands for workers, and for what all workers do.
 
 use clap::{Args, Subcommand, ValueEnum};
-use machinist::{QueueName, TaskName, worker::Tag};
+use machinist::{QueueName, QueuePattern, TaskName, worker::Tag};
 
-use super::value::queue;
+use super::value::{queue, queues};
 
 /// A worker that was killed is listed until its session has expired.
 #[derive(Debug, Args)]
@@ -56,6 +56,8 @@ pub(crate) enum WorkersCommand {
     Drain(WorkerOrderArgs),
     /// Let workers end and be started again, where `restart_exit_code` is configured
     Restart(WorkerOrderArgs),
+    /// Let workers read machinist.toml again: keys, tasks, periodic tasks, limits and the concurrency
+    Reload(WorkerTargets),
     /// Change the options of running workers, until they are started again
     Set(WorkerSetArgs),
     /// Measure how long workers take to answer
@@ -76,12 +78,12 @@ pub(crate) struct WorkerSetArgs {
     /// Number of tasks to run at once; running ones go on
     #[arg(long, value_name = "N", group = "change", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) concurrency: Option<u32>,
-    /// Also take tasks from this queue; can be repeated
-    #[arg(long, value_name = "QUEUE", group = "change", value_parser = queue)]
-    pub(crate) add_queue: Vec<QueueName>,
-    /// Take no more tasks from this queue; can be repeated
-    #[arg(long, value_name = "QUEUE", group = "change", value_parser = queue)]
-    pub(crate) drop_queue: Vec<QueueName>,
+    /// Also take tasks from this queue, or from those of a pattern like tenant-*; can be repeated
+    #[arg(long, value_name = "QUEUE", group = "change", value_parser = queues)]
+    pub(crate) add_queue: Vec<QueuePattern>,
+    /// Take no more tasks from this queue, or from those of this pattern; can be repeated
+    #[arg(long, value_name = "QUEUE", group = "change", value_parser = queues)]
+    pub(crate) drop_queue: Vec<QueuePattern>,
     /// Log level, like debug, or machinist=debug,warn
     #[arg(long, value_name = "LEVEL", group = "change")]
     pub(crate) log_level: Option<String>,

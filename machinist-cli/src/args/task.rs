@@ -7,6 +7,7 @@ use machinist::{
     Backoff, OnConflict, QueueName, TaskId, UniqueUntil,
     clock::Timestamp,
     settings::{parse_backoff, parse_duration, parse_on_conflict, parse_unique_until},
+    worker::Tag,
 };
 
 use super::bulk::BulkArgs;
@@ -81,6 +82,9 @@ pub(crate) struct SendOptions {
     /// Queue [default: the task's queue in machinist.toml, else default]
     #[arg(long, short, value_name = "NAME", value_parser = queue)]
     pub(crate) queue: Option<QueueName>,
+    /// Let only workers with this tag run it; can be repeated [default: `requires` of the task in machinist.toml]
+    #[arg(long, value_name = "TAG", value_parser = Tag::parse)]
+    pub(crate) requires: Vec<Tag>,
     /// Do not start it later than this: an instant (RFC 3339), or a time from now
     #[arg(long, value_name = "INSTANT|DURATION", value_parser = expiry)]
     pub(crate) expires: Option<ExpiryArg>,

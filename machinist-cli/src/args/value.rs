@@ -2,7 +2,9 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use machinist::{DeadLetter, QueueName, TaskId, clock::Timestamp, nearest, settings::parse_duration};
+use machinist::{
+    DeadLetter, QueueName, QueuePattern, TaskId, clock::Timestamp, nearest, settings::parse_duration,
+};
 
 /// Time after which a task is not started any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +15,10 @@ pub(crate) enum ExpiryArg {
 
 pub(super) fn queue(text: &str) -> Result<QueueName, String> {
     QueueName::parse(text).map_err(|e| e.to_string())
+}
+
+pub(super) fn queues(text: &str) -> Result<QueuePattern, String> {
+    QueuePattern::parse(text).map_err(|e| e.to_string())
 }
 
 /// Reads the address of the health checks. A bare port is refused: it would not say who may ask.

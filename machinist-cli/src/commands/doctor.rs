@@ -125,7 +125,7 @@ async fn restored(backend: &dyn Backend, name: &'static str) -> Option<ServerRep
 /// Checks that the queues exist, which this user may not create. Returns `None` if the broker cannot be reached, which is
 /// reported already.
 async fn topology(broker: &dyn Broker, settings: &Settings, name: &'static str) -> Option<ServerReport> {
-    let finding = match broker.prepare(&settings.worker.queues.value).await {
+    let finding = match broker.prepare(&settings.worker.named_queues().collect::<Vec<_>>()).await {
         Ok(()) => Finding::good("topology", "all that worker.queues need is there"),
         Err(BrokerError::Unavailable(_)) => return None,
         Err(error) => Finding::error(

@@ -21,6 +21,7 @@ mod queues;
 mod receivers;
 mod refused;
 mod registered;
+mod reload;
 mod retry;
 mod revoke;
 mod scheduled;
@@ -29,6 +30,7 @@ mod send_flow;
 mod status;
 mod why;
 mod worker;
+mod worker_tasks;
 mod workers;
 mod workflow;
 

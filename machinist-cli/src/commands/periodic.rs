@@ -185,8 +185,7 @@ fn definition(args: &PeriodicAddArgs, settings: &Settings) -> Result<Periodic, C
     for text in &args.args {
         signature = signature.arg(input::value(text).map_err(usage)?);
     }
-    let queue = send::queue_of(&args.task, &args.options, settings);
-    let signature = send::with_options(signature, &args.options, queue.as_ref())?;
+    let signature = send::with_options(signature, &args.options, settings)?;
     let schedule = schedule.map_err(PeriodicError::from)?;
     let mut periodic = Periodic::new(&args.periodic, schedule, signature)?;
     if let Some(misfire) = args.misfire {

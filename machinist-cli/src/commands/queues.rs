@@ -54,10 +54,10 @@ pub(super) async fn run(args: QueuesArgs, settings: &Settings, json: bool) -> Re
 async fn list(declare: bool, settings: &Settings, json: bool) -> Result<Code, CliError> {
     let app = connect_reader(settings).await?;
     if declare {
-        app.broker().prepare(&settings.worker.queues.value).await?;
+        app.broker().prepare(&settings.worker.named_queues().collect::<Vec<_>>()).await?;
     }
     let mut listed = listed(&app).await?;
-    let configured = &settings.worker.queues.value;
+    let configured: Vec<_> = settings.worker.named_queues().collect();
     let names: BTreeSet<QueueName> = configured.iter().chain(listed.keys()).cloned().collect();
     let depths = app.broker().depth(&names.into_iter().collect::<Vec<_>>()).await?;
     listed.retain(|queue, _| !configured.contains(queue));
@@ -205,7 +205,7 @@ async fn delete(name: &QueueName, settings: &Settings, json: bool) -> Result<Cod
 /// Returns the queues that are listed, and those of the settings.
 pub(super) async fn known(app: &App, settings: &Settings) -> Result<BTreeSet<QueueName>, CliError> {
     let listed = listed(app).await?.into_keys();
-    Ok(listed.chain(settings.worker.queues.value.iter().cloned()).collect())
+    Ok(listed.chain(settings.worker.named_queues()).collect())
 }
 
 /// Returns the queues that workers have consumed or senders have named, with the time of the last of that.

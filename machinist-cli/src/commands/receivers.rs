@@ -46,6 +46,16 @@ fn texts(queue: &str, task: &str, lack: &NoReceiver) -> (String, String) {
                     .map_or_else(|| registered.clone(), |hint| format!("{hint} {registered}")),
             )
         }
+        NoReceiver::NoTag { queue, tags } => {
+            let flags: String = tags.iter().map(|tag| format!(" --tag {tag}")).collect();
+            (
+                format!(
+                    "no worker of queue {queue} has the tags {}; the task waits for one",
+                    tags.join(", ")
+                ),
+                format!("`machinist worker --queue {queue}{flags}` starts one"),
+            )
+        }
         _ => (
             format!("no worker takes the task {task} from queue {queue}"),
             "`machinist why ID` says more".to_owned(),

@@ -7,6 +7,7 @@ use machinist::{
     AsyncResult, Client, QueueName, ResultError, Signature, TaskName, Unique,
     record::FailureKind,
     settings::{DEBOUNCE_MAX_WAITS, Settings},
+    worker::Tag,
 };
 use serde::Serialize;
 use tokio::time::Instant;
@@ -38,14 +39,15 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     }
     // INVARIANT: required without a workflow.
     let name = args.name.clone().unwrap_or_default();
-    let queue = queue_of(&name, &args.options, settings);
     // Before any connection, so that a wrong argument is reported at once.
-    let mut signature = signature(&args, &name, queue.as_ref())?;
+    let mut signature = signature(&args, &name, settings)?;
     if let Some(rule) = unique(&args, &name, settings)? {
         signature = signature.unique(rule);
     }
     let app = connect(settings).await?;
-    let queue = queue.unwrap_or_else(|| app.default_queue().clone());
+    let queue = signature
+        .queue_name(app.default_queue())
+        .map_err(|error| CliError::new(Code::Usage, error.to_string()))?;
     let verifies = verifies(settings)?;
     let mut printer = Printer { json, list: args.count > 1, printed: 0, name, queue, verifies };
     printer.begin()?;
@@ -88,13 +90,19 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     done
 }
 
-/// Returns the queue of the command line, or of this task in machinist.toml.
-pub(super) fn queue_of(task: &str, options: &SendOptions, settings: &Settings) -> Option<QueueName> {
-    let configured = || settings.tasks.get(task)?.queue.as_ref().map(|queue| queue.value.clone());
-    options.queue.clone().or_else(configured)
+/// Adds the queue and the tags of the command line, or those of the task in machinist.toml.
+fn with_queue(signature: Signature, options: &SendOptions, settings: &Settings) -> Signature {
+    let configured = settings.tasks.get(signature.name());
+    let queue = options.queue.as_ref().or_else(|| Some(&configured?.queue.as_ref()?.value));
+    let tags = match (&options.requires, configured.and_then(|task| task.requires.as_ref())) {
+        (given, Some(configured)) if given.is_empty() => &configured.value,
+        (given, _) => given,
+    };
+    let signature = signature.requires(tags.iter().map(Tag::as_str));
+    queue.into_iter().fold(signature, |signature, queue| signature.queue(queue.as_str()))
 }
 
-fn signature(args: &SendArgs, name: &str, queue: Option<&QueueName>) -> Result<Signature, CliError> {
+fn signature(args: &SendArgs, name: &str, settings: &Settings) -> Result<Signature, CliError> {
     let mut signature = Signature::new(name);
     for text in &args.args {
         signature = signature.arg(input::value(text).map_err(|text| CliError::new(Code::Usage, text))?);
@@ -108,7 +116,7 @@ fn signature(args: &SendArgs, name: &str, queue: Option<&QueueName>) -> Result<S
     if let Some(eta) = args.eta {
         signature = signature.eta(eta);
     }
-    with_options(signature, &args.options, queue)
+    with_options(signature, &args.options, settings)
 }
 
 /// Returns the rule by which a task is unique: that of the command line, or that of this task in machinist.toml.
@@ -150,7 +158,7 @@ fn unique(args: &SendArgs, task: &str, settings: &Settings) -> Result<Option<Uni
 pub(super) fn with_options(
     mut signature: Signature,
     options: &SendOptions,
-    queue: Option<&QueueName>,
+    settings: &Settings,
 ) -> Result<Signature, CliError> {
     let wrong = |text: String| CliError::new(Code::Usage, text);
     for text in &options.named {
@@ -161,9 +169,7 @@ pub(super) fn with_options(
         let (key, value) = input::label(text).map_err(wrong)?;
         signature = signature.label(key, value);
     }
-    if let Some(queue) = queue {
-        signature = signature.queue(queue.as_str());
-    }
+    signature = with_queue(signature, options, settings);
     match options.expires {
         Some(ExpiryArg::At(instant)) => signature = signature.expires_at(instant),
         Some(ExpiryArg::In(duration)) => signature = signature.expires_in(duration),

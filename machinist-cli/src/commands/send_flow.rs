@@ -90,6 +90,7 @@ fn refuse_what_does_not_fit(args: &SendArgs) -> Result<(), CliError> {
     let given = [
         ("--arg", !args.options.named.is_empty()),
         ("--queue", args.options.queue.is_some()),
+        ("--requires", !args.options.requires.is_empty()),
         ("--retries", args.options.retries.is_some()),
         ("--backoff", args.options.backoff.is_some()),
         ("--timeout", args.options.timeout.is_some()),

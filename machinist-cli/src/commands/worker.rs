@@ -4,10 +4,11 @@ use std::{
     convert::Infallible,
     future::pending,
     io::{IsTerminal, stderr},
+    sync::Arc,
 };
 
 use machinist::{
-    App, Connectors, QueueName, TaskName, Worker, WorkerBuilder,
+    Connectors, QueuePattern, TaskName, Worker, WorkerBuilder,
     settings::{Overrides, Settings, SettingsError},
     worker::{BuildError, Drained, Health, Stages, WorkerError},
 };
@@ -15,7 +16,11 @@ use machinist_metrics::Metrics;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{connect, connect_measured};
+use super::{
+    connect, connect_measured,
+    reload::Reload,
+    worker_tasks::{command_tasks, fit_open_files, with_commands},
+};
 use crate::{
     args::WorkerArgs,
     command::{CommandTask, Host},
@@ -23,7 +28,7 @@ use crate::{
     exit::{CliError, Code, Exit},
     health::HealthServer,
     metrics::MetricsPage,
-    open_files, output,
+    output,
     set_up::BuildWorker,
     systemd, telemetry,
 };
@@ -68,13 +73,16 @@ pub(super) async fn run(
             "machinist: health checks at http://{address}/healthz and /readyz, metrics at /metrics"
         ));
     }
+    let reload = Arc::new(Reload::new(&app, connectors, flags, settings.clone(), &host, worker.reloader()));
+    let ordered = Arc::clone(&reload);
+    worker.on_reload(move || ordered.reload());
     // Before the worker is ready: from then on a signal must not end the process directly.
     let process = WorkerProcess {
         signals: StopSignals::new()?,
         hangup: Hangup::new()?,
         health_server: health_server.map(|server| (server, page)),
         ready_line: ready_line(&worker, settings),
-        reload_keys: &|| reload_keys(&app, connectors, &flags),
+        reload: &|| drop(reload.reload()),
     };
     let ended = process.run(worker).await;
     host.programs.kill_all().await;
@@ -92,25 +100,7 @@ pub(super) async fn run(
 /// concurrency becomes smaller.
 fn host(settings: &mut Settings) -> Result<Host, CliError> {
     let mut host = Host::new(settings);
-    if settings.tasks.values().all(|task| task.command.is_none()) {
-        return Ok(host);
-    }
-    let concurrency = &mut settings.worker.concurrency;
-    let fit = open_files::fit(concurrency.value);
-    let (wanted, limit) = (concurrency.value, fit.limit);
-    let remedy = format!("raise the limit to {} (`ulimit -n`, LimitNOFILE of a unit)", fit.needed);
-    if fit.concurrency == 0 {
-        let text = format!("this process may open {limit} files, which is too few to run a single program");
-        return Err(CliError::new(Code::Configuration, text).remedy(remedy));
-    }
-    if fit.concurrency < wanted {
-        output::note(&format!(
-            "machinist: {} tasks run at once instead of {wanted} ({}), because this process may open {limit} files; {remedy}",
-            fit.concurrency, concurrency.origin
-        ));
-        concurrency.value = fit.concurrency;
-    }
-    host.open_files = fit.soft_before;
+    host.open_files = fit_open_files(settings)?;
     Ok(host)
 }
 
@@ -122,25 +112,13 @@ pub(super) fn check(settings: &Settings) -> Result<(), SettingsError> {
     command_tasks(settings, &Host::new(settings)).map(drop)
 }
 
-/// Returns the handlers of the command tasks. A task without a command belongs to an application.
-fn command_tasks<'a>(
-    settings: &'a Settings,
-    host: &Host,
-) -> Result<Vec<(&'a String, CommandTask)>, SettingsError> {
-    let commands =
-        settings.tasks.iter().filter_map(|(name, task)| Some((name, task.command.as_ref()?, task)));
-    commands.map(|(name, command, task)| Ok((name, CommandTask::new(name, command, task, host)?))).collect()
-}
-
 /// Adds the command tasks, and the demo tasks if they are asked for.
 fn build_worker(
-    mut builder: WorkerBuilder,
+    builder: WorkerBuilder,
     commands: Vec<(&String, CommandTask)>,
     demo: bool,
 ) -> Result<Worker, CliError> {
-    for (name, task) in commands {
-        builder = builder.task_dyn(name, task);
-    }
+    let mut builder = with_commands(builder, commands);
     if demo {
         builder = builder
             .task_dyn("add", demo::add)
@@ -163,7 +141,7 @@ struct WorkerProcess<'a> {
     hangup: Hangup,
     health_server: Option<(HealthServer, Option<MetricsPage>)>,
     ready_line: String,
-    reload_keys: &'a (dyn Fn() + Sync),
+    reload: &'a (dyn Fn() + Sync),
 }
 
 impl WorkerProcess<'_> {
@@ -174,7 +152,7 @@ impl WorkerProcess<'_> {
         let beside = async {
             let announced = announce(ready, self.ready_line);
             let checked = answer_health_checks(self.health_server, &health, &queues);
-            let obeyed = self.hangup.obey(&stages, self.reload_keys);
+            let obeyed = self.hangup.obey(&stages, self.reload);
             tokio::join!(announced, checked, obeyed, systemd::watchdog(&health), tell_stopping(&stages)).0
         };
         let running = Box::pin(worker.run_until(pending()));
@@ -204,32 +182,12 @@ async fn tell_stopping(stages: &Stages) -> Infallible {
 async fn answer_health_checks(
     health_server: Option<(HealthServer, Option<MetricsPage>)>,
     health: &Health,
-    queues: &[QueueName],
+    queues: &[QueuePattern],
 ) -> Infallible {
     match health_server {
         Some((health_server, page)) => health_server.serve(health.clone(), queues, page).await,
         None => pending().await,
     }
-}
-
-/// Reloads the configured keys. If they cannot be used, the keys in force stay, except those that are revoked.
-fn reload_keys(app: &App, connectors: &Connectors, flags: &Overrides) {
-    let ring = || -> Result<_, SettingsError> { Settings::load_with(connectors, flags.clone())?.keyring() };
-    let report = match ring() {
-        Ok(Some(ring)) => {
-            let ids: Vec<String> = ring.keys().map(|key| key.id().to_string()).collect();
-            match app.replace_keyring(ring) {
-                Ok(()) => format!("keys reloaded: {}", ids.join(", ")),
-                Err(error) => format!(
-                    "keys not replaced: {error}. What the new configuration revokes is revoked; if that is the key that \
-                     signs, no deliveries are taken until another is active"
-                ),
-            }
-        }
-        Ok(None) => "keys unchanged: none is configured any more".to_owned(),
-        Err(error) => format!("keys unchanged: {error}"),
-    };
-    output::note(&format!("machinist: {report}"));
 }
 
 fn cannot_build(error: &BuildError) -> CliError {
@@ -268,7 +226,7 @@ fn finished(drained: Drained) -> Result<Exit, CliError> {
 
 fn ready_line(worker: &Worker, settings: &Settings) -> String {
     let tasks: Vec<&str> = worker.tasks().into_iter().map(|name| name.as_str()).collect();
-    let queues: Vec<&str> = worker.queues().iter().map(QueueName::as_str).collect();
+    let queues: Vec<&str> = worker.queues().iter().map(QueuePattern::as_str).collect();
     format!(
         "machinist: worker {} is ready: runs {} from {}, {} at once; Ctrl-C stops it",
         worker.name(),
@@ -282,7 +240,7 @@ fn ready_line(worker: &Worker, settings: &Settings) -> String {
 fn note_unconsumed(settings: &Settings, worker: &Worker) {
     let known: Vec<&str> = worker.tasks().into_iter().map(TaskName::as_str).collect();
     for (name, task) in settings.tasks.iter().filter(|(name, _)| known.contains(&name.as_str())) {
-        if let Some(queue) = task.queue.as_ref().filter(|queue| !worker.queues().contains(&queue.value)) {
+        if let Some(queue) = task.queue.as_ref().filter(|queue| !worker.takes_from(&queue.value)) {
             output::note(&format!(
                 "machinist: {name} is sent to queue {} ({}), which this worker does not consume",
                 queue.value, queue.origin
@@ -302,7 +260,7 @@ fn listen(kind: SignalKind) -> Result<Signal, CliError> {
         .map_err(|error| CliError::from_error(Code::Fault, &error).context("signals cannot be received"))
 }
 
-/// SIGHUP, which has two meanings: a service manager asks to reload the keys, or the system reports that the terminal of
+/// SIGHUP, which has two meanings: a service manager asks to reload the configuration, or the system reports that the terminal of
 /// the worker is gone.
 struct Hangup {
     signal: Signal,
@@ -310,7 +268,7 @@ struct Hangup {
 }
 
 enum HangupMeaning {
-    ReloadKeys,
+    Reload,
     TerminalGone,
 }
 
@@ -319,11 +277,11 @@ impl Hangup {
         Ok(Self { signal: listen(SignalKind::hangup())?, on_terminal: stderr().is_terminal() })
     }
 
-    /// Reloads the keys or advances the worker by one stage with each signal.
-    async fn obey(&mut self, stages: &Stages, reload_keys: &(dyn Fn() + Sync)) -> Infallible {
+    /// Reloads the configuration or advances the worker by one stage with each signal.
+    async fn obey(&mut self, stages: &Stages, reload: &(dyn Fn() + Sync)) -> Infallible {
         loop {
             match self.next().await {
-                HangupMeaning::ReloadKeys => reload_keys(),
+                HangupMeaning::Reload => reload(),
                 HangupMeaning::TerminalGone => stages.advance(),
             }
         }
@@ -336,7 +294,7 @@ impl Hangup {
         if self.on_terminal && !stderr().is_terminal() {
             HangupMeaning::TerminalGone
         } else {
-            HangupMeaning::ReloadKeys
+            HangupMeaning::Reload
         }
     }
 }

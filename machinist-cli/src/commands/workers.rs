@@ -64,6 +64,9 @@ pub(super) async fn run(args: WorkersArgs, settings: &Settings, json: bool) -> R
         Some(WorkersCommand::Restart(order)) => {
             give(&order.targets, WorkerAction::Restart, order.now, settings, json).await
         }
+        Some(WorkersCommand::Reload(targets)) => {
+            give(&targets, WorkerAction::Reload, false, settings, json).await
+        }
         Some(WorkersCommand::Set(set)) => {
             give(&set.targets, WorkerAction::Set(change(&set)), false, settings, json).await
         }
@@ -113,10 +116,10 @@ fn print(workers: &[WorkerInfo], json: bool) -> Result<(), CliError> {
     let row = |worker: &WorkerInfo| {
         vec![
             worker.name.clone(),
-            worker.state.as_str().to_owned(),
+            state(worker),
             health(worker),
             format!("{}/{}", worker.running, worker.concurrency),
-            worker.queues.join(", "),
+            queues(worker).join(", "),
             worker.tags.join(", "),
             worker.host.clone().unwrap_or_else(|| "-".to_owned()),
             worker.pid.to_string(),
@@ -126,6 +129,21 @@ fn print(workers: &[WorkerInfo], json: bool) -> Result<(), CliError> {
         &["worker", "state", "health", "running", "queues", "tags", "host", "pid"],
         workers.iter().map(row),
     )
+}
+
+/// Returns the patterns of a worker, and its queues that none of them fits: a pattern can stand for hundreds.
+fn queues(worker: &WorkerInfo) -> Vec<String> {
+    let is_in = |queue: &String| {
+        let mut beginnings = worker.patterns.iter().filter_map(|pattern| pattern.strip_suffix('*'));
+        beginnings.any(|beginning| queue.starts_with(beginning))
+    };
+    let others = worker.queues.iter().filter(|queue| !is_in(queue));
+    worker.patterns.iter().chain(others).cloned().collect()
+}
+
+fn state(worker: &WorkerInfo) -> String {
+    let state = worker.state.as_str();
+    worker.asleep.as_ref().map_or_else(|| state.to_owned(), |reason| format!("{state}: {reason}"))
 }
 
 fn health(worker: &WorkerInfo) -> String {
@@ -147,13 +165,14 @@ async fn show(name: String, settings: &Settings, json: bool) -> Result<Code, Cli
         for (label, value) in [
             ("name", worker.name.clone()),
             ("incarnation", worker.incarnation.clone()),
-            ("state", worker.state.as_str().to_owned()),
+            ("state", state(worker)),
             ("health", health(worker)),
             ("host", text(&worker.host)),
             ("pid", worker.pid.to_string()),
             ("version", text(&worker.version)),
             ("started", worker.started_at.to_string()),
             ("queues", worker.queues.join(", ")),
+            ("patterns", worker.patterns.join(", ")),
             ("tasks", worker.tasks.join(", ")),
             ("tags", worker.tags.join(", ")),
             ("circuits", worker.open_circuits.join(", ")),

@@ -9,7 +9,9 @@ mod tree;
 use std::{io::Read, path::Path};
 
 use machinist::{
+    Signature,
     settings::Settings,
+    worker::Tag,
     workflow::{Workflow, WorkflowError},
 };
 
@@ -40,8 +42,14 @@ pub(crate) fn read(path: &Path, settings: &Settings) -> Result<Workflow, CliErro
             .remedy("it takes a TOML or JSON file, or - for JSON on standard input")
     })?;
     let is_json = from_input || path.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("json"));
-    let queue_of = |task: &str| Some(settings.tasks.get(task)?.queue.as_ref()?.value.to_string());
-    workflow(&text, is_json, &queue_of).map_err(|Problem { at, why }| {
+    let configured = |task: &str| {
+        let signature = Signature::new(task);
+        let Some(options) = settings.tasks.get(task) else { return signature };
+        let queue = options.queue.iter().map(|queue| queue.value.to_string());
+        let signature = queue.fold(signature, Signature::queue);
+        signature.requires(options.requires.iter().flat_map(|tags| &tags.value).map(Tag::as_str))
+    };
+    workflow(&text, is_json, &configured).map_err(|Problem { at, why }| {
         let (line, column) = position(&text, at);
         CliError::new(Code::Usage, format!("{shown}:{line}:{column}: {why}"))
             .remedy("nothing was sent; docs/workflows.md describes the file")
@@ -67,11 +75,7 @@ fn position(text: &str, at: usize) -> (usize, usize) {
     (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }
 
-fn workflow(
-    text: &str,
-    is_json: bool,
-    queue_of: &dyn Fn(&str) -> Option<String>,
-) -> Result<Workflow, Problem> {
+fn workflow(text: &str, is_json: bool, configured: &dyn Fn(&str) -> Signature) -> Result<Workflow, Problem> {
     let document = if is_json { tree::json(text)? } else { tree::toml(text)? };
     let top = table(&document, "a table with steps")?;
     check_keys(top, &FILE_KEYS, "")?;
@@ -80,7 +84,7 @@ fn workflow(
     })?;
     let steps = table(&steps.node, "a table of steps, like [steps.first]")?;
     let names: Vec<&str> = steps.iter().map(|entry| entry.key.as_str()).collect();
-    let plans = steps.iter().map(|entry| step(entry, &names, queue_of)).collect::<Result<Vec<_>, _>>()?;
+    let plans = steps.iter().map(|entry| step(entry, &names, configured)).collect::<Result<Vec<_>, _>>()?;
     let workflow = Workflow::of_steps(plans).map_err(|error| {
         let at =
             error.step.as_deref().and_then(|step| find(steps, step)).map_or(document.at, |entry| entry.at);
@@ -98,7 +102,7 @@ mod tests {
     use super::*;
 
     fn error(text: &str, is_json: bool) -> String {
-        let problem = workflow(text, is_json, &|_| None).unwrap_err();
+        let problem = workflow(text, is_json, &|task| Signature::new(task)).unwrap_err();
         let (line, column) = position(text, problem.at);
         format!("{line}:{column}: {}", problem.why)
     }
@@ -133,10 +137,10 @@ mod tests {
             [steps.tell]
             task = "c"
         "#;
-        assert_eq!(workflow(text, false, &|_| None).unwrap().shown_name(), Some("all"));
+        assert_eq!(workflow(text, false, &|task| Signature::new(task)).unwrap().shown_name(), Some("all"));
         let json =
             r#"{"steps": {"a": {"task": "t", "each": [[1], [null]]}, "b": {"task": "t", "after": ["a"]}}}"#;
-        assert_eq!(workflow(json, true, &|_| None).unwrap().shown_name(), None);
+        assert_eq!(workflow(json, true, &|task| Signature::new(task)).unwrap().shown_name(), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use machinist::{
     Arg, QueueName, Signature, TaskName,
     settings::{parse_backoff, parse_duration},
+    worker::Tag,
     workflow::{Policy, StepPlan},
 };
 
@@ -11,7 +12,7 @@ use super::{
     tree::{Node, Problem, TreeEntry},
 };
 
-const STEP_KEYS: [&str; 22] = [
+const STEP_KEYS: [&str; 23] = [
     "task",
     "args",
     "named",
@@ -21,6 +22,7 @@ const STEP_KEYS: [&str; 22] = [
     "immutable",
     "on_error",
     "queue",
+    "requires",
     "retries",
     "retry_for",
     "retry_timeouts",
@@ -39,24 +41,24 @@ const STEP_KEYS: [&str; 22] = [
 pub(super) fn step(
     entry: &TreeEntry,
     names: &[&str],
-    queue_of: &dyn Fn(&str) -> Option<String>,
+    configured: &dyn Fn(&str) -> Signature,
 ) -> Result<StepPlan, Problem> {
     let name = &entry.key;
     let in_step = |problem: Problem| Problem { why: format!("step \"{name}\": {}", problem.why), ..problem };
-    read_step(entry, names, queue_of).map_err(in_step)
+    read_step(entry, names, configured).map_err(in_step)
 }
 
 fn read_step(
     entry: &TreeEntry,
     names: &[&str],
-    queue_of: &dyn Fn(&str) -> Option<String>,
+    configured: &dyn Fn(&str) -> Signature,
 ) -> Result<StepPlan, Problem> {
     let keys = table(&entry.node, "a table with a task, like { task = \"resize\" }")?;
     check_keys(keys, &STEP_KEYS, "a step has ")?;
     let node = |key: &str| find(keys, key).map(|entry| &entry.node);
     let task = node("task").ok_or_else(|| Problem::new(entry.at, "it has no task; write task = \"…\""))?;
     let task = parsed(task, "task", |text| TaskName::parse(text).map_err(|e| e.to_string()))?;
-    let mut signature = Signature::new(task.to_string());
+    let mut signature = configured(task.as_str());
     for value in node("args").map(|args| list(args, "args", "[\"a\", 2]")).transpose()?.unwrap_or_default() {
         signature = signature.arg(value.value());
     }
@@ -68,11 +70,6 @@ fn read_step(
         signature = signature.named_arg(&named.key, named.node.value());
     }
     signature = options(signature, &node)?;
-    if find(keys, "queue").is_none()
-        && let Some(queue) = queue_of(task.as_str())
-    {
-        signature = signature.queue(queue);
-    }
     let mut plan = StepPlan::new(&entry.key, signature);
     if let Some(each) = node("each") {
         plan = plan.each(members(each)?);
@@ -101,6 +98,13 @@ fn options<'a>(
     if let Some(queue) = node("queue") {
         let queue = parsed(queue, "queue", |text| QueueName::parse(text).map_err(|e| e.to_string()))?;
         signature = signature.queue(queue.as_str());
+    }
+    if let Some(tags) = node("requires") {
+        let mut required = Vec::new();
+        for tag in list(tags, "requires", "[\"gpu\"]")? {
+            required.push(parsed(tag, "requires", |text| Tag::parse(text).map_err(|e| e.to_string()))?);
+        }
+        signature = signature.requires(required.iter().map(Tag::as_str));
     }
     if let Some(retries) = node("retries") {
         signature = signature.retries(number(retries, "retries", u32::MAX)?);

@@ -116,3 +116,77 @@ fn a_key_without_control_commands_nobody() {
     assert_eq!(worker(&folder, "one").unwrap()["state"], "awake");
     folder.run(&["send", "mark", "--wait=60s"]).ended(0);
 }
+
+#[test]
+fn a_worker_reads_its_configuration_again_and_a_wrong_one_changes_nothing() {
+    let folder = Folder::with(&format!("[worker]\nconcurrency = 2\n{TASKS}"));
+    let mut one = folder.worker(&["--name", "one"]);
+    is(&folder, "one", "state", &json!("awake"));
+    let write = |text: &str| folder.write("machinist.toml", text);
+    let reload = |code: i32| {
+        folder.run(&["workers", "reload", "one", "--json"]).ended(code).json()["results"][0].clone()
+    };
+    write("[worker]\nconcurrency = 3\nconcurency = 4\n");
+    let refused = reload(1);
+    assert!(refused["reason"].as_str().unwrap().contains("machinist.toml:3:1: unknown key"), "{refused}");
+    one.stderr.until("configuration and keys unchanged");
+    is(&folder, "one", "concurrency", &json!(2));
+
+    write(
+        "[worker]\nconcurrency = 3\ntags = [\"gpu\"]\n[tasks.new]\ncommand = [\"touch\", \"new\"]\nrate = \"9/s\"\n",
+    );
+    let done = reload(0);
+    assert_eq!(
+        (&done["done"], &done["reason"]),
+        (&json!(true), &json!("a restart is needed for worker.tags"))
+    );
+    is(&folder, "one", "concurrency", &json!(3));
+    is(&folder, "one", "tasks", &json!(["new"]));
+    let id = folder.send(&["new"]);
+    eventually("it runs", || (folder.status(&id)["state"] == "SUCCESS").then_some(()));
+    let limits = folder.run(&["limits", "list", "--json"]).ended(0).json();
+    assert_eq!((&limits[0]["target"], &limits[0]["rate"]), (&json!("task:new"), &json!("9/s")));
+
+    write("[periodic.often]\ntask = \"add\"\nevery = \"1s\"\nargs = [1, 2]\n");
+    one.signal(nix::sys::signal::Signal::SIGHUP);
+    one.stderr.until("configuration reloaded");
+    eventually("it ticks", || {
+        let shown = folder.run(&["periodic", "show", "often", "--json"]).ended(0).json();
+        (!shown["last"].is_null()).then_some(())
+    });
+    one.stop().ended(0);
+}
+
+#[test]
+fn a_worker_sleeps_by_its_timetable_and_says_so() {
+    let sleep = "[worker]\nsleep = [{ from = \"00:00\", to = \"24:00\", time_zone = \"Europe/Berlin\" }]\n";
+    let folder = Folder::with(&format!("{sleep}{TASKS}"));
+    let _one = folder.worker(&["--name", "one"]);
+    is(&folder, "one", "state", &json!("asleep"));
+    let asleep = worker(&folder, "one").unwrap()["asleep"].clone();
+    assert!(asleep.as_str().unwrap().contains("its timetable"), "{asleep}");
+    let id = folder.send(&["mark"]);
+    let why = folder.run(&["why", &id, "--json"]).ended(0).json();
+    assert_eq!((&why["reason"], &why["class"]), (&json!("asleep"), &json!("wait")));
+    let folder = Folder::with(&sleep.replace("Berlin", "Berlim"));
+    folder.run(&["worker", "--demo"]).ended(78).reports(&["machinist.toml:2", "Europe/Berlim", "time zone"]);
+}
+
+#[test]
+fn a_worker_follows_a_pattern_and_runs_what_requires_its_tags() {
+    let folder = Folder::with(&format!("{TASKS}requires = [\"gpu\"]\n"));
+    let _one = folder.worker(&["--name", "one", "--queue", "tenant-*", "--queue", "default"]);
+    is(&folder, "one", "state", &json!("awake"));
+    let id = folder.send(&["mark", "--queue", "tenant-a"]);
+    let why = folder.run(&["why", &id, "--json"]).ended(0).json();
+    assert_eq!((&why["reason"], &why["class"]), (&json!("no-tag"), &json!("act")));
+    assert!(why["advice"].as_str().unwrap().contains("--queue tenant-a --tag gpu"), "{why}");
+    let shown = worker(&folder, "one").unwrap();
+    assert_eq!((&shown["patterns"], &shown["queues"]), (&json!(["tenant-*"]), &json!(["default"])));
+    let _two = folder.worker(&["--name", "two", "--queue", "tenant-*", "--tag", "gpu"]);
+    eventually("it runs", || (folder.status(&id)["state"] == "SUCCESS").then_some(()));
+    assert_eq!(folder.status(&id)["worker"], "two");
+    assert_eq!(folder.status(&id)["queue"], "tenant-a+gpu");
+    is(&folder, "two", "queues", &json!(["tenant-a+gpu"]));
+    folder.run(&["send", "mark", "--requires", "GPU"]).ended(64).reports(&["GPU"]);
+}

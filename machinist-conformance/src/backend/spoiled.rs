@@ -79,12 +79,12 @@ const LEASE: Duration = Duration::from_secs(3);
 
 /// Gate of the handlers, and the number of those that have begun.
 #[derive(Debug, Clone)]
-struct Gate {
+struct HandlerGate {
     begun: Arc<Semaphore>,
     open: Arc<Semaphore>,
 }
 
-async fn waits(State(gate): State<Gate>) -> Result<(), TaskError> {
+async fn waits(State(gate): State<HandlerGate>) -> Result<(), TaskError> {
     gate.begun.add_permits(1);
     drop(gate.open.acquire().await);
     Ok(())
@@ -93,7 +93,7 @@ async fn waits(State(gate): State<Gate>) -> Result<(), TaskError> {
 /// A worker of tasks that wait, over a broker in this process.
 struct WaitingTask {
     app: App,
-    gate: Gate,
+    gate: HandlerGate,
     worker: JoinHandle<()>,
 }
 
@@ -101,7 +101,7 @@ impl WaitingTask {
     async fn start(backend: Arc<dyn Backend>) -> Self {
         let broker = MemoryBroker::new();
         let app = App::builder(Arc::new(broker), backend).build().await.expect("an application");
-        let gate = Gate { begun: Arc::new(Semaphore::new(0)), open: Arc::new(Semaphore::new(0)) };
+        let gate = HandlerGate { begun: Arc::new(Semaphore::new(0)), open: Arc::new(Semaphore::new(0)) };
         let worker = Worker::builder(&app).session_lease(LEASE).state(gate.clone()).task(WAITS, waits);
         let worker = worker.build().expect("a worker");
         let worker = tokio::spawn(async move { drop(worker.run_until(std::future::pending()).await) });

@@ -297,7 +297,7 @@ pub enum WorkerState<'a> {
         /// Time for which the backend has been away.
         away: Duration,
     },
-    /// People have paused the worker: it has unsubscribed, and starts nothing until it is resumed.
+    /// The worker has unsubscribed and starts nothing: it was paused, or its timetable or its gate wants that.
     #[non_exhaustive]
     Asleep {
         /// Number of handlers that run.

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    affinity::takes,
     backend::{BackendError, Index},
     client::Client,
     clock::Timestamp,
@@ -36,6 +37,11 @@ pub struct WorkerInfo {
     pub incarnation: String,
     /// State.
     pub state: PresenceState,
+    /// Reason that it is asleep.
+    pub asleep: Option<String>,
+    /// `true` if it is asleep and wakes up without people.
+    #[serde(skip)]
+    pub wakes: bool,
     /// Health.
     pub health: WorkerHealth,
     /// Reason that the health is not green.
@@ -51,6 +57,8 @@ pub struct WorkerInfo {
     pub started_at: Timestamp,
     /// Queues from which it takes tasks.
     pub queues: Vec<String>,
+    /// Patterns of the queues that it follows as they appear.
+    pub patterns: Vec<String>,
     /// Names of the tasks that it runs, at most 500.
     pub tasks: Vec<String>,
     /// Tags.
@@ -118,6 +126,8 @@ struct About {
     #[serde(default)]
     queues: Vec<String>,
     #[serde(default)]
+    patterns: Vec<String>,
+    #[serde(default)]
     tasks: Vec<String>,
     #[serde(default)]
     tags: Vec<String>,
@@ -143,6 +153,8 @@ struct Runs {
     #[serde(default)]
     counts: WorkCounts,
     memory: Option<u64>,
+    /// Reason of the sleep, and `true` if the worker wakes up by itself.
+    asleep: Option<(String, bool)>,
     health: Option<WorkerHealth>,
     reason: Option<String>,
 }
@@ -156,6 +168,8 @@ fn worker_info(session: &str, facts: &Facts) -> Option<WorkerInfo> {
         name: about.worker,
         incarnation: session.to_owned(),
         state: runs.state,
+        wakes: runs.asleep.as_ref().is_some_and(|(_, wakes)| *wakes),
+        asleep: runs.asleep.map(|(reason, _)| reason),
         health: runs.health.unwrap_or(WorkerHealth::Green),
         health_reason: runs.reason,
         host: about.host,
@@ -163,6 +177,7 @@ fn worker_info(session: &str, facts: &Facts) -> Option<WorkerInfo> {
         version: about.version,
         started_at: about.since,
         queues: about.queues,
+        patterns: about.patterns,
         tasks: about.tasks,
         tags: about.tags,
         limits: about.limits.into_iter().filter_map(known_limit).collect(),
@@ -183,6 +198,15 @@ fn known_limit((target, limit): (String, serde_json::Value)) -> Option<(String, 
     Some((target, serde_json::from_value(limit).ok()?))
 }
 
+impl WorkerInfo {
+    /// Returns `true` if it takes tasks from this queue, or will do so when the queue is listed, because its patterns and
+    /// tags fit.
+    pub fn takes_from(&self, queue: &QueueName) -> bool {
+        let patterns = self.queues.iter().chain(&self.patterns).map(String::as_str);
+        takes(patterns, |tag| self.tags.iter().any(|own| own == tag), queue.as_str())
+    }
+}
+
 impl WorkerFilter {
     /// Creates a filter that every worker matches.
     pub fn new() -> Self {
@@ -191,7 +215,7 @@ impl WorkerFilter {
 
     fn fits(&self, worker: &WorkerInfo) -> bool {
         let Self { queue, task, tag, state } = self;
-        queue.as_ref().is_none_or(|queue| worker.queues.iter().any(|name| name == queue.as_str()))
+        queue.as_ref().is_none_or(|queue| worker.takes_from(queue))
             && task.as_ref().is_none_or(|task| worker.tasks.iter().any(|name| name == task.as_str()))
             && tag.as_ref().is_none_or(|tag| worker.tags.contains(tag))
             && state.is_none_or(|state| worker.state == state)

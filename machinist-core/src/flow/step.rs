@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Outline, StepPlace};
-use crate::{args::Arg, id::TaskId, retry::RetryPolicy};
+use crate::{affinity::completed, args::Arg, id::TaskId, retry::RetryPolicy};
 
 /// Maximum number of members of a group.
 pub(crate) const MAX_MEMBERS: usize = 10_000;
@@ -279,9 +279,7 @@ impl Step {
     pub(crate) fn fill_queue(&mut self, default: &str) {
         let mut open = vec![self];
         while let Some(step) = open.pop() {
-            if step.queue.is_empty() {
-                default.clone_into(&mut step.queue);
-            }
+            step.queue = completed(&step.queue, default);
             open.extend(&mut step.flow.steps);
             open.extend(step.flow.catch.iter_mut().map(|catch| &mut catch.step));
         }

@@ -42,7 +42,7 @@ pub(crate) use tick::tick_id;
 use crate::{
     app::App,
     clock::Timestamp,
-    id::{QueueName, TaskName},
+    id::TaskName,
     signature::{Signature, SignatureParts, When},
 };
 
@@ -193,10 +193,7 @@ impl Periodic {
             name: self.plan.name.clone(),
             why: error.to_string(),
         };
-        let queue = match &self.parts.queue {
-            Some(queue) => QueueName::parse(queue).map_err(invalid)?,
-            None => app.default_queue().clone(),
-        };
+        let queue = self.parts.queue_name(app.default_queue()).map_err(invalid)?;
         Ok(PeriodicOutline {
             task: TaskName::parse(&self.parts.name).map_err(invalid)?,
             queue,

@@ -126,6 +126,7 @@ impl TickCall {
             limit_cost: self.limit_cost,
             unique: None,
             require_worker: false,
+            requires: Default::default(),
             unsendable: None,
         }
     }

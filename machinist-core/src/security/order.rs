@@ -10,7 +10,7 @@ use super::{
     Statement, Trust,
     statement::{Consequence, signed_by},
 };
-use crate::{clock::Timestamp, id::QueueName, record::json};
+use crate::{clock::Timestamp, id::QueuePattern, record::json};
 
 /// Kind of the statement that is an order to a worker.
 const ORDER: &str = "machinist.order";
@@ -34,6 +34,8 @@ pub enum WorkerAction {
     Restart,
     /// Change the options of the running process.
     Set(WorkerChange),
+    /// Read the configuration of the program again.
+    Reload,
     /// Answer.
     Ping,
     /// Answer as soon as the subscription is the one that is wanted.
@@ -47,12 +49,12 @@ pub struct WorkerChange {
     /// Maximum number of handlers that run at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,
-    /// Queues from which the worker takes tasks in addition.
+    /// Queues, or patterns of queues, from which the worker takes tasks in addition.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub add_queues: Vec<QueueName>,
-    /// Queues from which the worker takes no more tasks.
+    pub add_queues: Vec<QueuePattern>,
+    /// Queues, or patterns of queues, from which the worker takes no more tasks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub drop_queues: Vec<QueueName>,
+    pub drop_queues: Vec<QueuePattern>,
     /// Log level.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_level: Option<String>,
@@ -67,6 +69,7 @@ impl WorkerAction {
             Self::Drain => "drain",
             Self::Restart => "restart",
             Self::Set(_) => "set",
+            Self::Reload => "reload",
             Self::Ping => "ping",
             Self::Settle => "settle",
         }

@@ -6,6 +6,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use crate::{
+    affinity::base_queue,
     id::{QueueName, TaskName},
     sign::Pattern,
     wire::Profile,
@@ -92,6 +93,10 @@ impl QueueRules {
 
     fn rule(&self, queue: &QueueName) -> Option<&QueueRule> {
         // Nearly every application has none, and every delivery asks.
-        if self.0.is_empty() { None } else { self.0.get(queue) }
+        if self.0.is_empty() {
+            return None;
+        }
+        // Tasks that require tags are tasks of their queue.
+        self.0.get(queue).or_else(|| self.0.get(&base_queue(queue)?))
     }
 }

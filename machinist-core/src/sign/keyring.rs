@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use super::{Key, KeyError, KeyId, KeyState};
-use crate::{builtin::WORKFLOW_TASK, clock::Timestamp};
+use crate::{affinity::without_tags, builtin::WORKFLOW_TASK, clock::Timestamp};
 
 /// Keys of an application. Cheap enough to clone, and replaced as a whole.
 #[derive(Clone)]
@@ -116,9 +116,11 @@ impl Key {
 
     /// Checks that this key may sign the mark of a dead letter of this queue, which perhaps states no task name.
     pub(crate) fn may_bury(&self, task: Option<&str>, queue: &str) -> Result<(), KeyRejection> {
+        // The tags that tasks of a queue require are no other queue.
+        let base = without_tags(queue);
         for (kind, name, list) in [("task", task, &self.tasks), ("queue", Some(queue), &self.queues)] {
             if let (Some(list), Some(name)) = (list, name)
-                && !list.iter().any(|pattern| pattern.fits(name))
+                && !list.iter().any(|pattern| pattern.fits(name) || (kind == "queue" && pattern.fits(base)))
             {
                 return Err(KeyRejection::NotAllowed(format!(
                     "key {} is not for the {kind} {name:?}",

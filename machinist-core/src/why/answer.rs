@@ -9,8 +9,11 @@ use super::{
     spent::{TimeSpent, time_spent},
 };
 use crate::{
+    affinity::TagQueue,
+    fleet::WorkerInfo,
+    id::QueueName,
     nearest::nearest,
-    record::{FailureKind, Record, TaskState},
+    record::{FailureKind, PresenceState, Record, TaskState},
 };
 
 /// Number of names that a sentence lists.
@@ -227,6 +230,14 @@ fn of_limited(situation: &TaskSituation, record: &Record) -> Words {
         Some(source) => format!(", set by worker {source}"),
         None => String::new(),
     };
+    if situation.limit_is_zero {
+        return Words::new(
+            format!(
+                "it has waited {since} for {reason}{set}, and that limit is zero: nothing starts until it is raised"
+            ),
+            "`machinist limits set` raises the limit, and `machinist limits list` shows it",
+        );
+    }
     Words::new(
         format!("it has waited {since} for {reason}{set}; it asks again at {} at the latest", parked.until),
         "wait; `machinist limits list` shows the limits, and `machinist limits set` changes them",
@@ -254,6 +265,7 @@ fn of_queue_for(reason: WhyReason, queue: &QueueSituation, task: Option<&str>, h
             format!("no live worker takes tasks from queue {name}{}", elsewhere(queue)),
             format!("start a worker with `machinist worker --queue {name}`"),
         ),
+        WhyReason::NoTag => of_missing_tags(queue),
         WhyReason::UnknownTask => {
             let task = task.unwrap_or("?");
             let known = queue.consumers().flat_map(|worker| worker.tasks.iter().map(String::as_str));
@@ -269,8 +281,12 @@ fn of_queue_for(reason: WhyReason, queue: &QueueSituation, task: Option<&str>, h
             format!("`machinist queues resume {name}` lets workers take from it"),
         ),
         WhyReason::Paused => Words::new(
-            format!("every worker of queue {name}{knowing} is asleep"),
-            "`machinist workers resume --all` wakes them, unless the backend was away for long",
+            format!("every worker of queue {name}{knowing} is asleep{}", asleep_because(queue)),
+            "`machinist workers resume --all` wakes those that were paused",
+        ),
+        WhyReason::Asleep => Words::new(
+            format!("every worker of queue {name}{knowing} is asleep{}", asleep_because(queue)),
+            "wait until one wakes up, or start another worker",
         ),
         WhyReason::Busy if holds => Words::new(
             format!("a worker of queue {name} holds it and has no free slot{}", busy_with(queue)),
@@ -301,6 +317,34 @@ fn of_queue_for(reason: WhyReason, queue: &QueueSituation, task: Option<&str>, h
     }
 }
 
+/// Says which tags no worker has. The worker that lacks the fewest is named.
+fn of_missing_tags(queue: &QueueSituation) -> Words {
+    let name = queue.name.as_str();
+    let Some(required) = TagQueue::of(name) else { return Words::new("no worker takes it", "start one") };
+    let (base, tags) = (required.base, required.tags.join(", "));
+    let missing_of = |worker: &WorkerInfo| -> Vec<String> {
+        required.missing(|tag| worker.tags.iter().any(|own| own == tag)).map(str::to_owned).collect()
+    };
+    let base_name = QueueName::parse(base).ok();
+    let of_base = queue.workers.iter().filter(|worker| {
+        worker.state != PresenceState::Draining
+            && base_name.as_ref().is_some_and(|base| worker.takes_from(base))
+    });
+    let nearest =
+        of_base.map(|worker| (missing_of(worker), &worker.name)).min_by_key(|(missing, _)| missing.len());
+    let sentence = match nearest {
+        Some((missing, worker)) => format!(
+            "it requires a worker of queue {base} with the tags {tags}, and no live one has them: {worker} lacks {}",
+            missing.join(", ")
+        ),
+        None => format!(
+            "it requires a worker of queue {base} with the tags {tags}, and queue {base} has no live worker"
+        ),
+    };
+    let flags: String = required.tags.iter().map(|tag| format!(" --tag {tag}")).collect();
+    Words::new(sentence, format!("start a worker with `machinist worker --queue {base}{flags}`"))
+}
+
 fn depth_words(queue: &QueueSituation) -> String {
     match queue.ready() {
         Some(ready) => format!(" has {ready} messages"),
@@ -310,9 +354,7 @@ fn depth_words(queue: &QueueSituation) -> String {
 
 /// Says what the live workers do instead of this queue.
 fn elsewhere(queue: &QueueSituation) -> String {
-    let draining =
-        queue.workers.iter().filter(|worker| worker.queues.iter().any(|name| name == queue.name.as_str()));
-    let draining = draining.count();
+    let draining = queue.workers.iter().filter(|worker| worker.takes_from(&queue.name)).count();
     if draining > 0 {
         return format!("; {draining} of its workers drain");
     }
@@ -323,6 +365,13 @@ fn elsewhere(queue: &QueueSituation) -> String {
         0 => "; there is no live worker at all".to_owned(),
         workers => format!("; the {workers} live workers take from {}", names(&queues)),
     }
+}
+
+/// Says why workers of the queue are asleep.
+fn asleep_because(queue: &QueueSituation) -> String {
+    let because = |worker: &WorkerInfo| Some(format!("{}: {}", worker.name, worker.asleep.as_ref()?));
+    let reasons: Vec<String> = queue.consumers().filter_map(because).collect();
+    if reasons.is_empty() { String::new() } else { format!(" ({})", names(&reasons)) }
 }
 
 fn busy_with(queue: &QueueSituation) -> String {

@@ -75,10 +75,14 @@ reasons! {
     Limited => "limited", Wait;
     /// No live worker takes tasks from its queue.
     NoConsumer => "no-consumer", Act;
+    /// No live worker of its queue has the tags that it requires.
+    NoTag => "no-tag", Act;
     /// Workers take tasks from its queue, and none knows its name.
     UnknownTask => "unknown-task", Act;
     /// Its queue is paused for all workers, or every worker that could run it is asleep.
     Paused => "paused", Act;
+    /// Every worker that could run it is asleep, and one wakes up by itself.
+    Asleep => "asleep", Wait;
     /// Every worker that could run it has no free slot.
     Busy => "busy", Wait;
     /// A worker takes it when its turn comes.

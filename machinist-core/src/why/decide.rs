@@ -5,6 +5,7 @@ use super::{
     situation::{QueueSituation, TaskSituation, WorkflowPart},
 };
 use crate::{
+    affinity::TagQueue,
     receivers::MAX_DESCRIBED_TASKS,
     record::{FailureKind, PresenceState, Record, TaskState},
 };
@@ -104,14 +105,24 @@ fn with_queue(situation: &TaskSituation, record: &Record, mut found: Vec<WhyReas
     found.extend(lack.filter(|lack| !found.contains(lack)));
     if record.state == TaskState::Started {
         // Nobody takes it over where nobody takes anything.
-        let stopped = |reason: &WhyReason| matches!(reason, WhyReason::NoConsumer | WhyReason::UnknownTask);
+        let stopped = |reason: &WhyReason| {
+            matches!(reason, WhyReason::NoConsumer | WhyReason::NoTag | WhyReason::UnknownTask)
+        };
         if let Some(decisive) = found.iter().position(stopped) {
             found.rotate_left(decisive);
         }
         return found;
     }
     let stands_still = found.iter().any(|reason| {
-        matches!(reason, WhyReason::NoConsumer | WhyReason::UnknownTask | WhyReason::Paused | WhyReason::Busy)
+        matches!(
+            reason,
+            WhyReason::NoConsumer
+                | WhyReason::NoTag
+                | WhyReason::UnknownTask
+                | WhyReason::Paused
+                | WhyReason::Asleep
+                | WhyReason::Busy
+        )
     });
     if situation.overdue && !stands_still {
         found.push(WhyReason::Overdue);
@@ -130,7 +141,8 @@ fn non_empty(mut found: Vec<WhyReason>, otherwise: WhyReason) -> Vec<WhyReason> 
 /// Returns the reason that no worker of the queue takes a task now, or one of this name, if there is one.
 fn lack_of_workers(queue: &QueueSituation, task: Option<&str>) -> Option<WhyReason> {
     if queue.consumers().next().is_none() {
-        return Some(WhyReason::NoConsumer);
+        let requires = TagQueue::of(queue.name.as_str()).is_some();
+        return Some(if requires { WhyReason::NoTag } else { WhyReason::NoConsumer });
     }
     let knows = |tasks: &[String]| {
         tasks.len() >= MAX_DESCRIBED_TASKS || task.is_none_or(|task| tasks.iter().any(|name| name == task))
@@ -140,7 +152,8 @@ fn lack_of_workers(queue: &QueueSituation, task: Option<&str>) -> Option<WhyReas
         return Some(WhyReason::UnknownTask);
     }
     if able.iter().all(|worker| worker.state == PresenceState::Asleep) {
-        return Some(WhyReason::Paused);
+        let wakes = able.iter().any(|worker| worker.wakes);
+        return Some(if wakes { WhyReason::Asleep } else { WhyReason::Paused });
     }
     let is_full = able
         .iter()

@@ -4,6 +4,7 @@ use machinist_adapter::error::chain;
 
 use super::situation::{Letter, QueueSituation, TaskSituation, WorkflowPart};
 use crate::{
+    affinity::base_queue,
     backend::{BackendError, Index},
     broker::QueueDepth,
     client::Client,
@@ -12,6 +13,7 @@ use crate::{
     error::ResultError,
     fleet::WorkerFilter,
     id::{QueueName, RecordId, TaskId},
+    limit::Limit,
     record::{DeadReason, Facts, Record, is_alive, name, newest_start, overdue_attempt},
     refused::RefusedMessages,
 };
@@ -36,6 +38,7 @@ pub(super) async fn task(client: &Client, id: &TaskId) -> Result<TaskSituation, 
         overdue: overdue_attempt(&facts, now).is_some(),
         disabled: false,
         limit_source: None,
+        limit_is_zero: false,
         letter: None,
         waits_unread: None,
         workflow: None,
@@ -68,8 +71,11 @@ pub(super) async fn task(client: &Client, id: &TaskId) -> Result<TaskSituation, 
     }
     let disabled = client.disabled_tasks().await?;
     situation.disabled = disabled.iter().any(|name| record.name.as_deref() == Some(name.as_str()));
-    if let Some(parked) = &record.parked {
-        situation.limit_source = limit_source(client, &parked.reason).await?;
+    if let Some(parked) = &record.parked
+        && let Some((limit, source)) = limit_of(client, &parked.reason).await?
+    {
+        situation.limit_is_zero = limit.is_paused();
+        situation.limit_source = Some(source);
     }
     situation.record = Some(record);
     Ok(situation)
@@ -85,7 +91,7 @@ pub(super) async fn queue(client: &Client, name: QueueName) -> Result<QueueSitua
     let depth = client.app.broker().depth(std::slice::from_ref(&name)).await;
     let absent = QueueDepth { queue: name.clone(), ready: None, consumers: None, dead: None };
     let mut situation = QueueSituation {
-        paused: paused.contains(&name),
+        paused: paused.contains(&name) || base_queue(&name).is_some_and(|base| paused.contains(&base)),
         depth: depth
             .map(|mut depths| depths.pop().unwrap_or(absent))
             .map_err(|error| chain(&error).join(": ")),
@@ -119,15 +125,15 @@ async fn session_lives(client: &Client, record: &Record, facts: &Facts) -> Resul
     Ok(is_alive(&client.read(&start.session).await?))
 }
 
-/// Returns the source of the limit that a task waits for.
-async fn limit_source(client: &Client, reason: &str) -> Result<Option<String>, ResultError> {
+/// Returns the limit that a task waits for, and its source.
+async fn limit_of(client: &Client, reason: &str) -> Result<Option<(Limit, String)>, ResultError> {
     let Some((_, subject)) = reason.split_once(':') else { return Ok(None) };
     let limits = client.known_limits().await?;
     let is_of = |target: &str| {
         subject.strip_prefix(target).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
     };
     let found = limits.into_iter().find(|(target, _)| is_of(&target.to_string()));
-    Ok(found.and_then(|(_, definitions)| Some(definitions.into_iter().next()?.1)))
+    Ok(found.and_then(|(_, definitions)| definitions.into_iter().next()))
 }
 
 /// Returns the workflow of its root.

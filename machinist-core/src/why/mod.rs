@@ -122,7 +122,12 @@ impl Why {
     fn of_task(situation: &situation::TaskSituation) -> Self {
         let found = decide::of_task(situation);
         let words = answer::of_task(found.first().copied().unwrap_or(WhyReason::Queued), situation);
-        Self::new(Some(&situation.id), None, &found, words, answer::evidence_of_task(situation))
+        let mut why =
+            Self::new(Some(&situation.id), None, &found, words, answer::evidence_of_task(situation));
+        if why.reason == WhyReason::Limited && situation.limit_is_zero {
+            why.class = WhyClass::Act;
+        }
+        why
     }
 
     fn of_queue(situation: &situation::QueueSituation) -> Self {

@@ -22,6 +22,8 @@ pub(super) struct TaskSituation {
     pub(super) disabled: bool,
     /// Source of the limit that holds the task back.
     pub(super) limit_source: Option<String>,
+    /// `true` if that limit is zero, so that nothing starts until people change it.
+    pub(super) limit_is_zero: bool,
     /// Its dead letter.
     pub(super) letter: Option<Letter>,
     /// Reason that the workers of its queue cannot read a message that claims to be this task.
@@ -72,10 +74,8 @@ pub(super) struct WorkflowPart {
 impl QueueSituation {
     /// Returns the workers that take tasks from the queue.
     pub(super) fn consumers(&self) -> impl Iterator<Item = &WorkerInfo> {
-        let takes = |worker: &&WorkerInfo| {
-            worker.state != PresenceState::Draining
-                && worker.queues.iter().any(|name| name == self.name.as_str())
-        };
+        let takes =
+            |worker: &&WorkerInfo| worker.state != PresenceState::Draining && worker.takes_from(&self.name);
         self.workers.iter().filter(takes)
     }
 

@@ -47,6 +47,9 @@ fn worker(state: PresenceState) -> WorkerInfo {
         version: None,
         started_at: NOW,
         queues: vec!["math".into()],
+        patterns: Vec::new(),
+        asleep: None,
+        wakes: false,
         tasks: vec!["add".into()],
         tags: Vec::new(),
         limits: Default::default(),
@@ -84,6 +87,7 @@ fn situation(record: Record, workers: Vec<WorkerInfo>) -> TaskSituation {
         overdue: false,
         disabled: false,
         limit_source: None,
+        limit_is_zero: false,
         letter: None,
         waits_unread: None,
         workflow: None,
@@ -336,6 +340,10 @@ fn what_holds_a_start_back_is_told() {
         limited.limit_source = Some(source.to_owned());
         says(&Why::of_task(&limited), WhyReason::Limited, &[], &["it has waited 1m 30s", words]);
     }
+    limited.limit_is_zero = true;
+    let why = Why::of_task(&limited);
+    assert_eq!(why.class, WhyClass::Act);
+    says(&why, WhyReason::Limited, &[], &["that limit is zero", "limits set"]);
     let refused = Record { parked: Some(parked("circuit:add")), ..record() };
     let words = ["a worker failed the task add again and again", "machinist workers show"];
     says(&Why::of_task(&situation(refused, awake())), WhyReason::CircuitOpen, &[], &words);

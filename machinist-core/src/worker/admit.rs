@@ -248,7 +248,7 @@ impl WorkerContext {
 
     /// Warns if live workers have other limits for what this worker limits: each counts with its own numbers.
     pub(super) async fn warn_of_other_limits(&self) {
-        if self.limits.own().next().is_none() {
+        if self.limits.own().is_empty() {
             return;
         }
         let (client, all) = (self.app.client(), WorkerFilter::new());

@@ -1,12 +1,13 @@
 //! Checks of the parts of a worker, before it starts.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     mem,
-    sync::Arc,
+    sync::{Arc, RwLock},
     time::Duration,
 };
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -15,6 +16,7 @@ use super::{
     builder::{NewTask, WorkerBuilder},
     capacity::SlotPool,
     circuits::Circuits,
+    described::{DESCRIBED_TASKS, described_limits, described_patterns, described_tasks},
     events::WorkerEvents,
     exclusive::ExclusiveSlots,
     lease::Lease,
@@ -22,7 +24,7 @@ use super::{
     look_ahead::LookAhead,
     order_book::OrderBook,
     peers::Peers,
-    processor::{RegisteredTask, TaskProcessor},
+    processor::{RegisteredTask, RegisteredTasks, TaskProcessor},
     recycling::Recycling,
     revoked_roots::RevokedRoots,
     roles::Roles,
@@ -37,7 +39,7 @@ use crate::{
     args::{Arg, Results},
     builtin::WORKFLOW_TASK,
     context::TaskContext,
-    id::{QueueName, TaskName},
+    id::{QueueName, QueuePattern, TaskName},
     limit::{Limit, LimitTarget},
     panics::note_places,
     periodic::Periodic,
@@ -45,6 +47,8 @@ use crate::{
 
 /// RabbitMQ's default `consumer_timeout`.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// Maximum number of handlers that run at once, unless it is set.
+pub(super) const DEFAULT_CONCURRENCY: usize = 16;
 /// Default time for which running handlers may continue when the worker is told to stop.
 const DEFAULT_GRACE: Duration = Duration::from_secs(20);
 
@@ -66,27 +70,30 @@ impl WorkerBuilder {
             if let Some((_, missing)) = requires.iter().find(|(id, _)| !self.state.has(*id)) {
                 return Err(BuildError::MissingState { task: name, missing });
             }
-            let registration = RegisteredTask { handler, options };
+            let registration = RegisteredTask::new(handler, options);
             if tasks.insert(TaskName::parse(&name)?, registration).is_some() {
                 return Err(BuildError::Twice(name));
             }
         }
         let handler = Arc::new(async |_cx: TaskContext, args: Vec<Arg>| Ok(Results(args)));
-        let workflow = RegisteredTask { handler, options: TaskOptions::default() };
+        let workflow = RegisteredTask::new(handler, TaskOptions::default());
         tasks.insert(TaskName::parse(WORKFLOW_TASK)?, workflow);
         for (name, options) in mem::take(&mut self.options) {
             let task = TaskName::parse(&name)?;
             let registered = tasks.get_mut(&task).ok_or(BuildError::NoSuchTask(name))?;
             registered.options = options.over(mem::take(&mut registered.options));
         }
-        for (name, adjust) in mem::take(&mut self.adjustments) {
-            adjust(tasks.get_mut(&TaskName::parse(&name)?).map(|task| &mut task.options));
-        }
         if !self.failures.is_empty() {
             let types: Arc<dyn ErrorClassifier> = Arc::new(FailureTypes(mem::take(&mut self.failures)));
             for task in tasks.values_mut() {
                 task.options.classify.get_or_insert_with(|| Arc::clone(&types));
             }
+        }
+        for task in tasks.values_mut() {
+            task.coded = task.options.clone();
+        }
+        for (name, adjust) in mem::take(&mut self.adjustments) {
+            adjust(tasks.get_mut(&TaskName::parse(&name)?).map(|task| &mut task.options));
         }
         Ok(tasks)
     }
@@ -98,7 +105,7 @@ impl WorkerBuilder {
     pub fn build(self) -> Result<Worker, BuildError> {
         note_places();
         let mut this = self.over_defaults();
-        let concurrency = this.concurrency.unwrap_or(16);
+        let concurrency = this.concurrency.unwrap_or(DEFAULT_CONCURRENCY);
         let lease = this.lease.unwrap_or(Lease::DEFAULT);
         let consumer_timeout = this.consumer_timeout.unwrap_or(CONSUMER_TIMEOUT);
         for (setting, number) in [
@@ -118,11 +125,11 @@ impl WorkerBuilder {
             }
         }
         let mut queues =
-            this.queues.iter().map(|q| QueueName::parse(q)).collect::<Result<BTreeSet<_>, _>>()?;
+            this.queues.iter().map(|q| QueuePattern::parse(q)).collect::<Result<BTreeSet<_>, _>>()?;
         if queues.is_empty() {
-            queues.insert(this.app.default_queue().clone());
+            queues.insert(this.app.default_queue().clone().into());
             for queue in &this.task_queues {
-                queues.insert(QueueName::parse(queue)?);
+                queues.insert(QueueName::parse(queue)?.into());
             }
         }
         let mut tasks = this.registered_tasks(concurrency)?;
@@ -130,17 +137,20 @@ impl WorkerBuilder {
         for task in tasks.values_mut() {
             task.options.keep_args.get_or_insert(keep_args);
         }
-        can_sign(&this.app, &tasks, &queues)?;
+        can_sign(&this.app, tasks.keys(), &queues.iter().filter_map(QueuePattern::queue).collect())?;
         check_periodic(&this.app, &this.periodic)?;
         let tags = checked_tags(&this.tags)?;
         let queue_limits = mem::take(&mut this.queue_limits);
-        let limits = Arc::new(Limits::new(checked_limits(&tasks, queue_limits)?));
+        let limits = Arc::new(Limits::new(checked_limits(
+            tasks.iter().map(|(name, task)| (name, &task.options)),
+            queue_limits,
+        )?));
         let look_ahead = this.look_ahead.unwrap_or_else(|| concurrency.max(16));
         let capacity = SlotPool::new(concurrency, slot_shares(&this, &tasks)?);
         // Where queues have an order, each has a separate credit, and what waits does so on purpose.
         let held = if capacity.is_ordered() { 0 } else { look_ahead };
         let name: Arc<str> = this.name.unwrap_or_else(default_name).into();
-        let queues: Vec<_> = queues.into_iter().collect();
+        let queues: Vec<QueuePattern> = queues.into_iter().collect();
         let about = about(&queues, &tags, &tasks, concurrency, &limits, &this.app);
         let stages = Stages::default();
         let orders =
@@ -175,30 +185,46 @@ impl WorkerBuilder {
             roles: Roles::default(),
             recycling: Recycling { max_tasks: this.max_tasks, max_memory: this.max_memory },
         });
-        worker.sessions.presence.want_queues(queues.iter().cloned());
+        worker.sessions.presence.want_queues(queues.iter().cloned().collect());
+        let tasks: RegisteredTasks = tasks.into_iter().map(|(name, task)| (name, Arc::new(task))).collect();
         let health = Health::new(Arc::clone(&worker), stages.clone());
         let processor = Arc::new(TaskProcessor {
             worker,
-            tasks,
+            tasks: RwLock::new(Arc::new(tasks)),
             middleware: this.middleware.into(),
             state: Arc::new(this.state),
             exclusive: ExclusiveSlots::new(capacity),
         });
         let ready = CancellationToken::new();
-        let (periodic, roles) = (this.periodic, this.roles);
+        let (periodic, roles) = (Arc::new(watch::Sender::new(this.periodic)), this.roles);
+        let tasks = processor.task_names();
         let grace = this.grace.unwrap_or(DEFAULT_GRACE);
-        Ok(Worker { processor, queues, tags, grace, stages, ready, health, periodic, roles })
+        let (sleep, gate) = (this.sleep, this.gate);
+        Ok(Worker {
+            processor,
+            tasks,
+            queues,
+            tags,
+            sleep,
+            gate,
+            grace,
+            stages,
+            ready,
+            health,
+            periodic,
+            roles,
+        })
     }
 }
 
 /// Checks that the application's key can sign every task in every queue. A message that is published again is signed
 /// again, and a worker that cannot sign it would lose it.
-fn can_sign(
+pub(super) fn can_sign<'t>(
     app: &App,
-    tasks: &HashMap<TaskName, RegisteredTask>,
+    tasks: impl Iterator<Item = &'t TaskName>,
     queues: &BTreeSet<QueueName>,
 ) -> Result<(), BuildError> {
-    for (task, queue) in tasks.keys().flat_map(|task| queues.iter().map(move |queue| (task, queue))) {
+    for (task, queue) in tasks.flat_map(|task| queues.iter().map(move |queue| (task, queue))) {
         app.0.trust.may_sign(task, queue, app.clock().now()).map_err(|why| BuildError::Key {
             task: task.to_string(),
             queue: queue.clone(),
@@ -209,7 +235,7 @@ fn can_sign(
 }
 
 /// Checks the periodic tasks, and that the application's key can sign their ticks.
-fn check_periodic(app: &App, periodic: &[Periodic]) -> Result<(), BuildError> {
+pub(super) fn check_periodic(app: &App, periodic: &[Periodic]) -> Result<(), BuildError> {
     let mut names = BTreeSet::new();
     for one in periodic {
         one.check()?;
@@ -228,13 +254,12 @@ fn check_periodic(app: &App, periodic: &[Periodic]) -> Result<(), BuildError> {
 }
 
 /// Returns the limits of the tasks and queues.
-fn checked_limits(
-    tasks: &HashMap<TaskName, RegisteredTask>,
+pub(super) fn checked_limits<'t>(
+    tasks: impl Iterator<Item = (&'t TaskName, &'t TaskOptions)>,
     queues: Vec<(String, Limit)>,
 ) -> Result<HashMap<LimitTarget, Arc<Limit>>, BuildError> {
-    let of_tasks = tasks
-        .iter()
-        .filter_map(|(name, task)| Some((LimitTarget::Task(name.clone()), task.options.limit.clone()?)));
+    let of_tasks =
+        tasks.filter_map(|(name, options)| Some((LimitTarget::Task(name.clone()), options.limit.clone()?)));
     let of_queues = queues.into_iter().map(|(name, limit)| -> Result<_, BuildError> {
         Ok((LimitTarget::Queue(QueueName::parse(&name)?), limit))
     });
@@ -261,13 +286,13 @@ fn slot_shares(
         if *weight == 0 {
             return Err(BuildError::Zero("the weight of a queue"));
         }
-        shares.queues.entry(QueueName::parse(name)?).or_default().weight = *weight;
+        shares.queues.entry(QueuePattern::parse(name)?).or_default().weight = *weight;
     }
     for (name, most) in &worker.queue_concurrency {
         if *most == 0 {
             return Err(BuildError::Zero("the concurrency of a queue"));
         }
-        shares.queues.entry(QueueName::parse(name)?).or_default().concurrency = Some(*most);
+        shares.queues.entry(QueuePattern::parse(name)?).or_default().concurrency = Some(*most);
     }
     for (name, task) in tasks {
         let Some(most) = task.options.concurrency else { continue };
@@ -289,34 +314,30 @@ fn checked_tags(tags: &[String]) -> Result<Vec<Tag>, BuildError> {
     }
 }
 
-/// Maximum number of task names that the description of a worker holds.
-const DESCRIBED_TASKS: usize = 500;
-
 /// Returns the description of the worker that is stored with its session, without its name.
 fn about(
-    queues: &[QueueName],
+    own: &[QueuePattern],
     tags: &[Tag],
     tasks: &HashMap<TaskName, RegisteredTask>,
     concurrency: usize,
     limits: &Limits,
     app: &App,
 ) -> serde_json::Value {
-    let queues: Vec<_> = queues.iter().map(QueueName::as_str).collect();
+    let queues: Vec<_> = own.iter().filter_map(QueuePattern::queue).collect();
     let tags: Vec<_> = tags.iter().map(Tag::as_str).collect();
-    let mut names: Vec<_> =
-        tasks.keys().map(TaskName::as_str).filter(|name| *name != WORKFLOW_TASK).collect();
-    names.sort_unstable();
-    names.truncate(DESCRIBED_TASKS);
+    let names: Vec<_> = tasks.keys().filter(|name| name.as_str() != WORKFLOW_TASK).collect();
+    let more = names.len().saturating_sub(DESCRIBED_TASKS);
     serde_json::json!({
         "host": host_name(),
         "pid": std::process::id(),
         "version": env!("CARGO_PKG_VERSION"),
         "queues": queues,
-        "tasks": names,
-        "more_tasks": tasks.len() - names.len(),
+        "patterns": described_patterns(own),
+        "tasks": described_tasks(names),
+        "more_tasks": more,
         "tags": tags,
         "concurrency": concurrency,
-        "limits": limits.own().map(|(target, limit)| (target.to_string(), limit)).collect::<BTreeMap<_, _>>(),
+        "limits": described_limits(&limits.own()),
         "since": app.clock().now(),
     })
 }

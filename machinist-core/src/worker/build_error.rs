@@ -72,6 +72,9 @@ pub enum BuildError {
     /// The worker would end at a bound, and nothing tells its supervisor to start it again.
     #[error("{0} ends the worker, so that its supervisor starts it again: set restart_exit_code too")]
     NobodyRestarts(&'static str),
+    /// The number of handlers that run at once cannot change now.
+    #[error("the concurrency cannot change now: {0}")]
+    NotNow(&'static str),
     /// A number that must not be zero is zero.
     #[error("{0} must be at least 1")]
     Zero(&'static str),

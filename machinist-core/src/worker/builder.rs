@@ -3,8 +3,9 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    Fleet, RunningRole, TaskOptions,
+    Fleet, Gate, GateContext, RunningRole, SleepHours, TaskOptions,
     fleet::TakePart,
+    gate::AskGate,
     lease::Lease,
     order_book::SetLogLevel,
     task_failure::{ClassOfType, class_of},
@@ -58,6 +59,8 @@ pub struct WorkerBuilder {
     pub(super) max_tasks: Option<usize>,
     pub(super) max_memory: Option<usize>,
     pub(super) set_log_level: Option<SetLogLevel>,
+    pub(super) sleep: Vec<SleepHours>,
+    pub(super) gate: Option<AskGate>,
     pub(super) tasks: Vec<NewTask>,
     /// Queues of task definitions and command tasks, consumed if `queues` is empty.
     pub(super) task_queues: Vec<String>,
@@ -101,6 +104,8 @@ impl WorkerBuilder {
             max_tasks: None,
             max_memory: None,
             set_log_level: None,
+            sleep: Vec::new(),
+            gate: None,
             tasks: Vec::new(),
             task_queues: Vec::new(),
             options: Vec::new(),
@@ -126,6 +131,9 @@ impl WorkerBuilder {
 
     /// Adds a queue from which the worker takes tasks. Without any, it takes tasks from the application's default queue and
     /// from the queues that the definitions of its tasks name.
+    ///
+    /// The beginning of names and a `*` stands for all queues that are called so: `tenant-*`. The worker follows them as
+    /// they appear, within 10 s, and at most 500 of them.
     pub fn queue(mut self, queue: impl Into<String>) -> Self {
         self.queues.push(queue.into());
         self
@@ -207,6 +215,38 @@ impl WorkerBuilder {
     /// where the system tells it (Linux).
     pub fn max_memory(mut self, bytes: usize) -> Self {
         self.max_memory = Some(bytes);
+        self
+    }
+
+    /// Adds hours in which the worker sleeps: it unsubscribes and starts nothing, and what runs ends. They hold beside a pause,
+    /// and go by the clock of the backend.
+    pub fn sleep(mut self, hours: SleepHours) -> Self {
+        self.sleep.push(hours);
+        self
+    }
+
+    /// Sets the gate of the worker: a function that is asked before the worker subscribes, and each second after that. While
+    /// it is closed, the worker is asleep and shows the reason. A gate that panics, or gives no answer in 10 s, stays as it
+    /// was; before its first answer it is open.
+    ///
+    /// # Examples
+    /// ```
+    /// use machinist_core::{WorkerBuilder, worker::{Gate, GateContext}};
+    ///
+    /// async fn while_mounted(_: GateContext) -> Gate {
+    ///     if std::path::Path::new("/mnt/videos/ready").exists() { Gate::Open } else { Gate::closed("/mnt/videos is not mounted") }
+    /// }
+    ///
+    /// fn gated(worker: WorkerBuilder) -> WorkerBuilder {
+    ///     worker.gate(while_mounted)
+    /// }
+    /// ```
+    pub fn gate<F, A>(mut self, gate: F) -> Self
+    where
+        F: Fn(GateContext) -> A + Send + Sync + 'static,
+        A: Future<Output = Gate> + Send + 'static,
+    {
+        self.gate = Some(Arc::new(move |context| Box::pin(gate(context))));
         self
     }
 
@@ -306,7 +346,7 @@ impl WorkerBuilder {
         self
     }
 
-    /// Sets the weight of a queue that this worker consumes; 1 unless set. While the tasks of several queues wait, a queue of
+    /// Sets the weight of a queue that this worker consumes, or of each one that a pattern stands for; 1 unless set. While the tasks of several queues wait, a queue of
     /// weight 6 gets six slots for each one that a queue of weight 1 gets.
     ///
     /// Weights order what this worker starts. They do not stop what runs: long tasks of one queue can still take all slots,
@@ -323,7 +363,7 @@ impl WorkerBuilder {
         self
     }
 
-    /// Sets the maximum number of tasks of a queue that run at once in this worker, so that a slow queue cannot take the slots
+    /// Sets the maximum number of tasks of a queue, or of each one that a pattern stands for, that run at once in this worker, so that a slow queue cannot take the slots
     /// of a quick one. [`limit_queue`](Self::limit_queue) limits a queue in all workers together.
     pub fn queue_concurrency(mut self, queue: impl Into<String>, handlers: usize) -> Self {
         self.queue_concurrency.push((queue.into(), handlers));

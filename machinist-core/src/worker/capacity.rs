@@ -235,7 +235,7 @@ mod tests {
         let name = |name| QueueName::parse(name).unwrap();
         let task = TaskName::parse("t").unwrap();
         let mut shares = SlotShares { strict: true, ..SlotShares::default() };
-        shares.queues.insert(name("a"), QueueShare { weight: 2, concurrency: None });
+        shares.queues.insert(name("a").into(), QueueShare { weight: 2, concurrency: None });
         let capacity = SlotPool::new(1, shares);
         let [a, low] = [name("a"), name("low")];
         let take = |queue| Box::pin(Arc::clone(&capacity).take_in_order(queue, &task));

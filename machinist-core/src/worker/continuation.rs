@@ -198,7 +198,13 @@ impl WorkerContext {
         let facts = window.iter().map(|(_, prepared)| Arc::clone(&prepared.facts)).collect();
         let batch = window.iter().map(|(_, prepared)| prepared.publish.clone()).collect();
         let mut stopwatch = self.events.stopwatch();
-        let published = async { tokio::join!(app.broker().publish(batch), app.backend().commit(facts)) };
+        let queues = window.iter().map(|(_, prepared)| &prepared.envelope.queue);
+        let listed = app.0.listed_queues.list(app.backend().as_ref(), self.now(), queues);
+        let published = async {
+            let (published, recorded, ()) =
+                tokio::join!(app.broker().publish(batch), app.backend().commit(facts), listed);
+            (published, recorded)
+        };
         let (published, recorded) = tokio::select! {
             answers = published => answers,
             () = self.stages.reached_leave() => return Err(Unanswered::Leaving.into()),

@@ -7,7 +7,7 @@ use crate::app::AppBuilder;
 
 impl AppBuilder {
     /// Sets the defaults of the workers of this application: `set` is applied to a new builder, and a worker takes over from
-    /// it what its own builder does not set. Queues, tags and periodic tasks are added to the worker's own.
+    /// it what its own builder does not set. Queues, tags, hours of sleep and periodic tasks are added to the worker's own.
     pub fn worker_defaults(
         mut self,
         set: impl Fn(WorkerBuilder) -> WorkerBuilder + Send + Sync + 'static,
@@ -48,6 +48,8 @@ impl WorkerBuilder {
             max_tasks: self.max_tasks.or(base.max_tasks),
             max_memory: self.max_memory.or(base.max_memory),
             set_log_level: self.set_log_level.or(base.set_log_level),
+            sleep: joined(base.sleep, self.sleep),
+            gate: self.gate.or(base.gate),
             tasks: joined(base.tasks, self.tasks),
             options: joined(base.options, self.options),
             adjustments: joined(base.adjustments, self.adjustments),

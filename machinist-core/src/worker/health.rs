@@ -19,6 +19,9 @@ use crate::{
 /// Time that a server has to answer a check.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Interval at which the health is looked at for those who want to know its changes.
+const CHANGE_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Checks the health of a worker. Cheap to clone; outlives the worker.
 #[derive(Clone)]
 pub struct Health {
@@ -122,11 +125,8 @@ impl Health {
             );
         }
         if matches!(*self.subscription(), SubscriptionState::Asleep) {
-            let wake = match self.worker.sessions.presence.must_sleep() {
-                true => "worker: it is asleep until `machinist workers resume` wakes it",
-                false => "worker: all its queues are paused until `machinist queues resume` resumes one",
-            };
-            wrong.push(wake.to_owned());
+            let reason = self.worker.sessions.presence.sleep_reason();
+            wrong.extend(reason.map(|sleep| format!("worker: it is asleep: {}", sleep.reason)));
         }
         if self.stages.is_draining() {
             wrong.push("worker: it drains, and stops when its running tasks have ended".to_owned());
@@ -160,6 +160,27 @@ impl Health {
             (color, reason) = (WorkerHealth::Yellow, Some(first.clone()));
         }
         HealthReport { color, reason, state: sessions.presence.state(), detail }
+    }
+
+    /// Calls `changed` with the health of the worker now, and whenever its colour, its reason or its state has changed. The
+    /// servers are asked every 5 s. Completes when the worker drains.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn on_change(&self, mut changed: impl FnMut(&HealthReport)) {
+        let mut told: Option<HealthReport> = None;
+        loop {
+            let report = self.report().await;
+            let about = |report: &HealthReport| (report.color, report.reason.clone(), report.state);
+            if told.as_ref().map(about) != Some(about(&report)) {
+                changed(&report);
+                told = Some(report);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(CHANGE_INTERVAL) => {}
+                () = self.stages.reached_drain() => return,
+            }
+        }
     }
 
     /// Returns the first problem of a server. That people have put the worker to sleep, or that it drains, is none.

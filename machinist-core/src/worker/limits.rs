@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::server_calls::{ServerCalls, Unanswered};
 use crate::{
+    affinity::base_queue,
     backend::Committed,
     clock::{Clock, Timestamp},
     fleet::WorkerInfo,
@@ -34,7 +35,8 @@ const MANY_BUCKETS: usize = 4096;
 /// Limits of a worker.
 #[derive(Debug, Default)]
 pub(super) struct Limits {
-    own: HashMap<LimitTarget, Arc<Limit>>,
+    /// Those of the code and the configuration.
+    own: RwLock<HashMap<LimitTarget, Arc<Limit>>>,
     live: RwLock<HashMap<LimitTarget, Arc<Limit>>>,
     /// `true` if there is any limit.
     any: AtomicBool,
@@ -73,18 +75,28 @@ pub(super) enum NextStart {
 
 impl Limits {
     pub(super) fn new(own: HashMap<LimitTarget, Arc<Limit>>) -> Self {
+        let limits = Self::default();
+        limits.set_own(own);
+        limits
+    }
+
+    /// Replaces the limits of the code and the configuration.
+    pub(super) fn set_own(&self, own: HashMap<LimitTarget, Arc<Limit>>) {
         for (target, limit) in &own {
             if limit.is_paused() {
                 tracing::warn!(%target, %limit, "a limit of zero pauses these tasks: they wait until it is raised");
             }
         }
-        Self { any: (!own.is_empty()).into(), own, ..Self::default() }
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        self.any.store(!own.is_empty() || !live.is_empty(), Ordering::Relaxed);
+        *self.own.write().unwrap_or_else(PoisonError::into_inner) = own;
     }
 
     /// Replaces the limits that people have set live.
     pub(super) fn set_live(&self, live: HashMap<LimitTarget, Arc<Limit>>) {
-        self.any.store(!self.own.is_empty() || !live.is_empty(), Ordering::Relaxed);
         let mut known = self.live.write().unwrap_or_else(PoisonError::into_inner);
+        let has_own = !self.own.read().unwrap_or_else(PoisonError::into_inner).is_empty();
+        self.any.store(has_own || !live.is_empty(), Ordering::Relaxed);
         if *known != live {
             for (target, limit) in live.iter().filter(|(target, limit)| known.get(target) != Some(limit)) {
                 tracing::info!(%target, %limit, "a limit was set live");
@@ -101,33 +113,37 @@ impl Limits {
     /// Returns the limits of a task, that of its name first.
     pub(super) fn of(&self, task: &TaskName, queue: &QueueName) -> Vec<(LimitTarget, Arc<Limit>)> {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        let own = self.own.read().unwrap_or_else(PoisonError::into_inner);
         let found = |target: LimitTarget| {
-            let limit = live.get(&target).or_else(|| self.own.get(&target))?;
+            let limit = live.get(&target).or_else(|| own.get(&target))?;
             (!limit.is_empty()).then(|| (target, Arc::clone(limit)))
         };
-        [LimitTarget::Task(task.clone()), LimitTarget::Queue(queue.clone())]
-            .into_iter()
-            .filter_map(found)
-            .collect()
+        let of_queue = || {
+            // Tasks that require tags are tasks of their queue, and share its limit.
+            found(LimitTarget::Queue(queue.clone())).or_else(|| found(LimitTarget::Queue(base_queue(queue)?)))
+        };
+        found(LimitTarget::Task(task.clone())).into_iter().chain(of_queue()).collect()
     }
 
     /// The limits of the code and the configuration of this worker.
-    pub(super) fn own(&self) -> impl Iterator<Item = (&LimitTarget, &Limit)> {
-        self.own.iter().map(|(target, limit)| (target, &**limit))
+    pub(super) fn own(&self) -> Vec<(LimitTarget, Arc<Limit>)> {
+        let own = self.own.read().unwrap_or_else(PoisonError::into_inner);
+        own.iter().map(|(target, limit)| (target.clone(), Arc::clone(limit))).collect()
     }
 
     /// Returns the targets for which these workers have other limits, each with the worker. A live limit wins over all.
     pub(super) fn differing<'a>(
-        &'a self,
+        &self,
         workers: &'a [WorkerInfo],
-    ) -> Vec<(&'a LimitTarget, &'a Limit, &'a WorkerInfo)> {
+    ) -> Vec<(LimitTarget, &'a Limit, &'a WorkerInfo)> {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
         let mut found = Vec::new();
+        let all = self.own();
         for worker in workers {
-            for (target, own) in self.own.iter().filter(|(target, _)| !live.contains_key(target)) {
+            for (target, own) in all.iter().filter(|(target, _)| !live.contains_key(target)) {
                 let other = worker.limits.iter().find(|(name, _)| **name == target.to_string());
                 if let Some((_, other)) = other.filter(|(_, other)| *other != &**own) {
-                    found.push((target, other, worker));
+                    found.push((target.clone(), other, worker));
                 }
             }
         }

@@ -120,10 +120,9 @@ impl Measurer<'_> {
             let Some(ready) = depth.ready else { continue };
             let queue = &depth.queue;
             let oldest_age = self.age(queue, ready, &facts.unwrap_or_default(), now, &mut changes);
-            let takes = workers.iter().filter(|worker| {
-                worker.state == PresenceState::Awake
-                    && worker.queues.iter().any(|name| name == queue.as_str())
-            });
+            let takes = workers
+                .iter()
+                .filter(|worker| worker.state == PresenceState::Awake && worker.takes_from(queue));
             self.worker.emit(EventKind::QueueMeasured {
                 queue,
                 ready,

@@ -43,12 +43,15 @@ mod circuits;
 mod continuation;
 mod dead_letter_counts;
 mod defaults;
+mod described;
 mod drain;
 mod event_log;
 mod events;
 mod exclusive;
 mod fleet;
 mod follow_up;
+mod followed_queues;
+mod gate;
 mod gathered;
 mod guard;
 mod health;
@@ -76,6 +79,7 @@ mod progress;
 mod queue_consumers;
 mod recycling;
 mod refusal;
+mod reload;
 mod renewal;
 mod revoked_roots;
 mod roles;
@@ -86,42 +90,51 @@ mod settlement;
 mod slot_order;
 mod start;
 mod switches;
-mod tag;
 mod tally;
 mod task_failure;
 mod time_check;
+mod timetable;
 mod undelivered;
 mod wake_up;
 mod worker_context;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use tokio::sync::watch;
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
 };
 
-pub use crate::consequence::{ErrorClass, TaskFailure};
+pub use crate::{
+    consequence::{ErrorClass, TaskFailure},
+    tag::{InvalidTag, MAX_TAGS, Tag},
+};
 pub use build_error::BuildError;
 pub use builder::WorkerBuilder;
 pub use dead_letter_counts::DeadLetterCounts;
 pub use drain::{Drained, Stages};
 pub use fleet::{Fleet, HeldSlot, RoleBuilder, RunningRole};
+pub use gate::{Gate, GateContext};
 pub use health::{Health, HealthReport};
 pub use options::{ErrorClassifier, TaskOptions};
-pub use tag::{InvalidTag, MAX_TAGS, Tag};
+pub use reload::Reloader;
+pub use timetable::{SleepHours, SleepHoursError};
 
 use crate::{
+    affinity::takes,
     app::App,
     backend::BackendError,
     broker::BrokerError,
     event::{EventKind, WorkerState},
-    id::{QueueName, TaskName},
+    id::{QueueName, QueuePattern, TaskName},
     periodic::Periodic,
     record::PresenceState,
     slot::RoleError,
 };
 use fleet::TakePart;
+use followed_queues::QueueFollower;
+use gate::{AskGate, GateKeeper};
 use intake::Intake;
 use processor::TaskProcessor;
 use renewal::Renewals;
@@ -166,13 +179,17 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// ```
 pub struct Worker {
     processor: Arc<TaskProcessor>,
-    queues: Vec<QueueName>,
+    /// Names of the tasks, sorted.
+    tasks: Vec<TaskName>,
+    queues: Vec<QueuePattern>,
     tags: Vec<Tag>,
+    sleep: Vec<SleepHours>,
+    gate: Option<AskGate>,
     grace: Duration,
     stages: Stages,
     ready: CancellationToken,
     health: Health,
-    periodic: Vec<Periodic>,
+    periodic: Arc<watch::Sender<Vec<Periodic>>>,
     roles: Vec<TakePart>,
 }
 
@@ -207,12 +224,18 @@ impl Worker {
 
     /// Names of the tasks that the worker runs, sorted.
     pub fn tasks(&self) -> Vec<&TaskName> {
-        self.processor.task_names()
+        self.tasks.iter().collect()
     }
 
-    /// Queues from which the worker takes tasks.
-    pub fn queues(&self) -> &[QueueName] {
+    /// Queues from which the worker takes tasks, and the patterns of those that it follows.
+    pub fn queues(&self) -> &[QueuePattern] {
         &self.queues
+    }
+
+    /// Returns `true` if the worker takes tasks from this queue, or follows it as soon as it is used.
+    pub fn takes_from(&self, queue: &QueueName) -> bool {
+        let has_tag = |tag: &str| self.tags.iter().any(|own| own.as_str() == tag);
+        takes(self.queues.iter().map(QueuePattern::as_str), has_tag, queue.as_str())
     }
 
     /// Tags of the worker, sorted. Its session shows them to other processes.
@@ -223,6 +246,18 @@ impl Worker {
     /// Token that fires once the broker has confirmed the subscription: tasks run from then on.
     pub fn ready(&self) -> CancellationToken {
         self.ready.clone()
+    }
+
+    /// Returns a handle that replaces what the worker has from its configuration, while it runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader::new(Arc::clone(&self.processor), Arc::clone(&self.periodic))
+    }
+
+    /// Sets the function that obeys an order to read the configuration of the program again. It returns a remark for people,
+    /// or the reason that nothing has changed, which is the answer to the order. The first one that is set counts; without
+    /// one, such orders are refused.
+    pub fn on_reload(&self, reload: impl Fn() -> Result<Option<String>, String> + Send + Sync + 'static) {
+        self.processor.worker.orders.on_reload(Arc::new(reload));
     }
 
     /// Returns a handle that checks the worker's health while it runs.
@@ -258,7 +293,20 @@ impl Worker {
     /// Dropped before its end, the worker stops like a killed process: nothing is lost, and unfinished tasks run again
     /// elsewhere when the session has expired.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<Drained, WorkerError> {
-        let Self { processor, queues, grace, stages, ready, health, periodic, roles, tags: _ } = self;
+        let Self {
+            processor,
+            tasks,
+            queues: _,
+            grace,
+            stages,
+            ready,
+            health,
+            periodic,
+            roles,
+            tags,
+            sleep,
+            gate,
+        } = self;
         let worker = Arc::clone(&processor.worker);
         let roles_over = worker.roles.over_on_drop();
         let fleet = Fleet::new(Arc::clone(&worker));
@@ -268,6 +316,13 @@ impl Worker {
         let renewals = Renewals::begin(&worker).map_err(WorkerError::Thread)?;
         // What is to be written back is read again.
         let _again = worker.apply_wanted_state();
+        let mut follower = QueueFollower::new(Arc::clone(&worker), tags);
+        follower.look().await;
+        timetable::look(&worker, &sleep);
+        let mut gate = gate.map(|gate| GateKeeper::new(Arc::clone(&worker), gate));
+        if let Some(gate) = &mut gate {
+            gate.look().await;
+        }
         let subscribed = worker.sessions.presence.subscription();
         let consumer = match subscribed.is_empty() {
             true => None,
@@ -277,9 +332,9 @@ impl Worker {
             Some(consumer) => health.subscribed(consumer.health().into()),
             None => health.asleep(),
         }
+        let queues = worker.sessions.presence.queues();
         worker.list_queues(&queues).await;
         worker.warn_of_other_limits().await;
-        let tasks: Vec<TaskName> = processor.task_names().into_iter().cloned().collect();
         worker.emit(EventKind::WorkerStarted { queues: &queues, tasks: &tasks });
         ready.cancel();
         let tracker = TaskTracker::new();
@@ -288,7 +343,11 @@ impl Worker {
         let _cut_on_drop = cut.clone().drop_guard();
         let intake = Intake { processor: Arc::clone(&processor), health, tracker: tracker.clone(), cut };
         let intake = intake.start(consumer, subscribed);
-        let ticking = AbortOnDropHandle::new(tokio::spawn(periodic::run(Arc::clone(&worker), periodic)));
+        let ticking =
+            AbortOnDropHandle::new(tokio::spawn(periodic::run(Arc::clone(&worker), periodic.subscribe())));
+        let _following = AbortOnDropHandle::new(tokio::spawn(follower.run()));
+        let _gate = gate.map(|gate| AbortOnDropHandle::new(tokio::spawn(gate.run())));
+        let _sleeping = AbortOnDropHandle::new(tokio::spawn(timetable::follow(Arc::clone(&worker), sleep)));
         tokio::select! {
             () = intake.closed() => {}
             () = shutdown => stages.advance(),

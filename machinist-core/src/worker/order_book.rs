@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock},
 };
 
 use bytes::Bytes;
@@ -12,13 +12,20 @@ use crate::id::TaskName;
 /// Function that sets the log level of the program.
 pub(super) type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
+/// Answer to a change of the running worker: a remark for people, or the reason that nothing has changed.
+pub(super) type ChangeAnswer = Result<Option<String>, String>;
+/// Function that reads the configuration of the program again.
+pub(super) type ReloadConfiguration = Arc<dyn Fn() -> ChangeAnswer + Send + Sync>;
+
 /// Orders that a worker knows, and the means to obey them.
 pub(super) struct OrderBook {
     /// Exit code at which a supervisor starts the program again.
     pub(super) restart_exit_code: Option<u8>,
     pub(super) set_log_level: Option<SetLogLevel>,
     /// Names of the tasks of the worker.
-    pub(super) tasks: Vec<TaskName>,
+    tasks: RwLock<Vec<TaskName>>,
+    /// Reads the configuration of the program again.
+    reload: OnceLock<ReloadConfiguration>,
     memory: Mutex<OrderMemory>,
 }
 
@@ -30,7 +37,7 @@ pub(super) struct OrderMemory {
     /// State that is wanted as it was stored, and is not believed. It was logged.
     pub(super) doubted: Bytes,
     /// Number and answer of the newest change of options.
-    pub(super) changed: Option<(i64, Result<(), String>)>,
+    pub(super) changed: Option<(i64, ChangeAnswer)>,
     /// `true` if the process ends in order to be started again.
     pub(super) restarts: bool,
 }
@@ -49,11 +56,32 @@ impl OrderBook {
         set_log_level: Option<SetLogLevel>,
         tasks: Vec<TaskName>,
     ) -> Self {
-        Self { restart_exit_code, set_log_level, tasks, memory: Mutex::default() }
+        let (tasks, reload) = (RwLock::new(tasks), OnceLock::new());
+        Self { restart_exit_code, set_log_level, tasks, reload, memory: Mutex::default() }
     }
 
     pub(super) fn memory(&self) -> MutexGuard<'_, OrderMemory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names of the tasks of the worker.
+    pub(super) fn tasks(&self) -> Vec<TaskName> {
+        self.tasks.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_tasks(&self, tasks: Vec<TaskName>) {
+        *self.tasks.write().unwrap_or_else(PoisonError::into_inner) = tasks;
+    }
+
+    /// Sets the function that reads the configuration again. The first one counts.
+    pub(super) fn on_reload(&self, reload: ReloadConfiguration) {
+        drop(self.reload.set(reload));
+    }
+
+    /// Reads the configuration again. Returns a remark for people.
+    pub(super) fn reload(&self) -> ChangeAnswer {
+        let unable = || Err("this program has no configuration that it could read again".to_owned());
+        self.reload.get().map_or_else(unable, |reload| reload())
     }
 
     /// Returns the exit code of a process that was ordered to restart.

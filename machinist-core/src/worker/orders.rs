@@ -4,20 +4,23 @@
 //! wake-up, or has started after the order, obeys it too. A process that dies before its answer leaves the order for the
 //! next process of its name, or for its expiry.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use super::{WorkerContext, order_book::WantedState};
+use super::{
+    WorkerContext,
+    order_book::{ChangeAnswer, WantedState},
+};
 use crate::{
     backend::{BackendError, Commit, Committed},
     clock::Timestamp,
-    id::QueueName,
+    id::{QueueName, QueuePattern},
     record::{Newest, OrderAnswer, PresenceState, answer_order, json, name, newest, orders, restore_wanted},
     security::{WorkerAction, WorkerChange, WorkerOrder},
 };
 use machinist_adapter::error::chain;
 
 /// Time in which the broker has to prepare a queue that a worker is ordered to take.
-const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum number of slots that an order can give a worker.
 const MAX_CONCURRENCY: u32 = 10_000;
 
@@ -64,31 +67,29 @@ fn decide(order: &WorkerOrder, worker: &Standing<'_>) -> OrderDecision {
         WorkerAction::Pause | WorkerAction::Resume if drains => {
             OrderDecision::Refused("it drains; the next process of its name obeys")
         }
-        WorkerAction::Set(_) if drains => OrderDecision::Refused("it drains"),
+        WorkerAction::Set(_) | WorkerAction::Reload if drains => OrderDecision::Refused("it drains"),
         WorkerAction::Pause | WorkerAction::Resume | WorkerAction::Settle if !worker.settled && !drains => {
             OrderDecision::NotYet
         }
         WorkerAction::Restart if !worker.restartable => OrderDecision::Refused(
             "no exit code tells its supervisor to start it again; set restart_exit_code in [worker]",
         ),
-        WorkerAction::Set(_) => OrderDecision::Change,
+        WorkerAction::Set(_) | WorkerAction::Reload => OrderDecision::Change,
         _ => OrderDecision::Done,
     }
 }
 
 /// Returns the queues of a worker after a change.
-fn changed_queues(mut queues: Vec<QueueName>, change: &WorkerChange) -> Result<Vec<QueueName>, String> {
-    for queue in &change.add_queues {
-        let queue = QueueName::parse(queue.as_str()).map_err(|error| error.to_string())?;
-        if !queues.contains(&queue) {
-            queues.push(queue);
-        }
-    }
+fn changed_queues(
+    mut queues: BTreeSet<QueuePattern>,
+    change: &WorkerChange,
+) -> Result<BTreeSet<QueuePattern>, String> {
+    queues.extend(change.add_queues.iter().cloned());
     for queue in &change.drop_queues {
-        let Some(place) = queues.iter().position(|own| own == queue) else {
-            return Err(format!("it takes no tasks from queue {queue}"));
-        };
-        queues.remove(place);
+        if !queues.remove(queue) {
+            let own: Vec<_> = queues.iter().map(QueuePattern::as_str).collect();
+            return Err(format!("{queue} is none of its queues and patterns, which are {}", own.join(", ")));
+        }
     }
     if queues.is_empty() {
         return Err("it would take tasks from no queue; pause it instead".to_owned());
@@ -160,14 +161,15 @@ impl WorkerContext {
                 Err(why) => Err(why.clone()),
                 Ok(order) => match self.decide(order) {
                     OrderDecision::NotYet => continue,
-                    OrderDecision::Done => Ok(()),
+                    OrderDecision::Done => Ok(None),
                     OrderDecision::Change => self.change(order).await,
                     OrderDecision::Refused(why) => Err(why.to_owned()),
                 },
             };
             let done = answer.is_ok();
             let session = self.sessions.current().to_string();
-            let answer = OrderAnswer { done, reason: answer.err(), at: self.now(), session };
+            let reason = answer.unwrap_or_else(Some);
+            let answer = OrderAnswer { done, reason, at: self.now(), session };
             let commit = answer_order(&worker, &facts, &id, &stored, json(&answer));
             // Refused: it was answered, or taken back.
             let answered = matches!(self.app.client().commit(commit).await?, Committed::Done { .. });
@@ -203,8 +205,7 @@ impl WorkerContext {
     }
 
     /// Changes the options of this process, once for each order, and not after a later order has changed them.
-    async fn change(&self, order: &WorkerOrder) -> Result<(), String> {
-        let WorkerAction::Set(change) = &order.action else { return Ok(()) };
+    async fn change(&self, order: &WorkerOrder) -> ChangeAnswer {
         match self.orders.memory().changed.clone() {
             Some((number, answer)) if number == order.number => return answer,
             Some((number, _)) if number > order.number => {
@@ -212,7 +213,11 @@ impl WorkerContext {
             }
             _ => {}
         }
-        let answer = self.try_change(change).await;
+        let answer = match &order.action {
+            WorkerAction::Set(change) => self.try_change(change).await.map(|()| None),
+            WorkerAction::Reload => self.orders.reload(),
+            _ => Ok(None),
+        };
         self.orders.memory().changed = Some((order.number, answer.clone()));
         answer
     }
@@ -225,14 +230,10 @@ impl WorkerContext {
         {
             return Err(format!("concurrency {concurrency} is not a number from 1 to {MAX_CONCURRENCY}"));
         }
-        let before = presence.queues();
+        let before = presence.own_queues();
         let queues = changed_queues(before.clone(), change)?;
-        let new: Vec<_> = queues.iter().filter(|queue| !before.contains(queue)).cloned().collect();
-        for (queue, task) in
-            new.iter().flat_map(|queue| self.orders.tasks.iter().map(move |task| (queue, task)))
-        {
-            self.app.0.trust.may_sign(task, queue, self.now())?;
-        }
+        let new: Vec<_> = queues.difference(&before).filter_map(QueuePattern::queue).collect();
+        new.iter().try_for_each(|queue| self.may_take(queue))?;
         if !new.is_empty() {
             // A queue that cannot be subscribed to would keep the worker from all others.
             match tokio::time::timeout(PREPARE_TIMEOUT, self.app.broker().prepare(&new)).await {
@@ -251,9 +252,20 @@ impl WorkerContext {
             self.capacity.give();
             self.look_ahead.set_concurrency(slots);
         }
-        presence.want_queues(queues.iter().cloned());
-        self.sessions.describe(&queues, self.capacity.limit());
+        presence.want_queues(queues);
+        self.describe_queues();
         Ok(())
+    }
+
+    /// Checks that the application's key can sign what this worker would publish again of a queue.
+    pub(super) fn may_take(&self, queue: &QueueName) -> Result<(), String> {
+        self.orders.tasks().iter().try_for_each(|task| self.app.0.trust.may_sign(task, queue, self.now()))
+    }
+
+    /// Shows the queues and the number of slots that the worker has now.
+    pub(super) fn describe_queues(&self) {
+        let presence = &self.sessions.presence;
+        self.sessions.describe(&presence.queues(), &presence.own_queues(), self.capacity.limit());
     }
 }
 
@@ -322,16 +334,17 @@ mod tests {
 
     #[test]
     fn queues_are_added_and_dropped_and_one_is_left() {
-        let queue = |name: &str| QueueName::parse(name).unwrap();
-        let own = vec![queue("a"), queue("b")];
+        let queue = |name: &str| QueuePattern::parse(name).unwrap();
+        let own = BTreeSet::from([queue("a"), queue("b")]);
         let change = |add: &[&str], drop: &[&str]| {
             let names = |names: &[&str]| names.iter().map(|name| queue(name)).collect::<Vec<_>>();
             let change =
                 WorkerChange { add_queues: names(add), drop_queues: names(drop), ..WorkerChange::default() };
             changed_queues(own.clone(), &change)
         };
-        assert_eq!(change(&["c", "a"], &["b"]), Ok(vec![queue("a"), queue("c")]));
+        assert_eq!(change(&["c", "a"], &["b"]), Ok(BTreeSet::from([queue("a"), queue("c")])));
+        assert_eq!(change(&["t-*"], &["a", "b"]), Ok(BTreeSet::from([queue("t-*")])));
         assert!(change(&[], &["a", "b"]).unwrap_err().contains("no queue"));
-        assert!(change(&[], &["c"]).unwrap_err().contains("queue c"));
+        assert!(change(&[], &["c"]).unwrap_err().contains("which are a, b"));
     }
 }

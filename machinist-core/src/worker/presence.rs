@@ -10,7 +10,11 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 
-use crate::{id::QueueName, record::PresenceState};
+use crate::{
+    affinity::base_queue,
+    id::{QueueName, QueuePattern},
+    record::PresenceState,
+};
 
 /// The state of a worker and what people want of it.
 #[derive(Debug, Default)]
@@ -24,13 +28,28 @@ pub(super) struct Presence {
     pub(super) woken: Arc<Notify>,
 }
 
+/// Reason that a worker is asleep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SleepReason {
+    /// The reason, for people.
+    pub(super) reason: String,
+    /// `true` if the worker wakes up without people.
+    pub(super) wakes: bool,
+}
+
 /// Subscription that people want a worker to have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct WantedSubscription {
-    /// `true` if the worker has to sleep.
-    sleep: bool,
-    /// Queues of the worker.
-    queues: BTreeSet<QueueName>,
+    /// `true` if people have paused the worker.
+    paused_worker: bool,
+    /// Reason for which the worker sleeps by its timetable.
+    timetable: Option<String>,
+    /// Reason for which its gate is closed.
+    gate: Option<String>,
+    /// Queues of the worker, and patterns of queues.
+    own: BTreeSet<QueuePattern>,
+    /// Queues that its patterns and tags add.
+    followed: BTreeSet<QueueName>,
     /// Queues that are paused for all workers.
     paused: BTreeSet<QueueName>,
 }
@@ -38,7 +57,43 @@ struct WantedSubscription {
 impl WantedSubscription {
     /// Returns the queues to which the worker has to be subscribed.
     fn subscription(&self) -> BTreeSet<QueueName> {
-        if self.sleep { BTreeSet::new() } else { self.queues.difference(&self.paused).cloned().collect() }
+        if self.sleeps() {
+            return BTreeSet::new();
+        }
+        let mut queues = self.queues();
+        queues.retain(|queue| !self.is_paused(queue));
+        queues
+    }
+
+    fn sleeps(&self) -> bool {
+        self.paused_worker || self.timetable.is_some() || self.gate.is_some()
+    }
+
+    /// Returns the reason to be subscribed to nothing.
+    fn sleep_reason(&self) -> Option<SleepReason> {
+        let (reason, wakes) = if self.paused_worker {
+            ("it was paused, and `machinist workers resume` wakes it".to_owned(), false)
+        } else if let Some(reason) = self.timetable.as_ref().or(self.gate.as_ref()) {
+            (reason.clone(), true)
+        } else if !self.subscription().is_empty() {
+            return None;
+        } else if self.queues().is_empty() {
+            ("no queue fits its patterns yet".to_owned(), true)
+        } else {
+            ("all its queues are paused, and `machinist queues resume` resumes one".to_owned(), false)
+        };
+        Some(SleepReason { reason, wakes })
+    }
+
+    fn queues(&self) -> BTreeSet<QueueName> {
+        self.own.iter().filter_map(QueuePattern::queue).chain(self.followed.iter().cloned()).collect()
+    }
+
+    /// Returns `true` if the queue is paused, or the queue to which its tasks were sent before their tags made another of it.
+    fn is_paused(&self, queue: &QueueName) -> bool {
+        !self.paused.is_empty()
+            && (self.paused.contains(queue)
+                || base_queue(queue).is_some_and(|base| self.paused.contains(&base)))
     }
 }
 
@@ -66,15 +121,26 @@ impl Presence {
         self.broker_away.store(away, Ordering::Relaxed);
     }
 
-    /// Sets whether the worker has to sleep. Returns `true` if that is new.
+    /// Sets whether people have paused the worker. Returns `true` if that is new.
     pub(super) fn want_sleep(&self, sleep: bool) -> bool {
-        self.want(|wanted| wanted.sleep = sleep)
+        self.want(|wanted| wanted.paused_worker = sleep)
     }
 
-    /// Sets the queues of the worker.
-    pub(super) fn want_queues(&self, queues: impl IntoIterator<Item = QueueName>) {
-        let queues = queues.into_iter().collect();
-        self.want(|wanted| wanted.queues = queues);
+    /// Sets the reason for which the worker sleeps by its timetable.
+    pub(super) fn want_by_timetable(&self, reason: Option<String>) {
+        if self.want(|wanted| wanted.timetable = reason) {
+            self.woken.notify_one();
+        }
+    }
+
+    /// Sets the queues of the worker, and its patterns.
+    pub(super) fn want_queues(&self, own: BTreeSet<QueuePattern>) {
+        self.want(|wanted| wanted.own = own);
+    }
+
+    /// Sets the queues that its patterns and tags add.
+    pub(super) fn want_followed(&self, followed: BTreeSet<QueueName>) {
+        self.want(|wanted| wanted.followed = followed);
     }
 
     /// Sets the queues that are paused for all workers.
@@ -90,20 +156,39 @@ impl Presence {
         })
     }
 
-    /// Returns `true` if people want the worker to sleep.
-    pub(super) fn must_sleep(&self) -> bool {
-        self.wanted.borrow().sleep
+    /// Sets the reason for which the gate of the worker is closed.
+    pub(super) fn want_by_gate(&self, reason: Option<String>) {
+        if self.want(|wanted| wanted.gate = reason) {
+            self.woken.notify_one();
+        }
+    }
+
+    /// Returns the reason that the worker is asleep, if it is.
+    pub(super) fn sleep_reason(&self) -> Option<SleepReason> {
+        let away = || SleepReason { reason: "the backend was away for a long time".to_owned(), wakes: true };
+        (self.state() == PresenceState::Asleep)
+            .then(|| self.wanted.borrow().sleep_reason().unwrap_or_else(away))
     }
 
     /// Returns `true` if a task of this queue may start.
     pub(super) fn may_start_from(&self, queue: &QueueName) -> bool {
         let wanted = self.wanted.borrow();
-        !wanted.sleep && !wanted.paused.contains(queue)
+        !wanted.sleeps() && !wanted.is_paused(queue)
     }
 
     /// Returns the queues of the worker, paused or not.
     pub(super) fn queues(&self) -> Vec<QueueName> {
-        self.wanted.borrow().queues.iter().cloned().collect()
+        self.wanted.borrow().queues().into_iter().collect()
+    }
+
+    /// Returns the queues and patterns that the worker was given.
+    pub(super) fn own_queues(&self) -> BTreeSet<QueuePattern> {
+        self.wanted.borrow().own.clone()
+    }
+
+    /// Returns the queues that its patterns and tags have added.
+    pub(super) fn followed(&self) -> BTreeSet<QueueName> {
+        self.wanted.borrow().followed.clone()
     }
 
     /// Returns the queues to which the worker has to be subscribed.
@@ -147,7 +232,7 @@ mod tests {
     #[test]
     fn a_worker_subscribes_to_its_queues_that_are_not_paused_unless_it_sleeps() {
         let presence = Presence::default();
-        presence.want_queues(queues(["a", "b"]));
+        presence.want_queues(queues(["a", "b"]).into_iter().map(QueuePattern::from).collect());
         presence.want_paused(queues(["b", "c"]));
         assert_eq!(presence.subscription(), queues(["a"]));
         assert!(presence.want_sleep(true) && !presence.want_sleep(true));
@@ -159,5 +244,40 @@ mod tests {
         assert!(presence.is_settled());
         let [a, b] = ["a", "b"].map(|name| QueueName::parse(name).unwrap());
         assert!(presence.may_start_from(&a) && !presence.may_start_from(&b));
+    }
+
+    #[test]
+    fn a_worker_that_sleeps_says_why() {
+        let presence = Presence::default();
+        presence.want_queues(["t-*"].map(|name| QueuePattern::parse(name).unwrap()).into());
+        presence.show(PresenceState::Asleep);
+        let said = |part: &str, wakes: bool| {
+            let reason = presence.sleep_reason().unwrap();
+            assert!(reason.reason.contains(part) && reason.wakes == wakes, "{reason:?}");
+        };
+        said("no queue fits", true);
+        presence.want_followed(queues(["t-1"]));
+        said("the backend", true);
+        presence.want_paused(queues(["t-1"]));
+        said("queues resume", false);
+        presence.want_by_gate(Some("no licence".to_owned()));
+        said("no licence", true);
+        presence.want_by_timetable(Some("until six".to_owned()));
+        said("until six", true);
+        presence.want_sleep(true);
+        said("workers resume", false);
+        presence.show(PresenceState::Awake);
+        assert_eq!(presence.sleep_reason(), None);
+    }
+
+    #[test]
+    fn what_is_followed_is_subscribed_to_and_paused_with_the_queue_of_its_tasks() {
+        let presence = Presence::default();
+        presence.want_queues(["b", "t-*"].map(|name| QueuePattern::parse(name).unwrap()).into());
+        assert_eq!(presence.subscription(), queues(["b"]));
+        presence.want_followed(queues(["t-1", "b+gpu"]));
+        assert_eq!(presence.subscription(), queues(["b", "b+gpu", "t-1"]));
+        presence.want_paused(queues(["b"]));
+        assert_eq!(presence.subscription(), queues(["t-1"]));
     }
 }

@@ -5,7 +5,7 @@
 //! [`peers`](super::peers).
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -15,15 +15,24 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admissions::DisabledTasks, events::WorkerEvents, held_places::HeldPlaces, lease::Lease, limits::Limits,
-    memory::resident_bytes, peers::Peers, presence::Presence, server_calls::ServerCalls, switches::Switches,
+    admissions::DisabledTasks,
+    described::{described_limits, described_patterns, described_tasks},
+    events::WorkerEvents,
+    held_places::HeldPlaces,
+    lease::Lease,
+    limits::Limits,
+    memory::resident_bytes,
+    peers::Peers,
+    presence::Presence,
+    server_calls::ServerCalls,
+    switches::Switches,
 };
 use crate::{
     app::App,
     backend::{Backend, BackendError, Commit, Committed, Index, IndexUpdate},
     event::WorkerState,
-    id::{QueueName, RecordId, RunId, SessionId, TaskId},
-    limit::live_limits,
+    id::{QueueName, QueuePattern, RecordId, RunId, SessionId, TaskId, TaskName},
+    limit::{Limit, LimitTarget, live_limits},
     record::{
         Claim, ClaimStatus, Facts, RenewalAction, WorkerHealth, claim_name, close_session, control_record,
         holder_of, is_alive, keep_name, memory_to_show, name, name_record, numbered_name, open_session,
@@ -234,9 +243,26 @@ impl Sessions {
     }
 
     /// Changes what the session says about the worker, and lets it be seen soon.
-    pub(super) fn describe(&self, queues: &[QueueName], concurrency: usize) {
+    pub(super) fn describe(&self, queues: &[QueueName], own: &BTreeSet<QueuePattern>, concurrency: usize) {
         let mut state = self.state();
         state.about["queues"] = queues.iter().map(QueueName::as_str).collect::<Vec<_>>().into();
+        state.about["patterns"] = described_patterns(own).into();
+        state.about["concurrency"] = concurrency.into();
+        state.about_changed = true;
+        drop(state);
+        self.presence.woken.notify_one();
+    }
+
+    /// Changes what the session says about the tasks of the worker, and lets it be seen soon.
+    pub(super) fn describe_tasks(
+        &self,
+        tasks: &[TaskName],
+        limits: &[(LimitTarget, Arc<Limit>)],
+        concurrency: usize,
+    ) {
+        let mut state = self.state();
+        state.about["tasks"] = described_tasks(tasks.iter().collect());
+        state.about["limits"] = described_limits(limits);
         state.about["concurrency"] = concurrency.into();
         state.about_changed = true;
         drop(state);
@@ -573,6 +599,7 @@ impl Sessions {
             "running": running,
             "stuck": stuck,
             "state": self.presence.state(),
+            "asleep": self.presence.sleep_reason().map(|sleep| (sleep.reason, sleep.wakes)),
             "health": health,
             "reason": reason,
             "counts": counts,

@@ -7,7 +7,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use tokio::sync::oneshot;
 
-use crate::id::{QueueName, TaskName};
+use crate::{
+    affinity::takes,
+    id::{QueueName, QueuePattern, TaskName},
+};
 
 /// Share of a queue in the slots of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +30,7 @@ impl Default for QueueShare {
 /// Shares of the queues and tasks of a worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct SlotShares {
-    pub(super) queues: HashMap<QueueName, QueueShare>,
+    pub(super) queues: BTreeMap<QueuePattern, QueueShare>,
     /// Maximum number of runs at once in this worker, by task.
     pub(super) tasks: HashMap<TaskName, usize>,
     /// `true` if tasks of a queue start only while no queue of a larger weight has tasks that wait.
@@ -42,7 +45,14 @@ impl SlotShares {
     }
 
     fn of(&self, queue: &QueueName) -> QueueShare {
-        self.queues.get(queue).copied().unwrap_or_default()
+        let of = |(pattern, share): (&QueuePattern, &QueueShare)| {
+            takes(std::iter::once(pattern.as_str()), |_| true, queue.as_str()).then_some(*share)
+        };
+        // The longest one that fits: a name goes before a pattern, and a pattern before a wider one.
+        self.queues
+            .get(&QueuePattern::from(queue.clone()))
+            .copied()
+            .unwrap_or_else(|| self.queues.iter().rev().find_map(of).unwrap_or_default())
     }
 }
 
@@ -190,8 +200,9 @@ mod tests {
     }
 
     fn order(weights: &[(&str, u32)], strict: bool) -> SlotOrder<()> {
-        let share =
-            |(name, weight): &(&str, u32)| (queue(name), QueueShare { weight: *weight, concurrency: None });
+        let share = |(name, weight): &(&str, u32)| {
+            (queue(name).into(), QueueShare { weight: *weight, concurrency: None })
+        };
         SlotOrder::new(SlotShares {
             queues: weights.iter().map(share).collect(),
             strict,
@@ -240,7 +251,7 @@ mod tests {
     #[test]
     fn a_queue_and_a_task_have_no_more_slots_than_they_may() {
         let mut shares = SlotShares::default();
-        shares.queues.insert(queue("slow"), QueueShare { weight: 9, concurrency: Some(2) });
+        shares.queues.insert(queue("slow").into(), QueueShare { weight: 9, concurrency: Some(2) });
         shares.tasks.insert(task("heavy"), 1);
         assert!(!shares.is_empty() && SlotShares::default().is_empty());
         let mut order = SlotOrder::<()>::new(shares);

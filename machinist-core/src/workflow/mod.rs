@@ -15,6 +15,7 @@ mod typed;
 use std::{fmt, marker::PhantomData, time::Duration};
 
 use crate::{
+    affinity::without_tags,
     args::Results,
     builtin::WORKFLOW_TASK,
     clock::Timestamp,
@@ -108,9 +109,14 @@ impl<R> Workflow<R> {
         };
         let plan::Compiled { then, steps, outline } =
             plan::compile(&self.steps).map_err(|error| error.to_string())?;
-        let first = steps.iter().find(|step| then.contains(&step.name) && !step.queue.is_empty());
+        // The root itself requires no tags.
+        let mut first = steps.iter().filter(|step| then.contains(&step.name));
         let mut root = self.root;
-        root.queue = root.queue.or_else(|| first.map(|step| step.queue.clone()));
+        root.queue = root.queue.or_else(|| {
+            first
+                .find_map(|step| Some(without_tags(&step.queue)).filter(|queue| !queue.is_empty()))
+                .map(str::to_owned)
+        });
         let last = StepPlace::root(root.id.clone()).step(&last).id();
         root.flow = Some(Box::new(Flow { then, steps, ..Flow::default() }));
         Ok((root, Outline { name: self.name, steps: outline }, last))

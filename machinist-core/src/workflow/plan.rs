@@ -517,7 +517,7 @@ fn template(plan: &StepPlan) -> Result<Step, WorkflowError> {
     Ok(Step {
         name: plan.name.clone(),
         task: parts.name.clone(),
-        queue: parts.queue.clone().unwrap_or_default(),
+        queue: parts.queue_text(),
         args: parts.args.clone(),
         retry: parts.retry.clone(),
         timeout_ms: parts.timeout.map(millis),

@@ -1,15 +1,26 @@
-//! Orders that are written back to the backend after later ones: a worker goes by the newest, and restores it.
+//! The state that people, a timetable and a gate want of a worker. Of orders that are written back to the backend after later
+//! ones, a worker goes by the newest, and restores it. A worker reads its configuration again.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use crate::support::Running;
 use bytes::Bytes;
 use machinist_core::{
-    App, Client, TaskDef, TaskError, Worker, WorkerAction, WorkerFilter,
+    App, Arg, Client, Results, Signature, TaskContext, TaskDef, TaskError, WhyClass, WhyReason, Worker,
+    WorkerAction, WorkerFilter,
     backend::{Backend, Commit},
     id::{RecordId, RecordKind, TaskName},
+    limit::{Limit, LimitTarget},
+    periodic::{Periodic, Schedule},
     record::PresenceState,
     sign::{Algorithm, Key},
+    worker::{BuildError, Gate, SleepHours, TaskOptions},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
 
@@ -145,4 +156,155 @@ async fn a_task_stays_disabled_when_someone_writes_the_earlier_setting_back() {
     client.enable_task(&name).await.unwrap();
     task.wait(MINUTE).await.unwrap();
     worker.stop().await;
+}
+
+async fn comes(what: &str, mut ask: impl AsyncFnMut() -> bool) {
+    let come = async {
+        while !ask().await {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(60 * MINUTE, come).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+async fn is_in(client: &Client, state: PresenceState) {
+    comes(state.as_str(), async || {
+        client
+            .workers(&WorkerFilter::new())
+            .await
+            .unwrap()
+            .first()
+            .is_some_and(|worker| worker.state == state)
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_sleeps_while_its_gate_is_closed_and_says_why() {
+    let servers = servers().await;
+    let client = servers.app.client();
+    let (open, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+    let asked = Arc::clone(&open);
+    let gate = move |_| {
+        let open = asked.load(Ordering::Relaxed);
+        async move { if open { Gate::Open } else { Gate::closed("the disk is away") } }
+    };
+    let worker = Worker::builder(&servers.app).name("w").task(WORK, work).gate(gate).build().unwrap();
+    let (health, reports) = (worker.health(), Arc::clone(&seen));
+    let told = tokio::spawn(async move {
+        health.on_change(|report| reports.lock().unwrap().push(report.state)).await;
+    });
+    let stages = worker.stages();
+    let running = tokio::spawn(worker.run_until(std::future::pending()));
+    is_in(&client, PresenceState::Asleep).await;
+    let task = client.send(WORK.call(())).await.unwrap();
+    tokio::time::sleep(MINUTE).await;
+    let why = client.why(task.id()).await.unwrap();
+    assert_eq!((why.reason, why.class), (WhyReason::Asleep, WhyClass::Wait));
+    assert!(why.sentence.contains("w: its gate is closed: the disk is away"), "{}", why.sentence);
+    open.store(true, Ordering::Relaxed);
+    task.wait(MINUTE).await.unwrap();
+    is_in(&client, PresenceState::Awake).await;
+    tokio::time::sleep(MINUTE).await;
+    open.store(false, Ordering::Relaxed);
+    is_in(&client, PresenceState::Asleep).await;
+    tokio::time::sleep(MINUTE).await;
+    stages.advance();
+    running.await.unwrap().unwrap();
+    told.await.unwrap();
+    let seen = seen.lock().unwrap().clone();
+    assert!(
+        seen.ends_with(&[PresenceState::Asleep, PresenceState::Awake, PresenceState::Asleep]),
+        "{seen:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_sleeps_by_its_timetable() {
+    let servers = servers().await;
+    let client = servers.app.client();
+    let minutes = |minutes: i64| {
+        let at = jiff::Timestamp::now() + jiff::SignedDuration::from_mins(minutes);
+        at.to_zoned(jiff::tz::TimeZone::UTC).strftime("%H:%M").to_string()
+    };
+    let hours = SleepHours::new("mon-sun", &minutes(3), &minutes(30), "UTC").unwrap();
+    let worker = Running::start(Worker::builder(&servers.app).name("w").task(WORK, work).sleep(hours));
+    is_in(&client, PresenceState::Awake).await;
+    is_in(&client, PresenceState::Asleep).await;
+    let asleep = client.workers(&WorkerFilter::new()).await.unwrap()[0].asleep.clone().unwrap();
+    assert!(asleep.contains("its timetable lets it sleep until"), "{asleep}");
+    // A pause is another will: to resume the worker does not end its hours.
+    order(&client, WorkerAction::Pause).await;
+    order(&client, WorkerAction::Resume).await;
+    assert_eq!(state(&client).await, PresenceState::Asleep);
+    let task = client.send(WORK.call(())).await.unwrap();
+    let before = tokio::time::Instant::now();
+    task.wait(60 * MINUTE).await.unwrap();
+    assert!(before.elapsed() > 20 * MINUTE, "{:?}", before.elapsed());
+    worker.stop().await;
+}
+
+async fn echo(_: TaskContext, args: Vec<Arg>) -> Result<Results, TaskError> {
+    Ok(Results(args))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_replaces_the_configuration_and_keeps_what_the_code_says() {
+    let servers = servers().await;
+    let client = servers.app.client();
+    let builder = || Worker::builder(&servers.app);
+    let old = || {
+        builder()
+            .concurrency(2)
+            .task_dyn("old", echo)
+            .adjust_options("work", |options| *options.unwrap() = TaskOptions::new().concurrency(1))
+            .limit_queue("default", Limit::new().max_running(5))
+    };
+    let worker =
+        old().name("w").task(WORK, work).limit_queue("coded", Limit::new().max_running(1)).build().unwrap();
+    let reloader = worker.reloader();
+    let answers =
+        Arc::new(Mutex::new(vec![Err("line 3 is wrong".to_owned()), Ok(Some("a remark".to_owned()))]));
+    worker.on_reload(move || answers.lock().unwrap().remove(0));
+    let stages = worker.stages();
+    let running = tokio::spawn(worker.run_until(std::future::pending()));
+    awake(&client).await;
+    let every = Schedule::every(Duration::from_secs(1)).unwrap();
+    let periodic = || Periodic::new("often", every.clone(), Signature::new("new")).unwrap();
+    let new =
+        || builder().concurrency(3).task_dyn("new", echo).limit_queue("other", Limit::new().max_running(7));
+    let twice = reloader.reload(&old(), new().task_dyn("work", echo), None);
+    assert!(matches!(twice, Err(BuildError::Twice(_))), "{twice:?}");
+    let wrong = reloader.reload(&old(), new().limit_queue("x", Limit::new().burst(3)), None);
+    assert!(matches!(wrong, Err(BuildError::Limit { .. })), "{wrong:?}");
+    client.send(Signature::new("old").arg(1)).await.unwrap().wait(MINUTE).await.unwrap();
+    reloader.reload(&old(), new().periodic(periodic()), None).unwrap();
+    client.send(Signature::new("new").arg(1)).await.unwrap().wait(MINUTE).await.unwrap();
+    client.send(WORK.call(())).await.unwrap().wait(MINUTE).await.unwrap();
+    comes("the session shows it", async || {
+        let worker = client.workers(&WorkerFilter::new()).await.unwrap().remove(0);
+        worker.tasks == ["new", "work"] && worker.concurrency == 3
+    })
+    .await;
+    let limits = client.workers(&WorkerFilter::new()).await.unwrap().remove(0).limits;
+    assert_eq!(limits.keys().collect::<Vec<_>>(), ["queue:coded", "queue:other"]);
+    comes("it ticks", async || {
+        let ticking = client.periodic_task("often").await;
+        ticking.is_ok_and(|task| task.is_some_and(|task| !task.ticks.is_empty()))
+    })
+    .await;
+    let workers = client.workers(&WorkerFilter::new()).await.unwrap();
+    let (_, refused) = client.order_workers(&workers, WorkerAction::Reload, false).await.unwrap();
+    assert_eq!((refused[0].done, refused[0].reason.as_deref()), (false, Some("line 3 is wrong")));
+    let (_, done) = client.order_workers(&workers, WorkerAction::Reload, false).await.unwrap();
+    assert_eq!((done[0].done, done[0].reason.as_deref()), (true, Some("a remark")));
+    let zero = LimitTarget::parse("queue:default").unwrap();
+    client.set_limit(&zero, &Limit::new().max_running(0)).await.unwrap();
+    order(&client, WorkerAction::Ping).await;
+    let task = client.send(WORK.call(())).await.unwrap();
+    comes("it is parked", async || task.record().await.unwrap().parked.is_some()).await;
+    let why = client.why(task.id()).await.unwrap();
+    assert_eq!((why.reason, why.class), (WhyReason::Limited, WhyClass::Act), "{}", why.sentence);
+    stages.advance();
+    running.await.unwrap().unwrap();
 }

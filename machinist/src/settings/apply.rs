@@ -128,6 +128,9 @@ impl WorkerPart<'_> {
         for (queue, weight) in worker.weights.iter().flat_map(|weights| &weights.value) {
             builder = builder.queue_weight(queue.as_str(), *weight);
         }
+        for hours in &worker.sleep {
+            builder = builder.sleep(hours.value.clone());
+        }
         if let Some(strict) = &worker.strict {
             builder = builder.strict_order(strict.value);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use machinist_core::{QueueName, periodic::Periodic};
+use machinist_core::{QueuePattern, periodic::Periodic};
 
 use super::{
     Setting, SettingOrigin, Settings, SizeSettings, TaskSettings, WorkerSettings, show_duration,
@@ -75,7 +75,7 @@ impl Settings {
     }
 }
 
-fn show_weights(weights: &BTreeMap<QueueName, u32>) -> String {
+fn show_weights(weights: &BTreeMap<QueuePattern, u32>) -> String {
     let shown: Vec<_> = weights.iter().map(|(queue, weight)| format!("{queue} = {weight}")).collect();
     shown.join(", ")
 }
@@ -102,7 +102,9 @@ impl WorkerSettings {
             self.max_memory.as_ref().map(|bytes| table::MAX_MEMORY.entry(bytes)),
             self.metrics_token_file.as_ref().map(|file| table::METRICS_TOKEN_FILE.entry(file)),
         ];
-        rows.into_iter().flatten()
+        let sleep =
+            self.sleep.iter().map(|hours| SettingEntry::new("worker.sleep", hours, ToString::to_string));
+        rows.into_iter().flatten().chain(sleep.collect::<Vec<_>>())
     }
 }
 
@@ -134,6 +136,7 @@ impl TaskSettings {
             row(key("command"), self.command.as_ref(), |argv| redact::text(&argv.join(" ")).into_owned()),
             row(key("args"), self.args.as_ref(), |names| names.join(", ")),
             row(key("queue"), self.queue.as_ref(), ToString::to_string),
+            row(key("requires"), self.requires.as_ref(), |tags| text::join(tags)),
             row(key("timeout"), self.timeout.as_ref(), |time| show_duration(*time)),
             row(key("soft_timeout"), self.soft_timeout.as_ref(), |time| show_duration(*time)),
             row(key("retry_timeouts"), self.retry_timeouts.as_ref(), bool::to_string),

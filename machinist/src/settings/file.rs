@@ -10,11 +10,11 @@ use std::{
 };
 
 use machinist_core::{
-    QueueName,
+    QueuePattern,
     event_stream::PublishedEvents,
     periodic::Periodic,
     sign::{KeyConfig, KeyError, KeyId, KeyState, SecretText},
-    worker::Tag,
+    worker::{SleepHours, Tag},
 };
 use toml::de::DeTable;
 
@@ -73,9 +73,10 @@ pub(super) struct FileWorker {
     pub(super) tags: Option<Setting<Vec<Tag>>>,
     pub(super) look_ahead: Option<Setting<usize>>,
     pub(super) keep_args: Option<Setting<bool>>,
-    pub(super) queues: Option<Setting<Vec<QueueName>>>,
-    pub(super) weights: Option<Setting<BTreeMap<QueueName, u32>>>,
+    pub(super) queues: Option<Setting<Vec<QueuePattern>>>,
+    pub(super) weights: Option<Setting<BTreeMap<QueuePattern, u32>>>,
     pub(super) strict: Option<Setting<bool>>,
+    pub(super) sleep: Vec<Setting<SleepHours>>,
     pub(super) concurrency: Option<Setting<usize>>,
     pub(super) grace: Option<Setting<Duration>>,
     pub(super) consumer_timeout: Option<Setting<Duration>>,
@@ -187,6 +188,7 @@ fn read_worker(top: &Section<'_>) -> Result<FileWorker, SettingsError> {
         queues: worker.setting(&table::QUEUES)?,
         weights: worker.get("queues", value::queue_weights)?.filter(|weights| !weights.value.is_empty()),
         strict: worker.setting(&table::STRICT)?,
+        sleep: read_sleep(&worker)?,
         concurrency: worker.setting(&table::CONCURRENCY)?,
         grace: worker.setting(&table::GRACE)?,
         consumer_timeout: worker.setting(&table::CONSUMER_TIMEOUT)?,
@@ -195,6 +197,26 @@ fn read_worker(top: &Section<'_>) -> Result<FileWorker, SettingsError> {
         max_memory: worker.setting(&table::MAX_MEMORY)?,
         metrics_token_file: worker.setting(&table::METRICS_TOKEN_FILE)?,
     })
+}
+
+/// Reads the hours in which a worker sleeps. Without days, they are those of every day; without a time zone, of UTC.
+fn read_sleep(worker: &Section<'_>) -> Result<Vec<Setting<SleepHours>>, SettingsError> {
+    let sections = worker.list("sleep", &["days", "from", "to", "time_zone"])?;
+    let read = |section: &Section<'_>| {
+        let text =
+            |key: &str, expected: &str| section.value(key, |v| value::string(v, expected).map(str::to_owned));
+        let (from, to) = (text("from", "a time like \"22:00\"")?, text("to", "a time like \"06:00\"")?);
+        let (Some(from), Some(to)) = (from, to) else {
+            return Err(section.error("needs from and to, like from = \"22:00\", to = \"06:00\""));
+        };
+        let days = text("days", "days like \"mon-fri\"")?.unwrap_or_else(|| "mon-sun".to_owned());
+        let zone =
+            text("time_zone", "a time zone like \"Europe/Berlin\"")?.unwrap_or_else(|| "UTC".to_owned());
+        let hours = SleepHours::new(&days, &from, &to, &zone)
+            .map_err(|wrong| section.error(&format!("is wrong: {wrong}")))?;
+        Ok(Setting::new(hours, section.origin()))
+    };
+    sections.iter().map(read).collect()
 }
 
 /// Reads `[sizes]`, or the same section under its old name.
@@ -330,8 +352,31 @@ command = ["true"]
         );
         assert_eq!(
             error("[tasks.x]\ncommand = [\"a\"]\nshell = true"),
-            "machinist.toml:3:1: unknown key \"shell\" in [tasks.x]; the keys here are command, args, queue, timeout, soft_timeout, retries, retry_for, retry_timeouts, backoff, env, env_pass, cwd, user, dash_values, keep_args, hide_args, concurrency, circuit, circuit_pause, rate, burst, cost, max_running, limit_key, unique, unique_until, on_conflict, debounce, debounce_max, throttle"
+            "machinist.toml:3:1: unknown key \"shell\" in [tasks.x]; the keys here are command, args, queue, requires, timeout, soft_timeout, retries, retry_for, retry_timeouts, backoff, env, env_pass, cwd, user, dash_values, keep_args, hide_args, concurrency, circuit, circuit_pause, rate, burst, cost, max_running, limit_key, unique, unique_until, on_conflict, debounce, debounce_max, throttle"
         );
+    }
+
+    #[test]
+    fn hours_of_sleep_are_read_and_what_is_wrong_is_told_with_its_line() {
+        let text = "[worker]\nsleep = [\n  { days = \"mon-fri\", from = \"22:00\", to = \"06:00\", time_zone = \"Europe/Berlin\" },\n  \
+                    { from = \"00:00\", to = \"01:00\" },\n]";
+        let sleep = read_file("machinist.toml", text).unwrap().worker.sleep;
+        assert_eq!(sleep[0].value.to_string(), "mon-fri 22:00-06:00 Europe/Berlin");
+        assert_eq!(sleep[1].value.to_string(), "mon-sun 00:00-01:00 UTC");
+        assert_eq!(sleep[1].origin.to_string(), "machinist.toml:4");
+        for (hours, problem) in [
+            ("{ from = \"22:00\" }", "machinist.toml:2:11: [worker.sleep] needs from and to"),
+            ("{ from = \"22:00\", to = \"6\" }", "\"6\" is no time of a day"),
+            ("{ from = 22, to = \"06:00\" }", "worker.sleep.from: expected a time like"),
+            (
+                "{ from = \"22:00\", to = \"06:00\", time_zone = \"Berlin\" }",
+                "time zone \"Berlin\" is unknown",
+            ),
+            ("{ form = \"22:00\", to = \"06:00\" }", "unknown key \"form\""),
+        ] {
+            let error = error(&format!("[worker]\nsleep = [ {hours} ]"));
+            assert!(error.contains(problem), "{error}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use machinist_core::{
-    OnConflict, QueueName, Unique, UniqueUntil,
+    OnConflict, QueueName, QueuePattern, Unique, UniqueUntil,
     limit::{Limit, LimitKey},
 };
 use toml::de::DeValue;
@@ -34,6 +34,9 @@ pub(super) fn read_queues(top: &Section<'_>) -> Result<FileQueues, SettingsError
     {
         let queue =
             QueueName::parse(&name).map_err(|error| section.error(&format!("names no queue: {error}")))?;
+        if QueuePattern::from(queue.clone()).is_prefix() {
+            return Err(section.error("names a pattern, and these options are of one queue; name the queue"));
+        }
         if let Some(most) = section.get("concurrency", value::concurrency)? {
             queues.concurrency.insert(queue.clone(), most);
         }
@@ -201,13 +204,14 @@ mod tests {
 
     #[test]
     fn weights_and_numbers_of_runs_in_a_worker_are_read() {
-        let text = "[worker]\nqueues = { critical = 6, low = 1 }\nstrict = true\n[tasks.a]\nconcurrency = 2\n\
+        let text = "[worker]\nqueues = { critical = 6, low = 1, \"t.*\" = 2 }\nstrict = true\n[tasks.a]\nconcurrency = 2\n\
                     [queues.slow]\nconcurrency = 3\nmax_depth = 1000";
         let file = file::read(Path::new("machinist.toml"), text, &Connectors::default()).unwrap();
         let queue = |name: &str| QueueName::parse(name).unwrap();
-        assert_eq!(file.worker.queues.unwrap().value, [queue("critical"), queue("low")]);
+        let pattern = |name: &str| QueuePattern::parse(name).unwrap();
+        assert_eq!(file.worker.queues.unwrap().value, [pattern("critical"), pattern("low"), pattern("t.*")]);
         let weights = file.worker.weights.unwrap().value;
-        assert_eq!((weights[&queue("critical")], weights[&queue("low")]), (6, 1));
+        assert_eq!((weights[&pattern("critical")], weights[&pattern("t.*")]), (6, 2));
         assert!(file.worker.strict.unwrap().value);
         assert_eq!(file.tasks["a"].concurrency.as_ref().unwrap().value, 2);
         assert_eq!(file.queues.concurrency[&queue("slow")].value, 3);
@@ -243,6 +247,7 @@ mod tests {
             ("[tasks.a]\ndebounce_max = \"5s\"", "needs debounce"),
             ("[tasks.a]\nthrottle = \"0s\"", "throttle"),
             ("[tasks.a]\nunique = true\non_conflict = \"x\"", "is no consequence"),
+            ("[queues.\"t-*\"]\nrate = \"5/s\"", "names a pattern"),
             ("[queues.\"amq.q\"]\nrate = \"5/s\"", "names no queue"),
         ] {
             let error = error(text);

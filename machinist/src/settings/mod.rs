@@ -25,8 +25,9 @@
 //! | `tls.key_file` | `--tls-key-file` | `MACHINIST_TLS_KEY_FILE` | none | Private key of the client certificate, in PEM |
 //! | `worker.name` | `--name` | `MACHINIST_WORKER_NAME` | host name | Name of the worker in records and listings |
 //! | `worker.tags` | `--tag` | `MACHINIST_TAGS` | none | Word about the worker, like gpu or zone:eu, at most 16; the flag can be repeated, the variable separates tags by commas |
-//! | `worker.queues` | `--queue` | `MACHINIST_QUEUES` | default, and the queues of command tasks and task definitions | Queue to consume; the flag can be repeated, the variable separates queues by commas, and the file may give weights |
+//! | `worker.queues` | `--queue` | `MACHINIST_QUEUES` | default, and the queues of command tasks and task definitions | Queue to consume, or a pattern like tenant-* for all that are called so; the flag can be repeated, the variable separates queues by commas, and the file may give weights |
 //! | `worker.strict` |  |  | `false` | Start the tasks of a queue only while no queue of a larger weight has tasks that wait |
+//! | `worker.sleep` |  |  | none | Hours in which the worker takes no tasks, as a list like [{ days = "mon-fri", from = "22:00", to = "06:00", time_zone = "Europe/Berlin" }] |
 //! | `worker.concurrency` | `--concurrency` | `MACHINIST_CONCURRENCY` | `16` | Number of tasks to run at once, 1 to 10000 |
 //! | `worker.look_ahead` | `--look-ahead` | `MACHINIST_LOOK_AHEAD` | the concurrency, at least 16 | Maximum number of tasks to hold in addition to those that run, 0 to 10000. A worker holds them only while its tasks are short |
 //! | `worker.keep_args` |  | `MACHINIST_KEEP_ARGS` | `false` | Keep the arguments of every task in its record, for people. Delayed and failed tasks always keep them |
@@ -72,12 +73,12 @@ use std::{
 };
 
 use machinist_core::{
-    Backoff, MaxSizes, QueueName, Unique,
+    Backoff, MaxSizes, QueueName, QueuePattern, Unique,
     event_stream::PublishedEvents,
     limit::Limit,
     periodic::Periodic,
     sign::{KeyConfig, SecretText},
-    worker::Tag,
+    worker::{SleepHours, Tag},
 };
 
 pub use crate::topology::Topology;
@@ -239,12 +240,14 @@ pub struct WorkerSettings {
     pub name: Option<Setting<String>>,
     /// Words that tell workers apart in listings.
     pub tags: Setting<Vec<Tag>>,
-    /// Queues to consume.
-    pub queues: Setting<Vec<QueueName>>,
+    /// Queues to consume, and patterns of queues.
+    pub queues: Setting<Vec<QueuePattern>>,
     /// Weights of the queues, by which they get slots.
-    pub weights: Option<Setting<BTreeMap<QueueName, u32>>>,
+    pub weights: Option<Setting<BTreeMap<QueuePattern, u32>>>,
     /// `true` if the tasks of a queue start only while no queue of a larger weight has tasks that wait; `None` for `false`.
     pub strict: Option<Setting<bool>>,
+    /// Hours in which the worker sleeps.
+    pub sleep: Vec<Setting<SleepHours>>,
     /// Number of tasks to run at once; at least 1.
     pub concurrency: Setting<usize>,
     /// Maximum number of tasks to hold in addition to those that run; `None` for the worker's default.
@@ -265,6 +268,13 @@ pub struct WorkerSettings {
     pub metrics_token_file: Option<Setting<PathBuf>>,
 }
 
+impl WorkerSettings {
+    /// Returns the queues to consume that are named, without the patterns.
+    pub fn named_queues(&self) -> impl Iterator<Item = QueueName> + '_ {
+        self.queues.value.iter().filter_map(QueuePattern::queue)
+    }
+}
+
 /// `[tasks.NAME]`: a task whose handler is a program, in any language, or the options of a task whose handler is in an
 /// application.
 #[derive(Debug, Clone)]
@@ -278,6 +288,8 @@ pub struct TaskSettings {
     /// Queue to which the program sends the task. Its worker consumes the queue of a command task unless other queues are
     /// set; a worker that registers a task without a command has to name the queue.
     pub queue: Option<Setting<QueueName>>,
+    /// Tags that a worker must have to run the task, where the program sends it.
+    pub requires: Option<Setting<Vec<Tag>>>,
     /// Time after which a run is ended.
     pub timeout: Option<Setting<Duration>>,
     /// Time after which a run is asked to end.
@@ -357,7 +369,7 @@ pub struct Overrides {
     /// `--tls-key-file`.
     pub tls_key_file: Option<PathBuf>,
     /// `--queue`, any number of times.
-    pub queues: Vec<QueueName>,
+    pub queues: Vec<QueuePattern>,
     /// `--name`.
     pub name: Option<String>,
     /// `--tag`, any number of times.

@@ -6,6 +6,7 @@ use machinist_core::{
     QueueName, Signature,
     clock::Timestamp,
     periodic::{Misfire, Overlap, Periodic, Schedule},
+    worker::Tag,
 };
 use serde_json::Value;
 use toml::de::DeValue;
@@ -13,11 +14,12 @@ use toml::de::DeValue;
 use super::{Setting, SettingsError, TaskSettings, section::Section, text, value};
 
 /// Keys of a periodic task, under `[periodic.NAME]`.
-const PERIODIC_KEYS: [&str; 22] = [
+const PERIODIC_KEYS: [&str; 23] = [
     "task",
     "args",
     "named",
     "queue",
+    "requires",
     "cron",
     "every",
     "time_zone",
@@ -136,6 +138,10 @@ fn read_signature(
     let of_task = || tasks.get(&task)?.queue.as_ref().map(|queue| queue.value.clone());
     if let Some(queue) = queue.or_else(of_task) {
         signature = signature.queue(queue.as_str());
+    }
+    let of_task = || tasks.get(&task)?.requires.as_ref().map(|tags| tags.value.clone());
+    if let Some(tags) = section.value("requires", value::tags)?.or_else(of_task) {
+        signature = signature.requires(tags.iter().map(Tag::as_str));
     }
     options(section, signature)
 }

@@ -8,7 +8,7 @@ use std::{
     sync::Once,
 };
 
-use machinist_core::{QueueName, worker::Tag};
+use machinist_core::{QueuePattern, worker::Tag};
 
 use super::{
     FILE, Overrides, Setting, SettingDefault, SettingInfo, SettingOrigin, Settings, SettingsError,
@@ -262,6 +262,7 @@ impl Layers<'_> {
             queues: queues.unwrap_or_else(|| default_queues(tasks)),
             weights: file.weights,
             strict: self.optional(&table::STRICT, None, file.strict)?,
+            sleep: file.sleep,
             concurrency: self.required(&table::CONCURRENCY, flags.concurrency, file.concurrency)?,
             look_ahead: self.optional(&table::LOOK_AHEAD, flags.look_ahead, file.look_ahead)?,
             keep_args: self.optional(&table::KEEP_ARGS, None, file.keep_args)?,
@@ -361,13 +362,14 @@ fn default_key_file(broker: &ServerUrl, no_keys: bool) -> Option<Setting<PathBuf
 /// Returns `default` and the queues of the command tasks: a user who writes a task with a queue and starts
 /// `machinist worker` expects it to run. The program does not know a task without a command, so the queue of such a task
 /// has to be named by the worker that does.
-fn default_queues(tasks: &BTreeMap<String, TaskSettings>) -> Setting<Vec<QueueName>> {
+fn default_queues(tasks: &BTreeMap<String, TaskSettings>) -> Setting<Vec<QueuePattern>> {
     // INVARIANT: "default" is an allowed queue name.
-    let mut queues = vec![QueueName::parse("default").expect("a valid name")];
+    let mut queues = vec![QueuePattern::parse("default").expect("a valid name")];
     let commands = tasks.values().filter(|task| task.command.is_some());
     for queue in commands.filter_map(|task| task.queue.as_ref()) {
-        if !queues.contains(&queue.value) {
-            queues.push(queue.value.clone());
+        let queue = QueuePattern::from(queue.value.clone());
+        if !queues.contains(&queue) {
+            queues.push(queue);
         }
     }
     Setting::new(queues, SettingOrigin::Default)

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use machinist_core::{QueueName, event_stream::PublishedEvents, sign::shown_path, worker::Tag};
+use machinist_core::{QueuePattern, event_stream::PublishedEvents, sign::shown_path, worker::Tag};
 use toml::de::DeValue;
 
 use super::{Topology, parse_duration, show_duration, text, value};
@@ -101,7 +101,7 @@ pub(super) fn top_keys() -> Vec<&'static str> {
     keys
 }
 
-static TABLE: [&SettingInfo; 36] = [
+static TABLE: [&SettingInfo; 37] = [
     &BROKER,
     &BROKER_FILE.info,
     &BACKEND,
@@ -122,6 +122,7 @@ static TABLE: [&SettingInfo; 36] = [
     &TAGS.info,
     &QUEUES.info,
     &STRICT.info,
+    &SLEEP,
     &CONCURRENCY.info,
     &LOOK_AHEAD.info,
     &KEEP_ARGS.info,
@@ -342,14 +343,14 @@ pub(super) static KEEP_ARGS: Definition<bool> = switch(SettingInfo {
     meaning: "Keep the arguments of every task in its record, for people. Delayed and failed tasks always keep them",
 });
 
-pub(super) static QUEUES: Definition<Vec<QueueName>> = Definition {
+pub(super) static QUEUES: Definition<Vec<QueuePattern>> = Definition {
     info: SettingInfo {
         name: "worker.queues",
         flag: Some("--queue"),
         variable: Some("MACHINIST_QUEUES"),
         default: SettingDefault::Described("default, and the queues of command tasks and task definitions"),
-        meaning: "Queue to consume; the flag can be repeated, the variable separates queues by commas, and the \
-                  file may give weights",
+        meaning: "Queue to consume, or a pattern like tenant-* for all that are called so; the flag can be repeated, the \
+                  variable separates queues by commas, and the file may give weights",
     },
     parse: text::queues,
     read: |value, _| value::queues(value),
@@ -363,6 +364,15 @@ pub(super) static STRICT: Definition<bool> = switch(SettingInfo {
     default: SettingDefault::Value("false"),
     meaning: "Start the tasks of a queue only while no queue of a larger weight has tasks that wait",
 });
+
+static SLEEP: SettingInfo = SettingInfo {
+    name: "worker.sleep",
+    flag: None,
+    variable: None,
+    default: SettingDefault::Nothing,
+    meaning: "Hours in which the worker takes no tasks, as a list like [{ days = \"mon-fri\", from = \"22:00\", to = \"06:00\", \
+              time_zone = \"Europe/Berlin\" }]",
+};
 
 pub(super) static CONCURRENCY: Definition<usize> = Definition {
     info: SettingInfo {

@@ -8,10 +8,11 @@ use toml::de::DeValue;
 use super::{Setting, SettingsError, TaskSettings, limits, section::Section, text, value};
 
 /// Keys of a task, under `[tasks.NAME]`, without those of its limit and its uniqueness.
-const TASK_KEYS: [&str; 19] = [
+const TASK_KEYS: [&str; 20] = [
     "command",
     "args",
     "queue",
+    "requires",
     "timeout",
     "soft_timeout",
     "retries",
@@ -66,6 +67,7 @@ fn read_task(section: &Section<'_>) -> Result<TaskSettings, SettingsError> {
         queue: section.get("queue", |v| {
             QueueName::parse(value::string(v, "a queue name")?).map_err(|e| e.to_string())
         })?,
+        requires: section.get("requires", value::tags)?,
         timeout: section.get("timeout", value::positive_duration)?,
         soft_timeout: section.get("soft_timeout", value::positive_duration)?,
         retry_timeouts: section.get("retry_timeouts", value::boolean)?,

@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use jiff::{Span, SpanRelativeTo};
 use machinist_core::{
-    Backoff, QueueName,
+    Backoff, QueuePattern,
     event_stream::PublishedEvents,
     sign::{KeyConfig, KeyState, shown_path},
     worker::{MAX_TAGS, Tag},
@@ -220,8 +220,8 @@ pub(super) fn show_key(key: &KeyConfig) -> String {
 }
 
 /// Reads queue names with commas between them.
-pub(super) fn queues(text: &str) -> Result<Vec<QueueName>, String> {
-    text.split(',').map(|name| QueueName::parse(name.trim()).map_err(|e| e.to_string())).collect()
+pub(super) fn queues(text: &str) -> Result<Vec<QueuePattern>, String> {
+    text.split(',').map(|name| QueuePattern::parse(name.trim()).map_err(|e| e.to_string())).collect()
 }
 
 /// Reads a number of tasks to run at once.

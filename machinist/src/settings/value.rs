@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
-use machinist_core::{QueueName, worker::Tag};
+use machinist_core::{QueuePattern, worker::Tag};
 use toml::de::DeValue;
 
 use super::text;
@@ -36,7 +36,7 @@ pub(super) fn urls(value: &DeValue<'_>) -> Result<Vec<String>, String> {
 }
 
 /// Reads a list of queue names that is not empty.
-pub(super) fn queues(value: &DeValue<'_>) -> Result<Vec<QueueName>, String> {
+pub(super) fn queues(value: &DeValue<'_>) -> Result<Vec<QueuePattern>, String> {
     let expected =
         "a list of queue names, like [\"default\"], or their weights, like { default = 3, low = 1 }";
     let names = match value.as_table() {
@@ -46,15 +46,15 @@ pub(super) fn queues(value: &DeValue<'_>) -> Result<Vec<QueueName>, String> {
     if names.is_empty() {
         return Err("names no queue; leave it out for [\"default\"]".to_owned());
     }
-    names.iter().map(|name| QueueName::parse(name).map_err(|e| e.to_string())).collect()
+    names.iter().map(|name| QueuePattern::parse(name).map_err(|e| e.to_string())).collect()
 }
 
 /// Reads the weights of queues; none from a list of their names.
-pub(super) fn queue_weights(value: &DeValue<'_>) -> Result<BTreeMap<QueueName, u32>, String> {
+pub(super) fn queue_weights(value: &DeValue<'_>) -> Result<BTreeMap<QueuePattern, u32>, String> {
     let Some(table) = value.as_table() else { return Ok(BTreeMap::new()) };
     let weight = |(name, value): (&toml::Spanned<_>, &toml::Spanned<DeValue<'_>>)| {
         let name: &std::borrow::Cow<'_, str> = name.get_ref();
-        let queue = QueueName::parse(name).map_err(|error| error.to_string())?;
+        let queue = QueuePattern::parse(name).map_err(|error| error.to_string())?;
         let number = integer(value.get_ref(), "a weight").map_err(|why| format!("{name}: {why}"))?;
         let weight = u32::try_from(number).ok().filter(|weight| WEIGHTS.contains(weight));
         weight.map(|weight| (queue, weight)).ok_or_else(|| {

@@ -20,7 +20,7 @@ mod turns;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use self::{book::Book, turns::Turns};
 use super::{WorkerContext, server_calls::jittered, wake_up::WakeUp};
@@ -38,17 +38,34 @@ const MIN_WAIT: Duration = Duration::from_millis(5);
 /// Maximum time for giving the turns up at the end.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Ticks until the worker drains, then gives its turns up, so that another worker goes on at once.
-pub(super) async fn run(worker: Arc<WorkerContext>, own: Vec<Periodic>) {
+/// Ticks until the worker drains, then gives its turns up, so that another worker goes on at once. `own` holds the definitions
+/// of the code and the configuration, which can be replaced.
+pub(super) async fn run(worker: Arc<WorkerContext>, mut own: watch::Receiver<Vec<Periodic>>) {
+    let first = own.borrow_and_update().clone();
     let mut ticker =
-        Ticker { book: Book::new(&worker.app, own), turns: Turns::new(&worker.name), refreshed: None };
+        Ticker { book: Book::new(&worker.app, first), turns: Turns::new(&worker.name), refreshed: None };
     let stages = worker.stages.clone();
-    tokio::select! {
-        () = ticker.tick_forever(&worker) => {}
-        () = stages.draining() => {}
+    loop {
+        tokio::select! {
+            () = ticker.tick_forever(&worker) => {}
+            () = replaced(&mut own) => {
+                let definitions = own.borrow_and_update().clone();
+                // Cursors are in the backend: no tick is lost or sent twice, as after a restart.
+                (ticker.book, ticker.refreshed) = (Book::new(&worker.app, definitions), None);
+            }
+            () = stages.draining() => break,
+        }
     }
     // Best effort: a turn that is not given up expires.
     let _in_time = tokio::time::timeout(RELEASE_TIMEOUT, ticker.turns.give_up_all(&worker.app)).await;
+}
+
+/// Completes when the definitions were replaced.
+async fn replaced(own: &mut watch::Receiver<Vec<Periodic>>) {
+    if own.changed().await.is_err() {
+        // Nobody is left who could replace them.
+        std::future::pending().await
+    }
 }
 
 struct Ticker {

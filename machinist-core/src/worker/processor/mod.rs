@@ -11,7 +11,10 @@ mod busy;
 mod call;
 mod slots;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
@@ -43,7 +46,23 @@ use crate::{
 pub(super) struct RegisteredTask {
     pub(super) handler: Arc<dyn DynHandler>,
     pub(super) options: TaskOptions,
+    /// Options of the code, before those of the configuration.
+    pub(super) coded: TaskOptions,
 }
+
+impl RegisteredTask {
+    pub(super) fn new(handler: Arc<dyn DynHandler>, options: TaskOptions) -> Self {
+        Self { handler, coded: options.clone(), options }
+    }
+
+    /// Returns the task without the options of a configuration.
+    pub(super) fn as_coded(&self) -> Self {
+        Self::new(Arc::clone(&self.handler), self.coded.clone())
+    }
+}
+
+/// Tasks of a worker by their names.
+pub(super) type RegisteredTasks = HashMap<TaskName, Arc<RegisteredTask>>;
 
 /// A slot in which one handler runs.
 #[derive(Debug)]
@@ -56,7 +75,8 @@ pub(super) struct Slot {
 /// Takes deliveries through the protocol.
 pub(super) struct TaskProcessor {
     pub(super) worker: Arc<WorkerContext>,
-    pub(super) tasks: HashMap<TaskName, RegisteredTask>,
+    /// Replaced as a whole when the configuration is reloaded.
+    pub(super) tasks: RwLock<Arc<RegisteredTasks>>,
     pub(super) middleware: Arc<[Arc<dyn Middleware>]>,
     pub(super) state: Arc<StateMap>,
     pub(super) exclusive: ExclusiveSlots,
@@ -65,11 +85,25 @@ pub(super) struct TaskProcessor {
 impl TaskProcessor {
     /// Names of the tasks that this worker runs, sorted. The task that begins a workflow, which every worker runs, is left
     /// out.
-    pub(super) fn task_names(&self) -> Vec<&TaskName> {
-        let mut names: Vec<&TaskName> =
-            self.tasks.keys().filter(|name| name.as_str() != WORKFLOW_TASK).collect();
+    pub(super) fn task_names(&self) -> Vec<TaskName> {
+        let mut names: Vec<TaskName> =
+            self.tasks().keys().filter(|name| name.as_str() != WORKFLOW_TASK).cloned().collect();
         names.sort_unstable();
         names
+    }
+
+    /// Returns the tasks that this worker runs now.
+    pub(super) fn tasks(&self) -> Arc<RegisteredTasks> {
+        Arc::clone(&self.tasks.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces the tasks. Runs go on with the task that they have begun.
+    pub(super) fn set_tasks(&self, tasks: RegisteredTasks) {
+        *self.tasks.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tasks);
+    }
+
+    fn task(&self, name: &TaskName) -> Option<Arc<RegisteredTask>> {
+        self.tasks.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
     /// Takes one delivery from its arrival to its settlement. `pauses` is the number of pauses of the look-ahead at its
@@ -146,7 +180,7 @@ impl TaskProcessor {
         if let Some(settlement) = self.worker.check_time(&active.envelope).await {
             return settlement;
         }
-        let Some(task) = self.tasks.get(&active.envelope.name) else {
+        let Some(task) = self.task(&active.envelope.name) else {
             return Box::pin(self.worker.unknown_task(&active.envelope)).await;
         };
         active.keeps_args = task.options.keep_args == Some(true);
@@ -241,7 +275,7 @@ impl TaskProcessor {
                         slot_wait,
                         start_wait: stopwatch.lap(),
                     });
-                    let ended = self.run(active, task, claim, &registered, slot).await;
+                    let ended = self.run(active, &task, claim, &registered, slot).await;
                     if limited.is_some() {
                         Box::pin(self.worker.free_places(&registered.run)).await;
                     }

@@ -1,11 +1,12 @@
-//! Tags of a worker, by which people tell workers apart in listings.
+//! Tags of a worker: people tell workers apart by them, and tasks can require them.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 /// Maximum number of tags of a worker.
 pub const MAX_TAGS: usize = 16;
 
-/// Word about a worker, such as `gpu` or `zone:eu`. It is shown with the worker and decides nothing.
+/// Word about a worker, such as `gpu` or `zone:eu`. It is shown with the worker, and a task can require it
+/// ([`Signature::requires`](crate::Signature::requires)).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag(Arc<str>);
 
