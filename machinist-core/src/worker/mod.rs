@@ -89,6 +89,7 @@ mod switches;
 mod tag;
 mod tally;
 mod task_failure;
+mod task_log;
 mod time_check;
 mod undelivered;
 mod wake_up;
