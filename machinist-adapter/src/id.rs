@@ -185,11 +185,13 @@ pub enum RecordKind {
     Limit,
     /// The claim of a task to a unique key.
     Unique,
+    /// The log of a task: the lines of its runs.
+    Log,
 }
 
 impl RecordKind {
     /// Every kind.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Task,
         Self::DeadLetter,
         Self::Session,
@@ -201,6 +203,7 @@ impl RecordKind {
         Self::Worker,
         Self::Limit,
         Self::Unique,
+        Self::Log,
     ];
 
     /// Returns the kind that is stored under this word.
@@ -222,6 +225,7 @@ impl RecordKind {
             Self::Worker => "worker",
             Self::Limit => "limit",
             Self::Unique => "unique",
+            Self::Log => "log",
         }
     }
 }

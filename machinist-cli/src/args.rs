@@ -29,7 +29,9 @@ pub(crate) use fleet::{StateArg, WorkerSetArgs, WorkerTargets, WorkersArgs, Work
 pub(crate) use limits::{LimitKeyArgs, LimitsCommand};
 pub(crate) use periodic::{PeriodicAddArgs, PeriodicCommand};
 pub(crate) use queues::{QueuesArgs, QueuesCommand};
-pub(crate) use task::{RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs, WhyArgs};
+pub(crate) use task::{
+    LogArgs, RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs, WhyArgs,
+};
 pub(crate) use value::ExpiryArg;
 
 use value::{concurrency, health_address, look_ahead, queues};
@@ -157,6 +159,8 @@ pub(crate) enum CliCommand {
     Queues(QueuesArgs),
     /// Say why a task or a queue stands still, and what to do
     Why(WhyArgs),
+    /// Print the log of a task, also while it runs
+    Log(LogArgs),
     /// Print what happens to tasks and workers everywhere, as it happens
     Events(EventsArgs),
     /// List the live workers, or give them orders

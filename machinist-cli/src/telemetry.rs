@@ -9,7 +9,7 @@ use std::{env, fmt, io::IsTerminal, sync::OnceLock};
 use tracing::{Level, Metadata, field::Field};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
-    filter::{FilterExt, filter_fn},
+    filter::{FilterExt, LevelFilter, filter_fn},
     fmt::format::{Writer, debug_fn},
     layer::SubscriberExt,
     reload,
@@ -66,7 +66,9 @@ impl Telemetry {
         let traces = provider.as_ref().map(otel::layer);
         #[cfg(not(feature = "otel"))]
         let traces = None;
-        let layers: Vec<BoxedLayer> = std::iter::once(logs).chain(traces).collect();
+        // What handlers say at this level or above is kept for `machinist log`, whatever is printed.
+        let task_logs = machinist::TaskLogLayer::new().with_filter(LevelFilter::INFO).boxed();
+        let layers: Vec<BoxedLayer> = [logs, task_logs].into_iter().chain(traces).collect();
         if tracing_subscriber::registry().with(layers).try_init().is_err() {
             tracing::debug!("the application has set up its own logging, which is kept");
         }
@@ -141,7 +143,7 @@ pub(crate) mod otel {
     use opentelemetry::trace::TracerProvider;
     use opentelemetry_otlp::{MetricExporter, Protocol, SpanExporter, WithExportConfig};
     use opentelemetry_sdk::{Resource, metrics::PeriodicReader, trace::SdkTracerProvider};
-    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::filter::Targets;
 
     /// Returns the variable that names an endpoint for this signal and its value, unless the variables turn the signal off.
     ///

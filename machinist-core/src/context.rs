@@ -20,13 +20,12 @@ use crate::{
     flow::Spawned,
     id::{QueueName, TaskId, TaskName},
     record::Progress,
+    task_log::{LogLevel, RunLog},
     trace::TraceContext,
     wire::Pairs,
     workflow::{Sendable, spawned_of},
 };
 
-/// Maximum size of the log that one run leaves in its record, in bytes. The oldest lines are dropped first.
-pub(crate) const LOG_LIMIT: usize = 16 * 1024;
 /// Maximum number of tasks and workflows that one run spawns.
 const MAX_SPAWNED: usize = 1000;
 /// Maximum size of a progress note, in bytes. The rest is cut off.
@@ -48,7 +47,7 @@ pub(crate) struct RunInfo {
     pub(crate) pairs: Pairs,
     pub(crate) cancel: CancellationToken,
     pub(crate) state: Arc<StateMap>,
-    pub(crate) log: Mutex<String>,
+    pub(crate) log: RunLog,
     /// Tasks and workflows to be sent if the run succeeds.
     pub(crate) spawned: Mutex<Vec<Spawned>>,
     pub(crate) clock: Clock,
@@ -123,16 +122,18 @@ impl TaskContext {
         &self.0.cancel
     }
 
-    /// Leaves a line in the task's record, for `machinist status`. The last 16 KiB are kept.
+    /// Leaves a line in the task's log, or the lines of a text: for `machinist log` while the task runs, and for
+    /// `machinist status` after the run, which shows the last 16 KiB. Never waits.
+    ///
+    /// The log of a task has at most 64 KiB, of which the oldest lines are cut, and a line at most 4 KiB.
     pub fn log(&self, line: impl AsRef<str>) {
-        let mut log = self.0.log.lock().unwrap_or_else(PoisonError::into_inner);
-        log.push_str(line.as_ref());
-        log.push('\n');
-        if log.len() > LOG_LIMIT {
-            let cut = log.len() - LOG_LIMIT;
-            let cut = (cut..log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or(log.len());
-            log.drain(..cut);
-        }
+        self.0.log.add(self.0.clock.now(), LogLevel::Info, line.as_ref(), true);
+    }
+
+    /// Leaves what was logged elsewhere during this run in the task's log.
+    #[cfg(feature = "task-log")]
+    pub(crate) fn log_event(&self, level: LogLevel, text: &str) {
+        self.0.log.add(self.0.clock.now(), level, text, false);
     }
 
     /// Reports progress: `done` out of `total`, 0 if the total is unknown, and a note (the
@@ -234,11 +235,12 @@ impl TaskContext {
 
     /// Returns what this run has logged: for tests of handlers.
     pub fn logged(&self) -> String {
-        self.0.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.log.text()
     }
 
-    pub(crate) fn take_log(&self) -> String {
-        std::mem::take(&mut *self.0.log.lock().unwrap_or_else(PoisonError::into_inner))
+    /// The lines of this run.
+    pub(crate) fn run_log(&self) -> &RunLog {
+        &self.0.log
     }
 
     /// A shared value that was registered on the worker builder.
@@ -298,26 +300,10 @@ impl TaskContext {
             pairs: Pairs::default(),
             cancel: CancellationToken::new(),
             state: Arc::new(state),
-            log: Mutex::default(),
+            log: RunLog::default(),
             spawned: Mutex::default(),
             clock: Clock::starting_at(crate::clock::Timestamp::from_micros(0)),
             progress: watch::Sender::new(None),
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_log_keeps_its_end() {
-        let cx = TaskContext::test(StateMap::default());
-        for n in 0..10_000 {
-            cx.log(format!("línea {n}"));
-        }
-        let log = cx.take_log();
-        assert!(log.len() <= LOG_LIMIT);
-        assert!(log.ends_with("línea 9999\n"));
     }
 }

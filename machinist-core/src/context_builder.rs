@@ -13,6 +13,7 @@ use crate::{
     clock::{self, Clock},
     context::{RunInfo, StateMap, TaskContext},
     id::{QueueName, TaskId, TaskName},
+    task_log::RunLog,
     wire::Pairs,
 };
 
@@ -147,7 +148,7 @@ impl TaskContextBuilder {
             pairs,
             cancel: self.cancel,
             state: Arc::new(self.state),
-            log: Mutex::default(),
+            log: RunLog::default(),
             spawned: Mutex::default(),
             clock: Clock::starting_at(clock::wall()),
             progress: watch::Sender::new(None),

@@ -106,6 +106,11 @@ impl<R> AsyncResult<R> {
         &self.id
     }
 
+    /// The application that it is read by.
+    pub(crate) fn app(&self) -> &App {
+        &self.app
+    }
+
     /// Reads the result as something else.
     pub fn typed<T>(self) -> AsyncResult<T> {
         AsyncResult {

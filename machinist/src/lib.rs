@@ -43,6 +43,7 @@
 //! | `sqlite` | yes | broker and backend in one file, module `sqlite`; compiles SQLite, which is C |
 //! | `macros` | yes | `#[machinist::task]`, `WireArg` and `TaskFailure` |
 //! | `otel` | no | spans of tasks join the trace of their sender |
+//! | `task-log` | no | `TaskLogLayer`, which puts the `tracing` events of handlers into the logs of their tasks |
 //! | `tls` | no | certificates of `[tls]`, for connectors of other crates; `amqp` and `redis` include it |
 //!
 //! The default runs without a server, and on servers without a change. An application over RabbitMQ and Redis that does not

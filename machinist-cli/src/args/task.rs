@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueHint};
 use machinist::{
-    Backoff, OnConflict, QueueName, TaskId, UniqueUntil,
+    Backoff, LogLevel, OnConflict, QueueName, TaskId, UniqueUntil,
     clock::Timestamp,
     settings::{parse_backoff, parse_duration, parse_on_conflict, parse_unique_until},
     worker::Tag,
@@ -154,6 +154,29 @@ pub(crate) struct WhyArgs {
     /// Say what is in the way of the tasks of this queue
     #[arg(long, value_name = "NAME", value_parser = queue, conflicts_with = "id")]
     pub(crate) queue: Option<QueueName>,
+}
+
+/// Lines of its runs: standard error of a command task, lines of `TaskContext::log`, events of `tracing`. The
+/// log has at most 64 KiB, of which the oldest lines are cut.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  machinist log 01a1fe04-80aa-75a5-afdf-e10168fdf7b8 -f
+  machinist log 01a1fe04-80aa-75a5-afdf-e10168fdf7b8 --attempt 2 --level warn
+
+Exit codes: 0 shown, also if there is no line, 3 unknown id.")]
+pub(crate) struct LogArgs {
+    /// Id of the task
+    #[arg(value_parser = id)]
+    pub(crate) id: TaskId,
+    /// Print further lines as they come, until the task has ended
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only lines of this level or a more severe one: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) level: Option<LogLevel>,
+    /// Only lines of this attempt
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) attempt: Option<u32>,
 }
 
 /// A task that does not run ends at once, even if it waits for its ETA or a retry. A running task is asked to end, and

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    io,
+    io, mem,
     os::unix::{net::UnixStream, process::ExitStatusExt},
     pin::pin,
     process::{ExitStatus, Stdio},
@@ -44,8 +44,11 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 const NOTE_INTERVAL: Duration = Duration::from_secs(10);
 /// Number of lines of standard error that the error of a failed run repeats.
 const ERROR_LINES: usize = 10;
-/// Maximum length of a line of standard error, in bytes; longer lines are cut.
-const MAX_LINE_BYTES: usize = 4096;
+/// Maximum length of a line of standard error that is kept, in bytes: a little more than the log takes, so that the log shows
+/// that the line was cut.
+const MAX_LINE_BYTES: usize = 4100;
+/// Size of what is read of standard error at once.
+const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Result of a run that ended by itself.
 #[derive(Debug)]
@@ -304,30 +307,99 @@ async fn read_output(from: impl AsyncRead + Unpin, too_long: impl FnOnce(), outp
     }
 }
 
-/// Passes each line of standard error to `log`, and keeps the last ones.
-async fn read_log(mut from: impl AsyncRead + Unpin, mut log: impl FnMut(&str), last: &mut VecDeque<String>) {
-    let mut take_line = |line: &mut Vec<u8>| {
-        let text = String::from_utf8_lossy(line).trim_end().to_owned();
-        line.clear();
-        log(&text);
-        if last.len() == ERROR_LINES {
-            last.pop_front();
-        }
-        last.push_back(text);
-    };
-    let mut line = Vec::new();
-    let mut chunk = [0; 4096];
+/// Passes the lines of standard error to `log`, as many at once as there are, and keeps the last ones.
+async fn read_log(mut from: impl AsyncRead + Unpin, log: impl FnMut(&str), last: &mut VecDeque<String>) {
+    let mut lines = ErrorLines { begun: Vec::new(), last, log };
+    let mut chunk = vec![0; CHUNK_BYTES];
     // An unreadable pipe ends the log, not the task.
     while let Ok(count @ 1..) = from.read(&mut chunk).await {
-        for byte in &chunk[..count] {
-            match byte {
-                b'\n' => take_line(&mut line),
-                byte if line.len() < MAX_LINE_BYTES => line.push(*byte),
-                _ => {}
-            }
+        lines.add(&chunk[..count]);
+    }
+    lines.finish();
+}
+
+/// Lines of standard error.
+struct ErrorLines<'a, L> {
+    /// Begin of a line whose end has not come.
+    begun: Vec<u8>,
+    last: &'a mut VecDeque<String>,
+    log: L,
+}
+
+impl<L: FnMut(&str)> ErrorLines<'_, L> {
+    fn add(&mut self, mut chunk: &[u8]) {
+        if !self.begun.is_empty()
+            && let Some(end) = chunk.iter().position(|byte| *byte == b'\n')
+        {
+            self.begin(&chunk[..end]);
+            chunk = &chunk[end + 1..];
+            self.finish();
+        }
+        if let Some(end) = chunk.iter().rposition(|byte| *byte == b'\n') {
+            self.pass(&chunk[..end]);
+            chunk = &chunk[end + 1..];
+        }
+        self.begin(chunk);
+    }
+
+    /// Keeps the begin of a line, at most a little more than a line may have.
+    fn begin(&mut self, bytes: &[u8]) {
+        let free = MAX_LINE_BYTES.saturating_sub(self.begun.len());
+        self.begun.extend_from_slice(&bytes[..bytes.len().min(free)]);
+    }
+
+    fn finish(&mut self) {
+        if !self.begun.is_empty() {
+            let line = mem::take(&mut self.begun);
+            self.pass(&line);
         }
     }
-    if !line.is_empty() {
-        take_line(&mut line);
+
+    /// Passes lines without the last line break.
+    fn pass(&mut self, lines: &[u8]) {
+        let text = String::from_utf8_lossy(lines);
+        let text = if text.contains('\r') { text.replace("\r\n", "\n").into() } else { text };
+        let text = text.strip_suffix('\r').unwrap_or(&text);
+        (self.log)(text);
+        let first = self.last.len();
+        for line in text.rsplit('\n').take(ERROR_LINES) {
+            let end = (0..=line.len().min(MAX_LINE_BYTES)).rev().find(|at| line.is_char_boundary(*at));
+            self.last.insert(first, line[..end.unwrap_or(0)].trim_end().to_owned());
+        }
+        self.last.drain(..self.last.len().saturating_sub(ERROR_LINES));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the lines of standard error that comes in these pieces, and the last ones.
+    fn lines(pieces: &[&[u8]]) -> (Vec<String>, Vec<String>) {
+        let (mut passed, mut last) = (Vec::new(), VecDeque::new());
+        let log = |text: &str| passed.extend(text.split('\n').map(str::to_owned));
+        let mut lines = ErrorLines { begun: Vec::new(), last: &mut last, log };
+        pieces.iter().for_each(|piece| lines.add(piece));
+        lines.finish();
+        (passed, last.into())
+    }
+
+    #[test]
+    fn lines_are_the_same_however_they_come() {
+        let text = "one\r\n\ntwo é\nthree\r\nfour";
+        let whole = lines(&[text.as_bytes()]);
+        assert_eq!(whole.0, ["one", "", "two é", "three", "four"]);
+        assert_eq!(whole.0, whole.1);
+        let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
+        assert_eq!(lines(&bytes).1, whole.1);
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_and_long_lines_are_harmless() {
+        let (passed, last) = lines(&[b"\xff\xfe\n", &[b'x'; 1024 * 1024], &[b'x'; 1024 * 1024], b"\nend"]);
+        assert_eq!((passed[0].as_str(), passed[2].as_str()), ("\u{fffd}\u{fffd}", "end"));
+        assert_eq!((passed[1].len(), last[1].len()), (MAX_LINE_BYTES, MAX_LINE_BYTES));
+        let many: Vec<u8> = (0..100).flat_map(|n| format!("{n}\n").into_bytes()).collect();
+        assert_eq!(lines(&[&many]).1, (90..100).map(|n| n.to_string()).collect::<Vec<_>>());
     }
 }

@@ -28,6 +28,7 @@ mod scheduled;
 mod send;
 mod send_flow;
 mod status;
+mod task_log;
 mod why;
 mod worker;
 mod worker_tasks;
@@ -86,6 +87,7 @@ pub(crate) async fn run(
         CliCommand::Backup(args) => backup::run(&args, &settings(flags)?, json).await,
         CliCommand::Dead(args) => dead::run(args, &settings(flags)?, json).await,
         CliCommand::Events(args) => events::run(args, &settings(flags)?, json).await,
+        CliCommand::Log(args) => task_log::run(&args, &settings(flags)?, json).await,
         CliCommand::Limits(command) => limits::run(command, &settings(flags)?, json).await,
         CliCommand::Periodic(command) => periodic::run(command, &settings(flags)?, json).await,
         CliCommand::Queues(args) => queues::run(args, &settings(flags)?, json).await,

@@ -78,6 +78,49 @@ fn events_of_other_processes_come_as_lines() {
     folder.run(&["events", "--limit", "0"]).ended(64);
 }
 
+#[test]
+fn the_log_of_a_task_is_read_while_it_runs_and_shows_no_control_characters() {
+    let folder = Folder::with(
+        "[tasks.say]\ncommand = [\"./say.sh\"]\nretries = 1\nbackoff = \"fixed:10ms\"\n\
+         [tasks.flood]\ncommand = [\"sh\", \"-c\", \"yes | head -c 40000000 >&2; echo end >&2; echo 7\"]\n",
+    );
+    folder.script(
+        "say.sh",
+        "printf 'one\\n\\033[31mred\\377\\n' >&2; head -c 1048576 /dev/zero | tr '\\0' x >&2; echo >&2
+         [ \"$MACHINIST_ATTEMPT\" = 1 ] && exit 3
+         while [ ! -e go ]; do sleep 0.1; done; echo last >&2",
+    );
+    let _worker = folder.worker(&["--name", "one"]);
+    let id = folder.send(&["say"]);
+    let lines = |log: &Value| log["lines"].as_array().unwrap().len();
+    let running = eventually("lines of two attempts", || {
+        let log = folder.run(&["log", &id, "--json"]);
+        (log.code == 0).then(|| log.json()).filter(|log| lines(log) == 6)
+    });
+    let (first, red, long) = (&running["lines"][0], &running["lines"][1], &running["lines"][2]);
+    assert_eq!(
+        (&first["text"], &first["level"], &first["attempt"]),
+        (&json!("one"), &json!("info"), &json!(1))
+    );
+    assert_eq!(red["text"], "\u{1b}[31mred\u{fffd}");
+    assert!(long["text"].as_str().unwrap().len() <= 4096, "{long}");
+    let follower = folder.start(&["log", &id, "-f", "--attempt", "2"]);
+    folder.write("go", "");
+    let followed = follower.end().ended(0).stdout;
+    assert!(followed.starts_with("attempt 2:\n") && followed.ends_with("  INFO   last\n"), "{followed}");
+    assert!(followed.contains("\\u{1b}[31mred") && !followed.contains('\u{1b}'), "{followed}");
+    assert_eq!(followed.lines().count(), 5, "{followed}");
+    assert_eq!(folder.run(&["log", &id, "--level", "warn"]).ended(0).stdout, "");
+    folder.run(&["log", "nobody-knows-it"]).ended(3);
+    folder.run(&["log", &id, "--level", "loud"]).ended(64).reports(&["\"loud\" is no level; write error"]);
+
+    let flood = folder.outcome(&["flood"]);
+    assert_eq!(flood["results"], json!([7]));
+    let log = folder.run(&["log", flood["id"].as_str().unwrap(), "--json"]).ended(0).json();
+    assert_eq!(log["missing"].as_u64().unwrap() + lines(&log) as u64, 20_000_001);
+    assert_eq!(log["lines"].as_array().unwrap().last().unwrap()["text"], "end");
+}
+
 fn get(address: &str, authorization: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();

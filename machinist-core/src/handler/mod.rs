@@ -87,6 +87,7 @@ use crate::{
     definition::DefinedOptions,
     error::TaskError,
     extract::{Incoming, Requirement},
+    log_scope,
     panics::located,
     task::TaskDef,
 };
@@ -222,9 +223,12 @@ where
             let function = Arc::clone(&function);
             async move {
                 let parameters = P::take(&cx, Incoming::new(args))?;
-                drop(cx);
                 let span = tracing::Span::current();
-                let run = move || span.in_scope(|| located(|| recorded(function.call(parameters))));
+                let run = move || {
+                    log_scope::within(&cx, || {
+                        span.in_scope(|| located(|| recorded(function.call(parameters))))
+                    })
+                };
                 match tokio::task::spawn_blocking(run).await {
                     Ok(outcome) => outcome,
                     // The handler's panic resumes here, so that the worker sees it as it does for any other handler.

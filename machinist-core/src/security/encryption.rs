@@ -22,7 +22,7 @@ use crate::{
 /// Content type of an encrypted body. The content type of the plain body is part of the plaintext.
 const ENCRYPTED_CONTENT_TYPE: &str = "application/vnd.machinist.encrypted";
 /// Fields of an outcome that may contain arguments or results.
-const ENCRYPTED_FIELDS: [&str; 5] = ["results", "error", "log", "note", "spawned"];
+const ENCRYPTED_FIELDS: [&str; 6] = ["results", "error", "log", "lines", "note", "spawned"];
 /// Field that holds their ciphertext.
 const CIPHERTEXT_FIELD: &str = "enc";
 
@@ -133,7 +133,7 @@ struct Ciphertext {
 }
 
 fn is_encrypted_fact(fact: &str) -> bool {
-    fact == name::END || fact == name::PROGRESS || fact.starts_with("o:")
+    fact == name::END || fact == name::PROGRESS || fact.starts_with("o:") || fact.starts_with("l:")
 }
 
 /// Encrypts the results, errors, log and notes in the facts of a commit.

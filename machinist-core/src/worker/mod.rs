@@ -92,6 +92,7 @@ mod start;
 mod switches;
 mod tally;
 mod task_failure;
+mod task_log;
 mod time_check;
 mod timetable;
 mod undelivered;

@@ -44,7 +44,7 @@ impl WorkerContext {
         let EndedRun { registered, cx, due, ended_at: now, .. } = run;
         let mut stopwatch = self.events.stopwatch();
         let mut claim = registered.claim()?;
-        let log = cx.take_log();
+        let log = cx.logged();
         if let Err(leaving) = self.calls.can_sign().await {
             return Some(leaving.into());
         }

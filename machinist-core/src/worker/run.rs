@@ -23,6 +23,7 @@ use crate::{
     args::{Arg, Results},
     context::TaskContext,
     error::TaskError,
+    log_scope,
     middleware::Next,
     panics::PanicText,
     record::{EncodedResults, RunOutcome},
@@ -85,7 +86,9 @@ impl<'a> Call<'a> {
         let Self { next, cx, args, timeouts, stoppable, trace, registered, stages } = self;
         let token = cx.cancellation().clone();
         // The call itself is inside the future: a handler may panic before it returns its own.
+        let logged = cx.clone();
         let running = AssertUnwindSafe(async move { next.run(cx, args).await }).catch_unwind();
+        let running = log_scope::scope(logged, running);
         RunningCall {
             running: Box::pin(trace.scope(running)),
             token,

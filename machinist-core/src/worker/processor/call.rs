@@ -9,9 +9,11 @@ use crate::{
     consequence::Disposition,
     context::{RunInfo, TaskContext},
     error::TaskError,
+    log_scope,
     middleware::Next,
     record::{Claim, RunOutcome, continued_by, decide},
     retry::RetryPolicy,
+    task_log::{LogRun, RunLog},
     trace::TraceContext,
     wire::{Body, Envelope},
     worker::{
@@ -41,22 +43,24 @@ impl TaskProcessor {
         slot: Slot,
     ) -> Option<Settlement> {
         let started = tokio::time::Instant::now();
-        let span = self.span(&active.envelope, &claim);
         let decoded = self.worker.app.decode(&active.envelope);
         let (policy, due) = match &decoded {
             Ok(body) => (body.retry.clone(), body.first_eta),
             Err(_) => (Some(RetryPolicy::default()), None),
         };
         let cx = self.context(&active.envelope, &claim, registered, decoded.as_ref().ok());
+        let span = log_scope::within(&cx, || self.span(&active.envelope, &claim));
+        let log = LogRun { id: active.envelope.id.clone(), attempt: claim.attempt, run: claim.start };
         let outcome = match decoded {
             Ok(mut body) => {
                 if let Some(gathered) = &active.gathered {
                     body.args.extend_from_slice(&gathered.args);
                 }
                 let ended =
-                    self.call(active, task, body, cx.clone(), registered).instrument(span.clone()).await;
+                    self.call(active, task, body, &cx, &log, registered).instrument(span.clone()).await;
                 // Slots bound the handlers that run at once; recording an outcome needs none.
                 drop(slot);
+                cx.run_log().close();
                 match self.outcome(ended, registered) {
                     Ok(RunOutcome::Returned(mut results)) => {
                         results.spawned = cx.take_spawned();
@@ -68,11 +72,24 @@ impl TaskProcessor {
                         within(RunOutcome::Returned(results), self.worker.app.0.max_sizes.results)
                     }
                     Ok(outcome) => outcome,
-                    Err(NoOutcome::TakenOver) => return self.worker.taken_over(active),
-                    Err(NoOutcome::HandBack) => {
-                        return Some(Box::pin(self.worker.hand_back(active, registered, &claim)).await);
+                    Err(without) => {
+                        let key = active.outcome_key.clone();
+                        let last_lines = async {
+                            if cx.run_log().has_lines() {
+                                self.worker.finish_log(&cx, &log, key.as_deref(), None).await;
+                            }
+                        };
+                        let end = async {
+                            match without {
+                                NoOutcome::TakenOver => self.worker.taken_over(active),
+                                NoOutcome::HandBack => {
+                                    Some(self.worker.hand_back(active, registered, &claim).await)
+                                }
+                                NoOutcome::Unstoppable => Some(Settlement::Leave),
+                            }
+                        };
+                        return Box::pin(async { tokio::join!(last_lines, end) }).await.1;
                     }
-                    Err(NoOutcome::Unstoppable) => return Some(Settlement::Leave),
                 }
             }
             Err(error) => RunOutcome::Failed(TaskError::malformed(error)),
@@ -105,7 +122,14 @@ impl TaskProcessor {
         let verdict = decide(outcome, &policy, counters, latest, rand::random())
             .with_errors_within(self.worker.app.0.max_sizes.errors);
         let run = EndedRun { registered, cx: &cx, span: &span, took: started.elapsed(), due, ended_at: now };
-        self.worker.record_outcome(active, run, verdict).await
+        if !cx.run_log().has_lines() {
+            return self.worker.record_outcome(active, run, verdict).await;
+        }
+        // First, so that a reader of the outcome finds the lines too.
+        let ttl = self.worker.log_ttl_after(&verdict, due);
+        let last_lines = self.worker.finish_log(&cx, &log, active.outcome_key.as_deref(), Some(ttl));
+        let record = async { tokio::join!(last_lines, self.worker.record_outcome(active, run, verdict)) };
+        Box::pin(record).await.1
     }
 
     /// Calls the handler.
@@ -114,7 +138,8 @@ impl TaskProcessor {
         active: &mut ActiveDelivery,
         task: &RegisteredTask,
         body: Body,
-        cx: TaskContext,
+        cx: &TaskContext,
+        log: &LogRun,
         registered: &RegisteredRun,
     ) -> RunEnd {
         let delayed = active.envelope.attempt > 1 || body.first_eta.is_some();
@@ -139,7 +164,7 @@ impl TaskProcessor {
         if !delayed && let Some(ended) = call.at_once().await {
             return ended;
         }
-        Box::pin(self.watch_over(call, active, delayed, &cx, registered)).await
+        Box::pin(self.watch_over(call, active, delayed, (cx, log), registered)).await
     }
 
     /// Waits for the end of a call. If that takes long, a guard takes the place of the delivery meanwhile.
@@ -148,7 +173,7 @@ impl TaskProcessor {
         call: RunningCall<'_>,
         active: &mut ActiveDelivery,
         delayed: bool,
-        cx: &TaskContext,
+        (cx, log): (&TaskContext, &LogRun),
         registered: &RegisteredRun,
     ) -> RunEnd {
         let id = active.envelope.id.clone();
@@ -176,6 +201,7 @@ impl TaskProcessor {
             ended = fire_when_cancelled => ended,
             ended = guard => ended,
             never = self.worker.publish_progress(cx, registered, outcome_key.as_deref()) => match never {},
+            never = self.worker.publish_log(cx, log, outcome_key.as_deref()) => match never {},
         }
     }
 
@@ -216,7 +242,7 @@ impl TaskProcessor {
             // A child token: a soft timeout cancels only the handler.
             cancel: registered.cancel.child_token(),
             state: Arc::clone(&self.state),
-            log: Mutex::default(),
+            log: RunLog::default(),
             spawned: Mutex::default(),
             clock: self.worker.app.clock().clone(),
             progress: tokio::sync::watch::Sender::new(None),

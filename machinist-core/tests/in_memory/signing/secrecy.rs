@@ -8,6 +8,7 @@ use machinist_core::{
     WorkerBuilder,
     backend::Backend,
     broker::{HeaderValue, Message},
+    id::{RecordId, RecordKind},
     record::{FailureKind, TaskState},
     sign::{Algorithm, Key, KeyState, Keyring},
 };
@@ -57,9 +58,11 @@ fn message_says(message: &Message, text: &str) -> bool {
 }
 
 async fn facts_say(harness: &Harness, id: &machinist_core::TaskId, text: &str) -> bool {
-    let facts = harness.backend.read(&[id.into()]).await.unwrap().remove(0);
-    assert!(!facts.is_empty());
-    facts.iter().any(|(_, value)| says(&String::from_utf8_lossy(value), text))
+    let log = RecordId::new(RecordKind::Log, id.as_str());
+    let records = harness.backend.read(&[id.into(), log]).await.unwrap();
+    assert!(!records[0].is_empty());
+    let mut facts = records.iter().flat_map(machinist_core::record::Facts::iter);
+    facts.any(|(_, value)| says(&String::from_utf8_lossy(value), text))
 }
 
 #[tokio::test(start_paused = true)]
@@ -95,6 +98,8 @@ async fn nothing_that_it_says_lies_anywhere() {
         let record = read.record().await.unwrap();
         assert_eq!((record.progress.unwrap().note.as_str(), record.log.trim_end()), (SECRET, SECRET));
         assert_eq!(record.history[0].error.message(), SECRET);
+        let log = read.log().await.unwrap();
+        assert!(log.lines.len() == 2 && log.lines.iter().all(|line| line.text == SECRET), "{log:?}");
 
         let failed = sender.client().send(TELL_AND_FAIL.call((SECRET.to_owned(),))).await.unwrap();
         let failed = reader.result(failed.id().clone());
@@ -133,6 +138,9 @@ async fn without_the_key_results_are_known_to_be_there_and_cannot_be_read() {
             let locked = result.wait(SOON).await.unwrap_err();
             assert!(matches!(&locked, ResultError::Undecryptable { .. }), "{locked:?}");
             assert!(locked.to_string().contains(words), "{locked}");
+            let log = result.log().await.unwrap();
+            assert!(log.lines.is_empty());
+            assert_eq!(log.locked.is_some(), state == TaskState::Success, "{log:?}");
             let record = result.record().await.unwrap();
             assert_eq!((record.state, record.results.is_none()), (state, true));
             assert!(
