@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use machinist::{
     AsyncResult, Client, QueueName, ResultError, Signature, TaskName, Unique,
     record::FailureKind,
-    settings::{DEBOUNCE_MAX_WAITS, Settings},
+    settings::{DEBOUNCE_MAX_WAITS, ProfileName, Settings, UnsignedQueue},
 };
 use serde::Serialize;
 use tokio::time::Instant;
@@ -38,7 +38,16 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     }
     // INVARIANT: required without a workflow.
     let name = args.name.clone().unwrap_or_default();
-    let queue = queue_of(&name, &args.options, settings);
+    let mut queue = queue_of(&name, &args.options, settings);
+    let with_profile;
+    let settings = match args.profile {
+        Some(profile) => {
+            let queue = queue.get_or_insert(default_queue(profile)?);
+            with_profile = settings_with_profile(settings, profile, queue, &name)?;
+            &with_profile
+        }
+        None => settings,
+    };
     // Before any connection, so that a wrong argument is reported at once.
     let mut signature = signature(&args, &name, queue.as_ref())?;
     if let Some(rule) = unique(&args, &name, settings)? {
@@ -86,6 +95,38 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     printer.end()?;
     app.broker().close().await;
     done
+}
+
+/// Returns the queue that the program of a profile takes if none is named.
+fn default_queue(profile: ProfileName) -> Result<QueueName, CliError> {
+    let queue = QueueName::parse(profile.default_queue());
+    queue.map_err(|error| CliError::new(Code::Failed, error.to_string()))
+}
+
+/// Returns the settings with this profile for a queue, unless they have one for it.
+fn settings_with_profile(
+    settings: &Settings,
+    profile: ProfileName,
+    queue: &QueueName,
+    task: &str,
+) -> Result<Settings, CliError> {
+    let mut settings = settings.clone();
+    match settings.unsigned_queues.get(queue) {
+        Some(known) if known.profile.as_ref().is_some_and(|known| known.value == profile) => {}
+        Some(known) => {
+            let place = &known.tasks.origin;
+            let text = format!(
+                "queue {queue} has no profile at {place}; add profile = \"{}\" there, or name another queue",
+                profile.as_str()
+            );
+            return Err(CliError::new(Code::Usage, text));
+        }
+        None => {
+            let unsigned = UnsignedQueue::of_profile(profile, queue, vec![task.to_owned()]);
+            settings.unsigned_queues.insert(queue.clone(), unsigned);
+        }
+    }
+    Ok(settings)
 }
 
 /// Returns the queue of the command line, or of this task in machinist.toml.
