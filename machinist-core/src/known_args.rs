@@ -82,7 +82,8 @@ fn read(app: &App, facts: &Facts, fact: &[u8]) -> Result<KnownArgs, String> {
     let foreign = queue.as_ref().and_then(|queue| Some((queue, state.rules.profile(queue)?)));
     let envelope = match foreign {
         None => Envelope::read(&message),
-        Some((queue, profile)) => read_foreign(profile, queue, &state.max_sizes, &message, state.clock.now()),
+        Some((queue, profile)) => read_foreign(profile, queue, &state.max_sizes, &message, state.clock.now())
+            .map(|task| task.envelope),
     };
     let envelope = envelope.map_err(|_| unreadable)?;
     if is_encrypted(&envelope) {

@@ -165,6 +165,18 @@ impl Client {
             Acceptance::Accepted(envelope, _)
             | Acceptance::Undecryptable(envelope, _)
             | Acceptance::Rejected(envelope, ..) => envelope,
+            Acceptance::Unidentified => {
+                let letter = NewDeadLetter::refused(
+                    &self.app,
+                    queue,
+                    message,
+                    DeadReason::Undecodable,
+                    "it has no id",
+                );
+                self.publish_letter(letter).await?;
+                report.dead_lettered += 1;
+                return Ok(true);
+            }
             Acceptance::Deferred(reason, error) | Acceptance::Refused(reason, error) => {
                 let letter = NewDeadLetter::refused(&self.app, queue, message, reason, &error);
                 self.publish_letter(letter).await?;

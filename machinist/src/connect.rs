@@ -3,10 +3,10 @@
 //! The schemes of the URLs choose the adapters: see [`connector`](crate::connector). A scheme of this crate whose adapter
 //! was not compiled in is an error that names the cargo feature.
 
-use std::{future::Future, sync::Arc};
+use std::{collections::BTreeMap, future::Future, sync::Arc};
 
 use machinist_core::{
-    App, AppBuilder, AppError,
+    App, AppBuilder, AppError, QueueName,
     backend::{Backend, BackendError},
     broker::{Broker, BrokerError},
     error::BoxError,
@@ -14,8 +14,9 @@ use machinist_core::{
 
 use crate::{
     connector::{ConnectRequest, Connector, ConnectorError, TlsFiles},
-    plaintext,
+    plaintext, profiles,
     settings::{Overrides, Setting, Settings, SettingsError, TlsSettings},
+    topology::QueueAddress,
     url::{Reach, Role, ServerUrl},
 };
 
@@ -94,7 +95,11 @@ pub struct Servers {
 }
 
 /// Starts an application with the settings that senders, workers and readers share.
-fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settings) -> AppBuilder {
+fn builder(
+    broker: Arc<dyn Broker>,
+    backend: Arc<dyn Backend>,
+    settings: &Settings,
+) -> Result<AppBuilder, ConnectError> {
     let app = App::builder(broker, backend)
         .namespace(&*settings.namespace.value)
         .results_ttl(settings.results_ttl.value)
@@ -102,10 +107,14 @@ fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settin
         .events(settings.events.value);
     let depths = settings.max_depths.iter();
     let app = depths.fold(app, |app, (queue, most)| app.max_depth(queue.clone(), most.value));
-    match &settings.freshness {
+    let app = match &settings.freshness {
         Some(window) => app.freshness(window.value),
         None => app,
-    }
+    };
+    let mut queues = settings.unsigned_queues.iter();
+    queues.try_fold(app, |app, (queue, unsigned)| {
+        Ok(app.queue(queue.clone(), profiles::options(queue, unsigned)?))
+    })
 }
 
 impl Servers {
@@ -124,7 +133,8 @@ impl Servers {
     async fn reach_both(settings: &Settings) -> Self {
         let setting = &settings.broker;
         let reached = async {
-            let request = request(setting, settings)?;
+            let existing = settings.existing_queues();
+            let request = request(setting, settings, &existing)?;
             let both = connector(setting, settings)?.both(&request).await;
             both.map_err(|error| connector_error(error, Role::Broker, &setting.value))
         };
@@ -162,7 +172,7 @@ impl Servers {
         adjust: impl FnOnce(AppBuilder) -> AppBuilder,
     ) -> Result<App, ConnectError> {
         check_keys(settings)?;
-        let app = builder(self.broker?, self.backend?, settings).worker_defaults(settings.worker_defaults());
+        let app = builder(self.broker?, self.backend?, settings)?.worker_defaults(settings.worker_defaults());
         let mut app = adjust(app);
         if let Some(keyring) = settings.signing_keyring()? {
             app = app.keyring(keyring);
@@ -186,7 +196,7 @@ impl Servers {
     /// # Cancel safety
     /// Safe: open connections are closed.
     pub async fn reader(self, settings: &Settings) -> Result<App, ConnectError> {
-        let mut app = builder(self.broker?, self.backend?, settings);
+        let mut app = builder(self.broker?, self.backend?, settings)?;
         match settings.keyring()? {
             Some(keyring) => {
                 app = app.keyring(keyring);
@@ -257,12 +267,14 @@ fn tls_files<'a>(url: &ServerUrl, files: &'a TlsSettings) -> Result<TlsFiles<'a>
 fn request<'a>(
     setting: &'a Setting<ServerUrl>,
     settings: &'a Settings,
+    existing_queues: &'a BTreeMap<QueueName, QueueAddress>,
 ) -> Result<ConnectRequest<'a>, SettingsError> {
     check_plaintext(setting, settings)?;
     Ok(ConnectRequest {
         url: &setting.value,
         namespace: &settings.namespace.value,
         topology: settings.topology.value,
+        existing_queues,
         tls_files: tls_files(&setting.value, &settings.tls)?,
         loopback_only: plaintext::is_plain_login(&setting.value) && !settings.insecure_plaintext.value,
     })
@@ -279,14 +291,16 @@ fn connector<'a>(
 
 async fn reach_broker(settings: &Settings) -> Result<Arc<dyn Broker>, ConnectError> {
     let setting = &settings.broker;
-    let request = request(setting, settings)?;
+    let existing = settings.existing_queues();
+    let request = request(setting, settings, &existing)?;
     let broker = connector(setting, settings)?.broker(&request).await;
     broker.map_err(|error| connector_error(error, Role::Broker, &setting.value))
 }
 
 async fn reach_backend(settings: &Settings) -> Result<Arc<dyn Backend>, ConnectError> {
     let setting = &settings.backend;
-    let request = request(setting, settings)?;
+    let existing = settings.existing_queues();
+    let request = request(setting, settings, &existing)?;
     let backend = connector(setting, settings)?.backend(&request).await;
     backend.map_err(|error| connector_error(error, Role::Backend, &setting.value))
 }

@@ -42,6 +42,7 @@
 //! | `redis` | yes | the backend over Redis, module `redis` |
 //! | `sqlite` | yes | broker and backend in one file, module `sqlite`; compiles SQLite, which is C |
 //! | `macros` | yes | `#[machinist::task]`, `WireArg` and `TaskFailure` |
+//! | `machinery` | no | the format of queues of Go machinery, module `machinery` |
 //! | `otel` | no | spans of tasks join the trace of their sender |
 //! | `task-log` | no | `TaskLogLayer`, which puts the `tracing` events of handlers into the logs of their tasks |
 //! | `tls` | no | certificates of `[tls]`, for connectors of other crates; `amqp` and `redis` include it |
@@ -64,6 +65,7 @@ pub mod fuzz;
 pub mod keys;
 mod lazy;
 mod plaintext;
+mod profiles;
 pub mod redact;
 pub mod settings;
 mod topology;
@@ -97,6 +99,12 @@ pub mod redis {
 #[cfg(feature = "sqlite")]
 pub mod sqlite {
     pub use machinist_sqlite::*;
+}
+
+/// Tasks of Go machinery: one queue, two languages.
+#[cfg(feature = "machinery")]
+pub mod machinery {
+    pub use machinist_machinery::*;
 }
 
 /// Names that most programs need: `use machinist::prelude::*`.

@@ -6,7 +6,7 @@ use clap::{Args, ValueHint};
 use machinist::{
     Backoff, LogLevel, OnConflict, QueueName, TaskId, UniqueUntil,
     clock::Timestamp,
-    settings::{parse_backoff, parse_duration, parse_on_conflict, parse_unique_until},
+    settings::{ProfileName, parse_backoff, parse_duration, parse_on_conflict, parse_unique_until},
     worker::Tag,
 };
 
@@ -33,6 +33,10 @@ pub(crate) struct SendArgs {
     /// Send the workflow that this file describes: TOML, or JSON by its suffix; - reads JSON from standard input
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) flow: Option<PathBuf>,
+    /// Send it in the format of another program (machinery), to a queue which that program declares
+    /// [default queue: machinery_tasks]
+    #[arg(long, value_name = "NAME", value_parser = ProfileName::parse, conflicts_with = "flow")]
+    pub(crate) profile: Option<ProfileName>,
     /// Send it only if no other task of its name has this key
     #[arg(long, value_name = "KEY", conflicts_with = "flow")]
     pub(crate) unique: Option<String>,

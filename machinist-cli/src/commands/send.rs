@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use machinist::{
     AsyncResult, Client, QueueName, ResultError, Signature, TaskName, Unique,
     record::FailureKind,
-    settings::{DEBOUNCE_MAX_WAITS, Settings},
+    settings::{DEBOUNCE_MAX_WAITS, ProfileName, Settings, UnsignedQueue},
     worker::Tag,
 };
 use serde::Serialize;
@@ -39,8 +39,21 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     }
     // INVARIANT: required without a workflow.
     let name = args.name.clone().unwrap_or_default();
+    let mut queue = queue_of(&name, &args.options, settings);
+    let with_profile;
+    let settings = match args.profile {
+        Some(profile) => {
+            let queue = queue.get_or_insert(default_queue(profile)?);
+            with_profile = settings_with_profile(settings, profile, queue, &name)?;
+            &with_profile
+        }
+        None => settings,
+    };
     // Before any connection, so that a wrong argument is reported at once.
     let mut signature = signature(&args, &name, settings)?;
+    if let Some(queue) = queue {
+        signature = signature.queue(queue);
+    }
     if let Some(rule) = unique(&args, &name, settings)? {
         signature = signature.unique(rule);
     }
@@ -90,10 +103,48 @@ pub(super) async fn run(args: SendArgs, settings: &Settings, json: bool) -> Resu
     done
 }
 
+/// Returns the queue that the program of a profile takes if none is named.
+fn default_queue(profile: ProfileName) -> Result<QueueName, CliError> {
+    let queue = QueueName::parse(profile.default_queue());
+    queue.map_err(|error| CliError::new(Code::Failed, error.to_string()))
+}
+
+/// Returns the settings with this profile for a queue, unless they have one for it.
+fn settings_with_profile(
+    settings: &Settings,
+    profile: ProfileName,
+    queue: &QueueName,
+    task: &str,
+) -> Result<Settings, CliError> {
+    let mut settings = settings.clone();
+    match settings.unsigned_queues.get(queue) {
+        Some(known) if known.profile.as_ref().is_some_and(|known| known.value == profile) => {}
+        Some(known) => {
+            let place = &known.tasks.origin;
+            let text = format!(
+                "queue {queue} has no profile at {place}; add profile = \"{}\" there, or name another queue",
+                profile.as_str()
+            );
+            return Err(CliError::new(Code::Usage, text));
+        }
+        None => {
+            let unsigned = UnsignedQueue::of_profile(profile, queue, vec![task.to_owned()]);
+            settings.unsigned_queues.insert(queue.clone(), unsigned);
+        }
+    }
+    Ok(settings)
+}
+
+/// Returns the queue of the command line, or of this task in machinist.toml.
+fn queue_of(task: &str, options: &SendOptions, settings: &Settings) -> Option<QueueName> {
+    let configured = || settings.tasks.get(task)?.queue.as_ref().map(|queue| queue.value.clone());
+    options.queue.clone().or_else(configured)
+}
+
 /// Adds the queue and the tags of the command line, or those of the task in machinist.toml.
 fn with_queue(signature: Signature, options: &SendOptions, settings: &Settings) -> Signature {
     let configured = settings.tasks.get(signature.name());
-    let queue = options.queue.as_ref().or_else(|| Some(&configured?.queue.as_ref()?.value));
+    let queue = queue_of(signature.name(), options, settings);
     let tags = match (&options.requires, configured.and_then(|task| task.requires.as_ref())) {
         (given, Some(configured)) if given.is_empty() => &configured.value,
         (given, _) => given,

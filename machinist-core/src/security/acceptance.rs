@@ -12,7 +12,7 @@ use crate::{
     record::{DeadReason, MAX_DELAY},
     security::encryption::DecryptError,
     security::{QueueRules, Trust, VerifyError},
-    wire::{Envelope, MaxSizes, MessageSignature, Oversize, Profile, Unreadable, read_foreign},
+    wire::{Envelope, ForeignTask, MaxSizes, MessageSignature, Oversize, Profile, Unreadable, read_foreign},
 };
 
 /// The decision about a message.
@@ -26,6 +26,8 @@ pub(crate) enum Acceptance {
     Undecryptable(Envelope, String),
     /// Possibly for a program that knows more: a newer wire version, or another key ring.
     Deferred(DeadReason, String),
+    /// In a format whose program runs messages without an id, and without one: it gets one, and comes again.
+    Unidentified,
     /// Not verified, or sent to another queue: no record is written.
     Refused(DeadReason, String),
 }
@@ -90,6 +92,7 @@ fn excessive(envelope: &Envelope, now: Timestamp) -> Option<String> {
 fn not_read(unreadable: Unreadable) -> Acceptance {
     match unreadable {
         Unreadable::Header(error) => Acceptance::Refused(DeadReason::Undecodable, error),
+        error @ Unreadable::Unidentified => Acceptance::Refused(DeadReason::Undecodable, error.to_string()),
         error @ (Unreadable::Version { .. } | Unreadable::Newer(_)) => {
             Acceptance::Deferred(DeadReason::Undecodable, error.to_string())
         }
@@ -105,8 +108,9 @@ fn admit_foreign(
     message: &Message,
     now: Timestamp,
 ) -> Acceptance {
-    let envelope = match read_foreign(profile, queue, sizes, message, now) {
-        Ok(envelope) => envelope,
+    let ForeignTask { envelope, invalid } = match read_foreign(profile, queue, sizes, message, now) {
+        Ok(task) => task,
+        Err(Unreadable::Unidentified) => return Acceptance::Unidentified,
         Err(unreadable) => return not_read(unreadable),
     };
     if envelope.queue != *queue {
@@ -116,6 +120,9 @@ fn admit_foreign(
     if !rules.allows_unsigned(queue, &envelope.name) {
         let error = format!("task {} is not among those that run unsigned from queue {queue}", envelope.name);
         return Acceptance::Refused(DeadReason::NotAllowed, error);
+    }
+    if let Some(error) = invalid {
+        return Acceptance::Rejected(envelope, DeadReason::Malformed, error);
     }
     if let Some(error) = excessive(&envelope, now) {
         return Acceptance::Rejected(envelope, DeadReason::Malformed, error);
@@ -150,6 +157,7 @@ pub(crate) fn open(
         Acceptance::Rejected(_, reason, error)
         | Acceptance::Deferred(reason, error)
         | Acceptance::Refused(reason, error) => Err((reason, error)),
+        Acceptance::Unidentified => Err((DeadReason::Undecodable, Unreadable::Unidentified.to_string())),
     }
 }
 

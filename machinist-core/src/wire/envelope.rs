@@ -111,6 +111,9 @@ pub(crate) enum Unreadable {
     /// The same, in another format.
     #[error("{0}")]
     Newer(String),
+    /// A message in another format that has no id.
+    #[error("it has no id")]
+    Unidentified,
 }
 
 impl Envelope {

@@ -32,6 +32,6 @@ pub(crate) use dead_letter::{
 };
 pub(crate) use envelope::{Envelope, FirstSigner, MessageSignature, Unreadable, attempt_of};
 pub(crate) use pairs::Pairs;
-pub(crate) use profile::{read_foreign, write_foreign};
+pub(crate) use profile::{ForeignTask, read_foreign, write_foreign};
 pub(crate) use sizes::Oversize;
 pub(crate) use stored_message::{MAX_STORED_BYTES, message_from_fact, message_to_fact, value_to_fact};

@@ -82,6 +82,14 @@ pub trait Profile: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`ProfileError::Inexpressible`]: the task is not sent, or ends without another attempt.
     fn write(&self, task: &TaskMessage, source: Option<&Message>) -> Result<Message, ProfileError>;
+
+    /// Gives a message without an id ([`ProfileError::Unidentified`]) this id. The worker publishes what is returned to the
+    /// same queue, and then acknowledges the message. With `None`, which is the default, such a message becomes a dead
+    /// letter.
+    fn identify(&self, message: &Message, id: &TaskId) -> Option<Message> {
+        let _ = (message, id);
+        None
+    }
 }
 
 /// Error of a profile. The text states what is wrong with the message or the task.
@@ -91,6 +99,9 @@ pub enum ProfileError {
     /// The message is not in this format.
     #[error("{0}")]
     Malformed(String),
+    /// The message has no id, and its program would run it all the same.
+    #[error("it has no id")]
+    Unidentified,
     /// The message is in a newer version of this format, which another worker may read.
     #[error("{0}")]
     Newer(String),
@@ -111,6 +122,8 @@ pub struct TaskMessage {
     pub args: Vec<Arg>,
     /// Number of the attempt, from 1. A profile whose format counts retries sets it; otherwise it is 1, and machinist counts.
     pub attempt: u32,
+    /// Retries among the earlier attempts. The others were postponements. `None`: all of them were retries.
+    pub retries: Option<u32>,
     /// Earliest time of this attempt.
     pub eta: Option<Timestamp>,
     /// Latest time at which the first attempt may start.
@@ -125,6 +138,9 @@ pub struct TaskMessage {
     pub priority: Option<u8>,
     /// Text by name, for the handler.
     pub headers: BTreeMap<String, String>,
+    /// Reason that the task cannot run as its message says. Such a task ends in FAILURE without a run, so that those
+    /// who wait for it are told.
+    pub invalid: Option<String>,
 }
 
 impl TaskMessage {
@@ -135,6 +151,7 @@ impl TaskMessage {
             name,
             args: Vec::new(),
             attempt: 1,
+            retries: None,
             eta: None,
             expires: None,
             retry: None,
@@ -142,6 +159,7 @@ impl TaskMessage {
             soft_timeout: None,
             priority: None,
             headers: BTreeMap::new(),
+            invalid: None,
         }
     }
 
@@ -156,6 +174,7 @@ impl TaskMessage {
         let body = envelope.decode(&MaxSizes::default()).map_err(malformed)?;
         Ok(Self {
             attempt: envelope.attempt,
+            retries: Some(envelope.counters.retries),
             eta: envelope.eta,
             expires: envelope.expires,
             priority: envelope.priority,
@@ -189,6 +208,14 @@ fn is_own(name: &str) -> bool {
     name.starts_with("machinist-") || matches!(name, header::TRACEPARENT | header::TRACESTATE)
 }
 
+/// A message of another format, read.
+#[derive(Debug)]
+pub(crate) struct ForeignTask {
+    pub(crate) envelope: Envelope,
+    /// Reason that the task cannot run as its message says.
+    pub(crate) invalid: Option<String>,
+}
+
 /// Reads a message of another format, found in this queue.
 pub(crate) fn read_foreign(
     profile: &dyn Profile,
@@ -196,13 +223,16 @@ pub(crate) fn read_foreign(
     sizes: &MaxSizes,
     message: &Message,
     now: Timestamp,
-) -> Result<Envelope, Unreadable> {
-    let task = profile.read(message).map_err(|error| match error {
+) -> Result<ForeignTask, Unreadable> {
+    let mut task = profile.read(message).map_err(|error| match error {
         ProfileError::Newer(what) => Unreadable::Newer(what),
+        ProfileError::Unidentified => Unreadable::Unidentified,
         error => Unreadable::Header(format!("it cannot be read as {}: {error}", profile.name())),
     })?;
+    let invalid = task.invalid.take();
     let own = translated(task, queue, sizes, message, now)?;
-    Ok(Envelope { source: Some(Arc::new(message.clone())), ..Envelope::read(&own)? })
+    let envelope = Envelope { source: Some(Arc::new(message.clone())), ..Envelope::read(&own)? };
+    Ok(ForeignTask { envelope, invalid })
 }
 
 /// Returns the message that says the same in our format.
@@ -235,10 +265,12 @@ fn first_headers(
     issued: Timestamp,
 ) -> impl Iterator<Item = (std::borrow::Cow<'static, str>, HeaderValue)> {
     let attempt = i64::from(task.attempt.max(1));
+    let retries = task.retries.map_or(attempt - 1, i64::from).min(attempt - 1);
     let instant = |name: &'static str, at: Option<Timestamp>| at.map(|at| (name, at.as_micros()));
     [
         Some((header::ATTEMPT, attempt)),
-        Some((header::RETRIES, attempt - 1)),
+        Some((header::RETRIES, retries)),
+        Some((header::POSTPONEMENTS, attempt - 1 - retries)),
         instant(header::ISSUED, Some(issued)),
         instant(header::ETA, task.eta),
         instant(header::EXPIRES, task.expires),
@@ -255,8 +287,13 @@ pub(crate) fn write_foreign(
     sizes: &MaxSizes,
 ) -> Result<Message, ProfileError> {
     let body = envelope.decode(sizes).map_err(|error| ProfileError::Inexpressible(error.to_string()))?;
+    if body.flow.is_some() {
+        let error = "what follows a task of a workflow has no place in it; send the task alone".to_owned();
+        return Err(ProfileError::Inexpressible(error));
+    }
     let task = TaskMessage {
         attempt: envelope.attempt,
+        retries: Some(envelope.counters.retries),
         eta: envelope.eta,
         expires: envelope.expires,
         priority: envelope.priority,
@@ -283,7 +320,8 @@ mod tests {
     };
 
     fn read(message: &Message) -> Envelope {
-        read_foreign(&Bare, &"math".try_into().unwrap(), &MaxSizes::default(), message, NOW).unwrap()
+        let queue = "math".try_into().unwrap();
+        read_foreign(&Bare, &queue, &MaxSizes::default(), message, NOW).unwrap().envelope
     }
 
     fn written(envelope: &Envelope) -> Message {
@@ -327,7 +365,8 @@ mod tests {
     #[test]
     fn the_format_says_which_attempt_it_is_until_machinist_has_written_it() {
         let third = |message: &Message| {
-            read_foreign(&Third, &"math".try_into().unwrap(), &MaxSizes::default(), message, NOW).unwrap()
+            let queue = "math".try_into().unwrap();
+            read_foreign(&Third, &queue, &MaxSizes::default(), message, NOW).unwrap().envelope
         };
         let theirs = Message { id: Some("t".to_owned()), kind: Some("add".to_owned()), ..Message::default() };
         let first = third(&theirs);

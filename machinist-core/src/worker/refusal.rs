@@ -10,7 +10,7 @@ use crate::{
     clock::Timestamp,
     dead_letters::NewDeadLetter,
     event::{EventKind, EventTask},
-    id::QueueName,
+    id::{QueueName, TaskId},
     record::{DeadReason, ErrorText, Facts, Failure, FailureKind, newest_start, recorded_follow_up},
     refused::note_waiting,
     security::{VerifyError, encryption::DecryptError},
@@ -150,6 +150,21 @@ impl WorkerContext {
         self.refused.add(queue, reason, true, first, error, now);
         note_waiting(&self.app, queue, message, reason, error).await;
         self.offer_again(Offer::Message { queue, message, reason, error }, |_| UNREAD_DELAY).await
+    }
+
+    /// Publishes a message of another program again, with an id: without one, nothing could be recorded about it. A crash
+    /// before the acknowledgement leaves two messages with two ids, and the task runs twice, as without ids.
+    pub(super) async fn identify(&self, queue: &QueueName, message: &Message) -> Settlement {
+        let id = TaskId::fresh();
+        let profile = self.app.0.rules.profile(queue);
+        let Some(identified) = profile.and_then(|profile| profile.identify(message, &id)) else {
+            let reason = DeadReason::Undecodable;
+            return self.dead_letter_unverified(queue, message, reason, "it has no id").await;
+        };
+        tracing::warn!(%queue, %id, "a message has no id: its task runs under one that this worker gave it");
+        let target = Target::Queue(queue.clone());
+        let publish = Publish { target, message: identified, delay: Duration::ZERO };
+        self.settled_by(self.calls.publish(&publish).await).await
     }
 
     /// Offers the message of a task again, unchanged, that may run elsewhere.

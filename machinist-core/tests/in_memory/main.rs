@@ -26,6 +26,7 @@ mod queue_order;
 mod send_within;
 mod signing;
 mod support;
+mod task_log;
 mod time;
 mod unique;
 mod why;

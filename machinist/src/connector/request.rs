@@ -1,8 +1,13 @@
 //! Request for a connection: the URL, and the settings that hold for any server.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
-use crate::{topology::Topology, url::ServerUrl};
+use machinist_core::QueueName;
+
+use crate::{
+    topology::{QueueAddress, Topology},
+    url::ServerUrl,
+};
 
 /// Request for a connection.
 #[derive(Debug, Clone, Copy)]
@@ -14,6 +19,8 @@ pub struct ConnectRequest<'a> {
     pub namespace: &'a str,
     /// Treatment of what is missing on the server.
     pub topology: Topology,
+    /// Queues that other programs declare, by the names under which tasks are sent to them.
+    pub existing_queues: &'a BTreeMap<QueueName, QueueAddress>,
     /// Files of `[tls]`; empty for a scheme without TLS.
     pub tls_files: TlsFiles<'a>,
     /// `true` if the login must not leave this host: the URL has a password and no TLS. The URL names no other host then,

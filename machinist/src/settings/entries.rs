@@ -71,6 +71,13 @@ impl Settings {
         rows.extend(self.max_depths.iter().map(|(queue, most)| {
             SettingEntry::new(format!("queues.{queue}.max_depth"), most, u64::to_string)
         }));
+        for (queue, unsigned) in &self.unsigned_queues {
+            let key = |key: &str| format!("queues.{queue}.{key}");
+            if let Some(profile) = &unsigned.profile {
+                rows.push(SettingEntry::new(key("profile"), profile, |profile| profile.as_str().to_owned()));
+            }
+            rows.push(SettingEntry::new(key("tasks"), &unsigned.tasks, |tasks| tasks.join(", ")));
+        }
         rows
     }
 }

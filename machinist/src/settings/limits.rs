@@ -1,4 +1,4 @@
-//! Limits and uniqueness of `[tasks.NAME]` and `[queues.NAME]` of `machinist.toml`.
+//! Limits and uniqueness of `[tasks.NAME]`, and `[queues.NAME]` of `machinist.toml`.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,13 @@ use machinist_core::{
 };
 use toml::de::DeValue;
 
-use super::{Setting, SettingsError, section::Section, text::parse_duration, value};
+use super::{
+    Setting, SettingsError,
+    section::Section,
+    text::parse_duration,
+    unsigned::{self, UNSIGNED_KEYS, UnsignedQueue},
+    value,
+};
 
 /// Keys of a limit.
 pub(super) const LIMIT_KEYS: [&str; 5] = ["rate", "burst", "cost", "max_running", "limit_key"];
@@ -24,14 +30,14 @@ pub(super) struct FileQueues {
     pub(super) limits: BTreeMap<QueueName, Setting<Limit>>,
     pub(super) concurrency: BTreeMap<QueueName, Setting<usize>>,
     pub(super) max_depth: BTreeMap<QueueName, Setting<u64>>,
+    pub(super) unsigned: BTreeMap<QueueName, UnsignedQueue>,
 }
 
 /// Reads `[queues.NAME]`, by queue.
 pub(super) fn read_queues(top: &Section<'_>) -> Result<FileQueues, SettingsError> {
     let mut queues = FileQueues::default();
-    for (name, section) in
-        top.sections("queues", &[&LIMIT_KEYS[..], &["concurrency", "max_depth"]].concat())?
-    {
+    let keys = [&LIMIT_KEYS[..], &["concurrency", "max_depth"], &UNSIGNED_KEYS].concat();
+    for (name, section) in top.sections("queues", &keys)? {
         let queue =
             QueueName::parse(&name).map_err(|error| section.error(&format!("names no queue: {error}")))?;
         if QueuePattern::from(queue.clone()).is_prefix() {
@@ -42,6 +48,9 @@ pub(super) fn read_queues(top: &Section<'_>) -> Result<FileQueues, SettingsError
         }
         if let Some(most) = section.get("max_depth", max_depth)? {
             queues.max_depth.insert(queue.clone(), most);
+        }
+        if let Some(unsigned) = unsigned::read(&queue, &section)? {
+            queues.unsigned.insert(queue.clone(), unsigned);
         }
         if let Some(limit) = read_limit(&section)? {
             queues.limits.insert(queue, limit);

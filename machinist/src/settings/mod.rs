@@ -62,6 +62,7 @@ mod section;
 mod table;
 mod tasks;
 mod text;
+mod unsigned;
 mod url_file;
 mod value;
 
@@ -81,12 +82,13 @@ use machinist_core::{
     worker::{SleepHours, Tag},
 };
 
-pub use crate::topology::Topology;
+pub use crate::topology::{QueueAddress, Topology};
 use crate::{connector::Connectors, redact, url::ServerUrl};
 pub use entries::SettingEntry;
 pub use limits::{DEBOUNCE_MAX_WAITS, parse_on_conflict, parse_unique_until};
 pub use table::{SettingDefault, SettingInfo, setting_infos, setting_of_flag};
 pub use text::{parse_backoff, parse_duration, show_duration};
+pub use unsigned::{ProfileName, UnsignedQueue};
 
 /// Name of the file that is read if no other is named.
 pub const FILE: &str = "machinist.toml";
@@ -181,6 +183,8 @@ pub struct Settings {
     pub queue_concurrency: BTreeMap<QueueName, Setting<usize>>,
     /// Maximum numbers of tasks that wait in queues, `[queues.NAME]`: senders refuse more.
     pub max_depths: BTreeMap<QueueName, Setting<u64>>,
+    /// Queues from which tasks run without a signature, `[queues.NAME]`.
+    pub unsigned_queues: BTreeMap<QueueName, UnsignedQueue>,
     /// Place of the section `[limits]`, the old name of `[sizes]`, if the file has one.
     old_sizes: Option<SettingOrigin>,
     /// The section of the application, if the file has one.

@@ -117,6 +117,7 @@ impl Settings {
             queue_limits: file.queues.limits,
             queue_concurrency: file.queues.concurrency,
             max_depths: file.queues.max_depth,
+            unsigned_queues: file.queues.unsigned,
             connectors: connectors.clone(),
         })
     }

@@ -18,7 +18,7 @@ const SEAMS: &str = "machinist-adapter";
 const CORE: &str = "machinist-core";
 
 /// Crates of the workspace that a crate may depend on. One that is not listed may depend on all.
-const MAY_KNOW: [(&str, &[&str]); 11] = [
+const MAY_KNOW: [(&str, &[&str]); 12] = [
     (SEAMS, &[]),
     (CORE, &[SEAMS]),
     ("machinist-broker-amqp", &[SEAMS]),
@@ -27,6 +27,7 @@ const MAY_KNOW: [(&str, &[&str]); 11] = [
     ("machinist-memory", &[SEAMS]),
     ("machinist-macros", &[]),
     ("machinist-metrics", &[CORE]),
+    ("machinist-machinery", &[CORE]),
     ("machinist-conformance", &[SEAMS, CORE, "machinist-memory"]),
     (
         "machinist",
@@ -35,6 +36,7 @@ const MAY_KNOW: [(&str, &[&str]); 11] = [
             CORE,
             "machinist-broker-amqp",
             "machinist-backend-redis",
+            "machinist-machinery",
             "machinist-sqlite",
             "machinist-macros",
             "machinist-memory",

@@ -161,6 +161,9 @@ impl TaskProcessor {
                 Acceptance::Rejected(envelope, reason, error) => {
                     Box::pin(async move { self.worker.reject(&envelope, &message, reason, &error).await })
                 }
+                Acceptance::Unidentified => {
+                    Box::pin(async move { self.worker.identify(&queue, &message).await })
+                }
                 Acceptance::Deferred(reason, error) => {
                     Box::pin(
                         async move { self.worker.wait_for_reader(&queue, &message, reason, &error).await },

@@ -1,11 +1,8 @@
 //! Logs of tasks, over the in-memory adapters.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
-mod support;
-
 use std::{sync::Arc, time::Duration};
 
+use crate::support::Running;
 use async_trait::async_trait;
 use machinist_core::{
     App, AsyncResult, LogLevel, ResultError, TaskContext, TaskDef, TaskError, TaskId, TaskLog, Worker,
@@ -16,7 +13,6 @@ use machinist_core::{
     record::{Facts, TaskState},
 };
 use machinist_memory::{MemoryBackend, MemoryBroker};
-use support::Running;
 use tokio::{sync::Semaphore, time::Instant};
 
 const SAY: TaskDef<(Vec<String>,), ()> = TaskDef::new("say");

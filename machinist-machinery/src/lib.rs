@@ -1,0 +1,13 @@
+//! One queue, two languages: tasks of Go machinery (version 2) in workers and clients of machinist.
+//!
+//! [`MachineryProfile`] is the format of a queue of Go machinery. Integers of 64 bits never pass through a float, and
+//! fields that are not known here are kept on the way. No code of machinery is part of this crate: it was written from
+//! messages and records of the real program.
+
+mod json;
+mod mark;
+mod profile;
+mod signature;
+mod value;
+
+pub use profile::MachineryProfile;

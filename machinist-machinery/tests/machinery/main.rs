@@ -1,0 +1,5 @@
+//! Go machinery: its samples, and mixed fleets with a model of its worker and its client.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod golden;
