@@ -1,6 +1,6 @@
 //! Affinity: tasks that only workers with certain tags may run.
 //!
-//! Such tasks have queues of their own: `render+gpu+zone:eu` holds the tasks of queue `render` that require both tags. On a
+//! Such tasks have separate queues: `render+gpu+zone:eu` holds the tasks of queue `render` that require both tags. On a
 //! shared queue, a task that a worker refuses would come back to the same worker at once. A worker of `render` that has the
 //! tags consumes the queue as soon as it is listed.
 

@@ -126,6 +126,7 @@ mod tests {
             version: None,
             started_at: Timestamp::from_micros(0),
             patterns: Vec::new(),
+            shapes: Default::default(),
             asleep: None,
             wakes: false,
             queues: owned(queues),

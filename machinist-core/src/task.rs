@@ -3,7 +3,7 @@
 use std::{fmt, marker::PhantomData, time::Duration};
 
 use crate::{
-    args::{ArgList, FromResults, IntoArgs, IntoResults},
+    args::{ArgInfo, ArgList, FromResults, IntoArgs, IntoResults, TaskShape},
     definition::DefinedOptions,
     retry::Backoff,
     signature::Signature,
@@ -53,13 +53,22 @@ use crate::{
 pub struct TaskDef<A, R> {
     name: &'static str,
     options: DefinedOptions,
+    /// Names of the types of its arguments and results.
+    arg_types: fn() -> Vec<String>,
+    result_types: fn() -> Option<Vec<&'static str>>,
     types: PhantomData<fn(A) -> R>,
 }
 
 impl<A: ArgList, R: IntoResults + FromResults> TaskDef<A, R> {
     /// The task `name`. The name is checked when the task is registered or sent.
     pub const fn new(name: &'static str) -> Self {
-        Self { name, options: DefinedOptions::NONE, types: PhantomData }
+        Self {
+            name,
+            options: DefinedOptions::NONE,
+            arg_types: A::type_names,
+            result_types: R::type_names,
+            types: PhantomData,
+        }
     }
 }
 
@@ -144,6 +153,13 @@ impl<A, R> TaskDef<A, R> {
     pub const fn expires_in(mut self, while_: Duration) -> Self {
         self.options.expires_in = Some(while_);
         self
+    }
+
+    /// Returns the types of its arguments and results.
+    pub(crate) fn shape(&self) -> TaskShape {
+        let args = (self.arg_types)().into_iter().map(ArgInfo::of_type).collect();
+        let results = (self.result_types)().map(|types| types.into_iter().map(str::to_owned).collect());
+        TaskShape { args: Some(args), results }
     }
 
     pub(crate) const fn options(&self) -> &DefinedOptions {

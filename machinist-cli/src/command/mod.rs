@@ -28,6 +28,7 @@ use std::{
 
 use machinist::{
     Arg, Backoff, Results, TaskContext, TaskError,
+    args::ArgInfo,
     handler::{DynHandler, HandlerFuture},
     settings::{Setting, Settings, SettingsError, TaskSettings},
 };
@@ -160,6 +161,10 @@ impl DynHandler for CommandTask {
     fn call(&self, cx: TaskContext, args: Vec<Arg>) -> HandlerFuture {
         let command = Arc::clone(&self.0);
         Box::pin(async move { command.run(cx, args).await })
+    }
+
+    fn arguments(&self) -> Option<Vec<ArgInfo>> {
+        Some(self.0.names.as_ref()?.iter().map(ArgInfo::named).collect())
     }
 }
 

@@ -9,6 +9,7 @@ use indicatif::ProgressBar;
 use machinist::{
     App, PurgeMode, PurgeReport, QueueName, WorkerFilter,
     backend::{Index, IndexUpdate},
+    base_queue,
     broker::{QueueDeletion, QueueDepth},
     clock::Timestamp,
     nearest,
@@ -64,7 +65,8 @@ async fn list(declare: bool, settings: &Settings, json: bool) -> Result<Code, Cl
     forget(&app, &vanished(&depths, &listed, app.clock().now())).await;
     let paused = app.client().paused_queues().await?;
     let rows = depths.into_iter().map(|depth| QueueRow {
-        paused: paused.contains(&depth.queue),
+        paused: paused.contains(&depth.queue)
+            || base_queue(&depth.queue).is_some_and(|base| paused.contains(&base)),
         queue: depth.queue.to_string(),
         ready: depth.ready,
         consumers: depth.consumers,

@@ -1,7 +1,6 @@
 //! `machinist registered`: lists the task names that live workers know, and disables or enables one for all workers.
 
-use machinist::{Client, RegisteredName, WorkerAction, WorkerFilter, settings::Settings};
-use serde::Serialize;
+use machinist::{Client, RegisteredName, WorkerAction, WorkerFilter, args::ArgInfo, settings::Settings};
 
 use super::{connect, connect_reader, workers::cannot_order};
 use crate::{
@@ -10,30 +9,24 @@ use crate::{
     output,
 };
 
-#[derive(Serialize)]
-struct RegisteredRow {
-    /// Workers do not tell the arguments of their tasks yet.
-    args: Option<Vec<String>>,
-    results: Option<Vec<String>>,
-    #[serde(flatten)]
-    task: RegisteredName,
-}
-
 pub(super) async fn run(args: RegisteredArgs, settings: &Settings, json: bool) -> Result<Code, CliError> {
     match args.command {
         None => {
             let app = connect_reader(settings).await?;
             let tasks = app.client().registered_tasks().await?;
             if json {
-                let row = |task| RegisteredRow { args: None, results: None, task };
-                output::json(&tasks.into_iter().map(row).collect::<Vec<_>>())?;
+                output::json(&tasks)?;
             } else {
                 let list = |names: std::collections::BTreeSet<String>| Vec::from_iter(names).join(", ");
                 let row = |task: RegisteredName| {
                     let enabled = if task.enabled { "yes" } else { "no" }.to_owned();
-                    vec![task.name, enabled, list(task.queues), list(task.workers)]
+                    let arguments = arguments(&task);
+                    vec![task.name, arguments, enabled, list(task.queues), list(task.workers)]
                 };
-                output::table(&["task", "enabled", "queues", "workers"], tasks.into_iter().map(row))?;
+                output::table(
+                    &["task", "arguments", "enabled", "queues", "workers"],
+                    tasks.into_iter().map(row),
+                )?;
             }
             app.broker().close().await;
         }
@@ -67,6 +60,21 @@ pub(super) async fn run(args: RegisteredArgs, settings: &Settings, json: bool) -
 }
 
 /// Returns the live workers that did not confirm that they have read what is disabled: a worker that answers has.
+/// Returns the arguments and results of a task, like `src, width: int64 -> string`.
+fn arguments(task: &RegisteredName) -> String {
+    let text = |arg: &ArgInfo| match (&arg.name, &arg.kind) {
+        (Some(name), Some(kind)) => format!("{name}: {kind}"),
+        (Some(one), None) | (None, Some(one)) => one.clone(),
+        (None, None) => "?".to_owned(),
+    };
+    let args = match &task.args {
+        Some(args) => args.iter().map(text).collect::<Vec<_>>().join(", "),
+        None => "any".to_owned(),
+    };
+    let results = task.results.as_ref().filter(|results| !results.is_empty());
+    results.map_or_else(|| args.clone(), |results| format!("{args} -> {}", results.join(", ")))
+}
+
 async fn unaware(client: &Client) -> Result<Vec<String>, CliError> {
     let workers = client.workers(&WorkerFilter::new()).await?;
     let (_, results) =

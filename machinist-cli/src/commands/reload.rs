@@ -89,7 +89,7 @@ impl Reload {
 
 /// Result of a reload.
 struct Done {
-    /// What happened to the keys.
+    /// Sentence about the keys.
     keys: String,
     /// Settings that need a restart.
     restart: Option<String>,

@@ -109,3 +109,20 @@ fn a_task_that_requires_a_worker_is_sent_only_if_there_is_one() {
     let sent = folder.run(&["send", "mark", "--require-worker", "--wait"]).ended(0);
     assert!(sent.stderr.is_empty(), "{sent:?}");
 }
+
+#[test]
+fn registered_tasks_tell_their_arguments_as_far_as_they_are_known() {
+    let folder =
+        Folder::with(&format!("{TASKS}[tasks.resize]\ncommand = [\"true\"]\nargs = [\"src\", \"width\"]\n"));
+    let _worker = folder.worker(&["--name", "one"]);
+    listed(&folder, &[("one", "awake")]);
+    let known = folder.run(&["registered", "--json"]).ended(0).json();
+    assert_eq!((&known[0]["name"], &known[0]["args"]), (&json!("mark"), &json!(null)));
+    let args = json!([{ "name": "src", "type": null }, { "name": "width", "type": null }]);
+    assert_eq!(
+        (&known[1]["name"], &known[1]["args"], &known[1]["results"]),
+        (&json!("resize"), &args, &json!(null))
+    );
+    let shown = folder.run(&["registered"]).ended(0).stdout;
+    assert!(shown.contains("src, width"), "{shown}");
+}

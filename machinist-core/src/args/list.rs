@@ -29,7 +29,11 @@ pub struct Rest<T>(pub Vec<T>);
     note = "a task takes `()`, one argument type, or a tuple of up to eight; `Rest<T>` may only be the last",
     note = "argument types are `bool`, integers, floats, `String`, `Vec` and `Option` of these, and `Json<T>` for any serde type"
 )]
-pub trait ArgList {}
+pub trait ArgList {
+    /// Returns the names of the types on the wire.
+    #[doc(hidden)]
+    fn type_names() -> Vec<String>;
+}
 
 /// Last element of an argument list: one argument, or [`Rest`].
 #[diagnostic::on_unimplemented(
@@ -42,9 +46,17 @@ pub trait LastArg: Sized {
     /// # Errors
     /// A value has no form on the wire.
     fn push_to(self, args: &mut Vec<Arg>) -> Result<(), Misfit>;
+
+    /// Returns the name of the type on the wire.
+    #[doc(hidden)]
+    fn type_name() -> String;
 }
 
 impl<T: WireArg> LastArg for T {
+    fn type_name() -> String {
+        T::TYPE.to_owned()
+    }
+
     fn push_to(self, args: &mut Vec<Arg>) -> Result<(), Misfit> {
         let arg = Arg::of(self).map_err(|e| e.within(format_args!("argument {}", args.len() + 1)))?;
         args.push(arg);
@@ -53,6 +65,10 @@ impl<T: WireArg> LastArg for T {
 }
 
 impl<T: WireArg> LastArg for Rest<T> {
+    fn type_name() -> String {
+        format!("...{}", T::TYPE)
+    }
+
     fn push_to(self, args: &mut Vec<Arg>) -> Result<(), Misfit> {
         args.reserve(self.0.len());
         self.0.into_iter().try_for_each(|value| value.push_to(args))
@@ -114,7 +130,11 @@ pub trait IntoArgs<A> {
     fn into_args(self) -> Result<Vec<Arg>, Misfit>;
 }
 
-impl ArgList for () {}
+impl ArgList for () {
+    fn type_names() -> Vec<String> {
+        Vec::new()
+    }
+}
 
 impl IntoArgs<()> for () {
     fn into_args(self) -> Result<Vec<Arg>, Misfit> {
@@ -123,7 +143,11 @@ impl IntoArgs<()> for () {
 }
 
 #[diagnostic::do_not_recommend]
-impl<T: LastArg> ArgList for T {}
+impl<T: LastArg> ArgList for T {
+    fn type_names() -> Vec<String> {
+        vec![T::type_name()]
+    }
+}
 
 #[diagnostic::do_not_recommend]
 impl<T: LastArg, X: IntoArg<T>> IntoArgs<T> for X {
@@ -137,7 +161,11 @@ impl<T: LastArg, X: IntoArg<T>> IntoArgs<T> for X {
 macro_rules! tuples {
     ($($($given:ident $declared:ident,)* | $last_given:ident $last:ident;)*) => {$(
         #[diagnostic::do_not_recommend]
-        impl<$($declared: WireArg,)* $last: LastArg> ArgList for ($($declared,)* $last,) {}
+        impl<$($declared: WireArg,)* $last: LastArg> ArgList for ($($declared,)* $last,) {
+            fn type_names() -> Vec<String> {
+                vec![$($declared::TYPE.to_owned(),)* $last::type_name()]
+            }
+        }
 
         #[diagnostic::do_not_recommend]
         impl<$($declared, $given,)* $last, $last_given> IntoArgs<($($declared,)* $last,)> for ($($given,)* $last_given,)

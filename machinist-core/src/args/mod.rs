@@ -35,6 +35,40 @@ pub struct Arg {
     pub value: Value,
 }
 
+/// Arguments and results of a task, as far as its worker knows them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TaskShape {
+    /// `None` for any arguments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) args: Option<Vec<ArgInfo>>,
+    /// Names of the types of the results.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) results: Option<Vec<String>>,
+}
+
+/// An argument that a task takes, as far as its worker knows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ArgInfo {
+    /// Name, if it has one.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Name of the type, as in machinery; `...int64` for any number of them. `None` for any value.
+    #[serde(rename = "type", default)]
+    pub kind: Option<String>,
+}
+
+impl ArgInfo {
+    /// Creates an argument of any type with this name.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: Some(name.into()), kind: None }
+    }
+
+    pub(crate) fn of_type(kind: String) -> Self {
+        Self { name: None, kind: Some(kind) }
+    }
+}
+
 impl Arg {
     /// Creates an argument from a value whose Rust type is unknown: its type name is derived from the value (`int64`,
     /// `uint64`, `float64`, `string`, `bool`, otherwise `json`).

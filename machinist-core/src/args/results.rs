@@ -15,6 +15,12 @@ pub trait IntoResults {
     /// # Errors
     /// A value has no form on the wire.
     fn into_results(self) -> Result<Results, Misfit>;
+
+    /// Returns the names of the types on the wire; `None` if they are not known.
+    #[doc(hidden)]
+    fn type_names() -> Option<Vec<&'static str>> {
+        None
+    }
 }
 
 /// Type as which the results of a task can be read; the counterpart of [`IntoResults`].
@@ -46,6 +52,10 @@ impl FromResults for Results {
 }
 
 impl IntoResults for () {
+    fn type_names() -> Option<Vec<&'static str>> {
+        Some(Vec::new())
+    }
+
     fn into_results(self) -> Result<Results, Misfit> {
         Ok(Results::default())
     }
@@ -59,6 +69,10 @@ impl FromResults for () {
 
 #[diagnostic::do_not_recommend]
 impl<T: WireArg> IntoResults for T {
+    fn type_names() -> Option<Vec<&'static str>> {
+        Some(vec![T::TYPE])
+    }
+
     fn into_results(self) -> Result<Results, Misfit> {
         (self,).into_results()
     }
@@ -75,6 +89,10 @@ macro_rules! tuples {
     ($($count:literal: $($t:ident)*;)*) => {$(
         #[diagnostic::do_not_recommend]
         impl<$($t: WireArg),*> IntoResults for ($($t,)*) {
+            fn type_names() -> Option<Vec<&'static str>> {
+                Some(vec![$($t::TYPE),*])
+            }
+
             fn into_results(self) -> Result<Results, Misfit> {
                 #[allow(non_snake_case)]
                 let ($($t,)*) = self;

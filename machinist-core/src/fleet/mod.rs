@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     affinity::takes,
+    args::{ArgInfo, TaskShape},
     backend::{BackendError, Index},
     client::Client,
     clock::Timestamp,
@@ -79,6 +80,9 @@ pub struct WorkerInfo {
     pub retried: u64,
     /// Resident memory of the process in bytes, where its system tells it, to about an eighth.
     pub memory: Option<u64>,
+    /// Arguments and results of its tasks, as far as they are known.
+    #[serde(skip)]
+    pub(crate) shapes: BTreeMap<String, TaskShape>,
     /// Ids of at most 20 running tasks.
     #[serde(skip)]
     pub runs: Vec<String>,
@@ -93,6 +97,10 @@ pub struct WorkerInfo {
 pub struct RegisteredName {
     /// Task name.
     pub name: String,
+    /// Arguments, as far as the first of the workers knows them; `None` for any.
+    pub args: Option<Vec<ArgInfo>>,
+    /// Names of the types of its results, if they are known.
+    pub results: Option<Vec<String>>,
     /// Queues of the workers that know it.
     pub queues: BTreeSet<String>,
     /// Names of the workers that know it.
@@ -129,6 +137,8 @@ struct About {
     patterns: Vec<String>,
     #[serde(default)]
     tasks: Vec<String>,
+    #[serde(default)]
+    shapes: BTreeMap<String, TaskShape>,
     #[serde(default)]
     tags: Vec<String>,
     #[serde(default)]
@@ -180,6 +190,7 @@ fn worker_info(session: &str, facts: &Facts) -> Option<WorkerInfo> {
         patterns: about.patterns,
         tasks: about.tasks,
         tags: about.tags,
+        shapes: about.shapes,
         limits: about.limits.into_iter().filter_map(known_limit).collect(),
         concurrency: about.concurrency,
         open_circuits: about.open_circuits,
@@ -276,6 +287,8 @@ impl Client {
         let mut names: BTreeMap<&str, RegisteredName> = BTreeMap::new();
         let known = |name: &str| RegisteredName {
             name: name.to_owned(),
+            args: None,
+            results: None,
             queues: BTreeSet::new(),
             workers: BTreeSet::new(),
             enabled: !disabled.contains(name),
@@ -288,6 +301,10 @@ impl Client {
                 let entry = names.entry(name).or_insert_with(|| known(name));
                 entry.queues.extend(worker.queues.iter().cloned());
                 entry.workers.insert(worker.name.clone());
+                if let Some(shape) = worker.shapes.get(name) {
+                    entry.args = entry.args.take().or_else(|| shape.args.clone());
+                    entry.results = entry.results.take().or_else(|| shape.results.clone());
+                }
             }
         }
         Ok(names.into_values().collect())

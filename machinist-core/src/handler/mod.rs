@@ -82,7 +82,7 @@ mod function;
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use crate::{
-    args::{Arg, IntoResults, LastArg, Results},
+    args::{Arg, ArgInfo, IntoResults, LastArg, Results, TaskShape},
     context::TaskContext,
     definition::DefinedOptions,
     error::TaskError,
@@ -129,6 +129,11 @@ pub trait DynHandler: Send + Sync + 'static {
     /// continues, and its task must not be handed to another worker meanwhile.
     fn stops_when_dropped(&self) -> bool {
         true
+    }
+
+    /// Returns the arguments that it takes, for people; `None` if it takes any.
+    fn arguments(&self) -> Option<Vec<ArgInfo>> {
+        None
     }
 }
 
@@ -268,6 +273,8 @@ pub struct Binding {
     pub requires: Vec<Requirement>,
     /// Options of the definition.
     pub(crate) options: DefinedOptions,
+    /// Types of the definition.
+    pub(crate) shape: TaskShape,
     /// Maximum number of tasks in a call, if the handler takes many at once.
     pub(crate) batch: Option<usize>,
 }
@@ -283,6 +290,7 @@ impl Binding {
             handler: handler.erase(),
             requires: H::requires(),
             options: *def.options(),
+            shape: def.shape(),
             batch: None,
         }
     }
@@ -298,6 +306,7 @@ impl Binding {
             handler: handler.erase_batch(max, within),
             requires: H::requires(),
             options: *def.options(),
+            shape: def.shape(),
             batch: Some(max),
         }
     }
@@ -316,6 +325,7 @@ impl Binding {
             handler: handler.erase_blocking(),
             requires: H::requires(),
             options: *def.options(),
+            shape: def.shape(),
             batch: None,
         }
     }

@@ -267,3 +267,15 @@ async fn arguments_are_moved_not_copied() {
     let results = Binding::new(SIZE, size).handler.call(cx(), args).await.unwrap();
     assert_eq!(results.0[0].value, 500_001);
 }
+
+#[test]
+fn a_binding_knows_the_types_of_its_task() {
+    const MANY: TaskDef<(String, crate::Rest<i64>), (bool, f64)> = TaskDef::new("many");
+    async fn many(_: String, _: crate::Rest<i64>) -> Result<(bool, f64), TaskError> {
+        Ok((true, 0.5))
+    }
+    let shape = Binding::new(MANY, many).shape;
+    let args: Vec<_> = shape.args.unwrap().into_iter().filter_map(|arg| arg.kind).collect();
+    assert_eq!(args, ["string", "...int64"]);
+    assert_eq!(shape.results.unwrap(), ["bool", "float64"]);
+}

@@ -48,6 +48,7 @@ fn worker(state: PresenceState) -> WorkerInfo {
         started_at: NOW,
         queues: vec!["math".into()],
         patterns: Vec::new(),
+        shapes: Default::default(),
         asleep: None,
         wakes: false,
         tasks: vec!["add".into()],

@@ -16,7 +16,7 @@ use super::{
     builder::{NewTask, WorkerBuilder},
     capacity::SlotPool,
     circuits::Circuits,
-    described::{DESCRIBED_TASKS, described_limits, described_patterns, described_tasks},
+    described::{DESCRIBED_TASKS, described_limits, described_patterns, described_shapes, described_tasks},
     events::WorkerEvents,
     exclusive::ExclusiveSlots,
     lease::Lease,
@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     app::App,
-    args::{Arg, Results},
+    args::{Arg, Results, TaskShape},
     builtin::WORKFLOW_TASK,
     context::TaskContext,
     id::{QueueName, QueuePattern, TaskName},
@@ -59,7 +59,7 @@ impl WorkerBuilder {
         concurrency: usize,
     ) -> Result<HashMap<TaskName, RegisteredTask>, BuildError> {
         let mut tasks = HashMap::new();
-        for NewTask { name, handler, requires, options, batch } in mem::take(&mut self.tasks) {
+        for NewTask { name, handler, requires, shape, options, batch } in mem::take(&mut self.tasks) {
             match batch {
                 Some(0) => return Err(BuildError::Zero("the size of a batch")),
                 Some(max) if max > concurrency => {
@@ -70,13 +70,13 @@ impl WorkerBuilder {
             if let Some((_, missing)) = requires.iter().find(|(id, _)| !self.state.has(*id)) {
                 return Err(BuildError::MissingState { task: name, missing });
             }
-            let registration = RegisteredTask::new(handler, options);
+            let registration = RegisteredTask::new(handler, shape, options);
             if tasks.insert(TaskName::parse(&name)?, registration).is_some() {
                 return Err(BuildError::Twice(name));
             }
         }
         let handler = Arc::new(async |_cx: TaskContext, args: Vec<Arg>| Ok(Results(args)));
-        let workflow = RegisteredTask::new(handler, TaskOptions::default());
+        let workflow = RegisteredTask::new(handler, TaskShape::default(), TaskOptions::default());
         tasks.insert(TaskName::parse(WORKFLOW_TASK)?, workflow);
         for (name, options) in mem::take(&mut self.options) {
             let task = TaskName::parse(&name)?;
@@ -335,6 +335,7 @@ fn about(
         "patterns": described_patterns(own),
         "tasks": described_tasks(names),
         "more_tasks": more,
+        "shapes": described_shapes(tasks.iter().map(|(name, task)| (name, &task.shape))),
         "tags": tags,
         "concurrency": concurrency,
         "limits": described_limits(&limits.own()),

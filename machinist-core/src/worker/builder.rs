@@ -13,6 +13,7 @@ use super::{
 use crate::{
     admission::AdmissionRule,
     app::App,
+    args::TaskShape,
     consequence::TaskFailure,
     context::StateMap,
     extract::Requirement,
@@ -32,6 +33,7 @@ pub(super) struct NewTask {
     pub(super) name: String,
     pub(super) handler: Arc<dyn DynHandler>,
     pub(super) requires: Vec<Requirement>,
+    pub(super) shape: TaskShape,
     pub(super) options: TaskOptions,
     /// Maximum number of tasks in a call, if the handler takes many at once.
     pub(super) batch: Option<usize>,
@@ -311,12 +313,13 @@ impl WorkerBuilder {
 
     /// Registers a handler that was bound to its task elsewhere.
     pub fn bind(mut self, binding: Binding) -> Self {
-        let Binding { name, handler, requires, options, batch } = binding;
+        let Binding { name, handler, requires, options, shape, batch } = binding;
         self.task_queues.extend(options.queue.map(str::to_owned));
         self.register(NewTask {
             name: name.to_owned(),
             handler,
             requires,
+            shape,
             options: TaskOptions::defined(&options),
             batch,
         })
@@ -324,8 +327,10 @@ impl WorkerBuilder {
 
     /// Registers a handler whose arguments are not known to the compiler.
     pub fn task_dyn(self, name: impl Into<String>, handler: impl DynHandler) -> Self {
+        let shape = TaskShape { args: handler.arguments(), results: None };
         self.register(NewTask {
             name: name.into(),
+            shape,
             handler: Arc::new(handler),
             requires: Vec::new(),
             options: TaskOptions::default(),

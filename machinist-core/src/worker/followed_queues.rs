@@ -13,6 +13,7 @@ use super::{WorkerContext, orders::PREPARE_TIMEOUT};
 use crate::{
     affinity::takes,
     backend::{BackendError, Index},
+    broker::BrokerError,
     clock::Timestamp,
     id::{QueueName, QueuePattern},
     tag::Tag,
@@ -91,7 +92,10 @@ impl QueueFollower {
                 () = tokio::time::sleep(INTERVAL) => {}
                 () = stages.reached_drain() => return,
             }
-            self.look().await;
+            tokio::select! {
+                () = self.look() => {}
+                () = stages.reached_drain() => return,
+            }
         }
     }
 
@@ -195,10 +199,22 @@ impl QueueFollower {
                 Err(why) => unfit.push((queue, why)),
             }
         }
-        if !fit.is_empty() && self.prepare(&fit).await.is_err() {
-            for queue in fit {
-                if let Err(why) = self.prepare(std::slice::from_ref(&queue)).await {
-                    unfit.push((queue, why));
+        let mut away = Vec::new();
+        match self.prepare(&fit).await {
+            Ok(()) => {}
+            Err(PrepareError::Away) => away = fit,
+            Err(PrepareError::Refused(_)) => {
+                for queue in fit {
+                    if !away.is_empty() {
+                        // It would wait as long as the one before.
+                        away.push(queue);
+                        continue;
+                    }
+                    match self.prepare(std::slice::from_ref(&queue)).await {
+                        Ok(()) => {}
+                        Err(PrepareError::Refused(why)) => unfit.push((queue, why)),
+                        Err(PrepareError::Away) => away.push(queue),
+                    }
                 }
             }
         }
@@ -208,15 +224,28 @@ impl QueueFollower {
             }
             self.refused.insert(queue.clone());
         }
-        unfit.into_iter().map(|(queue, _)| queue).collect()
+        // What the broker could not be asked about is looked at again with the next look.
+        unfit.into_iter().map(|(queue, _)| queue).chain(away).collect()
     }
 
-    async fn prepare(&self, queues: &[QueueName]) -> Result<(), String> {
+    async fn prepare(&self, queues: &[QueueName]) -> Result<(), PrepareError> {
+        if queues.is_empty() {
+            return Ok(());
+        }
         match tokio::time::timeout(PREPARE_TIMEOUT, self.worker.app.broker().prepare(queues)).await {
-            Ok(prepared) => prepared.map_err(|error| chain(&error).join(": ")),
-            Err(_) => Err(format!("the broker: no answer within {PREPARE_TIMEOUT:?}")),
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(BrokerError::Unavailable(_))) | Err(_) => Err(PrepareError::Away),
+            Ok(Err(error)) => Err(PrepareError::Refused(chain(&error).join(": "))),
         }
     }
+}
+
+/// Reason that the broker has not prepared queues.
+enum PrepareError {
+    /// It cannot be asked now.
+    Away,
+    /// It refuses.
+    Refused(String),
 }
 
 #[cfg(test)]

@@ -255,10 +255,10 @@ impl Worker {
     }
 
     /// Sets the function that obeys an order to read the configuration of the program again. It returns a remark for people,
-    /// or the reason that nothing has changed, which is the answer to the order. The first one that is set counts; without
+    /// or the reason that nothing has changed, which is the answer to the order. The last one that is set counts; without
     /// one, such orders are refused.
     pub fn on_reload(&self, reload: impl Fn() -> Result<Option<String>, String> + Send + Sync + 'static) {
-        self.processor.worker.orders.on_reload(Arc::new(reload));
+        self.processor.worker.orders.on_reload(Some(Arc::new(reload)));
     }
 
     /// Returns a handle that checks the worker's health while it runs.
@@ -371,6 +371,7 @@ impl Worker {
         // Best effort: the letters are in the broker.
         let _in_time = tokio::time::timeout(SETTLE_TIMEOUT, worker.refused.flush(&worker.app)).await;
         renewals.end().await;
+        worker.orders.on_reload(None);
         // What still runs for a slot is protected until the session expires.
         if drained.unfinished == 0 && roles_left.is_ok() {
             worker.sessions.close().await;

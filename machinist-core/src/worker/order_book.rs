@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 use bytes::Bytes;
@@ -25,7 +25,7 @@ pub(super) struct OrderBook {
     /// Names of the tasks of the worker.
     tasks: RwLock<Vec<TaskName>>,
     /// Reads the configuration of the program again.
-    reload: OnceLock<ReloadConfiguration>,
+    reload: Mutex<Option<ReloadConfiguration>>,
     memory: Mutex<OrderMemory>,
 }
 
@@ -56,7 +56,7 @@ impl OrderBook {
         set_log_level: Option<SetLogLevel>,
         tasks: Vec<TaskName>,
     ) -> Self {
-        let (tasks, reload) = (RwLock::new(tasks), OnceLock::new());
+        let (tasks, reload) = (RwLock::new(tasks), Mutex::default());
         Self { restart_exit_code, set_log_level, tasks, reload, memory: Mutex::default() }
     }
 
@@ -73,15 +73,16 @@ impl OrderBook {
         *self.tasks.write().unwrap_or_else(PoisonError::into_inner) = tasks;
     }
 
-    /// Sets the function that reads the configuration again. The first one counts.
-    pub(super) fn on_reload(&self, reload: ReloadConfiguration) {
-        drop(self.reload.set(reload));
+    /// Sets the function that reads the configuration again; `None` at the end of the worker, which the function may own.
+    pub(super) fn on_reload(&self, reload: Option<ReloadConfiguration>) {
+        *self.reload.lock().unwrap_or_else(PoisonError::into_inner) = reload;
     }
 
     /// Reads the configuration again. Returns a remark for people.
     pub(super) fn reload(&self) -> ChangeAnswer {
         let unable = || Err("this program has no configuration that it could read again".to_owned());
-        self.reload.get().map_or_else(unable, |reload| reload())
+        let reload = self.reload.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        reload.map_or_else(unable, |reload| reload())
     }
 
     /// Returns the exit code of a process that was ordered to restart.

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::{
     BuildError, TaskOptions, WorkerBuilder, WorkerContext,
     build::{can_sign, check_periodic, checked_limits},
+    described::described_shapes,
     processor::{RegisteredTask, RegisteredTasks, TaskProcessor},
 };
 use crate::{
@@ -97,7 +98,7 @@ impl Reloader {
             .map(|(name, task)| (name.clone(), task.as_coded()))
             .collect();
         for task in mem::take(&mut new.tasks) {
-            let registered = RegisteredTask::new(task.handler, TaskOptions::default());
+            let registered = RegisteredTask::new(task.handler, task.shape, TaskOptions::default());
             if tasks.insert(TaskName::parse(&task.name)?, registered).is_some() {
                 return Err(BuildError::Twice(task.name));
             }
@@ -143,7 +144,9 @@ impl WorkerContext {
     /// Shows the tasks, limits and number of slots that the worker has now.
     fn describe_tasks(&self, processor: &TaskProcessor) {
         let limits = self.limits.own();
-        self.sessions.describe_tasks(&processor.task_names(), &limits, self.capacity.limit());
+        let tasks = processor.tasks();
+        let shapes = described_shapes(tasks.iter().map(|(name, task)| (name, &task.shape)));
+        self.sessions.describe_tasks(&processor.task_names(), shapes, &limits, self.capacity.limit());
     }
 }
 

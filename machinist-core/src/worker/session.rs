@@ -257,11 +257,13 @@ impl Sessions {
     pub(super) fn describe_tasks(
         &self,
         tasks: &[TaskName],
+        shapes: serde_json::Value,
         limits: &[(LimitTarget, Arc<Limit>)],
         concurrency: usize,
     ) {
         let mut state = self.state();
         state.about["tasks"] = described_tasks(tasks.iter().collect());
+        state.about["shapes"] = shapes;
         state.about["limits"] = described_limits(limits);
         state.about["concurrency"] = concurrency.into();
         state.about_changed = true;

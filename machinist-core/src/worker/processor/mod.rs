@@ -29,6 +29,7 @@ use super::{
     start::StartReply,
 };
 use crate::{
+    args::TaskShape,
     broker::{Delivery, Receipt},
     builtin::WORKFLOW_TASK,
     clock::Timestamp,
@@ -45,19 +46,20 @@ use crate::{
 /// A task that this worker runs.
 pub(super) struct RegisteredTask {
     pub(super) handler: Arc<dyn DynHandler>,
+    pub(super) shape: TaskShape,
     pub(super) options: TaskOptions,
     /// Options of the code, before those of the configuration.
     pub(super) coded: TaskOptions,
 }
 
 impl RegisteredTask {
-    pub(super) fn new(handler: Arc<dyn DynHandler>, options: TaskOptions) -> Self {
-        Self { handler, coded: options.clone(), options }
+    pub(super) fn new(handler: Arc<dyn DynHandler>, shape: TaskShape, options: TaskOptions) -> Self {
+        Self { handler, shape, coded: options.clone(), options }
     }
 
     /// Returns the task without the options of a configuration.
     pub(super) fn as_coded(&self) -> Self {
-        Self::new(Arc::clone(&self.handler), self.coded.clone())
+        Self::new(Arc::clone(&self.handler), self.shape.clone(), self.coded.clone())
     }
 }
 
