@@ -214,13 +214,15 @@ pub enum Index {
     Periodic,
     /// Batches of events, by the time at which they were published.
     Events,
+    /// Batches of ended tasks, by the time of the last end.
+    Ended,
     /// Tasks that wait for this reason, by the time at which they began to wait.
     Parked(Arc<str>),
 }
 
 impl Index {
     /// Every index that exists once.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Queues,
         Self::Scheduled,
         Self::DeadLetters,
@@ -228,6 +230,7 @@ impl Index {
         Self::Sessions,
         Self::Periodic,
         Self::Events,
+        Self::Ended,
     ];
 
     /// Returns the name under which the index is stored.
@@ -240,6 +243,7 @@ impl Index {
             Self::Sessions => "sessions".into(),
             Self::Periodic => "periodic".into(),
             Self::Events => "events".into(),
+            Self::Ended => "ended".into(),
             Self::Parked(reason) => format!("parked:{reason}").into(),
         }
     }

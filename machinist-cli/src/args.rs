@@ -8,6 +8,7 @@ mod limits;
 mod periodic;
 mod queues;
 mod task;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -32,6 +33,7 @@ pub(crate) use queues::{QueuesArgs, QueuesCommand};
 pub(crate) use task::{
     LogArgs, RetryArgs, RevokeArgs, ScheduledArgs, SendArgs, SendOptions, StatusArgs, WhyArgs,
 };
+pub(crate) use tasks::{FailuresArgs, TasksArgs};
 pub(crate) use value::ExpiryArg;
 
 use value::{concurrency, health_address, look_ahead, queues};
@@ -159,6 +161,10 @@ pub(crate) enum CliCommand {
     Queues(QueuesArgs),
     /// Say why a task or a queue stands still, and what to do
     Why(WhyArgs),
+    /// Search tasks that have ended, run or wait
+    Tasks(TasksArgs),
+    /// Group failed tasks by cause
+    Failures(FailuresArgs),
     /// Print the log of a task, also while it runs
     Log(LogArgs),
     /// Print what happens to tasks and workers everywhere, as it happens

@@ -150,7 +150,7 @@ impl App {
     /// # Cancel safety
     /// Events of a batch that was being published may be lost.
     pub async fn flush_events(&self) {
-        self.0.published_events.flush(self.0.backend.as_ref(), &self.0.clock).await;
+        self.0.published_events.flush(self.0.backend.as_ref(), &self.0.clock, true).await;
     }
 
     /// The message that carries an envelope, in the format of its queue.
@@ -485,11 +485,9 @@ impl AppState {
 /// Publishes events for as long as the application is there, which does not live because of a wait for events.
 async fn publish_events(app: std::sync::Weak<AppState>, publisher: Arc<EventPublisher>) {
     loop {
-        let gathered = publisher.gathered().await;
+        publisher.gathered().await;
         let Some(app) = app.upgrade() else { return };
-        if gathered {
-            publisher.flush(app.backend.as_ref(), &app.clock).await;
-        }
+        publisher.flush(app.backend.as_ref(), &app.clock, false).await;
     }
 }
 

@@ -158,7 +158,7 @@ impl Client {
 
     /// Emits the revocation, unless the record does not name its task.
     fn emit_revoked(&self, id: &TaskId, facts: &Facts, running: bool, record_wait: Duration) {
-        if self.app.0.observers.is_empty() {
+        if self.app.0.observers.is_empty() && !self.app.0.published_events.is_on() {
             return;
         }
         let name = facts.text(name::TASK).and_then(|name| TaskName::parse(&name).ok());

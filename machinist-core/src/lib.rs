@@ -19,11 +19,13 @@ mod control;
 mod dead_letters;
 mod definition;
 mod delay;
+mod ended;
 pub mod error;
 pub mod event;
 mod event_reader;
 pub mod event_stream;
 pub mod extract;
+mod failures;
 mod fleet;
 mod flow;
 #[cfg(any(test, fuzzing))]
@@ -63,6 +65,7 @@ mod tag;
 mod task;
 mod task_error;
 mod task_log;
+mod task_search;
 mod trace;
 mod unique;
 mod why;
@@ -88,6 +91,7 @@ pub use error::{ResultError, SendError, TaskError};
 pub use event::Observer;
 pub use event_reader::{EventFilter, EventStream};
 pub use extract::State;
+pub use failures::{FailureGroup, FailureGroups};
 pub use fleet::{
     FleetRoles, LeaderInfo, OrderError, OrderReport, OrderResult, RegisteredName, ShardInfo, WorkerFilter,
     WorkerInfo,
@@ -111,6 +115,7 @@ pub use security::{QueueOptions, WorkerAction, WorkerChange};
 pub use signature::Signature;
 pub use task::TaskDef;
 pub use task_log::{LogLevel, LogLine, TaskLog};
+pub use task_search::{FoundTasks, TaskSearch};
 pub use unique::{OnConflict, Unique, UniqueUntil};
 pub use why::{Evidence, TimeSpent, Why, WhyClass, WhyReason};
 pub use wire::{Codec, MaxSizes, Profile, ProfileError, TaskMessage};

@@ -37,6 +37,10 @@ pub struct TaskFilter {
     pub state: Option<TaskState>,
     /// Tasks whose error, or the error of whose last run, contains this text.
     pub error: Option<String>,
+    /// Tasks that this worker ran last.
+    pub worker: Option<String>,
+    /// Tasks that have changed since this instant: were sent, were started, failed or ended.
+    pub since: Option<Timestamp>,
     /// Tasks that have not changed since this instant: ended, failed or were sent before.
     pub until: Option<Timestamp>,
 }
@@ -59,18 +63,21 @@ impl TaskFilter {
 
     /// Returns `true` if a task matches.
     pub fn fits(&self, record: &Record) -> bool {
-        let Self { queue, name, state, error, until } = self;
+        let Self { queue, name, state, error, worker, since, until } = self;
         let changed =
             [record.sent_at, record.ended_at, record.history.last().map(|attempt| attempt.ended_at)];
         let error_has = |text: &String| {
             let errors = record.error.iter().chain(record.history.last().map(|attempt| &attempt.error));
             errors.flat_map(|error| &error.chain).any(|cause| cause.contains(text.as_str()))
         };
+        let newest = changed.into_iter().flatten().max();
         queue.as_ref().is_none_or(|queue| record.queue.as_ref() == Some(queue))
             && name.as_ref().is_none_or(|name| record.name.as_ref() == Some(name))
             && state.is_none_or(|state| record.state == state)
             && error.as_ref().is_none_or(error_has)
-            && until.is_none_or(|until| changed.into_iter().flatten().max().is_some_and(|at| at <= until))
+            && worker.as_ref().is_none_or(|worker| record.worker.as_ref() == Some(worker))
+            && since.is_none_or(|since| newest.max(record.started_at).is_some_and(|at| at >= since))
+            && until.is_none_or(|until| newest.is_some_and(|at| at <= until))
     }
 }
 
@@ -162,6 +169,8 @@ mod tests {
             name: Some("resize".into()),
             state: Some(TaskState::Failure),
             error: Some("disk full".into()),
+            worker: None,
+            since: Some(ended),
             until: Some(ended),
         };
         assert!(fitting.fits(&record));
@@ -170,6 +179,8 @@ mod tests {
             TaskFilter { name: Some("resiz".into()), ..fitting.clone() },
             TaskFilter { state: Some(TaskState::Retry), ..fitting.clone() },
             TaskFilter { error: Some("network".into()), ..fitting.clone() },
+            TaskFilter { worker: Some("other".into()), ..fitting.clone() },
+            TaskFilter { since: Some(ended.plus(Duration::from_secs(1))), ..fitting.clone() },
             TaskFilter { until: Some(SENT), ..fitting.clone() },
         ] {
             assert!(!other.fits(&record), "{other:?}");

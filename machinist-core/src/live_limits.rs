@@ -140,6 +140,15 @@ impl Client {
         Ok(released)
     }
 
+    /// Returns the reasons for which tasks are parked under the known limits, without those of single keys.
+    pub(crate) async fn limit_reasons(&self) -> Result<Vec<WaitReason>, ResultError> {
+        let reasons = |target: &LimitTarget| {
+            let applied = applied(target, Limit::new(), None);
+            [applied.rate_reason(), applied.places_reason()]
+        };
+        Ok(self.known_limits().await?.keys().flat_map(reasons).collect())
+    }
+
     /// Returns every definition of each limit, with its source: the live one alone if there is one.
     pub(crate) async fn known_limits(
         &self,

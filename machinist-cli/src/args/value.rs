@@ -3,7 +3,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use machinist::{
-    DeadLetter, QueueName, QueuePattern, TaskId, clock::Timestamp, nearest, settings::parse_duration,
+    DeadLetter, QueueName, QueuePattern, TaskId, clock::Timestamp, nearest, record::TaskState,
+    settings::parse_duration,
 };
 
 /// Time after which a task is not started any more.
@@ -49,6 +50,31 @@ pub(super) fn concurrency(text: &str) -> Result<u16, String> {
 
 pub(super) fn look_ahead(text: &str) -> Result<u16, String> {
     number(text, 0, 10_000, 16)
+}
+
+/// Reads the state of a task.
+pub(super) fn task_state(text: &str) -> Result<TaskState, String> {
+    let known = [
+        TaskState::Pending,
+        TaskState::Received,
+        TaskState::Started,
+        TaskState::Retry,
+        TaskState::Success,
+        TaskState::Failure,
+    ];
+    let state = known.into_iter().find(|state| state.as_str().eq_ignore_ascii_case(text));
+    state.ok_or_else(|| {
+        format!("{text:?} is no state; write pending, received, started, retry, success or failure")
+    })
+}
+
+/// Reads the place after which a list of tasks goes on: an instant, and perhaps an id.
+pub(super) fn task_cursor(text: &str) -> Result<(Timestamp, String), String> {
+    let wrong =
+        || format!("{text:?} is no place in a list of tasks; write what the note of the last page says");
+    let (at, id) = text.split_once('/').ok_or_else(wrong)?;
+    let at: jiff::Timestamp = at.parse().map_err(|_| wrong())?;
+    Ok((Timestamp::from_micros(at.as_microsecond()), id.to_owned()))
 }
 
 /// Reads the reason of a dead letter.

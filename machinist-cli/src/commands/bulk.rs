@@ -149,6 +149,7 @@ pub(super) async fn run(
         "machinist: it looked at {looked_at} {what}{bound}; tasks that wait in a queue are not listed"
     ));
     failed.map_err(|error: CliError| error.context(format_args!("{changed} of {count} were changed")))?;
+    app.flush_events().await;
     app.broker().close().await;
     Ok(code)
 }

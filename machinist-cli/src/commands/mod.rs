@@ -7,6 +7,7 @@ mod config;
 mod dead;
 mod doctor;
 mod events;
+mod failures;
 mod fleet;
 mod init;
 mod keygen;
@@ -29,6 +30,7 @@ mod send;
 mod send_flow;
 mod status;
 mod task_log;
+mod tasks;
 mod why;
 mod worker;
 mod worker_tasks;
@@ -87,6 +89,8 @@ pub(crate) async fn run(
         CliCommand::Backup(args) => backup::run(&args, &settings(flags)?, json).await,
         CliCommand::Dead(args) => dead::run(args, &settings(flags)?, json).await,
         CliCommand::Events(args) => events::run(args, &settings(flags)?, json).await,
+        CliCommand::Tasks(args) => tasks::run(args, &settings(flags)?, json).await,
+        CliCommand::Failures(args) => failures::run(&args, &settings(flags)?, json).await,
         CliCommand::Log(args) => task_log::run(&args, &settings(flags)?, json).await,
         CliCommand::Limits(command) => limits::run(command, &settings(flags)?, json).await,
         CliCommand::Periodic(command) => periodic::run(command, &settings(flags)?, json).await,

@@ -51,6 +51,7 @@ pub(super) async fn run(args: &RevokeArgs, settings: &Settings, json: bool) -> R
                 "revoked: nothing more of it starts; tasks that ended: {ended}; running tasks asked to end: {asked}"
             ))?;
         }
+        app.flush_events().await;
         app.broker().close().await;
         return Ok(Code::Success);
     }
@@ -68,6 +69,7 @@ pub(super) async fn run(args: &RevokeArgs, settings: &Settings, json: bool) -> R
     } else {
         output::line(&text)?;
     }
+    app.flush_events().await;
     app.broker().close().await;
     Ok(Code::Success)
 }

@@ -121,6 +121,50 @@ fn the_log_of_a_task_is_read_while_it_runs_and_shows_no_control_characters() {
     assert_eq!(log["lines"].as_array().unwrap().last().unwrap()["text"], "end");
 }
 
+#[test]
+fn tasks_are_searched_and_the_search_says_how_far_it_has_looked() {
+    let folder = Folder::with(TASKS);
+    let late = folder.send(&["slow", "0", "--countdown", "1h"]);
+    let pending = folder.run(&["tasks", "--state", "pending", "--json"]).ended(0);
+    assert_eq!(pending.json()[0]["id"], json!(late));
+    pending.reports(&["0 tasks wait in queues, and are only counted"]);
+    let worker = folder.worker(&["--name", "one"]);
+    let failed = folder.outcome(&["fails", "--label", "tenant=acme"]);
+    let long = folder.send(&["slow", "60"]);
+    let search = ["tasks", "--state", "failure", "--error", "exit code 3", "--json"];
+    let found = eventually("the failure is listed", || {
+        let found = folder.run(&search).ended(0);
+        (found.json()[0]["id"] == failed["id"]).then_some(found)
+    });
+    let (json, rest) = (found.json(), &found.stderr);
+    assert_eq!((json.as_array().unwrap().len(), &json[0]["name"]), (1, &json!("fails")));
+    assert_eq!((&json[0]["error"], &json[0]["verified"]), (&failed["error"], &json!(true)));
+    assert!(rest.contains("looked at 1 of 1 listed tasks"), "{rest}");
+    let count =
+        |more: &[&str]| folder.run(&[&search[..], more].concat()).ended(0).json().as_array().unwrap().len();
+    assert_eq!((count(&["--label", "tenant=acme"]), count(&["--label", "tenant=other"])), (1, 0));
+    assert_eq!((count(&["--worker", "one", "--since", "1h"]), count(&["--name", "slow"])), (1, 0));
+    let running = eventually("a worker names what it runs", || {
+        let table = folder.run(&["tasks"]).ended(0);
+        table.stdout.contains(&long).then_some(table)
+    });
+    assert!(running.stdout.lines().nth(1).unwrap().contains("STARTED"), "{running:?}");
+    running.reports(&[
+        "tasks that succeed are listed by workers with events = \"all\"; here it is \"failures\"",
+    ]);
+    let groups = folder.run(&["failures", "--since", "1h", "--json"]).ended(0).json();
+    assert_eq!((&groups[0]["task"], &groups[0]["count"]), (&json!("fails"), &json!(1)), "{groups}");
+    assert_eq!(
+        (&groups[0]["error"], &groups[0]["kind"]),
+        (&json!("sh failed with exit code #"), &json!("error"))
+    );
+    assert_eq!(groups[0]["example"], failed["id"]);
+    folder.run(&["tasks", "--state", "gone"]).ended(64).reports(&["\"gone\" is no state"]);
+    folder.run(&["tasks", "--after", "yesterday"]).ended(64);
+    folder.run(&["revoke", &long, "--terminate"]).ended(0);
+    worker.stop().ended(0);
+}
+
 fn get(address: &str, authorization: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();

@@ -6,7 +6,7 @@ use crate::{
     clock::Timestamp,
     id::{QueueName, TaskId, TaskName},
     record::{ErrorText, FailureKind, Progress, TaskState},
-    wire::Envelope,
+    wire::{Envelope, Pairs},
 };
 
 /// The task that an event is about.
@@ -21,16 +21,23 @@ pub struct EventTask<'a> {
     pub queue: &'a QueueName,
     /// Attempt, from 1.
     pub attempt: u32,
+    pairs: Option<&'a Pairs>,
 }
 
 impl<'a> EventTask<'a> {
     pub(crate) const fn new(id: &'a TaskId, name: &'a TaskName, queue: &'a QueueName, attempt: u32) -> Self {
-        Self { id, name, queue, attempt }
+        Self { id, name, queue, attempt, pairs: None }
     }
 
     /// Returns the task of a verified message.
     pub(crate) const fn of(envelope: &'a Envelope) -> Self {
-        Self::new(&envelope.id, &envelope.name, &envelope.queue, envelope.attempt)
+        let Envelope { id, name, queue, attempt, pairs, .. } = envelope;
+        Self { id, name, queue, attempt: *attempt, pairs: Some(pairs) }
+    }
+
+    /// Returns the labels of the task by key, where the event comes from its message.
+    pub fn labels(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        self.pairs.into_iter().flat_map(Pairs::labels)
     }
 }
 

@@ -14,6 +14,7 @@ use super::{KEPT_FOR, StreamedEvent};
 use crate::{
     backend::{Backend, BackendError, Commit, Committed, Expiry, Index, IndexUpdate},
     clock::{Clock, Timestamp},
+    ended::EndedList,
     event::{Event, EventKind},
     id::{RecordId, RecordKind, RunId},
     record::json,
@@ -21,7 +22,7 @@ use crate::{
 
 /// Time for which events are gathered before they are published.
 const GATHER_TIME: Duration = Duration::from_millis(250);
-/// Interval at which a publisher without events looks whether its application is still there.
+/// Interval at which a publisher without events lists ended tasks, and looks whether its application is still there.
 const LOOK_FOR_APP: Duration = Duration::from_secs(5);
 /// Maximum number of events that wait. What comes above is dropped and counted.
 const MAX_WAITING: usize = 4000;
@@ -107,6 +108,8 @@ pub(crate) struct EventPublisher {
     waiting: Mutex<WaitingEvents>,
     /// Wakes the task that publishes.
     gathered: Notify,
+    /// Tasks that have ended, among the events that are published.
+    ended: EndedList,
     /// Number of the last batch, and the time of those that are still listed.
     published: tokio::sync::Mutex<PublishedBatches>,
 }
@@ -146,6 +149,7 @@ impl EventPublisher {
             process: RunId::fresh(),
             waiting: Mutex::default(),
             gathered: Notify::new(),
+            ended: EndedList::new(),
             published: tokio::sync::Mutex::default(),
         }
     }
@@ -158,6 +162,7 @@ impl EventPublisher {
     #[inline]
     pub(crate) fn note(&self, event: &Event<'_>) {
         if self.which.include(&event.kind) {
+            self.ended.note(event);
             self.gather(event);
         }
     }
@@ -179,17 +184,20 @@ impl EventPublisher {
         self.which != PublishedEvents::Off
     }
 
-    /// Waits until events are gathered, and for a moment more. Returns `false` if there are none after a few seconds.
-    pub(crate) async fn gathered(&self) -> bool {
-        let gathered = tokio::time::timeout(LOOK_FOR_APP, self.gathered.notified()).await.is_ok();
-        if gathered {
+    /// Waits until events are gathered, and for a moment more; without events for a few seconds.
+    pub(crate) async fn gathered(&self) {
+        if tokio::time::timeout(LOOK_FOR_APP, self.gathered.notified()).await.is_ok() {
             tokio::time::sleep(GATHER_TIME).await;
         }
-        gathered
     }
 
-    /// Publishes what waits.
-    pub(crate) async fn flush(&self, backend: &dyn Backend, clock: &Clock) {
+    /// Publishes what waits, and lists the tasks that have ended a while ago; with `all`, all of them.
+    pub(crate) async fn flush(&self, backend: &dyn Backend, clock: &Clock, all: bool) {
+        self.publish_events(backend, clock).await;
+        self.ended.flush(backend, clock.now(), all).await;
+    }
+
+    async fn publish_events(&self, backend: &dyn Backend, clock: &Clock) {
         let mut published = self.published.lock().await;
         loop {
             let batch = self.next_batch();

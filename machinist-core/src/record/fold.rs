@@ -135,6 +135,37 @@ pub struct Attempt {
 }
 
 impl Record {
+    /// Creates a record that says the state of a task alone.
+    pub(crate) fn of(id: TaskId, state: TaskState) -> Self {
+        Self {
+            id,
+            name: None,
+            queue: None,
+            state,
+            kind: None,
+            attempt: 1,
+            worker: None,
+            sent_at: None,
+            received_at: None,
+            started_at: None,
+            ended_at: None,
+            eta: None,
+            expires_at: None,
+            results: None,
+            error: None,
+            trace: None,
+            log: String::new(),
+            progress: None,
+            locked: None,
+            revoked: false,
+            parked: None,
+            retry_of: None,
+            retried_as: None,
+            continued_by: None,
+            history: Vec::new(),
+        }
+    }
+
     /// Returns the trace id: the second field of `traceparent`.
     pub fn trace_id(&self) -> Option<&str> {
         self.trace.as_deref()?.split('-').nth(1)
@@ -154,31 +185,24 @@ pub fn fold(id: &TaskId, facts: &Facts) -> Option<Record> {
         attempts.0.keys().filter_map(|attempt| past_attempt(facts, *attempt)).collect();
     let retried: Option<Retried> = facts.read(&name::retried(newest));
     let mut record = Record {
-        id: id.clone(),
         name: facts.text(name::TASK),
         queue: facts.text(name::QUEUE),
-        state: state(facts, &attempts),
-        kind: None,
         attempt: newest.max(1),
         worker: start.as_ref().map(|s| s.worker.to_string()),
         sent_at: facts.read(name::SENT),
         received_at: start.as_ref().map(|s| s.received_at).or_else(|| facts.read(&name::received(newest))),
         started_at: start.as_ref().map(|s| s.started_at),
-        ended_at: None,
         eta: retried.as_ref().map(|r| r.due).or_else(|| facts.read(name::ETA)),
         expires_at: facts.read(name::EXPIRES),
-        results: None,
         error: history.last().map(|a| a.error.clone()),
         trace: facts.text(name::TRACE),
         log: retried.map(|r| r.log).unwrap_or_default(),
         history,
-        progress: None,
-        locked: None,
         revoked: end.is_none() && facts.has(name::REVOKED),
         parked: parked(facts),
         retry_of: task_id(facts, name::RETRY_OF),
         retried_as: task_id(facts, name::RETRIED_AS),
-        continued_by: None,
+        ..Record::of(id.clone(), state(facts, &attempts))
     };
     if let Some(end) = end {
         apply_end(&mut record, end);

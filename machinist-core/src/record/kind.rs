@@ -58,6 +58,11 @@ impl FailureKind {
         Self::Panic,
     ];
 
+    /// Returns the kind of this word; `None` for one that this version does not know.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
+    }
+
     /// Returns the kind as a negative number; 0 is success.
     pub const fn code(self) -> i32 {
         match self {

@@ -13,6 +13,7 @@ use crate::{
     broker::{Consumer, SideQueue},
     clock::Timestamp,
     diagnose::Finding,
+    ended::unlist_expired,
     id::{QueueName, RecordId, SessionId},
     record::is_alive,
 };
@@ -32,6 +33,7 @@ pub(super) async fn run(worker: Arc<WorkerContext>, queues: Vec<QueueName>) {
             undelivered(&worker, &queues),
             dead_letters(&worker, &queues),
             sessions(&worker),
+            ended_tasks(&worker),
             broker(&worker),
             overdue::publish_forever(&worker),
             measurement::measure_forever(&worker),
@@ -112,6 +114,21 @@ async fn unlist_sessions(
         backend.update_indexes(updates).await?;
     }
     Ok(page.into_iter().nth(SESSIONS_PER_CHECK - 1))
+}
+
+/// Removes from the list of ended tasks what processes have left there that no longer exist.
+async fn ended_tasks(worker: &WorkerContext) {
+    if !worker.app.0.published_events.is_on() {
+        return;
+    }
+    loop {
+        tokio::time::sleep(MAINTENANCE_INTERVAL).await;
+        match unlist_expired(worker.app.backend().as_ref(), worker.now()).await {
+            Ok(true) => tracing::debug!("the list of ended tasks has more that is over"),
+            Ok(false) => {}
+            Err(error) => tracing::debug!(%error, "the list of ended tasks was not checked"),
+        }
+    }
 }
 
 /// Looks after the broker: when the worker starts, and after that one worker at a time, because each look asks for a
