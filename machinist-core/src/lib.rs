@@ -36,6 +36,7 @@ mod listed_tasks;
 mod live_limits;
 mod log_lines;
 mod middleware;
+mod mirror;
 mod nearest;
 #[cfg(test)]
 mod numbered;
@@ -92,6 +93,7 @@ pub use known_args::KnownArgs;
 pub use listed_tasks::{TaskFilter, TaskList, TaskPage};
 pub use live_limits::LimitInfo;
 pub use middleware::{Middleware, Next, PublishHook};
+pub use mirror::{Mirror, MirroredOutcome, MirroredTask, OwedMessage, PassingState};
 pub use nearest::nearest;
 pub use parking::ParkedTask;
 pub use purge::{PurgeMode, PurgeReport};
