@@ -126,6 +126,11 @@ impl RedisBackend {
         let batcher = CommitBatcher::new(Arc::clone(&links));
         Ok(Self { location: parsed.location, keys, links, batcher, watches })
     }
+
+    /// Returns the connections for commands.
+    pub(crate) fn links(&self) -> Arc<RedisLinks> {
+        Arc::clone(&self.links)
+    }
 }
 
 impl fmt::Debug for RedisBackend {

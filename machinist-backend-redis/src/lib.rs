@@ -24,5 +24,7 @@ mod link;
 mod resolver;
 mod sentinel;
 mod target;
+mod values;
 
 pub use backend::{RedisBackend, RedisOptions};
+pub use values::RedisValues;

@@ -150,7 +150,10 @@ pub fn verify(data: &[u8]) {
         | Acceptance::Undecryptable(opened, _) => {
             assert_eq!(opened, *envelope, "believed, and nobody signed it: {message:?}");
         }
-        Acceptance::Deferred(..) | Acceptance::Refused(..) | Acceptance::Unidentified => {}
+        Acceptance::Deferred(..)
+        | Acceptance::Refused(..)
+        | Acceptance::NotOurs(..)
+        | Acceptance::Unidentified => {}
     }
 }
 

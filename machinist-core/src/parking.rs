@@ -127,7 +127,7 @@ impl Client {
     async fn release(&self, id: &TaskId, facts: &Facts) -> Result<(), ControlError> {
         let kept = self.kept_envelope(id, facts, name::PARKED_MESSAGE, self.app.clock().now())?;
         let guard = kept.next_guard(self.app.clock().now());
-        let target = Target::Queue(guard.queue.clone());
+        let target = Target::Queue(self.app.0.rules.queue_of(&guard));
         let publish = Publish { target, message: self.message(&guard)?, delay: Duration::ZERO };
         self.publish_one(publish).await.map_err(|source| match source {
             source @ (PublishError::Unavailable(_) | PublishError::Unknown(_)) => {

@@ -177,6 +177,7 @@ impl Client {
                 report.dead_lettered += 1;
                 return Ok(true);
             }
+            Acceptance::NotOurs(..) => return Ok(false),
             Acceptance::Deferred(reason, error) | Acceptance::Refused(reason, error) => {
                 let letter = NewDeadLetter::refused(&self.app, queue, message, reason, &error);
                 self.publish_letter(letter).await?;

@@ -14,7 +14,7 @@ use crate::json::RawFields;
 /// Name of the header.
 pub(crate) const MARK: &str = "machinist";
 
-/// What machinist has counted when it wrote the body: `ATTEMPT RETRIES RETRYCOUNT ETA`.
+/// Counts of machinist at the time at which it wrote the body: `ATTEMPT RETRIES RETRYCOUNT ETA`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RetryMark {
     attempt: u32,

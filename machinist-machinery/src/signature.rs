@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use jiff::fmt::temporal::DateTimeParser;
 use machinist_core::{Arg, clock::Timestamp};
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 
 use crate::{
     json::{RawFields, raw, write_text},
@@ -158,6 +159,16 @@ impl GoSignature {
             self.flag(name)?;
         }
         self.headers().map(drop)
+    }
+
+    /// Returns its arguments as they are written.
+    pub(crate) fn raw_args(&self) -> Result<Vec<Box<RawValue>>, String> {
+        self.get("Args")
+    }
+
+    /// Sets a field to this JSON.
+    pub(crate) fn put_raw(&mut self, name: &str, value: Box<RawValue>) {
+        self.0.put(name, value);
     }
 
     pub(crate) fn put_text(&mut self, name: &str, text: &str) {

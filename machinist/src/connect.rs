@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, future::Future, sync::Arc};
 
 use machinist_core::{
-    App, AppBuilder, AppError, QueueName,
+    App, AppBuilder, AppError, QueueName, QueueOptions,
     backend::{Backend, BackendError},
     broker::{Broker, BrokerError},
     error::BoxError,
@@ -15,7 +15,7 @@ use machinist_core::{
 use crate::{
     connector::{ConnectRequest, Connector, ConnectorError, TlsFiles},
     plaintext, profiles,
-    settings::{Overrides, Setting, Settings, SettingsError, TlsSettings},
+    settings::{Overrides, Setting, Settings, SettingsError, TlsSettings, UnsignedQueue},
     topology::QueueAddress,
     url::{Reach, Role, ServerUrl},
 };
@@ -95,11 +95,7 @@ pub struct Servers {
 }
 
 /// Starts an application with the settings that senders, workers and readers share.
-fn builder(
-    broker: Arc<dyn Broker>,
-    backend: Arc<dyn Backend>,
-    settings: &Settings,
-) -> Result<AppBuilder, ConnectError> {
+fn builder(broker: Arc<dyn Broker>, backend: Arc<dyn Backend>, settings: &Settings) -> AppBuilder {
     let app = App::builder(broker, backend)
         .namespace(&*settings.namespace.value)
         .results_ttl(settings.results_ttl.value)
@@ -107,14 +103,62 @@ fn builder(
         .events(settings.events.value);
     let depths = settings.max_depths.iter();
     let app = depths.fold(app, |app, (queue, most)| app.max_depth(queue.clone(), most.value));
-    let app = match &settings.freshness {
+    match &settings.freshness {
         Some(window) => app.freshness(window.value),
         None => app,
-    };
-    let mut queues = settings.unsigned_queues.iter();
-    queues.try_fold(app, |app, (queue, unsigned)| {
-        Ok(app.queue(queue.clone(), profiles::options(queue, unsigned)?))
-    })
+    }
+}
+
+/// Gives the queues from which tasks run without a signature their options; with `mirrors`, states of tasks are shown to
+/// the programs that share them.
+async fn with_unsigned_queues(
+    app: AppBuilder,
+    settings: &Settings,
+    mirrors: bool,
+) -> Result<AppBuilder, ConnectError> {
+    let mut app = app;
+    for (queue, unsigned) in &settings.unsigned_queues {
+        let mut options = profiles::options(queue, unsigned)?;
+        if mirrors && unsigned.profile.is_some() {
+            options = Box::pin(mirrored(options, queue, unsigned, settings)).await?;
+        }
+        app = app.queue(queue.clone(), options);
+    }
+    Ok(app)
+}
+
+/// Adds the mirror of a queue of Go machinery to its options, if there is a Redis.
+#[cfg(feature = "machinery")]
+async fn mirrored(
+    options: QueueOptions,
+    queue: &QueueName,
+    unsigned: &UnsignedQueue,
+    settings: &Settings,
+) -> Result<QueueOptions, ConnectError> {
+    let setting = unsigned.result_backend.as_ref().unwrap_or(&settings.backend);
+    if !setting.value.scheme().as_str().starts_with("redis") {
+        tracing::warn!(
+            %queue,
+            "the states of its tasks are not shown to Go machinery, because the backend is not its Redis; set \
+             result_backend in [queues.{queue}]"
+        );
+        return Ok(options);
+    }
+    let existing = BTreeMap::new();
+    let request = request(setting, settings, &existing)?;
+    let redis = crate::connector::redis::open(&request).await;
+    let redis = redis.map_err(|error| connector_error(error, Role::Backend, &setting.value))?;
+    Ok(options.mirror(profiles::mirror(&redis, queue, unsigned, settings)))
+}
+
+#[cfg(not(feature = "machinery"))]
+async fn mirrored(
+    options: QueueOptions,
+    _queue: &QueueName,
+    _unsigned: &UnsignedQueue,
+    _settings: &Settings,
+) -> Result<QueueOptions, ConnectError> {
+    Ok(options)
 }
 
 impl Servers {
@@ -172,7 +216,8 @@ impl Servers {
         adjust: impl FnOnce(AppBuilder) -> AppBuilder,
     ) -> Result<App, ConnectError> {
         check_keys(settings)?;
-        let app = builder(self.broker?, self.backend?, settings)?.worker_defaults(settings.worker_defaults());
+        let app = builder(self.broker?, self.backend?, settings).worker_defaults(settings.worker_defaults());
+        let app = with_unsigned_queues(app, settings, true).await?;
         let mut app = adjust(app);
         if let Some(keyring) = settings.signing_keyring()? {
             app = app.keyring(keyring);
@@ -196,7 +241,8 @@ impl Servers {
     /// # Cancel safety
     /// Safe: open connections are closed.
     pub async fn reader(self, settings: &Settings) -> Result<App, ConnectError> {
-        let mut app = builder(self.broker?, self.backend?, settings)?;
+        let app = builder(self.broker?, self.backend?, settings);
+        let mut app = with_unsigned_queues(app, settings, false).await?;
         match settings.keyring()? {
             Some(keyring) => {
                 app = app.keyring(keyring);

@@ -1,4 +1,4 @@
-//! Wire profiles by their names in the settings.
+//! Wire profiles by their names in the settings, with the stores in which their programs look for states.
 
 use machinist_core::{QueueName, QueueOptions};
 
@@ -15,7 +15,7 @@ pub(crate) fn options(queue: &QueueName, unsigned: &UnsignedQueue) -> Result<Que
     match profile.value {
         #[cfg(feature = "machinery")]
         ProfileName::Machinery => {
-            Ok(options.profile(machinist_machinery::MachineryProfile::new(routing_key)))
+            Ok(options.profile(machinist_machinery::MachineryProfile::new(routing_key)).shared())
         }
         #[cfg(not(feature = "machinery"))]
         ProfileName::Machinery => {
@@ -25,4 +25,22 @@ pub(crate) fn options(queue: &QueueName, unsigned: &UnsignedQueue) -> Result<Que
             Err(SettingsError::new(&profile.origin, problem))
         }
     }
+}
+
+/// Returns the mirror of a queue of Go machinery, with the queues of all routing keys.
+#[cfg(feature = "machinery")]
+pub(crate) fn mirror(
+    redis: &machinist_backend_redis::RedisBackend,
+    queue: &QueueName,
+    unsigned: &UnsignedQueue,
+    settings: &crate::settings::Settings,
+) -> machinist_machinery::MachineryMirror {
+    let routing_key = unsigned.address.as_ref().map_or(queue.as_str(), |address| &address.routing_key);
+    let mirror = machinist_machinery::MachineryMirror::new(redis.values(), routing_key);
+    let mirror = match &unsigned.results_ttl {
+        Some(ttl) => mirror.expiry(ttl.value),
+        None => mirror,
+    };
+    let addresses = settings.existing_queues().into_iter();
+    addresses.fold(mirror, |mirror, (queue, address)| mirror.queue(address.routing_key, queue))
 }

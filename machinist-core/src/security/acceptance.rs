@@ -28,6 +28,8 @@ pub(crate) enum Acceptance {
     Deferred(DeadReason, String),
     /// In a format whose program runs messages without an id, and without one: it gets one, and comes again.
     Unidentified,
+    /// In a queue that is shared with another program, and for that program alone.
+    NotOurs(DeadReason, String),
     /// Not verified, or sent to another queue: no record is written.
     Refused(DeadReason, String),
 }
@@ -41,6 +43,7 @@ pub(crate) fn accept(
     message: &Message,
     now: Timestamp,
 ) -> Acceptance {
+    let queue = rules.home(queue);
     if let Some(found) = message.headers.get(header::DAMAGED).and_then(HeaderValue::as_text) {
         return Acceptance::Refused(DeadReason::Undecodable, found.to_owned());
     }
@@ -119,7 +122,10 @@ fn admit_foreign(
     }
     if !rules.allows_unsigned(queue, &envelope.name) {
         let error = format!("task {} is not among those that run unsigned from queue {queue}", envelope.name);
-        return Acceptance::Refused(DeadReason::NotAllowed, error);
+        return match rules.guards_of(queue) {
+            Some(_) => Acceptance::NotOurs(DeadReason::NotAllowed, error),
+            None => Acceptance::Refused(DeadReason::NotAllowed, error),
+        };
     }
     if let Some(error) = invalid {
         return Acceptance::Rejected(envelope, DeadReason::Malformed, error);
@@ -156,6 +162,7 @@ pub(crate) fn open(
         Acceptance::Accepted(envelope, _) | Acceptance::Undecryptable(envelope, _) => Ok(envelope),
         Acceptance::Rejected(_, reason, error)
         | Acceptance::Deferred(reason, error)
+        | Acceptance::NotOurs(reason, error)
         | Acceptance::Refused(reason, error) => Err((reason, error)),
         Acceptance::Unidentified => Err((DeadReason::Undecodable, Unreadable::Unidentified.to_string())),
     }

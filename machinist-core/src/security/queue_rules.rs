@@ -8,8 +8,9 @@ use std::{collections::HashMap, sync::Arc};
 use crate::{
     affinity::base_queue,
     id::{QueueName, TaskName},
+    mirror::Mirror,
     sign::Pattern,
-    wire::Profile,
+    wire::{Envelope, Profile},
 };
 
 /// Options of one queue (`AppBuilder::queue`).
@@ -18,6 +19,8 @@ use crate::{
 pub struct QueueOptions {
     profile: Option<Arc<dyn Profile>>,
     unsigned: Option<Vec<String>>,
+    mirror: Option<Arc<dyn Mirror>>,
+    shared: bool,
 }
 
 impl QueueOptions {
@@ -35,8 +38,24 @@ impl QueueOptions {
         self
     }
 
+    /// Shares the queue with workers of another program. Copies of running tasks that come back later go to a queue of
+    /// machinist beside it, `NAME.guards`, which workers of the queue consume too: a worker of the other program would run
+    /// them. Tasks that are not listed in [`allow_unsigned`](Self::allow_unsigned) are offered again for an hour, because
+    /// they are for that program, before they become dead letters. A delayed task that is overdue is not published again:
+    /// the other program may have run it.
+    pub fn shared(mut self) -> Self {
+        self.shared = true;
+        self
+    }
+
+    /// Shows the states of the tasks of the queue in the store of another program.
+    pub fn mirror(mut self, mirror: impl Mirror) -> Self {
+        self.mirror = Some(Arc::new(mirror));
+        self
+    }
+
     /// Checks the options of a queue.
-    fn into_rule(self) -> Result<QueueRule, String> {
+    fn into_rule(self, queue: &QueueName) -> Result<QueueRule, String> {
         if let (Some(profile), None) = (&self.profile, &self.unsigned) {
             return Err(format!(
                 "its messages have the format {}, which has no signature: list the tasks that may run without one \
@@ -53,7 +72,14 @@ impl QueueOptions {
         let unsigned = patterns
             .collect::<Result<_, _>>()
             .map_err(|wrong| format!("the task pattern {wrong:?} may have a `*` only at its end"))?;
-        Ok(QueueRule { profile: self.profile, unsigned })
+        if self.profile.is_none() && (self.shared || self.mirror.is_some()) {
+            return Err("no other program reads machinist's format: set the profile of the queue, or leave \
+                        `shared` and `mirror` out"
+                .to_owned());
+        }
+        let guards = self.shared.then(|| QueueName::parse(&format!("{queue}.guards"))).transpose();
+        let guards = guards.map_err(|error| format!("its guards have no queue: {error}"))?;
+        Ok(QueueRule { profile: self.profile, unsigned, guards, mirror: self.mirror })
     }
 }
 
@@ -62,11 +88,18 @@ impl QueueOptions {
 struct QueueRule {
     profile: Option<Arc<dyn Profile>>,
     unsigned: Vec<Pattern>,
+    /// Queue of the copies that come back later, if the queue is shared with another program.
+    guards: Option<QueueName>,
+    mirror: Option<Arc<dyn Mirror>>,
 }
 
 /// The queues that differ from the others.
 #[derive(Debug, Default)]
-pub(crate) struct QueueRules(HashMap<QueueName, QueueRule>);
+pub(crate) struct QueueRules {
+    rules: HashMap<QueueName, QueueRule>,
+    /// The queue of each queue of guards.
+    homes: HashMap<QueueName, QueueName>,
+}
 
 impl QueueRules {
     /// Checks the options of all queues.
@@ -74,11 +107,14 @@ impl QueueRules {
     /// # Errors
     /// The queue whose options are wrong, and the reason.
     pub(crate) fn new(options: HashMap<QueueName, QueueOptions>) -> Result<Self, (QueueName, String)> {
-        let rule = |(queue, options): (QueueName, QueueOptions)| match options.into_rule() {
+        let rule = |(queue, options): (QueueName, QueueOptions)| match options.into_rule(&queue) {
             Ok(rule) => Ok((queue, rule)),
             Err(why) => Err((queue, why)),
         };
-        options.into_iter().map(rule).collect::<Result<_, _>>().map(Self)
+        let rules: HashMap<_, _> = options.into_iter().map(rule).collect::<Result<_, _>>()?;
+        let home = |(queue, rule): (&QueueName, &QueueRule)| Some((rule.guards.clone()?, queue.clone()));
+        let homes = rules.iter().filter_map(home).collect();
+        Ok(Self { rules, homes })
     }
 
     /// Returns the format of a queue; `None` if it is machinist's.
@@ -91,12 +127,33 @@ impl QueueRules {
         self.rule(queue).is_some_and(|rule| rule.unsigned.iter().any(|pattern| pattern.fits(task.as_str())))
     }
 
+    /// Returns the store in which the states of the tasks of a queue are shown.
+    pub(crate) fn mirror(&self, queue: &QueueName) -> Option<&Arc<dyn Mirror>> {
+        self.rule(queue)?.mirror.as_ref()
+    }
+
+    /// Returns the queue of the guards of a queue that is shared with another program.
+    pub(crate) fn guards_of(&self, queue: &QueueName) -> Option<&QueueName> {
+        self.rule(queue)?.guards.as_ref()
+    }
+
+    /// Returns the queue whose tasks come from this one: the queue itself, unless it holds guards of another.
+    pub(crate) fn home<'a>(&'a self, queue: &'a QueueName) -> &'a QueueName {
+        if self.homes.is_empty() { queue } else { self.homes.get(queue).unwrap_or(queue) }
+    }
+
+    /// Returns the queue to which the message of a task is published. Guards of a shared queue have a separate queue.
+    pub(crate) fn queue_of(&self, envelope: &Envelope) -> QueueName {
+        let guards = (envelope.generation > 0).then(|| self.guards_of(&envelope.queue)).flatten();
+        guards.unwrap_or(&envelope.queue).clone()
+    }
+
     fn rule(&self, queue: &QueueName) -> Option<&QueueRule> {
         // Nearly every application has none, and every delivery asks.
-        if self.0.is_empty() {
+        if self.rules.is_empty() {
             return None;
         }
         // Tasks that require tags are tasks of their queue.
-        self.0.get(queue).or_else(|| self.0.get(&base_queue(queue)?))
+        self.rules.get(queue).or_else(|| self.rules.get(&base_queue(queue)?))
     }
 }

@@ -23,8 +23,9 @@ use crate::{
 /// Reading and writing are pure: the same message always gives the same task. A profile neither writes nor reads headers
 /// that begin with `machinist-`: they are added to what it writes, and hold what its format has no place for.
 ///
-/// Other programs may publish to the queue, and only machinist's workers may consume from it: a worker publishes copies of
-/// running tasks that come back later, which a worker of another program would run.
+/// Other programs may publish to the queue. Only machinist's workers may consume from it, unless it is
+/// [shared](crate::QueueOptions::shared): a worker publishes copies of running tasks that come back later, which a worker of
+/// another program would run.
 ///
 /// # Examples
 /// ```

@@ -130,7 +130,7 @@ impl WorkerContext {
     }
 
     /// Returns the end of a task as its record holds it, verified and decrypted.
-    async fn recorded_end(
+    pub(super) async fn recorded_end(
         &self,
         envelope: &Envelope,
         end: Option<Bytes>,
@@ -485,8 +485,8 @@ impl WorkerContext {
 }
 
 /// An end as the record of its task holds it.
-struct RecordedEnd {
-    end: End,
+pub(super) struct RecordedEnd {
+    pub(super) end: End,
     /// The fact: signed, and encrypted where outcomes are.
     fact: Bytes,
 }

@@ -35,9 +35,18 @@ impl WorkerContext {
         follow_up: &FollowUp,
         end: Option<Bytes>,
     ) -> Settlement {
+        let mut follows_elsewhere = false;
+        if self.app.0.rules.mirror(&envelope.queue).is_some() {
+            match Box::pin(self.mirror(envelope, follow_up, end.clone())).await {
+                Ok(follows) => follows_elsewhere = follows,
+                Err(unpublished) => return self.settled_by::<()>(Err(unpublished)).await,
+            }
+        }
         match follow_up {
             FollowUp::Nothing => Settlement::Ack,
-            FollowUp::Ended { spawns: false } if !envelope.pairs.are_of_workflow() => Settlement::Ack,
+            FollowUp::Ended { spawns: false } if !follows_elsewhere && !envelope.pairs.are_of_workflow() => {
+                Settlement::Ack
+            }
             follow_up => Box::pin(self.publish_and_mark_done(envelope, follow_up, end)).await,
         }
     }

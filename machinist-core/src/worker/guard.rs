@@ -122,7 +122,7 @@ impl WorkerContext {
         message: Message,
         delay: Duration,
     ) -> Result<(), Unpublished> {
-        let target = Target::Queue(envelope.queue.clone());
+        let target = Target::Queue(self.app.0.rules.queue_of(envelope));
         self.calls.publish(&Publish { target, message, delay }).await
     }
 }

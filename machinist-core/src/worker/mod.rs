@@ -64,6 +64,7 @@ mod look_ahead;
 mod maintenance;
 mod measurement;
 mod memory;
+mod mirroring;
 mod options;
 mod order_book;
 mod orders;

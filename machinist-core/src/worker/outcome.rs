@@ -11,6 +11,7 @@ use crate::{
     clock::Timestamp,
     context::TaskContext,
     event::{EventKind, EventTask},
+    mirror::PassingState,
     record::{
         Claim, CommitRefusal, ErrorText, Facts, Failure, FailureKind, KEPT_FROM, TaskState, UNFINISHED_TTL,
         Verdict, add_progress, explain_refusal, failure_without_run, follow_up_of, name, outcome_commit,
@@ -48,7 +49,9 @@ impl WorkerContext {
         if let Err(leaving) = self.calls.can_sign().await {
             return Some(leaving.into());
         }
-        let of_workflow = active.envelope.pairs.are_of_workflow();
+        // Needed to let a workflow go on, and to show the outcome to another program.
+        let is_read = active.envelope.pairs.are_of_workflow()
+            || self.app.0.rules.mirror(&active.envelope.queue).is_some();
         let mut end = None;
         loop {
             let mut commit = outcome_commit(&claim, &verdict, log.clone(), now, self.retention(due, now));
@@ -57,7 +60,7 @@ impl WorkerContext {
             let commit =
                 if let Some(key) = &active.outcome_key { encrypt_outcome(commit, key) } else { commit };
             let commit = self.app.0.trust.sign_end(commit);
-            if of_workflow {
+            if is_read {
                 end = commit.facts.iter().find(|(fact, _)| fact == name::END).map(|(_, end)| end.clone());
             }
             let facts = match self.calls.commit_outcome(commit).await {
@@ -170,7 +173,7 @@ impl WorkerContext {
         if active.receipt.is_none() {
             // The delivery became a guard: its next generation goes straight to the queue.
             let guard = active.envelope.next_guard(self.now());
-            let target = Target::Queue(guard.queue.clone());
+            let target = Target::Queue(self.app.0.rules.queue_of(&guard));
             // Without a key it would be refused: the expiry of the session frees the task.
             let Some(message) = self.app.message(&guard).ok().filter(|_| self.app.0.trust.can_sign()) else {
                 return Settlement::Leave;
@@ -250,6 +253,7 @@ impl WorkerContext {
         commit.facts = vec![(name::received(envelope.attempt), crate::record::json(&received_at))];
         commit.expiry = Expiry::AfterUnlessSet(UNFINISHED_TTL);
         commit.wake = true;
+        self.show(envelope, PassingState::Received);
         self.calls.commit(commit).await?;
         Ok(())
     }

@@ -93,7 +93,8 @@ async fn publish_page(
         updates.push(match waiting_attempt(facts) {
             None => IndexUpdate::Remove { index: Index::Scheduled, member },
             Some(waiting) => {
-                let next_look = match overdue_attempt(facts, now).filter(|_| is_empty(ready, facts)) {
+                let may_be_lost = is_empty(ready, facts) && !is_shared(worker, facts);
+                let next_look = match overdue_attempt(facts, now).filter(|_| may_be_lost) {
                     Some(waiting) => {
                         lost.extend(kept(worker, id, facts, &waiting));
                         NEXT_LOOK
@@ -137,6 +138,11 @@ fn is_empty(ready: &ReadyMessages, facts: &Facts) -> bool {
     queue_of(facts).is_some_and(|queue| ready.get(&queue) == Some(&Some(0)))
 }
 
+/// Returns `true` if workers of another program take tasks from the queue of this task: they may have run it.
+fn is_shared(worker: &WorkerContext, facts: &Facts) -> bool {
+    queue_of(facts).is_some_and(|queue| worker.app.0.rules.guards_of(&queue).is_some())
+}
+
 /// Returns the task with the message that its record keeps.
 fn kept(worker: &WorkerContext, id: &TaskId, facts: &Facts, waiting: &WaitingAttempt) -> Option<OverdueTask> {
     match worker.app.client().waiting_envelope(id, facts, waiting) {
@@ -159,7 +165,7 @@ async fn publish(worker: &WorkerContext, tasks: Vec<OverdueTask>) {
         tasks.into_iter().filter_map(|task| Some((worker.app.message(&task.envelope).ok()?, task)));
     let (batch, tasks): (Vec<_>, Vec<_>) = with_message
         .map(|(message, task)| {
-            let target = Target::Queue(task.envelope.queue.clone());
+            let target = Target::Queue(worker.app.0.rules.queue_of(&task.envelope));
             (Publish { target, message, delay: Duration::ZERO }, task)
         })
         .unzip();

@@ -168,7 +168,7 @@ impl WorkerContext {
     }
 
     /// Offers the message of a task again, unchanged, that may run elsewhere.
-    async fn postpone(
+    pub(super) async fn postpone(
         &self,
         queue: &QueueName,
         message: &Message,

@@ -51,7 +51,9 @@ impl WorkerContext {
             | Acceptance::Undecryptable(envelope, _)
             | Acceptance::Rejected(envelope, ..) => Ok(Box::new(envelope)),
             Acceptance::Unidentified => Err((DeadReason::Undecodable, "it has no id".into())),
-            Acceptance::Deferred(reason, error) | Acceptance::Refused(reason, error) => {
+            Acceptance::Deferred(reason, error)
+            | Acceptance::NotOurs(reason, error)
+            | Acceptance::Refused(reason, error) => {
                 Err((reason, format!("it came due for queue {queue}, which did not exist: {error}").into()))
             }
         }

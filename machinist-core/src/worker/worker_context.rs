@@ -78,11 +78,13 @@ impl WorkerContext {
     ) -> Result<Box<dyn Consumer>, BrokerError> {
         let prefetch = u16::try_from(self.capacity.limit()).unwrap_or(u16::MAX);
         let broker = self.app.broker();
+        let guards = queues.iter().filter_map(|queue| self.app.0.rules.guards_of(queue));
+        let queues: BTreeSet<_> = queues.iter().chain(guards).cloned().collect();
         if !self.capacity.is_ordered() {
-            return broker.consume(Consume { queues: queues.iter().cloned().collect(), prefetch }).await;
+            return broker.consume(Consume { queues: queues.into_iter().collect(), prefetch }).await;
         }
         let mut consumers = Vec::new();
-        for queue in queues {
+        for queue in &queues {
             let slots = self.capacity.most_of(queue).and_then(|most| u16::try_from(most).ok());
             let most = QueueConsumer::credit_of(slots.unwrap_or(u16::MAX));
             let first = QueueConsumer::credit_of(prefetch).min(most);

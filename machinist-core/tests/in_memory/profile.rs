@@ -232,6 +232,39 @@ async fn only_listed_tasks_of_the_right_format_and_queue_run() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_shared_queue_holds_no_guards_and_keeps_tasks_of_others() {
+    let house = House::new();
+    let key = Key::generate(Algorithm::HmacSha256, "k").unwrap();
+    let options = QueueOptions::default().profile(Tiny).allow_unsigned(["tiny.*"]).shared();
+    let app = house.builder(key).queue(foreign(), options).build().await.unwrap();
+    // Longer than a broker lets a delivery be held: a guard takes its place meanwhile.
+    let slow: TaskDef<(i64,), i64> = TaskDef::new("tiny.slow");
+    let worker = Worker::builder(&app).queue("foreign").task(slow, |number: i64| async move {
+        tokio::time::sleep(Duration::from_secs(1200)).await;
+        Ok::<_, TaskError>(number)
+    });
+    let worker = worker.build().unwrap();
+    let stop = CancellationToken::new();
+    tokio::spawn(worker.run_until(stop.clone().cancelled_owned()));
+    house.publish(tiny("t-1", "tiny.slow", 5)).await;
+    let result = app.client().result("t-1".try_into().unwrap()).typed::<i64>();
+    result.changed(None, SOON).await.unwrap();
+    // A worker of the other program beside ours would run a guard.
+    let mut theirs = house.broker.consume(Consume { queues: vec![foreign()], prefetch: 1 }).await.unwrap();
+    let taken = tokio::time::timeout(Duration::from_secs(1100), theirs.next()).await;
+    assert!(taken.is_err(), "{taken:?}");
+    theirs.stop().await;
+    drop(theirs);
+    assert_eq!(result.wait(Duration::from_secs(3600)).await.unwrap(), 5);
+
+    house.publish(tiny("t-2", "theirs", 1)).await;
+    tokio::time::sleep(Duration::from_secs(1800)).await;
+    assert!(house.broker.dead_letters(&foreign()).is_empty(), "it is for the other program");
+    assert_eq!(reason(&house.dead(1).await[0]), "not-allowed", "and nobody came for it");
+    stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_newer_foreign_message_waits_for_a_newer_worker() {
     let house = House::new();
     let app = house.app().await;
@@ -308,6 +341,7 @@ async fn options_that_contradict_each_other_are_errors_at_the_start() {
         (QueueOptions::default().profile(Tiny), "list the tasks"),
         (QueueOptions::default().profile(Tiny).allow_unsigned::<&str>([]), "is empty"),
         (QueueOptions::default().allow_unsigned(["*.mail"]), "may have a `*` only at its end"),
+        (QueueOptions::default().allow_unsigned(["*"]).shared(), "set the profile of the queue"),
     ] {
         let key = Key::generate(Algorithm::HmacSha256, "k").unwrap();
         let error = house.builder(key).queue(foreign(), options).build().await.unwrap_err().to_string();

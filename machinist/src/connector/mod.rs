@@ -52,7 +52,7 @@ mod built_in;
 mod connect;
 mod memory;
 #[cfg(feature = "redis")]
-mod redis;
+pub(crate) mod redis;
 mod registry;
 mod request;
 mod schemes;

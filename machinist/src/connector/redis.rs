@@ -19,12 +19,17 @@ impl Connector for RedisConnector {
     }
 
     async fn backend(&self, request: &ConnectRequest<'_>) -> Result<Arc<dyn Backend>, ConnectorError> {
-        let options = RedisOptions {
-            prefix: request.namespace.to_owned(),
-            tls: request.tls()?,
-            loopback_only: request.loopback_only,
-            ..RedisOptions::default()
-        };
-        Ok(Arc::new(RedisBackend::connect(request.url.expose(), options).await?))
+        Ok(Arc::new(open(request).await?))
     }
+}
+
+/// Connects to a Redis.
+pub(crate) async fn open(request: &ConnectRequest<'_>) -> Result<RedisBackend, ConnectorError> {
+    let options = RedisOptions {
+        prefix: request.namespace.to_owned(),
+        tls: request.tls()?,
+        loopback_only: request.loopback_only,
+        ..RedisOptions::default()
+    };
+    Ok(RedisBackend::connect(request.url.expose(), options).await?)
 }

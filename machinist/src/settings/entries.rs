@@ -76,6 +76,9 @@ impl Settings {
             if let Some(profile) = &unsigned.profile {
                 rows.push(SettingEntry::new(key("profile"), profile, |profile| profile.as_str().to_owned()));
             }
+            if let Some(url) = &unsigned.result_backend {
+                rows.push(SettingEntry::new(key("result_backend"), url, ToString::to_string));
+            }
             rows.push(SettingEntry::new(key("tasks"), &unsigned.tasks, |tasks| tasks.join(", ")));
         }
         rows

@@ -143,7 +143,7 @@ pub(super) fn read(path: &Path, text: &str, connectors: &Connectors) -> Result<F
         keys: read_keys(&top)?,
         periodic: periodic::read(&top, &tasks)?,
         app: top.has_table(APP)?.then(|| AppSection::new(path, text)),
-        queues: limits::read_queues(&top)?,
+        queues: limits::read_queues(&top, connectors)?,
         tasks,
     })
 }

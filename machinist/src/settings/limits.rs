@@ -9,7 +9,7 @@ use machinist_core::{
 use toml::de::DeValue;
 
 use super::{
-    Setting, SettingsError,
+    Connectors, Setting, SettingsError,
     section::Section,
     text::parse_duration,
     unsigned::{self, UNSIGNED_KEYS, UnsignedQueue},
@@ -34,7 +34,7 @@ pub(super) struct FileQueues {
 }
 
 /// Reads `[queues.NAME]`, by queue.
-pub(super) fn read_queues(top: &Section<'_>) -> Result<FileQueues, SettingsError> {
+pub(super) fn read_queues(top: &Section<'_>, connectors: &Connectors) -> Result<FileQueues, SettingsError> {
     let mut queues = FileQueues::default();
     let keys = [&LIMIT_KEYS[..], &["concurrency", "max_depth"], &UNSIGNED_KEYS].concat();
     for (name, section) in top.sections("queues", &keys)? {
@@ -49,7 +49,7 @@ pub(super) fn read_queues(top: &Section<'_>) -> Result<FileQueues, SettingsError
         if let Some(most) = section.get("max_depth", max_depth)? {
             queues.max_depth.insert(queue.clone(), most);
         }
-        if let Some(unsigned) = unsigned::read(&queue, &section)? {
+        if let Some(unsigned) = unsigned::read(&queue, &section, connectors)? {
             queues.unsigned.insert(queue.clone(), unsigned);
         }
         if let Some(limit) = read_limit(&section)? {

@@ -2,15 +2,19 @@
 //!
 //! Everybody who can publish to such a queue can run the tasks that are listed for it: the list is never left out.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use machinist_core::QueueName;
 
-use super::{Setting, SettingOrigin, Settings, SettingsError, section::Section, value};
-use crate::topology::QueueAddress;
+use super::{Connectors, Setting, SettingOrigin, Settings, SettingsError, section::Section, value};
+use crate::{
+    topology::QueueAddress,
+    url::{Role, ServerUrl},
+};
 
 /// Keys of a queue whose tasks run without a signature.
-pub(super) const UNSIGNED_KEYS: [&str; 5] = ["profile", "allow_unsigned", "tasks", "exchange", "routing_key"];
+pub(super) const UNSIGNED_KEYS: [&str; 7] =
+    ["profile", "allow_unsigned", "tasks", "exchange", "routing_key", "result_backend", "results_ttl"];
 
 /// Format of the messages of a queue of another program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +70,10 @@ pub struct UnsignedQueue {
     pub tasks: Setting<Vec<String>>,
     /// Exchange and routing key by which another program reaches it.
     pub address: Option<QueueAddress>,
+    /// Redis in which that program looks for states; `None` for the backend, if that is a Redis.
+    pub result_backend: Option<Setting<ServerUrl>>,
+    /// Time for which a state is kept there; `None` for that program's default.
+    pub results_ttl: Option<Setting<Duration>>,
 }
 
 impl UnsignedQueue {
@@ -79,6 +87,8 @@ impl UnsignedQueue {
             profile: Some(Setting::new(profile, SettingOrigin::Default)),
             tasks: Setting::new(tasks, SettingOrigin::Default),
             address: Some(address),
+            result_backend: None,
+            results_ttl: None,
         }
     }
 }
@@ -94,7 +104,11 @@ impl Settings {
 }
 
 /// Reads what runs from a queue without a signature; `None` if nothing does.
-pub(super) fn read(queue: &QueueName, section: &Section<'_>) -> Result<Option<UnsignedQueue>, SettingsError> {
+pub(super) fn read(
+    queue: &QueueName,
+    section: &Section<'_>,
+    connectors: &Connectors,
+) -> Result<Option<UnsignedQueue>, SettingsError> {
     let profile = section.get("profile", |value| ProfileName::parse(value::string(value, "a profile")?))?;
     let allowed = section.get("allow_unsigned", value::boolean)?;
     let tasks =
@@ -105,9 +119,14 @@ pub(super) fn read(queue: &QueueName, section: &Section<'_>) -> Result<Option<Un
     let exchange = section.get("exchange", |value| Ok(value::string(value, "an exchange")?.to_owned()))?;
     let routing_key =
         section.get("routing_key", |value| Ok(value::string(value, "a routing key")?.to_owned()))?;
-    if profile.is_none() && (exchange.is_some() || routing_key.is_some()) {
+    let result_backend = section
+        .get("result_backend", |value| connectors.url(value::string(value, "a URL")?, Role::Backend))?;
+    let results_ttl = section.get("results_ttl", value::positive_duration)?;
+    let foreign =
+        [exchange.is_some(), routing_key.is_some(), result_backend.is_some(), results_ttl.is_some()];
+    if profile.is_none() && foreign.contains(&true) {
         return Err(section.error(
-            "has an exchange or a routing key of its own, which only a queue of another program has; add \
+            "has an exchange, a routing key, a result_backend or a results_ttl, which only a queue of another program has; add \
              profile = \"machinery\", or leave them out",
         ));
     }
@@ -131,7 +150,7 @@ pub(super) fn read(queue: &QueueName, section: &Section<'_>) -> Result<Option<Un
         }
         (false, None) => return Ok(None),
     };
-    let mut unsigned = UnsignedQueue { profile: None, tasks, address: None };
+    let mut unsigned = UnsignedQueue { profile: None, tasks, address: None, result_backend, results_ttl };
     if let Some(profile) = profile {
         let defaults = UnsignedQueue::of_profile(profile.value, queue, Vec::new());
         let mut address = defaults.address;

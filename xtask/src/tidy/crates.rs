@@ -27,7 +27,7 @@ const MAY_KNOW: [(&str, &[&str]); 12] = [
     ("machinist-memory", &[SEAMS]),
     ("machinist-macros", &[]),
     ("machinist-metrics", &[CORE]),
-    ("machinist-machinery", &[CORE]),
+    ("machinist-machinery", &[CORE, "machinist-backend-redis"]),
     ("machinist-conformance", &[SEAMS, CORE, "machinist-memory"]),
     (
         "machinist",

@@ -38,6 +38,7 @@ use crate::{
     handler::DynHandler,
     id::TaskName,
     middleware::Middleware,
+    mirror::PassingState,
     record::{Failure, FailureKind},
     security::{Acceptance, accept},
     wire::Envelope,
@@ -166,6 +167,9 @@ impl TaskProcessor {
                 Acceptance::Unidentified => {
                     Box::pin(async move { self.worker.identify(&queue, &message).await })
                 }
+                Acceptance::NotOurs(reason, error) => {
+                    Box::pin(async move { self.worker.postpone(&queue, &message, reason, &error).await })
+                }
                 Acceptance::Deferred(reason, error) => {
                     Box::pin(
                         async move { self.worker.wait_for_reader(&queue, &message, reason, &error).await },
@@ -274,6 +278,7 @@ impl TaskProcessor {
                     return Box::pin(self.worker.hand_back(active, &registered, &claim)).await;
                 }
                 StartReply::Started(claim) => {
+                    self.worker.show(&active.envelope, PassingState::Started);
                     self.worker.emit(EventKind::Started {
                         task: EventTask::of(&active.envelope),
                         start: claim.start,

@@ -1,0 +1,281 @@
+//! The states of tasks in the Redis of Go machinery, and the messages that follow them.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_trait::async_trait;
+use machinist_backend_redis::RedisValues;
+use machinist_core::{
+    Mirror, MirroredOutcome, MirroredTask, OwedMessage, PassingState, QueueName, TaskId,
+    backend::BackendError, broker::Message, clock::Timestamp,
+};
+
+use crate::{
+    callback::{after_chord, after_failure, after_success},
+    signature::GoSignature,
+    state::{GoState, GroupMeta, NewState, decide_state, results_as_args, succeeded},
+};
+
+/// Time for which Go keeps a state unless its configuration says otherwise.
+const DEFAULT_EXPIRY: Duration = Duration::from_secs(3600);
+/// Key of the lock under which a chord is triggered: one for all of them.
+const CHORD_LOCK: &str = "TriggerChordMutex";
+/// Time for which that lock is held at most.
+const LOCK_EXPIRY: Duration = Duration::from_secs(8);
+/// Number of tries for that lock, and the pause between them.
+const LOCK_TRIES: (u32, Duration) = (32, Duration::from_millis(100));
+/// Number of tries to replace a record that somebody else replaces at the same time.
+const REPLACE_TRIES: u32 = 16;
+
+/// Shows the states of the tasks of a queue to clients and workers of Go machinery, in their Redis, and lets callbacks and
+/// chords follow as a worker of Go does.
+///
+/// A chord that a worker of machinist triggers carries its id in the record of the group (`TriggeredBy`), in the same
+/// write as `ChordTriggered`. A worker that takes over after a crash reads there that it owes the callback.
+///
+/// # Examples
+/// ```no_run
+/// use machinist_backend_redis::{RedisBackend, RedisOptions};
+/// use machinist_core::{QueueName, QueueOptions, backend::BackendError};
+/// use machinist_machinery::{MachineryMirror, MachineryProfile};
+///
+/// # async fn options() -> Result<QueueOptions, BackendError> {
+/// let redis = RedisBackend::connect("redis://localhost/0", RedisOptions::default()).await?;
+/// let mirror = MachineryMirror::new(redis.values(), "machinery_tasks");
+/// # Ok(
+/// QueueOptions::default()
+///     .profile(MachineryProfile::new("machinery_tasks"))
+///     .allow_unsigned(["add"])
+///     .shared()
+///     .mirror(mirror)
+/// # )
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct MachineryMirror {
+    values: RedisValues,
+    expiry: Duration,
+    /// Routing key of callbacks that name none.
+    routing_key: String,
+    queues: BTreeMap<String, QueueName>,
+}
+
+impl MachineryMirror {
+    /// Creates the mirror of a queue. Callbacks without a routing key get this one.
+    pub fn new(values: RedisValues, routing_key: impl Into<String>) -> Self {
+        Self { values, expiry: DEFAULT_EXPIRY, routing_key: routing_key.into(), queues: BTreeMap::new() }
+    }
+
+    /// Names the queue of a routing key. Callbacks with a key that leads to no queue become dead letters.
+    #[must_use]
+    pub fn queue(mut self, routing_key: impl Into<String>, queue: QueueName) -> Self {
+        self.queues.insert(routing_key.into(), queue);
+        self
+    }
+
+    /// Sets the time for which a state is kept: Go's `results_expire_in`. Default: an hour.
+    #[must_use]
+    pub fn expiry(mut self, expiry: Duration) -> Self {
+        self.expiry = expiry;
+        self
+    }
+
+    /// Writes a state, unless what is there says that it must not be written.
+    async fn put(&self, new: &NewState<'_>) -> Result<(), BackendError> {
+        for _ in 0..REPLACE_TRIES {
+            let found = match self.values.read(&[new.id]).await {
+                Ok(mut found) => found.pop().flatten(),
+                Err(BackendError::Record { reason }) => {
+                    tracing::error!(
+                        id = new.id,
+                        reason,
+                        "the state of a task of Go was overwritten; it is written again"
+                    );
+                    let Some(record) = decide_state(None, new) else { return Ok(()) };
+                    return self.values.write(new.id, record.as_bytes(), self.expiry).await;
+                }
+                Err(error) => return Err(error),
+            };
+            let Some(record) = decide_state(found.as_deref(), new) else { return Ok(()) };
+            if self.values.replace(new.id, found.as_deref(), record.as_bytes(), self.expiry).await? {
+                return Ok(());
+            }
+        }
+        Err(BackendError::Unavailable(format!("others write the state of {} all the time", new.id).into()))
+    }
+
+    /// Shows that a task was sent, unless it is known already, and returns its message.
+    async fn owed(&self, signature: &GoSignature, at: Timestamp) -> Result<OwedMessage, BackendError> {
+        let text = |name: &str| signature.text(name).unwrap_or_default();
+        let (id, name, key) = (text("UUID"), text("Name"), text("RoutingKey"));
+        let new = NewState { id: &id, name: &name, state: GoState::Pending, results: &[], error: "", at };
+        if let Some(record) = decide_state(None, &new) {
+            // One that is there was written before: by an earlier try of this, or by a run of the callback.
+            self.values.write_absent(&id, record.as_bytes(), self.expiry).await?;
+        }
+        let eta = signature.eta().ok().flatten();
+        let queue = self.queues.get(&key).cloned().ok_or_else(|| {
+            format!(
+                "task {name} follows under the routing key {key:?}, which no queue here has; add \
+                 [queues.NAME] with profile = \"machinery\" and this routing_key"
+            )
+        });
+        Ok(OwedMessage {
+            message: message_of(signature),
+            queue,
+            delay: eta.map_or(Duration::ZERO, |eta| eta.since(at)),
+        })
+    }
+
+    /// Returns the callback of the chord of a member that has succeeded, if all of its members have and nobody else has
+    /// triggered it.
+    async fn chord(&self, member: &GoSignature, id: &str) -> Result<Option<GoSignature>, BackendError> {
+        let group = member.text("GroupUUID").unwrap_or_default();
+        let Ok(Some(callback)) = member.chord_callback() else { return Ok(None) };
+        if group.is_empty() {
+            return Ok(None);
+        }
+        let count = member.number("GroupTaskCount").unwrap_or_default();
+        let Some((_, meta)) = self.group(&group).await? else {
+            tracing::error!(group, id, "the record of a group has expired: its chord is never triggered");
+            return Ok(None);
+        };
+        let owes = meta.is_triggered_by(id);
+        if meta.triggered && !owes {
+            return Ok(None);
+        }
+        let members: Vec<&str> = meta.members.iter().map(String::as_str).collect();
+        let states = self.values.read(&members).await?;
+        let ended: Vec<bool> = states.iter().filter_map(|state| succeeded(state.as_deref())).collect();
+        if i64::try_from(ended.len()) != Ok(count) && !owes {
+            if ended.len() == members.len() {
+                tracing::error!(
+                    group,
+                    count,
+                    members = members.len(),
+                    "all members of a group have ended, and GroupTaskCount says another number: its chord is never triggered"
+                );
+            }
+            return Ok(None);
+        }
+        if !owes && !self.trigger(&group, id).await? {
+            return Ok(None);
+        }
+        if !ended.iter().all(|succeeded| *succeeded) {
+            return Ok(None);
+        }
+        let results = states.iter().map(|state| results_as_args(state.as_deref()?));
+        let Some(results) = results.collect::<Option<Vec<_>>>() else {
+            tracing::error!(group, id, "the state of a member of a group is gone: its chord has no results");
+            return Ok(None);
+        };
+        match after_chord(callback, &group, &results.concat(), &self.routing_key) {
+            Ok(callback) => Ok(Some(callback)),
+            Err(error) => {
+                tracing::error!(group, id, error, "the callback of a chord is wrong");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Reads the record of a group.
+    async fn group(&self, group: &str) -> Result<Option<(Vec<u8>, GroupMeta)>, BackendError> {
+        let found = self.values.read(&[group]).await?.pop().flatten();
+        Ok(found.and_then(|found| Some((found.to_vec(), GroupMeta::parse(&found)?))))
+    }
+
+    /// Sets the flag of a group under Go's lock. Returns `false` if somebody else has set it.
+    async fn trigger(&self, group: &str, id: &str) -> Result<bool, BackendError> {
+        let token = TaskId::fresh().to_string();
+        let mut tries = 0;
+        while !self.values.write_absent(CHORD_LOCK, token.as_bytes(), LOCK_EXPIRY).await? {
+            tries += 1;
+            if tries >= LOCK_TRIES.0 {
+                let error = format!("the lock {CHORD_LOCK} is taken all the time");
+                return Err(BackendError::Unavailable(error.into()));
+            }
+            tokio::time::sleep(LOCK_TRIES.1).await;
+        }
+        let set = self.set_triggered(group, id).await;
+        // Unreleased, it expires.
+        if let Err(error) = self.values.delete(CHORD_LOCK, token.as_bytes()).await {
+            tracing::debug!(%error, "the lock of chords was not released");
+        }
+        set
+    }
+
+    async fn set_triggered(&self, group: &str, id: &str) -> Result<bool, BackendError> {
+        let Some((found, meta)) = self.group(group).await? else { return Ok(false) };
+        if meta.triggered {
+            return Ok(meta.is_triggered_by(id));
+        }
+        let record = meta.trigger(id);
+        // Not as found any more: another member was faster, whose lock had expired.
+        self.values.replace(group, Some(&found), record.as_bytes(), self.expiry).await
+    }
+}
+
+#[async_trait]
+impl Mirror for MachineryMirror {
+    async fn show(&self, task: &MirroredTask, state: PassingState) {
+        let state = match state {
+            PassingState::Received => GoState::Received,
+            _ => GoState::Started,
+        };
+        if let Err(error) = self.put(&new_state(task, state)).await {
+            tracing::debug!(id = %task.id, %error, "a state is not shown to Go; the outcome will be");
+        }
+    }
+
+    async fn follow(
+        &self,
+        task: &MirroredTask,
+        outcome: MirroredOutcome<'_>,
+    ) -> Result<Vec<OwedMessage>, BackendError> {
+        let parent = GoSignature::parse(&task.message.body).unwrap_or_else(|_| GoSignature::new());
+        let mut callbacks = match outcome {
+            MirroredOutcome::Success(results) => {
+                self.put(&NewState { results, ..new_state(task, GoState::Success) }).await?;
+                after_success(&parent, results, &self.routing_key)
+            }
+            MirroredOutcome::Failure(error) => {
+                self.put(&NewState { error, ..new_state(task, GoState::Failure) }).await?;
+                after_failure(&parent, error, &self.routing_key)
+            }
+            _ => {
+                // Go sends the task again, which makes it PENDING.
+                self.put(&new_state(task, GoState::Retry)).await?;
+                self.put(&new_state(task, GoState::Pending)).await?;
+                return Ok(Vec::new());
+            }
+        }
+        .unwrap_or_else(|error| {
+            tracing::error!(id = %task.id, error, "the callbacks of a task are wrong, and none of them follows");
+            Vec::new()
+        });
+        if matches!(outcome, MirroredOutcome::Success(_)) {
+            callbacks.extend(self.chord(&parent, task.id.as_str()).await?);
+        }
+        let mut owed = Vec::with_capacity(callbacks.len());
+        for callback in &callbacks {
+            owed.push(self.owed(callback, task.at).await?);
+        }
+        Ok(owed)
+    }
+}
+
+fn new_state(task: &MirroredTask, state: GoState) -> NewState<'_> {
+    NewState { id: task.id.as_str(), name: task.name.as_str(), state, results: &[], error: "", at: task.at }
+}
+
+/// Returns the message of a signature as Go publishes it.
+fn message_of(signature: &GoSignature) -> Message {
+    let mut message = Message { body: signature.to_text().into(), ..Message::default() };
+    message.content_type = Some("application/json".to_owned());
+    message.priority = Some(u8::try_from(signature.number("Priority").unwrap_or_default()).unwrap_or(0));
+    for (name, value) in signature.headers().unwrap_or_default().iter() {
+        if let Ok(text) = serde_json::from_str::<String>(value.get()) {
+            message.headers.insert(name.to_owned().into(), text.into());
+        }
+    }
+    message
+}

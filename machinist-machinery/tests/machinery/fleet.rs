@@ -1,0 +1,242 @@
+//! Mixed fleets on real servers: clients and workers of Go, and workers of ours.
+
+use std::{collections::HashMap, path::Path, time::Duration};
+
+use machinist::{
+    App, AppExt, Rest, TaskContext, TaskDef, TaskError, Worker,
+    settings::{Overrides, Settings},
+    worker::WorkerError,
+};
+use machinist_conformance::service_url;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use crate::go::{Go, Handler, fresh, signature};
+
+const ADD: TaskDef<Rest<i64>, i64> = TaskDef::new("add");
+const MULTIPLY: TaskDef<Rest<i64>, i64> = TaskDef::new("multiply");
+const FAIL: TaskDef<(), ()> = TaskDef::new("fail");
+const FLAKY: TaskDef<(), i64> = TaskDef::new("flaky");
+const ON_ERROR: TaskDef<(String, String), String> = TaskDef::new("on_error");
+
+async fn add(Rest(numbers): Rest<i64>) -> Result<i64, TaskError> {
+    Ok(numbers.iter().sum())
+}
+
+async fn multiply(Rest(numbers): Rest<i64>) -> Result<i64, TaskError> {
+    Ok(numbers.iter().product())
+}
+
+async fn fail() -> Result<(), TaskError> {
+    Err(TaskError::new("boom"))
+}
+
+async fn flaky(cx: TaskContext) -> Result<i64, TaskError> {
+    if cx.attempt() == 1 { Err("the first time")? } else { Ok(i64::from(cx.attempt())) }
+}
+
+async fn on_error(error: String, extra: String) -> Result<String, TaskError> {
+    Ok(format!("{error} {extra}"))
+}
+
+/// A fleet with a queue, an exchange and a namespace of its own.
+struct Fleet {
+    go: Go,
+    toml: String,
+    namespace: String,
+    _key: tempfile::TempDir,
+}
+
+impl Fleet {
+    /// `None` without test servers.
+    async fn new(tasks: &str) -> Option<Self> {
+        let (amqp, redis) =
+            (service_url("MACHINIST_TEST_AMQP_URL")?, service_url("MACHINIST_TEST_REDIS_URL")?);
+        let namespace = format!("m{:08x}", rand::random::<u32>());
+        let go = Go::start(&amqp, &redis, &format!("{namespace}-tasks")).await;
+        let key = tempfile::tempdir().unwrap();
+        let file = key.path().join("key");
+        let made = machinist::sign::Key::generate(machinist::sign::Algorithm::HmacSha256, "test").unwrap();
+        made.write_new(&file).unwrap();
+        let toml = format!(
+            "broker = \"{amqp}\"\nbackend = \"{redis}\"\nnamespace = \"{namespace}\"\nkey_file = \"{}\"\n\
+             [queues.{queue}]\nprofile = \"machinery\"\nallow_unsigned = true\ntasks = {tasks}\n\
+             exchange = \"{exchange}\"\n",
+            file.display(),
+            queue = go.queue,
+            exchange = go.exchange,
+        );
+        Some(Self { go, toml, namespace, _key: key })
+    }
+
+    async fn app(&self) -> App {
+        let file = Some((Path::new("machinist.toml"), &*self.toml));
+        App::from_settings(&Settings::resolve(Overrides::default(), &|_| None, file).unwrap()).await.unwrap()
+    }
+
+    /// Starts a worker of ours.
+    async fn work(&self) -> (App, JoinHandle<Result<(), WorkerError>>) {
+        let app = self.app().await;
+        let worker = Worker::builder(&app)
+            .queue(&*self.go.queue)
+            .session_lease(Duration::from_secs(3))
+            .task(ADD, add)
+            .task(MULTIPLY, multiply)
+            .task(FAIL, fail)
+            .task(FLAKY, flaky)
+            .task(ON_ERROR, on_error)
+            .build()
+            .unwrap();
+        let running = tokio::spawn(async move { worker.run_until(std::future::pending()).await.map(drop) });
+        (app, running)
+    }
+
+    /// Kills a worker of ours: nothing that it holds is settled.
+    async fn kill(&self, (app, running): (App, JoinHandle<Result<(), WorkerError>>)) {
+        running.abort();
+        app.broker().close().await;
+    }
+}
+
+fn int(number: i64) -> (&'static str, Value) {
+    ("int64", number.into())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_of_ours_serves_a_client_of_go() {
+    let Some(fleet) = Fleet::new("[\"*\"]").await else { return };
+    let go = &fleet.go;
+    let worker = fleet.work().await;
+
+    let mut parent = signature("add", &[int(1), int(1)]);
+    let (first, last) = (fresh("task"), fresh("task"));
+    let mut step = signature("multiply", &[int(4)]);
+    step["UUID"] = first.as_str().into();
+    step["Headers"] = Value::Null;
+    let mut end = signature("add", &[int(100)]);
+    end["UUID"] = last.as_str().into();
+    step["OnSuccess"] = json!([end]);
+    parent["OnSuccess"] = json!([step]);
+    let id = go.send(parent).await;
+    let state = go.wait(&id).await;
+    let expected = json!({
+        "TaskUUID": id, "TaskName": "add", "State": "SUCCESS", "Results": [{"Type": "int64", "Value": 2}],
+        "Error": "", "CreatedAt": "2026-11-20T23:37:14.5Z", "TTL": 0,
+    });
+    assert_eq!(state, expected);
+    assert_eq!(go.wait(&first).await["Results"][0]["Value"], 8);
+    assert_eq!(go.wait(&last).await["Results"][0]["Value"], 108);
+
+    let called = fresh("task");
+    let mut failing = signature("fail", &[]);
+    let mut on_error = signature("on_error", &[("string", "extra".into())]);
+    on_error["UUID"] = called.as_str().into();
+    failing["OnError"] = json!([on_error]);
+    let state = go.wait(&go.send(failing).await).await;
+    assert_eq!(
+        (&state["State"], &state["Error"], &state["Results"]),
+        (&json!("FAILURE"), &json!("boom"), &Value::Null)
+    );
+    assert_eq!(go.wait(&called).await["Results"][0], json!({"Type": "string", "Value": "boom extra"}));
+
+    let mut retried = signature("flaky", &[]);
+    retried["RetryCount"] = 2.into();
+    assert_eq!(go.wait(&go.send(retried).await).await["Results"][0]["Value"], 2, "the second attempt");
+
+    let callback = fresh("chord");
+    let mut sum = signature("add", &[int(1000)]);
+    sum["UUID"] = callback.as_str().into();
+    let members = (1..=3).map(|n| signature("add", &[int(n), int(n)])).collect();
+    go.send_group(members, Some(sum)).await;
+    assert_eq!(go.wait(&callback).await["Results"][0]["Value"], 1012);
+
+    let wrong = go.wait(&go.send(signature("add", &[("decimal", 1.into())])).await).await;
+    let error = wrong["Error"].as_str().unwrap();
+    assert!(error.contains("Reflect task args error: decimal is not one of supported types"), "{error}");
+
+    // A task without an id runs too, under one of ours.
+    let queue = go.queue.clone();
+    let mut nameless = signature("on_error", &[("string", "no".into()), ("string", "id".into())]);
+    let known = fresh("task");
+    let mut after = signature("add", &[int(7)]);
+    after["UUID"] = known.as_str().into();
+    nameless["OnSuccess"] = json!([after]);
+    nameless["Immutable"] = true.into();
+    go.publish(&queue, nameless.to_string().as_bytes()).await;
+    assert_eq!(go.wait(&known).await["Results"][0]["Value"], 7);
+
+    fleet.kill(worker).await;
+    go.clean_up().await;
+}
+
+fn handlers() -> HashMap<&'static str, Handler> {
+    HashMap::from([
+        (
+            "add",
+            (|args| Ok(vec![("int64", args.iter().filter_map(Value::as_i64).sum::<i64>().into())]))
+                as Handler,
+        ),
+        ("multiply", |args| {
+            Ok(vec![("int64", args.iter().filter_map(Value::as_i64).product::<i64>().into())])
+        }),
+        ("flaky", |_| Err("never here".to_owned())),
+        ("theirs", |_| Ok(Vec::new())),
+    ])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mixed_fleet_loses_nothing_while_our_workers_are_killed() {
+    let Some(fleet) = Fleet::new("[\"add\", \"multiply\", \"flaky\"]").await else { return };
+    let go = &fleet.go;
+    let theirs = tokio::spawn(go.clone().work(handlers()));
+    let mut ours = fleet.work().await;
+    let mut ends: Vec<(String, i64)> = Vec::new();
+    let mut others = Vec::new();
+    for round in 0..6 {
+        for n in 0..20 {
+            let last = fresh("task");
+            let mut chain = signature("add", &[int(n), int(round)]);
+            let mut end = signature("multiply", &[int(2)]);
+            end["UUID"] = last.as_str().into();
+            chain["OnSuccess"] = json!([end]);
+            go.send(chain).await;
+            ends.push((last, 2 * (n + round)));
+            let callback = fresh("chord");
+            let mut sum = signature("add", &[int(n)]);
+            sum["UUID"] = callback.as_str().into();
+            let members = (1..=3).map(|n| signature("multiply", &[int(n), int(n)])).collect();
+            go.send_group(members, Some(sum)).await;
+            ends.push((callback, n + 14));
+        }
+        let mut retried = signature("flaky", &[]);
+        retried["RetryCount"] = 3.into();
+        others.push((go.send(retried).await, true));
+        others.push((go.send(signature("theirs", &[])).await, false));
+        fleet.kill(std::mem::replace(&mut ours, fleet.work().await)).await;
+    }
+    for (id, value) in &ends {
+        let state = go.wait(id).await;
+        assert_eq!(
+            (&state["State"], &state["Results"][0]["Value"]),
+            (&json!("SUCCESS"), &json!(value)),
+            "{id}"
+        );
+    }
+    for (id, may_fail) in &others {
+        let state = go.wait(id).await;
+        assert!(state["State"] == "SUCCESS" || *may_fail, "{state}");
+    }
+    let ran_twice = go.ran.lock().unwrap().values().filter(|runs| **runs > 1).count();
+    let by_go = go.ran.lock().unwrap().len();
+    assert!(by_go > 0, "the workers of Go had a part");
+    // A crash between a publish and its mark sends a callback once more; retries keep their id.
+    assert!(ran_twice <= 6 * 8, "{ran_twice}");
+    let queue = &go.queue;
+    println!(
+        "{by_go} tasks ran in Go, {ran_twice} of them more than once, namespace {} of {queue}",
+        fleet.namespace
+    );
+    fleet.kill(ours).await;
+    theirs.abort();
+    go.clean_up().await;
+}
