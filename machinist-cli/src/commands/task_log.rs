@@ -1,4 +1,4 @@
-//! `machinist log`: prints the log of a task, with `--follow` as it comes.
+//! `machinist log`: prints the log of a task. With `--follow` it prints new lines while the task runs.
 
 use std::time::Duration;
 
