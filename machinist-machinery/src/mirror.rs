@@ -30,7 +30,8 @@ const REPLACE_TRIES: u32 = 16;
 /// chords follow as a worker of Go does.
 ///
 /// A chord that a worker of machinist triggers carries its id in the record of the group (`TriggeredBy`), in the same
-/// write as `ChordTriggered`. A worker that takes over after a crash reads there that it owes the callback.
+/// write as `ChordTriggered`. A worker of machinist that takes over after a crash reads there that it owes the callback. A
+/// worker of Go that takes over does not: then the callback is lost.
 ///
 /// # Examples
 /// ```no_run
