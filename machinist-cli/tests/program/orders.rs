@@ -119,16 +119,18 @@ fn a_key_without_control_commands_nobody() {
 
 #[test]
 fn a_worker_reads_its_configuration_again_and_a_wrong_one_changes_nothing() {
-    let folder = Folder::with(&format!("[worker]\nconcurrency = 2\n{TASKS}"));
-    let mut one = folder.worker(&["--name", "one"]);
+    // Those who give orders read another file.
+    let folder = Folder::new();
+    let write = |text: &str| folder.write("worker.toml", text);
+    write(&format!("[worker]\nconcurrency = 2\n{TASKS}"));
+    let mut one = folder.worker(&["--name", "one", "--config", "worker.toml"]);
     is(&folder, "one", "state", &json!("awake"));
-    let write = |text: &str| folder.write("machinist.toml", text);
     let reload = |code: i32| {
         folder.run(&["workers", "reload", "one", "--json"]).ended(code).json()["results"][0].clone()
     };
     write("[worker]\nconcurrency = 3\nconcurency = 4\n");
     let refused = reload(1);
-    assert!(refused["reason"].as_str().unwrap().contains("machinist.toml:3:1: unknown key"), "{refused}");
+    assert!(refused["reason"].as_str().unwrap().contains("worker.toml:3:1: unknown key"), "{refused}");
     one.stderr.until("configuration and keys unchanged");
     is(&folder, "one", "concurrency", &json!(2));
 
