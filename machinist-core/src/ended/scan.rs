@@ -119,11 +119,10 @@ impl EndedScan {
         self.unread.split_off(self.unread.len() - count)
     }
 
-    /// Counts the rows that are not read, as far as a bound allows it.
+    /// Ends the scan, and counts the rows that are not read, as far as a bound allows it.
     pub(crate) async fn count_rest(&mut self, backend: &dyn Backend) -> Result<(), BackendError> {
-        while self.pages < MAX_COUNTED_PAGES && self.list_window(backend).await? {
-            self.unread.clear();
-        }
+        while self.pages < MAX_COUNTED_PAGES && self.list_window(backend).await? {}
+        (self.end, self.unread) = (self.begin, Vec::new());
         Ok(())
     }
 
