@@ -343,8 +343,8 @@ fn what_holds_a_start_back_is_told() {
     }
     limited.limit_is_zero = true;
     let why = Why::of_task(&limited);
-    assert_eq!(why.class, WhyClass::Act);
-    says(&why, WhyReason::Limited, &[], &["that limit is zero", "limits set"]);
+    assert_eq!((why.reason, why.class), (WhyReason::Limited, WhyClass::Act));
+    assert!(why.sentence.contains("that limit is zero") && why.advice.contains("limits set"), "{why:?}");
     let refused = Record { parked: Some(parked("circuit:add")), ..record() };
     let words = ["a worker failed the task add again and again", "machinist workers show"];
     says(&Why::of_task(&situation(refused, awake())), WhyReason::CircuitOpen, &[], &words);
